@@ -1,0 +1,962 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * libgmem: guest memory for KVM virtual machines.
+ *
+ * Rooms, lowest first; each can be used without the ones after it:
+ *
+ *   gmem_caps    what a VM (or a host) can do, and why not
+ *   gmem_plan    from what you need to exact kernel flags; makes no system call
+ *   gmem_file    one guest_memfd: create, adopt, map, allocate, punch
+ *   gmem_vm      a VM fd you own, its memslots and its
+ *   gmem_region  guest address ranges bound to memory
+ *
+ * Conventions:
+ *
+ *   Functions that can fail return 0 or a negative errno; errno itself means
+ *   nothing. On failure nothing has changed, outputs are untouched, and
+ *   gmem_last_error() holds a sentence saying what was refused and why.
+ *   Sizes, offsets and addresses are in bytes. Ranges are half-open,
+ *   [start, start + size). "Page" is the host page: sysconf(_SC_PAGESIZE).
+ *   Each function says how it may be called: "Thread-safe", or "One thread at
+ *   a time per object; different objects in parallel".
+ */
+#ifndef GMEM_H
+#define GMEM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define GMEM_VERSION_MAJOR 0
+#define GMEM_VERSION_MINOR 1
+#define GMEM_VERSION_PATCH 0
+
+#if defined(__GNUC__)
+#define GMEM_API __attribute__((visibility("default")))
+#define GMEM_CHECKED __attribute__((warn_unused_result))
+#else
+#define GMEM_API
+#define GMEM_CHECKED
+#endif
+
+/**
+ * GMEM_OPTS() - declare an options struct with its size filled in
+ * @type: struct name without "struct"
+ * @name: variable to declare
+ * @...: designated initialisers; every field left out is zero, its default
+ *
+ * C only. In C++ value-initialise the struct (`gmem_vm_opts opts{};`), then
+ * set its size member to sizeof(opts).
+ */
+#define GMEM_OPTS(type, name, ...) \
+	struct type name = { .size = sizeof(struct type), __VA_ARGS__ }
+
+/*
+ * Every options struct begins with its size. A struct from a newer header is
+ * accepted as long as the fields this library does not know are zero (-E2BIG
+ * otherwise); one smaller than its first version is -EINVAL.
+ */
+
+struct gmem_caps;
+struct gmem_plan;
+struct gmem_file;
+struct gmem_vm;
+struct gmem_region;
+
+/* --------------------------------------------------------------- errors -- */
+
+/**
+ * gmem_last_error() - the sentence behind the last failure in this thread
+ *
+ * English, no newline, with the numbers involved. Meaningful only right after
+ * a libgmem function returned a negative errno in the same thread.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: never NULL; valid until this thread's next libgmem call.
+ */
+GMEM_API const char *gmem_last_error(void);
+
+/**
+ * gmem_version() - version of the library in use, "major.minor.patch"
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: a static string.
+ */
+GMEM_API const char *gmem_version(void);
+
+/* -------------------------------------------------------- ways of backing -- */
+
+/**
+ * enum gmem_backing - the ways guest memory can be backed
+ * @GMEM_BACKING_HOST: ordinary host memory in an ordinary memslot. Works on
+ *	every kernel and has a dirty log. No guest_memfd.
+ * @GMEM_BACKING_MAPPED: a guest_memfd (MMAP|INIT_SHARED) whose *mapping* is
+ *	put into an ordinary memslot. Keeps the dirty log and read-only slots.
+ * @GMEM_BACKING_SHARED: a guest_memfd (MMAP|INIT_SHARED) bound to the
+ *	memslot. Host and guest use the same pages; the guest needs no host page
+ *	tables. No dirty log, no read-only slots.
+ * @GMEM_BACKING_PRIVATE: a private guest_memfd bound to the memslot, separate
+ *	shared memory beside it, ranges converted through VM attributes. The
+ *	host cannot reach what is private.
+ * @GMEM_BACKING_INPLACE: a guest_memfd converted in place. No released kernel
+ *	has it: always refused, never imitated.
+ *
+ * The numbers are ABI. 0 means "none".
+ */
+enum gmem_backing {
+	GMEM_BACKING_NONE = 0,
+	GMEM_BACKING_HOST = 1,
+	GMEM_BACKING_MAPPED = 2,
+	GMEM_BACKING_SHARED = 3,
+	GMEM_BACKING_PRIVATE = 4,
+	GMEM_BACKING_INPLACE = 5,
+};
+
+/**
+ * gmem_backing_name() - "host", "mapped", "shared", "private" or "in-place"
+ * @backing: an enum gmem_backing
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: a static string, or NULL if @backing names no way of backing.
+ */
+GMEM_API const char *gmem_backing_name(uint32_t backing);
+
+/**
+ * gmem_backing_from_name() - the inverse of gmem_backing_name()
+ * @name: one of the five names, or anything else
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: an enum gmem_backing, GMEM_BACKING_NONE if @name is none of them.
+ */
+GMEM_API uint32_t gmem_backing_from_name(const char *name);
+
+/*
+ * Create flags of a guest_memfd, the kernel's own bits. Bits the kernel offers
+ * and this header does not name may be passed wherever create flags are taken.
+ */
+#define GMEM_CREATE_MMAP	((uint64_t)1 << 0) /* GUEST_MEMFD_FLAG_MMAP */
+#define GMEM_CREATE_INIT_SHARED	((uint64_t)1 << 1) /* GUEST_MEMFD_FLAG_INIT_SHARED */
+
+/* ------------------------------------------------------ capability report -- */
+
+/**
+ * enum gmem_cap - the lines of a capability report
+ *
+ * Each line answers yes, no or unknown, with a reason. @value in its finding
+ * is what the comment here says. The numbers are ABI; lines are only appended.
+ */
+enum gmem_cap {
+	/* What KVM says: KVM_CHECK_EXTENSION on the VM fd */
+	GMEM_CAP_KVM = 0,		/* KVM is there; value: API version */
+	GMEM_CAP_USER_MEMORY2,		/* KVM_SET_USER_MEMORY_REGION2 (231) */
+	GMEM_CAP_MEMORY_FAULT_INFO,	/* memory-fault exits (232) */
+	GMEM_CAP_MEMORY_ATTRIBUTES,	/* value: mask of attributes (233) */
+	GMEM_CAP_GUEST_MEMFD,		/* KVM_CREATE_GUEST_MEMFD (234) */
+	GMEM_CAP_VM_TYPES,		/* value: mask of VM types, x86 (235) */
+	GMEM_CAP_PRE_FAULT,		/* KVM_PRE_FAULT_MEMORY (236) */
+	GMEM_CAP_CREATE_FLAGS,		/* value: mask of create flags (244) */
+	GMEM_CAP_MEMSLOTS,		/* value: memslots per address space (10) */
+	GMEM_CAP_ADDRESS_SPACES,	/* value: address spaces (118) */
+	GMEM_CAP_READONLY,		/* read-only memslots (81) */
+
+	/* What trying it in the VM proved or refuted */
+	GMEM_CAP_CREATE,		/* a guest_memfd was made; value: its create flags */
+	GMEM_CAP_BIND,			/* it was bound to a memslot */
+	GMEM_CAP_HOST_ACCESS,		/* the host read and wrote it through a mapping */
+	GMEM_CAP_PRIVATE_MEMORY,	/* this VM has private memory */
+	GMEM_CAP_IN_PLACE,		/* attributes on the guest_memfd itself */
+	GMEM_CAP_DIRTY_LOG,		/* a dirty log, for memslots without guest_memfd */
+	GMEM_CAP_ADDRESS_BITS,		/* value: bits of guest physical address */
+	GMEM_CAP_GUEST_USES_FILE,	/* a guest's loads and stores reach the bound file */
+
+	/* What the host is */
+	GMEM_CAP_ARCHITECTURE,		/* reason: its name */
+	GMEM_CAP_PAGE_SIZE,		/* value: bytes */
+	GMEM_CAP_NUMA_NODES,		/* value: nodes online */
+	GMEM_CAP_NUMA_POLICY,		/* mbind() decides where guest_memfd pages go */
+	GMEM_CAP_IO_URING,		/* io_uring may be used by this process */
+
+	GMEM_CAP_COUNT			/* lines this header knows; grows */
+};
+
+/* Answers of a finding */
+#define GMEM_UNKNOWN	0u
+#define GMEM_NO		1u
+#define GMEM_YES	2u
+
+/**
+ * struct gmem_finding - one line of a capability report
+ * @name: stable identifier, lower case with dashes, such as "guest-memfd"
+ * @title: a few words for people
+ * @reason: why the answer is what it is; never NULL
+ * @remedy: what would change a "no"; NULL for other answers
+ * @value: the number that belongs to the line, see enum gmem_cap; 0 if none
+ * @answer: GMEM_YES, GMEM_NO or GMEM_UNKNOWN
+ * @has_value: 1 if @value means something
+ *
+ * The strings belong to the report the finding was taken from.
+ */
+struct gmem_finding {
+	const char *name;
+	const char *title;
+	const char *reason;
+	const char *remedy;
+	int64_t     value;
+	uint32_t    answer;
+	uint32_t    has_value;
+};
+
+/* Flags of struct gmem_caps_opts */
+#define GMEM_CAPS_KVM_FD	((uint64_t)1 << 0) /* use @kvm_fd */
+#define GMEM_CAPS_VM_TYPE	((uint64_t)1 << 1) /* use @vm_type */
+#define GMEM_CAPS_NO_SELFTEST	((uint64_t)1 << 2) /* only ask, try nothing */
+#define GMEM_CAPS_RUN_GUEST	((uint64_t)1 << 3) /* run a guest in a scratch VM */
+
+/**
+ * struct gmem_caps_opts - how to make a capability report
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_CAPS_*; unknown bits are -EINVAL
+ * @vm_type: the type the VM was created with (KVM_CREATE_VM's argument), read
+ *	only with GMEM_CAPS_VM_TYPE. KVM has no call that tells it.
+ * @kvm_fd: an open /dev/kvm, borrowed for the call, read only with
+ *	GMEM_CAPS_KVM_FD. Without it /dev/kvm is opened for the call where it
+ *	is needed: for a report without a VM, and with GMEM_CAPS_RUN_GUEST.
+ * @reserved: must be 0
+ */
+struct gmem_caps_opts {
+	size_t   size;
+	uint64_t flags;
+	uint64_t vm_type;
+	int32_t  kvm_fd;
+	uint32_t reserved;
+};
+
+/* For gmem_caps_new(): there is no VM yet */
+#define GMEM_NO_VM (-1)
+
+/**
+ * gmem_caps_new() - find out what a VM, or this host, can do
+ * @vm_fd: VM fd, borrowed for the call; or GMEM_NO_VM
+ * @opts: NULL for defaults
+ * @ret: the report, yours to free with gmem_caps_free()
+ *
+ * Only a VM fd knows what its VM can do; /dev/kvm alone says what was compiled
+ * in. With GMEM_NO_VM the lines that only a VM can answer are unknown, and a
+ * host without KVM is a report full of "no", not a failure.
+ *
+ * Unless GMEM_CAPS_NO_SELFTEST is given, the report is proven: a one-page
+ * guest_memfd is made and closed again, and one-page memslots are added and
+ * deleted again at the highest free slot number and the highest free address.
+ * Ask for no self-test on a VM whose vCPUs already run. With
+ * GMEM_CAPS_RUN_GUEST a few guest instructions run in a scratch VM, made for
+ * that from /dev/kvm, to see whose bytes a guest really sees.
+ *
+ * Thread-safe. Source: KVM_CHECK_EXTENSION and the calls named above. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad options or @vm_fd is /dev/kvm itself, -E2BIG
+ * options newer than the library, -EBADF, -ENOTTY or the kernel's own errno if
+ * @vm_fd is no VM fd, -EIO the VM belongs to another process or is dead, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_caps_new(int vm_fd, const struct gmem_caps_opts *opts,
+					struct gmem_caps **ret);
+
+/**
+ * gmem_caps_free() - free a report
+ * @caps: report, or NULL
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_caps_free(struct gmem_caps *caps);
+
+/**
+ * gmem_caps_get() - read one line of a report
+ * @caps: report
+ * @cap: which line, an enum gmem_cap
+ * @ret: the line; its strings live as long as @caps
+ *
+ * Iterate with @cap from 0 until -ENOENT.
+ *
+ * Thread-safe: a report never changes. Since: 0.1.
+ *
+ * Return: 0, or -ENOENT this library has no such line, -EINVAL NULL argument.
+ */
+GMEM_API int gmem_caps_get(const struct gmem_caps *caps, uint32_t cap,
+			   struct gmem_finding *ret);
+
+/* ------------------------------------------------------------ negotiation -- */
+
+/* What the memory must be able to do: struct gmem_request.needs */
+#define GMEM_NEED_HOST_ACCESS	((uint64_t)1 << 0) /* host reads and writes every byte, always */
+#define GMEM_NEED_CONVERSION	((uint64_t)1 << 1) /* ranges change between shared and private */
+#define GMEM_NEED_DIRTY_LOG	((uint64_t)1 << 2) /* KVM_GET_DIRTY_LOG */
+#define GMEM_NEED_NUMA		((uint64_t)1 << 3) /* mbind() decides where pages go */
+#define GMEM_NEED_READONLY	((uint64_t)1 << 4) /* memslots the guest cannot write */
+
+#define GMEM_REQUEST_BACKINGS 8
+
+/**
+ * struct gmem_request - what a caller needs of guest memory
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @backings: acceptable ways of backing, most wanted first, ended by the first
+ *	0. All 0: only GMEM_BACKING_SHARED. A fallback is taken only if named.
+ * @needs: GMEM_NEED_*; unknown bits are -EINVAL
+ * @required_flags: create flags the guest_memfd must have beyond what the way
+ *	of backing implies. GMEM_CREATE_MMAP on GMEM_BACKING_PRIVATE is granted
+ *	only by this: there it makes the guest use the file's bytes whether a
+ *	range is shared or private, and the host can read neither.
+ * @preferred_flags: create flags to take where the kernel offers them
+ *	(never MMAP or INIT_SHARED on GMEM_BACKING_PRIVATE)
+ * @forbidden_flags: create flags the guest_memfd must not have
+ */
+struct gmem_request {
+	size_t   size;
+	uint32_t backings[GMEM_REQUEST_BACKINGS];
+	uint64_t needs;
+	uint64_t required_flags;
+	uint64_t preferred_flags;
+	uint64_t forbidden_flags;
+};
+
+/**
+ * gmem_plan_new() - turn a request into exact kernel flags for one VM
+ * @caps: report of the VM, borrowed for the call
+ * @request: NULL for defaults: shared guest_memfd
+ * @ret: the plan, yours to free with gmem_plan_free()
+ *
+ * A pure function: no system call, the same inputs give the same plan. The
+ * plan holds for every VM of the same type on this host.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EOPNOTSUPP nothing acceptable is possible (the sentence names
+ * the nearest miss and what it lacks), -EINVAL contradictory or malformed
+ * request, -E2BIG request newer than the library, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_plan_new(const struct gmem_caps *caps,
+					const struct gmem_request *request,
+					struct gmem_plan **ret);
+
+/**
+ * gmem_plan_free() - free a plan
+ * @plan: plan, or NULL
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_plan_free(struct gmem_plan *plan);
+
+/**
+ * gmem_plan_backing() - the way of backing that was chosen
+ * @plan: plan
+ *
+ * Thread-safe: a plan never changes. Since: 0.1.
+ *
+ * Return: an enum gmem_backing.
+ */
+GMEM_API uint32_t gmem_plan_backing(const struct gmem_plan *plan);
+
+/**
+ * gmem_plan_create_flags() - flags for KVM_CREATE_GUEST_MEMFD
+ * @plan: plan
+ *
+ * Thread-safe: a plan never changes. Since: 0.1.
+ *
+ * Return: the exact flags; 0 also where the plan has no guest_memfd
+ * (GMEM_BACKING_HOST).
+ */
+GMEM_API uint64_t gmem_plan_create_flags(const struct gmem_plan *plan);
+
+/**
+ * gmem_plan_needs_region2() - which memslot ioctl the plan takes
+ * @plan: plan
+ *
+ * Thread-safe: a plan never changes. Since: 0.1.
+ *
+ * Return: 1 if the memslot must be set with KVM_SET_USER_MEMORY_REGION2 and
+ * KVM_MEM_GUEST_MEMFD, 0 if KVM_SET_USER_MEMORY_REGION is enough.
+ */
+GMEM_API int gmem_plan_needs_region2(const struct gmem_plan *plan);
+
+/* Where the private/shared attributes of a plan's memory live */
+#define GMEM_ATTRIBUTES_NONE	0u /* memory is never converted */
+#define GMEM_ATTRIBUTES_VM	1u /* KVM_SET_MEMORY_ATTRIBUTES on the VM fd */
+#define GMEM_ATTRIBUTES_FILE	2u /* on the guest_memfd: a kernel to come */
+
+/**
+ * gmem_plan_attributes() - where private/shared attributes live
+ * @plan: plan
+ *
+ * Thread-safe: a plan never changes. Since: 0.1.
+ *
+ * Return: GMEM_ATTRIBUTES_NONE, GMEM_ATTRIBUTES_VM or GMEM_ATTRIBUTES_FILE.
+ */
+GMEM_API uint32_t gmem_plan_attributes(const struct gmem_plan *plan);
+
+/**
+ * gmem_plan_passed_over() - why a way of backing was not chosen
+ * @plan: plan
+ * @backing: an enum gmem_backing
+ *
+ * Thread-safe: a plan never changes. Since: 0.1.
+ *
+ * Return: one reason, living as long as @plan, for every way that was not
+ * chosen, asked for or not; NULL for the chosen one and for no way at all.
+ */
+GMEM_API const char *gmem_plan_passed_over(const struct gmem_plan *plan, uint32_t backing);
+
+/* ------------------------------------------------------- one guest_memfd -- */
+
+/**
+ * gmem_file_new() - create a guest_memfd as a plan says
+ * @vm_fd: VM fd, borrowed for the call; the file belongs to that VM for ever
+ * @size: bytes, non-zero, a multiple of the page, below 2^63
+ * @plan: plan made from a report of this VM, borrowed for the call
+ * @ret: the file, yours to free with gmem_file_free()
+ *
+ * Nothing is allocated or charged until pages are touched. The file holds the
+ * VM: KVM frees nothing of a VM while one of its guest_memfds, or a mapping of
+ * one, is open anywhere. It does not hold the VM fd.
+ *
+ * The kernel makes the fd without close-on-exec; it is set at once, but a
+ * fork() and exec() by another thread in between leaks the fd, and with it
+ * the VM, to the new program. Nothing but keeping such threads from forking
+ * closes that window.
+ *
+ * Thread-safe. Source: KVM_CREATE_GUEST_MEMFD. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad size or a plan without guest_memfd, -EMFILE,
+ * -ENFILE, -ENOMEM, -EBADF @vm_fd is closed, -EIO the VM is another process's
+ * or dead, or the kernel's own errno.
+ */
+GMEM_API GMEM_CHECKED int gmem_file_new(int vm_fd, uint64_t size,
+					const struct gmem_plan *plan,
+					struct gmem_file **ret);
+
+/**
+ * gmem_file_new_raw() - create a guest_memfd with create flags of your own
+ * @vm_fd: as gmem_file_new()
+ * @size: as gmem_file_new()
+ * @flags: GMEM_CREATE_* or any bit of GMEM_CAP_CREATE_FLAGS
+ * @ret: the file, yours to free with gmem_file_free()
+ *
+ * What the flags mean depends on the VM; a plan knows, this call does not ask.
+ *
+ * Thread-safe. Source: KVM_CREATE_GUEST_MEMFD. Since: 0.1.
+ *
+ * Return: as gmem_file_new(); -EINVAL also for flags the VM does not offer.
+ */
+GMEM_API GMEM_CHECKED int gmem_file_new_raw(int vm_fd, uint64_t size, uint64_t flags,
+					    struct gmem_file **ret);
+
+/* Flags of struct gmem_adopt_opts */
+#define GMEM_ADOPT_CREATE_FLAGS	((uint64_t)1 << 0) /* @create_flags is known */
+
+/**
+ * struct gmem_adopt_opts - what is known of an fd made elsewhere
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_ADOPT_*; unknown bits are -EINVAL
+ * @create_flags: the create flags of the file, read only with
+ *	GMEM_ADOPT_CREATE_FLAGS. Without it they are found by trying, which
+ *	allocates the first page of a mappable file.
+ */
+struct gmem_adopt_opts {
+	size_t   size;
+	uint64_t flags;
+	uint64_t create_flags;
+};
+
+/**
+ * gmem_file_adopt() - take a guest_memfd made elsewhere
+ * @vm_fd: VM fd the file must belong to, borrowed for the call; or GMEM_NO_VM
+ *	in a process that has no VM and only maps the file
+ * @gmemfd: duplicated; your fd stays yours, and holds the VM until you close it
+ * @opts: NULL for defaults
+ * @ret: the file, yours to free with gmem_file_free()
+ *
+ * Checks that @gmemfd is a guest_memfd and reads its size. With a VM it also
+ * checks that the file is this VM's, by binding one page to a spare memslot
+ * and deleting it again.
+ *
+ * Thread-safe. Source: fstatfs(2) and the link in /proc/self/fd to recognise
+ * the file, KVM_SET_USER_MEMORY_REGION2 to recognise its VM. Since: 0.1.
+ *
+ * Return: 0, or -EBADF a bad fd, -EINVAL not a guest_memfd, or bad options,
+ * -EXDEV the file of another VM (up to Linux 7.1 also: wholly bound already),
+ * -EBUSY no spare memslot or address to check with, -E2BIG options newer than
+ * the library, -EMFILE, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_file_adopt(int vm_fd, int gmemfd,
+					  const struct gmem_adopt_opts *opts,
+					  struct gmem_file **ret);
+
+/**
+ * gmem_file_free() - give up a file
+ * @file: file, or NULL
+ *
+ * Unmaps everything gmem_file_map() made of it: those addresses are dead. The
+ * fd is closed now, or with the last region that uses the file: a memslot
+ * does not keep its file alive, so the library does.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_file_free(struct gmem_file *file);
+
+/**
+ * gmem_file_fd() - the guest_memfd itself
+ * @file: file
+ *
+ * Borrowed: do not close it. For mbind, SCM_RIGHTS, fstat and memslots of your
+ * own. A duplicate holds the VM until it is closed.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: the fd, or -EINVAL for NULL.
+ */
+GMEM_API int gmem_file_fd(const struct gmem_file *file);
+
+/**
+ * gmem_file_size() - size of a file; it never changes
+ * @file: file
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: bytes; 0 for NULL.
+ */
+GMEM_API uint64_t gmem_file_size(const struct gmem_file *file);
+
+/**
+ * gmem_file_create_flags() - flags a file was created with
+ * @file: file
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: GMEM_CREATE_* and any bits this header does not name.
+ */
+GMEM_API uint64_t gmem_file_create_flags(const struct gmem_file *file);
+
+/* Flags of struct gmem_map_opts */
+#define GMEM_MAP_READONLY	((uint64_t)1 << 0) /* loads only */
+#define GMEM_MAP_FIXED		((uint64_t)1 << 1) /* at @hva, if nothing is there */
+#define GMEM_MAP_REPLACE	((uint64_t)1 << 2) /* at @hva, over what is there */
+
+/**
+ * struct gmem_map_opts - where and how to map a file
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_MAP_*; unknown bits are -EINVAL
+ * @hva: page-aligned address, read only with GMEM_MAP_FIXED or GMEM_MAP_REPLACE
+ * @align: alignment of the address, a power of two not below the page; 0: the
+ *	page. Excludes @hva.
+ */
+struct gmem_map_opts {
+	size_t   size;
+	uint64_t flags;
+	void    *hva;
+	uint64_t align;
+};
+
+/**
+ * gmem_file_map() - map part of a file into this process
+ * @file: file created with GMEM_CREATE_MMAP
+ * @offset: start in the file, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page; must end inside the file
+ * @opts: NULL for defaults: readable and writable, anywhere
+ * @ret_hva: the address
+ *
+ * Always MAP_SHARED: a guest_memfd has no copy-on-write. A range may be mapped
+ * several times. Mappings end with gmem_file_unmap() or gmem_file_free(); until
+ * then they hold the file and the VM.
+ *
+ * A load or store to a page that is private raises SIGBUS, in files without
+ * GMEM_CREATE_INIT_SHARED that is every page; a system call given such an
+ * address fails with -EFAULT instead.
+ *
+ * GMEM_MAP_REPLACE is for address space you reserved; what was there is lost
+ * even if the kernel then runs out of memory. It must not touch a mapping made
+ * by this file.
+ *
+ * Thread-safe. Source: mmap(2). Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad range, alignment or options, -ENODEV the file was
+ * made without GMEM_CREATE_MMAP, -EEXIST something is mapped at @hva, -E2BIG
+ * options newer than the library, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_file_map(struct gmem_file *file, uint64_t offset,
+					uint64_t size, const struct gmem_map_opts *opts,
+					void **ret_hva);
+
+/**
+ * gmem_file_unmap() - unmap what gmem_file_map() mapped, or part of it
+ * @file: file
+ * @hva: page-aligned address
+ * @size: bytes, non-zero, a multiple of the page
+ *
+ * The whole range must lie in one mapping made by gmem_file_map().
+ *
+ * Thread-safe. Source: munmap(2). Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad range, -ENOENT not mapped (any more) from this
+ * file, -EBUSY it is a region's own mapping, -ENOMEM.
+ */
+GMEM_API int gmem_file_unmap(struct gmem_file *file, void *hva, uint64_t size);
+
+/**
+ * gmem_file_find_hva() - file offset behind a host address
+ * @file: file
+ * @hva: any address
+ * @ret_offset: offset in the file
+ *
+ * Knows the mappings of gmem_file_map() and those of regions.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -ENOENT not in a mapping of this file, -EINVAL NULL argument.
+ */
+GMEM_API int gmem_file_find_hva(struct gmem_file *file, const void *hva,
+				uint64_t *ret_offset);
+
+/**
+ * gmem_file_allocate() - allocate pages before they are touched
+ * @file: file; need not be mappable
+ * @offset: start in the file, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page; must end inside the file
+ * @ret_done: bytes finished counted from @offset, also on failure; or NULL
+ *
+ * Works in pieces, so that signals are handled on the way and do not stop it.
+ * Allocated pages stay allocated on failure; a piece that failed may be partly
+ * allocated beyond @ret_done. Beware: a memory cgroup at its limit answers
+ * with SIGKILL, not with -ENOMEM.
+ *
+ * Thread-safe. Source: fallocate(2) with FALLOC_FL_KEEP_SIZE. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad range, -ENOMEM, -EINTR signals kept arriving faster
+ * than single pages could be allocated, -EHWPOISON, or the kernel's own errno.
+ */
+GMEM_API int gmem_file_allocate(struct gmem_file *file, uint64_t offset, uint64_t size,
+				uint64_t *ret_done);
+
+/**
+ * gmem_file_punch() - free pages
+ * @file: file
+ * @offset: start in the file, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page; must end inside the file
+ * @ret_done: bytes finished counted from @offset, also on failure; or NULL
+ *
+ * The pages are gone for host and guest alike: what either reads there next is
+ * zero. No I/O may be under way or registered on the range: a pinned page
+ * survives, detached, and the I/O goes there, unseen.
+ *
+ * Thread-safe. Source: fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad range, -EINTR as gmem_file_allocate(), or the
+ * kernel's own errno.
+ */
+GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t size,
+			     uint64_t *ret_done);
+
+/* --------------------------------------------------------------- the VM -- */
+
+/**
+ * gmem_log_fn - receives what a VM handle has to say
+ * @data: log_data of struct gmem_vm_opts
+ * @error: negative errno of the call that failed, or 0 for a note
+ * @message: one sentence, without newline; valid during the call
+ *
+ * Called in the thread of the libgmem call, possibly with the handle locked:
+ * it must not call libgmem with that VM, its regions or their files.
+ */
+typedef void (*gmem_log_fn)(void *data, int error, const char *message);
+
+/* Flags of struct gmem_vm_opts */
+#define GMEM_VM_NO_SELFTEST	((uint64_t)1 << 0) /* as GMEM_CAPS_NO_SELFTEST */
+
+/**
+ * struct gmem_vm_opts - how to attach to a VM
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_VM_*; unknown bits are -EINVAL
+ * @caps: report of this VM, or of one of the same type on this host; copied.
+ *	NULL: one is made with gmem_caps_new().
+ * @log: log callback, NULL for none
+ * @log_data: passed to @log
+ */
+struct gmem_vm_opts {
+	size_t   size;
+	uint64_t flags;
+	const struct gmem_caps *caps;
+	gmem_log_fn log;
+	void    *log_data;
+};
+
+/**
+ * gmem_vm_new() - manage the guest memory of a VM
+ * @vm_fd: VM fd, borrowed: keep it open until gmem_vm_free()
+ * @opts: NULL for defaults
+ * @ret: the handle, yours to free with gmem_vm_free()
+ *
+ * The library hands out memslot numbers from 0 upwards. Memslots that are not
+ * set through it must be kept apart with gmem_vm_reserve_slots().
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or the errors of gmem_caps_new().
+ */
+GMEM_API GMEM_CHECKED int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *opts,
+				      struct gmem_vm **ret);
+
+/**
+ * gmem_vm_free() - remove every region and forget the VM
+ * @vm: handle, or NULL
+ *
+ * Deletes the memslots, then unmaps their memory and closes files that nobody
+ * else holds; all regions of the handle and their host addresses are dead.
+ * Nothing of the library holds the VM afterwards, except files of your own
+ * until gmem_file_free(). vCPUs must not run any more. Works on a VM whose fd
+ * was closed, too.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_vm_free(struct gmem_vm *vm);
+
+/**
+ * gmem_vm_caps() - the capability report the handle works with
+ * @vm: handle
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: the report, living as long as @vm; NULL for NULL.
+ */
+GMEM_API const struct gmem_caps *gmem_vm_caps(const struct gmem_vm *vm);
+
+/**
+ * gmem_vm_reserve_slots() - keep memslot numbers out of the library's hands
+ * @vm: handle
+ * @first: first slot number
+ * @count: how many, non-zero
+ *
+ * Reserved numbers are used only for regions that ask for them by number.
+ * Reserving a number twice is harmless.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL past the last slot (GMEM_CAP_MEMSLOTS) or @count 0,
+ * -EEXIST a region uses one of them.
+ */
+GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t count);
+
+/**
+ * gmem_vm_find_hva() - region behind a host address
+ * @vm: handle
+ * @hva: any address
+ * @ret_region: the region whose host mapping holds @hva
+ * @ret_offset: distance from the start of that region; NULL if not wanted
+ *
+ * Knows the memory libgmem mapped, not memory of your own (GMEM_REGION_HVA
+ * with GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE), which may stand behind
+ * several regions.
+ *
+ * Thread-safe; @ret_region is valid until it is removed. Since: 0.1.
+ *
+ * Return: 0, or -ENOENT no region has that address, -EINVAL NULL argument.
+ */
+GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
+			      struct gmem_region **ret_region, uint64_t *ret_offset);
+
+/* --------------------------------------------------------------- regions -- */
+
+/* Flags of struct gmem_region_opts */
+#define GMEM_REGION_READONLY	((uint64_t)1 << 0) /* the guest cannot write */
+#define GMEM_REGION_DIRTY_LOG	((uint64_t)1 << 1) /* log writes of the guest */
+#define GMEM_REGION_SLOT	((uint64_t)1 << 2) /* use @slot */
+#define GMEM_REGION_HVA		((uint64_t)1 << 3) /* use @hva */
+
+/**
+ * struct gmem_region_opts - how to add a region
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_REGION_*; unknown bits are -EINVAL
+ * @plan: plan for this VM, borrowed for the call. NULL: the plan of a default
+ *	request, shared guest_memfd.
+ * @file: file to use, made with the plan's create flags; the region keeps it
+ *	alive. NULL: a new file of just the region's size.
+ * @file_offset: start in @file, a multiple of the page; 0 without @file
+ * @hva: page-aligned host address, read only with GMEM_REGION_HVA.
+ *	GMEM_BACKING_HOST and GMEM_BACKING_PRIVATE: (shared) memory of your own,
+ *	borrowed until the region is removed. Other ways: where to map the file;
+ *	nothing may be there yet.
+ * @align: alignment of the host address, as in struct gmem_map_opts
+ * @slot: memslot number, read only with GMEM_REGION_SLOT
+ * @reserved: must be 0
+ */
+struct gmem_region_opts {
+	size_t   size;
+	uint64_t flags;
+	const struct gmem_plan *plan;
+	struct gmem_file *file;
+	uint64_t file_offset;
+	void    *hva;
+	uint64_t align;
+	uint32_t slot;
+	uint32_t reserved;
+};
+
+/**
+ * gmem_region_add() - give the guest memory at an address range
+ * @vm: handle
+ * @gpa: guest physical address, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page, below 2^31 pages
+ * @opts: NULL for defaults: shared guest_memfd
+ * @ret: the region; ends with gmem_region_remove() or gmem_vm_free()
+ *
+ * Gets memory as the plan says, maps it where the host may reach it, and binds
+ * it to a memslot. The memslot's host address is the region's own mapping of
+ * exactly its file range: KVM itself reads and writes there, even where the
+ * guest uses the file.
+ *
+ * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION2, or
+ * KVM_SET_USER_MEMORY_REGION where the plan needs no more. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad range, past the VM's address bits, past the end of
+ * the file, a file without the plan's create flags or of another VM, or a slot
+ * number past the limit, -EEXIST overlaps a region, a bound range of the file,
+ * a used slot number, or something mapped at @hva, -EOPNOTSUPP the way of
+ * backing cannot do what the flags ask, or the default plan is not possible
+ * here, -ENOSPC no memslot left, -ENOMEM, -EMFILE, -EBADF the VM fd is closed,
+ * -E2BIG options newer than the library; what the kernel alone refuses keeps
+ * its errno.
+ */
+GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+					  const struct gmem_region_opts *opts,
+					  struct gmem_region **ret);
+
+/**
+ * gmem_region_remove() - take a region's memory away from the guest
+ * @region: region, or NULL; invalid after success
+ *
+ * Deletes the memslot first, then unmaps. A file made for the region goes with
+ * it, contents and all; a file of yours keeps them.
+ *
+ * Thread-safe, but nobody may use the region or its host address any more.
+ * Source: as gmem_region_add(), with size 0. Since: 0.1.
+ *
+ * Return: 0, or the kernel's errno if it refused to delete the memslot, such as
+ * -EBADF the VM fd was closed; then the region is as before, and
+ * gmem_vm_free() still releases it.
+ */
+GMEM_API int gmem_region_remove(struct gmem_region *region);
+
+/**
+ * gmem_region_move() - move a region to another guest address
+ * @region: region
+ * @gpa: new guest physical address, a multiple of the page
+ *
+ * Contents, host address, file and slot number stay. The memslot is deleted
+ * and added again: a vCPU that runs meanwhile finds nothing at either address.
+ *
+ * Thread-safe. Source: as gmem_region_add(). Since: 0.1.
+ *
+ * Return: 0, or -EINVAL or -EEXIST as gmem_region_add(); if the kernel refuses,
+ * its errno with the region where it was, or -ENOTRECOVERABLE if the kernel
+ * refused that too: then the region has no memslot and can only be removed.
+ */
+GMEM_API int gmem_region_move(struct gmem_region *region, uint64_t gpa);
+
+/**
+ * gmem_region_rebind() - put other file contents behind a region
+ * @region: region whose way of backing has a file
+ * @file: file of the same VM and create flags; may be the region's own
+ * @file_offset: start in @file, a multiple of the page
+ *
+ * Guest address, slot number and size stay; the region gets a new mapping, so
+ * its host address changes and the old one is dead. The memslot is deleted and
+ * added again: a vCPU that runs meanwhile finds nothing there.
+ *
+ * Thread-safe, but nobody may use the old host address any more. Source: as
+ * gmem_region_add(). Since: 0.1.
+ *
+ * Return: as gmem_region_move(); -EOPNOTSUPP the region has no file, or its
+ * host memory is the caller's choice (GMEM_REGION_HVA).
+ */
+GMEM_API int gmem_region_rebind(struct gmem_region *region, struct gmem_file *file,
+				uint64_t file_offset);
+
+/**
+ * gmem_region_gpa() - guest physical address of a region
+ * @region: region
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: bytes; 0 for NULL.
+ */
+GMEM_API uint64_t gmem_region_gpa(const struct gmem_region *region);
+
+/**
+ * gmem_region_size() - size of a region
+ * @region: region
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: bytes; 0 for NULL.
+ */
+GMEM_API uint64_t gmem_region_size(const struct gmem_region *region);
+
+/**
+ * gmem_region_hva() - host address of a region
+ * @region: region
+ *
+ * Where the host reads and writes the region's memory: for
+ * GMEM_BACKING_PRIVATE its shared side. Valid until the region is removed or
+ * rebound. Do not unmap it. An access can raise SIGBUS as gmem_file_map()
+ * says, and wherever a page of it cannot be had.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: the address of the region's first byte; NULL for NULL.
+ */
+GMEM_API void *gmem_region_hva(const struct gmem_region *region);
+
+/**
+ * gmem_region_slot() - memslot number of a region
+ * @region: region
+ *
+ * For KVM_GET_DIRTY_LOG and the like. Do not change the memslot.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: the number in address space 0; UINT32_MAX for NULL.
+ */
+GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region);
+
+/**
+ * gmem_region_backing() - how a region is backed
+ * @region: region
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: an enum gmem_backing; GMEM_BACKING_NONE for NULL.
+ */
+GMEM_API uint32_t gmem_region_backing(const struct gmem_region *region);
+
+/**
+ * gmem_region_file() - file behind a region
+ * @region: region
+ * @ret_offset: where the region starts in it; NULL if not wanted
+ *
+ * The file is borrowed: it lives as long as the region. Do not free it unless
+ * it was yours.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: the file, or NULL if the region has none (GMEM_BACKING_HOST).
+ */
+GMEM_API struct gmem_file *gmem_region_file(const struct gmem_region *region,
+					    uint64_t *ret_offset);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* GMEM_H */

@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: MIT */
+/* What the rooms share, lowest floor first: a room uses only what stands above it here. */
+#ifndef GMEM_INTERNAL_H
+#define GMEM_INTERNAL_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "gmem.h"
+#include "kvm.h"
+#include "sys.h"
+
+#define GMEM_ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
+#define GMEM_CONTAINER_OF(ptr, type, member) \
+	((type *)(void *)((char *)(ptr) - offsetof(type, member)))
+
+/* ---- error: the sentence behind an errno ---- */
+
+/* Remember the sentence for this thread. Returns @err, a negative errno. */
+int gmem_fail(int err, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* "EINVAL" and the like, for a negative errno */
+const char *gmem_errno_name(int err);
+
+/* ---- check: every argument check ---- */
+
+/* Non-zero size, page-aligned, not wrapping. @what names the range. */
+int gmem_check_range(const char *what, uint64_t start, uint64_t size);
+/* The same, and inside [0, @limit), which @limit_name names. */
+int gmem_check_range_within(const char *what, uint64_t start, uint64_t size,
+			    uint64_t limit, const char *limit_name);
+int gmem_check_aligned(const char *what, uint64_t value);
+/* A power of two not below the page, or 0 */
+int gmem_check_alignment(uint64_t align);
+int gmem_check_flags(const char *what, uint64_t flags, uint64_t known);
+
+int gmem_import_opts(const char *what, void *dst, size_t dst_size, size_t first_version,
+		     const void *src);
+/*
+ * Fill @dst, this library's idea of struct @type, from the caller's @src: zero
+ * what the caller does not know, refuse what we do not know unless it is zero.
+ * @last is the last field of the struct's first version.
+ */
+#define GMEM_IMPORT(type, dst, src, last)                                            \
+	gmem_import_opts("struct " #type, (dst), sizeof(struct type),                \
+			 offsetof(struct type, last) + sizeof((dst)->last), (src))
+
+/* ---- range: non-overlapping ranges in order ---- */
+
+/* Embed one per map; it is allocated and owned by whoever inserts it. */
+struct gmem_range {
+	uint64_t start;
+	uint64_t size;
+	struct gmem_range *left;
+	struct gmem_range *right;
+};
+
+struct gmem_range_map {
+	struct gmem_range *root;
+};
+
+/* The lowest range that overlaps [@start, @start + @size), or NULL */
+struct gmem_range *gmem_range_find(const struct gmem_range_map *map, uint64_t start,
+				   uint64_t size);
+/* Neither can fail. @range must overlap nothing in @map. */
+void gmem_range_insert(struct gmem_range_map *map, struct gmem_range *range);
+void gmem_range_remove(struct gmem_range_map *map, struct gmem_range *range);
+
+/* ---- scratch: a spare memslot and address of a VM, to try things with ---- */
+
+struct gmem_scratch {
+	int vm_fd;
+	uint32_t slot;
+	uint32_t address_bits;	/* found on the way */
+	uint64_t gpa;
+	uint64_t page;
+	void *hva;		/* one page of ordinary memory */
+};
+
+/* -EBUSY: no spare place was found */
+int gmem_scratch_open(struct gmem_scratch *scratch, int vm_fd);
+void gmem_scratch_close(struct gmem_scratch *scratch);
+/* Add a one-page memslot and delete it again: 0, or the errno of adding it. */
+int gmem_scratch_try_plain(struct gmem_scratch *scratch, uint32_t flags);
+int gmem_scratch_try_gmemfd(struct gmem_scratch *scratch, int gmemfd, uint64_t offset);
+/* Add a memslot with a dirty log, read the log, delete it again. */
+int gmem_scratch_try_dirty_log(struct gmem_scratch *scratch);
+
+/* ---- guest: a few instructions in a VM made for them ---- */
+
+struct gmem_guest_sight {
+	bool load_from_file;
+	bool load_from_hva;
+	bool store_to_file;
+	bool store_to_hva;
+	bool fault_exit;	/* a memory-fault exit came once the file was gone */
+};
+
+/*
+ * Bind a file of @create_flags over a host address with other contents, let a
+ * guest load and store, and see which of the two it met.
+ */
+int gmem_guest_look(int kvm_fd, uint64_t vm_type, uint64_t create_flags, bool private_memory,
+		    struct gmem_guest_sight *ret);
+
+/* ---- caps: the capability report ---- */
+
+struct gmem_line {
+	const char *remedy;
+	int64_t value;
+	uint32_t answer;
+	uint32_t has_value;
+	char reason[200];
+};
+
+struct gmem_caps {
+	bool has_vm;
+	struct gmem_line lines[GMEM_CAP_COUNT];
+};
+
+bool gmem_caps_says(const struct gmem_caps *caps, enum gmem_cap cap, uint32_t answer);
+/* The line's number, 0 if it has none */
+uint64_t gmem_caps_value(const struct gmem_caps *caps, enum gmem_cap cap);
+
+/* ---- plan: negotiation ---- */
+
+struct gmem_plan {
+	uint32_t backing;
+	uint32_t attributes;
+	uint64_t create_flags;
+	bool region2;
+	char passed_over[GMEM_BACKING_INPLACE + 1][160];
+};
+
+int gmem_plan_make(const struct gmem_caps *caps, const struct gmem_request *request,
+		   struct gmem_plan *ret);
+
+/* ---- file: one guest_memfd ---- */
+
+struct gmem_file {
+	pthread_mutex_t lock;
+	int fd;
+	int vm_fd;			/* number it was made with, for sentences only */
+	unsigned int users;		/* its creator, and every region */
+	uint64_t size;
+	uint64_t create_flags;
+	struct gmem_range_map maps;	/* hva: made by gmem_file_map() */
+	struct gmem_range_map pinned;	/* hva: a region's own */
+	struct gmem_range_map bound;	/* offsets that are in a memslot */
+};
+
+struct gmem_map {
+	struct gmem_range hva;
+	uint64_t offset;
+};
+
+void gmem_file_hold(struct gmem_file *file);
+void gmem_file_release(struct gmem_file *file);
+
+/* Map part of a file for a region; only gmem_file_unpin() unmaps it, and frees @map. */
+int gmem_file_pin(struct gmem_file *file, uint64_t offset, uint64_t size,
+		  const struct gmem_map_opts *opts, struct gmem_map **ret);
+void gmem_file_unpin(struct gmem_file *file, struct gmem_map *map);
+
+/* Record that a range is in a memslot: -EEXIST if part of it is already. */
+int gmem_file_bind(struct gmem_file *file, struct gmem_range *range);
+void gmem_file_unbind(struct gmem_file *file, struct gmem_range *range);
+
+/* Any mapping at an address chosen as struct gmem_map_opts says */
+int gmem_place_mapping(int fd, uint64_t offset, uint64_t size, int prot, int flags,
+		       const struct gmem_map_opts *opts, void **ret);
+
+/* ---- slot: memslot numbers ---- */
+
+struct gmem_slots {
+	uint32_t count;
+	uint32_t first_free_word;	/* no free number below this word */
+	uint64_t *used;
+	uint64_t *reserved;
+};
+
+int gmem_slots_init(struct gmem_slots *slots, uint32_t count);
+void gmem_slots_destroy(struct gmem_slots *slots);
+int gmem_slots_take_any(struct gmem_slots *slots, uint32_t *ret);
+int gmem_slots_take(struct gmem_slots *slots, uint32_t number);
+void gmem_slots_give(struct gmem_slots *slots, uint32_t number);
+int gmem_slots_reserve(struct gmem_slots *slots, uint32_t first, uint32_t count);
+
+/* ---- vm, region ---- */
+
+struct gmem_vm {
+	pthread_mutex_t lock;
+	int fd;
+	bool has_default_plan;
+	struct gmem_caps caps;
+	struct gmem_plan default_plan;
+	gmem_log_fn log;
+	void *log_data;
+	struct gmem_slots slots;
+	struct gmem_range_map regions;	/* by gpa */
+	struct gmem_range_map hvas;	/* by host address */
+};
+
+struct gmem_region {
+	struct gmem_range gpa;
+	struct gmem_range hva;
+	struct gmem_range bound;	/* in file->bound if the memslot has the file */
+	struct gmem_map *map;		/* in file->pinned, if the host address is the file's */
+	struct gmem_vm *vm;
+	struct gmem_file *file;
+	uint64_t file_offset;
+	uint64_t align;
+	uint32_t slot;
+	uint32_t slot_flags;
+	uint32_t backing;
+	bool hva_chosen;		/* by the caller, with GMEM_REGION_HVA */
+	bool has_slot;			/* false only after -ENOTRECOVERABLE */
+};
+
+/* Pass the sentence of a failure to the VM's log; returns @err. */
+int gmem_vm_report(struct gmem_vm *vm, int err);
+/* Take a region's memory away without asking anyone; never fails. */
+void gmem_region_release(struct gmem_region *region);
+
+#endif

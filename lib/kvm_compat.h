@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What <linux/kvm.h> of older distributions lacks. Only numbers that stand in
+ * a released kernel's header belong here.
+ */
+#ifndef GMEM_KVM_COMPAT_H
+#define GMEM_KVM_COMPAT_H
+
+#include <linux/kvm.h>
+#include <linux/types.h>
+
+/* Linux 6.8 */
+#ifndef KVM_CAP_USER_MEMORY2
+#define KVM_CAP_USER_MEMORY2		231
+#endif
+#ifndef KVM_CAP_MEMORY_FAULT_INFO
+#define KVM_CAP_MEMORY_FAULT_INFO	232
+#endif
+#ifndef KVM_CAP_MEMORY_ATTRIBUTES
+#define KVM_CAP_MEMORY_ATTRIBUTES	233
+#endif
+#ifndef KVM_CAP_GUEST_MEMFD
+#define KVM_CAP_GUEST_MEMFD		234
+#endif
+#ifndef KVM_CAP_VM_TYPES
+#define KVM_CAP_VM_TYPES		235
+#endif
+#ifndef KVM_MEM_GUEST_MEMFD
+#define KVM_MEM_GUEST_MEMFD		(1UL << 2)
+#endif
+#ifndef KVM_MEMORY_ATTRIBUTE_PRIVATE
+#define KVM_MEMORY_ATTRIBUTE_PRIVATE	(1ULL << 3)
+#endif
+#ifndef KVM_EXIT_MEMORY_FAULT
+#define KVM_EXIT_MEMORY_FAULT		39
+#endif
+
+/* Linux 6.11 */
+#ifndef KVM_CAP_PRE_FAULT_MEMORY
+#define KVM_CAP_PRE_FAULT_MEMORY	236
+#endif
+
+/* Linux 6.18 */
+#ifndef KVM_CAP_GUEST_MEMFD_FLAGS
+#define KVM_CAP_GUEST_MEMFD_FLAGS	244
+#endif
+#ifndef GUEST_MEMFD_FLAG_MMAP
+#define GUEST_MEMFD_FLAG_MMAP		(1ULL << 0)
+#endif
+#ifndef GUEST_MEMFD_FLAG_INIT_SHARED
+#define GUEST_MEMFD_FLAG_INIT_SHARED	(1ULL << 1)
+#endif
+
+/* Linux 6.19: statfs(2) f_type of a guest_memfd */
+#ifndef GUEST_MEMFD_MAGIC
+#define GUEST_MEMFD_MAGIC		0x474d454d
+#endif
+
+/*
+ * The structs under names of our own: a header that has the ioctl has the
+ * struct too, and the kernel's names cannot be tested by the preprocessor.
+ */
+struct gmem_kvm_create_guest_memfd {
+	__u64 size;
+	__u64 flags;
+	__u64 reserved[6];
+};
+
+struct gmem_kvm_userspace_memory_region2 {
+	__u32 slot;
+	__u32 flags;
+	__u64 guest_phys_addr;
+	__u64 memory_size;
+	__u64 userspace_addr;
+	__u64 guest_memfd_offset;
+	__u32 guest_memfd;
+	__u32 pad1;
+	__u64 pad2[14];
+};
+
+struct gmem_kvm_memory_attributes {
+	__u64 address;
+	__u64 size;
+	__u64 attributes;
+	__u64 flags;
+};
+
+#ifndef KVM_SET_USER_MEMORY_REGION2
+#define KVM_SET_USER_MEMORY_REGION2 \
+	_IOW(KVMIO, 0x49, struct gmem_kvm_userspace_memory_region2)
+#endif
+#ifndef KVM_SET_MEMORY_ATTRIBUTES
+#define KVM_SET_MEMORY_ATTRIBUTES \
+	_IOW(KVMIO, 0xd2, struct gmem_kvm_memory_attributes)
+#endif
+#ifndef KVM_CREATE_GUEST_MEMFD
+#define KVM_CREATE_GUEST_MEMFD \
+	_IOWR(KVMIO, 0xd4, struct gmem_kvm_create_guest_memfd)
+#endif
+
+#define GMEM_ASSERT_IOCTL_SIZE(type, request) \
+	_Static_assert(sizeof(struct type) == _IOC_SIZE(request), #request)
+
+GMEM_ASSERT_IOCTL_SIZE(gmem_kvm_userspace_memory_region2, KVM_SET_USER_MEMORY_REGION2);
+GMEM_ASSERT_IOCTL_SIZE(gmem_kvm_memory_attributes, KVM_SET_MEMORY_ATTRIBUTES);
+GMEM_ASSERT_IOCTL_SIZE(gmem_kvm_create_guest_memfd, KVM_CREATE_GUEST_MEMFD);
+
+#endif

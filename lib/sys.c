@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "sys.h"
+
+uint64_t gmem_sys_page_size(void)
+{
+	return (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+const char *gmem_sys_architecture(void)
+{
+#if defined(__x86_64__)
+	return "x86_64";
+#elif defined(__aarch64__)
+	return "arm64";
+#else
+#error "libgmem knows x86_64 and arm64"
+#endif
+}
+
+int gmem_sys_open(const char *path, int flags)
+{
+	int fd = open(path, flags | O_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+int gmem_sys_dup(int fd)
+{
+	int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+
+	return copy < 0 ? -errno : copy;
+}
+
+int gmem_sys_set_cloexec(int fd)
+{
+	return fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 ? -errno : 0;
+}
+
+void gmem_sys_close(int fd)
+{
+	/* The fd is gone whatever close() says, and nothing of ours is unwritten. */
+	close(fd);
+}
+
+int gmem_sys_ioctl(int fd, unsigned long request, void *arg)
+{
+	int ret = ioctl(fd, request, arg);
+
+	return ret < 0 ? -errno : ret;
+}
+
+int gmem_sys_mmap(void *hint, uint64_t size, int prot, int flags, int fd,
+	     uint64_t offset, void **ret)
+{
+	void *addr = mmap(hint, size, prot, flags, fd, (off_t)offset);
+
+	if (addr == MAP_FAILED)
+		return -errno;
+
+	*ret = addr;
+	return 0;
+}
+
+int gmem_sys_munmap(void *addr, uint64_t size)
+{
+	return munmap(addr, size) < 0 ? -errno : 0;
+}
+
+int gmem_sys_madvise(void *addr, uint64_t size, int advice)
+{
+	return madvise(addr, size, advice) < 0 ? -errno : 0;
+}
+
+int gmem_sys_fallocate(int fd, int mode, uint64_t offset, uint64_t size)
+{
+	return fallocate(fd, mode, (off_t)offset, (off_t)size) < 0 ? -errno : 0;
+}
+
+int gmem_sys_file_size(int fd, uint64_t *ret)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return -errno;
+
+	*ret = (uint64_t)st.st_size;
+	return 0;
+}
+
+int gmem_sys_filesystem_type(int fd, uint64_t *ret)
+{
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs) < 0)
+		return -errno;
+
+	*ret = (uint64_t)fs.f_type;
+	return 0;
+}
+
+int gmem_sys_fd_link(int fd, char *buf, size_t size)
+{
+	char path[32];
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	n = readlink(path, buf, size - 1);
+	if (n < 0)
+		return -errno;
+
+	buf[n] = '\0';
+	return (int)n;
+}
+
+int gmem_sys_read_file(const char *path, char *buf, size_t size)
+{
+	ssize_t n;
+	int fd, err;
+
+	fd = gmem_sys_open(path, O_RDONLY);
+	if (fd < 0)
+		return fd;
+
+	do {
+		n = read(fd, buf, size - 1);
+		err = n < 0 ? -errno : 0;
+	} while (err == -EINTR);
+	gmem_sys_close(fd);
+	if (err)
+		return err;
+
+	buf[n] = '\0';
+	return (int)n;
+}
+
+int gmem_sys_try_io_uring(void)
+{
+	struct io_uring_params params;
+	long fd;
+
+	memset(&params, 0, sizeof(params));
+	fd = syscall(__NR_io_uring_setup, 1, &params);
+	if (fd < 0)
+		return -errno;
+
+	gmem_sys_close((int)fd);
+	return 0;
+}

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "internal.h"
+
+int gmem_vm_report(struct gmem_vm *vm, int err)
+{
+	if (err < 0 && vm->log)
+		vm->log(vm->log_data, err, gmem_last_error());
+	return err;
+}
+
+static int take_report(struct gmem_vm *vm, int vm_fd, const struct gmem_vm_opts *opts)
+{
+	struct gmem_caps *caps;
+	int err;
+
+	if (opts->caps) {
+		if (!opts->caps->has_vm)
+			return gmem_fail(-EINVAL, "the report was made without a VM");
+		vm->caps = *opts->caps;
+		return 0;
+	}
+
+	GMEM_OPTS(gmem_caps_opts, caps_opts, .flags = opts->flags & GMEM_VM_NO_SELFTEST
+							      ? GMEM_CAPS_NO_SELFTEST
+							      : 0);
+	err = gmem_caps_new(vm_fd, &caps_opts, &caps);
+	if (err)
+		return err;
+
+	vm->caps = *caps;
+	gmem_caps_free(caps);
+	return 0;
+}
+
+GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct gmem_vm **ret)
+{
+	struct gmem_vm_opts opts;
+	struct gmem_vm *vm;
+	int err;
+
+	if (!ret)
+		return gmem_fail(-EINVAL, "no place for the handle: ret is NULL");
+
+	if (vm_fd < 0)
+		return gmem_fail(-EBADF, "%d is no VM fd", vm_fd);
+
+	err = GMEM_IMPORT(gmem_vm_opts, &opts, user_opts, log_data);
+	if (!err)
+		err = gmem_check_flags("flags", opts.flags, GMEM_VM_NO_SELFTEST);
+	if (err)
+		return err;
+
+	vm = calloc(1, sizeof(*vm));
+	if (!vm)
+		return gmem_fail(-ENOMEM, "no memory for a VM handle");
+
+	err = take_report(vm, vm_fd, &opts);
+	if (err)
+		goto free_vm;
+
+	err = gmem_slots_init(&vm->slots,
+			      (uint32_t)gmem_caps_value(&vm->caps, GMEM_CAP_MEMSLOTS));
+	if (err)
+		goto free_vm;
+
+	pthread_mutex_init(&vm->lock, NULL);
+	vm->fd = vm_fd;
+	vm->log = opts.log;
+	vm->log_data = opts.log_data;
+	vm->has_default_plan = gmem_plan_make(&vm->caps, NULL, &vm->default_plan) == 0;
+	*ret = vm;
+	return 0;
+
+free_vm:
+	free(vm);
+	return err;
+}
+
+GMEM_API void gmem_vm_free(struct gmem_vm *vm)
+{
+	struct gmem_range *gpa;
+
+	if (!vm)
+		return;
+
+	pthread_mutex_lock(&vm->lock);
+	while ((gpa = vm->regions.root))
+		gmem_region_release(GMEM_CONTAINER_OF(gpa, struct gmem_region, gpa));
+	pthread_mutex_unlock(&vm->lock);
+
+	gmem_slots_destroy(&vm->slots);
+	pthread_mutex_destroy(&vm->lock);
+	free(vm);
+}
+
+GMEM_API const struct gmem_caps *gmem_vm_caps(const struct gmem_vm *vm)
+{
+	return vm ? &vm->caps : NULL;
+}
+
+GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t count)
+{
+	int err;
+
+	if (!vm)
+		return gmem_fail(-EINVAL, "vm is NULL");
+
+	pthread_mutex_lock(&vm->lock);
+	err = gmem_vm_report(vm, gmem_slots_reserve(&vm->slots, first, count));
+	pthread_mutex_unlock(&vm->lock);
+	return err;
+}
+
+GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
+			      struct gmem_region **ret_region, uint64_t *ret_offset)
+{
+	uint64_t address = (uintptr_t)hva;
+	struct gmem_range *range;
+
+	if (!vm || !ret_region)
+		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret_region" : "vm");
+
+	pthread_mutex_lock(&vm->lock);
+	range = gmem_range_find(&vm->hvas, address, 1);
+	if (range) {
+		*ret_region = GMEM_CONTAINER_OF(range, struct gmem_region, hva);
+		if (ret_offset)
+			*ret_offset = address - range->start;
+	}
+	pthread_mutex_unlock(&vm->lock);
+
+	if (!range)
+		return gmem_fail(-ENOENT, "hva 0x%" PRIx64 " belongs to no region", address);
+	return 0;
+}
