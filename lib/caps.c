@@ -52,7 +52,8 @@ _Static_assert(GMEM_ARRAY_SIZE(line_names) == GMEM_CAP_COUNT, "every line has a 
 
 /* ---- lines ---- */
 
-static void set_reason(struct gmem_line *line, const char *format, va_list args)
+static void __attribute__((format(printf, 2, 0)))
+set_reason(struct gmem_line *line, const char *format, va_list args)
 {
 	vsnprintf(line->reason, sizeof(line->reason), format, args);
 }
@@ -291,7 +292,7 @@ static void ask_private_memory(struct gmem_caps *caps)
  * MMAP alone means a VM with private memory. Without private memory it is
  * Linux 6.18-rc1, where MMAP by itself meant shared: nothing to build on.
  */
-static bool is_ambiguous_mask(const struct gmem_caps *caps, int mask)
+static bool is_ambiguous_mask(const struct gmem_caps *caps, uint64_t mask)
 {
 	return caps->has_vm && (mask & HOST_ACCESS_FLAGS) == GMEM_CREATE_MMAP &&
 	       !has_private_attribute(caps);
@@ -299,19 +300,18 @@ static bool is_ambiguous_mask(const struct gmem_caps *caps, int mask)
 
 static void ask_create_flags(struct gmem_caps *caps, int fd)
 {
-	int mask = gmem_kvm_check(fd, KVM_CAP_GUEST_MEMFD_FLAGS);
-	unsigned int others;
+	int value = gmem_kvm_check(fd, KVM_CAP_GUEST_MEMFD_FLAGS);
+	uint64_t mask = value < 0 ? 0 : (uint64_t)value;
+	uint64_t others = mask & ~HOST_ACCESS_FLAGS;
 	char names[80];
 
-	mask = mask < 0 ? 0 : mask;
-	others = (unsigned int)mask & ~(unsigned int)HOST_ACCESS_FLAGS;
-	set_value(caps, GMEM_CAP_CREATE_FLAGS, mask);
-	snprintf(names, sizeof(names), "0x%x:%s%s", (unsigned int)mask,
+	set_value(caps, GMEM_CAP_CREATE_FLAGS, (int64_t)mask);
+	snprintf(names, sizeof(names), "0x%" PRIx64 ":%s%s", mask,
 		 mask & GMEM_CREATE_MMAP ? " MMAP" : "",
 		 mask & GMEM_CREATE_INIT_SHARED ? " INIT_SHARED" : "");
 	if (others)
 		snprintf(names + strlen(names), sizeof(names) - strlen(names),
-			 " and 0x%x, unknown to libgmem %s", others, gmem_version());
+			 " and 0x%" PRIx64 ", unknown to libgmem %s", others, gmem_version());
 
 	if (mask == 0)
 		say_no(caps, GMEM_CAP_CREATE_FLAGS, NEEDS_6_18,
