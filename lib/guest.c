@@ -269,7 +269,6 @@ static int look(struct guest *guest, struct gmem_guest_sight *sight)
 	}
 
 	drop_file(guest);
-	guest->run->exit_reason = 0;
 	err = run_once(guest);
 	sight->fault_exit = err == -EFAULT && guest->run->exit_reason == KVM_EXIT_MEMORY_FAULT;
 	return 0;
