@@ -699,7 +699,8 @@ struct gmem_vm_opts {
  * @ret: the handle, yours to free with gmem_vm_free()
  *
  * The library hands out memslot numbers from 0 upwards. Memslots that are not
- * set through it must be kept apart with gmem_vm_reserve_slots().
+ * set through it must be kept apart with gmem_vm_reserve_slots(). Without
+ * a report in @opts the VM is probed, self-test included: see gmem_caps_new().
  *
  * Thread-safe. Since: 0.1.
  *
@@ -887,7 +888,7 @@ GMEM_API int gmem_region_rebind(struct gmem_region *region, struct gmem_file *fi
  * gmem_region_gpa() - guest physical address of a region
  * @region: region
  *
- * Thread-safe. Since: 0.1.
+ * Thread-safe, except against gmem_region_move() of this region. Since: 0.1.
  *
  * Return: bytes; 0 for NULL.
  */
@@ -912,7 +913,7 @@ GMEM_API uint64_t gmem_region_size(const struct gmem_region *region);
  * rebound. Do not unmap it. An access can raise SIGBUS as gmem_file_map()
  * says, and wherever a page of it cannot be had.
  *
- * Thread-safe. Since: 0.1.
+ * Thread-safe, except against gmem_region_rebind() of this region. Since: 0.1.
  *
  * Return: the address of the region's first byte; NULL for NULL.
  */
@@ -948,7 +949,7 @@ GMEM_API uint32_t gmem_region_backing(const struct gmem_region *region);
  * The file is borrowed: it lives as long as the region. Do not free it unless
  * it was yours.
  *
- * Thread-safe. Since: 0.1.
+ * Thread-safe, except against gmem_region_rebind() of this region. Since: 0.1.
  *
  * Return: the file, or NULL if the region has none (GMEM_BACKING_HOST).
  */

@@ -8,6 +8,16 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/mman.h>
+
+/* Linux 4.17 and 5.14; older C libraries do not name them */
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
 
 uint64_t gmem_sys_page_size(void);
 /* "x86_64" or "arm64" */
