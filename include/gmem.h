@@ -7,8 +7,8 @@
  *   gmem_caps    what a VM (or a host) can do, and why not
  *   gmem_plan    from what you need to exact kernel flags; makes no system call
  *   gmem_file    one guest_memfd: create, adopt, map, allocate, punch
- *   gmem_vm      a VM fd you own, its memslots and its
- *   gmem_region  guest address ranges bound to memory
+ *   gmem_vm      a VM fd you own, and its memslots
+ *   gmem_region  one range of guest addresses with memory behind it
  *
  * Conventions:
  *
@@ -149,12 +149,14 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
 /**
  * enum gmem_cap - the lines of a capability report
  *
- * Each line answers yes, no or unknown, with a reason. @value in its finding
- * is what the comment here says. The numbers are ABI; lines are only appended.
+ * Each line answers yes, no or unknown, with a reason. Where a line has a value
+ * the comment here says which; the lines KVM_CHECK_EXTENSION answers, with its
+ * number in brackets, have the number it gave. The identifiers are ABI; lines
+ * are only appended.
  */
 enum gmem_cap {
 	/* What KVM says: KVM_CHECK_EXTENSION on the VM fd */
-	GMEM_CAP_KVM = 0,		/* KVM is there; value: API version */
+	GMEM_CAP_KVM = 0,		/* KVM is there; value: API version, without a VM */
 	GMEM_CAP_USER_MEMORY2,		/* KVM_SET_USER_MEMORY_REGION2 (231) */
 	GMEM_CAP_MEMORY_FAULT_INFO,	/* memory-fault exits (232) */
 	GMEM_CAP_MEMORY_ATTRIBUTES,	/* value: mask of attributes (233) */
@@ -225,9 +227,10 @@ struct gmem_finding {
  * @flags: GMEM_CAPS_*; unknown bits are -EINVAL
  * @vm_type: the type the VM was created with (KVM_CREATE_VM's argument), read
  *	only with GMEM_CAPS_VM_TYPE. KVM has no call that tells it.
- * @kvm_fd: an open /dev/kvm, borrowed for the call, read only with
- *	GMEM_CAPS_KVM_FD. Without it /dev/kvm is opened for the call where it
- *	is needed: for a report without a VM, and with GMEM_CAPS_RUN_GUEST.
+ * @kvm_fd: an open /dev/kvm, borrowed for the call, or the negative errno that
+ *	opening it gave; read only with GMEM_CAPS_KVM_FD. Without it /dev/kvm is
+ *	opened for the call where it is needed: for a report without a VM, and
+ *	with GMEM_CAPS_RUN_GUEST.
  * @reserved: must be 0
  */
 struct gmem_caps_opts {
@@ -337,7 +340,8 @@ struct gmem_request {
  *
  * Return: 0, or -EOPNOTSUPP nothing acceptable is possible (the sentence names
  * the nearest miss and what it lacks), -EINVAL contradictory or malformed
- * request, -E2BIG request newer than the library, -ENOMEM.
+ * request, or a report made without a VM, -E2BIG request newer than the
+ * library, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_plan_new(const struct gmem_caps *caps,
 					const struct gmem_request *request,

@@ -208,14 +208,14 @@ struct extension {
 
 static const struct extension extensions[] = {
 	{ GMEM_CAP_USER_MEMORY2, KVM_CAP_USER_MEMORY2, false,
-	  "memslots can take a guest_memfd", "KVM does not have the call", NEEDS_6_8 },
+	  "memslots are set with it", "KVM does not have the call", NEEDS_6_8 },
 	{ GMEM_CAP_MEMORY_FAULT_INFO, KVM_CAP_MEMORY_FAULT_INFO, false,
 	  "KVM says which access failed", "KVM does not say which access failed", NEEDS_6_8 },
 	{ GMEM_CAP_MEMORY_ATTRIBUTES, KVM_CAP_MEMORY_ATTRIBUTES, true,
-	  "ranges of this VM can be private", "this VM has no memory attributes",
+	  "ranges can have attributes, such as private", "memory has no attributes",
 	  NEEDS_PRIVATE_TYPE },
 	{ GMEM_CAP_GUEST_MEMFD, KVM_CAP_GUEST_MEMFD, true,
-	  "this VM can use it", "this VM cannot use it",
+	  "memslots can be backed by one", "memslots cannot be backed by one",
 	  "needs Linux 6.18 or a backport; before, only VM types with private memory had it" },
 	{ GMEM_CAP_PRE_FAULT, KVM_CAP_PRE_FAULT_MEMORY, true,
 	  "guest page tables can be filled ahead", "KVM cannot fill guest page tables ahead",
@@ -265,7 +265,7 @@ static void ask_numbers(struct gmem_caps *caps, int fd)
 	set_value(caps, GMEM_CAP_MEMSLOTS, slots);
 	say_yes(caps, GMEM_CAP_MEMSLOTS, "%d in each address space", slots);
 	set_value(caps, GMEM_CAP_ADDRESS_SPACES, spaces);
-	say_yes(caps, GMEM_CAP_ADDRESS_SPACES, "%d", spaces);
+	say_yes(caps, GMEM_CAP_ADDRESS_SPACES, "%d, each with its own memslots", spaces);
 }
 
 static bool has_private_attribute(const struct gmem_caps *caps)
@@ -285,7 +285,7 @@ static void ask_private_memory(struct gmem_caps *caps)
 		       "arm64 has no VM type with memory that converts");
 	else
 		say_no(caps, GMEM_CAP_PRIVATE_MEMORY, NEEDS_PRIVATE_TYPE,
-		       "%s has no private memory", caps->has_vm ? "this VM" : "this KVM");
+		       "%s has no private memory", caps->has_vm ? "this VM" : "no VM here");
 }
 
 /*
@@ -364,29 +364,24 @@ static void start_report(struct gmem_caps *caps, const char *reason)
 
 static void say_no_kvm(struct gmem_caps *caps, int err)
 {
-	static const enum gmem_cap needing_kvm[] = {
-		GMEM_CAP_USER_MEMORY2, GMEM_CAP_MEMORY_FAULT_INFO, GMEM_CAP_MEMORY_ATTRIBUTES,
-		GMEM_CAP_GUEST_MEMFD, GMEM_CAP_VM_TYPES, GMEM_CAP_PRE_FAULT,
-		GMEM_CAP_CREATE_FLAGS, GMEM_CAP_MEMSLOTS, GMEM_CAP_ADDRESS_SPACES,
-		GMEM_CAP_READONLY, GMEM_CAP_CREATE, GMEM_CAP_BIND, GMEM_CAP_HOST_ACCESS,
-		GMEM_CAP_PRIVATE_MEMORY, GMEM_CAP_DIRTY_LOG, GMEM_CAP_ADDRESS_BITS,
-		GMEM_CAP_GUEST_USES_FILE,
-	};
 	bool forbidden = err == -EACCES || err == -EPERM;
 	const char *remedy =
 		forbidden ? "join group kvm, or whoever may open " KVM_PATH " here"
 			  : "load the kvm module; virtualisation must be on in the firmware, "
 			    "and nested if this is a VM";
 
-	say_no(caps, GMEM_CAP_KVM, remedy, forbidden ? "no permission on %s: %s"
-						     : "%s cannot be opened: %s",
-	       KVM_PATH, gmem_errno_name(err));
+	say_no(caps, GMEM_CAP_KVM, remedy, "%s: %s",
+	       forbidden ? "no permission on the KVM device" : "the KVM device cannot be used",
+	       gmem_errno_name(err));
 
-	for (size_t i = 0; i < GMEM_ARRAY_SIZE(needing_kvm); i++) {
+	/* All that KVM would say, and all that would be tried with it */
+	for (uint32_t cap = GMEM_CAP_KVM + 1; cap < GMEM_CAP_ARCHITECTURE; cap++) {
+		if (cap == GMEM_CAP_IN_PLACE)
+			continue;
 		if (forbidden)
-			say_unknown(caps, needing_kvm[i], "no permission to ask KVM");
+			say_unknown(caps, (enum gmem_cap)cap, "no permission to ask KVM");
 		else
-			say_no(caps, needing_kvm[i], remedy, "there is no KVM");
+			say_no(caps, (enum gmem_cap)cap, remedy, "there is no KVM");
 	}
 }
 
@@ -615,7 +610,7 @@ static int ask_vm(struct gmem_caps *caps, int vm_fd, uint64_t flags)
 		return gmem_fail(err, "fd %d is not a VM's, or not usable from this process: %s",
 				 vm_fd, gmem_errno_name(err));
 
-	say_yes(caps, GMEM_CAP_KVM, "fd %d is a VM", vm_fd);
+	say_yes(caps, GMEM_CAP_KVM, "there is a VM, and it answers");
 	ask_kvm(caps, vm_fd);
 	if (flags & GMEM_CAPS_NO_SELFTEST)
 		return 0;

@@ -167,7 +167,8 @@ static void judge_private(struct verdict *verdict, const struct gmem_caps *caps,
 	uint64_t mask = gmem_caps_value(caps, GMEM_CAP_CREATE_FLAGS);
 	uint64_t unoffered = request->required_flags & ~mask;
 
-	miss_if_no(verdict, caps, GMEM_CAP_PRIVATE_MEMORY, "no private memory");
+	if (gmem_caps_says(caps, GMEM_CAP_PRIVATE_MEMORY, GMEM_NO))
+		miss(verdict, "%s", caps->lines[GMEM_CAP_PRIVATE_MEMORY].reason);
 	judge_file(verdict, caps);
 	judge_bound_slot(verdict, caps);
 	judge_gmemfd_slot(verdict, request->needs);
@@ -197,7 +198,7 @@ static void judge_inplace(struct verdict *verdict, const struct gmem_caps *caps,
 			  const struct gmem_request *request)
 {
 	(void)request;
-	miss(verdict, "conversion in place: %s", caps->lines[GMEM_CAP_IN_PLACE].reason);
+	miss(verdict, "%s", caps->lines[GMEM_CAP_IN_PLACE].reason);
 }
 
 static const struct way {
@@ -243,7 +244,11 @@ static int fail_with_nearest(const struct gmem_request *request, const struct ve
 		if (verdicts[request->backings[i]].misses < verdicts[nearest].misses)
 			nearest = request->backings[i];
 
-	return gmem_fail(-EOPNOTSUPP, "no way of backing fits; nearest is \"%s\": %s",
+	if (!request->backings[1])
+		return gmem_fail(-EOPNOTSUPP, "backing \"%s\" is not possible: %s",
+				 backing_names[nearest], verdicts[nearest].reason);
+
+	return gmem_fail(-EOPNOTSUPP, "no acceptable backing is possible; nearest is \"%s\": %s",
 			 backing_names[nearest], verdicts[nearest].reason);
 }
 
