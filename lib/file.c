@@ -26,19 +26,21 @@ static uint64_t address(const void *hva)
 
 static struct gmem_file *new_file(int vm_fd, int gmemfd, uint64_t size, uint64_t create_flags)
 {
-	struct gmem_file *file = calloc(1, sizeof(*file));
+	struct gmem_file *file = malloc(sizeof(*file));
 
 	if (!file) {
 		gmem_fail(-ENOMEM, "no memory for a file handle");
 		return NULL;
 	}
 
-	pthread_mutex_init(&file->lock, NULL);
-	file->fd = gmemfd;
-	file->vm_fd = vm_fd;
-	file->users = 1;
-	file->size = size;
-	file->create_flags = create_flags;
+	*file = (struct gmem_file){
+		.lock = PTHREAD_MUTEX_INITIALIZER,
+		.fd = gmemfd,
+		.vm_fd = vm_fd,
+		.users = 1,
+		.size = size,
+		.create_flags = create_flags,
+	};
 	return file;
 }
 
@@ -446,26 +448,16 @@ static int map_locked(struct gmem_file *file, uint64_t offset, uint64_t size,
 }
 
 static int map_range(struct gmem_file *file, struct gmem_range_map *maps, uint64_t offset,
-		     uint64_t size, const struct gmem_map_opts *opts, struct gmem_map **ret)
+		     uint64_t size, const struct gmem_map_opts *opts, struct gmem_map *map)
 {
-	struct gmem_map *map = malloc(sizeof(*map));
 	int err;
-
-	if (!map)
-		return gmem_fail(-ENOMEM, "no memory to remember a mapping");
 
 	pthread_mutex_lock(&file->lock);
 	err = map_locked(file, offset, size, opts, map);
 	if (!err)
 		gmem_range_insert(maps, &map->hva);
 	pthread_mutex_unlock(&file->lock);
-	if (err) {
-		free(map);
-		return err;
-	}
-
-	*ret = map;
-	return 0;
+	return err;
 }
 
 GMEM_API int gmem_file_map(struct gmem_file *file, uint64_t offset, uint64_t size,
@@ -483,10 +475,18 @@ GMEM_API int gmem_file_map(struct gmem_file *file, uint64_t offset, uint64_t siz
 		err = GMEM_IMPORT(gmem_map_opts, &opts, user_opts, align);
 	if (!err)
 		err = check_place(&opts, size);
-	if (!err)
-		err = map_range(file, &file->maps, offset, size, &opts, &map);
 	if (err)
 		return err;
+
+	map = malloc(sizeof(*map));
+	if (!map)
+		return gmem_fail(-ENOMEM, "no memory to remember a mapping");
+
+	err = map_range(file, &file->maps, offset, size, &opts, map);
+	if (err) {
+		free(map);
+		return err;
+	}
 
 	*ret_hva = (void *)(uintptr_t)map->hva.start;
 	return 0;
@@ -651,9 +651,9 @@ GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t s
 /* ---- for regions ---- */
 
 int gmem_file_pin(struct gmem_file *file, uint64_t offset, uint64_t size,
-		  const struct gmem_map_opts *opts, struct gmem_map **ret)
+		  const struct gmem_map_opts *opts, struct gmem_map *map)
 {
-	return map_range(file, &file->pinned, offset, size, opts, ret);
+	return map_range(file, &file->pinned, offset, size, opts, map);
 }
 
 void gmem_file_unpin(struct gmem_file *file, struct gmem_map *map)
@@ -662,7 +662,6 @@ void gmem_file_unpin(struct gmem_file *file, struct gmem_map *map)
 	gmem_range_remove(&file->pinned, &map->hva);
 	pthread_mutex_unlock(&file->lock);
 	gmem_sys_munmap((void *)(uintptr_t)map->hva.start, map->hva.size);
-	free(map);
 }
 
 int gmem_file_bind(struct gmem_file *file, struct gmem_range *range)

@@ -159,9 +159,9 @@ struct gmem_map {
 void gmem_file_hold(struct gmem_file *file);
 void gmem_file_release(struct gmem_file *file);
 
-/* Map part of a file for a region; only gmem_file_unpin() unmaps it, and frees @map. */
+/* Map part of a file for a region, which keeps @map; only gmem_file_unpin() unmaps it. */
 int gmem_file_pin(struct gmem_file *file, uint64_t offset, uint64_t size,
-		  const struct gmem_map_opts *opts, struct gmem_map **ret);
+		  const struct gmem_map_opts *opts, struct gmem_map *map);
 void gmem_file_unpin(struct gmem_file *file, struct gmem_map *map);
 
 /* Record that a range is in a memslot: -EEXIST if part of it is already. */
@@ -207,6 +207,7 @@ struct gmem_region {
 	struct gmem_range gpa;
 	struct gmem_range hva;
 	struct gmem_range bound;	/* in file->bound if the memslot has the file */
+	struct gmem_map maps[2];	/* of which one, unless a rebind is under way, is */
 	struct gmem_map *map;		/* in file->pinned, if the host address is the file's */
 	struct gmem_vm *vm;
 	struct gmem_file *file;

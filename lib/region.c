@@ -20,37 +20,33 @@
 /* What an add was asked to do, checked */
 struct order {
 	struct gmem_region_opts opts;
-	struct gmem_plan plan;
+	const struct gmem_plan *plan;
 };
 
 /* ---- checks ---- */
 
-static int take_plan(const struct gmem_vm *vm, const struct gmem_plan *plan, struct gmem_plan *ret)
+static int take_plan(const struct gmem_vm *vm, struct order *order)
 {
-	if (plan) {
-		*ret = *plan;
-		return 0;
-	}
+	struct gmem_plan none;
 
-	if (vm->has_default_plan) {
-		*ret = vm->default_plan;
+	order->plan = order->opts.plan ? order->opts.plan : &vm->default_plan;
+	if (order->opts.plan || vm->has_default_plan)
 		return 0;
-	}
 
-	/* Once more, for its sentence. */
-	return gmem_plan_make(&vm->caps, NULL, ret);
+	/* It failed before; once more, for its sentence. */
+	return gmem_plan_make(&vm->caps, NULL, &none);
 }
 
 static int check_slot_flags(const struct gmem_vm *vm, const struct order *order)
 {
-	const char *name = gmem_backing_name(order->plan.backing);
+	const char *name = gmem_backing_name(order->plan->backing);
 
 	if (order->opts.flags & GMEM_REGION_DIRTY_LOG &&
-	    (order->plan.region2 || gmem_caps_says(&vm->caps, GMEM_CAP_DIRTY_LOG, GMEM_NO)))
+	    (order->plan->region2 || gmem_caps_says(&vm->caps, GMEM_CAP_DIRTY_LOG, GMEM_NO)))
 		return gmem_fail(-EOPNOTSUPP, "there is no dirty log with backing \"%s\" here", name);
 
 	if (order->opts.flags & GMEM_REGION_READONLY &&
-	    (order->plan.region2 || gmem_caps_says(&vm->caps, GMEM_CAP_READONLY, GMEM_NO)))
+	    (order->plan->region2 || gmem_caps_says(&vm->caps, GMEM_CAP_READONLY, GMEM_NO)))
 		return gmem_fail(-EOPNOTSUPP,
 				 "there are no read-only memslots with backing \"%s\" here", name);
 	return 0;
@@ -87,14 +83,14 @@ static int check_file(const struct order *order, uint64_t size)
 					   order->opts.file_offset)
 			       : 0;
 
-	if (order->plan.backing == GMEM_BACKING_HOST)
+	if (order->plan->backing == GMEM_BACKING_HOST)
 		return gmem_fail(-EINVAL, "the plan says \"host\": it has no use for a file");
 
-	if (file->create_flags != order->plan.create_flags)
+	if (file->create_flags != order->plan->create_flags)
 		return gmem_fail(-EINVAL,
 				 "the file has create flags 0x%" PRIx64 ", the plan for \"%s\" 0x%" PRIx64,
-				 file->create_flags, gmem_backing_name(order->plan.backing),
-				 order->plan.create_flags);
+				 file->create_flags, gmem_backing_name(order->plan->backing),
+				 order->plan->create_flags);
 
 	return gmem_check_range_within("file offset", order->opts.file_offset, size, file->size,
 				       "the end of the file");
@@ -131,7 +127,7 @@ static int check_order(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 
 	err = check_gpa(vm, gpa, size);
 	if (!err)
-		err = take_plan(vm, order->opts.plan, &order->plan);
+		err = take_plan(vm, order);
 	if (!err)
 		err = check_slot_flags(vm, order);
 	if (!err)
@@ -239,13 +235,13 @@ static int replace_slot(struct gmem_vm *vm, struct gmem_region *region,
 
 static int get_file(struct gmem_vm *vm, struct gmem_region *region, const struct order *order)
 {
-	if (order->plan.backing == GMEM_BACKING_HOST)
+	if (order->plan->backing == GMEM_BACKING_HOST)
 		return 0;
 
 	region->file = order->opts.file;
 	region->file_offset = order->opts.file_offset;
 	if (!region->file)
-		return gmem_file_new(vm->fd, region->gpa.size, &order->plan, &region->file);
+		return gmem_file_new(vm->fd, region->gpa.size, order->plan, &region->file);
 
 	gmem_file_hold(region->file);
 	return 0;
@@ -294,8 +290,9 @@ static int get_host_memory(struct gmem_region *region, const struct order *order
 
 	region->hva.size = region->gpa.size;
 	if (hva_is_files(region)) {
+		region->map = &region->maps[0];
 		err = gmem_file_pin(region->file, region->file_offset, region->gpa.size, &place,
-				    &region->map);
+				    region->map);
 		if (!err)
 			region->hva.start = region->map->hva.start;
 		return err;
@@ -348,7 +345,7 @@ static uint32_t slot_flags(const struct order *order)
 {
 	uint32_t flags = 0;
 
-	if (order->plan.region2)
+	if (order->plan->region2)
 		flags |= (uint32_t)KVM_MEM_GUEST_MEMFD;
 	if (order->opts.flags & GMEM_REGION_READONLY)
 		flags |= KVM_MEM_READONLY;
@@ -414,17 +411,19 @@ static int add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	if (err)
 		return err;
 
-	region = calloc(1, sizeof(*region));
+	/* malloc, not calloc: glibc's per-thread cache serves only the former. */
+	region = malloc(sizeof(*region));
 	if (!region)
 		return gmem_fail(-ENOMEM, "no memory for a region handle");
 
-	region->vm = vm;
-	region->gpa.start = gpa;
-	region->gpa.size = size;
-	region->backing = order.plan.backing;
-	region->slot_flags = slot_flags(&order);
-	region->align = order.opts.align;
-	region->hva_chosen = order.opts.flags & GMEM_REGION_HVA;
+	*region = (struct gmem_region){
+		.vm = vm,
+		.gpa = { .start = gpa, .size = size },
+		.backing = order.plan->backing,
+		.slot_flags = slot_flags(&order),
+		.align = order.opts.align,
+		.hva_chosen = order.opts.flags & GMEM_REGION_HVA,
+	};
 
 	pthread_mutex_lock(&vm->lock);
 	err = add_locked(vm, region, &order);
@@ -585,13 +584,13 @@ static void switch_map(struct gmem_vm *vm, struct gmem_region *region, struct gm
 }
 
 static int pin_range(const struct gmem_region *region, struct gmem_file *file, uint64_t offset,
-		     struct gmem_map **ret)
+		     struct gmem_map *map)
 {
 	GMEM_OPTS(gmem_map_opts, place, .align = region->align);
 
 	if (!hva_is_files(region))
 		return 0;
-	return gmem_file_pin(file, offset, region->gpa.size, &place, ret);
+	return gmem_file_pin(file, offset, region->gpa.size, &place, map);
 }
 
 static void unpin_range(const struct gmem_region *region, struct gmem_file *file,
@@ -606,11 +605,12 @@ static int rebind_locked(struct gmem_vm *vm, struct gmem_region *region, struct 
 {
 	const struct gmem_kvm_slot before = slot_of(region);
 	struct gmem_file *old_file = region->file;
-	struct gmem_map *old_map = region->map, *map = NULL;
+	struct gmem_map *old_map = region->map;
+	struct gmem_map *map = old_map == &region->maps[0] ? &region->maps[1] : &region->maps[0];
 	int err;
 
 	gmem_file_hold(file);
-	err = pin_range(region, file, offset, &map);
+	err = pin_range(region, file, offset, map);
 	if (err)
 		goto release_file;
 

@@ -15,7 +15,7 @@
 
 uint64_t gmem_sys_page_size(void)
 {
-	return (uint64_t)sysconf(_SC_PAGESIZE);
+	return (uint64_t)getpagesize();
 }
 
 const char *gmem_sys_architecture(void)
