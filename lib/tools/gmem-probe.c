@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * gmem-probe: what this host, and a VM on it, can do with guest memory.
+ *
+ * Stands on the public API alone. Makes a VM of its own to ask, because only a
+ * VM fd knows what its VM can do.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "probe.h"
+
+enum output { OUTPUT_TABLE, OUTPUT_JSON, OUTPUT_NOTHING };
+enum color { COLOR_AUTO, COLOR_ALWAYS, COLOR_NEVER };
+
+struct options {
+	struct question question;
+	enum output output;
+	enum color color;
+	const char **required;
+	size_t required_count;
+};
+
+/* ------------------------------------------------------ requirements -- */
+
+static bool known_names_only(const struct options *options, const struct report *report)
+{
+	size_t i, j;
+
+	for (i = 0; i < options->required_count; i++) {
+		const char *name = options->required[i];
+
+		if (find_backing(report, name) || find_finding(report, name))
+			continue;
+
+		fprintf(stderr, "gmem-probe: --require %s: no such name. Ways of backing:", name);
+		for (j = 0; j < BACKING_COUNT; j++)
+			fprintf(stderr, " %s", report->backings[j].name);
+		fprintf(stderr, ". Findings:");
+		for (j = 0; j < report->finding_count; j++)
+			fprintf(stderr, " %s", report->findings[j].name);
+		fprintf(stderr, ".\n");
+		return false;
+	}
+	return true;
+}
+
+static bool meets_requirements(const struct options *options, const struct report *report)
+{
+	bool met = true;
+	size_t i;
+
+	for (i = 0; i < options->required_count; i++) {
+		const struct backing *backing = find_backing(report, options->required[i]);
+		const struct gmem_finding *finding = find_finding(report, options->required[i]);
+		uint32_t answer = backing ? backing->answer : finding->answer;
+
+		if (answer == GMEM_YES)
+			continue;
+
+		fprintf(stderr, "gmem-probe: %s: %s: %s\n", options->required[i],
+			answer_name(answer), backing ? backing->reason : finding->reason);
+		met = false;
+	}
+	return met;
+}
+
+/* ----------------------------------------------------------- options -- */
+
+static const char help[] =
+	"Usage: gmem-probe [OPTION]...\n"
+	"Say what this host, and a VM on it, can do with guest memory, and why not.\n"
+	"\n"
+	"  --vm-type TYPE   the type of VM to ask: a number, \"default\"\n"
+#ifdef __x86_64__
+	"                   or \"sw-protected\"\n"
+#else
+	"                   (on arm64 the number is its bits of guest address)\n"
+#endif
+	"  --host           make no VM, ask only the host\n"
+	"  --no-guest       do not run a guest to see whose memory it uses\n"
+	"  --kvm PATH       the KVM device, instead of /dev/kvm\n"
+	"  --require WHAT   fail unless WHAT, a way of backing or the name of a finding,\n"
+	"                   is a yes; may be repeated\n"
+	"  --json           print JSON, see gmem-probe(1)\n"
+	"  --quiet          print no report\n"
+	"  --color=WHEN     \"auto\", \"always\" or \"never\"\n"
+	"  --version        print the version of libgmem\n"
+	"  --help           print this\n"
+	"\n"
+	"Ways of backing: shared, private, mapped, host, in-place; see gmem(7).\n"
+	"Exit status: 0 fine, 1 something required is not there, 2 wrong usage,\n"
+	"3 no report could be made.\n";
+
+__attribute__((format(printf, 1, 2), noreturn))
+static void usage_error(const char *format, ...)
+{
+	va_list args;
+
+	fprintf(stderr, "gmem-probe: ");
+	va_start(args, format);
+	vfprintf(stderr, format, args);
+	va_end(args);
+	fprintf(stderr, "\nTry 'gmem-probe --help'.\n");
+	exit(EXIT_USAGE);
+}
+
+static uint64_t parse_vm_type(const char *text)
+{
+	unsigned long long type;
+	char *end;
+
+	if (!strcmp(text, "default"))
+		return 0;
+#ifdef __x86_64__
+	if (!strcmp(text, "sw-protected"))
+		return 1;
+#endif
+	errno = 0;
+	type = strtoull(text, &end, 0);
+	if (*text < '0' || *text > '9' || *end || errno)
+		usage_error("--vm-type %s: no such type of VM", text);
+	return type;
+}
+
+static enum color parse_color(const char *text)
+{
+	if (!strcmp(text, "auto"))
+		return COLOR_AUTO;
+	if (!strcmp(text, "always"))
+		return COLOR_ALWAYS;
+	if (!strcmp(text, "never"))
+		return COLOR_NEVER;
+	usage_error("--color %s: auto, always or never", text);
+}
+
+static void parse_options(int argc, char **argv, struct options *options)
+{
+	enum { VM_TYPE = 256, HOST, NO_GUEST, KVM, REQUIRE, JSON, QUIET, COLOR, VERSION, HELP };
+	static const struct option known[] = {
+		{ "vm-type", required_argument, NULL, VM_TYPE },
+		{ "host", no_argument, NULL, HOST },
+		{ "no-guest", no_argument, NULL, NO_GUEST },
+		{ "kvm", required_argument, NULL, KVM },
+		{ "require", required_argument, NULL, REQUIRE },
+		{ "json", no_argument, NULL, JSON },
+		{ "quiet", no_argument, NULL, QUIET },
+		{ "color", required_argument, NULL, COLOR },
+		{ "version", no_argument, NULL, VERSION },
+		{ "help", no_argument, NULL, HELP },
+		{ NULL, 0, NULL, 0 },
+	};
+	bool json = false, quiet = false, vm_type_given = false;
+	int option;
+
+	while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
+		switch (option) {
+		case VM_TYPE:
+			options->question.vm_type = parse_vm_type(optarg);
+			vm_type_given = true;
+			break;
+		case HOST:
+			options->question.no_vm = true;
+			break;
+		case NO_GUEST:
+			options->question.run_guest = false;
+			break;
+		case KVM:
+			options->question.kvm_path = optarg;
+			break;
+		case REQUIRE:
+			options->required[options->required_count++] = optarg;
+			break;
+		case JSON:
+			json = true;
+			break;
+		case QUIET:
+			quiet = true;
+			break;
+		case COLOR:
+			options->color = parse_color(optarg);
+			break;
+		case VERSION:
+			printf("gmem-probe %s\n", gmem_version());
+			exit(EXIT_YES);
+		case HELP:
+			fputs(help, stdout);
+			exit(EXIT_YES);
+		default:
+			/* getopt_long() has said what is wrong */
+			fprintf(stderr, "Try 'gmem-probe --help'.\n");
+			exit(EXIT_USAGE);
+		}
+	}
+
+	if (optind < argc)
+		usage_error("%s: no arguments are taken besides options", argv[optind]);
+	if (options->question.no_vm && vm_type_given)
+		usage_error("--host makes no VM, --vm-type says which: choose one");
+	if (json && quiet)
+		usage_error("--json and --quiet exclude each other");
+	options->output = json ? OUTPUT_JSON : quiet ? OUTPUT_NOTHING : OUTPUT_TABLE;
+}
+
+/* ------------------------------------------------------------ output -- */
+
+static unsigned int terminal_width(void)
+{
+	const char *columns = getenv("COLUMNS");
+	struct winsize size;
+	long width = 0;
+
+	if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col)
+		width = size.ws_col;
+	else if (columns)
+		width = strtol(columns, NULL, 10);
+	return width > 0 && width < 10000 ? (unsigned int)width : 80;
+}
+
+static bool use_color(enum color color)
+{
+	const char *no_color = getenv("NO_COLOR");
+
+	if (color != COLOR_AUTO)
+		return color == COLOR_ALWAYS;
+	return isatty(STDOUT_FILENO) && !(no_color && *no_color);
+}
+
+static void print_report(const struct options *options, const struct report *report)
+{
+	switch (options->output) {
+	case OUTPUT_TABLE:
+		print_table(report, terminal_width(), use_color(options->color));
+		break;
+	case OUTPUT_JSON:
+		print_json(report);
+		break;
+	case OUTPUT_NOTHING:
+		break;
+	}
+}
+
+int main(int argc, char **argv)
+{
+	struct options options = {
+		.question = { .kvm_path = DEFAULT_KVM_PATH, .run_guest = true },
+	};
+	struct report report = { 0 };
+	int status;
+
+	options.required = check_memory(calloc((size_t)argc, sizeof(*options.required)));
+	parse_options(argc, argv, &options);
+
+	if (make_report(&options.question, &report) < 0) {
+		fprintf(stderr, "gmem-probe: no report: %s\n", gmem_last_error());
+		status = EXIT_NO_REPORT;
+	} else if (!known_names_only(&options, &report)) {
+		status = EXIT_USAGE;
+	} else {
+		print_report(&options, &report);
+		status = meets_requirements(&options, &report) ? EXIT_YES : EXIT_NOT_ALL;
+	}
+
+	if (fflush(stdout) || ferror(stdout)) {
+		perror("gmem-probe: standard output");
+		status = EXIT_NO_REPORT;
+	}
+	free_report(&report);
+	free(options.required);
+	return status;
+}

@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: MIT */
+/* The report for programs. gmem-probe(1) documents this schema: only add to it. */
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "probe.h"
+
+#define SCHEMA 1
+
+/* Bytes of the UTF-8 sequence that @s begins with; 0 if it is not UTF-8 */
+static unsigned int sequence_length(const unsigned char *s)
+{
+	unsigned int length, i;
+
+	if (s[0] < 0x80)
+		return 1;
+	if (s[0] < 0xc2 || s[0] > 0xf4)
+		return 0;
+
+	length = s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : 4;
+	for (i = 1; i < length; i++)
+		if ((s[i] & 0xc0) != 0x80)
+			return 0;
+
+	/* overlong, a surrogate, or past the last character */
+	if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) ||
+	    (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f))
+		return 0;
+	return length;
+}
+
+static void print_string(const char *string)
+{
+	const unsigned char *s = (const unsigned char *)string;
+	unsigned int length;
+
+	if (!string) {
+		fputs("null", stdout);
+		return;
+	}
+
+	putchar('"');
+	for (; *s; s += length) {
+		length = sequence_length(s);
+		if (!length) {
+			/* a file name can hold any bytes */
+			fputs("\\ufffd", stdout);
+			length = 1;
+		} else if (*s == '"' || *s == '\\') {
+			printf("\\%c", *s);
+		} else if (*s < 0x20 || *s == 0x7f) {
+			printf("\\u%04x", *s);
+		} else {
+			fwrite(s, 1, length, stdout);
+		}
+	}
+	putchar('"');
+}
+
+static void print_member(const char *name, const char *value)
+{
+	printf("\"%s\":", name);
+	print_string(value);
+}
+
+static void print_finding(const struct gmem_finding *finding)
+{
+	print_member("name", finding->name);
+	putchar(',');
+	print_member("title", finding->title);
+	putchar(',');
+	print_member("answer", answer_name(finding->answer));
+	if (finding->has_value)
+		printf(",\"value\":%" PRId64 ",", finding->value);
+	else
+		printf(",\"value\":null,");
+	print_member("reason", finding->reason);
+	putchar(',');
+	print_member("remedy", finding->remedy);
+}
+
+static const char *attributes_name(uint32_t attributes)
+{
+	switch (attributes) {
+	case GMEM_ATTRIBUTES_NONE:
+		return "none";
+	case GMEM_ATTRIBUTES_VM:
+		return "vm";
+	default:
+		return "file";
+	}
+}
+
+static void print_backing(const struct backing *backing)
+{
+	print_member("name", backing->name);
+	putchar(',');
+	print_member("answer", answer_name(backing->answer));
+	if (backing->answer == GMEM_YES)
+		printf(",\"create_flags\":%" PRIu64 ",\"needs_region2\":%s,"
+		       "\"attributes\":\"%s\",",
+		       backing->create_flags, backing->needs_region2 ? "true" : "false",
+		       attributes_name(backing->attributes));
+	else
+		printf(",\"create_flags\":null,\"needs_region2\":null,\"attributes\":null,");
+	print_member("reason", backing->reason);
+}
+
+void print_json(const struct report *report)
+{
+	size_t i;
+
+	printf("{\"schema\":%d,", SCHEMA);
+	print_member("version", gmem_version());
+	if (report->has_vm)
+		printf(",\"vm\":{\"type\":%" PRIu64 "},", report->vm_type);
+	else
+		printf(",\"vm\":null,");
+	print_member("note", report->note);
+
+	printf(",\n\"findings\":[");
+	for (i = 0; i < report->finding_count; i++) {
+		printf("%s\n{", i ? "," : "");
+		print_finding(&report->findings[i]);
+		putchar('}');
+	}
+
+	printf("],\n\"backings\":[");
+	for (i = 0; i < BACKING_COUNT; i++) {
+		printf("%s\n{", i ? "," : "");
+		print_backing(&report->backings[i]);
+		putchar('}');
+	}
+	printf("]}\n");
+}

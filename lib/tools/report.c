@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: MIT */
+/* Makes the report, out of libgmem's capability report and five plans. */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/kvm.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "probe.h"
+
+/* Most wanted first: the order of the table */
+static const uint32_t backing_order[BACKING_COUNT] = {
+	GMEM_BACKING_SHARED,
+	GMEM_BACKING_PRIVATE,
+	GMEM_BACKING_MAPPED,
+	GMEM_BACKING_HOST,
+	GMEM_BACKING_INPLACE,
+};
+
+void *check_memory(void *p)
+{
+	if (!p) {
+		fprintf(stderr, "gmem-probe: out of memory\n");
+		exit(EXIT_NO_REPORT);
+	}
+	return p;
+}
+
+__attribute__((format(printf, 1, 2)))
+static char *sentence(const char *format, ...)
+{
+	char *text = NULL;
+	va_list args;
+
+	va_start(args, format);
+	if (vasprintf(&text, format, args) < 0)
+		text = NULL;
+	va_end(args);
+	return check_memory(text);
+}
+
+/* VM fd, or -errno */
+static int create_vm(int kvm_fd, uint64_t *type)
+{
+	int vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, (unsigned long)*type);
+
+#ifdef __aarch64__
+	/* 0 means 40 bits of address, which not every machine has. */
+	if (vm_fd < 0 && *type == 0) {
+		int bits = ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_ARM_VM_IPA_SIZE);
+
+		if (bits > 0) {
+			*type = (uint64_t)bits;
+			vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, (unsigned long)*type);
+		}
+	}
+#endif
+	return vm_fd < 0 ? -errno : vm_fd;
+}
+
+static char *plan_text(const struct backing *backing, uint32_t number)
+{
+	const uint64_t shared_flags = GMEM_CREATE_MMAP | GMEM_CREATE_INIT_SHARED;
+
+	if (number == GMEM_BACKING_HOST)
+		return sentence("no guest_memfd, an ordinary memslot");
+
+	return sentence("create flags 0x%" PRIx64 "%s, %s%s", backing->create_flags,
+			backing->create_flags == shared_flags ? " (MMAP|INIT_SHARED)" : "",
+			backing->needs_region2 ? "bound with KVM_SET_USER_MEMORY_REGION2" :
+						 "its mapping in an ordinary memslot",
+			backing->attributes == GMEM_ATTRIBUTES_VM ?
+				", converted by attributes of the VM" :
+			backing->attributes == GMEM_ATTRIBUTES_FILE ?
+				", converted by attributes of the file" : "");
+}
+
+/* The plan for another way says it without a word on which miss is nearest. */
+static char *why_not(const struct report *report, uint32_t number)
+{
+	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_SHARED, GMEM_BACKING_HOST });
+	char *reason = sentence("%s", gmem_last_error());
+	struct gmem_plan *plan;
+
+	if (gmem_plan_new(report->caps, &request, &plan) < 0)
+		return reason;
+
+	if (gmem_plan_passed_over(plan, number)) {
+		free(reason);
+		reason = sentence("%s", gmem_plan_passed_over(plan, number));
+	}
+	gmem_plan_free(plan);
+	return reason;
+}
+
+static void answer_backing(const struct report *report, uint32_t number, struct backing *ret)
+{
+	GMEM_OPTS(gmem_request, request, .backings = { number });
+	struct gmem_plan *plan;
+
+	if (gmem_plan_new(report->caps, &request, &plan) < 0) {
+		ret->answer = GMEM_NO;
+		ret->reason = why_not(report, number);
+		return;
+	}
+
+	ret->answer = GMEM_YES;
+	ret->create_flags = gmem_plan_create_flags(plan);
+	ret->needs_region2 = gmem_plan_needs_region2(plan);
+	ret->attributes = gmem_plan_attributes(plan);
+	ret->reason = plan_text(ret, number);
+	gmem_plan_free(plan);
+}
+
+/* Plans are for VMs. */
+static void answer_without_vm(const struct report *report, struct backing *ret)
+{
+	const struct gmem_finding *kvm = &report->findings[GMEM_CAP_KVM];
+
+	if (kvm->answer == GMEM_NO) {
+		ret->answer = GMEM_NO;
+		ret->reason = sentence("no KVM: %s", kvm->reason);
+	} else {
+		ret->answer = GMEM_UNKNOWN;
+		ret->reason = sentence("only a VM can tell");
+	}
+}
+
+static void answer_backings(struct report *report)
+{
+	size_t i;
+
+	for (i = 0; i < BACKING_COUNT; i++) {
+		struct backing *backing = &report->backings[i];
+
+		backing->name = gmem_backing_name(backing_order[i]);
+		if (report->has_vm)
+			answer_backing(report, backing_order[i], backing);
+		else
+			answer_without_vm(report, backing);
+	}
+}
+
+static void read_findings(struct report *report)
+{
+	struct gmem_finding finding;
+	uint32_t i;
+
+	while (gmem_caps_get(report->caps, (uint32_t)report->finding_count, &finding) == 0)
+		report->finding_count++;
+
+	report->findings = check_memory(calloc(report->finding_count, sizeof(finding)));
+	for (i = 0; i < report->finding_count; i++)
+		gmem_caps_get(report->caps, i, &report->findings[i]);
+}
+
+/* The library speaks of /dev/kvm; of another device it knows only why it is no use. */
+static void explain_kvm(struct report *report, const char *path, int err)
+{
+	struct gmem_finding *kvm = &report->findings[GMEM_CAP_KVM];
+	const char *about_default = kvm->remedy ? kvm->remedy : "";
+	const char *remedy = err == -EACCES || err == -EPERM ?
+		"run as a user with permission to read and write it" :
+		"name the KVM device, usually " DEFAULT_KVM_PATH;
+	size_t i;
+
+	if (err == -ENOTTY)
+		report->kvm_reason = sentence("%s is not KVM", path);
+	else
+		report->kvm_reason = sentence("%s cannot be opened: %s", path, strerror(-err));
+	kvm->reason = report->kvm_reason;
+
+	for (i = 0; i < report->finding_count; i++)
+		if (report->findings[i].remedy &&
+		    !strcmp(report->findings[i].remedy, about_default))
+			report->findings[i].remedy = remedy;
+}
+
+static int ask(const struct question *question, int kvm_fd, int vm_fd, struct report *report)
+{
+	GMEM_OPTS(gmem_caps_opts, opts, .kvm_fd = kvm_fd);
+	bool own_device = strcmp(question->kvm_path, DEFAULT_KVM_PATH) != 0;
+	int err;
+
+	if (kvm_fd >= 0 || own_device)
+		opts.flags |= GMEM_CAPS_KVM_FD;
+	if (report->has_vm) {
+		opts.flags |= GMEM_CAPS_VM_TYPE;
+		opts.vm_type = report->vm_type;
+		if (question->run_guest)
+			opts.flags |= GMEM_CAPS_RUN_GUEST;
+	}
+
+	err = gmem_caps_new(vm_fd, &opts, &report->caps);
+	if (err)
+		return err;
+
+	read_findings(report);
+	if (kvm_fd < 0 && own_device)
+		explain_kvm(report, question->kvm_path, kvm_fd);
+	answer_backings(report);
+	return 0;
+}
+
+/* fd, or -errno; -ENOTTY if it opens but is not KVM */
+static int open_kvm(const char *path)
+{
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+
+	if (fd < 0)
+		return -errno;
+
+	if (ioctl(fd, KVM_GET_API_VERSION, 0) < 0) {
+		close(fd);
+		return -ENOTTY;
+	}
+	return fd;
+}
+
+int make_report(const struct question *question, struct report *report)
+{
+	int vm_fd = GMEM_NO_VM;
+	int kvm_fd, err;
+
+	kvm_fd = open_kvm(question->kvm_path);
+	if (kvm_fd >= 0 && !question->no_vm) {
+		report->vm_type = question->vm_type;
+		vm_fd = create_vm(kvm_fd, &report->vm_type);
+		if (vm_fd < 0) {
+			report->note = sentence("No VM of type %" PRIu64 " can be made: %s",
+						report->vm_type, strerror(-vm_fd));
+			vm_fd = GMEM_NO_VM;
+		}
+	}
+	report->has_vm = vm_fd >= 0;
+
+	err = ask(question, kvm_fd, vm_fd, report);
+
+	if (vm_fd >= 0)
+		close(vm_fd);
+	if (kvm_fd >= 0)
+		close(kvm_fd);
+	return err;
+}
+
+void free_report(struct report *report)
+{
+	size_t i;
+
+	for (i = 0; i < BACKING_COUNT; i++)
+		free(report->backings[i].reason);
+	free(report->note);
+	free(report->kvm_reason);
+	free(report->findings);
+	gmem_caps_free(report->caps);
+}
+
+const struct backing *find_backing(const struct report *report, const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < BACKING_COUNT; i++)
+		if (!strcmp(report->backings[i].name, name))
+			return &report->backings[i];
+	return NULL;
+}
+
+const struct gmem_finding *find_finding(const struct report *report, const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < report->finding_count; i++)
+		if (!strcmp(report->findings[i].name, name))
+			return &report->findings[i];
+	return NULL;
+}

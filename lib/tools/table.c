@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: MIT */
+/* The report for people. Values stand in the reasons, so they need no column. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "probe.h"
+
+#define INDENT		2
+#define GAP		2
+#define ANSWER		7	/* "unknown" */
+#define TITLE_MAX	30
+#define REASON_MIN	24
+
+/* Where things stand in a line */
+struct layout {
+	unsigned int title;	/* width of the first column */
+	unsigned int reason;	/* column where the third begins */
+	unsigned int width;	/* of the line */
+	bool color;
+};
+
+const char *answer_name(uint32_t answer)
+{
+	switch (answer) {
+	case GMEM_YES:
+		return "yes";
+	case GMEM_NO:
+		return "no";
+	default:
+		return "unknown";
+	}
+}
+
+static const char *answer_color(uint32_t answer)
+{
+	switch (answer) {
+	case GMEM_YES:
+		return "\033[32m";
+	case GMEM_NO:
+		return "\033[31m";
+	default:
+		return "\033[33m";
+	}
+}
+
+static bool is_continuation(char c)
+{
+	return ((unsigned char)c & 0xc0) == 0x80;
+}
+
+static unsigned int columns(const char *s, size_t size)
+{
+	unsigned int n = 0;
+
+	while (size--)
+		n += !is_continuation(s[size]);
+	return n;
+}
+
+/* A file name in a sentence must not steer the terminal. */
+static void print_clean(const char *s, size_t size)
+{
+	for (; size--; s++)
+		putchar((unsigned char)*s < ' ' || *s == 0x7f ? '?' : *s);
+}
+
+static void print_spaces(unsigned int count)
+{
+	printf("%*s", (int)count, "");
+}
+
+/*
+ * A paragraph whose every line begins in column @indent, which the cursor has
+ * reached. Begins with @lead, and ends the line.
+ */
+static void print_wrapped(const char *lead, const char *text, unsigned int indent,
+			  unsigned int width)
+{
+	unsigned int column = indent + (unsigned int)strlen(lead);
+	unsigned int word_columns;
+	bool first = true;
+	size_t size;
+
+	fputs(lead, stdout);
+	for (text += strspn(text, " "); *text; text += strspn(text, " ")) {
+		size = strcspn(text, " ");
+		word_columns = columns(text, size);
+
+		if (!first && column + 1 + word_columns > width) {
+			putchar('\n');
+			print_spaces(indent);
+			column = indent;
+		} else if (!first) {
+			putchar(' ');
+			column++;
+		}
+		print_clean(text, size);
+		column += word_columns;
+		text += size;
+		first = false;
+	}
+	putchar('\n');
+}
+
+static void measure(const struct report *report, struct layout *layout)
+{
+	unsigned int title;
+	size_t i;
+
+	layout->title = 0;
+	for (i = 0; i < report->finding_count; i++) {
+		title = columns(report->findings[i].title, strlen(report->findings[i].title));
+		if (title > layout->title)
+			layout->title = title;
+	}
+	if (layout->title > TITLE_MAX)
+		layout->title = TITLE_MAX;
+
+	layout->reason = INDENT + layout->title + GAP + ANSWER + GAP;
+	if (layout->width < layout->reason + REASON_MIN)
+		layout->width = layout->reason + REASON_MIN;
+}
+
+static void print_line(const struct layout *layout, const char *title, uint32_t answer,
+		       const char *reason, const char *remedy)
+{
+	unsigned int title_columns = columns(title, strlen(title));
+
+	print_spaces(INDENT);
+	print_clean(title, strlen(title));
+	if (title_columns > layout->title) {
+		putchar('\n');
+		print_spaces(INDENT);
+		title_columns = 0;
+	}
+	print_spaces(layout->title - title_columns + GAP);
+
+	if (layout->color)
+		fputs(answer_color(answer), stdout);
+	fputs(answer_name(answer), stdout);
+	if (layout->color)
+		fputs("\033[0m", stdout);
+
+	print_spaces(ANSWER - (unsigned int)strlen(answer_name(answer)) + GAP);
+	print_wrapped("", reason, layout->reason, layout->width);
+
+	if (remedy) {
+		print_spaces(layout->reason);
+		print_wrapped("to change: ", remedy, layout->reason, layout->width);
+	}
+}
+
+/* The lines [first, end) that this report has */
+static void print_findings(const struct report *report, const struct layout *layout,
+			   const char *heading, size_t first, size_t end)
+{
+	const char *remedy = NULL;
+	size_t i;
+
+	if (end > report->finding_count)
+		end = report->finding_count;
+	if (first >= end)
+		return;
+
+	printf("\n%s\n", heading);
+	for (i = first; i < end; i++) {
+		const struct gmem_finding *finding = &report->findings[i];
+
+		/* Without KVM they would all say the same. */
+		if (remedy && finding->remedy && !strcmp(remedy, finding->remedy))
+			print_line(layout, finding->title, finding->answer,
+				   finding->reason, NULL);
+		else
+			print_line(layout, finding->title, finding->answer,
+				   finding->reason, finding->remedy);
+		remedy = finding->remedy;
+	}
+}
+
+static const char *best_backing(const struct report *report)
+{
+	static const struct {
+		const char *name;
+		const char *sentence;
+	} best[] = {
+		{ "shared", "Shared guest_memfd can back guests here." },
+		{ "private", "Private guest_memfd can back guests here." },
+		{ "mapped", "The mapping of a guest_memfd (\"mapped\") is the best that "
+			    "can back guests here." },
+		{ "host", "Ordinary host memory (\"host\") is the best that can back "
+			  "guests here." },
+	};
+	size_t i;
+
+	for (i = 0; i < sizeof(best) / sizeof(best[0]); i++)
+		if (find_backing(report, best[i].name)->answer == GMEM_YES)
+			return best[i].sentence;
+	return "Nothing that libgmem knows can back guests here.";
+}
+
+static void print_verdict(const struct report *report, const struct layout *layout)
+{
+	const struct gmem_finding *kvm = &report->findings[GMEM_CAP_KVM];
+
+	if (kvm->answer == GMEM_NO)
+		print_wrapped("No guest can run here: ", kvm->reason, 0, layout->width);
+	else if (!report->has_vm)
+		print_wrapped("", "Only a VM can tell what can back guests here.", 0,
+			      layout->width);
+	else
+		print_wrapped("", best_backing(report), 0, layout->width);
+}
+
+void print_table(const struct report *report, unsigned int width, bool color)
+{
+	struct layout layout = { .width = width, .color = color };
+	size_t i;
+
+	measure(report, &layout);
+
+	printf("libgmem %s, ", gmem_version());
+	if (report->has_vm)
+		printf("tried in a VM of type %" PRIu64 "\n", report->vm_type);
+	else
+		printf("this host without a VM\n");
+	if (report->note)
+		print_wrapped("", report->note, 0, layout.width);
+
+	print_findings(report, &layout, "Host", GMEM_CAP_ARCHITECTURE, GMEM_CAP_COUNT);
+	print_findings(report, &layout, "What KVM says", GMEM_CAP_KVM, GMEM_CAP_CREATE);
+	print_findings(report, &layout, "What trying it proved", GMEM_CAP_CREATE,
+		       GMEM_CAP_ARCHITECTURE);
+	/* a library newer than this program */
+	print_findings(report, &layout, "More", GMEM_CAP_COUNT, SIZE_MAX);
+
+	printf("\nWays of backing\n");
+	for (i = 0; i < BACKING_COUNT; i++)
+		print_line(&layout, report->backings[i].name, report->backings[i].answer,
+			   report->backings[i].reason, NULL);
+
+	putchar('\n');
+	print_verdict(report, &layout);
+}

@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The binary interface of gmem.h on 64-bit machines, in numbers. A released
+ * number never changes; options structs may get more fields at their end.
+ */
+#include "gmem.h"
+
+#define SIZE(type, bytes) \
+	_Static_assert(sizeof(struct type) == (bytes), "size of " #type)
+#define FIELD(type, field, bytes) \
+	_Static_assert(offsetof(struct type, field) == (bytes), "offset of " #type "." #field)
+#define NUMBER(name, value) \
+	_Static_assert((name) == (value), #name)
+
+SIZE(gmem_finding, 48);
+FIELD(gmem_finding, name, 0);
+FIELD(gmem_finding, title, 8);
+FIELD(gmem_finding, reason, 16);
+FIELD(gmem_finding, remedy, 24);
+FIELD(gmem_finding, value, 32);
+FIELD(gmem_finding, answer, 40);
+FIELD(gmem_finding, has_value, 44);
+
+SIZE(gmem_caps_opts, 32);
+FIELD(gmem_caps_opts, size, 0);
+FIELD(gmem_caps_opts, flags, 8);
+FIELD(gmem_caps_opts, vm_type, 16);
+FIELD(gmem_caps_opts, kvm_fd, 24);
+FIELD(gmem_caps_opts, reserved, 28);
+
+SIZE(gmem_request, 72);
+FIELD(gmem_request, size, 0);
+FIELD(gmem_request, backings, 8);
+FIELD(gmem_request, needs, 40);
+FIELD(gmem_request, required_flags, 48);
+FIELD(gmem_request, preferred_flags, 56);
+FIELD(gmem_request, forbidden_flags, 64);
+
+SIZE(gmem_adopt_opts, 24);
+FIELD(gmem_adopt_opts, size, 0);
+FIELD(gmem_adopt_opts, flags, 8);
+FIELD(gmem_adopt_opts, create_flags, 16);
+
+SIZE(gmem_map_opts, 32);
+FIELD(gmem_map_opts, size, 0);
+FIELD(gmem_map_opts, flags, 8);
+FIELD(gmem_map_opts, hva, 16);
+FIELD(gmem_map_opts, align, 24);
+
+SIZE(gmem_vm_opts, 40);
+FIELD(gmem_vm_opts, size, 0);
+FIELD(gmem_vm_opts, flags, 8);
+FIELD(gmem_vm_opts, caps, 16);
+FIELD(gmem_vm_opts, log, 24);
+FIELD(gmem_vm_opts, log_data, 32);
+
+SIZE(gmem_region_opts, 64);
+FIELD(gmem_region_opts, size, 0);
+FIELD(gmem_region_opts, flags, 8);
+FIELD(gmem_region_opts, plan, 16);
+FIELD(gmem_region_opts, file, 24);
+FIELD(gmem_region_opts, file_offset, 32);
+FIELD(gmem_region_opts, hva, 40);
+FIELD(gmem_region_opts, align, 48);
+FIELD(gmem_region_opts, slot, 56);
+FIELD(gmem_region_opts, reserved, 60);
+
+/* enum gmem_backing */
+NUMBER(GMEM_BACKING_NONE, 0);
+NUMBER(GMEM_BACKING_HOST, 1);
+NUMBER(GMEM_BACKING_MAPPED, 2);
+NUMBER(GMEM_BACKING_SHARED, 3);
+NUMBER(GMEM_BACKING_PRIVATE, 4);
+NUMBER(GMEM_BACKING_INPLACE, 5);
+
+/* enum gmem_cap */
+NUMBER(GMEM_CAP_KVM, 0);
+NUMBER(GMEM_CAP_USER_MEMORY2, 1);
+NUMBER(GMEM_CAP_MEMORY_FAULT_INFO, 2);
+NUMBER(GMEM_CAP_MEMORY_ATTRIBUTES, 3);
+NUMBER(GMEM_CAP_GUEST_MEMFD, 4);
+NUMBER(GMEM_CAP_VM_TYPES, 5);
+NUMBER(GMEM_CAP_PRE_FAULT, 6);
+NUMBER(GMEM_CAP_CREATE_FLAGS, 7);
+NUMBER(GMEM_CAP_MEMSLOTS, 8);
+NUMBER(GMEM_CAP_ADDRESS_SPACES, 9);
+NUMBER(GMEM_CAP_READONLY, 10);
+NUMBER(GMEM_CAP_CREATE, 11);
+NUMBER(GMEM_CAP_BIND, 12);
+NUMBER(GMEM_CAP_HOST_ACCESS, 13);
+NUMBER(GMEM_CAP_PRIVATE_MEMORY, 14);
+NUMBER(GMEM_CAP_IN_PLACE, 15);
+NUMBER(GMEM_CAP_DIRTY_LOG, 16);
+NUMBER(GMEM_CAP_ADDRESS_BITS, 17);
+NUMBER(GMEM_CAP_GUEST_USES_FILE, 18);
+NUMBER(GMEM_CAP_ARCHITECTURE, 19);
+NUMBER(GMEM_CAP_PAGE_SIZE, 20);
+NUMBER(GMEM_CAP_NUMA_NODES, 21);
+NUMBER(GMEM_CAP_NUMA_POLICY, 22);
+NUMBER(GMEM_CAP_IO_URING, 23);
+NUMBER(GMEM_CAP_COUNT, 24);
+
+/* flags and other constants */
+NUMBER(GMEM_CREATE_MMAP, 1);
+NUMBER(GMEM_CREATE_INIT_SHARED, 2);
+NUMBER(GMEM_UNKNOWN, 0);
+NUMBER(GMEM_NO, 1);
+NUMBER(GMEM_YES, 2);
+NUMBER(GMEM_CAPS_KVM_FD, 1);
+NUMBER(GMEM_CAPS_VM_TYPE, 2);
+NUMBER(GMEM_CAPS_NO_SELFTEST, 4);
+NUMBER(GMEM_CAPS_RUN_GUEST, 8);
+NUMBER(GMEM_NO_VM, -1);
+NUMBER(GMEM_NEED_HOST_ACCESS, 1);
+NUMBER(GMEM_NEED_CONVERSION, 2);
+NUMBER(GMEM_NEED_DIRTY_LOG, 4);
+NUMBER(GMEM_NEED_NUMA, 8);
+NUMBER(GMEM_NEED_READONLY, 16);
+NUMBER(GMEM_REQUEST_BACKINGS, 8);
+NUMBER(GMEM_ATTRIBUTES_NONE, 0);
+NUMBER(GMEM_ATTRIBUTES_VM, 1);
+NUMBER(GMEM_ATTRIBUTES_FILE, 2);
+NUMBER(GMEM_ADOPT_CREATE_FLAGS, 1);
+NUMBER(GMEM_MAP_READONLY, 1);
+NUMBER(GMEM_MAP_FIXED, 2);
+NUMBER(GMEM_MAP_REPLACE, 4);
+NUMBER(GMEM_VM_NO_SELFTEST, 1);
+NUMBER(GMEM_REGION_READONLY, 1);
+NUMBER(GMEM_REGION_DIRTY_LOG, 2);
+NUMBER(GMEM_REGION_SLOT, 4);
+NUMBER(GMEM_REGION_HVA, 8);
