@@ -825,7 +825,8 @@ struct gmem_region_opts {
  * KVM_SET_USER_MEMORY_REGION where the plan needs no more. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range, past the VM's address bits, past the end of
- * the file, a file without the plan's create flags or of another VM, or a slot
+ * the file, a file without the plan's create flags, or of another VM (unless the
+ * way of backing only maps it), or a slot
  * number past the limit, -EEXIST overlaps a region, a bound range of the file,
  * a used slot number, or something mapped at @hva, -EOPNOTSUPP the way of
  * backing cannot do what the flags ask, or the default plan is not possible
@@ -892,7 +893,7 @@ GMEM_API int gmem_region_rebind(struct gmem_region *region, struct gmem_file *fi
  * gmem_region_gpa() - guest physical address of a region
  * @region: region
  *
- * Thread-safe, except against gmem_region_move() of this region. Since: 0.1.
+ * Thread-safe; while gmem_region_move() runs, the old or the new. Since: 0.1.
  *
  * Return: bytes; 0 for NULL.
  */
@@ -917,7 +918,7 @@ GMEM_API uint64_t gmem_region_size(const struct gmem_region *region);
  * rebound. Do not unmap it. An access can raise SIGBUS as gmem_file_map()
  * says, and wherever a page of it cannot be had.
  *
- * Thread-safe, except against gmem_region_rebind() of this region. Since: 0.1.
+ * Thread-safe; while gmem_region_rebind() runs, the old or the new. Since: 0.1.
  *
  * Return: the address of the region's first byte; NULL for NULL.
  */

@@ -5,6 +5,9 @@
 
 #include "internal.h"
 
+/* More than any options struct will have; a size beyond is garbage, not to be followed. */
+#define MOST_OPTS_BYTES 1024
+
 int gmem_check_aligned(const char *what, uint64_t value)
 {
 	uint64_t page = gmem_sys_page_size();
@@ -98,6 +101,9 @@ int gmem_import_opts(const char *what, void *dst, size_t dst_size, size_t first_
 	if (src_size < first_version)
 		return gmem_fail(-EINVAL, "%s says its size is %zu bytes, at least %zu expected",
 				 what, src_size, first_version);
+	if (src_size > MOST_OPTS_BYTES)
+		return gmem_fail(-E2BIG, "%s says its size is %zu bytes: no version will be that large",
+				 what, src_size);
 
 	if (src_size > dst_size &&
 	    !is_zero((const unsigned char *)src + dst_size, src_size - dst_size))

@@ -56,6 +56,16 @@ int gmem_kvm_delete_slot(int vm_fd, uint32_t number)
 	return set_plain_slot(vm_fd, &none);
 }
 
+int gmem_kvm_insist_on_deleting_slot(int vm_fd, uint32_t number)
+{
+	int err, tries = 3;
+
+	do {
+		err = gmem_kvm_delete_slot(vm_fd, number);
+	} while (err && --tries);
+	return err;
+}
+
 int gmem_kvm_get_dirty_log(int vm_fd, uint32_t number, uint64_t *bitmap)
 {
 	struct kvm_dirty_log args = {

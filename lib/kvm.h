@@ -29,6 +29,8 @@ int gmem_kvm_create_gmemfd(int vm_fd, uint64_t size, uint64_t flags);
 /* with KVM_SET_USER_MEMORY_REGION2 if the slot has a guest_memfd, else without */
 int gmem_kvm_set_slot(int vm_fd, const struct gmem_kvm_slot *slot);
 int gmem_kvm_delete_slot(int vm_fd, uint32_t number);
+/* Deleting allocates, so it can fail for the moment: this tries more than once. */
+int gmem_kvm_insist_on_deleting_slot(int vm_fd, uint32_t number);
 
 /* @bitmap has a bit for every page of the slot */
 int gmem_kvm_get_dirty_log(int vm_fd, uint32_t number, uint64_t *bitmap);

@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -109,8 +110,9 @@ static void miss_needs(struct verdict *verdict, uint64_t needs, uint64_t need, c
 static void judge_numa_of_file(struct verdict *verdict, const struct gmem_caps *caps,
 			       uint64_t needs)
 {
-	if (needs & GMEM_NEED_NUMA)
-		miss_if_no(verdict, caps, GMEM_CAP_NUMA_POLICY, "no NUMA policy");
+	/* Not even unknown will do: where mbind() does not reach, it succeeds all the same. */
+	if (needs & GMEM_NEED_NUMA && !gmem_caps_says(caps, GMEM_CAP_NUMA_POLICY, GMEM_YES))
+		miss(verdict, "no NUMA policy: %s", caps->lines[GMEM_CAP_NUMA_POLICY].reason);
 }
 
 static void judge_plain_slot(struct verdict *verdict, const struct gmem_caps *caps, uint64_t needs)
@@ -199,6 +201,8 @@ static void judge_inplace(struct verdict *verdict, const struct gmem_caps *caps,
 {
 	(void)request;
 	miss(verdict, "%s", caps->lines[GMEM_CAP_IN_PLACE].reason);
+	/* It lacks the kernel: anything else is nearer. */
+	verdict->misses = UINT_MAX;
 }
 
 static const struct way {
@@ -290,8 +294,10 @@ int gmem_plan_make(const struct gmem_caps *caps, const struct gmem_request *user
 	if (err)
 		return err;
 
-	if (!request.backings[0])
+	if (!request.backings[0]) {
+		memset(request.backings, 0, sizeof(request.backings));
 		request.backings[0] = GMEM_BACKING_SHARED;
+	}
 
 	for (uint32_t backing = 1; backing < NR_BACKINGS; backing++)
 		ways[backing].judge(&verdicts[backing], caps, &request);

@@ -190,15 +190,18 @@ static int add_slot(struct gmem_vm *vm, const struct gmem_region *region)
 	return err ? fail_slot(vm, region, &slot, err) : 0;
 }
 
+static int fail_delete(const struct gmem_vm *vm, const struct gmem_region *region, int err)
+{
+	return gmem_fail(err,
+			 "VM fd %d refuses to delete memslot %" PRIu32 " at gpa 0x%" PRIx64 ": %s",
+			 vm->fd, region->slot, region->gpa.start, gmem_errno_name(err));
+}
+
 static int delete_slot(struct gmem_vm *vm, const struct gmem_region *region)
 {
 	int err = gmem_kvm_delete_slot(vm->fd, region->slot);
 
-	if (err)
-		return gmem_fail(err,
-				 "VM fd %d refuses to delete memslot %" PRIu32 " at gpa 0x%" PRIx64 ": %s",
-				 vm->fd, region->slot, region->gpa.start, gmem_errno_name(err));
-	return 0;
+	return err ? fail_delete(vm, region, err) : 0;
 }
 
 /*
@@ -461,9 +464,13 @@ void gmem_region_release(struct gmem_region *region)
 {
 	struct gmem_vm *vm = region->vm;
 
+	int err = 0;
+
 	/* A memslot that stays dies with the VM; without its file it holds nothing. */
 	if (region->has_slot)
-		gmem_vm_report(vm, delete_slot(vm, region));
+		err = gmem_kvm_insist_on_deleting_slot(vm->fd, region->slot);
+	if (err)
+		gmem_vm_report(vm, fail_delete(vm, region, err));
 	dismantle(vm, region);
 }
 
@@ -487,6 +494,12 @@ GMEM_API int gmem_region_remove(struct gmem_region *region)
 
 /* ---- move and rebind ---- */
 
+/* Atomic for gmem_region_gpa() and _hva(), which take no lock. */
+static void set_start(struct gmem_range *range, uint64_t start)
+{
+	__atomic_store_n(&range->start, start, __ATOMIC_RELAXED);
+}
+
 static int move_locked(struct gmem_vm *vm, struct gmem_region *region, uint64_t gpa)
 {
 	const struct gmem_kvm_slot before = slot_of(region);
@@ -503,10 +516,10 @@ static int move_locked(struct gmem_vm *vm, struct gmem_region *region, uint64_t 
 		goto put_back;
 	}
 
-	region->gpa.start = gpa;
+	set_start(&region->gpa, gpa);
 	err = replace_slot(vm, region, &before);
 	if (err)
-		region->gpa.start = before.gpa;
+		set_start(&region->gpa, before.gpa);
 
 put_back:
 	gmem_range_insert(&vm->regions, &region->gpa);
@@ -579,7 +592,7 @@ static void switch_map(struct gmem_vm *vm, struct gmem_region *region, struct gm
 
 	gmem_range_remove(&vm->hvas, &region->hva);
 	region->map = map;
-	region->hva.start = map->hva.start;
+	set_start(&region->hva, map->hva.start);
 	gmem_range_insert(&vm->hvas, &region->hva);
 }
 
@@ -659,7 +672,7 @@ GMEM_API int gmem_region_rebind(struct gmem_region *region, struct gmem_file *fi
 
 GMEM_API uint64_t gmem_region_gpa(const struct gmem_region *region)
 {
-	return region ? region->gpa.start : 0;
+	return region ? __atomic_load_n(&region->gpa.start, __ATOMIC_RELAXED) : 0;
 }
 
 GMEM_API uint64_t gmem_region_size(const struct gmem_region *region)
@@ -669,7 +682,8 @@ GMEM_API uint64_t gmem_region_size(const struct gmem_region *region)
 
 GMEM_API void *gmem_region_hva(const struct gmem_region *region)
 {
-	return region ? (void *)(uintptr_t)region->hva.start : NULL;
+	return region ? (void *)(uintptr_t)__atomic_load_n(&region->hva.start, __ATOMIC_RELAXED)
+		      : NULL;
 }
 
 GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region)

@@ -20,19 +20,6 @@
 #define SLOTS_TO_TRY 4
 #define PAGES_TO_TRY 16
 
-static int delete_slot(struct gmem_scratch *scratch)
-{
-	int err = 0;
-
-	/* Deleting allocates, so it can fail for the moment. */
-	for (int tries = 0; tries < 3; tries++) {
-		err = gmem_kvm_delete_slot(scratch->vm_fd, scratch->slot);
-		if (!err)
-			break;
-	}
-	return err;
-}
-
 static int try_slot(struct gmem_scratch *scratch, const struct gmem_kvm_slot *slot)
 {
 	int err;
@@ -41,7 +28,7 @@ static int try_slot(struct gmem_scratch *scratch, const struct gmem_kvm_slot *sl
 	if (err)
 		return err;
 
-	return delete_slot(scratch);
+	return gmem_kvm_insist_on_deleting_slot(scratch->vm_fd, slot->number);
 }
 
 int gmem_scratch_try_plain(struct gmem_scratch *scratch, uint32_t flags)
@@ -89,7 +76,7 @@ int gmem_scratch_try_dirty_log(struct gmem_scratch *scratch)
 		return err;
 
 	log_err = gmem_kvm_get_dirty_log(scratch->vm_fd, slot.number, &bitmap);
-	err = delete_slot(scratch);
+	err = gmem_kvm_insist_on_deleting_slot(scratch->vm_fd, slot.number);
 	return err ? err : log_err;
 }
 

@@ -1,0 +1,652 @@
+/* SPDX-License-Identifier: MIT */
+/* The machine: its state, its failures, fds, and the calls that are not KVM's */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <unistd.h>
+
+#include "fake_internal.h"
+
+struct fake_kernel fake;
+struct fake_state kernel;
+
+static struct {
+	unsigned countdown;	/* to the call that fails; 0: none */
+	int err;
+	bool by_kind;
+	enum fake_call kind;
+	unsigned skip;
+	unsigned count;
+	int kind_err;
+	bool struck;
+	enum fake_call victim;
+} failure;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static _Thread_local unsigned depth;
+
+void enter(void)
+{
+	pthread_mutex_lock(&lock);
+	depth++;
+}
+
+int leave(int ret)
+{
+	depth--;
+	pthread_mutex_unlock(&lock);
+	return ret;
+}
+
+bool fake_is_running(void)
+{
+	return depth > 0;
+}
+
+void complain(const char *what, int number)
+{
+	fprintf(stderr, "fake: %s %d\n", what, number);
+	kernel.complaints++;
+}
+
+void *must(void *p)
+{
+	if (!p)
+		abort();
+	return p;
+}
+
+/* ------------------------------------------------------- sorted intervals -- */
+
+/* index of the first that ends after @start */
+size_t span_at(const struct spans *s, uint64_t start)
+{
+	size_t low = 0, high = s->count, mid;
+
+	while (low < high) {
+		mid = low + (high - low) / 2;
+		if (s->v[mid].end <= start)
+			low = mid + 1;
+		else
+			high = mid;
+	}
+	return low;
+}
+
+bool span_overlaps(const struct spans *s, uint64_t start, uint64_t end,
+			  uint32_t except)
+{
+	size_t i;
+
+	for (i = span_at(s, start); i < s->count && s->v[i].start < end; i++)
+		if (s->v[i].number != except)
+			return true;
+	return false;
+}
+
+void span_add(struct spans *s, uint64_t start, uint64_t end, uint32_t number)
+{
+	size_t i = span_at(s, start);
+
+	if (s->count == s->room) {
+		s->room = s->room ? 2 * s->room : 16;
+		s->v = must(realloc(s->v, s->room * sizeof(*s->v)));
+	}
+	memmove(s->v + i + 1, s->v + i, (s->count - i) * sizeof(*s->v));
+	s->v[i] = (struct span){ start, end, number };
+	s->count++;
+}
+
+void span_remove(struct spans *s, uint64_t start, uint32_t number)
+{
+	size_t i = span_at(s, start);
+
+	if (i == s->count || s->v[i].number != number)
+		abort();
+	s->count--;
+	memmove(s->v + i, s->v + i + 1, (s->count - i) * sizeof(*s->v));
+}
+
+/* --------------------------------------------------------------- failures -- */
+
+void fake_fail_call(unsigned n, int err)
+{
+	memset(&failure, 0, sizeof(failure));
+	failure.countdown = n;
+	failure.err = err;
+}
+
+void fake_fail_kind(enum fake_call call, unsigned skip, unsigned count, int err)
+{
+	memset(&failure, 0, sizeof(failure));
+	failure.by_kind = true;
+	failure.kind = call;
+	failure.skip = skip;
+	failure.count = count;
+	failure.kind_err = err;
+}
+
+void fake_fail_next(enum fake_call call, int err)
+{
+	fake_fail_kind(call, 0, 1, err);
+}
+
+bool fake_fail_struck(void)
+{
+	bool struck = failure.struck;
+	enum fake_call victim = failure.victim;
+
+	memset(&failure, 0, sizeof(failure));
+	failure.victim = victim;
+	return struck;
+}
+
+enum fake_call fake_fail_victim(void)
+{
+	return failure.victim;
+}
+
+void fake_interrupt(unsigned times, uint64_t pages)
+{
+	kernel.interrupt_times = times;
+	kernel.interrupt_pages = pages;
+}
+
+static int strike(enum fake_call call, int err)
+{
+	failure.struck = true;
+	failure.victim = call;
+	return err;
+}
+
+int fate(enum fake_call call)
+{
+	if (failure.countdown && --failure.countdown == 0)
+		return strike(call, failure.err);
+
+	if (!failure.by_kind || failure.kind != call || failure.count == 0)
+		return 0;
+	if (failure.skip) {
+		failure.skip--;
+		return 0;
+	}
+	failure.count--;
+	return strike(call, failure.kind_err);
+}
+
+/* Every call that can fail passes here: it is counted, and may have to */
+int attempt(enum fake_call call)
+{
+	kernel.counts[call]++;
+	return fate(call);
+}
+
+static const char *const call_names[FAKE_CALLS] = {
+	[FAKE_OPEN] = "open",
+	[FAKE_DUP] = "dup",
+	[FAKE_SET_CLOEXEC] = "set close-on-exec",
+	[FAKE_MMAP] = "mmap",
+	[FAKE_MUNMAP] = "munmap",
+	[FAKE_MADVISE] = "madvise",
+	[FAKE_FALLOCATE] = "fallocate",
+	[FAKE_FILE_SIZE] = "fstat",
+	[FAKE_FILESYSTEM_TYPE] = "fstatfs",
+	[FAKE_FD_LINK] = "readlink",
+	[FAKE_READ_FILE] = "read a file",
+	[FAKE_IO_URING] = "io_uring_setup",
+	[FAKE_CHECK_EXTENSION] = "KVM_CHECK_EXTENSION",
+	[FAKE_CREATE_VM] = "KVM_CREATE_VM",
+	[FAKE_CREATE_GMEMFD] = "KVM_CREATE_GUEST_MEMFD",
+	[FAKE_SET_SLOT] = "KVM_SET_USER_MEMORY_REGION",
+	[FAKE_SET_SLOT2] = "KVM_SET_USER_MEMORY_REGION2",
+	[FAKE_DELETE_SLOT] = "deleting a memslot",
+	[FAKE_RUN] = "KVM_RUN",
+	[FAKE_OTHER_IOCTL] = "another ioctl",
+};
+
+const char *fake_call_name(enum fake_call call)
+{
+	return call_names[call];
+}
+
+unsigned fake_count(enum fake_call call)
+{
+	return kernel.counts[call];
+}
+
+unsigned fake_count_all(void)
+{
+	unsigned sum = 0;
+	size_t i;
+
+	for (i = 0; i < FAKE_CALLS; i++)
+		sum += kernel.counts[i];
+	return sum;
+}
+
+unsigned fake_complaints(void)
+{
+	return kernel.complaints;
+}
+
+/* ------------------------------------------------- VMs, files and their fds -- */
+
+struct handle *handle_of(int fd)
+{
+	return fd >= 0 && fd < MAX_FDS ? &kernel.fds[fd] : NULL;
+}
+
+struct handle *open_handle(int fd, enum kind kind, struct vm *vm,
+				  struct file *file)
+{
+	struct handle *h = must(handle_of(fd));
+
+	if (h->kind != CLOSED)
+		complain("something else closed fd", fd);
+	*h = (struct handle){ .kind = kind, .vm = vm, .file = file };
+	if (vm)
+		vm->fds++;
+	if (file)
+		file->refs++;
+	return h;
+}
+
+struct vm *vm_of(int fd)
+{
+	struct handle *h = handle_of(fd);
+	struct vm *vm;
+
+	if (h && h->kind == VM)
+		return h->vm;
+	/* newest first: an fd number may have been used before */
+	for (vm = kernel.vms; vm; vm = vm->next)
+		if (vm->first_fd == fd)
+			return vm;
+	return NULL;
+}
+
+static void vm_put(struct vm *vm)
+{
+	struct vm **p;
+
+	if (vm->fds || vm->files)
+		return;
+	for (p = &kernel.vms; *p != vm;)
+		p = &(*p)->next;
+	*p = vm->next;
+	free(vm->by_gpa.v);
+	free(vm->slots);
+	free(vm);
+}
+
+void file_put(struct file *file)
+{
+	struct vm *vm = file->vm;
+	struct file **p;
+	size_t i;
+
+	if (--file->refs)
+		return;
+	if (file->bound.count && vm->fds && !vm->is_librarys)
+		complain("lost the contents of memslot", (int)file->bound.v[0].number);
+	for (i = 0; i < file->bound.count; i++)
+		vm->slots[file->bound.v[i].number].file = -1;
+
+	for (p = &kernel.files; *p != file;)
+		p = &(*p)->next;
+	*p = file->next;
+	free(file->bound.v);
+	free(file);
+	vm->files--;
+	vm_put(vm);
+}
+
+bool is_open(int fd)
+{
+	return fd >= 0 && fcntl(fd, F_GETFD) >= 0;
+}
+
+static void close_handle(int fd)
+{
+	struct handle *h = handle_of(fd);
+	struct handle old;
+
+	if (!h || h->kind == CLOSED) {
+		complain("close of a foreign fd", fd);
+		return;
+	}
+	old = *h;
+	memset(h, 0, sizeof(*h));
+	close(fd);
+	if (old.vcpu) {
+		munmap(old.vcpu->run, 2 * fake.page_size);
+		free(old.vcpu);
+	}
+	if (old.file)
+		file_put(old.file);
+	if (old.vm) {
+		old.vm->fds--;
+		vm_put(old.vm);
+	}
+}
+
+void gmem_sys_close(int fd)
+{
+	enter();
+	close_handle(fd);
+	leave(0);
+}
+
+bool is_aligned(uint64_t value)
+{
+	return value % fake.page_size == 0;
+}
+
+/* ------------------------------------------------------ the smaller calls -- */
+
+uint64_t gmem_sys_page_size(void)
+{
+	return fake.page_size;
+}
+
+const char *gmem_sys_architecture(void)
+{
+	return fake.arm64 ? "arm64" : "x86_64";
+}
+
+static int do_open(const char *path)
+{
+	int fd;
+
+	if (strcmp(path, "/dev/kvm") != 0)
+		return -ENOENT;
+	if (fake.kvm_errno)
+		return fake.kvm_errno;
+	fd = eventfd(0, EFD_CLOEXEC);
+	open_handle(fd, KVM, NULL, NULL)->cloexec = true;
+	return fd;
+}
+
+int gmem_sys_open(const char *path, int flags)
+{
+	int ret;
+
+	(void)flags;
+	enter();
+	ret = attempt(FAKE_OPEN);
+	if (!ret)
+		ret = do_open(path);
+	return leave(ret);
+}
+
+static int do_dup(int fd)
+{
+	struct handle *h = handle_of(fd);
+	int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+
+	if (copy < 0)
+		return -errno;
+	if (!h || h->kind == CLOSED)
+		open_handle(copy, OTHER, NULL, NULL)->cloexec = true;
+	else
+		open_handle(copy, h->kind, h->vm, h->file)->cloexec = true;
+	return copy;
+}
+
+int gmem_sys_dup(int fd)
+{
+	int ret;
+
+	enter();
+	ret = attempt(FAKE_DUP);
+	if (!ret)
+		ret = do_dup(fd);
+	return leave(ret);
+}
+
+int gmem_sys_set_cloexec(int fd)
+{
+	struct handle *h = handle_of(fd);
+	int err;
+
+	enter();
+	err = attempt(FAKE_SET_CLOEXEC);
+	if (!err && fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
+		err = -errno;
+	if (!err && h)
+		h->cloexec = true;
+	return leave(err);
+}
+
+static int do_file_size(int fd, uint64_t *ret)
+{
+	struct handle *h = handle_of(fd);
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	*ret = h && h->kind == GMEM ? h->file->size : (uint64_t)st.st_size;
+	return 0;
+}
+
+int gmem_sys_file_size(int fd, uint64_t *ret)
+{
+	int err;
+
+	enter();
+	err = attempt(FAKE_FILE_SIZE);
+	if (!err)
+		err = do_file_size(fd, ret);
+	return leave(err);
+}
+
+static int do_filesystem_type(int fd, uint64_t *ret)
+{
+	struct handle *h = handle_of(fd);
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs) < 0)
+		return -errno;
+	if (h && h->kind == GMEM)
+		*ret = fake.filesystem_type;
+	else if (h && h->kind != CLOSED && h->kind != OTHER)
+		*ret = FAKE_ANON_INODE_MAGIC;
+	else
+		*ret = (uint64_t)fs.f_type;
+	return 0;
+}
+
+int gmem_sys_filesystem_type(int fd, uint64_t *ret)
+{
+	int err;
+
+	enter();
+	err = attempt(FAKE_FILESYSTEM_TYPE);
+	if (!err)
+		err = do_filesystem_type(fd, ret);
+	return leave(err);
+}
+
+static int do_fd_link(int fd, char *buf, size_t size)
+{
+	static const char *const links[] = {
+		[KVM] = "/dev/kvm",
+		[VM] = "anon_inode:kvm-vm",
+		[VCPU] = "anon_inode:kvm-vcpu:0",
+	};
+	struct handle *h = handle_of(fd);
+	char path[32];
+	ssize_t n;
+
+	if (fake.no_proc || !is_open(fd))
+		return -ENOENT;
+	if (h && h->kind == GMEM)
+		snprintf(buf, size, "%s", fake.link);
+	else if (h && h->kind > OTHER)
+		snprintf(buf, size, "%s", links[h->kind]);
+	else {
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		n = readlink(path, buf, size - 1);
+		if (n < 0)
+			return -errno;
+		buf[n] = '\0';
+	}
+	return (int)strlen(buf);
+}
+
+int gmem_sys_fd_link(int fd, char *buf, size_t size)
+{
+	int ret;
+
+	enter();
+	ret = attempt(FAKE_FD_LINK);
+	if (!ret)
+		ret = do_fd_link(fd, buf, size);
+	return leave(ret);
+}
+
+static int do_read_file(const char *path, char *buf, size_t size)
+{
+	if (!fake.nodes || !strstr(path, "/node/"))
+		return -ENOENT;
+	if (fake.nodes == 1)
+		snprintf(buf, size, "0\n");
+	else
+		snprintf(buf, size, "0-%u\n", fake.nodes - 1);
+	return (int)strlen(buf);
+}
+
+int gmem_sys_read_file(const char *path, char *buf, size_t size)
+{
+	int ret;
+
+	enter();
+	ret = attempt(FAKE_READ_FILE);
+	if (!ret)
+		ret = do_read_file(path, buf, size);
+	return leave(ret);
+}
+
+int gmem_sys_try_io_uring(void)
+{
+	int err;
+
+	enter();
+	err = attempt(FAKE_IO_URING);
+	return leave(err ? err : fake.io_uring);
+}
+
+/* ------------------------------------------------------------ the machine -- */
+
+void fake_set_page_size(uint64_t page_size)
+{
+	uint64_t real = (uint64_t)sysconf(_SC_PAGESIZE);
+
+	fake.page_size = page_size > real ? page_size : real;
+}
+
+void fake_boot_kernel(const struct fake_kernel *row)
+{
+	fake_halt();
+	fake = *row;
+	fake_set_page_size(row->page_size);
+	memset(kernel.counts, 0, sizeof(kernel.counts));
+	memset(&failure, 0, sizeof(failure));
+	kernel.complaints = 0;
+	kernel.interrupt_times = 0;
+}
+
+void fake_boot(const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < fake_kernel_count; i++) {
+		if (strcmp(fake_kernels[i].name, name) == 0) {
+			fake_boot_kernel(&fake_kernels[i]);
+			return;
+		}
+	}
+	fprintf(stderr, "fake: no kernel \"%s\"\n", name);
+	abort();
+}
+
+unsigned fake_halt(void)
+{
+	unsigned left = fake_open_fds() + fake_open_mappings();
+	struct mapping map;
+	int fd;
+
+	enter();
+	for (fd = 0; fd < MAX_FDS; fd++)
+		if (kernel.fds[fd].kind == VM)
+			close_handle(fd);
+	while (kernel.map_count) {
+		map = kernel.maps[0];
+		map_delete(0);
+		munmap((void *)(uintptr_t)map.start, map.size);
+	}
+	for (fd = 0; fd < MAX_FDS; fd++)
+		if (kernel.fds[fd].kind != CLOSED)
+			close_handle(fd);
+	free(kernel.maps);
+	kernel.maps = NULL;
+	kernel.map_room = 0;
+	leave(0);
+	return left;
+}
+
+int fake_new_vm(void)
+{
+	int fd;
+
+	enter();
+	fd = create_vm(fake.vm_type);
+	return leave(fd);
+}
+
+int fake_new_kvm(void)
+{
+	int fd;
+
+	enter();
+	fd = do_open("/dev/kvm");
+	return leave(fd);
+}
+
+int fake_new_vcpu(int vm_fd)
+{
+	int fd;
+
+	enter();
+	fd = create_vcpu(must(vm_of(vm_fd)));
+	return leave(fd);
+}
+
+int fake_new_gmemfd(int vm_fd, uint64_t size, uint64_t flags)
+{
+	struct gmem_kvm_create_guest_memfd args = { .size = size, .flags = flags };
+	int fd;
+
+	enter();
+	fd = create_gmemfd(must(vm_of(vm_fd)), &args);
+	return leave(fd);
+}
+
+void fake_close(int fd)
+{
+	gmem_sys_close(fd);
+}
+
+void fake_kill_vm(int vm_fd)
+{
+	struct vm *vm = must(vm_of(vm_fd));
+
+	vm->dead = true;
+}

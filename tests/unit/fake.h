@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A scripted kernel behind the prototypes of lib/sys.h.
+ *
+ * It keeps the rules of a kernel chosen from a table (fake_kernels), counts
+ * every call, fails any of them on request, and can be photographed, so that a
+ * test can say "this call changed nothing". Fake fds are real fds and fake
+ * mappings real mappings: what the library leaks is really leaked.
+ */
+#ifndef GMEM_FAKE_H
+#define GMEM_FAKE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* statfs(2) f_type of anonymous inodes: guest_memfd before Linux 6.19 */
+#define FAKE_ANON_INODE_MAGIC	0x09041934
+/* and of guest_memfd since */
+#define FAKE_GMEM_MAGIC		0x474d454d
+
+/* What KVM_CHECK_EXTENSION answers */
+struct fake_caps {
+	int user_memory2;
+	int memory_fault_info;
+	int memory_attributes;
+	int guest_memfd;
+	int vm_types;
+	int pre_fault;
+	int create_flags;
+	int memslots;
+	int address_spaces;
+	int readonly;
+};
+
+/* Whose bytes a guest's loads and stores reach when a file is bound */
+enum fake_guest {
+	FAKE_GUEST_BY_FLAGS = 0,	/* the file's if it has MMAP, else the hva's */
+	FAKE_GUEST_USES_HVA,
+	FAKE_GUEST_STORES_TO_HVA,	/* and loads by flags */
+};
+
+/* One kernel with one type of VM on it */
+struct fake_kernel {
+	const char *name;
+	struct fake_caps kvm;		/* what /dev/kvm answers */
+	struct fake_caps vm;		/* what a VM of @vm_type answers */
+	uint64_t vm_type;
+	uint64_t page_size;
+	uint64_t legal_flags;		/* create flags that KVM_CREATE_GUEST_MEMFD takes */
+	uint64_t filesystem_type;	/* of a guest_memfd */
+	const char *link;		/* of a guest_memfd in /proc/self/fd */
+	int api_version;		/* 0: the one everybody speaks */
+	int kvm_errno;			/* what opening /dev/kvm gives; 0: an fd */
+	int unknown_ioctl;		/* what an ioctl it lacks gives on a VM fd */
+	int beyond_address_bits;	/* what a memslot past @address_bits gives */
+	int file_overlap;		/* what binding bound pages again gives */
+	int io_uring;			/* what io_uring_setup(2) gives */
+	unsigned address_bits;
+	unsigned nodes;			/* NUMA nodes; 0: no /sys */
+	enum fake_guest guest;
+	bool arm64;
+	bool has_create;		/* also where every bind is refused */
+	bool binds;
+	bool bind_needs_mmap;
+	bool private_memory;
+	bool mmap_is_shared;		/* MMAP alone makes pages shared */
+	bool no_proc;
+};
+
+extern const struct fake_kernel fake_kernels[];
+extern const size_t fake_kernel_count;
+
+/* The running kernel; a test may change it between calls */
+extern struct fake_kernel fake;
+
+/* Boot a kernel of the table; ends the one before */
+void fake_boot(const char *name);
+void fake_boot_kernel(const struct fake_kernel *kernel);
+/* The same kernel, as if its pages had another size */
+void fake_set_page_size(uint64_t page_size);
+/* Close and unmap what is left. Returns the number of things left over. */
+unsigned fake_halt(void);
+
+/* A VM of the kernel's vm_type, as a VMM would have made it; an fd */
+int fake_new_vm(void);
+/* What a VMM has open besides: /dev/kvm, a vCPU, and a raw guest_memfd */
+int fake_new_kvm(void);
+int fake_new_vcpu(int vm_fd);
+int fake_new_gmemfd(int vm_fd, uint64_t size, uint64_t flags);
+void fake_close(int fd);
+/* From now on every ioctl of the VM is -EIO: it is dead, or another process's */
+void fake_kill_vm(int vm_fd);
+
+/* ---- what happened ---- */
+
+/* The system calls, and those ioctls that tests tell apart */
+enum fake_call {
+	FAKE_OPEN,
+	FAKE_DUP,
+	FAKE_SET_CLOEXEC,
+	FAKE_MMAP,
+	FAKE_MUNMAP,
+	FAKE_MADVISE,
+	FAKE_FALLOCATE,
+	FAKE_FILE_SIZE,
+	FAKE_FILESYSTEM_TYPE,
+	FAKE_FD_LINK,
+	FAKE_READ_FILE,
+	FAKE_IO_URING,
+	FAKE_CHECK_EXTENSION,
+	FAKE_CREATE_VM,
+	FAKE_CREATE_GMEMFD,
+	FAKE_SET_SLOT,		/* KVM_SET_USER_MEMORY_REGION with a size */
+	FAKE_SET_SLOT2,		/* KVM_SET_USER_MEMORY_REGION2 with a size */
+	FAKE_DELETE_SLOT,
+	FAKE_RUN,
+	FAKE_OTHER_IOCTL,
+	FAKE_CALLS
+};
+
+const char *fake_call_name(enum fake_call call);
+/* Calls since boot that can fail, of one kind or of all */
+unsigned fake_count(enum fake_call call);
+unsigned fake_count_all(void);
+/* Things a correct program never does: closing a foreign fd, losing a bound file */
+unsigned fake_complaints(void);
+
+/* ---- failure ---- */
+
+/*
+ * The @n-th call from now, 1 being the next, fails with @err (negative). Calls
+ * that cannot fail do not count: close, and unmapping a whole mapping.
+ */
+void fake_fail_call(unsigned n, int err);
+/* Of the calls of one kind let @skip pass, then fail @count */
+void fake_fail_kind(enum fake_call call, unsigned skip, unsigned count, int err);
+void fake_fail_next(enum fake_call call, int err);
+/* Did any of it strike since it was asked for? Clears what did not. */
+bool fake_fail_struck(void);
+/* The call that was struck last */
+enum fake_call fake_fail_victim(void);
+
+/*
+ * The next @times fallocate() calls end with -EINTR after @pages pages, as if
+ * a signal arrived; a call of fewer pages finishes.
+ */
+void fake_interrupt(unsigned times, uint64_t pages);
+
+/* True while the fake itself runs: what it allocates is not the library's */
+bool fake_is_running(void);
+
+/* ---- state ---- */
+
+struct fake_snapshot;
+
+/* Open fds with their close-on-exec, memslots of all VMs, mappings */
+struct fake_snapshot *fake_snapshot(void);
+/* Does the state equal the snapshot? Prints the difference if not. Frees it. */
+bool fake_equal(struct fake_snapshot *snapshot);
+void fake_forget(struct fake_snapshot *snapshot);
+
+/* One memslot as the kernel holds it */
+struct fake_slot {
+	uint32_t number;
+	uint32_t flags;
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t hva;
+	uint64_t offset;
+	int file;		/* identity of the guest_memfd, 0 for none */
+};
+
+/* By number; false if there is none. The VM may be known by a closed fd. */
+bool fake_get_slot(int vm_fd, uint32_t number, struct fake_slot *ret);
+unsigned fake_slot_count(int vm_fd);
+/* Add one behind the library's back */
+int fake_add_slot(int vm_fd, uint32_t number, uint64_t gpa, uint64_t size);
+
+/* Is the VM that was once behind this fd still there? */
+bool fake_vm_exists(int vm_fd);
+/* Identity of the guest_memfd behind an fd or an address, 0 for none */
+int fake_file_of_fd(int fd);
+int fake_file_at(const void *hva, uint64_t *ret_offset);
+/* Protection of the mapping at an address, -1 for none */
+int fake_protection_at(const void *hva);
+/* Are all pages of a range allocated? Kept for the first 4096 of a file. */
+bool fake_is_allocated(int fd, uint64_t offset, uint64_t size);
+unsigned fake_open_fds(void);
+unsigned fake_open_mappings(void);
+
+#endif

@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: MIT */
+/* A vCPU that knows four instructions: what the library's self-test needs */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "fake_internal.h"
+
+int create_vcpu(struct vm *vm)
+{
+	int fd = memfd_create("fake-vcpu", MFD_CLOEXEC);
+	uint64_t size = 2 * fake.page_size;
+	struct vcpu *vcpu = must(calloc(1, sizeof(*vcpu)));
+	struct handle *h;
+
+	if (ftruncate(fd, (off_t)size) < 0)
+		abort();
+	vcpu->run = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (vcpu->run == MAP_FAILED)
+		abort();
+	h = open_handle(fd, VCPU, vm, NULL);
+	h->cloexec = true;
+	h->vcpu = vcpu;
+	return fd;
+}
+
+static int fd_of_file(const struct file *file)
+{
+	int fd;
+
+	for (fd = 0; fd < MAX_FDS; fd++)
+		if (kernel.fds[fd].kind == GMEM && kernel.fds[fd].file == file)
+			return fd;
+	return -1;
+}
+
+static bool guest_uses_file(const struct vm *vm, const struct file *file, uint64_t gpa,
+			    bool store)
+{
+	if (fake.guest == FAKE_GUEST_USES_HVA ||
+	    (store && fake.guest == FAKE_GUEST_STORES_TO_HVA))
+		return false;
+	if (file->flags & GUEST_MEMFD_FLAG_MMAP)
+		return true;
+	return gpa >= vm->private_start && gpa < vm->private_end;
+}
+
+static void access_file(struct file *file, uint64_t offset, uint8_t *byte, bool store)
+{
+	int fd = fd_of_file(file);
+	ssize_t n;
+
+	if (!is_host_accessible(file)) {
+		if (store)
+			file->hidden[offset % sizeof(file->hidden)] = *byte;
+		*byte = file->hidden[offset % sizeof(file->hidden)];
+		return;
+	}
+	n = store ? pwrite(fd, byte, 1, (off_t)offset) : pread(fd, byte, 1, (off_t)offset);
+	if (n != 1)
+		abort();
+}
+
+/* A load or store of the guest; -EFAULT with an exit if the file is gone */
+static int guest_access(struct vm *vm, struct vcpu *vcpu, uint64_t gpa, uint8_t *byte,
+			bool store)
+{
+	size_t i = span_at(&vm->by_gpa, gpa);
+	struct fake_slot *slot;
+	struct file *file = NULL;
+	uint8_t *hva;
+
+	if (i == vm->by_gpa.count || vm->by_gpa.v[i].start > gpa)
+		return -EFAULT;
+	slot = &vm->slots[vm->by_gpa.v[i].number];
+	if (slot->file == -1 && fake.guest != FAKE_GUEST_USES_HVA) {
+		vcpu->run->exit_reason = KVM_EXIT_MEMORY_FAULT;
+		return -EFAULT;
+	}
+
+	for (file = kernel.files; file && file->id != slot->file;)
+		file = file->next;
+	if (file && guest_uses_file(vm, file, gpa, store)) {
+		access_file(file, slot->offset + gpa - slot->gpa, byte, store);
+		return 0;
+	}
+	hva = (uint8_t *)(uintptr_t)slot->hva + (gpa - slot->gpa);
+	if (store)
+		*hva = *byte;
+	else
+		*byte = *hva;
+	return 0;
+}
+
+static int fetch(struct vm *vm, struct vcpu *vcpu, uint8_t *ret)
+{
+	return guest_access(vm, vcpu, vcpu->pc++, ret, false);
+}
+
+static int fetch_address(struct vm *vm, struct vcpu *vcpu, uint64_t *ret)
+{
+	uint8_t low = 0, high = 0;
+	int err;
+
+	err = fetch(vm, vcpu, &low);
+	if (!err)
+		err = fetch(vm, vcpu, &high);
+	*ret = (uint64_t)high << 8 | low;
+	return err;
+}
+
+static int exit_io(struct vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+
+	run->exit_reason = KVM_EXIT_IO;
+	run->io.direction = KVM_EXIT_IO_OUT;
+	run->io.size = 1;
+	run->io.count = 1;
+	run->io.data_offset = fake.page_size;
+	((uint8_t *)run)[fake.page_size] = vcpu->al;
+	return 0;
+}
+
+/* The four instructions a guest of the self-test needs, in real mode */
+static int step(struct vm *vm, struct vcpu *vcpu, bool *ret_exit)
+{
+	uint64_t address = 0;
+	uint8_t op = 0, byte = 0;
+	int err;
+
+	err = fetch(vm, vcpu, &op);
+	if (err)
+		return err;
+
+	switch (op) {
+	case 0xc6:		/* movb $imm, address */
+		err = fetch(vm, vcpu, &byte);
+		if (!err)
+			err = fetch_address(vm, vcpu, &address);
+		if (!err)
+			err = fetch(vm, vcpu, &byte);
+		return err ? err : guest_access(vm, vcpu, address, &byte, true);
+	case 0xa0:		/* movb address, %al */
+		err = fetch_address(vm, vcpu, &address);
+		return err ? err : guest_access(vm, vcpu, address, &vcpu->al, false);
+	case 0xe6:		/* outb %al, port */
+		*ret_exit = true;
+		err = fetch(vm, vcpu, &byte);
+		return err ? err : exit_io(vcpu);
+	default:
+		*ret_exit = true;
+		vcpu->run->exit_reason = op == 0xf4 ? KVM_EXIT_HLT : KVM_EXIT_INTERNAL_ERROR;
+		return 0;
+	}
+}
+
+static int run_guest(struct vm *vm, struct vcpu *vcpu)
+{
+	bool exits = false;
+	uint64_t pc;
+	int err = 0;
+
+	if (!vcpu->has_registers)
+		return -ENOEXEC;	/* at the reset vector there is nothing */
+	while (!err && !exits) {
+		pc = vcpu->pc;
+		err = step(vm, vcpu, &exits);
+		if (err)
+			vcpu->pc = pc;
+	}
+	return err;
+}
+
+int vcpu_ioctl(struct handle *h, unsigned long request, void *arg)
+{
+	if (h->vm->dead)
+		return -EIO;
+	if (request == KVM_RUN)
+		return run_guest(h->vm, h->vcpu);
+	if (fake.arm64)
+		return fake.unknown_ioctl;	/* its guests do not run here */
+
+	switch (request) {
+#if defined(__x86_64__)
+	case KVM_GET_SREGS:
+		memset(arg, 0, sizeof(struct kvm_sregs));
+		return 0;
+	case KVM_SET_SREGS:
+		return 0;
+	case KVM_SET_REGS:
+		h->vcpu->pc = ((const struct kvm_regs *)arg)->rip;
+		h->vcpu->has_registers = true;
+		return 0;
+#endif
+	default:
+		(void)arg;
+		return fake.unknown_ioctl;
+	}
+}

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: MIT */
+/* What the files of the fake share. Tests see fake.h only. */
+#ifndef GMEM_FAKE_INTERNAL_H
+#define GMEM_FAKE_INTERNAL_H
+
+#include "fake.h"
+#include "kvm_compat.h"
+#include "sys.h"
+
+#define MAX_FDS		1024
+#define MAX_SLOTS	32768
+#define TRACKED_PAGES	4096
+#define ADDRESS_END	((uint64_t)1 << 47)	/* of user space */
+
+/* Sorted intervals, for slots by gpa and for bound ranges by file offset */
+struct span {
+	uint64_t start;
+	uint64_t end;
+	uint32_t number;
+};
+
+struct spans {
+	struct span *v;
+	size_t count;
+	size_t room;
+};
+
+struct vm {
+	struct vm *next;
+	int id;
+	int first_fd;
+	unsigned fds;
+	unsigned files;
+	bool dead;
+	bool is_librarys;		/* made by the library, to try things in */
+	bool private_memory;
+	bool binds;
+	uint64_t legal_flags;
+	struct fake_caps caps;
+	uint64_t private_start;		/* the gpas last made private */
+	uint64_t private_end;
+	struct spans by_gpa;
+	struct fake_slot *slots;	/* MAX_SLOTS, size 0: none */
+};
+
+struct file {
+	struct file *next;
+	struct vm *vm;
+	int id;
+	unsigned refs;			/* fds and mappings */
+	uint64_t flags;
+	uint64_t size;
+	struct spans bound;
+	uint8_t hidden[2];		/* what a guest wrote where the host cannot look */
+	uint8_t allocated[TRACKED_PAGES];
+};
+
+struct vcpu {
+	struct kvm_run *run;
+	uint64_t pc;
+	uint8_t al;
+	bool has_registers;
+};
+
+enum kind { CLOSED = 0, OTHER, KVM, VM, VCPU, GMEM };
+
+struct handle {
+	enum kind kind;
+	bool cloexec;
+	struct vm *vm;
+	struct file *file;
+	struct vcpu *vcpu;
+};
+
+struct mapping {
+	uint64_t start;
+	uint64_t size;
+	uint64_t offset;
+	struct file *file;	/* NULL: anonymous, or a vCPU */
+	int prot;
+};
+
+struct fake_state {
+	struct vm *vms;
+	struct file *files;
+	int last_id;
+	struct handle fds[MAX_FDS];
+	struct mapping *maps;
+	size_t map_count;
+	size_t map_room;
+	unsigned counts[FAKE_CALLS];
+	unsigned complaints;
+	unsigned interrupt_times;
+	uint64_t interrupt_pages;
+};
+
+extern struct fake_state kernel;
+
+/* ---- fake.c ---- */
+
+/* Around everything that looks at or changes the state; leave() returns @ret */
+void enter(void);
+int leave(int ret);
+/* Every call that can fail passes here: it is counted, and may have to */
+int attempt(enum fake_call call);
+/* The same without the count */
+int fate(enum fake_call call);
+void complain(const char *what, int number);
+void *must(void *p);
+
+bool is_open(int fd);
+bool is_aligned(uint64_t value);
+struct handle *handle_of(int fd);
+struct handle *open_handle(int fd, enum kind kind, struct vm *vm, struct file *file);
+/* The VM of an fd, also of one that was closed */
+struct vm *vm_of(int fd);
+void file_put(struct file *file);
+
+/* index of the first that ends after @start */
+size_t span_at(const struct spans *s, uint64_t start);
+bool span_overlaps(const struct spans *s, uint64_t start, uint64_t end, uint32_t except);
+void span_add(struct spans *s, uint64_t start, uint64_t end, uint32_t number);
+void span_remove(struct spans *s, uint64_t start, uint32_t number);
+
+/* ---- fake_kvm.c ---- */
+
+struct slot_args {
+	bool is_v2;
+	uint32_t number;
+	uint32_t flags;
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t hva;
+	uint64_t offset;
+	int fd;
+};
+
+int create_vm(uint64_t type);
+int create_gmemfd(struct vm *vm, const struct gmem_kvm_create_guest_memfd *args);
+int set_slot(struct vm *vm, const struct slot_args *args);
+
+/* ---- fake_guest.c ---- */
+
+int create_vcpu(struct vm *vm);
+int vcpu_ioctl(struct handle *h, unsigned long request, void *arg);
+
+/* ---- fake_mm.c ---- */
+
+/* May the host load and store what is in the file? */
+bool is_host_accessible(const struct file *file);
+const struct mapping *map_at(uint64_t addr);
+void map_delete(size_t i);
+
+#endif

@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: MIT */
+/* Mappings, and the pages of files */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "fake_internal.h"
+
+bool is_host_accessible(const struct file *file)
+{
+	return (file->flags & GUEST_MEMFD_FLAG_MMAP) &&
+	       ((file->flags & GUEST_MEMFD_FLAG_INIT_SHARED) || fake.mmap_is_shared);
+}
+
+/* --------------------------------------------------------------- mappings -- */
+
+static void map_insert(const struct mapping *map)
+{
+	size_t i;
+
+	if (kernel.map_count == kernel.map_room) {
+		kernel.map_room = kernel.map_room ? 2 * kernel.map_room : 64;
+		kernel.maps = must(realloc(kernel.maps,
+					   kernel.map_room * sizeof(*kernel.maps)));
+	}
+	for (i = kernel.map_count; i > 0 && kernel.maps[i - 1].start > map->start; i--)
+		kernel.maps[i] = kernel.maps[i - 1];
+	kernel.maps[i] = *map;
+	kernel.map_count++;
+	if (map->file)
+		map->file->refs++;
+}
+
+void map_delete(size_t i)
+{
+	struct file *file = kernel.maps[i].file;
+
+	kernel.map_count--;
+	memmove(kernel.maps + i, kernel.maps + i + 1,
+		(kernel.map_count - i) * sizeof(*kernel.maps));
+	if (file)
+		file_put(file);
+}
+
+/* What is left of @old on one side of a hole */
+static void map_keep(const struct mapping *old, uint64_t start, uint64_t end)
+{
+	struct mapping part = *old;
+
+	if (start >= end)
+		return;
+	part.start = start;
+	part.size = end - start;
+	part.offset += start - old->start;
+	map_insert(&part);
+}
+
+/* Forget [start, end) of every mapping; true if any was there */
+static bool map_forget(uint64_t start, uint64_t end)
+{
+	struct mapping old;
+	bool found = false;
+	size_t i = 0;
+
+	while (i < kernel.map_count) {
+		old = kernel.maps[i];
+		if (old.start >= end || old.start + old.size <= start) {
+			i++;
+			continue;
+		}
+		found = true;
+		/* the parts first: they keep the file alive */
+		map_keep(&old, old.start, start);
+		map_keep(&old, end, old.start + old.size);
+		while (kernel.maps[i].start != old.start || kernel.maps[i].size != old.size)
+			i++;
+		map_delete(i);
+		i = 0;
+	}
+	return found;
+}
+
+const struct mapping *map_at(uint64_t addr)
+{
+	size_t i;
+
+	for (i = 0; i < kernel.map_count; i++)
+		if (addr - kernel.maps[i].start < kernel.maps[i].size)
+			return &kernel.maps[i];
+	return NULL;
+}
+
+static int check_gmem_mmap(const struct file *file, int prot, int flags, uint64_t offset)
+{
+	int type = flags & MAP_TYPE;
+
+	if (!is_aligned(offset))
+		return -EINVAL;
+	if (prot & PROT_EXEC)
+		return -EPERM;
+	if (!(file->flags & GUEST_MEMFD_FLAG_MMAP))
+		return -ENODEV;
+	return type == MAP_SHARED || type == MAP_SHARED_VALIDATE ? 0 : -EINVAL;
+}
+
+/* Our page may be larger than the machine's: cut an aligned piece */
+static void *aligned_mmap(void *hint, uint64_t size, int prot, int flags, int fd,
+			  uint64_t offset)
+{
+	uint64_t extra = fake.page_size - (uint64_t)sysconf(_SC_PAGESIZE);
+	uint64_t start, aligned;
+	void *space;
+
+	if (!extra || flags & (MAP_FIXED | MAP_FIXED_NOREPLACE))
+		return mmap(hint, size, prot, flags, fd, (off_t)offset);
+
+	space = mmap(hint, size + extra, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		     -1, 0);
+	if (space == MAP_FAILED)
+		return space;
+	start = (uintptr_t)space;
+	aligned = (start + extra) / fake.page_size * fake.page_size;
+	if (aligned > start)
+		munmap(space, aligned - start);
+	if (start + extra > aligned)
+		munmap((void *)(uintptr_t)(aligned + size), start + extra - aligned);
+	return mmap((void *)(uintptr_t)aligned, size, prot, flags | MAP_FIXED, fd,
+		    (off_t)offset);
+}
+
+static int do_mmap(void *hint, uint64_t size, int prot, int flags, int fd,
+		   uint64_t offset, void **ret)
+{
+	bool anonymous = flags & MAP_ANONYMOUS;
+	struct handle *h = anonymous ? NULL : handle_of(fd);
+	struct mapping map = { .prot = prot, .offset = anonymous ? 0 : offset };
+	void *addr;
+	int err;
+
+	if (size == 0)
+		return -EINVAL;
+	if (size > ADDRESS_END)
+		return -ENOMEM;
+	if (!anonymous && !is_open(fd))
+		return -EBADF;
+	if (flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) && !is_aligned((uintptr_t)hint))
+		return -EINVAL;
+	if (h && h->kind == GMEM) {
+		err = check_gmem_mmap(h->file, prot, flags, offset);
+		if (err)
+			return err;
+		map.file = h->file;
+	}
+
+	map.size = (size + fake.page_size - 1) / fake.page_size * fake.page_size;
+	addr = aligned_mmap(hint, map.size, prot, flags, fd, offset);
+	if (addr == MAP_FAILED)
+		return -errno;
+	map.start = (uintptr_t)addr;
+	map_forget(map.start, map.start + map.size);
+	map_insert(&map);
+	*ret = addr;
+	return 0;
+}
+
+int gmem_sys_mmap(void *hint, uint64_t size, int prot, int flags, int fd,
+		  uint64_t offset, void **ret)
+{
+	int err;
+
+	enter();
+	err = attempt(FAKE_MMAP);
+	if (!err)
+		err = do_mmap(hint, size, prot, flags, fd, offset, ret);
+	return leave(err);
+}
+
+/* Unmapping part of a mapping takes memory, and may fail; the whole cannot. */
+static bool is_part_of_mapping(uint64_t start, uint64_t size)
+{
+	const struct mapping *first = map_at(start), *last = map_at(start + size - 1);
+
+	return (first && first->start < start) ||
+	       (last && last->start + last->size > start + size);
+}
+
+static int do_munmap(void *addr, uint64_t size)
+{
+	uint64_t start = (uintptr_t)addr;
+
+	if (size == 0 || !is_aligned(start) || size > ADDRESS_END)
+		return -EINVAL;
+	size = (size + fake.page_size - 1) / fake.page_size * fake.page_size;
+	if (!map_forget(start, start + size))
+		complain("munmap where nothing is, call", (int)kernel.counts[FAKE_MUNMAP]);
+	return munmap(addr, size) < 0 ? -errno : 0;
+}
+
+int gmem_sys_munmap(void *addr, uint64_t size)
+{
+	int err;
+
+	enter();
+	kernel.counts[FAKE_MUNMAP]++;
+	err = is_part_of_mapping((uintptr_t)addr, size) ? fate(FAKE_MUNMAP) : 0;
+	if (!err)
+		err = do_munmap(addr, size);
+	return leave(err);
+}
+
+static int do_madvise(void *addr, uint64_t size, int advice)
+{
+	uint64_t start = (uintptr_t)addr;
+	const struct mapping *map = map_at(start);
+	bool populate = advice == MADV_POPULATE_READ || advice == MADV_POPULATE_WRITE;
+
+	if (!is_aligned(start))
+		return -EINVAL;
+	if (!map || size > map->start + map->size - start)
+		return -ENOMEM;
+	if (populate && map->file) {
+		if (!is_host_accessible(map->file))
+			return -EFAULT;
+		if (map->offset + (start - map->start) + size > map->file->size)
+			return -EFAULT;
+	}
+	return madvise(addr, size, advice) < 0 ? -errno : 0;
+}
+
+int gmem_sys_madvise(void *addr, uint64_t size, int advice)
+{
+	int err;
+
+	enter();
+	err = attempt(FAKE_MADVISE);
+	if (!err)
+		err = do_madvise(addr, size, advice);
+	return leave(err);
+}
+
+/* -------------------------------------------------------------- fallocate -- */
+
+static void mark_allocated(struct file *file, uint64_t first, uint64_t count, bool yes)
+{
+	uint64_t i;
+
+	for (i = first; i < first + count && i < TRACKED_PAGES; i++)
+		file->allocated[i] = yes;
+}
+
+static int fallocate_pages(int fd, struct file *file, int mode, uint64_t offset,
+			   uint64_t size)
+{
+	bool punch = mode & FALLOC_FL_PUNCH_HOLE;
+	uint64_t pages = size / fake.page_size;
+	bool interrupted = kernel.interrupt_times && pages > kernel.interrupt_pages;
+
+	if (interrupted) {
+		kernel.interrupt_times--;
+		pages = kernel.interrupt_pages;
+	}
+	mark_allocated(file, offset / fake.page_size, pages, !punch);
+	if (punch && pages && fallocate(fd, mode, (off_t)offset,
+					(off_t)(pages * fake.page_size)) < 0)
+		return -errno;
+	return interrupted ? -EINTR : 0;
+}
+
+static int do_fallocate(int fd, int mode, uint64_t offset, uint64_t size)
+{
+	struct handle *h = handle_of(fd);
+
+	if (!is_open(fd))
+		return -EBADF;
+	if (!h || h->kind != GMEM)
+		return -ENODEV;
+	if (size == 0 || offset >> 63 || size >> 63)
+		return -EINVAL;
+	if ((offset + size) >> 63)
+		return -EFBIG;
+	if (mode != FALLOC_FL_KEEP_SIZE && mode != (FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE))
+		return -EOPNOTSUPP;
+	if (!is_aligned(offset) || !is_aligned(size))
+		return -EINVAL;
+	if (mode == FALLOC_FL_KEEP_SIZE && offset + size > h->file->size)
+		return -EINVAL;
+	return fallocate_pages(fd, h->file, mode, offset, size);
+}
+
+int gmem_sys_fallocate(int fd, int mode, uint64_t offset, uint64_t size)
+{
+	int err;
+
+	enter();
+	err = attempt(FAKE_FALLOCATE);
+	if (!err)
+		err = do_fallocate(fd, mode, offset, size);
+	return leave(err);
+}

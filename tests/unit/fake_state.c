@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: MIT */
+/* Looking at the kernel's state from outside */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fake_internal.h"
+
+/* --------------------------------------------------------------- snapshot -- */
+
+struct fd_state {
+	int fd;
+	struct handle handle;
+};
+
+struct slot_state {
+	int vm;
+	struct fake_slot slot;
+};
+
+struct fake_snapshot {
+	size_t fd_count;
+	size_t slot_count;
+	size_t map_count;
+	struct fd_state *fds;
+	struct slot_state *slots;
+	struct mapping *maps;
+};
+
+static void snapshot_slots(struct fake_snapshot *s)
+{
+	const struct vm *vm;
+	struct slot_state *state;
+	size_t i, count = 0;
+
+	for (vm = kernel.vms; vm; vm = vm->next)
+		count += vm->by_gpa.count;
+	s->slots = must(calloc(count + 1, sizeof(*s->slots)));
+
+	for (vm = kernel.vms; vm; vm = vm->next) {
+		for (i = 0; i < vm->by_gpa.count; i++) {
+			state = &s->slots[s->slot_count++];
+			state->vm = vm->id;
+			state->slot = vm->slots[vm->by_gpa.v[i].number];
+		}
+	}
+}
+
+struct fake_snapshot *fake_snapshot(void)
+{
+	struct fake_snapshot *s;
+	int fd;
+
+	enter();
+	s = must(calloc(1, sizeof(*s)));
+	s->fds = must(calloc(MAX_FDS, sizeof(*s->fds)));
+	for (fd = 0; fd < MAX_FDS; fd++)
+		if (kernel.fds[fd].kind != CLOSED)
+			s->fds[s->fd_count++] = (struct fd_state){ fd, kernel.fds[fd] };
+	snapshot_slots(s);
+	s->map_count = kernel.map_count;
+	s->maps = must(calloc(s->map_count + 1, sizeof(*s->maps)));
+	if (s->map_count)
+		memcpy(s->maps, kernel.maps, s->map_count * sizeof(*s->maps));
+	leave(0);
+	return s;
+}
+
+void fake_forget(struct fake_snapshot *s)
+{
+	free(s->fds);
+	free(s->slots);
+	free(s->maps);
+	free(s);
+}
+
+static bool same_fds(const struct fake_snapshot *a, const struct fake_snapshot *b)
+{
+	const struct handle *x, *y;
+	size_t i;
+
+	if (a->fd_count != b->fd_count)
+		return false;
+	for (i = 0; i < a->fd_count; i++) {
+		x = &a->fds[i].handle;
+		y = &b->fds[i].handle;
+		if (a->fds[i].fd != b->fds[i].fd || x->kind != y->kind ||
+		    x->cloexec != y->cloexec || x->vm != y->vm || x->file != y->file)
+			return false;
+	}
+	return true;
+}
+
+static bool same_slots(const struct fake_snapshot *a, const struct fake_snapshot *b)
+{
+	const struct fake_slot *x, *y;
+	size_t i;
+
+	if (a->slot_count != b->slot_count)
+		return false;
+	for (i = 0; i < a->slot_count; i++) {
+		x = &a->slots[i].slot;
+		y = &b->slots[i].slot;
+		if (a->slots[i].vm != b->slots[i].vm || x->number != y->number ||
+		    x->flags != y->flags || x->gpa != y->gpa || x->size != y->size ||
+		    x->hva != y->hva || x->offset != y->offset || x->file != y->file)
+			return false;
+	}
+	return true;
+}
+
+static bool same_maps(const struct fake_snapshot *a, const struct fake_snapshot *b)
+{
+	const struct mapping *x, *y;
+	size_t i;
+
+	if (a->map_count != b->map_count)
+		return false;
+	for (i = 0; i < a->map_count; i++) {
+		x = &a->maps[i];
+		y = &b->maps[i];
+		if (x->start != y->start || x->size != y->size || x->offset != y->offset ||
+		    x->file != y->file || x->prot != y->prot)
+			return false;
+	}
+	return true;
+}
+
+static void print_snapshot(const char *when, const struct fake_snapshot *s)
+{
+	const struct fake_slot *slot;
+	size_t i;
+
+	fprintf(stderr, "%s: %zu fds:", when, s->fd_count);
+	for (i = 0; i < s->fd_count; i++)
+		fprintf(stderr, " %d", s->fds[i].fd);
+	fprintf(stderr, "\n  %zu slots:", s->slot_count);
+	for (i = 0; i < s->slot_count && i < 16; i++) {
+		slot = &s->slots[i].slot;
+		fprintf(stderr, " %u=[%#llx+%#llx] flags %u file %d", slot->number,
+			(unsigned long long)slot->gpa, (unsigned long long)slot->size,
+			slot->flags, slot->file);
+	}
+	fprintf(stderr, "\n  %zu mappings:", s->map_count);
+	for (i = 0; i < s->map_count && i < 16; i++)
+		fprintf(stderr, " [%#llx+%#llx]", (unsigned long long)s->maps[i].start,
+			(unsigned long long)s->maps[i].size);
+	fprintf(stderr, "\n");
+}
+
+bool fake_equal(struct fake_snapshot *before)
+{
+	struct fake_snapshot *now = fake_snapshot();
+	bool same = same_fds(before, now) && same_slots(before, now) &&
+		    same_maps(before, now);
+
+	if (!same) {
+		print_snapshot("before", before);
+		print_snapshot("now", now);
+	}
+	fake_forget(before);
+	fake_forget(now);
+	return same;
+}
+
+/* -------------------------------------------------------------- questions -- */
+
+bool fake_get_slot(int vm_fd, uint32_t number, struct fake_slot *ret)
+{
+	const struct vm *vm = vm_of(vm_fd);
+
+	if (!vm || number >= MAX_SLOTS || !vm->slots[number].size)
+		return false;
+	*ret = vm->slots[number];
+	return true;
+}
+
+unsigned fake_slot_count(int vm_fd)
+{
+	const struct vm *vm = vm_of(vm_fd);
+
+	return vm ? (unsigned)vm->by_gpa.count : 0;
+}
+
+int fake_add_slot(int vm_fd, uint32_t number, uint64_t gpa, uint64_t size)
+{
+	const struct slot_args a = { .number = number, .gpa = gpa, .size = size };
+	int err;
+
+	enter();
+	err = set_slot(must(vm_of(vm_fd)), &a);
+	return leave(err);
+}
+
+bool fake_vm_exists(int vm_fd)
+{
+	return vm_of(vm_fd) != NULL;
+}
+
+int fake_file_of_fd(int fd)
+{
+	const struct handle *h = handle_of(fd);
+
+	return h && h->kind == GMEM ? h->file->id : 0;
+}
+
+int fake_file_at(const void *hva, uint64_t *ret_offset)
+{
+	const struct mapping *map = map_at((uintptr_t)hva);
+
+	if (!map || !map->file)
+		return 0;
+	*ret_offset = map->offset + ((uintptr_t)hva - map->start);
+	return map->file->id;
+}
+
+int fake_protection_at(const void *hva)
+{
+	const struct mapping *map = map_at((uintptr_t)hva);
+
+	return map ? map->prot : -1;
+}
+
+bool fake_is_allocated(int fd, uint64_t offset, uint64_t size)
+{
+	const struct handle *h = handle_of(fd);
+	uint64_t i;
+
+	if (!h || h->kind != GMEM)
+		return false;
+	for (i = offset / fake.page_size; i < (offset + size) / fake.page_size; i++)
+		if (i >= TRACKED_PAGES || !h->file->allocated[i])
+			return false;
+	return true;
+}
+
+unsigned fake_open_fds(void)
+{
+	unsigned count = 0;
+	int fd;
+
+	for (fd = 0; fd < MAX_FDS; fd++)
+		count += kernel.fds[fd].kind != CLOSED;
+	return count;
+}
+
+unsigned fake_open_mappings(void)
+{
+	return (unsigned)kernel.map_count;
+}

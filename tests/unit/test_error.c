@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: MIT */
+/* The sentence behind an errno, and names that never change */
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "internal.h"
+#include "unit.h"
+
+static void sentence_is_never_null(void **state)
+{
+	(void)state;
+	assert_non_null(gmem_last_error());
+}
+
+static void sentence_is_that_of_the_last_failure(void **state)
+{
+	(void)state;
+	assert_int_equal(gmem_fail(-ENOMEM, "first %d", 1), -ENOMEM);
+	assert_int_equal(gmem_fail(-EINVAL, "second %s", "one"), -EINVAL);
+	assert_string_equal(gmem_last_error(), "second one");
+}
+
+static void sentence_that_is_too_long_is_cut_and_terminated(void **state)
+{
+	char text[2000];
+
+	(void)state;
+	memset(text, 'x', sizeof(text) - 1);
+	text[sizeof(text) - 1] = '\0';
+	gmem_fail(-EINVAL, "%s", text);
+	assert_true(strlen(gmem_last_error()) > 100);
+	assert_true(strlen(gmem_last_error()) < sizeof(text) - 1);
+}
+
+static void *fail_in_thread(void *data)
+{
+	(void)data;
+	gmem_fail(-EIO, "the other thread's");
+	return strcmp(gmem_last_error(), "the other thread's") == 0 ? data : NULL;
+}
+
+static void each_thread_has_its_own_sentence(void **state)
+{
+	pthread_t thread;
+	void *result = NULL;
+	int mark;
+
+	(void)state;
+	gmem_fail(-EINVAL, "mine");
+	assert_int_equal(pthread_create(&thread, NULL, fail_in_thread, &mark), 0);
+	pthread_join(thread, &result);
+	assert_ptr_equal(result, &mark);
+	assert_string_equal(gmem_last_error(), "mine");
+}
+
+static void errnos_have_names(void **state)
+{
+	int err;
+
+	(void)state;
+	assert_string_equal(gmem_errno_name(-EINVAL), "EINVAL");
+	assert_string_equal(gmem_errno_name(-EOPNOTSUPP), "EOPNOTSUPP");
+	assert_string_equal(gmem_errno_name(-EHWPOISON), "EHWPOISON");
+	for (err = 0; err < 600; err++)
+		assert_non_null(gmem_errno_name(-err));
+}
+
+static void version_is_the_header_s(void **state)
+{
+	char expected[32];
+
+	(void)state;
+	snprintf(expected, sizeof(expected), "%d.%d.%d", GMEM_VERSION_MAJOR,
+		 GMEM_VERSION_MINOR, GMEM_VERSION_PATCH);
+	assert_string_equal(gmem_version(), expected);
+}
+
+static void backings_are_known_by_name_and_number(void **state)
+{
+	static const char *const names[] = {
+		[GMEM_BACKING_HOST] = "host",
+		[GMEM_BACKING_MAPPED] = "mapped",
+		[GMEM_BACKING_SHARED] = "shared",
+		[GMEM_BACKING_PRIVATE] = "private",
+		[GMEM_BACKING_INPLACE] = "in-place",
+	};
+	uint32_t i;
+
+	(void)state;
+	for (i = 1; i < ARRAY_SIZE(names); i++) {
+		assert_string_equal(gmem_backing_name(i), names[i]);
+		assert_int_equal(gmem_backing_from_name(names[i]), i);
+	}
+	assert_null(gmem_backing_name(GMEM_BACKING_NONE));
+	assert_null(gmem_backing_name(6));
+	assert_null(gmem_backing_name(UINT32_MAX));
+	assert_int_equal(gmem_backing_from_name(""), GMEM_BACKING_NONE);
+	assert_int_equal(gmem_backing_from_name("Host"), GMEM_BACKING_NONE);
+	assert_int_equal(gmem_backing_from_name("hos"), GMEM_BACKING_NONE);
+	assert_int_equal(gmem_backing_from_name("inplace"), GMEM_BACKING_NONE);
+	assert_int_equal(gmem_backing_from_name("none"), GMEM_BACKING_NONE);
+	assert_int_equal(gmem_backing_from_name(NULL), GMEM_BACKING_NONE);
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(sentence_is_never_null),
+	cmocka_unit_test(sentence_is_that_of_the_last_failure),
+	cmocka_unit_test(sentence_that_is_too_long_is_cut_and_terminated),
+	cmocka_unit_test(each_thread_has_its_own_sentence),
+	cmocka_unit_test(errnos_have_names),
+	cmocka_unit_test(version_is_the_header_s),
+	cmocka_unit_test(backings_are_known_by_name_and_number),
+};
+
+UNIT_MAIN(tests)

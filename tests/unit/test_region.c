@@ -1,0 +1,1326 @@
+/* SPDX-License-Identifier: MIT */
+/* Guest address ranges bound to memory */
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "kvm_compat.h"
+#include "unit.h"
+
+#define NO_REGION	UNTOUCHED(struct gmem_region)
+#define MAPPABLE	(GMEM_CREATE_MMAP | GMEM_CREATE_INIT_SHARED)
+
+static void *at(void *hva, uint64_t offset)
+{
+	return (char *)hva + offset;
+}
+
+static struct fake_slot slot_of(const struct unit *unit, const struct gmem_region *region)
+{
+	struct fake_slot slot;
+
+	assert_true(fake_get_slot(unit->vm_fd, gmem_region_slot(region), &slot));
+	return slot;
+}
+
+/* The memslot is the region's, and so is what stands behind its host address. */
+static void check_region(const struct unit *unit, const struct gmem_region *region)
+{
+	struct fake_slot slot = slot_of(unit, region);
+	uint64_t file_offset = 0, map_offset = 0;
+	struct gmem_file *file = gmem_region_file(region, &file_offset);
+	uint32_t backing = gmem_region_backing(region);
+	bool bound = backing == GMEM_BACKING_SHARED || backing == GMEM_BACKING_PRIVATE;
+	bool is_map = backing == GMEM_BACKING_SHARED || backing == GMEM_BACKING_MAPPED;
+	int id = file ? fake_file_of_fd(gmem_file_fd(file)) : 0;
+
+	assert_int_equal(slot.gpa, gmem_region_gpa(region));
+	assert_int_equal(slot.size, gmem_region_size(region));
+	assert_int_equal(slot.hva, (uintptr_t)gmem_region_hva(region));
+	assert_int_equal(slot.flags & KVM_MEM_GUEST_MEMFD, bound ? KVM_MEM_GUEST_MEMFD : 0);
+	assert_int_equal(slot.file, bound ? id : 0);
+	if (bound)
+		assert_int_equal(slot.offset, file_offset);
+	if (is_map) {
+		assert_int_equal(fake_file_at(gmem_region_hva(region), &map_offset), id);
+		assert_int_equal(map_offset, file_offset);
+	}
+}
+
+/* ---- add ---- */
+
+static void region_is_backed_as_the_plan_says(void **state)
+{
+	static const struct {
+		const char *kernel;
+		uint32_t backing;
+		bool has_file;
+	} cases[] = {
+		{ "6.1", GMEM_BACKING_HOST, false },
+		{ "6.12-sev", GMEM_BACKING_HOST, false },
+		{ "6.18", GMEM_BACKING_HOST, false },
+		{ "6.18", GMEM_BACKING_MAPPED, true },
+		{ "6.18", GMEM_BACKING_SHARED, true },
+		{ "6.18-pvm", GMEM_BACKING_SHARED, true },
+		{ "7.2", GMEM_BACKING_SHARED, true },
+		{ "6.12-swp-t1", GMEM_BACKING_PRIVATE, true },
+		{ "7.3-swp-t1", GMEM_BACKING_PRIVATE, true },
+		{ "7.3-swp-t1", GMEM_BACKING_HOST, false },
+		{ "arm64-6.18", GMEM_BACKING_SHARED, true },
+		{ "arm64-7.3-16k", GMEM_BACKING_SHARED, true },
+		{ "arm64-7.3-64k", GMEM_BACKING_MAPPED, true },
+	};
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	struct unit unit;
+	uint64_t offset;
+	size_t i;
+	char *hva;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		unit_begin_vm(&unit, cases[i].kernel);
+		plan = unit_plan(&unit, cases[i].backing);
+		region = unit_region(&unit, 16, 3, plan);
+		gmem_plan_free(plan);
+		assert_int_equal(gmem_region_backing(region), cases[i].backing);
+		assert_int_equal(gmem_region_gpa(region), PAGES(&unit, 16));
+		assert_int_equal(gmem_region_size(region), PAGES(&unit, 3));
+		assert_int_equal(gmem_region_file(region, &offset) != NULL, cases[i].has_file);
+		check_region(&unit, region);
+
+		hva = gmem_region_hva(region);
+		hva[0] = 1;
+		hva[PAGES(&unit, 3) - 1] = 2;
+		assert_ok(gmem_region_remove(region));
+		assert_int_equal(fake_slot_count(unit.vm_fd), 0);
+		assert_int_equal(fake_open_mappings(), 0);
+		assert_int_equal(fake_open_fds(), 1);
+		unit_end(&unit);
+	}
+}
+
+static void region_without_options_is_shared(void **state)
+{
+	struct gmem_region *region = NO_REGION;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	assert_ok(gmem_region_add(unit.vm, 0, unit.page, NULL, &region));
+	assert_int_equal(gmem_region_backing(region), GMEM_BACKING_SHARED);
+	assert_int_equal(gmem_file_size(gmem_region_file(region, NULL)), unit.page);
+	unit_end(&unit);
+
+	unit_begin_vm(&unit, "6.12");
+	region = NO_REGION;
+	assert_refused(-EOPNOTSUPP, "shared",
+		       gmem_region_add(unit.vm, 0, unit.page, NULL, &region));
+	assert_ptr_equal(region, NO_REGION);
+	unit_end(&unit);
+}
+
+static void plain_regions_take_flags(void **state)
+{
+	static const struct {
+		uint64_t flags;
+		uint32_t slot_flags;
+	} cases[] = {
+		{ 0, 0 },
+		{ GMEM_REGION_READONLY, KVM_MEM_READONLY },
+		{ GMEM_REGION_DIRTY_LOG, KVM_MEM_LOG_DIRTY_PAGES },
+		{ GMEM_REGION_READONLY | GMEM_REGION_DIRTY_LOG,
+		  KVM_MEM_READONLY | KVM_MEM_LOG_DIRTY_PAGES },
+	};
+	static const uint32_t backings[] = { GMEM_BACKING_HOST, GMEM_BACKING_MAPPED };
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	struct unit unit;
+	size_t i, j;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	for (i = 0; i < ARRAY_SIZE(backings); i++) {
+		plan = unit_plan(&unit, backings[i]);
+		for (j = 0; j < ARRAY_SIZE(cases); j++) {
+			GMEM_OPTS(gmem_region_opts, opts, .plan = plan, .flags = cases[j].flags);
+
+			assert_ok(gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
+			assert_int_equal(slot_of(&unit, region).flags, cases[j].slot_flags);
+			/* moved, they keep them */
+			assert_ok(gmem_region_move(region, unit.page));
+			assert_int_equal(slot_of(&unit, region).flags, cases[j].slot_flags);
+			assert_ok(gmem_region_remove(region));
+		}
+		gmem_plan_free(plan);
+	}
+	unit_end(&unit);
+}
+
+static void bound_regions_refuse_logs_and_read_only(void **state)
+{
+	static const struct {
+		const char *kernel;
+		uint32_t backing;
+		uint64_t flag;
+	} cases[] = {
+		{ "6.18", GMEM_BACKING_SHARED, GMEM_REGION_DIRTY_LOG },
+		{ "6.18", GMEM_BACKING_SHARED, GMEM_REGION_READONLY },
+		{ "7.3-swp-t1", GMEM_BACKING_PRIVATE, GMEM_REGION_DIRTY_LOG },
+		{ "7.3-swp-t1", GMEM_BACKING_PRIVATE, GMEM_REGION_READONLY },
+		{ "negative", GMEM_BACKING_HOST, GMEM_REGION_READONLY },
+	};
+	struct gmem_region *region = NO_REGION;
+	struct gmem_plan *plan;
+	struct unit unit;
+	size_t i;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		unit_begin_vm(&unit, cases[i].kernel);
+		plan = unit_plan(&unit, cases[i].backing);
+		GMEM_OPTS(gmem_region_opts, opts, .plan = plan, .flags = cases[i].flag);
+		assert_refused(-EOPNOTSUPP, gmem_backing_name(cases[i].backing),
+			       gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
+		assert_ptr_equal(region, NO_REGION);
+		gmem_plan_free(plan);
+		unit_end(&unit);
+	}
+}
+
+static void private_region_keeps_shared_memory_beside_the_file(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	struct unit unit;
+	uint64_t offset;
+
+	(void)state;
+	unit_begin_vm(&unit, "7.3-swp-t1");
+	plan = unit_plan(&unit, GMEM_BACKING_PRIVATE);
+	region = unit_region(&unit, 0, 2, plan);
+	assert_int_equal(fake_file_at(gmem_region_hva(region), &offset), 0);
+	memset(gmem_region_hva(region), 1, PAGES(&unit, 2));
+
+	/* or the caller's own */
+	opts.plan = plan;
+	opts.hva = unit_memory(&unit, 2);
+	assert_ok(gmem_region_add(unit.vm, PAGES(&unit, 2), PAGES(&unit, 2), &opts, &region));
+	assert_ptr_equal(gmem_region_hva(region), opts.hva);
+	check_region(&unit, region);
+	assert_ok(gmem_region_remove(region));
+	memset(opts.hva, 1, PAGES(&unit, 2));
+	unit_memory_free(opts.hva);
+	gmem_plan_free(plan);
+	unit_end(&unit);
+}
+
+/* Borrowed memory may stand behind several regions. */
+static void callers_memory_is_never_unmapped(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	struct gmem_region *a, *b;
+	struct gmem_plan *host;
+	struct unit unit;
+	unsigned maps;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.1");
+	host = unit_plan(&unit, GMEM_BACKING_HOST);
+	opts.plan = host;
+	opts.hva = unit_memory(&unit, 2);
+	maps = fake_count(FAKE_MUNMAP);
+	assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 2), &opts, &a));
+	assert_ok(gmem_region_add(unit.vm, PAGES(&unit, 2), PAGES(&unit, 2), &opts, &b));
+	assert_ok(gmem_region_move(b, PAGES(&unit, 8)));
+	assert_ok(gmem_region_remove(a));
+	assert_ok(gmem_region_remove(b));
+	assert_int_equal(fake_count(FAKE_MUNMAP), maps);
+	memset(opts.hva, 1, PAGES(&unit, 2));
+	unit_memory_free(opts.hva);
+	gmem_plan_free(host);
+	unit_end(&unit);
+}
+
+static void *free_address(const struct unit *unit, uint64_t pages)
+{
+	void *space = mmap(NULL, PAGES(unit, pages + 16), PROT_NONE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uintptr_t hva = (uintptr_t)space;
+
+	assert_ptr_not_equal(space, MAP_FAILED);
+	munmap(space, PAGES(unit, pages + 16));
+	return (void *)((hva + unit->page - 1) / unit->page * unit->page);
+}
+
+static void mapping_of_a_region_goes_where_it_is_told(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	GMEM_OPTS(gmem_region_opts, aligned, .align = 1 << 21);
+	struct gmem_region *region, *none = NO_REGION;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	opts.hva = free_address(&unit, 2);
+	assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 2), &opts, &region));
+	assert_ptr_equal(gmem_region_hva(region), opts.hva);
+	check_region(&unit, region);
+	assert_refused(-EEXIST, "0x", gmem_region_add(unit.vm, PAGES(&unit, 2),
+						      PAGES(&unit, 2), &opts, &none));
+	assert_ok(gmem_region_remove(region));
+
+	assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 2), &aligned, &region));
+	assert_int_equal((uintptr_t)gmem_region_hva(region) % (1 << 21), 0);
+	assert_int_equal(fake_open_mappings(), 1);
+	assert_ptr_equal(none, NO_REGION);
+	unit_end(&unit);
+}
+
+static void one_file_backs_many_regions(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+	struct gmem_region *regions[300];
+	struct gmem_file *file;
+	struct unit unit;
+	uint64_t i;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	file = unit_file(&unit, 300);
+	opts.file = file;
+	for (i = 0; i < 300; i++) {
+		opts.file_offset = PAGES(&unit, 299 - i);
+		assert_ok(gmem_region_add(unit.vm, PAGES(&unit, 2 * i), unit.page, &opts,
+					  &regions[i]));
+		check_region(&unit, regions[i]);
+	}
+	assert_ptr_equal(gmem_region_file(regions[7], &i), file);
+	assert_int_equal(i, PAGES(&unit, 292));
+	gmem_file_free(file);
+	unit_end(&unit);
+}
+
+/* Flags only a request can bring about reach the file. */
+static void region_s_file_has_the_flags_of_the_plan(void **state)
+{
+	static const struct {
+		const char *kernel;
+		struct gmem_request request;
+		uint64_t flags;
+	} cases[] = {
+#define REQUEST(...)	{ .size = sizeof(struct gmem_request), __VA_ARGS__ }
+		{ "7.3-swp-t1", REQUEST(.backings = { GMEM_BACKING_PRIVATE },
+					.required_flags = GMEM_CREATE_MMAP), 1 },
+		{ "future-t0", REQUEST(.backings = { GMEM_BACKING_SHARED },
+				       .preferred_flags = 4), 7 },
+		{ "future-t0", REQUEST(.backings = { GMEM_BACKING_MAPPED },
+				       .required_flags = 4), 7 },
+#undef REQUEST
+	};
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	struct unit unit;
+	size_t i;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		unit_begin_vm(&unit, cases[i].kernel);
+		assert_ok(gmem_plan_new(unit.caps, &cases[i].request, &plan));
+		region = unit_region(&unit, 0, 2, plan);
+		gmem_plan_free(plan);
+		assert_int_equal(gmem_file_create_flags(gmem_region_file(region, NULL)),
+				 cases[i].flags);
+		check_region(&unit, region);
+		unit_end(&unit);
+	}
+}
+
+/* ---- refusals ---- */
+
+static void add_rejects_bad_ranges_on_every_page_size(void **state)
+{
+	static const char *const kernels[] = { "6.18", "arm64-7.3-16k", "arm64-7.3-64k" };
+	struct gmem_region *region = NO_REGION;
+	struct unit unit;
+	size_t i, j;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(kernels); i++) {
+		unit_begin_vm(&unit, kernels[i]);
+		const uint64_t p = unit.page;
+		const uint64_t end = (uint64_t)1 << fake.address_bits;
+		const struct {
+			uint64_t gpa;
+			uint64_t size;
+			const char *sentence;
+		} cases[] = {
+			{ 0, 0, "size 0" },
+			{ 1, p, "gpa 0x1 " },
+			{ p / 2, p, "multiple" },
+			{ p - 1, p, "multiple" },
+			{ 0, 1, "multiple" },
+			{ 0, p / 2, "multiple" },
+			{ 0, p + 1, "multiple" },
+			{ 0 - p, 2 * p, "wraps" },
+			{ p, 0 - p, "" },
+			{ 0 - p, p, "" },
+			{ end, p, "address" },
+			{ end - p, 2 * p, "address" },
+			{ 0, end + p, "" },
+			{ (uint64_t)1 << 63, p, "address" },
+		};
+
+		for (j = 0; j < ARRAY_SIZE(cases); j++)
+			assert_refused(-EINVAL, cases[j].sentence,
+				       gmem_region_add(unit.vm, cases[j].gpa, cases[j].size,
+						       NULL, &region));
+		assert_ptr_equal(region, NO_REGION);
+		unit_region(&unit, (end - p) / p, 1, NULL);
+		unit_end(&unit);
+	}
+}
+
+static void region_has_fewer_than_2_to_the_31_pages(void **state)
+{
+	struct gmem_region *region = NO_REGION;
+	struct unit unit;
+	unsigned calls;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	calls = fake_count_all();
+	assert_refused(-EINVAL, "0x80000000 pages",
+		       gmem_region_add(unit.vm, 0, PAGES(&unit, 1) << 31, NULL, &region));
+	assert_int_equal(fake_count_all(), calls);
+	assert_ptr_equal(region, NO_REGION);
+	unit_end(&unit);
+}
+
+/* A report that tried nothing does not know them: the kernel says so, its way. */
+static void unknown_address_bits_are_the_kernel_s_to_refuse(void **state)
+{
+	static const struct {
+		const char *kernel;
+		int err;
+	} cases[] = { { "6.18", -EINVAL }, { "arm64-6.18", -EFAULT } };
+	GMEM_OPTS(gmem_vm_opts, opts, .flags = GMEM_VM_NO_SELFTEST);
+	struct gmem_region *region = NO_REGION;
+	struct unit unit;
+	size_t i;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		unit_begin(&unit, cases[i].kernel);
+		assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
+		assert_refused(cases[i].err, "memslot 0",
+			       gmem_region_add(unit.vm, (uint64_t)1 << fake.address_bits,
+					       unit.page, NULL, &region));
+		assert_ptr_equal(region, NO_REGION);
+		unit_end(&unit);
+	}
+}
+
+static void add_rejects_bad_options(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+	struct gmem_region *region = NO_REGION;
+	struct gmem_plan *host;
+	struct unit unit;
+	void *memory;
+	int bit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	host = unit_plan(&unit, GMEM_BACKING_HOST);
+	memory = unit_memory(&unit, 2);
+#define REFUSED(err, sentence)                                                          \
+	assert_refused(err, sentence,                                                   \
+		       gmem_region_add(unit.vm, 0, unit.page, &opts, &region))
+	for (bit = 4; bit < 64; bit++) {
+		opts.flags = (uint64_t)1 << bit;
+		REFUSED(-EINVAL, "flags");
+	}
+	opts.flags = 0;
+	opts.reserved = 9;
+	REFUSED(-EINVAL, "9");
+	opts.reserved = 0;
+	opts.file_offset = unit.page;
+	REFUSED(-EINVAL, "without a file");
+	opts.file_offset = 0;
+	opts.align = unit.page / 2;
+	REFUSED(-EINVAL, "align");
+	opts.align = unit.page * 3;
+	REFUSED(-EINVAL, "align");
+	opts.align = 0;
+
+	opts.flags = GMEM_REGION_HVA;
+	opts.plan = host;
+	REFUSED(-EINVAL, "hva");
+	opts.hva = at(memory, 1);
+	REFUSED(-EINVAL, "hva");
+	opts.hva = (void *)(uintptr_t)(0 - unit.page / 2);
+	REFUSED(-EINVAL, "hva");
+	opts.hva = memory;
+	opts.align = unit.page;
+	REFUSED(-EINVAL, "align");
+#undef REFUSED
+
+	assert_refused(-EINVAL, "NULL", gmem_region_add(unit.vm, 0, unit.page, NULL, NULL));
+	assert_ptr_equal(region, NO_REGION);
+	gmem_plan_free(host);
+	unit_memory_free(memory);
+	unit_end(&unit);
+}
+
+static void add_rejects_a_file_the_plan_does_not_fit(void **state)
+{
+	struct gmem_region *region = NO_REGION;
+	struct gmem_file *file, *bare;
+	struct gmem_plan *host;
+	struct unit unit;
+	size_t i;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	host = unit_plan(&unit, GMEM_BACKING_HOST);
+	file = unit_file(&unit, 4);
+	assert_ok(gmem_file_new_raw(unit.vm_fd, PAGES(&unit, 4), 0, &bare));
+	const uint64_t p = unit.page;
+	const struct {
+		struct gmem_region_opts opts;
+		uint64_t size;
+		const char *sentence;
+	} cases[] = {
+#define OPTS(...)	{ .size = sizeof(struct gmem_region_opts), __VA_ARGS__ }
+		{ OPTS(.file = bare), p, "0x3" },
+		{ OPTS(.file = file, .plan = host), p, "host" },
+		{ OPTS(.file = file), 5 * p, "the end of the file" },
+		{ OPTS(.file = file, .file_offset = p), 4 * p, "the end of the file" },
+		{ OPTS(.file = file, .file_offset = 4 * p), p, "the end of the file" },
+		{ OPTS(.file = file, .file_offset = 0 - p), p, "the end of the file" },
+		{ OPTS(.file = file, .file_offset = 0 - p), 2 * p, "wraps" },
+		{ OPTS(.file = file, .file_offset = 1), p, "multiple" },
+		{ OPTS(.file = file, .file_offset = p / 2), p, "multiple" },
+#undef OPTS
+	};
+
+	for (i = 0; i < ARRAY_SIZE(cases); i++)
+		assert_refused(-EINVAL, cases[i].sentence,
+			       gmem_region_add(unit.vm, 0, cases[i].size, &cases[i].opts,
+					       &region));
+	assert_ptr_equal(region, NO_REGION);
+	gmem_plan_free(host);
+	gmem_file_free(file);
+	gmem_file_free(bare);
+	unit_end(&unit);
+}
+
+static void add_rejects_the_file_of_another_vm(void **state)
+{
+	static const char *const kernels[] = { "6.18", "7.2", "arm64-6.18" };
+	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+	struct gmem_region *region = NO_REGION;
+	struct gmem_file *file = NULL;
+	struct unit unit;
+	size_t i;
+	int other;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(kernels); i++) {
+		unit_begin_vm(&unit, kernels[i]);
+		other = fake_new_vm();
+		assert_ok(gmem_file_new_raw(other, PAGES(&unit, 2), MAPPABLE, &file));
+		opts.file = file;
+		assert_refused(-EINVAL, "made on VM fd", gmem_region_add(unit.vm, 0, unit.page, &opts,
+							   &region));
+		assert_ptr_equal(region, NO_REGION);
+		gmem_file_free(file);
+		fake_close(other);
+		unit_end(&unit);
+	}
+}
+
+static void add_rejects_every_overlap_before_asking_the_kernel(void **state)
+{
+	static const struct {
+		uint64_t page;
+		uint64_t pages;
+	} cases[] = { { 10, 4 }, { 9, 2 }, { 13, 2 }, { 11, 1 }, { 8, 8 }, { 10, 1 }, { 13, 1 } };
+	struct gmem_region *region = NO_REGION;
+	struct unit unit;
+	unsigned calls;
+	size_t i;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	unit_region(&unit, 10, 4, NULL);
+	calls = fake_count_all();
+	for (i = 0; i < ARRAY_SIZE(cases); i++)
+		assert_refused(-EEXIST, "0xa000",
+			       gmem_region_add(unit.vm, PAGES(&unit, cases[i].page),
+					       PAGES(&unit, cases[i].pages), NULL, &region));
+	assert_int_equal(fake_count_all(), calls);
+	assert_ptr_equal(region, NO_REGION);
+	/* neighbours are welcome */
+	unit_region(&unit, 9, 1, NULL);
+	unit_region(&unit, 14, 1, NULL);
+	unit_end(&unit);
+}
+
+/* The kernel's errno for this changed in 7.2; ours did not. */
+static void bound_pages_of_a_file_are_not_bound_again(void **state)
+{
+	static const char *const kernels[] = { "6.18", "6.19", "7.2", "arm64-6.18" };
+	static const struct {
+		uint64_t page;
+		uint64_t pages;
+	} cases[] = { { 2, 4 }, { 1, 2 }, { 5, 2 }, { 3, 1 }, { 0, 8 } };
+	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+	struct gmem_region *first, *region = NO_REGION;
+	struct gmem_file *file;
+	struct unit unit;
+	size_t i, j;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(kernels); i++) {
+		unit_begin_vm(&unit, kernels[i]);
+		file = unit_file(&unit, 8);
+		opts.file = file;
+		opts.file_offset = PAGES(&unit, 2);
+		assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 4), &opts, &first));
+		for (j = 0; j < ARRAY_SIZE(cases); j++) {
+			opts.file_offset = PAGES(&unit, cases[j].page);
+			assert_refused(-EEXIST, "0x2000",
+				       gmem_region_add(unit.vm, PAGES(&unit, 100),
+						       PAGES(&unit, cases[j].pages), &opts,
+						       &region));
+		}
+		assert_ptr_equal(region, NO_REGION);
+		/* free again once the region is gone */
+		assert_ok(gmem_region_remove(first));
+		assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 8), &opts, &first));
+		gmem_file_free(file);
+		unit_end(&unit);
+	}
+}
+
+/* A plain slot on the mapping may coexist with a bound one on the same pages. */
+static void mapped_region_may_share_pages_with_a_bound_one(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+	struct gmem_region *bound, *mapped;
+	struct gmem_file *file;
+	struct gmem_plan *plan;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	file = unit_file(&unit, 4);
+	plan = unit_plan(&unit, GMEM_BACKING_MAPPED);
+	opts.file = file;
+	assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 4), &opts, &bound));
+	opts.plan = plan;
+	assert_ok(gmem_region_add(unit.vm, PAGES(&unit, 4), PAGES(&unit, 4), &opts, &mapped));
+	strcpy(gmem_region_hva(bound), "same pages");
+	assert_string_equal(gmem_region_hva(mapped), "same pages");
+	gmem_plan_free(plan);
+	gmem_file_free(file);
+	unit_end(&unit);
+}
+
+static void kernel_refusal_keeps_its_errno_and_changes_nothing(void **state)
+{
+	static const int errnos[] = { ENOMEM, EINVAL, EFAULT, EIO, EPERM };
+	struct gmem_region *region = NO_REGION;
+	struct gmem_plan *host;
+	struct unit unit;
+	size_t i;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	host = unit_plan(&unit, GMEM_BACKING_HOST);
+	GMEM_OPTS(gmem_region_opts, opts, .plan = host);
+	for (i = 0; i < ARRAY_SIZE(errnos); i++) {
+		fake_fail_next(FAKE_SET_SLOT2, -errnos[i]);
+		assert_refused(-errnos[i], "memslot 0",
+			       gmem_region_add(unit.vm, 0, unit.page, NULL, &region));
+		fake_fail_next(FAKE_SET_SLOT, -errnos[i]);
+		assert_refused(-errnos[i], "memslot 0",
+			       gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
+	}
+	assert_ptr_equal(region, NO_REGION);
+	gmem_plan_free(host);
+	unit_region(&unit, 0, 1, NULL);
+	unit_end(&unit);
+}
+
+static void closed_vm_fd_is_ebadf_and_the_region_stays(void **state)
+{
+	struct gmem_region *region, *more = NO_REGION;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region(&unit, 0, 1, NULL);
+	fake_close(unit.vm_fd);
+	assert_refused(-EBADF, "", gmem_region_add(unit.vm, unit.page, unit.page, NULL, &more));
+	assert_refused(-EBADF, "memslot 0", gmem_region_remove(region));
+	assert_refused(-EBADF, "memslot 0", gmem_region_move(region, unit.page));
+	assert_refused(-EBADF, "memslot 0",
+		       gmem_region_rebind(region, gmem_region_file(region, NULL), 0));
+	assert_int_equal(gmem_region_gpa(region), 0);
+	*(char *)gmem_region_hva(region) = 1;
+	assert_ptr_equal(more, NO_REGION);
+	gmem_vm_free(unit.vm);
+	unit.vm = NULL;
+	unit.vm_fd = -1;
+	unit_end(&unit);
+}
+
+static void questions_to_no_region_have_answers(void **state)
+{
+	struct gmem_region *region;
+	uint64_t offset = 77;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region(&unit, 0, 1, NULL);
+	assert_ok(gmem_region_remove(NULL));
+	assert_int_equal(gmem_region_gpa(NULL), 0);
+	assert_int_equal(gmem_region_size(NULL), 0);
+	assert_null(gmem_region_hva(NULL));
+	assert_int_equal(gmem_region_slot(NULL), UINT32_MAX);
+	assert_int_equal(gmem_region_backing(NULL), GMEM_BACKING_NONE);
+	assert_null(gmem_region_file(NULL, &offset));
+	assert_int_equal(offset, 77);
+	assert_refused(-EINVAL, "NULL", gmem_region_move(NULL, 0));
+	assert_refused(-EINVAL, "NULL", gmem_region_rebind(NULL, NULL, 0));
+	assert_refused(-EINVAL, "NULL", gmem_region_rebind(region, NULL, 0));
+	unit_end(&unit);
+}
+
+/* ---- lifetimes ---- */
+
+static void region_keeps_its_file_alive(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+	struct gmem_region *a, *b;
+	struct gmem_file *file;
+	struct unit unit;
+	void *hva;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	file = unit_file(&unit, 4);
+	assert_ok(gmem_file_map(file, 0, PAGES(&unit, 4), NULL, &hva));
+	opts.file = file;
+	assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 2), &opts, &a));
+	opts.file_offset = PAGES(&unit, 2);
+	assert_ok(gmem_region_add(unit.vm, PAGES(&unit, 2), PAGES(&unit, 2), &opts, &b));
+
+	/* the file's own mappings go, the regions' stay */
+	assert_int_equal(fake_open_mappings(), 3);
+	gmem_file_free(file);
+	assert_int_equal(fake_open_mappings(), 2);
+	strcpy(gmem_region_hva(b), "still here");
+	check_region(&unit, a);
+	assert_ok(gmem_region_remove(a));
+	check_region(&unit, b);
+	assert_string_equal(gmem_region_hva(b), "still here");
+	assert_ok(gmem_region_remove(b));
+	assert_int_equal(fake_open_fds(), 1);
+	unit_end(&unit);
+}
+
+static void file_of_yours_keeps_its_contents(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+	struct gmem_region *region;
+	struct gmem_file *file;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	file = unit_file(&unit, 1);
+	opts.file = file;
+	assert_ok(gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
+	strcpy(gmem_region_hva(region), "kept");
+	assert_ok(gmem_region_remove(region));
+	assert_ok(gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
+	assert_string_equal(gmem_region_hva(region), "kept");
+	gmem_vm_free(unit.vm);
+	unit.vm = NULL;
+	/* nothing of the library holds the VM but the file */
+	fake_close(unit.vm_fd);
+	assert_true(fake_vm_exists(unit.vm_fd));
+	gmem_file_free(file);
+	assert_false(fake_vm_exists(unit.vm_fd));
+	unit.vm_fd = -1;
+	unit_end(&unit);
+}
+
+/* The memslot goes before its mapping and its file: a guest never sees it torn. */
+static void slot_is_deleted_first(void **state)
+{
+	struct gmem_region *region;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region(&unit, 0, 1, NULL);
+	fake_fail_next(FAKE_DELETE_SLOT, -EIO);
+	assert_refused(-EIO, "memslot 0", gmem_region_remove(region));
+	check_region(&unit, region);
+	assert_ok(gmem_region_remove(region));
+	unit_end(&unit);
+}
+
+/* ---- move ---- */
+
+static void move_keeps_everything_but_the_address(void **state)
+{
+	static const struct {
+		const char *kernel;
+		uint32_t backing;
+	} cases[] = {
+		{ "6.1", GMEM_BACKING_HOST },
+		{ "6.18", GMEM_BACKING_MAPPED },
+		{ "6.18", GMEM_BACKING_SHARED },
+		{ "7.3-swp-t1", GMEM_BACKING_PRIVATE },
+		{ "arm64-7.3-64k", GMEM_BACKING_SHARED },
+	};
+	struct gmem_region *region, *found;
+	struct gmem_plan *plan;
+	struct unit unit;
+	uint32_t slot;
+	size_t i;
+	void *hva;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		unit_begin_vm(&unit, cases[i].kernel);
+		plan = unit_plan(&unit, cases[i].backing);
+		unit_region(&unit, 0, 1, plan);
+		region = unit_region(&unit, 4, 4, plan);
+		hva = gmem_region_hva(region);
+		slot = gmem_region_slot(region);
+		strcpy(hva, "carried along");
+
+		/* elsewhere, then onto part of where it was */
+		assert_ok(gmem_region_move(region, PAGES(&unit, 40)));
+		assert_ok(gmem_region_move(region, PAGES(&unit, 42)));
+		assert_int_equal(gmem_region_gpa(region), PAGES(&unit, 42));
+		assert_int_equal(gmem_region_slot(region), slot);
+		assert_ptr_equal(gmem_region_hva(region), hva);
+		assert_string_equal(hva, "carried along");
+		check_region(&unit, region);
+		assert_ok(gmem_vm_find_hva(unit.vm, hva, &found, NULL));
+		assert_ptr_equal(found, region);
+		/* its old place is free */
+		unit_region(&unit, 4, 4, plan);
+		gmem_plan_free(plan);
+		unit_end(&unit);
+	}
+}
+
+static void move_rejects_bad_addresses(void **state)
+{
+	struct gmem_region *region;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region(&unit, 4, 4, NULL);
+	unit_region(&unit, 16, 4, NULL);
+	const uint64_t end = (uint64_t)1 << fake.address_bits;
+
+	assert_refused(-EINVAL, "0x1 ", gmem_region_move(region, 1));
+	assert_refused(-EINVAL, "multiple", gmem_region_move(region, unit.page / 2));
+	assert_refused(-EINVAL, "address", gmem_region_move(region, end));
+	assert_refused(-EINVAL, "address", gmem_region_move(region, end - unit.page));
+	assert_refused(-EINVAL, "", gmem_region_move(region, 0 - unit.page));
+	assert_refused(-EEXIST, "0x10000", gmem_region_move(region, PAGES(&unit, 13)));
+	assert_refused(-EEXIST, "0x10000", gmem_region_move(region, PAGES(&unit, 19)));
+	check_region(&unit, region);
+	assert_ok(gmem_region_move(region, end - PAGES(&unit, 4)));
+	unit_end(&unit);
+}
+
+static void move_is_undone_if_the_kernel_refuses(void **state)
+{
+	struct gmem_region *region;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region(&unit, 4, 4, NULL);
+
+	fake_fail_next(FAKE_DELETE_SLOT, -ENOMEM);
+	assert_refused(-ENOMEM, "memslot 0", gmem_region_move(region, 0));
+	fake_fail_kind(FAKE_SET_SLOT2, 0, 1, -ENOMEM);
+	assert_refused(-ENOMEM, "memslot 0", gmem_region_move(region, 0));
+	assert_int_equal(gmem_region_gpa(region), PAGES(&unit, 4));
+	check_region(&unit, region);
+
+	/* something of the caller's own in the way: only the kernel knows */
+	assert_ok(fake_add_slot(unit.vm_fd, 99, PAGES(&unit, 40), unit.page));
+	assert_refused(-EEXIST, "0x25000", gmem_region_move(region, PAGES(&unit, 37)));
+	check_region(&unit, region);
+	assert_ok(gmem_region_move(region, 0));
+	unit_end(&unit);
+}
+
+static void region_that_lost_its_slot_can_only_be_removed(void **state)
+{
+	struct gmem_region *region;
+	struct fake_slot slot;
+	struct unit unit;
+	void *hva;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region(&unit, 4, 4, NULL);
+	hva = gmem_region_hva(region);
+	strcpy(hva, "not lost");
+	fake_fail_kind(FAKE_SET_SLOT2, 0, 2, -ENOMEM);
+	assert_int_equal(gmem_region_move(region, 0), -ENOTRECOVERABLE);
+	assert_non_null(strstr(gmem_last_error(), "memslot 0"));
+	assert_false(fake_get_slot(unit.vm_fd, 0, &slot));
+	assert_int_equal(gmem_region_gpa(region), PAGES(&unit, 4));
+	assert_ptr_equal(gmem_region_hva(region), hva);
+	assert_string_equal(hva, "not lost");
+
+	assert_refused(-ENOTRECOVERABLE, "", gmem_region_move(region, 0));
+	assert_refused(-ENOTRECOVERABLE, "",
+		       gmem_region_rebind(region, gmem_region_file(region, NULL), 0));
+	assert_ok(gmem_region_remove(region));
+	assert_int_equal(fake_open_mappings(), 0);
+	region = unit_region(&unit, 4, 4, NULL);
+	assert_int_equal(gmem_region_slot(region), 0);
+
+	/* and the handle's end takes it, too */
+	fake_fail_kind(FAKE_SET_SLOT2, 0, 2, -ENOMEM);
+	assert_int_equal(gmem_region_move(region, 0), -ENOTRECOVERABLE);
+	unit_end(&unit);
+}
+
+/* ---- rebind ---- */
+
+static void rebind_puts_other_contents_behind_a_region(void **state)
+{
+	static const struct {
+		const char *kernel;
+		uint32_t backing;
+		uint64_t flags;
+	} cases[] = {
+		{ "6.18", GMEM_BACKING_SHARED, 3 },
+		{ "6.18", GMEM_BACKING_MAPPED, 3 },
+		{ "7.2", GMEM_BACKING_SHARED, 3 },
+		{ "7.3-swp-t1", GMEM_BACKING_PRIVATE, 0 },
+		{ "arm64-7.3-16k", GMEM_BACKING_SHARED, 3 },
+	};
+	struct gmem_region *region, *found;
+	struct gmem_file *file;
+	struct gmem_plan *plan;
+	struct unit unit;
+	uint64_t offset;
+	void *old_hva;
+	size_t i;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		unit_begin_vm(&unit, cases[i].kernel);
+		plan = unit_plan(&unit, cases[i].backing);
+		region = unit_region(&unit, 4, 2, plan);
+		gmem_plan_free(plan);
+		assert_ok(gmem_file_new_raw(unit.vm_fd, PAGES(&unit, 8), cases[i].flags, &file));
+
+		old_hva = gmem_region_hva(region);
+		assert_ok(gmem_region_rebind(region, file, PAGES(&unit, 3)));
+		assert_ptr_equal(gmem_region_file(region, &offset), file);
+		assert_int_equal(offset, PAGES(&unit, 3));
+		assert_int_equal(gmem_region_gpa(region), PAGES(&unit, 4));
+		assert_int_equal(gmem_region_slot(region), 0);
+		check_region(&unit, region);
+		assert_ok(gmem_vm_find_hva(unit.vm, gmem_region_hva(region), &found, NULL));
+		assert_ptr_equal(found, region);
+		if (gmem_region_hva(region) != old_hva)
+			assert_int_equal(gmem_vm_find_hva(unit.vm, old_hva, &found, NULL),
+					 -ENOENT);
+		/* the file made for the region went with its contents */
+		assert_int_equal(fake_open_fds(), 2);
+		assert_int_equal(fake_open_mappings(), 1);
+
+		/* the region keeps the new one alive, and may slide within it */
+		gmem_file_free(file);
+		assert_ok(gmem_region_rebind(region, gmem_region_file(region, NULL),
+					     PAGES(&unit, 4)));
+		check_region(&unit, region);
+		assert_ok(gmem_region_rebind(region, gmem_region_file(region, NULL),
+					     PAGES(&unit, 4)));
+		check_region(&unit, region);
+		unit_end(&unit);
+	}
+}
+
+static void rebind_rejects_what_does_not_fit(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+	struct gmem_region *region, *hosted, *placed, *neighbour;
+	struct gmem_file *file, *bare, *foreign;
+	struct gmem_plan *host;
+	struct unit unit;
+	int other;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	host = unit_plan(&unit, GMEM_BACKING_HOST);
+	other = fake_new_vm();
+	file = unit_file(&unit, 8);
+	assert_ok(gmem_file_new_raw(unit.vm_fd, PAGES(&unit, 8), 0, &bare));
+	assert_ok(gmem_file_new_raw(other, PAGES(&unit, 8), MAPPABLE, &foreign));
+	region = unit_region(&unit, 0, 2, NULL);
+	hosted = unit_region(&unit, 2, 2, host);
+	opts.file = file;
+	assert_ok(gmem_region_add(unit.vm, PAGES(&unit, 8), PAGES(&unit, 2), &opts,
+				  &neighbour));
+	opts.file = NULL;
+	opts.flags = GMEM_REGION_HVA;
+	opts.hva = free_address(&unit, 2);
+	assert_ok(gmem_region_add(unit.vm, PAGES(&unit, 4), PAGES(&unit, 2), &opts, &placed));
+
+	assert_refused(-EINVAL, "0x0", gmem_region_rebind(region, bare, 0));
+	assert_refused(-EINVAL, "multiple", gmem_region_rebind(region, file, 1));
+	assert_refused(-EINVAL, "the end of the file",
+		       gmem_region_rebind(region, file, PAGES(&unit, 7)));
+	assert_refused(-EINVAL, "", gmem_region_rebind(region, file, 0 - unit.page));
+	assert_refused(-EEXIST, "0x", gmem_region_rebind(region, file, unit.page));
+	assert_refused(-EINVAL, "made on VM fd", gmem_region_rebind(region, foreign, 0));
+	assert_refused(-EOPNOTSUPP, "host", gmem_region_rebind(hosted, file, 0));
+	assert_refused(-EOPNOTSUPP, "host address",
+		       gmem_region_rebind(placed, file, PAGES(&unit, 4)));
+	check_region(&unit, region);
+	assert_ok(gmem_region_rebind(region, file, PAGES(&unit, 2)));
+	gmem_file_free(file);
+	gmem_file_free(bare);
+	gmem_file_free(foreign);
+	gmem_plan_free(host);
+	fake_close(other);
+	unit_end(&unit);
+}
+
+static void rebind_is_undone_if_the_kernel_refuses(void **state)
+{
+	struct gmem_region *region, *found;
+	struct gmem_file *file, *old;
+	struct unit unit;
+	void *hva;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	file = unit_file(&unit, 8);
+	region = unit_region(&unit, 4, 2, NULL);
+	old = gmem_region_file(region, NULL);
+	hva = gmem_region_hva(region);
+	fake_fail_next(FAKE_DELETE_SLOT, -ENOMEM);
+	assert_refused(-ENOMEM, "memslot 0", gmem_region_rebind(region, file, 0));
+	fake_fail_kind(FAKE_SET_SLOT2, 0, 1, -ENOMEM);
+	assert_refused(-ENOMEM, "memslot 0", gmem_region_rebind(region, file, 0));
+	fake_fail_next(FAKE_MMAP, -ENOMEM);
+	assert_refused(-ENOMEM, "", gmem_region_rebind(region, file, 0));
+	assert_ptr_equal(gmem_region_file(region, NULL), old);
+	assert_ptr_equal(gmem_region_hva(region), hva);
+	assert_ok(gmem_vm_find_hva(unit.vm, hva, &found, NULL));
+	check_region(&unit, region);
+
+	fake_fail_kind(FAKE_SET_SLOT2, 0, 2, -ENOMEM);
+	assert_int_equal(gmem_region_rebind(region, file, 0), -ENOTRECOVERABLE);
+	assert_ok(gmem_region_remove(region));
+	/* the range that was never bound is free */
+	GMEM_OPTS(gmem_region_opts, opts, .file = file);
+	assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 8), &opts, &region));
+	gmem_file_free(file);
+	unit_end(&unit);
+}
+
+/* ---- threads ---- */
+
+#define THREADS		4
+#define THREAD_ROUNDS	300
+
+struct worker {
+	const struct unit *unit;
+	struct gmem_file *file;
+	struct gmem_region *region;
+	uint64_t lane;		/* each thread has gpas and file pages of its own */
+	int failures;
+};
+
+static void work_once(struct worker *w, uint64_t gpa)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .file = w->file,
+		  .file_offset = PAGES(w->unit, 4 * w->lane));
+	struct gmem_region *region, *found = NULL;
+	uint64_t offset;
+	void *hva;
+
+	if (gmem_region_add(w->unit->vm, gpa, w->unit->page, &opts, &region)) {
+		w->failures++;
+		return;
+	}
+	hva = gmem_region_hva(region);
+	w->failures += gmem_vm_find_hva(w->unit->vm, hva, &found, NULL) || found != region;
+	w->failures += gmem_region_move(region, gpa + w->unit->page) != 0;
+	w->failures += gmem_region_rebind(region, w->file,
+					  PAGES(w->unit, 4 * w->lane + 1)) != 0;
+	w->failures += gmem_region_remove(region) != 0;
+
+	w->failures += gmem_file_map(w->file, 0, PAGES(w->unit, 4), NULL, &hva) != 0;
+	w->failures += gmem_file_find_hva(w->file, hva, &offset) || offset != 0;
+	w->failures += gmem_file_unmap(w->file, at(hva, w->unit->page), w->unit->page) != 0;
+	w->failures += gmem_region_add(w->unit->vm, 1, 1, NULL, &region) != -EINVAL;
+	w->failures += strstr(gmem_last_error(), "0x1") == NULL;
+}
+
+static void *work(void *data)
+{
+	struct worker *w = data;
+	int i;
+
+	for (i = 0; i < THREAD_ROUNDS; i++)
+		work_once(w, PAGES(w->unit, 8 * w->lane + (uint64_t)(i % 2)));
+	return NULL;
+}
+
+static void threads_share_a_vm_and_a_file(void **state)
+{
+	struct worker workers[THREADS];
+	pthread_t threads[THREADS];
+	struct gmem_file *file;
+	struct unit unit;
+	uint64_t i;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	file = unit_file(&unit, 4 * THREADS);
+	for (i = 0; i < THREADS; i++) {
+		workers[i] = (struct worker){ .unit = &unit, .file = file, .lane = i };
+		assert_int_equal(pthread_create(&threads[i], NULL, work, &workers[i]), 0);
+	}
+	for (i = 0; i < THREADS; i++) {
+		pthread_join(threads[i], NULL);
+		assert_int_equal(workers[i].failures, 0);
+	}
+	assert_int_equal(fake_slot_count(unit.vm_fd), 0);
+	gmem_file_free(file);
+	unit_end(&unit);
+}
+
+static void *watch(void *data)
+{
+	struct worker *w = data;
+	struct gmem_region *region = NULL;
+	uint64_t gpa;
+	int i;
+
+	w->failures += gmem_vm_find_hva(w->unit->vm, gmem_region_hva(w->region), &region,
+					NULL) || region != w->region;
+	for (i = 0; i < 20 * THREAD_ROUNDS; i++) {
+		gpa = gmem_region_gpa(w->region);
+		w->failures += gpa != 0 && gpa != PAGES(w->unit, 8);
+	}
+	return NULL;
+}
+
+/* Both are thread-safe, so a reader sees one address or the other. */
+static void region_may_be_looked_at_while_it_moves(void **state)
+{
+	struct worker worker = { .failures = 0 };
+	pthread_t thread;
+	struct unit unit;
+	int i;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	worker.unit = &unit;
+	worker.region = unit_region(&unit, 0, 1, NULL);
+	assert_int_equal(pthread_create(&thread, NULL, watch, &worker), 0);
+	for (i = 0; i < THREAD_ROUNDS; i++)
+		assert_ok(gmem_region_move(worker.region, i % 2 ? 0 : PAGES(&unit, 8)));
+	pthread_join(thread, NULL);
+	assert_int_equal(worker.failures, 0);
+	unit_end(&unit);
+}
+
+/* ---- all of it, against a naive model ---- */
+
+#define MODEL_PAGES	128
+#define MODEL_REGIONS	24
+#define MODEL_ROUNDS	6000
+
+struct model {
+	struct unit unit;
+	struct gmem_file *file;
+	struct gmem_region *regions[MODEL_REGIONS];
+	uint64_t gpa[MODEL_REGIONS];
+	uint64_t offset[MODEL_REGIONS];
+	uint64_t pages[MODEL_REGIONS];
+	uint32_t seed;
+};
+
+/* Always the same numbers: a failure must come back. */
+static uint64_t pick(struct model *m, uint32_t below)
+{
+	m->seed = m->seed * 1664525 + 1013904223;
+	return (m->seed >> 8) % below;
+}
+
+static bool ranges_meet(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size)
+{
+	return a < b + b_size && b < a + a_size;
+}
+
+/* Would the range overlap any region but @except, by gpa or in the file? */
+static bool is_taken(const struct model *m, const uint64_t *starts, uint64_t start,
+		     uint64_t pages, size_t except)
+{
+	size_t i;
+
+	for (i = 0; i < MODEL_REGIONS; i++)
+		if (i != except && m->regions[i] &&
+		    ranges_meet(starts[i], m->pages[i], start, pages))
+			return true;
+	return false;
+}
+
+static void model_add(struct model *m, size_t i)
+{
+	uint64_t gpa = pick(m, MODEL_PAGES), offset = pick(m, MODEL_PAGES - 8);
+	uint64_t pages = 1 + pick(m, 8);
+	bool taken = is_taken(m, m->gpa, gpa, pages, i) || is_taken(m, m->offset, offset, pages, i);
+	GMEM_OPTS(gmem_region_opts, opts, .file = m->file,
+		  .file_offset = PAGES(&m->unit, offset));
+	int err;
+
+	err = gmem_region_add(m->unit.vm, PAGES(&m->unit, gpa), PAGES(&m->unit, pages), &opts,
+			      &m->regions[i]);
+	assert_int_equal(err, taken ? -EEXIST : 0);
+	m->gpa[i] = gpa;
+	m->offset[i] = offset;
+	m->pages[i] = pages;
+}
+
+static void model_move(struct model *m, size_t i)
+{
+	uint64_t gpa = pick(m, MODEL_PAGES);
+	bool taken = is_taken(m, m->gpa, gpa, m->pages[i], i);
+
+	assert_int_equal(gmem_region_move(m->regions[i], PAGES(&m->unit, gpa)),
+			 taken ? -EEXIST : 0);
+	if (!taken)
+		m->gpa[i] = gpa;
+}
+
+static void model_rebind(struct model *m, size_t i)
+{
+	uint64_t offset = pick(m, MODEL_PAGES - 8);
+	bool taken = is_taken(m, m->offset, offset, m->pages[i], i);
+
+	assert_int_equal(gmem_region_rebind(m->regions[i], m->file, PAGES(&m->unit, offset)),
+			 taken ? -EEXIST : 0);
+	if (!taken)
+		m->offset[i] = offset;
+}
+
+static void model_step(struct model *m)
+{
+	size_t i = pick(m, MODEL_REGIONS);
+	uint64_t what = pick(m, 4);
+
+	if (!m->regions[i])
+		model_add(m, i);
+	else if (what == 0)
+		model_rebind(m, i);
+	else if (what == 1)
+		model_move(m, i);
+	else if (what == 2) {
+		assert_ok(gmem_region_remove(m->regions[i]));
+		m->regions[i] = NULL;
+	}
+}
+
+static void model_check(struct model *m)
+{
+	unsigned count = 0;
+	size_t i;
+
+	for (i = 0; i < MODEL_REGIONS; i++) {
+		if (!m->regions[i])
+			continue;
+		count++;
+		assert_int_equal(gmem_region_gpa(m->regions[i]), PAGES(&m->unit, m->gpa[i]));
+		check_region(&m->unit, m->regions[i]);
+	}
+	assert_int_equal(fake_slot_count(m->unit.vm_fd), count);
+	assert_int_equal(fake_open_mappings(), count);
+}
+
+static void regions_agree_with_a_naive_model(void **state)
+{
+	struct model m = { .seed = 20260101 };
+	int i;
+
+	(void)state;
+	unit_begin_vm(&m.unit, "6.18");
+	m.file = unit_file(&m.unit, MODEL_PAGES);
+	for (i = 0; i < MODEL_ROUNDS; i++) {
+		model_step(&m);
+		model_check(&m);
+	}
+	gmem_file_free(m.file);
+	unit_end(&m.unit);
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(region_is_backed_as_the_plan_says),
+	cmocka_unit_test(region_without_options_is_shared),
+	cmocka_unit_test(plain_regions_take_flags),
+	cmocka_unit_test(bound_regions_refuse_logs_and_read_only),
+	cmocka_unit_test(private_region_keeps_shared_memory_beside_the_file),
+	cmocka_unit_test(callers_memory_is_never_unmapped),
+	cmocka_unit_test(mapping_of_a_region_goes_where_it_is_told),
+	cmocka_unit_test(one_file_backs_many_regions),
+	cmocka_unit_test(region_s_file_has_the_flags_of_the_plan),
+	cmocka_unit_test(add_rejects_bad_ranges_on_every_page_size),
+	cmocka_unit_test(region_has_fewer_than_2_to_the_31_pages),
+	cmocka_unit_test(unknown_address_bits_are_the_kernel_s_to_refuse),
+	cmocka_unit_test(add_rejects_bad_options),
+	cmocka_unit_test(add_rejects_a_file_the_plan_does_not_fit),
+	cmocka_unit_test(add_rejects_the_file_of_another_vm),
+	cmocka_unit_test(add_rejects_every_overlap_before_asking_the_kernel),
+	cmocka_unit_test(bound_pages_of_a_file_are_not_bound_again),
+	cmocka_unit_test(mapped_region_may_share_pages_with_a_bound_one),
+	cmocka_unit_test(kernel_refusal_keeps_its_errno_and_changes_nothing),
+	cmocka_unit_test(closed_vm_fd_is_ebadf_and_the_region_stays),
+	cmocka_unit_test(questions_to_no_region_have_answers),
+	cmocka_unit_test(region_keeps_its_file_alive),
+	cmocka_unit_test(file_of_yours_keeps_its_contents),
+	cmocka_unit_test(slot_is_deleted_first),
+	cmocka_unit_test(move_keeps_everything_but_the_address),
+	cmocka_unit_test(move_rejects_bad_addresses),
+	cmocka_unit_test(move_is_undone_if_the_kernel_refuses),
+	cmocka_unit_test(region_that_lost_its_slot_can_only_be_removed),
+	cmocka_unit_test(rebind_puts_other_contents_behind_a_region),
+	cmocka_unit_test(rebind_rejects_what_does_not_fit),
+	cmocka_unit_test(rebind_is_undone_if_the_kernel_refuses),
+	cmocka_unit_test(threads_share_a_vm_and_a_file),
+	cmocka_unit_test(region_may_be_looked_at_while_it_moves),
+	cmocka_unit_test(regions_agree_with_a_naive_model),
+};
+
+UNIT_MAIN(tests)
