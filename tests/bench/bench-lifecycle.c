@@ -1,0 +1,374 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * bench-lifecycle: what libgmem costs on top of the system calls it makes.
+ *
+ * Every sample of the library has its twin, the same system calls made by
+ * hand, right before or right after it, so that whatever else the machine does
+ * hits both. The figure is the median of the ratios of the pairs. Time is the
+ * CPU time of this process: it does not count waiting, for RCU above all.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/kvm.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <gmem.h>
+
+#include "kvm_compat.h"
+
+#define EXIT_CANNOT_RUN 77
+#define BATCH_MIN	2001
+#define GUEST_MEMFD	(GMEM_CREATE_MMAP | GMEM_CREATE_INIT_SHARED)
+
+static const char usage[] =
+	"usage: bench-lifecycle [ROUNDS]\n"
+	"\n"
+	"Compares libgmem with the same system calls made by hand. Three tables:\n"
+	"\n"
+	"  lifecycle    create a shared guest_memfd (close-on-exec), map it, bind it,\n"
+	"               unbind it, unmap it, close it: gmem_region_add() and\n"
+	"               gmem_region_remove() against the seven calls. Pages are not\n"
+	"               touched.\n"
+	"  memslots     map and bind one page of a big file and take it away again,\n"
+	"               with 1, 1000 and 30000 other memslots in the VM\n"
+	"  allocations  what add and remove together take from the heap\n"
+	"\n"
+	"Columns: microseconds of CPU time by hand and with libgmem (medians), their\n"
+	"ratio (the median over all pairs; a pair is measured back to back), and its\n"
+	"quartiles. ROUNDS pairs make a batch: at least and by default 2001.\n"
+	"\n"
+	"Exit status: 0, 1 if something failed, 77 if this host cannot run it.\n";
+
+/* ------------------------------------------------------------- the heap -- */
+
+static unsigned long allocations;
+
+/* glibc's own, under the names it keeps for whoever replaces the usual ones */
+void *__libc_malloc(size_t size);
+void *__libc_calloc(size_t n, size_t size);
+void *__libc_realloc(void *p, size_t size);
+
+void *malloc(size_t size)
+{
+	allocations++;
+	return __libc_malloc(size);
+}
+
+void *calloc(size_t n, size_t size)
+{
+	allocations++;
+	return __libc_calloc(n, size);
+}
+
+void *realloc(void *p, size_t size)
+{
+	allocations++;
+	return __libc_realloc(p, size);
+}
+
+/* --------------------------------------------------------------- helpers -- */
+
+static uint64_t page;
+
+static int must(int result, const char *what)
+{
+	if (result < 0) {
+		fprintf(stderr, "bench-lifecycle: %s: %s\n", what, strerror(errno));
+		exit(EXIT_FAILURE);
+	}
+	return result;
+}
+
+static void gmem_must(int result, const char *what)
+{
+	if (result < 0) {
+		fprintf(stderr, "bench-lifecycle: %s: %s\n", what, gmem_last_error());
+		exit(EXIT_FAILURE);
+	}
+}
+
+static double cpu_us(void)
+{
+	struct timespec t;
+
+	must(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t), "clock_gettime");
+	return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
+}
+
+static int by_value(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
+}
+
+/* ---------------------------------------------------------- the two sides -- */
+
+/* One VM for each side, so that their memslots do not meet */
+struct bench {
+	int raw_vm;
+	int raw_gmemfd;		/* for the memslots table */
+	int vm_fd;
+	struct gmem_vm *vm;
+	struct gmem_plan *plan;
+	struct gmem_file *file;	/* for the memslots table */
+	uint32_t slot;		/* the one that comes and goes */
+	uint64_t size;		/* of it */
+};
+
+static void raw_set_slot(int vm, uint32_t slot, uint64_t size, int gmemfd, uint64_t offset,
+			 const void *hva)
+{
+	struct gmem_kvm_userspace_memory_region2 region = {
+		.slot = slot,
+		.flags = size ? KVM_MEM_GUEST_MEMFD : 0,
+		.guest_phys_addr = offset,
+		.memory_size = size,
+		.userspace_addr = (uintptr_t)hva,
+		.guest_memfd_offset = offset,
+		.guest_memfd = (uint32_t)gmemfd,
+	};
+
+	must(ioctl(vm, KVM_SET_USER_MEMORY_REGION2, &region), "KVM_SET_USER_MEMORY_REGION2");
+}
+
+static void *raw_map(int gmemfd, uint64_t offset, uint64_t size)
+{
+	void *hva = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, gmemfd, (off_t)offset);
+
+	must(hva == MAP_FAILED ? -1 : 0, "mmap");
+	return hva;
+}
+
+static int raw_create(int vm, uint64_t size)
+{
+	struct gmem_kvm_create_guest_memfd create = { .size = size, .flags = GUEST_MEMFD };
+
+	return must(ioctl(vm, KVM_CREATE_GUEST_MEMFD, &create), "KVM_CREATE_GUEST_MEMFD");
+}
+
+static void raw_lifecycle(struct bench *b)
+{
+	int gmemfd = raw_create(b->raw_vm, b->size);
+	void *hva;
+
+	must(fcntl(gmemfd, F_SETFD, FD_CLOEXEC), "F_SETFD");
+	hva = raw_map(gmemfd, 0, b->size);
+	raw_set_slot(b->raw_vm, 0, b->size, gmemfd, 0, hva);
+	raw_set_slot(b->raw_vm, 0, 0, -1, 0, NULL);
+	must(munmap(hva, b->size), "munmap");
+	must(close(gmemfd), "close");
+}
+
+static void gmem_lifecycle(struct bench *b)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .plan = b->plan);
+	struct gmem_region *region;
+
+	gmem_must(gmem_region_add(b->vm, 0, b->size, &opts, &region), "gmem_region_add");
+	gmem_must(gmem_region_remove(region), "gmem_region_remove");
+}
+
+static void raw_bind(struct bench *b)
+{
+	uint64_t offset = b->slot * page;
+	void *hva = raw_map(b->raw_gmemfd, offset, page);
+
+	raw_set_slot(b->raw_vm, b->slot, page, b->raw_gmemfd, offset, hva);
+	raw_set_slot(b->raw_vm, b->slot, 0, -1, 0, NULL);
+	must(munmap(hva, page), "munmap");
+}
+
+static struct gmem_region *gmem_add_page(struct bench *b, uint32_t n)
+{
+	GMEM_OPTS(gmem_region_opts, opts,
+		  .plan = b->plan, .file = b->file, .file_offset = n * page);
+	struct gmem_region *region;
+
+	gmem_must(gmem_region_add(b->vm, n * page, page, &opts, &region), "gmem_region_add");
+	return region;
+}
+
+static void gmem_bind(struct bench *b)
+{
+	gmem_must(gmem_region_remove(gmem_add_page(b, b->slot)), "gmem_region_remove");
+}
+
+/* ----------------------------------------------------------- measurement -- */
+
+typedef void (*bench_side)(struct bench *b);
+
+static double sample(bench_side side, struct bench *b)
+{
+	double start = cpu_us();
+
+	side(b);
+	return cpu_us() - start;
+}
+
+/* One row: ROUNDS pairs, the side that goes first taking turns */
+static void compare(const char *name, bench_side raw, bench_side lib, struct bench *b,
+		    size_t rounds)
+{
+	double *by_hand = malloc(rounds * sizeof(double));
+	double *with_gmem = malloc(rounds * sizeof(double));
+	double *ratio = malloc(rounds * sizeof(double));
+
+	must(by_hand && with_gmem && ratio ? 0 : -1, "malloc");
+	for (size_t i = 0; i < 100; i++) {
+		raw(b);
+		lib(b);
+	}
+	for (size_t i = 0; i < rounds; i++) {
+		if (i % 2) {
+			by_hand[i] = sample(raw, b);
+			with_gmem[i] = sample(lib, b);
+		} else {
+			with_gmem[i] = sample(lib, b);
+			by_hand[i] = sample(raw, b);
+		}
+		ratio[i] = with_gmem[i] / by_hand[i];
+	}
+	qsort(by_hand, rounds, sizeof(double), by_value);
+	qsort(with_gmem, rounds, sizeof(double), by_value);
+	qsort(ratio, rounds, sizeof(double), by_value);
+	printf("  %-18s %10.2f %10.2f %8.3f   %.3f - %.3f\n", name, by_hand[rounds / 2],
+	       with_gmem[rounds / 2], ratio[rounds / 2], ratio[rounds / 4], ratio[rounds * 3 / 4]);
+	fflush(stdout);
+	free(by_hand);
+	free(with_gmem);
+	free(ratio);
+}
+
+static void print_columns(const char *table)
+{
+	printf("%-20s %10s %10s %8s   %s\n", table, "by hand us", "libgmem us", "ratio", "quartiles");
+}
+
+static void bench_lifecycle(struct bench *b, size_t rounds)
+{
+	print_columns("lifecycle");
+	b->size = page;
+	compare("1 page", raw_lifecycle, gmem_lifecycle, b, rounds);
+	b->size = 2 << 20;
+	compare("2 MiB", raw_lifecycle, gmem_lifecycle, b, rounds);
+	b->size = 64 << 20;
+	compare("64 MiB", raw_lifecycle, gmem_lifecycle, b, rounds);
+}
+
+/* Both sides map every page by itself; 60000 mappings are within Linux's default. */
+static void bench_memslots(struct bench *b, size_t rounds)
+{
+	static const struct {
+		uint32_t slots;
+		const char *name;
+	} rows[] = { { 1, "1 slot" }, { 1000, "1000 slots" }, { 30000, "30000 slots" } };
+	uint64_t size = 30001 * page;
+	uint32_t present = 0;
+
+	b->raw_gmemfd = raw_create(b->raw_vm, size);
+	gmem_must(gmem_file_new(b->vm_fd, size, b->plan, &b->file), "gmem_file_new");
+
+	print_columns("memslots");
+	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+		for (; present < rows[i].slots; present++) {
+			uint64_t offset = present * page;
+
+			raw_set_slot(b->raw_vm, present, page, b->raw_gmemfd, offset,
+				     raw_map(b->raw_gmemfd, offset, page));
+			(void)gmem_add_page(b, present);
+		}
+		b->slot = present;
+		compare(rows[i].name, raw_bind, gmem_bind, b, rounds);
+	}
+
+	gmem_file_free(b->file);
+	must(close(b->raw_gmemfd), "close");
+}
+
+static unsigned long count_allocations(bench_side side, struct bench *b)
+{
+	unsigned long before;
+
+	side(b);
+	before = allocations;
+	side(b);
+	return allocations - before;
+}
+
+static void gmem_default_lifecycle(struct bench *b)
+{
+	struct gmem_region *region;
+
+	gmem_must(gmem_region_add(b->vm, 0, b->size, NULL, &region), "gmem_region_add");
+	gmem_must(gmem_region_remove(region), "gmem_region_remove");
+}
+
+static void bench_allocations(struct bench *b)
+{
+	b->size = page;
+	printf("allocations from the heap, for one add and remove\n");
+	printf("  with a plan        %10lu\n", count_allocations(gmem_lifecycle, b));
+	printf("  with defaults      %10lu\n", count_allocations(gmem_default_lifecycle, b));
+}
+
+/* ------------------------------------------------------------------ main -- */
+
+static int set_up(struct bench *b)
+{
+	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	int error;
+
+	if (kvm < 0) {
+		printf("bench-lifecycle cannot run here: /dev/kvm: %s\n", strerror(errno));
+		return EXIT_CANNOT_RUN;
+	}
+	b->raw_vm = must(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
+	b->vm_fd = must(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
+	must(close(kvm), "close");
+
+	gmem_must(gmem_vm_new(b->vm_fd, NULL, &b->vm), "gmem_vm_new");
+	error = gmem_plan_new(gmem_vm_caps(b->vm), NULL, &b->plan);
+	if (error == -EOPNOTSUPP) {
+		printf("bench-lifecycle cannot run here: %s\n", gmem_last_error());
+		return EXIT_CANNOT_RUN;
+	}
+	gmem_must(error, "gmem_plan_new");
+	return EXIT_SUCCESS;
+}
+
+int main(int argc, char **argv)
+{
+	size_t rounds = argc == 2 ? strtoul(argv[1], NULL, 10) : BATCH_MIN;
+	struct bench b = { 0 };
+	int status;
+
+	if (argc > 2 || rounds < BATCH_MIN) {
+		fputs(usage, stdout);
+		return argc == 2 && !strcmp(argv[1], "--help") ? EXIT_SUCCESS : EXIT_FAILURE;
+	}
+	page = (uint64_t)sysconf(_SC_PAGESIZE);
+	status = set_up(&b);
+	if (status != EXIT_SUCCESS)
+		return status;
+
+	printf("libgmem %s, %zu pairs a row\n\n", gmem_version(), rounds);
+	bench_lifecycle(&b, rounds);
+	printf("\n");
+	bench_allocations(&b);
+	printf("\n");
+	bench_memslots(&b, rounds);
+
+	gmem_vm_free(b.vm);
+	gmem_plan_free(b.plan);
+	must(close(b.vm_fd), "close");
+	must(close(b.raw_vm), "close");
+	return EXIT_SUCCESS;
+}
