@@ -66,7 +66,9 @@ int main(void)
 		printf("ten-lines cannot run here: /dev/kvm: %s\n", strerror(errno));
 		return EXIT_CANNOT_RUN;
 	}
-	vm_fd = ioctl(kvm, KVM_CREATE_VM, 0);
+	do
+		vm_fd = ioctl(kvm, KVM_CREATE_VM, 0);
+	while (vm_fd < 0 && errno == EINTR);
 	if (vm_fd < 0)
 		err(1, "KVM_CREATE_VM");
 

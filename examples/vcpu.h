@@ -21,6 +21,17 @@ struct vcpu_addresses {
 	uint64_t nowhere;
 };
 
+/* KVM says EINTR at times, with no signal sent, too. */
+static int create_vm_of_type(int kvm, int type)
+{
+	int vm;
+
+	do
+		vm = ioctl(kvm, KVM_CREATE_VM, type);
+	while (vm < 0 && errno == EINTR);
+	return vm;
+}
+
 #if defined(__x86_64__)
 
 static const uint8_t instructions[] = {		/* in real mode */
@@ -33,7 +44,7 @@ static const char exit_name[] = "a halt";
 
 static int create_vm(int kvm)
 {
-	return ioctl(kvm, KVM_CREATE_VM, 0);
+	return create_vm_of_type(kvm, 0);
 }
 
 static int set_up_vcpu(int vm, int vcpu, const struct vcpu_addresses *at)
@@ -76,12 +87,11 @@ static const char exit_name[] = "a store to where there is no memory";
 
 static int create_vm(int kvm)
 {
-	int vm = ioctl(kvm, KVM_CREATE_VM, 0);
+	int vm = create_vm_of_type(kvm, 0);
 
 	/* Type 0 means 40 bits of guest address, more than some hosts have */
 	if (vm < 0 && errno == EINVAL)
-		vm = ioctl(kvm, KVM_CREATE_VM,
-			   ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_ARM_VM_IPA_SIZE));
+		vm = create_vm_of_type(kvm, ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_ARM_VM_IPA_SIZE));
 	return vm;
 }
 

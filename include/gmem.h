@@ -825,14 +825,13 @@ struct gmem_region_opts {
  * KVM_SET_USER_MEMORY_REGION where the plan needs no more. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range, past the VM's address bits, past the end of
- * the file, a file without the plan's create flags, or of another VM (unless the
- * way of backing only maps it), or a slot
- * number past the limit, -EEXIST overlaps a region, a bound range of the file,
- * a used slot number, or something mapped at @hva, -EOPNOTSUPP the way of
- * backing cannot do what the flags ask, or the default plan is not possible
- * here, -ENOSPC no memslot left, -ENOMEM, -EMFILE, -EBADF the VM fd is closed,
- * -E2BIG options newer than the library; what the kernel alone refuses keeps
- * its errno.
+ * the file, a file without the plan's create flags, or a slot number past the
+ * limit, -EEXIST overlaps a region, a bound range of the file, a used slot
+ * number, or something mapped at @hva, -EXDEV the file of another VM (see
+ * gmem_file_adopt()), -EOPNOTSUPP the way of backing cannot do what the flags
+ * ask, or the default plan is not possible here, -ENOSPC no memslot left,
+ * -ENOMEM, -EMFILE, -EBADF the VM fd is closed, -E2BIG options newer than the
+ * library; what the kernel alone refuses keeps its errno.
  */
 GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 					  const struct gmem_region_opts *opts,
@@ -883,8 +882,9 @@ GMEM_API int gmem_region_move(struct gmem_region *region, uint64_t gpa);
  * Thread-safe, but nobody may use the old host address any more. Source: as
  * gmem_region_add(). Since: 0.1.
  *
- * Return: as gmem_region_move(); -EOPNOTSUPP the region has no file, or its
- * host memory is the caller's choice (GMEM_REGION_HVA).
+ * Return: as gmem_region_move(); -EXDEV the file of another VM, -EOPNOTSUPP the
+ * region has no file, or its host memory is the caller's choice
+ * (GMEM_REGION_HVA).
  */
 GMEM_API int gmem_region_rebind(struct gmem_region *region, struct gmem_file *file,
 				uint64_t file_offset);

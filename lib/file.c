@@ -245,6 +245,24 @@ GMEM_API int gmem_file_adopt(int vm_fd, int gmemfd, const struct gmem_adopt_opts
 	return 0;
 }
 
+static struct gmem_map *map_of(struct gmem_range *hva)
+{
+	return GMEM_CONTAINER_OF(hva, struct gmem_map, hva);
+}
+
+static void unmap_all(struct gmem_file *file)
+{
+	struct gmem_range *hva;
+
+	pthread_mutex_lock(&file->lock);
+	while ((hva = file->maps.root)) {
+		gmem_range_remove(&file->maps, hva);
+		gmem_sys_munmap((void *)(uintptr_t)hva->start, hva->size);
+		free(map_of(hva));
+	}
+	pthread_mutex_unlock(&file->lock);
+}
+
 void gmem_file_hold(struct gmem_file *file)
 {
 	pthread_mutex_lock(&file->lock);
@@ -262,26 +280,10 @@ void gmem_file_release(struct gmem_file *file)
 	if (users)
 		return;
 
+	/* Of a region's own file, mapped by someone who had it from the region */
+	unmap_all(file);
 	gmem_sys_close(file->fd);
 	free_file(file);
-}
-
-static struct gmem_map *map_of(struct gmem_range *hva)
-{
-	return GMEM_CONTAINER_OF(hva, struct gmem_map, hva);
-}
-
-static void unmap_all(struct gmem_file *file)
-{
-	struct gmem_range *hva;
-
-	pthread_mutex_lock(&file->lock);
-	while ((hva = file->maps.root)) {
-		gmem_range_remove(&file->maps, hva);
-		gmem_sys_munmap((void *)(uintptr_t)hva->start, hva->size);
-		free(map_of(hva));
-	}
-	pthread_mutex_unlock(&file->lock);
 }
 
 GMEM_API void gmem_file_free(struct gmem_file *file)
@@ -649,6 +651,12 @@ GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t s
 }
 
 /* ---- for regions ---- */
+
+int gmem_file_check_vm(const struct gmem_file *file, int vm_fd)
+{
+	/* The fd it was made with, so no need to try; another may be a duplicate. */
+	return file->vm_fd == vm_fd ? 0 : check_is_of_vm(vm_fd, file->fd, file->size);
+}
 
 int gmem_file_pin(struct gmem_file *file, uint64_t offset, uint64_t size,
 		  const struct gmem_map_opts *opts, struct gmem_map *map)

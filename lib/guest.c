@@ -146,6 +146,17 @@ static int reported_byte(const struct guest *guest)
 
 #endif
 
+/* Both calls this is for come back with -EINTR at times, with no signal sent, too. */
+static int patient_ioctl(int fd, unsigned long request, void *arg)
+{
+	int ret;
+
+	do {
+		ret = gmem_sys_ioctl(fd, request, arg);
+	} while (ret == -EINTR);
+	return ret;
+}
+
 static int map_page(struct guest *guest, int fd, unsigned char **ret)
 {
 	void *addr;
@@ -235,21 +246,11 @@ static void drop_file(struct guest *guest)
 	guest->gmemfd = -1;
 }
 
-static int run_once(struct guest *guest)
-{
-	int err;
-
-	do {
-		err = gmem_sys_ioctl(guest->vcpu_fd, KVM_RUN, NULL);
-	} while (err == -EINTR);
-	return err;
-}
-
 static int look(struct guest *guest, struct gmem_guest_sight *sight)
 {
 	int err, byte;
 
-	err = run_once(guest);
+	err = patient_ioctl(guest->vcpu_fd, KVM_RUN, NULL);
 	if (err)
 		return err;
 
@@ -269,7 +270,7 @@ static int look(struct guest *guest, struct gmem_guest_sight *sight)
 	}
 
 	drop_file(guest);
-	err = run_once(guest);
+	err = patient_ioctl(guest->vcpu_fd, KVM_RUN, NULL);
 	sight->fault_exit = err == -EFAULT && guest->run->exit_reason == KVM_EXIT_MEMORY_FAULT;
 	return 0;
 }
@@ -282,7 +283,7 @@ int gmem_guest_look(int kvm_fd, uint64_t vm_type, uint64_t create_flags, bool pr
 	int err;
 
 	guest.page = gmem_sys_page_size();
-	guest.vm_fd = gmem_sys_ioctl(kvm_fd, KVM_CREATE_VM, (void *)(uintptr_t)vm_type);
+	guest.vm_fd = patient_ioctl(kvm_fd, KVM_CREATE_VM, (void *)(uintptr_t)vm_type);
 	if (guest.vm_fd < 0)
 		return guest.vm_fd;
 

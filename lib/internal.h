@@ -142,7 +142,7 @@ int gmem_plan_make(const struct gmem_caps *caps, const struct gmem_request *requ
 struct gmem_file {
 	pthread_mutex_t lock;
 	int fd;
-	int vm_fd;			/* number it was made with, for sentences only */
+	int vm_fd;			/* number it was made with */
 	unsigned int users;		/* its creator, and every region */
 	uint64_t size;
 	uint64_t create_flags;
@@ -155,6 +155,9 @@ struct gmem_map {
 	struct gmem_range hva;
 	uint64_t offset;
 };
+
+/* -EXDEV if the file belongs to another VM */
+int gmem_file_check_vm(const struct gmem_file *file, int vm_fd);
 
 void gmem_file_hold(struct gmem_file *file);
 void gmem_file_release(struct gmem_file *file);

@@ -73,9 +73,10 @@ static int check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 	return 0;
 }
 
-static int check_file(const struct order *order, uint64_t size)
+static int check_file(const struct gmem_vm *vm, const struct order *order, uint64_t size)
 {
 	const struct gmem_file *file = order->opts.file;
+	int err;
 
 	if (!file)
 		return order->opts.file_offset
@@ -92,8 +93,9 @@ static int check_file(const struct order *order, uint64_t size)
 				 file->create_flags, gmem_backing_name(order->plan->backing),
 				 order->plan->create_flags);
 
-	return gmem_check_range_within("file offset", order->opts.file_offset, size, file->size,
-				       "the end of the file");
+	err = gmem_check_range_within("file offset", order->opts.file_offset, size, file->size,
+				      "the end of the file");
+	return err ? err : gmem_file_check_vm(file, vm->fd);
 }
 
 static int check_hva(const struct order *order, uint64_t size)
@@ -131,7 +133,7 @@ static int check_order(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	if (!err)
 		err = check_slot_flags(vm, order);
 	if (!err)
-		err = check_file(order, size);
+		err = check_file(vm, order, size);
 	if (!err)
 		err = check_hva(order, size);
 	return err;
@@ -546,6 +548,8 @@ GMEM_API int gmem_region_move(struct gmem_region *region, uint64_t gpa)
 static int check_rebind(const struct gmem_region *region, const struct gmem_file *file,
 			uint64_t file_offset)
 {
+	int err;
+
 	if (!region->file)
 		return gmem_fail(-EOPNOTSUPP, "a region with backing \"%s\" has no file",
 				 gmem_backing_name(region->backing));
@@ -562,8 +566,9 @@ static int check_rebind(const struct gmem_region *region, const struct gmem_file
 				 "the file has create flags 0x%" PRIx64 ", the region's 0x%" PRIx64,
 				 file->create_flags, region->file->create_flags);
 
-	return gmem_check_range_within("file offset", file_offset, region->gpa.size, file->size,
-				       "the end of the file");
+	err = gmem_check_range_within("file offset", file_offset, region->gpa.size, file->size,
+				      "the end of the file");
+	return err ? err : gmem_file_check_vm(file, region->vm->fd);
 }
 
 /* Record another file range; the region's own old one does not stand in its way. */

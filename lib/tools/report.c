@@ -44,10 +44,22 @@ static char *sentence(const char *format, ...)
 	return check_memory(text);
 }
 
+/* VM fd, or -1 with errno */
+static int create_vm_of_type(int kvm_fd, uint64_t type)
+{
+	int vm_fd;
+
+	/* KVM has been seen to say EINTR without a signal. */
+	do
+		vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, (unsigned long)type);
+	while (vm_fd < 0 && errno == EINTR);
+	return vm_fd;
+}
+
 /* VM fd, or -errno */
 static int create_vm(int kvm_fd, uint64_t *type)
 {
-	int vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, (unsigned long)*type);
+	int vm_fd = create_vm_of_type(kvm_fd, *type);
 
 #ifdef __aarch64__
 	/* 0 means 40 bits of address, which not every machine has. */
@@ -56,7 +68,7 @@ static int create_vm(int kvm_fd, uint64_t *type)
 
 		if (bits > 0) {
 			*type = (uint64_t)bits;
-			vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, (unsigned long)*type);
+			vm_fd = create_vm_of_type(kvm_fd, *type);
 		}
 	}
 #endif

@@ -535,7 +535,7 @@ static void add_rejects_the_file_of_another_vm(void **state)
 		other = fake_new_vm();
 		assert_ok(gmem_file_new_raw(other, PAGES(&unit, 2), MAPPABLE, &file));
 		opts.file = file;
-		assert_refused(-EINVAL, "made on VM fd", gmem_region_add(unit.vm, 0, unit.page, &opts,
+		assert_refused(-EXDEV, "another VM", gmem_region_add(unit.vm, 0, unit.page, &opts,
 							   &region));
 		assert_ptr_equal(region, NO_REGION);
 		gmem_file_free(file);
@@ -1000,7 +1000,7 @@ static void rebind_rejects_what_does_not_fit(void **state)
 		       gmem_region_rebind(region, file, PAGES(&unit, 7)));
 	assert_refused(-EINVAL, "", gmem_region_rebind(region, file, 0 - unit.page));
 	assert_refused(-EEXIST, "0x", gmem_region_rebind(region, file, unit.page));
-	assert_refused(-EINVAL, "made on VM fd", gmem_region_rebind(region, foreign, 0));
+	assert_refused(-EXDEV, "another VM", gmem_region_rebind(region, foreign, 0));
 	assert_refused(-EOPNOTSUPP, "host", gmem_region_rebind(hosted, file, 0));
 	assert_refused(-EOPNOTSUPP, "host address",
 		       gmem_region_rebind(placed, file, PAGES(&unit, 4)));

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One vCPU on raw KVM that does single loads and stores at guest physical
+ * addresses, without paging. Its few bytes of code are in a memslot of their
+ * own, far above the numbers the library hands out.
+ */
+#ifndef TESTS_KVM_GUEST_H
+#define TESTS_KVM_GUEST_H
+
+#include <linux/kvm.h>
+#include <stdint.h>
+
+#define GUEST_SLOT 20000u
+/* Below this the guest keeps its own things. */
+#define GUEST_FREE_GPA ((uint64_t)1 << 20)
+
+struct guest {
+	int vm_fd;
+	int vcpu_fd;
+	struct kvm_run *run;
+	uint64_t run_size;
+	void *code;
+};
+
+enum guest_outcome {
+	GUEST_DONE,		/* the instruction was executed */
+	GUEST_MMIO,		/* no memory there: it came to us as MMIO */
+	GUEST_FAULT,		/* KVM_RUN failed with a memory-fault exit */
+	GUEST_ERROR,		/* anything else */
+};
+
+struct guest_access {
+	enum guest_outcome outcome;
+	uint32_t value;		/* GUEST_DONE: loaded */
+	int error;		/* of KVM_RUN: 0 or -errno */
+	uint32_t exit_reason;
+	uint64_t fault_flags;
+	uint64_t fault_gpa;	/* rounded down to the host page */
+	uint64_t fault_size;
+};
+
+void guest_new(struct guest *guest, int vm_fd, int kvm_fd);
+void guest_free(struct guest *guest);
+
+struct guest_access guest_load(struct guest *guest, uint64_t gpa);
+struct guest_access guest_store(struct guest *guest, uint64_t gpa, uint32_t value);
+
+#ifdef __x86_64__
+/* A load that KVM does itself, whatever the hardware could: outsd */
+struct guest_access guest_emulated_load(struct guest *guest, uint64_t gpa);
+#endif
+
+/* what happened, for people; a static buffer */
+const char *guest_describe(const struct guest_access *access);
+
+void check_guest_load(const char *file, int line, struct guest *guest, uint64_t gpa,
+		      uint32_t wanted);
+void check_guest_store(const char *file, int line, struct guest *guest, uint64_t gpa,
+		       uint32_t value);
+/* the guest loads this value */
+#define GUEST_LOADS(guest, gpa, wanted) \
+	check_guest_load(__FILE__, __LINE__, (guest), (gpa), (wanted))
+#define GUEST_STORES(guest, gpa, value) \
+	check_guest_store(__FILE__, __LINE__, (guest), (gpa), (value))
+
+/* a load and a store at this address end like this, and not otherwise */
+void check_guest_access(const char *file, int line, struct guest *guest, uint64_t gpa,
+			enum guest_outcome wanted);
+#define GUEST_GETS(guest, gpa, outcome) \
+	check_guest_access(__FILE__, __LINE__, (guest), (gpa), (outcome))
+
+#endif

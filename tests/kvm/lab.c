@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: MIT */
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "lab.h"
+
+#define PROBE_SLOT (GUEST_SLOT + 1)
+#define PROBE_GPA (3 * GIB)
+
+void lab_new(struct lab *lab, int type)
+{
+	GMEM_OPTS(gmem_vm_opts, opts);
+
+	*lab = (struct lab){ .page = page_size() };
+	machine_new(&lab->m, type);
+	opts.caps = lab->m.caps;
+	OK(gmem_vm_new(lab->m.vm_fd, &opts, &lab->vm));
+	guest_new(&lab->guest, lab->m.vm_fd, lab->m.kvm_fd);
+}
+
+void lab_free(struct lab *lab)
+{
+	guest_free(&lab->guest);
+	gmem_vm_free(lab->vm);
+	machine_free(&lab->m);
+}
+
+struct gmem_region *lab_add(struct lab *lab, uint32_t backing, uint64_t gpa, uint64_t pages,
+			    const struct gmem_region_opts *opts)
+{
+	struct gmem_region *region = NULL;
+	struct gmem_region_opts full = { .size = sizeof(full) };
+	struct gmem_plan *plan;
+
+	if (opts)
+		full = *opts;
+	require_backing(&lab->m, backing, &plan);
+	full.plan = plan;
+	OK(gmem_region_add(lab->vm, gpa, pages * lab->page, &full, &region));
+	gmem_plan_free(plan);
+	CHECK(region);
+	CHECK_EQ(gmem_region_backing(region), backing);
+	CHECK_EQ(gmem_region_gpa(region), gpa);
+	CHECK_EQ(gmem_region_size(region), pages * lab->page);
+	CHECK(gmem_region_hva(region));
+	return region;
+}
+
+int lab_convert(struct lab *lab, uint64_t gpa, uint64_t size, uint64_t attributes)
+{
+	struct gmem_kvm_memory_attributes args = {
+		.address = gpa,
+		.size = size,
+		.attributes = attributes,
+	};
+
+	return (int)SYS(ioctl(lab->m.vm_fd, KVM_SET_MEMORY_ATTRIBUTES, &args));
+}
+
+/* The guest stores into a file bound beside other memory: which of them has it? */
+static bool store_reaches_file(struct lab *lab, uint32_t *file_page, uint32_t *other, int fd)
+{
+	CHECK_RESULT(raw_gmem_slot(lab->m.vm_fd, PROBE_SLOT, 0, PROBE_GPA, lab->page, other, fd, 0), 0);
+	GUEST_STORES(&lab->guest, PROBE_GPA, 0xbeef);
+	CHECK_RESULT(raw_slot(lab->m.vm_fd, PROBE_SLOT, 0, 0, 0, NULL), 0);
+	CHECK((host_load(file_page) == 0xbeef) != (host_load(other) == 0xbeef));
+	return host_load(file_page) == 0xbeef;
+}
+
+bool lab_reaches_file(struct lab *lab)
+{
+	const uint64_t flags = GMEM_CREATE_MMAP | GMEM_CREATE_INIT_SHARED;
+	int fd = (int)WORKS(raw_create(lab->m.vm_fd, lab->page, flags));
+	void *file, *other;
+	bool reaches;
+
+	file = mmap(NULL, lab->page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	other = mmap(NULL, lab->page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(file != MAP_FAILED && other != MAP_FAILED);
+	reaches = store_reaches_file(lab, file, other, fd);
+	munmap(other, lab->page);
+	munmap(file, lab->page);
+	close(fd);
+
+	if (expect()->reaches == GUEST_REACHES_FILE)
+		CHECK(reaches);
+	else
+		note("guests of this host reach %s", reaches ? "the file" : "the host address");
+	return reaches;
+}
