@@ -9,6 +9,8 @@
  *   gmem_file    one guest_memfd: create, adopt, map, allocate, punch
  *   gmem_vm      a VM fd you own, and its memslots
  *   gmem_region  one range of guest addresses with memory behind it
+ *   gmem_change  several regions changed at once, or not at all
+ *   gmem_view    a thread's look at guest memory: translate, read, write
  *
  * Conventions:
  *
@@ -25,6 +27,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -65,6 +68,7 @@ struct gmem_plan;
 struct gmem_file;
 struct gmem_vm;
 struct gmem_region;
+struct gmem_change;
 
 /* --------------------------------------------------------------- errors -- */
 
@@ -778,6 +782,8 @@ GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
 #define GMEM_REGION_DIRTY_LOG	((uint64_t)1 << 1) /* log writes of the guest */
 #define GMEM_REGION_SLOT	((uint64_t)1 << 2) /* use @slot */
 #define GMEM_REGION_HVA		((uint64_t)1 << 3) /* use @hva */
+#define GMEM_REGION_DEVICE	((uint64_t)1 << 4) /* no memory: taken by a device */
+#define GMEM_REGION_CONGRUENT	((uint64_t)1 << 5) /* hva and gpa alike in @align */
 
 /**
  * struct gmem_region_opts - how to add a region
@@ -792,7 +798,9 @@ GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
  *	GMEM_BACKING_HOST and GMEM_BACKING_PRIVATE: (shared) memory of your own,
  *	borrowed until the region is removed. Other ways: where to map the file;
  *	nothing may be there yet.
- * @align: alignment of the host address, as in struct gmem_map_opts
+ * @align: alignment of the host address, as in struct gmem_map_opts. With
+ *	GMEM_REGION_CONGRUENT not the host address is a multiple of it but its
+ *	distance from @gpa, which is what large pages need.
  * @slot: memslot number, read only with GMEM_REGION_SLOT
  * @reserved: must be 0
  */
@@ -807,6 +815,12 @@ struct gmem_region_opts {
 	uint32_t slot;
 	uint32_t reserved;
 };
+
+/*
+ * GMEM_REGION_DEVICE: the range is in the layout, so that nothing else gets
+ * it and looking it up says so, but has no memory and no memslot: the guest's
+ * accesses exit. No other flag and no other option goes with it.
+ */
 
 /**
  * gmem_region_add() - give the guest memory at an address range
@@ -960,6 +974,581 @@ GMEM_API uint32_t gmem_region_backing(const struct gmem_region *region);
  */
 GMEM_API struct gmem_file *gmem_region_file(const struct gmem_region *region,
 					    uint64_t *ret_offset);
+
+/**
+ * gmem_region_split() - make two regions of one
+ * @region: region; keeps what is below @offset
+ * @offset: from the start of the region, a multiple of the page inside it
+ * @ret_upper: the region that has the rest
+ *
+ * Contents, host addresses and file stay. A memslot cannot be cut, so it is
+ * deleted and two are added: a vCPU that runs meanwhile finds nothing there.
+ *
+ * Thread-safe. Source: as gmem_region_add(). Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad offset, -ENOSPC no memslot left, -ENOMEM, and as
+ * gmem_region_move().
+ */
+GMEM_API GMEM_CHECKED int gmem_region_split(struct gmem_region *region, uint64_t offset,
+					    struct gmem_region **ret_upper);
+
+/**
+ * gmem_region_set_dirty_log() - begin or end logging what the guest writes
+ * @region: region with backing host or mapped
+ * @on: 0 or 1
+ *
+ * The memslot stays; what KVM_GET_DIRTY_LOG has not been asked for is lost
+ * when logging ends.
+ *
+ * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION with
+ * KVM_MEM_LOG_DIRTY_PAGES. Since: 0.1.
+ *
+ * Return: 0, or -EOPNOTSUPP this way of backing has no dirty log, -EINVAL @on,
+ * or the kernel's own errno.
+ */
+GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
+
+/**
+ * gmem_region_get_dirty_log() - which pages the guest wrote
+ * @region: region whose dirty log is on
+ * @bitmap: a bit for each page of the region, lowest first, in whole 64-bit
+ *	words; filled in
+ * @words: words in @bitmap, at least what the region needs
+ *
+ * Reading clears: a page is reported once if it was written since. KVM may
+ * report one that was only read, never miss one that was written.
+ *
+ * Thread-safe. Source: KVM_GET_DIRTY_LOG. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL @bitmap is too small, -EOPNOTSUPP this way of backing
+ * has no dirty log, -ENOENT the log is off, or the kernel's own errno.
+ */
+GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bitmap,
+				       size_t words);
+
+/* ------------------------------------------------------ layout changes -- */
+
+/**
+ * gmem_change_new() - plan a change of a VM's layout
+ * @vm: handle, which must outlive the change
+ * @ret: the change, empty; yours to free with gmem_change_free()
+ *
+ * Steps are collected, then gmem_change_apply() does all of them or none.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_change_new(struct gmem_vm *vm, struct gmem_change **ret);
+
+/**
+ * gmem_change_free() - free a change; an unapplied one never happened
+ * @change: change, or NULL
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_change_free(struct gmem_change *change);
+
+/**
+ * gmem_change_add() - plan to add a region
+ * @change: change
+ * @gpa: as gmem_region_add()
+ * @size: as gmem_region_add()
+ * @opts: as gmem_region_add(); the plan and file in it must live until
+ *	gmem_change_apply()
+ * @ret: set by gmem_change_apply() when it succeeds
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or what gmem_region_add() finds wrong with the arguments alone.
+ */
+GMEM_API GMEM_CHECKED int gmem_change_add(struct gmem_change *change, uint64_t gpa,
+					  uint64_t size, const struct gmem_region_opts *opts,
+					  struct gmem_region **ret);
+
+/**
+ * gmem_change_remove() - plan to remove a region
+ * @change: change
+ * @region: region of the same VM
+ *
+ * Its range, memslot number and file range are free for what the same change
+ * adds.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL or another VM's, -EEXIST a step of this change
+ * has it already, -ENOMEM.
+ */
+GMEM_API int gmem_change_remove(struct gmem_change *change, struct gmem_region *region);
+
+/**
+ * gmem_change_move() - plan to move a region
+ * @change: change
+ * @region: region of the same VM
+ * @gpa: as gmem_region_move()
+ *
+ * Regions of one change may trade places.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL as gmem_region_move(), or another VM's, -EEXIST a step
+ * of this change has it already, -ENOMEM.
+ */
+GMEM_API int gmem_change_move(struct gmem_change *change, struct gmem_region *region,
+			      uint64_t gpa);
+
+/**
+ * gmem_change_apply() - do all steps of a change, or none
+ * @change: change; it is empty again afterwards if this succeeds
+ *
+ * First everything is checked and made ready: overlaps in the layout as it
+ * will be, file ranges, memslot numbers, mappings. Then memslots are deleted,
+ * then added, in the order of the steps; memslots of other regions are not
+ * touched. Then readers see the new layout, at once; then, when no reader can
+ * hold the old one, the memory of removed regions is unmapped. If the kernel
+ * refuses a step, the steps before it are undone, and gmem_last_error() says
+ * which it was.
+ *
+ * Thread-safe for different changes. It waits for readers between
+ * gmem_view_begin() and gmem_view_end(), so do not call it between these.
+ * Source: KVM_SET_USER_MEMORY_REGION2 and KVM_SET_USER_MEMORY_REGION. Since: 0.1.
+ *
+ * Return: 0, or as gmem_region_add() and gmem_region_move(): the layout is as
+ * it was; or -ENOTRECOVERABLE the kernel refused to undo, too: the sentence says
+ * which region lost its memslot.
+ */
+GMEM_API int gmem_change_apply(struct gmem_change *change);
+
+/* ----------------------------------------------------------- RAM layout -- */
+
+/* Machines gmem_ram_layout() knows */
+#define GMEM_MACHINE_X86_64	1u /* RAM from 0, a hole for devices below 4 GiB */
+#define GMEM_MACHINE_ARM64	2u /* RAM from a base */
+#if defined(__aarch64__)
+#define GMEM_MACHINE_NATIVE	GMEM_MACHINE_ARM64
+#else
+#define GMEM_MACHINE_NATIVE	GMEM_MACHINE_X86_64
+#endif
+
+/**
+ * struct gmem_ram_layout_opts - where devices are
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @machine: GMEM_MACHINE_*; 0: this one
+ * @reserved: must be 0
+ * @hole_start: x86_64: first address below 4 GiB that is no RAM; 0: 3 GiB
+ * @base: arm64: first address of RAM; 0: 1 GiB
+ */
+struct gmem_ram_layout_opts {
+	size_t   size;
+	uint32_t machine;
+	uint32_t reserved;
+	uint64_t hole_start;
+	uint64_t base;
+};
+
+/**
+ * struct gmem_ram_range - one range of RAM
+ * @gpa: where it starts
+ * @size: bytes
+ * @offset: where it starts in a file that holds all RAM without gaps
+ */
+struct gmem_ram_range {
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t offset;
+};
+
+/**
+ * gmem_ram_layout() - where the RAM of a common machine goes
+ * @ram: bytes of RAM, non-zero, a multiple of the page
+ * @opts: NULL for defaults
+ * @ret: filled with the ranges in GPA order
+ * @max: entries in @ret; 2 are always enough
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: ranges filled in, or -EINVAL bad size, hole or machine, -ENOSPC it
+ * takes more than @max, -E2BIG options newer than the library.
+ */
+GMEM_API int gmem_ram_layout(uint64_t ram, const struct gmem_ram_layout_opts *opts,
+			     struct gmem_ram_range *ret, size_t max);
+
+/* --------------------------------------------------------------- recovery -- */
+
+/**
+ * gmem_recovery_enable() - survive SIGBUS where the library touches memory
+ *
+ * From now on the library may touch guest memory with ordinary instructions: a
+ * page that is not there (private, past the end of the file, poisoned) makes
+ * it return an error, and not the process die. Installs a handler for SIGBUS,
+ * for the whole process, the only one libgmem ever installs. Every other
+ * SIGBUS is passed on to what was there before: a handler of either style is
+ * called with what this one got; without one the process dies of the real
+ * fault, and so does its core dump show it. Without recovery the library asks
+ * the kernel to copy, a system call each time.
+ *
+ * Calls nest: each needs its gmem_recovery_disable(). Every call sees to it that
+ * libgmem's handler is there, above another one if need be.
+ *
+ * A handler installed later must pass on what is not its own. To a handler
+ * below, four things look different from what it asked for: SIGBUS is not
+ * blocked while it runs, even without SA_NODEFER; it runs on the alternate
+ * signal stack where the thread has one, even without SA_ONSTACK; the signal
+ * mask of the interrupted code is its own only once it returned; and
+ * sigaction() names libgmem's handler, not it.
+ *
+ * The kernel kills a thread that faults while it blocks SIGBUS, whatever
+ * handler there is. The library uses ordinary instructions only from where
+ * SIGBUS was not blocked when it looked; keep it unblocked in threads that
+ * touch guest memory through libgmem.
+ *
+ * Thread-safe. Against a sigaction() for SIGBUS in another thread at the same
+ * moment nothing is safe. Since: 0.1.
+ *
+ * Return: 0, or -EBUSY too many other handlers were installed above libgmem's,
+ * or the kernel's own errno.
+ */
+GMEM_API GMEM_CHECKED int gmem_recovery_enable(void);
+
+/**
+ * gmem_recovery_disable() - end what one gmem_recovery_enable() began
+ *
+ * The last one puts the handler from before back, if libgmem's is still the one
+ * installed. If another one was installed above it, it stays: it passes on
+ * everything that is not the library's, and libgmem must not be unloaded. Call
+ * it only when no thread is inside the library. One too many does nothing.
+ *
+ * Thread-safe. Since: 0.1.
+ */
+GMEM_API void gmem_recovery_disable(void);
+
+/* ---------------------------------------------------------------- views -- */
+
+/*
+ * A view is how one thread looks at a VM's memory while other threads change
+ * the layout. It never locks, never waits, and writes no memory that another
+ * reader uses. The two structs are open for the inline functions below alone:
+ * read and write their fields only through functions.
+ */
+
+/**
+ * struct gmem_table - what is behind each guest address; never changes
+ * @gib_count: GiB of guest address that @gibs covers
+ * @gibs: for each of them 512 entries, one for 2 MiB
+ */
+struct gmem_table {
+	uint64_t gib_count;
+	const uint64_t *const *gibs;
+};
+
+/**
+ * struct gmem_view - a thread's look at guest memory
+ * @current: where the VM's newest table is to be found
+ * @table: the table of this view, between gmem_view_begin() and gmem_view_end()
+ * @epoch: odd between them
+ * @fence: 1 if membarrier(2) cannot be had, and readers must do without
+ * @depth: begins without an end so far
+ */
+struct gmem_view {
+	const struct gmem_table *const *current;
+	const struct gmem_table *table;
+	uint64_t epoch;
+	uint32_t fence;
+	uint32_t depth;
+};
+
+/**
+ * gmem_view_new() - begin looking at a VM's memory
+ * @vm: handle, which must outlive the view
+ * @ret: the view, for one thread at a time; yours to free with gmem_view_free()
+ *
+ * Thread-safe. Source: membarrier(2); where it is forbidden, readers pay for the
+ * order it would give. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret);
+
+/**
+ * gmem_view_free() - stop looking
+ * @view: view, not between begin and end; or NULL
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_view_free(struct gmem_view *view);
+
+/**
+ * gmem_view_begin() - hold the layout as it is now
+ * @view: view
+ *
+ * Host addresses got through @view stay mapped until gmem_view_end(), even if
+ * their region is removed meanwhile: whoever removes it waits. So keep it
+ * short, do not sleep, and neither change the layout nor make or free views
+ * inside. Calls nest.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+static inline void gmem_view_begin(struct gmem_view *view)
+{
+	if (view->depth++)
+		return;
+
+	/* Pairs with the other side's store to the one and load of the other. */
+	if (__builtin_expect(__atomic_load_n(&view->fence, __ATOMIC_RELAXED) != 0, 0)) {
+		__atomic_store_n(&view->epoch, view->epoch + 1, __ATOMIC_SEQ_CST);
+		view->table = __atomic_load_n(view->current, __ATOMIC_SEQ_CST);
+		return;
+	}
+
+	/* In this order: whoever changes the layout has us pass a barrier. */
+	__atomic_store_n(&view->epoch, view->epoch + 1, __ATOMIC_RELAXED);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	view->table = __atomic_load_n(view->current, __ATOMIC_ACQUIRE);
+}
+
+/**
+ * gmem_view_end() - let go of the layout
+ * @view: view
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+static inline void gmem_view_end(struct gmem_view *view)
+{
+	if (--view->depth)
+		return;
+
+	/* Pairs with the acquire load of whoever waits to unmap. */
+	__atomic_store_n(&view->epoch, view->epoch + 1, __ATOMIC_RELEASE);
+}
+
+/**
+ * gmem_view_hva_anywhere() - the part of gmem_view_hva() that is not inline
+ * @view: as there
+ * @gpa: as there
+ * @size: as there
+ * @ret_hva: as there
+ *
+ * Call gmem_view_hva(), which is this and faster.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: as gmem_view_hva(), and -EINVAL for a NULL argument.
+ */
+GMEM_API int gmem_view_hva_anywhere(const struct gmem_view *view, uint64_t gpa, uint64_t size,
+				    void **ret_hva);
+
+/**
+ * gmem_view_hva() - host address of guest memory
+ * @view: view, between gmem_view_begin() and gmem_view_end()
+ * @gpa: guest physical address, any alignment
+ * @size: bytes, non-zero, that must lie in one piece behind @gpa
+ * @ret_hva: host address of @gpa, good until gmem_view_end()
+ *
+ * An access there can raise SIGBUS: see gmem_region_hva(). For private
+ * backing it is the shared side.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -ENOENT there is no region, -ESTALE there was one and it was
+ * removed, -ENXIO a device's range, -ERANGE memory begins there but @size
+ * bytes are not in one piece, -EINVAL @size is 0.
+ */
+static inline int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64_t size,
+				void **ret_hva)
+{
+	const struct gmem_table *table = view->table;
+	const uint64_t within = gpa & 0x1fffff;
+
+	/* One region behind all 2 MiB: its distance from the host, plus 1 */
+	if (gpa >> 30 < table->gib_count && size - 1 <= 0x1fffff - within) {
+		const uint64_t entry = table->gibs[gpa >> 30][gpa >> 21 & 511];
+
+		if (entry & 1) {
+			*ret_hva = (void *)(uintptr_t)(gpa + entry - 1);
+			return 0;
+		}
+	}
+	return gmem_view_hva_anywhere(view, gpa, size, ret_hva);
+}
+
+/**
+ * gmem_view_iovec() - host addresses of a range across regions
+ * @view: view, between gmem_view_begin() and gmem_view_end()
+ * @gpa: guest physical address, any alignment
+ * @size: bytes, non-zero; must not wrap
+ * @iov: filled in GPA order, for readv(2), io_uring and the like; untouched on
+ *	failure
+ * @max: entries in @iov
+ *
+ * Neighbours that are one piece for the host, too, are one entry.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: entries filled in, or -ENOENT, -ESTALE or -ENXIO as gmem_view_hva()
+ * for the first byte that has no memory, -ENOSPC it takes more than @max,
+ * -EINVAL @size is 0 or wraps.
+ */
+GMEM_API int gmem_view_iovec(const struct gmem_view *view, uint64_t gpa, uint64_t size,
+			     struct iovec *iov, size_t max);
+
+/*
+ * Access. These begin and end the view themselves, take ranges of any
+ * alignment across regions, and cannot be killed: where a page cannot be
+ * reached they stop, return -EFAULT (with recovery, -EHWPOISON for a page the
+ * hardware lost), and say in @ret_done how many bytes, counted from the start,
+ * were done. With gmem_recovery_enable() they cost what memcpy() costs; without
+ * it, or in a view made while SIGBUS was blocked, every call is a system call.
+ */
+
+/**
+ * gmem_view_read() - copy from guest memory
+ * @view: view
+ * @gpa: where to read, any alignment
+ * @buf: gets the bytes
+ * @size: bytes; 0 does nothing; must not wrap
+ * @ret_done: bytes copied, also on failure; NULL if not wanted
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0 when all are copied, or -ENOENT, -ESTALE or -ENXIO as
+ * gmem_view_hva(), -EFAULT or -EHWPOISON for the first byte that could not be
+ * copied, -EINVAL the range wraps.
+ */
+GMEM_API int gmem_view_read(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
+			    uint64_t *ret_done);
+
+/**
+ * gmem_view_write() - copy to guest memory
+ * @view: view
+ * @gpa: where to write, any alignment
+ * @buf: the bytes
+ * @size: bytes; 0 does nothing; must not wrap
+ * @ret_done: bytes copied, also on failure; NULL if not wanted
+ *
+ * The host may write where the guest may only read.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: as gmem_view_read().
+ */
+GMEM_API int gmem_view_write(struct gmem_view *view, uint64_t gpa, const void *buf,
+			     uint64_t size, uint64_t *ret_done);
+
+/**
+ * gmem_view_copy() - copy from guest memory to guest memory
+ * @view: view
+ * @to: where to write, any alignment
+ * @from: where to read, any alignment
+ * @size: bytes; 0 does nothing; neither range may wrap
+ * @ret_done: bytes copied, also on failure; NULL if not wanted
+ *
+ * Copies upwards in address; the ranges must not overlap.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: as gmem_view_read(); -EINVAL also if the ranges overlap.
+ */
+GMEM_API int gmem_view_copy(struct gmem_view *view, uint64_t to, uint64_t from, uint64_t size,
+			    uint64_t *ret_done);
+
+/**
+ * gmem_view_fill() - set guest memory to one byte
+ * @view: view
+ * @gpa: where to write, any alignment
+ * @byte: what to write
+ * @size: bytes; 0 does nothing; must not wrap
+ * @ret_done: bytes set, also on failure; NULL if not wanted
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: as gmem_view_read().
+ */
+GMEM_API int gmem_view_fill(struct gmem_view *view, uint64_t gpa, uint8_t byte, uint64_t size,
+			    uint64_t *ret_done);
+
+/**
+ * gmem_view_compare() - compare guest memory with a buffer
+ * @view: view
+ * @gpa: where to read, any alignment
+ * @buf: what to compare with
+ * @size: bytes; 0 compares equal; must not wrap
+ * @ret_order: below, at or above 0 like memcmp(3), guest memory first
+ * @ret_done: bytes found equal, also on failure; NULL if not wanted
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: as gmem_view_read().
+ */
+GMEM_API int gmem_view_compare(struct gmem_view *view, uint64_t gpa, const void *buf,
+			       uint64_t size, int *ret_order, uint64_t *ret_done);
+
+/**
+ * gmem_view_string() - copy a string from guest memory
+ * @view: view
+ * @gpa: where it starts
+ * @buf: gets the string, terminated if it fits
+ * @max: bytes in @buf, non-zero
+ * @ret_length: bytes before the terminator; set on success
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -ENAMETOOLONG no terminator in the first @max bytes, and as
+ * gmem_view_read().
+ */
+GMEM_API int gmem_view_string(struct gmem_view *view, uint64_t gpa, char *buf, uint64_t max,
+			      uint64_t *ret_length);
+
+/* Orderings of single loads and stores, as in C11 */
+#define GMEM_RELAXED	0u
+#define GMEM_ACQUIRE	1u
+#define GMEM_RELEASE	2u
+#define GMEM_SEQ_CST	3u
+
+/**
+ * gmem_view_load() - load one number, whole
+ * @view: view
+ * @gpa: a multiple of @width
+ * @width: 1, 2, 4 or 8 bytes
+ * @order: GMEM_RELAXED, GMEM_ACQUIRE or GMEM_SEQ_CST
+ * @ret: the number, in the host's byte order
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad width, alignment or order, and as gmem_view_read().
+ */
+GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width,
+			    uint32_t order, uint64_t *ret);
+
+/**
+ * gmem_view_store() - store one number, whole
+ * @view: view
+ * @gpa: a multiple of @width
+ * @width: 1, 2, 4 or 8 bytes
+ * @order: GMEM_RELAXED, GMEM_RELEASE or GMEM_SEQ_CST
+ * @value: the number, in the host's byte order; must fit @width
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: as gmem_view_load(); -EINVAL also if @value does not fit.
+ */
+GMEM_API int gmem_view_store(struct gmem_view *view, uint64_t gpa, uint32_t width,
+			     uint32_t order, uint64_t value);
+
+/**
+ * gmem_view_exchange() - store one number if another is there
+ * @view: view
+ * @gpa: a multiple of @width
+ * @width: 1, 2, 4 or 8 bytes
+ * @order: any of the four, for success; failure orders like the load in it
+ * @expected: what must be there; gets what was there
+ * @desired: what to store; both must fit @width
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 1 stored, 0 something else was there, or as gmem_view_store().
+ */
+GMEM_API int gmem_view_exchange(struct gmem_view *view, uint64_t gpa, uint32_t width,
+				uint32_t order, uint64_t *expected, uint64_t desired);
 
 #ifdef __cplusplus
 }

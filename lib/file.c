@@ -334,9 +334,9 @@ static int map_where_free(int fd, uint64_t offset, uint64_t size, int prot, int 
 
 /* Reserve more than is needed, map inside it, give back what is left over. */
 static int map_aligned(int fd, uint64_t offset, uint64_t size, int prot, int flags,
-		       uint64_t align, void **ret)
+		       const struct gmem_place *place, void **ret)
 {
-	uint64_t reserved = size + align - gmem_sys_page_size(), start, hva;
+	uint64_t reserved = size + place->align - gmem_sys_page_size(), start, hva;
 	void *area;
 	int err;
 
@@ -349,7 +349,7 @@ static int map_aligned(int fd, uint64_t offset, uint64_t size, int prot, int fla
 		return err;
 
 	start = address(area);
-	hva = (start + align - 1) & ~(align - 1);
+	hva = start + ((place->remainder - start) & (place->align - 1));
 	err = gmem_sys_mmap((void *)(uintptr_t)hva, size, prot, flags | MAP_FIXED, fd, offset, ret);
 	if (err) {
 		gmem_sys_munmap(area, reserved);
@@ -363,17 +363,17 @@ static int map_aligned(int fd, uint64_t offset, uint64_t size, int prot, int fla
 	return 0;
 }
 
-int gmem_place_mapping(int fd, uint64_t offset, uint64_t size, int prot, int flags,
-		       const struct gmem_map_opts *opts, void **ret)
+int gmem_map_at(int fd, uint64_t offset, uint64_t size, int prot, int flags,
+		const struct gmem_place *place, void **ret)
 {
-	if (opts->flags & GMEM_MAP_REPLACE)
-		return gmem_sys_mmap(opts->hva, size, prot, flags | MAP_FIXED, fd, offset, ret);
+	if (place->flags & GMEM_MAP_REPLACE)
+		return gmem_sys_mmap(place->hva, size, prot, flags | MAP_FIXED, fd, offset, ret);
 
-	if (opts->flags & GMEM_MAP_FIXED)
-		return map_where_free(fd, offset, size, prot, flags, opts->hva, ret);
+	if (place->flags & GMEM_MAP_FIXED)
+		return map_where_free(fd, offset, size, prot, flags, place->hva, ret);
 
-	if (opts->align > gmem_sys_page_size())
-		return map_aligned(fd, offset, size, prot, flags, opts->align, ret);
+	if (place->align > gmem_sys_page_size())
+		return map_aligned(fd, offset, size, prot, flags, place, ret);
 
 	return gmem_sys_mmap(NULL, size, prot, flags, fd, offset, ret);
 }
@@ -407,7 +407,7 @@ static int check_file_range(const struct gmem_file *file, uint64_t offset, uint6
 }
 
 static int fail_to_map(const struct gmem_file *file, uint64_t offset, uint64_t size,
-		       const struct gmem_map_opts *opts, int err)
+		       const struct gmem_place *place, int err)
 {
 	if (err == -ENODEV)
 		return gmem_fail(err,
@@ -415,33 +415,33 @@ static int fail_to_map(const struct gmem_file *file, uint64_t offset, uint64_t s
 				 "): the host cannot map it", file->create_flags);
 	if (err == -EEXIST)
 		return gmem_fail(err, "something is mapped between hva 0x%" PRIx64 " and 0x%" PRIx64,
-				 address(opts->hva), address(opts->hva) + size);
+				 address(place->hva), address(place->hva) + size);
 	return gmem_fail(err, "offset 0x%" PRIx64 ", 0x%" PRIx64 " bytes, cannot be mapped: %s",
 			 offset, size, gmem_errno_name(err));
 }
 
 /* Map at a place that was checked and enter it into @map; the caller holds the lock. */
 static int map_locked(struct gmem_file *file, uint64_t offset, uint64_t size,
-		      const struct gmem_map_opts *opts, struct gmem_map *map)
+		      const struct gmem_place *place, struct gmem_map *map)
 {
-	int prot = opts->flags & GMEM_MAP_READONLY ? PROT_READ : PROT_READ | PROT_WRITE;
+	int prot = place->flags & GMEM_MAP_READONLY ? PROT_READ : PROT_READ | PROT_WRITE;
 	const struct gmem_range *other = NULL;
 	void *hva;
 	int err;
 
-	if (opts->flags & GMEM_MAP_REPLACE) {
-		other = gmem_range_find(&file->maps, address(opts->hva), size);
+	if (place->flags & GMEM_MAP_REPLACE) {
+		other = gmem_range_find(&file->maps, address(place->hva), size);
 		if (!other)
-			other = gmem_range_find(&file->pinned, address(opts->hva), size);
+			other = gmem_range_find(&file->pinned, address(place->hva), size);
 	}
 	if (other)
 		return gmem_fail(-EEXIST,
 				 "the file is mapped at hva 0x%" PRIx64 ", 0x%" PRIx64 " bytes, already",
 				 other->start, other->size);
 
-	err = gmem_place_mapping(file->fd, offset, size, prot, MAP_SHARED, opts, &hva);
+	err = gmem_map_at(file->fd, offset, size, prot, MAP_SHARED, place, &hva);
 	if (err)
-		return fail_to_map(file, offset, size, opts, err);
+		return fail_to_map(file, offset, size, place, err);
 
 	map->hva.start = address(hva);
 	map->hva.size = size;
@@ -450,12 +450,12 @@ static int map_locked(struct gmem_file *file, uint64_t offset, uint64_t size,
 }
 
 static int map_range(struct gmem_file *file, struct gmem_range_map *maps, uint64_t offset,
-		     uint64_t size, const struct gmem_map_opts *opts, struct gmem_map *map)
+		     uint64_t size, const struct gmem_place *place, struct gmem_map *map)
 {
 	int err;
 
 	pthread_mutex_lock(&file->lock);
-	err = map_locked(file, offset, size, opts, map);
+	err = map_locked(file, offset, size, place, map);
 	if (!err)
 		gmem_range_insert(maps, &map->hva);
 	pthread_mutex_unlock(&file->lock);
@@ -466,6 +466,7 @@ GMEM_API int gmem_file_map(struct gmem_file *file, uint64_t offset, uint64_t siz
 			   const struct gmem_map_opts *user_opts, void **ret_hva)
 {
 	struct gmem_map_opts opts;
+	struct gmem_place place;
 	struct gmem_map *map;
 	int err;
 
@@ -484,7 +485,8 @@ GMEM_API int gmem_file_map(struct gmem_file *file, uint64_t offset, uint64_t siz
 	if (!map)
 		return gmem_fail(-ENOMEM, "no memory to remember a mapping");
 
-	err = map_range(file, &file->maps, offset, size, &opts, map);
+	place = (struct gmem_place){ .flags = opts.flags, .hva = opts.hva, .align = opts.align };
+	err = map_range(file, &file->maps, offset, size, &place, map);
 	if (err) {
 		free(map);
 		return err;
@@ -659,9 +661,25 @@ int gmem_file_check_vm(const struct gmem_file *file, int vm_fd)
 }
 
 int gmem_file_pin(struct gmem_file *file, uint64_t offset, uint64_t size,
-		  const struct gmem_map_opts *opts, struct gmem_map *map)
+		  const struct gmem_place *place, struct gmem_map *map)
 {
-	return map_range(file, &file->pinned, offset, size, opts, map);
+	return map_range(file, &file->pinned, offset, size, place, map);
+}
+
+void gmem_file_split_pin(struct gmem_file *file, struct gmem_map *map, uint64_t offset,
+			 struct gmem_map *upper)
+{
+	upper->offset = map->offset + offset;
+	pthread_mutex_lock(&file->lock);
+	gmem_range_split(&file->pinned, &map->hva, offset, &upper->hva);
+	pthread_mutex_unlock(&file->lock);
+}
+
+void gmem_file_join_pin(struct gmem_file *file, struct gmem_map *map, struct gmem_map *upper)
+{
+	pthread_mutex_lock(&file->lock);
+	gmem_range_join(&file->pinned, &map->hva, &upper->hva);
+	pthread_mutex_unlock(&file->lock);
 }
 
 void gmem_file_unpin(struct gmem_file *file, struct gmem_map *map)
@@ -695,5 +713,21 @@ void gmem_file_unbind(struct gmem_file *file, struct gmem_range *range)
 {
 	pthread_mutex_lock(&file->lock);
 	gmem_range_remove(&file->bound, range);
+	pthread_mutex_unlock(&file->lock);
+}
+
+void gmem_file_split_bound(struct gmem_file *file, struct gmem_range *range, uint64_t offset,
+			   struct gmem_range *upper)
+{
+	pthread_mutex_lock(&file->lock);
+	gmem_range_split(&file->bound, range, offset, upper);
+	pthread_mutex_unlock(&file->lock);
+}
+
+void gmem_file_join_bound(struct gmem_file *file, struct gmem_range *range,
+			  struct gmem_range *upper)
+{
+	pthread_mutex_lock(&file->lock);
+	gmem_range_join(&file->bound, range, upper);
 	pthread_mutex_unlock(&file->lock);
 }

@@ -64,9 +64,16 @@ struct gmem_range_map {
 /* The lowest range that overlaps [@start, @start + @size), or NULL */
 struct gmem_range *gmem_range_find(const struct gmem_range_map *map, uint64_t start,
 				   uint64_t size);
-/* Neither can fail. @range must overlap nothing in @map. */
+/* None of these can fail. @range must overlap nothing in @map. */
 void gmem_range_insert(struct gmem_range_map *map, struct gmem_range *range);
 void gmem_range_remove(struct gmem_range_map *map, struct gmem_range *range);
+/* While @range is in no map; whole for those who look at it without a lock */
+void gmem_range_set_start(struct gmem_range *range, uint64_t start);
+/* Leave @range what is below @offset, and enter the rest as @upper; and back. */
+void gmem_range_split(struct gmem_range_map *map, struct gmem_range *range, uint64_t offset,
+		      struct gmem_range *upper);
+void gmem_range_join(struct gmem_range_map *map, struct gmem_range *range,
+		     struct gmem_range *upper);
 
 /* ---- scratch: a spare memslot and address of a VM, to try things with ---- */
 
@@ -156,6 +163,13 @@ struct gmem_map {
 	uint64_t offset;
 };
 
+/* Where a mapping goes: struct gmem_map_opts, checked, and more */
+struct gmem_place {
+	uint64_t flags;		/* GMEM_MAP_* */
+	void *hva;
+	uint64_t align;
+	uint64_t remainder;	/* of the address by @align; below it */
+};
 /* -EXDEV if the file belongs to another VM */
 int gmem_file_check_vm(const struct gmem_file *file, int vm_fd);
 
@@ -164,16 +178,24 @@ void gmem_file_release(struct gmem_file *file);
 
 /* Map part of a file for a region, which keeps @map; only gmem_file_unpin() unmaps it. */
 int gmem_file_pin(struct gmem_file *file, uint64_t offset, uint64_t size,
-		  const struct gmem_map_opts *opts, struct gmem_map *map);
+		  const struct gmem_place *place, struct gmem_map *map);
 void gmem_file_unpin(struct gmem_file *file, struct gmem_map *map);
+/* Move what is above @offset of @map, or of @range, over to @upper; and back. */
+void gmem_file_split_pin(struct gmem_file *file, struct gmem_map *map, uint64_t offset,
+			 struct gmem_map *upper);
+void gmem_file_join_pin(struct gmem_file *file, struct gmem_map *map, struct gmem_map *upper);
 
 /* Record that a range is in a memslot: -EEXIST if part of it is already. */
 int gmem_file_bind(struct gmem_file *file, struct gmem_range *range);
 void gmem_file_unbind(struct gmem_file *file, struct gmem_range *range);
+void gmem_file_split_bound(struct gmem_file *file, struct gmem_range *range, uint64_t offset,
+			   struct gmem_range *upper);
+void gmem_file_join_bound(struct gmem_file *file, struct gmem_range *range,
+			  struct gmem_range *upper);
 
-/* Any mapping at an address chosen as struct gmem_map_opts says */
-int gmem_place_mapping(int fd, uint64_t offset, uint64_t size, int prot, int flags,
-		       const struct gmem_map_opts *opts, void **ret);
+/* Any mapping at the place it should have */
+int gmem_map_at(int fd, uint64_t offset, uint64_t size, int prot, int flags,
+		const struct gmem_place *place, void **ret);
 
 /* ---- slot: memslot numbers ---- */
 
@@ -191,10 +213,46 @@ int gmem_slots_take(struct gmem_slots *slots, uint32_t number);
 void gmem_slots_give(struct gmem_slots *slots, uint32_t number);
 int gmem_slots_reserve(struct gmem_slots *slots, uint32_t first, uint32_t count);
 
-/* ---- vm, region ---- */
+/* ---- table: from guest address to memory, for readers that never wait ---- */
+
+/* What is behind a guest address, and up to where */
+struct gmem_piece {
+	uint64_t code;	/* odd: hva - gpa + 1; even: no memory */
+	uint64_t last;	/* gpa */
+};
+
+struct gmem_piece gmem_table_piece(const struct gmem_table *table, uint64_t gpa);
+/* Why there is no memory: -ENOENT, -ESTALE or -ENXIO; 0 if there is */
+int gmem_piece_error(struct gmem_piece piece);
+
+/* The inline part of gmem_view_hva(), which has nothing to say when it cannot answer */
+static inline bool gmem_table_hva(const struct gmem_table *table, uint64_t gpa, uint64_t size,
+				  void **ret)
+{
+	const uint64_t within = gpa & 0x1fffff;
+	uint64_t entry;
+
+	if (gpa >> 30 >= table->gib_count || size - 1 > 0x1fffff - within)
+		return false;
+
+	entry = table->gibs[gpa >> 30][gpa >> 21 & 511];
+	*ret = (void *)(uintptr_t)(gpa + entry - 1);
+	return entry & 1;
+}
+
+/* A new table that shares everything with @old (or NULL), to be refreshed where it changed */
+int gmem_table_new(const struct gmem_table *old, const struct gmem_range_map *regions,
+		   struct gmem_table **ret);
+int gmem_table_refresh(struct gmem_table *table, const struct gmem_table *old,
+		       const struct gmem_range_map *regions, uint64_t start, uint64_t size);
+/* Free what @kept (or NULL) does not share. */
+void gmem_table_free(const struct gmem_table *table, const struct gmem_table *kept);
+
+/* ---- vm ---- */
 
 struct gmem_vm {
-	pthread_mutex_t lock;
+	pthread_mutex_t change_lock;	/* one change at a time; taken before lock */
+	pthread_mutex_t lock;		/* the books: everything below up to hvas */
 	int fd;
 	bool has_default_plan;
 	struct gmem_caps caps;
@@ -204,7 +262,40 @@ struct gmem_vm {
 	struct gmem_slots slots;
 	struct gmem_range_map regions;	/* by gpa */
 	struct gmem_range_map hvas;	/* by host address */
+	struct gmem_region *stuck;	/* their memslots could not be deleted, see change.c */
+
+	const struct gmem_table *table;	/* read without a lock; NULL before the first view */
+	pthread_mutex_t views_lock;
+	struct gmem_reader *views;
+	bool fence;			/* membarrier() is not to be had */
 };
+
+/* Pass the sentence of a failure to the VM's log; returns @err. */
+int gmem_vm_report(struct gmem_vm *vm, int err);
+/* Readers that begin from now on see @table, NULL if there have been none. */
+void gmem_vm_publish(struct gmem_vm *vm, struct gmem_table *table);
+/* Until no reader holds an older table */
+void gmem_vm_wait_for_views(struct gmem_vm *vm);
+
+/* ---- view ---- */
+
+struct gmem_reader {
+	struct gmem_view view;
+	struct gmem_vm *vm;
+	struct gmem_reader *next;
+	bool fast;			/* pages that cannot be reached are recovered from */
+};
+
+static inline bool gmem_view_is_fast(const struct gmem_view *view)
+{
+	return GMEM_CONTAINER_OF(view, struct gmem_reader, view)->fast;
+}
+
+/* The first piece of a range that lies in one piece for the host; -errno and its sentence */
+int gmem_view_piece(const struct gmem_view *view, uint64_t gpa, uint64_t size,
+		    struct iovec *ret);
+
+/* ---- region: what a region is made of ---- */
 
 struct gmem_region {
 	struct gmem_range gpa;
@@ -214,18 +305,83 @@ struct gmem_region {
 	struct gmem_map *map;		/* in file->pinned, if the host address is the file's */
 	struct gmem_vm *vm;
 	struct gmem_file *file;
+	struct gmem_region *next_stuck;
 	uint64_t file_offset;
 	uint64_t align;
 	uint32_t slot;
 	uint32_t slot_flags;
 	uint32_t backing;
+	bool congruent;
 	bool hva_chosen;		/* by the caller, with GMEM_REGION_HVA */
-	bool has_slot;			/* false only after -ENOTRECOVERABLE */
+	bool is_device;
+	bool has_slot;			/* the kernel has a memslot of this number */
+	bool lost;			/* and it is not ours as it should be: -ENOTRECOVERABLE */
 };
 
-/* Pass the sentence of a failure to the VM's log; returns @err. */
-int gmem_vm_report(struct gmem_vm *vm, int err);
-/* Take a region's memory away without asking anyone; never fails. */
-void gmem_region_release(struct gmem_region *region);
+/* What an add was asked to do, checked */
+struct gmem_order {
+	struct gmem_region_opts opts;
+	const struct gmem_plan *plan;
+};
+
+int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+		      const struct gmem_region_opts *opts, struct gmem_order *order);
+int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
+
+/* A handle that owns nothing yet; free() frees it. */
+int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+		    const struct gmem_order *order, struct gmem_region **ret);
+int gmem_region_acquire(struct gmem_region *region, const struct gmem_order *order);
+/* Give back what others may use at once; take it again, if they did not; give back the rest. */
+void gmem_region_yield(struct gmem_region *region);
+void gmem_region_retake(struct gmem_region *region);
+void gmem_region_dispose(struct gmem_region *region);
+
+struct gmem_kvm_slot gmem_region_memslot(const struct gmem_region *region);
+
+int gmem_region_cut(struct gmem_region *region, uint64_t offset, struct gmem_region *upper);
+void gmem_region_uncut(struct gmem_region *region, struct gmem_region *upper);
+
+/* Part of a file, for a region to have instead of what it has */
+struct gmem_binding {
+	struct gmem_file *file;
+	uint64_t offset;
+	struct gmem_map *map;
+};
+
+int gmem_region_check_binding(const struct gmem_region *region, const struct gmem_binding *to);
+/* Afterwards @binding is what the region had, until it is swapped back or dropped. */
+int gmem_region_swap_file(struct gmem_region *region, struct gmem_binding *binding);
+void gmem_region_unswap_file(struct gmem_region *region, struct gmem_binding *binding);
+void gmem_region_drop_binding(struct gmem_region *region, struct gmem_binding *binding);
+
+/* ---- change: all of it or nothing ---- */
+
+enum gmem_step_kind {
+	GMEM_STEP_ADD,
+	GMEM_STEP_REMOVE,
+	GMEM_STEP_MOVE,
+	GMEM_STEP_SPLIT,
+	GMEM_STEP_REBIND,
+};
+
+struct gmem_step {
+	enum gmem_step_kind kind;
+	struct gmem_region *region;
+	struct gmem_region **ret;	/* ADD */
+	struct gmem_order order;	/* ADD */
+	uint64_t gpa;			/* MOVE */
+	uint64_t offset;		/* SPLIT */
+	struct gmem_region *upper;	/* SPLIT, else NULL */
+	struct gmem_binding binding;	/* REBIND */
+
+	/* while it is applied */
+	uint64_t old_gpa;
+	struct gmem_kvm_slot old, new[2];
+	unsigned int new_count, added;
+	bool has_old, deleted, failed, stuck;
+};
+
+int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count);
 
 #endif

@@ -69,6 +69,32 @@ void gmem_range_insert(struct gmem_range_map *map, struct gmem_range *range)
 	*link = range;
 }
 
+void gmem_range_set_start(struct gmem_range *range, uint64_t start)
+{
+	__atomic_store_n(&range->start, start, __ATOMIC_RELAXED);
+}
+
+static void set_size(struct gmem_range *range, uint64_t size)
+{
+	__atomic_store_n(&range->size, size, __ATOMIC_RELAXED);
+}
+
+void gmem_range_split(struct gmem_range_map *map, struct gmem_range *range, uint64_t offset,
+		      struct gmem_range *upper)
+{
+	upper->start = range->start + offset;
+	upper->size = range->size - offset;
+	set_size(range, offset);
+	gmem_range_insert(map, upper);
+}
+
+void gmem_range_join(struct gmem_range_map *map, struct gmem_range *range,
+		     struct gmem_range *upper)
+{
+	gmem_range_remove(map, upper);
+	set_size(range, range->size + upper->size);
+}
+
 void gmem_range_remove(struct gmem_range_map *map, struct gmem_range *range)
 {
 	struct gmem_range *left = range->left, *right = range->right;

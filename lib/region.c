@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A region is acquired in this order and given back in reverse: file, slot
- * number, file range, host memory, the place among the regions, the memslot.
- * The kernel is asked last, when nothing of ours can fail any more.
+ * What a region is made of. It is acquired in this order and given back in
+ * reverse: slot number, file, file range, host memory. Its memslot and its
+ * place in the layout are the business of change.c.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -15,17 +15,12 @@
 #define MOST_PAGES (UINT64_C(1) << 31)
 
 #define ALL_FLAGS                                                                     \
-	(GMEM_REGION_READONLY | GMEM_REGION_DIRTY_LOG | GMEM_REGION_SLOT | GMEM_REGION_HVA)
-
-/* What an add was asked to do, checked */
-struct order {
-	struct gmem_region_opts opts;
-	const struct gmem_plan *plan;
-};
+	(GMEM_REGION_READONLY | GMEM_REGION_DIRTY_LOG | GMEM_REGION_SLOT | GMEM_REGION_HVA | \
+	 GMEM_REGION_DEVICE | GMEM_REGION_CONGRUENT)
 
 /* ---- checks ---- */
 
-static int take_plan(const struct gmem_vm *vm, struct order *order)
+static int take_plan(const struct gmem_vm *vm, struct gmem_order *order)
 {
 	struct gmem_plan none;
 
@@ -37,7 +32,7 @@ static int take_plan(const struct gmem_vm *vm, struct order *order)
 	return gmem_plan_make(&vm->caps, NULL, &none);
 }
 
-static int check_slot_flags(const struct gmem_vm *vm, const struct order *order)
+static int check_slot_flags(const struct gmem_vm *vm, const struct gmem_order *order)
 {
 	const char *name = gmem_backing_name(order->plan->backing);
 
@@ -52,7 +47,7 @@ static int check_slot_flags(const struct gmem_vm *vm, const struct order *order)
 	return 0;
 }
 
-static int check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
+int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
 	uint64_t bits = gmem_caps_value(&vm->caps, GMEM_CAP_ADDRESS_BITS);
 	uint64_t page = gmem_sys_page_size();
@@ -73,7 +68,7 @@ static int check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 	return 0;
 }
 
-static int check_file(const struct gmem_vm *vm, const struct order *order, uint64_t size)
+static int check_file(const struct gmem_vm *vm, const struct gmem_order *order, uint64_t size)
 {
 	const struct gmem_file *file = order->opts.file;
 	int err;
@@ -98,12 +93,18 @@ static int check_file(const struct gmem_vm *vm, const struct order *order, uint6
 	return err ? err : gmem_file_check_vm(file, vm->fd);
 }
 
-static int check_hva(const struct order *order, uint64_t size)
+static int check_hva(const struct gmem_order *order, uint64_t size)
 {
 	int err = gmem_check_alignment(order->opts.align);
 
-	if (err || !(order->opts.flags & GMEM_REGION_HVA))
+	if (err)
 		return err;
+
+	if (order->opts.flags & GMEM_REGION_CONGRUENT && !order->opts.align)
+		return gmem_fail(-EINVAL, "a congruent host address needs an alignment to be alike in");
+
+	if (!(order->opts.flags & GMEM_REGION_HVA))
+		return 0;
 
 	if (order->opts.align)
 		return gmem_fail(-EINVAL, "an alignment, 0x%" PRIx64 ", and an address exclude each other",
@@ -113,8 +114,18 @@ static int check_hva(const struct order *order, uint64_t size)
 	return gmem_check_range("hva", (uintptr_t)order->opts.hva, size);
 }
 
-static int check_order(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
-		       const struct gmem_region_opts *user_opts, struct order *order)
+static int check_device(const struct gmem_order *order)
+{
+	const struct gmem_region_opts *opts = &order->opts;
+
+	if (opts->flags != GMEM_REGION_DEVICE || opts->plan || opts->file || opts->file_offset ||
+	    opts->align)
+		return gmem_fail(-EINVAL, "a device's range has no memory, so no other option");
+	return 0;
+}
+
+int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+		      const struct gmem_region_opts *user_opts, struct gmem_order *order)
 {
 	int err;
 
@@ -127,7 +138,9 @@ static int check_order(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	if (order->opts.reserved)
 		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", order->opts.reserved);
 
-	err = check_gpa(vm, gpa, size);
+	err = gmem_region_check_gpa(vm, gpa, size);
+	if (!err && order->opts.flags & GMEM_REGION_DEVICE)
+		return check_device(order);
 	if (!err)
 		err = take_plan(vm, order);
 	if (!err)
@@ -139,22 +152,14 @@ static int check_order(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	return err;
 }
 
-static int fail_overlap(uint64_t gpa, uint64_t size, const struct gmem_range *other)
-{
-	return gmem_fail(-EEXIST,
-			 "gpa 0x%" PRIx64 " + size 0x%" PRIx64 " overlaps the region at 0x%" PRIx64
-			 ", 0x%" PRIx64 " bytes",
-			 gpa, size, other->start, other->size);
-}
-
-/* ---- the memslot ---- */
+/* ---- what a region is made of ---- */
 
 static bool is_bound(const struct gmem_region *region)
 {
-	return region->slot_flags & KVM_MEM_GUEST_MEMFD;
+	return region->backing >= GMEM_BACKING_SHARED;
 }
 
-static struct gmem_kvm_slot slot_of(const struct gmem_region *region)
+struct gmem_kvm_slot gmem_region_memslot(const struct gmem_region *region)
 {
 	return (struct gmem_kvm_slot){
 		.number = region->slot,
@@ -167,78 +172,8 @@ static struct gmem_kvm_slot slot_of(const struct gmem_region *region)
 	};
 }
 
-static int fail_slot(const struct gmem_vm *vm, const struct gmem_region *region,
-		     const struct gmem_kvm_slot *slot, int err)
-{
-	if (!is_bound(region))
-		return gmem_fail(err,
-				 "VM fd %d refuses memslot %" PRIu32 " at gpa 0x%" PRIx64 ", 0x%" PRIx64
-				 " bytes, hva 0x%" PRIx64 ": %s",
-				 vm->fd, slot->number, slot->gpa, slot->size,
-				 (uint64_t)(uintptr_t)slot->hva, gmem_errno_name(err));
 
-	return gmem_fail(err,
-			 "VM fd %d refuses memslot %" PRIu32 " at gpa 0x%" PRIx64 ", 0x%" PRIx64
-			 " bytes, guest_memfd fd %d made on VM fd %d, offset 0x%" PRIx64 ": %s",
-			 vm->fd, slot->number, slot->gpa, slot->size, slot->gmemfd,
-			 region->file->vm_fd, slot->gmemfd_offset, gmem_errno_name(err));
-}
-
-static int add_slot(struct gmem_vm *vm, const struct gmem_region *region)
-{
-	const struct gmem_kvm_slot slot = slot_of(region);
-	int err = gmem_kvm_set_slot(vm->fd, &slot);
-
-	return err ? fail_slot(vm, region, &slot, err) : 0;
-}
-
-static int fail_delete(const struct gmem_vm *vm, const struct gmem_region *region, int err)
-{
-	return gmem_fail(err,
-			 "VM fd %d refuses to delete memslot %" PRIu32 " at gpa 0x%" PRIx64 ": %s",
-			 vm->fd, region->slot, region->gpa.start, gmem_errno_name(err));
-}
-
-static int delete_slot(struct gmem_vm *vm, const struct gmem_region *region)
-{
-	int err = gmem_kvm_delete_slot(vm->fd, region->slot);
-
-	return err ? fail_delete(vm, region, err) : 0;
-}
-
-/*
- * A memslot with guest_memfd cannot be changed, only deleted and added again.
- * If the kernel refuses @now, @before is put back.
- */
-static int replace_slot(struct gmem_vm *vm, struct gmem_region *region,
-			const struct gmem_kvm_slot *before)
-{
-	struct gmem_kvm_slot now = slot_of(region);
-	int err, undo_err;
-
-	err = delete_slot(vm, region);
-	if (err)
-		return err;
-
-	err = gmem_kvm_set_slot(vm->fd, &now);
-	if (!err)
-		return 0;
-
-	undo_err = gmem_kvm_set_slot(vm->fd, before);
-	if (!undo_err)
-		return fail_slot(vm, region, &now, err);
-
-	region->has_slot = false;
-	return gmem_fail(-ENOTRECOVERABLE,
-			 "VM fd %d refuses memslot %" PRIu32 " at gpa 0x%" PRIx64
-			 ": %s, and refuses it back at gpa 0x%" PRIx64 ": %s",
-			 vm->fd, now.number, now.gpa, gmem_errno_name(err), before->gpa,
-			 gmem_errno_name(undo_err));
-}
-
-/* ---- what a region is made of ---- */
-
-static int get_file(struct gmem_vm *vm, struct gmem_region *region, const struct order *order)
+static int get_file(struct gmem_vm *vm, struct gmem_region *region, const struct gmem_order *order)
 {
 	if (order->plan->backing == GMEM_BACKING_HOST)
 		return 0;
@@ -285,14 +220,22 @@ static bool hva_is_callers(const struct gmem_region *region)
 	return region->hva_chosen && !hva_is_files(region);
 }
 
-static int get_host_memory(struct gmem_region *region, const struct order *order)
+static struct gmem_place place_of(const struct gmem_region *region)
 {
+	return (struct gmem_place){
+		.align = region->align,
+		.remainder = region->congruent ? region->gpa.start & (region->align - 1) : 0,
+	};
+}
+
+static int get_host_memory(struct gmem_region *region, const struct gmem_order *order)
+{
+	struct gmem_place place = place_of(region);
 	void *hva = order->opts.hva;
 	int err;
 
-	GMEM_OPTS(gmem_map_opts, place, .flags = region->hva_chosen ? GMEM_MAP_FIXED : 0,
-		  .hva = hva, .align = region->align);
-
+	place.flags = region->hva_chosen ? GMEM_MAP_FIXED : 0;
+	place.hva = hva;
 	region->hva.size = region->gpa.size;
 	if (hva_is_files(region)) {
 		region->map = &region->maps[0];
@@ -304,7 +247,7 @@ static int get_host_memory(struct gmem_region *region, const struct order *order
 	}
 
 	if (!region->hva_chosen) {
-		err = gmem_place_mapping(-1, 0, region->gpa.size, PROT_READ | PROT_WRITE,
+		err = gmem_map_at(-1, 0, region->gpa.size, PROT_READ | PROT_WRITE,
 					 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, &place, &hva);
 		if (err)
 			return gmem_fail(err, "0x%" PRIx64 " bytes of host memory cannot be had: %s",
@@ -323,21 +266,7 @@ static void put_host_memory(struct gmem_region *region)
 		gmem_sys_munmap((void *)(uintptr_t)region->hva.start, region->hva.size);
 }
 
-static void publish(struct gmem_vm *vm, struct gmem_region *region)
-{
-	gmem_range_insert(&vm->regions, &region->gpa);
-	if (!hva_is_callers(region))
-		gmem_range_insert(&vm->hvas, &region->hva);
-}
-
-static void withdraw(struct gmem_vm *vm, struct gmem_region *region)
-{
-	gmem_range_remove(&vm->regions, &region->gpa);
-	if (!hva_is_callers(region))
-		gmem_range_remove(&vm->hvas, &region->hva);
-}
-
-static int take_slot(struct gmem_vm *vm, struct gmem_region *region, const struct order *order)
+static int take_slot(struct gmem_vm *vm, struct gmem_region *region, const struct gmem_order *order)
 {
 	if (!(order->opts.flags & GMEM_REGION_SLOT))
 		return gmem_slots_take_any(&vm->slots, &region->slot);
@@ -346,7 +275,7 @@ static int take_slot(struct gmem_vm *vm, struct gmem_region *region, const struc
 	return gmem_slots_take(&vm->slots, region->slot);
 }
 
-static uint32_t slot_flags(const struct order *order)
+static uint32_t slot_flags(const struct gmem_order *order)
 {
 	uint32_t flags = 0;
 
@@ -359,16 +288,40 @@ static uint32_t slot_flags(const struct order *order)
 	return flags;
 }
 
-/* ---- add and remove ---- */
-
-static int add_locked(struct gmem_vm *vm, struct gmem_region *region, const struct order *order)
+int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+		    const struct gmem_order *order, struct gmem_region **ret)
 {
-	const struct gmem_range *other;
+	/* malloc, not calloc: glibc's per-thread cache serves only the former. */
+	struct gmem_region *region = malloc(sizeof(*region));
+
+	if (!region)
+		return gmem_fail(-ENOMEM, "no memory for a region handle");
+
+	*region = (struct gmem_region){
+		.vm = vm,
+		.gpa = { .start = gpa, .size = size },
+		.hva = { .size = size },
+		.align = order->opts.align,
+		.congruent = order->opts.flags & GMEM_REGION_CONGRUENT,
+		.hva_chosen = order->opts.flags & GMEM_REGION_HVA,
+		.is_device = order->opts.flags & GMEM_REGION_DEVICE,
+	};
+	if (!region->is_device) {
+		region->backing = order->plan->backing;
+		region->slot_flags = slot_flags(order);
+	}
+
+	*ret = region;
+	return 0;
+}
+
+int gmem_region_acquire(struct gmem_region *region, const struct gmem_order *order)
+{
+	struct gmem_vm *vm = region->vm;
 	int err;
 
-	other = gmem_range_find(&vm->regions, region->gpa.start, region->gpa.size);
-	if (other)
-		return fail_overlap(region->gpa.start, region->gpa.size, other);
+	if (region->is_device)
+		return 0;
 
 	err = take_slot(vm, region, order);
 	if (err)
@@ -386,16 +339,10 @@ static int add_locked(struct gmem_vm *vm, struct gmem_region *region, const stru
 	if (err)
 		goto unbind_range;
 
-	err = add_slot(vm, region);
-	if (err)
-		goto put_host_memory;
-
-	region->has_slot = true;
-	publish(vm, region);
+	if (!hva_is_callers(region))
+		gmem_range_insert(&vm->hvas, &region->hva);
 	return 0;
 
-put_host_memory:
-	put_host_memory(region);
 unbind_range:
 	unbind_range(region);
 put_file:
@@ -405,270 +352,286 @@ give_slot:
 	return err;
 }
 
-static int add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
-	       const struct gmem_region_opts *user_opts, struct gmem_region **ret)
+/*
+ * What can be used again as soon as the memslot is gone: taking it back cannot
+ * fail as long as nobody else took it.
+ */
+void gmem_region_yield(struct gmem_region *region)
 {
-	struct gmem_region *region;
-	struct order order;
+	if (region->is_device)
+		return;
+
+	if (!hva_is_callers(region))
+		gmem_range_remove(&region->vm->hvas, &region->hva);
+	unbind_range(region);
+	gmem_slots_give(&region->vm->slots, region->slot);
+}
+
+void gmem_region_retake(struct gmem_region *region)
+{
+	if (region->is_device)
+		return;
+
+	gmem_slots_take(&region->vm->slots, region->slot);
+	bind_range(region);
+	if (!hva_is_callers(region))
+		gmem_range_insert(&region->vm->hvas, &region->hva);
+}
+
+/* The rest of what was yielded, once nobody can look at its memory any more */
+void gmem_region_dispose(struct gmem_region *region)
+{
+	if (!region->is_device) {
+		put_host_memory(region);
+		put_file(region);
+	}
+}
+
+/* ---- split ---- */
+
+int gmem_region_cut(struct gmem_region *region, uint64_t offset, struct gmem_region *upper)
+{
+	struct gmem_vm *vm = region->vm;
+	uint32_t slot = 0;
 	int err;
 
-	err = check_order(vm, gpa, size, user_opts, &order);
-	if (err)
-		return err;
-
-	/* malloc, not calloc: glibc's per-thread cache serves only the former. */
-	region = malloc(sizeof(*region));
-	if (!region)
-		return gmem_fail(-ENOMEM, "no memory for a region handle");
-
-	*region = (struct gmem_region){
-		.vm = vm,
-		.gpa = { .start = gpa, .size = size },
-		.backing = order.plan->backing,
-		.slot_flags = slot_flags(&order),
-		.align = order.opts.align,
-		.hva_chosen = order.opts.flags & GMEM_REGION_HVA,
-	};
-
-	pthread_mutex_lock(&vm->lock);
-	err = add_locked(vm, region, &order);
-	pthread_mutex_unlock(&vm->lock);
-	if (err) {
-		free(region);
-		return err;
+	if (!region->is_device) {
+		err = gmem_slots_take_any(&vm->slots, &slot);
+		if (err)
+			return err;
 	}
 
-	*ret = region;
+	*upper = *region;
+	upper->slot = slot;
+	upper->file_offset = region->file_offset + offset;
+	gmem_range_split(&vm->regions, &region->gpa, offset, &upper->gpa);
+	if (region->is_device)
+		return 0;
+
+	if (region->file)
+		gmem_file_hold(region->file);
+	if (is_bound(region))
+		gmem_file_split_bound(region->file, &region->bound, offset, &upper->bound);
+	if (hva_is_files(region)) {
+		upper->map = &upper->maps[0];
+		gmem_file_split_pin(region->file, region->map, offset, upper->map);
+	}
+	if (hva_is_callers(region)) {
+		upper->hva.start = region->hva.start + offset;
+		upper->hva.size = region->hva.size - offset;
+		region->hva.size = offset;
+	} else {
+		gmem_range_split(&vm->hvas, &region->hva, offset, &upper->hva);
+	}
 	return 0;
 }
 
-GMEM_API int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
-			     const struct gmem_region_opts *opts, struct gmem_region **ret)
-{
-	if (!vm || !ret)
-		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
-
-	return gmem_vm_report(vm, add(vm, gpa, size, opts, ret));
-}
-
-/* Everything but the memslot; the caller holds the VM's lock. */
-static void dismantle(struct gmem_vm *vm, struct gmem_region *region)
-{
-	withdraw(vm, region);
-	put_host_memory(region);
-	unbind_range(region);
-	put_file(region);
-	gmem_slots_give(&vm->slots, region->slot);
-	free(region);
-}
-
-void gmem_region_release(struct gmem_region *region)
+void gmem_region_uncut(struct gmem_region *region, struct gmem_region *upper)
 {
 	struct gmem_vm *vm = region->vm;
 
-	int err = 0;
+	gmem_range_join(&vm->regions, &region->gpa, &upper->gpa);
+	if (region->is_device)
+		return;
 
-	/* A memslot that stays dies with the VM; without its file it holds nothing. */
-	if (region->has_slot)
-		err = gmem_kvm_insist_on_deleting_slot(vm->fd, region->slot);
-	if (err)
-		gmem_vm_report(vm, fail_delete(vm, region, err));
-	dismantle(vm, region);
+	if (hva_is_callers(region))
+		region->hva.size += upper->hva.size;
+	else
+		gmem_range_join(&vm->hvas, &region->hva, &upper->hva);
+	if (hva_is_files(region))
+		gmem_file_join_pin(region->file, region->map, upper->map);
+	if (is_bound(region))
+		gmem_file_join_bound(region->file, &region->bound, &upper->bound);
+	put_file(region);
+	gmem_slots_give(&vm->slots, upper->slot);
 }
 
-GMEM_API int gmem_region_remove(struct gmem_region *region)
-{
-	struct gmem_vm *vm;
-	int err = 0;
+/* ---- rebind ---- */
 
-	if (!region)
-		return 0;
-
-	vm = region->vm;
-	pthread_mutex_lock(&vm->lock);
-	if (region->has_slot)
-		err = delete_slot(vm, region);
-	if (!err)
-		dismantle(vm, region);
-	pthread_mutex_unlock(&vm->lock);
-	return gmem_vm_report(vm, err);
-}
-
-/* ---- move and rebind ---- */
-
-/* Atomic for gmem_region_gpa() and _hva(), which take no lock. */
-static void set_start(struct gmem_range *range, uint64_t start)
-{
-	__atomic_store_n(&range->start, start, __ATOMIC_RELAXED);
-}
-
-static int move_locked(struct gmem_vm *vm, struct gmem_region *region, uint64_t gpa)
-{
-	const struct gmem_kvm_slot before = slot_of(region);
-	const struct gmem_range *other;
-	int err;
-
-	if (!region->has_slot)
-		return gmem_fail(-ENOTRECOVERABLE, "the region lost its memslot; it can only be removed");
-
-	gmem_range_remove(&vm->regions, &region->gpa);
-	other = gmem_range_find(&vm->regions, gpa, region->gpa.size);
-	if (other) {
-		err = fail_overlap(gpa, region->gpa.size, other);
-		goto put_back;
-	}
-
-	set_start(&region->gpa, gpa);
-	err = replace_slot(vm, region, &before);
-	if (err)
-		set_start(&region->gpa, before.gpa);
-
-put_back:
-	gmem_range_insert(&vm->regions, &region->gpa);
-	return err;
-}
-
-GMEM_API int gmem_region_move(struct gmem_region *region, uint64_t gpa)
-{
-	struct gmem_vm *vm;
-	int err;
-
-	if (!region)
-		return gmem_fail(-EINVAL, "region is NULL");
-
-	vm = region->vm;
-	pthread_mutex_lock(&vm->lock);
-	err = check_gpa(vm, gpa, region->gpa.size);
-	if (!err)
-		err = move_locked(vm, region, gpa);
-	pthread_mutex_unlock(&vm->lock);
-	return gmem_vm_report(vm, err);
-}
-
-static int check_rebind(const struct gmem_region *region, const struct gmem_file *file,
-			uint64_t file_offset)
+int gmem_region_check_binding(const struct gmem_region *region, const struct gmem_binding *to)
 {
 	int err;
+
+	if (!to->file)
+		return gmem_fail(-EINVAL, "file is NULL");
 
 	if (!region->file)
-		return gmem_fail(-EOPNOTSUPP, "a region with backing \"%s\" has no file",
-				 gmem_backing_name(region->backing));
+		return gmem_fail(-EOPNOTSUPP, "a region %s%s has no file",
+				 region->is_device ? "of a device" : "with backing ",
+				 region->is_device ? "" : gmem_backing_name(region->backing));
 
 	if (region->hva_chosen)
 		return gmem_fail(-EOPNOTSUPP, "the region's host address 0x%" PRIx64
 				 " was chosen by the caller and cannot change", region->hva.start);
 
-	if (!region->has_slot)
-		return gmem_fail(-ENOTRECOVERABLE, "the region lost its memslot; it can only be removed");
-
-	if (file->create_flags != region->file->create_flags)
+	if (to->file->create_flags != region->file->create_flags)
 		return gmem_fail(-EINVAL,
 				 "the file has create flags 0x%" PRIx64 ", the region's 0x%" PRIx64,
-				 file->create_flags, region->file->create_flags);
+				 to->file->create_flags, region->file->create_flags);
 
-	err = gmem_check_range_within("file offset", file_offset, region->gpa.size, file->size,
+	err = gmem_check_range_within("file offset", to->offset, region->gpa.size, to->file->size,
 				      "the end of the file");
-	return err ? err : gmem_file_check_vm(file, region->vm->fd);
+	return err ? err : gmem_file_check_vm(to->file, region->vm->fd);
 }
 
-/* Record another file range; the region's own old one does not stand in its way. */
-static int switch_range(struct gmem_region *region, struct gmem_file *file, uint64_t offset)
+/* Trade what a region has of its file for @binding's. Its own old range is not in the way. */
+static int trade(struct gmem_region *region, struct gmem_binding *binding)
 {
-	struct gmem_file *old_file = region->file;
-	uint64_t old_offset = region->file_offset;
+	const struct gmem_binding old = { region->file, region->file_offset, region->map };
 	int err;
 
 	unbind_range(region);
-	region->file = file;
-	region->file_offset = offset;
+	region->file = binding->file;
+	region->file_offset = binding->offset;
 	err = bind_range(region);
 	if (err) {
-		region->file = old_file;
-		region->file_offset = old_offset;
+		region->file = old.file;
+		region->file_offset = old.offset;
 		bind_range(region);
+		return err;
 	}
-	return err;
+
+	if (hva_is_files(region)) {
+		gmem_range_remove(&region->vm->hvas, &region->hva);
+		region->map = binding->map;
+		gmem_range_set_start(&region->hva, region->map->hva.start);
+		gmem_range_insert(&region->vm->hvas, &region->hva);
+	}
+	*binding = old;
+	return 0;
 }
 
-static void switch_map(struct gmem_vm *vm, struct gmem_region *region, struct gmem_map *map)
+int gmem_region_swap_file(struct gmem_region *region, struct gmem_binding *binding)
 {
-	if (!hva_is_files(region))
-		return;
+	const struct gmem_place place = place_of(region);
+	int err = 0;
 
-	gmem_range_remove(&vm->hvas, &region->hva);
-	region->map = map;
-	set_start(&region->hva, map->hva.start);
-	gmem_range_insert(&vm->hvas, &region->hva);
-}
-
-static int pin_range(const struct gmem_region *region, struct gmem_file *file, uint64_t offset,
-		     struct gmem_map *map)
-{
-	GMEM_OPTS(gmem_map_opts, place, .align = region->align);
-
-	if (!hva_is_files(region))
-		return 0;
-	return gmem_file_pin(file, offset, region->gpa.size, &place, map);
-}
-
-static void unpin_range(const struct gmem_region *region, struct gmem_file *file,
-			struct gmem_map *map)
-{
-	if (hva_is_files(region))
-		gmem_file_unpin(file, map);
-}
-
-static int rebind_locked(struct gmem_vm *vm, struct gmem_region *region, struct gmem_file *file,
-			 uint64_t offset)
-{
-	const struct gmem_kvm_slot before = slot_of(region);
-	struct gmem_file *old_file = region->file;
-	struct gmem_map *old_map = region->map;
-	struct gmem_map *map = old_map == &region->maps[0] ? &region->maps[1] : &region->maps[0];
-	int err;
-
-	gmem_file_hold(file);
-	err = pin_range(region, file, offset, map);
+	gmem_file_hold(binding->file);
+	if (hva_is_files(region)) {
+		binding->map = region->map == &region->maps[0] ? &region->maps[1] : &region->maps[0];
+		err = gmem_file_pin(binding->file, binding->offset, region->gpa.size, &place,
+				    binding->map);
+	}
 	if (err)
 		goto release_file;
 
-	err = switch_range(region, file, offset);
+	err = trade(region, binding);
 	if (err)
-		goto unpin_range;
-
-	switch_map(vm, region, map);
-	err = replace_slot(vm, region, &before);
-	if (err)
-		goto switch_back;
-
-	unpin_range(region, old_file, old_map);
-	gmem_file_release(old_file);
+		goto unpin;
 	return 0;
 
-switch_back:
-	switch_map(vm, region, old_map);
-	switch_range(region, old_file, before.gmemfd_offset);
-unpin_range:
-	unpin_range(region, file, map);
+unpin:
+	if (hva_is_files(region))
+		gmem_file_unpin(binding->file, binding->map);
 release_file:
-	gmem_file_release(file);
+	gmem_file_release(binding->file);
 	return err;
 }
 
-GMEM_API int gmem_region_rebind(struct gmem_region *region, struct gmem_file *file,
-				uint64_t file_offset)
+void gmem_region_unswap_file(struct gmem_region *region, struct gmem_binding *binding)
+{
+	trade(region, binding);
+	gmem_region_drop_binding(region, binding);
+}
+
+void gmem_region_drop_binding(struct gmem_region *region, struct gmem_binding *binding)
+{
+	if (hva_is_files(region))
+		gmem_file_unpin(binding->file, binding->map);
+	gmem_file_release(binding->file);
+}
+
+/* ---- the dirty log ---- */
+
+static int check_dirty_log(const struct gmem_region *region)
+{
+	if (!region)
+		return gmem_fail(-EINVAL, "region is NULL");
+	if (region->is_device)
+		return gmem_fail(-EOPNOTSUPP, "a device's range has no dirty log");
+	if (is_bound(region) ||
+	    gmem_caps_says(&region->vm->caps, GMEM_CAP_DIRTY_LOG, GMEM_NO))
+		return gmem_fail(-EOPNOTSUPP, "there is no dirty log with backing \"%s\" here",
+				 gmem_backing_name(region->backing));
+	return 0;
+}
+
+static int check_slot(const struct gmem_region *region)
+{
+	if (region->lost)
+		return gmem_fail(-ENOTRECOVERABLE,
+				 "the region at gpa 0x%" PRIx64 " lost its memslot; it can only be removed",
+				 region->gpa.start);
+	return 0;
+}
+
+static int set_slot_flags(struct gmem_region *region, uint32_t flags)
+{
+	struct gmem_kvm_slot slot = gmem_region_memslot(region);
+	int err;
+
+	slot.flags = flags;
+	err = gmem_kvm_set_slot(region->vm->fd, &slot);
+	if (err)
+		return gmem_fail(err, "VM fd %d refuses flags 0x%" PRIx32 " for memslot %" PRIu32 ": %s",
+				 region->vm->fd, flags, region->slot, gmem_errno_name(err));
+	region->slot_flags = flags;
+	return 0;
+}
+
+GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on)
+{
+	struct gmem_vm *vm;
+	uint32_t flags;
+	int err;
+
+	if (on != 0 && on != 1)
+		return gmem_fail(-EINVAL, "on is %d, neither 0 nor 1", on);
+	err = check_dirty_log(region);
+	if (err)
+		return err;
+
+	vm = region->vm;
+	pthread_mutex_lock(&vm->lock);
+	flags = region->slot_flags & ~(uint32_t)KVM_MEM_LOG_DIRTY_PAGES;
+	err = check_slot(region);
+	if (!err)
+		err = set_slot_flags(region, flags | (on ? KVM_MEM_LOG_DIRTY_PAGES : 0));
+	pthread_mutex_unlock(&vm->lock);
+	return gmem_vm_report(vm, err);
+}
+
+static int get_dirty_log(const struct gmem_region *region, uint64_t *bitmap, size_t words)
+{
+	uint64_t needed = (region->gpa.size / gmem_sys_page_size() + 63) / 64;
+	int err;
+
+	if (!bitmap || words < needed)
+		return gmem_fail(-EINVAL, "a bitmap of %zu words is too small: the region needs %" PRIu64,
+				 bitmap ? words : 0, needed);
+
+	err = gmem_kvm_get_dirty_log(region->vm->fd, region->slot, bitmap);
+	if (err)
+		return gmem_fail(err, "the dirty log of memslot %" PRIu32 ": %s", region->slot,
+				 gmem_errno_name(err));
+	return 0;
+}
+
+GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bitmap, size_t words)
 {
 	struct gmem_vm *vm;
 	int err;
 
-	if (!region || !file)
-		return gmem_fail(-EINVAL, "%s is NULL", region ? "file" : "region");
+	err = check_dirty_log(region);
+	if (err)
+		return err;
 
+	/* Under the lock: a split that is undone must not change the size in between. */
 	vm = region->vm;
 	pthread_mutex_lock(&vm->lock);
-	err = check_rebind(region, file, file_offset);
+	err = check_slot(region);
 	if (!err)
-		err = rebind_locked(vm, region, file, file_offset);
+		err = get_dirty_log(region, bitmap, words);
 	pthread_mutex_unlock(&vm->lock);
 	return gmem_vm_report(vm, err);
 }
@@ -682,7 +645,7 @@ GMEM_API uint64_t gmem_region_gpa(const struct gmem_region *region)
 
 GMEM_API uint64_t gmem_region_size(const struct gmem_region *region)
 {
-	return region ? region->gpa.size : 0;
+	return region ? __atomic_load_n(&region->gpa.size, __ATOMIC_RELAXED) : 0;
 }
 
 GMEM_API void *gmem_region_hva(const struct gmem_region *region)

@@ -2,6 +2,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/io_uring.h>
+#include <signal.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -9,6 +11,8 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "sys.h"
@@ -145,6 +149,23 @@ int gmem_sys_read_file(const char *path, char *buf, size_t size)
 	return (int)n;
 }
 
+int gmem_sys_membarrier(int command)
+{
+	long ret = syscall(__NR_membarrier, command, 0, 0);
+
+	return ret < 0 ? -errno : (int)ret;
+}
+
+void gmem_sys_pause(unsigned int microseconds)
+{
+	const struct timespec time = { .tv_nsec = (long)microseconds * 1000 };
+
+	if (microseconds)
+		nanosleep(&time, NULL);
+	else
+		sched_yield();
+}
+
 int gmem_sys_try_io_uring(void)
 {
 	struct io_uring_params params;
@@ -157,4 +178,43 @@ int gmem_sys_try_io_uring(void)
 
 	gmem_sys_close((int)fd);
 	return 0;
+}
+
+int gmem_sys_sigaction(int signal, const struct sigaction *action, struct sigaction *ret_old)
+{
+	return sigaction(signal, action, ret_old) < 0 ? -errno : 0;
+}
+
+int gmem_sys_sigmask(int how, const sigset_t *set, sigset_t *ret_old)
+{
+	return -pthread_sigmask(how, set, ret_old);
+}
+
+bool gmem_sys_sigmask_has(int signal)
+{
+	sigset_t now;
+
+	sigemptyset(&now);
+	return pthread_sigmask(SIG_BLOCK, NULL, &now) == 0 && sigismember(&now, signal) == 1;
+}
+
+int gmem_sys_requeue_signal(int signal, siginfo_t *info)
+{
+	long tid = syscall(__NR_gettid);
+
+	return syscall(__NR_rt_tgsigqueueinfo, getpid(), tid, signal, info) < 0 ? -errno : 0;
+}
+
+int gmem_sys_raise(int signal)
+{
+	return raise(signal) == 0 ? 0 : -errno;
+}
+
+int64_t gmem_sys_process_vm_readv(void *dst, const void *src, size_t size)
+{
+	struct iovec local = { .iov_base = dst, .iov_len = size };
+	struct iovec remote = { .iov_base = (void *)(uintptr_t)src, .iov_len = size };
+	ssize_t n = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
+
+	return n < 0 ? -errno : n;
 }

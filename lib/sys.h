@@ -6,6 +6,8 @@
 #ifndef GMEM_SYS_H
 #define GMEM_SYS_H
 
+#include <signal.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/mman.h>
@@ -46,7 +48,29 @@ int gmem_sys_fd_link(int fd, char *buf, size_t size);
 /* the beginning of a small file; bytes, always terminated */
 int gmem_sys_read_file(const char *path, char *buf, size_t size);
 
+/* membarrier(2) with a MEMBARRIER_CMD_* */
+int gmem_sys_membarrier(int command);
+/* let others run, for about so long; 0: just once */
+void gmem_sys_pause(unsigned int microseconds);
+
 /* 0 if a ring can be set up; the ring is gone again */
 int gmem_sys_try_io_uring(void);
+
+/* @action or @ret_old may be NULL */
+int gmem_sys_sigaction(int signal, const struct sigaction *action, struct sigaction *ret_old);
+/* this thread's mask; @set or @ret_old may be NULL */
+int gmem_sys_sigmask(int how, const sigset_t *set, sigset_t *ret_old);
+/* the signal is blocked in this thread */
+bool gmem_sys_sigmask_has(int signal);
+/* the same signal once more, to this thread, as if it came from where it came from */
+int gmem_sys_requeue_signal(int signal, siginfo_t *info);
+int gmem_sys_raise(int signal);
+
+/*
+ * Have the kernel copy within this process: bytes, fewer than @size (and more
+ * than 0) where it met a page that is not there, or -errno. Of what it met on
+ * the side of @dst it may count less than it stored.
+ */
+int64_t gmem_sys_process_vm_readv(void *dst, const void *src, size_t size);
 
 #endif

@@ -67,7 +67,9 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 	if (err)
 		goto free_vm;
 
+	pthread_mutex_init(&vm->change_lock, NULL);
 	pthread_mutex_init(&vm->lock, NULL);
+	pthread_mutex_init(&vm->views_lock, NULL);
 	vm->fd = vm_fd;
 	vm->log = opts.log;
 	vm->log_data = opts.log_data;
@@ -80,20 +82,47 @@ free_vm:
 	return err;
 }
 
+/* A memslot that cannot be deleted dies with the VM; without its file it holds nothing. */
+static void release(struct gmem_vm *vm, struct gmem_region *region)
+{
+	int err = 0;
+
+	if (region->has_slot)
+		err = gmem_kvm_insist_on_deleting_slot(vm->fd, region->slot);
+
+	if (err)
+		gmem_vm_report(vm, gmem_fail(err, "memslot %" PRIu32 " at gpa 0x%" PRIx64
+					     " is left behind on VM fd %d: %s", region->slot,
+					     region->gpa.start, vm->fd, gmem_errno_name(err)));
+	gmem_region_yield(region);
+	gmem_region_dispose(region);
+	free(region);
+}
+
 GMEM_API void gmem_vm_free(struct gmem_vm *vm)
 {
+	struct gmem_region *region;
 	struct gmem_range *gpa;
 
 	if (!vm)
 		return;
 
 	pthread_mutex_lock(&vm->lock);
-	while ((gpa = vm->regions.root))
-		gmem_region_release(GMEM_CONTAINER_OF(gpa, struct gmem_region, gpa));
+	while ((gpa = vm->regions.root)) {
+		gmem_range_remove(&vm->regions, gpa);
+		release(vm, GMEM_CONTAINER_OF(gpa, struct gmem_region, gpa));
+	}
+	while ((region = vm->stuck)) {
+		vm->stuck = region->next_stuck;
+		release(vm, region);
+	}
 	pthread_mutex_unlock(&vm->lock);
 
+	gmem_table_free(vm->table, NULL);
 	gmem_slots_destroy(&vm->slots);
+	pthread_mutex_destroy(&vm->views_lock);
 	pthread_mutex_destroy(&vm->lock);
+	pthread_mutex_destroy(&vm->change_lock);
 	free(vm);
 }
 

@@ -24,7 +24,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 WARNINGS = ["-Wall", "-Wextra", "-pedantic", "-Werror"]
 PREFIX = "opt/libgmem"
 
-SHARED_LIMIT = 64 * 1024
+# What embedders are asked to carry, with every room up to access
+SHARED_LIMIT = 128 * 1024
 DATA_LIMIT = 1024
 
 HEADER = (SOURCE / "include/gmem.h").read_text()

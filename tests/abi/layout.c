@@ -65,6 +65,30 @@ FIELD(gmem_region_opts, align, 48);
 FIELD(gmem_region_opts, slot, 56);
 FIELD(gmem_region_opts, reserved, 60);
 
+SIZE(gmem_ram_layout_opts, 32);
+FIELD(gmem_ram_layout_opts, size, 0);
+FIELD(gmem_ram_layout_opts, machine, 8);
+FIELD(gmem_ram_layout_opts, reserved, 12);
+FIELD(gmem_ram_layout_opts, hole_start, 16);
+FIELD(gmem_ram_layout_opts, base, 24);
+
+SIZE(gmem_ram_range, 24);
+FIELD(gmem_ram_range, gpa, 0);
+FIELD(gmem_ram_range, size, 8);
+FIELD(gmem_ram_range, offset, 16);
+
+/* compiled into callers by the inline functions */
+SIZE(gmem_table, 16);
+FIELD(gmem_table, gib_count, 0);
+FIELD(gmem_table, gibs, 8);
+
+SIZE(gmem_view, 32);
+FIELD(gmem_view, current, 0);
+FIELD(gmem_view, table, 8);
+FIELD(gmem_view, epoch, 16);
+FIELD(gmem_view, fence, 24);
+FIELD(gmem_view, depth, 28);
+
 /* enum gmem_backing */
 NUMBER(GMEM_BACKING_NONE, 0);
 NUMBER(GMEM_BACKING_HOST, 1);
@@ -129,3 +153,11 @@ NUMBER(GMEM_REGION_READONLY, 1);
 NUMBER(GMEM_REGION_DIRTY_LOG, 2);
 NUMBER(GMEM_REGION_SLOT, 4);
 NUMBER(GMEM_REGION_HVA, 8);
+NUMBER(GMEM_REGION_DEVICE, 16);
+NUMBER(GMEM_REGION_CONGRUENT, 32);
+NUMBER(GMEM_MACHINE_X86_64, 1);
+NUMBER(GMEM_MACHINE_ARM64, 2);
+NUMBER(GMEM_RELAXED, 0);
+NUMBER(GMEM_ACQUIRE, 1);
+NUMBER(GMEM_RELEASE, 2);
+NUMBER(GMEM_SEQ_CST, 3);

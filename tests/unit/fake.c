@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +12,9 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fake_internal.h"
@@ -201,6 +206,7 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_FD_LINK] = "readlink",
 	[FAKE_READ_FILE] = "read a file",
 	[FAKE_IO_URING] = "io_uring_setup",
+	[FAKE_MEMBARRIER] = "membarrier",
 	[FAKE_CHECK_EXTENSION] = "KVM_CHECK_EXTENSION",
 	[FAKE_CREATE_VM] = "KVM_CREATE_VM",
 	[FAKE_CREATE_GMEMFD] = "KVM_CREATE_GUEST_MEMFD",
@@ -543,6 +549,103 @@ int gmem_sys_try_io_uring(void)
 	return leave(err ? err : fake.io_uring);
 }
 
+/* ------------------------------------- the machine's own: threads, signals -- */
+
+static int membarrier_refusal;
+static int copy_refusal;
+static uint64_t copies;
+
+void fake_refuse_membarrier(int err)
+{
+	membarrier_refusal = err;
+}
+
+void fake_refuse_copies(int err)
+{
+	__atomic_store_n(&copy_refusal, err, __ATOMIC_RELAXED);
+}
+
+uint64_t fake_copies(void)
+{
+	return __atomic_load_n(&copies, __ATOMIC_RELAXED);
+}
+
+/* The real one: readers of other threads rely on it. */
+static int do_membarrier(int command)
+{
+	long ret;
+
+	if (membarrier_refusal)
+		return membarrier_refusal;
+	ret = syscall(__NR_membarrier, command, 0, 0);
+	return ret < 0 ? -errno : (int)ret;
+}
+
+int gmem_sys_membarrier(int command)
+{
+	int ret;
+
+	enter();
+	ret = attempt(FAKE_MEMBARRIER);
+	if (!ret)
+		ret = do_membarrier(command);
+	return leave(ret);
+}
+
+void gmem_sys_pause(unsigned int microseconds)
+{
+	const struct timespec time = { .tv_nsec = (long)microseconds * 1000 };
+
+	if (microseconds)
+		nanosleep(&time, NULL);
+	else
+		sched_yield();
+}
+
+int gmem_sys_sigaction(int signal, const struct sigaction *action, struct sigaction *ret_old)
+{
+	return sigaction(signal, action, ret_old) < 0 ? -errno : 0;
+}
+
+int gmem_sys_sigmask(int how, const sigset_t *set, sigset_t *ret_old)
+{
+	return -pthread_sigmask(how, set, ret_old);
+}
+
+bool gmem_sys_sigmask_has(int signal)
+{
+	sigset_t now;
+
+	sigemptyset(&now);
+	return pthread_sigmask(SIG_BLOCK, NULL, &now) == 0 && sigismember(&now, signal) == 1;
+}
+
+int gmem_sys_requeue_signal(int signal, siginfo_t *info)
+{
+	long tid = syscall(__NR_gettid);
+
+	return syscall(__NR_rt_tgsigqueueinfo, getpid(), tid, signal, info) < 0 ? -errno : 0;
+}
+
+int gmem_sys_raise(int signal)
+{
+	return raise(signal) == 0 ? 0 : -errno;
+}
+
+int64_t gmem_sys_process_vm_readv(void *dst, const void *src, size_t size)
+{
+	struct iovec local = { .iov_base = dst, .iov_len = size };
+	struct iovec remote = { .iov_base = (void *)(uintptr_t)src, .iov_len = size };
+	int err = __atomic_load_n(&copy_refusal, __ATOMIC_RELAXED);
+	ssize_t n;
+
+	__atomic_fetch_add(&copies, 1, __ATOMIC_RELAXED);
+	if (err)
+		return err;
+	n = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
+	return n < 0 ? -errno : n;
+}
+
 /* ------------------------------------------------------------ the machine -- */
 
 void fake_set_page_size(uint64_t page_size)
@@ -561,6 +664,8 @@ void fake_boot_kernel(const struct fake_kernel *row)
 	memset(&failure, 0, sizeof(failure));
 	kernel.complaints = 0;
 	kernel.interrupt_times = 0;
+	membarrier_refusal = 0;
+	fake_refuse_copies(0);
 }
 
 void fake_boot(const char *name)

@@ -108,6 +108,7 @@ enum fake_call {
 	FAKE_FD_LINK,
 	FAKE_READ_FILE,
 	FAKE_IO_URING,
+	FAKE_MEMBARRIER,
 	FAKE_CHECK_EXTENSION,
 	FAKE_CREATE_VM,
 	FAKE_CREATE_GMEMFD,
@@ -146,6 +147,17 @@ enum fake_call fake_fail_victim(void);
  * a signal arrived; a call of fewer pages finishes.
  */
 void fake_interrupt(unsigned times, uint64_t pages);
+
+/*
+ * From now on process_vm_readv() is refused with @err (negative), as a seccomp
+ * filter does; 0: no longer. It is not among the calls that are counted: readers
+ * make it, who share no lock.
+ */
+void fake_refuse_copies(int err);
+uint64_t fake_copies(void);
+
+/* From now on membarrier() is refused with @err; 0: no longer. fake_boot() ends it, too. */
+void fake_refuse_membarrier(int err);
 
 /* True while the fake itself runs: what it allocates is not the library's */
 bool fake_is_running(void);

@@ -11,41 +11,7 @@
 #include <sys/mman.h>
 
 #include "unit.h"
-
-/* ---- an allocator that fails at the n-th request ---- */
-
-void *__real_malloc(size_t size);
-void *__real_calloc(size_t count, size_t size);
-void *__real_realloc(void *old, size_t size);
-void *__wrap_malloc(size_t size);
-void *__wrap_calloc(size_t count, size_t size);
-void *__wrap_realloc(void *old, size_t size);
-
-static unsigned malloc_countdown;
-static bool malloc_struck;
-
-static bool malloc_fails(void)
-{
-	if (fake_is_running() || !malloc_countdown || --malloc_countdown)
-		return false;
-	malloc_struck = true;
-	return true;
-}
-
-void *__wrap_malloc(size_t size)
-{
-	return malloc_fails() ? NULL : __real_malloc(size);
-}
-
-void *__wrap_calloc(size_t count, size_t size)
-{
-	return malloc_fails() ? NULL : __real_calloc(count, size);
-}
-
-void *__wrap_realloc(void *old, size_t size)
-{
-	return malloc_fails() ? NULL : __real_realloc(old, size);
-}
+#include "unit_alloc.h"
 
 /* ---- one public function in one situation ---- */
 
@@ -316,6 +282,59 @@ static int run_rebind(struct scene *s)
 	return err;
 }
 
+static int run_split(struct scene *s)
+{
+	int err = gmem_region_split(s->region, s->unit.page, (struct gmem_region **)&s->out);
+
+	assert_int_equal(gmem_region_size(s->region), PAGES(&s->unit, err ? 2 : 1));
+	return err;
+}
+
+static void prepare_device(struct scene *s)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_DEVICE);
+
+	assert_ok(gmem_region_add(s->unit.vm, PAGES(&s->unit, 4), PAGES(&s->unit, 2), &opts,
+				  &s->region));
+}
+
+static int run_add_congruent(struct scene *s)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .plan = s->plan, .flags = GMEM_REGION_CONGRUENT,
+		  .align = 1 << 21);
+
+	return add(s, &opts);
+}
+
+static int run_set_dirty_log(struct scene *s)
+{
+	return gmem_region_set_dirty_log(s->region, 1);
+}
+
+static void prepare_dirty_log(struct scene *s)
+{
+	prepare_region(s);
+	assert_ok(gmem_region_set_dirty_log(s->region, 1));
+}
+
+static int run_get_dirty_log(struct scene *s)
+{
+	uint64_t bitmap[1];
+
+	return gmem_region_get_dirty_log(s->region, bitmap, 1);
+}
+
+/* membarrier() is not needed, only better */
+static int run_view(struct scene *s)
+{
+	return gmem_view_new(s->unit.vm, (struct gmem_view **)&s->out);
+}
+
+static void free_view(struct scene *s)
+{
+	gmem_view_free(s->out);
+}
+
 #define HOST	GMEM_BACKING_HOST
 #define MAPPED	GMEM_BACKING_MAPPED
 #define SHARED	GMEM_BACKING_SHARED
@@ -371,6 +390,16 @@ static const struct operation operations[] = {
 	{ "rebind mapped", "6.18", MAPPED, prepare_rebind, run_rebind, NULL, false },
 	{ "rebind shared", "7.2", SHARED, prepare_rebind, run_rebind, NULL, false },
 	{ "rebind private", "7.3-swp-t1", PRIVATE, prepare_rebind, run_rebind, NULL, false },
+	{ "split host", "6.18", HOST, prepare_region, run_split, NULL, false },
+	{ "split mapped", "6.18", MAPPED, prepare_region, run_split, NULL, false },
+	{ "split shared", "6.18", SHARED, prepare_region, run_split, NULL, false },
+	{ "split private", "7.3-swp-t1", PRIVATE, prepare_region, run_split, NULL, false },
+	{ "split device", "6.18", HOST, prepare_device, run_split, NULL, false },
+	{ "add congruent host", "6.18", HOST, NULL, run_add_congruent, NULL, false },
+	{ "add congruent shared", "6.18", SHARED, NULL, run_add_congruent, NULL, false },
+	{ "begin dirty log", "6.18", HOST, prepare_region, run_set_dirty_log, NULL, false },
+	{ "get dirty log", "6.18", MAPPED, prepare_dirty_log, run_get_dirty_log, NULL, false },
+	{ "view", "6.18", HOST, prepare_region, run_view, free_view, true },
 };
 
 /* ---- the play ---- */
@@ -422,7 +451,7 @@ static void check_failure(struct scene *s, const struct operation *op,
 static void check_success(const struct operation *op, struct fake_snapshot *before)
 {
 	bool is_object_only = op->run == run_caps || op->run == run_caps_with_guest ||
-			      op->run == run_caps_without_vm || op->run == run_vm_new;
+			      op->run == run_caps_without_vm || op->run == run_vm_new || op->run == run_view;
 
 	if (is_object_only && !fake_equal(before))
 		fail_msg("%s on %s: a tolerated failure of %s left something", op->name,
@@ -485,11 +514,9 @@ static bool fail_malloc(const struct operation *op, unsigned n)
 
 	raise_curtain(&s, op);
 	before = fake_snapshot();
-	malloc_struck = false;
-	malloc_countdown = n;
+	unit_fail_alloc(n);
 	ret = op->run(&s);
-	malloc_countdown = 0;
-	struck = malloc_struck;
+	struck = unit_alloc_struck();
 
 	if (ret != (struck ? -ENOMEM : 0))
 		fail_msg("%s on %s: allocation %u gives %d", op->name, op->kernel, n, ret);

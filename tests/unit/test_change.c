@@ -1,0 +1,1447 @@
+/* SPDX-License-Identifier: MIT */
+/* Changes of several steps: all of them or none. And splits, which are one step for two regions. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kvm_compat.h"
+#include "unit.h"
+#include "unit_alloc.h"
+
+#define NO_REGION	UNTOUCHED(struct gmem_region)
+
+/* ---- a scene: regions of every kind, and a reader ---- */
+
+enum who { A, B, C, D, E, X, REGIONS };
+
+#define MODEL_PAGES	640
+#define MOST_STEPS	12
+
+/* What is at a page: a region's number, an added one's from ADDED up, or nothing */
+#define ADDED		REGIONS
+#define HOLE		(-ENOENT)
+#define REMOVED		(-ESTALE)
+
+struct scene {
+	struct unit unit;
+	struct gmem_plan *host;
+	struct gmem_plan *mapped;
+	struct gmem_file *file;		/* 16 pages; C has the first 4, E the next */
+	struct gmem_view *view;
+	struct gmem_change *change;
+	struct gmem_region *regions[REGIONS + MOST_STEPS];
+	int at[MODEL_PAGES];
+};
+
+static const struct {
+	uint64_t page;
+	uint64_t pages;
+} home[REGIONS] = {
+	[A] = { 4, 4 },		/* shared, a file of its own */
+	[B] = { 16, 4 },	/* host memory */
+	[C] = { 32, 4 },	/* mapped, part of the file */
+	[D] = { 64, 4 },	/* a device */
+	[E] = { 80, 4 },	/* shared, part of the file, memslot 9 */
+	[X] = { 512, 4 },	/* shared; no change has anything to do with it */
+};
+
+/* The options of a region like one of those; what it brings must be free. */
+static struct gmem_region_opts like(const struct scene *s, enum who who)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+
+	switch (who) {
+	case B:
+		opts.plan = s->host;
+		break;
+	case C:
+		opts.plan = s->mapped;
+		opts.file = s->file;
+		break;
+	case D:
+		opts.flags = GMEM_REGION_DEVICE;
+		break;
+	case E:
+		opts.flags = GMEM_REGION_SLOT;
+		opts.slot = 9;
+		opts.file = s->file;
+		opts.file_offset = PAGES(&s->unit, 4);
+		break;
+	default:
+		break;
+	}
+	return opts;
+}
+
+static void model_put(struct scene *s, uint64_t page, uint64_t pages, int what)
+{
+	uint64_t i;
+
+	for (i = page; i < page + pages; i++)
+		s->at[i] = what;
+}
+
+static void model_leave(struct scene *s, int who)
+{
+	int i;
+
+	for (i = 0; i < MODEL_PAGES; i++)
+		if (s->at[i] == who)
+			s->at[i] = REMOVED;
+}
+
+static void scene_begin(struct scene *s)
+{
+	struct gmem_region_opts opts;
+	int i;
+
+	memset(s, 0, sizeof(*s));
+	unit_begin_vm(&s->unit, "6.18");
+	s->host = unit_plan(&s->unit, GMEM_BACKING_HOST);
+	s->mapped = unit_plan(&s->unit, GMEM_BACKING_MAPPED);
+	s->file = unit_file(&s->unit, 16);
+	for (i = 0; i < MODEL_PAGES; i++)
+		s->at[i] = HOLE;
+
+	for (i = 0; i < REGIONS; i++) {
+		opts = like(s, (enum who)i);
+		assert_ok(gmem_region_add(s->unit.vm, PAGES(&s->unit, home[i].page),
+					  PAGES(&s->unit, home[i].pages), &opts, &s->regions[i]));
+		model_put(s, home[i].page, home[i].pages, i);
+		if (gmem_region_hva(s->regions[i]))
+			*(char *)gmem_region_hva(s->regions[i]) = (char)('A' + i);
+	}
+	assert_ok(gmem_view_new(s->unit.vm, &s->view));
+	assert_ok(gmem_change_new(s->unit.vm, &s->change));
+}
+
+static void scene_end(struct scene *s)
+{
+	gmem_change_free(s->change);
+	gmem_view_free(s->view);
+	gmem_vm_free(s->unit.vm);
+	s->unit.vm = NULL;
+	gmem_file_free(s->file);
+	gmem_plan_free(s->host);
+	gmem_plan_free(s->mapped);
+	unit_end(&s->unit);
+}
+
+/* ---- the layout is as the model has it, for readers, the books and the kernel ---- */
+
+static bool is_device(const struct gmem_region *region)
+{
+	return gmem_region_backing(region) == GMEM_BACKING_NONE;
+}
+
+static void check_page(struct scene *s, uint64_t page)
+{
+	const struct gmem_region *region;
+	void *hva = NULL;
+	uint64_t gpa = PAGES(&s->unit, page);
+	int err;
+
+	gmem_view_begin(s->view);
+	err = gmem_view_hva(s->view, gpa, s->unit.page, &hva);
+	gmem_view_end(s->view);
+	if (s->at[page] < 0) {
+		if (err != s->at[page])
+			fail_msg("page %d gives %d, not %d", (int)page, err, s->at[page]);
+		return;
+	}
+
+	region = s->regions[s->at[page]];
+	if (gmem_region_gpa(region) > gpa ||
+	    gpa - gmem_region_gpa(region) >= gmem_region_size(region))
+		fail_msg("region %d is not at page %d", s->at[page], (int)page);
+	if (is_device(region))
+		assert_int_equal(err, -ENXIO);
+	else
+		assert_ptr_equal(hva, (char *)gmem_region_hva(region) + gpa - gmem_region_gpa(region));
+}
+
+static void check_region(struct scene *s, const struct gmem_region *region)
+{
+	uint64_t file_offset = 0, map_offset = 0;
+	struct gmem_file *file = gmem_region_file(region, &file_offset);
+	uint32_t backing = gmem_region_backing(region);
+	struct gmem_region *found;
+	struct fake_slot slot;
+
+	if (is_device(region))
+		return;
+
+	assert_true(fake_get_slot(s->unit.vm_fd, gmem_region_slot(region), &slot));
+	assert_int_equal(slot.gpa, gmem_region_gpa(region));
+	assert_int_equal(slot.size, gmem_region_size(region));
+	assert_int_equal(slot.hva, (uintptr_t)gmem_region_hva(region));
+	if (backing == GMEM_BACKING_SHARED) {
+		assert_int_equal(slot.file, fake_file_of_fd(gmem_file_fd(file)));
+		assert_int_equal(slot.offset, file_offset);
+	}
+	if (backing != GMEM_BACKING_HOST) {
+		assert_int_equal(fake_file_at(gmem_region_hva(region), &map_offset),
+				 fake_file_of_fd(gmem_file_fd(file)));
+		assert_int_equal(map_offset, file_offset);
+	}
+	assert_ok(gmem_vm_find_hva(s->unit.vm, gmem_region_hva(region), &found, NULL));
+	assert_ptr_equal(found, region);
+}
+
+static void check_layout(struct scene *s)
+{
+	bool seen[REGIONS + MOST_STEPS] = { false };
+	unsigned slots = 0;
+	uint64_t page;
+
+	for (page = 0; page < MODEL_PAGES; page++) {
+		check_page(s, page);
+		if (s->at[page] < 0 || seen[s->at[page]])
+			continue;
+		seen[s->at[page]] = true;
+		check_region(s, s->regions[s->at[page]]);
+		slots += !is_device(s->regions[s->at[page]]);
+	}
+	assert_int_equal(fake_slot_count(s->unit.vm_fd), slots);
+}
+
+/* Contents follow the region, not the address. */
+static void check_contents(struct scene *s, int who)
+{
+	const char *hva = gmem_region_hva(s->regions[who]);
+
+	if (hva)
+		assert_int_equal(*hva, 'A' + who);
+}
+
+static unsigned slot_calls(void)
+{
+	return fake_count(FAKE_DELETE_SLOT) + fake_count(FAKE_SET_SLOT) +
+	       fake_count(FAKE_SET_SLOT2);
+}
+
+/* ---- the changes ---- */
+
+enum what { END, ADD, REMOVE, MOVE };
+
+struct step {
+	enum what what;
+	enum who who;		/* the region, or what to add is like */
+	uint64_t page;
+	uint64_t pages;
+};
+
+static const struct change {
+	const char *name;
+	struct step steps[MOST_STEPS + 1];
+} changes[] = {
+	{ "nothing", { { END, A, 0, 0 } } },
+	{ "add", { { ADD, A, 100, 4 } } },
+	{ "add many", {
+		{ ADD, A, 100, 4 }, { ADD, A, 104, 4 }, { ADD, B, 108, 4 }, { ADD, D, 112, 4 },
+		{ ADD, A, 120, 1 }, { ADD, A, 122, 1 }, { ADD, B, 121, 1 }, { ADD, D, 123, 1 },
+		{ ADD, A, 300, 200 }, { ADD, A, 200, 1 }, { ADD, B, 0, 4 }, { ADD, B, 508, 4 },
+	} },
+	{ "remove", { { REMOVE, A, 0, 0 }, { REMOVE, C, 0, 0 } } },
+	{ "remove all", { { REMOVE, D, 0, 0 }, { REMOVE, A, 0, 0 }, { REMOVE, B, 0, 0 }, { REMOVE, E, 0, 0 }, { REMOVE, C, 0, 0 } } },
+	{ "move", { { MOVE, A, 100, 0 }, { MOVE, D, 104, 0 }, { MOVE, C, 108, 0 } } },
+	{ "trade places", { { MOVE, A, 16, 0 }, { MOVE, B, 4, 0 } } },
+	{ "trade places with a device", { { MOVE, D, 32, 0 }, { MOVE, C, 64, 0 } } },
+	{ "go round", { { MOVE, A, 16, 0 }, { MOVE, B, 32, 0 }, { MOVE, C, 80, 0 }, { MOVE, E, 4, 0 } } },
+	{ "slide", { { MOVE, A, 5, 0 }, { MOVE, E, 78, 0 } } },
+	{ "stay", { { MOVE, A, 4, 0 }, { MOVE, D, 64, 0 } } },
+	{ "replace", { { REMOVE, E, 0, 0 }, { ADD, E, 80, 4 } } },
+	{ "replace in the other order", { { ADD, E, 80, 4 }, { REMOVE, E, 0, 0 } } },
+	{ "replace by less", { { REMOVE, E, 0, 0 }, { ADD, E, 81, 2 }, { ADD, A, 83, 1 } } },
+	{ "memory for a device", { { REMOVE, D, 0, 0 }, { ADD, B, 64, 4 } } },
+	{ "a device for memory", { { REMOVE, B, 0, 0 }, { ADD, D, 16, 4 } } },
+	{ "move into what goes", { { MOVE, A, 18, 0 }, { REMOVE, B, 0, 0 }, { ADD, B, 2, 4 } } },
+	{ "add where another was", { { ADD, A, 4, 4 }, { MOVE, A, 8, 0 } } },
+	{ "everything", {
+		{ ADD, B, 14, 3 }, { REMOVE, B, 0, 0 }, { MOVE, A, 60, 0 }, { MOVE, D, 4, 0 }, { REMOVE, E, 0, 0 },
+		{ ADD, E, 17, 1 }, { ADD, E + 1, 18, 2 }, { MOVE, C, 33, 0 }, { ADD, D, 37, 20 },
+		{ ADD, A, 64, 16 },
+	} },
+};
+
+static size_t count_steps(const struct change *change)
+{
+	size_t n = 0;
+
+	while (n < MOST_STEPS && change->steps[n].what != END)
+		n++;
+	return n;
+}
+
+static int plan_step(struct scene *s, const struct step *step, struct gmem_region **ret)
+{
+	uint64_t gpa = PAGES(&s->unit, step->page);
+	struct gmem_region_opts opts;
+
+	switch (step->what) {
+	case ADD:
+		opts = like(s, step->who);
+		return gmem_change_add(s->change, gpa, PAGES(&s->unit, step->pages), &opts, ret);
+	case REMOVE:
+		return gmem_change_remove(s->change, s->regions[step->who]);
+	default:
+		return gmem_change_move(s->change, s->regions[step->who], gpa);
+	}
+}
+
+static void plan_change(struct scene *s, const struct change *change)
+{
+	size_t i;
+
+	for (i = 0; i < count_steps(change); i++) {
+		s->regions[ADDED + i] = NO_REGION;
+		assert_ok(plan_step(s, &change->steps[i], &s->regions[ADDED + i]));
+	}
+}
+
+/* The model's way: all that leaves, then all that comes. */
+static void model_apply(struct scene *s, const struct change *change)
+{
+	const struct step *step;
+	size_t i;
+
+	for (i = 0; i < count_steps(change); i++)
+		if (change->steps[i].what != ADD)
+			model_leave(s, (int)change->steps[i].who);
+	for (i = 0; i < count_steps(change); i++) {
+		step = &change->steps[i];
+		if (step->what == ADD)
+			model_put(s, step->page, step->pages, (int)(ADDED + i));
+		else if (step->what == MOVE)
+			model_put(s, step->page, home[step->who].pages, (int)step->who);
+	}
+}
+
+/* Memslot calls that a change takes: one for what goes, one for what comes */
+static unsigned calls_needed(const struct change *change)
+{
+	unsigned calls = 0;
+	size_t i;
+
+	for (i = 0; i < count_steps(change); i++)
+		if (change->steps[i].who != D)
+			calls += change->steps[i].what == MOVE ? 2 : 1;
+	return calls;
+}
+
+static void check_done(struct scene *s, const struct change *change)
+{
+	size_t i;
+
+	model_apply(s, change);
+	check_layout(s);
+	check_contents(s, X);
+	for (i = 0; i < count_steps(change); i++)
+		if (change->steps[i].what == MOVE)
+			check_contents(s, (int)change->steps[i].who);
+}
+
+static void change_does_all_its_steps(void **state)
+{
+	struct scene s;
+	unsigned calls;
+	size_t i;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(changes); i++) {
+		scene_begin(&s);
+		check_layout(&s);
+		plan_change(&s, &changes[i]);
+		check_layout(&s);
+
+		/* the memslots of others are not touched: there is no call for them */
+		calls = slot_calls();
+		if (gmem_change_apply(s.change))
+			fail_msg("%s: %s", changes[i].name, gmem_last_error());
+		assert_int_equal(slot_calls() - calls, calls_needed(&changes[i]));
+		check_done(&s, &changes[i]);
+
+		/* it is empty again */
+		calls = slot_calls();
+		assert_ok(gmem_change_apply(s.change));
+		assert_int_equal(slot_calls(), calls);
+		check_layout(&s);
+		scene_end(&s);
+	}
+}
+
+static void replacement_has_the_same_slot_and_file_range(void **state)
+{
+	static const struct change replace = { "", { { REMOVE, E, 0, 0 }, { ADD, E, 80, 4 } } };
+	struct scene s;
+	uint64_t offset;
+
+	(void)state;
+	scene_begin(&s);
+	strcpy(gmem_region_hva(s.regions[E]), "kept");
+	plan_change(&s, &replace);
+	assert_ok(gmem_change_apply(s.change));
+	assert_int_equal(gmem_region_slot(s.regions[ADDED + 1]), 9);
+	assert_ptr_equal(gmem_region_file(s.regions[ADDED + 1], &offset), s.file);
+	assert_int_equal(offset, PAGES(&s.unit, 4));
+	assert_string_equal(gmem_region_hva(s.regions[ADDED + 1]), "kept");
+	check_done(&s, &replace);
+	scene_end(&s);
+}
+
+static void change_that_is_freed_never_happened(void **state)
+{
+	struct fake_snapshot *before;
+	struct scene s;
+	size_t i;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(changes); i++) {
+		scene_begin(&s);
+		before = fake_snapshot();
+		plan_change(&s, &changes[i]);
+		gmem_change_free(s.change);
+		s.change = NULL;
+		assert_true(fake_equal(before));
+		check_layout(&s);
+		scene_end(&s);
+	}
+	gmem_change_free(NULL);
+}
+
+/* ---- refusals of the library: before any memslot is touched ---- */
+
+static const struct {
+	struct step steps[4];
+	int err;
+	const char *sentence;
+} conflicts[] = {
+	{ { { ADD, A, 4, 1 } }, -EEXIST, "step 1 of 1, add: gpa 0x4000" },
+	{ { { ADD, A, 100, 4 }, { ADD, B, 103, 1 } }, -EEXIST, "step 2 of 2, add: gpa 0x67000" },
+	{ { { ADD, A, 100, 4 }, { MOVE, B, 97, 0 } }, -EEXIST, "step 2 of 2, move: gpa 0x61000" },
+	{ { { MOVE, A, 16, 0 } }, -EEXIST, "step 1 of 1, move: gpa 0x10000" },
+	{ { { MOVE, A, 16, 0 }, { MOVE, B, 19, 0 } }, -EEXIST, "step 2 of 2, move: gpa 0x13000" },
+	{ { { MOVE, A, 17, 0 }, { MOVE, B, 4, 0 }, { ADD, D, 20, 1 } }, -EEXIST, "step 3 of 3, add: " },
+	{ { { REMOVE, A, 0, 0 }, { ADD, D, 3, 1 }, { ADD, B, 7, 10 } }, -EEXIST, "step 3 of 3, add: " },
+	{ { { REMOVE, A, 0, 0 }, { MOVE, B, 64, 0 } }, -EEXIST, "step 2 of 2, move: " },
+	{ { { REMOVE, A, 0, 0 }, { ADD, E, 100, 4 } }, -EEXIST, "step 2 of 2, add: memslot 9 is in use" },
+	{ { { REMOVE, E, 0, 0 }, { ADD, E, 100, 4 }, { ADD, E, 120, 4 } }, -EEXIST,
+	  "step 3 of 3, add: memslot 9 is in use" },
+};
+
+static void conflicts_are_found_before_a_memslot_is_touched(void **state)
+{
+	struct change change = { "", { { END, A, 0, 0 } } };
+	struct scene s;
+	unsigned calls;
+	size_t i;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(conflicts); i++) {
+		scene_begin(&s);
+		memcpy(change.steps, conflicts[i].steps, sizeof(conflicts[i].steps));
+		plan_change(&s, &change);
+		calls = slot_calls();
+		assert_refused(conflicts[i].err, conflicts[i].sentence, gmem_change_apply(s.change));
+		assert_int_equal(slot_calls(), calls);
+		assert_true(strncmp(gmem_last_error(), "step ", 5) == 0);
+		check_layout(&s);
+		scene_end(&s);
+	}
+}
+
+static void bound_file_ranges_are_found_before_a_memslot_is_touched(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+	struct gmem_region *region = NO_REGION, *other = NO_REGION;
+	struct scene s;
+	unsigned calls;
+
+	(void)state;
+	scene_begin(&s);
+	opts.file = s.file;
+	opts.file_offset = PAGES(&s.unit, 8);
+	assert_ok(gmem_change_remove(s.change, s.regions[A]));
+	assert_ok(gmem_change_add(s.change, 0, PAGES(&s.unit, 4), &opts, &region));
+	opts.file_offset = PAGES(&s.unit, 7);
+	assert_ok(gmem_change_add(s.change, PAGES(&s.unit, 4), s.unit.page, &opts, &other));
+	calls = slot_calls();
+	assert_refused(-EEXIST, "step 3 of 3, add: offset 0x7000", gmem_change_apply(s.change));
+
+	/* once what has it goes, it is free */
+	assert_ok(gmem_change_remove(s.change, s.regions[E]));
+	assert_int_equal(slot_calls(), calls);
+	assert_ok(gmem_change_apply(s.change));
+	assert_ptr_equal(gmem_region_file(region, NULL), s.file);
+	assert_ptr_equal(gmem_region_file(other, NULL), s.file);
+	scene_end(&s);
+}
+
+static void steps_are_checked_as_they_are_planned(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, bad, .flags = UNIT_UNKNOWN_BIT);
+	struct gmem_region *region = NO_REGION, *foreign;
+	struct gmem_change *none = UNTOUCHED(struct gmem_change);
+	struct gmem_vm *other_vm;
+	struct scene s;
+	int other;
+
+	(void)state;
+	scene_begin(&s);
+	GMEM_OPTS(gmem_vm_opts, opts, .caps = s.unit.caps);
+	const uint64_t p = s.unit.page, end = (uint64_t)1 << fake.address_bits;
+
+	other = fake_new_vm();
+	assert_ok(gmem_vm_new(other, &opts, &other_vm));
+	assert_ok(gmem_region_add(other_vm, 0, p, NULL, &foreign));
+
+	assert_refused(-EINVAL, "vm is NULL", gmem_change_new(NULL, &none));
+	assert_refused(-EINVAL, "ret is NULL", gmem_change_new(s.unit.vm, NULL));
+	assert_refused(-EINVAL, "change is NULL", gmem_change_add(NULL, 0, p, NULL, &region));
+	assert_refused(-EINVAL, "ret is NULL", gmem_change_add(s.change, 0, p, NULL, NULL));
+	assert_refused(-EINVAL, "change is NULL", gmem_change_remove(NULL, s.regions[A]));
+	assert_refused(-EINVAL, "region is NULL", gmem_change_remove(s.change, NULL));
+	assert_refused(-EINVAL, "change is NULL", gmem_change_move(NULL, s.regions[A], 0));
+	assert_refused(-EINVAL, "region is NULL", gmem_change_move(s.change, NULL, 0));
+	assert_refused(-EINVAL, "change is NULL", gmem_change_apply(NULL));
+	assert_ptr_equal(none, UNTOUCHED(struct gmem_change));
+
+	assert_refused(-EINVAL, "size 0", gmem_change_add(s.change, 0, 0, NULL, &region));
+	assert_refused(-EINVAL, "multiple", gmem_change_add(s.change, 1, p, NULL, &region));
+	assert_refused(-EINVAL, "address", gmem_change_add(s.change, end, p, NULL, &region));
+	assert_refused(-EINVAL, "flags", gmem_change_add(s.change, 0, p, &bad, &region));
+	assert_refused(-EINVAL, "multiple", gmem_change_move(s.change, s.regions[A], p / 2));
+	assert_refused(-EINVAL, "address", gmem_change_move(s.change, s.regions[A], end - p));
+	assert_refused(-EINVAL, "another VM", gmem_change_remove(s.change, foreign));
+	assert_refused(-EINVAL, "another VM", gmem_change_move(s.change, foreign, 0));
+
+	assert_ok(gmem_change_remove(s.change, s.regions[A]));
+	assert_ok(gmem_change_move(s.change, s.regions[B], PAGES(&s.unit, 4)));
+	assert_refused(-EEXIST, "step 1", gmem_change_remove(s.change, s.regions[A]));
+	assert_refused(-EEXIST, "step 1", gmem_change_move(s.change, s.regions[A], 0));
+	assert_refused(-EEXIST, "step 2", gmem_change_remove(s.change, s.regions[B]));
+	assert_refused(-EEXIST, "step 2", gmem_change_move(s.change, s.regions[B], 0));
+
+	/* what was refused is not part of it */
+	assert_ok(gmem_change_apply(s.change));
+	model_leave(&s, A);
+	model_leave(&s, B);
+	model_put(&s, 4, 4, B);
+	check_layout(&s);
+	assert_ptr_equal(region, NO_REGION);
+	gmem_vm_free(other_vm);
+	fake_close(other);
+	scene_end(&s);
+}
+
+/* ---- refusals of the kernel, at every step ---- */
+
+struct identity {
+	uint64_t gpa;
+	uint64_t size;
+	void *hva;
+	struct gmem_file *file;
+	uint64_t offset;
+	uint64_t slot;		/* no padding: they are compared as bytes */
+};
+
+static struct identity identity_of(const struct gmem_region *region)
+{
+	struct identity id;
+
+	memset(&id, 0, sizeof(id));
+	id.gpa = gmem_region_gpa(region);
+	id.size = gmem_region_size(region);
+	id.hva = gmem_region_hva(region);
+	id.file = gmem_region_file(region, &id.offset);
+	id.slot = gmem_region_slot(region);
+	return id;
+}
+
+static void identify(const struct scene *s, struct identity *ids)
+{
+	int i;
+
+	for (i = 0; i < REGIONS; i++)
+		ids[i] = identity_of(s->regions[i]);
+}
+
+static bool is_slot_call(enum fake_call call)
+{
+	return call == FAKE_SET_SLOT || call == FAKE_SET_SLOT2 || call == FAKE_DELETE_SLOT;
+}
+
+/* As if nothing had happened: then the same change succeeds. */
+static void check_undone(struct scene *s, const struct change *change, struct identity *before,
+			 const char *victim)
+{
+	struct identity after[REGIONS];
+	size_t i;
+
+	identify(s, after);
+	if (memcmp(before, after, sizeof(after)))
+		fail_msg("%s: after failing %s a region has changed", change->name, victim);
+	for (i = 0; i < count_steps(change); i++)
+		assert_ptr_equal(s->regions[ADDED + i], NO_REGION);
+	check_layout(s);
+	if (gmem_change_apply(s->change))
+		fail_msg("%s: after failing %s: %s", change->name, victim, gmem_last_error());
+	check_done(s, change);
+}
+
+static bool refuse_call(const struct change *change, unsigned n, int err)
+{
+	struct identity ids[REGIONS];
+	struct fake_snapshot *before;
+	const char *victim;
+	struct scene s;
+	bool struck;
+	int ret;
+
+	scene_begin(&s);
+	identify(&s, ids);
+	plan_change(&s, change);
+	before = fake_snapshot();
+	fake_fail_call(n, err);
+	ret = gmem_change_apply(s.change);
+	struck = fake_fail_struck();
+	victim = struck ? fake_call_name(fake_fail_victim()) : "nothing";
+
+	/* What comes after the memslots is not for the kernel to refuse. */
+	if (ret != (struck && fake_fail_victim() != FAKE_MEMBARRIER ? err : 0))
+		fail_msg("%s: failing call %u, %s, gives %d: %s", change->name, n, victim, ret,
+			 gmem_last_error());
+	if (!ret) {
+		fake_forget(before);
+		check_done(&s, change);
+	} else {
+		if (!fake_equal(before))
+			fail_msg("%s: failing call %u, %s, changed something", change->name, n, victim);
+		if (strncmp(gmem_last_error(), "step ", 5) != 0 ||
+		    (is_slot_call(fake_fail_victim()) && !strstr(gmem_last_error(), "memslot")))
+			fail_msg("%s: failing %s says \"%s\"", change->name, victim,
+				 gmem_last_error());
+		check_undone(&s, change, ids, victim);
+	}
+	scene_end(&s);
+	return struck;
+}
+
+static void every_refusal_at_every_step_is_undone(void **state)
+{
+	static const int errnos[] = { -ENOMEM, -EINVAL, -EIO };
+	unsigned n, sum = 0;
+	size_t i, j;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(changes); i++)
+		for (j = 0; j < ARRAY_SIZE(errnos); j++)
+			for (n = 1; refuse_call(&changes[i], n, errnos[j]); n++)
+				sum++;
+	assert_true(sum > 100);
+}
+
+static bool refuse_allocation(const struct change *change, unsigned n)
+{
+	struct identity ids[REGIONS];
+	struct fake_snapshot *before;
+	struct scene s;
+	bool struck;
+	int ret;
+
+	scene_begin(&s);
+	identify(&s, ids);
+	plan_change(&s, change);
+	before = fake_snapshot();
+	unit_fail_alloc(n);
+	ret = gmem_change_apply(s.change);
+	struck = unit_alloc_struck();
+
+	if (ret != (struck ? -ENOMEM : 0))
+		fail_msg("%s: allocation %u gives %d", change->name, n, ret);
+	if (ret) {
+		if (!fake_equal(before))
+			fail_msg("%s: failing allocation %u changed something", change->name, n);
+		check_undone(&s, change, ids, "an allocation");
+	} else {
+		fake_forget(before);
+	}
+	scene_end(&s);
+	return struck;
+}
+
+static void every_allocation_that_fails_is_undone(void **state)
+{
+	unsigned n, sum = 0;
+	size_t i;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(changes); i++)
+		for (n = 1; refuse_allocation(&changes[i], n); n++)
+			sum++;
+	assert_true(sum > 20);
+}
+
+static void planning_takes_memory_and_says_so(void **state)
+{
+	static const struct step add = { ADD, A, 100, 1 };
+	struct gmem_change *change = UNTOUCHED(struct gmem_change);
+	struct gmem_region *ret[9];
+	struct scene s;
+	int i;
+
+	(void)state;
+	scene_begin(&s);
+	unit_fail_alloc(1);
+	assert_refused(-ENOMEM, "no memory for a change", gmem_change_new(s.unit.vm, &change));
+	assert_true(unit_alloc_struck());
+	assert_ptr_equal(change, UNTOUCHED(struct gmem_change));
+
+	/* the list grows at the first step and at the ninth */
+	for (i = 0; i < 9; i++) {
+		const struct step step = { ADD, A, 100 + (uint64_t)i, 1 };
+
+		if (i % 8 == 0) {
+			unit_fail_alloc(2);
+			assert_refused(-ENOMEM, i ? "step 9" : "step 1", plan_step(&s, &step, &ret[i]));
+			assert_true(unit_alloc_struck());
+		}
+		assert_ok(plan_step(&s, &step, &ret[i]));
+	}
+	assert_ok(gmem_change_apply(s.change));
+	for (i = 0; i < 9; i++)
+		assert_ok(gmem_region_remove(ret[i]));
+
+	unit_fail_alloc(1);
+	assert_refused(-ENOMEM, "region", plan_step(&s, &add, &ret[0]));
+	assert_true(unit_alloc_struck());
+	scene_end(&s);
+}
+
+/* Which step it was, for every step of a change and both of its halves */
+static void sentence_names_the_step(void **state)
+{
+	static const struct change change = { "", {
+		{ MOVE, A, 100, 0 }, { ADD, B, 108, 4 }, { REMOVE, E, 0, 0 }, { MOVE, B, 4, 0 },
+	} };
+	static const struct {
+		enum fake_call call;
+		unsigned skip;
+		const char *step;
+		const char *sentence;
+	} cases[] = {
+		{ FAKE_DELETE_SLOT, 0, "step 1 of 4, move: VM fd", "refuses to delete memslot 0" },
+		{ FAKE_DELETE_SLOT, 1, "step 3 of 4, remove: VM fd", "refuses to delete memslot 9" },
+		{ FAKE_DELETE_SLOT, 2, "step 4 of 4, move: VM fd", "refuses to delete memslot 1" },
+		{ FAKE_SET_SLOT2, 0, "step 1 of 4, move: VM fd", "refuses memslot 0 at gpa 0x64000" },
+		{ FAKE_SET_SLOT, 0, "step 2 of 4, add: VM fd", "refuses memslot 4 at gpa 0x6c000" },
+		{ FAKE_SET_SLOT, 1, "step 4 of 4, move: VM fd", "refuses memslot 1 at gpa 0x4000" },
+		{ FAKE_MMAP, 0, "step 2 of 4, add: ", "0x4000 bytes of host memory" },
+	};
+	struct scene s;
+	size_t i;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		scene_begin(&s);
+		plan_change(&s, &change);
+		fake_fail_kind(cases[i].call, cases[i].skip, 1, -ENOMEM);
+		assert_refused(-ENOMEM, cases[i].step, gmem_change_apply(s.change));
+		assert_non_null(strstr(gmem_last_error(), cases[i].sentence));
+		assert_ok(gmem_change_apply(s.change));
+		check_done(&s, &change);
+		scene_end(&s);
+	}
+}
+
+/* ---- the kernel refuses to undo, too ---- */
+
+static void region_whose_slot_is_lost_is_named(void **state)
+{
+	static const struct change trade = { "", { { MOVE, A, 80, 0 }, { MOVE, E, 4, 0 } } };
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	plan_change(&s, &trade);
+	/* E's new slot is refused, then its old one; A's comes back */
+	fake_fail_kind(FAKE_SET_SLOT2, 1, 2, -ENOMEM);
+	assert_int_equal(gmem_change_apply(s.change), -ENOTRECOVERABLE);
+	assert_non_null(strstr(gmem_last_error(), "memslot 9 back at gpa 0x50000"));
+	gmem_change_free(s.change);
+	s.change = NULL;
+
+	/* the layout is as it was, but for one memslot */
+	check_region(&s, s.regions[A]);
+	check_contents(&s, A);
+	assert_int_equal(gmem_region_gpa(s.regions[E]), PAGES(&s.unit, 80));
+	assert_int_equal(fake_slot_count(s.unit.vm_fd), REGIONS - 2);
+
+	/* that region can only be removed */
+	assert_ok(gmem_change_new(s.unit.vm, &s.change));
+	assert_refused(-ENOTRECOVERABLE, "removed", gmem_region_move(s.regions[E], 0));
+	assert_refused(-ENOTRECOVERABLE, "removed", gmem_change_move(s.change, s.regions[E], 0));
+	assert_ok(gmem_change_remove(s.change, s.regions[E]));
+	assert_ok(gmem_change_apply(s.change));
+	model_leave(&s, E);
+	check_layout(&s);
+	scene_end(&s);
+}
+
+static void what_was_added_is_taken_away_again_even_if_that_takes_insisting(void **state)
+{
+	static const struct change change = { "", {
+		{ REMOVE, E, 0, 0 }, { ADD, A, 100, 4 }, { ADD, B, 104, 4 }, { ADD, A, 108, 4 },
+	} };
+	struct fake_snapshot *before;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	/* something of the caller's own is in the way of the last step */
+	assert_ok(fake_add_slot(s.unit.vm_fd, 99, PAGES(&s.unit, 108), s.unit.page));
+	plan_change(&s, &change);
+	before = fake_snapshot();
+	fake_fail_kind(FAKE_DELETE_SLOT, 1, 1, -ENOMEM);
+	assert_int_equal(gmem_change_apply(s.change), -EEXIST);
+	assert_true(fake_fail_struck());
+	assert_true(fake_equal(before));
+	scene_end(&s);
+}
+
+static void what_cannot_be_taken_away_again_is_said(void **state)
+{
+	static const struct change change = { "", { { ADD, B, 104, 4 }, { ADD, A, 108, 4 } } };
+	struct fake_slot slot;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	assert_ok(fake_add_slot(s.unit.vm_fd, 99, PAGES(&s.unit, 108), s.unit.page));
+	plan_change(&s, &change);
+	fake_fail_kind(FAKE_DELETE_SLOT, 0, 100, -ENOMEM);
+	assert_int_equal(gmem_change_apply(s.change), -ENOTRECOVERABLE);
+	assert_non_null(strstr(gmem_last_error(), "memslot 4 at gpa 0x68000"));
+	assert_true(fake_fail_struck());
+
+	/* Guests may still use its memory: neither that nor the number goes to anyone. */
+	assert_true(fake_get_slot(s.unit.vm_fd, 4, &slot));
+	assert_int_equal(slot.gpa, PAGES(&s.unit, 104));
+	assert_int_equal(gmem_change_apply(s.change), -ENOTRECOVERABLE);
+	scene_end(&s);
+}
+
+/* ---- split ---- */
+
+static const struct {
+	const char *kernel;
+	uint32_t backing;
+} splittable[] = {
+	{ "6.1", GMEM_BACKING_HOST },
+	{ "6.18", GMEM_BACKING_MAPPED },
+	{ "6.18", GMEM_BACKING_SHARED },
+	{ "7.2", GMEM_BACKING_SHARED },
+	{ "7.3-swp-t1", GMEM_BACKING_PRIVATE },
+	{ "arm64-7.3-64k", GMEM_BACKING_SHARED },
+};
+
+struct halves {
+	struct scene scene;
+	struct gmem_region *lower;
+	struct gmem_region *upper;
+};
+
+/* 8 pages at page 16 of a region that has them from offset 2 of a file, cut at 3 */
+static void halves_begin(struct halves *h, size_t row)
+{
+	struct unit *unit = &h->scene.unit;
+	struct gmem_plan *plan;
+	char *hva;
+	int i;
+
+	memset(h, 0, sizeof(*h));
+	unit_begin_vm(unit, splittable[row].kernel);
+	plan = unit_plan(unit, splittable[row].backing);
+	GMEM_OPTS(gmem_region_opts, opts, .plan = plan);
+	if (splittable[row].backing != GMEM_BACKING_HOST) {
+		assert_ok(gmem_file_new(unit->vm_fd, PAGES(unit, 16), plan, &h->scene.file));
+		opts.file = h->scene.file;
+		opts.file_offset = PAGES(unit, 2);
+	}
+	assert_ok(gmem_region_add(unit->vm, PAGES(unit, 16), PAGES(unit, 8), &opts, &h->lower));
+	gmem_plan_free(plan);
+	hva = gmem_region_hva(h->lower);
+	for (i = 0; i < 8; i++)
+		hva[PAGES(unit, i)] = (char)('0' + i);
+	assert_ok(gmem_region_split(h->lower, PAGES(unit, 3), &h->upper));
+}
+
+static void halves_end(struct halves *h)
+{
+	gmem_vm_free(h->scene.unit.vm);
+	h->scene.unit.vm = NULL;
+	gmem_file_free(h->scene.file);
+	unit_end(&h->scene.unit);
+}
+
+/* The region has pages [first, first + count) of what was one. */
+static void check_half(struct halves *h, struct gmem_region *region, uint64_t gpa_page,
+		       int first, int count)
+{
+	const struct unit *unit = &h->scene.unit;
+	char *hva = gmem_region_hva(region);
+	bool is_map = gmem_region_backing(region) == GMEM_BACKING_MAPPED ||
+		      gmem_region_backing(region) == GMEM_BACKING_SHARED;
+	struct gmem_file *file = h->scene.file;
+	struct gmem_region *found;
+	struct fake_slot slot;
+	uint64_t offset = 77;
+	int i;
+
+	assert_int_equal(gmem_region_gpa(region), PAGES(unit, gpa_page));
+	assert_int_equal(gmem_region_size(region), PAGES(unit, count));
+	assert_ptr_equal(gmem_region_file(region, &offset), file);
+	if (file)
+		assert_int_equal(offset, PAGES(unit, 2 + first));
+	for (i = 0; i < count; i++) {
+		assert_int_equal(hva[PAGES(unit, i)], '0' + first + i);
+		assert_ok(gmem_vm_find_hva(unit->vm, hva + PAGES(unit, i) + 5, &found, &offset));
+		assert_ptr_equal(found, region);
+		assert_int_equal(offset, PAGES(unit, i) + 5);
+		if (!is_map)
+			continue;
+		assert_ok(gmem_file_find_hva(file, hva + PAGES(unit, i) + 5, &offset));
+		assert_int_equal(offset, PAGES(unit, 2 + first + i) + 5);
+	}
+
+	assert_true(fake_get_slot(unit->vm_fd, gmem_region_slot(region), &slot));
+	assert_int_equal(slot.gpa, PAGES(unit, gpa_page));
+	assert_int_equal(slot.size, PAGES(unit, count));
+	assert_int_equal(slot.hva, (uintptr_t)hva);
+	if (slot.file)
+		assert_int_equal(slot.offset, PAGES(unit, 2 + first));
+}
+
+static void split_leaves_contents_addresses_and_file(void **state)
+{
+	struct gmem_region *last;
+	struct halves h;
+	size_t i;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(splittable); i++) {
+		halves_begin(&h, i);
+		check_half(&h, h.lower, 16, 0, 3);
+		check_half(&h, h.upper, 19, 3, 5);
+		assert_ptr_equal(gmem_region_hva(h.upper),
+				 (char *)gmem_region_hva(h.lower) + PAGES(&h.scene.unit, 3));
+		assert_int_equal(gmem_region_backing(h.upper), splittable[i].backing);
+		assert_int_equal(gmem_region_slot(h.lower), 0);
+		assert_int_equal(gmem_region_slot(h.upper), 1);
+
+		/* and what was split is split again */
+		assert_ok(gmem_region_split(h.upper, PAGES(&h.scene.unit, 4), &last));
+		check_half(&h, h.lower, 16, 0, 3);
+		check_half(&h, h.upper, 19, 3, 4);
+		check_half(&h, last, 23, 7, 1);
+		assert_ok(gmem_region_remove(h.upper));
+		check_half(&h, h.lower, 16, 0, 3);
+		check_half(&h, last, 23, 7, 1);
+		halves_end(&h);
+	}
+}
+
+static void halves_live_and_die_on_their_own(void **state)
+{
+	struct gmem_region *stays, *goes;
+	struct halves h;
+	unsigned maps;
+	int lower_goes;
+	size_t i;
+
+	(void)state;
+	for (i = 0; i < 2 * ARRAY_SIZE(splittable); i++) {
+		lower_goes = i % 2;
+		halves_begin(&h, i / 2);
+		stays = lower_goes ? h.upper : h.lower;
+		goes = lower_goes ? h.lower : h.upper;
+		maps = fake_open_mappings();
+		assert_ok(gmem_region_remove(goes));
+		assert_int_equal(fake_open_mappings(), maps);
+		check_half(&h, stays, lower_goes ? 19 : 16, lower_goes ? 3 : 0, lower_goes ? 5 : 3);
+		assert_int_equal(fake_slot_count(h.scene.unit.vm_fd), 1);
+
+		/* the region keeps the file alive */
+		gmem_file_free(h.scene.file);
+		h.scene.file = NULL;
+		((char *)gmem_region_hva(stays))[0] = 1;
+		assert_ok(gmem_region_remove(stays));
+		assert_int_equal(fake_open_mappings(), maps - 1);
+		assert_int_equal(fake_open_fds(), 1);
+		halves_end(&h);
+	}
+}
+
+static void halves_move_and_rebind_on_their_own(void **state)
+{
+	struct unit *unit;
+	struct halves h;
+	uint64_t offset;
+	size_t i;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(splittable); i++) {
+		halves_begin(&h, i);
+		unit = &h.scene.unit;
+		assert_ok(gmem_region_move(h.upper, PAGES(unit, 40)));
+		check_half(&h, h.lower, 16, 0, 3);
+		check_half(&h, h.upper, 40, 3, 5);
+		assert_ok(gmem_region_move(h.lower, PAGES(unit, 18)));
+		check_half(&h, h.lower, 18, 0, 3);
+		check_half(&h, h.upper, 40, 3, 5);
+		if (!h.scene.file) {
+			halves_end(&h);
+			continue;
+		}
+
+		/* one slides out of the other's way in the file, and back */
+		if (splittable[i].backing != GMEM_BACKING_MAPPED)
+			assert_refused(-EEXIST, "bound already",
+				       gmem_region_rebind(h.upper, h.scene.file, PAGES(unit, 4)));
+		assert_ok(gmem_region_rebind(h.upper, h.scene.file, PAGES(unit, 11)));
+		assert_ptr_equal(gmem_region_file(h.upper, &offset), h.scene.file);
+		assert_int_equal(offset, PAGES(unit, 11));
+		check_half(&h, h.lower, 18, 0, 3);
+		assert_ok(gmem_region_rebind(h.lower, h.scene.file, PAGES(unit, 5)));
+		assert_ok(gmem_region_rebind(h.upper, h.scene.file, 0));
+		assert_int_equal(gmem_region_slot(h.upper), 1);
+		((char *)gmem_region_hva(h.upper))[PAGES(unit, 5) - 1] = 1;
+		((char *)gmem_region_hva(h.lower))[PAGES(unit, 3) - 1] = 1;
+		assert_ok(gmem_region_remove(h.lower));
+		assert_ok(gmem_region_remove(h.upper));
+		assert_int_equal(fake_open_mappings(), 0);
+		halves_end(&h);
+	}
+}
+
+static void split_rejects_what_leaves_no_two_halves(void **state)
+{
+	struct gmem_region *region, *upper = NO_REGION;
+	struct unit unit;
+	unsigned calls;
+
+	(void)state;
+	unit_begin_vm(&unit, "arm64-7.3-16k");
+	region = unit_region(&unit, 4, 2, NULL);
+	calls = fake_count_all();
+	assert_refused(-EINVAL, "inside", gmem_region_split(region, 0, &upper));
+	assert_refused(-EINVAL, "inside", gmem_region_split(region, PAGES(&unit, 2), &upper));
+	assert_refused(-EINVAL, "inside", gmem_region_split(region, 0 - unit.page, &upper));
+	assert_refused(-EINVAL, "multiple", gmem_region_split(region, 1, &upper));
+	assert_refused(-EINVAL, "multiple", gmem_region_split(region, unit.page / 2, &upper));
+	assert_refused(-EINVAL, "NULL", gmem_region_split(region, unit.page, NULL));
+	assert_refused(-EINVAL, "NULL", gmem_region_split(NULL, unit.page, &upper));
+	assert_int_equal(fake_count_all(), calls);
+	assert_ptr_equal(upper, NO_REGION);
+	unit_end(&unit);
+}
+
+static void split_takes_a_slot_number(void **state)
+{
+	struct gmem_region *region, *upper = NO_REGION;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region(&unit, 4, 2, NULL);
+	assert_ok(gmem_vm_reserve_slots(unit.vm, 1, (uint32_t)fake.vm.memslots - 1));
+	assert_refused(-ENOSPC, "memslots", gmem_region_split(region, unit.page, &upper));
+	assert_ptr_equal(upper, NO_REGION);
+	unit_end(&unit);
+}
+
+/* The second half is refused, or both; what was one is one again, or has no memslot. */
+static void split_is_undone_if_the_kernel_refuses(void **state)
+{
+	struct gmem_region *region, *upper = NO_REGION, *found;
+	struct unit unit;
+	unsigned skip;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region(&unit, 4, 4, NULL);
+	strcpy(gmem_region_hva(region), "whole");
+	fake_fail_next(FAKE_DELETE_SLOT, -ENOMEM);
+	assert_refused(-ENOMEM, "memslot 0", gmem_region_split(region, unit.page, &upper));
+	for (skip = 0; skip < 2; skip++) {
+		fake_fail_kind(FAKE_SET_SLOT2, skip, 1, -ENOMEM);
+		assert_refused(-ENOMEM, skip ? "memslot 1" : "memslot 0",
+			       gmem_region_split(region, unit.page, &upper));
+		assert_ok(gmem_vm_find_hva(unit.vm, (char *)gmem_region_hva(region) +
+					   PAGES(&unit, 3), &found, NULL));
+		assert_ptr_equal(found, region);
+	}
+
+	fake_fail_kind(FAKE_SET_SLOT2, 1, 2, -ENOMEM);
+	assert_int_equal(gmem_region_split(region, unit.page, &upper), -ENOTRECOVERABLE);
+	assert_int_equal(gmem_region_size(region), PAGES(&unit, 4));
+	assert_string_equal(gmem_region_hva(region), "whole");
+	assert_refused(-ENOTRECOVERABLE, "", gmem_region_split(region, unit.page, &upper));
+	assert_ptr_equal(upper, NO_REGION);
+	assert_ok(gmem_region_remove(region));
+	assert_int_equal(fake_open_mappings(), 0);
+	unit_end(&unit);
+}
+
+/* The caller's memory is not cut by us, and never unmapped. */
+static void split_of_callers_memory_leaves_it_alone(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	struct gmem_region *region, *upper, *found = NO_REGION;
+	struct gmem_plan *host;
+	struct unit unit;
+	unsigned calls;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	host = unit_plan(&unit, GMEM_BACKING_HOST);
+	opts.plan = host;
+	opts.hva = unit_memory(&unit, 4);
+	assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 4), &opts, &region));
+	calls = fake_count(FAKE_MUNMAP);
+	assert_ok(gmem_region_split(region, unit.page, &upper));
+	assert_ptr_equal(gmem_region_hva(upper), (char *)opts.hva + unit.page);
+	assert_int_equal(gmem_vm_find_hva(unit.vm, opts.hva, &found, NULL), -ENOENT);
+	assert_ok(gmem_region_remove(region));
+	assert_ok(gmem_region_remove(upper));
+	assert_int_equal(fake_count(FAKE_MUNMAP), calls);
+	memset(opts.hva, 1, PAGES(&unit, 4));
+	unit_memory_free(opts.hva);
+	gmem_plan_free(host);
+	unit_end(&unit);
+}
+
+/* ---- devices ---- */
+
+static struct gmem_region *add_device(const struct unit *unit, uint64_t page, uint64_t pages)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_DEVICE);
+	struct gmem_region *region = NULL;
+
+	assert_ok(gmem_region_add(unit->vm, PAGES(unit, page), PAGES(unit, pages), &opts, &region));
+	return region;
+}
+
+static void device_has_a_place_and_nothing_else(void **state)
+{
+	struct gmem_region *device, *upper, *none = NO_REGION;
+	struct unit unit;
+	uint64_t offset = 77;
+	unsigned calls;
+
+	(void)state;
+	/* also where no way of backing is possible, and by no call to the kernel */
+	unit_begin_vm(&unit, "6.1");
+	calls = fake_count_all();
+	device = add_device(&unit, 4, 4);
+	assert_int_equal(gmem_region_gpa(device), PAGES(&unit, 4));
+	assert_int_equal(gmem_region_size(device), PAGES(&unit, 4));
+	assert_int_equal(gmem_region_backing(device), GMEM_BACKING_NONE);
+	assert_null(gmem_region_hva(device));
+	assert_null(gmem_region_file(device, &offset));
+	assert_refused(-EEXIST, "0x4000", gmem_region_add(unit.vm, PAGES(&unit, 7), unit.page,
+		       &(struct gmem_region_opts){ .size = sizeof(struct gmem_region_opts),
+						   .flags = GMEM_REGION_DEVICE }, &none));
+	assert_ok(gmem_region_move(device, PAGES(&unit, 6)));
+	assert_ok(gmem_region_split(device, unit.page, &upper));
+	assert_int_equal(gmem_region_gpa(upper), PAGES(&unit, 7));
+	assert_int_equal(gmem_region_size(upper), PAGES(&unit, 3));
+	assert_ok(gmem_region_remove(device));
+	assert_ok(gmem_region_move(upper, PAGES(&unit, 5)));
+	assert_refused(-EOPNOTSUPP, "device", gmem_region_set_dirty_log(upper, 1));
+	assert_refused(-EOPNOTSUPP, "device", gmem_region_get_dirty_log(upper, &offset, 1));
+	assert_int_equal(fake_count_all(), calls);
+	assert_int_equal(offset, 77);
+	unit_end(&unit);
+}
+
+static void device_takes_no_other_option(void **state)
+{
+	struct gmem_region *device, *region = NO_REGION;
+	struct gmem_plan *host;
+	struct gmem_file *file;
+	struct unit unit;
+	size_t i;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	host = unit_plan(&unit, GMEM_BACKING_HOST);
+	file = unit_file(&unit, 4);
+	const struct gmem_region_opts cases[] = {
+#define OPTS(bits, ...)	{ .size = sizeof(struct gmem_region_opts), \
+			  .flags = GMEM_REGION_DEVICE | (bits), __VA_ARGS__ }
+		OPTS(GMEM_REGION_READONLY),
+		OPTS(GMEM_REGION_DIRTY_LOG),
+		OPTS(GMEM_REGION_SLOT),
+		OPTS(GMEM_REGION_HVA),
+		OPTS(GMEM_REGION_CONGRUENT),
+		OPTS(0, .plan = host),
+		OPTS(0, .file = file),
+		OPTS(0, .file_offset = unit.page),
+		OPTS(0, .align = unit.page),
+#undef OPTS
+	};
+
+	for (i = 0; i < ARRAY_SIZE(cases); i++)
+		assert_refused(-EINVAL, "device",
+			       gmem_region_add(unit.vm, 0, unit.page, &cases[i], &region));
+	assert_ptr_equal(region, NO_REGION);
+	device = add_device(&unit, 0, 1);
+	assert_refused(-EOPNOTSUPP, "device", gmem_region_rebind(device, file, 0));
+	gmem_plan_free(host);
+	gmem_file_free(file);
+	unit_end(&unit);
+}
+
+/* ---- congruent addresses ---- */
+
+#define MIB ((uint64_t)1 << 20)
+
+static void congruent_addresses_are_alike(void **state)
+{
+	static const uint64_t aligns[] = { 64 << 10, 2 * MIB, 8 * MIB };
+	static const uint32_t backings[] = { GMEM_BACKING_HOST, GMEM_BACKING_MAPPED,
+					     GMEM_BACKING_SHARED };
+	struct gmem_region *region;
+	struct gmem_file *file;
+	struct unit unit;
+	uint64_t gpa;
+	size_t i, j;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	file = unit_file(&unit, 16);
+	for (i = 0; i < ARRAY_SIZE(backings); i++) {
+		struct gmem_plan *plan = unit_plan(&unit, backings[i]);
+
+		for (j = 0; j < ARRAY_SIZE(aligns); j++) {
+			GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_CONGRUENT,
+				  .align = aligns[j], .plan = plan);
+
+			for (gpa = 0; gpa < PAGES(&unit, 900); gpa += PAGES(&unit, 37)) {
+				assert_ok(gmem_region_add(unit.vm, gpa, PAGES(&unit, 3), &opts,
+							  &region));
+				assert_int_equal((gpa - (uintptr_t)gmem_region_hva(region)) % aligns[j],
+						 0);
+				assert_int_equal(fake_open_mappings(), 1);
+				memset(gmem_region_hva(region), 1, PAGES(&unit, 3));
+				assert_ok(gmem_region_remove(region));
+				assert_int_equal(fake_open_mappings(), 0);
+			}
+		}
+
+		/* and stay so when other contents come */
+		GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_CONGRUENT,
+			  .align = 2 * MIB, .plan = plan);
+		assert_ok(gmem_region_add(unit.vm, PAGES(&unit, 5), PAGES(&unit, 3), &opts, &region));
+		if (backings[i] != GMEM_BACKING_HOST) {
+			assert_ok(gmem_region_rebind(region, file, PAGES(&unit, 2)));
+			assert_int_equal((uintptr_t)gmem_region_hva(region) % (2 * MIB),
+					 PAGES(&unit, 5));
+		}
+		assert_ok(gmem_region_remove(region));
+		gmem_plan_free(plan);
+	}
+	gmem_file_free(file);
+	unit_end(&unit);
+}
+
+static void congruence_needs_an_alignment_and_no_address(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_CONGRUENT);
+	struct gmem_region *region = NO_REGION;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	assert_refused(-EINVAL, "alignment", gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
+	opts.align = unit.page / 2;
+	assert_refused(-EINVAL, "alignment", gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
+	opts.align = 3 * unit.page;
+	assert_refused(-EINVAL, "alignment", gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
+	opts.align = 2 * MIB;
+	opts.flags |= GMEM_REGION_HVA;
+	opts.hva = &opts;
+	assert_refused(-EINVAL, "exclude", gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
+	assert_ptr_equal(region, NO_REGION);
+	unit_end(&unit);
+}
+
+/* ---- the dirty log ---- */
+
+static uint32_t flags_of(const struct unit *unit, const struct gmem_region *region)
+{
+	struct fake_slot slot;
+
+	assert_true(fake_get_slot(unit->vm_fd, gmem_region_slot(region), &slot));
+	return slot.flags;
+}
+
+static void dirty_log_goes_on_and_off(void **state)
+{
+	static const uint32_t backings[] = { GMEM_BACKING_HOST, GMEM_BACKING_MAPPED };
+	struct gmem_region *region, *upper;
+	uint64_t bitmap[3];
+	struct unit unit;
+	size_t i;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	for (i = 0; i < ARRAY_SIZE(backings); i++) {
+		struct gmem_plan *plan = unit_plan(&unit, backings[i]);
+		GMEM_OPTS(gmem_region_opts, opts, .plan = plan, .flags = GMEM_REGION_READONLY);
+
+		assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 65), &opts, &region));
+		assert_refused(-ENOENT, "memslot 0", gmem_region_get_dirty_log(region, bitmap, 2));
+		assert_ok(gmem_region_set_dirty_log(region, 1));
+		assert_int_equal(flags_of(&unit, region), KVM_MEM_READONLY | KVM_MEM_LOG_DIRTY_PAGES);
+		assert_ok(gmem_region_set_dirty_log(region, 1));
+
+		/* exactly as many words as the region needs */
+		memset(bitmap, 0x5a, sizeof(bitmap));
+		assert_refused(-EINVAL, "needs 2", gmem_region_get_dirty_log(region, bitmap, 1));
+		assert_refused(-EINVAL, "needs 2", gmem_region_get_dirty_log(region, NULL, 2));
+		assert_int_equal(bitmap[0], 0x5a5a5a5a5a5a5a5a);
+		assert_ok(gmem_region_get_dirty_log(region, bitmap, 2));
+		assert_int_equal(bitmap[0] | bitmap[1], 0);
+		assert_int_equal(bitmap[2], 0x5a5a5a5a5a5a5a5a);
+
+		/* what moves or is split goes on being logged */
+		assert_ok(gmem_region_move(region, unit.page));
+		assert_ok(gmem_region_split(region, PAGES(&unit, 64), &upper));
+		assert_int_equal(flags_of(&unit, upper), KVM_MEM_READONLY | KVM_MEM_LOG_DIRTY_PAGES);
+		assert_ok(gmem_region_get_dirty_log(upper, bitmap, 1));
+		assert_ok(gmem_region_set_dirty_log(region, 0));
+		assert_int_equal(flags_of(&unit, region), KVM_MEM_READONLY);
+		assert_int_equal(flags_of(&unit, upper), KVM_MEM_READONLY | KVM_MEM_LOG_DIRTY_PAGES);
+		assert_ok(gmem_region_remove(region));
+		assert_ok(gmem_region_remove(upper));
+		gmem_plan_free(plan);
+	}
+	unit_end(&unit);
+}
+
+static void dirty_log_is_refused_where_there_is_none(void **state)
+{
+	static const struct {
+		const char *kernel;
+		uint32_t backing;
+	} cases[] = {
+		{ "6.18", GMEM_BACKING_SHARED },
+		{ "arm64-6.18", GMEM_BACKING_SHARED },
+		{ "7.3-swp-t1", GMEM_BACKING_PRIVATE },
+	};
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	uint64_t word = 77;
+	struct unit unit;
+	unsigned calls;
+	size_t i;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		unit_begin_vm(&unit, cases[i].kernel);
+		plan = unit_plan(&unit, cases[i].backing);
+		region = unit_region(&unit, 0, 1, plan);
+		calls = fake_count_all();
+		assert_refused(-EOPNOTSUPP, gmem_backing_name(cases[i].backing),
+			       gmem_region_set_dirty_log(region, 1));
+		assert_refused(-EOPNOTSUPP, "dirty log", gmem_region_get_dirty_log(region, &word, 1));
+		assert_int_equal(fake_count_all(), calls);
+		assert_int_equal(word, 77);
+		gmem_plan_free(plan);
+		unit_end(&unit);
+	}
+}
+
+static void dirty_log_changes_nothing_if_it_fails(void **state)
+{
+	struct gmem_region *region;
+	struct gmem_plan *host;
+	uint64_t word = 77;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	host = unit_plan(&unit, GMEM_BACKING_HOST);
+	region = unit_region(&unit, 0, 1, host);
+	assert_refused(-EINVAL, "2", gmem_region_set_dirty_log(region, 2));
+	assert_refused(-EINVAL, "-1", gmem_region_set_dirty_log(region, -1));
+	assert_refused(-EINVAL, "NULL", gmem_region_set_dirty_log(NULL, 1));
+	assert_refused(-EINVAL, "NULL", gmem_region_get_dirty_log(NULL, &word, 1));
+	fake_fail_next(FAKE_SET_SLOT, -ENOMEM);
+	assert_refused(-ENOMEM, "memslot 0", gmem_region_set_dirty_log(region, 1));
+	/* it is not thought to be on */
+	assert_ok(gmem_region_move(region, unit.page));
+	assert_int_equal(flags_of(&unit, region), 0);
+	fake_fail_next(FAKE_OTHER_IOCTL, -EFAULT);
+	assert_refused(-EFAULT, "memslot 0", gmem_region_get_dirty_log(region, &word, 1));
+	assert_int_equal(word, 77);
+	gmem_plan_free(host);
+	unit_end(&unit);
+}
+
+/* Nothing but a removal brings a memslot for it back by accident. */
+static void region_that_lost_its_slot_has_no_dirty_log(void **state)
+{
+	struct gmem_region *region;
+	struct gmem_plan *host;
+	struct unit unit;
+	uint64_t word = 0;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	host = unit_plan(&unit, GMEM_BACKING_HOST);
+	region = unit_region(&unit, 0, 1, host);
+	fake_fail_kind(FAKE_SET_SLOT, 0, 2, -ENOMEM);
+	assert_int_equal(gmem_region_move(region, unit.page), -ENOTRECOVERABLE);
+	assert_refused(-ENOTRECOVERABLE, "removed", gmem_region_set_dirty_log(region, 1));
+	assert_refused(-ENOTRECOVERABLE, "removed", gmem_region_get_dirty_log(region, &word, 1));
+	assert_int_equal(fake_slot_count(unit.vm_fd), 0);
+	assert_ok(gmem_region_remove(region));
+	gmem_plan_free(host);
+	unit_end(&unit);
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(change_does_all_its_steps),
+	cmocka_unit_test(replacement_has_the_same_slot_and_file_range),
+	cmocka_unit_test(change_that_is_freed_never_happened),
+	cmocka_unit_test(conflicts_are_found_before_a_memslot_is_touched),
+	cmocka_unit_test(bound_file_ranges_are_found_before_a_memslot_is_touched),
+	cmocka_unit_test(steps_are_checked_as_they_are_planned),
+	cmocka_unit_test(every_refusal_at_every_step_is_undone),
+	cmocka_unit_test(every_allocation_that_fails_is_undone),
+	cmocka_unit_test(planning_takes_memory_and_says_so),
+	cmocka_unit_test(sentence_names_the_step),
+	cmocka_unit_test(region_whose_slot_is_lost_is_named),
+	cmocka_unit_test(what_was_added_is_taken_away_again_even_if_that_takes_insisting),
+	cmocka_unit_test(what_cannot_be_taken_away_again_is_said),
+	cmocka_unit_test(split_leaves_contents_addresses_and_file),
+	cmocka_unit_test(halves_live_and_die_on_their_own),
+	cmocka_unit_test(halves_move_and_rebind_on_their_own),
+	cmocka_unit_test(split_rejects_what_leaves_no_two_halves),
+	cmocka_unit_test(split_takes_a_slot_number),
+	cmocka_unit_test(split_is_undone_if_the_kernel_refuses),
+	cmocka_unit_test(split_of_callers_memory_leaves_it_alone),
+	cmocka_unit_test(device_has_a_place_and_nothing_else),
+	cmocka_unit_test(device_takes_no_other_option),
+	cmocka_unit_test(congruent_addresses_are_alike),
+	cmocka_unit_test(congruence_needs_an_alignment_and_no_address),
+	cmocka_unit_test(dirty_log_goes_on_and_off),
+	cmocka_unit_test(dirty_log_is_refused_where_there_is_none),
+	cmocka_unit_test(dirty_log_changes_nothing_if_it_fails),
+	cmocka_unit_test(region_that_lost_its_slot_has_no_dirty_log),
+};
+
+UNIT_MAIN(tests)

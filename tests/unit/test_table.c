@@ -1,0 +1,487 @@
+/* SPDX-License-Identifier: MIT */
+/* The readers' table against a model that remembers every page */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+#include "unit.h"
+#include "unit_alloc.h"
+
+#define PAGE	((uint64_t)4096)
+#define MIB	((uint64_t)1 << 20)
+#define GIB	((uint64_t)1 << 30)
+#define TIB	((uint64_t)1 << 40)
+
+/*
+ * The model knows some windows of the address space, page by page: where
+ * granules, GiBs and the GiBs' array begin and end, and both ends of it all.
+ */
+static const uint64_t windows[] = {
+	0,
+	2 * MIB - 8 * PAGE,
+	GIB - 2 * MIB - 8 * PAGE,
+	3 * GIB - 8 * PAGE,
+	3 * GIB + 2 * MIB,
+	16 * TIB - 8 * PAGE,
+	20 * TIB + GIB - 8 * PAGE,
+	((uint64_t)1 << 52) - 8 * PAGE,
+	0 - 16 * PAGE,
+};
+
+#define WINDOWS		ARRAY_SIZE(windows)
+#define WINDOW_PAGES	16
+#define MODEL_PAGES	(WINDOWS * WINDOW_PAGES)
+#define MOST_REGIONS	24
+
+struct model {
+	struct gmem_range_map map;
+	struct gmem_region regions[MOST_REGIONS];
+	bool used[MOST_REGIONS];
+	int owner[MODEL_PAGES];		/* a region, or one of these */
+	struct gmem_table *table;
+	uint32_t seed;
+};
+
+#define HOLE	(-ENOENT)
+#define REMOVED	(-ESTALE)
+
+/* Always the same numbers: a failure must come back. */
+static uint64_t pick(struct model *m, uint64_t below)
+{
+	m->seed = m->seed * 1664525 + 1013904223;
+	return (m->seed >> 8) % below;
+}
+
+static uint64_t gpa_of(uint64_t i)
+{
+	return windows[i / WINDOW_PAGES] + i % WINDOW_PAGES * PAGE;
+}
+
+static void model_begin(struct model *m, uint32_t seed)
+{
+	size_t i;
+
+	memset(m, 0, sizeof(*m));
+	m->seed = seed;
+	for (i = 0; i < MODEL_PAGES; i++)
+		m->owner[i] = HOLE;
+	assert_ok(gmem_table_new(NULL, &m->map, &m->table));
+}
+
+static void model_end(struct model *m)
+{
+	gmem_table_free(m->table, NULL);
+}
+
+static bool has(const struct gmem_range *range, uint64_t gpa)
+{
+	return gpa - range->start < range->size;
+}
+
+/* What was there is gone, what is there is entered; in pages the model knows */
+static void model_paint(struct model *m, const struct gmem_range *range, int what)
+{
+	size_t i;
+
+	for (i = 0; i < MODEL_PAGES; i++)
+		if (has(range, gpa_of(i)))
+			m->owner[i] = what;
+}
+
+static int expected_error(const struct model *m, size_t i)
+{
+	if (m->owner[i] < 0)
+		return m->owner[i];
+	return m->regions[m->owner[i]].is_device ? -ENXIO : 0;
+}
+
+/* One page by the table and by the model, at a byte somewhere in it */
+static void check_page(const struct model *m, size_t i, uint64_t within)
+{
+	uint64_t gpa = gpa_of(i) + within;
+	struct gmem_piece piece = gmem_table_piece(m->table, gpa);
+	const struct gmem_region *region;
+
+	assert_int_equal(gmem_piece_error(piece), expected_error(m, i));
+	assert_true(piece.last >= (gpa | (PAGE - 1)));
+	if (expected_error(m, i))
+		return;
+
+	region = &m->regions[m->owner[i]];
+	assert_int_equal(gpa + piece.code - 1, region->hva.start + (gpa - region->gpa.start));
+}
+
+/* A piece promises the same for all up to its last byte. */
+static void check_reach(const struct model *m, size_t i)
+{
+	struct gmem_piece piece = gmem_table_piece(m->table, gpa_of(i));
+	size_t j;
+
+	for (j = 0; j < MODEL_PAGES; j++)
+		if (gpa_of(j) >= gpa_of(i) && gpa_of(j) <= piece.last)
+			assert_int_equal(gmem_table_piece(m->table, gpa_of(j)).code, piece.code);
+}
+
+static void check_all(const struct model *m)
+{
+	size_t i;
+
+	for (i = 0; i < MODEL_PAGES; i++) {
+		check_page(m, i, 0);
+		check_page(m, i, PAGE - 1);
+		check_reach(m, i);
+	}
+}
+
+/* The next table, refreshed at one range; the old one stays as it was until it is freed. */
+static int next_table(struct model *m, uint64_t start, uint64_t size)
+{
+	struct gmem_table *next;
+	int err;
+
+	err = gmem_table_new(m->table, &m->map, &next);
+	if (err)
+		return err;
+
+	err = gmem_table_refresh(next, m->table, &m->map, start, size);
+	if (err) {
+		gmem_table_free(next, m->table);
+		return err;
+	}
+	gmem_table_free(m->table, next);
+	m->table = next;
+	return 0;
+}
+
+static void enter(struct model *m, int r)
+{
+	gmem_range_insert(&m->map, &m->regions[r].gpa);
+	m->used[r] = true;
+	model_paint(m, &m->regions[r].gpa, r);
+}
+
+static void strike(struct model *m, int r)
+{
+	gmem_range_remove(&m->map, &m->regions[r].gpa);
+	m->used[r] = false;
+	model_paint(m, &m->regions[r].gpa, REMOVED);
+}
+
+/* Some pages of one window; or all between two windows */
+static void pick_range(struct model *m, uint64_t *start, uint64_t *size)
+{
+	uint64_t first = pick(m, MODEL_PAGES), last = first;
+
+	if (pick(m, 4) == 0)
+		last += pick(m, MODEL_PAGES - first);
+	else
+		last += pick(m, WINDOW_PAGES - first % WINDOW_PAGES);
+
+	/* not so long that painting it takes for ever: up to 2 GiB, as a memslot may be */
+	if (gpa_of(last) - gpa_of(first) > 2 * GIB)
+		last = first;
+	*start = gpa_of(first);
+	*size = gpa_of(last) - gpa_of(first) + PAGE;
+}
+
+static void try_to_add(struct model *m, int r)
+{
+	struct gmem_region *region = &m->regions[r];
+	uint64_t start, size;
+
+	pick_range(m, &start, &size);
+	if (gmem_range_find(&m->map, start, size))
+		return;
+
+	memset(region, 0, sizeof(*region));
+	region->gpa.start = start;
+	region->gpa.size = size;
+	region->is_device = pick(m, 4) == 0;
+	/* often one piece with its neighbours, for the host, too */
+	region->hva.start = pick(m, 2) ? start + (UINT64_C(5) << 40)
+				       : (1 + pick(m, 1 << 20)) * (UINT64_C(16) << 20);
+	enter(m, r);
+	assert_ok(next_table(m, start, size));
+}
+
+static void random_step(struct model *m)
+{
+	int r = (int)pick(m, MOST_REGIONS);
+
+	if (!m->used[r]) {
+		try_to_add(m, r);
+		return;
+	}
+	strike(m, r);
+	assert_ok(next_table(m, m->regions[r].gpa.start, m->regions[r].gpa.size));
+}
+
+static void table_agrees_with_a_naive_model(void **state)
+{
+	struct model m;
+	uint32_t seed;
+	int i;
+
+	(void)state;
+	for (seed = 1; seed <= 4; seed++) {
+		model_begin(&m, seed);
+		for (i = 0; i < 250; i++) {
+			random_step(&m);
+			check_all(&m);
+		}
+		model_end(&m);
+	}
+}
+
+/* ---- by hand, what chance may miss ---- */
+
+static void set_region(struct model *m, int r, uint64_t start, uint64_t size, uint64_t hva)
+{
+	memset(&m->regions[r], 0, sizeof(m->regions[r]));
+	m->regions[r].gpa.start = start;
+	m->regions[r].gpa.size = size;
+	m->regions[r].hva.start = hva;
+	m->regions[r].is_device = !hva;
+	gmem_range_insert(&m->map, &m->regions[r].gpa);
+	m->used[r] = true;
+	assert_ok(next_table(m, start, size));
+}
+
+static void remove_region(struct model *m, int r)
+{
+	gmem_range_remove(&m->map, &m->regions[r].gpa);
+	m->used[r] = false;
+	assert_ok(next_table(m, m->regions[r].gpa.start, m->regions[r].gpa.size));
+}
+
+static int error_at(const struct model *m, uint64_t gpa)
+{
+	return gmem_piece_error(gmem_table_piece(m->table, gpa));
+}
+
+static void empty_table_has_holes_everywhere(void **state)
+{
+	struct model m;
+	size_t i;
+
+	(void)state;
+	model_begin(&m, 1);
+	for (i = 0; i < WINDOWS; i++)
+		assert_int_equal(error_at(&m, windows[i]), -ENOENT);
+	assert_int_equal(error_at(&m, UINT64_MAX), -ENOENT);
+	assert_int_equal(m.table->gib_count, 0);
+	model_end(&m);
+}
+
+static void regions_may_end_where_addresses_do(void **state)
+{
+	struct model m;
+
+	(void)state;
+	model_begin(&m, 1);
+	set_region(&m, 0, 0 - PAGE, PAGE, 0);
+	assert_int_equal(error_at(&m, UINT64_MAX), -ENXIO);
+	assert_int_equal(error_at(&m, 0 - PAGE - 1), -ENOENT);
+	assert_int_equal(gmem_table_piece(m.table, 0 - PAGE).last, UINT64_MAX);
+	remove_region(&m, 0);
+	assert_int_equal(error_at(&m, UINT64_MAX), -ESTALE);
+	assert_int_equal(error_at(&m, 0 - PAGE - 1), -ENOENT);
+
+	/* one region from the GiBs into what is above them */
+	set_region(&m, 1, 16 * TIB - 4 * MIB, 8 * MIB, 7 * MIB);
+	assert_int_equal(m.table->gib_count, 1 << 14);
+	assert_int_equal(error_at(&m, 16 * TIB - 1), 0);
+	assert_int_equal(error_at(&m, 16 * TIB), 0);
+	assert_int_equal(gmem_table_piece(m.table, 16 * TIB).code,
+			 gmem_table_piece(m.table, 16 * TIB - 1).code);
+	assert_int_equal(error_at(&m, 16 * TIB + 4 * MIB), -ENOENT);
+	assert_int_equal(error_at(&m, UINT64_MAX), -ESTALE);
+	model_end(&m);
+}
+
+static void whole_entries_need_no_granule(void **state)
+{
+	struct model m;
+	uint64_t i;
+
+	(void)state;
+	model_begin(&m, 1);
+	set_region(&m, 0, 2 * MIB, 6 * MIB, 32 * MIB);
+	for (i = 1; i < 4; i++)
+		assert_int_equal(m.table->gibs[0][i], 30 * MIB + 1);
+	/* two regions in one entry that are one piece for the host are one code */
+	set_region(&m, 1, 8 * MIB, MIB, 38 * MIB);
+	set_region(&m, 2, 9 * MIB, MIB, 39 * MIB);
+	assert_int_equal(m.table->gibs[0][4], 30 * MIB + 1);
+	set_region(&m, 3, 10 * MIB, MIB, 0);
+	set_region(&m, 4, 11 * MIB, MIB, 0);
+	assert_int_equal(gmem_table_piece(m.table, 10 * MIB).last, 12 * MIB - 1);
+	assert_int_equal(error_at(&m, 11 * MIB), -ENXIO);
+	model_end(&m);
+}
+
+static void removed_is_remembered_until_something_comes(void **state)
+{
+	struct model m;
+
+	(void)state;
+	model_begin(&m, 1);
+	set_region(&m, 0, 5 * GIB, GIB + PAGE, 64 * GIB);
+	remove_region(&m, 0);
+	assert_int_equal(error_at(&m, 5 * GIB), -ESTALE);
+	assert_int_equal(error_at(&m, 6 * GIB + PAGE - 1), -ESTALE);
+	assert_int_equal(error_at(&m, 6 * GIB + PAGE), -ENOENT);
+	assert_int_equal(error_at(&m, 5 * GIB - 1), -ENOENT);
+	/* the GiBs are not forgotten with the last region in them */
+	assert_int_equal(m.table->gib_count, 7);
+
+	set_region(&m, 1, 5 * GIB + PAGE, PAGE, 64 * GIB);
+	assert_int_equal(error_at(&m, 5 * GIB), -ESTALE);
+	assert_int_equal(error_at(&m, 5 * GIB + PAGE), 0);
+	assert_int_equal(error_at(&m, 5 * GIB + 2 * PAGE), -ESTALE);
+	model_end(&m);
+}
+
+/* Many small regions in one granule, found and forgotten one by one */
+static void granule_takes_as_many_pieces_as_pages(void **state)
+{
+	static struct gmem_region regions[512];
+	struct gmem_table *table, *next;
+	struct gmem_range_map map = { NULL };
+	uint64_t i;
+
+	(void)state;
+	assert_ok(gmem_table_new(NULL, &map, &table));
+	for (i = 0; i < 512; i++) {
+		regions[i].gpa.start = 4 * MIB + i * PAGE;
+		regions[i].gpa.size = PAGE;
+		regions[i].hva.start = GIB + (512 - i) * 2 * PAGE;
+		gmem_range_insert(&map, &regions[i].gpa);
+		assert_ok(gmem_table_new(table, &map, &next));
+		assert_ok(gmem_table_refresh(next, table, &map, regions[i].gpa.start, PAGE));
+		gmem_table_free(table, next);
+		table = next;
+	}
+	for (i = 0; i < 512; i++) {
+		struct gmem_piece piece = gmem_table_piece(table, 4 * MIB + i * PAGE + 9);
+
+		assert_int_equal(4 * MIB + i * PAGE + 9 + piece.code - 1, regions[i].hva.start + 9);
+		assert_int_equal(piece.last, 4 * MIB + (i + 1) * PAGE - 1);
+	}
+	gmem_table_free(table, NULL);
+}
+
+/* ---- memory ---- */
+
+/* A reader of the old table sees the old layout, whatever has become of the new one. */
+static void old_table_stays_whole_beside_the_new_one(void **state)
+{
+	struct gmem_table *old, *next;
+	struct model m;
+
+	(void)state;
+	model_begin(&m, 1);
+	set_region(&m, 0, 0, 3 * PAGE, 64 * MIB);
+	set_region(&m, 1, 4 * MIB, 4 * MIB, 80 * MIB);
+	set_region(&m, 2, 17 * TIB, PAGE, 96 * MIB);
+	old = m.table;
+
+	/* all three go and one comes, in one table refreshed four times, one range twice */
+	gmem_range_remove(&m.map, &m.regions[0].gpa);
+	gmem_range_remove(&m.map, &m.regions[1].gpa);
+	gmem_range_remove(&m.map, &m.regions[2].gpa);
+	m.regions[3].gpa.start = PAGE;
+	m.regions[3].gpa.size = 5 * MIB;
+	m.regions[3].hva.start = 128 * MIB + PAGE;
+	gmem_range_insert(&m.map, &m.regions[3].gpa);
+	assert_ok(gmem_table_new(old, &m.map, &next));
+	assert_ok(gmem_table_refresh(next, old, &m.map, 0, 3 * PAGE));
+	assert_ok(gmem_table_refresh(next, old, &m.map, 4 * MIB, 4 * MIB));
+	assert_ok(gmem_table_refresh(next, old, &m.map, 17 * TIB, PAGE));
+	assert_ok(gmem_table_refresh(next, old, &m.map, 17 * TIB, PAGE));
+	assert_ok(gmem_table_refresh(next, old, &m.map, PAGE, 5 * MIB));
+	assert_ok(gmem_table_refresh(next, old, &m.map, PAGE, 5 * MIB));
+
+	assert_int_equal(gmem_table_piece(old, PAGE).code, 64 * MIB + 1);
+	assert_int_equal(gmem_table_piece(old, 6 * MIB).code, 76 * MIB + 1);
+	assert_int_equal(gmem_piece_error(gmem_table_piece(old, 3 * PAGE)), -ENOENT);
+	assert_int_equal(gmem_piece_error(gmem_table_piece(old, 17 * TIB)), 0);
+	assert_int_equal(gmem_piece_error(gmem_table_piece(next, 0)), -ESTALE);
+	assert_int_equal(gmem_table_piece(next, PAGE).code, 128 * MIB + 1);
+	assert_int_equal(gmem_table_piece(next, 5 * MIB).code, 128 * MIB + 1);
+	assert_int_equal(gmem_piece_error(gmem_table_piece(next, 6 * MIB)), -ESTALE);
+	assert_int_equal(gmem_piece_error(gmem_table_piece(next, 17 * TIB)), -ESTALE);
+	gmem_table_free(old, next);
+	assert_int_equal(gmem_table_piece(next, PAGE).code, 128 * MIB + 1);
+	m.table = next;
+	model_end(&m);
+}
+
+/* Add and remove at a place with granules, and refuse each allocation in turn. */
+static bool refuse_allocation(unsigned n)
+{
+	struct model m;
+	bool struck;
+	int i, err;
+
+	model_begin(&m, 7);
+	for (i = 0; i < 60; i++)
+		random_step(&m);
+	memset(&m.regions[0], 0, sizeof(m.regions[0]));
+	for (i = 0; i < MOST_REGIONS; i++)
+		if (m.used[i])
+			strike(&m, i);
+	m.regions[0].gpa.start = GIB - PAGE;
+	m.regions[0].gpa.size = 20 * TIB;
+	m.regions[0].hva.start = GIB - PAGE;
+	gmem_range_insert(&m.map, &m.regions[0].gpa);
+
+	unit_fail_alloc(n);
+	err = next_table(&m, GIB - PAGE, 4 * MIB);
+	if (!err)
+		err = next_table(&m, 16 * TIB - PAGE, 2 * PAGE);
+	struck = unit_alloc_struck();
+	assert_int_equal(err, struck ? -ENOMEM : 0);
+
+	/* what was refused was not noticed by the table there is */
+	if (err)
+		assert_int_equal(error_at(&m, 21 * TIB + 5), -ENOENT);
+	err = next_table(&m, GIB - PAGE, 4 * MIB);
+	assert_int_equal(err, 0);
+	assert_ok(next_table(&m, 16 * TIB - PAGE, 2 * PAGE));
+	assert_int_equal(error_at(&m, GIB - PAGE), 0);
+	assert_int_equal(error_at(&m, 16 * TIB), 0);
+	model_end(&m);
+	return struck;
+}
+
+static void every_allocation_may_fail_and_nothing_leaks(void **state)
+{
+	unsigned n;
+
+	(void)state;
+	for (n = 1; refuse_allocation(n); n++)
+		;
+	assert_true(n > 5);
+}
+
+static void no_table_is_freed_for_free(void **state)
+{
+	(void)state;
+	gmem_table_free(NULL, NULL);
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(table_agrees_with_a_naive_model),
+	cmocka_unit_test(empty_table_has_holes_everywhere),
+	cmocka_unit_test(regions_may_end_where_addresses_do),
+	cmocka_unit_test(whole_entries_need_no_granule),
+	cmocka_unit_test(removed_is_remembered_until_something_comes),
+	cmocka_unit_test(granule_takes_as_many_pieces_as_pages),
+	cmocka_unit_test(old_table_stays_whole_beside_the_new_one),
+	cmocka_unit_test(every_allocation_may_fail_and_nothing_leaks),
+	cmocka_unit_test(no_table_is_freed_for_free),
+};
+
+UNIT_MAIN(tests)

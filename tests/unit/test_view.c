@@ -1,0 +1,783 @@
+/* SPDX-License-Identifier: MIT */
+/* A thread's look at guest memory: lookups and accesses */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "unit.h"
+#include "unit_alloc.h"
+
+#define PAGE	((uint64_t)4096)
+#define MIB	((uint64_t)1 << 20)
+
+/*
+ * Pages 16..19 of host memory "a"; 20..21 of host memory "b", not beside it on
+ * the host; a device at 22; a hole at 23; 24..27 mapped from a file of which
+ * two pages are there; 28..29 were removed; 30 is host memory again.
+ */
+struct scene {
+	struct unit unit;
+	struct gmem_plan *host;
+	struct gmem_plan *mapped;
+	struct gmem_file *file;
+	struct gmem_view *view;
+	char *a;
+	char *b;
+	char *c;
+	char *d;
+};
+
+static struct gmem_region *add(struct scene *s, uint64_t page, uint64_t pages,
+			       struct gmem_region_opts opts, char **ret_hva)
+{
+	struct gmem_region *region = NULL;
+
+	opts.size = sizeof(opts);
+	assert_ok(gmem_region_add(s->unit.vm, page * PAGE, pages * PAGE, &opts, &region));
+	if (ret_hva)
+		*ret_hva = gmem_region_hva(region);
+	return region;
+}
+
+/* Two pieces that are neighbours for the guest only */
+static void add_memory(struct scene *s)
+{
+	const struct gmem_region_opts host = { .plan = s->host };
+
+	add(s, 16, 4, host, &s->a);
+	/* wherever the next mapping goes, one in between is in the way */
+	add(s, 100, 1, host, NULL);
+	add(s, 20, 2, host, &s->b);
+	if (s->b == s->a + 4 * PAGE)
+		fail_msg("the two are one piece");
+}
+
+static void scene_begin(struct scene *s)
+{
+	struct gmem_region *goes;
+	int i;
+
+	memset(s, 0, sizeof(*s));
+	unit_begin_vm(&s->unit, "6.18");
+	s->host = unit_plan(&s->unit, GMEM_BACKING_HOST);
+	s->mapped = unit_plan(&s->unit, GMEM_BACKING_MAPPED);
+	s->file = unit_file(&s->unit, 4);
+	add_memory(s);
+	add(s, 22, 1, (struct gmem_region_opts){ .flags = GMEM_REGION_DEVICE }, NULL);
+	add(s, 24, 4, (struct gmem_region_opts){ .plan = s->mapped, .file = s->file }, &s->c);
+	add(s, 30, 1, (struct gmem_region_opts){ .plan = s->host }, &s->d);
+	goes = add(s, 28, 2, (struct gmem_region_opts){ .plan = s->host }, NULL);
+	assert_int_equal(ftruncate(gmem_file_fd(s->file), (off_t)(2 * PAGE)), 0);
+	for (i = 0; i < 4; i++)
+		memset(s->a + (uint64_t)i * PAGE, 'a' + i, PAGE);
+	memset(s->b, 'x', PAGE);
+	memset(s->b + PAGE, 'y', PAGE);
+	memset(s->c, 'm', 2 * PAGE);
+	assert_ok(gmem_view_new(s->unit.vm, &s->view));
+	assert_ok(gmem_region_remove(goes));
+}
+
+static void scene_end(struct scene *s)
+{
+	gmem_view_free(s->view);
+	gmem_vm_free(s->unit.vm);
+	s->unit.vm = NULL;
+	gmem_file_free(s->file);
+	gmem_plan_free(s->host);
+	gmem_plan_free(s->mapped);
+	unit_end(&s->unit);
+}
+
+/* The same by system calls, and by instructions that are recovered from */
+static void both_ways(void (*check)(struct scene *s))
+{
+	struct scene s;
+
+	scene_begin(&s);
+	check(&s);
+	scene_end(&s);
+
+	assert_ok(gmem_recovery_enable());
+	scene_begin(&s);
+	check(&s);
+	scene_end(&s);
+	gmem_recovery_disable();
+}
+
+/* ---- lookups ---- */
+
+static int look(struct scene *s, uint64_t gpa, uint64_t size, void **hva)
+{
+	int err;
+
+	gmem_view_begin(s->view);
+	err = gmem_view_hva(s->view, gpa, size, hva);
+	gmem_view_end(s->view);
+	return err;
+}
+
+static void hva_is_where_the_region_is(void **state)
+{
+	void *hva = NULL;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	assert_ok(look(&s, 16 * PAGE, 1, &hva));
+	assert_ptr_equal(hva, s.a);
+	assert_ok(look(&s, 16 * PAGE, 4 * PAGE, &hva));
+	assert_ptr_equal(hva, s.a);
+	assert_ok(look(&s, 20 * PAGE - 1, 1, &hva));
+	assert_ptr_equal(hva, s.a + 4 * PAGE - 1);
+	assert_ok(look(&s, 20 * PAGE, 2 * PAGE, &hva));
+	assert_ptr_equal(hva, s.b);
+	/* a page that cannot be reached has an address all the same */
+	assert_ok(look(&s, 27 * PAGE + 3, 9, &hva));
+	assert_ptr_equal(hva, s.c + 3 * PAGE + 3);
+	scene_end(&s);
+}
+
+static void errors_say_what_is_there_instead(void **state)
+{
+	static const struct {
+		uint64_t gpa;
+		uint64_t size;
+		int err;
+		const char *sentence;
+	} cases[] = {
+		{ 16 * PAGE - 1, 1, -ENOENT, "no region at gpa 0xffff" },
+		{ 16 * PAGE - 1, 2, -ENOENT, "no region at gpa 0xffff" },
+		{ 22 * PAGE, 1, -ENXIO, "a device at gpa 0x16000" },
+		{ 23 * PAGE, 1, -ENOENT, "no region at gpa 0x17000" },
+		{ 28 * PAGE, 1, -ESTALE, "removed at gpa 0x1c000" },
+		{ 30 * PAGE - 1, 2, -ESTALE, "removed at gpa 0x1dfff" },
+		{ 20 * PAGE - 1, 2, -ERANGE, "0x1 bytes in one piece, not 0x2" },
+		{ 16 * PAGE, 4 * PAGE + 1, -ERANGE, "0x4000 bytes in one piece" },
+		{ 21 * PAGE, PAGE + 1, -ERANGE, "one piece" },
+		{ 30 * PAGE, PAGE + 1, -ERANGE, "one piece" },
+		{ 16 * PAGE, 0, -EINVAL, "size 0x0" },
+		{ 16 * PAGE, UINT64_MAX, -EINVAL, "is no range" },
+		{ UINT64_MAX, 1, -ENOENT, "0xffffffffffffffff" },
+		{ UINT64_MAX, 2, -EINVAL, "is no range" },
+		{ (uint64_t)1 << 45, 1, -ENOENT, "no region" },
+	};
+	void *hva = UNTOUCHED(void);
+	struct scene s;
+	size_t i;
+
+	(void)state;
+	scene_begin(&s);
+	for (i = 0; i < ARRAY_SIZE(cases); i++)
+		assert_refused(cases[i].err, cases[i].sentence,
+			       look(&s, cases[i].gpa, cases[i].size, &hva));
+	assert_ptr_equal(hva, UNTOUCHED(void));
+	assert_refused(-EINVAL, "NULL", gmem_view_hva_anywhere(NULL, 0, 1, &hva));
+	assert_refused(-EINVAL, "NULL", gmem_view_hva_anywhere(s.view, 0, 1, NULL));
+	scene_end(&s);
+}
+
+static int look_at_pieces(struct scene *s, uint64_t gpa, uint64_t size, struct iovec *iov,
+			  size_t max)
+{
+	int ret;
+
+	gmem_view_begin(s->view);
+	ret = gmem_view_iovec(s->view, gpa, size, iov, max);
+	gmem_view_end(s->view);
+	return ret;
+}
+
+static void iovec_has_one_entry_for_each_piece(void **state)
+{
+	struct iovec iov[3];
+	struct gmem_region *region, *upper;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	assert_int_equal(look_at_pieces(&s, 17 * PAGE + 5, 4 * PAGE, iov, 3), 2);
+	assert_ptr_equal(iov[0].iov_base, s.a + PAGE + 5);
+	assert_int_equal(iov[0].iov_len, 3 * PAGE - 5);
+	assert_ptr_equal(iov[1].iov_base, s.b);
+	assert_int_equal(iov[1].iov_len, PAGE + 5);
+
+	/* exactly enough room is enough */
+	assert_int_equal(look_at_pieces(&s, 16 * PAGE, 6 * PAGE, iov, 2), 2);
+	assert_int_equal(look_at_pieces(&s, 16 * PAGE, 4 * PAGE, iov, 1), 1);
+
+	/* two regions that are neighbours on both sides are one entry */
+	assert_ok(gmem_vm_find_hva(s.unit.vm, s.a, &region, NULL));
+	assert_ok(gmem_region_split(region, PAGE, &upper));
+	assert_int_equal(look_at_pieces(&s, 16 * PAGE, 4 * PAGE, iov, 1), 1);
+	assert_int_equal(iov[0].iov_len, 4 * PAGE);
+	scene_end(&s);
+}
+
+/* Across granules, and from small pieces to whole entries */
+static void large_region_is_one_piece(void **state)
+{
+	struct iovec iov[1];
+	struct scene s;
+	void *hva;
+	char *big;
+
+	(void)state;
+	scene_begin(&s);
+	add(&s, 511, 1026, (struct gmem_region_opts){ .plan = s.host }, &big);
+	assert_ok(look(&s, 511 * PAGE, 1026 * PAGE, &hva));
+	assert_ptr_equal(hva, big);
+	assert_ok(look(&s, 2 * MIB, 2 * MIB, &hva));
+	assert_ptr_equal(hva, big + PAGE);
+	assert_ok(look(&s, 3 * MIB, 2 * MIB, &hva));
+	assert_int_equal(look(&s, 2 * MIB, 1026 * PAGE, &hva), -ERANGE);
+	assert_int_equal(look_at_pieces(&s, 511 * PAGE + 1, 1026 * PAGE - 2, iov, 1), 1);
+	assert_int_equal(iov[0].iov_len, 1026 * PAGE - 2);
+	scene_end(&s);
+}
+
+static void iovec_is_untouched_on_failure(void **state)
+{
+	static const struct {
+		uint64_t gpa;
+		uint64_t size;
+		size_t max;
+		int err;
+		const char *sentence;
+	} cases[] = {
+		{ 16 * PAGE, 6 * PAGE, 1, -ENOSPC, "more than 1" },
+		{ 16 * PAGE, 6 * PAGE, 0, -ENOSPC, "more than 0" },
+		{ 16 * PAGE, 7 * PAGE, 3, -ENXIO, "device at gpa 0x16000" },
+		{ 15 * PAGE, 2 * PAGE, 3, -ENOENT, "0xf000" },
+		{ 27 * PAGE, 2 * PAGE, 3, -ESTALE, "0x1c000" },
+		{ 16 * PAGE, 0, 3, -EINVAL, "is no range" },
+		{ 16 * PAGE, 0 - 16 * PAGE + 1, 3, -EINVAL, "is no range" },
+	};
+	struct iovec iov[3], before[3];
+	struct scene s;
+	size_t i;
+
+	(void)state;
+	scene_begin(&s);
+	memset(iov, 0x5a, sizeof(iov));
+	memcpy(before, iov, sizeof(iov));
+	for (i = 0; i < ARRAY_SIZE(cases); i++)
+		assert_refused(cases[i].err, cases[i].sentence,
+			       look_at_pieces(&s, cases[i].gpa, cases[i].size, iov, cases[i].max));
+	assert_memory_equal(iov, before, sizeof(iov));
+	assert_refused(-EINVAL, "NULL", gmem_view_iovec(NULL, 0, 1, iov, 1));
+	assert_refused(-EINVAL, "NULL", gmem_view_iovec(s.view, 0, 1, NULL, 1));
+	scene_end(&s);
+}
+
+/* ---- the view itself ---- */
+
+static void layout_is_held_from_begin_to_end(void **state)
+{
+	struct gmem_region *region = NULL, *found;
+	void *hva = NULL;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	/* an inner end lets go of nothing */
+	gmem_view_begin(s.view);
+	gmem_view_begin(s.view);
+	gmem_view_end(s.view);
+	assert_ok(gmem_view_hva(s.view, 16 * PAGE, 1, &hva));
+	assert_int_equal(s.view->epoch % 2, 1);
+	gmem_view_end(s.view);
+	assert_int_equal(s.view->epoch % 2, 0);
+
+	/* and an access inside uses what is held */
+	gmem_view_begin(s.view);
+	assert_ok(gmem_view_write(s.view, 16 * PAGE, "inside", 7, NULL));
+	assert_int_equal(s.view->epoch % 2, 1);
+	gmem_view_end(s.view);
+	assert_string_equal(s.a, "inside");
+
+	/* what comes and goes in between is seen at the next begin */
+	assert_int_equal(look(&s, 23 * PAGE, 1, &hva), -ENOENT);
+	region = add(&s, 23, 1, (struct gmem_region_opts){ .plan = s.host }, NULL);
+	assert_ok(look(&s, 23 * PAGE, 1, &hva));
+	assert_ok(gmem_region_move(region, 40 * PAGE));
+	assert_int_equal(look(&s, 23 * PAGE, 1, &hva), -ESTALE);
+	assert_ok(look(&s, 40 * PAGE, 1, &hva));
+	assert_ok(gmem_vm_find_hva(s.unit.vm, s.c, &found, NULL));
+	assert_ok(gmem_region_rebind(found, s.file, 0));
+	assert_ok(look(&s, 24 * PAGE, 1, &hva));
+	assert_ptr_equal(hva, gmem_region_hva(found));
+	scene_end(&s);
+}
+
+/* The first view finds what was added before it, up to the last page there is. */
+static void first_view_knows_all_regions(void **state)
+{
+	GMEM_OPTS(gmem_vm_opts, opts, .flags = GMEM_VM_NO_SELFTEST);
+	GMEM_OPTS(gmem_region_opts, device, .flags = GMEM_REGION_DEVICE);
+	static const uint64_t gpas[] = { 0, 2 * MIB, (uint64_t)1 << 43, (uint64_t)1 << 44,
+					 0 - PAGE };
+	struct gmem_region *region;
+	struct gmem_view *view;
+	struct unit unit;
+	void *hva = NULL;
+	size_t i;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	/* without a self-test the VM's address bits are unknown */
+	assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
+	for (i = 0; i < ARRAY_SIZE(gpas); i++)
+		assert_ok(gmem_region_add(unit.vm, gpas[i], PAGE, &device, &region));
+	assert_ok(gmem_view_new(unit.vm, &view));
+	gmem_view_begin(view);
+	for (i = 0; i < ARRAY_SIZE(gpas); i++) {
+		assert_int_equal(gmem_view_hva(view, gpas[i], PAGE, &hva), -ENXIO);
+		assert_int_equal(gmem_view_hva(view, gpas[i] + PAGE, PAGE, &hva),
+				 i == ARRAY_SIZE(gpas) - 1 ? -ENXIO : -ENOENT);
+	}
+	gmem_view_end(view);
+	gmem_view_free(view);
+	unit_end(&unit);
+}
+
+static void view_needs_a_vm_and_memory(void **state)
+{
+	struct gmem_view *view = UNTOUCHED(struct gmem_view);
+	struct unit unit;
+	unsigned n;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	unit_region(&unit, 0, 1, NULL);
+	assert_refused(-EINVAL, "vm is NULL", gmem_view_new(NULL, &view));
+	assert_refused(-EINVAL, "ret is NULL", gmem_view_new(unit.vm, NULL));
+	for (n = 1; n <= 3; n++) {
+		unit_fail_alloc(n);
+		assert_refused(-ENOMEM, "no memory for", gmem_view_new(unit.vm, &view));
+		assert_true(unit_alloc_struck());
+	}
+	assert_ptr_equal(view, UNTOUCHED(struct gmem_view));
+	gmem_view_free(NULL);
+	assert_ok(gmem_view_new(unit.vm, &view));
+	gmem_view_free(view);
+	unit_end(&unit);
+}
+
+/* Without it readers order themselves; and nobody asks for it any more. */
+static void views_fence_where_membarrier_is_forbidden(void **state)
+{
+	struct gmem_region *region;
+	struct gmem_view *view;
+	struct unit unit;
+	unsigned calls;
+	void *hva;
+	int forbidden;
+
+	(void)state;
+	for (forbidden = 0; forbidden < 2; forbidden++) {
+		unit_begin_vm(&unit, "6.18");
+		fake_refuse_membarrier(forbidden ? -EPERM : 0);
+		region = unit_region(&unit, 0, 1, NULL);
+		calls = fake_count(FAKE_MEMBARRIER);
+		assert_ok(gmem_view_new(unit.vm, &view));
+		assert_int_equal(fake_count(FAKE_MEMBARRIER), calls + 1);
+		assert_int_equal(view->fence, forbidden);
+		gmem_view_begin(view);
+		assert_ok(gmem_view_hva(view, 0, 1, &hva));
+		gmem_view_end(view);
+		assert_ok(gmem_region_remove(region));
+		assert_int_equal(fake_count(FAKE_MEMBARRIER), calls + (forbidden ? 1 : 2));
+		/* without readers there is nothing to order */
+		gmem_view_free(view);
+		unit_region(&unit, 0, 1, NULL);
+		assert_int_equal(fake_count(FAKE_MEMBARRIER), calls + (forbidden ? 1 : 2));
+		unit_end(&unit);
+	}
+}
+
+/* ---- access ---- */
+
+static char buf[8 * 4096];
+
+static void check_reads_and_writes(struct scene *s)
+{
+	uint64_t done = 77;
+
+	assert_ok(gmem_view_read(s->view, 19 * PAGE + 100, buf, 2 * PAGE, &done));
+	assert_int_equal(done, 2 * PAGE);
+	assert_int_equal(buf[0], 'd');
+	assert_int_equal(buf[PAGE - 101], 'd');
+	assert_int_equal(buf[PAGE - 100], 'x');
+	assert_int_equal(buf[2 * PAGE - 1], 'y');
+
+	memset(buf, 'W', 3 * PAGE);
+	assert_ok(gmem_view_write(s->view, 18 * PAGE + 7, buf, 3 * PAGE, &done));
+	assert_int_equal(done, 3 * PAGE);
+	assert_int_equal(s->a[2 * PAGE + 6], 'c');
+	assert_int_equal(s->a[2 * PAGE + 7], 'W');
+	assert_int_equal(s->a[4 * PAGE - 1], 'W');
+	assert_int_equal(s->b[PAGE + 6], 'W');
+	assert_int_equal(s->b[PAGE + 7], 'y');
+
+	assert_ok(gmem_view_fill(s->view, 20 * PAGE - 1, 'F', 2, &done));
+	assert_int_equal(done, 2);
+	assert_int_equal(s->a[4 * PAGE - 1], 'F');
+	assert_int_equal(s->b[0], 'F');
+	assert_int_equal(s->b[1], 'W');
+
+	assert_ok(gmem_view_copy(s->view, 20 * PAGE - 3, 17 * PAGE - 2, 5, &done));
+	assert_int_equal(done, 5);
+	assert_memory_equal(s->a + 4 * PAGE - 3, "aab", 3);
+	assert_memory_equal(s->b, "bb", 2);
+
+	/* nothing is nothing, wherever */
+	done = 77;
+	assert_ok(gmem_view_read(s->view, 23 * PAGE, NULL, 0, &done));
+	assert_int_equal(done, 0);
+	assert_ok(gmem_view_write(s->view, UINT64_MAX, NULL, 0, NULL));
+	assert_ok(gmem_view_fill(s->view, 0, 1, 0, NULL));
+	assert_ok(gmem_view_copy(s->view, 5, 5, 0, NULL));
+}
+
+static void accesses_span_regions(void **state)
+{
+	(void)state;
+	both_ways(check_reads_and_writes);
+}
+
+/* Each access, from the same place, stops at the same byte for the same reason. */
+static const struct {
+	uint64_t gpa;
+	uint64_t size;
+	int err;
+	uint64_t done;
+} stops[] = {
+	{ 15 * PAGE, 2 * PAGE, -ENOENT, 0 },
+	{ 21 * PAGE + 1, PAGE, -ENXIO, PAGE - 1 },
+	{ 18 * PAGE, 5 * PAGE, -ENXIO, 4 * PAGE },
+	{ 22 * PAGE, 1, -ENXIO, 0 },
+	{ 23 * PAGE + 9, 9, -ENOENT, 0 },
+	{ 24 * PAGE, 3 * PAGE, -EFAULT, 2 * PAGE },
+	{ 26 * PAGE - 1, 2, -EFAULT, 1 },
+	{ 26 * PAGE, 1, -EFAULT, 0 },
+	{ 27 * PAGE + 5, 3 * PAGE, -EFAULT, 0 },
+	{ 28 * PAGE, 1, -ESTALE, 0 },
+	{ 30 * PAGE + 1, PAGE, -ENOENT, PAGE - 1 },
+};
+
+static void check_stops(struct scene *s)
+{
+	uint64_t done, length = 77, room = 64 * PAGE;
+	int order = 77;
+	size_t i;
+
+	add(s, 64, 8, (struct gmem_region_opts){ .plan = s->host }, NULL);
+	memset(s->d, 'd', PAGE);
+	for (i = 0; i < ARRAY_SIZE(stops); i++) {
+		const uint64_t gpa = stops[i].gpa, size = stops[i].size;
+		const int err = stops[i].err;
+
+		done = 77;
+		memset(buf, 0x5a, sizeof(buf));
+		assert_int_equal(gmem_view_read(s->view, gpa, buf, size, &done), err);
+		assert_int_equal(done, stops[i].done);
+		done = 77;
+		assert_int_equal(gmem_view_compare(s->view, gpa, buf, size, &order, &done), err);
+		assert_int_equal(done, stops[i].done);
+		assert_int_equal(order, 77);
+		assert_int_equal(gmem_view_string(s->view, gpa, buf, size, &length), err);
+		assert_int_equal(length, 77);
+		assert_int_equal(gmem_view_copy(s->view, room, gpa, size, &done), err);
+		assert_int_equal(done, stops[i].done);
+		done = 77;
+		assert_int_equal(gmem_view_copy(s->view, gpa, room, size, &done), err);
+		assert_int_equal(done, stops[i].done);
+		/* what was copied to it is zero; then the string ends before the stop */
+		assert_int_equal(gmem_view_fill(s->view, gpa, 'd', size, &done), err);
+		assert_int_equal(done, stops[i].done);
+		done = 77;
+		assert_int_equal(gmem_view_write(s->view, gpa, buf, size, &done), err);
+		assert_int_equal(done, stops[i].done);
+		assert_int_equal(gmem_view_fill(s->view, gpa, 'd', size, NULL), err);
+	}
+}
+
+static void stops_are_exact(void **state)
+{
+	(void)state;
+	both_ways(check_stops);
+}
+
+static void check_arguments(struct scene *s)
+{
+	uint64_t done = 77, length = 77;
+	int order = 77;
+
+	assert_refused(-EINVAL, "view is NULL", gmem_view_read(NULL, 0, buf, 1, &done));
+	assert_int_equal(done, 0);
+	assert_refused(-EINVAL, "buf is NULL", gmem_view_read(s->view, 0, NULL, 1, &done));
+	assert_refused(-EINVAL, "wraps", gmem_view_read(s->view, UINT64_MAX, buf, 2, &done));
+	assert_refused(-EINVAL, "view is NULL", gmem_view_write(NULL, 0, buf, 1, &done));
+	assert_refused(-EINVAL, "buf is NULL", gmem_view_write(s->view, 0, NULL, 1, &done));
+	assert_refused(-EINVAL, "wraps", gmem_view_write(s->view, 2, buf, UINT64_MAX, &done));
+	assert_refused(-EINVAL, "view is NULL", gmem_view_fill(NULL, 0, 0, 1, &done));
+	assert_refused(-EINVAL, "wraps", gmem_view_fill(s->view, UINT64_MAX, 0, 2, &done));
+	assert_refused(-EINVAL, "view is NULL", gmem_view_compare(NULL, 0, buf, 1, &order, &done));
+	assert_refused(-EINVAL, "NULL", gmem_view_compare(s->view, 0, buf, 1, NULL, &done));
+	assert_refused(-EINVAL, "NULL", gmem_view_compare(s->view, 0, NULL, 1, &order, &done));
+	assert_refused(-EINVAL, "NULL", gmem_view_string(NULL, 0, buf, 1, &length));
+	assert_refused(-EINVAL, "NULL", gmem_view_string(s->view, 0, NULL, 1, &length));
+	assert_refused(-EINVAL, "NULL", gmem_view_string(s->view, 0, buf, 1, NULL));
+	assert_refused(-EINVAL, "max is 0", gmem_view_string(s->view, 0, buf, 0, &length));
+	assert_refused(-EINVAL, "view is NULL", gmem_view_copy(NULL, 0, 8, 1, &done));
+	assert_refused(-EINVAL, "wraps", gmem_view_copy(s->view, UINT64_MAX, 0, 2, &done));
+	assert_refused(-EINVAL, "wraps", gmem_view_copy(s->view, 0, UINT64_MAX, 2, &done));
+	assert_refused(-EINVAL, "overlap", gmem_view_copy(s->view, 16 * PAGE, 17 * PAGE, PAGE + 1,
+							  &done));
+	assert_refused(-EINVAL, "overlap", gmem_view_copy(s->view, 17 * PAGE, 16 * PAGE, PAGE + 1,
+							  &done));
+	assert_int_equal(done, 0);
+	assert_int_equal(length, 77);
+	assert_int_equal(order, 77);
+	assert_ok(gmem_view_copy(s->view, 16 * PAGE, 17 * PAGE, PAGE, NULL));
+}
+
+static void accesses_check_their_arguments(void **state)
+{
+	(void)state;
+	both_ways(check_arguments);
+}
+
+static void check_compare(struct scene *s)
+{
+	uint64_t done = 77;
+	int order = 77;
+
+	assert_ok(gmem_view_read(s->view, 17 * PAGE, buf, 5 * PAGE, NULL));
+	assert_ok(gmem_view_compare(s->view, 17 * PAGE, buf, 5 * PAGE, &order, &done));
+	assert_int_equal(order, 0);
+	assert_int_equal(done, 5 * PAGE);
+	buf[3 * PAGE] ^= 0x7f;		/* 'x' to 7 */
+	assert_ok(gmem_view_compare(s->view, 17 * PAGE, buf, 5 * PAGE, &order, &done));
+	assert_true(order > 0);
+	assert_int_equal(done, 3 * PAGE);
+	buf[PAGE + 1] = (char)0xff;	/* bytes have no sign */
+	assert_ok(gmem_view_compare(s->view, 17 * PAGE, buf, 5 * PAGE, &order, &done));
+	assert_true(order < 0);
+	assert_int_equal(done, PAGE + 1);
+
+	/* a difference found is an answer, whatever comes behind it */
+	memset(buf, 'm', 3 * PAGE);
+	buf[2 * PAGE - 1] = 'n';
+	assert_ok(gmem_view_compare(s->view, 24 * PAGE, buf, 3 * PAGE, &order, &done));
+	assert_true(order < 0);
+	assert_int_equal(done, 2 * PAGE - 1);
+	order = 77;
+	assert_ok(gmem_view_compare(s->view, 0, NULL, 0, &order, NULL));
+	assert_int_equal(order, 0);
+}
+
+static void compare_orders_like_memcmp(void **state)
+{
+	(void)state;
+	both_ways(check_compare);
+}
+
+static void check_string(struct scene *s)
+{
+	uint64_t length = 77;
+
+	/* across two pieces, terminated, and not a byte more */
+	memcpy(s->a + 4 * PAGE - 5, "across", 5);
+	memcpy(s->b, "s the border", 13);
+	memset(buf, 0x5a, 64);
+	assert_ok(gmem_view_string(s->view, 20 * PAGE - 5, buf, 64, &length));
+	assert_string_equal(buf, "across the border");
+	assert_int_equal(length, 17);
+	assert_int_equal(buf[18], 0x5a);
+
+	/* just room enough, and one too few */
+	assert_ok(gmem_view_string(s->view, 20 * PAGE - 5, buf, 18, &length));
+	length = 77;
+	assert_refused(-ENAMETOOLONG, "0x11 bytes",
+		       gmem_view_string(s->view, 20 * PAGE - 5, buf, 17, &length));
+	assert_int_equal(length, 77);
+
+	/* an end before the page that cannot be reached, and before the hole */
+	s->c[2 * PAGE - 1] = '\0';
+	assert_ok(gmem_view_string(s->view, 26 * PAGE - 4, buf, PAGE, &length));
+	assert_string_equal(buf, "mmm");
+	s->b[2 * PAGE - 1] = '\0';
+	assert_ok(gmem_view_string(s->view, 22 * PAGE - 2, buf, PAGE, &length));
+	assert_string_equal(buf, "y");
+	assert_ok(gmem_view_string(s->view, 22 * PAGE - 1, buf, 1, &length));
+	assert_string_equal(buf, "");
+	assert_int_equal(length, 0);
+}
+
+static void string_ends_where_it_ends(void **state)
+{
+	(void)state;
+	both_ways(check_string);
+}
+
+/* ---- single numbers ---- */
+
+static void check_numbers(struct scene *s)
+{
+	static const uint32_t widths[] = { 1, 2, 4, 8 };
+	static const uint32_t loads[] = { GMEM_RELAXED, GMEM_ACQUIRE, GMEM_SEQ_CST };
+	static const uint32_t stores[] = { GMEM_RELAXED, GMEM_RELEASE, GMEM_SEQ_CST };
+	const uint64_t gpa = 16 * PAGE + 64, pattern = UINT64_C(0x8877665544332211);
+	uint64_t value, expected, cut;
+	size_t i, j;
+
+	for (i = 0; i < ARRAY_SIZE(widths); i++) {
+		const uint32_t width = widths[i];
+
+		cut = width == 8 ? pattern : pattern & (((uint64_t)1 << 8 * width) - 1);
+		for (j = 0; j < 3; j++) {
+			memset(s->a + 56, 0xee, 24);
+			assert_ok(gmem_view_store(s->view, gpa, width, stores[j], cut));
+			assert_memory_equal(s->a + 64, &pattern, width);
+			assert_int_equal((uint8_t)s->a[63], 0xee);
+			assert_int_equal((uint8_t)s->a[64 + width], 0xee);
+			value = ~(uint64_t)0;
+			assert_ok(gmem_view_load(s->view, gpa, width, loads[j], &value));
+			assert_int_equal(value, cut);
+		}
+		for (j = 0; j <= GMEM_SEQ_CST; j++) {
+			assert_ok(gmem_view_store(s->view, gpa, width, GMEM_RELAXED, cut));
+			expected = cut ^ 1;
+			assert_int_equal(gmem_view_exchange(s->view, gpa, width, (uint32_t)j,
+							    &expected, 5), 0);
+			assert_int_equal(expected, cut);
+			assert_int_equal(gmem_view_exchange(s->view, gpa, width, (uint32_t)j,
+							    &expected, 5), 1);
+			assert_int_equal(expected, cut);
+			assert_ok(gmem_view_load(s->view, gpa, width, GMEM_RELAXED, &value));
+			assert_int_equal(value, 5);
+		}
+	}
+}
+
+static void numbers_are_whole_in_every_width_and_order(void **state)
+{
+	(void)state;
+	both_ways(check_numbers);
+}
+
+static void check_number_arguments(struct scene *s)
+{
+	const uint64_t gpa = 16 * PAGE;
+	uint64_t value = 77, old = 77;
+	uint32_t width;
+
+	for (width = 0; width < 20; width++) {
+		if (width == 1 || width == 2 || width == 4 || width == 8)
+			continue;
+		assert_refused(-EINVAL, "width", gmem_view_load(s->view, gpa, width, 0, &value));
+		assert_refused(-EINVAL, "width", gmem_view_store(s->view, gpa, width, 0, 0));
+		assert_refused(-EINVAL, "width", gmem_view_exchange(s->view, gpa, width, 0, &old, 0));
+	}
+	for (width = 2; width <= 8; width *= 2) {
+		assert_refused(-EINVAL, "multiple", gmem_view_load(s->view, gpa + 1, width, 0, &value));
+		assert_refused(-EINVAL, "multiple", gmem_view_store(s->view, gpa + width / 2, width, 0, 0));
+		assert_refused(-EINVAL, "multiple",
+			       gmem_view_exchange(s->view, gpa + 1, width, 0, &old, 0));
+	}
+	for (width = 1; width <= 4; width *= 2) {
+		const uint64_t large = (uint64_t)1 << 8 * width;
+
+		assert_refused(-EINVAL, "fit", gmem_view_store(s->view, gpa, width, 0, large));
+		assert_refused(-EINVAL, "fit", gmem_view_exchange(s->view, gpa, width, 0, &old, large));
+		old = large;
+		assert_refused(-EINVAL, "fit", gmem_view_exchange(s->view, gpa, width, 0, &old, 0));
+		assert_int_equal(old, large);
+		old = 77;
+	}
+	assert_refused(-EINVAL, "order", gmem_view_load(s->view, gpa, 8, GMEM_RELEASE, &value));
+	assert_refused(-EINVAL, "order", gmem_view_load(s->view, gpa, 8, 4, &value));
+	assert_refused(-EINVAL, "order", gmem_view_load(s->view, gpa, 8, UINT32_MAX, &value));
+	assert_refused(-EINVAL, "order", gmem_view_store(s->view, gpa, 8, GMEM_ACQUIRE, 0));
+	assert_refused(-EINVAL, "order", gmem_view_store(s->view, gpa, 8, 32, 0));
+	assert_refused(-EINVAL, "order", gmem_view_exchange(s->view, gpa, 8, 4, &old, 0));
+	assert_refused(-EINVAL, "NULL", gmem_view_load(NULL, gpa, 8, 0, &value));
+	assert_refused(-EINVAL, "NULL", gmem_view_load(s->view, gpa, 8, 0, NULL));
+	assert_refused(-EINVAL, "NULL", gmem_view_store(NULL, gpa, 8, 0, 0));
+	assert_refused(-EINVAL, "NULL", gmem_view_exchange(NULL, gpa, 8, 0, &old, 0));
+	assert_refused(-EINVAL, "NULL", gmem_view_exchange(s->view, gpa, 8, 0, NULL, 0));
+
+	/* nowhere, and where nothing can be reached */
+	assert_refused(-ENOENT, "0x17000", gmem_view_load(s->view, 23 * PAGE, 8, 0, &value));
+	assert_refused(-ENXIO, "0x16000", gmem_view_store(s->view, 22 * PAGE, 8, 0, 0));
+	assert_refused(-ESTALE, "0x1c000", gmem_view_exchange(s->view, 28 * PAGE, 8, 0, &old, 0));
+	assert_refused(-EFAULT, "0x1a000", gmem_view_load(s->view, 26 * PAGE, 8, 0, &value));
+	assert_refused(-EFAULT, "0x1a000", gmem_view_store(s->view, 26 * PAGE, 4, 0, 0));
+	assert_refused(-EFAULT, "0x1a008", gmem_view_exchange(s->view, 26 * PAGE + 8, 8, 0, &old, 0));
+	assert_int_equal(value, 77);
+	assert_int_equal(old, 77);
+	assert_int_equal(s->a[0], 'a');
+}
+
+static void numbers_check_their_arguments(void **state)
+{
+	(void)state;
+	both_ways(check_number_arguments);
+}
+
+/* ---- which way ---- */
+
+static void system_calls_are_made_only_without_recovery(void **state)
+{
+	struct scene s;
+	uint64_t copies, value;
+
+	(void)state;
+	scene_begin(&s);
+	copies = fake_copies();
+	assert_ok(gmem_view_read(s.view, 16 * PAGE, buf, 8, NULL));
+	assert_ok(gmem_view_load(s.view, 16 * PAGE, 8, GMEM_RELAXED, &value));
+	assert_int_equal(fake_copies(), copies + 2);
+
+	/* refused by a filter, say: then it says so */
+	fake_refuse_copies(-EPERM);
+	assert_refused(-EPERM, "EPERM", gmem_view_read(s.view, 16 * PAGE, buf, 8, NULL));
+	assert_refused(-EPERM, "EPERM", gmem_view_load(s.view, 16 * PAGE, 8, 0, &value));
+	fake_refuse_copies(0);
+	scene_end(&s);
+
+	assert_ok(gmem_recovery_enable());
+	scene_begin(&s);
+	fake_refuse_copies(-EPERM);
+	copies = fake_copies();
+	assert_ok(gmem_view_read(s.view, 16 * PAGE, buf, 6 * PAGE, NULL));
+	assert_ok(gmem_view_load(s.view, 16 * PAGE, 8, GMEM_RELAXED, &value));
+	assert_int_equal(gmem_view_read(s.view, 26 * PAGE, buf, 1, NULL), -EFAULT);
+	assert_int_equal(fake_copies(), copies);
+	scene_end(&s);
+	gmem_recovery_disable();
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(hva_is_where_the_region_is),
+	cmocka_unit_test(errors_say_what_is_there_instead),
+	cmocka_unit_test(iovec_has_one_entry_for_each_piece),
+	cmocka_unit_test(large_region_is_one_piece),
+	cmocka_unit_test(iovec_is_untouched_on_failure),
+	cmocka_unit_test(layout_is_held_from_begin_to_end),
+	cmocka_unit_test(first_view_knows_all_regions),
+	cmocka_unit_test(view_needs_a_vm_and_memory),
+	cmocka_unit_test(views_fence_where_membarrier_is_forbidden),
+	cmocka_unit_test(accesses_span_regions),
+	cmocka_unit_test(stops_are_exact),
+	cmocka_unit_test(accesses_check_their_arguments),
+	cmocka_unit_test(compare_orders_like_memcmp),
+	cmocka_unit_test(string_ends_where_it_ends),
+	cmocka_unit_test(numbers_are_whole_in_every_width_and_order),
+	cmocka_unit_test(numbers_check_their_arguments),
+	cmocka_unit_test(system_calls_are_made_only_without_recovery),
+};
+
+UNIT_MAIN(tests)
