@@ -6,6 +6,7 @@ copying takes the real one.
 """
 
 import hashlib
+import os
 import stat
 from pathlib import Path
 
@@ -88,6 +89,8 @@ def write(path, image, programs, limit, shell=None):
     plan = [["env", f"GMEM_TEST_HOST={image.kernel.name}"],
             ["env", "GMEM_TEST_REQUIRE_KVM=1"],
             ["limit", str(limit)]]
+    if "GMEM_STRESS_SECONDS" in os.environ:
+        plan.append(["env", f"GMEM_STRESS_SECONDS={os.environ['GMEM_STRESS_SECONDS']}"])
 
     for module in image.modules():
         files.add(f"m/{module}.ko", (image.path / f"{module}.ko").read_bytes())
