@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT
+//! rust-vmm's vm-memory behind the C ABI of peer.h.
+//!
+//! Every function that is measured has its loop in here, so that a call across
+//! the language border is not part of what is measured.
+
+use std::ffi::c_void;
+use std::slice::{from_raw_parts, from_raw_parts_mut};
+use std::sync::Arc;
+
+use vm_memory::*;
+
+const PROT_READ_WRITE: i32 = 3;
+const MAP_PRIVATE_ANONYMOUS: i32 = 0x22;
+
+#[repr(C)]
+pub struct Range {
+    gpa: u64,
+    size: u64,
+    hva: *mut u8,
+}
+
+pub struct Peer {
+    memory: GuestMemoryMmap<()>,
+    atomic: GuestMemoryAtomic<GuestMemoryMmap<()>>,
+}
+
+unsafe fn region(range: &Range) -> GuestRegionMmap<()> {
+    let mapping = MmapRegion::build_raw(
+        range.hva,
+        range.size as usize,
+        PROT_READ_WRITE,
+        MAP_PRIVATE_ANONYMOUS,
+    );
+
+    GuestRegionMmap::new(mapping.unwrap(), GuestAddress(range.gpa)).unwrap()
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn peer_new(ranges: *const Range, count: usize) -> *mut Peer {
+    let regions = from_raw_parts(ranges, count).iter().map(|r| region(r)).collect();
+    let memory = GuestMemoryMmap::from_regions(regions).unwrap();
+    let atomic = GuestMemoryAtomic::new(memory.clone());
+
+    Box::into_raw(Box::new(Peer { memory, atomic }))
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn peer_free(peer: *mut Peer) {
+    drop(Box::from_raw(peer));
+}
+
+/// Sum of the host addresses behind `count` guest addresses.
+#[no_mangle]
+pub unsafe extern "C" fn peer_translate(
+    peer: *const Peer,
+    gpas: *const u64,
+    count: usize,
+    size: usize,
+) -> u64 {
+    let memory = &(*peer).memory;
+    let mut sum = 0u64;
+
+    for &gpa in from_raw_parts(gpas, count) {
+        let slice = memory.get_slice(GuestAddress(gpa), size).unwrap();
+        sum = sum.wrapping_add(slice.ptr_guard().as_ptr() as u64);
+    }
+    sum
+}
+
+/// The same while the memory map may be replaced.
+#[no_mangle]
+pub unsafe extern "C" fn peer_translate_atomic(
+    peer: *const Peer,
+    gpas: *const u64,
+    count: usize,
+    size: usize,
+) -> u64 {
+    let atomic = &(*peer).atomic;
+    let mut sum = 0u64;
+
+    for &gpa in from_raw_parts(gpas, count) {
+        let memory = atomic.memory();
+        let slice = memory.get_slice(GuestAddress(gpa), size).unwrap();
+        sum = sum.wrapping_add(slice.ptr_guard().as_ptr() as u64);
+    }
+    sum
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn peer_read_slice(
+    peer: *const Peer,
+    gpas: *const u64,
+    count: usize,
+    buf: *mut c_void,
+    size: usize,
+) {
+    let buf = from_raw_parts_mut(buf as *mut u8, size);
+
+    for &gpa in from_raw_parts(gpas, count) {
+        (*peer).memory.read_slice(buf, GuestAddress(gpa)).unwrap();
+    }
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn peer_write_slice(
+    peer: *const Peer,
+    gpas: *const u64,
+    count: usize,
+    buf: *const c_void,
+    size: usize,
+) {
+    let buf = from_raw_parts(buf as *const u8, size);
+
+    for &gpa in from_raw_parts(gpas, count) {
+        (*peer).memory.write_slice(buf, GuestAddress(gpa)).unwrap();
+    }
+}
+
+/// Sum of the numbers at `count` guest addresses.
+#[no_mangle]
+pub unsafe extern "C" fn peer_read_obj(peer: *const Peer, gpas: *const u64, count: usize) -> u64 {
+    let memory = &(*peer).memory;
+    let mut sum = 0u64;
+
+    for &gpa in from_raw_parts(gpas, count) {
+        let value: u64 = memory.read_obj(GuestAddress(gpa)).unwrap();
+        sum = sum.wrapping_add(value);
+    }
+    sum
+}
+
+/// Publish a memory map with one region more, or with it gone again.
+#[no_mangle]
+pub unsafe extern "C" fn peer_change(peer: *const Peer, range: *const Range, add: bool) {
+    let guard = (*peer).atomic.lock().unwrap();
+    let now = (*peer).atomic.memory();
+    let next = if add {
+        now.insert_region(Arc::new(region(&*range))).unwrap()
+    } else {
+        now.remove_region(GuestAddress((*range).gpa), (*range).size).unwrap().0
+    };
+
+    guard.replace(next);
+}
