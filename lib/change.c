@@ -455,9 +455,11 @@ int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 	err = apply_locked(vm, steps, count, &old, &new);
 	pthread_mutex_unlock(&vm->lock);
 
-	if (!err) {
+	if (new) {
 		gmem_vm_wait_for_views(vm);
 		gmem_table_free(old, new);
+	}
+	if (!err) {
 		for (size_t i = 0; i < count; i++)
 			if (kinds[steps[i].kind].finish)
 				kinds[steps[i].kind].finish(&steps[i]);

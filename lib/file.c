@@ -265,19 +265,13 @@ static void unmap_all(struct gmem_file *file)
 
 void gmem_file_hold(struct gmem_file *file)
 {
-	pthread_mutex_lock(&file->lock);
-	file->users++;
-	pthread_mutex_unlock(&file->lock);
+	__atomic_add_fetch(&file->users, 1, __ATOMIC_RELAXED);
 }
 
 void gmem_file_release(struct gmem_file *file)
 {
-	unsigned int users;
-
-	pthread_mutex_lock(&file->lock);
-	users = --file->users;
-	pthread_mutex_unlock(&file->lock);
-	if (users)
+	/* Pairs with itself: whoever is last sees what the others did. */
+	if (__atomic_sub_fetch(&file->users, 1, __ATOMIC_ACQ_REL))
 		return;
 
 	/* Of a region's own file, mapped by someone who had it from the region */
