@@ -53,20 +53,21 @@ static bool has_fast_strings(void)
 /* Where strings begin to win was measured: the wider the vectors, the later. */
 unsigned int gmem_touch_choose(unsigned int most)
 {
-	bool strings = has_fast_strings();
+	/* bytes from which a string instruction beats vectors, measured */
+	const size_t strings = has_fast_strings() ? 4 << 10 : SIZE_MAX;
 
 	__builtin_cpu_init();
 	/* Those before VBMI2 run slower for a while after a 64-byte vector. */
 	if (most >= 64 && __builtin_cpu_supports("avx512vbmi2") &&
 	    __builtin_cpu_supports("avx512vl")) {
-		choose(gmem_touch_copy_avx512, gmem_touch_fill_avx512, strings ? 4096 : SIZE_MAX);
+		choose(gmem_touch_copy_avx512, gmem_touch_fill_avx512, strings);
 		return 64;
 	}
 	if (most >= 32 && __builtin_cpu_supports("avx2")) {
-		choose(gmem_touch_copy_avx2, gmem_touch_fill_avx2, strings ? 4096 : SIZE_MAX);
+		choose(gmem_touch_copy_avx2, gmem_touch_fill_avx2, strings);
 		return 32;
 	}
-	choose(gmem_touch_copy_sse2, gmem_touch_fill_sse2, strings ? 1024 : SIZE_MAX);
+	choose(gmem_touch_copy_sse2, gmem_touch_fill_sse2, strings / 4);
 	return 16;
 }
 
@@ -149,7 +150,7 @@ static size_t before_fault(uint64_t fault, const void *p, size_t size)
 {
 	uint64_t page = gmem_touch_page(fault), start = (uintptr_t)p;
 
-	if (page + 4096 <= start || page >= start + size)
+	if (page + GMEM_TOUCH_GRAIN <= start || page >= start + size)
 		return size;
 	return page > start ? (size_t)(page - start) : 0;
 }
@@ -287,7 +288,7 @@ static size_t fast_string(char *dst, const char *src, size_t max, int *ret_err)
 
 /* One call moves no more than this: the kernel's own limit of a transfer, MAX_RW_COUNT */
 #define SLOW_MAX ((size_t)1 << 30)
-#define SLOW_CHUNK 4096
+#define SLOW_CHUNK (4 << 10)
 
 static size_t to_page_end(const void *p)
 {

@@ -62,14 +62,16 @@ struct gmem_recovery_entry {
  * fix-up: the first byte of the page that faulted, with the errno in the low 12
  * bits. 0 otherwise, as whoever has such an instruction set it before.
  */
+#define GMEM_TOUCH_GRAIN ((uint64_t)1 << 12)	/* divides every page size there is */
+
 static inline int gmem_touch_errno(uint64_t fault)
 {
-	return -(int)(fault & 0xfff);
+	return -(int)(fault & (GMEM_TOUCH_GRAIN - 1));
 }
 
 static inline uint64_t gmem_touch_page(uint64_t fault)
 {
-	return fault & ~(uint64_t)0xfff;
+	return fault & ~(GMEM_TOUCH_GRAIN - 1);
 }
 
 /*
