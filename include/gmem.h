@@ -313,7 +313,8 @@ GMEM_API int gmem_caps_get(const struct gmem_caps *caps, uint32_t cap,
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @backings: acceptable ways of backing, most wanted first, ended by the first
  *	0. All 0: only GMEM_BACKING_SHARED. A fallback is taken only if named.
- * @needs: GMEM_NEED_*; unknown bits are -EINVAL
+ * @needs: GMEM_NEED_*; unknown bits are -EINVAL. For GMEM_NEED_NUMA the report
+ *	must say yes: where mbind() does not reach, it succeeds all the same.
  * @required_flags: create flags the guest_memfd must have beyond what the way
  *	of backing implies. GMEM_CREATE_MMAP on GMEM_BACKING_PRIVATE is granted
  *	only by this: there it makes the guest use the file's bytes whether a
@@ -495,7 +496,8 @@ struct gmem_adopt_opts {
  * the file, KVM_SET_USER_MEMORY_REGION2 to recognise its VM. Since: 0.1.
  *
  * Return: 0, or -EBADF a bad fd, -EINVAL not a guest_memfd, or bad options,
- * -EXDEV the file of another VM (up to Linux 7.1 also: wholly bound already),
+ * -EXDEV the file of another VM (up to Linux 7.1 also: wholly bound already; on
+ * arm64 also: made without GMEM_CREATE_MMAP, which cannot be bound there),
  * -EBUSY no spare memslot or address to check with, -E2BIG options newer than
  * the library, -EMFILE, -ENOMEM.
  */
@@ -855,10 +857,12 @@ GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint
  * gmem_region_remove() - take a region's memory away from the guest
  * @region: region, or NULL; invalid after success
  *
- * Deletes the memslot first, then unmaps. A file made for the region goes with
- * it, contents and all; a file of yours keeps them.
+ * Deletes the memslot first, then waits until no view is between
+ * gmem_view_begin() and gmem_view_end() with it, then unmaps. A file made for
+ * the region goes with it, contents and all; a file of yours keeps them.
  *
- * Thread-safe, but nobody may use the region or its host address any more.
+ * Thread-safe, but nobody may use the region or its host address any more,
+ * except through views.
  * Source: as gmem_region_add(), with size 0. Since: 0.1.
  *
  * Return: 0, or the kernel's errno if it refused to delete the memslot, such as
