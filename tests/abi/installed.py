@@ -66,6 +66,11 @@ def install():
     command(meson, "install", "-C", build, "--no-rebuild", "--quiet", "--destdir", ROOT)
 
 
+def section3():
+    return command(sys.executable, SOURCE / "docs/man3.py", "--list",
+                   SOURCE / "include/gmem.h").split()
+
+
 def exactly_the_expected_files_are_installed():
     install()
     found = sorted(str(path.relative_to(TREE)) for path in TREE.rglob("*") if not path.is_dir())
@@ -79,6 +84,7 @@ def exactly_the_expected_files_are_installed():
         "lib/pkgconfig/libgmem.pc",
         "share/man/man1/gmem-probe.1",
         "share/man/man7/gmem.7",
+        *(f"share/man/man3/{name}.3" for name in section3()),
     ]), "installed files")
     outside = [path for path in ROOT.rglob("*") if not path.is_dir() and TREE not in path.parents]
     equal(outside, [], "files outside the prefix")

@@ -1,0 +1,424 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Section 3 of the manual, out of gmem.h: the two cannot disagree.
+
+usage: man3.py --list HEADER               names of the pages, one a line
+       man3.py HEADER GMEM.7 DIRECTORY     write them; the date is that of GMEM.7
+
+A page for each function, callback, struct and enum that has a kernel-doc
+comment, with the constants its text names, and libgmem(3) with all of them.
+"""
+import dataclasses
+import pathlib
+import re
+import sys
+import textwrap
+
+INDEX = "libgmem"
+
+
+# ---- reading the header ----
+
+@dataclasses.dataclass
+class Constants:
+    """#defines that stand together, and the comment above them"""
+    title: str
+    rows: list          # (name, value, comment)
+    room: str
+
+
+@dataclasses.dataclass
+class Page:
+    name: str
+    kind: str           # function, callback, macro, struct or enum
+    brief: str
+    parameters: list    # (name, text)
+    paragraphs: list
+    returns: str
+    declaration: str
+    room: str
+
+    def text(self):
+        parts = [self.brief, *self.paragraphs, self.returns, self.declaration]
+        return "\n".join(parts + [text for _, text in self.parameters])
+
+
+@dataclasses.dataclass
+class Header:
+    title: str
+    pages: list
+    constants: list
+    notes: list         # (room, comment)
+    rooms: list
+
+    def page(self, name):
+        return next((page for page in self.pages if page.name == name), None)
+
+
+DEFINE = re.compile(r"^#define (GMEM_\w+)[ \t]+(.*?)\s*(?:/\*(.*?)\*/)?\s*$", re.M)
+IGNORED = ("GMEM_API", "GMEM_CHECKED", "GMEM_H", "GMEM_VERSION")
+
+
+def bare(comment):
+    """A comment without its stars and margin"""
+    return textwrap.dedent(re.sub(r"^ \* ?", "", comment, flags=re.M)).strip("\n ")
+
+
+def parse_doc(doc, declared, room):
+    head, *rest = bare(doc).split("\n")
+    subject, _, brief = head.partition(" - ")
+    name = re.search(r"(\w+)(?:\(\))?$", subject.strip()).group(1)
+    body = "\n".join(rest)
+
+    parameters = []
+    for match in re.finditer(r"^@(\w+|\.\.\.):(.*?)(?=^@|^\s*$|\Z)", body, re.S | re.M):
+        parameters.append((match.group(1), " ".join(match.group(2).split())))
+    body = re.sub(r"^@(?:\w+|\.\.\.):.*?(?=^@|^\s*$|\Z)", "", body, flags=re.S | re.M)
+    paragraphs = [part.strip("\n") for part in re.split(r"\n\s*\n", body) if part.strip()]
+    returns = [part for part in paragraphs if part.startswith("Return:")]
+    return Page(name, kind_of(subject, declared), brief, parameters,
+                [part for part in paragraphs if part not in returns],
+                " ".join(" ".join(returns).removeprefix("Return:").split()),
+                declared, room)
+
+
+def kind_of(subject, declared):
+    for kind in ("struct", "enum"):
+        if subject.startswith(kind + " "):
+            return kind
+    if declared.startswith("typedef"):
+        return "callback"
+    return "macro" if declared.startswith("#define") else "function"
+
+
+def blocks(text):
+    """The header in pieces: ("doc" | "comment", text, what is declared below it)"""
+    lines = text.split("\n")
+    at = next(i for i, line in enumerate(lines) if line.startswith('extern "C"'))
+    while at < len(lines):
+        comment = None
+        if lines[at].startswith("/*"):
+            end = next(i for i in range(at, len(lines)) if "*/" in lines[i])
+            comment = "\n".join(lines[at:end + 1])
+            at = end + 1
+        start = at
+        while at < len(lines) and lines[at].strip() and not lines[at].startswith("/*"):
+            if re.search(r"\{$", lines[at]) and not lines[at].startswith("extern"):
+                # A body, empty lines and all
+                while not lines[at].startswith("}"):
+                    at += 1
+            at += 1
+        declared = "\n".join(lines[start:at])
+        if comment or declared:
+            yield comment or "", declared
+        else:
+            at += 1
+
+
+def parse(text):
+    title = bare(re.search(r"/\*\n(.*?)\*/", text, re.S).group(1))
+    header = Header(title, [], [], [], [])
+    room = ""
+    for comment, declared in blocks(text):
+        heading = re.match(r"/\* -+ (.*?) -+ \*/", comment)
+        inside = re.sub(r"^/\*+\n?|\s*\*/$", "", comment)
+        rows = constants_of(declared)
+        if heading:
+            room = heading[1]
+            header.rooms.append(room)
+        elif comment.startswith("/**"):
+            header.pages.append(parse_doc(inside, declared, room))
+        elif rows:
+            header.constants.append(Constants(bare(inside), rows, room))
+        elif comment and not declared:
+            header.notes.append((room, bare(inside)))
+    return header
+
+
+def constants_of(declared):
+    rows = {}
+    for name, value, comment in DEFINE.findall(declared):
+        if not name.startswith(IGNORED):
+            rows.setdefault(name, (name, value, (comment or "").strip()))
+    return list(rows.values())
+
+
+# ---- writing mdoc ----
+
+WORD = re.compile(r"([(\[]*)(.+?)([)\].,;:?!]*)$")
+SENTENCE = re.compile(r"(?<=[.!?])([\"')\]]*)\s+(?=[\"'(\[*`@]*[A-Z])")
+
+
+def escape(text):
+    text = text.replace("\\", "\\e").replace('"', "\\(dq").replace("-", "\\-")
+    text = re.sub(r"(?<=[A-Za-z])\\-(?=[a-z])", "-", text)
+    return "\\&" + text if text[:1] in (".", "'") else text
+
+
+def macro_of(word, page, header):
+    """The mdoc macro for one word, or None"""
+    patterns = (
+        (r"@(\w+|\.\.\.)", lambda m: f"Fa {m[1]}"),
+        (r"(gmem_\w+|GMEM_\w+)\(\)", lambda m: reference(m[1], page, header)),
+        (r"([a-z_]\w*)\(([1-9])\)", lambda m: f"Xr {m[1]} {m[2]}"),
+        (r"([a-z_]\w*)\(\)", lambda m: f"Fn {m[1]}"),
+        (r"(struct|enum)\0(\w+)", lambda m: f'Vt "{m[1]} {m[2]}"'),
+        (r"-(E[A-Z0-9]{3,})", lambda m: f"Er \\-{m[1]}"),
+        (r"[A-Z]+[0-9]*_[A-Z0-9_]+\*?|SIG[A-Z]+|NULL", lambda m: f"Dv {m[0]}"),
+        (r"\*([\w-]+)\*", lambda m: f"Em {escape(m[1])}"),
+        (r"`([^`]+)`", lambda m: 'Ql "' + escape(m[1].replace("\0", " ")) + '\\&"'),
+        (r"/(?:dev|proc|sys)/[\w/<>]+", lambda m: f"Pa {m[0]}"),
+    )
+    for pattern, build in patterns:
+        match = re.fullmatch(pattern, word)
+        if match:
+            return build(match)
+    return None
+
+
+def reference(name, page, header):
+    if (page is None or name != page.name) and header.page(name):
+        return f"Xr {name} 3"
+    return f"Fn {name}"
+
+
+def sentence_lines(sentence, page, header):
+    """Lines of mdoc for one sentence: text, and a line for each macro"""
+    # What belongs together is one word: "struct x", and code in backquotes.
+    sentence = re.sub(r"\b(struct|enum) (gmem_\w+)", "\\1\0\\2", sentence)
+    sentence = re.sub(r"`[^`]+`", lambda m: m[0].replace(" ", "\0"), sentence)
+    lines, plain = [], []
+
+    def flush():
+        if plain:
+            lines.extend(line if line[0] not in ".'" else "\\&" + line for line in
+                         textwrap.wrap(" ".join(plain), 76, break_long_words=False,
+                                       break_on_hyphens=False))
+            plain.clear()
+
+    for word in sentence.split():
+        opening, core, closing = WORD.match(word).groups()
+        # The parentheses of a call are not punctuation.
+        while closing.startswith(")") and core.count("(") > core.count(")"):
+            core, closing = core + ")", closing[1:]
+        macro = macro_of(core, page, header)
+        if macro is None:
+            plain.append(escape(word.replace("\0", " ")))
+            continue
+        flush()
+        name, _, arguments = macro.partition(" ")
+        lines.append(" ".join(["." + name, *opening, arguments, *closing]))
+    flush()
+    return lines
+
+
+def prose(text, page, header):
+    lines = []
+    for sentence in SENTENCE.sub("\\1\n", " ".join(text.split())).split("\n"):
+        lines += sentence_lines(sentence, page, header)
+    return lines
+
+
+def paragraphs(parts, page, header, first=True):
+    lines = []
+    for part in parts:
+        is_literal = all(line.startswith(("  ", "\t")) for line in part.split("\n"))
+        if not first and not is_literal:
+            lines.append(".Pp")
+        first = False
+        if is_literal:
+            lines += [".Bd -literal -offset indent", *literal(textwrap.dedent(part)), ".Ed"]
+        else:
+            lines += prose(part, page, header)
+    return lines
+
+
+def literal(text):
+    lines = text.replace("\\", "\\e").rstrip("\n").split("\n")
+    return ["\\&" + line if line[:1] in (".", "'") else line.rstrip() for line in lines]
+
+
+def tagged(rows, page, header, macro):
+    lines = [".Bl -tag -width Ds"]
+    for name, text in rows:
+        lines += [f".It {macro} {name}", *prose(text or "see above", page, header)]
+    return lines + [".El"]
+
+
+def argument_list(arguments):
+    arguments = " ".join(arguments.split())
+    depth, part, parts = 0, "", []
+    for character in arguments:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if character == "," and not depth:
+            parts.append(part.strip())
+            part = ""
+        else:
+            part += character
+    return parts + [part.strip()]
+
+
+def prototype(page):
+    declared = re.sub(r"\bGMEM_(API|CHECKED)\b|__attribute__\(\(.*?\)\)", "", page.declaration)
+    if page.kind == "function":
+        match = re.match(r"\s*(?:static inline )?(.*?)(\w+)\((.*?)\)\s*[;{]", declared, re.S)
+        result = " ".join(match[1].split()) or "int"
+        lines = [f'.Ft "{result}"', f".Fo {page.name}"]
+        return lines + [f'.Fa "{argument}"' for argument in argument_list(match[3])] + [".Fc"]
+    if page.kind == "callback":
+        match = re.match(r"\s*typedef (.*?)\(\*(\w+)\)\((.*)\);", declared, re.S)
+        lines = [f'.Ft "typedef {" ".join(match[1].split())}"', f".Fo (*{page.name})"]
+        return lines + [f'.Fa "{argument}"' for argument in argument_list(match[3])] + [".Fc"]
+    if page.kind == "macro":
+        return [f".Fn {page.name} " + " ".join(f'"{name}"' for name, _ in page.parameters)]
+    return [".Bd -literal", *literal(declared), ".Ed"]
+
+
+def mentioned(constants, text):
+    """Does a text name one of these constants, or all as PREFIX_*?"""
+    names = [name for name, _, _ in constants.rows]
+    prefixes = re.findall(r"\b(GMEM_\w+_)\*", text)
+    return any(re.search(rf"\b{name}\b", text) for name in names) or \
+        any(names[0].startswith(prefix) for prefix in prefixes)
+
+
+def constant_lines(groups, page, header):
+    lines = []
+    for group in groups:
+        title = group.title.split("\n\n")[0].rstrip(".:")
+        lines += [".Pp", *prose((title or "Constants") + ":", page, header),
+                  ".Bl -tag -width Ds"]
+        for name, value, comment in group.rows:
+            lines += [f".It Dv {name}", *prose(comment or f"the value {value}", page, header)]
+        lines.append(".El")
+    return lines
+
+
+def split_facts(page):
+    """Paragraphs without the closing facts, and the facts: threads, source, since"""
+    keep, facts = [], {}
+    for part in page.paragraphs:
+        flat = " ".join(part.split())
+        if not re.search(r"\bSince: \d", flat):
+            keep.append(part)
+            continue
+        since = re.search(r"Since: (\d[\d.]*\d)\.?", flat)
+        facts["since"] = since[1]
+        flat = flat.replace(since[0], "").strip()
+        threads, _, source = flat.partition("Source: ")
+        if threads.strip():
+            facts["threads"] = threads.strip()
+        if source.strip():
+            facts["source"] = source.strip()
+    return keep, facts
+
+
+def see_also(page, header):
+    names = set(re.findall(r"\b(gmem_\w+|GMEM_OPTS)\b", page.text())) - {page.name}
+    names = sorted((name for name in names if header.page(name)), key=str.lower)
+    lines = [f".Xr {name} 3 ," for name in names + [INDEX]]
+    return [*lines, ".Xr gmem 7"]
+
+
+def facts_lines(facts, page, header):
+    lines = []
+    if "threads" in facts:
+        lines += [".Ss Threads", *prose(facts["threads"], page, header)]
+    if "source" in facts:
+        source = facts["source"]
+        lines += [".Ss Kernel interface", *prose(source[0].upper() + source[1:], page, header)]
+    return lines
+
+
+def enumerators(page):
+    """(name, text) of an enum that explains them where they stand"""
+    found = re.findall(r"^\s*(GMEM_\w+)(?: = \w+)?,?\s*/\*(.*?)\*/", page.declaration, re.M)
+    return [(name, text.strip()) for name, text in found]
+
+
+def write_page(page, header, date):
+    keep, facts = split_facts(page)
+    macro = {"enum": "Dv", "struct": "Va"}.get(page.kind, "Fa")
+    lines = top(page.name, date, page.brief)
+    lines += [".Sh SYNOPSIS", ".In gmem.h", *prototype(page), ".Sh DESCRIPTION"]
+    lines += paragraphs(keep, page, header)
+    rows = page.parameters or (enumerators(page) if page.kind == "enum" else [])
+    if rows:
+        what = {"struct": "The members are:", "enum": "The values are:"}
+        if keep:
+            lines.append(".Pp")
+        lines.append(what.get(page.kind, "The arguments are:"))
+        lines += tagged(rows, page, header, macro)
+    groups = [group for group in header.constants if mentioned(group, page.text())]
+    lines += constant_lines(groups, page, header)
+    lines += facts_lines(facts, page, header)
+    if page.returns:
+        lines += [".Sh RETURN VALUES", *prose(page.returns, page, header)]
+    lines += [".Sh SEE ALSO", *see_also(page, header)]
+    if "since" in facts:
+        lines += [".Sh HISTORY", f"Since libgmem {facts['since']}."]
+    return lines
+
+
+def top(name, date, brief):
+    return [
+        ".\\\" Generated from gmem.h; do not edit.",
+        ".\\\" SPDX-License-Identifier: MIT",
+        f".Dd {date}", f".Dt {name.upper()} 3", ".Os", ".Sh NAME", f".Nm {name}",
+        f".Nd {escape(brief.rstrip('.'))}",
+    ]
+
+
+def write_index(header, date):
+    page = None
+    lines = top(INDEX, date, "guest memory for KVM virtual machines: every function")
+    lines += [".Sh SYNOPSIS", ".In gmem.h", ".Pp",
+              ".Dl cc program.c $(pkg-config \\-\\-cflags \\-\\-libs libgmem)", ".Sh DESCRIPTION"]
+    title = re.split(r"\n\s*\n", header.title)
+    lines += paragraphs([part for part in title if part.strip()], page, header)
+    for room in header.rooms:
+        lines.append(".Ss " + escape(room[0].upper() + room[1:]))
+        notes = [note for where, note in header.notes if where == room]
+        parts = [part for note in notes for part in re.split(r"\n\s*\n", note)]
+        lines += paragraphs(parts, page, header)
+        members = [p for p in header.pages if p.room == room]
+        if members:
+            lines.append(".Bl -tag -width Ds")
+            for member in members:
+                lines += [f".It Xr {member.name} 3", *prose(member.brief, page, header)]
+            lines.append(".El")
+        lines += constant_lines([g for g in header.constants if g.room == room], page, header)
+    return lines + [".Sh SEE ALSO", ".Xr gmem 7"]
+
+
+def tidy(lines):
+    """mdoc wants no .Pp right after a heading or before a list ends nothing."""
+    kept = []
+    for line in lines:
+        if line == ".Pp" and kept and kept[-1].startswith((".Sh", ".Ss", ".Pp")):
+            continue
+        kept.append(line)
+    return "\n".join(kept) + "\n"
+
+
+def main():
+    if len(sys.argv) == 3 and sys.argv[1] == "--list":
+        header = parse(pathlib.Path(sys.argv[2]).read_text(encoding="utf-8"))
+        print("\n".join([INDEX] + [page.name for page in header.pages]))
+        return 0
+    if len(sys.argv) != 4:
+        print(__doc__, file=sys.stderr)
+        return 2
+
+    header = parse(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))
+    overview = pathlib.Path(sys.argv[2]).read_text(encoding="utf-8")
+    date = re.search(r"^\.Dd (.*)$", overview, re.M)[1]
+    directory = pathlib.Path(sys.argv[3])
+    (directory / f"{INDEX}.3").write_text(tidy(write_index(header, date)), encoding="utf-8")
+    for page in header.pages:
+        text = tidy(write_page(page, header, date))
+        (directory / f"{page.name}.3").write_text(text, encoding="utf-8")
+    return 0
+
+
+sys.exit(main())

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The manual: section 3 is whole, every page is well-formed, every reference leads somewhere.
+
+usage: manual.py HEADER MAP DIRECTORY-OF-SECTION-3 PAGE...
+"""
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+from tap import Skip, check, equal, run
+
+HEADER, MAP = (pathlib.Path(path).read_text(encoding="utf-8") for path in sys.argv[1:3])
+SECTION3 = {path.stem: path.read_text(encoding="utf-8")
+            for path in sorted(pathlib.Path(sys.argv[3]).glob("*.3"))}
+FILES = sorted(pathlib.Path(sys.argv[3]).glob("*.3")) + [pathlib.Path(p) for p in sys.argv[4:]]
+
+# Names of pages that are ours to provide
+OURS = re.compile(r"^(libgmem|gmem[\w-]*|GMEM_\w+)$")
+
+
+def exported():
+    return re.findall(r"^\s*(gmem_\w+);", MAP, re.M)
+
+
+def inline():
+    return re.findall(r"^static inline [^;{]*?\b(gmem_\w+)\(", HEADER, re.M)
+
+
+def every_function_has_a_page():
+    check(len(exported()) > 50, "the map has few names:", exported())
+    check(inline(), "the header's inline functions are not found")
+    equal([n for n in exported() + inline() if n not in SECTION3], [], "functions without a page")
+
+
+def every_page_of_a_function_has_its_sections():
+    for name in exported() + inline():
+        text = SECTION3[name]
+        for wanted in (rf"^\.Nd \S", r"^\.Sh SYNOPSIS$", rf"^\.Fo {name}$", r"^\.Ss Threads$",
+                       r"^\.Sh HISTORY\nSince libgmem \d", r"^\.Xr gmem 7$"):
+            check(re.search(wanted, text, re.M), f"{name}.3 has no line {wanted}")
+        equal(".Sh RETURN VALUES" in text, '\n.Ft "void"\n' not in text,
+              f"{name}.3 says what it returns")
+
+
+def every_parameter_is_explained():
+    for name in exported() + inline():
+        synopsis, _, rest = SECTION3[name].partition(".Fc")
+        for argument in re.findall(r'^\.Fa "(.*)"$', synopsis, re.M):
+            if argument == "void":
+                continue
+            word = re.search(r"(\w+)$", argument)[1]
+            check(f"\n.It Fa {word}\n" in rest, f"{name}.3 does not explain {word}")
+
+
+def every_struct_and_enum_has_a_page():
+    names = re.findall(r"^(?:struct|enum) (gmem_\w+) \{", HEADER, re.M)
+    check(len(names) > 10, "structs of the header are not found")
+    equal([name for name in names if name not in SECTION3], [], "without a page")
+
+
+def every_constant_is_in_the_index():
+    for name in re.findall(r"^#define (GMEM_\w+)[ \t]+\(?[-(\d]", HEADER, re.M):
+        if not name.startswith("GMEM_VERSION"):
+            check(f"\n.It Dv {name}\n" in SECTION3["libgmem"], f"libgmem.3 lacks {name}")
+
+
+def every_function_is_in_the_index():
+    for name in exported() + inline():
+        check(f"\n.It Xr {name} 3\n" in SECTION3["libgmem"], f"libgmem.3 lacks {name}")
+
+
+def every_reference_to_our_pages_leads_somewhere():
+    there = {(path.stem, path.suffix[1:]) for path in FILES}
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        for name, section in re.findall(r"^\.(?:It )?Xr \(? ?([\w-]+) (\d)", text, re.M):
+            if OURS.match(name):
+                check((name, section) in there, f"{path.name}: no page {name}({section})")
+
+
+def no_page_has_lint():
+    if not shutil.which("mandoc"):
+        raise Skip("mandoc is missing")
+    result = subprocess.run(["mandoc", "-T", "lint", *map(str, FILES)], capture_output=True,
+                            text=True, check=False)
+    # Whether other packages' pages are installed here is not ours to say.
+    lines = [line for line in (result.stdout + result.stderr).splitlines()
+             if "referenced manual not found" not in line and "outdated mandoc.db" not in line]
+    equal(lines, [], "what mandoc finds")
+
+
+run([
+    every_function_has_a_page,
+    every_page_of_a_function_has_its_sections,
+    every_parameter_is_explained,
+    every_struct_and_enum_has_a_page,
+    every_constant_is_in_the_index,
+    every_function_is_in_the_index,
+    every_reference_to_our_pages_leads_somewhere,
+    no_page_has_lint,
+])
