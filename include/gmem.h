@@ -11,6 +11,7 @@
  *   gmem_region  one range of guest addresses with memory behind it
  *   gmem_change  several regions changed at once, or not at all
  *   gmem_view    a thread's look at guest memory: translate, read, write
+ *   gmem_exit    what a vCPU's exit says about memory; makes no system call
  *
  * Conventions:
  *
@@ -69,6 +70,9 @@ struct gmem_file;
 struct gmem_vm;
 struct gmem_region;
 struct gmem_change;
+
+/* The kernel's, from <linux/kvm.h>, which this header does not need */
+struct kvm_run;
 
 /* --------------------------------------------------------------- errors -- */
 
@@ -1553,6 +1557,92 @@ GMEM_API int gmem_view_store(struct gmem_view *view, uint64_t gpa, uint32_t widt
  */
 GMEM_API int gmem_view_exchange(struct gmem_view *view, uint64_t gpa, uint32_t width,
 				uint32_t order, uint64_t *expected, uint64_t desired);
+
+/* ---------------------------------------------------------------- exits -- */
+
+/* The states of guest memory */
+#define GMEM_STATE_SHARED	1u /* host and guest reach it */
+#define GMEM_STATE_PRIVATE	2u /* only the guest does */
+
+/* What an exit is about: struct gmem_exit.kind */
+#define GMEM_EXIT_OTHER		0u /* not guest memory: yours */
+#define GMEM_EXIT_FAULT		1u /* an access wants @state, and the range is not in it, or has no memory */
+#define GMEM_EXIT_CONVERT	2u /* the guest asks for a conversion; wants an answer */
+#define GMEM_EXIT_BAD_CONVERT	3u /* the same, but nonsense; wants an answer, too */
+#define GMEM_EXIT_POISON	4u /* the hardware lost the memory there */
+#define GMEM_EXIT_STRANGE	5u /* a fault for a reason this library does not know */
+#define GMEM_EXIT_NOWHERE	6u /* a fault, and KVM does not say where */
+
+/**
+ * struct gmem_exit - what a vCPU's exit says about guest memory
+ * @kind: GMEM_EXIT_*
+ * @state: GMEM_EXIT_FAULT, GMEM_EXIT_POISON and GMEM_EXIT_CONVERT: the
+ *	GMEM_STATE_* the access or the guest wants; else 0
+ * @gpa: start of the range it is about. Of faults rounded down to the page,
+ *	because KVM may say it finer; of GMEM_EXIT_BAD_CONVERT as the guest said it
+ * @size: bytes; of faults whole pages. 0: KVM did not say where
+ * @page_size: GMEM_EXIT_CONVERT: the page size the guest prefers, bytes; 0: none
+ *	it knows how to ask for
+ * @unknown: GMEM_EXIT_STRANGE and GMEM_EXIT_BAD_CONVERT: the bits nobody knows
+ * @error: what was wrong: the negative errno of KVM_RUN, -EINVAL for
+ *	GMEM_EXIT_BAD_CONVERT, else 0
+ * @repeats: 0; where a caller may count how often the same exit came again
+ */
+struct gmem_exit {
+	uint32_t kind;
+	uint32_t state;
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t page_size;
+	uint64_t unknown;
+	int32_t  error;
+	uint32_t repeats;
+};
+
+/**
+ * gmem_exit_decode() - what KVM_RUN's return says about guest memory
+ * @run: the vCPU's kvm_run
+ * @result: what ioctl(KVM_RUN) returned
+ * @error: errno as it was then, positive; read only if @result is negative
+ * @ret: what it is about
+ *
+ * A pure function: no system call, and no state. KVM describes a fault in
+ * kvm_run only where KVM_RUN failed with EFAULT or EHWPOISON and the exit
+ * reason is KVM_EXIT_MEMORY_FAULT; at any other time what stands there is old.
+ * Memory whose host address is unmapped gives EFAULT without a description,
+ * memory the hardware lost gave EHWPOISON without one before Linux 6.8.
+ *
+ * A guest asks for conversions with the hypercall KVM_HC_MAP_GPA_RANGE (x86
+ * only), which exits if KVM_CAP_EXIT_HYPERCALL says so. What it asks is a
+ * guest's word: size and alignment, wrapping, bits that are reserved and
+ * addresses that no processor has make it GMEM_EXIT_BAD_CONVERT, and
+ * gmem_last_error() says which. Whether there is memory, it does not know.
+ * Page counts in it are of 4096 bytes, whatever the page.
+ *
+ * Thread-safe. Source: KVM API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL.
+ * Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument.
+ */
+GMEM_API int gmem_exit_decode(const struct kvm_run *run, int result, int error,
+			      struct gmem_exit *ret);
+
+/**
+ * gmem_exit_reply() - answer a guest that asked for a conversion
+ * @run: the vCPU's kvm_run, as the exit left it
+ * @error: 0: it is done; or the negative errno of what was in the way
+ *
+ * The guest finds the answer when the vCPU runs again, in the numbers of its
+ * own ABI: 0, and negative EINVAL, EPERM, E2BIG, EFAULT, EOPNOTSUPP and EAGAIN;
+ * -EBUSY and -EINTR become EAGAIN, every other errno EINVAL: it asked for
+ * something it cannot have.
+ *
+ * Thread-safe for different vCPUs. Source: KVM's hypercalls.rst. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, an @error that is positive, or the exit
+ * was no such question.
+ */
+GMEM_API int gmem_exit_reply(struct kvm_run *run, int error);
 
 #ifdef __cplusplus
 }

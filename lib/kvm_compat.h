@@ -35,6 +35,10 @@
 #define KVM_EXIT_MEMORY_FAULT		39
 #endif
 
+#ifndef KVM_MEMORY_EXIT_FLAG_PRIVATE
+#define KVM_MEMORY_EXIT_FLAG_PRIVATE	(1ULL << 3)
+#endif
+
 /* Linux 6.11 */
 #ifndef KVM_CAP_PRE_FAULT_MEMORY
 #define KVM_CAP_PRE_FAULT_MEMORY	236
@@ -83,6 +87,13 @@ struct gmem_kvm_memory_attributes {
 	__u64 size;
 	__u64 attributes;
 	__u64 flags;
+};
+
+/* kvm_run.memory_fault */
+struct gmem_kvm_memory_fault {
+	__u64 flags;
+	__u64 gpa;
+	__u64 size;
 };
 
 #ifndef KVM_SET_USER_MEMORY_REGION2

@@ -89,6 +89,16 @@ FIELD(gmem_view, epoch, 16);
 FIELD(gmem_view, fence, 24);
 FIELD(gmem_view, depth, 28);
 
+SIZE(gmem_exit, 48);
+FIELD(gmem_exit, kind, 0);
+FIELD(gmem_exit, state, 4);
+FIELD(gmem_exit, gpa, 8);
+FIELD(gmem_exit, size, 16);
+FIELD(gmem_exit, page_size, 24);
+FIELD(gmem_exit, unknown, 32);
+FIELD(gmem_exit, error, 40);
+FIELD(gmem_exit, repeats, 44);
+
 /* enum gmem_backing */
 NUMBER(GMEM_BACKING_NONE, 0);
 NUMBER(GMEM_BACKING_HOST, 1);
@@ -161,3 +171,12 @@ NUMBER(GMEM_RELAXED, 0);
 NUMBER(GMEM_ACQUIRE, 1);
 NUMBER(GMEM_RELEASE, 2);
 NUMBER(GMEM_SEQ_CST, 3);
+NUMBER(GMEM_STATE_SHARED, 1);
+NUMBER(GMEM_STATE_PRIVATE, 2);
+NUMBER(GMEM_EXIT_OTHER, 0);
+NUMBER(GMEM_EXIT_FAULT, 1);
+NUMBER(GMEM_EXIT_CONVERT, 2);
+NUMBER(GMEM_EXIT_BAD_CONVERT, 3);
+NUMBER(GMEM_EXIT_POISON, 4);
+NUMBER(GMEM_EXIT_STRANGE, 5);
+NUMBER(GMEM_EXIT_NOWHERE, 6);
