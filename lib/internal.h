@@ -355,6 +355,60 @@ int gmem_region_swap_file(struct gmem_region *region, struct gmem_binding *bindi
 void gmem_region_unswap_file(struct gmem_region *region, struct gmem_binding *binding);
 void gmem_region_drop_binding(struct gmem_region *region, struct gmem_binding *binding);
 
+/* ---- side: the memory of a region where it is shared, and where it is private ---- */
+
+#define GMEM_SIDE_SHARED	1u
+#define GMEM_SIDE_PRIVATE	2u
+
+/* What a range of a region is made of on one side */
+struct gmem_side {
+	struct gmem_file *file;		/* NULL: host memory */
+	uint64_t offset;		/* in it */
+	void *hva;			/* where it is mapped for the region; NULL: nowhere */
+	bool is_callers;		/* host memory that the region borrowed */
+};
+
+/*
+ * The caller of these sees to it that the region keeps its size and its memory
+ * meanwhile. @offset is from the start of the region. -ENXIO: a device's range,
+ * -EOPNOTSUPP: only backing "private" has a private side.
+ */
+int gmem_side_get(const struct gmem_region *region, uint32_t side, uint64_t offset,
+		  uint64_t size, struct gmem_side *ret);
+/*
+ * Both sides are the same bytes: a private guest_memfd with GMEM_CREATE_MMAP. What is
+ * stale after a conversion is then nothing.
+ */
+bool gmem_side_is_both(const struct gmem_region *region);
+/*
+ * Give the memory back to the host. What is there next is zero, except in the
+ * caller's own memory if that is locked or a private mapping of a file. Bytes
+ * finished in @ret_done (or NULL), also on failure.
+ */
+int gmem_side_discard(struct gmem_region *region, uint32_t side, uint64_t offset,
+		      uint64_t size, uint64_t *ret_done);
+/*
+ * Bytes that are in memory. Of a file what is allocated, by whomever; of host
+ * memory what is mapped here, pages of zeros included. -EOPNOTSUPP: the file
+ * cannot be mapped, and this kernel has no cachestat(2).
+ */
+int gmem_side_resident(const struct gmem_region *region, uint32_t side, uint64_t offset,
+		       uint64_t size, uint64_t *ret_bytes);
+
+/* ---- presence: which pages of a side exist ---- */
+
+/* @offset is from the start of the region; anything but 0 ends the walk */
+typedef int (*gmem_presence_fn)(void *data, uint64_t offset, uint64_t size);
+
+/*
+ * Call @fn, in order, for each run of pages that may hold something else than
+ * zero. Allocates none. What cannot be told apart counts as there: the caller's
+ * own memory, a file that can neither be mapped nor counted. 0, what @fn
+ * returned, or the kernel's errno.
+ */
+int gmem_side_presence(const struct gmem_region *region, uint32_t side, uint64_t offset,
+		       uint64_t size, gmem_presence_fn fn, void *data);
+
 /* ---- change: all of it or nothing ---- */
 
 enum gmem_step_kind {

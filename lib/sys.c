@@ -17,6 +17,11 @@
 
 #include "sys.h"
 
+/* Linux 6.5, the same number on every architecture */
+#ifndef __NR_cachestat
+#define __NR_cachestat 451
+#endif
+
 uint64_t gmem_sys_page_size(void)
 {
 	return (uint64_t)getpagesize();
@@ -90,6 +95,47 @@ int gmem_sys_madvise(void *addr, uint64_t size, int advice)
 int gmem_sys_fallocate(int fd, int mode, uint64_t offset, uint64_t size)
 {
 	return fallocate(fd, mode, (off_t)offset, (off_t)size) < 0 ? -errno : 0;
+}
+
+int gmem_sys_mincore(void *addr, uint64_t size, unsigned char *ret)
+{
+	return mincore(addr, size, ret) < 0 ? -errno : 0;
+}
+
+int gmem_sys_cachestat(int fd, uint64_t offset, uint64_t size, uint64_t *ret_pages)
+{
+	/* struct cachestat_range, and the kernel's answer, of which nr_cache is first */
+	uint64_t range[2] = { offset, size }, stat[5];
+
+	if (syscall(__NR_cachestat, fd, range, stat, 0) < 0)
+		return -errno;
+
+	*ret_pages = stat[0];
+	return 0;
+}
+
+int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret)
+{
+	uint64_t page = gmem_sys_page_size(), size = pages * sizeof(*ret), done = 0;
+	uint64_t start = (uintptr_t)addr / page * sizeof(*ret);
+	int fd, err = 0;
+	ssize_t n;
+
+	fd = gmem_sys_open("/proc/self/pagemap", O_RDONLY);
+	if (fd < 0)
+		return fd;
+
+	while (done < size && !err) {
+		n = pread(fd, (char *)ret + done, size - done, (off_t)(start + done));
+		if (n > 0)
+			done += (uint64_t)n;
+		else if (n == 0)
+			err = -EIO;
+		else if (errno != EINTR)
+			err = -errno;
+	}
+	gmem_sys_close(fd);
+	return err;
 }
 
 int gmem_sys_file_size(int fd, uint64_t *ret)

@@ -20,6 +20,9 @@
 #define MADV_POPULATE_READ 22
 #define MADV_POPULATE_WRITE 23
 #endif
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24	/* Linux 5.18 */
+#endif
 
 uint64_t gmem_sys_page_size(void);
 /* "x86_64" or "arm64" */
@@ -39,6 +42,13 @@ int gmem_sys_mmap(void *hint, uint64_t size, int prot, int flags, int fd,
 int gmem_sys_munmap(void *addr, uint64_t size);
 int gmem_sys_madvise(void *addr, uint64_t size, int advice);
 int gmem_sys_fallocate(int fd, int mode, uint64_t offset, uint64_t size);
+
+/* a byte for each page: bit 0 says that it is in memory */
+int gmem_sys_mincore(void *addr, uint64_t size, unsigned char *ret);
+/* pages of a file that are in memory; -ENOSYS before Linux 6.5 */
+int gmem_sys_cachestat(int fd, uint64_t offset, uint64_t size, uint64_t *ret_pages);
+/* a word for each page of this process: bit 63 it is in memory, bit 62 in swap */
+int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret);
 
 int gmem_sys_file_size(int fd, uint64_t *ret);
 int gmem_sys_filesystem_type(int fd, uint64_t *ret);

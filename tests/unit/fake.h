@@ -66,6 +66,8 @@ struct fake_kernel {
 	bool private_memory;
 	bool mmap_is_shared;		/* MMAP alone makes pages shared */
 	bool no_proc;
+	bool no_cachestat;
+	bool mincore_hides;		/* says "in memory" of every page of a file: not its owner */
 };
 
 extern const struct fake_kernel fake_kernels[];
@@ -103,6 +105,9 @@ enum fake_call {
 	FAKE_MUNMAP,
 	FAKE_MADVISE,
 	FAKE_FALLOCATE,
+	FAKE_MINCORE,
+	FAKE_CACHESTAT,
+	FAKE_PAGEMAP,
 	FAKE_FILE_SIZE,
 	FAKE_FILESYSTEM_TYPE,
 	FAKE_FD_LINK,

@@ -219,9 +219,10 @@ static int do_madvise(void *addr, uint64_t size, int advice)
 
 	if (!is_aligned(start))
 		return -EINVAL;
-	if (!map || size > map->start + map->size - start)
+	/* Where there is no mapping of ours may be one of the test's own. */
+	if (map && size > map->start + map->size - start)
 		return -ENOMEM;
-	if (populate && map->file) {
+	if (populate && map && map->file) {
 		if (!is_host_accessible(map->file))
 			return -EFAULT;
 		if (map->offset + (start - map->start) + size > map->file->size)
@@ -298,5 +299,106 @@ int gmem_sys_fallocate(int fd, int mode, uint64_t offset, uint64_t size)
 	err = attempt(FAKE_FALLOCATE);
 	if (!err)
 		err = do_fallocate(fd, mode, offset, size);
+	return leave(err);
+}
+
+/* -------------------------------------------------- what is in memory -- */
+
+/* Pages of ours are many of the machine's if ours are larger. */
+static int do_mincore(void *addr, uint64_t size, unsigned char *ret)
+{
+	uint64_t start = (uintptr_t)addr, count = size / fake.page_size, i, k;
+	uint64_t small = (uint64_t)sysconf(_SC_PAGESIZE), part = fake.page_size / small;
+	const struct mapping *map = map_at(start);
+	unsigned char vec[64];
+
+	if (!is_aligned(start))
+		return -EINVAL;
+	if (part > sizeof(vec))
+		abort();
+	for (i = 0; i < count; i++) {
+		if (mincore((char *)addr + i * fake.page_size, fake.page_size, vec) < 0)
+			return -errno;
+		ret[i] = map && map->file && fake.mincore_hides;
+		for (k = 0; k < part; k++)
+			ret[i] |= vec[k] & 1;
+	}
+	return 0;
+}
+
+int gmem_sys_mincore(void *addr, uint64_t size, unsigned char *ret)
+{
+	int err;
+
+	enter();
+	err = attempt(FAKE_MINCORE);
+	if (!err)
+		err = do_mincore(addr, size, ret);
+	return leave(err);
+}
+
+static bool has_data(int fd, uint64_t start, uint64_t end)
+{
+	off_t at = lseek(fd, (off_t)start, SEEK_DATA);
+
+	return at >= 0 && (uint64_t)at < end;
+}
+
+static int do_cachestat(int fd, uint64_t offset, uint64_t size, uint64_t *ret_pages)
+{
+	const struct handle *h = handle_of(fd);
+	uint64_t i, count = 0, page = fake.page_size;
+
+	if (fake.no_cachestat)
+		return -ENOSYS;
+	if (!is_open(fd))
+		return -EBADF;
+	if (!h || h->kind != GMEM)
+		return -EOPNOTSUPP;
+	for (i = offset / page; i < (offset + size + page - 1) / page; i++)
+		count += (i < TRACKED_PAGES && h->file->allocated[i]) ||
+			 has_data(fd, i * page, (i + 1) * page);
+	*ret_pages = count;
+	return 0;
+}
+
+int gmem_sys_cachestat(int fd, uint64_t offset, uint64_t size, uint64_t *ret_pages)
+{
+	int err;
+
+	enter();
+	err = attempt(FAKE_CACHESTAT);
+	if (!err)
+		err = do_cachestat(fd, offset, size, ret_pages);
+	return leave(err);
+}
+
+/* Nothing of the fake is swapped out. */
+static int do_pagemap(const void *addr, uint64_t pages, uint64_t *ret)
+{
+	unsigned char in_memory;
+	uint64_t i;
+	int err;
+
+	if (fake.no_proc)
+		return -ENOENT;
+	for (i = 0; i < pages; i++) {
+		err = do_mincore((char *)(uintptr_t)addr + i * fake.page_size, fake.page_size,
+				 &in_memory);
+		if (err)
+			return err;
+		ret[i] = (uint64_t)in_memory << 63;
+	}
+	return 0;
+}
+
+int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret)
+{
+	int err;
+
+	enter();
+	err = attempt(FAKE_PAGEMAP);
+	if (!err)
+		err = do_pagemap(addr, pages, ret);
 	return leave(err);
 }
