@@ -12,6 +12,7 @@
  *   gmem_change  several regions changed at once, or not at all
  *   gmem_view    a thread's look at guest memory: translate, read, write
  *   gmem_exit    what a vCPU's exit says about memory; makes no system call
+ *   gmem_export  a VM's memory, for processes that are not its VMM
  *
  * Conventions:
  *
@@ -70,6 +71,7 @@ struct gmem_file;
 struct gmem_vm;
 struct gmem_region;
 struct gmem_change;
+struct gmem_export;
 
 /* The kernel's, from <linux/kvm.h>, which this header does not need */
 struct kvm_run;
@@ -1643,6 +1645,179 @@ GMEM_API int gmem_exit_decode(const struct kvm_run *run, int result, int error,
  * was no such question.
  */
 GMEM_API int gmem_exit_reply(struct kvm_run *run, int error);
+
+/* --------------------------------------------- memory for other processes -- */
+
+/*
+ * A process that maps the file behind guest memory uses the guest's own pages.
+ * Whoever has a file has all of it, though, and for as long as it likes: what
+ * libgmem gives away is checked against that before it goes.
+ */
+
+/* What may be done with memory: struct gmem_extent.rights */
+#define GMEM_RIGHT_READ		((uint32_t)1 << 0)
+#define GMEM_RIGHT_WRITE	((uint32_t)1 << 1)
+
+/**
+ * struct gmem_extent - a range of guest memory that one file holds in one piece
+ * @gpa: where the guest has it
+ * @size: bytes
+ * @hva: where this process has it
+ * @offset: where it starts in the file
+ * @file_size: bytes the file has
+ * @page_size: bytes of the file's pages; @gpa, @size and @offset need not be
+ *	multiples of it
+ * @fd: the file, borrowed; -1 where this process does not have it
+ * @rights: GMEM_RIGHT_*
+ * @backing: how the VMM backs it, an enum gmem_backing
+ * @reserved: 0
+ */
+struct gmem_extent {
+	uint64_t gpa;
+	uint64_t size;
+	void    *hva;
+	uint64_t offset;
+	uint64_t file_size;
+	uint64_t page_size;
+	int32_t  fd;
+	uint32_t rights;
+	uint32_t backing;
+	uint32_t reserved;
+};
+
+/* Flags of struct gmem_export_opts */
+#define GMEM_EXPORT_SKIP	((uint64_t)1 << 0) /* leave out what cannot be given */
+#define GMEM_EXPORT_UNSEALED	((uint64_t)1 << 1) /* take files that can shrink */
+
+/**
+ * struct gmem_export_opts - what may go out
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_EXPORT_*; unknown bits are -EINVAL. A file that is not sealed
+ *	against shrinking (F_SEAL_SHRINK) can be cut by whoever has it; then the
+ *	guest's accesses fail and this process's raise SIGBUS.
+ */
+struct gmem_export_opts {
+	size_t   size;
+	uint64_t flags;
+};
+
+/**
+ * gmem_export_new() - prepare a VM's memory for other processes
+ * @vm: handle, which must outlive the export
+ * @opts: NULL for defaults
+ * @ret: the export, yours to free with gmem_export_free()
+ *
+ * A region with backing shared or mapped is given as its guest_memfd. With
+ * backing host or private it is given, its shared side alone, if it is memory
+ * of yours (GMEM_REGION_HVA) that gmem_export_add_memory() was told of.
+ * Anonymous memory cannot be given: nothing names it.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
+ * the library, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
+					  const struct gmem_export_opts *opts,
+					  struct gmem_export **ret);
+
+/**
+ * gmem_export_free() - end an export
+ * @exporter: export, or NULL
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_export_free(struct gmem_export *exporter);
+
+/**
+ * gmem_export_add_memory() - name the file behind memory of yours
+ * @exporter: export
+ * @hva: page-aligned host address
+ * @size: bytes, non-zero, a multiple of the page
+ * @fd: the memfd or hugetlbfs file that is mapped there, MAP_SHARED; duplicated
+ * @offset: where @hva is in it, a multiple of the page
+ *
+ * Before the region that uses it is added, or at any time before it is given.
+ * Seal the file first: F_SEAL_SHRINK always, and F_SEAL_FUTURE_WRITE, once you
+ * have mapped it, if it is to be given for reading only.
+ *
+ * Thread-safe. Source: fstat(2), fstatfs(2), F_GET_SEALS. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad range, @fd is no such file or ends before the
+ * range does, -EPERM it can shrink, -EEXIST part of @hva was named already,
+ * -EBADF, -EMFILE, -ENOMEM.
+ */
+GMEM_API int gmem_export_add_memory(struct gmem_export *exporter, void *hva, uint64_t size,
+				    int fd, uint64_t offset);
+
+/**
+ * gmem_export_remove_memory() - forget what gmem_export_add_memory() was told
+ * @exporter: export
+ * @hva: as it was given there
+ *
+ * When no region has it any more, before the address is used for another thing.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -ENOENT nothing was named with that start.
+ */
+GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void *hva);
+
+/**
+ * gmem_export_table() - the memory that other processes can map
+ * @exporter: export
+ * @extents: filled in GPA order; untouched on failure
+ * @max: entries in @extents
+ *
+ * One extent for each region that has memory. For backing private it is the
+ * shared side, whatever of it is shared at the moment.
+ *
+ * Thread-safe; each fd is good until its region is removed or rebound, or
+ * gmem_export_remove_memory(). Since: 0.1.
+ *
+ * Return: extents filled in, or -EOPNOTSUPP a region cannot be given (the
+ * sentence says why and what would help; GMEM_EXPORT_SKIP leaves it out),
+ * -ENOSPC they are more than @max, -EINVAL NULL argument.
+ */
+GMEM_API int gmem_export_table(struct gmem_export *exporter, struct gmem_extent *extents,
+			       size_t max);
+
+/**
+ * struct gmem_vhost_user_region - one entry of a vhost-user memory table
+ * @guest_phys_addr: gpa
+ * @memory_size: bytes
+ * @userspace_addr: hva in this process, by which the front-end names rings
+ * @mmap_offset: where it starts in its file
+ *
+ * As the body of VHOST_USER_SET_MEM_TABLE has it, in the host's byte order.
+ */
+struct gmem_vhost_user_region {
+	uint64_t guest_phys_addr;
+	uint64_t memory_size;
+	uint64_t userspace_addr;
+	uint64_t mmap_offset;
+};
+
+/**
+ * gmem_export_vhost_user() - the table for VHOST_USER_SET_MEM_TABLE
+ * @exporter: export
+ * @regions: filled in GPA order; untouched on failure
+ * @fds: the file of each, borrowed, to be sent in this order with the message;
+ *	untouched on failure
+ * @max: entries in both: 8, or what the back-end said it takes
+ *
+ * Neighbours in the guest that are neighbours in one file and in this process,
+ * too, are one entry: back-ends have few. vhost-user has no answer for memory
+ * taken back, so do not give it what is converted.
+ *
+ * Thread-safe; the fds as gmem_export_table() says. Since: 0.1.
+ *
+ * Return: entries filled in, or as gmem_export_table(), and -EOPNOTSUPP a
+ * region that may only be read: a back-end maps all of it for writing.
+ */
+GMEM_API int gmem_export_vhost_user(struct gmem_export *exporter,
+				    struct gmem_vhost_user_region *regions, int *fds,
+				    size_t max);
 
 #ifdef __cplusplus
 }

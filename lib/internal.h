@@ -438,4 +438,31 @@ struct gmem_step {
 
 int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count);
 
+/* ---- extent: files that may go from one process to another ---- */
+
+/* What of a file matters to whoever gives it away or gets it */
+struct gmem_extent_file {
+	uint64_t size;
+	uint64_t page_size;
+	uint32_t rights;	/* GMEM_RIGHT_*: what its seals leave */
+	bool can_shrink;
+	bool is_gmemfd;
+};
+
+/* -EINVAL if it is of a kind that is not exchanged, or not as long as it should be */
+int gmem_extent_inspect(int fd, uint64_t offset, uint64_t size, struct gmem_extent_file *ret);
+
+/* ---- export: the memory of a VM, for others ---- */
+
+struct gmem_export {
+	struct gmem_vm *vm;
+	uint64_t flags;
+	pthread_mutex_t lock;		/* before vm->lock */
+	struct gmem_range_map memory;	/* by hva: what gmem_export_add_memory() said */
+};
+
+/* How a region can be given; with the locks of the export and of its VM held */
+int gmem_export_extent(const struct gmem_export *exporter, const struct gmem_region *region,
+		       struct gmem_extent *ret);
+
 #endif

@@ -149,6 +149,28 @@ int gmem_sys_file_size(int fd, uint64_t *ret)
 	return 0;
 }
 
+int gmem_sys_facts(int fd, struct gmem_sys_facts *ret)
+{
+	struct statfs fs;
+	struct stat st;
+	int seals;
+
+	if (fstat(fd, &st) < 0 || fstatfs(fd, &fs) < 0)
+		return -errno;
+
+	seals = fcntl(fd, F_GET_SEALS);
+	*ret = (struct gmem_sys_facts){
+		.size = (uint64_t)st.st_size,
+		.filesystem_type = (uint64_t)fs.f_type,
+		.block_size = (uint64_t)fs.f_bsize,
+		.device = st.st_dev,
+		.inode = st.st_ino,
+		.seals = seals < 0 ? 0 : (uint32_t)seals,
+		.is_regular = S_ISREG(st.st_mode),
+	};
+	return 0;
+}
+
 int gmem_sys_filesystem_type(int fd, uint64_t *ret)
 {
 	struct statfs fs;

@@ -51,6 +51,17 @@ int gmem_sys_cachestat(int fd, uint64_t offset, uint64_t size, uint64_t *ret_pag
 int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret);
 
 int gmem_sys_file_size(int fd, uint64_t *ret);
+/* What a process is told of a file it would map, or let others map */
+struct gmem_sys_facts {
+	uint64_t size;
+	uint64_t filesystem_type;
+	uint64_t block_size;	/* of the file system: of hugetlbfs, its page */
+	uint64_t device;
+	uint64_t inode;
+	uint32_t seals;		/* F_SEAL_*; none where files cannot be sealed */
+	bool is_regular;
+};
+int gmem_sys_facts(int fd, struct gmem_sys_facts *ret);
 int gmem_sys_filesystem_type(int fd, uint64_t *ret);
 
 /* what /proc/self/fd/FD points to; bytes, always terminated */

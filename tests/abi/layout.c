@@ -98,6 +98,27 @@ FIELD(gmem_exit, page_size, 24);
 FIELD(gmem_exit, unknown, 32);
 FIELD(gmem_exit, error, 40);
 FIELD(gmem_exit, repeats, 44);
+SIZE(gmem_extent, 64);
+FIELD(gmem_extent, gpa, 0);
+FIELD(gmem_extent, size, 8);
+FIELD(gmem_extent, hva, 16);
+FIELD(gmem_extent, offset, 24);
+FIELD(gmem_extent, file_size, 32);
+FIELD(gmem_extent, page_size, 40);
+FIELD(gmem_extent, fd, 48);
+FIELD(gmem_extent, rights, 52);
+FIELD(gmem_extent, backing, 56);
+FIELD(gmem_extent, reserved, 60);
+
+SIZE(gmem_export_opts, 16);
+FIELD(gmem_export_opts, size, 0);
+FIELD(gmem_export_opts, flags, 8);
+
+SIZE(gmem_vhost_user_region, 32);
+FIELD(gmem_vhost_user_region, guest_phys_addr, 0);
+FIELD(gmem_vhost_user_region, memory_size, 8);
+FIELD(gmem_vhost_user_region, userspace_addr, 16);
+FIELD(gmem_vhost_user_region, mmap_offset, 24);
 
 /* enum gmem_backing */
 NUMBER(GMEM_BACKING_NONE, 0);
@@ -180,3 +201,7 @@ NUMBER(GMEM_EXIT_BAD_CONVERT, 3);
 NUMBER(GMEM_EXIT_POISON, 4);
 NUMBER(GMEM_EXIT_STRANGE, 5);
 NUMBER(GMEM_EXIT_NOWHERE, 6);
+NUMBER(GMEM_RIGHT_READ, 1);
+NUMBER(GMEM_RIGHT_WRITE, 2);
+NUMBER(GMEM_EXPORT_SKIP, 1);
+NUMBER(GMEM_EXPORT_UNSEALED, 2);

@@ -206,6 +206,7 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_PAGEMAP] = "read the pagemap",
 	[FAKE_FILE_SIZE] = "fstat",
 	[FAKE_FILESYSTEM_TYPE] = "fstatfs",
+	[FAKE_FACTS] = "fstat and others",
 	[FAKE_FD_LINK] = "readlink",
 	[FAKE_READ_FILE] = "read a file",
 	[FAKE_IO_URING] = "io_uring_setup",

@@ -1,0 +1,349 @@
+/* SPDX-License-Identifier: MIT */
+/* What of a VM's memory other processes could map */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "unit.h"
+#include "unit_alloc.h"
+
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+
+#define PAGE		((uint64_t)4096)
+#define MOST		8
+#define SEALED		F_SEAL_SHRINK
+
+/* A VM without memory, an export of it, and memory from a memfd */
+struct scene {
+	struct unit unit;
+	struct gmem_plan *host;
+	struct gmem_plan *mapped;
+	struct gmem_export *exporter;
+	struct gmem_extent extents[MOST];
+	void *hva;
+	int memfd;
+};
+
+static int new_memfd(uint64_t size, int seals)
+{
+	int fd = memfd_create("test", MFD_ALLOW_SEALING | MFD_CLOEXEC);
+
+	assert_true(fd >= 0);
+	assert_int_equal(ftruncate(fd, (off_t)size), 0);
+	assert_int_equal(fcntl(fd, F_ADD_SEALS, seals), 0);
+	return fd;
+}
+
+static void scene_begin(struct scene *s, uint64_t flags)
+{
+	GMEM_OPTS(gmem_export_opts, opts, .flags = flags);
+
+	memset(s, 0, sizeof(*s));
+	unit_begin_vm(&s->unit, "6.18");
+	s->host = unit_plan(&s->unit, GMEM_BACKING_HOST);
+	s->mapped = unit_plan(&s->unit, GMEM_BACKING_MAPPED);
+	s->memfd = new_memfd(16 * PAGE, SEALED);
+	s->hva = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, s->memfd, 0);
+	assert_ptr_not_equal(s->hva, MAP_FAILED);
+	assert_ok(gmem_export_new(s->unit.vm, &opts, &s->exporter));
+}
+
+static void scene_end(struct scene *s)
+{
+	gmem_export_free(s->exporter);
+	gmem_vm_free(s->unit.vm);
+	s->unit.vm = NULL;
+	gmem_plan_free(s->host);
+	gmem_plan_free(s->mapped);
+	munmap(s->hva, 16 * PAGE);
+	close(s->memfd);
+	unit_end(&s->unit);
+}
+
+static struct gmem_region *add(struct scene *s, uint64_t page, uint64_t pages,
+			       struct gmem_region_opts opts)
+{
+	struct gmem_region *region = NULL;
+
+	opts.size = sizeof(opts);
+	assert_ok(gmem_region_add(s->unit.vm, page * PAGE, pages * PAGE, &opts, &region));
+	return region;
+}
+
+static int table(struct scene *s)
+{
+	memset(s->extents, 0, sizeof(s->extents));
+	return gmem_export_table(s->exporter, s->extents, MOST);
+}
+
+static void check_extent(const struct gmem_extent *extent, uint64_t page, uint64_t pages,
+			 const void *hva, uint64_t offset_page, uint64_t file_pages)
+{
+	assert_int_equal(extent->gpa, page * PAGE);
+	assert_int_equal(extent->size, pages * PAGE);
+	assert_ptr_equal(extent->hva, hva);
+	assert_int_equal(extent->offset, offset_page * PAGE);
+	assert_int_equal(extent->file_size, file_pages * PAGE);
+	assert_int_equal(extent->page_size, PAGE);
+	assert_int_equal(extent->reserved, 0);
+}
+
+/* ---- tables ---- */
+
+static void a_table_has_every_way_of_backing_that_has_a_file(void **state)
+{
+	struct gmem_region *shared, *mapped;
+	struct gmem_file *file;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, 0);
+	assert_int_equal(table(&s), 0);
+	file = unit_file(&s.unit, 12);
+	shared = add(&s, 16, 4, (struct gmem_region_opts){ .file = file, .file_offset = 3 * PAGE });
+	mapped = add(&s, 0, 2, (struct gmem_region_opts){ .plan = s.mapped });
+	add(&s, 30, 1, (struct gmem_region_opts){ .flags = GMEM_REGION_DEVICE });
+	assert_ok(gmem_export_add_memory(s.exporter, s.hva, 8 * PAGE, s.memfd, 0));
+	add(&s, 64, 3, (struct gmem_region_opts){ .plan = s.host, .flags = GMEM_REGION_HVA,
+						  .hva = (char *)s.hva + PAGE });
+
+	assert_int_equal(table(&s), 3);
+	check_extent(&s.extents[0], 0, 2, gmem_region_hva(mapped), 0, 2);
+	assert_int_equal(s.extents[0].backing, GMEM_BACKING_MAPPED);
+	assert_int_equal(s.extents[0].fd, gmem_file_fd(gmem_region_file(mapped, NULL)));
+	check_extent(&s.extents[1], 16, 4, gmem_region_hva(shared), 3, 12);
+	assert_int_equal(s.extents[1].backing, GMEM_BACKING_SHARED);
+	assert_int_equal(s.extents[1].fd, gmem_file_fd(file));
+	check_extent(&s.extents[2], 64, 3, (char *)s.hva + PAGE, 1, 16);
+	assert_int_equal(s.extents[2].backing, GMEM_BACKING_HOST);
+	assert_int_not_equal(s.extents[2].fd, s.memfd);
+	assert_int_equal(s.extents[2].rights, GMEM_RIGHT_READ | GMEM_RIGHT_WRITE);
+	gmem_file_free(file);
+	scene_end(&s);
+}
+
+static void a_file_sealed_against_writing_is_for_reading(void **state)
+{
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, 0);
+	assert_ok(gmem_export_add_memory(s.exporter, s.hva, 16 * PAGE, s.memfd, 0));
+	add(&s, 0, 16, (struct gmem_region_opts){ .plan = s.host, .flags = GMEM_REGION_HVA,
+						  .hva = s.hva });
+	assert_int_equal(fcntl(s.memfd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), 0);
+	assert_int_equal(table(&s), 1);
+	assert_int_equal(s.extents[0].rights, GMEM_RIGHT_READ);
+	scene_end(&s);
+}
+
+static void what_cannot_be_given_is_refused_or_left_out(void **state)
+{
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, 0);
+	add(&s, 0, 1, (struct gmem_region_opts){ .plan = s.mapped });
+	add(&s, 16, 1, (struct gmem_region_opts){ .plan = s.host });
+	assert_refused(-EOPNOTSUPP, "at gpa 0x10000, backing host, is memory no other process can map",
+		       table(&s));
+	assert_int_equal(s.extents[0].size, 0);
+	scene_end(&s);
+
+	scene_begin(&s, GMEM_EXPORT_SKIP);
+	add(&s, 0, 1, (struct gmem_region_opts){ .plan = s.host });
+	add(&s, 16, 1, (struct gmem_region_opts){ .plan = s.mapped });
+	/* named, but one page too few */
+	assert_ok(gmem_export_add_memory(s.exporter, s.hva, PAGE, s.memfd, 0));
+	add(&s, 32, 2, (struct gmem_region_opts){ .plan = s.host, .flags = GMEM_REGION_HVA,
+						  .hva = s.hva });
+	assert_int_equal(table(&s), 1);
+	assert_int_equal(s.extents[0].gpa, 16 * PAGE);
+	scene_end(&s);
+}
+
+static void a_table_that_does_not_fit_is_not_filled(void **state)
+{
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, 0);
+	add(&s, 0, 1, (struct gmem_region_opts){ .plan = s.mapped });
+	add(&s, 16, 1, (struct gmem_region_opts){ .plan = s.mapped });
+	assert_refused(-ENOSPC, "more than 1 entries", gmem_export_table(s.exporter, s.extents, 1));
+	assert_int_equal(s.extents[0].size, 0);
+	assert_refused(-EINVAL, "exporter is NULL", gmem_export_table(NULL, s.extents, 1));
+	assert_refused(-EINVAL, "extents is NULL", gmem_export_table(s.exporter, NULL, 1));
+	scene_end(&s);
+}
+
+/* ---- memory of the caller's ---- */
+
+static void memory_is_named_only_if_it_can_be_given(void **state)
+{
+	int unsealed = new_memfd(PAGE, 0), sockets[2];
+	struct gmem_file *file;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, 0);
+	file = unit_file(&s.unit, 1);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, sockets), 0);
+	assert_refused(-EPERM, "F_SEAL_SHRINK",
+		       gmem_export_add_memory(s.exporter, s.hva, PAGE, unsealed, 0));
+	assert_refused(-EINVAL, "is a guest_memfd",
+		       gmem_export_add_memory(s.exporter, s.hva, PAGE, gmem_file_fd(file), 0));
+	assert_refused(-EINVAL, "is no memfd",
+		       gmem_export_add_memory(s.exporter, s.hva, PAGE, sockets[0], 0));
+	assert_refused(-EBADF, "cannot be looked at",
+		       gmem_export_add_memory(s.exporter, s.hva, PAGE, 9999, 0));
+	assert_refused(-EINVAL, "0x10000 bytes, not 0xf000 + 0x2000",
+		       gmem_export_add_memory(s.exporter, s.hva, 2 * PAGE, s.memfd, 15 * PAGE));
+	assert_refused(-EINVAL, "not a multiple",
+		       gmem_export_add_memory(s.exporter, (char *)s.hva + 1, PAGE, s.memfd, 0));
+	assert_refused(-EINVAL, "not a multiple",
+		       gmem_export_add_memory(s.exporter, s.hva, PAGE, s.memfd, 1));
+	assert_refused(-EINVAL, "size 0", gmem_export_add_memory(s.exporter, s.hva, 0, s.memfd, 0));
+	assert_refused(-EINVAL, "hva is NULL",
+		       gmem_export_add_memory(s.exporter, NULL, PAGE, s.memfd, 0));
+	assert_refused(-EINVAL, "exporter is NULL",
+		       gmem_export_add_memory(NULL, s.hva, PAGE, s.memfd, 0));
+	gmem_file_free(file);
+	scene_end(&s);
+
+	scene_begin(&s, GMEM_EXPORT_UNSEALED);
+	assert_ok(gmem_export_add_memory(s.exporter, s.hva, PAGE, unsealed, 0));
+	scene_end(&s);
+	close(unsealed);
+	close(sockets[0]);
+	close(sockets[1]);
+}
+
+static void memory_is_named_once_and_forgotten(void **state)
+{
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, 0);
+	assert_ok(gmem_export_add_memory(s.exporter, s.hva, 2 * PAGE, s.memfd, 0));
+	assert_refused(-EEXIST, "was named already",
+		       gmem_export_add_memory(s.exporter, (char *)s.hva + PAGE, PAGE, s.memfd, PAGE));
+	assert_refused(-ENOENT, "no memory was named",
+		       gmem_export_remove_memory(s.exporter, (char *)s.hva + PAGE));
+	assert_refused(-EINVAL, "exporter is NULL", gmem_export_remove_memory(NULL, s.hva));
+	assert_ok(gmem_export_remove_memory(s.exporter, s.hva));
+	assert_refused(-ENOENT, "no memory was named", gmem_export_remove_memory(s.exporter, s.hva));
+	assert_ok(gmem_export_add_memory(s.exporter, (char *)s.hva + PAGE, PAGE, s.memfd, PAGE));
+	scene_end(&s);
+}
+
+/* ---- vhost-user ---- */
+
+static void a_vhost_user_table_joins_what_is_one_piece(void **state)
+{
+	struct gmem_vhost_user_region regions[MOST] = { { 0 } };
+	struct gmem_region *low, *upper, *high;
+	struct gmem_extent first;
+	int fds[MOST] = { 0 };
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, 0);
+	low = add(&s, 0, 4, (struct gmem_region_opts){ .plan = s.mapped });
+	assert_ok(gmem_region_split(low, PAGE, &upper));
+	/* beside it for the guest, in another file */
+	high = add(&s, 4, 2, (struct gmem_region_opts){ .plan = s.mapped });
+	assert_int_equal(table(&s), 3);
+	first = s.extents[0];
+
+	assert_refused(-ENOSPC, "more than 1", gmem_export_vhost_user(s.exporter, regions, fds, 1));
+	assert_int_equal(regions[0].memory_size, 0);
+	assert_int_equal(gmem_export_vhost_user(s.exporter, regions, fds, MOST), 2);
+	assert_int_equal(regions[0].guest_phys_addr, 0);
+	assert_int_equal(regions[0].memory_size, 4 * PAGE);
+	assert_int_equal(regions[0].userspace_addr, (uintptr_t)gmem_region_hva(low));
+	assert_int_equal(regions[0].mmap_offset, 0);
+	assert_int_equal(fds[0], first.fd);
+	assert_int_equal(regions[1].guest_phys_addr, 4 * PAGE);
+	assert_int_equal(regions[1].userspace_addr, (uintptr_t)gmem_region_hva(high));
+	assert_refused(-EINVAL, "fds is NULL", gmem_export_vhost_user(s.exporter, regions, NULL, 1));
+	scene_end(&s);
+}
+
+static void a_vhost_user_table_has_only_what_may_be_written(void **state)
+{
+	struct gmem_vhost_user_region regions[MOST];
+	int fds[MOST];
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, 0);
+	assert_ok(gmem_export_add_memory(s.exporter, s.hva, 16 * PAGE, s.memfd, 0));
+	add(&s, 0, 16, (struct gmem_region_opts){ .plan = s.host, .flags = GMEM_REGION_HVA,
+						  .hva = s.hva });
+	assert_int_equal(fcntl(s.memfd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), 0);
+	assert_refused(-EOPNOTSUPP, "may only be read",
+		       gmem_export_vhost_user(s.exporter, regions, fds, MOST));
+	scene_end(&s);
+}
+
+/* ---- failures ---- */
+
+static void options_are_checked(void **state)
+{
+	GMEM_OPTS(gmem_export_opts, unknown, .flags = UNIT_UNKNOWN_BIT);
+	struct gmem_export *exporter = UNTOUCHED(struct gmem_export);
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, 0);
+	assert_refused(-EINVAL, "does not know", gmem_export_new(s.unit.vm, &unknown, &exporter));
+	assert_refused(-EINVAL, "vm is NULL", gmem_export_new(NULL, NULL, &exporter));
+	assert_refused(-EINVAL, "ret is NULL", gmem_export_new(s.unit.vm, NULL, NULL));
+	assert_ptr_equal(exporter, UNTOUCHED(struct gmem_export));
+	gmem_export_free(NULL);
+	scene_end(&s);
+}
+
+static void failures_leave_nothing_behind(void **state)
+{
+	struct gmem_export *exporter = UNTOUCHED(struct gmem_export);
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, 0);
+	unit_fail_alloc(1);
+	assert_refused(-ENOMEM, "no memory", gmem_export_new(s.unit.vm, NULL, &exporter));
+	assert_true(unit_alloc_struck());
+	unit_fail_alloc(1);
+	assert_refused(-ENOMEM, "no memory",
+		       gmem_export_add_memory(s.exporter, s.hva, PAGE, s.memfd, 0));
+	assert_true(unit_alloc_struck());
+	fake_fail_next(FAKE_DUP, -EMFILE);
+	assert_refused(-EMFILE, "cannot be duplicated",
+		       gmem_export_add_memory(s.exporter, s.hva, PAGE, s.memfd, 0));
+	fake_fail_next(FAKE_FACTS, -EACCES);
+	assert_refused(-EACCES, "cannot be looked at",
+		       gmem_export_add_memory(s.exporter, s.hva, PAGE, s.memfd, 0));
+	scene_end(&s);
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(a_table_has_every_way_of_backing_that_has_a_file),
+	cmocka_unit_test(a_file_sealed_against_writing_is_for_reading),
+	cmocka_unit_test(what_cannot_be_given_is_refused_or_left_out),
+	cmocka_unit_test(a_table_that_does_not_fit_is_not_filled),
+	cmocka_unit_test(memory_is_named_only_if_it_can_be_given),
+	cmocka_unit_test(memory_is_named_once_and_forgotten),
+	cmocka_unit_test(a_vhost_user_table_joins_what_is_one_piece),
+	cmocka_unit_test(a_vhost_user_table_has_only_what_may_be_written),
+	cmocka_unit_test(options_are_checked),
+	cmocka_unit_test(failures_leave_nothing_behind),
+};
+
+UNIT_MAIN(tests)
