@@ -13,6 +13,7 @@
  *   gmem_view    a thread's look at guest memory: translate, read, write
  *   gmem_exit    what a vCPU's exit says about memory; makes no system call
  *   gmem_export  a VM's memory, for processes that are not its VMM
+ *   gmem_dump    what a VM's memory is at this moment, written to an fd
  *
  * Conventions:
  *
@@ -1818,6 +1819,46 @@ struct gmem_vhost_user_region {
 GMEM_API int gmem_export_vhost_user(struct gmem_export *exporter,
 				    struct gmem_vhost_user_region *regions, int *fds,
 				    size_t max);
+
+/* ----------------------------------------------------------------- dump -- */
+
+/* Flags of struct gmem_dump_opts */
+#define GMEM_DUMP_HVA	((uint64_t)1 << 0) /* tell host addresses, too */
+
+/**
+ * struct gmem_dump_opts - what to write of a layout
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_DUMP_*; unknown bits are -EINVAL. Without GMEM_DUMP_HVA a dump
+ *	can be shown to others: it has no host address in it.
+ * @name: what to call the VM, any bytes; NULL: nothing
+ */
+struct gmem_dump_opts {
+	size_t   size;
+	uint64_t flags;
+	const char *name;
+};
+
+/**
+ * gmem_vm_dump() - write down what a VM's memory is
+ * @vm: handle
+ * @fd: where to write: a file, a pipe, a socket; borrowed
+ * @opts: NULL for defaults
+ *
+ * JSON, in the format of gmem-dump(5); gmem-show(1) makes pictures of it. The
+ * regions are those of one moment. The guest and other threads go on: writing
+ * holds no lock, however slow the other end is. It allocates nothing of the
+ * guest's, and for itself about 100 bytes for each region.
+ *
+ * Continues after signals. A reader that has gone is -EPIPE, never SIGPIPE; an
+ * fd that does not block and is full is -EAGAIN. What was written then is no
+ * whole dump, and cannot be taken for one.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
+ * the library, -ENOMEM, -EBADF @fd is no open fd, or what write(2) says.
+ */
+GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opts *opts);
 
 #ifdef __cplusplus
 }

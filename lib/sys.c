@@ -138,6 +138,30 @@ int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret)
 	return err;
 }
 
+/* SIGPIPE is the program's, so the one that this thread's write() raised is taken back. */
+int64_t gmem_sys_write(int fd, const void *buf, size_t size)
+{
+	static const struct timespec now;
+	sigset_t broken, before, pending;
+	ssize_t n;
+	int err;
+
+	sigemptyset(&broken);
+	sigaddset(&broken, SIGPIPE);
+	sigemptyset(&pending);
+	sigpending(&pending);
+	pthread_sigmask(SIG_BLOCK, &broken, &before);
+
+	n = write(fd, buf, size);
+	err = n < 0 ? -errno : 0;
+	if (err == -EPIPE && !sigismember(&pending, SIGPIPE))
+		while (sigtimedwait(&broken, NULL, &now) < 0 && errno == EINTR)
+			;
+
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return err ? err : n;
+}
+
 int gmem_sys_file_size(int fd, uint64_t *ret)
 {
 	struct stat st;

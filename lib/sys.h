@@ -50,6 +50,9 @@ int gmem_sys_cachestat(int fd, uint64_t offset, uint64_t size, uint64_t *ret_pag
 /* a word for each page of this process: bit 63 it is in memory, bit 62 in swap */
 int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret);
 
+/* write(2): bytes, or -errno; a reader that has gone is -EPIPE and no signal */
+int64_t gmem_sys_write(int fd, const void *buf, size_t size);
+
 int gmem_sys_file_size(int fd, uint64_t *ret);
 /* What a process is told of a file it would map, or let others map */
 struct gmem_sys_facts {

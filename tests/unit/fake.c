@@ -204,6 +204,7 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_MINCORE] = "mincore",
 	[FAKE_CACHESTAT] = "cachestat",
 	[FAKE_PAGEMAP] = "read the pagemap",
+	[FAKE_WRITE] = "write",
 	[FAKE_FILE_SIZE] = "fstat",
 	[FAKE_FILESYSTEM_TYPE] = "fstatfs",
 	[FAKE_FACTS] = "fstat and others",
@@ -444,6 +445,32 @@ static int do_file_size(int fd, uint64_t *ret)
 		return -errno;
 	*ret = h && h->kind == GMEM ? h->file->size : (uint64_t)st.st_size;
 	return 0;
+}
+
+void fake_shorten_writes(size_t most)
+{
+	kernel.most_written = most;
+}
+
+static int64_t do_write(int fd, const void *buf, size_t size)
+{
+	ssize_t n;
+
+	if (kernel.most_written && size > kernel.most_written)
+		size = kernel.most_written;
+	n = write(fd, buf, size);
+	return n < 0 ? -errno : n;
+}
+
+int64_t gmem_sys_write(int fd, const void *buf, size_t size)
+{
+	int64_t n;
+
+	enter();
+	n = attempt(FAKE_WRITE);
+	leave(0);
+	/* A write may wait; others must not wait for it. */
+	return n ? n : do_write(fd, buf, size);
 }
 
 int gmem_sys_file_size(int fd, uint64_t *ret)

@@ -108,6 +108,7 @@ enum fake_call {
 	FAKE_MINCORE,
 	FAKE_CACHESTAT,
 	FAKE_PAGEMAP,
+	FAKE_WRITE,
 	FAKE_FILE_SIZE,
 	FAKE_FILESYSTEM_TYPE,
 	FAKE_FACTS,
@@ -153,6 +154,9 @@ enum fake_call fake_fail_victim(void);
  * a signal arrived; a call of fewer pages finishes.
  */
 void fake_interrupt(unsigned times, uint64_t pages);
+
+/* From now on write() takes at most so many bytes at once; 0: what the fd takes */
+void fake_shorten_writes(size_t most);
 
 /*
  * From now on process_vm_readv() is refused with @err (negative), as a seccomp

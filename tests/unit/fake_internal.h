@@ -92,6 +92,7 @@ struct fake_state {
 	unsigned complaints;
 	unsigned interrupt_times;
 	uint64_t interrupt_pages;
+	size_t most_written;
 };
 
 extern struct fake_state kernel;

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * describe: a machine's memory, written down for gmem-show(1).
+ *
+ *     describe | gmem-show
+ *
+ * Lays out 96 MiB of RAM around the hole for devices below 4 GiB, with firmware
+ * and a device's range in it, uses some of it as a guest would, and writes a
+ * dump to standard output: what gmem-dump(5) describes. A VMM does the last
+ * part alone, on a socket of its own, whenever someone wants to look.
+ *
+ * Exit status: 0, 1 if something failed, 77 if this host cannot run it.
+ */
+#include <err.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <gmem.h>
+
+#define EXIT_CANNOT_RUN 77
+#define MIB ((uint64_t)1 << 20)
+
+#define HOLE (64 * MIB)		/* small, to be seen beside so little RAM */
+#define FIRMWARE ((uint64_t)4096 * MIB - 2 * MIB)
+#define DEVICE ((uint64_t)3328 * MIB)
+
+static void must(int result, const char *what)
+{
+	if (result < 0)
+		errx(1, "%s: %s", what, gmem_last_error());
+}
+
+static struct gmem_region *add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+			       const struct gmem_region_opts *opts)
+{
+	struct gmem_region *region;
+
+	must(gmem_region_add(vm, gpa, size, opts, &region), "adding a region");
+	return region;
+}
+
+static struct gmem_plan *plan(const struct gmem_vm *vm, uint32_t first, uint32_t second)
+{
+	GMEM_OPTS(gmem_request, request, .backings = { first, second });
+	struct gmem_plan *made;
+
+	must(gmem_plan_new(gmem_vm_caps(vm), &request, &made), "planning");
+	return made;
+}
+
+static void lay_out(struct gmem_vm *vm)
+{
+	struct gmem_plan *for_ram = plan(vm, GMEM_BACKING_SHARED, GMEM_BACKING_HOST);
+	struct gmem_plan *for_firmware = plan(vm, GMEM_BACKING_HOST, 0);
+	GMEM_OPTS(gmem_ram_layout_opts, where, .machine = GMEM_MACHINE_X86_64, .hole_start = HOLE);
+	GMEM_OPTS(gmem_region_opts, ram, .plan = for_ram);
+	GMEM_OPTS(gmem_region_opts, firmware, .plan = for_firmware);
+	GMEM_OPTS(gmem_region_opts, device, .flags = GMEM_REGION_DEVICE);
+	struct gmem_ram_range ranges[2];
+	int count;
+
+	count = gmem_ram_layout(96 * MIB, &where, ranges, 2);
+	must(count, "laying out RAM");
+	for (int i = 0; i < count; i++) {
+		char *hva = gmem_region_hva(add(vm, ranges[i].gpa, ranges[i].size, &ram));
+
+		/* as if a kernel had been loaded, and little else happened */
+		memset(hva + ranges[i].size / 8, 0x90, ranges[i].size / 4);
+	}
+	memset(gmem_region_hva(add(vm, FIRMWARE, 2 * MIB, &firmware)), 0xf4, 2 * MIB);
+	add(vm, DEVICE, 16 * MIB, &device);
+
+	gmem_plan_free(for_ram);
+	gmem_plan_free(for_firmware);
+}
+
+int main(void)
+{
+	GMEM_OPTS(gmem_dump_opts, opts, .name = "describe");
+	int kvm, vm_fd;
+	struct gmem_vm *vm;
+
+	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	if (kvm < 0) {
+		warn("cannot run here: /dev/kvm");
+		return EXIT_CANNOT_RUN;
+	}
+	do
+		vm_fd = ioctl(kvm, KVM_CREATE_VM, 0);
+	while (vm_fd < 0 && errno == EINTR);
+	if (vm_fd < 0)
+		err(1, "KVM_CREATE_VM");
+
+	must(gmem_vm_new(vm_fd, NULL, &vm), "attaching to the VM");
+	lay_out(vm);
+	must(gmem_vm_dump(vm, STDOUT_FILENO, &opts), "dumping");
+	gmem_vm_free(vm);
+	close(vm_fd);
+	close(kvm);
+	return 0;
+}

@@ -1,0 +1,482 @@
+/* SPDX-License-Identifier: MIT */
+/* What a dump says, byte for byte, and what stands in its way */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "unit.h"
+#include "unit_alloc.h"
+
+/* ---- helpers ---- */
+
+/* A file that only grows */
+static int new_file(void)
+{
+	int fd = memfd_create("dump", MFD_CLOEXEC);
+
+	assert_true(fd >= 0);
+	return fd;
+}
+
+/* All of it, terminated; yours to free. Closes @fd. */
+static char *contents(int fd)
+{
+	off_t size = lseek(fd, 0, SEEK_END);
+	char *text = malloc((size_t)size + 1);
+
+	assert_non_null(text);
+	assert_int_equal(pread(fd, text, (size_t)size, 0), size);
+	text[size] = '\0';
+	close(fd);
+	return text;
+}
+
+static char *dump_with(const struct unit *unit, const struct gmem_dump_opts *opts)
+{
+	int fd = new_file();
+
+	assert_ok(gmem_vm_dump(unit->vm, fd, opts));
+	return contents(fd);
+}
+
+static char *dump(const struct unit *unit)
+{
+	return dump_with(unit, NULL);
+}
+
+static void assert_dump_has(const struct unit *unit, const char *part)
+{
+	char *text = dump(unit);
+
+	if (!strstr(text, part))
+		fail_msg("the dump has no\n%s\nbut is\n%s", part, text);
+	free(text);
+}
+
+static struct gmem_region *add(const struct unit *unit, uint64_t gpa_page, uint64_t pages,
+			       const struct gmem_region_opts *opts)
+{
+	struct gmem_region *region = NULL;
+
+	assert_ok(gmem_region_add(unit->vm, PAGES(unit, gpa_page), PAGES(unit, pages), opts,
+				  &region));
+	return region;
+}
+
+/* ---- what it says ---- */
+
+static void dump_of_nothing_is_whole(void **state)
+{
+	struct unit unit;
+	char *text;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	text = dump(&unit);
+	assert_string_equal(text, "{\"gmem_dump\":1,\"library\":\"0.1.0\",\"name\":null,\n"
+				  "\"architecture\":\"x86_64\",\"page_size\":4096,"
+				  "\"address_bits\":48,\"memslots\":32764,\n"
+				  "\"regions\":[],\n\"stuck\":[]}\n");
+	free(text);
+	unit_end(&unit);
+}
+
+static void dump_tells_the_machine(void **state)
+{
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "arm64-7.3-64k");
+	assert_dump_has(&unit, "\"architecture\":\"arm64\",\"page_size\":65536,"
+			       "\"address_bits\":40,\"memslots\":32767,");
+	unit_end(&unit);
+}
+
+static void dump_has_regions_in_order_of_address(void **state)
+{
+	struct unit unit;
+	char expected[1024], *text;
+	struct gmem_file *file;
+	struct gmem_plan *host, *mapped;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	host = unit_plan(&unit, GMEM_BACKING_HOST);
+	mapped = unit_plan(&unit, GMEM_BACKING_MAPPED);
+	file = unit_file(&unit, 8);
+
+	GMEM_OPTS(gmem_region_opts, device, .flags = GMEM_REGION_DEVICE);
+	GMEM_OPTS(gmem_region_opts, rom, .flags = GMEM_REGION_READONLY, .plan = host);
+	GMEM_OPTS(gmem_region_opts, part, .flags = GMEM_REGION_DIRTY_LOG, .plan = mapped,
+		  .file = file, .file_offset = PAGES(&unit, 4));
+	add(&unit, 64, 1, &device);
+	add(&unit, 32, 2, &rom);
+	add(&unit, 0, 4, &part);
+
+	snprintf(expected, sizeof(expected),
+		 "\"regions\":[\n"
+		 "{\"gpa\":0,\"size\":16384,\"backing\":\"mapped\",\"slot\":1,\"lost\":false,"
+		 "\"readonly\":false,\"dirty_log\":true,\n"
+		 " \"file\":{\"fd\":%d,\"size\":32768,\"offset\":16384,\"create_flags\":3},"
+		 "\"hva\":null},\n"
+		 "{\"gpa\":131072,\"size\":8192,\"backing\":\"host\",\"slot\":0,\"lost\":false,"
+		 "\"readonly\":true,\"dirty_log\":false,\n \"file\":null,\"hva\":null},\n"
+		 "{\"gpa\":262144,\"size\":4096,\"backing\":\"device\",\"slot\":null,"
+		 "\"lost\":false,\"readonly\":false,\"dirty_log\":false,\n"
+		 " \"file\":null,\"hva\":null}],\n", gmem_file_fd(file));
+	text = dump(&unit);
+	assert_non_null(strstr(text, expected));
+	free(text);
+
+	gmem_plan_free(host);
+	gmem_plan_free(mapped);
+	gmem_file_free(file);
+	unit_end(&unit);
+}
+
+static void dump_names_every_way_of_backing(void **state)
+{
+	static const struct {
+		const char *kernel;
+		uint32_t backing;
+		const char *part;
+	} ways[] = {
+		{ "6.1", GMEM_BACKING_HOST, "\"backing\":\"host\"" },
+		{ "6.18", GMEM_BACKING_MAPPED, "\"backing\":\"mapped\"" },
+		{ "6.18", GMEM_BACKING_SHARED, "\"backing\":\"shared\"" },
+		{ "7.3-swp-t1", GMEM_BACKING_PRIVATE, "\"backing\":\"private\"" },
+	};
+	struct gmem_plan *plan;
+	struct unit unit;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(ways); i++) {
+		unit_begin_vm(&unit, ways[i].kernel);
+		plan = unit_plan(&unit, ways[i].backing);
+		unit_region(&unit, 0, 1, plan);
+		assert_dump_has(&unit, ways[i].part);
+		gmem_plan_free(plan);
+		unit_end(&unit);
+	}
+}
+
+static void host_addresses_are_told_only_when_asked_for(void **state)
+{
+	GMEM_OPTS(gmem_dump_opts, opts, .flags = GMEM_DUMP_HVA);
+	char expected[64], *text;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	snprintf(expected, sizeof(expected), "\"hva\":%llu}",
+		 (unsigned long long)(uintptr_t)gmem_region_hva(unit_region(&unit, 0, 1, NULL)));
+	assert_dump_has(&unit, "\"hva\":null}");
+	text = dump_with(&unit, &opts);
+	assert_non_null(strstr(text, expected));
+	free(text);
+	unit_end(&unit);
+}
+
+static void any_name_is_a_json_string(void **state)
+{
+	static const char *const names[][2] = {
+		{ "", "\"\"" },
+		{ "web 1", "\"web 1\"" },
+		{ "a\"b\\c/", "\"a\\\"b\\\\c/\"" },
+		{ "\n\t\x1b[1m\x7f", "\"\\u000a\\u0009\\u001b[1m\\u007f\"" },
+		{ "gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x90\xa7",
+		  "\"gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x90\xa7\"" },
+		{ "\xff|\xc3|\xed\xa0\x80", "\"\\ufffd|\\ufffd|\\ufffd\\ufffd\\ufffd\"" },
+		{ "end\xe2\x82", "\"end\\ufffd\\ufffd\"" },
+	};
+	GMEM_OPTS(gmem_dump_opts, opts, .flags = 0);
+	char expected[128], *text;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+		opts.name = names[i][0];
+		snprintf(expected, sizeof(expected), ",\"name\":%s,\n", names[i][1]);
+		text = dump_with(&unit, &opts);
+		assert_non_null(strstr(text, expected));
+		free(text);
+	}
+	unit_end(&unit);
+}
+
+static void long_names_are_whole(void **state)
+{
+	GMEM_OPTS(gmem_dump_opts, opts, .flags = 0);
+	static char name[50001];
+	struct unit unit;
+	char *text;
+
+	(void)state;
+	memset(name, 'x', sizeof(name) - 1);
+	opts.name = name;
+	unit_begin_vm(&unit, "6.18");
+	text = dump_with(&unit, &opts);
+	assert_non_null(strstr(text, name));
+	free(text);
+	unit_end(&unit);
+}
+
+static void region_that_lost_its_memslot_is_said_to(void **state)
+{
+	struct gmem_region *region;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region(&unit, 4, 4, NULL);
+	fake_fail_kind(FAKE_SET_SLOT2, 0, 2, -ENOMEM);
+	assert_int_equal(gmem_region_move(region, 0), -ENOTRECOVERABLE);
+	assert_dump_has(&unit, "\"slot\":0,\"lost\":true,");
+	unit_end(&unit);
+}
+
+static void memslot_that_is_stuck_stands_apart(void **state)
+{
+	struct gmem_region *lower, *upper;
+	struct gmem_change *change;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	/* the second cannot be added, the first then not deleted */
+	assert_ok(fake_add_slot(unit.vm_fd, 99, PAGES(&unit, 4), unit.page));
+	assert_ok(gmem_change_new(unit.vm, &change));
+	assert_ok(gmem_change_add(change, 0, unit.page, NULL, &lower));
+	assert_ok(gmem_change_add(change, PAGES(&unit, 4), unit.page, NULL, &upper));
+	fake_fail_kind(FAKE_DELETE_SLOT, 0, 100, -ENOMEM);
+	assert_int_equal(gmem_change_apply(change), -ENOTRECOVERABLE);
+	assert_true(fake_fail_struck());
+
+	assert_dump_has(&unit, "\"regions\":[],\n\"stuck\":[\n{\"gpa\":0,\"size\":4096,");
+	gmem_change_free(change);
+	unit_end(&unit);
+}
+
+static void dump_of_many_regions_is_whole(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_DEVICE);
+	const char *at;
+	unsigned count = 0;
+	struct unit unit;
+	char *text;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	for (uint64_t i = 0; i < 500; i++)
+		add(&unit, 2 * i, 1, &opts);
+	text = dump(&unit);
+	for (at = text; (at = strstr(at, "{\"gpa\":")); at++)
+		count++;
+	assert_int_equal(count, 500);
+	assert_string_equal(text + strlen(text) - strlen("],\n\"stuck\":[]}\n"),
+			    "],\n\"stuck\":[]}\n");
+	free(text);
+	unit_end(&unit);
+}
+
+/* ---- how it is written ---- */
+
+static void short_and_interrupted_writes_go_on(void **state)
+{
+	struct unit unit;
+	char *whole, *pieces;
+	int fd;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	for (uint64_t i = 0; i < 40; i++)
+		unit_region(&unit, 2 * i, 1, NULL);
+	whole = dump(&unit);
+
+	fake_shorten_writes(7);
+	fake_fail_kind(FAKE_WRITE, 3, 5, -EINTR);
+	fd = new_file();
+	assert_ok(gmem_vm_dump(unit.vm, fd, NULL));
+	assert_true(fake_fail_struck());
+	fake_shorten_writes(0);
+	pieces = contents(fd);
+	assert_string_equal(pieces, whole);
+	free(pieces);
+	free(whole);
+	unit_end(&unit);
+}
+
+static void refused_write_says_how_far_it_came(void **state)
+{
+	static const int errors[] = { -EPIPE, -ENOSPC, -EAGAIN, -EIO };
+	struct unit unit;
+	char *text;
+	int fd;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	for (uint64_t i = 0; i < 100; i++)
+		unit_region(&unit, 2 * i, 1, NULL);
+	for (size_t i = 0; i < ARRAY_SIZE(errors); i++) {
+		fd = new_file();
+		fake_shorten_writes(100);
+		fake_fail_kind(FAKE_WRITE, 2, 1, errors[i]);
+		assert_refused(errors[i], "took 200 bytes", gmem_vm_dump(unit.vm, fd, NULL));
+		assert_true(fake_fail_struck());
+		fake_shorten_writes(0);
+		text = contents(fd);
+		assert_int_equal(strlen(text), 200);
+		free(text);
+	}
+	/* and no further write was tried */
+	assert_dump_has(&unit, "\"stuck\":[]}\n");
+	unit_end(&unit);
+}
+
+static void dump_asks_the_kernel_for_nothing_but_writing(void **state)
+{
+	struct fake_snapshot *before;
+	unsigned calls, writes;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	unit_region(&unit, 0, 4, NULL);
+	before = fake_snapshot();
+	calls = fake_count_all();
+	writes = fake_count(FAKE_WRITE);
+	free(dump(&unit));
+	assert_int_equal(fake_count_all() - calls, fake_count(FAKE_WRITE) - writes);
+	assert_true(fake_equal(before));
+	unit_end(&unit);
+}
+
+static void dump_without_memory_is_refused(void **state)
+{
+	struct unit unit;
+	int fd = new_file();
+	unsigned n;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	unit_region(&unit, 0, 1, NULL);
+	for (n = 1;; n++) {
+		unit_fail_alloc(n);
+		if (gmem_vm_dump(unit.vm, fd, NULL) == 0)
+			break;
+		assert_true(unit_alloc_struck());
+		assert_int_equal(lseek(fd, 0, SEEK_END), 0);
+	}
+	assert_false(unit_alloc_struck());
+	assert_true(n > 1);
+	close(fd);
+	unit_end(&unit);
+}
+
+struct slow_reader {
+	struct unit unit;
+	int write_fd;
+	int result;
+};
+
+static void *dump_to_slow_reader(void *data)
+{
+	struct slow_reader *r = data;
+
+	r->result = gmem_vm_dump(r->unit.vm, r->write_fd, NULL);
+	close(r->write_fd);
+	return NULL;
+}
+
+static void layout_changes_while_a_slow_reader_reads(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_DEVICE);
+	struct slow_reader r;
+	pthread_t thread;
+	char buf[4096], text[5] = "";
+	int pipe_fds[2];
+	ssize_t n;
+
+	(void)state;
+	unit_begin_vm(&r.unit, "6.18");
+	for (uint64_t i = 0; i < 1000; i++)
+		add(&r.unit, 2 * i, 1, &opts);
+	assert_int_equal(pipe2(pipe_fds, O_CLOEXEC), 0);
+	assert_true(fcntl(pipe_fds[1], F_SETPIPE_SZ, 4096) > 0);
+	r.write_fd = pipe_fds[1];
+	assert_int_equal(pthread_create(&thread, NULL, dump_to_slow_reader, &r), 0);
+
+	/* It has begun, and cannot end before this one is added. */
+	assert_int_equal(read(pipe_fds[0], buf, 1), 1);
+	add(&r.unit, 5000, 1, &opts);
+
+	while ((n = read(pipe_fds[0], buf, sizeof(buf))) > 0)
+		if (n >= 4)
+			memcpy(text, buf + n - 4, 4);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_ok(r.result);
+	assert_string_equal(text + 2, "}\n");
+	close(pipe_fds[0]);
+	unit_end(&r.unit);
+}
+
+/* ---- refusals ---- */
+
+static void dump_rejects_bad_arguments(void **state)
+{
+	struct {
+		struct gmem_dump_opts opts;
+		uint64_t more;
+	} newer = { .opts = { .size = sizeof(newer) } };
+	GMEM_OPTS(gmem_dump_opts, opts, .flags = 0);
+	struct unit unit;
+	int fd = new_file(), bit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	assert_refused(-EINVAL, "vm is NULL", gmem_vm_dump(NULL, fd, NULL));
+	assert_refused(-EBADF, "-1", gmem_vm_dump(unit.vm, -1, NULL));
+	assert_refused(-EBADF, "took 0 bytes", gmem_vm_dump(unit.vm, 900, NULL));
+	for (bit = 1; bit < 64; bit++) {
+		opts.flags = (uint64_t)1 << bit;
+		assert_refused(-EINVAL, "flags", gmem_vm_dump(unit.vm, fd, &opts));
+	}
+	opts.flags = 0;
+	opts.size = sizeof(opts) - 1;
+	assert_refused(-EINVAL, "gmem_dump_opts", gmem_vm_dump(unit.vm, fd, &opts));
+	assert_ok(gmem_vm_dump(unit.vm, fd, &newer.opts));
+	newer.more = 1;
+	assert_int_equal(ftruncate(fd, 0), 0);
+	assert_refused(-E2BIG, "gmem_dump_opts", gmem_vm_dump(unit.vm, fd, &newer.opts));
+	assert_int_equal(lseek(fd, 0, SEEK_END), 0);
+	close(fd);
+	unit_end(&unit);
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(dump_of_nothing_is_whole),
+	cmocka_unit_test(dump_tells_the_machine),
+	cmocka_unit_test(dump_has_regions_in_order_of_address),
+	cmocka_unit_test(dump_names_every_way_of_backing),
+	cmocka_unit_test(host_addresses_are_told_only_when_asked_for),
+	cmocka_unit_test(any_name_is_a_json_string),
+	cmocka_unit_test(long_names_are_whole),
+	cmocka_unit_test(region_that_lost_its_memslot_is_said_to),
+	cmocka_unit_test(memslot_that_is_stuck_stands_apart),
+	cmocka_unit_test(dump_of_many_regions_is_whole),
+	cmocka_unit_test(short_and_interrupted_writes_go_on),
+	cmocka_unit_test(refused_write_says_how_far_it_came),
+	cmocka_unit_test(dump_asks_the_kernel_for_nothing_but_writing),
+	cmocka_unit_test(dump_without_memory_is_refused),
+	cmocka_unit_test(layout_changes_while_a_slow_reader_reads),
+	cmocka_unit_test(dump_rejects_bad_arguments),
+};
+
+UNIT_MAIN(tests)
