@@ -11,6 +11,7 @@
  *   gmem_region  one range of guest addresses with memory behind it
  *   gmem_change  several regions changed at once, or not at all
  *   gmem_view    a thread's look at guest memory: translate, read, write
+ *   gmem_numa    which nodes memory comes from, and which it came from
  *   gmem_exit    what a vCPU's exit says about memory; makes no system call
  *   gmem_export  a VM's memory, for processes that are not its VMM
  *   gmem_dump    what a VM's memory is at this moment, written to an fd
@@ -1560,6 +1561,146 @@ GMEM_API int gmem_view_store(struct gmem_view *view, uint64_t gpa, uint32_t widt
  */
 GMEM_API int gmem_view_exchange(struct gmem_view *view, uint64_t gpa, uint32_t width,
 				uint32_t order, uint64_t *expected, uint64_t desired);
+
+/* ----------------------------------------------------------------- NUMA -- */
+
+/* Where pages come from when they are first touched: struct gmem_numa_opts.policy */
+#define GMEM_NUMA_DEFAULT	0u /* as the policy of the thread that touches says */
+#define GMEM_NUMA_BIND		1u /* from these nodes only */
+#define GMEM_NUMA_PREFERRED	2u /* from these nodes, others if they have none left */
+#define GMEM_NUMA_INTERLEAVE	3u /* from these nodes in turn, page by page */
+
+/* Flags of struct gmem_numa_opts */
+#define GMEM_NUMA_SHARED_ONLY	((uint64_t)1 << 0) /* leave private guest_memfds alone */
+
+#define GMEM_NUMA_WORDS 16 /* 1024 nodes */
+
+/**
+ * struct gmem_numa_opts - a NUMA policy
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_NUMA_SHARED_ONLY; unknown bits are -EINVAL
+ * @policy: GMEM_NUMA_*
+ * @reserved: must be 0
+ * @nodes: bit n % 64 of word n / 64 is node n; at least one node, none for
+ *	GMEM_NUMA_DEFAULT
+ */
+struct gmem_numa_opts {
+	size_t   size;
+	uint64_t flags;
+	uint32_t policy;
+	uint32_t reserved;
+	uint64_t nodes[GMEM_NUMA_WORDS];
+};
+
+/**
+ * struct gmem_numa_pages - on which nodes the pages of a range are
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @on_node: array of yours: gets the number of pages on each node; or NULL
+ * @nodes: entries in @on_node
+ * @elsewhere: pages on nodes past the last of @on_node
+ * @absent: pages that are not allocated
+ * @unknown: pages that are allocated, but no call tells where: those the host
+ *	cannot reach
+ */
+struct gmem_numa_pages {
+	size_t    size;
+	uint64_t *on_node;
+	size_t    nodes;
+	uint64_t  elsewhere;
+	uint64_t  absent;
+	uint64_t  unknown;
+};
+
+/**
+ * gmem_file_set_numa() - decide which nodes pages of a file come from
+ * @file: file made with GMEM_CREATE_MMAP, shared or private
+ * @offset: start in the file, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page; must end inside the file
+ * @opts: the policy
+ *
+ * Holds for the file, whoever touches it, through whatever mapping, from any
+ * process, and for guests. The pages of a guest_memfd never move: call it before
+ * they are touched. That a page of the range is on another node already, or
+ * is where nobody can ask, is -EBUSY, and is looked for before the policy is
+ * set and after. In between the kernel is asked to tell the policy back.
+ *
+ * Pages that exist may get mapped in, none is allocated; except one that was
+ * freed at the very moment it was looked at.
+ *
+ * Thread-safe. Source: mbind(2), get_mempolicy(2), move_pages(2). Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad range, policy or options, no node, or one this
+ * process may not use, -EBUSY too late: if the sentence says so, the policy is
+ * set, and pages came in meanwhile, -EOPNOTSUPP the file cannot be mapped (then
+ * set_mempolicy(2) of the thread that touches decides), the kernel does not
+ * obey (GMEM_CAP_NUMA_POLICY), has no NUMA, or has no cachestat(2) to find late
+ * pages, -E2BIG options newer than the library, -ENOMEM, or the kernel's own
+ * errno.
+ */
+GMEM_API GMEM_CHECKED int gmem_file_set_numa(struct gmem_file *file, uint64_t offset,
+					     uint64_t size, const struct gmem_numa_opts *opts);
+
+/**
+ * gmem_file_numa() - on which nodes the pages of a file are
+ * @file: as gmem_file_set_numa()
+ * @offset: as gmem_file_set_numa()
+ * @size: as gmem_file_set_numa()
+ * @pages: set its size, @on_node and @nodes; gets the counts. On failure
+ *	@on_node has some of them
+ *
+ * Thread-safe. Source: as
+ * gmem_file_set_numa(). Since: 0.1.
+ *
+ * Return: 0, or as gmem_file_set_numa(), but for -EBUSY.
+ */
+GMEM_API int gmem_file_numa(struct gmem_file *file, uint64_t offset, uint64_t size,
+			    struct gmem_numa_pages *pages);
+
+/**
+ * gmem_vm_set_numa() - decide which nodes guest memory comes from
+ * @vm: handle
+ * @gpa: start, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page; all of it must be memory
+ * @opts: the policy
+ * @ret_done: bytes that have the policy, counted from @gpa, also on failure;
+ *	NULL if not wanted
+ *
+ * For each region its files and its host memory, of private backing both,
+ * unless GMEM_NUMA_SHARED_ONLY is given. All of it is checked before the first
+ * policy is set. Policies belong to the memory: a region that is moved keeps
+ * them, one that is rebound has those of its new file.
+ *
+ * Call it for each guest node to lay a guest's nodes over the host's, and
+ * populate afterwards.
+ *
+ * Thread-safe; changes of the layout wait. Source: as gmem_file_set_numa().
+ * Since: 0.1.
+ *
+ * Return: as gmem_file_set_numa(), and -ENOENT part of it is no memory, -ENXIO
+ * part of it is a device's.
+ */
+GMEM_API GMEM_CHECKED int gmem_vm_set_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+					   const struct gmem_numa_opts *opts,
+					   uint64_t *ret_done);
+
+/**
+ * gmem_vm_numa() - on which nodes guest memory is
+ * @vm: handle
+ * @gpa: as gmem_vm_set_numa()
+ * @size: as gmem_vm_set_numa()
+ * @pages: as gmem_file_numa()
+ *
+ * Both sides of private backing count, so there can be more pages than the
+ * range has. A private guest_memfd that cannot be mapped counts as absent or
+ * unknown.
+ *
+ * Thread-safe; changes of the layout wait. Source: as gmem_file_set_numa().
+ * Since: 0.1.
+ *
+ * Return: 0, or as gmem_vm_set_numa(), but for -EBUSY.
+ */
+GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+			  struct gmem_numa_pages *pages);
 
 /* ---------------------------------------------------------------- exits -- */
 

@@ -162,6 +162,24 @@ int64_t gmem_sys_write(int fd, const void *buf, size_t size)
 	return err ? err : n;
 }
 
+/* The kernel's count of nodes is one more than the bits that it reads. */
+int gmem_sys_mbind(void *addr, uint64_t size, int mode, const uint64_t *mask, uint64_t nodes)
+{
+	return syscall(__NR_mbind, addr, size, mode, mask, nodes + 1, 0) < 0 ? -errno : 0;
+}
+
+int gmem_sys_get_mempolicy(int *ret_mode, uint64_t *ret_mask, uint64_t nodes, const void *addr,
+			   unsigned long flags)
+{
+	return syscall(__NR_get_mempolicy, ret_mode, ret_mask, nodes + 1, addr, flags) < 0 ? -errno
+											   : 0;
+}
+
+int gmem_sys_query_pages(const void *const *pages, uint64_t count, int *ret_nodes)
+{
+	return syscall(__NR_move_pages, 0, count, pages, NULL, ret_nodes, 0) < 0 ? -errno : 0;
+}
+
 int gmem_sys_file_size(int fd, uint64_t *ret)
 {
 	struct stat st;

@@ -53,6 +53,15 @@ int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret);
 /* write(2): bytes, or -errno; a reader that has gone is -EPIPE and no signal */
 int64_t gmem_sys_write(int fd, const void *buf, size_t size);
 
+/*
+ * mbind(2), get_mempolicy(2) and, to ask on which nodes pages are, move_pages(2);
+ * node masks have @nodes bits, a multiple of 64. A page's node can be -errno.
+ */
+int gmem_sys_mbind(void *addr, uint64_t size, int mode, const uint64_t *mask, uint64_t nodes);
+int gmem_sys_get_mempolicy(int *ret_mode, uint64_t *ret_mask, uint64_t nodes, const void *addr,
+			   unsigned long flags);
+int gmem_sys_query_pages(const void *const *pages, uint64_t count, int *ret_nodes);
+
 int gmem_sys_file_size(int fd, uint64_t *ret);
 /* What a process is told of a file it would map, or let others map */
 struct gmem_sys_facts {

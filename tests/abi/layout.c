@@ -94,6 +94,21 @@ FIELD(gmem_view, epoch, 16);
 FIELD(gmem_view, fence, 24);
 FIELD(gmem_view, depth, 28);
 
+SIZE(gmem_numa_opts, 152);
+FIELD(gmem_numa_opts, size, 0);
+FIELD(gmem_numa_opts, flags, 8);
+FIELD(gmem_numa_opts, policy, 16);
+FIELD(gmem_numa_opts, reserved, 20);
+FIELD(gmem_numa_opts, nodes, 24);
+
+SIZE(gmem_numa_pages, 48);
+FIELD(gmem_numa_pages, size, 0);
+FIELD(gmem_numa_pages, on_node, 8);
+FIELD(gmem_numa_pages, nodes, 16);
+FIELD(gmem_numa_pages, elsewhere, 24);
+FIELD(gmem_numa_pages, absent, 32);
+FIELD(gmem_numa_pages, unknown, 40);
+
 SIZE(gmem_exit, 48);
 FIELD(gmem_exit, kind, 0);
 FIELD(gmem_exit, state, 4);
@@ -211,3 +226,9 @@ NUMBER(GMEM_RIGHT_READ, 1);
 NUMBER(GMEM_RIGHT_WRITE, 2);
 NUMBER(GMEM_EXPORT_SKIP, 1);
 NUMBER(GMEM_EXPORT_UNSEALED, 2);
+NUMBER(GMEM_NUMA_DEFAULT, 0);
+NUMBER(GMEM_NUMA_BIND, 1);
+NUMBER(GMEM_NUMA_PREFERRED, 2);
+NUMBER(GMEM_NUMA_INTERLEAVE, 3);
+NUMBER(GMEM_NUMA_SHARED_ONLY, 1);
+NUMBER(GMEM_NUMA_WORDS, 16);

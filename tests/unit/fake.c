@@ -205,6 +205,9 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_CACHESTAT] = "cachestat",
 	[FAKE_PAGEMAP] = "read the pagemap",
 	[FAKE_WRITE] = "write",
+	[FAKE_MBIND] = "mbind",
+	[FAKE_GET_MEMPOLICY] = "get_mempolicy",
+	[FAKE_QUERY_PAGES] = "move_pages",
 	[FAKE_FILE_SIZE] = "fstat",
 	[FAKE_FILESYSTEM_TYPE] = "fstatfs",
 	[FAKE_FACTS] = "fstat and others",
@@ -695,6 +698,8 @@ void fake_boot_kernel(const struct fake_kernel *row)
 	memset(&failure, 0, sizeof(failure));
 	kernel.complaints = 0;
 	kernel.interrupt_times = 0;
+	kernel.node = 0;
+	kernel.races = false;
 	membarrier_refusal = 0;
 	fake_refuse_copies(0);
 }

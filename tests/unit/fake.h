@@ -67,6 +67,8 @@ struct fake_kernel {
 	bool mmap_is_shared;		/* MMAP alone makes pages shared */
 	bool no_proc;
 	bool no_cachestat;
+	bool no_numa;
+	bool forgets_policy;		/* mbind() succeeds and reaches the mapping alone */
 	bool mincore_hides;		/* says "in memory" of every page of a file: not its owner */
 };
 
@@ -109,6 +111,9 @@ enum fake_call {
 	FAKE_CACHESTAT,
 	FAKE_PAGEMAP,
 	FAKE_WRITE,
+	FAKE_MBIND,
+	FAKE_GET_MEMPOLICY,
+	FAKE_QUERY_PAGES,
 	FAKE_FILE_SIZE,
 	FAKE_FILESYSTEM_TYPE,
 	FAKE_FACTS,
@@ -208,6 +213,13 @@ int fake_file_at(const void *hva, uint64_t *ret_offset);
 int fake_protection_at(const void *hva);
 /* Are all pages of a range allocated? Kept for the first 4096 of a file. */
 bool fake_is_allocated(int fd, uint64_t offset, uint64_t size);
+/* The node of the files' pages that are allocated from now on without a policy, and of touches */
+void fake_set_node(unsigned node);
+/* From now on the first page of a file's mapping is touched just before mbind() has an effect */
+void fake_race_mbind(bool yes);
+/* The policy the file's page, or the mapping's, has: a MPOL_*, and its first word of nodes */
+int fake_policy_of_file(int fd, uint64_t offset, uint64_t *ret_nodes);
+int fake_policy_at(const void *hva, uint64_t *ret_nodes);
 unsigned fake_open_fds(void);
 unsigned fake_open_mappings(void);
 

@@ -43,6 +43,12 @@ struct vm {
 	struct fake_slot *slots;	/* MAX_SLOTS, size 0: none */
 };
 
+/* A NUMA policy: a MPOL_* and its nodes */
+struct policy {
+	int mode;
+	uint64_t nodes;
+};
+
 struct file {
 	struct file *next;
 	struct vm *vm;
@@ -53,6 +59,8 @@ struct file {
 	struct spans bound;
 	uint8_t hidden[2];		/* what a guest wrote where the host cannot look */
 	uint8_t allocated[TRACKED_PAGES];
+	uint8_t node[TRACKED_PAGES];
+	struct policy policies[TRACKED_PAGES];
 };
 
 struct vcpu {
@@ -93,6 +101,10 @@ struct fake_state {
 	unsigned interrupt_times;
 	uint64_t interrupt_pages;
 	size_t most_written;
+	uint64_t populated_start;	/* the last range of a file that was mapped in whole */
+	uint64_t populated_end;
+	bool races;			/* a page is touched just before mbind() */
+	uint8_t node;			/* of what is touched, and allocated without a policy */
 };
 
 extern struct fake_state kernel;
@@ -144,6 +156,12 @@ int set_slot(struct vm *vm, const struct slot_args *args);
 
 int create_vcpu(struct vm *vm);
 int vcpu_ioctl(struct handle *h, unsigned long request, void *arg);
+
+/* ---- fake_numa.c ---- */
+
+uint8_t node_to_allocate(const struct file *file, uint64_t page);
+/* [start, end) is unmapped, or mapped anew */
+void forget_policies(uint64_t start, uint64_t end);
 
 /* ---- fake_mm.c ---- */
 

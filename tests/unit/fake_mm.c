@@ -65,6 +65,7 @@ static bool map_forget(uint64_t start, uint64_t end)
 	bool found = false;
 	size_t i = 0;
 
+	forget_policies(start, end);
 	while (i < kernel.map_count) {
 		old = kernel.maps[i];
 		if (old.start >= end || old.start + old.size <= start) {
@@ -227,6 +228,8 @@ static int do_madvise(void *addr, uint64_t size, int advice)
 			return -EFAULT;
 		if (map->offset + (start - map->start) + size > map->file->size)
 			return -EFAULT;
+		kernel.populated_start = start;
+		kernel.populated_end = start + size;
 	}
 	return madvise(addr, size, advice) < 0 ? -errno : 0;
 }
@@ -248,8 +251,11 @@ static void mark_allocated(struct file *file, uint64_t first, uint64_t count, bo
 {
 	uint64_t i;
 
-	for (i = first; i < first + count && i < TRACKED_PAGES; i++)
+	for (i = first; i < first + count && i < TRACKED_PAGES; i++) {
+		if (yes && !file->allocated[i])
+			file->node[i] = node_to_allocate(file, i);
 		file->allocated[i] = yes;
+	}
 }
 
 static int fallocate_pages(int fd, struct file *file, int mode, uint64_t offset,
