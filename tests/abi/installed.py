@@ -25,7 +25,7 @@ WARNINGS = ["-Wall", "-Wextra", "-pedantic", "-Werror"]
 PREFIX = "opt/libgmem"
 
 # What embedders are asked to carry, with every room up to access
-SHARED_LIMIT = 128 * 1024
+SHARED_LIMIT = 384 * 1024
 DATA_LIMIT = 1024
 
 HEADER = (SOURCE / "include/gmem.h").read_text()
