@@ -119,6 +119,36 @@ void span_remove(struct spans *s, uint64_t start, uint32_t number)
 	memmove(s->v + i, s->v + i + 1, (s->count - i) * sizeof(*s->v));
 }
 
+void span_set(struct spans *s, uint64_t start, uint64_t end, bool in)
+{
+	uint64_t from = in && start ? start - 1 : start;
+	struct span old;
+	size_t i;
+
+	while ((i = span_at(s, from)) < s->count && s->v[i].start < end + in) {
+		old = s->v[i];
+		span_remove(s, old.start, old.number);
+		if (in) {
+			start = old.start < start ? old.start : start;
+			end = old.end > end ? old.end : end;
+			continue;
+		}
+		if (old.end > end)
+			span_add(s, end, old.end, 0);
+		if (old.start < start)
+			span_add(s, old.start, start, 0);
+	}
+	if (in)
+		span_add(s, start, end, 0);
+}
+
+bool span_has(const struct spans *s, uint64_t at)
+{
+	size_t i = span_at(s, at);
+
+	return i < s->count && s->v[i].start <= at;
+}
+
 /* --------------------------------------------------------------- failures -- */
 
 void fake_fail_call(unsigned n, int err)
@@ -222,6 +252,7 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_SET_SLOT2] = "KVM_SET_USER_MEMORY_REGION2",
 	[FAKE_DELETE_SLOT] = "deleting a memslot",
 	[FAKE_RUN] = "KVM_RUN",
+	[FAKE_SET_ATTRIBUTES] = "KVM_SET_MEMORY_ATTRIBUTES",
 	[FAKE_OTHER_IOCTL] = "another ioctl",
 };
 
@@ -296,6 +327,7 @@ static void vm_put(struct vm *vm)
 		p = &(*p)->next;
 	*p = vm->next;
 	free(vm->by_gpa.v);
+	free(vm->privates.v);
 	free(vm->slots);
 	free(vm);
 }
@@ -634,6 +666,14 @@ void gmem_sys_pause(unsigned int microseconds)
 		nanosleep(&time, NULL);
 	else
 		sched_yield();
+}
+
+uint64_t gmem_sys_now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
 int gmem_sys_sigaction(int signal, const struct sigaction *action, struct sigaction *ret_old)

@@ -128,6 +128,7 @@ enum fake_call {
 	FAKE_SET_SLOT2,		/* KVM_SET_USER_MEMORY_REGION2 with a size */
 	FAKE_DELETE_SLOT,
 	FAKE_RUN,
+	FAKE_SET_ATTRIBUTES,
 	FAKE_OTHER_IOCTL,
 	FAKE_CALLS
 };
@@ -181,7 +182,7 @@ bool fake_is_running(void);
 
 struct fake_snapshot;
 
-/* Open fds with their close-on-exec, memslots of all VMs, mappings */
+/* Open fds with their close-on-exec, memslots and attributes of all VMs, mappings */
 struct fake_snapshot *fake_snapshot(void);
 /* Does the state equal the snapshot? Prints the difference if not. Frees it. */
 bool fake_equal(struct fake_snapshot *snapshot);
@@ -201,6 +202,10 @@ struct fake_slot {
 /* By number; false if there is none. The VM may be known by a closed fd. */
 bool fake_get_slot(int vm_fd, uint32_t number, struct fake_slot *ret);
 unsigned fake_slot_count(int vm_fd);
+/* Has this guest address the attribute? */
+bool fake_is_private(int vm_fd, uint64_t gpa);
+/* Set it, or take it away, behind the library's back */
+void fake_set_private(int vm_fd, uint64_t gpa, uint64_t size, bool is_private);
 /* Add one behind the library's back */
 int fake_add_slot(int vm_fd, uint32_t number, uint64_t gpa, uint64_t size);
 

@@ -44,7 +44,7 @@ static bool guest_uses_file(const struct vm *vm, const struct file *file, uint64
 		return false;
 	if (file->flags & GUEST_MEMFD_FLAG_MMAP)
 		return true;
-	return gpa >= vm->private_start && gpa < vm->private_end;
+	return span_has(&vm->privates, gpa);
 }
 
 static void access_file(struct file *file, uint64_t offset, uint8_t *byte, bool store)

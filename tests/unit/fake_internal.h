@@ -37,8 +37,7 @@ struct vm {
 	bool binds;
 	uint64_t legal_flags;
 	struct fake_caps caps;
-	uint64_t private_start;		/* the gpas last made private */
-	uint64_t private_end;
+	struct spans privates;		/* gpas with the attribute, number 0 */
 	struct spans by_gpa;
 	struct fake_slot *slots;	/* MAX_SLOTS, size 0: none */
 };
@@ -134,6 +133,9 @@ size_t span_at(const struct spans *s, uint64_t start);
 bool span_overlaps(const struct spans *s, uint64_t start, uint64_t end, uint32_t except);
 void span_add(struct spans *s, uint64_t start, uint64_t end, uint32_t number);
 void span_remove(struct spans *s, uint64_t start, uint32_t number);
+/* All of [start, end) in it, as one with what touches it, or nothing of it */
+void span_set(struct spans *s, uint64_t start, uint64_t end, bool in);
+bool span_has(const struct spans *s, uint64_t at);
 
 /* ---- fake_kvm.c ---- */
 

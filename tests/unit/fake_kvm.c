@@ -329,8 +329,7 @@ static int set_attributes(struct vm *vm, const struct gmem_kvm_memory_attributes
 	    args->address + args->size < args->address)
 		return -EINVAL;
 
-	vm->private_start = args->attributes ? args->address : 0;
-	vm->private_end = args->attributes ? args->address + args->size : 0;
+	span_set(&vm->privates, args->address, args->address + args->size, args->attributes);
 	return 0;
 }
 
@@ -397,6 +396,8 @@ static enum fake_call classify(unsigned long request, const void *arg)
 	case KVM_SET_USER_MEMORY_REGION2:
 		return ((const struct gmem_kvm_userspace_memory_region2 *)arg)->memory_size ?
 		       FAKE_SET_SLOT2 : FAKE_DELETE_SLOT;
+	case KVM_SET_MEMORY_ATTRIBUTES:
+		return FAKE_SET_ATTRIBUTES;
 	default:
 		return FAKE_OTHER_IOCTL;
 	}

@@ -18,13 +18,20 @@ struct slot_state {
 	struct fake_slot slot;
 };
 
+struct private_state {
+	int vm;
+	struct span span;
+};
+
 struct fake_snapshot {
+	size_t private_count;
 	size_t fd_count;
 	size_t slot_count;
 	size_t map_count;
 	struct fd_state *fds;
 	struct slot_state *slots;
 	struct mapping *maps;
+	struct private_state *privates;
 };
 
 static void snapshot_slots(struct fake_snapshot *s)
@@ -46,6 +53,21 @@ static void snapshot_slots(struct fake_snapshot *s)
 	}
 }
 
+static void snapshot_privates(struct fake_snapshot *s)
+{
+	const struct vm *vm;
+	size_t i, count = 0;
+
+	for (vm = kernel.vms; vm; vm = vm->next)
+		count += vm->privates.count;
+	s->privates = must(calloc(count + 1, sizeof(*s->privates)));
+
+	for (vm = kernel.vms; vm; vm = vm->next)
+		for (i = 0; i < vm->privates.count; i++)
+			s->privates[s->private_count++] =
+				(struct private_state){ vm->id, vm->privates.v[i] };
+}
+
 struct fake_snapshot *fake_snapshot(void)
 {
 	struct fake_snapshot *s;
@@ -58,6 +80,7 @@ struct fake_snapshot *fake_snapshot(void)
 		if (kernel.fds[fd].kind != CLOSED)
 			s->fds[s->fd_count++] = (struct fd_state){ fd, kernel.fds[fd] };
 	snapshot_slots(s);
+	snapshot_privates(s);
 	s->map_count = kernel.map_count;
 	s->maps = must(calloc(s->map_count + 1, sizeof(*s->maps)));
 	if (s->map_count)
@@ -71,6 +94,7 @@ void fake_forget(struct fake_snapshot *s)
 	free(s->fds);
 	free(s->slots);
 	free(s->maps);
+	free(s->privates);
 	free(s);
 }
 
@@ -126,6 +150,22 @@ static bool same_maps(const struct fake_snapshot *a, const struct fake_snapshot 
 	return true;
 }
 
+static bool same_privates(const struct fake_snapshot *a, const struct fake_snapshot *b)
+{
+	const struct private_state *x, *y;
+	size_t i;
+
+	if (a->private_count != b->private_count)
+		return false;
+	for (i = 0; i < a->private_count; i++) {
+		x = &a->privates[i];
+		y = &b->privates[i];
+		if (x->vm != y->vm || x->span.start != y->span.start || x->span.end != y->span.end)
+			return false;
+	}
+	return true;
+}
+
 static void print_snapshot(const char *when, const struct fake_snapshot *s)
 {
 	const struct fake_slot *slot;
@@ -141,6 +181,10 @@ static void print_snapshot(const char *when, const struct fake_snapshot *s)
 			(unsigned long long)slot->gpa, (unsigned long long)slot->size,
 			slot->flags, slot->file);
 	}
+	fprintf(stderr, "\n  %zu private:", s->private_count);
+	for (i = 0; i < s->private_count && i < 16; i++)
+		fprintf(stderr, " [%#llx, %#llx)", (unsigned long long)s->privates[i].span.start,
+			(unsigned long long)s->privates[i].span.end);
 	fprintf(stderr, "\n  %zu mappings:", s->map_count);
 	for (i = 0; i < s->map_count && i < 16; i++)
 		fprintf(stderr, " [%#llx+%#llx]", (unsigned long long)s->maps[i].start,
@@ -152,7 +196,7 @@ bool fake_equal(struct fake_snapshot *before)
 {
 	struct fake_snapshot *now = fake_snapshot();
 	bool same = same_fds(before, now) && same_slots(before, now) &&
-		    same_maps(before, now);
+		    same_maps(before, now) && same_privates(before, now);
 
 	if (!same) {
 		print_snapshot("before", before);
@@ -180,6 +224,20 @@ unsigned fake_slot_count(int vm_fd)
 	const struct vm *vm = vm_of(vm_fd);
 
 	return vm ? (unsigned)vm->by_gpa.count : 0;
+}
+
+bool fake_is_private(int vm_fd, uint64_t gpa)
+{
+	const struct vm *vm = must(vm_of(vm_fd));
+
+	return span_has(&vm->privates, gpa);
+}
+
+void fake_set_private(int vm_fd, uint64_t gpa, uint64_t size, bool is_private)
+{
+	enter();
+	span_set(&((struct vm *)must(vm_of(vm_fd)))->privates, gpa, gpa + size, is_private);
+	leave(0);
 }
 
 int fake_add_slot(int vm_fd, uint32_t number, uint64_t gpa, uint64_t size)
