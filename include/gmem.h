@@ -12,6 +12,8 @@
  *   gmem_change  several regions changed at once, or not at all
  *   gmem_view    a thread's look at guest memory: translate, read, write
  *   gmem_numa    which nodes memory comes from, and which it came from
+ *   gmem_lease   a range that must stay shared, and where it is
+ *   gmem_vm_convert()  shared memory becomes private, and back
  *   gmem_exit    what a vCPU's exit says about memory; makes no system call
  *   gmem_export  a VM's memory, for processes that are not its VMM
  *   gmem_dump    what a VM's memory is at this moment, written to an fd
@@ -74,6 +76,7 @@ struct gmem_vm;
 struct gmem_region;
 struct gmem_change;
 struct gmem_export;
+struct gmem_lease;
 
 /* The kernel's, from <linux/kvm.h>, which this header does not need */
 struct kvm_run;
@@ -873,9 +876,10 @@ GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint
  * except through views.
  * Source: as gmem_region_add(), with size 0. Since: 0.1.
  *
- * Return: 0, or the kernel's errno if it refused to delete the memslot, such as
- * -EBADF the VM fd was closed; then the region is as before, and
- * gmem_vm_free() still releases it.
+ * Return: 0, or -EBUSY somebody holds a lease on it, or the kernel's errno if it
+ * refused to delete the memslot or to make it shared again, such as -EBADF the
+ * VM fd was closed; then the region is as before, and gmem_vm_free() still
+ * releases it.
  */
 GMEM_API int gmem_region_remove(struct gmem_region *region);
 
@@ -889,7 +893,8 @@ GMEM_API int gmem_region_remove(struct gmem_region *region);
  *
  * Thread-safe. Source: as gmem_region_add(). Since: 0.1.
  *
- * Return: 0, or -EINVAL or -EEXIST as gmem_region_add(); if the kernel refuses,
+ * Return: 0, or -EINVAL or -EEXIST as gmem_region_add(), -EBUSY somebody holds a
+ * lease on it, -EACCES it is private in part; if the kernel refuses,
  * its errno with the region where it was, or -ENOTRECOVERABLE if the kernel
  * refused that too: then the region has no memslot and can only be removed.
  */
@@ -1356,13 +1361,12 @@ GMEM_API int gmem_view_hva_anywhere(const struct gmem_view *view, uint64_t gpa, 
  * @size: bytes, non-zero, that must lie in one piece behind @gpa
  * @ret_hva: host address of @gpa, good until gmem_view_end()
  *
- * An access there can raise SIGBUS: see gmem_region_hva(). For private
- * backing it is the shared side.
+ * An access there can raise SIGBUS: see gmem_region_hva().
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
  * Return: 0, or -ENOENT there is no region, -ESTALE there was one and it was
- * removed, -ENXIO a device's range, -ERANGE memory begins there but @size
+ * removed, -ENXIO a device's range, -EACCES it is private, -ERANGE memory begins there but @size
  * bytes are not in one piece, -EINVAL @size is 0.
  */
 static inline int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64_t size,
@@ -1396,8 +1400,8 @@ static inline int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: entries filled in, or -ENOENT, -ESTALE or -ENXIO as gmem_view_hva()
- * for the first byte that has no memory, -ENOSPC it takes more than @max,
+ * Return: entries filled in, or -ENOENT, -ESTALE, -ENXIO or -EACCES as
+ * gmem_view_hva() for the first byte that has no memory, -ENOSPC it takes more than @max,
  * -EINVAL @size is 0 or wraps.
  */
 GMEM_API int gmem_view_iovec(const struct gmem_view *view, uint64_t gpa, uint64_t size,
@@ -1422,8 +1426,8 @@ GMEM_API int gmem_view_iovec(const struct gmem_view *view, uint64_t gpa, uint64_
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0 when all are copied, or -ENOENT, -ESTALE or -ENXIO as
- * gmem_view_hva(), -EFAULT or -EHWPOISON for the first byte that could not be
+ * Return: 0 when all are copied, or -ENOENT, -ESTALE, -ENXIO or -EACCES
+ * as gmem_view_hva(), -EFAULT or -EHWPOISON for the first byte that could not be
  * copied, -EINVAL the range wraps.
  */
 GMEM_API int gmem_view_read(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
@@ -1703,10 +1707,229 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			  struct gmem_numa_pages *pages);
 
 /* ---------------------------------------------------------------- exits -- */
+/* ------------------------------------------- shared and private memory -- */
 
 /* The states of guest memory */
 #define GMEM_STATE_SHARED	1u /* host and guest reach it */
 #define GMEM_STATE_PRIVATE	2u /* only the guest does */
+
+/*
+ * Memory of GMEM_BACKING_PRIVATE has two sides, and the state of an address
+ * says which one the guest uses. The kernel keeps states by guest address and
+ * has no call that tells them, so libgmem's record is the only one: convert
+ * through it alone. Rules:
+ *
+ *   A region begins shared. Removing one makes its addresses shared again.
+ *   A region that is private in part cannot be moved; split and rebind leave
+ *   the states as they are, by address. gmem_vm_free() leaves the kernel's
+ *   attributes as they are: see gmem_vm_adopt_private().
+ *
+ *   What is private cannot be had through views: -EACCES. The host address
+ *   of the shared side stays mapped all the time and reads as what was left
+ *   there, zero after a discard. KVM's own accesses for the guest (paravirtual
+ *   clocks, emulated instructions, page-table walks of emulation) go to that
+ *   address even where the guest has made it private: so a guest can make KVM
+ *   read and write the shared side, never what is private.
+ *
+ *   A private file with GMEM_CREATE_MMAP is one memory, whatever the state,
+ *   that the host cannot read: views give -EACCES for all of it, and nothing
+ *   is ever stale.
+ *
+ * Who sees what while a range is converted: gmem_vm_state() has all of the range
+ * as before, then all of it as after. Views: to private, none that began
+ * before still stands when the first page turns, and those that begin
+ * meanwhile have -EACCES; to shared, they have -EACCES until all is shared. The
+ * guest may see parts of a large range turn before others. Conversions
+ * that overlap follow each other in the order they came; others overlap in
+ * time. Changes of the layout of that range wait for its end.
+ */
+
+/**
+ * struct gmem_state_range - addresses that have one state
+ * @gpa: where they start
+ * @size: bytes
+ * @state: GMEM_STATE_*; 0: no memory, a hole or a device
+ * @backing: an enum gmem_backing; only GMEM_BACKING_PRIVATE and
+ *	GMEM_BACKING_INPLACE can be converted, all else is always shared
+ */
+struct gmem_state_range {
+	uint64_t gpa;
+	uint64_t size;
+	uint32_t state;
+	uint32_t backing;
+};
+
+/**
+ * gmem_vm_state() - what is shared and what is private
+ * @vm: handle
+ * @gpa: guest physical address, any alignment
+ * @size: bytes, non-zero; must not wrap
+ * @ret: filled in GPA order, without gaps from @gpa on
+ * @max: entries in @ret, at least 1
+ *
+ * If the last range filled in ends before @gpa + @size, ask again from there.
+ *
+ * Thread-safe; waits while a change of the layout is applied. Since: 0.1.
+ *
+ * Return: entries filled in, or -EINVAL NULL argument, no range, @max is 0.
+ */
+GMEM_API int gmem_vm_state(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+			   struct gmem_state_range *ret, size_t max);
+
+/* Flags of struct gmem_convert_opts */
+#define GMEM_CONVERT_ALL	((uint64_t)1 << 0) /* also what is so already, as far as is known */
+
+/* What becomes of the side that is not in use any more */
+#define GMEM_DISCARD_NOW	0u /* given back to the host before the call returns */
+#define GMEM_DISCARD_LATER	1u /* by gmem_vm_discard_owed() */
+#define GMEM_DISCARD_NEVER	2u /* kept: it doubles the memory, and comes back with its bytes */
+
+/**
+ * struct gmem_convert_opts - how to convert
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_CONVERT_*; unknown bits are -EINVAL
+ * @discard: GMEM_DISCARD_*
+ * @wait_ms: milliseconds to wait for leases to be freed; 0: fail at once
+ */
+struct gmem_convert_opts {
+	size_t   size;
+	uint64_t flags;
+	uint32_t discard;
+	uint32_t wait_ms;
+};
+
+/**
+ * struct gmem_conversion - what a conversion did
+ * @gpa: where the part starts that is in the state asked for because of it
+ * @size: bytes of it. On success all of the range, or 0 if all was so before;
+ *	on failure 0: all is as it was; or, with -ENOTRECOVERABLE, what the kernel
+ *	refused to undo. All else is as it was.
+ * @converted: bytes whose state changed
+ * @discarded: bytes of the other side that were given back to the host
+ * @owed: bytes of it that gmem_vm_discard_owed() has yet to give back, among
+ *	them what the kernel refused to free
+ * @ioctls: KVM_SET_MEMORY_ATTRIBUTES and the like that were made
+ */
+struct gmem_conversion {
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t converted;
+	uint64_t discarded;
+	uint64_t owed;
+	uint64_t ioctls;
+};
+
+/**
+ * gmem_vm_convert() - make guest memory private, or shared
+ * @vm: handle
+ * @gpa: guest physical address, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page; may span regions
+ * @state: GMEM_STATE_SHARED or GMEM_STATE_PRIVATE
+ * @opts: NULL for defaults: do not wait for leases, discard at once
+ * @ret: what was done, also on failure; NULL if not wanted
+ *
+ * Every byte must be memory that can be converted: this is checked before
+ * anything changes. Parts that are so already are skipped; if all of it is,
+ * there is no system call. What neighbours, in one region or several, becomes
+ * one call to the kernel. If the kernel refuses one, those before it are
+ * undone. Contents are not carried over: the guest finds what the side it uses
+ * now held before, zero if it was discarded. The discard policy is for all of
+ * the range; a refusal to free does not fail the conversion, which is done by
+ * then, but is passed to the log, and the rest stays owed.
+ *
+ * To private, views are waited for, and leases up to the limit.
+ *
+ * Thread-safe. Do not call it between gmem_view_begin() and gmem_view_end() of
+ * the same thread. Source: KVM_SET_MEMORY_ATTRIBUTES. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad range, state or options, -ENOENT a hole in the
+ * range, -ENXIO a device's range in it, -EOPNOTSUPP memory in it cannot be
+ * converted, -EBUSY somebody holds a lease, -ENOMEM, -E2BIG options newer than
+ * the library, or the kernel's own errno: nothing changed; -ENOTRECOVERABLE
+ * the kernel refused to undo, see @ret; or a region in it lost its memslot.
+ */
+GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t state,
+			     const struct gmem_convert_opts *opts, struct gmem_conversion *ret);
+
+/**
+ * gmem_vm_discard_owed() - give back what conversions left for later
+ * @vm: handle
+ * @ret_done: bytes given back, also on failure; NULL if not wanted
+ *
+ * Neighbours are given back together, however many conversions left them.
+ * What was converted back meanwhile is in use again, and is kept. What was
+ * owed where a region is removed is forgotten.
+ *
+ * Thread-safe; waits for conversions of the same ranges. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, -ENOMEM, or the kernel's own errno: the
+ * rest is still owed.
+ */
+GMEM_API int gmem_vm_discard_owed(struct gmem_vm *vm, uint64_t *ret_done);
+
+/**
+ * gmem_vm_adopt_private() - tell of what is private already
+ * @vm: handle
+ * @gpa: guest physical address, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page; may span regions
+ *
+ * For a VM whose attributes were set before there was a handle: say so once
+ * the regions are there. The kernel is not asked, for it cannot be. Where it
+ * is not known what the kernel has, convert with GMEM_CONVERT_ALL instead.
+ * Views that began before are waited for.
+ *
+ * Thread-safe, as gmem_vm_convert(). Since: 0.1.
+ *
+ * Return: 0, or -EINVAL, -ENOENT, -ENXIO, -EOPNOTSUPP, -EBUSY, -ENOMEM and
+ * -ENOTRECOVERABLE as gmem_vm_convert().
+ */
+GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
+
+/**
+ * struct gmem_lease_opts - who holds a lease
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @holder: a name for error messages, copied, cut after 63 bytes; NULL: "unnamed"
+ */
+struct gmem_lease_opts {
+	size_t      size;
+	const char *holder;
+};
+
+/**
+ * gmem_lease_new() - keep a range of shared memory as it is
+ * @vm: handle, which must outlive the lease
+ * @gpa: guest physical address, any alignment
+ * @size: bytes, non-zero; must not wrap; may span regions
+ * @opts: NULL for defaults
+ * @ret: the lease, yours to free with gmem_lease_free()
+ *
+ * For those who use host addresses of the range beyond a view: I/O in flight,
+ * registered buffers, device maps. While it is held, conversions of the range to
+ * private wait or fail, and removing, moving, splitting and rebinding its
+ * regions fails, with -EBUSY and the holder's name. Leases may overlap. No new one
+ * is given while a conversion to private waits for those there are.
+ *
+ * Thread-safe; waits while a change of the layout is applied. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument or no range, -EACCES part of it is
+ * private, -ENOENT a hole in it, -ENXIO a device's range in it, -EBUSY it is
+ * being converted to private, -ENOMEM, -E2BIG options newer than the library.
+ */
+GMEM_API GMEM_CHECKED int gmem_lease_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+					 const struct gmem_lease_opts *opts,
+					 struct gmem_lease **ret);
+
+/**
+ * gmem_lease_free() - let the range go
+ * @lease: lease, or NULL
+ *
+ * Whoever waits for it goes on.
+ *
+ * Thread-safe for different leases. Since: 0.1.
+ */
+GMEM_API void gmem_lease_free(struct gmem_lease *lease);
+
+/* ---------------------------------------------------------------- exits -- */
 
 /* What an exit is about: struct gmem_exit.kind */
 #define GMEM_EXIT_OTHER		0u /* not guest memory: yours */

@@ -2,6 +2,7 @@
 /*
  * Every change of a VM's layout, one step or many, goes through apply():
  *
+ *   wait     for conversions at work there; whoever holds a lease refuses it
  *   leave    what steps take away leaves the books, in the order of the steps
  *   prepare  what steps bring is checked against the layout to be, and made
  *   table    the table readers will use is built
@@ -199,6 +200,104 @@ static const struct {
 	},
 };
 
+/* ---- who is in the way ---- */
+
+/* A conversion is at work on what a step changes: wait for its end, without the locks. */
+static bool wait_for_conversions(struct gmem_vm *vm, const struct gmem_step *steps, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		const struct gmem_region *region = steps[i].region;
+
+		if (steps[i].kind == GMEM_STEP_ADD ||
+		    !gmem_claim_is_active(vm, region->gpa.start, region->gpa.size))
+			continue;
+		pthread_mutex_unlock(&vm->change_lock);
+		pthread_cond_wait(&vm->released, &vm->lock);
+		pthread_mutex_unlock(&vm->lock);
+		return true;
+	}
+	return false;
+}
+
+static void lock_both(struct gmem_vm *vm, const struct gmem_step *steps, size_t count)
+{
+	do {
+		pthread_mutex_lock(&vm->change_lock);
+		pthread_mutex_lock(&vm->lock);
+	} while (wait_for_conversions(vm, steps, count));
+}
+
+static bool is_private_within(const struct gmem_vm *vm, const struct gmem_region *region)
+{
+	return gmem_range_find(&vm->privates, region->gpa.start, region->gpa.size);
+}
+
+static int check_users(const struct gmem_vm *vm, struct gmem_step *step)
+{
+	const struct gmem_region *region = step->region;
+	int err;
+
+	if (step->kind == GMEM_STEP_ADD)
+		return 0;
+
+	err = gmem_lease_check(vm, region->gpa.start, region->gpa.size);
+	if (err)
+		return err;
+	if (step->kind == GMEM_STEP_MOVE && is_private_within(vm, region))
+		return gmem_fail(-EACCES,
+				 "the region at gpa 0x%" PRIx64
+				 " is private in part: what is private stays where it is",
+				 region->gpa.start);
+	return 0;
+}
+
+/* What is private in a region that is removed will be shared, and owed no more. */
+static int get_spares(const struct gmem_vm *vm, struct gmem_step *step)
+{
+	int err = 0;
+
+	step->spares[0] = NULL;
+	step->spares[1] = NULL;
+	if (step->kind != GMEM_STEP_REMOVE)
+		return 0;
+
+	if (is_private_within(vm, step->region))
+		err = gmem_set_spare(&step->spares[0]);
+	if (!err && gmem_range_find(&vm->owed, step->region->gpa.start, step->region->gpa.size))
+		err = gmem_set_spare(&step->spares[1]);
+	return err;
+}
+
+static void drop_spares(struct gmem_step *steps, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		free(steps[i].spares[0]);
+		free(steps[i].spares[1]);
+		steps[i].spares[0] = NULL;
+		steps[i].spares[1] = NULL;
+	}
+}
+
+static int check_all(const struct gmem_vm *vm, struct gmem_step *steps, size_t count)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		steps[i].failed = false;
+		if (!err) {
+			err = check_users(vm, &steps[i]);
+			steps[i].failed = err != 0;
+		}
+		steps[i].spares[0] = NULL;
+		steps[i].spares[1] = NULL;
+	}
+	for (size_t i = 0; i < count && !err; i++)
+		err = get_spares(vm, &steps[i]);
+	if (err)
+		drop_spares(steps, count);
+	return err;
+}
+
 /* ---- leave and prepare ---- */
 
 static void undo_preparations(struct gmem_vm *vm, struct gmem_step *steps, size_t prepared,
@@ -220,6 +319,7 @@ static void note_step(struct gmem_step *step)
 	step->deleted = false;
 	step->stuck = false;
 	step->added = 0;
+	step->shared_again = 0;
 	step->old_gpa = region->gpa.start;
 	step->has_old = step->kind != GMEM_STEP_ADD && region->has_slot;
 	if (step->has_old)
@@ -340,10 +440,67 @@ static int put_back(struct gmem_vm *vm, struct gmem_step *step, int cause, int e
 			 step->old.size, gmem_errno_name(undo_err));
 }
 
+/*
+ * Attributes belong to addresses, not to memslots. A hole or a device that is
+ * private is a trap for the guest, so what is removed leaves nothing private.
+ */
+static int share_again(const struct gmem_vm *vm, struct gmem_step *step)
+{
+	uint64_t start = step->region->gpa.start, last = start + step->region->gpa.size - 1;
+	struct gmem_part part = { start, start };
+	uint64_t at = start;
+	int err;
+
+	while (gmem_set_next(&vm->privates, true, at, last, &part)) {
+		err = gmem_vm_set_private(vm, &part, false);
+		if (err) {
+			step->failed = true;
+			return err;
+		}
+		step->shared_again = part.last - start + 1;
+		if (part.last == last)
+			break;
+		at = part.last + 1;
+	}
+	return 0;
+}
+
+/* And private again, as far as it was done */
+static int make_private_again(struct gmem_vm *vm, struct gmem_step *step, int cause, int err)
+{
+	uint64_t start = step->region->gpa.start, at = start;
+	struct gmem_part part;
+	int undo_err = 0;
+
+	while (at - start < step->shared_again &&
+	       gmem_set_next(&vm->privates, true, at, start + step->shared_again - 1, &part)) {
+		for (int tries = 0; tries < 3; tries++) {
+			undo_err = gmem_vm_set_private(vm, &part, true);
+			if (!undo_err)
+				break;
+		}
+		if (undo_err) {
+			gmem_set_remove(&vm->privates, part.start,
+					start + step->shared_again - part.start, &step->spares[0]);
+			return gmem_fail(-ENOTRECOVERABLE,
+					 "after a refusal, %s, VM fd %d leaves gpa 0x%" PRIx64
+					 ", 0x%" PRIx64 " bytes, shared: %s",
+					 gmem_errno_name(cause), vm->fd, part.start,
+					 start + step->shared_again - part.start,
+					 gmem_errno_name(undo_err));
+		}
+		at = part.last + 1;
+	}
+	return err;
+}
+
 /* Put the memslots back as they were. -ENOTRECOVERABLE names one that is lost. */
 static int undo_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t count, int cause)
 {
 	int err = cause;
+
+	for (size_t i = count; i-- > 0;)
+		err = make_private_again(vm, &steps[i], cause, err);
 
 	for (size_t i = count; i-- > 0;)
 		while (steps[i].added > 0)
@@ -364,6 +521,9 @@ static int change_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t coun
 			err = delete_old(vm, &steps[i]);
 	for (size_t i = 0; i < count && !err; i++)
 		err = add_new(vm, &steps[i]);
+	for (size_t i = 0; i < count && !err; i++)
+		if (steps[i].kind == GMEM_STEP_REMOVE)
+			err = share_again(vm, &steps[i]);
 
 	return err ? undo_slots(vm, steps, count, err) : 0;
 }
@@ -373,6 +533,10 @@ static int change_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t coun
 static int build_table(const struct gmem_vm *vm, const struct gmem_step *steps, size_t count,
 		       struct gmem_table **ret)
 {
+	/* What is removed is private no more, and a region begins shared. */
+	static const struct gmem_range_map none = { NULL };
+	const struct gmem_layout shared = { &vm->regions, &none };
+	const struct gmem_layout as_it_is = { &vm->regions, &vm->privates };
 	struct gmem_table *table = NULL;
 	int err;
 
@@ -387,11 +551,11 @@ static int build_table(const struct gmem_vm *vm, const struct gmem_step *steps, 
 
 		if (steps[i].kind == GMEM_STEP_SPLIT)
 			continue;	/* the same memory at the same place */
-		if (steps[i].kind != GMEM_STEP_ADD)
-			err = gmem_table_refresh(table, vm->table, &vm->regions, steps[i].old_gpa,
-						 size);
+		if (steps[i].kind == GMEM_STEP_REMOVE || steps[i].kind == GMEM_STEP_MOVE)
+			err = gmem_table_refresh(table, vm->table, &shared, steps[i].old_gpa, size);
 		if (!err && steps[i].kind != GMEM_STEP_REMOVE)
-			err = gmem_table_refresh(table, vm->table, &vm->regions,
+			err = gmem_table_refresh(table, vm->table,
+						 steps[i].kind == GMEM_STEP_REBIND ? &as_it_is : &shared,
 						 region->gpa.start, size);
 	}
 
@@ -403,8 +567,14 @@ static int build_table(const struct gmem_vm *vm, const struct gmem_step *steps, 
 	return 0;
 }
 
-static void settle(struct gmem_step *step)
+static void settle(struct gmem_vm *vm, struct gmem_step *step)
 {
+	const struct gmem_range *gpa = &step->region->gpa;
+
+	if (step->kind == GMEM_STEP_REMOVE) {
+		gmem_set_remove(&vm->privates, gpa->start, gpa->size, &step->spares[0]);
+		gmem_set_remove(&vm->owed, gpa->start, gpa->size, &step->spares[1]);
+	}
 	if (step->kind != GMEM_STEP_REMOVE)
 		step->region->has_slot = step->new_count > 0;
 	if (step->upper)
@@ -417,9 +587,13 @@ static int apply_locked(struct gmem_vm *vm, struct gmem_step *steps, size_t coun
 	struct gmem_table *table;
 	int err;
 
-	err = prepare_all(vm, steps, count);
+	err = check_all(vm, steps, count);
 	if (err)
 		return err;
+
+	err = prepare_all(vm, steps, count);
+	if (err)
+		goto drop_spares;
 
 	err = build_table(vm, steps, count, &table);
 	if (err)
@@ -430,16 +604,19 @@ static int apply_locked(struct gmem_vm *vm, struct gmem_step *steps, size_t coun
 		goto free_table;
 
 	for (size_t i = 0; i < count; i++)
-		settle(&steps[i]);
+		settle(vm, &steps[i]);
 	*ret_old = vm->table;
 	*ret_new = table;
 	gmem_vm_publish(vm, table);
+	drop_spares(steps, count);
 	return 0;
 
 free_table:
 	gmem_table_free(table, vm->table);
 undo_preparations:
 	undo_preparations(vm, steps, count, count);
+drop_spares:
+	drop_spares(steps, count);
 	return err;
 }
 
@@ -450,8 +627,7 @@ int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 	int err;
 
 	/* The books are open again while we wait for readers, who may consult them. */
-	pthread_mutex_lock(&vm->change_lock);
-	pthread_mutex_lock(&vm->lock);
+	lock_both(vm, steps, count);
 	err = apply_locked(vm, steps, count, &old, &new);
 	pthread_mutex_unlock(&vm->lock);
 

@@ -213,6 +213,25 @@ int gmem_slots_take(struct gmem_slots *slots, uint32_t number);
 void gmem_slots_give(struct gmem_slots *slots, uint32_t number);
 int gmem_slots_reserve(struct gmem_slots *slots, uint32_t first, uint32_t count);
 
+/* ---- set: addresses that have something in common, such as being private ---- */
+
+/* Ranges that neither overlap nor touch, in nodes of the set's own */
+struct gmem_part {
+	uint64_t start;
+	uint64_t last;
+};
+
+/* A node in reserve, if there is none yet: what is done next needs one at most. */
+int gmem_set_spare(struct gmem_range **spare);
+void gmem_set_add(struct gmem_range_map *set, uint64_t start, uint64_t size,
+		  struct gmem_range **spare);
+void gmem_set_remove(struct gmem_range_map *set, uint64_t start, uint64_t size,
+		     struct gmem_range **spare);
+void gmem_set_clear(struct gmem_range_map *set);
+/* The first part of [@start, @last] that is in the set, or that is not; false: none */
+bool gmem_set_next(const struct gmem_range_map *set, bool inside, uint64_t start, uint64_t last,
+		   struct gmem_part *ret);
+
 /* ---- table: from guest address to memory, for readers that never wait ---- */
 
 /* What is behind a guest address, and up to where */
@@ -222,7 +241,7 @@ struct gmem_piece {
 };
 
 struct gmem_piece gmem_table_piece(const struct gmem_table *table, uint64_t gpa);
-/* Why there is no memory: -ENOENT, -ESTALE or -ENXIO; 0 if there is */
+/* Why there is no memory: -ENOENT, -ESTALE, -ENXIO or -EACCES; 0 if there is */
 int gmem_piece_error(struct gmem_piece piece);
 
 /* The inline part of gmem_view_hva(), which has nothing to say when it cannot answer */
@@ -243,8 +262,14 @@ static inline bool gmem_table_hva(const struct gmem_table *table, uint64_t gpa, 
 /* A new table that shares everything with @old (or NULL), to be refreshed where it changed */
 int gmem_table_new(const struct gmem_table *old, const struct gmem_range_map *regions,
 		   struct gmem_table **ret);
+/* What a table is made from */
+struct gmem_layout {
+	const struct gmem_range_map *regions;
+	const struct gmem_range_map *privates;
+};
+
 int gmem_table_refresh(struct gmem_table *table, const struct gmem_table *old,
-		       const struct gmem_range_map *regions, uint64_t start, uint64_t size);
+		       const struct gmem_layout *layout, uint64_t start, uint64_t size);
 /* Free what @kept (or NULL) does not share. */
 void gmem_table_free(const struct gmem_table *table, const struct gmem_table *kept);
 
@@ -264,6 +289,14 @@ struct gmem_vm {
 	struct gmem_range_map hvas;	/* by host address */
 	struct gmem_region *stuck;	/* their memslots could not be deleted, see change.c */
 
+	/* Written with both locks held, read with either */
+	struct gmem_range_map privates;	/* the record: what is private in the kernel */
+	/* with lock */
+	struct gmem_range_map owed;	/* where the side not in use is yet to be discarded */
+	struct gmem_lease *leases;
+	struct gmem_claim *claims;	/* in the order they came */
+	pthread_cond_t released;	/* a lease, or a claim */
+
 	const struct gmem_table *table;	/* read without a lock; NULL before the first view */
 	pthread_mutex_t views_lock;
 	struct gmem_reader *views;
@@ -273,9 +306,33 @@ struct gmem_vm {
 /* Pass the sentence of a failure to the VM's log; returns @err. */
 int gmem_vm_report(struct gmem_vm *vm, int err);
 /* Readers that begin from now on see @table, NULL if there have been none. */
-void gmem_vm_publish(struct gmem_vm *vm, struct gmem_table *table);
+void gmem_vm_publish(struct gmem_vm *vm, const struct gmem_table *table);
 /* Until no reader holds an older table */
 void gmem_vm_wait_for_views(struct gmem_vm *vm);
+
+/* ---- state: the record of what is private ---- */
+
+/* Tell the kernel, and try again within bounds; -errno and its sentence. Not the record. */
+int gmem_vm_set_private(const struct gmem_vm *vm, const struct gmem_part *part, bool to_private);
+
+/* ---- lease: who uses a range; all with the VM's lock held ---- */
+
+/* A conversion under way, or waiting to be */
+struct gmem_claim {
+	uint64_t gpa;
+	uint64_t size;
+	struct gmem_claim *next;
+	bool to_private;
+	bool is_active;			/* not waiting any more */
+};
+
+/* Wait for those ahead, and if @to_private for leases: -EBUSY after @wait_ms of that */
+int gmem_claim_take(struct gmem_vm *vm, struct gmem_claim *claim, uint32_t wait_ms);
+void gmem_claim_drop(struct gmem_vm *vm, struct gmem_claim *claim);
+/* A conversion is at work there: the layout must wait for it, with vm->released. */
+bool gmem_claim_is_active(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
+/* -EBUSY, and its sentence, if somebody holds a lease there */
+int gmem_lease_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 
 /* ---- view ---- */
 
@@ -428,11 +485,13 @@ struct gmem_step {
 	uint64_t offset;		/* SPLIT */
 	struct gmem_region *upper;	/* SPLIT, else NULL */
 	struct gmem_binding binding;	/* REBIND */
+	struct gmem_range *spares[2];	/* REMOVE, for the record and what is owed */
 
 	/* while it is applied */
 	uint64_t old_gpa;
 	struct gmem_kvm_slot old, new[2];
 	unsigned int new_count, added;
+	uint64_t shared_again;		/* REMOVE: bytes from the start that are */
 	bool has_old, deleted, failed, stuck;
 };
 

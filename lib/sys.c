@@ -276,6 +276,14 @@ void gmem_sys_pause(unsigned int microseconds)
 		sched_yield();
 }
 
+uint64_t gmem_sys_now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
 int gmem_sys_try_io_uring(void)
 {
 	struct io_uring_params params;

@@ -85,6 +85,8 @@ int gmem_sys_read_file(const char *path, char *buf, size_t size);
 int gmem_sys_membarrier(int command);
 /* let others run, for about so long; 0: just once */
 void gmem_sys_pause(unsigned int microseconds);
+/* nanoseconds of CLOCK_MONOTONIC */
+uint64_t gmem_sys_now(void);
 
 /* 0 if a ring can be set up; the ring is gone again */
 int gmem_sys_try_io_uring(void);

@@ -29,7 +29,8 @@
 #define CODE_HOLE	0
 #define CODE_REMOVED	2
 #define CODE_DEVICE	4
-#define LAST_CODE	CODE_DEVICE
+#define CODE_PRIVATE	6
+#define LAST_CODE	CODE_PRIVATE
 
 /* The index of a granule: a slice is as large as the largest page */
 #define SLICE_SHIFT	16
@@ -123,6 +124,8 @@ int gmem_piece_error(struct gmem_piece piece)
 		return -ESTALE;
 	case CODE_DEVICE:
 		return -ENXIO;
+	case CODE_PRIVATE:
+		return -EACCES;
 	default:
 		return 0;
 	}
@@ -130,10 +133,18 @@ int gmem_piece_error(struct gmem_piece piece)
 
 /* ---- building ---- */
 
+static struct gmem_region *region_of(struct gmem_range *range)
+{
+	return GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
+}
+
+/* Where it is shared. A private file with MMAP is what the guest uses then, too. */
 static uint64_t code_of(const struct gmem_region *region)
 {
 	if (region->is_device)
 		return CODE_DEVICE;
+	if (gmem_side_is_both(region))
+		return CODE_PRIVATE;
 	return region->hva.start - region->gpa.start + 1;
 }
 
@@ -192,20 +203,40 @@ static int copy_pieces(struct builder *builder, const struct gmem_table *table, 
 	}
 }
 
+/* A region by its states */
+static int add_states(struct builder *builder, const struct gmem_layout *layout,
+		      const struct gmem_region *region, uint64_t start, uint64_t last)
+{
+	struct gmem_part part;
+	int err = 0;
+
+	for (;;) {
+		bool is_private = gmem_set_next(layout->privates, true, start, last, &part);
+
+		if (!is_private || part.start > start)
+			err = add_piece(builder, start, code_of(region));
+		if (!err && is_private)
+			err = add_piece(builder, part.start,
+					region->is_device ? CODE_DEVICE : CODE_PRIVATE);
+		if (err || !is_private || part.last == last)
+			return err;
+		start = part.last + 1;
+	}
+}
+
 /* What the regions say, and in the gaps between them what was there before */
 static int add_regions(struct builder *builder, const struct gmem_table *old,
-		       const struct gmem_range_map *regions, uint64_t start, uint64_t last)
+		       const struct gmem_layout *layout, uint64_t start, uint64_t last)
 {
 	uint64_t at = start, end;
 	int err;
 
 	for (;;) {
-		struct gmem_range *range = gmem_range_find(regions, at, last - at + 1);
+		struct gmem_range *range = gmem_range_find(layout->regions, at, last - at + 1);
 
 		if (range && range->start <= at) {
 			end = last_of(range) < last ? last_of(range) : last;
-			err = add_piece(builder, at,
-					code_of(GMEM_CONTAINER_OF(range, struct gmem_region, gpa)));
+			err = add_states(builder, layout, region_of(range), at, end);
 		} else {
 			end = range ? range->start - 1 : last;
 			err = copy_pieces(builder, old, at, end, true);
@@ -244,42 +275,42 @@ static struct granule *make_granule(const struct builder *builder, uint64_t end)
 	return granule;
 }
 
-/* Of an entry, [@start, @last] changed; the rest is as @table, in the making, has it. */
+/* Of [@first, @final], [@start, @last] changed; the rest is as @table, in the making, has it. */
 static int collect(struct builder *builder, const struct gmem_table *table,
-		   const struct gmem_table *old, const struct gmem_range_map *regions,
-		   uint64_t start, uint64_t last)
+		   const struct gmem_table *old, const struct gmem_layout *layout,
+		   const struct gmem_part *all, uint64_t start, uint64_t last)
 {
-	uint64_t first = start & ~(ENTRY_SIZE - 1), final = start | (ENTRY_SIZE - 1);
 	int err = 0;
 
-	if (first < start)
-		err = copy_pieces(builder, table, first, start - 1, false);
+	if (all->start < start)
+		err = copy_pieces(builder, table, all->start, start - 1, false);
 	if (!err)
-		err = add_regions(builder, old, regions, start, last);
-	if (!err && last < final)
-		err = copy_pieces(builder, table, last + 1, final, false);
+		err = add_regions(builder, old, layout, start, last);
+	if (!err && last < all->last)
+		err = copy_pieces(builder, table, last + 1, all->last, false);
 	return err;
 }
 
 static int make_entry(const struct gmem_table *table, const struct gmem_table *old,
-		      const struct gmem_range_map *regions, uint64_t start, uint64_t last,
+		      const struct gmem_layout *layout, uint64_t start, uint64_t last,
 		      uint64_t *ret)
 {
-	uint64_t first = start & ~(ENTRY_SIZE - 1), final = start | (ENTRY_SIZE - 1);
-	struct gmem_range *range = gmem_range_find(regions, start, 1);
+	const struct gmem_part all = { start & ~(ENTRY_SIZE - 1), start | (ENTRY_SIZE - 1) };
+	struct gmem_range *range = gmem_range_find(layout->regions, start, 1);
 	struct builder builder = { NULL, 0, 0 };
 	struct granule *granule = NULL;
 	int err;
 
-	/* The common case by far: one region behind all of it */
-	if (range && range->start <= first && last_of(range) >= final) {
-		*ret = code_of(GMEM_CONTAINER_OF(range, struct gmem_region, gpa));
+	/* The common case by far: one region behind all of it, and nothing private */
+	if (range && start == all.start && last == all.last && range->start <= start &&
+	    last_of(range) >= last && !gmem_range_find(layout->privates, start, ENTRY_SIZE)) {
+		*ret = code_of(region_of(range));
 		return 0;
 	}
 
-	err = collect(&builder, table, old, regions, start, last);
+	err = collect(&builder, table, old, layout, &all, start, last);
 	if (!err && builder.count > 1) {
-		granule = make_granule(&builder, final + 1);
+		granule = make_granule(&builder, all.last + 1);
 		err = granule ? 0 : -ENOMEM;
 	}
 	if (!err)
@@ -347,13 +378,14 @@ static int own_gib(struct gmem_full_table *table, const struct gmem_table *old, 
 }
 
 static int refresh_high(struct gmem_full_table *table, const struct gmem_table *old,
-			const struct gmem_range_map *regions)
+			const struct gmem_layout *layout, uint64_t start, uint64_t last)
 {
+	const struct gmem_part all = { MOST_GIBS << GIB_SHIFT, UINT64_MAX };
 	struct granule *high = NULL, *before = table->high;
 	struct builder builder = { NULL, 0, 0 };
 	int err;
 
-	err = add_regions(&builder, old, regions, MOST_GIBS << GIB_SHIFT, UINT64_MAX);
+	err = collect(&builder, &table->head, old, layout, &all, start, last);
 	if (!err)
 		high = make_granule(&builder, 0);
 	free(builder.pieces);
@@ -367,7 +399,7 @@ static int refresh_high(struct gmem_full_table *table, const struct gmem_table *
 }
 
 int gmem_table_refresh(struct gmem_table *head, const struct gmem_table *old,
-		       const struct gmem_range_map *regions, uint64_t start, uint64_t size)
+		       const struct gmem_layout *layout, uint64_t start, uint64_t size)
 {
 	struct gmem_full_table *table = GMEM_CONTAINER_OF(head, struct gmem_full_table, head);
 	uint64_t last = start + size - 1, at = start;
@@ -379,12 +411,12 @@ int gmem_table_refresh(struct gmem_table *head, const struct gmem_table *old,
 		uint64_t *entries, entry, before;
 
 		if (gib >= MOST_GIBS)
-			return refresh_high(table, old, regions);
+			return refresh_high(table, old, layout, at, last);
 
 		end = end < last ? end : last;
 		err = own_gib(table, old, gib, &entries);
 		if (!err)
-			err = make_entry(head, old, regions, at, end, &entry);
+			err = make_entry(head, old, layout, at, end, &entry);
 		if (err)
 			return err;
 

@@ -34,6 +34,7 @@ static struct gmem_reader *reader_of(struct gmem_view *view)
 /* The first view: from now on there is a table to keep. */
 static int start_table(struct gmem_vm *vm)
 {
+	const struct gmem_layout layout = { &vm->regions, &vm->privates };
 	struct gmem_table *table;
 	struct gmem_range *range;
 	uint64_t at = 0;
@@ -51,7 +52,7 @@ static int start_table(struct gmem_vm *vm)
 		range = gmem_range_find(&vm->regions, at, UINT64_MAX - at);
 		if (!range)
 			break;
-		err = gmem_table_refresh(table, NULL, &vm->regions, range->start, range->size);
+		err = gmem_table_refresh(table, NULL, &layout, range->start, range->size);
 		at = range->start + range->size;
 	} while (!err && at);
 	if (err) {
@@ -77,9 +78,12 @@ GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 	if (!reader)
 		return gmem_fail(-ENOMEM, "no memory for a view");
 
+	/* Not in the middle of a conversion, which tells readers, if there are any. */
+	pthread_mutex_lock(&vm->change_lock);
 	pthread_mutex_lock(&vm->lock);
 	err = start_table(vm);
 	pthread_mutex_unlock(&vm->lock);
+	pthread_mutex_unlock(&vm->change_lock);
 	if (err) {
 		free(reader);
 		return gmem_fail(err, "no memory for the readers' table");
@@ -117,7 +121,7 @@ GMEM_API void gmem_view_free(struct gmem_view *view)
 
 /* ---- the writer's side ---- */
 
-void gmem_vm_publish(struct gmem_vm *vm, struct gmem_table *table)
+void gmem_vm_publish(struct gmem_vm *vm, const struct gmem_table *table)
 {
 	/* Pairs with the load in gmem_view_begin(). */
 	if (table)
@@ -170,7 +174,7 @@ void gmem_vm_wait_for_views(struct gmem_vm *vm)
 static int fail_piece(struct gmem_piece piece, uint64_t gpa)
 {
 	static const char *const what[] = { "no region", "only a region that was removed",
-					    "a device" };
+					    "a device", "private memory" };
 
 	return gmem_fail(gmem_piece_error(piece), "there is %s at gpa 0x%" PRIx64,
 			 what[piece.code / 2], gpa);

@@ -36,6 +36,17 @@ static int take_report(struct gmem_vm *vm, int vm_fd, const struct gmem_vm_opts 
 	return 0;
 }
 
+/* Waiting is up to a time that nobody sets back. */
+static void init_condition(pthread_cond_t *condition)
+{
+	pthread_condattr_t attributes;
+
+	pthread_condattr_init(&attributes);
+	pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+	pthread_cond_init(condition, &attributes);
+	pthread_condattr_destroy(&attributes);
+}
+
 GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct gmem_vm **ret)
 {
 	struct gmem_vm_opts opts;
@@ -70,6 +81,7 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 	pthread_mutex_init(&vm->change_lock, NULL);
 	pthread_mutex_init(&vm->lock, NULL);
 	pthread_mutex_init(&vm->views_lock, NULL);
+	init_condition(&vm->released);
 	vm->fd = vm_fd;
 	vm->log = opts.log;
 	vm->log_data = opts.log_data;
@@ -118,7 +130,10 @@ GMEM_API void gmem_vm_free(struct gmem_vm *vm)
 	}
 	pthread_mutex_unlock(&vm->lock);
 
+	gmem_set_clear(&vm->privates);
+	gmem_set_clear(&vm->owed);
 	gmem_table_free(vm->table, NULL);
+	pthread_cond_destroy(&vm->released);
 	gmem_slots_destroy(&vm->slots);
 	pthread_mutex_destroy(&vm->views_lock);
 	pthread_mutex_destroy(&vm->lock);

@@ -108,6 +108,29 @@ FIELD(gmem_numa_pages, nodes, 16);
 FIELD(gmem_numa_pages, elsewhere, 24);
 FIELD(gmem_numa_pages, absent, 32);
 FIELD(gmem_numa_pages, unknown, 40);
+SIZE(gmem_state_range, 24);
+FIELD(gmem_state_range, gpa, 0);
+FIELD(gmem_state_range, size, 8);
+FIELD(gmem_state_range, state, 16);
+FIELD(gmem_state_range, backing, 20);
+
+SIZE(gmem_convert_opts, 24);
+FIELD(gmem_convert_opts, size, 0);
+FIELD(gmem_convert_opts, flags, 8);
+FIELD(gmem_convert_opts, discard, 16);
+FIELD(gmem_convert_opts, wait_ms, 20);
+
+SIZE(gmem_conversion, 48);
+FIELD(gmem_conversion, gpa, 0);
+FIELD(gmem_conversion, size, 8);
+FIELD(gmem_conversion, converted, 16);
+FIELD(gmem_conversion, discarded, 24);
+FIELD(gmem_conversion, owed, 32);
+FIELD(gmem_conversion, ioctls, 40);
+
+SIZE(gmem_lease_opts, 16);
+FIELD(gmem_lease_opts, size, 0);
+FIELD(gmem_lease_opts, holder, 8);
 
 SIZE(gmem_exit, 48);
 FIELD(gmem_exit, kind, 0);
@@ -215,6 +238,10 @@ NUMBER(GMEM_RELEASE, 2);
 NUMBER(GMEM_SEQ_CST, 3);
 NUMBER(GMEM_STATE_SHARED, 1);
 NUMBER(GMEM_STATE_PRIVATE, 2);
+NUMBER(GMEM_CONVERT_ALL, 1);
+NUMBER(GMEM_DISCARD_NOW, 0);
+NUMBER(GMEM_DISCARD_LATER, 1);
+NUMBER(GMEM_DISCARD_NEVER, 2);
 NUMBER(GMEM_EXIT_OTHER, 0);
 NUMBER(GMEM_EXIT_FAULT, 1);
 NUMBER(GMEM_EXIT_CONVERT, 2);

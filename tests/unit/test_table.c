@@ -58,6 +58,16 @@ static uint64_t gpa_of(uint64_t i)
 	return windows[i / WINDOW_PAGES] + i % WINDOW_PAGES * PAGE;
 }
 
+/* With nothing private */
+static int refresh(struct gmem_table *next, const struct gmem_table *old,
+		   const struct gmem_range_map *regions, uint64_t start, uint64_t size)
+{
+	const struct gmem_range_map none = { NULL };
+	const struct gmem_layout layout = { regions, &none };
+
+	return gmem_table_refresh(next, old, &layout, start, size);
+}
+
 static void model_begin(struct model *m, uint32_t seed)
 {
 	size_t i;
@@ -144,7 +154,7 @@ static int next_table(struct model *m, uint64_t start, uint64_t size)
 	if (err)
 		return err;
 
-	err = gmem_table_refresh(next, m->table, &m->map, start, size);
+	err = refresh(next, m->table, &m->map, start, size);
 	if (err) {
 		gmem_table_free(next, m->table);
 		return err;
@@ -359,7 +369,7 @@ static void granule_takes_as_many_pieces_as_pages(void **state)
 		regions[i].hva.start = GIB + (512 - i) * 2 * PAGE;
 		gmem_range_insert(&map, &regions[i].gpa);
 		assert_ok(gmem_table_new(table, &map, &next));
-		assert_ok(gmem_table_refresh(next, table, &map, regions[i].gpa.start, PAGE));
+		assert_ok(refresh(next, table, &map, regions[i].gpa.start, PAGE));
 		gmem_table_free(table, next);
 		table = next;
 	}
@@ -396,12 +406,12 @@ static void old_table_stays_whole_beside_the_new_one(void **state)
 	m.regions[3].hva.start = 128 * MIB + PAGE;
 	gmem_range_insert(&m.map, &m.regions[3].gpa);
 	assert_ok(gmem_table_new(old, &m.map, &next));
-	assert_ok(gmem_table_refresh(next, old, &m.map, 0, 3 * PAGE));
-	assert_ok(gmem_table_refresh(next, old, &m.map, 4 * MIB, 4 * MIB));
-	assert_ok(gmem_table_refresh(next, old, &m.map, 17 * TIB, PAGE));
-	assert_ok(gmem_table_refresh(next, old, &m.map, 17 * TIB, PAGE));
-	assert_ok(gmem_table_refresh(next, old, &m.map, PAGE, 5 * MIB));
-	assert_ok(gmem_table_refresh(next, old, &m.map, PAGE, 5 * MIB));
+	assert_ok(refresh(next, old, &m.map, 0, 3 * PAGE));
+	assert_ok(refresh(next, old, &m.map, 4 * MIB, 4 * MIB));
+	assert_ok(refresh(next, old, &m.map, 17 * TIB, PAGE));
+	assert_ok(refresh(next, old, &m.map, 17 * TIB, PAGE));
+	assert_ok(refresh(next, old, &m.map, PAGE, 5 * MIB));
+	assert_ok(refresh(next, old, &m.map, PAGE, 5 * MIB));
 
 	assert_int_equal(gmem_table_piece(old, PAGE).code, 64 * MIB + 1);
 	assert_int_equal(gmem_table_piece(old, 6 * MIB).code, 76 * MIB + 1);

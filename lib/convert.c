@@ -1,0 +1,531 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Conversion of a range between shared and private:
+ *
+ *   claim    conversions that overlap follow each other, one to private also
+ *            the leases; the layout of the range is settled until it is done
+ *   check    every byte can be converted, or nothing is touched
+ *   table    to private: readers are told, and waited for, before
+ *   kernel   one call for each run that is not yet as it shall be
+ *   record   what the kernel was told is what we say
+ *   table    to shared: readers are told, after
+ *   discard  the other side is given back, now or later
+ *
+ * What needs memory comes before the kernel is asked. The record changes only
+ * with change_lock and lock held, so either is enough to read it.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "internal.h"
+
+struct work {
+	struct gmem_vm *vm;
+	struct gmem_convert_opts opts;
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t last;
+	uint32_t state;
+	bool to_private;
+	bool is_done;			/* by somebody else: only the record is to be told */
+	struct gmem_range *spare;	/* for the record */
+	struct gmem_range *owed[2];	/* for what is owed: one to take out, one to add */
+	struct gmem_conversion result;
+};
+
+/* ---- check ---- */
+
+static struct gmem_region *region_at(const struct gmem_vm *vm, uint64_t gpa)
+{
+	struct gmem_range *range = gmem_range_find(&vm->regions, gpa, 1);
+
+	return range ? GMEM_CONTAINER_OF(range, struct gmem_region, gpa) : NULL;
+}
+
+static int check_region(const struct gmem_region *region, uint64_t gpa)
+{
+	if (!region)
+		return gmem_fail(-ENOENT, "there is no region at gpa 0x%" PRIx64, gpa);
+	if (region->is_device)
+		return gmem_fail(-ENXIO, "there is a device at gpa 0x%" PRIx64, gpa);
+	if (region->lost)
+		return gmem_fail(-ENOTRECOVERABLE,
+				 "the region at gpa 0x%" PRIx64 " lost its memslot; it can only be removed",
+				 region->gpa.start);
+	if (region->backing != GMEM_BACKING_PRIVATE)
+		return gmem_fail(-EOPNOTSUPP,
+				 "the memory at gpa 0x%" PRIx64 " has backing \"%s\": it cannot be converted",
+				 gpa, gmem_backing_name(region->backing));
+	return 0;
+}
+
+static int check_coverage(const struct work *work)
+{
+	const struct gmem_region *region;
+	uint64_t at = work->gpa;
+	int err;
+
+	for (;;) {
+		region = region_at(work->vm, at);
+		err = check_region(region, at);
+		if (err || region->gpa.start + region->gpa.size - 1 >= work->last)
+			return err;
+		at = region->gpa.start + region->gpa.size;
+	}
+}
+
+/* ---- the kernel ---- */
+
+/* The first run at or after @at that is not as it shall be, or that we are to do all the same */
+static bool next_run(const struct work *work, uint64_t at, struct gmem_part *ret)
+{
+	if (work->opts.flags & GMEM_CONVERT_ALL) {
+		*ret = (struct gmem_part){ at, work->last };
+		return true;
+	}
+	return gmem_set_next(&work->vm->privates, !work->to_private, at, work->last, ret);
+}
+
+static int set_run(struct work *work, const struct gmem_part *run, bool to_private)
+{
+	work->result.ioctls++;
+	return gmem_vm_set_private(work->vm, run, to_private);
+}
+
+/* Back, from the first on: if that is refused, the part from there on is as was asked. */
+static int undo_runs(struct work *work, uint64_t refused, int cause)
+{
+	uint64_t at = work->gpa;
+	struct gmem_part run;
+	int err = 0, tries;
+
+	while (at < refused && next_run(work, at, &run) && run.start < refused) {
+		for (tries = 0; tries < 3; tries++) {
+			err = set_run(work, &run, !work->to_private);
+			if (!err)
+				break;
+		}
+		if (err)
+			break;
+		at = run.last + 1;
+	}
+	work->result.converted = 0;
+	if (!err)
+		return cause;
+
+	work->result.gpa = run.start;
+	work->result.size = refused - run.start;
+	work->result.converted = work->result.size;
+	return gmem_fail(-ENOTRECOVERABLE,
+			 "after a refusal, %s, VM fd %d refuses to make gpa 0x%" PRIx64
+			 " what it was: 0x%" PRIx64 " bytes from there are %s now",
+			 gmem_errno_name(cause), work->vm->fd, run.start, refused - run.start,
+			 work->to_private ? "private" : "shared");
+}
+
+static int change_kernel(struct work *work)
+{
+	uint64_t at = work->gpa;
+	struct gmem_part run;
+	int err;
+
+	while (!work->is_done && next_run(work, at, &run)) {
+		err = set_run(work, &run, work->to_private);
+		if (err)
+			return undo_runs(work, run.start, err);
+		work->result.converted += run.last - run.start + 1;
+		if (run.last == work->last)
+			break;
+		at = run.last + 1;
+	}
+	work->result.gpa = work->gpa;
+	work->result.size = work->size;
+	return 0;
+}
+
+/* ---- the readers ---- */
+
+/* @base, and [@gpa, @gpa + @size) as it shall be; NULL without readers */
+static int make_table(const struct work *work, const struct gmem_table *base, uint64_t gpa,
+		      uint64_t size, struct gmem_table **ret)
+{
+	struct gmem_range range = { .start = gpa, .size = size };
+	const struct gmem_range_map privates = { .root = work->to_private ? &range : NULL };
+	const struct gmem_layout layout = { &work->vm->regions, &privates };
+	int err;
+
+	*ret = NULL;
+	if (!base)
+		return 0;
+
+	err = gmem_table_new(base, &work->vm->regions, ret);
+	if (err)
+		return gmem_fail(err, "no memory for the readers' new table");
+	err = gmem_table_refresh(*ret, base, &layout, gpa, size);
+	if (err) {
+		gmem_table_free(*ret, base);
+		*ret = NULL;
+		return gmem_fail(err, "no memory for the readers' new table");
+	}
+	return 0;
+}
+
+static void tell_readers(struct gmem_vm *vm, const struct gmem_table *table)
+{
+	if (table) {
+		gmem_vm_publish(vm, table);
+		gmem_vm_wait_for_views(vm);
+	}
+}
+
+/*
+ * The kernel did not do it. If it did not undo it either, readers get a table
+ * of just that; without memory for one, the table that grants less.
+ */
+static void fall_back(struct work *work, const struct gmem_table *old, struct gmem_table *new)
+{
+	struct gmem_table *third = NULL;
+	int err = 0;
+
+	if (!old)
+		return;
+	if (work->result.size)
+		err = make_table(work, old, work->result.gpa, work->result.size, &third);
+
+	if (err && work->to_private) {
+		gmem_table_free(old, new);
+		return;
+	}
+	if (!err && (work->to_private || third))
+		tell_readers(work->vm, third ? third : old);
+	gmem_table_free(new, old);
+	if (third)
+		gmem_table_free(old, third);
+}
+
+/* ---- the record ---- */
+
+static int get_spares(struct work *work)
+{
+	int err;
+
+	err = gmem_set_spare(&work->spare);
+	if (!err)
+		err = gmem_set_spare(&work->owed[0]);
+	if (!err)
+		err = gmem_set_spare(&work->owed[1]);
+	return err;
+}
+
+/* Which part of the range is in the new state: all of it, or what could not be undone */
+static void record(struct work *work)
+{
+	struct gmem_vm *vm = work->vm;
+	uint64_t gpa = work->result.gpa, size = work->result.size;
+
+	if (!size)
+		return;
+
+	pthread_mutex_lock(&vm->lock);
+	if (work->to_private)
+		gmem_set_add(&vm->privates, gpa, size, &work->spare);
+	else
+		gmem_set_remove(&vm->privates, gpa, size, &work->spare);
+	/* What was stale there is in use again. */
+	gmem_set_remove(&vm->owed, gpa, size, &work->owed[0]);
+	pthread_mutex_unlock(&vm->lock);
+}
+
+static int change_state(struct work *work)
+{
+	const struct gmem_table *old = work->vm->table;
+	struct gmem_table *new;
+	int err;
+
+	err = make_table(work, old, work->gpa, work->size, &new);
+	if (err)
+		return err;
+
+	if (work->to_private)
+		tell_readers(work->vm, new);
+	err = change_kernel(work);
+	record(work);
+	if (err) {
+		fall_back(work, old, new);
+		return err;
+	}
+
+	if (!work->to_private)
+		tell_readers(work->vm, new);
+	if (new)
+		gmem_table_free(old, new);
+	return 0;
+}
+
+/* ---- the other side ---- */
+
+static int discard_part(struct gmem_region *region, uint64_t gpa, uint64_t last, bool is_private,
+			uint64_t *done)
+{
+	*done = 0;
+	if (gmem_side_is_both(region))
+		return 0;
+	return gmem_side_discard(region, is_private ? GMEM_SIDE_SHARED : GMEM_SIDE_PRIVATE,
+				 gpa - region->gpa.start, last - gpa + 1, done);
+}
+
+static void owe(struct work *work, uint64_t gpa)
+{
+	pthread_mutex_lock(&work->vm->lock);
+	gmem_set_add(&work->vm->owed, gpa, work->last - gpa + 1, &work->owed[1]);
+	pthread_mutex_unlock(&work->vm->lock);
+	work->result.owed = work->last - gpa + 1;
+}
+
+/* What is refused stays owed: the conversion itself is done. */
+static void discard(struct work *work)
+{
+	struct gmem_vm *vm = work->vm;
+	uint64_t at = work->gpa, last, done;
+	struct gmem_region *region;
+	int err;
+
+	for (;;) {
+		/* The claim keeps the region as it is. */
+		pthread_mutex_lock(&vm->lock);
+		region = region_at(vm, at);
+		pthread_mutex_unlock(&vm->lock);
+
+		last = region->gpa.start + region->gpa.size - 1;
+		last = last < work->last ? last : work->last;
+		err = discard_part(region, at, last, work->to_private, &done);
+		work->result.discarded += done;
+		if (err) {
+			gmem_vm_report(vm, err);
+			owe(work, at + done);
+			return;
+		}
+		if (last == work->last)
+			return;
+		at = last + 1;
+	}
+}
+
+static void let_go_of_other_side(struct work *work)
+{
+	if (work->opts.discard == GMEM_DISCARD_NOW)
+		discard(work);
+	else if (work->opts.discard == GMEM_DISCARD_LATER)
+		owe(work, work->gpa);
+}
+
+/* ---- all together ---- */
+
+static int convert_claimed(struct work *work)
+{
+	struct gmem_vm *vm = work->vm;
+	struct gmem_part run;
+	bool is_so;
+	int err;
+
+	/* The layout cannot change here, nor the state: we have the claim. */
+	pthread_mutex_lock(&vm->lock);
+	err = check_coverage(work);
+	is_so = !err && !next_run(work, work->gpa, &run);
+	pthread_mutex_unlock(&vm->lock);
+	if (err || is_so)
+		return err;
+
+	err = get_spares(work);
+	if (err)
+		return err;
+
+	pthread_mutex_lock(&vm->change_lock);
+	err = change_state(work);
+	pthread_mutex_unlock(&vm->change_lock);
+	if (!err && !work->is_done)
+		let_go_of_other_side(work);
+	return err;
+}
+
+static int convert(struct work *work)
+{
+	struct gmem_vm *vm = work->vm;
+	struct gmem_claim claim = {
+		.gpa = work->gpa,
+		.size = work->size,
+		.to_private = work->to_private,
+	};
+	int err;
+
+	pthread_mutex_lock(&vm->lock);
+	err = gmem_claim_take(vm, &claim, work->opts.wait_ms);
+	pthread_mutex_unlock(&vm->lock);
+	if (err)
+		return err;
+
+	err = convert_claimed(work);
+
+	pthread_mutex_lock(&vm->lock);
+	gmem_claim_drop(vm, &claim);
+	pthread_mutex_unlock(&vm->lock);
+	free(work->spare);
+	free(work->owed[0]);
+	free(work->owed[1]);
+	return err;
+}
+
+static int check_arguments(struct work *work, const struct gmem_convert_opts *opts)
+{
+	int err;
+
+	if (work->state != GMEM_STATE_SHARED && work->state != GMEM_STATE_PRIVATE)
+		return gmem_fail(-EINVAL, "%" PRIu32 " is no state to convert to", work->state);
+
+	err = GMEM_IMPORT(gmem_convert_opts, &work->opts, opts, wait_ms);
+	if (!err)
+		err = gmem_check_flags("flags", work->opts.flags, GMEM_CONVERT_ALL);
+	if (!err)
+		err = gmem_check_range("gpa", work->gpa, work->size);
+	if (err)
+		return err;
+
+	if (work->opts.discard > GMEM_DISCARD_NEVER)
+		return gmem_fail(-EINVAL, "discard %" PRIu32 " is no policy", work->opts.discard);
+	return 0;
+}
+
+GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t state,
+			     const struct gmem_convert_opts *opts, struct gmem_conversion *ret)
+{
+	struct work work = {
+		.vm = vm,
+		.gpa = gpa,
+		.size = size,
+		.last = gpa + size - 1,
+		.state = state,
+		.to_private = state == GMEM_STATE_PRIVATE,
+	};
+	int err;
+
+	if (!vm)
+		return gmem_fail(-EINVAL, "vm is NULL");
+
+	err = check_arguments(&work, opts);
+	if (!err)
+		err = convert(&work);
+	if (ret)
+		*ret = work.result;
+	return gmem_vm_report(vm, err);
+}
+
+GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
+{
+	struct work work = {
+		.vm = vm,
+		.gpa = gpa,
+		.size = size,
+		.last = gpa + size - 1,
+		.state = GMEM_STATE_PRIVATE,
+		.to_private = true,
+		.is_done = true,
+	};
+	int err;
+
+	if (!vm)
+		return gmem_fail(-EINVAL, "vm is NULL");
+
+	err = check_arguments(&work, NULL);
+	if (!err)
+		err = convert(&work);
+	return gmem_vm_report(vm, err);
+}
+
+/* ---- what was left for later ---- */
+
+/* A part of what is owed at or after @at that lies in one region and has one state */
+static bool next_owed(const struct gmem_vm *vm, uint64_t at, uint64_t last,
+		      struct gmem_part *part, struct gmem_region **region, bool *is_private)
+{
+	struct gmem_part state;
+	uint64_t region_last;
+
+	if (!gmem_set_next(&vm->owed, true, at, last, part))
+		return false;
+
+	*region = region_at(vm, part->start);
+	region_last = (*region)->gpa.start + (*region)->gpa.size - 1;
+	part->last = region_last < part->last ? region_last : part->last;
+	*is_private = gmem_set_next(&vm->privates, true, part->start, part->last, &state) &&
+		      state.start == part->start;
+	if (!*is_private)
+		gmem_set_next(&vm->privates, false, part->start, part->last, &state);
+	part->last = state.last;
+	return true;
+}
+
+/* All that is owed within a claim; called and returning with the lock held */
+static int discard_owed(struct gmem_vm *vm, const struct gmem_claim *claim,
+			struct gmem_range **spare, uint64_t *total)
+{
+	uint64_t last = claim->gpa + claim->size - 1, at = claim->gpa, done;
+	struct gmem_region *region;
+	struct gmem_part part;
+	bool is_private;
+	int err;
+
+	while (next_owed(vm, at, last, &part, &region, &is_private)) {
+		err = gmem_set_spare(spare);
+		if (err)
+			return err;
+		pthread_mutex_unlock(&vm->lock);
+		err = discard_part(region, part.start, part.last, is_private, &done);
+		pthread_mutex_lock(&vm->lock);
+		*total += done;
+		if (!err)
+			done = part.last - part.start + 1;
+		if (done)
+			gmem_set_remove(&vm->owed, part.start, done, spare);
+		if (err || part.last == last)
+			return err;
+		at = part.last + 1;
+	}
+	return 0;
+}
+
+static int discard_all_owed(struct gmem_vm *vm, uint64_t *total)
+{
+	struct gmem_claim claim = { .to_private = false };
+	struct gmem_range *spare = NULL;
+	struct gmem_part part;
+	uint64_t at = 0;
+	int err = 0;
+
+	while (!err && gmem_set_next(&vm->owed, true, at, UINT64_MAX - 1, &part)) {
+		claim.gpa = part.start;
+		claim.size = part.last - part.start + 1;
+		gmem_claim_take(vm, &claim, 0);
+		err = discard_owed(vm, &claim, &spare, total);
+		gmem_claim_drop(vm, &claim);
+		at = part.last + 1;
+	}
+	free(spare);
+	return err;
+}
+
+GMEM_API int gmem_vm_discard_owed(struct gmem_vm *vm, uint64_t *ret_done)
+{
+	uint64_t total = 0;
+	int err;
+
+	if (!vm)
+		return gmem_fail(-EINVAL, "vm is NULL");
+
+	pthread_mutex_lock(&vm->lock);
+	err = discard_all_owed(vm, &total);
+	pthread_mutex_unlock(&vm->lock);
+	if (ret_done)
+		*ret_done = total;
+	return gmem_vm_report(vm, err);
+}

@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Which guest addresses are private. The kernel has no call that tells, so
+ * this is the only record; like the kernel's it is by address. It is a set of
+ * ranges, so what it takes depends on how often the state changes from one
+ * page to the next, at most one node for two pages.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "internal.h"
+
+/* For a call that was interrupted, or could not be done at the moment */
+#define MOST_TRIES 16
+#define RETRY_MICROSECONDS 50
+
+static uint64_t last_of(const struct gmem_range *range)
+{
+	return range->start + range->size - 1;
+}
+
+int gmem_set_spare(struct gmem_range **ret)
+{
+	if (!*ret)
+		*ret = malloc(sizeof(**ret));
+	return *ret ? 0 : gmem_fail(-ENOMEM, "no memory for the record of states");
+}
+
+static struct gmem_range *take_node(struct gmem_range **spare)
+{
+	struct gmem_range *node = *spare;
+
+	*spare = NULL;
+	return node;
+}
+
+void gmem_set_add(struct gmem_range_map *set, uint64_t start, uint64_t size,
+		  struct gmem_range **spare)
+{
+	uint64_t first = start, last = start + size - 1;
+	struct gmem_range *node = NULL, *range;
+
+	/* What overlaps or touches becomes one with it. */
+	for (;;) {
+		uint64_t from = first ? first - 1 : 0, to = last == UINT64_MAX ? last : last + 1;
+
+		range = gmem_range_find(set, from, to - from + 1);
+		if (!range)
+			break;
+		gmem_range_remove(set, range);
+		first = range->start < first ? range->start : first;
+		last = last_of(range) > last ? last_of(range) : last;
+		free(node);
+		node = range;
+	}
+
+	if (!node)
+		node = take_node(spare);
+	node->start = first;
+	node->size = last - first + 1;
+	gmem_range_insert(set, node);
+}
+
+void gmem_set_remove(struct gmem_range_map *set, uint64_t start, uint64_t size,
+		     struct gmem_range **spare)
+{
+	uint64_t last = start + size - 1;
+	struct gmem_range *range, *upper;
+
+	while ((range = gmem_range_find(set, start, size))) {
+		uint64_t range_last = last_of(range);
+
+		if (range->start < start && range_last > last) {
+			upper = take_node(spare);
+			gmem_range_split(set, range, last + 1 - range->start, upper);
+			range_last = last;
+		}
+		gmem_range_remove(set, range);
+		if (range->start < start) {
+			range->size = start - range->start;
+			gmem_range_insert(set, range);
+		} else if (range_last > last) {
+			range->start = last + 1;
+			range->size = range_last - last;
+			gmem_range_insert(set, range);
+		} else {
+			free(range);
+		}
+	}
+}
+
+void gmem_set_clear(struct gmem_range_map *set)
+{
+	struct gmem_range *range;
+
+	while ((range = set->root)) {
+		gmem_range_remove(set, range);
+		free(range);
+	}
+}
+
+bool gmem_set_next(const struct gmem_range_map *set, bool inside, uint64_t start, uint64_t last,
+		   struct gmem_part *ret)
+{
+	struct gmem_range *range = gmem_range_find(set, start, last - start + 1);
+
+	/* The first address that is as asked for */
+	if (inside) {
+		if (!range)
+			return false;
+		ret->start = range->start > start ? range->start : start;
+		ret->last = last_of(range) < last ? last_of(range) : last;
+		return true;
+	}
+
+	if (range && range->start <= start) {
+		if (last_of(range) >= last)
+			return false;
+		start = last_of(range) + 1;
+		range = gmem_range_find(set, start, last - start + 1);
+	}
+	ret->start = start;
+	ret->last = range ? range->start - 1 : last;
+	return true;
+}
+
+/* ---- telling the kernel ---- */
+
+static int refuse(const struct gmem_vm *vm, const struct gmem_part *part, bool to_private, int err)
+{
+	return gmem_fail(err,
+			 "VM fd %d refuses to make gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes, %s: %s",
+			 vm->fd, part->start, part->last - part->start + 1,
+			 to_private ? "private" : "shared", gmem_errno_name(err));
+}
+
+int gmem_vm_set_private(const struct gmem_vm *vm, const struct gmem_part *part, bool to_private)
+{
+	uint64_t attributes = to_private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
+	int err, tries = 0;
+
+	/* KVM does all of it or nothing, so it can be asked again. */
+	do {
+		if (tries)
+			gmem_sys_pause(RETRY_MICROSECONDS);
+		err = gmem_kvm_set_attributes(vm->fd, part->start, part->last - part->start + 1,
+					      attributes);
+	} while ((err == -EINTR || err == -EAGAIN) && ++tries < MOST_TRIES);
+
+	return err ? refuse(vm, part, to_private, err) : 0;
+}
+
+/* ---- what the layout and the record say together ---- */
+
+static void describe(const struct gmem_vm *vm, uint64_t at, uint64_t last,
+		     struct gmem_state_range *ret)
+{
+	struct gmem_range *range = gmem_range_find(&vm->regions, at, last - at + 1);
+	const struct gmem_region *region = NULL;
+	struct gmem_part part;
+
+	*ret = (struct gmem_state_range){ .gpa = at };
+	if (range && range->start <= at) {
+		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
+		last = last_of(range) < last ? last_of(range) : last;
+	} else if (range) {
+		last = range->start - 1;
+	}
+
+	if (region && !region->is_device) {
+		ret->backing = region->backing;
+		ret->state = GMEM_STATE_SHARED;
+		if (gmem_set_next(&vm->privates, true, at, last, &part)) {
+			if (part.start == at)
+				ret->state = GMEM_STATE_PRIVATE;
+			last = part.start == at ? part.last : part.start - 1;
+		}
+	}
+	ret->size = last - at + 1;
+}
+
+static bool goes_on(const struct gmem_state_range *range, const struct gmem_state_range *next)
+{
+	return range->state == next->state && range->backing == next->backing;
+}
+
+static int list_states(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+		       struct gmem_state_range *ret, size_t max)
+{
+	uint64_t last = gpa + size - 1, at = gpa;
+	struct gmem_state_range next;
+	size_t count = 0;
+
+	do {
+		describe(vm, at, last, &next);
+		if (count && goes_on(&ret[count - 1], &next)) {
+			ret[count - 1].size += next.size;
+		} else {
+			if (count == max)
+				break;
+			ret[count++] = next;
+		}
+		at += next.size;
+	} while (at && at <= last);
+	return (int)count;
+}
+
+GMEM_API int gmem_vm_state(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+			   struct gmem_state_range *ret, size_t max)
+{
+	int count;
+
+	if (!vm || !ret)
+		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
+	if (size == 0 || gpa + size - 1 < gpa)
+		return gmem_fail(-EINVAL, "gpa 0x%" PRIx64 " + size 0x%" PRIx64 " is no range", gpa,
+				 size);
+	if (max == 0)
+		return gmem_fail(-EINVAL, "no place for a range: max is 0");
+
+	pthread_mutex_lock(&vm->lock);
+	count = list_states(vm, gpa, size, ret, max < INT32_MAX ? max : INT32_MAX);
+	pthread_mutex_unlock(&vm->lock);
+	return count;
+}
