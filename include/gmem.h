@@ -17,6 +17,7 @@
  *   gmem_exit    what a vCPU's exit says about memory; makes no system call
  *   gmem_export  a VM's memory, for processes that are not its VMM
  *   gmem_dump    what a VM's memory is at this moment, written to an fd
+ *   gmem_transfer files and pipes into guest memory and back
  *
  * Conventions:
  *
@@ -2183,6 +2184,236 @@ struct gmem_vhost_user_region {
 GMEM_API int gmem_export_vhost_user(struct gmem_export *exporter,
 				    struct gmem_vhost_user_region *regions, int *fds,
 				    size_t max);
+/* ------------------------------------------------------------ transfers -- */
+
+/*
+ * Guest memory from a file or a pipe, and to one. A transfer copies through
+ * buffers of its own, so there is never I/O under way to guest memory itself.
+ * With io_uring many buffers are read or written at a time; where it is
+ * forbidden, or was not built in, the same transfer uses read(2) and write(2),
+ * and its result says so.
+ *
+ * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore() and gmem_image_verify() do
+ * a whole transfer and block. A program with an event loop begins one, calls
+ * gmem_transfer_step() whenever gmem_transfer_fd() is ready, and never waits.
+ *
+ * Files are read and written at given offsets; the position of the fd stays as
+ * it is. Pipes and sockets are read and written from where they are; a broken
+ * one raises SIGPIPE, as write(2) says. vCPUs and devices that write to memory
+ * while it is saved, or use it while it is loaded, get some of the old and some
+ * of the new.
+ *
+ * The image that save writes and restore reads is described in gmem-image(5).
+ */
+
+struct gmem_transfer;
+struct io_uring;
+
+/* Flags of struct gmem_transfer_opts */
+#define GMEM_TRANSFER_NO_DIRECT	((uint64_t)1 << 0) /* never past the page cache */
+#define GMEM_TRANSFER_NO_RING	((uint64_t)1 << 1) /* never io_uring */
+
+/* Completions of one transfer on a ring of the caller's */
+#define GMEM_TRANSFER_TAGS 64
+
+/**
+ * gmem_transfer_progress_fn - hears how far a transfer is
+ * @data: progress_data of struct gmem_transfer_opts
+ * @done: bytes of guest memory (of an image: bytes of the file) finished so far
+ * @total: bytes there are; 0 if that is not known
+ *
+ * Called in the thread of the transfer, about once for each MiB.
+ *
+ * Return: 0 to go on, anything else to stop with -ECANCELED.
+ */
+typedef int (*gmem_transfer_progress_fn)(void *data, uint64_t done, uint64_t total);
+
+/**
+ * struct gmem_transfer_opts - how to transfer
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_TRANSFER_*; unknown bits, and those of another transfer, are
+ *	-EINVAL
+ * @image_offset: where the image begins in the file; 0 for pipes, and for
+ *	gmem_vm_load(), which has an offset of its own
+ * @progress: progress callback, NULL for none
+ * @progress_data: passed to @progress
+ * @ring: a ring of liburing's that the transfer shall use, borrowed until it is
+ *	freed; NULL: one of its own. Only for gmem_transfer_step() without
+ *	waiting, in the thread that uses the ring.
+ * @ring_tag: with @ring: user_data of the transfer's requests is this or up to
+ *	GMEM_TRANSFER_TAGS - 1 more
+ * @depth: buffers of 1 MiB, at most GMEM_TRANSFER_TAGS; 0: 32
+ * @reserved: must be 0
+ */
+struct gmem_transfer_opts {
+	size_t   size;
+	uint64_t flags;
+	uint64_t image_offset;
+	gmem_transfer_progress_fn progress;
+	void    *progress_data;
+	struct io_uring *ring;
+	uint64_t ring_tag;
+	uint32_t depth;
+	uint32_t reserved;
+};
+
+/* How the bytes went */
+#define GMEM_ENGINE_PLAIN	1u /* read(2), write(2) */
+#define GMEM_ENGINE_IO_URING	2u
+
+/**
+ * struct gmem_transfer_result - what a transfer did, or has done so far
+ * @size: sizeof this struct, which the caller fills in; GMEM_OPTS() does
+ * @file_bytes: read from the file, or written to it
+ * @direct_bytes: of those, past the page cache
+ * @data_bytes: guest memory that was copied
+ * @zero_bytes: guest memory that is zero, and was not copied
+ * @private_bytes: guest memory that is private, and was left out
+ * @engine: GMEM_ENGINE_*
+ * @no_ring: why not io_uring: a negative errno, -ECANCELED if not wanted,
+ *	-ENOTSUP if not built in; 0 with it
+ */
+struct gmem_transfer_result {
+	size_t   size;
+	uint64_t file_bytes;
+	uint64_t direct_bytes;
+	uint64_t data_bytes;
+	uint64_t zero_bytes;
+	uint64_t private_bytes;
+	uint32_t engine;
+	int32_t  no_ring;
+};
+
+/**
+ * gmem_vm_load() - fill guest memory from a file or a pipe
+ * @vm: handle
+ * @gpa: where to, any alignment
+ * @fd: file, block device, pipe or socket to read, borrowed
+ * @offset: where to begin in the file, any alignment; 0 for a pipe
+ * @size: bytes to load; 0: up to the end of the file
+ * @opts: NULL for defaults
+ * @ret: what was done, also on failure; NULL if not wanted
+ *
+ * Afterwards the guest has at @gpa what the file has at @offset. Holes of the
+ * file are not read, and pages that are zero are not written where the guest
+ * has none: they take no memory. What the page cache has is copied from there;
+ * the rest is read past it where the file system can.
+ *
+ * The bytes before the point of failure, data_bytes and zero_bytes, were loaded.
+ *
+ * Thread-safe. Source: read(2), io_uring(7), open(2) with O_DIRECT,
+ * MADV_POPULATE_READ. Since: 0.1.
+ *
+ * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO no
+ * memory for all of it at @gpa, -EACCES part of that is private, -EBUSY it is
+ * being converted or removed, -ECANCELED by the callback, -EINVAL bad
+ * arguments, -E2BIG options newer than the library, -EFAULT a page cannot be
+ * reached, -ENOMEM, or the kernel's errno from reading.
+ */
+GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
+			  uint64_t size, const struct gmem_transfer_opts *opts,
+			  struct gmem_transfer_result *ret);
+
+/**
+ * gmem_vm_load_begin() - the same, step by step
+ * @vm: as gmem_vm_load(); must outlive the transfer
+ * @gpa: as gmem_vm_load()
+ * @fd: as gmem_vm_load(); borrowed until the transfer is freed
+ * @offset: as gmem_vm_load()
+ * @size: as gmem_vm_load()
+ * @opts: as gmem_vm_load()
+ * @ret: the transfer, for gmem_transfer_step(); yours to free with
+ *	gmem_transfer_free()
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or what gmem_vm_load() finds before it reads.
+ */
+GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, int fd,
+					     uint64_t offset, uint64_t size,
+					     const struct gmem_transfer_opts *opts,
+					     struct gmem_transfer **ret);
+
+/* What gmem_transfer_step() returns if nothing is wrong */
+#define GMEM_TRANSFER_DONE 0	/* all is done */
+#define GMEM_TRANSFER_MORE 1	/* call again: there is more to do */
+#define GMEM_TRANSFER_WAIT 2	/* call again when gmem_transfer_fd() is ready */
+
+/**
+ * gmem_transfer_step() - do the next part of a transfer
+ * @transfer: transfer
+ * @wait: 0: never block (but see below), 1: do until there is progress. Must be
+ *	0 with a ring of the caller's.
+ *
+ * A step copies at most a buffer, 1 MiB. Without io_uring a step reads or writes
+ * a file itself, which may take as long as the disk does; a pipe it reads or
+ * writes only as far as poll(2) and O_NONBLOCK let it.
+ *
+ * After a failure it may be called again: it tries again what failed, so that
+ * a transfer goes on when there is room on the disk again, or after a callback
+ * that stopped it.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: GMEM_TRANSFER_DONE, GMEM_TRANSFER_MORE or GMEM_TRANSFER_WAIT, or as
+ * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore().
+ */
+GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait);
+
+/**
+ * gmem_transfer_fd() - what to poll for
+ * @transfer: transfer
+ * @ret_events: POLLIN or POLLOUT, as in poll(2)
+ *
+ * The transfer's ring, or without one the pipe itself. Borrowed: it lives as long
+ * as the transfer.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: a file descriptor, or -EINVAL NULL argument.
+ */
+GMEM_API int gmem_transfer_fd(const struct gmem_transfer *transfer, int16_t *ret_events);
+
+/**
+ * gmem_transfer_complete() - hand over a completion from the caller's ring
+ * @transfer: transfer that has a ring of the caller's
+ * @tag: user_data of the completion
+ * @res: res of the completion
+ *
+ * For each completion whose user_data is one of the transfer's; then call
+ * gmem_transfer_step().
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL it is none of this transfer's.
+ */
+GMEM_API int gmem_transfer_complete(struct gmem_transfer *transfer, uint64_t tag, int32_t res);
+
+/**
+ * gmem_transfer_get_result() - what a transfer has done so far
+ * @transfer: transfer
+ * @ret: filled in, as far as its size says
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument or size.
+ */
+GMEM_API int gmem_transfer_get_result(const struct gmem_transfer *transfer,
+				  struct gmem_transfer_result *ret);
+
+/**
+ * gmem_transfer_free() - end a transfer, finished or not
+ * @transfer: transfer, or NULL; invalid after success
+ *
+ * Cancels what is under way and waits for that. Memory keeps what was written
+ * there. With a ring of the caller's it cannot wait: it asks the ring to cancel,
+ * and must be called again when the completions have been handed over.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -EBUSY completions are still missing on the caller's ring.
+ */
+GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer);
 
 /* ----------------------------------------------------------------- dump -- */
 

@@ -47,6 +47,91 @@ int gmem_import_opts(const char *what, void *dst, size_t dst_size, size_t first_
 	gmem_import_opts("struct " #type, (dst), sizeof(struct type),                \
 			 offsetof(struct type, last) + sizeof((dst)->last), (src))
 
+/* ---- crc32c ---- */
+
+/* Of the bytes before, or 0, and these */
+uint32_t gmem_crc32c(uint32_t crc, const void *bytes, size_t size);
+uint32_t gmem_crc32c_plain(uint32_t crc, const void *bytes, size_t size);
+
+/* ---- io: a file or a pipe as a queue of large buffers ---- */
+
+#define GMEM_IO_UNIT ((uint64_t)1 << 20)
+#define GMEM_IO_DEPTH 32
+
+struct gmem_io_buffer {
+	char *data;
+	uint64_t start;		/* of what is asked for in the file */
+	uint64_t wanted;	/* of it, without what is read for alignment's sake */
+	uint64_t taken;		/* by the user, of a buffer that is read later */
+	uint32_t size;
+	uint32_t done;
+	uint32_t skip;
+	int err;
+	uint8_t state;
+	bool later;		/* read when its turn comes */
+	bool direct;
+	bool ended;		/* the file did */
+};
+
+struct gmem_io {
+	int fd;			/* the caller's */
+	int direct_fd;		/* the same file past the page cache, or negative */
+	struct gmem_ring *ring;
+	int no_ring;		/* why there is none */
+	bool writing;
+	bool serial;		/* no offsets, one at a time */
+	bool sparse;
+	bool whole;		/* the user wants whole units */
+	bool own_ring;
+	bool never_blocks;
+	bool unsubmitted;
+	bool refused_direct;
+	bool cancelled;
+	bool only_holes;	/* from position on; reading */
+	bool ended;
+	uint32_t depth, first, count, flying;
+	struct gmem_io_buffer buffers[GMEM_IO_DEPTH];
+	uint64_t position, end, stretch_end;
+	uint64_t file_bytes, direct_bytes;
+	uint64_t staging_size;
+	void *staging;
+	char *small;
+};
+
+struct gmem_io_order {
+	int fd;
+	struct gmem_fd_kind kind;
+	bool writing, sparse, whole, no_direct, no_ring;
+	uint32_t depth;
+	uint64_t position, end;
+	struct io_uring *ring;
+	uint64_t ring_tag;
+};
+
+struct gmem_io_piece {
+	char *data;
+	uint64_t offset;	/* in the file */
+	uint64_t size;		/* 0: the end */
+};
+
+int gmem_io_open(struct gmem_io *io, const struct gmem_io_order *order);
+/* false: the caller has still completions to hand over, and then to call again */
+bool gmem_io_close(struct gmem_io *io);
+/* -EINVAL: not one of these */
+int gmem_io_complete(struct gmem_io *io, uint64_t number, int result);
+int gmem_io_poll_fd(const struct gmem_io *io, int16_t *ret_events);
+
+/* All of these: -EAGAIN not without waiting; another -errno: to be tried again by calling again */
+
+/* Reading: the next piece, which stays until it is taken */
+int gmem_io_next(struct gmem_io *io, bool wait, struct gmem_io_piece *ret);
+void gmem_io_take(struct gmem_io *io);
+
+/* Writing: room for a unit; what was put there; until all is written */
+int gmem_io_space(struct gmem_io *io, bool wait, char **ret);
+int gmem_io_put(struct gmem_io *io, uint64_t size);
+int gmem_io_drain(struct gmem_io *io, bool wait);
+
 /* ---- range: non-overlapping ranges in order ---- */
 
 /* Embed one per map; it is allocated and owned by whoever inserts it. */
@@ -465,6 +550,74 @@ typedef int (*gmem_presence_fn)(void *data, uint64_t offset, uint64_t size);
  */
 int gmem_side_presence(const struct gmem_region *region, uint32_t side, uint64_t offset,
 		       uint64_t size, gmem_presence_fn fn, void *data);
+
+/* ---- hold: the memory of a transfer ---- */
+
+struct gmem_held {
+	struct gmem_region *region;
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t offset;	/* from the start of the region */
+	char *hva;		/* of gpa */
+	bool in_file;
+};
+
+struct gmem_hold {
+	struct gmem_held *all;	/* in GPA order */
+	size_t count;
+	bool fast;		/* pages that cannot be reached are recovered from */
+};
+
+struct gmem_stored {
+	uint64_t data;
+	uint64_t zero;		/* and not written */
+};
+
+bool gmem_is_zero(const void *bytes, size_t size);
+
+/* The memory in [@start, @last], as it is until it is dropped */
+int gmem_hold_take(struct gmem_vm *vm, uint64_t start, uint64_t last,
+		      struct gmem_hold *ret);
+void gmem_hold_drop(struct gmem_hold *hold);
+/* NULL: none of it is there */
+const struct gmem_held *gmem_hold_at(const struct gmem_hold *hold, uint64_t gpa);
+/* Bytes from @gpa on without a hole */
+uint64_t gmem_hold_reach(const struct gmem_hold *hold, uint64_t gpa);
+/* Make it zero, or these bytes, of any alignment. */
+int gmem_hold_clear(const struct gmem_hold *hold, uint64_t gpa, uint64_t size);
+int gmem_hold_store(const struct gmem_hold *hold, uint64_t gpa, const char *bytes,
+		       uint64_t size, struct gmem_stored *stored);
+
+/* ---- transfer: between files and guest memory ---- */
+
+struct gmem_transfer {
+	struct gmem_vm *vm;
+	struct gmem_transfer_opts opts;
+	struct gmem_hold hold;
+	struct gmem_io io;
+	/* 0, -EAGAIN, or an errno that calling again may not meet again */
+	int (*step)(struct gmem_transfer *transfer, bool wait);
+	void (*end)(struct gmem_transfer *transfer);
+	uint64_t done, total;
+	struct gmem_stored bytes;
+	uint64_t private_bytes;
+	bool is_done;
+	union {
+		struct {
+			uint64_t gpa;
+			uint64_t offset;
+		} load;
+	};
+};
+
+int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t flags,
+			struct gmem_transfer_opts *ret);
+int gmem_transfer_look_at(const struct gmem_transfer_opts *opts, int fd, bool writing,
+			  uint64_t offset, struct gmem_io_order *ret);
+int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
+		      const struct gmem_io_order *order, struct gmem_transfer **ret);
+int gmem_transfer_fail_io(const struct gmem_transfer *transfer, uint64_t offset, int err);
+int gmem_transfer_run(int err, struct gmem_transfer *transfer, struct gmem_transfer_result *ret);
 
 /* ---- change: all of it or nothing ---- */
 

@@ -2,12 +2,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/io_uring.h>
+#include <poll.h>
 #include <signal.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
@@ -257,6 +259,98 @@ int gmem_sys_read_file(const char *path, char *buf, size_t size)
 
 	buf[n] = '\0';
 	return (int)n;
+}
+
+int gmem_sys_fd_kind(int fd, struct gmem_fd_kind *ret)
+{
+	struct stat st;
+	int flags;
+
+	flags = fcntl(fd, F_GETFL);
+	if (flags < 0 || fstat(fd, &st) < 0)
+		return -errno;
+
+	*ret = (struct gmem_fd_kind){
+		.has_offsets = S_ISREG(st.st_mode) || S_ISBLK(st.st_mode),
+		.has_size = S_ISREG(st.st_mode),
+		.size = (uint64_t)st.st_size,
+		.appends = flags & O_APPEND,
+		.never_blocks = flags & O_NONBLOCK,
+	};
+	return 0;
+}
+
+int gmem_sys_reopen(int fd, int flags)
+{
+	char path[32];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return gmem_sys_open(path, flags);
+}
+
+int64_t gmem_sys_read_at(int fd, void *buf, uint64_t size, uint64_t offset)
+{
+	ssize_t n;
+
+	n = offset == GMEM_NO_OFFSET ? read(fd, buf, size) : pread(fd, buf, size, (off_t)offset);
+	return n < 0 ? -errno : n;
+}
+
+int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offset)
+{
+	ssize_t n;
+
+	n = offset == GMEM_NO_OFFSET ? write(fd, buf, size)
+				     : pwrite(fd, buf, size, (off_t)offset);
+	return n < 0 ? -errno : n;
+}
+
+int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end)
+{
+	off_t before = lseek(fd, 0, SEEK_CUR), start, end = 0;
+	int err = 0;
+
+	if (before < 0)
+		return -errno;
+
+	start = lseek(fd, (off_t)offset, SEEK_DATA);
+	if (start >= 0)
+		end = lseek(fd, start, SEEK_HOLE);
+	if (start < 0 || end < 0)
+		err = -errno;
+	lseek(fd, before, SEEK_SET);
+	if (err)
+		return err;
+
+	*ret_start = (uint64_t)start;
+	*ret_end = (uint64_t)end;
+	return 0;
+}
+
+int gmem_sys_datasync(int fd)
+{
+	return fdatasync(fd) < 0 ? -errno : 0;
+}
+
+int gmem_sys_poll(int fd, short events, int milliseconds)
+{
+	struct pollfd pollfd = { .fd = fd, .events = events };
+	int n = poll(&pollfd, 1, milliseconds);
+
+	return n < 0 ? -errno : n;
+}
+
+uint64_t gmem_sys_random(void)
+{
+	struct timespec now;
+	uint64_t number;
+
+	if (getrandom(&number, sizeof(number), GRND_NONBLOCK) == (ssize_t)sizeof(number))
+		return number;
+
+	/* Forbidden, or too early: it has to differ from the last one, no more. */
+	clock_gettime(CLOCK_REALTIME, &now);
+	return (uint64_t)now.tv_sec * 1000000007 ^ (uint64_t)now.tv_nsec << 32 ^ (uint64_t)getpid();
 }
 
 int gmem_sys_membarrier(int command)

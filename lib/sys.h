@@ -81,6 +81,60 @@ int gmem_sys_fd_link(int fd, char *buf, size_t size);
 /* the beginning of a small file; bytes, always terminated */
 int gmem_sys_read_file(const char *path, char *buf, size_t size);
 
+struct gmem_fd_kind {
+	bool has_offsets;	/* a file or a block device; otherwise bytes come and go */
+	bool has_size;
+	bool appends;
+	bool never_blocks;
+	uint64_t size;
+};
+
+int gmem_sys_fd_kind(int fd, struct gmem_fd_kind *ret);
+/* a description of its own of what is behind @fd, close-on-exec */
+int gmem_sys_reopen(int fd, int flags);
+
+/* For what has no offsets */
+#define GMEM_NO_OFFSET UINT64_MAX
+
+/* bytes, or -errno */
+int64_t gmem_sys_read_at(int fd, void *buf, uint64_t size, uint64_t offset);
+int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offset);
+/* where the next data are from @offset on; -ENXIO: there are none */
+int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end);
+int gmem_sys_datasync(int fd);
+/* 1 ready, 0 not yet; -1 milliseconds are for ever */
+int gmem_sys_poll(int fd, short events, int milliseconds);
+/* a number that is unlikely to come twice */
+uint64_t gmem_sys_random(void);
+
+/* ---- ring.c: an io_uring, its own or the caller's ---- */
+
+struct gmem_ring;
+struct io_uring;
+
+/* what to read or write; the number comes back with the result */
+struct gmem_ring_request {
+	uint32_t number;
+	uint32_t size;
+	int fd;
+	bool writing;
+	void *buf;
+	uint64_t offset;
+};
+
+/* -ENOTSUP: not built in */
+int gmem_ring_new(uint32_t entries, struct gmem_ring **ret);
+/* Numbers are user_data, counted from @tag; what comes back is not ours to reap. */
+int gmem_ring_wrap(struct io_uring *callers, uint64_t tag, struct gmem_ring **ret);
+void gmem_ring_free(struct gmem_ring *ring);
+int gmem_ring_fd(const struct gmem_ring *ring);
+/* -EAGAIN: submit first */
+int gmem_ring_queue(struct gmem_ring *ring, const struct gmem_ring_request *request);
+int gmem_ring_queue_cancel(struct gmem_ring *ring, uint32_t number, uint32_t victim);
+int gmem_ring_submit(struct gmem_ring *ring);
+/* 1, or 0 there is nothing (yet) */
+int gmem_ring_reap(struct gmem_ring *ring, bool wait, uint32_t *ret_number, int *ret_result);
+
 /* membarrier(2) with a MEMBARRIER_CMD_* */
 int gmem_sys_membarrier(int command);
 /* let others run, for about so long; 0: just once */

@@ -119,11 +119,12 @@ def the_static_library_defines_nothing_outside_gmem():
     equal([name for name in names if not name.startswith("gmem_")], [], "foreign symbols")
 
 
-def the_shared_library_needs_only_the_C_library():
+def the_shared_library_needs_only_the_C_library_and_liburing():
     install()
     dynamic = command(tool("readelf"), "--dynamic", "--wide", SHARED)
     needed = re.findall(r"\(NEEDED\).*\[(.*?)\]", dynamic)
-    foreign = [name for name in needed if not re.match(r"(libc|libpthread|ld-linux.*)\.so", name)]
+    foreign = [name for name in needed
+               if not re.match(r"(libc|libpthread|ld-linux.*|liburing)\.so", name)]
     equal(foreign, [], "libraries it needs")
     check("[libgmem.so.0]" in dynamic, "its soname is not libgmem.so.0")
     check("TEXTREL" not in dynamic, "it has text relocations")
@@ -149,8 +150,10 @@ def the_shared_library_has_little_static_data():
 
 
 def pkg_config(*words):
-    return command(tool("pkg-config", "pkgconf"), *words, "libgmem",
-                   PKG_CONFIG_LIBDIR=str(TREE / "lib/pkgconfig"), PKG_CONFIG_PATH="",
+    program = tool("pkg-config", "pkgconf")
+    system = command(program, "--variable=pc_path", "pkg-config").strip()  # liburing's is there
+    return command(program, *words, "libgmem",
+                   PKG_CONFIG_LIBDIR=f"{TREE}/lib/pkgconfig:{system}", PKG_CONFIG_PATH="",
                    PKG_CONFIG_SYSROOT_DIR=str(ROOT)).split()
 
 
@@ -195,7 +198,7 @@ run([
     exactly_the_expected_files_are_installed,
     the_shared_library_exports_what_header_and_map_say,
     the_static_library_defines_nothing_outside_gmem,
-    the_shared_library_needs_only_the_C_library,
+    the_shared_library_needs_only_the_C_library_and_liburing,
     the_stripped_shared_library_is_small,
     the_shared_library_has_little_static_data,
     pkg_config_knows_the_version,

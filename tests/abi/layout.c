@@ -259,3 +259,33 @@ NUMBER(GMEM_NUMA_PREFERRED, 2);
 NUMBER(GMEM_NUMA_INTERLEAVE, 3);
 NUMBER(GMEM_NUMA_SHARED_ONLY, 1);
 NUMBER(GMEM_NUMA_WORDS, 16);
+
+SIZE(gmem_transfer_opts, 64);
+FIELD(gmem_transfer_opts, size, 0);
+FIELD(gmem_transfer_opts, flags, 8);
+FIELD(gmem_transfer_opts, image_offset, 16);
+FIELD(gmem_transfer_opts, progress, 24);
+FIELD(gmem_transfer_opts, progress_data, 32);
+FIELD(gmem_transfer_opts, ring, 40);
+FIELD(gmem_transfer_opts, ring_tag, 48);
+FIELD(gmem_transfer_opts, depth, 56);
+FIELD(gmem_transfer_opts, reserved, 60);
+
+SIZE(gmem_transfer_result, 56);
+FIELD(gmem_transfer_result, size, 0);
+FIELD(gmem_transfer_result, file_bytes, 8);
+FIELD(gmem_transfer_result, direct_bytes, 16);
+FIELD(gmem_transfer_result, data_bytes, 24);
+FIELD(gmem_transfer_result, zero_bytes, 32);
+FIELD(gmem_transfer_result, private_bytes, 40);
+FIELD(gmem_transfer_result, engine, 48);
+FIELD(gmem_transfer_result, no_ring, 52);
+
+NUMBER(GMEM_TRANSFER_NO_DIRECT, 1);
+NUMBER(GMEM_TRANSFER_NO_RING, 2);
+NUMBER(GMEM_TRANSFER_TAGS, 64);
+NUMBER(GMEM_TRANSFER_DONE, 0);
+NUMBER(GMEM_TRANSFER_MORE, 1);
+NUMBER(GMEM_TRANSFER_WAIT, 2);
+NUMBER(GMEM_ENGINE_PLAIN, 1);
+NUMBER(GMEM_ENGINE_IO_URING, 2);

@@ -71,8 +71,9 @@ def build(arch):
     native = NATIVE.get(platform.machine()) == arch
     if not native and arch not in CROSS_FILE:
         raise Problem(f"Programs for {arch} cannot be built on {platform.machine()}.")
+    # Another architecture's programs do without liburing: Debian has no cross package of it.
     source.install(["meson", "ninja-build", "gcc", "libc6-dev"]
-                   + ([] if native else CROSS_PACKAGES[arch]))
+                   + (["pkg-config", "liburing-dev"] if native else CROSS_PACKAGES[arch]))
     directory = build_directory(arch)
     with cache.lock(directory.name):
         _configure(directory, [] if native else ["--cross-file", CROSS_FILE[arch]])

@@ -238,6 +238,16 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_MBIND] = "mbind",
 	[FAKE_GET_MEMPOLICY] = "get_mempolicy",
 	[FAKE_QUERY_PAGES] = "move_pages",
+	[FAKE_FD_KIND] = "fstat and F_GETFL",
+	[FAKE_REOPEN] = "open again",
+	[FAKE_READ_AT] = "read at an offset",
+	[FAKE_WRITE_AT] = "write at an offset",
+	[FAKE_FIND_DATA] = "lseek to data",
+	[FAKE_DATASYNC] = "fdatasync",
+	[FAKE_POLL] = "poll",
+	[FAKE_RING_NEW] = "set up a ring",
+	[FAKE_RING_SUBMIT] = "submit to a ring",
+	[FAKE_RING_RESULT] = "a request on a ring",
 	[FAKE_FILE_SIZE] = "fstat",
 	[FAKE_FILESYSTEM_TYPE] = "fstatfs",
 	[FAKE_FACTS] = "fstat and others",
@@ -740,6 +750,9 @@ void fake_boot_kernel(const struct fake_kernel *row)
 	kernel.interrupt_times = 0;
 	kernel.node = 0;
 	kernel.races = false;
+	kernel.io_most = 0;
+	kernel.last_random = 0;
+	kernel.direct = FAKE_DIRECT_NEVER;
 	membarrier_refusal = 0;
 	fake_refuse_copies(0);
 }

@@ -114,6 +114,16 @@ enum fake_call {
 	FAKE_MBIND,
 	FAKE_GET_MEMPOLICY,
 	FAKE_QUERY_PAGES,
+	FAKE_FD_KIND,
+	FAKE_REOPEN,
+	FAKE_READ_AT,
+	FAKE_WRITE_AT,
+	FAKE_FIND_DATA,
+	FAKE_DATASYNC,
+	FAKE_POLL,
+	FAKE_RING_NEW,
+	FAKE_RING_SUBMIT,
+	FAKE_RING_RESULT,
 	FAKE_FILE_SIZE,
 	FAKE_FILESYSTEM_TYPE,
 	FAKE_FACTS,
@@ -174,6 +184,16 @@ uint64_t fake_copies(void);
 
 /* From now on membarrier() is refused with @err; 0: no longer. fake_boot() ends it, too. */
 void fake_refuse_membarrier(int err);
+
+/* From now on no read or write does more than @most bytes at a time; 0: all it can. */
+void fake_shorten_io(uint64_t most);
+
+/* What O_DIRECT is like: refused when opening, with the rules of a disk, or only for show */
+enum fake_direct { FAKE_DIRECT_NEVER = 0, FAKE_DIRECT_DISK, FAKE_DIRECT_LIE };
+void fake_set_direct(enum fake_direct direct);
+
+/* The next completion on the caller's ring */
+bool fake_take_completion(uint64_t *ret_tag, int *ret_result);
 
 /* True while the fake itself runs: what it allocates is not the library's */
 bool fake_is_running(void);

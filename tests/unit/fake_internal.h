@@ -104,6 +104,9 @@ struct fake_state {
 	uint64_t populated_end;
 	bool races;			/* a page is touched just before mbind() */
 	uint8_t node;			/* of what is touched, and allocated without a policy */
+	uint64_t io_most;
+	uint64_t last_random;
+	enum fake_direct direct;
 };
 
 extern struct fake_state kernel;

@@ -1,0 +1,623 @@
+/* SPDX-License-Identifier: MIT */
+/* Files and pipes into guest memory: every way there, always bit for bit */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "internal.h"
+#include "unit.h"
+
+#define MIB ((uint64_t)1 << 20)
+
+/* Two regions that touch, and bytes of the guest's own in them */
+struct bench {
+	struct unit unit;
+	struct gmem_region *low, *high;
+	uint64_t gpa, low_size, size;
+	char *source;		/* what the file has */
+	int fd;
+};
+
+static void begin(struct bench *b, uint64_t size)
+{
+	memset(b, 0, sizeof(*b));
+	unit_begin_vm(&b->unit, "6.18");
+	b->low_size = size / 2 / b->unit.page * b->unit.page;
+	b->size = (size + b->unit.page - 1) / b->unit.page * b->unit.page;
+	b->gpa = 16 * b->unit.page;
+	b->low = unit_region(&b->unit, 16, b->low_size / b->unit.page, NULL);
+	b->high = unit_region(&b->unit, 16 + b->low_size / b->unit.page,
+			      (b->size - b->low_size) / b->unit.page, NULL);
+	b->source = calloc(1, b->size);
+	assert_non_null(b->source);
+	b->fd = memfd_create("load", MFD_CLOEXEC);
+	assert_true(b->fd >= 0);
+}
+
+static void end(struct bench *b)
+{
+	close(b->fd);
+	free(b->source);
+	unit_end(&b->unit);
+}
+
+/* Pages that are zero, that are not, and that are a little: of 4 KiB */
+static void invent(struct bench *b, unsigned seed)
+{
+	for (uint64_t at = 0; at < b->size; at += 4096) {
+		seed = seed * 1103515245 + 12345;
+		if ((seed >> 16) % 3 == 0)
+			continue;
+		if ((seed >> 16) % 3 == 1)
+			b->source[at + (seed >> 8) % 4096] = 1;
+		else
+			for (unsigned i = 0; i < 4096; i += 7)
+				b->source[at + i] = (char)(seed + i);
+	}
+}
+
+/* Only what is not zero, so that the rest is holes */
+static void write_sparse(struct bench *b, uint64_t size)
+{
+	assert_int_equal(ftruncate(b->fd, (off_t)size), 0);
+	for (uint64_t at = 0; at < size; at += 4096) {
+		uint64_t now = size - at < 4096 ? size - at : 4096;
+
+		if (!gmem_is_zero(b->source + at, now))
+			assert_int_equal(pwrite(b->fd, b->source + at, now, (off_t)at), now);
+	}
+}
+
+static void write_dense(struct bench *b)
+{
+	assert_int_equal(pwrite(b->fd, b->source, b->size, 0), b->size);
+}
+
+static char *guest(struct bench *b, uint64_t offset)
+{
+	return offset < b->low_size ? (char *)gmem_region_hva(b->low) + offset
+				    : (char *)gmem_region_hva(b->high) + (offset - b->low_size);
+}
+
+static void check_guest(struct bench *b, uint64_t offset, const char *bytes, uint64_t size)
+{
+	for (uint64_t at = 0; at < size;) {
+		uint64_t now = 4096 - (offset + at) % 4096;
+
+		now = size - at < now ? size - at : now;
+		assert_memory_equal(guest(b, offset + at), bytes + at, now);
+		at += now;
+	}
+}
+
+static void soil(struct bench *b)
+{
+	memset(gmem_region_hva(b->low), 0x77, b->low_size);
+	memset(gmem_region_hva(b->high), 0x77, b->size - b->low_size);
+}
+
+static bool is_allocated(struct bench *b, uint64_t offset)
+{
+	struct gmem_region *region = offset < b->low_size ? b->low : b->high;
+	uint64_t in_file, pages;
+
+	assert_non_null(gmem_region_file(region, &in_file));
+	in_file += offset < b->low_size ? offset : offset - b->low_size;
+	assert_ok(gmem_sys_cachestat(region->file->fd, in_file, b->unit.page, &pages));
+	return pages > 0;
+}
+
+static void load_all(struct bench *b, const struct gmem_transfer_opts *opts,
+		     struct gmem_transfer_result *result)
+{
+	result->size = sizeof(*result);
+	assert_ok(gmem_vm_load(b->unit.vm, b->gpa, b->fd, 0, b->size, opts, result));
+	check_guest(b, 0, b->source, b->size);
+	assert_int_equal(result->data_bytes + result->zero_bytes, b->size);
+}
+
+static void every_way_of_reading_gives_the_same_bytes(void **state)
+{
+	static const struct {
+		uint64_t flags, most;
+		int io_uring;
+		enum fake_direct direct;
+		bool sparse;
+		uint32_t depth, engine;
+		int no_ring;
+	} ways[] = {
+		{ 0, 0, 0, FAKE_DIRECT_DISK, false, 0, GMEM_ENGINE_IO_URING, 0 },
+		{ 0, 0, 0, FAKE_DIRECT_DISK, true, 0, GMEM_ENGINE_IO_URING, 0 },
+		{ 0, 0, 0, FAKE_DIRECT_NEVER, true, 3, GMEM_ENGINE_IO_URING, 0 },
+		{ 0, 0, 0, FAKE_DIRECT_LIE, true, 2, GMEM_ENGINE_IO_URING, 0 },
+		{ 0, 5000, 0, FAKE_DIRECT_DISK, true, 0, GMEM_ENGINE_IO_URING, 0 },
+		{ 0, 12288, 0, FAKE_DIRECT_DISK, false, 1, GMEM_ENGINE_IO_URING, 0 },
+		{ GMEM_TRANSFER_NO_DIRECT, 0, 0, FAKE_DIRECT_DISK, false, 32, GMEM_ENGINE_IO_URING, 0 },
+		{ GMEM_TRANSFER_NO_RING, 0, 0, FAKE_DIRECT_DISK, false, 0, GMEM_ENGINE_PLAIN, -ECANCELED },
+		{ GMEM_TRANSFER_NO_RING, 777, 0, FAKE_DIRECT_DISK, true, 0, GMEM_ENGINE_PLAIN, -ECANCELED },
+		{ 0, 0, -EPERM, FAKE_DIRECT_DISK, true, 0, GMEM_ENGINE_PLAIN, -EPERM },
+		{ 0, 0, -ENOSYS, FAKE_DIRECT_DISK, false, 0, GMEM_ENGINE_PLAIN, -ENOSYS },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(ways); i++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = ways[i].flags, .depth = ways[i].depth);
+		struct gmem_transfer_result result;
+		struct bench b;
+
+		begin(&b, 5 * MIB);
+		invent(&b, (unsigned)i);
+		if (ways[i].sparse)
+			write_sparse(&b, b.size);
+		else
+			write_dense(&b);
+		fake.io_uring = ways[i].io_uring;
+		fake_set_direct(ways[i].direct);
+		fake_shorten_io(ways[i].most);
+
+		load_all(&b, &opts, &result);
+		assert_int_equal(result.engine, ways[i].engine);
+		assert_int_equal(result.no_ring, ways[i].no_ring);
+		if (ways[i].direct != FAKE_DIRECT_DISK || opts.flags || ways[i].io_uring)
+			assert_int_equal(result.direct_bytes, 0);
+		else if (!ways[i].most)
+			assert_int_equal(result.direct_bytes, result.file_bytes);
+
+		/* and over what was there */
+		soil(&b);
+		load_all(&b, &opts, &result);
+		end(&b);
+	}
+}
+
+static void zeros_take_no_memory_where_there_was_none(void **state)
+{
+	struct gmem_transfer_result result = { .size = sizeof(result) };
+	struct bench b;
+
+	(void)state;
+	begin(&b, 4 * MIB);
+	invent(&b, 7);
+	write_dense(&b);
+	assert_ok(gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, b.size, NULL, &result));
+	/* before anything is compared: looking at a hole allocates */
+	for (uint64_t at = 0; at < b.size; at += 4096)
+		assert_int_equal(is_allocated(&b, at), !gmem_is_zero(b.source + at, 4096));
+	end(&b);
+}
+
+static void any_alignment_will_do(void **state)
+{
+	static const struct { uint64_t gpa, offset, size; } cases[] = {
+		{ 0, 0, 1 }, { 1, 0, 1 }, { 0, 1, 1 }, { 4095, 4095, 2 }, { 3, 4093, 2 * 1048576 + 5 },
+		{ 4096, 511, 1048577 }, { 1048575, 1048577, 999999 }, { 100, 0, 3 * 1048576 },
+	};
+	struct gmem_transfer_result result = { .size = sizeof(result) };
+	struct bench b;
+
+	(void)state;
+	begin(&b, 4 * MIB);
+	invent(&b, 3);
+	write_sparse(&b, b.size);
+	fake_set_direct(FAKE_DIRECT_DISK);
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		soil(&b);
+		assert_ok(gmem_vm_load(b.unit.vm, b.gpa + cases[i].gpa, b.fd, cases[i].offset,
+				       cases[i].size, NULL, &result));
+		check_guest(&b, cases[i].gpa, b.source + cases[i].offset, cases[i].size);
+		/* not a byte beside it */
+		if (cases[i].gpa)
+			assert_int_equal(*guest(&b, cases[i].gpa - 1), 0x77);
+		assert_int_equal(*guest(&b, cases[i].gpa + cases[i].size), 0x77);
+	}
+	end(&b);
+}
+
+static void size_0_is_up_to_the_end_of_the_file(void **state)
+{
+	struct gmem_transfer_result result = { .size = sizeof(result) };
+	struct bench b;
+
+	(void)state;
+	begin(&b, 3 * MIB);
+	invent(&b, 1);
+	write_sparse(&b, 2 * MIB + 1234);
+	soil(&b);
+	assert_ok(gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, 0, NULL, &result));
+	check_guest(&b, 0, b.source, 2 * MIB + 1234);
+	assert_int_equal(*guest(&b, 2 * MIB + 1234), 0x77);
+	assert_int_equal(result.data_bytes + result.zero_bytes, 2 * MIB + 1234);
+
+	/* nothing there: nothing to do */
+	assert_ok(gmem_vm_load(b.unit.vm, b.gpa, b.fd, 2 * MIB + 1234, 0, NULL, &result));
+	assert_int_equal(result.data_bytes + result.zero_bytes, 0);
+	end(&b);
+}
+
+static void what_cannot_be_is_refused_before_anything_changes(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, unknown, .flags = UNIT_UNKNOWN_BIT);
+	GMEM_OPTS(gmem_transfer_opts, reserved, .reserved = 1);
+	GMEM_OPTS(gmem_transfer_opts, deep, .depth = 33);
+	GMEM_OPTS(gmem_transfer_opts, image, .image_offset = 4096);
+	struct gmem_transfer *transfer = UNTOUCHED(struct gmem_transfer);
+	struct gmem_vm *vm;
+	struct bench b;
+	int ends[2];
+
+	(void)state;
+	begin(&b, 2 * MIB);
+	write_dense(&b);
+	vm = b.unit.vm;
+	assert_int_equal(pipe(ends), 0);
+
+	assert_refused(-EINVAL, "vm", gmem_vm_load(NULL, b.gpa, b.fd, 0, 1, NULL, NULL));
+	assert_refused(-EINVAL, "bits", gmem_vm_load(vm, b.gpa, b.fd, 0, 1, &unknown, NULL));
+	assert_refused(-EINVAL, "reserved", gmem_vm_load(vm, b.gpa, b.fd, 0, 1, &reserved, NULL));
+	assert_refused(-EINVAL, "33", gmem_vm_load(vm, b.gpa, b.fd, 0, 1, &deep, NULL));
+	assert_refused(-EINVAL, "image", gmem_vm_load(vm, b.gpa, b.fd, 0, 1, &image, NULL));
+	assert_refused(-EBADF, "EBADF", gmem_vm_load(vm, b.gpa, -1, 0, 1, NULL, NULL));
+	assert_refused(-ESPIPE, "0x7", gmem_vm_load(vm, b.gpa, ends[0], 7, 1, NULL, NULL));
+	assert_refused(-EINVAL, "offset", gmem_vm_load(vm, b.gpa, b.fd, UINT64_MAX, 1, NULL, NULL));
+	assert_refused(-ENODATA, "0x200000",
+		       gmem_vm_load(vm, b.gpa, b.fd, 0, 2 * MIB + 1, NULL, NULL));
+	assert_refused(-ENODATA, "0x200001",
+		       gmem_vm_load(vm, b.gpa, b.fd, 2 * MIB + 1, 0, NULL, NULL));
+	assert_refused(-ENOENT, "no memory at gpa 0x0", gmem_vm_load(vm, 0, b.fd, 0, 1, NULL, NULL));
+	assert_refused(-ENOENT, "no memory at gpa",
+		       gmem_vm_load(vm, b.gpa + 1, b.fd, 0, b.size, NULL, NULL));
+	assert_refused(-EINVAL, "wraps", gmem_vm_load(vm, UINT64_MAX, b.fd, 0, 2, NULL, NULL));
+	assert_refused(-ENOENT, "no memory",
+		       gmem_vm_load_begin(vm, 0, b.fd, 0, 1, NULL, &transfer));
+	assert_ptr_equal(transfer, UNTOUCHED(struct gmem_transfer));
+	close(ends[0]);
+	close(ends[1]);
+	end(&b);
+}
+
+static void a_pipe_is_read_to_its_end_or_as_far_as_asked(void **state)
+{
+	static const uint64_t flags[] = { 0, GMEM_TRANSFER_NO_RING };
+
+	(void)state;
+	for (size_t i = 0; i < 2; i++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = flags[i]);
+		struct gmem_transfer_result result = { .size = sizeof(result) };
+		struct bench b;
+		int ends[2];
+
+		begin(&b, 2 * MIB);
+		invent(&b, 5);
+		assert_int_equal(pipe(ends), 0);
+		assert_int_equal(write(ends[1], b.source, 50000), 50000);
+		assert_ok(gmem_vm_load(b.unit.vm, b.gpa, ends[0], 0, 20000, &opts, &result));
+		check_guest(&b, 0, b.source, 20000);
+
+		close(ends[1]);
+		assert_ok(gmem_vm_load(b.unit.vm, b.gpa + 20000, ends[0], 0, 0, &opts, &result));
+		check_guest(&b, 0, b.source, 50000);
+		assert_int_equal(result.data_bytes + result.zero_bytes, 30000);
+
+		assert_int_equal(gmem_vm_load(b.unit.vm, b.gpa, ends[0], 0, 1, &opts, &result), -ENODATA);
+		close(ends[0]);
+		end(&b);
+	}
+}
+
+/* Half of a pipe's content comes after the first wait. */
+static void a_pipe_can_be_polled_for(void **state)
+{
+	static const struct { uint64_t flags; int pipe_flags; } ways[] = {
+		{ 0, 0 }, { 0, O_NONBLOCK }, { GMEM_TRANSFER_NO_RING, 0 },
+		{ GMEM_TRANSFER_NO_RING, O_NONBLOCK },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(ways); i++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = ways[i].flags);
+		struct gmem_transfer *transfer;
+		struct bench b;
+		int ends[2], ret;
+		int16_t events = 0;
+
+		begin(&b, 2 * MIB);
+		memset(b.source, 'x', 4096);
+		assert_int_equal(pipe2(ends, ways[i].pipe_flags), 0);
+		assert_ok(gmem_vm_load_begin(b.unit.vm, b.gpa, ends[0], 0, 4096, &opts, &transfer));
+		assert_int_equal(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_WAIT);
+		assert_true(gmem_transfer_fd(transfer, &events) >= 0);
+		assert_int_equal(events, POLLIN);
+		assert_int_equal(write(ends[1], b.source, 1000), 1000);
+		assert_int_equal(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_WAIT);
+		assert_int_equal(write(ends[1], b.source, 3096), 3096);
+		while ((ret = gmem_transfer_step(transfer, 0)) == GMEM_TRANSFER_MORE)
+			;
+		assert_int_equal(ret, GMEM_TRANSFER_DONE);
+		assert_int_equal(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_DONE);
+		check_guest(&b, 0, b.source, 4096);
+		assert_ok(gmem_transfer_free(transfer));
+		close(ends[0]);
+		close(ends[1]);
+		end(&b);
+	}
+}
+
+static void a_transfer_ends_whenever_it_is_freed(void **state)
+{
+	struct gmem_transfer *transfer;
+	struct bench b;
+	int ends[2];
+
+	(void)state;
+	begin(&b, 4 * MIB);
+	invent(&b, 2);
+	write_dense(&b);
+	assert_int_equal(pipe(ends), 0);
+	for (unsigned steps = 0; steps < 6; steps++) {
+		assert_ok(gmem_vm_load_begin(b.unit.vm, b.gpa, b.fd, 0, 0, NULL, &transfer));
+		for (unsigned i = 0; i < steps; i++)
+			assert_true(gmem_transfer_step(transfer, 0) >= 0);
+		assert_ok(gmem_transfer_free(transfer));
+	}
+	/* a read that nothing will answer */
+	assert_ok(gmem_vm_load_begin(b.unit.vm, b.gpa, ends[0], 0, 0, NULL, &transfer));
+	assert_int_equal(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_WAIT);
+	assert_ok(gmem_transfer_free(transfer));
+	assert_ok(gmem_transfer_free(NULL));
+	close(ends[0]);
+	close(ends[1]);
+	end(&b);
+}
+
+static int stop_in_the_middle(void *data, uint64_t done, uint64_t total)
+{
+	unsigned *calls = data;
+
+	assert_int_equal(total, 4 * MIB);
+	assert_true(done <= total);
+	return ++*calls == 2;
+}
+
+static void a_callback_stops_it_and_it_goes_on(void **state)
+{
+	unsigned calls = 0;
+	GMEM_OPTS(gmem_transfer_opts, opts, .progress = stop_in_the_middle, .progress_data = &calls);
+	struct gmem_transfer_result result = { .size = sizeof(result) };
+	struct gmem_transfer *transfer;
+	struct bench b;
+	int ret;
+
+	(void)state;
+	begin(&b, 4 * MIB);
+	invent(&b, 9);
+	write_dense(&b);
+	assert_int_equal(gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, b.size, &opts, &result), -ECANCELED);
+	assert_true(result.data_bytes + result.zero_bytes < b.size);
+
+	calls = 0;
+	assert_ok(gmem_vm_load_begin(b.unit.vm, b.gpa, b.fd, 0, b.size, &opts, &transfer));
+	while ((ret = gmem_transfer_step(transfer, 1)) > 0)
+		;
+	assert_int_equal(ret, -ECANCELED);
+	while ((ret = gmem_transfer_step(transfer, 1)) > 0)
+		;
+	assert_int_equal(ret, 0);
+	check_guest(&b, 0, b.source, b.size);
+	assert_ok(gmem_transfer_free(transfer));
+	end(&b);
+}
+
+static void what_failed_is_tried_again(void **state)
+{
+	static const struct { enum fake_call call; uint64_t flags; int err; } cases[] = {
+		{ FAKE_READ_AT, GMEM_TRANSFER_NO_RING, -EIO },
+		{ FAKE_RING_RESULT, 0, -EIO },
+		{ FAKE_RING_RESULT, 0, -ENOSPC },
+		{ FAKE_RING_SUBMIT, 0, -EBUSY },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = cases[i].flags);
+		struct gmem_transfer *transfer;
+		struct bench b;
+		int ret;
+
+		begin(&b, 4 * MIB);
+		invent(&b, 11);
+		write_dense(&b);
+		assert_ok(gmem_vm_load_begin(b.unit.vm, b.gpa, b.fd, 0, b.size, &opts, &transfer));
+		fake_fail_next(cases[i].call, cases[i].err);
+		while ((ret = gmem_transfer_step(transfer, 1)) > 0)
+			;
+		assert_int_equal(ret, cases[i].err);
+		assert_non_null(strstr(gmem_last_error(), gmem_errno_name(ret)));
+		while ((ret = gmem_transfer_step(transfer, 1)) > 0)
+			;
+		assert_int_equal(ret, 0);
+		check_guest(&b, 0, b.source, b.size);
+		assert_ok(gmem_transfer_free(transfer));
+		end(&b);
+	}
+}
+
+static void signals_do_not_show(void **state)
+{
+	static const struct { enum fake_call call; uint64_t flags; } cases[] = {
+		{ FAKE_READ_AT, GMEM_TRANSFER_NO_RING }, { FAKE_RING_RESULT, 0 },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = cases[i].flags);
+		struct gmem_transfer_result result;
+		struct bench b;
+
+		begin(&b, 3 * MIB);
+		invent(&b, 13);
+		write_dense(&b);
+		fake_fail_kind(cases[i].call, 1, 3, -EINTR);
+		load_all(&b, &opts, &result);
+		end(&b);
+	}
+}
+
+static void every_call_may_fail_and_nothing_leaks(void **state)
+{
+	struct bench b;
+	int ret;
+
+	(void)state;
+	begin(&b, 3 * MIB);
+	invent(&b, 17);
+	write_sparse(&b, b.size);
+	fake_set_direct(FAKE_DIRECT_DISK);
+	for (unsigned n = 1;; n++) {
+		struct fake_snapshot *before = fake_snapshot();
+
+		fake_fail_call(n, -ENOMEM);
+		ret = gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, b.size, NULL, NULL);
+		assert_true(ret == 0 || ret == -ENOMEM);
+		assert_true(fake_equal(before));
+		if (!fake_fail_struck())
+			break;
+		if (ret == 0)
+			check_guest(&b, 0, b.source, b.size);
+	}
+	assert_int_equal(ret, 0);
+	check_guest(&b, 0, b.source, b.size);
+	end(&b);
+}
+
+static void the_callers_ring_is_used_as_the_caller_says(void **state)
+{
+	/* never looked into: the scripted kernel's rings are not liburing's */
+	GMEM_OPTS(gmem_transfer_opts, opts, .ring = UNTOUCHED(struct io_uring), .ring_tag = 1000);
+	struct gmem_transfer *transfer;
+	struct bench b;
+	uint64_t tag;
+	int ret, res;
+
+	(void)state;
+	begin(&b, 4 * MIB);
+	invent(&b, 19);
+	write_dense(&b);
+	assert_refused(-EINVAL, "step", gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, 0, &opts, NULL));
+
+	assert_ok(gmem_vm_load_begin(b.unit.vm, b.gpa, b.fd, 0, b.size, &opts, &transfer));
+	assert_int_equal(gmem_transfer_step(transfer, 1), -EINVAL);
+	while ((ret = gmem_transfer_step(transfer, 0)) > 0) {
+		assert_int_equal(gmem_transfer_complete(transfer, 999, 1), -EINVAL);
+		assert_int_equal(gmem_transfer_complete(transfer, 1031, 1), -EINVAL);
+		while (ret == GMEM_TRANSFER_WAIT && fake_take_completion(&tag, &res))
+			assert_ok(gmem_transfer_complete(transfer, tag, res));
+	}
+	assert_int_equal(ret, 0);
+	check_guest(&b, 0, b.source, b.size);
+	assert_ok(gmem_transfer_free(transfer));
+
+	/* and to be ended early it must hand over what is under way */
+	assert_ok(gmem_vm_load_begin(b.unit.vm, b.gpa, b.fd, 0, b.size, &opts, &transfer));
+	assert_int_equal(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_WAIT);
+	while ((ret = gmem_transfer_free(transfer)) == -EBUSY) {
+		assert_true(fake_take_completion(&tag, &res));
+		assert_ok(gmem_transfer_complete(transfer, tag, res));
+	}
+	assert_int_equal(ret, 0);
+	end(&b);
+}
+
+static void results_know_their_size(void **state)
+{
+	struct gmem_transfer_result result = { .size = 8 };
+	struct gmem_transfer *transfer;
+	struct bench b;
+
+	(void)state;
+	begin(&b, MIB);
+	write_dense(&b);
+	assert_int_equal(gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, 0, NULL, &result), -EINVAL);
+	assert_ok(gmem_vm_load_begin(b.unit.vm, b.gpa, b.fd, 0, 0, NULL, &transfer));
+	assert_int_equal(gmem_transfer_get_result(transfer, &result), -EINVAL);
+	assert_int_equal(gmem_transfer_get_result(NULL, &result), -EINVAL);
+	assert_ok(gmem_transfer_free(transfer));
+	end(&b);
+}
+
+static void larger_pages_and_host_memory_work_too(void **state)
+{
+	struct gmem_transfer_result result = { .size = sizeof(result) };
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	struct unit unit;
+	char *bytes;
+	int fd;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	fake_set_page_size(65536);
+	unit.page = 65536;
+	{
+		GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps);
+
+		assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
+	}
+	plan = unit_plan(&unit, GMEM_BACKING_HOST);
+	region = unit_region(&unit, 0, 8, plan);
+	bytes = calloc(1, 8 * unit.page);
+	fd = memfd_create("load", MFD_CLOEXEC);
+	memset(bytes + 5000, 3, 10000);
+	memset(bytes + 3 * unit.page, 4, 7);
+	assert_int_equal(pwrite(fd, bytes, 8 * unit.page, 0), 8 * unit.page);
+	for (int soiled = 0; soiled < 2; soiled++) {
+		assert_ok(gmem_vm_load(unit.vm, 0, fd, 0, 0, NULL, &result));
+		assert_memory_equal(gmem_region_hva(region), bytes, 8 * unit.page);
+		memset(gmem_region_hva(region), 0x77, 8 * unit.page);
+	}
+	close(fd);
+	free(bytes);
+	gmem_plan_free(plan);
+	unit_end(&unit);
+}
+
+static void checksums_are_crc32c(void **state)
+{
+	static char bytes[50000];
+
+	(void)state;
+	assert_int_equal(gmem_crc32c(0, "123456789", 9), 0xe3069283);
+	assert_int_equal(gmem_crc32c_plain(0, "123456789", 9), 0xe3069283);
+	for (size_t i = 0; i < sizeof(bytes); i++)
+		bytes[i] = (char)(i * i >> 3);
+	for (size_t size = 0; size < sizeof(bytes) - 9; size += 1 + size / 7)
+		assert_int_equal(gmem_crc32c(gmem_crc32c(0, bytes, size), bytes + size, 9),
+				 gmem_crc32c_plain(0, bytes, size + 9));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_way_of_reading_gives_the_same_bytes),
+		cmocka_unit_test(zeros_take_no_memory_where_there_was_none),
+		cmocka_unit_test(any_alignment_will_do),
+		cmocka_unit_test(size_0_is_up_to_the_end_of_the_file),
+		cmocka_unit_test(what_cannot_be_is_refused_before_anything_changes),
+		cmocka_unit_test(a_pipe_is_read_to_its_end_or_as_far_as_asked),
+		cmocka_unit_test(a_pipe_can_be_polled_for),
+		cmocka_unit_test(a_transfer_ends_whenever_it_is_freed),
+		cmocka_unit_test(a_callback_stops_it_and_it_goes_on),
+		cmocka_unit_test(what_failed_is_tried_again),
+		cmocka_unit_test(signals_do_not_show),
+		cmocka_unit_test(every_call_may_fail_and_nothing_leaks),
+		cmocka_unit_test(the_callers_ring_is_used_as_the_caller_says),
+		cmocka_unit_test(results_know_their_size),
+		cmocka_unit_test(larger_pages_and_host_memory_work_too),
+		cmocka_unit_test(checksums_are_crc32c),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
