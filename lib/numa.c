@@ -168,9 +168,33 @@ static void add_absent(struct look *look, uint64_t size)
 		look->tally->pages->absent += size / look->page;
 }
 
-static int ask_nodes(const struct look *look, uint64_t start, uint64_t size, int *nodes)
+/*
+ * A call for each page, where move_pages(2) is compiled out or forbidden. It would
+ * allocate pages that are not there; a page of zeros it takes for one that is.
+ */
+static int ask_one_by_one(const void *const *pages, const unsigned char *in_memory,
+			  uint64_t count, int *nodes)
 {
-	const void *pages[ASK_PAGES];
+	int err = 0;
+
+	for (uint64_t i = 0; i < count; i++) {
+		nodes[i] = -ENOENT;
+		if (in_memory[i] & 1)
+			err = gmem_sys_get_mempolicy(&nodes[i], NULL, 0, pages[i],
+						     MPOL_F_NODE | MPOL_F_ADDR);
+		if (err == -ENOSYS || err == -EPERM)
+			return err;
+		if (err)
+			nodes[i] = err;
+	}
+	return 0;
+}
+
+/* -errno in @nodes for pages that are not mapped */
+static int ask_nodes(const struct look *look, uint64_t start, uint64_t size,
+		     const unsigned char *in_memory, int *nodes)
+{
+	const void *pages[ASK_PAGES] = { NULL };
 	uint64_t count = size / look->page;
 	int err;
 
@@ -178,10 +202,11 @@ static int ask_nodes(const struct look *look, uint64_t start, uint64_t size, int
 		pages[i] = look->hva + start + i * look->page;
 
 	err = gmem_sys_query_pages(pages, count, nodes);
+	if (err == -ENOSYS || err == -EPERM)
+		err = ask_one_by_one(pages, in_memory, count, nodes);
 	if (err)
 		return gmem_fail(err == -ENOSYS ? -EOPNOTSUPP : err,
-				 "the nodes of pages cannot be had: move_pages(2): %s",
-				 gmem_errno_name(err));
+				 "the nodes of pages cannot be had: %s", gmem_errno_name(err));
 	return 0;
 }
 
@@ -191,6 +216,7 @@ static int ask_nodes(const struct look *look, uint64_t start, uint64_t size, int
  */
 static int ask_about_file(struct look *look, uint64_t start, uint64_t size)
 {
+	unsigned char in_memory[ASK_PAGES];
 	int nodes[ASK_PAGES], err = -EFAULT;
 
 	if (look->hva)
@@ -202,7 +228,8 @@ static int ask_about_file(struct look *look, uint64_t start, uint64_t size)
 	if (err)
 		return gmem_fail(err, "pages that exist cannot be mapped: %s", gmem_errno_name(err));
 
-	err = ask_nodes(look, start, size, nodes);
+	memset(in_memory, 1, sizeof(in_memory));
+	err = ask_nodes(look, start, size, in_memory, nodes);
 	if (err)
 		return err;
 
@@ -247,9 +274,10 @@ static int look_at_some_host_memory(struct look *look, uint64_t start, uint64_t 
 	unsigned char in_memory[ASK_PAGES];
 	int nodes[ASK_PAGES], err;
 
-	err = ask_nodes(look, start, size, nodes);
-	if (!err)
-		err = gmem_sys_mincore(look->hva + start, size, in_memory);
+	err = gmem_sys_mincore(look->hva + start, size, in_memory);
+	if (err)
+		return gmem_fail(err, "what is in memory cannot be had: %s", gmem_errno_name(err));
+	err = ask_nodes(look, start, size, in_memory, nodes);
 	if (err)
 		return err;
 

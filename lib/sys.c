@@ -173,8 +173,9 @@ int gmem_sys_mbind(void *addr, uint64_t size, int mode, const uint64_t *mask, ui
 int gmem_sys_get_mempolicy(int *ret_mode, uint64_t *ret_mask, uint64_t nodes, const void *addr,
 			   unsigned long flags)
 {
-	return syscall(__NR_get_mempolicy, ret_mode, ret_mask, nodes + 1, addr, flags) < 0 ? -errno
-											   : 0;
+	const uint64_t count = nodes ? nodes + 1 : 0;
+
+	return syscall(__NR_get_mempolicy, ret_mode, ret_mask, count, addr, flags) < 0 ? -errno : 0;
 }
 
 int gmem_sys_query_pages(const void *const *pages, uint64_t count, int *ret_nodes)

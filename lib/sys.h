@@ -55,7 +55,8 @@ int64_t gmem_sys_write(int fd, const void *buf, size_t size);
 
 /*
  * mbind(2), get_mempolicy(2) and, to ask on which nodes pages are, move_pages(2);
- * node masks have @nodes bits, a multiple of 64. A page's node can be -errno.
+ * node masks have @nodes bits, a multiple of 64; none if that is 0. A page's node
+ * can be -errno.
  */
 int gmem_sys_mbind(void *addr, uint64_t size, int mode, const uint64_t *mask, uint64_t nodes);
 int gmem_sys_get_mempolicy(int *ret_mode, uint64_t *ret_mask, uint64_t nodes, const void *addr,

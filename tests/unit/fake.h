@@ -68,6 +68,7 @@ struct fake_kernel {
 	bool no_proc;
 	bool no_cachestat;
 	bool no_numa;
+	bool no_move_pages;
 	bool forgets_policy;		/* mbind() succeeds and reaches the mapping alone */
 	bool mincore_hides;		/* says "in memory" of every page of a file: not its owner */
 };

@@ -155,51 +155,7 @@ int gmem_sys_mbind(void *addr, uint64_t size, int mode, const uint64_t *mask, ui
 	return leave(err);
 }
 
-/* ------------------------------------------------------------ get_mempolicy -- */
-
-static struct policy policy_at(uint64_t addr)
-{
-	const struct mapping *map = map_at(addr);
-
-	if (map && keeps_policy(map->file))
-		return policy_of_file(map->file, map->offset + (addr - map->start));
-	return policy_of_mapping(addr);
-}
-
-static int do_get_mempolicy(int *ret_mode, uint64_t *ret_mask, const void *addr,
-			    unsigned long flags)
-{
-	struct policy policy;
-
-	if (fake.no_numa)
-		return -ENOSYS;
-	if (flags == MPOL_F_MEMS_ALLOWED) {
-		ret_mask[0] = nodes_allowed();
-		return 0;
-	}
-	if (flags != MPOL_F_ADDR)
-		return -EINVAL;
-	policy = policy_at((uintptr_t)addr);
-	*ret_mode = policy.mode;
-	ret_mask[0] = policy.nodes;
-	return 0;
-}
-
-int gmem_sys_get_mempolicy(int *ret_mode, uint64_t *ret_mask, uint64_t nodes, const void *addr,
-			   unsigned long flags)
-{
-	int err;
-
-	enter();
-	err = attempt(FAKE_GET_MEMPOLICY);
-	if (!err) {
-		memset(ret_mask, 0, nodes / 8);
-		err = do_get_mempolicy(ret_mode, ret_mask, addr, flags);
-	}
-	return leave(err);
-}
-
-/* --------------------------------------------------------------- move_pages -- */
+/* -------------------------------------------------------- where pages are -- */
 
 static int node_of_file_page(const struct mapping *map, uint64_t addr)
 {
@@ -222,6 +178,59 @@ static int node_of_page(uint64_t addr)
 	return in_memory & 1 ? kernel.node : -ENOENT;
 }
 
+/* ------------------------------------------------------------ get_mempolicy -- */
+
+static struct policy policy_at(uint64_t addr)
+{
+	const struct mapping *map = map_at(addr);
+
+	if (map && keeps_policy(map->file))
+		return policy_of_file(map->file, map->offset + (addr - map->start));
+	return policy_of_mapping(addr);
+}
+
+static int do_get_mempolicy(int *ret_mode, uint64_t *ret_mask, const void *addr,
+			    unsigned long flags)
+{
+	struct policy policy;
+	int node;
+
+	if (fake.no_numa)
+		return -ENOSYS;
+	if (flags == MPOL_F_MEMS_ALLOWED) {
+		ret_mask[0] = nodes_allowed();
+		return 0;
+	}
+	if (flags == (MPOL_F_NODE | MPOL_F_ADDR)) {
+		node = node_of_page((uintptr_t)addr);
+		*ret_mode = node < 0 ? *ret_mode : node;
+		return node < 0 ? -EFAULT : 0;
+	}
+	if (flags != MPOL_F_ADDR)
+		return -EINVAL;
+	policy = policy_at((uintptr_t)addr);
+	*ret_mode = policy.mode;
+	ret_mask[0] = policy.nodes;
+	return 0;
+}
+
+int gmem_sys_get_mempolicy(int *ret_mode, uint64_t *ret_mask, uint64_t nodes, const void *addr,
+			   unsigned long flags)
+{
+	int err;
+
+	enter();
+	err = attempt(FAKE_GET_MEMPOLICY);
+	if (!err) {
+		if (ret_mask)
+			memset(ret_mask, 0, nodes / 8);
+		err = do_get_mempolicy(ret_mode, ret_mask, addr, flags);
+	}
+	return leave(err);
+}
+
+/* --------------------------------------------------------------- move_pages -- */
+
 int gmem_sys_query_pages(const void *const *pages, uint64_t count, int *ret_nodes)
 {
 	uint64_t i;
@@ -229,7 +238,7 @@ int gmem_sys_query_pages(const void *const *pages, uint64_t count, int *ret_node
 
 	enter();
 	err = attempt(FAKE_QUERY_PAGES);
-	if (!err && fake.no_numa)
+	if (!err && (fake.no_numa || fake.no_move_pages))
 		err = -ENOSYS;
 	for (i = 0; i < count && !err; i++)
 		ret_nodes[i] = node_of_page((uintptr_t)pages[i]);

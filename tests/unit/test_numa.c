@@ -82,31 +82,33 @@ static void a_policy_is_kept_by_the_file_and_obeyed(void **state)
 	};
 
 	(void)state;
-	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+	for (size_t i = 0; i < 2 * ARRAY_SIZE(cases); i++) {
+		const size_t n = i / 2;
 		uint64_t on_node[4];
 		GMEM_OPTS(gmem_numa_pages, pages, .on_node = on_node, .nodes = 4);
 		struct gmem_file *file;
 		struct unit unit;
 
 		begin(&unit, "6.19");
+		fake.no_move_pages = i % 2;
 		file = unit_file(&unit, 9);
-		assert_ok(set(file, PAGES(&unit, 1), PAGES(&unit, 6), cases[i].policy,
-			      cases[i].nodes));
+		assert_ok(set(file, PAGES(&unit, 1), PAGES(&unit, 6), cases[n].policy,
+			      cases[n].nodes));
 		assert_policy(file, 0, MPOL_DEFAULT, 0);
-		assert_policy(file, PAGES(&unit, 1), cases[i].mode, cases[i].nodes);
-		assert_policy(file, PAGES(&unit, 6), cases[i].mode, cases[i].nodes);
+		assert_policy(file, PAGES(&unit, 1), cases[n].mode, cases[n].nodes);
+		assert_policy(file, PAGES(&unit, 6), cases[n].mode, cases[n].nodes);
 		assert_policy(file, PAGES(&unit, 7), MPOL_DEFAULT, 0);
 		assert_int_equal(fake_open_mappings(), 0);
 
 		allocate(file, PAGES(&unit, 1), PAGES(&unit, 6));
 		assert_ok(gmem_file_numa(file, 0, PAGES(&unit, 9), &pages));
 		for (unsigned int node = 0; node < 4; node++)
-			if (!(cases[i].nodes & NODE(node)))
+			if (!(cases[n].nodes & NODE(node)))
 				assert_int_equal(on_node[node], 0);
 		assert_int_equal(on_node[1] + on_node[2] + on_node[3], 6);
 		assert_int_equal(pages.absent, 3);
 		assert_int_equal(pages.unknown, 0);
-		if (cases[i].policy == GMEM_NUMA_INTERLEAVE)
+		if (cases[n].policy == GMEM_NUMA_INTERLEAVE)
 			assert_int_equal(on_node[2], 2);
 		gmem_file_free(file);
 		unit_end(&unit);
@@ -254,7 +256,7 @@ static void what_the_kernel_lacks_is_named(void **state)
 	fake.no_numa = true;
 	assert_refused(-EOPNOTSUPP, "no NUMA", set_all(file, GMEM_NUMA_BIND, NODE(1)));
 	allocate(file, 0, PAGES(&unit, 1));
-	assert_refused(-EOPNOTSUPP, "move_pages",
+	assert_refused(-EOPNOTSUPP, "nodes of pages",
 		       gmem_file_numa(file, 0, PAGES(&unit, 4), &pages));
 	gmem_file_free(file);
 	unit_end(&unit);
@@ -397,6 +399,11 @@ static void late_host_memory_is_told(void **state)
 	assert_ok(gmem_vm_numa(unit.vm, PAGES(&unit, 16), PAGES(&unit, 4), &pages));
 	assert_int_equal(on_node[0], 1);
 	assert_int_equal(on_node[1], 0);
+	assert_int_equal(pages.absent, 3);
+
+	fake.no_move_pages = true;
+	assert_ok(gmem_vm_numa(unit.vm, PAGES(&unit, 16), PAGES(&unit, 4), &pages));
+	assert_int_equal(on_node[0], 1);
 	assert_int_equal(pages.absent, 3);
 
 	/* a node past the end of the caller's array */
