@@ -13,6 +13,7 @@
  *   gmem_view    a thread's look at guest memory: translate, read, write
  *   gmem_numa    which nodes memory comes from, and which it came from
  *   gmem_lease   a range that must stay shared, and where it is
+ *   gmem_listener  who is told before memory becomes private, and after
  *   gmem_vm_convert()  shared memory becomes private, and back
  *   gmem_exit    what a vCPU's exit says about memory; makes no system call
  *   gmem_export  a VM's memory, for processes that are not its VMM
@@ -78,6 +79,7 @@ struct gmem_region;
 struct gmem_change;
 struct gmem_export;
 struct gmem_lease;
+struct gmem_listener;
 
 /* The kernel's, from <linux/kvm.h>, which this header does not need */
 struct kvm_run;
@@ -1838,15 +1840,18 @@ struct gmem_conversion {
  * the range; a refusal to free does not fail the conversion, which is done by
  * then, but is passed to the log, and the rest stays owed.
  *
- * To private, views are waited for, and leases up to the limit.
+ * To private, listeners are asked, views are waited for, and leases up to the
+ * limit. To shared, listeners are told once views have it. Whoever refuses,
+ * nothing changes.
  *
  * Thread-safe. Do not call it between gmem_view_begin() and gmem_view_end() of
  * the same thread. Source: KVM_SET_MEMORY_ATTRIBUTES. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range, state or options, -ENOENT a hole in the
  * range, -ENXIO a device's range in it, -EOPNOTSUPP memory in it cannot be
- * converted, -EBUSY somebody holds a lease, -ENOMEM, -E2BIG options newer than
- * the library, or the kernel's own errno: nothing changed; -ENOTRECOVERABLE
+ * converted, -EBUSY somebody holds a lease, what a listener refused with, -ENOMEM,
+ * -E2BIG options newer than the library, or the kernel's own errno: nothing
+ * changed; -ENOTRECOVERABLE
  * the kernel refused to undo, see @ret; or a region in it lost its memslot.
  */
 GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t state,
@@ -1929,6 +1934,83 @@ GMEM_API GMEM_CHECKED int gmem_lease_new(struct gmem_vm *vm, uint64_t gpa, uint6
  * Thread-safe for different leases. Since: 0.1.
  */
 GMEM_API void gmem_lease_free(struct gmem_lease *lease);
+
+/**
+ * gmem_listener_fn - hears what became of a range
+ * @data: data of struct gmem_listener_opts
+ * @gpa: where it starts
+ * @size: bytes
+ */
+typedef void (*gmem_listener_fn)(void *data, uint64_t gpa, uint64_t size);
+
+/**
+ * gmem_listener_veto_fn - hears what is to become of a range, and may refuse
+ * @data: data of struct gmem_listener_opts
+ * @gpa: where it starts
+ * @size: bytes
+ *
+ * Return: 0, or a negative errno: it must not be.
+ */
+typedef int (*gmem_listener_veto_fn)(void *data, uint64_t gpa, uint64_t size);
+
+/**
+ * struct gmem_listener_opts - who is told what
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @name: for error messages, copied, cut after 63 bytes; NULL: "unnamed"
+ * @data: passed to the functions below, each of which may be NULL
+ * @before_private: shared memory is to become private: unmap it, from an IOMMU,
+ *	from another process. It still is shared.
+ * @undo_private: it did not become private after all: map it again
+ * @after_shared: private memory has become shared: map it
+ * @removed: a region was removed or moved, or got other memory with
+ *	gmem_region_rebind(). Guest and views have it no more, its host
+ *	address stands until this returns.
+ */
+struct gmem_listener_opts {
+	size_t      size;
+	const char *name;
+	void       *data;
+	gmem_listener_veto_fn before_private;
+	gmem_listener_fn undo_private;
+	gmem_listener_fn after_shared;
+	gmem_listener_fn removed;
+};
+
+/**
+ * gmem_listener_new() - be told of conversions and removals
+ * @vm: handle
+ * @opts: what to call
+ * @ret: the listener, yours to free with gmem_listener_free() before @vm
+ *
+ * Listeners are asked before_private in the order they came, each for all runs
+ * of a range that are not private yet. If one refuses, or the kernel does later,
+ * those that agreed get undo_private for the same runs, last listener first,
+ * and nothing changes. Each hears a conversion as a whole or not at all.
+ *
+ * They are called in the thread that converts or removes, while views and
+ * leases can be used, and other ranges are converted, so calls for other ranges
+ * may come at the same time from other threads. They must not convert, change
+ * the layout, make or free views or listeners, nor ask for a lease of the range.
+ *
+ * Thread-safe; waits for conversions and removals under way. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
+ * the library, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_listener_new(struct gmem_vm *vm,
+					    const struct gmem_listener_opts *opts,
+					    struct gmem_listener **ret);
+
+/**
+ * gmem_listener_free() - be told no more
+ * @listener: listener, or NULL
+ *
+ * Afterwards none of its functions is called, and none still runs. Not from
+ * inside one.
+ *
+ * Thread-safe; waits as gmem_listener_new(). Since: 0.1.
+ */
+GMEM_API void gmem_listener_free(struct gmem_listener *listener);
 
 /* ---------------------------------------------------------------- exits -- */
 

@@ -620,6 +620,13 @@ drop_spares:
 	return err;
 }
 
+/* What was there until now; it still stands for the host. */
+static void tell_listeners(const struct gmem_vm *vm, const struct gmem_step *step)
+{
+	if (step->kind != GMEM_STEP_ADD && step->kind != GMEM_STEP_SPLIT && !step->region->is_device)
+		gmem_listeners_removed(vm, step->old_gpa, step->region->gpa.size);
+}
+
 int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 {
 	const struct gmem_table *old = NULL;
@@ -635,11 +642,11 @@ int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 		gmem_vm_wait_for_views(vm);
 		gmem_table_free(old, new);
 	}
-	if (!err) {
-		for (size_t i = 0; i < count; i++)
-			if (kinds[steps[i].kind].finish)
-				kinds[steps[i].kind].finish(&steps[i]);
-	}
+	for (size_t i = 0; i < count && !err; i++)
+		tell_listeners(vm, &steps[i]);
+	for (size_t i = 0; i < count && !err; i++)
+		if (kinds[steps[i].kind].finish)
+			kinds[steps[i].kind].finish(&steps[i]);
 	pthread_mutex_unlock(&vm->change_lock);
 	return err;
 }

@@ -5,17 +5,20 @@
  *   claim    conversions that overlap follow each other, one to private also
  *            the leases; the layout of the range is settled until it is done
  *   check    every byte can be converted, or nothing is touched
+ *   ask      to private: listeners, one of whom may refuse
  *   table    to private: readers are told, and waited for, before
  *   kernel   one call for each run that is not yet as it shall be
  *   record   what the kernel was told is what we say
  *   table    to shared: readers are told, after
  *   discard  the other side is given back, now or later
+ *   tell     listeners what is shared now, and what did not become private
  *
  * What needs memory comes before the kernel is asked. The record changes only
  * with change_lock and lock held, so either is enough to read it.
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "internal.h"
@@ -29,6 +32,7 @@ struct work {
 	uint32_t state;
 	bool to_private;
 	bool is_done;			/* by somebody else: only the record is to be told */
+	struct gmem_range_map runs;	/* what changes, for listeners */
 	struct gmem_range *spare;	/* for the record */
 	struct gmem_range *owed[2];	/* for what is owed: one to take out, one to add */
 	struct gmem_conversion result;
@@ -320,6 +324,55 @@ static void let_go_of_other_side(struct work *work)
 		owe(work, work->gpa);
 }
 
+/* ---- listeners ---- */
+
+/* The record will have forgotten by the time they are told. */
+static int collect_runs(struct work *work)
+{
+	uint64_t at = work->gpa;
+	struct gmem_range *node;
+	struct gmem_part run;
+
+	if (!work->vm->listeners)
+		return 0;
+
+	while (next_run(work, at, &run)) {
+		node = NULL;
+		if (gmem_set_spare(&node))
+			return gmem_fail(-ENOMEM, "no memory for what listeners are told");
+		node->start = run.start;
+		node->size = run.last - run.start + 1;
+		gmem_range_insert(&work->runs, node);
+		if (run.last == work->last)
+			break;
+		at = run.last + 1;
+	}
+	return 0;
+}
+
+/* What did not become private, and what is shared now, if only because it cannot be undone */
+static void tell_listeners(const struct work *work, int err)
+{
+	const struct gmem_conversion *done = &work->result;
+	uint64_t end = done->gpa + done->size;
+	char sentence[256];
+
+	snprintf(sentence, sizeof(sentence), "%s", gmem_last_error());
+	if (!work->to_private) {
+		if (done->size)
+			gmem_listeners_shared(work->vm, &work->runs, done->gpa, end - 1);
+	} else if (!done->size) {
+		gmem_listeners_undo(work->vm, &work->runs, work->gpa, work->last);
+	} else {
+		if (done->gpa > work->gpa)
+			gmem_listeners_undo(work->vm, &work->runs, work->gpa, done->gpa - 1);
+		if (end - 1 < work->last)
+			gmem_listeners_undo(work->vm, &work->runs, end, work->last);
+	}
+	if (err)
+		gmem_fail(err, "%s", sentence);
+}
+
 /* ---- all together ---- */
 
 static int convert_claimed(struct work *work)
@@ -341,11 +394,18 @@ static int convert_claimed(struct work *work)
 	if (err)
 		return err;
 
+	err = collect_runs(work);
+	if (!err && work->to_private)
+		err = gmem_listeners_ask(vm, &work->runs, work->gpa, work->last);
+	if (err)
+		return err;
+
 	pthread_mutex_lock(&vm->change_lock);
 	err = change_state(work);
 	pthread_mutex_unlock(&vm->change_lock);
 	if (!err && !work->is_done)
 		let_go_of_other_side(work);
+	tell_listeners(work, err);
 	return err;
 }
 
@@ -370,6 +430,7 @@ static int convert(struct work *work)
 	pthread_mutex_lock(&vm->lock);
 	gmem_claim_drop(vm, &claim);
 	pthread_mutex_unlock(&vm->lock);
+	gmem_set_clear(&work->runs);
 	free(work->spare);
 	free(work->owed[0]);
 	free(work->owed[1]);

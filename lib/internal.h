@@ -381,6 +381,7 @@ struct gmem_vm {
 	struct gmem_lease *leases;
 	struct gmem_claim *claims;	/* in the order they came */
 	pthread_cond_t released;	/* a lease, or a claim */
+	struct gmem_listener *listeners;	/* see listener.c */
 
 	const struct gmem_table *table;	/* read without a lock; NULL before the first view */
 	pthread_mutex_t views_lock;
@@ -418,6 +419,21 @@ void gmem_claim_drop(struct gmem_vm *vm, struct gmem_claim *claim);
 bool gmem_claim_is_active(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 /* -EBUSY, and its sentence, if somebody holds a lease there */
 int gmem_lease_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
+
+/* ---- listener: who is told of conversions and removals ---- */
+
+/*
+ * With a claim, or with change_lock: the list stands. @runs are the ranges that
+ * change, in nodes; those within [@gpa, @last] are told.
+ */
+/* Before they become private; if one refuses, the others have been told to undo it. */
+int gmem_listeners_ask(const struct gmem_vm *vm, const struct gmem_range_map *runs, uint64_t gpa,
+		       uint64_t last);
+void gmem_listeners_undo(const struct gmem_vm *vm, const struct gmem_range_map *runs,
+			 uint64_t gpa, uint64_t last);
+void gmem_listeners_shared(const struct gmem_vm *vm, const struct gmem_range_map *runs,
+			   uint64_t gpa, uint64_t last);
+void gmem_listeners_removed(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 
 /* ---- view ---- */
 

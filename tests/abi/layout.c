@@ -132,6 +132,15 @@ SIZE(gmem_lease_opts, 16);
 FIELD(gmem_lease_opts, size, 0);
 FIELD(gmem_lease_opts, holder, 8);
 
+SIZE(gmem_listener_opts, 56);
+FIELD(gmem_listener_opts, size, 0);
+FIELD(gmem_listener_opts, name, 8);
+FIELD(gmem_listener_opts, data, 16);
+FIELD(gmem_listener_opts, before_private, 24);
+FIELD(gmem_listener_opts, undo_private, 32);
+FIELD(gmem_listener_opts, after_shared, 40);
+FIELD(gmem_listener_opts, removed, 48);
+
 SIZE(gmem_exit, 48);
 FIELD(gmem_exit, kind, 0);
 FIELD(gmem_exit, state, 4);

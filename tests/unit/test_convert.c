@@ -2,6 +2,7 @@
 /* Shared and private memory, and who keeps it shared, against a model of pages */
 #include <errno.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -1132,6 +1133,283 @@ static void wait_for_leases_ends(void **state)
 	scene_end(&s);
 }
 
+/* ---- listeners ---- */
+
+struct ear {
+	struct scene *s;
+	char name;
+	char *log;		/* all of them write there */
+	uint64_t refuses;	/* page, 0: none */
+	struct gmem_listener *listener;
+};
+
+#define LOG_SIZE 1024
+
+/* What, to whom, and the pages: "+A5-6 " */
+static void note(const struct ear *ear, char what, uint64_t gpa, uint64_t size)
+{
+	size_t used = strlen(ear->log);
+	uint64_t page = gpa / ear->s->unit.page;
+
+	snprintf(ear->log + used, LOG_SIZE - used, "%c%c%d-%d ", what, ear->name, (int)page,
+		 (int)(page + size / ear->s->unit.page - 1));
+}
+
+/* In the middle of it, readers and leases work. */
+static int hear_before(void *data, uint64_t gpa, uint64_t size)
+{
+	const struct ear *ear = data;
+	uint64_t page = gpa / ear->s->unit.page;
+
+	note(ear, '?', gpa, size);
+	assert_false(fake_is_private(ear->s->unit.vm_fd, gpa));
+	check_record(ear->s, 16);
+	if (ear->refuses && page <= ear->refuses && ear->refuses < page + size / ear->s->unit.page)
+		return -EADDRINUSE;
+	return 0;
+}
+
+static void hear_undo(void *data, uint64_t gpa, uint64_t size)
+{
+	const struct ear *ear = data;
+
+	note(ear, '!', gpa, size);
+	assert_false(fake_is_private(ear->s->unit.vm_fd, gpa));
+	/* what it does may fail, and must not get into our sentence */
+	assert_int_equal(gmem_vm_state(NULL, 0, 0, NULL, 0), -EINVAL);
+}
+
+static void hear_shared(void *data, uint64_t gpa, uint64_t size)
+{
+	const struct ear *ear = data;
+	struct gmem_lease *held;
+
+	note(ear, '=', gpa, size);
+	assert_false(fake_is_private(ear->s->unit.vm_fd, gpa));
+	assert_ok(gmem_lease_new(ear->s->unit.vm, gpa, size, NULL, &held));
+	gmem_lease_free(held);
+}
+
+static void hear_removed(void *data, uint64_t gpa, uint64_t size)
+{
+	note(data, '-', gpa, size);
+}
+
+static void listen_with(struct ear *ear, struct scene *s, char name, char *log)
+{
+	char text[] = { name, '\0' };
+	GMEM_OPTS(gmem_listener_opts, opts, .name = text, .data = ear,
+		  .before_private = hear_before, .undo_private = hear_undo,
+		  .after_shared = hear_shared, .removed = hear_removed);
+
+	*ear = (struct ear){ .s = s, .name = name, .log = log };
+	assert_ok(gmem_listener_new(s->unit.vm, &opts, &ear->listener));
+}
+
+#define assert_heard(log, text)								\
+	do {										\
+		assert_string_equal((log), (text));					\
+		(log)[0] = '\0';							\
+	} while (0)
+
+static void listeners_hear_what_changes_in_order(void **state)
+{
+	GMEM_OPTS(gmem_listener_opts, opts, .name = "deaf");
+	struct gmem_listener *deaf;
+	char log[LOG_SIZE] = "";
+	struct ear x, y;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	listen_with(&x, &s, 'x', log);
+	assert_ok(gmem_listener_new(s.unit.vm, &opts, &deaf));
+	listen_with(&y, &s, 'y', log);
+	convert_ok(&s, 6, 2, GMEM_STATE_PRIVATE);
+	assert_heard(log, "?x6-7 ?y6-7 ");
+	convert_ok(&s, 10, 3, GMEM_STATE_PRIVATE);
+	assert_heard(log, "?x10-12 ?y10-12 ");
+	convert_ok(&s, 4, 16, GMEM_STATE_PRIVATE);
+	assert_heard(log, "?x4-5 ?x8-9 ?x13-19 ?y4-5 ?y8-9 ?y13-19 ");
+	convert_ok(&s, 4, 16, GMEM_STATE_PRIVATE);
+	assert_heard(log, "");
+	convert_ok(&s, 8, 2, GMEM_STATE_SHARED);
+	assert_heard(log, "=x8-9 =y8-9 ");
+	convert_ok(&s, 4, 16, GMEM_STATE_SHARED);
+	assert_heard(log, "=x4-7 =x10-19 =y4-7 =y10-19 ");
+	check_all(&s);
+
+	gmem_listener_free(x.listener);
+	gmem_listener_free(deaf);
+	convert_ok(&s, 4, 1, GMEM_STATE_PRIVATE);
+	assert_heard(log, "?y4-4 ");
+	gmem_listener_free(y.listener);
+	gmem_listener_free(NULL);
+	convert_ok(&s, 5, 1, GMEM_STATE_PRIVATE);
+	assert_heard(log, "");
+	scene_end(&s);
+}
+
+static void refusal_of_a_listener_changes_nothing(void **state)
+{
+	static const struct {
+		char who;
+		uint64_t page;
+		const char *heard;
+	} cases[] = {
+		{ 'x', 4, "?x4-5 " },
+		{ 'x', 14, "?x4-5 ?x8-9 ?x13-19 !x4-5 !x8-9 " },
+		{ 'y', 8, "?x4-5 ?x8-9 ?x13-19 ?y4-5 ?y8-9 !y4-5 !x4-5 !x8-9 !x13-19 " },
+		{ 'z', 5, "?x4-5 ?x8-9 ?x13-19 ?y4-5 ?y8-9 ?y13-19 ?z4-5 "
+			  "!y4-5 !y8-9 !y13-19 !x4-5 !x8-9 !x13-19 " },
+	};
+	struct gmem_conversion done;
+	char log[LOG_SIZE] = "";
+	struct ear ears[3];
+	struct scene s;
+	size_t i, j;
+
+	(void)state;
+	scene_begin(&s);
+	convert_ok(&s, 6, 2, GMEM_STATE_PRIVATE);
+	convert_ok(&s, 10, 3, GMEM_STATE_PRIVATE);
+	for (j = 0; j < 3; j++)
+		listen_with(&ears[j], &s, "xyz"[j], log);
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		ears[cases[i].who - 'x'].refuses = cases[i].page;
+		assert_refused(-EADDRINUSE, "\" refuses that gpa",
+			       gmem_vm_convert(s.unit.vm, PAGES(&s.unit, 4), PAGES(&s.unit, 16),
+					       GMEM_STATE_PRIVATE, NULL, &done));
+		assert_int_equal(done.size, 0);
+		assert_heard(log, cases[i].heard);
+		check_all(&s);
+		ears[cases[i].who - 'x'].refuses = 0;
+	}
+	for (j = 0; j < 3; j++)
+		gmem_listener_free(ears[j].listener);
+	scene_end(&s);
+}
+
+static void refusal_of_the_kernel_is_undone_with_listeners(void **state)
+{
+	struct gmem_conversion done;
+	char log[LOG_SIZE] = "";
+	struct ear x, y;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	convert_ok(&s, 6, 2, GMEM_STATE_PRIVATE);
+	listen_with(&x, &s, 'x', log);
+	listen_with(&y, &s, 'y', log);
+	fake_fail_kind(FAKE_SET_ATTRIBUTES, 1, 1, -ENOMEM);
+	assert_refused(-ENOMEM, "VM fd", convert(&s, 4, 8, GMEM_STATE_PRIVATE));
+	assert_heard(log, "?x4-5 ?x8-11 ?y4-5 ?y8-11 !y4-5 !y8-11 !x4-5 !x8-11 ");
+	check_all(&s);
+
+	/* what cannot be undone is not said to be */
+	fake_fail_kind(FAKE_SET_ATTRIBUTES, 1, 100, -ENOMEM);
+	assert_int_equal(gmem_vm_convert(s.unit.vm, PAGES(&s.unit, 4), PAGES(&s.unit, 8),
+					 GMEM_STATE_PRIVATE, NULL, &done), -ENOTRECOVERABLE);
+	assert_non_null(strstr(gmem_last_error(), "are private now"));
+	assert_true(fake_fail_struck());
+	assert_heard(log, "?x4-5 ?x8-11 ?y4-5 ?y8-11 !y8-11 !x8-11 ");
+	paint(&s, 4, 4, PRIVATE);
+	check_all(&s);
+
+	/* nor is what is shared kept from them */
+	convert_ok(&s, 7, 1, GMEM_STATE_SHARED);
+	convert_ok(&s, 9, 1, GMEM_STATE_PRIVATE);
+	log[0] = '\0';
+	fake_fail_kind(FAKE_SET_ATTRIBUTES, 1, 100, -ENOMEM);
+	assert_int_equal(gmem_vm_convert(s.unit.vm, PAGES(&s.unit, 4), PAGES(&s.unit, 8),
+					 GMEM_STATE_SHARED, NULL, &done), -ENOTRECOVERABLE);
+	assert_true(fake_fail_struck());
+	assert_heard(log, "=x4-6 =y4-6 ");
+	paint(&s, 4, 3, SHARED);
+	check_all(&s);
+	gmem_listener_free(x.listener);
+	gmem_listener_free(y.listener);
+	scene_end(&s);
+}
+
+static void listeners_hear_of_memory_that_goes(void **state)
+{
+	struct gmem_region *upper;
+	struct gmem_file *file;
+	char log[LOG_SIZE] = "";
+	struct scene s;
+	struct ear x;
+
+	(void)state;
+	scene_begin(&s);
+	listen_with(&x, &s, 'x', log);
+	assert_ok(gmem_region_split(s.regions[F], PAGES(&s.unit, 100), &upper));
+	assert_ok(gmem_region_remove(s.regions[D]));
+	assert_heard(log, "");
+	assert_ok(gmem_region_remove(s.regions[A]));
+	assert_heard(log, "-x4-11 ");
+	assert_ok(gmem_region_move(s.regions[B], PAGES(&s.unit, 100)));
+	assert_heard(log, "-x12-19 ");
+	assert_ok(gmem_file_new_raw(s.unit.vm_fd, PAGES(&s.unit, 4), 0, &file));
+	assert_ok(gmem_region_rebind(s.regions[E], file, 0));
+	assert_heard(log, "-x32-35 ");
+	gmem_file_free(file);
+	fake_fail_next(FAKE_DELETE_SLOT, -ENOMEM);
+	assert_refused(-ENOMEM, "delete", gmem_region_remove(upper));
+	assert_heard(log, "");
+	gmem_listener_free(x.listener);
+	scene_end(&s);
+}
+
+static void want_of_memory_for_listeners_changes_nothing(void **state)
+{
+	char log[LOG_SIZE] = "";
+	struct scene s;
+	struct ear x;
+	unsigned n;
+	int err;
+
+	(void)state;
+	scene_begin(&s);
+	make_islands(&s);
+	listen_with(&x, &s, 'x', log);
+	for (n = 1;; n++) {
+		log[0] = '\0';
+		unit_fail_alloc(n);
+		err = convert(&s, 4, 16, GMEM_STATE_PRIVATE);
+		if (!unit_alloc_struck())
+			break;
+		assert_int_equal(err, -ENOMEM);
+		/* what was asked was undone */
+		assert_int_equal(strchr(log, '?') != NULL, strchr(log, '!') != NULL);
+		check_all(&s);
+	}
+	assert_ok(err);
+	assert_true(n > 8);
+	gmem_listener_free(x.listener);
+	scene_end(&s);
+}
+
+static void malformed_listener_is_refused(void **state)
+{
+	GMEM_OPTS(gmem_listener_opts, opts, .name = NULL);
+	struct gmem_listener *got = UNTOUCHED(struct gmem_listener);
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	assert_refused(-EINVAL, "NULL", gmem_listener_new(NULL, &opts, &got));
+	assert_refused(-EINVAL, "NULL", gmem_listener_new(s.unit.vm, &opts, NULL));
+	opts.size = 16;
+	assert_refused(-EINVAL, "gmem_listener_opts", gmem_listener_new(s.unit.vm, &opts, &got));
+	unit_fail_alloc(1);
+	assert_int_equal(gmem_listener_new(s.unit.vm, NULL, &got), -ENOMEM);
+	assert_true(unit_alloc_struck());
+	assert_ptr_equal(got, UNTOUCHED(struct gmem_listener));
+	scene_end(&s);
+}
+
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(set_is_what_a_bitmap_says),
 	cmocka_unit_test(set_reaches_both_ends_of_the_address_space),
@@ -1165,6 +1443,12 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(lease_is_given_on_shared_memory_only),
 	cmocka_unit_test(conversion_waits_for_leases),
 	cmocka_unit_test(wait_for_leases_ends),
+	cmocka_unit_test(listeners_hear_what_changes_in_order),
+	cmocka_unit_test(refusal_of_a_listener_changes_nothing),
+	cmocka_unit_test(refusal_of_the_kernel_is_undone_with_listeners),
+	cmocka_unit_test(listeners_hear_of_memory_that_goes),
+	cmocka_unit_test(want_of_memory_for_listeners_changes_nothing),
+	cmocka_unit_test(malformed_listener_is_refused),
 };
 
 UNIT_MAIN(tests)
