@@ -160,6 +160,14 @@ void gmem_range_split(struct gmem_range_map *map, struct gmem_range *range, uint
 void gmem_range_join(struct gmem_range_map *map, struct gmem_range *range,
 		     struct gmem_range *upper);
 
+/* ---- headroom: what can still be allocated ---- */
+
+/*
+ * -ENOMEM, with the numbers, if @need bytes more do not fit into MemAvailable
+ * or into a memory cgroup of ours or above. What cannot be read sets no limit.
+ */
+int gmem_check_headroom(uint64_t need);
+
 /* ---- scratch: a spare memslot and address of a VM, to try things with ---- */
 
 struct gmem_scratch {

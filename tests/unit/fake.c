@@ -594,8 +594,32 @@ int gmem_sys_fd_link(int fd, char *buf, size_t size)
 	return leave(ret);
 }
 
+static struct {
+	const char *path;
+	const char *contents;
+} files[32];
+
+void fake_set_file(const char *path, const char *contents)
+{
+	size_t i = 0;
+
+	while (files[i].path && strcmp(files[i].path, path) != 0)
+		if (++i == sizeof(files) / sizeof(files[0]))
+			abort();
+	files[i].path = path;
+	files[i].contents = contents;
+}
+
 static int do_read_file(const char *path, char *buf, size_t size)
 {
+	size_t i;
+
+	for (i = 0; i < sizeof(files) / sizeof(files[0]) && files[i].path; i++) {
+		if (strcmp(files[i].path, path) == 0 && files[i].contents) {
+			snprintf(buf, size, "%s", files[i].contents);
+			return (int)strlen(buf);
+		}
+	}
 	if (!fake.nodes || !strstr(path, "/node/"))
 		return -ENOENT;
 	if (fake.nodes == 1)
@@ -754,6 +778,7 @@ void fake_boot_kernel(const struct fake_kernel *row)
 	kernel.last_random = 0;
 	kernel.direct = FAKE_DIRECT_NEVER;
 	membarrier_refusal = 0;
+	memset(files, 0, sizeof(files));
 	fake_refuse_copies(0);
 }
 

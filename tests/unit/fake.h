@@ -199,6 +199,12 @@ bool fake_take_completion(uint64_t *ret_tag, int *ret_result);
 /* True while the fake itself runs: what it allocates is not the library's */
 bool fake_is_running(void);
 
+/*
+ * From now on a small file has these contents, kept by the test; NULL: there is
+ * none. fake_boot() forgets them. Without, only NUMA nodes are to be read.
+ */
+void fake_set_file(const char *path, const char *contents);
+
 /* ---- state ---- */
 
 struct fake_snapshot;

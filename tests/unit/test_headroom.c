@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: MIT */
+/* What fits into the machine and the memory cgroups above us */
+#include <errno.h>
+#include <string.h>
+
+#include "internal.h"
+#include "unit.h"
+
+#define MIB	((uint64_t)1 << 20)
+
+static void begin(void)
+{
+	fake_boot("6.18");
+}
+
+static void end(void)
+{
+	assert_int_equal(fake_halt(), 0);
+}
+
+/* A v2 cgroup two below the root, of 100 MiB of which 40 are in use, 10 of them page cache */
+static void begin_v2(void)
+{
+	begin();
+	fake_set_file("/proc/meminfo", "MemTotal: 9999999 kB\nMemFree: 1 kB\n"
+				       "MemAvailable:     1048576 kB\nBuffers: 4 kB\n");
+	fake_set_file("/proc/self/cgroup", "0::/outer/inner\n");
+	fake_set_file("/sys/fs/cgroup/outer/inner/memory.max", "104857600\n");
+	fake_set_file("/sys/fs/cgroup/outer/inner/memory.current", "41943040\n");
+	fake_set_file("/sys/fs/cgroup/outer/inner/memory.stat",
+		      "anon 1\nfile 20971520\nactive_file 1\ninactive_file 10485760\nslab 1\n");
+	fake_set_file("/sys/fs/cgroup/outer/memory.max", "max\n");
+	fake_set_file("/sys/fs/cgroup/outer/memory.current", "999999999999\n");
+}
+
+static void nothing_known_sets_no_limit(void **state)
+{
+	(void)state;
+	begin();
+	assert_ok(gmem_check_headroom(UINT64_MAX));
+	fake_set_file("/proc/meminfo", "MemTotal: 5 kB\n");
+	fake_set_file("/proc/self/cgroup", "\n:\n0:\n0::\n7:cpu,cpuset:/a\nrubbish\n0::/gone\n");
+	assert_ok(gmem_check_headroom(UINT64_MAX));
+	end();
+}
+
+static void machine_has_what_is_available(void **state)
+{
+	(void)state;
+	begin();
+	fake_set_file("/proc/meminfo", "MemTotal: 9 kB\nMemAvailable:   1024 kB\n");
+	assert_ok(gmem_check_headroom(MIB));
+	assert_refused(-ENOMEM, "0x100001 bytes more do not fit: the machine has 0x100000",
+		       gmem_check_headroom(MIB + 1));
+	end();
+}
+
+static void cgroup_has_its_limit_less_what_is_in_use(void **state)
+{
+	(void)state;
+	begin_v2();
+	assert_ok(gmem_check_headroom(60 * MIB));
+	assert_ok(gmem_check_headroom(70 * MIB));
+	assert_refused(-ENOMEM, "memory.max of /sys/fs/cgroup/outer/inner is 0x6400000, 0x2800000",
+		       gmem_check_headroom(70 * MIB + 1));
+	end();
+}
+
+static void every_cgroup_above_counts(void **state)
+{
+	(void)state;
+	begin_v2();
+	fake_set_file("/sys/fs/cgroup/outer/memory.max", "20971520\n");
+	fake_set_file("/sys/fs/cgroup/outer/memory.current", "10485760\n");
+	assert_ok(gmem_check_headroom(10 * MIB));
+	assert_refused(-ENOMEM, "memory.max of /sys/fs/cgroup/outer is",
+		       gmem_check_headroom(10 * MIB + 1));
+
+	/* The root of a cgroup namespace, too, has a limit. */
+	fake_set_file("/sys/fs/cgroup/memory.max", "1048576\n");
+	fake_set_file("/sys/fs/cgroup/memory.current", "0\n");
+	assert_refused(-ENOMEM, "memory.max of /sys/fs/cgroup is",
+		       gmem_check_headroom(MIB + 1));
+	fake_set_file("/proc/self/cgroup", "0::/\n");
+	assert_refused(-ENOMEM, "memory.max of /sys/fs/cgroup is",
+		       gmem_check_headroom(MIB + 1));
+	end();
+}
+
+static void cgroup_over_its_limit_has_nothing(void **state)
+{
+	(void)state;
+	begin_v2();
+	fake_set_file("/sys/fs/cgroup/outer/inner/memory.current", "204857600\n");
+	fake_set_file("/sys/fs/cgroup/outer/inner/memory.stat", NULL);
+	assert_ok(gmem_check_headroom(0));
+	assert_refused(-ENOMEM, "0x0 of them can be reclaimed", gmem_check_headroom(1));
+	end();
+}
+
+static void first_version_of_cgroups_counts_too(void **state)
+{
+	(void)state;
+	begin();
+	fake_set_file("/proc/self/cgroup", "5:cpu:/other\n4:hugetlb,memory:/box/vm\n0::/\n");
+	fake_set_file("/sys/fs/cgroup/memory/box/memory.limit_in_bytes", "10485760\n");
+	fake_set_file("/sys/fs/cgroup/memory/box/memory.usage_in_bytes", "5242880\n");
+	fake_set_file("/sys/fs/cgroup/memory/box/memory.stat",
+		      "inactive_file 9999999\ntotal_inactive_file 1048576\n");
+	fake_set_file("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+	fake_set_file("/sys/fs/cgroup/memory/memory.usage_in_bytes", "1\n");
+	assert_ok(gmem_check_headroom(6 * MIB));
+	assert_refused(-ENOMEM, "memory.limit_in_bytes of /sys/fs/cgroup/memory/box is",
+		       gmem_check_headroom(6 * MIB + 1));
+	end();
+}
+
+static void unified_hierarchy_may_stand_beside_the_first_version(void **state)
+{
+	(void)state;
+	begin();
+	fake_set_file("/proc/self/cgroup", "1:name=systemd:/x\n0::/vm\n");
+	fake_set_file("/sys/fs/cgroup/unified/vm/memory.max", "4096\n");
+	fake_set_file("/sys/fs/cgroup/unified/vm/memory.current", "0\n");
+	assert_ok(gmem_check_headroom(4096));
+	assert_refused(-ENOMEM, "/sys/fs/cgroup/unified/vm", gmem_check_headroom(4097));
+	end();
+}
+
+static void endless_paths_are_no_limit(void **state)
+{
+	static char line[6000];
+
+	(void)state;
+	begin();
+	memset(line, 'a', sizeof(line) - 1);
+	memcpy(line, "0::/", 4);
+	fake_set_file("/proc/self/cgroup", line);
+	assert_ok(gmem_check_headroom(MIB));
+	end();
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(nothing_known_sets_no_limit),
+	cmocka_unit_test(machine_has_what_is_available),
+	cmocka_unit_test(cgroup_has_its_limit_less_what_is_in_use),
+	cmocka_unit_test(every_cgroup_above_counts),
+	cmocka_unit_test(cgroup_over_its_limit_has_nothing),
+	cmocka_unit_test(first_version_of_cgroups_counts_too),
+	cmocka_unit_test(unified_hierarchy_may_stand_beside_the_first_version),
+	cmocka_unit_test(endless_paths_are_no_limit),
+};
+
+UNIT_MAIN(tests)
