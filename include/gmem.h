@@ -15,6 +15,8 @@
  *   gmem_lease   a range that must stay shared, and where it is
  *   gmem_listener  who is told before memory becomes private, and after
  *   gmem_vm_convert()  shared memory becomes private, and back
+ *   gmem_vm_populate(), gmem_vm_discard()  memory is there before it is needed,
+ *                and goes when it is not
  *   gmem_exit    what a vCPU's exit says about memory; makes no system call
  *   gmem_export  a VM's memory, for processes that are not its VMM
  *   gmem_dump    what a VM's memory is at this moment, written to an fd
@@ -80,7 +82,7 @@ struct gmem_change;
 struct gmem_export;
 struct gmem_lease;
 struct gmem_listener;
-
+struct gmem_populate;
 /* The kernel's, from <linux/kvm.h>, which this header does not need */
 struct kvm_run;
 
@@ -1709,7 +1711,6 @@ GMEM_API GMEM_CHECKED int gmem_vm_set_numa(struct gmem_vm *vm, uint64_t gpa, uin
 GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			  struct gmem_numa_pages *pages);
 
-/* ---------------------------------------------------------------- exits -- */
 /* ------------------------------------------- shared and private memory -- */
 
 /* The states of guest memory */
@@ -2011,6 +2012,252 @@ GMEM_API GMEM_CHECKED int gmem_listener_new(struct gmem_vm *vm,
  * Thread-safe; waits as gmem_listener_new(). Since: 0.1.
  */
 GMEM_API void gmem_listener_free(struct gmem_listener *listener);
+
+/* ----------------------------------------------------- populate, discard -- */
+
+/**
+ * struct gmem_footprint - what became of the memory behind a range
+ * @done: bytes of the range, or of all ranges, that were worked through
+ * @before: bytes that were in memory before
+ * @after: bytes that were in memory afterwards
+ * @counted: 1 if @before and @after mean something, 0 if they could not be had
+ * @reserved: 0
+ *
+ * Both counts are the kernel's, of the side the guest uses: pages allocated to
+ * a file, whoever touched them, and pages of host memory that are mapped here.
+ * What guests and others do meanwhile shows in them. The pages of a file that
+ * cannot be mapped are counted from Linux 6.5 on.
+ */
+struct gmem_footprint {
+	uint64_t done;
+	uint64_t before;
+	uint64_t after;
+	uint32_t counted;
+	uint32_t reserved;
+};
+
+/**
+ * gmem_progress_fn - hears how far a long call is
+ * @data: as passed with it
+ * @done: bytes finished
+ * @total: bytes there are to do
+ *
+ * Called after each piece, 64 MiB or less, by whichever thread finished it, one
+ * at a time. It must not call libgmem with the same VM.
+ *
+ * Return: 0 to go on; anything else cancels the call.
+ */
+typedef int (*gmem_progress_fn)(void *data, uint64_t done, uint64_t total);
+
+/* Flags of struct gmem_populate_opts */
+#define GMEM_POPULATE_RESERVE	((uint64_t)1 << 0) /* allocate in files, without clearing or mapping */
+#define GMEM_POPULATE_UNCHECKED	((uint64_t)1 << 1) /* do not ask whether it fits */
+
+/**
+ * struct gmem_populate_opts - how to populate
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_POPULATE_*; unknown bits are -EINVAL
+ * @workers: threads to do it with, the calling one among them; 0: that one
+ *	alone. At most 1024.
+ * @reserved: must be 0
+ * @progress: NULL for none
+ * @progress_data: passed to @progress
+ *
+ * GMEM_POPULATE_RESERVE makes sure that the pages are there and leaves their
+ * cost, half or more of it, to whoever touches them first. Host memory is
+ * populated all the same: there is no such call for it.
+ */
+struct gmem_populate_opts {
+	size_t   size;
+	uint64_t flags;
+	uint32_t workers;
+	uint32_t reserved;
+	gmem_progress_fn progress;
+	void    *progress_data;
+};
+
+/**
+ * gmem_vm_populate() - have guest memory in place before it is touched
+ * @vm: handle
+ * @gpa: guest physical address, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page; may span regions, all of it
+ *	must be memory
+ * @opts: NULL for defaults: in this thread, cleared and mapped
+ * @ret: what became of the memory, also on failure; NULL if not wanted
+ *
+ * Populates the side the guest uses; what is there already stays as it is. The
+ * other threads block all signals but those of faults, and are gone when the
+ * call returns; if they cannot be had, fewer do it. Signals are handled by the
+ * caller's thread on the way and do not stop the call; @progress can.
+ *
+ * Running out of memory is nothing that could be returned: a memory cgroup at
+ * its limit has the process killed, a full machine kills others and may
+ * panic, for guest_memfd pages belong to no process. So it is asked before the
+ * first page and before each piece whether what is missing fits into
+ * MemAvailable and, for each memory cgroup from ours upwards, into its limit
+ * less its usage, inactive page cache excepted (cgroups of version 1 and 2
+ * under /sys/fs/cgroup). What others take meanwhile nobody can know. Swap does
+ * not count, and is of no use to guest_memfd. GMEM_POPULATE_UNCHECKED goes
+ * ahead all the same.
+ *
+ * What was populated before a failure stays; @ret has it exactly.
+ *
+ * Thread-safe; conversions and changes of the layout get their turn after
+ * each piece. Source: madvise(2) with MADV_POPULATE_READ or
+ * MADV_POPULATE_WRITE, fallocate(2), and before Linux 5.14 touching.
+ * Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad range or options, -ENOENT a hole in the range,
+ * -ENXIO a device's range in it: nothing was populated; -ENOMEM it does not fit,
+ * or the kernel had none left, -ECANCELED @progress said so, -EFAULT a page
+ * that cannot be had, -EHWPOISON, -E2BIG options newer than the library, or the
+ * kernel's own errno.
+ */
+GMEM_API int gmem_vm_populate(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+			      const struct gmem_populate_opts *opts,
+			      struct gmem_footprint *ret);
+
+/**
+ * gmem_populate_new() - a populate that threads of your own do
+ * @vm: handle, which must outlive the job
+ * @gpa: as gmem_vm_populate()
+ * @size: as gmem_vm_populate()
+ * @opts: as gmem_vm_populate(); workers is how many threads are expected
+ * @ret: the job, yours to free with gmem_populate_free()
+ *
+ * Checks everything, populates nothing.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: as gmem_vm_populate().
+ */
+GMEM_API GMEM_CHECKED int gmem_populate_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+					    const struct gmem_populate_opts *opts,
+					    struct gmem_populate **ret);
+
+/**
+ * gmem_populate_run() - work on a job until there is nothing left to begin
+ * @job: job
+ *
+ * Call it in as many threads as you like, at any time. Each begins in a part of
+ * the range of its own. When it returns, others may still be at their last
+ * piece.
+ *
+ * Thread-safe. Source: as gmem_vm_populate(). Since: 0.1.
+ *
+ * Return: as gmem_vm_populate(): the first failure is that of all who run
+ * afterwards; -ECANCELED also after gmem_populate_cancel().
+ */
+GMEM_API int gmem_populate_run(struct gmem_populate *job);
+
+/**
+ * gmem_populate_cancel() - have everyone stop after their piece
+ * @job: job, or NULL
+ *
+ * Thread-safe, and may be called in a signal handler. Since: 0.1.
+ */
+GMEM_API void gmem_populate_cancel(struct gmem_populate *job);
+
+/**
+ * gmem_populate_result() - what became of the memory
+ * @job: job
+ * @ret: filled in
+ *
+ * Thread-safe. Source: cachestat(2), mincore(2). Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument.
+ */
+GMEM_API int gmem_populate_result(struct gmem_populate *job, struct gmem_footprint *ret);
+
+/**
+ * gmem_populate_free() - free a job that nobody runs any more
+ * @job: job, or NULL
+ *
+ * What was populated stays.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_populate_free(struct gmem_populate *job);
+
+/**
+ * struct gmem_gpa_range - a range of guest addresses
+ * @gpa: where it starts
+ * @size: bytes
+ */
+struct gmem_gpa_range {
+	uint64_t gpa;
+	uint64_t size;
+};
+
+/* Flags of struct gmem_discard_opts */
+#define GMEM_DISCARD_INWARD	((uint64_t)1 << 0) /* any alignment: the whole pages inside */
+
+/**
+ * struct gmem_discard_opts - how to discard
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_DISCARD_INWARD; unknown bits are -EINVAL
+ * @wait_ms: milliseconds to wait for leases to be freed; 0: fail at once
+ * @reserved: must be 0
+ */
+struct gmem_discard_opts {
+	size_t   size;
+	uint64_t flags;
+	uint32_t wait_ms;
+	uint32_t reserved;
+};
+
+/**
+ * gmem_vm_discard() - give guest memory back to the host
+ * @vm: handle
+ * @gpa: guest physical address, a multiple of the page, below 2^63
+ * @size: bytes, non-zero, a multiple of the page; may span regions, all of it
+ *	must be memory
+ * @opts: NULL for defaults: do not wait for leases
+ * @ret: what became of the memory, also on failure; NULL if not wanted, which
+ *	saves the counting
+ *
+ * For balloons and free page reporting. Frees the side the guest uses; what
+ * guest and host find there afterwards is zero. Where the host memory is the
+ * caller's own (GMEM_REGION_HVA), a private mapping of a file shows the file
+ * again, and shared memory locked with mlock(2) keeps what it has: @ret tells.
+ *
+ * Nobody may use the range: a guest loses what it has there, and I/O that
+ * began before goes to pages nobody sees. Leases say so, and are respected.
+ *
+ * Thread-safe; changes of the layout and conversions of the range wait.
+ * Source: madvise(2) and fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad range or options, -ENOENT a hole in the range,
+ * -ENXIO a device's range in it, -EBUSY somebody holds a lease on it, -ENOMEM,
+ * -E2BIG options newer than the library: nothing was freed; or the kernel's own
+ * errno: @ret has what was.
+ */
+GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+			     const struct gmem_discard_opts *opts, struct gmem_footprint *ret);
+
+/**
+ * gmem_vm_discard_list() - give many ranges back to the host
+ * @vm: handle
+ * @ranges: ranges as gmem_vm_discard(), in any order; they may overlap
+ * @count: entries in @ranges; 0 does nothing
+ * @opts: as gmem_vm_discard()
+ * @ret: as gmem_vm_discard(), for all of them
+ *
+ * Neighbours are freed together, which for single pages takes a third of the
+ * time. With GMEM_DISCARD_INWARD, pages of the guest that are smaller than the
+ * host's are freed where their neighbours make up a page of the host; what is
+ * left over stays, and does not count as done.
+ *
+ * Everything is checked before the first range; a lease that is taken after
+ * that ends the call with -EBUSY and the ranges before it freed, lowest first.
+ *
+ * Thread-safe, as gmem_vm_discard(). Since: 0.1.
+ *
+ * Return: as gmem_vm_discard().
+ */
+GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_range *ranges,
+				  size_t count, const struct gmem_discard_opts *opts,
+				  struct gmem_footprint *ret);
 
 /* ---------------------------------------------------------------- exits -- */
 

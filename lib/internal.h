@@ -416,7 +416,8 @@ struct gmem_claim {
 	uint64_t gpa;
 	uint64_t size;
 	struct gmem_claim *next;
-	bool to_private;
+	bool to_private;		/* or as if: no lease gets along with it */
+	bool discards;			/* and not a conversion at all */
 	bool is_active;			/* not waiting any more */
 };
 
@@ -574,6 +575,35 @@ typedef int (*gmem_presence_fn)(void *data, uint64_t offset, uint64_t size);
  */
 int gmem_side_presence(const struct gmem_region *region, uint32_t side, uint64_t offset,
 		       uint64_t size, gmem_presence_fn fn, void *data);
+
+/* ---- piece: a range, region by region and state by state ---- */
+
+struct gmem_vm_piece {
+	struct gmem_region *region;
+	uint32_t side;		/* the one the guest uses */
+	uint64_t offset;	/* in the region */
+	uint64_t size;
+};
+
+typedef int (*gmem_piece_fn)(void *data, const struct gmem_vm_piece *piece);
+
+/* What @gmem_vm_each_piece() does about others who use the range */
+enum gmem_company {
+	GMEM_WITH_LEASES,
+	GMEM_ALONE,		/* -EBUSY while somebody holds a lease; none is given */
+};
+
+/*
+ * Call @fn for each, lowest first, with the layout and the states of the range
+ * held as they are and no lock held. -ENOENT or -ENXIO where there is no
+ * memory, with the pieces before it done, or what @fn returned first.
+ */
+int gmem_vm_each_piece(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+		       enum gmem_company company, uint32_t wait_ms, gmem_piece_fn fn, void *data);
+/* The same error if part of it is no memory, at this moment */
+int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
+/* Bytes in memory, of the side the guest uses: see gmem_side_resident() */
+int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint64_t *ret_bytes);
 
 /* ---- hold: the memory of a transfer ---- */
 

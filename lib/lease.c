@@ -132,8 +132,8 @@ static int check_conversions(const struct gmem_vm *vm, const struct gmem_lease *
 		if (claim->to_private && overlap(claim->gpa, claim->size, lease->gpa, lease->size))
 			return gmem_fail(-EBUSY,
 					 "gpa 0x%" PRIx64 ", 0x%" PRIx64
-					 " bytes, is being converted to private", claim->gpa,
-					 claim->size);
+					 " bytes, is being %s", claim->gpa, claim->size,
+					 claim->discards ? "discarded" : "converted to private");
 	return 0;
 }
 

@@ -141,6 +141,31 @@ FIELD(gmem_listener_opts, undo_private, 32);
 FIELD(gmem_listener_opts, after_shared, 40);
 FIELD(gmem_listener_opts, removed, 48);
 
+SIZE(gmem_footprint, 32);
+FIELD(gmem_footprint, done, 0);
+FIELD(gmem_footprint, before, 8);
+FIELD(gmem_footprint, after, 16);
+FIELD(gmem_footprint, counted, 24);
+FIELD(gmem_footprint, reserved, 28);
+
+SIZE(gmem_populate_opts, 40);
+FIELD(gmem_populate_opts, size, 0);
+FIELD(gmem_populate_opts, flags, 8);
+FIELD(gmem_populate_opts, workers, 16);
+FIELD(gmem_populate_opts, reserved, 20);
+FIELD(gmem_populate_opts, progress, 24);
+FIELD(gmem_populate_opts, progress_data, 32);
+
+SIZE(gmem_gpa_range, 16);
+FIELD(gmem_gpa_range, gpa, 0);
+FIELD(gmem_gpa_range, size, 8);
+
+SIZE(gmem_discard_opts, 24);
+FIELD(gmem_discard_opts, size, 0);
+FIELD(gmem_discard_opts, flags, 8);
+FIELD(gmem_discard_opts, wait_ms, 16);
+FIELD(gmem_discard_opts, reserved, 20);
+
 SIZE(gmem_exit, 48);
 FIELD(gmem_exit, kind, 0);
 FIELD(gmem_exit, state, 4);
@@ -251,6 +276,9 @@ NUMBER(GMEM_CONVERT_ALL, 1);
 NUMBER(GMEM_DISCARD_NOW, 0);
 NUMBER(GMEM_DISCARD_LATER, 1);
 NUMBER(GMEM_DISCARD_NEVER, 2);
+NUMBER(GMEM_POPULATE_RESERVE, 1);
+NUMBER(GMEM_POPULATE_UNCHECKED, 2);
+NUMBER(GMEM_DISCARD_INWARD, 1);
 NUMBER(GMEM_EXIT_OTHER, 0);
 NUMBER(GMEM_EXIT_FAULT, 1);
 NUMBER(GMEM_EXIT_CONVERT, 2);

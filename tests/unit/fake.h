@@ -196,6 +196,9 @@ void fake_set_direct(enum fake_direct direct);
 /* The next completion on the caller's ring */
 bool fake_take_completion(uint64_t *ret_tag, int *ret_result);
 
+/* The advice of the last madvise() */
+int fake_last_advice(void);
+
 /* True while the fake itself runs: what it allocates is not the library's */
 bool fake_is_running(void);
 

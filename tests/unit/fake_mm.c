@@ -234,11 +234,19 @@ static int do_madvise(void *addr, uint64_t size, int advice)
 	return madvise(addr, size, advice) < 0 ? -errno : 0;
 }
 
+static int last_advice;
+
+int fake_last_advice(void)
+{
+	return last_advice;
+}
+
 int gmem_sys_madvise(void *addr, uint64_t size, int advice)
 {
 	int err;
 
 	enter();
+	last_advice = advice;
 	err = attempt(FAKE_MADVISE);
 	if (!err)
 		err = do_madvise(addr, size, advice);

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * balloon: how a guest's unused memory goes back to the host.
+ *
+ * Two devices a VMM has, as they see memory. A balloon names single pages of
+ * 4 KiB, in no order, that the guest promises not to use. Free page reporting
+ * names large ranges, and waits until they are gone. Both hand the VMM what
+ * the guest's driver put into a virtqueue; here the lists are made up. What
+ * was freed is what the kernel counts before and after.
+ *
+ * Exit status: 0, 1 if something failed, 77 if this host cannot run it.
+ */
+#include <err.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/kvm.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <gmem.h>
+
+#define EXIT_CANNOT_RUN	77
+#define MIB		((uint64_t)1 << 20)
+#define RAM		(64 * MIB)
+
+/* A balloon speaks of these, whatever the host's pages are. */
+#define BALLOON_PAGE	((uint64_t)4096)
+#define BALLOON_PAGES	256	/* at most, in one message of the driver */
+
+static void must(int result, const char *what)
+{
+	if (result < 0)
+		errx(1, "%s: %s", what, gmem_last_error());
+}
+
+static void expect(int truth, const char *what)
+{
+	if (!truth)
+		errx(1, "expected %s", what);
+}
+
+static void say(const char *who, const struct gmem_footprint *footprint)
+{
+	printf("%-20s 0x%07" PRIx64 " bytes done", who, footprint->done);
+	if (footprint->counted)
+		printf(", in memory 0x%07" PRIx64 " before, 0x%07" PRIx64 " after",
+		       footprint->before, footprint->after);
+	printf("\n");
+}
+
+/*
+ * The balloon inflates. Pages smaller than the host's are freed where their
+ * neighbours are in the balloon, too: GMEM_DISCARD_INWARD sees to that.
+ */
+static void inflate(struct gmem_vm *vm, const uint32_t *pfns, size_t count,
+		    struct gmem_footprint *ret)
+{
+	GMEM_OPTS(gmem_discard_opts, opts, .flags = GMEM_DISCARD_INWARD);
+	struct gmem_gpa_range ranges[BALLOON_PAGES];
+
+	for (size_t i = 0; i < count; i++)
+		ranges[i] = (struct gmem_gpa_range){ pfns[i] * BALLOON_PAGE, BALLOON_PAGE };
+	must(gmem_vm_discard_list(vm, ranges, count, &opts, ret), "inflating");
+}
+
+/*
+ * Free pages are reported. Whoever holds a lease uses the range after all: then
+ * it stays, and the guest is told that the report was heard all the same.
+ */
+static int report_free(struct gmem_vm *vm, const struct gmem_gpa_range *range,
+		       struct gmem_footprint *ret)
+{
+	int err = gmem_vm_discard(vm, range->gpa, range->size, NULL, ret);
+
+	if (err != -EBUSY)
+		must(err, "reporting free pages");
+	return err;
+}
+
+static void run_devices(struct gmem_vm *vm, char *ram)
+{
+	const struct gmem_gpa_range free_range = { 32 * MIB, 16 * MIB };
+	GMEM_OPTS(gmem_lease_opts, disk, .holder = "disk 0");
+	struct gmem_footprint footprint;
+	uint32_t pfns[BALLOON_PAGES];
+	struct gmem_lease *lease;
+
+	/* 1 MiB from 8 MiB on, in a hopping order */
+	for (uint32_t i = 0; i < BALLOON_PAGES; i++)
+		pfns[i] = (uint32_t)(8 * MIB / BALLOON_PAGE) + i * 101 % BALLOON_PAGES;
+	inflate(vm, pfns, BALLOON_PAGES, &footprint);
+	say("balloon:", &footprint);
+	expect(footprint.done == MIB, "all of the balloon's pages done");
+	expect(ram[8 * MIB] == 0 && ram[9 * MIB - 1] == 0, "zeroes in the balloon");
+	expect(ram[8 * MIB - 1] == 1 && ram[9 * MIB] == 1, "its neighbours as they were");
+
+	must(gmem_lease_new(vm, 40 * MIB, 4096, &disk, &lease), "a lease for the disk");
+	expect(report_free(vm, &free_range, &footprint) == -EBUSY, "the disk in the way");
+	printf("%-20s refused: %s\n", "free page report:", gmem_last_error());
+	gmem_lease_free(lease);
+
+	expect(report_free(vm, &free_range, &footprint) == 0, "the free range freed");
+	say("free page report:", &footprint);
+	expect(!footprint.counted || footprint.before - footprint.after == free_range.size,
+	       "all of it in memory before, and none after");
+
+	/* The guest takes it back by touching it. Or the VMM does, ahead of that: */
+	must(gmem_vm_populate(vm, 8 * MIB, MIB, NULL, &footprint), "deflating");
+	say("deflated:", &footprint);
+}
+
+int main(void)
+{
+	GMEM_OPTS(gmem_request, request,
+		  .backings = { GMEM_BACKING_SHARED, GMEM_BACKING_HOST });
+	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	struct gmem_vm *vm;
+	int kvm, vm_fd;
+
+	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	if (kvm < 0) {
+		printf("cannot run here: /dev/kvm: %s\n", strerror(errno));
+		return EXIT_CANNOT_RUN;
+	}
+	do
+		vm_fd = ioctl(kvm, KVM_CREATE_VM, 0);
+	while (vm_fd < 0 && errno == EINTR);
+	if (vm_fd < 0)
+		err(1, "KVM_CREATE_VM");
+
+	must(gmem_vm_new(vm_fd, NULL, &vm), "looking at the VM");
+	must(gmem_plan_new(gmem_vm_caps(vm), &request, &plan), "planning");
+	opts.plan = plan;
+	must(gmem_region_add(vm, 0, RAM, &opts, &region), "adding RAM");
+	printf("RAM of 0x%" PRIx64 " bytes, backed by \"%s\"\n", RAM,
+	       gmem_backing_name(gmem_region_backing(region)));
+	memset(gmem_region_hva(region), 1, RAM);
+
+	run_devices(vm, gmem_region_hva(region));
+	gmem_plan_free(plan);
+	gmem_vm_free(vm);
+	close(vm_fd);
+	close(kvm);
+	return 0;
+}

@@ -1,0 +1,393 @@
+/* SPDX-License-Identifier: MIT */
+/* Memory that goes back to the host, range by range and in lists */
+#include <errno.h>
+#include <string.h>
+
+#include "unit.h"
+#include "unit_alloc.h"
+
+struct way {
+	const char *kernel;
+	uint32_t backing;
+};
+
+static const struct way ways[] = {
+	{ "6.18", GMEM_BACKING_HOST },
+	{ "6.18", GMEM_BACKING_MAPPED },
+	{ "6.18", GMEM_BACKING_SHARED },
+	{ "arm64-7.3-16k", GMEM_BACKING_SHARED },
+	{ "arm64-7.3-64k", GMEM_BACKING_HOST },
+	{ "7.3-swp-t1", GMEM_BACKING_PRIVATE },
+};
+
+/* A region of full pages at page 16 */
+static struct gmem_region *begin(struct unit *unit, const struct way *way, uint64_t pages)
+{
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+
+	unit_begin_vm(unit, way->kernel);
+	plan = unit_plan(unit, way->backing);
+	region = unit_region(unit, 16, pages, plan);
+	gmem_plan_free(plan);
+	memset(gmem_region_hva(region), 0x5a, PAGES(unit, pages));
+	return region;
+}
+
+static struct gmem_region *begin_shared(struct unit *unit, uint64_t pages)
+{
+	static const struct way way = { "6.18", GMEM_BACKING_SHARED };
+
+	return begin(unit, &way, pages);
+}
+
+/* Which pages still have what they had: "#", or read as zero: "." */
+static void assert_left(const struct unit *unit, const struct gmem_region *region,
+			const char *expected)
+{
+	const char *hva = gmem_region_hva(region);
+	char left[80] = "";
+
+	for (size_t i = 0; i < gmem_region_size(region) / unit->page; i++)
+		left[i] = hva[PAGES(unit, i)] == 0x5a ? '#' : '.';
+	assert_string_equal(left, expected);
+}
+
+static void assert_footprint(const struct gmem_footprint *footprint, uint64_t done, uint64_t before,
+			     uint64_t after)
+{
+	assert_int_equal(footprint->done, done);
+	assert_int_equal(footprint->before, before);
+	assert_int_equal(footprint->after, after);
+	assert_int_equal(footprint->counted, 1);
+	assert_int_equal(footprint->reserved, 0);
+}
+
+/* ---- one range ---- */
+
+static void what_is_discarded_is_zero_and_counted(void **state)
+{
+	struct gmem_footprint footprint;
+	struct gmem_region *region;
+	struct unit unit;
+	size_t i;
+
+	(void)state;
+	for (i = 0; i < ARRAY_SIZE(ways); i++) {
+		region = begin(&unit, &ways[i], 8);
+		assert_ok(gmem_vm_discard(unit.vm, PAGES(&unit, 18), PAGES(&unit, 4), NULL,
+					  &footprint));
+		assert_footprint(&footprint, PAGES(&unit, 4), PAGES(&unit, 4), 0);
+		assert_left(&unit, region, "##....##");
+
+		/* Once more: nothing is left to free. */
+		assert_ok(gmem_vm_discard(unit.vm, PAGES(&unit, 18), PAGES(&unit, 4), NULL,
+					  &footprint));
+		assert_int_equal(footprint.done, PAGES(&unit, 4));
+		assert_int_equal(footprint.after, 0);
+		unit_end(&unit);
+	}
+}
+
+static void range_may_span_regions_and_ways_of_backing(void **state)
+{
+	struct gmem_footprint footprint;
+	struct gmem_region *low, *high;
+	struct gmem_plan *plan;
+	struct unit unit;
+
+	(void)state;
+	low = begin_shared(&unit, 4);
+	plan = unit_plan(&unit, GMEM_BACKING_HOST);
+	high = unit_region(&unit, 20, 4, plan);
+	gmem_plan_free(plan);
+	memset(gmem_region_hva(high), 0x5a, PAGES(&unit, 4));
+
+	assert_ok(gmem_vm_discard(unit.vm, PAGES(&unit, 18), PAGES(&unit, 5), NULL, &footprint));
+	assert_footprint(&footprint, PAGES(&unit, 5), PAGES(&unit, 5), 0);
+	assert_left(&unit, low, "##..");
+	assert_left(&unit, high, "...#");
+	unit_end(&unit);
+}
+
+/* Each byte is freed on the side its state says, and there alone. */
+static void side_is_the_one_the_guest_uses(void **state)
+{
+	static const struct way way = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
+	GMEM_OPTS(gmem_convert_opts, keep, .discard = GMEM_DISCARD_NEVER);
+	struct gmem_footprint footprint;
+	struct gmem_region *region;
+	struct gmem_file *file;
+	struct unit unit;
+
+	(void)state;
+	region = begin(&unit, &way, 8);
+	file = gmem_region_file(region, NULL);
+	assert_ok(gmem_file_allocate(file, 0, PAGES(&unit, 8), NULL));
+	assert_ok(gmem_vm_convert(unit.vm, PAGES(&unit, 18), PAGES(&unit, 4), GMEM_STATE_PRIVATE,
+				  &keep, NULL));
+
+	assert_ok(gmem_vm_discard(unit.vm, PAGES(&unit, 17), PAGES(&unit, 6), NULL, &footprint));
+	assert_footprint(&footprint, PAGES(&unit, 6), PAGES(&unit, 6), 0);
+	assert_left(&unit, region, "#.####.#");
+	assert_true(fake_is_allocated(gmem_file_fd(file), 0, PAGES(&unit, 2)));
+	assert_false(fake_is_allocated(gmem_file_fd(file), PAGES(&unit, 2), unit.page));
+	assert_false(fake_is_allocated(gmem_file_fd(file), PAGES(&unit, 5), unit.page));
+	assert_true(fake_is_allocated(gmem_file_fd(file), PAGES(&unit, 6), PAGES(&unit, 2)));
+	unit_end(&unit);
+}
+
+static void counting_is_left_out_where_nobody_wants_it(void **state)
+{
+	struct unit unit;
+	unsigned int before;
+
+	(void)state;
+	begin_shared(&unit, 4);
+	before = fake_count(FAKE_CACHESTAT) + fake_count(FAKE_MINCORE);
+	assert_ok(gmem_vm_discard(unit.vm, PAGES(&unit, 16), unit.page, NULL, NULL));
+	assert_int_equal(fake_count(FAKE_CACHESTAT) + fake_count(FAKE_MINCORE), before);
+	unit_end(&unit);
+}
+
+static void what_cannot_be_counted_is_discarded_all_the_same(void **state)
+{
+	static const struct way way = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
+	struct gmem_footprint footprint;
+	struct unit unit;
+
+	(void)state;
+	begin(&unit, &way, 2);
+	assert_ok(gmem_vm_convert(unit.vm, PAGES(&unit, 16), unit.page, GMEM_STATE_PRIVATE, NULL,
+				  NULL));
+	fake.no_cachestat = true;
+	assert_ok(gmem_vm_discard(unit.vm, PAGES(&unit, 16), unit.page, NULL, &footprint));
+	assert_int_equal(footprint.done, unit.page);
+	assert_int_equal(footprint.counted, 0);
+	unit_end(&unit);
+}
+
+static void all_of_it_must_be_memory(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, device, .flags = GMEM_REGION_DEVICE);
+	struct gmem_footprint footprint;
+	struct gmem_region *region, *other;
+	struct unit unit;
+
+	(void)state;
+	region = begin_shared(&unit, 4);
+	assert_ok(gmem_region_add(unit.vm, PAGES(&unit, 20), unit.page, &device, &other));
+	assert_refused(-ENXIO, "device at gpa 0x14000",
+		       gmem_vm_discard(unit.vm, PAGES(&unit, 18), PAGES(&unit, 4), NULL,
+				       &footprint));
+	assert_footprint(&footprint, 0, 0, 0);
+	assert_refused(-ENOENT, "no region at gpa 0xf000",
+		       gmem_vm_discard(unit.vm, PAGES(&unit, 15), PAGES(&unit, 4), NULL, NULL));
+	assert_left(&unit, region, "####");
+	unit_end(&unit);
+}
+
+static void bad_arguments_are_refused(void **state)
+{
+	GMEM_OPTS(gmem_discard_opts, flags, .flags = UNIT_UNKNOWN_BIT);
+	GMEM_OPTS(gmem_discard_opts, reserved, .reserved = 1);
+	struct gmem_gpa_range range;
+	uint64_t gpa;
+	struct unit unit;
+
+	(void)state;
+	begin_shared(&unit, 4);
+	gpa = PAGES(&unit, 16);
+	range = (struct gmem_gpa_range){ gpa, unit.page };
+	assert_refused(-EINVAL, "vm is NULL", gmem_vm_discard(NULL, gpa, unit.page, NULL, NULL));
+	assert_refused(-EINVAL, "ranges is NULL",
+		       gmem_vm_discard_list(unit.vm, NULL, 1, NULL, NULL));
+	assert_refused(-EINVAL, "size 0", gmem_vm_discard(unit.vm, gpa, 0, NULL, NULL));
+	assert_refused(-EINVAL, "not a multiple",
+		       gmem_vm_discard(unit.vm, gpa + 1, unit.page, NULL, NULL));
+	assert_refused(-EINVAL, "last guest address",
+		       gmem_vm_discard(unit.vm, (uint64_t)1 << 63, unit.page, NULL, NULL));
+	assert_refused(-EINVAL, "", gmem_vm_discard(unit.vm, 0 - unit.page, PAGES(&unit, 2), NULL,
+						    NULL));
+	assert_refused(-EINVAL, "bits", gmem_vm_discard(unit.vm, gpa, unit.page, &flags, NULL));
+	assert_refused(-EINVAL, "reserved", gmem_vm_discard(unit.vm, gpa, unit.page, &reserved,
+							    NULL));
+	assert_refused(-EINVAL, "", gmem_vm_discard_list(unit.vm, &range, SIZE_MAX, NULL, NULL));
+	unit_end(&unit);
+}
+
+/* ---- lists ---- */
+
+static void neighbours_in_a_list_are_one_call(void **state)
+{
+	struct gmem_footprint footprint;
+	struct gmem_gpa_range list[6];
+	struct gmem_region *region;
+	unsigned int before;
+	struct unit unit;
+
+	(void)state;
+	region = begin_shared(&unit, 12);
+	list[0] = (struct gmem_gpa_range){ PAGES(&unit, 26), PAGES(&unit, 1) };
+	list[1] = (struct gmem_gpa_range){ PAGES(&unit, 17), PAGES(&unit, 2) };
+	list[2] = (struct gmem_gpa_range){ PAGES(&unit, 25), PAGES(&unit, 1) };
+	list[3] = (struct gmem_gpa_range){ PAGES(&unit, 18), PAGES(&unit, 3) };
+	list[4] = (struct gmem_gpa_range){ PAGES(&unit, 18), PAGES(&unit, 1) };
+	list[5] = (struct gmem_gpa_range){ PAGES(&unit, 21), PAGES(&unit, 1) };
+	before = fake_count(FAKE_FALLOCATE);
+	assert_ok(gmem_vm_discard_list(unit.vm, list, ARRAY_SIZE(list), NULL, &footprint));
+	assert_int_equal(fake_count(FAKE_FALLOCATE), before + 2);
+	assert_footprint(&footprint, PAGES(&unit, 7), PAGES(&unit, 7), 0);
+	assert_left(&unit, region, "#.....###..#");
+
+	assert_ok(gmem_vm_discard_list(unit.vm, NULL, 0, NULL, &footprint));
+	assert_footprint(&footprint, 0, 0, 0);
+	unit_end(&unit);
+}
+
+/* A guest of 4 KiB pages on a host of 16 KiB pages */
+static void small_pages_free_the_large_ones_they_make_up(void **state)
+{
+	static const struct way way = { "arm64-7.3-16k", GMEM_BACKING_SHARED };
+	GMEM_OPTS(gmem_discard_opts, inward, .flags = GMEM_DISCARD_INWARD);
+	struct gmem_footprint footprint;
+	struct gmem_gpa_range list[9];
+	struct gmem_region *region;
+	struct unit unit;
+	uint64_t base;
+
+	(void)state;
+	region = begin(&unit, &way, 6);
+	base = PAGES(&unit, 16);
+	/* all of page 1, most of page 2, one of page 4, and page 5 with its end */
+	for (uint64_t i = 0; i < 7; i++)
+		list[i] = (struct gmem_gpa_range){ base + unit.page + i * 4096, 4096 };
+	list[7] = (struct gmem_gpa_range){ base + PAGES(&unit, 4) + 4096, 4096 };
+	list[8] = (struct gmem_gpa_range){ base + PAGES(&unit, 5) - 100, unit.page + 100 };
+	assert_ok(gmem_vm_discard_list(unit.vm, list, ARRAY_SIZE(list), &inward, &footprint));
+	assert_footprint(&footprint, PAGES(&unit, 2), PAGES(&unit, 2), 0);
+	assert_left(&unit, region, "#.###.");
+
+	assert_refused(-EINVAL, "not a multiple",
+		       gmem_vm_discard_list(unit.vm, list, ARRAY_SIZE(list), NULL, NULL));
+	list[3].size = 0;
+	assert_refused(-EINVAL, "no range",
+		       gmem_vm_discard_list(unit.vm, list, ARRAY_SIZE(list), &inward, NULL));
+	list[3].size = UINT64_MAX;
+	assert_refused(-EINVAL, "no range",
+		       gmem_vm_discard_list(unit.vm, list, ARRAY_SIZE(list), &inward, NULL));
+
+	/* Nothing whole in it: nothing to do, and nothing wrong. */
+	assert_ok(gmem_vm_discard_list(unit.vm, list, 3, &inward, &footprint));
+	assert_footprint(&footprint, 0, 0, 0);
+	unit_end(&unit);
+}
+
+static void bad_entry_leaves_the_others_alone(void **state)
+{
+	struct gmem_footprint footprint;
+	struct gmem_gpa_range list[3];
+	struct gmem_region *region;
+	struct unit unit;
+
+	(void)state;
+	region = begin_shared(&unit, 4);
+	list[0] = (struct gmem_gpa_range){ PAGES(&unit, 16), unit.page };
+	list[1] = (struct gmem_gpa_range){ PAGES(&unit, 99), unit.page };
+	list[2] = (struct gmem_gpa_range){ PAGES(&unit, 18), unit.page };
+	assert_refused(-ENOENT, "0x63000", gmem_vm_discard_list(unit.vm, list, 3, NULL, &footprint));
+	assert_footprint(&footprint, 0, 0, 0);
+	list[1].size = 5;
+	assert_refused(-EINVAL, "size 0x5", gmem_vm_discard_list(unit.vm, list, 3, NULL, NULL));
+	list[1] = list[0];
+	unit_fail_alloc(1);
+	assert_refused(-ENOMEM, "list of 3", gmem_vm_discard_list(unit.vm, list, 3, NULL, NULL));
+	assert_true(unit_alloc_struck());
+	assert_left(&unit, region, "####");
+	unit_end(&unit);
+}
+
+static void failure_tells_what_was_freed(void **state)
+{
+	struct gmem_footprint footprint;
+	struct gmem_gpa_range list[2];
+	struct gmem_region *region;
+	struct unit unit;
+
+	(void)state;
+	region = begin_shared(&unit, 8);
+	list[0] = (struct gmem_gpa_range){ PAGES(&unit, 16), PAGES(&unit, 2) };
+	list[1] = (struct gmem_gpa_range){ PAGES(&unit, 20), PAGES(&unit, 3) };
+	fake_fail_kind(FAKE_FALLOCATE, 1, 1, -EIO);
+	assert_int_equal(gmem_vm_discard_list(unit.vm, list, 2, NULL, &footprint), -EIO);
+	assert_true(fake_fail_struck());
+	assert_footprint(&footprint, PAGES(&unit, 2), PAGES(&unit, 5), PAGES(&unit, 3));
+	assert_left(&unit, region, "..######");
+	unit_end(&unit);
+}
+
+/* ---- leases ---- */
+
+static void leased_memory_is_refused_with_the_holders_name(void **state)
+{
+	GMEM_OPTS(gmem_lease_opts, holder, .holder = "disk 0");
+	struct gmem_footprint footprint;
+	struct gmem_lease *lease;
+	struct gmem_region *region;
+	struct gmem_gpa_range list[2];
+	struct unit unit;
+
+	(void)state;
+	region = begin_shared(&unit, 8);
+	list[0] = (struct gmem_gpa_range){ PAGES(&unit, 16), unit.page };
+	list[1] = (struct gmem_gpa_range){ PAGES(&unit, 20), PAGES(&unit, 2) };
+	assert_ok(gmem_lease_new(unit.vm, PAGES(&unit, 21) + 5, 1, &holder, &lease));
+	assert_refused(-EBUSY, "\"disk 0\"", gmem_vm_discard_list(unit.vm, list, 2, NULL,
+								  &footprint));
+	assert_footprint(&footprint, 0, 0, 0);
+	assert_left(&unit, region, "########");
+
+	/* Its neighbours are free. */
+	assert_ok(gmem_vm_discard(unit.vm, PAGES(&unit, 20), unit.page, NULL, NULL));
+	gmem_lease_free(lease);
+	assert_ok(gmem_vm_discard_list(unit.vm, list, 2, NULL, &footprint));
+	assert_left(&unit, region, ".###..##");
+	unit_end(&unit);
+}
+
+static void wait_for_a_lease_has_a_limit(void **state)
+{
+	GMEM_OPTS(gmem_discard_opts, patient, .wait_ms = 1);
+	struct gmem_lease *lease;
+	struct gmem_region *region;
+	struct unit unit;
+
+	(void)state;
+	region = begin_shared(&unit, 4);
+	assert_ok(gmem_lease_new(unit.vm, PAGES(&unit, 16), unit.page, NULL, &lease));
+	assert_refused(-EBUSY, "unnamed", gmem_vm_discard(unit.vm, PAGES(&unit, 16), unit.page,
+							  &patient, NULL));
+	assert_left(&unit, region, "####");
+	gmem_lease_free(lease);
+	assert_ok(gmem_vm_discard(unit.vm, PAGES(&unit, 16), unit.page, &patient, NULL));
+	assert_left(&unit, region, ".###");
+	unit_end(&unit);
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(what_is_discarded_is_zero_and_counted),
+	cmocka_unit_test(range_may_span_regions_and_ways_of_backing),
+	cmocka_unit_test(side_is_the_one_the_guest_uses),
+	cmocka_unit_test(counting_is_left_out_where_nobody_wants_it),
+	cmocka_unit_test(what_cannot_be_counted_is_discarded_all_the_same),
+	cmocka_unit_test(all_of_it_must_be_memory),
+	cmocka_unit_test(bad_arguments_are_refused),
+	cmocka_unit_test(neighbours_in_a_list_are_one_call),
+	cmocka_unit_test(small_pages_free_the_large_ones_they_make_up),
+	cmocka_unit_test(bad_entry_leaves_the_others_alone),
+	cmocka_unit_test(failure_tells_what_was_freed),
+	cmocka_unit_test(leased_memory_is_refused_with_the_holders_name),
+	cmocka_unit_test(wait_for_a_lease_has_a_limit),
+};
+
+UNIT_MAIN(tests)
