@@ -11,13 +11,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "probe.h"
+#include "text.h"
 
 enum output { OUTPUT_TABLE, OUTPUT_JSON, OUTPUT_NOTHING };
-enum color { COLOR_AUTO, COLOR_ALWAYS, COLOR_NEVER };
 
 struct options {
 	struct question question;
@@ -129,17 +128,6 @@ static uint64_t parse_vm_type(const char *text)
 	return type;
 }
 
-static enum color parse_color(const char *text)
-{
-	if (!strcmp(text, "auto"))
-		return COLOR_AUTO;
-	if (!strcmp(text, "always"))
-		return COLOR_ALWAYS;
-	if (!strcmp(text, "never"))
-		return COLOR_NEVER;
-	usage_error("--color %s: auto, always or never", text);
-}
-
 static void parse_options(int argc, char **argv, struct options *options)
 {
 	enum { VM_TYPE = 256, HOST, NO_GUEST, KVM, REQUIRE, JSON, QUIET, COLOR, VERSION, HELP };
@@ -184,7 +172,8 @@ static void parse_options(int argc, char **argv, struct options *options)
 			quiet = true;
 			break;
 		case COLOR:
-			options->color = parse_color(optarg);
+			if (!parse_color(optarg, &options->color))
+				usage_error("--color %s: auto, always or never", optarg);
 			break;
 		case VERSION:
 			printf("gmem-probe %s\n", gmem_version());
@@ -209,28 +198,6 @@ static void parse_options(int argc, char **argv, struct options *options)
 }
 
 /* ------------------------------------------------------------ output -- */
-
-static unsigned int terminal_width(void)
-{
-	const char *columns = getenv("COLUMNS");
-	struct winsize size;
-	long width = 0;
-
-	if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col)
-		width = size.ws_col;
-	else if (columns)
-		width = strtol(columns, NULL, 10);
-	return width > 0 && width < 10000 ? (unsigned int)width : 80;
-}
-
-static bool use_color(enum color color)
-{
-	const char *no_color = getenv("NO_COLOR");
-
-	if (color != COLOR_AUTO)
-		return color == COLOR_ALWAYS;
-	return isatty(STDOUT_FILENO) && !(no_color && *no_color);
-}
 
 static void print_report(const struct options *options, const struct report *report)
 {

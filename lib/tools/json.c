@@ -3,43 +3,15 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-#include "../utf8.h"
 #include "probe.h"
+#include "text.h"
 
 #define SCHEMA 1
-
-static void print_string(const char *string)
-{
-	const unsigned char *s = (const unsigned char *)string;
-	unsigned int length;
-
-	if (!string) {
-		fputs("null", stdout);
-		return;
-	}
-
-	putchar('"');
-	for (; *s; s += length) {
-		length = gmem_utf8_length(s);
-		if (!length) {
-			/* a file name can hold any bytes */
-			fputs("\\ufffd", stdout);
-			length = 1;
-		} else if (*s == '"' || *s == '\\') {
-			printf("\\%c", *s);
-		} else if (*s < 0x20 || *s == 0x7f) {
-			printf("\\u%04x", *s);
-		} else {
-			fwrite(s, 1, length, stdout);
-		}
-	}
-	putchar('"');
-}
 
 static void print_member(const char *name, const char *value)
 {
 	printf("\"%s\":", name);
-	print_string(value);
+	print_json_string(value);
 }
 
 static void print_finding(const struct gmem_finding *finding)

@@ -60,9 +60,6 @@ const char *answer_name(uint32_t answer);
 const struct backing *find_backing(const struct report *report, const char *name);
 const struct gmem_finding *find_finding(const struct report *report, const char *name);
 
-/* what a failed allocation says is the last thing said */
-void *check_memory(void *p);
-
 void print_table(const struct report *report, unsigned int width, bool color);
 void print_json(const struct report *report);
 

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "probe.h"
+#include "text.h"
 
 /* Most wanted first: the order of the table */
 static const uint32_t backing_order[BACKING_COUNT] = {
@@ -21,15 +22,6 @@ static const uint32_t backing_order[BACKING_COUNT] = {
 	GMEM_BACKING_HOST,
 	GMEM_BACKING_INPLACE,
 };
-
-void *check_memory(void *p)
-{
-	if (!p) {
-		fprintf(stderr, "gmem-probe: out of memory\n");
-		exit(EXIT_NO_REPORT);
-	}
-	return p;
-}
 
 __attribute__((format(printf, 1, 2)))
 static char *sentence(const char *format, ...)

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "probe.h"
+#include "text.h"
 
 #define INDENT		2
 #define GAP		2
@@ -42,27 +43,6 @@ static const char *answer_color(uint32_t answer)
 	default:
 		return "\033[33m";
 	}
-}
-
-static bool is_continuation(char c)
-{
-	return ((unsigned char)c & 0xc0) == 0x80;
-}
-
-static unsigned int columns(const char *s, size_t size)
-{
-	unsigned int n = 0;
-
-	while (size--)
-		n += !is_continuation(s[size]);
-	return n;
-}
-
-/* A file name in a sentence must not steer the terminal. */
-static void print_clean(const char *s, size_t size)
-{
-	for (; size--; s++)
-		putchar((unsigned char)*s < ' ' || *s == 0x7f ? '?' : *s);
 }
 
 static void print_spaces(unsigned int count)
