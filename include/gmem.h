@@ -2747,7 +2747,8 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer);
 /* ----------------------------------------------------------------- dump -- */
 
 /* Flags of struct gmem_dump_opts */
-#define GMEM_DUMP_HVA	((uint64_t)1 << 0) /* tell host addresses, too */
+#define GMEM_DUMP_HVA		((uint64_t)1 << 0) /* tell host addresses, too */
+#define GMEM_DUMP_LAYOUT_ONLY	((uint64_t)1 << 1) /* ask for nothing about the memory */
 
 /**
  * struct gmem_dump_opts - what to write of a layout
@@ -2755,11 +2756,14 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer);
  * @flags: GMEM_DUMP_*; unknown bits are -EINVAL. Without GMEM_DUMP_HVA a dump
  *	can be shown to others: it has no host address in it.
  * @name: what to call the VM, any bytes; NULL: nothing
+ * @cell: how finely to tell what is in memory: bytes, a power of two not below
+ *	the page; 0: so that all memory is some 500 cells
  */
 struct gmem_dump_opts {
 	size_t   size;
 	uint64_t flags;
 	const char *name;
+	uint64_t cell;
 };
 
 /**
@@ -2769,18 +2773,21 @@ struct gmem_dump_opts {
  * @opts: NULL for defaults
  *
  * JSON, in the format of gmem-dump(5); gmem-show(1) makes pictures of it. The
- * regions are those of one moment. The guest and other threads go on: writing
- * holds no lock, however slow the other end is. It allocates nothing of the
- * guest's, and for itself about 100 bytes for each region.
+ * regions are those of one moment; what is in their memory is asked for cell by
+ * cell while the guest and other threads go on, who wait for one cell at most
+ * and only to change the layout. Writing holds no lock, however slow the other
+ * end is. It allocates none of the guest's memory, and for itself about 100
+ * bytes for each region.
  *
  * Continues after signals. A reader that has gone is -EPIPE, never SIGPIPE; an
  * fd that does not block and is full is -EAGAIN. What was written then is no
  * whole dump, and cannot be taken for one.
  *
- * Thread-safe. Since: 0.1.
+ * Thread-safe. Source: cachestat(2), mincore(2) and move_pages(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -ENOMEM, -EBADF @fd is no open fd, or what write(2) says.
+ * the library, -ENOMEM, -EBADF @fd is no open fd, or what write(2) says. What
+ * is not known about the memory is no failure.
  */
 GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opts *opts);
 

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * A running layout, written down: gmem-dump(5) has the format. What the
- * regions are is noted at one moment, under the lock, and written with no lock
- * held, so that whoever reads the other end of the fd slows down nobody but
- * the caller.
+ * regions are is noted at one moment, under the lock. What is in their memory
+ * is asked for cell by cell, each while no change can be under way. Writing
+ * holds no lock, so that whoever reads the other end of the fd slows down
+ * nobody but the caller.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -16,6 +17,17 @@
 #include "utf8.h"
 
 #define FORMAT 1
+
+/* Cells a dump has by default, and one more for each region */
+#define CELLS 512
+
+/* Pages of a cell whose node is asked for */
+#define SAMPLES 16
+
+/* NUMA nodes that are told apart; a kernel may be built for more, machines are not */
+#define NODES 64
+
+#define UNKNOWN UINT64_MAX
 
 /* ---- text ---- */
 
@@ -119,6 +131,7 @@ struct layout {
 	struct entry *entries;
 	size_t count, room;
 	size_t stuck;			/* of them, at the end: not in the layout any more */
+	uint64_t total;			/* bytes of the others that are no devices' */
 };
 
 static int note_region(struct layout *layout, const struct gmem_region *region)
@@ -166,6 +179,7 @@ static int note_layout(const struct gmem_vm *vm, struct layout *layout)
 			break;
 		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
 		err = note_region(layout, region);
+		layout->total += region->is_device ? 0 : range->size;
 		at = range->start + range->size;
 	} while (!err && at);
 
@@ -188,7 +202,228 @@ static int take_layout(struct gmem_vm *vm, struct layout *layout)
 	return err;
 }
 
+/* ---- what is in the memory ---- */
+
+/* A stretch of a region */
+struct cell {
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t private;		/* bytes in that state, or UNKNOWN */
+	uint64_t shared_resident;	/* bytes, or UNKNOWN */
+	uint64_t private_resident;
+	uint64_t nodes[NODES];		/* of the pages asked about, how many are there */
+};
+
+/* The same region as it was noted, or NULL; while no change can be under way */
+static const struct gmem_region *find_again(const struct gmem_vm *vm, const struct entry *entry)
+{
+	const struct gmem_range *range = gmem_range_find(&vm->regions, entry->gpa, entry->size);
+	const struct gmem_region *region;
+
+	if (!range || range->start != entry->gpa || range->size != entry->size)
+		return NULL;
+
+	region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
+	if (region->is_device != entry->is_device || region->backing != entry->backing ||
+	    region->hva.start != entry->hva || region->file_offset != entry->file_offset ||
+	    (region->file ? region->file->fd : -1) != entry->fd)
+		return NULL;
+	return region;
+}
+
+static uint64_t resident(const struct gmem_region *region, uint32_t side, uint64_t offset,
+			 uint64_t size)
+{
+	uint64_t bytes;
+
+	return gmem_side_resident(region, side, offset, size, &bytes) ? UNKNOWN : bytes;
+}
+
+/* Pages to ask about, at even distances among those that are in memory */
+struct sampler {
+	const struct gmem_region *region;
+	struct cell *cell;
+	uint32_t side;
+	uint64_t stride;		/* bytes in memory from one to the next */
+	uint64_t wait;			/* of them, before the next one */
+};
+
+static void ask_about_page(const struct sampler *s, uint64_t offset)
+{
+	struct gmem_numa_pages pages = {
+		.size = sizeof(pages), .nodes = NODES, .on_node = s->cell->nodes,
+	};
+
+	/* It adds up; where it fails, nothing is known. */
+	(void)gmem_side_count_nodes(s->region, s->side, offset, gmem_sys_page_size(), &pages);
+}
+
+static int sample_run(void *data, uint64_t offset, uint64_t size)
+{
+	struct sampler *s = data;
+
+	for (; size > s->wait; s->wait = s->stride) {
+		offset += s->wait;
+		size -= s->wait;
+		ask_about_page(s, offset);
+	}
+	s->wait -= size;
+	return 0;
+}
+
+static void sample_nodes(const struct gmem_region *region, uint32_t side, uint64_t offset,
+			 uint64_t bytes, struct cell *cell)
+{
+	uint64_t page = gmem_sys_page_size(), pages = bytes / page;
+	struct sampler s = {
+		.region = region,
+		.cell = cell,
+		.side = side,
+		.stride = (pages + SAMPLES - 1) / SAMPLES * page,
+	};
+
+	if (bytes != UNKNOWN && pages)
+		(void)gmem_side_presence(region, side, offset, cell->size, sample_run, &s);
+}
+
+static void measure(const struct gmem_region *region, struct cell *cell)
+{
+	uint64_t offset = cell->gpa - region->gpa.start;
+	bool is_private = region->backing == GMEM_BACKING_PRIVATE;
+
+	cell->private = is_private ? UNKNOWN : 0;
+	cell->shared_resident = cell->private_resident = 0;
+	if (!gmem_side_is_both(region)) {
+		cell->shared_resident = resident(region, GMEM_SIDE_SHARED, offset, cell->size);
+		sample_nodes(region, GMEM_SIDE_SHARED, offset, cell->shared_resident, cell);
+	}
+	if (is_private) {
+		cell->private_resident = resident(region, GMEM_SIDE_PRIVATE, offset, cell->size);
+		sample_nodes(region, GMEM_SIDE_PRIVATE, offset, cell->private_resident, cell);
+	}
+}
+
+/* false: the region is not what it was. */
+static bool measure_cell(struct gmem_vm *vm, const struct entry *entry, struct cell *cell)
+{
+	const struct gmem_region *region;
+
+	pthread_mutex_lock(&vm->change_lock);
+	region = find_again(vm, entry);
+	if (region)
+		measure(region, cell);
+	pthread_mutex_unlock(&vm->change_lock);
+	return region;
+}
+
+/* ---- cells that are alike are one range ---- */
+
+/* 0: none of it, 1: all of it, 2: nobody knows, 3: some, or another part than next door */
+static unsigned int kind(uint64_t part, uint64_t whole)
+{
+	return part == 0 ? 0 : part == whole ? 1 : part == UNKNOWN ? 2 : 3;
+}
+
+static bool part_is_alike(uint64_t a, uint64_t a_whole, uint64_t b, uint64_t b_whole)
+{
+	return kind(a, a_whole) != 3 && kind(a, a_whole) == kind(b, b_whole);
+}
+
+/* The only node there is, -1 for none, -2 for several */
+static int only_node(const struct cell *cell)
+{
+	int only = -1;
+
+	for (int i = 0; i < NODES; i++)
+		if (cell->nodes[i])
+			only = only == -1 ? i : -2;
+	return only;
+}
+
+static bool is_alike(const struct cell *a, const struct cell *b)
+{
+	return part_is_alike(a->private, a->size, b->private, b->size) &&
+	       part_is_alike(a->shared_resident, a->size, b->shared_resident, b->size) &&
+	       part_is_alike(a->private_resident, a->size, b->private_resident, b->size) &&
+	       only_node(a) != -2 && only_node(a) == only_node(b);
+}
+
+static void add_part(uint64_t *sum, uint64_t part)
+{
+	if (part != UNKNOWN)
+		*sum += part;
+}
+
+static void join(struct cell *cell, const struct cell *next)
+{
+	cell->size += next->size;
+	add_part(&cell->private, next->private);
+	add_part(&cell->shared_resident, next->shared_resident);
+	add_part(&cell->private_resident, next->private_resident);
+	for (int i = 0; i < NODES; i++)
+		cell->nodes[i] += next->nodes[i];
+}
+
+static void put_number(struct writer *w, const char *name, uint64_t value)
+{
+	put(w, ",\"%s\":", name);
+	put(w, value == UNKNOWN ? "null" : "%" PRIu64, value);
+}
+
+static void put_range(struct writer *w, const struct cell *cell, bool first)
+{
+	const char *comma = "";
+
+	put(w, "%s\n  {\"gpa\":%" PRIu64 ",\"size\":%" PRIu64, first ? "" : ",", cell->gpa, cell->size);
+	put_number(w, "private", cell->private);
+	put_number(w, "shared_resident", cell->shared_resident);
+	put_number(w, "private_resident", cell->private_resident);
+	put(w, ",\"nodes\":[");
+	for (int i = 0; i < NODES; i++) {
+		if (!cell->nodes[i])
+			continue;
+		put(w, "%s{\"node\":%d,\"pages\":%" PRIu64 "}", comma, i, cell->nodes[i]);
+		comma = ",";
+	}
+	put(w, "]}");
+}
+
+static void put_ranges(struct writer *w, struct gmem_vm *vm, const struct entry *entry,
+		       uint64_t cell_size)
+{
+	struct cell open = { 0 }, cell;
+	bool first = true;
+	uint64_t done;
+
+	for (done = 0; done < entry->size && !w->err; done += cell.size) {
+		cell = (struct cell){ .gpa = entry->gpa + done };
+		cell.size = entry->size - done < cell_size ? entry->size - done : cell_size;
+		if (!measure_cell(vm, entry, &cell))
+			break;
+		if (open.size && is_alike(&open, &cell)) {
+			join(&open, &cell);
+			continue;
+		}
+		if (open.size) {
+			put_range(w, &open, first);
+			first = false;
+		}
+		open = cell;
+	}
+	if (open.size)
+		put_range(w, &open, first);
+}
+
 /* ---- all of it ---- */
+
+static uint64_t choose_cell(const struct layout *layout)
+{
+	uint64_t cell = gmem_sys_page_size();
+
+	while (cell < layout->total / CELLS)
+		cell *= 2;
+	return cell;
+}
 
 static void put_head(struct writer *w, const struct gmem_vm *vm, const char *name)
 {
@@ -223,24 +458,30 @@ static void put_entry(struct writer *w, const struct entry *entry, bool show_hva
 	put_file(w, entry);
 	put(w, ",\"hva\":");
 	put(w, show_hva && !entry->is_device ? "%" PRIu64 : "null", entry->hva);
+	put(w, ",\n \"ranges\":[");
 }
 
-static void put_regions(struct writer *w, const struct layout *layout, bool show_hva)
+static void put_regions(struct writer *w, struct gmem_vm *vm, const struct layout *layout,
+			const struct gmem_dump_opts *opts)
 {
+	uint64_t cell = opts->cell ? opts->cell : choose_cell(layout);
+	bool show_hva = opts->flags & GMEM_DUMP_HVA;
 	size_t count = layout->count - layout->stuck;
 
 	put(w, "\"regions\":[");
 	for (size_t i = 0; i < count && !w->err; i++) {
 		put(w, i ? ",\n" : "\n");
 		put_entry(w, &layout->entries[i], show_hva);
-		put(w, "}");
+		if (!layout->entries[i].is_device && !(opts->flags & GMEM_DUMP_LAYOUT_ONLY))
+			put_ranges(w, vm, &layout->entries[i], cell);
+		put(w, "]}");
 	}
 
 	put(w, "],\n\"stuck\":[");
 	for (size_t i = count; i < layout->count && !w->err; i++) {
 		put(w, i > count ? ",\n" : "\n");
 		put_entry(w, &layout->entries[i], show_hva);
-		put(w, "}");
+		put(w, "]}");
 	}
 	put(w, "]");
 }
@@ -255,10 +496,10 @@ static int check(const struct gmem_vm *vm, int fd, const struct gmem_dump_opts *
 	if (fd < 0)
 		return gmem_fail(-EBADF, "%d is no fd to write a dump to", fd);
 
-	err = GMEM_IMPORT(gmem_dump_opts, opts, user_opts, name);
+	err = GMEM_IMPORT(gmem_dump_opts, opts, user_opts, cell);
 	if (!err)
-		err = gmem_check_flags("flags", opts->flags, GMEM_DUMP_HVA);
-	return err;
+		err = gmem_check_flags("flags", opts->flags, GMEM_DUMP_HVA | GMEM_DUMP_LAYOUT_ONLY);
+	return err ? err : gmem_check_alignment(opts->cell);
 }
 
 GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opts *user_opts)
@@ -282,7 +523,7 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 		goto free_writer;
 
 	put_head(w, vm, opts.name);
-	put_regions(w, &layout, opts.flags & GMEM_DUMP_HVA);
+	put_regions(w, vm, &layout, &opts);
 	put(w, "}\n");
 	flush(w);
 	if (w->err)

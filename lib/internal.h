@@ -672,6 +672,11 @@ int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 		      const struct gmem_io_order *order, struct gmem_transfer **ret);
 int gmem_transfer_fail_io(const struct gmem_transfer *transfer, uint64_t offset, int err);
 int gmem_transfer_run(int err, struct gmem_transfer *transfer, struct gmem_transfer_result *ret);
+/* ---- numa ---- */
+
+/* Add to the counts in @pages. Maps what it looks at for itself; allocates none. */
+int gmem_side_count_nodes(const struct gmem_region *region, uint32_t side, uint64_t offset,
+			  uint64_t size, struct gmem_numa_pages *pages);
 
 /* ---- change: all of it or nothing ---- */
 

@@ -345,6 +345,16 @@ static int look_at_side(const struct gmem_side *side, uint64_t size, struct tall
 	return err;
 }
 
+int gmem_side_count_nodes(const struct gmem_region *region, uint32_t which, uint64_t offset,
+			  uint64_t size, struct gmem_numa_pages *pages)
+{
+	struct tally tally = { .pages = pages };
+	struct gmem_side side;
+	int err = gmem_side_get(region, which, offset, size, &side);
+
+	return err ? err : look_at_side(&side, size, &tally);
+}
+
 /* ---- policies ---- */
 
 static int check_reach(const struct gmem_side *side)

@@ -78,10 +78,11 @@ FIELD(gmem_ram_range, size, 8);
 FIELD(gmem_ram_range, offset, 16);
 
 /* compiled into callers by the inline functions */
-SIZE(gmem_dump_opts, 24);
+SIZE(gmem_dump_opts, 32);
 FIELD(gmem_dump_opts, size, 0);
 FIELD(gmem_dump_opts, flags, 8);
 FIELD(gmem_dump_opts, name, 16);
+FIELD(gmem_dump_opts, cell, 24);
 
 SIZE(gmem_table, 16);
 FIELD(gmem_table, gib_count, 0);
@@ -266,6 +267,7 @@ NUMBER(GMEM_REGION_CONGRUENT, 32);
 NUMBER(GMEM_MACHINE_X86_64, 1);
 NUMBER(GMEM_MACHINE_ARM64, 2);
 NUMBER(GMEM_DUMP_HVA, 1);
+NUMBER(GMEM_DUMP_LAYOUT_ONLY, 2);
 NUMBER(GMEM_RELAXED, 0);
 NUMBER(GMEM_ACQUIRE, 1);
 NUMBER(GMEM_RELEASE, 2);

@@ -24,7 +24,10 @@ DUMP = {"gmem_dump": NUMBER, "library": (str,), "name": (str, NONE), "architectu
         "regions": (list,), "stuck": (list,)}
 REGION = {"gpa": NUMBER, "size": NUMBER, "backing": (str,), "slot": NUMBER_OR_NULL,
           "lost": (bool,), "readonly": (bool,), "dirty_log": (bool,), "file": (dict, NONE),
-          "hva": NUMBER_OR_NULL}
+          "hva": NUMBER_OR_NULL, "ranges": (list,)}
+RANGE = {"gpa": NUMBER, "size": NUMBER, "private": NUMBER_OR_NULL,
+         "shared_resident": NUMBER_OR_NULL, "private_resident": NUMBER_OR_NULL, "nodes": (list,)}
+NODE = {"node": NUMBER, "pages": NUMBER}
 FILE = {"fd": NUMBER, "size": NUMBER, "offset": NUMBER, "create_flags": NUMBER}
 
 SAMPLES = [("6.1", "host"), ("6.18", "mapped"), ("6.18", "shared"), ("7.3-swp-t1", "private"),
@@ -61,6 +64,26 @@ def well_formed(dump):
     for region in dump["regions"]:
         check(region["gpa"] >= end and region["size"] > 0, "order of regions", region)
         end = region["gpa"] + region["size"]
+        ranges_are_well_formed(region, dump["page_size"])
+
+
+def ranges_are_well_formed(region, page):
+    end = region["gpa"]
+    for part in region["ranges"]:
+        has_members(part, "a range", RANGE)
+        equal(part["gpa"], end, "start of a range")
+        check(part["size"] > 0, "size of a range", part)
+        end += part["size"]
+        for name in ("private", "shared_resident", "private_resident"):
+            check(part[name] is None or part[name] <= part["size"], part)
+            check(part[name] is None or part[name] % page == 0, part)
+        for node in part["nodes"]:
+            has_members(node, "a node", NODE)
+            check(0 < node["pages"] <= part["size"] // page, part)
+    if region["backing"] == "device":
+        equal(region["ranges"], [], "ranges of a device")
+    else:
+        equal(end, region["gpa"] + region["size"], "end of the ranges")
 
 
 def every_dump_is_well_formed():
@@ -97,7 +120,7 @@ def a_real_machine_s_dump_is_well_formed():
 
 def the_manual_has_every_member():
     documented = set(re.findall(r"^\.It Cm (\w+)", MANUAL, re.M))
-    equal(sorted(documented), sorted({*DUMP, *REGION, *FILE}), "members in the manual")
+    equal(sorted(documented), sorted({*DUMP, *REGION, *RANGE, *FILE}), "members in the manual")
 
 
 def the_example_in_the_manual_is_well_formed():

@@ -16,9 +16,14 @@ static void add(const struct unit *unit, uint64_t gpa_page, uint64_t pages,
 		const struct gmem_region_opts *opts)
 {
 	struct gmem_region *region;
+	char *hva;
 
 	assert_ok(gmem_region_add(unit->vm, PAGES(unit, gpa_page), PAGES(unit, pages), opts,
 				  &region));
+	/* every fourth stretch of it used */
+	hva = opts->flags & GMEM_REGION_DEVICE ? NULL : gmem_region_hva(region);
+	for (uint64_t at = 0; hva && at + 4 < pages; at += 16)
+		memset(hva + PAGES(unit, at), 1, PAGES(unit, 4));
 }
 
 static void lay_out(const struct unit *unit, uint32_t backing)

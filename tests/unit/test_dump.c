@@ -111,6 +111,7 @@ static void dump_has_regions_in_order_of_address(void **state)
 	mapped = unit_plan(&unit, GMEM_BACKING_MAPPED);
 	file = unit_file(&unit, 8);
 
+	GMEM_OPTS(gmem_dump_opts, opts, .flags = GMEM_DUMP_LAYOUT_ONLY);
 	GMEM_OPTS(gmem_region_opts, device, .flags = GMEM_REGION_DEVICE);
 	GMEM_OPTS(gmem_region_opts, rom, .flags = GMEM_REGION_READONLY, .plan = host);
 	GMEM_OPTS(gmem_region_opts, part, .flags = GMEM_REGION_DIRTY_LOG, .plan = mapped,
@@ -124,13 +125,14 @@ static void dump_has_regions_in_order_of_address(void **state)
 		 "{\"gpa\":0,\"size\":16384,\"backing\":\"mapped\",\"slot\":1,\"lost\":false,"
 		 "\"readonly\":false,\"dirty_log\":true,\n"
 		 " \"file\":{\"fd\":%d,\"size\":32768,\"offset\":16384,\"create_flags\":3},"
-		 "\"hva\":null},\n"
+		 "\"hva\":null,\n \"ranges\":[]},\n"
 		 "{\"gpa\":131072,\"size\":8192,\"backing\":\"host\",\"slot\":0,\"lost\":false,"
-		 "\"readonly\":true,\"dirty_log\":false,\n \"file\":null,\"hva\":null},\n"
+		 "\"readonly\":true,\"dirty_log\":false,\n \"file\":null,\"hva\":null,\n"
+		 " \"ranges\":[]},\n"
 		 "{\"gpa\":262144,\"size\":4096,\"backing\":\"device\",\"slot\":null,"
 		 "\"lost\":false,\"readonly\":false,\"dirty_log\":false,\n"
-		 " \"file\":null,\"hva\":null}],\n", gmem_file_fd(file));
-	text = dump(&unit);
+		 " \"file\":null,\"hva\":null,\n \"ranges\":[]}],\n", gmem_file_fd(file));
+	text = dump_with(&unit, &opts);
 	assert_non_null(strstr(text, expected));
 	free(text);
 
@@ -174,9 +176,9 @@ static void host_addresses_are_told_only_when_asked_for(void **state)
 
 	(void)state;
 	unit_begin_vm(&unit, "6.18");
-	snprintf(expected, sizeof(expected), "\"hva\":%llu}",
+	snprintf(expected, sizeof(expected), "\"hva\":%llu,",
 		 (unsigned long long)(uintptr_t)gmem_region_hva(unit_region(&unit, 0, 1, NULL)));
-	assert_dump_has(&unit, "\"hva\":null}");
+	assert_dump_has(&unit, "\"hva\":null,");
 	text = dump_with(&unit, &opts);
 	assert_non_null(strstr(text, expected));
 	free(text);
@@ -286,6 +288,197 @@ static void dump_of_many_regions_is_whole(void **state)
 	unit_end(&unit);
 }
 
+/* ---- what is in the memory ---- */
+
+/* Use pages of a region, counted from its start */
+static void use(const struct unit *unit, const struct gmem_region *region, uint64_t first,
+		uint64_t pages)
+{
+	memset((char *)gmem_region_hva(region) + PAGES(unit, first), 1, PAGES(unit, pages));
+}
+
+static char *dump_cells(const struct unit *unit, uint64_t pages)
+{
+	GMEM_OPTS(gmem_dump_opts, opts, .cell = PAGES(unit, pages));
+
+	return dump_with(unit, &opts);
+}
+
+/* "ranges" of the first region, from "[" to the first "]}" that ends it */
+static void assert_ranges(const char *text, const char *expected)
+{
+	const char *ranges = strstr(text, "\"ranges\":");
+
+	assert_non_null(ranges);
+	if (strncmp(ranges, expected, strlen(expected)) != 0)
+		fail_msg("not\n%s\nbut\n%s", expected, ranges);
+}
+
+static void cells_that_are_alike_are_one_range(void **state)
+{
+	struct gmem_region *region;
+	struct unit unit;
+	char *text;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region(&unit, 16, 16, NULL);
+	use(&unit, region, 4, 5);
+	text = dump_cells(&unit, 2);
+	assert_ranges(text,
+		"\"ranges\":["
+		"\n  {\"gpa\":65536,\"size\":16384,\"private\":0,\"shared_resident\":0,"
+		"\"private_resident\":0,\"nodes\":[]},"
+		"\n  {\"gpa\":81920,\"size\":16384,\"private\":0,\"shared_resident\":16384,"
+		"\"private_resident\":0,\"nodes\":[{\"node\":0,\"pages\":4}]},"
+		"\n  {\"gpa\":98304,\"size\":8192,\"private\":0,\"shared_resident\":4096,"
+		"\"private_resident\":0,\"nodes\":[{\"node\":0,\"pages\":1}]},"
+		"\n  {\"gpa\":106496,\"size\":24576,\"private\":0,\"shared_resident\":0,"
+		"\"private_resident\":0,\"nodes\":[]}]}");
+	free(text);
+	unit_end(&unit);
+}
+
+static void last_cell_of_a_region_may_be_short(void **state)
+{
+	struct gmem_region *region;
+	struct unit unit;
+	char *text;
+
+	(void)state;
+	unit_begin_vm(&unit, "arm64-7.3-64k");
+	region = unit_region(&unit, 0, 5, NULL);
+	use(&unit, region, 4, 1);
+	text = dump_cells(&unit, 4);
+	assert_ranges(text,
+		"\"ranges\":["
+		"\n  {\"gpa\":0,\"size\":262144,\"private\":0,\"shared_resident\":0,"
+		"\"private_resident\":0,\"nodes\":[]},"
+		"\n  {\"gpa\":262144,\"size\":65536,\"private\":0,\"shared_resident\":65536,"
+		"\"private_resident\":0,\"nodes\":[{\"node\":0,\"pages\":1}]}]}");
+	free(text);
+	unit_end(&unit);
+}
+
+static void nodes_are_those_of_sixteen_pages_of_a_cell(void **state)
+{
+	struct gmem_region *region;
+	struct unit unit;
+	char *text;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.19");
+	region = unit_region(&unit, 0, 64, NULL);
+	fake_set_node(1);
+	assert_ok(gmem_file_allocate(gmem_region_file(region, NULL), 0, PAGES(&unit, 16), NULL));
+	fake_set_node(3);
+	assert_ok(gmem_file_allocate(gmem_region_file(region, NULL), PAGES(&unit, 32),
+				     PAGES(&unit, 16), NULL));
+	use(&unit, region, 0, 16);
+	use(&unit, region, 32, 16);
+	text = dump_cells(&unit, 64);
+	assert_ranges(text,
+		"\"ranges\":["
+		"\n  {\"gpa\":0,\"size\":262144,\"private\":0,\"shared_resident\":131072,"
+		"\"private_resident\":0,\"nodes\":[{\"node\":1,\"pages\":8},"
+		"{\"node\":3,\"pages\":8}]}]}");
+	free(text);
+	unit_end(&unit);
+}
+
+static void what_the_kernel_does_not_tell_is_null(void **state)
+{
+	struct gmem_plan *plan;
+	struct unit unit;
+	char *text;
+
+	(void)state;
+	unit_begin_vm(&unit, "7.3-swp-t1");
+	fake.no_cachestat = true;
+	fake.no_numa = true;
+	plan = unit_plan(&unit, GMEM_BACKING_PRIVATE);
+	use(&unit, unit_region(&unit, 0, 4, plan), 0, 1);
+	text = dump_cells(&unit, 4);
+	assert_non_null(strstr(text, ",\"shared_resident\":4096,\"private_resident\":null,"
+				     "\"nodes\":[]}]}"));
+	free(text);
+	gmem_plan_free(plan);
+	unit_end(&unit);
+}
+
+static void refused_questions_are_no_failure(void **state)
+{
+	struct unit unit;
+	unsigned n;
+	char *text;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	use(&unit, unit_region(&unit, 0, 4, NULL), 1, 2);
+	for (n = 1; n < 12; n++) {
+		int fd = new_file();
+
+		fake_fail_kind(FAKE_CACHESTAT, n - 1, 1, -EPERM);
+		assert_ok(gmem_vm_dump(unit.vm, fd, NULL));
+		fake_fail_kind(FAKE_MINCORE, n - 1, 1, -ENOMEM);
+		assert_ok(gmem_vm_dump(unit.vm, fd, NULL));
+		fake_fail_kind(FAKE_QUERY_PAGES, n - 1, 1, -EPERM);
+		assert_ok(gmem_vm_dump(unit.vm, fd, NULL));
+		fake_fail_kind(FAKE_MMAP, n - 1, 1, -ENOMEM);
+		assert_ok(gmem_vm_dump(unit.vm, fd, NULL));
+		fake_fail_struck();
+		text = contents(fd);
+		free(text);
+	}
+	unit_end(&unit);
+}
+
+static void dump_allocates_nothing_of_the_guest_s(void **state)
+{
+	struct gmem_region *region;
+	struct fake_snapshot *before;
+	struct gmem_file *file;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region(&unit, 0, 64, NULL);
+	file = gmem_region_file(region, NULL);
+	use(&unit, region, 7, 1);
+	before = fake_snapshot();
+	free(dump_cells(&unit, 16));
+	free(dump(&unit));
+	assert_true(fake_equal(before));
+	for (off_t page = 0; page < 64; page++) {
+		off_t at = page * (off_t)unit.page;
+
+		assert_int_equal(lseek(gmem_file_fd(file), at, SEEK_DATA) == at, page == 7);
+	}
+	unit_end(&unit);
+}
+
+static void default_cells_are_some_five_hundred(void **state)
+{
+	struct gmem_region *region;
+	const char *at;
+	unsigned count = 0;
+	struct unit unit;
+	char *text;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region(&unit, 0, 4000, NULL);
+	/* so that no two cells are alike */
+	for (uint64_t i = 0; i < 4000; i += 16)
+		use(&unit, region, i, 8);
+	text = dump(&unit);
+	for (at = text; (at = strstr(at, "{\"gpa\":")); at++)
+		count++;
+	assert_in_range(count, 256, 512);
+	free(text);
+	unit_end(&unit);
+}
+
 /* ---- how it is written ---- */
 
 static void short_and_interrupted_writes_go_on(void **state)
@@ -340,8 +533,9 @@ static void refused_write_says_how_far_it_came(void **state)
 	unit_end(&unit);
 }
 
-static void dump_asks_the_kernel_for_nothing_but_writing(void **state)
+static void dump_of_the_layout_alone_asks_the_kernel_for_nothing(void **state)
 {
+	GMEM_OPTS(gmem_dump_opts, opts, .flags = GMEM_DUMP_LAYOUT_ONLY);
 	struct fake_snapshot *before;
 	unsigned calls, writes;
 	struct unit unit;
@@ -352,7 +546,7 @@ static void dump_asks_the_kernel_for_nothing_but_writing(void **state)
 	before = fake_snapshot();
 	calls = fake_count_all();
 	writes = fake_count(FAKE_WRITE);
-	free(dump(&unit));
+	free(dump_with(&unit, &opts));
 	assert_int_equal(fake_count_all() - calls, fake_count(FAKE_WRITE) - writes);
 	assert_true(fake_equal(before));
 	unit_end(&unit);
@@ -427,6 +621,39 @@ static void layout_changes_while_a_slow_reader_reads(void **state)
 	unit_end(&r.unit);
 }
 
+static void region_removed_meanwhile_has_no_more_ranges(void **state)
+{
+	struct gmem_region *last = NULL;
+	struct slow_reader r;
+	char buf[4096], *text;
+	int pipe_fds[2], fd = new_file();
+	pthread_t thread;
+	ssize_t n;
+
+	(void)state;
+	unit_begin_vm(&r.unit, "6.18");
+	for (uint64_t i = 0; i < 200; i++)
+		last = unit_region(&r.unit, 2 * i, 1, NULL);
+	assert_int_equal(pipe2(pipe_fds, O_CLOEXEC), 0);
+	assert_true(fcntl(pipe_fds[1], F_SETPIPE_SZ, 4096) > 0);
+	r.write_fd = pipe_fds[1];
+	assert_int_equal(pthread_create(&thread, NULL, dump_to_slow_reader, &r), 0);
+
+	/* It has begun, and is far from the last. */
+	assert_int_equal(read(pipe_fds[0], buf, 1), 1);
+	assert_ok(gmem_region_remove(last));
+
+	while ((n = read(pipe_fds[0], buf, sizeof(buf))) > 0)
+		assert_int_equal(write(fd, buf, (size_t)n), n);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_ok(r.result);
+	close(pipe_fds[0]);
+	text = contents(fd);
+	assert_non_null(strstr(text, "\"hva\":null,\n \"ranges\":[]}],\n\"stuck\":[]}\n"));
+	free(text);
+	unit_end(&r.unit);
+}
+
 /* ---- refusals ---- */
 
 static void dump_rejects_bad_arguments(void **state)
@@ -444,11 +671,16 @@ static void dump_rejects_bad_arguments(void **state)
 	assert_refused(-EINVAL, "vm is NULL", gmem_vm_dump(NULL, fd, NULL));
 	assert_refused(-EBADF, "-1", gmem_vm_dump(unit.vm, -1, NULL));
 	assert_refused(-EBADF, "took 0 bytes", gmem_vm_dump(unit.vm, 900, NULL));
-	for (bit = 1; bit < 64; bit++) {
+	for (bit = 2; bit < 64; bit++) {
 		opts.flags = (uint64_t)1 << bit;
 		assert_refused(-EINVAL, "flags", gmem_vm_dump(unit.vm, fd, &opts));
 	}
 	opts.flags = 0;
+	opts.cell = unit.page / 2;
+	assert_refused(-EINVAL, "alignment 0x800", gmem_vm_dump(unit.vm, fd, &opts));
+	opts.cell = 3 * unit.page;
+	assert_refused(-EINVAL, "alignment 0x3000", gmem_vm_dump(unit.vm, fd, &opts));
+	opts.cell = 0;
 	opts.size = sizeof(opts) - 1;
 	assert_refused(-EINVAL, "gmem_dump_opts", gmem_vm_dump(unit.vm, fd, &opts));
 	assert_ok(gmem_vm_dump(unit.vm, fd, &newer.opts));
@@ -471,11 +703,19 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(region_that_lost_its_memslot_is_said_to),
 	cmocka_unit_test(memslot_that_is_stuck_stands_apart),
 	cmocka_unit_test(dump_of_many_regions_is_whole),
+	cmocka_unit_test(cells_that_are_alike_are_one_range),
+	cmocka_unit_test(last_cell_of_a_region_may_be_short),
+	cmocka_unit_test(nodes_are_those_of_sixteen_pages_of_a_cell),
+	cmocka_unit_test(what_the_kernel_does_not_tell_is_null),
+	cmocka_unit_test(refused_questions_are_no_failure),
+	cmocka_unit_test(dump_allocates_nothing_of_the_guest_s),
+	cmocka_unit_test(default_cells_are_some_five_hundred),
 	cmocka_unit_test(short_and_interrupted_writes_go_on),
 	cmocka_unit_test(refused_write_says_how_far_it_came),
-	cmocka_unit_test(dump_asks_the_kernel_for_nothing_but_writing),
+	cmocka_unit_test(dump_of_the_layout_alone_asks_the_kernel_for_nothing),
 	cmocka_unit_test(dump_without_memory_is_refused),
 	cmocka_unit_test(layout_changes_while_a_slow_reader_reads),
+	cmocka_unit_test(region_removed_meanwhile_has_no_more_ranges),
 	cmocka_unit_test(dump_rejects_bad_arguments),
 };
 
