@@ -672,6 +672,7 @@ int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 		      const struct gmem_io_order *order, struct gmem_transfer **ret);
 int gmem_transfer_fail_io(const struct gmem_transfer *transfer, uint64_t offset, int err);
 int gmem_transfer_run(int err, struct gmem_transfer *transfer, struct gmem_transfer_result *ret);
+
 /* ---- numa ---- */
 
 /* Add to the counts in @pages. Maps what it looks at for itself; allocates none. */

@@ -76,6 +76,7 @@ def exactly_the_expected_files_are_installed():
     found = sorted(str(path.relative_to(TREE)) for path in TREE.rglob("*") if not path.is_dir())
     equal(found, sorted([
         "bin/gmem-probe",
+        "bin/gmem-show",
         "include/gmem.h",
         "lib/libgmem.a",
         "lib/libgmem.so",
@@ -83,6 +84,7 @@ def exactly_the_expected_files_are_installed():
         f"lib/libgmem.so.{VERSION}",
         "lib/pkgconfig/libgmem.pc",
         "share/man/man1/gmem-probe.1",
+        "share/man/man1/gmem-show.1",
         "share/man/man5/gmem-dump.5",
         "share/man/man7/gmem.7",
         *(f"share/man/man3/{name}.3" for name in section3()),

@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: MIT */
+/* gmem-show: a picture of a VM's memory, from what gmem_vm_dump() wrote. */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <langinfo.h>
+#include <locale.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "gmem.h"
+#include "layout.h"
+#include "reader.h"
+#include "text.h"
+
+enum exit_status {
+	EXIT_FINE = 0,
+	EXIT_BROKEN = 1,	/* memslots of the layout are lost or stuck */
+	EXIT_USAGE = 2,
+	EXIT_NO_DUMP = 3,
+};
+
+/* More than a VM with every memslot in use writes */
+#define MOST_BYTES ((size_t)256 << 20)
+
+enum output { OUTPUT_PICTURE, OUTPUT_JSON, OUTPUT_SVG, OUTPUT_NOTHING };
+
+struct options {
+	const char *path;
+	enum output output;
+	enum color color;
+	struct style style;
+};
+
+static const char help[] =
+	"Usage: gmem-show [OPTION]... [FILE]\n"
+	"Show a VM's memory, from a dump in FILE or on standard input.\n"
+	"\n"
+	"  --svg            write a picture as SVG\n"
+	"  --json           write JSON: sums, and the dump made clean; see gmem-show(1)\n"
+	"  --quiet          write nothing: the exit status tells\n"
+	"  --all            a picture of every region, however many there are\n"
+	"  --ascii          draw with ASCII\n"
+	"  --unicode        draw with block elements, whatever the locale\n"
+	"  --width COLUMNS  of the picture, instead of the terminal's\n"
+	"  --color=WHEN     \"auto\", \"always\" or \"never\"\n"
+	"  --version        print the version of libgmem\n"
+	"  --help           print this\n"
+	"\n"
+	"Exit status: 0 fine, 1 the layout has memslots that are lost or stuck,\n"
+	"2 wrong usage, 3 there is no dump, or it is broken.\n";
+
+__attribute__((format(printf, 1, 2), noreturn))
+static void usage_error(const char *format, ...)
+{
+	va_list args;
+
+	fprintf(stderr, "gmem-show: ");
+	va_start(args, format);
+	vfprintf(stderr, format, args);
+	va_end(args);
+	fprintf(stderr, "\nTry 'gmem-show --help'.\n");
+	exit(EXIT_USAGE);
+}
+
+static unsigned int parse_width(const char *text)
+{
+	unsigned long width;
+	char *end;
+
+	errno = 0;
+	width = strtoul(text, &end, 10);
+	if (*text < '0' || *text > '9' || *end || errno || width < 32 || width > 1000)
+		usage_error("--width %s: columns, from 32 to 1000", text);
+	return (unsigned int)width;
+}
+
+static void set_output(struct options *options, enum output output)
+{
+	if (options->output != OUTPUT_PICTURE && options->output != output)
+		usage_error("--svg, --json and --quiet exclude each other");
+	options->output = output;
+}
+
+static void parse_options(int argc, char **argv, struct options *options)
+{
+	enum { SVG = 256, JSON, QUIET, ALL_REGIONS, ASCII, UNICODE, COLUMNS, COLOR, VERSION, HELP };
+	static const struct option known[] = {
+		{ "svg", no_argument, NULL, SVG },
+		{ "json", no_argument, NULL, JSON },
+		{ "quiet", no_argument, NULL, QUIET },
+		{ "all", no_argument, NULL, ALL_REGIONS },
+		{ "ascii", no_argument, NULL, ASCII },
+		{ "unicode", no_argument, NULL, UNICODE },
+		{ "width", required_argument, NULL, COLUMNS },
+		{ "color", required_argument, NULL, COLOR },
+		{ "version", no_argument, NULL, VERSION },
+		{ "help", no_argument, NULL, HELP },
+		{ NULL, 0, NULL, 0 },
+	};
+	int option;
+
+	while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
+		switch (option) {
+		case SVG:
+			set_output(options, OUTPUT_SVG);
+			break;
+		case JSON:
+			set_output(options, OUTPUT_JSON);
+			break;
+		case QUIET:
+			set_output(options, OUTPUT_NOTHING);
+			break;
+		case ALL_REGIONS:
+			options->style.every_region = true;
+			break;
+		case ASCII:
+			options->style.unicode = false;
+			break;
+		case UNICODE:
+			options->style.unicode = true;
+			break;
+		case COLUMNS:
+			options->style.width = parse_width(optarg);
+			break;
+		case COLOR:
+			if (!parse_color(optarg, &options->color))
+				usage_error("--color %s: auto, always or never", optarg);
+			break;
+		case VERSION:
+			printf("gmem-show %s\n", gmem_version());
+			exit(EXIT_FINE);
+		case HELP:
+			fputs(help, stdout);
+			exit(EXIT_FINE);
+		default:
+			/* getopt_long() has said what is wrong */
+			fprintf(stderr, "Try 'gmem-show --help'.\n");
+			exit(EXIT_USAGE);
+		}
+	}
+
+	if (optind + 1 < argc)
+		usage_error("%s: one dump at a time", argv[optind + 1]);
+	options->path = argv[optind];
+	options->style.color = use_color(options->color);
+}
+
+/* ---- the dump ---- */
+
+static int open_dump(const char *path)
+{
+	int fd;
+
+	if (!path || !strcmp(path, "-"))
+		return STDIN_FILENO;
+
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		fprintf(stderr, "gmem-show: %s: %s\n", path, strerror(errno));
+	return fd;
+}
+
+/* All of it, terminated; NULL after saying why not */
+static char *read_all(int fd, size_t *ret_size)
+{
+	size_t size = 0, room = (size_t)1 << 16;
+	char *text = check_memory(malloc(room + 1));
+	ssize_t n;
+
+	for (;;) {
+		n = read(fd, text + size, room - size);
+		if (n == 0 || (n < 0 && errno != EINTR))
+			break;
+		size += n > 0 ? (size_t)n : 0;
+		if (size > MOST_BYTES) {
+			fprintf(stderr, "gmem-show: no dump is longer than %zu bytes\n", MOST_BYTES);
+			free(text);
+			return NULL;
+		}
+		if (size == room)
+			text = check_memory(realloc(text, (room *= 2) + 1));
+	}
+	if (n < 0) {
+		fprintf(stderr, "gmem-show: the dump cannot be read: %s\n", strerror(errno));
+		free(text);
+		return NULL;
+	}
+	text[size] = '\0';
+	*ret_size = size;
+	return text;
+}
+
+static enum exit_status show_layout(const struct options *options, const struct layout *layout)
+{
+	bool broken = layout->stuck_count > 0;
+
+	switch (options->output) {
+	case OUTPUT_PICTURE:
+		print_picture(layout, &options->style);
+		break;
+	case OUTPUT_JSON:
+		print_layout_json(layout);
+		break;
+	case OUTPUT_SVG:
+		print_svg(layout);
+		break;
+	case OUTPUT_NOTHING:
+		break;
+	}
+
+	for (size_t i = 0; i < layout->region_count; i++)
+		broken |= layout->regions[i].lost;
+	return broken ? EXIT_BROKEN : EXIT_FINE;
+}
+
+static enum exit_status show_text(const struct options *options, const char *text, size_t size)
+{
+	enum exit_status status = EXIT_NO_DUMP;
+	struct document document;
+	struct layout layout;
+	char error[200];
+
+	if (size == 0) {
+		fprintf(stderr, "gmem-show: the dump is empty\n");
+		return EXIT_NO_DUMP;
+	}
+
+	if (!read_json(text, size, &document)) {
+		fprintf(stderr, "gmem-show: this is no JSON: %s\n", document.error);
+		free_document(&document);
+		return EXIT_NO_DUMP;
+	}
+	if (take_layout(document.root, &layout, error, sizeof(error)))
+		status = show_layout(options, &layout);
+	else
+		fprintf(stderr, "gmem-show: this is no dump: %s\n", error);
+	free_layout(&layout);
+	free_document(&document);
+	return status;
+}
+
+int main(int argc, char **argv)
+{
+	struct options options = { .style.width = terminal_width() };
+	enum exit_status status = EXIT_NO_DUMP;
+	char *text = NULL;
+	size_t size;
+	int fd;
+
+	setlocale(LC_CTYPE, "");
+	options.style.unicode = !strcmp(nl_langinfo(CODESET), "UTF-8");
+	parse_options(argc, argv, &options);
+
+	fd = open_dump(options.path);
+	if (fd >= 0)
+		text = read_all(fd, &size);
+	if (text)
+		status = show_text(&options, text, size);
+	free(text);
+
+	if (fflush(stdout) || ferror(stdout)) {
+		perror("gmem-show: standard output");
+		status = EXIT_NO_DUMP;
+	}
+	return status;
+}
