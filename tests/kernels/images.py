@@ -165,6 +165,25 @@ def _unpack(image, the_archive, directory, say):
         (directory / "modules").write_text("".join(f"{m}\n" for m in order))
 
 
+def other_modules(image, wanted, the_archive, say):
+    """A directory with WANTED modules of IMAGE's kernel and those they need.
+
+    "modules" in it lists them in the order to load them.
+    """
+    key = hashlib.sha256(" ".join(wanted).encode()).hexdigest()[:12]
+    path = cache.root() / "modules" / f"{image.path.name}-{key}"
+    with cache.lock(path.name):
+        if not path.exists():
+            if not image.packages or image.kernel.config:
+                raise Problem(f"There are no packages with modules of {image.kernel.name}.")
+            with cache.entry(path) as directory, cache.temporary() as work:
+                say(f"downloading modules of {image.kernel.name}")
+                files = [the_archive.download(package, work) for package in image.packages]
+                order = _take_modules(files, wanted, directory)
+                (directory / "modules").write_text("".join(f"{m}\n" for m in order))
+    return path
+
+
 def _take(files, pattern, directory):
     directory.mkdir(exist_ok=True)
     taken = []

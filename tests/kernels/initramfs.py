@@ -80,8 +80,11 @@ def _module_orders(image):
         yield ["module", f"/m/{module}.ko", " ".join(given.get(module, []))]
 
 
-def write(path, image, programs, limit, shell=None):
-    """Makes the initramfs that runs PROGRAMS, or SHELL (a busybox), on IMAGE."""
+def write(path, image, programs, limit, shell=None, extras=()):
+    """Makes the initramfs that runs PROGRAMS, or SHELL (a busybox), on IMAGE.
+
+    The files EXTRAS are in its directory /f.
+    """
     files = Initramfs()
     files.add("init", _init(image.kernel.arch))
     for directory in ("dev", "proc", "sys", "tmp", "bin"):
@@ -100,6 +103,8 @@ def write(path, image, programs, limit, shell=None):
     for program in programs:
         files.add(f"t/{program.name}", program.path.read_bytes())
         runs.append(["run", program.name, f"/t/{program.name}", *program.arguments])
+    for extra in map(Path, extras):
+        files.add(f"f/{extra.name}", extra.read_bytes(), stat.S_IMODE(extra.stat().st_mode))
     if shell:
         files.add("bin/busybox", shell.read_bytes())
     plan += [["shell"]] if shell else runs
