@@ -161,8 +161,8 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  * Create flags of a guest_memfd, the kernel's own bits. Bits the kernel offers
  * and this header does not name may be passed wherever create flags are taken.
  */
-#define GMEM_CREATE_MMAP	((uint64_t)1 << 0) /* GUEST_MEMFD_FLAG_MMAP */
-#define GMEM_CREATE_INIT_SHARED	((uint64_t)1 << 1) /* GUEST_MEMFD_FLAG_INIT_SHARED */
+#define GMEM_CREATE_MMAP	(1ull << 0) /* GUEST_MEMFD_FLAG_MMAP */
+#define GMEM_CREATE_INIT_SHARED	(1ull << 1) /* GUEST_MEMFD_FLAG_INIT_SHARED */
 
 /* ------------------------------------------------------ capability report -- */
 
@@ -236,10 +236,10 @@ struct gmem_finding {
 };
 
 /* Flags of struct gmem_caps_opts */
-#define GMEM_CAPS_KVM_FD	((uint64_t)1 << 0) /* use @kvm_fd */
-#define GMEM_CAPS_VM_TYPE	((uint64_t)1 << 1) /* use @vm_type */
-#define GMEM_CAPS_NO_SELFTEST	((uint64_t)1 << 2) /* only ask, try nothing */
-#define GMEM_CAPS_RUN_GUEST	((uint64_t)1 << 3) /* run a guest in a scratch VM */
+#define GMEM_CAPS_KVM_FD	(1ull << 0) /* use @kvm_fd */
+#define GMEM_CAPS_VM_TYPE	(1ull << 1) /* use @vm_type */
+#define GMEM_CAPS_NO_SELFTEST	(1ull << 2) /* only ask, try nothing */
+#define GMEM_CAPS_RUN_GUEST	(1ull << 3) /* run a guest in a scratch VM */
 
 /**
  * struct gmem_caps_opts - how to make a capability report
@@ -316,11 +316,11 @@ GMEM_API int gmem_caps_get(const struct gmem_caps *caps, uint32_t cap,
 /* ------------------------------------------------------------ negotiation -- */
 
 /* What the memory must be able to do: struct gmem_request.needs */
-#define GMEM_NEED_HOST_ACCESS	((uint64_t)1 << 0) /* host reads and writes every byte, always */
-#define GMEM_NEED_CONVERSION	((uint64_t)1 << 1) /* ranges change between shared and private */
-#define GMEM_NEED_DIRTY_LOG	((uint64_t)1 << 2) /* KVM_GET_DIRTY_LOG */
-#define GMEM_NEED_NUMA		((uint64_t)1 << 3) /* mbind() decides where pages go */
-#define GMEM_NEED_READONLY	((uint64_t)1 << 4) /* memslots the guest cannot write */
+#define GMEM_NEED_HOST_ACCESS	(1ull << 0) /* host reads and writes every byte, always */
+#define GMEM_NEED_CONVERSION	(1ull << 1) /* ranges change between shared and private */
+#define GMEM_NEED_DIRTY_LOG	(1ull << 2) /* KVM_GET_DIRTY_LOG */
+#define GMEM_NEED_NUMA		(1ull << 3) /* mbind() decides where pages go */
+#define GMEM_NEED_READONLY	(1ull << 4) /* memslots the guest cannot write */
 
 #define GMEM_REQUEST_BACKINGS 8
 
@@ -480,7 +480,7 @@ GMEM_API GMEM_CHECKED int gmem_file_new_raw(int vm_fd, uint64_t size, uint64_t f
 					    struct gmem_file **ret);
 
 /* Flags of struct gmem_adopt_opts */
-#define GMEM_ADOPT_CREATE_FLAGS	((uint64_t)1 << 0) /* @create_flags is known */
+#define GMEM_ADOPT_CREATE_FLAGS	(1ull << 0) /* @create_flags is known */
 
 /**
  * struct gmem_adopt_opts - what is known of an fd made elsewhere
@@ -567,9 +567,9 @@ GMEM_API uint64_t gmem_file_size(const struct gmem_file *file);
 GMEM_API uint64_t gmem_file_create_flags(const struct gmem_file *file);
 
 /* Flags of struct gmem_map_opts */
-#define GMEM_MAP_READONLY	((uint64_t)1 << 0) /* loads only */
-#define GMEM_MAP_FIXED		((uint64_t)1 << 1) /* at @hva, if nothing is there */
-#define GMEM_MAP_REPLACE	((uint64_t)1 << 2) /* at @hva, over what is there */
+#define GMEM_MAP_READONLY	(1ull << 0) /* loads only */
+#define GMEM_MAP_FIXED		(1ull << 1) /* at @hva, if nothing is there */
+#define GMEM_MAP_REPLACE	(1ull << 2) /* at @hva, over what is there */
 
 /**
  * struct gmem_map_opts - where and how to map a file
@@ -699,7 +699,7 @@ GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t s
 typedef void (*gmem_log_fn)(void *data, int error, const char *message);
 
 /* Flags of struct gmem_vm_opts */
-#define GMEM_VM_NO_SELFTEST	((uint64_t)1 << 0) /* as GMEM_CAPS_NO_SELFTEST */
+#define GMEM_VM_NO_SELFTEST	(1ull << 0) /* as GMEM_CAPS_NO_SELFTEST */
 
 /**
  * struct gmem_vm_opts - how to attach to a VM
@@ -796,12 +796,12 @@ GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
 /* --------------------------------------------------------------- regions -- */
 
 /* Flags of struct gmem_region_opts */
-#define GMEM_REGION_READONLY	((uint64_t)1 << 0) /* the guest cannot write */
-#define GMEM_REGION_DIRTY_LOG	((uint64_t)1 << 1) /* log writes of the guest */
-#define GMEM_REGION_SLOT	((uint64_t)1 << 2) /* use @slot */
-#define GMEM_REGION_HVA		((uint64_t)1 << 3) /* use @hva */
-#define GMEM_REGION_DEVICE	((uint64_t)1 << 4) /* no memory: taken by a device */
-#define GMEM_REGION_CONGRUENT	((uint64_t)1 << 5) /* hva and gpa alike in @align */
+#define GMEM_REGION_READONLY	(1ull << 0) /* the guest cannot write */
+#define GMEM_REGION_DIRTY_LOG	(1ull << 1) /* log writes of the guest */
+#define GMEM_REGION_SLOT	(1ull << 2) /* use @slot */
+#define GMEM_REGION_HVA		(1ull << 3) /* use @hva */
+#define GMEM_REGION_DEVICE	(1ull << 4) /* no memory: taken by a device */
+#define GMEM_REGION_CONGRUENT	(1ull << 5) /* hva and gpa alike in @align */
 
 /**
  * struct gmem_region_opts - how to add a region
