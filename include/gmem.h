@@ -1580,7 +1580,7 @@ GMEM_API int gmem_view_exchange(struct gmem_view *view, uint64_t gpa, uint32_t w
 #define GMEM_NUMA_INTERLEAVE	3u /* from these nodes in turn, page by page */
 
 /* Flags of struct gmem_numa_opts */
-#define GMEM_NUMA_SHARED_ONLY	((uint64_t)1 << 0) /* leave private guest_memfds alone */
+#define GMEM_NUMA_SHARED_ONLY	(1ull << 0) /* leave private guest_memfds alone */
 
 #define GMEM_NUMA_WORDS 16 /* 1024 nodes */
 
@@ -1781,7 +1781,7 @@ GMEM_API int gmem_vm_state(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			   struct gmem_state_range *ret, size_t max);
 
 /* Flags of struct gmem_convert_opts */
-#define GMEM_CONVERT_ALL	((uint64_t)1 << 0) /* also what is so already, as far as is known */
+#define GMEM_CONVERT_ALL	(1ull << 0) /* also what is so already, as far as is known */
 
 /* What becomes of the side that is not in use any more */
 #define GMEM_DISCARD_NOW	0u /* given back to the host before the call returns */
@@ -2050,8 +2050,8 @@ struct gmem_footprint {
 typedef int (*gmem_progress_fn)(void *data, uint64_t done, uint64_t total);
 
 /* Flags of struct gmem_populate_opts */
-#define GMEM_POPULATE_RESERVE	((uint64_t)1 << 0) /* allocate in files, without clearing or mapping */
-#define GMEM_POPULATE_UNCHECKED	((uint64_t)1 << 1) /* do not ask whether it fits */
+#define GMEM_POPULATE_RESERVE	(1ull << 0) /* allocate in files, without clearing or mapping */
+#define GMEM_POPULATE_UNCHECKED	(1ull << 1) /* do not ask whether it fits */
 
 /**
  * struct gmem_populate_opts - how to populate
@@ -2190,7 +2190,7 @@ struct gmem_gpa_range {
 };
 
 /* Flags of struct gmem_discard_opts */
-#define GMEM_DISCARD_INWARD	((uint64_t)1 << 0) /* any alignment: the whole pages inside */
+#define GMEM_DISCARD_INWARD	(1ull << 0) /* any alignment: the whole pages inside */
 
 /**
  * struct gmem_discard_opts - how to discard
@@ -2350,8 +2350,8 @@ GMEM_API int gmem_exit_reply(struct kvm_run *run, int error);
  */
 
 /* What may be done with memory: struct gmem_extent.rights */
-#define GMEM_RIGHT_READ		((uint32_t)1 << 0)
-#define GMEM_RIGHT_WRITE	((uint32_t)1 << 1)
+#define GMEM_RIGHT_READ		(1u << 0)
+#define GMEM_RIGHT_WRITE	(1u << 1)
 
 /**
  * struct gmem_extent - a range of guest memory that one file holds in one piece
@@ -2381,8 +2381,8 @@ struct gmem_extent {
 };
 
 /* Flags of struct gmem_export_opts */
-#define GMEM_EXPORT_SKIP	((uint64_t)1 << 0) /* leave out what cannot be given */
-#define GMEM_EXPORT_UNSEALED	((uint64_t)1 << 1) /* take files that can shrink */
+#define GMEM_EXPORT_SKIP	(1ull << 0) /* leave out what cannot be given */
+#define GMEM_EXPORT_UNSEALED	(1ull << 1) /* take files that can shrink */
 
 /**
  * struct gmem_export_opts - what may go out
@@ -2539,8 +2539,8 @@ struct gmem_transfer;
 struct io_uring;
 
 /* Flags of struct gmem_transfer_opts */
-#define GMEM_TRANSFER_NO_DIRECT	((uint64_t)1 << 0) /* never past the page cache */
-#define GMEM_TRANSFER_NO_RING	((uint64_t)1 << 1) /* never io_uring */
+#define GMEM_TRANSFER_NO_DIRECT	(1ull << 0) /* never past the page cache */
+#define GMEM_TRANSFER_NO_RING	(1ull << 1) /* never io_uring */
 
 /* Completions of one transfer on a ring of the caller's */
 #define GMEM_TRANSFER_TAGS 64
@@ -2747,8 +2747,8 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer);
 /* ----------------------------------------------------------------- dump -- */
 
 /* Flags of struct gmem_dump_opts */
-#define GMEM_DUMP_HVA		((uint64_t)1 << 0) /* tell host addresses, too */
-#define GMEM_DUMP_LAYOUT_ONLY	((uint64_t)1 << 1) /* ask for nothing about the memory */
+#define GMEM_DUMP_HVA		(1ull << 0) /* tell host addresses, too */
+#define GMEM_DUMP_LAYOUT_ONLY	(1ull << 1) /* ask for nothing about the memory */
 
 /**
  * struct gmem_dump_opts - what to write of a layout
