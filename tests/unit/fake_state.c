@@ -228,9 +228,12 @@ unsigned fake_slot_count(int vm_fd)
 
 bool fake_is_private(int vm_fd, uint64_t gpa)
 {
-	const struct vm *vm = must(vm_of(vm_fd));
+	bool ret;
 
-	return span_has(&vm->privates, gpa);
+	enter();
+	ret = span_has(&((struct vm *)must(vm_of(vm_fd)))->privates, gpa);
+	leave(0);
+	return ret;
 }
 
 void fake_set_private(int vm_fd, uint64_t gpa, uint64_t size, bool is_private)

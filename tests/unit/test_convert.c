@@ -2,6 +2,7 @@
 /* Shared and private memory, and who keeps it shared, against a model of pages */
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -1410,6 +1411,153 @@ static void malformed_listener_is_refused(void **state)
 	scene_end(&s);
 }
 
+/* ---- all at once ---- */
+
+#define ROUNDS 400
+
+struct crowd {
+	struct scene *s;
+	unsigned bad;		/* what no thread may see */
+	unsigned stop;
+	unsigned conversions;
+};
+
+static void bad_if(struct crowd *c, bool bad)
+{
+	if (bad)
+		__atomic_fetch_add(&c->bad, 1, __ATOMIC_RELAXED);
+}
+
+static uint32_t next_random(uint32_t *seed)
+{
+	*seed = *seed * 1664525 + 1013904223;
+	return *seed >> 8;
+}
+
+static bool is_refusal_of_hotplug(int err)
+{
+	return err == -ENOENT || err == -EBUSY;
+}
+
+static void *many_conversions(void *data)
+{
+	GMEM_OPTS(gmem_convert_opts, opts, .flags = 0);
+	struct crowd *c = data;
+	uint32_t seed = 77 + __atomic_fetch_add(&c->conversions, 1, __ATOMIC_RELAXED);
+	unsigned i;
+	int err;
+
+	for (i = 0; i < ROUNDS; i++) {
+		uint64_t page = 4 + next_random(&seed) % 32, pages = 1 + next_random(&seed) % 8;
+		uint32_t state = 1 + next_random(&seed) % 2;
+
+		opts.discard = next_random(&seed) % 3;
+		opts.wait_ms = next_random(&seed) % 2 ? 60000 : 0;
+		err = gmem_vm_convert(c->s->unit.vm, PAGES(&c->s->unit, page),
+				      PAGES(&c->s->unit, pages), state, &opts, NULL);
+		bad_if(c, err && !is_refusal_of_hotplug(err) && err != -EOPNOTSUPP && err != -ENXIO);
+		if (i % 16 == 0)
+			bad_if(c, gmem_vm_discard_owed(c->s->unit.vm, NULL) != 0);
+	}
+	return NULL;
+}
+
+/* What a view or a lease holds cannot become private. */
+static void *many_looks(void *data)
+{
+	struct crowd *c = data;
+	struct gmem_state_range ranges[8];
+	struct gmem_view *view;
+	struct gmem_lease *held;
+	uint32_t seed = 5;
+	void *hva;
+
+	if (gmem_view_new(c->s->unit.vm, &view))
+		abort();
+	while (!__atomic_load_n(&c->stop, __ATOMIC_RELAXED)) {
+		uint64_t gpa = PAGES(&c->s->unit, 4 + next_random(&seed) % 32);
+
+		gmem_view_begin(view);
+		if (!gmem_view_hva(view, gpa, 8, &hva)) {
+			bad_if(c, fake_is_private(c->s->unit.vm_fd, gpa));
+			sched_yield();
+			bad_if(c, fake_is_private(c->s->unit.vm_fd, gpa));
+		}
+		gmem_view_end(view);
+		if (!gmem_lease_new(c->s->unit.vm, gpa, 8, NULL, &held)) {
+			bad_if(c, fake_is_private(c->s->unit.vm_fd, gpa));
+			sched_yield();
+			bad_if(c, fake_is_private(c->s->unit.vm_fd, gpa));
+			gmem_lease_free(held);
+		}
+		bad_if(c, gmem_vm_state(c->s->unit.vm, 0, PAGES(&c->s->unit, 100), ranges, 8) < 1);
+	}
+	gmem_view_free(view);
+	return NULL;
+}
+
+static void *much_hotplug(void *data)
+{
+	struct crowd *c = data;
+	struct gmem_listener *listener;
+	GMEM_OPTS(gmem_region_opts, opts, .plan = c->s->plan);
+	unsigned i;
+	int err;
+
+	for (i = 0; i < ROUNDS / 4; i++) {
+		if (gmem_listener_new(c->s->unit.vm, NULL, &listener))
+			abort();
+		err = gmem_region_remove(c->s->regions[E]);
+		gmem_listener_free(listener);
+		if (err == -EBUSY) {
+			sched_yield();
+			continue;
+		}
+		bad_if(c, err != 0);
+		if (err)
+			break;
+		bad_if(c, fake_is_private(c->s->unit.vm_fd, PAGES(&c->s->unit, home[E].page)));
+		if (gmem_region_add(c->s->unit.vm, PAGES(&c->s->unit, home[E].page),
+				    PAGES(&c->s->unit, home[E].pages), &opts, &c->s->regions[E]))
+			abort();
+	}
+	return NULL;
+}
+
+static void threads_convert_look_and_hotplug_at_once(void **state)
+{
+	pthread_t converters[2], reader, plugger;
+	struct gmem_state_range range;
+	struct crowd c = { 0 };
+	struct scene s;
+	uint64_t page;
+	size_t i;
+
+	(void)state;
+	scene_begin(&s);
+	c.s = &s;
+	for (i = 0; i < 2; i++)
+		assert_int_equal(pthread_create(&converters[i], NULL, many_conversions, &c), 0);
+	assert_int_equal(pthread_create(&reader, NULL, many_looks, &c), 0);
+	assert_int_equal(pthread_create(&plugger, NULL, much_hotplug, &c), 0);
+	for (i = 0; i < 2; i++)
+		pthread_join(converters[i], NULL);
+	pthread_join(plugger, NULL);
+	__atomic_store_n(&c.stop, 1, __ATOMIC_RELAXED);
+	pthread_join(reader, NULL);
+	assert_int_equal(c.bad, 0);
+
+	/* the record is what the kernel has, and so are the readers' tables */
+	for (page = 4; page < 36; page++) {
+		assert_int_equal(gmem_vm_state(s.unit.vm, PAGES(&s.unit, page), 1, &range, 1), 1);
+		if (range.backing != GMEM_BACKING_PRIVATE)
+			continue;
+		s.at[page] = range.state == GMEM_STATE_PRIVATE ? PRIVATE : SHARED;
+	}
+	check_all(&s);
+	scene_end(&s);
+}
+
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(set_is_what_a_bitmap_says),
 	cmocka_unit_test(set_reaches_both_ends_of_the_address_space),
@@ -1449,6 +1597,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(listeners_hear_of_memory_that_goes),
 	cmocka_unit_test(want_of_memory_for_listeners_changes_nothing),
 	cmocka_unit_test(malformed_listener_is_refused),
+	cmocka_unit_test(threads_convert_look_and_hotplug_at_once),
 };
 
 UNIT_MAIN(tests)
