@@ -139,6 +139,17 @@ static bool has_reported(const struct guest *guest, uint32_t *value)
 
 /* ---- both ---- */
 
+static void make_vcpu(struct guest *guest, int kvm_fd, uint32_t number)
+{
+	guest->vcpu_fd = (int)WORKS(ioctl(guest->vm_fd, KVM_CREATE_VCPU, number));
+	WORKS(fcntl(guest->vcpu_fd, F_SETFD, FD_CLOEXEC));
+	guest->run_size = (uint64_t)WORKS(ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0));
+	guest->run = mmap(NULL, guest->run_size, PROT_READ | PROT_WRITE, MAP_SHARED,
+			  guest->vcpu_fd, 0);
+	CHECK(guest->run != MAP_FAILED);
+	init_vcpu(guest);
+}
+
 void guest_new(struct guest *guest, int vm_fd, int kvm_fd)
 {
 	uint64_t page = page_size();
@@ -150,22 +161,25 @@ void guest_new(struct guest *guest, int vm_fd, int kvm_fd)
 	__builtin___clear_cache(guest->code, (char *)guest->code + sizeof(code_bytes));
 	WORKS(raw_slot(vm_fd, GUEST_SLOT, 0, CODE_GPA, page, guest->code));
 
-	guest->vcpu_fd = (int)WORKS(ioctl(vm_fd, KVM_CREATE_VCPU, 0));
-	WORKS(fcntl(guest->vcpu_fd, F_SETFD, FD_CLOEXEC));
-	guest->run_size = (uint64_t)WORKS(ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0));
-	guest->run = mmap(NULL, guest->run_size, PROT_READ | PROT_WRITE, MAP_SHARED,
-			  guest->vcpu_fd, 0);
-	CHECK(guest->run != MAP_FAILED);
-	init_vcpu(guest);
+	make_vcpu(guest, kvm_fd, 0);
+}
+
+void guest_join(struct guest *guest, const struct guest *first, int kvm_fd, uint32_t number)
+{
+	guest->vm_fd = first->vm_fd;
+	guest->code = NULL;
+	make_vcpu(guest, kvm_fd, number);
 }
 
 void guest_free(struct guest *guest)
 {
 	munmap(guest->run, guest->run_size);
 	close(guest->vcpu_fd);
-	/* Fails where the VM fd is closed already; then nothing runs in it either. */
-	raw_slot(guest->vm_fd, GUEST_SLOT, 0, 0, 0, NULL);
-	munmap(guest->code, page_size());
+	if (guest->code) {
+		/* Fails where the VM fd is closed already; then nothing runs in it either. */
+		raw_slot(guest->vm_fd, GUEST_SLOT, 0, 0, 0, NULL);
+		munmap(guest->code, page_size());
+	}
 	*guest = (struct guest){ .vm_fd = -1, .vcpu_fd = -1 };
 }
 

@@ -40,6 +40,8 @@ struct guest_access {
 };
 
 void guest_new(struct guest *guest, int vm_fd, int kvm_fd);
+/* Another vCPU of the same VM, which executes the code of the first; free it before. */
+void guest_join(struct guest *guest, const struct guest *first, int kvm_fd, uint32_t number);
 void guest_free(struct guest *guest);
 
 struct guest_access guest_load(struct guest *guest, uint64_t gpa);
