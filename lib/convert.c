@@ -386,15 +386,13 @@ static int convert_claimed(struct work *work)
 	pthread_mutex_lock(&vm->lock);
 	err = check_coverage(work);
 	is_so = !err && !next_run(work, work->gpa, &run);
+	if (!err && !is_so)
+		err = collect_runs(work);
 	pthread_mutex_unlock(&vm->lock);
 	if (err || is_so)
 		return err;
 
 	err = get_spares(work);
-	if (err)
-		return err;
-
-	err = collect_runs(work);
 	if (!err && work->to_private)
 		err = gmem_listeners_ask(vm, &work->runs, work->gpa, work->last);
 	if (err)
