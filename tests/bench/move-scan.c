@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: MIT */
+/* Finding the pages of a guest that exist, and those of them that are zero */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "bench.h"
+#include "internal.h"
+#include "move.h"
+
+static unsigned char *marks;
+static char *zeros;		/* one page */
+static uint64_t found;
+
+static void ask_mincore(void)
+{
+	bench_must(mincore(move.hva, move.size, marks), "mincore");
+	for (uint64_t i = 0; i < move.size / move.page; i++)
+		found += marks[i] & 1;
+}
+
+static int add(void *data, uint64_t offset, uint64_t size)
+{
+	(void)data;
+	(void)offset;
+	found += size / move.page;
+	return 0;
+}
+
+static void walk(void)
+{
+	bench_gmem_must(gmem_side_presence(move.region, GMEM_SIDE_SHARED, 0, move.size, add, NULL),
+			"gmem_side_presence");
+}
+
+/* Every eighth page, alone: what the walk cannot skip */
+static void fill_thinly(void)
+{
+	for (uint64_t at = 0; at < move.size; at += 8 * move.page)
+		move.hva[at] = 1;
+}
+
+static void populate(void)
+{
+	bench_must(madvise(move.hva, move.size, MADV_POPULATE_READ), "MADV_POPULATE_READ");
+}
+
+static void compare(void)
+{
+	for (uint64_t at = 0; at < move.size; at += move.page)
+		found += memcmp(move.hva + at, zeros, move.page) == 0;
+}
+
+static void test_zero(void)
+{
+	for (uint64_t at = 0; at < move.size; at += move.page)
+		found += gmem_is_zero(move.hva + at, move.page);
+}
+
+void move_scan_tables(void)
+{
+	static struct move_table holes = {
+		.title = "scan of holes; base: mincore()",
+		.sides = {
+			{ "mincore", move_empty, ask_mincore, NULL, 0, 0 },
+			{ "gmem_side_presence", move_empty, walk, NULL, 1, 0 },
+		},
+		.count = 2,
+	};
+	static struct move_table full = {
+		.title = "scan of memory that exists; base: mincore()",
+		.sides = {
+			{ "mincore", move_fill, ask_mincore, move_empty, 0, 0 },
+			{ "gmem_side_presence", move_fill, walk, move_empty, 0, 0 },
+		},
+		.count = 2,
+	};
+	static struct move_table thin = {
+		.title = "scan, every eighth page exists; base: mincore()",
+		.sides = {
+			{ "mincore", fill_thinly, ask_mincore, move_empty, 0, 0 },
+			{ "gmem_side_presence", fill_thinly, walk, move_empty, 0, 0 },
+		},
+		.count = 2,
+	};
+	static struct move_table zero = {
+		.title = "which pages are zero (all); base: memcmp() with a page of zeros",
+		.sides = {
+			{ "memcmp", populate, compare, NULL, 0, 0 },
+			{ "gmem_is_zero", populate, test_zero, NULL, 1 / 0.8, 0 },
+		},
+		.count = 2,
+	};
+	struct move_table *const all[] = { &holes, &full, &thin, &zero };
+
+	marks = malloc(move.size / move.page);
+	zeros = calloc(1, move.page);
+	bench_must(marks && zeros ? 0 : -1, "malloc");
+	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+		all[i]->bytes = move.size;
+		move_run(all[i]);
+	}
+	free(marks);
+	free(zeros);
+}
