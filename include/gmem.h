@@ -83,6 +83,7 @@ struct gmem_export;
 struct gmem_lease;
 struct gmem_listener;
 struct gmem_populate;
+
 /* The kernel's, from <linux/kvm.h>, which this header does not need */
 struct kvm_run;
 
