@@ -2542,6 +2542,10 @@ struct io_uring;
 /* Flags of struct gmem_transfer_opts */
 #define GMEM_TRANSFER_NO_DIRECT	(1ull << 0) /* never past the page cache */
 #define GMEM_TRANSFER_NO_RING	(1ull << 1) /* never io_uring */
+#define GMEM_TRANSFER_SYNC	(1ull << 2) /* save: on the disk when done */
+#define GMEM_TRANSFER_OMIT_PRIVATE (1ull << 3) /* save, restore: the rest, then */
+#define GMEM_TRANSFER_LEAVE_REST (1ull << 4) /* restore: the VM may have more */
+#define GMEM_TRANSFER_VERIFY	(1ull << 5) /* restore: look first, all of it */
 
 /* Completions of one transfer on a ring of the caller's */
 #define GMEM_TRANSFER_TAGS 64
@@ -2572,7 +2576,7 @@ typedef int (*gmem_transfer_progress_fn)(void *data, uint64_t done, uint64_t tot
  *	waiting, in the thread that uses the ring.
  * @ring_tag: with @ring: user_data of the transfer's requests is this or up to
  *	GMEM_TRANSFER_TAGS - 1 more
- * @depth: buffers of 1 MiB, at most GMEM_TRANSFER_TAGS; 0: 32
+ * @depth: buffers of 1 MiB, at most 32; 0: as many as are good
  * @reserved: must be 0
  */
 struct gmem_transfer_opts {
@@ -2663,6 +2667,122 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
 					     uint64_t offset, uint64_t size,
 					     const struct gmem_transfer_opts *opts,
 					     struct gmem_transfer **ret);
+
+/**
+ * gmem_vm_save() - write a VM's memory as an image
+ * @vm: handle
+ * @fd: file, block device, pipe or socket to write, borrowed
+ * @opts: NULL for defaults
+ * @ret: what was done, also on failure; NULL if not wanted
+ *
+ * All regions with memory, as they are now; of them only pages that exist and
+ * are not zero. The guest does not grow by it. An image that is not complete,
+ * because the process died, the disk was full or the host went down, is never
+ * taken for one. After a failure what was written is worthless; with
+ * gmem_vm_save_begin() writing can go on.
+ *
+ * What is private the host cannot read. With GMEM_TRANSFER_OMIT_PRIVATE the
+ * image says where it was and has the rest. GMEM_TRANSFER_SYNC: fdatasync(2)
+ * before it is done.
+ *
+ * Into a pipe: `zstd` and the like, see gmem-image(5).
+ *
+ * Thread-safe. Source: mincore(2), cachestat(2), write(2), io_uring(7), open(2)
+ * with O_DIRECT. Since: 0.1.
+ *
+ * Return: 0, or -EACCES part of the memory is private, -EBUSY or is being
+ * converted or removed, -ECANCELED by the callback, -EINVAL bad arguments, or
+ * @fd is open with O_APPEND, -E2BIG options newer than the library, -EFAULT a
+ * page cannot be reached, -ENOMEM, or the kernel's errno from writing, such as
+ * -ENOSPC.
+ */
+GMEM_API int gmem_vm_save(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
+			  struct gmem_transfer_result *ret);
+
+/**
+ * gmem_vm_save_begin() - the same, step by step
+ * @vm: as gmem_vm_save(); must outlive the transfer
+ * @fd: as gmem_vm_save(); borrowed until the transfer is freed
+ * @opts: as gmem_vm_save()
+ * @ret: the transfer, for gmem_transfer_step(); yours to free with
+ *	gmem_transfer_free()
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or what gmem_vm_save() finds before it writes.
+ */
+GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
+					     const struct gmem_transfer_opts *opts,
+					     struct gmem_transfer **ret);
+
+/**
+ * gmem_vm_restore() - give a VM the memory of an image
+ * @vm: handle of a VM whose regions are there already
+ * @fd: file, block device, pipe or socket to read, borrowed
+ * @opts: NULL for defaults
+ * @ret: what was done, also on failure; NULL if not wanted
+ *
+ * Afterwards all memory the image has is as it was when it was saved: pages
+ * that are not in it are zero, and take no memory where there was none. How
+ * regions are cut, and how they are backed, may differ, and so may the size of
+ * a page.
+ *
+ * The VM must have all memory that the image has, and no more: with
+ * GMEM_TRANSFER_LEAVE_REST what it has more is left as it is. Ranges that were
+ * private are not in an image: with GMEM_TRANSFER_OMIT_PRIVATE they are left
+ * as they are.
+ *
+ * An image that is damaged or not complete is refused, whatever is in it, and
+ * never touches memory that is not in its list of regions. That may be noticed
+ * late: then memory has part of it. With GMEM_TRANSFER_VERIFY a file is read
+ * twice, and memory changes only once all of it was found to be right.
+ *
+ * Of a pipe no more is read than the image.
+ *
+ * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
+ *
+ * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
+ * early, -EOPNOTSUPP it is of a later version, -ENOENT the image has memory that
+ * the VM does not have, -EEXIST the VM has memory that the image does not have,
+ * -EACCES part of either is private, -ESPIPE a pipe cannot be verified first,
+ * -EBUSY, -ECANCELED, -EINVAL, -E2BIG, -EFAULT, -ENOMEM and errnos from reading
+ * as gmem_vm_load().
+ */
+GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
+			     struct gmem_transfer_result *ret);
+
+/**
+ * gmem_vm_restore_begin() - the same, step by step
+ * @vm: as gmem_vm_restore(); must outlive the transfer
+ * @fd: as gmem_vm_restore(); borrowed until the transfer is freed
+ * @opts: as gmem_vm_restore()
+ * @ret: the transfer, for gmem_transfer_step(); yours to free with
+ *	gmem_transfer_free()
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or what gmem_vm_restore() finds before it reads.
+ */
+GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
+						const struct gmem_transfer_opts *opts,
+						struct gmem_transfer **ret);
+
+/**
+ * gmem_image_verify() - read an image and use it for nothing
+ * @fd: as gmem_vm_restore()
+ * @opts: NULL for defaults
+ * @ret: what would be restored, also on failure; NULL if not wanted
+ *
+ * Needs no VM. What passes this, gmem_vm_restore() takes, if its memory is
+ * there.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EBADMSG, -ENODATA, -EOPNOTSUPP, -ECANCELED, -EINVAL, -E2BIG,
+ * -ENOMEM and errnos from reading as gmem_vm_restore().
+ */
+GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
+			       struct gmem_transfer_result *ret);
 
 /* What gmem_transfer_step() returns if nothing is wrong */
 #define GMEM_TRANSFER_DONE 0	/* all is done */

@@ -33,74 +33,170 @@ bool gmem_is_zero(const void *bytes, size_t size)
 
 /* ---- which memory ---- */
 
-static int add(struct gmem_hold *hold, struct gmem_region *region, uint64_t start,
-	       uint64_t last)
+/* Room for one more entry of a list */
+static int grow(void **entries, size_t count, size_t size)
 {
-	struct gmem_held *more, *held;
-	struct gmem_side side;
-	uint64_t offset;
-	int err;
+	void *more;
 
-	if (start < region->gpa.start)
-		start = region->gpa.start;
-	if (last > region->gpa.start + region->gpa.size - 1)
-		last = region->gpa.start + region->gpa.size - 1;
-	offset = start - region->gpa.start;
+	/* A power of two, or none yet: that is how much room there is. */
+	if (count & (count - 1))
+		return 0;
 
-	err = gmem_side_get(region, GMEM_SIDE_SHARED, 0, region->gpa.size, &side);
-	if (err)
-		return err;
-	if (!side.hva)
-		return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " cannot be reached from the host", start);
-
-	more = realloc(hold->all, (hold->count + 1) * sizeof(*more));
+	more = realloc(*entries, (count ? 2 * count : 1) * size);
 	if (!more)
-		return gmem_fail(-ENOMEM, "no memory for a list of %zu regions", hold->count + 1);
-
-	hold->all = more;
-	held = &more[hold->count++];
-	*held = (struct gmem_held){
-		.region = region,
-		.gpa = start,
-		.size = last - start + 1,
-		.offset = offset,
-		.hva = (char *)side.hva + offset,
-		.in_file = side.file != NULL,
-	};
+		return gmem_fail(-ENOMEM, "no memory for a list of %zu ranges", count + 1);
+	*entries = more;
 	return 0;
 }
 
-static int collect(struct gmem_vm *vm, uint64_t start, uint64_t last,
-		   struct gmem_hold *hold)
+static int add_part(struct gmem_part **parts, size_t *count, uint64_t start, uint64_t last)
 {
-	struct gmem_region *region;
+	int err = grow((void **)parts, *count, sizeof(**parts));
+
+	if (!err)
+		(*parts)[(*count)++] = (struct gmem_part){ start, last };
+	return err;
+}
+
+struct listing {
+	struct gmem_vm *vm;
+	struct gmem_hold *hold;
+	struct gmem_part *shared;	/* to be leased */
+	size_t shared_count;
+};
+
+static int list_region(struct listing *listing, const struct gmem_region *region,
+		       uint64_t start, uint64_t last)
+{
+	bool all_private = gmem_side_is_both(region), is_private;
+	struct gmem_hold *hold = listing->hold;
+	struct gmem_part part;
+	int err;
+
+	err = grow((void **)&hold->regions, hold->region_count, sizeof(*hold->regions));
+	if (err)
+		return err;
+	hold->regions[hold->region_count++] = (struct gmem_hold_region){
+		.gpa = start, .size = last - start + 1, .backing = region->backing,
+	};
+
+	for (;; start = part.last + 1) {
+		is_private = all_private ||
+			     !gmem_set_next(&listing->vm->privates, false, start, last, &part) ||
+			     part.start > start;
+		if (all_private)
+			part = (struct gmem_part){ start, last };
+		else if (is_private)
+			gmem_set_next(&listing->vm->privates, true, start, last, &part);
+
+		err = is_private ? add_part(&hold->privates, &hold->private_count, part.start, part.last)
+				 : add_part(&listing->shared, &listing->shared_count, part.start,
+					    part.last);
+		if (err || part.last == last)
+			return err;
+	}
+}
+
+static int list(struct listing *listing, uint64_t start, uint64_t last)
+{
+	const struct gmem_region *region;
 	struct gmem_range *range;
-	uint64_t at = start;
+	uint64_t from, to;
 	int err = 0;
 
 	while (!err) {
-		range = gmem_range_find(&vm->regions, at, last - at + 1);
+		range = gmem_range_find(&listing->vm->regions, start, last - start + 1 ? last - start + 1
+									       : UINT64_MAX);
 		if (!range)
 			break;
 		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
+		from = range->start > start ? range->start : start;
+		to = range->start + (range->size - 1);
+		to = to < last ? to : last;
 		if (!region->is_device)
-			err = add(hold, region, start, last);
-		at = range->start + range->size;
-		if (at == 0 || at > last)
+			err = list_region(listing, region, from, to);
+		if (to == last)
 			break;
+		start = to + 1;
 	}
 	return err;
 }
 
-int gmem_hold_take(struct gmem_vm *vm, uint64_t start, uint64_t last,
-		      struct gmem_hold *ret)
+/* What is held now cannot go: where it is for the host. */
+static int locate(struct listing *listing, const struct gmem_part *part)
 {
+	struct gmem_hold *hold = listing->hold;
+	uint64_t start = part->start, last, offset;
+	struct gmem_region *region;
+	struct gmem_range *range;
+	struct gmem_side side;
+	int err;
+
+	for (;; start = last + 1) {
+		range = gmem_range_find(&listing->vm->regions, start, 1);
+		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
+		last = range->start + (range->size - 1);
+		last = last < part->last ? last : part->last;
+		offset = start - range->start;
+
+		err = gmem_side_get(region, GMEM_SIDE_SHARED, 0, range->size, &side);
+		if (!err)
+			err = grow((void **)&hold->all, hold->count, sizeof(*hold->all));
+		if (err)
+			return err;
+		hold->all[hold->count++] = (struct gmem_held){
+			.region = region,
+			.gpa = start,
+			.size = last - start + 1,
+			.offset = offset,
+			.hva = (char *)side.hva + offset,
+			.in_file = side.file != NULL,
+		};
+		if (last == part->last)
+			return 0;
+	}
+}
+
+static int lease(struct listing *listing, const char *holder)
+{
+	GMEM_OPTS(gmem_lease_opts, opts, .holder = holder);
+	struct gmem_hold *hold = listing->hold;
+	int err = 0;
+
+	for (size_t i = 0; i < listing->shared_count && !err; i++) {
+		const struct gmem_part *part = &listing->shared[i];
+
+		err = grow((void **)&hold->leases, hold->lease_count, sizeof(*hold->leases));
+		if (!err)
+			err = gmem_lease_new(listing->vm, part->start, part->last - part->start + 1,
+					     &opts, &hold->leases[hold->lease_count]);
+		if (!err)
+			hold->lease_count++;
+	}
+	return err;
+}
+
+int gmem_hold_take(struct gmem_vm *vm, uint64_t start, uint64_t last, const char *holder,
+		   struct gmem_hold *ret)
+{
+	struct listing listing = { .vm = vm, .hold = ret };
 	int err;
 
 	*ret = (struct gmem_hold){ .fast = gmem_touch_is_recoverable() };
 	pthread_mutex_lock(&vm->lock);
-	err = collect(vm, start, last, ret);
+	err = list(&listing, start, last);
 	pthread_mutex_unlock(&vm->lock);
+
+	/* If something changed in between, it is this that fails. */
+	if (!err)
+		err = lease(&listing, holder);
+
+	pthread_mutex_lock(&vm->lock);
+	for (size_t i = 0; i < listing.shared_count && !err; i++)
+		err = locate(&listing, &listing.shared[i]);
+	pthread_mutex_unlock(&vm->lock);
+
+	free(listing.shared);
 	if (err)
 		gmem_hold_drop(ret);
 	return err;
@@ -108,8 +204,39 @@ int gmem_hold_take(struct gmem_vm *vm, uint64_t start, uint64_t last,
 
 void gmem_hold_drop(struct gmem_hold *hold)
 {
+	for (size_t i = 0; i < hold->lease_count; i++)
+		gmem_lease_free(hold->leases[i]);
+	free(hold->leases);
+	free(hold->regions);
+	free(hold->privates);
 	free(hold->all);
 	*hold = (struct gmem_hold){ 0 };
+}
+
+bool gmem_hold_is_private(const struct gmem_hold *hold, uint64_t gpa)
+{
+	for (size_t i = 0; i < hold->private_count; i++)
+		if (gpa >= hold->privates[i].start && gpa <= hold->privates[i].last)
+			return true;
+	return false;
+}
+
+uint64_t gmem_hold_bytes(const struct gmem_hold *hold)
+{
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; i < hold->count; i++)
+		bytes += hold->all[i].size;
+	return bytes;
+}
+
+uint64_t gmem_hold_private_bytes(const struct gmem_hold *hold)
+{
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; i < hold->private_count; i++)
+		bytes += hold->privates[i].last - hold->privates[i].start + 1;
+	return bytes;
 }
 
 const struct gmem_held *gmem_hold_at(const struct gmem_hold *hold, uint64_t gpa)

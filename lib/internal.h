@@ -114,6 +114,7 @@ struct gmem_io_piece {
 	uint64_t size;		/* 0: the end */
 };
 
+/* To be closed also if this fails */
 int gmem_io_open(struct gmem_io *io, const struct gmem_io_order *order);
 /* false: the caller has still completions to hand over, and then to call again */
 bool gmem_io_close(struct gmem_io *io);
@@ -126,6 +127,8 @@ int gmem_io_poll_fd(const struct gmem_io *io, int16_t *ret_events);
 /* Reading: the next piece, which stays until it is taken */
 int gmem_io_next(struct gmem_io *io, bool wait, struct gmem_io_piece *ret);
 void gmem_io_take(struct gmem_io *io);
+/* From @position again, once nothing is under way any more */
+int gmem_io_rewind(struct gmem_io *io, uint64_t position, bool wait);
 
 /* Writing: room for a unit; what was put there; until all is written */
 int gmem_io_space(struct gmem_io *io, bool wait, char **ret);
@@ -616,10 +619,24 @@ struct gmem_held {
 	bool in_file;
 };
 
+/* A region, or as much of it as was asked for */
+struct gmem_hold_region {
+	uint64_t gpa;
+	uint64_t size;
+	uint32_t backing;
+};
+
+/* All in GPA order */
 struct gmem_hold {
-	struct gmem_held *all;	/* in GPA order */
+	struct gmem_held *all;		/* shared memory, with leases */
 	size_t count;
-	bool fast;		/* pages that cannot be reached are recovered from */
+	struct gmem_hold_region *regions;
+	size_t region_count;
+	struct gmem_part *privates;	/* in these regions: what cannot be held */
+	size_t private_count;
+	struct gmem_lease **leases;
+	size_t lease_count;
+	bool fast;			/* pages that cannot be reached are recovered from */
 };
 
 struct gmem_stored {
@@ -630,9 +647,12 @@ struct gmem_stored {
 bool gmem_is_zero(const void *bytes, size_t size);
 
 /* The memory in [@start, @last], as it is until it is dropped */
-int gmem_hold_take(struct gmem_vm *vm, uint64_t start, uint64_t last,
-		      struct gmem_hold *ret);
+int gmem_hold_take(struct gmem_vm *vm, uint64_t start, uint64_t last, const char *holder,
+		   struct gmem_hold *ret);
 void gmem_hold_drop(struct gmem_hold *hold);
+bool gmem_hold_is_private(const struct gmem_hold *hold, uint64_t gpa);
+uint64_t gmem_hold_bytes(const struct gmem_hold *hold);
+uint64_t gmem_hold_private_bytes(const struct gmem_hold *hold);
 /* NULL: none of it is there */
 const struct gmem_held *gmem_hold_at(const struct gmem_hold *hold, uint64_t gpa);
 /* Bytes from @gpa on without a hole */
@@ -645,32 +665,28 @@ int gmem_hold_store(const struct gmem_hold *hold, uint64_t gpa, const char *byte
 /* ---- transfer: between files and guest memory ---- */
 
 struct gmem_transfer {
-	struct gmem_vm *vm;
+	struct gmem_vm *vm;		/* NULL: an image that is only looked at */
 	struct gmem_transfer_opts opts;
 	struct gmem_hold hold;
 	struct gmem_io io;
 	/* 0, -EAGAIN, or an errno that calling again may not meet again */
 	int (*step)(struct gmem_transfer *transfer, bool wait);
 	void (*end)(struct gmem_transfer *transfer);
+	void *state;			/* of the step's; zero at first, freed at the end */
 	uint64_t done, total;
 	struct gmem_stored bytes;
 	uint64_t private_bytes;
 	bool is_done;
-	union {
-		struct {
-			uint64_t gpa;
-			uint64_t offset;
-		} load;
-	};
 };
 
 int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t flags,
 			struct gmem_transfer_opts *ret);
 int gmem_transfer_look_at(const struct gmem_transfer_opts *opts, int fd, bool writing,
 			  uint64_t offset, struct gmem_io_order *ret);
+/* Without memory and file yet */
 int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
-		      const struct gmem_io_order *order, struct gmem_transfer **ret);
-int gmem_transfer_fail_io(const struct gmem_transfer *transfer, uint64_t offset, int err);
+		      size_t state_size, struct gmem_transfer **ret);
+int gmem_transfer_fail_io(const struct gmem_transfer *transfer, int err);
 int gmem_transfer_run(int err, struct gmem_transfer *transfer, struct gmem_transfer_result *ret);
 
 /* ---- numa ---- */

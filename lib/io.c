@@ -56,7 +56,10 @@ static void open_direct(struct gmem_io *io, const struct gmem_io_order *order)
 {
 	int flags = O_DIRECT | (io->writing ? O_WRONLY : O_RDONLY);
 
-	if (order->no_direct || io->serial || !io->ring || order->position % BLOCK)
+	if (order->no_direct || io->serial || !io->ring)
+		return;
+	/* Whole units begin where they begin. */
+	if ((io->writing || io->whole) && order->position % BLOCK)
 		return;
 
 	io->direct_fd = gmem_sys_reopen(io->fd, flags);
@@ -86,7 +89,10 @@ static uint32_t useful_depth(const struct gmem_io_order *order)
 {
 	uint64_t depth = order->depth ? order->depth : GMEM_IO_DEPTH, need;
 
-	if (!order->kind.has_offsets && depth > SERIAL_DEPTH)
+	/* What follows an image in a pipe is not ours to read ahead. */
+	if (!order->kind.has_offsets && order->whole)
+		depth = 1;
+	else if (!order->kind.has_offsets && depth > SERIAL_DEPTH)
 		depth = SERIAL_DEPTH;
 	if (order->end > order->position) {
 		need = (order->end - order->position - 1) / GMEM_IO_UNIT + 2;
@@ -97,8 +103,6 @@ static uint32_t useful_depth(const struct gmem_io_order *order)
 
 int gmem_io_open(struct gmem_io *io, const struct gmem_io_order *order)
 {
-	int err;
-
 	*io = (struct gmem_io){
 		.fd = order->fd,
 		.direct_fd = -1,
@@ -122,10 +126,7 @@ int gmem_io_open(struct gmem_io *io, const struct gmem_io_order *order)
 		io->depth = 1;
 
 	open_direct(io, order);
-	err = map_staging(io);
-	if (err)
-		gmem_io_close(io);
-	return err;
+	return map_staging(io);
 }
 
 static bool cancel_flying(struct gmem_io *io)
@@ -380,7 +381,7 @@ static bool is_cached(const struct gmem_io *io, uint64_t start, uint64_t size)
 static void assign(struct gmem_io *io)
 {
 	struct gmem_io_buffer *buffer = nth(io, io->count);
-	uint64_t skip = io->serial ? 0 : io->position % BLOCK;
+	uint64_t skip = io->direct_fd >= 0 ? io->position % BLOCK : 0;
 	uint64_t size = GMEM_IO_UNIT - skip;
 
 	if (io->sparse && io->stretch_end - io->position < size)
@@ -483,6 +484,25 @@ void gmem_io_take(struct gmem_io *io)
 		io->ended |= buffer->done < buffer->skip + buffer->wanted;
 	}
 	pop(io);
+}
+
+int gmem_io_rewind(struct gmem_io *io, uint64_t position, bool wait)
+{
+	int err = 0;
+
+	while (io->flying && err >= 0) {
+		err = reap(io, wait);
+		if (err == 0)
+			return -EAGAIN;
+	}
+	if (err < 0)
+		return err;
+
+	while (io->count)
+		pop(io);
+	io->ended = false;
+	io->position = position;
+	return 0;
 }
 
 /* ---- writing ---- */

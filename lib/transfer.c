@@ -65,21 +65,21 @@ int gmem_transfer_look_at(const struct gmem_transfer_opts *opts, int fd, bool wr
 }
 
 int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
-		      const struct gmem_io_order *order, struct gmem_transfer **ret)
+		      size_t state_size, struct gmem_transfer **ret)
 {
 	struct gmem_transfer *transfer = calloc(1, sizeof(*transfer));
-	int err;
+	void *state = calloc(1, state_size);
 
-	if (!transfer)
+	if (!transfer || !state) {
+		free(transfer);
+		free(state);
 		return gmem_fail(-ENOMEM, "no memory for a transfer");
+	}
 
 	transfer->vm = vm;
 	transfer->opts = *opts;
-	err = gmem_io_open(&transfer->io, order);
-	if (err) {
-		free(transfer);
-		return err;
-	}
+	transfer->io.direct_fd = -1;
+	transfer->state = state;
 	*ret = transfer;
 	return 0;
 }
@@ -95,6 +95,7 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer)
 
 	if (transfer->end)
 		transfer->end(transfer);
+	free(transfer->state);
 	gmem_hold_drop(&transfer->hold);
 	free(transfer);
 	return 0;
@@ -102,12 +103,14 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer)
 
 /* ---- steps ---- */
 
-int gmem_transfer_fail_io(const struct gmem_transfer *transfer, uint64_t offset, int err)
+int gmem_transfer_fail_io(const struct gmem_transfer *transfer, int err)
 {
+	const struct gmem_io *io = &transfer->io;
+
 	if (err == -EAGAIN)
 		return err;
-	return gmem_fail(err, "%s fd %d at offset 0x%" PRIx64 ": %s",
-			 transfer->io.writing ? "writing" : "reading", transfer->io.fd, offset,
+	return gmem_fail(err, "%s fd %d, after 0x%" PRIx64 " bytes: %s",
+			 io->writing ? "writing" : "reading", io->fd, io->file_bytes,
 			 gmem_errno_name(err));
 }
 
@@ -226,15 +229,24 @@ int gmem_transfer_run(int err, struct gmem_transfer *transfer, struct gmem_trans
 
 /* ---- load ---- */
 
-/* The file is at an offset, the guest at a gpa; both go on together. */
+/* Both go on with what is done. */
+struct load {
+	uint64_t gpa;
+	uint64_t offset;
+};
+
 static uint64_t gpa_now(const struct gmem_transfer *transfer)
 {
-	return transfer->load.gpa + transfer->done;
+	const struct load *load = transfer->state;
+
+	return load->gpa + transfer->done;
 }
 
 static uint64_t offset_now(const struct gmem_transfer *transfer)
 {
-	return transfer->load.offset + transfer->done;
+	const struct load *load = transfer->state;
+
+	return load->offset + transfer->done;
 }
 
 static int load_hole(struct gmem_transfer *transfer, uint64_t size)
@@ -262,8 +274,8 @@ static int load_end(struct gmem_transfer *transfer)
 	if (transfer->io.only_holes)
 		return load_hole(transfer, left);
 	return gmem_fail(-ENODATA, "the file ends 0x%" PRIx64 " bytes after offset 0x%" PRIx64
-			 ", 0x%" PRIx64 " were asked for", transfer->done, transfer->load.offset,
-			 transfer->total);
+			 ", 0x%" PRIx64 " were asked for", transfer->done,
+			 offset_now(transfer) - transfer->done, transfer->total);
 }
 
 static int load_step(struct gmem_transfer *transfer, bool wait)
@@ -273,7 +285,7 @@ static int load_step(struct gmem_transfer *transfer, bool wait)
 
 	err = gmem_io_next(&transfer->io, wait, &piece);
 	if (err)
-		return gmem_transfer_fail_io(transfer, offset_now(transfer), err);
+		return gmem_transfer_fail_io(transfer, err);
 	if (piece.size == 0)
 		return load_end(transfer);
 	if (piece.offset > offset_now(transfer))
@@ -305,9 +317,9 @@ static int find_size(const struct gmem_io_order *order, uint64_t asked, uint64_t
 	return 0;
 }
 
-static int hold_target(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
-		       struct gmem_hold *ret)
+static int hold_target(struct gmem_transfer *transfer, uint64_t gpa, uint64_t size)
 {
+	struct gmem_hold *hold = &transfer->hold;
 	uint64_t reach;
 	int err;
 
@@ -315,25 +327,27 @@ static int hold_target(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		return gmem_fail(-EINVAL, "gpa 0x%" PRIx64 " + size 0x%" PRIx64 " wraps around", gpa,
 				 size);
 
-	err = gmem_hold_take(vm, gpa, size ? gpa + size - 1 : UINT64_MAX, ret);
+	err = gmem_hold_take(transfer->vm, gpa, size ? gpa + size - 1 : UINT64_MAX, "gmem_vm_load",
+			     hold);
 	if (err)
 		return err;
 
-	reach = gmem_hold_reach(ret, gpa);
-	if (reach < size || reach == 0) {
-		gmem_hold_drop(ret);
-		return gmem_fail(-ENOENT, "there is no memory at gpa 0x%" PRIx64 ", 0x%" PRIx64
+	reach = gmem_hold_reach(hold, gpa);
+	if (reach >= size && reach > 0)
+		return 0;
+	if (gmem_hold_is_private(hold, gpa + reach))
+		return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " is private, 0x%" PRIx64
 				 " bytes were to go to gpa 0x%" PRIx64, gpa + reach, size, gpa);
-	}
-	return 0;
+	return gmem_fail(-ENOENT, "there is no memory at gpa 0x%" PRIx64 ", 0x%" PRIx64
+			 " bytes were to go to gpa 0x%" PRIx64, gpa + reach, size, gpa);
 }
 
 GMEM_API int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
 				uint64_t size, const struct gmem_transfer_opts *user_opts,
 				struct gmem_transfer **ret)
 {
+	struct gmem_transfer *transfer;
 	struct gmem_transfer_opts opts;
-	struct gmem_hold hold;
 	struct gmem_io_order order;
 	uint64_t total;
 	int err;
@@ -349,22 +363,24 @@ GMEM_API int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, int fd, uint64
 	if (!err)
 		err = find_size(&order, size, &total);
 	if (!err)
-		err = hold_target(vm, gpa, total, &hold);
+		err = gmem_transfer_new(vm, &opts, sizeof(struct load), &transfer);
 	if (err)
 		return err;
 
 	order.sparse = true;
 	order.end = total ? offset + total : order.kind.has_size ? offset : UINT64_MAX;
-	err = gmem_transfer_new(vm, &opts, &order, ret);
+	err = hold_target(transfer, gpa, total);
+	if (!err)
+		err = gmem_io_open(&transfer->io, &order);
 	if (err) {
-		gmem_hold_drop(&hold);
+		gmem_transfer_free(transfer);
 		return err;
 	}
-	(*ret)->hold = hold;
-	(*ret)->step = load_step;
-	(*ret)->total = total;
-	(*ret)->load.gpa = gpa;
-	(*ret)->load.offset = offset;
+
+	*(struct load *)transfer->state = (struct load){ .gpa = gpa, .offset = offset };
+	transfer->step = load_step;
+	transfer->total = total;
+	*ret = transfer;
 	return 0;
 }
 

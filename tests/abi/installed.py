@@ -86,6 +86,7 @@ def exactly_the_expected_files_are_installed():
         "share/man/man1/gmem-probe.1",
         "share/man/man1/gmem-show.1",
         "share/man/man5/gmem-dump.5",
+        "share/man/man5/gmem-image.5",
         "share/man/man7/gmem.7",
         *(f"share/man/man3/{name}.3" for name in section3()),
     ]), "installed files")

@@ -1,0 +1,847 @@
+/* SPDX-License-Identifier: MIT */
+/* Images: what was saved comes back bit for bit, and everything else is refused */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "image.h"
+#include "internal.h"
+#include "unit.h"
+
+#define MIB ((uint64_t)1 << 20)
+
+/* Three regions: two that touch, a hole, and one of host memory */
+#define LOW_PAGES 300
+#define HIGH_PAGES 400
+#define HOST_PAGE 2000
+#define HOST_PAGES 64
+
+struct guest {
+	struct unit unit;
+	struct gmem_plan *host;
+	struct gmem_region *regions[3];
+};
+
+static void add_regions(struct guest *g)
+{
+	uint64_t scale = 4096 < g->unit.page ? g->unit.page / 4096 : 1;
+
+	g->host = unit_plan(&g->unit, GMEM_BACKING_HOST);
+	g->regions[0] = unit_region(&g->unit, 16, LOW_PAGES / scale, NULL);
+	g->regions[1] = unit_region(&g->unit, 16 + LOW_PAGES / scale, HIGH_PAGES / scale, NULL);
+	g->regions[2] = unit_region(&g->unit, HOST_PAGE, HOST_PAGES / scale, g->host);
+}
+
+static void begin_on(struct guest *g, const char *kernel)
+{
+	memset(g, 0, sizeof(*g));
+	unit_begin_vm(&g->unit, kernel);
+	add_regions(g);
+}
+
+static void begin(struct guest *g)
+{
+	begin_on(g, "6.18");
+}
+
+static void end(struct guest *g)
+{
+	gmem_plan_free(g->host);
+	unit_end(&g->unit);
+}
+
+/* The same machine anew, with nothing in it */
+static void reboot(struct guest *g)
+{
+	for (size_t i = 0; i < 3; i++)
+		assert_ok(gmem_region_remove(g->regions[i]));
+	gmem_plan_free(g->host);
+	add_regions(g);
+}
+
+static uint64_t total(const struct guest *g)
+{
+	uint64_t size = 0;
+
+	for (size_t i = 0; i < 3; i++)
+		size += gmem_region_size(g->regions[i]);
+	return size;
+}
+
+/* What is in the guest, as @seed has it: in each page nothing, a little, or much */
+static void expected_page(unsigned seed, size_t region, uint64_t page, char *bytes)
+{
+	unsigned x = (unsigned)(page * 2654435761u) ^ (unsigned)region * 977 ^ seed * 31337;
+
+	memset(bytes, 0, 4096);
+	x = (x ^ x >> 15) * 2246822519u;
+	if (x % 4 == 1)
+		bytes[(x >> 4) % 4096] = (char)(1 + (x >> 20) % 100);
+	for (unsigned i = 0; i < 4096 && x % 4 > 1; i++)
+		bytes[i] = (char)(x >> (i % 24));
+}
+
+static void fill(struct guest *g, unsigned seed)
+{
+	char bytes[4096];
+
+	for (size_t i = 0; i < 3; i++)
+		for (uint64_t at = 0; at < gmem_region_size(g->regions[i]); at += 4096) {
+			expected_page(seed, i, at / 4096, bytes);
+			if (!gmem_is_zero(bytes, 4096))
+				memcpy((char *)gmem_region_hva(g->regions[i]) + at, bytes, 4096);
+		}
+}
+
+static void check(struct guest *g, unsigned seed)
+{
+	char bytes[4096];
+
+	for (size_t i = 0; i < 3; i++)
+		for (uint64_t at = 0; at < gmem_region_size(g->regions[i]); at += 4096) {
+			expected_page(seed, i, at / 4096, bytes);
+			assert_memory_equal((char *)gmem_region_hva(g->regions[i]) + at, bytes, 4096);
+		}
+}
+
+static void soil(struct guest *g, int byte)
+{
+	for (size_t i = 0; i < 3; i++)
+		memset(gmem_region_hva(g->regions[i]), byte, gmem_region_size(g->regions[i]));
+}
+
+static uint64_t allocated(struct guest *g)
+{
+	uint64_t bytes, sum = 0;
+
+	for (size_t i = 0; i < 2; i++) {
+		assert_ok(gmem_side_resident(g->regions[i], GMEM_SIDE_SHARED, 0,
+					     gmem_region_size(g->regions[i]), &bytes));
+		sum += bytes;
+	}
+	return sum;
+}
+
+static int new_file(void)
+{
+	int fd = memfd_create("image", MFD_CLOEXEC);
+
+	assert_true(fd >= 0);
+	return fd;
+}
+
+static uint64_t size_of(int fd)
+{
+	return (uint64_t)lseek(fd, 0, SEEK_END);
+}
+
+/* An image of a guest filled with @seed */
+static int saved(struct guest *g, unsigned seed)
+{
+	int fd = new_file();
+
+	fill(g, seed);
+	assert_ok(gmem_vm_save(g->unit.vm, fd, NULL, NULL));
+	return fd;
+}
+
+/* ---- there and back ---- */
+
+static void every_way_gives_the_same_bytes(void **state)
+{
+	static const struct {
+		uint64_t flags, most, offset;
+		enum fake_direct direct;
+		uint32_t depth;
+		int io_uring;
+	} ways[] = {
+		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, 0 },
+		{ 0, 0, 0, FAKE_DIRECT_NEVER, 1, 0 },
+		{ 0, 0, 8192, FAKE_DIRECT_LIE, 2, 0 },
+		{ 0, 30000, 777, FAKE_DIRECT_DISK, 0, 0 },
+		{ 0, 4096, 4096, FAKE_DIRECT_DISK, 3, 0 },
+		{ GMEM_TRANSFER_NO_RING, 0, 0, FAKE_DIRECT_DISK, 0, 0 },
+		{ GMEM_TRANSFER_NO_RING, 1000, 512, FAKE_DIRECT_DISK, 0, 0 },
+		{ GMEM_TRANSFER_NO_DIRECT, 0, 0, FAKE_DIRECT_DISK, 32, 0 },
+		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, -EPERM },
+	};
+
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_SIZE(ways); i++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = ways[i].flags, .depth = ways[i].depth,
+			  .image_offset = ways[i].offset);
+		struct gmem_transfer_result out = { .size = sizeof(out) }, in = out, seen = out;
+		struct guest g;
+		int fd = new_file();
+
+		begin(&g);
+		fill(&g, i);
+		fake.io_uring = ways[i].io_uring;
+		fake_set_direct(ways[i].direct);
+		fake_shorten_io(ways[i].most);
+
+		assert_ok(gmem_vm_save(g.unit.vm, fd, &opts, &out));
+		assert_int_equal(out.data_bytes + out.zero_bytes, total(&g));
+		assert_int_equal(out.file_bytes + ways[i].offset, size_of(fd));
+		assert_int_equal(out.engine, ways[i].io_uring || ways[i].flags & GMEM_TRANSFER_NO_RING
+						     ? GMEM_ENGINE_PLAIN : GMEM_ENGINE_IO_URING);
+		check(&g, i);
+		assert_ok(gmem_image_verify(fd, &opts, &seen));
+		assert_int_equal(seen.data_bytes, out.data_bytes);
+		assert_int_equal(seen.zero_bytes, out.zero_bytes);
+
+		reboot(&g);
+		assert_ok(gmem_vm_restore(g.unit.vm, fd, &opts, &in));
+		assert_int_equal(in.data_bytes, out.data_bytes);
+		assert_int_equal(in.zero_bytes, out.zero_bytes);
+		check(&g, i);
+
+		soil(&g, 0x55);
+		opts.flags |= GMEM_TRANSFER_VERIFY;
+		assert_ok(gmem_vm_restore(g.unit.vm, fd, &opts, &in));
+		assert_int_equal(in.data_bytes, out.data_bytes);
+		check(&g, i);
+		close(fd);
+		end(&g);
+	}
+}
+
+static void neither_way_makes_the_guest_grow(void **state)
+{
+	struct guest g;
+	uint64_t before;
+	int fd;
+
+	(void)state;
+	begin(&g);
+	fill(&g, 3);
+	before = allocated(&g);
+	assert_true(before < total(&g));
+	fd = new_file();
+	assert_ok(gmem_vm_save(g.unit.vm, fd, NULL, NULL));
+	assert_int_equal(allocated(&g), before);
+	assert_true(size_of(fd) < before + 64 * 4096);
+
+	reboot(&g);
+	assert_ok(gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
+	assert_int_equal(allocated(&g), before);
+	check(&g, 3);
+	close(fd);
+	end(&g);
+}
+
+static void an_empty_guest_is_an_image_too(void **state)
+{
+	struct gmem_transfer_result result = { .size = sizeof(result) };
+	struct unit unit;
+	struct guest g;
+	int fd = new_file(), none = new_file();
+
+	(void)state;
+	begin(&g);
+	assert_ok(gmem_vm_save(g.unit.vm, fd, NULL, &result));
+	assert_int_equal(result.data_bytes, 0);
+	assert_int_equal(size_of(fd), 3 * 4096);
+	soil(&g, 9);
+	assert_ok(gmem_vm_restore(g.unit.vm, fd, NULL, &result));
+	for (size_t i = 0; i < 3; i++)
+		assert_true(gmem_is_zero(gmem_region_hva(g.regions[i]), gmem_region_size(g.regions[i])));
+	end(&g);
+
+	/* and without any memory at all */
+	unit_begin_vm(&unit, "6.18");
+	assert_ok(gmem_vm_save(unit.vm, none, NULL, &result));
+	assert_ok(gmem_vm_restore(unit.vm, none, NULL, &result));
+	assert_int_equal(gmem_vm_restore(unit.vm, fd, NULL, NULL), -ENOENT);
+	close(fd);
+	close(none);
+	unit_end(&unit);
+}
+
+struct mover {
+	int from, to;
+};
+
+/* What is at the other end of a pipe, and knows nothing of the library */
+static void *move_all(void *data)
+{
+	const struct mover *mover = data;
+	static __thread char buf[65536];
+	ssize_t n;
+
+	while ((n = read(mover->from, buf, sizeof(buf))) > 0)
+		if (write(mover->to, buf, (size_t)n) != n)
+			break;
+	return NULL;
+}
+
+static void a_pipe_carries_an_image_and_what_follows(void **state)
+{
+	static const uint64_t flags[] = { 0, GMEM_TRANSFER_NO_RING };
+
+	(void)state;
+	for (size_t i = 0; i < 2; i++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = flags[i]);
+		struct mover mover;
+		pthread_t thread;
+		struct guest g;
+		char after[6];
+		int ends[2], image = new_file();
+
+		begin(&g);
+		fill(&g, 40);
+		assert_int_equal(pipe(ends), 0);
+		mover = (struct mover){ ends[0], image };
+		assert_int_equal(pthread_create(&thread, NULL, move_all, &mover), 0);
+		assert_ok(gmem_vm_save(g.unit.vm, ends[1], &opts, NULL));
+		close(ends[1]);
+		pthread_join(thread, NULL);
+		close(ends[0]);
+
+		soil(&g, 1);
+		assert_int_equal(write(image, "after", 6), 6);
+		assert_int_equal(lseek(image, 0, SEEK_SET), 0);
+		assert_int_equal(pipe(ends), 0);
+		mover = (struct mover){ image, ends[1] };
+		assert_int_equal(pthread_create(&thread, NULL, move_all, &mover), 0);
+		/* the pipe stays open: only the image itself says where it ends */
+		assert_ok(gmem_vm_restore(g.unit.vm, ends[0], &opts, NULL));
+		check(&g, 40);
+		assert_int_equal(read(ends[0], after, 6), 6);
+		assert_string_equal(after, "after");
+		pthread_join(thread, NULL);
+		close(ends[0]);
+		close(ends[1]);
+		close(image);
+		end(&g);
+	}
+}
+
+static void regions_may_be_cut_and_backed_otherwise(void **state)
+{
+	struct gmem_region *region;
+	struct unit unit;
+	struct guest g;
+	int fd;
+
+	(void)state;
+	begin(&g);
+	fd = saved(&g, 5);
+	end(&g);
+
+	unit_begin_vm(&unit, "6.18");
+	{
+		struct gmem_plan *host = unit_plan(&unit, GMEM_BACKING_HOST);
+		char bytes[4096];
+
+		region = unit_region(&unit, 16, LOW_PAGES + HIGH_PAGES, host);
+		unit_region(&unit, HOST_PAGE, HOST_PAGES, NULL);
+		assert_ok(gmem_vm_restore(unit.vm, fd, NULL, NULL));
+		for (uint64_t page = 0; page < LOW_PAGES + HIGH_PAGES; page++) {
+			expected_page(5, page >= LOW_PAGES, page - (page >= LOW_PAGES ? LOW_PAGES : 0), bytes);
+			assert_memory_equal((char *)gmem_region_hva(region) + page * 4096, bytes, 4096);
+		}
+		gmem_plan_free(host);
+	}
+	close(fd);
+	unit_end(&unit);
+}
+
+static void another_page_size_reads_it_too(void **state)
+{
+	struct gmem_region *region;
+	struct unit unit;
+	char *bytes = calloc(1, 4 * 65536);
+	int fd = new_file();
+
+	(void)state;
+	/* from 64K pages ... */
+	unit_begin(&unit, "6.18");
+	fake_set_page_size(65536);
+	unit.page = 65536;
+	{
+		GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps);
+
+		assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
+	}
+	region = unit_region(&unit, 1, 4, NULL);
+	for (unsigned i = 70000; i < 150000; i += 3)
+		bytes[i] = (char)i;
+	memcpy(gmem_region_hva(region), bytes, 4 * 65536);
+	assert_ok(gmem_vm_save(unit.vm, fd, NULL, NULL));
+	unit_end(&unit);
+
+	/* ... to 4K, and back */
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region(&unit, 16, 64, NULL);
+	assert_ok(gmem_vm_restore(unit.vm, fd, NULL, NULL));
+	assert_memory_equal(gmem_region_hva(region), bytes, 4 * 65536);
+	assert_int_equal(ftruncate(fd, 0), 0);
+	assert_ok(gmem_vm_save(unit.vm, fd, NULL, NULL));
+	unit_end(&unit);
+
+	unit_begin(&unit, "6.18");
+	fake_set_page_size(65536);
+	unit.page = 65536;
+	{
+		GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps);
+
+		assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
+	}
+	region = unit_region(&unit, 1, 4, NULL);
+	assert_ok(gmem_vm_restore(unit.vm, fd, NULL, NULL));
+	assert_memory_equal(gmem_region_hva(region), bytes, 4 * 65536);
+	close(fd);
+	free(bytes);
+	unit_end(&unit);
+}
+
+/* ---- in steps ---- */
+
+static void steps_never_wait_and_may_be_few(void **state)
+{
+	struct gmem_transfer *transfer;
+	struct guest g;
+	int fd = new_file(), ret;
+
+	(void)state;
+	begin(&g);
+	fill(&g, 8);
+	for (unsigned steps = 0; steps < 5; steps++) {
+		assert_ok(gmem_vm_save_begin(g.unit.vm, fd, NULL, &transfer));
+		for (unsigned i = 0; i < steps; i++)
+			assert_true(gmem_transfer_step(transfer, 0) >= 0);
+		assert_ok(gmem_transfer_free(transfer));
+	}
+	assert_ok(gmem_vm_save_begin(g.unit.vm, fd, NULL, &transfer));
+	while ((ret = gmem_transfer_step(transfer, 0)) > 0)
+		;
+	assert_int_equal(ret, 0);
+	assert_ok(gmem_transfer_free(transfer));
+
+	reboot(&g);
+	assert_ok(gmem_vm_restore_begin(g.unit.vm, fd, NULL, &transfer));
+	while ((ret = gmem_transfer_step(transfer, 0)) > 0)
+		;
+	assert_int_equal(ret, 0);
+	assert_ok(gmem_transfer_free(transfer));
+	check(&g, 8);
+	close(fd);
+	end(&g);
+}
+
+static void a_full_disk_is_waited_for_and_gone_on_with(void **state)
+{
+	static const struct { enum fake_call call; uint64_t flags; } cases[] = {
+		{ FAKE_RING_RESULT, 0 }, { FAKE_WRITE_AT, GMEM_TRANSFER_NO_RING },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = cases[i].flags);
+		struct gmem_transfer *transfer;
+		struct guest g;
+		int fd = new_file(), ret;
+
+		begin(&g);
+		fill(&g, 9);
+		assert_ok(gmem_vm_save_begin(g.unit.vm, fd, &opts, &transfer));
+		fake_fail_kind(cases[i].call, 1, 1, -ENOSPC);
+		while ((ret = gmem_transfer_step(transfer, 1)) > 0)
+			;
+		assert_int_equal(ret, -ENOSPC);
+		assert_non_null(strstr(gmem_last_error(), "ENOSPC"));
+		/* what is there now is no image */
+		assert_true(gmem_image_verify(fd, NULL, NULL) < 0);
+		while ((ret = gmem_transfer_step(transfer, 1)) > 0)
+			;
+		assert_int_equal(ret, 0);
+		assert_ok(gmem_transfer_free(transfer));
+
+		reboot(&g);
+		assert_ok(gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
+		check(&g, 9);
+		close(fd);
+		end(&g);
+	}
+}
+
+static int never(void *data, uint64_t done, uint64_t all)
+{
+	(void)data;
+	(void)done;
+	(void)all;
+	return 1;
+}
+
+static void callbacks_stop_both(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .progress = never);
+	struct guest g;
+	int fd;
+
+	(void)state;
+	begin(&g);
+	fd = saved(&g, 1);
+	assert_int_equal(gmem_vm_save(g.unit.vm, new_file(), &opts, NULL), -ECANCELED);
+	assert_int_equal(gmem_vm_restore(g.unit.vm, fd, &opts, NULL), -ECANCELED);
+	assert_int_equal(gmem_image_verify(fd, &opts, NULL), -ECANCELED);
+	close(fd);
+	end(&g);
+}
+
+static void every_call_may_fail_and_nothing_leaks(void **state)
+{
+	struct guest g;
+	int fd, ret;
+
+	(void)state;
+	begin(&g);
+	fd = saved(&g, 12);
+	for (unsigned n = 1;; n++) {
+		struct fake_snapshot *before = fake_snapshot();
+		bool struck;
+		int out = new_file();
+
+		fake_fail_call(n, -ENOMEM);
+		ret = gmem_vm_save(g.unit.vm, out, NULL, NULL);
+		struck = fake_fail_struck();
+		assert_true(fake_equal(before));
+		/* it is whole if the call says so, and only then */
+		assert_int_equal(gmem_image_verify(out, NULL, NULL) == 0, ret == 0);
+		close(out);
+		if (!struck)
+			break;
+	}
+	assert_int_equal(ret, 0);
+
+	for (unsigned n = 1;; n++) {
+		struct fake_snapshot *before = fake_snapshot();
+		bool struck;
+
+		soil(&g, 1);
+		fake_fail_call(n, -ENOMEM);
+		ret = gmem_vm_restore(g.unit.vm, fd, NULL, NULL);
+		struck = fake_fail_struck();
+		assert_true(fake_equal(before));
+		if (ret == 0)
+			check(&g, 12);
+		if (!struck)
+			break;
+	}
+	assert_int_equal(ret, 0);
+	close(fd);
+	end(&g);
+}
+
+/* ---- the target ---- */
+
+static void targets_that_differ_are_refused(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, leave, .flags = GMEM_TRANSFER_LEAVE_REST);
+	struct gmem_region *more;
+	struct guest g;
+	int fd;
+
+	(void)state;
+	begin(&g);
+	fd = saved(&g, 2);
+	more = unit_region(&g.unit, 4000, 3, NULL);
+	memset(gmem_region_hva(more), 7, 3 * 4096);
+	soil(&g, 3);
+	assert_refused(-EEXIST, "0xfa0000", gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
+	assert_int_equal(*(char *)gmem_region_hva(g.regions[0]), 3);
+	assert_ok(gmem_vm_restore(g.unit.vm, fd, &leave, NULL));
+	check(&g, 2);
+	assert_int_equal(*(char *)gmem_region_hva(more), 7);
+	assert_ok(gmem_region_remove(more));
+
+	assert_ok(gmem_region_remove(g.regions[2]));
+	assert_refused(-ENOENT, "0x7d0000", gmem_vm_restore(g.unit.vm, fd, &leave, NULL));
+	g.regions[2] = unit_region(&g.unit, HOST_PAGE, HOST_PAGES - 1, NULL);
+	assert_refused(-ENOENT, "0x80f000", gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
+	close(fd);
+	end(&g);
+}
+
+static void layouts_stand_still_meanwhile(void **state)
+{
+	struct gmem_transfer *transfer;
+	struct guest g;
+	int fd = new_file();
+
+	(void)state;
+	begin(&g);
+	fill(&g, 1);
+	assert_ok(gmem_vm_save_begin(g.unit.vm, fd, NULL, &transfer));
+	assert_refused(-EBUSY, "gmem_vm_save", gmem_region_remove(g.regions[0]));
+	assert_ok(gmem_transfer_free(transfer));
+	assert_ok(gmem_vm_restore_begin(g.unit.vm, fd, NULL, &transfer));
+	assert_refused(-EBUSY, "gmem_vm_restore", gmem_region_remove(g.regions[1]));
+	assert_ok(gmem_transfer_free(transfer));
+	close(fd);
+	end(&g);
+}
+
+static void what_is_private_is_declared_and_left_out(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, omit, .flags = GMEM_TRANSFER_OMIT_PRIVATE);
+	struct gmem_transfer_result result = { .size = sizeof(result) };
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	struct unit unit;
+	char *hva;
+	int fd = new_file();
+
+	(void)state;
+	unit_begin_vm(&unit, "7.3-swp-t1");
+	plan = unit_plan(&unit, GMEM_BACKING_PRIVATE);
+	region = unit_region(&unit, 0, 64, plan);
+	hva = gmem_region_hva(region);
+	memset(hva, 1, 64 * 4096);
+	assert_ok(gmem_vm_convert(unit.vm, 10 * 4096, 20 * 4096, GMEM_STATE_PRIVATE, NULL, NULL));
+
+	assert_refused(-EACCES, "0xa000", gmem_vm_save(unit.vm, fd, NULL, NULL));
+	assert_ok(gmem_vm_save(unit.vm, fd, &omit, &result));
+	assert_int_equal(result.private_bytes, 20 * 4096);
+	assert_int_equal(result.data_bytes, 44 * 4096);
+	assert_ok(gmem_image_verify(fd, NULL, &result));
+	assert_int_equal(result.private_bytes, 20 * 4096);
+
+	memset(hva, 2, 64 * 4096);
+	assert_refused(-EACCES, "private", gmem_vm_restore(unit.vm, fd, NULL, NULL));
+	assert_ok(gmem_vm_restore(unit.vm, fd, &omit, &result));
+	for (unsigned page = 0; page < 64; page++)
+		assert_int_equal(hva[page * 4096 + 5], page >= 10 && page < 30 ? 2 : 1);
+
+	/* what the image has as shared must be shared here, too */
+	assert_ok(gmem_vm_convert(unit.vm, 40 * 4096, 4096, GMEM_STATE_PRIVATE, NULL, NULL));
+	assert_refused(-EACCES, "0x28000", gmem_vm_restore(unit.vm, fd, &omit, NULL));
+	assert_refused(-EACCES, "private", gmem_vm_load(unit.vm, 35 * 4096, fd, 0, 8 * 4096, NULL, NULL));
+	close(fd);
+	gmem_plan_free(plan);
+	unit_end(&unit);
+}
+
+/* ---- damage ---- */
+
+static void no_block_can_be_missing(void **state)
+{
+	struct guest g;
+	uint64_t size;
+	int fd;
+
+	(void)state;
+	begin(&g);
+	fd = saved(&g, 6);
+	size = size_of(fd);
+	for (uint64_t cut = 0; cut < size; cut += cut % MIB < 16384 ? 2048 : 114688) {
+		int err;
+
+		assert_int_equal(ftruncate(fd, (off_t)size), 0);
+		assert_int_equal(ftruncate(fd, (off_t)cut), 0);
+		err = gmem_image_verify(fd, NULL, NULL);
+		assert_true(err == -ENODATA || err == -EBADMSG);
+		assert_int_equal(gmem_vm_restore(g.unit.vm, fd, NULL, NULL), err);
+		close(fd);
+		fill(&g, 6);
+		fd = saved(&g, 6);
+	}
+	close(fd);
+	end(&g);
+}
+
+static void no_bit_can_turn(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, verify, .flags = GMEM_TRANSFER_VERIFY);
+	struct guest g;
+	uint64_t size, at;
+	char old, new;
+	int fd;
+
+	(void)state;
+	begin(&g);
+	fd = saved(&g, 7);
+	size = size_of(fd);
+	soil(&g, 0x33);
+	for (at = 0; at < size; at += at % MIB < 200 ? 1 : 33331) {
+		assert_int_equal(pread(fd, &old, 1, (off_t)at), 1);
+		new = (char)(old ^ (1 << at % 8));
+		assert_int_equal(pwrite(fd, &new, 1, (off_t)at), 1);
+		assert_true(gmem_vm_restore(g.unit.vm, fd, &verify, NULL) < 0);
+		assert_int_equal(pwrite(fd, &old, 1, (off_t)at), 1);
+	}
+	/* none of it has touched the guest */
+	for (size_t i = 0; i < 3; i++)
+		for (at = 0; at < gmem_region_size(g.regions[i]); at++)
+			assert_int_equal(((char *)gmem_region_hva(g.regions[i]))[at], 0x33);
+	assert_ok(gmem_vm_restore(g.unit.vm, fd, &verify, NULL));
+	check(&g, 7);
+	close(fd);
+	end(&g);
+}
+
+static void an_older_image_underneath_does_not_show_through(void **state)
+{
+	struct guest g;
+	static char unit[IMAGE_UNIT];
+	int old, new;
+
+	(void)state;
+	begin(&g);
+	old = saved(&g, 1);
+	fill(&g, 1);
+	new = new_file();
+	assert_ok(gmem_vm_save(g.unit.vm, new, NULL, NULL));
+	/* the second unit of the new one never reached the disk */
+	assert_int_equal(pread(old, unit, sizeof(unit), IMAGE_UNIT), sizeof(unit));
+	assert_int_equal(pwrite(new, unit, sizeof(unit), IMAGE_UNIT), sizeof(unit));
+	assert_int_equal(gmem_image_verify(new, NULL, NULL), -EBADMSG);
+	assert_non_null(strstr(gmem_last_error(), "another image"));
+	close(old);
+	close(new);
+	end(&g);
+}
+
+/* With the right checksum: only what it says is wrong. */
+static void change(int fd, uint64_t at, void (*edit)(struct image_record *))
+{
+	static char unit[IMAGE_UNIT] __attribute__((aligned(4096)));
+	struct image_record *record = (void *)unit;
+
+	assert_true(pread(fd, unit, sizeof(unit), (off_t)at) >= (ssize_t)sizeof(*record));
+	edit(record);
+	record->checksum = gmem_image_checksum(record);
+	assert_int_equal(pwrite(fd, unit, record->size, (off_t)at), record->size);
+}
+
+static struct image_region *regions(struct image_record *r)
+{
+	return (void *)(r + 1);
+}
+
+static struct image_run *runs(struct image_record *r)
+{
+	return (void *)(r + 1);
+}
+
+static void later_version(struct image_record *r) { r->version = 2; }
+static void many_regions(struct image_record *r) { r->head.regions = UINT64_MAX; }
+static void more_regions(struct image_record *r) { r->head.regions = 4; }
+static void fewer_regions(struct image_record *r) { r->head.regions = 2; }
+static void many_privates(struct image_record *r) { r->head.privates = UINT64_MAX; }
+static void odd_page(struct image_record *r) { r->head.page_size = 4097; }
+static void other_number(struct image_record *r) { r->number++; }
+static void other_id(struct image_record *r) { r->id++; }
+static void other_kind(struct image_record *r) { r->kind[4] = 'X'; }
+static void reserved_field(struct image_record *r) { r->version = 1; }
+static void many_entries(struct image_record *r) { r->count = UINT32_MAX; }
+static void overlap(struct image_record *r) { regions(r)[1].gpa = regions(r)[0].gpa; }
+static void unaligned(struct image_record *r) { regions(r)[0].gpa++; }
+static void empty(struct image_record *r) { regions(r)[0].size = 0; }
+static void wraps(struct image_record *r) { regions(r)[2].size = 0 - regions(r)[2].gpa; }
+static void no_backing(struct image_record *r) { regions(r)[0].backing = 77; }
+static void larger_region(struct image_record *r) { regions(r)[2].size += 4096; }
+static void far_base(struct image_record *r) { r->data.base = UINT64_MAX - 4095; }
+static void other_base(struct image_record *r) { r->data.base += 4096 * 1500; }
+static void low_base(struct image_record *r) { r->data.base = 0; }
+static void odd_base(struct image_record *r) { r->data.base++; }
+static void far_run(struct image_record *r) { runs(r)[r->count - 1].first = UINT32_MAX; }
+static void long_run(struct image_record *r) { runs(r)[0].count = UINT32_MAX; }
+static void empty_run(struct image_record *r) { runs(r)[0].count = 0; }
+static void backward_run(struct image_record *r) { runs(r)[1].first = runs(r)[0].first; }
+static void fewer_runs(struct image_record *r) { r->count--; }
+
+static void lies_are_found_out(void **state)
+{
+	static const struct { uint64_t at; void (*edit)(struct image_record *); int err; } lies[] = {
+		{ 0, later_version, -EOPNOTSUPP }, { 0, many_regions, -EBADMSG },
+		{ 0, more_regions, -EBADMSG }, { 0, fewer_regions, -EBADMSG },
+		{ 0, many_privates, -EACCES }, { 0, odd_page, -EBADMSG }, { 0, other_number, -EBADMSG },
+		{ 0, other_id, -EBADMSG }, { 0, other_kind, -EBADMSG },
+		{ 4096, other_number, -EBADMSG }, { 4096, other_id, -EBADMSG },
+		{ 4096, other_kind, -EBADMSG }, { 4096, reserved_field, -EBADMSG },
+		{ 4096, many_entries, -EBADMSG }, { 4096, overlap, -EBADMSG },
+		{ 4096, unaligned, -EBADMSG }, { 4096, empty, -EBADMSG }, { 4096, wraps, -EBADMSG },
+		{ 4096, no_backing, -EBADMSG }, { 4096, larger_region, -ENOENT },
+		{ 8192, far_base, -EBADMSG }, { 8192, other_base, -EBADMSG }, { 8192, low_base, -EBADMSG },
+		{ 8192, odd_base, -EBADMSG }, { 8192, far_run, -EBADMSG }, { 8192, long_run, -EBADMSG },
+		{ 8192, empty_run, -EBADMSG }, { 8192, backward_run, -EBADMSG },
+		{ 8192, fewer_runs, -EBADMSG }, { 8192, many_entries, -EBADMSG },
+		{ 8192, other_number, -EBADMSG }, { 8192, reserved_field, -EBADMSG },
+	};
+	struct guest g;
+
+	(void)state;
+	begin(&g);
+	for (size_t i = 0; i < ARRAY_SIZE(lies); i++) {
+		int fd = saved(&g, 4);
+
+		change(fd, lies[i].at, lies[i].edit);
+		assert_int_equal(gmem_vm_restore(g.unit.vm, fd, NULL, NULL), lies[i].err);
+		close(fd);
+	}
+	end(&g);
+}
+
+static void other_files_are_no_images(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, far, .image_offset = 1 << 30);
+	GMEM_OPTS(gmem_transfer_opts, sync, .flags = GMEM_TRANSFER_SYNC);
+	GMEM_OPTS(gmem_transfer_opts, verify, .flags = GMEM_TRANSFER_VERIFY);
+	static char bytes[3 * 4096];
+	struct guest g;
+	int fd = new_file(), ends[2];
+
+	(void)state;
+	begin(&g);
+	assert_refused(-ENODATA, "0 records", gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
+	assert_refused(-ENODATA, "0 records", gmem_vm_restore(g.unit.vm, fd, &far, NULL));
+	assert_int_equal(write(fd, bytes, sizeof(bytes)), sizeof(bytes));
+	assert_refused(-EBADMSG, "does not begin", gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
+	memset(bytes, 'x', sizeof(bytes));
+	assert_int_equal(pwrite(fd, bytes, sizeof(bytes), 0), sizeof(bytes));
+	assert_refused(-EBADMSG, "does not begin", gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
+	assert_refused(-EINVAL, "bits", gmem_vm_restore(g.unit.vm, fd, &sync, NULL));
+	assert_refused(-EINVAL, "bits", gmem_vm_save(g.unit.vm, fd, &verify, NULL));
+	assert_refused(-EINVAL, "bits", gmem_image_verify(fd, &verify, NULL));
+	assert_int_equal(pipe(ends), 0);
+	assert_refused(-ESPIPE, "once", gmem_vm_restore(g.unit.vm, ends[0], &verify, NULL));
+	close(ends[0]);
+	close(ends[1]);
+	assert_int_equal(fcntl(fd, F_SETFL, O_APPEND), 0);
+	assert_refused(-EINVAL, "O_APPEND", gmem_vm_save(g.unit.vm, fd, NULL, NULL));
+	assert_refused(-EBADF, "EBADF", gmem_vm_save(g.unit.vm, -1, NULL, NULL));
+	close(fd);
+	end(&g);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_way_gives_the_same_bytes),
+		cmocka_unit_test(neither_way_makes_the_guest_grow),
+		cmocka_unit_test(an_empty_guest_is_an_image_too),
+		cmocka_unit_test(a_pipe_carries_an_image_and_what_follows),
+		cmocka_unit_test(regions_may_be_cut_and_backed_otherwise),
+		cmocka_unit_test(another_page_size_reads_it_too),
+		cmocka_unit_test(steps_never_wait_and_may_be_few),
+		cmocka_unit_test(a_full_disk_is_waited_for_and_gone_on_with),
+		cmocka_unit_test(callbacks_stop_both),
+		cmocka_unit_test(every_call_may_fail_and_nothing_leaks),
+		cmocka_unit_test(targets_that_differ_are_refused),
+		cmocka_unit_test(layouts_stand_still_meanwhile),
+		cmocka_unit_test(what_is_private_is_declared_and_left_out),
+		cmocka_unit_test(no_block_can_be_missing),
+		cmocka_unit_test(no_bit_can_turn),
+		cmocka_unit_test(an_older_image_underneath_does_not_show_through),
+		cmocka_unit_test(lies_are_found_out),
+		cmocka_unit_test(other_files_are_no_images),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
