@@ -71,17 +71,17 @@ static struct gmem_piece nth_piece(const struct granule *granule, uint64_t n)
 }
 
 /* The index, then one after the other: with pieces of 64 KiB the first is the one. */
-static struct gmem_piece piece_of_entry(const struct granule *granule, uint64_t gpa)
+static uint64_t find_in_entry(const struct granule *granule, uint64_t gpa)
 {
 	uint64_t n = granule->first[gpa >> SLICE_SHIFT & (SLICES - 1)];
 
 	while (granule->starts[n + 1] <= gpa)
 		n++;
-	return nth_piece(granule, n);
+	return n;
 }
 
 /* The last piece that starts at or below gpa, of any number of them */
-static struct gmem_piece piece_of_many(const struct granule *granule, uint64_t gpa)
+static uint64_t find_in_many(const struct granule *granule, uint64_t gpa)
 {
 	uint64_t low = 0, count = granule->count;
 
@@ -91,28 +91,44 @@ static struct gmem_piece piece_of_many(const struct granule *granule, uint64_t g
 		low = granule->starts[low + half] <= gpa ? low + half : low;
 		count -= half;
 	}
-	return nth_piece(granule, low);
+	return low;
 }
 
-struct gmem_piece gmem_table_piece(const struct gmem_table *table, uint64_t gpa)
+/* The granule with gpa, and which piece it is there; or NULL and the piece */
+static const struct granule *look_up(const struct gmem_table *table, uint64_t gpa, uint64_t *n,
+				     struct gmem_piece *piece)
 {
 	uint64_t gib = gpa >> GIB_SHIFT, entry;
 	const struct granule *granule;
 
 	if (gib >= table->gib_count) {
-		if (gib < MOST_GIBS)
-			return (struct gmem_piece){ CODE_HOLE, (gib << GIB_SHIFT) +
-						    (UINT64_C(1) << GIB_SHIFT) - 1 };
-		if (!full(table)->high)
-			return (struct gmem_piece){ CODE_HOLE, UINT64_MAX };
-		return piece_of_many(full(table)->high, gpa);
+		granule = gib < MOST_GIBS ? NULL : full(table)->high;
+		if (granule)
+			*n = find_in_many(granule, gpa);
+		else
+			*piece = (struct gmem_piece){
+				CODE_HOLE, gib < MOST_GIBS ? (gib << GIB_SHIFT) +
+							     (UINT64_C(1) << GIB_SHIFT) - 1
+							   : UINT64_MAX };
+		return granule;
 	}
 
 	entry = table->gibs[gib][gpa >> ENTRY_SHIFT & (ENTRIES - 1)];
 	granule = granule_of(entry);
 	if (granule)
-		return piece_of_entry(granule, gpa);
-	return (struct gmem_piece){ entry, gpa | (ENTRY_SIZE - 1) };
+		*n = find_in_entry(granule, gpa);
+	else
+		*piece = (struct gmem_piece){ entry, gpa | (ENTRY_SIZE - 1) };
+	return granule;
+}
+
+struct gmem_piece gmem_table_piece(const struct gmem_table *table, uint64_t gpa)
+{
+	struct gmem_piece piece;
+	uint64_t n;
+	const struct granule *granule = look_up(table, gpa, &n, &piece);
+
+	return granule ? nth_piece(granule, n) : piece;
 }
 
 int gmem_piece_error(struct gmem_piece piece)
@@ -188,11 +204,21 @@ static int add_piece(struct builder *builder, uint64_t start, uint64_t code)
 static int copy_pieces(struct builder *builder, const struct gmem_table *table, uint64_t start,
 		       uint64_t last, bool removed)
 {
+	const struct granule *granule = NULL;
+	struct gmem_piece piece;
+	uint64_t n = 0;
 	int err;
 
 	for (;;) {
-		struct gmem_piece piece = table ? gmem_table_piece(table, start)
-						: (struct gmem_piece){ CODE_HOLE, last };
+		/* Once found, the next of a granule is the next: it may have hundreds. */
+		if (granule && n + 1 < granule->count)
+			n++;
+		else if (table)
+			granule = look_up(table, start, &n, &piece);
+		else
+			piece = (struct gmem_piece){ CODE_HOLE, last };
+		if (granule)
+			piece = nth_piece(granule, n);
 
 		if (removed && piece.code != CODE_HOLE)
 			piece.code = CODE_REMOVED;
