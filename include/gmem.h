@@ -125,7 +125,8 @@ GMEM_API const char *gmem_version(void);
  *	shared memory beside it, ranges converted through VM attributes. The
  *	host cannot reach what is private.
  * @GMEM_BACKING_INPLACE: a guest_memfd converted in place. No released kernel
- *	has it: always refused, never imitated.
+ *	has it: refused, never imitated, unless struct gmem_vm_opts says how and
+ *	it works.
  *
  * The numbers are ABI. 0 means "none".
  */
@@ -194,7 +195,7 @@ enum gmem_cap {
 	GMEM_CAP_BIND,			/* it was bound to a memslot */
 	GMEM_CAP_HOST_ACCESS,		/* the host read and wrote it through a mapping */
 	GMEM_CAP_PRIVATE_MEMORY,	/* this VM has private memory */
-	GMEM_CAP_IN_PLACE,		/* attributes on the guest_memfd itself */
+	GMEM_CAP_IN_PLACE,		/* attributes on the guest_memfd; value: create flags */
 	GMEM_CAP_DIRTY_LOG,		/* a dirty log, for memslots without guest_memfd */
 	GMEM_CAP_ADDRESS_BITS,		/* value: bits of guest physical address */
 	GMEM_CAP_GUEST_USES_FILE,	/* a guest's loads and stores reach the bound file */
@@ -699,6 +700,26 @@ GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t s
  */
 typedef void (*gmem_log_fn)(void *data, int error, const char *message);
 
+/**
+ * struct gmem_inplace_opts - conversion in place, in the numbers of a kernel to come
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @request: number of the ioctl on a guest_memfd that sets attributes of a range
+ *	of it. Its struct is that of the proposal, 128 bytes: offset, size,
+ *	attributes, flags, error_offset, and zeros.
+ * @create_flags: what such a guest_memfd is made with
+ *
+ * The proposal was posted many times with changing numbers, and is in no released
+ * kernel; libgmem has none of them. Take them from the headers of the
+ * kernel that runs. gmem_vm_new() makes a page private and shared again, and
+ * looks whether the host reaches it: GMEM_CAP_IN_PLACE of gmem_vm_caps() then
+ * says yes, or no and why.
+ */
+struct gmem_inplace_opts {
+	size_t   size;
+	uint64_t request;
+	uint64_t create_flags;
+};
+
 /* Flags of struct gmem_vm_opts */
 #define GMEM_VM_NO_SELFTEST	(1ull << 0) /* as GMEM_CAPS_NO_SELFTEST */
 
@@ -710,6 +731,7 @@ typedef void (*gmem_log_fn)(void *data, int error, const char *message);
  *	NULL: one is made with gmem_caps_new().
  * @log: log callback, NULL for none
  * @log_data: passed to @log
+ * @inplace: how guest_memfds are converted in place here; NULL: they are not
  */
 struct gmem_vm_opts {
 	size_t   size;
@@ -717,6 +739,7 @@ struct gmem_vm_opts {
 	const struct gmem_caps *caps;
 	gmem_log_fn log;
 	void    *log_data;
+	const struct gmem_inplace_opts *inplace;
 };
 
 /**
@@ -1735,6 +1758,11 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  *   clocks, emulated instructions, page-table walks of emulation) go to that
  *   address even where the guest has made it private: so a guest can make KVM
  *   read and write the shared side, never what is private.
+ *
+ *   GMEM_BACKING_INPLACE has one memory, too: what the guest had shared is what it
+ *   has private, nothing is to be discarded, and each region takes a call of its
+ *   own. A page that somebody has pinned, without a lease, is -EBUSY after
+ *   the time a lease would be waited for.
  *
  *   A private file with GMEM_CREATE_MMAP is one memory, whatever the state,
  *   that the host cannot read: views give -EACCES for all of it, and nothing

@@ -243,10 +243,17 @@ static int check_users(const struct gmem_vm *vm, struct gmem_step *step)
 	err = gmem_lease_check(vm, region->gpa.start, region->gpa.size);
 	if (err)
 		return err;
-	if (step->kind == GMEM_STEP_MOVE && is_private_within(vm, region))
+	if (!is_private_within(vm, region))
+		return 0;
+	if (step->kind == GMEM_STEP_MOVE)
 		return gmem_fail(-EACCES,
 				 "the region at gpa 0x%" PRIx64
 				 " is private in part: what is private stays where it is",
+				 region->gpa.start);
+	if (step->kind == GMEM_STEP_REBIND && region->backing == GMEM_BACKING_INPLACE)
+		return gmem_fail(-EACCES,
+				 "the region at gpa 0x%" PRIx64
+				 " is private in part, in place: another file would not be",
 				 region->gpa.start);
 	return 0;
 }
@@ -452,7 +459,7 @@ static int share_again(const struct gmem_vm *vm, struct gmem_step *step)
 	int err;
 
 	while (gmem_set_next(&vm->privates, true, at, last, &part)) {
-		err = gmem_vm_set_private(vm, &part, false);
+		err = gmem_region_set_private(step->region, &part, false, 0);
 		if (err) {
 			step->failed = true;
 			return err;
@@ -475,7 +482,7 @@ static int make_private_again(struct gmem_vm *vm, struct gmem_step *step, int ca
 	while (at - start < step->shared_again &&
 	       gmem_set_next(&vm->privates, true, at, start + step->shared_again - 1, &part)) {
 		for (int tries = 0; tries < 3; tries++) {
-			undo_err = gmem_vm_set_private(vm, &part, true);
+			undo_err = gmem_region_set_private(step->region, &part, true, 0);
 			if (!undo_err)
 				break;
 		}

@@ -31,6 +31,7 @@ struct work {
 	uint64_t last;
 	uint32_t state;
 	bool to_private;
+	bool is_inplace;		/* some of it is: each file has attributes of its own */
 	bool is_done;			/* by somebody else: only the record is to be told */
 	struct gmem_range_map runs;	/* what changes, for listeners */
 	struct gmem_range *spare;	/* for the record */
@@ -57,14 +58,14 @@ static int check_region(const struct gmem_region *region, uint64_t gpa)
 		return gmem_fail(-ENOTRECOVERABLE,
 				 "the region at gpa 0x%" PRIx64 " lost its memslot; it can only be removed",
 				 region->gpa.start);
-	if (region->backing != GMEM_BACKING_PRIVATE)
+	if (region->backing != GMEM_BACKING_PRIVATE && region->backing != GMEM_BACKING_INPLACE)
 		return gmem_fail(-EOPNOTSUPP,
 				 "the memory at gpa 0x%" PRIx64 " has backing \"%s\": it cannot be converted",
 				 gpa, gmem_backing_name(region->backing));
 	return 0;
 }
 
-static int check_coverage(const struct work *work)
+static int check_coverage(struct work *work)
 {
 	const struct gmem_region *region;
 	uint64_t at = work->gpa;
@@ -73,6 +74,7 @@ static int check_coverage(const struct work *work)
 	for (;;) {
 		region = region_at(work->vm, at);
 		err = check_region(region, at);
+		work->is_inplace |= !err && region->backing == GMEM_BACKING_INPLACE;
 		if (err || region->gpa.start + region->gpa.size - 1 >= work->last)
 			return err;
 		at = region->gpa.start + region->gpa.size;
@@ -81,20 +83,32 @@ static int check_coverage(const struct work *work)
 
 /* ---- the kernel ---- */
 
+/* Attributes of the VM know no regions; those of files end with them. */
+static void cut_at_file(const struct work *work, struct gmem_part *run)
+{
+	const struct gmem_region *region = region_at(work->vm, run->start);
+	uint64_t last = region->gpa.start + region->gpa.size - 1;
+
+	if (work->is_inplace && last < run->last)
+		run->last = last;
+}
+
 /* The first run at or after @at that is not as it shall be, or that we are to do all the same */
 static bool next_run(const struct work *work, uint64_t at, struct gmem_part *ret)
 {
-	if (work->opts.flags & GMEM_CONVERT_ALL) {
+	if (work->opts.flags & GMEM_CONVERT_ALL)
 		*ret = (struct gmem_part){ at, work->last };
-		return true;
-	}
-	return gmem_set_next(&work->vm->privates, !work->to_private, at, work->last, ret);
+	else if (!gmem_set_next(&work->vm->privates, !work->to_private, at, work->last, ret))
+		return false;
+	cut_at_file(work, ret);
+	return true;
 }
 
 static int set_run(struct work *work, const struct gmem_part *run, bool to_private)
 {
 	work->result.ioctls++;
-	return gmem_vm_set_private(work->vm, run, to_private);
+	return gmem_region_set_private(region_at(work->vm, run->start), run, to_private,
+				       work->opts.wait_ms);
 }
 
 /* Back, from the first on: if that is refused, the part from there on is as was asked. */
@@ -273,7 +287,7 @@ static int discard_part(struct gmem_region *region, uint64_t gpa, uint64_t last,
 			uint64_t *done)
 {
 	*done = 0;
-	if (gmem_side_is_both(region))
+	if (region->backing == GMEM_BACKING_INPLACE || gmem_side_is_both(region))
 		return 0;
 	return gmem_side_discard(region, is_private ? GMEM_SIDE_SHARED : GMEM_SIDE_PRIVATE,
 				 gpa - region->gpa.start, last - gpa + 1, done);
@@ -318,6 +332,8 @@ static void discard(struct work *work)
 
 static void let_go_of_other_side(struct work *work)
 {
+	if (work->is_inplace)
+		return;
 	if (work->opts.discard == GMEM_DISCARD_NOW)
 		discard(work);
 	else if (work->opts.discard == GMEM_DISCARD_LATER)

@@ -371,6 +371,12 @@ void gmem_table_free(const struct gmem_table *table, const struct gmem_table *ke
 
 /* ---- vm ---- */
 
+/* How a guest_memfd is converted in place, once that was proven; request 0: it is not */
+struct gmem_inplace {
+	unsigned long request;
+	uint64_t create_flags;
+};
+
 struct gmem_vm {
 	pthread_mutex_t change_lock;	/* one change at a time; taken before lock */
 	pthread_mutex_t lock;		/* the books: everything below up to hvas */
@@ -378,6 +384,7 @@ struct gmem_vm {
 	bool has_default_plan;
 	struct gmem_caps caps;
 	struct gmem_plan default_plan;
+	struct gmem_inplace inplace;
 	gmem_log_fn log;
 	void *log_data;
 	struct gmem_slots slots;
@@ -411,6 +418,19 @@ void gmem_vm_wait_for_views(struct gmem_vm *vm);
 
 /* Tell the kernel, and try again within bounds; -errno and its sentence. Not the record. */
 int gmem_vm_set_private(const struct gmem_vm *vm, const struct gmem_part *part, bool to_private);
+
+/* The same for a part of a region, by the region's own way of backing */
+int gmem_region_set_private(const struct gmem_region *region, const struct gmem_part *part,
+			    bool to_private, uint32_t wait_ms);
+
+/* ---- inplace: attributes on the guest_memfd itself ---- */
+
+/* Try it in the VM and write the report's line; -EINVAL if the options cannot be right. */
+int gmem_inplace_prove(const struct gmem_inplace_opts *opts, int vm_fd,
+		       struct gmem_inplace *ret, struct gmem_line *line);
+/* Wait for pinned pages, then -EBUSY */
+int gmem_inplace_convert(const struct gmem_region *region, const struct gmem_part *part,
+			 bool to_private, uint32_t wait_ms);
 
 /* ---- lease: who uses a range; all with the VM's lock held ---- */
 

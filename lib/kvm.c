@@ -86,3 +86,18 @@ int gmem_kvm_set_attributes(int vm_fd, uint64_t gpa, uint64_t size, uint64_t att
 
 	return gmem_sys_ioctl(vm_fd, KVM_SET_MEMORY_ATTRIBUTES, &args);
 }
+
+int gmem_kvm_set_file_attributes(int gmemfd, unsigned long request, uint64_t offset,
+				 uint64_t size, uint64_t attributes, uint64_t *ret_error_offset)
+{
+	struct gmem_kvm_file_attributes args = {
+		.offset = offset,
+		.size = size,
+		.attributes = attributes,
+	};
+	int err = gmem_sys_ioctl(gmemfd, request, &args);
+
+	if (err)
+		*ret_error_offset = args.error_offset;
+	return err;
+}

@@ -38,4 +38,18 @@ int gmem_kvm_get_dirty_log(int vm_fd, uint32_t number, uint64_t *bitmap);
 /* mark gpas private; shared again is attributes 0 */
 int gmem_kvm_set_attributes(int vm_fd, uint64_t gpa, uint64_t size, uint64_t attributes);
 
+/* Of a guest_memfd itself, as proposed. The number of the call is no kernel's yet. */
+struct gmem_kvm_file_attributes {
+	__u64 offset;
+	__u64 size;
+	__u64 attributes;
+	__u64 flags;
+	__u64 error_offset;
+	__u64 reserved[11];
+};
+
+/* @ret_error_offset is written if the kernel says where it was stopped */
+int gmem_kvm_set_file_attributes(int gmemfd, unsigned long request, uint64_t offset,
+				 uint64_t size, uint64_t attributes, uint64_t *ret_error_offset);
+
 #endif

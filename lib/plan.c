@@ -199,10 +199,21 @@ static void judge_private(struct verdict *verdict, const struct gmem_caps *caps,
 static void judge_inplace(struct verdict *verdict, const struct gmem_caps *caps,
 			  const struct gmem_request *request)
 {
-	(void)request;
-	miss(verdict, "%s", caps->lines[GMEM_CAP_IN_PLACE].reason);
-	/* It lacks the kernel: anything else is nearer. */
-	verdict->misses = UINT_MAX;
+	uint64_t flags = gmem_caps_value(caps, GMEM_CAP_IN_PLACE);
+
+	if (!gmem_caps_says(caps, GMEM_CAP_IN_PLACE, GMEM_YES)) {
+		miss(verdict, "%s", caps->lines[GMEM_CAP_IN_PLACE].reason);
+		/* It lacks the kernel: anything else is nearer. */
+		verdict->misses = UINT_MAX;
+		return;
+	}
+
+	judge_bound_slot(verdict, caps);
+	judge_gmemfd_slot(verdict, request->needs);
+	judge_numa_of_file(verdict, caps, request->needs);
+	miss_needs(verdict, request->needs, GMEM_NEED_HOST_ACCESS,
+		   "the host cannot reach what is private");
+	judge_flags(verdict, caps, request, flags);
 }
 
 static const struct way {

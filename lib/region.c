@@ -212,7 +212,8 @@ static void unbind_range(struct gmem_region *region)
 /* The host address is a mapping of the file: host and guest use the same pages. */
 static bool hva_is_files(const struct gmem_region *region)
 {
-	return region->backing == GMEM_BACKING_MAPPED || region->backing == GMEM_BACKING_SHARED;
+	return region->backing == GMEM_BACKING_MAPPED || region->backing == GMEM_BACKING_SHARED ||
+	       region->backing == GMEM_BACKING_INPLACE;
 }
 
 static bool hva_is_callers(const struct gmem_region *region)

@@ -151,6 +151,14 @@ int gmem_vm_set_private(const struct gmem_vm *vm, const struct gmem_part *part, 
 	return err ? refuse(vm, part, to_private, err) : 0;
 }
 
+int gmem_region_set_private(const struct gmem_region *region, const struct gmem_part *part,
+			    bool to_private, uint32_t wait_ms)
+{
+	if (region->backing == GMEM_BACKING_INPLACE)
+		return gmem_inplace_convert(region, part, to_private, wait_ms);
+	return gmem_vm_set_private(region->vm, part, to_private);
+}
+
 /* ---- what the layout and the record say together ---- */
 
 static void describe(const struct gmem_vm *vm, uint64_t at, uint64_t last,

@@ -73,6 +73,12 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 	if (err)
 		goto free_vm;
 
+	if (opts.inplace)
+		err = gmem_inplace_prove(opts.inplace, vm_fd, &vm->inplace,
+					 &vm->caps.lines[GMEM_CAP_IN_PLACE]);
+	if (err)
+		goto free_vm;
+
 	err = gmem_slots_init(&vm->slots,
 			      (uint32_t)gmem_caps_value(&vm->caps, GMEM_CAP_MEMSLOTS));
 	if (err)

@@ -47,12 +47,18 @@ FIELD(gmem_map_opts, flags, 8);
 FIELD(gmem_map_opts, hva, 16);
 FIELD(gmem_map_opts, align, 24);
 
-SIZE(gmem_vm_opts, 40);
+SIZE(gmem_inplace_opts, 24);
+FIELD(gmem_inplace_opts, size, 0);
+FIELD(gmem_inplace_opts, request, 8);
+FIELD(gmem_inplace_opts, create_flags, 16);
+
+SIZE(gmem_vm_opts, 48);
 FIELD(gmem_vm_opts, size, 0);
 FIELD(gmem_vm_opts, flags, 8);
 FIELD(gmem_vm_opts, caps, 16);
 FIELD(gmem_vm_opts, log, 24);
 FIELD(gmem_vm_opts, log_data, 32);
+FIELD(gmem_vm_opts, inplace, 40);
 
 SIZE(gmem_region_opts, 64);
 FIELD(gmem_region_opts, size, 0);

@@ -359,6 +359,7 @@ void file_put(struct file *file)
 		p = &(*p)->next;
 	*p = file->next;
 	free(file->bound.v);
+	free(file->privates.v);
 	free(file);
 	vm->files--;
 	vm_put(vm);

@@ -56,9 +56,11 @@ struct fake_kernel {
 	int beyond_address_bits;	/* what a memslot past @address_bits gives */
 	int file_overlap;		/* what binding bound pages again gives */
 	int io_uring;			/* what io_uring_setup(2) gives */
+	unsigned long inplace_request;	/* sets attributes of a guest_memfd; 0: there is none */
 	unsigned address_bits;
 	unsigned nodes;			/* NUMA nodes; 0: no /sys */
 	enum fake_guest guest;
+	bool inplace_is_hollow;		/* it says that it did, and did not */
 	bool arm64;
 	bool has_create;		/* also where every bind is refused */
 	bool binds;
@@ -234,6 +236,10 @@ bool fake_get_slot(int vm_fd, uint32_t number, struct fake_slot *ret);
 unsigned fake_slot_count(int vm_fd);
 /* Has this guest address the attribute? */
 bool fake_is_private(int vm_fd, uint64_t gpa);
+/* The same of an offset in a guest_memfd */
+bool fake_is_file_private(int fd, uint64_t offset);
+/* The next @times such calls that touch this offset are -EAGAIN: somebody has it pinned. */
+void fake_pin(int fd, uint64_t offset, unsigned times);
 /* Set it, or take it away, behind the library's back */
 void fake_set_private(int vm_fd, uint64_t gpa, uint64_t size, bool is_private);
 /* Add one behind the library's back */

@@ -4,6 +4,7 @@
 #define GMEM_FAKE_INTERNAL_H
 
 #include "fake.h"
+#include "kvm.h"
 #include "kvm_compat.h"
 #include "sys.h"
 
@@ -56,6 +57,9 @@ struct file {
 	uint64_t flags;
 	uint64_t size;
 	struct spans bound;
+	struct spans privates;		/* offsets with the attribute, number 0 */
+	uint64_t pinned;
+	unsigned pinned_times;
 	uint8_t hidden[2];		/* what a guest wrote where the host cannot look */
 	uint8_t allocated[TRACKED_PAGES];
 	uint8_t node[TRACKED_PAGES];

@@ -333,6 +333,36 @@ static int set_attributes(struct vm *vm, const struct gmem_kvm_memory_attributes
 	return 0;
 }
 
+/* Checked over the whole range, then done, as proposed */
+static int set_file_attributes(struct file *file, struct gmem_kvm_file_attributes *args)
+{
+	static const __u64 none[11];
+
+	if (args->flags || (args->attributes & ~KVM_MEMORY_ATTRIBUTE_PRIVATE) ||
+	    memcmp(args->reserved, none, sizeof(none)) != 0 || !file->vm->private_memory)
+		return -EINVAL;
+	if (!args->size || !is_aligned(args->offset) || !is_aligned(args->size) ||
+	    args->offset + args->size < args->offset || args->offset + args->size > file->size)
+		return -EINVAL;
+	if (file->pinned_times && file->pinned - args->offset < args->size) {
+		file->pinned_times--;
+		args->error_offset = file->pinned;
+		return -EAGAIN;
+	}
+
+	if (fake.inplace_is_hollow)
+		return 0;
+	span_set(&file->privates, args->offset, args->offset + args->size, args->attributes);
+	return 0;
+}
+
+static int gmem_ioctl(struct file *file, unsigned long request, void *arg)
+{
+	if (fake.inplace_request && request == fake.inplace_request)
+		return set_file_attributes(file, arg);
+	return -ENOTTY;
+}
+
 static int vm_ioctl(struct vm *vm, unsigned long request, void *arg)
 {
 	if (vm->dead)
@@ -374,6 +404,8 @@ static int dispatch_ioctl(int fd, unsigned long request, void *arg)
 		return vm_ioctl(h->vm, request, arg);
 	case VCPU:
 		return vcpu_ioctl(h, request, arg);
+	case GMEM:
+		return gmem_ioctl(h->file, request, arg);
 	default:
 		return -ENOTTY;
 	}
@@ -381,6 +413,8 @@ static int dispatch_ioctl(int fd, unsigned long request, void *arg)
 
 static enum fake_call classify(unsigned long request, const void *arg)
 {
+	if (fake.inplace_request && request == fake.inplace_request)
+		return FAKE_SET_ATTRIBUTES;
 	switch (request) {
 	case KVM_CHECK_EXTENSION:
 		return FAKE_CHECK_EXTENSION;

@@ -224,6 +224,10 @@ static int do_madvise(void *addr, uint64_t size, int advice)
 	if (map && size > map->start + map->size - start)
 		return -ENOMEM;
 	if (populate && map && map->file) {
+		uint64_t offset = map->offset + (start - map->start);
+
+		if (span_overlaps(&map->file->privates, offset, offset + size, UINT32_MAX))
+			return -EFAULT;
 		if (!is_host_accessible(map->file))
 			return -EFAULT;
 		if (map->offset + (start - map->start) + size > map->file->size)

@@ -56,16 +56,23 @@ static void snapshot_slots(struct fake_snapshot *s)
 static void snapshot_privates(struct fake_snapshot *s)
 {
 	const struct vm *vm;
+	const struct file *file;
 	size_t i, count = 0;
 
 	for (vm = kernel.vms; vm; vm = vm->next)
 		count += vm->privates.count;
+	for (file = kernel.files; file; file = file->next)
+		count += file->privates.count;
 	s->privates = must(calloc(count + 1, sizeof(*s->privates)));
 
 	for (vm = kernel.vms; vm; vm = vm->next)
 		for (i = 0; i < vm->privates.count; i++)
 			s->privates[s->private_count++] =
 				(struct private_state){ vm->id, vm->privates.v[i] };
+	for (file = kernel.files; file; file = file->next)
+		for (i = 0; i < file->privates.count; i++)
+			s->privates[s->private_count++] =
+				(struct private_state){ file->id, file->privates.v[i] };
 }
 
 struct fake_snapshot *fake_snapshot(void)
@@ -234,6 +241,27 @@ bool fake_is_private(int vm_fd, uint64_t gpa)
 	ret = span_has(&((struct vm *)must(vm_of(vm_fd)))->privates, gpa);
 	leave(0);
 	return ret;
+}
+
+bool fake_is_file_private(int fd, uint64_t offset)
+{
+	const struct handle *h = handle_of(fd);
+	bool ret;
+
+	enter();
+	ret = h && h->kind == GMEM && span_has(&h->file->privates, offset);
+	leave(0);
+	return ret;
+}
+
+void fake_pin(int fd, uint64_t offset, unsigned times)
+{
+	struct handle *h = must(handle_of(fd));
+
+	enter();
+	h->file->pinned = offset;
+	h->file->pinned_times = times;
+	leave(0);
 }
 
 void fake_set_private(int vm_fd, uint64_t gpa, uint64_t size, bool is_private)
