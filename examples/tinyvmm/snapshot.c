@@ -95,7 +95,8 @@ static bool is_sound(const struct device_state *d)
 	const struct virtio_mem_config *config = &d->hotplug.config;
 
 	for (unsigned int i = 0; i < VIRTIO_COUNT; i++)
-		if (d->virtio[i].queue_size > 64)
+		if (d->virtio[i].queue_size > 64 ||
+		    (d->virtio[i].queue_ready && !d->virtio[i].queue_size))
 			return false;
 	return d->serial.received_to - d->serial.received_from <= sizeof(d->serial.received) &&
 	       config->usable_region_size <= PIECES * PIECE_SIZE &&

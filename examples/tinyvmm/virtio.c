@@ -206,7 +206,8 @@ static void write_register(struct vmm *vmm, unsigned int number, uint64_t reg, u
 			set_half(&v->driver_features, v->driver_features_select, value);
 		break;
 	case VIRTIO_MMIO_QUEUE_NUM:
-		v->queue_size = value <= QUEUE_MAX ? value : 0;
+		if (!v->queue_ready)
+			v->queue_size = value <= QUEUE_MAX ? value : 0;
 		break;
 	case VIRTIO_MMIO_QUEUE_READY:
 		v->queue_ready = value == 1 && v->queue_size;
