@@ -2116,7 +2116,9 @@ struct gmem_populate_opts {
  *
  * Populates the side the guest uses; what is there already stays as it is. The
  * other threads block all signals but those of faults, and are gone when the
- * call returns; if they cannot be had, fewer do it. Signals are handled by the
+ * call returns; if they cannot be had, fewer do it. Where a policy takes memory
+ * from one NUMA node alone (gmem_vm_set_numa()), they go to processors of that
+ * node. Signals are handled by the
  * caller's thread on the way and do not stop the call; @progress can.
  *
  * Running out of memory is nothing that could be returned: a memory cgroup at

@@ -171,6 +171,22 @@ void gmem_range_join(struct gmem_range_map *map, struct gmem_range *range,
  */
 int gmem_check_headroom(uint64_t need);
 
+/* ---- near: a thread beside the memory it works on ---- */
+
+#define GMEM_NEAR_WORDS 128	/* of 64 processors */
+
+struct gmem_near {
+	bool is_known;
+	int64_t node;				/* where it is, if known */
+	uint64_t allowed[GMEM_NEAR_WORDS];	/* processors it may have */
+};
+
+/*
+ * Move this thread to the node that memory at @hva comes from, if a policy
+ * names one alone. Nothing happens if that is not to be had.
+ */
+void gmem_near_go(struct gmem_near *near, const void *hva);
+
 /* ---- scratch: a spare memslot and address of a VM, to try things with ---- */
 
 struct gmem_scratch {

@@ -55,6 +55,13 @@ struct gmem_populate {
 	struct lane lanes[];
 };
 
+/* A thread at work */
+struct worker {
+	struct gmem_populate *job;
+	bool is_ours;		/* and may be moved about */
+	struct gmem_near near;
+};
+
 /* ---- one piece ---- */
 
 static uint64_t with_overhead(uint64_t size)
@@ -129,7 +136,8 @@ static int check_piece_fits(const struct gmem_populate *job, const struct gmem_v
 
 static int populate_piece(void *data, const struct gmem_vm_piece *piece)
 {
-	const struct gmem_populate *job = data;
+	struct worker *worker = data;
+	const struct gmem_populate *job = worker->job;
 	struct gmem_side what;
 	int err;
 
@@ -139,6 +147,8 @@ static int populate_piece(void *data, const struct gmem_vm_piece *piece)
 	if (err)
 		return err;
 
+	if (worker->is_ours)
+		gmem_near_go(&worker->near, what.hva);
 	if (what.file && (!what.hva || job->opts.flags & GMEM_POPULATE_RESERVE))
 		return gmem_file_allocate(what.file, what.offset, piece->size, NULL);
 
@@ -212,14 +222,15 @@ static bool take_chunk(struct gmem_populate *job, struct lane *lane, uint64_t *s
 	return true;
 }
 
-static void run_lane(struct gmem_populate *job, struct lane *lane)
+static void run_lane(struct worker *worker, struct lane *lane)
 {
+	struct gmem_populate *job = worker->job;
 	uint64_t start, size;
 	int err;
 
 	while (may_go_on(job) && take_chunk(job, lane, &start, &size)) {
 		err = gmem_vm_each_piece(job->vm, job->gpa + start, size, GMEM_WITH_LEASES, 0,
-					 populate_piece, job);
+					 populate_piece, worker);
 		if (err)
 			stop(job, err);
 		else
@@ -239,17 +250,22 @@ static int outcome(struct gmem_populate *job)
 	return err;
 }
 
+static int run(struct gmem_populate *job, bool is_ours)
+{
+	struct worker worker = { .job = job, .is_ours = is_ours };
+	uint32_t home = __atomic_fetch_add(&job->next_lane, 1, __ATOMIC_RELAXED);
+
+	for (uint32_t i = 0; i < job->lane_count; i++)
+		run_lane(&worker, &job->lanes[(home + i) % job->lane_count]);
+	return outcome(job);
+}
+
 GMEM_API int gmem_populate_run(struct gmem_populate *job)
 {
-	uint32_t home;
-
 	if (!job)
 		return gmem_fail(-EINVAL, "job is NULL");
 
-	home = __atomic_fetch_add(&job->next_lane, 1, __ATOMIC_RELAXED);
-	for (uint32_t i = 0; i < job->lane_count; i++)
-		run_lane(job, &job->lanes[(home + i) % job->lane_count]);
-	return outcome(job);
+	return run(job, false);
 }
 
 GMEM_API void gmem_populate_cancel(struct gmem_populate *job)
@@ -396,7 +412,7 @@ GMEM_API int gmem_populate_result(struct gmem_populate *job, struct gmem_footpri
 
 static void *work(void *data)
 {
-	gmem_populate_run(data);
+	run(data, true);
 	return NULL;
 }
 
@@ -433,7 +449,7 @@ static int run_with_threads(struct gmem_populate *job)
 	size_t count = job->lane_count < chunks ? job->lane_count : chunks;
 	pthread_t *threads = malloc(count * sizeof(*threads));
 	size_t started = start_threads(job, threads, count - 1);
-	int err = gmem_populate_run(job);
+	int err = run(job, false);
 
 	while (started > 0)
 		pthread_join(threads[--started], NULL);

@@ -178,6 +178,16 @@ int gmem_sys_get_mempolicy(int *ret_mode, uint64_t *ret_mask, uint64_t nodes, co
 	return syscall(__NR_get_mempolicy, ret_mode, ret_mask, count, addr, flags) < 0 ? -errno : 0;
 }
 
+int gmem_sys_get_affinity(uint64_t *ret, size_t size)
+{
+	return syscall(__NR_sched_getaffinity, 0, size, ret) < 0 ? -errno : 0;
+}
+
+int gmem_sys_set_affinity(const uint64_t *cpus, size_t size)
+{
+	return syscall(__NR_sched_setaffinity, 0, size, cpus) < 0 ? -errno : 0;
+}
+
 int gmem_sys_query_pages(const void *const *pages, uint64_t count, int *ret_nodes)
 {
 	return syscall(__NR_move_pages, 0, count, pages, NULL, ret_nodes, 0) < 0 ? -errno : 0;

@@ -61,6 +61,9 @@ int64_t gmem_sys_write(int fd, const void *buf, size_t size);
 int gmem_sys_mbind(void *addr, uint64_t size, int mode, const uint64_t *mask, uint64_t nodes);
 int gmem_sys_get_mempolicy(int *ret_mode, uint64_t *ret_mask, uint64_t nodes, const void *addr,
 			   unsigned long flags);
+/* processors this thread may run on, a bit each; @size in bytes */
+int gmem_sys_get_affinity(uint64_t *ret, size_t size);
+int gmem_sys_set_affinity(const uint64_t *cpus, size_t size);
 int gmem_sys_query_pages(const void *const *pages, uint64_t count, int *ret_nodes);
 
 int gmem_sys_file_size(int fd, uint64_t *ret);

@@ -116,6 +116,8 @@ enum fake_call {
 	FAKE_WRITE,
 	FAKE_MBIND,
 	FAKE_GET_MEMPOLICY,
+	FAKE_GET_AFFINITY,
+	FAKE_SET_AFFINITY,
 	FAKE_QUERY_PAGES,
 	FAKE_FD_KIND,
 	FAKE_REOPEN,
@@ -197,6 +199,10 @@ void fake_set_direct(enum fake_direct direct);
 
 /* The next completion on the caller's ring */
 bool fake_take_completion(uint64_t *ret_tag, int *ret_result);
+
+/* Processors that threads may have, and those the last one took; that it is this one */
+void fake_set_cpus(uint64_t cpus);
+uint64_t fake_last_affinity(bool *ret_is_ours);
 
 /* The advice of the last madvise() */
 int fake_last_advice(void);

@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <linux/mempolicy.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -271,4 +272,52 @@ int fake_policy_at(const void *hva, uint64_t *ret_nodes)
 
 	*ret_nodes = policy.nodes;
 	return policy.mode;
+}
+
+/* ----------------------------------------------------------------- affinity -- */
+
+static uint64_t cpus_allowed = 0xff, last_cpus;
+static pthread_t last_thread;
+
+void fake_set_cpus(uint64_t cpus)
+{
+	cpus_allowed = cpus;
+}
+
+uint64_t fake_last_affinity(bool *ret_is_ours)
+{
+	uint64_t cpus;
+
+	enter();
+	cpus = last_cpus;
+	*ret_is_ours = cpus && pthread_equal(last_thread, pthread_self());
+	leave(0);
+	return cpus;
+}
+
+int gmem_sys_get_affinity(uint64_t *ret, size_t size)
+{
+	int err;
+
+	enter();
+	err = attempt(FAKE_GET_AFFINITY);
+	if (!err) {
+		memset(ret, 0, size);
+		ret[0] = cpus_allowed;
+	}
+	return leave(err);
+}
+
+int gmem_sys_set_affinity(const uint64_t *cpus, size_t size)
+{
+	int err;
+
+	(void)size;
+	enter();
+	err = attempt(FAKE_SET_AFFINITY);
+	if (!err) {
+		last_cpus = cpus[0];
+		last_thread = pthread_self();
+	}
+	return leave(err);
 }
