@@ -169,35 +169,75 @@ static uint64_t last_of(const struct gmem_range *range)
 	return range->start + range->size - 1;
 }
 
-/* Pieces in the making: where each starts, and its code */
+/* Pieces in the making: where each starts, and its code, as in a granule */
 struct builder {
-	struct {
-		uint64_t start;
-		uint64_t code;
-	} *pieces;
+	uint64_t *starts;
+	uint64_t *codes;
 	size_t count;
 	size_t room;
 };
 
-static int add_piece(struct builder *builder, uint64_t start, uint64_t code)
+static int make_room(struct builder *builder, size_t count)
 {
-	if (builder->count && builder->pieces[builder->count - 1].code == code)
+	size_t room = builder->room ? builder->room : 32;
+	uint64_t *starts;
+
+	if (builder->count + count <= builder->room)
 		return 0;
 
-	if (builder->count == builder->room) {
-		size_t room = builder->room ? 2 * builder->room : 64;
-		void *pieces = realloc(builder->pieces, room * sizeof(*builder->pieces));
+	while (room < builder->count + count)
+		room *= 2;
+	starts = malloc(2 * room * sizeof(*starts));
+	if (!starts)
+		return -ENOMEM;
 
-		if (!pieces)
-			return -ENOMEM;
-		builder->pieces = pieces;
-		builder->room = room;
+	if (builder->count) {
+		memcpy(starts, builder->starts, builder->count * sizeof(*starts));
+		memcpy(starts + room, builder->codes, builder->count * sizeof(*starts));
 	}
+	free(builder->starts);
+	builder->starts = starts;
+	builder->codes = starts + room;
+	builder->room = room;
+	return 0;
+}
 
-	builder->pieces[builder->count].start = start;
-	builder->pieces[builder->count].code = code;
+static int add_piece(struct builder *builder, uint64_t start, uint64_t code)
+{
+	if (builder->count && builder->codes[builder->count - 1] == code)
+		return 0;
+	if (make_room(builder, 1))
+		return -ENOMEM;
+
+	builder->starts[builder->count] = start;
+	builder->codes[builder->count] = code;
 	builder->count++;
 	return 0;
+}
+
+/* @count pieces of a granule from the @n-th on: neighbours there differ already. */
+static int add_pieces(struct builder *builder, const struct granule *granule, uint64_t n,
+		      size_t count)
+{
+	const uint64_t *codes = granule->starts + granule->count + 1;
+
+	if (make_room(builder, count))
+		return -ENOMEM;
+
+	memcpy(builder->starts + builder->count, granule->starts + n, count * sizeof(*codes));
+	memcpy(builder->codes + builder->count, codes + n, count * sizeof(*codes));
+	builder->count += count;
+	return 0;
+}
+
+/* How many pieces after the @n-th begin up to @last */
+static size_t count_after(const struct granule *granule, uint64_t n, uint64_t last)
+{
+	uint64_t m = n;
+
+	while (m + 1 < granule->count && granule->starts[m + 1] <= last)
+		m++;
+	return m - n;
 }
 
 /* As @table has it; if @removed, what was there is no more. */
@@ -205,24 +245,26 @@ static int copy_pieces(struct builder *builder, const struct gmem_table *table, 
 		       uint64_t last, bool removed)
 {
 	const struct granule *granule = NULL;
-	struct gmem_piece piece;
+	struct gmem_piece piece = { CODE_HOLE, last };
 	uint64_t n = 0;
+	size_t more;
 	int err;
 
 	for (;;) {
-		/* Once found, the next of a granule is the next: it may have hundreds. */
-		if (granule && n + 1 < granule->count)
-			n++;
-		else if (table)
+		if (table)
 			granule = look_up(table, start, &n, &piece);
-		else
-			piece = (struct gmem_piece){ CODE_HOLE, last };
 		if (granule)
 			piece = nth_piece(granule, n);
-
 		if (removed && piece.code != CODE_HOLE)
 			piece.code = CODE_REMOVED;
 		err = add_piece(builder, start, piece.code);
+
+		/* A granule may have hundreds more. */
+		more = granule && !removed && !err ? count_after(granule, n, last) : 0;
+		if (more) {
+			err = add_pieces(builder, granule, n + 1, more);
+			piece = nth_piece(granule, n + more);
+		}
 		if (err || piece.last >= last)
 			return err;
 		start = piece.last + 1;
@@ -285,10 +327,8 @@ static struct granule *make_granule(const struct builder *builder, uint64_t end)
 
 	granule->count = builder->count;
 	codes = granule->starts + builder->count + 1;
-	for (size_t i = 0; i < builder->count; i++) {
-		granule->starts[i] = builder->pieces[i].start;
-		codes[i] = builder->pieces[i].code;
-	}
+	memcpy(granule->starts, builder->starts, builder->count * sizeof(uint64_t));
+	memcpy(codes, builder->codes, builder->count * sizeof(uint64_t));
 	granule->starts[builder->count] = end;
 
 	for (uint64_t slice = 0; slice < SLICES; slice++) {
@@ -323,7 +363,7 @@ static int make_entry(const struct gmem_table *table, const struct gmem_table *o
 {
 	const struct gmem_part all = { start & ~(ENTRY_SIZE - 1), start | (ENTRY_SIZE - 1) };
 	struct gmem_range *range = gmem_range_find(layout->regions, start, 1);
-	struct builder builder = { NULL, 0, 0 };
+	struct builder builder = { NULL, NULL, 0, 0 };
 	struct granule *granule = NULL;
 	int err;
 
@@ -340,8 +380,8 @@ static int make_entry(const struct gmem_table *table, const struct gmem_table *o
 		err = granule ? 0 : -ENOMEM;
 	}
 	if (!err)
-		*ret = granule ? (uintptr_t)granule : builder.pieces[0].code;
-	free(builder.pieces);
+		*ret = granule ? (uintptr_t)granule : builder.codes[0];
+	free(builder.starts);
 	return err;
 }
 
@@ -408,13 +448,13 @@ static int refresh_high(struct gmem_full_table *table, const struct gmem_table *
 {
 	const struct gmem_part all = { MOST_GIBS << GIB_SHIFT, UINT64_MAX };
 	struct granule *high = NULL, *before = table->high;
-	struct builder builder = { NULL, 0, 0 };
+	struct builder builder = { NULL, NULL, 0, 0 };
 	int err;
 
 	err = collect(&builder, &table->head, old, layout, &all, start, last);
 	if (!err)
 		high = make_granule(&builder, 0);
-	free(builder.pieces);
+	free(builder.starts);
 	if (!high)
 		return -ENOMEM;
 
