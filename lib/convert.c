@@ -93,13 +93,22 @@ static void cut_at_file(const struct work *work, struct gmem_part *run)
 		run->last = last;
 }
 
-/* The first run at or after @at that is not as it shall be, or that we are to do all the same */
+/* The first run at or after @at that is not as it shall be, as far as we know */
+static bool next_change(const struct work *work, uint64_t at, struct gmem_part *ret)
+{
+	if (!gmem_set_next(&work->vm->privates, !work->to_private, at, work->last, ret))
+		return false;
+	cut_at_file(work, ret);
+	return true;
+}
+
+/* The same, or what we are to do all the same */
 static bool next_run(const struct work *work, uint64_t at, struct gmem_part *ret)
 {
-	if (work->opts.flags & GMEM_CONVERT_ALL)
-		*ret = (struct gmem_part){ at, work->last };
-	else if (!gmem_set_next(&work->vm->privates, !work->to_private, at, work->last, ret))
-		return false;
+	if (!(work->opts.flags & GMEM_CONVERT_ALL))
+		return next_change(work, at, ret);
+
+	*ret = (struct gmem_part){ at, work->last };
 	cut_at_file(work, ret);
 	return true;
 }
@@ -118,7 +127,7 @@ static int undo_runs(struct work *work, uint64_t refused, int cause)
 	struct gmem_part run;
 	int err = 0, tries;
 
-	while (at < refused && next_run(work, at, &run) && run.start < refused) {
+	while (at < refused && next_change(work, at, &run) && run.start < refused) {
 		for (tries = 0; tries < 3; tries++) {
 			err = set_run(work, &run, !work->to_private);
 			if (!err)

@@ -214,6 +214,22 @@ static void refusal_by_one_file_is_undone_in_the_other(void **state)
 	scene_end(&s);
 }
 
+static void what_was_so_before_is_not_undone(void **state)
+{
+	GMEM_OPTS(gmem_convert_opts, all, .flags = GMEM_CONVERT_ALL);
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	assert_ok(convert(&s, 6, 2, GMEM_STATE_PRIVATE));
+	fake_fail_kind(FAKE_SET_ATTRIBUTES, 1, 1, -ENOMEM);
+	assert_refused(-ENOMEM, "guest_memfd fd",
+		       gmem_vm_convert(s.unit.vm, PAGES(&s.unit, 4), PAGES(&s.unit, 16),
+				       GMEM_STATE_PRIVATE, &all, NULL));
+	check_private(&s, 6, 2);
+	scene_end(&s);
+}
+
 static void pinned_page_is_waited_for_then_named(void **state)
 {
 	GMEM_OPTS(gmem_convert_opts, wait, .wait_ms = 600000);
@@ -268,6 +284,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(malformed_numbers_are_refused),
 	cmocka_unit_test(each_file_takes_a_call_of_its_own),
 	cmocka_unit_test(refusal_by_one_file_is_undone_in_the_other),
+	cmocka_unit_test(what_was_so_before_is_not_undone),
 	cmocka_unit_test(pinned_page_is_waited_for_then_named),
 	cmocka_unit_test(layout_and_states_go_together),
 };
