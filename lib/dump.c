@@ -127,7 +127,16 @@ struct entry {
 	bool lost;
 };
 
+/* Who has guest memory in use as shared memory */
+struct holding {
+	uint64_t gpa;
+	uint64_t size;
+	char holder[64];
+};
+
 struct layout {
+	struct holding *holdings;
+	size_t holding_count;
 	struct entry *entries;
 	size_t count, room;
 	size_t stuck;			/* of them, at the end: not in the layout any more */
@@ -165,6 +174,29 @@ static int note_region(struct layout *layout, const struct gmem_region *region)
 	return 0;
 }
 
+static int note_leases(const struct gmem_vm *vm, struct layout *layout)
+{
+	const struct gmem_lease *lease;
+	size_t count = 0;
+
+	for (lease = vm->leases; lease; lease = lease->next)
+		count++;
+	if (!count)
+		return 0;
+
+	layout->holdings = calloc(count, sizeof(*layout->holdings));
+	if (!layout->holdings)
+		return gmem_fail(-ENOMEM, "no memory to note %zu leases", count);
+	for (lease = vm->leases; lease; lease = lease->next) {
+		struct holding *holding = &layout->holdings[layout->holding_count++];
+
+		holding->gpa = lease->gpa;
+		holding->size = lease->size;
+		snprintf(holding->holder, sizeof(holding->holder), "%s", lease->holder);
+	}
+	return 0;
+}
+
 static int note_layout(const struct gmem_vm *vm, struct layout *layout)
 {
 	const struct gmem_region *region;
@@ -187,7 +219,13 @@ static int note_layout(const struct gmem_vm *vm, struct layout *layout)
 		err = note_region(layout, region);
 		layout->stuck++;
 	}
-	return err;
+	return err ? err : note_leases(vm, layout);
+}
+
+static void free_layout(struct layout *layout)
+{
+	free(layout->holdings);
+	free(layout->entries);
 }
 
 static int take_layout(struct gmem_vm *vm, struct layout *layout)
@@ -198,7 +236,7 @@ static int take_layout(struct gmem_vm *vm, struct layout *layout)
 	err = note_layout(vm, layout);
 	pthread_mutex_unlock(&vm->lock);
 	if (err)
-		free(layout->entries);
+		free_layout(layout);
 	return err;
 }
 
@@ -286,12 +324,26 @@ static void sample_nodes(const struct gmem_region *region, uint32_t side, uint64
 		(void)gmem_side_presence(region, side, offset, cell->size, sample_run, &s);
 }
 
+static uint64_t private_bytes(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
+{
+	uint64_t bytes = 0, last = gpa + size - 1;
+	struct gmem_part part;
+
+	while (gmem_set_next(&vm->privates, true, gpa, last, &part)) {
+		bytes += part.last - part.start + 1;
+		if (part.last == last)
+			break;
+		gpa = part.last + 1;
+	}
+	return bytes;
+}
+
 static void measure(const struct gmem_region *region, struct cell *cell)
 {
 	uint64_t offset = cell->gpa - region->gpa.start;
 	bool is_private = region->backing == GMEM_BACKING_PRIVATE;
 
-	cell->private = is_private ? UNKNOWN : 0;
+	cell->private = is_private ? private_bytes(region->vm, cell->gpa, cell->size) : 0;
 	cell->shared_resident = cell->private_resident = 0;
 	if (!gmem_side_is_both(region)) {
 		cell->shared_resident = resident(region, GMEM_SIDE_SHARED, offset, cell->size);
@@ -486,6 +538,20 @@ static void put_regions(struct writer *w, struct gmem_vm *vm, const struct layou
 	put(w, "]");
 }
 
+static void put_leases(struct writer *w, const struct layout *layout)
+{
+	put(w, ",\n\"leases\":[");
+	for (size_t i = 0; i < layout->holding_count && !w->err; i++) {
+		const struct holding *holding = &layout->holdings[i];
+
+		put(w, "%s\n{\"gpa\":%" PRIu64 ",\"size\":%" PRIu64 ",\"holder\":", i ? "," : "",
+		    holding->gpa, holding->size);
+		put_string(w, holding->holder);
+		put(w, "}");
+	}
+	put(w, "]");
+}
+
 static int check(const struct gmem_vm *vm, int fd, const struct gmem_dump_opts *user_opts,
 		 struct gmem_dump_opts *opts)
 {
@@ -524,12 +590,13 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 
 	put_head(w, vm, opts.name);
 	put_regions(w, vm, &layout, &opts);
+	put_leases(w, &layout);
 	put(w, "}\n");
 	flush(w);
 	if (w->err)
 		err = gmem_fail(w->err, "fd %d took %" PRIu64 " bytes of a dump and no more: %s", fd,
 				w->done, gmem_errno_name(w->err));
-	free(layout.entries);
+	free_layout(&layout);
 
 free_writer:
 	free(w);

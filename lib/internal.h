@@ -450,6 +450,15 @@ int gmem_inplace_convert(const struct gmem_region *region, const struct gmem_par
 
 /* ---- lease: who uses a range; all with the VM's lock held ---- */
 
+struct gmem_lease {
+	struct gmem_vm *vm;
+	struct gmem_lease *next;
+	struct gmem_lease **link;
+	uint64_t gpa;
+	uint64_t size;
+	char holder[64];
+};
+
 /* A conversion under way, or waiting to be */
 struct gmem_claim {
 	uint64_t gpa;

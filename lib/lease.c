@@ -16,15 +16,6 @@
 
 #define NANOSECONDS_PER_MS 1000000
 
-struct gmem_lease {
-	struct gmem_vm *vm;
-	struct gmem_lease *next;
-	struct gmem_lease **link;
-	uint64_t gpa;
-	uint64_t size;
-	char holder[64];
-};
-
 static bool overlap(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size)
 {
 	return a <= b + (b_size - 1) && b <= a + (a_size - 1);

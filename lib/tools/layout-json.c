@@ -108,6 +108,21 @@ static void print_regions(const char *name, const struct region *regions, size_t
 	putchar(']');
 }
 
+static void print_leases(const struct layout *layout)
+{
+	printf("\"leases\":[");
+	for (size_t i = 0; i < layout->lease_count; i++) {
+		printf("%s\n{", i ? "," : "");
+		print_number("gpa", layout->leases[i].gpa);
+		putchar(',');
+		print_number("size", layout->leases[i].size);
+		putchar(',');
+		print_string_member("holder", layout->leases[i].holder);
+		putchar('}');
+	}
+	putchar(']');
+}
+
 static void print_sums(const struct layout *layout)
 {
 	struct totals totals;
@@ -150,5 +165,7 @@ void print_layout_json(const struct layout *layout)
 	print_regions("regions", layout->regions, layout->region_count);
 	printf(",\n");
 	print_regions("stuck", layout->stuck, layout->stuck_count);
+	printf(",\n");
+	print_leases(layout);
 	printf("}}\n");
 }

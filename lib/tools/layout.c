@@ -245,6 +245,23 @@ static struct region *take_regions(struct taker *t, const struct json *root, con
 	return regions;
 }
 
+static void take_leases(struct taker *t, const struct json *root, struct layout *layout)
+{
+	const struct json *array = member(t, root, "leases", JSON_ARRAY, false), *element;
+
+	if (!array)
+		return;
+
+	layout->leases = check_memory(calloc(count_elements(array) + 1, sizeof(*layout->leases)));
+	for (element = array->first; element && !t->failed; element = element->next) {
+		struct lease *lease = &layout->leases[layout->lease_count++];
+
+		lease->gpa = number(t, element, "gpa");
+		lease->size = number(t, element, "size");
+		lease->holder = string(t, element, "holder", false);
+	}
+}
+
 static void take_head(struct taker *t, const struct json *root, struct layout *layout)
 {
 	uint64_t format = number(t, root, "gmem_dump");
@@ -271,6 +288,7 @@ bool take_layout(const struct json *root, struct layout *ret, char *error, size_
 	take_head(&t, root, ret);
 	ret->regions = take_regions(&t, root, "regions", true, &ret->region_count);
 	ret->stuck = take_regions(&t, root, "stuck", false, &ret->stuck_count);
+	take_leases(&t, root, ret);
 	return !t.failed;
 }
 
@@ -288,6 +306,7 @@ void free_layout(struct layout *layout)
 {
 	free_regions(layout->regions, layout->region_count);
 	free_regions(layout->stuck, layout->stuck_count);
+	free(layout->leases);
 }
 
 /* ---- sums ---- */

@@ -43,6 +43,12 @@ struct region {
 	size_t piece_count;
 };
 
+struct lease {
+	uint64_t gpa;
+	uint64_t size;
+	const char *holder;
+};
+
 struct layout {
 	const char *library, *name, *architecture;
 	uint64_t page_size;
@@ -52,6 +58,8 @@ struct layout {
 	size_t region_count;
 	struct region *stuck;
 	size_t stuck_count;
+	struct lease *leases;
+	size_t lease_count;
 };
 
 /* The strings are the document's. false: @error, of @size bytes, says why. */

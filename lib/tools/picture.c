@@ -14,6 +14,9 @@
 /* With more regions than this each gets a line and not a picture */
 #define MANY 16
 
+/* Leases that are named */
+#define MOST_LEASES 8
+
 enum shade { NOTHING, LITTLE, HALF, MUCH, ALL, NOT_KNOWN, SHADES };
 
 static const char *const unicode_shades[SHADES] = { "·", "░", "▒", "▓", "█", "?" };
@@ -322,6 +325,20 @@ static void print_stuck(const struct style *style, const struct layout *layout)
 	}
 }
 
+static void print_leases(const struct layout *layout)
+{
+	char size[SIZE_TEXT];
+
+	for (size_t i = 0; i < layout->lease_count && i < MOST_LEASES; i++) {
+		printf("%s0x%" PRIx64 "  %s, in use by ", i ? "" : "\n", layout->leases[i].gpa,
+		       size_text(layout->leases[i].size, size));
+		print_clean(layout->leases[i].holder, strlen(layout->leases[i].holder));
+		putchar('\n');
+	}
+	if (layout->lease_count > MOST_LEASES)
+		printf("and %zu more in use\n", layout->lease_count - MOST_LEASES);
+}
+
 static void print_legend(const struct style *style, bool has_private, bool show_nodes)
 {
 	const char *const *shades = style->unicode ? unicode_shades : ascii_shades;
@@ -363,6 +380,7 @@ void print_picture(const struct layout *layout, const struct style *style)
 		before = region;
 	}
 	print_stuck(style, layout);
+	print_leases(layout);
 	if (totals.memory)
 		print_legend(style, has_private, show_nodes);
 }

@@ -21,13 +21,14 @@ NUMBER, NUMBER_OR_NULL = (int,), (int, NONE)
 
 DUMP = {"gmem_dump": NUMBER, "library": (str,), "name": (str, NONE), "architecture": (str,),
         "page_size": NUMBER, "address_bits": NUMBER_OR_NULL, "memslots": NUMBER,
-        "regions": (list,), "stuck": (list,)}
+        "regions": (list,), "stuck": (list,), "leases": (list,)}
 REGION = {"gpa": NUMBER, "size": NUMBER, "backing": (str,), "slot": NUMBER_OR_NULL,
           "lost": (bool,), "readonly": (bool,), "dirty_log": (bool,), "file": (dict, NONE),
           "hva": NUMBER_OR_NULL, "ranges": (list,)}
 RANGE = {"gpa": NUMBER, "size": NUMBER, "private": NUMBER_OR_NULL,
          "shared_resident": NUMBER_OR_NULL, "private_resident": NUMBER_OR_NULL, "nodes": (list,)}
 NODE = {"node": NUMBER, "pages": NUMBER}
+LEASE = {"gpa": NUMBER, "size": NUMBER, "holder": (str,)}
 FILE = {"fd": NUMBER, "size": NUMBER, "offset": NUMBER, "create_flags": NUMBER}
 
 SAMPLES = [("6.1", "host"), ("6.18", "mapped"), ("6.18", "shared"), ("7.3-swp-t1", "private"),
@@ -60,6 +61,8 @@ def well_formed(dump):
         equal(region["slot"] is None, region["backing"] == "device", f"{region} has no slot")
         if region["file"]:
             has_members(region["file"], "a file", FILE)
+    for lease in dump["leases"]:
+        has_members(lease, "a lease", LEASE)
     end = 0
     for region in dump["regions"]:
         check(region["gpa"] >= end and region["size"] > 0, "order of regions", region)
@@ -101,6 +104,11 @@ def dumps_tell_ways_of_backing_and_files():
                   f"{region} has a file")
 
 
+def leases_have_their_holders():
+    for arguments in SAMPLES:
+        equal([lease["holder"] for lease in sample(*arguments)["leases"]], ["disk \"0\""], "holders")
+
+
 def the_name_comes_through():
     name = sample("6.18", "shared")["name"]
     equal(name, "sample \"\\\n\x1b[31m gr\u00fc\u00df\ufffd", "name")
@@ -132,6 +140,7 @@ def the_example_in_the_manual_is_well_formed():
 run([
     every_dump_is_well_formed,
     dumps_tell_ways_of_backing_and_files,
+    leases_have_their_holders,
     the_name_comes_through,
     a_real_machine_s_dump_is_well_formed,
     the_manual_has_every_member,

@@ -62,7 +62,7 @@ def region(gpa, size, backing="shared", slot=0, ranges=None, **more):
 def dump_of(*regions, **more):
     return {"gmem_dump": 1, "library": "0.1.0", "name": None, "architecture": "x86_64",
             "page_size": 4096, "address_bits": 46, "memslots": 32764, "regions": list(regions),
-            "stuck": [], **more}
+            "stuck": [], "leases": [], **more}
 
 
 def encode(dump):
@@ -172,6 +172,13 @@ def many_regions_get_a_line_each():
     check(len(text.splitlines()) < 110, text)
     equal(len(rows(text, ".*")), 100, "lines")
     equal(len(rows(show(dump, "--ascii", "--all"), "memory")), 100, "pictures with --all")
+
+
+def leases_name_their_holders():
+    leases = [{"gpa": 4097 * i, "size": 100, "holder": f"queue\n{i}"} for i in range(10)]
+    text = show(encode(dump_of(region(0, MIB), leases=leases)))
+    check("\n0x1001  100 bytes, in use by queue?1\n" in text, text)
+    check("\nand 2 more in use\n" in text, text)
 
 
 def an_empty_machine_is_a_picture():
@@ -339,7 +346,8 @@ def every_member_is_needed_and_has_its_type():
                     yield thing[:i] + [other] + thing[i + 1:]
 
     whole = dump_of(region(0, MIB, file={"fd": 3, "size": MIB, "offset": 0, "create_flags": 3},
-                           ranges=[piece(0, MIB, nodes=[(0, 1)])]))
+                           ranges=[piece(0, MIB, nodes=[(0, 1)])]),
+                    leases=[{"gpa": 0, "size": 1, "holder": "x"}])
     count = 0
     for dump in broken(whole):
         refused(encode(dump), "this is no dump: line 1: ")
@@ -411,6 +419,7 @@ run([
     colours_are_for_terminals,
     names_do_not_steer_the_terminal,
     many_regions_get_a_line_each,
+    leases_name_their_holders,
     an_empty_machine_is_a_picture,
     svg_is_well_formed,
     json_has_the_dump_as_it_was,

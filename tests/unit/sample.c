@@ -38,6 +38,9 @@ static void lay_out(const struct unit *unit, uint32_t backing)
 	add(unit, 192, 16, &rom);
 	add(unit, 208, 32, &device);
 	add(unit, 256, 1024, &ram);
+	if (backing == GMEM_BACKING_PRIVATE)
+		assert_ok(gmem_vm_convert(unit->vm, PAGES(unit, 300), PAGES(unit, 333),
+					  GMEM_STATE_PRIVATE, NULL, NULL));
 	gmem_plan_free(host);
 	gmem_plan_free(plan);
 }
@@ -45,13 +48,17 @@ static void lay_out(const struct unit *unit, uint32_t backing)
 int main(int argc, char **argv)
 {
 	GMEM_OPTS(gmem_dump_opts, opts, .flags = GMEM_DUMP_HVA, .name = NAME);
+	GMEM_OPTS(gmem_lease_opts, disk, .holder = "disk \"0\"");
+	struct gmem_lease *lease;
 	struct unit unit;
 
 	if (argc != 3)
 		return 2;
 	unit_begin_vm(&unit, argv[1]);
 	lay_out(&unit, gmem_backing_from_name(argv[2]));
+	assert_ok(gmem_lease_new(unit.vm, unit.page, 100, &disk, &lease));
 	assert_ok(gmem_vm_dump(unit.vm, STDOUT_FILENO, &opts));
+	gmem_lease_free(lease);
 	unit_end(&unit);
 	return 0;
 }

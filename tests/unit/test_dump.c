@@ -82,7 +82,7 @@ static void dump_of_nothing_is_whole(void **state)
 	assert_string_equal(text, "{\"gmem_dump\":1,\"library\":\"0.1.0\",\"name\":null,\n"
 				  "\"architecture\":\"x86_64\",\"page_size\":4096,"
 				  "\"address_bits\":48,\"memslots\":32764,\n"
-				  "\"regions\":[],\n\"stuck\":[]}\n");
+				  "\"regions\":[],\n\"stuck\":[],\n\"leases\":[]}\n");
 	free(text);
 	unit_end(&unit);
 }
@@ -266,6 +266,23 @@ static void memslot_that_is_stuck_stands_apart(void **state)
 	unit_end(&unit);
 }
 
+static void leases_are_told_with_their_holders(void **state)
+{
+	GMEM_OPTS(gmem_lease_opts, opts, .holder = "net \"0\"");
+	struct gmem_lease *lease;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	unit_region(&unit, 0, 4, NULL);
+	assert_ok(gmem_lease_new(unit.vm, unit.page, unit.page, &opts, &lease));
+	assert_dump_has(&unit, "\"leases\":[\n{\"gpa\":4096,\"size\":4096,"
+			       "\"holder\":\"net \\\"0\\\"\"}]}\n");
+	gmem_lease_free(lease);
+	assert_dump_has(&unit, "\"leases\":[]}\n");
+	unit_end(&unit);
+}
+
 static void dump_of_many_regions_is_whole(void **state)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_DEVICE);
@@ -282,8 +299,8 @@ static void dump_of_many_regions_is_whole(void **state)
 	for (at = text; (at = strstr(at, "{\"gpa\":")); at++)
 		count++;
 	assert_int_equal(count, 500);
-	assert_string_equal(text + strlen(text) - strlen("],\n\"stuck\":[]}\n"),
-			    "],\n\"stuck\":[]}\n");
+	assert_string_equal(text + strlen(text) - strlen("],\n\"stuck\":[],\n\"leases\":[]}\n"),
+			    "],\n\"stuck\":[],\n\"leases\":[]}\n");
 	free(text);
 	unit_end(&unit);
 }
@@ -336,6 +353,34 @@ static void cells_that_are_alike_are_one_range(void **state)
 		"\n  {\"gpa\":106496,\"size\":24576,\"private\":0,\"shared_resident\":0,"
 		"\"private_resident\":0,\"nodes\":[]}]}");
 	free(text);
+	unit_end(&unit);
+}
+
+static void private_bytes_are_those_converted(void **state)
+{
+	struct gmem_plan *plan;
+	struct unit unit;
+	char *text;
+
+	(void)state;
+	unit_begin_vm(&unit, "7.3-swp-t1");
+	plan = unit_plan(&unit, GMEM_BACKING_PRIVATE);
+	unit_region(&unit, 0, 12, plan);
+	assert_ok(gmem_vm_convert(unit.vm, PAGES(&unit, 4), PAGES(&unit, 3), GMEM_STATE_PRIVATE,
+				  NULL, NULL));
+	text = dump_cells(&unit, 2);
+	assert_ranges(text,
+		"\"ranges\":["
+		"\n  {\"gpa\":0,\"size\":16384,\"private\":0,\"shared_resident\":0,"
+		"\"private_resident\":0,\"nodes\":[]},"
+		"\n  {\"gpa\":16384,\"size\":8192,\"private\":8192,\"shared_resident\":0,"
+		"\"private_resident\":0,\"nodes\":[]},"
+		"\n  {\"gpa\":24576,\"size\":8192,\"private\":4096,\"shared_resident\":0,"
+		"\"private_resident\":0,\"nodes\":[]},"
+		"\n  {\"gpa\":32768,\"size\":16384,\"private\":0,\"shared_resident\":0,"
+		"\"private_resident\":0,\"nodes\":[]}]}");
+	free(text);
+	gmem_plan_free(plan);
 	unit_end(&unit);
 }
 
@@ -529,7 +574,7 @@ static void refused_write_says_how_far_it_came(void **state)
 		free(text);
 	}
 	/* and no further write was tried */
-	assert_dump_has(&unit, "\"stuck\":[]}\n");
+	assert_dump_has(&unit, "\"stuck\":[],\n\"leases\":[]}\n");
 	unit_end(&unit);
 }
 
@@ -554,6 +599,8 @@ static void dump_of_the_layout_alone_asks_the_kernel_for_nothing(void **state)
 
 static void dump_without_memory_is_refused(void **state)
 {
+	GMEM_OPTS(gmem_lease_opts, opts, .holder = "test");
+	struct gmem_lease *lease;
 	struct unit unit;
 	int fd = new_file();
 	unsigned n;
@@ -561,6 +608,7 @@ static void dump_without_memory_is_refused(void **state)
 	(void)state;
 	unit_begin_vm(&unit, "6.18");
 	unit_region(&unit, 0, 1, NULL);
+	assert_ok(gmem_lease_new(unit.vm, 0, unit.page, &opts, &lease));
 	for (n = 1;; n++) {
 		unit_fail_alloc(n);
 		if (gmem_vm_dump(unit.vm, fd, NULL) == 0)
@@ -569,7 +617,8 @@ static void dump_without_memory_is_refused(void **state)
 		assert_int_equal(lseek(fd, 0, SEEK_END), 0);
 	}
 	assert_false(unit_alloc_struck());
-	assert_true(n > 1);
+	assert_int_equal(n, 4);
+	gmem_lease_free(lease);
 	close(fd);
 	unit_end(&unit);
 }
@@ -649,7 +698,7 @@ static void region_removed_meanwhile_has_no_more_ranges(void **state)
 	assert_ok(r.result);
 	close(pipe_fds[0]);
 	text = contents(fd);
-	assert_non_null(strstr(text, "\"hva\":null,\n \"ranges\":[]}],\n\"stuck\":[]}\n"));
+	assert_non_null(strstr(text, "\"hva\":null,\n \"ranges\":[]}],\n\"stuck\":[],\n\"leases\":[]}\n"));
 	free(text);
 	unit_end(&r.unit);
 }
@@ -702,6 +751,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(long_names_are_whole),
 	cmocka_unit_test(region_that_lost_its_memslot_is_said_to),
 	cmocka_unit_test(memslot_that_is_stuck_stands_apart),
+	cmocka_unit_test(leases_are_told_with_their_holders),
+	cmocka_unit_test(private_bytes_are_those_converted),
 	cmocka_unit_test(dump_of_many_regions_is_whole),
 	cmocka_unit_test(cells_that_are_alike_are_one_range),
 	cmocka_unit_test(last_cell_of_a_region_may_be_short),
