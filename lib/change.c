@@ -19,6 +19,7 @@
 #include <stdlib.h>
 
 #include "internal.h"
+#include "probes.h"
 
 struct gmem_change {
 	struct gmem_vm *vm;
@@ -389,6 +390,7 @@ static int delete_old(struct gmem_vm *vm, struct gmem_step *step)
 {
 	int err = gmem_kvm_delete_slot(vm->fd, step->old.number);
 
+	GMEM_PROBE(unbind, vm->fd, step->old.number, step->old.gpa, step->old.size, err);
 	if (err) {
 		step->failed = true;
 		return gmem_fail(err,
@@ -401,13 +403,17 @@ static int delete_old(struct gmem_vm *vm, struct gmem_step *step)
 
 static int add_new(struct gmem_vm *vm, struct gmem_step *step)
 {
+	const struct gmem_kvm_slot *slot;
 	int err;
 
 	while (step->added < step->new_count) {
-		err = gmem_kvm_set_slot(vm->fd, &step->new[step->added]);
+		slot = &step->new[step->added];
+		err = gmem_kvm_set_slot(vm->fd, slot);
+		GMEM_PROBE(bind, vm->fd, slot->number, slot->gpa, slot->size, step->region->backing,
+			   err);
 		if (err) {
 			step->failed = true;
-			return fail_slot(vm, step->region, &step->new[step->added], err);
+			return fail_slot(vm, step->region, slot, err);
 		}
 		step->added++;
 	}

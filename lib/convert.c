@@ -22,6 +22,7 @@
 #include <stdlib.h>
 
 #include "internal.h"
+#include "probes.h"
 
 struct work {
 	struct gmem_vm *vm;
@@ -501,6 +502,7 @@ GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, ui
 		err = convert(&work);
 	if (ret)
 		*ret = work.result;
+	GMEM_PROBE(convert, vm->fd, gpa, size, state, work.result.converted, err);
 	return gmem_vm_report(vm, err);
 }
 

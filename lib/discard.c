@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "internal.h"
+#include "probes.h"
 
 /* No guest has an address from here on: so no sum of two wraps. */
 #define GPA_END (UINT64_C(1) << 63)
@@ -126,9 +127,11 @@ static int discard(struct work *work)
 
 	for (size_t i = 0; i < work->count && !err; i++)
 		err = check_one(work, &ranges[i]);
-	for (size_t i = 0; i < work->count && !err; i++)
+	for (size_t i = 0; i < work->count && !err; i++) {
 		err = gmem_vm_each_piece(work->vm, ranges[i].gpa, ranges[i].size, GMEM_ALONE,
 					 work->opts.wait_ms, discard_piece, work);
+		GMEM_PROBE(discard, work->vm->fd, ranges[i].gpa, ranges[i].size, err);
+	}
 	return err;
 }
 

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "internal.h"
+#include "probes.h"
 
 /* The unit of a hypercall's page count, whatever the host's page is */
 #define GUEST_PAGE	UINT64_C(4096)
@@ -127,6 +128,8 @@ GMEM_API int gmem_exit_decode(const struct kvm_run *run, int result, int error,
 		decode_fault(run, error, ret);
 	else if (result >= 0 && asks_to_convert(run))
 		decode_hypercall(run, ret);
+	if (ret->kind != GMEM_EXIT_OTHER)
+		GMEM_PROBE(fault, ret->gpa, ret->size, ret->kind, ret->state, ret->error);
 	return 0;
 }
 

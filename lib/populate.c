@@ -19,6 +19,7 @@
 #include <sys/mman.h>
 
 #include "internal.h"
+#include "probes.h"
 #include "touch.h"
 
 /* Beyond 64 MiB a call gains nothing, below 2 MiB it loses. */
@@ -386,6 +387,7 @@ GMEM_API void gmem_populate_free(struct gmem_populate *job)
 	if (!job)
 		return;
 
+	GMEM_PROBE(populate, job->vm->fd, job->gpa, job->size, job->done);
 	pthread_mutex_destroy(&job->lock);
 	free(job);
 }

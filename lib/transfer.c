@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "internal.h"
+#include "probes.h"
 
 /* Of a hole, in one step */
 #define HOLE_STEP ((uint64_t)64 << 20)
@@ -93,6 +94,8 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer)
 		return gmem_fail(-EBUSY, "%" PRIu32 " requests are still under way on the ring",
 				 transfer->io.flying);
 
+	GMEM_PROBE(transfer, transfer->vm ? transfer->vm->fd : -1, transfer->io.writing,
+		   transfer->done, transfer->total, transfer->is_done);
 	if (transfer->end)
 		transfer->end(transfer);
 	free(transfer->state);

@@ -119,7 +119,9 @@ def the_static_library_defines_nothing_outside_gmem():
     install()
     names = symbols("--extern-only", STATIC)
     check("gmem_version" in names, "symbols are not found:", names)
-    equal([name for name in names if not name.startswith("gmem_")], [], "foreign symbols")
+    # what probes for tracers are counted from, hidden and the same in everybody's objects
+    equal([name for name in names if not name.startswith("gmem_") and name != "_.stapsdt.base"], [],
+          "foreign symbols")
 
 
 def the_shared_library_needs_only_the_C_library_and_liburing():
