@@ -246,7 +246,7 @@ static enum exit_status show_text(const struct options *options, const char *tex
 int main(int argc, char **argv)
 {
 	struct options options = { .style.width = terminal_width() };
-	enum exit_status status = EXIT_NO_DUMP;
+	int status = EXIT_NO_DUMP;
 	char *text = NULL;
 	size_t size;
 	int fd;
@@ -259,7 +259,7 @@ int main(int argc, char **argv)
 	if (fd >= 0)
 		text = read_all(fd, &size);
 	if (text)
-		status = show_text(&options, text, size);
+		status = (int)show_text(&options, text, size);
 	free(text);
 
 	if (fflush(stdout) || ferror(stdout)) {
