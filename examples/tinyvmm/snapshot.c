@@ -1,31 +1,30 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A snapshot: a header, the vCPU, the devices, then every page of memory that
- * is not zero, behind its address. It is restored on the same host, by the
- * same program, with the same disk.
+ * A snapshot: a head with the vCPU and the devices, and from IMAGE_OFFSET on
+ * the memory, as an image of libgmem's. It is restored on the same host, by
+ * the same program, with the same disk.
  */
 #include <fcntl.h>
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "tinyvmm.h"
 
-#define MAGIC "tinyvmm1"
-#define PAGE 4096
+#define MAGIC		"tinyvmm1"
+#define IMAGE_OFFSET	65536
 
 struct head {
 	char magic[8];
 	uint64_t vcpu_size, devices_size, ram_size;
+	struct vcpu_state vcpu;
+	struct device_state devices;
 };
 
-struct page {
-	uint64_t gpa;
-	uint8_t bytes[PAGE];
-};
+_Static_assert(sizeof(struct head) <= IMAGE_OFFSET, "the image is behind it");
 
-static const uint8_t zeros[PAGE];
+static struct head head;
 
 static void fail(const char *path, const char *why)
 {
@@ -33,60 +32,28 @@ static void fail(const char *path, const char *why)
 	exit(EXIT_FAILURE);
 }
 
-static void put(FILE *file, const char *path, const void *bytes, size_t size)
-{
-	must(fwrite(bytes, size, 1, file) == 1 ? 0 : -1, path);
-}
-
-static void get(FILE *file, const char *path, void *bytes, size_t size)
-{
-	if (fread(bytes, size, 1, file) != 1)
-		fail(path, "it ends too early");
-}
-
-static uint64_t put_range(struct vmm *vmm, FILE *file, const char *path, uint64_t gpa,
-			  uint64_t size)
-{
-	struct page page;
-	uint64_t pages = 0;
-
-	for (page.gpa = gpa; page.gpa < gpa + size; page.gpa += PAGE) {
-		gmem_must(gmem_view_read(vmm->view, page.gpa, page.bytes, PAGE, NULL),
-			  "reading guest memory");
-		if (!memcmp(page.bytes, zeros, PAGE))
-			continue;
-		put(file, path, &page, sizeof(page));
-		pages++;
-	}
-	return pages;
-}
-
+/* The vCPU does not run, and the devices have nothing under way. */
 void snapshot_save(struct vmm *vmm, const char *path)
 {
-	static struct vcpu_state vcpu;
-	struct head head = {
-		.vcpu_size = sizeof(vcpu), .devices_size = sizeof(vmm->devices),
-	};
-	uint64_t pages = 0;
-	FILE *file;
+	GMEM_OPTS(gmem_transfer_opts, opts, .image_offset = IMAGE_OFFSET);
+	GMEM_OPTS(gmem_transfer_result, result, .engine = 0);
+	const int fd = must(open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), path);
 
 	memcpy(head.magic, MAGIC, sizeof(head.magic));
+	head.vcpu_size = sizeof(head.vcpu);
+	head.devices_size = sizeof(head.devices);
+	head.ram_size = 0;
 	for (int i = 0; i < vmm->ram_ranges; i++)
 		head.ram_size += vmm->ram[i].size;
-	vcpu_save(vmm, &vcpu);
+	vcpu_save(vmm, &head.vcpu);
+	head.devices = vmm->devices;
 
-	file = fopen(path, "we");
-	must(file ? 0 : -1, path);
-	put(file, path, &head, sizeof(head));
-	put(file, path, &vcpu, sizeof(vcpu));
-	put(file, path, &vmm->devices, sizeof(vmm->devices));
-	for (int i = 0; i < vmm->ram_ranges; i++)
-		pages += put_range(vmm, file, path, vmm->ram[i].gpa, vmm->ram[i].size);
-	for (unsigned int i = 0; i < PIECES; i++)
-		if (vmm->pieces[i])
-			pages += put_range(vmm, file, path, HOTPLUG_BASE + i * PIECE_SIZE, PIECE_SIZE);
-	must(fclose(file), path);
-	say("snapshot in %s, with %" PRIu64 " pages", path, pages);
+	if (pwrite(fd, &head, sizeof(head), 0) != (ssize_t)sizeof(head))
+		fail(path, "it cannot be written");
+	gmem_must(gmem_vm_save(vmm->memory, fd, &opts, &result), path);
+	must(close(fd), path);
+	say("snapshot in %s: %" PRIu64 " MiB of memory that is not zero", path,
+	    result.data_bytes / MIB);
 }
 
 /* What the devices take for granted of their own state */
@@ -106,28 +73,22 @@ static bool is_sound(const struct device_state *d)
 
 void snapshot_restore(struct vmm *vmm, const char *path)
 {
-	static struct vcpu_state vcpu;
-	FILE *file = fopen(path, "re");
-	struct head head;
-	struct page page;
+	GMEM_OPTS(gmem_transfer_opts, opts, .image_offset = IMAGE_OFFSET);
+	const int fd = must(open(path, O_RDONLY | O_CLOEXEC), path);
 
-	must(file ? 0 : -1, path);
-	get(file, path, &head, sizeof(head));
-	if (memcmp(head.magic, MAGIC, sizeof(head.magic)) || head.vcpu_size != sizeof(vcpu) ||
-	    head.devices_size != sizeof(vmm->devices))
+	if (pread(fd, &head, sizeof(head), 0) != (ssize_t)sizeof(head) ||
+	    memcmp(head.magic, MAGIC, sizeof(head.magic)) ||
+	    head.vcpu_size != sizeof(head.vcpu) || head.devices_size != sizeof(head.devices))
 		fail(path, "it is no snapshot of this program");
-	get(file, path, &vcpu, sizeof(vcpu));
-	get(file, path, &vmm->devices, sizeof(vmm->devices));
-	if (vcpu.msr_count > 512 || !is_sound(&vmm->devices))
+	if (head.vcpu.msr_count > 512 || !is_sound(&head.devices))
 		fail(path, "it contradicts itself");
 
+	/* First the layout it was made of; an image of another one is refused. */
+	vmm->devices = head.devices;
 	memory_add_ram(vmm, head.ram_size);
 	hotplug_restore(vmm);
-	while (fread(&page, sizeof(page), 1, file) == 1)
-		memory_write(vmm, page.gpa, page.bytes, PAGE);
-	if (ferror(file) || !feof(file))
-		fail(path, "it cannot be read");
-	fclose(file);
-	vcpu_restore(vmm, &vcpu);
+	gmem_must(gmem_vm_restore(vmm->memory, fd, &opts, NULL), path);
+	close(fd);
+	vcpu_restore(vmm, &head.vcpu);
 	say("restored from %s", path);
 }
