@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -524,5 +525,7 @@ TEST(a_running_guest_goes_on)
 
 int main(int argc, char **argv)
 {
+	/* Or one touch brings in hundreds of pages of host memory. */
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 	return run_tests(argc, argv);
 }
