@@ -17,7 +17,9 @@
  *   gmem_vm_convert()  shared memory becomes private, and back
  *   gmem_vm_populate(), gmem_vm_discard()  memory is there before it is needed,
  *                and goes when it is not
+ *   gmem_vm_stats()    how much memory is what, and what happened to it
  *   gmem_exit    what a vCPU's exit says about memory; makes no system call
+ *   gmem_vcpu    a vCPU's exits dealt with, and memory faulted in for it
  *   gmem_export  a VM's memory, for processes that are not its VMM
  *   gmem_dump    what a VM's memory is at this moment, written to an fd
  *   gmem_transfer files and pipes into guest memory and back
@@ -83,6 +85,7 @@ struct gmem_export;
 struct gmem_lease;
 struct gmem_listener;
 struct gmem_populate;
+struct gmem_vcpu;
 
 /* The kernel's, from <linux/kvm.h>, which this header does not need */
 struct kvm_run;
@@ -2290,6 +2293,110 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
 				  size_t count, const struct gmem_discard_opts *opts,
 				  struct gmem_footprint *ret);
 
+/* ----------------------------------------------------------- statistics -- */
+
+/* Flags of struct gmem_stats */
+#define GMEM_STATS_RESIDENT	((uint64_t)1 << 0) /* look for what is in memory, too */
+
+/**
+ * struct gmem_stats - how much memory is what, and what happened to it
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_STATS_*, set by the caller; unknown bits are -EINVAL
+ * @bytes_shared: memory that is shared, in bytes as all sizes here. Together with
+ *	@bytes_private all of it
+ * @bytes_private: memory that is private
+ * @resident_shared: with GMEM_STATS_RESIDENT: what the shared side has in memory
+ * @resident_private: the same of the private side. A private file with
+ *	GMEM_CREATE_MMAP is one memory for both, and counts here; one that is
+ *	converted in place counts as shared side
+ * @doubled: what both sides have in memory at the same place
+ * @made_private: what became private, of regions that were removed, too. Less
+ *	@made_shared it is @bytes_private, as long as no region that is private
+ *	in part was split
+ * @made_shared: what became shared again, by removal, too
+ * @conversions: conversions that changed something; one that spans regions
+ *	counts for each of them, and once for the VM
+ * @convert_ioctls: system calls that took, those that failed or undid included;
+ *	one that spans regions counts for the first of them
+ * @discards: ranges that were given back to the host
+ * @discarded: bytes of them
+ * @faults_private: exits of vCPUs, by gmem_vcpu_handle_exit(): accesses that
+ *	wanted private memory, and made it so
+ * @faults_shared: accesses that wanted shared memory, and made it so
+ * @faults_late: accesses that found what they wanted by the time of the exit:
+ *	another vCPU was faster
+ * @faults_stuck: accesses that got nowhere, too often in a row
+ * @faults_hole: accesses to private memory where there is no memory
+ * @faults_refused: accesses that wanted what could not be done: a lease is held,
+ *	the memory is of a kind that is not converted, or touching shall not convert
+ * @faults_poison: accesses to memory that the hardware lost
+ * @faults_strange: faults for reasons this library does not know
+ * @faults_nowhere: faults that KVM did not place
+ * @requests: conversions guests asked for, that were done
+ * @requests_refused: conversions guests asked for, that were refused: nonsense,
+ *	holes, leases
+ *
+ * Exits by their cause are disjoint: each exit about memory is in one of them.
+ * For regions, those of the place where they were; nonsense has none.
+ */
+struct gmem_stats {
+	size_t   size;
+	uint64_t flags;
+	uint64_t bytes_shared;
+	uint64_t bytes_private;
+	uint64_t resident_shared;
+	uint64_t resident_private;
+	uint64_t doubled;
+	uint64_t made_private;
+	uint64_t made_shared;
+	uint64_t conversions;
+	uint64_t convert_ioctls;
+	uint64_t discards;
+	uint64_t discarded;
+	uint64_t faults_private;
+	uint64_t faults_shared;
+	uint64_t faults_late;
+	uint64_t faults_stuck;
+	uint64_t faults_hole;
+	uint64_t faults_refused;
+	uint64_t faults_poison;
+	uint64_t faults_strange;
+	uint64_t faults_nowhere;
+	uint64_t requests;
+	uint64_t requests_refused;
+};
+
+/**
+ * gmem_vm_stats() - statistics of a VM's memory
+ * @vm: handle
+ * @stats: set its size and flags; gets the numbers
+ *
+ * Counters are kept all the time, without locks. Each is right; while others
+ * work, several need not be of one moment. GMEM_STATS_RESIDENT looks at all of the
+ * memory, without touching it, in pieces of 256 MiB; conversions of the piece
+ * wait. Host memory counts as far as it is mapped in this process.
+ *
+ * Thread-safe. Source: mincore(2), cachestat(2). Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument or bad flags, -EOPNOTSUPP the kernel has no
+ * cachestat(2) to look at private memory, -E2BIG @stats is of a newer library
+ * and not 0, or the kernel's own errno.
+ */
+GMEM_API int gmem_vm_stats(struct gmem_vm *vm, struct gmem_stats *stats);
+
+/**
+ * gmem_region_stats() - statistics of a region
+ * @region: region
+ * @stats: as gmem_vm_stats()
+ *
+ * Counted since it was added; the upper part of a split begins at 0.
+ *
+ * Thread-safe. Source: as gmem_vm_stats(). Since: 0.1.
+ *
+ * Return: as gmem_vm_stats().
+ */
+GMEM_API int gmem_region_stats(struct gmem_region *region, struct gmem_stats *stats);
+
 /* ---------------------------------------------------------------- exits -- */
 
 /* What an exit is about: struct gmem_exit.kind */
@@ -2314,7 +2421,8 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
  * @unknown: GMEM_EXIT_STRANGE and GMEM_EXIT_BAD_CONVERT: the bits nobody knows
  * @error: what was wrong: the negative errno of KVM_RUN, -EINVAL for
  *	GMEM_EXIT_BAD_CONVERT, else 0
- * @repeats: 0; where a caller may count how often the same exit came again
+ * @repeats: by gmem_vcpu_handle_exit(): how many exits before it, in a row, were
+ *	about the same @gpa; else 0
  */
 struct gmem_exit {
 	uint32_t kind;
@@ -2371,6 +2479,113 @@ GMEM_API int gmem_exit_decode(const struct kvm_run *run, int result, int error,
  * was no such question.
  */
 GMEM_API int gmem_exit_reply(struct kvm_run *run, int error);
+
+/* ------------------------------------------------ vCPUs and their memory -- */
+
+/* Flags of struct gmem_vcpu_opts */
+#define GMEM_VCPU_EXPLICIT	((uint64_t)1 << 0) /* the guest must ask: touching converts nothing */
+
+/**
+ * struct gmem_vcpu_opts - how to deal with a vCPU's exits
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_VCPU_*; unknown bits are -EINVAL
+ * @discard: GMEM_DISCARD_*, as in struct gmem_convert_opts
+ * @wait_ms: milliseconds to wait for leases, as in struct gmem_convert_opts
+ * @patience: faults in a row at one place that may find nothing to do before it
+ *	is -ELOOP; 0: 16
+ * @most_repeats: exits in a row about one place, whatever was done, before it is
+ *	-ELOOP; 0: no limit
+ */
+struct gmem_vcpu_opts {
+	size_t   size;
+	uint64_t flags;
+	uint32_t discard;
+	uint32_t wait_ms;
+	uint32_t patience;
+	uint32_t most_repeats;
+};
+
+/**
+ * gmem_vcpu_new() - deal with the exits of a vCPU
+ * @vm: handle, which must outlive the record
+ * @vcpu_fd: vCPU fd, borrowed: keep it open until gmem_vcpu_free(); or -1 if
+ *	there is nothing to pre-fault
+ * @opts: NULL for defaults
+ * @ret: the vCPU's record, yours to free with gmem_vcpu_free()
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument or bad options, -ENOMEM, -E2BIG options
+ * newer than the library.
+ */
+GMEM_API GMEM_CHECKED int gmem_vcpu_new(struct gmem_vm *vm, int vcpu_fd,
+					const struct gmem_vcpu_opts *opts,
+					struct gmem_vcpu **ret);
+
+/**
+ * gmem_vcpu_free() - free a vCPU's record
+ * @vcpu: record, or NULL
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
+
+/**
+ * gmem_vcpu_handle_exit() - do what an exit asks of guest memory
+ * @vcpu: the vCPU's record
+ * @run: its kvm_run
+ * @result: what ioctl(KVM_RUN) returned
+ * @error: errno as it was then, positive; read only if @result is negative
+ * @ret: what it was about, also on failure; NULL if not wanted
+ *
+ * Pass it the result of every KVM_RUN. A fault converts its page, as the access
+ * wants it; a request converts its range and is answered. What cannot be, the
+ * guest is told: nonsense, a range with holes, a lease in the way. That a range
+ * without any memory shall be shared is granted, it always is.
+ *
+ * A guest decides how often it exits, not what an exit costs: each is one
+ * conversion of memory there is, or none. Repeating them takes no more memory than
+ * one for each second page; with GMEM_DISCARD_NOW nothing is doubled. A fault that
+ * comes back though its memory is as it wants, because something else is wrong,
+ * is -ELOOP after @patience times, and can be told as soon as the VMM likes by
+ * @ret's repeats. All of it is counted: gmem_vm_stats().
+ *
+ * One thread at a time per object; different objects in parallel. Do not call it
+ * between gmem_view_begin() and gmem_view_end() of the same thread. Source: KVM
+ * API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL. Since: 0.1.
+ *
+ * Return: 1 dealt with, run the vCPU again; 0 it was not about guest memory, and
+ * is yours; or -EINVAL NULL argument, -ENOENT a private access where there is no
+ * memory, -ENXIO where a device is, -ELOOP see above, -EHWPOISON the hardware
+ * lost the memory, -EFAULT a fault KVM does not place, -EPROTO a fault for an
+ * unknown reason, -EACCES touching shall not convert, -EOPNOTSUPP, -EBUSY,
+ * -ENOMEM, -ENOTRECOVERABLE and the kernel's own errno as gmem_vm_convert(). If
+ * the vCPU is run again all the same, a fault comes again; a guest that asked
+ * has its answer.
+ */
+GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, int result,
+				   int error, struct gmem_exit *ret);
+
+/**
+ * gmem_vcpu_prefault() - have memory in the guest's page tables before it runs
+ * @vcpu: record made with a vCPU fd
+ * @gpa: start, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page
+ * @ret_done: bytes done, counted from @gpa, also on failure; NULL if not wanted
+ *
+ * Allocates what is not there, private memory too. What was done stays. KVM
+ * lets nobody else use the vCPU meanwhile, and waits while it runs.
+ *
+ * One thread at a time per object; different objects in parallel. Source:
+ * KVM_PRE_FAULT_MEMORY. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad range, -EBADF no vCPU fd, -EOPNOTSUPP this VM does not
+ * have it (GMEM_CAP_PRE_FAULT), -ENOENT there is no memory, or no more, -EFAULT its
+ * file is gone, its host address is not mapped, or it is private without a
+ * guest_memfd, -EHWPOISON, -EINTR signals kept arriving, or the kernel's own errno.
+ */
+GMEM_API int gmem_vcpu_prefault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t size,
+				uint64_t *ret_done);
 
 /* --------------------------------------------- memory for other processes -- */
 

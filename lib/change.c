@@ -493,6 +493,8 @@ static int make_private_again(struct gmem_vm *vm, struct gmem_step *step, int ca
 				break;
 		}
 		if (undo_err) {
+			gmem_state_count(vm, part.start, start + step->shared_again - part.start,
+					 false);
 			gmem_set_remove(&vm->privates, part.start,
 					start + step->shared_again - part.start, &step->spares[0]);
 			return gmem_fail(-ENOTRECOVERABLE,
@@ -585,6 +587,8 @@ static void settle(struct gmem_vm *vm, struct gmem_step *step)
 	const struct gmem_range *gpa = &step->region->gpa;
 
 	if (step->kind == GMEM_STEP_REMOVE) {
+		gmem_count(&vm->counters, GMEM_COUNT_MADE_SHARED,
+			   gmem_state_private(vm, gpa->start, gpa->size));
 		gmem_set_remove(&vm->privates, gpa->start, gpa->size, &step->spares[0]);
 		gmem_set_remove(&vm->owed, gpa->start, gpa->size, &step->spares[1]);
 	}

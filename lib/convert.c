@@ -117,6 +117,7 @@ static bool next_run(const struct work *work, uint64_t at, struct gmem_part *ret
 static int set_run(struct work *work, const struct gmem_part *run, bool to_private)
 {
 	work->result.ioctls++;
+	gmem_region_count(region_at(work->vm, run->start), GMEM_COUNT_CONVERT_IOCTLS, 1);
 	return gmem_region_set_private(region_at(work->vm, run->start), run, to_private,
 				       work->opts.wait_ms);
 }
@@ -256,6 +257,7 @@ static void record(struct work *work)
 		return;
 
 	pthread_mutex_lock(&vm->lock);
+	gmem_state_count(vm, gpa, size, work->to_private);
 	if (work->to_private)
 		gmem_set_add(&vm->privates, gpa, size, &work->spare);
 	else
@@ -263,6 +265,22 @@ static void record(struct work *work)
 	/* What was stale there is in use again. */
 	gmem_set_remove(&vm->owed, gpa, size, &work->owed[0]);
 	pthread_mutex_unlock(&vm->lock);
+}
+
+/* One for the VM, and one for each region that has a part in it */
+static void count_conversion(const struct work *work)
+{
+	uint64_t at = work->gpa;
+	struct gmem_region *region;
+
+	gmem_count(&work->vm->counters, GMEM_COUNT_CONVERSIONS, 1);
+	for (;;) {
+		region = region_at(work->vm, at);
+		gmem_count(&region->counters, GMEM_COUNT_CONVERSIONS, 1);
+		if (region->gpa.start + region->gpa.size - 1 >= work->last)
+			return;
+		at = region->gpa.start + region->gpa.size;
+	}
 }
 
 static int change_state(struct work *work)
@@ -426,6 +444,8 @@ static int convert_claimed(struct work *work)
 
 	pthread_mutex_lock(&vm->change_lock);
 	err = change_state(work);
+	if (!err && !work->is_done)
+		count_conversion(work);
 	pthread_mutex_unlock(&vm->change_lock);
 	if (!err && !work->is_done)
 		let_go_of_other_side(work);

@@ -385,6 +385,40 @@ int gmem_table_refresh(struct gmem_table *table, const struct gmem_table *old,
 /* Free what @kept (or NULL) does not share. */
 void gmem_table_free(const struct gmem_table *table, const struct gmem_table *kept);
 
+/* ---- counters: what happened, counted where it happens ---- */
+
+enum gmem_counter {
+	GMEM_COUNT_MADE_PRIVATE,	/* bytes */
+	GMEM_COUNT_MADE_SHARED,		/* bytes */
+	GMEM_COUNT_CONVERSIONS,
+	GMEM_COUNT_CONVERT_IOCTLS,
+	GMEM_COUNT_DISCARDS,
+	GMEM_COUNT_DISCARDED,		/* bytes */
+	GMEM_COUNT_FAULTS_PRIVATE,
+	GMEM_COUNT_FAULTS_SHARED,
+	GMEM_COUNT_FAULTS_LATE,
+	GMEM_COUNT_FAULTS_STUCK,
+	GMEM_COUNT_FAULTS_HOLE,
+	GMEM_COUNT_FAULTS_REFUSED,
+	GMEM_COUNT_FAULTS_POISON,
+	GMEM_COUNT_FAULTS_STRANGE,
+	GMEM_COUNT_FAULTS_NOWHERE,
+	GMEM_COUNT_REQUESTS,
+	GMEM_COUNT_REQUESTS_REFUSED,
+	GMEM_COUNTERS
+};
+
+/* Relaxed atomics: each is right, several are not of one moment */
+struct gmem_counters {
+	uint64_t n[GMEM_COUNTERS];
+};
+
+static inline void gmem_count(struct gmem_counters *counters, enum gmem_counter which,
+			      uint64_t by)
+{
+	__atomic_fetch_add(&counters->n[which], by, __ATOMIC_RELAXED);
+}
+
 /* ---- vm ---- */
 
 /* How a guest_memfd is converted in place, once that was proven; request 0: it is not */
@@ -421,6 +455,7 @@ struct gmem_vm {
 	pthread_mutex_t views_lock;
 	struct gmem_reader *views;
 	bool fence;			/* membarrier() is not to be had */
+	struct gmem_counters counters;
 };
 
 /* Pass the sentence of a failure to the VM's log; returns @err. */
@@ -447,6 +482,14 @@ int gmem_inplace_prove(const struct gmem_inplace_opts *opts, int vm_fd,
 /* Wait for pinned pages, then -EBUSY */
 int gmem_inplace_convert(const struct gmem_region *region, const struct gmem_part *part,
 			 bool to_private, uint32_t wait_ms);
+
+/*
+ * Count what of a range, all of which is memory or has been, is about to change
+ * its state. Before the record changes, and with the lock held.
+ */
+void gmem_state_count(struct gmem_vm *vm, uint64_t gpa, uint64_t size, bool to_private);
+/* Bytes of it that are private, with either lock held */
+uint64_t gmem_state_private(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 
 /* ---- lease: who uses a range; all with the VM's lock held ---- */
 
@@ -531,7 +574,16 @@ struct gmem_region {
 	bool is_device;
 	bool has_slot;			/* the kernel has a memslot of this number */
 	bool lost;			/* and it is not ours as it should be: -ENOTRECOVERABLE */
+	struct gmem_counters counters;	/* of a region that stays what it is meanwhile */
 };
+
+/* For the region, and for its VM */
+static inline void gmem_region_count(struct gmem_region *region, enum gmem_counter which,
+				     uint64_t by)
+{
+	gmem_count(&region->counters, which, by);
+	gmem_count(&region->vm->counters, which, by);
+}
 
 /* What an add was asked to do, checked */
 struct gmem_order {

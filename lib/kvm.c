@@ -101,3 +101,16 @@ int gmem_kvm_set_file_attributes(int gmemfd, unsigned long request, uint64_t off
 		*ret_error_offset = args.error_offset;
 	return err;
 }
+
+int gmem_kvm_prefault(int vcpu_fd, uint64_t gpa, uint64_t size, uint64_t *ret_done)
+{
+	struct gmem_kvm_pre_fault_memory args = {
+		.gpa = gpa,
+		.size = size,
+	};
+	int err = gmem_sys_ioctl(vcpu_fd, KVM_PRE_FAULT_MEMORY, &args);
+
+	/* Written back also when it was stopped. */
+	*ret_done = args.size <= size ? size - args.size : 0;
+	return err;
+}

@@ -52,4 +52,7 @@ struct gmem_kvm_file_attributes {
 int gmem_kvm_set_file_attributes(int gmemfd, unsigned long request, uint64_t offset,
 				 uint64_t size, uint64_t attributes, uint64_t *ret_error_offset);
 
+/* On a vCPU fd: can do less than @size, also on success */
+int gmem_kvm_prefault(int vcpu_fd, uint64_t gpa, uint64_t size, uint64_t *ret_done);
+
 #endif

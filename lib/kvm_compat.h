@@ -109,11 +109,25 @@ struct gmem_kvm_memory_fault {
 	_IOWR(KVMIO, 0xd4, struct gmem_kvm_create_guest_memfd)
 #endif
 
+/* Linux 6.11 */
+struct gmem_kvm_pre_fault_memory {
+	__u64 gpa;
+	__u64 size;
+	__u64 flags;
+	__u64 padding[5];
+};
+
+#ifndef KVM_PRE_FAULT_MEMORY
+#define KVM_PRE_FAULT_MEMORY \
+	_IOWR(KVMIO, 0xd5, struct gmem_kvm_pre_fault_memory)
+#endif
+
 #define GMEM_ASSERT_IOCTL_SIZE(type, request) \
 	_Static_assert(sizeof(struct type) == _IOC_SIZE(request), #request)
 
 GMEM_ASSERT_IOCTL_SIZE(gmem_kvm_userspace_memory_region2, KVM_SET_USER_MEMORY_REGION2);
 GMEM_ASSERT_IOCTL_SIZE(gmem_kvm_memory_attributes, KVM_SET_MEMORY_ATTRIBUTES);
 GMEM_ASSERT_IOCTL_SIZE(gmem_kvm_create_guest_memfd, KVM_CREATE_GUEST_MEMFD);
+GMEM_ASSERT_IOCTL_SIZE(gmem_kvm_pre_fault_memory, KVM_PRE_FAULT_MEMORY);
 
 #endif

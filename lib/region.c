@@ -403,6 +403,7 @@ int gmem_region_cut(struct gmem_region *region, uint64_t offset, struct gmem_reg
 	}
 
 	*upper = *region;
+	upper->counters = (struct gmem_counters){ .n = { 0 } };
 	upper->slot = slot;
 	upper->file_offset = region->file_offset + offset;
 	gmem_range_split(&vm->regions, &region->gpa, offset, &upper->gpa);

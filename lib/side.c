@@ -104,28 +104,36 @@ static int discard_host_memory(const struct gmem_side *side, uint64_t size, uint
 	return 0;
 }
 
-int gmem_side_discard(struct gmem_region *region, uint32_t side, uint64_t offset,
-		      uint64_t size, uint64_t *ret_done)
+static int discard(const struct gmem_side *what, uint64_t size, uint64_t *ret_done)
 {
-	struct gmem_side what;
-	int err;
-
-	if (ret_done)
-		*ret_done = 0;
-
-	err = gmem_side_get(region, side, offset, size, &what);
-	if (err)
-		return err;
-	if (!what.file)
-		return discard_host_memory(&what, size, ret_done);
+	if (!what->file)
+		return discard_host_memory(what, size, ret_done);
 
 	/*
 	 * Punching unmaps page by page; this does so in bulk, in less than half
 	 * the time. It frees nothing, so nothing is lost if it is refused.
 	 */
-	if (what.hva)
-		gmem_sys_madvise(what.hva, size, MADV_DONTNEED);
-	return gmem_file_punch(what.file, what.offset, size, ret_done);
+	if (what->hva)
+		gmem_sys_madvise(what->hva, size, MADV_DONTNEED);
+	return gmem_file_punch(what->file, what->offset, size, ret_done);
+}
+
+int gmem_side_discard(struct gmem_region *region, uint32_t side, uint64_t offset,
+		      uint64_t size, uint64_t *ret_done)
+{
+	struct gmem_side what;
+	uint64_t done = 0;
+	int err;
+
+	err = gmem_side_get(region, side, offset, size, &what);
+	if (!err) {
+		err = discard(&what, size, &done);
+		gmem_region_count(region, GMEM_COUNT_DISCARDS, 1);
+		gmem_region_count(region, GMEM_COUNT_DISCARDED, done);
+	}
+	if (ret_done)
+		*ret_done = done;
+	return err;
 }
 
 /* ---- how much there is ---- */

@@ -159,6 +159,43 @@ int gmem_region_set_private(const struct gmem_region *region, const struct gmem_
 	return gmem_vm_set_private(region->vm, part, to_private);
 }
 
+/* ---- how much ---- */
+
+uint64_t gmem_state_private(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
+{
+	uint64_t last = gpa + size - 1, at = gpa, sum = 0;
+	struct gmem_part part;
+
+	while (gmem_set_next(&vm->privates, true, at, last, &part)) {
+		sum += part.last - part.start + 1;
+		if (part.last == last)
+			break;
+		at = part.last + 1;
+	}
+	return sum;
+}
+
+void gmem_state_count(struct gmem_vm *vm, uint64_t gpa, uint64_t size, bool to_private)
+{
+	const enum gmem_counter which = to_private ? GMEM_COUNT_MADE_PRIVATE
+						   : GMEM_COUNT_MADE_SHARED;
+	uint64_t last = gpa + size - 1, at = gpa, now, is_private;
+	struct gmem_range *range;
+
+	for (;;) {
+		range = gmem_range_find(&vm->regions, at, 1);
+		now = range && last_of(range) < last ? last_of(range) - at + 1 : last - at + 1;
+		is_private = gmem_state_private(vm, at, now);
+		gmem_count(&vm->counters, which, to_private ? now - is_private : is_private);
+		if (range)
+			gmem_count(&GMEM_CONTAINER_OF(range, struct gmem_region, gpa)->counters,
+				   which, to_private ? now - is_private : is_private);
+		if (now > last - at)
+			return;
+		at += now;
+	}
+}
+
 /* ---- what the layout and the record say together ---- */
 
 static void describe(const struct gmem_vm *vm, uint64_t at, uint64_t last,

@@ -194,6 +194,12 @@ void fake_interrupt(unsigned times, uint64_t pages)
 	kernel.interrupt_pages = pages;
 }
 
+void fake_limit_prefault(uint64_t pages, unsigned times)
+{
+	kernel.prefault_most = pages;
+	kernel.prefault_interruptions = times;
+}
+
 static int strike(enum fake_call call, int err)
 {
 	failure.struck = true;
@@ -265,6 +271,7 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_DELETE_SLOT] = "deleting a memslot",
 	[FAKE_RUN] = "KVM_RUN",
 	[FAKE_SET_ATTRIBUTES] = "KVM_SET_MEMORY_ATTRIBUTES",
+	[FAKE_PRE_FAULT] = "KVM_PRE_FAULT_MEMORY",
 	[FAKE_OTHER_IOCTL] = "another ioctl",
 };
 
@@ -777,6 +784,7 @@ void fake_boot_kernel(const struct fake_kernel *row)
 	kernel.interrupt_times = 0;
 	kernel.node = 0;
 	kernel.races = false;
+	fake_limit_prefault(0, 0);
 	kernel.io_most = 0;
 	kernel.last_random = 0;
 	kernel.direct = FAKE_DIRECT_NEVER;

@@ -144,6 +144,7 @@ enum fake_call {
 	FAKE_DELETE_SLOT,
 	FAKE_RUN,
 	FAKE_SET_ATTRIBUTES,
+	FAKE_PRE_FAULT,
 	FAKE_OTHER_IOCTL,
 	FAKE_CALLS
 };
@@ -178,6 +179,9 @@ void fake_interrupt(unsigned times, uint64_t pages);
 
 /* From now on write() takes at most so many bytes at once; 0: what the fd takes */
 void fake_shorten_writes(size_t most);
+
+/* No KVM_PRE_FAULT_MEMORY does more than so many pages, 0: all; the next @times end with -EINTR */
+void fake_limit_prefault(uint64_t pages, unsigned times);
 
 /*
  * From now on process_vm_readv() is refused with @err (negative), as a seccomp

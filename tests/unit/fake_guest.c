@@ -174,6 +174,42 @@ static int run_guest(struct vm *vm, struct vcpu *vcpu)
 	return err;
 }
 
+/* -ENOENT only if nothing was done; what is left is written back. */
+static int prefault(struct vm *vm, struct gmem_kvm_pre_fault_memory *args)
+{
+	uint64_t most = kernel.prefault_most * fake.page_size, now;
+	size_t i = span_at(&vm->by_gpa, args->gpa);
+	struct fake_slot *slot;
+	struct file *file;
+
+	if (vm->caps.pre_fault <= 0)
+		return -EOPNOTSUPP;
+	if (args->flags || !args->size || !is_aligned(args->gpa) || !is_aligned(args->size) ||
+	    args->gpa + args->size < args->gpa)
+		return -EINVAL;
+	if (kernel.prefault_interruptions) {
+		kernel.prefault_interruptions--;
+		return -EINTR;
+	}
+	if (i == vm->by_gpa.count || vm->by_gpa.v[i].start > args->gpa)
+		return -ENOENT;
+
+	slot = &vm->slots[vm->by_gpa.v[i].number];
+	now = slot->gpa + slot->size - args->gpa;
+	now = now < args->size ? now : args->size;
+	now = most && most < now ? most : now;
+	for (file = kernel.files; file && file->id != slot->file;)
+		file = file->next;
+	if (!file && span_has(&vm->privates, args->gpa))
+		return -EFAULT;
+	if (file && guest_uses_file(vm, file, args->gpa, false))
+		mark_allocated(file, (slot->offset + args->gpa - slot->gpa) / fake.page_size,
+			       now / fake.page_size, true);
+	args->gpa += now;
+	args->size -= now;
+	return 0;
+}
+
 int vcpu_ioctl(struct handle *h, unsigned long request, void *arg)
 {
 	if (h->vm->dead)
@@ -184,6 +220,8 @@ int vcpu_ioctl(struct handle *h, unsigned long request, void *arg)
 		return fake.unknown_ioctl;	/* its guests do not run here */
 
 	switch (request) {
+	case KVM_PRE_FAULT_MEMORY:
+		return prefault(h->vm, arg);
 #if defined(__x86_64__)
 	case KVM_GET_SREGS:
 		memset(arg, 0, sizeof(struct kvm_sregs));

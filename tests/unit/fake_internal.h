@@ -106,6 +106,8 @@ struct fake_state {
 	size_t most_written;
 	uint64_t populated_start;	/* the last range of a file that was mapped in whole */
 	uint64_t populated_end;
+	uint64_t prefault_most;		/* pages in one call; 0: all */
+	unsigned prefault_interruptions;
 	bool races;			/* a page is touched just before mbind() */
 	uint8_t node;			/* of what is touched, and allocated without a policy */
 	uint64_t io_most;
@@ -177,6 +179,7 @@ void forget_policies(uint64_t start, uint64_t end);
 /* May the host load and store what is in the file? */
 bool is_host_accessible(const struct file *file);
 const struct mapping *map_at(uint64_t addr);
+void mark_allocated(struct file *file, uint64_t first, uint64_t count, bool yes);
 void map_delete(size_t i);
 
 #endif

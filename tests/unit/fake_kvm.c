@@ -424,6 +424,8 @@ static enum fake_call classify(unsigned long request, const void *arg)
 		return FAKE_CREATE_GMEMFD;
 	case KVM_RUN:
 		return FAKE_RUN;
+	case KVM_PRE_FAULT_MEMORY:
+		return FAKE_PRE_FAULT;
 	case KVM_SET_USER_MEMORY_REGION:
 		return ((const struct kvm_userspace_memory_region *)arg)->memory_size ?
 		       FAKE_SET_SLOT : FAKE_DELETE_SLOT;

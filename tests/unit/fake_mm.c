@@ -259,7 +259,7 @@ int gmem_sys_madvise(void *addr, uint64_t size, int advice)
 
 /* -------------------------------------------------------------- fallocate -- */
 
-static void mark_allocated(struct file *file, uint64_t first, uint64_t count, bool yes)
+void mark_allocated(struct file *file, uint64_t first, uint64_t count, bool yes)
 {
 	uint64_t i;
 
