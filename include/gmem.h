@@ -2296,7 +2296,7 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
 /* ----------------------------------------------------------- statistics -- */
 
 /* Flags of struct gmem_stats */
-#define GMEM_STATS_RESIDENT	((uint64_t)1 << 0) /* look for what is in memory, too */
+#define GMEM_STATS_RESIDENT	(1ull << 0) /* look for what is in memory, too */
 
 /**
  * struct gmem_stats - how much memory is what, and what happened to it
@@ -2483,7 +2483,7 @@ GMEM_API int gmem_exit_reply(struct kvm_run *run, int error);
 /* ------------------------------------------------ vCPUs and their memory -- */
 
 /* Flags of struct gmem_vcpu_opts */
-#define GMEM_VCPU_EXPLICIT	((uint64_t)1 << 0) /* the guest must ask: touching converts nothing */
+#define GMEM_VCPU_EXPLICIT	(1ull << 0) /* the guest must ask: touching converts nothing */
 
 /**
  * struct gmem_vcpu_opts - how to deal with a vCPU's exits
