@@ -21,6 +21,7 @@
  *   gmem_exit    what a vCPU's exit says about memory; makes no system call
  *   gmem_vcpu    a vCPU's exits dealt with, and memory faulted in for it
  *   gmem_export  a VM's memory, for processes that are not its VMM
+ *   gmem_import  another process's VM's memory, without KVM
  *   gmem_dump    what a VM's memory is at this moment, written to an fd
  *   gmem_transfer files and pipes into guest memory and back
  *
@@ -82,6 +83,8 @@ struct gmem_vm;
 struct gmem_region;
 struct gmem_change;
 struct gmem_export;
+struct gmem_peer;
+struct gmem_import;
 struct gmem_lease;
 struct gmem_listener;
 struct gmem_populate;
@@ -1473,11 +1476,12 @@ GMEM_API int gmem_view_read(struct gmem_view *view, uint64_t gpa, void *buf, uin
  * @size: bytes; 0 does nothing; must not wrap
  * @ret_done: bytes copied, also on failure; NULL if not wanted
  *
- * The host may write where the guest may only read.
+ * The host may write where the guest may only read. In imported memory that was
+ * given for reading only, this and all that writes is -EROFS.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: as gmem_view_read().
+ * Return: as gmem_view_read(), and -EROFS.
  */
 GMEM_API int gmem_view_write(struct gmem_view *view, uint64_t gpa, const void *buf,
 			     uint64_t size, uint64_t *ret_done);
@@ -2607,7 +2611,7 @@ GMEM_API int gmem_vcpu_prefault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t s
  * @offset: where it starts in the file
  * @file_size: bytes the file has
  * @page_size: bytes of the file's pages; @gpa, @size and @offset need not be
- *	multiples of it
+ *	multiples of it, but only then other processes get it with gmem_peer_add()
  * @fd: the file, borrowed; -1 where this process does not have it
  * @rights: GMEM_RIGHT_*
  * @backing: how the VMM backs it, an enum gmem_backing
@@ -2759,6 +2763,236 @@ struct gmem_vhost_user_region {
 GMEM_API int gmem_export_vhost_user(struct gmem_export *exporter,
 				    struct gmem_vhost_user_region *regions, int *fds,
 				    size_t max);
+
+/* Flags of struct gmem_peer_opts */
+#define GMEM_PEER_WHOLE_FILES	((uint64_t)1 << 0) /* it may reach all of a file it has part of */
+#define GMEM_PEER_CUT_OFF	((uint64_t)1 << 1) /* without an answer go on without it */
+
+/**
+ * struct gmem_export_range - guest addresses a peer may have
+ * @gpa: start, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page
+ * @rights: GMEM_RIGHT_*
+ * @reserved: must be 0
+ */
+struct gmem_export_range {
+	uint64_t gpa;
+	uint64_t size;
+	uint32_t rights;
+	uint32_t reserved;
+};
+
+/**
+ * struct gmem_peer_opts - what a peer is given
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_PEER_*; unknown bits are -EINVAL
+ * @ranges: what it may have, in GPA order, not overlapping; copied. NULL: all
+ *	there is and will be, with the rights its files leave.
+ * @range_count: entries in @ranges
+ * @wait_ms: longest wait for its answer when memory is taken back,
+ *	milliseconds; 0: 1000
+ * @reserved: must be 0
+ */
+struct gmem_peer_opts {
+	size_t   size;
+	uint64_t flags;
+	const struct gmem_export_range *ranges;
+	size_t   range_count;
+	uint32_t wait_ms;
+	uint32_t reserved;
+};
+
+/**
+ * gmem_peer_add() - give memory to the process at the other end of a socket
+ * @exporter: export
+ * @sock: a connected AF_UNIX socket of type SOCK_SEQPACKET, duplicated; close
+ *	yours, or the peer never sees the end
+ * @opts: NULL for defaults
+ * @ret: the peer; ends with gmem_peer_remove() or gmem_export_free()
+ *
+ * The other end has gmem_import_new(). It is given memory as its answers come
+ * in (gmem_export_dispatch()), and told when regions are added and removed.
+ *
+ * A region is taken back from peers before it is removed, moved or rebound:
+ * that waits for their answers. Without one in time it fails with -ETIMEDOUT
+ * and the region stays, or with GMEM_PEER_CUT_OFF the peer is cut off and it
+ * goes on. What a peer maps it maps for good if it wants to: taking back is an
+ * agreement, and keeps the two from stepping on each other.
+ *
+ * A file gives all of itself, so it is given only if what the peer may have is
+ * the whole of it, or with GMEM_PEER_WHOLE_FILES. For reading only it is given
+ * if its seals say so (F_SEAL_FUTURE_WRITE). What is there and cannot be given
+ * so is refused; what comes later is left out, and the VM's log says so.
+ *
+ * A peer can write what it likes to what it has, free its pages, and, by
+ * holding a guest_memfd, keep the VM in the kernel's memory. It gets nothing
+ * else, and can make nothing else fail.
+ *
+ * Thread-safe. Source: unix(7), SCM_RIGHTS. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad options, or no such socket, -EOPNOTSUPP memory that
+ * cannot be given as the options say (see gmem_export_table(), too), -EACCES a
+ * file has more than the peer may have, -ENOTSOCK, -E2BIG options newer than
+ * the library, -EMFILE, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_peer_add(struct gmem_export *exporter, int sock,
+					const struct gmem_peer_opts *opts,
+					struct gmem_peer **ret);
+
+/**
+ * gmem_peer_remove() - end giving memory to a peer
+ * @peer: peer, or NULL; invalid afterwards
+ *
+ * It is not waited for: it sees the end of the socket.
+ *
+ * Thread-safe, but nobody may use the peer any more. Since: 0.1.
+ */
+GMEM_API void gmem_peer_remove(struct gmem_peer *peer);
+
+/**
+ * gmem_peer_status() - how far a peer is
+ * @peer: peer
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 1 it has all it is to have; 0 messages or answers are under way; or
+ * why it gets no more: -EPIPE it is gone, -EPROTO it sent what no import sends,
+ * -ETIMEDOUT it was cut off, or the errno with which it refused something.
+ * -EINVAL for NULL.
+ */
+GMEM_API int gmem_peer_status(struct gmem_peer *peer);
+
+/**
+ * gmem_export_fd() - what to poll for
+ * @exporter: export
+ *
+ * Readable when gmem_export_dispatch() has something to do. Borrowed.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: an fd for poll(2) and the like, or -EINVAL for NULL.
+ */
+GMEM_API int gmem_export_fd(const struct gmem_export *exporter);
+
+/**
+ * gmem_export_dispatch() - read answers, and send what is to be sent
+ * @exporter: export
+ *
+ * Never waits for a peer. Call it when gmem_export_fd() is readable. Where
+ * memory is taken back, the thread that does so talks to the peers itself.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL for NULL.
+ */
+GMEM_API int gmem_export_dispatch(struct gmem_export *exporter);
+
+/* Flags of struct gmem_import_opts */
+#define GMEM_IMPORT_UNSEALED	((uint64_t)1 << 0) /* take files that can shrink */
+
+/**
+ * struct gmem_import_opts - what to accept
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_IMPORT_*; unknown bits are -EINVAL. In a file that can shrink a
+ *	load or store can raise SIGBUS at any time.
+ * @most_bytes: most memory to map; 0: no limit but the kernel's
+ * @most_extents: most extents to map; 0: 4096
+ * @reserved: must be 0
+ */
+struct gmem_import_opts {
+	size_t   size;
+	uint64_t flags;
+	uint64_t most_bytes;
+	uint32_t most_extents;
+	uint32_t reserved;
+};
+
+/**
+ * gmem_import_new() - get memory from a process that exports it
+ * @sock: a connected AF_UNIX socket of type SOCK_SEQPACKET, duplicated
+ * @opts: NULL for defaults
+ * @ret: the import, yours to free with gmem_import_free()
+ *
+ * Empty at first: memory comes with gmem_import_dispatch(). Needs no KVM, no
+ * /proc and no file system.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad options, or no such socket, -ENOTSOCK, -E2BIG options
+ * newer than the library, -EMFILE, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_import_new(int sock, const struct gmem_import_opts *opts,
+					  struct gmem_import **ret);
+
+/**
+ * gmem_import_free() - unmap everything and hang up
+ * @import: import, or NULL; its views must be freed before
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_import_free(struct gmem_import *import);
+
+/**
+ * gmem_import_fd() - what to poll for
+ * @import: import
+ *
+ * Readable when gmem_import_dispatch() has something to do. Borrowed: do not
+ * read from it.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: an fd for poll(2) and the like, or -EINVAL for NULL.
+ */
+GMEM_API int gmem_import_fd(const struct gmem_import *import);
+
+/**
+ * gmem_import_dispatch() - do what the exporting process says, and answer it
+ * @import: import
+ *
+ * Maps and unmaps memory, a bounded number of messages at a time. Before
+ * memory is unmapped, views between gmem_view_begin() and gmem_view_end() are
+ * waited for, so do not call it between these. Whoever exports waits for the
+ * answer: call it soon after gmem_import_fd() is readable.
+ *
+ * After an error nothing more comes, and what is mapped stays until
+ * gmem_import_free().
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 1 all there is has come; 0 there is more; or -EPIPE the exporting
+ * process is gone, -EPROTO it sent what no export sends, -EINVAL for NULL.
+ */
+GMEM_API int gmem_import_dispatch(struct gmem_import *import);
+
+/**
+ * gmem_import_table() - what is mapped
+ * @import: import
+ * @extents: filled in GPA order, without an fd; untouched on failure
+ * @max: entries in @extents
+ *
+ * Thread-safe; each hva may be used only through views. Since: 0.1.
+ *
+ * Return: extents filled in, or -ENOSPC they are more than @max, -EINVAL NULL
+ * argument.
+ */
+GMEM_API int gmem_import_table(struct gmem_import *import, struct gmem_extent *extents,
+			       size_t max);
+
+/**
+ * gmem_import_view_new() - begin looking at imported memory
+ * @import: import, which must outlive the view
+ * @ret: the view, for one thread at a time; yours to free with gmem_view_free()
+ *
+ * As gmem_view_new(): all that views can do they can do here. Enable recovery
+ * (gmem_recovery_enable()), so that neither side's mistakes end this process.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_import_view_new(struct gmem_import *import,
+					       struct gmem_view **ret);
+
 /* ------------------------------------------------------------ transfers -- */
 
 /*

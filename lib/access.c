@@ -39,6 +39,7 @@ struct walk {
 	/* touch the piece at @hva, @done bytes into the walk; bytes done there */
 	size_t (*touch)(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err);
 	void *buf;
+	bool writes;
 	uint8_t byte;
 	int order;
 	bool stop;		/* the touch has its answer */
@@ -56,6 +57,8 @@ static int walk_pieces(struct walk *walk, uint64_t *ret_done)
 
 		if (gmem_table_hva(walk->view->table, walk->gpa + done, rest, &piece.iov_base))
 			piece.iov_len = rest;
+		else if (walk->writes)
+			err = gmem_view_piece_to_write(walk->view, walk->gpa + done, rest, &piece);
 		else
 			err = gmem_view_piece(walk->view, walk->gpa + done, rest, &piece);
 		if (err)
@@ -144,7 +147,7 @@ static int write_in_pieces(struct gmem_view *view, uint64_t gpa, void *buf, uint
 			   uint64_t *ret_done)
 {
 	struct walk walk = { .view = view, .gpa = gpa, .size = size, .buf = buf,
-			     .touch = touch_write };
+			     .touch = touch_write, .writes = true };
 
 	return run(&walk, ret_done);
 }
@@ -199,7 +202,7 @@ GMEM_API int gmem_view_fill(struct gmem_view *view, uint64_t gpa, uint8_t byte, 
 			    uint64_t *ret_done)
 {
 	struct walk walk = { .view = view, .gpa = gpa, .size = size, .buf = &walk, .byte = byte,
-			     .touch = touch_fill };
+			     .touch = touch_fill, .writes = true };
 
 	return run(&walk, ret_done);
 }
@@ -253,7 +256,7 @@ static int copy_pieces(struct gmem_view *view, uint64_t to, uint64_t from, uint6
 	while (*done < size) {
 		err = gmem_view_piece(view, from + *done, size - *done, &source);
 		if (!err)
-			err = gmem_view_piece(view, to + *done, source.iov_len, &target);
+			err = gmem_view_piece_to_write(view, to + *done, source.iov_len, &target);
 		if (err)
 			return err;
 
@@ -376,6 +379,21 @@ static int exchange(bool fast, void *hva, uint32_t width, int order, uint64_t *e
 	return -EINVAL;
 }
 
+static int hva_to_write(const struct gmem_view *view, uint64_t gpa, uint32_t width, void **ret)
+{
+	struct iovec piece;
+	int err;
+
+	if (gmem_table_hva(view->table, gpa, width, ret))
+		return 0;
+
+	/* Aligned as it is, it lies in one page. */
+	err = gmem_view_piece_to_write(view, gpa, width, &piece);
+	if (!err)
+		*ret = piece.iov_base;
+	return err;
+}
+
 GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width, uint32_t order,
 			    uint64_t *ret)
 {
@@ -414,7 +432,7 @@ GMEM_API int gmem_view_store(struct gmem_view *view, uint64_t gpa, uint32_t widt
 		return err;
 
 	gmem_view_begin(view);
-	err = gmem_view_hva(view, gpa, width, &hva);
+	err = hva_to_write(view, gpa, width, &hva);
 	if (!err) {
 		err = store(gmem_view_is_fast(view), hva, width, atomic_orders[order], value);
 		if (err)
@@ -442,7 +460,7 @@ GMEM_API int gmem_view_exchange(struct gmem_view *view, uint64_t gpa, uint32_t w
 		return err;
 
 	gmem_view_begin(view);
-	err = gmem_view_hva(view, gpa, width, &hva);
+	err = hva_to_write(view, gpa, width, &hva);
 	if (!err) {
 		err = exchange(gmem_view_is_fast(view), hva, width, atomic_orders[order],
 			       expected, desired, &swapped);

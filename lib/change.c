@@ -644,11 +644,34 @@ static void tell_listeners(const struct gmem_vm *vm, const struct gmem_step *ste
 		gmem_listeners_removed(vm, step->old_gpa, step->region->gpa.size);
 }
 
+static int tell_before(const struct gmem_vm *vm, const struct gmem_step *steps, size_t count)
+{
+	struct gmem_watch *watch;
+	int err = 0;
+
+	for (watch = vm->watches; watch && !err; watch = watch->next)
+		err = watch->before(watch, steps, count);
+	return err;
+}
+
+static void tell_after(const struct gmem_vm *vm)
+{
+	struct gmem_watch *watch;
+
+	for (watch = vm->watches; watch; watch = watch->next)
+		watch->after(watch);
+}
+
 int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 {
 	const struct gmem_table *old = NULL;
 	struct gmem_table *new = NULL;
 	int err;
+
+	pthread_mutex_lock(&vm->watch_lock);
+	err = tell_before(vm, steps, count);
+	if (err)
+		goto over;
 
 	/* The books are open again while we wait for readers, who may consult them. */
 	lock_both(vm, steps, count);
@@ -665,6 +688,10 @@ int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 		if (kinds[steps[i].kind].finish)
 			kinds[steps[i].kind].finish(&steps[i]);
 	pthread_mutex_unlock(&vm->change_lock);
+
+over:
+	tell_after(vm);
+	pthread_mutex_unlock(&vm->watch_lock);
 	return err;
 }
 

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
+#include <sys/epoll.h>
 
 #include "internal.h"
 
@@ -14,6 +15,29 @@ struct memory {
 };
 
 /* ---- the export ---- */
+
+static int open_fds(struct gmem_export *exporter)
+{
+	int err;
+
+	exporter->event = gmem_sys_event_new();
+	if (exporter->event < 0)
+		return gmem_fail(exporter->event, "no event fd: %s", gmem_errno_name(exporter->event));
+
+	err = exporter->epoll = gmem_sys_epoll_new();
+	if (err < 0)
+		goto close_event;
+	err = gmem_sys_epoll_watch(exporter->epoll, exporter->event, EPOLLIN, true);
+	if (err)
+		goto close_epoll;
+	return 0;
+
+close_epoll:
+	gmem_sys_close(exporter->epoll);
+close_event:
+	gmem_sys_close(exporter->event);
+	return gmem_fail(err, "no epoll fd: %s", gmem_errno_name(err));
+}
 
 GMEM_API int gmem_export_new(struct gmem_vm *vm, const struct gmem_export_opts *user_opts,
 			     struct gmem_export **ret)
@@ -35,9 +59,18 @@ GMEM_API int gmem_export_new(struct gmem_vm *vm, const struct gmem_export_opts *
 	if (!exporter)
 		return gmem_fail(-ENOMEM, "no memory for an export");
 
+	err = open_fds(exporter);
+	if (err) {
+		free(exporter);
+		return err;
+	}
+
 	pthread_mutex_init(&exporter->lock, NULL);
 	exporter->vm = vm;
 	exporter->flags = opts.flags;
+	exporter->watch.before = gmem_peers_before;
+	exporter->watch.after = gmem_peers_after;
+	gmem_vm_watch(vm, &exporter->watch);
 	*ret = exporter;
 	return 0;
 }
@@ -56,6 +89,11 @@ GMEM_API void gmem_export_free(struct gmem_export *exporter)
 	if (!exporter)
 		return;
 
+	gmem_vm_unwatch(exporter->vm, &exporter->watch);
+	while (exporter->peers)
+		gmem_peer_remove(exporter->peers);
+	gmem_sys_close(exporter->epoll);
+	gmem_sys_close(exporter->event);
 	while ((range = exporter->memory.root))
 		free_memory(exporter, GMEM_CONTAINER_OF(range, struct memory, hva));
 	pthread_mutex_destroy(&exporter->lock);
@@ -228,8 +266,7 @@ struct walk {
 	struct gmem_extent last;
 };
 
-/* The region at or above @gpa that has memory */
-static const struct gmem_region *next_region(const struct gmem_vm *vm, uint64_t gpa)
+const struct gmem_region *gmem_export_next_region(const struct gmem_vm *vm, uint64_t gpa)
 {
 	const struct gmem_region *region;
 	struct gmem_range *range;
@@ -252,7 +289,7 @@ static int walk_regions(const struct gmem_export *exporter, struct walk *walk)
 	uint64_t gpa = 0;
 	int err;
 
-	while ((region = next_region(exporter->vm, gpa))) {
+	while ((region = gmem_export_next_region(exporter->vm, gpa))) {
 		err = gmem_export_extent(exporter, region, &extent);
 		if (!err)
 			err = walk->take(walk, &extent);

@@ -348,9 +348,17 @@ bool gmem_set_next(const struct gmem_range_map *set, bool inside, uint64_t start
 
 /* What is behind a guest address, and up to where */
 struct gmem_piece {
-	uint64_t code;	/* odd: hva - gpa + 1; even: no memory */
+	uint64_t code;	/* odd: hva - gpa + 1, and more; even: no memory */
 	uint64_t last;	/* gpa */
 };
+
+/* Of memory: it cannot be written. Pages leave room for it. */
+#define GMEM_CODE_READ_ONLY 2
+
+static inline void *gmem_piece_hva(struct gmem_piece piece, uint64_t gpa)
+{
+	return (void *)(uintptr_t)(gpa + (piece.code & ~(uint64_t)GMEM_CODE_READ_ONLY) - 1);
+}
 
 struct gmem_piece gmem_table_piece(const struct gmem_table *table, uint64_t gpa);
 /* Why there is no memory: -ENOENT, -ESTALE, -ENXIO or -EACCES; 0 if there is */
@@ -427,7 +435,18 @@ struct gmem_inplace {
 	uint64_t create_flags;
 };
 
+struct gmem_step;
+
+/* Somebody who must agree before regions go, and hears when a change is over */
+struct gmem_watch {
+	struct gmem_watch *next;
+	int (*before)(struct gmem_watch *watch, const struct gmem_step *steps, size_t count);
+	void (*after)(struct gmem_watch *watch);	/* whether it was done or not */
+};
+
 struct gmem_vm {
+	pthread_mutex_t watch_lock;	/* taken before change_lock: a change, and who watches */
+	struct gmem_watch *watches;
 	pthread_mutex_t change_lock;	/* one change at a time; taken before lock */
 	pthread_mutex_t lock;		/* the books: everything below up to hvas */
 	int fd;
@@ -458,6 +477,11 @@ struct gmem_vm {
 	struct gmem_counters counters;
 };
 
+/* What a handle has even where there is no VM to manage: locks, books, readers */
+void gmem_vm_begin(struct gmem_vm *vm);
+void gmem_vm_end(struct gmem_vm *vm);
+void gmem_vm_watch(struct gmem_vm *vm, struct gmem_watch *watch);
+void gmem_vm_unwatch(struct gmem_vm *vm, struct gmem_watch *watch);
 /* Pass the sentence of a failure to the VM's log; returns @err. */
 int gmem_vm_report(struct gmem_vm *vm, int err);
 /* Readers that begin from now on see @table, NULL if there have been none. */
@@ -552,6 +576,9 @@ static inline bool gmem_view_is_fast(const struct gmem_view *view)
 /* The first piece of a range that lies in one piece for the host; -errno and its sentence */
 int gmem_view_piece(const struct gmem_view *view, uint64_t gpa, uint64_t size,
 		    struct iovec *ret);
+/* The same, to write there: -EROFS where that cannot be */
+int gmem_view_piece_to_write(const struct gmem_view *view, uint64_t gpa, uint64_t size,
+			     struct iovec *ret);
 
 /* ---- region: what a region is made of ---- */
 
@@ -572,6 +599,7 @@ struct gmem_region {
 	bool congruent;
 	bool hva_chosen;		/* by the caller, with GMEM_REGION_HVA */
 	bool is_device;
+	bool read_only;			/* to the host; only of an import */
 	bool has_slot;			/* the kernel has a memslot of this number */
 	bool lost;			/* and it is not ours as it should be: -ENOTRECOVERABLE */
 	struct gmem_counters counters;	/* of a region that stays what it is meanwhile */
@@ -837,17 +865,72 @@ struct gmem_extent_file {
 /* -EINVAL if it is of a kind that is not exchanged, or not as long as it should be */
 int gmem_extent_inspect(int fd, uint64_t offset, uint64_t size, struct gmem_extent_file *ret);
 
+/* ---- wire: messages between an export and an import, see docs/export-protocol.md ---- */
+
+#define GMEM_WIRE_BYTES 64
+
+enum gmem_wire_type {
+	GMEM_WIRE_HELLO = 1,
+	GMEM_WIRE_MAP = 2,
+	GMEM_WIRE_UNMAP = 3,
+	GMEM_WIRE_REVOKE = 4,
+	GMEM_WIRE_GRANT = 5,
+	GMEM_WIRE_READY = 6,
+	GMEM_WIRE_ANSWER = 7,
+};
+
+/* Beside GMEM_RIGHT_*: nothing of it may be touched before it is granted. */
+#define GMEM_WIRE_WITHHELD (1u << 15)
+
+struct gmem_message {
+	uint32_t type;
+	uint32_t sequence;
+	uint32_t status;	/* ANSWER: 0, or a positive errno */
+	uint32_t page_size;
+	uint64_t id;
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t offset;
+	uint64_t file_size;
+	uint32_t rights;
+	uint32_t backing;
+};
+
+const char *gmem_wire_name(uint32_t type);
+void gmem_wire_encode(const struct gmem_message *message, uint8_t bytes[GMEM_WIRE_BYTES]);
+/* -EPROTO, and a sentence, for all that is not as the protocol has it */
+int gmem_wire_decode(const uint8_t *bytes, size_t size, struct gmem_message *ret);
+
+int gmem_wire_check_socket(int fd);
+int gmem_wire_send(int sock, const struct gmem_message *message, int passed);
+/* 1, or 0 if there is none now, -EPIPE if there will be none; @ret_fd: the caller's, or -1 */
+int gmem_wire_receive(int sock, struct gmem_message *ret, int *ret_fd);
+
 /* ---- export: the memory of a VM, for others ---- */
 
 struct gmem_export {
+	struct gmem_watch watch;
 	struct gmem_vm *vm;
 	uint64_t flags;
-	pthread_mutex_t lock;		/* before vm->lock */
+	pthread_mutex_t lock;		/* after vm->watch_lock, before vm->lock */
 	struct gmem_range_map memory;	/* by hva: what gmem_export_add_memory() said */
+	struct gmem_peer *peers;
+	struct gmem_range_map leaving;	/* by gpa: what a change under way will take */
+	struct gmem_range *leaving_nodes;
+	size_t leaving_count;
+	int event;			/* set when there may be something to send */
+	int epoll;			/* that, and the peers' sockets */
 };
 
+/* The region at or above @gpa that has memory; with the VM's lock held */
+const struct gmem_region *gmem_export_next_region(const struct gmem_vm *vm, uint64_t gpa);
 /* How a region can be given; with the locks of the export and of its VM held */
 int gmem_export_extent(const struct gmem_export *exporter, const struct gmem_region *region,
 		       struct gmem_extent *ret);
+
+/* ---- peer: the processes an export gives memory to ---- */
+
+int gmem_peers_before(struct gmem_watch *watch, const struct gmem_step *steps, size_t count);
+void gmem_peers_after(struct gmem_watch *watch);
 
 #endif

@@ -3,13 +3,16 @@
 #include <fcntl.h>
 #include <linux/io_uring.h>
 #include <poll.h>
-#include <signal.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
@@ -362,6 +365,129 @@ uint64_t gmem_sys_random(void)
 	/* Forbidden, or too early: it has to differ from the last one, no more. */
 	clock_gettime(CLOCK_REALTIME, &now);
 	return (uint64_t)now.tv_sec * 1000000007 ^ (uint64_t)now.tv_nsec << 32 ^ (uint64_t)getpid();
+}
+
+int gmem_sys_socket_kind(int fd, int *ret_family, int *ret_type)
+{
+	socklen_t size = sizeof(int);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, ret_family, &size) < 0)
+		return -errno;
+	size = sizeof(int);
+	return getsockopt(fd, SOL_SOCKET, SO_TYPE, ret_type, &size) < 0 ? -errno : 0;
+}
+
+/* Room for the fds of one message, aligned as their header must be */
+union control {
+	struct cmsghdr header;
+	char bytes[CMSG_SPACE(GMEM_SYS_MOST_FDS * sizeof(int))];
+};
+
+int gmem_sys_send(int sock, const void *buf, size_t size, int passed)
+{
+	struct iovec iov = { .iov_base = (void *)(uintptr_t)buf, .iov_len = size };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
+	union control control = { .bytes = { 0 } };
+	ssize_t n;
+
+	if (passed >= 0) {
+		message.msg_control = &control;
+		message.msg_controllen = CMSG_SPACE(sizeof(int));
+		control.header.cmsg_level = SOL_SOCKET;
+		control.header.cmsg_type = SCM_RIGHTS;
+		control.header.cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(&control.header), &passed, sizeof(int));
+	}
+
+	do {
+		n = sendmsg(sock, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+	} while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : 0;
+}
+
+static void collect_fds(struct msghdr *message, struct gmem_sys_fds *fds)
+{
+	struct cmsghdr *header;
+
+	for (header = CMSG_FIRSTHDR(message); header; header = CMSG_NXTHDR(message, header)) {
+		size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+		if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS)
+			continue;
+		for (size_t i = 0; i < count && fds->count < GMEM_SYS_MOST_FDS; i++)
+			memcpy(&fds->fds[fds->count++], CMSG_DATA(header) + i * sizeof(int),
+			       sizeof(int));
+	}
+}
+
+int gmem_sys_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *ret_fds)
+{
+	struct iovec iov = { .iov_base = buf, .iov_len = size };
+	union control control;
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control,
+				  .msg_controllen = sizeof(control) };
+	ssize_t n;
+
+	*ret_fds = (struct gmem_sys_fds){ .count = 0 };
+	do {
+		n = recvmsg(sock, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	} while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return -errno;
+
+	/* What had no room was closed by the kernel. */
+	collect_fds(&message, ret_fds);
+	ret_fds->truncated = message.msg_flags & (MSG_TRUNC | MSG_CTRUNC);
+	return (int)n;
+}
+
+void gmem_sys_shutdown(int sock)
+{
+	shutdown(sock, SHUT_RDWR);
+}
+
+int gmem_sys_event_new(void)
+{
+	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+
+	return fd < 0 ? -errno : fd;
+}
+
+void gmem_sys_event_set(int fd)
+{
+	/* It fails only if it is set as often as it can be. */
+	if (eventfd_write(fd, 1) < 0)
+		return;
+}
+
+void gmem_sys_event_clear(int fd)
+{
+	eventfd_t value;
+
+	if (eventfd_read(fd, &value) < 0)
+		return;
+}
+
+int gmem_sys_epoll_new(void)
+{
+	int fd = epoll_create1(EPOLL_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+int gmem_sys_epoll_watch(int epoll, int fd, uint32_t events, bool is_new)
+{
+	struct epoll_event event = { .events = events, .data = { .fd = fd } };
+	int op = is_new ? EPOLL_CTL_ADD : events ? EPOLL_CTL_MOD : EPOLL_CTL_DEL;
+
+	return epoll_ctl(epoll, op, fd, &event) < 0 ? -errno : 0;
+}
+
+int gmem_sys_poll_many(struct pollfd *fds, unsigned int count, unsigned int milliseconds)
+{
+	int ret = poll(fds, count, (int)milliseconds);
+
+	return ret < 0 ? (errno == EINTR ? 0 : -errno) : ret;
 }
 
 int gmem_sys_membarrier(int command)

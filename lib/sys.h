@@ -6,6 +6,7 @@
 #ifndef GMEM_SYS_H
 #define GMEM_SYS_H
 
+#include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -138,6 +139,33 @@ int gmem_ring_queue_cancel(struct gmem_ring *ring, uint32_t number, uint32_t vic
 int gmem_ring_submit(struct gmem_ring *ring);
 /* 1, or 0 there is nothing (yet) */
 int gmem_ring_reap(struct gmem_ring *ring, bool wait, uint32_t *ret_number, int *ret_result);
+/* address family and type of a socket */
+int gmem_sys_socket_kind(int fd, int *ret_family, int *ret_type);
+/* One message, and @passed with it unless it is -1; never waits, never raises SIGPIPE. */
+int gmem_sys_send(int sock, const void *buf, size_t size, int passed);
+/*
+ * One message; never waits. Bytes, 0 if there will be no more, or -errno. @fds
+ * are the caller's to close, whatever the message is.
+ */
+#define GMEM_SYS_MOST_FDS 4
+struct gmem_sys_fds {
+	int fds[GMEM_SYS_MOST_FDS];
+	unsigned int count;
+	bool truncated;		/* bytes or fds did not fit and are lost */
+};
+int gmem_sys_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *ret_fds);
+/* no more messages, in either direction */
+void gmem_sys_shutdown(int sock);
+
+/* fds: an event that is set and cleared; and what waits for many */
+int gmem_sys_event_new(void);
+void gmem_sys_event_set(int fd);
+void gmem_sys_event_clear(int fd);
+int gmem_sys_epoll_new(void);
+/* @events 0: no longer */
+int gmem_sys_epoll_watch(int epoll, int fd, uint32_t events, bool is_new);
+/* at most so long, 0 for a signal, too */
+int gmem_sys_poll_many(struct pollfd *fds, unsigned int count, unsigned int milliseconds);
 
 /* membarrier(2) with a MEMBARRIER_CMD_* */
 int gmem_sys_membarrier(int command);

@@ -161,7 +161,13 @@ static uint64_t code_of(const struct gmem_region *region)
 		return CODE_DEVICE;
 	if (gmem_side_is_both(region))
 		return CODE_PRIVATE;
-	return region->hva.start - region->gpa.start + 1;
+	return (region->hva.start - region->gpa.start + 1) | (region->read_only ? GMEM_CODE_READ_ONLY : 0);
+}
+
+/* A code readers may find in an entry: the inline ones know nothing else of memory. */
+static bool is_entry(uint64_t code)
+{
+	return !(code & 1) || !(code & GMEM_CODE_READ_ONLY);
 }
 
 static uint64_t last_of(const struct gmem_range *range)
@@ -369,13 +375,14 @@ static int make_entry(const struct gmem_table *table, const struct gmem_table *o
 
 	/* The common case by far: one region behind all of it, and nothing private */
 	if (range && start == all.start && last == all.last && range->start <= start &&
-	    last_of(range) >= last && !gmem_range_find(layout->privates, start, ENTRY_SIZE)) {
+	    last_of(range) >= last && !gmem_range_find(layout->privates, start, ENTRY_SIZE) &&
+	    is_entry(code_of(region_of(range)))) {
 		*ret = code_of(region_of(range));
 		return 0;
 	}
 
 	err = collect(&builder, table, old, layout, &all, start, last);
-	if (!err && builder.count > 1) {
+	if (!err && (builder.count > 1 || !is_entry(builder.codes[0]))) {
 		granule = make_granule(&builder, all.last + 1);
 		err = granule ? 0 : -ENOMEM;
 	}

@@ -194,9 +194,19 @@ int gmem_view_piece(const struct gmem_view *view, uint64_t gpa, uint64_t size,
 		at = piece.last + 1;
 		piece = gmem_table_piece(view->table, at);
 	}
-	ret->iov_base = (void *)(uintptr_t)(gpa + code - 1);
+	ret->iov_base = gmem_piece_hva((struct gmem_piece){ .code = code }, gpa);
 	ret->iov_len = piece.code == code ? size : at - gpa;
 	return 0;
+}
+
+int gmem_view_piece_to_write(const struct gmem_view *view, uint64_t gpa, uint64_t size,
+			     struct iovec *ret)
+{
+	struct gmem_piece piece = gmem_table_piece(view->table, gpa);
+
+	if (piece.code & 1 && piece.code & GMEM_CODE_READ_ONLY)
+		return gmem_fail(-EROFS, "the memory at gpa 0x%" PRIx64 " may only be read", gpa);
+	return gmem_view_piece(view, gpa, size, ret);
 }
 
 GMEM_API int gmem_view_hva_anywhere(const struct gmem_view *view, uint64_t gpa, uint64_t size,
@@ -212,7 +222,7 @@ GMEM_API int gmem_view_hva_anywhere(const struct gmem_view *view, uint64_t gpa, 
 	/* Regions smaller than an entry come here each time; mostly this is all. */
 	first = gmem_table_piece(view->table, gpa);
 	if (first.code & 1 && size - 1 <= first.last - gpa) {
-		*ret_hva = (void *)(uintptr_t)(gpa + first.code - 1);
+		*ret_hva = gmem_piece_hva(first, gpa);
 		return 0;
 	}
 

@@ -12,6 +12,57 @@ int gmem_vm_report(struct gmem_vm *vm, int err)
 	return err;
 }
 
+/* Waiting is up to a time that nobody sets back. */
+static void init_condition(pthread_cond_t *condition)
+{
+	pthread_condattr_t attributes;
+
+	pthread_condattr_init(&attributes);
+	pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+	pthread_cond_init(condition, &attributes);
+	pthread_condattr_destroy(&attributes);
+}
+
+void gmem_vm_begin(struct gmem_vm *vm)
+{
+	pthread_mutex_init(&vm->watch_lock, NULL);
+	pthread_mutex_init(&vm->change_lock, NULL);
+	pthread_mutex_init(&vm->lock, NULL);
+	pthread_mutex_init(&vm->views_lock, NULL);
+	init_condition(&vm->released);
+}
+
+void gmem_vm_end(struct gmem_vm *vm)
+{
+	gmem_set_clear(&vm->privates);
+	gmem_set_clear(&vm->owed);
+	pthread_cond_destroy(&vm->released);
+	gmem_table_free(vm->table, NULL);
+	pthread_mutex_destroy(&vm->views_lock);
+	pthread_mutex_destroy(&vm->lock);
+	pthread_mutex_destroy(&vm->change_lock);
+	pthread_mutex_destroy(&vm->watch_lock);
+}
+
+void gmem_vm_watch(struct gmem_vm *vm, struct gmem_watch *watch)
+{
+	pthread_mutex_lock(&vm->watch_lock);
+	watch->next = vm->watches;
+	vm->watches = watch;
+	pthread_mutex_unlock(&vm->watch_lock);
+}
+
+void gmem_vm_unwatch(struct gmem_vm *vm, struct gmem_watch *watch)
+{
+	struct gmem_watch **link;
+
+	pthread_mutex_lock(&vm->watch_lock);
+	for (link = &vm->watches; *link != watch; link = &(*link)->next)
+		;
+	*link = watch->next;
+	pthread_mutex_unlock(&vm->watch_lock);
+}
+
 static int take_report(struct gmem_vm *vm, int vm_fd, const struct gmem_vm_opts *opts)
 {
 	struct gmem_caps *caps;
@@ -34,17 +85,6 @@ static int take_report(struct gmem_vm *vm, int vm_fd, const struct gmem_vm_opts 
 	vm->caps = *caps;
 	gmem_caps_free(caps);
 	return 0;
-}
-
-/* Waiting is up to a time that nobody sets back. */
-static void init_condition(pthread_cond_t *condition)
-{
-	pthread_condattr_t attributes;
-
-	pthread_condattr_init(&attributes);
-	pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-	pthread_cond_init(condition, &attributes);
-	pthread_condattr_destroy(&attributes);
 }
 
 GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct gmem_vm **ret)
@@ -84,10 +124,7 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 	if (err)
 		goto free_vm;
 
-	pthread_mutex_init(&vm->change_lock, NULL);
-	pthread_mutex_init(&vm->lock, NULL);
-	pthread_mutex_init(&vm->views_lock, NULL);
-	init_condition(&vm->released);
+	gmem_vm_begin(vm);
 	vm->fd = vm_fd;
 	vm->log = opts.log;
 	vm->log_data = opts.log_data;
@@ -136,14 +173,8 @@ GMEM_API void gmem_vm_free(struct gmem_vm *vm)
 	}
 	pthread_mutex_unlock(&vm->lock);
 
-	gmem_set_clear(&vm->privates);
-	gmem_set_clear(&vm->owed);
-	gmem_table_free(vm->table, NULL);
-	pthread_cond_destroy(&vm->released);
 	gmem_slots_destroy(&vm->slots);
-	pthread_mutex_destroy(&vm->views_lock);
-	pthread_mutex_destroy(&vm->lock);
-	pthread_mutex_destroy(&vm->change_lock);
+	gmem_vm_end(vm);
 	free(vm);
 }
 

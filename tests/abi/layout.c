@@ -231,6 +231,27 @@ SIZE(gmem_export_opts, 16);
 FIELD(gmem_export_opts, size, 0);
 FIELD(gmem_export_opts, flags, 8);
 
+SIZE(gmem_export_range, 24);
+FIELD(gmem_export_range, gpa, 0);
+FIELD(gmem_export_range, size, 8);
+FIELD(gmem_export_range, rights, 16);
+FIELD(gmem_export_range, reserved, 20);
+
+SIZE(gmem_peer_opts, 40);
+FIELD(gmem_peer_opts, size, 0);
+FIELD(gmem_peer_opts, flags, 8);
+FIELD(gmem_peer_opts, ranges, 16);
+FIELD(gmem_peer_opts, range_count, 24);
+FIELD(gmem_peer_opts, wait_ms, 32);
+FIELD(gmem_peer_opts, reserved, 36);
+
+SIZE(gmem_import_opts, 32);
+FIELD(gmem_import_opts, size, 0);
+FIELD(gmem_import_opts, flags, 8);
+FIELD(gmem_import_opts, most_bytes, 16);
+FIELD(gmem_import_opts, most_extents, 24);
+FIELD(gmem_import_opts, reserved, 28);
+
 SIZE(gmem_vhost_user_region, 32);
 FIELD(gmem_vhost_user_region, guest_phys_addr, 0);
 FIELD(gmem_vhost_user_region, memory_size, 8);
@@ -373,3 +394,6 @@ NUMBER(GMEM_ENGINE_PLAIN, 1);
 NUMBER(GMEM_ENGINE_IO_URING, 2);
 NUMBER(GMEM_STATS_RESIDENT, 1);
 NUMBER(GMEM_VCPU_EXPLICIT, 1);
+NUMBER(GMEM_PEER_WHOLE_FILES, 1);
+NUMBER(GMEM_PEER_CUT_OFF, 2);
+NUMBER(GMEM_IMPORT_UNSEALED, 1);

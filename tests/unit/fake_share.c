@@ -2,8 +2,13 @@
 /* What one process sees of another's files */
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/uio.h>
 
 #include "fake_internal.h"
 
@@ -44,4 +49,188 @@ int gmem_sys_facts(int fd, struct gmem_sys_facts *ret)
 	if (!err)
 		err = do_facts(fd, ret);
 	return leave(err);
+}
+
+/* ---- sockets: real ones, which carry real fds ---- */
+
+int gmem_sys_socket_kind(int fd, int *ret_family, int *ret_type)
+{
+	socklen_t size = sizeof(int);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, ret_family, &size) < 0)
+		return -errno;
+	size = sizeof(int);
+	return getsockopt(fd, SOL_SOCKET, SO_TYPE, ret_type, &size) < 0 ? -errno : 0;
+}
+
+union control {
+	struct cmsghdr header;
+	char bytes[CMSG_SPACE(GMEM_SYS_MOST_FDS * sizeof(int))];
+};
+
+static int do_send(int sock, const void *buf, size_t size, int passed)
+{
+	struct iovec iov = { .iov_base = (void *)(uintptr_t)buf, .iov_len = size };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
+	union control control = { .bytes = { 0 } };
+
+	if (passed >= 0) {
+		message.msg_control = &control;
+		message.msg_controllen = CMSG_SPACE(sizeof(int));
+		control.header.cmsg_level = SOL_SOCKET;
+		control.header.cmsg_type = SCM_RIGHTS;
+		control.header.cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(&control.header), &passed, sizeof(int));
+	}
+	return sendmsg(sock, &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+int gmem_sys_send(int sock, const void *buf, size_t size, int passed)
+{
+	int err;
+
+	enter();
+	err = attempt(FAKE_SEND);
+	if (!err)
+		err = do_send(sock, buf, size, passed);
+	return leave(err);
+}
+
+/* The guest_memfd that an fd from the socket is another name of, if it is one */
+static struct file *file_behind(int fd)
+{
+	struct stat st, other;
+
+	if (fstat(fd, &st) < 0)
+		return NULL;
+	for (int i = 0; i < MAX_FDS; i++)
+		if (kernel.fds[i].kind == GMEM && i != fd && fstat(i, &other) == 0 &&
+		    st.st_dev == other.st_dev && st.st_ino == other.st_ino)
+			return kernel.fds[i].file;
+	return NULL;
+}
+
+static void receive_fd(int fd, struct gmem_sys_fds *fds)
+{
+	struct file *file = file_behind(fd);
+
+	open_handle(fd, file ? GMEM : OTHER, file ? file->vm : NULL, file)->cloexec = true;
+	fds->fds[fds->count++] = fd;
+}
+
+static int do_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *fds)
+{
+	struct iovec iov = { .iov_base = buf, .iov_len = size };
+	union control control;
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control,
+				  .msg_controllen = sizeof(control) };
+	ssize_t n = recvmsg(sock, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct cmsghdr *header;
+
+	if (n < 0)
+		return -errno;
+	header = CMSG_FIRSTHDR(&message);
+	for (size_t i = 0; header && i < (header->cmsg_len - CMSG_LEN(0)) / sizeof(int); i++) {
+		int fd;
+
+		memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
+		receive_fd(fd, fds);
+	}
+	fds->truncated = message.msg_flags & (MSG_TRUNC | MSG_CTRUNC);
+	return (int)n;
+}
+
+int gmem_sys_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *ret_fds)
+{
+	int ret;
+
+	*ret_fds = (struct gmem_sys_fds){ .count = 0 };
+	enter();
+	ret = attempt(FAKE_RECEIVE);
+	if (!ret)
+		ret = do_receive(sock, buf, size, ret_fds);
+	return leave(ret);
+}
+
+void gmem_sys_shutdown(int sock)
+{
+	shutdown(sock, SHUT_RDWR);
+}
+
+/* ---- waiting ---- */
+
+static int new_fd(enum fake_call call, int (*make)(void))
+{
+	int fd;
+
+	enter();
+	fd = attempt(call);
+	if (!fd) {
+		fd = make();
+		if (fd < 0)
+			fd = -errno;
+		else
+			open_handle(fd, OTHER, NULL, NULL)->cloexec = true;
+	}
+	return leave(fd);
+}
+
+static int make_event(void)
+{
+	return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+}
+
+static int make_epoll(void)
+{
+	return epoll_create1(EPOLL_CLOEXEC);
+}
+
+int gmem_sys_event_new(void)
+{
+	return new_fd(FAKE_EVENT, make_event);
+}
+
+void gmem_sys_event_set(int fd)
+{
+	if (eventfd_write(fd, 1) < 0)
+		complain("setting what is no event, fd", fd);
+}
+
+void gmem_sys_event_clear(int fd)
+{
+	eventfd_t value;
+
+	if (eventfd_read(fd, &value) < 0 && errno != EAGAIN)
+		complain("clearing what is no event, fd", fd);
+}
+
+int gmem_sys_epoll_new(void)
+{
+	return new_fd(FAKE_EPOLL, make_epoll);
+}
+
+int gmem_sys_epoll_watch(int epoll, int fd, uint32_t events, bool is_new)
+{
+	struct epoll_event event = { .events = events, .data = { .fd = fd } };
+	int op = is_new ? EPOLL_CTL_ADD : events ? EPOLL_CTL_MOD : EPOLL_CTL_DEL;
+	int err;
+
+	enter();
+	/* Ending or changing it cannot fail. */
+	err = is_new ? attempt(FAKE_EPOLL) : 0;
+	if (!err && epoll_ctl(epoll, op, fd, &event) < 0)
+		err = -errno;
+	return leave(err);
+}
+
+int gmem_sys_poll_many(struct pollfd *fds, unsigned int count, unsigned int milliseconds)
+{
+	int ret;
+
+	enter();
+	ret = attempt(FAKE_POLL_MANY);
+	leave(0);
+	if (!ret)
+		ret = poll(fds, count, (int)milliseconds);
+	return ret < 0 && errno == EINTR ? 0 : ret;
 }
