@@ -2813,11 +2813,13 @@ struct gmem_peer_opts {
  * The other end has gmem_import_new(). It is given memory as its answers come
  * in (gmem_export_dispatch()), and told when regions are added and removed.
  *
- * A region is taken back from peers before it is removed, moved or rebound:
+ * A region is taken back from peers before it is removed, moved or rebound, and
+ * a range before it becomes private (the shared side of GMEM_BACKING_PRIVATE):
  * that waits for their answers. Without one in time it fails with -ETIMEDOUT
- * and the region stays, or with GMEM_PEER_CUT_OFF the peer is cut off and it
- * goes on. What a peer maps it maps for good if it wants to: taking back is an
- * agreement, and keeps the two from stepping on each other.
+ * and all is as it was, or with GMEM_PEER_CUT_OFF the peer is cut off and it
+ * goes on. What is shared again is given again. What a peer maps it maps for
+ * good if it wants to: taking back is an agreement, and keeps the two from
+ * stepping on each other. What is private no peer has, whatever it does.
  *
  * A file gives all of itself, so it is given only if what the peer may have is
  * the whole of it, or with GMEM_PEER_WHOLE_FILES. For reading only it is given
@@ -2983,8 +2985,10 @@ GMEM_API int gmem_import_table(struct gmem_import *import, struct gmem_extent *e
  * @import: import, which must outlive the view
  * @ret: the view, for one thread at a time; yours to free with gmem_view_free()
  *
- * As gmem_view_new(): all that views can do they can do here. Enable recovery
- * (gmem_recovery_enable()), so that neither side's mistakes end this process.
+ * As gmem_view_new(): all that views can do they can do here. What was taken
+ * back is -ESTALE because its region went, or -EACCES because it is private.
+ * Enable recovery (gmem_recovery_enable()), so that neither side's mistakes end
+ * this process.
  *
  * Thread-safe. Since: 0.1.
  *

@@ -39,6 +39,57 @@ close_event:
 	return gmem_fail(err, "no epoll fd: %s", gmem_errno_name(err));
 }
 
+static void close_fds(struct gmem_export *exporter)
+{
+	gmem_sys_close(exporter->epoll);
+	gmem_sys_close(exporter->event);
+}
+
+/* What was private before we were there */
+static int note_private(struct gmem_export *exporter)
+{
+	struct gmem_range *spare = NULL;
+	struct gmem_part part;
+	uint64_t from = 0;
+	int err = 0;
+
+	while (gmem_set_next(&exporter->vm->privates, true, from, UINT64_MAX, &part)) {
+		err = gmem_set_spare(&spare);
+		if (err)
+			break;
+		gmem_set_add(&exporter->withheld, part.start, part.last - part.start + 1, &spare);
+		from = part.last + 1;
+		if (!from)
+			break;
+	}
+	free(spare);
+	return err;
+}
+
+/* Listening first: what changes meanwhile is heard, whichever comes first. */
+static int listen(struct gmem_export *exporter)
+{
+	GMEM_OPTS(gmem_listener_opts, opts, .name = "export", .data = exporter,
+		  .before_private = gmem_peers_revoke, .undo_private = gmem_peers_grant,
+		  .after_shared = gmem_peers_grant, .removed = gmem_peers_forget);
+	int err;
+
+	err = gmem_listener_new(exporter->vm, &opts, &exporter->listener);
+	if (err)
+		return err;
+
+	pthread_mutex_lock(&exporter->lock);
+	pthread_mutex_lock(&exporter->vm->lock);
+	err = note_private(exporter);
+	pthread_mutex_unlock(&exporter->vm->lock);
+	pthread_mutex_unlock(&exporter->lock);
+	if (err) {
+		gmem_listener_free(exporter->listener);
+		return gmem_fail(err, "no memory for what is private");
+	}
+	return 0;
+}
+
 GMEM_API int gmem_export_new(struct gmem_vm *vm, const struct gmem_export_opts *user_opts,
 			     struct gmem_export **ret)
 {
@@ -70,9 +121,20 @@ GMEM_API int gmem_export_new(struct gmem_vm *vm, const struct gmem_export_opts *
 	exporter->flags = opts.flags;
 	exporter->watch.before = gmem_peers_before;
 	exporter->watch.after = gmem_peers_after;
+	err = listen(exporter);
+	if (err)
+		goto close_fds;
+
 	gmem_vm_watch(vm, &exporter->watch);
 	*ret = exporter;
 	return 0;
+
+close_fds:
+	gmem_set_clear(&exporter->withheld);
+	pthread_mutex_destroy(&exporter->lock);
+	close_fds(exporter);
+	free(exporter);
+	return err;
 }
 
 static void free_memory(struct gmem_export *exporter, struct memory *memory)
@@ -89,11 +151,12 @@ GMEM_API void gmem_export_free(struct gmem_export *exporter)
 	if (!exporter)
 		return;
 
+	gmem_listener_free(exporter->listener);
 	gmem_vm_unwatch(exporter->vm, &exporter->watch);
 	while (exporter->peers)
 		gmem_peer_remove(exporter->peers);
-	gmem_sys_close(exporter->epoll);
-	gmem_sys_close(exporter->event);
+	close_fds(exporter);
+	gmem_set_clear(&exporter->withheld);
 	while ((range = exporter->memory.root))
 		free_memory(exporter, GMEM_CONTAINER_OF(range, struct memory, hva));
 	pthread_mutex_destroy(&exporter->lock);

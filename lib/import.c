@@ -32,6 +32,7 @@ struct block {
 struct gmem_import {
 	struct gmem_vm vm;		/* what views read; change_lock: one dispatch at a time */
 	struct gmem_range_map ids;
+	struct gmem_range *spare;	/* for the next change of vm.privates */
 	uint64_t flags;
 	uint64_t most_bytes;
 	uint64_t bytes;
@@ -72,6 +73,14 @@ static void strike(struct gmem_import *import, struct block *block)
 	gmem_range_remove(&import->ids, &block->id);
 	import->bytes -= block->region.gpa.size;
 	import->extents--;
+}
+
+/* The same, and what was private there; with a spare node */
+static void leave(struct gmem_import *import, struct block *block)
+{
+	strike(import, block);
+	gmem_set_remove(&import->vm.privates, block->region.gpa.start, block->region.gpa.size,
+			&import->spare);
 }
 
 static int build_table(const struct gmem_vm *vm, const struct gmem_range *changed,
@@ -154,20 +163,25 @@ static int check_file(const struct gmem_import *import, const struct gmem_messag
 	if ((message->offset | message->size) & (file.page_size - 1))
 		return gmem_fail(-EINVAL, "0x%" PRIx64 " bytes at offset 0x%" PRIx64
 				 " are not whole pages of the file", message->size, message->offset);
-	if (message->rights & ~file.rights)
+	if (message->rights & ~(file.rights | GMEM_WIRE_WITHHELD))
 		return gmem_fail(-EACCES, "the file is not to be written");
 	if (file.can_shrink && !(import->flags & GMEM_IMPORT_UNSEALED))
 		return gmem_fail(-EPERM, "the file can shrink under its users");
 	return 0;
 }
 
+/* What is withheld has its place, and nothing there. */
 static int map(const struct gmem_message *message, int fd, void **ret_hva)
 {
 	int prot = PROT_READ | (message->rights & GMEM_RIGHT_WRITE ? PROT_WRITE : 0);
 	int err;
 
-	err = gmem_sys_mmap(NULL, message->size, prot, MAP_SHARED | MAP_NORESERVE, fd,
-			    message->offset, ret_hva);
+	if (message->rights & GMEM_WIRE_WITHHELD)
+		err = gmem_sys_mmap(NULL, message->size, PROT_NONE,
+				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0, ret_hva);
+	else
+		err = gmem_sys_mmap(NULL, message->size, prot, MAP_SHARED | MAP_NORESERVE, fd,
+				    message->offset, ret_hva);
 	if (err)
 		return gmem_fail(err, "0x%" PRIx64 " bytes of a file cannot be mapped: %s",
 				 message->size, gmem_errno_name(err));
@@ -209,7 +223,7 @@ static struct block *new_block(struct gmem_import *import, const struct gmem_mes
 		.id = { .start = message->id, .size = 1 },
 		.file_size = message->file_size,
 		.page_size = message->page_size,
-		.rights = message->rights,
+		.rights = message->rights & ~GMEM_WIRE_WITHHELD,
 		.backing = message->backing,
 		.fd = fd,
 	};
@@ -235,11 +249,18 @@ static int do_map(struct gmem_import *import, const struct gmem_message *message
 		return err;
 	}
 
+	err = gmem_set_spare(&import->spare);
+	if (err) {
+		dispose(block);
+		return gmem_fail(err, "no memory for what is private");
+	}
 	enter(import, block);
+	if (message->rights & GMEM_WIRE_WITHHELD)
+		gmem_set_add(&import->vm.privates, message->gpa, message->size, &import->spare);
 	import->complete = false;
 	err = publish(&import->vm, &block->region.gpa);
 	if (err) {
-		strike(import, block);
+		leave(import, block);
 		dispose(block);
 	}
 	return err;
@@ -253,13 +274,98 @@ static int do_unmap(struct gmem_import *import, const struct gmem_message *messa
 	if (!block)
 		return gmem_fail(-EPROTO, "id %" PRIu64 " is not there", message->id);
 
+	err = gmem_set_spare(&import->spare);
+	if (err)
+		return gmem_fail(err, "no memory to unmap memory");
+
 	strike(import, block);
 	err = publish(&import->vm, &block->region.gpa);
-	if (err)
+	if (err) {
 		enter(import, block);
+		return err;
+	}
+	gmem_set_remove(&import->vm.privates, block->region.gpa.start, block->region.gpa.size,
+			&import->spare);
+	dispose(block);
+	return 0;
+}
+
+/* ---- revoke and grant ---- */
+
+static struct block *find_part(const struct gmem_import *import, const struct gmem_message *message)
+{
+	struct block *block = block_of_id(import, message->id);
+	const struct gmem_range *gpa = block ? &block->region.gpa : NULL;
+
+	if (gpa && message->gpa >= gpa->start && message->size <= gpa->size &&
+	    message->gpa - gpa->start <= gpa->size - message->size)
+		return block;
+	gmem_fail(-EPROTO, "id %" PRIu64 " has no 0x%" PRIx64 " bytes at gpa 0x%" PRIx64,
+		  message->id, message->size, message->gpa);
+	return NULL;
+}
+
+/* Map the file, or nothing, at the part's place. */
+static int remap(const struct block *block, const struct gmem_message *message, bool granted)
+{
+	uint64_t within = message->gpa - block->region.gpa.start;
+	void *hva = (void *)(uintptr_t)(block->region.hva.start + within), *got;
+	int prot = PROT_READ | (block->rights & GMEM_RIGHT_WRITE ? PROT_WRITE : 0), err;
+
+	if (granted)
+		err = gmem_sys_mmap(hva, message->size, prot, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
+				    block->fd, block->region.file_offset + within, &got);
 	else
-		dispose(block);
-	return err;
+		err = gmem_sys_mmap(hva, message->size, PROT_NONE,
+				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0,
+				    &got);
+	if (err)
+		return gmem_fail(err, "0x%" PRIx64 " bytes at gpa 0x%" PRIx64 " cannot be %smapped: %s",
+				 message->size, message->gpa, granted ? "" : "un",
+				 gmem_errno_name(err));
+	return 0;
+}
+
+/* If it cannot be let go of, readers do without it all the same; the answer says so. */
+static int do_revoke(struct gmem_import *import, const struct gmem_message *message)
+{
+	const struct gmem_range changed = { .start = message->gpa, .size = message->size };
+	const struct block *block = find_part(import, message);
+	struct gmem_range_map *privates = &import->vm.privates;
+	struct gmem_part part;
+	int err;
+
+	if (!block)
+		return -EPROTO;
+	err = gmem_set_spare(&import->spare);
+	if (err)
+		return gmem_fail(err, "no memory to let go of memory");
+
+	if (gmem_set_next(privates, false, message->gpa, message->gpa + message->size - 1, &part)) {
+		gmem_set_add(privates, message->gpa, message->size, &import->spare);
+		err = publish(&import->vm, &changed);
+	}
+	return err ? err : remap(block, message, false);
+}
+
+static int do_grant(struct gmem_import *import, const struct gmem_message *message)
+{
+	const struct gmem_range changed = { .start = message->gpa, .size = message->size };
+	const struct block *block = find_part(import, message);
+	int err;
+
+	if (!block)
+		return -EPROTO;
+	err = gmem_set_spare(&import->spare);
+	if (err)
+		return gmem_fail(err, "no memory to have memory again");
+
+	err = remap(block, message, true);
+	if (err)
+		return err;
+	gmem_set_remove(&import->vm.privates, message->gpa, message->size, &import->spare);
+	import->complete = false;
+	return publish(&import->vm, &changed);
 }
 
 static int do_hello(struct gmem_import *import, const struct gmem_message *message)
@@ -290,6 +396,10 @@ static int perform(struct gmem_import *import, const struct gmem_message *messag
 		return do_map(import, message, fd);
 	case GMEM_WIRE_UNMAP:
 		return do_unmap(import, message);
+	case GMEM_WIRE_REVOKE:
+		return do_revoke(import, message);
+	case GMEM_WIRE_GRANT:
+		return do_grant(import, message);
 	case GMEM_WIRE_READY:
 		import->complete = true;
 		return 0;
@@ -428,6 +538,7 @@ GMEM_API void gmem_import_free(struct gmem_import *import)
 	gmem_sys_shutdown(import->sock);
 	gmem_sys_close(import->sock);
 	gmem_vm_end(&import->vm);
+	free(import->spare);
 	free(import);
 }
 

@@ -918,6 +918,9 @@ struct gmem_export {
 	struct gmem_range_map leaving;	/* by gpa: what a change under way will take */
 	struct gmem_range *leaving_nodes;
 	size_t leaving_count;
+	struct gmem_listener *listener;
+	struct gmem_range_map withheld;	/* what is private, or becomes so */
+	struct gmem_want *wants;	/* conversions that wait for peers */
 	int event;			/* set when there may be something to send */
 	int epoll;			/* that, and the peers' sockets */
 };
@@ -930,6 +933,10 @@ int gmem_export_extent(const struct gmem_export *exporter, const struct gmem_reg
 
 /* ---- peer: the processes an export gives memory to ---- */
 
+/* For the listener of an export, which @data is */
+int gmem_peers_revoke(void *data, uint64_t gpa, uint64_t size);
+void gmem_peers_grant(void *data, uint64_t gpa, uint64_t size);
+void gmem_peers_forget(void *data, uint64_t gpa, uint64_t size);
 int gmem_peers_before(struct gmem_watch *watch, const struct gmem_step *steps, size_t count);
 void gmem_peers_after(struct gmem_watch *watch);
 

@@ -8,6 +8,10 @@
  * Blocks are never out of date: before a region goes, what covers it is taken
  * back, see gmem_peers_before(). A split leaves memory where it is, and so the
  * block that is now behind two regions.
+ *
+ * Of a block that can be converted the peer has what is not in its set of
+ * revoked ranges. Before memory becomes private it is revoked, and the
+ * conversion waits for the answer; what is revoked and not private is granted.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -29,6 +33,13 @@
 struct block {
 	struct gmem_range gpa;
 	uint64_t id;
+};
+
+/* What somebody waits for: ranges that are leaving, or one that is to be revoked */
+struct gmem_want {
+	struct gmem_want *next;
+	bool is_leaving;
+	struct gmem_part part;
 };
 
 struct gmem_peer {
@@ -53,7 +64,13 @@ struct gmem_peer {
 	uint32_t sequence;
 	enum gmem_wire_type type;
 	struct block *block;
+	struct gmem_part part;		/* REVOKE */
 	int refusal;			/* with which it kept memory */
+
+	struct gmem_range_map revoked;
+	struct gmem_range *spare;	/* for the change of that set which is under way */
+	uint64_t grant_from;		/* below it nothing is to be granted */
+	bool all_granted;
 };
 
 static uint64_t last_of(const struct gmem_range *range)
@@ -66,11 +83,14 @@ static struct block *block_of(struct gmem_range *gpa)
 	return GMEM_CONTAINER_OF(gpa, struct block, gpa);
 }
 
+/* Needs the spare node. */
 static void free_block(struct gmem_peer *peer, struct block *block)
 {
+	gmem_set_remove(&peer->revoked, block->gpa.start, block->gpa.size, &peer->spare);
 	gmem_range_remove(&peer->blocks, &block->gpa);
 	free(block);
 }
+
 
 /* No more to do with it: whatever it has it may keep. */
 static void lose(struct gmem_peer *peer, int err)
@@ -84,8 +104,17 @@ static void lose(struct gmem_peer *peer, int err)
 	peer->sock = -1;
 	peer->status = err;
 	peer->awaits = false;
+	gmem_set_clear(&peer->revoked);
 	while (peer->blocks.root)
 		free_block(peer, block_of(peer->blocks.root));
+}
+
+static bool get_spare(struct gmem_peer *peer)
+{
+	if (gmem_set_spare(&peer->spare) == 0)
+		return true;
+	lose(peer, gmem_fail(-ENOMEM, "no memory for what a peer has"));
+	return false;
 }
 
 /* ---- what a peer should have ---- */
@@ -244,10 +273,106 @@ static int send_unmap(struct gmem_peer *peer)
 
 		if (!gpa)
 			continue;
+		if (!get_spare(peer))
+			return 0;
 		message.id = block_of(gpa)->id;
 		return transmit(peer, &message, -1, block_of(gpa));
 	}
 	return 0;
+}
+
+/* Of [@start, @last], the first part in one block that it can use; false: none */
+static bool next_usable(const struct gmem_peer *peer, uint64_t start, uint64_t last,
+			struct block **ret_block, struct gmem_part *ret)
+{
+	struct gmem_range *gpa;
+	uint64_t end;
+
+	while ((gpa = gmem_range_find(&peer->blocks, start, last - start + 1))) {
+		if (gpa->start > start)
+			start = gpa->start;
+		end = last_of(gpa) < last ? last_of(gpa) : last;
+		*ret_block = block_of(gpa);
+		if (gmem_set_next(&peer->revoked, false, start, end, ret))
+			return true;
+		if (end == last)
+			break;
+		start = end + 1;
+	}
+	return false;
+}
+
+static int send_part(struct gmem_peer *peer, enum gmem_wire_type type, struct block *block,
+		     const struct gmem_part *part)
+{
+	struct gmem_message message = {
+		.type = type,
+		.id = block->id,
+		.gpa = part->start,
+		.size = part->last - part->start + 1,
+	};
+
+	if (!get_spare(peer))
+		return 0;
+	peer->part = *part;
+	return transmit(peer, &message, -1, block);
+}
+
+static int send_revoke(struct gmem_peer *peer)
+{
+	const struct gmem_want *want;
+	struct gmem_part part;
+	struct block *block;
+
+	for (want = peer->exporter->wants; want && !peer->refusal; want = want->next)
+		if (!want->is_leaving &&
+		    next_usable(peer, want->part.start, want->part.last, &block, &part))
+			return send_part(peer, GMEM_WIRE_REVOKE, block, &part);
+	return 0;
+}
+
+/* The first part it was told to leave alone, and which is shared all the same */
+static bool next_grant(struct gmem_peer *peer, struct block **ret_block, struct gmem_part *ret)
+{
+	struct gmem_part revoked;
+	uint64_t from = peer->grant_from;
+
+	while (gmem_set_next(&peer->revoked, true, from, UINT64_MAX, &revoked)) {
+		if (gmem_set_next(&peer->exporter->withheld, false, revoked.start, revoked.last,
+				  ret)) {
+			struct gmem_range *gpa = gmem_range_find(&peer->blocks, ret->start, 1);
+
+			*ret_block = block_of(gpa);
+			if (ret->last > last_of(gpa))
+				ret->last = last_of(gpa);
+			return true;
+		}
+		if (revoked.last == UINT64_MAX)
+			break;
+		from = revoked.last + 1;
+	}
+	return false;
+}
+
+static int send_grant(struct gmem_peer *peer)
+{
+	struct gmem_part part;
+	struct block *block;
+
+	if (peer->all_granted)
+		return 0;
+	if (!next_grant(peer, &block, &part)) {
+		peer->all_granted = true;
+		return 0;
+	}
+	if (!send_part(peer, GMEM_WIRE_GRANT, block, &part))
+		return 0;
+
+	/* From now on it may use it. */
+	gmem_set_remove(&peer->revoked, part.start, part.last - part.start + 1, &peer->spare);
+	peer->grant_from = part.start;
+	peer->told_ready = false;
+	return 1;
 }
 
 static int send_block(struct gmem_peer *peer, const struct gmem_extent *extent)
@@ -263,8 +388,13 @@ static int send_block(struct gmem_peer *peer, const struct gmem_extent *extent)
 		.rights = extent->rights,
 		.backing = extent->backing,
 	};
-	struct block *block = malloc(sizeof(*block));
+	struct block *block;
 
+	if (extent->backing == GMEM_BACKING_PRIVATE || extent->backing == GMEM_BACKING_INPLACE)
+		message.rights |= GMEM_WIRE_WITHHELD;
+	if (!get_spare(peer))
+		return 0;
+	block = malloc(sizeof(*block));
 	if (!block) {
 		lose(peer, gmem_fail(-ENOMEM, "no memory for memory a peer has"));
 		return 0;
@@ -277,6 +407,11 @@ static int send_block(struct gmem_peer *peer, const struct gmem_extent *extent)
 		return 0;
 	}
 	gmem_range_insert(&peer->blocks, &block->gpa);
+	if (message.rights & GMEM_WIRE_WITHHELD) {
+		gmem_set_add(&peer->revoked, block->gpa.start, block->gpa.size, &peer->spare);
+		peer->grant_from = 0;
+		peer->all_granted = false;
+	}
 	peer->last_id++;
 	peer->told_ready = false;
 	return 1;
@@ -315,7 +450,7 @@ static int send_ready(struct gmem_peer *peer)
 {
 	struct gmem_message message = { .type = GMEM_WIRE_READY };
 
-	if (peer->told_ready || !peer->at_end || peer->exporter->leaving_count)
+	if (peer->told_ready || !peer->at_end || !peer->all_granted || peer->exporter->leaving_count)
 		return 0;
 	peer->told_ready = transmit(peer, &message, -1, NULL);
 	return peer->told_ready;
@@ -325,7 +460,8 @@ static int send_next(struct gmem_peer *peer)
 {
 	if (!peer->told_hello)
 		return send_hello(peer);
-	return send_unmap(peer) || send_map(peer) || send_ready(peer);
+	return send_unmap(peer) || send_revoke(peer) || send_map(peer) || send_grant(peer) ||
+	       send_ready(peer);
 }
 
 /* ---- answers of a peer ---- */
@@ -333,15 +469,22 @@ static int send_next(struct gmem_peer *peer)
 static void take_answer(struct gmem_peer *peer, int refusal)
 {
 	peer->awaits = false;
-	if (peer->type == GMEM_WIRE_UNMAP && refusal)
+	if (refusal && (peer->type == GMEM_WIRE_UNMAP || peer->type == GMEM_WIRE_REVOKE)) {
 		peer->refusal = refusal;
-	else if (peer->type == GMEM_WIRE_UNMAP)
+	} else if (peer->type == GMEM_WIRE_UNMAP) {
 		free_block(peer, peer->block);
-	else if (refusal)
+	} else if (peer->type == GMEM_WIRE_REVOKE) {
+		gmem_set_add(&peer->revoked, peer->part.start,
+			     peer->part.last - peer->part.start + 1, &peer->spare);
+		peer->all_granted = false;
+		if (peer->part.start < peer->grant_from)
+			peer->grant_from = peer->part.start;
+	} else if (refusal) {
 		lose(peer, gmem_vm_report(peer->exporter->vm,
 					  gmem_fail(refusal, "a peer refuses the message \"%s\": %s",
 						    gmem_wire_name(peer->type),
 						    gmem_errno_name(refusal))));
+	}
 }
 
 static int receive(struct gmem_peer *peer)
@@ -412,31 +555,43 @@ GMEM_API int gmem_export_dispatch(struct gmem_export *exporter)
 
 /* ---- taking memory back ---- */
 
-static const struct gmem_range *kept_of(const struct gmem_peer *peer)
+/* What a peer still has of what is wanted */
+static bool keeps(const struct gmem_peer *peer, const struct gmem_want *want,
+		  struct gmem_part *ret)
 {
 	const struct gmem_export *exporter = peer->exporter;
-	const struct gmem_range *kept = NULL;
+	struct block *block;
 
-	for (size_t i = 0; i < exporter->leaving_count && !kept; i++)
-		kept = gmem_range_find(&peer->blocks, exporter->leaving_nodes[i].start,
-				       exporter->leaving_nodes[i].size);
-	return kept;
+	if (!want->is_leaving)
+		return next_usable(peer, want->part.start, want->part.last, &block, ret);
+
+	for (size_t i = 0; i < exporter->leaving_count; i++) {
+		const struct gmem_range *leaving = &exporter->leaving_nodes[i], *kept;
+
+		kept = gmem_range_find(&peer->blocks, leaving->start, leaving->size);
+		if (kept) {
+			*ret = (struct gmem_part){ kept->start, last_of(kept) };
+			return true;
+		}
+	}
+	return false;
 }
 
 /* It keeps memory that is to go: what its options say about that */
-static int insist(struct gmem_peer *peer, const struct gmem_range *kept, uint64_t waited_ms)
+static int insist(struct gmem_peer *peer, const struct gmem_part *kept, uint64_t waited_ms)
 {
 	int err = peer->refusal ? peer->refusal : -ETIMEDOUT;
+	uint64_t size = kept->last - kept->start + 1;
 
 	if (!peer->refusal && waited_ms < peer->wait_ms)
 		return 0;
 
 	if (peer->refusal)
 		gmem_fail(err, "a peer refuses to give back 0x%" PRIx64 " bytes at gpa 0x%" PRIx64
-			  ": %s", kept->size, kept->start, gmem_errno_name(err));
+			  ": %s", size, kept->start, gmem_errno_name(err));
 	else
 		gmem_fail(err, "a peer has 0x%" PRIx64 " bytes at gpa 0x%" PRIx64 " and gave no answer "
-			  "in %" PRIu32 " ms", kept->size, kept->start, peer->wait_ms);
+			  "in %" PRIu32 " ms", size, kept->start, peer->wait_ms);
 	if (!(peer->flags & GMEM_PEER_CUT_OFF))
 		return err;
 
@@ -445,18 +600,17 @@ static int insist(struct gmem_peer *peer, const struct gmem_range *kept, uint64_
 }
 
 /* Peers that keep something, for poll(); -errno if one keeps it too long */
-static int collect_keepers(const struct gmem_export *exporter, uint64_t waited_ms,
-			   struct pollfd fds[MOST_POLLED])
+static int collect_keepers(const struct gmem_export *exporter, const struct gmem_want *want,
+			   uint64_t waited_ms, struct pollfd fds[MOST_POLLED])
 {
-	const struct gmem_range *kept;
+	struct gmem_part kept;
 	struct gmem_peer *peer;
 	int count = 0, err;
 
 	for (peer = exporter->peers; peer; peer = peer->next) {
-		kept = kept_of(peer);
-		if (!kept)
+		if (!keeps(peer, want, &kept))
 			continue;
-		err = insist(peer, kept, waited_ms);
+		err = insist(peer, &kept, waited_ms);
 		if (err)
 			return err;
 		if (peer->sock >= 0 && count < MOST_POLLED)
@@ -468,7 +622,7 @@ static int collect_keepers(const struct gmem_export *exporter, uint64_t waited_m
 	return count;
 }
 
-static int take_back(struct gmem_export *exporter)
+static int take_back(struct gmem_export *exporter, const struct gmem_want *want)
 {
 	uint64_t start = gmem_sys_now();
 	struct pollfd fds[MOST_POLLED];
@@ -477,8 +631,8 @@ static int take_back(struct gmem_export *exporter)
 	for (;;) {
 		pthread_mutex_lock(&exporter->lock);
 		pump_all(exporter);
-		count = collect_keepers(exporter, (gmem_sys_now() - start) / NANOSECONDS_PER_MS,
-					fds);
+		count = collect_keepers(exporter, want,
+					(gmem_sys_now() - start) / NANOSECONDS_PER_MS, fds);
 		pthread_mutex_unlock(&exporter->lock);
 		if (count <= 0)
 			return count;
@@ -499,6 +653,7 @@ static bool takes_memory(const struct gmem_step *step)
 int gmem_peers_before(struct gmem_watch *watch, const struct gmem_step *steps, size_t count)
 {
 	struct gmem_export *exporter = GMEM_CONTAINER_OF(watch, struct gmem_export, watch);
+	const struct gmem_want want = { .is_leaving = true };
 	struct gmem_range *nodes;
 	size_t taken_count = 0;
 
@@ -523,7 +678,7 @@ int gmem_peers_before(struct gmem_watch *watch, const struct gmem_step *steps, s
 		exporter->leaving_count++;
 	}
 	pthread_mutex_unlock(&exporter->lock);
-	return take_back(exporter);
+	return take_back(exporter, &want);
 }
 
 void gmem_peers_after(struct gmem_watch *watch)
@@ -545,6 +700,82 @@ void gmem_peers_after(struct gmem_watch *watch)
 	if (exporter->peers)
 		gmem_sys_event_set(exporter->event);
 	pthread_mutex_unlock(&exporter->lock);
+}
+
+/* ---- conversion ---- */
+
+/* Before the range becomes private; and without an answer it does not. */
+int gmem_peers_revoke(void *data, uint64_t gpa, uint64_t size)
+{
+	struct gmem_want want = { .part = { gpa, gpa + size - 1 } }, **link;
+	struct gmem_export *exporter = data;
+	struct gmem_range *spare = NULL;
+	struct gmem_peer *peer;
+	int err;
+
+	err = gmem_set_spare(&spare);
+	if (err)
+		return gmem_fail(err, "no memory to take memory back from peers");
+
+	pthread_mutex_lock(&exporter->lock);
+	gmem_set_add(&exporter->withheld, gpa, size, &spare);
+	want.next = exporter->wants;
+	exporter->wants = &want;
+	pthread_mutex_unlock(&exporter->lock);
+	free(spare);
+
+	err = take_back(exporter, &want);
+
+	pthread_mutex_lock(&exporter->lock);
+	for (link = &exporter->wants; *link != &want; link = &(*link)->next)
+		;
+	*link = want.next;
+	for (peer = exporter->peers; peer; peer = peer->next)
+		peer->refusal = 0;
+	pthread_mutex_unlock(&exporter->lock);
+	if (err)
+		gmem_peers_grant(exporter, gpa, size);
+	return err;
+}
+
+/* It is shared, again or all the same. */
+void gmem_peers_grant(void *data, uint64_t gpa, uint64_t size)
+{
+	struct gmem_export *exporter = data;
+	struct gmem_range *spare = NULL;
+	struct gmem_peer *peer;
+
+	pthread_mutex_lock(&exporter->lock);
+	if (gmem_set_spare(&spare) == 0) {
+		gmem_set_remove(&exporter->withheld, gpa, size, &spare);
+		for (peer = exporter->peers; peer; peer = peer->next) {
+			peer->all_granted = false;
+			if (gpa < peer->grant_from)
+				peer->grant_from = gpa;
+		}
+		gmem_sys_event_set(exporter->event);
+	} else {
+		/* It stays withheld from peers until it is converted once more. */
+		gmem_vm_report(exporter->vm, gmem_fail(-ENOMEM, "no memory to give peers 0x%" PRIx64
+						       " bytes at gpa 0x%" PRIx64, size, gpa));
+	}
+	pthread_mutex_unlock(&exporter->lock);
+	free(spare);
+}
+
+/* With the VM's change_lock: a region went, or has other memory. What of it is shared? */
+void gmem_peers_forget(void *data, uint64_t gpa, uint64_t size)
+{
+	struct gmem_export *exporter = data;
+	uint64_t last = gpa + size - 1;
+	struct gmem_part part;
+
+	while (gmem_set_next(&exporter->vm->privates, false, gpa, last, &part)) {
+		gmem_peers_grant(exporter, part.start, part.last - part.start + 1);
+		if (part.last == last)
+			break;
+		gpa = part.last + 1;
+	}
 }
 
 /* ---- peers come and go ---- */
@@ -720,6 +951,7 @@ GMEM_API void gmem_peer_remove(struct gmem_peer *peer)
 	*link = peer->next;
 	lose(peer, -EPIPE);
 	pthread_mutex_unlock(&exporter->lock);
+	free(peer->spare);
 	free(peer->ranges);
 	free(peer);
 }
@@ -735,7 +967,7 @@ GMEM_API int gmem_peer_status(struct gmem_peer *peer)
 	status = peer->status;
 	if (status)
 		gmem_fail(status, "the peer is lost: %s", gmem_errno_name(status));
-	else if (peer->told_ready && !peer->awaits)
+	else if (peer->told_ready && peer->all_granted && !peer->awaits)
 		status = 1;
 	pthread_mutex_unlock(&peer->exporter->lock);
 	return status;
