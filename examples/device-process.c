@@ -1,0 +1,431 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * device-process: a device that serves a ring in guest memory from a process of
+ * its own, which has namespaces of its own, a seccomp filter, and no KVM.
+ *
+ * The VMM exports the guest's memory over a socket; the device imports it and
+ * uses the same views as a VMM would. Memory is added and removed while it
+ * runs, and, in a VM that has private memory, made private: the device is asked
+ * to let go of it first, and what it does there afterwards fails, and no more.
+ *
+ * The guest is played by the VMM, which puts requests into the ring as a driver
+ * would: each asks for a string to be put in capitals.
+ *
+ * Exit status: 0, 1 if something failed, 77 if this host cannot run it.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/kvm.h>
+#include <linux/seccomp.h>
+#include <poll.h>
+#include <sched.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <gmem.h>
+
+#define EXIT_CANNOT_RUN 77
+
+/* The device's fds */
+#define IMPORT_FD 3
+#define DOORBELL_FD 4
+
+#define RAM_SIZE	((uint64_t)2 << 20)
+#define BUFFER		((uint64_t)1 << 20)	/* where requests have their string */
+#define HOTPLUG		((uint64_t)64 << 20)
+#define RING		((uint64_t)0)
+
+/* A ring of one, in guest memory: the driver counts up avail, the device used. */
+struct ring {
+	uint32_t avail;
+	uint32_t used;
+	uint64_t gpa;
+	uint32_t size;
+	int32_t  result;
+};
+
+#define FIELD(name) (RING + offsetof(struct ring, name))
+
+static void gmem_must(int result, const char *what)
+{
+	if (result < 0) {
+		fprintf(stderr, "device-process: %s: %s\n", what, gmem_last_error());
+		exit(EXIT_FAILURE);
+	}
+}
+
+static int must(int result, const char *what)
+{
+	if (result < 0) {
+		fprintf(stderr, "device-process: %s: %s\n", what, strerror(errno));
+		exit(EXIT_FAILURE);
+	}
+	return result;
+}
+
+static void say(const char *what)
+{
+	printf("%s\n", what);
+	fflush(stdout);
+}
+
+/* ---------------------------------------------------------- the device -- */
+
+#if defined(__aarch64__)
+#define ARCHITECTURE AUDIT_ARCH_AARCH64
+#else
+#define ARCHITECTURE AUDIT_ARCH_X86_64
+#endif
+
+/* What the device needs once it is set up. mmap() and close() are for memory that comes. */
+static const int allowed[] = {
+	__NR_recvmsg, __NR_sendmsg, __NR_mmap, __NR_munmap, __NR_close, __NR_newfstatat,
+	__NR_fstat, __NR_fstatfs, __NR_fcntl, __NR_membarrier, __NR_sched_yield,
+	__NR_clock_nanosleep, __NR_nanosleep, __NR_shutdown,
+	__NR_ppoll, __NR_read, __NR_write, __NR_brk, __NR_mprotect, __NR_madvise,
+	__NR_rt_sigaction, __NR_rt_sigprocmask, __NR_rt_sigreturn, __NR_exit_group,
+#ifdef __NR_poll
+	__NR_poll,
+#endif
+};
+
+#define ALLOWED (sizeof(allowed) / sizeof(allowed[0]))
+
+/* Everything else ends the process. */
+static int close_the_door(void)
+{
+	struct sock_filter filter[6 + 2 * ALLOWED] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ARCHITECTURE, 1, 0),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+	};
+	struct sock_fprog program = { .len = 4, .filter = filter };
+
+	for (size_t i = 0; i < ALLOWED; i++) {
+		filter[program.len++] = (struct sock_filter)
+			BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned int)allowed[i], 0, 1);
+		filter[program.len++] = (struct sock_filter)
+			BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+	}
+	filter[program.len++] = (struct sock_filter)
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+	return -ENOTSUP;	/* sanitizers make calls of their own */
+#endif
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+		return -errno;
+	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0 ? -errno : 0;
+}
+
+/* The answer is what the first access that failed says. */
+static int serve_request(struct gmem_view *view, uint64_t gpa, uint64_t size)
+{
+	char text[64];
+	int err;
+
+	if (size > sizeof(text))
+		return -EINVAL;	/* a guest's word */
+	err = gmem_view_read(view, gpa, text, size, NULL);
+	if (err)
+		return err;
+
+	for (uint64_t i = 0; i < size; i++)
+		if (text[i] >= 'a' && text[i] <= 'z')
+			text[i] = (char)(text[i] - 'a' + 'A');
+	return gmem_view_write(view, gpa, text, size, NULL);
+}
+
+static void serve(struct gmem_view *view)
+{
+	uint64_t avail, used, gpa, size;
+	int result;
+
+	gmem_must(gmem_view_load(view, FIELD(avail), 4, GMEM_ACQUIRE, &avail), "the ring");
+	gmem_must(gmem_view_load(view, FIELD(used), 4, GMEM_RELAXED, &used), "the ring");
+	if (avail == used)
+		return;
+
+	gmem_must(gmem_view_load(view, FIELD(gpa), 8, GMEM_RELAXED, &gpa), "the ring");
+	gmem_must(gmem_view_load(view, FIELD(size), 4, GMEM_RELAXED, &size), "the ring");
+	result = serve_request(view, gpa, size);
+	gmem_must(gmem_view_store(view, FIELD(result), 4, GMEM_RELAXED, (uint32_t)result), "the ring");
+	gmem_must(gmem_view_store(view, FIELD(used), 4, GMEM_RELEASE, avail), "the ring");
+}
+
+static int run_device(void)
+{
+	struct pollfd fds[] = { { .fd = IMPORT_FD, .events = POLLIN },
+				{ .fd = DOORBELL_FD, .events = POLLIN } };
+	struct gmem_import *import;
+	struct gmem_view *view;
+	char byte;
+	int ret;
+
+	gmem_must(gmem_recovery_enable(), "recovery");
+	gmem_must(gmem_import_new(IMPORT_FD, NULL, &import), "the import");
+	gmem_must(gmem_import_view_new(import, &view), "a view");
+	ret = close_the_door();
+	if (ret < 0)
+		fprintf(stderr, "device-process: no seccomp filter here: %s\n", strerror(-ret));
+
+	for (;;) {
+		must(poll(fds, 2, -1), "poll");
+		/* The VMM waits for our answers: them first. */
+		ret = gmem_import_dispatch(import);
+		if (ret == -EPIPE)
+			break;
+		gmem_must(ret, "the exporting process");
+		if (fds[1].revents & POLLIN && read(DOORBELL_FD, &byte, 1) == 1) {
+			serve(view);
+			must((int)write(DOORBELL_FD, &byte, 1), "ringing back");
+		}
+	}
+	gmem_view_free(view);
+	gmem_import_free(import);
+	return 0;
+}
+
+/* -------------------------------------------------- starting the device -- */
+
+static int get_namespaces(void)
+{
+	const int wanted = CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNS |
+			   CLONE_NEWUTS;
+
+	return unshare(wanted) < 0 ? -errno : 0;
+}
+
+/* Exec by fd: in namespaces of its own it does not find its way to the file. */
+static void exec_device(int self, int import, int doorbell)
+{
+	char name[] = "device-process", option[] = "--device";
+	char *arguments[] = { name, option, NULL }, *none[] = { NULL };
+
+	/* Above those they are moved to, so that neither is in the other's way */
+	import = must(fcntl(import, F_DUPFD, 10), "dup");
+	doorbell = must(fcntl(doorbell, F_DUPFD, 10), "dup");
+	self = must(fcntl(self, F_DUPFD_CLOEXEC, 10), "dup");
+	must(dup2(import, IMPORT_FD), "dup2");
+	must(dup2(doorbell, DOORBELL_FD), "dup2");
+	close(import);
+	close(doorbell);
+	fexecve(self, arguments, none);
+	must(-1, "exec");
+}
+
+static pid_t start_device(int import, int doorbell)
+{
+	int self = must(open("/proc/self/exe", O_RDONLY | O_CLOEXEC), "/proc/self/exe"), err, status;
+	pid_t pid = must(fork(), "fork");
+
+	if (pid) {
+		close(self);
+		return pid;
+	}
+
+	err = get_namespaces();
+	if (err)
+		fprintf(stderr, "device-process: no namespaces of its own here: %s\n", strerror(-err));
+	/* The first child is in the new PID namespace. */
+	pid = must(fork(), "fork");
+	if (!pid)
+		exec_device(self, import, doorbell);
+	close(import);
+	close(doorbell);
+	must(waitpid(pid, &status, 0), "waitpid");
+	_exit(WIFEXITED(status) ? WEXITSTATUS(status) : EXIT_FAILURE);
+}
+
+/* -------------------------------------------------------------- the VMM -- */
+
+struct vmm {
+	struct gmem_vm *vm;
+	struct gmem_plan *plan;
+	struct gmem_export *exporter;
+	struct gmem_peer *device;
+	struct gmem_view *view;
+	int doorbell;
+	uint32_t requests;
+};
+
+/* Memory that another process can have: a guest_memfd, or a memfd that cannot shrink */
+static struct gmem_region *add_memory(struct vmm *vmm, uint64_t gpa)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .plan = vmm->plan);
+	struct gmem_region *region;
+	int fd;
+
+	if (gmem_plan_backing(vmm->plan) == GMEM_BACKING_HOST ||
+	    gmem_plan_backing(vmm->plan) == GMEM_BACKING_PRIVATE) {
+		fd = must(memfd_create("guest", MFD_CLOEXEC | MFD_ALLOW_SEALING), "memfd_create");
+		must(ftruncate(fd, (off_t)RAM_SIZE), "ftruncate");
+		must(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK), "sealing");
+		opts.hva = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		must(opts.hva == MAP_FAILED ? -1 : 0, "mmap");
+		opts.flags = GMEM_REGION_HVA;
+		gmem_must(gmem_export_add_memory(vmm->exporter, opts.hva, RAM_SIZE, fd, 0), "naming memory");
+		close(fd);
+	}
+	gmem_must(gmem_region_add(vmm->vm, gpa, RAM_SIZE, &opts, &region), "adding memory");
+	return region;
+}
+
+/* Let the export talk to the device until it has everything, or the device rings back. */
+static void wait_for_device(struct vmm *vmm, int for_doorbell)
+{
+	struct pollfd fds[] = { { .fd = gmem_export_fd(vmm->exporter), .events = POLLIN },
+				{ .fd = vmm->doorbell, .events = POLLIN } };
+	int status;
+	char byte;
+
+	for (;;) {
+		gmem_must(gmem_export_dispatch(vmm->exporter), "dispatch");
+		status = gmem_peer_status(vmm->device);
+		gmem_must(status, "the device");
+		if (!for_doorbell && status == 1)
+			return;
+		must(poll(fds, 2, -1), "poll");
+		if (!(fds[1].revents & (POLLIN | POLLHUP)))
+			continue;
+		if (read(vmm->doorbell, &byte, 1) == 1 && for_doorbell)
+			return;
+		fprintf(stderr, "device-process: the device is gone\n");
+		exit(EXIT_FAILURE);
+	}
+}
+
+/* As a driver in the guest would do it; what the device answers must be as expected. */
+static void request(struct vmm *vmm, const char *what, uint64_t gpa, int expected)
+{
+	char text[] = "hello from the guest";
+	uint64_t result;
+
+	if (!expected)
+		gmem_must(gmem_view_write(vmm->view, gpa, text, sizeof(text), NULL), "writing");
+	gmem_must(gmem_view_store(vmm->view, FIELD(gpa), 8, GMEM_RELAXED, gpa), "the ring");
+	gmem_must(gmem_view_store(vmm->view, FIELD(size), 4, GMEM_RELAXED, sizeof(text)), "the ring");
+	gmem_must(gmem_view_store(vmm->view, FIELD(avail), 4, GMEM_RELEASE, ++vmm->requests),
+		  "the ring");
+	must((int)write(vmm->doorbell, "", 1), "ringing");
+	wait_for_device(vmm, 1);
+
+	gmem_must(gmem_view_load(vmm->view, FIELD(result), 4, GMEM_ACQUIRE, &result), "the ring");
+	if (!expected)
+		gmem_must(gmem_view_read(vmm->view, gpa, text, sizeof(text), NULL), "reading");
+	if ((int32_t)result != expected || (!expected && strcmp(text, "HELLO FROM THE GUEST") != 0)) {
+		fprintf(stderr, "device-process: %s: %s, \"%s\"\n", what,
+			strerror(-(int32_t)result), text);
+		exit(EXIT_FAILURE);
+	}
+	printf("%s: %s\n", what, expected ? strerror(-expected) : text);
+	fflush(stdout);
+}
+
+static void show_hotplug(struct vmm *vmm)
+{
+	struct gmem_region *more = add_memory(vmm, HOTPLUG);
+
+	wait_for_device(vmm, 0);
+	request(vmm, "memory that was added", HOTPLUG + BUFFER, 0);
+	gmem_must(gmem_region_remove(more), "removing memory");
+	request(vmm, "memory that was removed", HOTPLUG + BUFFER, -ESTALE);
+}
+
+static void show_conversion(struct vmm *vmm)
+{
+	const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+
+	if (gmem_plan_backing(vmm->plan) != GMEM_BACKING_PRIVATE) {
+		say("This VM has no private memory: nothing to take back.");
+		return;
+	}
+	gmem_must(gmem_vm_convert(vmm->vm, BUFFER, page, GMEM_STATE_PRIVATE, NULL, NULL), "converting");
+	request(vmm, "memory that is private", BUFFER, -EACCES);
+	gmem_must(gmem_vm_convert(vmm->vm, BUFFER, page, GMEM_STATE_SHARED, NULL, NULL), "converting");
+	wait_for_device(vmm, 0);
+	request(vmm, "memory that is shared again", BUFFER, 0);
+}
+
+/* With private memory, where there is a type of VM that has it */
+static int create_vm(int kvm_fd)
+{
+	const int types = ioctl(kvm_fd, KVM_CHECK_EXTENSION, 235 /* KVM_CAP_VM_TYPES */);
+	int fd = types > 0 && types & 2 ? ioctl(kvm_fd, KVM_CREATE_VM, 1UL) : -1;
+
+	return fd >= 0 ? fd : must(ioctl(kvm_fd, KVM_CREATE_VM, 0UL), "KVM_CREATE_VM");
+}
+
+static void begin(struct vmm *vmm, int vm_fd, int sock)
+{
+	GMEM_OPTS(gmem_request, want, .backings = { GMEM_BACKING_PRIVATE, GMEM_BACKING_SHARED,
+						    GMEM_BACKING_MAPPED, GMEM_BACKING_HOST });
+	GMEM_OPTS(gmem_peer_opts, opts, .wait_ms = 10000);
+
+	gmem_must(gmem_vm_new(vm_fd, NULL, &vmm->vm), "the VM");
+	gmem_must(gmem_plan_new(gmem_vm_caps(vmm->vm), &want, &vmm->plan), "a plan");
+	gmem_must(gmem_export_new(vmm->vm, NULL, &vmm->exporter), "the export");
+	add_memory(vmm, 0);
+	gmem_must(gmem_view_new(vmm->vm, &vmm->view), "a view");
+	gmem_must(gmem_peer_add(vmm->exporter, sock, &opts, &vmm->device), "the device");
+}
+
+static int run_vmm(void)
+{
+	int kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC), vm_fd, sockets[2], doorbells[2], status;
+	struct vmm vmm = { .requests = 0 };
+	pid_t pid;
+
+	if (kvm_fd < 0) {
+		printf("SKIP: /dev/kvm cannot be opened: %s\n", strerror(errno));
+		return EXIT_CANNOT_RUN;
+	}
+	must(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets), "socketpair");
+	must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, doorbells), "socketpair");
+	/* Before there is a VM or anything else it could inherit */
+	pid = start_device(sockets[1], doorbells[1]);
+	close(sockets[1]);
+	close(doorbells[1]);
+	vmm.doorbell = doorbells[0];
+
+	vm_fd = create_vm(kvm_fd);
+	begin(&vmm, vm_fd, sockets[0]);
+	close(sockets[0]);
+	printf("The device runs as another process; guest memory has backing \"%s\".\n",
+	       gmem_backing_name(gmem_plan_backing(vmm.plan)));
+	wait_for_device(&vmm, 0);
+	request(&vmm, "memory that was there", BUFFER, 0);
+	show_hotplug(&vmm);
+	show_conversion(&vmm);
+
+	gmem_view_free(vmm.view);
+	gmem_export_free(vmm.exporter);
+	gmem_vm_free(vmm.vm);
+	gmem_plan_free(vmm.plan);
+	must(waitpid(pid, &status, 0), "waitpid");
+	if (!WIFEXITED(status) || WEXITSTATUS(status)) {
+		fprintf(stderr, "device-process: the device ended with status 0x%x\n", (unsigned)status);
+		return EXIT_FAILURE;
+	}
+	close(vm_fd);
+	close(kvm_fd);
+	return EXIT_SUCCESS;
+}
+
+int main(int argc, char **argv)
+{
+	return argc > 1 && strcmp(argv[1], "--device") == 0 ? run_device() : run_vmm();
+}
