@@ -2765,8 +2765,8 @@ GMEM_API int gmem_export_vhost_user(struct gmem_export *exporter,
 				    size_t max);
 
 /* Flags of struct gmem_peer_opts */
-#define GMEM_PEER_WHOLE_FILES	((uint64_t)1 << 0) /* it may reach all of a file it has part of */
-#define GMEM_PEER_CUT_OFF	((uint64_t)1 << 1) /* without an answer go on without it */
+#define GMEM_PEER_WHOLE_FILES	(1ull << 0) /* it may reach all of a file it has part of */
+#define GMEM_PEER_CUT_OFF	(1ull << 1) /* without an answer go on without it */
 
 /**
  * struct gmem_export_range - guest addresses a peer may have
@@ -2890,7 +2890,7 @@ GMEM_API int gmem_export_fd(const struct gmem_export *exporter);
 GMEM_API int gmem_export_dispatch(struct gmem_export *exporter);
 
 /* Flags of struct gmem_import_opts */
-#define GMEM_IMPORT_UNSEALED	((uint64_t)1 << 0) /* take files that can shrink */
+#define GMEM_IMPORT_UNSEALED	(1ull << 0) /* take files that can shrink */
 
 /**
  * struct gmem_import_opts - what to accept
