@@ -3010,6 +3010,9 @@ GMEM_API GMEM_CHECKED int gmem_import_view_new(struct gmem_import *import,
  * a whole transfer and block. A program with an event loop begins one, calls
  * gmem_transfer_step() whenever gmem_transfer_fd() is ready, and never waits.
  *
+ * Begin and step in threads where gmem_recovery_enable() was called before: then
+ * copies cost what memcpy(3) costs, else a system call each.
+ *
  * Files are read and written at given offsets; the position of the fd stays as
  * it is. Pipes and sockets are read and written from where they are; a broken
  * one raises SIGPIPE, as write(2) says. vCPUs and devices that write to memory

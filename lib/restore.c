@@ -81,22 +81,23 @@ static bool next_shared(const struct restore *restore, uint64_t start, uint64_t 
 {
 	for (;;) {
 		size_t r = region_at(restore, start), p;
-		const struct image_region *region = &restore->regions[r];
+		const struct image_region *region;
 		const struct image_range *range;
 		uint64_t end;
 
-		if (r == restore->regions_read || region->gpa > last)
+		if (r == restore->regions_read || restore->regions[r].gpa > last)
 			return false;
+		region = &restore->regions[r];
 		start = region->gpa > start ? region->gpa : start;
 		end = region->gpa + (region->size - 1);
 		end = end < last ? end : last;
 
 		p = range_at(restore->privates, restore->privates_read, start);
-		range = &restore->privates[p];
-		if (p == restore->privates_read || range->gpa > end) {
+		if (p == restore->privates_read || restore->privates[p].gpa > end) {
 			*ret = (struct gmem_part){ start, end };
 			return true;
 		}
+		range = &restore->privates[p];
 		if (range->gpa > start) {
 			*ret = (struct gmem_part){ start, range->gpa - 1 };
 			return true;
@@ -483,6 +484,7 @@ static int finish(struct gmem_transfer *transfer, struct restore *restore, bool 
 		return err;
 
 	if (!restore->looks_first) {
+		transfer->done = transfer->total ? transfer->total : transfer->done;
 		transfer->is_done = true;
 		return 0;
 	}

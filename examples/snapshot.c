@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * snapshot: a guest that counts is stopped, saved, and goes on in another VM.
+ *
+ * The guest adds 1 to a register and stores it in memory, again and again. When
+ * it has counted to 5, its memory is saved to a file and its registers are kept;
+ * the VM is destroyed. A new VM gets both and counts on from 6. The rest of its
+ * memory, a pattern with gaps, is compared bit for bit.
+ *
+ * usage: snapshot [FILE]    FILE is kept; without it a temporary one is used
+ *
+ * Exit status: 0, 1 if something failed, 77 if this host cannot run it.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <gmem.h>
+
+#include "counter.h"
+
+#define EXIT_CANNOT_RUN 77
+
+#define RAM	((uint64_t)64 << 20)
+#define CODE	((uint64_t)0x4000)
+#define COUNT	((uint64_t)0x8000)	/* where the guest has its number */
+#define PATTERN	((uint64_t)1 << 20)	/* from here on */
+#define BLOCK	4096
+
+struct machine {
+	int vm_fd;
+	int vcpu;
+	int run_size;
+	struct kvm_run *run;
+	struct gmem_vm *vm;
+	char *ram;
+};
+
+static int must(int result, const char *what)
+{
+	if (result < 0) {
+		fprintf(stderr, "snapshot: %s: %s\n", what, strerror(errno));
+		exit(EXIT_FAILURE);
+	}
+	return result;
+}
+
+static int gmem_must(int result, const char *what)
+{
+	if (result < 0) {
+		fprintf(stderr, "snapshot: %s: %s\n", what, gmem_last_error());
+		exit(EXIT_FAILURE);
+	}
+	return result;
+}
+
+static void expect(int truth, const char *what)
+{
+	if (!truth) {
+		fprintf(stderr, "snapshot: expected %s\n", what);
+		exit(EXIT_FAILURE);
+	}
+}
+
+static void new_machine(int kvm, struct machine *m)
+{
+	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_SHARED, GMEM_BACKING_HOST });
+	GMEM_OPTS(gmem_region_opts, opts);
+	struct gmem_region *ram;
+	struct gmem_plan *plan;
+
+	m->vm_fd = must(create_vm(kvm), "KVM_CREATE_VM");
+	gmem_must(gmem_vm_new(m->vm_fd, NULL, &m->vm), "attaching to the VM");
+	gmem_must(gmem_plan_new(gmem_vm_caps(m->vm), &request, &plan), "planning");
+	opts.plan = plan;
+	gmem_must(gmem_region_add(m->vm, 0, RAM, &opts, &ram), "adding RAM");
+	m->ram = gmem_region_hva(ram);
+	gmem_plan_free(plan);
+
+	m->vcpu = must(ioctl(m->vm_fd, KVM_CREATE_VCPU, 0), "KVM_CREATE_VCPU");
+	m->run_size = must(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "KVM_GET_VCPU_MMAP_SIZE");
+	m->run = mmap(NULL, (size_t)m->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, m->vcpu, 0);
+	must(m->run == MAP_FAILED ? -1 : 0, "mapping the vCPU");
+}
+
+static void free_machine(struct machine *m)
+{
+	must(munmap(m->run, (size_t)m->run_size), "unmapping the vCPU");
+	must(close(m->vcpu), "closing the vCPU");
+	gmem_vm_free(m->vm);
+	must(close(m->vm_fd), "closing the VM");
+}
+
+/* Let the guest count once, and say what it has */
+static uint32_t count_once(struct machine *m)
+{
+	int result;
+
+	do
+		result = ioctl(m->vcpu, KVM_RUN, 0);
+	while (result < 0 && errno == EINTR);
+	must(result, "KVM_RUN");
+	expect(is_counted(m->run, RAM), "the guest to leave when it has counted");
+	return read_number((void *)(m->ram + COUNT));
+}
+
+/* Every third block is empty, another third nearly. */
+static void expected_block(uint64_t block, unsigned char *bytes)
+{
+	memset(bytes, block % 3 == 2 ? (int)(block * 7 % 251 + 1) : 0, BLOCK);
+	if (block % 3 == 1)
+		bytes[block % BLOCK] = 1;
+}
+
+static void fill_pattern(struct machine *m)
+{
+	unsigned char bytes[BLOCK];
+
+	for (uint64_t at = PATTERN; at < RAM / 2; at += BLOCK) {
+		expected_block(at / BLOCK, bytes);
+		if ((at / BLOCK) % 3 != 0)
+			memcpy(m->ram + at, bytes, BLOCK);
+	}
+}
+
+static void check_pattern(const struct machine *m)
+{
+	static const unsigned char nothing[BLOCK];
+	unsigned char bytes[BLOCK];
+
+	for (uint64_t at = PATTERN; at < RAM; at += BLOCK) {
+		expected_block(at / BLOCK, bytes);
+		expect(!memcmp(m->ram + at, at < RAM / 2 ? bytes : nothing, BLOCK),
+		       "every block of memory as it was");
+	}
+}
+
+/* A bar, where somebody looks */
+static int show_progress(void *what, uint64_t done, uint64_t total)
+{
+	static const char bar[] = "########################################";
+	int width = (int)sizeof(bar) - 1;
+	int full = total ? (int)(done * (uint64_t)width / total) : 0;
+
+	if (isatty(STDERR_FILENO))
+		fprintf(stderr, "\r%-9s [%.*s%*s]", (const char *)what, full, bar, width - full, "");
+	return 0;
+}
+
+static void report(const char *what, const struct gmem_transfer_result *result)
+{
+	if (isatty(STDERR_FILENO))
+		fprintf(stderr, "\n");
+	printf("   %s %" PRIu64 " KiB of memory, %" PRIu64 " KiB are zero; the image has %" PRIu64
+	       " KiB,\n   through %s.\n", what, result->data_bytes >> 10, result->zero_bytes >> 10,
+	       result->file_bytes >> 10,
+	       result->engine == GMEM_ENGINE_IO_URING ? "io_uring" : "read and write");
+}
+
+static void save(struct machine *m, int fd)
+{
+	char what[] = "saving";
+	GMEM_OPTS(gmem_transfer_opts, opts, .progress = show_progress, .progress_data = what);
+	GMEM_OPTS(gmem_transfer_result, result);
+
+	gmem_must(gmem_vm_save(m->vm, fd, &opts, &result), "saving");
+	report("Saved", &result);
+}
+
+static void restore(struct machine *m, int fd)
+{
+	char what[] = "restoring";
+	GMEM_OPTS(gmem_transfer_opts, opts, .progress = show_progress, .progress_data = what);
+	GMEM_OPTS(gmem_transfer_result, result);
+
+	gmem_must(gmem_vm_restore(m->vm, fd, &opts, &result), "restoring");
+	report("Restored", &result);
+}
+
+static int open_image(const char *path)
+{
+	FILE *file;
+
+	if (path)
+		return must(open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), path);
+	file = tmpfile();
+	must(file ? 0 : -1, "a temporary file");
+	return must(fcntl(fileno(file), F_DUPFD_CLOEXEC, 0), "a temporary file");
+}
+
+int main(int argc, char **argv)
+{
+	struct registers registers;
+	struct machine m;
+	uint32_t number = 0;
+	int kvm, fd;
+
+	if (argc > 2 || (argc == 2 && argv[1][0] == '-')) {
+		printf("usage: snapshot [FILE]\n");
+		return argc == 2 && !strcmp(argv[1], "--help") ? EXIT_SUCCESS : EXIT_FAILURE;
+	}
+	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	if (kvm < 0) {
+		printf("snapshot cannot run here: /dev/kvm: %s\n", strerror(errno));
+		return EXIT_CANNOT_RUN;
+	}
+	fd = open_image(argc == 2 ? argv[1] : NULL);
+
+	new_machine(kvm, &m);
+	memcpy(m.ram + CODE, instructions, sizeof(instructions));
+	__builtin___clear_cache(m.ram + CODE, m.ram + CODE + sizeof(instructions));
+	fill_pattern(&m);
+	must(start_counting(m.vm_fd, m.vcpu, CODE, COUNT, RAM), "setting up the vCPU");
+	while (number < 5)
+		number = count_once(&m);
+	printf("1. The guest has counted to %" PRIu32 ".\n", number);
+	expect(number == 5, "5");
+
+	/* What the vCPU was about to finish it finishes, before anything is kept. */
+	m.run->immediate_exit = 1;
+	expect(ioctl(m.vcpu, KVM_RUN, 0) < 0 && errno == EINTR, "the vCPU to stop");
+	must(get_registers(m.vcpu, &registers), "reading the registers");
+	save(&m, fd);
+	free_machine(&m);
+	printf("2. That VM is gone.\n");
+
+	new_machine(kvm, &m);
+	restore(&m, fd);
+	expect(read_number((void *)(m.ram + COUNT)) == 5, "5 in the new VM's memory");
+	must(set_registers(m.vm_fd, m.vcpu, &registers), "setting the registers");
+	check_pattern(&m);
+	number = count_once(&m);
+	printf("3. In a new VM the guest goes on with %" PRIu32 ", ", number);
+	expect(number == 6, "6");
+	while (number < 10)
+		number = count_once(&m);
+	printf("and has counted to %" PRIu32 ".\n", number);
+	free_machine(&m);
+	must(close(fd), "closing the image");
+	must(close(kvm), "closing /dev/kvm");
+	return EXIT_SUCCESS;
+}

@@ -1,0 +1,562 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Guest memory from files and into images, on a real kernel: real rings, pipes,
+ * disks that are full, writers that die. What comes back is always compared bit
+ * for bit.
+ */
+#include <fcntl.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "lab.h"
+
+#define BASE ((uint64_t)256 << 20)
+#define PAGES 200
+#define BLOCK 4096
+
+static const uint32_t backings[] = { GMEM_BACKING_SHARED, GMEM_BACKING_MAPPED, GMEM_BACKING_HOST };
+
+/* What a block of memory holds: nothing, a little, or much */
+static void expected_block(unsigned seed, uint64_t block, unsigned char *bytes)
+{
+	unsigned x = (unsigned)block * 2654435761u ^ seed * 31337u;
+
+	memset(bytes, 0, BLOCK);
+	x = (x ^ x >> 15) * 2246822519u;
+	if (x % 3 == 1)
+		bytes[(x >> 4) % BLOCK] = (unsigned char)(x >> 20 | 1);
+	for (unsigned i = 0; i < BLOCK && x % 3 == 2; i++)
+		bytes[i] = (unsigned char)(x >> i % 24);
+}
+
+static bool is_empty_block(const unsigned char *bytes)
+{
+	return bytes[0] == 0 && memcmp(bytes, bytes + 1, BLOCK - 1) == 0;
+}
+
+static void fill(void *memory, uint64_t size, unsigned seed)
+{
+	unsigned char bytes[BLOCK];
+
+	for (uint64_t at = 0; at < size; at += BLOCK) {
+		expected_block(seed, at / BLOCK, bytes);
+		if (!is_empty_block(bytes))
+			memcpy((char *)memory + at, bytes, BLOCK);
+	}
+}
+
+static void check_memory(const void *memory, uint64_t size, unsigned seed)
+{
+	unsigned char bytes[BLOCK];
+
+	for (uint64_t at = 0; at < size; at += BLOCK) {
+		expected_block(seed, at / BLOCK, bytes);
+		if (memcmp((const char *)memory + at, bytes, BLOCK) != 0)
+			FAIL("the block at 0x%llx is not what it was", (unsigned long long)at);
+	}
+}
+
+/* pages of the host that hold anything */
+static uint64_t pages_in_use(uint64_t size, unsigned seed)
+{
+	uint64_t per_page = page_size() / BLOCK, count = 0;
+	unsigned char bytes[BLOCK];
+
+	for (uint64_t page = 0; page < size / page_size(); page++) {
+		bool used = false;
+
+		for (uint64_t i = 0; i < per_page; i++) {
+			expected_block(seed, page * per_page + i, bytes);
+			used |= !is_empty_block(bytes);
+		}
+		count += used;
+	}
+	return count;
+}
+
+static int new_file(void)
+{
+	return (int)WORKS(memfd_create("image", MFD_CLOEXEC));
+}
+
+/* One region, whatever this VM can have */
+static struct gmem_region *new_guest(struct lab *lab, unsigned seed)
+{
+	struct gmem_region *region;
+
+	lab_new(lab, DEFAULT_VM);
+	region = lab_add(lab, GMEM_BACKING_HOST, BASE, PAGES, NULL);
+	fill(gmem_region_hva(region), gmem_region_size(region), seed);
+	return region;
+}
+
+static struct gmem_transfer_result no_result(void)
+{
+	return (struct gmem_transfer_result){ .size = sizeof(struct gmem_transfer_result) };
+}
+
+/* ---- load ---- */
+
+TEST(a_file_is_loaded_and_the_guest_sees_it)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(backings); i++) {
+		struct gmem_transfer_result result = no_result();
+		struct gmem_region *region;
+		unsigned char bytes[BLOCK];
+		struct lab lab;
+		uint64_t size;
+		int fd;
+
+		in_case("backing %s", gmem_backing_name(backings[i]));
+		lab_new(&lab, DEFAULT_VM);
+		if (!(expect_vm(DEFAULT_VM)->backings & 1u << backings[i])) {
+			lab_free(&lab);
+			continue;
+		}
+		region = lab_add(&lab, backings[i], BASE, PAGES, NULL);
+		size = gmem_region_size(region);
+
+		/* with holes where there is nothing */
+		fd = new_file();
+		WORKS(ftruncate(fd, (off_t)size));
+		for (uint64_t at = 0; at < size; at += BLOCK) {
+			expected_block(1, at / BLOCK, bytes);
+			if (!is_empty_block(bytes))
+				WORKS(pwrite(fd, bytes, BLOCK, (off_t)at));
+		}
+		OK(gmem_vm_load(lab.vm, BASE, fd, 0, 0, NULL, &result));
+		CHECK_EQ(result.data_bytes + result.zero_bytes, size);
+		if (backings[i] != GMEM_BACKING_HOST) {
+			require_cachestat();
+			CHECK_EQ(allocated_pages(gmem_file_fd(gmem_region_file(region, NULL))),
+				 pages_in_use(size, 1));
+		}
+		check_memory(gmem_region_hva(region), size, 1);
+		for (uint64_t at = 0; at < 20 * BLOCK; at += BLOCK) {
+			uint32_t word;
+
+			expected_block(1, at / BLOCK, bytes);
+			memcpy(&word, bytes + 64, sizeof(word));
+			GUEST_LOADS(&lab.guest, BASE + at + 64, word);
+		}
+
+		/* over other contents, and from anywhere to anywhere */
+		memset(gmem_region_hva(region), 0x77, size);
+		OK(gmem_vm_load(lab.vm, BASE, fd, 0, size, NULL, &result));
+		check_memory(gmem_region_hva(region), size, 1);
+		OK(gmem_vm_load(lab.vm, BASE + 12345, fd, 777, 99999, NULL, &result));
+		for (uint64_t at = 0; at < 99999; at++) {
+			expected_block(1, (777 + at) / BLOCK, bytes);
+			CHECK_EQ(((unsigned char *)gmem_region_hva(region))[12345 + at],
+				 bytes[(777 + at) % BLOCK]);
+		}
+		close(fd);
+		lab_free(&lab);
+	}
+}
+
+/* ---- save and restore ---- */
+
+TEST(what_was_saved_comes_back_in_another_vm_bit_for_bit)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(backings); i++) {
+		struct gmem_transfer_result out = no_result(), in = no_result();
+		struct gmem_region *region;
+		struct lab lab;
+		uint64_t size, pages = 0;
+		int fd = new_file();
+
+		in_case("backing %s", gmem_backing_name(backings[i]));
+		lab_new(&lab, DEFAULT_VM);
+		if (!(expect_vm(DEFAULT_VM)->backings & 1u << backings[i])) {
+			lab_free(&lab);
+			continue;
+		}
+		region = lab_add(&lab, backings[i], BASE, PAGES, NULL);
+		size = gmem_region_size(region);
+		fill(gmem_region_hva(region), size, 2);
+		GUEST_STORES(&lab.guest, BASE + 128, 0x12345678);
+		GUEST_STORES(&lab.guest, BASE + 128, 0);
+
+		if (backings[i] != GMEM_BACKING_HOST) {
+			require_cachestat();
+			pages = allocated_pages(gmem_file_fd(gmem_region_file(region, NULL)));
+		}
+		OK(gmem_vm_save(lab.vm, fd, NULL, &out));
+		if (backings[i] != GMEM_BACKING_HOST)
+			CHECK_EQ(allocated_pages(gmem_file_fd(gmem_region_file(region, NULL))), pages);
+		note("%s: %llu bytes of data, %llu of the image, through %s",
+		     gmem_backing_name(backings[i]), (unsigned long long)out.data_bytes,
+		     (unsigned long long)out.file_bytes,
+		     out.engine == GMEM_ENGINE_IO_URING ? "io_uring" : "read and write");
+		check_memory(gmem_region_hva(region), size, 2);
+		lab_free(&lab);
+
+		lab_new(&lab, DEFAULT_VM);
+		region = lab_add(&lab, backings[i], BASE, PAGES, NULL);
+		OK(gmem_image_verify(fd, NULL, NULL));
+		OK(gmem_vm_restore(lab.vm, fd, NULL, &in));
+		CHECK_EQ(in.data_bytes, out.data_bytes);
+		CHECK_EQ(in.zero_bytes, out.zero_bytes);
+		if (backings[i] != GMEM_BACKING_HOST)
+			CHECK_EQ(allocated_pages(gmem_file_fd(gmem_region_file(region, NULL))),
+				 pages_in_use(size, 2));
+		check_memory(gmem_region_hva(region), size, 2);
+		GUEST_LOADS(&lab.guest, BASE + 128, *(uint32_t *)((char *)gmem_region_hva(region) + 128));
+
+		memset(gmem_region_hva(region), 0x77, size);
+		OK(gmem_vm_restore(lab.vm, fd, NULL, &in));
+		check_memory(gmem_region_hva(region), size, 2);
+		close(fd);
+		lab_free(&lab);
+	}
+}
+
+TEST(private_ranges_are_declared_and_not_in_it)
+{
+	GMEM_OPTS(gmem_transfer_opts, omit, .flags = GMEM_TRANSFER_OMIT_PRIVATE);
+	struct gmem_transfer_result result = no_result();
+	struct gmem_region *region;
+	struct lab lab;
+	uint64_t page;
+	char *hva;
+	int fd = new_file();
+
+	lab_new(&lab, PRIVATE_VM);
+	page = lab.page;
+	region = lab_add(&lab, GMEM_BACKING_PRIVATE, BASE, 32, NULL);
+	hva = gmem_region_hva(region);
+	memset(hva, 1, 32 * page);
+	OK(gmem_vm_convert(lab.vm, BASE + 8 * page, 4 * page, GMEM_STATE_PRIVATE, NULL, NULL));
+	GUEST_STORES(&lab.guest, BASE + 8 * page, 0xabcd);
+
+	REFUSED(gmem_vm_save(lab.vm, fd, NULL, NULL), -EACCES);
+	OK(gmem_vm_save(lab.vm, fd, &omit, &result));
+	CHECK_EQ(result.private_bytes, 4 * page);
+	CHECK_EQ(result.data_bytes, 28 * page);
+
+	memset(hva, 2, 8 * page);
+	REFUSED(gmem_vm_restore(lab.vm, fd, NULL, NULL), -EACCES);
+	OK(gmem_vm_restore(lab.vm, fd, &omit, &result));
+	CHECK_EQ(hva[0], 1);
+	CHECK_EQ(hva[31 * page], 1);
+	GUEST_LOADS(&lab.guest, BASE + 8 * page, 0xabcd);
+	close(fd);
+	lab_free(&lab);
+}
+
+/* ---- how it goes ---- */
+
+TEST(io_uring_is_used_where_the_report_says_it_may_be)
+{
+	struct gmem_transfer_result result = no_result();
+	struct gmem_finding finding;
+	struct gmem_region *region;
+	struct lab lab;
+	int fd = new_file();
+
+	region = new_guest(&lab, 3);
+	OK(gmem_vm_save(lab.vm, fd, NULL, &result));
+	if (result.no_ring == -ENOTSUP)
+		skip("libgmem was built without liburing");
+	OK(gmem_caps_get(gmem_vm_caps(lab.vm), GMEM_CAP_IO_URING, &finding));
+	CHECK_EQ(result.engine == GMEM_ENGINE_IO_URING, finding.answer == GMEM_YES);
+	CHECK_EQ(result.engine == GMEM_ENGINE_IO_URING, result.no_ring == 0);
+	memset(gmem_region_hva(region), 0, gmem_region_size(region));
+	OK(gmem_vm_restore(lab.vm, fd, NULL, &result));
+	check_memory(gmem_region_hva(region), gmem_region_size(region), 3);
+	close(fd);
+	lab_free(&lab);
+}
+
+/* As container runtimes do */
+static void forbid_io_uring(void)
+{
+	struct sock_filter rules[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { .len = ARRAY_SIZE(rules), .filter = rules };
+
+	WORKS(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+	if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
+		skip("this kernel has no seccomp filters");
+}
+
+TEST(without_io_uring_it_reads_and_writes_and_says_so)
+{
+	struct gmem_transfer_result result = no_result();
+	struct gmem_region *region;
+	struct lab lab;
+	int fd = new_file();
+
+	region = new_guest(&lab, 4);
+	forbid_io_uring();
+	OK(gmem_vm_save(lab.vm, fd, NULL, &result));
+	CHECK_EQ(result.engine, GMEM_ENGINE_PLAIN);
+	CHECK(result.no_ring == -EPERM || result.no_ring == -ENOTSUP);
+	memset(gmem_region_hva(region), 0x55, gmem_region_size(region));
+	OK(gmem_vm_restore(lab.vm, fd, NULL, &result));
+	CHECK_EQ(result.engine, GMEM_ENGINE_PLAIN);
+	check_memory(gmem_region_hva(region), gmem_region_size(region), 4);
+	close(fd);
+	lab_free(&lab);
+}
+
+/* A disk: a block device of memory, or a file where this machine keeps temporary ones */
+static int open_disk(void)
+{
+	int fd = open("/dev/ram0", O_RDWR | O_CLOEXEC);
+
+	if (fd < 0)
+		fd = open("/var/tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+	if (fd < 0)
+		skip("there is neither /dev/ram0 nor a file system in /var/tmp");
+	return fd;
+}
+
+TEST(a_disk_is_read_and_written_past_the_page_cache)
+{
+	static const uint64_t flags[] = { 0, GMEM_TRANSFER_NO_DIRECT, GMEM_TRANSFER_NO_RING };
+	struct gmem_region *region;
+	int fd = open_disk();
+	struct lab lab;
+
+	region = new_guest(&lab, 5);
+	for (size_t i = 0; i < ARRAY_SIZE(flags); i++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = flags[i], .image_offset = 4096 * 3);
+		GMEM_OPTS(gmem_transfer_opts, sync, .flags = flags[i] | GMEM_TRANSFER_SYNC,
+			  .image_offset = 4096 * 3);
+		struct gmem_transfer_result out = no_result(), in = no_result();
+
+		OK(gmem_vm_save(lab.vm, fd, &sync, &out));
+		memset(gmem_region_hva(region), 0x33, gmem_region_size(region));
+		OK(gmem_vm_restore(lab.vm, fd, &opts, &in));
+		check_memory(gmem_region_hva(region), gmem_region_size(region), 5);
+		note("flags %llu: of %llu bytes %llu written and %llu read past the page cache",
+		     (unsigned long long)flags[i], (unsigned long long)out.file_bytes,
+		     (unsigned long long)out.direct_bytes, (unsigned long long)in.direct_bytes);
+		if (flags[i])
+			CHECK_EQ(out.direct_bytes + in.direct_bytes, 0);
+
+		OK(gmem_vm_load(lab.vm, BASE, fd, 4096 * 3, 5000, NULL, &in));
+		CHECK(memcmp(gmem_region_hva(region), "GMEMHEAD", 8) == 0);
+		fill(gmem_region_hva(region), BLOCK * 2, 5);
+		memset(gmem_region_hva(region), 0, BLOCK * 2);
+		fill(gmem_region_hva(region), BLOCK * 2, 5);
+	}
+	close(fd);
+	lab_free(&lab);
+}
+
+/* ---- pipes ---- */
+
+struct mover {
+	int from, to;
+};
+
+static void *move_all(void *data)
+{
+	const struct mover *mover = data;
+	static __thread char buf[65536];
+	ssize_t n;
+
+	while ((n = read(mover->from, buf, sizeof(buf))) > 0)
+		if (write(mover->to, buf, (size_t)n) != n)
+			break;
+	close(mover->to);
+	return NULL;
+}
+
+TEST(a_pipe_carries_it_both_ways)
+{
+	static const uint64_t flags[] = { 0, GMEM_TRANSFER_NO_RING };
+	struct gmem_region *region;
+	struct lab lab;
+
+	region = new_guest(&lab, 6);
+	for (size_t i = 0; i < ARRAY_SIZE(flags); i++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = flags[i]);
+		int out[2], in[2], fd = new_file();
+		struct mover mover;
+		pthread_t thread;
+
+		WORKS(pipe(out));
+		mover = (struct mover){ out[0], dup(fd) };
+		CHECK_EQ(pthread_create(&thread, NULL, move_all, &mover), 0);
+		OK(gmem_vm_save(lab.vm, out[1], &opts, NULL));
+		close(out[1]);
+		pthread_join(thread, NULL);
+		close(out[0]);
+
+		memset(gmem_region_hva(region), 0x11, gmem_region_size(region));
+		WORKS(lseek(fd, 0, SEEK_SET));
+		WORKS(pipe(in));
+		mover = (struct mover){ fd, in[1] };
+		CHECK_EQ(pthread_create(&thread, NULL, move_all, &mover), 0);
+		OK(gmem_vm_restore(lab.vm, in[0], &opts, NULL));
+		pthread_join(thread, NULL);
+		close(in[0]);
+		close(fd);
+		check_memory(gmem_region_hva(region), gmem_region_size(region), 6);
+	}
+	lab_free(&lab);
+}
+
+TEST(an_event_loop_drives_it_without_waiting_in_it)
+{
+	struct gmem_transfer *transfer;
+	struct gmem_region *region;
+	struct mover mover;
+	pthread_t thread;
+	struct lab lab;
+	int out[2], ret, fd = new_file();
+
+	region = new_guest(&lab, 7);
+	WORKS(pipe(out));
+	mover = (struct mover){ out[0], dup(fd) };
+	CHECK_EQ(pthread_create(&thread, NULL, move_all, &mover), 0);
+	OK(gmem_vm_save_begin(lab.vm, out[1], NULL, &transfer));
+	while ((ret = gmem_transfer_step(transfer, 0)) > 0) {
+		struct pollfd pollfd = { .fd = -1 };
+
+		pollfd.fd = gmem_transfer_fd(transfer, &pollfd.events);
+		if (ret == GMEM_TRANSFER_WAIT)
+			CHECK_EQ(poll(&pollfd, 1, -1), 1);
+	}
+	CHECK_RESULT(ret, 0);
+	OK(gmem_transfer_free(transfer));
+	close(out[1]);
+	pthread_join(thread, NULL);
+	close(out[0]);
+	OK(gmem_image_verify(fd, NULL, NULL));
+
+	/* and a pipe that nothing comes from can be given up */
+	WORKS(pipe(out));
+	OK(gmem_vm_restore_begin(lab.vm, out[0], NULL, &transfer));
+	CHECK_EQ(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_WAIT);
+	OK(gmem_transfer_free(transfer));
+	close(out[0]);
+	close(out[1]);
+	check_memory(gmem_region_hva(region), gmem_region_size(region), 7);
+	close(fd);
+	lab_free(&lab);
+}
+
+/* ---- what goes wrong ---- */
+
+TEST(a_full_disk_is_no_image_until_there_is_room_again)
+{
+	char directory[] = "/tmp/gmem-full-XXXXXX", path[64];
+	struct gmem_transfer *transfer;
+	struct gmem_region *region;
+	struct lab lab;
+	int fd, ret;
+
+	if (!mkdtemp(directory) || unshare(CLONE_NEWNS) < 0 ||
+	    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+	    mount("none", directory, "tmpfs", 0, "size=256k") < 0)
+		skip("a small file system cannot be mounted here: %s", strerror(errno));
+	snprintf(path, sizeof(path), "%s/image", directory);
+	fd = (int)WORKS(open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+
+	region = new_guest(&lab, 8);
+	OK(gmem_vm_save_begin(lab.vm, fd, NULL, &transfer));
+	while ((ret = gmem_transfer_step(transfer, 1)) > 0)
+		;
+	CHECK_RESULT(ret, -ENOSPC);
+	CHECK(gmem_image_verify(fd, NULL, NULL) < 0);
+	CHECK(gmem_vm_restore(lab.vm, fd, NULL, NULL) < 0);
+	fill(gmem_region_hva(region), gmem_region_size(region), 8);
+
+	WORKS(mount("none", directory, NULL, MS_REMOUNT, "size=64m"));
+	while ((ret = gmem_transfer_step(transfer, 1)) > 0)
+		;
+	CHECK_RESULT(ret, 0);
+	OK(gmem_transfer_free(transfer));
+	memset(gmem_region_hva(region), 0x22, gmem_region_size(region));
+	OK(gmem_vm_restore(lab.vm, fd, NULL, NULL));
+	check_memory(gmem_region_hva(region), gmem_region_size(region), 8);
+	close(fd);
+	lab_free(&lab);
+	umount2(directory, MNT_DETACH);
+	rmdir(directory);
+}
+
+static int die(void *data, uint64_t done, uint64_t total)
+{
+	unsigned *left = data;
+
+	(void)done;
+	(void)total;
+	if (--*left == 0)
+		raise(SIGKILL);
+	return 0;
+}
+
+TEST(a_writer_that_is_killed_leaves_no_image)
+{
+	struct gmem_region *region;
+	struct lab lab;
+	int fd = new_file(), status;
+
+	region = new_guest(&lab, 9);
+	for (unsigned calls = 1; calls < 3; calls++) {
+		unsigned left = calls;
+		GMEM_OPTS(gmem_transfer_opts, opts, .progress = die, .progress_data = &left);
+		pid_t child;
+
+		/* an older image is there already, a complete one */
+		OK(gmem_vm_save(lab.vm, fd, NULL, NULL));
+		OK(gmem_image_verify(fd, NULL, NULL));
+		child = (pid_t)WORKS(fork());
+		if (child == 0) {
+			/* its own copy, with other contents */
+			memset(gmem_region_hva(region), 0, gmem_region_size(region));
+			fill(gmem_region_hva(region), gmem_region_size(region), 10);
+			gmem_vm_save(lab.vm, fd, &opts, NULL);
+			_exit(0);
+		}
+		WORKS(waitpid(child, &status, 0));
+		if (WIFEXITED(status))
+			break;		/* it was done before so many calls */
+		CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+		if (gmem_vm_restore(lab.vm, fd, NULL, NULL) == 0) {
+			/* before the first byte, or after the last: nothing in between */
+			unsigned char first[BLOCK];
+			unsigned seed = 9;
+
+			for (uint64_t block = 0; seed == 9 && block < 8; block++) {
+				expected_block(9, block, first);
+				if (memcmp((char *)gmem_region_hva(region) + block * BLOCK, first, BLOCK))
+					seed = 10;
+			}
+			check_memory(gmem_region_hva(region), gmem_region_size(region), seed);
+		}
+		memset(gmem_region_hva(region), 0, gmem_region_size(region));
+		fill(gmem_region_hva(region), gmem_region_size(region), 9);
+	}
+	close(fd);
+	lab_free(&lab);
+}
+
+int main(int argc, char **argv)
+{
+	return run_tests(argc, argv);
+}
