@@ -5,6 +5,9 @@
 //! the language border is not part of what is measured.
 
 use std::ffi::c_void;
+use std::fs::File;
+use std::mem::ManuallyDrop;
+use std::os::fd::FromRawFd;
 use std::slice::{from_raw_parts, from_raw_parts_mut};
 use std::sync::Arc;
 
@@ -142,4 +145,13 @@ pub unsafe extern "C" fn peer_change(peer: *const Peer, range: *const Range, add
     };
 
     guard.replace(next);
+}
+
+/// What a file has from where it is on, into guest memory.
+#[no_mangle]
+pub unsafe extern "C" fn peer_read_from(peer: *const Peer, gpa: u64, fd: i32, size: u64) {
+    let mut file = ManuallyDrop::new(File::from_raw_fd(fd));
+    let memory = &(*peer).memory;
+
+    memory.read_exact_volatile_from(GuestAddress(gpa), &mut *file, size as usize).unwrap();
 }

@@ -55,6 +55,7 @@ static int find_all(void *library, struct peer_functions *functions)
 	err |= find(library, "peer_read_slice", &functions->read_slice);
 	err |= find(library, "peer_write_slice", &functions->write_slice);
 	err |= find(library, "peer_read_obj", &functions->read_obj);
+	err |= find(library, "peer_read_from", &functions->read_from);
 	err |= find(library, "peer_change", &functions->change);
 	return err;
 }

@@ -28,6 +28,8 @@ struct peer_functions {
 	void (*write_slice)(const struct peer *peer, const uint64_t *gpas, size_t count,
 			    const void *buf, size_t size);
 	uint64_t (*read_obj)(const struct peer *peer, const uint64_t *gpas, size_t count);
+	/* from where the file is */
+	void (*read_from)(const struct peer *peer, uint64_t gpa, int fd, uint64_t size);
 	void (*change)(const struct peer *peer, const struct peer_range *range, bool add);
 };
 

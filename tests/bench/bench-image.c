@@ -1,0 +1,426 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Files into guest memory and guest memory into files: what libgmem takes
+ * against what one does by hand and against the peer. Sides take turns, each
+ * time with memory nobody has touched; times are of the whole operation, the
+ * process's CPU time and the wall's, in ms, median over the rounds (least-most).
+ *
+ * Free page reporting gives free memory back to the host underneath, so each
+ * sample first touches and frees as much as it will need.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <gmem.h>
+
+#include "bench.h"
+#include "peer/peer.h"
+
+#include "kvm_compat.h"
+
+#define MIB ((uint64_t)1 << 20)
+#define BLOCK 4096
+#define MOST_ROUNDS 99
+#define MOST_SIDES 8
+
+static uint64_t size;
+static size_t rounds;
+static int kvm;
+static char directory[] = "/var/tmp";
+
+/* ---- a guest for each sample ---- */
+
+static struct guest {
+	int vm_fd;
+	struct gmem_vm *vm;
+	struct gmem_region *region;
+	char *hva;
+} guest;
+
+static struct gmem_caps *caps;
+
+static void touch_and_free(void)
+{
+	char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	bench_must(memory == MAP_FAILED ? -1 : 0, "mmap");
+	for (uint64_t at = 0; at < size; at += BLOCK)
+		memory[at] = 1;
+	munmap(memory, size);
+}
+
+static void begin_guest(void)
+{
+	GMEM_OPTS(gmem_vm_opts, opts);
+
+	guest.vm_fd = bench_must(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
+	if (!caps)
+		bench_gmem_must(gmem_caps_new(guest.vm_fd, NULL, &caps), "report");
+	opts.caps = caps;
+	bench_gmem_must(gmem_vm_new(guest.vm_fd, &opts, &guest.vm), "VM");
+	bench_gmem_must(gmem_region_add(guest.vm, 0, size, NULL, &guest.region), "region");
+	guest.hva = gmem_region_hva(guest.region);
+}
+
+static void end_guest(void)
+{
+	gmem_vm_free(guest.vm);
+	close(guest.vm_fd);
+}
+
+/* ---- files ---- */
+
+/* Of each 1 MiB, blocks of 64 KiB that are not empty: all, or as many of 16 */
+static void make_contents(char *to, uint64_t full_of_16)
+{
+	uint64_t x = 88172645463325252u;
+
+	for (uint64_t at = 0; at < size; at += 8) {
+		x ^= x << 13;
+		x ^= x >> 7;
+		x ^= x << 17;
+		if ((at >> 16) % 16 < full_of_16)
+			memcpy(to + at, &x, 8);
+	}
+}
+
+static int make_file(uint64_t full_of_16, bool sparse)
+{
+	int fd = bench_must(open(directory, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600), directory);
+	char *bytes = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	bench_must(bytes == MAP_FAILED ? -1 : 0, "mmap");
+	make_contents(bytes, full_of_16);
+	bench_must(ftruncate(fd, (off_t)size), "ftruncate");
+	for (uint64_t at = 0; at < size; at += 65536)
+		if (!sparse || (at >> 16) % 16 < full_of_16)
+			bench_must((int)pwrite(fd, bytes + at, 65536, (off_t)at), "pwrite");
+	bench_must(fsync(fd), "fsync");
+	munmap(bytes, size);
+	return fd;
+}
+
+static void forget_cached(int fd)
+{
+	bench_must(fsync(fd), "fsync");
+	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
+static void cache(int fd)
+{
+	static char buf[MIB];
+
+	for (uint64_t at = 0; at < size; at += MIB)
+		bench_must((int)pread(fd, buf, MIB, (off_t)at), "pread");
+}
+
+static int open_again(int fd, int flags)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return bench_must(open(path, flags | O_CLOEXEC), path);
+}
+
+/* ---- ways of loading ---- */
+
+static const struct peer_functions *peer;
+
+static void load_gmem(int fd)
+{
+	bench_gmem_must(gmem_vm_load(guest.vm, 0, fd, 0, size, NULL, NULL), "load");
+}
+
+static void load_plain(int fd)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_NO_RING);
+
+	bench_gmem_must(gmem_vm_load(guest.vm, 0, fd, 0, size, &opts, NULL), "load");
+}
+
+static void load_read(int fd)
+{
+	bench_must((int)lseek(fd, 0, SEEK_SET), "lseek");
+	for (uint64_t at = 0; at < size;) {
+		ssize_t n = read(fd, guest.hva + at, size - at < MIB ? size - at : MIB);
+
+		bench_must(n > 0 ? 0 : -1, "read");
+		at += (uint64_t)n;
+	}
+}
+
+static void load_mmap(int fd)
+{
+	char *bytes = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
+
+	bench_must(bytes == MAP_FAILED ? -1 : 0, "mmap");
+	memcpy(guest.hva, bytes, size);
+	munmap(bytes, size);
+}
+
+static void load_direct(int fd)
+{
+	int direct = open_again(fd, O_RDONLY | O_DIRECT);
+
+	for (uint64_t at = 0; at < size; at += MIB)
+		bench_must((int)pread(direct, guest.hva + at, MIB, (off_t)at), "pread with O_DIRECT");
+	close(direct);
+}
+
+static void load_peer(int fd)
+{
+	struct peer_range range = { .size = size, .hva = guest.hva };
+	struct peer *memory = peer->new(&range, 1);
+
+	bench_must((int)lseek(fd, 0, SEEK_SET), "lseek");
+	peer->read_from(memory, 0, fd, size);
+	peer->free(memory);
+}
+
+/* ---- ways of saving ---- */
+
+static void save_gmem(int fd)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_SYNC);
+
+	bench_gmem_must(gmem_vm_save(guest.vm, fd, &opts, NULL), "save");
+}
+
+static void save_plain(int fd)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_SYNC | GMEM_TRANSFER_NO_RING);
+
+	bench_gmem_must(gmem_vm_save(guest.vm, fd, &opts, NULL), "save");
+}
+
+static void save_write(int fd)
+{
+	for (uint64_t at = 0; at < size;) {
+		ssize_t n = write(fd, guest.hva + at, size - at < MIB ? size - at : MIB);
+
+		bench_must(n > 0 ? 0 : -1, "write");
+		at += (uint64_t)n;
+	}
+	bench_must(fdatasync(fd), "fdatasync");
+}
+
+static void save_direct(int fd)
+{
+	int direct = open_again(fd, O_WRONLY | O_DIRECT);
+
+	for (uint64_t at = 0; at < size; at += MIB)
+		bench_must((int)pwrite(direct, guest.hva + at, MIB, (off_t)at), "pwrite with O_DIRECT");
+	bench_must(fdatasync(direct), "fdatasync");
+	close(direct);
+}
+
+/* ---- measuring ---- */
+
+struct side {
+	const char *name;
+	void (*run)(int fd);
+	double cpu[MOST_ROUNDS], wall[MOST_ROUNDS];
+};
+
+static double ms(clockid_t clock)
+{
+	struct timespec now;
+
+	clock_gettime(clock, &now);
+	return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
+}
+
+static void sample(struct side *side, size_t round, int fd)
+{
+	double cpu = ms(CLOCK_PROCESS_CPUTIME_ID), wall = ms(CLOCK_MONOTONIC);
+
+	side->run(fd);
+	side->cpu[round] = ms(CLOCK_PROCESS_CPUTIME_ID) - cpu;
+	side->wall[round] = ms(CLOCK_MONOTONIC) - wall;
+}
+
+static int by_value(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
+}
+
+static struct bench_figure figure(const double *values, const double *base)
+{
+	double sorted[MOST_ROUNDS];
+
+	for (size_t i = 0; i < rounds; i++)
+		sorted[i] = base ? values[i] / base[i] : values[i];
+	qsort(sorted, rounds, sizeof(double), by_value);
+	return (struct bench_figure){ sorted[0], sorted[rounds / 2], sorted[rounds - 1] };
+}
+
+static void print(const char *title, const struct side *sides, size_t count)
+{
+	printf("\n%s, %" PRIu64 " MiB, %zu rounds\n%-34s", title, size / MIB, rounds, "");
+	bench_print_column("CPU ms");
+	bench_print_column("of the first's");
+	bench_print_column("wall ms");
+	bench_print_column("of the first's");
+	printf("\n");
+	for (size_t i = 0; i < count; i++) {
+		printf("%-34s", sides[i].name);
+		bench_print(figure(sides[i].cpu, NULL));
+		bench_print(figure(sides[i].cpu, sides[0].cpu));
+		bench_print(figure(sides[i].wall, NULL));
+		bench_print(figure(sides[i].wall, sides[0].wall));
+		printf("\n");
+	}
+	fflush(stdout);
+}
+
+static void check_loaded(int fd)
+{
+	static char bytes[MIB];
+
+	for (uint64_t at = 0; at < size; at += MIB) {
+		bench_must((int)pread(fd, bytes, MIB, (off_t)at), "pread");
+		bench_must(memcmp(bytes, guest.hva + at, MIB) ? -1 : 0, "comparing what was loaded");
+	}
+}
+
+static void measure_load(const char *title, uint64_t full_of_16, bool sparse, bool cold)
+{
+	struct side sides[MOST_SIDES] = {
+		{ .name = "gmem_vm_load()", .run = load_gmem },
+		{ .name = "the same without io_uring", .run = load_plain },
+		{ .name = "read() of 1 MiB", .run = load_read },
+		{ .name = "mmap() and memcpy()", .run = load_mmap },
+		{ .name = "pread() of 1 MiB, O_DIRECT", .run = load_direct },
+	};
+	size_t count = 5;
+	int fd = make_file(full_of_16, sparse);
+
+	if (peer)
+		sides[count++] = (struct side){ .name = "vm-memory read_exact_volatile_from",
+						.run = load_peer };
+	for (size_t round = 0; round < rounds; round++) {
+		for (size_t i = 0; i < count; i++) {
+			touch_and_free();
+			begin_guest();
+			if (cold)
+				forget_cached(fd);
+			else
+				cache(fd);
+			sample(&sides[i], round, fd);
+			if (round == 0)
+				check_loaded(fd);
+			end_guest();
+		}
+	}
+	close(fd);
+	print(title, sides, count);
+}
+
+static void measure_save(const char *title, uint64_t full_of_16)
+{
+	struct side sides[MOST_SIDES] = {
+		{ .name = "gmem_vm_save(), on the disk", .run = save_gmem },
+		{ .name = "the same without io_uring", .run = save_plain },
+		{ .name = "write() of 1 MiB, fdatasync()", .run = save_write },
+		{ .name = "pwrite() of 1 MiB, O_DIRECT", .run = save_direct },
+	};
+
+	for (size_t round = 0; round < rounds; round++) {
+		for (size_t i = 0; i < 4; i++) {
+			int fd = bench_must(open(directory, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600), directory);
+
+			touch_and_free();
+			begin_guest();
+			for (uint64_t at = 0; at < size; at += MIB) {
+				uint64_t now = full_of_16 * 65536;
+
+				memset(guest.hva + at, (int)(at >> 20 | 1), now);
+			}
+			sample(&sides[i], round, fd);
+			close(fd);
+			end_guest();
+		}
+	}
+	print(title, sides, 4);
+}
+
+/* From here on the most that was in memory is counted anew. */
+static void forget_peak(void)
+{
+	int fd = bench_must(open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC), "clear_refs");
+
+	bench_must((int)write(fd, "5", 1), "clear_refs");
+	close(fd);
+}
+
+/* What a transfer needs beside the guest: the most that was in memory, less the guest itself */
+static void measure_memory(void)
+{
+	struct rusage before, after;
+	int fd = make_file(16, false);
+
+	begin_guest();
+	forget_peak();
+	getrusage(RUSAGE_SELF, &before);
+	load_gmem(fd);
+	getrusage(RUSAGE_SELF, &after);
+	printf("\nloading %" PRIu64 " MiB, the process grew by %ld KiB, %ld KiB of it beside the guest\n",
+	       size / MIB, after.ru_maxrss - before.ru_maxrss,
+	       after.ru_maxrss - before.ru_maxrss - (long)(size >> 10));
+	end_guest();
+	close(fd);
+}
+
+int main(int argc, char **argv)
+{
+	static const char usage[] =
+		"usage: bench-image [load|cold|save|memory [MIB [ROUNDS]]]\n"
+		"Files of MIB (default 1024) in /var/tmp; ROUNDS are 5.\n";
+	const char *what = argc > 1 ? argv[1] : "all";
+
+	size = (argc > 2 ? strtoull(argv[2], NULL, 0) : 1024) * MIB;
+	rounds = argc > 3 ? strtoul(argv[3], NULL, 0) : 5;
+	if (argc > 4 || !size || !rounds || rounds > MOST_ROUNDS || *what == '-') {
+		printf("%s", usage);
+		return argc == 2 && !strcmp(what, "--help") ? 0 : 1;
+	}
+	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	if (kvm < 0) {
+		printf("bench-image cannot run here: /dev/kvm: %s\n", strerror(errno));
+		return EXIT_CANNOT_RUN;
+	}
+	bench_gmem_must(gmem_recovery_enable(), "recovery");
+	peer = peer_load();
+
+	if (!strcmp(what, "memory") || !strcmp(what, "all"))
+		measure_memory();
+	if (!strcmp(what, "load") || !strcmp(what, "all")) {
+		measure_load("load, in the page cache, dense", 16, false, false);
+		measure_load("load, in the page cache, half zero", 8, false, false);
+		measure_load("load, in the page cache, 3/4 holes", 4, true, false);
+	}
+	if (!strcmp(what, "cold") || !strcmp(what, "all")) {
+		measure_load("load, from the disk, dense", 16, false, true);
+		measure_load("load, from the disk, 3/4 holes", 4, true, true);
+	}
+	if (!strcmp(what, "save") || !strcmp(what, "all")) {
+		measure_save("save, 1/8 in use", 2);
+		measure_save("save, 1/4 in use", 4);
+		measure_save("save, all in use", 16);
+	}
+	gmem_recovery_disable();
+	gmem_caps_free(caps);
+	close(kvm);
+	return 0;
+}
