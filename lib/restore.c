@@ -139,7 +139,7 @@ static int bad(const struct restore *restore, const char *format, ...)
 
 static enum image_kind kind_of(const struct image_record *record)
 {
-	int kind = 0;
+	enum image_kind kind = IMAGE_HEAD;
 
 	while (kind < IMAGE_KINDS &&
 	       memcmp(record->kind, gmem_image_kinds[kind], sizeof(record->kind)) != 0)

@@ -216,7 +216,7 @@ TEST(what_was_saved_comes_back_in_another_vm_bit_for_bit)
 			CHECK_EQ(allocated_pages(gmem_file_fd(gmem_region_file(region, NULL))),
 				 pages_in_use(size, 2));
 		check_memory(gmem_region_hva(region), size, 2);
-		GUEST_LOADS(&lab.guest, BASE + 128, *(uint32_t *)((char *)gmem_region_hva(region) + 128));
+		GUEST_LOADS(&lab.guest, BASE + 128, ((uint32_t *)gmem_region_hva(region))[32]);
 
 		memset(gmem_region_hva(region), 0x77, size);
 		OK(gmem_vm_restore(lab.vm, fd, NULL, &in));
