@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -467,6 +468,57 @@ static void snapshot(uint32_t backing)
 TEST(snapshot_calls_what_the_table_says)
 {
 	each_backing(snapshot);
+}
+
+/* ---- share ---- */
+
+/* Both ends in one process: the VMM's, and that of a process without KVM */
+static void give(struct gmem_export *exporter, struct gmem_peer *peer, struct gmem_import *import)
+{
+	while (gmem_peer_status(peer) == 0) {
+		OK(gmem_export_dispatch(exporter));
+		CHECK(gmem_import_dispatch(import) >= 0);
+	}
+	CHECK_RESULT(gmem_peer_status(peer), 1);
+}
+
+static void share(uint32_t backing)
+{
+	struct gmem_export *exporter;
+	struct gmem_import *import;
+	struct gmem_peer *peer;
+	struct site s;
+	int sockets[2];
+
+	site_new(&s, DEFAULT_VM, backing, false);
+	WORKS(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets));
+	enter(PHASE_SHARE);
+	OK(gmem_export_new(s.lab.vm, NULL, &exporter));
+	OK(gmem_peer_add(exporter, sockets[0], NULL, &peer));
+	OK(gmem_import_new(sockets[1], NULL, &import));
+	give(exporter, peer, import);
+
+	gmem_view_free(s.view);
+	OK(gmem_import_view_new(import, &s.view));
+	use_view(&s);
+	gmem_view_free(s.view);
+	gmem_import_free(import);
+	gmem_peer_remove(peer);
+	gmem_export_free(exporter);
+	leave();
+}
+
+static void share_file(uint32_t backing)
+{
+	/* Anonymous memory cannot be given: nothing names it. */
+	if (backing == GMEM_BACKING_HOST)
+		leave();
+	share(backing);
+}
+
+TEST(share_calls_what_the_table_says)
+{
+	each_backing(share_file);
 }
 
 int main(int argc, char **argv)
