@@ -32,15 +32,20 @@ static struct gmem_kvm_memory_fault memory_fault(const struct kvm_run *run)
 	return fault;
 }
 
-/* Whole pages around what KVM said */
+/*
+ * Whole pages. The address may be the access's own, as on arm64, with the page's
+ * size beside it: that is the page, not two of them.
+ */
 static void round_out(uint64_t gpa, uint64_t size, struct gmem_exit *exit)
 {
-	uint64_t mask = gmem_sys_page_size() - 1, last = gpa + (size ? size - 1 : 0);
+	uint64_t mask = gmem_sys_page_size() - 1, last = (size ? size - 1 : 0) | mask;
 
-	if (last < gpa)
-		last = UINT64_MAX;
 	exit->gpa = gpa & ~mask;
-	exit->size = (last | mask) - exit->gpa + 1;
+	if (last > UINT64_MAX - exit->gpa)
+		last = UINT64_MAX - exit->gpa;
+	if (last == UINT64_MAX)
+		last -= mask + 1;
+	exit->size = last + 1;
 }
 
 static void decode_fault(const struct kvm_run *run, int error, struct gmem_exit *exit)

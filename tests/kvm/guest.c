@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include <fcntl.h>
+#include <linux/kvm_para.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -33,10 +34,15 @@ static const uint8_t code_bytes[] = {
 	0xba, REPORT_PORT, 0, 0, 0,	/* mov $REPORT_PORT, %edx */
 	0x6f,			/*        outsl */
 	0xf4,			/*        hlt */
+	0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90,
+	0x0f, 0x01, 0xc1,	/* ask:   vmcall, or vmmcall */
+	0xe7, REPORT_PORT,	/*        out %eax, $REPORT_PORT */
+	0xf4,			/*        hlt */
 };
 #define LOAD_CODE 0
 #define STORE_CODE 8
 #define OUTS_CODE 16
+#define ASK_CODE 32
 
 static void make_flat(struct kvm_segment *segment)
 {
@@ -250,7 +256,49 @@ struct guest_access guest_store(struct guest *guest, uint64_t gpa, uint32_t valu
 	return run_guest(guest, gpa);
 }
 
+void guest_aim_load(struct guest *guest, uint64_t gpa)
+{
+	set_registers(guest, LOAD_CODE, gpa, 0);
+}
+
+void guest_aim_store(struct guest *guest, uint64_t gpa, uint32_t value)
+{
+	set_registers(guest, STORE_CODE, gpa, value);
+}
+
+bool guest_finish(struct guest *guest, uint32_t *ret_value)
+{
+	if (!has_reported(guest, ret_value))
+		return false;
+	complete_exit(guest);
+	return true;
+}
+
 #ifdef __x86_64__
+void guest_allow_requests(struct guest *guest)
+{
+	struct kvm_enable_cap cap = { .cap = KVM_CAP_EXIT_HYPERCALL };
+
+	cap.args[0] = 1 << KVM_HC_MAP_GPA_RANGE;
+	WORKS(ioctl(guest->vm_fd, KVM_ENABLE_CAP, &cap));
+	if (__builtin_cpu_is("amd"))
+		((uint8_t *)guest->code)[ASK_CODE + 2] = 0xd9;	/* vmmcall */
+}
+
+void guest_aim_request(struct guest *guest, uint32_t gpa, uint32_t pages, uint32_t attributes)
+{
+	const struct kvm_regs regs = {
+		.rip = CODE_GPA + ASK_CODE,
+		.rax = KVM_HC_MAP_GPA_RANGE,
+		.rbx = gpa,
+		.rcx = pages,
+		.rdx = attributes,
+		.rflags = 2,
+	};
+
+	WORKS(ioctl(guest->vcpu_fd, KVM_SET_REGS, &regs));
+}
+
 struct guest_access guest_emulated_load(struct guest *guest, uint64_t gpa)
 {
 	set_registers(guest, OUTS_CODE, gpa, 0);

@@ -8,6 +8,7 @@
 #define TESTS_KVM_GUEST_H
 
 #include <linux/kvm.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #define GUEST_SLOT 20000u
@@ -43,6 +44,20 @@ void guest_new(struct guest *guest, int vm_fd, int kvm_fd);
 /* Another vCPU of the same VM, which executes the code of the first; free it before. */
 void guest_join(struct guest *guest, const struct guest *first, int kvm_fd, uint32_t number);
 void guest_free(struct guest *guest);
+
+/*
+ * For those who run the vCPU themselves: what it shall do next, and, after an
+ * exit, whether it is through, and what it reports: what it loaded or stored.
+ */
+void guest_aim_load(struct guest *guest, uint64_t gpa);
+void guest_aim_store(struct guest *guest, uint64_t gpa, uint32_t value);
+bool guest_finish(struct guest *guest, uint32_t *ret_value);
+
+#ifdef __x86_64__
+/* KVM_HC_MAP_GPA_RANGE, which exits once it is allowed to; reports the answer */
+void guest_allow_requests(struct guest *guest);
+void guest_aim_request(struct guest *guest, uint32_t gpa, uint32_t pages, uint32_t attributes);
+#endif
 
 struct guest_access guest_load(struct guest *guest, uint64_t gpa);
 struct guest_access guest_store(struct guest *guest, uint64_t gpa, uint32_t value);
