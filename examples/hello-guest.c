@@ -8,6 +8,9 @@
  *
  * Exit status: 0, 1 if something failed, 77 if this host cannot run it.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE	/* pipe2() */
+#endif
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
