@@ -216,11 +216,13 @@ int gmem_wire_receive(int sock, struct gmem_message *ret, int *ret_fd)
 	n = gmem_sys_receive(sock, bytes, sizeof(bytes), &fds);
 	if (n == -EAGAIN)
 		return 0;
-	if (n <= 0)
-		return gmem_fail(n == 0 || n == -ECONNRESET ? -EPIPE : n,
-				 "the other side of socket %d is gone", sock);
 
-	err = gmem_wire_decode(bytes, (size_t)n, ret);
+	/* An empty packet looks like the end, but can bring files. */
+	if (n <= 0)
+		err = gmem_fail(n == 0 || n == -ECONNRESET ? -EPIPE : n,
+				"the other side of socket %d is gone", sock);
+	else
+		err = gmem_wire_decode(bytes, (size_t)n, ret);
 	if (!err)
 		err = check_fds(ret, &fds);
 	if (!err) {

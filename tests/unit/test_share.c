@@ -630,6 +630,25 @@ static void a_peer_that_sends_anything_else_is_lost(void **state)
 	}
 }
 
+static void files_in_an_empty_packet_are_closed(void **state)
+{
+	int fd = new_memfd(PAGE, 0);
+	struct scene s;
+	unsigned before;
+
+	(void)state;
+	scene_begin_raw(&s);
+	add_peer(&s, (struct gmem_peer_opts){ .flags = 0 });
+	assert_ok(gmem_export_dispatch(s.exporter));
+	before = fake_open_fds();
+	send_raw(s.sockets[1], "", 0, 2, fd);
+	assert_ok(gmem_export_dispatch(s.exporter));
+	assert_int_equal(gmem_peer_status(s.peer), -EPIPE);
+	assert_true(fake_open_fds() <= before);
+	scene_end(&s);
+	close(fd);
+}
+
 static void a_peer_that_answers_twice_is_lost(void **state)
 {
 	struct scene s;
@@ -938,6 +957,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(a_peer_that_is_gone_is_not_waited_for),
 	cmocka_unit_test(memory_outlives_the_exporting_side),
 	cmocka_unit_test(a_peer_that_sends_anything_else_is_lost),
+	cmocka_unit_test(files_in_an_empty_packet_are_closed),
 	cmocka_unit_test(a_peer_that_answers_twice_is_lost),
 	cmocka_unit_test(a_peer_that_refuses_memory_is_lost),
 	cmocka_unit_test(an_import_believes_nothing),
