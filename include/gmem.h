@@ -1374,7 +1374,7 @@ static inline void gmem_view_end(struct gmem_view *view)
 }
 
 /**
- * gmem_view_hva_anywhere() - the part of gmem_view_hva() that is not inline
+ * gmem_view_hva_slow() - the part of gmem_view_hva() that is not inline
  * @view: as there
  * @gpa: as there
  * @size: as there
@@ -1386,8 +1386,8 @@ static inline void gmem_view_end(struct gmem_view *view)
  *
  * Return: as gmem_view_hva(), and -EINVAL for a NULL argument.
  */
-GMEM_API int gmem_view_hva_anywhere(const struct gmem_view *view, uint64_t gpa, uint64_t size,
-				    void **ret_hva);
+GMEM_API int gmem_view_hva_slow(const struct gmem_view *view, uint64_t gpa, uint64_t size,
+				void **ret_hva);
 
 /**
  * gmem_view_hva() - host address of guest memory
@@ -1419,7 +1419,7 @@ static inline int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint
 			return 0;
 		}
 	}
-	return gmem_view_hva_anywhere(view, gpa, size, ret_hva);
+	return gmem_view_hva_slow(view, gpa, size, ret_hva);
 }
 
 /**
@@ -1587,7 +1587,7 @@ GMEM_API int gmem_view_store(struct gmem_view *view, uint64_t gpa, uint32_t widt
 			     uint32_t order, uint64_t value);
 
 /**
- * gmem_view_exchange() - store one number if another is there
+ * gmem_view_compare_exchange() - store one number if another is there
  * @view: view
  * @gpa: a multiple of @width
  * @width: 1, 2, 4 or 8 bytes
@@ -1599,8 +1599,8 @@ GMEM_API int gmem_view_store(struct gmem_view *view, uint64_t gpa, uint32_t widt
  *
  * Return: 1 stored, 0 something else was there, or as gmem_view_store().
  */
-GMEM_API int gmem_view_exchange(struct gmem_view *view, uint64_t gpa, uint32_t width,
-				uint32_t order, uint64_t *expected, uint64_t desired);
+GMEM_API int gmem_view_compare_exchange(struct gmem_view *view, uint64_t gpa, uint32_t width,
+					uint32_t order, uint64_t *expected, uint64_t desired);
 
 /* ----------------------------------------------------------------- NUMA -- */
 
@@ -2334,8 +2334,8 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
  * @faults_refused: accesses that wanted what could not be done: a lease is held,
  *	the memory is of a kind that is not converted, or touching shall not convert
  * @faults_poison: accesses to memory that the hardware lost
- * @faults_strange: faults for reasons this library does not know
- * @faults_nowhere: faults that KVM did not place
+ * @faults_unknown_reason: faults for reasons this library does not know
+ * @faults_no_address: faults that KVM did not place
  * @requests: conversions guests asked for, that were done
  * @requests_refused: conversions guests asked for, that were refused: nonsense,
  *	holes, leases
@@ -2364,8 +2364,8 @@ struct gmem_stats {
 	uint64_t faults_hole;
 	uint64_t faults_refused;
 	uint64_t faults_poison;
-	uint64_t faults_strange;
-	uint64_t faults_nowhere;
+	uint64_t faults_unknown_reason;
+	uint64_t faults_no_address;
 	uint64_t requests;
 	uint64_t requests_refused;
 };
@@ -2409,8 +2409,8 @@ GMEM_API int gmem_region_stats(struct gmem_region *region, struct gmem_stats *st
 #define GMEM_EXIT_CONVERT	2u /* the guest asks for a conversion; wants an answer */
 #define GMEM_EXIT_BAD_CONVERT	3u /* the same, but nonsense; wants an answer, too */
 #define GMEM_EXIT_POISON	4u /* the hardware lost the memory there */
-#define GMEM_EXIT_STRANGE	5u /* a fault for a reason this library does not know */
-#define GMEM_EXIT_NOWHERE	6u /* a fault, and KVM does not say where */
+#define GMEM_EXIT_UNKNOWN_REASON	5u /* a fault for a reason this library does not know */
+#define GMEM_EXIT_NO_ADDRESS	6u /* a fault, and KVM does not say where */
 
 /**
  * struct gmem_exit - what a vCPU's exit says about guest memory
@@ -2422,7 +2422,7 @@ GMEM_API int gmem_region_stats(struct gmem_region *region, struct gmem_stats *st
  * @size: bytes; of faults whole pages. 0: KVM did not say where
  * @page_size: GMEM_EXIT_CONVERT: the page size the guest prefers, bytes; 0: none
  *	it knows how to ask for
- * @unknown: GMEM_EXIT_STRANGE and GMEM_EXIT_BAD_CONVERT: the bits nobody knows
+ * @unknown: GMEM_EXIT_UNKNOWN_REASON and GMEM_EXIT_BAD_CONVERT: the bits nobody knows
  * @error: what was wrong: the negative errno of KVM_RUN, -EINVAL for
  *	GMEM_EXIT_BAD_CONVERT, else 0
  * @repeats: by gmem_vcpu_handle_exit(): how many exits before it, in a row, were
@@ -2495,9 +2495,9 @@ GMEM_API int gmem_exit_reply(struct kvm_run *run, int error);
  * @flags: GMEM_VCPU_*; unknown bits are -EINVAL
  * @discard: GMEM_DISCARD_*, as in struct gmem_convert_opts
  * @wait_ms: milliseconds to wait for leases, as in struct gmem_convert_opts
- * @patience: faults in a row at one place that may find nothing to do before it
+ * @max_stuck_faults: faults in a row at one place that may find nothing to do before it
  *	is -ELOOP; 0: 16
- * @most_repeats: exits in a row about one place, whatever was done, before it is
+ * @max_repeats: exits in a row about one place, whatever was done, before it is
  *	-ELOOP; 0: no limit
  */
 struct gmem_vcpu_opts {
@@ -2505,8 +2505,8 @@ struct gmem_vcpu_opts {
 	uint64_t flags;
 	uint32_t discard;
 	uint32_t wait_ms;
-	uint32_t patience;
-	uint32_t most_repeats;
+	uint32_t max_stuck_faults;
+	uint32_t max_repeats;
 };
 
 /**
@@ -2551,7 +2551,7 @@ GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
  * conversion of memory there is, or none. Repeating them takes no more memory than
  * one for each second page; with GMEM_DISCARD_NOW nothing is doubled. A fault that
  * comes back though its memory is as it wants, because something else is wrong,
- * is -ELOOP after @patience times, and can be told as soon as the VMM likes by
+ * is -ELOOP after @max_stuck_faults times, and can be told as soon as the VMM likes by
  * @ret's repeats. All of it is counted: gmem_vm_stats().
  *
  * One thread at a time per object; different objects in parallel. Do not call it
@@ -2897,15 +2897,15 @@ GMEM_API int gmem_export_dispatch(struct gmem_export *exporter);
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_IMPORT_*; unknown bits are -EINVAL. In a file that can shrink a
  *	load or store can raise SIGBUS at any time.
- * @most_bytes: most memory to map; 0: no limit but the kernel's
- * @most_extents: most extents to map; 0: 4096
+ * @max_bytes: most memory to map; 0: no limit but the kernel's
+ * @max_extents: most extents to map; 0: 4096
  * @reserved: must be 0
  */
 struct gmem_import_opts {
 	size_t   size;
 	uint64_t flags;
-	uint64_t most_bytes;
-	uint32_t most_extents;
+	uint64_t max_bytes;
+	uint32_t max_extents;
 	uint32_t reserved;
 };
 

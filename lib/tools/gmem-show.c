@@ -24,7 +24,7 @@ enum exit_status {
 };
 
 /* More than a VM with every memslot in use writes */
-#define MOST_BYTES ((size_t)256 << 20)
+#define MAX_BYTES ((size_t)256 << 20)
 
 enum output { OUTPUT_PICTURE, OUTPUT_JSON, OUTPUT_SVG, OUTPUT_NOTHING };
 
@@ -176,8 +176,8 @@ static char *read_all(int fd, size_t *ret_size)
 		if (n == 0 || (n < 0 && errno != EINTR))
 			break;
 		size += n > 0 ? (size_t)n : 0;
-		if (size > MOST_BYTES) {
-			fprintf(stderr, "gmem-show: no dump is longer than %zu bytes\n", MOST_BYTES);
+		if (size > MAX_BYTES) {
+			fprintf(stderr, "gmem-show: no dump is longer than %zu bytes\n", MAX_BYTES);
 			free(text);
 			return NULL;
 		}

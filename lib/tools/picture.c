@@ -15,7 +15,7 @@
 #define MANY 16
 
 /* Leases that are named */
-#define MOST_LEASES 8
+#define MAX_LEASES 8
 
 enum shade { NOTHING, LITTLE, HALF, MUCH, ALL, NOT_KNOWN, SHADES };
 
@@ -329,14 +329,14 @@ static void print_leases(const struct layout *layout)
 {
 	char size[SIZE_TEXT];
 
-	for (size_t i = 0; i < layout->lease_count && i < MOST_LEASES; i++) {
+	for (size_t i = 0; i < layout->lease_count && i < MAX_LEASES; i++) {
 		printf("%s0x%" PRIx64 "  %s, in use by ", i ? "" : "\n", layout->leases[i].gpa,
 		       size_text(layout->leases[i].size, size));
 		print_clean(layout->leases[i].holder, strlen(layout->leases[i].holder));
 		putchar('\n');
 	}
-	if (layout->lease_count > MOST_LEASES)
-		printf("and %zu more in use\n", layout->lease_count - MOST_LEASES);
+	if (layout->lease_count > MAX_LEASES)
+		printf("and %zu more in use\n", layout->lease_count - MAX_LEASES);
 }
 
 static void print_legend(const struct style *style, bool has_private, bool show_nodes)

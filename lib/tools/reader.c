@@ -4,12 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../utf8.h"
+#include "base/utf8.h"
 #include "reader.h"
 #include "text.h"
 
 /* Deeper than any dump, not deep enough for the stack */
-#define MOST_DEPTH 32
+#define MAX_DEPTH 32
 
 /* Memory for values and strings, given back all at once */
 #define CHUNK ((size_t)1 << 16)
@@ -308,8 +308,8 @@ static bool read_inside(struct reader *r, struct json *value, char closing)
 	struct json **link = &value->first;
 	const char *name = NULL;
 
-	if (++r->depth > MOST_DEPTH)
-		return fail(r, "more than %d values inside each other", MOST_DEPTH);
+	if (++r->depth > MAX_DEPTH)
+		return fail(r, "more than %d values inside each other", MAX_DEPTH);
 
 	if (!accept(r, closing)) {
 		do {

@@ -6,7 +6,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-#include "../utf8.h"
+#include "base/utf8.h"
 #include "text.h"
 
 #define EXIT_NO_MEMORY 3

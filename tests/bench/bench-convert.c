@@ -18,7 +18,11 @@
 #include <gmem.h>
 
 #include "bench.h"
-#include "kvm_compat.h"
+#include "caps/caps.h"
+#include "caps/plan.h"
+#include "os/kvm_compat.h"
+#include "region/region.h"
+#include "region/vm_core.h"
 
 #ifndef KVM_X86_SW_PROTECTED_VM
 #define KVM_X86_SW_PROTECTED_VM 1

@@ -25,13 +25,15 @@
 #include "bench.h"
 #include "peer/peer.h"
 
-#include "kvm_compat.h"
+#include "caps/caps.h"
+#include "region/region.h"
+#include "region/vm_core.h"
 
 #define MIB ((uint64_t)1 << 20)
 #define BLOCK 4096
-#define MOST_AT_ONCE (1024 * MIB)
-#define MOST_ROUNDS 99
-#define MOST_SIDES 8
+#define MAX_AT_ONCE (1024 * MIB)
+#define MAX_ROUNDS 99
+#define MAX_SIDES 8
 
 static uint64_t size;
 static size_t rounds;
@@ -185,7 +187,7 @@ static void load_peer(int fd)
 	/* In pieces: it takes a read(2) that is shortened, as at 2 GiB, for the end. */
 	bench_must((int)lseek(fd, 0, SEEK_SET), "lseek");
 	for (uint64_t at = 0, now; at < size; at += now) {
-		now = size - at < MOST_AT_ONCE ? size - at : MOST_AT_ONCE;
+		now = size - at < MAX_AT_ONCE ? size - at : MAX_AT_ONCE;
 		peer->read_from(memory, at, fd, now);
 	}
 	peer->free(memory);
@@ -233,7 +235,7 @@ static void save_direct(int fd)
 struct side {
 	const char *name;
 	void (*run)(int fd);
-	double cpu[MOST_ROUNDS], wall[MOST_ROUNDS];
+	double cpu[MAX_ROUNDS], wall[MAX_ROUNDS];
 };
 
 static double ms(clockid_t clock)
@@ -262,7 +264,7 @@ static int by_value(const void *a, const void *b)
 
 static struct bench_figure figure(const double *values, const double *base)
 {
-	double sorted[MOST_ROUNDS];
+	double sorted[MAX_ROUNDS];
 
 	for (size_t i = 0; i < rounds; i++)
 		sorted[i] = base ? values[i] / base[i] : values[i];
@@ -301,7 +303,7 @@ static void check_loaded(int fd)
 
 static void measure_load(const char *title, uint64_t full_of_16, bool sparse, bool cold)
 {
-	struct side sides[MOST_SIDES] = {
+	struct side sides[MAX_SIDES] = {
 		{ .name = "gmem_vm_load()", .run = load_gmem },
 		{ .name = "the same without io_uring", .run = load_plain },
 		{ .name = "read() of 1 MiB", .run = load_read },
@@ -334,7 +336,7 @@ static void measure_load(const char *title, uint64_t full_of_16, bool sparse, bo
 
 static void measure_save(const char *title, uint64_t full_of_16)
 {
-	struct side sides[MOST_SIDES] = {
+	struct side sides[MAX_SIDES] = {
 		{ .name = "gmem_vm_save(), on the disk", .run = save_gmem },
 		{ .name = "the same without io_uring", .run = save_plain },
 		{ .name = "write() of 1 MiB, fdatasync()", .run = save_write },
@@ -396,7 +398,7 @@ int main(int argc, char **argv)
 
 	size = (argc > 2 ? strtoull(argv[2], NULL, 0) : 1024) * MIB;
 	rounds = argc > 3 ? strtoul(argv[3], NULL, 0) : 5;
-	if (argc > 4 || !size || !rounds || rounds > MOST_ROUNDS || *what == '-') {
+	if (argc > 4 || !size || !rounds || rounds > MAX_ROUNDS || *what == '-') {
 		printf("%s", usage);
 		return argc == 2 && !strcmp(what, "--help") ? 0 : 1;
 	}

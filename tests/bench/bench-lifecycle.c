@@ -21,7 +21,11 @@
 
 #include <gmem.h>
 
-#include "kvm_compat.h"
+#include "caps/plan.h"
+#include "os/kvm_compat.h"
+#include "region/file.h"
+#include "region/region.h"
+#include "region/vm_core.h"
 
 #define EXIT_CANNOT_RUN 77
 #define BATCH_MIN	2001

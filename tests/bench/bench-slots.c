@@ -16,7 +16,11 @@
 #include <gmem.h>
 
 #include "bench.h"
-#include "kvm_compat.h"
+#include "caps/plan.h"
+#include "os/kvm_compat.h"
+#include "region/file.h"
+#include "region/region.h"
+#include "region/vm_core.h"
 #include "layout.h"
 
 #define BATCH	16	/* regions that come and go in a sample */

@@ -5,7 +5,10 @@
 #include <sys/mman.h>
 
 #include "bench.h"
-#include "internal.h"
+#include "os/sys.h"
+#include "region/present_pages.h"
+#include "region/region_memory.h"
+#include "transfer/leased_memory.h"
 #include "move.h"
 
 static unsigned char *marks;
@@ -29,8 +32,8 @@ static int add(void *data, uint64_t offset, uint64_t size)
 
 static void walk(void)
 {
-	bench_gmem_must(gmem_side_presence(move.region, GMEM_SIDE_SHARED, 0, move.size, add, NULL),
-			"gmem_side_presence");
+	bench_gmem_must(gmem_region_present_pages(move.region, GMEM_SIDE_SHARED, 0, move.size, add, NULL),
+			"gmem_region_present_pages");
 }
 
 /* Every eighth page, alone: what the walk cannot skip */
@@ -63,7 +66,7 @@ void move_scan_tables(void)
 		.title = "scan of holes; base: mincore()",
 		.sides = {
 			{ "mincore", move_empty, ask_mincore, NULL, 0, 0 },
-			{ "gmem_side_presence", move_empty, walk, NULL, 1, 0 },
+			{ "gmem_region_present_pages", move_empty, walk, NULL, 1, 0 },
 		},
 		.count = 2,
 	};
@@ -71,7 +74,7 @@ void move_scan_tables(void)
 		.title = "scan of memory that exists; base: mincore()",
 		.sides = {
 			{ "mincore", move_fill, ask_mincore, move_empty, 0, 0 },
-			{ "gmem_side_presence", move_fill, walk, move_empty, 0, 0 },
+			{ "gmem_region_present_pages", move_fill, walk, move_empty, 0, 0 },
 		},
 		.count = 2,
 	};
@@ -79,7 +82,7 @@ void move_scan_tables(void)
 		.title = "scan, every eighth page exists; base: mincore()",
 		.sides = {
 			{ "mincore", fill_thinly, ask_mincore, move_empty, 0, 0 },
-			{ "gmem_side_presence", fill_thinly, walk, move_empty, 0, 0 },
+			{ "gmem_region_present_pages", fill_thinly, walk, move_empty, 0, 0 },
 		},
 		.count = 2,
 	};

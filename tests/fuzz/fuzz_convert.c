@@ -22,9 +22,9 @@
 #define MIB		((uint64_t)1 << 20)
 #define PAGES		64
 #define BASE		(2 * MIB - PAGES / 2 * PAGE)	/* over a border of the readers' table */
-#define MOST_REGIONS	8
-#define MOST_LEASES	4
-#define MOST_COMMANDS	48
+#define MAX_REGIONS	8
+#define MAX_LEASES	4
+#define MAX_COMMANDS	48
 #define VETO		(-EDOM)
 
 #define CHECK(condition)                                                        \
@@ -81,9 +81,9 @@ static struct {
 	struct gmem_view *view;
 	struct gmem_listener *listener;
 	struct page pages[PAGES];
-	struct gmem_region *regions[MOST_REGIONS];
-	struct gmem_lease *leases[MOST_LEASES];
-	struct range leased[MOST_LEASES];
+	struct gmem_region *regions[MAX_REGIONS];
+	struct gmem_lease *leases[MAX_LEASES];
+	struct range leased[MAX_LEASES];
 	int veto;		/* a page, or -1 */
 	unsigned told;		/* pages that the listener let go, and did not get back */
 } world;
@@ -218,9 +218,9 @@ static void add_region(void)
 	bool free_range = true;
 	int err;
 
-	while (number < MOST_REGIONS && world.regions[number])
+	while (number < MAX_REGIONS && world.regions[number])
 		number++;
-	if (number == MOST_REGIONS)
+	if (number == MAX_REGIONS)
 		return;
 	what = what == PRIVATE ? SHARED : what;
 	if (what == DEVICE)
@@ -238,7 +238,7 @@ static void add_region(void)
 
 static void remove_region(void)
 {
-	unsigned number = take_below(MOST_REGIONS), i;
+	unsigned number = take_below(MAX_REGIONS), i;
 	bool leased = false, has_private = false;
 	bool refused = take_below(4) == 0;
 	int err;
@@ -375,7 +375,7 @@ static int foresee_lease(struct range range)
 
 static void lease(void)
 {
-	unsigned number = take_below(MOST_LEASES), i;
+	unsigned number = take_below(MAX_LEASES), i;
 	struct range range = take_range();
 	int err;
 
@@ -450,7 +450,7 @@ static void end(void)
 {
 	unsigned i;
 
-	for (i = 0; i < MOST_LEASES; i++)
+	for (i = 0; i < MAX_LEASES; i++)
 		gmem_lease_free(world.leases[i]);
 	gmem_listener_free(world.listener);
 	gmem_view_free(world.view);
@@ -474,7 +474,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	input = data;
 	input_left = size;
 	begin();
-	for (i = 0; i < MOST_COMMANDS && input_left; i++) {
+	for (i = 0; i < MAX_COMMANDS && input_left; i++) {
 		commands[take_below(sizeof(commands) / sizeof(commands[0]))]();
 		check_all();
 	}

@@ -22,13 +22,18 @@
 
 #include "fake.h"
 #include "fuzz.h"
-#include "internal.h"
+#include "caps/plan.h"
+#include "os/sys.h"
+#include "region/region.h"
+#include "region/vm_core.h"
+#include "share/peer_io.h"
+#include "share/wire.h"
 
 #define PAGE		((uint64_t)4096)
 #define FILE_PAGES	16
 #define MODEL_PAGES	64
 #define MOST		6
-#define MOST_STEPS	64
+#define MAX_STEPS	64
 
 #define MUST(condition)                                                         \
 	do {                                                                    \
@@ -242,7 +247,7 @@ static bool feed(struct input *in, int sock, struct gmem_import *import, struct 
 
 static void fuzz_import(struct input *in)
 {
-	GMEM_OPTS(gmem_import_opts, opts, .most_extents = MOST, .most_bytes = 40 * PAGE,
+	GMEM_OPTS(gmem_import_opts, opts, .max_extents = MOST, .max_bytes = 40 * PAGE,
 		  .flags = take(in) & 1 ? GMEM_IMPORT_UNSEALED : 0);
 	struct gmem_message hello = { .type = GMEM_WIRE_HELLO, .page_size = 4096 }, answer;
 	struct model model = { .count = 0 };
@@ -261,7 +266,7 @@ static void fuzz_import(struct input *in)
 		MUST(gmem_wire_receive(sockets[0], &answer, &none) == 1);
 	}
 
-	for (i = 1; i < MOST_STEPS && in->size && feed(in, sockets[0], import, &model, i); i++)
+	for (i = 1; i < MAX_STEPS && in->size && feed(in, sockets[0], import, &model, i); i++)
 		compare(&model, import, view);
 	compare(&model, import, view);
 	gmem_view_free(view);
@@ -401,7 +406,7 @@ static void fuzz_export(struct input *in)
 	int status;
 
 	begin_export(&e);
-	for (unsigned i = 0; i < MOST_STEPS && in->size; i++) {
+	for (unsigned i = 0; i < MAX_STEPS && in->size; i++) {
 		uint8_t what = take(in) % 16;
 
 		if (what == 0)

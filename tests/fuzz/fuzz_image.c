@@ -15,11 +15,15 @@
 
 #include "fake.h"
 #include "fuzz.h"
-#include "image.h"
-#include "internal.h"
+#include "base/crc32c.h"
+#include "caps/caps.h"
+#include "caps/plan.h"
+#include "region/region.h"
+#include "region/vm_core.h"
+#include "transfer/image.h"
 
 #define PAGE		((uint64_t)4096)
-#define MOST_IMAGE	(64 * PAGE)
+#define MAX_IMAGE	(64 * PAGE)
 #define CANARY		0x5a
 
 #define CHECK(condition)                                                        \
@@ -76,7 +80,7 @@ static struct {
 } world;
 
 static union {
-	unsigned char bytes[MOST_IMAGE];
+	unsigned char bytes[MAX_IMAGE];
 	struct image_record aligned;
 } image;
 static uint64_t image_size;
@@ -115,8 +119,8 @@ static void begin(void)
 		memset(hva + page * PAGE, (int)page + 1, PAGE + 100);
 	memset(gmem_region_hva(world.regions[1]), 99, 2 * PAGE);
 	CHECK(gmem_vm_save(world.vm, world.file, NULL, NULL) == 0);
-	image_size = (uint64_t)pread(world.file, image.bytes, MOST_IMAGE, 0);
-	CHECK(image_size > 8 * PAGE && image_size < MOST_IMAGE);
+	image_size = (uint64_t)pread(world.file, image.bytes, MAX_IMAGE, 0);
+	CHECK(image_size > 8 * PAGE && image_size < MAX_IMAGE);
 	memset(hva, 0, 16 * PAGE);
 
 	world.regions[2] = add(32, 8);
@@ -183,7 +187,7 @@ static void insert_block(void)
 {
 	uint64_t at = take_below(blocks());
 
-	if (image_size + PAGE > MOST_IMAGE)
+	if (image_size + PAGE > MAX_IMAGE)
 		return;
 	memmove(image.bytes + (at + 1) * PAGE, image.bytes + at * PAGE, image_size - at * PAGE);
 	image_size += PAGE;

@@ -25,12 +25,12 @@
 
 #define FILES		2
 #define FILE_PAGES	24
-#define MOST_THINGS	24
-#define MOST_COMMANDS	64
-#define MOST_STEPS	5
-#define MOST_PAST	(MOST_COMMANDS * MOST_STEPS)
-#define MOST_BYTES	(5 * PAGE)
-#define MOST_PIECES	32
+#define MAX_THINGS	24
+#define MAX_COMMANDS	64
+#define MAX_STEPS	5
+#define MAX_PAST	(MAX_COMMANDS * MAX_STEPS)
+#define MAX_BYTES	(5 * PAGE)
+#define MAX_PIECES	32
 
 #define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
 
@@ -100,7 +100,7 @@ struct thing {
 };
 
 struct layout {
-	struct thing things[MOST_THINGS];
+	struct thing things[MAX_THINGS];
 };
 
 static struct {
@@ -112,7 +112,7 @@ static struct {
 	uint64_t present[FILES];	/* pages that can be reached */
 	struct gmem_view *views[2];	/* by system calls, and by instructions */
 	struct layout now;
-	struct thing past[MOST_PAST];	/* every place there ever was something */
+	struct thing past[MAX_PAST];	/* every place there ever was something */
 	size_t past_count;
 	bool leaks;			/* the kernel refused to unmap part of a mapping */
 } world;
@@ -126,7 +126,7 @@ static struct thing *thing_at(uint64_t gpa)
 {
 	size_t i;
 
-	for (i = 0; i < MOST_THINGS; i++) {
+	for (i = 0; i < MAX_THINGS; i++) {
 		struct thing *thing = &world.now.things[i];
 
 		if (thing->region && gpa - thing->gpa < thing->size)
@@ -142,7 +142,7 @@ static void remember(const struct thing *thing)
 	for (i = 0; i < world.past_count; i++)
 		if (world.past[i].gpa == thing->gpa && world.past[i].size >= thing->size)
 			return;
-	CHECK(world.past_count < MOST_PAST);
+	CHECK(world.past_count < MAX_PAST);
 	world.past[world.past_count++] = *thing;
 }
 
@@ -283,7 +283,7 @@ static void check_layout(void)
 	unsigned slots = 0;
 	size_t i;
 
-	for (i = 0; i < MOST_THINGS; i++) {
+	for (i = 0; i < MAX_THINGS; i++) {
 		if (!world.now.things[i].region)
 			continue;
 		check_thing(&world.now.things[i]);
@@ -312,7 +312,7 @@ static bool is_free_for(const struct layout *layout, const struct thing *thing)
 {
 	size_t i;
 
-	for (i = 0; i < MOST_THINGS; i++)
+	for (i = 0; i < MAX_THINGS; i++)
 		if (layout->things[i].region && &layout->things[i] != thing &&
 		    conflicts(thing, &layout->things[i]))
 			return false;
@@ -324,7 +324,7 @@ static struct thing *free_place(struct layout *layout)
 {
 	size_t i;
 
-	for (i = 0; i < MOST_THINGS; i++)
+	for (i = 0; i < MAX_THINGS; i++)
 		if (!layout->things[i].region && !world.now.things[i].region)
 			return &layout->things[i];
 	return NULL;
@@ -333,11 +333,11 @@ static struct thing *free_place(struct layout *layout)
 /* One that is there, or NULL */
 static struct thing *take_thing(void)
 {
-	struct thing *thing = &world.now.things[take_below(MOST_THINGS)];
+	struct thing *thing = &world.now.things[take_below(MAX_THINGS)];
 	size_t i;
 
-	for (i = 0; i < MOST_THINGS; i++, thing++) {
-		if (thing == world.now.things + MOST_THINGS)
+	for (i = 0; i < MAX_THINGS; i++, thing++) {
+		if (thing == world.now.things + MAX_THINGS)
 			thing = world.now.things;
 		if (thing->region)
 			return thing;
@@ -519,7 +519,7 @@ static bool has_room(size_t adds)
 {
 	size_t i, room = 0;
 
-	for (i = 0; i < MOST_THINGS; i++)
+	for (i = 0; i < MAX_THINGS; i++)
 		room += !world.now.things[i].region;
 	return room >= adds;
 }
@@ -529,27 +529,27 @@ static void settle(const struct layout *next, const struct step *steps, size_t c
 	size_t i;
 
 	world.now = *next;
-	for (i = 0; i < MOST_THINGS; i++) {
+	for (i = 0; i < MAX_THINGS; i++) {
 		const struct step *step = (const struct step *)(void *)world.now.things[i].region;
 
 		if (step >= steps && step < steps + count)
 			world.now.things[i].region = step->ret;
 	}
-	for (i = 0; i < MOST_THINGS; i++)
+	for (i = 0; i < MAX_THINGS; i++)
 		if (world.now.things[i].region)
 			remember(&world.now.things[i]);
 }
 
 static void change_layout(void)
 {
-	size_t wanted = 1 + take_below(MOST_STEPS), count = 0, i;
+	size_t wanted = 1 + take_below(MAX_STEPS), count = 0, i;
 	struct layout next = world.now;
-	struct step steps[MOST_STEPS];
+	struct step steps[MAX_STEPS];
 	struct gmem_change *change;
 	struct fake_snapshot *before;
 	int err, expected;
 
-	if (!has_room(MOST_STEPS))
+	if (!has_room(MAX_STEPS))
 		return;
 	CHECK(!gmem_change_new(world.vm, &change));
 	for (i = 0; i < wanted; i++)
@@ -752,8 +752,8 @@ static void look_up_one(void)
 static void look_up_pieces(void)
 {
 	uint64_t gpa = take_address(), size = take_below(48 * PAGE);
-	struct iovec iov[MOST_PIECES], expected[MOST_PIECES];
-	size_t max = take_below(MOST_PIECES + 1);
+	struct iovec iov[MAX_PIECES], expected[MAX_PIECES];
+	size_t max = take_below(MAX_PIECES + 1);
 	int count, expected_count;
 
 	memset(iov, 0x5a, sizeof(iov));
@@ -770,7 +770,7 @@ static void look_up_pieces(void)
 
 /* ---- accesses ---- */
 
-static uint8_t ours[MOST_BYTES + 8], theirs[MOST_BYTES + 8];
+static uint8_t ours[MAX_BYTES + 8], theirs[MAX_BYTES + 8];
 
 static struct gmem_view *take_view(void)
 {
@@ -780,7 +780,7 @@ static struct gmem_view *take_view(void)
 static void read_bytes(void)
 {
 	struct gmem_view *view = take_view();
-	uint64_t gpa = take_address(), size = take_below(MOST_BYTES), done = 77, expected;
+	uint64_t gpa = take_address(), size = take_below(MAX_BYTES), done = 77, expected;
 	int err;
 
 	expected = reach(gpa, size, &err);
@@ -793,7 +793,7 @@ static void read_bytes(void)
 static void write_bytes(void)
 {
 	struct gmem_view *view = take_view();
-	uint64_t gpa = take_address(), size = take_below(MOST_BYTES), done = 77, expected, i;
+	uint64_t gpa = take_address(), size = take_below(MAX_BYTES), done = 77, expected, i;
 	uint8_t first = take();
 	int err;
 
@@ -811,7 +811,7 @@ static void write_bytes(void)
 static void fill_bytes(void)
 {
 	struct gmem_view *view = take_view();
-	uint64_t gpa = take_address(), size = take_below(MOST_BYTES), done = 77, expected, i;
+	uint64_t gpa = take_address(), size = take_below(MAX_BYTES), done = 77, expected, i;
 	uint8_t byte = take();
 	int err;
 
@@ -827,8 +827,8 @@ static void fill_bytes(void)
 static void compare_bytes(void)
 {
 	struct gmem_view *view = take_view();
-	uint64_t gpa = take_address(), size = take_below(MOST_BYTES), done = 77, expected;
-	uint64_t different = take_below(MOST_BYTES);
+	uint64_t gpa = take_address(), size = take_below(MAX_BYTES), done = 77, expected;
+	uint64_t different = take_below(MAX_BYTES);
 	uint8_t by = take();
 	int err, order = 77, expected_order = 0;
 
@@ -850,7 +850,7 @@ static void compare_bytes(void)
 static void copy_string(void)
 {
 	struct gmem_view *view = take_view();
-	uint64_t gpa = take_address(), max = take_below(MOST_BYTES), length = 77, expected;
+	uint64_t gpa = take_address(), max = take_below(MAX_BYTES), length = 77, expected;
 	uint8_t *end;
 	int err;
 
@@ -884,7 +884,7 @@ static uint64_t reach_both(uint64_t to, uint64_t from, uint64_t size, int *ret_e
 static void copy_bytes(void)
 {
 	struct gmem_view *view = take_view();
-	uint64_t to = take_address(), from = take_address(), size = take_below(MOST_BYTES);
+	uint64_t to = take_address(), from = take_address(), size = take_below(MAX_BYTES);
 	uint64_t done = 77, expected = 0;
 	bool once;
 	int err;
@@ -943,7 +943,7 @@ static void touch_number(void)
 		bool right = take() & 1;
 		uint64_t guess = right ? old : cut(~old, width), expected = guess;
 
-		CHECK(gmem_view_exchange(view, gpa, width, order, &expected, cut(value, width)) ==
+		CHECK(gmem_view_compare_exchange(view, gpa, width, order, &expected, cut(value, width)) ==
 		      (err ? err : right));
 		CHECK(expected == (err ? guess : old));
 		CHECK(err || peek_number(gpa, width) == (right ? cut(value, width) : old));
@@ -1030,7 +1030,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	input_left = size;
 
 	begin();
-	for (i = 0; i < MOST_COMMANDS && input_left; i++) {
+	for (i = 0; i < MAX_COMMANDS && input_left; i++) {
 		uint8_t command = take() % ARRAY_SIZE(commands);
 
 		commands[command]();

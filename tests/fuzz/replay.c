@@ -7,7 +7,7 @@
 
 #include "fuzz.h"
 
-#define MOST_BYTES 65536
+#define MAX_BYTES 65536
 
 static int is_file(const struct dirent *entry)
 {
@@ -25,7 +25,7 @@ static long read_file(const char *dir, const char *name, uint8_t *buf)
 	file = fopen(path, "rb");
 	if (!file)
 		return -1;
-	size = fread(buf, 1, MOST_BYTES, file);
+	size = fread(buf, 1, MAX_BYTES, file);
 	fclose(file);
 	return (long)size;
 }
@@ -33,7 +33,7 @@ static long read_file(const char *dir, const char *name, uint8_t *buf)
 /* The target aborts if something is wrong: then the plan is not fulfilled. */
 static int replay(const char *dir, const char *name, int number)
 {
-	uint8_t *buf = malloc(MOST_BYTES);
+	uint8_t *buf = malloc(MAX_BYTES);
 	long size = buf ? read_file(dir, name, buf) : -1;
 
 	if (size >= 0) {

@@ -17,7 +17,7 @@
 
 #include "gmem.h"
 
-#include "../../lib/kvm_compat.h"
+#include "../../lib/os/kvm_compat.h"
 
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 

@@ -227,20 +227,20 @@ static void numbers_are_exchanged(struct site *s)
 	uint64_t expected = 5;
 
 	guest_stores(s, BASE, 7);
-	CHECK_RESULT(gmem_view_exchange(s->view, BASE, 4, GMEM_SEQ_CST, &expected, 9), 0);
+	CHECK_RESULT(gmem_view_compare_exchange(s->view, BASE, 4, GMEM_SEQ_CST, &expected, 9), 0);
 	CHECK_EQ(expected, 7);
 	guest_loads(s, BASE, 7);
-	CHECK_RESULT(gmem_view_exchange(s->view, BASE, 4, GMEM_SEQ_CST, &expected, 9), 1);
+	CHECK_RESULT(gmem_view_compare_exchange(s->view, BASE, 4, GMEM_SEQ_CST, &expected, 9), 1);
 	guest_loads(s, BASE, 9);
 
 	guest_stores(s, BASE + 8, 0xaabbccdd);
 	expected = 0xaabb;
-	CHECK_RESULT(gmem_view_exchange(s->view, BASE + 10, 2, GMEM_ACQUIRE, &expected, 1), 1);
+	CHECK_RESULT(gmem_view_compare_exchange(s->view, BASE + 10, 2, GMEM_ACQUIRE, &expected, 1), 1);
 	guest_loads(s, BASE + 8, 0x1ccdd);
 	expected = 0xdd;
-	CHECK_RESULT(gmem_view_exchange(s->view, BASE + 8, 1, GMEM_RELAXED, &expected, 2), 1);
+	CHECK_RESULT(gmem_view_compare_exchange(s->view, BASE + 8, 1, GMEM_RELAXED, &expected, 2), 1);
 	expected = 0x1cc02;
-	CHECK_RESULT(gmem_view_exchange(s->view, BASE + 8, 8, GMEM_RELEASE, &expected, 3), 1);
+	CHECK_RESULT(gmem_view_compare_exchange(s->view, BASE + 8, 8, GMEM_RELEASE, &expected, 3), 1);
 	guest_loads(s, BASE + 8, 3);
 	guest_loads(s, BASE + 12, 0);
 }
@@ -375,7 +375,7 @@ static void check_number_ends(struct site *s, uint64_t gpa, uint32_t width, int 
 	CHECK_RESULT(gmem_view_load(s->view, gpa, width, GMEM_ACQUIRE, &number), error);
 	CHECK_EQ(number, 77);
 	CHECK_RESULT(gmem_view_store(s->view, gpa, width, GMEM_RELEASE, 1), error);
-	CHECK_RESULT(gmem_view_exchange(s->view, gpa, width, GMEM_SEQ_CST, &expected, 1), error);
+	CHECK_RESULT(gmem_view_compare_exchange(s->view, gpa, width, GMEM_SEQ_CST, &expected, 1), error);
 	CHECK_EQ(expected, 0);
 }
 

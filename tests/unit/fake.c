@@ -509,15 +509,15 @@ static int do_file_size(int fd, uint64_t *ret)
 
 void fake_shorten_writes(size_t most)
 {
-	kernel.most_written = most;
+	kernel.max_written = most;
 }
 
 static int64_t do_write(int fd, const void *buf, size_t size)
 {
 	ssize_t n;
 
-	if (kernel.most_written && size > kernel.most_written)
-		size = kernel.most_written;
+	if (kernel.max_written && size > kernel.max_written)
+		size = kernel.max_written;
 	n = write(fd, buf, size);
 	return n < 0 ? -errno : n;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A scripted kernel behind the prototypes of lib/sys.h.
+ * A scripted kernel behind the prototypes of lib/os/sys.h.
  *
  * It keeps the rules of a kernel chosen from a table (fake_kernels), counts
  * every call, fails any of them on request, and can be photographed, so that a

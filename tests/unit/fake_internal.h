@@ -4,9 +4,10 @@
 #define GMEM_FAKE_INTERNAL_H
 
 #include "fake.h"
-#include "kvm.h"
-#include "kvm_compat.h"
-#include "sys.h"
+#include "os/kvm.h"
+#include "os/kvm_compat.h"
+#include "os/ring.h"
+#include "os/sys.h"
 
 #define MAX_FDS		1024
 #define MAX_SLOTS	32768
@@ -103,7 +104,7 @@ struct fake_state {
 	unsigned complaints;
 	unsigned interrupt_times;
 	uint64_t interrupt_pages;
-	size_t most_written;
+	size_t max_written;
 	uint64_t populated_start;	/* the last range of a file that was mapped in whole */
 	uint64_t populated_end;
 	uint64_t prefault_most;		/* pages in one call; 0: all */

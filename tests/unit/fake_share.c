@@ -65,7 +65,7 @@ int gmem_sys_socket_kind(int fd, int *ret_family, int *ret_type)
 
 union control {
 	struct cmsghdr header;
-	char bytes[CMSG_SPACE(GMEM_SYS_MOST_FDS * sizeof(int))];
+	char bytes[CMSG_SPACE(GMEM_SYS_MAX_FDS * sizeof(int))];
 };
 
 static int do_send(int sock, const void *buf, size_t size, int passed)

@@ -4,7 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kvm_compat.h"
+#include "caps/plan.h"
+#include "region/file.h"
+#include "region/region.h"
+#include "region/vm_core.h"
 #include "unit.h"
 #include "unit_alloc.h"
 
@@ -15,7 +18,7 @@
 enum who { A, B, C, D, E, X, REGIONS };
 
 #define MODEL_PAGES	640
-#define MOST_STEPS	12
+#define MAX_STEPS	12
 
 /* What is at a page: a region's number, an added one's from ADDED up, or nothing */
 #define ADDED		REGIONS
@@ -29,7 +32,7 @@ struct scene {
 	struct gmem_file *file;		/* 16 pages; C has the first 4, E the next */
 	struct gmem_view *view;
 	struct gmem_change *change;
-	struct gmem_region *regions[REGIONS + MOST_STEPS];
+	struct gmem_region *regions[REGIONS + MAX_STEPS];
 	int at[MODEL_PAGES];
 };
 
@@ -190,7 +193,7 @@ static void check_region(struct scene *s, const struct gmem_region *region)
 
 static void check_layout(struct scene *s)
 {
-	bool seen[REGIONS + MOST_STEPS] = { false };
+	bool seen[REGIONS + MAX_STEPS] = { false };
 	unsigned slots = 0;
 	uint64_t page;
 
@@ -233,7 +236,7 @@ struct step {
 
 static const struct change {
 	const char *name;
-	struct step steps[MOST_STEPS + 1];
+	struct step steps[MAX_STEPS + 1];
 } changes[] = {
 	{ "nothing", { { END, A, 0, 0 } } },
 	{ "add", { { ADD, A, 100, 4 } } },
@@ -268,7 +271,7 @@ static size_t count_steps(const struct change *change)
 {
 	size_t n = 0;
 
-	while (n < MOST_STEPS && change->steps[n].what != END)
+	while (n < MAX_STEPS && change->steps[n].what != END)
 		n++;
 	return n;
 }

@@ -3,7 +3,13 @@
 #include <errno.h>
 #include <string.h>
 
-#include "internal.h"
+#include "base/check.h"
+#include "base/opts.h"
+#include "caps/caps.h"
+#include "caps/plan.h"
+#include "region/file.h"
+#include "region/region.h"
+#include "region/vm_core.h"
 #include "unit.h"
 
 static int boot(void **state)
@@ -110,7 +116,7 @@ struct newer_map_opts {
 
 static int import(const void *src, struct gmem_map_opts *dst)
 {
-	return GMEM_IMPORT(gmem_map_opts, dst, (const struct gmem_map_opts *)src, align);
+	return GMEM_COPY_OPTS(gmem_map_opts, dst, (const struct gmem_map_opts *)src, align);
 }
 
 static void options_default_to_zero(void **state)

@@ -7,7 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "internal.h"
+#include "base/range_map.h"
+#include "base/range_set.h"
+#include "caps/plan.h"
+#include "os/sys.h"
+#include "region/file.h"
+#include "region/region.h"
+#include "region/vm_core.h"
+#include "state/claim.h"
 #include "unit.h"
 #include "unit_alloc.h"
 

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "internal.h"
+#include "base/error.h"
 #include "unit.h"
 
 static void sentence_is_never_null(void **state)

@@ -5,7 +5,7 @@
 #include <linux/kvm_para.h>
 #include <string.h>
 
-#include "kvm_compat.h"
+#include "os/kvm_compat.h"
 #include "unit.h"
 
 #define GUEST_PAGE	UINT64_C(4096)
@@ -138,7 +138,7 @@ static void a_fault_without_its_exit_is_nowhere(void **state)
 		set_fault(KVM_MEMORY_EXIT_FLAG_PRIVATE, 0x7000, 0x1000);
 		run.exit_reason = reasons[i];
 		exit = decode(-1, EFAULT);
-		assert_int_equal(exit.kind, GMEM_EXIT_NOWHERE);
+		assert_int_equal(exit.kind, GMEM_EXIT_NO_ADDRESS);
 		assert_int_equal(exit.state, 0);
 		assert_int_equal(exit.gpa, 0);
 		assert_int_equal(exit.size, 0);
@@ -183,7 +183,7 @@ static void flags_nobody_knows_make_a_fault_strange(void **state)
 			continue;
 		set_fault(flag | KVM_MEMORY_EXIT_FLAG_PRIVATE, 0x7000, 0x1000);
 		exit = decode(-1, EFAULT);
-		assert_int_equal(exit.kind, GMEM_EXIT_STRANGE);
+		assert_int_equal(exit.kind, GMEM_EXIT_UNKNOWN_REASON);
 		assert_int_equal(exit.unknown, flag);
 		assert_int_equal(exit.state, 0);
 		assert_int_equal(exit.gpa, 0x7000);

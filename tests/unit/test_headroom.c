@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "internal.h"
+#include "pages/available.h"
 #include "unit.h"
 
 #define MIB	((uint64_t)1 << 20)
@@ -37,10 +37,10 @@ static void nothing_known_sets_no_limit(void **state)
 {
 	(void)state;
 	begin();
-	assert_ok(gmem_check_headroom(UINT64_MAX));
+	assert_ok(gmem_check_available_memory(UINT64_MAX));
 	fake_set_file("/proc/meminfo", "MemTotal: 5 kB\n");
 	fake_set_file("/proc/self/cgroup", "\n:\n0:\n0::\n7:cpu,cpuset:/a\nrubbish\n0::/gone\n");
-	assert_ok(gmem_check_headroom(UINT64_MAX));
+	assert_ok(gmem_check_available_memory(UINT64_MAX));
 	end();
 }
 
@@ -49,9 +49,9 @@ static void machine_has_what_is_available(void **state)
 	(void)state;
 	begin();
 	fake_set_file("/proc/meminfo", "MemTotal: 9 kB\nMemAvailable:   1024 kB\n");
-	assert_ok(gmem_check_headroom(MIB));
+	assert_ok(gmem_check_available_memory(MIB));
 	assert_refused(-ENOMEM, "0x100001 bytes more do not fit: the machine has 0x100000",
-		       gmem_check_headroom(MIB + 1));
+		       gmem_check_available_memory(MIB + 1));
 	end();
 }
 
@@ -59,10 +59,10 @@ static void cgroup_has_its_limit_less_what_is_in_use(void **state)
 {
 	(void)state;
 	begin_v2();
-	assert_ok(gmem_check_headroom(60 * MIB));
-	assert_ok(gmem_check_headroom(70 * MIB));
+	assert_ok(gmem_check_available_memory(60 * MIB));
+	assert_ok(gmem_check_available_memory(70 * MIB));
 	assert_refused(-ENOMEM, "memory.max of /sys/fs/cgroup/outer/inner is 0x6400000, 0x2800000",
-		       gmem_check_headroom(70 * MIB + 1));
+		       gmem_check_available_memory(70 * MIB + 1));
 	end();
 }
 
@@ -72,18 +72,18 @@ static void every_cgroup_above_counts(void **state)
 	begin_v2();
 	fake_set_file("/sys/fs/cgroup/outer/memory.max", "20971520\n");
 	fake_set_file("/sys/fs/cgroup/outer/memory.current", "10485760\n");
-	assert_ok(gmem_check_headroom(10 * MIB));
+	assert_ok(gmem_check_available_memory(10 * MIB));
 	assert_refused(-ENOMEM, "memory.max of /sys/fs/cgroup/outer is",
-		       gmem_check_headroom(10 * MIB + 1));
+		       gmem_check_available_memory(10 * MIB + 1));
 
 	/* The root of a cgroup namespace, too, has a limit. */
 	fake_set_file("/sys/fs/cgroup/memory.max", "1048576\n");
 	fake_set_file("/sys/fs/cgroup/memory.current", "0\n");
 	assert_refused(-ENOMEM, "memory.max of /sys/fs/cgroup is",
-		       gmem_check_headroom(MIB + 1));
+		       gmem_check_available_memory(MIB + 1));
 	fake_set_file("/proc/self/cgroup", "0::/\n");
 	assert_refused(-ENOMEM, "memory.max of /sys/fs/cgroup is",
-		       gmem_check_headroom(MIB + 1));
+		       gmem_check_available_memory(MIB + 1));
 	end();
 }
 
@@ -93,8 +93,8 @@ static void cgroup_over_its_limit_has_nothing(void **state)
 	begin_v2();
 	fake_set_file("/sys/fs/cgroup/outer/inner/memory.current", "204857600\n");
 	fake_set_file("/sys/fs/cgroup/outer/inner/memory.stat", NULL);
-	assert_ok(gmem_check_headroom(0));
-	assert_refused(-ENOMEM, "0x0 of them can be reclaimed", gmem_check_headroom(1));
+	assert_ok(gmem_check_available_memory(0));
+	assert_refused(-ENOMEM, "0x0 of them can be reclaimed", gmem_check_available_memory(1));
 	end();
 }
 
@@ -109,9 +109,9 @@ static void first_version_of_cgroups_counts_too(void **state)
 		      "inactive_file 9999999\ntotal_inactive_file 1048576\n");
 	fake_set_file("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
 	fake_set_file("/sys/fs/cgroup/memory/memory.usage_in_bytes", "1\n");
-	assert_ok(gmem_check_headroom(6 * MIB));
+	assert_ok(gmem_check_available_memory(6 * MIB));
 	assert_refused(-ENOMEM, "memory.limit_in_bytes of /sys/fs/cgroup/memory/box is",
-		       gmem_check_headroom(6 * MIB + 1));
+		       gmem_check_available_memory(6 * MIB + 1));
 	end();
 }
 
@@ -122,8 +122,8 @@ static void unified_hierarchy_may_stand_beside_the_first_version(void **state)
 	fake_set_file("/proc/self/cgroup", "1:name=systemd:/x\n0::/vm\n");
 	fake_set_file("/sys/fs/cgroup/unified/vm/memory.max", "4096\n");
 	fake_set_file("/sys/fs/cgroup/unified/vm/memory.current", "0\n");
-	assert_ok(gmem_check_headroom(4096));
-	assert_refused(-ENOMEM, "/sys/fs/cgroup/unified/vm", gmem_check_headroom(4097));
+	assert_ok(gmem_check_available_memory(4096));
+	assert_refused(-ENOMEM, "/sys/fs/cgroup/unified/vm", gmem_check_available_memory(4097));
 	end();
 }
 
@@ -136,7 +136,7 @@ static void endless_paths_are_no_limit(void **state)
 	memset(line, 'a', sizeof(line) - 1);
 	memcpy(line, "0::/", 4);
 	fake_set_file("/proc/self/cgroup", line);
-	assert_ok(gmem_check_headroom(MIB));
+	assert_ok(gmem_check_available_memory(MIB));
 	end();
 }
 

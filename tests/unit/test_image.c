@@ -8,8 +8,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "image.h"
-#include "internal.h"
+#include "caps/plan.h"
+#include "region/region.h"
+#include "region/region_memory.h"
+#include "transfer/image.h"
+#include "transfer/leased_memory.h"
+#include "transfer/transfer.h"
 #include "unit.h"
 
 #define MIB ((uint64_t)1 << 20)
@@ -119,8 +123,8 @@ static uint64_t allocated(struct guest *g)
 	uint64_t bytes, sum = 0;
 
 	for (size_t i = 0; i < 2; i++) {
-		assert_ok(gmem_side_resident(g->regions[i], GMEM_SIDE_SHARED, 0,
-					     gmem_region_size(g->regions[i]), &bytes));
+		assert_ok(gmem_region_memory_resident(g->regions[i], GMEM_SIDE_SHARED, 0,
+						      gmem_region_size(g->regions[i]), &bytes));
 		sum += bytes;
 	}
 	return sum;

@@ -7,7 +7,11 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "internal.h"
+#include "caps/plan.h"
+#include "os/kvm.h"
+#include "region/file.h"
+#include "region/region.h"
+#include "region/vm_core.h"
 #include "unit.h"
 
 #define REQUEST	_IOWR(KVMIO, 0xfe, struct gmem_kvm_file_attributes)

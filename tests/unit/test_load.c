@@ -8,7 +8,15 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "internal.h"
+#include "region/file.h"
+#include "base/crc32c.h"
+#include "base/error.h"
+#include "caps/plan.h"
+#include "os/sys.h"
+#include "region/region.h"
+#include "region/vm_core.h"
+#include "transfer/leased_memory.h"
+#include "transfer/transfer.h"
 #include "unit.h"
 
 #define MIB ((uint64_t)1 << 20)

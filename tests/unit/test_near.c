@@ -3,7 +3,8 @@
 #include <errno.h>
 #include <string.h>
 
-#include "internal.h"
+#include "pages/numa_thread.h"
+#include "region/region.h"
 #include "unit.h"
 
 /* Four nodes of two processors; node 3 has none */
@@ -36,38 +37,38 @@ static unsigned int moves_to(uint64_t cpus)
 
 static void thread_goes_to_the_one_node_of_a_policy(void **state)
 {
-	struct gmem_near near = { .is_known = false };
+	struct gmem_numa_thread near = { .is_known = false };
 	struct gmem_region *region;
 	struct unit unit;
 
 	(void)state;
 	region = begin(&unit, GMEM_NUMA_BIND, 2);
-	gmem_near_go(&near, gmem_region_hva(region));
+	gmem_numa_move_thread(&near, gmem_region_hva(region));
 	assert_int_equal(moves_to(0x46), 1);
 
 	/* It stays there as long as the memory does. */
-	gmem_near_go(&near, gmem_region_hva(region));
-	gmem_near_go(&near, NULL);
+	gmem_numa_move_thread(&near, gmem_region_hva(region));
+	gmem_numa_move_thread(&near, NULL);
 	assert_int_equal(moves_to(0x46), 1);
 	unit_end(&unit);
 
 	region = begin(&unit, GMEM_NUMA_PREFERRED, 4);
 	near.is_known = false;
-	gmem_near_go(&near, gmem_region_hva(region));
+	gmem_numa_move_thread(&near, gmem_region_hva(region));
 	assert_int_equal(moves_to(0x38), 1);
 	unit_end(&unit);
 }
 
 static void only_processors_it_may_have_are_taken(void **state)
 {
-	struct gmem_near near = { .is_known = false };
+	struct gmem_numa_thread near = { .is_known = false };
 	struct gmem_region *region;
 	struct unit unit;
 
 	(void)state;
 	region = begin(&unit, GMEM_NUMA_BIND, 2);
 	fake_set_cpus(0x44);
-	gmem_near_go(&near, gmem_region_hva(region));
+	gmem_numa_move_thread(&near, gmem_region_hva(region));
 	assert_int_equal(moves_to(0x44), 1);
 	unit_end(&unit);
 
@@ -75,7 +76,7 @@ static void only_processors_it_may_have_are_taken(void **state)
 	region = begin(&unit, GMEM_NUMA_BIND, 1);
 	near.is_known = false;
 	fake_set_cpus(0x40);
-	gmem_near_go(&near, gmem_region_hva(region));
+	gmem_numa_move_thread(&near, gmem_region_hva(region));
 	assert_int_equal(moves_to(0), 0);
 	unit_end(&unit);
 }
@@ -97,10 +98,10 @@ static void without_one_node_it_stays(void **state)
 
 	(void)state;
 	for (i = 0; i < ARRAY_SIZE(cases); i++) {
-		struct gmem_near near = { .is_known = false };
+		struct gmem_numa_thread near = { .is_known = false };
 
 		region = begin(&unit, cases[i].policy, cases[i].nodes);
-		gmem_near_go(&near, gmem_region_hva(region));
+		gmem_numa_move_thread(&near, gmem_region_hva(region));
 		assert_int_equal(moves_to(0), 0);
 		unit_end(&unit);
 	}
@@ -117,13 +118,13 @@ static void what_cannot_be_had_is_done_without(void **state)
 
 	(void)state;
 	for (i = 0; i < ARRAY_SIZE(calls); i++) {
-		struct gmem_near near = { .is_known = false };
+		struct gmem_numa_thread near = { .is_known = false };
 		bool is_ours;
 
 		region = begin(&unit, GMEM_NUMA_BIND, 2);
 		fake_last_affinity(&is_ours);
 		fake_fail_next(calls[i], -EPERM);
-		gmem_near_go(&near, gmem_region_hva(region));
+		gmem_numa_move_thread(&near, gmem_region_hva(region));
 		assert_true(fake_fail_struck());
 		assert_true(fake_count(FAKE_SET_AFFINITY) == (calls[i] == FAKE_SET_AFFINITY));
 		unit_end(&unit);

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "internal.h"
+#include "base/range_map.h"
 #include "unit.h"
 
 #define CELLS	512

@@ -6,7 +6,10 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "kvm_compat.h"
+#include "caps/plan.h"
+#include "os/kvm_compat.h"
+#include "region/file.h"
+#include "region/region.h"
 #include "unit.h"
 
 #define NO_REGION	UNTOUCHED(struct gmem_region)

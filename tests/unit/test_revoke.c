@@ -9,7 +9,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "internal.h"
+#include "caps/plan.h"
+#include "region/region.h"
+#include "share/peer_io.h"
 #include "unit.h"
 #include "unit_alloc.h"
 

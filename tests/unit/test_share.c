@@ -9,7 +9,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "internal.h"
+#include "caps/plan.h"
+#include "region/file.h"
+#include "region/region.h"
+#include "share/peer_io.h"
+#include "share/wire.h"
 #include "unit.h"
 #include "unit_alloc.h"
 
@@ -380,7 +384,7 @@ static void memory_for_reading_is_not_written(void **state)
 		assert_int_equal(load(&s, gpa), 0x3333333333333333);
 		assert_refused(-EROFS, "may only be read", gmem_view_store(s.view, gpa, 8, 0, 1));
 		assert_refused(-EROFS, "may only be read",
-			       gmem_view_exchange(s.view, gpa, 8, 0, &expected, 1));
+			       gmem_view_compare_exchange(s.view, gpa, 8, 0, &expected, 1));
 		assert_refused(-EROFS, "may only be read",
 			       gmem_view_write(s.view, gpa, "x", 1, &done));
 		assert_refused(-EROFS, "may only be read", gmem_view_fill(s.view, gpa, 1, 8, &done));
@@ -680,7 +684,7 @@ static void a_peer_that_refuses_memory_is_lost(void **state)
 	add_peer(&s, (struct gmem_peer_opts){ .flags = 0 });
 	assert_ok(gmem_import_new(s.sockets[1],
 				  &(struct gmem_import_opts){ .size = sizeof(struct gmem_import_opts),
-							      .most_bytes = 3 * PAGE }, &s.import));
+							      .max_bytes = 3 * PAGE }, &s.import));
 	for (int i = 0; i < 4; i++) {
 		assert_ok(gmem_export_dispatch(s.exporter));
 		gmem_import_dispatch(s.import);
@@ -719,7 +723,7 @@ static int make_file(enum file kind)
 /* Send all of it, with one fd for each "map"; the status of the last answer, or -errno */
 static int feed(const struct gmem_message messages[3], enum file kind, unsigned fds)
 {
-	GMEM_OPTS(gmem_import_opts, opts, .most_extents = 2, .most_bytes = 8 * PAGE);
+	GMEM_OPTS(gmem_import_opts, opts, .max_extents = 2, .max_bytes = 8 * PAGE);
 	struct gmem_import *import = NULL;
 	struct gmem_message message;
 	int sockets[2], fd = make_file(kind), none, ret = 0, status = 0;
@@ -837,7 +841,7 @@ static void an_import_is_bounded_in_extents(void **state)
 	add_peer(&s, (struct gmem_peer_opts){ .flags = 0 });
 	assert_ok(gmem_import_new(s.sockets[1],
 				  &(struct gmem_import_opts){ .size = sizeof(struct gmem_import_opts),
-							      .most_extents = 2 }, &s.import));
+							      .max_extents = 2 }, &s.import));
 	while (gmem_peer_status(s.peer) == 0) {
 		assert_ok(gmem_export_dispatch(s.exporter));
 		gmem_import_dispatch(s.import);

@@ -5,7 +5,11 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 
-#include "internal.h"
+#include "caps/plan.h"
+#include "os/sys.h"
+#include "region/present_pages.h"
+#include "region/region.h"
+#include "region/region_memory.h"
 #include "unit.h"
 
 /* Every way of backing on a kernel that has it */
@@ -44,7 +48,7 @@ static uint64_t resident(const struct gmem_region *region, uint32_t side)
 {
 	uint64_t bytes = UINT64_MAX;
 
-	assert_ok(gmem_side_resident(region, side, 0, gmem_region_size(region), &bytes));
+	assert_ok(gmem_region_memory_resident(region, side, 0, gmem_region_size(region), &bytes));
 	return bytes;
 }
 
@@ -73,7 +77,7 @@ static void assert_picture(const struct unit *unit, const struct gmem_region *re
 	struct picture picture = { .unit = unit };
 
 	memset(picture.pages, '.', gmem_region_size(region) / unit->page);
-	assert_ok(gmem_side_presence(region, side, 0, gmem_region_size(region), draw, &picture));
+	assert_ok(gmem_region_present_pages(region, side, 0, gmem_region_size(region), draw, &picture));
 	assert_string_equal(picture.pages, expected);
 }
 
@@ -93,8 +97,8 @@ static void discard_gives_back_what_was_asked_for(void **state)
 		assert_int_equal(resident(region, GMEM_SIDE_SHARED), PAGES(&unit, 8));
 
 		done = 0;
-		assert_ok(gmem_side_discard(region, GMEM_SIDE_SHARED, PAGES(&unit, 2),
-					    PAGES(&unit, 3), &done));
+		assert_ok(gmem_region_memory_discard(region, GMEM_SIDE_SHARED, PAGES(&unit, 2),
+						     PAGES(&unit, 3), &done));
 		assert_int_equal(done, PAGES(&unit, 3));
 		assert_int_equal(resident(region, GMEM_SIDE_SHARED), PAGES(&unit, 5));
 		assert_picture(&unit, region, GMEM_SIDE_SHARED, "##...###");
@@ -114,7 +118,7 @@ static void private_side_is_the_file(void **state)
 
 	(void)state;
 	region = begin(&unit, &way, 8);
-	assert_false(gmem_side_is_both(region));
+	assert_false(gmem_region_is_both_sides(region));
 	assert_ok(gmem_file_allocate(gmem_region_file(region, NULL), PAGES(&unit, 1),
 				     PAGES(&unit, 4), NULL));
 	touch(&unit, region, 7);
@@ -123,7 +127,7 @@ static void private_side_is_the_file(void **state)
 	assert_picture(&unit, region, GMEM_SIDE_PRIVATE, ".####...");
 	assert_picture(&unit, region, GMEM_SIDE_SHARED, ".......#");
 
-	assert_ok(gmem_side_discard(region, GMEM_SIDE_PRIVATE, PAGES(&unit, 2), unit.page, NULL));
+	assert_ok(gmem_region_memory_discard(region, GMEM_SIDE_PRIVATE, PAGES(&unit, 2), unit.page, NULL));
 	assert_picture(&unit, region, GMEM_SIDE_PRIVATE, ".#.##...");
 	assert_picture(&unit, region, GMEM_SIDE_SHARED, ".......#");
 	unit_end(&unit);
@@ -144,7 +148,7 @@ static void mappable_private_file_is_both_sides(void **state)
 	region = unit_region(&unit, 16, 4, plan);
 	gmem_plan_free(plan);
 
-	assert_true(gmem_side_is_both(region));
+	assert_true(gmem_region_is_both_sides(region));
 	assert_ok(gmem_file_allocate(gmem_region_file(region, NULL), 0, unit.page, NULL));
 	assert_int_equal(resident(region, GMEM_SIDE_SHARED), unit.page);
 	assert_int_equal(resident(region, GMEM_SIDE_PRIVATE), unit.page);
@@ -163,17 +167,17 @@ static void only_private_backing_has_a_private_side(void **state)
 		region = begin(&unit, &ways[i], 2);
 		if (ways[i].backing != GMEM_BACKING_PRIVATE) {
 			assert_refused(-EOPNOTSUPP, gmem_backing_name(ways[i].backing),
-				       gmem_side_discard(region, GMEM_SIDE_PRIVATE, 0, unit.page,
-							 NULL));
+				       gmem_region_memory_discard(region, GMEM_SIDE_PRIVATE, 0, unit.page,
+								  NULL));
 			assert_refused(-EOPNOTSUPP, "no private side",
-				       gmem_side_resident(region, GMEM_SIDE_PRIVATE, 0, unit.page,
-							  &bytes));
+				       gmem_region_memory_resident(region, GMEM_SIDE_PRIVATE, 0, unit.page,
+								   &bytes));
 		}
 		assert_refused(-EINVAL, "the end of the region",
-			       gmem_side_discard(region, GMEM_SIDE_SHARED, unit.page,
-						 PAGES(&unit, 2), NULL));
+			       gmem_region_memory_discard(region, GMEM_SIDE_SHARED, unit.page,
+							  PAGES(&unit, 2), NULL));
 		assert_refused(-EINVAL, "size 0",
-			       gmem_side_discard(region, GMEM_SIDE_SHARED, 0, 0, NULL));
+			       gmem_region_memory_discard(region, GMEM_SIDE_SHARED, 0, 0, NULL));
 		unit_end(&unit);
 	}
 }
@@ -188,7 +192,7 @@ static void devices_have_no_sides(void **state)
 	unit_begin_vm(&unit, "6.18");
 	assert_ok(gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
 	assert_refused(-ENXIO, "a device's",
-		       gmem_side_discard(region, GMEM_SIDE_SHARED, 0, unit.page, NULL));
+		       gmem_region_memory_discard(region, GMEM_SIDE_SHARED, 0, unit.page, NULL));
 	unit_end(&unit);
 }
 
@@ -205,13 +209,13 @@ static void file_is_unmapped_before_it_is_punched(void **state)
 	(void)state;
 	region = begin(&unit, &way, 8);
 	before = fake_count(FAKE_MADVISE);
-	assert_ok(gmem_side_discard(region, GMEM_SIDE_SHARED, 0, PAGES(&unit, 8), NULL));
+	assert_ok(gmem_region_memory_discard(region, GMEM_SIDE_SHARED, 0, PAGES(&unit, 8), NULL));
 	assert_int_equal(fake_count(FAKE_MADVISE), before + 1);
 
 	/* It only saves time: nothing depends on it. */
 	touch(&unit, region, 1);
 	fake_fail_next(FAKE_MADVISE, -EINVAL);
-	assert_ok(gmem_side_discard(region, GMEM_SIDE_SHARED, 0, PAGES(&unit, 8), &done));
+	assert_ok(gmem_region_memory_discard(region, GMEM_SIDE_SHARED, 0, PAGES(&unit, 8), &done));
 	assert_true(fake_fail_struck());
 	assert_int_equal(done, PAGES(&unit, 8));
 	assert_int_equal(resident(region, GMEM_SIDE_SHARED), 0);
@@ -229,11 +233,11 @@ static void punching_survives_signals_and_tells_how_far_it_got(void **state)
 	region = begin(&unit, &way, 8);
 	memset(gmem_region_hva(region), 1, PAGES(&unit, 8));
 	fake_interrupt(3, 1);
-	assert_ok(gmem_side_discard(region, GMEM_SIDE_SHARED, 0, PAGES(&unit, 8), NULL));
+	assert_ok(gmem_region_memory_discard(region, GMEM_SIDE_SHARED, 0, PAGES(&unit, 8), NULL));
 	assert_int_equal(resident(region, GMEM_SIDE_SHARED), 0);
 
 	fake_fail_next(FAKE_FALLOCATE, -EIO);
-	assert_int_equal(gmem_side_discard(region, GMEM_SIDE_SHARED, 0, unit.page, &done), -EIO);
+	assert_int_equal(gmem_region_memory_discard(region, GMEM_SIDE_SHARED, 0, unit.page, &done), -EIO);
 	assert_int_equal(done, 0);
 	unit_end(&unit);
 }
@@ -307,7 +311,7 @@ static void unmappable_file_without_cachestat_is_unknown(void **state)
 	region = begin(&unit, &way, 4);
 	fake.no_cachestat = true;
 	assert_refused(-EOPNOTSUPP, "cachestat",
-		       gmem_side_resident(region, GMEM_SIDE_PRIVATE, 0, PAGES(&unit, 4), &bytes));
+		       gmem_region_memory_resident(region, GMEM_SIDE_PRIVATE, 0, PAGES(&unit, 4), &bytes));
 	assert_int_equal(bytes, 5);
 	assert_picture(&unit, region, GMEM_SIDE_PRIVATE, "####");
 	unit_end(&unit);
@@ -326,8 +330,8 @@ static void walk_ends_where_it_is_told_to(void **state)
 	touch(&unit, region, 3);
 	touch(&unit, region, 5);
 	picture.unit = &unit;
-	assert_int_equal(gmem_side_presence(region, GMEM_SIDE_SHARED, 0, PAGES(&unit, 8), draw,
-					    &picture), -ECANCELED);
+	assert_int_equal(gmem_region_present_pages(region, GMEM_SIDE_SHARED, 0, PAGES(&unit, 8), draw,
+						   &picture), -ECANCELED);
 	assert_int_equal(picture.calls, 1);
 	assert_int_equal(picture.pages[1], '#');
 	unit_end(&unit);
@@ -348,8 +352,8 @@ static void walk_is_of_the_range_only(void **state)
 		picture.calls = 0;
 		memset(picture.pages, 0, sizeof(picture.pages));
 		memset(picture.pages, '.', 8);
-		assert_ok(gmem_side_presence(region, GMEM_SIDE_SHARED, PAGES(&unit, 2),
-					     PAGES(&unit, 3), draw, &picture));
+		assert_ok(gmem_region_present_pages(region, GMEM_SIDE_SHARED, PAGES(&unit, 2),
+						    PAGES(&unit, 3), draw, &picture));
 		assert_string_equal(picture.pages, "..###...");
 		assert_int_equal(picture.calls, 1);
 		unit_end(&unit);
@@ -373,26 +377,26 @@ static void every_failed_look_is_told(void **state)
 	fake_fail_next(calls[0], -EIO);
 	assert_picture(&unit, region, GMEM_SIDE_SHARED, ".#..");
 	fake_fail_next(calls[1], -EAGAIN);
-	assert_int_equal(gmem_side_presence(region, GMEM_SIDE_SHARED, 0, unit.page * 4, draw,
-					    NULL), -EAGAIN);
+	assert_int_equal(gmem_region_present_pages(region, GMEM_SIDE_SHARED, 0, unit.page * 4, draw,
+						   NULL), -EAGAIN);
 	assert_true(fake_fail_struck());
 	unit_end(&unit);
 
 	region = begin(&unit, &private, 4);
 	fake_fail_next(calls[0], -EIO);
-	assert_refused(-EIO, "counted", gmem_side_presence(region, GMEM_SIDE_PRIVATE, 0,
-							   unit.page * 4, draw, NULL));
+	assert_refused(-EIO, "counted", gmem_region_present_pages(region, GMEM_SIDE_PRIVATE, 0,
+								  unit.page * 4, draw, NULL));
 	fake_fail_next(calls[0], -EIO);
-	assert_refused(-EIO, "cachestat", gmem_side_resident(region, GMEM_SIDE_PRIVATE, 0,
-							     unit.page * 4, &bytes));
+	assert_refused(-EIO, "cachestat", gmem_region_memory_resident(region, GMEM_SIDE_PRIVATE, 0,
+								      unit.page * 4, &bytes));
 	unit_end(&unit);
 
 	region = begin(&unit, &host, 4);
 	fake_fail_next(calls[2], -EACCES);
 	assert_picture(&unit, region, GMEM_SIDE_SHARED, "####");
 	fake_fail_next(calls[1], -EAGAIN);
-	assert_refused(-EAGAIN, "in memory", gmem_side_resident(region, GMEM_SIDE_SHARED, 0,
-								unit.page * 4, &bytes));
+	assert_refused(-EAGAIN, "in memory", gmem_region_memory_resident(region, GMEM_SIDE_SHARED, 0,
+									 unit.page * 4, &bytes));
 	unit_end(&unit);
 }
 
@@ -431,8 +435,8 @@ static void callers_memory_is_freed_whatever_it_is(void **state)
 		region = borrow(&unit, hva, 4);
 		memset(hva, 1, size);
 		assert_picture(&unit, region, GMEM_SIDE_SHARED, "####");
-		assert_ok(gmem_side_discard(region, GMEM_SIDE_SHARED, unit.page, unit.page, NULL));
-		assert_ok(gmem_side_resident(region, GMEM_SIDE_SHARED, 0, size, &bytes));
+		assert_ok(gmem_region_memory_discard(region, GMEM_SIDE_SHARED, unit.page, unit.page, NULL));
+		assert_ok(gmem_region_memory_resident(region, GMEM_SIDE_SHARED, 0, size, &bytes));
 		assert_int_equal(bytes, PAGES(&unit, 3));
 		assert_int_equal(hva[0], 1);
 		assert_int_equal(hva[unit.page], 0);
@@ -454,13 +458,13 @@ static void locked_memory_is_freed_too(void **state)
 	region = begin(&unit, &way, 4);
 	memset(gmem_region_hva(region), 1, PAGES(&unit, 4));
 	fake_fail_next(FAKE_MADVISE, -EINVAL);
-	assert_int_equal(gmem_side_discard(region, GMEM_SIDE_SHARED, 0, PAGES(&unit, 4), NULL), 0);
+	assert_int_equal(gmem_region_memory_discard(region, GMEM_SIDE_SHARED, 0, PAGES(&unit, 4), NULL), 0);
 	assert_true(fake_fail_struck());
 	assert_int_equal(resident(region, GMEM_SIDE_SHARED), 0);
 
 	fake_fail_kind(FAKE_MADVISE, 0, 2, -EINVAL);
-	assert_refused(-EINVAL, "up to 0x0", gmem_side_discard(region, GMEM_SIDE_SHARED, 0,
-							       PAGES(&unit, 4), NULL));
+	assert_refused(-EINVAL, "up to 0x0", gmem_region_memory_discard(region, GMEM_SIDE_SHARED, 0,
+									PAGES(&unit, 4), NULL));
 	unit_end(&unit);
 }
 

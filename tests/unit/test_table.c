@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "internal.h"
+#include "base/range_map.h"
+#include "region/region.h"
+#include "view/lookup_table.h"
 #include "unit.h"
 #include "unit_alloc.h"
 
@@ -32,12 +34,12 @@ static const uint64_t windows[] = {
 #define WINDOWS		ARRAY_SIZE(windows)
 #define WINDOW_PAGES	16
 #define MODEL_PAGES	(WINDOWS * WINDOW_PAGES)
-#define MOST_REGIONS	24
+#define MAX_REGIONS	24
 
 struct model {
 	struct gmem_range_map map;
-	struct gmem_region regions[MOST_REGIONS];
-	bool used[MOST_REGIONS];
+	struct gmem_region regions[MAX_REGIONS];
+	bool used[MAX_REGIONS];
 	int owner[MODEL_PAGES];		/* a region, or one of these */
 	struct gmem_table *table;
 	uint32_t seed;
@@ -110,10 +112,10 @@ static int expected_error(const struct model *m, size_t i)
 static void check_page(const struct model *m, size_t i, uint64_t within)
 {
 	uint64_t gpa = gpa_of(i) + within;
-	struct gmem_piece piece = gmem_table_piece(m->table, gpa);
+	struct gmem_translation piece = gmem_table_translate(m->table, gpa);
 	const struct gmem_region *region;
 
-	assert_int_equal(gmem_piece_error(piece), expected_error(m, i));
+	assert_int_equal(gmem_translation_error(piece), expected_error(m, i));
 	assert_true(piece.last >= (gpa | (PAGE - 1)));
 	if (expected_error(m, i))
 		return;
@@ -125,12 +127,12 @@ static void check_page(const struct model *m, size_t i, uint64_t within)
 /* A piece promises the same for all up to its last byte. */
 static void check_reach(const struct model *m, size_t i)
 {
-	struct gmem_piece piece = gmem_table_piece(m->table, gpa_of(i));
+	struct gmem_translation piece = gmem_table_translate(m->table, gpa_of(i));
 	size_t j;
 
 	for (j = 0; j < MODEL_PAGES; j++)
 		if (gpa_of(j) >= gpa_of(i) && gpa_of(j) <= piece.last)
-			assert_int_equal(gmem_table_piece(m->table, gpa_of(j)).code, piece.code);
+			assert_int_equal(gmem_table_translate(m->table, gpa_of(j)).code, piece.code);
 }
 
 static void check_all(const struct model *m)
@@ -217,7 +219,7 @@ static void try_to_add(struct model *m, int r)
 
 static void random_step(struct model *m)
 {
-	int r = (int)pick(m, MOST_REGIONS);
+	int r = (int)pick(m, MAX_REGIONS);
 
 	if (!m->used[r]) {
 		try_to_add(m, r);
@@ -267,7 +269,7 @@ static void remove_region(struct model *m, int r)
 
 static int error_at(const struct model *m, uint64_t gpa)
 {
-	return gmem_piece_error(gmem_table_piece(m->table, gpa));
+	return gmem_translation_error(gmem_table_translate(m->table, gpa));
 }
 
 static void empty_table_has_holes_everywhere(void **state)
@@ -293,7 +295,7 @@ static void regions_may_end_where_addresses_do(void **state)
 	set_region(&m, 0, 0 - PAGE, PAGE, 0);
 	assert_int_equal(error_at(&m, UINT64_MAX), -ENXIO);
 	assert_int_equal(error_at(&m, 0 - PAGE - 1), -ENOENT);
-	assert_int_equal(gmem_table_piece(m.table, 0 - PAGE).last, UINT64_MAX);
+	assert_int_equal(gmem_table_translate(m.table, 0 - PAGE).last, UINT64_MAX);
 	remove_region(&m, 0);
 	assert_int_equal(error_at(&m, UINT64_MAX), -ESTALE);
 	assert_int_equal(error_at(&m, 0 - PAGE - 1), -ENOENT);
@@ -303,8 +305,8 @@ static void regions_may_end_where_addresses_do(void **state)
 	assert_int_equal(m.table->gib_count, 1 << 14);
 	assert_int_equal(error_at(&m, 16 * TIB - 1), 0);
 	assert_int_equal(error_at(&m, 16 * TIB), 0);
-	assert_int_equal(gmem_table_piece(m.table, 16 * TIB).code,
-			 gmem_table_piece(m.table, 16 * TIB - 1).code);
+	assert_int_equal(gmem_table_translate(m.table, 16 * TIB).code,
+			 gmem_table_translate(m.table, 16 * TIB - 1).code);
 	assert_int_equal(error_at(&m, 16 * TIB + 4 * MIB), -ENOENT);
 	assert_int_equal(error_at(&m, UINT64_MAX), -ESTALE);
 	model_end(&m);
@@ -326,7 +328,7 @@ static void whole_entries_need_no_granule(void **state)
 	assert_int_equal(m.table->gibs[0][4], 30 * MIB + 1);
 	set_region(&m, 3, 10 * MIB, MIB, 0);
 	set_region(&m, 4, 11 * MIB, MIB, 0);
-	assert_int_equal(gmem_table_piece(m.table, 10 * MIB).last, 12 * MIB - 1);
+	assert_int_equal(gmem_table_translate(m.table, 10 * MIB).last, 12 * MIB - 1);
 	assert_int_equal(error_at(&m, 11 * MIB), -ENXIO);
 	model_end(&m);
 }
@@ -374,7 +376,7 @@ static void granule_takes_as_many_pieces_as_pages(void **state)
 		table = next;
 	}
 	for (i = 0; i < 512; i++) {
-		struct gmem_piece piece = gmem_table_piece(table, 4 * MIB + i * PAGE + 9);
+		struct gmem_translation piece = gmem_table_translate(table, 4 * MIB + i * PAGE + 9);
 
 		assert_int_equal(4 * MIB + i * PAGE + 9 + piece.code - 1, regions[i].hva.start + 9);
 		assert_int_equal(piece.last, 4 * MIB + (i + 1) * PAGE - 1);
@@ -413,17 +415,17 @@ static void old_table_stays_whole_beside_the_new_one(void **state)
 	assert_ok(refresh(next, old, &m.map, PAGE, 5 * MIB));
 	assert_ok(refresh(next, old, &m.map, PAGE, 5 * MIB));
 
-	assert_int_equal(gmem_table_piece(old, PAGE).code, 64 * MIB + 1);
-	assert_int_equal(gmem_table_piece(old, 6 * MIB).code, 76 * MIB + 1);
-	assert_int_equal(gmem_piece_error(gmem_table_piece(old, 3 * PAGE)), -ENOENT);
-	assert_int_equal(gmem_piece_error(gmem_table_piece(old, 17 * TIB)), 0);
-	assert_int_equal(gmem_piece_error(gmem_table_piece(next, 0)), -ESTALE);
-	assert_int_equal(gmem_table_piece(next, PAGE).code, 128 * MIB + 1);
-	assert_int_equal(gmem_table_piece(next, 5 * MIB).code, 128 * MIB + 1);
-	assert_int_equal(gmem_piece_error(gmem_table_piece(next, 6 * MIB)), -ESTALE);
-	assert_int_equal(gmem_piece_error(gmem_table_piece(next, 17 * TIB)), -ESTALE);
+	assert_int_equal(gmem_table_translate(old, PAGE).code, 64 * MIB + 1);
+	assert_int_equal(gmem_table_translate(old, 6 * MIB).code, 76 * MIB + 1);
+	assert_int_equal(gmem_translation_error(gmem_table_translate(old, 3 * PAGE)), -ENOENT);
+	assert_int_equal(gmem_translation_error(gmem_table_translate(old, 17 * TIB)), 0);
+	assert_int_equal(gmem_translation_error(gmem_table_translate(next, 0)), -ESTALE);
+	assert_int_equal(gmem_table_translate(next, PAGE).code, 128 * MIB + 1);
+	assert_int_equal(gmem_table_translate(next, 5 * MIB).code, 128 * MIB + 1);
+	assert_int_equal(gmem_translation_error(gmem_table_translate(next, 6 * MIB)), -ESTALE);
+	assert_int_equal(gmem_translation_error(gmem_table_translate(next, 17 * TIB)), -ESTALE);
 	gmem_table_free(old, next);
-	assert_int_equal(gmem_table_piece(next, PAGE).code, 128 * MIB + 1);
+	assert_int_equal(gmem_table_translate(next, PAGE).code, 128 * MIB + 1);
 	m.table = next;
 	model_end(&m);
 }
@@ -439,7 +441,7 @@ static bool refuse_allocation(unsigned n)
 	for (i = 0; i < 60; i++)
 		random_step(&m);
 	memset(&m.regions[0], 0, sizeof(m.regions[0]));
-	for (i = 0; i < MOST_REGIONS; i++)
+	for (i = 0; i < MAX_REGIONS; i++)
 		if (m.used[i])
 			strike(&m, i);
 	m.regions[0].gpa.start = GIB - PAGE;

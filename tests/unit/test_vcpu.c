@@ -6,7 +6,11 @@
 #include <pthread.h>
 #include <string.h>
 
-#include "kvm_compat.h"
+#include "caps/plan.h"
+#include "os/kvm_compat.h"
+#include "region/file.h"
+#include "region/region.h"
+#include "state/claim.h"
 #include "unit.h"
 
 #define FIRST	16	/* page */
@@ -119,7 +123,7 @@ static uint64_t exits_counted(const struct gmem_stats *stats)
 {
 	return stats->faults_private + stats->faults_shared + stats->faults_late +
 	       stats->faults_stuck + stats->faults_hole + stats->faults_refused +
-	       stats->faults_poison + stats->faults_strange + stats->faults_nowhere +
+	       stats->faults_poison + stats->faults_unknown_reason + stats->faults_no_address +
 	       stats->requests + stats->requests_refused;
 }
 
@@ -246,8 +250,8 @@ static void poison_and_riddles_are_told(void **state)
 	assert_private(&f, FIRST + 2, 1, false);
 	stats = stats_of(&f);
 	assert_int_equal(stats.faults_poison, 2);
-	assert_int_equal(stats.faults_nowhere, 1);
-	assert_int_equal(stats.faults_strange, 1);
+	assert_int_equal(stats.faults_no_address, 1);
+	assert_int_equal(stats.faults_unknown_reason, 1);
 	assert_int_equal(exits_counted(&stats), 5);
 	end(&f);
 }
@@ -307,7 +311,7 @@ static void a_fault_that_gets_nowhere_is_told_in_the_end(void **state)
 
 static void two_places_by_turns_get_nowhere_either(void **state)
 {
-	GMEM_OPTS(gmem_vcpu_opts, opts, .patience = 3);
+	GMEM_OPTS(gmem_vcpu_opts, opts, .max_stuck_faults = 3);
 	struct fixture f;
 
 	(void)state;
@@ -324,7 +328,7 @@ static void two_places_by_turns_get_nowhere_either(void **state)
 /* Behind another vCPU that converts what it is about to touch */
 static void a_vcpu_that_is_always_late_but_moves_on_is_not_stuck(void **state)
 {
-	GMEM_OPTS(gmem_vcpu_opts, opts, .patience = 2);
+	GMEM_OPTS(gmem_vcpu_opts, opts, .max_stuck_faults = 2);
 	struct fixture f;
 
 	(void)state;
@@ -337,7 +341,7 @@ static void a_vcpu_that_is_always_late_but_moves_on_is_not_stuck(void **state)
 
 static void a_signal_is_no_progress(void **state)
 {
-	GMEM_OPTS(gmem_vcpu_opts, opts, .patience = 3);
+	GMEM_OPTS(gmem_vcpu_opts, opts, .max_stuck_faults = 3);
 	struct fixture f;
 
 	(void)state;
@@ -353,7 +357,7 @@ static void a_signal_is_no_progress(void **state)
 
 static void flipping_one_page_is_bounded_if_asked_for(void **state)
 {
-	GMEM_OPTS(gmem_vcpu_opts, opts, .most_repeats = 100);
+	GMEM_OPTS(gmem_vcpu_opts, opts, .max_repeats = 100);
 	struct gmem_stats stats;
 	struct fixture f;
 

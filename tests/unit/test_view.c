@@ -172,8 +172,8 @@ static void errors_say_what_is_there_instead(void **state)
 		assert_refused(cases[i].err, cases[i].sentence,
 			       look(&s, cases[i].gpa, cases[i].size, &hva));
 	assert_ptr_equal(hva, UNTOUCHED(void));
-	assert_refused(-EINVAL, "NULL", gmem_view_hva_anywhere(NULL, 0, 1, &hva));
-	assert_refused(-EINVAL, "NULL", gmem_view_hva_anywhere(s.view, 0, 1, NULL));
+	assert_refused(-EINVAL, "NULL", gmem_view_hva_slow(NULL, 0, 1, &hva));
+	assert_refused(-EINVAL, "NULL", gmem_view_hva_slow(s.view, 0, 1, NULL));
 	scene_end(&s);
 }
 
@@ -650,11 +650,11 @@ static void check_numbers(struct scene *s)
 		for (j = 0; j <= GMEM_SEQ_CST; j++) {
 			assert_ok(gmem_view_store(s->view, gpa, width, GMEM_RELAXED, cut));
 			expected = cut ^ 1;
-			assert_int_equal(gmem_view_exchange(s->view, gpa, width, (uint32_t)j,
-							    &expected, 5), 0);
+			assert_int_equal(gmem_view_compare_exchange(s->view, gpa, width, (uint32_t)j,
+								    &expected, 5), 0);
 			assert_int_equal(expected, cut);
-			assert_int_equal(gmem_view_exchange(s->view, gpa, width, (uint32_t)j,
-							    &expected, 5), 1);
+			assert_int_equal(gmem_view_compare_exchange(s->view, gpa, width, (uint32_t)j,
+								    &expected, 5), 1);
 			assert_int_equal(expected, cut);
 			assert_ok(gmem_view_load(s->view, gpa, width, GMEM_RELAXED, &value));
 			assert_int_equal(value, 5);
@@ -679,21 +679,21 @@ static void check_number_arguments(struct scene *s)
 			continue;
 		assert_refused(-EINVAL, "width", gmem_view_load(s->view, gpa, width, 0, &value));
 		assert_refused(-EINVAL, "width", gmem_view_store(s->view, gpa, width, 0, 0));
-		assert_refused(-EINVAL, "width", gmem_view_exchange(s->view, gpa, width, 0, &old, 0));
+		assert_refused(-EINVAL, "width", gmem_view_compare_exchange(s->view, gpa, width, 0, &old, 0));
 	}
 	for (width = 2; width <= 8; width *= 2) {
 		assert_refused(-EINVAL, "multiple", gmem_view_load(s->view, gpa + 1, width, 0, &value));
 		assert_refused(-EINVAL, "multiple", gmem_view_store(s->view, gpa + width / 2, width, 0, 0));
 		assert_refused(-EINVAL, "multiple",
-			       gmem_view_exchange(s->view, gpa + 1, width, 0, &old, 0));
+			       gmem_view_compare_exchange(s->view, gpa + 1, width, 0, &old, 0));
 	}
 	for (width = 1; width <= 4; width *= 2) {
 		const uint64_t large = (uint64_t)1 << 8 * width;
 
 		assert_refused(-EINVAL, "fit", gmem_view_store(s->view, gpa, width, 0, large));
-		assert_refused(-EINVAL, "fit", gmem_view_exchange(s->view, gpa, width, 0, &old, large));
+		assert_refused(-EINVAL, "fit", gmem_view_compare_exchange(s->view, gpa, width, 0, &old, large));
 		old = large;
-		assert_refused(-EINVAL, "fit", gmem_view_exchange(s->view, gpa, width, 0, &old, 0));
+		assert_refused(-EINVAL, "fit", gmem_view_compare_exchange(s->view, gpa, width, 0, &old, 0));
 		assert_int_equal(old, large);
 		old = 77;
 	}
@@ -702,20 +702,20 @@ static void check_number_arguments(struct scene *s)
 	assert_refused(-EINVAL, "order", gmem_view_load(s->view, gpa, 8, UINT32_MAX, &value));
 	assert_refused(-EINVAL, "order", gmem_view_store(s->view, gpa, 8, GMEM_ACQUIRE, 0));
 	assert_refused(-EINVAL, "order", gmem_view_store(s->view, gpa, 8, 32, 0));
-	assert_refused(-EINVAL, "order", gmem_view_exchange(s->view, gpa, 8, 4, &old, 0));
+	assert_refused(-EINVAL, "order", gmem_view_compare_exchange(s->view, gpa, 8, 4, &old, 0));
 	assert_refused(-EINVAL, "NULL", gmem_view_load(NULL, gpa, 8, 0, &value));
 	assert_refused(-EINVAL, "NULL", gmem_view_load(s->view, gpa, 8, 0, NULL));
 	assert_refused(-EINVAL, "NULL", gmem_view_store(NULL, gpa, 8, 0, 0));
-	assert_refused(-EINVAL, "NULL", gmem_view_exchange(NULL, gpa, 8, 0, &old, 0));
-	assert_refused(-EINVAL, "NULL", gmem_view_exchange(s->view, gpa, 8, 0, NULL, 0));
+	assert_refused(-EINVAL, "NULL", gmem_view_compare_exchange(NULL, gpa, 8, 0, &old, 0));
+	assert_refused(-EINVAL, "NULL", gmem_view_compare_exchange(s->view, gpa, 8, 0, NULL, 0));
 
 	/* nowhere, and where nothing can be reached */
 	assert_refused(-ENOENT, "0x17000", gmem_view_load(s->view, 23 * PAGE, 8, 0, &value));
 	assert_refused(-ENXIO, "0x16000", gmem_view_store(s->view, 22 * PAGE, 8, 0, 0));
-	assert_refused(-ESTALE, "0x1c000", gmem_view_exchange(s->view, 28 * PAGE, 8, 0, &old, 0));
+	assert_refused(-ESTALE, "0x1c000", gmem_view_compare_exchange(s->view, 28 * PAGE, 8, 0, &old, 0));
 	assert_refused(-EFAULT, "0x1a000", gmem_view_load(s->view, 26 * PAGE, 8, 0, &value));
 	assert_refused(-EFAULT, "0x1a000", gmem_view_store(s->view, 26 * PAGE, 4, 0, 0));
-	assert_refused(-EFAULT, "0x1a008", gmem_view_exchange(s->view, 26 * PAGE + 8, 8, 0, &old, 0));
+	assert_refused(-EFAULT, "0x1a008", gmem_view_compare_exchange(s->view, 26 * PAGE + 8, 8, 0, &old, 0));
 	assert_int_equal(value, 77);
 	assert_int_equal(old, 77);
 	assert_int_equal(s->a[0], 'a');

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * check: argument checks that several rooms share.
+ *
+ * Each function returns 0, or -EINVAL with a sentence that names the argument
+ * by @what and gives the numbers.
+ */
+#ifndef GMEM_CHECK_H
+#define GMEM_CHECK_H
+
+#include <stdint.h>
+
+/* The range has a non-zero size, is page-aligned and does not wrap. */
+int gmem_check_range(const char *what, uint64_t start, uint64_t size);
+/* The same, and the range lies inside [0, @limit), which @limit_name names. */
+int gmem_check_range_within(const char *what, uint64_t start, uint64_t size,
+			    uint64_t limit, const char *limit_name);
+int gmem_check_aligned(const char *what, uint64_t value);
+/* @align is 0, or a power of two not below the host page. */
+int gmem_check_alignment(uint64_t align);
+int gmem_check_flags(const char *what, uint64_t flags, uint64_t known);
+
+#endif

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * error: the sentence behind an errno.
+ *
+ * Each thread keeps the sentence of its last failure, which gmem_last_error()
+ * returns. A function that fails formats its sentence where the numbers are known
+ * and returns the result of gmem_fail() in one statement.
+ */
+#ifndef GMEM_ERROR_H
+#define GMEM_ERROR_H
+
+/* Store the sentence for this thread. Returns @err, a negative errno. */
+int gmem_fail(int err, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* The name of a negative errno, such as "EINVAL" */
+const char *gmem_errno_name(int err);
+
+#endif

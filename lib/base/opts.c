@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: MIT */
+#include "base/opts.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "gmem.h"
+#include "base/error.h"
+
+/* More than any options struct will have; a size beyond is garbage, not to be followed. */
+#define MAX_OPTS_BYTES 1024
+
+static bool is_zero(const unsigned char *bytes, size_t size)
+{
+	for (size_t i = 0; i < size; i++)
+		if (bytes[i])
+			return false;
+	return true;
+}
+
+int gmem_copy_opts(const char *what, void *dst, size_t dst_size, size_t first_version,
+		   const void *src)
+{
+	size_t src_size = dst_size;
+
+	memset(dst, 0, dst_size);
+	if (!src)
+		return 0;
+
+	memcpy(&src_size, src, sizeof(src_size));
+	if (src_size < first_version)
+		return gmem_fail(-EINVAL, "%s says its size is %zu bytes, at least %zu expected",
+				 what, src_size, first_version);
+	if (src_size > MAX_OPTS_BYTES)
+		return gmem_fail(-E2BIG, "%s says its size is %zu bytes: no version will be that large",
+				 what, src_size);
+
+	if (src_size > dst_size &&
+	    !is_zero((const unsigned char *)src + dst_size, src_size - dst_size))
+		return gmem_fail(-E2BIG, "%s of %zu bytes uses fields libgmem %s does not know",
+				 what, src_size, gmem_version());
+
+	memcpy(dst, src, src_size < dst_size ? src_size : dst_size);
+	return 0;
+}

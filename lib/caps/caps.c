@@ -1,0 +1,754 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The capability report, made in three steps: what the host is, what KVM says,
+ * and what trying it proves. Each step only fills lines in.
+ */
+#include "caps/caps.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "base/macros.h"
+#include "base/opts.h"
+#include "caps/probe_guest.h"
+#include "caps/probe_slot.h"
+#include "os/kvm.h"
+#include "os/kvm_compat.h"
+#include "os/sys.h"
+
+#define KVM_PATH "/dev/kvm"
+
+#define HOST_ACCESS_FLAGS (GMEM_CREATE_MMAP | GMEM_CREATE_INIT_SHARED)
+
+static const struct {
+	const char *name;
+	const char *title;
+} line_names[] = {
+	[GMEM_CAP_KVM] = { "kvm", "KVM" },
+	[GMEM_CAP_USER_MEMORY2] = { "user-memory2", "KVM_SET_USER_MEMORY_REGION2" },
+	[GMEM_CAP_MEMORY_FAULT_INFO] = { "memory-fault-info", "memory-fault exits" },
+	[GMEM_CAP_MEMORY_ATTRIBUTES] = { "memory-attributes", "memory attributes" },
+	[GMEM_CAP_GUEST_MEMFD] = { "guest-memfd", "guest_memfd" },
+	[GMEM_CAP_VM_TYPES] = { "vm-types", "VM types" },
+	[GMEM_CAP_PRE_FAULT] = { "pre-fault", "KVM_PRE_FAULT_MEMORY" },
+	[GMEM_CAP_CREATE_FLAGS] = { "create-flags", "guest_memfd create flags" },
+	[GMEM_CAP_MEMSLOTS] = { "memslots", "memslots" },
+	[GMEM_CAP_ADDRESS_SPACES] = { "address-spaces", "address spaces" },
+	[GMEM_CAP_READONLY] = { "readonly", "read-only memslots" },
+	[GMEM_CAP_CREATE] = { "create", "creating a guest_memfd" },
+	[GMEM_CAP_BIND] = { "bind", "binding it to a memslot" },
+	[GMEM_CAP_HOST_ACCESS] = { "host-access", "host access to it" },
+	[GMEM_CAP_PRIVATE_MEMORY] = { "private-memory", "private memory" },
+	[GMEM_CAP_IN_PLACE] = { "in-place", "conversion in place" },
+	[GMEM_CAP_DIRTY_LOG] = { "dirty-log", "dirty log" },
+	[GMEM_CAP_ADDRESS_BITS] = { "address-bits", "guest address bits" },
+	[GMEM_CAP_GUEST_USES_FILE] = { "guest-uses-file", "guest uses the file" },
+	[GMEM_CAP_ARCHITECTURE] = { "architecture", "architecture" },
+	[GMEM_CAP_PAGE_SIZE] = { "page-size", "page size" },
+	[GMEM_CAP_NUMA_NODES] = { "numa-nodes", "NUMA nodes" },
+	[GMEM_CAP_NUMA_POLICY] = { "numa-policy", "mbind reaches guest_memfd" },
+	[GMEM_CAP_IO_URING] = { "io-uring", "io_uring" },
+};
+
+_Static_assert(GMEM_ARRAY_SIZE(line_names) == GMEM_CAP_COUNT, "every line has a name");
+
+/* ---- lines ---- */
+
+static void __attribute__((format(printf, 2, 0)))
+set_reason(struct gmem_line *line, const char *format, va_list args)
+{
+	vsnprintf(line->reason, sizeof(line->reason), format, args);
+}
+
+static void __attribute__((format(printf, 3, 4)))
+say_yes(struct gmem_caps *caps, enum gmem_cap cap, const char *format, ...)
+{
+	struct gmem_line *line = &caps->lines[cap];
+	va_list args;
+
+	line->answer = GMEM_YES;
+	line->remedy = NULL;
+	va_start(args, format);
+	set_reason(line, format, args);
+	va_end(args);
+}
+
+static void __attribute__((format(printf, 3, 4)))
+say_unknown(struct gmem_caps *caps, enum gmem_cap cap, const char *format, ...)
+{
+	struct gmem_line *line = &caps->lines[cap];
+	va_list args;
+
+	line->answer = GMEM_UNKNOWN;
+	line->remedy = NULL;
+	va_start(args, format);
+	set_reason(line, format, args);
+	va_end(args);
+}
+
+static void __attribute__((format(printf, 4, 5)))
+say_no(struct gmem_caps *caps, enum gmem_cap cap, const char *remedy, const char *format, ...)
+{
+	struct gmem_line *line = &caps->lines[cap];
+	va_list args;
+
+	line->answer = GMEM_NO;
+	line->remedy = remedy;
+	va_start(args, format);
+	set_reason(line, format, args);
+	va_end(args);
+}
+
+static void set_value(struct gmem_caps *caps, enum gmem_cap cap, int64_t value)
+{
+	caps->lines[cap].value = value;
+	caps->lines[cap].has_value = 1;
+}
+
+bool gmem_caps_says(const struct gmem_caps *caps, enum gmem_cap cap, uint32_t answer)
+{
+	return caps->lines[cap].answer == answer;
+}
+
+uint64_t gmem_caps_value(const struct gmem_caps *caps, enum gmem_cap cap)
+{
+	return (uint64_t)caps->lines[cap].value;
+}
+
+static bool is_arm64(void)
+{
+	return strcmp(gmem_sys_architecture(), "arm64") == 0;
+}
+
+/* ---- what the host is ---- */
+
+/* Count a list such as "0-1,4"; 0 if it is none. */
+static int64_t count_list(const char *text)
+{
+	int64_t count = 0;
+
+	while (*text >= '0' && *text <= '9') {
+		char *end;
+		long first = strtol(text, &end, 10), final = first;
+
+		if (*end == '-')
+			final = strtol(end + 1, &end, 10);
+		if (final < first)
+			return 0;
+		count += final - first + 1;
+		text = *end == ',' ? end + 1 : end;
+	}
+	return count;
+}
+
+static void ask_numa_nodes(struct gmem_caps *caps)
+{
+	char online[256];
+	int64_t nodes = 0;
+
+	if (gmem_sys_read_file("/sys/devices/system/node/online", online, sizeof(online)) > 0)
+		nodes = count_list(online);
+
+	if (nodes == 0) {
+		say_unknown(caps, GMEM_CAP_NUMA_NODES, "/sys does not list the nodes online");
+		return;
+	}
+
+	set_value(caps, GMEM_CAP_NUMA_NODES, nodes);
+	if (nodes > 1)
+		say_yes(caps, GMEM_CAP_NUMA_NODES, "%" PRId64 " nodes online", nodes);
+	else
+		say_no(caps, GMEM_CAP_NUMA_NODES, "a machine with several nodes",
+		       "one node: there is nothing to choose between");
+}
+
+static void ask_io_uring(struct gmem_caps *caps)
+{
+	int err = gmem_sys_try_io_uring();
+
+	if (!err)
+		say_yes(caps, GMEM_CAP_IO_URING, "a ring was set up");
+	else if (err == -ENOSYS)
+		say_no(caps, GMEM_CAP_IO_URING, "needs a kernel with CONFIG_IO_URING",
+		       "the kernel is built without it, or a seccomp filter hides it");
+	else if (err == -EPERM || err == -EACCES)
+		say_no(caps, GMEM_CAP_IO_URING,
+		       "sysctl kernel.io_uring_disabled=0, or allow it in the seccomp filter",
+		       "forbidden to this process: %s", gmem_errno_name(err));
+	else
+		say_unknown(caps, GMEM_CAP_IO_URING, "setting up a ring failed: %s",
+			    gmem_errno_name(err));
+}
+
+static void ask_host(struct gmem_caps *caps)
+{
+	uint64_t page = gmem_sys_page_size();
+
+	say_yes(caps, GMEM_CAP_ARCHITECTURE, "%s", gmem_sys_architecture());
+	set_value(caps, GMEM_CAP_PAGE_SIZE, (int64_t)page);
+	say_yes(caps, GMEM_CAP_PAGE_SIZE,
+		"%" PRIu64 " bytes: the unit of every size and offset", page);
+	ask_numa_nodes(caps);
+	ask_io_uring(caps);
+}
+
+/* ---- what KVM says ---- */
+
+#define NEEDS_6_8 "needs Linux 6.8 or a backport"
+#define NEEDS_6_18 "needs Linux 6.18 or a backport"
+#define NEEDS_PRIVATE_TYPE                                                            \
+	"create the VM with a type that has private memory, on a kernel built for it"
+
+struct extension {
+	enum gmem_cap line;
+	long cap;
+	bool differs_per_vm;	/* /dev/kvm's answer is only "compiled in" */
+	const char *yes;
+	const char *no;
+	const char *remedy;
+};
+
+static const struct extension extensions[] = {
+	{ GMEM_CAP_USER_MEMORY2, KVM_CAP_USER_MEMORY2, false,
+	  "memslots are set with it", "KVM does not have the call", NEEDS_6_8 },
+	{ GMEM_CAP_MEMORY_FAULT_INFO, KVM_CAP_MEMORY_FAULT_INFO, false,
+	  "KVM says which access failed", "KVM does not say which access failed", NEEDS_6_8 },
+	{ GMEM_CAP_MEMORY_ATTRIBUTES, KVM_CAP_MEMORY_ATTRIBUTES, true,
+	  "ranges can have attributes, such as private", "memory has no attributes",
+	  NEEDS_PRIVATE_TYPE },
+	{ GMEM_CAP_GUEST_MEMFD, KVM_CAP_GUEST_MEMFD, true,
+	  "memslots can be backed by one", "memslots cannot be backed by one",
+	  "needs Linux 6.18 or a backport; before, only VM types with private memory had it" },
+	{ GMEM_CAP_PRE_FAULT, KVM_CAP_PRE_FAULT_MEMORY, true,
+	  "guest page tables can be filled ahead", "KVM cannot fill guest page tables ahead",
+	  "needs Linux 6.11 or a backport, on x86 with nested paging" },
+	{ GMEM_CAP_READONLY, KVM_CAP_READONLY_MEM, false,
+	  "for memslots without guest_memfd", "KVM has no read-only memslots",
+	  "needs a KVM with KVM_CAP_READONLY_MEM" },
+};
+
+static void say_extension(struct gmem_caps *caps, const struct extension *ext, int value)
+{
+	/* Some kernels answer with a negative number: the call's errno, to us. */
+	set_value(caps, ext->line, value < 0 ? 0 : value);
+	if (value < 1)
+		say_no(caps, ext->line, ext->remedy, "%s", ext->no);
+	else if (ext->differs_per_vm && !caps->has_vm)
+		say_unknown(caps, ext->line, "compiled in; only a VM fd tells what a VM has");
+	else
+		say_yes(caps, ext->line, "%s", ext->yes);
+}
+
+static void ask_vm_types(struct gmem_caps *caps, int fd)
+{
+	int value = gmem_kvm_check(fd, KVM_CAP_VM_TYPES);
+
+	set_value(caps, GMEM_CAP_VM_TYPES, value < 0 ? 0 : value);
+	if (is_arm64())
+		say_unknown(caps, GMEM_CAP_VM_TYPES,
+			    "not a mask on arm64: the type is the number of address bits");
+	else if (value < 1)
+		say_no(caps, GMEM_CAP_VM_TYPES, NEEDS_6_8,
+		       "KVM does not list them: only the default type is sure");
+	else
+		say_yes(caps, GMEM_CAP_VM_TYPES, "mask 0x%x: %s", (unsigned int)value,
+			value > 1 ? "more than the default type" : "only the default type");
+}
+
+static void ask_numbers(struct gmem_caps *caps, int fd)
+{
+	int slots = gmem_kvm_check(fd, KVM_CAP_NR_MEMSLOTS);
+	int spaces = gmem_kvm_check(fd, KVM_CAP_MULTI_ADDRESS_SPACE);
+
+	/* KVM answers 0 where it has never had more than these. */
+	slots = slots < 1 ? 32 : slots;
+	spaces = spaces < 1 ? 1 : spaces;
+
+	set_value(caps, GMEM_CAP_MEMSLOTS, slots);
+	say_yes(caps, GMEM_CAP_MEMSLOTS, "%d in each address space", slots);
+	set_value(caps, GMEM_CAP_ADDRESS_SPACES, spaces);
+	say_yes(caps, GMEM_CAP_ADDRESS_SPACES, "%d, each with its own memslots", spaces);
+}
+
+static bool has_private_attribute(const struct gmem_caps *caps)
+{
+	return gmem_caps_value(caps, GMEM_CAP_MEMORY_ATTRIBUTES) & KVM_MEMORY_ATTRIBUTE_PRIVATE;
+}
+
+static void ask_private_memory(struct gmem_caps *caps)
+{
+	if (has_private_attribute(caps) && !caps->has_vm)
+		say_unknown(caps, GMEM_CAP_PRIVATE_MEMORY,
+			    "compiled in; only a VM fd tells what a VM has");
+	else if (has_private_attribute(caps))
+		say_yes(caps, GMEM_CAP_PRIVATE_MEMORY, "ranges convert through VM attributes");
+	else if (is_arm64())
+		say_no(caps, GMEM_CAP_PRIVATE_MEMORY, "needs a kernel to come",
+		       "arm64 has no VM type with memory that converts");
+	else
+		say_no(caps, GMEM_CAP_PRIVATE_MEMORY, NEEDS_PRIVATE_TYPE,
+		       "%s has no private memory", caps->has_vm ? "this VM" : "no VM here");
+}
+
+/*
+ * MMAP alone means a VM with private memory. Without private memory it is
+ * Linux 6.18-rc1, where MMAP by itself meant shared: nothing to build on.
+ */
+static bool is_ambiguous_mask(const struct gmem_caps *caps, uint64_t mask)
+{
+	return caps->has_vm && (mask & HOST_ACCESS_FLAGS) == GMEM_CREATE_MMAP &&
+	       !has_private_attribute(caps);
+}
+
+static void ask_create_flags(struct gmem_caps *caps, int fd)
+{
+	int value = gmem_kvm_check(fd, KVM_CAP_GUEST_MEMFD_FLAGS);
+	uint64_t mask = value < 0 ? 0 : (uint64_t)value;
+	uint64_t others = mask & ~HOST_ACCESS_FLAGS;
+	char names[80];
+
+	set_value(caps, GMEM_CAP_CREATE_FLAGS, (int64_t)mask);
+	snprintf(names, sizeof(names), "0x%" PRIx64 ":%s%s", mask,
+		 mask & GMEM_CREATE_MMAP ? " MMAP" : "",
+		 mask & GMEM_CREATE_INIT_SHARED ? " INIT_SHARED" : "");
+	if (others)
+		snprintf(names + strlen(names), sizeof(names) - strlen(names),
+			 " and 0x%" PRIx64 ", unknown to libgmem %s", others, gmem_version());
+
+	if (mask == 0)
+		say_no(caps, GMEM_CAP_CREATE_FLAGS, NEEDS_6_18,
+		       "none: a guest_memfd cannot be mapped or begin shared");
+	else if (is_ambiguous_mask(caps, mask))
+		say_no(caps, GMEM_CAP_CREATE_FLAGS, "needs Linux 6.18 as released",
+		       "%s without private memory: a pre-release kernel on which MMAP meant shared",
+		       names);
+	else if (!caps->has_vm)
+		say_unknown(caps, GMEM_CAP_CREATE_FLAGS, "%s compiled in; a VM may have fewer",
+			    names);
+	else if (mask & GMEM_CREATE_INIT_SHARED)
+		say_yes(caps, GMEM_CAP_CREATE_FLAGS, "%s", names);
+	else
+		say_yes(caps, GMEM_CAP_CREATE_FLAGS,
+			"%s: can be mapped, but begins private and is out of the host's reach",
+			names);
+}
+
+/* arm64 kernels have been seen to say 0 and fill these exits in. */
+static void doubt_memory_fault_info(struct gmem_caps *caps)
+{
+	if (gmem_caps_says(caps, GMEM_CAP_MEMORY_FAULT_INFO, GMEM_NO) &&
+	    gmem_caps_value(caps, GMEM_CAP_GUEST_MEMFD) > 0)
+		say_unknown(caps, GMEM_CAP_MEMORY_FAULT_INFO,
+			    "KVM says 0, yet kernels with guest_memfd may fill these exits in");
+}
+
+static void ask_kvm(struct gmem_caps *caps, int fd)
+{
+	for (size_t i = 0; i < GMEM_ARRAY_SIZE(extensions); i++)
+		say_extension(caps, &extensions[i], gmem_kvm_check(fd, extensions[i].cap));
+
+	ask_vm_types(caps, fd);
+	ask_numbers(caps, fd);
+	ask_private_memory(caps);
+	ask_create_flags(caps, fd);
+	doubt_memory_fault_info(caps);
+}
+
+/* Every line is set before anything is asked, so that none can be forgotten. */
+static void start_report(struct gmem_caps *caps, const char *reason)
+{
+	for (size_t i = 0; i < GMEM_CAP_COUNT; i++)
+		say_unknown(caps, (enum gmem_cap)i, "%s", reason);
+
+	say_unknown(caps, GMEM_CAP_IN_PLACE,
+		    "no released kernel has it, so there is no number to ask for it by");
+}
+
+static void say_no_kvm(struct gmem_caps *caps, int err)
+{
+	bool forbidden = err == -EACCES || err == -EPERM;
+	const char *remedy =
+		forbidden ? "join group kvm, or whoever may open " KVM_PATH " here"
+			  : "load the kvm module; virtualisation must be on in the firmware, "
+			    "and nested if this is a VM";
+
+	say_no(caps, GMEM_CAP_KVM, remedy, "%s: %s",
+	       forbidden ? "no permission on the KVM device" : "the KVM device cannot be used",
+	       gmem_errno_name(err));
+
+	/* All that KVM would say, and all that would be tried with it */
+	for (uint32_t cap = GMEM_CAP_KVM + 1; cap < GMEM_CAP_ARCHITECTURE; cap++) {
+		if (cap == GMEM_CAP_IN_PLACE)
+			continue;
+		if (forbidden)
+			say_unknown(caps, (enum gmem_cap)cap, "no permission to ask KVM");
+		else
+			say_no(caps, (enum gmem_cap)cap, remedy, "there is no KVM");
+	}
+}
+
+/* ---- what trying it proves ---- */
+
+static bool offers_gmemfd(const struct gmem_caps *caps)
+{
+	return gmem_caps_value(caps, GMEM_CAP_GUEST_MEMFD) > 0 &&
+	       !gmem_caps_says(caps, GMEM_CAP_CREATE_FLAGS, GMEM_NO);
+}
+
+/* The create flags a caller would be given here: what is worth proving. */
+static uint64_t flags_to_try(const struct gmem_caps *caps)
+{
+	uint64_t mask = gmem_caps_value(caps, GMEM_CAP_CREATE_FLAGS);
+
+	mask &= HOST_ACCESS_FLAGS;
+	if (!offers_gmemfd(caps))
+		return 0;
+	if (has_private_attribute(caps) && mask != HOST_ACCESS_FLAGS)
+		return 0;
+	return mask;
+}
+
+static void try_numa_policy(struct gmem_caps *caps, int gmemfd)
+{
+	uint64_t type;
+	int err = gmem_sys_filesystem_type(gmemfd, &type);
+
+	if (err)
+		say_unknown(caps, GMEM_CAP_NUMA_POLICY, "statfs on a guest_memfd: %s",
+			    gmem_errno_name(err));
+	else if (type == GUEST_MEMFD_MAGIC)
+		say_yes(caps, GMEM_CAP_NUMA_POLICY, "pages go where mbind() said before first use");
+	else
+		say_no(caps, GMEM_CAP_NUMA_POLICY, "needs Linux 6.19 or a backport",
+		       "mbind() succeeds and guest_memfd pages do not follow it");
+}
+
+static void try_host_access(struct gmem_caps *caps, int gmemfd, uint64_t flags)
+{
+	uint64_t page = gmem_sys_page_size();
+	void *hva;
+	int err;
+
+	if ((flags & HOST_ACCESS_FLAGS) != HOST_ACCESS_FLAGS) {
+		bool private = has_private_attribute(caps);
+
+		say_no(caps, GMEM_CAP_HOST_ACCESS, private ? "a VM without private memory" : NEEDS_6_18,
+		       private ? "private memory is out of the host's reach"
+			       : "a guest_memfd cannot begin shared here");
+		return;
+	}
+
+	err = gmem_sys_mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, gmemfd, 0, &hva);
+	if (!err) {
+		/* Fails with -EFAULT where a load would raise SIGBUS. */
+		err = gmem_sys_madvise(hva, page, MADV_POPULATE_WRITE);
+		gmem_sys_munmap(hva, page);
+	}
+
+	if (!err)
+		say_yes(caps, GMEM_CAP_HOST_ACCESS, "a page was mapped and made writable");
+	else if (err == -EFAULT || err == -ENODEV)
+		say_no(caps, GMEM_CAP_HOST_ACCESS, NEEDS_6_18, "the kernel refused the mapping: %s",
+		       gmem_errno_name(err));
+	else
+		say_unknown(caps, GMEM_CAP_HOST_ACCESS, "mapping a page failed: %s",
+			    gmem_errno_name(err));
+}
+
+static void try_bind(struct gmem_caps *caps, struct gmem_probe_slot *scratch, int gmemfd)
+{
+	int err = gmem_probe_slot_try_gmemfd(scratch, gmemfd, 0);
+
+	if (!err)
+		say_yes(caps, GMEM_CAP_BIND, "a page was bound and released");
+	else if (err == -ENOMEM)
+		say_unknown(caps, GMEM_CAP_BIND, "no memory to try it with");
+	else
+		say_no(caps, GMEM_CAP_BIND, caps->lines[GMEM_CAP_GUEST_MEMFD].remedy
+						    ? caps->lines[GMEM_CAP_GUEST_MEMFD].remedy
+						    : "a VM without features that exclude guest_memfd",
+		       "the kernel refuses the memslot: %s", gmem_errno_name(err));
+}
+
+static void try_gmemfd(struct gmem_caps *caps, int vm_fd, struct gmem_probe_slot *scratch)
+{
+	uint64_t flags = flags_to_try(caps);
+	int fd = gmem_kvm_create_gmemfd(vm_fd, gmem_sys_page_size(), flags);
+
+	if (fd == -EMFILE || fd == -ENFILE || fd == -ENOMEM) {
+		say_unknown(caps, GMEM_CAP_CREATE, "no resources to try it with: %s",
+			    gmem_errno_name(fd));
+		return;
+	}
+
+	if (fd < 0) {
+		const char *remedy = caps->lines[GMEM_CAP_GUEST_MEMFD].remedy;
+
+		remedy = remedy ? remedy : NEEDS_6_18;
+		say_no(caps, GMEM_CAP_CREATE, remedy, "the kernel refuses: %s",
+		       gmem_errno_name(fd));
+		say_no(caps, GMEM_CAP_BIND, remedy, "there is no guest_memfd to bind");
+		say_no(caps, GMEM_CAP_HOST_ACCESS, remedy, "there is no guest_memfd to map");
+		say_no(caps, GMEM_CAP_NUMA_POLICY, remedy, "there is no guest_memfd to place");
+		return;
+	}
+	gmem_sys_set_cloexec(fd);
+
+	set_value(caps, GMEM_CAP_CREATE, (int64_t)flags);
+	if (gmem_caps_value(caps, GMEM_CAP_GUEST_MEMFD) > 0)
+		say_yes(caps, GMEM_CAP_CREATE, "one was made with flags 0x%" PRIx64, flags);
+	else
+		say_yes(caps, GMEM_CAP_CREATE, "one was made, for a VM that cannot use it");
+	try_numa_policy(caps, fd);
+	try_host_access(caps, fd, flags);
+	if (scratch)
+		try_bind(caps, scratch, fd);
+	gmem_sys_close(fd);
+}
+
+static void try_dirty_log(struct gmem_caps *caps, struct gmem_probe_slot *scratch)
+{
+	int err = gmem_probe_slot_try_dirty_log(scratch);
+
+	if (!err)
+		say_yes(caps, GMEM_CAP_DIRTY_LOG, "read from a memslot without guest_memfd");
+	else if (err == -ENOMEM)
+		say_unknown(caps, GMEM_CAP_DIRTY_LOG, "no memory to try it with");
+	else
+		say_no(caps, GMEM_CAP_DIRTY_LOG, "needs a KVM that logs writes",
+		       "the kernel refuses: %s", gmem_errno_name(err));
+}
+
+static int try_vm(struct gmem_caps *caps, int vm_fd)
+{
+	struct gmem_probe_slot scratch;
+	int err = gmem_probe_slot_open(&scratch, vm_fd);
+
+	if (err == -EIO || err == -EBADF || err == -ENOTTY)
+		return gmem_fail(err, "VM fd %d refuses memslots: %s", vm_fd, gmem_errno_name(err));
+
+	if (err) {
+		static const enum gmem_cap lines[] = { GMEM_CAP_BIND, GMEM_CAP_DIRTY_LOG,
+						       GMEM_CAP_ADDRESS_BITS };
+
+		for (size_t i = 0; i < GMEM_ARRAY_SIZE(lines); i++)
+			say_unknown(caps, lines[i], "no spare memslot and address to try with: %s",
+				    gmem_errno_name(err));
+		try_gmemfd(caps, vm_fd, NULL);
+		return 0;
+	}
+
+	set_value(caps, GMEM_CAP_ADDRESS_BITS, scratch.address_bits);
+	say_yes(caps, GMEM_CAP_ADDRESS_BITS, "the highest memslot accepted ends at bit %" PRIu32,
+		scratch.address_bits);
+	try_dirty_log(caps, &scratch);
+	try_gmemfd(caps, vm_fd, &scratch);
+	gmem_probe_slot_close(&scratch);
+	return 0;
+}
+
+/* ---- what a guest sees ---- */
+
+static void say_guest_sight(struct gmem_caps *caps, const struct gmem_probe_result *sight)
+{
+	bool file = sight->load_from_file && sight->store_to_file;
+	bool any_hva = sight->load_from_hva || sight->store_to_hva;
+
+	if (file && !any_hva)
+		say_yes(caps, GMEM_CAP_GUEST_USES_FILE,
+			"a guest loaded and stored there, past another host address");
+	else
+		say_no(caps, GMEM_CAP_GUEST_USES_FILE,
+		       "needs KVM with nested paging; harmless where the host address maps the file",
+		       "loads met the %s, stores the %s, though the file was bound",
+		       sight->load_from_hva ? "host address" : "file",
+		       sight->store_to_hva ? "host address" : "file");
+
+	if (sight->fault_exit)
+		say_yes(caps, GMEM_CAP_MEMORY_FAULT_INFO, "one came when the guest's file was gone");
+}
+
+static void look_as_guest(struct gmem_caps *caps, int kvm_fd, const struct gmem_caps_opts *opts)
+{
+	bool type_known = opts->flags & GMEM_CAPS_VM_TYPE;
+	bool private = has_private_attribute(caps);
+	struct gmem_probe_result sight;
+	uint64_t flags;
+	int err;
+
+	if (!offers_gmemfd(caps) && !private) {
+		say_no(caps, GMEM_CAP_GUEST_USES_FILE, NEEDS_6_18, "there is no file to use");
+		return;
+	}
+
+	/* The default type stands in for a type not told, unless it clearly is not it. */
+	if (private && !type_known) {
+		say_unknown(caps, GMEM_CAP_GUEST_USES_FILE,
+			    "the VM's type was not told, so no VM like it could be made");
+		return;
+	}
+
+	flags = flags_to_try(caps);
+	err = gmem_probe_guest(kvm_fd, type_known ? opts->vm_type : 0, flags,
+			       private && !(flags & GMEM_CREATE_INIT_SHARED), &sight);
+	if (err)
+		say_unknown(caps, GMEM_CAP_GUEST_USES_FILE, "a guest could not be run: %s",
+			    gmem_errno_name(err));
+	else
+		say_guest_sight(caps, &sight);
+}
+
+/* ---- the report ---- */
+
+static int ask_vm(struct gmem_caps *caps, int vm_fd, uint64_t flags)
+{
+	int err;
+
+	if (gmem_sys_ioctl(vm_fd, KVM_GET_API_VERSION, NULL) >= 0)
+		return gmem_fail(-EINVAL, "fd %d is " KVM_PATH " itself, not a VM", vm_fd);
+
+	err = gmem_kvm_check(vm_fd, KVM_CAP_USER_MEMORY);
+	if (err < 0)
+		return gmem_fail(err, "fd %d is not a VM's, or not usable from this process: %s",
+				 vm_fd, gmem_errno_name(err));
+
+	say_yes(caps, GMEM_CAP_KVM, "there is a VM, and it answers");
+	ask_kvm(caps, vm_fd);
+	if (flags & GMEM_CAPS_NO_SELFTEST)
+		return 0;
+	return try_vm(caps, vm_fd);
+}
+
+static void ask_system(struct gmem_caps *caps, int kvm_fd)
+{
+	int version = gmem_sys_ioctl(kvm_fd, KVM_GET_API_VERSION, NULL);
+
+	if (version < 0) {
+		say_no_kvm(caps, version);
+		return;
+	}
+
+	set_value(caps, GMEM_CAP_KVM, version);
+	if (version != KVM_API_VERSION) {
+		say_no(caps, GMEM_CAP_KVM, "needs KVM API version 12",
+		       "API version %d is not the one everybody speaks", version);
+		return;
+	}
+
+	say_yes(caps, GMEM_CAP_KVM, "API version %d", version);
+	ask_kvm(caps, kvm_fd);
+}
+
+static int fill(struct gmem_caps *caps, int vm_fd, const struct gmem_caps_opts *opts)
+{
+	bool need_kvm = !caps->has_vm || (opts->flags & GMEM_CAPS_RUN_GUEST);
+	bool opened = false;
+	int kvm_fd = -ENOENT, err = 0;
+
+	start_report(caps, caps->has_vm ? "not tried: no self-test was asked for"
+					: "only a VM fd can answer");
+	ask_host(caps);
+	if (caps->has_vm)
+		err = ask_vm(caps, vm_fd, opts->flags);
+	if (err || !need_kvm)
+		return err;
+
+	if (opts->flags & GMEM_CAPS_KVM_FD) {
+		kvm_fd = opts->kvm_fd;
+	} else {
+		kvm_fd = gmem_sys_open(KVM_PATH, O_RDWR);
+		opened = kvm_fd >= 0;
+	}
+
+	if (caps->has_vm && kvm_fd >= 0)
+		look_as_guest(caps, kvm_fd, opts);
+	else if (caps->has_vm)
+		say_unknown(caps, GMEM_CAP_GUEST_USES_FILE, "no " KVM_PATH " to make a VM with: %s",
+			    gmem_errno_name(kvm_fd));
+	else if (kvm_fd >= 0)
+		ask_system(caps, kvm_fd);
+	else
+		say_no_kvm(caps, kvm_fd);
+
+	if (opened)
+		gmem_sys_close(kvm_fd);
+	return 0;
+}
+
+GMEM_API int gmem_caps_new(int vm_fd, const struct gmem_caps_opts *user_opts,
+			   struct gmem_caps **ret)
+{
+	struct gmem_caps_opts opts;
+	struct gmem_caps *caps;
+	int err;
+
+	if (!ret)
+		return gmem_fail(-EINVAL, "no place for the report: ret is NULL");
+
+	err = GMEM_COPY_OPTS(gmem_caps_opts, &opts, user_opts, reserved);
+	if (err)
+		return err;
+
+	err = gmem_check_flags("flags", opts.flags,
+			       GMEM_CAPS_KVM_FD | GMEM_CAPS_VM_TYPE | GMEM_CAPS_NO_SELFTEST |
+				       GMEM_CAPS_RUN_GUEST);
+	if (err)
+		return err;
+
+	if (opts.reserved)
+		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", opts.reserved);
+
+	if (vm_fd < 0 && vm_fd != GMEM_NO_VM)
+		return gmem_fail(-EBADF, "%d is no fd", vm_fd);
+
+	caps = calloc(1, sizeof(*caps));
+	if (!caps)
+		return gmem_fail(-ENOMEM, "no memory for a report");
+
+	caps->has_vm = vm_fd != GMEM_NO_VM;
+	err = fill(caps, vm_fd, &opts);
+	if (err) {
+		free(caps);
+		return err;
+	}
+
+	*ret = caps;
+	return 0;
+}
+
+GMEM_API void gmem_caps_free(struct gmem_caps *caps)
+{
+	free(caps);
+}
+
+GMEM_API int gmem_caps_get(const struct gmem_caps *caps, uint32_t cap, struct gmem_finding *ret)
+{
+	const struct gmem_line *line;
+
+	if (!caps || !ret)
+		return gmem_fail(-EINVAL, "%s is NULL", caps ? "ret" : "caps");
+
+	if (cap >= GMEM_CAP_COUNT)
+		return gmem_fail(-ENOENT, "a report of libgmem %s has lines 0 to %d, not %" PRIu32,
+				 gmem_version(), GMEM_CAP_COUNT - 1, cap);
+
+	line = &caps->lines[cap];
+	*ret = (struct gmem_finding){
+		.name = line_names[cap].name,
+		.title = line_names[cap].title,
+		.reason = line->reason,
+		.remedy = line->remedy,
+		.value = line->value,
+		.answer = line->answer,
+		.has_value = line->has_value,
+	};
+	return 0;
+}

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * apply: every change of a VM's layout, one step or many, all of it or nothing.
+ *
+ *   hook     who watches the layout must agree
+ *   wait     for conversions at work there; whoever holds a lease refuses the change
+ *   detach   what steps take away leaves the records, in the order of the steps
+ *   prepare  what steps bring is checked against the layout to be, and made
+ *   table    the table that readers will use is built
+ *   kernel   memslots are deleted, then added (apply_slots.h)
+ *   publish  readers get the new table
+ *   finish   when no reader can hold the old one, what was taken is let go
+ *
+ * Everything that can fail for want of memory comes before the kernel is asked, and
+ * undoing never needs any.
+ */
+#ifndef GMEM_APPLY_H
+#define GMEM_APPLY_H
+
+#include <stddef.h>
+
+#include "layout/step.h"
+#include "region/vm_core.h"
+
+/* "add", "remove", "move", "split" or "rebind" */
+const char *gmem_step_name(enum gmem_step_kind kind);
+int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count);
+
+#endif

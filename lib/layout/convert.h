@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * convert: conversion of a range between shared and private.
+ *
+ *   claim    conversions that overlap follow each other, one to private also the
+ *            leases; the layout of the range does not change until it is done
+ *   check    every byte can be converted, or nothing is touched
+ *   ask      to private: listeners, one of whom may refuse
+ *   table    to private: readers are told, and waited for, before
+ *   kernel   one call for each run that is not yet as it shall be
+ *   record   what the kernel was told is what gmem_vm_state() says
+ *   table    to shared: readers are told, after
+ *   discard  the other side is given back, now or later
+ *   tell     listeners what is shared now, and what did not become private
+ *
+ * Everything that needs memory comes before the kernel is asked. The record changes
+ * only with change_lock and lock held, so either is enough to read it.
+ */
+#ifndef GMEM_CONVERT_H
+#define GMEM_CONVERT_H
+
+#include "gmem.h"
+
+#endif

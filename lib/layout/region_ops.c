@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: MIT */
+#include "layout/region_ops.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "base/lock.h"
+#include "layout/apply.h"
+#include "region/file.h"
+#include "region/vm_core.h"
+
+static int apply_one(struct gmem_vm *vm, struct gmem_step *step)
+{
+	return gmem_vm_log_error(vm, gmem_apply_steps(vm, step, 1));
+}
+
+int gmem_step_check_whole(const struct gmem_region *region)
+{
+	bool whole;
+
+	if (!region)
+		return gmem_fail(-EINVAL, "region is NULL");
+
+	gmem_lock_take(&region->vm->lock);
+	whole = !region->lost;
+	gmem_lock_drop(&region->vm->lock);
+	if (!whole)
+		return gmem_fail(-ENOTRECOVERABLE,
+				 "the region at gpa 0x%" PRIx64 " lost its memslot; it can only be removed",
+				 gmem_region_gpa(region));
+	return 0;
+}
+
+int gmem_step_check_move(const struct gmem_region *region, uint64_t gpa)
+{
+	int err;
+
+	gmem_lock_take(&region->vm->lock);
+	err = gmem_region_check_gpa(region->vm, gpa, region->gpa.size);
+	gmem_lock_drop(&region->vm->lock);
+	return err;
+}
+
+static int check_rebind(const struct gmem_region *region, const struct gmem_binding *to)
+{
+	int err;
+
+	gmem_lock_take(&region->vm->lock);
+	err = gmem_region_check_binding(region, to);
+	gmem_lock_drop(&region->vm->lock);
+	return err;
+}
+
+int gmem_step_make_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+		       const struct gmem_region_opts *opts, struct gmem_step *step)
+{
+	int err;
+
+	step->kind = GMEM_STEP_ADD;
+	err = gmem_region_check(vm, gpa, size, opts, &step->params);
+	if (err)
+		return err;
+	return gmem_region_new(vm, gpa, size, &step->params, &step->region);
+}
+
+GMEM_API int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+			     const struct gmem_region_opts *opts, struct gmem_region **ret)
+{
+	struct gmem_step step;
+	int err;
+
+	if (!vm || !ret)
+		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
+
+	step.upper = NULL;
+	err = gmem_step_make_add(vm, gpa, size, opts, &step);
+	if (err)
+		return gmem_vm_log_error(vm, err);
+
+	err = apply_one(vm, &step);
+	if (err)
+		free(step.region);
+	else
+		*ret = step.region;
+	return err;
+}
+
+GMEM_API int gmem_region_remove(struct gmem_region *region)
+{
+	struct gmem_step step = { .kind = GMEM_STEP_REMOVE, .region = region };
+
+	return region ? apply_one(region->vm, &step) : 0;
+}
+
+GMEM_API int gmem_region_move(struct gmem_region *region, uint64_t gpa)
+{
+	struct gmem_step step = { .kind = GMEM_STEP_MOVE, .region = region, .gpa = gpa };
+	int err;
+
+	err = gmem_step_check_whole(region);
+	if (!err)
+		err = gmem_step_check_move(region, gpa);
+	if (err)
+		return region ? gmem_vm_log_error(region->vm, err) : err;
+	return apply_one(region->vm, &step);
+}
+
+GMEM_API int gmem_region_rebind(struct gmem_region *region, struct gmem_file *file,
+				uint64_t file_offset)
+{
+	struct gmem_step step = {
+		.kind = GMEM_STEP_REBIND,
+		.region = region,
+		.binding = { .file = file, .offset = file_offset },
+	};
+	int err;
+
+	err = gmem_step_check_whole(region);
+	if (!err)
+		err = check_rebind(region, &step.binding);
+	if (err)
+		return region ? gmem_vm_log_error(region->vm, err) : err;
+	return apply_one(region->vm, &step);
+}
+
+static int make_split(uint64_t offset, struct gmem_step *step)
+{
+	int err;
+
+	err = gmem_check_aligned("offset", offset);
+	if (err)
+		return err;
+	if (offset == 0)
+		return gmem_fail(-EINVAL, "offset 0 is not inside the region");
+
+	step->upper = malloc(sizeof(*step->upper));
+	return step->upper ? 0 : gmem_fail(-ENOMEM, "no memory for a region handle");
+}
+
+GMEM_API int gmem_region_split(struct gmem_region *region, uint64_t offset,
+			       struct gmem_region **ret_upper)
+{
+	struct gmem_step step = { .kind = GMEM_STEP_SPLIT, .region = region, .offset = offset };
+	int err;
+
+	if (!ret_upper)
+		return gmem_fail(-EINVAL, "ret_upper is NULL");
+
+	err = gmem_step_check_whole(region);
+	if (!err)
+		err = make_split(offset, &step);
+	if (err)
+		return region ? gmem_vm_log_error(region->vm, err) : err;
+
+	err = apply_one(region->vm, &step);
+	if (err)
+		free(step.upper);
+	else
+		*ret_upper = step.upper;
+	return err;
+}

@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: MIT */
+#include "layout/vm.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/macros.h"
+#include "base/opts.h"
+#include "base/range_map.h"
+#include "caps/caps.h"
+#include "caps/plan.h"
+#include "os/kvm.h"
+#include "region/region.h"
+#include "region/slots.h"
+#include "region/vm_core.h"
+#include "state/inplace.h"
+#include "view/view.h"
+
+static int take_report(struct gmem_vm *vm, int vm_fd, const struct gmem_vm_opts *opts)
+{
+	struct gmem_caps *caps;
+	int err;
+
+	if (opts->caps) {
+		if (!opts->caps->has_vm)
+			return gmem_fail(-EINVAL, "the report was made without a VM");
+		vm->caps = *opts->caps;
+		return 0;
+	}
+
+	GMEM_OPTS(gmem_caps_opts, caps_opts, .flags = opts->flags & GMEM_VM_NO_SELFTEST
+							      ? GMEM_CAPS_NO_SELFTEST
+							      : 0);
+	err = gmem_caps_new(vm_fd, &caps_opts, &caps);
+	if (err)
+		return err;
+
+	vm->caps = *caps;
+	gmem_caps_free(caps);
+	return 0;
+}
+
+GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct gmem_vm **ret)
+{
+	struct gmem_vm_opts opts;
+	struct gmem_vm *vm;
+	int err;
+
+	if (!ret)
+		return gmem_fail(-EINVAL, "no place for the handle: ret is NULL");
+
+	if (vm_fd < 0)
+		return gmem_fail(-EBADF, "%d is no VM fd", vm_fd);
+
+	err = GMEM_COPY_OPTS(gmem_vm_opts, &opts, user_opts, log_data);
+	if (!err)
+		err = gmem_check_flags("flags", opts.flags, GMEM_VM_NO_SELFTEST);
+	if (err)
+		return err;
+
+	vm = calloc(1, sizeof(*vm));
+	if (!vm)
+		return gmem_fail(-ENOMEM, "no memory for a VM handle");
+
+	err = take_report(vm, vm_fd, &opts);
+	if (err)
+		goto free_vm;
+
+	if (opts.inplace)
+		err = gmem_inplace_prove(opts.inplace, vm_fd, &vm->inplace,
+					 &vm->caps.lines[GMEM_CAP_IN_PLACE]);
+	if (err)
+		goto free_vm;
+
+	err = gmem_slots_init(&vm->slots,
+			      (uint32_t)gmem_caps_value(&vm->caps, GMEM_CAP_MEMSLOTS));
+	if (err)
+		goto free_vm;
+
+	gmem_vm_begin(vm);
+	vm->fd = vm_fd;
+	vm->log = opts.log;
+	vm->log_data = opts.log_data;
+	vm->has_default_plan = gmem_plan_make(&vm->caps, NULL, &vm->default_plan) == 0;
+	*ret = vm;
+	return 0;
+
+free_vm:
+	free(vm);
+	return err;
+}
+
+/* A memslot that cannot be deleted dies with the VM; without its file it holds nothing. */
+static void release(struct gmem_vm *vm, struct gmem_region *region)
+{
+	int err = 0;
+
+	if (region->has_slot)
+		err = gmem_kvm_delete_slot_retry(vm->fd, region->slot);
+
+	if (err)
+		gmem_vm_log_error(vm, gmem_fail(err, "memslot %" PRIu32 " at gpa 0x%" PRIx64
+						" is left behind on VM fd %d: %s", region->slot,
+						region->gpa.start, vm->fd, gmem_errno_name(err)));
+	gmem_region_detach(region);
+	gmem_region_release(region);
+	free(region);
+}
+
+GMEM_API void gmem_vm_free(struct gmem_vm *vm)
+{
+	struct gmem_region *region;
+	struct gmem_range *gpa;
+
+	if (!vm)
+		return;
+
+	gmem_lock_take(&vm->lock);
+	while ((gpa = vm->regions.root)) {
+		gmem_range_remove(&vm->regions, gpa);
+		release(vm, GMEM_CONTAINER_OF(gpa, struct gmem_region, gpa));
+	}
+	while ((region = vm->stuck)) {
+		vm->stuck = region->next_stuck;
+		release(vm, region);
+	}
+	gmem_lock_drop(&vm->lock);
+
+	gmem_slots_destroy(&vm->slots);
+	gmem_vm_drop_table(vm);
+	gmem_vm_end(vm);
+	free(vm);
+}
+
+GMEM_API const struct gmem_caps *gmem_vm_caps(const struct gmem_vm *vm)
+{
+	return vm ? &vm->caps : NULL;
+}
+
+GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t count)
+{
+	int err;
+
+	if (!vm)
+		return gmem_fail(-EINVAL, "vm is NULL");
+
+	gmem_lock_take(&vm->lock);
+	err = gmem_vm_log_error(vm, gmem_slots_reserve(&vm->slots, first, count));
+	gmem_lock_drop(&vm->lock);
+	return err;
+}
+
+GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
+			      struct gmem_region **ret_region, uint64_t *ret_offset)
+{
+	uint64_t address = (uintptr_t)hva;
+	struct gmem_range *range;
+
+	if (!vm || !ret_region)
+		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret_region" : "vm");
+
+	gmem_lock_take(&vm->lock);
+	range = gmem_range_find(&vm->hvas, address, 1);
+	if (range) {
+		*ret_region = GMEM_CONTAINER_OF(range, struct gmem_region, hva);
+		if (ret_offset)
+			*ret_offset = address - range->start;
+	}
+	gmem_lock_drop(&vm->lock);
+
+	if (!range)
+		return gmem_fail(-ENOENT, "hva 0x%" PRIx64 " belongs to no region", address);
+	return 0;
+}

@@ -1,0 +1,418 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the two engines do in C: the ends that a fault leaves over, comparing
+ * and strings, and everything of the slow engine.
+ */
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#include "nofault/nofault.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "os/sys.h"
+
+#define WORD sizeof(uint64_t)
+
+/* ---- fast: which instructions ---- */
+
+#if defined(__x86_64__)
+
+/* What touch_x86_64.S offers beyond 32 bytes, and what it is to use */
+struct gmem_nofault_stop gmem_nofault_copy_sse2(void *dst, const void *src, size_t size);
+struct gmem_nofault_stop gmem_nofault_copy_avx2(void *dst, const void *src, size_t size);
+struct gmem_nofault_stop gmem_nofault_copy_avx512(void *dst, const void *src, size_t size);
+struct gmem_nofault_stop gmem_nofault_fill_sse2(void *dst, int byte, size_t size);
+struct gmem_nofault_stop gmem_nofault_fill_avx2(void *dst, int byte, size_t size);
+struct gmem_nofault_stop gmem_nofault_fill_avx512(void *dst, int byte, size_t size);
+
+extern struct gmem_nofault_stop (*gmem_nofault_copy_above_32)(void *, const void *, size_t);
+extern struct gmem_nofault_stop (*gmem_nofault_fill_above_32)(void *, int, size_t);
+
+struct gmem_nofault_stop (*gmem_nofault_copy_above_32)(void *, const void *, size_t) =
+	gmem_nofault_copy_sse2;
+struct gmem_nofault_stop (*gmem_nofault_fill_above_32)(void *, int, size_t) = gmem_nofault_fill_sse2;
+size_t gmem_nofault_string_from = SIZE_MAX;
+
+/* Each a single store of a value that is good at any time */
+static void choose(struct gmem_nofault_stop (*copy)(void *, const void *, size_t),
+		   struct gmem_nofault_stop (*fill)(void *, int, size_t), size_t string_from)
+{
+	__atomic_store_n(&gmem_nofault_copy_above_32, copy, __ATOMIC_RELAXED);
+	__atomic_store_n(&gmem_nofault_fill_above_32, fill, __ATOMIC_RELAXED);
+	__atomic_store_n(&gmem_nofault_string_from, string_from, __ATOMIC_RELAXED);
+}
+
+/* "rep movsb" moves whole lines at a time: Intel since 2012, AMD since 2020 */
+static bool has_fast_strings(void)
+{
+	unsigned int a, b, c, d;
+
+	return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & 1u << 9);
+}
+
+/* Where strings begin to win was measured: the wider the vectors, the later. */
+unsigned int gmem_nofault_choose(unsigned int most)
+{
+	/* bytes from which a string instruction beats vectors, measured */
+	const size_t strings = has_fast_strings() ? 4 << 10 : SIZE_MAX;
+
+	__builtin_cpu_init();
+	/* Those before VBMI2 run slower for a while after a 64-byte vector. */
+	if (most >= 64 && __builtin_cpu_supports("avx512vbmi2") &&
+	    __builtin_cpu_supports("avx512vl")) {
+		choose(gmem_nofault_copy_avx512, gmem_nofault_fill_avx512, strings);
+		return 64;
+	}
+	if (most >= 32 && __builtin_cpu_supports("avx2")) {
+		choose(gmem_nofault_copy_avx2, gmem_nofault_fill_avx2, strings);
+		return 32;
+	}
+	choose(gmem_nofault_copy_sse2, gmem_nofault_fill_sse2, strings / 4);
+	return 16;
+}
+
+#else
+
+unsigned int gmem_nofault_choose(unsigned int most)
+{
+	(void)most;
+	return 16;
+}
+
+#endif
+
+/* ---- fast: one access, of any alignment ---- */
+
+static inline uint64_t load_byte(const void *p, uint8_t *ret)
+{
+	uint64_t fault;
+
+#if defined(__x86_64__)
+	GMEM_NOFAULT(fault, "movb (%[at]), %[value]", "=", *ret, p);
+#else
+	GMEM_NOFAULT(fault, "ldrb %w[value], [%[at]]", "=", *ret, p);
+#endif
+	return fault;
+}
+
+static inline uint64_t store_byte(void *p, uint8_t value)
+{
+	uint64_t fault;
+
+#if defined(__x86_64__)
+	GMEM_NOFAULT(fault, "movb %[value], (%[at])", "+", value, p);
+#else
+	GMEM_NOFAULT(fault, "strb %w[value], [%[at]]", "+", value, p);
+#endif
+	return fault;
+}
+
+static inline uint64_t load_word(const void *p, uint64_t *ret)
+{
+	uint64_t fault;
+
+#if defined(__x86_64__)
+	GMEM_NOFAULT(fault, "movq (%[at]), %[value]", "=", *ret, p);
+#else
+	GMEM_NOFAULT(fault, "ldr %[value], [%[at]]", "=", *ret, p);
+#endif
+	return fault;
+}
+
+static inline uint64_t store_word(void *p, uint64_t value)
+{
+	uint64_t fault;
+
+#if defined(__x86_64__)
+	GMEM_NOFAULT(fault, "movq %[value], (%[at])", "+", value, p);
+#else
+	GMEM_NOFAULT(fault, "str %[value], [%[at]]", "+", value, p);
+#endif
+	return fault;
+}
+
+/* Some byte of the word is 0. */
+static inline bool has_nul(uint64_t word)
+{
+	const uint64_t ones = ~(uint64_t)0 / 0xff;
+
+	return ((word - ones) & ~word & (ones << 7)) != 0;
+}
+
+/* ---- fast: what a fault leaves over ---- */
+
+/*
+ * Bytes from @p that lie before the page that faulted; @size if it is none of
+ * this range's. Bytes beyond would only fault again, and a fault costs a
+ * thousand times what finding this out does.
+ */
+static size_t before_fault(uint64_t fault, const void *p, size_t size)
+{
+	uint64_t page = gmem_nofault_page(fault), start = (uintptr_t)p;
+
+	if (page + GMEM_NOFAULT_GRAIN <= start || page >= start + size)
+		return size;
+	return page > start ? (size_t)(page - start) : 0;
+}
+
+static size_t min_size(size_t a, size_t b)
+{
+	return a < b ? a : b;
+}
+
+/*
+ * Byte by byte up to the page that faulted. Should nothing be known of it, or
+ * the first page that faults be another one, a byte faults by itself. Should
+ * all be there by now, nothing was wrong.
+ */
+size_t gmem_nofault_finish_copy(struct gmem_nofault_stop stop, void *dst, const void *src,
+				size_t size, int *ret_err)
+{
+	size_t end = min_size(before_fault(stop.fault, dst, size),
+			      before_fault(stop.fault, src, size));
+	const uint8_t *from = src;
+	uint8_t *to = dst;
+	size_t done = stop.done;
+	uint64_t fault;
+	uint8_t byte;
+
+	for (; done < end; done++) {
+		fault = load_byte(from + done, &byte);
+		if (!fault)
+			fault = store_byte(to + done, byte);
+		if (fault) {
+			*ret_err = gmem_nofault_errno(fault);
+			return done;
+		}
+	}
+
+	*ret_err = done < size ? gmem_nofault_errno(stop.fault) : 0;
+	return done;
+}
+
+size_t gmem_nofault_finish_fill(struct gmem_nofault_stop stop, void *dst, int byte, size_t size,
+				int *ret_err)
+{
+	size_t end = before_fault(stop.fault, dst, size);
+	size_t done = stop.done;
+	uint8_t *to = dst;
+	uint64_t fault;
+
+	for (; done < end; done++) {
+		fault = store_byte(to + done, (uint8_t)byte);
+		if (fault) {
+			*ret_err = gmem_nofault_errno(fault);
+			return done;
+		}
+	}
+
+	*ret_err = done < size ? gmem_nofault_errno(stop.fault) : 0;
+	return done;
+}
+
+/* ---- fast: compare, string ---- */
+
+static size_t fast_compare(const void *a, const void *b, size_t size, int *ret_cmp, int *ret_err)
+{
+	const uint8_t *left = a, *right = b;
+	size_t done = 0, end = size;
+	uint64_t x, y, fault;
+	uint8_t p, q;
+
+	*ret_cmp = 0;
+	*ret_err = 0;
+
+	for (; size - done >= WORD; done += WORD) {
+		fault = load_word(left + done, &x);
+		if (!fault)
+			fault = load_word(right + done, &y);
+		if (fault) {
+			*ret_err = gmem_nofault_errno(fault);
+			end = min_size(before_fault(fault, a, size), before_fault(fault, b, size));
+			break;
+		}
+		if (x != y)
+			break;
+	}
+
+	for (; done < end; done++) {
+		fault = load_byte(left + done, &p);
+		if (!fault)
+			fault = load_byte(right + done, &q);
+		if (fault) {
+			*ret_err = gmem_nofault_errno(fault);
+			return done;
+		}
+		if (p != q) {
+			*ret_cmp = p < q ? -1 : 1;
+			break;
+		}
+	}
+
+	if (done == size || *ret_cmp)
+		*ret_err = 0;
+	return done;
+}
+
+static size_t fast_string(char *dst, const char *src, size_t max, int *ret_err)
+{
+	size_t done = 0;
+	uint64_t word, fault;
+	uint8_t byte;
+
+	*ret_err = 0;
+
+	while (done < max) {
+		/* Only an aligned word cannot reach into a page behind the NUL's. */
+		if (max - done >= WORD && (uintptr_t)(src + done) % WORD == 0 &&
+		    !load_word(src + done, &word) && !has_nul(word) &&
+		    !store_word(dst + done, word)) {
+			done += WORD;
+			continue;
+		}
+
+		fault = load_byte(src + done, &byte);
+		if (!fault && byte)
+			fault = store_byte(dst + done, byte);
+		if (fault || !byte) {
+			*ret_err = gmem_nofault_errno(fault);
+			break;
+		}
+		done++;
+	}
+
+	return done;
+}
+
+/* ---- slow: the kernel copies ---- */
+
+/* One call moves no more than this: the kernel's own limit of a transfer, MAX_RW_COUNT */
+#define SLOW_MAX ((size_t)1 << 30)
+#define SLOW_CHUNK (4 << 10)
+
+static size_t to_page_end(const void *p)
+{
+	uint64_t page = gmem_sys_page_size();
+
+	return (size_t)(page - (uintptr_t)p % page);
+}
+
+/*
+ * The kernel stops where it meets a page that is not there, but may stop
+ * earlier, or say -EFAULT before it did anything: then try what lies within one
+ * page on both sides. If that cannot be had, nothing more can.
+ */
+size_t gmem_nofault_slow_copy(void *dst, const void *src, size_t size, int *ret_err)
+{
+	size_t done = 0, piece;
+	int64_t n;
+
+	while (done < size) {
+		char *to = (char *)dst + done;
+		const char *from = (const char *)src + done;
+
+		n = gmem_sys_process_vm_readv(to, from, min_size(size - done, SLOW_MAX));
+		if (n <= 0) {
+			piece = min_size(min_size(to_page_end(to), to_page_end(from)), size - done);
+			n = gmem_sys_process_vm_readv(to, from, piece);
+		}
+		if (n <= 0) {
+			*ret_err = n ? (int)n : -EFAULT;
+			return done;
+		}
+		done += (size_t)n;
+	}
+
+	*ret_err = 0;
+	return done;
+}
+
+size_t gmem_nofault_slow_fill(void *dst, int byte, size_t size, int *ret_err)
+{
+	char chunk[SLOW_CHUNK];
+	size_t done = 0, n;
+
+	*ret_err = 0;
+	memset(chunk, byte, min_size(size, sizeof(chunk)));
+
+	while (done < size && !*ret_err) {
+		n = min_size(size - done, sizeof(chunk));
+		done += gmem_nofault_slow_copy((char *)dst + done, chunk, n, ret_err);
+	}
+	return done;
+}
+
+static size_t slow_compare(const void *a, const void *b, size_t size, int *ret_cmp, int *ret_err)
+{
+	uint8_t left[SLOW_CHUNK], right[SLOW_CHUNK];
+	size_t done = 0, n, m, i;
+	int err_left, err_right;
+
+	*ret_cmp = 0;
+	*ret_err = 0;
+
+	while (done < size && !*ret_err) {
+		n = min_size(size - done, sizeof(left));
+		n = gmem_nofault_slow_copy(left, (const char *)a + done, n, &err_left);
+		m = gmem_nofault_slow_copy(right, (const char *)b + done, n, &err_right);
+
+		for (i = 0; i < m; i++) {
+			if (left[i] != right[i]) {
+				*ret_cmp = left[i] < right[i] ? -1 : 1;
+				return done + i;
+			}
+		}
+		done += m;
+		*ret_err = m < n ? err_right : err_left;
+	}
+	return done;
+}
+
+static size_t slow_string(char *dst, const char *src, size_t max, int *ret_err)
+{
+	char chunk[SLOW_CHUNK];
+	size_t done = 0, n, text, stored;
+	int err;
+
+	*ret_err = 0;
+
+	while (done < max) {
+		/* Not beyond the page: the next one may be behind the NUL, and missing. */
+		n = min_size(min_size(max - done, sizeof(chunk)), to_page_end(src + done));
+		n = gmem_nofault_slow_copy(chunk, src + done, n, &err);
+		text = strnlen(chunk, n);
+		stored = gmem_nofault_slow_copy(dst + done, chunk, text, ret_err);
+		done += stored;
+		if (*ret_err || text < n)
+			return done;
+		if (err) {
+			*ret_err = err;
+			return done;
+		}
+	}
+	return done;
+}
+
+int gmem_nofault_probe(const void *p, size_t size)
+{
+	uint64_t word;
+	int64_t n = gmem_sys_process_vm_readv(&word, p, size);
+
+	return n < 0 ? (int)n : (size_t)n < size ? -EFAULT : 0;
+}
+
+/* ---- either ---- */
+
+size_t gmem_nofault_compare(bool fast, const void *a, const void *b, size_t size, int *ret_cmp,
+			    int *ret_err)
+{
+	return fast ? fast_compare(a, b, size, ret_cmp, ret_err) :
+		      slow_compare(a, b, size, ret_cmp, ret_err);
+}
+
+size_t gmem_nofault_string(bool fast, char *dst, const char *src, size_t max, int *ret_err)
+{
+	return fast ? fast_string(dst, src, max, ret_err) : slow_string(dst, src, max, ret_err);
+}

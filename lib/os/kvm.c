@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: MIT */
+#include "os/kvm.h"
+
+#include "os/sys.h"
+
+int gmem_kvm_check(int fd, long cap)
+{
+	return gmem_sys_ioctl(fd, KVM_CHECK_EXTENSION, (void *)(uintptr_t)cap);
+}
+
+int gmem_kvm_create_gmemfd(int vm_fd, uint64_t size, uint64_t flags)
+{
+	struct gmem_kvm_create_guest_memfd args = {
+		.size = size,
+		.flags = flags,
+	};
+
+	return gmem_sys_ioctl(vm_fd, KVM_CREATE_GUEST_MEMFD, &args);
+}
+
+static int set_plain_slot(int vm_fd, const struct gmem_kvm_slot *slot)
+{
+	struct kvm_userspace_memory_region args = {
+		.slot = slot->number,
+		.flags = slot->flags,
+		.guest_phys_addr = slot->gpa,
+		.memory_size = slot->size,
+		.userspace_addr = (uintptr_t)slot->hva,
+	};
+
+	return gmem_sys_ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION, &args);
+}
+
+int gmem_kvm_set_slot(int vm_fd, const struct gmem_kvm_slot *slot)
+{
+	struct gmem_kvm_userspace_memory_region2 args = {
+		.slot = slot->number,
+		.flags = slot->flags,
+		.guest_phys_addr = slot->gpa,
+		.memory_size = slot->size,
+		.userspace_addr = (uintptr_t)slot->hva,
+		.guest_memfd = (uint32_t)slot->gmemfd,
+		.guest_memfd_offset = slot->gmemfd_offset,
+	};
+
+	if (!(slot->flags & KVM_MEM_GUEST_MEMFD))
+		return set_plain_slot(vm_fd, slot);
+
+	return gmem_sys_ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION2, &args);
+}
+
+/* Deleting by the older ioctl works for every slot, on every kernel. */
+int gmem_kvm_delete_slot(int vm_fd, uint32_t number)
+{
+	const struct gmem_kvm_slot none = { .number = number };
+
+	return set_plain_slot(vm_fd, &none);
+}
+
+int gmem_kvm_delete_slot_retry(int vm_fd, uint32_t number)
+{
+	int err, tries = 3;
+
+	do {
+		err = gmem_kvm_delete_slot(vm_fd, number);
+	} while (err && --tries);
+	return err;
+}
+
+int gmem_kvm_get_dirty_log(int vm_fd, uint32_t number, uint64_t *bitmap)
+{
+	struct kvm_dirty_log args = {
+		.slot = number,
+		.dirty_bitmap = bitmap,
+	};
+
+	return gmem_sys_ioctl(vm_fd, KVM_GET_DIRTY_LOG, &args);
+}
+
+int gmem_kvm_set_attributes(int vm_fd, uint64_t gpa, uint64_t size, uint64_t attributes)
+{
+	struct gmem_kvm_memory_attributes args = {
+		.address = gpa,
+		.size = size,
+		.attributes = attributes,
+	};
+
+	return gmem_sys_ioctl(vm_fd, KVM_SET_MEMORY_ATTRIBUTES, &args);
+}
+
+int gmem_kvm_set_file_attributes(int gmemfd, unsigned long request, uint64_t offset,
+				 uint64_t size, uint64_t attributes, uint64_t *ret_error_offset)
+{
+	struct gmem_kvm_file_attributes args = {
+		.offset = offset,
+		.size = size,
+		.attributes = attributes,
+	};
+	int err = gmem_sys_ioctl(gmemfd, request, &args);
+
+	if (err)
+		*ret_error_offset = args.error_offset;
+	return err;
+}
+
+int gmem_kvm_prefault(int vcpu_fd, uint64_t gpa, uint64_t size, uint64_t *ret_done)
+{
+	struct gmem_kvm_pre_fault_memory args = {
+		.gpa = gpa,
+		.size = size,
+	};
+	int err = gmem_sys_ioctl(vcpu_fd, KVM_PRE_FAULT_MEMORY, &args);
+
+	/* Written back also when it was stopped. */
+	*ret_done = args.size <= size ? size - args.size : 0;
+	return err;
+}

@@ -1,0 +1,569 @@
+/* SPDX-License-Identifier: MIT */
+#include "os/sys.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Linux 6.5, the same number on every architecture */
+#ifndef __NR_cachestat
+#define __NR_cachestat 451
+#endif
+
+uint64_t gmem_sys_page_size(void)
+{
+	return (uint64_t)getpagesize();
+}
+
+const char *gmem_sys_architecture(void)
+{
+#if defined(__x86_64__)
+	return "x86_64";
+#elif defined(__aarch64__)
+	return "arm64";
+#else
+#error "libgmem knows x86_64 and arm64"
+#endif
+}
+
+int gmem_sys_open(const char *path, int flags)
+{
+	int fd = open(path, flags | O_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+int gmem_sys_dup(int fd)
+{
+	int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+
+	return copy < 0 ? -errno : copy;
+}
+
+int gmem_sys_set_cloexec(int fd)
+{
+	return fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 ? -errno : 0;
+}
+
+void gmem_sys_close(int fd)
+{
+	/* The fd is gone whatever close() says, and nothing of ours is unwritten. */
+	close(fd);
+}
+
+int gmem_sys_ioctl(int fd, unsigned long request, void *arg)
+{
+	int ret = ioctl(fd, request, arg);
+
+	return ret < 0 ? -errno : ret;
+}
+
+int gmem_sys_mmap(void *hint, uint64_t size, int prot, int flags, int fd,
+	     uint64_t offset, void **ret)
+{
+	void *addr = mmap(hint, size, prot, flags, fd, (off_t)offset);
+
+	if (addr == MAP_FAILED)
+		return -errno;
+
+	*ret = addr;
+	return 0;
+}
+
+int gmem_sys_munmap(void *addr, uint64_t size)
+{
+	return munmap(addr, size) < 0 ? -errno : 0;
+}
+
+int gmem_sys_madvise(void *addr, uint64_t size, int advice)
+{
+	return madvise(addr, size, advice) < 0 ? -errno : 0;
+}
+
+int gmem_sys_fallocate(int fd, int mode, uint64_t offset, uint64_t size)
+{
+	return fallocate(fd, mode, (off_t)offset, (off_t)size) < 0 ? -errno : 0;
+}
+
+int gmem_sys_mincore(void *addr, uint64_t size, unsigned char *ret)
+{
+	return mincore(addr, size, ret) < 0 ? -errno : 0;
+}
+
+int gmem_sys_cachestat(int fd, uint64_t offset, uint64_t size, uint64_t *ret_pages)
+{
+	/* struct cachestat_range, and the kernel's answer, of which nr_cache is first */
+	uint64_t range[2] = { offset, size }, stat[5];
+
+	if (syscall(__NR_cachestat, fd, range, stat, 0) < 0)
+		return -errno;
+
+	*ret_pages = stat[0];
+	return 0;
+}
+
+int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret)
+{
+	uint64_t page = gmem_sys_page_size(), size = pages * sizeof(*ret), done = 0;
+	uint64_t start = (uintptr_t)addr / page * sizeof(*ret);
+	int fd, err = 0;
+	ssize_t n;
+
+	fd = gmem_sys_open("/proc/self/pagemap", O_RDONLY);
+	if (fd < 0)
+		return fd;
+
+	while (done < size && !err) {
+		n = pread(fd, (char *)ret + done, size - done, (off_t)(start + done));
+		if (n > 0)
+			done += (uint64_t)n;
+		else if (n == 0)
+			err = -EIO;
+		else if (errno != EINTR)
+			err = -errno;
+	}
+	gmem_sys_close(fd);
+	return err;
+}
+
+/* SIGPIPE is the program's, so the one that this thread's write() raised is taken back. */
+int64_t gmem_sys_write(int fd, const void *buf, size_t size)
+{
+	static const struct timespec now;
+	sigset_t broken, before, pending;
+	ssize_t n;
+	int err;
+
+	sigemptyset(&broken);
+	sigaddset(&broken, SIGPIPE);
+	sigemptyset(&pending);
+	sigpending(&pending);
+	pthread_sigmask(SIG_BLOCK, &broken, &before);
+
+	n = write(fd, buf, size);
+	err = n < 0 ? -errno : 0;
+	if (err == -EPIPE && !sigismember(&pending, SIGPIPE))
+		while (sigtimedwait(&broken, NULL, &now) < 0 && errno == EINTR)
+			;
+
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return err ? err : n;
+}
+
+/* The kernel's count of nodes is one more than the bits that it reads. */
+int gmem_sys_mbind(void *addr, uint64_t size, int mode, const uint64_t *mask, uint64_t nodes)
+{
+	return syscall(__NR_mbind, addr, size, mode, mask, nodes + 1, 0) < 0 ? -errno : 0;
+}
+
+int gmem_sys_get_mempolicy(int *ret_mode, uint64_t *ret_mask, uint64_t nodes, const void *addr,
+			   unsigned long flags)
+{
+	const uint64_t count = nodes ? nodes + 1 : 0;
+
+	return syscall(__NR_get_mempolicy, ret_mode, ret_mask, count, addr, flags) < 0 ? -errno : 0;
+}
+
+int gmem_sys_get_affinity(uint64_t *ret, size_t size)
+{
+	return syscall(__NR_sched_getaffinity, 0, size, ret) < 0 ? -errno : 0;
+}
+
+int gmem_sys_set_affinity(const uint64_t *cpus, size_t size)
+{
+	return syscall(__NR_sched_setaffinity, 0, size, cpus) < 0 ? -errno : 0;
+}
+
+int gmem_sys_query_pages(const void *const *pages, uint64_t count, int *ret_nodes)
+{
+	return syscall(__NR_move_pages, 0, count, pages, NULL, ret_nodes, 0) < 0 ? -errno : 0;
+}
+
+int gmem_sys_file_size(int fd, uint64_t *ret)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return -errno;
+
+	*ret = (uint64_t)st.st_size;
+	return 0;
+}
+
+int gmem_sys_facts(int fd, struct gmem_sys_facts *ret)
+{
+	struct statfs fs;
+	struct stat st;
+	int seals;
+
+	if (fstat(fd, &st) < 0 || fstatfs(fd, &fs) < 0)
+		return -errno;
+
+	seals = fcntl(fd, F_GET_SEALS);
+	*ret = (struct gmem_sys_facts){
+		.size = (uint64_t)st.st_size,
+		.filesystem_type = (uint64_t)fs.f_type,
+		.block_size = (uint64_t)fs.f_bsize,
+		.device = st.st_dev,
+		.inode = st.st_ino,
+		.seals = seals < 0 ? 0 : (uint32_t)seals,
+		.is_regular = S_ISREG(st.st_mode),
+	};
+	return 0;
+}
+
+int gmem_sys_filesystem_type(int fd, uint64_t *ret)
+{
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs) < 0)
+		return -errno;
+
+	*ret = (uint64_t)fs.f_type;
+	return 0;
+}
+
+int gmem_sys_fd_link(int fd, char *buf, size_t size)
+{
+	char path[32];
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	n = readlink(path, buf, size - 1);
+	if (n < 0)
+		return -errno;
+
+	buf[n] = '\0';
+	return (int)n;
+}
+
+int gmem_sys_read_file(const char *path, char *buf, size_t size)
+{
+	ssize_t n;
+	int fd, err;
+
+	fd = gmem_sys_open(path, O_RDONLY);
+	if (fd < 0)
+		return fd;
+
+	do {
+		n = read(fd, buf, size - 1);
+		err = n < 0 ? -errno : 0;
+	} while (err == -EINTR);
+	gmem_sys_close(fd);
+	if (err)
+		return err;
+
+	buf[n] = '\0';
+	return (int)n;
+}
+
+int gmem_sys_fd_kind(int fd, struct gmem_fd_kind *ret)
+{
+	struct stat st;
+	int flags;
+
+	flags = fcntl(fd, F_GETFL);
+	if (flags < 0 || fstat(fd, &st) < 0)
+		return -errno;
+
+	*ret = (struct gmem_fd_kind){
+		.has_offsets = S_ISREG(st.st_mode) || S_ISBLK(st.st_mode),
+		.has_size = S_ISREG(st.st_mode),
+		.size = (uint64_t)st.st_size,
+		.appends = flags & O_APPEND,
+		.never_blocks = flags & O_NONBLOCK,
+	};
+	return 0;
+}
+
+int gmem_sys_reopen(int fd, int flags)
+{
+	char path[32];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return gmem_sys_open(path, flags);
+}
+
+int64_t gmem_sys_read_at(int fd, void *buf, uint64_t size, uint64_t offset)
+{
+	ssize_t n;
+
+	n = offset == GMEM_NO_OFFSET ? read(fd, buf, size) : pread(fd, buf, size, (off_t)offset);
+	return n < 0 ? -errno : n;
+}
+
+int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offset)
+{
+	ssize_t n;
+
+	n = offset == GMEM_NO_OFFSET ? write(fd, buf, size)
+				     : pwrite(fd, buf, size, (off_t)offset);
+	return n < 0 ? -errno : n;
+}
+
+int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end)
+{
+	off_t before = lseek(fd, 0, SEEK_CUR), start, end = 0;
+	int err = 0;
+
+	if (before < 0)
+		return -errno;
+
+	start = lseek(fd, (off_t)offset, SEEK_DATA);
+	if (start >= 0)
+		end = lseek(fd, start, SEEK_HOLE);
+	if (start < 0 || end < 0)
+		err = -errno;
+	lseek(fd, before, SEEK_SET);
+	if (err)
+		return err;
+
+	*ret_start = (uint64_t)start;
+	*ret_end = (uint64_t)end;
+	return 0;
+}
+
+int gmem_sys_datasync(int fd)
+{
+	return fdatasync(fd) < 0 ? -errno : 0;
+}
+
+int gmem_sys_poll(int fd, short events, int milliseconds)
+{
+	struct pollfd pollfd = { .fd = fd, .events = events };
+	int n = poll(&pollfd, 1, milliseconds);
+
+	return n < 0 ? -errno : n;
+}
+
+uint64_t gmem_sys_random(void)
+{
+	struct timespec now;
+	uint64_t number;
+
+	if (getrandom(&number, sizeof(number), GRND_NONBLOCK) == (ssize_t)sizeof(number))
+		return number;
+
+	/* Forbidden, or too early: it has to differ from the last one, no more. */
+	clock_gettime(CLOCK_REALTIME, &now);
+	return (uint64_t)now.tv_sec * 1000000007 ^ (uint64_t)now.tv_nsec << 32 ^ (uint64_t)getpid();
+}
+
+int gmem_sys_socket_kind(int fd, int *ret_family, int *ret_type)
+{
+	socklen_t size = sizeof(int);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, ret_family, &size) < 0)
+		return -errno;
+	size = sizeof(int);
+	return getsockopt(fd, SOL_SOCKET, SO_TYPE, ret_type, &size) < 0 ? -errno : 0;
+}
+
+/* Room for the fds of one message, aligned as their header must be */
+union control {
+	struct cmsghdr header;
+	char bytes[CMSG_SPACE(GMEM_SYS_MAX_FDS * sizeof(int))];
+};
+
+int gmem_sys_send(int sock, const void *buf, size_t size, int passed)
+{
+	struct iovec iov = { .iov_base = (void *)(uintptr_t)buf, .iov_len = size };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
+	union control control = { .bytes = { 0 } };
+	ssize_t n;
+
+	if (passed >= 0) {
+		message.msg_control = &control;
+		message.msg_controllen = CMSG_SPACE(sizeof(int));
+		control.header.cmsg_level = SOL_SOCKET;
+		control.header.cmsg_type = SCM_RIGHTS;
+		control.header.cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(&control.header), &passed, sizeof(int));
+	}
+
+	do {
+		n = sendmsg(sock, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+	} while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : 0;
+}
+
+static void collect_fds(struct msghdr *message, struct gmem_sys_fds *fds)
+{
+	struct cmsghdr *header;
+
+	for (header = CMSG_FIRSTHDR(message); header; header = CMSG_NXTHDR(message, header)) {
+		size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+		if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS)
+			continue;
+		for (size_t i = 0; i < count && fds->count < GMEM_SYS_MAX_FDS; i++)
+			memcpy(&fds->fds[fds->count++], CMSG_DATA(header) + i * sizeof(int),
+			       sizeof(int));
+	}
+}
+
+int gmem_sys_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *ret_fds)
+{
+	struct iovec iov = { .iov_base = buf, .iov_len = size };
+	union control control;
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control,
+				  .msg_controllen = sizeof(control) };
+	ssize_t n;
+
+	*ret_fds = (struct gmem_sys_fds){ .count = 0 };
+	do {
+		n = recvmsg(sock, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	} while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return -errno;
+
+	/* What had no room was closed by the kernel. */
+	collect_fds(&message, ret_fds);
+	ret_fds->truncated = message.msg_flags & (MSG_TRUNC | MSG_CTRUNC);
+	return (int)n;
+}
+
+void gmem_sys_shutdown(int sock)
+{
+	shutdown(sock, SHUT_RDWR);
+}
+
+int gmem_sys_event_new(void)
+{
+	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+
+	return fd < 0 ? -errno : fd;
+}
+
+void gmem_sys_event_set(int fd)
+{
+	/* It fails only if it is set as often as it can be. */
+	if (eventfd_write(fd, 1) < 0)
+		return;
+}
+
+void gmem_sys_event_clear(int fd)
+{
+	eventfd_t value;
+
+	if (eventfd_read(fd, &value) < 0)
+		return;
+}
+
+int gmem_sys_epoll_new(void)
+{
+	int fd = epoll_create1(EPOLL_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+int gmem_sys_epoll_watch(int epoll, int fd, uint32_t events, bool is_new)
+{
+	struct epoll_event event = { .events = events, .data = { .fd = fd } };
+	int op = is_new ? EPOLL_CTL_ADD : events ? EPOLL_CTL_MOD : EPOLL_CTL_DEL;
+
+	return epoll_ctl(epoll, op, fd, &event) < 0 ? -errno : 0;
+}
+
+int gmem_sys_poll_many(struct pollfd *fds, unsigned int count, unsigned int milliseconds)
+{
+	int ret = poll(fds, count, (int)milliseconds);
+
+	return ret < 0 ? (errno == EINTR ? 0 : -errno) : ret;
+}
+
+int gmem_sys_membarrier(int command)
+{
+	long ret = syscall(__NR_membarrier, command, 0, 0);
+
+	return ret < 0 ? -errno : (int)ret;
+}
+
+void gmem_sys_pause(unsigned int microseconds)
+{
+	const struct timespec time = { .tv_nsec = (long)microseconds * 1000 };
+
+	if (microseconds)
+		nanosleep(&time, NULL);
+	else
+		sched_yield();
+}
+
+uint64_t gmem_sys_now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+int gmem_sys_try_io_uring(void)
+{
+	struct io_uring_params params;
+	long fd;
+
+	memset(&params, 0, sizeof(params));
+	fd = syscall(__NR_io_uring_setup, 1, &params);
+	if (fd < 0)
+		return -errno;
+
+	gmem_sys_close((int)fd);
+	return 0;
+}
+
+int gmem_sys_sigaction(int signal, const struct sigaction *action, struct sigaction *ret_old)
+{
+	return sigaction(signal, action, ret_old) < 0 ? -errno : 0;
+}
+
+int gmem_sys_sigmask(int how, const sigset_t *set, sigset_t *ret_old)
+{
+	return -pthread_sigmask(how, set, ret_old);
+}
+
+bool gmem_sys_sigmask_has(int signal)
+{
+	sigset_t now;
+
+	sigemptyset(&now);
+	return pthread_sigmask(SIG_BLOCK, NULL, &now) == 0 && sigismember(&now, signal) == 1;
+}
+
+int gmem_sys_requeue_signal(int signal, siginfo_t *info)
+{
+	long tid = syscall(__NR_gettid);
+
+	return syscall(__NR_rt_tgsigqueueinfo, getpid(), tid, signal, info) < 0 ? -errno : 0;
+}
+
+int gmem_sys_raise(int signal)
+{
+	return raise(signal) == 0 ? 0 : -errno;
+}
+
+int64_t gmem_sys_process_vm_readv(void *dst, const void *src, size_t size)
+{
+	struct iovec local = { .iov_base = dst, .iov_len = size };
+	struct iovec remote = { .iov_base = (void *)(uintptr_t)src, .iov_len = size };
+	ssize_t n = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
+
+	return n < 0 ? -errno : n;
+}

@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: MIT */
+/* Memory the guest does not need goes back to the host. */
+#include "pages/discard.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/opts.h"
+#include "os/sys.h"
+#include "os/usdt.h"
+#include "pages/section.h"
+#include "region/region_memory.h"
+#include "region/vm_core.h"
+#include "state/claim.h"
+
+/* No guest has an address from here on: so no sum of two wraps. */
+#define GPA_END (UINT64_C(1) << 63)
+
+struct work {
+	struct gmem_vm *vm;
+	struct gmem_discard_opts opts;
+	struct gmem_gpa_range *ranges;	/* in order, apart from each other */
+	size_t count;
+	struct gmem_footprint result;
+	bool is_counting;
+};
+
+/* ---- the list ---- */
+
+static int check_list(const struct work *work, const struct gmem_gpa_range *ranges, size_t count)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < count && !err; i++) {
+		const struct gmem_gpa_range *one = &ranges[i];
+
+		if (!(work->opts.flags & GMEM_DISCARD_INWARD))
+			err = gmem_check_range_within("gpa", one->gpa, one->size, GPA_END,
+						      "the last guest address");
+		else if (one->size == 0 || one->size > GPA_END || one->gpa > GPA_END - one->size)
+			err = gmem_fail(-EINVAL, "gpa 0x%" PRIx64 " + size 0x%" PRIx64 " is no range",
+					one->gpa, one->size);
+	}
+	return err;
+}
+
+static int by_gpa(const void *a, const void *b)
+{
+	const struct gmem_gpa_range *x = a, *y = b;
+
+	return x->gpa < y->gpa ? -1 : x->gpa > y->gpa;
+}
+
+static uint64_t end_of(const struct gmem_gpa_range *range)
+{
+	return range->gpa + range->size;
+}
+
+/* Neighbours become one: one call for many pages, and whole pages of many parts */
+static void merge(struct work *work)
+{
+	struct gmem_gpa_range *ranges = work->ranges, *into = ranges;
+
+	qsort(ranges, work->count, sizeof(*ranges), by_gpa);
+	for (size_t i = 1; i < work->count; i++) {
+		if (ranges[i].gpa > end_of(into))
+			*++into = ranges[i];
+		else if (end_of(&ranges[i]) > end_of(into))
+			into->size = end_of(&ranges[i]) - into->gpa;
+	}
+	work->count = (size_t)(into - ranges) + 1;
+}
+
+/* Down to the whole pages inside */
+static void shrink(struct work *work)
+{
+	uint64_t page = gmem_sys_page_size(), start, end;
+	size_t kept = 0;
+
+	for (size_t i = 0; i < work->count; i++) {
+		start = (work->ranges[i].gpa + page - 1) / page * page;
+		end = end_of(&work->ranges[i]) / page * page;
+		if (start < end)
+			work->ranges[kept++] = (struct gmem_gpa_range){ start, end - start };
+	}
+	work->count = kept;
+}
+
+static int check_one(struct work *work, const struct gmem_gpa_range *range)
+{
+	int err = gmem_vm_check_memory(work->vm, range->gpa, range->size);
+
+	if (err || work->opts.wait_ms)
+		return err;
+
+	/* Looked at again when it is its turn; but most failures change nothing. */
+	gmem_lock_take(&work->vm->lock);
+	err = gmem_claim_check_leases(work->vm, range->gpa, range->size);
+	gmem_lock_drop(&work->vm->lock);
+	return err;
+}
+
+/* ---- the memory ---- */
+
+static void count(struct work *work, const struct gmem_section *piece, uint64_t *sum)
+{
+	uint64_t bytes;
+
+	if (work->is_counting &&
+	    gmem_region_memory_resident(piece->region, piece->side, piece->offset, piece->size, &bytes) == 0)
+		*sum += bytes;
+	else
+		work->is_counting = false;
+}
+
+static int discard_piece(void *data, const struct gmem_section *piece)
+{
+	struct work *work = data;
+	uint64_t done;
+	int err;
+
+	count(work, piece, &work->result.before);
+	err = gmem_region_memory_discard(piece->region, piece->side, piece->offset, piece->size, &done);
+	work->result.done += done;
+	count(work, piece, &work->result.after);
+	return err;
+}
+
+static int discard(struct work *work)
+{
+	const struct gmem_gpa_range *ranges = work->ranges;
+	int err = 0;
+
+	for (size_t i = 0; i < work->count && !err; i++)
+		err = check_one(work, &ranges[i]);
+	for (size_t i = 0; i < work->count && !err; i++) {
+		err = gmem_vm_each_section(work->vm, ranges[i].gpa, ranges[i].size, GMEM_CLAIM_EXCLUSIVE,
+					   work->opts.wait_ms, discard_piece, work);
+		GMEM_PROBE(discard, work->vm->fd, ranges[i].gpa, ranges[i].size, err);
+	}
+	return err;
+}
+
+static int discard_list(struct work *work, const struct gmem_gpa_range *ranges, size_t count)
+{
+	int err;
+
+	err = check_list(work, ranges, count);
+	if (err || count == 0)
+		return err;
+
+	work->ranges = malloc(count * sizeof(*ranges));
+	if (!work->ranges)
+		return gmem_fail(-ENOMEM, "no memory for a list of %zu ranges", count);
+	for (size_t i = 0; i < count; i++)
+		work->ranges[i] = ranges[i];
+	work->count = count;
+
+	merge(work);
+	if (work->opts.flags & GMEM_DISCARD_INWARD)
+		shrink(work);
+	err = discard(work);
+	free(work->ranges);
+	return err;
+}
+
+GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_range *ranges,
+				  size_t count, const struct gmem_discard_opts *opts,
+				  struct gmem_footprint *ret)
+{
+	struct work work = { .vm = vm, .is_counting = ret };
+	int err;
+
+	if (!vm || (!ranges && count))
+		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ranges" : "vm");
+	if (count > SIZE_MAX / sizeof(*ranges))
+		return gmem_fail(-EINVAL, "%zu ranges are more than fit into memory", count);
+
+	err = GMEM_COPY_OPTS(gmem_discard_opts, &work.opts, opts, reserved);
+	if (!err)
+		err = gmem_check_flags("flags", work.opts.flags, GMEM_DISCARD_INWARD);
+	if (!err && work.opts.reserved)
+		err = gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", work.opts.reserved);
+	if (!err)
+		err = discard_list(&work, ranges, count);
+
+	if (ret) {
+		work.result.counted = work.is_counting;
+		*ret = work.result;
+	}
+	return gmem_vm_log_error(vm, err);
+}
+
+GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+			     const struct gmem_discard_opts *opts, struct gmem_footprint *ret)
+{
+	const struct gmem_gpa_range range = { gpa, size };
+
+	return gmem_vm_discard_list(vm, &range, 1, opts, ret);
+}

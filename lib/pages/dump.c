@@ -1,0 +1,623 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A running layout, written down: gmem-dump(5) has the format. What the
+ * regions are is noted at one moment, under the lock. What is in their memory
+ * is asked for cell by cell, each while no change can be under way. Writing
+ * holds no lock, so that whoever reads the other end of the fd slows down
+ * nobody but the caller.
+ */
+#include "pages/dump.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/macros.h"
+#include "base/opts.h"
+#include "base/range_map.h"
+#include "base/range_set.h"
+#include "base/utf8.h"
+#include "caps/caps.h"
+#include "os/kvm_compat.h"
+#include "os/sys.h"
+#include "pages/numa.h"
+#include "region/file.h"
+#include "region/present_pages.h"
+#include "region/region.h"
+#include "region/region_memory.h"
+#include "region/vm_core.h"
+#include "state/claim.h"
+
+#define FORMAT 1
+
+/* Cells a dump has by default, and one more for each region */
+#define CELLS 512
+
+/* Pages of a cell whose node is asked for */
+#define SAMPLES 16
+
+/* NUMA nodes that are told apart; a kernel may be built for more, machines are not */
+#define NODES 64
+
+#define UNKNOWN UINT64_MAX
+
+/* ---- text ---- */
+
+struct writer {
+	int fd;
+	int err;
+	size_t used;
+	uint64_t done;
+	char buf[8192];
+};
+
+static void flush(struct writer *w)
+{
+	size_t at = 0;
+	int64_t n;
+
+	while (at < w->used && !w->err) {
+		n = gmem_sys_write(w->fd, w->buf + at, w->used - at);
+		if (n > 0)
+			at += (size_t)n;
+		else if (n != -EINTR)
+			w->err = n ? (int)n : -EIO;
+	}
+	w->done += at;
+	w->used = 0;
+}
+
+static void put_bytes(struct writer *w, const char *bytes, size_t size)
+{
+	if (size > sizeof(w->buf) - w->used)
+		flush(w);
+	memcpy(w->buf + w->used, bytes, size);
+	w->used += size;
+}
+
+/* A few numbers and words; far from the end of @text. */
+__attribute__((format(printf, 2, 3)))
+static void put(struct writer *w, const char *format, ...)
+{
+	char text[256];
+	va_list args;
+	int size;
+
+	va_start(args, format);
+	size = vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	put_bytes(w, text, (size_t)size);
+}
+
+/* A name can hold any bytes. */
+static void put_string(struct writer *w, const char *string)
+{
+	const unsigned char *s = (const unsigned char *)string;
+	unsigned int length;
+
+	if (!string) {
+		put(w, "null");
+		return;
+	}
+
+	put(w, "\"");
+	for (; *s; s += length) {
+		length = gmem_utf8_length(s);
+		if (!length) {
+			put(w, "\\ufffd");
+			length = 1;
+		} else if (*s == '"' || *s == '\\') {
+			put(w, "\\%c", *s);
+		} else if (*s < 0x20 || *s == 0x7f) {
+			put(w, "\\u%04x", *s);
+		} else {
+			put_bytes(w, (const char *)s, length);
+		}
+	}
+	put(w, "\"");
+}
+
+static const char *truth(bool value)
+{
+	return value ? "true" : "false";
+}
+
+/* ---- the layout at one moment ---- */
+
+struct entry {
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t hva;
+	uint64_t file_size;
+	uint64_t file_offset;
+	uint64_t create_flags;
+	int fd;				/* -1: no file */
+	uint32_t slot;
+	uint32_t slot_flags;
+	uint32_t backing;
+	bool is_device;
+	bool lost;
+};
+
+/* Who has guest memory in use as shared memory */
+struct holding {
+	uint64_t gpa;
+	uint64_t size;
+	char holder[64];
+};
+
+struct layout {
+	struct holding *holdings;
+	size_t holding_count;
+	struct entry *entries;
+	size_t count, room;
+	size_t stuck;			/* of them, at the end: not in the layout any more */
+	uint64_t total;			/* bytes of the others that are no devices' */
+};
+
+static int note_region(struct layout *layout, const struct gmem_region *region)
+{
+	const struct gmem_file *file = region->file;
+
+	if (layout->count == layout->room) {
+		size_t room = layout->room ? 2 * layout->room : 16;
+		struct entry *entries = realloc(layout->entries, room * sizeof(*entries));
+
+		if (!entries)
+			return gmem_fail(-ENOMEM, "no memory to note %zu regions", room);
+		layout->entries = entries;
+		layout->room = room;
+	}
+
+	layout->entries[layout->count++] = (struct entry){
+		.gpa = region->gpa.start,
+		.size = region->gpa.size,
+		.hva = region->hva.start,
+		.fd = file ? file->fd : -1,
+		.file_size = file ? file->size : 0,
+		.file_offset = region->file_offset,
+		.create_flags = file ? file->create_flags : 0,
+		.slot = region->slot,
+		.slot_flags = region->slot_flags,
+		.backing = region->backing,
+		.is_device = region->is_device,
+		.lost = region->lost,
+	};
+	return 0;
+}
+
+static int note_leases(const struct gmem_vm *vm, struct layout *layout)
+{
+	const struct gmem_lease *lease;
+	size_t count = 0;
+
+	for (lease = vm->leases; lease; lease = lease->next)
+		count++;
+	if (!count)
+		return 0;
+
+	layout->holdings = calloc(count, sizeof(*layout->holdings));
+	if (!layout->holdings)
+		return gmem_fail(-ENOMEM, "no memory to note %zu leases", count);
+	for (lease = vm->leases; lease; lease = lease->next) {
+		struct holding *holding = &layout->holdings[layout->holding_count++];
+
+		holding->gpa = lease->gpa;
+		holding->size = lease->size;
+		snprintf(holding->holder, sizeof(holding->holder), "%s", lease->holder);
+	}
+	return 0;
+}
+
+static int note_layout(const struct gmem_vm *vm, struct layout *layout)
+{
+	const struct gmem_region *region;
+	const struct gmem_range *range;
+	uint64_t at = 0;
+	int err = 0;
+
+	/* A region may end where addresses do. */
+	do {
+		range = gmem_range_find(&vm->regions, at, UINT64_MAX - at);
+		if (!range)
+			break;
+		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
+		err = note_region(layout, region);
+		layout->total += region->is_device ? 0 : range->size;
+		at = range->start + range->size;
+	} while (!err && at);
+
+	for (region = vm->stuck; region && !err; region = region->next_stuck) {
+		err = note_region(layout, region);
+		layout->stuck++;
+	}
+	return err ? err : note_leases(vm, layout);
+}
+
+static void free_layout(struct layout *layout)
+{
+	free(layout->holdings);
+	free(layout->entries);
+}
+
+static int take_layout(struct gmem_vm *vm, struct layout *layout)
+{
+	int err;
+
+	gmem_lock_take(&vm->lock);
+	err = note_layout(vm, layout);
+	gmem_lock_drop(&vm->lock);
+	if (err)
+		free_layout(layout);
+	return err;
+}
+
+/* ---- what is in the memory ---- */
+
+/* A stretch of a region */
+struct cell {
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t private;		/* bytes in that state, or UNKNOWN */
+	uint64_t shared_resident;	/* bytes, or UNKNOWN */
+	uint64_t private_resident;
+	uint64_t nodes[NODES];		/* of the pages asked about, how many are there */
+};
+
+/* The same region as it was noted, or NULL; while no change can be under way */
+static const struct gmem_region *find_again(const struct gmem_vm *vm, const struct entry *entry)
+{
+	const struct gmem_range *range = gmem_range_find(&vm->regions, entry->gpa, entry->size);
+	const struct gmem_region *region;
+
+	if (!range || range->start != entry->gpa || range->size != entry->size)
+		return NULL;
+
+	region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
+	if (region->is_device != entry->is_device || region->backing != entry->backing ||
+	    region->hva.start != entry->hva || region->file_offset != entry->file_offset ||
+	    (region->file ? region->file->fd : -1) != entry->fd)
+		return NULL;
+	return region;
+}
+
+static uint64_t resident(const struct gmem_region *region, uint32_t side, uint64_t offset,
+			 uint64_t size)
+{
+	uint64_t bytes;
+
+	return gmem_region_memory_resident(region, side, offset, size, &bytes) ? UNKNOWN : bytes;
+}
+
+/* Pages to ask about, at even distances among those that are in memory */
+struct sampler {
+	const struct gmem_region *region;
+	struct cell *cell;
+	uint32_t side;
+	uint64_t stride;		/* bytes in memory from one to the next */
+	uint64_t wait;			/* of them, before the next one */
+};
+
+static void ask_about_page(const struct sampler *s, uint64_t offset)
+{
+	struct gmem_numa_pages pages = {
+		.size = sizeof(pages), .nodes = NODES, .on_node = s->cell->nodes,
+	};
+
+	/* It adds up; where it fails, nothing is known. */
+	(void)gmem_region_count_nodes(s->region, s->side, offset, gmem_sys_page_size(), &pages);
+}
+
+static int sample_run(void *data, uint64_t offset, uint64_t size)
+{
+	struct sampler *s = data;
+
+	for (; size > s->wait; s->wait = s->stride) {
+		offset += s->wait;
+		size -= s->wait;
+		ask_about_page(s, offset);
+	}
+	s->wait -= size;
+	return 0;
+}
+
+static void sample_nodes(const struct gmem_region *region, uint32_t side, uint64_t offset,
+			 uint64_t bytes, struct cell *cell)
+{
+	uint64_t page = gmem_sys_page_size(), pages = bytes / page;
+	struct sampler s = {
+		.region = region,
+		.cell = cell,
+		.side = side,
+		.stride = (pages + SAMPLES - 1) / SAMPLES * page,
+	};
+
+	if (bytes != UNKNOWN && pages)
+		(void)gmem_region_present_pages(region, side, offset, cell->size, sample_run, &s);
+}
+
+static uint64_t private_bytes(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
+{
+	uint64_t bytes = 0, last = gpa + size - 1;
+	struct gmem_part part;
+
+	while (gmem_set_next(&vm->privates, true, gpa, last, &part)) {
+		bytes += part.last - part.start + 1;
+		if (part.last == last)
+			break;
+		gpa = part.last + 1;
+	}
+	return bytes;
+}
+
+static void measure(const struct gmem_region *region, struct cell *cell)
+{
+	uint64_t offset = cell->gpa - region->gpa.start;
+	bool is_private = region->backing == GMEM_BACKING_PRIVATE;
+
+	cell->private = is_private ? private_bytes(region->vm, cell->gpa, cell->size) : 0;
+	cell->shared_resident = cell->private_resident = 0;
+	if (!gmem_region_is_both_sides(region)) {
+		cell->shared_resident = resident(region, GMEM_SIDE_SHARED, offset, cell->size);
+		sample_nodes(region, GMEM_SIDE_SHARED, offset, cell->shared_resident, cell);
+	}
+	if (is_private) {
+		cell->private_resident = resident(region, GMEM_SIDE_PRIVATE, offset, cell->size);
+		sample_nodes(region, GMEM_SIDE_PRIVATE, offset, cell->private_resident, cell);
+	}
+}
+
+/* false: the region is not what it was. */
+static bool measure_cell(struct gmem_vm *vm, const struct entry *entry, struct cell *cell)
+{
+	const struct gmem_region *region;
+
+	gmem_lock_take(&vm->change_lock);
+	region = find_again(vm, entry);
+	if (region)
+		measure(region, cell);
+	gmem_lock_drop(&vm->change_lock);
+	return region;
+}
+
+/* ---- cells that are alike are one range ---- */
+
+/* 0: none of it, 1: all of it, 2: nobody knows, 3: some, or another part than next door */
+static unsigned int kind(uint64_t part, uint64_t whole)
+{
+	return part == 0 ? 0 : part == whole ? 1 : part == UNKNOWN ? 2 : 3;
+}
+
+static bool part_is_alike(uint64_t a, uint64_t a_whole, uint64_t b, uint64_t b_whole)
+{
+	return kind(a, a_whole) != 3 && kind(a, a_whole) == kind(b, b_whole);
+}
+
+/* The only node there is, -1 for none, -2 for several */
+static int only_node(const struct cell *cell)
+{
+	int only = -1;
+
+	for (int i = 0; i < NODES; i++)
+		if (cell->nodes[i])
+			only = only == -1 ? i : -2;
+	return only;
+}
+
+static bool is_alike(const struct cell *a, const struct cell *b)
+{
+	return part_is_alike(a->private, a->size, b->private, b->size) &&
+	       part_is_alike(a->shared_resident, a->size, b->shared_resident, b->size) &&
+	       part_is_alike(a->private_resident, a->size, b->private_resident, b->size) &&
+	       only_node(a) != -2 && only_node(a) == only_node(b);
+}
+
+static void add_part(uint64_t *sum, uint64_t part)
+{
+	if (part != UNKNOWN)
+		*sum += part;
+}
+
+static void join(struct cell *cell, const struct cell *next)
+{
+	cell->size += next->size;
+	add_part(&cell->private, next->private);
+	add_part(&cell->shared_resident, next->shared_resident);
+	add_part(&cell->private_resident, next->private_resident);
+	for (int i = 0; i < NODES; i++)
+		cell->nodes[i] += next->nodes[i];
+}
+
+static void put_number(struct writer *w, const char *name, uint64_t value)
+{
+	put(w, ",\"%s\":", name);
+	put(w, value == UNKNOWN ? "null" : "%" PRIu64, value);
+}
+
+static void put_range(struct writer *w, const struct cell *cell, bool first)
+{
+	const char *comma = "";
+
+	put(w, "%s\n  {\"gpa\":%" PRIu64 ",\"size\":%" PRIu64, first ? "" : ",", cell->gpa, cell->size);
+	put_number(w, "private", cell->private);
+	put_number(w, "shared_resident", cell->shared_resident);
+	put_number(w, "private_resident", cell->private_resident);
+	put(w, ",\"nodes\":[");
+	for (int i = 0; i < NODES; i++) {
+		if (!cell->nodes[i])
+			continue;
+		put(w, "%s{\"node\":%d,\"pages\":%" PRIu64 "}", comma, i, cell->nodes[i]);
+		comma = ",";
+	}
+	put(w, "]}");
+}
+
+static void put_ranges(struct writer *w, struct gmem_vm *vm, const struct entry *entry,
+		       uint64_t cell_size)
+{
+	struct cell open = { 0 }, cell;
+	bool first = true;
+	uint64_t done;
+
+	for (done = 0; done < entry->size && !w->err; done += cell.size) {
+		cell = (struct cell){ .gpa = entry->gpa + done };
+		cell.size = entry->size - done < cell_size ? entry->size - done : cell_size;
+		if (!measure_cell(vm, entry, &cell))
+			break;
+		if (open.size && is_alike(&open, &cell)) {
+			join(&open, &cell);
+			continue;
+		}
+		if (open.size) {
+			put_range(w, &open, first);
+			first = false;
+		}
+		open = cell;
+	}
+	if (open.size)
+		put_range(w, &open, first);
+}
+
+/* ---- all of it ---- */
+
+static uint64_t choose_cell(const struct layout *layout)
+{
+	uint64_t cell = gmem_sys_page_size();
+
+	while (cell < layout->total / CELLS)
+		cell *= 2;
+	return cell;
+}
+
+static void put_head(struct writer *w, const struct gmem_vm *vm, const char *name)
+{
+	uint64_t bits = gmem_caps_value(&vm->caps, GMEM_CAP_ADDRESS_BITS);
+
+	put(w, "{\"gmem_dump\":%d,\"library\":\"%s\",\"name\":", FORMAT, gmem_version());
+	put_string(w, name);
+	put(w, ",\n\"architecture\":\"%s\",\"page_size\":%" PRIu64 ",\"address_bits\":",
+	    gmem_sys_architecture(), gmem_sys_page_size());
+	put(w, bits ? "%" PRIu64 : "null", bits);
+	put(w, ",\"memslots\":%" PRIu32 ",\n", vm->slots.count);
+}
+
+static void put_file(struct writer *w, const struct entry *entry)
+{
+	if (entry->fd < 0)
+		put(w, "\"file\":null");
+	else
+		put(w, "\"file\":{\"fd\":%d,\"size\":%" PRIu64 ",\"offset\":%" PRIu64
+		    ",\"create_flags\":%" PRIu64 "}", entry->fd, entry->file_size,
+		    entry->file_offset, entry->create_flags);
+}
+
+static void put_entry(struct writer *w, const struct entry *entry, bool show_hva)
+{
+	put(w, "{\"gpa\":%" PRIu64 ",\"size\":%" PRIu64 ",\"backing\":\"%s\",\"slot\":", entry->gpa,
+	    entry->size, entry->is_device ? "device" : gmem_backing_name(entry->backing));
+	put(w, entry->is_device ? "null" : "%" PRIu32, entry->slot);
+	put(w, ",\"lost\":%s,\"readonly\":%s,\"dirty_log\":%s,\n ", truth(entry->lost),
+	    truth(entry->slot_flags & KVM_MEM_READONLY),
+	    truth(entry->slot_flags & KVM_MEM_LOG_DIRTY_PAGES));
+	put_file(w, entry);
+	put(w, ",\"hva\":");
+	put(w, show_hva && !entry->is_device ? "%" PRIu64 : "null", entry->hva);
+	put(w, ",\n \"ranges\":[");
+}
+
+static void put_regions(struct writer *w, struct gmem_vm *vm, const struct layout *layout,
+			const struct gmem_dump_opts *opts)
+{
+	uint64_t cell = opts->cell ? opts->cell : choose_cell(layout);
+	bool show_hva = opts->flags & GMEM_DUMP_HVA;
+	size_t count = layout->count - layout->stuck;
+
+	put(w, "\"regions\":[");
+	for (size_t i = 0; i < count && !w->err; i++) {
+		put(w, i ? ",\n" : "\n");
+		put_entry(w, &layout->entries[i], show_hva);
+		if (!layout->entries[i].is_device && !(opts->flags & GMEM_DUMP_LAYOUT_ONLY))
+			put_ranges(w, vm, &layout->entries[i], cell);
+		put(w, "]}");
+	}
+
+	put(w, "],\n\"stuck\":[");
+	for (size_t i = count; i < layout->count && !w->err; i++) {
+		put(w, i > count ? ",\n" : "\n");
+		put_entry(w, &layout->entries[i], show_hva);
+		put(w, "]}");
+	}
+	put(w, "]");
+}
+
+static void put_leases(struct writer *w, const struct layout *layout)
+{
+	put(w, ",\n\"leases\":[");
+	for (size_t i = 0; i < layout->holding_count && !w->err; i++) {
+		const struct holding *holding = &layout->holdings[i];
+
+		put(w, "%s\n{\"gpa\":%" PRIu64 ",\"size\":%" PRIu64 ",\"holder\":", i ? "," : "",
+		    holding->gpa, holding->size);
+		put_string(w, holding->holder);
+		put(w, "}");
+	}
+	put(w, "]");
+}
+
+static int check(const struct gmem_vm *vm, int fd, const struct gmem_dump_opts *user_opts,
+		 struct gmem_dump_opts *opts)
+{
+	int err;
+
+	if (!vm)
+		return gmem_fail(-EINVAL, "vm is NULL");
+	if (fd < 0)
+		return gmem_fail(-EBADF, "%d is no fd to write a dump to", fd);
+
+	err = GMEM_COPY_OPTS(gmem_dump_opts, opts, user_opts, cell);
+	if (!err)
+		err = gmem_check_flags("flags", opts->flags, GMEM_DUMP_HVA | GMEM_DUMP_LAYOUT_ONLY);
+	return err ? err : gmem_check_alignment(opts->cell);
+}
+
+GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opts *user_opts)
+{
+	struct layout layout = { 0 };
+	struct gmem_dump_opts opts;
+	struct writer *w;
+	int err;
+
+	err = check(vm, fd, user_opts, &opts);
+	if (err)
+		return err;
+
+	w = calloc(1, sizeof(*w));
+	if (!w)
+		return gmem_fail(-ENOMEM, "no memory to write a dump with");
+	w->fd = fd;
+
+	err = take_layout(vm, &layout);
+	if (err)
+		goto free_writer;
+
+	put_head(w, vm, opts.name);
+	put_regions(w, vm, &layout, &opts);
+	put_leases(w, &layout);
+	put(w, "}\n");
+	flush(w);
+	if (w->err)
+		err = gmem_fail(w->err, "fd %d took %" PRIu64 " bytes of a dump and no more: %s", fd,
+				w->done, gmem_errno_name(w->err));
+	free_layout(&layout);
+
+free_writer:
+	free(w);
+	return gmem_vm_log_error(vm, err);
+}

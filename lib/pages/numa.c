@@ -1,0 +1,711 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Which NUMA nodes memory comes from. mbind(2) speaks of a mapping; for a
+ * guest_memfd of Linux 6.19 and later what it says is kept in the file. Pages
+ * never move, and mbind() does not mind those that are elsewhere, so whether it
+ * came too late is found out page by page.
+ *
+ * It also does nothing if the mapping itself remembers the same policy, even
+ * if the file has another one by now, so a mapping of our own, new each time,
+ * carries every call.
+ */
+#include "pages/numa.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <linux/mempolicy.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/macros.h"
+#include "base/opts.h"
+#include "base/range_map.h"
+#include "os/kvm_compat.h"
+#include "os/sys.h"
+#include "region/file.h"
+#include "region/region.h"
+#include "region/region_memory.h"
+#include "region/vm_core.h"
+
+#define NODES (GMEM_NUMA_WORDS * 64)
+
+/* Pages asked about in one call */
+#define ASK_PAGES 512
+
+/* What was found, told to whoever wants it */
+struct tally {
+	const struct gmem_numa_opts *wanted;	/* or NULL */
+	struct gmem_numa_pages *pages;		/* or NULL */
+	uint64_t late;				/* pages where they are not wanted */
+	uint64_t first_late;			/* the first one's distance from the start */
+	int64_t its_node;			/* -1: nobody can tell */
+};
+
+/* A range of one side, and where it is mapped for this look at it; NULL: nowhere */
+struct look {
+	const struct gmem_region_memory *side;
+	char *hva;
+	uint64_t page;
+	struct tally *tally;
+};
+
+static bool has_node(const uint64_t *nodes, uint64_t node)
+{
+	return node < NODES && nodes[node / 64] >> node % 64 & 1;
+}
+
+/* ---- arguments ---- */
+
+static bool is_empty(const uint64_t *nodes)
+{
+	for (size_t i = 0; i < GMEM_NUMA_WORDS; i++)
+		if (nodes[i])
+			return false;
+	return true;
+}
+
+/* The kernel leaves out without a word what this process may not use. */
+static int check_allowed(const uint64_t *nodes)
+{
+	uint64_t allowed[GMEM_NUMA_WORDS] = { 0 };
+	int err;
+
+	err = gmem_sys_get_mempolicy(NULL, allowed, NODES, NULL, MPOL_F_MEMS_ALLOWED);
+	if (err == -ENOSYS)
+		return gmem_fail(-EOPNOTSUPP, "this kernel has no NUMA");
+	if (err)
+		return gmem_fail(err, "which nodes may be used cannot be had: %s",
+				 gmem_errno_name(err));
+
+	for (unsigned int node = 0; node < NODES; node++)
+		if (has_node(nodes, node) && !has_node(allowed, node))
+			return gmem_fail(-EINVAL, "node %u has no memory that this process may use",
+					 node);
+	return 0;
+}
+
+static int import(const struct gmem_numa_opts *user_opts, struct gmem_numa_opts *opts)
+{
+	int err;
+
+	if (!user_opts)
+		return gmem_fail(-EINVAL, "no policy: opts is NULL");
+
+	err = GMEM_COPY_OPTS(gmem_numa_opts, opts, user_opts, nodes);
+	if (!err)
+		err = gmem_check_flags("flags", opts->flags, GMEM_NUMA_SHARED_ONLY);
+	if (err)
+		return err;
+
+	if (opts->policy > GMEM_NUMA_INTERLEAVE)
+		return gmem_fail(-EINVAL, "%" PRIu32 " is no policy", opts->policy);
+	if (opts->reserved)
+		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", opts->reserved);
+	if (is_empty(opts->nodes) != (opts->policy == GMEM_NUMA_DEFAULT))
+		return gmem_fail(-EINVAL, opts->policy == GMEM_NUMA_DEFAULT
+						  ? "the default policy has no nodes of its own"
+						  : "a policy without a node");
+	return check_allowed(opts->nodes);
+}
+
+static int import_pages(struct gmem_numa_pages *user_pages, struct gmem_numa_pages *pages)
+{
+	int err;
+
+	if (!user_pages)
+		return gmem_fail(-EINVAL, "pages is NULL");
+
+	err = GMEM_COPY_OPTS(gmem_numa_pages, pages, user_pages, unknown);
+	if (err)
+		return err;
+
+	if (pages->nodes && !pages->on_node)
+		return gmem_fail(-EINVAL, "no place for the counts of %zu nodes: on_node is NULL",
+				 pages->nodes);
+	for (size_t i = 0; i < pages->nodes; i++)
+		pages->on_node[i] = 0;
+	pages->elsewhere = 0;
+	pages->absent = 0;
+	pages->unknown = 0;
+	return 0;
+}
+
+static void export_pages(const struct gmem_numa_pages *pages, struct gmem_numa_pages *user_pages)
+{
+	user_pages->elsewhere = pages->elsewhere;
+	user_pages->absent = pages->absent;
+	user_pages->unknown = pages->unknown;
+}
+
+/* ---- where the pages are ---- */
+
+static void add_late(struct tally *tally, uint64_t at, int64_t node)
+{
+	if (tally->late++)
+		return;
+	tally->first_late = at;
+	tally->its_node = node;
+}
+
+static void add_on_node(struct tally *tally, uint64_t at, uint64_t node)
+{
+	struct gmem_numa_pages *pages = tally->pages;
+
+	if (tally->wanted && !has_node(tally->wanted->nodes, node))
+		add_late(tally, at, (int64_t)node);
+	if (!pages)
+		return;
+	if (node < pages->nodes)
+		pages->on_node[node]++;
+	else
+		pages->elsewhere++;
+}
+
+static void add_unknown(struct look *look, uint64_t at, uint64_t size)
+{
+	for (; size; at += look->page, size -= look->page) {
+		if (look->tally->wanted)
+			add_late(look->tally, at, -1);
+		if (look->tally->pages)
+			look->tally->pages->unknown++;
+	}
+}
+
+static void add_absent(struct look *look, uint64_t size)
+{
+	if (look->tally->pages)
+		look->tally->pages->absent += size / look->page;
+}
+
+/*
+ * A call for each page, where move_pages(2) is compiled out or forbidden. It would
+ * allocate pages that are not there; a page of zeros it takes for one that is.
+ */
+static int ask_one_by_one(const void *const *pages, const unsigned char *in_memory,
+			  uint64_t count, int *nodes)
+{
+	int err = 0;
+
+	for (uint64_t i = 0; i < count; i++) {
+		nodes[i] = -ENOENT;
+		if (in_memory[i] & 1)
+			err = gmem_sys_get_mempolicy(&nodes[i], NULL, 0, pages[i],
+						     MPOL_F_NODE | MPOL_F_ADDR);
+		if (err == -ENOSYS || err == -EPERM)
+			return err;
+		if (err)
+			nodes[i] = err;
+	}
+	return 0;
+}
+
+/* -errno in @nodes for pages that are not mapped */
+static int ask_nodes(const struct look *look, uint64_t start, uint64_t size,
+		     const unsigned char *in_memory, int *nodes)
+{
+	const void *pages[ASK_PAGES] = { NULL };
+	uint64_t count = size / look->page;
+	int err;
+
+	for (uint64_t i = 0; i < count; i++)
+		pages[i] = look->hva + start + i * look->page;
+
+	err = gmem_sys_query_pages(pages, count, nodes);
+	if (err == -ENOSYS || err == -EPERM)
+		err = ask_one_by_one(pages, in_memory, count, nodes);
+	if (err)
+		return gmem_fail(err == -ENOSYS ? -EOPNOTSUPP : err,
+				 "the nodes of pages cannot be had: %s", gmem_errno_name(err));
+	return 0;
+}
+
+/*
+ * Pages of a file that exist: they must be mapped to be asked about, and none
+ * but the private and the poisoned refuse that.
+ */
+static int ask_about_file(struct look *look, uint64_t start, uint64_t size)
+{
+	unsigned char in_memory[ASK_PAGES];
+	int nodes[ASK_PAGES], err = -EFAULT;
+
+	if (look->hva)
+		err = gmem_sys_madvise(look->hva + start, size, MADV_POPULATE_READ);
+	if (err == -EFAULT || err == -EHWPOISON) {
+		add_unknown(look, start, size);
+		return 0;
+	}
+	if (err)
+		return gmem_fail(err, "pages that exist cannot be mapped: %s", gmem_errno_name(err));
+
+	memset(in_memory, 1, sizeof(in_memory));
+	err = ask_nodes(look, start, size, in_memory, nodes);
+	if (err)
+		return err;
+
+	for (uint64_t i = 0; i < size / look->page; i++) {
+		if (nodes[i] >= 0)
+			add_on_node(look->tally, start + i * look->page, (uint64_t)nodes[i]);
+		else
+			add_unknown(look, start + i * look->page, look->page);
+	}
+	return 0;
+}
+
+/*
+ * By halves until all of a part exists or nothing does. mincore(2) would be
+ * faster, and wrong: it does not see what was allocated and never used.
+ */
+static int look_at_file(struct look *look, uint64_t start, uint64_t size)
+{
+	uint64_t half = size / look->page / 2 * look->page, pages;
+	int err;
+
+	err = gmem_sys_cachestat(look->side->file->fd, look->side->offset + start, size, &pages);
+	if (err)
+		return gmem_fail(err == -ENOSYS ? -EOPNOTSUPP : err,
+				 "which pages of the file exist only cachestat(2) can say: %s",
+				 gmem_errno_name(err));
+
+	if (pages == 0) {
+		add_absent(look, size);
+		return 0;
+	}
+	if (pages >= size / look->page && size / look->page <= ASK_PAGES)
+		return ask_about_file(look, start, size);
+
+	err = look_at_file(look, start, half);
+	return err ? err : look_at_file(look, start + half, size - half);
+}
+
+/* Of host memory -ENOENT is "not mapped here", and anything else a page of zeros, or none. */
+static int look_at_some_host_memory(struct look *look, uint64_t start, uint64_t size)
+{
+	unsigned char in_memory[ASK_PAGES];
+	int nodes[ASK_PAGES], err;
+
+	err = gmem_sys_mincore(look->hva + start, size, in_memory);
+	if (err)
+		return gmem_fail(err, "what is in memory cannot be had: %s", gmem_errno_name(err));
+	err = ask_nodes(look, start, size, in_memory, nodes);
+	if (err)
+		return err;
+
+	for (uint64_t i = 0; i < size / look->page; i++) {
+		uint64_t at = start + i * look->page;
+
+		if (nodes[i] >= 0)
+			add_on_node(look->tally, at, (uint64_t)nodes[i]);
+		else if (nodes[i] == -ENOENT && in_memory[i] & 1)
+			add_unknown(look, at, look->page);
+		else
+			add_absent(look, look->page);
+	}
+	return 0;
+}
+
+static int look_at_host_memory(struct look *look, uint64_t size)
+{
+	uint64_t start, now;
+	int err = 0;
+
+	for (start = 0; start < size && !err; start += now) {
+		now = size - start < ASK_PAGES * look->page ? size - start : ASK_PAGES * look->page;
+		err = look_at_some_host_memory(look, start, now);
+	}
+	return err;
+}
+
+static int map_side(const struct gmem_region_memory *side, uint64_t size, void **ret)
+{
+	int err;
+
+	err = gmem_sys_mmap(NULL, size, PROT_READ, MAP_SHARED, side->file->fd, side->offset, ret);
+	if (err)
+		return gmem_fail(err, "file offset 0x%" PRIx64 " + 0x%" PRIx64
+				 " cannot be mapped to see or set its policy: %s",
+				 side->offset, size, gmem_errno_name(err));
+	return 0;
+}
+
+static bool is_mappable(const struct gmem_region_memory *side)
+{
+	return side->file->create_flags & GMEM_CREATE_MMAP;
+}
+
+static int look_at_side(const struct gmem_region_memory *side, uint64_t size, struct tally *tally)
+{
+	struct look look = { .side = side, .page = gmem_sys_page_size(), .tally = tally };
+	void *hva;
+	int err;
+
+	if (!side->file) {
+		look.hva = side->hva;
+		return look_at_host_memory(&look, size);
+	}
+	if (!is_mappable(side))
+		return look_at_file(&look, 0, size);
+
+	err = map_side(side, size, &hva);
+	if (err)
+		return err;
+	look.hva = hva;
+	err = look_at_file(&look, 0, size);
+	gmem_sys_munmap(hva, size);
+	return err;
+}
+
+int gmem_region_count_nodes(const struct gmem_region *region, uint32_t which, uint64_t offset,
+			    uint64_t size, struct gmem_numa_pages *pages)
+{
+	struct tally tally = { .pages = pages };
+	struct gmem_region_memory side;
+	int err = gmem_region_memory_get(region, which, offset, size, &side);
+
+	return err ? err : look_at_side(&side, size, &tally);
+}
+
+/* ---- policies ---- */
+
+static int check_reach(const struct gmem_region_memory *side)
+{
+	uint64_t type;
+	int err;
+
+	if (!side->file)
+		return 0;
+	if (!is_mappable(side))
+		return gmem_fail(-EOPNOTSUPP,
+				 "a guest_memfd without GMEM_CREATE_MMAP cannot be told a policy: "
+				 "set_mempolicy(2) of the thread that touches it first decides");
+
+	err = gmem_sys_filesystem_type(side->file->fd, &type);
+	if (err)
+		return gmem_fail(err, "statfs of a guest_memfd: %s", gmem_errno_name(err));
+	if (type != GUEST_MEMFD_MAGIC)
+		return gmem_fail(-EOPNOTSUPP, "mbind() would succeed, and guest_memfd pages would not "
+				 "follow it: that needs Linux 6.19 or a backport");
+	return 0;
+}
+
+static int kernels_mode(const struct gmem_numa_opts *opts)
+{
+	unsigned int count = 0;
+
+	for (size_t i = 0; i < GMEM_NUMA_WORDS; i++)
+		count += (unsigned int)__builtin_popcountll(opts->nodes[i]);
+
+	switch (opts->policy) {
+	case GMEM_NUMA_BIND:
+		return MPOL_BIND;
+	case GMEM_NUMA_INTERLEAVE:
+		return MPOL_INTERLEAVE;
+	case GMEM_NUMA_PREFERRED:
+		return count > 1 ? MPOL_PREFERRED_MANY : MPOL_PREFERRED;
+	default:
+		return MPOL_DEFAULT;
+	}
+}
+
+static int set_policy(void *hva, uint64_t size, const struct gmem_numa_opts *opts)
+{
+	static const uint64_t none[GMEM_NUMA_WORDS];
+	int err = 0;
+
+	/* A new mapping has the default policy, so that asking for it would do nothing. */
+	if (opts->policy == GMEM_NUMA_DEFAULT)
+		err = gmem_sys_mbind(hva, size, MPOL_LOCAL, none, NODES);
+	if (!err)
+		err = gmem_sys_mbind(hva, size, kernels_mode(opts), opts->nodes, NODES);
+	if (err)
+		return gmem_fail(err == -ENOSYS ? -EOPNOTSUPP : err,
+				 "mbind of 0x%" PRIx64 " bytes: %s", size, gmem_errno_name(err));
+	return 0;
+}
+
+static int check_policy_at(const void *hva, const struct gmem_numa_opts *opts)
+{
+	uint64_t nodes[GMEM_NUMA_WORDS] = { 0 };
+	int mode = 0, err;
+
+	err = gmem_sys_get_mempolicy(&mode, nodes, NODES, hva, MPOL_F_ADDR);
+	if (err)
+		return gmem_fail(err, "the policy that was set cannot be read back: %s",
+				 gmem_errno_name(err));
+	if (mode != kernels_mode(opts) || memcmp(nodes, opts->nodes, sizeof(nodes)) != 0)
+		return gmem_fail(-EOPNOTSUPP, "the kernel took the policy and did not keep it: it says "
+				 "mode %d, not %d", mode, kernels_mode(opts));
+	return 0;
+}
+
+static int check_policy(const void *hva, uint64_t size, const struct gmem_numa_opts *opts)
+{
+	int err;
+
+	/* How "none" is told differs from kernel to kernel. */
+	if (opts->policy == GMEM_NUMA_DEFAULT)
+		return 0;
+
+	err = check_policy_at(hva, opts);
+	return err ? err : check_policy_at((const char *)hva + size - gmem_sys_page_size(), opts);
+}
+
+static int set_on_file(const struct gmem_region_memory *side, uint64_t size,
+		       const struct gmem_numa_opts *opts)
+{
+	void *hva, *other;
+	int err;
+
+	err = map_side(side, size, &hva);
+	if (err)
+		return err;
+
+	/* Another mapping knows only what the file was told. */
+	err = map_side(side, size, &other);
+	if (err)
+		goto unmap;
+
+	err = set_policy(hva, size, opts);
+	if (!err)
+		err = check_policy(other, size, opts);
+	gmem_sys_munmap(other, size);
+unmap:
+	gmem_sys_munmap(hva, size);
+	return err;
+}
+
+static int fail_late(const struct tally *tally, const struct gmem_region_memory *side, const char *state)
+{
+	uint64_t start = side->file ? side->offset : (uintptr_t)side->hva;
+	const char *what = side->file ? "file offset" : "hva";
+	char where[48] = "where nobody can ask";
+
+	if (tally->its_node >= 0)
+		snprintf(where, sizeof(where), "on node %" PRId64, tally->its_node);
+	return gmem_fail(-EBUSY, "too late: %" PRIu64 " pages came before the policy, the first at %s 0x%"
+			 PRIx64 ", %s; %s", tally->late, what, start + tally->first_late, where, state);
+}
+
+static int check_late(const struct gmem_region_memory *side, uint64_t size,
+		      const struct gmem_numa_opts *opts, const char *state)
+{
+	struct tally tally = { .wanted = opts };
+	int err;
+
+	if (opts->policy == GMEM_NUMA_DEFAULT)
+		return 0;
+
+	err = look_at_side(side, size, &tally);
+	if (err)
+		return err;
+	return tally.late ? fail_late(&tally, side, state) : 0;
+}
+
+static int check_side(const struct gmem_region_memory *side, uint64_t size,
+		      const struct gmem_numa_opts *opts)
+{
+	int err = check_reach(side);
+
+	return err ? err : check_late(side, size, opts, "nothing was set");
+}
+
+static int set_on_side(const struct gmem_region_memory *side, uint64_t size,
+		       const struct gmem_numa_opts *opts)
+{
+	int err;
+
+	if (side->file)
+		err = set_on_file(side, size, opts);
+	else
+		err = set_policy(side->hva, size, opts);
+	if (!err && !side->file)
+		err = check_policy(side->hva, size, opts);
+	return err ? err : check_late(side, size, opts, "the policy is set");
+}
+
+/* ---- files ---- */
+
+static int side_of_file(struct gmem_file *file, uint64_t offset, uint64_t size,
+			struct gmem_region_memory *ret)
+{
+	if (!file)
+		return gmem_fail(-EINVAL, "file is NULL");
+
+	*ret = (struct gmem_region_memory){ .file = file, .offset = offset };
+	return gmem_check_range_within("offset", offset, size, file->size, "the end of the file");
+}
+
+GMEM_API int gmem_file_set_numa(struct gmem_file *file, uint64_t offset, uint64_t size,
+				const struct gmem_numa_opts *user_opts)
+{
+	struct gmem_numa_opts opts;
+	struct gmem_region_memory side;
+	int err;
+
+	err = side_of_file(file, offset, size, &side);
+	if (!err)
+		err = import(user_opts, &opts);
+	if (!err)
+		err = check_side(&side, size, &opts);
+	return err ? err : set_on_side(&side, size, &opts);
+}
+
+GMEM_API int gmem_file_numa(struct gmem_file *file, uint64_t offset, uint64_t size,
+			    struct gmem_numa_pages *user_pages)
+{
+	struct gmem_numa_pages pages;
+	struct tally tally = { .pages = &pages };
+	struct gmem_region_memory side;
+	int err;
+
+	err = side_of_file(file, offset, size, &side);
+	if (!err)
+		err = import_pages(user_pages, &pages);
+	if (!err)
+		err = look_at_side(&side, size, &tally);
+	if (!err)
+		export_pages(&pages, user_pages);
+	return err;
+}
+
+/* ---- guest memory ---- */
+
+/* A range of guest memory, and what to do with each piece of each side */
+struct walk {
+	uint64_t gpa;
+	uint64_t size;
+	const struct gmem_numa_opts *opts;	/* or NULL */
+	struct tally *tally;			/* or NULL */
+	int (*do_side)(const struct walk *walk, const struct gmem_region_memory *side, uint64_t size);
+};
+
+static int check_one(const struct walk *walk, const struct gmem_region_memory *side, uint64_t size)
+{
+	return check_side(side, size, walk->opts);
+}
+
+static int set_one(const struct walk *walk, const struct gmem_region_memory *side, uint64_t size)
+{
+	return set_on_side(side, size, walk->opts);
+}
+
+static int look_at_one(const struct walk *walk, const struct gmem_region_memory *side, uint64_t size)
+{
+	return look_at_side(side, size, walk->tally);
+}
+
+static int do_part(const struct walk *walk, const struct gmem_region *region, uint32_t which,
+		   uint64_t offset, uint64_t size)
+{
+	struct gmem_region_memory side;
+	int err = gmem_region_memory_get(region, which, offset, size, &side);
+
+	return err ? err : walk->do_side(walk, &side, size);
+}
+
+static int do_region(const struct walk *walk, const struct gmem_region *region, uint64_t offset,
+		     uint64_t size)
+{
+	int err = 0;
+
+	if (!gmem_region_is_both_sides(region))
+		err = do_part(walk, region, GMEM_SIDE_SHARED, offset, size);
+	if (err || region->backing != GMEM_BACKING_PRIVATE ||
+	    (walk->opts && walk->opts->flags & GMEM_NUMA_SHARED_ONLY))
+		return err;
+	return do_part(walk, region, GMEM_SIDE_PRIVATE, offset, size);
+}
+
+/* The caller has the layout stand still. */
+static int do_range(struct gmem_vm *vm, const struct walk *walk, uint64_t *ret_done)
+{
+	uint64_t done = 0;
+	int err = 0;
+
+	while (done < walk->size && !err) {
+		uint64_t at = walk->gpa + done, left = walk->size - done, offset;
+		const struct gmem_range *range = gmem_range_find(&vm->regions, at, left);
+		const struct gmem_region *region;
+
+		if (!range || range->start > at)
+			return gmem_fail(-ENOENT, "there is no memory at gpa 0x%" PRIx64, at);
+
+		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
+		offset = at - range->start;
+		left = range->size - offset < left ? range->size - offset : left;
+		err = do_region(walk, region, offset, left);
+		if (!err)
+			done += left;
+		if (ret_done)
+			*ret_done = done;
+	}
+	return err;
+}
+
+static int set_on_range(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+			const struct gmem_numa_opts *opts, uint64_t *ret_done)
+{
+	struct walk walk = { .gpa = gpa, .size = size, .opts = opts, .do_side = check_one };
+	int err;
+
+	err = do_range(vm, &walk, NULL);
+	if (err)
+		return err;
+
+	walk.do_side = set_one;
+	return do_range(vm, &walk, ret_done);
+}
+
+GMEM_API int gmem_vm_set_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+			      const struct gmem_numa_opts *user_opts, uint64_t *ret_done)
+{
+	struct gmem_numa_opts opts;
+	int err;
+
+	if (ret_done)
+		*ret_done = 0;
+	if (!vm)
+		return gmem_fail(-EINVAL, "vm is NULL");
+
+	err = gmem_check_range("gpa", gpa, size);
+	if (!err)
+		err = import(user_opts, &opts);
+	if (err)
+		return err;
+
+	gmem_lock_take(&vm->change_lock);
+	err = gmem_vm_log_error(vm, set_on_range(vm, gpa, size, &opts, ret_done));
+	gmem_lock_drop(&vm->change_lock);
+	return err;
+}
+
+GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+			  struct gmem_numa_pages *user_pages)
+{
+	struct gmem_numa_pages pages;
+	struct tally tally = { .pages = &pages };
+	const struct walk walk = {
+		.gpa = gpa, .size = size, .tally = &tally, .do_side = look_at_one,
+	};
+	int err;
+
+	if (!vm)
+		return gmem_fail(-EINVAL, "vm is NULL");
+
+	err = gmem_check_range("gpa", gpa, size);
+	if (!err)
+		err = import_pages(user_pages, &pages);
+	if (err)
+		return err;
+
+	gmem_lock_take(&vm->change_lock);
+	err = gmem_vm_log_error(vm, do_range(vm, &walk, NULL));
+	gmem_lock_drop(&vm->change_lock);
+	if (!err)
+		export_pages(&pages, user_pages);
+	return err;
+}

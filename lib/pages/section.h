@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * section: a range of guest addresses, one section after the other, each in one
+ * region and of one state.
+ *
+ * A claim keeps the regions and the states as they are while the sections are worked
+ * on, without any lock.
+ */
+#ifndef GMEM_SECTION_H
+#define GMEM_SECTION_H
+
+#include <stdint.h>
+
+#include "region/region.h"
+#include "region/vm_core.h"
+#include "state/claim.h"
+
+struct gmem_section {
+	struct gmem_region *region;
+	uint32_t side;		/* the one the guest uses */
+	uint64_t offset;	/* in the region */
+	uint64_t size;
+};
+
+typedef int (*gmem_section_fn)(void *data, const struct gmem_section *section);
+
+/*
+ * Call @fn for each section, lowest first, with a claim on the whole range and no
+ * lock held. Returns -ENOENT or -ENXIO where there is no memory, with the sections
+ * before it done, or what @fn returned first.
+ */
+int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+			 enum gmem_claim_mode mode, uint32_t wait_ms, gmem_section_fn fn, void *data);
+/* The same error if part of the range is no memory, at this moment */
+int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
+/* Bytes in memory, of the side the guest uses: see gmem_region_memory_resident() */
+int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint64_t *ret_bytes);
+
+#endif

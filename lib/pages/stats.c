@@ -1,0 +1,303 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * How much memory is what, and what happened to it. What happened is counted
+ * all the time; what is in memory has to be looked for, in pieces, so that
+ * conversions need not wait for long.
+ */
+#include "pages/stats.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/counters.h"
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/macros.h"
+#include "base/opts.h"
+#include "base/range_map.h"
+#include "os/sys.h"
+#include "region/file.h"
+#include "region/region.h"
+#include "region/region_memory.h"
+#include "region/vm_core.h"
+#include "state/claim.h"
+#include "state/private_state.h"
+
+/* Looked at before conversions of it may go on */
+#define PIECE (UINT64_C(256) << 20)
+
+/* Pages looked at in one call; a byte each, on the stack */
+#define LOOK_PAGES 4096
+
+/* ---- counters ---- */
+
+static uint64_t get(const struct gmem_counters *counters, enum gmem_counter which)
+{
+	return __atomic_load_n(&counters->n[which], __ATOMIC_RELAXED);
+}
+
+static void get_counters(const struct gmem_counters *from, struct gmem_stats *to)
+{
+	to->made_private = get(from, GMEM_COUNT_MADE_PRIVATE);
+	to->made_shared = get(from, GMEM_COUNT_MADE_SHARED);
+	to->conversions = get(from, GMEM_COUNT_CONVERSIONS);
+	to->convert_ioctls = get(from, GMEM_COUNT_CONVERT_IOCTLS);
+	to->discards = get(from, GMEM_COUNT_DISCARDS);
+	to->discarded = get(from, GMEM_COUNT_DISCARDED);
+	to->faults_private = get(from, GMEM_COUNT_FAULTS_PRIVATE);
+	to->faults_shared = get(from, GMEM_COUNT_FAULTS_SHARED);
+	to->faults_late = get(from, GMEM_COUNT_FAULTS_LATE);
+	to->faults_stuck = get(from, GMEM_COUNT_FAULTS_STUCK);
+	to->faults_hole = get(from, GMEM_COUNT_FAULTS_HOLE);
+	to->faults_refused = get(from, GMEM_COUNT_FAULTS_REFUSED);
+	to->faults_poison = get(from, GMEM_COUNT_FAULTS_POISON);
+	to->faults_unknown_reason = get(from, GMEM_COUNT_FAULTS_UNKNOWN_REASON);
+	to->faults_no_address = get(from, GMEM_COUNT_FAULTS_NO_ADDRESS);
+	to->requests = get(from, GMEM_COUNT_REQUESTS);
+	to->requests_refused = get(from, GMEM_COUNT_REQUESTS_REFUSED);
+}
+
+/* ---- states ---- */
+
+static void add_states(const struct gmem_region *region, struct gmem_stats *stats)
+{
+	uint64_t is_private;
+
+	if (region->is_device)
+		return;
+	is_private = gmem_state_private(region->vm, region->gpa.start, region->gpa.size);
+	stats->bytes_private += is_private;
+	stats->bytes_shared += region->gpa.size - is_private;
+}
+
+static const struct gmem_region *region_from(const struct gmem_vm *vm, uint64_t gpa)
+{
+	const struct gmem_range *range = gmem_range_find(&vm->regions, gpa, UINT64_MAX - gpa);
+
+	return range ? GMEM_CONTAINER_OF(range, struct gmem_region, gpa) : NULL;
+}
+
+static void add_all_states(const struct gmem_vm *vm, struct gmem_stats *stats)
+{
+	const struct gmem_region *region;
+	uint64_t at = 0;
+
+	while ((region = region_from(vm, at))) {
+		add_states(region, stats);
+		at = region->gpa.start + region->gpa.size;
+		if (at == 0)
+			return;
+	}
+}
+
+/* ---- what is in memory ---- */
+
+/* Of pages that the shared side has, those that the private side has, too */
+static int count_run(const struct gmem_region_memory *other, uint64_t offset, uint64_t size,
+		     uint64_t *bytes)
+{
+	uint64_t pages;
+	int err;
+
+	err = gmem_sys_cachestat(other->file->fd, other->offset + offset, size, &pages);
+	if (!err)
+		*bytes += pages * gmem_sys_page_size();
+	return err;
+}
+
+static int count_both(const struct gmem_region_memory *shared, const struct gmem_region_memory *other,
+		      uint64_t offset, uint64_t size, uint64_t *bytes)
+{
+	uint64_t page = gmem_sys_page_size(), count = size / page, first, i = 0;
+	unsigned char in_memory[LOOK_PAGES];
+	int err;
+
+	err = gmem_sys_mincore((char *)shared->hva + offset, size, in_memory);
+	while (i < count && !err) {
+		for (; i < count && !(in_memory[i] & 1); i++)
+			;
+		for (first = i; i < count && in_memory[i] & 1; i++)
+			;
+		if (i > first)
+			err = count_run(other, offset + first * page, (i - first) * page, bytes);
+	}
+	return err;
+}
+
+static int add_doubled(const struct gmem_region *region, uint64_t offset, uint64_t size,
+		       struct gmem_stats *stats)
+{
+	uint64_t chunk = LOOK_PAGES * gmem_sys_page_size(), done, now;
+	struct gmem_region_memory shared, other;
+	int err;
+
+	err = gmem_region_memory_get(region, GMEM_SIDE_SHARED, offset, size, &shared);
+	if (!err)
+		err = gmem_region_memory_get(region, GMEM_SIDE_PRIVATE, offset, size, &other);
+	if (err)
+		return err;
+
+	for (done = 0; done < size && !err; done += now) {
+		now = size - done < chunk ? size - done : chunk;
+		err = count_both(&shared, &other, done, now, &stats->doubled);
+	}
+	if (err)
+		return gmem_fail(err, "what of gpa 0x%" PRIx64 " is in memory twice cannot be had: %s",
+				 region->gpa.start + offset, gmem_errno_name(err));
+	return 0;
+}
+
+static int add_resident(const struct gmem_region *region, uint64_t offset, uint64_t size,
+			struct gmem_stats *stats)
+{
+	uint64_t shared = 0, is_private = 0;
+	int err = 0;
+
+	/* One memory that stands for both is counted once. */
+	if (!gmem_region_is_both_sides(region))
+		err = gmem_region_memory_resident(region, GMEM_SIDE_SHARED, offset, size, &shared);
+	if (!err && region->backing == GMEM_BACKING_PRIVATE)
+		err = gmem_region_memory_resident(region, GMEM_SIDE_PRIVATE, offset, size, &is_private);
+	if (err)
+		return err;
+
+	stats->resident_shared += shared;
+	stats->resident_private += is_private;
+	return shared && is_private ? add_doubled(region, offset, size, stats) : 0;
+}
+
+/* The next piece of memory at or after @at; the layout and its states stay while it is claimed */
+static bool claim_piece(struct gmem_vm *vm, uint64_t at, uint64_t last, struct gmem_claim *claim,
+			const struct gmem_region **ret)
+{
+	const struct gmem_range *range = gmem_range_find(&vm->regions, at, last - at + 1);
+	uint64_t region_last;
+
+	if (!range)
+		return false;
+
+	*ret = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
+	at = range->start > at ? range->start : at;
+	region_last = range->start + range->size - 1;
+	region_last = region_last < last ? region_last : last;
+	claim->gpa = at;
+	claim->size = region_last - at + 1 < PIECE ? region_last - at + 1 : PIECE;
+	claim->mode = GMEM_CLAIM_SHARED;
+	gmem_claim_take(vm, claim, 0);
+
+	/* The lock was given up if others were in front. */
+	if (gmem_range_find(&vm->regions, claim->gpa, claim->size) == range &&
+	    claim->gpa - range->start < range->size &&
+	    claim->size <= range->size - (claim->gpa - range->start))
+		return true;
+	*ret = NULL;
+	return true;
+}
+
+/* Called and returning with the lock held */
+static int add_all_resident(struct gmem_vm *vm, uint64_t start, uint64_t last,
+			    struct gmem_stats *stats)
+{
+	const struct gmem_region *region;
+	struct gmem_claim claim;
+	uint64_t at = start;
+	int err = 0;
+
+	while (!err && claim_piece(vm, at, last, &claim, &region)) {
+		if (region && !region->is_device) {
+			gmem_lock_drop(&vm->lock);
+			err = add_resident(region, claim.gpa - region->gpa.start, claim.size, stats);
+			gmem_lock_take(&vm->lock);
+		}
+		gmem_claim_drop(vm, &claim);
+		if (!region)
+			continue;
+		if (claim.size > last - claim.gpa)
+			break;
+		at = claim.gpa + claim.size;
+	}
+	return err;
+}
+
+/* ---- both ---- */
+
+static int import(struct gmem_stats *user_stats, struct gmem_stats *stats)
+{
+	size_t size;
+	int err;
+
+	if (!user_stats)
+		return gmem_fail(-EINVAL, "stats is NULL");
+
+	err = GMEM_COPY_OPTS(gmem_stats, stats, user_stats, requests_refused);
+	if (!err)
+		err = gmem_check_flags("flags", stats->flags, GMEM_STATS_RESIDENT);
+	if (err)
+		return err;
+
+	size = stats->size;
+	*stats = (struct gmem_stats){ .size = size, .flags = stats->flags };
+	return 0;
+}
+
+/* What a newer caller has beyond our struct it set to 0 itself. */
+static void export(const struct gmem_stats *stats, struct gmem_stats *user_stats)
+{
+	memcpy(user_stats, stats, sizeof(*stats));
+}
+
+GMEM_API int gmem_vm_stats(struct gmem_vm *vm, struct gmem_stats *user_stats)
+{
+	struct gmem_stats stats;
+	int err;
+
+	if (!vm)
+		return gmem_fail(-EINVAL, "vm is NULL");
+
+	err = import(user_stats, &stats);
+	if (err)
+		return err;
+
+	gmem_lock_take(&vm->lock);
+	add_all_states(vm, &stats);
+	if (stats.flags & GMEM_STATS_RESIDENT)
+		err = add_all_resident(vm, 0, UINT64_MAX - 1, &stats);
+	gmem_lock_drop(&vm->lock);
+	if (err)
+		return gmem_vm_log_error(vm, err);
+
+	get_counters(&vm->counters, &stats);
+	export(&stats, user_stats);
+	return 0;
+}
+
+GMEM_API int gmem_region_stats(struct gmem_region *region, struct gmem_stats *user_stats)
+{
+	struct gmem_stats stats;
+	struct gmem_vm *vm;
+	int err;
+
+	if (!region)
+		return gmem_fail(-EINVAL, "region is NULL");
+
+	err = import(user_stats, &stats);
+	if (err)
+		return err;
+
+	vm = region->vm;
+	gmem_lock_take(&vm->lock);
+	add_states(region, &stats);
+	if (stats.flags & GMEM_STATS_RESIDENT)
+		err = add_all_resident(vm, region->gpa.start,
+				       region->gpa.start + region->gpa.size - 1, &stats);
+	gmem_lock_drop(&vm->lock);
+	if (err)
+		return gmem_vm_log_error(vm, err);
+
+	get_counters(&region->counters, &stats);
+	export(&stats, user_stats);
+	return 0;
+}

@@ -1,0 +1,493 @@
+/* SPDX-License-Identifier: MIT */
+#include "region/file.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <linux/falloc.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "gmem.h"
+#include "base/check.h"
+#include "base/error.h"
+#include "base/opts.h"
+#include "caps/plan.h"
+#include "caps/probe_slot.h"
+#include "os/kvm.h"
+#include "os/kvm_compat.h"
+#include "os/sys.h"
+
+/* Statfs type of all anonymous inodes, a guest_memfd's too before Linux 6.19 */
+#define ANON_INODE_MAGIC 0x09041934
+
+/* Small enough to notice signals, large enough that the call's cost does not show */
+#define CHUNK (UINT64_C(64) << 20)
+
+/* Signals in a row, without one page of progress between them, that are enough */
+#define MAX_INTERRUPTIONS 1000
+
+/* ---- create, adopt, free ---- */
+
+static struct gmem_file *new_file(int vm_fd, int gmemfd, uint64_t size, uint64_t create_flags)
+{
+	struct gmem_file *file = malloc(sizeof(*file));
+
+	if (!file) {
+		gmem_fail(-ENOMEM, "no memory for a file handle");
+		return NULL;
+	}
+
+	*file = (struct gmem_file){
+		.fd = gmemfd,
+		.vm_fd = vm_fd,
+		.users = 1,
+		.size = size,
+		.create_flags = create_flags,
+	};
+	gmem_lock_init(&file->lock, GMEM_RANK_FILE);
+	gmem_maps_init(&file->maps);
+	return file;
+}
+
+static void free_file(struct gmem_file *file)
+{
+	gmem_maps_destroy(&file->maps);
+	gmem_lock_destroy(&file->lock);
+	free(file);
+}
+
+static int create(int vm_fd, uint64_t size, uint64_t flags)
+{
+	int fd, err;
+
+	fd = gmem_kvm_create_gmemfd(vm_fd, size, flags);
+	if (fd < 0)
+		return gmem_fail(fd,
+				 "VM fd %d refuses a guest_memfd of 0x%" PRIx64
+				 " bytes with create flags 0x%" PRIx64 ": %s",
+				 vm_fd, size, flags, gmem_errno_name(fd));
+
+	err = gmem_sys_set_cloexec(fd);
+	if (err) {
+		gmem_sys_close(fd);
+		return gmem_fail(err, "close-on-exec cannot be set on fd %d: %s", fd,
+				 gmem_errno_name(err));
+	}
+	return fd;
+}
+
+GMEM_API int gmem_file_new_raw(int vm_fd, uint64_t size, uint64_t flags, struct gmem_file **ret)
+{
+	struct gmem_file *file;
+	int err;
+
+	if (!ret)
+		return gmem_fail(-EINVAL, "no place for the file: ret is NULL");
+
+	err = gmem_check_range_within("offset", 0, size, INT64_MAX, "the largest file");
+	if (err)
+		return err;
+
+	file = new_file(vm_fd, -1, size, flags);
+	if (!file)
+		return -ENOMEM;
+
+	file->fd = create(vm_fd, size, flags);
+	if (file->fd < 0) {
+		err = file->fd;
+		free_file(file);
+		return err;
+	}
+
+	*ret = file;
+	return 0;
+}
+
+GMEM_API int gmem_file_new(int vm_fd, uint64_t size, const struct gmem_plan *plan,
+			   struct gmem_file **ret)
+{
+	if (!plan)
+		return gmem_fail(-EINVAL, "plan is NULL");
+
+	if (plan->backing == GMEM_BACKING_HOST)
+		return gmem_fail(-EINVAL, "the plan says \"%s\": it has no guest_memfd to create",
+				 gmem_backing_name(plan->backing));
+
+	return gmem_file_new_raw(vm_fd, size, plan->create_flags, ret);
+}
+
+static int check_is_gmemfd(int fd)
+{
+	uint64_t type;
+	char link[64];
+	int err;
+
+	err = gmem_sys_filesystem_type(fd, &type);
+	if (err)
+		return gmem_fail(err, "fd %d cannot be looked at: %s", fd, gmem_errno_name(err));
+
+	if (type == GUEST_MEMFD_MAGIC)
+		return 0;
+
+	/* Before Linux 6.19 only the name tells. */
+	if (type == ANON_INODE_MAGIC && gmem_sys_fd_link(fd, link, sizeof(link)) > 0 &&
+	    strcmp(link, "anon_inode:[kvm-gmem]") == 0)
+		return 0;
+
+	return gmem_fail(-EINVAL, "fd %d is not a guest_memfd (file system type 0x%" PRIx64 ")", fd,
+			 type);
+}
+
+/* Binding its first or last page tells whose file it is. */
+static int check_is_of_vm(int vm_fd, int gmemfd, uint64_t size)
+{
+	struct gmem_probe_slot scratch;
+	int err;
+
+	err = gmem_probe_slot_open(&scratch, vm_fd);
+	if (err)
+		return gmem_fail(err, "VM fd %d has no spare memslot to check fd %d with: %s",
+				 vm_fd, gmemfd, gmem_errno_name(err));
+
+	err = gmem_probe_slot_try_gmemfd(&scratch, gmemfd, 0);
+	if (err == -EINVAL)
+		err = gmem_probe_slot_try_gmemfd(&scratch, gmemfd, size - scratch.page);
+	gmem_probe_slot_close(&scratch);
+
+	/* From Linux 7.2 on this says: that page is bound already, so it is ours. */
+	if (!err || err == -EEXIST)
+		return 0;
+
+	if (err == -EINVAL)
+		return gmem_fail(-EXDEV,
+				 "the guest_memfd fd %d belongs to another VM than fd %d, "
+				 "or is bound wholly already", gmemfd, vm_fd);
+	return gmem_fail(err, "VM fd %d refuses a memslot to check fd %d with: %s", vm_fd, gmemfd,
+			 gmem_errno_name(err));
+}
+
+static int find_create_flags(int fd, uint64_t *ret)
+{
+	uint64_t page = gmem_sys_page_size();
+	void *hva;
+	int err;
+
+	*ret = 0;
+	err = gmem_sys_mmap(NULL, page, PROT_READ, MAP_SHARED, fd, 0, &hva);
+	if (err == -ENODEV)
+		return 0;
+	if (err)
+		return gmem_fail(err, "fd %d cannot be mapped to find its create flags: %s", fd,
+				 gmem_errno_name(err));
+
+	*ret = GMEM_CREATE_MMAP;
+	err = gmem_sys_madvise(hva, page, MADV_POPULATE_READ);
+	if (!err)
+		*ret |= GMEM_CREATE_INIT_SHARED;
+	gmem_sys_munmap(hva, page);
+	if (err && err != -EFAULT)
+		return gmem_fail(err, "fd %d cannot be read to find its create flags: %s", fd,
+				 gmem_errno_name(err));
+	return 0;
+}
+
+static int inspect(int vm_fd, int gmemfd, const struct gmem_adopt_opts *opts,
+		   uint64_t *ret_size, uint64_t *ret_flags)
+{
+	int err;
+
+	err = check_is_gmemfd(gmemfd);
+	if (err)
+		return err;
+
+	err = gmem_sys_file_size(gmemfd, ret_size);
+	if (err)
+		return gmem_fail(err, "the size of fd %d cannot be had: %s", gmemfd,
+				 gmem_errno_name(err));
+
+	if (vm_fd != GMEM_NO_VM) {
+		err = check_is_of_vm(vm_fd, gmemfd, *ret_size);
+		if (err)
+			return err;
+	}
+
+	*ret_flags = opts->create_flags;
+	if (opts->flags & GMEM_ADOPT_CREATE_FLAGS)
+		return 0;
+	return find_create_flags(gmemfd, ret_flags);
+}
+
+GMEM_API int gmem_file_adopt(int vm_fd, int gmemfd, const struct gmem_adopt_opts *user_opts,
+			     struct gmem_file **ret)
+{
+	struct gmem_adopt_opts opts;
+	struct gmem_file *file;
+	uint64_t size = 0, flags = 0;
+	int err, fd;
+
+	if (!ret)
+		return gmem_fail(-EINVAL, "no place for the file: ret is NULL");
+
+	err = GMEM_COPY_OPTS(gmem_adopt_opts, &opts, user_opts, create_flags);
+	if (!err)
+		err = gmem_check_flags("flags", opts.flags, GMEM_ADOPT_CREATE_FLAGS);
+	if (!err)
+		err = inspect(vm_fd, gmemfd, &opts, &size, &flags);
+	if (err)
+		return err;
+
+	file = new_file(vm_fd, -1, size, flags);
+	if (!file)
+		return -ENOMEM;
+
+	fd = gmem_sys_dup(gmemfd);
+	if (fd < 0) {
+		free_file(file);
+		return gmem_fail(fd, "fd %d cannot be duplicated: %s", gmemfd, gmem_errno_name(fd));
+	}
+
+	file->fd = fd;
+	*ret = file;
+	return 0;
+}
+
+void gmem_file_ref(struct gmem_file *file)
+{
+	__atomic_add_fetch(&file->users, 1, __ATOMIC_RELAXED);
+}
+
+void gmem_file_unref(struct gmem_file *file)
+{
+	/* Pairs with itself: whoever is last sees what the others did. */
+	if (__atomic_sub_fetch(&file->users, 1, __ATOMIC_ACQ_REL))
+		return;
+
+	/* Of a region's own file, mapped by someone who had it from the region */
+	gmem_maps_clear(&file->maps);
+	gmem_sys_close(file->fd);
+	free_file(file);
+}
+
+GMEM_API void gmem_file_free(struct gmem_file *file)
+{
+	if (!file)
+		return;
+
+	gmem_maps_clear(&file->maps);
+	gmem_file_unref(file);
+}
+
+GMEM_API int gmem_file_fd(const struct gmem_file *file)
+{
+	return file ? file->fd : gmem_fail(-EINVAL, "file is NULL");
+}
+
+GMEM_API uint64_t gmem_file_size(const struct gmem_file *file)
+{
+	return file ? file->size : 0;
+}
+
+GMEM_API uint64_t gmem_file_create_flags(const struct gmem_file *file)
+{
+	return file ? file->create_flags : 0;
+}
+
+/* ---- mappings ---- */
+
+static int check_place(const struct gmem_map_opts *opts, uint64_t size)
+{
+	const uint64_t at_hva = GMEM_MAP_FIXED | GMEM_MAP_REPLACE;
+	int err;
+
+	err = gmem_check_flags("flags", opts->flags, GMEM_MAP_READONLY | at_hva);
+	if (!err)
+		err = gmem_check_alignment(opts->align);
+	if (err || !(opts->flags & at_hva))
+		return err;
+
+	if ((opts->flags & at_hva) == at_hva)
+		return gmem_fail(-EINVAL, "a mapping cannot both replace and spare what is there");
+	if (opts->align)
+		return gmem_fail(-EINVAL, "an alignment, 0x%" PRIx64 ", and an address exclude each other",
+				 opts->align);
+	if (!opts->hva)
+		return gmem_fail(-EINVAL, "nothing can be mapped at address NULL");
+	return gmem_check_range("hva", (uintptr_t)opts->hva, size);
+}
+
+static int check_file_range(const struct gmem_file *file, uint64_t offset, uint64_t size)
+{
+	if (!file)
+		return gmem_fail(-EINVAL, "file is NULL");
+	return gmem_check_range_within("offset", offset, size, file->size, "the end of the file");
+}
+
+static int fail_without_mmap(const struct gmem_file *file)
+{
+	return gmem_fail(-ENODEV,
+			 "the file was created without MMAP (create flags 0x%" PRIx64
+			 "): the host cannot map it", file->create_flags);
+}
+
+GMEM_API int gmem_file_map(struct gmem_file *file, uint64_t offset, uint64_t size,
+			   const struct gmem_map_opts *user_opts, void **ret_hva)
+{
+	struct gmem_map_opts opts;
+	struct gmem_place place;
+	int err;
+
+	if (!ret_hva)
+		return gmem_fail(-EINVAL, "no place for the address: ret_hva is NULL");
+
+	err = check_file_range(file, offset, size);
+	if (!err)
+		err = GMEM_COPY_OPTS(gmem_map_opts, &opts, user_opts, align);
+	if (!err)
+		err = check_place(&opts, size);
+	if (err)
+		return err;
+
+	place = (struct gmem_place){ .flags = opts.flags, .hva = opts.hva, .align = opts.align };
+	err = gmem_maps_add(&file->maps, file->fd, offset, size, &place, ret_hva);
+	return err == -ENODEV ? fail_without_mmap(file) : err;
+}
+
+GMEM_API int gmem_file_unmap(struct gmem_file *file, void *hva, uint64_t size)
+{
+	int err;
+
+	if (!file)
+		return gmem_fail(-EINVAL, "file is NULL");
+
+	err = gmem_check_range("hva", (uintptr_t)hva, size);
+	return err ? err : gmem_maps_remove(&file->maps, (uintptr_t)hva, size);
+}
+
+GMEM_API int gmem_file_find_hva(struct gmem_file *file, const void *hva, uint64_t *ret_offset)
+{
+	if (!file || !ret_offset)
+		return gmem_fail(-EINVAL, "%s is NULL", file ? "ret_offset" : "file");
+
+	return gmem_maps_find(&file->maps, (uintptr_t)hva, ret_offset);
+}
+
+/* ---- allocate and punch ---- */
+
+static int fallocate_in_chunks(int fd, int mode, uint64_t offset, uint64_t size, uint64_t *done)
+{
+	uint64_t page = gmem_sys_page_size(), chunk = CHUNK;
+	int interruptions = 0, err;
+
+	while (*done < size) {
+		uint64_t now = size - *done < chunk ? size - *done : chunk;
+
+		err = gmem_sys_fallocate(fd, mode, offset + *done, now);
+		if (!err) {
+			*done += now;
+			interruptions = 0;
+			continue;
+		}
+
+		/* Pages had so far stay; smaller steps get through between the signals. */
+		if (err != -EINTR || ++interruptions > MAX_INTERRUPTIONS)
+			return err;
+		if (chunk > page)
+			chunk = chunk / 2 > page ? chunk / 2 : page;
+	}
+	return 0;
+}
+
+static int change_pages(struct gmem_file *file, int mode, const char *verb, uint64_t offset,
+			uint64_t size, uint64_t *ret_done)
+{
+	uint64_t done = 0;
+	int err;
+
+	if (ret_done)
+		*ret_done = 0;
+
+	err = check_file_range(file, offset, size);
+	if (err)
+		return err;
+
+	err = fallocate_in_chunks(file->fd, mode, offset, size, &done);
+	if (ret_done)
+		*ret_done = done;
+	if (err)
+		return gmem_fail(err,
+				 "%s offset 0x%" PRIx64 ", 0x%" PRIx64 " bytes, stopped after 0x%" PRIx64
+				 ": %s", verb, offset, size, done, gmem_errno_name(err));
+	return 0;
+}
+
+GMEM_API int gmem_file_allocate(struct gmem_file *file, uint64_t offset, uint64_t size,
+				uint64_t *ret_done)
+{
+	return change_pages(file, FALLOC_FL_KEEP_SIZE, "allocating", offset, size, ret_done);
+}
+
+GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t size,
+			     uint64_t *ret_done)
+{
+	return change_pages(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, "punching", offset,
+			    size, ret_done);
+}
+
+/* ---- for regions ---- */
+
+int gmem_file_check_vm(const struct gmem_file *file, int vm_fd)
+{
+	/* The fd it was made with, so no need to try; another may be a duplicate. */
+	return file->vm_fd == vm_fd ? 0 : check_is_of_vm(vm_fd, file->fd, file->size);
+}
+
+int gmem_file_pin(struct gmem_file *file, uint64_t offset, uint64_t size,
+		  const struct gmem_place *place, struct gmem_map *map)
+{
+	int err = gmem_maps_pin(&file->maps, file->fd, offset, size, place, map);
+
+	return err == -ENODEV ? fail_without_mmap(file) : err;
+}
+
+int gmem_file_bind(struct gmem_file *file, struct gmem_range *range)
+{
+	const struct gmem_range *other;
+	int err = 0;
+
+	gmem_lock_take(&file->lock);
+	other = gmem_range_find(&file->bound, range->start, range->size);
+	if (other)
+		err = gmem_fail(-EEXIST,
+				"offset 0x%" PRIx64 ", 0x%" PRIx64
+				" bytes: 0x%" PRIx64 ", 0x%" PRIx64
+				" bytes of the file, is bound already",
+				range->start, range->size, other->start, other->size);
+	else
+		gmem_range_insert(&file->bound, range);
+	gmem_lock_drop(&file->lock);
+	return err;
+}
+
+void gmem_file_unbind(struct gmem_file *file, struct gmem_range *range)
+{
+	gmem_lock_take(&file->lock);
+	gmem_range_remove(&file->bound, range);
+	gmem_lock_drop(&file->lock);
+}
+
+void gmem_file_split_bound(struct gmem_file *file, struct gmem_range *range, uint64_t offset,
+			   struct gmem_range *upper)
+{
+	gmem_lock_take(&file->lock);
+	gmem_range_split(&file->bound, range, offset, upper);
+	gmem_lock_drop(&file->lock);
+}
+
+void gmem_file_join_bound(struct gmem_file *file, struct gmem_range *range,
+			  struct gmem_range *upper)
+{
+	gmem_lock_take(&file->lock);
+	gmem_range_join(&file->bound, range, upper);
+	gmem_lock_drop(&file->lock);
+}

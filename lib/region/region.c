@@ -1,0 +1,586 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What a region is made of. It is acquired in this order and given back in
+ * reverse: slot number, file, file range, host memory. Its memslot and its
+ * place in the layout are the business of change.c.
+ */
+#include "region/region.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "base/opts.h"
+#include "caps/caps.h"
+#include "caps/plan.h"
+#include "os/kvm_compat.h"
+#include "os/sys.h"
+#include "region/file.h"
+#include "region/slots.h"
+
+/* KVM counts a memslot's pages in 31 bits. */
+#define MAX_PAGES (UINT64_C(1) << 31)
+
+#define ALL_FLAGS                                                                     \
+	(GMEM_REGION_READONLY | GMEM_REGION_DIRTY_LOG | GMEM_REGION_SLOT | GMEM_REGION_HVA | \
+	 GMEM_REGION_DEVICE | GMEM_REGION_CONGRUENT)
+
+/* ---- checks ---- */
+
+static int take_plan(const struct gmem_vm *vm, struct gmem_region_params *params)
+{
+	struct gmem_plan none;
+
+	params->plan = params->opts.plan ? params->opts.plan : &vm->default_plan;
+	if (params->opts.plan || vm->has_default_plan)
+		return 0;
+
+	/* It failed before; once more, for its sentence. */
+	return gmem_plan_make(&vm->caps, NULL, &none);
+}
+
+static int check_slot_flags(const struct gmem_vm *vm, const struct gmem_region_params *params)
+{
+	const char *name = gmem_backing_name(params->plan->backing);
+
+	if (params->opts.flags & GMEM_REGION_DIRTY_LOG &&
+	    (params->plan->region2 || gmem_caps_says(&vm->caps, GMEM_CAP_DIRTY_LOG, GMEM_NO)))
+		return gmem_fail(-EOPNOTSUPP, "there is no dirty log with backing \"%s\" here", name);
+
+	if (params->opts.flags & GMEM_REGION_READONLY &&
+	    (params->plan->region2 || gmem_caps_says(&vm->caps, GMEM_CAP_READONLY, GMEM_NO)))
+		return gmem_fail(-EOPNOTSUPP,
+				 "there are no read-only memslots with backing \"%s\" here", name);
+	return 0;
+}
+
+int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
+{
+	uint64_t bits = gmem_caps_value(&vm->caps, GMEM_CAP_ADDRESS_BITS);
+	uint64_t page = gmem_sys_page_size();
+	int err;
+
+	if (bits)
+		err = gmem_check_range_within("gpa", gpa, size, UINT64_C(1) << bits,
+					      "the VM's last address");
+	else
+		err = gmem_check_range("gpa", gpa, size);
+	if (err)
+		return err;
+
+	if (size / page >= MAX_PAGES)
+		return gmem_fail(-EINVAL,
+				 "size 0x%" PRIx64 " at gpa 0x%" PRIx64 ": a memslot has fewer than 0x%"
+				 PRIx64 " pages", size, gpa, MAX_PAGES);
+	return 0;
+}
+
+static int check_file(const struct gmem_vm *vm, const struct gmem_region_params *params, uint64_t size)
+{
+	const struct gmem_file *file = params->opts.file;
+	int err;
+
+	if (!file)
+		return params->opts.file_offset
+			       ? gmem_fail(-EINVAL, "file offset 0x%" PRIx64 " without a file",
+					   params->opts.file_offset)
+			       : 0;
+
+	if (params->plan->backing == GMEM_BACKING_HOST)
+		return gmem_fail(-EINVAL, "the plan says \"host\": it has no use for a file");
+
+	if (file->create_flags != params->plan->create_flags)
+		return gmem_fail(-EINVAL,
+				 "the file has create flags 0x%" PRIx64 ", the plan for \"%s\" 0x%" PRIx64,
+				 file->create_flags, gmem_backing_name(params->plan->backing),
+				 params->plan->create_flags);
+
+	err = gmem_check_range_within("file offset", params->opts.file_offset, size, file->size,
+				      "the end of the file");
+	return err ? err : gmem_file_check_vm(file, vm->fd);
+}
+
+static int check_hva(const struct gmem_region_params *params, uint64_t size)
+{
+	int err = gmem_check_alignment(params->opts.align);
+
+	if (err)
+		return err;
+
+	if (params->opts.flags & GMEM_REGION_CONGRUENT && !params->opts.align)
+		return gmem_fail(-EINVAL, "a congruent host address needs an alignment to be alike in");
+
+	if (!(params->opts.flags & GMEM_REGION_HVA))
+		return 0;
+
+	if (params->opts.align)
+		return gmem_fail(-EINVAL, "an alignment, 0x%" PRIx64 ", and an address exclude each other",
+				 params->opts.align);
+	if (!params->opts.hva)
+		return gmem_fail(-EINVAL, "hva is NULL");
+	return gmem_check_range("hva", (uintptr_t)params->opts.hva, size);
+}
+
+static int check_device(const struct gmem_region_params *params)
+{
+	const struct gmem_region_opts *opts = &params->opts;
+
+	if (opts->flags != GMEM_REGION_DEVICE || opts->plan || opts->file || opts->file_offset ||
+	    opts->align)
+		return gmem_fail(-EINVAL, "a device's range has no memory, so no other option");
+	return 0;
+}
+
+int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+		      const struct gmem_region_opts *user_opts, struct gmem_region_params *params)
+{
+	int err;
+
+	err = GMEM_COPY_OPTS(gmem_region_opts, &params->opts, user_opts, reserved);
+	if (!err)
+		err = gmem_check_flags("flags", params->opts.flags, ALL_FLAGS);
+	if (err)
+		return err;
+
+	if (params->opts.reserved)
+		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", params->opts.reserved);
+
+	err = gmem_region_check_gpa(vm, gpa, size);
+	if (!err && params->opts.flags & GMEM_REGION_DEVICE)
+		return check_device(params);
+	if (!err)
+		err = take_plan(vm, params);
+	if (!err)
+		err = check_slot_flags(vm, params);
+	if (!err)
+		err = check_file(vm, params, size);
+	if (!err)
+		err = check_hva(params, size);
+	return err;
+}
+
+/* ---- what a region is made of ---- */
+
+struct gmem_kvm_slot gmem_region_memslot(const struct gmem_region *region)
+{
+	return (struct gmem_kvm_slot){
+		.number = region->slot,
+		.flags = region->slot_flags,
+		.gmemfd = region->file ? region->file->fd : -1,
+		.gmemfd_offset = region->file_offset,
+		.gpa = region->gpa.start,
+		.size = region->gpa.size,
+		.hva = (void *)(uintptr_t)region->hva.start,
+	};
+}
+
+static int get_file(struct gmem_vm *vm, struct gmem_region *region, const struct gmem_region_params *params)
+{
+	if (params->plan->backing == GMEM_BACKING_HOST)
+		return 0;
+
+	region->file = params->opts.file;
+	region->file_offset = params->opts.file_offset;
+	if (!region->file)
+		return gmem_file_new(vm->fd, region->gpa.size, params->plan, &region->file);
+
+	gmem_file_ref(region->file);
+	return 0;
+}
+
+static void put_file(struct gmem_region *region)
+{
+	if (region->file)
+		gmem_file_unref(region->file);
+}
+
+static int bind_range(struct gmem_region *region)
+{
+	if (!gmem_region_traits(region)->is_bound)
+		return 0;
+
+	region->bound.start = region->file_offset;
+	region->bound.size = region->gpa.size;
+	return gmem_file_bind(region->file, &region->bound);
+}
+
+static void unbind_range(struct gmem_region *region)
+{
+	if (gmem_region_traits(region)->is_bound)
+		gmem_file_unbind(region->file, &region->bound);
+}
+
+/* The host address is a mapping of the file: host and guest use the same pages. */
+static bool hva_is_files(const struct gmem_region *region)
+{
+	return gmem_region_traits(region)->hva_source == GMEM_HVA_FILE;
+}
+
+static bool hva_is_callers(const struct gmem_region *region)
+{
+	return region->hva_chosen && !hva_is_files(region);
+}
+
+static struct gmem_place place_of(const struct gmem_region *region)
+{
+	return (struct gmem_place){
+		.align = region->align,
+		.remainder = region->congruent ? region->gpa.start & (region->align - 1) : 0,
+	};
+}
+
+static int get_host_memory(struct gmem_region *region, const struct gmem_region_params *params)
+{
+	struct gmem_place place = place_of(region);
+	void *hva = params->opts.hva;
+	int err;
+
+	place.flags = region->hva_chosen ? GMEM_MAP_FIXED : 0;
+	place.hva = hva;
+	region->hva.size = region->gpa.size;
+	if (hva_is_files(region)) {
+		region->map = &region->maps[0];
+		err = gmem_file_pin(region->file, region->file_offset, region->gpa.size, &place,
+				    region->map);
+		if (!err)
+			region->hva.start = region->map->hva.start;
+		return err;
+	}
+
+	if (!region->hva_chosen) {
+		err = gmem_map_at(-1, 0, region->gpa.size, PROT_READ | PROT_WRITE,
+					 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, &place, &hva);
+		if (err)
+			return gmem_fail(err, "0x%" PRIx64 " bytes of host memory cannot be had: %s",
+					 region->gpa.size, gmem_errno_name(err));
+	}
+
+	region->hva.start = (uintptr_t)hva;
+	return 0;
+}
+
+static void put_host_memory(struct gmem_region *region)
+{
+	if (hva_is_files(region))
+		gmem_maps_unpin(&region->file->maps, region->map);
+	else if (!hva_is_callers(region))
+		gmem_sys_munmap((void *)(uintptr_t)region->hva.start, region->hva.size);
+}
+
+static int take_slot(struct gmem_vm *vm, struct gmem_region *region, const struct gmem_region_params *params)
+{
+	if (!(params->opts.flags & GMEM_REGION_SLOT))
+		return gmem_slots_take_any(&vm->slots, &region->slot);
+
+	region->slot = params->opts.slot;
+	return gmem_slots_take(&vm->slots, region->slot);
+}
+
+static uint32_t slot_flags(const struct gmem_region_params *params)
+{
+	uint32_t flags = 0;
+
+	if (params->plan->region2)
+		flags |= (uint32_t)KVM_MEM_GUEST_MEMFD;
+	if (params->opts.flags & GMEM_REGION_READONLY)
+		flags |= KVM_MEM_READONLY;
+	if (params->opts.flags & GMEM_REGION_DIRTY_LOG)
+		flags |= KVM_MEM_LOG_DIRTY_PAGES;
+	return flags;
+}
+
+int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+		    const struct gmem_region_params *params, struct gmem_region **ret)
+{
+	/* malloc, not calloc: glibc's per-thread cache serves only the former. */
+	struct gmem_region *region = malloc(sizeof(*region));
+
+	if (!region)
+		return gmem_fail(-ENOMEM, "no memory for a region handle");
+
+	*region = (struct gmem_region){
+		.vm = vm,
+		.gpa = { .start = gpa, .size = size },
+		.hva = { .size = size },
+		.align = params->opts.align,
+		.congruent = params->opts.flags & GMEM_REGION_CONGRUENT,
+		.hva_chosen = params->opts.flags & GMEM_REGION_HVA,
+		.is_device = params->opts.flags & GMEM_REGION_DEVICE,
+	};
+	if (!region->is_device) {
+		region->backing = params->plan->backing;
+		region->slot_flags = slot_flags(params);
+	}
+
+	*ret = region;
+	return 0;
+}
+
+int gmem_region_acquire(struct gmem_region *region, const struct gmem_region_params *params)
+{
+	struct gmem_vm *vm = region->vm;
+	int err;
+
+	if (region->is_device)
+		return 0;
+
+	err = take_slot(vm, region, params);
+	if (err)
+		return err;
+
+	err = get_file(vm, region, params);
+	if (err)
+		goto give_slot;
+
+	err = bind_range(region);
+	if (err)
+		goto put_file;
+
+	err = get_host_memory(region, params);
+	if (err)
+		goto unbind_range;
+
+	if (!hva_is_callers(region))
+		gmem_range_insert(&vm->hvas, &region->hva);
+	return 0;
+
+unbind_range:
+	unbind_range(region);
+put_file:
+	put_file(region);
+give_slot:
+	gmem_slots_give(&vm->slots, region->slot);
+	return err;
+}
+
+/*
+ * What can be used again as soon as the memslot is gone: taking it back cannot
+ * fail as long as nobody else took it.
+ */
+void gmem_region_detach(struct gmem_region *region)
+{
+	if (region->is_device)
+		return;
+
+	if (!hva_is_callers(region))
+		gmem_range_remove(&region->vm->hvas, &region->hva);
+	unbind_range(region);
+	gmem_slots_give(&region->vm->slots, region->slot);
+}
+
+void gmem_region_reattach(struct gmem_region *region)
+{
+	if (region->is_device)
+		return;
+
+	gmem_slots_take(&region->vm->slots, region->slot);
+	bind_range(region);
+	if (!hva_is_callers(region))
+		gmem_range_insert(&region->vm->hvas, &region->hva);
+}
+
+/* The rest of what was yielded, once nobody can look at its memory any more */
+void gmem_region_release(struct gmem_region *region)
+{
+	if (!region->is_device) {
+		put_host_memory(region);
+		put_file(region);
+	}
+}
+
+/* ---- split ---- */
+
+int gmem_region_split_memory(struct gmem_region *region, uint64_t offset, struct gmem_region *upper)
+{
+	struct gmem_vm *vm = region->vm;
+	uint32_t slot = 0;
+	int err;
+
+	if (!region->is_device) {
+		err = gmem_slots_take_any(&vm->slots, &slot);
+		if (err)
+			return err;
+	}
+
+	*upper = *region;
+	upper->counters = (struct gmem_counters){ .n = { 0 } };
+	upper->slot = slot;
+	upper->file_offset = region->file_offset + offset;
+	gmem_range_split(&vm->regions, &region->gpa, offset, &upper->gpa);
+	if (region->is_device)
+		return 0;
+
+	if (region->file)
+		gmem_file_ref(region->file);
+	if (gmem_region_traits(region)->is_bound)
+		gmem_file_split_bound(region->file, &region->bound, offset, &upper->bound);
+	if (hva_is_files(region)) {
+		upper->map = &upper->maps[0];
+		gmem_maps_split_pin(&region->file->maps, region->map, offset, upper->map);
+	}
+	if (hva_is_callers(region)) {
+		upper->hva.start = region->hva.start + offset;
+		upper->hva.size = region->hva.size - offset;
+		region->hva.size = offset;
+	} else {
+		gmem_range_split(&vm->hvas, &region->hva, offset, &upper->hva);
+	}
+	return 0;
+}
+
+void gmem_region_unsplit_memory(struct gmem_region *region, struct gmem_region *upper)
+{
+	struct gmem_vm *vm = region->vm;
+
+	gmem_range_join(&vm->regions, &region->gpa, &upper->gpa);
+	if (region->is_device)
+		return;
+
+	if (hva_is_callers(region))
+		region->hva.size += upper->hva.size;
+	else
+		gmem_range_join(&vm->hvas, &region->hva, &upper->hva);
+	if (hva_is_files(region))
+		gmem_maps_join_pin(&region->file->maps, region->map, upper->map);
+	if (gmem_region_traits(region)->is_bound)
+		gmem_file_join_bound(region->file, &region->bound, &upper->bound);
+	put_file(region);
+	gmem_slots_give(&vm->slots, upper->slot);
+}
+
+/* ---- rebind ---- */
+
+int gmem_region_check_binding(const struct gmem_region *region, const struct gmem_binding *to)
+{
+	int err;
+
+	if (!to->file)
+		return gmem_fail(-EINVAL, "file is NULL");
+
+	if (!region->file)
+		return gmem_fail(-EOPNOTSUPP, "a region %s%s has no file",
+				 region->is_device ? "of a device" : "with backing ",
+				 region->is_device ? "" : gmem_backing_name(region->backing));
+
+	if (region->hva_chosen)
+		return gmem_fail(-EOPNOTSUPP, "the region's host address 0x%" PRIx64
+				 " was chosen by the caller and cannot change", region->hva.start);
+
+	if (to->file->create_flags != region->file->create_flags)
+		return gmem_fail(-EINVAL,
+				 "the file has create flags 0x%" PRIx64 ", the region's 0x%" PRIx64,
+				 to->file->create_flags, region->file->create_flags);
+
+	err = gmem_check_range_within("file offset", to->offset, region->gpa.size, to->file->size,
+				      "the end of the file");
+	return err ? err : gmem_file_check_vm(to->file, region->vm->fd);
+}
+
+/* Trade what a region has of its file for @binding's. Its own old range is not in the way. */
+static int trade(struct gmem_region *region, struct gmem_binding *binding)
+{
+	const struct gmem_binding old = { region->file, region->file_offset, region->map };
+	int err;
+
+	unbind_range(region);
+	region->file = binding->file;
+	region->file_offset = binding->offset;
+	err = bind_range(region);
+	if (err) {
+		region->file = old.file;
+		region->file_offset = old.offset;
+		bind_range(region);
+		return err;
+	}
+
+	if (hva_is_files(region)) {
+		gmem_range_remove(&region->vm->hvas, &region->hva);
+		region->map = binding->map;
+		gmem_range_set_start(&region->hva, region->map->hva.start);
+		gmem_range_insert(&region->vm->hvas, &region->hva);
+	}
+	*binding = old;
+	return 0;
+}
+
+int gmem_region_swap_file(struct gmem_region *region, struct gmem_binding *binding)
+{
+	const struct gmem_place place = place_of(region);
+	int err = 0;
+
+	gmem_file_ref(binding->file);
+	if (hva_is_files(region)) {
+		binding->map = region->map == &region->maps[0] ? &region->maps[1] : &region->maps[0];
+		err = gmem_file_pin(binding->file, binding->offset, region->gpa.size, &place,
+				    binding->map);
+	}
+	if (err)
+		goto release_file;
+
+	err = trade(region, binding);
+	if (err)
+		goto unpin;
+	return 0;
+
+unpin:
+	if (hva_is_files(region))
+		gmem_maps_unpin(&binding->file->maps, binding->map);
+release_file:
+	gmem_file_unref(binding->file);
+	return err;
+}
+
+void gmem_region_unswap_file(struct gmem_region *region, struct gmem_binding *binding)
+{
+	trade(region, binding);
+	gmem_region_drop_binding(region, binding);
+}
+
+void gmem_region_drop_binding(struct gmem_region *region, struct gmem_binding *binding)
+{
+	if (hva_is_files(region))
+		gmem_maps_unpin(&binding->file->maps, binding->map);
+	gmem_file_unref(binding->file);
+}
+
+/* ---- what a region is ---- */
+
+GMEM_API uint64_t gmem_region_gpa(const struct gmem_region *region)
+{
+	return region ? __atomic_load_n(&region->gpa.start, __ATOMIC_RELAXED) : 0;
+}
+
+GMEM_API uint64_t gmem_region_size(const struct gmem_region *region)
+{
+	return region ? __atomic_load_n(&region->gpa.size, __ATOMIC_RELAXED) : 0;
+}
+
+GMEM_API void *gmem_region_hva(const struct gmem_region *region)
+{
+	return region ? (void *)(uintptr_t)__atomic_load_n(&region->hva.start, __ATOMIC_RELAXED)
+		      : NULL;
+}
+
+GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region)
+{
+	return region ? region->slot : UINT32_MAX;
+}
+
+GMEM_API uint32_t gmem_region_backing(const struct gmem_region *region)
+{
+	return region ? region->backing : GMEM_BACKING_NONE;
+}
+
+GMEM_API struct gmem_file *gmem_region_file(const struct gmem_region *region,
+					    uint64_t *ret_offset)
+{
+	if (!region || !region->file)
+		return NULL;
+
+	if (ret_offset)
+		*ret_offset = region->file_offset;
+	return region->file;
+}

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A region with backing "private" has two memories, a shared one and a private
+ * one; every other has only the first. Here is what each is made of, how it is
+ * given back to the host, and how much of it there is.
+ */
+#include "region/region_memory.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <sys/mman.h>
+
+#include "gmem.h"
+#include "base/check.h"
+#include "base/counters.h"
+#include "base/error.h"
+#include "os/sys.h"
+#include "region/file.h"
+#include "region/region.h"
+
+/* One call each: enough for its cost not to show, little enough to tell how far it got */
+#define MADVISE_CHUNK (UINT64_C(1) << 30)
+
+/* Pages looked at in one call; a byte each, on the stack */
+#define LOOK_PAGES 16384
+
+static const char *name_of(uint32_t side)
+{
+	return side == GMEM_SIDE_PRIVATE ? "private" : "shared";
+}
+
+bool gmem_region_is_both_sides(const struct gmem_region *region)
+{
+	return gmem_region_traits(region)->has_sides &&
+	       region->file->create_flags & GMEM_CREATE_MMAP;
+}
+
+static bool is_in_file(const struct gmem_region *region, uint32_t side)
+{
+	if (gmem_region_traits(region)->has_sides)
+		return side == GMEM_SIDE_PRIVATE || gmem_region_is_both_sides(region);
+	return gmem_region_traits(region)->has_file;
+}
+
+int gmem_region_memory_get(const struct gmem_region *region, uint32_t side, uint64_t offset,
+			   uint64_t size, struct gmem_region_memory *ret)
+{
+	bool in_file;
+	int err;
+
+	if (region->is_device)
+		return gmem_fail(-ENXIO, "the range at gpa 0x%" PRIx64 " is a device's: it has no memory",
+				 region->gpa.start);
+	if (side == GMEM_SIDE_PRIVATE && !gmem_region_traits(region)->has_sides)
+		return gmem_fail(-EOPNOTSUPP, "memory with backing \"%s\" has no private side",
+				 gmem_backing_name(region->backing));
+
+	err = gmem_check_range_within("offset", offset, size, region->gpa.size,
+				      "the end of the region");
+	if (err)
+		return err;
+
+	in_file = is_in_file(region, side);
+	*ret = (struct gmem_region_memory){ .is_callers = !in_file && region->hva_chosen };
+	if (in_file) {
+		ret->file = region->file;
+		ret->offset = region->file_offset + offset;
+	}
+	if (!in_file || region->map)
+		ret->hva = (void *)(uintptr_t)(region->hva.start + offset);
+	return 0;
+}
+
+/* ---- discard ---- */
+
+/*
+ * Of shared memory DONTNEED only drops this mapping; REMOVE frees it, and is
+ * refused for private memory. Memory locked with mlock() takes an advice of
+ * its own.
+ */
+static int free_host_memory(const struct gmem_region_memory *side, void *hva, uint64_t size)
+{
+	int err = -EINVAL;
+
+	if (side->is_callers)
+		err = gmem_sys_madvise(hva, size, MADV_REMOVE);
+	if (err == -EINVAL || err == -EACCES)
+		err = gmem_sys_madvise(hva, size, MADV_DONTNEED);
+	if (err == -EINVAL)
+		err = gmem_sys_madvise(hva, size, MADV_DONTNEED_LOCKED);
+	return err;
+}
+
+static int discard_host_memory(const struct gmem_region_memory *side, uint64_t size, uint64_t *ret_done)
+{
+	uint64_t done = 0, now;
+	int err = 0;
+
+	while (done < size && !err) {
+		now = size - done < MADVISE_CHUNK ? size - done : MADVISE_CHUNK;
+		err = free_host_memory(side, (char *)side->hva + done, now);
+		if (!err)
+			done += now;
+	}
+	if (ret_done)
+		*ret_done = done;
+	if (err)
+		return gmem_fail(err,
+				 "hva 0x%" PRIxPTR ", 0x%" PRIx64
+				 " bytes, was given back only up to 0x%" PRIx64 ": %s",
+				 (uintptr_t)side->hva, size, done, gmem_errno_name(err));
+	return 0;
+}
+
+static int discard(const struct gmem_region_memory *what, uint64_t size, uint64_t *ret_done)
+{
+	if (!what->file)
+		return discard_host_memory(what, size, ret_done);
+
+	/*
+	 * Punching unmaps page by page; this does so in bulk, in less than half
+	 * the time. It frees nothing, so nothing is lost if it is refused.
+	 */
+	if (what->hva)
+		gmem_sys_madvise(what->hva, size, MADV_DONTNEED);
+	return gmem_file_punch(what->file, what->offset, size, ret_done);
+}
+
+int gmem_region_memory_discard(struct gmem_region *region, uint32_t side, uint64_t offset,
+			       uint64_t size, uint64_t *ret_done)
+{
+	struct gmem_region_memory what;
+	uint64_t done = 0;
+	int err;
+
+	err = gmem_region_memory_get(region, side, offset, size, &what);
+	if (!err) {
+		err = discard(&what, size, &done);
+		gmem_region_count(region, GMEM_COUNT_DISCARDS, 1);
+		gmem_region_count(region, GMEM_COUNT_DISCARDED, done);
+	}
+	if (ret_done)
+		*ret_done = done;
+	return err;
+}
+
+/* ---- how much there is ---- */
+
+static int count_mapped(const struct gmem_region_memory *side, uint64_t size, uint64_t *ret_bytes)
+{
+	uint64_t page = gmem_sys_page_size(), bytes = 0, done, now, i;
+	unsigned char in_memory[LOOK_PAGES];
+	int err;
+
+	for (done = 0; done < size; done += now) {
+		now = size - done < LOOK_PAGES * page ? size - done : LOOK_PAGES * page;
+		err = gmem_sys_mincore((char *)side->hva + done, now, in_memory);
+		if (err)
+			return gmem_fail(err, "hva 0x%" PRIxPTR ", 0x%" PRIx64
+					 " bytes: what is in memory cannot be had: %s",
+					 (uintptr_t)side->hva + done, now, gmem_errno_name(err));
+		for (i = 0; i < now / page; i++)
+			bytes += in_memory[i] & 1 ? page : 0;
+	}
+
+	*ret_bytes = bytes;
+	return 0;
+}
+
+int gmem_region_memory_resident(const struct gmem_region *region, uint32_t side, uint64_t offset,
+				uint64_t size, uint64_t *ret_bytes)
+{
+	struct gmem_region_memory what;
+	uint64_t pages;
+	int err;
+
+	err = gmem_region_memory_get(region, side, offset, size, &what);
+	if (err)
+		return err;
+	if (!what.file)
+		return count_mapped(&what, size, ret_bytes);
+
+	err = gmem_sys_cachestat(what.file->fd, what.offset, size, &pages);
+	if (!err) {
+		*ret_bytes = pages * gmem_sys_page_size();
+		return 0;
+	}
+	if (what.hva)
+		return count_mapped(&what, size, ret_bytes);
+	return gmem_fail(err == -ENOSYS ? -EOPNOTSUPP : err,
+			 "how much of the %s side of gpa 0x%" PRIx64
+			 " is in memory only cachestat(2) can say: %s",
+			 name_of(side), region->gpa.start + offset, gmem_errno_name(err));
+}

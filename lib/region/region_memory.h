@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * region_memory: the two sides of a region's memory.
+ *
+ * A region with backing "private" has a shared side and a private one; every other
+ * region has only the first. This room says what each side is made of, gives it
+ * back to the host, and counts how much of it there is.
+ *
+ * The caller sees to it that the region keeps its size and its memory meanwhile:
+ * it holds the VM's lock, change_lock or a claim.
+ */
+#ifndef GMEM_REGION_MEMORY_H
+#define GMEM_REGION_MEMORY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct gmem_file;
+struct gmem_region;
+
+#define GMEM_SIDE_SHARED	1u
+#define GMEM_SIDE_PRIVATE	2u
+
+/* What a range of a region is made of on one side */
+struct gmem_region_memory {
+	struct gmem_file *file;		/* NULL: host memory */
+	uint64_t offset;		/* in the file */
+	void *hva;			/* where the region maps it; NULL: nowhere */
+	bool is_callers;		/* host memory that the region borrowed */
+};
+
+/*
+ * @offset is from the start of the region. -ENXIO: a device's range, -EOPNOTSUPP:
+ * only backing "private" has a private side.
+ */
+int gmem_region_memory_get(const struct gmem_region *region, uint32_t side, uint64_t offset,
+			   uint64_t size, struct gmem_region_memory *ret);
+/*
+ * Both sides are the same bytes: a private guest_memfd with GMEM_CREATE_MMAP. After
+ * a conversion nothing of such a region is stale.
+ */
+bool gmem_region_is_both_sides(const struct gmem_region *region);
+/*
+ * Give the memory back to the host. It reads as zero afterwards, except the
+ * caller's own memory if that is locked or a private mapping of a file. @ret_done
+ * (or NULL) gets the bytes finished, also on failure.
+ */
+int gmem_region_memory_discard(struct gmem_region *region, uint32_t side, uint64_t offset,
+			       uint64_t size, uint64_t *ret_done);
+/*
+ * Bytes that are in memory: of a file what is allocated, by whomever; of host
+ * memory what is mapped here, pages of zeros included. -EOPNOTSUPP: the file
+ * cannot be mapped, and this kernel has no cachestat(2).
+ */
+int gmem_region_memory_resident(const struct gmem_region *region, uint32_t side,
+				uint64_t offset, uint64_t size, uint64_t *ret_bytes);
+
+#endif

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: MIT */
+/* slots: which memslot numbers of a VM are in use, a bit each. */
+#ifndef GMEM_SLOTS_H
+#define GMEM_SLOTS_H
+
+#include <stdint.h>
+
+struct gmem_slots {
+	uint32_t count;
+	uint32_t first_free_word;	/* no free number below this word */
+	uint64_t *used;
+	uint64_t *reserved;
+};
+
+int gmem_slots_init(struct gmem_slots *slots, uint32_t count);
+void gmem_slots_destroy(struct gmem_slots *slots);
+int gmem_slots_take_any(struct gmem_slots *slots, uint32_t *ret);
+int gmem_slots_take(struct gmem_slots *slots, uint32_t number);
+void gmem_slots_give(struct gmem_slots *slots, uint32_t number);
+int gmem_slots_reserve(struct gmem_slots *slots, uint32_t first, uint32_t count);
+
+#endif

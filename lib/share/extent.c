@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Files that go from one process to another. Both sides look at them alike:
+ * memory, and nothing else. Anything else could hang whoever touches a mapping
+ * of it, or do things on being mapped.
+ */
+#include "share/extent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/magic.h>
+#include <stdlib.h>
+
+#include "base/backing.h"
+#include "base/error.h"
+#include "base/macros.h"
+#include "os/kvm_compat.h"
+#include "os/sys.h"
+#include "region/file.h"
+
+/* Of a guest_memfd before Linux 6.19, see file.c */
+#ifndef ANON_INODE_FS_MAGIC
+#define ANON_INODE_FS_MAGIC 0x09041934
+#endif
+
+/* Linux 5.1; older C libraries do not name it */
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+
+/*
+ * Before Linux 6.19 a guest_memfd looks like every anonymous inode; its name is
+ * out of reach where there is no /proc. No other of them has a size.
+ */
+static bool is_gmemfd(const struct gmem_sys_facts *facts)
+{
+	return facts->filesystem_type == GUEST_MEMFD_MAGIC ||
+	       facts->filesystem_type == ANON_INODE_FS_MAGIC;
+}
+
+static bool is_memory(const struct gmem_sys_facts *facts)
+{
+	return facts->is_regular &&
+	       (is_gmemfd(facts) || facts->filesystem_type == TMPFS_MAGIC ||
+		facts->filesystem_type == HUGETLBFS_MAGIC);
+}
+
+static struct gmem_extent_file describe(const struct gmem_sys_facts *facts)
+{
+	const uint32_t no_writing = F_SEAL_WRITE | F_SEAL_FUTURE_WRITE;
+	struct gmem_extent_file file = {
+		.size = facts->size,
+		.page_size = gmem_sys_page_size(),
+		.rights = GMEM_RIGHT_READ | GMEM_RIGHT_WRITE,
+		.is_gmemfd = is_gmemfd(facts),
+	};
+
+	if (facts->filesystem_type == HUGETLBFS_MAGIC)
+		file.page_size = facts->block_size;
+	if (facts->seals & no_writing)
+		file.rights = GMEM_RIGHT_READ;
+	/* The size of a guest_memfd never changes. */
+	file.can_shrink = !file.is_gmemfd && !(facts->seals & F_SEAL_SHRINK);
+	return file;
+}
+
+int gmem_extent_inspect(int fd, uint64_t offset, uint64_t size, struct gmem_extent_file *ret)
+{
+	struct gmem_sys_facts facts;
+	int err;
+
+	err = gmem_sys_facts(fd, &facts);
+	if (err)
+		return gmem_fail(err, "fd %d cannot be looked at: %s", fd, gmem_errno_name(err));
+
+	if (!is_memory(&facts))
+		return gmem_fail(-EINVAL,
+				 "fd %d is no memfd, hugetlbfs file or guest_memfd (file system type 0x%"
+				 PRIx64 ")", fd, facts.filesystem_type);
+
+	if (offset > facts.size || size > facts.size - offset)
+		return gmem_fail(-EINVAL,
+				 "fd %d has 0x%" PRIx64 " bytes, not 0x%" PRIx64 " + 0x%" PRIx64, fd,
+				 facts.size, offset, size);
+
+	*ret = describe(&facts);
+	return 0;
+}
+
+/* ---- the caller's memory ---- */
+
+struct memory {
+	struct gmem_range hva;
+	uint64_t offset;	/* in the file that it is a mapping of */
+	int fd;
+};
+
+static int insert(struct gmem_range_map *map, struct memory *memory)
+{
+	const struct gmem_range *other;
+
+	other = gmem_range_find(map, memory->hva.start, memory->hva.size);
+	if (other)
+		return gmem_fail(-EEXIST, "the memory at hva 0x%" PRIx64 ", 0x%" PRIx64
+				 " bytes, was named already", other->start, other->size);
+
+	gmem_range_insert(map, &memory->hva);
+	return 0;
+}
+
+int gmem_callers_memory_add(struct gmem_range_map *map, const void *hva, uint64_t size, int fd,
+			    uint64_t offset)
+{
+	struct memory *memory;
+	int err;
+
+	memory = malloc(sizeof(*memory));
+	if (!memory)
+		return gmem_fail(-ENOMEM, "no memory for memory to export");
+
+	*memory = (struct memory){
+		.hva = { .start = (uintptr_t)hva, .size = size },
+		.offset = offset,
+		.fd = gmem_sys_dup(fd),
+	};
+	if (memory->fd < 0) {
+		err = gmem_fail(memory->fd, "fd %d cannot be duplicated: %s", fd,
+				gmem_errno_name(memory->fd));
+		goto free_memory;
+	}
+
+	err = insert(map, memory);
+	if (err)
+		goto close_fd;
+	return 0;
+
+close_fd:
+	gmem_sys_close(memory->fd);
+free_memory:
+	free(memory);
+	return err;
+}
+
+static void remove_memory(struct gmem_range_map *map, struct gmem_range *hva)
+{
+	struct memory *memory = GMEM_CONTAINER_OF(hva, struct memory, hva);
+
+	gmem_range_remove(map, hva);
+	gmem_sys_close(memory->fd);
+	free(memory);
+}
+
+int gmem_callers_memory_remove(struct gmem_range_map *map, const void *hva)
+{
+	struct gmem_range *range = gmem_range_find(map, (uintptr_t)hva, 1);
+
+	if (!range || range->start != (uintptr_t)hva)
+		return gmem_fail(-ENOENT, "no memory was named that starts at hva 0x%" PRIx64,
+				 (uint64_t)(uintptr_t)hva);
+
+	remove_memory(map, range);
+	return 0;
+}
+
+void gmem_callers_memory_clear(struct gmem_range_map *map)
+{
+	while (map->root)
+		remove_memory(map, map->root);
+}
+
+/* ---- from a region to a file ---- */
+
+static int find_memory(const struct gmem_range_map *map, const struct gmem_region *region,
+		       struct gmem_extent *extent)
+{
+	struct gmem_range *range;
+	const struct memory *memory;
+	uint64_t within;
+
+	range = gmem_range_find(map, region->hva.start, 1);
+	within = range ? region->hva.start - range->start : 0;
+	if (!range || region->gpa.size > range->size - within)
+		return gmem_fail(-EOPNOTSUPP,
+				 "the region at gpa 0x%" PRIx64 ", backing %s, is memory no other process "
+				 "can map: give it memory of your own from a memfd (GMEM_REGION_HVA) and "
+				 "name it with gmem_export_add_memory()", region->gpa.start,
+				 gmem_backing_name(region->backing));
+
+	memory = GMEM_CONTAINER_OF(range, struct memory, hva);
+	extent->fd = memory->fd;
+	extent->offset = memory->offset + within;
+	return 0;
+}
+
+int gmem_extent_of_region(const struct gmem_range_map *memory, const struct gmem_region *region,
+			  struct gmem_extent *ret)
+{
+	struct gmem_extent extent = {
+		.gpa = region->gpa.start,
+		.size = region->gpa.size,
+		.hva = (void *)(uintptr_t)region->hva.start,
+		.backing = region->backing,
+	};
+	struct gmem_extent_file file;
+	int err = 0;
+
+	if (gmem_backing_traits(region->backing)->hva_source == GMEM_HVA_FILE) {
+		extent.fd = region->file->fd;
+		extent.offset = region->file_offset;
+	} else {
+		err = find_memory(memory, region, &extent);
+	}
+	if (!err)
+		err = gmem_extent_inspect(extent.fd, extent.offset, extent.size, &file);
+	if (err)
+		return err;
+
+	extent.file_size = file.size;
+	extent.page_size = file.page_size;
+	extent.rights = file.rights;
+	*ret = extent;
+	return 0;
+}

@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: MIT */
+#include "share/peer_recall.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+#include "gmem.h"
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/macros.h"
+#include "base/range_map.h"
+#include "base/range_set.h"
+#include "layout/step.h"
+#include "os/sys.h"
+#include "share/peer_io.h"
+
+/* Another thread may have read the answer we wait for: look again that often. */
+#define SLICE_MS	10
+#define MAX_POLLED	16
+#define NANOSECONDS_PER_MS UINT64_C(1000000)
+
+/* What a peer still has of what is wanted */
+static bool keeps(const struct gmem_peer *peer, const struct gmem_want *want,
+		  struct gmem_part *ret)
+{
+	const struct gmem_export *exporter = peer->exporter;
+	struct gmem_block *block;
+
+	if (!want->is_leaving)
+		return gmem_peer_next_usable(peer, want->part.start, want->part.last, &block, ret);
+
+	for (size_t i = 0; i < exporter->leaving_count; i++) {
+		const struct gmem_range *leaving = &exporter->leaving_nodes[i], *kept;
+
+		kept = gmem_range_find(&peer->blocks, leaving->start, leaving->size);
+		if (kept) {
+			*ret = (struct gmem_part){ kept->start, gmem_range_last(kept) };
+			return true;
+		}
+	}
+	return false;
+}
+
+/* It keeps memory that is to go: what its options say about that */
+static int insist(struct gmem_peer *peer, const struct gmem_part *kept, uint64_t waited_ms)
+{
+	int err = peer->refusal ? peer->refusal : -ETIMEDOUT;
+	uint64_t size = kept->last - kept->start + 1;
+
+	if (!peer->refusal && waited_ms < peer->wait_ms)
+		return 0;
+
+	if (peer->refusal)
+		gmem_fail(err, "a peer refuses to give back 0x%" PRIx64 " bytes at gpa 0x%" PRIx64
+			  ": %s", size, kept->start, gmem_errno_name(err));
+	else
+		gmem_fail(err, "a peer has 0x%" PRIx64 " bytes at gpa 0x%" PRIx64 " and gave no answer "
+			  "in %" PRIu32 " ms", size, kept->start, peer->wait_ms);
+	if (!(peer->flags & GMEM_PEER_CUT_OFF))
+		return err;
+
+	gmem_peer_lose(peer, gmem_vm_log_error(peer->exporter->vm, err));
+	return 0;
+}
+
+/* Peers that keep something, for poll(); -errno if one keeps it too long */
+static int collect_keepers(const struct gmem_export *exporter, const struct gmem_want *want,
+			   uint64_t waited_ms, struct pollfd fds[MAX_POLLED])
+{
+	struct gmem_part kept;
+	struct gmem_peer *peer;
+	int count = 0, err;
+
+	for (peer = exporter->peers; peer; peer = peer->next) {
+		if (!keeps(peer, want, &kept))
+			continue;
+		err = insist(peer, &kept, waited_ms);
+		if (err)
+			return err;
+		if (peer->sock >= 0 && count < MAX_POLLED)
+			fds[count++] = (struct pollfd){
+				.fd = peer->sock,
+				.events = POLLIN | (peer->wants_room ? POLLOUT : 0),
+			};
+	}
+	return count;
+}
+
+static int take_back(struct gmem_export *exporter, const struct gmem_want *want)
+{
+	uint64_t start = gmem_sys_now();
+	struct pollfd fds[MAX_POLLED];
+	int count;
+
+	for (;;) {
+		gmem_lock_take(&exporter->lock);
+		gmem_peers_pump(exporter);
+		count = collect_keepers(exporter, want,
+					(gmem_sys_now() - start) / NANOSECONDS_PER_MS, fds);
+		gmem_lock_drop(&exporter->lock);
+		if (count <= 0)
+			return count;
+
+		/* Not locked: others may dispatch meanwhile. */
+		if (gmem_sys_poll_many(fds, (unsigned int)count, SLICE_MS) < 0)
+			gmem_sys_pause(SLICE_MS * 1000);
+	}
+}
+
+/* ---- before a region goes ---- */
+
+static bool takes_memory(const struct gmem_step *step)
+{
+	return !step->region->is_device &&
+	       (step->kind == GMEM_STEP_REMOVE || step->kind == GMEM_STEP_MOVE ||
+		step->kind == GMEM_STEP_REBIND);
+}
+
+int gmem_peers_before(struct gmem_change_hook *hook, const struct gmem_step *steps, size_t count)
+{
+	struct gmem_export *exporter = GMEM_CONTAINER_OF(hook, struct gmem_export, hook);
+	const struct gmem_want want = { .is_leaving = true };
+	struct gmem_range *nodes;
+	size_t taken_count = 0;
+
+	for (size_t i = 0; i < count; i++)
+		taken_count += takes_memory(&steps[i]);
+	if (!taken_count)
+		return 0;
+	nodes = calloc(taken_count, sizeof(*nodes));
+	if (!nodes)
+		return gmem_fail(-ENOMEM, "no memory to take memory back from peers");
+
+	gmem_lock_take(&exporter->lock);
+	exporter->leaving_nodes = nodes;
+	for (size_t i = 0; i < count; i++) {
+		struct gmem_range *node = &nodes[exporter->leaving_count];
+
+		if (!takes_memory(&steps[i]))
+			continue;
+		*node = (struct gmem_range){ .start = steps[i].region->gpa.start,
+					     .size = steps[i].region->gpa.size };
+		gmem_range_insert(&exporter->leaving, node);
+		exporter->leaving_count++;
+	}
+	gmem_lock_drop(&exporter->lock);
+	return take_back(exporter, &want);
+}
+
+void gmem_peers_after(struct gmem_change_hook *hook)
+{
+	struct gmem_export *exporter = GMEM_CONTAINER_OF(hook, struct gmem_export, hook);
+	struct gmem_peer *peer;
+
+	gmem_lock_take(&exporter->lock);
+	free(exporter->leaving_nodes);
+	exporter->leaving_nodes = NULL;
+	exporter->leaving_count = 0;
+	exporter->leaving.root = NULL;
+	for (peer = exporter->peers; peer; peer = peer->next) {
+		peer->refusal = 0;
+		peer->cursor = 0;
+		peer->at_end = false;
+		peer->told_ready = false;
+	}
+	if (exporter->peers)
+		gmem_sys_event_set(exporter->event);
+	gmem_lock_drop(&exporter->lock);
+}
+
+/* ---- conversion ---- */
+
+/* Before the range becomes private; and without an answer it does not. */
+int gmem_peers_revoke(void *data, uint64_t gpa, uint64_t size)
+{
+	struct gmem_want want = { .part = { gpa, gpa + size - 1 } }, **link;
+	struct gmem_export *exporter = data;
+	struct gmem_range *spare = NULL;
+	struct gmem_peer *peer;
+	int err;
+
+	err = gmem_set_spare(&spare);
+	if (err)
+		return gmem_fail(err, "no memory to take memory back from peers");
+
+	gmem_lock_take(&exporter->lock);
+	gmem_set_add(&exporter->withheld, gpa, size, &spare);
+	want.next = exporter->wants;
+	exporter->wants = &want;
+	gmem_lock_drop(&exporter->lock);
+	free(spare);
+
+	err = take_back(exporter, &want);
+
+	gmem_lock_take(&exporter->lock);
+	for (link = &exporter->wants; *link != &want; link = &(*link)->next)
+		;
+	*link = want.next;
+	for (peer = exporter->peers; peer; peer = peer->next)
+		peer->refusal = 0;
+	gmem_lock_drop(&exporter->lock);
+	if (err)
+		gmem_peers_grant(exporter, gpa, size);
+	return err;
+}
+
+/* It is shared, again or all the same. */
+void gmem_peers_grant(void *data, uint64_t gpa, uint64_t size)
+{
+	struct gmem_export *exporter = data;
+	struct gmem_range *spare = NULL;
+	struct gmem_peer *peer;
+
+	gmem_lock_take(&exporter->lock);
+	if (gmem_set_spare(&spare) == 0) {
+		gmem_set_remove(&exporter->withheld, gpa, size, &spare);
+		for (peer = exporter->peers; peer; peer = peer->next) {
+			peer->all_granted = false;
+			if (gpa < peer->grant_from)
+				peer->grant_from = gpa;
+		}
+		gmem_sys_event_set(exporter->event);
+	} else {
+		/* It stays withheld from peers until it is converted once more. */
+		gmem_vm_log_error(exporter->vm, gmem_fail(-ENOMEM, "no memory to give peers 0x%" PRIx64
+							  " bytes at gpa 0x%" PRIx64, size, gpa));
+	}
+	gmem_lock_drop(&exporter->lock);
+	free(spare);
+}
+
+/* With the VM's change_lock: a region went, or has other memory. What of it is shared? */
+void gmem_peers_forget(void *data, uint64_t gpa, uint64_t size)
+{
+	struct gmem_export *exporter = data;
+	uint64_t last = gpa + size - 1;
+	struct gmem_part part;
+
+	while (gmem_set_next(&exporter->vm->privates, false, gpa, last, &part)) {
+		gmem_peers_grant(exporter, part.start, part.last - part.start + 1);
+		if (part.last == last)
+			break;
+		gpa = part.last + 1;
+	}
+}

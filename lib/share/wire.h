@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * wire: messages between an export and an import, as docs/export-protocol.md
+ * describes them.
+ */
+#ifndef GMEM_WIRE_H
+#define GMEM_WIRE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define GMEM_WIRE_BYTES 64
+
+enum gmem_wire_type {
+	GMEM_WIRE_HELLO = 1,
+	GMEM_WIRE_MAP = 2,
+	GMEM_WIRE_UNMAP = 3,
+	GMEM_WIRE_REVOKE = 4,
+	GMEM_WIRE_GRANT = 5,
+	GMEM_WIRE_READY = 6,
+	GMEM_WIRE_ANSWER = 7,
+};
+
+/* Beside GMEM_RIGHT_*: none of the memory may be touched before it is granted. */
+#define GMEM_WIRE_WITHHELD (1u << 15)
+
+struct gmem_message {
+	uint32_t type;
+	uint32_t sequence;
+	uint32_t status;	/* ANSWER: 0, or a positive errno */
+	uint32_t page_size;
+	uint64_t id;
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t offset;
+	uint64_t file_size;
+	uint32_t rights;
+	uint32_t backing;
+};
+
+const char *gmem_wire_name(uint32_t type);
+void gmem_wire_encode(const struct gmem_message *message, uint8_t bytes[GMEM_WIRE_BYTES]);
+/* -EPROTO and a sentence for everything that is not as the protocol has it */
+int gmem_wire_decode(const uint8_t *bytes, size_t size, struct gmem_message *ret);
+
+int gmem_wire_check_socket(int fd);
+/* @passed: an fd that goes with the message, or -1 */
+int gmem_wire_send(int sock, const struct gmem_message *message, int passed);
+/* 1, or 0 if there is no message now, -EPIPE if there will be none. @ret_fd: the caller's, or -1 */
+int gmem_wire_receive(int sock, struct gmem_message *ret, int *ret_fd);
+
+#endif

@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Who is told of conversions and removals. The list changes only while nobody
+ * converts and nothing is removed, so whoever does either goes through it
+ * without a lock, and each listener hears a conversion from its beginning to
+ * its end or not at all.
+ */
+#include "state/listener.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "gmem.h"
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/opts.h"
+#include "state/claim.h"
+
+struct gmem_listener {
+	struct gmem_listener *previous;
+	struct gmem_listener *next;
+	struct gmem_vm *vm;
+	struct gmem_listener_opts opts;
+	char name[64];
+};
+
+/* ---- telling ---- */
+
+/* The runs of a conversion that lie in [@gpa, @last], for one listener */
+static void tell(const struct gmem_listener *listener, gmem_listener_fn fn,
+		 const struct gmem_range_map *runs, uint64_t gpa, uint64_t last)
+{
+	const struct gmem_range *run;
+
+	if (!fn)
+		return;
+	while ((run = gmem_range_find(runs, gpa, last - gpa + 1))) {
+		fn(listener->opts.data, run->start, run->size);
+		gpa = run->start + run->size;
+		if (gpa > last || gpa == 0)
+			return;
+	}
+}
+
+/* All runs for one listener: the run that it refuses in @ret, or NULL */
+static int ask(const struct gmem_listener *listener, const struct gmem_range_map *runs,
+	       uint64_t gpa, uint64_t last, const struct gmem_range **ret)
+{
+	const struct gmem_range *run;
+	int err;
+
+	*ret = NULL;
+	if (!listener->opts.before_private)
+		return 0;
+	while ((run = gmem_range_find(runs, gpa, last - gpa + 1))) {
+		err = listener->opts.before_private(listener->opts.data, run->start, run->size);
+		if (err < 0) {
+			*ret = run;
+			return gmem_fail(err,
+					 "\"%s\" refuses that gpa 0x%" PRIx64 ", 0x%" PRIx64
+					 " bytes, becomes private: %s", listener->name, run->start,
+					 run->size, gmem_errno_name(err));
+		}
+		gpa = run->start + run->size;
+		if (gpa > last || gpa == 0)
+			break;
+	}
+	return 0;
+}
+
+int gmem_listeners_ask(const struct gmem_vm *vm, const struct gmem_range_map *runs, uint64_t gpa,
+		       uint64_t last)
+{
+	const struct gmem_listener *listener;
+	const struct gmem_range *refused;
+	char sentence[256];
+	int err;
+
+	for (listener = vm->listeners; listener; listener = listener->next) {
+		err = ask(listener, runs, gpa, last, &refused);
+		if (!err)
+			continue;
+
+		/* Those that were told take it back, last first. What they do may fail, too. */
+		snprintf(sentence, sizeof(sentence), "%s", gmem_last_error());
+		if (refused->start > gpa)
+			tell(listener, listener->opts.undo_private, runs, gpa, refused->start - 1);
+		for (listener = listener->previous; listener; listener = listener->previous)
+			tell(listener, listener->opts.undo_private, runs, gpa, last);
+		return gmem_fail(err, "%s", sentence);
+	}
+	return 0;
+}
+
+void gmem_listeners_undo(const struct gmem_vm *vm, const struct gmem_range_map *runs,
+			 uint64_t gpa, uint64_t last)
+{
+	const struct gmem_listener *listener = vm->listeners;
+
+	while (listener && listener->next)
+		listener = listener->next;
+	for (; listener; listener = listener->previous)
+		tell(listener, listener->opts.undo_private, runs, gpa, last);
+}
+
+void gmem_listeners_shared(const struct gmem_vm *vm, const struct gmem_range_map *runs,
+			   uint64_t gpa, uint64_t last)
+{
+	const struct gmem_listener *listener;
+
+	for (listener = vm->listeners; listener; listener = listener->next)
+		tell(listener, listener->opts.after_shared, runs, gpa, last);
+}
+
+void gmem_listeners_removed(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
+{
+	const struct gmem_listener *listener;
+
+	for (listener = vm->listeners; listener; listener = listener->next)
+		if (listener->opts.removed)
+			listener->opts.removed(listener->opts.data, gpa, size);
+}
+
+/* ---- the list ---- */
+
+/* A claim on all there is: those before it are over, those after it wait. */
+static void stop_all(struct gmem_vm *vm, struct gmem_claim *all)
+{
+	*all = (struct gmem_claim){ .gpa = 0, .size = UINT64_MAX };
+	gmem_lock_take(&vm->lock);
+	gmem_claim_take(vm, all, 0);
+	gmem_lock_drop(&vm->lock);
+	gmem_lock_take(&vm->change_lock);
+}
+
+static void go_on(struct gmem_vm *vm, struct gmem_claim *all)
+{
+	gmem_lock_drop(&vm->change_lock);
+	gmem_lock_take(&vm->lock);
+	gmem_claim_drop(vm, all);
+	gmem_lock_drop(&vm->lock);
+}
+
+static void append(struct gmem_listener *listener)
+{
+	struct gmem_listener **link = &listener->vm->listeners;
+
+	while (*link) {
+		listener->previous = *link;
+		link = &(*link)->next;
+	}
+	*link = listener;
+}
+
+GMEM_API int gmem_listener_new(struct gmem_vm *vm, const struct gmem_listener_opts *opts,
+			       struct gmem_listener **ret)
+{
+	struct gmem_listener *listener;
+	struct gmem_claim all;
+	int err;
+
+	if (!vm || !ret)
+		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
+
+	listener = calloc(1, sizeof(*listener));
+	if (!listener)
+		return gmem_fail(-ENOMEM, "no memory for a listener");
+
+	err = GMEM_COPY_OPTS(gmem_listener_opts, &listener->opts, opts, removed);
+	if (err) {
+		free(listener);
+		return err;
+	}
+	listener->vm = vm;
+	snprintf(listener->name, sizeof(listener->name), "%s",
+		 listener->opts.name ? listener->opts.name : "unnamed");
+
+	stop_all(vm, &all);
+	append(listener);
+	go_on(vm, &all);
+	*ret = listener;
+	return 0;
+}
+
+GMEM_API void gmem_listener_free(struct gmem_listener *listener)
+{
+	struct gmem_claim all;
+
+	if (!listener)
+		return;
+
+	stop_all(listener->vm, &all);
+	if (listener->previous)
+		listener->previous->next = listener->next;
+	else
+		listener->vm->listeners = listener->next;
+	if (listener->next)
+		listener->next->previous = listener->previous;
+	go_on(listener->vm, &all);
+	free(listener);
+}

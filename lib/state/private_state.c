@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Which guest addresses are private. The kernel has no call that tells, so
+ * this is the only record; like the kernel's it is by address. It is a set of
+ * ranges, so what it takes depends on how often the state changes from one
+ * page to the next, at most one node for two pages.
+ */
+#include "state/private_state.h"
+
+#include <errno.h>
+#include <inttypes.h>
+
+#include "gmem.h"
+#include "base/counters.h"
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/macros.h"
+#include "base/range_map.h"
+#include "os/kvm.h"
+#include "os/kvm_compat.h"
+#include "os/sys.h"
+#include "state/inplace.h"
+
+/* For a call that was interrupted, or could not be done at the moment */
+#define MAX_TRIES 16
+#define RETRY_MICROSECONDS 50
+
+/* ---- telling the kernel ---- */
+
+static int refuse(const struct gmem_vm *vm, const struct gmem_part *part, bool to_private, int err)
+{
+	return gmem_fail(err,
+			 "VM fd %d refuses to make gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes, %s: %s",
+			 vm->fd, part->start, part->last - part->start + 1,
+			 to_private ? "private" : "shared", gmem_errno_name(err));
+}
+
+static int set_vm_private(const struct gmem_vm *vm, const struct gmem_part *part, bool to_private)
+{
+	uint64_t attributes = to_private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
+	int err, tries = 0;
+
+	/* KVM does all of it or nothing, so it can be asked again. */
+	do {
+		if (tries)
+			gmem_sys_pause(RETRY_MICROSECONDS);
+		err = gmem_kvm_set_attributes(vm->fd, part->start, part->last - part->start + 1,
+					      attributes);
+	} while ((err == -EINTR || err == -EAGAIN) && ++tries < MAX_TRIES);
+
+	return err ? refuse(vm, part, to_private, err) : 0;
+}
+
+int gmem_region_set_private(const struct gmem_region *region, const struct gmem_part *part,
+			    bool to_private, uint32_t wait_ms)
+{
+	if (region->backing == GMEM_BACKING_INPLACE)
+		return gmem_inplace_convert(region, part, to_private, wait_ms);
+	return set_vm_private(region->vm, part, to_private);
+}
+
+/* ---- how much ---- */
+
+uint64_t gmem_state_private(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
+{
+	uint64_t last = gpa + size - 1, at = gpa, sum = 0;
+	struct gmem_part part;
+
+	while (gmem_set_next(&vm->privates, true, at, last, &part)) {
+		sum += part.last - part.start + 1;
+		if (part.last == last)
+			break;
+		at = part.last + 1;
+	}
+	return sum;
+}
+
+void gmem_state_count(struct gmem_vm *vm, uint64_t gpa, uint64_t size, bool to_private)
+{
+	const enum gmem_counter which = to_private ? GMEM_COUNT_MADE_PRIVATE
+						   : GMEM_COUNT_MADE_SHARED;
+	uint64_t last = gpa + size - 1, at = gpa, now, is_private;
+	struct gmem_range *range;
+
+	for (;;) {
+		range = gmem_range_find(&vm->regions, at, 1);
+		now = range && gmem_range_last(range) < last ? gmem_range_last(range) - at + 1 : last - at + 1;
+		is_private = gmem_state_private(vm, at, now);
+		gmem_count(&vm->counters, which, to_private ? now - is_private : is_private);
+		if (range)
+			gmem_count(&GMEM_CONTAINER_OF(range, struct gmem_region, gpa)->counters,
+				   which, to_private ? now - is_private : is_private);
+		if (now > last - at)
+			return;
+		at += now;
+	}
+}
+
+/* ---- what the layout and the record say together ---- */
+
+static void describe(const struct gmem_vm *vm, uint64_t at, uint64_t last,
+		     struct gmem_state_range *ret)
+{
+	struct gmem_range *range = gmem_range_find(&vm->regions, at, last - at + 1);
+	const struct gmem_region *region = NULL;
+	struct gmem_part part;
+
+	*ret = (struct gmem_state_range){ .gpa = at };
+	if (range && range->start <= at) {
+		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
+		last = gmem_range_last(range) < last ? gmem_range_last(range) : last;
+	} else if (range) {
+		last = range->start - 1;
+	}
+
+	if (region && !region->is_device) {
+		ret->backing = region->backing;
+		ret->state = GMEM_STATE_SHARED;
+		if (gmem_set_next(&vm->privates, true, at, last, &part)) {
+			if (part.start == at)
+				ret->state = GMEM_STATE_PRIVATE;
+			last = part.start == at ? part.last : part.start - 1;
+		}
+	}
+	ret->size = last - at + 1;
+}
+
+static bool goes_on(const struct gmem_state_range *range, const struct gmem_state_range *next)
+{
+	return range->state == next->state && range->backing == next->backing;
+}
+
+static int list_states(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+		       struct gmem_state_range *ret, size_t max)
+{
+	uint64_t last = gpa + size - 1, at = gpa;
+	struct gmem_state_range next;
+	size_t count = 0;
+
+	do {
+		describe(vm, at, last, &next);
+		if (count && goes_on(&ret[count - 1], &next)) {
+			ret[count - 1].size += next.size;
+		} else {
+			if (count == max)
+				break;
+			ret[count++] = next;
+		}
+		at += next.size;
+	} while (at && at <= last);
+	return (int)count;
+}
+
+GMEM_API int gmem_vm_state(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+			   struct gmem_state_range *ret, size_t max)
+{
+	int count;
+
+	if (!vm || !ret)
+		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
+	if (size == 0 || gpa + size - 1 < gpa)
+		return gmem_fail(-EINVAL, "gpa 0x%" PRIx64 " + size 0x%" PRIx64 " is no range", gpa,
+				 size);
+	if (max == 0)
+		return gmem_fail(-EINVAL, "no place for a range: max is 0");
+
+	gmem_lock_take(&vm->lock);
+	count = list_states(vm, gpa, size, ret, max < INT32_MAX ? max : INT32_MAX);
+	gmem_lock_drop(&vm->lock);
+	return count;
+}

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: MIT */
+/* The image of a guest's memory, as gmem-image(5) describes it. */
+#ifndef GMEM_IMAGE_H
+#define GMEM_IMAGE_H
+
+#include <stdint.h>
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "images are read and written as they lie in memory, which must be little-endian"
+#endif
+
+#define IMAGE_VERSION	1u
+#define IMAGE_UNIT	((uint64_t)1 << 20)	/* no record crosses a multiple of it */
+#define IMAGE_BLOCK	((uint64_t)4096)	/* what sizes and addresses are multiples of */
+
+enum image_kind { IMAGE_HEAD, IMAGE_REGIONS, IMAGE_PRIVATE, IMAGE_DATA, IMAGE_END, IMAGE_KINDS };
+
+extern const char gmem_image_kinds[IMAGE_KINDS][8];
+
+/* What every record begins with */
+struct image_record {
+	char kind[8];
+	uint64_t id;		/* of the image: another one each time */
+	uint64_t number;	/* of the record, from 0 */
+	uint32_t size;		/* of the record, this included */
+	uint32_t checksum;	/* CRC-32C of the record, with 0 here */
+	uint32_t count;		/* entries; they follow */
+	uint32_t version;	/* IMAGE_HEAD; otherwise 0 */
+	union {
+		struct { uint64_t page_size, regions, privates; } head;
+		struct { uint64_t base, reserved[2]; } data;
+		struct { uint64_t pages, checksums, reserved; } end;
+		uint64_t words[3];
+	};
+};
+
+struct image_region {
+	uint64_t gpa;
+	uint64_t size;
+	uint32_t backing;
+	uint32_t reserved[3];
+};
+
+struct image_range {
+	uint64_t gpa;
+	uint64_t size;
+};
+
+/* Pages of IMAGE_BLOCK, from the record's base on; their contents begin one block in */
+struct image_run {
+	uint32_t first;
+	uint32_t count;
+};
+
+_Static_assert(sizeof(struct image_record) == 64, "the beginning of a record");
+_Static_assert(sizeof(struct image_region) == 32, "a region's entry");
+
+#define IMAGE_MAX_RUNS ((IMAGE_BLOCK - sizeof(struct image_record)) / sizeof(struct image_run))
+#define IMAGE_MAX_REGIONS 65536u
+
+/* Of the whole record, as if its checksum were 0 */
+uint32_t gmem_image_checksum(const struct image_record *record);
+
+#endif

@@ -1,0 +1,420 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The memory of a transfer, held: ranges of regions with their host addresses,
+ * and how bytes get there and from there. Pages of zeros are not written where
+ * the guest has none: they would only take memory.
+ */
+#include "transfer/leased_memory.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "gmem.h"
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/macros.h"
+#include "base/range_map.h"
+#include "nofault/nofault.h"
+#include "os/sys.h"
+#include "region/present_pages.h"
+#include "region/region_memory.h"
+
+/* What is looked at for zeros: the smallest page there is */
+#define GRAIN ((uint64_t)4096)
+
+/* Below this a page fault each costs less than populating first. */
+#define POPULATE_FROM ((uint64_t)16 << 10)
+
+bool gmem_is_zero(const void *bytes, size_t size)
+{
+	const char *p = bytes;
+	size_t i;
+
+	/* Most pages with something in them have it at their start. */
+	for (i = 0; i < size && i < 16; i++)
+		if (p[i])
+			return false;
+	return size <= 16 || memcmp(p, p + 16, size - 16) == 0;
+}
+
+/* ---- which memory ---- */
+
+/* Room for one more entry of a list */
+static int grow(void **entries, size_t count, size_t size)
+{
+	void *more;
+
+	/* A power of two, or none yet: that is how much room there is. */
+	if (count & (count - 1))
+		return 0;
+
+	more = realloc(*entries, (count ? 2 * count : 1) * size);
+	if (!more)
+		return gmem_fail(-ENOMEM, "no memory for a list of %zu ranges", count + 1);
+	*entries = more;
+	return 0;
+}
+
+static int add_part(struct gmem_part **parts, size_t *count, uint64_t start, uint64_t last)
+{
+	int err = grow((void **)parts, *count, sizeof(**parts));
+
+	if (!err)
+		(*parts)[(*count)++] = (struct gmem_part){ start, last };
+	return err;
+}
+
+struct listing {
+	struct gmem_vm *vm;
+	struct gmem_leased_memory *hold;
+	struct gmem_part *shared;	/* to be leased */
+	size_t shared_count;
+};
+
+static int list_region(struct listing *listing, const struct gmem_region *region,
+		       uint64_t start, uint64_t last)
+{
+	bool all_private = gmem_region_is_both_sides(region), is_private;
+	struct gmem_leased_memory *hold = listing->hold;
+	struct gmem_part part;
+	int err;
+
+	err = grow((void **)&hold->regions, hold->region_count, sizeof(*hold->regions));
+	if (err)
+		return err;
+	hold->regions[hold->region_count++] = (struct gmem_leased_region){
+		.gpa = start, .size = last - start + 1, .backing = region->backing,
+	};
+
+	for (;; start = part.last + 1) {
+		is_private = all_private ||
+			     !gmem_set_next(&listing->vm->privates, false, start, last, &part) ||
+			     part.start > start;
+		if (all_private)
+			part = (struct gmem_part){ start, last };
+		else if (is_private)
+			gmem_set_next(&listing->vm->privates, true, start, last, &part);
+
+		err = is_private ? add_part(&hold->privates, &hold->private_count, part.start, part.last)
+				 : add_part(&listing->shared, &listing->shared_count, part.start,
+					    part.last);
+		if (err || part.last == last)
+			return err;
+	}
+}
+
+static int list(struct listing *listing, uint64_t start, uint64_t last)
+{
+	const struct gmem_region *region;
+	struct gmem_range *range;
+	uint64_t from, to;
+	int err = 0;
+
+	while (!err) {
+		range = gmem_range_find(&listing->vm->regions, start, last - start + 1 ? last - start + 1
+									       : UINT64_MAX);
+		if (!range)
+			break;
+		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
+		from = range->start > start ? range->start : start;
+		to = range->start + (range->size - 1);
+		to = to < last ? to : last;
+		if (!region->is_device)
+			err = list_region(listing, region, from, to);
+		if (to == last)
+			break;
+		start = to + 1;
+	}
+	return err;
+}
+
+/* What is held now cannot go: where it is for the host. */
+static int locate(struct listing *listing, const struct gmem_part *part)
+{
+	struct gmem_leased_memory *hold = listing->hold;
+	uint64_t start = part->start, last, offset;
+	struct gmem_region *region;
+	struct gmem_range *range;
+	struct gmem_region_memory side;
+	int err;
+
+	for (;; start = last + 1) {
+		range = gmem_range_find(&listing->vm->regions, start, 1);
+		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
+		last = range->start + (range->size - 1);
+		last = last < part->last ? last : part->last;
+		offset = start - range->start;
+
+		err = gmem_region_memory_get(region, GMEM_SIDE_SHARED, 0, range->size, &side);
+		if (!err)
+			err = grow((void **)&hold->all, hold->count, sizeof(*hold->all));
+		if (err)
+			return err;
+		hold->all[hold->count++] = (struct gmem_leased_range){
+			.region = region,
+			.gpa = start,
+			.size = last - start + 1,
+			.offset = offset,
+			.hva = (char *)side.hva + offset,
+			.in_file = side.file != NULL,
+		};
+		if (last == part->last)
+			return 0;
+	}
+}
+
+static int lease(struct listing *listing, const char *holder)
+{
+	GMEM_OPTS(gmem_lease_opts, opts, .holder = holder);
+	struct gmem_leased_memory *hold = listing->hold;
+	int err = 0;
+
+	for (size_t i = 0; i < listing->shared_count && !err; i++) {
+		const struct gmem_part *part = &listing->shared[i];
+
+		err = grow((void **)&hold->leases, hold->lease_count, sizeof(*hold->leases));
+		if (!err)
+			err = gmem_lease_new(listing->vm, part->start, part->last - part->start + 1,
+					     &opts, &hold->leases[hold->lease_count]);
+		if (!err)
+			hold->lease_count++;
+	}
+	return err;
+}
+
+int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, const char *holder,
+			    struct gmem_leased_memory *ret)
+{
+	struct listing listing = { .vm = vm, .hold = ret };
+	int err;
+
+	*ret = (struct gmem_leased_memory){ .fast = gmem_nofault_is_recoverable() };
+	gmem_lock_take(&vm->lock);
+	err = list(&listing, start, last);
+	gmem_lock_drop(&vm->lock);
+
+	/* If something changed in between, it is this that fails. */
+	if (!err)
+		err = lease(&listing, holder);
+
+	gmem_lock_take(&vm->lock);
+	for (size_t i = 0; i < listing.shared_count && !err; i++)
+		err = locate(&listing, &listing.shared[i]);
+	gmem_lock_drop(&vm->lock);
+
+	free(listing.shared);
+	if (err)
+		gmem_leased_memory_drop(ret);
+	return err;
+}
+
+void gmem_leased_memory_drop(struct gmem_leased_memory *hold)
+{
+	for (size_t i = 0; i < hold->lease_count; i++)
+		gmem_lease_free(hold->leases[i]);
+	free(hold->leases);
+	free(hold->regions);
+	free(hold->privates);
+	free(hold->all);
+	*hold = (struct gmem_leased_memory){ 0 };
+}
+
+bool gmem_leased_memory_is_private(const struct gmem_leased_memory *hold, uint64_t gpa)
+{
+	for (size_t i = 0; i < hold->private_count; i++)
+		if (gpa >= hold->privates[i].start && gpa <= hold->privates[i].last)
+			return true;
+	return false;
+}
+
+uint64_t gmem_leased_memory_bytes(const struct gmem_leased_memory *hold)
+{
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; i < hold->count; i++)
+		bytes += hold->all[i].size;
+	return bytes;
+}
+
+uint64_t gmem_leased_memory_private_bytes(const struct gmem_leased_memory *hold)
+{
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; i < hold->private_count; i++)
+		bytes += hold->privates[i].last - hold->privates[i].start + 1;
+	return bytes;
+}
+
+const struct gmem_leased_range *gmem_leased_memory_at(const struct gmem_leased_memory *hold, uint64_t gpa)
+{
+	size_t low = 0, high = hold->count, middle;
+
+	while (low < high) {
+		middle = low + (high - low) / 2;
+		if (hold->all[middle].gpa + (hold->all[middle].size - 1) < gpa)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	if (low == hold->count || hold->all[low].gpa > gpa)
+		return NULL;
+	return &hold->all[low];
+}
+
+uint64_t gmem_leased_memory_reach(const struct gmem_leased_memory *hold, uint64_t gpa)
+{
+	const struct gmem_leased_range *held;
+	uint64_t size = 0;
+
+	while ((held = gmem_leased_memory_at(hold, gpa + size)) != NULL) {
+		size = held->gpa - gpa + held->size;
+		if (gpa + size == 0)
+			break;
+	}
+	return size;
+}
+
+/* ---- to the guest ---- */
+
+static int fail_touch(const struct gmem_leased_range *held, const char *hva, int err)
+{
+	return gmem_fail(err, "gpa 0x%" PRIx64 " cannot be reached: %s",
+			 held->gpa + (uint64_t)(hva - held->hva), gmem_errno_name(err));
+}
+
+/* Page by page is what faults are; ahead of the copy it is one call. */
+static void populate(const struct gmem_leased_range *held, char *hva, uint64_t size)
+{
+	uint64_t page = gmem_sys_page_size(), before = (uintptr_t)hva % page;
+	int advice = held->in_file ? MADV_POPULATE_READ : MADV_POPULATE_WRITE;
+
+	if (size >= POPULATE_FROM)
+		gmem_sys_madvise(hva - before, (before + size + page - 1) / page * page, advice);
+}
+
+static int copy_in(const struct gmem_leased_memory *hold, const struct gmem_leased_range *held, char *hva,
+		   const char *bytes, uint64_t size)
+{
+	size_t done;
+	int err = 0;
+
+	populate(held, hva, size);
+	done = gmem_nofault_copy(hold->fast, hva, bytes, size, &err);
+	return err ? fail_touch(held, hva + done, err) : 0;
+}
+
+struct clearing {
+	const struct gmem_leased_memory *hold;
+	const struct gmem_leased_range *held;
+	uint64_t start, end;	/* from the start of the region */
+};
+
+/* What is there may be zero already; looking takes no memory. */
+static int clear_run(void *data, uint64_t offset, uint64_t size)
+{
+	const struct clearing *clearing = data;
+	const struct gmem_leased_range *held = clearing->held;
+	uint64_t start = offset > clearing->start ? offset : clearing->start;
+	uint64_t end = offset + size < clearing->end ? offset + size : clearing->end;
+	bool fast = clearing->hold->fast;
+	char bytes[GRAIN], *hva;
+	uint64_t now;
+	int err = 0;
+
+	for (; start < end && !err; start += now) {
+		hva = held->hva + (start - held->offset);
+		now = GRAIN - start % GRAIN;
+		now = end - start < now ? end - start : now;
+		gmem_nofault_copy(fast, bytes, hva, now, &err);
+		if (!err && !gmem_is_zero(bytes, now))
+			gmem_nofault_fill(fast, hva, 0, now, &err);
+		if (err)
+			err = fail_touch(held, hva, err);
+	}
+	return err;
+}
+
+static int clear(const struct gmem_leased_memory *hold, const struct gmem_leased_range *held,
+		 uint64_t offset, uint64_t size)
+{
+	struct clearing clearing = {
+		.hold = hold,
+		.held = held,
+		.start = held->offset + offset,
+		.end = held->offset + offset + size,
+	};
+	uint64_t page = gmem_sys_page_size();
+	uint64_t first = clearing.start / page * page;
+	uint64_t end = (clearing.end + page - 1) / page * page;
+
+	return gmem_region_present_pages(held->region, GMEM_SIDE_SHARED, first, end - first, clear_run,
+					 &clearing);
+}
+
+static int no_memory(uint64_t gpa)
+{
+	return gmem_fail(-ENOENT, "there is no memory at gpa 0x%" PRIx64, gpa);
+}
+
+int gmem_leased_memory_clear(const struct gmem_leased_memory *hold, uint64_t gpa, uint64_t size)
+{
+	const struct gmem_leased_range *held;
+	uint64_t now, offset;
+	int err = 0;
+
+	for (; size && !err; gpa += now, size -= now) {
+		held = gmem_leased_memory_at(hold, gpa);
+		if (!held)
+			return no_memory(gpa);
+		offset = gpa - held->gpa;
+		now = held->size - offset < size ? held->size - offset : size;
+		err = clear(hold, held, offset, now);
+	}
+	return err;
+}
+
+/* Bytes at the start of @bytes that are all zeros, or all in pages that are not */
+static uint64_t same_kind(const char *bytes, uint64_t gpa, uint64_t size, bool *ret_zero)
+{
+	uint64_t done = 0, grain;
+	bool zero;
+
+	while (done < size) {
+		grain = GRAIN - (gpa + done) % GRAIN;
+		grain = size - done < grain ? size - done : grain;
+		zero = gmem_is_zero(bytes + done, grain);
+		if (done && zero != *ret_zero)
+			break;
+		*ret_zero = zero;
+		done += grain;
+	}
+	return done;
+}
+
+int gmem_leased_memory_store(const struct gmem_leased_memory *hold, uint64_t gpa, const char *bytes,
+		       uint64_t size, struct gmem_stored *stored)
+{
+	const struct gmem_leased_range *held;
+	uint64_t now, offset;
+	bool zero = false;
+	int err;
+
+	for (; size; gpa += now, bytes += now, size -= now) {
+		held = gmem_leased_memory_at(hold, gpa);
+		if (!held)
+			return no_memory(gpa);
+
+		offset = gpa - held->gpa;
+		now = held->size - offset < size ? held->size - offset : size;
+		now = same_kind(bytes, gpa, now, &zero);
+		err = zero ? clear(hold, held, offset, now)
+			   : copy_in(hold, held, held->hva + offset, bytes, now);
+		if (err)
+			return err;
+		*(zero ? &stored->zero : &stored->data) += now;
+	}
+	return 0;
+}

@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: MIT */
+#include "transfer/load.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdbool.h>
+
+#include "base/error.h"
+#include "transfer/file_queue.h"
+#include "transfer/leased_memory.h"
+#include "transfer/transfer.h"
+
+/* Of a hole, in one step */
+#define HOLE_STEP ((uint64_t)64 << 20)
+
+/* Both go on with what is done. */
+struct load {
+	uint64_t gpa;
+	uint64_t offset;
+};
+
+static uint64_t gpa_now(const struct gmem_transfer *transfer)
+{
+	const struct load *load = transfer->state;
+
+	return load->gpa + transfer->done;
+}
+
+static uint64_t offset_now(const struct gmem_transfer *transfer)
+{
+	const struct load *load = transfer->state;
+
+	return load->offset + transfer->done;
+}
+
+static int load_hole(struct gmem_transfer *transfer, uint64_t size)
+{
+	int err;
+
+	size = size < HOLE_STEP ? size : HOLE_STEP;
+	err = gmem_leased_memory_clear(&transfer->hold, gpa_now(transfer), size);
+	if (err)
+		return err;
+
+	transfer->bytes.zero += size;
+	transfer->done += size;
+	return 0;
+}
+
+static int load_end(struct gmem_transfer *transfer)
+{
+	uint64_t left = transfer->total - transfer->done;
+
+	if (transfer->total == 0 || left == 0) {
+		transfer->is_done = true;
+		return 0;
+	}
+	if (transfer->io.only_holes)
+		return load_hole(transfer, left);
+	return gmem_fail(-ENODATA, "the file ends 0x%" PRIx64 " bytes after offset 0x%" PRIx64
+			 ", 0x%" PRIx64 " were asked for", transfer->done,
+			 offset_now(transfer) - transfer->done, transfer->total);
+}
+
+static int load_step(struct gmem_transfer *transfer, bool wait)
+{
+	struct gmem_io_piece piece;
+	int err;
+
+	err = gmem_io_next(&transfer->io, wait, &piece);
+	if (err)
+		return gmem_transfer_fail_io(transfer, err);
+	if (piece.size == 0)
+		return load_end(transfer);
+	if (piece.offset > offset_now(transfer))
+		return load_hole(transfer, piece.offset - offset_now(transfer));
+
+	err = gmem_leased_memory_store(&transfer->hold, gpa_now(transfer), piece.data, piece.size,
+				 &transfer->bytes);
+	if (err)
+		return err;
+
+	transfer->done += piece.size;
+	gmem_io_take(&transfer->io);
+	return 0;
+}
+
+/* How much there is to load; 0 if only the end of the file will tell */
+static int find_size(const struct gmem_io_params *params, uint64_t asked, uint64_t *ret)
+{
+	uint64_t there = params->kind.size > params->position ? params->kind.size - params->position : 0;
+
+	*ret = asked;
+	if (!params->kind.has_size)
+		return 0;
+	if (asked > there || params->position > params->kind.size)
+		return gmem_fail(-ENODATA, "the file has 0x%" PRIx64 " bytes, not 0x%" PRIx64
+				 " at offset 0x%" PRIx64, params->kind.size, asked, params->position);
+	if (!asked)
+		*ret = there;
+	return 0;
+}
+
+static int hold_target(struct gmem_transfer *transfer, uint64_t gpa, uint64_t size)
+{
+	struct gmem_leased_memory *hold = &transfer->hold;
+	uint64_t reach;
+	int err;
+
+	if (size && gpa + size - 1 < gpa)
+		return gmem_fail(-EINVAL, "gpa 0x%" PRIx64 " + size 0x%" PRIx64 " wraps around", gpa,
+				 size);
+
+	err = gmem_leased_memory_take(transfer->vm, gpa, size ? gpa + size - 1 : UINT64_MAX, "gmem_vm_load",
+				      hold);
+	if (err)
+		return err;
+
+	reach = gmem_leased_memory_reach(hold, gpa);
+	if (reach >= size && reach > 0)
+		return 0;
+	if (gmem_leased_memory_is_private(hold, gpa + reach))
+		return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " is private, 0x%" PRIx64
+				 " bytes were to go to gpa 0x%" PRIx64, gpa + reach, size, gpa);
+	return gmem_fail(-ENOENT, "there is no memory at gpa 0x%" PRIx64 ", 0x%" PRIx64
+			 " bytes were to go to gpa 0x%" PRIx64, gpa + reach, size, gpa);
+}
+
+GMEM_API int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
+				uint64_t size, const struct gmem_transfer_opts *user_opts,
+				struct gmem_transfer **ret)
+{
+	struct gmem_transfer *transfer;
+	struct gmem_transfer_opts opts;
+	struct gmem_io_params params;
+	uint64_t total;
+	int err;
+
+	if (!vm || !ret)
+		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
+
+	err = gmem_transfer_check(user_opts, GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING, &opts);
+	if (!err && opts.image_offset)
+		err = gmem_fail(-EINVAL, "image_offset 0x%" PRIx64 ": there is no image", opts.image_offset);
+	if (!err)
+		err = gmem_transfer_look_at(&opts, fd, false, offset, &params);
+	if (!err)
+		err = find_size(&params, size, &total);
+	if (!err)
+		err = gmem_transfer_new(vm, &opts, sizeof(struct load), &transfer);
+	if (err)
+		return err;
+
+	params.sparse = true;
+	params.end = total ? offset + total : params.kind.has_size ? offset : UINT64_MAX;
+	err = hold_target(transfer, gpa, total);
+	if (!err)
+		err = gmem_io_open(&transfer->io, &params);
+	if (err) {
+		gmem_transfer_free(transfer);
+		return err;
+	}
+
+	*(struct load *)transfer->state = (struct load){ .gpa = gpa, .offset = offset };
+	transfer->step = load_step;
+	transfer->total = total;
+	*ret = transfer;
+	return 0;
+}
+
+GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
+			  uint64_t size, const struct gmem_transfer_opts *opts,
+			  struct gmem_transfer_result *ret)
+{
+	struct gmem_transfer *transfer = NULL;
+	int err = gmem_vm_load_begin(vm, gpa, fd, offset, size, opts, &transfer);
+
+	return gmem_transfer_run(err, transfer, ret);
+}

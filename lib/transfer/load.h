@@ -1,0 +1,8 @@
+/* SPDX-License-Identifier: MIT */
+/* load: a file or a pipe into guest memory: gmem_vm_load(). */
+#ifndef GMEM_LOAD_H
+#define GMEM_LOAD_H
+
+#include "gmem.h"
+
+#endif

@@ -1,0 +1,671 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * An image back into a guest's memory, or only looked at. Nothing in it is
+ * believed: a record is used when its checksum is right, an address when it is
+ * in the image's own list, which was compared with the target before; lists grow
+ * with what really arrives. Only the record at the end, if it agrees with all
+ * before it, makes the image whole.
+ */
+#include "transfer/restore.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/crc32c.h"
+#include "base/error.h"
+#include "base/range_set.h"
+#include "region/vm_core.h"
+#include "transfer/file_queue.h"
+#include "transfer/image.h"
+#include "transfer/leased_memory.h"
+#include "transfer/transfer.h"
+
+/* Made zero in one step */
+#define CLEAR_STEP ((uint64_t)64 << 20)
+
+struct restore {
+	bool only_looks;		/* no target, or not yet */
+	bool looks_first;
+	uint64_t start;			/* of the image in the file */
+
+	uint64_t id, records, pages;
+	uint32_t checksums;
+	uint64_t region_count, private_count;	/* as the head says */
+	struct image_region *regions;
+	struct image_range *privates;
+	size_t regions_read, privates_read;
+	size_t region_room, private_room;
+	bool has_head, has_tables;
+
+	uint64_t used;			/* of the piece at hand */
+	const struct image_record *data;	/* the record being stored, or NULL */
+	uint32_t run;			/* in it */
+	uint64_t page;			/* in it */
+	uint64_t reached;		/* all below this gpa is done */
+	bool at_end;			/* of the records: what is left is to be cleared */
+};
+
+/* ---- ranges ---- */
+
+/* The first entry that ends at or after @gpa */
+static size_t range_at(const struct image_range *ranges, size_t count, uint64_t gpa)
+{
+	size_t low = 0, high = count, middle;
+
+	while (low < high) {
+		middle = low + (high - low) / 2;
+		if (ranges[middle].gpa + (ranges[middle].size - 1) < gpa)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+static size_t region_at(const struct restore *restore, uint64_t gpa)
+{
+	size_t low = 0, high = restore->regions_read, middle;
+
+	while (low < high) {
+		middle = low + (high - low) / 2;
+		if (restore->regions[middle].gpa + (restore->regions[middle].size - 1) < gpa)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+/*
+ * The next stretch of the image's memory that is not private, in [@start, @last].
+ * False: there is none.
+ */
+static bool next_shared(const struct restore *restore, uint64_t start, uint64_t last,
+			struct gmem_part *ret)
+{
+	for (;;) {
+		size_t r = region_at(restore, start), p;
+		const struct image_region *region;
+		const struct image_range *range;
+		uint64_t end;
+
+		if (r == restore->regions_read || restore->regions[r].gpa > last)
+			return false;
+		region = &restore->regions[r];
+		start = region->gpa > start ? region->gpa : start;
+		end = region->gpa + (region->size - 1);
+		end = end < last ? end : last;
+
+		p = range_at(restore->privates, restore->privates_read, start);
+		if (p == restore->privates_read || restore->privates[p].gpa > end) {
+			*ret = (struct gmem_part){ start, end };
+			return true;
+		}
+		range = &restore->privates[p];
+		if (range->gpa > start) {
+			*ret = (struct gmem_part){ start, range->gpa - 1 };
+			return true;
+		}
+		/* The private range is in the region, so there is something behind it. */
+		start = range->gpa + range->size;
+		if (start > last)
+			return false;
+	}
+}
+
+/* All of it is the image's, and not private. */
+static bool is_shared(const struct restore *restore, uint64_t gpa, uint64_t size)
+{
+	uint64_t last = gpa + (size - 1);
+	struct gmem_part part;
+
+	while (next_shared(restore, gpa, last, &part) && part.start == gpa) {
+		if (part.last == last)
+			return true;
+		gpa = part.last + 1;
+	}
+	return false;
+}
+
+/* ---- what is wrong with it ---- */
+
+__attribute__((format(printf, 2, 3)))
+static int bad(const struct restore *restore, const char *format, ...)
+{
+	char what[160];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(what, sizeof(what), format, args);
+	va_end(args);
+	return gmem_fail(-EBADMSG, "record %" PRIu64 " of the image: %s", restore->records, what);
+}
+
+static enum image_kind kind_of(const struct image_record *record)
+{
+	enum image_kind kind = IMAGE_HEAD;
+
+	while (kind < IMAGE_KINDS &&
+	       memcmp(record->kind, gmem_image_kinds[kind], sizeof(record->kind)) != 0)
+		kind++;
+	return kind;
+}
+
+static int check_record(const struct restore *restore, const struct image_record *record,
+			uint64_t left)
+{
+	enum image_kind kind = kind_of(record);
+
+	if (!restore->has_head && kind != IMAGE_HEAD)
+		return bad(restore, "an image does not begin like this");
+	if (kind == IMAGE_KINDS)
+		return bad(restore, "it is of no kind there is");
+	if (kind == IMAGE_HEAD && record->version != IMAGE_VERSION)
+		return gmem_fail(-EOPNOTSUPP, "the image is of version %" PRIu32 ", libgmem %s reads %u",
+				 record->version, gmem_version(), IMAGE_VERSION);
+	if (record->size < IMAGE_BLOCK || record->size % IMAGE_BLOCK || record->size > left)
+		return bad(restore, "it cannot have 0x%" PRIx32 " bytes, 0x%" PRIx64 " are there",
+			   record->size, left);
+	if (gmem_image_checksum(record) != record->checksum)
+		return bad(restore, "its checksum does not agree with its contents");
+	if (restore->has_head && record->id != restore->id)
+		return bad(restore, "it is another image's");
+	if (record->number != restore->records || (restore->has_head && kind == IMAGE_HEAD))
+		return bad(restore, "it is number %" PRIu64, record->number);
+	if (kind != IMAGE_HEAD && record->version)
+		return bad(restore, "a reserved field is not 0");
+	return 0;
+}
+
+/* ---- head and tables ---- */
+
+static int read_head(struct gmem_transfer *transfer, struct restore *restore,
+		     const struct image_record *record)
+{
+	uint64_t page = record->head.page_size;
+
+	if (page < IMAGE_BLOCK || page & (page - 1))
+		return bad(restore, "a page has 0x%" PRIx64 " bytes", page);
+	if (record->head.regions > IMAGE_MAX_REGIONS)
+		return bad(restore, "%" PRIu64 " regions", record->head.regions);
+	if (record->head.privates && transfer->vm &&
+	    !(transfer->opts.flags & GMEM_TRANSFER_OMIT_PRIVATE))
+		return gmem_fail(-EACCES,
+				 "%" PRIu64 " ranges were private and are not in the image: only without them "
+				 "(GMEM_TRANSFER_OMIT_PRIVATE) can it be restored", record->head.privates);
+
+	restore->id = record->id;
+	restore->region_count = record->head.regions;
+	restore->private_count = record->head.privates;
+	restore->has_head = true;
+	return 0;
+}
+
+/* Room for @more entries, which have arrived: no more than twice as much as there are */
+static int make_room(void **entries, size_t *room, size_t count, size_t more, size_t size)
+{
+	size_t want = count + more > 2 * *room ? count + more : 2 * *room;
+	void *new;
+
+	if (count + more <= *room)
+		return 0;
+
+	new = realloc(*entries, want * size);
+	if (!new)
+		return gmem_fail(-ENOMEM, "no memory for %zu entries of the image", want);
+	*entries = new;
+	*room = want;
+	return 0;
+}
+
+static int check_range(const struct restore *restore, uint64_t gpa, uint64_t size, uint64_t after)
+{
+	if (gpa + size <= gpa || gpa % IMAGE_BLOCK || size % IMAGE_BLOCK)
+		return bad(restore, "gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes, is no range", gpa, size);
+	if (gpa < after)
+		return bad(restore, "gpa 0x%" PRIx64 " comes after 0x%" PRIx64, gpa, after);
+	return 0;
+}
+
+static bool fits(const struct image_record *record, size_t entry_size)
+{
+	return record->count &&
+	       record->count <= (record->size - sizeof(*record)) / entry_size;
+}
+
+static int read_regions(struct restore *restore, const struct image_record *record)
+{
+	const struct image_region *entries = (const void *)(record + 1);
+	uint64_t after = 0;
+	int err;
+
+	if (!fits(record, sizeof(*entries)) ||
+	    record->count > restore->region_count - restore->regions_read)
+		return bad(restore, "%" PRIu32 " regions", record->count);
+	err = make_room((void **)&restore->regions, &restore->region_room, restore->regions_read,
+			record->count, sizeof(*entries));
+
+	for (uint32_t i = 0; i < record->count && !err; i++) {
+		if (restore->regions_read) {
+			const struct image_region *last = &restore->regions[restore->regions_read - 1];
+
+			after = last->gpa + last->size;
+		}
+		err = check_range(restore, entries[i].gpa, entries[i].size, after);
+		if (!err && !gmem_backing_name(entries[i].backing))
+			err = bad(restore, "%" PRIu32 " is no way of backing", entries[i].backing);
+		if (!err)
+			restore->regions[restore->regions_read++] = entries[i];
+	}
+	return err;
+}
+
+static bool is_in_a_region(const struct restore *restore, const struct image_range *range)
+{
+	size_t r = region_at(restore, range->gpa);
+
+	return r < restore->regions_read && restore->regions[r].gpa <= range->gpa &&
+	       range->gpa + (range->size - 1) <=
+		       restore->regions[r].gpa + (restore->regions[r].size - 1);
+}
+
+static int read_privates(struct gmem_transfer *transfer, struct restore *restore,
+			 const struct image_record *record)
+{
+	const struct image_range *entries = (const void *)(record + 1);
+	uint64_t after = 0;
+	int err;
+
+	if (!fits(record, sizeof(*entries)) ||
+	    record->count > restore->private_count - restore->privates_read)
+		return bad(restore, "%" PRIu32 " private ranges", record->count);
+	err = make_room((void **)&restore->privates, &restore->private_room, restore->privates_read,
+			record->count, sizeof(*entries));
+
+	for (uint32_t i = 0; i < record->count && !err; i++) {
+		if (restore->privates_read) {
+			const struct image_range *last = &restore->privates[restore->privates_read - 1];
+
+			after = last->gpa + last->size;
+		}
+		err = check_range(restore, entries[i].gpa, entries[i].size, after);
+		if (!err && !is_in_a_region(restore, &entries[i]))
+			err = bad(restore, "gpa 0x%" PRIx64 " is private and in no region",
+				  entries[i].gpa);
+		if (err)
+			break;
+		restore->privates[restore->privates_read++] = entries[i];
+		transfer->private_bytes += entries[i].size;
+	}
+	return err;
+}
+
+/* ---- image and target ---- */
+
+static int check_target_has_all(const struct gmem_leased_memory *hold, const struct restore *restore)
+{
+	struct gmem_part part;
+	uint64_t at = 0, reach;
+
+	while (next_shared(restore, at, UINT64_MAX, &part)) {
+		reach = gmem_leased_memory_reach(hold, part.start);
+		if (reach < part.last - part.start + 1)
+			return gmem_fail(gmem_leased_memory_is_private(hold, part.start + reach) ? -EACCES : -ENOENT,
+					 "the image has memory at gpa 0x%" PRIx64 " up to 0x%" PRIx64
+					 ", the VM's shared memory ends at 0x%" PRIx64, part.start,
+					 part.last, part.start + reach);
+		at = part.last + 1;
+	}
+	return 0;
+}
+
+static int check_target_has_no_more(const struct gmem_leased_memory *hold, const struct restore *restore)
+{
+	for (size_t i = 0; i < hold->region_count; i++) {
+		const struct gmem_leased_region *region = &hold->regions[i];
+		uint64_t at = region->gpa, last = region->gpa + (region->size - 1);
+
+		while (at <= last) {
+			size_t r = region_at(restore, at);
+
+			if (r == restore->regions_read || restore->regions[r].gpa > at)
+				return gmem_fail(-EEXIST,
+						 "the VM has memory at gpa 0x%" PRIx64
+						 " that the image does not have", at);
+			at = restore->regions[r].gpa + restore->regions[r].size;
+		}
+	}
+	return 0;
+}
+
+static int end_tables(struct gmem_transfer *transfer, struct restore *restore)
+{
+	int err = 0;
+
+	if (restore->has_tables)
+		return 0;
+	if (restore->regions_read != restore->region_count ||
+	    restore->privates_read != restore->private_count)
+		return bad(restore, "the list of regions is not complete");
+
+	if (transfer->vm)
+		err = check_target_has_all(&transfer->hold, restore);
+	if (!err && transfer->vm && !(transfer->opts.flags & GMEM_TRANSFER_LEAVE_REST))
+		err = check_target_has_no_more(&transfer->hold, restore);
+	restore->has_tables = !err;
+	return err;
+}
+
+/* ---- data ---- */
+
+static struct image_range run_range(const struct image_record *record, uint32_t i)
+{
+	const struct image_run *run = (const struct image_run *)(record + 1) + i;
+
+	return (struct image_range){
+		.gpa = record->data.base + run->first * IMAGE_BLOCK,
+		.size = run->count * IMAGE_BLOCK,
+	};
+}
+
+/* Before the first byte of it is used */
+static int check_data(const struct restore *restore, const struct image_record *record)
+{
+	uint64_t after = restore->reached, pages = 0;
+	int err = 0;
+
+	if (record->count > IMAGE_MAX_RUNS || record->data.base % IMAGE_BLOCK ||
+	    record->data.base > UINT64_MAX - ((uint64_t)1 << 33) * IMAGE_BLOCK)
+		return bad(restore, "%" PRIu32 " runs from gpa 0x%" PRIx64, record->count,
+			   record->data.base);
+
+	for (uint32_t i = 0; i < record->count && !err; i++) {
+		struct image_range range = run_range(record, i);
+
+		err = check_range(restore, range.gpa, range.size, after);
+		if (!err && !is_shared(restore, range.gpa, range.size))
+			err = bad(restore, "gpa 0x%" PRIx64 ", 0x%" PRIx64
+				  " bytes, is not the image's memory", range.gpa, range.size);
+		after = range.gpa + range.size;
+		pages += range.size / IMAGE_BLOCK;
+	}
+	if (!err && (pages + 1) * IMAGE_BLOCK != record->size)
+		err = bad(restore, "0x%" PRIx64 " pages and 0x%" PRIx32 " bytes", pages, record->size);
+	return err;
+}
+
+/* Of what lies before @end and has no data, so much as is good for a step; false: no more */
+static bool clear_some(struct gmem_transfer *transfer, struct restore *restore, uint64_t end,
+		       int *ret_err)
+{
+	struct gmem_part part;
+	uint64_t size;
+
+	if (restore->reached == end || !next_shared(restore, restore->reached, end - 1, &part))
+		return false;
+
+	size = part.last - part.start + 1;
+	size = size < CLEAR_STEP ? size : CLEAR_STEP;
+	*ret_err = restore->only_looks ? 0 : gmem_leased_memory_clear(&transfer->hold, part.start, size);
+	if (!*ret_err) {
+		transfer->bytes.zero += size;
+		restore->reached = part.start + size;
+	}
+	return true;
+}
+
+static int store_run(struct gmem_transfer *transfer, struct restore *restore)
+{
+	const struct image_record *record = restore->data;
+	struct image_range range = run_range(record, restore->run);
+	const char *bytes = (const char *)record + (1 + restore->page) * IMAGE_BLOCK;
+	int err = 0;
+
+	if (clear_some(transfer, restore, range.gpa, &err))
+		return err;
+
+	if (restore->only_looks)
+		transfer->bytes.data += range.size;
+	else
+		err = gmem_leased_memory_store(&transfer->hold, range.gpa, bytes, range.size,
+					       &transfer->bytes);
+	if (err)
+		return err;
+
+	restore->reached = range.gpa + range.size;
+	restore->page += range.size / IMAGE_BLOCK;
+	restore->run++;
+	return 0;
+}
+
+static int store_data(struct gmem_transfer *transfer, struct restore *restore)
+{
+	int err = 0;
+
+	/* A gap may be long: one of them is enough for a step. */
+	while (restore->run < restore->data->count && !err) {
+		uint64_t zero = transfer->bytes.zero;
+
+		err = store_run(transfer, restore);
+		if (!err && transfer->bytes.zero - zero >= CLEAR_STEP)
+			return 0;
+	}
+	if (err)
+		return err;
+
+	restore->pages += restore->page;
+	restore->used += restore->data->size;
+	restore->data = NULL;
+	return 0;
+}
+
+/* ---- the end ---- */
+
+static int read_end(struct restore *restore, const struct image_record *record)
+{
+	if (record->end.pages != restore->pages || record->end.checksums != restore->checksums ||
+	    record->count || record->end.reserved)
+		return bad(restore, "the end does not agree with what was before it");
+
+	restore->at_end = true;
+	return 0;
+}
+
+static void start_over(struct gmem_transfer *transfer, struct restore *restore)
+{
+	free(restore->regions);
+	free(restore->privates);
+	*restore = (struct restore){ .start = restore->start };
+	transfer->bytes = (struct gmem_stored){ 0 };
+	transfer->private_bytes = 0;
+}
+
+static int finish(struct gmem_transfer *transfer, struct restore *restore, bool wait)
+{
+	int err = 0;
+
+	if (clear_some(transfer, restore, UINT64_MAX, &err))
+		return err;
+
+	if (!restore->looks_first) {
+		transfer->done = transfer->total ? transfer->total : transfer->done;
+		transfer->is_done = true;
+		return 0;
+	}
+	err = gmem_io_rewind(&transfer->io, restore->start, wait);
+	if (!err)
+		start_over(transfer, restore);
+	return err == -EAGAIN ? err : err ? gmem_transfer_fail_io(transfer, err) : 0;
+}
+
+/* ---- steps ---- */
+
+static int read_record(struct gmem_transfer *transfer, struct restore *restore,
+		       const struct image_record *record, uint64_t left)
+{
+	enum image_kind kind = kind_of(record);
+	int err = check_record(restore, record, left);
+
+	if (!err && (kind == IMAGE_DATA || kind == IMAGE_END))
+		err = end_tables(transfer, restore);
+	if (!err && restore->has_tables && (kind == IMAGE_REGIONS || kind == IMAGE_PRIVATE))
+		err = bad(restore, "a list among the data");
+	if (!err && kind == IMAGE_REGIONS && restore->privates_read)
+		err = bad(restore, "regions after private ranges");
+	if (err)
+		return err;
+
+	switch (kind) {
+	case IMAGE_HEAD:
+		err = read_head(transfer, restore, record);
+		break;
+	case IMAGE_REGIONS:
+		err = read_regions(restore, record);
+		break;
+	case IMAGE_PRIVATE:
+		err = read_privates(transfer, restore, record);
+		break;
+	case IMAGE_DATA:
+		err = check_data(restore, record);
+		break;
+	default:
+		err = read_end(restore, record);
+	}
+	if (err)
+		return err;
+
+	restore->records++;
+	restore->checksums = gmem_crc32c(restore->checksums, &record->checksum,
+					 sizeof(record->checksum));
+	if (kind == IMAGE_DATA) {
+		restore->data = record;
+		restore->run = 0;
+		restore->page = 0;
+	} else {
+		restore->used += record->size;
+	}
+	return 0;
+}
+
+static int no_end(const struct gmem_transfer *transfer, const struct restore *restore)
+{
+	return gmem_fail(-ENODATA, "the image ends after %" PRIu64 " records and 0x%" PRIx64
+			 " bytes, and not where it should", restore->records,
+			 transfer->io.file_bytes);
+}
+
+static int restore_step(struct gmem_transfer *transfer, bool wait)
+{
+	struct restore *restore = transfer->state;
+	struct gmem_io_piece piece;
+	int err;
+
+	if (restore->data)
+		return store_data(transfer, restore);
+	if (restore->at_end)
+		return finish(transfer, restore, wait);
+
+	err = gmem_io_next(&transfer->io, wait, &piece);
+	if (err)
+		return gmem_transfer_fail_io(transfer, err);
+	if (piece.size == restore->used && piece.size) {
+		gmem_io_take(&transfer->io);
+		transfer->done += piece.size;
+		restore->used = 0;
+		return 0;
+	}
+	if (piece.size - restore->used < IMAGE_BLOCK)
+		return no_end(transfer, restore);
+	return read_record(transfer, restore, (const void *)(piece.data + restore->used),
+			   piece.size - restore->used);
+}
+
+static void restore_end(struct gmem_transfer *transfer)
+{
+	struct restore *restore = transfer->state;
+
+	free(restore->regions);
+	free(restore->privates);
+}
+
+/* ---- beginning ---- */
+
+static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *user_opts,
+		 uint64_t flags, struct gmem_transfer **ret)
+{
+	struct gmem_transfer *transfer;
+	struct gmem_transfer_opts opts;
+	struct gmem_io_params params;
+	struct restore *restore;
+	int err;
+
+	err = gmem_transfer_check(user_opts, flags, &opts);
+	if (!err)
+		err = gmem_transfer_look_at(&opts, fd, false, opts.image_offset, &params);
+	if (!err && opts.flags & GMEM_TRANSFER_VERIFY && !params.kind.has_offsets)
+		err = gmem_fail(-ESPIPE, "fd %d can be read only once: it cannot be verified first", fd);
+	if (!err)
+		err = gmem_transfer_new(vm, &opts, sizeof(*restore), &transfer);
+	if (err)
+		return err;
+
+	params.whole = true;
+	params.end = params.kind.has_size ? params.kind.size : UINT64_MAX;
+	if (params.end < params.position)
+		params.end = params.position;
+	if (vm)
+		err = gmem_leased_memory_take(vm, 0, UINT64_MAX, "gmem_vm_restore", &transfer->hold);
+	if (!err)
+		err = gmem_io_open(&transfer->io, &params);
+	if (err) {
+		gmem_transfer_free(transfer);
+		return err;
+	}
+
+	restore = transfer->state;
+	restore->start = opts.image_offset;
+	restore->looks_first = opts.flags & GMEM_TRANSFER_VERIFY;
+	restore->only_looks = !vm || restore->looks_first;
+	transfer->step = restore_step;
+	transfer->end = restore_end;
+	if (params.kind.has_size)
+		transfer->total = (params.end - params.position) << restore->looks_first;
+	*ret = transfer;
+	return 0;
+}
+
+GMEM_API int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
+				   const struct gmem_transfer_opts *opts,
+				   struct gmem_transfer **ret)
+{
+	const uint64_t flags = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING |
+			       GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_LEAVE_REST |
+			       GMEM_TRANSFER_VERIFY;
+
+	if (!vm || !ret)
+		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
+	return begin(vm, fd, opts, flags, ret);
+}
+
+GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
+			     struct gmem_transfer_result *ret)
+{
+	struct gmem_transfer *transfer = NULL;
+	int err = gmem_vm_restore_begin(vm, fd, opts, &transfer);
+
+	return gmem_transfer_run(err, transfer, ret);
+}
+
+GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
+			       struct gmem_transfer_result *ret)
+{
+	struct gmem_transfer *transfer = NULL;
+	int err = begin(NULL, fd, opts, GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING, &transfer);
+
+	return gmem_transfer_run(err, transfer, ret);
+}

@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: MIT */
+/* What transfers have in common, and the simplest: a file into guest memory. */
+#include "transfer/transfer.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "base/opts.h"
+#include "os/sys.h"
+#include "os/usdt.h"
+
+/* ---- beginning and ending ---- */
+
+int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t flags,
+			struct gmem_transfer_opts *ret)
+{
+	int err;
+
+	err = GMEM_COPY_OPTS(gmem_transfer_opts, ret, user_opts, reserved);
+	if (!err)
+		err = gmem_check_flags("flags", ret->flags, flags);
+	if (err)
+		return err;
+
+	if (ret->reserved)
+		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", ret->reserved);
+	if (ret->depth > GMEM_IO_DEPTH)
+		return gmem_fail(-EINVAL, "depth is %" PRIu32 ", at most %d buffers are used", ret->depth,
+				 GMEM_IO_DEPTH);
+	if (ret->ring && ret->ring_tag > UINT64_MAX - GMEM_TRANSFER_TAGS)
+		return gmem_fail(-EINVAL, "ring_tag 0x%" PRIx64 " leaves no room for %d numbers",
+				 ret->ring_tag, GMEM_TRANSFER_TAGS);
+	return 0;
+}
+
+/* Fill in what every transfer asks of its file alike. */
+int gmem_transfer_look_at(const struct gmem_transfer_opts *opts, int fd, bool writing,
+			  uint64_t offset, struct gmem_io_params *ret)
+{
+	int err;
+
+	*ret = (struct gmem_io_params){
+		.fd = fd,
+		.writing = writing,
+		.no_direct = opts->flags & GMEM_TRANSFER_NO_DIRECT,
+		.no_ring = opts->flags & GMEM_TRANSFER_NO_RING,
+		.depth = opts->depth,
+		.position = offset,
+		.ring = opts->ring,
+		.ring_tag = opts->ring_tag,
+	};
+	err = gmem_sys_fd_kind(fd, &ret->kind);
+	if (err)
+		return gmem_fail(err, "fd %d: %s", fd, gmem_errno_name(err));
+
+	if (!ret->kind.has_offsets && offset)
+		return gmem_fail(-ESPIPE, "fd %d has no offsets: 0x%" PRIx64 " cannot be had", fd, offset);
+	if (offset > INT64_MAX - GMEM_IO_UNIT)
+		return gmem_fail(-EINVAL, "no file reaches offset 0x%" PRIx64, offset);
+	if (writing && ret->kind.has_offsets && ret->kind.appends)
+		return gmem_fail(-EINVAL, "fd %d is open with O_APPEND: offsets would be ignored", fd);
+	return 0;
+}
+
+int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
+		      size_t state_size, struct gmem_transfer **ret)
+{
+	struct gmem_transfer *transfer = calloc(1, sizeof(*transfer));
+	void *state = calloc(1, state_size);
+
+	if (!transfer || !state) {
+		free(transfer);
+		free(state);
+		return gmem_fail(-ENOMEM, "no memory for a transfer");
+	}
+
+	transfer->vm = vm;
+	transfer->opts = *opts;
+	transfer->io.direct_fd = -1;
+	transfer->state = state;
+	*ret = transfer;
+	return 0;
+}
+
+GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer)
+{
+	if (!transfer)
+		return 0;
+
+	if (!gmem_io_close(&transfer->io))
+		return gmem_fail(-EBUSY, "%" PRIu32 " requests are still under way on the ring",
+				 transfer->io.flying);
+
+	GMEM_PROBE(transfer, transfer->vm ? transfer->vm->fd : -1, transfer->io.writing,
+		   transfer->done, transfer->total, transfer->is_done);
+	if (transfer->end)
+		transfer->end(transfer);
+	free(transfer->state);
+	gmem_leased_memory_drop(&transfer->hold);
+	free(transfer);
+	return 0;
+}
+
+/* ---- steps ---- */
+
+int gmem_transfer_fail_io(const struct gmem_transfer *transfer, int err)
+{
+	const struct gmem_io *io = &transfer->io;
+
+	if (err == -EAGAIN)
+		return err;
+	return gmem_fail(err, "%s fd %d, after 0x%" PRIx64 " bytes: %s",
+			 io->writing ? "writing" : "reading", io->fd, io->file_bytes,
+			 gmem_errno_name(err));
+}
+
+static int tell_progress(struct gmem_transfer *transfer)
+{
+	const struct gmem_transfer_opts *opts = &transfer->opts;
+
+	if (!opts->progress || opts->progress(opts->progress_data, transfer->done,
+					      transfer->total) == 0)
+		return 0;
+	return gmem_fail(-ECANCELED, "the callback stopped it at 0x%" PRIx64 " of 0x%" PRIx64 " bytes",
+			 transfer->done, transfer->total);
+}
+
+GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
+{
+	uint64_t before;
+	int err;
+
+	if (!transfer)
+		return gmem_fail(-EINVAL, "transfer is NULL");
+	if (wait && transfer->opts.ring)
+		return gmem_fail(-EINVAL, "who waits on the caller's ring would take others' completions");
+	if (transfer->is_done)
+		return GMEM_TRANSFER_DONE;
+
+	before = transfer->done;
+	err = transfer->step(transfer, wait);
+	if (err == -EAGAIN)
+		return GMEM_TRANSFER_WAIT;
+	if (err)
+		return err;
+
+	if (transfer->done != before || transfer->is_done)
+		err = tell_progress(transfer);
+	if (err)
+		return err;
+	return transfer->is_done ? GMEM_TRANSFER_DONE : GMEM_TRANSFER_MORE;
+}
+
+GMEM_API int gmem_transfer_fd(const struct gmem_transfer *transfer, int16_t *ret_events)
+{
+	if (!transfer || !ret_events)
+		return gmem_fail(-EINVAL, "%s is NULL", transfer ? "ret_events" : "transfer");
+	return gmem_io_poll_fd(&transfer->io, ret_events);
+}
+
+GMEM_API int gmem_transfer_complete(struct gmem_transfer *transfer, uint64_t tag, int32_t res)
+{
+	if (!transfer || !transfer->opts.ring)
+		return gmem_fail(-EINVAL, "%s", transfer ? "the transfer has no ring of the caller's"
+							 : "transfer is NULL");
+	if (gmem_io_complete(&transfer->io, tag - transfer->opts.ring_tag, res))
+		return gmem_fail(-EINVAL, "0x%" PRIx64 " is not under way in this transfer", tag);
+	return 0;
+}
+
+static struct gmem_transfer_result look(const struct gmem_transfer *transfer)
+{
+	const struct gmem_io *io = &transfer->io;
+
+	return (struct gmem_transfer_result){
+		.file_bytes = io->file_bytes,
+		.direct_bytes = io->direct_bytes,
+		.data_bytes = transfer->bytes.data,
+		.zero_bytes = transfer->bytes.zero,
+		.private_bytes = transfer->private_bytes,
+		.engine = io->ring ? GMEM_ENGINE_IO_URING : GMEM_ENGINE_PLAIN,
+		.no_ring = io->no_ring,
+	};
+}
+
+GMEM_API int gmem_transfer_get_result(const struct gmem_transfer *transfer,
+				  struct gmem_transfer_result *ret)
+{
+	const size_t first_version = offsetof(struct gmem_transfer_result, no_ring) +
+				     sizeof(ret->no_ring);
+	struct gmem_transfer_result result;
+	size_t size;
+
+	if (!transfer || !ret)
+		return gmem_fail(-EINVAL, "%s is NULL", transfer ? "ret" : "transfer");
+	if (ret->size < first_version)
+		return gmem_fail(-EINVAL, "the result says its size is %zu bytes, at least %zu expected",
+				 ret->size, first_version);
+
+	result = look(transfer);
+	size = ret->size;
+	memcpy(ret, &result, size < sizeof(result) ? size : sizeof(result));
+	ret->size = size;
+	return 0;
+}
+
+/* From begin to end, for those who can wait: as @err says, if it could not begin */
+int gmem_transfer_run(int err, struct gmem_transfer *transfer, struct gmem_transfer_result *ret)
+{
+	int freed;
+
+	if (err)
+		return err;
+	if (transfer->opts.ring)
+		err = gmem_fail(-EINVAL, "a ring of the caller's is for gmem_transfer_step()");
+	if (!err && ret)
+		err = gmem_transfer_get_result(transfer, ret);
+
+	while (!err && !transfer->is_done) {
+		err = gmem_transfer_step(transfer, 1);
+		err = err < 0 ? err : 0;
+	}
+	if (ret && ret->size)
+		gmem_transfer_get_result(transfer, ret);
+
+	freed = gmem_transfer_free(transfer);
+	return err ? err : freed;
+}

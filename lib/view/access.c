@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Access through a view: find the pieces of a guest range, and touch each in a
+ * way that survives pages which cannot be reached (touch.c).
+ */
+#include "view/access.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <sys/uio.h>
+
+#include "gmem.h"
+#include "base/error.h"
+#include "nofault/nofault.h"
+#include "view/lookup_table.h"
+#include "view/view.h"
+
+static int check_access(const struct gmem_view *view, uint64_t gpa, const void *buf, uint64_t size)
+{
+	if (!view)
+		return gmem_fail(-EINVAL, "view is NULL");
+	if (size && !buf)
+		return gmem_fail(-EINVAL, "buf is NULL");
+	if (size && gpa + size - 1 < gpa)
+		return gmem_fail(-EINVAL, "gpa 0x%" PRIx64 " + size 0x%" PRIx64 " wraps around", gpa,
+				 size);
+	return 0;
+}
+
+int gmem_access_fail(uint64_t gpa, uint64_t done, uint64_t size, int err)
+{
+	return gmem_fail(err,
+			 "gpa 0x%" PRIx64 " + 0x%" PRIx64 " cannot be reached: %s; 0x%" PRIx64
+			 " bytes of 0x%" PRIx64 " were done",
+			 gpa, done, gmem_errno_name(err), done, size);
+}
+
+/* ---- ranges: the same walk, with another touch at each piece ---- */
+
+struct walk {
+	struct gmem_view *view;
+	uint64_t gpa;
+	uint64_t size;
+	/* touch the piece at @hva, @done bytes into the walk; bytes done there */
+	size_t (*touch)(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err);
+	void *buf;
+	bool writes;
+	uint8_t byte;
+	int order;
+	bool stop;		/* the touch has its answer */
+};
+
+static int walk_pieces(struct walk *walk, uint64_t *ret_done)
+{
+	struct iovec piece;
+	uint64_t done = 0;
+	int err = 0;
+
+	while (done < walk->size && !walk->stop) {
+		uint64_t rest = walk->size - done;
+		size_t touched;
+
+		if (gmem_table_hva(walk->view->table, walk->gpa + done, rest, &piece.iov_base))
+			piece.iov_len = rest;
+		else if (walk->writes)
+			err = gmem_view_contiguous_to_write(walk->view, walk->gpa + done, rest, &piece);
+		else
+			err = gmem_view_contiguous(walk->view, walk->gpa + done, rest, &piece);
+		if (err)
+			break;
+
+		touched = walk->touch(walk, done, piece.iov_base, piece.iov_len, &err);
+		done += touched;
+		if (err) {
+			gmem_access_fail(walk->gpa, done, walk->size, err);
+			break;
+		}
+	}
+
+	*ret_done = done;
+	return err;
+}
+
+static int run(struct walk *walk, uint64_t *ret_done)
+{
+	uint64_t done = 0;
+	int err;
+
+	if (ret_done)
+		*ret_done = 0;
+
+	err = check_access(walk->view, walk->gpa, walk->buf, walk->size);
+	if (err)
+		return err;
+
+	gmem_view_begin(walk->view);
+	err = walk_pieces(walk, &done);
+	gmem_view_end(walk->view);
+	if (ret_done)
+		*ret_done = done;
+	return err;
+}
+
+static size_t touch_read(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err)
+{
+	return gmem_nofault_copy(gmem_view_is_fast(walk->view), (char *)walk->buf + done, hva, size,
+				 ret_err);
+}
+
+static size_t touch_write(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err)
+{
+	return gmem_nofault_copy(gmem_view_is_fast(walk->view), hva, (char *)walk->buf + done, size,
+				 ret_err);
+}
+
+static size_t touch_fill(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err)
+{
+	(void)done;
+	return gmem_nofault_fill(gmem_view_is_fast(walk->view), hva, walk->byte, size, ret_err);
+}
+
+static size_t touch_compare(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err)
+{
+	size_t equal;
+
+	equal = gmem_nofault_compare(gmem_view_is_fast(walk->view), hva, (char *)walk->buf + done,
+				     size, &walk->order, ret_err);
+	walk->stop = equal < size;
+	return equal;
+}
+
+static size_t touch_string(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err)
+{
+	size_t length;
+
+	length = gmem_nofault_string(gmem_view_is_fast(walk->view), (char *)walk->buf + done, hva,
+				     size, ret_err);
+	walk->stop = length < size;
+	return length;
+}
+
+static int read_in_pieces(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
+			  uint64_t *ret_done)
+{
+	struct walk walk = { .view = view, .gpa = gpa, .size = size, .buf = buf,
+			     .touch = touch_read };
+
+	return run(&walk, ret_done);
+}
+
+static int write_in_pieces(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
+			   uint64_t *ret_done)
+{
+	struct walk walk = { .view = view, .gpa = gpa, .size = size, .buf = buf,
+			     .touch = touch_write, .writes = true };
+
+	return run(&walk, ret_done);
+}
+
+/*
+ * Most copies lie behind one entry and meet no page that is not there. They
+ * take this path, which does nothing else; whatever it declines, it has not
+ * counted, and the walk does from the start.
+ */
+static inline bool copy_at_once(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
+				bool to_guest)
+{
+	struct gmem_nofault_stop stop = { .fault = 1 };
+	void *hva;
+
+	if (!view || !buf || !size || !gmem_view_is_fast(view))
+		return false;
+
+	gmem_view_begin(view);
+	if (gmem_table_hva(view->table, gpa, size, &hva))
+		stop = to_guest ? gmem_nofault_fast_copy(hva, buf, size)
+				: gmem_nofault_fast_copy(buf, hva, size);
+	gmem_view_end(view);
+	return !stop.fault;
+}
+
+GMEM_API int gmem_view_read(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
+			    uint64_t *ret_done)
+{
+	if (!copy_at_once(view, gpa, buf, size, false))
+		return read_in_pieces(view, gpa, buf, size, ret_done);
+
+	if (ret_done)
+		*ret_done = size;
+	return 0;
+}
+
+GMEM_API int gmem_view_write(struct gmem_view *view, uint64_t gpa, const void *buf, uint64_t size,
+			     uint64_t *ret_done)
+{
+	void *from = (void *)(uintptr_t)buf;
+
+	if (!copy_at_once(view, gpa, from, size, true))
+		return write_in_pieces(view, gpa, from, size, ret_done);
+
+	if (ret_done)
+		*ret_done = size;
+	return 0;
+}
+
+GMEM_API int gmem_view_fill(struct gmem_view *view, uint64_t gpa, uint8_t byte, uint64_t size,
+			    uint64_t *ret_done)
+{
+	struct walk walk = { .view = view, .gpa = gpa, .size = size, .buf = &walk, .byte = byte,
+			     .touch = touch_fill, .writes = true };
+
+	return run(&walk, ret_done);
+}
+
+GMEM_API int gmem_view_compare(struct gmem_view *view, uint64_t gpa, const void *buf,
+			       uint64_t size, int *ret_order, uint64_t *ret_done)
+{
+	struct walk walk = { .view = view, .gpa = gpa, .size = size,
+			     .buf = (void *)(uintptr_t)buf, .touch = touch_compare };
+	int err;
+
+	if (!ret_order)
+		return gmem_fail(-EINVAL, "ret_order is NULL");
+
+	err = run(&walk, ret_done);
+	if (!err)
+		*ret_order = walk.order;
+	return err;
+}
+
+GMEM_API int gmem_view_string(struct gmem_view *view, uint64_t gpa, char *buf, uint64_t max,
+			      uint64_t *ret_length)
+{
+	struct walk walk = { .view = view, .gpa = gpa, .size = max, .buf = buf,
+			     .touch = touch_string };
+	uint64_t length;
+	int err;
+
+	if (!ret_length || max == 0)
+		return gmem_fail(-EINVAL, "%s", ret_length ? "max is 0" : "ret_length is NULL");
+
+	err = run(&walk, &length);
+	if (err)
+		return err;
+	if (!walk.stop)
+		return gmem_fail(-ENAMETOOLONG,
+				 "no end of the string at gpa 0x%" PRIx64 " in 0x%" PRIx64 " bytes", gpa,
+				 max);
+	buf[length] = '\0';
+	*ret_length = length;
+	return 0;
+}
+
+/* Two ranges at once: in pieces in which both are in one piece */
+static int copy_pieces(struct gmem_view *view, uint64_t to, uint64_t from, uint64_t size,
+		       uint64_t *done)
+{
+	struct iovec source, target;
+	int err = 0;
+
+	while (*done < size) {
+		err = gmem_view_contiguous(view, from + *done, size - *done, &source);
+		if (!err)
+			err = gmem_view_contiguous_to_write(view, to + *done, source.iov_len, &target);
+		if (err)
+			return err;
+
+		*done += gmem_nofault_copy(gmem_view_is_fast(view), target.iov_base, source.iov_base,
+					   target.iov_len, &err);
+		if (err)
+			return gmem_access_fail(to, *done, size, err);
+	}
+	return 0;
+}
+
+GMEM_API int gmem_view_copy(struct gmem_view *view, uint64_t to, uint64_t from, uint64_t size,
+			    uint64_t *ret_done)
+{
+	uint64_t done = 0;
+	int err;
+
+	if (ret_done)
+		*ret_done = 0;
+
+	err = check_access(view, to, view, size);
+	if (!err)
+		err = check_access(view, from, view, size);
+	if (err)
+		return err;
+	if (size && to <= from + (size - 1) && from <= to + (size - 1))
+		return gmem_fail(-EINVAL,
+				 "0x%" PRIx64 " bytes at gpa 0x%" PRIx64 " and at 0x%" PRIx64 " overlap",
+				 size, from, to);
+
+	gmem_view_begin(view);
+	err = copy_pieces(view, to, from, size, &done);
+	gmem_view_end(view);
+	if (ret_done)
+		*ret_done = done;
+	return err;
+}

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: MIT */
+#include "view/atomic.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <sys/uio.h>
+
+#include "base/error.h"
+#include "nofault/nofault.h"
+#include "view/access.h"
+#include "view/lookup_table.h"
+#include "view/view.h"
+
+static int check_number(const struct gmem_view *view, uint64_t gpa, uint32_t width,
+			uint32_t order, uint32_t orders)
+{
+	if (!view)
+		return gmem_fail(-EINVAL, "view is NULL");
+	if (width != 1 && width != 2 && width != 4 && width != 8)
+		return gmem_fail(-EINVAL, "width %" PRIu32 " is not 1, 2, 4 or 8", width);
+	if (gpa % width)
+		return gmem_fail(-EINVAL, "gpa 0x%" PRIx64 " is not a multiple of the width, %" PRIu32,
+				 gpa, width);
+	if (order > GMEM_SEQ_CST || !(orders & 1u << order))
+		return gmem_fail(-EINVAL, "order %" PRIu32 " is not one for this access", order);
+	return 0;
+}
+
+static int check_fits(uint64_t value, uint32_t width)
+{
+	if (width < 8 && value >> (8 * width))
+		return gmem_fail(-EINVAL, "0x%" PRIx64 " does not fit %" PRIu32 " bytes", value, width);
+	return 0;
+}
+
+static const int atomic_orders[] = {
+	[GMEM_RELAXED] = __ATOMIC_RELAXED,
+	[GMEM_ACQUIRE] = __ATOMIC_ACQUIRE,
+	[GMEM_RELEASE] = __ATOMIC_RELEASE,
+	[GMEM_SEQ_CST] = __ATOMIC_SEQ_CST,
+};
+
+#define FOR_EACH_WIDTH(define) define(8) define(16) define(32) define(64)
+
+#define LOAD_CASE(bits)                                                               \
+	case bits / 8: {                                                              \
+		uint##bits##_t value = 0;                                             \
+		int err = gmem_nofault_load##bits(fast, hva, order, &value);            \
+                                                                                      \
+		if (!err)                                                             \
+			*ret = value;                                                 \
+		return err;                                                           \
+	}
+
+static int load(bool fast, const void *hva, uint32_t width, int order, uint64_t *ret)
+{
+	switch (width) {
+		FOR_EACH_WIDTH(LOAD_CASE)
+	}
+	return -EINVAL;
+}
+
+#define STORE_CASE(bits)                                                              \
+	case bits / 8:                                                                \
+		return gmem_nofault_store##bits(fast, hva, (uint##bits##_t)value, order);
+
+static int store(bool fast, void *hva, uint32_t width, int order, uint64_t value)
+{
+	switch (width) {
+		FOR_EACH_WIDTH(STORE_CASE)
+	}
+	return -EINVAL;
+}
+
+#define EXCHANGE_CASE(bits)                                                           \
+	case bits / 8: {                                                              \
+		uint##bits##_t old = (uint##bits##_t)*expected;                       \
+		int err = gmem_nofault_cmpxchg##bits(fast, hva, &old,                   \
+						     (uint##bits##_t)desired, order,    \
+						     ret_swapped);                      \
+                                                                                      \
+		if (!err)                                                             \
+			*expected = old;                                              \
+		return err;                                                           \
+	}
+
+static int exchange(bool fast, void *hva, uint32_t width, int order, uint64_t *expected,
+		    uint64_t desired, int *ret_swapped)
+{
+	switch (width) {
+		FOR_EACH_WIDTH(EXCHANGE_CASE)
+	}
+	return -EINVAL;
+}
+
+static int hva_to_write(const struct gmem_view *view, uint64_t gpa, uint32_t width, void **ret)
+{
+	struct iovec piece;
+	int err;
+
+	if (gmem_table_hva(view->table, gpa, width, ret))
+		return 0;
+
+	/* Aligned as it is, it lies in one page. */
+	err = gmem_view_contiguous_to_write(view, gpa, width, &piece);
+	if (!err)
+		*ret = piece.iov_base;
+	return err;
+}
+
+GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width, uint32_t order,
+			    uint64_t *ret)
+{
+	const uint32_t orders = 1u << GMEM_RELAXED | 1u << GMEM_ACQUIRE | 1u << GMEM_SEQ_CST;
+	void *hva;
+	int err;
+
+	if (!ret)
+		return gmem_fail(-EINVAL, "ret is NULL");
+	err = check_number(view, gpa, width, order, orders);
+	if (err)
+		return err;
+
+	gmem_view_begin(view);
+	err = gmem_view_hva(view, gpa, width, &hva);
+	if (!err) {
+		err = load(gmem_view_is_fast(view), hva, width, atomic_orders[order], ret);
+		if (err)
+			gmem_access_fail(gpa, 0, width, err);
+	}
+	gmem_view_end(view);
+	return err;
+}
+
+GMEM_API int gmem_view_store(struct gmem_view *view, uint64_t gpa, uint32_t width, uint32_t order,
+			     uint64_t value)
+{
+	const uint32_t orders = 1u << GMEM_RELAXED | 1u << GMEM_RELEASE | 1u << GMEM_SEQ_CST;
+	void *hva;
+	int err;
+
+	err = check_number(view, gpa, width, order, orders);
+	if (!err)
+		err = check_fits(value, width);
+	if (err)
+		return err;
+
+	gmem_view_begin(view);
+	err = hva_to_write(view, gpa, width, &hva);
+	if (!err) {
+		err = store(gmem_view_is_fast(view), hva, width, atomic_orders[order], value);
+		if (err)
+			gmem_access_fail(gpa, 0, width, err);
+	}
+	gmem_view_end(view);
+	return err;
+}
+
+GMEM_API int gmem_view_compare_exchange(struct gmem_view *view, uint64_t gpa, uint32_t width,
+					uint32_t order, uint64_t *expected, uint64_t desired)
+{
+	int swapped = 0;
+	void *hva;
+	int err;
+
+	if (!expected)
+		return gmem_fail(-EINVAL, "expected is NULL");
+	err = check_number(view, gpa, width, order, UINT32_MAX);
+	if (!err)
+		err = check_fits(*expected, width);
+	if (!err)
+		err = check_fits(desired, width);
+	if (err)
+		return err;
+
+	gmem_view_begin(view);
+	err = hva_to_write(view, gpa, width, &hva);
+	if (!err) {
+		err = exchange(gmem_view_is_fast(view), hva, width, atomic_orders[order],
+			       expected, desired, &swapped);
+		if (err)
+			gmem_access_fail(gpa, 0, width, err);
+	}
+	gmem_view_end(view);
+	return err ? err : swapped;
+}

@@ -1,0 +1,539 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * From a guest address to its memory, for readers that never wait: an
+ * immutable table, replaced as a whole. A new table shares with the one before
+ * it all that did not change.
+ *
+ * Each GiB has an array of 512 entries, one for 2 MiB. An entry is a code if
+ * one thing is behind all of it, else the address of a granule: the pieces in
+ * order, each with its code. A code is odd for memory, the distance from gpa
+ * to hva plus 1, and otherwise says why there is none. What lies above the
+ * GiBs, where few VMs have anything, is one big granule.
+ */
+#include "view/lookup_table.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/macros.h"
+#include "base/range_set.h"
+#include "region/region.h"
+#include "region/region_memory.h"
+
+#define GIB_SHIFT	30
+#define ENTRY_SHIFT	21
+#define ENTRIES		512
+#define ENTRY_SIZE	(UINT64_C(1) << ENTRY_SHIFT)
+#define COMB		32
+
+/* 16 TiB: an array of 128 KiB at most */
+#define MAX_GIBS	(UINT64_C(1) << 14)
+
+/* Codes that are not memory; all below any address, and even */
+#define CODE_HOLE	0
+#define CODE_REMOVED	2
+#define CODE_DEVICE	4
+#define CODE_PRIVATE	6
+#define LAST_CODE	CODE_PRIVATE
+
+/* The index of a granule: a slice is as large as the largest page */
+#define SLICE_SHIFT	16
+#define SLICES		(1 << (ENTRY_SHIFT - SLICE_SHIFT))
+
+struct granule {
+	uint64_t count;
+	uint16_t first[SLICES];	/* the piece at the start of each slice */
+	uint64_t starts[];	/* count and one at the end of all; then count codes */
+};
+
+struct gmem_full_table {
+	struct gmem_table head;
+	struct granule *high;
+	const uint64_t *gibs[];
+};
+
+/* Behind every GiB that has nothing; never written, never freed */
+static const uint64_t empty_gib[ENTRIES];
+
+static const struct gmem_full_table *full(const struct gmem_table *table)
+{
+	return GMEM_CONTAINER_OF(table, struct gmem_full_table, head);
+}
+
+static struct granule *granule_of(uint64_t entry)
+{
+	return entry & 1 || entry <= LAST_CODE ? NULL : (struct granule *)(uintptr_t)entry;
+}
+
+/* ---- looking up ---- */
+
+static struct gmem_translation nth_piece(const struct granule *granule, uint64_t n)
+{
+	const uint64_t *codes = granule->starts + granule->count + 1;
+
+	return (struct gmem_translation){ .code = codes[n], .last = granule->starts[n + 1] - 1 };
+}
+
+/* The index, then one after the other: with pieces of 64 KiB the first is the one. */
+static uint64_t find_in_entry(const struct granule *granule, uint64_t gpa)
+{
+	uint64_t n = granule->first[gpa >> SLICE_SHIFT & (SLICES - 1)];
+
+	while (granule->starts[n + 1] <= gpa)
+		n++;
+	return n;
+}
+
+/* The last piece that starts at or below gpa, of any number of them */
+static uint64_t find_in_many(const struct granule *granule, uint64_t gpa)
+{
+	uint64_t low = 0, count = granule->count;
+
+	while (count > 1) {
+		uint64_t half = count / 2;
+
+		low = granule->starts[low + half] <= gpa ? low + half : low;
+		count -= half;
+	}
+	return low;
+}
+
+/* The granule with gpa, and which piece it is there; or NULL and the piece */
+static const struct granule *look_up(const struct gmem_table *table, uint64_t gpa, uint64_t *n,
+				     struct gmem_translation *piece)
+{
+	uint64_t gib = gpa >> GIB_SHIFT, entry;
+	const struct granule *granule;
+
+	if (gib >= table->gib_count) {
+		granule = gib < MAX_GIBS ? NULL : full(table)->high;
+		if (granule)
+			*n = find_in_many(granule, gpa);
+		else
+			*piece = (struct gmem_translation){
+				CODE_HOLE, gib < MAX_GIBS ? (gib << GIB_SHIFT) +
+							     (UINT64_C(1) << GIB_SHIFT) - 1
+							   : UINT64_MAX };
+		return granule;
+	}
+
+	entry = table->gibs[gib][gpa >> ENTRY_SHIFT & (ENTRIES - 1)];
+	granule = granule_of(entry);
+	if (granule)
+		*n = find_in_entry(granule, gpa);
+	else
+		*piece = (struct gmem_translation){ entry, gpa | (ENTRY_SIZE - 1) };
+	return granule;
+}
+
+struct gmem_translation gmem_table_translate(const struct gmem_table *table, uint64_t gpa)
+{
+	struct gmem_translation piece;
+	uint64_t n;
+	const struct granule *granule = look_up(table, gpa, &n, &piece);
+
+	return granule ? nth_piece(granule, n) : piece;
+}
+
+int gmem_translation_error(struct gmem_translation piece)
+{
+	switch (piece.code) {
+	case CODE_HOLE:
+		return -ENOENT;
+	case CODE_REMOVED:
+		return -ESTALE;
+	case CODE_DEVICE:
+		return -ENXIO;
+	case CODE_PRIVATE:
+		return -EACCES;
+	default:
+		return 0;
+	}
+}
+
+/* ---- building ---- */
+
+static struct gmem_region *region_of(struct gmem_range *range)
+{
+	return GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
+}
+
+/* Where it is shared. A private file with MMAP is what the guest uses then, too. */
+static uint64_t code_of(const struct gmem_region *region)
+{
+	if (region->is_device)
+		return CODE_DEVICE;
+	if (gmem_region_is_both_sides(region))
+		return CODE_PRIVATE;
+	return (region->hva.start - region->gpa.start + 1) | (region->read_only ? GMEM_CODE_READ_ONLY : 0);
+}
+
+/* A code readers may find in an entry: the inline ones know nothing else of memory. */
+static bool is_entry(uint64_t code)
+{
+	return !(code & 1) || !(code & GMEM_CODE_READ_ONLY);
+}
+
+static uint64_t last_of(const struct gmem_range *range)
+{
+	return range->start + range->size - 1;
+}
+
+/* Pieces in the making: where each starts, and its code, as in a granule */
+struct builder {
+	uint64_t *starts;
+	uint64_t *codes;
+	size_t count;
+	size_t room;
+};
+
+static int make_room(struct builder *builder, size_t count)
+{
+	size_t room = builder->room ? builder->room : 32;
+	uint64_t *starts;
+
+	if (builder->count + count <= builder->room)
+		return 0;
+
+	while (room < builder->count + count)
+		room *= 2;
+	starts = malloc(2 * room * sizeof(*starts));
+	if (!starts)
+		return -ENOMEM;
+
+	if (builder->count) {
+		memcpy(starts, builder->starts, builder->count * sizeof(*starts));
+		memcpy(starts + room, builder->codes, builder->count * sizeof(*starts));
+	}
+	free(builder->starts);
+	builder->starts = starts;
+	builder->codes = starts + room;
+	builder->room = room;
+	return 0;
+}
+
+static int add_piece(struct builder *builder, uint64_t start, uint64_t code)
+{
+	if (builder->count && builder->codes[builder->count - 1] == code)
+		return 0;
+	if (make_room(builder, 1))
+		return -ENOMEM;
+
+	builder->starts[builder->count] = start;
+	builder->codes[builder->count] = code;
+	builder->count++;
+	return 0;
+}
+
+/* @count pieces of a granule from the @n-th on: neighbours there differ already. */
+static int add_pieces(struct builder *builder, const struct granule *granule, uint64_t n,
+		      size_t count)
+{
+	const uint64_t *codes = granule->starts + granule->count + 1;
+
+	if (make_room(builder, count))
+		return -ENOMEM;
+
+	memcpy(builder->starts + builder->count, granule->starts + n, count * sizeof(*codes));
+	memcpy(builder->codes + builder->count, codes + n, count * sizeof(*codes));
+	builder->count += count;
+	return 0;
+}
+
+/* How many pieces after the @n-th begin up to @last */
+static size_t count_after(const struct granule *granule, uint64_t n, uint64_t last)
+{
+	uint64_t m = n;
+
+	while (m + 1 < granule->count && granule->starts[m + 1] <= last)
+		m++;
+	return m - n;
+}
+
+/* As @table has it; if @removed, what was there is no more. */
+static int copy_pieces(struct builder *builder, const struct gmem_table *table, uint64_t start,
+		       uint64_t last, bool removed)
+{
+	const struct granule *granule = NULL;
+	struct gmem_translation piece = { CODE_HOLE, last };
+	uint64_t n = 0;
+	size_t more;
+	int err;
+
+	for (;;) {
+		if (table)
+			granule = look_up(table, start, &n, &piece);
+		if (granule)
+			piece = nth_piece(granule, n);
+		if (removed && piece.code != CODE_HOLE)
+			piece.code = CODE_REMOVED;
+		err = add_piece(builder, start, piece.code);
+
+		/* A granule may have hundreds more. */
+		more = granule && !removed && !err ? count_after(granule, n, last) : 0;
+		if (more) {
+			err = add_pieces(builder, granule, n + 1, more);
+			piece = nth_piece(granule, n + more);
+		}
+		if (err || piece.last >= last)
+			return err;
+		start = piece.last + 1;
+	}
+}
+
+/* A region by its states */
+static int add_states(struct builder *builder, const struct gmem_layout *layout,
+		      const struct gmem_region *region, uint64_t start, uint64_t last)
+{
+	struct gmem_part part;
+	int err = 0;
+
+	for (;;) {
+		bool is_private = gmem_set_next(layout->privates, true, start, last, &part);
+
+		if (!is_private || part.start > start)
+			err = add_piece(builder, start, code_of(region));
+		if (!err && is_private)
+			err = add_piece(builder, part.start,
+					region->is_device ? CODE_DEVICE : CODE_PRIVATE);
+		if (err || !is_private || part.last == last)
+			return err;
+		start = part.last + 1;
+	}
+}
+
+/* What the regions say, and in the gaps between them what was there before */
+static int add_regions(struct builder *builder, const struct gmem_table *old,
+		       const struct gmem_layout *layout, uint64_t start, uint64_t last)
+{
+	uint64_t at = start, end;
+	int err;
+
+	for (;;) {
+		struct gmem_range *range = gmem_range_find(layout->regions, at, last - at + 1);
+
+		if (range && range->start <= at) {
+			end = last_of(range) < last ? last_of(range) : last;
+			err = add_states(builder, layout, region_of(range), at, end);
+		} else {
+			end = range ? range->start - 1 : last;
+			err = copy_pieces(builder, old, at, end, true);
+		}
+		if (err || end == last)
+			return err;
+		at = end + 1;
+	}
+}
+
+/* Give the pieces the form readers want. @end: of all of them, 0 for 2^64 */
+static struct granule *make_granule(const struct builder *builder, uint64_t end)
+{
+	struct granule *granule;
+	uint64_t *codes, n = 0;
+
+	granule = malloc(sizeof(*granule) + (2 * builder->count + 1) * sizeof(uint64_t));
+	if (!granule)
+		return NULL;
+
+	granule->count = builder->count;
+	codes = granule->starts + builder->count + 1;
+	memcpy(granule->starts, builder->starts, builder->count * sizeof(uint64_t));
+	memcpy(codes, builder->codes, builder->count * sizeof(uint64_t));
+	granule->starts[builder->count] = end;
+
+	for (uint64_t slice = 0; slice < SLICES; slice++) {
+		uint64_t start = (granule->starts[0] & ~(ENTRY_SIZE - 1)) + (slice << SLICE_SHIFT);
+
+		while (n + 1 < builder->count && granule->starts[n + 1] <= start)
+			n++;
+		granule->first[slice] = (uint16_t)n;
+	}
+	return granule;
+}
+
+/* Of [@first, @final], [@start, @last] changed; the rest is as @table, in the making, has it. */
+static int collect(struct builder *builder, const struct gmem_table *table,
+		   const struct gmem_table *old, const struct gmem_layout *layout,
+		   const struct gmem_part *all, uint64_t start, uint64_t last)
+{
+	int err = 0;
+
+	if (all->start < start)
+		err = copy_pieces(builder, table, all->start, start - 1, false);
+	if (!err)
+		err = add_regions(builder, old, layout, start, last);
+	if (!err && last < all->last)
+		err = copy_pieces(builder, table, last + 1, all->last, false);
+	return err;
+}
+
+static int make_entry(const struct gmem_table *table, const struct gmem_table *old,
+		      const struct gmem_layout *layout, uint64_t start, uint64_t last,
+		      uint64_t *ret)
+{
+	const struct gmem_part all = { start & ~(ENTRY_SIZE - 1), start | (ENTRY_SIZE - 1) };
+	struct gmem_range *range = gmem_range_find(layout->regions, start, 1);
+	struct builder builder = { NULL, NULL, 0, 0 };
+	struct granule *granule = NULL;
+	int err;
+
+	/* The common case by far: one region behind all of it, and nothing private */
+	if (range && start == all.start && last == all.last && range->start <= start &&
+	    last_of(range) >= last && !gmem_range_find(layout->privates, start, ENTRY_SIZE) &&
+	    is_entry(code_of(region_of(range)))) {
+		*ret = code_of(region_of(range));
+		return 0;
+	}
+
+	err = collect(&builder, table, old, layout, &all, start, last);
+	if (!err && (builder.count > 1 || !is_entry(builder.codes[0]))) {
+		granule = make_granule(&builder, all.last + 1);
+		err = granule ? 0 : -ENOMEM;
+	}
+	if (!err)
+		*ret = granule ? (uintptr_t)granule : builder.codes[0];
+	free(builder.starts);
+	return err;
+}
+
+static uint64_t gibs_needed(const struct gmem_table *old, const struct gmem_range_map *regions)
+{
+	uint64_t old_count = old ? old->gib_count : 0, count = 0;
+	const struct gmem_range *range = regions->root;
+
+	while (range && range->right)
+		range = range->right;
+	if (range)
+		count = (last_of(range) >> GIB_SHIFT) + 1;
+	if (count > MAX_GIBS)
+		count = MAX_GIBS;
+
+	/* Never fewer: what was removed is remembered there. */
+	return count > old_count ? count : old_count;
+}
+
+int gmem_table_new(const struct gmem_table *old, const struct gmem_range_map *regions,
+		   struct gmem_table **ret)
+{
+	uint64_t count = gibs_needed(old, regions), old_count = old ? old->gib_count : 0;
+	struct gmem_full_table *table;
+
+	table = malloc(sizeof(*table) + count * sizeof(table->gibs[0]));
+	if (!table)
+		return -ENOMEM;
+
+	table->head.gib_count = count;
+	table->head.gibs = table->gibs;
+	table->high = old ? full(old)->high : NULL;
+	for (uint64_t i = 0; i < count; i++)
+		table->gibs[i] = i < old_count ? old->gibs[i] : empty_gib;
+	*ret = &table->head;
+	return 0;
+}
+
+static const uint64_t *old_gib(const struct gmem_table *old, uint64_t gib)
+{
+	return old && gib < old->gib_count ? old->gibs[gib] : empty_gib;
+}
+
+/* A GiB of its own for a table that still shares the old one's */
+static int own_gib(struct gmem_full_table *table, const struct gmem_table *old, uint64_t gib,
+		   uint64_t **ret)
+{
+	uint64_t *entries;
+
+	if (table->gibs[gib] == old_gib(old, gib)) {
+		entries = malloc(ENTRIES * sizeof(*entries));
+		if (!entries)
+			return -ENOMEM;
+		memcpy(entries, table->gibs[gib], ENTRIES * sizeof(*entries));
+		table->gibs[gib] = entries;
+	}
+
+	*ret = (uint64_t *)(uintptr_t)table->gibs[gib];
+	return 0;
+}
+
+static int refresh_high(struct gmem_full_table *table, const struct gmem_table *old,
+			const struct gmem_layout *layout, uint64_t start, uint64_t last)
+{
+	const struct gmem_part all = { MAX_GIBS << GIB_SHIFT, UINT64_MAX };
+	struct granule *high = NULL, *before = table->high;
+	struct builder builder = { NULL, NULL, 0, 0 };
+	int err;
+
+	err = collect(&builder, &table->head, old, layout, &all, start, last);
+	if (!err)
+		high = make_granule(&builder, 0);
+	free(builder.starts);
+	if (!high)
+		return -ENOMEM;
+
+	table->high = high;
+	if (!old || before != full(old)->high)
+		free(before);
+	return 0;
+}
+
+int gmem_table_refresh(struct gmem_table *head, const struct gmem_table *old,
+		       const struct gmem_layout *layout, uint64_t start, uint64_t size)
+{
+	struct gmem_full_table *table = GMEM_CONTAINER_OF(head, struct gmem_full_table, head);
+	uint64_t last = start + size - 1, at = start;
+	int err;
+
+	for (;;) {
+		uint64_t gib = at >> GIB_SHIFT, index = at >> ENTRY_SHIFT & (ENTRIES - 1);
+		uint64_t end = at | (ENTRY_SIZE - 1);
+		uint64_t *entries, entry, before;
+
+		if (gib >= MAX_GIBS)
+			return refresh_high(table, old, layout, at, last);
+
+		end = end < last ? end : last;
+		err = own_gib(table, old, gib, &entries);
+		if (!err)
+			err = make_entry(head, old, layout, at, end, &entry);
+		if (err)
+			return err;
+
+		before = entries[index];
+		entries[index] = entry;
+		if (before != old_gib(old, gib)[index])
+			free(granule_of(before));
+		if (end == last)
+			return 0;
+		at = end + 1;
+	}
+}
+
+static void free_gib(const uint64_t *entries, const uint64_t *kept)
+{
+	/* Mostly one entry differs: look for it with a coarse comb first. */
+	for (size_t i = 0; i < ENTRIES; i += COMB) {
+		if (memcmp(&entries[i], &kept[i], COMB * sizeof(*entries)) == 0)
+			continue;
+		for (size_t j = i; j < i + COMB; j++)
+			if (entries[j] != kept[j])
+				free(granule_of(entries[j]));
+	}
+	free((void *)(uintptr_t)entries);
+}
+
+void gmem_table_free(const struct gmem_table *head, const struct gmem_table *kept)
+{
+	const struct gmem_full_table *table;
+
+	if (!head)
+		return;
+
+	table = full(head);
+	for (uint64_t i = 0; i < head->gib_count; i++)
+		if (table->gibs[i] != empty_gib && table->gibs[i] != old_gib(kept, i))
+			free_gib(table->gibs[i], old_gib(kept, i));
+	if (!kept || table->high != full(kept)->high)
+		free(table->high);
+	free((void *)(uintptr_t)table);
+}

@@ -1,0 +1,320 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""tests/layers.py SOURCE COMPILER... : is lib/ built as docs/architecture.md says?
+
+The table of rooms in docs/architecture.md gives the folders, lowest first, and the
+rooms of each. A room is a header and, unless it is only that, a .c file of the same
+name. This checks that
+
+  rooms    the table and lib/ agree, every room has a header, every .c a room
+  order    no file includes anything above its folder, nor of a neighbour in braces
+  circles  no room includes, by way of others, itself
+  uses     a file includes the rooms whose names it uses, and no others
+  alone    every header compiles by itself
+  kernel   system calls are made in the lowest folder only
+
+and, on copies of lib/ into which a violation of each was planted, that it is found.
+Prints TAP.
+"""
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+KERNEL_DOOR = "os"
+# What tools share with the library, beside the public header
+SHARED_WITH_TOOLS = {"base/macros.h", "base/utf8.h"}
+# Names of the kernel's own headers, which are only to be had through these
+BRINGS = {"os/kvm_compat.h": r"KVM_\w+|__u\d+"}
+SYSTEM_CALLS = ("ioctl mmap munmap madvise mincore fallocate open close dup read write pread "
+                "pwrite syscall sendmsg recvmsg epoll_ctl epoll_wait eventfd poll socket "
+                "sigaction pthread_sigmask sched_setaffinity sched_getaffinity").split()
+
+
+def read(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def code(text):
+    """@text without comments and strings, which name rooms they do not use."""
+    text = re.sub(r"/\*.*?\*/", " ", text, flags=re.S)
+    return re.sub(r'"(\\.|[^"\\\n])*"', '""', text)
+
+
+def includes(text):
+    return re.findall(r'^#include "([^"]+)"', text, flags=re.M)
+
+
+def declared(text):
+    """The names that a header brings."""
+    text = re.sub(r'^#include.*$', "", code(text), flags=re.M)
+    names = set(re.findall(r"^\s*#\s*define\s+(\w+)", text, flags=re.M))
+    names |= set(re.findall(r"\b(?:struct|enum|union)\s+(\w+)\s*\{", text))
+    names |= set(re.findall(r"\btypedef\b[^;]*?\(\*(\w+)\)", text))
+    for body in re.findall(r"\benum\s*\w*\s*\{([^}]*)\}", text):
+        names |= set(re.findall(r"^\s*(\w+)", body.replace(",", "\n"), flags=re.M))
+    names |= set(re.findall(r"^extern\b[^;]*?(\w+)(?:\[[^;]*)?;", text, flags=re.M))
+    names |= set(re.findall(r"\b(gmem_\w+)##", text))
+    functions = re.sub(r"\btypedef\b[^;]*;", "", text)
+    names |= set(re.findall(r"^[A-Za-z][^;{}()#=]*?\b(\w+)\s*\(", functions, flags=re.M))
+    return {n for n in names if not n.endswith("_H") and n != "__attribute__"}
+
+
+def members(text):
+    """The members of the structs that a header defines."""
+    bodies = re.findall(r"\bstruct\s+\w+\s*\{(.*?)^\}", code(text), flags=re.S | re.M)
+    return {m for body in bodies for m in re.findall(r"(\w+)(?:\[[^\]]*\])?\s*[;,]", body)}
+
+
+class House:
+    """The folders and rooms of the table, and the files that are there."""
+
+    def __init__(self, root):
+        self.root = root
+        self.lib = os.path.join(root, "lib")
+        self.rank, self.rooms = {}, {}
+        self.read_table()
+        self.files = {}
+        for folder in sorted(self.rank):
+            place = os.path.join(self.lib, folder)
+            for name in sorted(os.listdir(place)) if os.path.isdir(place) else []:
+                if name.endswith((".c", ".h", ".S")):
+                    self.files[f"{folder}/{name}"] = read(os.path.join(place, name))
+
+    def read_table(self):
+        text = read(os.path.join(self.root, "docs", "architecture.md"))
+        rank = 0
+        for line in text.splitlines():
+            row = re.match(r"\| `(\w+)/`( \(beside the row above\))? \| `(\w+)` \|", line)
+            if not row:
+                continue
+            folder, beside, room = row.group(1), row.group(2), row.group(3)
+            if folder not in self.rank:
+                rank += 0 if beside else 1
+                self.rank[folder] = rank
+            self.rooms.setdefault(folder, set()).add(room)
+
+    def room_of(self, path):
+        """(folder, room) of a file; assembly belongs to the room its name begins with."""
+        folder, name = path.split("/")
+        stem, ending = os.path.splitext(name)
+        if ending == ".S":
+            stem = re.sub(r"_(x86_64|arm64)$", "", stem)
+        return folder, stem
+
+
+def check_rooms(house):
+    there = {house.room_of(path) for path in house.files}
+    told = {(folder, room) for folder, rooms in house.rooms.items() for room in rooms}
+    for folder, room in sorted(there - told):
+        yield f"lib/{folder}: room \"{room}\" is not in docs/architecture.md"
+    for folder, room in sorted(told - there):
+        yield f"docs/architecture.md: there is no room \"{room}\" in lib/{folder}"
+    for folder, room in sorted(there):
+        if f"{folder}/{room}.h" not in house.files:
+            yield f"lib/{folder}/{room}: the room has no header"
+    for name in sorted(os.listdir(house.lib)):
+        path = os.path.join(house.lib, name)
+        if os.path.isfile(path) and name.endswith((".c", ".h", ".S")):
+            yield f"lib/{name}: in no folder"
+        if os.path.isdir(path) and name not in house.rank and name != "tools":
+            yield f"lib/{name}: a folder that is not in docs/architecture.md"
+
+
+def check_order(house):
+    for path, text in house.files.items():
+        folder = path.split("/")[0]
+        for header in includes(text):
+            if header == "gmem.h":
+                continue
+            other = header.split("/")[0]
+            if header not in house.files:
+                yield f"lib/{path}: \"{header}\" is no room's header"
+            elif other != folder and house.rank[other] >= house.rank[folder]:
+                yield f"lib/{path}: includes {header}, which is not below {folder}/"
+    tools = os.path.join(house.lib, "tools")
+    for name in sorted(os.listdir(tools)) if os.path.isdir(tools) else []:
+        if not name.endswith((".c", ".h")):
+            continue
+        for header in includes(read(os.path.join(tools, name))):
+            if "/" in header and header not in SHARED_WITH_TOOLS:
+                yield f"lib/tools/{name}: includes {header}, which tools do not share"
+
+
+def check_circles(house):
+    graph = {}
+    for path, text in house.files.items():
+        room = "/".join(house.room_of(path))
+        graph.setdefault(room, set()).update(
+            h[:-2] for h in includes(text) if h in house.files and h[:-2] != room)
+    done, trail, found = set(), [], []
+
+    def visit(room):
+        if room in trail:
+            found.append(" -> ".join(trail[trail.index(room):] + [room]))
+            return
+        if room in done:
+            return
+        trail.append(room)
+        for other in sorted(graph.get(room, ())):
+            visit(other)
+        trail.pop()
+        done.add(room)
+
+    for room in sorted(graph):
+        visit(room)
+    return found
+
+
+def uses(house):
+    """For each file: the headers it needs, and those it includes."""
+    brings = {path: declared(text) for path, text in house.files.items() if path.endswith(".h")}
+    brings["gmem.h"] = declared(read(os.path.join(house.root, "include", "gmem.h")))
+    for path, text in house.files.items():
+        if path.endswith(".S"):
+            continue
+        bare = re.sub(r"^#include.*$", "", code(text), flags=re.M)
+        words = set(re.findall(r"\w+", bare))
+        # A pointer that is only handed on needs no more than the struct's name.
+        known = set(re.findall(r"\w+", re.sub(r"\bstruct\s+\w+\s*(?=\*|;)", " ", bare)))
+        own = os.path.splitext(path)[0] + ".h"
+        needed = {h for h, names in brings.items() if h != path and known & names}
+        needed |= {h for h, names in BRINGS.items() if h != path and re.search(rf"\b({names})\b", bare)}
+        has = includes(text)
+        given = set(includes(house.files[own])) if path.endswith(".c") and own in house.files else set()
+        yield path, own, needed, has, given, brings, words, known
+
+
+def reaches_into(house, path, header):
+    """Does the file use members of a struct that only this header defines?"""
+    reached = set(re.findall(r"(?:->|\.)\s*(\w+)", code(house.files[path])))
+    return header in house.files and bool(reached & members(house.files[header]))
+
+
+def check_uses(house):
+    for path, own, needed, has, given, brings, words, known in uses(house):
+        if path.endswith(".c") and own in house.files and has[:1] != [own]:
+            yield f"lib/{path}: does not include its own header first"
+        for header in sorted(needed - set(has) - given - {own}):
+            name = (sorted(known & brings[header]) + ["names of the kernel"])[0]
+            yield f"lib/{path}: uses {name}, but does not include {header}"
+        for header in has:
+            if (header in brings and header not in needed | {own} and
+                    not words & brings[header] and not reaches_into(house, path, header)):
+                # A room that implements the public header alone has nothing to declare.
+                if not (path.endswith(".h") and header == "gmem.h"):
+                    yield f"lib/{path}: includes {header}, but uses nothing of it"
+            if has.count(header) > 1 or (path.endswith(".c") and header in given):
+                yield f"lib/{path}: includes {header} twice, or with its own header"
+
+
+def check_alone(house, compiler):
+    for path in house.files:
+        if not path.endswith(".h"):
+            continue
+        run = subprocess.run(
+            [*compiler, "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fsyntax-only",
+             "-I", os.path.join(house.root, "include"), "-I", house.lib, "-x", "c", "-"],
+            input=f'#include "{path}"\n', capture_output=True, text=True)
+        if run.returncode:
+            first = (run.stderr.strip().splitlines() or [f"status {run.returncode}"])[0]
+            yield f"lib/{path}: does not compile alone: {first}"
+
+
+def check_kernel(house):
+    call = re.compile(r"(?<![\w.>])(" + "|".join(SYSTEM_CALLS) + r")\s*\(")
+    for path, text in house.files.items():
+        if path.startswith(KERNEL_DOOR + "/") or not path.endswith(".c"):
+            continue
+        # A function or a pointer of the room's own may have such a name.
+        bare = code(text)
+        own = set(re.findall(r"^static\s[^;{}()]*?\b(\w+)\s*\(", bare, flags=re.M))
+        for name in sorted(set(call.findall(bare)) - own):
+            yield f"lib/{path}: calls {name}(), which is for lib/{KERNEL_DOOR}/"
+
+
+def checks(compiler):
+    return {
+        "rooms": check_rooms,
+        "order": check_order,
+        "circles": check_circles,
+        "uses": check_uses,
+        "alone": lambda house: check_alone(house, compiler),
+        "kernel": check_kernel,
+    }
+
+
+# ---- planted violations: what is done to a copy, and the check that must find it ----
+
+def add(path, text, where="#include"):
+    def plant(root):
+        full = os.path.join(root, path)
+        old = read(full) if os.path.exists(full) else ""
+        at = old.find(where) if where else -1
+        with open(full, "w", encoding="utf-8") as file:
+            file.write(old[:at] + text + old[at:] if at >= 0 else old + text)
+    return plant
+
+
+def remove(path):
+    return lambda root: os.remove(os.path.join(root, path))
+
+
+PLANTED = [
+    ("a folder that includes a higher one", "order",
+     add("lib/base/check.c", '#include "region/file.h"\n')),
+    ("a neighbour in braces that is included", "order",
+     add("lib/pages/populate.c", '#include "layout/apply.h"\n')),
+    ("a tool that includes a room", "order",
+     add("lib/tools/gmem-probe.c", '#include "caps/caps.h"\n')),
+    ("a room without header", "rooms", remove("lib/region/slots.h")),
+    ("a room that the map does not have", "rooms", add("lib/base/attic.h", "", None)),
+    ("a file in no folder", "rooms", add("lib/internal.h", "", None)),
+    ("a header that does not compile alone", "alone",
+     add("lib/region/slots.h", "struct stranger stands_here(struct gmem_odd odd);\n",
+         "struct gmem_slots")),
+    ("a circle in one folder", "circles",
+     add("lib/region/file_map.h", '#include "region/file.h"\n')),
+    ("an include that is not used", "uses",
+     add("lib/region/slots.c", '#include "base/crc32c.h"\n', "#include <")),
+    ("a name whose room is not included", "uses",
+     add("lib/region/slots.c", "static uint64_t gone = sizeof(struct gmem_part);\n", None)),
+    ("a system call outside os/", "kernel",
+     add("lib/base/check.c", "int gmem_bad(void);\nint gmem_bad(void) { return close(3); }\n", None)),
+]
+
+
+def main():
+    root, compiler = sys.argv[1], sys.argv[2:] or ["cc"]
+    every = checks(compiler)
+    print(f"1..{len(every) + len(PLANTED)}")
+    number, failed = 0, False
+
+    def point(good, name, lines=()):
+        nonlocal number, failed
+        number += 1
+        failed |= not good
+        print(f"{'ok' if good else 'not ok'} {number} - {name}")
+        for line in lines:
+            print(f"# {line}")
+
+    house = House(root)
+    for name, check in every.items():
+        found = list(check(house))
+        point(not found, name, found)
+
+    for name, check, plant in PLANTED:
+        with tempfile.TemporaryDirectory() as copy:
+            for part in ("lib", "include", "docs"):
+                shutil.copytree(os.path.join(root, part), os.path.join(copy, part))
+            plant(copy)
+            house = House(copy)
+            point(list(every[check](house)), f"{check} finds {name}")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
