@@ -23,7 +23,7 @@ struct gmem_backing_traits {
 	bool has_file;		/* there is a guest_memfd */
 	bool is_bound;		/* it is bound to the memslot */
 	bool has_sides;		/* private memory is other memory than shared memory */
-	bool is_convertible;
+	uint32_t attributes;	/* where private and shared are told apart: GMEM_ATTRIBUTES_* */
 	bool has_dirty_log;	/* where KVM has one at all */
 	bool has_read_only;	/* likewise: memslots that the guest cannot write */
 };

@@ -10,11 +10,11 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/backing.h"
 #include "base/check.h"
 #include "base/error.h"
 #include "base/opts.h"
@@ -200,17 +200,13 @@ static void judge_inplace(struct verdict *verdict, const struct gmem_caps *caps,
 	judge_flags(verdict, caps, request, flags);
 }
 
-static const struct way {
-	void (*judge)(struct verdict *verdict, const struct gmem_caps *caps,
-		      const struct gmem_request *request);
-	bool region2;
-	uint32_t attributes;
-} ways[GMEM_BACKINGS] = {
-	[GMEM_BACKING_HOST] = { judge_host, false, GMEM_ATTRIBUTES_NONE },
-	[GMEM_BACKING_MAPPED] = { judge_mapped, false, GMEM_ATTRIBUTES_NONE },
-	[GMEM_BACKING_SHARED] = { judge_shared, true, GMEM_ATTRIBUTES_NONE },
-	[GMEM_BACKING_PRIVATE] = { judge_private, true, GMEM_ATTRIBUTES_VM },
-	[GMEM_BACKING_INPLACE] = { judge_inplace, true, GMEM_ATTRIBUTES_FILE },
+static void (*const judges[GMEM_BACKINGS])(struct verdict *verdict, const struct gmem_caps *caps,
+					   const struct gmem_request *request) = {
+	[GMEM_BACKING_HOST] = judge_host,
+	[GMEM_BACKING_MAPPED] = judge_mapped,
+	[GMEM_BACKING_SHARED] = judge_shared,
+	[GMEM_BACKING_PRIVATE] = judge_private,
+	[GMEM_BACKING_INPLACE] = judge_inplace,
 };
 
 /* ---- the request ---- */
@@ -295,7 +291,7 @@ int gmem_plan_make(const struct gmem_caps *caps, const struct gmem_request *user
 	}
 
 	for (uint32_t backing = 1; backing < GMEM_BACKINGS; backing++)
-		ways[backing].judge(&verdicts[backing], caps, &request);
+		judges[backing](&verdicts[backing], caps, &request);
 
 	for (int i = 0; i < GMEM_REQUEST_BACKINGS && request.backings[i] && !chosen; i++)
 		if (!verdicts[request.backings[i]].misses)
@@ -306,8 +302,6 @@ int gmem_plan_make(const struct gmem_caps *caps, const struct gmem_request *user
 	memset(ret, 0, sizeof(*ret));
 	ret->backing = chosen;
 	ret->create_flags = verdicts[chosen].create_flags;
-	ret->region2 = ways[chosen].region2;
-	ret->attributes = ways[chosen].attributes;
 	explain(ret, &request, verdicts);
 	return 0;
 }
@@ -355,12 +349,12 @@ GMEM_API uint64_t gmem_plan_create_flags(const struct gmem_plan *plan)
 
 GMEM_API int gmem_plan_needs_region2(const struct gmem_plan *plan)
 {
-	return plan && plan->region2;
+	return plan && gmem_backing_traits(plan->backing)->is_bound;
 }
 
 GMEM_API uint32_t gmem_plan_attributes(const struct gmem_plan *plan)
 {
-	return plan ? plan->attributes : GMEM_ATTRIBUTES_NONE;
+	return plan ? gmem_backing_traits(plan->backing)->attributes : GMEM_ATTRIBUTES_NONE;
 }
 
 GMEM_API const char *gmem_plan_passed_over(const struct gmem_plan *plan, uint32_t backing)

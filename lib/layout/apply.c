@@ -14,6 +14,7 @@
 #include "base/range_set.h"
 #include "layout/apply_slots.h"
 #include "region/region.h"
+#include "region/regions.h"
 #include "state/claim.h"
 #include "state/listener.h"
 #include "state/private_state.h"
@@ -24,14 +25,14 @@
 
 static int insert_region(struct gmem_vm *vm, struct gmem_region *region)
 {
-	const struct gmem_range *other;
+	const struct gmem_region *other;
 
-	other = gmem_range_find(&vm->regions, region->gpa.start, region->gpa.size);
+	other = gmem_regions_next(vm, region->gpa.start, gmem_region_last(region));
 	if (other)
 		return gmem_fail(-EEXIST,
 				 "gpa 0x%" PRIx64 " + size 0x%" PRIx64
 				 " overlaps the region at 0x%" PRIx64 ", 0x%" PRIx64 " bytes",
-				 region->gpa.start, region->gpa.size, other->start, other->size);
+				 region->gpa.start, region->gpa.size, other->gpa.start, other->gpa.size);
 
 	gmem_range_insert(&vm->regions, &region->gpa);
 	return 0;
@@ -243,7 +244,8 @@ static int check_users(const struct gmem_vm *vm, struct gmem_step *step)
 				 "the region at gpa 0x%" PRIx64
 				 " is private in part: what is private stays where it is",
 				 region->gpa.start);
-	if (step->kind == GMEM_STEP_REBIND && region->backing == GMEM_BACKING_INPLACE)
+	if (step->kind == GMEM_STEP_REBIND &&
+	    gmem_region_traits(region)->attributes == GMEM_ATTRIBUTES_FILE)
 		return gmem_fail(-EACCES,
 				 "the region at gpa 0x%" PRIx64
 				 " is private in part, in place: another file would not be",

@@ -11,13 +11,13 @@
 #include "base/counters.h"
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/macros.h"
 #include "base/opts.h"
 #include "base/range_map.h"
 #include "base/range_set.h"
 #include "os/usdt.h"
 #include "region/region.h"
 #include "region/region_memory.h"
+#include "region/regions.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
 #include "state/listener.h"
@@ -43,44 +43,40 @@ struct work {
 
 /* ---- check ---- */
 
-static struct gmem_region *region_at(const struct gmem_vm *vm, uint64_t gpa)
-{
-	struct gmem_range *range = gmem_range_find(&vm->regions, gpa, 1);
-
-	return range ? GMEM_CONTAINER_OF(range, struct gmem_region, gpa) : NULL;
-}
-
 static int check_region(const struct gmem_region *region, uint64_t gpa)
 {
-	if (!region)
-		return gmem_fail(-ENOENT, "there is no region at gpa 0x%" PRIx64, gpa);
-	if (region->is_device)
-		return gmem_fail(-ENXIO, "there is a device at gpa 0x%" PRIx64, gpa);
-	if (region->lost)
-		return gmem_fail(-ENOTRECOVERABLE,
-				 "the region at gpa 0x%" PRIx64 " lost its memslot; it can only be removed",
-				 region->gpa.start);
-	if (region->backing != GMEM_BACKING_PRIVATE && region->backing != GMEM_BACKING_INPLACE)
+	int err;
+
+	err = gmem_regions_check_memory(region, gpa);
+	if (!err)
+		err = gmem_regions_check_slot(region);
+	if (err)
+		return err;
+
+	if (gmem_region_traits(region)->attributes == GMEM_ATTRIBUTES_NONE)
 		return gmem_fail(-EOPNOTSUPP,
 				 "the memory at gpa 0x%" PRIx64 " has backing \"%s\": it cannot be converted",
 				 gpa, gmem_backing_name(region->backing));
 	return 0;
 }
 
+static bool is_inplace(const struct gmem_region *region)
+{
+	return gmem_region_traits(region)->attributes == GMEM_ATTRIBUTES_FILE;
+}
+
 static int check_coverage(struct work *work)
 {
-	const struct gmem_region *region;
-	uint64_t at = work->gpa;
+	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, work->gpa, work->last);
 	int err;
 
-	for (;;) {
-		region = region_at(work->vm, at);
-		err = check_region(region, at);
-		work->is_inplace |= !err && region->backing == GMEM_BACKING_INPLACE;
-		if (err || region->gpa.start + region->gpa.size - 1 >= work->last)
+	while (gmem_regions_walk_whole(&at)) {
+		err = check_region(at.region, at.gpa);
+		if (err)
 			return err;
-		at = region->gpa.start + region->gpa.size;
+		work->is_inplace |= is_inplace(at.region);
 	}
+	return 0;
 }
 
 /* ---- the kernel ---- */
@@ -88,8 +84,7 @@ static int check_coverage(struct work *work)
 /* Attributes of the VM know no regions; those of files end with them. */
 static void cut_at_file(const struct work *work, struct gmem_part *run)
 {
-	const struct gmem_region *region = region_at(work->vm, run->start);
-	uint64_t last = region->gpa.start + region->gpa.size - 1;
+	uint64_t last = gmem_region_last(gmem_regions_at(work->vm, run->start));
 
 	if (work->is_inplace && last < run->last)
 		run->last = last;
@@ -117,10 +112,11 @@ static bool next_run(const struct work *work, uint64_t at, struct gmem_part *ret
 
 static int set_run(struct work *work, const struct gmem_part *run, bool to_private)
 {
+	struct gmem_region *region = gmem_regions_at(work->vm, run->start);
+
 	work->result.ioctls++;
-	gmem_region_count(region_at(work->vm, run->start), GMEM_COUNT_CONVERT_IOCTLS, 1);
-	return gmem_region_set_private(region_at(work->vm, run->start), run, to_private,
-				       work->opts.wait_ms);
+	gmem_region_count(region, GMEM_COUNT_CONVERT_IOCTLS, 1);
+	return gmem_region_set_private(region, run, to_private, work->opts.wait_ms);
 }
 
 /* Back, from the first on: if that is refused, the part from there on is as was asked. */
@@ -131,7 +127,7 @@ static int undo_runs(struct work *work, uint64_t refused, int cause)
 	int err = 0, tries;
 
 	while (at < refused && next_change(work, at, &run) && run.start < refused) {
-		for (tries = 0; tries < 3; tries++) {
+		for (tries = 0; tries < GMEM_UNDO_TRIES; tries++) {
 			err = set_run(work, &run, !work->to_private);
 			if (!err)
 				break;
@@ -271,17 +267,11 @@ static void record(struct work *work)
 /* One for the VM, and one for each region that has a part in it */
 static void count_conversion(const struct work *work)
 {
-	uint64_t at = work->gpa;
-	struct gmem_region *region;
+	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, work->gpa, work->last);
 
 	gmem_count(&work->vm->counters, GMEM_COUNT_CONVERSIONS, 1);
-	for (;;) {
-		region = region_at(work->vm, at);
-		gmem_count(&region->counters, GMEM_COUNT_CONVERSIONS, 1);
-		if (region->gpa.start + region->gpa.size - 1 >= work->last)
-			return;
-		at = region->gpa.start + region->gpa.size;
-	}
+	while (gmem_regions_walk_whole(&at))
+		gmem_count(&at.region->counters, GMEM_COUNT_CONVERSIONS, 1);
 }
 
 static int change_state(struct work *work)
@@ -316,7 +306,7 @@ static int discard_part(struct gmem_region *region, uint64_t gpa, uint64_t last,
 			uint64_t *done)
 {
 	*done = 0;
-	if (region->backing == GMEM_BACKING_INPLACE || gmem_region_is_both_sides(region))
+	if (!gmem_region_traits(region)->has_sides || gmem_region_is_both_sides(region))
 		return 0;
 	return gmem_region_memory_discard(region, is_private ? GMEM_SIDE_SHARED : GMEM_SIDE_PRIVATE,
 					  gpa - region->gpa.start, last - gpa + 1, done);
@@ -330,32 +320,32 @@ static void defer_discard(struct work *work, uint64_t gpa)
 	work->result.owed = work->last - gpa + 1;
 }
 
-/* What is refused stays owed: the conversion itself is done. */
+static bool next_region(const struct work *work, struct gmem_stretch *at)
+{
+	bool found;
+
+	/* The claim keeps the region as it is without the lock. */
+	gmem_lock_take(&work->vm->lock);
+	found = gmem_regions_walk_whole(at);
+	gmem_lock_drop(&work->vm->lock);
+	return found;
+}
+
+/* A refusal leaves the rest pending: the conversion itself is done. */
 static void discard(struct work *work)
 {
-	struct gmem_vm *vm = work->vm;
-	uint64_t at = work->gpa, last, done;
-	struct gmem_region *region;
+	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, work->gpa, work->last);
+	uint64_t done;
 	int err;
 
-	for (;;) {
-		/* The claim keeps the region as it is. */
-		gmem_lock_take(&vm->lock);
-		region = region_at(vm, at);
-		gmem_lock_drop(&vm->lock);
-
-		last = region->gpa.start + region->gpa.size - 1;
-		last = last < work->last ? last : work->last;
-		err = discard_part(region, at, last, work->to_private, &done);
+	while (next_region(work, &at)) {
+		err = discard_part(at.region, at.gpa, at.gpa + at.size - 1, work->to_private, &done);
 		work->result.discarded += done;
 		if (err) {
-			gmem_vm_log_error(vm, err);
-			defer_discard(work, at + done);
+			gmem_vm_log_error(work->vm, err);
+			defer_discard(work, at.gpa + done);
 			return;
 		}
-		if (last == work->last)
-			return;
-		at = last + 1;
 	}
 }
 
@@ -551,52 +541,43 @@ GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t si
 
 /* ---- what was left for later ---- */
 
-/* A part of what is owed at or after @at that lies in one region and has one state */
+/* The first part at or after @at that is pending and lies in one region and one state */
 static bool next_pending(const struct gmem_vm *vm, uint64_t at, uint64_t last,
-			 struct gmem_part *part, struct gmem_region **region, bool *is_private)
+			 struct gmem_stretch *ret)
 {
-	struct gmem_part state;
-	uint64_t region_last;
+	struct gmem_part part;
 
-	if (!gmem_set_next(&vm->pending_discard, true, at, last, part))
+	if (!gmem_set_next(&vm->pending_discard, true, at, last, &part))
 		return false;
 
-	*region = region_at(vm, part->start);
-	region_last = (*region)->gpa.start + (*region)->gpa.size - 1;
-	part->last = region_last < part->last ? region_last : part->last;
-	*is_private = gmem_set_next(&vm->privates, true, part->start, part->last, &state) &&
-		      state.start == part->start;
-	if (!*is_private)
-		gmem_set_next(&vm->privates, false, part->start, part->last, &state);
-	part->last = state.last;
-	return true;
+	*ret = (struct gmem_stretch)GMEM_REGIONS_WALK(vm, part.start, part.last);
+	return gmem_regions_walk(ret);
 }
 
-/* All that is owed within a claim; called and returning with the lock held */
+/* Discard what is pending within a claim; called and returning with the lock held. */
 static int discard_pending(struct gmem_vm *vm, const struct gmem_claim *claim,
 			   struct gmem_range **spare, uint64_t *total)
 {
 	uint64_t last = claim->gpa + claim->size - 1, at = claim->gpa, done;
-	struct gmem_region *region;
-	struct gmem_part part;
-	bool is_private;
+	struct gmem_stretch part;
 	int err;
 
-	while (next_pending(vm, at, last, &part, &region, &is_private)) {
+	while (next_pending(vm, at, last, &part)) {
 		err = gmem_set_spare(spare);
 		if (err)
 			return err;
 		gmem_lock_drop(&vm->lock);
-		err = discard_part(region, part.start, part.last, is_private, &done);
+		err = discard_part(part.region, part.gpa, part.gpa + part.size - 1, part.is_private,
+				   &done);
 		gmem_lock_take(&vm->lock);
 		*total += done;
 		if (!err)
-			done = part.last - part.start + 1;
+			done = part.size;
 		if (done)
-			gmem_set_remove(&vm->pending_discard, part.start, done, spare);
-		if (err || part.last == last)
+			gmem_set_remove(&vm->pending_discard, part.gpa, done, spare);
+		if (err || part.gpa + part.size - 1 == last)
 			return err;
-		at = part.last + 1;
+		at = part.gpa + part.size;
 	}
 	return 0;
 }

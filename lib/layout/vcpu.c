@@ -15,12 +15,12 @@
 #include "base/counters.h"
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/macros.h"
 #include "base/opts.h"
 #include "base/range_map.h"
 #include "caps/caps.h"
 #include "os/kvm.h"
 #include "region/region.h"
+#include "region/regions.h"
 #include "region/vm_core.h"
 
 /* Exits in a row that may get nowhere, unless the caller says otherwise */
@@ -129,16 +129,16 @@ static int count_repeat(struct gmem_vcpu *vcpu, struct gmem_exit *exit)
 static void count(struct gmem_vcpu *vcpu, const struct gmem_exit *exit, enum gmem_counter which)
 {
 	struct gmem_vm *vm = vcpu->vm;
-	struct gmem_range *range;
+	struct gmem_region *region;
 
 	gmem_count(&vm->counters, which, 1);
 	if (!exit->size)
 		return;
 
 	gmem_lock_take(&vm->lock);
-	range = gmem_range_find(&vm->regions, exit->gpa, 1);
-	if (range)
-		gmem_count(&GMEM_CONTAINER_OF(range, struct gmem_region, gpa)->counters, which, 1);
+	region = gmem_regions_at(vm, exit->gpa);
+	if (region)
+		gmem_count(&region->counters, which, 1);
 	gmem_lock_drop(&vm->lock);
 }
 

@@ -19,7 +19,6 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/macros.h"
 #include "base/opts.h"
 #include "base/range_map.h"
 #include "base/range_set.h"
@@ -32,8 +31,10 @@
 #include "region/present_pages.h"
 #include "region/region.h"
 #include "region/region_memory.h"
+#include "region/regions.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
+#include "state/private_state.h"
 
 #define FORMAT 1
 
@@ -218,21 +219,16 @@ static int note_leases(const struct gmem_vm *vm, struct layout *layout)
 
 static int note_layout(const struct gmem_vm *vm, struct layout *layout)
 {
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
 	const struct gmem_region *region;
-	const struct gmem_range *range;
-	uint64_t at = 0;
 	int err = 0;
 
-	/* A region may end where addresses do. */
-	do {
-		range = gmem_range_find(&vm->regions, at, UINT64_MAX - at);
-		if (!range)
-			break;
-		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
-		err = note_region(layout, region);
-		layout->total += region->is_device ? 0 : range->size;
-		at = range->start + range->size;
-	} while (!err && at);
+	while (!err && gmem_regions_walk_whole(&at)) {
+		if (!at.region)
+			continue;
+		err = note_region(layout, at.region);
+		layout->total += at.region->is_device ? 0 : at.size;
+	}
 
 	for (region = vm->stuck; region && !err; region = region->next_stuck) {
 		err = note_region(layout, region);
@@ -274,13 +270,11 @@ struct cell {
 /* The same region as it was noted, or NULL; while no change can be under way */
 static const struct gmem_region *find_again(const struct gmem_vm *vm, const struct entry *entry)
 {
-	const struct gmem_range *range = gmem_range_find(&vm->regions, entry->gpa, entry->size);
-	const struct gmem_region *region;
+	const struct gmem_region *region = gmem_regions_at(vm, entry->gpa);
 
-	if (!range || range->start != entry->gpa || range->size != entry->size)
+	if (!region || region->gpa.start != entry->gpa || region->gpa.size != entry->size)
 		return NULL;
 
-	region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
 	if (region->is_device != entry->is_device || region->backing != entry->backing ||
 	    region->hva.start != entry->hva || region->file_offset != entry->file_offset ||
 	    (region->file ? region->file->fd : -1) != entry->fd)
@@ -343,32 +337,18 @@ static void sample_nodes(const struct gmem_region *region, uint32_t side, uint64
 		(void)gmem_region_present_pages(region, side, offset, cell->size, sample_run, &s);
 }
 
-static uint64_t private_bytes(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
-{
-	uint64_t bytes = 0, last = gpa + size - 1;
-	struct gmem_part part;
-
-	while (gmem_set_next(&vm->privates, true, gpa, last, &part)) {
-		bytes += part.last - part.start + 1;
-		if (part.last == last)
-			break;
-		gpa = part.last + 1;
-	}
-	return bytes;
-}
-
 static void measure(const struct gmem_region *region, struct cell *cell)
 {
 	uint64_t offset = cell->gpa - region->gpa.start;
-	bool is_private = region->backing == GMEM_BACKING_PRIVATE;
+	bool has_sides = gmem_region_traits(region)->has_sides;
 
-	cell->private = is_private ? private_bytes(region->vm, cell->gpa, cell->size) : 0;
+	cell->private = has_sides ? gmem_state_private(region->vm, cell->gpa, cell->size) : 0;
 	cell->shared_resident = cell->private_resident = 0;
 	if (!gmem_region_is_both_sides(region)) {
 		cell->shared_resident = resident(region, GMEM_SIDE_SHARED, offset, cell->size);
 		sample_nodes(region, GMEM_SIDE_SHARED, offset, cell->shared_resident, cell);
 	}
-	if (is_private) {
+	if (has_sides) {
 		cell->private_resident = resident(region, GMEM_SIDE_PRIVATE, offset, cell->size);
 		sample_nodes(region, GMEM_SIDE_PRIVATE, offset, cell->private_resident, cell);
 	}

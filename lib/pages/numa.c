@@ -22,7 +22,6 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/macros.h"
 #include "base/opts.h"
 #include "base/range_map.h"
 #include "os/kvm_compat.h"
@@ -30,6 +29,7 @@
 #include "region/file.h"
 #include "region/region.h"
 #include "region/region_memory.h"
+#include "region/regions.h"
 #include "region/vm_core.h"
 
 #define NODES (GMEM_NUMA_WORDS * 64)
@@ -614,7 +614,7 @@ static int do_region(const struct walk *walk, const struct gmem_region *region, 
 
 	if (!gmem_region_is_both_sides(region))
 		err = do_part(walk, region, GMEM_SIDE_SHARED, offset, size);
-	if (err || region->backing != GMEM_BACKING_PRIVATE ||
+	if (err || !gmem_region_traits(region)->has_sides ||
 	    (walk->opts && walk->opts->flags & GMEM_NUMA_SHARED_ONLY))
 		return err;
 	return do_part(walk, region, GMEM_SIDE_PRIVATE, offset, size);
@@ -623,23 +623,16 @@ static int do_region(const struct walk *walk, const struct gmem_region *region, 
 /* The caller has the layout stand still. */
 static int do_range(struct gmem_vm *vm, const struct walk *walk, uint64_t *ret_done)
 {
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, walk->gpa, walk->gpa + walk->size - 1);
 	uint64_t done = 0;
 	int err = 0;
 
-	while (done < walk->size && !err) {
-		uint64_t at = walk->gpa + done, left = walk->size - done, offset;
-		const struct gmem_range *range = gmem_range_find(&vm->regions, at, left);
-		const struct gmem_region *region;
-
-		if (!range || range->start > at)
-			return gmem_fail(-ENOENT, "there is no memory at gpa 0x%" PRIx64, at);
-
-		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
-		offset = at - range->start;
-		left = range->size - offset < left ? range->size - offset : left;
-		err = do_region(walk, region, offset, left);
+	while (!err && gmem_regions_walk_whole(&at)) {
+		if (!at.region)
+			return gmem_fail_no_region(at.gpa);
+		err = do_region(walk, at.region, at.gpa - at.region->gpa.start, at.size);
 		if (!err)
-			done += left;
+			done += at.size;
 		if (ret_done)
 			*ret_done = done;
 	}

@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 
 #include "gmem.h"
+#include "base/backing.h"
 #include "base/check.h"
 #include "base/error.h"
 #include "base/opts.h"
@@ -110,7 +111,7 @@ GMEM_API int gmem_file_new(int vm_fd, uint64_t size, const struct gmem_plan *pla
 	if (!plan)
 		return gmem_fail(-EINVAL, "plan is NULL");
 
-	if (plan->backing == GMEM_BACKING_HOST)
+	if (!gmem_backing_traits(plan->backing)->has_file)
 		return gmem_fail(-EINVAL, "the plan says \"%s\": it has no guest_memfd to create",
 				 gmem_backing_name(plan->backing));
 

@@ -44,16 +44,18 @@ static int take_plan(const struct gmem_vm *vm, struct gmem_region_params *params
 
 static int check_slot_flags(const struct gmem_vm *vm, const struct gmem_region_params *params)
 {
-	const char *name = gmem_backing_name(params->plan->backing);
+	const struct gmem_backing_traits *traits = gmem_backing_traits(params->plan->backing);
 
 	if (params->opts.flags & GMEM_REGION_DIRTY_LOG &&
-	    (params->plan->region2 || gmem_caps_says(&vm->caps, GMEM_CAP_DIRTY_LOG, GMEM_NO)))
-		return gmem_fail(-EOPNOTSUPP, "there is no dirty log with backing \"%s\" here", name);
+	    (!traits->has_dirty_log || gmem_caps_says(&vm->caps, GMEM_CAP_DIRTY_LOG, GMEM_NO)))
+		return gmem_fail(-EOPNOTSUPP, "there is no dirty log with backing \"%s\" here",
+				 traits->name);
 
 	if (params->opts.flags & GMEM_REGION_READONLY &&
-	    (params->plan->region2 || gmem_caps_says(&vm->caps, GMEM_CAP_READONLY, GMEM_NO)))
+	    (!traits->has_read_only || gmem_caps_says(&vm->caps, GMEM_CAP_READONLY, GMEM_NO)))
 		return gmem_fail(-EOPNOTSUPP,
-				 "there are no read-only memslots with backing \"%s\" here", name);
+				 "there are no read-only memslots with backing \"%s\" here",
+				 traits->name);
 	return 0;
 }
 
@@ -89,7 +91,7 @@ static int check_file(const struct gmem_vm *vm, const struct gmem_region_params 
 					   params->opts.file_offset)
 			       : 0;
 
-	if (params->plan->backing == GMEM_BACKING_HOST)
+	if (!gmem_backing_traits(params->plan->backing)->has_file)
 		return gmem_fail(-EINVAL, "the plan says \"host\": it has no use for a file");
 
 	if (file->create_flags != params->plan->create_flags)
@@ -179,7 +181,7 @@ struct gmem_kvm_slot gmem_region_memslot(const struct gmem_region *region)
 
 static int get_file(struct gmem_vm *vm, struct gmem_region *region, const struct gmem_region_params *params)
 {
-	if (params->plan->backing == GMEM_BACKING_HOST)
+	if (!gmem_backing_traits(params->plan->backing)->has_file)
 		return 0;
 
 	region->file = params->opts.file;
@@ -283,7 +285,7 @@ static uint32_t slot_flags(const struct gmem_region_params *params)
 {
 	uint32_t flags = 0;
 
-	if (params->plan->region2)
+	if (gmem_backing_traits(params->plan->backing)->is_bound)
 		flags |= (uint32_t)KVM_MEM_GUEST_MEMFD;
 	if (params->opts.flags & GMEM_REGION_READONLY)
 		flags |= KVM_MEM_READONLY;

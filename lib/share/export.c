@@ -57,19 +57,15 @@ static void close_fds(struct gmem_export *exporter)
 /* What was private before we were there */
 static int note_private(struct gmem_export *exporter)
 {
+	struct gmem_set_walk at = GMEM_SET_WALK(&exporter->vm->privates, true, 0, UINT64_MAX);
 	struct gmem_range *spare = NULL;
-	struct gmem_part part;
-	uint64_t from = 0;
 	int err = 0;
 
-	while (gmem_set_next(&exporter->vm->privates, true, from, UINT64_MAX, &part)) {
+	while (!err && gmem_set_walk(&at)) {
 		err = gmem_set_spare(&spare);
-		if (err)
-			break;
-		gmem_set_add(&exporter->withheld, part.start, part.last - part.start + 1, &spare);
-		from = part.last + 1;
-		if (!from)
-			break;
+		if (!err)
+			gmem_set_add(&exporter->withheld, at.part.start,
+				     at.part.last - at.part.start + 1, &spare);
 	}
 	free(spare);
 	return err;

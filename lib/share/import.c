@@ -254,7 +254,7 @@ static int do_map(struct gmem_import *import, const struct gmem_message *message
 	int err;
 
 	if (block_of_id(import, message->id) ||
-	    gmem_range_find(&import->vm.regions, message->gpa, message->size)) {
+	    gmem_regions_next(&import->vm, message->gpa, message->gpa + message->size - 1)) {
 		gmem_sys_close(fd);
 		return gmem_fail(-EPROTO, "id %" PRIu64 " at gpa 0x%" PRIx64 ", 0x%" PRIx64
 				 " bytes, is there already", message->id, message->gpa, message->size);

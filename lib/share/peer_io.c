@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 
+#include "base/backing.h"
 #include "base/error.h"
 #include "base/macros.h"
 #include "os/sys.h"
@@ -347,7 +348,7 @@ static int send_block(struct gmem_peer *peer, const struct gmem_extent *extent)
 	};
 	struct gmem_block *block;
 
-	if (extent->backing == GMEM_BACKING_PRIVATE || extent->backing == GMEM_BACKING_INPLACE)
+	if (gmem_backing_traits(extent->backing)->attributes != GMEM_ATTRIBUTES_NONE)
 		message.rights |= GMEM_WIRE_WITHHELD;
 	if (!get_spare(peer))
 		return 0;

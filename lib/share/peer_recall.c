@@ -236,13 +236,9 @@ void gmem_peers_grant(void *data, uint64_t gpa, uint64_t size)
 void gmem_peers_forget(void *data, uint64_t gpa, uint64_t size)
 {
 	struct gmem_export *exporter = data;
-	uint64_t last = gpa + size - 1;
-	struct gmem_part part;
+	struct gmem_set_walk at = GMEM_SET_WALK(&exporter->vm->privates, false, gpa,
+						gpa + size - 1);
 
-	while (gmem_set_next(&exporter->vm->privates, false, gpa, last, &part)) {
-		gmem_peers_grant(exporter, part.start, part.last - part.start + 1);
-		if (part.last == last)
-			break;
-		gpa = part.last + 1;
-	}
+	while (gmem_set_walk(&at))
+		gmem_peers_grant(exporter, at.part.start, at.part.last - at.part.start + 1);
 }

@@ -15,12 +15,12 @@
 #include "gmem.h"
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/macros.h"
 #include "base/range_map.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
 #include "region/present_pages.h"
 #include "region/region_memory.h"
+#include "region/regions.h"
 
 /* What is looked at for zeros: the smallest page there is */
 #define GRAIN ((uint64_t)4096)
@@ -74,96 +74,70 @@ struct listing {
 	size_t shared_count;
 };
 
-static int list_region(struct listing *listing, const struct gmem_region *region,
-		       uint64_t start, uint64_t last)
+static int list_region(struct listing *listing, const struct gmem_stretch *at)
 {
-	bool all_private = gmem_region_is_both_sides(region), is_private;
+	bool all_private = gmem_region_is_both_sides(at->region);
 	struct gmem_leased_memory *hold = listing->hold;
-	struct gmem_part part;
+	struct gmem_stretch part = GMEM_REGIONS_WALK(listing->vm, at->gpa, at->gpa + at->size - 1);
 	int err;
 
 	err = grow((void **)&hold->regions, hold->region_count, sizeof(*hold->regions));
 	if (err)
 		return err;
 	hold->regions[hold->region_count++] = (struct gmem_leased_region){
-		.gpa = start, .size = last - start + 1, .backing = region->backing,
+		.gpa = at->gpa, .size = at->size, .backing = at->region->backing,
 	};
 
-	for (;; start = part.last + 1) {
-		is_private = all_private ||
-			     !gmem_set_next(&listing->vm->privates, false, start, last, &part) ||
-			     part.start > start;
-		if (all_private)
-			part = (struct gmem_part){ start, last };
-		else if (is_private)
-			gmem_set_next(&listing->vm->privates, true, start, last, &part);
-
-		err = is_private ? add_part(&hold->privates, &hold->private_count, part.start, part.last)
-				 : add_part(&listing->shared, &listing->shared_count, part.start,
-					    part.last);
-		if (err || part.last == last)
-			return err;
-	}
+	if (all_private)
+		return add_part(&hold->privates, &hold->private_count, at->gpa,
+				at->gpa + at->size - 1);
+	while (!err && gmem_regions_walk(&part))
+		err = part.is_private ? add_part(&hold->privates, &hold->private_count, part.gpa,
+						 part.gpa + part.size - 1)
+				      : add_part(&listing->shared, &listing->shared_count, part.gpa,
+						 part.gpa + part.size - 1);
+	return err;
 }
 
 static int list(struct listing *listing, uint64_t start, uint64_t last)
 {
-	const struct gmem_region *region;
-	struct gmem_range *range;
-	uint64_t from, to;
+	struct gmem_stretch at = GMEM_REGIONS_WALK(listing->vm, start, last);
 	int err = 0;
 
-	while (!err) {
-		range = gmem_range_find(&listing->vm->regions, start, last - start + 1 ? last - start + 1
-									       : UINT64_MAX);
-		if (!range)
-			break;
-		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
-		from = range->start > start ? range->start : start;
-		to = range->start + (range->size - 1);
-		to = to < last ? to : last;
-		if (!region->is_device)
-			err = list_region(listing, region, from, to);
-		if (to == last)
-			break;
-		start = to + 1;
-	}
+	while (!err && gmem_regions_walk_whole(&at))
+		if (at.region && !at.region->is_device)
+			err = list_region(listing, &at);
 	return err;
 }
 
 /* What is held now cannot go: where it is for the host. */
 static int locate(struct listing *listing, const struct gmem_part *part)
 {
+	struct gmem_stretch at = GMEM_REGIONS_WALK(listing->vm, part->start, part->last);
 	struct gmem_leased_memory *hold = listing->hold;
-	uint64_t start = part->start, last, offset;
-	struct gmem_region *region;
-	struct gmem_range *range;
 	struct gmem_region_memory side;
+	uint64_t offset;
 	int err;
 
-	for (;; start = last + 1) {
-		range = gmem_range_find(&listing->vm->regions, start, 1);
-		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
-		last = range->start + (range->size - 1);
-		last = last < part->last ? last : part->last;
-		offset = start - range->start;
-
-		err = gmem_region_memory_get(region, GMEM_SIDE_SHARED, 0, range->size, &side);
+	while (gmem_regions_walk_whole(&at)) {
+		offset = at.gpa - at.region->gpa.start;
+		/* All of the region: the part may have any alignment. */
+		err = gmem_region_memory_get(at.region, GMEM_SIDE_SHARED, 0, at.region->gpa.size,
+					     &side);
 		if (!err)
 			err = grow((void **)&hold->all, hold->count, sizeof(*hold->all));
 		if (err)
 			return err;
 		hold->all[hold->count++] = (struct gmem_leased_range){
-			.region = region,
-			.gpa = start,
-			.size = last - start + 1,
+			.region = at.region,
+			.gpa = at.gpa,
+			.size = at.size,
 			.offset = offset,
 			.hva = (char *)side.hva + offset,
 			.in_file = side.file != NULL,
 		};
-		if (last == part->last)
-			return 0;
 	}
+	return 0;
 }
 
 static int lease(struct listing *listing, const char *holder)
@@ -354,11 +328,6 @@ static int clear(const struct gmem_leased_memory *hold, const struct gmem_leased
 					 &clearing);
 }
 
-static int no_memory(uint64_t gpa)
-{
-	return gmem_fail(-ENOENT, "there is no memory at gpa 0x%" PRIx64, gpa);
-}
-
 int gmem_leased_memory_clear(const struct gmem_leased_memory *hold, uint64_t gpa, uint64_t size)
 {
 	const struct gmem_leased_range *held;
@@ -368,7 +337,7 @@ int gmem_leased_memory_clear(const struct gmem_leased_memory *hold, uint64_t gpa
 	for (; size && !err; gpa += now, size -= now) {
 		held = gmem_leased_memory_at(hold, gpa);
 		if (!held)
-			return no_memory(gpa);
+			return gmem_fail_no_region(gpa);
 		offset = gpa - held->gpa;
 		now = held->size - offset < size ? held->size - offset : size;
 		err = clear(hold, held, offset, now);
@@ -405,7 +374,7 @@ int gmem_leased_memory_store(const struct gmem_leased_memory *hold, uint64_t gpa
 	for (; size; gpa += now, bytes += now, size -= now) {
 		held = gmem_leased_memory_at(hold, gpa);
 		if (!held)
-			return no_memory(gpa);
+			return gmem_fail_no_region(gpa);
 
 		offset = gpa - held->gpa;
 		now = held->size - offset < size ? held->size - offset : size;

@@ -122,7 +122,7 @@ static int hold_target(struct gmem_transfer *transfer, uint64_t gpa, uint64_t si
 	if (gmem_leased_memory_is_private(hold, gpa + reach))
 		return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " is private, 0x%" PRIx64
 				 " bytes were to go to gpa 0x%" PRIx64, gpa + reach, size, gpa);
-	return gmem_fail(-ENOENT, "there is no memory at gpa 0x%" PRIx64 ", 0x%" PRIx64
+	return gmem_fail(-ENOENT, "there is no region at gpa 0x%" PRIx64 ", 0x%" PRIx64
 			 " bytes were to go to gpa 0x%" PRIx64, gpa + reach, size, gpa);
 }
 

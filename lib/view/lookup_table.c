@@ -21,6 +21,7 @@
 #include "base/range_set.h"
 #include "region/region.h"
 #include "region/region_memory.h"
+#include "region/regions.h"
 
 #define GIB_SHIFT	30
 #define ENTRY_SHIFT	21
@@ -155,11 +156,6 @@ int gmem_translation_error(struct gmem_translation piece)
 
 /* ---- building ---- */
 
-static struct gmem_region *region_of(struct gmem_range *range)
-{
-	return GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
-}
-
 /* Where it is shared. A private file with MMAP is what the guest uses then, too. */
 static uint64_t code_of(const struct gmem_region *region)
 {
@@ -174,11 +170,6 @@ static uint64_t code_of(const struct gmem_region *region)
 static bool is_entry(uint64_t code)
 {
 	return !(code & 1) || !(code & GMEM_CODE_READ_ONLY);
-}
-
-static uint64_t last_of(const struct gmem_range *range)
-{
-	return range->start + range->size - 1;
 }
 
 /* Pieces in the making: where each starts, and its code, as in a granule */
@@ -283,48 +274,22 @@ static int copy_pieces(struct builder *builder, const struct gmem_table *table, 
 	}
 }
 
-/* A region by its states */
-static int add_states(struct builder *builder, const struct gmem_layout *layout,
-		      const struct gmem_region *region, uint64_t start, uint64_t last)
-{
-	struct gmem_part part;
-	int err = 0;
-
-	for (;;) {
-		bool is_private = gmem_set_next(layout->privates, true, start, last, &part);
-
-		if (!is_private || part.start > start)
-			err = add_piece(builder, start, code_of(region));
-		if (!err && is_private)
-			err = add_piece(builder, part.start,
-					region->is_device ? CODE_DEVICE : CODE_PRIVATE);
-		if (err || !is_private || part.last == last)
-			return err;
-		start = part.last + 1;
-	}
-}
-
 /* What the regions say, and in the gaps between them what was there before */
 static int add_regions(struct builder *builder, const struct gmem_table *old,
 		       const struct gmem_layout *layout, uint64_t start, uint64_t last)
 {
-	uint64_t at = start, end;
-	int err;
+	struct gmem_stretch at = { .layout = *layout, .next = start, .end = last };
+	int err = 0;
 
-	for (;;) {
-		struct gmem_range *range = gmem_range_find(layout->regions, at, last - at + 1);
-
-		if (range && range->start <= at) {
-			end = last_of(range) < last ? last_of(range) : last;
-			err = add_states(builder, layout, region_of(range), at, end);
-		} else {
-			end = range ? range->start - 1 : last;
-			err = copy_pieces(builder, old, at, end, true);
-		}
-		if (err || end == last)
-			return err;
-		at = end + 1;
+	while (!err && gmem_regions_walk(&at)) {
+		if (!at.region)
+			err = copy_pieces(builder, old, at.gpa, at.gpa + at.size - 1, true);
+		else if (at.is_private && !at.region->is_device)
+			err = add_piece(builder, at.gpa, CODE_PRIVATE);
+		else
+			err = add_piece(builder, at.gpa, code_of(at.region));
 	}
+	return err;
 }
 
 /* Give the pieces the form readers want. @end: of all of them, 0 for 2^64 */
@@ -374,16 +339,16 @@ static int make_entry(const struct gmem_table *table, const struct gmem_table *o
 		      uint64_t *ret)
 {
 	const struct gmem_part all = { start & ~(ENTRY_SIZE - 1), start | (ENTRY_SIZE - 1) };
-	struct gmem_range *range = gmem_range_find(layout->regions, start, 1);
+	struct gmem_stretch whole = { .layout = *layout, .next = start, .end = last };
 	struct builder builder = { NULL, NULL, 0, 0 };
 	struct granule *granule = NULL;
 	int err;
 
 	/* The common case by far: one region behind all of it, and nothing private */
-	if (range && start == all.start && last == all.last && range->start <= start &&
-	    last_of(range) >= last && !gmem_range_find(layout->privates, start, ENTRY_SIZE) &&
-	    is_entry(code_of(region_of(range)))) {
-		*ret = code_of(region_of(range));
+	gmem_regions_walk(&whole);
+	if (whole.region && !whole.is_private && start == all.start && last == all.last &&
+	    whole.is_over && is_entry(code_of(whole.region))) {
+		*ret = code_of(whole.region);
 		return 0;
 	}
 
@@ -406,7 +371,7 @@ static uint64_t gibs_needed(const struct gmem_table *old, const struct gmem_rang
 	while (range && range->right)
 		range = range->right;
 	if (range)
-		count = (last_of(range) >> GIB_SHIFT) + 1;
+		count = (gmem_range_last(range) >> GIB_SHIFT) + 1;
 	if (count > MAX_GIBS)
 		count = MAX_GIBS;
 

@@ -29,6 +29,8 @@ static inline void *gmem_translation_hva(struct gmem_translation translation, ui
 	return (void *)(uintptr_t)(gpa + (translation.code & ~(uint64_t)GMEM_CODE_READ_ONLY) - 1);
 }
 
+struct gmem_layout;
+
 struct gmem_translation gmem_table_translate(const struct gmem_table *table, uint64_t gpa);
 /* Why there is no memory: -ENOENT, -ESTALE, -ENXIO or -EACCES; 0 if there is */
 int gmem_translation_error(struct gmem_translation translation);
@@ -47,12 +49,6 @@ static inline bool gmem_table_hva(const struct gmem_table *table, uint64_t gpa, 
 	*ret = (void *)(uintptr_t)(gpa + entry - 1);
 	return entry & 1;
 }
-
-/* What a table is made from */
-struct gmem_layout {
-	const struct gmem_range_map *regions;
-	const struct gmem_range_map *privates;
-};
 
 /* A new table that shares everything with @old (or NULL), to be refreshed where it changed */
 int gmem_table_new(const struct gmem_table *old, const struct gmem_range_map *regions,

@@ -20,6 +20,7 @@
 #include "base/range_map.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
+#include "region/regions.h"
 #include "view/lookup_table.h"
 
 #define CACHE_LINE 64
@@ -42,9 +43,8 @@ static struct gmem_reader *reader_of(struct gmem_view *view)
 static int start_table(struct gmem_vm *vm)
 {
 	const struct gmem_layout layout = { &vm->regions, &vm->privates };
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
 	struct gmem_table *table;
-	struct gmem_range *range;
-	uint64_t at = 0;
 	int err;
 
 	if (vm->table)
@@ -54,14 +54,9 @@ static int start_table(struct gmem_vm *vm)
 	if (err)
 		return err;
 
-	/* A region may end where addresses do. */
-	do {
-		range = gmem_range_find(&vm->regions, at, UINT64_MAX - at);
-		if (!range)
-			break;
-		err = gmem_table_refresh(table, NULL, &layout, range->start, range->size);
-		at = range->start + range->size;
-	} while (!err && at);
+	while (!err && gmem_regions_walk_whole(&at))
+		if (at.region)
+			err = gmem_table_refresh(table, NULL, &layout, at.gpa, at.size);
 	if (err) {
 		gmem_table_free(table, NULL);
 		return err;
