@@ -160,7 +160,9 @@ static int make_private_again(struct gmem_vm *vm, struct gmem_step *step, int ca
 	return err;
 }
 
-/* Put the memslots back as they were. -ENOTRECOVERABLE names one that is lost. */
+/*
+ * Put the memslots back as they were. -ENOTRECOVERABLE names the last one that is lost.
+ */
 static int undo_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t count, int cause)
 {
 	int err = cause;

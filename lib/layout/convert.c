@@ -33,11 +33,11 @@ struct work {
 	uint64_t last;
 	uint32_t state;
 	bool to_private;
-	bool is_inplace;		/* some of it is: each file has attributes of its own */
-	bool is_done;			/* by somebody else: only the record is to be told */
-	struct gmem_range_map runs;	/* what changes, for listeners */
-	struct gmem_range *spare;	/* for the record */
-	struct gmem_range *pending_spares[2];	/* for what is pending: one to take out, one to add */
+	bool is_inplace;		/* part of the range is: each file has attributes of its own */
+	bool is_done;			/* the kernel was told by the caller: only the record changes */
+	struct gmem_range_map runs;	/* the runs that change, for listeners */
+	struct gmem_range *spare;	/* for vm->privates */
+	struct gmem_range *pending_spares[2];	/* for vm->pending_discard: one to remove, one to add */
 	struct gmem_conversion result;
 };
 
@@ -81,7 +81,7 @@ static int check_coverage(struct work *work)
 
 /* ---- the kernel ---- */
 
-/* Attributes of the VM know no regions; those of files end with them. */
+/* Attributes of the VM cross regions; those of a file end with it. */
 static void cut_at_file(const struct work *work, struct gmem_part *run)
 {
 	uint64_t last = gmem_region_last(gmem_regions_at(work->vm, run->start));
@@ -90,7 +90,7 @@ static void cut_at_file(const struct work *work, struct gmem_part *run)
 		run->last = last;
 }
 
-/* The first run at or after @at that is not as it shall be, as far as we know */
+/* The first run at or after @at whose recorded state is not the one asked for */
 static bool next_change(const struct work *work, uint64_t at, struct gmem_part *ret)
 {
 	if (!gmem_set_next(&work->vm->privates, !work->to_private, at, work->last, ret))
@@ -99,7 +99,7 @@ static bool next_change(const struct work *work, uint64_t at, struct gmem_part *
 	return true;
 }
 
-/* The same, or what we are to do all the same */
+/* With GMEM_CONVERT_ALL every run, whatever its recorded state */
 static bool next_run(const struct work *work, uint64_t at, struct gmem_part *ret)
 {
 	if (!(work->opts.flags & GMEM_CONVERT_ALL))
@@ -119,7 +119,10 @@ static int set_run(struct work *work, const struct gmem_part *run, bool to_priva
 	return gmem_region_set_private(region, run, to_private, work->opts.wait_ms);
 }
 
-/* Back, from the first on: if that is refused, the part from there on is as was asked. */
+/*
+ * Undo the runs before @refused, lowest first. If the kernel refuses that, the rest up
+ * to @refused keeps the new state.
+ */
 static int undo_runs(struct work *work, uint64_t refused, int cause)
 {
 	uint64_t at = work->gpa;
@@ -172,7 +175,7 @@ static int change_kernel(struct work *work)
 
 /* ---- the readers ---- */
 
-/* @base, and [@gpa, @gpa + @size) as it shall be; NULL without readers */
+/* @base with [@gpa, @gpa + @size) in the new state; NULL if there are no readers */
 static int make_table(const struct work *work, const struct gmem_table *base, uint64_t gpa,
 		      uint64_t size, struct gmem_table **ret)
 {
@@ -206,8 +209,8 @@ static void tell_readers(struct gmem_vm *vm, const struct gmem_table *table)
 }
 
 /*
- * The kernel did not do it. If it did not undo it either, readers get a table
- * of just that; without memory for one, the table that grants less.
+ * The kernel refused. If it refused the undo, too, readers get a table of just the part
+ * that changed; without memory for one, the table that grants less.
  */
 static void fall_back(struct work *work, const struct gmem_table *old, struct gmem_table *new)
 {
@@ -244,7 +247,10 @@ static int get_spares(struct work *work)
 	return err;
 }
 
-/* Which part of the range is in the new state: all of it, or what could not be undone */
+/*
+ * Record the part that is in the new state: the whole range, or what could not be
+ * undone.
+ */
 static void record(struct work *work)
 {
 	struct gmem_vm *vm = work->vm;
@@ -259,12 +265,12 @@ static void record(struct work *work)
 		gmem_set_add(&vm->privates, gpa, size, &work->spare);
 	else
 		gmem_set_remove(&vm->privates, gpa, size, &work->spare);
-	/* What was stale there is in use again. */
+	/* The side that was pending is in use again. */
 	gmem_set_remove(&vm->pending_discard, gpa, size, &work->pending_spares[0]);
 	gmem_lock_drop(&vm->lock);
 }
 
-/* One for the VM, and one for each region that has a part in it */
+/* Count one for the VM, and one for each region that has a part in it. */
 static void count_conversion(const struct work *work)
 {
 	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, work->gpa, work->last);
@@ -361,7 +367,7 @@ static void let_go_of_other_side(struct work *work)
 
 /* ---- listeners ---- */
 
-/* The record will have forgotten by the time they are told. */
+/* Collect the runs now: by the time listeners are told, the record has changed. */
 static int collect_runs(struct work *work)
 {
 	uint64_t at = work->gpa;
@@ -385,7 +391,10 @@ static int collect_runs(struct work *work)
 	return 0;
 }
 
-/* What did not become private, and what is shared now, if only because it cannot be undone */
+/*
+ * Tell listeners which runs did not become private, or are shared now, if only because
+ * the kernel refused the undo.
+ */
 static void tell_listeners(const struct work *work, int err)
 {
 	const struct gmem_conversion *done = &work->result;
@@ -417,7 +426,7 @@ static int convert_claimed(struct work *work)
 	bool is_so;
 	int err;
 
-	/* The layout cannot change here, nor the state: we have the claim. */
+	/* The claim keeps the layout and the states as they are. */
 	gmem_lock_take(&vm->lock);
 	err = check_coverage(work);
 	is_so = !err && !next_run(work, work->gpa, &run);

@@ -11,7 +11,7 @@
 #include "region/region_memory.h"
 #include "region/regions.h"
 
-/* Claimed at once for counting: short, so that conversions do not wait long */
+/* Bytes claimed at once for counting: few, so that conversions do not wait long */
 #define COUNT_STEP (UINT64_C(1) << 30)
 
 static int find_section(const struct gmem_vm *vm, uint64_t gpa, uint64_t last,

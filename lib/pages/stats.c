@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * How much memory is what, and what happened to it. What happened is counted
- * all the time; what is in memory has to be looked for, in pieces, so that
- * conversions need not wait for long.
+ * Events are counted all the time. What is in memory has to be looked for; that goes
+ * part by part, so that conversions do not wait for long.
  */
 #include "pages/stats.h"
 
@@ -26,10 +25,10 @@
 #include "state/claim.h"
 #include "state/private_state.h"
 
-/* Looked at before conversions of it may go on */
+/* Bytes claimed at once: conversions of them wait meanwhile */
 #define PIECE (UINT64_C(256) << 20)
 
-/* Pages looked at in one call; a byte each, on the stack */
+/* Pages that one mincore() looks at; a byte each, on the stack */
 #define LOOK_PAGES 4096
 
 /* ---- counters ---- */
@@ -84,7 +83,7 @@ static void add_all_states(const struct gmem_vm *vm, struct gmem_stats *stats)
 
 /* ---- what is in memory ---- */
 
-/* Of pages that the shared side has, those that the private side has, too */
+/* Count pages of the private side in a range of which the shared side has every page. */
 static int count_run(const struct gmem_region_memory *other, uint64_t offset, uint64_t size,
 		     uint64_t *bytes)
 {
@@ -145,7 +144,7 @@ static int add_resident(const struct gmem_region *region, uint64_t offset, uint6
 	uint64_t shared = 0, is_private = 0;
 	int err = 0;
 
-	/* One memory that stands for both is counted once. */
+	/* Memory that is both sides is counted once. */
 	if (!gmem_region_is_both_sides(region))
 		err = gmem_region_memory_resident(region, GMEM_SIDE_SHARED, offset, size, &shared);
 	if (!err && gmem_region_traits(region)->has_sides)
@@ -231,7 +230,7 @@ static int import(struct gmem_stats *user_stats, struct gmem_stats *stats)
 	return 0;
 }
 
-/* What a newer caller has beyond our struct it set to 0 itself. */
+/* A newer caller set the fields that this library does not know to 0 itself. */
 static void export(const struct gmem_stats *stats, struct gmem_stats *user_stats)
 {
 	memcpy(user_stats, stats, sizeof(*stats));

@@ -88,7 +88,7 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
 	if (err)
 		return err;
 
-	/* Under the lock: a split that is undone must not change the size in between. */
+	/* A split that is undone must not change the size meanwhile, so hold the lock. */
 	vm = region->vm;
 	gmem_lock_take(&vm->lock);
 	err = gmem_regions_check_slot(region);

@@ -1,9 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * What a region is made of. It is acquired in this order and given back in
- * reverse: slot number, file, file range, host memory. Its memslot and its
- * place in the layout are the business of change.c.
- */
 #include "region/region.h"
 
 #include <errno.h>
@@ -38,7 +33,10 @@ static int take_plan(const struct gmem_vm *vm, struct gmem_region_params *params
 	if (params->opts.plan || vm->has_default_plan)
 		return 0;
 
-	/* It failed before; once more, for its sentence. */
+	/*
+	 * The default plan failed when the handle was made: fail again, for the
+	 * sentence.
+	 */
 	return gmem_plan_make(&vm->caps, NULL, &none);
 }
 
@@ -358,10 +356,6 @@ give_slot:
 	return err;
 }
 
-/*
- * What can be used again as soon as the memslot is gone: taking it back cannot
- * fail as long as nobody else took it.
- */
 void gmem_region_detach(struct gmem_region *region)
 {
 	if (region->is_device)
@@ -384,7 +378,6 @@ void gmem_region_reattach(struct gmem_region *region)
 		gmem_range_insert(&region->vm->hvas, &region->hva);
 }
 
-/* The rest of what was yielded, once nobody can look at its memory any more */
 void gmem_region_release(struct gmem_region *region)
 {
 	if (!region->is_device) {
@@ -481,7 +474,10 @@ int gmem_region_check_binding(const struct gmem_region *region, const struct gme
 	return err ? err : gmem_file_check_vm(to->file, region->vm->fd);
 }
 
-/* Trade what a region has of its file for @binding's. Its own old range is not in the way. */
+/*
+ * Exchange the region's part of its file for @binding's, whose range may overlap the
+ * old one.
+ */
 static int trade(struct gmem_region *region, struct gmem_binding *binding)
 {
 	const struct gmem_binding old = { region->file, region->file_offset, region->map };

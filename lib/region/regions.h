@@ -28,7 +28,7 @@ struct gmem_region *gmem_regions_next(const struct gmem_vm *vm, uint64_t gpa, ui
 /* The lowest region at or above @gpa that has memory, which a device's range has not */
 struct gmem_region *gmem_regions_next_memory(const struct gmem_vm *vm, uint64_t gpa);
 
-/* What is where, and in which state: a VM's own records, or what they are to become */
+/* Regions and their states: a VM's own records, or what they are to become */
 struct gmem_layout {
 	const struct gmem_range_map *regions;
 	const struct gmem_range_map *privates;
@@ -63,7 +63,7 @@ struct gmem_stretch {
 	  .next = (gpa_), .end = (last_) }
 
 bool gmem_regions_walk(struct gmem_stretch *at);
-/* The same, region by region whatever their states; is_private is not set. */
+/* Walk region by region, whatever their states; is_private is not set. */
 bool gmem_regions_walk_whole(struct gmem_stretch *at);
 
 /* -ENOENT, and the sentence for it */

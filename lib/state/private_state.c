@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Which guest addresses are private. The kernel has no call that tells, so
- * this is the only record; like the kernel's it is by address. It is a set of
- * ranges, so what it takes depends on how often the state changes from one
- * page to the next, at most one node for two pages.
+ * The record is a set of ranges, by address as the kernel's own: it takes at most one
+ * node for two pages, where the state changes from each page to the next.
  */
 #include "state/private_state.h"
 
@@ -21,7 +19,7 @@
 #include "region/regions.h"
 #include "state/inplace.h"
 
-/* For a call that was interrupted, or could not be done at the moment */
+/* How often a call is tried again that was interrupted or said -EAGAIN */
 #define MAX_TRIES 16
 #define RETRY_MICROSECONDS 50
 
@@ -40,7 +38,7 @@ static int set_vm_private(const struct gmem_vm *vm, const struct gmem_part *part
 	uint64_t attributes = to_private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
 	int err, tries = 0;
 
-	/* KVM does all of it or nothing, so it can be asked again. */
+	/* KVM converts all of the range or nothing, so it can be asked again. */
 	do {
 		if (tries)
 			gmem_sys_pause(RETRY_MICROSECONDS);
