@@ -3,7 +3,7 @@
  * region_memory: the two sides of a region's memory.
  *
  * A region with backing "private" has a shared side and a private one; every other
- * region has only the first. This room says what each side is made of, gives it
+ * region has only the first. This module says what each side is made of, gives it
  * back to the host, and counts how much of it there is.
  *
  * The caller sees to it that the region keeps its size and its memory meanwhile:

@@ -2,7 +2,7 @@
 /*
  * regions: the layout of a VM, looked up and walked.
  *
- * Every room that asks which region is at a guest address, where it ends, what of it
+ * Every module that asks which region is at a guest address, where it ends, what of it
  * is private or whether it is memory asks here. The caller holds the VM's lock or its
  * change_lock.
  */

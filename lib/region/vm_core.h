@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * vm_core: the VM handle itself, which every room above has in common.
+ * vm_core: the VM handle itself, which every module above has in common.
  *
  * Here are its locks and records, the hooks of those who must agree to a change of
  * the layout, and the log. Making and freeing a handle is layout/vm.c.

@@ -3,7 +3,7 @@
  * transfer: what transfers between files and guest memory have in common.
  *
  * A transfer is a step function called again and again: load.c, save.c and restore.c
- * each bring one. This room runs it, reports progress and frees it.
+ * each bring one. This module runs it, reports progress and frees it.
  */
 #ifndef GMEM_TRANSFER_H
 #define GMEM_TRANSFER_H
