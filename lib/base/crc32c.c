@@ -18,7 +18,6 @@
 #include <sys/auxv.h>
 #endif
 
-
 #define POLYNOMIAL 0x82f63b78u	/* lowest power in the highest bit, as in all of this */
 #define STRETCH ((size_t)4096)
 
