@@ -46,7 +46,7 @@ static const int atomic_orders[] = {
 #define LOAD_CASE(bits)                                                               \
 	case bits / 8: {                                                              \
 		uint##bits##_t value = 0;                                             \
-		int err = gmem_nofault_load##bits(fast, hva, order, &value);            \
+		int err = gmem_nofault_load##bits(fast, hva, order, &value);          \
                                                                                       \
 		if (!err)                                                             \
 			*ret = value;                                                 \
@@ -76,9 +76,9 @@ static int store(bool fast, void *hva, uint32_t width, int order, uint64_t value
 #define EXCHANGE_CASE(bits)                                                           \
 	case bits / 8: {                                                              \
 		uint##bits##_t old = (uint##bits##_t)*expected;                       \
-		int err = gmem_nofault_cmpxchg##bits(fast, hva, &old,                   \
-						     (uint##bits##_t)desired, order,    \
-						     ret_swapped);                      \
+		int err = gmem_nofault_cmpxchg##bits(fast, hva, &old,                 \
+						     (uint##bits##_t)desired, order,  \
+						     ret_swapped);                    \
                                                                                       \
 		if (!err)                                                             \
 			*expected = old;                                              \
