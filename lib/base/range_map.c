@@ -20,18 +20,13 @@ static uint64_t weight(const struct gmem_range *range)
 	return x ^ (x >> 33);
 }
 
-static uint64_t last(const struct gmem_range *range)
-{
-	return range->start + range->size - 1;
-}
-
 struct gmem_range *gmem_range_find(const struct gmem_range_map *map, uint64_t start,
 				   uint64_t size)
 {
 	struct gmem_range *node = map->root, *found = NULL;
 
 	while (node) {
-		if (last(node) < start) {
+		if (gmem_range_last(node) < start) {
 			node = node->right;
 		} else {
 			if (node->start <= start + size - 1)
