@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * check: argument checks that several rooms share.
+ * check: checks of arguments, shared by many files.
  *
  * Each function returns 0, or -EINVAL with a sentence that names the argument
  * by @what and gives the numbers.

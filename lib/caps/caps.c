@@ -445,7 +445,7 @@ static void try_host_access(struct gmem_caps *caps, int gmemfd, uint64_t flags)
 
 	err = gmem_sys_mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, gmemfd, 0, &hva);
 	if (!err) {
-		/* This fails with -EFAULT if a load would raise SIGBUS. */
+		/* Populating fails with -EFAULT if a load would raise SIGBUS. */
 		err = gmem_sys_madvise(hva, page, MADV_POPULATE_WRITE);
 		gmem_sys_munmap(hva, page);
 	}

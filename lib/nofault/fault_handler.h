@@ -6,7 +6,7 @@
  * moves the program counter to the fix-up. It passes every other SIGBUS on to the handler
  * that was installed before.
  *
- * The room declares nothing of its own: gmem.h has gmem_recovery_enable() and _disable(),
+ * This header declares nothing: gmem.h has gmem_recovery_enable() and _disable(),
  * and nofault.h has gmem_nofault_is_recoverable().
  */
 #ifndef GMEM_FAULT_HANDLER_H

@@ -2,9 +2,10 @@
 /*
  * nofault: access to memory that may not be there.
  *
- * A page of a mapping can be private to the guest, past the end of its file, poisoned, or
- * cut off by another process. Then a plain access raises SIGBUS. The functions here return
- * -EFAULT instead, or -EHWPOISON for a poisoned page, and count the bytes done before.
+ * A page of a mapping can be private to the guest, poisoned, or past the end of its file,
+ * which another process may have shrunk. Then a plain access raises SIGBUS. The functions
+ * here return -EFAULT instead, or -EHWPOISON for a poisoned page, and count the bytes done
+ * before.
  *
  * There are two engines, and the argument @fast of every function chooses one.
  *

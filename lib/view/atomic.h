@@ -3,7 +3,7 @@
  * atomic: atomic access to naturally aligned words of guest memory.
  *
  * gmem_view_load(), _store() and _compare_exchange() check their arguments, find the host
- * address and use the words of nofault.h. The room declares nothing of its own: gmem.h does.
+ * address and use the words of nofault.h. This header declares nothing: gmem.h does.
  *
  * Not supported: words of 16 bytes, and atomic arithmetic.
  */
