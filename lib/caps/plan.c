@@ -1,9 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * Negotiation: a pure function from a report and a request to a plan. Each way
- * of backing is judged alone, against everything, so that every one passed
- * over has its reason and the nearest miss can be named.
- */
 #include "caps/plan.h"
 
 #include <errno.h>
@@ -46,7 +41,7 @@ miss(struct verdict *verdict, const char *format, ...)
 	va_end(args);
 }
 
-/* A line that says no, in its own words */
+/* Counts a miss if the line says no, with the reason of the line. */
 static void miss_if_no(struct verdict *verdict, const struct gmem_caps *caps, enum gmem_cap cap,
 		       const char *what)
 {
@@ -66,7 +61,7 @@ static void judge_bound_slot(struct verdict *verdict, const struct gmem_caps *ca
 	miss_if_no(verdict, caps, GMEM_CAP_BIND, "a guest_memfd cannot be bound");
 }
 
-/* Flags a way implies, those asked for by name, and those that are only preferred */
+/* Judges the flags that a backing implies, the required ones, and the preferred ones. */
 static void judge_flags(struct verdict *verdict, const struct gmem_caps *caps,
 			const struct gmem_request *request, uint64_t implied)
 {
@@ -94,7 +89,7 @@ static void miss_needs(struct verdict *verdict, uint64_t needs, uint64_t need, c
 static void judge_numa_of_file(struct verdict *verdict, const struct gmem_caps *caps,
 			       uint64_t needs)
 {
-	/* Not even unknown will do: where mbind() does not reach, it succeeds all the same. */
+	/* Only a yes will do: if mbind() has no effect on the file, it succeeds all the same. */
 	if (needs & GMEM_NEED_NUMA && !gmem_caps_says(caps, GMEM_CAP_NUMA_POLICY, GMEM_YES))
 		miss(verdict, "no NUMA policy: %s", caps->lines[GMEM_CAP_NUMA_POLICY].reason);
 }
@@ -167,7 +162,10 @@ static void judge_private(struct verdict *verdict, const struct gmem_caps *caps,
 		miss(verdict, "needs create flags 0x%" PRIx64 " and this VM offers 0x%" PRIx64,
 		     request->required_flags, mask);
 
-	/* Mapping is how a policy is set, and the mapping changes whose bytes the guest sees. */
+	/*
+	 * A policy is set on a mapping, so the file needs MMAP. But with MMAP the guest uses
+	 * the file for shared memory, too, so the caller must ask for that by name.
+	 */
 	if (request->needs & GMEM_NEED_NUMA) {
 		judge_numa_of_file(verdict, caps, request->needs);
 		if (!(request->required_flags & GMEM_CREATE_MMAP))
@@ -187,7 +185,7 @@ static void judge_inplace(struct verdict *verdict, const struct gmem_caps *caps,
 
 	if (!gmem_caps_says(caps, GMEM_CAP_IN_PLACE, GMEM_YES)) {
 		miss(verdict, "%s", caps->lines[GMEM_CAP_IN_PLACE].reason);
-		/* It lacks the kernel: anything else is nearer. */
+		/* No kernel supports this backing, so every other one is nearer. */
 		verdict->misses = UINT_MAX;
 		return;
 	}
