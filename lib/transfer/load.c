@@ -76,7 +76,7 @@ static int load_step(struct gmem_transfer *transfer, bool wait)
 		return load_hole(transfer, piece.offset - offset_now(transfer));
 
 	err = gmem_leased_memory_store(&transfer->memory, gpa_now(transfer), piece.data, piece.size,
-				 &transfer->bytes);
+				       &transfer->bytes);
 	if (err)
 		return err;
 
