@@ -56,7 +56,7 @@ class Header:
 
 
 DEFINE = re.compile(r"^#define (GMEM_\w+)[ \t]+(.*?)\s*(?:/\*(.*?)\*/)?\s*$", re.M)
-IGNORED = ("GMEM_API", "GMEM_CHECKED", "GMEM_H", "GMEM_VERSION")
+IGNORED = ("GMEM_API", "GMEM_CHECKED", "GMEM_H", "GMEM_INLINE", "GMEM_VERSION")
 
 
 def bare(comment):
@@ -259,9 +259,9 @@ def argument_list(arguments):
 
 
 def prototype(page):
-    declared = re.sub(r"\bGMEM_(API|CHECKED)\b|__attribute__\(\(.*?\)\)", "", page.declaration)
+    declared = re.sub(r"\bGMEM_(API|CHECKED|INLINE)\b|__attribute__\(\(.*?\)\)", "", page.declaration)
     if page.kind == "function":
-        match = re.match(r"\s*(?:static inline )?(.*?)(\w+)\((.*?)\)\s*[;{]", declared, re.S)
+        match = re.match(r"\s*(.*?)(\w+)\((.*?)\)\s*[;{]", declared, re.S)
         result = " ".join(match[1].split()) or "int"
         lines = [f'.Ft "{result}"', f".Fo {page.name}"]
         return lines + [f'.Fa "{argument}"' for argument in argument_list(match[3])] + [".Fc"]

@@ -58,6 +58,14 @@ extern "C" {
 #define GMEM_CHECKED
 #endif
 
+/*
+ * Functions marked GMEM_INLINE are inline in C and C++, and the library exports them, too,
+ * for other languages. For a generator of bindings, define GMEM_INLINE as GMEM_API.
+ */
+#ifndef GMEM_INLINE
+#define GMEM_INLINE static inline
+#endif
+
 /**
  * GMEM_OPTS() - declare an options struct with its size filled in
  * @type: struct name without "struct"
@@ -1340,7 +1348,7 @@ GMEM_API void gmem_view_free(struct gmem_view *view);
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
-static inline void gmem_view_begin(struct gmem_view *view)
+GMEM_INLINE void gmem_view_begin(struct gmem_view *view)
 {
 	if (view->depth++)
 		return;
@@ -1364,7 +1372,7 @@ static inline void gmem_view_begin(struct gmem_view *view)
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
-static inline void gmem_view_end(struct gmem_view *view)
+GMEM_INLINE void gmem_view_end(struct gmem_view *view)
 {
 	if (--view->depth)
 		return;
@@ -1404,7 +1412,7 @@ GMEM_API int gmem_view_hva_slow(const struct gmem_view *view, uint64_t gpa, uint
  * removed, -ENXIO a device's range, -EACCES it is private, -ERANGE memory begins there but @size
  * bytes are not in one piece, -EINVAL @size is 0.
  */
-static inline int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64_t size,
+GMEM_INLINE int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64_t size,
 				void **ret_hva)
 {
 	const struct gmem_table *table = view->table;
