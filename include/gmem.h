@@ -2,28 +2,32 @@
 /*
  * libgmem: guest memory for KVM virtual machines.
  *
- * Rooms, lowest first; each can be used without the ones after it:
+ * Modules, lowest layer first; each can be used without the ones after it:
  *
- *   gmem_caps    what a VM (or a host) can do, and why not
- *   gmem_plan    from what you need to exact kernel flags; makes no system call
- *   gmem_file    one guest_memfd: create, adopt, map, allocate, punch
- *   gmem_vm      a VM fd you own, and its memslots
- *   gmem_region  one range of guest addresses with memory behind it
- *   gmem_change  several regions changed at once, or not at all
- *   gmem_view    a thread's look at guest memory: translate, read, write
- *   gmem_numa    which nodes memory comes from, and which it came from
- *   gmem_lease   a range that must stay shared, and where it is
- *   gmem_listener  who is told before memory becomes private, and after
- *   gmem_vm_convert()  shared memory becomes private, and back
- *   gmem_vm_populate(), gmem_vm_discard()  memory is there before it is needed,
- *                and goes when it is not
- *   gmem_vm_stats()    how much memory is what, and what happened to it
- *   gmem_exit    what a vCPU's exit says about memory; makes no system call
- *   gmem_vcpu    a vCPU's exits dealt with, and memory faulted in for it
- *   gmem_export  a VM's memory, for processes that are not its VMM
- *   gmem_import  another process's VM's memory, without KVM
- *   gmem_dump    what a VM's memory is at this moment, written to an fd
- *   gmem_transfer files and pipes into guest memory and back
+ *   errors                gmem_last_error(), gmem_version()
+ *   ways of backing       gmem_backing: the five ways, and their names
+ *   recovery              gmem_recovery_enable(): SIGBUS becomes an error
+ *   capability report     gmem_caps: what a VM or a host supports, and why not
+ *   plans                 gmem_plan: from what you need to exact kernel flags
+ *   guest_memfd files     gmem_file: create, adopt, map, allocate, punch
+ *   VMs                   gmem_vm: a VM fd you own, and its memslots
+ *   regions               gmem_region: guest addresses with memory behind them
+ *   RAM layout            gmem_ram_layout(): where the RAM of a machine goes
+ *   shared and private    gmem_vm_state(): which memory the host can reach
+ *   leases                gmem_lease: keeps a range shared while it is in use
+ *   listeners             gmem_listener: callbacks on conversions and removals
+ *   views                 gmem_view: one thread translates, reads and writes
+ *   layout changes        gmem_change: several regions changed at once, or none
+ *   conversion            gmem_vm_convert(): shared to private, and back
+ *   exits                 gmem_exit: what a vCPU's exit says about memory
+ *   vCPUs                 gmem_vcpu: handles a vCPU's exits, pre-faults memory
+ *   NUMA                  gmem_vm_set_numa(): which nodes memory comes from
+ *   populate and discard  gmem_vm_populate(), gmem_vm_discard()
+ *   statistics            gmem_stats: how much memory is what, and counters
+ *   dumps                 gmem_vm_dump(): a VM's memory at one moment, as JSON
+ *   transfers             gmem_transfer: guest memory from files and to files
+ *   exports               gmem_export, gmem_peer: memory for other processes
+ *   imports               gmem_import: another process's VM's memory, without KVM
  *
  * Conventions:
  *
@@ -97,11 +101,13 @@ struct gmem_lease;
 struct gmem_listener;
 struct gmem_populate;
 struct gmem_vcpu;
+struct gmem_transfer;
 
-/* The kernel's, from <linux/kvm.h>, which this header does not need */
+/* From <linux/kvm.h> and <liburing.h>, which this header does not need */
 struct kvm_run;
+struct io_uring;
 
-/* --------------------------------------------------------------- errors -- */
+/* ---------------------------------------------------------------- errors -- */
 
 /**
  * gmem_last_error() - the sentence behind the last failure in this thread
@@ -124,7 +130,7 @@ GMEM_API const char *gmem_last_error(void);
  */
 GMEM_API const char *gmem_version(void);
 
-/* -------------------------------------------------------- ways of backing -- */
+/* ------------------------------------------------------- ways of backing -- */
 
 /**
  * enum gmem_backing - the ways guest memory can be backed
@@ -180,7 +186,56 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
 #define GMEM_CREATE_MMAP	(1ull << 0) /* GUEST_MEMFD_FLAG_MMAP */
 #define GMEM_CREATE_INIT_SHARED	(1ull << 1) /* GUEST_MEMFD_FLAG_INIT_SHARED */
 
-/* ------------------------------------------------------ capability report -- */
+/* -------------------------------------------------------------- recovery -- */
+
+/**
+ * gmem_recovery_enable() - survive SIGBUS where the library touches memory
+ *
+ * From now on the library may touch guest memory with ordinary instructions: a
+ * page that is not there (private, past the end of the file, poisoned) makes
+ * it return an error, and not the process die. Installs a handler for SIGBUS,
+ * for the whole process, the only one libgmem ever installs. Every other
+ * SIGBUS is passed on to what was there before: a handler of either style is
+ * called with what this one got; without one the process dies of the real
+ * fault, and so does its core dump show it. Without recovery the library asks
+ * the kernel to copy, a system call each time.
+ *
+ * Calls nest: each needs its gmem_recovery_disable(). Every call sees to it that
+ * libgmem's handler is there, above another one if need be.
+ *
+ * A handler installed later must pass on what is not its own. To a handler
+ * below, four things look different from what it asked for: SIGBUS is not
+ * blocked while it runs, even without SA_NODEFER; it runs on the alternate
+ * signal stack where the thread has one, even without SA_ONSTACK; the signal
+ * mask of the interrupted code is its own only once it returned; and
+ * sigaction() names libgmem's handler, not it.
+ *
+ * The kernel kills a thread that faults while it blocks SIGBUS, whatever
+ * handler there is. The library uses ordinary instructions only from where
+ * SIGBUS was not blocked when it looked; keep it unblocked in threads that
+ * touch guest memory through libgmem.
+ *
+ * Thread-safe. Against a sigaction() for SIGBUS in another thread at the same
+ * moment nothing is safe. Since: 0.1.
+ *
+ * Return: 0, or -EBUSY too many other handlers were installed above libgmem's,
+ * or the kernel's own errno.
+ */
+GMEM_API GMEM_CHECKED int gmem_recovery_enable(void);
+
+/**
+ * gmem_recovery_disable() - end what one gmem_recovery_enable() began
+ *
+ * The last one puts the handler from before back, if libgmem's is still the one
+ * installed. If another one was installed above it, it stays: it passes on
+ * everything that is not the library's, and libgmem must not be unloaded. Call
+ * it only when no thread is inside the library. One too many does nothing.
+ *
+ * Thread-safe. Since: 0.1.
+ */
+GMEM_API void gmem_recovery_disable(void);
+
+/* ----------------------------------------------------- capability report -- */
 
 /**
  * enum gmem_cap - the lines of a capability report
@@ -329,7 +384,7 @@ GMEM_API void gmem_caps_free(struct gmem_caps *caps);
 GMEM_API int gmem_caps_get(const struct gmem_caps *caps, uint32_t cap,
 			   struct gmem_finding *ret);
 
-/* ------------------------------------------------------------ negotiation -- */
+/* ----------------------------------------------------------------- plans -- */
 
 /* What the memory must be able to do: struct gmem_request.needs */
 #define GMEM_NEED_HOST_ACCESS	(1ull << 0) /* host reads and writes every byte, always */
@@ -451,7 +506,7 @@ GMEM_API uint32_t gmem_plan_attributes(const struct gmem_plan *plan);
  */
 GMEM_API const char *gmem_plan_passed_over(const struct gmem_plan *plan, uint32_t backing);
 
-/* ------------------------------------------------------- one guest_memfd -- */
+/* ----------------------------------------------------- guest_memfd files -- */
 
 /**
  * gmem_file_new() - create a guest_memfd as a plan says
@@ -701,7 +756,7 @@ GMEM_API int gmem_file_allocate(struct gmem_file *file, uint64_t offset, uint64_
 GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t size,
 			     uint64_t *ret_done);
 
-/* --------------------------------------------------------------- the VM -- */
+/* ------------------------------------------------------------------- VMs -- */
 
 /**
  * gmem_log_fn - receives what a VM handle has to say
@@ -1086,100 +1141,7 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
 GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bitmap,
 				       size_t words);
 
-/* ------------------------------------------------------ layout changes -- */
-
-/**
- * gmem_change_new() - plan a change of a VM's layout
- * @vm: handle, which must outlive the change
- * @ret: the change, empty; yours to free with gmem_change_free()
- *
- * Steps are collected, then gmem_change_apply() does all of them or none.
- *
- * Thread-safe. Since: 0.1.
- *
- * Return: 0, or -EINVAL NULL argument, -ENOMEM.
- */
-GMEM_API GMEM_CHECKED int gmem_change_new(struct gmem_vm *vm, struct gmem_change **ret);
-
-/**
- * gmem_change_free() - free a change; an unapplied one never happened
- * @change: change, or NULL
- *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
- */
-GMEM_API void gmem_change_free(struct gmem_change *change);
-
-/**
- * gmem_change_add() - plan to add a region
- * @change: change
- * @gpa: as gmem_region_add()
- * @size: as gmem_region_add()
- * @opts: as gmem_region_add(); the plan and file in it must live until
- *	gmem_change_apply()
- * @ret: set by gmem_change_apply() when it succeeds
- *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
- *
- * Return: 0, or what gmem_region_add() finds wrong with the arguments alone.
- */
-GMEM_API GMEM_CHECKED int gmem_change_add(struct gmem_change *change, uint64_t gpa,
-					  uint64_t size, const struct gmem_region_opts *opts,
-					  struct gmem_region **ret);
-
-/**
- * gmem_change_remove() - plan to remove a region
- * @change: change
- * @region: region of the same VM
- *
- * Its range, memslot number and file range are free for what the same change
- * adds.
- *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
- *
- * Return: 0, or -EINVAL NULL or another VM's, -EEXIST a step of this change
- * has it already, -ENOMEM.
- */
-GMEM_API int gmem_change_remove(struct gmem_change *change, struct gmem_region *region);
-
-/**
- * gmem_change_move() - plan to move a region
- * @change: change
- * @region: region of the same VM
- * @gpa: as gmem_region_move()
- *
- * Regions of one change may trade places.
- *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
- *
- * Return: 0, or -EINVAL as gmem_region_move(), or another VM's, -EEXIST a step
- * of this change has it already, -ENOMEM.
- */
-GMEM_API int gmem_change_move(struct gmem_change *change, struct gmem_region *region,
-			      uint64_t gpa);
-
-/**
- * gmem_change_apply() - do all steps of a change, or none
- * @change: change; it is empty again afterwards if this succeeds
- *
- * First everything is checked and made ready: overlaps in the layout as it
- * will be, file ranges, memslot numbers, mappings. Then memslots are deleted,
- * then added, in the order of the steps; memslots of other regions are not
- * touched. Then readers see the new layout, at once; then, when no reader can
- * hold the old one, the memory of removed regions is unmapped. If the kernel
- * refuses a step, the steps before it are undone, and gmem_last_error() says
- * which it was.
- *
- * Thread-safe for different changes. It waits for readers between
- * gmem_view_begin() and gmem_view_end(), so do not call it between these.
- * Source: KVM_SET_USER_MEMORY_REGION2 and KVM_SET_USER_MEMORY_REGION. Since: 0.1.
- *
- * Return: 0, or as gmem_region_add() and gmem_region_move(): the layout is as
- * it was; or -ENOTRECOVERABLE the kernel refused to undo, too: the sentence says
- * which region lost its memslot.
- */
-GMEM_API int gmem_change_apply(struct gmem_change *change);
-
-/* ----------------------------------------------------------- RAM layout -- */
+/* ------------------------------------------------------------ RAM layout -- */
 
 /* Machines gmem_ram_layout() knows */
 #define GMEM_MACHINE_X86_64	1u /* RAM from 0, a hole for devices below 4 GiB */
@@ -1233,56 +1195,206 @@ struct gmem_ram_range {
 GMEM_API int gmem_ram_layout(uint64_t ram, const struct gmem_ram_layout_opts *opts,
 			     struct gmem_ram_range *ret, size_t max);
 
-/* --------------------------------------------------------------- recovery -- */
+/* ---------------------------------------------------- shared and private -- */
+
+/* The states of guest memory */
+#define GMEM_STATE_SHARED	1u /* host and guest reach it */
+#define GMEM_STATE_PRIVATE	2u /* only the guest does */
+
+/*
+ * Memory of GMEM_BACKING_PRIVATE has two sides, and the state of an address
+ * says which one the guest uses. The kernel keeps states by guest address and
+ * has no call that tells them, so libgmem's record is the only one: convert
+ * through it alone. Rules:
+ *
+ *   A region begins shared. Removing one makes its addresses shared again.
+ *   A region that is private in part cannot be moved; split and rebind leave
+ *   the states as they are, by address. gmem_vm_free() leaves the kernel's
+ *   attributes as they are: see gmem_vm_adopt_private().
+ *
+ *   What is private cannot be had through views: -EACCES. The host address
+ *   of the shared side stays mapped all the time and reads as what was left
+ *   there, zero after a discard. KVM's own accesses for the guest (paravirtual
+ *   clocks, emulated instructions, page-table walks of emulation) go to that
+ *   address even where the guest has made it private: so a guest can make KVM
+ *   read and write the shared side, never what is private.
+ *
+ *   GMEM_BACKING_INPLACE has one memory, too: what the guest had shared is what it
+ *   has private, nothing is to be discarded, and each region takes a call of its
+ *   own. A page that somebody has pinned, without a lease, is -EBUSY after
+ *   the time a lease would be waited for.
+ *
+ *   A private file with GMEM_CREATE_MMAP is one memory, whatever the state,
+ *   that the host cannot read: views give -EACCES for all of it, and nothing
+ *   is ever stale.
+ *
+ * Who sees what while a range is converted: gmem_vm_state() has all of the range
+ * as before, then all of it as after. Views: to private, none that began
+ * before still stands when the first page turns, and those that begin
+ * meanwhile have -EACCES; to shared, they have -EACCES until all is shared. The
+ * guest may see parts of a large range turn before others. Conversions
+ * that overlap follow each other in the order they came; others overlap in
+ * time. Changes of the layout of that range wait for its end.
+ */
 
 /**
- * gmem_recovery_enable() - survive SIGBUS where the library touches memory
- *
- * From now on the library may touch guest memory with ordinary instructions: a
- * page that is not there (private, past the end of the file, poisoned) makes
- * it return an error, and not the process die. Installs a handler for SIGBUS,
- * for the whole process, the only one libgmem ever installs. Every other
- * SIGBUS is passed on to what was there before: a handler of either style is
- * called with what this one got; without one the process dies of the real
- * fault, and so does its core dump show it. Without recovery the library asks
- * the kernel to copy, a system call each time.
- *
- * Calls nest: each needs its gmem_recovery_disable(). Every call sees to it that
- * libgmem's handler is there, above another one if need be.
- *
- * A handler installed later must pass on what is not its own. To a handler
- * below, four things look different from what it asked for: SIGBUS is not
- * blocked while it runs, even without SA_NODEFER; it runs on the alternate
- * signal stack where the thread has one, even without SA_ONSTACK; the signal
- * mask of the interrupted code is its own only once it returned; and
- * sigaction() names libgmem's handler, not it.
- *
- * The kernel kills a thread that faults while it blocks SIGBUS, whatever
- * handler there is. The library uses ordinary instructions only from where
- * SIGBUS was not blocked when it looked; keep it unblocked in threads that
- * touch guest memory through libgmem.
- *
- * Thread-safe. Against a sigaction() for SIGBUS in another thread at the same
- * moment nothing is safe. Since: 0.1.
- *
- * Return: 0, or -EBUSY too many other handlers were installed above libgmem's,
- * or the kernel's own errno.
+ * struct gmem_state_range - addresses that have one state
+ * @gpa: where they start
+ * @size: bytes
+ * @state: GMEM_STATE_*; 0: no memory, a hole or a device
+ * @backing: an enum gmem_backing; only GMEM_BACKING_PRIVATE and
+ *	GMEM_BACKING_INPLACE can be converted, all else is always shared
  */
-GMEM_API GMEM_CHECKED int gmem_recovery_enable(void);
+struct gmem_state_range {
+	uint64_t gpa;
+	uint64_t size;
+	uint32_t state;
+	uint32_t backing;
+};
 
 /**
- * gmem_recovery_disable() - end what one gmem_recovery_enable() began
+ * gmem_vm_state() - what is shared and what is private
+ * @vm: handle
+ * @gpa: guest physical address, any alignment
+ * @size: bytes, non-zero; must not wrap
+ * @ret: filled in GPA order, without gaps from @gpa on
+ * @max: entries in @ret, at least 1
  *
- * The last one puts the handler from before back, if libgmem's is still the one
- * installed. If another one was installed above it, it stays: it passes on
- * everything that is not the library's, and libgmem must not be unloaded. Call
- * it only when no thread is inside the library. One too many does nothing.
+ * If the last range filled in ends before @gpa + @size, ask again from there.
  *
- * Thread-safe. Since: 0.1.
+ * Thread-safe; waits while a change of the layout is applied. Since: 0.1.
+ *
+ * Return: entries filled in, or -EINVAL NULL argument, no range, @max is 0.
  */
-GMEM_API void gmem_recovery_disable(void);
+GMEM_API int gmem_vm_state(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+			   struct gmem_state_range *ret, size_t max);
 
-/* ---------------------------------------------------------------- views -- */
+/* ---------------------------------------------------------------- leases -- */
+
+/**
+ * struct gmem_lease_opts - who holds a lease
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @holder: a name for error messages, copied, cut after 63 bytes; NULL: "unnamed"
+ */
+struct gmem_lease_opts {
+	size_t      size;
+	const char *holder;
+};
+
+/**
+ * gmem_lease_new() - keep a range of shared memory as it is
+ * @vm: handle, which must outlive the lease
+ * @gpa: guest physical address, any alignment
+ * @size: bytes, non-zero; must not wrap; may span regions
+ * @opts: NULL for defaults
+ * @ret: the lease, yours to free with gmem_lease_free()
+ *
+ * For those who use host addresses of the range beyond a view: I/O in flight,
+ * registered buffers, device maps. While it is held, conversions of the range to
+ * private wait or fail, and removing, moving, splitting and rebinding its
+ * regions fails, with -EBUSY and the holder's name. Leases may overlap. No new one
+ * is given while a conversion to private waits for those there are.
+ *
+ * Thread-safe; waits while a change of the layout is applied. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument or no range, -EACCES part of it is
+ * private, -ENOENT a hole in it, -ENXIO a device's range in it, -EBUSY it is
+ * being converted to private, -ENOMEM, -E2BIG options newer than the library.
+ */
+GMEM_API GMEM_CHECKED int gmem_lease_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+					 const struct gmem_lease_opts *opts,
+					 struct gmem_lease **ret);
+
+/**
+ * gmem_lease_free() - let the range go
+ * @lease: lease, or NULL
+ *
+ * Whoever waits for it goes on.
+ *
+ * Thread-safe for different leases. Since: 0.1.
+ */
+GMEM_API void gmem_lease_free(struct gmem_lease *lease);
+
+/* ------------------------------------------------------------- listeners -- */
+
+/**
+ * gmem_listener_fn - hears what became of a range
+ * @data: data of struct gmem_listener_opts
+ * @gpa: where it starts
+ * @size: bytes
+ */
+typedef void (*gmem_listener_fn)(void *data, uint64_t gpa, uint64_t size);
+
+/**
+ * gmem_listener_veto_fn - hears what is to become of a range, and may refuse
+ * @data: data of struct gmem_listener_opts
+ * @gpa: where it starts
+ * @size: bytes
+ *
+ * Return: 0, or a negative errno: it must not be.
+ */
+typedef int (*gmem_listener_veto_fn)(void *data, uint64_t gpa, uint64_t size);
+
+/**
+ * struct gmem_listener_opts - who is told what
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @name: for error messages, copied, cut after 63 bytes; NULL: "unnamed"
+ * @data: passed to the functions below, each of which may be NULL
+ * @before_private: shared memory is to become private: unmap it, from an IOMMU,
+ *	from another process. It still is shared.
+ * @undo_private: it did not become private after all: map it again
+ * @after_shared: private memory has become shared: map it
+ * @removed: a region was removed or moved, or got other memory with
+ *	gmem_region_rebind(). Guest and views have it no more, its host
+ *	address stands until this returns.
+ */
+struct gmem_listener_opts {
+	size_t      size;
+	const char *name;
+	void       *data;
+	gmem_listener_veto_fn before_private;
+	gmem_listener_fn undo_private;
+	gmem_listener_fn after_shared;
+	gmem_listener_fn removed;
+};
+
+/**
+ * gmem_listener_new() - be told of conversions and removals
+ * @vm: handle
+ * @opts: what to call
+ * @ret: the listener, yours to free with gmem_listener_free() before @vm
+ *
+ * Listeners are asked before_private in the order they came, each for all runs
+ * of a range that are not private yet. If one refuses, or the kernel does later,
+ * those that agreed get undo_private for the same runs, last listener first,
+ * and nothing changes. Each hears a conversion as a whole or not at all.
+ *
+ * They are called in the thread that converts or removes, while views and
+ * leases can be used, and other ranges are converted, so calls for other ranges
+ * may come at the same time from other threads. They must not convert, change
+ * the layout, make or free views or listeners, nor ask for a lease of the range.
+ *
+ * Thread-safe; waits for conversions and removals under way. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
+ * the library, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_listener_new(struct gmem_vm *vm,
+					    const struct gmem_listener_opts *opts,
+					    struct gmem_listener **ret);
+
+/**
+ * gmem_listener_free() - be told no more
+ * @listener: listener, or NULL
+ *
+ * Afterwards none of its functions is called, and none still runs. Not from
+ * inside one.
+ *
+ * Thread-safe; waits as gmem_listener_new(). Since: 0.1.
+ */
+GMEM_API void gmem_listener_free(struct gmem_listener *listener);
+
+/* ----------------------------------------------------------------- views -- */
 
 /*
  * A view is how one thread looks at a VM's memory while other threads change
@@ -1610,7 +1722,404 @@ GMEM_API int gmem_view_store(struct gmem_view *view, uint64_t gpa, uint32_t widt
 GMEM_API int gmem_view_compare_exchange(struct gmem_view *view, uint64_t gpa, uint32_t width,
 					uint32_t order, uint64_t *expected, uint64_t desired);
 
-/* ----------------------------------------------------------------- NUMA -- */
+/* -------------------------------------------------------- layout changes -- */
+
+/**
+ * gmem_change_new() - plan a change of a VM's layout
+ * @vm: handle, which must outlive the change
+ * @ret: the change, empty; yours to free with gmem_change_free()
+ *
+ * Steps are collected, then gmem_change_apply() does all of them or none.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_change_new(struct gmem_vm *vm, struct gmem_change **ret);
+
+/**
+ * gmem_change_free() - free a change; an unapplied one never happened
+ * @change: change, or NULL
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_change_free(struct gmem_change *change);
+
+/**
+ * gmem_change_add() - plan to add a region
+ * @change: change
+ * @gpa: as gmem_region_add()
+ * @size: as gmem_region_add()
+ * @opts: as gmem_region_add(); the plan and file in it must live until
+ *	gmem_change_apply()
+ * @ret: set by gmem_change_apply() when it succeeds
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or what gmem_region_add() finds wrong with the arguments alone.
+ */
+GMEM_API GMEM_CHECKED int gmem_change_add(struct gmem_change *change, uint64_t gpa,
+					  uint64_t size, const struct gmem_region_opts *opts,
+					  struct gmem_region **ret);
+
+/**
+ * gmem_change_remove() - plan to remove a region
+ * @change: change
+ * @region: region of the same VM
+ *
+ * Its range, memslot number and file range are free for what the same change
+ * adds.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL or another VM's, -EEXIST a step of this change
+ * has it already, -ENOMEM.
+ */
+GMEM_API int gmem_change_remove(struct gmem_change *change, struct gmem_region *region);
+
+/**
+ * gmem_change_move() - plan to move a region
+ * @change: change
+ * @region: region of the same VM
+ * @gpa: as gmem_region_move()
+ *
+ * Regions of one change may trade places.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL as gmem_region_move(), or another VM's, -EEXIST a step
+ * of this change has it already, -ENOMEM.
+ */
+GMEM_API int gmem_change_move(struct gmem_change *change, struct gmem_region *region,
+			      uint64_t gpa);
+
+/**
+ * gmem_change_apply() - do all steps of a change, or none
+ * @change: change; it is empty again afterwards if this succeeds
+ *
+ * First everything is checked and made ready: overlaps in the layout as it
+ * will be, file ranges, memslot numbers, mappings. Then memslots are deleted,
+ * then added, in the order of the steps; memslots of other regions are not
+ * touched. Then readers see the new layout, at once; then, when no reader can
+ * hold the old one, the memory of removed regions is unmapped. If the kernel
+ * refuses a step, the steps before it are undone, and gmem_last_error() says
+ * which it was.
+ *
+ * Thread-safe for different changes. It waits for readers between
+ * gmem_view_begin() and gmem_view_end(), so do not call it between these.
+ * Source: KVM_SET_USER_MEMORY_REGION2 and KVM_SET_USER_MEMORY_REGION. Since: 0.1.
+ *
+ * Return: 0, or as gmem_region_add() and gmem_region_move(): the layout is as
+ * it was; or -ENOTRECOVERABLE the kernel refused to undo, too: the sentence says
+ * which region lost its memslot.
+ */
+GMEM_API int gmem_change_apply(struct gmem_change *change);
+
+/* ------------------------------------------------------------ conversion -- */
+
+/* Flags of struct gmem_convert_opts */
+#define GMEM_CONVERT_ALL	(1ull << 0) /* also what is so already, as far as is known */
+
+/* What becomes of the side that is not in use any more */
+#define GMEM_DISCARD_NOW	0u /* given back to the host before the call returns */
+#define GMEM_DISCARD_LATER	1u /* by gmem_vm_discard_owed() */
+#define GMEM_DISCARD_NEVER	2u /* kept: it doubles the memory, and comes back with its bytes */
+
+/**
+ * struct gmem_convert_opts - how to convert
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_CONVERT_*; unknown bits are -EINVAL
+ * @discard: GMEM_DISCARD_*
+ * @wait_ms: milliseconds to wait for leases to be freed; 0: fail at once
+ */
+struct gmem_convert_opts {
+	size_t   size;
+	uint64_t flags;
+	uint32_t discard;
+	uint32_t wait_ms;
+};
+
+/**
+ * struct gmem_conversion - what a conversion did
+ * @gpa: where the part starts that is in the state asked for because of it
+ * @size: bytes of it. On success all of the range, or 0 if all was so before;
+ *	on failure 0: all is as it was; or, with -ENOTRECOVERABLE, what the kernel
+ *	refused to undo. All else is as it was.
+ * @converted: bytes whose state changed
+ * @discarded: bytes of the other side that were given back to the host
+ * @owed: bytes of it that gmem_vm_discard_owed() has yet to give back, among
+ *	them what the kernel refused to free
+ * @ioctls: KVM_SET_MEMORY_ATTRIBUTES and the like that were made
+ */
+struct gmem_conversion {
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t converted;
+	uint64_t discarded;
+	uint64_t owed;
+	uint64_t ioctls;
+};
+
+/**
+ * gmem_vm_convert() - make guest memory private, or shared
+ * @vm: handle
+ * @gpa: guest physical address, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page; may span regions
+ * @state: GMEM_STATE_SHARED or GMEM_STATE_PRIVATE
+ * @opts: NULL for defaults: do not wait for leases, discard at once
+ * @ret: what was done, also on failure; NULL if not wanted
+ *
+ * Every byte must be memory that can be converted: this is checked before
+ * anything changes. Parts that are so already are skipped; if all of it is,
+ * there is no system call. What neighbours, in one region or several, becomes
+ * one call to the kernel. If the kernel refuses one, those before it are
+ * undone. Contents are not carried over: the guest finds what the side it uses
+ * now held before, zero if it was discarded. The discard policy is for all of
+ * the range; a refusal to free does not fail the conversion, which is done by
+ * then, but is passed to the log, and the rest stays owed.
+ *
+ * To private, listeners are asked, views are waited for, and leases up to the
+ * limit. To shared, listeners are told once views have it. Whoever refuses,
+ * nothing changes.
+ *
+ * Thread-safe. Do not call it between gmem_view_begin() and gmem_view_end() of
+ * the same thread. Source: KVM_SET_MEMORY_ATTRIBUTES. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad range, state or options, -ENOENT a hole in the
+ * range, -ENXIO a device's range in it, -EOPNOTSUPP memory in it cannot be
+ * converted, -EBUSY somebody holds a lease, what a listener refused with, -ENOMEM,
+ * -E2BIG options newer than the library, or the kernel's own errno: nothing
+ * changed; -ENOTRECOVERABLE
+ * the kernel refused to undo, see @ret; or a region in it lost its memslot.
+ */
+GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t state,
+			     const struct gmem_convert_opts *opts, struct gmem_conversion *ret);
+
+/**
+ * gmem_vm_discard_owed() - give back what conversions left for later
+ * @vm: handle
+ * @ret_done: bytes given back, also on failure; NULL if not wanted
+ *
+ * Neighbours are given back together, however many conversions left them.
+ * What was converted back meanwhile is in use again, and is kept. What was
+ * owed where a region is removed is forgotten.
+ *
+ * Thread-safe; waits for conversions of the same ranges. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, -ENOMEM, or the kernel's own errno: the
+ * rest is still owed.
+ */
+GMEM_API int gmem_vm_discard_owed(struct gmem_vm *vm, uint64_t *ret_done);
+
+/**
+ * gmem_vm_adopt_private() - tell of what is private already
+ * @vm: handle
+ * @gpa: guest physical address, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page; may span regions
+ *
+ * For a VM whose attributes were set before there was a handle: say so once
+ * the regions are there. The kernel is not asked, for it cannot be. Where it
+ * is not known what the kernel has, convert with GMEM_CONVERT_ALL instead.
+ * Views that began before are waited for.
+ *
+ * Thread-safe, as gmem_vm_convert(). Since: 0.1.
+ *
+ * Return: 0, or -EINVAL, -ENOENT, -ENXIO, -EOPNOTSUPP, -EBUSY, -ENOMEM and
+ * -ENOTRECOVERABLE as gmem_vm_convert().
+ */
+GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
+
+/* ----------------------------------------------------------------- exits -- */
+
+/* What an exit is about: struct gmem_exit.kind */
+#define GMEM_EXIT_OTHER		0u /* not guest memory: yours */
+#define GMEM_EXIT_FAULT		1u /* an access wants @state, and the range is not in it, or has no memory */
+#define GMEM_EXIT_CONVERT	2u /* the guest asks for a conversion; wants an answer */
+#define GMEM_EXIT_BAD_CONVERT	3u /* the same, but nonsense; wants an answer, too */
+#define GMEM_EXIT_POISON	4u /* the hardware lost the memory there */
+#define GMEM_EXIT_UNKNOWN_REASON	5u /* a fault for a reason this library does not know */
+#define GMEM_EXIT_NO_ADDRESS	6u /* a fault, and KVM does not say where */
+
+/**
+ * struct gmem_exit - what a vCPU's exit says about guest memory
+ * @kind: GMEM_EXIT_*
+ * @state: GMEM_EXIT_FAULT, GMEM_EXIT_POISON and GMEM_EXIT_CONVERT: the
+ *	GMEM_STATE_* the access or the guest wants; else 0
+ * @gpa: start of the range it is about. Of faults rounded down to the page,
+ *	because KVM may say it finer; of GMEM_EXIT_BAD_CONVERT as the guest said it
+ * @size: bytes; of faults whole pages. 0: KVM did not say where
+ * @page_size: GMEM_EXIT_CONVERT: the page size the guest prefers, bytes; 0: none
+ *	it knows how to ask for
+ * @unknown: GMEM_EXIT_UNKNOWN_REASON and GMEM_EXIT_BAD_CONVERT: the bits nobody knows
+ * @error: what was wrong: the negative errno of KVM_RUN, -EINVAL for
+ *	GMEM_EXIT_BAD_CONVERT, else 0
+ * @repeats: by gmem_vcpu_handle_exit(): how many exits before it, in a row, were
+ *	about the same @gpa; else 0
+ */
+struct gmem_exit {
+	uint32_t kind;
+	uint32_t state;
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t page_size;
+	uint64_t unknown;
+	int32_t  error;
+	uint32_t repeats;
+};
+
+/**
+ * gmem_exit_decode() - what KVM_RUN's return says about guest memory
+ * @run: the vCPU's kvm_run
+ * @result: what ioctl(KVM_RUN) returned
+ * @error: errno as it was then, positive; read only if @result is negative
+ * @ret: what it is about
+ *
+ * A pure function: no system call, and no state. KVM describes a fault in
+ * kvm_run only where KVM_RUN failed with EFAULT or EHWPOISON and the exit
+ * reason is KVM_EXIT_MEMORY_FAULT; at any other time what stands there is old.
+ * Memory whose host address is unmapped gives EFAULT without a description,
+ * memory the hardware lost gave EHWPOISON without one before Linux 6.8.
+ *
+ * A guest asks for conversions with the hypercall KVM_HC_MAP_GPA_RANGE (x86
+ * only), which exits if KVM_CAP_EXIT_HYPERCALL says so. What it asks is a
+ * guest's word: size and alignment, wrapping, bits that are reserved and
+ * addresses that no processor has make it GMEM_EXIT_BAD_CONVERT, and
+ * gmem_last_error() says which. Whether there is memory, it does not know.
+ * Page counts in it are of 4096 bytes, whatever the page.
+ *
+ * Thread-safe. Source: KVM API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL.
+ * Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument.
+ */
+GMEM_API int gmem_exit_decode(const struct kvm_run *run, int result, int error,
+			      struct gmem_exit *ret);
+
+/**
+ * gmem_exit_reply() - answer a guest that asked for a conversion
+ * @run: the vCPU's kvm_run, as the exit left it
+ * @error: 0: it is done; or the negative errno of what was in the way
+ *
+ * The guest finds the answer when the vCPU runs again, in the numbers of its
+ * own ABI: 0, and negative EINVAL, EPERM, E2BIG, EFAULT, EOPNOTSUPP and EAGAIN;
+ * -EBUSY and -EINTR become EAGAIN, every other errno EINVAL: it asked for
+ * something it cannot have.
+ *
+ * Thread-safe for different vCPUs. Source: KVM's hypercalls.rst. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, an @error that is positive, or the exit
+ * was no such question.
+ */
+GMEM_API int gmem_exit_reply(struct kvm_run *run, int error);
+
+/* ----------------------------------------------------------------- vCPUs -- */
+
+/* Flags of struct gmem_vcpu_opts */
+#define GMEM_VCPU_EXPLICIT	(1ull << 0) /* the guest must ask: touching converts nothing */
+
+/**
+ * struct gmem_vcpu_opts - how to deal with a vCPU's exits
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_VCPU_*; unknown bits are -EINVAL
+ * @discard: GMEM_DISCARD_*, as in struct gmem_convert_opts
+ * @wait_ms: milliseconds to wait for leases, as in struct gmem_convert_opts
+ * @max_stuck_faults: faults in a row at one place that may find nothing to do before it
+ *	is -ELOOP; 0: 16
+ * @max_repeats: exits in a row about one place, whatever was done, before it is
+ *	-ELOOP; 0: no limit
+ */
+struct gmem_vcpu_opts {
+	size_t   size;
+	uint64_t flags;
+	uint32_t discard;
+	uint32_t wait_ms;
+	uint32_t max_stuck_faults;
+	uint32_t max_repeats;
+};
+
+/**
+ * gmem_vcpu_new() - deal with the exits of a vCPU
+ * @vm: handle, which must outlive the record
+ * @vcpu_fd: vCPU fd, borrowed: keep it open until gmem_vcpu_free(); or -1 if
+ *	there is nothing to pre-fault
+ * @opts: NULL for defaults
+ * @ret: the vCPU's record, yours to free with gmem_vcpu_free()
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument or bad options, -ENOMEM, -E2BIG options
+ * newer than the library.
+ */
+GMEM_API GMEM_CHECKED int gmem_vcpu_new(struct gmem_vm *vm, int vcpu_fd,
+					const struct gmem_vcpu_opts *opts,
+					struct gmem_vcpu **ret);
+
+/**
+ * gmem_vcpu_free() - free a vCPU's record
+ * @vcpu: record, or NULL
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
+
+/**
+ * gmem_vcpu_handle_exit() - do what an exit asks of guest memory
+ * @vcpu: the vCPU's record
+ * @run: its kvm_run
+ * @result: what ioctl(KVM_RUN) returned
+ * @error: errno as it was then, positive; read only if @result is negative
+ * @ret: what it was about, also on failure; NULL if not wanted
+ *
+ * Pass it the result of every KVM_RUN. A fault converts its page, as the access
+ * wants it; a request converts its range and is answered. What cannot be, the
+ * guest is told: nonsense, a range with holes, a lease in the way. That a range
+ * without any memory shall be shared is granted, it always is.
+ *
+ * A guest decides how often it exits, not what an exit costs: each is one
+ * conversion of memory there is, or none. Repeating them takes no more memory than
+ * one for each second page; with GMEM_DISCARD_NOW nothing is doubled. A fault that
+ * comes back though its memory is as it wants, because something else is wrong,
+ * is -ELOOP after @max_stuck_faults times, and can be told as soon as the VMM likes by
+ * @ret's repeats. All of it is counted: gmem_vm_stats().
+ *
+ * One thread at a time per object; different objects in parallel. Do not call it
+ * between gmem_view_begin() and gmem_view_end() of the same thread. Source: KVM
+ * API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL. Since: 0.1.
+ *
+ * Return: 1 dealt with, run the vCPU again; 0 it was not about guest memory, and
+ * is yours; or -EINVAL NULL argument, -ENOENT a private access where there is no
+ * memory, -ENXIO where a device is, -ELOOP see above, -EHWPOISON the hardware
+ * lost the memory, -EFAULT a fault KVM does not place, -EPROTO a fault for an
+ * unknown reason, -EACCES touching shall not convert, -EOPNOTSUPP, -EBUSY,
+ * -ENOMEM, -ENOTRECOVERABLE and the kernel's own errno as gmem_vm_convert(). If
+ * the vCPU is run again all the same, a fault comes again; a guest that asked
+ * has its answer.
+ */
+GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, int result,
+				   int error, struct gmem_exit *ret);
+
+/**
+ * gmem_vcpu_prefault() - have memory in the guest's page tables before it runs
+ * @vcpu: record made with a vCPU fd
+ * @gpa: start, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page
+ * @ret_done: bytes done, counted from @gpa, also on failure; NULL if not wanted
+ *
+ * Allocates what is not there, private memory too. What was done stays. KVM
+ * lets nobody else use the vCPU meanwhile, and waits while it runs.
+ *
+ * One thread at a time per object; different objects in parallel. Source:
+ * KVM_PRE_FAULT_MEMORY. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad range, -EBADF no vCPU fd, -EOPNOTSUPP this VM does not
+ * have it (GMEM_CAP_PRE_FAULT), -ENOENT there is no memory, or no more, -EFAULT its
+ * file is gone, its host address is not mapped, or it is private without a
+ * guest_memfd, -EHWPOISON, -EINTR signals kept arriving, or the kernel's own errno.
+ */
+GMEM_API int gmem_vcpu_prefault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t size,
+				uint64_t *ret_done);
+
+/* ------------------------------------------------------------------ NUMA -- */
 
 /* Where pages come from when they are first touched: struct gmem_numa_opts.policy */
 #define GMEM_NUMA_DEFAULT	0u /* as the policy of the thread that touches says */
@@ -1750,314 +2259,7 @@ GMEM_API GMEM_CHECKED int gmem_vm_set_numa(struct gmem_vm *vm, uint64_t gpa, uin
 GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			  struct gmem_numa_pages *pages);
 
-/* ------------------------------------------- shared and private memory -- */
-
-/* The states of guest memory */
-#define GMEM_STATE_SHARED	1u /* host and guest reach it */
-#define GMEM_STATE_PRIVATE	2u /* only the guest does */
-
-/*
- * Memory of GMEM_BACKING_PRIVATE has two sides, and the state of an address
- * says which one the guest uses. The kernel keeps states by guest address and
- * has no call that tells them, so libgmem's record is the only one: convert
- * through it alone. Rules:
- *
- *   A region begins shared. Removing one makes its addresses shared again.
- *   A region that is private in part cannot be moved; split and rebind leave
- *   the states as they are, by address. gmem_vm_free() leaves the kernel's
- *   attributes as they are: see gmem_vm_adopt_private().
- *
- *   What is private cannot be had through views: -EACCES. The host address
- *   of the shared side stays mapped all the time and reads as what was left
- *   there, zero after a discard. KVM's own accesses for the guest (paravirtual
- *   clocks, emulated instructions, page-table walks of emulation) go to that
- *   address even where the guest has made it private: so a guest can make KVM
- *   read and write the shared side, never what is private.
- *
- *   GMEM_BACKING_INPLACE has one memory, too: what the guest had shared is what it
- *   has private, nothing is to be discarded, and each region takes a call of its
- *   own. A page that somebody has pinned, without a lease, is -EBUSY after
- *   the time a lease would be waited for.
- *
- *   A private file with GMEM_CREATE_MMAP is one memory, whatever the state,
- *   that the host cannot read: views give -EACCES for all of it, and nothing
- *   is ever stale.
- *
- * Who sees what while a range is converted: gmem_vm_state() has all of the range
- * as before, then all of it as after. Views: to private, none that began
- * before still stands when the first page turns, and those that begin
- * meanwhile have -EACCES; to shared, they have -EACCES until all is shared. The
- * guest may see parts of a large range turn before others. Conversions
- * that overlap follow each other in the order they came; others overlap in
- * time. Changes of the layout of that range wait for its end.
- */
-
-/**
- * struct gmem_state_range - addresses that have one state
- * @gpa: where they start
- * @size: bytes
- * @state: GMEM_STATE_*; 0: no memory, a hole or a device
- * @backing: an enum gmem_backing; only GMEM_BACKING_PRIVATE and
- *	GMEM_BACKING_INPLACE can be converted, all else is always shared
- */
-struct gmem_state_range {
-	uint64_t gpa;
-	uint64_t size;
-	uint32_t state;
-	uint32_t backing;
-};
-
-/**
- * gmem_vm_state() - what is shared and what is private
- * @vm: handle
- * @gpa: guest physical address, any alignment
- * @size: bytes, non-zero; must not wrap
- * @ret: filled in GPA order, without gaps from @gpa on
- * @max: entries in @ret, at least 1
- *
- * If the last range filled in ends before @gpa + @size, ask again from there.
- *
- * Thread-safe; waits while a change of the layout is applied. Since: 0.1.
- *
- * Return: entries filled in, or -EINVAL NULL argument, no range, @max is 0.
- */
-GMEM_API int gmem_vm_state(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
-			   struct gmem_state_range *ret, size_t max);
-
-/* Flags of struct gmem_convert_opts */
-#define GMEM_CONVERT_ALL	(1ull << 0) /* also what is so already, as far as is known */
-
-/* What becomes of the side that is not in use any more */
-#define GMEM_DISCARD_NOW	0u /* given back to the host before the call returns */
-#define GMEM_DISCARD_LATER	1u /* by gmem_vm_discard_owed() */
-#define GMEM_DISCARD_NEVER	2u /* kept: it doubles the memory, and comes back with its bytes */
-
-/**
- * struct gmem_convert_opts - how to convert
- * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_CONVERT_*; unknown bits are -EINVAL
- * @discard: GMEM_DISCARD_*
- * @wait_ms: milliseconds to wait for leases to be freed; 0: fail at once
- */
-struct gmem_convert_opts {
-	size_t   size;
-	uint64_t flags;
-	uint32_t discard;
-	uint32_t wait_ms;
-};
-
-/**
- * struct gmem_conversion - what a conversion did
- * @gpa: where the part starts that is in the state asked for because of it
- * @size: bytes of it. On success all of the range, or 0 if all was so before;
- *	on failure 0: all is as it was; or, with -ENOTRECOVERABLE, what the kernel
- *	refused to undo. All else is as it was.
- * @converted: bytes whose state changed
- * @discarded: bytes of the other side that were given back to the host
- * @owed: bytes of it that gmem_vm_discard_owed() has yet to give back, among
- *	them what the kernel refused to free
- * @ioctls: KVM_SET_MEMORY_ATTRIBUTES and the like that were made
- */
-struct gmem_conversion {
-	uint64_t gpa;
-	uint64_t size;
-	uint64_t converted;
-	uint64_t discarded;
-	uint64_t owed;
-	uint64_t ioctls;
-};
-
-/**
- * gmem_vm_convert() - make guest memory private, or shared
- * @vm: handle
- * @gpa: guest physical address, a multiple of the page
- * @size: bytes, non-zero, a multiple of the page; may span regions
- * @state: GMEM_STATE_SHARED or GMEM_STATE_PRIVATE
- * @opts: NULL for defaults: do not wait for leases, discard at once
- * @ret: what was done, also on failure; NULL if not wanted
- *
- * Every byte must be memory that can be converted: this is checked before
- * anything changes. Parts that are so already are skipped; if all of it is,
- * there is no system call. What neighbours, in one region or several, becomes
- * one call to the kernel. If the kernel refuses one, those before it are
- * undone. Contents are not carried over: the guest finds what the side it uses
- * now held before, zero if it was discarded. The discard policy is for all of
- * the range; a refusal to free does not fail the conversion, which is done by
- * then, but is passed to the log, and the rest stays owed.
- *
- * To private, listeners are asked, views are waited for, and leases up to the
- * limit. To shared, listeners are told once views have it. Whoever refuses,
- * nothing changes.
- *
- * Thread-safe. Do not call it between gmem_view_begin() and gmem_view_end() of
- * the same thread. Source: KVM_SET_MEMORY_ATTRIBUTES. Since: 0.1.
- *
- * Return: 0, or -EINVAL bad range, state or options, -ENOENT a hole in the
- * range, -ENXIO a device's range in it, -EOPNOTSUPP memory in it cannot be
- * converted, -EBUSY somebody holds a lease, what a listener refused with, -ENOMEM,
- * -E2BIG options newer than the library, or the kernel's own errno: nothing
- * changed; -ENOTRECOVERABLE
- * the kernel refused to undo, see @ret; or a region in it lost its memslot.
- */
-GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t state,
-			     const struct gmem_convert_opts *opts, struct gmem_conversion *ret);
-
-/**
- * gmem_vm_discard_owed() - give back what conversions left for later
- * @vm: handle
- * @ret_done: bytes given back, also on failure; NULL if not wanted
- *
- * Neighbours are given back together, however many conversions left them.
- * What was converted back meanwhile is in use again, and is kept. What was
- * owed where a region is removed is forgotten.
- *
- * Thread-safe; waits for conversions of the same ranges. Since: 0.1.
- *
- * Return: 0, or -EINVAL NULL argument, -ENOMEM, or the kernel's own errno: the
- * rest is still owed.
- */
-GMEM_API int gmem_vm_discard_owed(struct gmem_vm *vm, uint64_t *ret_done);
-
-/**
- * gmem_vm_adopt_private() - tell of what is private already
- * @vm: handle
- * @gpa: guest physical address, a multiple of the page
- * @size: bytes, non-zero, a multiple of the page; may span regions
- *
- * For a VM whose attributes were set before there was a handle: say so once
- * the regions are there. The kernel is not asked, for it cannot be. Where it
- * is not known what the kernel has, convert with GMEM_CONVERT_ALL instead.
- * Views that began before are waited for.
- *
- * Thread-safe, as gmem_vm_convert(). Since: 0.1.
- *
- * Return: 0, or -EINVAL, -ENOENT, -ENXIO, -EOPNOTSUPP, -EBUSY, -ENOMEM and
- * -ENOTRECOVERABLE as gmem_vm_convert().
- */
-GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
-
-/**
- * struct gmem_lease_opts - who holds a lease
- * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @holder: a name for error messages, copied, cut after 63 bytes; NULL: "unnamed"
- */
-struct gmem_lease_opts {
-	size_t      size;
-	const char *holder;
-};
-
-/**
- * gmem_lease_new() - keep a range of shared memory as it is
- * @vm: handle, which must outlive the lease
- * @gpa: guest physical address, any alignment
- * @size: bytes, non-zero; must not wrap; may span regions
- * @opts: NULL for defaults
- * @ret: the lease, yours to free with gmem_lease_free()
- *
- * For those who use host addresses of the range beyond a view: I/O in flight,
- * registered buffers, device maps. While it is held, conversions of the range to
- * private wait or fail, and removing, moving, splitting and rebinding its
- * regions fails, with -EBUSY and the holder's name. Leases may overlap. No new one
- * is given while a conversion to private waits for those there are.
- *
- * Thread-safe; waits while a change of the layout is applied. Since: 0.1.
- *
- * Return: 0, or -EINVAL NULL argument or no range, -EACCES part of it is
- * private, -ENOENT a hole in it, -ENXIO a device's range in it, -EBUSY it is
- * being converted to private, -ENOMEM, -E2BIG options newer than the library.
- */
-GMEM_API GMEM_CHECKED int gmem_lease_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
-					 const struct gmem_lease_opts *opts,
-					 struct gmem_lease **ret);
-
-/**
- * gmem_lease_free() - let the range go
- * @lease: lease, or NULL
- *
- * Whoever waits for it goes on.
- *
- * Thread-safe for different leases. Since: 0.1.
- */
-GMEM_API void gmem_lease_free(struct gmem_lease *lease);
-
-/**
- * gmem_listener_fn - hears what became of a range
- * @data: data of struct gmem_listener_opts
- * @gpa: where it starts
- * @size: bytes
- */
-typedef void (*gmem_listener_fn)(void *data, uint64_t gpa, uint64_t size);
-
-/**
- * gmem_listener_veto_fn - hears what is to become of a range, and may refuse
- * @data: data of struct gmem_listener_opts
- * @gpa: where it starts
- * @size: bytes
- *
- * Return: 0, or a negative errno: it must not be.
- */
-typedef int (*gmem_listener_veto_fn)(void *data, uint64_t gpa, uint64_t size);
-
-/**
- * struct gmem_listener_opts - who is told what
- * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @name: for error messages, copied, cut after 63 bytes; NULL: "unnamed"
- * @data: passed to the functions below, each of which may be NULL
- * @before_private: shared memory is to become private: unmap it, from an IOMMU,
- *	from another process. It still is shared.
- * @undo_private: it did not become private after all: map it again
- * @after_shared: private memory has become shared: map it
- * @removed: a region was removed or moved, or got other memory with
- *	gmem_region_rebind(). Guest and views have it no more, its host
- *	address stands until this returns.
- */
-struct gmem_listener_opts {
-	size_t      size;
-	const char *name;
-	void       *data;
-	gmem_listener_veto_fn before_private;
-	gmem_listener_fn undo_private;
-	gmem_listener_fn after_shared;
-	gmem_listener_fn removed;
-};
-
-/**
- * gmem_listener_new() - be told of conversions and removals
- * @vm: handle
- * @opts: what to call
- * @ret: the listener, yours to free with gmem_listener_free() before @vm
- *
- * Listeners are asked before_private in the order they came, each for all runs
- * of a range that are not private yet. If one refuses, or the kernel does later,
- * those that agreed get undo_private for the same runs, last listener first,
- * and nothing changes. Each hears a conversion as a whole or not at all.
- *
- * They are called in the thread that converts or removes, while views and
- * leases can be used, and other ranges are converted, so calls for other ranges
- * may come at the same time from other threads. They must not convert, change
- * the layout, make or free views or listeners, nor ask for a lease of the range.
- *
- * Thread-safe; waits for conversions and removals under way. Since: 0.1.
- *
- * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -ENOMEM.
- */
-GMEM_API GMEM_CHECKED int gmem_listener_new(struct gmem_vm *vm,
-					    const struct gmem_listener_opts *opts,
-					    struct gmem_listener **ret);
-
-/**
- * gmem_listener_free() - be told no more
- * @listener: listener, or NULL
- *
- * Afterwards none of its functions is called, and none still runs. Not from
- * inside one.
- *
- * Thread-safe; waits as gmem_listener_new(). Since: 0.1.
- */
-GMEM_API void gmem_listener_free(struct gmem_listener *listener);
-
-/* ----------------------------------------------------- populate, discard -- */
+/* -------------------------------------------------- populate and discard -- */
 
 /**
  * struct gmem_footprint - what became of the memory behind a range
@@ -2305,7 +2507,7 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
 				  size_t count, const struct gmem_discard_opts *opts,
 				  struct gmem_footprint *ret);
 
-/* ----------------------------------------------------------- statistics -- */
+/* ------------------------------------------------------------ statistics -- */
 
 /* Flags of struct gmem_stats */
 #define GMEM_STATS_RESIDENT	(1ull << 0) /* look for what is in memory, too */
@@ -2409,603 +2611,54 @@ GMEM_API int gmem_vm_stats(struct gmem_vm *vm, struct gmem_stats *stats);
  */
 GMEM_API int gmem_region_stats(struct gmem_region *region, struct gmem_stats *stats);
 
-/* ---------------------------------------------------------------- exits -- */
+/* ----------------------------------------------------------------- dumps -- */
 
-/* What an exit is about: struct gmem_exit.kind */
-#define GMEM_EXIT_OTHER		0u /* not guest memory: yours */
-#define GMEM_EXIT_FAULT		1u /* an access wants @state, and the range is not in it, or has no memory */
-#define GMEM_EXIT_CONVERT	2u /* the guest asks for a conversion; wants an answer */
-#define GMEM_EXIT_BAD_CONVERT	3u /* the same, but nonsense; wants an answer, too */
-#define GMEM_EXIT_POISON	4u /* the hardware lost the memory there */
-#define GMEM_EXIT_UNKNOWN_REASON	5u /* a fault for a reason this library does not know */
-#define GMEM_EXIT_NO_ADDRESS	6u /* a fault, and KVM does not say where */
+/* Flags of struct gmem_dump_opts */
+#define GMEM_DUMP_HVA		(1ull << 0) /* tell host addresses, too */
+#define GMEM_DUMP_LAYOUT_ONLY	(1ull << 1) /* ask for nothing about the memory */
 
 /**
- * struct gmem_exit - what a vCPU's exit says about guest memory
- * @kind: GMEM_EXIT_*
- * @state: GMEM_EXIT_FAULT, GMEM_EXIT_POISON and GMEM_EXIT_CONVERT: the
- *	GMEM_STATE_* the access or the guest wants; else 0
- * @gpa: start of the range it is about. Of faults rounded down to the page,
- *	because KVM may say it finer; of GMEM_EXIT_BAD_CONVERT as the guest said it
- * @size: bytes; of faults whole pages. 0: KVM did not say where
- * @page_size: GMEM_EXIT_CONVERT: the page size the guest prefers, bytes; 0: none
- *	it knows how to ask for
- * @unknown: GMEM_EXIT_UNKNOWN_REASON and GMEM_EXIT_BAD_CONVERT: the bits nobody knows
- * @error: what was wrong: the negative errno of KVM_RUN, -EINVAL for
- *	GMEM_EXIT_BAD_CONVERT, else 0
- * @repeats: by gmem_vcpu_handle_exit(): how many exits before it, in a row, were
- *	about the same @gpa; else 0
- */
-struct gmem_exit {
-	uint32_t kind;
-	uint32_t state;
-	uint64_t gpa;
-	uint64_t size;
-	uint64_t page_size;
-	uint64_t unknown;
-	int32_t  error;
-	uint32_t repeats;
-};
-
-/**
- * gmem_exit_decode() - what KVM_RUN's return says about guest memory
- * @run: the vCPU's kvm_run
- * @result: what ioctl(KVM_RUN) returned
- * @error: errno as it was then, positive; read only if @result is negative
- * @ret: what it is about
- *
- * A pure function: no system call, and no state. KVM describes a fault in
- * kvm_run only where KVM_RUN failed with EFAULT or EHWPOISON and the exit
- * reason is KVM_EXIT_MEMORY_FAULT; at any other time what stands there is old.
- * Memory whose host address is unmapped gives EFAULT without a description,
- * memory the hardware lost gave EHWPOISON without one before Linux 6.8.
- *
- * A guest asks for conversions with the hypercall KVM_HC_MAP_GPA_RANGE (x86
- * only), which exits if KVM_CAP_EXIT_HYPERCALL says so. What it asks is a
- * guest's word: size and alignment, wrapping, bits that are reserved and
- * addresses that no processor has make it GMEM_EXIT_BAD_CONVERT, and
- * gmem_last_error() says which. Whether there is memory, it does not know.
- * Page counts in it are of 4096 bytes, whatever the page.
- *
- * Thread-safe. Source: KVM API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL.
- * Since: 0.1.
- *
- * Return: 0, or -EINVAL NULL argument.
- */
-GMEM_API int gmem_exit_decode(const struct kvm_run *run, int result, int error,
-			      struct gmem_exit *ret);
-
-/**
- * gmem_exit_reply() - answer a guest that asked for a conversion
- * @run: the vCPU's kvm_run, as the exit left it
- * @error: 0: it is done; or the negative errno of what was in the way
- *
- * The guest finds the answer when the vCPU runs again, in the numbers of its
- * own ABI: 0, and negative EINVAL, EPERM, E2BIG, EFAULT, EOPNOTSUPP and EAGAIN;
- * -EBUSY and -EINTR become EAGAIN, every other errno EINVAL: it asked for
- * something it cannot have.
- *
- * Thread-safe for different vCPUs. Source: KVM's hypercalls.rst. Since: 0.1.
- *
- * Return: 0, or -EINVAL NULL argument, an @error that is positive, or the exit
- * was no such question.
- */
-GMEM_API int gmem_exit_reply(struct kvm_run *run, int error);
-
-/* ------------------------------------------------ vCPUs and their memory -- */
-
-/* Flags of struct gmem_vcpu_opts */
-#define GMEM_VCPU_EXPLICIT	(1ull << 0) /* the guest must ask: touching converts nothing */
-
-/**
- * struct gmem_vcpu_opts - how to deal with a vCPU's exits
+ * struct gmem_dump_opts - what to write of a layout
  * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_VCPU_*; unknown bits are -EINVAL
- * @discard: GMEM_DISCARD_*, as in struct gmem_convert_opts
- * @wait_ms: milliseconds to wait for leases, as in struct gmem_convert_opts
- * @max_stuck_faults: faults in a row at one place that may find nothing to do before it
- *	is -ELOOP; 0: 16
- * @max_repeats: exits in a row about one place, whatever was done, before it is
- *	-ELOOP; 0: no limit
+ * @flags: GMEM_DUMP_*; unknown bits are -EINVAL. Without GMEM_DUMP_HVA a dump
+ *	can be shown to others: it has no host address in it.
+ * @name: what to call the VM, any bytes; NULL: nothing
+ * @cell: how finely to tell what is in memory: bytes, a power of two not below
+ *	the page; 0: so that all memory is some 500 cells
  */
-struct gmem_vcpu_opts {
+struct gmem_dump_opts {
 	size_t   size;
 	uint64_t flags;
-	uint32_t discard;
-	uint32_t wait_ms;
-	uint32_t max_stuck_faults;
-	uint32_t max_repeats;
+	const char *name;
+	uint64_t cell;
 };
 
 /**
- * gmem_vcpu_new() - deal with the exits of a vCPU
- * @vm: handle, which must outlive the record
- * @vcpu_fd: vCPU fd, borrowed: keep it open until gmem_vcpu_free(); or -1 if
- *	there is nothing to pre-fault
+ * gmem_vm_dump() - write down what a VM's memory is
+ * @vm: handle
+ * @fd: where to write: a file, a pipe, a socket; borrowed
  * @opts: NULL for defaults
- * @ret: the vCPU's record, yours to free with gmem_vcpu_free()
  *
- * Thread-safe. Since: 0.1.
+ * JSON, in the format of gmem-dump(5); gmem-show(1) makes pictures of it. The
+ * regions are those of one moment; what is in their memory is asked for cell by
+ * cell while the guest and other threads go on, who wait for one cell at most
+ * and only to change the layout. Writing holds no lock, however slow the other
+ * end is. It allocates none of the guest's memory, and for itself about 100
+ * bytes for each region.
  *
- * Return: 0, or -EINVAL NULL argument or bad options, -ENOMEM, -E2BIG options
- * newer than the library.
- */
-GMEM_API GMEM_CHECKED int gmem_vcpu_new(struct gmem_vm *vm, int vcpu_fd,
-					const struct gmem_vcpu_opts *opts,
-					struct gmem_vcpu **ret);
-
-/**
- * gmem_vcpu_free() - free a vCPU's record
- * @vcpu: record, or NULL
+ * Continues after signals. A reader that has gone is -EPIPE, never SIGPIPE; an
+ * fd that does not block and is full is -EAGAIN. What was written then is no
+ * whole dump, and cannot be taken for one.
  *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
- */
-GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
-
-/**
- * gmem_vcpu_handle_exit() - do what an exit asks of guest memory
- * @vcpu: the vCPU's record
- * @run: its kvm_run
- * @result: what ioctl(KVM_RUN) returned
- * @error: errno as it was then, positive; read only if @result is negative
- * @ret: what it was about, also on failure; NULL if not wanted
- *
- * Pass it the result of every KVM_RUN. A fault converts its page, as the access
- * wants it; a request converts its range and is answered. What cannot be, the
- * guest is told: nonsense, a range with holes, a lease in the way. That a range
- * without any memory shall be shared is granted, it always is.
- *
- * A guest decides how often it exits, not what an exit costs: each is one
- * conversion of memory there is, or none. Repeating them takes no more memory than
- * one for each second page; with GMEM_DISCARD_NOW nothing is doubled. A fault that
- * comes back though its memory is as it wants, because something else is wrong,
- * is -ELOOP after @max_stuck_faults times, and can be told as soon as the VMM likes by
- * @ret's repeats. All of it is counted: gmem_vm_stats().
- *
- * One thread at a time per object; different objects in parallel. Do not call it
- * between gmem_view_begin() and gmem_view_end() of the same thread. Source: KVM
- * API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL. Since: 0.1.
- *
- * Return: 1 dealt with, run the vCPU again; 0 it was not about guest memory, and
- * is yours; or -EINVAL NULL argument, -ENOENT a private access where there is no
- * memory, -ENXIO where a device is, -ELOOP see above, -EHWPOISON the hardware
- * lost the memory, -EFAULT a fault KVM does not place, -EPROTO a fault for an
- * unknown reason, -EACCES touching shall not convert, -EOPNOTSUPP, -EBUSY,
- * -ENOMEM, -ENOTRECOVERABLE and the kernel's own errno as gmem_vm_convert(). If
- * the vCPU is run again all the same, a fault comes again; a guest that asked
- * has its answer.
- */
-GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, int result,
-				   int error, struct gmem_exit *ret);
-
-/**
- * gmem_vcpu_prefault() - have memory in the guest's page tables before it runs
- * @vcpu: record made with a vCPU fd
- * @gpa: start, a multiple of the page
- * @size: bytes, non-zero, a multiple of the page
- * @ret_done: bytes done, counted from @gpa, also on failure; NULL if not wanted
- *
- * Allocates what is not there, private memory too. What was done stays. KVM
- * lets nobody else use the vCPU meanwhile, and waits while it runs.
- *
- * One thread at a time per object; different objects in parallel. Source:
- * KVM_PRE_FAULT_MEMORY. Since: 0.1.
- *
- * Return: 0, or -EINVAL bad range, -EBADF no vCPU fd, -EOPNOTSUPP this VM does not
- * have it (GMEM_CAP_PRE_FAULT), -ENOENT there is no memory, or no more, -EFAULT its
- * file is gone, its host address is not mapped, or it is private without a
- * guest_memfd, -EHWPOISON, -EINTR signals kept arriving, or the kernel's own errno.
- */
-GMEM_API int gmem_vcpu_prefault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t size,
-				uint64_t *ret_done);
-
-/* --------------------------------------------- memory for other processes -- */
-
-/*
- * A process that maps the file behind guest memory uses the guest's own pages.
- * Whoever has a file has all of it, though, and for as long as it likes: what
- * libgmem gives away is checked against that before it goes.
- */
-
-/* What may be done with memory: struct gmem_extent.rights */
-#define GMEM_RIGHT_READ		(1u << 0)
-#define GMEM_RIGHT_WRITE	(1u << 1)
-
-/**
- * struct gmem_extent - a range of guest memory that one file holds in one piece
- * @gpa: where the guest has it
- * @size: bytes
- * @hva: where this process has it
- * @offset: where it starts in the file
- * @file_size: bytes the file has
- * @page_size: bytes of the file's pages; @gpa, @size and @offset need not be
- *	multiples of it, but only then other processes get it with gmem_peer_add()
- * @fd: the file, borrowed; -1 where this process does not have it
- * @rights: GMEM_RIGHT_*
- * @backing: how the VMM backs it, an enum gmem_backing
- * @reserved: 0
- */
-struct gmem_extent {
-	uint64_t gpa;
-	uint64_t size;
-	void    *hva;
-	uint64_t offset;
-	uint64_t file_size;
-	uint64_t page_size;
-	int32_t  fd;
-	uint32_t rights;
-	uint32_t backing;
-	uint32_t reserved;
-};
-
-/* Flags of struct gmem_export_opts */
-#define GMEM_EXPORT_SKIP	(1ull << 0) /* leave out what cannot be given */
-#define GMEM_EXPORT_UNSEALED	(1ull << 1) /* take files that can shrink */
-
-/**
- * struct gmem_export_opts - what may go out
- * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_EXPORT_*; unknown bits are -EINVAL. A file that is not sealed
- *	against shrinking (F_SEAL_SHRINK) can be cut by whoever has it; then the
- *	guest's accesses fail and this process's raise SIGBUS.
- */
-struct gmem_export_opts {
-	size_t   size;
-	uint64_t flags;
-};
-
-/**
- * gmem_export_new() - prepare a VM's memory for other processes
- * @vm: handle, which must outlive the export
- * @opts: NULL for defaults
- * @ret: the export, yours to free with gmem_export_free()
- *
- * A region with backing shared or mapped is given as its guest_memfd. With
- * backing host or private it is given, its shared side alone, if it is memory
- * of yours (GMEM_REGION_HVA) that gmem_export_add_memory() was told of.
- * Anonymous memory cannot be given: nothing names it.
- *
- * Thread-safe. Since: 0.1.
+ * Thread-safe. Source: cachestat(2), mincore(2) and move_pages(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -ENOMEM.
+ * the library, -ENOMEM, -EBADF @fd is no open fd, or what write(2) says. What
+ * is not known about the memory is no failure.
  */
-GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
-					  const struct gmem_export_opts *opts,
-					  struct gmem_export **ret);
+GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opts *opts);
 
-/**
- * gmem_export_free() - end an export
- * @exporter: export, or NULL
- *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
- */
-GMEM_API void gmem_export_free(struct gmem_export *exporter);
-
-/**
- * gmem_export_add_memory() - name the file behind memory of yours
- * @exporter: export
- * @hva: page-aligned host address
- * @size: bytes, non-zero, a multiple of the page
- * @fd: the memfd or hugetlbfs file that is mapped there, MAP_SHARED; duplicated
- * @offset: where @hva is in it, a multiple of the page
- *
- * Before the region that uses it is added, or at any time before it is given.
- * Seal the file first: F_SEAL_SHRINK always, and F_SEAL_FUTURE_WRITE, once you
- * have mapped it, if it is to be given for reading only.
- *
- * Thread-safe. Source: fstat(2), fstatfs(2), F_GET_SEALS. Since: 0.1.
- *
- * Return: 0, or -EINVAL bad range, @fd is no such file or ends before the
- * range does, -EPERM it can shrink, -EEXIST part of @hva was named already,
- * -EBADF, -EMFILE, -ENOMEM.
- */
-GMEM_API int gmem_export_add_memory(struct gmem_export *exporter, void *hva, uint64_t size,
-				    int fd, uint64_t offset);
-
-/**
- * gmem_export_remove_memory() - forget what gmem_export_add_memory() was told
- * @exporter: export
- * @hva: as it was given there
- *
- * When no region has it any more, before the address is used for another thing.
- *
- * Thread-safe. Since: 0.1.
- *
- * Return: 0, or -ENOENT nothing was named with that start.
- */
-GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void *hva);
-
-/**
- * gmem_export_table() - the memory that other processes can map
- * @exporter: export
- * @extents: filled in GPA order; untouched on failure
- * @max: entries in @extents
- *
- * One extent for each region that has memory. For backing private it is the
- * shared side, whatever of it is shared at the moment.
- *
- * Thread-safe; each fd is good until its region is removed or rebound, or
- * gmem_export_remove_memory(). Since: 0.1.
- *
- * Return: extents filled in, or -EOPNOTSUPP a region cannot be given (the
- * sentence says why and what would help; GMEM_EXPORT_SKIP leaves it out),
- * -ENOSPC they are more than @max, -EINVAL NULL argument.
- */
-GMEM_API int gmem_export_table(struct gmem_export *exporter, struct gmem_extent *extents,
-			       size_t max);
-
-/**
- * struct gmem_vhost_user_region - one entry of a vhost-user memory table
- * @guest_phys_addr: gpa
- * @memory_size: bytes
- * @userspace_addr: hva in this process, by which the front-end names rings
- * @mmap_offset: where it starts in its file
- *
- * As the body of VHOST_USER_SET_MEM_TABLE has it, in the host's byte order.
- */
-struct gmem_vhost_user_region {
-	uint64_t guest_phys_addr;
-	uint64_t memory_size;
-	uint64_t userspace_addr;
-	uint64_t mmap_offset;
-};
-
-/**
- * gmem_export_vhost_user() - the table for VHOST_USER_SET_MEM_TABLE
- * @exporter: export
- * @regions: filled in GPA order; untouched on failure
- * @fds: the file of each, borrowed, to be sent in this order with the message;
- *	untouched on failure
- * @max: entries in both: 8, or what the back-end said it takes
- *
- * Neighbours in the guest that are neighbours in one file and in this process,
- * too, are one entry: back-ends have few. vhost-user has no answer for memory
- * taken back, so do not give it what is converted.
- *
- * Thread-safe; the fds as gmem_export_table() says. Since: 0.1.
- *
- * Return: entries filled in, or as gmem_export_table(), and -EOPNOTSUPP a
- * region that may only be read: a back-end maps all of it for writing.
- */
-GMEM_API int gmem_export_vhost_user(struct gmem_export *exporter,
-				    struct gmem_vhost_user_region *regions, int *fds,
-				    size_t max);
-
-/* Flags of struct gmem_peer_opts */
-#define GMEM_PEER_WHOLE_FILES	(1ull << 0) /* it may reach all of a file it has part of */
-#define GMEM_PEER_CUT_OFF	(1ull << 1) /* without an answer go on without it */
-
-/**
- * struct gmem_export_range - guest addresses a peer may have
- * @gpa: start, a multiple of the page
- * @size: bytes, non-zero, a multiple of the page
- * @rights: GMEM_RIGHT_*
- * @reserved: must be 0
- */
-struct gmem_export_range {
-	uint64_t gpa;
-	uint64_t size;
-	uint32_t rights;
-	uint32_t reserved;
-};
-
-/**
- * struct gmem_peer_opts - what a peer is given
- * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_PEER_*; unknown bits are -EINVAL
- * @ranges: what it may have, in GPA order, not overlapping; copied. NULL: all
- *	there is and will be, with the rights its files leave.
- * @range_count: entries in @ranges
- * @wait_ms: longest wait for its answer when memory is taken back,
- *	milliseconds; 0: 1000
- * @reserved: must be 0
- */
-struct gmem_peer_opts {
-	size_t   size;
-	uint64_t flags;
-	const struct gmem_export_range *ranges;
-	size_t   range_count;
-	uint32_t wait_ms;
-	uint32_t reserved;
-};
-
-/**
- * gmem_peer_add() - give memory to the process at the other end of a socket
- * @exporter: export
- * @sock: a connected AF_UNIX socket of type SOCK_SEQPACKET, duplicated; close
- *	yours, or the peer never sees the end
- * @opts: NULL for defaults
- * @ret: the peer; ends with gmem_peer_remove() or gmem_export_free()
- *
- * The other end has gmem_import_new(). It is given memory as its answers come
- * in (gmem_export_dispatch()), and told when regions are added and removed.
- *
- * A region is taken back from peers before it is removed, moved or rebound, and
- * a range before it becomes private (the shared side of GMEM_BACKING_PRIVATE):
- * that waits for their answers. Without one in time it fails with -ETIMEDOUT
- * and all is as it was, or with GMEM_PEER_CUT_OFF the peer is cut off and it
- * goes on. What is shared again is given again. What a peer maps it maps for
- * good if it wants to: taking back is an agreement, and keeps the two from
- * stepping on each other. What is private no peer has, whatever it does.
- *
- * A file gives all of itself, so it is given only if what the peer may have is
- * the whole of it, or with GMEM_PEER_WHOLE_FILES. For reading only it is given
- * if its seals say so (F_SEAL_FUTURE_WRITE). What is there and cannot be given
- * so is refused; what comes later is left out, and the VM's log says so.
- *
- * A peer can write what it likes to what it has, free its pages, and, by
- * holding a guest_memfd, keep the VM in the kernel's memory. It gets nothing
- * else, and can make nothing else fail.
- *
- * Thread-safe. Source: unix(7), SCM_RIGHTS. Since: 0.1.
- *
- * Return: 0, or -EINVAL bad options, or no such socket, -EOPNOTSUPP memory that
- * cannot be given as the options say (see gmem_export_table(), too), -EACCES a
- * file has more than the peer may have, -ENOTSOCK, -E2BIG options newer than
- * the library, -EMFILE, -ENOMEM.
- */
-GMEM_API GMEM_CHECKED int gmem_peer_add(struct gmem_export *exporter, int sock,
-					const struct gmem_peer_opts *opts,
-					struct gmem_peer **ret);
-
-/**
- * gmem_peer_remove() - end giving memory to a peer
- * @peer: peer, or NULL; invalid afterwards
- *
- * It is not waited for: it sees the end of the socket.
- *
- * Thread-safe, but nobody may use the peer any more. Since: 0.1.
- */
-GMEM_API void gmem_peer_remove(struct gmem_peer *peer);
-
-/**
- * gmem_peer_status() - how far a peer is
- * @peer: peer
- *
- * Thread-safe. Since: 0.1.
- *
- * Return: 1 it has all it is to have; 0 messages or answers are under way; or
- * why it gets no more: -EPIPE it is gone, -EPROTO it sent what no import sends,
- * -ETIMEDOUT it was cut off, or the errno with which it refused something.
- * -EINVAL for NULL.
- */
-GMEM_API int gmem_peer_status(struct gmem_peer *peer);
-
-/**
- * gmem_export_fd() - what to poll for
- * @exporter: export
- *
- * Readable when gmem_export_dispatch() has something to do. Borrowed.
- *
- * Thread-safe. Since: 0.1.
- *
- * Return: an fd for poll(2) and the like, or -EINVAL for NULL.
- */
-GMEM_API int gmem_export_fd(const struct gmem_export *exporter);
-
-/**
- * gmem_export_dispatch() - read answers, and send what is to be sent
- * @exporter: export
- *
- * Never waits for a peer. Call it when gmem_export_fd() is readable. Where
- * memory is taken back, the thread that does so talks to the peers itself.
- *
- * Thread-safe. Since: 0.1.
- *
- * Return: 0, or -EINVAL for NULL.
- */
-GMEM_API int gmem_export_dispatch(struct gmem_export *exporter);
-
-/* Flags of struct gmem_import_opts */
-#define GMEM_IMPORT_UNSEALED	(1ull << 0) /* take files that can shrink */
-
-/**
- * struct gmem_import_opts - what to accept
- * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_IMPORT_*; unknown bits are -EINVAL. In a file that can shrink a
- *	load or store can raise SIGBUS at any time.
- * @max_bytes: most memory to map; 0: no limit but the kernel's
- * @max_extents: most extents to map; 0: 4096
- * @reserved: must be 0
- */
-struct gmem_import_opts {
-	size_t   size;
-	uint64_t flags;
-	uint64_t max_bytes;
-	uint32_t max_extents;
-	uint32_t reserved;
-};
-
-/**
- * gmem_import_new() - get memory from a process that exports it
- * @sock: a connected AF_UNIX socket of type SOCK_SEQPACKET, duplicated
- * @opts: NULL for defaults
- * @ret: the import, yours to free with gmem_import_free()
- *
- * Empty at first: memory comes with gmem_import_dispatch(). Needs no KVM, no
- * /proc and no file system.
- *
- * Thread-safe. Since: 0.1.
- *
- * Return: 0, or -EINVAL bad options, or no such socket, -ENOTSOCK, -E2BIG options
- * newer than the library, -EMFILE, -ENOMEM.
- */
-GMEM_API GMEM_CHECKED int gmem_import_new(int sock, const struct gmem_import_opts *opts,
-					  struct gmem_import **ret);
-
-/**
- * gmem_import_free() - unmap everything and hang up
- * @import: import, or NULL; its views must be freed before
- *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
- */
-GMEM_API void gmem_import_free(struct gmem_import *import);
-
-/**
- * gmem_import_fd() - what to poll for
- * @import: import
- *
- * Readable when gmem_import_dispatch() has something to do. Borrowed: do not
- * read from it.
- *
- * Thread-safe. Since: 0.1.
- *
- * Return: an fd for poll(2) and the like, or -EINVAL for NULL.
- */
-GMEM_API int gmem_import_fd(const struct gmem_import *import);
-
-/**
- * gmem_import_dispatch() - do what the exporting process says, and answer it
- * @import: import
- *
- * Maps and unmaps memory, a bounded number of messages at a time. Before
- * memory is unmapped, views between gmem_view_begin() and gmem_view_end() are
- * waited for, so do not call it between these. Whoever exports waits for the
- * answer: call it soon after gmem_import_fd() is readable.
- *
- * After an error nothing more comes, and what is mapped stays until
- * gmem_import_free().
- *
- * Thread-safe. Since: 0.1.
- *
- * Return: 1 all there is has come; 0 there is more; or -EPIPE the exporting
- * process is gone, -EPROTO it sent what no export sends, -EINVAL for NULL.
- */
-GMEM_API int gmem_import_dispatch(struct gmem_import *import);
-
-/**
- * gmem_import_table() - what is mapped
- * @import: import
- * @extents: filled in GPA order, without an fd; untouched on failure
- * @max: entries in @extents
- *
- * Thread-safe; each hva may be used only through views. Since: 0.1.
- *
- * Return: extents filled in, or -ENOSPC they are more than @max, -EINVAL NULL
- * argument.
- */
-GMEM_API int gmem_import_table(struct gmem_import *import, struct gmem_extent *extents,
-			       size_t max);
-
-/**
- * gmem_import_view_new() - begin looking at imported memory
- * @import: import, which must outlive the view
- * @ret: the view, for one thread at a time; yours to free with gmem_view_free()
- *
- * As gmem_view_new(): all that views can do they can do here. What was taken
- * back is -ESTALE because its region went, or -EACCES because it is private.
- * Enable recovery (gmem_recovery_enable()), so that neither side's mistakes end
- * this process.
- *
- * Thread-safe. Since: 0.1.
- *
- * Return: 0, or -EINVAL NULL argument, -ENOMEM.
- */
-GMEM_API GMEM_CHECKED int gmem_import_view_new(struct gmem_import *import,
-					       struct gmem_view **ret);
-
-/* ------------------------------------------------------------ transfers -- */
+/* ------------------------------------------------------------- transfers -- */
 
 /*
  * Guest memory from a file or a pipe, and to one. A transfer copies through
@@ -3029,9 +2682,6 @@ GMEM_API GMEM_CHECKED int gmem_import_view_new(struct gmem_import *import,
  *
  * The image that save writes and restore reads is described in gmem-image(5).
  */
-
-struct gmem_transfer;
-struct io_uring;
 
 /* Flags of struct gmem_transfer_opts */
 #define GMEM_TRANSFER_NO_DIRECT	(1ull << 0) /* never past the page cache */
@@ -3359,52 +3009,413 @@ GMEM_API int gmem_transfer_get_result(const struct gmem_transfer *transfer,
  */
 GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer);
 
-/* ----------------------------------------------------------------- dump -- */
+/* --------------------------------------------------------------- exports -- */
 
-/* Flags of struct gmem_dump_opts */
-#define GMEM_DUMP_HVA		(1ull << 0) /* tell host addresses, too */
-#define GMEM_DUMP_LAYOUT_ONLY	(1ull << 1) /* ask for nothing about the memory */
+/*
+ * A process that maps the file behind guest memory uses the guest's own pages.
+ * Whoever has a file has all of it, though, and for as long as it likes: what
+ * libgmem gives away is checked against that before it goes.
+ */
+
+/* What may be done with memory: struct gmem_extent.rights */
+#define GMEM_RIGHT_READ		(1u << 0)
+#define GMEM_RIGHT_WRITE	(1u << 1)
 
 /**
- * struct gmem_dump_opts - what to write of a layout
- * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_DUMP_*; unknown bits are -EINVAL. Without GMEM_DUMP_HVA a dump
- *	can be shown to others: it has no host address in it.
- * @name: what to call the VM, any bytes; NULL: nothing
- * @cell: how finely to tell what is in memory: bytes, a power of two not below
- *	the page; 0: so that all memory is some 500 cells
+ * struct gmem_extent - a range of guest memory that one file holds in one piece
+ * @gpa: where the guest has it
+ * @size: bytes
+ * @hva: where this process has it
+ * @offset: where it starts in the file
+ * @file_size: bytes the file has
+ * @page_size: bytes of the file's pages; @gpa, @size and @offset need not be
+ *	multiples of it, but only then other processes get it with gmem_peer_add()
+ * @fd: the file, borrowed; -1 where this process does not have it
+ * @rights: GMEM_RIGHT_*
+ * @backing: how the VMM backs it, an enum gmem_backing
+ * @reserved: 0
  */
-struct gmem_dump_opts {
+struct gmem_extent {
+	uint64_t gpa;
+	uint64_t size;
+	void    *hva;
+	uint64_t offset;
+	uint64_t file_size;
+	uint64_t page_size;
+	int32_t  fd;
+	uint32_t rights;
+	uint32_t backing;
+	uint32_t reserved;
+};
+
+/* Flags of struct gmem_export_opts */
+#define GMEM_EXPORT_SKIP	(1ull << 0) /* leave out what cannot be given */
+#define GMEM_EXPORT_UNSEALED	(1ull << 1) /* take files that can shrink */
+
+/**
+ * struct gmem_export_opts - what may go out
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_EXPORT_*; unknown bits are -EINVAL. A file that is not sealed
+ *	against shrinking (F_SEAL_SHRINK) can be cut by whoever has it; then the
+ *	guest's accesses fail and this process's raise SIGBUS.
+ */
+struct gmem_export_opts {
 	size_t   size;
 	uint64_t flags;
-	const char *name;
-	uint64_t cell;
 };
 
 /**
- * gmem_vm_dump() - write down what a VM's memory is
- * @vm: handle
- * @fd: where to write: a file, a pipe, a socket; borrowed
+ * gmem_export_new() - prepare a VM's memory for other processes
+ * @vm: handle, which must outlive the export
  * @opts: NULL for defaults
+ * @ret: the export, yours to free with gmem_export_free()
  *
- * JSON, in the format of gmem-dump(5); gmem-show(1) makes pictures of it. The
- * regions are those of one moment; what is in their memory is asked for cell by
- * cell while the guest and other threads go on, who wait for one cell at most
- * and only to change the layout. Writing holds no lock, however slow the other
- * end is. It allocates none of the guest's memory, and for itself about 100
- * bytes for each region.
+ * A region with backing shared or mapped is given as its guest_memfd. With
+ * backing host or private it is given, its shared side alone, if it is memory
+ * of yours (GMEM_REGION_HVA) that gmem_export_add_memory() was told of.
+ * Anonymous memory cannot be given: nothing names it.
  *
- * Continues after signals. A reader that has gone is -EPIPE, never SIGPIPE; an
- * fd that does not block and is full is -EAGAIN. What was written then is no
- * whole dump, and cannot be taken for one.
- *
- * Thread-safe. Source: cachestat(2), mincore(2) and move_pages(2). Since: 0.1.
+ * Thread-safe. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -ENOMEM, -EBADF @fd is no open fd, or what write(2) says. What
- * is not known about the memory is no failure.
+ * the library, -ENOMEM.
  */
-GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opts *opts);
+GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
+					  const struct gmem_export_opts *opts,
+					  struct gmem_export **ret);
+
+/**
+ * gmem_export_free() - end an export
+ * @exporter: export, or NULL
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_export_free(struct gmem_export *exporter);
+
+/**
+ * gmem_export_add_memory() - name the file behind memory of yours
+ * @exporter: export
+ * @hva: page-aligned host address
+ * @size: bytes, non-zero, a multiple of the page
+ * @fd: the memfd or hugetlbfs file that is mapped there, MAP_SHARED; duplicated
+ * @offset: where @hva is in it, a multiple of the page
+ *
+ * Before the region that uses it is added, or at any time before it is given.
+ * Seal the file first: F_SEAL_SHRINK always, and F_SEAL_FUTURE_WRITE, once you
+ * have mapped it, if it is to be given for reading only.
+ *
+ * Thread-safe. Source: fstat(2), fstatfs(2), F_GET_SEALS. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad range, @fd is no such file or ends before the
+ * range does, -EPERM it can shrink, -EEXIST part of @hva was named already,
+ * -EBADF, -EMFILE, -ENOMEM.
+ */
+GMEM_API int gmem_export_add_memory(struct gmem_export *exporter, void *hva, uint64_t size,
+				    int fd, uint64_t offset);
+
+/**
+ * gmem_export_remove_memory() - forget what gmem_export_add_memory() was told
+ * @exporter: export
+ * @hva: as it was given there
+ *
+ * When no region has it any more, before the address is used for another thing.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -ENOENT nothing was named with that start.
+ */
+GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void *hva);
+
+/**
+ * gmem_export_table() - the memory that other processes can map
+ * @exporter: export
+ * @extents: filled in GPA order; untouched on failure
+ * @max: entries in @extents
+ *
+ * One extent for each region that has memory. For backing private it is the
+ * shared side, whatever of it is shared at the moment.
+ *
+ * Thread-safe; each fd is good until its region is removed or rebound, or
+ * gmem_export_remove_memory(). Since: 0.1.
+ *
+ * Return: extents filled in, or -EOPNOTSUPP a region cannot be given (the
+ * sentence says why and what would help; GMEM_EXPORT_SKIP leaves it out),
+ * -ENOSPC they are more than @max, -EINVAL NULL argument.
+ */
+GMEM_API int gmem_export_table(struct gmem_export *exporter, struct gmem_extent *extents,
+			       size_t max);
+
+/**
+ * struct gmem_vhost_user_region - one entry of a vhost-user memory table
+ * @guest_phys_addr: gpa
+ * @memory_size: bytes
+ * @userspace_addr: hva in this process, by which the front-end names rings
+ * @mmap_offset: where it starts in its file
+ *
+ * As the body of VHOST_USER_SET_MEM_TABLE has it, in the host's byte order.
+ */
+struct gmem_vhost_user_region {
+	uint64_t guest_phys_addr;
+	uint64_t memory_size;
+	uint64_t userspace_addr;
+	uint64_t mmap_offset;
+};
+
+/**
+ * gmem_export_vhost_user() - the table for VHOST_USER_SET_MEM_TABLE
+ * @exporter: export
+ * @regions: filled in GPA order; untouched on failure
+ * @fds: the file of each, borrowed, to be sent in this order with the message;
+ *	untouched on failure
+ * @max: entries in both: 8, or what the back-end said it takes
+ *
+ * Neighbours in the guest that are neighbours in one file and in this process,
+ * too, are one entry: back-ends have few. vhost-user has no answer for memory
+ * taken back, so do not give it what is converted.
+ *
+ * Thread-safe; the fds as gmem_export_table() says. Since: 0.1.
+ *
+ * Return: entries filled in, or as gmem_export_table(), and -EOPNOTSUPP a
+ * region that may only be read: a back-end maps all of it for writing.
+ */
+GMEM_API int gmem_export_vhost_user(struct gmem_export *exporter,
+				    struct gmem_vhost_user_region *regions, int *fds,
+				    size_t max);
+
+/* Flags of struct gmem_peer_opts */
+#define GMEM_PEER_WHOLE_FILES	(1ull << 0) /* it may reach all of a file it has part of */
+#define GMEM_PEER_CUT_OFF	(1ull << 1) /* without an answer go on without it */
+
+/**
+ * struct gmem_export_range - guest addresses a peer may have
+ * @gpa: start, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page
+ * @rights: GMEM_RIGHT_*
+ * @reserved: must be 0
+ */
+struct gmem_export_range {
+	uint64_t gpa;
+	uint64_t size;
+	uint32_t rights;
+	uint32_t reserved;
+};
+
+/**
+ * struct gmem_peer_opts - what a peer is given
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_PEER_*; unknown bits are -EINVAL
+ * @ranges: what it may have, in GPA order, not overlapping; copied. NULL: all
+ *	there is and will be, with the rights its files leave.
+ * @range_count: entries in @ranges
+ * @wait_ms: longest wait for its answer when memory is taken back,
+ *	milliseconds; 0: 1000
+ * @reserved: must be 0
+ */
+struct gmem_peer_opts {
+	size_t   size;
+	uint64_t flags;
+	const struct gmem_export_range *ranges;
+	size_t   range_count;
+	uint32_t wait_ms;
+	uint32_t reserved;
+};
+
+/**
+ * gmem_peer_add() - give memory to the process at the other end of a socket
+ * @exporter: export
+ * @sock: a connected AF_UNIX socket of type SOCK_SEQPACKET, duplicated; close
+ *	yours, or the peer never sees the end
+ * @opts: NULL for defaults
+ * @ret: the peer; ends with gmem_peer_remove() or gmem_export_free()
+ *
+ * The other end has gmem_import_new(). It is given memory as its answers come
+ * in (gmem_export_dispatch()), and told when regions are added and removed.
+ *
+ * A region is taken back from peers before it is removed, moved or rebound, and
+ * a range before it becomes private (the shared side of GMEM_BACKING_PRIVATE):
+ * that waits for their answers. Without one in time it fails with -ETIMEDOUT
+ * and all is as it was, or with GMEM_PEER_CUT_OFF the peer is cut off and it
+ * goes on. What is shared again is given again. What a peer maps it maps for
+ * good if it wants to: taking back is an agreement, and keeps the two from
+ * stepping on each other. What is private no peer has, whatever it does.
+ *
+ * A file gives all of itself, so it is given only if what the peer may have is
+ * the whole of it, or with GMEM_PEER_WHOLE_FILES. For reading only it is given
+ * if its seals say so (F_SEAL_FUTURE_WRITE). What is there and cannot be given
+ * so is refused; what comes later is left out, and the VM's log says so.
+ *
+ * A peer can write what it likes to what it has, free its pages, and, by
+ * holding a guest_memfd, keep the VM in the kernel's memory. It gets nothing
+ * else, and can make nothing else fail.
+ *
+ * Thread-safe. Source: unix(7), SCM_RIGHTS. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad options, or no such socket, -EOPNOTSUPP memory that
+ * cannot be given as the options say (see gmem_export_table(), too), -EACCES a
+ * file has more than the peer may have, -ENOTSOCK, -E2BIG options newer than
+ * the library, -EMFILE, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_peer_add(struct gmem_export *exporter, int sock,
+					const struct gmem_peer_opts *opts,
+					struct gmem_peer **ret);
+
+/**
+ * gmem_peer_remove() - end giving memory to a peer
+ * @peer: peer, or NULL; invalid afterwards
+ *
+ * It is not waited for: it sees the end of the socket.
+ *
+ * Thread-safe, but nobody may use the peer any more. Since: 0.1.
+ */
+GMEM_API void gmem_peer_remove(struct gmem_peer *peer);
+
+/**
+ * gmem_peer_status() - how far a peer is
+ * @peer: peer
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 1 it has all it is to have; 0 messages or answers are under way; or
+ * why it gets no more: -EPIPE it is gone, -EPROTO it sent what no import sends,
+ * -ETIMEDOUT it was cut off, or the errno with which it refused something.
+ * -EINVAL for NULL.
+ */
+GMEM_API int gmem_peer_status(struct gmem_peer *peer);
+
+/**
+ * gmem_export_fd() - what to poll for
+ * @exporter: export
+ *
+ * Readable when gmem_export_dispatch() has something to do. Borrowed.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: an fd for poll(2) and the like, or -EINVAL for NULL.
+ */
+GMEM_API int gmem_export_fd(const struct gmem_export *exporter);
+
+/**
+ * gmem_export_dispatch() - read answers, and send what is to be sent
+ * @exporter: export
+ *
+ * Never waits for a peer. Call it when gmem_export_fd() is readable. Where
+ * memory is taken back, the thread that does so talks to the peers itself.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL for NULL.
+ */
+GMEM_API int gmem_export_dispatch(struct gmem_export *exporter);
+
+/* --------------------------------------------------------------- imports -- */
+
+/* Flags of struct gmem_import_opts */
+#define GMEM_IMPORT_UNSEALED	(1ull << 0) /* take files that can shrink */
+
+/**
+ * struct gmem_import_opts - what to accept
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_IMPORT_*; unknown bits are -EINVAL. In a file that can shrink a
+ *	load or store can raise SIGBUS at any time.
+ * @max_bytes: most memory to map; 0: no limit but the kernel's
+ * @max_extents: most extents to map; 0: 4096
+ * @reserved: must be 0
+ */
+struct gmem_import_opts {
+	size_t   size;
+	uint64_t flags;
+	uint64_t max_bytes;
+	uint32_t max_extents;
+	uint32_t reserved;
+};
+
+/**
+ * gmem_import_new() - get memory from a process that exports it
+ * @sock: a connected AF_UNIX socket of type SOCK_SEQPACKET, duplicated
+ * @opts: NULL for defaults
+ * @ret: the import, yours to free with gmem_import_free()
+ *
+ * Empty at first: memory comes with gmem_import_dispatch(). Needs no KVM, no
+ * /proc and no file system.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad options, or no such socket, -ENOTSOCK, -E2BIG options
+ * newer than the library, -EMFILE, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_import_new(int sock, const struct gmem_import_opts *opts,
+					  struct gmem_import **ret);
+
+/**
+ * gmem_import_free() - unmap everything and hang up
+ * @import: import, or NULL; its views must be freed before
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_import_free(struct gmem_import *import);
+
+/**
+ * gmem_import_fd() - what to poll for
+ * @import: import
+ *
+ * Readable when gmem_import_dispatch() has something to do. Borrowed: do not
+ * read from it.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: an fd for poll(2) and the like, or -EINVAL for NULL.
+ */
+GMEM_API int gmem_import_fd(const struct gmem_import *import);
+
+/**
+ * gmem_import_dispatch() - do what the exporting process says, and answer it
+ * @import: import
+ *
+ * Maps and unmaps memory, a bounded number of messages at a time. Before
+ * memory is unmapped, views between gmem_view_begin() and gmem_view_end() are
+ * waited for, so do not call it between these. Whoever exports waits for the
+ * answer: call it soon after gmem_import_fd() is readable.
+ *
+ * After an error nothing more comes, and what is mapped stays until
+ * gmem_import_free().
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 1 all there is has come; 0 there is more; or -EPIPE the exporting
+ * process is gone, -EPROTO it sent what no export sends, -EINVAL for NULL.
+ */
+GMEM_API int gmem_import_dispatch(struct gmem_import *import);
+
+/**
+ * gmem_import_table() - what is mapped
+ * @import: import
+ * @extents: filled in GPA order, without an fd; untouched on failure
+ * @max: entries in @extents
+ *
+ * Thread-safe; each hva may be used only through views. Since: 0.1.
+ *
+ * Return: extents filled in, or -ENOSPC they are more than @max, -EINVAL NULL
+ * argument.
+ */
+GMEM_API int gmem_import_table(struct gmem_import *import, struct gmem_extent *extents,
+			       size_t max);
+
+/**
+ * gmem_import_view_new() - begin looking at imported memory
+ * @import: import, which must outlive the view
+ * @ret: the view, for one thread at a time; yours to free with gmem_view_free()
+ *
+ * As gmem_view_new(): all that views can do they can do here. What was taken
+ * back is -ESTALE because its region went, or -EACCES because it is private.
+ * Enable recovery (gmem_recovery_enable()), so that neither side's mistakes end
+ * this process.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_import_view_new(struct gmem_import *import,
+					       struct gmem_view **ret);
 
 #ifdef __cplusplus
 }

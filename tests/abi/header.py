@@ -59,6 +59,19 @@ def documents():
     return found
 
 
+def modules():
+    """title -> text, of each section, in order"""
+    parts = re.split(r"^/\* -+ (.*?) -+ \*/$", TEXT, flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+def index():
+    """title -> what it says, of each module in the comment at the top of the header"""
+    listed = re.search(r"^ \* Modules, lowest layer first.*?:\n \*\n(.*?)^ \*$", TEXT, re.S | re.M)
+    check(listed, "the list of modules is not found")
+    return dict(re.findall(r"^ \*   (\S.*?)  +(\S.*)$", listed[1], re.M))
+
+
 def structs():
     """name -> fields, in order"""
     found = {}
@@ -159,6 +172,20 @@ def every_comment_names_exactly_the_parameters():
         equal(described, parameters, f"parameters described for {name}")
 
 
+def the_index_has_the_modules_in_their_order():
+    check(len(modules()) > 20, "sections of the header are not found:", list(modules()))
+    equal(list(index()), list(modules()), "modules of the index")
+
+
+def every_name_of_the_index_is_declared_in_its_module():
+    for title, text in index().items():
+        names = re.findall(r"\bgmem_\w+", text)
+        check(names, f"the index names nothing of {title}")
+        for name in names:
+            pattern = rf"^(?:GMEM_API|GMEM_INLINE|struct|enum)\s.*?\b{name}(?:_\w+)?(?:\(| \{{)"
+            check(re.search(pattern, modules()[title], re.M), f"{title} does not declare {name}")
+
+
 def every_comment_says_since_threads_and_return():
     for name, (result, _) in prototypes().items():
         comment = " ".join(documents()[name].replace("\n *", " ").split())
@@ -189,5 +216,7 @@ run([
     every_function_has_a_comment_directly_above,
     every_comment_names_exactly_the_parameters,
     every_comment_says_since_threads_and_return,
+    the_index_has_the_modules_in_their_order,
+    every_name_of_the_index_is_declared_in_its_module,
     every_struct_comment_names_exactly_the_fields,
 ])
