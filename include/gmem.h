@@ -31,11 +31,13 @@
  *
  * Conventions:
  *
- *   Functions that can fail return 0 or a negative errno; errno itself means
- *   nothing. On failure nothing has changed, outputs are untouched, and
- *   gmem_last_error() holds a sentence saying what was refused and why.
+ *   Functions that can fail return 0 (or a count) or a negative errno; errno
+ *   itself means nothing. On failure nothing has changed and outputs are
+ *   untouched, except where a function says so, and gmem_last_error() returns a
+ *   sentence saying what was refused and why.
  *   Sizes, offsets and addresses are in bytes. Ranges are half-open,
  *   [start, start + size). "Page" is the host page: sysconf(_SC_PAGESIZE).
+ *   "Source:" names the kernel interface that a function stands on.
  *   Each function says how it may be called: "Thread-safe", or "One thread at
  *   a time per object; different objects in parallel".
  */
@@ -76,7 +78,7 @@ extern "C" {
  * @name: variable to declare
  * @...: designated initialisers; every field left out is zero, its default
  *
- * C only. In C++ value-initialise the struct (`gmem_vm_opts opts{};`), then
+ * For C only. In C++ value-initialise the struct (`gmem_vm_opts opts{};`), then
  * set its size member to sizeof(opts).
  */
 #define GMEM_OPTS(type, name, ...) \
@@ -110,14 +112,15 @@ struct io_uring;
 /* ---------------------------------------------------------------- errors -- */
 
 /**
- * gmem_last_error() - the sentence behind the last failure in this thread
+ * gmem_last_error() - describe the last failure in this thread
  *
- * English, no newline, with the numbers involved. Meaningful only right after
- * a libgmem function returned a negative errno in the same thread.
+ * The sentence is English, has no newline, and gives the numbers involved. It is
+ * meaningful only right after a libgmem function returned a negative errno in
+ * the same thread.
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: never NULL; valid until this thread's next libgmem call.
+ * Return: a sentence, never NULL, valid until this thread's next libgmem call.
  */
 GMEM_API const char *gmem_last_error(void);
 
@@ -134,19 +137,20 @@ GMEM_API const char *gmem_version(void);
 
 /**
  * enum gmem_backing - the ways guest memory can be backed
- * @GMEM_BACKING_HOST: ordinary host memory in an ordinary memslot. Works on
- *	every kernel and has a dirty log. No guest_memfd.
+ * @GMEM_BACKING_HOST: ordinary host memory in an ordinary memslot. It works on
+ *	every kernel, has a dirty log, and uses no guest_memfd.
  * @GMEM_BACKING_MAPPED: a guest_memfd (MMAP|INIT_SHARED) whose *mapping* is
- *	put into an ordinary memslot. Keeps the dirty log and read-only slots.
+ *	put into an ordinary memslot. It keeps the dirty log and read-only slots.
  * @GMEM_BACKING_SHARED: a guest_memfd (MMAP|INIT_SHARED) bound to the
  *	memslot. Host and guest use the same pages; the guest needs no host page
- *	tables. No dirty log, no read-only slots.
+ *	tables. It has no dirty log and no read-only slots.
  * @GMEM_BACKING_PRIVATE: a private guest_memfd bound to the memslot, separate
  *	shared memory beside it, ranges converted through VM attributes. The
- *	host cannot reach what is private.
- * @GMEM_BACKING_INPLACE: a guest_memfd converted in place. No released kernel
- *	has it: refused, never imitated, unless struct gmem_vm_opts says how and
- *	it works.
+ *	host cannot reach private memory.
+ * @GMEM_BACKING_INPLACE: a guest_memfd converted in place. No kernel had it when
+ *	this version was written (it is queued for Linux 7.4). The library never
+ *	imitates it, and refuses it unless struct gmem_vm_opts says how to ask the
+ *	kernel and a test shows that it works.
  *
  * The numbers are ABI. 0 means "none".
  */
@@ -160,7 +164,7 @@ enum gmem_backing {
 };
 
 /**
- * gmem_backing_name() - "host", "mapped", "shared", "private" or "in-place"
+ * gmem_backing_name() - name of a way of backing: "host", "mapped", "shared", "private" or "in-place"
  * @backing: an enum gmem_backing
  *
  * Thread-safe. Since: 0.1.
@@ -175,7 +179,7 @@ GMEM_API const char *gmem_backing_name(uint32_t backing);
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: an enum gmem_backing, GMEM_BACKING_NONE if @name is none of them.
+ * Return: an enum gmem_backing; GMEM_BACKING_NONE if @name is none of the names.
  */
 GMEM_API uint32_t gmem_backing_from_name(const char *name);
 
@@ -189,34 +193,36 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
 /* -------------------------------------------------------------- recovery -- */
 
 /**
- * gmem_recovery_enable() - survive SIGBUS where the library touches memory
+ * gmem_recovery_enable() - let the library recover from SIGBUS in guest memory
  *
- * From now on the library may touch guest memory with ordinary instructions: a
- * page that is not there (private, past the end of the file, poisoned) makes
- * it return an error, and not the process die. Installs a handler for SIGBUS,
- * for the whole process, the only one libgmem ever installs. Every other
- * SIGBUS is passed on to what was there before: a handler of either style is
- * called with what this one got; without one the process dies of the real
- * fault, and so does its core dump show it. Without recovery the library asks
- * the kernel to copy, a system call each time.
+ * From now on the library accesses guest memory with ordinary instructions. If a
+ * page is not there (private, past the end of the file, poisoned), the function
+ * returns an error and the process lives on. Without recovery the library makes
+ * the kernel copy, with a system call each time.
  *
- * Calls nest: each needs its gmem_recovery_disable(). Every call sees to it that
- * libgmem's handler is there, above another one if need be.
+ * This installs a handler for SIGBUS for the whole process, the only handler that
+ * libgmem ever installs. The handler passes every SIGBUS that is not the
+ * library's on to the handler installed before, of either style, with the
+ * arguments it got itself. If there was none, the process dies of the real
+ * fault, and its core dump shows that fault.
  *
- * A handler installed later must pass on what is not its own. To a handler
- * below, four things look different from what it asked for: SIGBUS is not
- * blocked while it runs, even without SA_NODEFER; it runs on the alternate
+ * Calls nest: each needs its gmem_recovery_disable(). Each call installs
+ * libgmem's handler again if another one has replaced it.
+ *
+ * A handler installed later must pass on every SIGBUS that is not its own. For a
+ * handler installed earlier, four things differ from what it asked for: SIGBUS is
+ * not blocked while it runs, even without SA_NODEFER; it runs on the alternate
  * signal stack where the thread has one, even without SA_ONSTACK; the signal
- * mask of the interrupted code is its own only once it returned; and
- * sigaction() names libgmem's handler, not it.
+ * mask of the interrupted code is restored only once it has returned; and
+ * sigaction() names libgmem's handler, not this one.
  *
  * The kernel kills a thread that faults while it blocks SIGBUS, whatever
- * handler there is. The library uses ordinary instructions only from where
- * SIGBUS was not blocked when it looked; keep it unblocked in threads that
- * touch guest memory through libgmem.
+ * handler there is. The library uses ordinary instructions only in views, and
+ * transfers, that were made while SIGBUS was not blocked. Keep SIGBUS unblocked
+ * in threads that access guest memory through libgmem.
  *
- * Thread-safe. Against a sigaction() for SIGBUS in another thread at the same
- * moment nothing is safe. Since: 0.1.
+ * Thread-safe, but not against a sigaction() for SIGBUS in another thread.
+ * Source: sigaction(2). Since: 0.1.
  *
  * Return: 0, or -EBUSY too many other handlers were installed above libgmem's,
  * or the kernel's own errno.
@@ -224,14 +230,15 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
 GMEM_API GMEM_CHECKED int gmem_recovery_enable(void);
 
 /**
- * gmem_recovery_disable() - end what one gmem_recovery_enable() began
+ * gmem_recovery_disable() - undo one gmem_recovery_enable()
  *
- * The last one puts the handler from before back, if libgmem's is still the one
- * installed. If another one was installed above it, it stays: it passes on
- * everything that is not the library's, and libgmem must not be unloaded. Call
- * it only when no thread is inside the library. One too many does nothing.
+ * The last call puts the previous handler back, if libgmem's is still the one
+ * installed. If another handler was installed above it, libgmem's stays and
+ * passes every SIGBUS on; then libgmem must not be unloaded. Call this only when
+ * no thread is inside the library. A call without its gmem_recovery_enable()
+ * does nothing.
  *
- * Thread-safe. Since: 0.1.
+ * Thread-safe. Source: sigaction(2). Since: 0.1.
  */
 GMEM_API void gmem_recovery_disable(void);
 
@@ -240,13 +247,13 @@ GMEM_API void gmem_recovery_disable(void);
 /**
  * enum gmem_cap - the lines of a capability report
  *
- * Each line answers yes, no or unknown, with a reason. Where a line has a value
- * the comment here says which; the lines KVM_CHECK_EXTENSION answers, with its
- * number in brackets, have the number it gave. The identifiers are ABI; lines
- * are only appended.
+ * Each line answers yes, no or unknown, with a reason. The comment says which
+ * value a line has, if any. A number in brackets is the argument of
+ * KVM_CHECK_EXTENSION, whose result is then the value. The identifiers are ABI;
+ * lines are only appended.
  */
 enum gmem_cap {
-	/* What KVM says: KVM_CHECK_EXTENSION on the VM fd */
+	/* Answers of KVM_CHECK_EXTENSION on the VM fd */
 	GMEM_CAP_KVM = 0,		/* KVM is there; value: API version, without a VM */
 	GMEM_CAP_USER_MEMORY2,		/* KVM_SET_USER_MEMORY_REGION2 (231) */
 	GMEM_CAP_MEMORY_FAULT_INFO,	/* memory-fault exits (232) */
@@ -259,7 +266,7 @@ enum gmem_cap {
 	GMEM_CAP_ADDRESS_SPACES,	/* value: address spaces (118) */
 	GMEM_CAP_READONLY,		/* read-only memslots (81) */
 
-	/* What trying it in the VM proved or refuted */
+	/* Results of the self-test in the VM */
 	GMEM_CAP_CREATE,		/* a guest_memfd was made; value: its create flags */
 	GMEM_CAP_BIND,			/* it was bound to a memslot */
 	GMEM_CAP_HOST_ACCESS,		/* the host read and wrote it through a mapping */
@@ -269,7 +276,7 @@ enum gmem_cap {
 	GMEM_CAP_ADDRESS_BITS,		/* value: bits of guest physical address */
 	GMEM_CAP_GUEST_USES_FILE,	/* a guest's loads and stores reach the bound file */
 
-	/* What the host is */
+	/* Properties of the host */
 	GMEM_CAP_ARCHITECTURE,		/* reason: its name */
 	GMEM_CAP_PAGE_SIZE,		/* value: bytes */
 	GMEM_CAP_NUMA_NODES,		/* value: nodes online */
@@ -288,11 +295,11 @@ enum gmem_cap {
  * struct gmem_finding - one line of a capability report
  * @name: stable identifier, lower case with dashes, such as "guest-memfd"
  * @title: a few words for people
- * @reason: why the answer is what it is; never NULL
- * @remedy: what would change a "no"; NULL for other answers
+ * @reason: reason for the answer; never NULL
+ * @remedy: advice how to change a "no"; NULL for other answers
  * @value: the number that belongs to the line, see enum gmem_cap; 0 if none
  * @answer: GMEM_YES, GMEM_NO or GMEM_UNKNOWN
- * @has_value: 1 if @value means something
+ * @has_value: 1 if the line has a @value, else 0
  *
  * The strings belong to the report the finding was taken from.
  */
@@ -317,11 +324,11 @@ struct gmem_finding {
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_CAPS_*; unknown bits are -EINVAL
  * @vm_type: the type the VM was created with (KVM_CREATE_VM's argument), read
- *	only with GMEM_CAPS_VM_TYPE. KVM has no call that tells it.
- * @kvm_fd: an open /dev/kvm, borrowed for the call, or the negative errno that
- *	opening it gave; read only with GMEM_CAPS_KVM_FD. Without it /dev/kvm is
- *	opened for the call where it is needed: for a report without a VM, and
- *	with GMEM_CAPS_RUN_GUEST.
+ *	only with GMEM_CAPS_VM_TYPE. KVM has no call that returns it.
+ * @kvm_fd: an open /dev/kvm, borrowed for the call, or the negative errno of an
+ *	attempt to open it; read only with GMEM_CAPS_KVM_FD. Without that flag the
+ *	library opens /dev/kvm for the call where it needs it: for a report without
+ *	a VM, and with GMEM_CAPS_RUN_GUEST.
  * @reserved: must be 0
  */
 struct gmem_caps_opts {
@@ -336,23 +343,24 @@ struct gmem_caps_opts {
 #define GMEM_NO_VM (-1)
 
 /**
- * gmem_caps_new() - find out what a VM, or this host, can do
+ * gmem_caps_new() - find out what a VM, or this host, supports
  * @vm_fd: VM fd, borrowed for the call; or GMEM_NO_VM
  * @opts: NULL for defaults
  * @ret: the report, yours to free with gmem_caps_free()
  *
- * Only a VM fd knows what its VM can do; /dev/kvm alone says what was compiled
- * in. With GMEM_NO_VM the lines that only a VM can answer are unknown, and a
- * host without KVM is a report full of "no", not a failure.
+ * Only a VM fd can say what its VM supports; /dev/kvm alone says what was
+ * compiled in. With GMEM_NO_VM the lines that only a VM can answer are unknown,
+ * and a host without KVM gives a report full of "no", not a failure.
  *
- * Unless GMEM_CAPS_NO_SELFTEST is given, the report is proven: a one-page
- * guest_memfd is made and closed again, and one-page memslots are added and
- * deleted again at the highest free slot number and the highest free address.
- * Ask for no self-test on a VM whose vCPUs already run. With
- * GMEM_CAPS_RUN_GUEST a few guest instructions run in a scratch VM, made for
- * that from /dev/kvm, to see whose bytes a guest really sees.
+ * Unless GMEM_CAPS_NO_SELFTEST is given, a self-test proves the report: it
+ * creates a one-page guest_memfd and closes it again, and adds and deletes
+ * one-page memslots at the highest free slot number and the highest free
+ * address. Use GMEM_CAPS_NO_SELFTEST on a VM whose vCPUs already run. With
+ * GMEM_CAPS_RUN_GUEST a few guest instructions run in a scratch VM, which is
+ * created from /dev/kvm, to see which bytes a guest really reads.
  *
- * Thread-safe. Source: KVM_CHECK_EXTENSION and the calls named above. Since: 0.1.
+ * Thread-safe. Source: KVM_CHECK_EXTENSION, KVM_CREATE_GUEST_MEMFD,
+ * KVM_SET_USER_MEMORY_REGION2, mmap(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad options or @vm_fd is /dev/kvm itself, -E2BIG
  * options newer than the library, -EBADF, -ENOTTY or the kernel's own errno if
@@ -372,7 +380,7 @@ GMEM_API void gmem_caps_free(struct gmem_caps *caps);
 /**
  * gmem_caps_get() - read one line of a report
  * @caps: report
- * @cap: which line, an enum gmem_cap
+ * @cap: number of the line, an enum gmem_cap
  * @ret: the line; its strings live as long as @caps
  *
  * Iterate with @cap from 0 until -ENOENT.
@@ -386,7 +394,7 @@ GMEM_API int gmem_caps_get(const struct gmem_caps *caps, uint32_t cap,
 
 /* ----------------------------------------------------------------- plans -- */
 
-/* What the memory must be able to do: struct gmem_request.needs */
+/* Needs that the memory must meet: struct gmem_request.needs */
 #define GMEM_NEED_HOST_ACCESS	(1ull << 0) /* host reads and writes every byte, always */
 #define GMEM_NEED_CONVERSION	(1ull << 1) /* ranges change between shared and private */
 #define GMEM_NEED_DIRTY_LOG	(1ull << 2) /* KVM_GET_DIRTY_LOG */
@@ -396,16 +404,17 @@ GMEM_API int gmem_caps_get(const struct gmem_caps *caps, uint32_t cap,
 #define GMEM_REQUEST_BACKINGS 8
 
 /**
- * struct gmem_request - what a caller needs of guest memory
+ * struct gmem_request - a caller's requirements of guest memory
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @backings: acceptable ways of backing, most wanted first, ended by the first
  *	0. All 0: only GMEM_BACKING_SHARED. A fallback is taken only if named.
- * @needs: GMEM_NEED_*; unknown bits are -EINVAL. For GMEM_NEED_NUMA the report
- *	must say yes: where mbind() does not reach, it succeeds all the same.
- * @required_flags: create flags the guest_memfd must have beyond what the way
- *	of backing implies. GMEM_CREATE_MMAP on GMEM_BACKING_PRIVATE is granted
- *	only by this: there it makes the guest use the file's bytes whether a
- *	range is shared or private, and the host can read neither.
+ * @needs: GMEM_NEED_*; unknown bits are -EINVAL. GMEM_NEED_NUMA requires a yes in
+ *	the report (GMEM_CAP_NUMA_POLICY), because mbind() succeeds even where it
+ *	has no effect.
+ * @required_flags: create flags the guest_memfd must have beyond those that the
+ *	way of backing implies. Only this member grants GMEM_CREATE_MMAP on
+ *	GMEM_BACKING_PRIVATE: there that flag makes the guest use the file's bytes
+ *	whether a range is shared or private, and the host can read neither.
  * @preferred_flags: create flags to take where the kernel offers them
  *	(never MMAP or INIT_SHARED on GMEM_BACKING_PRIVATE)
  * @forbidden_flags: create flags the guest_memfd must not have
@@ -425,13 +434,13 @@ struct gmem_request {
  * @request: NULL for defaults: shared guest_memfd
  * @ret: the plan, yours to free with gmem_plan_free()
  *
- * A pure function: no system call, the same inputs give the same plan. The
- * plan holds for every VM of the same type on this host.
+ * This is a pure function: it makes no system call, and the same inputs give the
+ * same plan. The plan holds for every VM of the same type on this host.
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: 0, or -EOPNOTSUPP nothing acceptable is possible (the sentence names
- * the nearest miss and what it lacks), -EINVAL contradictory or malformed
+ * Return: 0, or -EOPNOTSUPP nothing acceptable is possible (gmem_last_error()
+ * names the nearest miss and what it lacks), -EINVAL contradictory or malformed
  * request, or a report made without a VM, -E2BIG request newer than the
  * library, -ENOMEM.
  */
@@ -448,7 +457,7 @@ GMEM_API GMEM_CHECKED int gmem_plan_new(const struct gmem_caps *caps,
 GMEM_API void gmem_plan_free(struct gmem_plan *plan);
 
 /**
- * gmem_plan_backing() - the way of backing that was chosen
+ * gmem_plan_backing() - way of backing that was chosen
  * @plan: plan
  *
  * Thread-safe: a plan never changes. Since: 0.1.
@@ -463,13 +472,13 @@ GMEM_API uint32_t gmem_plan_backing(const struct gmem_plan *plan);
  *
  * Thread-safe: a plan never changes. Since: 0.1.
  *
- * Return: the exact flags; 0 also where the plan has no guest_memfd
+ * Return: the exact flags; 0, too, if the plan has no guest_memfd
  * (GMEM_BACKING_HOST).
  */
 GMEM_API uint64_t gmem_plan_create_flags(const struct gmem_plan *plan);
 
 /**
- * gmem_plan_needs_region2() - which memslot ioctl the plan takes
+ * gmem_plan_needs_region2() - memslot ioctl that the plan needs
  * @plan: plan
  *
  * Thread-safe: a plan never changes. Since: 0.1.
@@ -479,13 +488,13 @@ GMEM_API uint64_t gmem_plan_create_flags(const struct gmem_plan *plan);
  */
 GMEM_API int gmem_plan_needs_region2(const struct gmem_plan *plan);
 
-/* Where the private/shared attributes of a plan's memory live */
+/* Places for the private/shared attributes of a plan's memory */
 #define GMEM_ATTRIBUTES_NONE	0u /* memory is never converted */
 #define GMEM_ATTRIBUTES_VM	1u /* KVM_SET_MEMORY_ATTRIBUTES on the VM fd */
-#define GMEM_ATTRIBUTES_FILE	2u /* on the guest_memfd: a kernel to come */
+#define GMEM_ATTRIBUTES_FILE	2u /* on the guest_memfd: conversion in place */
 
 /**
- * gmem_plan_attributes() - where private/shared attributes live
+ * gmem_plan_attributes() - place of the private/shared attributes
  * @plan: plan
  *
  * Thread-safe: a plan never changes. Since: 0.1.
@@ -495,53 +504,55 @@ GMEM_API int gmem_plan_needs_region2(const struct gmem_plan *plan);
 GMEM_API uint32_t gmem_plan_attributes(const struct gmem_plan *plan);
 
 /**
- * gmem_plan_passed_over() - why a way of backing was not chosen
+ * gmem_plan_passed_over() - reason why a way of backing was not chosen
  * @plan: plan
  * @backing: an enum gmem_backing
  *
  * Thread-safe: a plan never changes. Since: 0.1.
  *
- * Return: one reason, living as long as @plan, for every way that was not
- * chosen, asked for or not; NULL for the chosen one and for no way at all.
+ * Return: a reason, living as long as @plan, for each way that was not chosen,
+ * whether it was asked for or not; NULL if @backing is the chosen way or names
+ * no way of backing.
  */
 GMEM_API const char *gmem_plan_passed_over(const struct gmem_plan *plan, uint32_t backing);
 
 /* ----------------------------------------------------- guest_memfd files -- */
 
 /**
- * gmem_file_new() - create a guest_memfd as a plan says
+ * gmem_file_new() - create a guest_memfd according to a plan
  * @vm_fd: VM fd, borrowed for the call; the file belongs to that VM for ever
  * @size: bytes, non-zero, a multiple of the page, below 2^63
  * @plan: plan made from a report of this VM, borrowed for the call
  * @ret: the file, yours to free with gmem_file_free()
  *
- * Nothing is allocated or charged until pages are touched. The file holds the
- * VM: KVM frees nothing of a VM while one of its guest_memfds, or a mapping of
- * one, is open anywhere. It does not hold the VM fd.
+ * The kernel allocates and charges no memory until pages are touched. The file
+ * keeps the VM alive: KVM frees nothing of a VM while one of its guest_memfds, or
+ * a mapping of one, is open anywhere. It does not keep the VM fd open.
  *
- * The kernel makes the fd without close-on-exec; it is set at once, but a
- * fork() and exec() by another thread in between leaks the fd, and with it
- * the VM, to the new program. Nothing but keeping such threads from forking
- * closes that window.
+ * The kernel creates the fd without close-on-exec. The library sets the flag at
+ * once, but a fork() and exec() by another thread in between leaks the fd, and
+ * with it the VM, to the new program. The only remedy is to let no other thread
+ * fork meanwhile.
  *
  * Thread-safe. Source: KVM_CREATE_GUEST_MEMFD. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad size or a plan without guest_memfd, -EMFILE,
- * -ENFILE, -ENOMEM, -EBADF @vm_fd is closed, -EIO the VM is another process's
- * or dead, or the kernel's own errno.
+ * -ENFILE, -ENOMEM, -EBADF @vm_fd is closed, -EIO the VM belongs to another
+ * process or is dead, or the kernel's own errno.
  */
 GMEM_API GMEM_CHECKED int gmem_file_new(int vm_fd, uint64_t size,
 					const struct gmem_plan *plan,
 					struct gmem_file **ret);
 
 /**
- * gmem_file_new_raw() - create a guest_memfd with create flags of your own
+ * gmem_file_new_raw() - create a guest_memfd with the caller's create flags
  * @vm_fd: as gmem_file_new()
  * @size: as gmem_file_new()
  * @flags: GMEM_CREATE_* or any bit of GMEM_CAP_CREATE_FLAGS
  * @ret: the file, yours to free with gmem_file_free()
  *
- * What the flags mean depends on the VM; a plan knows, this call does not ask.
+ * The meaning of the flags depends on the VM, which this call does not check; a
+ * plan does.
  *
  * Thread-safe. Source: KVM_CREATE_GUEST_MEMFD. Since: 0.1.
  *
@@ -554,12 +565,12 @@ GMEM_API GMEM_CHECKED int gmem_file_new_raw(int vm_fd, uint64_t size, uint64_t f
 #define GMEM_ADOPT_CREATE_FLAGS	(1ull << 0) /* @create_flags is known */
 
 /**
- * struct gmem_adopt_opts - what is known of an fd made elsewhere
+ * struct gmem_adopt_opts - properties of an fd created elsewhere
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_ADOPT_*; unknown bits are -EINVAL
  * @create_flags: the create flags of the file, read only with
- *	GMEM_ADOPT_CREATE_FLAGS. Without it they are found by trying, which
- *	allocates the first page of a mappable file.
+ *	GMEM_ADOPT_CREATE_FLAGS. Without that flag the library finds them by
+ *	trying, which allocates the first page of a mappable file.
  */
 struct gmem_adopt_opts {
 	size_t   size;
@@ -568,48 +579,49 @@ struct gmem_adopt_opts {
 };
 
 /**
- * gmem_file_adopt() - take a guest_memfd made elsewhere
+ * gmem_file_adopt() - take a guest_memfd created elsewhere
  * @vm_fd: VM fd the file must belong to, borrowed for the call; or GMEM_NO_VM
  *	in a process that has no VM and only maps the file
- * @gmemfd: duplicated; your fd stays yours, and holds the VM until you close it
+ * @gmemfd: the guest_memfd, duplicated; your fd stays yours, and keeps the VM
+ *	alive until you close it
  * @opts: NULL for defaults
  * @ret: the file, yours to free with gmem_file_free()
  *
- * Checks that @gmemfd is a guest_memfd and reads its size. With a VM it also
- * checks that the file is this VM's, by binding one page to a spare memslot
- * and deleting it again.
+ * Checks that @gmemfd is a guest_memfd and reads its size. With a VM the call
+ * also checks that the file belongs to this VM, by binding one page to a spare
+ * memslot and deleting that memslot again.
  *
  * Thread-safe. Source: fstatfs(2) and the link in /proc/self/fd to recognise
  * the file, KVM_SET_USER_MEMORY_REGION2 to recognise its VM. Since: 0.1.
  *
- * Return: 0, or -EBADF a bad fd, -EINVAL not a guest_memfd, or bad options,
- * -EXDEV the file of another VM (up to Linux 7.1 also: wholly bound already; on
- * arm64 also: made without GMEM_CREATE_MMAP, which cannot be bound there),
- * -EBUSY no spare memslot or address to check with, -E2BIG options newer than
- * the library, -EMFILE, -ENOMEM.
+ * Return: 0, or -EBADF a bad fd, -EINVAL @gmemfd is no guest_memfd, or bad
+ * options, -EXDEV the file belongs to another VM (up to Linux 7.1 also: all of it
+ * is bound already; on arm64 also: it was created without GMEM_CREATE_MMAP and
+ * cannot be bound), -EBUSY no spare memslot or address to check with, -E2BIG
+ * options newer than the library, -EMFILE, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_file_adopt(int vm_fd, int gmemfd,
 					  const struct gmem_adopt_opts *opts,
 					  struct gmem_file **ret);
 
 /**
- * gmem_file_free() - give up a file
+ * gmem_file_free() - free a file
  * @file: file, or NULL
  *
- * Unmaps everything gmem_file_map() made of it: those addresses are dead. The
- * fd is closed now, or with the last region that uses the file: a memslot
- * does not keep its file alive, so the library does.
+ * Unmaps everything that gmem_file_map() mapped of it, and closes the fd now, or
+ * with the last region that uses the file: a memslot does not keep its file
+ * alive, so the library does.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
 GMEM_API void gmem_file_free(struct gmem_file *file);
 
 /**
- * gmem_file_fd() - the guest_memfd itself
+ * gmem_file_fd() - fd of a guest_memfd
  * @file: file
  *
- * Borrowed: do not close it. For mbind, SCM_RIGHTS, fstat and memslots of your
- * own. A duplicate holds the VM until it is closed.
+ * The fd is borrowed: do not close it. Use it for SCM_RIGHTS, fstat(2) and
+ * memslots of your own. A duplicate keeps the VM alive until it is closed.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -618,8 +630,10 @@ GMEM_API void gmem_file_free(struct gmem_file *file);
 GMEM_API int gmem_file_fd(const struct gmem_file *file);
 
 /**
- * gmem_file_size() - size of a file; it never changes
+ * gmem_file_size() - size of a file
  * @file: file
+ *
+ * The size never changes.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -633,7 +647,7 @@ GMEM_API uint64_t gmem_file_size(const struct gmem_file *file);
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: GMEM_CREATE_* and any bits this header does not name.
+ * Return: GMEM_CREATE_* and any bits this header does not name; 0 for NULL.
  */
 GMEM_API uint64_t gmem_file_create_flags(const struct gmem_file *file);
 
@@ -643,7 +657,7 @@ GMEM_API uint64_t gmem_file_create_flags(const struct gmem_file *file);
 #define GMEM_MAP_REPLACE	(1ull << 2) /* at @hva, over what is there */
 
 /**
- * struct gmem_map_opts - where and how to map a file
+ * struct gmem_map_opts - how to map a file
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_MAP_*; unknown bits are -EINVAL
  * @hva: page-aligned address, read only with GMEM_MAP_FIXED or GMEM_MAP_REPLACE
@@ -662,25 +676,25 @@ struct gmem_map_opts {
  * @file: file created with GMEM_CREATE_MMAP
  * @offset: start in the file, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page; must end inside the file
- * @opts: NULL for defaults: readable and writable, anywhere
+ * @opts: NULL for defaults: readable and writable, at any address
  * @ret_hva: the address
  *
- * Always MAP_SHARED: a guest_memfd has no copy-on-write. A range may be mapped
- * several times. Mappings end with gmem_file_unmap() or gmem_file_free(); until
- * then they hold the file and the VM.
+ * The mapping is always MAP_SHARED: a guest_memfd has no copy-on-write. A range
+ * may be mapped several times. Mappings end with gmem_file_unmap() or
+ * gmem_file_free(); until then they keep the file and the VM alive.
  *
- * A load or store to a page that is private raises SIGBUS, in files without
- * GMEM_CREATE_INIT_SHARED that is every page; a system call given such an
- * address fails with -EFAULT instead.
+ * A load from or store to a private page raises SIGBUS. In files without
+ * GMEM_CREATE_INIT_SHARED every page is private. A system call on such an address
+ * fails with -EFAULT instead.
  *
- * GMEM_MAP_REPLACE is for address space you reserved; what was there is lost
- * even if the kernel then runs out of memory. It must not touch a mapping made
- * by this file.
+ * GMEM_MAP_REPLACE is for address space you reserved; the previous mapping there
+ * is lost even if the kernel then runs out of memory. The range must not touch a
+ * mapping of this file.
  *
  * Thread-safe. Source: mmap(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range, alignment or options, -ENODEV the file was
- * made without GMEM_CREATE_MMAP, -EEXIST something is mapped at @hva, -E2BIG
+ * created without GMEM_CREATE_MMAP, -EEXIST something is mapped at @hva, -E2BIG
  * options newer than the library, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_file_map(struct gmem_file *file, uint64_t offset,
@@ -688,7 +702,7 @@ GMEM_API GMEM_CHECKED int gmem_file_map(struct gmem_file *file, uint64_t offset,
 					void **ret_hva);
 
 /**
- * gmem_file_unmap() - unmap what gmem_file_map() mapped, or part of it
+ * gmem_file_unmap() - unmap a mapping of gmem_file_map(), or part of it
  * @file: file
  * @hva: page-aligned address
  * @size: bytes, non-zero, a multiple of the page
@@ -697,8 +711,8 @@ GMEM_API GMEM_CHECKED int gmem_file_map(struct gmem_file *file, uint64_t offset,
  *
  * Thread-safe. Source: munmap(2). Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range, -ENOENT not mapped (any more) from this
- * file, -EBUSY it is a region's own mapping, -ENOMEM.
+ * Return: 0, or -EINVAL bad range, -ENOENT the range is not, or no longer, mapped
+ * from this file, -EBUSY it is a region's own mapping, -ENOMEM.
  */
 GMEM_API int gmem_file_unmap(struct gmem_file *file, void *hva, uint64_t size);
 
@@ -708,11 +722,11 @@ GMEM_API int gmem_file_unmap(struct gmem_file *file, void *hva, uint64_t size);
  * @hva: any address
  * @ret_offset: offset in the file
  *
- * Knows the mappings of gmem_file_map() and those of regions.
+ * Finds addresses in mappings of gmem_file_map() and of regions.
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: 0, or -ENOENT not in a mapping of this file, -EINVAL NULL argument.
+ * Return: 0, or -ENOENT @hva is in no mapping of this file, -EINVAL NULL argument.
  */
 GMEM_API int gmem_file_find_hva(struct gmem_file *file, const void *hva,
 				uint64_t *ret_offset);
@@ -724,10 +738,10 @@ GMEM_API int gmem_file_find_hva(struct gmem_file *file, const void *hva,
  * @size: bytes, non-zero, a multiple of the page; must end inside the file
  * @ret_done: bytes finished counted from @offset, also on failure; or NULL
  *
- * Works in pieces, so that signals are handled on the way and do not stop it.
- * Allocated pages stay allocated on failure; a piece that failed may be partly
- * allocated beyond @ret_done. Beware: a memory cgroup at its limit answers
- * with SIGKILL, not with -ENOMEM.
+ * Allocates in pieces, so that signals are handled meanwhile and do not stop the
+ * call. Allocated pages stay allocated on failure; a piece that failed may be
+ * partly allocated beyond @ret_done. Beware: in a memory cgroup at its limit the
+ * kernel sends SIGKILL and does not return -ENOMEM.
  *
  * Thread-safe. Source: fallocate(2) with FALLOC_FL_KEEP_SIZE. Since: 0.1.
  *
@@ -744,9 +758,10 @@ GMEM_API int gmem_file_allocate(struct gmem_file *file, uint64_t offset, uint64_
  * @size: bytes, non-zero, a multiple of the page; must end inside the file
  * @ret_done: bytes finished counted from @offset, also on failure; or NULL
  *
- * The pages are gone for host and guest alike: what either reads there next is
- * zero. No I/O may be under way or registered on the range: a pinned page
- * survives, detached, and the I/O goes there, unseen.
+ * The pages are gone for host and guest alike, and both read zeros there
+ * afterwards. No I/O may be under way or registered on the range: a pinned page
+ * survives, detached from the file, and the I/O goes to that page unseen.
+ * Pages freed before a failure stay freed.
  *
  * Thread-safe. Source: fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
  *
@@ -759,29 +774,30 @@ GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t s
 /* ------------------------------------------------------------------- VMs -- */
 
 /**
- * gmem_log_fn - receives what a VM handle has to say
+ * gmem_log_fn - receives the messages of a VM handle
  * @data: log_data of struct gmem_vm_opts
  * @error: negative errno of the call that failed, or 0 for a note
  * @message: one sentence, without newline; valid during the call
  *
- * Called in the thread of the libgmem call, possibly with the handle locked:
- * it must not call libgmem with that VM, its regions or their files.
+ * The library calls it in the thread of the libgmem call, possibly with the
+ * handle locked: the callback must not call libgmem with that VM, its regions or
+ * their files.
  */
 typedef void (*gmem_log_fn)(void *data, int error, const char *message);
 
 /**
- * struct gmem_inplace_opts - conversion in place, in the numbers of a kernel to come
+ * struct gmem_inplace_opts - kernel interface of conversion in place
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @request: number of the ioctl on a guest_memfd that sets attributes of a range
  *	of it. Its struct is that of the proposal, 128 bytes: offset, size,
  *	attributes, flags, error_offset, and zeros.
- * @create_flags: what such a guest_memfd is made with
+ * @create_flags: create flags of such a guest_memfd
  *
- * The proposal was posted many times with changing numbers, and is in no released
- * kernel; libgmem has none of them. Take them from the headers of the
- * kernel that runs. gmem_vm_new() makes a page private and shared again, and
- * looks whether the host reaches it: GMEM_CAP_IN_PLACE of gmem_vm_caps() then
- * says yes, or no and why.
+ * No kernel had this interface when this version was written (it is queued for
+ * Linux 7.4). The numbers changed between the many postings of the proposal, so
+ * libgmem has none of them: take them from the headers of the running kernel.
+ * gmem_vm_new() makes a page private and shared again, and tests whether the host
+ * reaches it: GMEM_CAP_IN_PLACE of gmem_vm_caps() then says yes, or no and why.
  */
 struct gmem_inplace_opts {
 	size_t   size;
@@ -800,7 +816,7 @@ struct gmem_inplace_opts {
  *	NULL: one is made with gmem_caps_new().
  * @log: log callback, NULL for none
  * @log_data: passed to @log
- * @inplace: how guest_memfds are converted in place here; NULL: they are not
+ * @inplace: the kernel's numbers for conversion in place; NULL: no such conversion
  */
 struct gmem_vm_opts {
 	size_t   size;
@@ -817,11 +833,11 @@ struct gmem_vm_opts {
  * @opts: NULL for defaults
  * @ret: the handle, yours to free with gmem_vm_free()
  *
- * The library hands out memslot numbers from 0 upwards. Memslots that are not
- * set through it must be kept apart with gmem_vm_reserve_slots(). Without
- * a report in @opts the VM is probed, self-test included: see gmem_caps_new().
+ * The library hands out memslot numbers from 0 upwards. Reserve the numbers of
+ * memslots that you set yourself with gmem_vm_reserve_slots(). Without a report in
+ * @opts the library probes the VM, with a self-test: see gmem_caps_new().
  *
- * Thread-safe. Since: 0.1.
+ * Thread-safe. Source: as gmem_caps_new(). Since: 0.1.
  *
  * Return: 0, or the errors of gmem_caps_new().
  */
@@ -829,21 +845,21 @@ GMEM_API GMEM_CHECKED int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *opts
 				      struct gmem_vm **ret);
 
 /**
- * gmem_vm_free() - remove every region and forget the VM
+ * gmem_vm_free() - remove every region and free the handle
  * @vm: handle, or NULL
  *
- * Deletes the memslots, then unmaps their memory and closes files that nobody
- * else holds; all regions of the handle and their host addresses are dead.
- * Nothing of the library holds the VM afterwards, except files of your own
- * until gmem_file_free(). vCPUs must not run any more. Works on a VM whose fd
- * was closed, too.
+ * Deletes the memslots, then unmaps their memory and closes the files that you do
+ * not own; all regions of the handle and their host addresses become invalid.
+ * Afterwards only your own files keep the VM alive, until gmem_file_free().
+ * vCPUs must not run any more. The VM fd may be closed already.
  *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
+ * One thread at a time per object; different objects in parallel. Source: as
+ * gmem_region_remove(). Since: 0.1.
  */
 GMEM_API void gmem_vm_free(struct gmem_vm *vm);
 
 /**
- * gmem_vm_caps() - the capability report the handle works with
+ * gmem_vm_caps() - capability report that the handle uses
  * @vm: handle
  *
  * Thread-safe. Since: 0.1.
@@ -853,13 +869,13 @@ GMEM_API void gmem_vm_free(struct gmem_vm *vm);
 GMEM_API const struct gmem_caps *gmem_vm_caps(const struct gmem_vm *vm);
 
 /**
- * gmem_vm_reserve_slots() - keep memslot numbers out of the library's hands
+ * gmem_vm_reserve_slots() - keep the library from using memslot numbers
  * @vm: handle
  * @first: first slot number
- * @count: how many, non-zero
+ * @count: number of slots, non-zero
  *
- * Reserved numbers are used only for regions that ask for them by number.
- * Reserving a number twice is harmless.
+ * The library uses reserved numbers only for regions that ask for them by number
+ * (GMEM_REGION_SLOT). A number may be reserved twice.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -875,9 +891,9 @@ GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t 
  * @ret_region: the region whose host mapping holds @hva
  * @ret_offset: distance from the start of that region; NULL if not wanted
  *
- * Knows the memory libgmem mapped, not memory of your own (GMEM_REGION_HVA
- * with GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE), which may stand behind
- * several regions.
+ * Finds memory that libgmem mapped. It does not find your own memory
+ * (GMEM_REGION_HVA with GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE), which may be
+ * behind several regions.
  *
  * Thread-safe; @ret_region is valid until it is removed. Since: 0.1.
  *
@@ -902,16 +918,16 @@ GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
  * @flags: GMEM_REGION_*; unknown bits are -EINVAL
  * @plan: plan for this VM, borrowed for the call. NULL: the plan of a default
  *	request, shared guest_memfd.
- * @file: file to use, made with the plan's create flags; the region keeps it
+ * @file: file to use, created with the plan's create flags; the region keeps it
  *	alive. NULL: a new file of just the region's size.
  * @file_offset: start in @file, a multiple of the page; 0 without @file
- * @hva: page-aligned host address, read only with GMEM_REGION_HVA.
- *	GMEM_BACKING_HOST and GMEM_BACKING_PRIVATE: (shared) memory of your own,
- *	borrowed until the region is removed. Other ways: where to map the file;
- *	nothing may be there yet.
+ * @hva: page-aligned host address, read only with GMEM_REGION_HVA. With
+ *	GMEM_BACKING_HOST and GMEM_BACKING_PRIVATE, your own (shared) memory,
+ *	borrowed until the region is removed. With other backings, the address to
+ *	map the file at, where nothing may be mapped yet.
  * @align: alignment of the host address, as in struct gmem_map_opts. With
- *	GMEM_REGION_CONGRUENT not the host address is a multiple of it but its
- *	distance from @gpa, which is what large pages need.
+ *	GMEM_REGION_CONGRUENT the distance between host address and @gpa is a
+ *	multiple of @align, as large pages need it, and not the address itself.
  * @slot: memslot number, read only with GMEM_REGION_SLOT
  * @reserved: must be 0
  */
@@ -928,9 +944,9 @@ struct gmem_region_opts {
 };
 
 /*
- * GMEM_REGION_DEVICE: the range is in the layout, so that nothing else gets
- * it and looking it up says so, but has no memory and no memslot: the guest's
- * accesses exit. No other flag and no other option goes with it.
+ * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
+ * memory and no memslot, so the guest's accesses exit, and lookups return -ENXIO.
+ * No other flag and no other option goes with it.
  */
 
 /**
@@ -941,10 +957,10 @@ struct gmem_region_opts {
  * @opts: NULL for defaults: shared guest_memfd
  * @ret: the region; ends with gmem_region_remove() or gmem_vm_free()
  *
- * Gets memory as the plan says, maps it where the host may reach it, and binds
- * it to a memslot. The memslot's host address is the region's own mapping of
- * exactly its file range: KVM itself reads and writes there, even where the
- * guest uses the file.
+ * Creates the memory according to the plan, maps it if the host can reach it, and
+ * binds it to a memslot. The memslot's host address is the region's own mapping of
+ * exactly its file range: KVM itself reads and writes there, even if the guest
+ * uses the file.
  *
  * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION2, or
  * KVM_SET_USER_MEMORY_REGION where the plan needs no more. Since: 0.1.
@@ -952,11 +968,11 @@ struct gmem_region_opts {
  * Return: 0, or -EINVAL bad range, past the VM's address bits, past the end of
  * the file, a file without the plan's create flags, or a slot number past the
  * limit, -EEXIST overlaps a region, a bound range of the file, a used slot
- * number, or something mapped at @hva, -EXDEV the file of another VM (see
+ * number, or a mapping at @hva, -EXDEV the file belongs to another VM (see
  * gmem_file_adopt()), -EOPNOTSUPP the way of backing cannot do what the flags
  * ask, or the default plan is not possible here, -ENOSPC no memslot left,
  * -ENOMEM, -EMFILE, -EBADF the VM fd is closed, -E2BIG options newer than the
- * library; what the kernel alone refuses keeps its errno.
+ * library, or the kernel's own errno.
  */
 GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 					  const struct gmem_region_opts *opts,
@@ -966,18 +982,19 @@ GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint
  * gmem_region_remove() - take a region's memory away from the guest
  * @region: region, or NULL; invalid after success
  *
- * Deletes the memslot first, then waits until no view is between
- * gmem_view_begin() and gmem_view_end() with it, then unmaps. A file made for
- * the region goes with it, contents and all; a file of yours keeps them.
+ * Deletes the memslot, waits until every view that began before has ended, and
+ * unmaps the memory. A file that was created for the region goes with it,
+ * contents and all; your own file keeps its contents.
  *
- * Thread-safe, but nobody may use the region or its host address any more,
- * except through views.
- * Source: as gmem_region_add(), with size 0. Since: 0.1.
+ * Thread-safe, but no thread may use the region or its host address any more,
+ * except through views. Do not call it between gmem_view_begin() and
+ * gmem_view_end(). Source: as gmem_region_add(), with size 0. Since: 0.1.
  *
- * Return: 0, or -EBUSY somebody holds a lease on it, or the kernel's errno if it
- * refused to delete the memslot or to make it shared again, such as -EBADF the
- * VM fd was closed; then the region is as before, and gmem_vm_free() still
- * releases it.
+ * Return: 0, or -EBUSY somebody holds a lease on the region, -ETIMEDOUT a peer
+ * did not give it back (gmem_peer_add()), -ENOMEM, or the kernel's own errno if
+ * it refused to delete the memslot or to make its addresses shared again, such as
+ * -EBADF the VM fd was closed; then the region is as before, and gmem_vm_free()
+ * still frees it.
  */
 GMEM_API int gmem_region_remove(struct gmem_region *region);
 
@@ -986,34 +1003,36 @@ GMEM_API int gmem_region_remove(struct gmem_region *region);
  * @region: region
  * @gpa: new guest physical address, a multiple of the page
  *
- * Contents, host address, file and slot number stay. The memslot is deleted
- * and added again: a vCPU that runs meanwhile finds nothing at either address.
+ * Contents, host address, file and slot number stay. The library deletes the
+ * memslot and adds it again: a vCPU that runs meanwhile finds no memory at either
+ * address.
  *
  * Thread-safe. Source: as gmem_region_add(). Since: 0.1.
  *
  * Return: 0, or -EINVAL or -EEXIST as gmem_region_add(), -EBUSY somebody holds a
- * lease on it, -EACCES it is private in part; if the kernel refuses,
- * its errno with the region where it was, or -ENOTRECOVERABLE if the kernel
- * refused that too: then the region has no memslot and can only be removed.
+ * lease on the region, -EACCES part of it is private, -ETIMEDOUT a peer did not
+ * give it back, -ENOMEM, or the kernel's own errno: the region is where it was;
+ * or -ENOTRECOVERABLE the kernel refused to undo, too: then the region has no
+ * memslot and can only be removed.
  */
 GMEM_API int gmem_region_move(struct gmem_region *region, uint64_t gpa);
 
 /**
- * gmem_region_rebind() - put other file contents behind a region
+ * gmem_region_rebind() - put another range of a file behind a region
  * @region: region whose way of backing has a file
  * @file: file of the same VM and create flags; may be the region's own
  * @file_offset: start in @file, a multiple of the page
  *
  * Guest address, slot number and size stay; the region gets a new mapping, so
- * its host address changes and the old one is dead. The memslot is deleted and
- * added again: a vCPU that runs meanwhile finds nothing there.
+ * its host address changes and the old one becomes invalid. The library deletes
+ * the memslot and adds it again: a vCPU that runs meanwhile finds no memory there.
  *
- * Thread-safe, but nobody may use the old host address any more. Source: as
+ * Thread-safe, but no thread may use the old host address any more. Source: as
  * gmem_region_add(). Since: 0.1.
  *
- * Return: as gmem_region_move(); -EXDEV the file of another VM, -EOPNOTSUPP the
- * region has no file, or its host memory is the caller's choice
- * (GMEM_REGION_HVA).
+ * Return: as gmem_region_move(), but -EACCES only with GMEM_BACKING_INPLACE;
+ * -EXDEV the file belongs to another VM, -EOPNOTSUPP the region has no file, or
+ * its host address is the caller's choice (GMEM_REGION_HVA).
  */
 GMEM_API int gmem_region_rebind(struct gmem_region *region, struct gmem_file *file,
 				uint64_t file_offset);
@@ -1022,7 +1041,8 @@ GMEM_API int gmem_region_rebind(struct gmem_region *region, struct gmem_file *fi
  * gmem_region_gpa() - guest physical address of a region
  * @region: region
  *
- * Thread-safe; while gmem_region_move() runs, the old or the new. Since: 0.1.
+ * Thread-safe; while gmem_region_move() runs, it is the old or the new address.
+ * Since: 0.1.
  *
  * Return: bytes; 0 for NULL.
  */
@@ -1042,12 +1062,13 @@ GMEM_API uint64_t gmem_region_size(const struct gmem_region *region);
  * gmem_region_hva() - host address of a region
  * @region: region
  *
- * Where the host reads and writes the region's memory: for
- * GMEM_BACKING_PRIVATE its shared side. Valid until the region is removed or
- * rebound. Do not unmap it. An access can raise SIGBUS as gmem_file_map()
- * says, and wherever a page of it cannot be had.
+ * The host reads and writes the region's memory there; for GMEM_BACKING_PRIVATE
+ * that is its shared side. The address is valid until the region is removed or
+ * rebound. Do not unmap it. An access can raise SIGBUS: see gmem_file_map(); so
+ * it does wherever the kernel cannot provide a page.
  *
- * Thread-safe; while gmem_region_rebind() runs, the old or the new. Since: 0.1.
+ * Thread-safe; while gmem_region_rebind() runs, it is the old or the new address.
+ * Since: 0.1.
  *
  * Return: the address of the region's first byte; NULL for NULL.
  */
@@ -1057,7 +1078,7 @@ GMEM_API void *gmem_region_hva(const struct gmem_region *region);
  * gmem_region_slot() - memslot number of a region
  * @region: region
  *
- * For KVM_GET_DIRTY_LOG and the like. Do not change the memslot.
+ * Use it for KVM_GET_DIRTY_LOG and similar. Do not change the memslot.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -1066,7 +1087,7 @@ GMEM_API void *gmem_region_hva(const struct gmem_region *region);
 GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region);
 
 /**
- * gmem_region_backing() - how a region is backed
+ * gmem_region_backing() - way of backing of a region
  * @region: region
  *
  * Thread-safe. Since: 0.1.
@@ -1078,7 +1099,7 @@ GMEM_API uint32_t gmem_region_backing(const struct gmem_region *region);
 /**
  * gmem_region_file() - file behind a region
  * @region: region
- * @ret_offset: where the region starts in it; NULL if not wanted
+ * @ret_offset: start of the region in the file; NULL if not wanted
  *
  * The file is borrowed: it lives as long as the region. Do not free it unless
  * it was yours.
@@ -1091,29 +1112,30 @@ GMEM_API struct gmem_file *gmem_region_file(const struct gmem_region *region,
 					    uint64_t *ret_offset);
 
 /**
- * gmem_region_split() - make two regions of one
- * @region: region; keeps what is below @offset
- * @offset: from the start of the region, a multiple of the page inside it
- * @ret_upper: the region that has the rest
+ * gmem_region_split() - split a region in two
+ * @region: region; keeps the part below @offset
+ * @offset: bytes from the start of the region, a multiple of the page inside it
+ * @ret_upper: the new region with the rest; ends like one of gmem_region_add()
  *
- * Contents, host addresses and file stay. A memslot cannot be cut, so it is
- * deleted and two are added: a vCPU that runs meanwhile finds nothing there.
+ * Contents, host addresses and file stay. KVM cannot split a memslot, so the
+ * library deletes it and adds two: a vCPU that runs meanwhile finds no memory
+ * there.
  *
  * Thread-safe. Source: as gmem_region_add(). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad offset, -ENOSPC no memslot left, -ENOMEM, and as
- * gmem_region_move().
+ * gmem_region_move() without -EACCES.
  */
 GMEM_API GMEM_CHECKED int gmem_region_split(struct gmem_region *region, uint64_t offset,
 					    struct gmem_region **ret_upper);
 
 /**
- * gmem_region_set_dirty_log() - begin or end logging what the guest writes
+ * gmem_region_set_dirty_log() - begin or end logging the guest's writes
  * @region: region with backing host or mapped
  * @on: 0 or 1
  *
- * The memslot stays; what KVM_GET_DIRTY_LOG has not been asked for is lost
- * when logging ends.
+ * The memslot stays. When logging ends, the part of the log that nobody has read
+ * is lost.
  *
  * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION with
  * KVM_MEM_LOG_DIRTY_PAGES. Since: 0.1.
@@ -1124,14 +1146,14 @@ GMEM_API GMEM_CHECKED int gmem_region_split(struct gmem_region *region, uint64_t
 GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
 
 /**
- * gmem_region_get_dirty_log() - which pages the guest wrote
+ * gmem_region_get_dirty_log() - get and clear the log of the guest's writes
  * @region: region whose dirty log is on
  * @bitmap: a bit for each page of the region, lowest first, in whole 64-bit
  *	words; filled in
  * @words: words in @bitmap, at least what the region needs
  *
- * Reading clears: a page is reported once if it was written since. KVM may
- * report one that was only read, never miss one that was written.
+ * Reading clears the log: a bit is set if the page was written since the last
+ * call. KVM may report a page that was only read, but misses none that was written.
  *
  * Thread-safe. Source: KVM_GET_DIRTY_LOG. Since: 0.1.
  *
@@ -1143,7 +1165,7 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
 
 /* ------------------------------------------------------------ RAM layout -- */
 
-/* Machines gmem_ram_layout() knows */
+/* Machines that gmem_ram_layout() knows */
 #define GMEM_MACHINE_X86_64	1u /* RAM from 0, a hole for devices below 4 GiB */
 #define GMEM_MACHINE_ARM64	2u /* RAM from a base */
 #if defined(__aarch64__)
@@ -1153,11 +1175,11 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
 #endif
 
 /**
- * struct gmem_ram_layout_opts - where devices are
+ * struct gmem_ram_layout_opts - machine, and place of its devices
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @machine: GMEM_MACHINE_*; 0: this one
  * @reserved: must be 0
- * @hole_start: x86_64: first address below 4 GiB that is no RAM; 0: 3 GiB
+ * @hole_start: x86_64: start of the hole for devices, which ends at 4 GiB; 0: 3 GiB
  * @base: arm64: first address of RAM; 0: 1 GiB
  */
 struct gmem_ram_layout_opts {
@@ -1170,9 +1192,9 @@ struct gmem_ram_layout_opts {
 
 /**
  * struct gmem_ram_range - one range of RAM
- * @gpa: where it starts
+ * @gpa: guest physical address of its start
  * @size: bytes
- * @offset: where it starts in a file that holds all RAM without gaps
+ * @offset: offset of its start in a file that holds all RAM without gaps
  */
 struct gmem_ram_range {
 	uint64_t gpa;
@@ -1181,67 +1203,66 @@ struct gmem_ram_range {
 };
 
 /**
- * gmem_ram_layout() - where the RAM of a common machine goes
+ * gmem_ram_layout() - ranges of guest addresses for the RAM of a common machine
  * @ram: bytes of RAM, non-zero, a multiple of the page
  * @opts: NULL for defaults
- * @ret: filled with the ranges in GPA order
+ * @ret: filled with the ranges in GPA order; untouched on failure
  * @max: entries in @ret; 2 are always enough
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: ranges filled in, or -EINVAL bad size, hole or machine, -ENOSPC it
- * takes more than @max, -E2BIG options newer than the library.
+ * Return: number of ranges filled in, or -EINVAL bad size, hole or machine,
+ * -ENOSPC there are more than @max, -E2BIG options newer than the library.
  */
 GMEM_API int gmem_ram_layout(uint64_t ram, const struct gmem_ram_layout_opts *opts,
 			     struct gmem_ram_range *ret, size_t max);
 
 /* ---------------------------------------------------- shared and private -- */
 
-/* The states of guest memory */
+/* States of guest memory */
 #define GMEM_STATE_SHARED	1u /* host and guest reach it */
 #define GMEM_STATE_PRIVATE	2u /* only the guest does */
 
 /*
  * Memory of GMEM_BACKING_PRIVATE has two sides, and the state of an address
- * says which one the guest uses. The kernel keeps states by guest address and
- * has no call that tells them, so libgmem's record is the only one: convert
- * through it alone. Rules:
+ * says which of them the guest uses. The kernel keeps the states by guest address
+ * and has no call that returns them, so libgmem's record is the only one: convert
+ * memory only through libgmem. Rules:
  *
- *   A region begins shared. Removing one makes its addresses shared again.
+ *   A region begins shared. Removing it makes its addresses shared again.
  *   A region that is private in part cannot be moved; split and rebind leave
  *   the states as they are, by address. gmem_vm_free() leaves the kernel's
  *   attributes as they are: see gmem_vm_adopt_private().
  *
- *   What is private cannot be had through views: -EACCES. The host address
- *   of the shared side stays mapped all the time and reads as what was left
- *   there, zero after a discard. KVM's own accesses for the guest (paravirtual
- *   clocks, emulated instructions, page-table walks of emulation) go to that
- *   address even where the guest has made it private: so a guest can make KVM
- *   read and write the shared side, never what is private.
+ *   Views refuse private memory with -EACCES. The host address of the shared
+ *   side stays mapped all the time and keeps its old contents, or zeros after a
+ *   discard. KVM's own accesses for the guest (paravirtual clocks, emulated
+ *   instructions, page-table walks of emulation) go to that address even where
+ *   the guest has made it private: so a guest can make KVM read and write the
+ *   shared side, but never private memory.
  *
- *   GMEM_BACKING_INPLACE has one memory, too: what the guest had shared is what it
- *   has private, nothing is to be discarded, and each region takes a call of its
- *   own. A page that somebody has pinned, without a lease, is -EBUSY after
- *   the time a lease would be waited for.
+ *   GMEM_BACKING_INPLACE has one memory for both states. A conversion keeps the
+ *   contents, discards nothing, and takes one ioctl for each region. If somebody
+ *   has pinned a page without a lease, the conversion waits as it does for a
+ *   lease, and then fails with -EBUSY.
  *
- *   A private file with GMEM_CREATE_MMAP is one memory, whatever the state,
- *   that the host cannot read: views give -EACCES for all of it, and nothing
- *   is ever stale.
+ *   A private file with GMEM_CREATE_MMAP has one memory for both states, too,
+ *   which the host cannot read: views return -EACCES for all of it.
  *
- * Who sees what while a range is converted: gmem_vm_state() has all of the range
- * as before, then all of it as after. Views: to private, none that began
- * before still stands when the first page turns, and those that begin
- * meanwhile have -EACCES; to shared, they have -EACCES until all is shared. The
- * guest may see parts of a large range turn before others. Conversions
- * that overlap follow each other in the order they came; others overlap in
- * time. Changes of the layout of that range wait for its end.
+ * During a conversion, gmem_vm_state() returns the old state for all of the range,
+ * then the new one for all of it. To private: every view that began before has
+ * ended when the first page changes, and views that begin meanwhile get -EACCES.
+ * To shared: views get -EACCES until all of the range is shared. The guest may see
+ * parts of a large range change before others. Conversions that overlap are done
+ * one after the other, in the order of the calls; others run in parallel. Changes
+ * of the layout of that range wait for the end of the conversion.
  */
 
 /**
- * struct gmem_state_range - addresses that have one state
- * @gpa: where they start
+ * struct gmem_state_range - range of addresses that have the same state
+ * @gpa: start of the range
  * @size: bytes
- * @state: GMEM_STATE_*; 0: no memory, a hole or a device
+ * @state: GMEM_STATE_*; 0: no memory, but a hole or a device
  * @backing: an enum gmem_backing; only GMEM_BACKING_PRIVATE and
  *	GMEM_BACKING_INPLACE can be converted, all else is always shared
  */
@@ -1253,18 +1274,19 @@ struct gmem_state_range {
 };
 
 /**
- * gmem_vm_state() - what is shared and what is private
+ * gmem_vm_state() - get the states of a range: shared or private
  * @vm: handle
  * @gpa: guest physical address, any alignment
  * @size: bytes, non-zero; must not wrap
  * @ret: filled in GPA order, without gaps from @gpa on
  * @max: entries in @ret, at least 1
  *
- * If the last range filled in ends before @gpa + @size, ask again from there.
+ * If the last range filled in ends before @gpa + @size, call again from there.
  *
  * Thread-safe; waits while a change of the layout is applied. Since: 0.1.
  *
- * Return: entries filled in, or -EINVAL NULL argument, no range, @max is 0.
+ * Return: number of entries filled in, or -EINVAL NULL argument, bad range, or
+ * @max is 0.
  */
 GMEM_API int gmem_vm_state(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			   struct gmem_state_range *ret, size_t max);
@@ -1272,7 +1294,7 @@ GMEM_API int gmem_vm_state(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 /* ---------------------------------------------------------------- leases -- */
 
 /**
- * struct gmem_lease_opts - who holds a lease
+ * struct gmem_lease_opts - properties of a lease
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @holder: a name for error messages, copied, cut after 63 bytes; NULL: "unnamed"
  */
@@ -1282,23 +1304,24 @@ struct gmem_lease_opts {
 };
 
 /**
- * gmem_lease_new() - keep a range of shared memory as it is
+ * gmem_lease_new() - keep a range shared, and where it is
  * @vm: handle, which must outlive the lease
  * @gpa: guest physical address, any alignment
  * @size: bytes, non-zero; must not wrap; may span regions
  * @opts: NULL for defaults
  * @ret: the lease, yours to free with gmem_lease_free()
  *
- * For those who use host addresses of the range beyond a view: I/O in flight,
- * registered buffers, device maps. While it is held, conversions of the range to
- * private wait or fail, and removing, moving, splitting and rebinding its
- * regions fails, with -EBUSY and the holder's name. Leases may overlap. No new one
- * is given while a conversion to private waits for those there are.
+ * Take a lease to use host addresses of the range for longer than a view: for I/O
+ * in flight, registered buffers, mappings of devices. While a lease is held,
+ * conversions of the range to private wait or fail, and removing, moving,
+ * splitting and rebinding its regions fails, with -EBUSY and the holder's name.
+ * Leases may overlap. While a conversion to private waits for leases on a range,
+ * new ones there are refused.
  *
  * Thread-safe; waits while a change of the layout is applied. Since: 0.1.
  *
- * Return: 0, or -EINVAL NULL argument or no range, -EACCES part of it is
- * private, -ENOENT a hole in it, -ENXIO a device's range in it, -EBUSY it is
+ * Return: 0, or -EINVAL NULL argument or bad range, -EACCES part of the range is
+ * private, -ENOENT it has a hole, -ENXIO part of it is a device's, -EBUSY it is
  * being converted to private, -ENOMEM, -E2BIG options newer than the library.
  */
 GMEM_API GMEM_CHECKED int gmem_lease_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
@@ -1306,10 +1329,10 @@ GMEM_API GMEM_CHECKED int gmem_lease_new(struct gmem_vm *vm, uint64_t gpa, uint6
 					 struct gmem_lease **ret);
 
 /**
- * gmem_lease_free() - let the range go
+ * gmem_lease_free() - end a lease
  * @lease: lease, or NULL
  *
- * Whoever waits for it goes on.
+ * Conversions that wait for the lease go on.
  *
  * Thread-safe for different leases. Since: 0.1.
  */
@@ -1318,35 +1341,35 @@ GMEM_API void gmem_lease_free(struct gmem_lease *lease);
 /* ------------------------------------------------------------- listeners -- */
 
 /**
- * gmem_listener_fn - hears what became of a range
+ * gmem_listener_fn - is told of a change that was made
  * @data: data of struct gmem_listener_opts
- * @gpa: where it starts
+ * @gpa: start of the range
  * @size: bytes
  */
 typedef void (*gmem_listener_fn)(void *data, uint64_t gpa, uint64_t size);
 
 /**
- * gmem_listener_veto_fn - hears what is to become of a range, and may refuse
+ * gmem_listener_veto_fn - is told of a change before it is made, and may refuse it
  * @data: data of struct gmem_listener_opts
- * @gpa: where it starts
+ * @gpa: start of the range
  * @size: bytes
  *
- * Return: 0, or a negative errno: it must not be.
+ * Return: 0, or a negative errno to refuse the change.
  */
 typedef int (*gmem_listener_veto_fn)(void *data, uint64_t gpa, uint64_t size);
 
 /**
- * struct gmem_listener_opts - who is told what
+ * struct gmem_listener_opts - callbacks of a listener
  * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @name: for error messages, copied, cut after 63 bytes; NULL: "unnamed"
+ * @name: name for error messages, copied, cut after 63 bytes; NULL: "unnamed"
  * @data: passed to the functions below, each of which may be NULL
- * @before_private: shared memory is to become private: unmap it, from an IOMMU,
- *	from another process. It still is shared.
- * @undo_private: it did not become private after all: map it again
+ * @before_private: shared memory is to become private: unmap it, from an IOMMU or
+ *	from another process. It is still shared.
+ * @undo_private: the memory did not become private after all: map it again
  * @after_shared: private memory has become shared: map it
  * @removed: a region was removed or moved, or got other memory with
- *	gmem_region_rebind(). Guest and views have it no more, its host
- *	address stands until this returns.
+ *	gmem_region_rebind(). Guest and views no longer reach the old memory; its
+ *	host address stays mapped until this returns.
  */
 struct gmem_listener_opts {
 	size_t      size;
@@ -1359,20 +1382,21 @@ struct gmem_listener_opts {
 };
 
 /**
- * gmem_listener_new() - be told of conversions and removals
+ * gmem_listener_new() - register callbacks for conversions and removals
  * @vm: handle
- * @opts: what to call
+ * @opts: the callbacks; copied
  * @ret: the listener, yours to free with gmem_listener_free() before @vm
  *
- * Listeners are asked before_private in the order they came, each for all runs
- * of a range that are not private yet. If one refuses, or the kernel does later,
- * those that agreed get undo_private for the same runs, last listener first,
- * and nothing changes. Each hears a conversion as a whole or not at all.
+ * A conversion to private calls before_private of each listener, in the order in
+ * which they were created, for all parts of the range that are not private yet. If
+ * a listener refuses, or the kernel does later, those that agreed get undo_private
+ * for the same parts, last listener first, and nothing changes. Each listener is
+ * told of a conversion as a whole or not at all.
  *
- * They are called in the thread that converts or removes, while views and
- * leases can be used, and other ranges are converted, so calls for other ranges
- * may come at the same time from other threads. They must not convert, change
- * the layout, make or free views or listeners, nor ask for a lease of the range.
+ * Callbacks run in the thread that converts or removes. Views and leases can be
+ * used meanwhile, and other ranges may be converted, so calls for other ranges may
+ * come at the same time from other threads. A callback must not convert, change
+ * the layout, create or free views or listeners, nor take a lease on the range.
  *
  * Thread-safe; waits for conversions and removals under way. Since: 0.1.
  *
@@ -1384,11 +1408,11 @@ GMEM_API GMEM_CHECKED int gmem_listener_new(struct gmem_vm *vm,
 					    struct gmem_listener **ret);
 
 /**
- * gmem_listener_free() - be told no more
+ * gmem_listener_free() - end a listener
  * @listener: listener, or NULL
  *
- * Afterwards none of its functions is called, and none still runs. Not from
- * inside one.
+ * Afterwards none of its functions is called, and none still runs. Do not call
+ * this from inside one.
  *
  * Thread-safe; waits as gmem_listener_new(). Since: 0.1.
  */
@@ -1397,16 +1421,16 @@ GMEM_API void gmem_listener_free(struct gmem_listener *listener);
 /* ----------------------------------------------------------------- views -- */
 
 /*
- * A view is how one thread looks at a VM's memory while other threads change
- * the layout. It never locks, never waits, and writes no memory that another
- * reader uses. The two structs are open for the inline functions below alone:
- * read and write their fields only through functions.
+ * Through a view, one thread uses a VM's memory while other threads change the
+ * layout. A lookup takes no lock, waits for no other thread, and writes no memory
+ * that another reader uses. The two structs are public only for the inline
+ * functions below: do not use their members in any other way.
  */
 
 /**
- * struct gmem_table - what is behind each guest address; never changes
- * @gib_count: GiB of guest address that @gibs covers
- * @gibs: for each of them 512 entries, one for 2 MiB
+ * struct gmem_table - immutable translation of guest addresses to host addresses
+ * @gib_count: GiB of guest addresses that @gibs covers
+ * @gibs: for each GiB 512 entries, one for each 2 MiB
  */
 struct gmem_table {
 	uint64_t gib_count;
@@ -1414,12 +1438,12 @@ struct gmem_table {
 };
 
 /**
- * struct gmem_view - a thread's look at guest memory
- * @current: where the VM's newest table is to be found
+ * struct gmem_view - access of one thread to guest memory
+ * @current: place of the pointer to the VM's newest table
  * @table: the table of this view, between gmem_view_begin() and gmem_view_end()
- * @epoch: odd between them
- * @fence: 1 if membarrier(2) cannot be had, and readers must do without
- * @depth: begins without an end so far
+ * @epoch: odd between these two, even otherwise
+ * @fence: 1 if membarrier(2) is not available, so that readers need a barrier
+ * @depth: number of calls of gmem_view_begin() without their gmem_view_end()
  */
 struct gmem_view {
 	const struct gmem_table *const *current;
@@ -1430,33 +1454,35 @@ struct gmem_view {
 };
 
 /**
- * gmem_view_new() - begin looking at a VM's memory
+ * gmem_view_new() - create a view of a VM's memory
  * @vm: handle, which must outlive the view
  * @ret: the view, for one thread at a time; yours to free with gmem_view_free()
  *
- * Thread-safe. Source: membarrier(2); where it is forbidden, readers pay for the
- * order it would give. Since: 0.1.
+ * Where membarrier(2) is forbidden, each gmem_view_begin() executes a barrier.
+ *
+ * Thread-safe. Do not call it between gmem_view_begin() and gmem_view_end().
+ * Source: membarrier(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret);
 
 /**
- * gmem_view_free() - stop looking
- * @view: view, not between begin and end; or NULL
+ * gmem_view_free() - free a view
+ * @view: view, not between gmem_view_begin() and gmem_view_end(); or NULL
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
 GMEM_API void gmem_view_free(struct gmem_view *view);
 
 /**
- * gmem_view_begin() - hold the layout as it is now
+ * gmem_view_begin() - keep the present layout until gmem_view_end()
  * @view: view
  *
- * Host addresses got through @view stay mapped until gmem_view_end(), even if
- * their region is removed meanwhile: whoever removes it waits. So keep it
- * short, do not sleep, and neither change the layout nor make or free views
- * inside. Calls nest.
+ * Host addresses from @view stay mapped until gmem_view_end(), even if their
+ * region is removed meanwhile: the removal waits. So keep the time in between
+ * short, do not sleep, and neither change the layout nor convert memory nor create
+ * or free views. Calls nest.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
@@ -1465,21 +1491,21 @@ GMEM_INLINE void gmem_view_begin(struct gmem_view *view)
 	if (view->depth++)
 		return;
 
-	/* Pairs with the other side's store to the one and load of the other. */
+	/* Pairs with the writer, which stores the table and then loads the epoch. */
 	if (__builtin_expect(__atomic_load_n(&view->fence, __ATOMIC_RELAXED) != 0, 0)) {
 		__atomic_store_n(&view->epoch, view->epoch + 1, __ATOMIC_SEQ_CST);
 		view->table = __atomic_load_n(view->current, __ATOMIC_SEQ_CST);
 		return;
 	}
 
-	/* In this order: whoever changes the layout has us pass a barrier. */
+	/* The compiler must keep this order; the writer's membarrier(2) makes the CPU keep it. */
 	__atomic_store_n(&view->epoch, view->epoch + 1, __ATOMIC_RELAXED);
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
 	view->table = __atomic_load_n(view->current, __ATOMIC_ACQUIRE);
 }
 
 /**
- * gmem_view_end() - let go of the layout
+ * gmem_view_end() - end what gmem_view_begin() began
  * @view: view
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
@@ -1489,18 +1515,18 @@ GMEM_INLINE void gmem_view_end(struct gmem_view *view)
 	if (--view->depth)
 		return;
 
-	/* Pairs with the acquire load of whoever waits to unmap. */
+	/* Pairs with the acquire load of the thread that waits to unmap. */
 	__atomic_store_n(&view->epoch, view->epoch + 1, __ATOMIC_RELEASE);
 }
 
 /**
- * gmem_view_hva_slow() - the part of gmem_view_hva() that is not inline
- * @view: as there
- * @gpa: as there
- * @size: as there
- * @ret_hva: as there
+ * gmem_view_hva_slow() - part of gmem_view_hva() that is not inline
+ * @view: as gmem_view_hva()
+ * @gpa: as gmem_view_hva()
+ * @size: as gmem_view_hva()
+ * @ret_hva: as gmem_view_hva()
  *
- * Call gmem_view_hva(), which is this and faster.
+ * Call gmem_view_hva(), which does the same and is faster.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -1513,16 +1539,16 @@ GMEM_API int gmem_view_hva_slow(const struct gmem_view *view, uint64_t gpa, uint
  * gmem_view_hva() - host address of guest memory
  * @view: view, between gmem_view_begin() and gmem_view_end()
  * @gpa: guest physical address, any alignment
- * @size: bytes, non-zero, that must lie in one piece behind @gpa
- * @ret_hva: host address of @gpa, good until gmem_view_end()
+ * @size: bytes, non-zero, that must be contiguous for the host
+ * @ret_hva: host address of @gpa, valid until gmem_view_end()
  *
  * An access there can raise SIGBUS: see gmem_region_hva().
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0, or -ENOENT there is no region, -ESTALE there was one and it was
- * removed, -ENXIO a device's range, -EACCES it is private, -ERANGE memory begins there but @size
- * bytes are not in one piece, -EINVAL @size is 0.
+ * Return: 0, or -ENOENT there is no region at @gpa, -ESTALE there was one and it
+ * was removed, -ENXIO the range of a device, -EACCES private memory, -ERANGE
+ * there is memory at @gpa but @size bytes are not contiguous, -EINVAL @size is 0.
  */
 GMEM_INLINE int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64_t size,
 				void **ret_hva)
@@ -1530,7 +1556,7 @@ GMEM_INLINE int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64
 	const struct gmem_table *table = view->table;
 	const uint64_t within = gpa & 0x1fffff;
 
-	/* One region behind all 2 MiB: its distance from the host, plus 1 */
+	/* An odd entry is hva - gpa + 1, for 2 MiB that one region has whole. */
 	if (gpa >> 30 < table->gib_count && size - 1 <= 0x1fffff - within) {
 		const uint64_t entry = table->gibs[gpa >> 30][gpa >> 21 & 511];
 
@@ -1551,39 +1577,40 @@ GMEM_INLINE int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64
  *	failure
  * @max: entries in @iov
  *
- * Neighbours that are one piece for the host, too, are one entry.
+ * Adjacent regions that are contiguous for the host, too, share an entry.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: entries filled in, or -ENOENT, -ESTALE, -ENXIO or -EACCES as
- * gmem_view_hva() for the first byte that has no memory, -ENOSPC it takes more than @max,
- * -EINVAL @size is 0 or wraps.
+ * Return: number of entries filled in, or -ENOENT, -ESTALE, -ENXIO or -EACCES as
+ * gmem_view_hva() for the first byte that has no memory, -ENOSPC the range takes
+ * more than @max entries, -EINVAL @size is 0 or the range wraps.
  */
 GMEM_API int gmem_view_iovec(const struct gmem_view *view, uint64_t gpa, uint64_t size,
 			     struct iovec *iov, size_t max);
 
 /*
- * Access. These begin and end the view themselves, take ranges of any
- * alignment across regions, and cannot be killed: where a page cannot be
- * reached they stop, return -EFAULT (with recovery, -EHWPOISON for a page the
- * hardware lost), and say in @ret_done how many bytes, counted from the start,
- * were done. With gmem_recovery_enable() they cost what memcpy() costs; without
- * it, or in a view made while SIGBUS was blocked, every call is a system call.
+ * The functions below access guest memory. They begin and end the view themselves,
+ * take ranges of any alignment across regions, and survive pages that cannot be
+ * reached: there they stop, return -EFAULT (with recovery, -EHWPOISON for a page
+ * the hardware lost), and say in @ret_done how many bytes from the start were
+ * done. With gmem_recovery_enable() they cost what memcpy(3) costs; without it,
+ * or with a view that was created while SIGBUS was blocked, each call makes a
+ * system call, process_vm_readv(2).
  */
 
 /**
  * gmem_view_read() - copy from guest memory
  * @view: view
- * @gpa: where to read, any alignment
- * @buf: gets the bytes
+ * @gpa: guest physical address to read from, any alignment
+ * @buf: receives the bytes
  * @size: bytes; 0 does nothing; must not wrap
  * @ret_done: bytes copied, also on failure; NULL if not wanted
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0 when all are copied, or -ENOENT, -ESTALE, -ENXIO or -EACCES
- * as gmem_view_hva(), -EFAULT or -EHWPOISON for the first byte that could not be
- * copied, -EINVAL the range wraps.
+ * Return: 0 if all bytes were copied, or -ENOENT, -ESTALE, -ENXIO or -EACCES as
+ * gmem_view_hva(), -EFAULT or -EHWPOISON for the first byte that could not be
+ * copied, -EINVAL NULL argument, or the range wraps.
  */
 GMEM_API int gmem_view_read(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
 			    uint64_t *ret_done);
@@ -1591,13 +1618,13 @@ GMEM_API int gmem_view_read(struct gmem_view *view, uint64_t gpa, void *buf, uin
 /**
  * gmem_view_write() - copy to guest memory
  * @view: view
- * @gpa: where to write, any alignment
+ * @gpa: guest physical address to write to, any alignment
  * @buf: the bytes
  * @size: bytes; 0 does nothing; must not wrap
  * @ret_done: bytes copied, also on failure; NULL if not wanted
  *
- * The host may write where the guest may only read. In imported memory that was
- * given for reading only, this and all that writes is -EROFS.
+ * The host may write to memory that is read-only for the guest. In imported memory
+ * that was given for reading only, every function that writes returns -EROFS.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -1609,16 +1636,16 @@ GMEM_API int gmem_view_write(struct gmem_view *view, uint64_t gpa, const void *b
 /**
  * gmem_view_copy() - copy from guest memory to guest memory
  * @view: view
- * @to: where to write, any alignment
- * @from: where to read, any alignment
+ * @to: guest physical address to write to, any alignment
+ * @from: guest physical address to read from, any alignment
  * @size: bytes; 0 does nothing; neither range may wrap
  * @ret_done: bytes copied, also on failure; NULL if not wanted
  *
- * Copies upwards in address; the ranges must not overlap.
+ * Copies from the lowest address upwards; the ranges must not overlap.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: as gmem_view_read(); -EINVAL also if the ranges overlap.
+ * Return: as gmem_view_write(); -EINVAL also if the ranges overlap.
  */
 GMEM_API int gmem_view_copy(struct gmem_view *view, uint64_t to, uint64_t from, uint64_t size,
 			    uint64_t *ret_done);
@@ -1626,14 +1653,14 @@ GMEM_API int gmem_view_copy(struct gmem_view *view, uint64_t to, uint64_t from, 
 /**
  * gmem_view_fill() - set guest memory to one byte
  * @view: view
- * @gpa: where to write, any alignment
- * @byte: what to write
+ * @gpa: guest physical address to write to, any alignment
+ * @byte: value of each byte
  * @size: bytes; 0 does nothing; must not wrap
  * @ret_done: bytes set, also on failure; NULL if not wanted
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: as gmem_view_read().
+ * Return: as gmem_view_write().
  */
 GMEM_API int gmem_view_fill(struct gmem_view *view, uint64_t gpa, uint8_t byte, uint64_t size,
 			    uint64_t *ret_done);
@@ -1641,8 +1668,8 @@ GMEM_API int gmem_view_fill(struct gmem_view *view, uint64_t gpa, uint8_t byte, 
 /**
  * gmem_view_compare() - compare guest memory with a buffer
  * @view: view
- * @gpa: where to read, any alignment
- * @buf: what to compare with
+ * @gpa: guest physical address to read from, any alignment
+ * @buf: bytes to compare with
  * @size: bytes; 0 compares equal; must not wrap
  * @ret_order: below, at or above 0 like memcmp(3), guest memory first
  * @ret_done: bytes found equal, also on failure; NULL if not wanted
@@ -1657,8 +1684,8 @@ GMEM_API int gmem_view_compare(struct gmem_view *view, uint64_t gpa, const void 
 /**
  * gmem_view_string() - copy a string from guest memory
  * @view: view
- * @gpa: where it starts
- * @buf: gets the string, terminated if it fits
+ * @gpa: guest physical address of its first byte
+ * @buf: receives the string, terminated if it fits
  * @max: bytes in @buf, non-zero
  * @ret_length: bytes before the terminator; set on success
  *
@@ -1677,7 +1704,7 @@ GMEM_API int gmem_view_string(struct gmem_view *view, uint64_t gpa, char *buf, u
 #define GMEM_SEQ_CST	3u
 
 /**
- * gmem_view_load() - load one number, whole
+ * gmem_view_load() - load an aligned number atomically
  * @view: view
  * @gpa: a multiple of @width
  * @width: 1, 2, 4 or 8 bytes
@@ -1692,7 +1719,7 @@ GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width
 			    uint32_t order, uint64_t *ret);
 
 /**
- * gmem_view_store() - store one number, whole
+ * gmem_view_store() - store an aligned number atomically
  * @view: view
  * @gpa: a multiple of @width
  * @width: 1, 2, 4 or 8 bytes
@@ -1701,23 +1728,23 @@ GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: as gmem_view_load(); -EINVAL also if @value does not fit.
+ * Return: as gmem_view_load(), and -EROFS; -EINVAL also if @value does not fit.
  */
 GMEM_API int gmem_view_store(struct gmem_view *view, uint64_t gpa, uint32_t width,
 			     uint32_t order, uint64_t value);
 
 /**
- * gmem_view_compare_exchange() - store one number if another is there
+ * gmem_view_compare_exchange() - store an aligned number if memory has the expected one
  * @view: view
  * @gpa: a multiple of @width
  * @width: 1, 2, 4 or 8 bytes
- * @order: any of the four, for success; failure orders like the load in it
- * @expected: what must be there; gets what was there
- * @desired: what to store; both must fit @width
+ * @order: any of the four, for success; on failure the order of the load in it
+ * @expected: the number that memory must have; receives the number it had
+ * @desired: the number to store; both must fit @width
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 1 stored, 0 something else was there, or as gmem_view_store().
+ * Return: 1 if stored, 0 if memory had another number, or as gmem_view_store().
  */
 GMEM_API int gmem_view_compare_exchange(struct gmem_view *view, uint64_t gpa, uint32_t width,
 					uint32_t order, uint64_t *expected, uint64_t desired);
@@ -1725,11 +1752,12 @@ GMEM_API int gmem_view_compare_exchange(struct gmem_view *view, uint64_t gpa, ui
 /* -------------------------------------------------------- layout changes -- */
 
 /**
- * gmem_change_new() - plan a change of a VM's layout
+ * gmem_change_new() - begin a change of a VM's layout
  * @vm: handle, which must outlive the change
  * @ret: the change, empty; yours to free with gmem_change_free()
  *
- * Steps are collected, then gmem_change_apply() does all of them or none.
+ * The functions below add steps to the change; gmem_change_apply() does all of
+ * them or none.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -1738,15 +1766,17 @@ GMEM_API int gmem_view_compare_exchange(struct gmem_view *view, uint64_t gpa, ui
 GMEM_API GMEM_CHECKED int gmem_change_new(struct gmem_vm *vm, struct gmem_change **ret);
 
 /**
- * gmem_change_free() - free a change; an unapplied one never happened
+ * gmem_change_free() - free a change
  * @change: change, or NULL
+ *
+ * Steps that were not applied have no effect.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
 GMEM_API void gmem_change_free(struct gmem_change *change);
 
 /**
- * gmem_change_add() - plan to add a region
+ * gmem_change_add() - add a step: add a region
  * @change: change
  * @gpa: as gmem_region_add()
  * @size: as gmem_region_add()
@@ -1756,29 +1786,29 @@ GMEM_API void gmem_change_free(struct gmem_change *change);
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0, or what gmem_region_add() finds wrong with the arguments alone.
+ * Return: 0, or the errors that gmem_region_add() finds in the arguments alone.
  */
 GMEM_API GMEM_CHECKED int gmem_change_add(struct gmem_change *change, uint64_t gpa,
 					  uint64_t size, const struct gmem_region_opts *opts,
 					  struct gmem_region **ret);
 
 /**
- * gmem_change_remove() - plan to remove a region
+ * gmem_change_remove() - add a step: remove a region
  * @change: change
- * @region: region of the same VM
+ * @region: region of the same VM; invalid once the change is applied
  *
- * Its range, memslot number and file range are free for what the same change
- * adds.
+ * Regions that the same change adds may use its range, memslot number and file
+ * range.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0, or -EINVAL NULL or another VM's, -EEXIST a step of this change
- * has it already, -ENOMEM.
+ * Return: 0, or -EINVAL NULL argument or a region of another VM, -EEXIST the
+ * region is in another step of this change, -ENOMEM.
  */
 GMEM_API int gmem_change_remove(struct gmem_change *change, struct gmem_region *region);
 
 /**
- * gmem_change_move() - plan to move a region
+ * gmem_change_move() - add a step: move a region
  * @change: change
  * @region: region of the same VM
  * @gpa: as gmem_region_move()
@@ -1787,43 +1817,43 @@ GMEM_API int gmem_change_remove(struct gmem_change *change, struct gmem_region *
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0, or -EINVAL as gmem_region_move(), or another VM's, -EEXIST a step
- * of this change has it already, -ENOMEM.
+ * Return: 0, or -EINVAL as gmem_region_move(), or a region of another VM, -EEXIST
+ * the region is in another step of this change, -ENOMEM.
  */
 GMEM_API int gmem_change_move(struct gmem_change *change, struct gmem_region *region,
 			      uint64_t gpa);
 
 /**
  * gmem_change_apply() - do all steps of a change, or none
- * @change: change; it is empty again afterwards if this succeeds
+ * @change: change; empty again after success
  *
- * First everything is checked and made ready: overlaps in the layout as it
- * will be, file ranges, memslot numbers, mappings. Then memslots are deleted,
- * then added, in the order of the steps; memslots of other regions are not
- * touched. Then readers see the new layout, at once; then, when no reader can
- * hold the old one, the memory of removed regions is unmapped. If the kernel
- * refuses a step, the steps before it are undone, and gmem_last_error() says
- * which it was.
+ * First the library checks and prepares everything: overlaps in the new layout,
+ * file ranges, memslot numbers, mappings. Then it deletes memslots and then adds
+ * them, in the order of the steps; it does not touch the memslots of other
+ * regions. Then readers see all of the new layout. When no view can have the old
+ * one any more, the memory of removed regions is unmapped. If the kernel refuses a
+ * step, the steps before it are undone, and gmem_last_error() says which step it
+ * was.
  *
- * Thread-safe for different changes. It waits for readers between
- * gmem_view_begin() and gmem_view_end(), so do not call it between these.
- * Source: KVM_SET_USER_MEMORY_REGION2 and KVM_SET_USER_MEMORY_REGION. Since: 0.1.
+ * Thread-safe for different changes. It waits for views between gmem_view_begin()
+ * and gmem_view_end(), so do not call it between these. Source:
+ * KVM_SET_USER_MEMORY_REGION2 and KVM_SET_USER_MEMORY_REGION. Since: 0.1.
  *
  * Return: 0, or as gmem_region_add() and gmem_region_move(): the layout is as
- * it was; or -ENOTRECOVERABLE the kernel refused to undo, too: the sentence says
- * which region lost its memslot.
+ * it was; or -ENOTRECOVERABLE the kernel refused to undo, too: gmem_last_error()
+ * says which region lost its memslot.
  */
 GMEM_API int gmem_change_apply(struct gmem_change *change);
 
 /* ------------------------------------------------------------ conversion -- */
 
 /* Flags of struct gmem_convert_opts */
-#define GMEM_CONVERT_ALL	(1ull << 0) /* also what is so already, as far as is known */
+#define GMEM_CONVERT_ALL	(1ull << 0) /* convert even what is recorded as converted */
 
-/* What becomes of the side that is not in use any more */
+/* Treatment of the side that is not in use any more: struct gmem_convert_opts.discard */
 #define GMEM_DISCARD_NOW	0u /* given back to the host before the call returns */
-#define GMEM_DISCARD_LATER	1u /* by gmem_vm_discard_owed() */
-#define GMEM_DISCARD_NEVER	2u /* kept: it doubles the memory, and comes back with its bytes */
+#define GMEM_DISCARD_LATER	1u /* given back by gmem_vm_discard_owed() */
+#define GMEM_DISCARD_NEVER	2u /* kept with its contents: doubles the memory */
 
 /**
  * struct gmem_convert_opts - how to convert
@@ -1840,16 +1870,17 @@ struct gmem_convert_opts {
 };
 
 /**
- * struct gmem_conversion - what a conversion did
- * @gpa: where the part starts that is in the state asked for because of it
- * @size: bytes of it. On success all of the range, or 0 if all was so before;
- *	on failure 0: all is as it was; or, with -ENOTRECOVERABLE, what the kernel
- *	refused to undo. All else is as it was.
+ * struct gmem_conversion - result of a conversion
+ * @gpa: start of the part that this conversion put into the requested state
+ * @size: bytes of that part: after success the whole range, or 0 if all of it was
+ *	in that state before; after a failure 0, or, with -ENOTRECOVERABLE, the
+ *	part that the kernel refused to convert back
  * @converted: bytes whose state changed
  * @discarded: bytes of the other side that were given back to the host
- * @owed: bytes of it that gmem_vm_discard_owed() has yet to give back, among
- *	them what the kernel refused to free
- * @ioctls: KVM_SET_MEMORY_ATTRIBUTES and the like that were made
+ * @owed: bytes of the other side that gmem_vm_discard_owed() has yet to give back,
+ *	with those that the kernel refused to free
+ * @ioctls: number of ioctls made, KVM_SET_MEMORY_ATTRIBUTES or that of
+ *	struct gmem_inplace_opts
  */
 struct gmem_conversion {
 	uint64_t gpa;
@@ -1867,44 +1898,51 @@ struct gmem_conversion {
  * @size: bytes, non-zero, a multiple of the page; may span regions
  * @state: GMEM_STATE_SHARED or GMEM_STATE_PRIVATE
  * @opts: NULL for defaults: do not wait for leases, discard at once
- * @ret: what was done, also on failure; NULL if not wanted
+ * @ret: result, filled in on failure, too; NULL if not wanted
  *
- * Every byte must be memory that can be converted: this is checked before
- * anything changes. Parts that are so already are skipped; if all of it is,
- * there is no system call. What neighbours, in one region or several, becomes
- * one call to the kernel. If the kernel refuses one, those before it are
- * undone. Contents are not carried over: the guest finds what the side it uses
- * now held before, zero if it was discarded. The discard policy is for all of
- * the range; a refusal to free does not fail the conversion, which is done by
- * then, but is passed to the log, and the rest stays owed.
+ * Every byte must be memory that can be converted, which is checked before
+ * anything changes. Parts that are in @state already are skipped; if all of the
+ * range is, the library makes no system call. Adjacent parts, in one region or
+ * several, take one ioctl. If the kernel refuses an ioctl, those before it are
+ * undone.
  *
- * To private, listeners are asked, views are waited for, and leases up to the
- * limit. To shared, listeners are told once views have it. Whoever refuses,
- * nothing changes.
+ * With GMEM_BACKING_PRIVATE contents are not copied: the guest finds the previous
+ * contents of the side it now uses, or zeros if that was discarded. The discard
+ * policy holds for all of the range. If the kernel refuses to free memory, the
+ * conversion succeeds nevertheless; the refusal goes to the log, and the memory
+ * counts as owed.
+ *
+ * A conversion to private asks the listeners, waits until every view that began
+ * before has ended, and waits for leases up to wait_ms of @opts. A conversion to
+ * shared calls the listeners once views can use the memory. If a lease or a
+ * listener is in the way, nothing changes.
  *
  * Thread-safe. Do not call it between gmem_view_begin() and gmem_view_end() of
- * the same thread. Source: KVM_SET_MEMORY_ATTRIBUTES. Since: 0.1.
+ * the same thread. Source: KVM_SET_MEMORY_ATTRIBUTES; for discarding madvise(2)
+ * and fallocate(2). Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range, state or options, -ENOENT a hole in the
- * range, -ENXIO a device's range in it, -EOPNOTSUPP memory in it cannot be
- * converted, -EBUSY somebody holds a lease, what a listener refused with, -ENOMEM,
- * -E2BIG options newer than the library, or the kernel's own errno: nothing
- * changed; -ENOTRECOVERABLE
- * the kernel refused to undo, see @ret; or a region in it lost its memslot.
+ * Return: 0, or -EINVAL bad range, state or options, -ENOENT the range has a hole,
+ * -ENXIO part of it is a device's, -EOPNOTSUPP memory in it cannot be converted,
+ * -EBUSY somebody holds a lease, the errno of a listener that refused, -ETIMEDOUT
+ * a peer did not give it back (gmem_peer_add()), -ENOMEM, -E2BIG options newer
+ * than the library, or the kernel's own errno: nothing changed;
+ * -ENOTRECOVERABLE the kernel refused to undo, see @ret, or a region in the range
+ * has lost its memslot.
  */
 GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t state,
 			     const struct gmem_convert_opts *opts, struct gmem_conversion *ret);
 
 /**
- * gmem_vm_discard_owed() - give back what conversions left for later
+ * gmem_vm_discard_owed() - give back the memory that conversions left for later
  * @vm: handle
  * @ret_done: bytes given back, also on failure; NULL if not wanted
  *
- * Neighbours are given back together, however many conversions left them.
- * What was converted back meanwhile is in use again, and is kept. What was
- * owed where a region is removed is forgotten.
+ * Adjacent ranges are given back together, no matter how many conversions left
+ * them. Memory that was converted back meanwhile is in use again, and is kept.
+ * Removing a region ends what is owed there.
  *
- * Thread-safe; waits for conversions of the same ranges. Since: 0.1.
+ * Thread-safe; waits for conversions of the same ranges. Source: madvise(2) and
+ * fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument, -ENOMEM, or the kernel's own errno: the
  * rest is still owed.
@@ -1912,15 +1950,16 @@ GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, ui
 GMEM_API int gmem_vm_discard_owed(struct gmem_vm *vm, uint64_t *ret_done);
 
 /**
- * gmem_vm_adopt_private() - tell of what is private already
+ * gmem_vm_adopt_private() - record memory as private that the kernel has as private
  * @vm: handle
  * @gpa: guest physical address, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page; may span regions
  *
- * For a VM whose attributes were set before there was a handle: say so once
- * the regions are there. The kernel is not asked, for it cannot be. Where it
- * is not known what the kernel has, convert with GMEM_CONVERT_ALL instead.
- * Views that began before are waited for.
+ * For a VM whose attributes were set before the handle was created: call this once
+ * the regions are added. The kernel has no call that returns attributes, so this
+ * does not check them. If you do not know the kernel's attributes, use
+ * gmem_vm_convert() with GMEM_CONVERT_ALL instead. The call waits until every view
+ * that began before has ended.
  *
  * Thread-safe, as gmem_vm_convert(). Since: 0.1.
  *
@@ -1931,29 +1970,29 @@ GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t si
 
 /* ----------------------------------------------------------------- exits -- */
 
-/* What an exit is about: struct gmem_exit.kind */
-#define GMEM_EXIT_OTHER		0u /* not guest memory: yours */
-#define GMEM_EXIT_FAULT		1u /* an access wants @state, and the range is not in it, or has no memory */
-#define GMEM_EXIT_CONVERT	2u /* the guest asks for a conversion; wants an answer */
-#define GMEM_EXIT_BAD_CONVERT	3u /* the same, but nonsense; wants an answer, too */
+/* Kinds of exits: struct gmem_exit.kind */
+#define GMEM_EXIT_OTHER		0u /* not about guest memory: the VMM handles it */
+#define GMEM_EXIT_FAULT		1u /* an access needs @state, which the range lacks; or no memory is there */
+#define GMEM_EXIT_CONVERT	2u /* the guest requests a conversion, and needs an answer */
+#define GMEM_EXIT_BAD_CONVERT	3u /* an invalid request for a conversion, which needs an answer, too */
 #define GMEM_EXIT_POISON	4u /* the hardware lost the memory there */
 #define GMEM_EXIT_UNKNOWN_REASON	5u /* a fault for a reason this library does not know */
-#define GMEM_EXIT_NO_ADDRESS	6u /* a fault, and KVM does not say where */
+#define GMEM_EXIT_NO_ADDRESS	6u /* a fault for which KVM gives no address */
 
 /**
- * struct gmem_exit - what a vCPU's exit says about guest memory
+ * struct gmem_exit - a vCPU's exit, decoded as far as it is about guest memory
  * @kind: GMEM_EXIT_*
- * @state: GMEM_EXIT_FAULT, GMEM_EXIT_POISON and GMEM_EXIT_CONVERT: the
- *	GMEM_STATE_* the access or the guest wants; else 0
- * @gpa: start of the range it is about. Of faults rounded down to the page,
- *	because KVM may say it finer; of GMEM_EXIT_BAD_CONVERT as the guest said it
- * @size: bytes; of faults whole pages. 0: KVM did not say where
- * @page_size: GMEM_EXIT_CONVERT: the page size the guest prefers, bytes; 0: none
- *	it knows how to ask for
- * @unknown: GMEM_EXIT_UNKNOWN_REASON and GMEM_EXIT_BAD_CONVERT: the bits nobody knows
- * @error: what was wrong: the negative errno of KVM_RUN, -EINVAL for
- *	GMEM_EXIT_BAD_CONVERT, else 0
- * @repeats: by gmem_vcpu_handle_exit(): how many exits before it, in a row, were
+ * @state: for GMEM_EXIT_FAULT, GMEM_EXIT_POISON and GMEM_EXIT_CONVERT the
+ *	GMEM_STATE_* that the access or the guest needs; else 0
+ * @gpa: start of the range. For faults rounded down to the page, because KVM may
+ *	give a finer address; for GMEM_EXIT_BAD_CONVERT as the guest gave it
+ * @size: bytes; for faults whole pages. 0: KVM gave no address
+ * @page_size: for GMEM_EXIT_CONVERT the page size in bytes that the guest prefers;
+ *	0: none that the interface knows
+ * @unknown: for GMEM_EXIT_UNKNOWN_REASON and GMEM_EXIT_BAD_CONVERT the bits that
+ *	this library does not know
+ * @error: the negative errno of KVM_RUN, -EINVAL for GMEM_EXIT_BAD_CONVERT, else 0
+ * @repeats: set by gmem_vcpu_handle_exit(): number of directly preceding exits
  *	about the same @gpa; else 0
  */
 struct gmem_exit {
@@ -1968,24 +2007,25 @@ struct gmem_exit {
 };
 
 /**
- * gmem_exit_decode() - what KVM_RUN's return says about guest memory
+ * gmem_exit_decode() - decode what an exit of KVM_RUN says about guest memory
  * @run: the vCPU's kvm_run
- * @result: what ioctl(KVM_RUN) returned
- * @error: errno as it was then, positive; read only if @result is negative
- * @ret: what it is about
+ * @result: return value of ioctl(KVM_RUN)
+ * @error: errno after that, positive; read only if @result is negative
+ * @ret: the decoded exit
  *
- * A pure function: no system call, and no state. KVM describes a fault in
- * kvm_run only where KVM_RUN failed with EFAULT or EHWPOISON and the exit
- * reason is KVM_EXIT_MEMORY_FAULT; at any other time what stands there is old.
- * Memory whose host address is unmapped gives EFAULT without a description,
- * memory the hardware lost gave EHWPOISON without one before Linux 6.8.
+ * This is a pure function: it makes no system call and has no state. KVM describes
+ * a fault in kvm_run only if KVM_RUN failed with EFAULT or EHWPOISON and the exit
+ * reason is KVM_EXIT_MEMORY_FAULT; otherwise the description there is an old one.
+ * An access to memory whose host address is unmapped gives EFAULT without a
+ * description. Before Linux 6.8, so did EHWPOISON for memory the hardware lost.
  *
- * A guest asks for conversions with the hypercall KVM_HC_MAP_GPA_RANGE (x86
- * only), which exits if KVM_CAP_EXIT_HYPERCALL says so. What it asks is a
- * guest's word: size and alignment, wrapping, bits that are reserved and
- * addresses that no processor has make it GMEM_EXIT_BAD_CONVERT, and
- * gmem_last_error() says which. Whether there is memory, it does not know.
- * Page counts in it are of 4096 bytes, whatever the page.
+ * A guest requests conversions with the hypercall KVM_HC_MAP_GPA_RANGE (x86
+ * only), which exits if KVM_CAP_EXIT_HYPERCALL was enabled for it. The request
+ * comes from the guest, so it is checked: a bad size or alignment, a range that
+ * wraps, reserved bits and addresses that no processor has give
+ * GMEM_EXIT_BAD_CONVERT, and gmem_last_error() says which. This function does not
+ * know whether there is memory in the range. The request counts pages of 4096
+ * bytes, whatever the host's page.
  *
  * Thread-safe. Source: KVM API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL.
  * Since: 0.1.
@@ -1996,37 +2036,36 @@ GMEM_API int gmem_exit_decode(const struct kvm_run *run, int result, int error,
 			      struct gmem_exit *ret);
 
 /**
- * gmem_exit_reply() - answer a guest that asked for a conversion
- * @run: the vCPU's kvm_run, as the exit left it
- * @error: 0: it is done; or the negative errno of what was in the way
+ * gmem_exit_reply() - answer a guest's request for a conversion
+ * @run: the vCPU's kvm_run, unchanged since the exit
+ * @error: 0 if the conversion is done, or the negative errno of its failure
  *
- * The guest finds the answer when the vCPU runs again, in the numbers of its
- * own ABI: 0, and negative EINVAL, EPERM, E2BIG, EFAULT, EOPNOTSUPP and EAGAIN;
- * -EBUSY and -EINTR become EAGAIN, every other errno EINVAL: it asked for
- * something it cannot have.
+ * The guest gets the answer when the vCPU runs again, in the numbers of its own
+ * ABI: 0, and negative EINVAL, EPERM, E2BIG, EFAULT, EOPNOTSUPP and EAGAIN. The
+ * library replaces -EBUSY and -EINTR by EAGAIN, and every other errno by EINVAL.
  *
  * Thread-safe for different vCPUs. Source: KVM's hypercalls.rst. Since: 0.1.
  *
- * Return: 0, or -EINVAL NULL argument, an @error that is positive, or the exit
- * was no such question.
+ * Return: 0, or -EINVAL NULL argument, an @error that is positive, or an exit
+ * that is no such request.
  */
 GMEM_API int gmem_exit_reply(struct kvm_run *run, int error);
 
 /* ----------------------------------------------------------------- vCPUs -- */
 
 /* Flags of struct gmem_vcpu_opts */
-#define GMEM_VCPU_EXPLICIT	(1ull << 0) /* the guest must ask: touching converts nothing */
+#define GMEM_VCPU_EXPLICIT	(1ull << 0) /* convert only on the guest's request, not on faults */
 
 /**
- * struct gmem_vcpu_opts - how to deal with a vCPU's exits
+ * struct gmem_vcpu_opts - how to handle a vCPU's exits
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_VCPU_*; unknown bits are -EINVAL
  * @discard: GMEM_DISCARD_*, as in struct gmem_convert_opts
  * @wait_ms: milliseconds to wait for leases, as in struct gmem_convert_opts
- * @max_stuck_faults: faults in a row at one place that may find nothing to do before it
- *	is -ELOOP; 0: 16
- * @max_repeats: exits in a row about one place, whatever was done, before it is
- *	-ELOOP; 0: no limit
+ * @max_stuck_faults: number of consecutive faults at one address that need no
+ *	conversion, after which the next one is -ELOOP; 0: 16
+ * @max_repeats: number of consecutive exits about one address, whatever was done
+ *	for them, after which the next one is -ELOOP; 0: no limit
  */
 struct gmem_vcpu_opts {
 	size_t   size;
@@ -2038,10 +2077,10 @@ struct gmem_vcpu_opts {
 };
 
 /**
- * gmem_vcpu_new() - deal with the exits of a vCPU
+ * gmem_vcpu_new() - create the record of a vCPU, to handle its exits
  * @vm: handle, which must outlive the record
- * @vcpu_fd: vCPU fd, borrowed: keep it open until gmem_vcpu_free(); or -1 if
- *	there is nothing to pre-fault
+ * @vcpu_fd: vCPU fd, borrowed: keep it open until gmem_vcpu_free(); or -1 to do
+ *	without gmem_vcpu_prefault()
  * @opts: NULL for defaults
  * @ret: the vCPU's record, yours to free with gmem_vcpu_free()
  *
@@ -2063,58 +2102,61 @@ GMEM_API GMEM_CHECKED int gmem_vcpu_new(struct gmem_vm *vm, int vcpu_fd,
 GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
 
 /**
- * gmem_vcpu_handle_exit() - do what an exit asks of guest memory
+ * gmem_vcpu_handle_exit() - do what a vCPU's exit needs of guest memory
  * @vcpu: the vCPU's record
  * @run: its kvm_run
- * @result: what ioctl(KVM_RUN) returned
- * @error: errno as it was then, positive; read only if @result is negative
- * @ret: what it was about, also on failure; NULL if not wanted
+ * @result: return value of ioctl(KVM_RUN)
+ * @error: errno after that, positive; read only if @result is negative
+ * @ret: the decoded exit, filled in on failure, too; NULL if not wanted
  *
- * Pass it the result of every KVM_RUN. A fault converts its page, as the access
- * wants it; a request converts its range and is answered. What cannot be, the
- * guest is told: nonsense, a range with holes, a lease in the way. That a range
- * without any memory shall be shared is granted, it always is.
+ * Call it after every KVM_RUN. A fault converts its page to the state that the
+ * access needs. A request converts its range, and the guest gets an answer: an
+ * error if the request is invalid, if its range has holes, or if a lease is in the
+ * way. A request to make a range without any memory shared succeeds, because such
+ * a range always is.
  *
- * A guest decides how often it exits, not what an exit costs: each is one
- * conversion of memory there is, or none. Repeating them takes no more memory than
- * one for each second page; with GMEM_DISCARD_NOW nothing is doubled. A fault that
- * comes back though its memory is as it wants, because something else is wrong,
- * is -ELOOP after @max_stuck_faults times, and can be told as soon as the VMM likes by
- * @ret's repeats. All of it is counted: gmem_vm_stats().
+ * A guest decides how often it exits, but not how much an exit costs: each causes
+ * at most one conversion, of existing memory. The library's record of private
+ * memory grows to at most one entry for each second page, and with
+ * GMEM_DISCARD_NOW no guest memory is doubled. If a fault comes back although the
+ * memory has the state it needs, something else is wrong: it is -ELOOP after
+ * max_stuck_faults times. With repeats in @ret the VMM can stop earlier.
+ * gmem_vm_stats() has counts of all of these.
  *
  * One thread at a time per object; different objects in parallel. Do not call it
  * between gmem_view_begin() and gmem_view_end() of the same thread. Source: KVM
  * API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL. Since: 0.1.
  *
- * Return: 1 dealt with, run the vCPU again; 0 it was not about guest memory, and
- * is yours; or -EINVAL NULL argument, -ENOENT a private access where there is no
- * memory, -ENXIO where a device is, -ELOOP see above, -EHWPOISON the hardware
- * lost the memory, -EFAULT a fault KVM does not place, -EPROTO a fault for an
- * unknown reason, -EACCES touching shall not convert, -EOPNOTSUPP, -EBUSY,
- * -ENOMEM, -ENOTRECOVERABLE and the kernel's own errno as gmem_vm_convert(). If
- * the vCPU is run again all the same, a fault comes again; a guest that asked
- * has its answer.
+ * Return: 1 the exit is handled, run the vCPU again; 0 it is not about guest
+ * memory, so the VMM must handle it; or -EINVAL NULL argument, -ENOENT a private
+ * access where there is no memory, -ENXIO one in the range of a device, -ELOOP see
+ * above, -EHWPOISON the hardware lost the memory, -EFAULT a fault for which KVM
+ * gives no address, -EPROTO a fault for an unknown reason, -EACCES a fault that
+ * needs a conversion, with GMEM_VCPU_EXPLICIT, and every errno of
+ * gmem_vm_convert(). If the vCPU runs again after an error, a fault comes again;
+ * a request has its answer.
  */
 GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, int result,
 				   int error, struct gmem_exit *ret);
 
 /**
- * gmem_vcpu_prefault() - have memory in the guest's page tables before it runs
+ * gmem_vcpu_prefault() - fault memory into the guest's page tables before it runs
  * @vcpu: record made with a vCPU fd
  * @gpa: start, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page
  * @ret_done: bytes done, counted from @gpa, also on failure; NULL if not wanted
  *
- * Allocates what is not there, private memory too. What was done stays. KVM
- * lets nobody else use the vCPU meanwhile, and waits while it runs.
+ * Allocates missing memory, private memory, too. After a failure, pages faulted in
+ * stay. KVM locks the vCPU meanwhile: if it runs, this call waits.
  *
  * One thread at a time per object; different objects in parallel. Source:
  * KVM_PRE_FAULT_MEMORY. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range, -EBADF no vCPU fd, -EOPNOTSUPP this VM does not
- * have it (GMEM_CAP_PRE_FAULT), -ENOENT there is no memory, or no more, -EFAULT its
- * file is gone, its host address is not mapped, or it is private without a
- * guest_memfd, -EHWPOISON, -EINTR signals kept arriving, or the kernel's own errno.
+ * Return: 0, or -EINVAL bad range, -EBADF the record has no vCPU fd, -EOPNOTSUPP
+ * this VM does not support it (GMEM_CAP_PRE_FAULT), -ENOENT the range has a hole,
+ * -EFAULT the memory's file is gone, its host address is not mapped, or it is
+ * private without a guest_memfd, -EHWPOISON the hardware lost the memory, -EINTR
+ * signals kept arriving, or the kernel's own errno.
  */
 GMEM_API int gmem_vcpu_prefault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t size,
 				uint64_t *ret_done);
