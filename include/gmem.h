@@ -164,8 +164,10 @@ enum gmem_backing {
 };
 
 /**
- * gmem_backing_name() - name of a way of backing: "host", "mapped", "shared", "private" or "in-place"
+ * gmem_backing_name() - name of a way of backing
  * @backing: an enum gmem_backing
+ *
+ * The names are "host", "mapped", "shared", "private" and "in-place".
  *
  * Thread-safe. Since: 0.1.
  *
@@ -1972,9 +1974,9 @@ GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t si
 
 /* Kinds of exits: struct gmem_exit.kind */
 #define GMEM_EXIT_OTHER		0u /* not about guest memory: the VMM handles it */
-#define GMEM_EXIT_FAULT		1u /* an access needs @state, which the range lacks; or no memory is there */
+#define GMEM_EXIT_FAULT		1u /* an access needs memory in @state, which is not there */
 #define GMEM_EXIT_CONVERT	2u /* the guest requests a conversion, and needs an answer */
-#define GMEM_EXIT_BAD_CONVERT	3u /* an invalid request for a conversion, which needs an answer, too */
+#define GMEM_EXIT_BAD_CONVERT	3u /* an invalid request for a conversion; needs an answer, too */
 #define GMEM_EXIT_POISON	4u /* the hardware lost the memory there */
 #define GMEM_EXIT_UNKNOWN_REASON	5u /* a fault for a reason this library does not know */
 #define GMEM_EXIT_NO_ADDRESS	6u /* a fault for which KVM gives no address */
@@ -2063,7 +2065,7 @@ GMEM_API int gmem_exit_reply(struct kvm_run *run, int error);
  * @discard: GMEM_DISCARD_*, as in struct gmem_convert_opts
  * @wait_ms: milliseconds to wait for leases, as in struct gmem_convert_opts
  * @max_stuck_faults: number of consecutive faults at one address that need no
- *	conversion, after which the next one is -ELOOP; 0: 16
+ *	conversion, the last of which is -ELOOP; 0: 16
  * @max_repeats: number of consecutive exits about one address, whatever was done
  *	for them, after which the next one is -ELOOP; 0: no limit
  */
@@ -2119,9 +2121,9 @@ GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
  * at most one conversion, of existing memory. The library's record of private
  * memory grows to at most one entry for each second page, and with
  * GMEM_DISCARD_NOW no guest memory is doubled. If a fault comes back although the
- * memory has the state it needs, something else is wrong: it is -ELOOP after
- * max_stuck_faults times. With repeats in @ret the VMM can stop earlier.
- * gmem_vm_stats() has counts of all of these.
+ * memory has the state it needs, something else is wrong: after max_stuck_faults
+ * of them the call fails with -ELOOP. With repeats in @ret the VMM can stop
+ * earlier. gmem_vm_stats() has counts of all of these.
  *
  * One thread at a time per object; different objects in parallel. Do not call it
  * between gmem_view_begin() and gmem_view_end() of the same thread. Source: KVM
@@ -2163,14 +2165,14 @@ GMEM_API int gmem_vcpu_prefault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t s
 
 /* ------------------------------------------------------------------ NUMA -- */
 
-/* Where pages come from when they are first touched: struct gmem_numa_opts.policy */
-#define GMEM_NUMA_DEFAULT	0u /* as the policy of the thread that touches says */
-#define GMEM_NUMA_BIND		1u /* from these nodes only */
-#define GMEM_NUMA_PREFERRED	2u /* from these nodes, others if they have none left */
-#define GMEM_NUMA_INTERLEAVE	3u /* from these nodes in turn, page by page */
+/* Nodes for pages when they are first touched: struct gmem_numa_opts.policy */
+#define GMEM_NUMA_DEFAULT	0u /* the policy of the thread that touches the page */
+#define GMEM_NUMA_BIND		1u /* these nodes only */
+#define GMEM_NUMA_PREFERRED	2u /* these nodes, others if they have no memory left */
+#define GMEM_NUMA_INTERLEAVE	3u /* these nodes in turn, page by page */
 
 /* Flags of struct gmem_numa_opts */
-#define GMEM_NUMA_SHARED_ONLY	(1ull << 0) /* leave private guest_memfds alone */
+#define GMEM_NUMA_SHARED_ONLY	(1ull << 0) /* no policy for private guest_memfds */
 
 #define GMEM_NUMA_WORDS 16 /* 1024 nodes */
 
@@ -2192,13 +2194,14 @@ struct gmem_numa_opts {
 };
 
 /**
- * struct gmem_numa_pages - on which nodes the pages of a range are
+ * struct gmem_numa_pages - NUMA nodes of the pages of a range
  * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @on_node: array of yours: gets the number of pages on each node; or NULL
+ * @on_node: the caller's array, filled with the number of pages on each node; or
+ *	NULL
  * @nodes: entries in @on_node
  * @elsewhere: pages on nodes past the last of @on_node
  * @absent: pages that are not allocated
- * @unknown: pages that are allocated, but no call tells where: those the host
+ * @unknown: pages that are allocated on a node that no call tells: those the host
  *	cannot reach
  */
 struct gmem_numa_pages {
@@ -2211,52 +2214,52 @@ struct gmem_numa_pages {
 };
 
 /**
- * gmem_file_set_numa() - decide which nodes pages of a file come from
- * @file: file made with GMEM_CREATE_MMAP, shared or private
+ * gmem_file_set_numa() - set the NUMA policy of a file
+ * @file: file created with GMEM_CREATE_MMAP, shared or private
  * @offset: start in the file, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page; must end inside the file
  * @opts: the policy
  *
- * Holds for the file, whoever touches it, through whatever mapping, from any
- * process, and for guests. The pages of a guest_memfd never move: call it before
- * they are touched. That a page of the range is on another node already, or
- * is where nobody can ask, is -EBUSY, and is looked for before the policy is
- * set and after. In between the kernel is asked to tell the policy back.
+ * The policy belongs to the file: it holds for every process, every mapping and
+ * for guests. The pages of a guest_memfd never move, so call this before they are
+ * touched. If a page of the range is on another node already, or on one that no
+ * call tells, the call fails with -EBUSY; it checks this before it sets the policy
+ * and afterwards. It also reads the policy back from the kernel.
  *
- * Pages that exist may get mapped in, none is allocated; except one that was
- * freed at the very moment it was looked at.
+ * The call may map existing pages. It allocates none, except one that is freed at
+ * the very moment when it is examined.
  *
- * Thread-safe. Source: mbind(2), get_mempolicy(2), move_pages(2). Since: 0.1.
+ * Thread-safe. Source: mbind(2), get_mempolicy(2), move_pages(2), cachestat(2).
+ * Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range, policy or options, no node, or one this
- * process may not use, -EBUSY too late: if the sentence says so, the policy is
- * set, and pages came in meanwhile, -EOPNOTSUPP the file cannot be mapped (then
- * set_mempolicy(2) of the thread that touches decides), the kernel does not
- * obey (GMEM_CAP_NUMA_POLICY), has no NUMA, or has no cachestat(2) to find late
- * pages, -E2BIG options newer than the library, -ENOMEM, or the kernel's own
- * errno.
+ * process may not use, -EBUSY too late (if gmem_last_error() says so, the policy
+ * is set nevertheless, and pages were allocated meanwhile), -EOPNOTSUPP the file
+ * cannot be mapped (then set_mempolicy(2) of the thread that touches a page
+ * decides), the kernel ignores the policy (GMEM_CAP_NUMA_POLICY), has no NUMA, or
+ * has no cachestat(2) to find late pages, -E2BIG options newer than the library,
+ * -ENOMEM, or the kernel's own errno.
  */
 GMEM_API GMEM_CHECKED int gmem_file_set_numa(struct gmem_file *file, uint64_t offset,
 					     uint64_t size, const struct gmem_numa_opts *opts);
 
 /**
- * gmem_file_numa() - on which nodes the pages of a file are
+ * gmem_file_numa() - count the pages of a file by NUMA node
  * @file: as gmem_file_set_numa()
  * @offset: as gmem_file_set_numa()
  * @size: as gmem_file_set_numa()
- * @pages: set its size, @on_node and @nodes; gets the counts. On failure
- *	@on_node has some of them
+ * @pages: set its size, on_node and nodes; receives the counts. After a failure
+ *	on_node may have counts of a part of the range
  *
- * Thread-safe. Source: as
- * gmem_file_set_numa(). Since: 0.1.
+ * Thread-safe. Source: move_pages(2), mincore(2), cachestat(2). Since: 0.1.
  *
- * Return: 0, or as gmem_file_set_numa(), but for -EBUSY.
+ * Return: 0, or as gmem_file_set_numa() without -EBUSY.
  */
 GMEM_API int gmem_file_numa(struct gmem_file *file, uint64_t offset, uint64_t size,
 			    struct gmem_numa_pages *pages);
 
 /**
- * gmem_vm_set_numa() - decide which nodes guest memory comes from
+ * gmem_vm_set_numa() - set the NUMA policy of guest memory
  * @vm: handle
  * @gpa: start, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page; all of it must be memory
@@ -2264,39 +2267,40 @@ GMEM_API int gmem_file_numa(struct gmem_file *file, uint64_t offset, uint64_t si
  * @ret_done: bytes that have the policy, counted from @gpa, also on failure;
  *	NULL if not wanted
  *
- * For each region its files and its host memory, of private backing both,
- * unless GMEM_NUMA_SHARED_ONLY is given. All of it is checked before the first
- * policy is set. Policies belong to the memory: a region that is moved keeps
- * them, one that is rebound has those of its new file.
+ * The policy is set for the file or host memory of each region, and with private
+ * backing for both sides unless GMEM_NUMA_SHARED_ONLY is given. All of the range
+ * is checked before the first policy is set. Policies belong to the memory: a
+ * region that is moved keeps them, and one that is rebound has those of its new
+ * file.
  *
- * Call it for each guest node to lay a guest's nodes over the host's, and
- * populate afterwards.
+ * To map a guest's nodes to nodes of the host, call this for the memory of each
+ * guest node, and populate afterwards.
  *
  * Thread-safe; changes of the layout wait. Source: as gmem_file_set_numa().
  * Since: 0.1.
  *
- * Return: as gmem_file_set_numa(), and -ENOENT part of it is no memory, -ENXIO
- * part of it is a device's.
+ * Return: as gmem_file_set_numa(), and -ENOENT the range has a hole, -ENXIO part
+ * of it is a device's.
  */
 GMEM_API GMEM_CHECKED int gmem_vm_set_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 					   const struct gmem_numa_opts *opts,
 					   uint64_t *ret_done);
 
 /**
- * gmem_vm_numa() - on which nodes guest memory is
+ * gmem_vm_numa() - count the pages of guest memory by NUMA node
  * @vm: handle
  * @gpa: as gmem_vm_set_numa()
  * @size: as gmem_vm_set_numa()
  * @pages: as gmem_file_numa()
  *
- * Both sides of private backing count, so there can be more pages than the
- * range has. A private guest_memfd that cannot be mapped counts as absent or
- * unknown.
+ * Both sides of private backing are counted, so there can be more pages than the
+ * range has. Pages of a private guest_memfd that cannot be mapped count as absent
+ * or unknown.
  *
- * Thread-safe; changes of the layout wait. Source: as gmem_file_set_numa().
+ * Thread-safe; changes of the layout wait. Source: as gmem_file_numa().
  * Since: 0.1.
  *
- * Return: 0, or as gmem_vm_set_numa(), but for -EBUSY.
+ * Return: 0, or as gmem_vm_set_numa() without -EBUSY.
  */
 GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			  struct gmem_numa_pages *pages);
@@ -2304,17 +2308,17 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 /* -------------------------------------------------- populate and discard -- */
 
 /**
- * struct gmem_footprint - what became of the memory behind a range
- * @done: bytes of the range, or of all ranges, that were worked through
- * @before: bytes that were in memory before
- * @after: bytes that were in memory afterwards
- * @counted: 1 if @before and @after mean something, 0 if they could not be had
+ * struct gmem_footprint - memory that a range took before and after a call
+ * @done: bytes of the range, or of all ranges, that were processed
+ * @before: bytes that were allocated before
+ * @after: bytes that were allocated afterwards
+ * @counted: 1 if @before and @after are valid, 0 if they could not be counted
  * @reserved: 0
  *
- * Both counts are the kernel's, of the side the guest uses: pages allocated to
- * a file, whoever touched them, and pages of host memory that are mapped here.
- * What guests and others do meanwhile shows in them. The pages of a file that
- * cannot be mapped are counted from Linux 6.5 on.
+ * Both counts come from the kernel, for the side the guest uses: pages allocated
+ * to a file by any process, and pages of host memory that are mapped in this
+ * process. Pages that guests and others allocate or free meanwhile are in them.
+ * Pages of a file that cannot be mapped are counted from Linux 6.5 on.
  */
 struct gmem_footprint {
 	uint64_t done;
@@ -2325,13 +2329,14 @@ struct gmem_footprint {
 };
 
 /**
- * gmem_progress_fn - hears how far a long call is
- * @data: as passed with it
+ * gmem_progress_fn - is told the progress of a long call
+ * @data: progress_data of struct gmem_populate_opts
  * @done: bytes finished
- * @total: bytes there are to do
+ * @total: bytes in all
  *
- * Called after each piece, 64 MiB or less, by whichever thread finished it, one
- * at a time. It must not call libgmem with the same VM.
+ * The library calls it after each piece of 64 MiB or less, in the thread that
+ * finished the piece, but never in two threads at once. The callback must not call
+ * libgmem with the same VM.
  *
  * Return: 0 to go on; anything else cancels the call.
  */
@@ -2339,21 +2344,21 @@ typedef int (*gmem_progress_fn)(void *data, uint64_t done, uint64_t total);
 
 /* Flags of struct gmem_populate_opts */
 #define GMEM_POPULATE_RESERVE	(1ull << 0) /* allocate in files, without clearing or mapping */
-#define GMEM_POPULATE_UNCHECKED	(1ull << 1) /* do not ask whether it fits */
+#define GMEM_POPULATE_UNCHECKED	(1ull << 1) /* do not check whether the memory fits */
 
 /**
  * struct gmem_populate_opts - how to populate
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_POPULATE_*; unknown bits are -EINVAL
- * @workers: threads to do it with, the calling one among them; 0: that one
- *	alone. At most 1024.
+ * @workers: number of threads to use, with the calling one; 0 or 1: only the
+ *	calling thread. At most 1024.
  * @reserved: must be 0
- * @progress: NULL for none
+ * @progress: progress callback, NULL for none
  * @progress_data: passed to @progress
  *
- * GMEM_POPULATE_RESERVE makes sure that the pages are there and leaves their
- * cost, half or more of it, to whoever touches them first. Host memory is
- * populated all the same: there is no such call for it.
+ * GMEM_POPULATE_RESERVE allocates the pages of files, and leaves half or more of
+ * the cost to the first access. The kernel has no such call for host memory, which
+ * is populated as without the flag.
  */
 struct gmem_populate_opts {
 	size_t   size;
@@ -2365,57 +2370,57 @@ struct gmem_populate_opts {
 };
 
 /**
- * gmem_vm_populate() - have guest memory in place before it is touched
+ * gmem_vm_populate() - allocate guest memory before it is touched
  * @vm: handle
  * @gpa: guest physical address, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page; may span regions, all of it
  *	must be memory
  * @opts: NULL for defaults: in this thread, cleared and mapped
- * @ret: what became of the memory, also on failure; NULL if not wanted
+ * @ret: memory before and after, filled in on failure, too; NULL if not wanted
  *
- * Populates the side the guest uses; what is there already stays as it is. The
- * other threads block all signals but those of faults, and are gone when the
- * call returns; if they cannot be had, fewer do it. Where a policy takes memory
- * from one NUMA node alone (gmem_vm_set_numa()), they go to processors of that
- * node. Signals are handled by the
- * caller's thread on the way and do not stop the call; @progress can.
+ * Populates the side the guest uses; allocated pages stay as they are. With more
+ * than one worker the call starts threads, which block all signals except those of
+ * faults, and have ended when it returns; if the system refuses threads, fewer do
+ * the work. If a NUMA policy takes memory from a single node (gmem_vm_set_numa()),
+ * the workers move to processors of that node. The caller's thread handles signals
+ * meanwhile, and they do not stop the call; @progress can.
  *
- * Running out of memory is nothing that could be returned: a memory cgroup at
- * its limit has the process killed, a full machine kills others and may
- * panic, for guest_memfd pages belong to no process. So it is asked before the
- * first page and before each piece whether what is missing fits into
- * MemAvailable and, for each memory cgroup from ours upwards, into its limit
- * less its usage, inactive page cache excepted (cgroups of version 1 and 2
- * under /sys/fs/cgroup). What others take meanwhile nobody can know. Swap does
- * not count, and is of no use to guest_memfd. GMEM_POPULATE_UNCHECKED goes
- * ahead all the same.
+ * Running out of memory does not give an error: in a memory cgroup at its limit
+ * the kernel kills the process, and on a full machine it kills other processes and
+ * may panic, because guest_memfd pages belong to no process. So the library checks
+ * before the first page and before each piece that the missing memory fits into
+ * MemAvailable and, for each memory cgroup from the process's own upwards, into
+ * its limit less its usage without inactive page cache (cgroups of version 1 and 2
+ * under /sys/fs/cgroup). It cannot know how much others take meanwhile. Swap does
+ * not count, because guest_memfd cannot use it. GMEM_POPULATE_UNCHECKED leaves
+ * these checks out.
  *
- * What was populated before a failure stays; @ret has it exactly.
+ * Memory populated before a failure stays; @ret has the exact amount.
  *
- * Thread-safe; conversions and changes of the layout get their turn after
- * each piece. Source: madvise(2) with MADV_POPULATE_READ or
- * MADV_POPULATE_WRITE, fallocate(2), and before Linux 5.14 touching.
- * Since: 0.1.
+ * Thread-safe; conversions and changes of the layout can run after each piece.
+ * Source: madvise(2) with MADV_POPULATE_READ or MADV_POPULATE_WRITE (before Linux
+ * 5.14 an access to each page), fallocate(2). Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range or options, -ENOENT a hole in the range,
- * -ENXIO a device's range in it: nothing was populated; -ENOMEM it does not fit,
- * or the kernel had none left, -ECANCELED @progress said so, -EFAULT a page
- * that cannot be had, -EHWPOISON, -E2BIG options newer than the library, or the
- * kernel's own errno.
+ * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
+ * -ENXIO part of it is a device's: nothing was populated; -ENOMEM the memory does
+ * not fit, or the kernel had none left, -ECANCELED @progress stopped it, -EFAULT a
+ * page cannot be allocated, -EHWPOISON the hardware lost a page, -E2BIG options
+ * newer than the library, or the kernel's own errno.
  */
 GMEM_API int gmem_vm_populate(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			      const struct gmem_populate_opts *opts,
 			      struct gmem_footprint *ret);
 
 /**
- * gmem_populate_new() - a populate that threads of your own do
+ * gmem_populate_new() - create a populate job for the caller's own threads
  * @vm: handle, which must outlive the job
  * @gpa: as gmem_vm_populate()
  * @size: as gmem_vm_populate()
- * @opts: as gmem_vm_populate(); workers is how many threads are expected
+ * @opts: as gmem_vm_populate(); workers is the number of threads expected
  * @ret: the job, yours to free with gmem_populate_free()
  *
- * Checks everything, populates nothing.
+ * Checks everything and populates nothing: gmem_populate_run() does. The library
+ * starts no threads for a job.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -2426,22 +2431,22 @@ GMEM_API GMEM_CHECKED int gmem_populate_new(struct gmem_vm *vm, uint64_t gpa, ui
 					    struct gmem_populate **ret);
 
 /**
- * gmem_populate_run() - work on a job until there is nothing left to begin
+ * gmem_populate_run() - work on a job until no piece is left to begin
  * @job: job
  *
- * Call it in as many threads as you like, at any time. Each begins in a part of
- * the range of its own. When it returns, others may still be at their last
- * piece.
+ * Call it in any number of threads, at any time. Each thread begins in its own
+ * part of the range. When the call returns, other threads may still be working on
+ * their last piece.
  *
  * Thread-safe. Source: as gmem_vm_populate(). Since: 0.1.
  *
- * Return: as gmem_vm_populate(): the first failure is that of all who run
- * afterwards; -ECANCELED also after gmem_populate_cancel().
+ * Return: as gmem_vm_populate(). After a failure in one thread, all calls return
+ * its errno; -ECANCELED also after gmem_populate_cancel().
  */
 GMEM_API int gmem_populate_run(struct gmem_populate *job);
 
 /**
- * gmem_populate_cancel() - have everyone stop after their piece
+ * gmem_populate_cancel() - make all threads stop after their present piece
  * @job: job, or NULL
  *
  * Thread-safe, and may be called in a signal handler. Since: 0.1.
@@ -2449,7 +2454,7 @@ GMEM_API int gmem_populate_run(struct gmem_populate *job);
 GMEM_API void gmem_populate_cancel(struct gmem_populate *job);
 
 /**
- * gmem_populate_result() - what became of the memory
+ * gmem_populate_result() - get the memory of a job before and after
  * @job: job
  * @ret: filled in
  *
@@ -2460,18 +2465,18 @@ GMEM_API void gmem_populate_cancel(struct gmem_populate *job);
 GMEM_API int gmem_populate_result(struct gmem_populate *job, struct gmem_footprint *ret);
 
 /**
- * gmem_populate_free() - free a job that nobody runs any more
- * @job: job, or NULL
+ * gmem_populate_free() - free a job
+ * @job: job that no thread runs any more, or NULL
  *
- * What was populated stays.
+ * Populated memory stays.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
 GMEM_API void gmem_populate_free(struct gmem_populate *job);
 
 /**
- * struct gmem_gpa_range - a range of guest addresses
- * @gpa: where it starts
+ * struct gmem_gpa_range - range of guest addresses
+ * @gpa: guest physical address of its start
  * @size: bytes
  */
 struct gmem_gpa_range {
@@ -2480,7 +2485,7 @@ struct gmem_gpa_range {
 };
 
 /* Flags of struct gmem_discard_opts */
-#define GMEM_DISCARD_INWARD	(1ull << 0) /* any alignment: the whole pages inside */
+#define GMEM_DISCARD_INWARD	(1ull << 0) /* any alignment: discard the whole pages inside */
 
 /**
  * struct gmem_discard_opts - how to discard
@@ -2503,24 +2508,25 @@ struct gmem_discard_opts {
  * @size: bytes, non-zero, a multiple of the page; may span regions, all of it
  *	must be memory
  * @opts: NULL for defaults: do not wait for leases
- * @ret: what became of the memory, also on failure; NULL if not wanted, which
- *	saves the counting
+ * @ret: memory before and after, filled in on failure, too; NULL if not wanted,
+ *	which saves the counting
  *
- * For balloons and free page reporting. Frees the side the guest uses; what
- * guest and host find there afterwards is zero. Where the host memory is the
- * caller's own (GMEM_REGION_HVA), a private mapping of a file shows the file
- * again, and shared memory locked with mlock(2) keeps what it has: @ret tells.
+ * For balloons and free page reporting. The call frees the side the guest uses,
+ * and guest and host read zeros there afterwards. There are two exceptions in the
+ * caller's own host memory (GMEM_REGION_HVA): a private mapping of a file shows
+ * the file again, and shared memory locked with mlock(2) is not freed, which @ret
+ * shows.
  *
- * Nobody may use the range: a guest loses what it has there, and I/O that
- * began before goes to pages nobody sees. Leases say so, and are respected.
+ * The range must not be in use: the guest loses its contents, and I/O that began
+ * before goes to pages that nobody sees any more. A lease prevents the discard.
  *
  * Thread-safe; changes of the layout and conversions of the range wait.
  * Source: madvise(2) and fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range or options, -ENOENT a hole in the range,
- * -ENXIO a device's range in it, -EBUSY somebody holds a lease on it, -ENOMEM,
+ * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
+ * -ENXIO part of it is a device's, -EBUSY somebody holds a lease on it, -ENOMEM,
  * -E2BIG options newer than the library: nothing was freed; or the kernel's own
- * errno: @ret has what was.
+ * errno: @ret says how much was freed.
  */
 GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			     const struct gmem_discard_opts *opts, struct gmem_footprint *ret);
@@ -2533,13 +2539,14 @@ GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  * @opts: as gmem_vm_discard()
  * @ret: as gmem_vm_discard(), for all of them
  *
- * Neighbours are freed together, which for single pages takes a third of the
+ * Adjacent ranges are freed together, which for single pages takes a third of the
  * time. With GMEM_DISCARD_INWARD, pages of the guest that are smaller than the
- * host's are freed where their neighbours make up a page of the host; what is
- * left over stays, and does not count as done.
+ * host's are freed where adjacent ones fill a page of the host; the others stay,
+ * and do not count as done.
  *
- * Everything is checked before the first range; a lease that is taken after
- * that ends the call with -EBUSY and the ranges before it freed, lowest first.
+ * Everything is checked before the first range is freed, in the order of
+ * addresses. If somebody takes a lease after the check, the call ends with -EBUSY,
+ * and the ranges below the lease are freed.
  *
  * Thread-safe, as gmem_vm_discard(). Since: 0.1.
  *
@@ -2552,48 +2559,47 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
 /* ------------------------------------------------------------ statistics -- */
 
 /* Flags of struct gmem_stats */
-#define GMEM_STATS_RESIDENT	(1ull << 0) /* look for what is in memory, too */
+#define GMEM_STATS_RESIDENT	(1ull << 0) /* count resident memory, too */
 
 /**
- * struct gmem_stats - how much memory is what, and what happened to it
+ * struct gmem_stats - sizes and counters of guest memory
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_STATS_*, set by the caller; unknown bits are -EINVAL
- * @bytes_shared: memory that is shared, in bytes as all sizes here. Together with
- *	@bytes_private all of it
- * @bytes_private: memory that is private
- * @resident_shared: with GMEM_STATS_RESIDENT: what the shared side has in memory
- * @resident_private: the same of the private side. A private file with
- *	GMEM_CREATE_MMAP is one memory for both, and counts here; one that is
+ * @bytes_shared: bytes of shared memory. With @bytes_private, all memory
+ * @bytes_private: bytes of private memory
+ * @resident_shared: with GMEM_STATS_RESIDENT: bytes allocated on the shared side
+ * @resident_private: the same for the private side. A private file with
+ *	GMEM_CREATE_MMAP has one memory for both sides and counts here; one that is
  *	converted in place counts as shared side
- * @doubled: what both sides have in memory at the same place
- * @made_private: what became private, of regions that were removed, too. Less
- *	@made_shared it is @bytes_private, as long as no region that is private
- *	in part was split
- * @made_shared: what became shared again, by removal, too
- * @conversions: conversions that changed something; one that spans regions
- *	counts for each of them, and once for the VM
- * @convert_ioctls: system calls that took, those that failed or undid included;
- *	one that spans regions counts for the first of them
- * @discards: ranges that were given back to the host
- * @discarded: bytes of them
- * @faults_private: exits of vCPUs, by gmem_vcpu_handle_exit(): accesses that
- *	wanted private memory, and made it so
- * @faults_shared: accesses that wanted shared memory, and made it so
- * @faults_late: accesses that found what they wanted by the time of the exit:
- *	another vCPU was faster
- * @faults_stuck: accesses that got nowhere, too often in a row
+ * @doubled: bytes allocated on both sides at the same address
+ * @made_private: bytes that became private, with those of removed regions. Less
+ *	@made_shared this is @bytes_private, unless a region that is private in
+ *	part was split
+ * @made_shared: bytes that became shared again, by removal, too
+ * @conversions: number of conversions that changed something; one that spans
+ *	regions counts for each of them, and once for the VM
+ * @convert_ioctls: number of ioctls for conversions, with those that failed or that
+ *	undid others; one that spans regions counts for the first of them
+ * @discards: number of ranges that were given back to the host
+ * @discarded: bytes of these ranges
+ * @faults_private: number of vCPU exits, counted by gmem_vcpu_handle_exit() like
+ *	all members below: accesses that needed private memory, and converted it
+ * @faults_shared: accesses that needed shared memory, and converted it
+ * @faults_late: accesses that needed nothing any more when the exit was handled,
+ *	because another vCPU was faster
+ * @faults_stuck: accesses that reached max_stuck_faults of struct gmem_vcpu_opts
  * @faults_hole: accesses to private memory where there is no memory
- * @faults_refused: accesses that wanted what could not be done: a lease is held,
- *	the memory is of a kind that is not converted, or touching shall not convert
+ * @faults_refused: accesses that needed a conversion that was refused: somebody
+ *	holds a lease, the memory cannot be converted, or GMEM_VCPU_EXPLICIT
  * @faults_poison: accesses to memory that the hardware lost
  * @faults_unknown_reason: faults for reasons this library does not know
- * @faults_no_address: faults that KVM did not place
- * @requests: conversions guests asked for, that were done
- * @requests_refused: conversions guests asked for, that were refused: nonsense,
- *	holes, leases
+ * @faults_no_address: faults for which KVM gave no address
+ * @requests: requests of guests for conversions that were done
+ * @requests_refused: requests of guests that were refused, for invalid ranges,
+ *	holes or leases
  *
- * Exits by their cause are disjoint: each exit about memory is in one of them.
- * For regions, those of the place where they were; nonsense has none.
+ * The counters of exits are disjoint: each exit about memory is in one of them.
+ * A region counts the exits at its addresses; invalid requests have no region.
  */
 struct gmem_stats {
 	size_t   size;
@@ -2625,18 +2631,18 @@ struct gmem_stats {
 /**
  * gmem_vm_stats() - statistics of a VM's memory
  * @vm: handle
- * @stats: set its size and flags; gets the numbers
+ * @stats: set its size and flags; receives the numbers
  *
- * Counters are kept all the time, without locks. Each is right; while others
- * work, several need not be of one moment. GMEM_STATS_RESIDENT looks at all of the
- * memory, without touching it, in pieces of 256 MiB; conversions of the piece
- * wait. Host memory counts as far as it is mapped in this process.
+ * The library always counts, without locks. Each counter is exact, but two of them
+ * may be of different moments while other threads work. GMEM_STATS_RESIDENT
+ * examines all memory, without touching it, in pieces of 256 MiB; conversions of a
+ * piece wait meanwhile. Host memory counts if it is mapped in this process.
  *
  * Thread-safe. Source: mincore(2), cachestat(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad flags, -EOPNOTSUPP the kernel has no
- * cachestat(2) to look at private memory, -E2BIG @stats is of a newer library
- * and not 0, or the kernel's own errno.
+ * cachestat(2) to count private memory, -E2BIG @stats is newer than the library
+ * and what that does not know is not 0, or the kernel's own errno.
  */
 GMEM_API int gmem_vm_stats(struct gmem_vm *vm, struct gmem_stats *stats);
 
@@ -2645,7 +2651,8 @@ GMEM_API int gmem_vm_stats(struct gmem_vm *vm, struct gmem_stats *stats);
  * @region: region
  * @stats: as gmem_vm_stats()
  *
- * Counted since it was added; the upper part of a split begins at 0.
+ * Counters begin when the region is added; those of the upper part of a split
+ * begin at 0.
  *
  * Thread-safe. Source: as gmem_vm_stats(). Since: 0.1.
  *
@@ -2656,17 +2663,17 @@ GMEM_API int gmem_region_stats(struct gmem_region *region, struct gmem_stats *st
 /* ----------------------------------------------------------------- dumps -- */
 
 /* Flags of struct gmem_dump_opts */
-#define GMEM_DUMP_HVA		(1ull << 0) /* tell host addresses, too */
-#define GMEM_DUMP_LAYOUT_ONLY	(1ull << 1) /* ask for nothing about the memory */
+#define GMEM_DUMP_HVA		(1ull << 0) /* write host addresses, too */
+#define GMEM_DUMP_LAYOUT_ONLY	(1ull << 1) /* write nothing about allocated memory */
 
 /**
- * struct gmem_dump_opts - what to write of a layout
+ * struct gmem_dump_opts - how to dump a VM's memory
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_DUMP_*; unknown bits are -EINVAL. Without GMEM_DUMP_HVA a dump
- *	can be shown to others: it has no host address in it.
- * @name: what to call the VM, any bytes; NULL: nothing
- * @cell: how finely to tell what is in memory: bytes, a power of two not below
- *	the page; 0: so that all memory is some 500 cells
+ *	has no host addresses, so you can give it to others.
+ * @name: name of the VM in the dump, any bytes; NULL: none
+ * @cell: granularity of the counts of allocated memory: bytes, a power of two not
+ *	below the page; 0: such that all memory has about 500 cells
  */
 struct gmem_dump_opts {
 	size_t   size;
@@ -2676,73 +2683,74 @@ struct gmem_dump_opts {
 };
 
 /**
- * gmem_vm_dump() - write down what a VM's memory is
+ * gmem_vm_dump() - write a description of a VM's memory, as JSON
  * @vm: handle
- * @fd: where to write: a file, a pipe, a socket; borrowed
+ * @fd: file, pipe or socket to write to; borrowed
  * @opts: NULL for defaults
  *
- * JSON, in the format of gmem-dump(5); gmem-show(1) makes pictures of it. The
- * regions are those of one moment; what is in their memory is asked for cell by
- * cell while the guest and other threads go on, who wait for one cell at most
- * and only to change the layout. Writing holds no lock, however slow the other
- * end is. It allocates none of the guest's memory, and for itself about 100
- * bytes for each region.
+ * gmem-dump(5) describes the format; gmem-show(1) makes pictures of it. The regions
+ * are those of one moment. Their allocated memory is counted cell by cell while the
+ * guest and other threads go on; a thread that changes the layout waits for one
+ * cell at most. The call holds no lock while it writes, however slow the reader
+ * is. It allocates no guest memory, and for itself about 100 bytes for each region.
  *
- * Continues after signals. A reader that has gone is -EPIPE, never SIGPIPE; an
- * fd that does not block and is full is -EAGAIN. What was written then is no
- * whole dump, and cannot be taken for one.
+ * Signals do not stop it. If the reader has gone, the call fails with -EPIPE and
+ * raises no SIGPIPE; if a non-blocking @fd is full, it fails with -EAGAIN. After a
+ * failure the output is incomplete, and readers can tell.
  *
- * Thread-safe. Source: cachestat(2), mincore(2) and move_pages(2). Since: 0.1.
+ * Thread-safe. Source: cachestat(2), mincore(2), move_pages(2), write(2).
+ * Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -ENOMEM, -EBADF @fd is no open fd, or what write(2) says. What
- * is not known about the memory is no failure.
+ * the library, -ENOMEM, -EBADF @fd is no open fd, or the errno of write(2). Counts
+ * that the kernel does not give are left out, which is no failure.
  */
 GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opts *opts);
 
 /* ------------------------------------------------------------- transfers -- */
 
 /*
- * Guest memory from a file or a pipe, and to one. A transfer copies through
- * buffers of its own, so there is never I/O under way to guest memory itself.
- * With io_uring many buffers are read or written at a time; where it is
- * forbidden, or was not built in, the same transfer uses read(2) and write(2),
- * and its result says so.
+ * A transfer copies guest memory from a file or pipe, or to one, through buffers of
+ * its own, so no I/O is ever under way to guest memory itself. With io_uring it
+ * reads or writes many buffers at a time. Where io_uring is forbidden, or was not
+ * built in, the transfer uses read(2) and write(2), and its result says so.
  *
  * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore() and gmem_image_verify() do
- * a whole transfer and block. A program with an event loop begins one, calls
- * gmem_transfer_step() whenever gmem_transfer_fd() is ready, and never waits.
+ * a whole transfer and block. A program with an event loop begins a transfer and
+ * calls gmem_transfer_step() whenever gmem_transfer_fd() is ready, and never waits.
  *
- * Begin and step in threads where gmem_recovery_enable() was called before: then
- * copies cost what memcpy(3) costs, else a system call each.
+ * Call gmem_recovery_enable() before a transfer begins: then copies cost what
+ * memcpy(3) costs, otherwise each makes a system call.
  *
- * Files are read and written at given offsets; the position of the fd stays as
- * it is. Pipes and sockets are read and written from where they are; a broken
- * one raises SIGPIPE, as write(2) says. vCPUs and devices that write to memory
- * while it is saved, or use it while it is loaded, get some of the old and some
- * of the new.
+ * Files are read and written at given offsets, and the position of the fd does not
+ * change. Pipes and sockets are read and written at their present position; writing
+ * to a pipe without a reader raises SIGPIPE. If vCPUs or devices write to memory
+ * while it is saved or loaded, the result mixes old and new contents.
  *
- * The image that save writes and restore reads is described in gmem-image(5).
+ * gmem-image(5) describes the image that save writes and restore reads.
  */
 
 /* Flags of struct gmem_transfer_opts */
-#define GMEM_TRANSFER_NO_DIRECT	(1ull << 0) /* never past the page cache */
-#define GMEM_TRANSFER_NO_RING	(1ull << 1) /* never io_uring */
-#define GMEM_TRANSFER_SYNC	(1ull << 2) /* save: on the disk when done */
-#define GMEM_TRANSFER_OMIT_PRIVATE (1ull << 3) /* save, restore: the rest, then */
-#define GMEM_TRANSFER_LEAVE_REST (1ull << 4) /* restore: the VM may have more */
-#define GMEM_TRANSFER_VERIFY	(1ull << 5) /* restore: look first, all of it */
+#define GMEM_TRANSFER_NO_DIRECT	(1ull << 0) /* do not bypass the page cache */
+#define GMEM_TRANSFER_NO_RING	(1ull << 1) /* do not use io_uring */
+#define GMEM_TRANSFER_SYNC	(1ull << 2) /* save: call fdatasync(2) before it is done */
+#define GMEM_TRANSFER_OMIT_PRIVATE (1ull << 3) /* save, restore: leave private memory out */
+#define GMEM_TRANSFER_LEAVE_REST (1ull << 4) /* restore: the VM may have more memory */
+#define GMEM_TRANSFER_VERIFY	(1ull << 5) /* restore: verify all of the image first */
 
-/* Completions of one transfer on a ring of the caller's */
+/* Number of tags that one transfer uses on the caller's ring */
 #define GMEM_TRANSFER_TAGS 64
 
 /**
- * gmem_transfer_progress_fn - hears how far a transfer is
+ * gmem_transfer_progress_fn - is told the progress of a transfer
  * @data: progress_data of struct gmem_transfer_opts
- * @done: bytes of guest memory (of an image: bytes of the file) finished so far
- * @total: bytes there are; 0 if that is not known
+ * @done: bytes finished so far: of guest memory, or of the image when one is read
+ * @total: bytes in all; 0 if that is not known
  *
- * Called in the thread of the transfer, about once for each MiB.
+ * The library calls it in the thread of the transfer, after each step that got
+ * further and at the end. A save gets further by 16 MiB of guest memory or less, a
+ * load by a buffer (1 MiB or less), a restore by a buffer of the image. Empty
+ * memory and holes of files go faster: up to 80 MiB in one step.
  *
  * Return: 0 to go on, anything else to stop with -ECANCELED.
  */
@@ -2751,18 +2759,18 @@ typedef int (*gmem_transfer_progress_fn)(void *data, uint64_t done, uint64_t tot
 /**
  * struct gmem_transfer_opts - how to transfer
  * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_TRANSFER_*; unknown bits, and those of another transfer, are
- *	-EINVAL
- * @image_offset: where the image begins in the file; 0 for pipes, and for
- *	gmem_vm_load(), which has an offset of its own
+ * @flags: GMEM_TRANSFER_*; bits that are unknown, or for another kind of transfer,
+ *	are -EINVAL
+ * @image_offset: start of the image in the file; 0 for pipes, and for
+ *	gmem_vm_load(), which has its own offset
  * @progress: progress callback, NULL for none
  * @progress_data: passed to @progress
- * @ring: a ring of liburing's that the transfer shall use, borrowed until it is
- *	freed; NULL: one of its own. Only for gmem_transfer_step() without
- *	waiting, in the thread that uses the ring.
- * @ring_tag: with @ring: user_data of the transfer's requests is this or up to
- *	GMEM_TRANSFER_TAGS - 1 more
- * @depth: buffers of 1 MiB, at most 32; 0: as many as are good
+ * @ring: the caller's ring, of liburing, borrowed until the transfer is freed; NULL:
+ *	the transfer makes its own. Only for gmem_transfer_step() without waiting,
+ *	in the thread that uses the ring.
+ * @ring_tag: with @ring: lowest user_data of the transfer's requests, which use
+ *	GMEM_TRANSFER_TAGS numbers from here on
+ * @depth: number of buffers of 1 MiB, at most 32; 0: the library chooses
  * @reserved: must be 0
  */
 struct gmem_transfer_opts {
@@ -2777,21 +2785,21 @@ struct gmem_transfer_opts {
 	uint32_t reserved;
 };
 
-/* How the bytes went */
+/* Kernel interfaces of a transfer: struct gmem_transfer_result.engine */
 #define GMEM_ENGINE_PLAIN	1u /* read(2), write(2) */
 #define GMEM_ENGINE_IO_URING	2u
 
 /**
- * struct gmem_transfer_result - what a transfer did, or has done so far
- * @size: sizeof this struct, which the caller fills in; GMEM_OPTS() does
- * @file_bytes: read from the file, or written to it
- * @direct_bytes: of those, past the page cache
- * @data_bytes: guest memory that was copied
- * @zero_bytes: guest memory that is zero, and was not copied
- * @private_bytes: guest memory that is private, and was left out
+ * struct gmem_transfer_result - result of a transfer, or its state so far
+ * @size: sizeof this struct, set by the caller; GMEM_OPTS() fills it in
+ * @file_bytes: bytes read from the file, or written to it
+ * @direct_bytes: part of @file_bytes that bypassed the page cache
+ * @data_bytes: bytes of guest memory that were copied
+ * @zero_bytes: bytes of guest memory that are zero, and were not copied
+ * @private_bytes: bytes of guest memory that are private, and were left out
  * @engine: GMEM_ENGINE_*
- * @no_ring: why not io_uring: a negative errno, -ECANCELED if not wanted,
- *	-ENOTSUP if not built in; 0 with it
+ * @no_ring: 0 with io_uring; otherwise a negative errno as the reason without:
+ *	-ECANCELED not wanted, -ENOTSUP not built in, or the kernel's own
  */
 struct gmem_transfer_result {
 	size_t   size;
@@ -2807,35 +2815,35 @@ struct gmem_transfer_result {
 /**
  * gmem_vm_load() - fill guest memory from a file or a pipe
  * @vm: handle
- * @gpa: where to, any alignment
+ * @gpa: guest physical address to load to, any alignment
  * @fd: file, block device, pipe or socket to read, borrowed
- * @offset: where to begin in the file, any alignment; 0 for a pipe
+ * @offset: start in the file, any alignment; 0 for a pipe
  * @size: bytes to load; 0: up to the end of the file
  * @opts: NULL for defaults
- * @ret: what was done, also on failure; NULL if not wanted
+ * @ret: result, filled in on failure, too; NULL if not wanted
  *
- * Afterwards the guest has at @gpa what the file has at @offset. Holes of the
- * file are not read, and pages that are zero are not written where the guest
- * has none: they take no memory. What the page cache has is copied from there;
- * the rest is read past it where the file system can.
+ * Afterwards the guest memory at @gpa has the contents of the file at @offset.
+ * Holes of the file are not read, and zeros are not written to pages that the
+ * guest does not have yet, so they take no memory. Data in the page cache is
+ * copied from there; the rest bypasses the page cache if the file system can.
  *
- * The bytes before the point of failure, data_bytes and zero_bytes, were loaded.
+ * After a failure, the first data_bytes + zero_bytes of the range are loaded.
  *
  * Thread-safe. Source: read(2), io_uring(7), open(2) with O_DIRECT,
  * MADV_POPULATE_READ. Since: 0.1.
  *
- * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO no
- * memory for all of it at @gpa, -EACCES part of that is private, -EBUSY it is
- * being converted or removed, -ECANCELED by the callback, -EINVAL bad
+ * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO the
+ * range is not all memory, -EACCES part of it is private, -EBUSY it is being
+ * converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
  * arguments, -E2BIG options newer than the library, -EFAULT a page cannot be
- * reached, -ENOMEM, or the kernel's errno from reading.
+ * reached, -ENOMEM, or the kernel's own errno from reading.
  */
 GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
 			  uint64_t size, const struct gmem_transfer_opts *opts,
 			  struct gmem_transfer_result *ret);
 
 /**
- * gmem_vm_load_begin() - the same, step by step
+ * gmem_vm_load_begin() - begin a gmem_vm_load() that is done in steps
  * @vm: as gmem_vm_load(); must outlive the transfer
  * @gpa: as gmem_vm_load()
  * @fd: as gmem_vm_load(); borrowed until the transfer is freed
@@ -2847,7 +2855,7 @@ GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t off
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: 0, or what gmem_vm_load() finds before it reads.
+ * Return: 0, or the errors that gmem_vm_load() finds before it reads.
  */
 GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, int fd,
 					     uint64_t offset, uint64_t size,
@@ -2859,34 +2867,32 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * @vm: handle
  * @fd: file, block device, pipe or socket to write, borrowed
  * @opts: NULL for defaults
- * @ret: what was done, also on failure; NULL if not wanted
+ * @ret: result, filled in on failure, too; NULL if not wanted
  *
- * All regions with memory, as they are now; of them only pages that exist and
- * are not zero. The guest does not grow by it. An image that is not complete,
- * because the process died, the disk was full or the host went down, is never
- * taken for one. After a failure what was written is worthless; with
- * gmem_vm_save_begin() writing can go on.
+ * Writes the pages of all regions that exist and are not zero, and allocates no
+ * guest memory. Readers recognise an incomplete image, such as one left by a
+ * process that died, a full disk or a host that went down. After a failure the
+ * image is incomplete; with gmem_vm_save_begin() the save can go on.
  *
- * What is private the host cannot read. With GMEM_TRANSFER_OMIT_PRIVATE the
- * image says where it was and has the rest. GMEM_TRANSFER_SYNC: fdatasync(2)
- * before it is done.
+ * The host cannot read private memory. With GMEM_TRANSFER_OMIT_PRIVATE the image
+ * has the ranges that were private, without contents, and the rest of the memory.
  *
- * Into a pipe: `zstd` and the like, see gmem-image(5).
+ * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
  *
  * Thread-safe. Source: mincore(2), cachestat(2), write(2), io_uring(7), open(2)
- * with O_DIRECT. Since: 0.1.
+ * with O_DIRECT, fdatasync(2). Since: 0.1.
  *
- * Return: 0, or -EACCES part of the memory is private, -EBUSY or is being
- * converted or removed, -ECANCELED by the callback, -EINVAL bad arguments, or
- * @fd is open with O_APPEND, -E2BIG options newer than the library, -EFAULT a
- * page cannot be reached, -ENOMEM, or the kernel's errno from writing, such as
- * -ENOSPC.
+ * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is being
+ * converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
+ * arguments, or @fd is open with O_APPEND, -E2BIG options newer than the library,
+ * -EFAULT a page cannot be reached, -ENOMEM, or the kernel's own errno from
+ * writing, such as -ENOSPC.
  */
 GMEM_API int gmem_vm_save(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			  struct gmem_transfer_result *ret);
 
 /**
- * gmem_vm_save_begin() - the same, step by step
+ * gmem_vm_save_begin() - begin a gmem_vm_save() that is done in steps
  * @vm: as gmem_vm_save(); must outlive the transfer
  * @fd: as gmem_vm_save(); borrowed until the transfer is freed
  * @opts: as gmem_vm_save()
@@ -2895,50 +2901,50 @@ GMEM_API int gmem_vm_save(struct gmem_vm *vm, int fd, const struct gmem_transfer
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: 0, or what gmem_vm_save() finds before it writes.
+ * Return: 0, or the errors that gmem_vm_save() finds before it writes.
  */
 GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
 					     const struct gmem_transfer_opts *opts,
 					     struct gmem_transfer **ret);
 
 /**
- * gmem_vm_restore() - give a VM the memory of an image
- * @vm: handle of a VM whose regions are there already
+ * gmem_vm_restore() - load an image into a VM's memory
+ * @vm: handle of a VM that has its regions already
  * @fd: file, block device, pipe or socket to read, borrowed
  * @opts: NULL for defaults
- * @ret: what was done, also on failure; NULL if not wanted
+ * @ret: result, filled in on failure, too; NULL if not wanted
  *
- * Afterwards all memory the image has is as it was when it was saved: pages
- * that are not in it are zero, and take no memory where there was none. How
- * regions are cut, and how they are backed, may differ, and so may the size of
- * a page.
+ * Afterwards the memory has the contents it had when the image was saved. Pages
+ * that are not in the image are zero, and take no memory if they did not exist.
+ * The VM may have other regions and other ways of backing than the saved one, and
+ * the host another page size.
  *
- * The VM must have all memory that the image has, and no more: with
- * GMEM_TRANSFER_LEAVE_REST what it has more is left as it is. Ranges that were
- * private are not in an image: with GMEM_TRANSFER_OMIT_PRIVATE they are left
- * as they are.
+ * The VM must have exactly the memory that the image has; with
+ * GMEM_TRANSFER_LEAVE_REST it may have more, which stays as it is. An image has no
+ * contents for ranges that were private; with GMEM_TRANSFER_OMIT_PRIVATE these
+ * stay as they are.
  *
- * An image that is damaged or not complete is refused, whatever is in it, and
- * never touches memory that is not in its list of regions. That may be noticed
- * late: then memory has part of it. With GMEM_TRANSFER_VERIFY a file is read
- * twice, and memory changes only once all of it was found to be right.
+ * An image that is damaged or incomplete is refused, and never changes memory
+ * outside its list of regions. The damage may be found late, when part of the image
+ * has been loaded. With GMEM_TRANSFER_VERIFY a file is read twice, and memory
+ * changes only after all of the image was verified.
  *
- * Of a pipe no more is read than the image.
+ * The call reads nothing from a pipe past the end of the image.
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
  * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
  * early, -EOPNOTSUPP it is of a later version, -ENOENT the image has memory that
  * the VM does not have, -EEXIST the VM has memory that the image does not have,
- * -EACCES part of either is private, -ESPIPE a pipe cannot be verified first,
- * -EBUSY, -ECANCELED, -EINVAL, -E2BIG, -EFAULT, -ENOMEM and errnos from reading
- * as gmem_vm_load().
+ * -EACCES memory of the image or the VM is private, -ESPIPE a pipe cannot be
+ * verified first, -EBUSY, -ECANCELED, -EINVAL, -E2BIG, -EFAULT, -ENOMEM and errnos
+ * from reading as gmem_vm_load().
  */
 GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			     struct gmem_transfer_result *ret);
 
 /**
- * gmem_vm_restore_begin() - the same, step by step
+ * gmem_vm_restore_begin() - begin a gmem_vm_restore() that is done in steps
  * @vm: as gmem_vm_restore(); must outlive the transfer
  * @fd: as gmem_vm_restore(); borrowed until the transfer is freed
  * @opts: as gmem_vm_restore()
@@ -2947,22 +2953,23 @@ GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_trans
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: 0, or what gmem_vm_restore() finds before it reads.
+ * Return: 0, or the errors that gmem_vm_restore() finds before it reads.
  */
 GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
 						const struct gmem_transfer_opts *opts,
 						struct gmem_transfer **ret);
 
 /**
- * gmem_image_verify() - read an image and use it for nothing
+ * gmem_image_verify() - read an image and verify it, without loading it
  * @fd: as gmem_vm_restore()
  * @opts: NULL for defaults
- * @ret: what would be restored, also on failure; NULL if not wanted
+ * @ret: result that a restore would have, filled in on failure, too; NULL if not
+ *	wanted
  *
- * Needs no VM. What passes this, gmem_vm_restore() takes, if its memory is
- * there.
+ * This needs no VM. gmem_vm_restore() accepts an image that passes, if the VM has
+ * its memory.
  *
- * Thread-safe. Since: 0.1.
+ * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
  * Return: 0, or -EBADMSG, -ENODATA, -EOPNOTSUPP, -ECANCELED, -EINVAL, -E2BIG,
  * -ENOMEM and errnos from reading as gmem_vm_restore().
@@ -2970,24 +2977,23 @@ GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
 GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 			       struct gmem_transfer_result *ret);
 
-/* What gmem_transfer_step() returns if nothing is wrong */
-#define GMEM_TRANSFER_DONE 0	/* all is done */
+/* Results of gmem_transfer_step() without a failure */
+#define GMEM_TRANSFER_DONE 0	/* the transfer is done */
 #define GMEM_TRANSFER_MORE 1	/* call again: there is more to do */
 #define GMEM_TRANSFER_WAIT 2	/* call again when gmem_transfer_fd() is ready */
 
 /**
  * gmem_transfer_step() - do the next part of a transfer
  * @transfer: transfer
- * @wait: 0: never block (but see below), 1: do until there is progress. Must be
- *	0 with a ring of the caller's.
+ * @wait: 0: never block (but see below); 1: block until there is progress. Must be
+ *	0 with the caller's ring.
  *
- * A step copies at most a buffer, 1 MiB. Without io_uring a step reads or writes
- * a file itself, which may take as long as the disk does; a pipe it reads or
- * writes only as far as poll(2) and O_NONBLOCK let it.
+ * A step copies at most one buffer of 1 MiB. Without io_uring a step reads or
+ * writes a file itself and blocks as long as the disk takes; of a pipe it reads or
+ * writes only as much as poll(2) and O_NONBLOCK allow.
  *
- * After a failure it may be called again: it tries again what failed, so that
- * a transfer goes on when there is room on the disk again, or after a callback
- * that stopped it.
+ * After a failure it may be called again and repeats what failed. So a transfer can
+ * go on when the disk has space again, or after the callback stopped it.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -2997,12 +3003,12 @@ GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait);
 
 /**
- * gmem_transfer_fd() - what to poll for
+ * gmem_transfer_fd() - fd to poll before the next step
  * @transfer: transfer
  * @ret_events: POLLIN or POLLOUT, as in poll(2)
  *
- * The transfer's ring, or without one the pipe itself. Borrowed: it lives as long
- * as the transfer.
+ * This is the fd of the transfer's ring, or without a ring that of the pipe. It is
+ * borrowed, and lives as long as the transfer.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -3012,23 +3018,23 @@ GMEM_API int gmem_transfer_fd(const struct gmem_transfer *transfer, int16_t *ret
 
 /**
  * gmem_transfer_complete() - hand over a completion from the caller's ring
- * @transfer: transfer that has a ring of the caller's
+ * @transfer: transfer that uses the caller's ring
  * @tag: user_data of the completion
  * @res: res of the completion
  *
- * For each completion whose user_data is one of the transfer's; then call
+ * Call it for each completion whose user_data belongs to the transfer, then call
  * gmem_transfer_step().
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0, or -EINVAL it is none of this transfer's.
+ * Return: 0, or -EINVAL the completion belongs to no request of this transfer.
  */
 GMEM_API int gmem_transfer_complete(struct gmem_transfer *transfer, uint64_t tag, int32_t res);
 
 /**
- * gmem_transfer_get_result() - what a transfer has done so far
+ * gmem_transfer_get_result() - get the result of a transfer so far
  * @transfer: transfer
- * @ret: filled in, as far as its size says
+ * @ret: filled in, up to the size it has
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -3041,9 +3047,9 @@ GMEM_API int gmem_transfer_get_result(const struct gmem_transfer *transfer,
  * gmem_transfer_free() - end a transfer, finished or not
  * @transfer: transfer, or NULL; invalid after success
  *
- * Cancels what is under way and waits for that. Memory keeps what was written
- * there. With a ring of the caller's it cannot wait: it asks the ring to cancel,
- * and must be called again when the completions have been handed over.
+ * Cancels requests that are under way and waits for their end. Memory that was
+ * loaded stays so. With the caller's ring it cannot wait: it submits requests to
+ * cancel, and must be called again after the completions have been handed over.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -3055,26 +3061,26 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer);
 
 /*
  * A process that maps the file behind guest memory uses the guest's own pages.
- * Whoever has a file has all of it, though, and for as long as it likes: what
- * libgmem gives away is checked against that before it goes.
+ * But a process that has a file can map all of it, and for as long as it likes, so
+ * libgmem checks each file before it gives it to another process.
  */
 
-/* What may be done with memory: struct gmem_extent.rights */
+/* Access rights: struct gmem_extent.rights */
 #define GMEM_RIGHT_READ		(1u << 0)
 #define GMEM_RIGHT_WRITE	(1u << 1)
 
 /**
- * struct gmem_extent - a range of guest memory that one file holds in one piece
- * @gpa: where the guest has it
+ * struct gmem_extent - range of guest memory that is contiguous in one file
+ * @gpa: guest physical address of its start
  * @size: bytes
- * @hva: where this process has it
- * @offset: where it starts in the file
- * @file_size: bytes the file has
- * @page_size: bytes of the file's pages; @gpa, @size and @offset need not be
- *	multiples of it, but only then other processes get it with gmem_peer_add()
- * @fd: the file, borrowed; -1 where this process does not have it
+ * @hva: host address in this process
+ * @offset: offset of its start in the file
+ * @file_size: size of the file in bytes
+ * @page_size: bytes of the file's pages. gmem_peer_add() gives an extent only if
+ *	@gpa, @size and @offset are multiples of it.
+ * @fd: the file, borrowed; -1 if this process has no fd of it
  * @rights: GMEM_RIGHT_*
- * @backing: how the VMM backs it, an enum gmem_backing
+ * @backing: way of backing in the VMM, an enum gmem_backing
  * @reserved: 0
  */
 struct gmem_extent {
@@ -3091,15 +3097,15 @@ struct gmem_extent {
 };
 
 /* Flags of struct gmem_export_opts */
-#define GMEM_EXPORT_SKIP	(1ull << 0) /* leave out what cannot be given */
-#define GMEM_EXPORT_UNSEALED	(1ull << 1) /* take files that can shrink */
+#define GMEM_EXPORT_SKIP	(1ull << 0) /* leave out regions that cannot be given */
+#define GMEM_EXPORT_UNSEALED	(1ull << 1) /* accept files that can shrink */
 
 /**
- * struct gmem_export_opts - what may go out
+ * struct gmem_export_opts - how to export
  * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_EXPORT_*; unknown bits are -EINVAL. A file that is not sealed
- *	against shrinking (F_SEAL_SHRINK) can be cut by whoever has it; then the
- *	guest's accesses fail and this process's raise SIGBUS.
+ * @flags: GMEM_EXPORT_*; unknown bits are -EINVAL. Every process that has a file
+ *	can truncate it, unless it is sealed against shrinking (F_SEAL_SHRINK);
+ *	then the guest's accesses fail and those of this process raise SIGBUS.
  */
 struct gmem_export_opts {
 	size_t   size;
@@ -3112,22 +3118,23 @@ struct gmem_export_opts {
  * @opts: NULL for defaults
  * @ret: the export, yours to free with gmem_export_free()
  *
- * A region with backing shared or mapped is given as its guest_memfd. With
- * backing host or private it is given, its shared side alone, if it is memory
- * of yours (GMEM_REGION_HVA) that gmem_export_add_memory() was told of.
- * Anonymous memory cannot be given: nothing names it.
+ * Other processes get a region with backing shared or mapped as its guest_memfd.
+ * They get a region with backing host, or the shared side of one with backing
+ * private, if it is your own memory (GMEM_REGION_HVA) and
+ * gmem_export_add_memory() was called for it. Anonymous memory cannot be given,
+ * because no fd refers to it.
  *
- * Thread-safe. Since: 0.1.
+ * Thread-safe. Source: eventfd(2), epoll(7). Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -ENOMEM.
+ * the library, -EMFILE, -ENFILE, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
 					  const struct gmem_export_opts *opts,
 					  struct gmem_export **ret);
 
 /**
- * gmem_export_free() - end an export
+ * gmem_export_free() - end an export and its peers
  * @exporter: export, or NULL
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
@@ -3135,54 +3142,55 @@ GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
 GMEM_API void gmem_export_free(struct gmem_export *exporter);
 
 /**
- * gmem_export_add_memory() - name the file behind memory of yours
+ * gmem_export_add_memory() - tell the export the file behind your own memory
  * @exporter: export
  * @hva: page-aligned host address
  * @size: bytes, non-zero, a multiple of the page
  * @fd: the memfd or hugetlbfs file that is mapped there, MAP_SHARED; duplicated
- * @offset: where @hva is in it, a multiple of the page
+ * @offset: offset of @hva in the file, a multiple of the page
  *
- * Before the region that uses it is added, or at any time before it is given.
- * Seal the file first: F_SEAL_SHRINK always, and F_SEAL_FUTURE_WRITE, once you
- * have mapped it, if it is to be given for reading only.
+ * Call it before you add the region that uses the memory, or later, before the
+ * memory is given. Seal the file first: F_SEAL_SHRINK always, and, if it is to be
+ * given for reading only, F_SEAL_FUTURE_WRITE once you have mapped it.
  *
  * Thread-safe. Source: fstat(2), fstatfs(2), F_GET_SEALS. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range, @fd is no such file or ends before the
- * range does, -EPERM it can shrink, -EEXIST part of @hva was named already,
- * -EBADF, -EMFILE, -ENOMEM.
+ * range does, -EPERM the file can shrink, -EEXIST part of the range was added
+ * already, -EBADF, -EMFILE, -ENOMEM.
  */
 GMEM_API int gmem_export_add_memory(struct gmem_export *exporter, void *hva, uint64_t size,
 				    int fd, uint64_t offset);
 
 /**
- * gmem_export_remove_memory() - forget what gmem_export_add_memory() was told
+ * gmem_export_remove_memory() - undo a gmem_export_add_memory()
  * @exporter: export
- * @hva: as it was given there
+ * @hva: the same address as in gmem_export_add_memory()
  *
- * When no region has it any more, before the address is used for another thing.
+ * Call it when no region uses the memory any more, before the address gets another
+ * use.
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: 0, or -ENOENT nothing was named with that start.
+ * Return: 0, or -ENOENT no memory was added with that start, -EINVAL NULL argument.
  */
 GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void *hva);
 
 /**
- * gmem_export_table() - the memory that other processes can map
+ * gmem_export_table() - get the memory that other processes can map
  * @exporter: export
  * @extents: filled in GPA order; untouched on failure
  * @max: entries in @extents
  *
- * One extent for each region that has memory. For backing private it is the
- * shared side, whatever of it is shared at the moment.
+ * There is one extent for each region that has memory. For backing private it is
+ * all of the shared side, whatever is shared at the moment.
  *
- * Thread-safe; each fd is good until its region is removed or rebound, or
+ * Thread-safe; each fd is valid until its region is removed or rebound, or
  * gmem_export_remove_memory(). Since: 0.1.
  *
- * Return: extents filled in, or -EOPNOTSUPP a region cannot be given (the
- * sentence says why and what would help; GMEM_EXPORT_SKIP leaves it out),
- * -ENOSPC they are more than @max, -EINVAL NULL argument.
+ * Return: number of extents filled in, or -EOPNOTSUPP a region cannot be given
+ * (gmem_last_error() says why and what would help; GMEM_EXPORT_SKIP leaves it
+ * out), -ENOSPC there are more than @max, -EINVAL NULL argument.
  */
 GMEM_API int gmem_export_table(struct gmem_export *exporter, struct gmem_extent *extents,
 			       size_t max);
@@ -3191,10 +3199,10 @@ GMEM_API int gmem_export_table(struct gmem_export *exporter, struct gmem_extent 
  * struct gmem_vhost_user_region - one entry of a vhost-user memory table
  * @guest_phys_addr: gpa
  * @memory_size: bytes
- * @userspace_addr: hva in this process, by which the front-end names rings
- * @mmap_offset: where it starts in its file
+ * @userspace_addr: hva in this process, which the front-end uses as address of rings
+ * @mmap_offset: offset of its start in its file
  *
- * As the body of VHOST_USER_SET_MEM_TABLE has it, in the host's byte order.
+ * The layout is that of VHOST_USER_SET_MEM_TABLE, in the host's byte order.
  */
 struct gmem_vhost_user_region {
 	uint64_t guest_phys_addr;
@@ -3204,32 +3212,33 @@ struct gmem_vhost_user_region {
 };
 
 /**
- * gmem_export_vhost_user() - the table for VHOST_USER_SET_MEM_TABLE
+ * gmem_export_vhost_user() - get the table for VHOST_USER_SET_MEM_TABLE
  * @exporter: export
  * @regions: filled in GPA order; untouched on failure
- * @fds: the file of each, borrowed, to be sent in this order with the message;
+ * @fds: the file of each region, borrowed, to send in this order with the message;
  *	untouched on failure
- * @max: entries in both: 8, or what the back-end said it takes
+ * @max: entries in both arrays: 8, or the number that the back-end accepts
  *
- * Neighbours in the guest that are neighbours in one file and in this process,
- * too, are one entry: back-ends have few. vhost-user has no answer for memory
- * taken back, so do not give it what is converted.
+ * Back-ends accept few entries, so regions that are adjacent in the guest, in one
+ * file and in this process share an entry. vhost-user has no message to take memory
+ * back, so do not give it memory that is converted.
  *
- * Thread-safe; the fds as gmem_export_table() says. Since: 0.1.
+ * Thread-safe; the fds are valid as those of gmem_export_table(). Since: 0.1.
  *
- * Return: entries filled in, or as gmem_export_table(), and -EOPNOTSUPP a
- * region that may only be read: a back-end maps all of it for writing.
+ * Return: number of entries filled in, or as gmem_export_table(), and -EOPNOTSUPP
+ * for a region that may only be read, because a back-end maps all memory for
+ * writing.
  */
 GMEM_API int gmem_export_vhost_user(struct gmem_export *exporter,
 				    struct gmem_vhost_user_region *regions, int *fds,
 				    size_t max);
 
 /* Flags of struct gmem_peer_opts */
-#define GMEM_PEER_WHOLE_FILES	(1ull << 0) /* it may reach all of a file it has part of */
-#define GMEM_PEER_CUT_OFF	(1ull << 1) /* without an answer go on without it */
+#define GMEM_PEER_WHOLE_FILES	(1ull << 0) /* the peer may reach all of a file it gets part of */
+#define GMEM_PEER_CUT_OFF	(1ull << 1) /* end the peer if it does not answer */
 
 /**
- * struct gmem_export_range - guest addresses a peer may have
+ * struct gmem_export_range - guest addresses that a peer may have
  * @gpa: start, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page
  * @rights: GMEM_RIGHT_*
@@ -3243,14 +3252,14 @@ struct gmem_export_range {
 };
 
 /**
- * struct gmem_peer_opts - what a peer is given
+ * struct gmem_peer_opts - memory and rights of a peer
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_PEER_*; unknown bits are -EINVAL
- * @ranges: what it may have, in GPA order, not overlapping; copied. NULL: all
- *	there is and will be, with the rights its files leave.
+ * @ranges: ranges that the peer may have, in GPA order, not overlapping; copied.
+ *	NULL: all present and future memory, with the rights that its files allow.
  * @range_count: entries in @ranges
- * @wait_ms: longest wait for its answer when memory is taken back,
- *	milliseconds; 0: 1000
+ * @wait_ms: longest time to wait for the peer's answer when memory is taken back,
+ *	in milliseconds; 0: 1000
  * @reserved: must be 0
  */
 struct gmem_peer_opts {
@@ -3266,34 +3275,35 @@ struct gmem_peer_opts {
  * gmem_peer_add() - give memory to the process at the other end of a socket
  * @exporter: export
  * @sock: a connected AF_UNIX socket of type SOCK_SEQPACKET, duplicated; close
- *	yours, or the peer never sees the end
+ *	your own fd, or the peer never sees the end of the connection
  * @opts: NULL for defaults
  * @ret: the peer; ends with gmem_peer_remove() or gmem_export_free()
  *
- * The other end has gmem_import_new(). It is given memory as its answers come
- * in (gmem_export_dispatch()), and told when regions are added and removed.
+ * The other process calls gmem_import_new(). It gets memory as its answers come in
+ * (gmem_export_dispatch()), and is told when regions are added and removed.
  *
- * A region is taken back from peers before it is removed, moved or rebound, and
- * a range before it becomes private (the shared side of GMEM_BACKING_PRIVATE):
- * that waits for their answers. Without one in time it fails with -ETIMEDOUT
- * and all is as it was, or with GMEM_PEER_CUT_OFF the peer is cut off and it
- * goes on. What is shared again is given again. What a peer maps it maps for
- * good if it wants to: taking back is an agreement, and keeps the two from
- * stepping on each other. What is private no peer has, whatever it does.
+ * The library takes a region back from peers before it is removed, moved or
+ * rebound, and a range of GMEM_BACKING_PRIVATE before it becomes private, and waits
+ * for their answers. If an answer does not come in time, the removal or conversion
+ * fails with -ETIMEDOUT and nothing has changed; with GMEM_PEER_CUT_OFF the peer is
+ * cut off, and the call goes on. Memory that becomes shared again is given again.
+ * Taking back relies on the peer, which can keep a mapping: it protects both
+ * sides from mistakes. But no peer can reach private memory, whatever it does.
  *
- * A file gives all of itself, so it is given only if what the peer may have is
- * the whole of it, or with GMEM_PEER_WHOLE_FILES. For reading only it is given
- * if its seals say so (F_SEAL_FUTURE_WRITE). What is there and cannot be given
- * so is refused; what comes later is left out, and the VM's log says so.
+ * A process that has a file can map all of it. So a file is given only if the peer
+ * may have the whole file, or with GMEM_PEER_WHOLE_FILES. A file is given for
+ * reading only if its seals enforce that (F_SEAL_FUTURE_WRITE). If present memory
+ * cannot be given under these rules, the call fails; memory added later is left
+ * out, with a message in the VM's log.
  *
- * A peer can write what it likes to what it has, free its pages, and, by
- * holding a guest_memfd, keep the VM in the kernel's memory. It gets nothing
- * else, and can make nothing else fail.
+ * A peer can write anything to the memory it has, free its pages, and, by keeping a
+ * guest_memfd, keep the VM in the kernel's memory. It gets nothing else, and can
+ * make nothing else fail.
  *
  * Thread-safe. Source: unix(7), SCM_RIGHTS. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad options, or no such socket, -EOPNOTSUPP memory that
- * cannot be given as the options say (see gmem_export_table(), too), -EACCES a
+ * Return: 0, or -EINVAL bad options, or another kind of socket, -EOPNOTSUPP memory
+ * cannot be given as the options ask (see gmem_export_table(), too), -EACCES a
  * file has more than the peer may have, -ENOTSOCK, -E2BIG options newer than
  * the library, -EMFILE, -ENOMEM.
  */
@@ -3302,33 +3312,34 @@ GMEM_API GMEM_CHECKED int gmem_peer_add(struct gmem_export *exporter, int sock,
 					struct gmem_peer **ret);
 
 /**
- * gmem_peer_remove() - end giving memory to a peer
+ * gmem_peer_remove() - stop giving memory to a peer
  * @peer: peer, or NULL; invalid afterwards
  *
- * It is not waited for: it sees the end of the socket.
+ * The call does not wait for the peer, which sees the end of the connection.
  *
- * Thread-safe, but nobody may use the peer any more. Since: 0.1.
+ * Thread-safe, but no thread may use the peer any more. Since: 0.1.
  */
 GMEM_API void gmem_peer_remove(struct gmem_peer *peer);
 
 /**
- * gmem_peer_status() - how far a peer is
+ * gmem_peer_status() - get the state of a peer
  * @peer: peer
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: 1 it has all it is to have; 0 messages or answers are under way; or
- * why it gets no more: -EPIPE it is gone, -EPROTO it sent what no import sends,
- * -ETIMEDOUT it was cut off, or the errno with which it refused something.
- * -EINVAL for NULL.
+ * Return: 1 the peer has all the memory it should have; 0 messages or answers are
+ * under way; or the reason why it gets no more: -EPIPE the process is gone, -EPROTO
+ * it sent a message that no import sends, -ETIMEDOUT it was cut off, or the errno
+ * with which it refused memory; -EINVAL for NULL.
  */
 GMEM_API int gmem_peer_status(struct gmem_peer *peer);
 
 /**
- * gmem_export_fd() - what to poll for
+ * gmem_export_fd() - fd to poll for an export
  * @exporter: export
  *
- * Readable when gmem_export_dispatch() has something to do. Borrowed.
+ * The fd is readable when gmem_export_dispatch() has something to do. It is
+ * borrowed.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -3337,11 +3348,11 @@ GMEM_API int gmem_peer_status(struct gmem_peer *peer);
 GMEM_API int gmem_export_fd(const struct gmem_export *exporter);
 
 /**
- * gmem_export_dispatch() - read answers, and send what is to be sent
+ * gmem_export_dispatch() - read the answers of peers and send messages to them
  * @exporter: export
  *
- * Never waits for a peer. Call it when gmem_export_fd() is readable. Where
- * memory is taken back, the thread that does so talks to the peers itself.
+ * Never waits for a peer. Call it when gmem_export_fd() is readable. A removal or
+ * conversion that takes memory back exchanges its messages with peers itself.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -3352,15 +3363,15 @@ GMEM_API int gmem_export_dispatch(struct gmem_export *exporter);
 /* --------------------------------------------------------------- imports -- */
 
 /* Flags of struct gmem_import_opts */
-#define GMEM_IMPORT_UNSEALED	(1ull << 0) /* take files that can shrink */
+#define GMEM_IMPORT_UNSEALED	(1ull << 0) /* accept files that can shrink */
 
 /**
- * struct gmem_import_opts - what to accept
+ * struct gmem_import_opts - limits of an import
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_IMPORT_*; unknown bits are -EINVAL. In a file that can shrink a
  *	load or store can raise SIGBUS at any time.
- * @max_bytes: most memory to map; 0: no limit but the kernel's
- * @max_extents: most extents to map; 0: 4096
+ * @max_bytes: maximum of bytes to map; 0: only the kernel's limit
+ * @max_extents: maximum of extents to map; 0: 4096
  * @reserved: must be 0
  */
 struct gmem_import_opts {
@@ -3377,19 +3388,19 @@ struct gmem_import_opts {
  * @opts: NULL for defaults
  * @ret: the import, yours to free with gmem_import_free()
  *
- * Empty at first: memory comes with gmem_import_dispatch(). Needs no KVM, no
- * /proc and no file system.
+ * The import is empty at first: memory comes with gmem_import_dispatch(). It needs
+ * no KVM, no /proc and no file system.
  *
- * Thread-safe. Since: 0.1.
+ * Thread-safe. Source: unix(7), SCM_RIGHTS. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad options, or no such socket, -ENOTSOCK, -E2BIG options
- * newer than the library, -EMFILE, -ENOMEM.
+ * Return: 0, or -EINVAL bad options, or another kind of socket, -ENOTSOCK, -E2BIG
+ * options newer than the library, -EMFILE, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_import_new(int sock, const struct gmem_import_opts *opts,
 					  struct gmem_import **ret);
 
 /**
- * gmem_import_free() - unmap everything and hang up
+ * gmem_import_free() - unmap all memory and close the connection
  * @import: import, or NULL; its views must be freed before
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
@@ -3397,11 +3408,11 @@ GMEM_API GMEM_CHECKED int gmem_import_new(int sock, const struct gmem_import_opt
 GMEM_API void gmem_import_free(struct gmem_import *import);
 
 /**
- * gmem_import_fd() - what to poll for
+ * gmem_import_fd() - fd to poll for an import
  * @import: import
  *
- * Readable when gmem_import_dispatch() has something to do. Borrowed: do not
- * read from it.
+ * The fd is readable when gmem_import_dispatch() has something to do. It is
+ * borrowed: do not read from it.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -3410,47 +3421,48 @@ GMEM_API void gmem_import_free(struct gmem_import *import);
 GMEM_API int gmem_import_fd(const struct gmem_import *import);
 
 /**
- * gmem_import_dispatch() - do what the exporting process says, and answer it
+ * gmem_import_dispatch() - handle messages of the exporting process, and answer them
  * @import: import
  *
- * Maps and unmaps memory, a bounded number of messages at a time. Before
- * memory is unmapped, views between gmem_view_begin() and gmem_view_end() are
- * waited for, so do not call it between these. Whoever exports waits for the
- * answer: call it soon after gmem_import_fd() is readable.
+ * Maps and unmaps memory, for a bounded number of messages in each call. Before it
+ * unmaps memory it waits for views between gmem_view_begin() and gmem_view_end(),
+ * so do not call it between these. The exporting process waits for the answer: call
+ * this soon after gmem_import_fd() is readable.
  *
- * After an error nothing more comes, and what is mapped stays until
+ * After an error no more memory comes, and mapped memory stays mapped until
  * gmem_import_free().
  *
- * Thread-safe. Since: 0.1.
+ * Thread-safe. Source: unix(7), mmap(2), munmap(2). Since: 0.1.
  *
- * Return: 1 all there is has come; 0 there is more; or -EPIPE the exporting
- * process is gone, -EPROTO it sent what no export sends, -EINVAL for NULL.
+ * Return: 1 if the import has all memory it should have, 0 if more is to come; or
+ * -EPIPE the exporting process is gone, -EPROTO it broke the protocol or has pages
+ * of another size, -EINVAL for NULL.
  */
 GMEM_API int gmem_import_dispatch(struct gmem_import *import);
 
 /**
- * gmem_import_table() - what is mapped
+ * gmem_import_table() - get the memory that is mapped
  * @import: import
  * @extents: filled in GPA order, without an fd; untouched on failure
  * @max: entries in @extents
  *
  * Thread-safe; each hva may be used only through views. Since: 0.1.
  *
- * Return: extents filled in, or -ENOSPC they are more than @max, -EINVAL NULL
- * argument.
+ * Return: number of extents filled in, or -ENOSPC there are more than @max,
+ * -EINVAL NULL argument.
  */
 GMEM_API int gmem_import_table(struct gmem_import *import, struct gmem_extent *extents,
 			       size_t max);
 
 /**
- * gmem_import_view_new() - begin looking at imported memory
+ * gmem_import_view_new() - create a view of imported memory
  * @import: import, which must outlive the view
  * @ret: the view, for one thread at a time; yours to free with gmem_view_free()
  *
- * As gmem_view_new(): all that views can do they can do here. What was taken
- * back is -ESTALE because its region went, or -EACCES because it is private.
- * Enable recovery (gmem_recovery_enable()), so that neither side's mistakes end
- * this process.
+ * All functions of views work with it. They return -ESTALE for memory that was
+ * taken back because its region was removed, and -EACCES because it became private.
+ * Call gmem_recovery_enable() first, so that mistakes of either process do not end
+ * this one.
  *
  * Thread-safe. Since: 0.1.
  *
