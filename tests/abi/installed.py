@@ -24,7 +24,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 WARNINGS = ["-Wall", "-Wextra", "-pedantic", "-Werror"]
 PREFIX = "opt/libgmem"
 
-# What embedders are asked to carry, with every room up to access
+# What embedders are asked to carry, with every module up to access
 SHARED_LIMIT = 384 * 1024
 DATA_LIMIT = 1024
 
