@@ -366,7 +366,7 @@ static void start_report(struct gmem_caps *caps, const char *reason)
 		say_unknown(caps, (enum gmem_cap)i, "%s", reason);
 
 	say_unknown(caps, GMEM_CAP_IN_PLACE,
-		    "no released kernel has it, so there is no number to ask for it by");
+		    "no kernel had it when this version was written, so there is no number to ask for it by");
 }
 
 static void say_no_kvm(struct gmem_caps *caps, int err)

@@ -158,7 +158,7 @@ static int fail_stuck(struct gmem_vcpu *vcpu, const struct gmem_exit *exit, stru
 
 	count(vcpu, exit, GMEM_COUNT_FAULTS_STUCK);
 	return gmem_fail(-ELOOP, "the vCPU faults at gpa 0x%" PRIx64 " for the %" PRIu32
-			 ". time, and the memory is %s as it wants",
+			 ". time, and the memory is %s, as the vCPU wants it",
 			 exit->gpa, place->stuck,
 			 exit->state == GMEM_STATE_PRIVATE ? "private" : "shared");
 }

@@ -44,8 +44,8 @@ int gmem_kvm_get_dirty_log(int vm_fd, uint32_t number, uint64_t *bitmap);
 int gmem_kvm_set_attributes(int vm_fd, uint64_t gpa, uint64_t size, uint64_t attributes);
 
 /*
- * Arguments of the proposed ioctl that sets attributes on a guest_memfd. No released
- * kernel has it, so the caller passes its number.
+ * Arguments of the proposed ioctl that sets attributes on a guest_memfd. No kernel had
+ * it when this version was written, so the caller passes its number.
  */
 struct gmem_kvm_file_attributes {
 	__u64 offset;

@@ -7,7 +7,6 @@
  */
 #include <errno.h>
 #include <getopt.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -102,19 +101,6 @@ static const char help[] =
 	"Exit status: 0 fine, 1 something required is not there, 2 wrong usage,\n"
 	"3 no report could be made.\n";
 
-__attribute__((format(printf, 1, 2), noreturn))
-static void usage_error(const char *format, ...)
-{
-	va_list args;
-
-	fprintf(stderr, "gmem-probe: ");
-	va_start(args, format);
-	vfprintf(stderr, format, args);
-	va_end(args);
-	fprintf(stderr, "\nTry 'gmem-probe --help'.\n");
-	exit(EXIT_USAGE);
-}
-
 static uint64_t parse_vm_type(const char *text)
 {
 	unsigned long long type;
@@ -197,8 +183,7 @@ static void take_option(int option, struct options *options)
 		exit(EXIT_YES);
 	default:
 		/* getopt_long() has printed the mistake. */
-		fprintf(stderr, "Try 'gmem-probe --help'.\n");
-		exit(EXIT_USAGE);
+		usage_exit();
 	}
 }
 

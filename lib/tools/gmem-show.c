@@ -5,7 +5,6 @@
 #include <getopt.h>
 #include <langinfo.h>
 #include <locale.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +18,6 @@
 enum exit_status {
 	EXIT_FINE = 0,
 	EXIT_BROKEN = 1,	/* the layout has memslots that are lost or stuck */
-	EXIT_USAGE = 2,
 	EXIT_NO_DUMP = 3,
 };
 
@@ -52,19 +50,6 @@ static const char help[] =
 	"\n"
 	"Exit status: 0 fine, 1 the layout has memslots that are lost or stuck,\n"
 	"2 wrong usage, 3 there is no dump, or it is broken.\n";
-
-__attribute__((format(printf, 1, 2), noreturn))
-static void usage_error(const char *format, ...)
-{
-	va_list args;
-
-	fprintf(stderr, "gmem-show: ");
-	va_start(args, format);
-	vfprintf(stderr, format, args);
-	va_end(args);
-	fprintf(stderr, "\nTry 'gmem-show --help'.\n");
-	exit(EXIT_USAGE);
-}
 
 static unsigned int parse_width(const char *text)
 {
@@ -148,8 +133,7 @@ static void take_option(int option, struct options *options)
 		exit(EXIT_FINE);
 	default:
 		/* getopt_long() has printed the mistake. */
-		fprintf(stderr, "Try 'gmem-show --help'.\n");
-		exit(EXIT_USAGE);
+		usage_exit();
 	}
 }
 

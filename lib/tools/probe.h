@@ -9,10 +9,10 @@
 
 #include "gmem.h"
 
+/* Besides EXIT_USAGE, see text.h */
 enum exit_status {
 	EXIT_YES = 0,		/* there is a report, and every --require is a yes */
 	EXIT_NOT_ALL = 1,	/* there is a report, but some --require is not a yes */
-	EXIT_USAGE = 2,
 	EXIT_NO_REPORT = 3,
 };
 

@@ -9,6 +9,14 @@
 /* Returns @p. If it is NULL, prints a message and exits with status 3. */
 void *check_memory(void *p);
 
+/* The exit status for wrong usage */
+#define EXIT_USAGE 2
+
+/* Points to --help and exits with EXIT_USAGE. */
+__attribute__((noreturn)) void usage_exit(void);
+/* Prints what is wrong with the command line, then calls usage_exit(). */
+__attribute__((format(printf, 1, 2), noreturn)) void usage_error(const char *format, ...);
+
 /* Prints a JSON string, valid whatever the bytes are; a NULL is printed as null. */
 void print_json_string(const char *string);
 

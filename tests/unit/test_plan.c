@@ -250,7 +250,7 @@ static void each_way_passed_over_has_its_reason(void **state)
 		check_reason(plan, M, table[i].why_not_mapped);
 		check_reason(plan, S, table[i].why_not_shared);
 		check_reason(plan, P, table[i].why_not_private);
-		check_reason(plan, I, "no released kernel");
+		check_reason(plan, I, "no kernel had it");
 		gmem_plan_free(plan);
 		unit_end(&unit);
 	}
@@ -298,7 +298,7 @@ static void refusal_names_the_nearest_miss(void **state)
 		{ "6.12", REQUEST(.backings = { S }), "\"shared\"", "guest_memfd" },
 		{ "6.12", REQUEST(.needs = 0), "\"shared\"", "guest_memfd" },
 		{ "6.18", REQUEST(.backings = { P }), "\"private\"", "private memory" },
-		{ "6.18", REQUEST(.backings = { I }), "\"in-place\"", "no released kernel" },
+		{ "6.18", REQUEST(.backings = { I }), "\"in-place\"", "no kernel had it" },
 		{ "6.18", REQUEST(.backings = { P, S }, .needs = GMEM_NEED_DIRTY_LOG),
 		  "\"shared\"", "dirty log" },
 		{ "7.3-swp-t1", REQUEST(.backings = { S, P }, .needs = GMEM_NEED_HOST_ACCESS),
