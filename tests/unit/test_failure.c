@@ -544,7 +544,6 @@ static void every_allocation_may_fail(void **state)
 static void free_leaves_nothing_whatever_fails(void **state)
 {
 	static const uint32_t backings[] = { HOST, MAPPED, SHARED };
-	struct gmem_plan *plan;
 	struct gmem_file *file;
 	struct unit unit;
 	bool struck = true;
@@ -556,9 +555,7 @@ static void free_leaves_nothing_whatever_fails(void **state)
 	for (n = 1; struck; n++) {
 		unit_begin_vm(&unit, "6.18");
 		for (i = 0; i < ARRAY_SIZE(backings); i++) {
-			plan = unit_plan(&unit, backings[i]);
-			unit_region(&unit, 2 * i, 2, plan);
-			gmem_plan_free(plan);
+			unit_region_backed(&unit, 2 * i, 2, backings[i]);
 		}
 		file = unit_file(&unit, 2);
 		assert_ok(gmem_file_map(file, 0, unit.page, NULL, &hva));

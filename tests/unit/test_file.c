@@ -2,7 +2,6 @@
 /* One guest_memfd: create, adopt, map, allocate, punch, free */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -466,18 +465,6 @@ static void mapping_may_be_read_only(void **state)
 	unit_end(&unit);
 }
 
-/* Addresses nobody uses: what was reserved and given back */
-static void *free_address(const struct unit *unit, uint64_t pages)
-{
-	void *space = mmap(NULL, PAGES(unit, pages + 16), PROT_NONE,
-			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	uintptr_t hva = (uintptr_t)space;
-
-	assert_ptr_not_equal(space, MAP_FAILED);
-	munmap(space, PAGES(unit, pages + 16));
-	return (void *)((hva + unit->page - 1) / unit->page * unit->page);
-}
-
 static void mapping_goes_where_it_is_told_if_that_is_free(void **state)
 {
 	GMEM_OPTS(gmem_map_opts, opts, .flags = GMEM_MAP_FIXED);
@@ -488,7 +475,7 @@ static void mapping_goes_where_it_is_told_if_that_is_free(void **state)
 	(void)state;
 	unit_begin(&unit, "6.18");
 	file = unit_file(&unit, 4);
-	opts.hva = free_address(&unit, 4);
+	opts.hva = unit_free_address(&unit, 4);
 	assert_ok(gmem_file_map(file, 0, PAGES(&unit, 2), &opts, &hva));
 	assert_ptr_equal(hva, opts.hva);
 	assert_refused(-EEXIST, "0x", gmem_file_map(file, 0, unit.page, &opts, &again));
@@ -601,7 +588,7 @@ static void map_rejects_bad_options(void **state)
 	(void)state;
 	unit_begin(&unit, "6.18");
 	file = unit_file(&unit, 4);
-	free_hva = free_address(&unit, 4);
+	free_hva = unit_free_address(&unit, 4);
 	for (bit = 3; bit < 64; bit++) {
 		opts.flags = (uint64_t)1 << bit;
 		assert_refused(-EINVAL, "flags", gmem_file_map(file, 0, unit.page, &opts, &hva));
@@ -754,7 +741,7 @@ static void unmap_stays_inside_one_mapping(void **state)
 	unit_begin(&unit, "6.18");
 	file = unit_file(&unit, 8);
 	other = unit_file(&unit, 8);
-	opts.hva = free_address(&unit, 8);
+	opts.hva = unit_free_address(&unit, 8);
 	assert_ok(gmem_file_map(file, 0, PAGES(&unit, 2), &opts, &hva));
 	opts.hva = at(hva, PAGES(&unit, 2));
 	assert_ok(gmem_file_map(file, PAGES(&unit, 2), PAGES(&unit, 2), &opts, &next));

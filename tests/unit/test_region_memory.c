@@ -12,31 +12,10 @@
 #include "region/region_memory.h"
 #include "unit.h"
 
-/* Every way of backing on a kernel that has it */
-struct way {
-	const char *kernel;
-	uint32_t backing;
-};
-
-static const struct way ways[] = {
-	{ "6.18", GMEM_BACKING_HOST },
-	{ "6.18", GMEM_BACKING_MAPPED },
-	{ "6.18", GMEM_BACKING_SHARED },
-	{ "arm64-7.3-16k", GMEM_BACKING_SHARED },
-	{ "arm64-7.3-64k", GMEM_BACKING_HOST },
-	{ "7.3-swp-t1", GMEM_BACKING_PRIVATE },
-};
-
-static struct gmem_region *begin(struct unit *unit, const struct way *way, uint64_t pages)
+static struct gmem_region *begin(struct unit *unit, const struct unit_way *way, uint64_t pages)
 {
-	struct gmem_region *region;
-	struct gmem_plan *plan;
-
 	unit_begin_vm(unit, way->kernel);
-	plan = unit_plan(unit, way->backing);
-	region = unit_region(unit, 16, pages, plan);
-	gmem_plan_free(plan);
-	return region;
+	return unit_region_backed(unit, 16, pages, way->backing);
 }
 
 static void touch(const struct unit *unit, const struct gmem_region *region, uint64_t page)
@@ -90,8 +69,8 @@ static void discard_gives_back_what_was_asked_for(void **state)
 	size_t i;
 
 	(void)state;
-	for (i = 0; i < ARRAY_SIZE(ways); i++) {
-		region = begin(&unit, &ways[i], 8);
+	for (i = 0; i < ARRAY_SIZE(unit_ways); i++) {
+		region = begin(&unit, &unit_ways[i], 8);
 		hva = gmem_region_hva(region);
 		memset(hva, 0x5a, PAGES(&unit, 8));
 		assert_int_equal(resident(region, GMEM_SIDE_SHARED), PAGES(&unit, 8));
@@ -112,7 +91,7 @@ static void discard_gives_back_what_was_asked_for(void **state)
 
 static void private_side_is_the_file(void **state)
 {
-	static const struct way way = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
+	static const struct unit_way way = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
 	struct gmem_region *region;
 	struct unit unit;
 
@@ -163,10 +142,10 @@ static void only_private_backing_has_a_private_side(void **state)
 	size_t i;
 
 	(void)state;
-	for (i = 0; i < ARRAY_SIZE(ways); i++) {
-		region = begin(&unit, &ways[i], 2);
-		if (ways[i].backing != GMEM_BACKING_PRIVATE) {
-			assert_refused(-EOPNOTSUPP, gmem_backing_name(ways[i].backing),
+	for (i = 0; i < ARRAY_SIZE(unit_ways); i++) {
+		region = begin(&unit, &unit_ways[i], 2);
+		if (unit_ways[i].backing != GMEM_BACKING_PRIVATE) {
+			assert_refused(-EOPNOTSUPP, gmem_backing_name(unit_ways[i].backing),
 				       gmem_region_memory_discard(region, GMEM_SIDE_PRIVATE, 0, unit.page,
 								  NULL));
 			assert_refused(-EOPNOTSUPP, "no private side",
@@ -200,7 +179,7 @@ static void devices_have_no_sides(void **state)
 
 static void file_is_unmapped_before_it_is_punched(void **state)
 {
-	static const struct way way = { "6.18", GMEM_BACKING_SHARED };
+	static const struct unit_way way = { "6.18", GMEM_BACKING_SHARED };
 	struct gmem_region *region;
 	struct unit unit;
 	unsigned int before;
@@ -224,7 +203,7 @@ static void file_is_unmapped_before_it_is_punched(void **state)
 
 static void punching_survives_signals_and_tells_how_far_it_got(void **state)
 {
-	static const struct way way = { "6.18", GMEM_BACKING_SHARED };
+	static const struct unit_way way = { "6.18", GMEM_BACKING_SHARED };
 	struct gmem_region *region;
 	struct unit unit;
 	uint64_t done = UINT64_MAX;
@@ -244,7 +223,7 @@ static void punching_survives_signals_and_tells_how_far_it_got(void **state)
 
 static void mincore_is_not_believed_where_it_hides(void **state)
 {
-	static const struct way way = { "6.18", GMEM_BACKING_SHARED };
+	static const struct unit_way way = { "6.18", GMEM_BACKING_SHARED };
 	struct gmem_region *region;
 	struct unit unit;
 
@@ -274,8 +253,8 @@ static void looking_allocates_nothing(void **state)
 	size_t i;
 
 	(void)state;
-	for (i = 0; i < ARRAY_SIZE(ways); i++) {
-		region = begin(&unit, &ways[i], 16);
+	for (i = 0; i < ARRAY_SIZE(unit_ways); i++) {
+		region = begin(&unit, &unit_ways[i], 16);
 		assert_picture(&unit, region, GMEM_SIDE_SHARED, "................");
 		assert_picture(&unit, region, GMEM_SIDE_SHARED, "................");
 		assert_int_equal(resident(region, GMEM_SIDE_SHARED), 0);
@@ -286,7 +265,7 @@ static void looking_allocates_nothing(void **state)
 /* Allocated pages are resident; those of them that nobody used are zero. */
 static void unused_pages_are_resident_and_may_be_left_out(void **state)
 {
-	static const struct way way = { "6.18", GMEM_BACKING_SHARED };
+	static const struct unit_way way = { "6.18", GMEM_BACKING_SHARED };
 	struct gmem_region *region;
 	struct unit unit;
 
@@ -302,7 +281,7 @@ static void unused_pages_are_resident_and_may_be_left_out(void **state)
 
 static void unmappable_file_without_cachestat_is_unknown(void **state)
 {
-	static const struct way way = { "6.12-swp-t1", GMEM_BACKING_PRIVATE };
+	static const struct unit_way way = { "6.12-swp-t1", GMEM_BACKING_PRIVATE };
 	struct gmem_region *region;
 	struct unit unit;
 	uint64_t bytes = 5;
@@ -319,7 +298,7 @@ static void unmappable_file_without_cachestat_is_unknown(void **state)
 
 static void walk_ends_where_it_is_told_to(void **state)
 {
-	static const struct way way = { "6.18", GMEM_BACKING_SHARED };
+	static const struct unit_way way = { "6.18", GMEM_BACKING_SHARED };
 	struct picture picture = { .answer = -ECANCELED };
 	struct gmem_region *region;
 	struct unit unit;
@@ -345,8 +324,8 @@ static void walk_is_of_the_range_only(void **state)
 	size_t i;
 
 	(void)state;
-	for (i = 0; i < ARRAY_SIZE(ways); i++) {
-		region = begin(&unit, &ways[i], 8);
+	for (i = 0; i < ARRAY_SIZE(unit_ways); i++) {
+		region = begin(&unit, &unit_ways[i], 8);
 		memset(gmem_region_hva(region), 1, PAGES(&unit, 8));
 		picture.unit = &unit;
 		picture.calls = 0;
@@ -363,9 +342,9 @@ static void walk_is_of_the_range_only(void **state)
 static void every_failed_look_is_told(void **state)
 {
 	static const enum fake_call calls[] = { FAKE_CACHESTAT, FAKE_MINCORE, FAKE_PAGEMAP };
-	static const struct way host = { "6.18", GMEM_BACKING_HOST };
-	static const struct way shared = { "6.18", GMEM_BACKING_SHARED };
-	static const struct way private = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
+	static const struct unit_way host = { "6.18", GMEM_BACKING_HOST };
+	static const struct unit_way shared = { "6.18", GMEM_BACKING_SHARED };
+	static const struct unit_way private = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
 	struct gmem_region *region;
 	struct unit unit;
 	uint64_t bytes;
@@ -450,7 +429,7 @@ static void callers_memory_is_freed_whatever_it_is(void **state)
 
 static void locked_memory_is_freed_too(void **state)
 {
-	static const struct way way = { "6.18", GMEM_BACKING_HOST };
+	static const struct unit_way way = { "6.18", GMEM_BACKING_HOST };
 	struct gmem_region *region;
 	struct unit unit;
 

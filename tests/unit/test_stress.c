@@ -559,16 +559,13 @@ static void one_region_takes_orders_from_many_threads(void **state)
 	static void *(*const jobs[])(void *) = { move_about, move_about, log_writes, log_writes,
 						 cut_down, ask };
 	pthread_t threads[ARRAY_SIZE(jobs)];
-	struct gmem_plan *host;
 	struct crowd c;
 	size_t i;
 
 	(void)state;
 	memset(&c, 0, sizeof(c));
 	unit_begin_vm(&c.unit, "6.18");
-	host = unit_plan(&c.unit, GMEM_BACKING_HOST);
-	c.region = unit_region(&c.unit, 0, 200, host);
-	gmem_plan_free(host);
+	c.region = unit_region_backed(&c.unit, 0, 200, GMEM_BACKING_HOST);
 	for (i = 0; i < ARRAY_SIZE(jobs); i++)
 		assert_int_equal(pthread_create(&threads[i], NULL, jobs[i], &c), 0);
 	for (i = 0; i < ARRAY_SIZE(jobs); i++)

@@ -31,13 +31,10 @@ struct fixture {
 
 static void begin_with(struct fixture *f, const char *kernel, const struct gmem_vcpu_opts *opts)
 {
-	struct gmem_plan *plan;
 
 	memset(f, 0, sizeof(*f));
 	unit_begin_vm(&f->unit, kernel);
-	plan = unit_plan(&f->unit, GMEM_BACKING_PRIVATE);
-	f->region = unit_region(&f->unit, FIRST, COUNT, plan);
-	gmem_plan_free(plan);
+	f->region = unit_region_backed(&f->unit, FIRST, COUNT, GMEM_BACKING_PRIVATE);
 	f->fd = fake_new_vcpu(f->unit.vm_fd);
 	assert_ok(gmem_vcpu_new(f->unit.vm, f->fd, opts, &f->vcpu));
 }

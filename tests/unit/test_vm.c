@@ -432,7 +432,6 @@ static void lookup_knows_every_way_of_backing(void **state)
 		{ "7.3-swp-t1", GMEM_BACKING_PRIVATE },
 	};
 	struct gmem_region *region, *found;
-	struct gmem_plan *plan;
 	struct unit unit;
 	uint64_t offset;
 	size_t i;
@@ -440,9 +439,7 @@ static void lookup_knows_every_way_of_backing(void **state)
 	(void)state;
 	for (i = 0; i < ARRAY_SIZE(cases); i++) {
 		unit_begin_vm(&unit, cases[i].kernel);
-		plan = unit_plan(&unit, cases[i].backing);
-		region = unit_region(&unit, 4, 2, plan);
-		gmem_plan_free(plan);
+		region = unit_region_backed(&unit, 4, 2, cases[i].backing);
 		assert_ok(gmem_vm_find_hva(unit.vm, (char *)gmem_region_hva(region) + 1,
 					   &found, &offset));
 		assert_ptr_equal(found, region);

@@ -2,7 +2,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
+#include "os/kvm_compat.h"
 #include "unit.h"
 
 void unit_begin(struct unit *unit, const char *kernel)
@@ -63,6 +65,77 @@ struct gmem_region *unit_region(const struct unit *unit, uint64_t gpa_page, uint
 	assert_ok(gmem_region_add(unit->vm, PAGES(unit, gpa_page), PAGES(unit, pages), &opts,
 				  &region));
 	return region;
+}
+
+struct gmem_region *unit_region_backed(const struct unit *unit, uint64_t gpa_page, uint64_t pages,
+				       uint32_t backing)
+{
+	struct gmem_plan *plan = unit_plan(unit, backing);
+	struct gmem_region *region = unit_region(unit, gpa_page, pages, plan);
+
+	gmem_plan_free(plan);
+	return region;
+}
+
+struct fake_slot unit_slot(const struct unit *unit, const struct gmem_region *region)
+{
+	struct fake_slot slot;
+
+	assert_true(fake_get_slot(unit->vm_fd, gmem_region_slot(region), &slot));
+	return slot;
+}
+
+void unit_check_region(const struct unit *unit, const struct gmem_region *region)
+{
+	struct fake_slot slot = unit_slot(unit, region);
+	uint64_t file_offset = 0, map_offset = 0;
+	struct gmem_file *file = gmem_region_file(region, &file_offset);
+	uint32_t backing = gmem_region_backing(region);
+	bool bound = backing == GMEM_BACKING_SHARED || backing == GMEM_BACKING_PRIVATE;
+	bool is_map = backing == GMEM_BACKING_SHARED || backing == GMEM_BACKING_MAPPED;
+	int id = file ? fake_file_of_fd(gmem_file_fd(file)) : 0;
+
+	assert_int_equal(slot.gpa, gmem_region_gpa(region));
+	assert_int_equal(slot.size, gmem_region_size(region));
+	assert_int_equal(slot.hva, (uintptr_t)gmem_region_hva(region));
+	assert_int_equal(slot.flags & KVM_MEM_GUEST_MEMFD, bound ? KVM_MEM_GUEST_MEMFD : 0);
+	assert_int_equal(slot.file, bound ? id : 0);
+	if (bound)
+		assert_int_equal(slot.offset, file_offset);
+	if (is_map) {
+		assert_int_equal(fake_file_at(gmem_region_hva(region), &map_offset), id);
+		assert_int_equal(map_offset, file_offset);
+	}
+}
+
+const struct unit_way unit_ways[UNIT_WAYS] = {
+	{ "6.18", GMEM_BACKING_HOST },
+	{ "6.18", GMEM_BACKING_MAPPED },
+	{ "6.18", GMEM_BACKING_SHARED },
+	{ "arm64-7.3-16k", GMEM_BACKING_SHARED },
+	{ "arm64-7.3-64k", GMEM_BACKING_HOST },
+	{ "7.3-swp-t1", GMEM_BACKING_PRIVATE },
+};
+
+void unit_check_footprint(const struct gmem_footprint *footprint, uint64_t done, uint64_t before,
+			  uint64_t after)
+{
+	assert_int_equal(footprint->done, done);
+	assert_int_equal(footprint->before, before);
+	assert_int_equal(footprint->after, after);
+	assert_int_equal(footprint->counted, 1);
+	assert_int_equal(footprint->reserved, 0);
+}
+
+void *unit_free_address(const struct unit *unit, uint64_t pages)
+{
+	void *space = mmap(NULL, PAGES(unit, pages + 16), PROT_NONE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uintptr_t hva = (uintptr_t)space;
+
+	assert_ptr_not_equal(space, MAP_FAILED);
+	munmap(space, PAGES(unit, pages + 16));
+	return (void *)((hva + unit->page - 1) / unit->page * unit->page);
 }
 
 void *unit_memory(const struct unit *unit, uint64_t pages)

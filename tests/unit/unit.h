@@ -37,7 +37,31 @@ struct gmem_file *unit_file(const struct unit *unit, uint64_t pages);
 /* A region of a new file, or of @plan */
 struct gmem_region *unit_region(const struct unit *unit, uint64_t gpa_page, uint64_t pages,
 				const struct gmem_plan *plan);
-/* Bytes of the test's own at an address aligned to the fake's page */
+/* A region that is backed this way; its plan is made and freed */
+struct gmem_region *unit_region_backed(const struct unit *unit, uint64_t gpa_page, uint64_t pages,
+				       uint32_t backing);
+/* The memslot of a region as the kernel has it */
+struct fake_slot unit_slot(const struct unit *unit, const struct gmem_region *region);
+/* Fails unless the memslot, the file and the host address of a region agree */
+void unit_check_region(const struct unit *unit, const struct gmem_region *region);
+
+/* A way of backing, and a kernel that has it */
+struct unit_way {
+	const char *kernel;
+	uint32_t backing;
+};
+
+/* Every way of backing, and host pages of every size */
+#define UNIT_WAYS	6
+extern const struct unit_way unit_ways[UNIT_WAYS];
+
+/* Fails unless the footprint was counted and has these numbers of bytes */
+void unit_check_footprint(const struct gmem_footprint *footprint, uint64_t done, uint64_t before,
+			  uint64_t after);
+
+/* An address, aligned to the fake's page, with @pages unmapped pages behind it */
+void *unit_free_address(const struct unit *unit, uint64_t pages);
+/* Memory of the test's own at an address aligned to the fake's page */
 void *unit_memory(const struct unit *unit, uint64_t pages);
 void unit_memory_free(void *memory);
 
