@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The smallest test runner that survives what these tests do: every test runs
- * in a child of its own, with a fresh VM and fresh files, so that a crash is
- * one failure and not the end. Speaks TAP; needs nothing but a kernel, so that
- * the same static program runs as the only one in an emulated machine.
+ * What the tests on a real KVM share. Every test runs in a child of its own, see
+ * tests/common/runner.h, which must leave no fd, no mapping and no VM behind.
  */
 #ifndef TESTS_KVM_HARNESS_H
 #define TESTS_KVM_HARNESS_H
@@ -18,32 +16,7 @@
 #include "gmem.h"
 
 #include "../../lib/os/kvm_compat.h"
-
-#define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
-
-#define KIB ((uint64_t)1 << 10)
-#define MIB ((uint64_t)1 << 20)
-#define GIB ((uint64_t)1 << 30)
-
-/* ---- tests ---- */
-
-struct test {
-	const char *name;
-	void (*run)(void);
-	struct test *next;
-};
-
-void test_register(struct test *test);
-
-/* TEST(name_is_a_claim) { ... }: runs in the order of the source */
-#define TEST(name_)                                                       \
-	static void name_(void);                                          \
-	__attribute__((constructor)) static void register_##name_(void)   \
-	{                                                                 \
-		static struct test test = { #name_, name_, NULL };        \
-		test_register(&test);                                     \
-	}                                                                 \
-	static void name_(void)
+#include "../common/runner.h"
 
 /*
  * Run every test, or those whose name contains one of the arguments. Without a
@@ -52,50 +25,14 @@ void test_register(struct test *test);
  */
 int run_tests(int argc, char **argv);
 
-/* ---- ending a test early ---- */
-
-__attribute__((noreturn, format(printf, 3, 4)))
-void fail_at(const char *file, int line, const char *format, ...);
-#define FAIL(...) fail_at(__FILE__, __LINE__, __VA_ARGS__)
-
-/* Only after a probe that tells "cannot" from "does it wrong". */
-__attribute__((noreturn, format(printf, 1, 2)))
-void skip(const char *format, ...);
-
-/* what the assertions from here on are about; said when one of them fails */
-__attribute__((format(printf, 1, 2)))
-void in_case(const char *format, ...);
-
-/* a line for the reader of the log */
-__attribute__((format(printf, 1, 2)))
-void note(const char *format, ...);
-
 /* ---- assertions ---- */
-
-#define CHECK(condition)                                                  \
-	do {                                                              \
-		if (!(condition))                                         \
-			FAIL("expected: %s", #condition);                 \
-	} while (0)
-
-void check_eq(const char *file, int line, const char *text, uint64_t actual, uint64_t wanted);
-#define CHECK_EQ(actual, wanted) \
-	check_eq(__FILE__, __LINE__, #actual, (uint64_t)(actual), (uint64_t)(wanted))
 
 void check_str(const char *file, int line, const char *text, const char *actual,
 	       const char *wanted);
 #define CHECK_STR(actual, wanted) check_str(__FILE__, __LINE__, #actual, (actual), (wanted))
 
-/* A system call's result the way the library gives it: -errno on failure. */
-long sys_result(long ret);
-#define SYS(call) sys_result((long)(call))
-
 void check_result(const char *file, int line, const char *text, long actual, long wanted);
 #define CHECK_RESULT(call, wanted) check_result(__FILE__, __LINE__, #call, (long)(call), (wanted))
-
-/* a system call that must work; its result */
-long check_works(const char *file, int line, const char *text, long ret);
-#define WORKS(call) check_works(__FILE__, __LINE__, #call, SYS(call))
 
 /* a call of the library that must work, or must be refused with a sentence */
 void check_ok(const char *file, int line, const char *text, int ret);
@@ -122,8 +59,6 @@ void catch_signals(void);
 void check_caught(const char *file, int line, const char *text, int signal, const void *address);
 
 /* ---- memory ---- */
-
-uint64_t page_size(void);
 
 /*
  * One word at a host address, past the caches where a guest without its MMU
