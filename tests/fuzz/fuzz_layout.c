@@ -9,8 +9,6 @@
  */
 #include <errno.h>
 #include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -34,35 +32,18 @@
 
 #define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
 
-#define CHECK(condition)                                                        \
-	do {                                                                    \
-		if (!(condition)) {                                             \
-			fprintf(stderr, "%s:%d: not so: %s; the last sentence: %s\n", \
-				__FILE__, __LINE__, #condition, gmem_last_error()); \
-			abort();                                                \
-		}                                                               \
-	} while (0)
-
 /* ---- the input ---- */
 
-static const uint8_t *input;
-static size_t input_left;
+static struct fuzz_input input;
 
 static uint8_t take(void)
 {
-	if (!input_left)
-		return 0;
-	input_left--;
-	return *input++;
+	return fuzz_take(&input);
 }
 
 static uint64_t take_below(uint64_t limit)
 {
-	uint64_t value = take();
-
-	if (limit > 256)
-		value = value << 8 | take();
-	return value % limit;
+	return fuzz_take_below(&input, limit);
 }
 
 /* Pages around the borders of granules, GiBs and the table itself */
@@ -1026,11 +1007,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	create_once();
 	maps = fake_open_mappings();
 	fds = fake_open_fds();
-	input = data;
-	input_left = size;
+	input = (struct fuzz_input){ data, size };
 
 	begin();
-	for (i = 0; i < MAX_COMMANDS && input_left; i++) {
+	for (i = 0; i < MAX_COMMANDS && input.left; i++) {
 		uint8_t command = take() % ARRAY_SIZE(commands);
 
 		commands[command]();

@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 /* statfs(2) f_type of anonymous inodes: guest_memfd before Linux 6.19 */
 #define FAKE_ANON_INODE_MAGIC	0x09041934
@@ -224,6 +225,12 @@ bool fake_is_running(void);
  * none. fake_boot() forgets them. Without, only NUMA nodes are to be read.
  */
 void fake_set_file(const char *path, const char *contents);
+
+/*
+ * Send a packet with @fds copies of one fd, at most 8, as a process may that knows
+ * nothing of the library. What sendmsg() returns; it neither blocks nor raises SIGPIPE.
+ */
+ssize_t fake_send_packet(int sock, const void *bytes, size_t size, unsigned fds, int fd);
 
 /* ---- state ---- */
 

@@ -563,26 +563,9 @@ static void memory_outlives_the_exporting_side(void **state)
 
 /* ---- hostile peers ---- */
 
-/* Bytes, and as many fds, from one that has never heard of the protocol */
 static void send_raw(int sock, const void *bytes, size_t size, unsigned fds, int fd)
 {
-	char control[CMSG_SPACE(8 * sizeof(int))] = { 0 };
-	struct iovec iov = { .iov_base = (void *)(uintptr_t)bytes, .iov_len = size };
-	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
-
-	if (fds) {
-		struct cmsghdr *header;
-
-		message.msg_control = control;
-		message.msg_controllen = CMSG_SPACE(fds * sizeof(int));
-		header = CMSG_FIRSTHDR(&message);
-		header->cmsg_level = SOL_SOCKET;
-		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(fds * sizeof(int));
-		for (unsigned i = 0; i < fds; i++)
-			memcpy(CMSG_DATA(header) + i * sizeof(int), &fd, sizeof(fd));
-	}
-	assert_int_equal(sendmsg(sock, &message, MSG_NOSIGNAL), (ssize_t)size);
+	assert_int_equal(fake_send_packet(sock, bytes, size, fds, fd), size);
 }
 
 static void send_message(int sock, struct gmem_message message, unsigned fds, int fd)
