@@ -713,8 +713,6 @@ static void refusal_to_discard_stays_owed(void **state)
 
 static void mappable_private_file_has_nothing_stale(void **state)
 {
-	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_PRIVATE },
-		  .required_flags = GMEM_CREATE_MMAP);
 	struct gmem_state_range range;
 	struct gmem_conversion done;
 	struct gmem_region *region;
@@ -725,7 +723,7 @@ static void mappable_private_file_has_nothing_stale(void **state)
 
 	(void)state;
 	scene_begin(&s);
-	assert_ok(gmem_plan_new(s.unit.caps, &request, &plan));
+	plan = unit_plan_mappable_private(&s.unit);
 	region = unit_region(&s.unit, 64, 4, plan);
 	assert_ok(gmem_file_allocate(gmem_region_file(region, NULL), 0, PAGES(&s.unit, 4), NULL));
 

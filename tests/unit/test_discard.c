@@ -2,7 +2,6 @@
 /* Memory that goes back to the host, range by range and in lists */
 #include <errno.h>
 #include <string.h>
-#include <sys/prctl.h>
 
 #include "unit.h"
 #include "unit_alloc.h"
@@ -361,9 +360,4 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(wait_for_a_lease_has_a_limit),
 };
 
-int main(void)
-{
-	/* Or one touch brings in hundreds of pages of host memory. */
-	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	return cmocka_run_group_tests(tests, NULL, NULL);
-}
+UNIT_MAIN_SMALL_PAGES(tests)

@@ -21,11 +21,6 @@ static void *map(const struct unit *unit, struct gmem_file *file, uint64_t page,
 	return hva;
 }
 
-static void *at(void *hva, uint64_t offset)
-{
-	return (char *)hva + offset;
-}
-
 /* ---- create ---- */
 
 static void file_is_made_as_the_plan_says(void **state)
@@ -479,7 +474,7 @@ static void mapping_goes_where_it_is_told_if_that_is_free(void **state)
 	assert_ok(gmem_file_map(file, 0, PAGES(&unit, 2), &opts, &hva));
 	assert_ptr_equal(hva, opts.hva);
 	assert_refused(-EEXIST, "0x", gmem_file_map(file, 0, unit.page, &opts, &again));
-	opts.hva = at(hva, unit.page);
+	opts.hva = unit_at(hva, unit.page);
 	assert_refused(-EEXIST, "0x", gmem_file_map(file, 0, PAGES(&unit, 2), &opts, &again));
 	assert_ptr_equal(again, NO_HVA);
 	gmem_file_free(file);
@@ -497,7 +492,7 @@ static void mapping_replaces_reserved_space_but_none_of_its_own(void **state)
 	unit_begin(&unit, "6.18");
 	file = unit_file(&unit, 4);
 	space = unit_memory(&unit, 4);
-	opts.hva = at(space, unit.page);
+	opts.hva = unit_at(space, unit.page);
 	assert_ok(gmem_file_map(file, 0, PAGES(&unit, 2), &opts, &hva));
 	assert_ptr_equal(hva, opts.hva);
 	assert_refused(-EEXIST, "", gmem_file_map(file, 0, unit.page, &opts, &again));
@@ -598,7 +593,7 @@ static void map_rejects_bad_options(void **state)
 	opts.hva = free_hva;
 	assert_refused(-EINVAL, "", gmem_file_map(file, 0, unit.page, &opts, &hva));
 	opts.flags = GMEM_MAP_FIXED;
-	opts.hva = at(free_hva, 1);
+	opts.hva = unit_at(free_hva, 1);
 	assert_refused(-EINVAL, "multiple", gmem_file_map(file, 0, unit.page, &opts, &hva));
 	opts.hva = NULL;
 	assert_refused(-EINVAL, "NULL", gmem_file_map(file, 0, unit.page, &opts, &hva));
@@ -663,7 +658,7 @@ static void check_lookup(const struct unit *unit, struct gmem_file *file, void *
 
 	for (i = 0; pages[i]; i++) {
 		offset = 77;
-		err = gmem_file_find_hva(file, at(hva, PAGES(unit, i) + 5), &offset);
+		err = gmem_file_find_hva(file, unit_at(hva, PAGES(unit, i) + 5), &offset);
 		assert_int_equal(err, pages[i] == '.' ? -ENOENT : 0);
 		assert_int_equal(offset, pages[i] == '.' ? 77 : PAGES(unit, 1 + i) + 5);
 	}
@@ -695,7 +690,7 @@ static void lookup_follows_partial_unmaps(void **state)
 	hva = map(&unit, file, 1, 10);
 	check_lookup(&unit, file, hva, "xxxxxxxxxx");
 	for (i = 0; i < ARRAY_SIZE(steps); i++) {
-		assert_ok(gmem_file_unmap(file, at(hva, PAGES(&unit, steps[i].first)),
+		assert_ok(gmem_file_unmap(file, unit_at(hva, PAGES(&unit, steps[i].first)),
 					  PAGES(&unit, steps[i].count)));
 		check_lookup(&unit, file, hva, steps[i].left);
 	}
@@ -743,12 +738,12 @@ static void unmap_stays_inside_one_mapping(void **state)
 	other = unit_file(&unit, 8);
 	opts.hva = unit_free_address(&unit, 8);
 	assert_ok(gmem_file_map(file, 0, PAGES(&unit, 2), &opts, &hva));
-	opts.hva = at(hva, PAGES(&unit, 2));
+	opts.hva = unit_at(hva, PAGES(&unit, 2));
 	assert_ok(gmem_file_map(file, PAGES(&unit, 2), PAGES(&unit, 2), &opts, &next));
 	foreign = map(&unit, other, 0, 1);
 
 	assert_refused(-EINVAL, "size 0", gmem_file_unmap(file, hva, 0));
-	assert_refused(-EINVAL, "multiple", gmem_file_unmap(file, at(hva, 1), unit.page));
+	assert_refused(-EINVAL, "multiple", gmem_file_unmap(file, unit_at(hva, 1), unit.page));
 	assert_refused(-EINVAL, "multiple", gmem_file_unmap(file, hva, 1));
 	assert_refused(-EINVAL, "wraps", gmem_file_unmap(file, hva, 0 - unit.page));
 	assert_refused(-EINVAL, "NULL", gmem_file_unmap(NULL, hva, unit.page));
@@ -757,7 +752,7 @@ static void unmap_stays_inside_one_mapping(void **state)
 	/* two neighbours are two mappings */
 	assert_refused(-ENOENT, "0x", gmem_file_unmap(file, hva, PAGES(&unit, 4)));
 	assert_refused(-ENOENT, "0x",
-		       gmem_file_unmap(file, at(hva, unit.page), PAGES(&unit, 2)));
+		       gmem_file_unmap(file, unit_at(hva, unit.page), PAGES(&unit, 2)));
 	assert_refused(-ENOENT, "0x", gmem_file_unmap(file, next, PAGES(&unit, 3)));
 
 	assert_ok(gmem_file_unmap(file, hva, PAGES(&unit, 2)));
@@ -784,7 +779,7 @@ static void unmap_spares_a_region_s_own_mapping(void **state)
 	assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 2), &opts, &region));
 	assert_refused(-EBUSY, "region",
 		       gmem_file_unmap(file, gmem_region_hva(region), unit.page));
-	assert_ok(gmem_file_find_hva(file, at(gmem_region_hva(region), 3), &offset));
+	assert_ok(gmem_file_find_hva(file, unit_at(gmem_region_hva(region), 3), &offset));
 	assert_int_equal(offset, PAGES(&unit, 1) + 3);
 	gmem_file_free(file);
 	unit_end(&unit);
@@ -822,7 +817,7 @@ static void free_unmaps_everything(void **state)
 	file = unit_file(&unit, 16);
 	for (i = 0; i < 50; i++) {
 		hva = map(&unit, file, 0, 16);
-		assert_ok(gmem_file_unmap(file, at(hva, PAGES(&unit, i % 14 + 1)), unit.page));
+		assert_ok(gmem_file_unmap(file, unit_at(hva, PAGES(&unit, i % 14 + 1)), unit.page));
 	}
 	assert_int_equal(fake_open_mappings(), 100);
 	gmem_file_free(file);

@@ -8,11 +8,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "caps/plan.h"
-#include "region/region.h"
 #include "region/region_memory.h"
 #include "transfer/image.h"
-#include "transfer/leased_memory.h"
 #include "transfer/transfer.h"
 #include "unit.h"
 
@@ -364,14 +361,7 @@ static void another_page_size_reads_it_too(void **state)
 
 	(void)state;
 	/* from 64K pages ... */
-	unit_begin(&unit, "6.18");
-	fake_set_page_size(65536);
-	unit.page = 65536;
-	{
-		GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps);
-
-		assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
-	}
+	unit_begin_vm_pages(&unit, "6.18", 65536);
 	region = unit_region(&unit, 1, 4, NULL);
 	for (unsigned i = 70000; i < 150000; i += 3)
 		bytes[i] = (char)i;
@@ -388,14 +378,7 @@ static void another_page_size_reads_it_too(void **state)
 	assert_ok(gmem_vm_save(unit.vm, fd, NULL, NULL));
 	unit_end(&unit);
 
-	unit_begin(&unit, "6.18");
-	fake_set_page_size(65536);
-	unit.page = 65536;
-	{
-		GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps);
-
-		assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
-	}
+	unit_begin_vm_pages(&unit, "6.18", 65536);
 	region = unit_region(&unit, 1, 4, NULL);
 	assert_ok(gmem_vm_restore(unit.vm, fd, NULL, NULL));
 	assert_memory_equal(gmem_region_hva(region), bytes, 4 * 65536);

@@ -11,11 +11,6 @@
 #include "region/file.h"
 #include "base/crc32c.h"
 #include "base/error.h"
-#include "caps/plan.h"
-#include "os/sys.h"
-#include "region/region.h"
-#include "region/vm_core.h"
-#include "transfer/leased_memory.h"
 #include "transfer/transfer.h"
 #include "unit.h"
 
@@ -566,14 +561,7 @@ static void larger_pages_and_host_memory_work_too(void **state)
 	int fd;
 
 	(void)state;
-	unit_begin(&unit, "6.18");
-	fake_set_page_size(65536);
-	unit.page = 65536;
-	{
-		GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps);
-
-		assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
-	}
+	unit_begin_vm_pages(&unit, "6.18", 65536);
 	plan = unit_plan(&unit, GMEM_BACKING_HOST);
 	region = unit_region(&unit, 0, 8, plan);
 	bytes = calloc(1, 8 * unit.page);

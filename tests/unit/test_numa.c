@@ -444,15 +444,13 @@ static void both_sides_of_private_memory_or_the_shared_one_alone(void **state)
 
 static void private_memory_whose_sides_are_one_has_one_policy(void **state)
 {
-	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_PRIVATE },
-		  .required_flags = GMEM_CREATE_MMAP);
 	struct gmem_region *region;
 	struct gmem_plan *plan;
 	struct unit unit;
 
 	(void)state;
 	begin(&unit, "7.3-swp-t1");
-	assert_ok(gmem_plan_new(unit.caps, &request, &plan));
+	plan = unit_plan_mappable_private(&unit);
 	region = unit_region(&unit, 16, 4, plan);
 	assert_ok(set_vm(&unit, 16, 4, GMEM_NUMA_INTERLEAVE, NODE(1) | NODE(2), 0, NULL));
 	assert_policy(gmem_region_file(region, NULL), 0, MPOL_INTERLEAVE, NODE(1) | NODE(2));

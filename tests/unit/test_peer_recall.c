@@ -3,17 +3,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "caps/plan.h"
-#include "region/region.h"
-#include "share/peer_io.h"
 #include "unit.h"
 #include "unit_alloc.h"
+#include "unit_share.h"
 
 #define PAGE	((uint64_t)4096)
 #define PAGES_OF_IT 1024
@@ -32,8 +29,7 @@ struct scene {
 	char *hva;
 	int memfd;
 	int sockets[2];
-	pthread_t thread;
-	int stop;
+	struct unit_answerer answerer;
 };
 
 static void add_region(struct scene *s)
@@ -50,9 +46,7 @@ static void scene_begin(struct scene *s, uint64_t peer_flags, uint32_t wait_ms)
 	memset(s, 0, sizeof(*s));
 	unit_begin_vm(&s->unit, "7.3-swp-t1");
 	s->plan = unit_plan(&s->unit, GMEM_BACKING_PRIVATE);
-	s->memfd = memfd_create("test", MFD_ALLOW_SEALING | MFD_CLOEXEC);
-	assert_int_equal(ftruncate(s->memfd, SIZE), 0);
-	assert_int_equal(fcntl(s->memfd, F_ADD_SEALS, F_SEAL_SHRINK), 0);
+	s->memfd = unit_memfd(SIZE, F_SEAL_SHRINK);
 	s->hva = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, s->memfd, 0);
 	assert_ptr_not_equal(s->hva, MAP_FAILED);
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, s->sockets), 0);
@@ -83,38 +77,17 @@ static void scene_end(struct scene *s)
 
 static void exchange(struct scene *s)
 {
-	do {
-		assert_ok(gmem_export_dispatch(s->exporter));
-		if (gmem_import_dispatch(s->import) < 0)
-			fail_msg("the import says: %s", gmem_last_error());
-		assert_ok(gmem_export_dispatch(s->exporter));
-	} while (gmem_peer_status(s->peer) == 0);
-	assert_int_equal(gmem_peer_status(s->peer), 1);
-}
-
-static void *answer_all(void *data)
-{
-	struct scene *s = data;
-	struct pollfd fd = { .fd = gmem_import_fd(s->import), .events = POLLIN };
-
-	while (!__atomic_load_n(&s->stop, __ATOMIC_ACQUIRE)) {
-		poll(&fd, 1, 5);
-		if (gmem_import_dispatch(s->import) < 0)
-			break;
-	}
-	return NULL;
+	unit_exchange(s->exporter, s->peer, s->import);
 }
 
 static void start_answering(struct scene *s)
 {
-	s->stop = 0;
-	assert_int_equal(pthread_create(&s->thread, NULL, answer_all, s), 0);
+	unit_start_answering(&s->answerer, s->import);
 }
 
 static void stop_answering(struct scene *s)
 {
-	__atomic_store_n(&s->stop, 1, __ATOMIC_RELEASE);
-	assert_int_equal(pthread_join(s->thread, NULL), 0);
+	unit_stop_answering(&s->answerer);
 }
 
 static int convert(struct scene *s, uint64_t page, uint64_t pages, uint32_t state)

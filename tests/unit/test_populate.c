@@ -5,7 +5,6 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 
 #include "unit.h"
 #include "unit_alloc.h"
@@ -590,9 +589,4 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(discards_and_conversions_take_turns_with_it),
 };
 
-int main(void)
-{
-	/* Or one touch brings in hundreds of pages of host memory. */
-	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	return cmocka_run_group_tests(tests, NULL, NULL);
-}
+UNIT_MAIN_SMALL_PAGES(tests)

@@ -9,11 +9,6 @@
 #define NO_REGION	UNTOUCHED(struct gmem_region)
 #define MAPPABLE	(GMEM_CREATE_MMAP | GMEM_CREATE_INIT_SHARED)
 
-static void *at(void *hva, uint64_t offset)
-{
-	return (char *)hva + offset;
-}
-
 /* ---- add ---- */
 
 static void region_is_backed_as_the_plan_says(void **state)
@@ -412,7 +407,7 @@ static void add_rejects_bad_options(void **state)
 	opts.flags = GMEM_REGION_HVA;
 	opts.plan = host;
 	REFUSED(-EINVAL, "hva");
-	opts.hva = at(memory, 1);
+	opts.hva = unit_at(memory, 1);
 	REFUSED(-EINVAL, "hva");
 	opts.hva = (void *)(uintptr_t)(0 - unit.page / 2);
 	REFUSED(-EINVAL, "hva");

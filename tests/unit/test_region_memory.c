@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 
 #include "caps/plan.h"
 #include "os/sys.h"
@@ -115,15 +114,13 @@ static void private_side_is_the_file(void **state)
 /* The guest uses the file in either state: nothing is beside it. */
 static void mappable_private_file_is_both_sides(void **state)
 {
-	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_PRIVATE },
-		  .required_flags = GMEM_CREATE_MMAP);
 	struct gmem_region *region;
 	struct gmem_plan *plan;
 	struct unit unit;
 
 	(void)state;
 	unit_begin_vm(&unit, "7.3-swp-t1");
-	assert_ok(gmem_plan_new(unit.caps, &request, &plan));
+	plan = unit_plan_mappable_private(&unit);
 	region = unit_region(&unit, 16, 4, plan);
 	gmem_plan_free(plan);
 
@@ -466,9 +463,4 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(locked_memory_is_freed_too),
 };
 
-int main(void)
-{
-	/* Or one touch brings in hundreds of pages of host memory. */
-	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	return cmocka_run_group_tests(tests, NULL, NULL);
-}
+UNIT_MAIN_SMALL_PAGES(tests)

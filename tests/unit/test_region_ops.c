@@ -9,11 +9,6 @@
 #define NO_REGION	UNTOUCHED(struct gmem_region)
 #define MAPPABLE	(GMEM_CREATE_MMAP | GMEM_CREATE_INIT_SHARED)
 
-static void *at(void *hva, uint64_t offset)
-{
-	return (char *)hva + offset;
-}
-
 /* ---- move ---- */
 
 static void move_keeps_everything_but_the_address(void **state)
@@ -604,7 +599,7 @@ static void work_once(struct worker *w, uint64_t gpa)
 
 	w->failures += gmem_file_map(w->file, 0, PAGES(w->unit, 4), NULL, &hva) != 0;
 	w->failures += gmem_file_find_hva(w->file, hva, &offset) || offset != 0;
-	w->failures += gmem_file_unmap(w->file, at(hva, w->unit->page), w->unit->page) != 0;
+	w->failures += gmem_file_unmap(w->file, unit_at(hva, w->unit->page), w->unit->page) != 0;
 	w->failures += gmem_region_add(w->unit->vm, 1, 1, NULL, &region) != -EINVAL;
 	w->failures += strstr(gmem_last_error(), "0x1") == NULL;
 }

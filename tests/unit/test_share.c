@@ -3,19 +3,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "caps/plan.h"
-#include "region/file.h"
-#include "region/region.h"
-#include "share/peer_io.h"
 #include "share/wire.h"
 #include "unit.h"
 #include "unit_alloc.h"
+#include "unit_share.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
@@ -36,19 +32,8 @@ struct scene {
 	struct gmem_import *import;
 	struct gmem_view *view;
 	int sockets[2];			/* exporter's, importer's */
-	pthread_t thread;
-	int stop;
+	struct unit_answerer answerer;
 };
-
-static int new_memfd(uint64_t size, int seals)
-{
-	int fd = memfd_create("test", MFD_ALLOW_SEALING | MFD_CLOEXEC);
-
-	assert_true(fd >= 0);
-	assert_int_equal(ftruncate(fd, (off_t)size), 0);
-	assert_int_equal(fcntl(fd, F_ADD_SEALS, seals), 0);
-	return fd;
-}
 
 static void scene_begin_raw(struct scene *s)
 {
@@ -102,46 +87,19 @@ static struct gmem_region *add(struct scene *s, uint64_t page, uint64_t pages,
 	return region;
 }
 
-/* Until neither side has anything to say; the number of messages does not matter. */
 static void exchange(struct scene *s)
 {
-	int ret;
-
-	do {
-		assert_ok(gmem_export_dispatch(s->exporter));
-		ret = gmem_import_dispatch(s->import);
-		if (ret < 0)
-			fail_msg("the import says: %s", gmem_last_error());
-		assert_ok(gmem_export_dispatch(s->exporter));
-	} while (gmem_peer_status(s->peer) == 0);
-	assert_int_equal(ret, 1);
-	assert_int_equal(gmem_peer_status(s->peer), 1);
+	assert_int_equal(unit_exchange(s->exporter, s->peer, s->import), 1);
 }
 
-static void *answer_all(void *data)
-{
-	struct scene *s = data;
-	struct pollfd fd = { .fd = gmem_import_fd(s->import), .events = POLLIN };
-
-	while (!__atomic_load_n(&s->stop, __ATOMIC_ACQUIRE)) {
-		poll(&fd, 1, 5);
-		if (gmem_import_dispatch(s->import) < 0)
-			break;
-	}
-	return NULL;
-}
-
-/* The other process, as far as one is needed */
 static void start_answering(struct scene *s)
 {
-	s->stop = 0;
-	assert_int_equal(pthread_create(&s->thread, NULL, answer_all, s), 0);
+	unit_start_answering(&s->answerer, s->import);
 }
 
 static void stop_answering(struct scene *s)
 {
-	__atomic_store_n(&s->stop, 1, __ATOMIC_RELEASE);
-	assert_int_equal(pthread_join(s->thread, NULL), 0);
+	unit_stop_answering(&s->answerer);
 }
 
 static uint64_t load(const struct scene *s, uint64_t gpa)
@@ -286,7 +244,7 @@ static void a_rebound_region_shows_the_other_file(void **state)
 
 static void memory_of_the_callers_arrives(void **state)
 {
-	int fd = new_memfd(4 * PAGE, F_SEAL_SHRINK);
+	int fd = unit_memfd(4 * PAGE, F_SEAL_SHRINK);
 	struct scene s;
 	char *hva;
 
@@ -358,7 +316,7 @@ static void a_peer_gets_its_ranges_and_nothing_else(void **state)
 static void memory_for_reading_is_not_written(void **state)
 {
 	const uint64_t size = (uint64_t)3 << 20;
-	int fd = new_memfd(size, F_SEAL_SHRINK);
+	int fd = unit_memfd(size, F_SEAL_SHRINK);
 	struct gmem_extent extents[MOST];
 	uint64_t expected = 0, done = 0;
 	struct scene s;
@@ -593,7 +551,7 @@ static void a_peer_that_sends_anything_else_is_lost(void **state)
 
 	(void)state;
 	for (size_t i = 0; i < ARRAY_SIZE(cases) + 4; i++) {
-		int fd = new_memfd(PAGE, 0);
+		int fd = unit_memfd(PAGE, 0);
 
 		scene_begin_raw(&s);
 		add_peer(&s, (struct gmem_peer_opts){ .flags = 0 });
@@ -619,7 +577,7 @@ static void a_peer_that_sends_anything_else_is_lost(void **state)
 
 static void files_in_an_empty_packet_are_closed(void **state)
 {
-	int fd = new_memfd(PAGE, 0);
+	int fd = unit_memfd(PAGE, 0);
 	struct scene s;
 	unsigned before;
 
@@ -691,15 +649,15 @@ static int make_file(enum file kind)
 {
 	switch (kind) {
 	case UNSEALED:
-		return new_memfd(4 * PAGE, 0);
+		return unit_memfd(4 * PAGE, 0);
 	case NO_WRITING:
-		return new_memfd(4 * PAGE, F_SEAL_SHRINK | F_SEAL_WRITE);
+		return unit_memfd(4 * PAGE, F_SEAL_SHRINK | F_SEAL_WRITE);
 	case SOCKET:
 		return socket(AF_UNIX, SOCK_STREAM, 0);
 	case DEVICE:
 		return open("/dev/zero", O_RDWR);
 	default:
-		return new_memfd(4 * PAGE, F_SEAL_SHRINK);
+		return unit_memfd(4 * PAGE, F_SEAL_SHRINK);
 	}
 }
 

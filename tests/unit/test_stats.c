@@ -211,8 +211,6 @@ static void doubled_pages_are_found_one_by_one(void **state)
 
 static void one_memory_for_both_sides_counts_once(void **state)
 {
-	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_PRIVATE },
-		  .required_flags = GMEM_CREATE_MMAP);
 	struct gmem_region *region;
 	struct gmem_stats stats;
 	struct gmem_plan *plan;
@@ -220,7 +218,7 @@ static void one_memory_for_both_sides_counts_once(void **state)
 
 	(void)state;
 	unit_begin_vm(&unit, "7.3-swp-t1");
-	assert_ok(gmem_plan_new(unit.caps, &request, &plan));
+	plan = unit_plan_mappable_private(&unit);
 	region = unit_region(&unit, 16, 8, plan);
 	allocate(&unit, region, 0, 4);
 	convert(&unit, 16, 2, GMEM_STATE_PRIVATE, GMEM_DISCARD_NOW);

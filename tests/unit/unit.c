@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 
 #include "os/kvm_compat.h"
 #include "unit.h"
@@ -19,13 +20,25 @@ void unit_begin(struct unit *unit, const char *kernel)
 	assert_ok(gmem_caps_new(unit->vm_fd, &opts, &unit->caps));
 }
 
+static void make_vm(struct unit *unit)
+{
+	GMEM_OPTS(gmem_vm_opts, opts, .caps = unit->caps);
+
+	assert_ok(gmem_vm_new(unit->vm_fd, &opts, &unit->vm));
+}
+
 void unit_begin_vm(struct unit *unit, const char *kernel)
 {
-	GMEM_OPTS(gmem_vm_opts, opts, .flags = 0);
-
 	unit_begin(unit, kernel);
-	opts.caps = unit->caps;
-	assert_ok(gmem_vm_new(unit->vm_fd, &opts, &unit->vm));
+	make_vm(unit);
+}
+
+void unit_begin_vm_pages(struct unit *unit, const char *kernel, uint64_t page_size)
+{
+	unit_begin(unit, kernel);
+	fake_set_page_size(page_size);
+	unit->page = page_size;
+	make_vm(unit);
 }
 
 void unit_end(struct unit *unit)
@@ -41,6 +54,16 @@ void unit_end(struct unit *unit)
 struct gmem_plan *unit_plan(const struct unit *unit, uint32_t backing)
 {
 	GMEM_OPTS(gmem_request, request, .backings = { backing });
+	struct gmem_plan *plan = NULL;
+
+	assert_ok(gmem_plan_new(unit->caps, &request, &plan));
+	return plan;
+}
+
+struct gmem_plan *unit_plan_mappable_private(const struct unit *unit)
+{
+	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_PRIVATE },
+		  .required_flags = GMEM_CREATE_MMAP);
 	struct gmem_plan *plan = NULL;
 
 	assert_ok(gmem_plan_new(unit->caps, &request, &plan));
@@ -151,6 +174,12 @@ void *unit_memory(const struct unit *unit, uint64_t pages)
 void unit_memory_free(void *memory)
 {
 	free(memory);
+}
+
+int unit_no_huge_pages(void **state)
+{
+	(void)state;
+	return prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 }
 
 void unit_check_refusal(int ret, int err, const char *fragment,

@@ -29,10 +29,14 @@ struct unit {
 /* Boot the kernel and make a VM; @vm is left NULL by the first */
 void unit_begin(struct unit *unit, const char *kernel);
 void unit_begin_vm(struct unit *unit, const char *kernel);
+/* The same, as if the kernel's pages had another size */
+void unit_begin_vm_pages(struct unit *unit, const char *kernel, uint64_t page_size);
 /* Free all of it; nothing may be left in the kernel */
 void unit_end(struct unit *unit);
 
 struct gmem_plan *unit_plan(const struct unit *unit, uint32_t backing);
+/* Private memory in files that can be mapped: both states have the same pages */
+struct gmem_plan *unit_plan_mappable_private(const struct unit *unit);
 struct gmem_file *unit_file(const struct unit *unit, uint64_t pages);
 /* A region of a new file, or of @plan */
 struct gmem_region *unit_region(const struct unit *unit, uint64_t gpa_page, uint64_t pages,
@@ -88,10 +92,29 @@ void unit_check_refusal(int ret, int err, const char *fragment,
 /* What an output holds when nobody has written to it */
 #define UNTOUCHED(type)	((type *)(uintptr_t)0x5a5a5a50)
 
+/* An address so many bytes further */
+static inline void *unit_at(void *hva, uint64_t offset)
+{
+	return (char *)hva + offset;
+}
+
+/*
+ * Ordinary memory comes in small pages from now on: with huge ones, touching one page
+ * brings in hundreds.
+ */
+int unit_no_huge_pages(void **state);
+
 #define UNIT_MAIN(tests)                                                                \
 	int main(void)                                                                  \
 	{                                                                               \
 		return cmocka_run_group_tests((tests), NULL, NULL);                     \
+	}
+
+/* For tests that count pages of ordinary memory */
+#define UNIT_MAIN_SMALL_PAGES(tests)                                                    \
+	int main(void)                                                                  \
+	{                                                                               \
+		return cmocka_run_group_tests((tests), unit_no_huge_pages, NULL);       \
 	}
 
 #endif
