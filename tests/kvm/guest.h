@@ -59,6 +59,12 @@ void guest_allow_requests(struct guest *guest);
 void guest_aim_request(struct guest *guest, uint32_t gpa, uint32_t pages, uint32_t attributes);
 #endif
 
+#ifdef __aarch64__
+/* Reset a vCPU, and set one of its registers by its offset in struct kvm_regs. */
+void arm64_init_vcpu(int vm_fd, int vcpu_fd);
+void arm64_set_register(int vcpu_fd, uint64_t offset, uint64_t value);
+#endif
+
 struct guest_access guest_load(struct guest *guest, uint64_t gpa);
 struct guest_access guest_store(struct guest *guest, uint64_t gpa, uint32_t value);
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include <dirent.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +17,9 @@
 #ifndef __NR_cachestat
 #define __NR_cachestat 451	/* Linux 6.5; the same on every architecture */
 #endif
+
+#define MPOL_F_NODE (1 << 0)
+#define MPOL_F_ADDR (1 << 1)
 
 /* A stress that was asked to last longer gets that much more. */
 #define TEST_SECONDS (60 + stress_seconds())
@@ -169,6 +173,28 @@ bool is_gmem_filesystem(int fd)
 
 	WORKS(fstatfs(fd, &fs));
 	return (uint64_t)fs.f_type == GUEST_MEMFD_MAGIC;
+}
+
+unsigned int stay_on_node(void)
+{
+	unsigned int cpu, node;
+	cpu_set_t one;
+
+	WORKS(syscall(SYS_getcpu, &cpu, &node, NULL));
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	WORKS(sched_setaffinity(0, sizeof(one), &one));
+	WORKS(syscall(SYS_getcpu, &cpu, &node, NULL));
+	return node;
+}
+
+unsigned int node_of_page(void *hva)
+{
+	int node = -1;
+
+	WORKS(syscall(SYS_get_mempolicy, &node, NULL, 0UL, hva,
+		      (unsigned long)(MPOL_F_NODE | MPOL_F_ADDR)));
+	return (unsigned int)node;
 }
 
 unsigned int count_mappings(const char *name)

@@ -78,6 +78,13 @@ uint64_t allocated_pages(int fd);
 /* a filesystem of its own: Linux 6.19 and later, where mbind() reaches the pages */
 bool is_gmem_filesystem(int fd);
 
+/* <numaif.h> belongs to a library of its own. */
+#define MPOL_BIND 2
+
+/* The node of this CPU, to which the task is tied from now on: its pages come from here. */
+unsigned int stay_on_node(void);
+unsigned int node_of_page(void *hva);
+
 /* mappings in this process whose name contains @name */
 unsigned int count_mappings(const char *name);
 unsigned int count_open_fds(void);

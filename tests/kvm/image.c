@@ -104,6 +104,17 @@ static struct gmem_region *new_guest(struct lab *lab, unsigned seed)
 	return region;
 }
 
+/* A region of this backing, unless the VM cannot have it */
+static bool begin_with(struct lab *lab, uint32_t backing, struct gmem_region **ret)
+{
+	in_case("backing %s", gmem_backing_name(backing));
+	if (!(expect_vm(DEFAULT_VM)->backings & 1u << backing))
+		return false;
+	lab_new(lab, DEFAULT_VM);
+	*ret = lab_add(lab, backing, BASE, PAGES, NULL);
+	return true;
+}
+
 static struct gmem_transfer_result no_result(void)
 {
 	return (struct gmem_transfer_result){ .size = sizeof(struct gmem_transfer_result) };
@@ -121,13 +132,8 @@ TEST(a_file_is_loaded_and_the_guest_sees_it)
 		uint64_t size;
 		int fd;
 
-		in_case("backing %s", gmem_backing_name(backings[i]));
-		lab_new(&lab, DEFAULT_VM);
-		if (!(expect_vm(DEFAULT_VM)->backings & 1u << backings[i])) {
-			lab_free(&lab);
+		if (!begin_with(&lab, backings[i], &region))
 			continue;
-		}
-		region = lab_add(&lab, backings[i], BASE, PAGES, NULL);
 		size = gmem_region_size(region);
 
 		/* with holes where there is nothing */
@@ -178,15 +184,11 @@ TEST(what_was_saved_comes_back_in_another_vm_bit_for_bit)
 		struct gmem_region *region;
 		struct lab lab;
 		uint64_t size, pages = 0;
-		int fd = new_file();
+		int fd;
 
-		in_case("backing %s", gmem_backing_name(backings[i]));
-		lab_new(&lab, DEFAULT_VM);
-		if (!(expect_vm(DEFAULT_VM)->backings & 1u << backings[i])) {
-			lab_free(&lab);
+		if (!begin_with(&lab, backings[i], &region))
 			continue;
-		}
-		region = lab_add(&lab, backings[i], BASE, PAGES, NULL);
+		fd = new_file();
 		size = gmem_region_size(region);
 		fill(gmem_region_hva(region), size, 2);
 		GUEST_STORES(&lab.guest, BASE + 128, 0x12345678);

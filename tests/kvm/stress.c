@@ -310,29 +310,15 @@ static bool is_wrong(const struct kvm_run *run)
 
 #else
 
-static void set_register(struct walker *walker, uint64_t offset, uint64_t value)
-{
-	const struct kvm_one_reg reg = {
-		.id = KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE |
-		      offset / sizeof(uint32_t),
-		.addr = (uintptr_t)&value,
-	};
-
-	WORKS(ioctl(walker->vcpu_fd, KVM_SET_ONE_REG, &reg));
-}
-
 static void init_walker(struct walker *walker, uint64_t begin, uint64_t end, uint64_t step)
 {
-	struct kvm_vcpu_init init;
-
-	WORKS(ioctl(walker->walk->m.vm_fd, KVM_ARM_PREFERRED_TARGET, &init));
-	WORKS(ioctl(walker->vcpu_fd, KVM_ARM_VCPU_INIT, &init));
-	set_register(walker, offsetof(struct kvm_regs, regs.regs[0]), begin);
-	set_register(walker, offsetof(struct kvm_regs, regs.regs[1]), end);
-	set_register(walker, offsetof(struct kvm_regs, regs.regs[2]), REPORT_GPA);
-	set_register(walker, offsetof(struct kvm_regs, regs.regs[3]), 0);
-	set_register(walker, offsetof(struct kvm_regs, regs.regs[4]), step);
-	set_register(walker, offsetof(struct kvm_regs, regs.pc), CODE_GPA);
+	arm64_init_vcpu(walker->walk->m.vm_fd, walker->vcpu_fd);
+	arm64_set_register(walker->vcpu_fd, offsetof(struct kvm_regs, regs.regs[0]), begin);
+	arm64_set_register(walker->vcpu_fd, offsetof(struct kvm_regs, regs.regs[1]), end);
+	arm64_set_register(walker->vcpu_fd, offsetof(struct kvm_regs, regs.regs[2]), REPORT_GPA);
+	arm64_set_register(walker->vcpu_fd, offsetof(struct kvm_regs, regs.regs[3]), 0);
+	arm64_set_register(walker->vcpu_fd, offsetof(struct kvm_regs, regs.regs[4]), step);
+	arm64_set_register(walker->vcpu_fd, offsetof(struct kvm_regs, regs.pc), CODE_GPA);
 }
 
 static uint32_t report_of(const struct kvm_run *run)
