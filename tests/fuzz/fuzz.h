@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What the fuzz targets share: the input, and a check that ends the program */
+/* Helpers of the fuzz targets: the input, and a check that ends the program */
 #ifndef GMEM_FUZZ_H
 #define GMEM_FUZZ_H
 

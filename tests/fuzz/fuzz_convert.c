@@ -45,7 +45,7 @@ enum what { HOLE, DEVICE, HOST, SHARED, PRIVATE };
 
 struct page {
 	enum what what;
-	bool was_there;		/* a hole where something was */
+	bool was_there;		/* a hole where a region was */
 	bool owed;
 	bool allocated;		/* on the private side */
 	uint8_t byte;		/* of the shared side */
@@ -252,7 +252,7 @@ static void remove_region(void)
 	}
 }
 
-/* What the arguments alone lead to, and how many runs there are to do */
+/* The result that the arguments alone decide, and the number of runs to convert */
 static int foresee(struct range range, bool to_private, unsigned *runs)
 {
 	enum what wanted = to_private ? PRIVATE : SHARED, before = wanted;

@@ -149,7 +149,7 @@ static size_t make_message(struct fuzz_input *in, uint32_t sequence, uint8_t byt
 	}
 	gmem_wire_encode(&message, bytes);
 
-	/* and one thing that is not as it should be */
+	/* with at most one mistake */
 	odd = fuzz_take(in);
 	if (odd & 0x80)
 		bytes[odd % GMEM_WIRE_BYTES] ^= fuzz_take(in);
@@ -284,7 +284,7 @@ static void end_export(struct exporting *e)
 	fake_close(e->vm_fd);
 }
 
-/* What it says must be what is so. */
+/* Every message must agree with the state of the VM's memory. */
 static void read_all(struct exporting *e)
 {
 	struct gmem_message message;

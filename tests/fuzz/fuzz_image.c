@@ -51,7 +51,7 @@ static struct {
 	int vm_fd;
 	struct gmem_caps *caps;
 	struct gmem_vm *vm;
-	/* the image has the first two; the third is nobody's business */
+	/* the image has the first two; nothing may change the third */
 	struct gmem_region *regions[3];
 	int file;
 } world;
@@ -126,7 +126,7 @@ static uint64_t blocks(void)
 	return image_size / PAGE;
 }
 
-/* Where the records begin is where sizes lead, as far as they do. */
+/* The next record as the sizes have it, as far as they make sense */
 static uint64_t next_record(uint64_t i)
 {
 	uint64_t size = block(i)->size / PAGE;
@@ -187,7 +187,7 @@ static void cut(void)
 	image_size = size > PAGE && size < image_size ? size : image_size;
 }
 
-/* As whoever made it on purpose would */
+/* Correct the checksums, as an attacker would. */
 static void put_right(bool numbers)
 {
 	uint64_t records = 0, pages = 0, i = 0;

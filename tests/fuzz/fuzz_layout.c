@@ -137,7 +137,7 @@ static bool was_there(uint64_t gpa)
 	return false;
 }
 
-/* What looking up one byte gives */
+/* The result of looking up one byte */
 static int error_at(uint64_t gpa)
 {
 	const struct thing *thing = thing_at(gpa);
@@ -171,7 +171,7 @@ static bool is_present(uint64_t gpa)
 	       (thing->offset + (gpa - thing->gpa)) / PAGE < world.present[thing->file];
 }
 
-/* What touching one byte gives */
+/* The result of accessing one byte */
 static int fault_at(uint64_t gpa)
 {
 	int err = error_at(gpa);
@@ -300,7 +300,7 @@ static bool is_free_for(const struct layout *layout, const struct thing *thing)
 	return true;
 }
 
-/* One that is not only being moved */
+/* An entry that is free now and in the layout that is planned */
 static struct thing *free_place(struct layout *layout)
 {
 	size_t i;
@@ -311,7 +311,7 @@ static struct thing *free_place(struct layout *layout)
 	return NULL;
 }
 
-/* One that is there, or NULL */
+/* A region that is there, or NULL */
 static struct thing *take_thing(void)
 {
 	struct thing *thing = &world.now.things[take_below(MAX_THINGS)];
@@ -360,7 +360,7 @@ static struct gmem_region_opts take_new(struct thing *thing)
 	return opts;
 }
 
-/* What is wrong with it by itself */
+/* False if a region is impossible whatever else there is */
 static bool is_sound(const struct thing *thing)
 {
 	if (thing->gpa + thing->size > (uint64_t)1 << fake.address_bits)

@@ -307,7 +307,7 @@ TEST(several_files_back_neighbouring_slots)
 		regions[i] = lab_add(&lab, GMEM_BACKING_SHARED, BASE + i * 2 * lab.page, 2, NULL);
 	for (size_t i = 0; i < ARRAY_SIZE(regions); i++)
 		check_both_ways(&lab, regions[i]);
-	/* the neighbours of what goes away stay */
+	/* the neighbours of the removed region stay */
 	OK(gmem_region_remove(regions[3]));
 	GUEST_LOADS(&lab.guest, BASE + 5 * lab.page, 0x102);
 	GUEST_LOADS(&lab.guest, BASE + 8 * lab.page, 0x101);
@@ -476,7 +476,7 @@ static void check_remove(uint32_t backing)
 	EXPECT_SIGNAL(SIGSEGV, hva, host_load(hva));
 	CHECK_EQ(count_mappings("kvm-gmem"), 0);
 
-	/* a new one there begins anew */
+	/* a new region there begins empty */
 	region = lab_add(&lab, backing, BASE, 2, NULL);
 	check_both_ways(&lab, region);
 	OK(gmem_region_remove(region));
@@ -742,7 +742,7 @@ TEST(mappings_of_a_regions_own_file_go_with_it)
 	uint32_t *hva;
 	struct lab lab;
 
-	/* Nobody else could unmap them, and they would hold the VM. */
+	/* A mapping that is left would hold the VM, and nobody else could unmap it. */
 	lab_new(&lab, DEFAULT_VM);
 	region = lab_add(&lab, GMEM_BACKING_SHARED, BASE, 1, NULL);
 	hva = map_file(gmem_region_file(region, NULL));
@@ -759,7 +759,7 @@ TEST(a_file_nobody_holds_is_lost_to_the_guest)
 	struct lab lab;
 	int fd;
 
-	/* What the library spares its callers. */
+	/* By raw KVM: the library does not let its callers come here. */
 	lab_new(&lab, DEFAULT_VM);
 	require_create_flags(&lab.m, SHARED_FLAGS);
 	if (!lab_reaches_file(&lab))
@@ -790,7 +790,7 @@ TEST(a_vm_is_gone_when_everything_is_freed)
 	check_both_ways(&lab, region);
 	map_file(file);
 	lab_free(&lab);
-	/* the file of our own holds the VM, and nothing else does */
+	/* only our own file holds the VM */
 	if (count_vms() >= 0)
 		CHECK_EQ(count_vms(), 1);
 	gmem_file_free(file);

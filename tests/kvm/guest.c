@@ -9,7 +9,7 @@
 #include "guest.h"
 #include "harness.h"
 
-/* Both are multiples of every host page size. */
+/* Multiples of every host page size */
 #define CODE_GPA ((uint64_t)0x10000)
 #define REPORT_GPA ((uint64_t)0x20000)	/* no memory there: a store comes to us */
 

@@ -233,7 +233,7 @@ unsigned int count_open_fds(void)
 
 	if (count < 1)
 		FAIL("cannot read /proc/self/fd: %s", strerror(errno));
-	return (unsigned int)count - 1;	/* the directory's own */
+	return (unsigned int)count - 1;	/* opendir()'s fd is one of them */
 }
 
 /* KVM names a VM's directory after the process and the VM fd that made it. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What the tests on a real KVM share. Every test runs in a child of its own, see
+ * Helpers of the tests on a real KVM. Every test runs in a child of its own, see
  * tests/common/runner.h, which must leave no fd, no mapping and no VM behind.
  */
 #ifndef TESTS_KVM_HARNESS_H
@@ -34,7 +34,7 @@ void check_str(const char *file, int line, const char *text, const char *actual,
 void check_result(const char *file, int line, const char *text, long actual, long wanted);
 #define CHECK_RESULT(call, wanted) check_result(__FILE__, __LINE__, #call, (long)(call), (wanted))
 
-/* a call of the library that must work, or must be refused with a sentence */
+/* A call of the library must work, or be refused with a sentence. */
 void check_ok(const char *file, int line, const char *text, int ret);
 #define OK(call) check_ok(__FILE__, __LINE__, #call, (call))
 void check_refused(const char *file, int line, const char *text, int ret, int wanted);
@@ -61,21 +61,21 @@ void check_caught(const char *file, int line, const char *text, int signal, cons
 /* ---- memory ---- */
 
 /*
- * One word at a host address, past the caches where a guest without its MMU
- * would look past them too.
+ * Load or store a word at a host address, past the caches where a guest without its MMU
+ * looks past them, too.
  */
 uint32_t host_load(const void *hva);
 void host_store(void *hva, uint32_t value);
 
-/* a mapping of the whole file, and its end */
+/* Map and unmap the whole file. */
 void *map_file(struct gmem_file *file);
 void unmap_file(struct gmem_file *file, void *hva);
 
-/* pages KVM allocated for a guest_memfd; skips where the kernel cannot say */
+/* The pages KVM allocated for a guest_memfd; skip where the kernel cannot tell. */
 void require_cachestat(void);
 uint64_t allocated_pages(int fd);
 
-/* a filesystem of its own: Linux 6.19 and later, where mbind() reaches the pages */
+/* True on Linux 6.19 and later: guest_memfd has a filesystem, and mbind() reaches its pages. */
 bool is_gmem_filesystem(int fd);
 
 /* <numaif.h> belongs to a library of its own. */
@@ -85,7 +85,7 @@ bool is_gmem_filesystem(int fd);
 unsigned int stay_on_node(void);
 unsigned int node_of_page(void *hva);
 
-/* mappings in this process whose name contains @name */
+/* The mappings in this process whose name contains @name */
 unsigned int count_mappings(const char *name);
 unsigned int count_open_fds(void);
 /* VMs of this process that KVM still keeps; -1: debugfs does not show them */
@@ -103,26 +103,26 @@ struct machine {
 	struct gmem_caps *caps;
 };
 
-/* skips if this kernel has no such VM and need not have one */
+/* Make a VM; skips if this kernel has no such type and need not have it. */
 void machine_new(struct machine *m, int type);
 void machine_free(struct machine *m);
 bool machine_type_exists(int kvm_fd, int type);
 int open_kvm(void);
-/* what KVM_CREATE_VM wants to hear, and the call: a VM fd or -errno */
+/* The argument of KVM_CREATE_VM for a type, and the call: a VM fd or -errno */
 unsigned long vm_argument(int kvm_fd, int type);
 int raw_vm(int kvm_fd, unsigned long argument);
 
 /* KVM_CHECK_EXTENSION, raw */
 int kvm_cap(int fd, long cap);
 
-/* the plan for one way of backing alone; skips where the kernel cannot have it */
+/* The plan for one way of backing; skips where the kernel cannot have it. */
 void require_backing(const struct machine *m, uint32_t backing, struct gmem_plan **ret);
-/* guest_memfd at all in this VM */
+/* Skip unless this VM has guest_memfd. */
 void require_guest_memfd(const struct machine *m);
-/* ... and with these create flags */
+/* Skip unless it has guest_memfd with these create flags. */
 void require_create_flags(const struct machine *m, uint64_t flags);
 
-/* memslots behind the library's back */
+/* Memslots and files by raw KVM, behind the library's back */
 int raw_gmem_slot(int vm_fd, uint32_t slot, uint32_t flags, uint64_t gpa, uint64_t size,
 		  const void *hva, int gmemfd, uint64_t offset);
 int raw_slot(int vm_fd, uint32_t slot, uint32_t flags, uint64_t gpa, uint64_t size,

@@ -30,7 +30,7 @@
 
 static const uint32_t backings[] = { GMEM_BACKING_SHARED, GMEM_BACKING_MAPPED, GMEM_BACKING_HOST };
 
-/* What a block of memory holds: nothing, a little, or much */
+/* The contents of a block by @seed: nothing, a little, or much */
 static void expected_block(unsigned seed, uint64_t block, unsigned char *bytes)
 {
 	unsigned x = (unsigned)block * 2654435761u ^ seed * 31337u;
@@ -93,7 +93,7 @@ static int new_file(void)
 	return (int)WORKS(memfd_create("image", MFD_CLOEXEC));
 }
 
-/* One region, whatever this VM can have */
+/* One region of host memory, which every VM can have */
 static struct gmem_region *new_guest(struct lab *lab, unsigned seed)
 {
 	struct gmem_region *region;
@@ -285,7 +285,7 @@ TEST(io_uring_is_used_where_the_report_says_it_may_be)
 	lab_free(&lab);
 }
 
-/* As container runtimes do */
+/* Refuses io_uring, as container runtimes do. */
 static void forbid_io_uring(void)
 {
 	struct sock_filter rules[] = {
@@ -449,7 +449,7 @@ TEST(an_event_loop_drives_it_without_waiting_in_it)
 	close(out[0]);
 	OK(gmem_image_verify(fd, NULL, NULL));
 
-	/* and a pipe that nothing comes from can be given up */
+	/* a transfer from an empty pipe can be freed */
 	WORKS(pipe(out));
 	OK(gmem_vm_restore_begin(lab.vm, out[0], NULL, &transfer));
 	CHECK_EQ(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_WAIT);

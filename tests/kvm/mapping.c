@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What the host reaches through mappings, and what it must not reach. */
+/* Mappings of a guest_memfd: the pages the host reaches, and those it must not reach */
 #include <fcntl.h>
 #include <signal.h>
 #include <string.h>
@@ -200,7 +200,7 @@ static void check_io_fails(int writer, int reader, char *hva, uint64_t size)
 	CHECK_RESULT(SYS(write(writer, hva, 1)), -EFAULT);
 	CHECK_RESULT(SYS(write(writer, &byte, 1)), 1);
 	CHECK_RESULT(SYS(read(reader, hva, 1)), -EFAULT);
-	/* What the read above took is lost or not, as the pipe likes. */
+	/* The byte of the read that failed may be lost or not. */
 	while (read(reader, &byte, 1) == 1)
 		;
 }

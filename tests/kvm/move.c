@@ -138,7 +138,7 @@ static void populate_private(struct site *s)
 	GUEST_STORES(&s->lab.guest, gpa + s->page, 0x77);
 	GUEST_LOADS(&s->lab.guest, gpa + s->page, 0x77);
 
-	/* What is private goes, what is shared stays. */
+	/* The whole range is private, and its pages go. */
 	OK(gmem_vm_discard(s->lab.vm, gpa, size, NULL, &footprint));
 	check_footprint(&footprint, size, size, 0);
 	CHECK_EQ(pages_of_file(s), 0);
@@ -507,7 +507,7 @@ static void *discard_again_and_again(void *data)
 	return NULL;
 }
 
-/* Of what is discarded it sees what it stored, or zero. The rest keeps what it has. */
+/* In discarded pages the guest finds what it stored, or zero; the others keep their contents. */
 static void run_guest_meanwhile(struct site *s)
 {
 	struct stress stress = { .site = s };
@@ -536,7 +536,7 @@ TEST(a_running_guest_goes_on)
 
 int main(int argc, char **argv)
 {
-	/* Or one touch brings in hundreds of pages of host memory. */
+	/* With huge pages, touching one page brings in hundreds. */
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 	return run_tests(argc, argv);
 }

@@ -313,7 +313,7 @@ static uint64_t free_bytes_of(unsigned int node)
 	return kib * 1024;
 }
 
-/* Nobody can ask where they are, so the node's free memory has to tell. */
+/* The kernel does not say where private pages are, so the node's free memory has to. */
 TEST(private_pages_come_from_the_node_they_are_bound_to)
 {
 	uint64_t page = page_size(), size = 64 * MIB, before, after;
@@ -333,7 +333,7 @@ TEST(private_pages_come_from_the_node_they_are_bound_to)
 	CHECK(before > after && before - after > size / 2);
 	CHECK_EQ(count(file).unknown, size / page);
 
-	/* and now it is too late, wherever to */
+	/* now it is too late for any node */
 	REFUSED(set(file, 0, size, GMEM_NUMA_BIND, UINT64_C(1) << there), -EBUSY);
 	REFUSED(set(file, 0, size, GMEM_NUMA_BIND, UINT64_C(1) << !there), -EBUSY);
 	gmem_file_free(file);

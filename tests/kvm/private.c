@@ -362,7 +362,7 @@ static struct gmem_plan *mmap_plan(struct lab *lab)
 }
 
 /*
- * What the host sees at the region's address: its own memory, untouched by the
+ * The host's word at the region's address: its own memory, untouched by the
  * guest, or nothing.
  */
 static uint32_t shared_side(const void *hva)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What a view reads and writes, and what a guest has to do with it. */
+/* Views of real memory: they and the guest see each other's stores */
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -39,7 +39,7 @@ struct site {
 
 #define REGION_PAGES 4
 
-/* what to do with a site before it has a view */
+/* prepares a site before it has a view */
 static void (*prepare_site)(struct site *);
 
 static void *run_with_view(void *data)
@@ -361,7 +361,7 @@ static void check_ends(struct site *s, uint64_t gpa, uint64_t size, int error, u
 	CHECK_RESULT(gmem_view_string(s->view, gpa, (char *)buf, size, &length), error);
 	CHECK_EQ(length, 99);
 
-	/* what was done, was done; as far as the copy left it alone */
+	/* the bytes reported as done were copied; later ones may have been */
 	CHECK_RESULT(gmem_view_read(s->view, gpa, buf, size, &done), error);
 	for (uint64_t i = 0; i < wanted; i++)
 		CHECK_EQ(buf[i], 0x42);
@@ -580,7 +580,7 @@ static void shrunk_memory_ends(struct site *s)
 	for (uint32_t width = 1; width <= 8; width *= 2)
 		check_number_ends(s, edge, width, -EFAULT);
 
-	/* Only the end of the file moved: all is there again. */
+	/* The file is as long as before: all pages are there again. */
 	WORKS(ftruncate(m.fd, (off_t)m.size));
 	guest_loads(s, edge, 0);
 	OK(gmem_view_fill(s->view, SHRINKING_GPA, 1, m.size, NULL));

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What the tests of accesses that may fault share. Every test runs in a child of its
+ * Helpers of the tests of accesses that may fault. Every test runs in a child of its
  * own, see tests/common/runner.h: the handlers of one are not those of the next.
  */
 #ifndef TESTS_NOFAULT_HARNESS_H
@@ -25,10 +25,10 @@ bool is_slow(void);
 
 /* @there bytes (whole pages) that are there, then @missing bytes past the end of the file */
 void *map_with_hole(size_t there, size_t missing);
-/* the same, without the page at @hole bytes; all others are there */
+/* @size bytes that are there, but for the page at @hole bytes */
 void *map_without_page(size_t size, size_t hole);
 
-/* A byte that differs from its neighbours and from the same one of the next pages */
+/* Byte @i of a pattern: differs from its neighbours and from those a page away */
 uint8_t pattern(size_t i);
 void fill_pattern(void *p, size_t size);
 

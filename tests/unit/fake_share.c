@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What one process sees of another's files */
+/* Files, sockets and events of other processes */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What fits into the machine and the memory cgroups above us */
+/* available: memory left in the machine and in the memory cgroups above this process */
 #include <errno.h>
 #include <string.h>
 

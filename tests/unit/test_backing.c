@@ -39,7 +39,7 @@ static void traits_have_the_public_names(void **state)
 	assert_ptr_equal(gmem_backing_traits(UINT32_MAX), gmem_backing_traits(GMEM_BACKING_NONE));
 }
 
-/* What one trait says of another, whatever ways of backing will be added */
+/* Traits imply each other, also those of ways of backing that are yet to come. */
 static void traits_fit_each_other(void **state)
 {
 	(void)state;
@@ -49,7 +49,7 @@ static void traits_fit_each_other(void **state)
 		assert_int_not_equal(t->hva_source, GMEM_HVA_NONE);
 		assert_true(t->has_file || !(t->is_bound || t->hva_source == GMEM_HVA_FILE));
 		assert_true(t->is_convertible || !t->has_sides);
-		/* Only what is bound can be private; shared memory beside it is no file's. */
+		/* Only a bound file can be private; shared memory beside it is ordinary memory. */
 		assert_true(t->is_bound || !t->is_convertible);
 		assert_true(!t->has_sides || t->hva_source == GMEM_HVA_MEMORY);
 		/* KVM refuses both in a memslot that has a guest_memfd. */

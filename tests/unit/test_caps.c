@@ -267,7 +267,7 @@ static void report_without_permission_says_how_to_get_it(void **state)
 	assert_non_null(strstr(f.remedy, "group kvm"));
 	for (i = 0; gmem_caps_get(caps, i, &f) == 0; i++)
 		check_line("without permission", &f);
-	/* nobody could ask, so nobody can say no */
+	/* what could not be asked is unknown, not absent */
 	assert_int_equal(line_of(caps, GMEM_CAP_GUEST_MEMFD).answer, GMEM_UNKNOWN);
 	gmem_caps_free(caps);
 	fake_halt();

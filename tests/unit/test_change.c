@@ -15,7 +15,7 @@ enum who { A, B, C, D, E, X, REGIONS };
 #define MODEL_PAGES	640
 #define MAX_STEPS	12
 
-/* What is at a page: a region's number, an added one's from ADDED up, or nothing */
+/* The model's entry for a page: a region's number, ADDED or more for an added one, or these */
 #define ADDED		REGIONS
 #define HOLE		(-ENOENT)
 #define REMOVED		(-ESTALE)
@@ -520,7 +520,7 @@ static void steps_are_checked_as_they_are_planned(void **state)
 	assert_refused(-EEXIST, "step 2", gmem_change_remove(s.change, s.regions[B]));
 	assert_refused(-EEXIST, "step 2", gmem_change_move(s.change, s.regions[B], 0));
 
-	/* what was refused is not part of it */
+	/* the refused steps are not part of the change */
 	assert_ok(gmem_change_apply(s.change));
 	model_leave(&s, A);
 	model_leave(&s, B);
@@ -569,7 +569,7 @@ static bool is_slot_call(enum fake_call call)
 	return call == FAKE_SET_SLOT || call == FAKE_SET_SLOT2 || call == FAKE_DELETE_SLOT;
 }
 
-/* As if nothing had happened: then the same change succeeds. */
+/* The state is as before, and the same change then succeeds. */
 static void check_undone(struct scene *s, const struct change *change, struct identity *before,
 			 const char *victim)
 {
@@ -605,7 +605,7 @@ static bool refuse_call(const struct change *change, unsigned n, int err)
 	struck = fake_fail_struck();
 	victim = struck ? fake_call_name(fake_fail_victim()) : "nothing";
 
-	/* What comes after the memslots is not for the kernel to refuse. */
+	/* A call after the memslots are set cannot fail the change. */
 	if (ret != (struck && fake_fail_victim() != FAKE_MEMBARRIER ? err : 0))
 		fail_msg("%s: failing call %u, %s, gives %d: %s", change->name, n, victim, ret,
 			 gmem_last_error());
@@ -716,7 +716,7 @@ static void planning_takes_memory_and_says_so(void **state)
 	scene_end(&s);
 }
 
-/* Which step it was, for every step of a change and both of its halves */
+/* Fails every step of a change, when it deletes and when it adds memslots. */
 static void sentence_names_the_step(void **state)
 {
 	static const struct change change = { "", {

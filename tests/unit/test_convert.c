@@ -17,7 +17,7 @@ enum who { A, B, C, D, E, F, REGIONS };
 
 #define MODEL_PAGES	1100
 
-/* What is at a page: a hole, or one of these */
+/* The model's entry for a page */
 #define HOLE	0
 #define DEVICE	1
 #define HOST	2
@@ -166,7 +166,7 @@ static void check_range(const struct scene *s, const struct gmem_state_range *ra
 	}
 }
 
-/* In batches of @max, which must make no difference */
+/* Asks for @max ranges at a time, which must make no difference. */
 static void check_record(const struct scene *s, size_t max)
 {
 	uint64_t at = 0, end = PAGES(&s->unit, MODEL_PAGES);
@@ -445,7 +445,7 @@ static void refusal_is_undone_at_every_step(void **state)
 			check_all(&s);
 			scene_end(&s);
 		}
-		/* and that was all of them */
+		/* there was no further call to refuse */
 		scene_begin(&s);
 		make_islands(&s);
 		fake_fail_kind(FAKE_SET_ATTRIBUTES, n, 1, -ENOMEM);
@@ -580,7 +580,7 @@ static void other_side_is_discarded_at_once(void **state)
 	assert_int_equal(hva_of(&s, B)[0], 0);
 	assert_int_equal(hva_of(&s, B)[PAGES(&s.unit, 2) - 1], 0);
 	assert_int_equal(hva_of(&s, B)[PAGES(&s.unit, 2)], 0xbb);
-	/* what is in use stays */
+	/* the side in use stays */
 	assert_true(is_allocated(&s, A, 0, 8));
 	assert_true(is_allocated(&s, B, 0, 8));
 
@@ -636,7 +636,7 @@ static void what_is_left_for_later_is_discarded_together(void **state)
 	}
 	assert_int_equal(hva_of(&s, A)[0], 0xaa);
 
-	/* what comes back is in use: nothing is owed of it, and it has its bytes */
+	/* a side in use again is no longer to be discarded, and has its bytes */
 	assert_ok(gmem_vm_convert(s.unit.vm, PAGES(&s.unit, 4), s.unit.page, GMEM_STATE_SHARED,
 				  NULL, &done));
 	before = fake_count(FAKE_MADVISE);
@@ -767,7 +767,7 @@ static void removal_makes_addresses_shared_again(void **state)
 		s.removed[i] = true;
 	check_all(&s);
 
-	/* and what is added there begins shared */
+	/* a region added there begins shared */
 	add_region(&s, A);
 	check_all(&s);
 	convert_ok(&s, 4, 16, GMEM_STATE_PRIVATE);
@@ -997,7 +997,7 @@ static void *convert_and_wait(void *data)
 						 NULL);
 }
 
-/* Until a conversion waits: then no new lease is given in front of it. */
+/* Returns once a conversion waits: no new lease is given in front of it. */
 static void await_waiting_conversion(struct scene *s)
 {
 	struct gmem_lease *more;
@@ -1078,7 +1078,7 @@ static void note(const struct ear *ear, char what, uint64_t gpa, uint64_t size)
 		 (int)(page + size / ear->s->unit.page - 1));
 }
 
-/* In the middle of it, readers and leases work. */
+/* Within the callback, readers and leases work. */
 static int hear_before(void *data, uint64_t gpa, uint64_t size)
 {
 	const struct ear *ear = data;
@@ -1098,7 +1098,7 @@ static void hear_undo(void *data, uint64_t gpa, uint64_t size)
 
 	note(ear, '!', gpa, size);
 	assert_false(fake_is_private(ear->s->unit.vm_fd, gpa));
-	/* what it does may fail, and must not get into our sentence */
+	/* a listener's own failure must not get into our sentence */
 	assert_int_equal(gmem_vm_state(NULL, 0, 0, NULL, 0), -EINVAL);
 }
 
@@ -1230,7 +1230,7 @@ static void refusal_of_the_kernel_is_undone_with_listeners(void **state)
 	assert_heard(log, "?x4-5 ?x8-11 ?y4-5 ?y8-11 !y4-5 !y8-11 !x4-5 !x8-11 ");
 	check_all(&s);
 
-	/* what cannot be undone is not said to be */
+	/* listeners do not hear an undo that failed */
 	fake_fail_kind(FAKE_SET_ATTRIBUTES, 1, 100, -ENOMEM);
 	assert_int_equal(gmem_vm_convert(s.unit.vm, PAGES(&s.unit, 4), PAGES(&s.unit, 8),
 					 GMEM_STATE_PRIVATE, NULL, &done), -ENOTRECOVERABLE);
@@ -1384,7 +1384,7 @@ static void *many_conversions(void *data)
 	return NULL;
 }
 
-/* What a view or a lease holds cannot become private. */
+/* Pages that a view or a lease holds must not become private meanwhile. */
 static void *many_looks(void *data)
 {
 	struct crowd *c = data;

@@ -43,7 +43,7 @@ static void dirty_log_goes_on_and_off(void **state)
 		assert_int_equal(bitmap[0] | bitmap[1], 0);
 		assert_int_equal(bitmap[2], 0x5a5a5a5a5a5a5a5a);
 
-		/* what moves or is split goes on being logged */
+		/* a region that moves or is split goes on being logged */
 		assert_ok(gmem_region_move(region, unit.page));
 		assert_ok(gmem_region_split(region, PAGES(&unit, 64), &upper));
 		assert_int_equal(flags_of(&unit, upper), KVM_MEM_READONLY | KVM_MEM_LOG_DIRTY_PAGES);
@@ -118,7 +118,7 @@ static void dirty_log_changes_nothing_if_it_fails(void **state)
 	unit_end(&unit);
 }
 
-/* Nothing but a removal brings a memslot for it back by accident. */
+/* Switching the log on or off must not bring the memslot back by accident. */
 static void region_that_lost_its_slot_has_no_dirty_log(void **state)
 {
 	struct gmem_region *region;

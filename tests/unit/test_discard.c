@@ -24,7 +24,7 @@ static struct gmem_region *begin_shared(struct unit *unit, uint64_t pages)
 	return begin(unit, &way, pages);
 }
 
-/* Which pages still have what they had: "#", or read as zero: "." */
+/* Compares a string of pages: "#" still has its contents, "." reads as zero. */
 static void assert_left(const struct unit *unit, const struct gmem_region *region,
 			const char *expected)
 {
@@ -53,7 +53,7 @@ static void what_is_discarded_is_zero_and_counted(void **state)
 		unit_check_footprint(&footprint, PAGES(&unit, 4), PAGES(&unit, 4), 0);
 		assert_left(&unit, region, "##....##");
 
-		/* Once more: nothing is left to free. */
+		/* A second discard has nothing left to free. */
 		assert_ok(gmem_vm_discard(unit.vm, PAGES(&unit, 18), PAGES(&unit, 4), NULL,
 					  &footprint));
 		assert_int_equal(footprint.done, PAGES(&unit, 4));
@@ -247,7 +247,7 @@ static void small_pages_free_the_large_ones_they_make_up(void **state)
 	assert_refused(-EINVAL, "no range",
 		       gmem_vm_discard_list(unit.vm, list, ARRAY_SIZE(list), &inward, NULL));
 
-	/* Nothing whole in it: nothing to do, and nothing wrong. */
+	/* An entry without a whole page is no error and frees nothing. */
 	assert_ok(gmem_vm_discard_list(unit.vm, list, 3, &inward, &footprint));
 	unit_check_footprint(&footprint, 0, 0, 0);
 	unit_end(&unit);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What a dump says, byte for byte, and what stands in its way */
+/* Dumps, byte for byte, and their failures */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -656,7 +656,7 @@ static void layout_changes_while_a_slow_reader_reads(void **state)
 	r.write_fd = pipe_fds[1];
 	assert_int_equal(pthread_create(&thread, NULL, dump_to_slow_reader, &r), 0);
 
-	/* It has begun, and cannot end before this one is added. */
+	/* The dump has begun, and cannot end before this region is added. */
 	assert_int_equal(read(pipe_fds[0], buf, 1), 1);
 	add(&r.unit, 5000, 1, &opts);
 
@@ -688,7 +688,7 @@ static void region_removed_meanwhile_has_no_more_ranges(void **state)
 	r.write_fd = pipe_fds[1];
 	assert_int_equal(pthread_create(&thread, NULL, dump_to_slow_reader, &r), 0);
 
-	/* It has begun, and is far from the last. */
+	/* The dump has begun, and is far from the last region. */
 	assert_int_equal(read(pipe_fds[0], buf, 1), 1);
 	assert_ok(gmem_region_remove(last));
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What an exit says, what it does not say, and what a guest only claims */
+/* Exits decoded: memory faults, requests of the guest, and those that are malformed */
 #include <errno.h>
 #include <linux/kvm.h>
 #include <linux/kvm_para.h>
@@ -11,7 +11,7 @@
 #define GUEST_PAGE	UINT64_C(4096)
 #define ADDRESS_END	(UINT64_C(1) << 52)
 
-/* Of KVM_HC_MAP_GPA_RANGE */
+/* The attribute of KVM_HC_MAP_GPA_RANGE for private memory */
 #define ENCRYPTED	UINT64_C(0x10)
 
 static struct kvm_run run;
@@ -358,7 +358,7 @@ static void an_answer_is_in_the_guests_own_numbers(void **state)
 		assert_int_equal((int64_t)run.hypercall.ret, cases[i][1]);
 	}
 
-	/* a malformed question gets its answer, too */
+	/* a malformed request is answered, too */
 	set_hypercall(1, 0, UINT64_MAX);
 	assert_int_equal(gmem_exit_reply(&run, -EINVAL), 0);
 	assert_int_equal((int64_t)run.hypercall.ret, -22);

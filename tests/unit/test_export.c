@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What of a VM's memory other processes could map */
+/* export: the table of a VM's memory that other processes can map */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>

@@ -21,7 +21,7 @@ struct scene {
 	struct gmem_file *file;		/* mappable, 8 pages */
 	struct gmem_region *region;	/* 2 pages at gpa page 4 */
 	void *hva;			/* the file's pages, or the caller's memory */
-	void *out;			/* what the function hands out */
+	void *out;			/* output of the function */
 	int fd;
 };
 
@@ -68,7 +68,7 @@ static void free_caps(struct scene *s)
 	struct gmem_finding f;
 	uint32_t i;
 
-	/* a report that could not find something out is still a sound one */
+	/* a report with unknown lines is still a valid one */
 	for (i = 0; gmem_caps_get(s->out, i, &f) == 0; i++) {
 		assert_true(f.reason && *f.reason);
 		assert_int_equal(f.answer == GMEM_NO, f.remedy != NULL);
@@ -447,7 +447,7 @@ static void check_failure(struct scene *s, const struct operation *op,
 			 what, n, gmem_last_error());
 }
 
-/* What was tolerated leaves no trace but the object itself. */
+/* A failure that a call tolerates leaves nothing in the kernel. */
 static void check_success(const struct operation *op, struct fake_snapshot *before)
 {
 	bool is_object_only = op->run == run_caps || op->run == run_caps_with_guest ||

@@ -523,7 +523,7 @@ static void mapping_is_aligned_as_asked(void **state)
 		for (opts.align = unit.page; opts.align <= 1 << 30; opts.align *= 8) {
 			assert_ok(gmem_file_map(file, unit.page, PAGES(&unit, 2), &opts, &hva));
 			assert_int_equal((uintptr_t)hva % opts.align, 0);
-			/* what was reserved around it is given back */
+			/* addresses reserved around the mapping are given back */
 			assert_int_equal(fake_open_mappings(), 1);
 			assert_ok(gmem_file_unmap(file, hva, PAGES(&unit, 2)));
 		}
@@ -941,7 +941,7 @@ static void signals_without_end_stop_allocation(void **state)
 	unit_end(&unit);
 }
 
-/* What is reported as done is done; more may be. */
+/* At least the pages that are reported as done are allocated. */
 static void failed_allocation_tells_how_far_it_came(void **state)
 {
 	static const int errnos[] = { ENOMEM, EHWPOISON, ENOSPC, EIO };

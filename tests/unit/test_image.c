@@ -55,7 +55,7 @@ static void end(struct guest *g)
 	unit_end(&g->unit);
 }
 
-/* The same machine anew, with nothing in it */
+/* Start over with the same regions, empty. */
 static void reboot(struct guest *g)
 {
 	for (size_t i = 0; i < 3; i++)
@@ -73,7 +73,7 @@ static uint64_t total(const struct guest *g)
 	return size;
 }
 
-/* What is in the guest, as @seed has it: in each page nothing, a little, or much */
+/* The contents of a page by @seed: nothing, a little, or much */
 static void expected_page(unsigned seed, size_t region, uint64_t page, char *bytes)
 {
 	unsigned x = (unsigned)(page * 2654435761u) ^ (unsigned)region * 977 ^ seed * 31337;
@@ -253,7 +253,7 @@ static void an_empty_guest_is_an_image_too(void **state)
 		assert_true(gmem_is_zero(gmem_region_hva(g.regions[i]), gmem_region_size(g.regions[i])));
 	end(&g);
 
-	/* and without any memory at all */
+	/* a VM without any memory */
 	unit_begin_vm(&unit, "6.18");
 	assert_ok(gmem_vm_save(unit.vm, none, NULL, &result));
 	assert_ok(gmem_vm_restore(unit.vm, none, NULL, &result));
@@ -267,7 +267,7 @@ struct mover {
 	int from, to;
 };
 
-/* What is at the other end of a pipe, and knows nothing of the library */
+/* The process at the other end of a pipe, which does not use the library */
 static void *move_all(void *data)
 {
 	const struct mover *mover = data;
@@ -442,7 +442,7 @@ static void a_full_disk_is_waited_for_and_gone_on_with(void **state)
 			;
 		assert_int_equal(ret, -ENOSPC);
 		assert_non_null(strstr(gmem_last_error(), "ENOSPC"));
-		/* what is there now is no image */
+		/* the file is no image any more */
 		assert_true(gmem_image_verify(fd, NULL, NULL) < 0);
 		while ((ret = gmem_transfer_step(transfer, 1)) > 0)
 			;
@@ -605,7 +605,7 @@ static void what_is_private_is_declared_and_left_out(void **state)
 	for (unsigned page = 0; page < 64; page++)
 		assert_int_equal(hva[page * 4096 + 5], page >= 10 && page < 30 ? 2 : 1);
 
-	/* what the image has as shared must be shared here, too */
+	/* memory that the image has as shared must be shared here, too */
 	assert_ok(gmem_vm_convert(unit.vm, 40 * 4096, 4096, GMEM_STATE_PRIVATE, NULL, NULL));
 	assert_refused(-EACCES, "0x28000", gmem_vm_restore(unit.vm, fd, &omit, NULL));
 	assert_refused(-EACCES, "private", gmem_vm_load(unit.vm, 35 * 4096, fd, 0, 8 * 4096, NULL, NULL));
@@ -694,7 +694,7 @@ static void an_older_image_underneath_does_not_show_through(void **state)
 	end(&g);
 }
 
-/* With the right checksum: only what it says is wrong. */
+/* The checksum is right: only the contents are wrong. */
 static void change(int fd, uint64_t at, void (*edit)(struct image_record *))
 {
 	static char unit[IMAGE_UNIT] __attribute__((aligned(4096)));

@@ -148,7 +148,7 @@ static void it_is_proved_by_doing(void **state)
 	assert_true(n > 5);
 	gmem_vm_free(unit.vm);
 
-	/* a call that succeeds and does nothing is none */
+	/* a call that succeeds and does nothing does not count */
 	fake.inplace_is_hollow = true;
 	assert_ok(new_vm(&unit, REQUEST, BOTH));
 	assert_ok(gmem_caps_get(gmem_vm_caps(unit.vm), GMEM_CAP_IN_PLACE, &line));

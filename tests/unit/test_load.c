@@ -21,7 +21,7 @@ struct bench {
 	struct unit unit;
 	struct gmem_region *low, *high;
 	uint64_t gpa, low_size, size;
-	char *source;		/* what the file has */
+	char *source;		/* the contents of the file */
 	int fd;
 };
 
@@ -63,7 +63,7 @@ static void invent(struct bench *b, unsigned seed)
 	}
 }
 
-/* Only what is not zero, so that the rest is holes */
+/* Writes only blocks that are not zero, so that the rest is holes. */
 static void write_sparse(struct bench *b, uint64_t size)
 {
 	assert_int_equal(ftruncate(b->fd, (off_t)size), 0);
@@ -170,7 +170,7 @@ static void every_way_of_reading_gives_the_same_bytes(void **state)
 		else if (!ways[i].most)
 			assert_int_equal(result.direct_bytes, result.file_bytes);
 
-		/* and over what was there */
+		/* load over other contents */
 		soil(&b);
 		load_all(&b, &opts, &result);
 		end(&b);
@@ -523,7 +523,7 @@ static void the_callers_ring_is_used_as_the_caller_says(void **state)
 	check_guest(&b, 0, b.source, b.size);
 	assert_ok(gmem_transfer_free(transfer));
 
-	/* and to be ended early it must hand over what is under way */
+	/* a transfer that ends early must hand over its requests under way */
 	assert_ok(gmem_vm_load_begin(b.unit.vm, b.gpa, b.fd, 0, b.size, &opts, &transfer));
 	assert_int_equal(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_WAIT);
 	while ((ret = gmem_transfer_free(transfer)) == -EBUSY) {

@@ -187,7 +187,7 @@ static bool is_over(const struct timespec *deadline)
 	       (now.tv_sec == deadline->tv_sec && now.tv_nsec >= deadline->tv_nsec);
 }
 
-/* Of the other clock the moment would be long past, and no wait would last. */
+/* If the condition used CLOCK_REALTIME, the deadline would be long past and no wait would last. */
 static void waiting_ends_at_a_moment_of_the_monotonic_clock(void **state)
 {
 	struct timespec deadline;

@@ -46,7 +46,7 @@ static void thread_goes_to_the_one_node_of_a_policy(void **state)
 	gmem_numa_move_thread(&near, gmem_region_hva(region));
 	assert_int_equal(moves_to(0x46), 1);
 
-	/* It stays there as long as the memory does. */
+	/* No further move while the memory is on the same node */
 	gmem_numa_move_thread(&near, gmem_region_hva(region));
 	gmem_numa_move_thread(&near, NULL);
 	assert_int_equal(moves_to(0x46), 1);
@@ -72,7 +72,7 @@ static void only_processors_it_may_have_are_taken(void **state)
 	assert_int_equal(moves_to(0x44), 1);
 	unit_end(&unit);
 
-	/* None of its processors: stay. */
+	/* The thread may use no processor of that node: it does not move. */
 	region = begin(&unit, GMEM_NUMA_BIND, 1);
 	near.is_known = false;
 	fake_set_cpus(0x40);

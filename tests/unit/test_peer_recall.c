@@ -105,7 +105,7 @@ static int convert_answered(struct scene *s, uint64_t page, uint64_t pages, uint
 	return err;
 }
 
-/* What the other process gets there: 0, or -EACCES; any other result is wrong. */
+/* The importing side loads from the page: 0 or -EACCES; any other result is wrong. */
 static int look(const struct scene *s, uint64_t page)
 {
 	uint64_t value = 0;
@@ -116,7 +116,7 @@ static int look(const struct scene *s, uint64_t page)
 	return err;
 }
 
-/* Both sides have the same idea of each page. */
+/* Fails unless the importing side can read exactly the shared pages. */
 static void compare(struct scene *s)
 {
 	struct gmem_state_range range;
@@ -168,7 +168,7 @@ static void conversions_take_back_and_give_again(void **state)
 	scene_end(&s);
 }
 
-/* What comes back is one piece with its neighbours again. */
+/* Memory that is given again is contiguous with its neighbours, as before. */
 static void memory_given_again_is_where_it_was(void **state)
 {
 	struct iovec before, after;
@@ -202,7 +202,7 @@ static void without_an_answer_nothing_becomes_private(void **state)
 	assert_refused(-ETIMEDOUT, "refuses that gpa 0x64000", convert(&s, 100, 4, GMEM_STATE_PRIVATE));
 	assert_int_equal(gmem_vm_state(s.unit.vm, 100 * PAGE, PAGE, &range, 1), 1);
 	assert_int_equal(range.state, GMEM_STATE_SHARED);
-	/* It lets go late, and is given it again. */
+	/* The peer lets go late, and is given the memory again. */
 	exchange(&s);
 	compare(&s);
 	assert_int_equal(look(&s, 100), 0);

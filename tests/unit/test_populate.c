@@ -21,7 +21,7 @@ static struct gmem_region *begin(struct unit *unit, const struct unit_way *way, 
 	return unit_region_backed(unit, 0, size / unit->page, way->backing);
 }
 
-/* What a machine with so many KiB available says */
+/* Sets the contents of /proc/meminfo. */
 static void set_available(const char *line)
 {
 	fake_set_file("/proc/meminfo", line);
@@ -343,7 +343,7 @@ static void cancelled_job_stays_cancelled(void **state)
 	unit_check_footprint(&footprint, 0, 0, 0);
 	gmem_populate_free(job);
 
-	/* Of a job that is done there is nothing to cancel. */
+	/* Cancelling a job that is done has no effect. */
 	assert_ok(gmem_populate_new(unit.vm, 0, 4 * MIB, NULL, &job));
 	assert_ok(gmem_populate_run(job));
 	gmem_populate_cancel(job);
@@ -372,7 +372,7 @@ static void what_does_not_fit_is_refused_before_the_first_page(void **state)
 	assert_ok(gmem_vm_populate(unit.vm, 0, 4 * MIB, &unchecked, &footprint));
 	unit_check_footprint(&footprint, 4 * MIB, 0, 4 * MIB);
 
-	/* What is there already needs no room. */
+	/* Pages that exist already need no room. */
 	set_available("MemTotal: 1 kB\nMemAvailable: 0 kB\n");
 	assert_ok(gmem_vm_populate(unit.vm, 0, 4 * MIB, NULL, &footprint));
 	unit_end(&unit);
@@ -394,7 +394,7 @@ static void memory_cgroup_sets_the_limit_too(void **state)
 	unit_end(&unit);
 }
 
-/* Others took what was there: better an error than a kill. */
+/* Others took the memory meanwhile: an error is better than the OOM killer. */
 static void room_is_looked_for_again_on_the_way(void **state)
 {
 	struct listener listener = {

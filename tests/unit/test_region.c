@@ -846,7 +846,7 @@ static void congruent_addresses_are_alike(void **state)
 			}
 		}
 
-		/* and stay so when other contents come */
+		/* and they stay congruent after a rebind */
 		GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_CONGRUENT,
 			  .align = 2 * MIB, .plan = plan);
 		assert_ok(gmem_region_add(unit.vm, PAGES(&unit, 5), PAGES(&unit, 3), &opts, &region));

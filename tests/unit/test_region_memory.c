@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What a region is made of on its shared and its private side */
+/* region_memory and present_pages: the two sides of a region's memory, discarded and walked */
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -188,7 +188,7 @@ static void file_is_unmapped_before_it_is_punched(void **state)
 	assert_ok(gmem_region_memory_discard(region, GMEM_SIDE_SHARED, 0, PAGES(&unit, 8), NULL));
 	assert_int_equal(fake_count(FAKE_MADVISE), before + 1);
 
-	/* It only saves time: nothing depends on it. */
+	/* MADV_DONTNEED only saves time: the discard does not depend on it. */
 	touch(&unit, region, 1);
 	fake_fail_next(FAKE_MADVISE, -EINVAL);
 	assert_ok(gmem_region_memory_discard(region, GMEM_SIDE_SHARED, 0, PAGES(&unit, 8), &done));
@@ -234,7 +234,7 @@ static void mincore_is_not_believed_where_it_hides(void **state)
 	assert_int_equal(resident(region, GMEM_SIDE_SHARED), PAGES(&unit, 4));
 	assert_picture(&unit, region, GMEM_SIDE_SHARED, "#.....##..#");
 
-	/* With nothing to compare it with, everything may be there. */
+	/* Without cachestat, mincore() cannot be checked: every page may be there. */
 	fake.no_cachestat = true;
 	assert_picture(&unit, region, GMEM_SIDE_SHARED, "###########");
 	fake.mincore_hides = false;
@@ -417,7 +417,7 @@ static void callers_memory_is_freed_whatever_it_is(void **state)
 		assert_int_equal(hva[0], 1);
 		assert_int_equal(hva[unit.page], 0);
 
-		/* What the pages of others hold is not guessed. */
+		/* The caller's pages may hold anything, so all of them count as present. */
 		assert_picture(&unit, region, GMEM_SIDE_SHARED, "####");
 		unit_end(&unit);
 		munmap(hva, size);

@@ -132,7 +132,7 @@ static void region_that_lost_its_slot_can_only_be_removed(void **state)
 	region = unit_region(&unit, 4, 4, NULL);
 	assert_int_equal(gmem_region_slot(region), 0);
 
-	/* and the handle's end takes it, too */
+	/* freeing the VM handle removes such a region, too */
 	fake_fail_kind(FAKE_SET_SLOT2, 0, 2, -ENOMEM);
 	assert_int_equal(gmem_region_move(region, 0), -ENOTRECOVERABLE);
 	unit_end(&unit);
@@ -383,7 +383,7 @@ static void split_leaves_contents_addresses_and_file(void **state)
 		assert_int_equal(gmem_region_slot(h.lower), 0);
 		assert_int_equal(gmem_region_slot(h.upper), 1);
 
-		/* and what was split is split again */
+		/* an upper half is split again */
 		assert_ok(gmem_region_split(h.upper, PAGES(&h.unit, 4), &last));
 		check_half(&h, h.lower, 16, 0, 3);
 		check_half(&h, h.upper, 19, 3, 4);
@@ -654,7 +654,7 @@ static void *watch(void *data)
 	return NULL;
 }
 
-/* Both are thread-safe, so a reader sees one address or the other. */
+/* A reader sees the old or the new address. */
 static void region_may_be_looked_at_while_it_moves(void **state)
 {
 	struct worker worker = { .failures = 0 };

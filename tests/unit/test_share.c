@@ -312,7 +312,7 @@ static void a_peer_gets_its_ranges_and_nothing_else(void **state)
 	scene_end(&s);
 }
 
-/* Of 3 MiB: an entry of the readers' table, and part of one */
+/* 3 MiB are one entry of the readers' table and part of another. */
 static void memory_for_reading_is_not_written(void **state)
 {
 	const uint64_t size = (uint64_t)3 << 20;
@@ -453,7 +453,7 @@ static void without_an_answer_memory_stays(void **state)
 		       gmem_region_remove(a));
 	assert_int_equal(load(&s, 16 * PAGE), 1);
 
-	/* It answers late: it is given the memory again. */
+	/* The peer answers late, and is given the memory again. */
 	exchange(&s);
 	assert_int_equal(load(&s, 16 * PAGE), 1);
 	put(a, 0, 2);
@@ -476,7 +476,7 @@ static void without_an_answer_a_peer_is_cut_off(void **state)
 	assert_ok(gmem_region_remove(a));
 	assert_int_equal(gmem_peer_status(s.peer), -ETIMEDOUT);
 
-	/* What it is still told it does; then it finds the end. */
+	/* The import handles the messages that are still in the socket, then finds its end. */
 	while (gmem_import_dispatch(s.import) >= 0)
 		;
 	assert_int_equal(gmem_import_dispatch(s.import), -EPIPE);
@@ -697,7 +697,7 @@ static void an_import_believes_nothing(void **state)
 	} cases[] = {
 		{ { HELLO, { MAP_AT(16, 4) }, BYE }, MEMFD, 0 },
 		{ { HELLO, { MAP_AT(16, 4) }, { .type = GMEM_WIRE_UNMAP, .id = 1 } }, MEMFD, 0 },
-		/* what a version to come may say, and this one does not */
+		/* messages of later versions, which this version refuses */
 		{ { HELLO, HELLO }, MEMFD, -EPROTO },
 		{ { { .type = GMEM_WIRE_HELLO, .page_size = 65536 }, BYE }, MEMFD, -EPROTO },
 		{ { { .type = GMEM_WIRE_HELLO, .page_size = 4096, .offset = 1 } }, MEMFD, -EPROTO },
@@ -723,7 +723,7 @@ static void an_import_believes_nothing(void **state)
 		    { .type = GMEM_WIRE_MAP, .id = 2, .gpa = 19 * PAGE, .size = PAGE,
 		      .file_size = 4 * PAGE, .page_size = 4096, .rights = 3, .backing = 1 } },
 		  MEMFD, -EPROTO },
-		/* the file is not what it says */
+		/* the file is not as the message says */
 		{ { HELLO, { .type = GMEM_WIRE_MAP, .id = 2, .gpa = 0, .size = 8 * PAGE,
 			     .file_size = 8 * PAGE, .page_size = 4096, .rights = 3, .backing = 1 } },
 		  MEMFD, -EINVAL },

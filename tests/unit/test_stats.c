@@ -44,7 +44,7 @@ static void touch(const struct unit *unit, struct gmem_region *region, uint64_t 
 	memset((char *)gmem_region_hva(region) + PAGES(unit, page), 0x5a, PAGES(unit, pages));
 }
 
-/* As a guest would that touches private memory */
+/* Allocates private pages as a guest's accesses do. */
 static void allocate(const struct unit *unit, struct gmem_region *region, uint64_t page,
 		     uint64_t pages)
 {
@@ -102,7 +102,7 @@ static void shared_and_private_are_all_there_is(void **state)
 	assert_int_equal(stats.made_shared, 0);
 	assert_int_equal(stats.conversions, 1);
 
-	/* what is removed is shared again, and counted */
+	/* a removed range is shared again, and counted */
 	assert_ok(gmem_region_remove(second));
 	stats = stats_of(&unit, 0);
 	assert_int_equal(stats.bytes_private, PAGES(&unit, 3));

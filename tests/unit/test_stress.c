@@ -296,7 +296,7 @@ static void write_remove(struct worker *w, struct lane *lane)
 		spoil_memory(w->stress, lane);
 }
 
-/* To anywhere in its lane; often something is there already. */
+/* Moves to anywhere in its lane, where there often is a region already. */
 static void write_move(struct worker *w, struct lane *lane)
 {
 	const struct unit *unit = &w->stress->unit;
@@ -323,7 +323,7 @@ static void write_split(struct worker *w, struct lane *lane)
 		WRONG(w, "split: %s", gmem_last_error());
 }
 
-/* One goes and one comes at the same place and of the same pages, at once */
+/* One change replaces a region by another of the same place and pages. */
 static void write_replace(struct worker *w, struct lane *lane)
 {
 	const struct unit *unit = &w->stress->unit;

@@ -16,7 +16,7 @@
 #define FIRST	16	/* page */
 #define COUNT	32	/* pages */
 
-/* Of KVM_HC_MAP_GPA_RANGE */
+/* The attribute of KVM_HC_MAP_GPA_RANGE for private memory */
 #define TO_PRIVATE	UINT64_C(0x10)
 #define TO_SHARED	UINT64_C(0)
 

@@ -238,7 +238,7 @@ static void slot_numbers_end_where_the_vm_s_do(void **state)
 	}
 }
 
-/* As many regions as there are slots, and not one more */
+/* There can be as many regions as slots, and not one more. */
 static void every_slot_of_the_vm_can_be_used(void **state)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
@@ -285,7 +285,7 @@ static void slot_that_is_not_the_library_s_is_left_alone(void **state)
 	(void)state;
 	unit_begin_vm(&unit, "6.18");
 	assert_ok(fake_add_slot(unit.vm_fd, 3, PAGES(&unit, 8), unit.page));
-	/* nobody reserved it: the kernel refuses, in its own words */
+	/* the slot was not reserved: the kernel refuses it */
 	assert_refused(-EINVAL, "memslot 3",
 		       gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
 	/* another's memory at that address */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What the unit tests share: a machine under test, and how a refusal looks. */
+/* Helpers of the unit tests: a scripted kernel with a VM, and assertions on refusals */
 #ifndef GMEM_UNIT_H
 #define GMEM_UNIT_H
 
@@ -18,7 +18,7 @@
 
 #define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
 
-/* One VM on one kernel, and what most tests want of it */
+/* One VM on one kernel, with what most tests need */
 struct unit {
 	int vm_fd;
 	uint64_t page;
@@ -89,7 +89,7 @@ void unit_check_refusal(int ret, int err, const char *fragment,
 
 #define assert_ok(call)	assert_int_equal((call), 0)
 
-/* What an output holds when nobody has written to it */
+/* The value of an output that nobody has written to */
 #define UNTOUCHED(type)	((type *)(uintptr_t)0x5a5a5a50)
 
 /* An address so many bytes further */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What the tests of sharing have in common: a memfd, and the importing side at work */
+/* Helpers of the tests of sharing: a memfd, and an importing side that answers */
 #ifndef GMEM_UNIT_SHARE_H
 #define GMEM_UNIT_SHARE_H
 
