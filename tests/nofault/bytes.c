@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Copy, fill, compare and strings where some of the memory is not there. */
+/* nofault: copy, fill, compare and strings where some of the memory is not there. */
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The handler among other handlers, in other threads, and in other handlers. */
+/* fault_handler: among other handlers, in other threads, and within other handlers */
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -21,7 +21,6 @@
 #include <unistd.h>
 
 #include "harness.h"
-#include "nofault/nofault.h"
 #include "os/kvm_compat.h"
 
 #define PRIVATE_VM 1	/* KVM_X86_SW_PROTECTED_VM */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The ways of backing: their names, and what each of them is */
+/* backing: the names of the ways of backing, and traits that fit each other */
 #include "base/backing.h"
 #include "unit.h"
 

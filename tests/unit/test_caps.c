@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The capability report of every kernel, line by line */
+/* caps, probe_slot and probe_guest: the capability report of every kernel, line by line */
 #include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Changes of several steps: all of them are made, or none */
+/* change, apply and apply_slots: all steps of a change are made, or none */
 #include <errno.h>
 #include <string.h>
 

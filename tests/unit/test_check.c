@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Argument checks that several modules share */
+/* check: argument checks that several modules share */
 #include <errno.h>
 #include <string.h>
 

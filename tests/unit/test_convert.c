@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Shared and private memory, and who keeps it shared, against a model of pages */
+/* convert, private_state, claim, lease and listener, against a model of pages */
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>

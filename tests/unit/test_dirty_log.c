@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* KVM's dirty log of one region */
+/* dirty_log: KVM's dirty log of one region */
 #include <errno.h>
 #include <string.h>
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Memory that goes back to the host, range by range and in lists */
+/* discard and section: memory goes back to the host, range by range and in lists */
 #include <errno.h>
 #include <string.h>
 

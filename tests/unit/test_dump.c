@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Dumps, byte for byte, and their failures */
+/* dump: a VM's memory as JSON, byte for byte, and failures on the way */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>

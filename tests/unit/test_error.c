@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The sentence behind an errno, and names that never change */
+/* error: the sentence behind an errno, and names that never change */
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>

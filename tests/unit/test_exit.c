@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Exits decoded: memory faults, requests of the guest, and those that are malformed */
+/* exit: memory faults and requests of the guest, and those that are malformed */
 #include <errno.h>
 #include <linux/kvm.h>
 #include <linux/kvm_para.h>

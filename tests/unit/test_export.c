@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* export: the table of a VM's memory that other processes can map */
+/* export and extent: the table of a VM's memory that other processes can map */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Every system call and every allocation of every public function made to fail
- * in turn. After a failure the kernel's state is as before, the output is
- * untouched, and the same call then succeeds: so the library's own state is as
+ * All modules: every system call and every allocation of every public function is
+ * made to fail in turn. After a failure the kernel's state is as before, the output
+ * is untouched, and the same call then succeeds: the library's own state is as
  * before, too.
  */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* One guest_memfd: create, adopt, map, allocate, punch, free */
+/* file and file_map: create, adopt, map, allocate, punch and free a guest_memfd */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Images: what was saved comes back bit for bit, and everything else is refused */
+/* image, save and restore: memory comes back bit for bit, anything else is refused */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>

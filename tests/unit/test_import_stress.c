@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Readers of an import verify what they see while the exporting side adds and
- * removes regions, and converts them. What a page holds says where it is; as
- * soon as it was taken back it is scribbled over: a reader that looks a moment
- * too long, or at the wrong place, sees that. Runs for a number of changes, not
- * for a time: GMEM_STRESS_CHANGES, 150 without.
+ * import, peer and peer_recall: readers of an import verify what they see while the
+ * exporting side adds, removes and converts regions. The contents of a page tell its
+ * address; as soon as it was taken back it is scribbled over: a reader that looks a
+ * moment too long, or at the wrong place, sees that. Runs for a number of changes,
+ * not for a time: GMEM_STRESS_CHANGES, 150 without.
  */
 #include <errno.h>
 #include <fcntl.h>

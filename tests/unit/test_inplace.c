@@ -1,17 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Conversion in place, on a scripted kernel that has the call of the proposal
- * under a number of the test's own.
+ * inplace: conversion by attributes on the guest_memfd itself, on a scripted kernel
+ * that has the call of the proposal under a number of the test's own
  */
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
 
-#include "caps/plan.h"
 #include "os/kvm.h"
-#include "region/file.h"
 #include "region/region.h"
-#include "region/vm_core.h"
 #include "unit.h"
 
 #define REQUEST	_IOWR(KVMIO, 0xfe, struct gmem_kvm_file_attributes)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Files and pipes into guest memory: every way there, always bit for bit */
+/* load, transfer, file_queue and leased_memory: a file or pipe into guest memory, bit for bit */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>

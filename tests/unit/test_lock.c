@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Locks with ranks: the wrong order ends the program, in builds that check it */
+/* lock: the wrong order ends the program, in builds that check it */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>

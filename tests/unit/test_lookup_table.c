@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The readers' table against a model that remembers every page */
+/* lookup_table: against a model that remembers every page */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/range_map.h"

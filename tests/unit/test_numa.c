@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Policies reach the file, late ones are told, and where pages are is counted */
+/* numa: policies reach the file, late ones are reported, and pages are counted by node */
 #include <errno.h>
 #include <linux/mempolicy.h>
 #include <string.h>

@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* Threads go where the memory is that they work on */
+/* numa_thread: threads go to the node of the memory they work on */
 #include <errno.h>
 #include <string.h>
 
 #include "pages/numa_thread.h"
-#include "region/region.h"
 #include "unit.h"
 
 /* Four nodes of two processors; node 3 has none */

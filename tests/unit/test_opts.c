@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Options structs across versions of the header */
+/* opts: options structs across versions of the header */
 #include <errno.h>
 #include <string.h>
 

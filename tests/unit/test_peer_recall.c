@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Memory that becomes private is taken back from other processes, and given when it is shared */
+/* peer_recall: peers lose memory that becomes private, and get it back once it is shared */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>

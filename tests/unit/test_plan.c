@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Negotiation as one table: every kernel and every request */
+/* plan: every kernel and every request in one table */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>

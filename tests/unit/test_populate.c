@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Memory that is there before it is touched */
+/* populate: memory is allocated before the guest asks for it */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>

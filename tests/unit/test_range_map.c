@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The map of ranges against a naive array that remembers every page */
+/* range_map: against a naive array that remembers every page */
 #include <stdlib.h>
 #include <string.h>
 

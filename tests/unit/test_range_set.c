@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* A set of addresses against a bitmap, and at the ends of the address space */
+/* range_set: against a bitmap, and at the ends of the address space */
 #include <stdlib.h>
 
 #include "base/range_set.h"

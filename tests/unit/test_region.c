@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Regions: adding them, what backs them, what they keep alive, and devices */
+/* region: its memory and file, options that are refused, devices, lifetimes */
 #include <errno.h>
 #include <string.h>
 

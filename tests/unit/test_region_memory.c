@@ -4,10 +4,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "caps/plan.h"
 #include "os/sys.h"
 #include "region/present_pages.h"
-#include "region/region.h"
 #include "region/region_memory.h"
 #include "unit.h"
 

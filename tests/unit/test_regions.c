@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The layout looked up and walked: holes, regions, states, and the end of the addresses */
+/* regions: holes, regions and states are walked up to the end of the address space */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>

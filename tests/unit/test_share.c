@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Memory goes from an export to an import, and back; and what neither believes of the other */
+/* import, peer, peer_io and wire: memory goes to another process; neither side trusts the other */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Numbers that add up */
+/* stats: the counts of a VM's and a region's memory add up */
 #include <errno.h>
 #include <string.h>
 

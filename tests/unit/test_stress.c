@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Readers verify what they see while writers add, remove, move, split and
- * replace regions. Runs for GMEM_STRESS_SECONDS, 3 without.
+ * apply, lookup_table and view: readers verify what they see while writers add,
+ * remove, move, split and replace regions. Runs for GMEM_STRESS_SECONDS, 3 without.
  *
- * Guest memory is divided into lanes. What a lane's pages hold says which lane
- * it is, and memory is scribbled over, or unmapped, as soon as its region is
- * gone: a reader that looks at memory of another lane, or at memory a moment
- * too long, sees it or dies.
+ * Guest memory is divided into lanes. The contents of a page tell its lane, and
+ * memory is scribbled over, or unmapped, as soon as its region is gone: a reader that
+ * looks at memory of another lane, or at memory a moment too long, sees it or dies.
  */
 #include <errno.h>
 #include <pthread.h>

@@ -1,16 +1,13 @@
 /* SPDX-License-Identifier: MIT */
-/* Exits dealt with: what guests may ask, how often, and what it costs */
+/* vcpu: conversions that a guest asks for, their limits and their cost */
 #include <errno.h>
 #include <linux/kvm.h>
 #include <linux/kvm_para.h>
 #include <pthread.h>
 #include <string.h>
 
-#include "caps/plan.h"
 #include "os/kvm_compat.h"
-#include "region/file.h"
 #include "region/region.h"
-#include "state/claim.h"
 #include "unit.h"
 
 #define FIRST	16	/* page */

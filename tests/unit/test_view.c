@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* A thread's look at guest memory: lookups and accesses */
+/* view, access and atomic: a thread looks up and accesses guest memory */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The VM handle: slot numbers, the log, lookup, and the end of everything */
+/* vm, vm_core and slots: slot numbers, the log, lookups, and the end of a handle */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
