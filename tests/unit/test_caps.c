@@ -480,7 +480,7 @@ static void report_names_bits_it_does_not_know(void **state)
 	fake_halt();
 }
 
-static void no_says_which_kernel_would_do(void **state)
+static void refusal_names_a_kernel_that_would_do(void **state)
 {
 	struct gmem_caps *caps;
 	int fd;
@@ -572,7 +572,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(nodes_are_counted_where_sys_lists_them),
 	cmocka_unit_test(counts_that_are_absent_are_the_oldest_kernel_s),
 	cmocka_unit_test(report_names_bits_it_does_not_know),
-	cmocka_unit_test(no_says_which_kernel_would_do),
+	cmocka_unit_test(refusal_names_a_kernel_that_would_do),
 	cmocka_unit_test(report_rejects_bad_arguments),
 	cmocka_unit_test(report_of_a_dead_vm_is_eio),
 };

@@ -680,7 +680,7 @@ static void every_allocation_that_fails_is_undone(void **state)
 	assert_true(sum > 20);
 }
 
-static void planning_takes_memory_and_says_so(void **state)
+static void planning_reports_want_of_memory(void **state)
 {
 	static const struct step add = { ADD, A, 100, 1 };
 	struct gmem_change *change = UNTOUCHED(struct gmem_change);
@@ -786,7 +786,7 @@ static void region_whose_slot_is_lost_is_named(void **state)
 	scene_end(&s);
 }
 
-static void what_was_added_is_taken_away_again_even_if_that_takes_insisting(void **state)
+static void undo_retries_until_an_added_slot_is_deleted(void **state)
 {
 	static const struct change change = { "", {
 		{ REMOVE, E, 0, 0 }, { ADD, A, 100, 4 }, { ADD, B, 104, 4 }, { ADD, A, 108, 4 },
@@ -807,7 +807,7 @@ static void what_was_added_is_taken_away_again_even_if_that_takes_insisting(void
 	scene_end(&s);
 }
 
-static void what_cannot_be_taken_away_again_is_said(void **state)
+static void added_slot_that_cannot_be_deleted_is_reported(void **state)
 {
 	static const struct change change = { "", { { ADD, B, 104, 4 }, { ADD, A, 108, 4 } } };
 	struct fake_slot slot;
@@ -838,11 +838,11 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(steps_are_checked_as_they_are_planned),
 	cmocka_unit_test(every_refusal_at_every_step_is_undone),
 	cmocka_unit_test(every_allocation_that_fails_is_undone),
-	cmocka_unit_test(planning_takes_memory_and_says_so),
+	cmocka_unit_test(planning_reports_want_of_memory),
 	cmocka_unit_test(sentence_names_the_step),
 	cmocka_unit_test(region_whose_slot_is_lost_is_named),
-	cmocka_unit_test(what_was_added_is_taken_away_again_even_if_that_takes_insisting),
-	cmocka_unit_test(what_cannot_be_taken_away_again_is_said),
+	cmocka_unit_test(undo_retries_until_an_added_slot_is_deleted),
+	cmocka_unit_test(added_slot_that_cannot_be_deleted_is_reported),
 };
 
 UNIT_MAIN(tests)

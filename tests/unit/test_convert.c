@@ -230,7 +230,7 @@ static void conversion_is_seen_by_readers_record_and_kernel(void **state)
 	scene_end(&s);
 }
 
-static void neighbours_become_one_call(void **state)
+static void adjacent_regions_take_one_call(void **state)
 {
 	struct gmem_conversion done;
 	struct scene s;
@@ -257,7 +257,7 @@ static void neighbours_become_one_call(void **state)
 	scene_end(&s);
 }
 
-static void what_is_so_already_costs_no_system_call(void **state)
+static void pages_converted_already_cost_no_system_call(void **state)
 {
 	struct gmem_conversion done = { 0 };
 	struct scene s;
@@ -279,7 +279,7 @@ static void what_is_so_already_costs_no_system_call(void **state)
 	scene_end(&s);
 }
 
-static void unless_all_of_it_is_asked_for(void **state)
+static void convert_all_overrides_what_another_program_set(void **state)
 {
 	GMEM_OPTS(gmem_convert_opts, opts, .flags = GMEM_CONVERT_ALL);
 	struct scene s;
@@ -367,7 +367,7 @@ static void malformed_conversion_is_refused(void **state)
 	scene_end(&s);
 }
 
-static void states_are_asked_for_properly(void **state)
+static void state_query_checks_its_arguments(void **state)
 {
 	struct gmem_state_range range = { .gpa = 7 };
 	struct scene s;
@@ -488,7 +488,7 @@ static void part_that_cannot_be_undone_is_described(void **state)
 	}
 }
 
-static void moment_is_waited_out_within_bounds(void **state)
+static void busy_kernel_is_retried_within_bounds(void **state)
 {
 	struct scene s;
 
@@ -505,7 +505,7 @@ static void moment_is_waited_out_within_bounds(void **state)
 	scene_end(&s);
 }
 
-static void want_of_memory_leaves_all_as_it_was(void **state)
+static void failed_allocation_changes_nothing(void **state)
 {
 	static const uint32_t to[] = { GMEM_STATE_PRIVATE, GMEM_STATE_SHARED };
 	struct scene s;
@@ -617,7 +617,7 @@ static void other_side_is_kept_on_request(void **state)
 	scene_end(&s);
 }
 
-static void what_is_left_for_later_is_discarded_together(void **state)
+static void deferred_discards_are_done_together(void **state)
 {
 	GMEM_OPTS(gmem_convert_opts, later, .discard = GMEM_DISCARD_LATER);
 	struct gmem_conversion done;
@@ -655,7 +655,7 @@ static void what_is_left_for_later_is_discarded_together(void **state)
 	scene_end(&s);
 }
 
-static void both_sides_may_be_owed_at_once(void **state)
+static void both_sides_may_await_their_discard(void **state)
 {
 	GMEM_OPTS(gmem_convert_opts, later, .discard = GMEM_DISCARD_LATER);
 	struct scene s;
@@ -682,7 +682,7 @@ static void both_sides_may_be_owed_at_once(void **state)
 	scene_end(&s);
 }
 
-static void refusal_to_discard_stays_owed(void **state)
+static void refused_discard_stays_pending(void **state)
 {
 	struct gmem_conversion done;
 	struct scene s;
@@ -862,7 +862,7 @@ static void split_and_rebind_keep_states(void **state)
 	scene_end(&s);
 }
 
-static void what_is_owed_of_a_removed_region_is_forgotten(void **state)
+static void removed_region_has_no_pending_discard(void **state)
 {
 	GMEM_OPTS(gmem_convert_opts, later, .discard = GMEM_DISCARD_LATER);
 	struct scene s;
@@ -878,7 +878,7 @@ static void what_is_owed_of_a_removed_region_is_forgotten(void **state)
 	scene_end(&s);
 }
 
-static void removal_without_memory_changes_nothing(void **state)
+static void removal_that_cannot_allocate_changes_nothing(void **state)
 {
 	GMEM_OPTS(gmem_convert_opts, later, .discard = GMEM_DISCARD_LATER);
 	struct scene s;
@@ -1039,7 +1039,7 @@ static void conversion_waits_for_leases(void **state)
 	scene_end(&s);
 }
 
-static void wait_for_leases_ends(void **state)
+static void wait_for_leases_has_a_limit(void **state)
 {
 	GMEM_OPTS(gmem_convert_opts, opts, .wait_ms = 20);
 	struct gmem_lease *held;
@@ -1285,7 +1285,7 @@ static void listeners_hear_of_memory_that_goes(void **state)
 	scene_end(&s);
 }
 
-static void want_of_memory_for_listeners_changes_nothing(void **state)
+static void failed_allocation_for_listeners_changes_nothing(void **state)
 {
 	char log[LOG_SIZE] = "";
 	struct scene s;
@@ -1482,40 +1482,40 @@ static void threads_convert_look_and_hotplug_at_once(void **state)
 
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(conversion_is_seen_by_readers_record_and_kernel),
-	cmocka_unit_test(neighbours_become_one_call),
-	cmocka_unit_test(what_is_so_already_costs_no_system_call),
-	cmocka_unit_test(unless_all_of_it_is_asked_for),
+	cmocka_unit_test(adjacent_regions_take_one_call),
+	cmocka_unit_test(pages_converted_already_cost_no_system_call),
+	cmocka_unit_test(convert_all_overrides_what_another_program_set),
 	cmocka_unit_test(adopted_memory_is_private_without_a_call),
 	cmocka_unit_test(range_with_anything_else_in_it_is_refused),
 	cmocka_unit_test(malformed_conversion_is_refused),
-	cmocka_unit_test(states_are_asked_for_properly),
+	cmocka_unit_test(state_query_checks_its_arguments),
 	cmocka_unit_test(vm_without_private_memory_refuses),
 	cmocka_unit_test(refusal_is_undone_at_every_step),
 	cmocka_unit_test(part_that_cannot_be_undone_is_described),
-	cmocka_unit_test(moment_is_waited_out_within_bounds),
-	cmocka_unit_test(want_of_memory_leaves_all_as_it_was),
+	cmocka_unit_test(busy_kernel_is_retried_within_bounds),
+	cmocka_unit_test(failed_allocation_changes_nothing),
 	cmocka_unit_test(other_side_is_discarded_at_once),
 	cmocka_unit_test(other_side_is_kept_on_request),
-	cmocka_unit_test(what_is_left_for_later_is_discarded_together),
-	cmocka_unit_test(both_sides_may_be_owed_at_once),
-	cmocka_unit_test(refusal_to_discard_stays_owed),
+	cmocka_unit_test(deferred_discards_are_done_together),
+	cmocka_unit_test(both_sides_may_await_their_discard),
+	cmocka_unit_test(refused_discard_stays_pending),
 	cmocka_unit_test(mappable_private_file_has_nothing_stale),
 	cmocka_unit_test(removal_makes_addresses_shared_again),
 	cmocka_unit_test(refused_removal_leaves_states),
 	cmocka_unit_test(replacement_begins_shared),
 	cmocka_unit_test(region_that_is_private_in_part_does_not_move),
 	cmocka_unit_test(split_and_rebind_keep_states),
-	cmocka_unit_test(what_is_owed_of_a_removed_region_is_forgotten),
-	cmocka_unit_test(removal_without_memory_changes_nothing),
+	cmocka_unit_test(removed_region_has_no_pending_discard),
+	cmocka_unit_test(removal_that_cannot_allocate_changes_nothing),
 	cmocka_unit_test(lease_keeps_memory_shared_and_in_place),
 	cmocka_unit_test(lease_is_given_on_shared_memory_only),
 	cmocka_unit_test(conversion_waits_for_leases),
-	cmocka_unit_test(wait_for_leases_ends),
+	cmocka_unit_test(wait_for_leases_has_a_limit),
 	cmocka_unit_test(listeners_hear_what_changes_in_order),
 	cmocka_unit_test(refusal_of_a_listener_changes_nothing),
 	cmocka_unit_test(refusal_of_the_kernel_is_undone_with_listeners),
 	cmocka_unit_test(listeners_hear_of_memory_that_goes),
-	cmocka_unit_test(want_of_memory_for_listeners_changes_nothing),
+	cmocka_unit_test(failed_allocation_for_listeners_changes_nothing),
 	cmocka_unit_test(malformed_listener_is_refused),
 	cmocka_unit_test(threads_convert_look_and_hotplug_at_once),
 };

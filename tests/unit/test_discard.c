@@ -38,7 +38,7 @@ static void assert_left(const struct unit *unit, const struct gmem_region *regio
 
 /* ---- one range ---- */
 
-static void what_is_discarded_is_zero_and_counted(void **state)
+static void discarded_pages_are_zero_and_counted(void **state)
 {
 	struct gmem_footprint footprint;
 	struct gmem_region *region;
@@ -107,7 +107,7 @@ static void side_is_the_one_the_guest_uses(void **state)
 	unit_end(&unit);
 }
 
-static void counting_is_left_out_where_nobody_wants_it(void **state)
+static void pages_are_counted_only_for_a_footprint(void **state)
 {
 	struct unit unit;
 	unsigned int before;
@@ -120,7 +120,7 @@ static void counting_is_left_out_where_nobody_wants_it(void **state)
 	unit_end(&unit);
 }
 
-static void what_cannot_be_counted_is_discarded_all_the_same(void **state)
+static void pages_that_cannot_be_counted_are_discarded_all_the_same(void **state)
 {
 	static const struct unit_way way = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
 	struct gmem_footprint footprint;
@@ -137,7 +137,7 @@ static void what_cannot_be_counted_is_discarded_all_the_same(void **state)
 	unit_end(&unit);
 }
 
-static void all_of_it_must_be_memory(void **state)
+static void range_must_be_memory_throughout(void **state)
 {
 	GMEM_OPTS(gmem_region_opts, device, .flags = GMEM_REGION_DEVICE);
 	struct gmem_footprint footprint;
@@ -345,12 +345,12 @@ static void wait_for_a_lease_has_a_limit(void **state)
 }
 
 static const struct CMUnitTest tests[] = {
-	cmocka_unit_test(what_is_discarded_is_zero_and_counted),
+	cmocka_unit_test(discarded_pages_are_zero_and_counted),
 	cmocka_unit_test(range_may_span_regions_and_ways_of_backing),
 	cmocka_unit_test(side_is_the_one_the_guest_uses),
-	cmocka_unit_test(counting_is_left_out_where_nobody_wants_it),
-	cmocka_unit_test(what_cannot_be_counted_is_discarded_all_the_same),
-	cmocka_unit_test(all_of_it_must_be_memory),
+	cmocka_unit_test(pages_are_counted_only_for_a_footprint),
+	cmocka_unit_test(pages_that_cannot_be_counted_are_discarded_all_the_same),
+	cmocka_unit_test(range_must_be_memory_throughout),
 	cmocka_unit_test(bad_arguments_are_refused),
 	cmocka_unit_test(neighbours_in_a_list_are_one_call),
 	cmocka_unit_test(small_pages_free_the_large_ones_they_make_up),

@@ -431,7 +431,7 @@ static void nodes_are_those_of_sixteen_pages_of_a_cell(void **state)
 	unit_end(&unit);
 }
 
-static void what_the_kernel_does_not_tell_is_null(void **state)
+static void numbers_the_kernel_does_not_tell_are_null(void **state)
 {
 	struct gmem_plan *plan;
 	struct unit unit;
@@ -757,7 +757,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(cells_that_are_alike_are_one_range),
 	cmocka_unit_test(last_cell_of_a_region_may_be_short),
 	cmocka_unit_test(nodes_are_those_of_sixteen_pages_of_a_cell),
-	cmocka_unit_test(what_the_kernel_does_not_tell_is_null),
+	cmocka_unit_test(numbers_the_kernel_does_not_tell_are_null),
 	cmocka_unit_test(refused_questions_are_no_failure),
 	cmocka_unit_test(dump_allocates_nothing_of_the_guest_s),
 	cmocka_unit_test(default_cells_are_some_five_hundred),

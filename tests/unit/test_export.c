@@ -133,7 +133,7 @@ static void a_file_sealed_against_writing_is_for_reading(void **state)
 	scene_end(&s);
 }
 
-static void what_cannot_be_given_is_refused_or_left_out(void **state)
+static void memory_without_a_file_is_refused_or_left_out(void **state)
 {
 	struct scene s;
 
@@ -327,7 +327,7 @@ static void failures_leave_nothing_behind(void **state)
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(a_table_has_every_way_of_backing_that_has_a_file),
 	cmocka_unit_test(a_file_sealed_against_writing_is_for_reading),
-	cmocka_unit_test(what_cannot_be_given_is_refused_or_left_out),
+	cmocka_unit_test(memory_without_a_file_is_refused_or_left_out),
 	cmocka_unit_test(a_table_that_does_not_fit_is_not_filled),
 	cmocka_unit_test(memory_is_named_only_if_it_can_be_given),
 	cmocka_unit_test(memory_is_named_once_and_forgotten),

@@ -189,7 +189,7 @@ static void file_holds_the_vm_until_it_is_freed(void **state)
 	unit_end(&unit);
 }
 
-static void questions_to_no_file_have_answers(void **state)
+static void accessors_accept_null(void **state)
 {
 	(void)state;
 	fake_boot("6.18");
@@ -1014,7 +1014,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(create_rejects_bad_arguments_on_every_page_size),
 	cmocka_unit_test(create_keeps_the_kernel_s_errno),
 	cmocka_unit_test(file_holds_the_vm_until_it_is_freed),
-	cmocka_unit_test(questions_to_no_file_have_answers),
+	cmocka_unit_test(accessors_accept_null),
 	cmocka_unit_test(adopted_file_is_a_duplicate),
 	cmocka_unit_test(adopt_finds_the_create_flags),
 	cmocka_unit_test(adopt_believes_the_create_flags_it_is_told),

@@ -211,7 +211,7 @@ static void every_way_gives_the_same_bytes(void **state)
 	}
 }
 
-static void neither_way_makes_the_guest_grow(void **state)
+static void saving_and_restoring_allocate_no_guest_memory(void **state)
 {
 	struct guest g;
 	uint64_t before;
@@ -465,7 +465,7 @@ static int never(void *data, uint64_t done, uint64_t all)
 	return 1;
 }
 
-static void callbacks_stop_both(void **state)
+static void callbacks_stop_saving_and_restoring(void **state)
 {
 	GMEM_OPTS(gmem_transfer_opts, opts, .progress = never);
 	struct guest g;
@@ -555,7 +555,7 @@ static void targets_that_differ_are_refused(void **state)
 	end(&g);
 }
 
-static void layouts_stand_still_meanwhile(void **state)
+static void regions_cannot_be_removed_during_a_transfer(void **state)
 {
 	struct gmem_transfer *transfer;
 	struct guest g;
@@ -574,7 +574,7 @@ static void layouts_stand_still_meanwhile(void **state)
 	end(&g);
 }
 
-static void what_is_private_is_declared_and_left_out(void **state)
+static void private_ranges_are_declared_and_left_out(void **state)
 {
 	GMEM_OPTS(gmem_transfer_opts, omit, .flags = GMEM_TRANSFER_OMIT_PRIVATE);
 	struct gmem_transfer_result result = { .size = sizeof(result) };
@@ -616,7 +616,7 @@ static void what_is_private_is_declared_and_left_out(void **state)
 
 /* ---- damage ---- */
 
-static void no_block_can_be_missing(void **state)
+static void missing_block_is_found(void **state)
 {
 	struct guest g;
 	uint64_t size;
@@ -642,7 +642,7 @@ static void no_block_can_be_missing(void **state)
 	end(&g);
 }
 
-static void no_bit_can_turn(void **state)
+static void turned_bit_is_found(void **state)
 {
 	GMEM_OPTS(gmem_transfer_opts, verify, .flags = GMEM_TRANSFER_VERIFY);
 	struct guest g;
@@ -743,7 +743,7 @@ static void empty_run(struct image_record *r) { runs(r)[0].count = 0; }
 static void backward_run(struct image_record *r) { runs(r)[1].first = runs(r)[0].first; }
 static void fewer_runs(struct image_record *r) { r->count--; }
 
-static void lies_are_found_out(void **state)
+static void contradictory_records_are_refused(void **state)
 {
 	static const struct { uint64_t at; void (*edit)(struct image_record *); int err; } lies[] = {
 		{ 0, later_version, -EOPNOTSUPP }, { 0, many_regions, -EBADMSG },
@@ -811,22 +811,22 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_way_gives_the_same_bytes),
-		cmocka_unit_test(neither_way_makes_the_guest_grow),
+		cmocka_unit_test(saving_and_restoring_allocate_no_guest_memory),
 		cmocka_unit_test(an_empty_guest_is_an_image_too),
 		cmocka_unit_test(a_pipe_carries_an_image_and_what_follows),
 		cmocka_unit_test(regions_may_be_cut_and_backed_otherwise),
 		cmocka_unit_test(another_page_size_reads_it_too),
 		cmocka_unit_test(steps_never_wait_and_may_be_few),
 		cmocka_unit_test(a_full_disk_is_waited_for_and_gone_on_with),
-		cmocka_unit_test(callbacks_stop_both),
+		cmocka_unit_test(callbacks_stop_saving_and_restoring),
 		cmocka_unit_test(every_call_may_fail_and_nothing_leaks),
 		cmocka_unit_test(targets_that_differ_are_refused),
-		cmocka_unit_test(layouts_stand_still_meanwhile),
-		cmocka_unit_test(what_is_private_is_declared_and_left_out),
-		cmocka_unit_test(no_block_can_be_missing),
-		cmocka_unit_test(no_bit_can_turn),
+		cmocka_unit_test(regions_cannot_be_removed_during_a_transfer),
+		cmocka_unit_test(private_ranges_are_declared_and_left_out),
+		cmocka_unit_test(missing_block_is_found),
+		cmocka_unit_test(turned_bit_is_found),
 		cmocka_unit_test(an_older_image_underneath_does_not_show_through),
-		cmocka_unit_test(lies_are_found_out),
+		cmocka_unit_test(contradictory_records_are_refused),
 		cmocka_unit_test(other_files_are_no_images),
 	};
 

@@ -193,7 +193,7 @@ static void zeros_take_no_memory_where_there_was_none(void **state)
 	end(&b);
 }
 
-static void any_alignment_will_do(void **state)
+static void file_and_guest_may_have_any_alignment(void **state)
 {
 	static const struct { uint64_t gpa, offset, size; } cases[] = {
 		{ 0, 0, 1 }, { 1, 0, 1 }, { 0, 1, 1 }, { 4095, 4095, 2 }, { 3, 4093, 2 * 1048576 + 5 },
@@ -241,7 +241,7 @@ static void size_0_is_up_to_the_end_of_the_file(void **state)
 	end(&b);
 }
 
-static void what_cannot_be_is_refused_before_anything_changes(void **state)
+static void malformed_load_is_refused_before_anything_changes(void **state)
 {
 	GMEM_OPTS(gmem_transfer_opts, unknown, .flags = UNIT_UNKNOWN_BIT);
 	GMEM_OPTS(gmem_transfer_opts, reserved, .reserved = 1);
@@ -414,7 +414,7 @@ static void a_callback_stops_it_and_it_goes_on(void **state)
 	end(&b);
 }
 
-static void what_failed_is_tried_again(void **state)
+static void failed_transfer_goes_on_where_it_failed(void **state)
 {
 	static const struct { enum fake_call call; uint64_t flags; int err; } cases[] = {
 		{ FAKE_READ_AT, GMEM_TRANSFER_NO_RING, -EIO },
@@ -448,7 +448,7 @@ static void what_failed_is_tried_again(void **state)
 	}
 }
 
-static void signals_do_not_show(void **state)
+static void signals_do_not_interrupt_a_transfer(void **state)
 {
 	static const struct { enum fake_call call; uint64_t flags; } cases[] = {
 		{ FAKE_READ_AT, GMEM_TRANSFER_NO_RING }, { FAKE_RING_RESULT, 0 },
@@ -534,7 +534,7 @@ static void the_callers_ring_is_used_as_the_caller_says(void **state)
 	end(&b);
 }
 
-static void results_know_their_size(void **state)
+static void result_of_a_wrong_size_is_refused(void **state)
 {
 	struct gmem_transfer_result result = { .size = 8 };
 	struct gmem_transfer *transfer;
@@ -599,18 +599,18 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_way_of_reading_gives_the_same_bytes),
 		cmocka_unit_test(zeros_take_no_memory_where_there_was_none),
-		cmocka_unit_test(any_alignment_will_do),
+		cmocka_unit_test(file_and_guest_may_have_any_alignment),
 		cmocka_unit_test(size_0_is_up_to_the_end_of_the_file),
-		cmocka_unit_test(what_cannot_be_is_refused_before_anything_changes),
+		cmocka_unit_test(malformed_load_is_refused_before_anything_changes),
 		cmocka_unit_test(a_pipe_is_read_to_its_end_or_as_far_as_asked),
 		cmocka_unit_test(a_pipe_can_be_polled_for),
 		cmocka_unit_test(a_transfer_ends_whenever_it_is_freed),
 		cmocka_unit_test(a_callback_stops_it_and_it_goes_on),
-		cmocka_unit_test(what_failed_is_tried_again),
-		cmocka_unit_test(signals_do_not_show),
+		cmocka_unit_test(failed_transfer_goes_on_where_it_failed),
+		cmocka_unit_test(signals_do_not_interrupt_a_transfer),
 		cmocka_unit_test(every_call_may_fail_and_nothing_leaks),
 		cmocka_unit_test(the_callers_ring_is_used_as_the_caller_says),
-		cmocka_unit_test(results_know_their_size),
+		cmocka_unit_test(result_of_a_wrong_size_is_refused),
 		cmocka_unit_test(larger_pages_and_host_memory_work_too),
 		cmocka_unit_test(checksums_are_crc32c),
 	};

@@ -477,7 +477,7 @@ static void every_allocation_may_fail_and_nothing_leaks(void **state)
 	assert_true(n > 5);
 }
 
-static void no_table_is_freed_for_free(void **state)
+static void freeing_no_table_is_harmless(void **state)
 {
 	(void)state;
 	gmem_table_free(NULL, NULL);
@@ -492,7 +492,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(granule_takes_as_many_pieces_as_pages),
 	cmocka_unit_test(old_table_stays_whole_beside_the_new_one),
 	cmocka_unit_test(every_allocation_may_fail_and_nothing_leaks),
-	cmocka_unit_test(no_table_is_freed_for_free),
+	cmocka_unit_test(freeing_no_table_is_harmless),
 };
 
 UNIT_MAIN(tests)

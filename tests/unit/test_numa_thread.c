@@ -58,7 +58,7 @@ static void thread_goes_to_the_one_node_of_a_policy(void **state)
 	unit_end(&unit);
 }
 
-static void only_processors_it_may_have_are_taken(void **state)
+static void thread_keeps_to_processors_it_may_have(void **state)
 {
 	struct gmem_numa_thread near = { .is_known = false };
 	struct gmem_region *region;
@@ -80,7 +80,7 @@ static void only_processors_it_may_have_are_taken(void **state)
 	unit_end(&unit);
 }
 
-static void without_one_node_it_stays(void **state)
+static void thread_stays_without_a_policy_of_one_node(void **state)
 {
 	static const struct {
 		uint32_t policy;
@@ -106,7 +106,7 @@ static void without_one_node_it_stays(void **state)
 	}
 }
 
-static void what_cannot_be_had_is_done_without(void **state)
+static void failed_system_calls_leave_the_thread_where_it_is(void **state)
 {
 	static const enum fake_call calls[] = {
 		FAKE_GET_MEMPOLICY, FAKE_GET_AFFINITY, FAKE_READ_FILE, FAKE_SET_AFFINITY,
@@ -154,9 +154,9 @@ static void populate_moves_only_threads_of_its_own(void **state)
 
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(thread_goes_to_the_one_node_of_a_policy),
-	cmocka_unit_test(only_processors_it_may_have_are_taken),
-	cmocka_unit_test(without_one_node_it_stays),
-	cmocka_unit_test(what_cannot_be_had_is_done_without),
+	cmocka_unit_test(thread_keeps_to_processors_it_may_have),
+	cmocka_unit_test(thread_stays_without_a_policy_of_one_node),
+	cmocka_unit_test(failed_system_calls_leave_the_thread_where_it_is),
 	cmocka_unit_test(populate_moves_only_threads_of_its_own),
 };
 

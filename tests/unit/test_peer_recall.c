@@ -127,7 +127,7 @@ static void compare(struct scene *s)
 	}
 }
 
-static void what_is_private_is_never_given(void **state)
+static void private_memory_is_never_given(void **state)
 {
 	struct scene s;
 
@@ -274,7 +274,7 @@ static void a_conversion_that_fails_is_undone_for_peers(void **state)
 	scene_end(&s);
 }
 
-static void failures_to_remember_are_survived(void **state)
+static void failed_allocations_are_survived(void **state)
 {
 	bool struck = true;
 
@@ -297,7 +297,7 @@ static void failures_to_remember_are_survived(void **state)
 }
 
 static const struct CMUnitTest tests[] = {
-	cmocka_unit_test(what_is_private_is_never_given),
+	cmocka_unit_test(private_memory_is_never_given),
 	cmocka_unit_test(conversions_take_back_and_give_again),
 	cmocka_unit_test(memory_given_again_is_where_it_was),
 	cmocka_unit_test(without_an_answer_nothing_becomes_private),
@@ -305,7 +305,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(a_refusal_to_let_go_is_passed_on),
 	cmocka_unit_test(a_removed_region_is_shared_when_it_comes_back),
 	cmocka_unit_test(a_conversion_that_fails_is_undone_for_peers),
-	cmocka_unit_test(failures_to_remember_are_survived),
+	cmocka_unit_test(failed_allocations_are_survived),
 };
 
 UNIT_MAIN(tests)

@@ -110,7 +110,7 @@ static void reserving_allocates_without_mapping(void **state)
 	unit_end(&unit);
 }
 
-static void all_of_it_must_be_memory(void **state)
+static void range_must_be_memory_throughout(void **state)
 {
 	GMEM_OPTS(gmem_region_opts, device, .flags = GMEM_REGION_DEVICE);
 	struct gmem_footprint footprint;
@@ -275,7 +275,7 @@ static void no_memory_for_threads_means_no_threads(void **state)
 	unit_end(&unit);
 }
 
-static void first_failure_is_everybodys(void **state)
+static void first_failure_of_a_worker_ends_the_job(void **state)
 {
 	GMEM_OPTS(gmem_populate_opts, opts, .workers = 3);
 	struct gmem_footprint footprint;
@@ -354,7 +354,7 @@ static void cancelled_job_stays_cancelled(void **state)
 
 /* ---- what does not fit ---- */
 
-static void what_does_not_fit_is_refused_before_the_first_page(void **state)
+static void size_that_does_not_fit_is_refused_before_the_first_page(void **state)
 {
 	GMEM_OPTS(gmem_populate_opts, unchecked, .flags = GMEM_POPULATE_UNCHECKED);
 	struct gmem_footprint footprint;
@@ -395,7 +395,7 @@ static void memory_cgroup_sets_the_limit_too(void **state)
 }
 
 /* Others took the memory meanwhile: an error is better than the OOM killer. */
-static void room_is_looked_for_again_on_the_way(void **state)
+static void available_memory_is_checked_again_on_the_way(void **state)
 {
 	struct listener listener = {
 		.caller = pthread_self(),
@@ -439,7 +439,7 @@ static void running_out_tells_what_was_populated(void **state)
 	unit_end(&unit);
 }
 
-static void what_cannot_be_counted_is_populated_all_the_same(void **state)
+static void pages_that_cannot_be_counted_are_populated_all_the_same(void **state)
 {
 	struct gmem_footprint footprint;
 	struct unit unit;
@@ -460,7 +460,7 @@ static void what_cannot_be_counted_is_populated_all_the_same(void **state)
 
 /* ---- kernels and signals ---- */
 
-static void signals_do_not_stop_it(void **state)
+static void signals_do_not_stop_populating(void **state)
 {
 	struct gmem_footprint footprint;
 	struct unit unit;
@@ -543,7 +543,7 @@ static void *convert_to_and_fro(void *vm)
 	return NULL;
 }
 
-static void discards_and_conversions_take_turns_with_it(void **state)
+static void discards_and_conversions_take_turns_with_populating(void **state)
 {
 	GMEM_OPTS(gmem_populate_opts, opts, .workers = 2);
 	pthread_t discarding, converting;
@@ -569,24 +569,24 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(files_are_populated_by_reading_and_host_memory_by_writing),
 	cmocka_unit_test(side_is_the_one_the_guest_uses),
 	cmocka_unit_test(reserving_allocates_without_mapping),
-	cmocka_unit_test(all_of_it_must_be_memory),
+	cmocka_unit_test(range_must_be_memory_throughout),
 	cmocka_unit_test(bad_arguments_are_refused),
 	cmocka_unit_test(progress_is_told_piece_by_piece),
 	cmocka_unit_test(progress_can_cancel),
 	cmocka_unit_test(workers_do_all_of_it_once),
 	cmocka_unit_test(no_memory_for_threads_means_no_threads),
-	cmocka_unit_test(first_failure_is_everybodys),
+	cmocka_unit_test(first_failure_of_a_worker_ends_the_job),
 	cmocka_unit_test(threads_of_the_callers_share_a_job),
 	cmocka_unit_test(cancelled_job_stays_cancelled),
-	cmocka_unit_test(what_does_not_fit_is_refused_before_the_first_page),
+	cmocka_unit_test(size_that_does_not_fit_is_refused_before_the_first_page),
 	cmocka_unit_test(memory_cgroup_sets_the_limit_too),
-	cmocka_unit_test(room_is_looked_for_again_on_the_way),
+	cmocka_unit_test(available_memory_is_checked_again_on_the_way),
 	cmocka_unit_test(running_out_tells_what_was_populated),
-	cmocka_unit_test(what_cannot_be_counted_is_populated_all_the_same),
-	cmocka_unit_test(signals_do_not_stop_it),
+	cmocka_unit_test(pages_that_cannot_be_counted_are_populated_all_the_same),
+	cmocka_unit_test(signals_do_not_stop_populating),
 	cmocka_unit_test(pages_are_touched_where_the_kernel_knows_no_better),
 	cmocka_unit_test(memory_nobody_writes_is_populated_by_reading),
-	cmocka_unit_test(discards_and_conversions_take_turns_with_it),
+	cmocka_unit_test(discards_and_conversions_take_turns_with_populating),
 };
 
 UNIT_MAIN_SMALL_PAGES(tests)

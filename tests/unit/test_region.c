@@ -628,7 +628,7 @@ static void closed_vm_fd_is_ebadf_and_the_region_stays(void **state)
 	unit_end(&unit);
 }
 
-static void questions_to_no_region_have_answers(void **state)
+static void accessors_accept_null(void **state)
 {
 	struct gmem_region *region;
 	uint64_t offset = 77;
@@ -684,7 +684,7 @@ static void region_keeps_its_file_alive(void **state)
 	unit_end(&unit);
 }
 
-static void file_of_yours_keeps_its_contents(void **state)
+static void callers_file_keeps_its_contents(void **state)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
 	struct gmem_region *region;
@@ -904,9 +904,9 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(mapped_region_may_share_pages_with_a_bound_one),
 	cmocka_unit_test(kernel_refusal_keeps_its_errno_and_changes_nothing),
 	cmocka_unit_test(closed_vm_fd_is_ebadf_and_the_region_stays),
-	cmocka_unit_test(questions_to_no_region_have_answers),
+	cmocka_unit_test(accessors_accept_null),
 	cmocka_unit_test(region_keeps_its_file_alive),
-	cmocka_unit_test(file_of_yours_keeps_its_contents),
+	cmocka_unit_test(callers_file_keeps_its_contents),
 	cmocka_unit_test(slot_is_deleted_first),
 	cmocka_unit_test(device_has_a_place_and_nothing_else),
 	cmocka_unit_test(device_takes_no_other_option),

@@ -334,7 +334,7 @@ static void walk_is_of_the_range_only(void **state)
 	}
 }
 
-static void every_failed_look_is_told(void **state)
+static void every_failed_look_is_reported(void **state)
 {
 	static const enum fake_call calls[] = { FAKE_CACHESTAT, FAKE_MINCORE, FAKE_PAGEMAP };
 	static const struct unit_way host = { "6.18", GMEM_BACKING_HOST };
@@ -456,7 +456,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(unmappable_file_without_cachestat_is_unknown),
 	cmocka_unit_test(walk_ends_where_it_is_told_to),
 	cmocka_unit_test(walk_is_of_the_range_only),
-	cmocka_unit_test(every_failed_look_is_told),
+	cmocka_unit_test(every_failed_look_is_reported),
 	cmocka_unit_test(callers_memory_is_freed_whatever_it_is),
 	cmocka_unit_test(locked_memory_is_freed_too),
 };

@@ -263,7 +263,7 @@ static void memory_of_the_callers_arrives(void **state)
 	close(fd);
 }
 
-static void what_comes_later_and_cannot_be_given_is_left_out(void **state)
+static void later_region_that_cannot_be_given_is_left_out(void **state)
 {
 	struct gmem_region *a;
 	struct scene s;
@@ -368,7 +368,7 @@ static int try_peer(struct scene *s, struct gmem_peer_opts opts)
 	return gmem_peer_add(s->exporter, s->sockets[0], &opts, &s->peer);
 }
 
-static void what_cannot_be_kept_from_a_peer_is_refused(void **state)
+static void ranges_that_cannot_be_kept_from_a_peer_are_refused(void **state)
 {
 	const struct gmem_export_range part = { .gpa = 17 * PAGE, .size = PAGE,
 						.rights = GMEM_RIGHT_READ | GMEM_RIGHT_WRITE };
@@ -892,10 +892,10 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(the_rest_of_a_split_region_is_given_again),
 	cmocka_unit_test(a_rebound_region_shows_the_other_file),
 	cmocka_unit_test(memory_of_the_callers_arrives),
-	cmocka_unit_test(what_comes_later_and_cannot_be_given_is_left_out),
+	cmocka_unit_test(later_region_that_cannot_be_given_is_left_out),
 	cmocka_unit_test(a_peer_gets_its_ranges_and_nothing_else),
 	cmocka_unit_test(memory_for_reading_is_not_written),
-	cmocka_unit_test(what_cannot_be_kept_from_a_peer_is_refused),
+	cmocka_unit_test(ranges_that_cannot_be_kept_from_a_peer_are_refused),
 	cmocka_unit_test(peer_options_are_checked),
 	cmocka_unit_test(without_an_answer_memory_stays),
 	cmocka_unit_test(without_an_answer_a_peer_is_cut_off),

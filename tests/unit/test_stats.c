@@ -111,7 +111,7 @@ static void shared_and_private_are_all_there_is(void **state)
 	unit_end(&unit);
 }
 
-static void what_is_so_already_counts_for_nothing(void **state)
+static void pages_converted_already_count_for_nothing(void **state)
 {
 	struct gmem_stats before, after;
 	struct unit unit;
@@ -307,7 +307,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_vm_without_memory_has_nothing),
 		cmocka_unit_test(shared_and_private_are_all_there_is),
-		cmocka_unit_test(what_is_so_already_counts_for_nothing),
+		cmocka_unit_test(pages_converted_already_count_for_nothing),
 		cmocka_unit_test(a_refused_conversion_counts_its_call_and_nothing_else),
 		cmocka_unit_test(memory_is_doubled_where_both_sides_have_it),
 		cmocka_unit_test(doubled_pages_are_found_one_by_one),

@@ -474,13 +474,13 @@ static void readers_see_what_is_there_or_nothing(void **state)
 	play(milliseconds() / 3, 0);
 }
 
-static void readers_that_fence_see_the_same(void **state)
+static void readers_with_fences_see_what_is_there_or_nothing(void **state)
 {
 	(void)state;
 	play(milliseconds() / 3, -EPERM);
 }
 
-static void readers_that_recover_see_the_same(void **state)
+static void readers_with_recovery_see_what_is_there_or_nothing(void **state)
 {
 	(void)state;
 	assert_ok(gmem_recovery_enable());
@@ -553,7 +553,7 @@ static void *ask(void *data)
 	return NULL;
 }
 
-static void one_region_takes_orders_from_many_threads(void **state)
+static void many_threads_change_one_region(void **state)
 {
 	static void *(*const jobs[])(void *) = { move_about, move_about, log_writes, log_writes,
 						 cut_down, ask };
@@ -576,9 +576,9 @@ static void one_region_takes_orders_from_many_threads(void **state)
 
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(readers_see_what_is_there_or_nothing),
-	cmocka_unit_test(readers_that_fence_see_the_same),
-	cmocka_unit_test(readers_that_recover_see_the_same),
-	cmocka_unit_test(one_region_takes_orders_from_many_threads),
+	cmocka_unit_test(readers_with_fences_see_what_is_there_or_nothing),
+	cmocka_unit_test(readers_with_recovery_see_what_is_there_or_nothing),
+	cmocka_unit_test(many_threads_change_one_region),
 };
 
 UNIT_MAIN(tests)

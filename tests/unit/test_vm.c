@@ -125,7 +125,7 @@ static void attach_rejects_bad_arguments(void **state)
 	assert_int_equal(fake_halt(), 0);
 }
 
-static void no_handle_is_harmless(void **state)
+static void null_handle_is_harmless(void **state)
 {
 	struct gmem_region *region = NO_REGION;
 
@@ -560,7 +560,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(handle_without_self_test_only_asks),
 	cmocka_unit_test(handle_copies_the_report_it_is_given),
 	cmocka_unit_test(attach_rejects_bad_arguments),
-	cmocka_unit_test(no_handle_is_harmless),
+	cmocka_unit_test(null_handle_is_harmless),
 	cmocka_unit_test(slots_are_handed_out_lowest_first_and_reused),
 	cmocka_unit_test(reserved_slots_are_only_had_by_number),
 	cmocka_unit_test(reservation_spares_slots_in_use),
