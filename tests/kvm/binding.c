@@ -420,7 +420,7 @@ TEST(an_overlap_with_a_memslot_of_ones_own_keeps_the_kernels_errno)
 	lab_free(&lab);
 }
 
-TEST(a_file_of_another_vm_is_not_bound)
+static void check_foreign_file(uint32_t backing)
 {
 	GMEM_OPTS(gmem_region_opts, opts);
 	struct gmem_file *file;
@@ -432,30 +432,22 @@ TEST(a_file_of_another_vm_is_not_bound)
 	machine_new(&other, DEFAULT_VM);
 	OK(gmem_file_new_raw(other.vm_fd, lab.page, SHARED_FLAGS, &file));
 	opts.file = file;
-	check_add_refused(&lab, GMEM_BACKING_SHARED, BASE, lab.page, &opts, -EXDEV);
+	check_add_refused(&lab, backing, BASE, lab.page, &opts, -EXDEV);
 	GUEST_GETS(&lab.guest, BASE, GUEST_MMIO);
 	gmem_file_free(file);
 	machine_free(&other);
 	lab_free(&lab);
 }
 
+TEST(a_file_of_another_vm_is_not_bound)
+{
+	check_foreign_file(GMEM_BACKING_SHARED);
+}
+
+/* The kernel would take its mapping as it takes any memory. */
 TEST(a_file_of_another_vm_is_not_mapped_for_the_guest)
 {
-	GMEM_OPTS(gmem_region_opts, opts);
-	struct gmem_file *file;
-	struct machine other;
-	struct lab lab;
-
-	/* The kernel would take its mapping as it takes any memory. */
-	lab_new(&lab, DEFAULT_VM);
-	require_create_flags(&lab.m, SHARED_FLAGS);
-	machine_new(&other, DEFAULT_VM);
-	OK(gmem_file_new_raw(other.vm_fd, lab.page, SHARED_FLAGS, &file));
-	opts.file = file;
-	check_add_refused(&lab, GMEM_BACKING_MAPPED, BASE, lab.page, &opts, -EXDEV);
-	gmem_file_free(file);
-	machine_free(&other);
-	lab_free(&lab);
+	check_foreign_file(GMEM_BACKING_MAPPED);
 }
 
 /* ---- removing, moving, rebinding ---- */

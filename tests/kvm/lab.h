@@ -21,6 +21,13 @@ void lab_free(struct lab *lab);
 struct gmem_region *lab_add(struct lab *lab, uint32_t backing, uint64_t gpa, uint64_t pages,
 			    const struct gmem_region_opts *opts);
 
+/*
+ * Call @run with each type of VM, and each of these ways of backing (1 << enum
+ * gmem_backing), that this kernel has. Skips if there is none.
+ */
+void lab_for_each_way(uint32_t ways, void (*run)(int type, uint32_t backing, void *data),
+		      void *data);
+
 /* Convert a range by raw KVM; @attributes are those of KVM_SET_MEMORY_ATTRIBUTES. */
 int lab_convert(struct lab *lab, uint64_t gpa, uint64_t size, uint64_t attributes);
 

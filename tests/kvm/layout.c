@@ -45,29 +45,24 @@ static void site_free(struct site *s)
 	lab_free(&s->lab);
 }
 
-static unsigned int run_in_vm(void (*run)(struct site *), uint32_t ways, int type)
+struct check {
+	void (*run)(struct site *site);
+};
+
+static void run_in_site(int type, uint32_t backing, void *data)
 {
-	uint32_t possible = expect_vm(type)->backings & ways;
-	unsigned int count = 0;
+	const struct check *check = data;
 	struct site s;
 
-	for (uint32_t backing = GMEM_BACKING_HOST; backing <= GMEM_BACKING_PRIVATE; backing++) {
-		if (!expect_vm(type)->exists || !(possible & WAY(backing)))
-			continue;
-		in_case("%s memory, VM type %d", gmem_backing_name(backing), type);
-		site_new(&s, type, backing);
-		run(&s);
-		site_free(&s);
-		count++;
-	}
-	return count;
+	site_new(&s, type, backing);
+	check->run(&s);
+	site_free(&s);
 }
 
 /* in every kind of VM, with each of these ways of backing that it has */
 static void for_each_way(uint32_t ways, void (*run)(struct site *))
 {
-	if (run_in_vm(run, ways, DEFAULT_VM) + run_in_vm(run, ways, PRIVATE_VM) == 0)
-		skip("no VM here has any of the ways of backing this is about");
+	lab_for_each_way(ways, run_in_site, &(struct check){ run });
 }
 
 /* ---- places for regions, far enough apart ---- */

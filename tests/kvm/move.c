@@ -28,32 +28,21 @@ struct site {
 
 /* ---- every way of backing ---- */
 
-static void run_in_site(void (*run)(struct site *), int type, uint32_t backing)
+struct check {
+	void (*run)(struct site *site);
+};
+
+static void run_in_site(int type, uint32_t backing, void *data)
 {
+	const struct check *check = data;
 	struct site s = { .backing = backing };
 
-	in_case("%s memory, VM type %d", gmem_backing_name(backing), type);
 	lab_new(&s.lab, type);
 	s.page = s.lab.page;
 	s.region = lab_add(&s.lab, backing, BASE, SIZE / s.page, NULL);
 	s.hva = gmem_region_hva(s.region);
-	run(&s);
+	check->run(&s);
 	lab_free(&s.lab);
-}
-
-static unsigned int run_in_vm(void (*run)(struct site *), uint32_t ways, int type)
-{
-	unsigned int count = 0;
-
-	if (!expect_vm(type)->exists)
-		return 0;
-	for (uint32_t backing = GMEM_BACKING_HOST; backing <= GMEM_BACKING_PRIVATE; backing++) {
-		if (!(expect_vm(type)->backings & ways & 1u << backing))
-			continue;
-		run_in_site(run, type, backing);
-		count++;
-	}
-	return count;
 }
 
 #define EVERY_WAY (~0u)
@@ -62,8 +51,7 @@ static unsigned int run_in_vm(void (*run)(struct site *), uint32_t ways, int typ
 
 static void for_each_way(uint32_t ways, void (*run)(struct site *))
 {
-	if (run_in_vm(run, ways, DEFAULT_VM) + run_in_vm(run, ways, PRIVATE_VM) == 0)
-		skip("no VM here has any of the ways of backing this is about");
+	lab_for_each_way(ways, run_in_site, &(struct check){ run });
 }
 
 static uint64_t pages_of_file(const struct site *s)

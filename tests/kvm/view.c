@@ -91,27 +91,22 @@ static void run_in_site(void (*run)(struct site *), int type, uint32_t backing, 
 	lab_free(&s.lab);
 }
 
-static unsigned int run_in_vm(void (*run)(struct site *), uint32_t ways, int type)
-{
-	unsigned int count = 0;
+struct check {
+	void (*run)(struct site *site);
+};
 
-	if (!expect_vm(type)->exists)
-		return 0;
-	for (uint32_t backing = GMEM_BACKING_HOST; backing <= GMEM_BACKING_PRIVATE; backing++) {
-		if (!(expect_vm(type)->backings & ways & WAY(backing)))
-			continue;
-		for (unsigned int engine = 0; engine < ENGINES; engine++)
-			run_in_site(run, type, backing, engine);
-		count++;
-	}
-	return count;
+static void run_by_every_engine(int type, uint32_t backing, void *data)
+{
+	const struct check *check = data;
+
+	for (unsigned int engine = 0; engine < ENGINES; engine++)
+		run_in_site(check->run, type, backing, engine);
 }
 
 /* in every kind of VM, with each of these ways of backing that it has, by every engine */
 static void for_each_way(uint32_t ways, void (*run)(struct site *))
 {
-	if (run_in_vm(run, ways, DEFAULT_VM) + run_in_vm(run, ways, PRIVATE_VM) == 0)
-		skip("no VM here has any of the ways of backing this is about");
+	lab_for_each_way(ways, run_by_every_engine, &(struct check){ run });
 }
 
 /* ---- helpers ---- */

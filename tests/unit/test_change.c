@@ -587,21 +587,31 @@ static void check_undone(struct scene *s, const struct change *change, struct id
 	check_done(s, change);
 }
 
-static bool refuse_call(const struct change *change, unsigned n, int err)
-{
+/* A change that is planned and will fail, and the state before */
+struct attempt {
+	struct scene scene;
 	struct identity ids[REGIONS];
 	struct fake_snapshot *before;
+};
+
+static void attempt_begin(struct attempt *attempt, const struct change *change)
+{
+	scene_begin(&attempt->scene);
+	identify(&attempt->scene, attempt->ids);
+	plan_change(&attempt->scene, change);
+	attempt->before = fake_snapshot();
+}
+
+static bool refuse_call(const struct change *change, unsigned n, int err)
+{
+	struct attempt a;
 	const char *victim;
-	struct scene s;
 	bool struck;
 	int ret;
 
-	scene_begin(&s);
-	identify(&s, ids);
-	plan_change(&s, change);
-	before = fake_snapshot();
+	attempt_begin(&a, change);
 	fake_fail_call(n, err);
-	ret = gmem_change_apply(s.change);
+	ret = gmem_change_apply(a.scene.change);
 	struck = fake_fail_struck();
 	victim = struck ? fake_call_name(fake_fail_victim()) : "nothing";
 
@@ -610,18 +620,18 @@ static bool refuse_call(const struct change *change, unsigned n, int err)
 		fail_msg("%s: failing call %u, %s, gives %d: %s", change->name, n, victim, ret,
 			 gmem_last_error());
 	if (!ret) {
-		fake_forget(before);
-		check_done(&s, change);
+		fake_forget(a.before);
+		check_done(&a.scene, change);
 	} else {
-		if (!fake_equal(before))
+		if (!fake_equal(a.before))
 			fail_msg("%s: failing call %u, %s, changed something", change->name, n, victim);
 		if (strncmp(gmem_last_error(), "step ", 5) != 0 ||
 		    (is_slot_call(fake_fail_victim()) && !strstr(gmem_last_error(), "memslot")))
 			fail_msg("%s: failing %s says \"%s\"", change->name, victim,
 				 gmem_last_error());
-		check_undone(&s, change, ids, victim);
+		check_undone(&a.scene, change, a.ids, victim);
 	}
-	scene_end(&s);
+	scene_end(&a.scene);
 	return struck;
 }
 
@@ -641,30 +651,25 @@ static void every_refusal_at_every_step_is_undone(void **state)
 
 static bool refuse_allocation(const struct change *change, unsigned n)
 {
-	struct identity ids[REGIONS];
-	struct fake_snapshot *before;
-	struct scene s;
+	struct attempt a;
 	bool struck;
 	int ret;
 
-	scene_begin(&s);
-	identify(&s, ids);
-	plan_change(&s, change);
-	before = fake_snapshot();
+	attempt_begin(&a, change);
 	unit_fail_alloc(n);
-	ret = gmem_change_apply(s.change);
+	ret = gmem_change_apply(a.scene.change);
 	struck = unit_alloc_struck();
 
 	if (ret != (struck ? -ENOMEM : 0))
 		fail_msg("%s: allocation %u gives %d", change->name, n, ret);
 	if (ret) {
-		if (!fake_equal(before))
+		if (!fake_equal(a.before))
 			fail_msg("%s: failing allocation %u changed something", change->name, n);
-		check_undone(&s, change, ids, "an allocation");
+		check_undone(&a.scene, change, a.ids, "an allocation");
 	} else {
-		fake_forget(before);
+		fake_forget(a.before);
 	}
-	scene_end(&s);
+	scene_end(&a.scene);
 	return struck;
 }
 

@@ -21,6 +21,13 @@ static struct gmem_region *begin(struct unit *unit, const struct unit_way *way, 
 	return unit_region_backed(unit, 0, size / unit->page, way->backing);
 }
 
+/* A region from guest address 0 on that is private */
+static void begin_private(struct unit *unit, uint64_t size)
+{
+	begin(unit, &private_way, size);
+	assert_ok(gmem_vm_convert(unit->vm, 0, size, GMEM_STATE_PRIVATE, NULL, NULL));
+}
+
 /* Sets the contents of /proc/meminfo. */
 static void set_available(const char *line)
 {
@@ -383,8 +390,7 @@ static void memory_cgroup_sets_the_limit_too(void **state)
 	struct unit unit;
 
 	(void)state;
-	begin(&unit, &private_way, 4 * MIB);
-	assert_ok(gmem_vm_convert(unit.vm, 0, 4 * MIB, GMEM_STATE_PRIVATE, NULL, NULL));
+	begin_private(&unit, 4 * MIB);
 	fake_set_file("/proc/self/cgroup", "0::/vm\n");
 	fake_set_file("/sys/fs/cgroup/vm/memory.max", "4194304\n");
 	fake_set_file("/sys/fs/cgroup/vm/memory.current", "1048576\n");
@@ -431,8 +437,7 @@ static void running_out_tells_what_was_populated(void **state)
 	}
 
 	/* Allocating may get part of a piece; the kernel's count has it. */
-	begin(&unit, &private_way, 4 * MIB);
-	assert_ok(gmem_vm_convert(unit.vm, 0, 4 * MIB, GMEM_STATE_PRIVATE, NULL, NULL));
+	begin_private(&unit, 4 * MIB);
 	fake_fail_kind(FAKE_FALLOCATE, 1, 1, -ENOMEM);
 	assert_int_equal(gmem_vm_populate(unit.vm, 0, 4 * MIB, NULL, &footprint), -ENOMEM);
 	unit_check_footprint(&footprint, 2 * MIB, 0, 2 * MIB);
@@ -445,8 +450,7 @@ static void pages_that_cannot_be_counted_are_populated_all_the_same(void **state
 	struct unit unit;
 
 	(void)state;
-	begin(&unit, &private_way, 2 * MIB);
-	assert_ok(gmem_vm_convert(unit.vm, 0, 2 * MIB, GMEM_STATE_PRIVATE, NULL, NULL));
+	begin_private(&unit, 2 * MIB);
 	fake.no_cachestat = true;
 	set_available("MemTotal: 1 kB\nMemAvailable: 1024 kB\n");
 	assert_refused(-ENOMEM, "0x202000 bytes more", gmem_vm_populate(unit.vm, 0, 2 * MIB, NULL,
