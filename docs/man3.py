@@ -24,7 +24,7 @@ class Constants:
     """#defines that stand together, and the comment above them"""
     title: str
     rows: list          # (name, value, comment)
-    room: str
+    module: str
 
 
 @dataclasses.dataclass
@@ -36,7 +36,7 @@ class Page:
     paragraphs: list
     returns: str
     declaration: str
-    room: str
+    module: str
 
     def text(self):
         parts = [self.brief, *self.paragraphs, self.returns, self.declaration]
@@ -48,15 +48,15 @@ class Header:
     title: str
     pages: list
     constants: list
-    notes: list         # (room, comment)
-    rooms: list
+    notes: list         # (module, comment)
+    modules: list
 
     def page(self, name):
         return next((page for page in self.pages if page.name == name), None)
 
 
 DEFINE = re.compile(r"^#define (GMEM_\w+)[ \t]+(.*?)\s*(?:/\*(.*?)\*/)?\s*$", re.M)
-IGNORED = ("GMEM_API", "GMEM_CHECKED", "GMEM_H", "GMEM_VERSION")
+IGNORED = ("GMEM_API", "GMEM_CHECKED", "GMEM_H", "GMEM_INLINE", "GMEM_VERSION")
 
 
 def bare(comment):
@@ -64,7 +64,7 @@ def bare(comment):
     return textwrap.dedent(re.sub(r"^ \* ?", "", comment, flags=re.M)).strip("\n ")
 
 
-def parse_doc(doc, declared, room):
+def parse_doc(doc, declared, module):
     head, *rest = bare(doc).split("\n")
     subject, _, brief = head.partition(" - ")
     name = re.search(r"(\w+)(?:\(\))?$", subject.strip()).group(1)
@@ -79,7 +79,7 @@ def parse_doc(doc, declared, room):
     return Page(name, kind_of(subject, declared), brief, parameters,
                 [part for part in paragraphs if part not in returns],
                 " ".join(" ".join(returns).removeprefix("Return:").split()),
-                declared, room)
+                declared, module)
 
 
 def kind_of(subject, declared):
@@ -118,20 +118,20 @@ def blocks(text):
 def parse(text):
     title = bare(re.search(r"/\*\n(.*?)\*/", text, re.S).group(1))
     header = Header(title, [], [], [], [])
-    room = ""
+    module = ""
     for comment, declared in blocks(text):
         heading = re.match(r"/\* -+ (.*?) -+ \*/", comment)
         inside = re.sub(r"^/\*+\n?|\s*\*/$", "", comment)
         rows = constants_of(declared)
         if heading:
-            room = heading[1]
-            header.rooms.append(room)
+            module = heading[1]
+            header.modules.append(module)
         elif comment.startswith("/**"):
-            header.pages.append(parse_doc(inside, declared, room))
+            header.pages.append(parse_doc(inside, declared, module))
         elif rows:
-            header.constants.append(Constants(bare(inside), rows, room))
+            header.constants.append(Constants(bare(inside), rows, module))
         elif comment and not declared:
-            header.notes.append((room, bare(inside)))
+            header.notes.append((module, bare(inside)))
     return header
 
 
@@ -259,9 +259,9 @@ def argument_list(arguments):
 
 
 def prototype(page):
-    declared = re.sub(r"\bGMEM_(API|CHECKED)\b|__attribute__\(\(.*?\)\)", "", page.declaration)
+    declared = re.sub(r"\bGMEM_(API|CHECKED|INLINE)\b|__attribute__\(\(.*?\)\)", "", page.declaration)
     if page.kind == "function":
-        match = re.match(r"\s*(?:static inline )?(.*?)(\w+)\((.*?)\)\s*[;{]", declared, re.S)
+        match = re.match(r"\s*(.*?)(\w+)\((.*?)\)\s*[;{]", declared, re.S)
         result = " ".join(match[1].split()) or "int"
         lines = [f'.Ft "{result}"', f".Fo {page.name}"]
         return lines + [f'.Fa "{argument}"' for argument in argument_list(match[3])] + [".Fc"]
@@ -376,18 +376,18 @@ def write_index(header, date):
               ".Dl cc program.c $(pkg-config \\-\\-cflags \\-\\-libs libgmem)", ".Sh DESCRIPTION"]
     title = re.split(r"\n\s*\n", header.title)
     lines += paragraphs([part for part in title if part.strip()], page, header)
-    for room in header.rooms:
-        lines.append(".Ss " + escape(room[0].upper() + room[1:]))
-        notes = [note for where, note in header.notes if where == room]
+    for module in header.modules:
+        lines.append(".Ss " + escape(module[0].upper() + module[1:]))
+        notes = [note for where, note in header.notes if where == module]
         parts = [part for note in notes for part in re.split(r"\n\s*\n", note)]
         lines += paragraphs(parts, page, header)
-        members = [p for p in header.pages if p.room == room]
+        members = [p for p in header.pages if p.module == module]
         if members:
             lines.append(".Bl -tag -width Ds")
             for member in members:
                 lines += [f".It Xr {member.name} 3", *prose(member.brief, page, header)]
             lines.append(".El")
-        lines += constant_lines([g for g in header.constants if g.room == room], page, header)
+        lines += constant_lines([g for g in header.constants if g.module == module], page, header)
     return lines + [".Sh SEE ALSO", ".Xr gmem 7"]
 
 

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * balloon: how a guest's unused memory goes back to the host.
+ * balloon: how a VMM gives a guest's unused memory back to the host.
  *
- * Two devices a VMM has, as they see memory. A balloon names single pages of
- * 4 KiB, in no order, that the guest promises not to use. Free page reporting
- * names large ranges, and waits until they are gone. Both hand the VMM what
- * the guest's driver put into a virtqueue; here the lists are made up. What
- * was freed is what the kernel counts before and after.
+ * It shows what two devices of a VMM do with memory. A balloon gets single pages
+ * of 4 KiB, in any order, that the guest promises not to use. Free page
+ * reporting gets large ranges, and answers when they are freed. In a VMM both
+ * get their lists from the guest's driver through a virtqueue; here the lists
+ * are made up.
+ *
+ * For each step it prints how many bytes were done, and how many bytes were in
+ * memory before and after, as the kernel counts them.
  *
  * Exit status: 0, 1 if something failed, 77 if this host cannot run it.
  */
@@ -26,9 +29,9 @@
 #define MIB		((uint64_t)1 << 20)
 #define RAM		(64 * MIB)
 
-/* A balloon speaks of these, whatever the host's pages are. */
+/* The unit of a balloon, whatever the host's page size is */
 #define BALLOON_PAGE	((uint64_t)4096)
-#define BALLOON_PAGES	256	/* at most, in one message of the driver */
+#define BALLOON_PAGES	256	/* most pages in one message of the driver */
 
 static void must(int result, const char *what)
 {
@@ -52,8 +55,8 @@ static void say(const char *who, const struct gmem_footprint *footprint)
 }
 
 /*
- * The balloon inflates. Pages smaller than the host's are freed where their
- * neighbours are in the balloon, too: GMEM_DISCARD_INWARD sees to that.
+ * The balloon inflates. If the host's pages are larger than 4 KiB,
+ * GMEM_DISCARD_INWARD frees those of which all parts are in the balloon.
  */
 static void inflate(struct gmem_vm *vm, const uint32_t *pfns, size_t count,
 		    struct gmem_footprint *ret)
@@ -67,8 +70,8 @@ static void inflate(struct gmem_vm *vm, const uint32_t *pfns, size_t count,
 }
 
 /*
- * Free pages are reported. Whoever holds a lease uses the range after all: then
- * it stays, and the guest is told that the report was heard all the same.
+ * The guest reports free pages. If somebody holds a lease on the range, it is in
+ * use after all and stays; the guest is told that the report was handled.
  */
 static int report_free(struct gmem_vm *vm, const struct gmem_gpa_range *range,
 		       struct gmem_footprint *ret)
@@ -88,7 +91,7 @@ static void run_devices(struct gmem_vm *vm, char *ram)
 	uint32_t pfns[BALLOON_PAGES];
 	struct gmem_lease *lease;
 
-	/* 1 MiB from 8 MiB on, in a hopping order */
+	/* The pages of 1 MiB, from 8 MiB on, not in order */
 	for (uint32_t i = 0; i < BALLOON_PAGES; i++)
 		pfns[i] = (uint32_t)(8 * MIB / BALLOON_PAGE) + i * 101 % BALLOON_PAGES;
 	inflate(vm, pfns, BALLOON_PAGES, &footprint);
@@ -107,7 +110,7 @@ static void run_devices(struct gmem_vm *vm, char *ram)
 	expect(!footprint.counted || footprint.before - footprint.after == free_range.size,
 	       "all of it in memory before, and none after");
 
-	/* The guest takes it back by touching it. Or the VMM does, ahead of that: */
+	/* The guest gets pages back when it touches them. The VMM can allocate them before: */
 	must(gmem_vm_populate(vm, 8 * MIB, MIB, NULL, &footprint), "deflating");
 	say("deflated:", &footprint);
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The plain KVM side of snapshot, for x86_64 and arm64: instructions that count
- * in a register and in memory and leave the guest each time, and the registers
- * that are all there is to such a guest.
+ * The plain KVM part of snapshot, for x86_64 and arm64: instructions that count
+ * in a register and in memory and exit after each number; and the registers of
+ * the vCPU, which are all of the guest's state besides its memory.
  */
 #ifndef COUNTER_H
 #define COUNTER_H
@@ -13,7 +13,7 @@
 #include <stdint.h>
 #include <sys/ioctl.h>
 
-/* KVM says EINTR at times, with no signal sent, too. */
+/* KVM_CREATE_VM can fail with EINTR even if no signal was sent. */
 static int create_vm_of_type(int kvm, int type)
 {
 	int vm;
@@ -92,7 +92,7 @@ static const uint32_t instructions[] = {	/* with the MMU off */
 	0x17fffffd,				/* b    to the add	*/
 };
 
-/* What differs from a vCPU that was just reset */
+/* The registers that differ from those of a vCPU after reset */
 struct registers {
 	uint64_t x[3];
 	uint64_t pc;
@@ -102,7 +102,7 @@ static int create_vm(int kvm)
 {
 	int vm = create_vm_of_type(kvm, 0);
 
-	/* Type 0 means 40 bits of guest address, more than some hosts have */
+	/* Type 0 means 40 bits of guest address, which some hosts do not support. */
 	if (vm < 0 && errno == EINVAL)
 		vm = create_vm_of_type(kvm, ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_ARM_VM_IPA_SIZE));
 	return vm;
@@ -160,7 +160,7 @@ static int is_counted(const struct kvm_run *run, uint64_t nowhere)
 
 static uint32_t read_number(const volatile uint32_t *number)
 {
-	/* A guest with its MMU off writes past the caches: drop what they hold */
+	/* A guest with its MMU off bypasses the caches: drop the stale line. */
 	__asm__ volatile("dc civac, %0\n\tdsb sy" : : "r"(number) : "memory");
 	return *number;
 }

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * describe: a machine's memory, written down for gmem-show(1).
+ * describe: dumps the memory layout of a VM for gmem-show(1).
  *
  *     describe | gmem-show
  *
- * Lays out 96 MiB of RAM around the hole for devices below 4 GiB, with firmware
- * and a device's range in it, uses some of it as a guest would, and writes a
- * dump to standard output: what gmem-dump(5) describes. A VMM does the last
- * part alone, on a socket of its own, whenever someone wants to look.
+ * It lays out 96 MiB of RAM around the hole for devices below 4 GiB, with
+ * firmware and a device's range in the hole, and writes some of the memory as a
+ * guest would. Then it prints a dump in the format of gmem-dump(5). A VMM needs
+ * only this last step; it could write a dump to each client of a socket.
  *
  * Exit status: 0, 1 if something failed, 77 if this host cannot run it.
  */
@@ -24,7 +24,7 @@
 #define EXIT_CANNOT_RUN 77
 #define MIB ((uint64_t)1 << 20)
 
-#define HOLE (64 * MIB)		/* small, to be seen beside so little RAM */
+#define HOLE (64 * MIB)		/* RAM ends here and continues at 4 GiB */
 #define FIRMWARE ((uint64_t)4096 * MIB - 2 * MIB)
 #define DEVICE ((uint64_t)3328 * MIB)
 
@@ -68,7 +68,7 @@ static void lay_out(struct gmem_vm *vm)
 	for (int i = 0; i < count; i++) {
 		char *hva = gmem_region_hva(add(vm, ranges[i].gpa, ranges[i].size, &ram));
 
-		/* as if a kernel had been loaded, and little else happened */
+		/* As if a kernel had been loaded */
 		memset(hva + ranges[i].size / 8, 0x90, ranges[i].size / 4);
 	}
 	memset(gmem_region_hva(add(vm, FIRMWARE, 2 * MIB, &firmware)), 0xf4, 2 * MIB);

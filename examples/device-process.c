@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * device-process: a device that serves a ring in guest memory from a process of
- * its own, which has namespaces of its own, a seccomp filter, and no KVM.
+ * device-process: a device in a process of its own serves a ring in guest memory.
+ * The process has its own namespaces, a seccomp filter, and no KVM.
  *
- * The VMM exports the guest's memory over a socket; the device imports it and
- * uses the same views as a VMM would. Memory is added and removed while it
- * runs, and, in a VM that has private memory, made private: the device is asked
- * to let go of it first, and what it does there afterwards fails, and no more.
+ * The VMM exports the guest's memory over a socket. The device imports it and
+ * uses the same views as a VMM would. The VMM adds and removes memory while the
+ * device runs and, if the VM has private memory, makes some of it private. The
+ * library first makes the device stop using that memory; later accesses of the
+ * device fail with an error, and the device goes on.
  *
- * The guest is played by the VMM, which puts requests into the ring as a driver
- * would: each asks for a string to be put in capitals.
+ * There is no guest: the VMM puts requests into the ring as a driver would. Each
+ * request asks for a string to be put in capitals. The program prints the
+ * result of each request: the string, or the error.
  *
  * Exit status: 0, 1 if something failed, 77 if this host cannot run it.
  */
@@ -38,16 +40,16 @@
 
 #define EXIT_CANNOT_RUN 77
 
-/* The device's fds */
+/* File descriptors of the device process */
 #define IMPORT_FD 3
 #define DOORBELL_FD 4
 
 #define RAM_SIZE	((uint64_t)2 << 20)
-#define BUFFER		((uint64_t)1 << 20)	/* where requests have their string */
+#define BUFFER		((uint64_t)1 << 20)	/* where the string of a request is */
 #define HOTPLUG		((uint64_t)64 << 20)
 #define RING		((uint64_t)0)
 
-/* A ring of one, in guest memory: the driver counts up avail, the device used. */
+/* A ring of one entry, in guest memory: the driver increments avail, the device used. */
 struct ring {
 	uint32_t avail;
 	uint32_t used;
@@ -89,7 +91,7 @@ static void say(const char *what)
 #define ARCHITECTURE AUDIT_ARCH_X86_64
 #endif
 
-/* What the device needs once it is set up. mmap() and close() are for memory that comes. */
+/* System calls of the device after its set-up; mmap() and close() are for memory added later */
 static const int allowed[] = {
 	__NR_recvmsg, __NR_sendmsg, __NR_mmap, __NR_munmap, __NR_close, __NR_newfstatat,
 	__NR_fstat, __NR_fstatfs, __NR_fcntl, __NR_membarrier, __NR_sched_yield,
@@ -103,7 +105,7 @@ static const int allowed[] = {
 
 #define ALLOWED (sizeof(allowed) / sizeof(allowed[0]))
 
-/* Everything else ends the process. */
+/* Any other system call kills the process. */
 static int close_the_door(void)
 {
 	struct sock_filter filter[6 + 2 * ALLOWED] = {
@@ -131,14 +133,14 @@ static int close_the_door(void)
 	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0 ? -errno : 0;
 }
 
-/* The answer is what the first access that failed says. */
+/* Returns 0, or the error of the first access that failed. */
 static int serve_request(struct gmem_view *view, uint64_t gpa, uint64_t size)
 {
 	char text[64];
 	int err;
 
 	if (size > sizeof(text))
-		return -EINVAL;	/* a guest's word */
+		return -EINVAL;	/* the guest chose the size */
 	err = gmem_view_read(view, gpa, text, size, NULL);
 	if (err)
 		return err;
@@ -184,7 +186,7 @@ static int run_device(void)
 
 	for (;;) {
 		must(poll(fds, 2, -1), "poll");
-		/* The VMM waits for our answers: them first. */
+		/* Answer the export first: the VMM waits for it. */
 		ret = gmem_import_dispatch(import);
 		if (ret == -EPIPE)
 			break;
@@ -209,13 +211,13 @@ static int get_namespaces(void)
 	return unshare(wanted) < 0 ? -errno : 0;
 }
 
-/* Exec by fd: in namespaces of its own it does not find its way to the file. */
+/* Executes by fd: in its new namespaces the process may not find the file by path. */
 static void exec_device(int self, int import, int doorbell)
 {
 	char name[] = "device-process", option[] = "--device";
 	char *arguments[] = { name, option, NULL }, *none[] = { NULL };
 
-	/* Above those they are moved to, so that neither is in the other's way */
+	/* Duplicate to high numbers, so that neither dup2() below overwrites the other fd. */
 	import = must(fcntl(import, F_DUPFD, 10), "dup");
 	doorbell = must(fcntl(doorbell, F_DUPFD, 10), "dup");
 	self = must(fcntl(self, F_DUPFD_CLOEXEC, 10), "dup");
@@ -240,7 +242,7 @@ static pid_t start_device(int import, int doorbell)
 	err = get_namespaces();
 	if (err)
 		fprintf(stderr, "device-process: no namespaces of its own here: %s\n", strerror(-err));
-	/* The first child is in the new PID namespace. */
+	/* The next child will be the first process in the new PID namespace. */
 	pid = must(fork(), "fork");
 	if (!pid)
 		exec_device(self, import, doorbell);
@@ -262,7 +264,7 @@ struct vmm {
 	uint32_t requests;
 };
 
-/* Memory that another process can have: a guest_memfd, or a memfd that cannot shrink */
+/* Adds memory that can be exported: a guest_memfd, or a memfd that cannot shrink. */
 static struct gmem_region *add_memory(struct vmm *vmm, uint64_t gpa)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .plan = vmm->plan);
@@ -284,7 +286,7 @@ static struct gmem_region *add_memory(struct vmm *vmm, uint64_t gpa)
 	return region;
 }
 
-/* Let the export talk to the device until it has everything, or the device rings back. */
+/* Runs the export until the device has all memory or, if @for_doorbell, rings back. */
 static void wait_for_device(struct vmm *vmm, int for_doorbell)
 {
 	struct pollfd fds[] = { { .fd = gmem_export_fd(vmm->exporter), .events = POLLIN },
@@ -308,7 +310,7 @@ static void wait_for_device(struct vmm *vmm, int for_doorbell)
 	}
 }
 
-/* As a driver in the guest would do it; what the device answers must be as expected. */
+/* Makes a request as a driver in the guest would, and checks the device's answer. */
 static void request(struct vmm *vmm, const char *what, uint64_t gpa, int expected)
 {
 	char text[] = "hello from the guest";
@@ -360,7 +362,7 @@ static void show_conversion(struct vmm *vmm)
 	request(vmm, "memory that is shared again", BUFFER, 0);
 }
 
-/* With private memory, where there is a type of VM that has it */
+/* Makes a VM with private memory, if the host has such a type of VM. */
 static int create_vm(int kvm_fd)
 {
 	const int types = ioctl(kvm_fd, KVM_CHECK_EXTENSION, 235 /* KVM_CAP_VM_TYPES */);
@@ -395,7 +397,7 @@ static int run_vmm(void)
 	}
 	must(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets), "socketpair");
 	must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, doorbells), "socketpair");
-	/* Before there is a VM or anything else it could inherit */
+	/* Start the device before there is a VM or anything else that it could inherit. */
 	pid = start_device(sockets[1], doorbells[1]);
 	close(sockets[1]);
 	close(doorbells[1]);

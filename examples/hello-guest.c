@@ -3,8 +3,10 @@
  * hello-guest: a VM whose only memory is a guest_memfd.
  *
  * The host writes a few instructions and a question into the guest's memory, a
- * vCPU runs them, and the host reads the answer. Then two private files refuse
- * the host. All memory is libgmem's business; vcpu.h and KVM_RUN are plain KVM.
+ * vCPU runs the instructions, and the host reads the answer. Then the host tries
+ * to read two private files, and is refused. Each numbered line of output says
+ * what happened. libgmem does everything that is about memory; vcpu.h and
+ * KVM_RUN are plain KVM.
  *
  * Exit status: 0, 1 if something failed, 77 if this host cannot run it.
  */
@@ -53,7 +55,7 @@ static void expect(int truth, const char *what)
 	}
 }
 
-/* A VM's RAM, backed as the plan says; three pages: code, question, answer */
+/* Adds RAM, backed as the plan says: three pages for code, question and answer. */
 static struct gmem_region *add_ram(struct gmem_vm *vm, const struct gmem_plan *plan)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .plan = plan);
@@ -110,7 +112,7 @@ static void run_guest(int kvm, int vm_fd, struct gmem_region *ram)
 	must(close(vcpu), "closing the vCPU");
 }
 
-/* How private files keep their contents from the host, without a crash */
+/* Shows that the host cannot read private files, without a crash. */
 static void show_private(int vm_fd)
 {
 	struct gmem_file *mappable, *unmappable;
@@ -122,7 +124,7 @@ static void show_private(int vm_fd)
 	gmem_must(gmem_file_map(mappable, 0, page, NULL, &hva), "mapping the private file");
 	must(pipe2(pipes, O_CLOEXEC), "pipe");
 
-	/* A load from hva would raise SIGBUS; a system call says EFAULT instead */
+	/* A load from hva would raise SIGBUS; a system call fails with EFAULT instead. */
 	written = write(pipes[1], hva, 1);
 	error = errno;
 	expect(written == -1 && error == EFAULT, "EFAULT from write(2) of private memory");
@@ -142,7 +144,7 @@ static void show_private(int vm_fd)
 	gmem_file_free(mappable);
 }
 
-/* "shared,host": ways of backing, most wanted first */
+/* Parses ways of backing, most wanted first, such as "shared,host". */
 static void parse_backings(char *list, struct gmem_request *request)
 {
 	unsigned int n = 0;
@@ -182,7 +184,7 @@ int main(int argc, char **argv)
 	}
 	vm_fd = must(create_vm(kvm), "KVM_CREATE_VM");
 
-	/* What this VM can do, and from that how its memory shall be backed */
+	/* Find out what this VM supports, then choose how its memory is backed. */
 	gmem_must(gmem_vm_new(vm_fd, NULL, &vm), "attaching to the VM");
 	error = gmem_plan_new(gmem_vm_caps(vm), &request, &plan);
 	if (error == -EOPNOTSUPP) {

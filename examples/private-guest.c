@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * private-guest: a guest that takes memory away from its host, and gives some
- * back.
+ * private-guest: a guest makes memory private, and shares some of it again.
  *
- * Its VM has private memory (KVM_X86_SW_PROTECTED_VM). The guest asks for
- * conversions by hypercall, and once has a page come by just touching it; each
- * exit goes through gmem_vcpu_handle_exit(). The host looks at the same addresses
- * before and after, and at what the memory costs: nothing is there twice.
+ * The VM has private memory (KVM_X86_SW_PROTECTED_VM). The guest asks for
+ * conversions by hypercall; for one page it only touches the page. The VMM
+ * passes each exit to gmem_vcpu_handle_exit(). The host reads the same addresses
+ * before and after a conversion.
+ *
+ * The program prints each step and, with it, how much memory is shared, private
+ * and allocated. No page is allocated on both sides at once.
  *
  * Exit status: 0, 1 if something failed, 77 if this host cannot run it.
  */
@@ -36,7 +38,7 @@ int main(void)
 
 #else
 
-/* Headers before Linux 5.14 and 6.8 lack the first two and the last. */
+/* Kernel headers before Linux 5.14 lack the first two, those before 6.8 the last two. */
 #define MAP_GPA_RANGE		12	/* KVM_HC_MAP_GPA_RANGE */
 #define ENCRYPTED		0x10	/* in its third argument: make it private */
 #define SW_PROTECTED_VM		1	/* KVM_X86_SW_PROTECTED_VM */
@@ -45,10 +47,10 @@ int main(void)
 #define PAGE	UINT64_C(4096)
 #define CODE	UINT64_C(0x1000)
 #define DATA	UINT64_C(0x10000)	/* eight pages to convert */
-#define LATE	UINT64_C(0x40000)	/* a page that comes when it is touched */
+#define LATE	UINT64_C(0x40000)	/* a page that the guest touches before it exists */
 #define PORT	0x10
 
-/* Real mode; each ends by telling the host a number through a port. */
+/* Three routines in real mode; each ends by sending a number to the host through a port. */
 static const uint8_t instructions[] = {
 	/* 0: ask, eax = 12, ebx = gpa, ecx = pages, edx = attributes: eax = answer */
 	0x0f, 0x01, 0xc1,			/* vmcall, or vmmcall	*/
@@ -106,7 +108,7 @@ static void expect(int truth, const char *what)
 
 /* ---- the guest ---- */
 
-/* Run until the guest tells its number; 0, or what could not be dealt with. */
+/* Runs the guest until it sends a number. Returns 0, or the error of an exit. */
 static int run(uint32_t *number)
 {
 	struct kvm_run *kvm_run = host.run;
@@ -199,7 +201,7 @@ static void set_up_vcpu(int kvm)
 	struct kvm_sregs sregs;
 	int size;
 
-	/* The guest's requests come to us. */
+	/* Make the guest's hypercalls exit to us. */
 	requests.args[0] = 1 << MAP_GPA_RANGE;
 	must(ioctl(host.vm_fd, KVM_ENABLE_CAP, &requests), "KVM_CAP_EXIT_HYPERCALL");
 
@@ -211,7 +213,7 @@ static void set_up_vcpu(int kvm)
 	must(ioctl(host.vcpu_fd, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS");
 	sregs.cs.base = 0;
 	sregs.cs.selector = 0;
-	/* "Unreal" mode: addresses of 32 bits */
+	/* "Unreal" mode: real mode with addresses of 32 bits */
 	sregs.ds.limit = 0xffffffff;
 	sregs.ds.g = 1;
 	must(ioctl(host.vcpu_fd, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS");
@@ -256,7 +258,7 @@ static void tell_by_hypercall(void)
 	expect(answer == -EINVAL, "EINVAL for a range that is no memory");
 }
 
-/* Private from the start, and without memory until it is used */
+/* The page is private before there is memory for it; memory is added when it is touched. */
 static void tell_by_touching(void)
 {
 	struct set_attributes {
@@ -272,7 +274,7 @@ static void tell_by_touching(void)
 	printf("5. The guest touched 0x%" PRIx64 ", as private memory. The exit says:\n"
 	       "   \"%s\".\n", LATE, gmem_last_error());
 
-	/* Now there is; the same exit again, and it is what the guest wanted. */
+	/* Add the memory and handle the same exit again: now it succeeds. */
 	add(LATE, 1);
 	gmem_must(gmem_vcpu_handle_exit(host.vcpu, host.run, -1, EFAULT, NULL), "the exit");
 	gmem_must(run(&value), "running on");

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * snapshot: a guest that counts is stopped, saved, and goes on in another VM.
+ * snapshot: saves a guest that counts, and continues it in another VM.
  *
  * The guest adds 1 to a register and stores it in memory, again and again. When
- * it has counted to 5, its memory is saved to a file and its registers are kept;
- * the VM is destroyed. A new VM gets both and counts on from 6. The rest of its
- * memory, a pattern with gaps, is compared bit for bit.
+ * it has counted to 5, the program saves its memory to a file, keeps its
+ * registers and destroys the VM. A new VM gets both, and the guest continues
+ * with 6. The program also compares the rest of memory, a pattern with gaps.
+ * It prints each step, and how many bytes of memory and file each took.
  *
  * usage: snapshot [FILE]    FILE is kept; without it a temporary one is used
  *
@@ -28,8 +29,8 @@
 
 #define RAM	((uint64_t)64 << 20)
 #define CODE	((uint64_t)0x4000)
-#define COUNT	((uint64_t)0x8000)	/* where the guest has its number */
-#define PATTERN	((uint64_t)1 << 20)	/* from here on */
+#define COUNT	((uint64_t)0x8000)	/* where the guest stores its number */
+#define PATTERN	((uint64_t)1 << 20)	/* the pattern begins here */
 #define BLOCK	4096
 
 struct machine {
@@ -96,7 +97,7 @@ static void free_machine(struct machine *m)
 	must(close(m->vm_fd), "closing the VM");
 }
 
-/* Let the guest count once, and say what it has */
+/* Lets the guest count once. Returns its number. */
 static uint32_t count_once(struct machine *m)
 {
 	int result;
@@ -109,7 +110,7 @@ static uint32_t count_once(struct machine *m)
 	return read_number((void *)(m->ram + COUNT));
 }
 
-/* Every third block is empty, another third nearly. */
+/* Of each three blocks, one is zero, one has a single byte, and one is full. */
 static void expected_block(uint64_t block, unsigned char *bytes)
 {
 	memset(bytes, block % 3 == 2 ? (int)(block * 7 % 251 + 1) : 0, BLOCK);
@@ -140,7 +141,7 @@ static void check_pattern(const struct machine *m)
 	}
 }
 
-/* A bar, where somebody looks */
+/* Draws a bar if standard error is a terminal. */
 static int show_progress(void *what, uint64_t done, uint64_t total)
 {
 	static const char bar[] = "########################################";
@@ -221,7 +222,7 @@ int main(int argc, char **argv)
 	printf("1. The guest has counted to %" PRIu32 ".\n", number);
 	expect(number == 5, "5");
 
-	/* What the vCPU was about to finish it finishes, before anything is kept. */
+	/* Let KVM complete the last exit, so that the registers are final. */
 	m.run->immediate_exit = 1;
 	expect(ioctl(m.vcpu, KVM_RUN, 0) < 0 && errno == EINTR, "the vCPU to stop");
 	must(get_registers(m.vcpu, &registers), "reading the registers");

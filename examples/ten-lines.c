@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * ten-lines: the README's ten lines, in a program around them.
+ * ten-lines: the C code of README.md as a program, so that a test compiles and
+ * runs it.
  *
- * Prints nothing unless something is wrong. Exit status: 0, 1 if something
+ * It prints nothing unless something is wrong. Exit status: 0, 1 if something
  * failed, 77 if this host cannot run it.
  */
 #include <err.h>
@@ -18,7 +19,7 @@
 
 #define EXIT_CANNOT_RUN 77
 
-/* Whatever a guest begins with */
+/* A guest that only halts (hlt of x86) */
 static const unsigned char first_instructions[] = { 0xf4 };
 
 static void ten_lines(int vm_fd)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The plain KVM side of hello-guest, for x86_64 and arm64: instructions that
+ * The plain KVM part of hello-guest, for x86_64 and arm64: instructions that
  * multiply the two numbers of a question, store the product as the answer and
- * leave the guest; and the registers a vCPU needs to run them.
+ * exit; and the registers that a vCPU needs to run them.
  */
 #ifndef VCPU_H
 #define VCPU_H
@@ -13,7 +13,7 @@
 #include <stdint.h>
 #include <sys/ioctl.h>
 
-/* Guest addresses; there must be no memory at nowhere */
+/* Guest addresses; there must be no memory at @nowhere. */
 struct vcpu_addresses {
 	uint64_t code;
 	uint64_t question;
@@ -21,7 +21,7 @@ struct vcpu_addresses {
 	uint64_t nowhere;
 };
 
-/* KVM says EINTR at times, with no signal sent, too. */
+/* KVM_CREATE_VM can fail with EINTR even if no signal was sent. */
 static int create_vm_of_type(int kvm, int type)
 {
 	int vm;
@@ -89,7 +89,7 @@ static int create_vm(int kvm)
 {
 	int vm = create_vm_of_type(kvm, 0);
 
-	/* Type 0 means 40 bits of guest address, more than some hosts have */
+	/* Type 0 means 40 bits of guest address, which some hosts do not support. */
 	if (vm < 0 && errno == EINVAL)
 		vm = create_vm_of_type(kvm, ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_ARM_VM_IPA_SIZE));
 	return vm;
@@ -127,7 +127,7 @@ static int is_expected_exit(const struct kvm_run *run, const struct vcpu_address
 
 static uint32_t read_answer(const volatile uint32_t *answer)
 {
-	/* A guest with its MMU off writes past the caches: drop what they hold */
+	/* A guest with its MMU off bypasses the caches: drop the stale line. */
 	__asm__ volatile("dc civac, %0\n\tdsb sy" : : "r"(answer) : "memory");
 	return *answer;
 }

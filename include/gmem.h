@@ -2,36 +2,42 @@
 /*
  * libgmem: guest memory for KVM virtual machines.
  *
- * Rooms, lowest first; each can be used without the ones after it:
+ * Modules, lowest layer first; each can be used without the ones after it:
  *
- *   gmem_caps    what a VM (or a host) can do, and why not
- *   gmem_plan    from what you need to exact kernel flags; makes no system call
- *   gmem_file    one guest_memfd: create, adopt, map, allocate, punch
- *   gmem_vm      a VM fd you own, and its memslots
- *   gmem_region  one range of guest addresses with memory behind it
- *   gmem_change  several regions changed at once, or not at all
- *   gmem_view    a thread's look at guest memory: translate, read, write
- *   gmem_numa    which nodes memory comes from, and which it came from
- *   gmem_lease   a range that must stay shared, and where it is
- *   gmem_listener  who is told before memory becomes private, and after
- *   gmem_vm_convert()  shared memory becomes private, and back
- *   gmem_vm_populate(), gmem_vm_discard()  memory is there before it is needed,
- *                and goes when it is not
- *   gmem_vm_stats()    how much memory is what, and what happened to it
- *   gmem_exit    what a vCPU's exit says about memory; makes no system call
- *   gmem_vcpu    a vCPU's exits dealt with, and memory faulted in for it
- *   gmem_export  a VM's memory, for processes that are not its VMM
- *   gmem_import  another process's VM's memory, without KVM
- *   gmem_dump    what a VM's memory is at this moment, written to an fd
- *   gmem_transfer files and pipes into guest memory and back
+ *   errors                gmem_last_error(), gmem_version()
+ *   ways of backing       gmem_backing: the five ways, and their names
+ *   recovery              gmem_recovery_enable(): SIGBUS becomes an error
+ *   capability report     gmem_caps: what a VM or a host supports, and why not
+ *   plans                 gmem_plan: from what you need to exact kernel flags
+ *   guest_memfd files     gmem_file: create, adopt, map, allocate, punch
+ *   VMs                   gmem_vm: a VM fd you own, and its memslots
+ *   regions               gmem_region: guest addresses with memory behind them
+ *   RAM layout            gmem_ram_layout(): where the RAM of a machine goes
+ *   shared and private    gmem_vm_state(): which memory the host can reach
+ *   leases                gmem_lease: keeps a range shared while it is in use
+ *   listeners             gmem_listener: callbacks on conversions and removals
+ *   views                 gmem_view: one thread translates, reads and writes
+ *   layout changes        gmem_change: several regions changed at once, or none
+ *   conversion            gmem_vm_convert(): shared to private, and back
+ *   exits                 gmem_exit: what a vCPU's exit says about memory
+ *   vCPUs                 gmem_vcpu: handles a vCPU's exits, pre-faults memory
+ *   NUMA                  gmem_vm_set_numa(): which nodes memory comes from
+ *   populate and discard  gmem_vm_populate(), gmem_vm_discard()
+ *   statistics            gmem_stats: how much memory is what, and counters
+ *   dumps                 gmem_vm_dump(): a VM's memory at one moment, as JSON
+ *   transfers             gmem_transfer: guest memory from files and to files
+ *   exports               gmem_export, gmem_peer: memory for other processes
+ *   imports               gmem_import: another process's VM's memory, without KVM
  *
  * Conventions:
  *
- *   Functions that can fail return 0 or a negative errno; errno itself means
- *   nothing. On failure nothing has changed, outputs are untouched, and
- *   gmem_last_error() holds a sentence saying what was refused and why.
+ *   Functions that can fail return 0 (or a count) or a negative errno; errno
+ *   itself means nothing. On failure nothing has changed and outputs are
+ *   untouched, except where a function says so, and gmem_last_error() returns a
+ *   sentence saying what was refused and why.
  *   Sizes, offsets and addresses are in bytes. Ranges are half-open,
  *   [start, start + size). "Page" is the host page: sysconf(_SC_PAGESIZE).
+ *   "Source:" names the kernel interface that a function stands on.
  *   Each function says how it may be called: "Thread-safe", or "One thread at
  *   a time per object; different objects in parallel".
  */
@@ -58,13 +64,21 @@ extern "C" {
 #define GMEM_CHECKED
 #endif
 
+/*
+ * Functions marked GMEM_INLINE are inline in C and C++, and the library exports them, too,
+ * for other languages. For a generator of bindings, define GMEM_INLINE as GMEM_API.
+ */
+#ifndef GMEM_INLINE
+#define GMEM_INLINE static inline
+#endif
+
 /**
  * GMEM_OPTS() - declare an options struct with its size filled in
  * @type: struct name without "struct"
  * @name: variable to declare
  * @...: designated initialisers; every field left out is zero, its default
  *
- * C only. In C++ value-initialise the struct (`gmem_vm_opts opts{};`), then
+ * For C only. In C++ value-initialise the struct (`gmem_vm_opts opts{};`), then
  * set its size member to sizeof(opts).
  */
 #define GMEM_OPTS(type, name, ...) \
@@ -89,21 +103,24 @@ struct gmem_lease;
 struct gmem_listener;
 struct gmem_populate;
 struct gmem_vcpu;
+struct gmem_transfer;
 
-/* The kernel's, from <linux/kvm.h>, which this header does not need */
+/* From <linux/kvm.h> and <liburing.h>, which this header does not need */
 struct kvm_run;
+struct io_uring;
 
-/* --------------------------------------------------------------- errors -- */
+/* ---------------------------------------------------------------- errors -- */
 
 /**
- * gmem_last_error() - the sentence behind the last failure in this thread
+ * gmem_last_error() - describe the last failure in this thread
  *
- * English, no newline, with the numbers involved. Meaningful only right after
- * a libgmem function returned a negative errno in the same thread.
+ * The sentence is English, has no newline, and gives the numbers involved. It is
+ * meaningful only right after a libgmem function returned a negative errno in
+ * the same thread.
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: never NULL; valid until this thread's next libgmem call.
+ * Return: a sentence, never NULL, valid until this thread's next libgmem call.
  */
 GMEM_API const char *gmem_last_error(void);
 
@@ -116,23 +133,24 @@ GMEM_API const char *gmem_last_error(void);
  */
 GMEM_API const char *gmem_version(void);
 
-/* -------------------------------------------------------- ways of backing -- */
+/* ------------------------------------------------------- ways of backing -- */
 
 /**
  * enum gmem_backing - the ways guest memory can be backed
- * @GMEM_BACKING_HOST: ordinary host memory in an ordinary memslot. Works on
- *	every kernel and has a dirty log. No guest_memfd.
+ * @GMEM_BACKING_HOST: ordinary host memory in an ordinary memslot. It works on
+ *	every kernel, has a dirty log, and uses no guest_memfd.
  * @GMEM_BACKING_MAPPED: a guest_memfd (MMAP|INIT_SHARED) whose *mapping* is
- *	put into an ordinary memslot. Keeps the dirty log and read-only slots.
+ *	put into an ordinary memslot. It keeps the dirty log and read-only slots.
  * @GMEM_BACKING_SHARED: a guest_memfd (MMAP|INIT_SHARED) bound to the
  *	memslot. Host and guest use the same pages; the guest needs no host page
- *	tables. No dirty log, no read-only slots.
+ *	tables. It has no dirty log and no read-only slots.
  * @GMEM_BACKING_PRIVATE: a private guest_memfd bound to the memslot, separate
  *	shared memory beside it, ranges converted through VM attributes. The
- *	host cannot reach what is private.
- * @GMEM_BACKING_INPLACE: a guest_memfd converted in place. No released kernel
- *	has it: refused, never imitated, unless struct gmem_vm_opts says how and
- *	it works.
+ *	host cannot reach private memory.
+ * @GMEM_BACKING_INPLACE: a guest_memfd converted in place. No kernel had it when
+ *	this version was written (it is queued for Linux 7.4). The library never
+ *	imitates it, and refuses it unless struct gmem_vm_opts says how to ask the
+ *	kernel and a test shows that it works.
  *
  * The numbers are ABI. 0 means "none".
  */
@@ -146,8 +164,10 @@ enum gmem_backing {
 };
 
 /**
- * gmem_backing_name() - "host", "mapped", "shared", "private" or "in-place"
+ * gmem_backing_name() - name of a way of backing
  * @backing: an enum gmem_backing
+ *
+ * The names are "host", "mapped", "shared", "private" and "in-place".
  *
  * Thread-safe. Since: 0.1.
  *
@@ -161,7 +181,7 @@ GMEM_API const char *gmem_backing_name(uint32_t backing);
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: an enum gmem_backing, GMEM_BACKING_NONE if @name is none of them.
+ * Return: an enum gmem_backing; GMEM_BACKING_NONE if @name is none of the names.
  */
 GMEM_API uint32_t gmem_backing_from_name(const char *name);
 
@@ -172,18 +192,70 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
 #define GMEM_CREATE_MMAP	(1ull << 0) /* GUEST_MEMFD_FLAG_MMAP */
 #define GMEM_CREATE_INIT_SHARED	(1ull << 1) /* GUEST_MEMFD_FLAG_INIT_SHARED */
 
-/* ------------------------------------------------------ capability report -- */
+/* -------------------------------------------------------------- recovery -- */
+
+/**
+ * gmem_recovery_enable() - let the library recover from SIGBUS in guest memory
+ *
+ * From now on the library accesses guest memory with ordinary instructions. If a
+ * page is not there (private, past the end of the file, poisoned), the function
+ * returns an error and the process lives on. Without recovery the library makes
+ * the kernel copy, with a system call each time.
+ *
+ * This installs a handler for SIGBUS for the whole process, the only handler that
+ * libgmem ever installs. The handler passes every SIGBUS that is not the
+ * library's on to the handler installed before, of either style, with the
+ * arguments it got itself. If there was none, the process dies of the real
+ * fault, and its core dump shows that fault.
+ *
+ * Calls nest: each needs its gmem_recovery_disable(). Each call installs
+ * libgmem's handler again if another one has replaced it.
+ *
+ * A handler installed later must pass on every SIGBUS that is not its own. For a
+ * handler installed earlier, four things differ from what it asked for: SIGBUS is
+ * not blocked while it runs, even without SA_NODEFER; it runs on the alternate
+ * signal stack where the thread has one, even without SA_ONSTACK; the signal
+ * mask of the interrupted code is restored only once it has returned; and
+ * sigaction() names libgmem's handler, not this one.
+ *
+ * The kernel kills a thread that faults while it blocks SIGBUS, whatever
+ * handler there is. The library uses ordinary instructions only in views, and
+ * transfers, that were made while SIGBUS was not blocked. Keep SIGBUS unblocked
+ * in threads that access guest memory through libgmem.
+ *
+ * Thread-safe, but not against a sigaction() for SIGBUS in another thread.
+ * Source: sigaction(2). Since: 0.1.
+ *
+ * Return: 0, or -EBUSY too many other handlers were installed above libgmem's,
+ * or the kernel's own errno.
+ */
+GMEM_API GMEM_CHECKED int gmem_recovery_enable(void);
+
+/**
+ * gmem_recovery_disable() - undo one gmem_recovery_enable()
+ *
+ * The last call puts the previous handler back, if libgmem's is still the one
+ * installed. If another handler was installed above it, libgmem's stays and
+ * passes every SIGBUS on; then libgmem must not be unloaded. Call this only when
+ * no thread is inside the library. A call without its gmem_recovery_enable()
+ * does nothing.
+ *
+ * Thread-safe. Source: sigaction(2). Since: 0.1.
+ */
+GMEM_API void gmem_recovery_disable(void);
+
+/* ----------------------------------------------------- capability report -- */
 
 /**
  * enum gmem_cap - the lines of a capability report
  *
- * Each line answers yes, no or unknown, with a reason. Where a line has a value
- * the comment here says which; the lines KVM_CHECK_EXTENSION answers, with its
- * number in brackets, have the number it gave. The identifiers are ABI; lines
- * are only appended.
+ * Each line answers yes, no or unknown, with a reason. The comment says which
+ * value a line has, if any. A number in brackets is the argument of
+ * KVM_CHECK_EXTENSION, whose result is then the value. The identifiers are ABI;
+ * lines are only appended.
  */
 enum gmem_cap {
-	/* What KVM says: KVM_CHECK_EXTENSION on the VM fd */
+	/* Answers of KVM_CHECK_EXTENSION on the VM fd */
 	GMEM_CAP_KVM = 0,		/* KVM is there; value: API version, without a VM */
 	GMEM_CAP_USER_MEMORY2,		/* KVM_SET_USER_MEMORY_REGION2 (231) */
 	GMEM_CAP_MEMORY_FAULT_INFO,	/* memory-fault exits (232) */
@@ -196,7 +268,7 @@ enum gmem_cap {
 	GMEM_CAP_ADDRESS_SPACES,	/* value: address spaces (118) */
 	GMEM_CAP_READONLY,		/* read-only memslots (81) */
 
-	/* What trying it in the VM proved or refuted */
+	/* Results of the self-test in the VM */
 	GMEM_CAP_CREATE,		/* a guest_memfd was made; value: its create flags */
 	GMEM_CAP_BIND,			/* it was bound to a memslot */
 	GMEM_CAP_HOST_ACCESS,		/* the host read and wrote it through a mapping */
@@ -206,7 +278,7 @@ enum gmem_cap {
 	GMEM_CAP_ADDRESS_BITS,		/* value: bits of guest physical address */
 	GMEM_CAP_GUEST_USES_FILE,	/* a guest's loads and stores reach the bound file */
 
-	/* What the host is */
+	/* Properties of the host */
 	GMEM_CAP_ARCHITECTURE,		/* reason: its name */
 	GMEM_CAP_PAGE_SIZE,		/* value: bytes */
 	GMEM_CAP_NUMA_NODES,		/* value: nodes online */
@@ -225,11 +297,11 @@ enum gmem_cap {
  * struct gmem_finding - one line of a capability report
  * @name: stable identifier, lower case with dashes, such as "guest-memfd"
  * @title: a few words for people
- * @reason: why the answer is what it is; never NULL
- * @remedy: what would change a "no"; NULL for other answers
+ * @reason: reason for the answer; never NULL
+ * @remedy: advice how to change a "no"; NULL for other answers
  * @value: the number that belongs to the line, see enum gmem_cap; 0 if none
  * @answer: GMEM_YES, GMEM_NO or GMEM_UNKNOWN
- * @has_value: 1 if @value means something
+ * @has_value: 1 if the line has a @value, else 0
  *
  * The strings belong to the report the finding was taken from.
  */
@@ -254,11 +326,11 @@ struct gmem_finding {
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_CAPS_*; unknown bits are -EINVAL
  * @vm_type: the type the VM was created with (KVM_CREATE_VM's argument), read
- *	only with GMEM_CAPS_VM_TYPE. KVM has no call that tells it.
- * @kvm_fd: an open /dev/kvm, borrowed for the call, or the negative errno that
- *	opening it gave; read only with GMEM_CAPS_KVM_FD. Without it /dev/kvm is
- *	opened for the call where it is needed: for a report without a VM, and
- *	with GMEM_CAPS_RUN_GUEST.
+ *	only with GMEM_CAPS_VM_TYPE. KVM has no call that returns it.
+ * @kvm_fd: an open /dev/kvm, borrowed for the call, or the negative errno of an
+ *	attempt to open it; read only with GMEM_CAPS_KVM_FD. Without that flag the
+ *	library opens /dev/kvm for the call where it needs it: for a report without
+ *	a VM, and with GMEM_CAPS_RUN_GUEST.
  * @reserved: must be 0
  */
 struct gmem_caps_opts {
@@ -273,23 +345,24 @@ struct gmem_caps_opts {
 #define GMEM_NO_VM (-1)
 
 /**
- * gmem_caps_new() - find out what a VM, or this host, can do
+ * gmem_caps_new() - find out what a VM, or this host, supports
  * @vm_fd: VM fd, borrowed for the call; or GMEM_NO_VM
  * @opts: NULL for defaults
  * @ret: the report, yours to free with gmem_caps_free()
  *
- * Only a VM fd knows what its VM can do; /dev/kvm alone says what was compiled
- * in. With GMEM_NO_VM the lines that only a VM can answer are unknown, and a
- * host without KVM is a report full of "no", not a failure.
+ * Only a VM fd can say what its VM supports; /dev/kvm alone says what was
+ * compiled in. With GMEM_NO_VM the lines that only a VM can answer are unknown,
+ * and a host without KVM gives a report full of "no", not a failure.
  *
- * Unless GMEM_CAPS_NO_SELFTEST is given, the report is proven: a one-page
- * guest_memfd is made and closed again, and one-page memslots are added and
- * deleted again at the highest free slot number and the highest free address.
- * Ask for no self-test on a VM whose vCPUs already run. With
- * GMEM_CAPS_RUN_GUEST a few guest instructions run in a scratch VM, made for
- * that from /dev/kvm, to see whose bytes a guest really sees.
+ * Unless GMEM_CAPS_NO_SELFTEST is given, a self-test proves the report: it
+ * creates a one-page guest_memfd and closes it again, and adds and deletes
+ * one-page memslots at the highest free slot number and the highest free
+ * address. Use GMEM_CAPS_NO_SELFTEST on a VM whose vCPUs already run. With
+ * GMEM_CAPS_RUN_GUEST a few guest instructions run in a scratch VM, which is
+ * created from /dev/kvm, to see which bytes a guest really reads.
  *
- * Thread-safe. Source: KVM_CHECK_EXTENSION and the calls named above. Since: 0.1.
+ * Thread-safe. Source: KVM_CHECK_EXTENSION, KVM_CREATE_GUEST_MEMFD,
+ * KVM_SET_USER_MEMORY_REGION2, mmap(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad options or @vm_fd is /dev/kvm itself, -E2BIG
  * options newer than the library, -EBADF, -ENOTTY or the kernel's own errno if
@@ -309,7 +382,7 @@ GMEM_API void gmem_caps_free(struct gmem_caps *caps);
 /**
  * gmem_caps_get() - read one line of a report
  * @caps: report
- * @cap: which line, an enum gmem_cap
+ * @cap: number of the line, an enum gmem_cap
  * @ret: the line; its strings live as long as @caps
  *
  * Iterate with @cap from 0 until -ENOENT.
@@ -321,9 +394,9 @@ GMEM_API void gmem_caps_free(struct gmem_caps *caps);
 GMEM_API int gmem_caps_get(const struct gmem_caps *caps, uint32_t cap,
 			   struct gmem_finding *ret);
 
-/* ------------------------------------------------------------ negotiation -- */
+/* ----------------------------------------------------------------- plans -- */
 
-/* What the memory must be able to do: struct gmem_request.needs */
+/* Needs that the memory must meet: struct gmem_request.needs */
 #define GMEM_NEED_HOST_ACCESS	(1ull << 0) /* host reads and writes every byte, always */
 #define GMEM_NEED_CONVERSION	(1ull << 1) /* ranges change between shared and private */
 #define GMEM_NEED_DIRTY_LOG	(1ull << 2) /* KVM_GET_DIRTY_LOG */
@@ -333,16 +406,17 @@ GMEM_API int gmem_caps_get(const struct gmem_caps *caps, uint32_t cap,
 #define GMEM_REQUEST_BACKINGS 8
 
 /**
- * struct gmem_request - what a caller needs of guest memory
+ * struct gmem_request - a caller's requirements of guest memory
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @backings: acceptable ways of backing, most wanted first, ended by the first
  *	0. All 0: only GMEM_BACKING_SHARED. A fallback is taken only if named.
- * @needs: GMEM_NEED_*; unknown bits are -EINVAL. For GMEM_NEED_NUMA the report
- *	must say yes: where mbind() does not reach, it succeeds all the same.
- * @required_flags: create flags the guest_memfd must have beyond what the way
- *	of backing implies. GMEM_CREATE_MMAP on GMEM_BACKING_PRIVATE is granted
- *	only by this: there it makes the guest use the file's bytes whether a
- *	range is shared or private, and the host can read neither.
+ * @needs: GMEM_NEED_*; unknown bits are -EINVAL. GMEM_NEED_NUMA requires a yes in
+ *	the report (GMEM_CAP_NUMA_POLICY), because mbind() succeeds even where it
+ *	has no effect.
+ * @required_flags: create flags the guest_memfd must have beyond those that the
+ *	way of backing implies. Only this member grants GMEM_CREATE_MMAP on
+ *	GMEM_BACKING_PRIVATE: there that flag makes the guest use the file's bytes
+ *	whether a range is shared or private, and the host can read neither.
  * @preferred_flags: create flags to take where the kernel offers them
  *	(never MMAP or INIT_SHARED on GMEM_BACKING_PRIVATE)
  * @forbidden_flags: create flags the guest_memfd must not have
@@ -362,13 +436,13 @@ struct gmem_request {
  * @request: NULL for defaults: shared guest_memfd
  * @ret: the plan, yours to free with gmem_plan_free()
  *
- * A pure function: no system call, the same inputs give the same plan. The
- * plan holds for every VM of the same type on this host.
+ * This is a pure function: it makes no system call, and the same inputs give the
+ * same plan. The plan holds for every VM of the same type on this host.
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: 0, or -EOPNOTSUPP nothing acceptable is possible (the sentence names
- * the nearest miss and what it lacks), -EINVAL contradictory or malformed
+ * Return: 0, or -EOPNOTSUPP nothing acceptable is possible (gmem_last_error()
+ * names the nearest miss and what it lacks), -EINVAL contradictory or malformed
  * request, or a report made without a VM, -E2BIG request newer than the
  * library, -ENOMEM.
  */
@@ -385,7 +459,7 @@ GMEM_API GMEM_CHECKED int gmem_plan_new(const struct gmem_caps *caps,
 GMEM_API void gmem_plan_free(struct gmem_plan *plan);
 
 /**
- * gmem_plan_backing() - the way of backing that was chosen
+ * gmem_plan_backing() - way of backing that was chosen
  * @plan: plan
  *
  * Thread-safe: a plan never changes. Since: 0.1.
@@ -400,13 +474,13 @@ GMEM_API uint32_t gmem_plan_backing(const struct gmem_plan *plan);
  *
  * Thread-safe: a plan never changes. Since: 0.1.
  *
- * Return: the exact flags; 0 also where the plan has no guest_memfd
+ * Return: the exact flags; 0, too, if the plan has no guest_memfd
  * (GMEM_BACKING_HOST).
  */
 GMEM_API uint64_t gmem_plan_create_flags(const struct gmem_plan *plan);
 
 /**
- * gmem_plan_needs_region2() - which memslot ioctl the plan takes
+ * gmem_plan_needs_region2() - memslot ioctl that the plan needs
  * @plan: plan
  *
  * Thread-safe: a plan never changes. Since: 0.1.
@@ -416,13 +490,13 @@ GMEM_API uint64_t gmem_plan_create_flags(const struct gmem_plan *plan);
  */
 GMEM_API int gmem_plan_needs_region2(const struct gmem_plan *plan);
 
-/* Where the private/shared attributes of a plan's memory live */
+/* Places for the private/shared attributes of a plan's memory */
 #define GMEM_ATTRIBUTES_NONE	0u /* memory is never converted */
 #define GMEM_ATTRIBUTES_VM	1u /* KVM_SET_MEMORY_ATTRIBUTES on the VM fd */
-#define GMEM_ATTRIBUTES_FILE	2u /* on the guest_memfd: a kernel to come */
+#define GMEM_ATTRIBUTES_FILE	2u /* on the guest_memfd: conversion in place */
 
 /**
- * gmem_plan_attributes() - where private/shared attributes live
+ * gmem_plan_attributes() - place of the private/shared attributes
  * @plan: plan
  *
  * Thread-safe: a plan never changes. Since: 0.1.
@@ -432,53 +506,55 @@ GMEM_API int gmem_plan_needs_region2(const struct gmem_plan *plan);
 GMEM_API uint32_t gmem_plan_attributes(const struct gmem_plan *plan);
 
 /**
- * gmem_plan_passed_over() - why a way of backing was not chosen
+ * gmem_plan_passed_over() - reason why a way of backing was not chosen
  * @plan: plan
  * @backing: an enum gmem_backing
  *
  * Thread-safe: a plan never changes. Since: 0.1.
  *
- * Return: one reason, living as long as @plan, for every way that was not
- * chosen, asked for or not; NULL for the chosen one and for no way at all.
+ * Return: a reason, living as long as @plan, for each way that was not chosen,
+ * whether it was asked for or not; NULL if @backing is the chosen way or names
+ * no way of backing.
  */
 GMEM_API const char *gmem_plan_passed_over(const struct gmem_plan *plan, uint32_t backing);
 
-/* ------------------------------------------------------- one guest_memfd -- */
+/* ----------------------------------------------------- guest_memfd files -- */
 
 /**
- * gmem_file_new() - create a guest_memfd as a plan says
+ * gmem_file_new() - create a guest_memfd according to a plan
  * @vm_fd: VM fd, borrowed for the call; the file belongs to that VM for ever
  * @size: bytes, non-zero, a multiple of the page, below 2^63
  * @plan: plan made from a report of this VM, borrowed for the call
  * @ret: the file, yours to free with gmem_file_free()
  *
- * Nothing is allocated or charged until pages are touched. The file holds the
- * VM: KVM frees nothing of a VM while one of its guest_memfds, or a mapping of
- * one, is open anywhere. It does not hold the VM fd.
+ * The kernel allocates and charges no memory until pages are touched. The file
+ * keeps the VM alive: KVM frees nothing of a VM while one of its guest_memfds, or
+ * a mapping of one, is open anywhere. It does not keep the VM fd open.
  *
- * The kernel makes the fd without close-on-exec; it is set at once, but a
- * fork() and exec() by another thread in between leaks the fd, and with it
- * the VM, to the new program. Nothing but keeping such threads from forking
- * closes that window.
+ * The kernel creates the fd without close-on-exec. The library sets the flag at
+ * once, but a fork() and exec() by another thread in between leaks the fd, and
+ * with it the VM, to the new program. The only remedy is to let no other thread
+ * fork meanwhile.
  *
  * Thread-safe. Source: KVM_CREATE_GUEST_MEMFD. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad size or a plan without guest_memfd, -EMFILE,
- * -ENFILE, -ENOMEM, -EBADF @vm_fd is closed, -EIO the VM is another process's
- * or dead, or the kernel's own errno.
+ * -ENFILE, -ENOMEM, -EBADF @vm_fd is closed, -EIO the VM belongs to another
+ * process or is dead, or the kernel's own errno.
  */
 GMEM_API GMEM_CHECKED int gmem_file_new(int vm_fd, uint64_t size,
 					const struct gmem_plan *plan,
 					struct gmem_file **ret);
 
 /**
- * gmem_file_new_raw() - create a guest_memfd with create flags of your own
+ * gmem_file_new_raw() - create a guest_memfd with the caller's create flags
  * @vm_fd: as gmem_file_new()
  * @size: as gmem_file_new()
  * @flags: GMEM_CREATE_* or any bit of GMEM_CAP_CREATE_FLAGS
  * @ret: the file, yours to free with gmem_file_free()
  *
- * What the flags mean depends on the VM; a plan knows, this call does not ask.
+ * The meaning of the flags depends on the VM, which this call does not check; a
+ * plan does.
  *
  * Thread-safe. Source: KVM_CREATE_GUEST_MEMFD. Since: 0.1.
  *
@@ -491,12 +567,12 @@ GMEM_API GMEM_CHECKED int gmem_file_new_raw(int vm_fd, uint64_t size, uint64_t f
 #define GMEM_ADOPT_CREATE_FLAGS	(1ull << 0) /* @create_flags is known */
 
 /**
- * struct gmem_adopt_opts - what is known of an fd made elsewhere
+ * struct gmem_adopt_opts - properties of an fd created elsewhere
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_ADOPT_*; unknown bits are -EINVAL
  * @create_flags: the create flags of the file, read only with
- *	GMEM_ADOPT_CREATE_FLAGS. Without it they are found by trying, which
- *	allocates the first page of a mappable file.
+ *	GMEM_ADOPT_CREATE_FLAGS. Without that flag the library finds them by
+ *	trying, which allocates the first page of a mappable file.
  */
 struct gmem_adopt_opts {
 	size_t   size;
@@ -505,48 +581,49 @@ struct gmem_adopt_opts {
 };
 
 /**
- * gmem_file_adopt() - take a guest_memfd made elsewhere
+ * gmem_file_adopt() - take a guest_memfd created elsewhere
  * @vm_fd: VM fd the file must belong to, borrowed for the call; or GMEM_NO_VM
  *	in a process that has no VM and only maps the file
- * @gmemfd: duplicated; your fd stays yours, and holds the VM until you close it
+ * @gmemfd: the guest_memfd, duplicated; your fd stays yours, and keeps the VM
+ *	alive until you close it
  * @opts: NULL for defaults
  * @ret: the file, yours to free with gmem_file_free()
  *
- * Checks that @gmemfd is a guest_memfd and reads its size. With a VM it also
- * checks that the file is this VM's, by binding one page to a spare memslot
- * and deleting it again.
+ * Checks that @gmemfd is a guest_memfd and reads its size. With a VM the call
+ * also checks that the file belongs to this VM, by binding one page to a spare
+ * memslot and deleting that memslot again.
  *
  * Thread-safe. Source: fstatfs(2) and the link in /proc/self/fd to recognise
  * the file, KVM_SET_USER_MEMORY_REGION2 to recognise its VM. Since: 0.1.
  *
- * Return: 0, or -EBADF a bad fd, -EINVAL not a guest_memfd, or bad options,
- * -EXDEV the file of another VM (up to Linux 7.1 also: wholly bound already; on
- * arm64 also: made without GMEM_CREATE_MMAP, which cannot be bound there),
- * -EBUSY no spare memslot or address to check with, -E2BIG options newer than
- * the library, -EMFILE, -ENOMEM.
+ * Return: 0, or -EBADF a bad fd, -EINVAL @gmemfd is no guest_memfd, or bad
+ * options, -EXDEV the file belongs to another VM (up to Linux 7.1 also: all of it
+ * is bound already; on arm64 also: it was created without GMEM_CREATE_MMAP and
+ * cannot be bound), -EBUSY no spare memslot or address to check with, -E2BIG
+ * options newer than the library, -EMFILE, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_file_adopt(int vm_fd, int gmemfd,
 					  const struct gmem_adopt_opts *opts,
 					  struct gmem_file **ret);
 
 /**
- * gmem_file_free() - give up a file
+ * gmem_file_free() - free a file
  * @file: file, or NULL
  *
- * Unmaps everything gmem_file_map() made of it: those addresses are dead. The
- * fd is closed now, or with the last region that uses the file: a memslot
- * does not keep its file alive, so the library does.
+ * Unmaps everything that gmem_file_map() mapped of it, and closes the fd now, or
+ * with the last region that uses the file: a memslot does not keep its file
+ * alive, so the library does.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
 GMEM_API void gmem_file_free(struct gmem_file *file);
 
 /**
- * gmem_file_fd() - the guest_memfd itself
+ * gmem_file_fd() - fd of a guest_memfd
  * @file: file
  *
- * Borrowed: do not close it. For mbind, SCM_RIGHTS, fstat and memslots of your
- * own. A duplicate holds the VM until it is closed.
+ * The fd is borrowed: do not close it. Use it for SCM_RIGHTS, fstat(2) and
+ * memslots of your own. A duplicate keeps the VM alive until it is closed.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -555,8 +632,10 @@ GMEM_API void gmem_file_free(struct gmem_file *file);
 GMEM_API int gmem_file_fd(const struct gmem_file *file);
 
 /**
- * gmem_file_size() - size of a file; it never changes
+ * gmem_file_size() - size of a file
  * @file: file
+ *
+ * The size never changes.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -570,7 +649,7 @@ GMEM_API uint64_t gmem_file_size(const struct gmem_file *file);
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: GMEM_CREATE_* and any bits this header does not name.
+ * Return: GMEM_CREATE_* and any bits this header does not name; 0 for NULL.
  */
 GMEM_API uint64_t gmem_file_create_flags(const struct gmem_file *file);
 
@@ -580,7 +659,7 @@ GMEM_API uint64_t gmem_file_create_flags(const struct gmem_file *file);
 #define GMEM_MAP_REPLACE	(1ull << 2) /* at @hva, over what is there */
 
 /**
- * struct gmem_map_opts - where and how to map a file
+ * struct gmem_map_opts - how to map a file
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_MAP_*; unknown bits are -EINVAL
  * @hva: page-aligned address, read only with GMEM_MAP_FIXED or GMEM_MAP_REPLACE
@@ -599,25 +678,25 @@ struct gmem_map_opts {
  * @file: file created with GMEM_CREATE_MMAP
  * @offset: start in the file, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page; must end inside the file
- * @opts: NULL for defaults: readable and writable, anywhere
+ * @opts: NULL for defaults: readable and writable, at any address
  * @ret_hva: the address
  *
- * Always MAP_SHARED: a guest_memfd has no copy-on-write. A range may be mapped
- * several times. Mappings end with gmem_file_unmap() or gmem_file_free(); until
- * then they hold the file and the VM.
+ * The mapping is always MAP_SHARED: a guest_memfd has no copy-on-write. A range
+ * may be mapped several times. Mappings end with gmem_file_unmap() or
+ * gmem_file_free(); until then they keep the file and the VM alive.
  *
- * A load or store to a page that is private raises SIGBUS, in files without
- * GMEM_CREATE_INIT_SHARED that is every page; a system call given such an
- * address fails with -EFAULT instead.
+ * A load from or store to a private page raises SIGBUS. In files without
+ * GMEM_CREATE_INIT_SHARED every page is private. A system call on such an address
+ * fails with -EFAULT instead.
  *
- * GMEM_MAP_REPLACE is for address space you reserved; what was there is lost
- * even if the kernel then runs out of memory. It must not touch a mapping made
- * by this file.
+ * GMEM_MAP_REPLACE is for address space you reserved; the previous mapping there
+ * is lost even if the kernel then runs out of memory. The range must not touch a
+ * mapping of this file.
  *
  * Thread-safe. Source: mmap(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range, alignment or options, -ENODEV the file was
- * made without GMEM_CREATE_MMAP, -EEXIST something is mapped at @hva, -E2BIG
+ * created without GMEM_CREATE_MMAP, -EEXIST something is mapped at @hva, -E2BIG
  * options newer than the library, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_file_map(struct gmem_file *file, uint64_t offset,
@@ -625,7 +704,7 @@ GMEM_API GMEM_CHECKED int gmem_file_map(struct gmem_file *file, uint64_t offset,
 					void **ret_hva);
 
 /**
- * gmem_file_unmap() - unmap what gmem_file_map() mapped, or part of it
+ * gmem_file_unmap() - unmap a mapping of gmem_file_map(), or part of it
  * @file: file
  * @hva: page-aligned address
  * @size: bytes, non-zero, a multiple of the page
@@ -634,8 +713,8 @@ GMEM_API GMEM_CHECKED int gmem_file_map(struct gmem_file *file, uint64_t offset,
  *
  * Thread-safe. Source: munmap(2). Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range, -ENOENT not mapped (any more) from this
- * file, -EBUSY it is a region's own mapping, -ENOMEM.
+ * Return: 0, or -EINVAL bad range, -ENOENT the range is not, or no longer, mapped
+ * from this file, -EBUSY it is a region's own mapping, -ENOMEM.
  */
 GMEM_API int gmem_file_unmap(struct gmem_file *file, void *hva, uint64_t size);
 
@@ -645,11 +724,11 @@ GMEM_API int gmem_file_unmap(struct gmem_file *file, void *hva, uint64_t size);
  * @hva: any address
  * @ret_offset: offset in the file
  *
- * Knows the mappings of gmem_file_map() and those of regions.
+ * Finds addresses in mappings of gmem_file_map() and of regions.
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: 0, or -ENOENT not in a mapping of this file, -EINVAL NULL argument.
+ * Return: 0, or -ENOENT @hva is in no mapping of this file, -EINVAL NULL argument.
  */
 GMEM_API int gmem_file_find_hva(struct gmem_file *file, const void *hva,
 				uint64_t *ret_offset);
@@ -661,10 +740,10 @@ GMEM_API int gmem_file_find_hva(struct gmem_file *file, const void *hva,
  * @size: bytes, non-zero, a multiple of the page; must end inside the file
  * @ret_done: bytes finished counted from @offset, also on failure; or NULL
  *
- * Works in pieces, so that signals are handled on the way and do not stop it.
- * Allocated pages stay allocated on failure; a piece that failed may be partly
- * allocated beyond @ret_done. Beware: a memory cgroup at its limit answers
- * with SIGKILL, not with -ENOMEM.
+ * Allocates in pieces, so that signals are handled meanwhile and do not stop the
+ * call. Allocated pages stay allocated on failure; a piece that failed may be
+ * partly allocated beyond @ret_done. Beware: in a memory cgroup at its limit the
+ * kernel sends SIGKILL and does not return -ENOMEM.
  *
  * Thread-safe. Source: fallocate(2) with FALLOC_FL_KEEP_SIZE. Since: 0.1.
  *
@@ -681,9 +760,10 @@ GMEM_API int gmem_file_allocate(struct gmem_file *file, uint64_t offset, uint64_
  * @size: bytes, non-zero, a multiple of the page; must end inside the file
  * @ret_done: bytes finished counted from @offset, also on failure; or NULL
  *
- * The pages are gone for host and guest alike: what either reads there next is
- * zero. No I/O may be under way or registered on the range: a pinned page
- * survives, detached, and the I/O goes there, unseen.
+ * The pages are gone for host and guest alike, and both read zeros there
+ * afterwards. No I/O may be under way or registered on the range: a pinned page
+ * survives, detached from the file, and the I/O goes to that page unseen.
+ * Pages freed before a failure stay freed.
  *
  * Thread-safe. Source: fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
  *
@@ -693,32 +773,33 @@ GMEM_API int gmem_file_allocate(struct gmem_file *file, uint64_t offset, uint64_
 GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t size,
 			     uint64_t *ret_done);
 
-/* --------------------------------------------------------------- the VM -- */
+/* ------------------------------------------------------------------- VMs -- */
 
 /**
- * gmem_log_fn - receives what a VM handle has to say
+ * gmem_log_fn - receives the messages of a VM handle
  * @data: log_data of struct gmem_vm_opts
  * @error: negative errno of the call that failed, or 0 for a note
  * @message: one sentence, without newline; valid during the call
  *
- * Called in the thread of the libgmem call, possibly with the handle locked:
- * it must not call libgmem with that VM, its regions or their files.
+ * The library calls it in the thread of the libgmem call, possibly with the
+ * handle locked: the callback must not call libgmem with that VM, its regions or
+ * their files.
  */
 typedef void (*gmem_log_fn)(void *data, int error, const char *message);
 
 /**
- * struct gmem_inplace_opts - conversion in place, in the numbers of a kernel to come
+ * struct gmem_inplace_opts - kernel interface of conversion in place
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @request: number of the ioctl on a guest_memfd that sets attributes of a range
  *	of it. Its struct is that of the proposal, 128 bytes: offset, size,
  *	attributes, flags, error_offset, and zeros.
- * @create_flags: what such a guest_memfd is made with
+ * @create_flags: create flags of such a guest_memfd
  *
- * The proposal was posted many times with changing numbers, and is in no released
- * kernel; libgmem has none of them. Take them from the headers of the
- * kernel that runs. gmem_vm_new() makes a page private and shared again, and
- * looks whether the host reaches it: GMEM_CAP_IN_PLACE of gmem_vm_caps() then
- * says yes, or no and why.
+ * No kernel had this interface when this version was written (it is queued for
+ * Linux 7.4). The numbers changed between the many postings of the proposal, so
+ * libgmem has none of them: take them from the headers of the running kernel.
+ * gmem_vm_new() makes a page private and shared again, and tests whether the host
+ * reaches it: GMEM_CAP_IN_PLACE of gmem_vm_caps() then says yes, or no and why.
  */
 struct gmem_inplace_opts {
 	size_t   size;
@@ -737,7 +818,7 @@ struct gmem_inplace_opts {
  *	NULL: one is made with gmem_caps_new().
  * @log: log callback, NULL for none
  * @log_data: passed to @log
- * @inplace: how guest_memfds are converted in place here; NULL: they are not
+ * @inplace: the kernel's numbers for conversion in place; NULL: no such conversion
  */
 struct gmem_vm_opts {
 	size_t   size;
@@ -754,11 +835,11 @@ struct gmem_vm_opts {
  * @opts: NULL for defaults
  * @ret: the handle, yours to free with gmem_vm_free()
  *
- * The library hands out memslot numbers from 0 upwards. Memslots that are not
- * set through it must be kept apart with gmem_vm_reserve_slots(). Without
- * a report in @opts the VM is probed, self-test included: see gmem_caps_new().
+ * The library hands out memslot numbers from 0 upwards. Reserve the numbers of
+ * memslots that you set yourself with gmem_vm_reserve_slots(). Without a report in
+ * @opts the library probes the VM, with a self-test: see gmem_caps_new().
  *
- * Thread-safe. Since: 0.1.
+ * Thread-safe. Source: as gmem_caps_new(). Since: 0.1.
  *
  * Return: 0, or the errors of gmem_caps_new().
  */
@@ -766,21 +847,21 @@ GMEM_API GMEM_CHECKED int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *opts
 				      struct gmem_vm **ret);
 
 /**
- * gmem_vm_free() - remove every region and forget the VM
+ * gmem_vm_free() - remove every region and free the handle
  * @vm: handle, or NULL
  *
- * Deletes the memslots, then unmaps their memory and closes files that nobody
- * else holds; all regions of the handle and their host addresses are dead.
- * Nothing of the library holds the VM afterwards, except files of your own
- * until gmem_file_free(). vCPUs must not run any more. Works on a VM whose fd
- * was closed, too.
+ * Deletes the memslots, then unmaps their memory and closes the files that you do
+ * not own; all regions of the handle and their host addresses become invalid.
+ * Afterwards only your own files keep the VM alive, until gmem_file_free().
+ * vCPUs must not run any more. The VM fd may be closed already.
  *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
+ * One thread at a time per object; different objects in parallel. Source: as
+ * gmem_region_remove(). Since: 0.1.
  */
 GMEM_API void gmem_vm_free(struct gmem_vm *vm);
 
 /**
- * gmem_vm_caps() - the capability report the handle works with
+ * gmem_vm_caps() - capability report that the handle uses
  * @vm: handle
  *
  * Thread-safe. Since: 0.1.
@@ -790,13 +871,13 @@ GMEM_API void gmem_vm_free(struct gmem_vm *vm);
 GMEM_API const struct gmem_caps *gmem_vm_caps(const struct gmem_vm *vm);
 
 /**
- * gmem_vm_reserve_slots() - keep memslot numbers out of the library's hands
+ * gmem_vm_reserve_slots() - keep the library from using memslot numbers
  * @vm: handle
  * @first: first slot number
- * @count: how many, non-zero
+ * @count: number of slots, non-zero
  *
- * Reserved numbers are used only for regions that ask for them by number.
- * Reserving a number twice is harmless.
+ * The library uses reserved numbers only for regions that ask for them by number
+ * (GMEM_REGION_SLOT). A number may be reserved twice.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -812,9 +893,9 @@ GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t 
  * @ret_region: the region whose host mapping holds @hva
  * @ret_offset: distance from the start of that region; NULL if not wanted
  *
- * Knows the memory libgmem mapped, not memory of your own (GMEM_REGION_HVA
- * with GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE), which may stand behind
- * several regions.
+ * Finds memory that libgmem mapped. It does not find your own memory
+ * (GMEM_REGION_HVA with GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE), which may be
+ * behind several regions.
  *
  * Thread-safe; @ret_region is valid until it is removed. Since: 0.1.
  *
@@ -839,16 +920,16 @@ GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
  * @flags: GMEM_REGION_*; unknown bits are -EINVAL
  * @plan: plan for this VM, borrowed for the call. NULL: the plan of a default
  *	request, shared guest_memfd.
- * @file: file to use, made with the plan's create flags; the region keeps it
+ * @file: file to use, created with the plan's create flags; the region keeps it
  *	alive. NULL: a new file of just the region's size.
  * @file_offset: start in @file, a multiple of the page; 0 without @file
- * @hva: page-aligned host address, read only with GMEM_REGION_HVA.
- *	GMEM_BACKING_HOST and GMEM_BACKING_PRIVATE: (shared) memory of your own,
- *	borrowed until the region is removed. Other ways: where to map the file;
- *	nothing may be there yet.
+ * @hva: page-aligned host address, read only with GMEM_REGION_HVA. With
+ *	GMEM_BACKING_HOST and GMEM_BACKING_PRIVATE, your own (shared) memory,
+ *	borrowed until the region is removed. With other backings, the address to
+ *	map the file at, where nothing may be mapped yet.
  * @align: alignment of the host address, as in struct gmem_map_opts. With
- *	GMEM_REGION_CONGRUENT not the host address is a multiple of it but its
- *	distance from @gpa, which is what large pages need.
+ *	GMEM_REGION_CONGRUENT the distance between host address and @gpa is a
+ *	multiple of @align, as large pages need it, and not the address itself.
  * @slot: memslot number, read only with GMEM_REGION_SLOT
  * @reserved: must be 0
  */
@@ -865,9 +946,9 @@ struct gmem_region_opts {
 };
 
 /*
- * GMEM_REGION_DEVICE: the range is in the layout, so that nothing else gets
- * it and looking it up says so, but has no memory and no memslot: the guest's
- * accesses exit. No other flag and no other option goes with it.
+ * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
+ * memory and no memslot, so the guest's accesses exit, and lookups return -ENXIO.
+ * No other flag and no other option goes with it.
  */
 
 /**
@@ -878,10 +959,10 @@ struct gmem_region_opts {
  * @opts: NULL for defaults: shared guest_memfd
  * @ret: the region; ends with gmem_region_remove() or gmem_vm_free()
  *
- * Gets memory as the plan says, maps it where the host may reach it, and binds
- * it to a memslot. The memslot's host address is the region's own mapping of
- * exactly its file range: KVM itself reads and writes there, even where the
- * guest uses the file.
+ * Creates the memory according to the plan, maps it if the host can reach it, and
+ * binds it to a memslot. The memslot's host address is the region's own mapping of
+ * exactly its file range: KVM itself reads and writes there, even if the guest
+ * uses the file.
  *
  * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION2, or
  * KVM_SET_USER_MEMORY_REGION where the plan needs no more. Since: 0.1.
@@ -889,11 +970,11 @@ struct gmem_region_opts {
  * Return: 0, or -EINVAL bad range, past the VM's address bits, past the end of
  * the file, a file without the plan's create flags, or a slot number past the
  * limit, -EEXIST overlaps a region, a bound range of the file, a used slot
- * number, or something mapped at @hva, -EXDEV the file of another VM (see
+ * number, or a mapping at @hva, -EXDEV the file belongs to another VM (see
  * gmem_file_adopt()), -EOPNOTSUPP the way of backing cannot do what the flags
  * ask, or the default plan is not possible here, -ENOSPC no memslot left,
  * -ENOMEM, -EMFILE, -EBADF the VM fd is closed, -E2BIG options newer than the
- * library; what the kernel alone refuses keeps its errno.
+ * library, or the kernel's own errno.
  */
 GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 					  const struct gmem_region_opts *opts,
@@ -903,18 +984,19 @@ GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint
  * gmem_region_remove() - take a region's memory away from the guest
  * @region: region, or NULL; invalid after success
  *
- * Deletes the memslot first, then waits until no view is between
- * gmem_view_begin() and gmem_view_end() with it, then unmaps. A file made for
- * the region goes with it, contents and all; a file of yours keeps them.
+ * Deletes the memslot, waits until every view that began before has ended, and
+ * unmaps the memory. A file that was created for the region goes with it,
+ * contents and all; your own file keeps its contents.
  *
- * Thread-safe, but nobody may use the region or its host address any more,
- * except through views.
- * Source: as gmem_region_add(), with size 0. Since: 0.1.
+ * Thread-safe, but no thread may use the region or its host address any more,
+ * except through views. Do not call it between gmem_view_begin() and
+ * gmem_view_end(). Source: as gmem_region_add(), with size 0. Since: 0.1.
  *
- * Return: 0, or -EBUSY somebody holds a lease on it, or the kernel's errno if it
- * refused to delete the memslot or to make it shared again, such as -EBADF the
- * VM fd was closed; then the region is as before, and gmem_vm_free() still
- * releases it.
+ * Return: 0, or -EBUSY somebody holds a lease on the region, -ETIMEDOUT a peer
+ * did not give it back (gmem_peer_add()), -ENOMEM, or the kernel's own errno if
+ * it refused to delete the memslot or to make its addresses shared again, such as
+ * -EBADF the VM fd was closed; then the region is as before, and gmem_vm_free()
+ * still frees it.
  */
 GMEM_API int gmem_region_remove(struct gmem_region *region);
 
@@ -923,34 +1005,36 @@ GMEM_API int gmem_region_remove(struct gmem_region *region);
  * @region: region
  * @gpa: new guest physical address, a multiple of the page
  *
- * Contents, host address, file and slot number stay. The memslot is deleted
- * and added again: a vCPU that runs meanwhile finds nothing at either address.
+ * Contents, host address, file and slot number stay. The library deletes the
+ * memslot and adds it again: a vCPU that runs meanwhile finds no memory at either
+ * address.
  *
  * Thread-safe. Source: as gmem_region_add(). Since: 0.1.
  *
  * Return: 0, or -EINVAL or -EEXIST as gmem_region_add(), -EBUSY somebody holds a
- * lease on it, -EACCES it is private in part; if the kernel refuses,
- * its errno with the region where it was, or -ENOTRECOVERABLE if the kernel
- * refused that too: then the region has no memslot and can only be removed.
+ * lease on the region, -EACCES part of it is private, -ETIMEDOUT a peer did not
+ * give it back, -ENOMEM, or the kernel's own errno: the region is where it was;
+ * or -ENOTRECOVERABLE the kernel refused to undo, too: then the region has no
+ * memslot and can only be removed.
  */
 GMEM_API int gmem_region_move(struct gmem_region *region, uint64_t gpa);
 
 /**
- * gmem_region_rebind() - put other file contents behind a region
+ * gmem_region_rebind() - put another range of a file behind a region
  * @region: region whose way of backing has a file
  * @file: file of the same VM and create flags; may be the region's own
  * @file_offset: start in @file, a multiple of the page
  *
  * Guest address, slot number and size stay; the region gets a new mapping, so
- * its host address changes and the old one is dead. The memslot is deleted and
- * added again: a vCPU that runs meanwhile finds nothing there.
+ * its host address changes and the old one becomes invalid. The library deletes
+ * the memslot and adds it again: a vCPU that runs meanwhile finds no memory there.
  *
- * Thread-safe, but nobody may use the old host address any more. Source: as
+ * Thread-safe, but no thread may use the old host address any more. Source: as
  * gmem_region_add(). Since: 0.1.
  *
- * Return: as gmem_region_move(); -EXDEV the file of another VM, -EOPNOTSUPP the
- * region has no file, or its host memory is the caller's choice
- * (GMEM_REGION_HVA).
+ * Return: as gmem_region_move(), but -EACCES only with GMEM_BACKING_INPLACE;
+ * -EXDEV the file belongs to another VM, -EOPNOTSUPP the region has no file, or
+ * its host address is the caller's choice (GMEM_REGION_HVA).
  */
 GMEM_API int gmem_region_rebind(struct gmem_region *region, struct gmem_file *file,
 				uint64_t file_offset);
@@ -959,7 +1043,8 @@ GMEM_API int gmem_region_rebind(struct gmem_region *region, struct gmem_file *fi
  * gmem_region_gpa() - guest physical address of a region
  * @region: region
  *
- * Thread-safe; while gmem_region_move() runs, the old or the new. Since: 0.1.
+ * Thread-safe; while gmem_region_move() runs, it is the old or the new address.
+ * Since: 0.1.
  *
  * Return: bytes; 0 for NULL.
  */
@@ -979,12 +1064,13 @@ GMEM_API uint64_t gmem_region_size(const struct gmem_region *region);
  * gmem_region_hva() - host address of a region
  * @region: region
  *
- * Where the host reads and writes the region's memory: for
- * GMEM_BACKING_PRIVATE its shared side. Valid until the region is removed or
- * rebound. Do not unmap it. An access can raise SIGBUS as gmem_file_map()
- * says, and wherever a page of it cannot be had.
+ * The host reads and writes the region's memory there; for GMEM_BACKING_PRIVATE
+ * that is its shared side. The address is valid until the region is removed or
+ * rebound. Do not unmap it. An access can raise SIGBUS: see gmem_file_map(); so
+ * it does wherever the kernel cannot provide a page.
  *
- * Thread-safe; while gmem_region_rebind() runs, the old or the new. Since: 0.1.
+ * Thread-safe; while gmem_region_rebind() runs, it is the old or the new address.
+ * Since: 0.1.
  *
  * Return: the address of the region's first byte; NULL for NULL.
  */
@@ -994,7 +1080,7 @@ GMEM_API void *gmem_region_hva(const struct gmem_region *region);
  * gmem_region_slot() - memslot number of a region
  * @region: region
  *
- * For KVM_GET_DIRTY_LOG and the like. Do not change the memslot.
+ * Use it for KVM_GET_DIRTY_LOG and similar. Do not change the memslot.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -1003,7 +1089,7 @@ GMEM_API void *gmem_region_hva(const struct gmem_region *region);
 GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region);
 
 /**
- * gmem_region_backing() - how a region is backed
+ * gmem_region_backing() - way of backing of a region
  * @region: region
  *
  * Thread-safe. Since: 0.1.
@@ -1015,7 +1101,7 @@ GMEM_API uint32_t gmem_region_backing(const struct gmem_region *region);
 /**
  * gmem_region_file() - file behind a region
  * @region: region
- * @ret_offset: where the region starts in it; NULL if not wanted
+ * @ret_offset: start of the region in the file; NULL if not wanted
  *
  * The file is borrowed: it lives as long as the region. Do not free it unless
  * it was yours.
@@ -1028,29 +1114,30 @@ GMEM_API struct gmem_file *gmem_region_file(const struct gmem_region *region,
 					    uint64_t *ret_offset);
 
 /**
- * gmem_region_split() - make two regions of one
- * @region: region; keeps what is below @offset
- * @offset: from the start of the region, a multiple of the page inside it
- * @ret_upper: the region that has the rest
+ * gmem_region_split() - split a region in two
+ * @region: region; keeps the part below @offset
+ * @offset: bytes from the start of the region, a multiple of the page inside it
+ * @ret_upper: the new region with the rest; ends like one of gmem_region_add()
  *
- * Contents, host addresses and file stay. A memslot cannot be cut, so it is
- * deleted and two are added: a vCPU that runs meanwhile finds nothing there.
+ * Contents, host addresses and file stay. KVM cannot split a memslot, so the
+ * library deletes it and adds two: a vCPU that runs meanwhile finds no memory
+ * there.
  *
  * Thread-safe. Source: as gmem_region_add(). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad offset, -ENOSPC no memslot left, -ENOMEM, and as
- * gmem_region_move().
+ * gmem_region_move() without -EACCES.
  */
 GMEM_API GMEM_CHECKED int gmem_region_split(struct gmem_region *region, uint64_t offset,
 					    struct gmem_region **ret_upper);
 
 /**
- * gmem_region_set_dirty_log() - begin or end logging what the guest writes
+ * gmem_region_set_dirty_log() - begin or end logging the guest's writes
  * @region: region with backing host or mapped
  * @on: 0 or 1
  *
- * The memslot stays; what KVM_GET_DIRTY_LOG has not been asked for is lost
- * when logging ends.
+ * The memslot stays. When logging ends, the part of the log that nobody has read
+ * is lost.
  *
  * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION with
  * KVM_MEM_LOG_DIRTY_PAGES. Since: 0.1.
@@ -1061,14 +1148,14 @@ GMEM_API GMEM_CHECKED int gmem_region_split(struct gmem_region *region, uint64_t
 GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
 
 /**
- * gmem_region_get_dirty_log() - which pages the guest wrote
+ * gmem_region_get_dirty_log() - get and clear the log of the guest's writes
  * @region: region whose dirty log is on
  * @bitmap: a bit for each page of the region, lowest first, in whole 64-bit
  *	words; filled in
  * @words: words in @bitmap, at least what the region needs
  *
- * Reading clears: a page is reported once if it was written since. KVM may
- * report one that was only read, never miss one that was written.
+ * Reading clears the log: a bit is set if the page was written since the last
+ * call. KVM may report a page that was only read, but misses none that was written.
  *
  * Thread-safe. Source: KVM_GET_DIRTY_LOG. Since: 0.1.
  *
@@ -1078,102 +1165,9 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
 GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bitmap,
 				       size_t words);
 
-/* ------------------------------------------------------ layout changes -- */
+/* ------------------------------------------------------------ RAM layout -- */
 
-/**
- * gmem_change_new() - plan a change of a VM's layout
- * @vm: handle, which must outlive the change
- * @ret: the change, empty; yours to free with gmem_change_free()
- *
- * Steps are collected, then gmem_change_apply() does all of them or none.
- *
- * Thread-safe. Since: 0.1.
- *
- * Return: 0, or -EINVAL NULL argument, -ENOMEM.
- */
-GMEM_API GMEM_CHECKED int gmem_change_new(struct gmem_vm *vm, struct gmem_change **ret);
-
-/**
- * gmem_change_free() - free a change; an unapplied one never happened
- * @change: change, or NULL
- *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
- */
-GMEM_API void gmem_change_free(struct gmem_change *change);
-
-/**
- * gmem_change_add() - plan to add a region
- * @change: change
- * @gpa: as gmem_region_add()
- * @size: as gmem_region_add()
- * @opts: as gmem_region_add(); the plan and file in it must live until
- *	gmem_change_apply()
- * @ret: set by gmem_change_apply() when it succeeds
- *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
- *
- * Return: 0, or what gmem_region_add() finds wrong with the arguments alone.
- */
-GMEM_API GMEM_CHECKED int gmem_change_add(struct gmem_change *change, uint64_t gpa,
-					  uint64_t size, const struct gmem_region_opts *opts,
-					  struct gmem_region **ret);
-
-/**
- * gmem_change_remove() - plan to remove a region
- * @change: change
- * @region: region of the same VM
- *
- * Its range, memslot number and file range are free for what the same change
- * adds.
- *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
- *
- * Return: 0, or -EINVAL NULL or another VM's, -EEXIST a step of this change
- * has it already, -ENOMEM.
- */
-GMEM_API int gmem_change_remove(struct gmem_change *change, struct gmem_region *region);
-
-/**
- * gmem_change_move() - plan to move a region
- * @change: change
- * @region: region of the same VM
- * @gpa: as gmem_region_move()
- *
- * Regions of one change may trade places.
- *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
- *
- * Return: 0, or -EINVAL as gmem_region_move(), or another VM's, -EEXIST a step
- * of this change has it already, -ENOMEM.
- */
-GMEM_API int gmem_change_move(struct gmem_change *change, struct gmem_region *region,
-			      uint64_t gpa);
-
-/**
- * gmem_change_apply() - do all steps of a change, or none
- * @change: change; it is empty again afterwards if this succeeds
- *
- * First everything is checked and made ready: overlaps in the layout as it
- * will be, file ranges, memslot numbers, mappings. Then memslots are deleted,
- * then added, in the order of the steps; memslots of other regions are not
- * touched. Then readers see the new layout, at once; then, when no reader can
- * hold the old one, the memory of removed regions is unmapped. If the kernel
- * refuses a step, the steps before it are undone, and gmem_last_error() says
- * which it was.
- *
- * Thread-safe for different changes. It waits for readers between
- * gmem_view_begin() and gmem_view_end(), so do not call it between these.
- * Source: KVM_SET_USER_MEMORY_REGION2 and KVM_SET_USER_MEMORY_REGION. Since: 0.1.
- *
- * Return: 0, or as gmem_region_add() and gmem_region_move(): the layout is as
- * it was; or -ENOTRECOVERABLE the kernel refused to undo, too: the sentence says
- * which region lost its memslot.
- */
-GMEM_API int gmem_change_apply(struct gmem_change *change);
-
-/* ----------------------------------------------------------- RAM layout -- */
-
-/* Machines gmem_ram_layout() knows */
+/* Machines that gmem_ram_layout() knows */
 #define GMEM_MACHINE_X86_64	1u /* RAM from 0, a hole for devices below 4 GiB */
 #define GMEM_MACHINE_ARM64	2u /* RAM from a base */
 #if defined(__aarch64__)
@@ -1183,11 +1177,11 @@ GMEM_API int gmem_change_apply(struct gmem_change *change);
 #endif
 
 /**
- * struct gmem_ram_layout_opts - where devices are
+ * struct gmem_ram_layout_opts - machine, and place of its devices
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @machine: GMEM_MACHINE_*; 0: this one
  * @reserved: must be 0
- * @hole_start: x86_64: first address below 4 GiB that is no RAM; 0: 3 GiB
+ * @hole_start: x86_64: start of the hole for devices, which ends at 4 GiB; 0: 3 GiB
  * @base: arm64: first address of RAM; 0: 1 GiB
  */
 struct gmem_ram_layout_opts {
@@ -1200,9 +1194,9 @@ struct gmem_ram_layout_opts {
 
 /**
  * struct gmem_ram_range - one range of RAM
- * @gpa: where it starts
+ * @gpa: guest physical address of its start
  * @size: bytes
- * @offset: where it starts in a file that holds all RAM without gaps
+ * @offset: offset of its start in a file that holds all RAM without gaps
  */
 struct gmem_ram_range {
 	uint64_t gpa;
@@ -1211,82 +1205,234 @@ struct gmem_ram_range {
 };
 
 /**
- * gmem_ram_layout() - where the RAM of a common machine goes
+ * gmem_ram_layout() - ranges of guest addresses for the RAM of a common machine
  * @ram: bytes of RAM, non-zero, a multiple of the page
  * @opts: NULL for defaults
- * @ret: filled with the ranges in GPA order
+ * @ret: filled with the ranges in GPA order; untouched on failure
  * @max: entries in @ret; 2 are always enough
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: ranges filled in, or -EINVAL bad size, hole or machine, -ENOSPC it
- * takes more than @max, -E2BIG options newer than the library.
+ * Return: number of ranges filled in, or -EINVAL bad size, hole or machine,
+ * -ENOSPC there are more than @max, -E2BIG options newer than the library.
  */
 GMEM_API int gmem_ram_layout(uint64_t ram, const struct gmem_ram_layout_opts *opts,
 			     struct gmem_ram_range *ret, size_t max);
 
-/* --------------------------------------------------------------- recovery -- */
+/* ---------------------------------------------------- shared and private -- */
 
-/**
- * gmem_recovery_enable() - survive SIGBUS where the library touches memory
- *
- * From now on the library may touch guest memory with ordinary instructions: a
- * page that is not there (private, past the end of the file, poisoned) makes
- * it return an error, and not the process die. Installs a handler for SIGBUS,
- * for the whole process, the only one libgmem ever installs. Every other
- * SIGBUS is passed on to what was there before: a handler of either style is
- * called with what this one got; without one the process dies of the real
- * fault, and so does its core dump show it. Without recovery the library asks
- * the kernel to copy, a system call each time.
- *
- * Calls nest: each needs its gmem_recovery_disable(). Every call sees to it that
- * libgmem's handler is there, above another one if need be.
- *
- * A handler installed later must pass on what is not its own. To a handler
- * below, four things look different from what it asked for: SIGBUS is not
- * blocked while it runs, even without SA_NODEFER; it runs on the alternate
- * signal stack where the thread has one, even without SA_ONSTACK; the signal
- * mask of the interrupted code is its own only once it returned; and
- * sigaction() names libgmem's handler, not it.
- *
- * The kernel kills a thread that faults while it blocks SIGBUS, whatever
- * handler there is. The library uses ordinary instructions only from where
- * SIGBUS was not blocked when it looked; keep it unblocked in threads that
- * touch guest memory through libgmem.
- *
- * Thread-safe. Against a sigaction() for SIGBUS in another thread at the same
- * moment nothing is safe. Since: 0.1.
- *
- * Return: 0, or -EBUSY too many other handlers were installed above libgmem's,
- * or the kernel's own errno.
- */
-GMEM_API GMEM_CHECKED int gmem_recovery_enable(void);
-
-/**
- * gmem_recovery_disable() - end what one gmem_recovery_enable() began
- *
- * The last one puts the handler from before back, if libgmem's is still the one
- * installed. If another one was installed above it, it stays: it passes on
- * everything that is not the library's, and libgmem must not be unloaded. Call
- * it only when no thread is inside the library. One too many does nothing.
- *
- * Thread-safe. Since: 0.1.
- */
-GMEM_API void gmem_recovery_disable(void);
-
-/* ---------------------------------------------------------------- views -- */
+/* States of guest memory */
+#define GMEM_STATE_SHARED	1u /* host and guest reach it */
+#define GMEM_STATE_PRIVATE	2u /* only the guest does */
 
 /*
- * A view is how one thread looks at a VM's memory while other threads change
- * the layout. It never locks, never waits, and writes no memory that another
- * reader uses. The two structs are open for the inline functions below alone:
- * read and write their fields only through functions.
+ * Memory of GMEM_BACKING_PRIVATE has two sides, and the state of an address
+ * says which of them the guest uses. The kernel keeps the states by guest address
+ * and has no call that returns them, so libgmem's record is the only one: convert
+ * memory only through libgmem. Rules:
+ *
+ *   A region begins shared. Removing it makes its addresses shared again.
+ *   A region that is private in part cannot be moved; split and rebind leave
+ *   the states as they are, by address. gmem_vm_free() leaves the kernel's
+ *   attributes as they are: see gmem_vm_adopt_private().
+ *
+ *   Views refuse private memory with -EACCES. The host address of the shared
+ *   side stays mapped all the time and keeps its old contents, or zeros after a
+ *   discard. KVM's own accesses for the guest (paravirtual clocks, emulated
+ *   instructions, page-table walks of emulation) go to that address even where
+ *   the guest has made it private: so a guest can make KVM read and write the
+ *   shared side, but never private memory.
+ *
+ *   GMEM_BACKING_INPLACE has one memory for both states. A conversion keeps the
+ *   contents, discards nothing, and takes one ioctl for each region. If somebody
+ *   has pinned a page without a lease, the conversion waits as it does for a
+ *   lease, and then fails with -EBUSY.
+ *
+ *   A private file with GMEM_CREATE_MMAP has one memory for both states, too,
+ *   which the host cannot read: views return -EACCES for all of it.
+ *
+ * During a conversion, gmem_vm_state() returns the old state for all of the range,
+ * then the new one for all of it. To private: every view that began before has
+ * ended when the first page changes, and views that begin meanwhile get -EACCES.
+ * To shared: views get -EACCES until all of the range is shared. The guest may see
+ * parts of a large range change before others. Conversions that overlap are done
+ * one after the other, in the order of the calls; others run in parallel. Changes
+ * of the layout of that range wait for the end of the conversion.
  */
 
 /**
- * struct gmem_table - what is behind each guest address; never changes
- * @gib_count: GiB of guest address that @gibs covers
- * @gibs: for each of them 512 entries, one for 2 MiB
+ * struct gmem_state_range - range of addresses that have the same state
+ * @gpa: start of the range
+ * @size: bytes
+ * @state: GMEM_STATE_*; 0: no memory, but a hole or a device
+ * @backing: an enum gmem_backing; only GMEM_BACKING_PRIVATE and
+ *	GMEM_BACKING_INPLACE can be converted, all else is always shared
+ */
+struct gmem_state_range {
+	uint64_t gpa;
+	uint64_t size;
+	uint32_t state;
+	uint32_t backing;
+};
+
+/**
+ * gmem_vm_state() - get the states of a range: shared or private
+ * @vm: handle
+ * @gpa: guest physical address, any alignment
+ * @size: bytes, non-zero; must not wrap
+ * @ret: filled in GPA order, without gaps from @gpa on
+ * @max: entries in @ret, at least 1
+ *
+ * If the last range filled in ends before @gpa + @size, call again from there.
+ *
+ * Thread-safe; waits while a change of the layout is applied. Since: 0.1.
+ *
+ * Return: number of entries filled in, or -EINVAL NULL argument, bad range, or
+ * @max is 0.
+ */
+GMEM_API int gmem_vm_state(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+			   struct gmem_state_range *ret, size_t max);
+
+/* ---------------------------------------------------------------- leases -- */
+
+/**
+ * struct gmem_lease_opts - properties of a lease
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @holder: a name for error messages, copied, cut after 63 bytes; NULL: "unnamed"
+ */
+struct gmem_lease_opts {
+	size_t      size;
+	const char *holder;
+};
+
+/**
+ * gmem_lease_new() - keep a range shared, and where it is
+ * @vm: handle, which must outlive the lease
+ * @gpa: guest physical address, any alignment
+ * @size: bytes, non-zero; must not wrap; may span regions
+ * @opts: NULL for defaults
+ * @ret: the lease, yours to free with gmem_lease_free()
+ *
+ * Take a lease to use host addresses of the range for longer than a view: for I/O
+ * in flight, registered buffers, mappings of devices. While a lease is held,
+ * conversions of the range to private wait or fail, and removing, moving,
+ * splitting and rebinding its regions fails, with -EBUSY and the holder's name.
+ * Leases may overlap. While a conversion to private waits for leases on a range,
+ * new ones there are refused.
+ *
+ * Thread-safe; waits while a change of the layout is applied. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument or bad range, -EACCES part of the range is
+ * private, -ENOENT it has a hole, -ENXIO part of it is a device's, -EBUSY it is
+ * being converted to private, -ENOMEM, -E2BIG options newer than the library.
+ */
+GMEM_API GMEM_CHECKED int gmem_lease_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+					 const struct gmem_lease_opts *opts,
+					 struct gmem_lease **ret);
+
+/**
+ * gmem_lease_free() - end a lease
+ * @lease: lease, or NULL
+ *
+ * Conversions that wait for the lease go on.
+ *
+ * Thread-safe for different leases. Since: 0.1.
+ */
+GMEM_API void gmem_lease_free(struct gmem_lease *lease);
+
+/* ------------------------------------------------------------- listeners -- */
+
+/**
+ * gmem_listener_fn - is told of a change that was made
+ * @data: data of struct gmem_listener_opts
+ * @gpa: start of the range
+ * @size: bytes
+ */
+typedef void (*gmem_listener_fn)(void *data, uint64_t gpa, uint64_t size);
+
+/**
+ * gmem_listener_veto_fn - is told of a change before it is made, and may refuse it
+ * @data: data of struct gmem_listener_opts
+ * @gpa: start of the range
+ * @size: bytes
+ *
+ * Return: 0, or a negative errno to refuse the change.
+ */
+typedef int (*gmem_listener_veto_fn)(void *data, uint64_t gpa, uint64_t size);
+
+/**
+ * struct gmem_listener_opts - callbacks of a listener
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @name: name for error messages, copied, cut after 63 bytes; NULL: "unnamed"
+ * @data: passed to the functions below, each of which may be NULL
+ * @before_private: shared memory is to become private: unmap it, from an IOMMU or
+ *	from another process. It is still shared.
+ * @undo_private: the memory did not become private after all: map it again
+ * @after_shared: private memory has become shared: map it
+ * @removed: a region was removed or moved, or got other memory with
+ *	gmem_region_rebind(). Guest and views no longer reach the old memory; its
+ *	host address stays mapped until this returns.
+ */
+struct gmem_listener_opts {
+	size_t      size;
+	const char *name;
+	void       *data;
+	gmem_listener_veto_fn before_private;
+	gmem_listener_fn undo_private;
+	gmem_listener_fn after_shared;
+	gmem_listener_fn removed;
+};
+
+/**
+ * gmem_listener_new() - register callbacks for conversions and removals
+ * @vm: handle
+ * @opts: the callbacks; copied
+ * @ret: the listener, yours to free with gmem_listener_free() before @vm
+ *
+ * A conversion to private calls before_private of each listener, in the order in
+ * which they were created, for all parts of the range that are not private yet. If
+ * a listener refuses, or the kernel does later, those that agreed get undo_private
+ * for the same parts, last listener first, and nothing changes. Each listener is
+ * told of a conversion as a whole or not at all.
+ *
+ * Callbacks run in the thread that converts or removes. Views and leases can be
+ * used meanwhile, and other ranges may be converted, so calls for other ranges may
+ * come at the same time from other threads. A callback must not convert, change
+ * the layout, create or free views or listeners, nor take a lease on the range.
+ *
+ * Thread-safe; waits for conversions and removals under way. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
+ * the library, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_listener_new(struct gmem_vm *vm,
+					    const struct gmem_listener_opts *opts,
+					    struct gmem_listener **ret);
+
+/**
+ * gmem_listener_free() - end a listener
+ * @listener: listener, or NULL
+ *
+ * Afterwards none of its functions is called, and none still runs. Do not call
+ * this from inside one.
+ *
+ * Thread-safe; waits as gmem_listener_new(). Since: 0.1.
+ */
+GMEM_API void gmem_listener_free(struct gmem_listener *listener);
+
+/* ----------------------------------------------------------------- views -- */
+
+/*
+ * Through a view, one thread uses a VM's memory while other threads change the
+ * layout. A lookup takes no lock, waits for no other thread, and writes no memory
+ * that another reader uses. The two structs are public only for the inline
+ * functions below: do not use their members in any other way.
+ */
+
+/**
+ * struct gmem_table - immutable translation of guest addresses to host addresses
+ * @gib_count: GiB of guest addresses that @gibs covers
+ * @gibs: for each GiB 512 entries, one for each 2 MiB
  */
 struct gmem_table {
 	uint64_t gib_count;
@@ -1294,12 +1440,12 @@ struct gmem_table {
 };
 
 /**
- * struct gmem_view - a thread's look at guest memory
- * @current: where the VM's newest table is to be found
+ * struct gmem_view - access of one thread to guest memory
+ * @current: place of the pointer to the VM's newest table
  * @table: the table of this view, between gmem_view_begin() and gmem_view_end()
- * @epoch: odd between them
- * @fence: 1 if membarrier(2) cannot be had, and readers must do without
- * @depth: begins without an end so far
+ * @epoch: odd between these two, even otherwise
+ * @fence: 1 if membarrier(2) is not available, so that readers need a barrier
+ * @depth: number of calls of gmem_view_begin() without their gmem_view_end()
  */
 struct gmem_view {
 	const struct gmem_table *const *current;
@@ -1310,77 +1456,79 @@ struct gmem_view {
 };
 
 /**
- * gmem_view_new() - begin looking at a VM's memory
+ * gmem_view_new() - create a view of a VM's memory
  * @vm: handle, which must outlive the view
  * @ret: the view, for one thread at a time; yours to free with gmem_view_free()
  *
- * Thread-safe. Source: membarrier(2); where it is forbidden, readers pay for the
- * order it would give. Since: 0.1.
+ * Where membarrier(2) is forbidden, each gmem_view_begin() executes a barrier.
+ *
+ * Thread-safe. Do not call it between gmem_view_begin() and gmem_view_end().
+ * Source: membarrier(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret);
 
 /**
- * gmem_view_free() - stop looking
- * @view: view, not between begin and end; or NULL
+ * gmem_view_free() - free a view
+ * @view: view, not between gmem_view_begin() and gmem_view_end(); or NULL
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
 GMEM_API void gmem_view_free(struct gmem_view *view);
 
 /**
- * gmem_view_begin() - hold the layout as it is now
+ * gmem_view_begin() - keep the present layout until gmem_view_end()
  * @view: view
  *
- * Host addresses got through @view stay mapped until gmem_view_end(), even if
- * their region is removed meanwhile: whoever removes it waits. So keep it
- * short, do not sleep, and neither change the layout nor make or free views
- * inside. Calls nest.
+ * Host addresses from @view stay mapped until gmem_view_end(), even if their
+ * region is removed meanwhile: the removal waits. So keep the time in between
+ * short, do not sleep, and neither change the layout nor convert memory nor create
+ * or free views. Calls nest.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
-static inline void gmem_view_begin(struct gmem_view *view)
+GMEM_INLINE void gmem_view_begin(struct gmem_view *view)
 {
 	if (view->depth++)
 		return;
 
-	/* Pairs with the other side's store to the one and load of the other. */
+	/* Pairs with the writer, which stores the table and then loads the epoch. */
 	if (__builtin_expect(__atomic_load_n(&view->fence, __ATOMIC_RELAXED) != 0, 0)) {
 		__atomic_store_n(&view->epoch, view->epoch + 1, __ATOMIC_SEQ_CST);
 		view->table = __atomic_load_n(view->current, __ATOMIC_SEQ_CST);
 		return;
 	}
 
-	/* In this order: whoever changes the layout has us pass a barrier. */
+	/* The compiler must keep this order; the writer's membarrier(2) makes the CPU keep it. */
 	__atomic_store_n(&view->epoch, view->epoch + 1, __ATOMIC_RELAXED);
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
 	view->table = __atomic_load_n(view->current, __ATOMIC_ACQUIRE);
 }
 
 /**
- * gmem_view_end() - let go of the layout
+ * gmem_view_end() - end what gmem_view_begin() began
  * @view: view
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
-static inline void gmem_view_end(struct gmem_view *view)
+GMEM_INLINE void gmem_view_end(struct gmem_view *view)
 {
 	if (--view->depth)
 		return;
 
-	/* Pairs with the acquire load of whoever waits to unmap. */
+	/* Pairs with the acquire load of the thread that waits to unmap. */
 	__atomic_store_n(&view->epoch, view->epoch + 1, __ATOMIC_RELEASE);
 }
 
 /**
- * gmem_view_hva_slow() - the part of gmem_view_hva() that is not inline
- * @view: as there
- * @gpa: as there
- * @size: as there
- * @ret_hva: as there
+ * gmem_view_hva_slow() - part of gmem_view_hva() that is not inline
+ * @view: as gmem_view_hva()
+ * @gpa: as gmem_view_hva()
+ * @size: as gmem_view_hva()
+ * @ret_hva: as gmem_view_hva()
  *
- * Call gmem_view_hva(), which is this and faster.
+ * Call gmem_view_hva(), which does the same and is faster.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -1393,24 +1541,24 @@ GMEM_API int gmem_view_hva_slow(const struct gmem_view *view, uint64_t gpa, uint
  * gmem_view_hva() - host address of guest memory
  * @view: view, between gmem_view_begin() and gmem_view_end()
  * @gpa: guest physical address, any alignment
- * @size: bytes, non-zero, that must lie in one piece behind @gpa
- * @ret_hva: host address of @gpa, good until gmem_view_end()
+ * @size: bytes, non-zero, that must be contiguous for the host
+ * @ret_hva: host address of @gpa, valid until gmem_view_end()
  *
  * An access there can raise SIGBUS: see gmem_region_hva().
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0, or -ENOENT there is no region, -ESTALE there was one and it was
- * removed, -ENXIO a device's range, -EACCES it is private, -ERANGE memory begins there but @size
- * bytes are not in one piece, -EINVAL @size is 0.
+ * Return: 0, or -ENOENT there is no region at @gpa, -ESTALE there was one and it
+ * was removed, -ENXIO the range of a device, -EACCES private memory, -ERANGE
+ * there is memory at @gpa but @size bytes are not contiguous, -EINVAL @size is 0.
  */
-static inline int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64_t size,
+GMEM_INLINE int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64_t size,
 				void **ret_hva)
 {
 	const struct gmem_table *table = view->table;
 	const uint64_t within = gpa & 0x1fffff;
 
-	/* One region behind all 2 MiB: its distance from the host, plus 1 */
+	/* An odd entry is hva - gpa + 1, for 2 MiB that one region has whole. */
 	if (gpa >> 30 < table->gib_count && size - 1 <= 0x1fffff - within) {
 		const uint64_t entry = table->gibs[gpa >> 30][gpa >> 21 & 511];
 
@@ -1431,39 +1579,40 @@ static inline int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint
  *	failure
  * @max: entries in @iov
  *
- * Neighbours that are one piece for the host, too, are one entry.
+ * Adjacent regions that are contiguous for the host, too, share an entry.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: entries filled in, or -ENOENT, -ESTALE, -ENXIO or -EACCES as
- * gmem_view_hva() for the first byte that has no memory, -ENOSPC it takes more than @max,
- * -EINVAL @size is 0 or wraps.
+ * Return: number of entries filled in, or -ENOENT, -ESTALE, -ENXIO or -EACCES as
+ * gmem_view_hva() for the first byte that has no memory, -ENOSPC the range takes
+ * more than @max entries, -EINVAL @size is 0 or the range wraps.
  */
 GMEM_API int gmem_view_iovec(const struct gmem_view *view, uint64_t gpa, uint64_t size,
 			     struct iovec *iov, size_t max);
 
 /*
- * Access. These begin and end the view themselves, take ranges of any
- * alignment across regions, and cannot be killed: where a page cannot be
- * reached they stop, return -EFAULT (with recovery, -EHWPOISON for a page the
- * hardware lost), and say in @ret_done how many bytes, counted from the start,
- * were done. With gmem_recovery_enable() they cost what memcpy() costs; without
- * it, or in a view made while SIGBUS was blocked, every call is a system call.
+ * The functions below access guest memory. They begin and end the view themselves,
+ * take ranges of any alignment across regions, and survive pages that cannot be
+ * reached: there they stop, return -EFAULT (with recovery, -EHWPOISON for a page
+ * the hardware lost), and say in @ret_done how many bytes from the start were
+ * done. With gmem_recovery_enable() they cost what memcpy(3) costs; without it,
+ * or with a view that was created while SIGBUS was blocked, each call makes a
+ * system call, process_vm_readv(2).
  */
 
 /**
  * gmem_view_read() - copy from guest memory
  * @view: view
- * @gpa: where to read, any alignment
- * @buf: gets the bytes
+ * @gpa: guest physical address to read from, any alignment
+ * @buf: receives the bytes
  * @size: bytes; 0 does nothing; must not wrap
  * @ret_done: bytes copied, also on failure; NULL if not wanted
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0 when all are copied, or -ENOENT, -ESTALE, -ENXIO or -EACCES
- * as gmem_view_hva(), -EFAULT or -EHWPOISON for the first byte that could not be
- * copied, -EINVAL the range wraps.
+ * Return: 0 if all bytes were copied, or -ENOENT, -ESTALE, -ENXIO or -EACCES as
+ * gmem_view_hva(), -EFAULT or -EHWPOISON for the first byte that could not be
+ * copied, -EINVAL NULL argument, or the range wraps.
  */
 GMEM_API int gmem_view_read(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
 			    uint64_t *ret_done);
@@ -1471,13 +1620,13 @@ GMEM_API int gmem_view_read(struct gmem_view *view, uint64_t gpa, void *buf, uin
 /**
  * gmem_view_write() - copy to guest memory
  * @view: view
- * @gpa: where to write, any alignment
+ * @gpa: guest physical address to write to, any alignment
  * @buf: the bytes
  * @size: bytes; 0 does nothing; must not wrap
  * @ret_done: bytes copied, also on failure; NULL if not wanted
  *
- * The host may write where the guest may only read. In imported memory that was
- * given for reading only, this and all that writes is -EROFS.
+ * The host may write to memory that is read-only for the guest. In imported memory
+ * that was given for reading only, every function that writes returns -EROFS.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -1489,16 +1638,16 @@ GMEM_API int gmem_view_write(struct gmem_view *view, uint64_t gpa, const void *b
 /**
  * gmem_view_copy() - copy from guest memory to guest memory
  * @view: view
- * @to: where to write, any alignment
- * @from: where to read, any alignment
+ * @to: guest physical address to write to, any alignment
+ * @from: guest physical address to read from, any alignment
  * @size: bytes; 0 does nothing; neither range may wrap
  * @ret_done: bytes copied, also on failure; NULL if not wanted
  *
- * Copies upwards in address; the ranges must not overlap.
+ * Copies from the lowest address upwards; the ranges must not overlap.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: as gmem_view_read(); -EINVAL also if the ranges overlap.
+ * Return: as gmem_view_write(); -EINVAL also if the ranges overlap.
  */
 GMEM_API int gmem_view_copy(struct gmem_view *view, uint64_t to, uint64_t from, uint64_t size,
 			    uint64_t *ret_done);
@@ -1506,14 +1655,14 @@ GMEM_API int gmem_view_copy(struct gmem_view *view, uint64_t to, uint64_t from, 
 /**
  * gmem_view_fill() - set guest memory to one byte
  * @view: view
- * @gpa: where to write, any alignment
- * @byte: what to write
+ * @gpa: guest physical address to write to, any alignment
+ * @byte: value of each byte
  * @size: bytes; 0 does nothing; must not wrap
  * @ret_done: bytes set, also on failure; NULL if not wanted
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: as gmem_view_read().
+ * Return: as gmem_view_write().
  */
 GMEM_API int gmem_view_fill(struct gmem_view *view, uint64_t gpa, uint8_t byte, uint64_t size,
 			    uint64_t *ret_done);
@@ -1521,8 +1670,8 @@ GMEM_API int gmem_view_fill(struct gmem_view *view, uint64_t gpa, uint8_t byte, 
 /**
  * gmem_view_compare() - compare guest memory with a buffer
  * @view: view
- * @gpa: where to read, any alignment
- * @buf: what to compare with
+ * @gpa: guest physical address to read from, any alignment
+ * @buf: bytes to compare with
  * @size: bytes; 0 compares equal; must not wrap
  * @ret_order: below, at or above 0 like memcmp(3), guest memory first
  * @ret_done: bytes found equal, also on failure; NULL if not wanted
@@ -1537,8 +1686,8 @@ GMEM_API int gmem_view_compare(struct gmem_view *view, uint64_t gpa, const void 
 /**
  * gmem_view_string() - copy a string from guest memory
  * @view: view
- * @gpa: where it starts
- * @buf: gets the string, terminated if it fits
+ * @gpa: guest physical address of its first byte
+ * @buf: receives the string, terminated if it fits
  * @max: bytes in @buf, non-zero
  * @ret_length: bytes before the terminator; set on success
  *
@@ -1557,7 +1706,7 @@ GMEM_API int gmem_view_string(struct gmem_view *view, uint64_t gpa, char *buf, u
 #define GMEM_SEQ_CST	3u
 
 /**
- * gmem_view_load() - load one number, whole
+ * gmem_view_load() - load an aligned number atomically
  * @view: view
  * @gpa: a multiple of @width
  * @width: 1, 2, 4 or 8 bytes
@@ -1572,7 +1721,7 @@ GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width
 			    uint32_t order, uint64_t *ret);
 
 /**
- * gmem_view_store() - store one number, whole
+ * gmem_view_store() - store an aligned number atomically
  * @view: view
  * @gpa: a multiple of @width
  * @width: 1, 2, 4 or 8 bytes
@@ -1581,37 +1730,449 @@ GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: as gmem_view_load(); -EINVAL also if @value does not fit.
+ * Return: as gmem_view_load(), and -EROFS; -EINVAL also if @value does not fit.
  */
 GMEM_API int gmem_view_store(struct gmem_view *view, uint64_t gpa, uint32_t width,
 			     uint32_t order, uint64_t value);
 
 /**
- * gmem_view_compare_exchange() - store one number if another is there
+ * gmem_view_compare_exchange() - store an aligned number if memory has the expected one
  * @view: view
  * @gpa: a multiple of @width
  * @width: 1, 2, 4 or 8 bytes
- * @order: any of the four, for success; failure orders like the load in it
- * @expected: what must be there; gets what was there
- * @desired: what to store; both must fit @width
+ * @order: any of the four, for success; on failure the order of the load in it
+ * @expected: the number that memory must have; receives the number it had
+ * @desired: the number to store; both must fit @width
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 1 stored, 0 something else was there, or as gmem_view_store().
+ * Return: 1 if stored, 0 if memory had another number, or as gmem_view_store().
  */
 GMEM_API int gmem_view_compare_exchange(struct gmem_view *view, uint64_t gpa, uint32_t width,
 					uint32_t order, uint64_t *expected, uint64_t desired);
 
-/* ----------------------------------------------------------------- NUMA -- */
+/* -------------------------------------------------------- layout changes -- */
 
-/* Where pages come from when they are first touched: struct gmem_numa_opts.policy */
-#define GMEM_NUMA_DEFAULT	0u /* as the policy of the thread that touches says */
-#define GMEM_NUMA_BIND		1u /* from these nodes only */
-#define GMEM_NUMA_PREFERRED	2u /* from these nodes, others if they have none left */
-#define GMEM_NUMA_INTERLEAVE	3u /* from these nodes in turn, page by page */
+/**
+ * gmem_change_new() - begin a change of a VM's layout
+ * @vm: handle, which must outlive the change
+ * @ret: the change, empty; yours to free with gmem_change_free()
+ *
+ * The functions below add steps to the change; gmem_change_apply() does all of
+ * them or none.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_change_new(struct gmem_vm *vm, struct gmem_change **ret);
+
+/**
+ * gmem_change_free() - free a change
+ * @change: change, or NULL
+ *
+ * Steps that were not applied have no effect.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_change_free(struct gmem_change *change);
+
+/**
+ * gmem_change_add() - add a step: add a region
+ * @change: change
+ * @gpa: as gmem_region_add()
+ * @size: as gmem_region_add()
+ * @opts: as gmem_region_add(); the plan and file in it must live until
+ *	gmem_change_apply()
+ * @ret: set by gmem_change_apply() when it succeeds
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or the errors that gmem_region_add() finds in the arguments alone.
+ */
+GMEM_API GMEM_CHECKED int gmem_change_add(struct gmem_change *change, uint64_t gpa,
+					  uint64_t size, const struct gmem_region_opts *opts,
+					  struct gmem_region **ret);
+
+/**
+ * gmem_change_remove() - add a step: remove a region
+ * @change: change
+ * @region: region of the same VM; invalid once the change is applied
+ *
+ * Regions that the same change adds may use its range, memslot number and file
+ * range.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument or a region of another VM, -EEXIST the
+ * region is in another step of this change, -ENOMEM.
+ */
+GMEM_API int gmem_change_remove(struct gmem_change *change, struct gmem_region *region);
+
+/**
+ * gmem_change_move() - add a step: move a region
+ * @change: change
+ * @region: region of the same VM
+ * @gpa: as gmem_region_move()
+ *
+ * Regions of one change may trade places.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL as gmem_region_move(), or a region of another VM, -EEXIST
+ * the region is in another step of this change, -ENOMEM.
+ */
+GMEM_API int gmem_change_move(struct gmem_change *change, struct gmem_region *region,
+			      uint64_t gpa);
+
+/**
+ * gmem_change_apply() - do all steps of a change, or none
+ * @change: change; empty again after success
+ *
+ * First the library checks and prepares everything: overlaps in the new layout,
+ * file ranges, memslot numbers, mappings. Then it deletes memslots and then adds
+ * them, in the order of the steps; it does not touch the memslots of other
+ * regions. Then readers see all of the new layout. When no view can have the old
+ * one any more, the memory of removed regions is unmapped. If the kernel refuses a
+ * step, the steps before it are undone, and gmem_last_error() says which step it
+ * was.
+ *
+ * Thread-safe for different changes. It waits for views between gmem_view_begin()
+ * and gmem_view_end(), so do not call it between these. Source:
+ * KVM_SET_USER_MEMORY_REGION2 and KVM_SET_USER_MEMORY_REGION. Since: 0.1.
+ *
+ * Return: 0, or as gmem_region_add() and gmem_region_move(): the layout is as
+ * it was; or -ENOTRECOVERABLE the kernel refused to undo, too: gmem_last_error()
+ * says which region lost its memslot.
+ */
+GMEM_API int gmem_change_apply(struct gmem_change *change);
+
+/* ------------------------------------------------------------ conversion -- */
+
+/* Flags of struct gmem_convert_opts */
+#define GMEM_CONVERT_ALL	(1ull << 0) /* convert even what is recorded as converted */
+
+/* Treatment of the side that is not in use any more: struct gmem_convert_opts.discard */
+#define GMEM_DISCARD_NOW	0u /* given back to the host before the call returns */
+#define GMEM_DISCARD_LATER	1u /* given back by gmem_vm_discard_owed() */
+#define GMEM_DISCARD_NEVER	2u /* kept with its contents: doubles the memory */
+
+/**
+ * struct gmem_convert_opts - how to convert
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_CONVERT_*; unknown bits are -EINVAL
+ * @discard: GMEM_DISCARD_*
+ * @wait_ms: milliseconds to wait for leases to be freed; 0: fail at once
+ */
+struct gmem_convert_opts {
+	size_t   size;
+	uint64_t flags;
+	uint32_t discard;
+	uint32_t wait_ms;
+};
+
+/**
+ * struct gmem_conversion - result of a conversion
+ * @gpa: start of the part that this conversion put into the requested state
+ * @size: bytes of that part: after success the whole range, or 0 if all of it was
+ *	in that state before; after a failure 0, or, with -ENOTRECOVERABLE, the
+ *	part that the kernel refused to convert back
+ * @converted: bytes whose state changed
+ * @discarded: bytes of the other side that were given back to the host
+ * @owed: bytes of the other side that gmem_vm_discard_owed() has yet to give back,
+ *	with those that the kernel refused to free
+ * @ioctls: number of ioctls made, KVM_SET_MEMORY_ATTRIBUTES or that of
+ *	struct gmem_inplace_opts
+ */
+struct gmem_conversion {
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t converted;
+	uint64_t discarded;
+	uint64_t owed;
+	uint64_t ioctls;
+};
+
+/**
+ * gmem_vm_convert() - make guest memory private, or shared
+ * @vm: handle
+ * @gpa: guest physical address, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page; may span regions
+ * @state: GMEM_STATE_SHARED or GMEM_STATE_PRIVATE
+ * @opts: NULL for defaults: do not wait for leases, discard at once
+ * @ret: result, filled in on failure, too; NULL if not wanted
+ *
+ * Every byte must be memory that can be converted, which is checked before
+ * anything changes. Parts that are in @state already are skipped; if all of the
+ * range is, the library makes no system call. Adjacent parts, in one region or
+ * several, take one ioctl. If the kernel refuses an ioctl, those before it are
+ * undone.
+ *
+ * With GMEM_BACKING_PRIVATE contents are not copied: the guest finds the previous
+ * contents of the side it now uses, or zeros if that was discarded. The discard
+ * policy holds for all of the range. If the kernel refuses to free memory, the
+ * conversion succeeds nevertheless; the refusal goes to the log, and the memory
+ * counts as owed.
+ *
+ * A conversion to private asks the listeners, waits until every view that began
+ * before has ended, and waits for leases up to wait_ms of @opts. A conversion to
+ * shared calls the listeners once views can use the memory. If a lease or a
+ * listener is in the way, nothing changes.
+ *
+ * Thread-safe. Do not call it between gmem_view_begin() and gmem_view_end() of
+ * the same thread. Source: KVM_SET_MEMORY_ATTRIBUTES; for discarding madvise(2)
+ * and fallocate(2). Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad range, state or options, -ENOENT the range has a hole,
+ * -ENXIO part of it is a device's, -EOPNOTSUPP memory in it cannot be converted,
+ * -EBUSY somebody holds a lease, the errno of a listener that refused, -ETIMEDOUT
+ * a peer did not give it back (gmem_peer_add()), -ENOMEM, -E2BIG options newer
+ * than the library, or the kernel's own errno: nothing changed;
+ * -ENOTRECOVERABLE the kernel refused to undo, see @ret, or a region in the range
+ * has lost its memslot.
+ */
+GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t state,
+			     const struct gmem_convert_opts *opts, struct gmem_conversion *ret);
+
+/**
+ * gmem_vm_discard_owed() - give back the memory that conversions left for later
+ * @vm: handle
+ * @ret_done: bytes given back, also on failure; NULL if not wanted
+ *
+ * Adjacent ranges are given back together, no matter how many conversions left
+ * them. Memory that was converted back meanwhile is in use again, and is kept.
+ * Removing a region ends what is owed there.
+ *
+ * Thread-safe; waits for conversions of the same ranges. Source: madvise(2) and
+ * fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, -ENOMEM, or the kernel's own errno: the
+ * rest is still owed.
+ */
+GMEM_API int gmem_vm_discard_owed(struct gmem_vm *vm, uint64_t *ret_done);
+
+/**
+ * gmem_vm_adopt_private() - record memory as private that the kernel has as private
+ * @vm: handle
+ * @gpa: guest physical address, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page; may span regions
+ *
+ * For a VM whose attributes were set before the handle was created: call this once
+ * the regions are added. The kernel has no call that returns attributes, so this
+ * does not check them. If you do not know the kernel's attributes, use
+ * gmem_vm_convert() with GMEM_CONVERT_ALL instead. The call waits until every view
+ * that began before has ended.
+ *
+ * Thread-safe, as gmem_vm_convert(). Since: 0.1.
+ *
+ * Return: 0, or -EINVAL, -ENOENT, -ENXIO, -EOPNOTSUPP, -EBUSY, -ENOMEM and
+ * -ENOTRECOVERABLE as gmem_vm_convert().
+ */
+GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
+
+/* ----------------------------------------------------------------- exits -- */
+
+/* Kinds of exits: struct gmem_exit.kind */
+#define GMEM_EXIT_OTHER		0u /* not about guest memory: the VMM handles it */
+#define GMEM_EXIT_FAULT		1u /* an access needs memory in @state, which is not there */
+#define GMEM_EXIT_CONVERT	2u /* the guest requests a conversion, and needs an answer */
+#define GMEM_EXIT_BAD_CONVERT	3u /* an invalid request for a conversion; needs an answer, too */
+#define GMEM_EXIT_POISON	4u /* the hardware lost the memory there */
+#define GMEM_EXIT_UNKNOWN_REASON	5u /* a fault for a reason this library does not know */
+#define GMEM_EXIT_NO_ADDRESS	6u /* a fault for which KVM gives no address */
+
+/**
+ * struct gmem_exit - a vCPU's exit, decoded as far as it is about guest memory
+ * @kind: GMEM_EXIT_*
+ * @state: for GMEM_EXIT_FAULT, GMEM_EXIT_POISON and GMEM_EXIT_CONVERT the
+ *	GMEM_STATE_* that the access or the guest needs; else 0
+ * @gpa: start of the range. For faults rounded down to the page, because KVM may
+ *	give a finer address; for GMEM_EXIT_BAD_CONVERT as the guest gave it
+ * @size: bytes; for faults whole pages. 0: KVM gave no address
+ * @page_size: for GMEM_EXIT_CONVERT the page size in bytes that the guest prefers;
+ *	0: none that the interface knows
+ * @unknown: for GMEM_EXIT_UNKNOWN_REASON and GMEM_EXIT_BAD_CONVERT the bits that
+ *	this library does not know
+ * @error: the negative errno of KVM_RUN, -EINVAL for GMEM_EXIT_BAD_CONVERT, else 0
+ * @repeats: set by gmem_vcpu_handle_exit(): number of directly preceding exits
+ *	about the same @gpa; else 0
+ */
+struct gmem_exit {
+	uint32_t kind;
+	uint32_t state;
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t page_size;
+	uint64_t unknown;
+	int32_t  error;
+	uint32_t repeats;
+};
+
+/**
+ * gmem_exit_decode() - decode what an exit of KVM_RUN says about guest memory
+ * @run: the vCPU's kvm_run
+ * @result: return value of ioctl(KVM_RUN)
+ * @error: errno after that, positive; read only if @result is negative
+ * @ret: the decoded exit
+ *
+ * This is a pure function: it makes no system call and has no state. KVM describes
+ * a fault in kvm_run only if KVM_RUN failed with EFAULT or EHWPOISON and the exit
+ * reason is KVM_EXIT_MEMORY_FAULT; otherwise the description there is an old one.
+ * An access to memory whose host address is unmapped gives EFAULT without a
+ * description. Before Linux 6.8, so did EHWPOISON for memory the hardware lost.
+ *
+ * A guest requests conversions with the hypercall KVM_HC_MAP_GPA_RANGE (x86
+ * only), which exits if KVM_CAP_EXIT_HYPERCALL was enabled for it. The request
+ * comes from the guest, so it is checked: a bad size or alignment, a range that
+ * wraps, reserved bits and addresses that no processor has give
+ * GMEM_EXIT_BAD_CONVERT, and gmem_last_error() says which. This function does not
+ * know whether there is memory in the range. The request counts pages of 4096
+ * bytes, whatever the host's page.
+ *
+ * Thread-safe. Source: KVM API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL.
+ * Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument.
+ */
+GMEM_API int gmem_exit_decode(const struct kvm_run *run, int result, int error,
+			      struct gmem_exit *ret);
+
+/**
+ * gmem_exit_reply() - answer a guest's request for a conversion
+ * @run: the vCPU's kvm_run, unchanged since the exit
+ * @error: 0 if the conversion is done, or the negative errno of its failure
+ *
+ * The guest gets the answer when the vCPU runs again, in the numbers of its own
+ * ABI: 0, and negative EINVAL, EPERM, E2BIG, EFAULT, EOPNOTSUPP and EAGAIN. The
+ * library replaces -EBUSY and -EINTR by EAGAIN, and every other errno by EINVAL.
+ *
+ * Thread-safe for different vCPUs. Source: KVM's hypercalls.rst. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, an @error that is positive, or an exit
+ * that is no such request.
+ */
+GMEM_API int gmem_exit_reply(struct kvm_run *run, int error);
+
+/* ----------------------------------------------------------------- vCPUs -- */
+
+/* Flags of struct gmem_vcpu_opts */
+#define GMEM_VCPU_EXPLICIT	(1ull << 0) /* convert only on the guest's request, not on faults */
+
+/**
+ * struct gmem_vcpu_opts - how to handle a vCPU's exits
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_VCPU_*; unknown bits are -EINVAL
+ * @discard: GMEM_DISCARD_*, as in struct gmem_convert_opts
+ * @wait_ms: milliseconds to wait for leases, as in struct gmem_convert_opts
+ * @max_stuck_faults: number of consecutive faults at one address that need no
+ *	conversion, the last of which is -ELOOP; 0: 16
+ * @max_repeats: number of consecutive exits about one address, whatever was done
+ *	for them, after which the next one is -ELOOP; 0: no limit
+ */
+struct gmem_vcpu_opts {
+	size_t   size;
+	uint64_t flags;
+	uint32_t discard;
+	uint32_t wait_ms;
+	uint32_t max_stuck_faults;
+	uint32_t max_repeats;
+};
+
+/**
+ * gmem_vcpu_new() - create the record of a vCPU, to handle its exits
+ * @vm: handle, which must outlive the record
+ * @vcpu_fd: vCPU fd, borrowed: keep it open until gmem_vcpu_free(); or -1 to do
+ *	without gmem_vcpu_prefault()
+ * @opts: NULL for defaults
+ * @ret: the vCPU's record, yours to free with gmem_vcpu_free()
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument or bad options, -ENOMEM, -E2BIG options
+ * newer than the library.
+ */
+GMEM_API GMEM_CHECKED int gmem_vcpu_new(struct gmem_vm *vm, int vcpu_fd,
+					const struct gmem_vcpu_opts *opts,
+					struct gmem_vcpu **ret);
+
+/**
+ * gmem_vcpu_free() - free a vCPU's record
+ * @vcpu: record, or NULL
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
+
+/**
+ * gmem_vcpu_handle_exit() - do what a vCPU's exit needs of guest memory
+ * @vcpu: the vCPU's record
+ * @run: its kvm_run
+ * @result: return value of ioctl(KVM_RUN)
+ * @error: errno after that, positive; read only if @result is negative
+ * @ret: the decoded exit, filled in on failure, too; NULL if not wanted
+ *
+ * Call it after every KVM_RUN. A fault converts its page to the state that the
+ * access needs. A request converts its range, and the guest gets an answer: an
+ * error if the request is invalid, if its range has holes, or if a lease is in the
+ * way. A request to make a range without any memory shared succeeds, because such
+ * a range always is.
+ *
+ * A guest decides how often it exits, but not how much an exit costs: each causes
+ * at most one conversion, of existing memory. The library's record of private
+ * memory grows to at most one entry for each second page, and with
+ * GMEM_DISCARD_NOW no guest memory is doubled. If a fault comes back although the
+ * memory has the state it needs, something else is wrong: after max_stuck_faults
+ * of them the call fails with -ELOOP. With repeats in @ret the VMM can stop
+ * earlier. gmem_vm_stats() has counts of all of these.
+ *
+ * One thread at a time per object; different objects in parallel. Do not call it
+ * between gmem_view_begin() and gmem_view_end() of the same thread. Source: KVM
+ * API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL. Since: 0.1.
+ *
+ * Return: 1 the exit is handled, run the vCPU again; 0 it is not about guest
+ * memory, so the VMM must handle it; or -EINVAL NULL argument, -ENOENT a private
+ * access where there is no memory, -ENXIO one in the range of a device, -ELOOP see
+ * above, -EHWPOISON the hardware lost the memory, -EFAULT a fault for which KVM
+ * gives no address, -EPROTO a fault for an unknown reason, -EACCES a fault that
+ * needs a conversion, with GMEM_VCPU_EXPLICIT, and every errno of
+ * gmem_vm_convert(). If the vCPU runs again after an error, a fault comes again;
+ * a request has its answer.
+ */
+GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, int result,
+				   int error, struct gmem_exit *ret);
+
+/**
+ * gmem_vcpu_prefault() - fault memory into the guest's page tables before it runs
+ * @vcpu: record made with a vCPU fd
+ * @gpa: start, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page
+ * @ret_done: bytes done, counted from @gpa, also on failure; NULL if not wanted
+ *
+ * Allocates missing memory, private memory, too. After a failure, pages faulted in
+ * stay. KVM locks the vCPU meanwhile: if it runs, this call waits.
+ *
+ * One thread at a time per object; different objects in parallel. Source:
+ * KVM_PRE_FAULT_MEMORY. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL bad range, -EBADF the record has no vCPU fd, -EOPNOTSUPP
+ * this VM does not support it (GMEM_CAP_PRE_FAULT), -ENOENT the range has a hole,
+ * -EFAULT the memory's file is gone, its host address is not mapped, or it is
+ * private without a guest_memfd, -EHWPOISON the hardware lost the memory, -EINTR
+ * signals kept arriving, or the kernel's own errno.
+ */
+GMEM_API int gmem_vcpu_prefault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t size,
+				uint64_t *ret_done);
+
+/* ------------------------------------------------------------------ NUMA -- */
+
+/* Nodes for pages when they are first touched: struct gmem_numa_opts.policy */
+#define GMEM_NUMA_DEFAULT	0u /* the policy of the thread that touches the page */
+#define GMEM_NUMA_BIND		1u /* these nodes only */
+#define GMEM_NUMA_PREFERRED	2u /* these nodes, others if they have no memory left */
+#define GMEM_NUMA_INTERLEAVE	3u /* these nodes in turn, page by page */
 
 /* Flags of struct gmem_numa_opts */
-#define GMEM_NUMA_SHARED_ONLY	(1ull << 0) /* leave private guest_memfds alone */
+#define GMEM_NUMA_SHARED_ONLY	(1ull << 0) /* no policy for private guest_memfds */
 
 #define GMEM_NUMA_WORDS 16 /* 1024 nodes */
 
@@ -1633,13 +2194,14 @@ struct gmem_numa_opts {
 };
 
 /**
- * struct gmem_numa_pages - on which nodes the pages of a range are
+ * struct gmem_numa_pages - NUMA nodes of the pages of a range
  * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @on_node: array of yours: gets the number of pages on each node; or NULL
+ * @on_node: the caller's array, filled with the number of pages on each node; or
+ *	NULL
  * @nodes: entries in @on_node
  * @elsewhere: pages on nodes past the last of @on_node
  * @absent: pages that are not allocated
- * @unknown: pages that are allocated, but no call tells where: those the host
+ * @unknown: pages that are allocated on a node that no call tells: those the host
  *	cannot reach
  */
 struct gmem_numa_pages {
@@ -1652,52 +2214,52 @@ struct gmem_numa_pages {
 };
 
 /**
- * gmem_file_set_numa() - decide which nodes pages of a file come from
- * @file: file made with GMEM_CREATE_MMAP, shared or private
+ * gmem_file_set_numa() - set the NUMA policy of a file
+ * @file: file created with GMEM_CREATE_MMAP, shared or private
  * @offset: start in the file, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page; must end inside the file
  * @opts: the policy
  *
- * Holds for the file, whoever touches it, through whatever mapping, from any
- * process, and for guests. The pages of a guest_memfd never move: call it before
- * they are touched. That a page of the range is on another node already, or
- * is where nobody can ask, is -EBUSY, and is looked for before the policy is
- * set and after. In between the kernel is asked to tell the policy back.
+ * The policy belongs to the file: it holds for every process, every mapping and
+ * for guests. The pages of a guest_memfd never move, so call this before they are
+ * touched. If a page of the range is on another node already, or on one that no
+ * call tells, the call fails with -EBUSY; it checks this before it sets the policy
+ * and afterwards. It also reads the policy back from the kernel.
  *
- * Pages that exist may get mapped in, none is allocated; except one that was
- * freed at the very moment it was looked at.
+ * The call may map existing pages. It allocates none, except one that is freed at
+ * the very moment when it is examined.
  *
- * Thread-safe. Source: mbind(2), get_mempolicy(2), move_pages(2). Since: 0.1.
+ * Thread-safe. Source: mbind(2), get_mempolicy(2), move_pages(2), cachestat(2).
+ * Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range, policy or options, no node, or one this
- * process may not use, -EBUSY too late: if the sentence says so, the policy is
- * set, and pages came in meanwhile, -EOPNOTSUPP the file cannot be mapped (then
- * set_mempolicy(2) of the thread that touches decides), the kernel does not
- * obey (GMEM_CAP_NUMA_POLICY), has no NUMA, or has no cachestat(2) to find late
- * pages, -E2BIG options newer than the library, -ENOMEM, or the kernel's own
- * errno.
+ * process may not use, -EBUSY too late (if gmem_last_error() says so, the policy
+ * is set nevertheless, and pages were allocated meanwhile), -EOPNOTSUPP the file
+ * cannot be mapped (then set_mempolicy(2) of the thread that touches a page
+ * decides), the kernel ignores the policy (GMEM_CAP_NUMA_POLICY), has no NUMA, or
+ * has no cachestat(2) to find late pages, -E2BIG options newer than the library,
+ * -ENOMEM, or the kernel's own errno.
  */
 GMEM_API GMEM_CHECKED int gmem_file_set_numa(struct gmem_file *file, uint64_t offset,
 					     uint64_t size, const struct gmem_numa_opts *opts);
 
 /**
- * gmem_file_numa() - on which nodes the pages of a file are
+ * gmem_file_numa() - count the pages of a file by NUMA node
  * @file: as gmem_file_set_numa()
  * @offset: as gmem_file_set_numa()
  * @size: as gmem_file_set_numa()
- * @pages: set its size, @on_node and @nodes; gets the counts. On failure
- *	@on_node has some of them
+ * @pages: set its size, on_node and nodes; receives the counts. After a failure
+ *	on_node may have counts of a part of the range
  *
- * Thread-safe. Source: as
- * gmem_file_set_numa(). Since: 0.1.
+ * Thread-safe. Source: move_pages(2), mincore(2), cachestat(2). Since: 0.1.
  *
- * Return: 0, or as gmem_file_set_numa(), but for -EBUSY.
+ * Return: 0, or as gmem_file_set_numa() without -EBUSY.
  */
 GMEM_API int gmem_file_numa(struct gmem_file *file, uint64_t offset, uint64_t size,
 			    struct gmem_numa_pages *pages);
 
 /**
- * gmem_vm_set_numa() - decide which nodes guest memory comes from
+ * gmem_vm_set_numa() - set the NUMA policy of guest memory
  * @vm: handle
  * @gpa: start, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page; all of it must be memory
@@ -1705,364 +2267,58 @@ GMEM_API int gmem_file_numa(struct gmem_file *file, uint64_t offset, uint64_t si
  * @ret_done: bytes that have the policy, counted from @gpa, also on failure;
  *	NULL if not wanted
  *
- * For each region its files and its host memory, of private backing both,
- * unless GMEM_NUMA_SHARED_ONLY is given. All of it is checked before the first
- * policy is set. Policies belong to the memory: a region that is moved keeps
- * them, one that is rebound has those of its new file.
+ * The policy is set for the file or host memory of each region, and with private
+ * backing for both sides unless GMEM_NUMA_SHARED_ONLY is given. All of the range
+ * is checked before the first policy is set. Policies belong to the memory: a
+ * region that is moved keeps them, and one that is rebound has those of its new
+ * file.
  *
- * Call it for each guest node to lay a guest's nodes over the host's, and
- * populate afterwards.
+ * To map a guest's nodes to nodes of the host, call this for the memory of each
+ * guest node, and populate afterwards.
  *
  * Thread-safe; changes of the layout wait. Source: as gmem_file_set_numa().
  * Since: 0.1.
  *
- * Return: as gmem_file_set_numa(), and -ENOENT part of it is no memory, -ENXIO
- * part of it is a device's.
+ * Return: as gmem_file_set_numa(), and -ENOENT the range has a hole, -ENXIO part
+ * of it is a device's.
  */
 GMEM_API GMEM_CHECKED int gmem_vm_set_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 					   const struct gmem_numa_opts *opts,
 					   uint64_t *ret_done);
 
 /**
- * gmem_vm_numa() - on which nodes guest memory is
+ * gmem_vm_numa() - count the pages of guest memory by NUMA node
  * @vm: handle
  * @gpa: as gmem_vm_set_numa()
  * @size: as gmem_vm_set_numa()
  * @pages: as gmem_file_numa()
  *
- * Both sides of private backing count, so there can be more pages than the
- * range has. A private guest_memfd that cannot be mapped counts as absent or
- * unknown.
+ * Both sides of private backing are counted, so there can be more pages than the
+ * range has. Pages of a private guest_memfd that cannot be mapped count as absent
+ * or unknown.
  *
- * Thread-safe; changes of the layout wait. Source: as gmem_file_set_numa().
+ * Thread-safe; changes of the layout wait. Source: as gmem_file_numa().
  * Since: 0.1.
  *
- * Return: 0, or as gmem_vm_set_numa(), but for -EBUSY.
+ * Return: 0, or as gmem_vm_set_numa() without -EBUSY.
  */
 GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			  struct gmem_numa_pages *pages);
 
-/* ------------------------------------------- shared and private memory -- */
-
-/* The states of guest memory */
-#define GMEM_STATE_SHARED	1u /* host and guest reach it */
-#define GMEM_STATE_PRIVATE	2u /* only the guest does */
-
-/*
- * Memory of GMEM_BACKING_PRIVATE has two sides, and the state of an address
- * says which one the guest uses. The kernel keeps states by guest address and
- * has no call that tells them, so libgmem's record is the only one: convert
- * through it alone. Rules:
- *
- *   A region begins shared. Removing one makes its addresses shared again.
- *   A region that is private in part cannot be moved; split and rebind leave
- *   the states as they are, by address. gmem_vm_free() leaves the kernel's
- *   attributes as they are: see gmem_vm_adopt_private().
- *
- *   What is private cannot be had through views: -EACCES. The host address
- *   of the shared side stays mapped all the time and reads as what was left
- *   there, zero after a discard. KVM's own accesses for the guest (paravirtual
- *   clocks, emulated instructions, page-table walks of emulation) go to that
- *   address even where the guest has made it private: so a guest can make KVM
- *   read and write the shared side, never what is private.
- *
- *   GMEM_BACKING_INPLACE has one memory, too: what the guest had shared is what it
- *   has private, nothing is to be discarded, and each region takes a call of its
- *   own. A page that somebody has pinned, without a lease, is -EBUSY after
- *   the time a lease would be waited for.
- *
- *   A private file with GMEM_CREATE_MMAP is one memory, whatever the state,
- *   that the host cannot read: views give -EACCES for all of it, and nothing
- *   is ever stale.
- *
- * Who sees what while a range is converted: gmem_vm_state() has all of the range
- * as before, then all of it as after. Views: to private, none that began
- * before still stands when the first page turns, and those that begin
- * meanwhile have -EACCES; to shared, they have -EACCES until all is shared. The
- * guest may see parts of a large range turn before others. Conversions
- * that overlap follow each other in the order they came; others overlap in
- * time. Changes of the layout of that range wait for its end.
- */
+/* -------------------------------------------------- populate and discard -- */
 
 /**
- * struct gmem_state_range - addresses that have one state
- * @gpa: where they start
- * @size: bytes
- * @state: GMEM_STATE_*; 0: no memory, a hole or a device
- * @backing: an enum gmem_backing; only GMEM_BACKING_PRIVATE and
- *	GMEM_BACKING_INPLACE can be converted, all else is always shared
- */
-struct gmem_state_range {
-	uint64_t gpa;
-	uint64_t size;
-	uint32_t state;
-	uint32_t backing;
-};
-
-/**
- * gmem_vm_state() - what is shared and what is private
- * @vm: handle
- * @gpa: guest physical address, any alignment
- * @size: bytes, non-zero; must not wrap
- * @ret: filled in GPA order, without gaps from @gpa on
- * @max: entries in @ret, at least 1
- *
- * If the last range filled in ends before @gpa + @size, ask again from there.
- *
- * Thread-safe; waits while a change of the layout is applied. Since: 0.1.
- *
- * Return: entries filled in, or -EINVAL NULL argument, no range, @max is 0.
- */
-GMEM_API int gmem_vm_state(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
-			   struct gmem_state_range *ret, size_t max);
-
-/* Flags of struct gmem_convert_opts */
-#define GMEM_CONVERT_ALL	(1ull << 0) /* also what is so already, as far as is known */
-
-/* What becomes of the side that is not in use any more */
-#define GMEM_DISCARD_NOW	0u /* given back to the host before the call returns */
-#define GMEM_DISCARD_LATER	1u /* by gmem_vm_discard_owed() */
-#define GMEM_DISCARD_NEVER	2u /* kept: it doubles the memory, and comes back with its bytes */
-
-/**
- * struct gmem_convert_opts - how to convert
- * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_CONVERT_*; unknown bits are -EINVAL
- * @discard: GMEM_DISCARD_*
- * @wait_ms: milliseconds to wait for leases to be freed; 0: fail at once
- */
-struct gmem_convert_opts {
-	size_t   size;
-	uint64_t flags;
-	uint32_t discard;
-	uint32_t wait_ms;
-};
-
-/**
- * struct gmem_conversion - what a conversion did
- * @gpa: where the part starts that is in the state asked for because of it
- * @size: bytes of it. On success all of the range, or 0 if all was so before;
- *	on failure 0: all is as it was; or, with -ENOTRECOVERABLE, what the kernel
- *	refused to undo. All else is as it was.
- * @converted: bytes whose state changed
- * @discarded: bytes of the other side that were given back to the host
- * @owed: bytes of it that gmem_vm_discard_owed() has yet to give back, among
- *	them what the kernel refused to free
- * @ioctls: KVM_SET_MEMORY_ATTRIBUTES and the like that were made
- */
-struct gmem_conversion {
-	uint64_t gpa;
-	uint64_t size;
-	uint64_t converted;
-	uint64_t discarded;
-	uint64_t owed;
-	uint64_t ioctls;
-};
-
-/**
- * gmem_vm_convert() - make guest memory private, or shared
- * @vm: handle
- * @gpa: guest physical address, a multiple of the page
- * @size: bytes, non-zero, a multiple of the page; may span regions
- * @state: GMEM_STATE_SHARED or GMEM_STATE_PRIVATE
- * @opts: NULL for defaults: do not wait for leases, discard at once
- * @ret: what was done, also on failure; NULL if not wanted
- *
- * Every byte must be memory that can be converted: this is checked before
- * anything changes. Parts that are so already are skipped; if all of it is,
- * there is no system call. What neighbours, in one region or several, becomes
- * one call to the kernel. If the kernel refuses one, those before it are
- * undone. Contents are not carried over: the guest finds what the side it uses
- * now held before, zero if it was discarded. The discard policy is for all of
- * the range; a refusal to free does not fail the conversion, which is done by
- * then, but is passed to the log, and the rest stays owed.
- *
- * To private, listeners are asked, views are waited for, and leases up to the
- * limit. To shared, listeners are told once views have it. Whoever refuses,
- * nothing changes.
- *
- * Thread-safe. Do not call it between gmem_view_begin() and gmem_view_end() of
- * the same thread. Source: KVM_SET_MEMORY_ATTRIBUTES. Since: 0.1.
- *
- * Return: 0, or -EINVAL bad range, state or options, -ENOENT a hole in the
- * range, -ENXIO a device's range in it, -EOPNOTSUPP memory in it cannot be
- * converted, -EBUSY somebody holds a lease, what a listener refused with, -ENOMEM,
- * -E2BIG options newer than the library, or the kernel's own errno: nothing
- * changed; -ENOTRECOVERABLE
- * the kernel refused to undo, see @ret; or a region in it lost its memslot.
- */
-GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t state,
-			     const struct gmem_convert_opts *opts, struct gmem_conversion *ret);
-
-/**
- * gmem_vm_discard_owed() - give back what conversions left for later
- * @vm: handle
- * @ret_done: bytes given back, also on failure; NULL if not wanted
- *
- * Neighbours are given back together, however many conversions left them.
- * What was converted back meanwhile is in use again, and is kept. What was
- * owed where a region is removed is forgotten.
- *
- * Thread-safe; waits for conversions of the same ranges. Since: 0.1.
- *
- * Return: 0, or -EINVAL NULL argument, -ENOMEM, or the kernel's own errno: the
- * rest is still owed.
- */
-GMEM_API int gmem_vm_discard_owed(struct gmem_vm *vm, uint64_t *ret_done);
-
-/**
- * gmem_vm_adopt_private() - tell of what is private already
- * @vm: handle
- * @gpa: guest physical address, a multiple of the page
- * @size: bytes, non-zero, a multiple of the page; may span regions
- *
- * For a VM whose attributes were set before there was a handle: say so once
- * the regions are there. The kernel is not asked, for it cannot be. Where it
- * is not known what the kernel has, convert with GMEM_CONVERT_ALL instead.
- * Views that began before are waited for.
- *
- * Thread-safe, as gmem_vm_convert(). Since: 0.1.
- *
- * Return: 0, or -EINVAL, -ENOENT, -ENXIO, -EOPNOTSUPP, -EBUSY, -ENOMEM and
- * -ENOTRECOVERABLE as gmem_vm_convert().
- */
-GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
-
-/**
- * struct gmem_lease_opts - who holds a lease
- * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @holder: a name for error messages, copied, cut after 63 bytes; NULL: "unnamed"
- */
-struct gmem_lease_opts {
-	size_t      size;
-	const char *holder;
-};
-
-/**
- * gmem_lease_new() - keep a range of shared memory as it is
- * @vm: handle, which must outlive the lease
- * @gpa: guest physical address, any alignment
- * @size: bytes, non-zero; must not wrap; may span regions
- * @opts: NULL for defaults
- * @ret: the lease, yours to free with gmem_lease_free()
- *
- * For those who use host addresses of the range beyond a view: I/O in flight,
- * registered buffers, device maps. While it is held, conversions of the range to
- * private wait or fail, and removing, moving, splitting and rebinding its
- * regions fails, with -EBUSY and the holder's name. Leases may overlap. No new one
- * is given while a conversion to private waits for those there are.
- *
- * Thread-safe; waits while a change of the layout is applied. Since: 0.1.
- *
- * Return: 0, or -EINVAL NULL argument or no range, -EACCES part of it is
- * private, -ENOENT a hole in it, -ENXIO a device's range in it, -EBUSY it is
- * being converted to private, -ENOMEM, -E2BIG options newer than the library.
- */
-GMEM_API GMEM_CHECKED int gmem_lease_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
-					 const struct gmem_lease_opts *opts,
-					 struct gmem_lease **ret);
-
-/**
- * gmem_lease_free() - let the range go
- * @lease: lease, or NULL
- *
- * Whoever waits for it goes on.
- *
- * Thread-safe for different leases. Since: 0.1.
- */
-GMEM_API void gmem_lease_free(struct gmem_lease *lease);
-
-/**
- * gmem_listener_fn - hears what became of a range
- * @data: data of struct gmem_listener_opts
- * @gpa: where it starts
- * @size: bytes
- */
-typedef void (*gmem_listener_fn)(void *data, uint64_t gpa, uint64_t size);
-
-/**
- * gmem_listener_veto_fn - hears what is to become of a range, and may refuse
- * @data: data of struct gmem_listener_opts
- * @gpa: where it starts
- * @size: bytes
- *
- * Return: 0, or a negative errno: it must not be.
- */
-typedef int (*gmem_listener_veto_fn)(void *data, uint64_t gpa, uint64_t size);
-
-/**
- * struct gmem_listener_opts - who is told what
- * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @name: for error messages, copied, cut after 63 bytes; NULL: "unnamed"
- * @data: passed to the functions below, each of which may be NULL
- * @before_private: shared memory is to become private: unmap it, from an IOMMU,
- *	from another process. It still is shared.
- * @undo_private: it did not become private after all: map it again
- * @after_shared: private memory has become shared: map it
- * @removed: a region was removed or moved, or got other memory with
- *	gmem_region_rebind(). Guest and views have it no more, its host
- *	address stands until this returns.
- */
-struct gmem_listener_opts {
-	size_t      size;
-	const char *name;
-	void       *data;
-	gmem_listener_veto_fn before_private;
-	gmem_listener_fn undo_private;
-	gmem_listener_fn after_shared;
-	gmem_listener_fn removed;
-};
-
-/**
- * gmem_listener_new() - be told of conversions and removals
- * @vm: handle
- * @opts: what to call
- * @ret: the listener, yours to free with gmem_listener_free() before @vm
- *
- * Listeners are asked before_private in the order they came, each for all runs
- * of a range that are not private yet. If one refuses, or the kernel does later,
- * those that agreed get undo_private for the same runs, last listener first,
- * and nothing changes. Each hears a conversion as a whole or not at all.
- *
- * They are called in the thread that converts or removes, while views and
- * leases can be used, and other ranges are converted, so calls for other ranges
- * may come at the same time from other threads. They must not convert, change
- * the layout, make or free views or listeners, nor ask for a lease of the range.
- *
- * Thread-safe; waits for conversions and removals under way. Since: 0.1.
- *
- * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -ENOMEM.
- */
-GMEM_API GMEM_CHECKED int gmem_listener_new(struct gmem_vm *vm,
-					    const struct gmem_listener_opts *opts,
-					    struct gmem_listener **ret);
-
-/**
- * gmem_listener_free() - be told no more
- * @listener: listener, or NULL
- *
- * Afterwards none of its functions is called, and none still runs. Not from
- * inside one.
- *
- * Thread-safe; waits as gmem_listener_new(). Since: 0.1.
- */
-GMEM_API void gmem_listener_free(struct gmem_listener *listener);
-
-/* ----------------------------------------------------- populate, discard -- */
-
-/**
- * struct gmem_footprint - what became of the memory behind a range
- * @done: bytes of the range, or of all ranges, that were worked through
- * @before: bytes that were in memory before
- * @after: bytes that were in memory afterwards
- * @counted: 1 if @before and @after mean something, 0 if they could not be had
+ * struct gmem_footprint - memory that a range took before and after a call
+ * @done: bytes of the range, or of all ranges, that were processed
+ * @before: bytes that were allocated before
+ * @after: bytes that were allocated afterwards
+ * @counted: 1 if @before and @after are valid, 0 if they could not be counted
  * @reserved: 0
  *
- * Both counts are the kernel's, of the side the guest uses: pages allocated to
- * a file, whoever touched them, and pages of host memory that are mapped here.
- * What guests and others do meanwhile shows in them. The pages of a file that
- * cannot be mapped are counted from Linux 6.5 on.
+ * Both counts come from the kernel, for the side the guest uses: pages allocated
+ * to a file by any process, and pages of host memory that are mapped in this
+ * process. Pages that guests and others allocate or free meanwhile are in them.
+ * Pages of a file that cannot be mapped are counted from Linux 6.5 on.
  */
 struct gmem_footprint {
 	uint64_t done;
@@ -2073,13 +2329,14 @@ struct gmem_footprint {
 };
 
 /**
- * gmem_progress_fn - hears how far a long call is
- * @data: as passed with it
+ * gmem_progress_fn - is told the progress of a long call
+ * @data: progress_data of struct gmem_populate_opts
  * @done: bytes finished
- * @total: bytes there are to do
+ * @total: bytes in all
  *
- * Called after each piece, 64 MiB or less, by whichever thread finished it, one
- * at a time. It must not call libgmem with the same VM.
+ * The library calls it after each piece of 64 MiB or less, in the thread that
+ * finished the piece, but never in two threads at once. The callback must not call
+ * libgmem with the same VM.
  *
  * Return: 0 to go on; anything else cancels the call.
  */
@@ -2087,21 +2344,21 @@ typedef int (*gmem_progress_fn)(void *data, uint64_t done, uint64_t total);
 
 /* Flags of struct gmem_populate_opts */
 #define GMEM_POPULATE_RESERVE	(1ull << 0) /* allocate in files, without clearing or mapping */
-#define GMEM_POPULATE_UNCHECKED	(1ull << 1) /* do not ask whether it fits */
+#define GMEM_POPULATE_UNCHECKED	(1ull << 1) /* do not check whether the memory fits */
 
 /**
  * struct gmem_populate_opts - how to populate
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_POPULATE_*; unknown bits are -EINVAL
- * @workers: threads to do it with, the calling one among them; 0: that one
- *	alone. At most 1024.
+ * @workers: number of threads to use, with the calling one; 0 or 1: only the
+ *	calling thread. At most 1024.
  * @reserved: must be 0
- * @progress: NULL for none
+ * @progress: progress callback, NULL for none
  * @progress_data: passed to @progress
  *
- * GMEM_POPULATE_RESERVE makes sure that the pages are there and leaves their
- * cost, half or more of it, to whoever touches them first. Host memory is
- * populated all the same: there is no such call for it.
+ * GMEM_POPULATE_RESERVE allocates the pages of files, and leaves half or more of
+ * the cost to the first access. The kernel has no such call for host memory, which
+ * is populated as without the flag.
  */
 struct gmem_populate_opts {
 	size_t   size;
@@ -2113,57 +2370,57 @@ struct gmem_populate_opts {
 };
 
 /**
- * gmem_vm_populate() - have guest memory in place before it is touched
+ * gmem_vm_populate() - allocate guest memory before it is touched
  * @vm: handle
  * @gpa: guest physical address, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page; may span regions, all of it
  *	must be memory
  * @opts: NULL for defaults: in this thread, cleared and mapped
- * @ret: what became of the memory, also on failure; NULL if not wanted
+ * @ret: memory before and after, filled in on failure, too; NULL if not wanted
  *
- * Populates the side the guest uses; what is there already stays as it is. The
- * other threads block all signals but those of faults, and are gone when the
- * call returns; if they cannot be had, fewer do it. Where a policy takes memory
- * from one NUMA node alone (gmem_vm_set_numa()), they go to processors of that
- * node. Signals are handled by the
- * caller's thread on the way and do not stop the call; @progress can.
+ * Populates the side the guest uses; allocated pages stay as they are. With more
+ * than one worker the call starts threads, which block all signals except those of
+ * faults, and have ended when it returns; if the system refuses threads, fewer do
+ * the work. If a NUMA policy takes memory from a single node (gmem_vm_set_numa()),
+ * the workers move to processors of that node. The caller's thread handles signals
+ * meanwhile, and they do not stop the call; @progress can.
  *
- * Running out of memory is nothing that could be returned: a memory cgroup at
- * its limit has the process killed, a full machine kills others and may
- * panic, for guest_memfd pages belong to no process. So it is asked before the
- * first page and before each piece whether what is missing fits into
- * MemAvailable and, for each memory cgroup from ours upwards, into its limit
- * less its usage, inactive page cache excepted (cgroups of version 1 and 2
- * under /sys/fs/cgroup). What others take meanwhile nobody can know. Swap does
- * not count, and is of no use to guest_memfd. GMEM_POPULATE_UNCHECKED goes
- * ahead all the same.
+ * Running out of memory does not give an error: in a memory cgroup at its limit
+ * the kernel kills the process, and on a full machine it kills other processes and
+ * may panic, because guest_memfd pages belong to no process. So the library checks
+ * before the first page and before each piece that the missing memory fits into
+ * MemAvailable and, for each memory cgroup from the process's own upwards, into
+ * its limit less its usage without inactive page cache (cgroups of version 1 and 2
+ * under /sys/fs/cgroup). It cannot know how much others take meanwhile. Swap does
+ * not count, because guest_memfd cannot use it. GMEM_POPULATE_UNCHECKED leaves
+ * these checks out.
  *
- * What was populated before a failure stays; @ret has it exactly.
+ * Memory populated before a failure stays; @ret has the exact amount.
  *
- * Thread-safe; conversions and changes of the layout get their turn after
- * each piece. Source: madvise(2) with MADV_POPULATE_READ or
- * MADV_POPULATE_WRITE, fallocate(2), and before Linux 5.14 touching.
- * Since: 0.1.
+ * Thread-safe; conversions and changes of the layout can run after each piece.
+ * Source: madvise(2) with MADV_POPULATE_READ or MADV_POPULATE_WRITE (before Linux
+ * 5.14 an access to each page), fallocate(2). Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range or options, -ENOENT a hole in the range,
- * -ENXIO a device's range in it: nothing was populated; -ENOMEM it does not fit,
- * or the kernel had none left, -ECANCELED @progress said so, -EFAULT a page
- * that cannot be had, -EHWPOISON, -E2BIG options newer than the library, or the
- * kernel's own errno.
+ * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
+ * -ENXIO part of it is a device's: nothing was populated; -ENOMEM the memory does
+ * not fit, or the kernel had none left, -ECANCELED @progress stopped it, -EFAULT a
+ * page cannot be allocated, -EHWPOISON the hardware lost a page, -E2BIG options
+ * newer than the library, or the kernel's own errno.
  */
 GMEM_API int gmem_vm_populate(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			      const struct gmem_populate_opts *opts,
 			      struct gmem_footprint *ret);
 
 /**
- * gmem_populate_new() - a populate that threads of your own do
+ * gmem_populate_new() - create a populate job for the caller's own threads
  * @vm: handle, which must outlive the job
  * @gpa: as gmem_vm_populate()
  * @size: as gmem_vm_populate()
- * @opts: as gmem_vm_populate(); workers is how many threads are expected
+ * @opts: as gmem_vm_populate(); workers is the number of threads expected
  * @ret: the job, yours to free with gmem_populate_free()
  *
- * Checks everything, populates nothing.
+ * Checks everything and populates nothing: gmem_populate_run() does. The library
+ * starts no threads for a job.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -2174,22 +2431,22 @@ GMEM_API GMEM_CHECKED int gmem_populate_new(struct gmem_vm *vm, uint64_t gpa, ui
 					    struct gmem_populate **ret);
 
 /**
- * gmem_populate_run() - work on a job until there is nothing left to begin
+ * gmem_populate_run() - work on a job until no piece is left to begin
  * @job: job
  *
- * Call it in as many threads as you like, at any time. Each begins in a part of
- * the range of its own. When it returns, others may still be at their last
- * piece.
+ * Call it in any number of threads, at any time. Each thread begins in its own
+ * part of the range. When the call returns, other threads may still be working on
+ * their last piece.
  *
  * Thread-safe. Source: as gmem_vm_populate(). Since: 0.1.
  *
- * Return: as gmem_vm_populate(): the first failure is that of all who run
- * afterwards; -ECANCELED also after gmem_populate_cancel().
+ * Return: as gmem_vm_populate(). After a failure in one thread, all calls return
+ * its errno; -ECANCELED also after gmem_populate_cancel().
  */
 GMEM_API int gmem_populate_run(struct gmem_populate *job);
 
 /**
- * gmem_populate_cancel() - have everyone stop after their piece
+ * gmem_populate_cancel() - make all threads stop after their present piece
  * @job: job, or NULL
  *
  * Thread-safe, and may be called in a signal handler. Since: 0.1.
@@ -2197,7 +2454,7 @@ GMEM_API int gmem_populate_run(struct gmem_populate *job);
 GMEM_API void gmem_populate_cancel(struct gmem_populate *job);
 
 /**
- * gmem_populate_result() - what became of the memory
+ * gmem_populate_result() - get the memory of a job before and after
  * @job: job
  * @ret: filled in
  *
@@ -2208,18 +2465,18 @@ GMEM_API void gmem_populate_cancel(struct gmem_populate *job);
 GMEM_API int gmem_populate_result(struct gmem_populate *job, struct gmem_footprint *ret);
 
 /**
- * gmem_populate_free() - free a job that nobody runs any more
- * @job: job, or NULL
+ * gmem_populate_free() - free a job
+ * @job: job that no thread runs any more, or NULL
  *
- * What was populated stays.
+ * Populated memory stays.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
 GMEM_API void gmem_populate_free(struct gmem_populate *job);
 
 /**
- * struct gmem_gpa_range - a range of guest addresses
- * @gpa: where it starts
+ * struct gmem_gpa_range - range of guest addresses
+ * @gpa: guest physical address of its start
  * @size: bytes
  */
 struct gmem_gpa_range {
@@ -2228,7 +2485,7 @@ struct gmem_gpa_range {
 };
 
 /* Flags of struct gmem_discard_opts */
-#define GMEM_DISCARD_INWARD	(1ull << 0) /* any alignment: the whole pages inside */
+#define GMEM_DISCARD_INWARD	(1ull << 0) /* any alignment: discard the whole pages inside */
 
 /**
  * struct gmem_discard_opts - how to discard
@@ -2251,24 +2508,25 @@ struct gmem_discard_opts {
  * @size: bytes, non-zero, a multiple of the page; may span regions, all of it
  *	must be memory
  * @opts: NULL for defaults: do not wait for leases
- * @ret: what became of the memory, also on failure; NULL if not wanted, which
- *	saves the counting
+ * @ret: memory before and after, filled in on failure, too; NULL if not wanted,
+ *	which saves the counting
  *
- * For balloons and free page reporting. Frees the side the guest uses; what
- * guest and host find there afterwards is zero. Where the host memory is the
- * caller's own (GMEM_REGION_HVA), a private mapping of a file shows the file
- * again, and shared memory locked with mlock(2) keeps what it has: @ret tells.
+ * For balloons and free page reporting. The call frees the side the guest uses,
+ * and guest and host read zeros there afterwards. There are two exceptions in the
+ * caller's own host memory (GMEM_REGION_HVA): a private mapping of a file shows
+ * the file again, and shared memory locked with mlock(2) is not freed, which @ret
+ * shows.
  *
- * Nobody may use the range: a guest loses what it has there, and I/O that
- * began before goes to pages nobody sees. Leases say so, and are respected.
+ * The range must not be in use: the guest loses its contents, and I/O that began
+ * before goes to pages that nobody sees any more. A lease prevents the discard.
  *
  * Thread-safe; changes of the layout and conversions of the range wait.
  * Source: madvise(2) and fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range or options, -ENOENT a hole in the range,
- * -ENXIO a device's range in it, -EBUSY somebody holds a lease on it, -ENOMEM,
+ * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
+ * -ENXIO part of it is a device's, -EBUSY somebody holds a lease on it, -ENOMEM,
  * -E2BIG options newer than the library: nothing was freed; or the kernel's own
- * errno: @ret has what was.
+ * errno: @ret says how much was freed.
  */
 GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			     const struct gmem_discard_opts *opts, struct gmem_footprint *ret);
@@ -2281,13 +2539,14 @@ GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  * @opts: as gmem_vm_discard()
  * @ret: as gmem_vm_discard(), for all of them
  *
- * Neighbours are freed together, which for single pages takes a third of the
+ * Adjacent ranges are freed together, which for single pages takes a third of the
  * time. With GMEM_DISCARD_INWARD, pages of the guest that are smaller than the
- * host's are freed where their neighbours make up a page of the host; what is
- * left over stays, and does not count as done.
+ * host's are freed where adjacent ones fill a page of the host; the others stay,
+ * and do not count as done.
  *
- * Everything is checked before the first range; a lease that is taken after
- * that ends the call with -EBUSY and the ranges before it freed, lowest first.
+ * Everything is checked before the first range is freed, in the order of
+ * addresses. If somebody takes a lease after the check, the call ends with -EBUSY,
+ * and the ranges below the lease are freed.
  *
  * Thread-safe, as gmem_vm_discard(). Since: 0.1.
  *
@@ -2297,51 +2556,50 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
 				  size_t count, const struct gmem_discard_opts *opts,
 				  struct gmem_footprint *ret);
 
-/* ----------------------------------------------------------- statistics -- */
+/* ------------------------------------------------------------ statistics -- */
 
 /* Flags of struct gmem_stats */
-#define GMEM_STATS_RESIDENT	(1ull << 0) /* look for what is in memory, too */
+#define GMEM_STATS_RESIDENT	(1ull << 0) /* count resident memory, too */
 
 /**
- * struct gmem_stats - how much memory is what, and what happened to it
+ * struct gmem_stats - sizes and counters of guest memory
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_STATS_*, set by the caller; unknown bits are -EINVAL
- * @bytes_shared: memory that is shared, in bytes as all sizes here. Together with
- *	@bytes_private all of it
- * @bytes_private: memory that is private
- * @resident_shared: with GMEM_STATS_RESIDENT: what the shared side has in memory
- * @resident_private: the same of the private side. A private file with
- *	GMEM_CREATE_MMAP is one memory for both, and counts here; one that is
+ * @bytes_shared: bytes of shared memory. With @bytes_private, all memory
+ * @bytes_private: bytes of private memory
+ * @resident_shared: with GMEM_STATS_RESIDENT: bytes allocated on the shared side
+ * @resident_private: the same for the private side. A private file with
+ *	GMEM_CREATE_MMAP has one memory for both sides and counts here; one that is
  *	converted in place counts as shared side
- * @doubled: what both sides have in memory at the same place
- * @made_private: what became private, of regions that were removed, too. Less
- *	@made_shared it is @bytes_private, as long as no region that is private
- *	in part was split
- * @made_shared: what became shared again, by removal, too
- * @conversions: conversions that changed something; one that spans regions
- *	counts for each of them, and once for the VM
- * @convert_ioctls: system calls that took, those that failed or undid included;
- *	one that spans regions counts for the first of them
- * @discards: ranges that were given back to the host
- * @discarded: bytes of them
- * @faults_private: exits of vCPUs, by gmem_vcpu_handle_exit(): accesses that
- *	wanted private memory, and made it so
- * @faults_shared: accesses that wanted shared memory, and made it so
- * @faults_late: accesses that found what they wanted by the time of the exit:
- *	another vCPU was faster
- * @faults_stuck: accesses that got nowhere, too often in a row
+ * @doubled: bytes allocated on both sides at the same address
+ * @made_private: bytes that became private, with those of removed regions. Less
+ *	@made_shared this is @bytes_private, unless a region that is private in
+ *	part was split
+ * @made_shared: bytes that became shared again, by removal, too
+ * @conversions: number of conversions that changed something; one that spans
+ *	regions counts for each of them, and once for the VM
+ * @convert_ioctls: number of ioctls for conversions, with those that failed or that
+ *	undid others; one that spans regions counts for the first of them
+ * @discards: number of ranges that were given back to the host
+ * @discarded: bytes of these ranges
+ * @faults_private: number of vCPU exits, counted by gmem_vcpu_handle_exit() like
+ *	all members below: accesses that needed private memory, and converted it
+ * @faults_shared: accesses that needed shared memory, and converted it
+ * @faults_late: accesses that needed nothing any more when the exit was handled,
+ *	because another vCPU was faster
+ * @faults_stuck: accesses that reached max_stuck_faults of struct gmem_vcpu_opts
  * @faults_hole: accesses to private memory where there is no memory
- * @faults_refused: accesses that wanted what could not be done: a lease is held,
- *	the memory is of a kind that is not converted, or touching shall not convert
+ * @faults_refused: accesses that needed a conversion that was refused: somebody
+ *	holds a lease, the memory cannot be converted, or GMEM_VCPU_EXPLICIT
  * @faults_poison: accesses to memory that the hardware lost
  * @faults_unknown_reason: faults for reasons this library does not know
- * @faults_no_address: faults that KVM did not place
- * @requests: conversions guests asked for, that were done
- * @requests_refused: conversions guests asked for, that were refused: nonsense,
- *	holes, leases
+ * @faults_no_address: faults for which KVM gave no address
+ * @requests: requests of guests for conversions that were done
+ * @requests_refused: requests of guests that were refused, for invalid ranges,
+ *	holes or leases
  *
- * Exits by their cause are disjoint: each exit about memory is in one of them.
- * For regions, those of the place where they were; nonsense has none.
+ * The counters of exits are disjoint: each exit about memory is in one of them.
+ * A region counts the exits at its addresses; invalid requests have no region.
  */
 struct gmem_stats {
 	size_t   size;
@@ -2373,18 +2631,18 @@ struct gmem_stats {
 /**
  * gmem_vm_stats() - statistics of a VM's memory
  * @vm: handle
- * @stats: set its size and flags; gets the numbers
+ * @stats: set its size and flags; receives the numbers
  *
- * Counters are kept all the time, without locks. Each is right; while others
- * work, several need not be of one moment. GMEM_STATS_RESIDENT looks at all of the
- * memory, without touching it, in pieces of 256 MiB; conversions of the piece
- * wait. Host memory counts as far as it is mapped in this process.
+ * The library always counts, without locks. Each counter is exact, but two of them
+ * may be of different moments while other threads work. GMEM_STATS_RESIDENT
+ * examines all memory, without touching it, in pieces of 256 MiB; conversions of a
+ * piece wait meanwhile. Host memory counts if it is mapped in this process.
  *
  * Thread-safe. Source: mincore(2), cachestat(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad flags, -EOPNOTSUPP the kernel has no
- * cachestat(2) to look at private memory, -E2BIG @stats is of a newer library
- * and not 0, or the kernel's own errno.
+ * cachestat(2) to count private memory, -E2BIG @stats is newer than the library
+ * and what that does not know is not 0, or the kernel's own errno.
  */
 GMEM_API int gmem_vm_stats(struct gmem_vm *vm, struct gmem_stats *stats);
 
@@ -2393,7 +2651,8 @@ GMEM_API int gmem_vm_stats(struct gmem_vm *vm, struct gmem_stats *stats);
  * @region: region
  * @stats: as gmem_vm_stats()
  *
- * Counted since it was added; the upper part of a split begins at 0.
+ * Counters begin when the region is added; those of the upper part of a split
+ * begin at 0.
  *
  * Thread-safe. Source: as gmem_vm_stats(). Since: 0.1.
  *
@@ -2401,220 +2660,427 @@ GMEM_API int gmem_vm_stats(struct gmem_vm *vm, struct gmem_stats *stats);
  */
 GMEM_API int gmem_region_stats(struct gmem_region *region, struct gmem_stats *stats);
 
-/* ---------------------------------------------------------------- exits -- */
+/* ----------------------------------------------------------------- dumps -- */
 
-/* What an exit is about: struct gmem_exit.kind */
-#define GMEM_EXIT_OTHER		0u /* not guest memory: yours */
-#define GMEM_EXIT_FAULT		1u /* an access wants @state, and the range is not in it, or has no memory */
-#define GMEM_EXIT_CONVERT	2u /* the guest asks for a conversion; wants an answer */
-#define GMEM_EXIT_BAD_CONVERT	3u /* the same, but nonsense; wants an answer, too */
-#define GMEM_EXIT_POISON	4u /* the hardware lost the memory there */
-#define GMEM_EXIT_UNKNOWN_REASON	5u /* a fault for a reason this library does not know */
-#define GMEM_EXIT_NO_ADDRESS	6u /* a fault, and KVM does not say where */
+/* Flags of struct gmem_dump_opts */
+#define GMEM_DUMP_HVA		(1ull << 0) /* write host addresses, too */
+#define GMEM_DUMP_LAYOUT_ONLY	(1ull << 1) /* write nothing about allocated memory */
 
 /**
- * struct gmem_exit - what a vCPU's exit says about guest memory
- * @kind: GMEM_EXIT_*
- * @state: GMEM_EXIT_FAULT, GMEM_EXIT_POISON and GMEM_EXIT_CONVERT: the
- *	GMEM_STATE_* the access or the guest wants; else 0
- * @gpa: start of the range it is about. Of faults rounded down to the page,
- *	because KVM may say it finer; of GMEM_EXIT_BAD_CONVERT as the guest said it
- * @size: bytes; of faults whole pages. 0: KVM did not say where
- * @page_size: GMEM_EXIT_CONVERT: the page size the guest prefers, bytes; 0: none
- *	it knows how to ask for
- * @unknown: GMEM_EXIT_UNKNOWN_REASON and GMEM_EXIT_BAD_CONVERT: the bits nobody knows
- * @error: what was wrong: the negative errno of KVM_RUN, -EINVAL for
- *	GMEM_EXIT_BAD_CONVERT, else 0
- * @repeats: by gmem_vcpu_handle_exit(): how many exits before it, in a row, were
- *	about the same @gpa; else 0
- */
-struct gmem_exit {
-	uint32_t kind;
-	uint32_t state;
-	uint64_t gpa;
-	uint64_t size;
-	uint64_t page_size;
-	uint64_t unknown;
-	int32_t  error;
-	uint32_t repeats;
-};
-
-/**
- * gmem_exit_decode() - what KVM_RUN's return says about guest memory
- * @run: the vCPU's kvm_run
- * @result: what ioctl(KVM_RUN) returned
- * @error: errno as it was then, positive; read only if @result is negative
- * @ret: what it is about
- *
- * A pure function: no system call, and no state. KVM describes a fault in
- * kvm_run only where KVM_RUN failed with EFAULT or EHWPOISON and the exit
- * reason is KVM_EXIT_MEMORY_FAULT; at any other time what stands there is old.
- * Memory whose host address is unmapped gives EFAULT without a description,
- * memory the hardware lost gave EHWPOISON without one before Linux 6.8.
- *
- * A guest asks for conversions with the hypercall KVM_HC_MAP_GPA_RANGE (x86
- * only), which exits if KVM_CAP_EXIT_HYPERCALL says so. What it asks is a
- * guest's word: size and alignment, wrapping, bits that are reserved and
- * addresses that no processor has make it GMEM_EXIT_BAD_CONVERT, and
- * gmem_last_error() says which. Whether there is memory, it does not know.
- * Page counts in it are of 4096 bytes, whatever the page.
- *
- * Thread-safe. Source: KVM API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL.
- * Since: 0.1.
- *
- * Return: 0, or -EINVAL NULL argument.
- */
-GMEM_API int gmem_exit_decode(const struct kvm_run *run, int result, int error,
-			      struct gmem_exit *ret);
-
-/**
- * gmem_exit_reply() - answer a guest that asked for a conversion
- * @run: the vCPU's kvm_run, as the exit left it
- * @error: 0: it is done; or the negative errno of what was in the way
- *
- * The guest finds the answer when the vCPU runs again, in the numbers of its
- * own ABI: 0, and negative EINVAL, EPERM, E2BIG, EFAULT, EOPNOTSUPP and EAGAIN;
- * -EBUSY and -EINTR become EAGAIN, every other errno EINVAL: it asked for
- * something it cannot have.
- *
- * Thread-safe for different vCPUs. Source: KVM's hypercalls.rst. Since: 0.1.
- *
- * Return: 0, or -EINVAL NULL argument, an @error that is positive, or the exit
- * was no such question.
- */
-GMEM_API int gmem_exit_reply(struct kvm_run *run, int error);
-
-/* ------------------------------------------------ vCPUs and their memory -- */
-
-/* Flags of struct gmem_vcpu_opts */
-#define GMEM_VCPU_EXPLICIT	(1ull << 0) /* the guest must ask: touching converts nothing */
-
-/**
- * struct gmem_vcpu_opts - how to deal with a vCPU's exits
+ * struct gmem_dump_opts - how to dump a VM's memory
  * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_VCPU_*; unknown bits are -EINVAL
- * @discard: GMEM_DISCARD_*, as in struct gmem_convert_opts
- * @wait_ms: milliseconds to wait for leases, as in struct gmem_convert_opts
- * @max_stuck_faults: faults in a row at one place that may find nothing to do before it
- *	is -ELOOP; 0: 16
- * @max_repeats: exits in a row about one place, whatever was done, before it is
- *	-ELOOP; 0: no limit
+ * @flags: GMEM_DUMP_*; unknown bits are -EINVAL. Without GMEM_DUMP_HVA a dump
+ *	has no host addresses, so you can give it to others.
+ * @name: name of the VM in the dump, any bytes; NULL: none
+ * @cell: granularity of the counts of allocated memory: bytes, a power of two not
+ *	below the page; 0: such that all memory has about 500 cells
  */
-struct gmem_vcpu_opts {
+struct gmem_dump_opts {
 	size_t   size;
 	uint64_t flags;
-	uint32_t discard;
-	uint32_t wait_ms;
-	uint32_t max_stuck_faults;
-	uint32_t max_repeats;
+	const char *name;
+	uint64_t cell;
 };
 
 /**
- * gmem_vcpu_new() - deal with the exits of a vCPU
- * @vm: handle, which must outlive the record
- * @vcpu_fd: vCPU fd, borrowed: keep it open until gmem_vcpu_free(); or -1 if
- *	there is nothing to pre-fault
+ * gmem_vm_dump() - write a description of a VM's memory, as JSON
+ * @vm: handle
+ * @fd: file, pipe or socket to write to; borrowed
  * @opts: NULL for defaults
- * @ret: the vCPU's record, yours to free with gmem_vcpu_free()
+ *
+ * gmem-dump(5) describes the format; gmem-show(1) makes pictures of it. The regions
+ * are those of one moment. Their allocated memory is counted cell by cell while the
+ * guest and other threads go on; a thread that changes the layout waits for one
+ * cell at most. The call holds no lock while it writes, however slow the reader
+ * is. It allocates no guest memory, and for itself about 100 bytes for each region.
+ *
+ * Signals do not stop it. If the reader has gone, the call fails with -EPIPE and
+ * raises no SIGPIPE; if a non-blocking @fd is full, it fails with -EAGAIN. After a
+ * failure the output is incomplete, and readers can tell.
+ *
+ * Thread-safe. Source: cachestat(2), mincore(2), move_pages(2), write(2).
+ * Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
+ * the library, -ENOMEM, -EBADF @fd is no open fd, or the errno of write(2). Counts
+ * that the kernel does not give are left out, which is no failure.
+ */
+GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opts *opts);
+
+/* ------------------------------------------------------------- transfers -- */
+
+/*
+ * A transfer copies guest memory from a file or pipe, or to one, through buffers of
+ * its own, so no I/O is ever under way to guest memory itself. With io_uring it
+ * reads or writes many buffers at a time. Where io_uring is forbidden, or was not
+ * built in, the transfer uses read(2) and write(2), and its result says so.
+ *
+ * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore() and gmem_image_verify() do
+ * a whole transfer and block. A program with an event loop begins a transfer and
+ * calls gmem_transfer_step() whenever gmem_transfer_fd() is ready, and never waits.
+ *
+ * Call gmem_recovery_enable() before a transfer begins: then copies cost what
+ * memcpy(3) costs, otherwise each makes a system call.
+ *
+ * Files are read and written at given offsets, and the position of the fd does not
+ * change. Pipes and sockets are read and written at their present position; writing
+ * to a pipe without a reader raises SIGPIPE. If vCPUs or devices write to memory
+ * while it is saved or loaded, the result mixes old and new contents.
+ *
+ * gmem-image(5) describes the image that save writes and restore reads.
+ */
+
+/* Flags of struct gmem_transfer_opts */
+#define GMEM_TRANSFER_NO_DIRECT	(1ull << 0) /* do not bypass the page cache */
+#define GMEM_TRANSFER_NO_RING	(1ull << 1) /* do not use io_uring */
+#define GMEM_TRANSFER_SYNC	(1ull << 2) /* save: call fdatasync(2) before it is done */
+#define GMEM_TRANSFER_OMIT_PRIVATE (1ull << 3) /* save, restore: leave private memory out */
+#define GMEM_TRANSFER_LEAVE_REST (1ull << 4) /* restore: the VM may have more memory */
+#define GMEM_TRANSFER_VERIFY	(1ull << 5) /* restore: verify all of the image first */
+
+/* Number of tags that one transfer uses on the caller's ring */
+#define GMEM_TRANSFER_TAGS 64
+
+/**
+ * gmem_transfer_progress_fn - is told the progress of a transfer
+ * @data: progress_data of struct gmem_transfer_opts
+ * @done: bytes finished so far: of guest memory, or of the image when one is read
+ * @total: bytes in all; 0 if that is not known
+ *
+ * The library calls it in the thread of the transfer, after each step that got
+ * further and at the end. A save gets further by 16 MiB of guest memory or less, a
+ * load by a buffer (1 MiB or less), a restore by a buffer of the image. Empty
+ * memory and holes of files go faster: up to 80 MiB in one step.
+ *
+ * Return: 0 to go on, anything else to stop with -ECANCELED.
+ */
+typedef int (*gmem_transfer_progress_fn)(void *data, uint64_t done, uint64_t total);
+
+/**
+ * struct gmem_transfer_opts - how to transfer
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_TRANSFER_*; bits that are unknown, or for another kind of transfer,
+ *	are -EINVAL
+ * @image_offset: start of the image in the file; 0 for pipes, and for
+ *	gmem_vm_load(), which has its own offset
+ * @progress: progress callback, NULL for none
+ * @progress_data: passed to @progress
+ * @ring: the caller's ring, of liburing, borrowed until the transfer is freed; NULL:
+ *	the transfer makes its own. Only for gmem_transfer_step() without waiting,
+ *	in the thread that uses the ring.
+ * @ring_tag: with @ring: lowest user_data of the transfer's requests, which use
+ *	GMEM_TRANSFER_TAGS numbers from here on
+ * @depth: number of buffers of 1 MiB, at most 32; 0: the library chooses
+ * @reserved: must be 0
+ */
+struct gmem_transfer_opts {
+	size_t   size;
+	uint64_t flags;
+	uint64_t image_offset;
+	gmem_transfer_progress_fn progress;
+	void    *progress_data;
+	struct io_uring *ring;
+	uint64_t ring_tag;
+	uint32_t depth;
+	uint32_t reserved;
+};
+
+/* Kernel interfaces of a transfer: struct gmem_transfer_result.engine */
+#define GMEM_ENGINE_PLAIN	1u /* read(2), write(2) */
+#define GMEM_ENGINE_IO_URING	2u
+
+/**
+ * struct gmem_transfer_result - result of a transfer, or its state so far
+ * @size: sizeof this struct, set by the caller; GMEM_OPTS() fills it in
+ * @file_bytes: bytes read from the file, or written to it
+ * @direct_bytes: part of @file_bytes that bypassed the page cache
+ * @data_bytes: bytes of guest memory that were copied
+ * @zero_bytes: bytes of guest memory that are zero, and were not copied
+ * @private_bytes: bytes of guest memory that are private, and were left out
+ * @engine: GMEM_ENGINE_*
+ * @no_ring: 0 with io_uring; otherwise a negative errno as the reason without:
+ *	-ECANCELED not wanted, -ENOTSUP not built in, or the kernel's own
+ */
+struct gmem_transfer_result {
+	size_t   size;
+	uint64_t file_bytes;
+	uint64_t direct_bytes;
+	uint64_t data_bytes;
+	uint64_t zero_bytes;
+	uint64_t private_bytes;
+	uint32_t engine;
+	int32_t  no_ring;
+};
+
+/**
+ * gmem_vm_load() - fill guest memory from a file or a pipe
+ * @vm: handle
+ * @gpa: guest physical address to load to, any alignment
+ * @fd: file, block device, pipe or socket to read, borrowed
+ * @offset: start in the file, any alignment; 0 for a pipe
+ * @size: bytes to load; 0: up to the end of the file
+ * @opts: NULL for defaults
+ * @ret: result, filled in on failure, too; NULL if not wanted
+ *
+ * Afterwards the guest memory at @gpa has the contents of the file at @offset.
+ * Holes of the file are not read, and zeros are not written to pages that the
+ * guest does not have yet, so they take no memory. Data in the page cache is
+ * copied from there; the rest bypasses the page cache if the file system can.
+ *
+ * After a failure, the first data_bytes + zero_bytes of the range are loaded.
+ *
+ * Thread-safe. Source: read(2), io_uring(7), open(2) with O_DIRECT,
+ * MADV_POPULATE_READ. Since: 0.1.
+ *
+ * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO the
+ * range is not all memory, -EACCES part of it is private, -EBUSY it is being
+ * converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
+ * arguments, -E2BIG options newer than the library, -EFAULT a page cannot be
+ * reached, -ENOMEM, or the kernel's own errno from reading.
+ */
+GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
+			  uint64_t size, const struct gmem_transfer_opts *opts,
+			  struct gmem_transfer_result *ret);
+
+/**
+ * gmem_vm_load_begin() - begin a gmem_vm_load() that is done in steps
+ * @vm: as gmem_vm_load(); must outlive the transfer
+ * @gpa: as gmem_vm_load()
+ * @fd: as gmem_vm_load(); borrowed until the transfer is freed
+ * @offset: as gmem_vm_load()
+ * @size: as gmem_vm_load()
+ * @opts: as gmem_vm_load()
+ * @ret: the transfer, for gmem_transfer_step(); yours to free with
+ *	gmem_transfer_free()
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: 0, or -EINVAL NULL argument or bad options, -ENOMEM, -E2BIG options
- * newer than the library.
+ * Return: 0, or the errors that gmem_vm_load() finds before it reads.
  */
-GMEM_API GMEM_CHECKED int gmem_vcpu_new(struct gmem_vm *vm, int vcpu_fd,
-					const struct gmem_vcpu_opts *opts,
-					struct gmem_vcpu **ret);
+GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, int fd,
+					     uint64_t offset, uint64_t size,
+					     const struct gmem_transfer_opts *opts,
+					     struct gmem_transfer **ret);
 
 /**
- * gmem_vcpu_free() - free a vCPU's record
- * @vcpu: record, or NULL
+ * gmem_vm_save() - write a VM's memory as an image
+ * @vm: handle
+ * @fd: file, block device, pipe or socket to write, borrowed
+ * @opts: NULL for defaults
+ * @ret: result, filled in on failure, too; NULL if not wanted
+ *
+ * Writes the pages of all regions that exist and are not zero, and allocates no
+ * guest memory. Readers recognise an incomplete image, such as one left by a
+ * process that died, a full disk or a host that went down. After a failure the
+ * image is incomplete; with gmem_vm_save_begin() the save can go on.
+ *
+ * The host cannot read private memory. With GMEM_TRANSFER_OMIT_PRIVATE the image
+ * has the ranges that were private, without contents, and the rest of the memory.
+ *
+ * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
+ *
+ * Thread-safe. Source: mincore(2), cachestat(2), write(2), io_uring(7), open(2)
+ * with O_DIRECT, fdatasync(2). Since: 0.1.
+ *
+ * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is being
+ * converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
+ * arguments, or @fd is open with O_APPEND, -E2BIG options newer than the library,
+ * -EFAULT a page cannot be reached, -ENOMEM, or the kernel's own errno from
+ * writing, such as -ENOSPC.
+ */
+GMEM_API int gmem_vm_save(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
+			  struct gmem_transfer_result *ret);
+
+/**
+ * gmem_vm_save_begin() - begin a gmem_vm_save() that is done in steps
+ * @vm: as gmem_vm_save(); must outlive the transfer
+ * @fd: as gmem_vm_save(); borrowed until the transfer is freed
+ * @opts: as gmem_vm_save()
+ * @ret: the transfer, for gmem_transfer_step(); yours to free with
+ *	gmem_transfer_free()
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or the errors that gmem_vm_save() finds before it writes.
+ */
+GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
+					     const struct gmem_transfer_opts *opts,
+					     struct gmem_transfer **ret);
+
+/**
+ * gmem_vm_restore() - load an image into a VM's memory
+ * @vm: handle of a VM that has its regions already
+ * @fd: file, block device, pipe or socket to read, borrowed
+ * @opts: NULL for defaults
+ * @ret: result, filled in on failure, too; NULL if not wanted
+ *
+ * Afterwards the memory has the contents it had when the image was saved. Pages
+ * that are not in the image are zero, and take no memory if they did not exist.
+ * The VM may have other regions and other ways of backing than the saved one, and
+ * the host another page size.
+ *
+ * The VM must have exactly the memory that the image has; with
+ * GMEM_TRANSFER_LEAVE_REST it may have more, which stays as it is. An image has no
+ * contents for ranges that were private; with GMEM_TRANSFER_OMIT_PRIVATE these
+ * stay as they are.
+ *
+ * An image that is damaged or incomplete is refused, and never changes memory
+ * outside its list of regions. The damage may be found late, when part of the image
+ * has been loaded. With GMEM_TRANSFER_VERIFY a file is read twice, and memory
+ * changes only after all of the image was verified.
+ *
+ * The call reads nothing from a pipe past the end of the image.
+ *
+ * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
+ *
+ * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
+ * early, -EOPNOTSUPP it is of a later version, -ENOENT the image has memory that
+ * the VM does not have, -EEXIST the VM has memory that the image does not have,
+ * -EACCES memory of the image or the VM is private, -ESPIPE a pipe cannot be
+ * verified first, -EBUSY, -ECANCELED, -EINVAL, -E2BIG, -EFAULT, -ENOMEM and errnos
+ * from reading as gmem_vm_load().
+ */
+GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
+			     struct gmem_transfer_result *ret);
+
+/**
+ * gmem_vm_restore_begin() - begin a gmem_vm_restore() that is done in steps
+ * @vm: as gmem_vm_restore(); must outlive the transfer
+ * @fd: as gmem_vm_restore(); borrowed until the transfer is freed
+ * @opts: as gmem_vm_restore()
+ * @ret: the transfer, for gmem_transfer_step(); yours to free with
+ *	gmem_transfer_free()
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or the errors that gmem_vm_restore() finds before it reads.
+ */
+GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
+						const struct gmem_transfer_opts *opts,
+						struct gmem_transfer **ret);
+
+/**
+ * gmem_image_verify() - read an image and verify it, without loading it
+ * @fd: as gmem_vm_restore()
+ * @opts: NULL for defaults
+ * @ret: result that a restore would have, filled in on failure, too; NULL if not
+ *	wanted
+ *
+ * This needs no VM. gmem_vm_restore() accepts an image that passes, if the VM has
+ * its memory.
+ *
+ * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
+ *
+ * Return: 0, or -EBADMSG, -ENODATA, -EOPNOTSUPP, -ECANCELED, -EINVAL, -E2BIG,
+ * -ENOMEM and errnos from reading as gmem_vm_restore().
+ */
+GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
+			       struct gmem_transfer_result *ret);
+
+/* Results of gmem_transfer_step() without a failure */
+#define GMEM_TRANSFER_DONE 0	/* the transfer is done */
+#define GMEM_TRANSFER_MORE 1	/* call again: there is more to do */
+#define GMEM_TRANSFER_WAIT 2	/* call again when gmem_transfer_fd() is ready */
+
+/**
+ * gmem_transfer_step() - do the next part of a transfer
+ * @transfer: transfer
+ * @wait: 0: never block (but see below); 1: block until there is progress. Must be
+ *	0 with the caller's ring.
+ *
+ * A step copies at most one buffer of 1 MiB. Without io_uring a step reads or
+ * writes a file itself and blocks as long as the disk takes; of a pipe it reads or
+ * writes only as much as poll(2) and O_NONBLOCK allow.
+ *
+ * After a failure it may be called again and repeats what failed. So a transfer can
+ * go on when the disk has space again, or after the callback stopped it.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: GMEM_TRANSFER_DONE, GMEM_TRANSFER_MORE or GMEM_TRANSFER_WAIT, or as
+ * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore().
  */
-GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
+GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait);
 
 /**
- * gmem_vcpu_handle_exit() - do what an exit asks of guest memory
- * @vcpu: the vCPU's record
- * @run: its kvm_run
- * @result: what ioctl(KVM_RUN) returned
- * @error: errno as it was then, positive; read only if @result is negative
- * @ret: what it was about, also on failure; NULL if not wanted
+ * gmem_transfer_fd() - fd to poll before the next step
+ * @transfer: transfer
+ * @ret_events: POLLIN or POLLOUT, as in poll(2)
  *
- * Pass it the result of every KVM_RUN. A fault converts its page, as the access
- * wants it; a request converts its range and is answered. What cannot be, the
- * guest is told: nonsense, a range with holes, a lease in the way. That a range
- * without any memory shall be shared is granted, it always is.
+ * This is the fd of the transfer's ring, or without a ring that of the pipe. It is
+ * borrowed, and lives as long as the transfer.
  *
- * A guest decides how often it exits, not what an exit costs: each is one
- * conversion of memory there is, or none. Repeating them takes no more memory than
- * one for each second page; with GMEM_DISCARD_NOW nothing is doubled. A fault that
- * comes back though its memory is as it wants, because something else is wrong,
- * is -ELOOP after @max_stuck_faults times, and can be told as soon as the VMM likes by
- * @ret's repeats. All of it is counted: gmem_vm_stats().
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * One thread at a time per object; different objects in parallel. Do not call it
- * between gmem_view_begin() and gmem_view_end() of the same thread. Source: KVM
- * API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL. Since: 0.1.
- *
- * Return: 1 dealt with, run the vCPU again; 0 it was not about guest memory, and
- * is yours; or -EINVAL NULL argument, -ENOENT a private access where there is no
- * memory, -ENXIO where a device is, -ELOOP see above, -EHWPOISON the hardware
- * lost the memory, -EFAULT a fault KVM does not place, -EPROTO a fault for an
- * unknown reason, -EACCES touching shall not convert, -EOPNOTSUPP, -EBUSY,
- * -ENOMEM, -ENOTRECOVERABLE and the kernel's own errno as gmem_vm_convert(). If
- * the vCPU is run again all the same, a fault comes again; a guest that asked
- * has its answer.
+ * Return: a file descriptor, or -EINVAL NULL argument.
  */
-GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, int result,
-				   int error, struct gmem_exit *ret);
+GMEM_API int gmem_transfer_fd(const struct gmem_transfer *transfer, int16_t *ret_events);
 
 /**
- * gmem_vcpu_prefault() - have memory in the guest's page tables before it runs
- * @vcpu: record made with a vCPU fd
- * @gpa: start, a multiple of the page
- * @size: bytes, non-zero, a multiple of the page
- * @ret_done: bytes done, counted from @gpa, also on failure; NULL if not wanted
+ * gmem_transfer_complete() - hand over a completion from the caller's ring
+ * @transfer: transfer that uses the caller's ring
+ * @tag: user_data of the completion
+ * @res: res of the completion
  *
- * Allocates what is not there, private memory too. What was done stays. KVM
- * lets nobody else use the vCPU meanwhile, and waits while it runs.
+ * Call it for each completion whose user_data belongs to the transfer, then call
+ * gmem_transfer_step().
  *
- * One thread at a time per object; different objects in parallel. Source:
- * KVM_PRE_FAULT_MEMORY. Since: 0.1.
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range, -EBADF no vCPU fd, -EOPNOTSUPP this VM does not
- * have it (GMEM_CAP_PRE_FAULT), -ENOENT there is no memory, or no more, -EFAULT its
- * file is gone, its host address is not mapped, or it is private without a
- * guest_memfd, -EHWPOISON, -EINTR signals kept arriving, or the kernel's own errno.
+ * Return: 0, or -EINVAL the completion belongs to no request of this transfer.
  */
-GMEM_API int gmem_vcpu_prefault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t size,
-				uint64_t *ret_done);
+GMEM_API int gmem_transfer_complete(struct gmem_transfer *transfer, uint64_t tag, int32_t res);
 
-/* --------------------------------------------- memory for other processes -- */
+/**
+ * gmem_transfer_get_result() - get the result of a transfer so far
+ * @transfer: transfer
+ * @ret: filled in, up to the size it has
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument or size.
+ */
+GMEM_API int gmem_transfer_get_result(const struct gmem_transfer *transfer,
+				  struct gmem_transfer_result *ret);
+
+/**
+ * gmem_transfer_free() - end a transfer, finished or not
+ * @transfer: transfer, or NULL; invalid after success
+ *
+ * Cancels requests that are under way and waits for their end. Memory that was
+ * loaded stays so. With the caller's ring it cannot wait: it submits requests to
+ * cancel, and must be called again after the completions have been handed over.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -EBUSY completions are still missing on the caller's ring.
+ */
+GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer);
+
+/* --------------------------------------------------------------- exports -- */
 
 /*
  * A process that maps the file behind guest memory uses the guest's own pages.
- * Whoever has a file has all of it, though, and for as long as it likes: what
- * libgmem gives away is checked against that before it goes.
+ * But a process that has a file can map all of it, and for as long as it likes, so
+ * libgmem checks each file before it gives it to another process.
  */
 
-/* What may be done with memory: struct gmem_extent.rights */
+/* Access rights: struct gmem_extent.rights */
 #define GMEM_RIGHT_READ		(1u << 0)
 #define GMEM_RIGHT_WRITE	(1u << 1)
 
 /**
- * struct gmem_extent - a range of guest memory that one file holds in one piece
- * @gpa: where the guest has it
+ * struct gmem_extent - range of guest memory that is contiguous in one file
+ * @gpa: guest physical address of its start
  * @size: bytes
- * @hva: where this process has it
- * @offset: where it starts in the file
- * @file_size: bytes the file has
- * @page_size: bytes of the file's pages; @gpa, @size and @offset need not be
- *	multiples of it, but only then other processes get it with gmem_peer_add()
- * @fd: the file, borrowed; -1 where this process does not have it
+ * @hva: host address in this process
+ * @offset: offset of its start in the file
+ * @file_size: size of the file in bytes
+ * @page_size: bytes of the file's pages. gmem_peer_add() gives an extent only if
+ *	@gpa, @size and @offset are multiples of it.
+ * @fd: the file, borrowed; -1 if this process has no fd of it
  * @rights: GMEM_RIGHT_*
- * @backing: how the VMM backs it, an enum gmem_backing
+ * @backing: way of backing in the VMM, an enum gmem_backing
  * @reserved: 0
  */
 struct gmem_extent {
@@ -2631,15 +3097,15 @@ struct gmem_extent {
 };
 
 /* Flags of struct gmem_export_opts */
-#define GMEM_EXPORT_SKIP	(1ull << 0) /* leave out what cannot be given */
-#define GMEM_EXPORT_UNSEALED	(1ull << 1) /* take files that can shrink */
+#define GMEM_EXPORT_SKIP	(1ull << 0) /* leave out regions that cannot be given */
+#define GMEM_EXPORT_UNSEALED	(1ull << 1) /* accept files that can shrink */
 
 /**
- * struct gmem_export_opts - what may go out
+ * struct gmem_export_opts - how to export
  * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_EXPORT_*; unknown bits are -EINVAL. A file that is not sealed
- *	against shrinking (F_SEAL_SHRINK) can be cut by whoever has it; then the
- *	guest's accesses fail and this process's raise SIGBUS.
+ * @flags: GMEM_EXPORT_*; unknown bits are -EINVAL. Every process that has a file
+ *	can truncate it, unless it is sealed against shrinking (F_SEAL_SHRINK);
+ *	then the guest's accesses fail and those of this process raise SIGBUS.
  */
 struct gmem_export_opts {
 	size_t   size;
@@ -2652,22 +3118,23 @@ struct gmem_export_opts {
  * @opts: NULL for defaults
  * @ret: the export, yours to free with gmem_export_free()
  *
- * A region with backing shared or mapped is given as its guest_memfd. With
- * backing host or private it is given, its shared side alone, if it is memory
- * of yours (GMEM_REGION_HVA) that gmem_export_add_memory() was told of.
- * Anonymous memory cannot be given: nothing names it.
+ * Other processes get a region with backing shared or mapped as its guest_memfd.
+ * They get a region with backing host, or the shared side of one with backing
+ * private, if it is your own memory (GMEM_REGION_HVA) and
+ * gmem_export_add_memory() was called for it. Anonymous memory cannot be given,
+ * because no fd refers to it.
  *
- * Thread-safe. Since: 0.1.
+ * Thread-safe. Source: eventfd(2), epoll(7). Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -ENOMEM.
+ * the library, -EMFILE, -ENFILE, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
 					  const struct gmem_export_opts *opts,
 					  struct gmem_export **ret);
 
 /**
- * gmem_export_free() - end an export
+ * gmem_export_free() - end an export and its peers
  * @exporter: export, or NULL
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
@@ -2675,54 +3142,55 @@ GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
 GMEM_API void gmem_export_free(struct gmem_export *exporter);
 
 /**
- * gmem_export_add_memory() - name the file behind memory of yours
+ * gmem_export_add_memory() - tell the export the file behind your own memory
  * @exporter: export
  * @hva: page-aligned host address
  * @size: bytes, non-zero, a multiple of the page
  * @fd: the memfd or hugetlbfs file that is mapped there, MAP_SHARED; duplicated
- * @offset: where @hva is in it, a multiple of the page
+ * @offset: offset of @hva in the file, a multiple of the page
  *
- * Before the region that uses it is added, or at any time before it is given.
- * Seal the file first: F_SEAL_SHRINK always, and F_SEAL_FUTURE_WRITE, once you
- * have mapped it, if it is to be given for reading only.
+ * Call it before you add the region that uses the memory, or later, before the
+ * memory is given. Seal the file first: F_SEAL_SHRINK always, and, if it is to be
+ * given for reading only, F_SEAL_FUTURE_WRITE once you have mapped it.
  *
  * Thread-safe. Source: fstat(2), fstatfs(2), F_GET_SEALS. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range, @fd is no such file or ends before the
- * range does, -EPERM it can shrink, -EEXIST part of @hva was named already,
- * -EBADF, -EMFILE, -ENOMEM.
+ * range does, -EPERM the file can shrink, -EEXIST part of the range was added
+ * already, -EBADF, -EMFILE, -ENOMEM.
  */
 GMEM_API int gmem_export_add_memory(struct gmem_export *exporter, void *hva, uint64_t size,
 				    int fd, uint64_t offset);
 
 /**
- * gmem_export_remove_memory() - forget what gmem_export_add_memory() was told
+ * gmem_export_remove_memory() - undo a gmem_export_add_memory()
  * @exporter: export
- * @hva: as it was given there
+ * @hva: the same address as in gmem_export_add_memory()
  *
- * When no region has it any more, before the address is used for another thing.
+ * Call it when no region uses the memory any more, before the address gets another
+ * use.
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: 0, or -ENOENT nothing was named with that start.
+ * Return: 0, or -ENOENT no memory was added with that start, -EINVAL NULL argument.
  */
 GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void *hva);
 
 /**
- * gmem_export_table() - the memory that other processes can map
+ * gmem_export_table() - get the memory that other processes can map
  * @exporter: export
  * @extents: filled in GPA order; untouched on failure
  * @max: entries in @extents
  *
- * One extent for each region that has memory. For backing private it is the
- * shared side, whatever of it is shared at the moment.
+ * There is one extent for each region that has memory. For backing private it is
+ * all of the shared side, whatever is shared at the moment.
  *
- * Thread-safe; each fd is good until its region is removed or rebound, or
+ * Thread-safe; each fd is valid until its region is removed or rebound, or
  * gmem_export_remove_memory(). Since: 0.1.
  *
- * Return: extents filled in, or -EOPNOTSUPP a region cannot be given (the
- * sentence says why and what would help; GMEM_EXPORT_SKIP leaves it out),
- * -ENOSPC they are more than @max, -EINVAL NULL argument.
+ * Return: number of extents filled in, or -EOPNOTSUPP a region cannot be given
+ * (gmem_last_error() says why and what would help; GMEM_EXPORT_SKIP leaves it
+ * out), -ENOSPC there are more than @max, -EINVAL NULL argument.
  */
 GMEM_API int gmem_export_table(struct gmem_export *exporter, struct gmem_extent *extents,
 			       size_t max);
@@ -2731,10 +3199,10 @@ GMEM_API int gmem_export_table(struct gmem_export *exporter, struct gmem_extent 
  * struct gmem_vhost_user_region - one entry of a vhost-user memory table
  * @guest_phys_addr: gpa
  * @memory_size: bytes
- * @userspace_addr: hva in this process, by which the front-end names rings
- * @mmap_offset: where it starts in its file
+ * @userspace_addr: hva in this process, which the front-end uses as address of rings
+ * @mmap_offset: offset of its start in its file
  *
- * As the body of VHOST_USER_SET_MEM_TABLE has it, in the host's byte order.
+ * The layout is that of VHOST_USER_SET_MEM_TABLE, in the host's byte order.
  */
 struct gmem_vhost_user_region {
 	uint64_t guest_phys_addr;
@@ -2744,32 +3212,33 @@ struct gmem_vhost_user_region {
 };
 
 /**
- * gmem_export_vhost_user() - the table for VHOST_USER_SET_MEM_TABLE
+ * gmem_export_vhost_user() - get the table for VHOST_USER_SET_MEM_TABLE
  * @exporter: export
  * @regions: filled in GPA order; untouched on failure
- * @fds: the file of each, borrowed, to be sent in this order with the message;
+ * @fds: the file of each region, borrowed, to send in this order with the message;
  *	untouched on failure
- * @max: entries in both: 8, or what the back-end said it takes
+ * @max: entries in both arrays: 8, or the number that the back-end accepts
  *
- * Neighbours in the guest that are neighbours in one file and in this process,
- * too, are one entry: back-ends have few. vhost-user has no answer for memory
- * taken back, so do not give it what is converted.
+ * Back-ends accept few entries, so regions that are adjacent in the guest, in one
+ * file and in this process share an entry. vhost-user has no message to take memory
+ * back, so do not give it memory that is converted.
  *
- * Thread-safe; the fds as gmem_export_table() says. Since: 0.1.
+ * Thread-safe; the fds are valid as those of gmem_export_table(). Since: 0.1.
  *
- * Return: entries filled in, or as gmem_export_table(), and -EOPNOTSUPP a
- * region that may only be read: a back-end maps all of it for writing.
+ * Return: number of entries filled in, or as gmem_export_table(), and -EOPNOTSUPP
+ * for a region that may only be read, because a back-end maps all memory for
+ * writing.
  */
 GMEM_API int gmem_export_vhost_user(struct gmem_export *exporter,
 				    struct gmem_vhost_user_region *regions, int *fds,
 				    size_t max);
 
 /* Flags of struct gmem_peer_opts */
-#define GMEM_PEER_WHOLE_FILES	(1ull << 0) /* it may reach all of a file it has part of */
-#define GMEM_PEER_CUT_OFF	(1ull << 1) /* without an answer go on without it */
+#define GMEM_PEER_WHOLE_FILES	(1ull << 0) /* the peer may reach all of a file it gets part of */
+#define GMEM_PEER_CUT_OFF	(1ull << 1) /* end the peer if it does not answer */
 
 /**
- * struct gmem_export_range - guest addresses a peer may have
+ * struct gmem_export_range - guest addresses that a peer may have
  * @gpa: start, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page
  * @rights: GMEM_RIGHT_*
@@ -2783,14 +3252,14 @@ struct gmem_export_range {
 };
 
 /**
- * struct gmem_peer_opts - what a peer is given
+ * struct gmem_peer_opts - memory and rights of a peer
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_PEER_*; unknown bits are -EINVAL
- * @ranges: what it may have, in GPA order, not overlapping; copied. NULL: all
- *	there is and will be, with the rights its files leave.
+ * @ranges: ranges that the peer may have, in GPA order, not overlapping; copied.
+ *	NULL: all present and future memory, with the rights that its files allow.
  * @range_count: entries in @ranges
- * @wait_ms: longest wait for its answer when memory is taken back,
- *	milliseconds; 0: 1000
+ * @wait_ms: longest time to wait for the peer's answer when memory is taken back,
+ *	in milliseconds; 0: 1000
  * @reserved: must be 0
  */
 struct gmem_peer_opts {
@@ -2806,34 +3275,35 @@ struct gmem_peer_opts {
  * gmem_peer_add() - give memory to the process at the other end of a socket
  * @exporter: export
  * @sock: a connected AF_UNIX socket of type SOCK_SEQPACKET, duplicated; close
- *	yours, or the peer never sees the end
+ *	your own fd, or the peer never sees the end of the connection
  * @opts: NULL for defaults
  * @ret: the peer; ends with gmem_peer_remove() or gmem_export_free()
  *
- * The other end has gmem_import_new(). It is given memory as its answers come
- * in (gmem_export_dispatch()), and told when regions are added and removed.
+ * The other process calls gmem_import_new(). It gets memory as its answers come in
+ * (gmem_export_dispatch()), and is told when regions are added and removed.
  *
- * A region is taken back from peers before it is removed, moved or rebound, and
- * a range before it becomes private (the shared side of GMEM_BACKING_PRIVATE):
- * that waits for their answers. Without one in time it fails with -ETIMEDOUT
- * and all is as it was, or with GMEM_PEER_CUT_OFF the peer is cut off and it
- * goes on. What is shared again is given again. What a peer maps it maps for
- * good if it wants to: taking back is an agreement, and keeps the two from
- * stepping on each other. What is private no peer has, whatever it does.
+ * The library takes a region back from peers before it is removed, moved or
+ * rebound, and a range of GMEM_BACKING_PRIVATE before it becomes private, and waits
+ * for their answers. If an answer does not come in time, the removal or conversion
+ * fails with -ETIMEDOUT and nothing has changed; with GMEM_PEER_CUT_OFF the peer is
+ * cut off, and the call goes on. Memory that becomes shared again is given again.
+ * Taking back relies on the peer, which can keep a mapping: it protects both
+ * sides from mistakes. But no peer can reach private memory, whatever it does.
  *
- * A file gives all of itself, so it is given only if what the peer may have is
- * the whole of it, or with GMEM_PEER_WHOLE_FILES. For reading only it is given
- * if its seals say so (F_SEAL_FUTURE_WRITE). What is there and cannot be given
- * so is refused; what comes later is left out, and the VM's log says so.
+ * A process that has a file can map all of it. So a file is given only if the peer
+ * may have the whole file, or with GMEM_PEER_WHOLE_FILES. A file is given for
+ * reading only if its seals enforce that (F_SEAL_FUTURE_WRITE). If present memory
+ * cannot be given under these rules, the call fails; memory added later is left
+ * out, with a message in the VM's log.
  *
- * A peer can write what it likes to what it has, free its pages, and, by
- * holding a guest_memfd, keep the VM in the kernel's memory. It gets nothing
- * else, and can make nothing else fail.
+ * A peer can write anything to the memory it has, free its pages, and, by keeping a
+ * guest_memfd, keep the VM in the kernel's memory. It gets nothing else, and can
+ * make nothing else fail.
  *
  * Thread-safe. Source: unix(7), SCM_RIGHTS. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad options, or no such socket, -EOPNOTSUPP memory that
- * cannot be given as the options say (see gmem_export_table(), too), -EACCES a
+ * Return: 0, or -EINVAL bad options, or another kind of socket, -EOPNOTSUPP memory
+ * cannot be given as the options ask (see gmem_export_table(), too), -EACCES a
  * file has more than the peer may have, -ENOTSOCK, -E2BIG options newer than
  * the library, -EMFILE, -ENOMEM.
  */
@@ -2842,33 +3312,34 @@ GMEM_API GMEM_CHECKED int gmem_peer_add(struct gmem_export *exporter, int sock,
 					struct gmem_peer **ret);
 
 /**
- * gmem_peer_remove() - end giving memory to a peer
+ * gmem_peer_remove() - stop giving memory to a peer
  * @peer: peer, or NULL; invalid afterwards
  *
- * It is not waited for: it sees the end of the socket.
+ * The call does not wait for the peer, which sees the end of the connection.
  *
- * Thread-safe, but nobody may use the peer any more. Since: 0.1.
+ * Thread-safe, but no thread may use the peer any more. Since: 0.1.
  */
 GMEM_API void gmem_peer_remove(struct gmem_peer *peer);
 
 /**
- * gmem_peer_status() - how far a peer is
+ * gmem_peer_status() - get the state of a peer
  * @peer: peer
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: 1 it has all it is to have; 0 messages or answers are under way; or
- * why it gets no more: -EPIPE it is gone, -EPROTO it sent what no import sends,
- * -ETIMEDOUT it was cut off, or the errno with which it refused something.
- * -EINVAL for NULL.
+ * Return: 1 the peer has all the memory it should have; 0 messages or answers are
+ * under way; or the reason why it gets no more: -EPIPE the process is gone, -EPROTO
+ * it sent a message that no import sends, -ETIMEDOUT it was cut off, or the errno
+ * with which it refused memory; -EINVAL for NULL.
  */
 GMEM_API int gmem_peer_status(struct gmem_peer *peer);
 
 /**
- * gmem_export_fd() - what to poll for
+ * gmem_export_fd() - fd to poll for an export
  * @exporter: export
  *
- * Readable when gmem_export_dispatch() has something to do. Borrowed.
+ * The fd is readable when gmem_export_dispatch() has something to do. It is
+ * borrowed.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -2877,11 +3348,11 @@ GMEM_API int gmem_peer_status(struct gmem_peer *peer);
 GMEM_API int gmem_export_fd(const struct gmem_export *exporter);
 
 /**
- * gmem_export_dispatch() - read answers, and send what is to be sent
+ * gmem_export_dispatch() - read the answers of peers and send messages to them
  * @exporter: export
  *
- * Never waits for a peer. Call it when gmem_export_fd() is readable. Where
- * memory is taken back, the thread that does so talks to the peers itself.
+ * Never waits for a peer. Call it when gmem_export_fd() is readable. A removal or
+ * conversion that takes memory back exchanges its messages with peers itself.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -2889,16 +3360,18 @@ GMEM_API int gmem_export_fd(const struct gmem_export *exporter);
  */
 GMEM_API int gmem_export_dispatch(struct gmem_export *exporter);
 
+/* --------------------------------------------------------------- imports -- */
+
 /* Flags of struct gmem_import_opts */
-#define GMEM_IMPORT_UNSEALED	(1ull << 0) /* take files that can shrink */
+#define GMEM_IMPORT_UNSEALED	(1ull << 0) /* accept files that can shrink */
 
 /**
- * struct gmem_import_opts - what to accept
+ * struct gmem_import_opts - limits of an import
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_IMPORT_*; unknown bits are -EINVAL. In a file that can shrink a
  *	load or store can raise SIGBUS at any time.
- * @max_bytes: most memory to map; 0: no limit but the kernel's
- * @max_extents: most extents to map; 0: 4096
+ * @max_bytes: maximum of bytes to map; 0: only the kernel's limit
+ * @max_extents: maximum of extents to map; 0: 4096
  * @reserved: must be 0
  */
 struct gmem_import_opts {
@@ -2915,19 +3388,19 @@ struct gmem_import_opts {
  * @opts: NULL for defaults
  * @ret: the import, yours to free with gmem_import_free()
  *
- * Empty at first: memory comes with gmem_import_dispatch(). Needs no KVM, no
- * /proc and no file system.
+ * The import is empty at first: memory comes with gmem_import_dispatch(). It needs
+ * no KVM, no /proc and no file system.
  *
- * Thread-safe. Since: 0.1.
+ * Thread-safe. Source: unix(7), SCM_RIGHTS. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad options, or no such socket, -ENOTSOCK, -E2BIG options
- * newer than the library, -EMFILE, -ENOMEM.
+ * Return: 0, or -EINVAL bad options, or another kind of socket, -ENOTSOCK, -E2BIG
+ * options newer than the library, -EMFILE, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_import_new(int sock, const struct gmem_import_opts *opts,
 					  struct gmem_import **ret);
 
 /**
- * gmem_import_free() - unmap everything and hang up
+ * gmem_import_free() - unmap all memory and close the connection
  * @import: import, or NULL; its views must be freed before
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
@@ -2935,11 +3408,11 @@ GMEM_API GMEM_CHECKED int gmem_import_new(int sock, const struct gmem_import_opt
 GMEM_API void gmem_import_free(struct gmem_import *import);
 
 /**
- * gmem_import_fd() - what to poll for
+ * gmem_import_fd() - fd to poll for an import
  * @import: import
  *
- * Readable when gmem_import_dispatch() has something to do. Borrowed: do not
- * read from it.
+ * The fd is readable when gmem_import_dispatch() has something to do. It is
+ * borrowed: do not read from it.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -2948,47 +3421,48 @@ GMEM_API void gmem_import_free(struct gmem_import *import);
 GMEM_API int gmem_import_fd(const struct gmem_import *import);
 
 /**
- * gmem_import_dispatch() - do what the exporting process says, and answer it
+ * gmem_import_dispatch() - handle messages of the exporting process, and answer them
  * @import: import
  *
- * Maps and unmaps memory, a bounded number of messages at a time. Before
- * memory is unmapped, views between gmem_view_begin() and gmem_view_end() are
- * waited for, so do not call it between these. Whoever exports waits for the
- * answer: call it soon after gmem_import_fd() is readable.
+ * Maps and unmaps memory, for a bounded number of messages in each call. Before it
+ * unmaps memory it waits for views between gmem_view_begin() and gmem_view_end(),
+ * so do not call it between these. The exporting process waits for the answer: call
+ * this soon after gmem_import_fd() is readable.
  *
- * After an error nothing more comes, and what is mapped stays until
+ * After an error no more memory comes, and mapped memory stays mapped until
  * gmem_import_free().
  *
- * Thread-safe. Since: 0.1.
+ * Thread-safe. Source: unix(7), mmap(2), munmap(2). Since: 0.1.
  *
- * Return: 1 all there is has come; 0 there is more; or -EPIPE the exporting
- * process is gone, -EPROTO it sent what no export sends, -EINVAL for NULL.
+ * Return: 1 if the import has all memory it should have, 0 if more is to come; or
+ * -EPIPE the exporting process is gone, -EPROTO it broke the protocol or has pages
+ * of another size, -EINVAL for NULL.
  */
 GMEM_API int gmem_import_dispatch(struct gmem_import *import);
 
 /**
- * gmem_import_table() - what is mapped
+ * gmem_import_table() - get the memory that is mapped
  * @import: import
  * @extents: filled in GPA order, without an fd; untouched on failure
  * @max: entries in @extents
  *
  * Thread-safe; each hva may be used only through views. Since: 0.1.
  *
- * Return: extents filled in, or -ENOSPC they are more than @max, -EINVAL NULL
- * argument.
+ * Return: number of extents filled in, or -ENOSPC there are more than @max,
+ * -EINVAL NULL argument.
  */
 GMEM_API int gmem_import_table(struct gmem_import *import, struct gmem_extent *extents,
 			       size_t max);
 
 /**
- * gmem_import_view_new() - begin looking at imported memory
+ * gmem_import_view_new() - create a view of imported memory
  * @import: import, which must outlive the view
  * @ret: the view, for one thread at a time; yours to free with gmem_view_free()
  *
- * As gmem_view_new(): all that views can do they can do here. What was taken
- * back is -ESTALE because its region went, or -EACCES because it is private.
- * Enable recovery (gmem_recovery_enable()), so that neither side's mistakes end
- * this process.
+ * All functions of views work with it. They return -ESTALE for memory that was
+ * taken back because its region was removed, and -EACCES because it became private.
+ * Call gmem_recovery_enable() first, so that mistakes of either process do not end
+ * this one.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -2996,407 +3470,6 @@ GMEM_API int gmem_import_table(struct gmem_import *import, struct gmem_extent *e
  */
 GMEM_API GMEM_CHECKED int gmem_import_view_new(struct gmem_import *import,
 					       struct gmem_view **ret);
-
-/* ------------------------------------------------------------ transfers -- */
-
-/*
- * Guest memory from a file or a pipe, and to one. A transfer copies through
- * buffers of its own, so there is never I/O under way to guest memory itself.
- * With io_uring many buffers are read or written at a time; where it is
- * forbidden, or was not built in, the same transfer uses read(2) and write(2),
- * and its result says so.
- *
- * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore() and gmem_image_verify() do
- * a whole transfer and block. A program with an event loop begins one, calls
- * gmem_transfer_step() whenever gmem_transfer_fd() is ready, and never waits.
- *
- * Begin and step in threads where gmem_recovery_enable() was called before: then
- * copies cost what memcpy(3) costs, else a system call each.
- *
- * Files are read and written at given offsets; the position of the fd stays as
- * it is. Pipes and sockets are read and written from where they are; a broken
- * one raises SIGPIPE, as write(2) says. vCPUs and devices that write to memory
- * while it is saved, or use it while it is loaded, get some of the old and some
- * of the new.
- *
- * The image that save writes and restore reads is described in gmem-image(5).
- */
-
-struct gmem_transfer;
-struct io_uring;
-
-/* Flags of struct gmem_transfer_opts */
-#define GMEM_TRANSFER_NO_DIRECT	(1ull << 0) /* never past the page cache */
-#define GMEM_TRANSFER_NO_RING	(1ull << 1) /* never io_uring */
-#define GMEM_TRANSFER_SYNC	(1ull << 2) /* save: on the disk when done */
-#define GMEM_TRANSFER_OMIT_PRIVATE (1ull << 3) /* save, restore: the rest, then */
-#define GMEM_TRANSFER_LEAVE_REST (1ull << 4) /* restore: the VM may have more */
-#define GMEM_TRANSFER_VERIFY	(1ull << 5) /* restore: look first, all of it */
-
-/* Completions of one transfer on a ring of the caller's */
-#define GMEM_TRANSFER_TAGS 64
-
-/**
- * gmem_transfer_progress_fn - hears how far a transfer is
- * @data: progress_data of struct gmem_transfer_opts
- * @done: bytes of guest memory (of an image: bytes of the file) finished so far
- * @total: bytes there are; 0 if that is not known
- *
- * Called in the thread of the transfer, about once for each MiB.
- *
- * Return: 0 to go on, anything else to stop with -ECANCELED.
- */
-typedef int (*gmem_transfer_progress_fn)(void *data, uint64_t done, uint64_t total);
-
-/**
- * struct gmem_transfer_opts - how to transfer
- * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_TRANSFER_*; unknown bits, and those of another transfer, are
- *	-EINVAL
- * @image_offset: where the image begins in the file; 0 for pipes, and for
- *	gmem_vm_load(), which has an offset of its own
- * @progress: progress callback, NULL for none
- * @progress_data: passed to @progress
- * @ring: a ring of liburing's that the transfer shall use, borrowed until it is
- *	freed; NULL: one of its own. Only for gmem_transfer_step() without
- *	waiting, in the thread that uses the ring.
- * @ring_tag: with @ring: user_data of the transfer's requests is this or up to
- *	GMEM_TRANSFER_TAGS - 1 more
- * @depth: buffers of 1 MiB, at most 32; 0: as many as are good
- * @reserved: must be 0
- */
-struct gmem_transfer_opts {
-	size_t   size;
-	uint64_t flags;
-	uint64_t image_offset;
-	gmem_transfer_progress_fn progress;
-	void    *progress_data;
-	struct io_uring *ring;
-	uint64_t ring_tag;
-	uint32_t depth;
-	uint32_t reserved;
-};
-
-/* How the bytes went */
-#define GMEM_ENGINE_PLAIN	1u /* read(2), write(2) */
-#define GMEM_ENGINE_IO_URING	2u
-
-/**
- * struct gmem_transfer_result - what a transfer did, or has done so far
- * @size: sizeof this struct, which the caller fills in; GMEM_OPTS() does
- * @file_bytes: read from the file, or written to it
- * @direct_bytes: of those, past the page cache
- * @data_bytes: guest memory that was copied
- * @zero_bytes: guest memory that is zero, and was not copied
- * @private_bytes: guest memory that is private, and was left out
- * @engine: GMEM_ENGINE_*
- * @no_ring: why not io_uring: a negative errno, -ECANCELED if not wanted,
- *	-ENOTSUP if not built in; 0 with it
- */
-struct gmem_transfer_result {
-	size_t   size;
-	uint64_t file_bytes;
-	uint64_t direct_bytes;
-	uint64_t data_bytes;
-	uint64_t zero_bytes;
-	uint64_t private_bytes;
-	uint32_t engine;
-	int32_t  no_ring;
-};
-
-/**
- * gmem_vm_load() - fill guest memory from a file or a pipe
- * @vm: handle
- * @gpa: where to, any alignment
- * @fd: file, block device, pipe or socket to read, borrowed
- * @offset: where to begin in the file, any alignment; 0 for a pipe
- * @size: bytes to load; 0: up to the end of the file
- * @opts: NULL for defaults
- * @ret: what was done, also on failure; NULL if not wanted
- *
- * Afterwards the guest has at @gpa what the file has at @offset. Holes of the
- * file are not read, and pages that are zero are not written where the guest
- * has none: they take no memory. What the page cache has is copied from there;
- * the rest is read past it where the file system can.
- *
- * The bytes before the point of failure, data_bytes and zero_bytes, were loaded.
- *
- * Thread-safe. Source: read(2), io_uring(7), open(2) with O_DIRECT,
- * MADV_POPULATE_READ. Since: 0.1.
- *
- * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO no
- * memory for all of it at @gpa, -EACCES part of that is private, -EBUSY it is
- * being converted or removed, -ECANCELED by the callback, -EINVAL bad
- * arguments, -E2BIG options newer than the library, -EFAULT a page cannot be
- * reached, -ENOMEM, or the kernel's errno from reading.
- */
-GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
-			  uint64_t size, const struct gmem_transfer_opts *opts,
-			  struct gmem_transfer_result *ret);
-
-/**
- * gmem_vm_load_begin() - the same, step by step
- * @vm: as gmem_vm_load(); must outlive the transfer
- * @gpa: as gmem_vm_load()
- * @fd: as gmem_vm_load(); borrowed until the transfer is freed
- * @offset: as gmem_vm_load()
- * @size: as gmem_vm_load()
- * @opts: as gmem_vm_load()
- * @ret: the transfer, for gmem_transfer_step(); yours to free with
- *	gmem_transfer_free()
- *
- * Thread-safe. Since: 0.1.
- *
- * Return: 0, or what gmem_vm_load() finds before it reads.
- */
-GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, int fd,
-					     uint64_t offset, uint64_t size,
-					     const struct gmem_transfer_opts *opts,
-					     struct gmem_transfer **ret);
-
-/**
- * gmem_vm_save() - write a VM's memory as an image
- * @vm: handle
- * @fd: file, block device, pipe or socket to write, borrowed
- * @opts: NULL for defaults
- * @ret: what was done, also on failure; NULL if not wanted
- *
- * All regions with memory, as they are now; of them only pages that exist and
- * are not zero. The guest does not grow by it. An image that is not complete,
- * because the process died, the disk was full or the host went down, is never
- * taken for one. After a failure what was written is worthless; with
- * gmem_vm_save_begin() writing can go on.
- *
- * What is private the host cannot read. With GMEM_TRANSFER_OMIT_PRIVATE the
- * image says where it was and has the rest. GMEM_TRANSFER_SYNC: fdatasync(2)
- * before it is done.
- *
- * Into a pipe: `zstd` and the like, see gmem-image(5).
- *
- * Thread-safe. Source: mincore(2), cachestat(2), write(2), io_uring(7), open(2)
- * with O_DIRECT. Since: 0.1.
- *
- * Return: 0, or -EACCES part of the memory is private, -EBUSY or is being
- * converted or removed, -ECANCELED by the callback, -EINVAL bad arguments, or
- * @fd is open with O_APPEND, -E2BIG options newer than the library, -EFAULT a
- * page cannot be reached, -ENOMEM, or the kernel's errno from writing, such as
- * -ENOSPC.
- */
-GMEM_API int gmem_vm_save(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
-			  struct gmem_transfer_result *ret);
-
-/**
- * gmem_vm_save_begin() - the same, step by step
- * @vm: as gmem_vm_save(); must outlive the transfer
- * @fd: as gmem_vm_save(); borrowed until the transfer is freed
- * @opts: as gmem_vm_save()
- * @ret: the transfer, for gmem_transfer_step(); yours to free with
- *	gmem_transfer_free()
- *
- * Thread-safe. Since: 0.1.
- *
- * Return: 0, or what gmem_vm_save() finds before it writes.
- */
-GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
-					     const struct gmem_transfer_opts *opts,
-					     struct gmem_transfer **ret);
-
-/**
- * gmem_vm_restore() - give a VM the memory of an image
- * @vm: handle of a VM whose regions are there already
- * @fd: file, block device, pipe or socket to read, borrowed
- * @opts: NULL for defaults
- * @ret: what was done, also on failure; NULL if not wanted
- *
- * Afterwards all memory the image has is as it was when it was saved: pages
- * that are not in it are zero, and take no memory where there was none. How
- * regions are cut, and how they are backed, may differ, and so may the size of
- * a page.
- *
- * The VM must have all memory that the image has, and no more: with
- * GMEM_TRANSFER_LEAVE_REST what it has more is left as it is. Ranges that were
- * private are not in an image: with GMEM_TRANSFER_OMIT_PRIVATE they are left
- * as they are.
- *
- * An image that is damaged or not complete is refused, whatever is in it, and
- * never touches memory that is not in its list of regions. That may be noticed
- * late: then memory has part of it. With GMEM_TRANSFER_VERIFY a file is read
- * twice, and memory changes only once all of it was found to be right.
- *
- * Of a pipe no more is read than the image.
- *
- * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
- *
- * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
- * early, -EOPNOTSUPP it is of a later version, -ENOENT the image has memory that
- * the VM does not have, -EEXIST the VM has memory that the image does not have,
- * -EACCES part of either is private, -ESPIPE a pipe cannot be verified first,
- * -EBUSY, -ECANCELED, -EINVAL, -E2BIG, -EFAULT, -ENOMEM and errnos from reading
- * as gmem_vm_load().
- */
-GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
-			     struct gmem_transfer_result *ret);
-
-/**
- * gmem_vm_restore_begin() - the same, step by step
- * @vm: as gmem_vm_restore(); must outlive the transfer
- * @fd: as gmem_vm_restore(); borrowed until the transfer is freed
- * @opts: as gmem_vm_restore()
- * @ret: the transfer, for gmem_transfer_step(); yours to free with
- *	gmem_transfer_free()
- *
- * Thread-safe. Since: 0.1.
- *
- * Return: 0, or what gmem_vm_restore() finds before it reads.
- */
-GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
-						const struct gmem_transfer_opts *opts,
-						struct gmem_transfer **ret);
-
-/**
- * gmem_image_verify() - read an image and use it for nothing
- * @fd: as gmem_vm_restore()
- * @opts: NULL for defaults
- * @ret: what would be restored, also on failure; NULL if not wanted
- *
- * Needs no VM. What passes this, gmem_vm_restore() takes, if its memory is
- * there.
- *
- * Thread-safe. Since: 0.1.
- *
- * Return: 0, or -EBADMSG, -ENODATA, -EOPNOTSUPP, -ECANCELED, -EINVAL, -E2BIG,
- * -ENOMEM and errnos from reading as gmem_vm_restore().
- */
-GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
-			       struct gmem_transfer_result *ret);
-
-/* What gmem_transfer_step() returns if nothing is wrong */
-#define GMEM_TRANSFER_DONE 0	/* all is done */
-#define GMEM_TRANSFER_MORE 1	/* call again: there is more to do */
-#define GMEM_TRANSFER_WAIT 2	/* call again when gmem_transfer_fd() is ready */
-
-/**
- * gmem_transfer_step() - do the next part of a transfer
- * @transfer: transfer
- * @wait: 0: never block (but see below), 1: do until there is progress. Must be
- *	0 with a ring of the caller's.
- *
- * A step copies at most a buffer, 1 MiB. Without io_uring a step reads or writes
- * a file itself, which may take as long as the disk does; a pipe it reads or
- * writes only as far as poll(2) and O_NONBLOCK let it.
- *
- * After a failure it may be called again: it tries again what failed, so that
- * a transfer goes on when there is room on the disk again, or after a callback
- * that stopped it.
- *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
- *
- * Return: GMEM_TRANSFER_DONE, GMEM_TRANSFER_MORE or GMEM_TRANSFER_WAIT, or as
- * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore().
- */
-GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait);
-
-/**
- * gmem_transfer_fd() - what to poll for
- * @transfer: transfer
- * @ret_events: POLLIN or POLLOUT, as in poll(2)
- *
- * The transfer's ring, or without one the pipe itself. Borrowed: it lives as long
- * as the transfer.
- *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
- *
- * Return: a file descriptor, or -EINVAL NULL argument.
- */
-GMEM_API int gmem_transfer_fd(const struct gmem_transfer *transfer, int16_t *ret_events);
-
-/**
- * gmem_transfer_complete() - hand over a completion from the caller's ring
- * @transfer: transfer that has a ring of the caller's
- * @tag: user_data of the completion
- * @res: res of the completion
- *
- * For each completion whose user_data is one of the transfer's; then call
- * gmem_transfer_step().
- *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
- *
- * Return: 0, or -EINVAL it is none of this transfer's.
- */
-GMEM_API int gmem_transfer_complete(struct gmem_transfer *transfer, uint64_t tag, int32_t res);
-
-/**
- * gmem_transfer_get_result() - what a transfer has done so far
- * @transfer: transfer
- * @ret: filled in, as far as its size says
- *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
- *
- * Return: 0, or -EINVAL NULL argument or size.
- */
-GMEM_API int gmem_transfer_get_result(const struct gmem_transfer *transfer,
-				  struct gmem_transfer_result *ret);
-
-/**
- * gmem_transfer_free() - end a transfer, finished or not
- * @transfer: transfer, or NULL; invalid after success
- *
- * Cancels what is under way and waits for that. Memory keeps what was written
- * there. With a ring of the caller's it cannot wait: it asks the ring to cancel,
- * and must be called again when the completions have been handed over.
- *
- * One thread at a time per object; different objects in parallel. Since: 0.1.
- *
- * Return: 0, or -EBUSY completions are still missing on the caller's ring.
- */
-GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer);
-
-/* ----------------------------------------------------------------- dump -- */
-
-/* Flags of struct gmem_dump_opts */
-#define GMEM_DUMP_HVA		(1ull << 0) /* tell host addresses, too */
-#define GMEM_DUMP_LAYOUT_ONLY	(1ull << 1) /* ask for nothing about the memory */
-
-/**
- * struct gmem_dump_opts - what to write of a layout
- * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_DUMP_*; unknown bits are -EINVAL. Without GMEM_DUMP_HVA a dump
- *	can be shown to others: it has no host address in it.
- * @name: what to call the VM, any bytes; NULL: nothing
- * @cell: how finely to tell what is in memory: bytes, a power of two not below
- *	the page; 0: so that all memory is some 500 cells
- */
-struct gmem_dump_opts {
-	size_t   size;
-	uint64_t flags;
-	const char *name;
-	uint64_t cell;
-};
-
-/**
- * gmem_vm_dump() - write down what a VM's memory is
- * @vm: handle
- * @fd: where to write: a file, a pipe, a socket; borrowed
- * @opts: NULL for defaults
- *
- * JSON, in the format of gmem-dump(5); gmem-show(1) makes pictures of it. The
- * regions are those of one moment; what is in their memory is asked for cell by
- * cell while the guest and other threads go on, who wait for one cell at most
- * and only to change the layout. Writing holds no lock, however slow the other
- * end is. It allocates none of the guest's memory, and for itself about 100
- * bytes for each region.
- *
- * Continues after signals. A reader that has gone is -EPIPE, never SIGPIPE; an
- * fd that does not block and is full is -EAGAIN. What was written then is no
- * whole dump, and cannot be taken for one.
- *
- * Thread-safe. Source: cachestat(2), mincore(2) and move_pages(2). Since: 0.1.
- *
- * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -ENOMEM, -EBADF @fd is no open fd, or what write(2) says. What
- * is not known about the memory is no failure.
- */
-GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opts *opts);
 
 #ifdef __cplusplus
 }

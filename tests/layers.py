@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: MIT
 """tests/layers.py SOURCE COMPILER... : is lib/ built as docs/architecture.md says?
 
-The table of rooms in docs/architecture.md gives the folders, lowest first, and the
-rooms of each. A room is a header and, unless it is only that, a .c file of the same
+The table of modules in docs/architecture.md gives the folders, lowest first, and the
+modules of each. A module is a header and, unless it is only that, a .c file of the same
 name. This checks that
 
-  rooms    the table and lib/ agree, every room has a header, every .c a room
+  modules    the table and lib/ agree, every module has a header, every .c a module
   order    no file includes anything above its folder, nor of a neighbour in braces
-  circles  no room includes, by way of others, itself
-  uses     a file includes the rooms whose names it uses, and no others
+  circles  no module includes, by way of others, itself
+  uses     a file includes the modules whose names it uses, and no others
   alone    every header compiles by itself
   kernel   system calls are made in the lowest folder only
 
@@ -39,7 +39,7 @@ def read(path):
 
 
 def code(text):
-    """@text without comments and strings, which name rooms they do not use."""
+    """@text without comments and strings, which name modules they do not use."""
     text = re.sub(r"/\*.*?\*/", " ", text, flags=re.S)
     return re.sub(r'"(\\.|[^"\\\n])*"', '""', text)
 
@@ -69,13 +69,13 @@ def members(text):
     return {m for body in bodies for m in re.findall(r"(\w+)(?:\[[^\]]*\])?\s*[;,]", body)}
 
 
-class House:
-    """The folders and rooms of the table, and the files that are there."""
+class Tree:
+    """The folders and modules of the table, and the files that are there."""
 
     def __init__(self, root):
         self.root = root
         self.lib = os.path.join(root, "lib")
-        self.rank, self.rooms = {}, {}
+        self.rank, self.modules = {}, {}
         self.read_table()
         self.files = {}
         for folder in sorted(self.rank):
@@ -91,14 +91,14 @@ class House:
             row = re.match(r"\| `(\w+)/`( \(beside the row above\))? \| `(\w+)` \|", line)
             if not row:
                 continue
-            folder, beside, room = row.group(1), row.group(2), row.group(3)
+            folder, beside, module = row.group(1), row.group(2), row.group(3)
             if folder not in self.rank:
                 rank += 0 if beside else 1
                 self.rank[folder] = rank
-            self.rooms.setdefault(folder, set()).add(room)
+            self.modules.setdefault(folder, set()).add(module)
 
-    def room_of(self, path):
-        """(folder, room) of a file; assembly belongs to the room its name begins with."""
+    def module_of(self, path):
+        """(folder, module) of a file; assembly belongs to the module its name begins with."""
         folder, name = path.split("/")
         stem, ending = os.path.splitext(name)
         if ending == ".S":
@@ -106,36 +106,36 @@ class House:
         return folder, stem
 
 
-def check_rooms(house):
-    there = {house.room_of(path) for path in house.files}
-    told = {(folder, room) for folder, rooms in house.rooms.items() for room in rooms}
-    for folder, room in sorted(there - told):
-        yield f"lib/{folder}: room \"{room}\" is not in docs/architecture.md"
-    for folder, room in sorted(told - there):
-        yield f"docs/architecture.md: there is no room \"{room}\" in lib/{folder}"
-    for folder, room in sorted(there):
-        if f"{folder}/{room}.h" not in house.files:
-            yield f"lib/{folder}/{room}: the room has no header"
-    for name in sorted(os.listdir(house.lib)):
-        path = os.path.join(house.lib, name)
+def check_modules(tree):
+    there = {tree.module_of(path) for path in tree.files}
+    told = {(folder, module) for folder, modules in tree.modules.items() for module in modules}
+    for folder, module in sorted(there - told):
+        yield f"lib/{folder}: module \"{module}\" is not in docs/architecture.md"
+    for folder, module in sorted(told - there):
+        yield f"docs/architecture.md: there is no module \"{module}\" in lib/{folder}"
+    for folder, module in sorted(there):
+        if f"{folder}/{module}.h" not in tree.files:
+            yield f"lib/{folder}/{module}: the module has no header"
+    for name in sorted(os.listdir(tree.lib)):
+        path = os.path.join(tree.lib, name)
         if os.path.isfile(path) and name.endswith((".c", ".h", ".S")):
             yield f"lib/{name}: in no folder"
-        if os.path.isdir(path) and name not in house.rank and name != "tools":
+        if os.path.isdir(path) and name not in tree.rank and name != "tools":
             yield f"lib/{name}: a folder that is not in docs/architecture.md"
 
 
-def check_order(house):
-    for path, text in house.files.items():
+def check_order(tree):
+    for path, text in tree.files.items():
         folder = path.split("/")[0]
         for header in includes(text):
             if header == "gmem.h":
                 continue
             other = header.split("/")[0]
-            if header not in house.files:
-                yield f"lib/{path}: \"{header}\" is no room's header"
-            elif other != folder and house.rank[other] >= house.rank[folder]:
+            if header not in tree.files:
+                yield f"lib/{path}: \"{header}\" is no module's header"
+            elif other != folder and tree.rank[other] >= tree.rank[folder]:
                 yield f"lib/{path}: includes {header}, which is not below {folder}/"
-    tools = os.path.join(house.lib, "tools")
+    tools = os.path.join(tree.lib, "tools")
     for name in sorted(os.listdir(tools)) if os.path.isdir(tools) else []:
         if not name.endswith((".c", ".h")):
             continue
@@ -144,36 +144,36 @@ def check_order(house):
                 yield f"lib/tools/{name}: includes {header}, which tools do not share"
 
 
-def check_circles(house):
+def check_circles(tree):
     graph = {}
-    for path, text in house.files.items():
-        room = "/".join(house.room_of(path))
-        graph.setdefault(room, set()).update(
-            h[:-2] for h in includes(text) if h in house.files and h[:-2] != room)
+    for path, text in tree.files.items():
+        module = "/".join(tree.module_of(path))
+        graph.setdefault(module, set()).update(
+            h[:-2] for h in includes(text) if h in tree.files and h[:-2] != module)
     done, trail, found = set(), [], []
 
-    def visit(room):
-        if room in trail:
-            found.append(" -> ".join(trail[trail.index(room):] + [room]))
+    def visit(module):
+        if module in trail:
+            found.append(" -> ".join(trail[trail.index(module):] + [module]))
             return
-        if room in done:
+        if module in done:
             return
-        trail.append(room)
-        for other in sorted(graph.get(room, ())):
+        trail.append(module)
+        for other in sorted(graph.get(module, ())):
             visit(other)
         trail.pop()
-        done.add(room)
+        done.add(module)
 
-    for room in sorted(graph):
-        visit(room)
+    for module in sorted(graph):
+        visit(module)
     return found
 
 
-def uses(house):
+def uses(tree):
     """For each file: the headers it needs, and those it includes."""
-    brings = {path: declared(text) for path, text in house.files.items() if path.endswith(".h")}
-    brings["gmem.h"] = declared(read(os.path.join(house.root, "include", "gmem.h")))
-    for path, text in house.files.items():
+    brings = {path: declared(text) for path, text in tree.files.items() if path.endswith(".h")}
+    brings["gmem.h"] = declared(read(os.path.join(tree.root, "include", "gmem.h")))
+    for path, text in tree.files.items():
         if path.endswith(".S"):
             continue
         bare = re.sub(r"^#include.*$", "", code(text), flags=re.M)
@@ -184,52 +184,52 @@ def uses(house):
         needed = {h for h, names in brings.items() if h != path and known & names}
         needed |= {h for h, names in BRINGS.items() if h != path and re.search(rf"\b({names})\b", bare)}
         has = includes(text)
-        given = set(includes(house.files[own])) if path.endswith(".c") and own in house.files else set()
+        given = set(includes(tree.files[own])) if path.endswith(".c") and own in tree.files else set()
         yield path, own, needed, has, given, brings, words, known
 
 
-def reaches_into(house, path, header):
+def reaches_into(tree, path, header):
     """Does the file use members of a struct that only this header defines?"""
-    reached = set(re.findall(r"(?:->|\.)\s*(\w+)", code(house.files[path])))
-    return header in house.files and bool(reached & members(house.files[header]))
+    reached = set(re.findall(r"(?:->|\.)\s*(\w+)", code(tree.files[path])))
+    return header in tree.files and bool(reached & members(tree.files[header]))
 
 
-def check_uses(house):
-    for path, own, needed, has, given, brings, words, known in uses(house):
-        if path.endswith(".c") and own in house.files and has[:1] != [own]:
+def check_uses(tree):
+    for path, own, needed, has, given, brings, words, known in uses(tree):
+        if path.endswith(".c") and own in tree.files and has[:1] != [own]:
             yield f"lib/{path}: does not include its own header first"
         for header in sorted(needed - set(has) - given - {own}):
             name = (sorted(known & brings[header]) + ["names of the kernel"])[0]
             yield f"lib/{path}: uses {name}, but does not include {header}"
         for header in has:
             if (header in brings and header not in needed | {own} and
-                    not words & brings[header] and not reaches_into(house, path, header)):
-                # A room that implements the public header alone has nothing to declare.
+                    not words & brings[header] and not reaches_into(tree, path, header)):
+                # A module that implements the public header alone has nothing to declare.
                 if not (path.endswith(".h") and header == "gmem.h"):
                     yield f"lib/{path}: includes {header}, but uses nothing of it"
             if has.count(header) > 1 or (path.endswith(".c") and header in given):
                 yield f"lib/{path}: includes {header} twice, or with its own header"
 
 
-def check_alone(house, compiler):
-    for path in house.files:
+def check_alone(tree, compiler):
+    for path in tree.files:
         if not path.endswith(".h"):
             continue
         run = subprocess.run(
             [*compiler, "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fsyntax-only",
-             "-I", os.path.join(house.root, "include"), "-I", house.lib, "-x", "c", "-"],
+             "-I", os.path.join(tree.root, "include"), "-I", tree.lib, "-x", "c", "-"],
             input=f'#include "{path}"\n', capture_output=True, text=True)
         if run.returncode:
             first = (run.stderr.strip().splitlines() or [f"status {run.returncode}"])[0]
             yield f"lib/{path}: does not compile alone: {first}"
 
 
-def check_kernel(house):
+def check_kernel(tree):
     call = re.compile(r"(?<![\w.>])(" + "|".join(SYSTEM_CALLS) + r")\s*\(")
-    for path, text in house.files.items():
+    for path, text in tree.files.items():
         if path.startswith(KERNEL_DOOR + "/") or not path.endswith(".c"):
             continue
-        # A function or a pointer of the room's own may have such a name.
+        # A function or a pointer of the module's own may have such a name.
         bare = code(text)
         own = set(re.findall(r"^static\s[^;{}()]*?\b(\w+)\s*\(", bare, flags=re.M))
         for name in sorted(set(call.findall(bare)) - own):
@@ -238,11 +238,11 @@ def check_kernel(house):
 
 def checks(compiler):
     return {
-        "rooms": check_rooms,
+        "modules": check_modules,
         "order": check_order,
         "circles": check_circles,
         "uses": check_uses,
-        "alone": lambda house: check_alone(house, compiler),
+        "alone": lambda tree: check_alone(tree, compiler),
         "kernel": check_kernel,
     }
 
@@ -268,11 +268,11 @@ PLANTED = [
      add("lib/base/check.c", '#include "region/file.h"\n')),
     ("a neighbour in braces that is included", "order",
      add("lib/pages/populate.c", '#include "layout/apply.h"\n')),
-    ("a tool that includes a room", "order",
+    ("a tool that includes a module", "order",
      add("lib/tools/gmem-probe.c", '#include "caps/caps.h"\n')),
-    ("a room without header", "rooms", remove("lib/region/slots.h")),
-    ("a room that the map does not have", "rooms", add("lib/base/attic.h", "", None)),
-    ("a file in no folder", "rooms", add("lib/internal.h", "", None)),
+    ("a module without header", "modules", remove("lib/region/slots.h")),
+    ("a module that the map does not have", "modules", add("lib/base/attic.h", "", None)),
+    ("a file in no folder", "modules", add("lib/internal.h", "", None)),
     ("a header that does not compile alone", "alone",
      add("lib/region/slots.h", "struct stranger stands_here(struct gmem_odd odd);\n",
          "struct gmem_slots")),
@@ -280,7 +280,7 @@ PLANTED = [
      add("lib/region/file_map.h", '#include "region/file.h"\n')),
     ("an include that is not used", "uses",
      add("lib/region/slots.c", '#include "base/crc32c.h"\n', "#include <")),
-    ("a name whose room is not included", "uses",
+    ("a name whose module is not included", "uses",
      add("lib/region/slots.c", "static uint64_t gone = sizeof(struct gmem_part);\n", None)),
     ("a system call outside os/", "kernel",
      add("lib/base/check.c", "int gmem_bad(void);\nint gmem_bad(void) { return close(3); }\n", None)),
@@ -301,9 +301,9 @@ def main():
         for line in lines:
             print(f"# {line}")
 
-    house = House(root)
+    tree = Tree(root)
     for name, check in every.items():
-        found = list(check(house))
+        found = list(check(tree))
         point(not found, name, found)
 
     for name, check, plant in PLANTED:
@@ -311,8 +311,8 @@ def main():
             for part in ("lib", "include", "docs"):
                 shutil.copytree(os.path.join(root, part), os.path.join(copy, part))
             plant(copy)
-            house = House(copy)
-            point(list(every[check](house)), f"{check} finds {name}")
+            tree = Tree(copy)
+            point(list(every[check](tree)), f"{check} finds {name}")
     return failed
 
 

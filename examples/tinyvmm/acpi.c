@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * As little ACPI as tells Linux of its interrupt controllers, of the virtio
- * devices, and how to switch itself off.
+ * The ACPI tables that Linux needs to find its interrupt controllers and the
+ * virtio devices, and to switch the machine off.
  */
 #include <string.h>
 
@@ -35,7 +35,7 @@ struct xsdt {
 	uint64_t tables[2];
 } __attribute__((packed));
 
-/* Up to what revision 3 has; the 64-bit addresses are 0, so the others count. */
+/* The fields of revision 3. The 64-bit addresses are 0, so Linux uses the 32-bit ones. */
 struct fadt {
 	struct header header;
 	uint32_t facs, dsdt;
@@ -70,18 +70,18 @@ struct madt {
 	uint32_t ioapic_address, ioapic_first_irq;
 } __attribute__((packed));
 
-/* AML of: Name (_S5, Package () { 5, 5 }) */
+/* AML for: Name (_S5, Package () { 5, 5 }) */
 static const uint8_t aml_power_off[] = {
 	0x08, '_', 'S', '5', '_', 0x12, 0x06, 0x02, 0x0a, 0x05, 0x0a, 0x05,
 };
 
-/* AML of the opening of: Scope (\_SB) { the devices } */
+/* AML for the start of: Scope (\_SB) { the devices } */
 struct aml_scope {
 	uint8_t op, size[2], name[5];
 } __attribute__((packed));
 
 /*
- * AML of: Device (VIRn) { Name (_HID, "LNRO0005") Name (_UID, n) Name (_CCA, 1)
+ * AML for: Device (VIRn) { Name (_HID, "LNRO0005") Name (_UID, n) Name (_CCA, 1)
  *	Name (_CRS, ResourceTemplate () { Memory32Fixed (...) Interrupt (...) }) }
  */
 struct aml_device {
@@ -106,7 +106,7 @@ static const struct aml_device aml_device = {
 	.crs = { 0x08, '_', 'C', 'R', 'S', 0x11, 0x1a, 0x0a, 0x17 },
 	.memory = { 0x86, 9, 0, 1 },
 	.memory_size = VIRTIO_PAGE,
-	.interrupt = { 0x89, 6, 0, 0x01, 1 },	/* ours alone, level, active high */
+	.interrupt = { 0x89, 6, 0, 0x01, 1 },	/* not shared, level, active high */
 	.end = { 0x79, 0 },
 };
 
@@ -149,7 +149,7 @@ static void finish(struct header *header, const char *signature, uint8_t revisio
 	header->checksum = checksum(header, size);
 }
 
-/* A size in AML counts its own bytes; two of them here. */
+/* A size in AML includes the bytes of the size itself, which are two here. */
 static void aml_size(uint8_t *at, size_t size)
 {
 	at[0] = (uint8_t)(0x40 | (size & 0xf));
@@ -203,7 +203,7 @@ static void fill_madt(struct madt *madt)
 	finish(&madt->header, "APIC", 1, sizeof(*madt));
 }
 
-/* Returns where the kernel begins to look. */
+/* Returns the address of the RSDP, where the kernel begins. */
 uint64_t acpi_write_tables(struct vmm *vmm)
 {
 	struct tables t = { 0 };
@@ -229,7 +229,7 @@ uint64_t acpi_write_tables(struct vmm *vmm)
 	return ACPI_TABLES;
 }
 
-/* Nothing ever happens: what is enabled is remembered, and that is all. */
+/* There are no ACPI events, so the enable register is only stored. */
 bool acpi_out(struct vmm *vmm, uint16_t port, uint32_t value)
 {
 	if (port == ACPI_PORT + 2)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* virtio-blk on a file, one request after the other. */
+/* virtio-blk on a file; it handles one request after the other. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/virtio_blk.h>
@@ -14,8 +14,9 @@
 #define SECTOR 512
 
 /*
- * One piece between file and guest: read or written in full, or IOERR. A buffer
- * of ours in between: the view may only be held where nothing sleeps.
+ * Copies one piece between the file and the guest, in full or with status IOERR.
+ * File I/O can sleep, and a view must not be held while sleeping, so the bytes
+ * go through a buffer.
  */
 static int move_piece(struct vmm *vmm, uint32_t type, uint64_t gpa, uint64_t offset, size_t size,
 		      uint8_t *ret_status)
@@ -37,7 +38,7 @@ static int move_piece(struct vmm *vmm, uint32_t type, uint64_t gpa, uint64_t off
 	return error;
 }
 
-/* Between file and the buffers from @from to @to. Returns bytes, or -errno. */
+/* Copies between the file and the buffers @from to @to - 1. Returns bytes, or -errno. */
 static int64_t move(struct vmm *vmm, uint32_t type, uint64_t sector,
 		    const struct virtio_chain *chain, uint32_t from, uint32_t to, uint8_t *ret_status)
 {
@@ -67,7 +68,7 @@ static int64_t move(struct vmm *vmm, uint32_t type, uint64_t sector,
 	return (int64_t)moved;
 }
 
-/* First a header, last a status byte, data between them. */
+/* The first buffer has a header, the last a status byte, the others have data. */
 static int64_t serve(struct vmm *vmm, const struct virtio_chain *chain)
 {
 	const uint32_t last = chain->count - 1;
@@ -110,7 +111,7 @@ void block_open(struct vmm *vmm, const char *path)
 	vmm->virtio[VIRTIO_BLOCK] = (struct virtio_device){
 		.id = VIRTIO_ID_BLOCK,
 		.features = (uint64_t)1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_BLK_F_FLUSH,
-		/* Only its first field, the capacity, is offered. */
+		/* The configuration has only its first field, the capacity. */
 		.config = &vmm->disk_sectors,
 		.config_size = sizeof(vmm->disk_sectors),
 		.serve = serve,

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Linux's 64-bit boot protocol (Documentation/arch/x86/boot.rst in the kernel):
- * the kernel where it wants to be, a zero page of parameters, page tables that
- * map the first 4 GiB to themselves, and a jump to 0x200 past its start.
+ * load the kernel at its preferred address, write a zero page of parameters and
+ * page tables that map the first 4 GiB to themselves, and jump to 0x200 past the
+ * kernel's start.
  */
 #include <asm/bootparam.h>
 #include <fcntl.h>
@@ -40,7 +41,7 @@ static int open_file(const char *path, uint64_t *ret_size)
 	return fd;
 }
 
-/* Below the top of what is RAM under 4 GiB, after the kernel that ends at @from */
+/* Loads the initrd at the end of RAM below 4 GiB; it must begin at @from or later. */
 static void load_initrd(struct vmm *vmm, const char *path, uint64_t from,
 			struct setup_header *header)
 {
@@ -65,7 +66,7 @@ static void add_e820(struct boot_params *params, uint64_t gpa, uint64_t size, ui
 	};
 }
 
-/* From libgmem's layout: what is RAM, less what PCs keep below 1 MiB */
+/* Describes libgmem's layout as RAM, without the addresses below 1 MiB that PCs reserve. */
 static void describe_memory(struct vmm *vmm, struct boot_params *params)
 {
 	add_e820(params, 0, LOW_RAM_END, E820_RAM);
@@ -75,7 +76,7 @@ static void describe_memory(struct vmm *vmm, struct boot_params *params)
 		add_e820(params, vmm->ram[i].gpa, vmm->ram[i].size, E820_RAM);
 }
 
-/* A root, one page of GiB, four of 2 MiB pages */
+/* One root, one table of 1 GiB entries, four tables of 2 MiB pages */
 static void write_page_tables(struct vmm *vmm)
 {
 	static uint64_t tables[6][512];
@@ -112,7 +113,7 @@ void boot_load(struct vmm *vmm, const char *kernel, const char *initrd, const ch
 	if (strlen(command_line) > header->cmdline_size)
 		fail(kernel, "takes no command line as long as that");
 
-	/* The library reads files into guest memory, and by the fastest way there is. */
+	/* libgmem reads the file into guest memory. */
 	gmem_must(gmem_vm_load(vmm->memory, header->pref_address, fd, setup_size,
 			       size - setup_size, NULL, NULL), kernel);
 	close(fd);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * virtio-mem: the guest is asked to use more memory, or less, and says block by
- * block what it does. Memory comes as whole pieces, each a region of libgmem
- * that is added before the guest hears of it, and removed when its last block
- * is unplugged.
+ * virtio-mem: the VMM asks the guest to use more memory or less, and the guest
+ * plugs and unplugs blocks. Memory is added in pieces, each of which is a region
+ * of libgmem. A piece is added before the guest is told of it, and removed when
+ * its last block is unplugged.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -17,7 +17,7 @@
 
 _Static_assert(BLOCKS_PER_PIECE == 64, "a bit for each block of a piece");
 
-/* Gives back what is no longer asked for and no longer used, from the top. */
+/* Removes pieces from the top that are neither requested nor used any more. */
 static void drop_pieces(struct vmm *vmm)
 {
 	struct hotplug_state *h = &vmm->devices.hotplug;
@@ -40,7 +40,7 @@ static bool is_plugged(const struct hotplug_state *h, uint64_t block)
 	return h->plugged[block / BLOCKS_PER_PIECE] >> block % BLOCKS_PER_PIECE & 1;
 }
 
-/* What is unplugged goes back to the host. */
+/* Unplugged blocks go back to the host. */
 static void give_back(struct vmm *vmm, uint64_t offset, uint64_t size)
 {
 	if (size)
@@ -63,7 +63,7 @@ static void flip(struct hotplug_state *h, uint64_t first, uint64_t count)
 		h->plugged[block / BLOCKS_PER_PIECE] ^= (uint64_t)1 << block % BLOCKS_PER_PIECE;
 }
 
-/* Plugs, unplugs, or tells the state of a range that must be all the same before. */
+/* Plugs or unplugs a range, all of which must be in the other state, or returns its state. */
 static uint16_t answer(struct vmm *vmm, const struct virtio_mem_req *request, uint16_t *ret_state)
 {
 	struct hotplug_state *h = &vmm->devices.hotplug;
@@ -125,7 +125,7 @@ static int64_t serve(struct vmm *vmm, const struct virtio_chain *chain)
 	return error < 0 ? error : (int64_t)sizeof(response);
 }
 
-/* One piece more, or one less. */
+/* Asks the guest to use one piece more, or one less. */
 void hotplug_request(struct vmm *vmm, bool grow)
 {
 	struct virtio_mem_config *config = &vmm->devices.hotplug.config;
@@ -149,7 +149,7 @@ void hotplug_request(struct vmm *vmm, bool grow)
 	virtio_config_changed(vmm, VIRTIO_MEMORY);
 }
 
-/* The pieces there were when the snapshot was made */
+/* Adds the pieces that existed when the snapshot was made. */
 void hotplug_restore(struct vmm *vmm)
 {
 	const uint64_t size = vmm->devices.hotplug.config.usable_region_size;

@@ -4,8 +4,8 @@
  *
  *	tinyvmm [OPTION...] KERNEL
  *
- * KERNEL is a bzImage for x86_64. Standard input and output are its console;
- * Ctrl-A is the key for this program, Ctrl-A h says what can follow it.
+ * KERNEL is a bzImage for x86_64. Standard input and output are its console.
+ * Ctrl-A begins a command to this program; Ctrl-A h lists the commands.
  *
  * Exit status: 0 if the guest switched itself off or was told to stop, 1 if
  * something failed, 77 if this host cannot run it.
@@ -55,7 +55,7 @@ void say(const char *format, ...)
 	va_start(args, format);
 	fputs("tinyvmm: ", stderr);
 	vfprintf(stderr, format, args);
-	/* The terminal is raw. */
+	/* The terminal is raw, so a newline does not return to column 0. */
 	fputs("\r\n", stderr);
 	va_end(args);
 }
@@ -108,10 +108,13 @@ static void make_terminal_raw(void)
 
 static void on_kick(int signal_number)
 {
-	(void)signal_number;	/* only there to interrupt KVM_RUN */
+	(void)signal_number;	/* the signal only interrupts KVM_RUN */
 }
 
-/* Has the vCPU's thread look at a request; the flag for when it is not in KVM_RUN yet. */
+/*
+ * Makes the vCPU's thread handle a request. The signal interrupts KVM_RUN; the flag
+ * is for a thread that is about to call KVM_RUN.
+ */
 static void ask(struct vmm *vmm, enum request request)
 {
 	vmm->request = request;
@@ -150,7 +153,7 @@ static void take_input(struct vmm *vmm, uint8_t byte)
 	pthread_mutex_lock(&vmm->lock);
 	if (key_follows) {
 		key_follows = false;
-		/* One after the other: the vCPU's thread may still be at the last. */
+		/* Wait until the vCPU's thread has handled the request before. */
 		while (vmm->request != REQUEST_NONE && !vmm->stop)
 			pthread_cond_wait(&vmm->room, &vmm->lock);
 		obey_key(vmm, byte);
@@ -229,7 +232,7 @@ static void handle_mmio(struct vmm *vmm)
 	uint32_t value = 0;
 
 	if (gpa < VIRTIO_BASE || gpa >= VIRTIO_BASE + VIRTIO_COUNT * VIRTIO_PAGE) {
-		/* As a bus nobody answers on */
+		/* Reads of a bus without a device give all ones. */
 		memset(vmm->run->mmio.data, 0xff, sizeof(vmm->run->mmio.data));
 	} else if (vmm->run->mmio.is_write) {
 		memcpy(&value, vmm->run->mmio.data, size < sizeof(value) ? size : sizeof(value));

@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: MIT */
-/* Guest memory. Everything libgmem does for this VMM is asked for here. */
+/* Guest memory: reports, plans and the layout. Devices access it through views. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 
 #include "tinyvmm.h"
 
-/* Asks the VM what it can do, and decides how its memory shall be backed. */
+/* Finds out what the VM supports, and decides how its memory is backed. */
 void memory_attach(struct vmm *vmm, uint32_t backing)
 {
 	GMEM_OPTS(gmem_request, request, .backings = { backing });
 	int error;
 
-	/* A page that is not there shall be an error of ours, not our death. */
+	/* Accesses to pages that cannot be reached now fail, instead of raising SIGBUS. */
 	gmem_must(gmem_recovery_enable(), "recovery");
 	gmem_must(gmem_vm_new(vmm->vm_fd, NULL, &vmm->memory), "attaching to the VM");
 	error = gmem_plan_new(gmem_vm_caps(vmm->memory), &request, &vmm->plan);
@@ -24,7 +24,7 @@ void memory_attach(struct vmm *vmm, uint32_t backing)
 	gmem_must(gmem_view_new(vmm->memory, &vmm->view), "a view");
 }
 
-/* RAM from 0, with a hole for devices below 4 GiB: one change, all or nothing */
+/* Adds RAM from 0 on, with a hole for devices below 4 GiB: all of it or nothing. */
 void memory_add_ram(struct vmm *vmm, uint64_t size)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .plan = vmm->plan);
@@ -37,7 +37,7 @@ void memory_add_ram(struct vmm *vmm, uint64_t size)
 	for (int i = 0; i < vmm->ram_ranges; i++)
 		gmem_must(gmem_change_add(change, vmm->ram[i].gpa, vmm->ram[i].size, &opts,
 					  &region), "adding RAM");
-	/* Nothing else gets this range, and who looks there is told whose it is. */
+	/* No memory can be added at this range, and a lookup there returns -ENXIO. */
 	gmem_must(gmem_change_add(change, VIRTIO_BASE, VIRTIO_COUNT * VIRTIO_PAGE, &device,
 				  &region), "devices");
 	gmem_must(gmem_change_apply(change), "adding RAM");
@@ -47,7 +47,7 @@ void memory_add_ram(struct vmm *vmm, uint64_t size)
 	    gmem_backing_name(gmem_plan_backing(vmm->plan)));
 }
 
-/* Hot-adds one piece; the guest may run meanwhile. */
+/* Hot-adds one piece of memory; the guest may run meanwhile. */
 int memory_add_piece(struct vmm *vmm, unsigned int piece)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .plan = vmm->plan);
@@ -56,14 +56,14 @@ int memory_add_piece(struct vmm *vmm, unsigned int piece)
 			       &vmm->pieces[piece]);
 }
 
-/* Its memory goes back to the host. The guest gave its word not to use it. */
+/* Gives a piece's memory back to the host. The guest has promised not to use it. */
 void memory_remove_piece(struct vmm *vmm, unsigned int piece)
 {
 	gmem_must(gmem_region_remove(vmm->pieces[piece]), "hot-removing memory");
 	vmm->pieces[piece] = NULL;
 }
 
-/* For what cannot fail because we chose the place */
+/* Writes at an address that this program chose, which therefore has memory. */
 void memory_write(struct vmm *vmm, uint64_t gpa, const void *bytes, uint64_t size)
 {
 	gmem_must(gmem_view_write(vmm->view, gpa, bytes, size, NULL), "writing guest memory");

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* A 16550A. What it sends goes to standard output at once. */
+/* A 16550A serial port. It writes each byte to standard output at once. */
 #include <errno.h>
 #include <linux/serial_reg.h>
 #include <unistd.h>
@@ -11,7 +11,7 @@ static bool has_data(const struct serial_state *s)
 	return s->received_from != s->received_to;
 }
 
-/* The interrupt that is due, as UART_IIR says it */
+/* The pending interrupt, as a value of UART_IIR */
 static uint8_t cause(const struct serial_state *s)
 {
 	if (s->interrupt_enable & UART_IER_RDI && has_data(s))
@@ -49,7 +49,7 @@ void serial_out(struct vmm *vmm, uint16_t port, uint8_t value)
 		transmit(s, value);
 		break;
 	case UART_IER:
-		/* Who enables it while there is room for more is told so. */
+		/* Enabling this interrupt while the transmitter is empty raises it. */
 		if (value & ~s->interrupt_enable & UART_IER_THRI)
 			s->transmit_pending = 1;
 		s->interrupt_enable = value & 0xf;
@@ -82,7 +82,7 @@ static uint8_t receive_byte(struct vmm *vmm)
 	return s->received[s->received_from++ % sizeof(s->received)];
 }
 
-/* In a loop the outputs are the inputs. */
+/* In loopback mode the outputs are the inputs. */
 static uint8_t modem_status(const struct serial_state *s)
 {
 	const uint8_t control = s->modem_control;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A snapshot: a head with the vCPU and the devices, and from IMAGE_OFFSET on
- * the memory, as an image of libgmem's. It is restored on the same host, by
- * the same program, with the same disk.
+ * A snapshot is a file with a head, which has the vCPU and the devices, and from
+ * IMAGE_OFFSET on memory, as an image of libgmem. It can be restored on the same
+ * host, by the same program, with the same disk.
  */
 #include <fcntl.h>
 #include <inttypes.h>
@@ -32,7 +32,7 @@ static void fail(const char *path, const char *why)
 	exit(EXIT_FAILURE);
 }
 
-/* The vCPU does not run, and the devices have nothing under way. */
+/* Called while the vCPU does not run and no device has I/O under way. */
 void snapshot_save(struct vmm *vmm, const char *path)
 {
 	GMEM_OPTS(gmem_transfer_opts, opts, .image_offset = IMAGE_OFFSET);
@@ -56,7 +56,7 @@ void snapshot_save(struct vmm *vmm, const char *path)
 	    result.data_bytes / MIB);
 }
 
-/* What the devices take for granted of their own state */
+/* Checks what the devices assume of their own state. */
 static bool is_sound(const struct device_state *d)
 {
 	const struct virtio_mem_config *config = &d->hotplug.config;
@@ -83,7 +83,7 @@ void snapshot_restore(struct vmm *vmm, const char *path)
 	if (head.vcpu.msr_count > 512 || !is_sound(&head.devices))
 		fail(path, "it contradicts itself");
 
-	/* First the layout it was made of; an image of another one is refused. */
+	/* Add the same layout first: an image of another layout is refused. */
 	vmm->devices = head.devices;
 	memory_add_ram(vmm, head.ram_size);
 	hotplug_restore(vmm);

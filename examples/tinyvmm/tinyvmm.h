@@ -3,15 +3,15 @@
  * tinyvmm: a virtual machine monitor that boots Linux, for x86_64.
  *
  *   main.c      options, the console's keys, the loop around KVM_RUN
- *   memory.c    RAM, at the start and while the guest runs: libgmem's side
- *   boot.c      the kernel, its parameters and page tables, into that RAM
+ *   memory.c    RAM, at the start and while the guest runs, from libgmem
+ *   boot.c      loads the kernel, its parameters and page tables into RAM
  *   acpi.c      tables that tell the kernel of its devices
- *   vcpu.c      the processor: its features, its first state, all of its state
+ *   vcpu.c      the processor: its features, its first state, saving its state
  *   serial.c    a serial console
  *   virtio.c    virtio over MMIO, and the queues in guest memory
  *   block.c     virtio-blk on a file
- *   hotplug.c   virtio-mem: memory that comes and goes
- *   snapshot.c  all of it into a file, and back
+ *   hotplug.c   virtio-mem: memory added and removed while the guest runs
+ *   snapshot.c  saves all of this to a file, and restores it
  */
 #ifndef TINYVMM_H
 #define TINYVMM_H
@@ -30,7 +30,7 @@
 #define MIB ((uint64_t)1 << 20)
 #define GIB ((uint64_t)1 << 30)
 
-/* The guest's addresses that are no RAM */
+/* Guest addresses that are not RAM */
 #define VIRTIO_BASE	0xd0000000	/* one page for each device */
 #define VIRTIO_PAGE	0x1000
 #define HOTPLUG_BASE	(64 * GIB)
@@ -38,9 +38,9 @@
 
 /* Interrupt lines */
 #define SERIAL_IRQ	4
-#define VIRTIO_IRQ	16		/* and the next, one for each device */
+#define VIRTIO_IRQ	16		/* of the first device; the others follow */
 
-/* Memory is hot-added in pieces, each a region of its own; 64 blocks a piece */
+/* Memory is hot-added in pieces; each is a region, and has 64 blocks. */
 #define PIECE_SIZE	(128 * MIB)
 #define BLOCK_SIZE	(2 * MIB)
 #define PIECES		8
@@ -49,14 +49,14 @@ enum virtio_number { VIRTIO_BLOCK, VIRTIO_MEMORY, VIRTIO_COUNT };
 
 struct vmm;
 
-/* What a device remembers is a struct of numbers: a snapshot copies it. */
+/* The state of each device is a struct of numbers, which a snapshot copies. */
 
 struct serial_state {
 	uint8_t interrupt_enable, fifo_control, line_control, modem_control;
 	uint8_t scratch, divisor[2];
-	uint8_t transmit_pending;	/* the interrupt that says "ready for more" */
+	uint8_t transmit_pending;	/* interrupt "transmitter empty" is pending */
 	uint32_t received_from, received_to;
-	uint8_t received[1024];		/* a ring: both indices count on for ever */
+	uint8_t received[1024];		/* a ring; both indices only increase */
 };
 
 struct virtio_state {
@@ -71,7 +71,7 @@ struct virtio_state {
 
 struct hotplug_state {
 	struct virtio_mem_config config;
-	uint64_t plugged[PIECES];	/* a bit for each block of the piece */
+	uint64_t plugged[PIECES];	/* for each piece a bit for each of its blocks */
 };
 
 struct device_state {
@@ -81,27 +81,27 @@ struct device_state {
 	uint16_t acpi_enable, acpi_padding[3];
 };
 
-/* A chain of buffers the driver made available */
+/* A chain of buffers that the driver made available */
 struct virtio_chain {
 	uint32_t count;
-	uint32_t readable;		/* the first so many are for the device to read */
+	uint32_t readable;		/* buffers at the start that the device reads */
 	struct {
 		uint64_t gpa;
 		uint32_t size;
 	} buffers[64];
 };
 
-/* What is special about a virtio device */
+/* A virtio device: its configuration and how it serves a request */
 struct virtio_device {
 	uint32_t id;
 	uint64_t features;
 	const void *config;
 	uint32_t config_size;
-	/* Returns the bytes written to the chain, or -errno: the device is broken. */
+	/* Returns the bytes written to the chain, or -errno if the request is malformed. */
 	int64_t (*serve)(struct vmm *vmm, const struct virtio_chain *chain);
 };
 
-/* What the console asks of the thread that runs the vCPU */
+/* Requests of the console to the thread that runs the vCPU */
 enum request { REQUEST_NONE, REQUEST_QUIT, REQUEST_SNAPSHOT, REQUEST_GROW, REQUEST_SHRINK };
 
 struct vmm {
@@ -111,16 +111,16 @@ struct vmm {
 
 	struct gmem_vm *memory;
 	struct gmem_plan *plan;
-	struct gmem_view *view;		/* the vCPU's thread alone looks */
+	struct gmem_view *view;		/* used only by the vCPU's thread */
 	struct gmem_ram_range ram[2];
 	int ram_ranges;
 	struct gmem_region *pieces[PIECES];
 
-	pthread_mutex_t lock;		/* devices: for the vCPU and the console */
-	pthread_cond_t room;		/* serial.received was read from */
+	pthread_mutex_t lock;		/* guards devices and requests */
+	pthread_cond_t room;		/* serial.received has space, or a request is done */
 	enum request request;
 	bool stop;
-	int status;			/* to exit with */
+	int status;			/* exit status */
 	struct device_state devices;
 	struct virtio_device virtio[VIRTIO_COUNT];
 	int disk_fd;
@@ -129,8 +129,8 @@ struct vmm {
 
 /* main.c */
 __attribute__((format(printf, 1, 2))) void say(const char *format, ...);
-int must(int result, const char *what);		/* of a system call */
-int gmem_must(int result, const char *what);	/* of a libgmem call */
+int must(int result, const char *what);		/* checks a system call */
+int gmem_must(int result, const char *what);	/* checks a libgmem call */
 void set_irq(struct vmm *vmm, uint32_t irq, bool level);
 
 /* memory.c */
@@ -140,7 +140,7 @@ int memory_add_piece(struct vmm *vmm, unsigned int piece);
 void memory_remove_piece(struct vmm *vmm, unsigned int piece);
 void memory_write(struct vmm *vmm, uint64_t gpa, const void *bytes, uint64_t size);
 
-/* boot.c: where the first instruction and its parameters are */
+/* boot.c: guest addresses of the first instruction and its parameters */
 struct boot {
 	uint64_t entry, parameters, page_tables;
 };

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The VM's processor and interrupt controllers: plain KVM, no memory. */
+/* The VM's processor and interrupt controllers, which is plain KVM without libgmem. */
 #include <cpuid.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -11,7 +11,7 @@
 
 #define CPUID_MAX 256
 
-/* KVM's structs of the like names, with a place for what they end with */
+/* KVM's structs of similar names, with space for their flexible arrays */
 struct cpuid {
 	uint32_t count, padding;
 	struct kvm_cpuid_entry2 entries[CPUID_MAX];
@@ -28,8 +28,8 @@ struct msr_list {
 };
 
 /*
- * KVM without VMX or SVM is PVM: it runs kernels that were made for it, and
- * short programs, but does not boot others.
+ * KVM without VMX or SVM is PVM, which runs short programs and kernels made for
+ * it, but does not boot other kernels.
  */
 static bool has_virtualization(void)
 {
@@ -54,14 +54,14 @@ void vcpu_create_vm(struct vmm *vmm)
 		vmm->vm_fd = ioctl(vmm->kvm_fd, KVM_CREATE_VM, 0);
 	while (vmm->vm_fd < 0 && errno == EINTR);
 	must(vmm->vm_fd, "KVM_CREATE_VM");
-	/* Four pages Intel's processors need; KVM brings them. */
+	/* KVM provides four pages that Intel's processors need; choose their addresses. */
 	must(ioctl(vmm->vm_fd, KVM_SET_IDENTITY_MAP_ADDR, &identity_map), "identity map");
 	must(ioctl(vmm->vm_fd, KVM_SET_TSS_ADDR, identity_map + 0x1000), "KVM_SET_TSS_ADDR");
 	must(ioctl(vmm->vm_fd, KVM_CREATE_IRQCHIP, 0), "KVM_CREATE_IRQCHIP");
 	must(ioctl(vmm->vm_fd, KVM_CREATE_PIT2, &pit), "KVM_CREATE_PIT2");
 }
 
-/* What KVM can show of this host, as one processor */
+/* Shows the guest the CPUID that KVM supports on this host, as one processor. */
 static void set_cpuid(struct vmm *vmm)
 {
 	struct cpuid cpuid = { .count = CPUID_MAX };
@@ -72,9 +72,9 @@ static void set_cpuid(struct vmm *vmm)
 
 		if (entry->function == 1) {
 			entry->ebx = (entry->ebx & 0xffff) | 1 << 16;
-			entry->ecx &= ~(1u << 5);		/* no VMX in there */
+			entry->ecx &= ~(1u << 5);		/* no VMX in the guest */
 		} else if (entry->function == 0x80000001) {
-			entry->ecx &= ~(1u << 2);		/* no SVM either */
+			entry->ecx &= ~(1u << 2);		/* no SVM in the guest */
 		} else if (entry->function == 0xb || entry->function == 0x1f) {
 			entry->edx = 0;
 		}
@@ -93,7 +93,7 @@ void vcpu_create(struct vmm *vmm)
 	set_cpuid(vmm);
 }
 
-/* 64-bit mode with paging, flat segments, interrupts off */
+/* Starts in 64-bit mode with paging, flat segments and interrupts off. */
 void vcpu_start_at(struct vmm *vmm, const struct boot *boot)
 {
 	const struct kvm_segment code = {
@@ -119,9 +119,9 @@ void vcpu_start_at(struct vmm *vmm, const struct boot *boot)
 	must(ioctl(vmm->vcpu_fd, KVM_SET_REGS, &regs), "KVM_SET_REGS");
 }
 
-/* ---- all of it, for snapshots ---- */
+/* ---- the whole state, for snapshots ---- */
 
-/* Not every MSR of the list can be read everywhere; those that can are kept. */
+/* Saves the MSRs of the list that can be read; some hosts cannot read all of them. */
 static void save_msrs(struct vmm *vmm, struct vcpu_state *state)
 {
 	struct msr_list list = { .count = 512 };
@@ -136,7 +136,7 @@ static void save_msrs(struct vmm *vmm, struct vcpu_state *state)
 	}
 }
 
-/* What KVM sets none of is what no guest may set, and as it is already. */
+/* Ignores MSRs that KVM does not set (returns 0): no guest can have changed them. */
 static void restore_msrs(struct vmm *vmm, const struct vcpu_state *state)
 {
 	for (uint32_t i = 0; i < state->msr_count; i++) {
@@ -151,7 +151,7 @@ static bool has_xcrs(struct vmm *vmm)
 	return ioctl(vmm->vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_XCRS) > 0;
 }
 
-/* The vCPU has left KVM_RUN with EINTR: no instruction is half done. */
+/* Called after KVM_RUN returned with EINTR, so that no instruction is half done. */
 void vcpu_save(struct vmm *vmm, struct vcpu_state *ret)
 {
 	const int vcpu = vmm->vcpu_fd, vm = vmm->vm_fd;
@@ -175,7 +175,7 @@ void vcpu_save(struct vmm *vmm, struct vcpu_state *ret)
 	must(ioctl(vm, KVM_GET_CLOCK, &ret->clock), "KVM_GET_CLOCK");
 }
 
-/* The order matters: the clock before the MSRs that use it, the APIC after its base. */
+/* The order matters: the clock precedes the MSRs that use it, the APIC follows its base. */
 void vcpu_restore(struct vmm *vmm, struct vcpu_state *state)
 {
 	const int vcpu = vmm->vcpu_fd, vm = vmm->vm_fd;

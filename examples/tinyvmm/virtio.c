@@ -2,10 +2,11 @@
 /*
  * virtio over MMIO (virtio 1.2, 4.2.2), one split queue for each device.
  *
- * The queue is in guest memory, and another CPU works on it meanwhile: indices
- * are loaded with acquire and stored with release, everything else in between.
- * Whatever the guest wrote there is believed to be anything at all: libgmem
- * refuses what is no memory, and the device is broken then, not this program.
+ * The queue is in guest memory, and the guest changes it meanwhile. So indices are
+ * loaded with acquire and stored with sequential consistency, and everything else
+ * is accessed in between. The guest can write anything there: libgmem refuses
+ * addresses that are not memory, and then the device needs a reset, while this
+ * program goes on.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -39,7 +40,7 @@ void virtio_config_changed(struct vmm *vmm, enum virtio_number number)
 
 /* ---- the queue ---- */
 
-/* Follows a chain from descriptor @index. */
+/* Reads the chain that begins with descriptor @index. */
 static int read_chain(struct vmm *vmm, const struct virtio_state *v, uint64_t index,
 		      struct virtio_chain *ret)
 {
@@ -69,7 +70,7 @@ static int read_chain(struct vmm *vmm, const struct virtio_state *v, uint64_t in
 	}
 }
 
-/* The chain that starts at @head is done, with @written bytes for the driver. */
+/* Returns the chain that starts at @head to the driver, with @written bytes in it. */
 static int put_used(struct vmm *vmm, struct virtio_state *v, uint64_t head, uint32_t written)
 {
 	const struct vring_used_elem element = { .id = (uint32_t)head, .len = written };
@@ -80,7 +81,7 @@ static int put_used(struct vmm *vmm, struct virtio_state *v, uint64_t head, uint
 	if (error < 0)
 		return error;
 	v->next_used++;
-	/* Pairs with the driver's read barrier; before the look at its flags below. */
+	/* Pairs with the driver's read barrier, and precedes the load of its flags below. */
 	return gmem_view_store(vmm->view, v->used + 2, 2, GMEM_SEQ_CST, v->next_used);
 }
 
@@ -93,7 +94,7 @@ static int serve_one(struct vmm *vmm, unsigned int number)
 	int64_t written;
 	int error;
 
-	/* Pairs with the driver's write barrier: what it describes is there. */
+	/* Pairs with the driver's write barrier: the descriptors are written before the index. */
 	error = gmem_view_load(vmm->view, v->available + 2, 2, GMEM_ACQUIRE, &available);
 	if (error < 0)
 		return error;

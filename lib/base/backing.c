@@ -29,14 +29,14 @@ static const struct gmem_backing_traits traits[GMEM_BACKINGS] = {
 		.has_file = true,
 		.is_bound = true,
 		.has_sides = true,
-		.is_convertible = true,
+		.attributes = GMEM_ATTRIBUTES_VM,
 	},
 	[GMEM_BACKING_INPLACE] = {
 		.name = "in-place",
 		.hva_source = GMEM_HVA_FILE,
 		.has_file = true,
 		.is_bound = true,
-		.is_convertible = true,
+		.attributes = GMEM_ATTRIBUTES_FILE,
 	},
 };
 

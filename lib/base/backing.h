@@ -1,5 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-/* backing: the ways guest memory can be backed, and what each of them is. */
+/*
+ * backing: the ways guest memory can be backed, with their names and traits.
+ *
+ * Code asks for a trait instead of comparing backings, so a new backing is a row of the
+ * table in backing.c and a judge in caps/plan.c. The traits do not say whether this host
+ * supports a backing: caps/plan.h does.
+ */
 #ifndef GMEM_BACKING_H
 #define GMEM_BACKING_H
 
@@ -10,25 +16,25 @@
 
 #define GMEM_BACKINGS (GMEM_BACKING_INPLACE + 1)
 
-/* Whose mapping the host address in the memslot is */
+/* The memory that the host address of a memslot maps */
 enum gmem_hva_source {
-	GMEM_HVA_NONE,		/* a device's range has no memory */
+	GMEM_HVA_NONE,		/* no memory: the range belongs to a device */
 	GMEM_HVA_MEMORY,	/* ordinary memory, the library's or the caller's */
-	GMEM_HVA_FILE,		/* a mapping of the guest_memfd */
+	GMEM_HVA_FILE,		/* the guest_memfd */
 };
 
 struct gmem_backing_traits {
-	const char *name;	/* NULL: no way of backing */
+	const char *name;	/* NULL for GMEM_BACKING_NONE */
 	enum gmem_hva_source hva_source;
 	bool has_file;		/* there is a guest_memfd */
-	bool is_bound;		/* it is bound to the memslot */
-	bool has_sides;		/* private memory is other memory than shared memory */
-	bool is_convertible;
-	bool has_dirty_log;	/* where KVM has one at all */
-	bool has_read_only;	/* likewise: memslots that the guest cannot write */
+	bool is_bound;		/* the memslot is bound to the guest_memfd */
+	bool has_sides;		/* private and shared memory are not the same pages */
+	uint32_t attributes;	/* where private and shared are told apart: GMEM_ATTRIBUTES_* */
+	bool has_dirty_log;	/* if this KVM has a dirty log at all */
+	bool has_read_only;	/* if this KVM has read-only memslots at all */
 };
 
-/* @backing: an enum gmem_backing; GMEM_BACKING_NONE is a device's range */
+/* Returns the traits of a GMEM_BACKING_*; GMEM_BACKING_NONE is the range of a device. */
 const struct gmem_backing_traits *gmem_backing_traits(uint32_t backing);
 
 #endif

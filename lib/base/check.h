@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * check: argument checks that several rooms share.
+ * check: argument checks that several modules share.
  *
  * Each function returns 0, or -EINVAL with a sentence that names the argument
  * by @what and gives the numbers.
@@ -12,12 +12,14 @@
 
 /* The range has a non-zero size, is page-aligned and does not wrap. */
 int gmem_check_range(const char *what, uint64_t start, uint64_t size);
-/* The same, and the range lies inside [0, @limit), which @limit_name names. */
+/* As gmem_check_range(), and the range lies below @limit, which @limit_name names. */
 int gmem_check_range_within(const char *what, uint64_t start, uint64_t size,
 			    uint64_t limit, const char *limit_name);
+/* @value is a multiple of the host page. */
 int gmem_check_aligned(const char *what, uint64_t value);
 /* @align is 0, or a power of two not below the host page. */
 int gmem_check_alignment(uint64_t align);
+/* @flags has no bits outside @known. */
 int gmem_check_flags(const char *what, uint64_t flags, uint64_t known);
 
 #endif

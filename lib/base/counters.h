@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * counters: what happened, counted where it happens.
+ * counters: numbers of events and of bytes, for gmem_vm_stats().
  *
- * Each counter is a relaxed atomic: every value read is right, but several
- * values are not of one moment.
+ * The code where something happens counts it. Each counter is a relaxed atomic: a value
+ * that is read was right at some moment, but two values may be of different moments.
  */
 #ifndef GMEM_COUNTERS_H
 #define GMEM_COUNTERS_H

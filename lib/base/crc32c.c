@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * CRC-32C (Castagnoli), which x86_64 and arm64 have instructions for. One
- * instruction takes three cycles and a new one can begin in each, so three
- * stretches are summed at a time and put together by multiplying in the field
- * of the polynomial.
+ * The CRC instruction takes three cycles, and a processor can begin one in each cycle.
+ * Therefore the fast path computes the CRCs of three stretches side by side, and combines
+ * them by multiplying in the field of the polynomial.
  */
 #include "base/crc32c.h"
 
@@ -18,8 +17,8 @@
 #include <sys/auxv.h>
 #endif
 
-
-#define POLYNOMIAL 0x82f63b78u	/* lowest power in the highest bit, as in all of this */
+/* In this file the highest bit of a word is the lowest power of a polynomial. */
+#define POLYNOMIAL 0x82f63b78u
 #define STRETCH ((size_t)4096)
 
 /* ---- without the instruction: four bits at a time ---- */
@@ -40,7 +39,7 @@ static uint32_t plain(uint32_t crc, const unsigned char *bytes, size_t size)
 	return crc;
 }
 
-/* ---- with it ---- */
+/* ---- with the instruction ---- */
 
 #if defined(__x86_64__)
 #define WITH_INSTRUCTION __attribute__((target("sse4.2")))
@@ -80,7 +79,8 @@ static uint64_t word_at(const unsigned char *bytes)
 	return word;
 }
 
-static uint32_t times(uint32_t a, uint32_t b)
+/* Multiplies two polynomials, modulo POLYNOMIAL. */
+static uint32_t multiply(uint32_t a, uint32_t b)
 {
 	uint32_t product = 0;
 
@@ -91,18 +91,21 @@ static uint32_t times(uint32_t a, uint32_t b)
 	return product;
 }
 
-/* x to the power of the bits in a stretch: a power of two, so it is squared up */
-static uint32_t past_a_stretch(void)
+/*
+ * Returns x to the power of the bits in a stretch. Multiplying a CRC by it appends a
+ * stretch of zeros. The exponent is a power of two, so squaring gets there.
+ */
+static uint32_t stretch_of_zeros(void)
 {
 	uint32_t power = 1u << 30;	/* x */
 
 	for (size_t bits = 1; bits < 8 * STRETCH; bits *= 2)
-		power = times(power, power);
+		power = multiply(power, power);
 	return power;
 }
 
 WITH_INSTRUCTION
-static uint32_t three_stretches(uint32_t crc, uint32_t past, const unsigned char *bytes)
+static uint32_t three_stretches(uint32_t crc, uint32_t zeros, const unsigned char *bytes)
 {
 	uint32_t second = 0, third = 0;
 
@@ -111,16 +114,16 @@ static uint32_t three_stretches(uint32_t crc, uint32_t past, const unsigned char
 		second = add8(second, word_at(bytes + STRETCH + i));
 		third = add8(third, word_at(bytes + 2 * STRETCH + i));
 	}
-	return times(past, times(past, crc) ^ second) ^ third;
+	return multiply(zeros, multiply(zeros, crc) ^ second) ^ third;
 }
 
 WITH_INSTRUCTION
 static uint32_t fast(uint32_t crc, const unsigned char *bytes, size_t size)
 {
-	uint32_t past = size >= 3 * STRETCH ? past_a_stretch() : 0;
+	uint32_t zeros = size >= 3 * STRETCH ? stretch_of_zeros() : 0;
 
 	for (; size >= 3 * STRETCH; size -= 3 * STRETCH, bytes += 3 * STRETCH)
-		crc = three_stretches(crc, past, bytes);
+		crc = three_stretches(crc, zeros, bytes);
 	for (; size >= 8; size -= 8, bytes += 8)
 		crc = add8(crc, word_at(bytes));
 	for (; size; size--)

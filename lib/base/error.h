@@ -9,10 +9,10 @@
 #ifndef GMEM_ERROR_H
 #define GMEM_ERROR_H
 
-/* Store the sentence for this thread. Returns @err, a negative errno. */
+/* Stores the sentence for this thread. Returns @err, a negative errno. */
 int gmem_fail(int err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* The name of a negative errno, such as "EINVAL" */
+/* Returns the name of a negative errno, such as "EINVAL". */
 const char *gmem_errno_name(int err);
 
 #endif

@@ -28,7 +28,7 @@ static const char *const names[GMEM_RANKS] = {
 	[GMEM_RANK_POPULATE] = "populate",
 };
 
-/* The lock of each rank that this thread holds */
+/* For each rank, the lock that this thread holds, or NULL */
 static __thread const struct gmem_lock *held[GMEM_RANKS];
 
 static void __attribute__((noreturn)) fail(const char *what, enum gmem_lock_rank rank,

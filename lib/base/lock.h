@@ -2,10 +2,12 @@
 /*
  * lock: mutexes with ranks.
  *
- * A thread takes locks in the order of their ranks, lowest first, and never two of
- * one rank. Built with -Dlock_checks=enabled (debug and sanitizer builds are), a lock
- * taken out of order, taken twice or given back by a thread that does not hold it
- * ends the program with a message. Otherwise a lock is a mutex and nothing else.
+ * A thread takes locks in the order of their ranks, lowest first, and never two of one
+ * rank. In debug and sanitizer builds (-Dlock_checks=enabled) the program aborts with a
+ * message if a thread takes a lock out of order or twice, or drops a lock that it does
+ * not hold. In other builds a lock is a plain mutex.
+ *
+ * Not supported: recursive locks, try-locks and reader-writer locks.
  */
 #ifndef GMEM_LOCK_H
 #define GMEM_LOCK_H
@@ -14,7 +16,7 @@
 #include <stdbool.h>
 #include <time.h>
 
-/* Lowest first. What each lock guards stands where it is declared. */
+/* Lowest first. The declaration of a lock, named here, says what the lock guards. */
 enum gmem_lock_rank {
 	GMEM_RANK_POPULATE = 1,	/* struct gmem_populate */
 	GMEM_RANK_HANDLER,	/* nofault/fault_handler.c */
@@ -71,8 +73,9 @@ static inline void gmem_lock_drop(struct gmem_lock *lock)
 #endif
 
 /*
- * Conditions that are waited for with a lock, which must be the only one above
- * it that the thread holds. Deadlines are of CLOCK_MONOTONIC.
+ * Condition variables. A thread that waits with @lock may hold locks of lower ranks,
+ * but none above: the wait takes @lock again when it ends. Deadlines are times of
+ * CLOCK_MONOTONIC.
  */
 void gmem_condition_init(pthread_cond_t *condition);
 static inline void gmem_condition_wait(pthread_cond_t *condition, struct gmem_lock *lock)

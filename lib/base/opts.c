@@ -8,7 +8,7 @@
 #include "gmem.h"
 #include "base/error.h"
 
-/* More than any options struct will have; a size beyond is garbage, not to be followed. */
+/* No options struct will be larger. A larger size is garbage, and reading so far unsafe. */
 #define MAX_OPTS_BYTES 1024
 
 static bool is_zero(const unsigned char *bytes, size_t size)

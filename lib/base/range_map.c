@@ -4,25 +4,20 @@
 #include <stddef.h>
 
 /*
- * A treap: a search tree by start whose shape is decided by a hash of each
- * node's address, so that it is balanced for any order of insertion. It was
- * chosen over tsearch(3) because inserting must not fail: undoing a refused
- * operation puts ranges back.
+ * A map is a treap: a search tree by start, in which each node also has a weight that is
+ * at least that of its children. The weight is a hash of the node's address, so the tree
+ * is balanced for any order of insertion. tsearch(3) would not do: it allocates, and
+ * inserting must not fail, because undoing a refused operation puts ranges back.
  */
 
 static uint64_t weight(const struct gmem_range *range)
 {
 	uint64_t x = (uintptr_t)range;
 
-	/* murmur3's finaliser: neighbouring addresses get unrelated weights */
+	/* The finaliser of murmur3 gives neighbouring addresses unrelated weights. */
 	x = (x ^ (x >> 33)) * 0xff51afd7ed558ccd;
 	x = (x ^ (x >> 33)) * 0xc4ceb9fe1a85ec53;
 	return x ^ (x >> 33);
-}
-
-static uint64_t last(const struct gmem_range *range)
-{
-	return range->start + range->size - 1;
 }
 
 struct gmem_range *gmem_range_find(const struct gmem_range_map *map, uint64_t start,
@@ -31,7 +26,7 @@ struct gmem_range *gmem_range_find(const struct gmem_range_map *map, uint64_t st
 	struct gmem_range *node = map->root, *found = NULL;
 
 	while (node) {
-		if (last(node) < start) {
+		if (gmem_range_last(node) < start) {
 			node = node->right;
 		} else {
 			if (node->start <= start + size - 1)
@@ -42,7 +37,7 @@ struct gmem_range *gmem_range_find(const struct gmem_range_map *map, uint64_t st
 	return found;
 }
 
-/* Split a tree into what is below @start and the rest. */
+/* Splits @tree into the ranges that start below @start and the rest. */
 static void split(struct gmem_range *tree, uint64_t start, struct gmem_range **below,
 		  struct gmem_range **rest)
 {
@@ -106,7 +101,7 @@ void gmem_range_remove(struct gmem_range_map *map, struct gmem_range *range)
 	while (*link != range)
 		link = range->start < (*link)->start ? &(*link)->left : &(*link)->right;
 
-	/* Merge the two subtrees where the range was. */
+	/* Merge the two subtrees into the place of the range. */
 	while (left && right) {
 		if (weight(left) > weight(right)) {
 			*link = left;

@@ -28,7 +28,7 @@ void gmem_set_add(struct gmem_range_map *set, uint64_t start, uint64_t size,
 	uint64_t first = start, last = start + size - 1;
 	struct gmem_range *node = NULL, *range;
 
-	/* What overlaps or touches becomes one with it. */
+	/* Merge every range that overlaps or adjoins the new one into it. */
 	for (;;) {
 		uint64_t from = first ? first - 1 : 0, to = last == UINT64_MAX ? last : last + 1;
 
@@ -92,7 +92,6 @@ bool gmem_set_next(const struct gmem_range_map *set, bool inside, uint64_t start
 {
 	struct gmem_range *range = gmem_range_find(set, start, last - start + 1);
 
-	/* The first address that is as asked for */
 	if (inside) {
 		if (!range)
 			return false;
@@ -101,6 +100,7 @@ bool gmem_set_next(const struct gmem_range_map *set, bool inside, uint64_t start
 		return true;
 	}
 
+	/* Skip the range that has @start, if any: the part begins behind it. */
 	if (range && range->start <= start) {
 		if (gmem_range_last(range) >= last)
 			return false;
@@ -110,4 +110,24 @@ bool gmem_set_next(const struct gmem_range_map *set, bool inside, uint64_t start
 	ret->start = start;
 	ret->last = range ? range->start - 1 : last;
 	return true;
+}
+
+bool gmem_set_walk(struct gmem_set_walk *at)
+{
+	if (at->is_over || !gmem_set_next(at->set, at->inside, at->next, at->last, &at->part))
+		return false;
+
+	at->is_over = at->part.last == at->last;
+	at->next = at->part.last + 1;
+	return true;
+}
+
+uint64_t gmem_set_bytes(const struct gmem_range_map *set, uint64_t start, uint64_t last)
+{
+	struct gmem_set_walk at = GMEM_SET_WALK(set, true, start, last);
+	uint64_t sum = 0;
+
+	while (gmem_set_walk(&at))
+		sum += at.part.last - at.part.start + 1;
+	return sum;
 }

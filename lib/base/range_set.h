@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * range_set: addresses that have something in common, such as being private.
+ * range_set: sets of addresses, such as the private addresses of a VM.
  *
- * A set is a struct gmem_range_map whose ranges neither overlap nor touch; the
- * set allocates and frees its nodes. One add or one remove needs at most one
- * new node, so a caller that must not fail halfway takes a spare node first.
+ * A set is a struct gmem_range_map whose ranges neither overlap nor adjoin, and whose
+ * nodes the set allocates and frees. Adding or removing a range needs at most one new
+ * node. A caller that must not fail halfway allocates this spare node first, with
+ * gmem_set_spare(); then adding and removing cannot fail.
  */
 #ifndef GMEM_RANGE_SET_H
 #define GMEM_RANGE_SET_H
@@ -14,21 +15,55 @@
 
 #include "base/range_map.h"
 
-/* [@start, @last]: unlike a size, @last can name the end of the address space. */
+/*
+ * The addresses from @start to @last, both included: unlike an end, @last can be the last
+ * address there is.
+ */
 struct gmem_part {
 	uint64_t start;
 	uint64_t last;
 };
 
-/* Allocate the spare node unless there is one: -ENOMEM */
+/* Allocates the spare node, unless there is one. Returns 0 or -ENOMEM. */
 int gmem_set_spare(struct gmem_range **spare);
+/* Takes the node in @spare if needed, and then sets @spare to NULL. */
 void gmem_set_add(struct gmem_range_map *set, uint64_t start, uint64_t size,
 		  struct gmem_range **spare);
+/* Takes the node in @spare if needed, and then sets @spare to NULL. */
 void gmem_set_remove(struct gmem_range_map *set, uint64_t start, uint64_t size,
 		     struct gmem_range **spare);
 void gmem_set_clear(struct gmem_range_map *set);
-/* The first part of [@start, @last] that is in the set (@inside) or not in it; false: none */
+/* Returns how many bytes of [@start, @last] are in the set. */
+uint64_t gmem_set_bytes(const struct gmem_range_map *set, uint64_t start, uint64_t last);
+/*
+ * Finds the first part of [@start, @last] that is in the set (if @inside) or not in the
+ * set. Returns false if there is none.
+ */
 bool gmem_set_next(const struct gmem_range_map *set, bool inside, uint64_t start, uint64_t last,
 		   struct gmem_part *ret);
+
+
+/*
+ * A walk over the parts of [start, last] that are in a set (@inside) or not in it. The
+ * set may change behind the walk.
+ *
+ *	struct gmem_set_walk at = GMEM_SET_WALK(set, true, start, last);
+ *
+ *	while (gmem_set_walk(&at))
+ *		sum += at.part.last - at.part.start + 1;
+ */
+struct gmem_set_walk {
+	struct gmem_part part;
+
+	const struct gmem_range_map *set;
+	bool inside;
+	uint64_t next, last;	/* [next, last] is yet to come, unless is_over */
+	bool is_over;
+};
+
+#define GMEM_SET_WALK(set_, inside_, start, last_) \
+	{ .set = (set_), .inside = (inside_), .next = (start), .last = (last_) }
+
+bool gmem_set_walk(struct gmem_set_walk *at);
 
 #endif

@@ -1,9 +1,16 @@
 /* SPDX-License-Identifier: MIT */
-/* Bytes of unknown origin in JSON and on terminals: shared with lib/tools. */
+/*
+ * utf8: checks text of unknown origin before it goes into JSON or to a terminal.
+ *
+ * lib/tools includes this header, too.
+ */
 #ifndef GMEM_UTF8_H
 #define GMEM_UTF8_H
 
-/* Bytes of the UTF-8 sequence that the terminated @s begins with; 0 if it is not UTF-8 */
+/*
+ * Returns the length of the UTF-8 sequence at the beginning of the NUL-terminated @s, or
+ * 0 if @s does not begin with one.
+ */
 static inline unsigned int gmem_utf8_length(const unsigned char *s)
 {
 	unsigned int length, i;
@@ -18,7 +25,7 @@ static inline unsigned int gmem_utf8_length(const unsigned char *s)
 		if ((s[i] & 0xc0) != 0x80)
 			return 0;
 
-	/* overlong, a surrogate, or past the last character */
+	/* Refuse overlong sequences, surrogates, and values above U+10FFFF. */
 	if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) ||
 	    (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f))
 		return 0;

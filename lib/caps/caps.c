@@ -1,8 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * The capability report, made in three steps: what the host is, what KVM says,
- * and what trying it proves. Each step only fills lines in.
- */
 #include "caps/caps.h"
 
 #include <errno.h>
@@ -128,9 +124,9 @@ static bool is_arm64(void)
 	return strcmp(gmem_sys_architecture(), "arm64") == 0;
 }
 
-/* ---- what the host is ---- */
+/* ---- looking at the host ---- */
 
-/* Count a list such as "0-1,4"; 0 if it is none. */
+/* Counts the numbers of a list such as "0-1,4"; 0 if @text is no list. */
 static int64_t count_list(const char *text)
 {
 	int64_t count = 0;
@@ -200,7 +196,7 @@ static void ask_host(struct gmem_caps *caps)
 	ask_io_uring(caps);
 }
 
-/* ---- what KVM says ---- */
+/* ---- asking KVM ---- */
 
 #define NEEDS_6_8 "needs Linux 6.8 or a backport"
 #define NEEDS_6_18 "needs Linux 6.18 or a backport"
@@ -210,7 +206,7 @@ static void ask_host(struct gmem_caps *caps)
 struct extension {
 	enum gmem_cap line;
 	long cap;
-	bool differs_per_vm;	/* /dev/kvm's answer is only "compiled in" */
+	bool differs_per_vm;	/* /dev/kvm answers only what is compiled in */
 	const char *yes;
 	const char *no;
 	const char *remedy;
@@ -237,7 +233,7 @@ static const struct extension extensions[] = {
 
 static void say_extension(struct gmem_caps *caps, const struct extension *ext, int value)
 {
-	/* Some kernels answer with a negative number: the call's errno, to us. */
+	/* Some kernels answer with a negative number, which arrives here as -errno. */
 	set_value(caps, ext->line, value < 0 ? 0 : value);
 	if (value < 1)
 		say_no(caps, ext->line, ext->remedy, "%s", ext->no);
@@ -268,7 +264,7 @@ static void ask_numbers(struct gmem_caps *caps, int fd)
 	int slots = gmem_kvm_check(fd, KVM_CAP_NR_MEMSLOTS);
 	int spaces = gmem_kvm_check(fd, KVM_CAP_MULTI_ADDRESS_SPACE);
 
-	/* KVM answers 0 where it has never had more than these. */
+	/* KVM answers 0 if it never supported more than these. */
 	slots = slots < 1 ? 32 : slots;
 	spaces = spaces < 1 ? 1 : spaces;
 
@@ -299,8 +295,9 @@ static void ask_private_memory(struct gmem_caps *caps)
 }
 
 /*
- * MMAP alone means a VM with private memory. Without private memory it is
- * Linux 6.18-rc1, where MMAP by itself meant shared: nothing to build on.
+ * Kernels that offer MMAP without INIT_SHARED do so for VMs with private memory. If the
+ * VM has none, the kernel is Linux 6.18-rc1, in which MMAP meant shared. That is no basis
+ * to build on.
  */
 static bool is_ambiguous_mask(const struct gmem_caps *caps, uint64_t mask)
 {
@@ -341,7 +338,7 @@ static void ask_create_flags(struct gmem_caps *caps, int fd)
 			names);
 }
 
-/* arm64 kernels have been seen to say 0 and fill these exits in. */
+/* Some arm64 kernels say 0, but fill these exits in all the same. */
 static void doubt_memory_fault_info(struct gmem_caps *caps)
 {
 	if (gmem_caps_says(caps, GMEM_CAP_MEMORY_FAULT_INFO, GMEM_NO) &&
@@ -362,7 +359,7 @@ static void ask_kvm(struct gmem_caps *caps, int fd)
 	doubt_memory_fault_info(caps);
 }
 
-/* Every line is set before anything is asked, so that none can be forgotten. */
+/* Sets every line before anything is asked, so that no line can be forgotten. */
 static void start_report(struct gmem_caps *caps, const char *reason)
 {
 	for (size_t i = 0; i < GMEM_CAP_COUNT; i++)
@@ -384,7 +381,7 @@ static void say_no_kvm(struct gmem_caps *caps, int err)
 	       forbidden ? "no permission on the KVM device" : "the KVM device cannot be used",
 	       gmem_errno_name(err));
 
-	/* All that KVM would say, and all that would be tried with it */
+	/* The lines that need KVM, to ask it or to try something with it */
 	for (uint32_t cap = GMEM_CAP_KVM + 1; cap < GMEM_CAP_ARCHITECTURE; cap++) {
 		if (cap == GMEM_CAP_IN_PLACE)
 			continue;
@@ -395,7 +392,7 @@ static void say_no_kvm(struct gmem_caps *caps, int err)
 	}
 }
 
-/* ---- what trying it proves ---- */
+/* ---- trying things in the VM ---- */
 
 static bool offers_gmemfd(const struct gmem_caps *caps)
 {
@@ -403,7 +400,7 @@ static bool offers_gmemfd(const struct gmem_caps *caps)
 	       !gmem_caps_says(caps, GMEM_CAP_CREATE_FLAGS, GMEM_NO);
 }
 
-/* The create flags a caller would be given here: what is worth proving. */
+/* Returns the create flags that a plan would choose here: the ones worth trying. */
 static uint64_t flags_to_try(const struct gmem_caps *caps)
 {
 	uint64_t mask = gmem_caps_value(caps, GMEM_CAP_CREATE_FLAGS);
@@ -448,7 +445,7 @@ static void try_host_access(struct gmem_caps *caps, int gmemfd, uint64_t flags)
 
 	err = gmem_sys_mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, gmemfd, 0, &hva);
 	if (!err) {
-		/* Fails with -EFAULT where a load would raise SIGBUS. */
+		/* Populating fails with -EFAULT if a load would raise SIGBUS. */
 		err = gmem_sys_madvise(hva, page, MADV_POPULATE_WRITE);
 		gmem_sys_munmap(hva, page);
 	}
@@ -463,9 +460,9 @@ static void try_host_access(struct gmem_caps *caps, int gmemfd, uint64_t flags)
 			    gmem_errno_name(err));
 }
 
-static void try_bind(struct gmem_caps *caps, struct gmem_probe_slot *scratch, int gmemfd)
+static void try_bind(struct gmem_caps *caps, struct gmem_probe_slot *probe, int gmemfd)
 {
-	int err = gmem_probe_slot_try_gmemfd(scratch, gmemfd, 0);
+	int err = gmem_probe_slot_try_gmemfd(probe, gmemfd, 0);
 
 	if (!err)
 		say_yes(caps, GMEM_CAP_BIND, "a page was bound and released");
@@ -478,7 +475,7 @@ static void try_bind(struct gmem_caps *caps, struct gmem_probe_slot *scratch, in
 		       "the kernel refuses the memslot: %s", gmem_errno_name(err));
 }
 
-static void try_gmemfd(struct gmem_caps *caps, int vm_fd, struct gmem_probe_slot *scratch)
+static void try_gmemfd(struct gmem_caps *caps, int vm_fd, struct gmem_probe_slot *probe)
 {
 	uint64_t flags = flags_to_try(caps);
 	int fd = gmem_kvm_create_gmemfd(vm_fd, gmem_sys_page_size(), flags);
@@ -509,14 +506,14 @@ static void try_gmemfd(struct gmem_caps *caps, int vm_fd, struct gmem_probe_slot
 		say_yes(caps, GMEM_CAP_CREATE, "one was made, for a VM that cannot use it");
 	try_numa_policy(caps, fd);
 	try_host_access(caps, fd, flags);
-	if (scratch)
-		try_bind(caps, scratch, fd);
+	if (probe)
+		try_bind(caps, probe, fd);
 	gmem_sys_close(fd);
 }
 
-static void try_dirty_log(struct gmem_caps *caps, struct gmem_probe_slot *scratch)
+static void try_dirty_log(struct gmem_caps *caps, struct gmem_probe_slot *probe)
 {
-	int err = gmem_probe_slot_try_dirty_log(scratch);
+	int err = gmem_probe_slot_try_dirty_log(probe);
 
 	if (!err)
 		say_yes(caps, GMEM_CAP_DIRTY_LOG, "read from a memslot without guest_memfd");
@@ -529,8 +526,8 @@ static void try_dirty_log(struct gmem_caps *caps, struct gmem_probe_slot *scratc
 
 static int try_vm(struct gmem_caps *caps, int vm_fd)
 {
-	struct gmem_probe_slot scratch;
-	int err = gmem_probe_slot_open(&scratch, vm_fd);
+	struct gmem_probe_slot probe;
+	int err = gmem_probe_slot_open(&probe, vm_fd);
 
 	if (err == -EIO || err == -EBADF || err == -ENOTTY)
 		return gmem_fail(err, "VM fd %d refuses memslots: %s", vm_fd, gmem_errno_name(err));
@@ -546,21 +543,21 @@ static int try_vm(struct gmem_caps *caps, int vm_fd)
 		return 0;
 	}
 
-	set_value(caps, GMEM_CAP_ADDRESS_BITS, scratch.address_bits);
+	set_value(caps, GMEM_CAP_ADDRESS_BITS, probe.address_bits);
 	say_yes(caps, GMEM_CAP_ADDRESS_BITS, "the highest memslot accepted ends at bit %" PRIu32,
-		scratch.address_bits);
-	try_dirty_log(caps, &scratch);
-	try_gmemfd(caps, vm_fd, &scratch);
-	gmem_probe_slot_close(&scratch);
+		probe.address_bits);
+	try_dirty_log(caps, &probe);
+	try_gmemfd(caps, vm_fd, &probe);
+	gmem_probe_slot_close(&probe);
 	return 0;
 }
 
-/* ---- what a guest sees ---- */
+/* ---- running a guest ---- */
 
-static void say_guest_sight(struct gmem_caps *caps, const struct gmem_probe_result *sight)
+static void say_probe_result(struct gmem_caps *caps, const struct gmem_probe_result *result)
 {
-	bool file = sight->load_from_file && sight->store_to_file;
-	bool any_hva = sight->load_from_hva || sight->store_to_hva;
+	bool file = result->load_from_file && result->store_to_file;
+	bool any_hva = result->load_from_hva || result->store_to_hva;
 
 	if (file && !any_hva)
 		say_yes(caps, GMEM_CAP_GUEST_USES_FILE,
@@ -569,18 +566,18 @@ static void say_guest_sight(struct gmem_caps *caps, const struct gmem_probe_resu
 		say_no(caps, GMEM_CAP_GUEST_USES_FILE,
 		       "needs KVM with nested paging; harmless where the host address maps the file",
 		       "loads met the %s, stores the %s, though the file was bound",
-		       sight->load_from_hva ? "host address" : "file",
-		       sight->store_to_hva ? "host address" : "file");
+		       result->load_from_hva ? "host address" : "file",
+		       result->store_to_hva ? "host address" : "file");
 
-	if (sight->fault_exit)
+	if (result->fault_exit)
 		say_yes(caps, GMEM_CAP_MEMORY_FAULT_INFO, "one came when the guest's file was gone");
 }
 
-static void look_as_guest(struct gmem_caps *caps, int kvm_fd, const struct gmem_caps_opts *opts)
+static void ask_guest(struct gmem_caps *caps, int kvm_fd, const struct gmem_caps_opts *opts)
 {
 	bool type_known = opts->flags & GMEM_CAPS_VM_TYPE;
 	bool private = has_private_attribute(caps);
-	struct gmem_probe_result sight;
+	struct gmem_probe_result result;
 	uint64_t flags;
 	int err;
 
@@ -589,7 +586,7 @@ static void look_as_guest(struct gmem_caps *caps, int kvm_fd, const struct gmem_
 		return;
 	}
 
-	/* The default type stands in for a type not told, unless it clearly is not it. */
+	/* The default type stands in for an unknown one, but cannot have private memory. */
 	if (private && !type_known) {
 		say_unknown(caps, GMEM_CAP_GUEST_USES_FILE,
 			    "the VM's type was not told, so no VM like it could be made");
@@ -598,12 +595,12 @@ static void look_as_guest(struct gmem_caps *caps, int kvm_fd, const struct gmem_
 
 	flags = flags_to_try(caps);
 	err = gmem_probe_guest(kvm_fd, type_known ? opts->vm_type : 0, flags,
-			       private && !(flags & GMEM_CREATE_INIT_SHARED), &sight);
+			       private && !(flags & GMEM_CREATE_INIT_SHARED), &result);
 	if (err)
 		say_unknown(caps, GMEM_CAP_GUEST_USES_FILE, "a guest could not be run: %s",
 			    gmem_errno_name(err));
 	else
-		say_guest_sight(caps, &sight);
+		say_probe_result(caps, &result);
 }
 
 /* ---- the report ---- */
@@ -669,7 +666,7 @@ static int fill(struct gmem_caps *caps, int vm_fd, const struct gmem_caps_opts *
 	}
 
 	if (caps->has_vm && kvm_fd >= 0)
-		look_as_guest(caps, kvm_fd, opts);
+		ask_guest(caps, kvm_fd, opts);
 	else if (caps->has_vm)
 		say_unknown(caps, GMEM_CAP_GUEST_USES_FILE, "no " KVM_PATH " to make a VM with: %s",
 			    gmem_errno_name(kvm_fd));

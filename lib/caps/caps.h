@@ -1,5 +1,15 @@
 /* SPDX-License-Identifier: MIT */
-/* caps: the capability report of a VM or a host. A report never changes once made. */
+/*
+ * caps: the report on what a VM, or a host, supports.
+ *
+ * A report has one line for each GMEM_CAP_*: yes, no or unknown, with a reason, and with
+ * a remedy if the answer is no. gmem_caps_new() makes a report in four steps, each of
+ * which fills in lines: it looks at the host, asks KVM, tries things in the VM, and, if
+ * asked to, runs a guest. A report never changes once it is made.
+ *
+ * A new capability is a GMEM_CAP_* in gmem.h, a name in line_names, and a function in
+ * caps.c that fills in its line.
+ */
 #ifndef GMEM_CAPS_H
 #define GMEM_CAPS_H
 
@@ -8,6 +18,7 @@
 
 #include "gmem.h"
 
+/* One line of the report; struct gmem_finding in gmem.h documents the fields. */
 struct gmem_line {
 	const char *remedy;
 	int64_t value;
@@ -21,8 +32,9 @@ struct gmem_caps {
 	struct gmem_line lines[GMEM_CAP_COUNT];
 };
 
+/* Returns whether the line has this answer: GMEM_YES, GMEM_NO or GMEM_UNKNOWN. */
 bool gmem_caps_says(const struct gmem_caps *caps, enum gmem_cap cap, uint32_t answer);
-/* The line's number, 0 if it has none */
+/* Returns the value of the line, or 0 if it has none. */
 uint64_t gmem_caps_value(const struct gmem_caps *caps, enum gmem_cap cap);
 
 #endif

@@ -1,20 +1,15 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * Negotiation: a pure function from a report and a request to a plan. Each way
- * of backing is judged alone, against everything, so that every one passed
- * over has its reason and the nearest miss can be named.
- */
 #include "caps/plan.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/backing.h"
 #include "base/check.h"
 #include "base/error.h"
 #include "base/opts.h"
@@ -46,7 +41,7 @@ miss(struct verdict *verdict, const char *format, ...)
 	va_end(args);
 }
 
-/* A line that says no, in its own words */
+/* Counts a miss if the line says no, with the reason of the line. */
 static void miss_if_no(struct verdict *verdict, const struct gmem_caps *caps, enum gmem_cap cap,
 		       const char *what)
 {
@@ -66,7 +61,7 @@ static void judge_bound_slot(struct verdict *verdict, const struct gmem_caps *ca
 	miss_if_no(verdict, caps, GMEM_CAP_BIND, "a guest_memfd cannot be bound");
 }
 
-/* Flags a way implies, those asked for by name, and those that are only preferred */
+/* Judges the flags that a backing implies, the required ones, and the preferred ones. */
 static void judge_flags(struct verdict *verdict, const struct gmem_caps *caps,
 			const struct gmem_request *request, uint64_t implied)
 {
@@ -94,7 +89,7 @@ static void miss_needs(struct verdict *verdict, uint64_t needs, uint64_t need, c
 static void judge_numa_of_file(struct verdict *verdict, const struct gmem_caps *caps,
 			       uint64_t needs)
 {
-	/* Not even unknown will do: where mbind() does not reach, it succeeds all the same. */
+	/* Only a yes will do: if mbind() has no effect on the file, it succeeds all the same. */
 	if (needs & GMEM_NEED_NUMA && !gmem_caps_says(caps, GMEM_CAP_NUMA_POLICY, GMEM_YES))
 		miss(verdict, "no NUMA policy: %s", caps->lines[GMEM_CAP_NUMA_POLICY].reason);
 }
@@ -167,7 +162,10 @@ static void judge_private(struct verdict *verdict, const struct gmem_caps *caps,
 		miss(verdict, "needs create flags 0x%" PRIx64 " and this VM offers 0x%" PRIx64,
 		     request->required_flags, mask);
 
-	/* Mapping is how a policy is set, and the mapping changes whose bytes the guest sees. */
+	/*
+	 * A policy is set on a mapping, so the file needs MMAP. But with MMAP the guest uses
+	 * the file for shared memory, too, so the caller must ask for that by name.
+	 */
 	if (request->needs & GMEM_NEED_NUMA) {
 		judge_numa_of_file(verdict, caps, request->needs);
 		if (!(request->required_flags & GMEM_CREATE_MMAP))
@@ -187,7 +185,7 @@ static void judge_inplace(struct verdict *verdict, const struct gmem_caps *caps,
 
 	if (!gmem_caps_says(caps, GMEM_CAP_IN_PLACE, GMEM_YES)) {
 		miss(verdict, "%s", caps->lines[GMEM_CAP_IN_PLACE].reason);
-		/* It lacks the kernel: anything else is nearer. */
+		/* No kernel supports this backing, so every other one is nearer. */
 		verdict->misses = UINT_MAX;
 		return;
 	}
@@ -200,17 +198,13 @@ static void judge_inplace(struct verdict *verdict, const struct gmem_caps *caps,
 	judge_flags(verdict, caps, request, flags);
 }
 
-static const struct way {
-	void (*judge)(struct verdict *verdict, const struct gmem_caps *caps,
-		      const struct gmem_request *request);
-	bool region2;
-	uint32_t attributes;
-} ways[GMEM_BACKINGS] = {
-	[GMEM_BACKING_HOST] = { judge_host, false, GMEM_ATTRIBUTES_NONE },
-	[GMEM_BACKING_MAPPED] = { judge_mapped, false, GMEM_ATTRIBUTES_NONE },
-	[GMEM_BACKING_SHARED] = { judge_shared, true, GMEM_ATTRIBUTES_NONE },
-	[GMEM_BACKING_PRIVATE] = { judge_private, true, GMEM_ATTRIBUTES_VM },
-	[GMEM_BACKING_INPLACE] = { judge_inplace, true, GMEM_ATTRIBUTES_FILE },
+static void (*const judges[GMEM_BACKINGS])(struct verdict *verdict, const struct gmem_caps *caps,
+					   const struct gmem_request *request) = {
+	[GMEM_BACKING_HOST] = judge_host,
+	[GMEM_BACKING_MAPPED] = judge_mapped,
+	[GMEM_BACKING_SHARED] = judge_shared,
+	[GMEM_BACKING_PRIVATE] = judge_private,
+	[GMEM_BACKING_INPLACE] = judge_inplace,
 };
 
 /* ---- the request ---- */
@@ -295,7 +289,7 @@ int gmem_plan_make(const struct gmem_caps *caps, const struct gmem_request *user
 	}
 
 	for (uint32_t backing = 1; backing < GMEM_BACKINGS; backing++)
-		ways[backing].judge(&verdicts[backing], caps, &request);
+		judges[backing](&verdicts[backing], caps, &request);
 
 	for (int i = 0; i < GMEM_REQUEST_BACKINGS && request.backings[i] && !chosen; i++)
 		if (!verdicts[request.backings[i]].misses)
@@ -306,8 +300,6 @@ int gmem_plan_make(const struct gmem_caps *caps, const struct gmem_request *user
 	memset(ret, 0, sizeof(*ret));
 	ret->backing = chosen;
 	ret->create_flags = verdicts[chosen].create_flags;
-	ret->region2 = ways[chosen].region2;
-	ret->attributes = ways[chosen].attributes;
 	explain(ret, &request, verdicts);
 	return 0;
 }
@@ -355,12 +347,12 @@ GMEM_API uint64_t gmem_plan_create_flags(const struct gmem_plan *plan)
 
 GMEM_API int gmem_plan_needs_region2(const struct gmem_plan *plan)
 {
-	return plan && plan->region2;
+	return plan && gmem_backing_traits(plan->backing)->is_bound;
 }
 
 GMEM_API uint32_t gmem_plan_attributes(const struct gmem_plan *plan)
 {
-	return plan ? plan->attributes : GMEM_ATTRIBUTES_NONE;
+	return plan ? gmem_backing_traits(plan->backing)->attributes : GMEM_ATTRIBUTES_NONE;
 }
 
 GMEM_API const char *gmem_plan_passed_over(const struct gmem_plan *plan, uint32_t backing)

@@ -1,22 +1,27 @@
 /* SPDX-License-Identifier: MIT */
-/* plan: negotiation, from a report and a request to exact kernel flags. */
+/*
+ * plan: from a report and a request to one way of backing, with exact kernel flags.
+ *
+ * Planning asks the kernel nothing and changes nothing. Every way of backing is judged
+ * against the whole request, so each one that was not chosen has a reason, and a refusal
+ * can name the way that misses least.
+ */
 #ifndef GMEM_PLAN_H
 #define GMEM_PLAN_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 #include "gmem.h"
+#include "base/backing.h"
 
 struct gmem_plan {
 	uint32_t backing;
-	uint32_t attributes;
 	uint64_t create_flags;
-	bool region2;		/* the memslot takes KVM_SET_USER_MEMORY_REGION2 */
-	char passed_over[GMEM_BACKING_INPLACE + 1][160];
+	/* for each backing that was not chosen, the reason */
+	char passed_over[GMEM_BACKINGS][160];
 };
 
-/* gmem_plan_new() into the caller's struct */
+/* Does what gmem_plan_new() does, but in the caller's struct; untouched on failure. */
 int gmem_plan_make(const struct gmem_caps *caps, const struct gmem_request *request,
 		   struct gmem_plan *ret);
 

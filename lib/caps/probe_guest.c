@@ -1,12 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Whose bytes does a guest see? Capabilities do not tell: some kernels bind a
- * guest_memfd and let the guest use the host address all the same. So look.
- *
- * The guest's memory: page 0 has its code, page 1 is the file under test,
- * bound over a host address with other contents. The guest stores STORED to
- * byte 0 of page 1, loads byte 1 and reports it, then (the file being gone
- * by then) loads byte 0 again.
+ * In guest memory, page 0 has the code, and page 1 is the file under test. The guest
+ * stores STORED to byte 0 of page 1, loads byte 1 and reports it by an exit. Then the
+ * host drops the file, and the guest loads byte 0, which should be a memory-fault exit.
  */
 #include "caps/probe_guest.h"
 
@@ -59,7 +55,7 @@ static int set_registers(struct guest *guest)
 	struct kvm_regs regs;
 	int err;
 
-	/* Real mode, as after reset, but with the code segment at 0. */
+	/* The vCPU stays in real mode, as after reset, but its code segment moves to 0. */
 	err = gmem_sys_ioctl(guest->vcpu_fd, KVM_GET_SREGS, &sregs);
 	if (err)
 		return err;
@@ -86,9 +82,9 @@ static int reported_byte(const struct guest *guest)
 
 #elif defined(__aarch64__)
 
-/* Where nothing is, in pages: a store there exits to us */
+/* A page number without a memslot: a store there exits to the host. */
 #define REPORT_PAGE 16
-/* A synchronous exception of EL1 goes here, VBAR_EL1 being 0 */
+/* The address of a synchronous exception of EL1, because VBAR_EL1 is 0 */
 #define VECTOR 0x200
 
 static void write_code(struct guest *guest)
@@ -102,7 +98,7 @@ static void write_code(struct guest *guest)
 		0x14000000,	/* b . */
 	};
 	static const uint32_t vector[] = {
-		0x39000064,	/* strb w4, [x3]: 0, which no load gives */
+		0x39000064,	/* strb w4, [x3]: w4 is 0, which no load returns */
 		0x14000000,	/* b . */
 	};
 
@@ -150,8 +146,8 @@ static int reported_byte(const struct guest *guest)
 
 #endif
 
-/* Both calls this is for come back with -EINTR at times, with no signal sent, too. */
-static int patient_ioctl(int fd, unsigned long request, void *arg)
+/* KVM_CREATE_VM and KVM_RUN return -EINTR at times, even if no signal was sent. */
+static int ioctl_retry(int fd, unsigned long request, void *arg)
 {
 	int ret;
 
@@ -250,11 +246,11 @@ static void drop_file(struct guest *guest)
 	guest->gmemfd = -1;
 }
 
-static int look(struct guest *guest, struct gmem_probe_result *sight)
+static int run_guest(struct guest *guest, struct gmem_probe_result *result)
 {
 	int err, byte;
 
-	err = patient_ioctl(guest->vcpu_fd, KVM_RUN, NULL);
+	err = ioctl_retry(guest->vcpu_fd, KVM_RUN, NULL);
 	if (err)
 		return err;
 
@@ -262,20 +258,23 @@ static int look(struct guest *guest, struct gmem_probe_result *sight)
 	if (byte < 0)
 		return byte;
 
-	sight->load_from_hva = byte == BYTE_OF_HVA;
-	sight->store_to_hva = guest->hva[0] == STORED;
+	result->load_from_hva = byte == BYTE_OF_HVA;
+	result->store_to_hva = guest->hva[0] == STORED;
 	if (guest->file) {
-		sight->load_from_file = byte == BYTE_OF_FILE;
-		sight->store_to_file = guest->file[0] == STORED;
+		result->load_from_file = byte == BYTE_OF_FILE;
+		result->store_to_file = guest->file[0] == STORED;
 	} else {
-		/* The host cannot look: a fresh file holds 0, a store went somewhere. */
-		sight->load_from_file = byte == 0;
-		sight->store_to_file = !sight->store_to_hva;
+		/*
+		 * The host cannot read the file. A new file holds 0, and a store that did
+		 * not reach the host address reached the file.
+		 */
+		result->load_from_file = byte == 0;
+		result->store_to_file = !result->store_to_hva;
 	}
 
 	drop_file(guest);
-	err = patient_ioctl(guest->vcpu_fd, KVM_RUN, NULL);
-	sight->fault_exit = err == -EFAULT && guest->run->exit_reason == KVM_EXIT_MEMORY_FAULT;
+	err = ioctl_retry(guest->vcpu_fd, KVM_RUN, NULL);
+	result->fault_exit = err == -EFAULT && guest->run->exit_reason == KVM_EXIT_MEMORY_FAULT;
 	return 0;
 }
 
@@ -283,11 +282,11 @@ int gmem_probe_guest(int kvm_fd, uint64_t vm_type, uint64_t create_flags, bool p
 		     struct gmem_probe_result *ret)
 {
 	struct guest guest = { .gmemfd = -1, .vcpu_fd = -1 };
-	struct gmem_probe_result sight = { .fault_exit = false };
+	struct gmem_probe_result result = { .fault_exit = false };
 	int err;
 
 	guest.page = gmem_sys_page_size();
-	guest.vm_fd = patient_ioctl(kvm_fd, KVM_CREATE_VM, (void *)(uintptr_t)vm_type);
+	guest.vm_fd = ioctl_retry(kvm_fd, KVM_CREATE_VM, (void *)(uintptr_t)vm_type);
 	if (guest.vm_fd < 0)
 		return guest.vm_fd;
 
@@ -295,9 +294,9 @@ int gmem_probe_guest(int kvm_fd, uint64_t vm_type, uint64_t create_flags, bool p
 	if (!err)
 		err = add_vcpu(&guest, kvm_fd);
 	if (!err)
-		err = look(&guest, &sight);
+		err = run_guest(&guest, &result);
 	if (!err)
-		*ret = sight;
+		*ret = result;
 
 	if (guest.run)
 		gmem_sys_munmap(guest.run, guest.run_size);

@@ -2,8 +2,10 @@
 /*
  * probe_slot: a free memslot and guest address of a VM, to try things with.
  *
- * The VM may be running, so only the highest slot number and address that are
- * free are used, and only for as long as one trial takes.
+ * The VM may be in use, and may run. Therefore a probe takes the highest slot number and
+ * the highest address that are free, and has a memslot there only during one trial.
+ *
+ * Not supported: a VM whose memslots change while the probe is open.
  */
 #ifndef GMEM_PROBE_SLOT_H
 #define GMEM_PROBE_SLOT_H
@@ -13,19 +15,20 @@
 struct gmem_probe_slot {
 	int vm_fd;
 	uint32_t slot;
-	uint32_t address_bits;	/* of guest physical addresses, found on the way */
+	uint32_t address_bits;	/* bits of guest physical addresses that KVM accepts */
 	uint64_t gpa;
-	uint64_t page;
+	uint64_t page;		/* bytes */
 	void *hva;		/* one page of ordinary memory */
 };
 
-/* -EBUSY: no free place was found */
+/* Finds a free slot number and address; -EBUSY if none of those tried is free. */
 int gmem_probe_slot_open(struct gmem_probe_slot *probe, int vm_fd);
 void gmem_probe_slot_close(struct gmem_probe_slot *probe);
-/* Add a one-page memslot and delete it again: 0, or the errno of adding it. */
+/* Adds a memslot of one page and deletes it again: 0, or the -errno of either. */
 int gmem_probe_slot_try_plain(struct gmem_probe_slot *probe, uint32_t flags);
+/* As gmem_probe_slot_try_plain(), with a guest_memfd bound to the memslot. */
 int gmem_probe_slot_try_gmemfd(struct gmem_probe_slot *probe, int gmemfd, uint64_t offset);
-/* Add a memslot with a dirty log, read the log, delete it again. */
+/* Adds a memslot with a dirty log, reads the log, and deletes the memslot again. */
 int gmem_probe_slot_try_dirty_log(struct gmem_probe_slot *probe);
 
 #endif

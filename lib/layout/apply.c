@@ -14,6 +14,7 @@
 #include "base/range_set.h"
 #include "layout/apply_slots.h"
 #include "region/region.h"
+#include "region/regions.h"
 #include "state/claim.h"
 #include "state/listener.h"
 #include "state/private_state.h"
@@ -24,14 +25,14 @@
 
 static int insert_region(struct gmem_vm *vm, struct gmem_region *region)
 {
-	const struct gmem_range *other;
+	const struct gmem_region *other;
 
-	other = gmem_range_find(&vm->regions, region->gpa.start, region->gpa.size);
+	other = gmem_regions_next(vm, region->gpa.start, gmem_region_last(region));
 	if (other)
 		return gmem_fail(-EEXIST,
 				 "gpa 0x%" PRIx64 " + size 0x%" PRIx64
 				 " overlaps the region at 0x%" PRIx64 ", 0x%" PRIx64 " bytes",
-				 region->gpa.start, region->gpa.size, other->start, other->size);
+				 region->gpa.start, region->gpa.size, other->gpa.start, other->gpa.size);
 
 	gmem_range_insert(&vm->regions, &region->gpa);
 	return 0;
@@ -59,8 +60,8 @@ static int prepare_add(struct gmem_vm *vm, struct gmem_step *step)
 }
 
 /*
- * The kernel keeps the memslot, so guests may use the memory: it must not go,
- * nor may anybody have its slot number, before the VM handle goes.
+ * The kernel keeps the memslot, so guests may still use the memory: until the VM handle
+ * goes, the memory stays and nobody gets the slot number.
  */
 static void keep_stuck(struct gmem_vm *vm, struct gmem_step *step)
 {
@@ -124,7 +125,7 @@ static void reattach_move(struct gmem_vm *vm, struct gmem_step *step)
 static int prepare_split(struct gmem_vm *vm, struct gmem_step *step)
 {
 	(void)vm;
-	/* Here and not before: another thread may have split it meanwhile. */
+	/* Checked under the lock: another thread may have split the region meanwhile. */
 	if (step->offset >= step->region->gpa.size)
 		return gmem_fail(-EINVAL, "offset 0x%" PRIx64 " is not inside the region's 0x%" PRIx64
 				 " bytes", step->offset, step->region->gpa.size);
@@ -195,7 +196,7 @@ static const struct {
 
 /* ---- who is in the way ---- */
 
-/* A conversion is at work on what a step changes: wait for its end, without the locks. */
+/* Wait, without the locks, for the end of a conversion on what a step changes. */
 static bool wait_for_conversions(struct gmem_vm *vm, const struct gmem_step *steps, size_t count)
 {
 	for (size_t i = 0; i < count; i++) {
@@ -243,7 +244,8 @@ static int check_users(const struct gmem_vm *vm, struct gmem_step *step)
 				 "the region at gpa 0x%" PRIx64
 				 " is private in part: what is private stays where it is",
 				 region->gpa.start);
-	if (step->kind == GMEM_STEP_REBIND && region->backing == GMEM_BACKING_INPLACE)
+	if (step->kind == GMEM_STEP_REBIND &&
+	    gmem_region_traits(region)->attributes == GMEM_ATTRIBUTES_FILE)
 		return gmem_fail(-EACCES,
 				 "the region at gpa 0x%" PRIx64
 				 " is private in part, in place: another file would not be",
@@ -251,7 +253,7 @@ static int check_users(const struct gmem_vm *vm, struct gmem_step *step)
 	return 0;
 }
 
-/* What is private in a region that is removed will be shared, and owed no more. */
+/* Removing a region takes its range out of two sets, which may need a node each. */
 static int get_spares(const struct gmem_vm *vm, struct gmem_step *step)
 {
 	int err = 0;
@@ -364,7 +366,7 @@ static int prepare_all(struct gmem_vm *vm, struct gmem_step *steps, size_t count
 static int build_table(const struct gmem_vm *vm, const struct gmem_step *steps, size_t count,
 		       struct gmem_table **ret)
 {
-	/* What is removed is private no more, and a region begins shared. */
+	/* A removed region leaves nothing private, and an added one begins shared. */
 	static const struct gmem_range_map none = { NULL };
 	const struct gmem_layout shared = { &vm->regions, &none };
 	const struct gmem_layout as_it_is = { &vm->regions, &vm->privates };
@@ -453,7 +455,7 @@ drop_spares:
 	return err;
 }
 
-/* What was there until now; it still stands for the host. */
+/* Listeners hear of the old range while its memory is still there for the host. */
 static void tell_listeners(const struct gmem_vm *vm, const struct gmem_step *step)
 {
 	if (step->kind != GMEM_STEP_ADD && step->kind != GMEM_STEP_SPLIT && !step->region->is_device)
@@ -494,7 +496,7 @@ int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 	if (err)
 		goto over;
 
-	/* The books are open again while we wait for readers, who may consult them. */
+	/* The VM lock is free while this waits for readers, who may need it. */
 	lock_both(vm, steps, count);
 	err = apply_locked(vm, steps, count, &old, &new);
 	gmem_lock_drop(&vm->lock);

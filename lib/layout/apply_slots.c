@@ -6,6 +6,7 @@
 #include <stdbool.h>
 
 #include "base/error.h"
+#include "base/range_map.h"
 #include "base/range_set.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
@@ -104,57 +105,64 @@ static int put_back(struct gmem_vm *vm, struct gmem_step *step, int cause, int e
  */
 static int share_again(const struct gmem_vm *vm, struct gmem_step *step)
 {
-	uint64_t start = step->region->gpa.start, last = start + step->region->gpa.size - 1;
-	struct gmem_part part = { start, start };
-	uint64_t at = start;
+	const struct gmem_range *gpa = &step->region->gpa;
+	struct gmem_set_walk at = GMEM_SET_WALK(&vm->privates, true, gpa->start,
+						gmem_range_last(gpa));
 	int err;
 
-	while (gmem_set_next(&vm->privates, true, at, last, &part)) {
-		err = gmem_region_set_private(step->region, &part, false, 0);
+	while (gmem_set_walk(&at)) {
+		err = gmem_region_set_private(step->region, &at.part, false, 0);
 		if (err) {
 			step->failed = true;
 			return err;
 		}
-		step->shared_again = part.last - start + 1;
-		if (part.last == last)
-			break;
-		at = part.last + 1;
+		step->shared_again = at.part.last - gpa->start + 1;
 	}
 	return 0;
 }
 
-/* And private again, as far as it was done */
-static int make_private_again(struct gmem_vm *vm, struct gmem_step *step, int cause, int err)
+static int set_private_again(const struct gmem_region *region, const struct gmem_part *part)
 {
-	uint64_t start = step->region->gpa.start, at = start;
-	struct gmem_part part;
-	int undo_err = 0;
+	int err = 0;
 
-	while (at - start < step->shared_again &&
-	       gmem_set_next(&vm->privates, true, at, start + step->shared_again - 1, &part)) {
-		for (int tries = 0; tries < 3; tries++) {
-			undo_err = gmem_region_set_private(step->region, &part, true, 0);
-			if (!undo_err)
-				break;
-		}
-		if (undo_err) {
-			gmem_state_count(vm, part.start, start + step->shared_again - part.start,
-					 false);
-			gmem_set_remove(&vm->privates, part.start,
-					start + step->shared_again - part.start, &step->spares[0]);
-			return gmem_fail(-ENOTRECOVERABLE,
-					 "after a refusal, %s, VM fd %d leaves gpa 0x%" PRIx64
-					 ", 0x%" PRIx64 " bytes, shared: %s",
-					 gmem_errno_name(cause), vm->fd, part.start,
-					 start + step->shared_again - part.start,
-					 gmem_errno_name(undo_err));
-		}
-		at = part.last + 1;
+	for (int tries = 0; tries < GMEM_UNDO_TRIES; tries++) {
+		err = gmem_region_set_private(region, part, true, 0);
+		if (!err)
+			break;
 	}
 	return err;
 }
 
-/* Put the memslots back as they were. -ENOTRECOVERABLE names one that is lost. */
+/* The kernel keeps [@start, @end) shared, so that is what the record says. */
+static int give_up_private(struct gmem_vm *vm, struct gmem_step *step, uint64_t start,
+			   uint64_t end, int cause, int err)
+{
+	gmem_state_count(vm, start, end - start, false);
+	gmem_set_remove(&vm->privates, start, end - start, &step->spares[0]);
+	return gmem_fail(-ENOTRECOVERABLE,
+			 "after a refusal, %s, VM fd %d leaves gpa 0x%" PRIx64 ", 0x%" PRIx64
+			 " bytes, shared: %s",
+			 gmem_errno_name(cause), vm->fd, start, end - start, gmem_errno_name(err));
+}
+
+/* Undo share_again(), as far as it got. */
+static int make_private_again(struct gmem_vm *vm, struct gmem_step *step, int cause, int err)
+{
+	uint64_t start = step->region->gpa.start, end = start + step->shared_again;
+	struct gmem_set_walk at = GMEM_SET_WALK(&vm->privates, true, start, end - 1);
+	int undo_err;
+
+	while (step->shared_again && gmem_set_walk(&at)) {
+		undo_err = set_private_again(step->region, &at.part);
+		if (undo_err)
+			return give_up_private(vm, step, at.part.start, end, cause, undo_err);
+	}
+	return err;
+}
+
+/*
+ * Put the memslots back as they were. -ENOTRECOVERABLE names the last one that is lost.
+ */
 static int undo_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t count, int cause)
 {
 	int err = cause;

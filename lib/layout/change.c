@@ -122,7 +122,7 @@ GMEM_API int gmem_change_move(struct gmem_change *change, struct gmem_region *re
 	return err ? err : add_step(change, &step);
 }
 
-/* Say which step it was, in front of what was wrong with it. */
+/* Name the step that failed, in front of the reason. */
 static int fail_at_step(const struct gmem_change *change, int err)
 {
 	char sentence[256];

@@ -11,13 +11,13 @@
 #include "base/counters.h"
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/macros.h"
 #include "base/opts.h"
 #include "base/range_map.h"
 #include "base/range_set.h"
 #include "os/usdt.h"
 #include "region/region.h"
 #include "region/region_memory.h"
+#include "region/regions.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
 #include "state/listener.h"
@@ -33,69 +33,64 @@ struct work {
 	uint64_t last;
 	uint32_t state;
 	bool to_private;
-	bool is_inplace;		/* some of it is: each file has attributes of its own */
-	bool is_done;			/* by somebody else: only the record is to be told */
-	struct gmem_range_map runs;	/* what changes, for listeners */
-	struct gmem_range *spare;	/* for the record */
-	struct gmem_range *pending_spares[2];	/* for what is pending: one to take out, one to add */
+	bool is_inplace;		/* part of the range is: each file has attributes of its own */
+	bool is_done;			/* the kernel was told by the caller: only the record changes */
+	struct gmem_range_map runs;	/* the runs that change, for listeners */
+	struct gmem_range *spare;	/* for vm->privates */
+	struct gmem_range *pending_spares[2];	/* for vm->pending_discard: one to remove, one to add */
 	struct gmem_conversion result;
 };
 
 /* ---- check ---- */
 
-static struct gmem_region *region_at(const struct gmem_vm *vm, uint64_t gpa)
-{
-	struct gmem_range *range = gmem_range_find(&vm->regions, gpa, 1);
-
-	return range ? GMEM_CONTAINER_OF(range, struct gmem_region, gpa) : NULL;
-}
-
 static int check_region(const struct gmem_region *region, uint64_t gpa)
 {
-	if (!region)
-		return gmem_fail(-ENOENT, "there is no region at gpa 0x%" PRIx64, gpa);
-	if (region->is_device)
-		return gmem_fail(-ENXIO, "there is a device at gpa 0x%" PRIx64, gpa);
-	if (region->lost)
-		return gmem_fail(-ENOTRECOVERABLE,
-				 "the region at gpa 0x%" PRIx64 " lost its memslot; it can only be removed",
-				 region->gpa.start);
-	if (region->backing != GMEM_BACKING_PRIVATE && region->backing != GMEM_BACKING_INPLACE)
+	int err;
+
+	err = gmem_regions_check_memory(region, gpa);
+	if (!err)
+		err = gmem_regions_check_slot(region);
+	if (err)
+		return err;
+
+	if (gmem_region_traits(region)->attributes == GMEM_ATTRIBUTES_NONE)
 		return gmem_fail(-EOPNOTSUPP,
 				 "the memory at gpa 0x%" PRIx64 " has backing \"%s\": it cannot be converted",
 				 gpa, gmem_backing_name(region->backing));
 	return 0;
 }
 
+static bool is_inplace(const struct gmem_region *region)
+{
+	return gmem_region_traits(region)->attributes == GMEM_ATTRIBUTES_FILE;
+}
+
 static int check_coverage(struct work *work)
 {
-	const struct gmem_region *region;
-	uint64_t at = work->gpa;
+	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, work->gpa, work->last);
 	int err;
 
-	for (;;) {
-		region = region_at(work->vm, at);
-		err = check_region(region, at);
-		work->is_inplace |= !err && region->backing == GMEM_BACKING_INPLACE;
-		if (err || region->gpa.start + region->gpa.size - 1 >= work->last)
+	while (gmem_regions_walk_whole(&at)) {
+		err = check_region(at.region, at.gpa);
+		if (err)
 			return err;
-		at = region->gpa.start + region->gpa.size;
+		work->is_inplace |= is_inplace(at.region);
 	}
+	return 0;
 }
 
 /* ---- the kernel ---- */
 
-/* Attributes of the VM know no regions; those of files end with them. */
+/* Attributes of the VM cross regions; those of a file end with it. */
 static void cut_at_file(const struct work *work, struct gmem_part *run)
 {
-	const struct gmem_region *region = region_at(work->vm, run->start);
-	uint64_t last = region->gpa.start + region->gpa.size - 1;
+	uint64_t last = gmem_region_last(gmem_regions_at(work->vm, run->start));
 
 	if (work->is_inplace && last < run->last)
 		run->last = last;
 }
 
-/* The first run at or after @at that is not as it shall be, as far as we know */
+/* The first run at or after @at whose recorded state is not the one asked for */
 static bool next_change(const struct work *work, uint64_t at, struct gmem_part *ret)
 {
 	if (!gmem_set_next(&work->vm->privates, !work->to_private, at, work->last, ret))
@@ -104,7 +99,7 @@ static bool next_change(const struct work *work, uint64_t at, struct gmem_part *
 	return true;
 }
 
-/* The same, or what we are to do all the same */
+/* With GMEM_CONVERT_ALL every run, whatever its recorded state */
 static bool next_run(const struct work *work, uint64_t at, struct gmem_part *ret)
 {
 	if (!(work->opts.flags & GMEM_CONVERT_ALL))
@@ -117,13 +112,17 @@ static bool next_run(const struct work *work, uint64_t at, struct gmem_part *ret
 
 static int set_run(struct work *work, const struct gmem_part *run, bool to_private)
 {
+	struct gmem_region *region = gmem_regions_at(work->vm, run->start);
+
 	work->result.ioctls++;
-	gmem_region_count(region_at(work->vm, run->start), GMEM_COUNT_CONVERT_IOCTLS, 1);
-	return gmem_region_set_private(region_at(work->vm, run->start), run, to_private,
-				       work->opts.wait_ms);
+	gmem_region_count(region, GMEM_COUNT_CONVERT_IOCTLS, 1);
+	return gmem_region_set_private(region, run, to_private, work->opts.wait_ms);
 }
 
-/* Back, from the first on: if that is refused, the part from there on is as was asked. */
+/*
+ * Undo the runs before @refused, lowest first. If the kernel refuses that, the rest up
+ * to @refused keeps the new state.
+ */
 static int undo_runs(struct work *work, uint64_t refused, int cause)
 {
 	uint64_t at = work->gpa;
@@ -131,7 +130,7 @@ static int undo_runs(struct work *work, uint64_t refused, int cause)
 	int err = 0, tries;
 
 	while (at < refused && next_change(work, at, &run) && run.start < refused) {
-		for (tries = 0; tries < 3; tries++) {
+		for (tries = 0; tries < GMEM_UNDO_TRIES; tries++) {
 			err = set_run(work, &run, !work->to_private);
 			if (!err)
 				break;
@@ -176,7 +175,7 @@ static int change_kernel(struct work *work)
 
 /* ---- the readers ---- */
 
-/* @base, and [@gpa, @gpa + @size) as it shall be; NULL without readers */
+/* @base with [@gpa, @gpa + @size) in the new state; NULL if there are no readers */
 static int make_table(const struct work *work, const struct gmem_table *base, uint64_t gpa,
 		      uint64_t size, struct gmem_table **ret)
 {
@@ -210,8 +209,8 @@ static void tell_readers(struct gmem_vm *vm, const struct gmem_table *table)
 }
 
 /*
- * The kernel did not do it. If it did not undo it either, readers get a table
- * of just that; without memory for one, the table that grants less.
+ * The kernel refused. If it refused the undo, too, readers get a table of just the part
+ * that changed; without memory for one, the table that grants less.
  */
 static void fall_back(struct work *work, const struct gmem_table *old, struct gmem_table *new)
 {
@@ -248,7 +247,10 @@ static int get_spares(struct work *work)
 	return err;
 }
 
-/* Which part of the range is in the new state: all of it, or what could not be undone */
+/*
+ * Record the part that is in the new state: the whole range, or what could not be
+ * undone.
+ */
 static void record(struct work *work)
 {
 	struct gmem_vm *vm = work->vm;
@@ -263,25 +265,19 @@ static void record(struct work *work)
 		gmem_set_add(&vm->privates, gpa, size, &work->spare);
 	else
 		gmem_set_remove(&vm->privates, gpa, size, &work->spare);
-	/* What was stale there is in use again. */
+	/* The side that was pending is in use again. */
 	gmem_set_remove(&vm->pending_discard, gpa, size, &work->pending_spares[0]);
 	gmem_lock_drop(&vm->lock);
 }
 
-/* One for the VM, and one for each region that has a part in it */
+/* Count one for the VM, and one for each region that has a part in it. */
 static void count_conversion(const struct work *work)
 {
-	uint64_t at = work->gpa;
-	struct gmem_region *region;
+	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, work->gpa, work->last);
 
 	gmem_count(&work->vm->counters, GMEM_COUNT_CONVERSIONS, 1);
-	for (;;) {
-		region = region_at(work->vm, at);
-		gmem_count(&region->counters, GMEM_COUNT_CONVERSIONS, 1);
-		if (region->gpa.start + region->gpa.size - 1 >= work->last)
-			return;
-		at = region->gpa.start + region->gpa.size;
-	}
+	while (gmem_regions_walk_whole(&at))
+		gmem_count(&at.region->counters, GMEM_COUNT_CONVERSIONS, 1);
 }
 
 static int change_state(struct work *work)
@@ -316,7 +312,7 @@ static int discard_part(struct gmem_region *region, uint64_t gpa, uint64_t last,
 			uint64_t *done)
 {
 	*done = 0;
-	if (region->backing == GMEM_BACKING_INPLACE || gmem_region_is_both_sides(region))
+	if (!gmem_region_traits(region)->has_sides || gmem_region_is_both_sides(region))
 		return 0;
 	return gmem_region_memory_discard(region, is_private ? GMEM_SIDE_SHARED : GMEM_SIDE_PRIVATE,
 					  gpa - region->gpa.start, last - gpa + 1, done);
@@ -330,32 +326,32 @@ static void defer_discard(struct work *work, uint64_t gpa)
 	work->result.owed = work->last - gpa + 1;
 }
 
-/* What is refused stays owed: the conversion itself is done. */
+static bool next_region(const struct work *work, struct gmem_stretch *at)
+{
+	bool found;
+
+	/* The claim keeps the region as it is without the lock. */
+	gmem_lock_take(&work->vm->lock);
+	found = gmem_regions_walk_whole(at);
+	gmem_lock_drop(&work->vm->lock);
+	return found;
+}
+
+/* A refusal leaves the rest pending: the conversion itself is done. */
 static void discard(struct work *work)
 {
-	struct gmem_vm *vm = work->vm;
-	uint64_t at = work->gpa, last, done;
-	struct gmem_region *region;
+	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, work->gpa, work->last);
+	uint64_t done;
 	int err;
 
-	for (;;) {
-		/* The claim keeps the region as it is. */
-		gmem_lock_take(&vm->lock);
-		region = region_at(vm, at);
-		gmem_lock_drop(&vm->lock);
-
-		last = region->gpa.start + region->gpa.size - 1;
-		last = last < work->last ? last : work->last;
-		err = discard_part(region, at, last, work->to_private, &done);
+	while (next_region(work, &at)) {
+		err = discard_part(at.region, at.gpa, at.gpa + at.size - 1, work->to_private, &done);
 		work->result.discarded += done;
 		if (err) {
-			gmem_vm_log_error(vm, err);
-			defer_discard(work, at + done);
+			gmem_vm_log_error(work->vm, err);
+			defer_discard(work, at.gpa + done);
 			return;
 		}
-		if (last == work->last)
-			return;
-		at = last + 1;
 	}
 }
 
@@ -371,7 +367,7 @@ static void let_go_of_other_side(struct work *work)
 
 /* ---- listeners ---- */
 
-/* The record will have forgotten by the time they are told. */
+/* Collect the runs now: by the time listeners are told, the record has changed. */
 static int collect_runs(struct work *work)
 {
 	uint64_t at = work->gpa;
@@ -395,7 +391,10 @@ static int collect_runs(struct work *work)
 	return 0;
 }
 
-/* What did not become private, and what is shared now, if only because it cannot be undone */
+/*
+ * Tell listeners which runs did not become private, or are shared now, if only because
+ * the kernel refused the undo.
+ */
 static void tell_listeners(const struct work *work, int err)
 {
 	const struct gmem_conversion *done = &work->result;
@@ -427,7 +426,7 @@ static int convert_claimed(struct work *work)
 	bool is_so;
 	int err;
 
-	/* The layout cannot change here, nor the state: we have the claim. */
+	/* The claim keeps the layout and the states as they are. */
 	gmem_lock_take(&vm->lock);
 	err = check_coverage(work);
 	is_so = !err && !next_run(work, work->gpa, &run);
@@ -551,52 +550,43 @@ GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t si
 
 /* ---- what was left for later ---- */
 
-/* A part of what is owed at or after @at that lies in one region and has one state */
+/* The first part at or after @at that is pending and lies in one region and one state */
 static bool next_pending(const struct gmem_vm *vm, uint64_t at, uint64_t last,
-			 struct gmem_part *part, struct gmem_region **region, bool *is_private)
+			 struct gmem_stretch *ret)
 {
-	struct gmem_part state;
-	uint64_t region_last;
+	struct gmem_part part;
 
-	if (!gmem_set_next(&vm->pending_discard, true, at, last, part))
+	if (!gmem_set_next(&vm->pending_discard, true, at, last, &part))
 		return false;
 
-	*region = region_at(vm, part->start);
-	region_last = (*region)->gpa.start + (*region)->gpa.size - 1;
-	part->last = region_last < part->last ? region_last : part->last;
-	*is_private = gmem_set_next(&vm->privates, true, part->start, part->last, &state) &&
-		      state.start == part->start;
-	if (!*is_private)
-		gmem_set_next(&vm->privates, false, part->start, part->last, &state);
-	part->last = state.last;
-	return true;
+	*ret = (struct gmem_stretch)GMEM_REGIONS_WALK(vm, part.start, part.last);
+	return gmem_regions_walk(ret);
 }
 
-/* All that is owed within a claim; called and returning with the lock held */
+/* Discard what is pending within a claim; called and returning with the lock held. */
 static int discard_pending(struct gmem_vm *vm, const struct gmem_claim *claim,
 			   struct gmem_range **spare, uint64_t *total)
 {
 	uint64_t last = claim->gpa + claim->size - 1, at = claim->gpa, done;
-	struct gmem_region *region;
-	struct gmem_part part;
-	bool is_private;
+	struct gmem_stretch part;
 	int err;
 
-	while (next_pending(vm, at, last, &part, &region, &is_private)) {
+	while (next_pending(vm, at, last, &part)) {
 		err = gmem_set_spare(spare);
 		if (err)
 			return err;
 		gmem_lock_drop(&vm->lock);
-		err = discard_part(region, part.start, part.last, is_private, &done);
+		err = discard_part(part.region, part.gpa, part.gpa + part.size - 1, part.is_private,
+				   &done);
 		gmem_lock_take(&vm->lock);
 		*total += done;
 		if (!err)
-			done = part.last - part.start + 1;
+			done = part.size;
 		if (done)
-			gmem_set_remove(&vm->pending_discard, part.start, done, spare);
-		if (err || part.last == last)
+			gmem_set_remove(&vm->pending_discard, part.gpa, done, spare);
+		if (err || part.gpa + part.size - 1 == last)
 			return err;
-		at = part.last + 1;
+		at = part.gpa + part.size;
 	}
 	return 0;
 }

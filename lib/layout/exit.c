@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Exits: what KVM_RUN's return says about guest memory. KVM's word on a fault
- * is to be trusted, as far as it says that it gave one; a hypercall's arguments
- * are a guest's.
+ * KVM's description of a fault is trusted as far as KVM says that it gave one; a
+ * hypercall's arguments are the guest's.
  */
 #include "layout/exit.h"
 
@@ -18,7 +17,7 @@
 #include "os/sys.h"
 #include "os/usdt.h"
 
-/* The unit of a hypercall's page count, whatever the host's page is */
+/* Hypercalls count pages of this size, whatever the host's page is. */
 #define GUEST_PAGE	UINT64_C(4096)
 /* No x86 processor has more bits of physical address. */
 #define MAX_ADDRESS	(UINT64_C(1) << 52)
@@ -29,7 +28,7 @@
 
 /* ---- faults ---- */
 
-/* The exit's part of kvm_run; headers before Linux 6.8 do not name this one. */
+/* Headers before Linux 6.8 do not name this part of struct kvm_run. */
 static struct gmem_kvm_memory_fault memory_fault(const struct kvm_run *run)
 {
 	struct gmem_kvm_memory_fault fault;
@@ -39,8 +38,8 @@ static struct gmem_kvm_memory_fault memory_fault(const struct kvm_run *run)
 }
 
 /*
- * Whole pages. The address may be the access's own, as on arm64, with the page's
- * size beside it: that is the page, not two of them.
+ * Round out to whole pages. On arm64 the address is the access's own with the page's
+ * size beside it: that is one page, not two.
  */
 static void round_out(uint64_t gpa, uint64_t size, struct gmem_exit *exit)
 {
@@ -75,7 +74,7 @@ static void decode_fault(const struct kvm_run *run, int error, struct gmem_exit 
 
 /* ---- hypercalls ---- */
 
-/* The number means something else, or nothing, on other architectures. */
+/* On other architectures the hypercall number means something else, or nothing. */
 static bool asks_to_convert(const struct kvm_run *run)
 {
 	return run->exit_reason == KVM_EXIT_HYPERCALL &&
@@ -83,7 +82,7 @@ static bool asks_to_convert(const struct kvm_run *run)
 	       strcmp(gmem_sys_architecture(), "x86_64") == 0;
 }
 
-/* A hint: an encoding without a meaning, as yet, is no hint. */
+/* Undefined encodings of the page-size hint are no hint. */
 static uint64_t preferred_page(uint64_t attributes)
 {
 	static const uint64_t pages[] = { GUEST_PAGE, UINT64_C(2) << 20, UINT64_C(1) << 30 };

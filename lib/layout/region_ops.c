@@ -2,8 +2,6 @@
 #include "layout/region_ops.h"
 
 #include <errno.h>
-#include <inttypes.h>
-#include <stdbool.h>
 #include <stdlib.h>
 
 #include "base/check.h"
@@ -11,6 +9,7 @@
 #include "base/lock.h"
 #include "layout/apply.h"
 #include "region/file.h"
+#include "region/regions.h"
 #include "region/vm_core.h"
 
 static int apply_one(struct gmem_vm *vm, struct gmem_step *step)
@@ -20,19 +19,15 @@ static int apply_one(struct gmem_vm *vm, struct gmem_step *step)
 
 int gmem_step_check_whole(const struct gmem_region *region)
 {
-	bool whole;
+	int err;
 
 	if (!region)
 		return gmem_fail(-EINVAL, "region is NULL");
 
 	gmem_lock_take(&region->vm->lock);
-	whole = !region->lost;
+	err = gmem_regions_check_slot(region);
 	gmem_lock_drop(&region->vm->lock);
-	if (!whole)
-		return gmem_fail(-ENOTRECOVERABLE,
-				 "the region at gpa 0x%" PRIx64 " lost its memslot; it can only be removed",
-				 gmem_region_gpa(region));
-	return 0;
+	return err;
 }
 
 int gmem_step_check_move(const struct gmem_region *region, uint64_t gpa)

@@ -15,7 +15,7 @@
 /* Fill in a step that adds a region: its handle is made here, and freed by free(). */
 int gmem_step_make_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		       const struct gmem_region_opts *opts, struct gmem_step *step);
-/* What these find stays true until the step is applied: a region never grows. */
+/* A check stays true until the step is applied: a region never grows. */
 int gmem_step_check_whole(const struct gmem_region *region);
 int gmem_step_check_move(const struct gmem_region *region, uint64_t gpa);
 

@@ -1,9 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * What a vCPU's exits ask of memory, done. One exit is one bounded piece of
- * work, whatever a guest asks; how often the same one came back is kept for each
- * vCPU, so that one that gets nowhere is told and not tried for ever.
- */
 #include "layout/vcpu.h"
 
 #include <errno.h>
@@ -15,21 +10,21 @@
 #include "base/counters.h"
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/macros.h"
 #include "base/opts.h"
 #include "base/range_map.h"
 #include "caps/caps.h"
 #include "os/kvm.h"
 #include "region/region.h"
+#include "region/regions.h"
 #include "region/vm_core.h"
 
-/* Exits in a row that may get nowhere, unless the caller says otherwise */
-#define PATIENCE 16
+/* Exits in a row that may make no progress, unless the caller says otherwise */
+#define MAX_STUCK_FAULTS 16
 
-/* For a pre-fault that was interrupted before it did anything */
+/* How often a pre-fault is tried again that was interrupted before it did anything */
 #define MAX_INTERRUPTIONS 16
 
-/* An access that faults before another one of the same instruction does: two places */
+/* An instruction can access two pages, which then fault by turns. */
 #define PLACES 2
 
 struct place {
@@ -74,7 +69,7 @@ GMEM_API int gmem_vcpu_new(struct gmem_vm *vm, int vcpu_fd, const struct gmem_vc
 	vcpu->opts = opts;
 	vcpu->last_gpa = UINT64_MAX;
 	if (!opts.max_stuck_faults)
-		vcpu->opts.max_stuck_faults = PATIENCE;
+		vcpu->opts.max_stuck_faults = MAX_STUCK_FAULTS;
 	*ret = vcpu;
 	return 0;
 }
@@ -94,7 +89,7 @@ static void forget(struct gmem_vcpu *vcpu)
 	vcpu->repeats = 0;
 }
 
-/* The place of an access, with what is known of it; the one not seen for longest is forgotten */
+/* The record of an access; the one not seen for longest is replaced. */
 static struct place *find_place(struct gmem_vcpu *vcpu, const struct gmem_exit *exit)
 {
 	struct place found = { .gpa = exit->gpa, .state = exit->state };
@@ -125,20 +120,20 @@ static int count_repeat(struct gmem_vcpu *vcpu, struct gmem_exit *exit)
 			 exit->gpa, exit->repeats + 1);
 }
 
-/* For the VM, and for the region if there is one */
+/* Count for the VM, and for the region if there is one. */
 static void count(struct gmem_vcpu *vcpu, const struct gmem_exit *exit, enum gmem_counter which)
 {
 	struct gmem_vm *vm = vcpu->vm;
-	struct gmem_range *range;
+	struct gmem_region *region;
 
 	gmem_count(&vm->counters, which, 1);
 	if (!exit->size)
 		return;
 
 	gmem_lock_take(&vm->lock);
-	range = gmem_range_find(&vm->regions, exit->gpa, 1);
-	if (range)
-		gmem_count(&GMEM_CONTAINER_OF(range, struct gmem_region, gpa)->counters, which, 1);
+	region = gmem_regions_at(vm, exit->gpa);
+	if (region)
+		gmem_count(&region->counters, which, 1);
 	gmem_lock_drop(&vm->lock);
 }
 
@@ -153,7 +148,7 @@ static int convert(struct gmem_vcpu *vcpu, const struct gmem_exit *exit,
 
 /* ---- faults ---- */
 
-static int got_nowhere(struct gmem_vcpu *vcpu, const struct gmem_exit *exit, struct place *place)
+static int fail_stuck(struct gmem_vcpu *vcpu, const struct gmem_exit *exit, struct place *place)
 {
 	place->stuck++;
 	if (place->stuck < vcpu->opts.max_stuck_faults) {
@@ -190,7 +185,7 @@ static int handle_fault(struct gmem_vcpu *vcpu, const struct gmem_exit *exit)
 		return err;
 	}
 	if (!done.converted)
-		return got_nowhere(vcpu, exit, place);
+		return fail_stuck(vcpu, exit, place);
 
 	place->stuck = 0;
 	count(vcpu, exit, exit->state == GMEM_STATE_PRIVATE ? GMEM_COUNT_FAULTS_PRIVATE
@@ -224,14 +219,14 @@ static int report_no_address(struct gmem_vcpu *vcpu, const struct gmem_exit *exi
 
 /* ---- what a guest asks for ---- */
 
-/* The guest's own doing, for which nobody else is to be bothered */
+/* The guest caused it, so the VMM is not bothered. */
 static bool is_guests_fault(int err)
 {
 	return err == -EINVAL || err == -ENOENT || err == -ENXIO || err == -EOPNOTSUPP ||
 	       err == -EBUSY || err == -EPERM || err == -EACCES;
 }
 
-/* Guests say of device ranges that they are shared, which they always are. */
+/* Guests ask for device ranges to be shared, which they always are. */
 static bool is_no_memory(struct gmem_vm *vm, const struct gmem_exit *exit)
 {
 	struct gmem_state_range range;
@@ -296,7 +291,7 @@ GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, 
 		return err;
 
 	if (exit.kind == GMEM_EXIT_OTHER) {
-		/* EINTR and the like got the guest no further. */
+		/* After EINTR and the like the guest made no progress. */
 		if (result >= 0)
 			forget(vcpu);
 	} else {
@@ -325,7 +320,7 @@ static int fail_to_prefault(uint64_t gpa, int err)
 	}
 }
 
-/* A call may do a part and say that it succeeded. */
+/* One call may do only a part and report success. */
 static int prefault(int fd, uint64_t gpa, uint64_t size, uint64_t *ret_done)
 {
 	uint64_t done = 0, now;

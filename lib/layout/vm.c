@@ -94,7 +94,10 @@ free_vm:
 	return err;
 }
 
-/* A memslot that cannot be deleted dies with the VM; without its file it holds nothing. */
+/*
+ * A memslot that cannot be deleted dies with the VM; without its file it holds no
+ * memory.
+ */
 static void release(struct gmem_vm *vm, struct gmem_region *region)
 {
 	int err = 0;

@@ -1,16 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The process-level half of touching memory that may not be there: a SIGBUS
- * handler that knows the instructions of ours that may fault, and passes on
- * everything else.
- *
- * Someone may install a handler on top of ours and pass on to us what is not
- * theirs; then we must neither take ours away (theirs would go with it) nor
- * install it a second time on top of theirs (the two would pass a signal on to
- * each other for ever). Therefore there are several handlers, called layers,
- * that differ only in what they pass on to. What a layer passes on to never
- * changes once it was installed, so it always leads to what was there before
- * it: there are no circles, and nothing to free or to lock in the handler.
+ * Another part of the program may install a handler over ours, and pass on to ours the
+ * signals that it does not know. Then removing ours would remove theirs, too; and
+ * installing ours again, over theirs, would make the two pass a signal to each other for
+ * ever. Therefore there are several handlers, called layers, which differ only in the
+ * handler below, to which they pass a signal on. The handler below a layer never changes
+ * once the layer was installed, so it was always installed before the layer. Thus there
+ * are no circles, and the handlers need neither lock nor free anything.
  */
 #include "nofault/fault_handler.h"
 
@@ -25,9 +21,9 @@
 #include "nofault/nofault.h"
 #include "os/sys.h"
 
-/* ---- the table: where the program goes on ---- */
+/* ---- the recovery table ---- */
 
-/* The linker puts these around the section; weak for programs that touch nothing. */
+/* The linker defines these around the section; weak, because a program may have no entry. */
 extern const struct gmem_recovery_entry __start_gmem_recovery[]
 	__attribute__((weak, visibility("hidden")));
 extern const struct gmem_recovery_entry __stop_gmem_recovery[]
@@ -39,8 +35,8 @@ static uintptr_t absolute(const int32_t *relative)
 }
 
 /*
- * In the order the linker found them. A search that takes 100 ns does not
- * matter where the fault itself takes microseconds.
+ * The entries are in no useful order, but a search of 100 ns does not matter: the fault
+ * itself takes microseconds.
  */
 static bool find_fixup(uintptr_t pc, uintptr_t *ret)
 {
@@ -80,34 +76,32 @@ static bool recover(const siginfo_t *info, ucontext_t *context)
 }
 
 /*
- * The signal is about the very instruction it interrupted. Not so one sent by a
- * process, or the early news of a page somewhere that went bad
- * (BUS_MCEERR_AO): that can meet an instruction of ours by chance, and is for
- * whoever handled SIGBUS before.
+ * Returns whether the interrupted instruction caused the signal. If a process sent it, or
+ * if it announces a poisoned page somewhere (BUS_MCEERR_AO), it interrupts an instruction
+ * of ours only by chance, and is for the handler below.
  */
 static bool is_fault(const siginfo_t *info)
 {
 	return info->si_code > 0 && info->si_code != BUS_MCEERR_AO;
 }
 
-/* ---- layers: what the signal is passed on to ---- */
+/* ---- layers: passing a signal on ---- */
 
 struct layer {
 	struct sigaction below;	/* written once, before @used */
 	atomic_bool used;
-	atomic_bool spent;	/* @below was for one signal (SA_RESETHAND), and it came */
+	atomic_bool spent;	/* @below was for one signal (SA_RESETHAND), which came */
 };
 
-/* One is the rule, two are rare; each costs embedders 160 bytes. */
+/* Most programs need one, few need two; each costs 160 bytes. */
 #define LAYERS 4
 
 static struct layer layers[LAYERS];
 
 /*
- * As the kernel does it for SIG_DFL: it kills, with a core that shows the fault
- * itself. The signal is queued again, blocked until this handler returns, and
- * then delivered before the faulting instruction can run, and perhaps not fault
- * any more.
+ * Does what the kernel does for SIG_DFL: it kills the program, with a core dump that shows
+ * the faulting instruction. The signal is queued again and blocked until this handler
+ * returns. So it is delivered before the instruction runs again, and perhaps succeeds.
  */
 static void die(int signal, siginfo_t *info, ucontext_t *context)
 {
@@ -120,15 +114,15 @@ static void die(int signal, siginfo_t *info, ucontext_t *context)
 	sigdelset(&context->uc_sigmask, signal);
 	gmem_sys_sigaction(signal, &standard, NULL);
 
-	/* Refused by a seccomp filter, say: a fault comes again by itself. */
+	/* A seccomp filter may refuse it. A fault comes again by itself, other signals do not. */
 	if (gmem_sys_requeue_signal(signal, info) && !is_fault(info))
 		gmem_sys_raise(signal);
 }
 
 /*
- * Call the handler below nearly as the kernel would. Its own mask holds while
- * it runs, but SIGBUS itself stays unblocked even without SA_NODEFER, so that
- * it, too, may touch what is not there.
+ * Calls the handler below nearly as the kernel would. Its signal mask is in force while it
+ * runs, except that SIGBUS stays unblocked even without SA_NODEFER: that handler, too, may
+ * access memory that is not there.
  */
 static void pass_on(struct layer *layer, int signal, siginfo_t *info, ucontext_t *context)
 {
@@ -138,7 +132,7 @@ static void pass_on(struct layer *layer, int signal, siginfo_t *info, ucontext_t
 
 	if (!none && (below->sa_flags & (int)SA_RESETHAND))
 		none = atomic_exchange(&layer->spent, true);
-	/* Ignoring a fault would mean to have it again, for ever. */
+	/* An ignored fault would come again at once, for ever. */
 	if (none || (below->sa_handler == SIG_IGN && is_fault(info))) {
 		die(signal, info, context);
 		return;
@@ -182,7 +176,7 @@ static void (*const handlers[LAYERS])(int, siginfo_t *, void *) = {
 	handler_0, handler_1, handler_2, handler_3,
 };
 
-/* NULL: not ours */
+/* Returns the layer whose handler @action is, or NULL. */
 static struct layer *layer_of(const struct sigaction *action)
 {
 	unsigned int i;
@@ -205,7 +199,7 @@ static bool is_same(const struct sigaction *a, const struct sigaction *b)
 	return a->sa_handler == b->sa_handler && a->sa_flags == b->sa_flags;
 }
 
-/* A layer that passes on to @below; NULL: all are used for other things */
+/* Returns a layer that passes on to @below, or NULL if all pass on to something else. */
 static struct layer *take_layer(const struct sigaction *below)
 {
 	struct layer *layer;
@@ -250,7 +244,7 @@ static int install(void)
 			return gmem_fail(-EBUSY, "recovery: %d handlers of SIGBUS were installed "
 					 "over libgmem's and may still lead to it", LAYERS);
 
-		/* A signal that interrupted no call must not begin to. */
+		/* If SIGBUS interrupted no system call before, it must not now. */
 		ours.sa_sigaction = handlers[layer - layers];
 		ours.sa_flags &= ~SA_RESTART;
 		if ((now.sa_flags & SA_RESTART) || now.sa_handler == SIG_IGN)
@@ -263,7 +257,7 @@ static int install(void)
 		if (is_same(&replaced, &now))
 			return 0;
 
-		/* Someone else's came in between: put it back and start over. */
+		/* Another handler was installed in between: put it back and start over. */
 		gmem_sys_sigaction(SIGBUS, &replaced, NULL);
 	}
 }
@@ -292,7 +286,7 @@ GMEM_API void gmem_recovery_disable(void)
 	if (atomic_load(&users) > 0 && atomic_fetch_sub(&users, 1) == 1 &&
 	    gmem_sys_sigaction(SIGBUS, NULL, &now) == 0)
 		layer = layer_of(&now);
-	/* Under another one's it stays, and passes on. */
+	/* If another handler is over ours, ours stays, and passes signals on. */
 	if (layer)
 		gmem_sys_sigaction(SIGBUS,
 				   atomic_load(&layer->spent) ? &standard : &layer->below, NULL);
@@ -307,7 +301,7 @@ bool gmem_nofault_is_recoverable(void)
 	    gmem_sys_sigaction(SIGBUS, NULL, &now))
 		return false;
 
-	/* Someone else's handler is taken to pass on; no handler cannot. */
+	/* Assume that a handler over ours passes signals on to it. */
 	return (now.sa_flags & SA_SIGINFO) ||
 	       (now.sa_handler != SIG_DFL && now.sa_handler != SIG_IGN);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What the two engines do in C: the ends that a fault leaves over, comparing
- * and strings, and everything of the slow engine.
+ * The fast engine copies and fills in assembly. In C it finishes what a fault left over,
+ * compares, and copies strings. The slow engine is all in C.
  */
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -15,11 +15,11 @@
 
 #define WORD sizeof(uint64_t)
 
-/* ---- fast: which instructions ---- */
+/* ---- fast: choosing the instructions ---- */
 
 #if defined(__x86_64__)
 
-/* What touch_x86_64.S offers beyond 32 bytes, and what it is to use */
+/* nofault_x86_64.S defines these for more than 32 bytes, and jumps to the chosen ones. */
 struct gmem_nofault_stop gmem_nofault_copy_sse2(void *dst, const void *src, size_t size);
 struct gmem_nofault_stop gmem_nofault_copy_avx2(void *dst, const void *src, size_t size);
 struct gmem_nofault_stop gmem_nofault_copy_avx512(void *dst, const void *src, size_t size);
@@ -35,7 +35,7 @@ struct gmem_nofault_stop (*gmem_nofault_copy_above_32)(void *, const void *, siz
 struct gmem_nofault_stop (*gmem_nofault_fill_above_32)(void *, int, size_t) = gmem_nofault_fill_sse2;
 size_t gmem_nofault_string_from = SIZE_MAX;
 
-/* Each a single store of a value that is good at any time */
+/* Relaxed: each pointer is a single store, and readers may see old and new ones mixed. */
 static void choose(struct gmem_nofault_stop (*copy)(void *, const void *, size_t),
 		   struct gmem_nofault_stop (*fill)(void *, int, size_t), size_t string_from)
 {
@@ -44,7 +44,7 @@ static void choose(struct gmem_nofault_stop (*copy)(void *, const void *, size_t
 	__atomic_store_n(&gmem_nofault_string_from, string_from, __ATOMIC_RELAXED);
 }
 
-/* "rep movsb" moves whole lines at a time: Intel since 2012, AMD since 2020 */
+/* ERMS: "rep movsb" moves whole cache lines at a time. Intel since 2012, AMD since 2020. */
 static bool has_fast_strings(void)
 {
 	unsigned int a, b, c, d;
@@ -52,32 +52,32 @@ static bool has_fast_strings(void)
 	return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & 1u << 9);
 }
 
-/* Where strings begin to win was measured: the wider the vectors, the later. */
-unsigned int gmem_nofault_choose(unsigned int most)
+unsigned int gmem_nofault_choose(unsigned int max)
 {
-	/* bytes from which a string instruction beats vectors, measured */
+	/* Measured: the size at which string instructions begin to beat wide vectors */
 	const size_t strings = has_fast_strings() ? 4 << 10 : SIZE_MAX;
 
 	__builtin_cpu_init();
-	/* Those before VBMI2 run slower for a while after a 64-byte vector. */
-	if (most >= 64 && __builtin_cpu_supports("avx512vbmi2") &&
+	/* Processors without VBMI2 run slower for a while after a 64-byte vector. */
+	if (max >= 64 && __builtin_cpu_supports("avx512vbmi2") &&
 	    __builtin_cpu_supports("avx512vl")) {
 		choose(gmem_nofault_copy_avx512, gmem_nofault_fill_avx512, strings);
 		return 64;
 	}
-	if (most >= 32 && __builtin_cpu_supports("avx2")) {
+	if (max >= 32 && __builtin_cpu_supports("avx2")) {
 		choose(gmem_nofault_copy_avx2, gmem_nofault_fill_avx2, strings);
 		return 32;
 	}
+	/* Narrow vectors lose against string instructions sooner. */
 	choose(gmem_nofault_copy_sse2, gmem_nofault_fill_sse2, strings / 4);
 	return 16;
 }
 
 #else
 
-unsigned int gmem_nofault_choose(unsigned int most)
+unsigned int gmem_nofault_choose(unsigned int max)
 {
-	(void)most;
+	(void)max;
 	return 16;
 }
 
@@ -133,7 +133,7 @@ static inline uint64_t store_word(void *p, uint64_t value)
 	return fault;
 }
 
-/* Some byte of the word is 0. */
+/* Returns whether any byte of the word is 0. */
 static inline bool has_nul(uint64_t word)
 {
 	const uint64_t ones = ~(uint64_t)0 / 0xff;
@@ -144,9 +144,9 @@ static inline bool has_nul(uint64_t word)
 /* ---- fast: what a fault leaves over ---- */
 
 /*
- * Bytes from @p that lie before the page that faulted; @size if it is none of
- * this range's. Bytes beyond would only fault again, and a fault costs a
- * thousand times what finding this out does.
+ * Returns how many of the @size bytes at @p lie before the page that faulted: all, if the
+ * page is not in this range. Access further on would only fault again, and a fault costs
+ * a thousand times what this computation does.
  */
 static size_t before_fault(uint64_t fault, const void *p, size_t size)
 {
@@ -163,9 +163,9 @@ static size_t min_size(size_t a, size_t b)
 }
 
 /*
- * Byte by byte up to the page that faulted. Should nothing be known of it, or
- * the first page that faults be another one, a byte faults by itself. Should
- * all be there by now, nothing was wrong.
+ * Copies byte by byte up to the page that faulted. If that page is in neither range, or
+ * if another page before it cannot be reached, then the access to a byte faults, which
+ * ends the loop. If every page can be reached by now, the copy is complete and succeeds.
  */
 size_t gmem_nofault_finish_copy(struct gmem_nofault_stop stop, void *dst, const void *src,
 				size_t size, int *ret_err)
@@ -265,7 +265,7 @@ static size_t fast_string(char *dst, const char *src, size_t max, int *ret_err)
 	*ret_err = 0;
 
 	while (done < max) {
-		/* Only an aligned word cannot reach into a page behind the NUL's. */
+		/* An aligned word lies in one page, so it cannot reach past the NUL's page. */
 		if (max - done >= WORD && (uintptr_t)(src + done) % WORD == 0 &&
 		    !load_word(src + done, &word) && !has_nul(word) &&
 		    !store_word(dst + done, word)) {
@@ -288,7 +288,7 @@ static size_t fast_string(char *dst, const char *src, size_t max, int *ret_err)
 
 /* ---- slow: the kernel copies ---- */
 
-/* One call moves no more than this: the kernel's own limit of a transfer, MAX_RW_COUNT */
+/* One system call moves less than 2 GiB (MAX_RW_COUNT in the kernel). */
 #define SLOW_MAX ((size_t)1 << 30)
 #define SLOW_CHUNK (4 << 10)
 
@@ -300,13 +300,13 @@ static size_t to_page_end(const void *p)
 }
 
 /*
- * The kernel stops where it meets a page that is not there, but may stop
- * earlier, or say -EFAULT before it did anything: then try what lies within one
- * page on both sides. If that cannot be had, nothing more can.
+ * The kernel stops at a page that it cannot reach, but may also stop earlier, or return
+ * -EFAULT before it copied anything. Then this tries the bytes that lie within one page on
+ * both sides. If those cannot be copied, the first of them cannot be reached.
  */
 size_t gmem_nofault_slow_copy(void *dst, const void *src, size_t size, int *ret_err)
 {
-	size_t done = 0, piece;
+	size_t done = 0, in_page;
 	int64_t n;
 
 	while (done < size) {
@@ -315,8 +315,8 @@ size_t gmem_nofault_slow_copy(void *dst, const void *src, size_t size, int *ret_
 
 		n = gmem_sys_process_vm_readv(to, from, min_size(size - done, SLOW_MAX));
 		if (n <= 0) {
-			piece = min_size(min_size(to_page_end(to), to_page_end(from)), size - done);
-			n = gmem_sys_process_vm_readv(to, from, piece);
+			in_page = min_size(min_size(to_page_end(to), to_page_end(from)), size - done);
+			n = gmem_sys_process_vm_readv(to, from, in_page);
 		}
 		if (n <= 0) {
 			*ret_err = n ? (int)n : -EFAULT;
@@ -379,7 +379,7 @@ static size_t slow_string(char *dst, const char *src, size_t max, int *ret_err)
 	*ret_err = 0;
 
 	while (done < max) {
-		/* Not beyond the page: the next one may be behind the NUL, and missing. */
+		/* Stop at the end of the page: the next one may be missing, behind the NUL. */
 		n = min_size(min_size(max - done, sizeof(chunk)), to_page_end(src + done));
 		n = gmem_nofault_slow_copy(chunk, src + done, n, &err);
 		text = strnlen(chunk, n);
@@ -403,7 +403,7 @@ int gmem_nofault_probe(const void *p, size_t size)
 	return n < 0 ? (int)n : (size_t)n < size ? -EFAULT : 0;
 }
 
-/* ---- either ---- */
+/* ---- both engines ---- */
 
 size_t gmem_nofault_compare(bool fast, const void *a, const void *b, size_t size, int *ret_cmp,
 			    int *ret_err)

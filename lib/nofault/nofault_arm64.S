@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Copy and fill with instructions that may fault, see touch.h. Accesses go
- * upwards, and none leaves the range: what faults first is the lowest page
- * that is not there, give or take one access, and the rest is C's to finish.
+ * Copy and fill for the fast engine, with instructions that may fault: see nofault.h.
+ *
+ * Accesses go from low to high addresses, and none leaves the range. Therefore the first
+ * fault is on the lowest page that cannot be reached, or at most one loop iteration past
+ * it, and nofault.c does the bytes up to that page.
  */
 #if defined(__aarch64__)
 
-/* An instruction that may fault, and where it goes on then; x9 says why. */
-.macro touch fixup:req, insn:vararg
+/* One instruction that may fault. If it does, it goes on at \fixup, with the fault in x9. */
+.macro access fixup:req, insn:vararg
 .Lat\@:
 	\insn
 	.pushsection gmem_recovery, "aR"
@@ -36,9 +38,11 @@
 /*
  * struct gmem_nofault_stop gmem_nofault_fast_copy(void *dst, const void *src, size_t size)
  *
- * x0: dst, x1: src, x2: size. Returns x0: done, x1: fault. Up to 64 bytes
- * everything is loaded before anything is stored, from both ends, which overlap
- * in the middle. x4: end of src, x5: end of dst.
+ * x0: dst, x1: src, x2: size. Returns x0: done, x1: fault.
+ * Later x4: end of src, x5: end of dst.
+ *
+ * Up to 64 bytes are loaded from both ends, which may overlap in the middle, before
+ * anything is stored. So a fault among the loads leaves nothing stored.
  */
 function gmem_nofault_fast_copy
 	add	x4, x1, x2
@@ -48,71 +52,71 @@ function gmem_nofault_fast_copy
 	cmp	x2, #32
 	b.hi	.Lcopy_above_32
 
-	touch	.Lcopy_nothing, ldr	q0, [x1]
-	touch	.Lcopy_nothing, ldur	q1, [x4, #-16]
-	touch	.Lcopy_nothing, str	q0, [x0]
-	touch	.Lcopy_nothing, stur	q1, [x5, #-16]
+	access	.Lcopy_nothing, ldr	q0, [x1]
+	access	.Lcopy_nothing, ldur	q1, [x4, #-16]
+	access	.Lcopy_nothing, str	q0, [x0]
+	access	.Lcopy_nothing, stur	q1, [x5, #-16]
 	b	.Lcopy_all
 
 .Lcopy_below_16:
 	tbz	x2, #3, .Lcopy_below_8
-	touch	.Lcopy_nothing, ldr	x6, [x1]
-	touch	.Lcopy_nothing, ldur	x7, [x4, #-8]
-	touch	.Lcopy_nothing, str	x6, [x0]
-	touch	.Lcopy_nothing, stur	x7, [x5, #-8]
+	access	.Lcopy_nothing, ldr	x6, [x1]
+	access	.Lcopy_nothing, ldur	x7, [x4, #-8]
+	access	.Lcopy_nothing, str	x6, [x0]
+	access	.Lcopy_nothing, stur	x7, [x5, #-8]
 	b	.Lcopy_all
 
 .Lcopy_below_8:
 	tbz	x2, #2, .Lcopy_below_4
-	touch	.Lcopy_nothing, ldr	w6, [x1]
-	touch	.Lcopy_nothing, ldur	w7, [x4, #-4]
-	touch	.Lcopy_nothing, str	w6, [x0]
-	touch	.Lcopy_nothing, stur	w7, [x5, #-4]
+	access	.Lcopy_nothing, ldr	w6, [x1]
+	access	.Lcopy_nothing, ldur	w7, [x4, #-4]
+	access	.Lcopy_nothing, str	w6, [x0]
+	access	.Lcopy_nothing, stur	w7, [x5, #-4]
 	b	.Lcopy_all
 
 .Lcopy_below_4:
 	cbz	x2, .Lcopy_all
-	/* The first byte, and the last two if there are more: 1, 2 or 3 in all */
-	touch	.Lcopy_nothing, ldrb	w6, [x1]
+	/* 1, 2 or 3 bytes: copy the first, and if there are more the last two. */
+	access	.Lcopy_nothing, ldrb	w6, [x1]
 	cmp	x2, #1
 	b.eq	.Lcopy_first
-	touch	.Lcopy_nothing, ldurh	w7, [x4, #-2]
-	touch	.Lcopy_nothing, strb	w6, [x0]
-	touch	.Lcopy_nothing, sturh	w7, [x5, #-2]
+	access	.Lcopy_nothing, ldurh	w7, [x4, #-2]
+	access	.Lcopy_nothing, strb	w6, [x0]
+	access	.Lcopy_nothing, sturh	w7, [x5, #-2]
 	b	.Lcopy_all
 .Lcopy_first:
-	touch	.Lcopy_nothing, strb	w6, [x0]
+	access	.Lcopy_nothing, strb	w6, [x0]
 	b	.Lcopy_all
 
 .Lcopy_above_32:
 	cmp	x2, #64
 	b.hi	.Lcopy_above_64
-	touch	.Lcopy_nothing, ldp	q0, q1, [x1]
-	touch	.Lcopy_nothing, ldp	q2, q3, [x4, #-32]
-	touch	.Lcopy_nothing, stp	q0, q1, [x0]
-	touch	.Lcopy_nothing, stp	q2, q3, [x5, #-32]
+	access	.Lcopy_nothing, ldp	q0, q1, [x1]
+	access	.Lcopy_nothing, ldp	q2, q3, [x4, #-32]
+	access	.Lcopy_nothing, stp	q0, q1, [x0]
+	access	.Lcopy_nothing, stp	q2, q3, [x5, #-32]
 	b	.Lcopy_all
 
-	/* x3: what of dst is done, x5: its last 64 bytes, x4: the same of src */
+	/* x3: position in dst, x4: the last 64 bytes of src, x5: the last 64 bytes of dst */
 .Lcopy_above_64:
 	mov	x3, x0
 	sub	x4, x4, #64
 	sub	x5, x5, #64
 .Lcopy_loop:
-	touch	.Lcopy_some, ldp	q0, q1, [x1]
-	touch	.Lcopy_some, ldp	q2, q3, [x1, #32]
-	touch	.Lcopy_some, stp	q0, q1, [x3]
-	touch	.Lcopy_some, stp	q2, q3, [x3, #32]
+	access	.Lcopy_some, ldp	q0, q1, [x1]
+	access	.Lcopy_some, ldp	q2, q3, [x1, #32]
+	access	.Lcopy_some, stp	q0, q1, [x3]
+	access	.Lcopy_some, stp	q2, q3, [x3, #32]
 	add	x1, x1, #64
 	add	x3, x3, #64
 	cmp	x3, x5
 	b.lo	.Lcopy_loop
 
-	/* Some of them are done already. */
-	touch	.Lcopy_some, ldp	q0, q1, [x4]
-	touch	.Lcopy_some, ldp	q2, q3, [x4, #32]
-	touch	.Lcopy_some, stp	q0, q1, [x5]
-	touch	.Lcopy_some, stp	q2, q3, [x5, #32]
+	/* Copy the last 64 bytes, which may overlap those that are done. */
+	access	.Lcopy_some, ldp	q0, q1, [x4]
+	access	.Lcopy_some, ldp	q2, q3, [x4, #32]
+	access	.Lcopy_some, stp	q0, q1, [x5]
+	access	.Lcopy_some, stp	q2, q3, [x5, #32]
 
 .Lcopy_all:
 	mov	x0, x2
@@ -131,8 +135,8 @@ end_function gmem_nofault_fast_copy
 /*
  * struct gmem_nofault_stop gmem_nofault_fast_fill(void *dst, int byte, size_t size)
  *
- * x0: dst, w1: byte, x2: size. Returns x0: done, x1: fault. x3: what of dst is
- * done, x5: its end.
+ * x0: dst, w1: byte, x2: size. Returns x0: done, x1: fault.
+ * Later x3: position in dst, x5: end of dst.
  */
 function gmem_nofault_fast_fill
 	dup	v0.16b, w1
@@ -144,40 +148,40 @@ function gmem_nofault_fast_fill
 	b.ls	.Lfill_last_64
 	add	x4, x4, x0
 .Lfill_loop:
-	touch	.Lfill_some, stp	q0, q0, [x3]
-	touch	.Lfill_some, stp	q0, q0, [x3, #32]
+	access	.Lfill_some, stp	q0, q0, [x3]
+	access	.Lfill_some, stp	q0, q0, [x3, #32]
 	add	x3, x3, #64
 	cmp	x3, x4
 	b.lo	.Lfill_loop
 
-	/* 1 to 64 bytes are left, of 16 or more */
+	/* 1 to 64 bytes are left, and dst has at least 16 in all. */
 .Lfill_last_64:
 	sub	x4, x5, #16
 .Lfill_quads:
 	cmp	x3, x4
 	b.hs	.Lfill_last_16
-	touch	.Lfill_some, str	q0, [x3]
+	access	.Lfill_some, str	q0, [x3]
 	add	x3, x3, #16
 	b	.Lfill_quads
 .Lfill_last_16:
-	touch	.Lfill_some, str	q0, [x4]
+	access	.Lfill_some, str	q0, [x4]
 	b	.Lfill_all
 
 .Lfill_below_16:
 	tbz	x2, #3, .Lfill_below_8
-	touch	.Lfill_some, str	d0, [x0]
-	touch	.Lfill_some, stur	d0, [x5, #-8]
+	access	.Lfill_some, str	d0, [x0]
+	access	.Lfill_some, stur	d0, [x5, #-8]
 	b	.Lfill_all
 .Lfill_below_8:
 	tbz	x2, #2, .Lfill_below_4
-	touch	.Lfill_some, str	s0, [x0]
-	touch	.Lfill_some, stur	s0, [x5, #-4]
+	access	.Lfill_some, str	s0, [x0]
+	access	.Lfill_some, stur	s0, [x5, #-4]
 	b	.Lfill_all
 .Lfill_below_4:
 	cbz	x2, .Lfill_all
-	touch	.Lfill_some, strb	w1, [x0]
+	access	.Lfill_some, strb	w1, [x0]
 	tbz	x2, #1, .Lfill_all
-	touch	.Lfill_some, stur	h0, [x5, #-2]
+	access	.Lfill_some, stur	h0, [x5, #-2]
 
 .Lfill_all:
 	mov	x0, x2
@@ -189,7 +193,7 @@ function gmem_nofault_fast_fill
 	ret
 end_function gmem_nofault_fast_fill
 
-/* "bti c" stands where it is needed; say so, or one object spoils it for all. */
+/* Say that "bti c" is where BTI needs it: one object without this note disables BTI for all. */
 #if defined(__ARM_FEATURE_BTI_DEFAULT)
 	.section .note.gnu.property, "a"
 	.balign	8

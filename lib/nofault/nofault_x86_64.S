@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Copy and fill with instructions that may fault, see touch.h. Accesses go
- * upwards, and none leaves the range: what faults first is the lowest page
- * that is not there, give or take one access, and the rest is C's to finish.
+ * Copy and fill for the fast engine, with instructions that may fault: see nofault.h.
+ *
+ * Accesses go from low to high addresses, and none leaves the range. Therefore the first
+ * fault is on the lowest page that cannot be reached, or at most one loop iteration past
+ * it, and nofault.c does the bytes up to that page.
  */
 #if defined(__x86_64__)
 
@@ -12,8 +14,8 @@
 #define _CET_ENDBR
 #endif
 
-/* An instruction that may fault, and where it goes on then; r11 says why. */
-.macro touch fixup:req, insn:vararg
+/* One instruction that may fault. If it does, it goes on at \fixup, with the fault in r11. */
+.macro access fixup:req, insn:vararg
 .Lat\@:
 	\insn
 	.pushsection gmem_recovery, "aR"
@@ -42,9 +44,10 @@
 /*
  * struct gmem_nofault_stop gmem_nofault_fast_copy(void *dst, const void *src, size_t size)
  *
- * rdi: dst, rsi: src, rdx: size. Returns rax: done, rdx: fault. Up to four
- * vectors are loaded before anything is stored, from both ends, which overlap in
- * the middle.
+ * rdi: dst, rsi: src, rdx: size. Returns rax: done, rdx: fault.
+ *
+ * Up to four vectors are loaded from both ends, which may overlap in the middle, before
+ * anything is stored. So a fault among the loads leaves nothing stored.
  */
 function gmem_nofault_fast_copy
 	movq	%rdx, %rax
@@ -53,47 +56,47 @@ function gmem_nofault_fast_copy
 	cmpl	$16, %edx
 	jb	.Lcopy_below_16
 
-	touch	.Lcopy_nothing, movups	(%rsi), %xmm0
-	touch	.Lcopy_nothing, movups	-16(%rsi,%rdx), %xmm1
-	touch	.Lcopy_nothing, movups	%xmm0, (%rdi)
-	touch	.Lcopy_nothing, movups	%xmm1, -16(%rdi,%rdx)
+	access	.Lcopy_nothing, movups	(%rsi), %xmm0
+	access	.Lcopy_nothing, movups	-16(%rsi,%rdx), %xmm1
+	access	.Lcopy_nothing, movups	%xmm0, (%rdi)
+	access	.Lcopy_nothing, movups	%xmm1, -16(%rdi,%rdx)
 	xorl	%edx, %edx
 	ret
 
 .Lcopy_below_16:
 	cmpl	$8, %edx
 	jb	.Lcopy_below_8
-	touch	.Lcopy_nothing, movq	(%rsi), %rcx
-	touch	.Lcopy_nothing, movq	-8(%rsi,%rdx), %r8
-	touch	.Lcopy_nothing, movq	%rcx, (%rdi)
-	touch	.Lcopy_nothing, movq	%r8, -8(%rdi,%rdx)
+	access	.Lcopy_nothing, movq	(%rsi), %rcx
+	access	.Lcopy_nothing, movq	-8(%rsi,%rdx), %r8
+	access	.Lcopy_nothing, movq	%rcx, (%rdi)
+	access	.Lcopy_nothing, movq	%r8, -8(%rdi,%rdx)
 	xorl	%edx, %edx
 	ret
 
 .Lcopy_below_8:
 	cmpl	$4, %edx
 	jb	.Lcopy_below_4
-	touch	.Lcopy_nothing, movl	(%rsi), %ecx
-	touch	.Lcopy_nothing, movl	-4(%rsi,%rdx), %r8d
-	touch	.Lcopy_nothing, movl	%ecx, (%rdi)
-	touch	.Lcopy_nothing, movl	%r8d, -4(%rdi,%rdx)
+	access	.Lcopy_nothing, movl	(%rsi), %ecx
+	access	.Lcopy_nothing, movl	-4(%rsi,%rdx), %r8d
+	access	.Lcopy_nothing, movl	%ecx, (%rdi)
+	access	.Lcopy_nothing, movl	%r8d, -4(%rdi,%rdx)
 	xorl	%edx, %edx
 	ret
 
 .Lcopy_below_4:
 	testl	%edx, %edx
 	jz	.Lcopy_empty
-	/* The first byte, and the last two if there are more: 1, 2 or 3 in all */
-	touch	.Lcopy_nothing, movzbl	(%rsi), %ecx
+	/* 1, 2 or 3 bytes: copy the first, and if there are more the last two. */
+	access	.Lcopy_nothing, movzbl	(%rsi), %ecx
 	cmpl	$1, %edx
 	je	.Lcopy_first
-	touch	.Lcopy_nothing, movzwl	-2(%rsi,%rdx), %r8d
-	touch	.Lcopy_nothing, movb	%cl, (%rdi)
-	touch	.Lcopy_nothing, movw	%r8w, -2(%rdi,%rdx)
+	access	.Lcopy_nothing, movzwl	-2(%rsi,%rdx), %r8d
+	access	.Lcopy_nothing, movb	%cl, (%rdi)
+	access	.Lcopy_nothing, movw	%r8w, -2(%rdi,%rdx)
 	xorl	%edx, %edx
 	ret
 .Lcopy_first:
-	touch	.Lcopy_nothing, movb	%cl, (%rdi)
+	access	.Lcopy_nothing, movb	%cl, (%rdi)
 .Lcopy_empty:
 	xorl	%edx, %edx
 	ret
@@ -108,20 +111,21 @@ function gmem_nofault_fast_copy
 end_function gmem_nofault_fast_copy
 
 /*
- * More than 32 bytes, rax as well: size. One for each width of vectors, whose
- * unaligned move and first four registers are given, and what is to be run
- * before a return: nothing for the upper half of AVX-512's registers. From
- * gmem_nofault_string_from on a string instruction is faster.
+ * Copies of more than 32 bytes: one function for each width of vectors. The arguments are
+ * the unaligned move, four registers, and the instruction to run before a return. The
+ * registers from 16 on, of AVX-512, need none. Sizes from gmem_nofault_string_from on use
+ * a string instruction instead.
  *
- * r8: dst where it began, rdi: where it is, r9: its last four vectors
+ * At the beginning, registers are as for gmem_nofault_fast_copy, and rax: size, too.
+ * Later r8: beginning of dst, rdi: position in dst, r9: the last four vectors of dst.
  */
 .macro copy_pair fault:req, width:req, move:req, v0:req, v1:req, clean:vararg
 	cmpq	$2 * \width, %rdx
 	ja	.Lmore\@
-	touch	\fault, \move (%rsi), \v0
-	touch	\fault, \move -\width(%rsi,%rdx), \v1
-	touch	\fault, \move \v0, (%rdi)
-	touch	\fault, \move \v1, -\width(%rdi,%rdx)
+	access	\fault, \move (%rsi), \v0
+	access	\fault, \move -\width(%rsi,%rdx), \v1
+	access	\fault, \move \v0, (%rdi)
+	access	\fault, \move \v1, -\width(%rdi,%rdx)
 	xorl	%edx, %edx
 	\clean
 	ret
@@ -139,57 +143,60 @@ function \name
 .endif
 	cmpq	$4 * \width, %rdx
 	ja	.Lmany\@
-	touch	.Lfault\@, \move (%rsi), \v0
-	touch	.Lfault\@, \move \width(%rsi), \v1
-	touch	.Lfault\@, \move -2*\width(%rsi,%rdx), \v2
-	touch	.Lfault\@, \move -\width(%rsi,%rdx), \v3
-	touch	.Lfault\@, \move \v0, (%rdi)
-	touch	.Lfault\@, \move \v1, \width(%rdi)
-	touch	.Lfault\@, \move \v2, -2*\width(%rdi,%rdx)
-	touch	.Lfault\@, \move \v3, -\width(%rdi,%rdx)
+	access	.Lfault\@, \move (%rsi), \v0
+	access	.Lfault\@, \move \width(%rsi), \v1
+	access	.Lfault\@, \move -2*\width(%rsi,%rdx), \v2
+	access	.Lfault\@, \move -\width(%rsi,%rdx), \v3
+	access	.Lfault\@, \move \v0, (%rdi)
+	access	.Lfault\@, \move \v1, \width(%rdi)
+	access	.Lfault\@, \move \v2, -2*\width(%rdi,%rdx)
+	access	.Lfault\@, \move \v3, -\width(%rdi,%rdx)
 	xorl	%edx, %edx
 	\clean
 	ret
 
-	/* One vector to wherever dst begins, then from where it is aligned */
+	/* Copy one vector to the beginning of dst, then go on where dst is aligned. */
 .Lmany\@:
 	cmpq	gmem_nofault_string_from(%rip), %rdx
 	jae	.Lstring\@
 	leaq	-4*\width(%rdi,%rdx), %r9
-	touch	.Lfault\@, \move (%rsi), \v0
-	touch	.Lfault\@, \move \v0, (%rdi)
+	access	.Lfault\@, \move (%rsi), \v0
+	access	.Lfault\@, \move \v0, (%rdi)
 	subq	%rdi, %rsi
 	addq	$\width, %rdi
 	andq	$-\width, %rdi
 	jmp	.Lcheck\@
 	.balign	32
 .Lloop\@:
-	touch	.Lfault\@, \move (%rsi,%rdi), \v0
-	touch	.Lfault\@, \move \width(%rsi,%rdi), \v1
-	touch	.Lfault\@, \move 2*\width(%rsi,%rdi), \v2
-	touch	.Lfault\@, \move 3*\width(%rsi,%rdi), \v3
-	touch	.Lfault\@, \move \v0, (%rdi)
-	touch	.Lfault\@, \move \v1, \width(%rdi)
-	touch	.Lfault\@, \move \v2, 2*\width(%rdi)
-	touch	.Lfault\@, \move \v3, 3*\width(%rdi)
+	access	.Lfault\@, \move (%rsi,%rdi), \v0
+	access	.Lfault\@, \move \width(%rsi,%rdi), \v1
+	access	.Lfault\@, \move 2*\width(%rsi,%rdi), \v2
+	access	.Lfault\@, \move 3*\width(%rsi,%rdi), \v3
+	access	.Lfault\@, \move \v0, (%rdi)
+	access	.Lfault\@, \move \v1, \width(%rdi)
+	access	.Lfault\@, \move \v2, 2*\width(%rdi)
+	access	.Lfault\@, \move \v3, 3*\width(%rdi)
 	addq	$4*\width, %rdi
 .Lcheck\@:
 	cmpq	%r9, %rdi
 	jb	.Lloop\@
-	/* The last four, some of which are done already */
-	touch	.Lfault\@, \move (%rsi,%r9), \v0
-	touch	.Lfault\@, \move \width(%rsi,%r9), \v1
-	touch	.Lfault\@, \move 2*\width(%rsi,%r9), \v2
-	touch	.Lfault\@, \move 3*\width(%rsi,%r9), \v3
-	touch	.Lfault\@, \move \v0, (%r9)
-	touch	.Lfault\@, \move \v1, \width(%r9)
-	touch	.Lfault\@, \move \v2, 2*\width(%r9)
-	touch	.Lfault\@, \move \v3, 3*\width(%r9)
+	/* Copy the last four vectors, which may overlap those that are done. */
+	access	.Lfault\@, \move (%rsi,%r9), \v0
+	access	.Lfault\@, \move \width(%rsi,%r9), \v1
+	access	.Lfault\@, \move 2*\width(%rsi,%r9), \v2
+	access	.Lfault\@, \move 3*\width(%rsi,%r9), \v3
+	access	.Lfault\@, \move \v0, (%r9)
+	access	.Lfault\@, \move \v1, \width(%r9)
+	access	.Lfault\@, \move \v2, 2*\width(%r9)
+	access	.Lfault\@, \move \v3, 3*\width(%r9)
 	xorl	%edx, %edx
 	\clean
 	ret
 
-	/* The string instruction likes dst aligned to 64. rdi stays exact while it runs. */
+	/*
+	 * The string instruction is fastest if dst is aligned to 64 bytes. It updates rdi
+	 * as it goes, so after a fault rdi is exact.
+	 */
 .Lstring\@:
 	movq	%rdx, %rcx
 	testb	$63, %dil
@@ -197,8 +204,8 @@ function \name
 	addq	%rdi, %rcx
 	.set	.Loffset, 0
 	.rept	64 / \width
-	touch	.Lfault\@, \move .Loffset(%rsi), \v0
-	touch	.Lfault\@, \move \v0, .Loffset(%rdi)
+	access	.Lfault\@, \move .Loffset(%rsi), \v0
+	access	.Lfault\@, \move \v0, .Loffset(%rdi)
 	.set	.Loffset, .Loffset + \width
 	.endr
 	subq	%rdi, %rsi
@@ -207,7 +214,7 @@ function \name
 	addq	%rdi, %rsi
 	subq	%rdi, %rcx
 .Laligned\@:
-	touch	.Lfault\@, rep movsb
+	access	.Lfault\@, rep movsb
 	xorl	%edx, %edx
 	\clean
 	ret
@@ -243,34 +250,34 @@ function gmem_nofault_fast_fill
 	cmpq	$32, %rdx
 	ja	.Lfill_above_32
 
-	touch	.Lfill_fault, movups	%xmm0, (%rdi)
-	touch	.Lfill_fault, movups	%xmm0, -16(%rdi,%rdx)
+	access	.Lfill_fault, movups	%xmm0, (%rdi)
+	access	.Lfill_fault, movups	%xmm0, -16(%rdi,%rdx)
 	xorl	%edx, %edx
 	ret
 
 .Lfill_below_16:
 	cmpl	$8, %edx
 	jb	.Lfill_below_8
-	touch	.Lfill_fault, movq	%rcx, (%rdi)
-	touch	.Lfill_fault, movq	%rcx, -8(%rdi,%rdx)
+	access	.Lfill_fault, movq	%rcx, (%rdi)
+	access	.Lfill_fault, movq	%rcx, -8(%rdi,%rdx)
 	xorl	%edx, %edx
 	ret
 
 .Lfill_below_8:
 	cmpl	$4, %edx
 	jb	.Lfill_below_4
-	touch	.Lfill_fault, movl	%ecx, (%rdi)
-	touch	.Lfill_fault, movl	%ecx, -4(%rdi,%rdx)
+	access	.Lfill_fault, movl	%ecx, (%rdi)
+	access	.Lfill_fault, movl	%ecx, -4(%rdi,%rdx)
 	xorl	%edx, %edx
 	ret
 
 .Lfill_below_4:
 	testl	%edx, %edx
 	jz	.Lfill_empty
-	touch	.Lfill_fault, movb	%cl, (%rdi)
+	access	.Lfill_fault, movb	%cl, (%rdi)
 	cmpl	$1, %edx
 	je	.Lfill_empty
-	touch	.Lfill_fault, movw	%cx, -2(%rdi,%rdx)
+	access	.Lfill_fault, movw	%cx, -2(%rdi,%rdx)
 .Lfill_empty:
 	xorl	%edx, %edx
 	ret
@@ -285,12 +292,15 @@ function gmem_nofault_fast_fill
 	ret
 end_function gmem_nofault_fast_fill
 
-/* More than 32 bytes, xmm0: the byte 16 times, ecx: the byte, rax: size, too, r8: dst, too */
+/*
+ * Fills of more than 32 bytes. Registers are as for gmem_nofault_fast_fill, and xmm0: the
+ * byte 16 times, ecx: the byte, rax: size, too, r8: dst, too.
+ */
 .macro fill_pair fault:req, width:req, move:req, v:req, clean:vararg
 	cmpq	$2 * \width, %rdx
 	ja	.Lmore\@
-	touch	\fault, \move \v, (%rdi)
-	touch	\fault, \move \v, -\width(%rdi,%rdx)
+	access	\fault, \move \v, (%rdi)
+	access	\fault, \move \v, -\width(%rdi,%rdx)
 	xorl	%edx, %edx
 	\clean
 	ret
@@ -309,12 +319,12 @@ function \name
 .endif
 	cmpq	gmem_nofault_string_from(%rip), %rdx
 	jae	.Lstring\@
-	touch	.Lfault\@, \move \v, (%rdi)
-	touch	.Lfault\@, \move \v, \width(%rdi)
+	access	.Lfault\@, \move \v, (%rdi)
+	access	.Lfault\@, \move \v, \width(%rdi)
 	cmpq	$4 * \width, %rdx
 	ja	.Lmany\@
-	touch	.Lfault\@, \move \v, -2*\width(%rdi,%rdx)
-	touch	.Lfault\@, \move \v, -\width(%rdi,%rdx)
+	access	.Lfault\@, \move \v, -2*\width(%rdi,%rdx)
+	access	.Lfault\@, \move \v, -\width(%rdi,%rdx)
 	xorl	%edx, %edx
 	\clean
 	ret
@@ -326,18 +336,18 @@ function \name
 	jmp	.Lcheck\@
 	.balign	32
 .Lloop\@:
-	touch	.Lfault\@, \move \v, (%rdi)
-	touch	.Lfault\@, \move \v, \width(%rdi)
-	touch	.Lfault\@, \move \v, 2*\width(%rdi)
-	touch	.Lfault\@, \move \v, 3*\width(%rdi)
+	access	.Lfault\@, \move \v, (%rdi)
+	access	.Lfault\@, \move \v, \width(%rdi)
+	access	.Lfault\@, \move \v, 2*\width(%rdi)
+	access	.Lfault\@, \move \v, 3*\width(%rdi)
 	addq	$4*\width, %rdi
 .Lcheck\@:
 	cmpq	%r9, %rdi
 	jb	.Lloop\@
-	touch	.Lfault\@, \move \v, (%r9)
-	touch	.Lfault\@, \move \v, \width(%r9)
-	touch	.Lfault\@, \move \v, 2*\width(%r9)
-	touch	.Lfault\@, \move \v, 3*\width(%r9)
+	access	.Lfault\@, \move \v, (%r9)
+	access	.Lfault\@, \move \v, \width(%r9)
+	access	.Lfault\@, \move \v, 2*\width(%r9)
+	access	.Lfault\@, \move \v, 3*\width(%r9)
 	xorl	%edx, %edx
 	\clean
 	ret
@@ -346,7 +356,7 @@ function \name
 	movl	%ecx, %eax
 	movq	%rdx, %rcx
 	movq	%rdx, %r9
-	touch	.Lfault\@, rep stosb
+	access	.Lfault\@, rep stosb
 	movq	%r9, %rax
 	xorl	%edx, %edx
 	\clean

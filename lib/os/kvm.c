@@ -3,6 +3,8 @@
 
 #include "os/sys.h"
 
+#define DELETE_TRIES 3
+
 int gmem_kvm_check(int fd, long cap)
 {
 	return gmem_sys_ioctl(fd, KVM_CHECK_EXTENSION, (void *)(uintptr_t)cap);
@@ -49,7 +51,7 @@ int gmem_kvm_set_slot(int vm_fd, const struct gmem_kvm_slot *slot)
 	return gmem_sys_ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION2, &args);
 }
 
-/* Deleting by the older ioctl works for every slot, on every kernel. */
+/* The older ioctl deletes every slot on every kernel. */
 int gmem_kvm_delete_slot(int vm_fd, uint32_t number)
 {
 	const struct gmem_kvm_slot none = { .number = number };
@@ -59,7 +61,7 @@ int gmem_kvm_delete_slot(int vm_fd, uint32_t number)
 
 int gmem_kvm_delete_slot_retry(int vm_fd, uint32_t number)
 {
-	int err, tries = 3;
+	int err, tries = DELETE_TRIES;
 
 	do {
 		err = gmem_kvm_delete_slot(vm_fd, number);
@@ -111,7 +113,7 @@ int gmem_kvm_prefault(int vcpu_fd, uint64_t gpa, uint64_t size, uint64_t *ret_do
 	};
 	int err = gmem_sys_ioctl(vcpu_fd, KVM_PRE_FAULT_MEMORY, &args);
 
-	/* Written back also when it was stopped. */
+	/* The kernel writes back what is left, on failure, too. */
 	*ret_done = args.size <= size ? size - args.size : 0;
 	return err;
 }

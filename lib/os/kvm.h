@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Ground floor: KVM's ioctls with their arguments filled in. All return
- * -errno, and zero every reserved field: KVM ignores them today, so that they
- * cannot be probed later.
+ * kvm: KVM's ioctls with their arguments filled in.
+ *
+ * Every function returns -errno on failure, and passes 0 in every reserved field: today
+ * KVM ignores them, and a later KVM may not.
  */
 #ifndef GMEM_KVM_H
 #define GMEM_KVM_H
@@ -11,35 +12,41 @@
 
 #include "os/kvm_compat.h"
 
-
-/* One memslot as the kernel is told it; size 0 deletes */
+/* The arguments that set a memslot; size 0 deletes it */
 struct gmem_kvm_slot {
 	uint32_t number;
-	uint32_t flags;		/* KVM_MEM_*; with KVM_MEM_GUEST_MEMFD also: */
-	int gmemfd;
-	uint64_t gmemfd_offset;
+	uint32_t flags;		/* KVM_MEM_* */
+	int gmemfd;		/* read only with KVM_MEM_GUEST_MEMFD */
+	uint64_t gmemfd_offset;	/* likewise */
 	uint64_t gpa;
 	uint64_t size;
 	void *hva;
 };
 
-/* value of a capability; below 1 is absent: -errno, or a kernel's own negative */
+/*
+ * Returns the value of a capability. A value below 1 means that the capability is
+ * absent, and can be -errno or a negative value of the kernel's own.
+ */
 int gmem_kvm_check(int fd, long cap);
+/* Returns the fd, which is not close-on-exec. */
 int gmem_kvm_create_gmemfd(int vm_fd, uint64_t size, uint64_t flags);
 
-/* with KVM_SET_USER_MEMORY_REGION2 if the slot has a guest_memfd, else without */
+/* Uses KVM_SET_USER_MEMORY_REGION2 only if the slot has a guest_memfd. */
 int gmem_kvm_set_slot(int vm_fd, const struct gmem_kvm_slot *slot);
 int gmem_kvm_delete_slot(int vm_fd, uint32_t number);
-/* Deleting allocates, so it can fail for the moment: this tries more than once. */
+/* Deletes a memslot, with retries: the kernel allocates to delete, so it can fail once. */
 int gmem_kvm_delete_slot_retry(int vm_fd, uint32_t number);
 
-/* @bitmap has a bit for every page of the slot */
+/* Reads the dirty log of a slot; @bitmap has one bit per page. */
 int gmem_kvm_get_dirty_log(int vm_fd, uint32_t number, uint64_t *bitmap);
 
-/* mark gpas private; shared again is attributes 0 */
+/* Sets the memory attributes of a range; 0 makes it shared. */
 int gmem_kvm_set_attributes(int vm_fd, uint64_t gpa, uint64_t size, uint64_t attributes);
 
-/* Of a guest_memfd itself, as proposed. The number of the call is no kernel's yet. */
+/*
+ * Arguments of the proposed ioctl that sets attributes on a guest_memfd. No released
+ * kernel has it, so the caller passes its number.
+ */
 struct gmem_kvm_file_attributes {
 	__u64 offset;
 	__u64 size;
@@ -49,11 +56,14 @@ struct gmem_kvm_file_attributes {
 	__u64 reserved[11];
 };
 
-/* @ret_error_offset is written if the kernel says where it was stopped */
+/* On failure, @ret_error_offset is the offset at which the kernel stopped. */
 int gmem_kvm_set_file_attributes(int gmemfd, unsigned long request, uint64_t offset,
 				 uint64_t size, uint64_t attributes, uint64_t *ret_error_offset);
 
-/* On a vCPU fd: can do less than @size, also on success */
+/*
+ * Maps a range in the guest's page tables, by way of a vCPU fd. @ret_done, set on
+ * failure, too, can be less than @size even on success.
+ */
 int gmem_kvm_prefault(int vcpu_fd, uint64_t gpa, uint64_t size, uint64_t *ret_done);
 
 #endif

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What <linux/kvm.h> of older distributions lacks. Only numbers that stand in
- * a released kernel's header belong here.
+ * kvm_compat: definitions that <linux/kvm.h> of older distributions lacks.
+ *
+ * Only numbers from the header of a released kernel belong here.
  */
 #ifndef GMEM_KVM_COMPAT_H
 #define GMEM_KVM_COMPAT_H
@@ -55,14 +56,14 @@
 #define GUEST_MEMFD_FLAG_INIT_SHARED	(1ULL << 1)
 #endif
 
-/* Linux 6.19: statfs(2) f_type of a guest_memfd */
+/* Linux 6.19: the f_type that statfs(2) returns for a guest_memfd */
 #ifndef GUEST_MEMFD_MAGIC
 #define GUEST_MEMFD_MAGIC		0x474d454d
 #endif
 
 /*
- * The structs under names of our own: a header that has the ioctl has the
- * struct too, and the kernel's names cannot be tested by the preprocessor.
+ * The structs below have names of our own, because the preprocessor cannot test whether
+ * <linux/kvm.h> defines the kernel's.
  */
 struct gmem_kvm_create_guest_memfd {
 	__u64 size;

@@ -1,8 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * Ground floor: io_uring, through liburing. Unit tests replace it together
- * with sys.c. Without liburing every ring is refused with -ENOTSUP.
- */
 #include "os/ring.h"
 
 #include <errno.h>
@@ -12,12 +8,11 @@
 #include <liburing.h>
 #endif
 
-
 #ifdef HAVE_LIBURING
 
 struct gmem_ring {
 	struct io_uring own;
-	struct io_uring *callers;	/* NULL: own */
+	struct io_uring *callers;	/* NULL: the ring is @own */
 	uint64_t tag;
 };
 
@@ -75,7 +70,7 @@ int gmem_ring_queue(struct gmem_ring *ring, const struct gmem_ring_request *requ
 	if (!sqe)
 		return -EAGAIN;
 
-	/* GMEM_NO_OFFSET is what io_uring calls "where the file is" */
+	/* GMEM_NO_OFFSET has the value that means "the current position" to io_uring. */
 	if (request->writing)
 		io_uring_prep_write(sqe, request->fd, request->buf, request->size,
 				    request->offset);
@@ -148,7 +143,7 @@ int gmem_ring_wrap(struct io_uring *callers, uint64_t tag, struct gmem_ring **re
 	return -ENOTSUP;
 }
 
-/* There is none that the others could be called with. */
+/* No ring exists, so nobody can call the functions below; they only have to link. */
 void gmem_ring_free(struct gmem_ring *ring)
 {
 	(void)ring;

@@ -2,8 +2,10 @@
 /*
  * ring: an io_uring, the library's own or the caller's.
  *
- * Ground floor, like sys.h: the scripted kernel of the unit tests replaces it. Built
- * without liburing, every ring is refused with -ENOTSUP.
+ * Every function that can fail returns -errno. The unit tests replace ring.c together
+ * with sys.c. Built without liburing, making a ring fails with -ENOTSUP.
+ *
+ * Not supported: linked requests, registered buffers and registered files.
  */
 #ifndef GMEM_RING_H
 #define GMEM_RING_H
@@ -14,29 +16,37 @@
 struct gmem_ring;
 struct io_uring;
 
-/* What to read or write; @number comes back with the result. */
+/* A read or a write */
 struct gmem_ring_request {
-	uint32_t number;
+	uint32_t number;	/* comes back with the result */
 	uint32_t size;
 	int fd;
 	bool writing;
 	void *buf;
-	uint64_t offset;
+	uint64_t offset;	/* or GMEM_NO_OFFSET */
 };
 
+/* Sets up a ring of our own. */
 int gmem_ring_new(uint32_t entries, struct gmem_ring **ret);
 /*
- * Use a ring of the caller's. The user_data of requests are their numbers, counted
- * from @tag; the caller reaps them.
+ * Wraps a ring of the caller, who reaps its completions. The user_data of a request is
+ * @tag plus its number.
  */
 int gmem_ring_wrap(struct io_uring *callers, uint64_t tag, struct gmem_ring **ret);
+/* Frees @ring, but leaves a ring of the caller as it is. */
 void gmem_ring_free(struct gmem_ring *ring);
+/* Returns the fd of the ring, which the ring keeps. */
 int gmem_ring_fd(const struct gmem_ring *ring);
-/* -EAGAIN: the queue is full, submit first */
+/* Queues a request for the next submit; -EAGAIN if the queue is full. */
 int gmem_ring_queue(struct gmem_ring *ring, const struct gmem_ring_request *request);
+/* Queues, as request @number, the cancellation of request @victim; -EAGAIN as above. */
 int gmem_ring_queue_cancel(struct gmem_ring *ring, uint32_t number, uint32_t victim);
+/* Gives all queued requests to the kernel. */
 int gmem_ring_submit(struct gmem_ring *ring);
-/* 1, or 0 if there is nothing (yet) */
+/*
+ * Takes one completion, waiting for it if @wait. Returns 1, or 0 if there is none: then
+ * none has come yet, or the ring is the caller's, who reaps it.
+ */
 int gmem_ring_reap(struct gmem_ring *ring, bool wait, uint32_t *ret_number, int *ret_result);
 
 #endif

@@ -64,7 +64,7 @@ int gmem_sys_set_cloexec(int fd)
 
 void gmem_sys_close(int fd)
 {
-	/* The fd is gone whatever close() says, and nothing of ours is unwritten. */
+	/* Linux frees the fd even if close() fails, so there is nothing to report. */
 	close(fd);
 }
 
@@ -109,7 +109,7 @@ int gmem_sys_mincore(void *addr, uint64_t size, unsigned char *ret)
 
 int gmem_sys_cachestat(int fd, uint64_t offset, uint64_t size, uint64_t *ret_pages)
 {
-	/* struct cachestat_range, and the kernel's answer, of which nr_cache is first */
+	/* struct cachestat_range and struct cachestat, whose first member is nr_cache */
 	uint64_t range[2] = { offset, size }, stat[5];
 
 	if (syscall(__NR_cachestat, fd, range, stat, 0) < 0)
@@ -143,7 +143,7 @@ int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret)
 	return err;
 }
 
-/* SIGPIPE is the program's, so the one that this thread's write() raised is taken back. */
+/* SIGPIPE belongs to the program: block it, and consume the one that this write() raised. */
 int64_t gmem_sys_write(int fd, const void *buf, size_t size)
 {
 	static const struct timespec now;
@@ -167,7 +167,7 @@ int64_t gmem_sys_write(int fd, const void *buf, size_t size)
 	return err ? err : n;
 }
 
-/* The kernel's count of nodes is one more than the bits that it reads. */
+/* The kernel reads one bit less than the number of nodes it is given. */
 int gmem_sys_mbind(void *addr, uint64_t size, int mode, const uint64_t *mask, uint64_t nodes)
 {
 	return syscall(__NR_mbind, addr, size, mode, mask, nodes + 1, 0) < 0 ? -errno : 0;
@@ -362,7 +362,7 @@ uint64_t gmem_sys_random(void)
 	if (getrandom(&number, sizeof(number), GRND_NONBLOCK) == (ssize_t)sizeof(number))
 		return number;
 
-	/* Forbidden, or too early: it has to differ from the last one, no more. */
+	/* A seccomp filter, or early boot. Numbers must only differ from each other. */
 	clock_gettime(CLOCK_REALTIME, &now);
 	return (uint64_t)now.tv_sec * 1000000007 ^ (uint64_t)now.tv_nsec << 32 ^ (uint64_t)getpid();
 }
@@ -377,7 +377,7 @@ int gmem_sys_socket_kind(int fd, int *ret_family, int *ret_type)
 	return getsockopt(fd, SOL_SOCKET, SO_TYPE, ret_type, &size) < 0 ? -errno : 0;
 }
 
-/* Room for the fds of one message, aligned as their header must be */
+/* Space for the fds of one message; the union aligns it for struct cmsghdr. */
 union control {
 	struct cmsghdr header;
 	char bytes[CMSG_SPACE(GMEM_SYS_MAX_FDS * sizeof(int))];
@@ -435,7 +435,7 @@ int gmem_sys_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *ret_
 	if (n < 0)
 		return -errno;
 
-	/* What had no room was closed by the kernel. */
+	/* The kernel closed the fds that did not fit. */
 	collect_fds(&message, ret_fds);
 	ret_fds->truncated = message.msg_flags & (MSG_TRUNC | MSG_CTRUNC);
 	return (int)n;
@@ -455,7 +455,7 @@ int gmem_sys_event_new(void)
 
 void gmem_sys_event_set(int fd)
 {
-	/* It fails only if it is set as often as it can be. */
+	/* A write fails only at the maximum count, at which the event is set anyway. */
 	if (eventfd_write(fd, 1) < 0)
 		return;
 }

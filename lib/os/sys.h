@@ -1,7 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Ground floor: every system call the library makes. All return -errno.
- * Unit tests replace sys.c by a scripted kernel behind these prototypes.
+ * sys: every system call the library makes, except those of io_uring (ring.h).
+ *
+ * A function that can fail returns -errno, so that no other file reads errno. Each
+ * file descriptor made here is close-on-exec. The unit tests replace sys.c with a
+ * scripted kernel behind these prototypes.
+ *
+ * Not here: system calls on behalf of the programs in lib/tools.
  */
 #ifndef GMEM_SYS_H
 #define GMEM_SYS_H
@@ -13,7 +18,7 @@
 #include <stdint.h>
 #include <sys/mman.h>
 
-/* Linux 4.17 and 5.14; older C libraries do not name them */
+/* Linux 4.17, 5.14 and 5.18; older C libraries do not define these. */
 #ifndef MAP_FIXED_NOREPLACE
 #define MAP_FIXED_NOREPLACE 0x100000
 #endif
@@ -22,149 +27,173 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 #ifndef MADV_DONTNEED_LOCKED
-#define MADV_DONTNEED_LOCKED 24	/* Linux 5.18 */
+#define MADV_DONTNEED_LOCKED 24
 #endif
 
+/* ---- this machine ---- */
+
+/* Returns the size of a host page, in bytes. */
 uint64_t gmem_sys_page_size(void);
-/* "x86_64" or "arm64" */
+/* Returns "x86_64" or "arm64". */
 const char *gmem_sys_architecture(void);
 
-/* fd, close-on-exec, or -errno */
+/* ---- file descriptors ---- */
+
+/* Opens @path and returns the new fd. */
 int gmem_sys_open(const char *path, int flags);
+/* Opens the file behind @fd once more: the new fd has its own offset and its own flags. */
+int gmem_sys_reopen(int fd, int flags);
+/* Returns a duplicate of @fd. */
 int gmem_sys_dup(int fd);
+/* Makes @fd close-on-exec; needed for fds that an ioctl returned. */
 int gmem_sys_set_cloexec(int fd);
 void gmem_sys_close(int fd);
-
-/* the call's own non-negative result, or -errno */
+/* Returns the non-negative result of the ioctl. */
 int gmem_sys_ioctl(int fd, unsigned long request, void *arg);
+
+/* ---- mappings and their pages ---- */
 
 int gmem_sys_mmap(void *hint, uint64_t size, int prot, int flags, int fd,
 	     uint64_t offset, void **ret);
 int gmem_sys_munmap(void *addr, uint64_t size);
 int gmem_sys_madvise(void *addr, uint64_t size, int advice);
 int gmem_sys_fallocate(int fd, int mode, uint64_t offset, uint64_t size);
-
-/* a byte for each page: bit 0 says that it is in memory */
+/* Fills in one byte per page, whose bit 0 says whether the page is in memory. */
 int gmem_sys_mincore(void *addr, uint64_t size, unsigned char *ret);
-/* pages of a file that are in memory; -ENOSYS before Linux 6.5 */
+/* Counts the pages of a file that are in memory; -ENOSYS before Linux 6.5. */
 int gmem_sys_cachestat(int fd, uint64_t offset, uint64_t size, uint64_t *ret_pages);
-/* a word for each page of this process: bit 63 it is in memory, bit 62 in swap */
+/* Fills in one word per page of this process: bit 63 if in memory, bit 62 if in swap. */
 int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret);
+/*
+ * Has the kernel copy within this process. Returns the bytes copied (if the kernel met
+ * a page that cannot be reached, fewer than @size but more than 0) or -errno. If that
+ * page is one of @dst, the kernel may have stored more bytes than it counts.
+ */
+int64_t gmem_sys_process_vm_readv(void *dst, const void *src, size_t size);
 
-/* write(2): bytes, or -errno; a reader that has gone is -EPIPE and no signal */
-int64_t gmem_sys_write(int fd, const void *buf, size_t size);
+/* ---- NUMA and processors ---- */
 
 /*
- * mbind(2), get_mempolicy(2) and, to ask on which nodes pages are, move_pages(2);
- * node masks have @nodes bits, a multiple of 64; none if that is 0. A page's node
- * can be -errno.
+ * Masks of nodes have @nodes bits, a multiple of 64; 0 means that there is no mask.
+ * gmem_sys_get_mempolicy() and gmem_sys_mbind() take the MPOL_* of the kernel.
  */
 int gmem_sys_mbind(void *addr, uint64_t size, int mode, const uint64_t *mask, uint64_t nodes);
 int gmem_sys_get_mempolicy(int *ret_mode, uint64_t *ret_mask, uint64_t nodes, const void *addr,
 			   unsigned long flags);
-/* processors this thread may run on, a bit each; @size in bytes */
-int gmem_sys_get_affinity(uint64_t *ret, size_t size);
-int gmem_sys_set_affinity(const uint64_t *cpus, size_t size);
+/* Asks move_pages(2) for the node of each page, or the -errno that stands for it. */
 int gmem_sys_query_pages(const void *const *pages, uint64_t count, int *ret_nodes);
+/* Reads the processors this thread may run on, one bit each; @size is in bytes. */
+int gmem_sys_get_affinity(uint64_t *ret, size_t size);
+/* Restricts this thread to the processors in @cpus. */
+int gmem_sys_set_affinity(const uint64_t *cpus, size_t size);
 
-int gmem_sys_file_size(int fd, uint64_t *ret);
-/* What a process is told of a file it would map, or let others map */
+/* ---- facts about a file ---- */
+
+/* Facts that a process checks before it maps a file, or lets another process map it */
 struct gmem_sys_facts {
 	uint64_t size;
 	uint64_t filesystem_type;
-	uint64_t block_size;	/* of the file system: of hugetlbfs, its page */
+	uint64_t block_size;	/* of the file system; on hugetlbfs, the size of its pages */
 	uint64_t device;
 	uint64_t inode;
-	uint32_t seals;		/* F_SEAL_*; none where files cannot be sealed */
+	uint32_t seals;		/* F_SEAL_*; 0 if the file cannot be sealed */
 	bool is_regular;
 };
-int gmem_sys_facts(int fd, struct gmem_sys_facts *ret);
-int gmem_sys_filesystem_type(int fd, uint64_t *ret);
 
-/* what /proc/self/fd/FD points to; bytes, always terminated */
-int gmem_sys_fd_link(int fd, char *buf, size_t size);
-/* the beginning of a small file; bytes, always terminated */
-int gmem_sys_read_file(const char *path, char *buf, size_t size);
-
+/* Facts that decide how a file, a pipe or a socket is read and written */
 struct gmem_fd_kind {
-	bool has_offsets;	/* a file or a block device; otherwise bytes come and go */
+	bool has_offsets;	/* a file or a block device, not a stream */
 	bool has_size;
 	bool appends;
 	bool never_blocks;
 	uint64_t size;
 };
 
+int gmem_sys_file_size(int fd, uint64_t *ret);
+int gmem_sys_facts(int fd, struct gmem_sys_facts *ret);
+/* Reads the f_type of statfs(2). */
+int gmem_sys_filesystem_type(int fd, uint64_t *ret);
 int gmem_sys_fd_kind(int fd, struct gmem_fd_kind *ret);
-/* a description of its own of what is behind @fd, close-on-exec */
-int gmem_sys_reopen(int fd, int flags);
+/* Reads the link /proc/self/fd/@fd: returns its length and terminates @buf. */
+int gmem_sys_fd_link(int fd, char *buf, size_t size);
 
-/* For what has no offsets */
+/* ---- reading and writing ---- */
+
+/* An offset for streams: read or write at the current position. */
 #define GMEM_NO_OFFSET UINT64_MAX
 
-/* bytes, or -errno */
+/* Reads the beginning of a small file: returns its length and terminates @buf. */
+int gmem_sys_read_file(const char *path, char *buf, size_t size);
+/* Returns the bytes written. If the reader of a pipe is gone: -EPIPE, and no SIGPIPE. */
+int64_t gmem_sys_write(int fd, const void *buf, size_t size);
+/* Returns the bytes read. */
 int64_t gmem_sys_read_at(int fd, void *buf, uint64_t size, uint64_t offset);
+/* Returns the bytes written. */
 int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offset);
-/* where the next data are from @offset on; -ENXIO: there are none */
+/* Finds the next data at or after @offset; -ENXIO if only a hole follows. */
 int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end);
 int gmem_sys_datasync(int fd);
-/* 1 ready, 0 not yet; -1 milliseconds are for ever */
+/* Waits for @events; -1 milliseconds means for ever. Returns 1 if ready, 0 if not. */
 int gmem_sys_poll(int fd, short events, int milliseconds);
-/* a number that is unlikely to come twice */
-uint64_t gmem_sys_random(void);
 
-/* address family and type of a socket */
-int gmem_sys_socket_kind(int fd, int *ret_family, int *ret_type);
-/* One message, and @passed with it unless it is -1; never waits, never raises SIGPIPE. */
-int gmem_sys_send(int sock, const void *buf, size_t size, int passed);
-/*
- * One message; never waits. Bytes, 0 if there will be no more, or -errno. @fds
- * are the caller's to close, whatever the message is.
- */
+/* ---- sockets ---- */
+
 #define GMEM_SYS_MAX_FDS 4
+
+/* File descriptors that came with a message */
 struct gmem_sys_fds {
 	int fds[GMEM_SYS_MAX_FDS];
 	unsigned int count;
 	bool truncated;		/* bytes or fds did not fit and are lost */
 };
+
+/* Reads the address family and the type of a socket. */
+int gmem_sys_socket_kind(int fd, int *ret_family, int *ret_type);
+/* Sends one message, with the fd @passed unless it is -1. Never waits or raises SIGPIPE. */
+int gmem_sys_send(int sock, const void *buf, size_t size, int passed);
+/*
+ * Receives one message; never waits. Returns its bytes, or 0 if no more will come. The
+ * caller closes @ret_fds whatever the message says.
+ */
 int gmem_sys_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *ret_fds);
-/* no more messages, in either direction */
+/* Ends both directions of a connection. */
 void gmem_sys_shutdown(int sock);
 
-/* fds: an event that is set and cleared; and what waits for many */
+/* ---- waiting for events ---- */
+
+/* Returns the fd of an event that is not set; the fd is readable while the event is set. */
 int gmem_sys_event_new(void);
 void gmem_sys_event_set(int fd);
 void gmem_sys_event_clear(int fd);
 int gmem_sys_epoll_new(void);
-/* @events 0: no longer */
+/* Watches @fd for @events, EPOLL*; 0 stops watching. @is_new: @fd is not watched yet. */
 int gmem_sys_epoll_watch(int epoll, int fd, uint32_t events, bool is_new);
-/* at most so long, 0 for a signal, too */
+/* Waits for any of @fds. Returns how many are ready; 0 also after a signal. */
 int gmem_sys_poll_many(struct pollfd *fds, unsigned int count, unsigned int milliseconds);
 
-/* membarrier(2) with a MEMBARRIER_CMD_* */
-int gmem_sys_membarrier(int command);
-/* let others run, for about so long; 0: just once */
-void gmem_sys_pause(unsigned int microseconds);
-/* nanoseconds of CLOCK_MONOTONIC */
-uint64_t gmem_sys_now(void);
+/* ---- threads, time and chance ---- */
 
-/* 0 if a ring can be set up; the ring is gone again */
+/* Calls membarrier(2) with a MEMBARRIER_CMD_*. */
+int gmem_sys_membarrier(int command);
+/* Sleeps for @microseconds; 0 only yields the processor once. */
+void gmem_sys_pause(unsigned int microseconds);
+/* Returns CLOCK_MONOTONIC in nanoseconds. */
+uint64_t gmem_sys_now(void);
+/* Returns a number that is unlikely to come twice. It is not a secret. */
+uint64_t gmem_sys_random(void);
+/* Sets up an io_uring and closes it again; 0 if that worked. */
 int gmem_sys_try_io_uring(void);
 
-/* @action or @ret_old may be NULL */
+/* ---- signals ---- */
+
+/* @action or @ret_old may be NULL. */
 int gmem_sys_sigaction(int signal, const struct sigaction *action, struct sigaction *ret_old);
-/* this thread's mask; @set or @ret_old may be NULL */
+/* Changes the mask of this thread; @set or @ret_old may be NULL. */
 int gmem_sys_sigmask(int how, const sigset_t *set, sigset_t *ret_old);
-/* the signal is blocked in this thread */
+/* Returns whether this thread blocks the signal. */
 bool gmem_sys_sigmask_has(int signal);
-/* the same signal once more, to this thread, as if it came from where it came from */
+/* Sends @signal to this thread once more, with the @info of the first time. */
 int gmem_sys_requeue_signal(int signal, siginfo_t *info);
 int gmem_sys_raise(int signal);
-
-/*
- * Have the kernel copy within this process: bytes, fewer than @size (and more
- * than 0) where it met a page that is not there, or -errno. Of what it met on
- * the side of @dst it may count less than it stored.
- */
-int64_t gmem_sys_process_vm_readv(void *dst, const void *src, size_t size);
 
 #endif

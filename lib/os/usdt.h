@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Where a tracer can look: USDT probes of provider "libgmem", a no-op each
- * while nobody does. gmem.7 documents them; a test compares it with what is in
- * the library. Built with -Dusdt=enabled, or where <sys/sdt.h> is found.
+ * usdt: USDT probes of provider "libgmem", each a no-op while no tracer uses it.
+ *
+ * gmem(7) documents the probes, and a test compares it with the library. They are built
+ * with -Dusdt=enabled, or by default if <sys/sdt.h> is found.
  */
-#ifndef GMEM_PROBES_H
-#define GMEM_PROBES_H
+#ifndef GMEM_USDT_H
+#define GMEM_USDT_H
 
 #ifdef HAVE_SDT
 #define SDT_USE_VARIADIC 1

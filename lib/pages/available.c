@@ -1,10 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * What can still be allocated. Running out is not an error that a call returns:
- * a memory cgroup at its limit kills the process, and a full machine kills
- * others first, because a guest_memfd belongs to nobody it could blame. So it
- * is asked before.
- */
 #include "pages/available.h"
 
 #include <errno.h>
@@ -17,7 +11,7 @@
 #include "base/error.h"
 #include "os/sys.h"
 
-/* The names of one version of the memory controller */
+/* File names of one version of the memory controller */
 struct controller {
 	const char *mounts[2];
 	const char *limit;
@@ -41,7 +35,7 @@ static const struct controller v1 = {
 
 /* ---- small files with numbers in them ---- */
 
-/* The number after @label in @text, false if there is none; "max" is no number. */
+/* Find the number after @label in @text; false if there is none, as after "max". */
 static bool number_after(const char *text, const char *label, uint64_t *ret)
 {
 	const char *at = strstr(text, label);
@@ -75,7 +69,7 @@ static int check_machine(uint64_t need)
 {
 	uint64_t available;
 
-	/* Without /proc nobody can say. */
+	/* Without /proc there is no number to compare with. */
 	if (!read_number("/proc", "meminfo", "\nMemAvailable:", &available))
 		return 0;
 
@@ -98,7 +92,7 @@ static int check_group(const struct controller *controller, const char *director
 	    !read_number(directory, controller->usage, "\n", &usage))
 		return 0;
 
-	/* Page cache counts as used, and gives way. */
+	/* Page cache counts as used, but the kernel reclaims it before it gives up. */
 	left = limit > usage ? limit - usage : 0;
 	if (need > left &&
 	    read_number(directory, "memory.stat", controller->reclaimable, &reclaimable))
@@ -113,7 +107,7 @@ static int check_group(const struct controller *controller, const char *director
 			 directory + (length > 100 ? length - 100 : 0), limit, usage, reclaimable);
 }
 
-/* From our cgroup upwards. What is not there, or not ours to see, sets no limit. */
+/* Check this process's cgroup and all above. One that cannot be read sets no limit. */
 static int check_groups(const struct controller *controller, const char *mount, const char *path,
 			uint64_t need)
 {
@@ -135,7 +129,7 @@ static int check_groups(const struct controller *controller, const char *mount, 
 	}
 }
 
-/* A line of /proc/self/cgroup: "NUMBER:CONTROLLERS:PATH", the second empty for v2 */
+/* @line: of /proc/self/cgroup, "NUMBER:CONTROLLERS:PATH"; CONTROLLERS is empty for v2 */
 static int check_line(char *line, uint64_t need)
 {
 	char *controllers = strchr(line, ':'), *end, *word, *rest;

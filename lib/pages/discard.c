@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/* Memory the guest does not need goes back to the host. */
 #include "pages/discard.h"
 
 #include <errno.h>
@@ -18,13 +17,13 @@
 #include "region/vm_core.h"
 #include "state/claim.h"
 
-/* No guest has an address from here on: so no sum of two wraps. */
+/* Guests have no address from here on, so no sum of two addresses wraps. */
 #define GPA_END (UINT64_C(1) << 63)
 
 struct work {
 	struct gmem_vm *vm;
 	struct gmem_discard_opts opts;
-	struct gmem_gpa_range *ranges;	/* in order, apart from each other */
+	struct gmem_gpa_range *ranges;	/* in order, not touching each other */
 	size_t count;
 	struct gmem_footprint result;
 	bool is_counting;
@@ -61,7 +60,7 @@ static uint64_t end_of(const struct gmem_gpa_range *range)
 	return range->gpa + range->size;
 }
 
-/* Neighbours become one: one call for many pages, and whole pages of many parts */
+/* Merge neighbours: one call for many pages, and whole pages of many parts */
 static void merge(struct work *work)
 {
 	struct gmem_gpa_range *ranges = work->ranges, *into = ranges;
@@ -76,7 +75,7 @@ static void merge(struct work *work)
 	work->count = (size_t)(into - ranges) + 1;
 }
 
-/* Down to the whole pages inside */
+/* Shrink ranges to the whole pages inside. */
 static void shrink(struct work *work)
 {
 	uint64_t page = gmem_sys_page_size(), start, end;
@@ -98,7 +97,10 @@ static int check_one(struct work *work, const struct gmem_gpa_range *range)
 	if (err || work->opts.wait_ms)
 		return err;
 
-	/* Looked at again when it is its turn; but most failures change nothing. */
+	/*
+	 * Each range is checked again when its turn comes; checking all first means
+	 * that most failures change nothing.
+	 */
 	gmem_lock_take(&work->vm->lock);
 	err = gmem_claim_check_leases(work->vm, range->gpa, range->size);
 	gmem_lock_drop(&work->vm->lock);

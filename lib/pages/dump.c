@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A running layout, written down: gmem-dump(5) has the format. What the
- * regions are is noted at one moment, under the lock. What is in their memory
- * is asked for cell by cell, each while no change can be under way. Writing
- * holds no lock, so that whoever reads the other end of the fd slows down
- * nobody but the caller.
+ * gmem-dump(5) has the format. The list of regions is noted at one moment, under vm->lock.
+ * Their memory is measured cell by cell, each under vm->change_lock. No lock is held while
+ * writing, so a slow reader of the fd delays only the caller.
  */
 #include "pages/dump.h"
 
@@ -19,7 +17,6 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/macros.h"
 #include "base/opts.h"
 #include "base/range_map.h"
 #include "base/range_set.h"
@@ -32,18 +29,20 @@
 #include "region/present_pages.h"
 #include "region/region.h"
 #include "region/region_memory.h"
+#include "region/regions.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
+#include "state/private_state.h"
 
 #define FORMAT 1
 
-/* Cells a dump has by default, and one more for each region */
+/* Cells of a dump by default; each region may add one */
 #define CELLS 512
 
-/* Pages of a cell whose node is asked for */
+/* Pages of a cell whose node is queried */
 #define SAMPLES 16
 
-/* NUMA nodes that are told apart; a kernel may be built for more, machines are not */
+/* NUMA nodes that a dump counts; kernels may support more, but no machine has them */
 #define NODES 64
 
 #define UNKNOWN UINT64_MAX
@@ -82,7 +81,7 @@ static void put_bytes(struct writer *w, const char *bytes, size_t size)
 	w->used += size;
 }
 
-/* A few numbers and words; far from the end of @text. */
+/* For a few numbers and words only, which fit into @text by far */
 __attribute__((format(printf, 2, 3)))
 static void put(struct writer *w, const char *format, ...)
 {
@@ -96,7 +95,7 @@ static void put(struct writer *w, const char *format, ...)
 	put_bytes(w, text, (size_t)size);
 }
 
-/* A name can hold any bytes. */
+/* Names come from the caller and can hold any bytes. */
 static void put_string(struct writer *w, const char *string)
 {
 	const unsigned char *s = (const unsigned char *)string;
@@ -124,7 +123,7 @@ static void put_string(struct writer *w, const char *string)
 	put(w, "\"");
 }
 
-static const char *truth(bool value)
+static const char *json_bool(bool value)
 {
 	return value ? "true" : "false";
 }
@@ -146,20 +145,20 @@ struct entry {
 	bool lost;
 };
 
-/* Who has guest memory in use as shared memory */
-struct holding {
+/* A lease, as noted */
+struct noted_lease {
 	uint64_t gpa;
 	uint64_t size;
 	char holder[64];
 };
 
 struct layout {
-	struct holding *holdings;
-	size_t holding_count;
+	struct noted_lease *leases;
+	size_t lease_count;
 	struct entry *entries;
 	size_t count, room;
-	size_t stuck;			/* of them, at the end: not in the layout any more */
-	uint64_t total;			/* bytes of the others that are no devices' */
+	size_t stuck;			/* of count, at the end: removed, but still have memslots */
+	uint64_t total;			/* bytes of the other regions, without devices */
 };
 
 static int note_region(struct layout *layout, const struct gmem_region *region)
@@ -203,36 +202,31 @@ static int note_leases(const struct gmem_vm *vm, struct layout *layout)
 	if (!count)
 		return 0;
 
-	layout->holdings = calloc(count, sizeof(*layout->holdings));
-	if (!layout->holdings)
+	layout->leases = calloc(count, sizeof(*layout->leases));
+	if (!layout->leases)
 		return gmem_fail(-ENOMEM, "no memory to note %zu leases", count);
 	for (lease = vm->leases; lease; lease = lease->next) {
-		struct holding *holding = &layout->holdings[layout->holding_count++];
+		struct noted_lease *noted = &layout->leases[layout->lease_count++];
 
-		holding->gpa = lease->gpa;
-		holding->size = lease->size;
-		snprintf(holding->holder, sizeof(holding->holder), "%s", lease->holder);
+		noted->gpa = lease->gpa;
+		noted->size = lease->size;
+		snprintf(noted->holder, sizeof(noted->holder), "%s", lease->holder);
 	}
 	return 0;
 }
 
 static int note_layout(const struct gmem_vm *vm, struct layout *layout)
 {
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
 	const struct gmem_region *region;
-	const struct gmem_range *range;
-	uint64_t at = 0;
 	int err = 0;
 
-	/* A region may end where addresses do. */
-	do {
-		range = gmem_range_find(&vm->regions, at, UINT64_MAX - at);
-		if (!range)
-			break;
-		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
-		err = note_region(layout, region);
-		layout->total += region->is_device ? 0 : range->size;
-		at = range->start + range->size;
-	} while (!err && at);
+	while (!err && gmem_regions_walk_whole(&at)) {
+		if (!at.region)
+			continue;
+		err = note_region(layout, at.region);
+		layout->total += at.region->is_device ? 0 : at.size;
+	}
 
 	for (region = vm->stuck; region && !err; region = region->next_stuck) {
 		err = note_region(layout, region);
@@ -243,7 +237,7 @@ static int note_layout(const struct gmem_vm *vm, struct layout *layout)
 
 static void free_layout(struct layout *layout)
 {
-	free(layout->holdings);
+	free(layout->leases);
 	free(layout->entries);
 }
 
@@ -259,28 +253,26 @@ static int take_layout(struct gmem_vm *vm, struct layout *layout)
 	return err;
 }
 
-/* ---- what is in the memory ---- */
+/* ---- measuring the memory ---- */
 
-/* A stretch of a region */
+/* A part of a region that is measured at once */
 struct cell {
 	uint64_t gpa;
 	uint64_t size;
-	uint64_t private;		/* bytes in that state, or UNKNOWN */
+	uint64_t private;		/* bytes in private state, or UNKNOWN */
 	uint64_t shared_resident;	/* bytes, or UNKNOWN */
 	uint64_t private_resident;
-	uint64_t nodes[NODES];		/* of the pages asked about, how many are there */
+	uint64_t nodes[NODES];		/* sampled pages on each node */
 };
 
-/* The same region as it was noted, or NULL; while no change can be under way */
+/* Find the noted region again, or NULL if it changed. Call with vm->change_lock held. */
 static const struct gmem_region *find_again(const struct gmem_vm *vm, const struct entry *entry)
 {
-	const struct gmem_range *range = gmem_range_find(&vm->regions, entry->gpa, entry->size);
-	const struct gmem_region *region;
+	const struct gmem_region *region = gmem_regions_at(vm, entry->gpa);
 
-	if (!range || range->start != entry->gpa || range->size != entry->size)
+	if (!region || region->gpa.start != entry->gpa || region->gpa.size != entry->size)
 		return NULL;
 
-	region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
 	if (region->is_device != entry->is_device || region->backing != entry->backing ||
 	    region->hva.start != entry->hva || region->file_offset != entry->file_offset ||
 	    (region->file ? region->file->fd : -1) != entry->fd)
@@ -296,13 +288,13 @@ static uint64_t resident(const struct gmem_region *region, uint32_t side, uint64
 	return gmem_region_memory_resident(region, side, offset, size, &bytes) ? UNKNOWN : bytes;
 }
 
-/* Pages to ask about, at even distances among those that are in memory */
+/* Picks pages to query at even distances among those that exist */
 struct sampler {
 	const struct gmem_region *region;
 	struct cell *cell;
 	uint32_t side;
-	uint64_t stride;		/* bytes in memory from one to the next */
-	uint64_t wait;			/* of them, before the next one */
+	uint64_t stride;		/* bytes that exist from one page to the next */
+	uint64_t wait;			/* bytes that exist before the next page */
 };
 
 static void ask_about_page(const struct sampler *s, uint64_t offset)
@@ -311,7 +303,7 @@ static void ask_about_page(const struct sampler *s, uint64_t offset)
 		.size = sizeof(pages), .nodes = NODES, .on_node = s->cell->nodes,
 	};
 
-	/* It adds up; where it fails, nothing is known. */
+	/* The count is added to nodes. After a failure the page's node stays uncounted. */
 	(void)gmem_region_count_nodes(s->region, s->side, offset, gmem_sys_page_size(), &pages);
 }
 
@@ -343,38 +335,24 @@ static void sample_nodes(const struct gmem_region *region, uint32_t side, uint64
 		(void)gmem_region_present_pages(region, side, offset, cell->size, sample_run, &s);
 }
 
-static uint64_t private_bytes(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
-{
-	uint64_t bytes = 0, last = gpa + size - 1;
-	struct gmem_part part;
-
-	while (gmem_set_next(&vm->privates, true, gpa, last, &part)) {
-		bytes += part.last - part.start + 1;
-		if (part.last == last)
-			break;
-		gpa = part.last + 1;
-	}
-	return bytes;
-}
-
 static void measure(const struct gmem_region *region, struct cell *cell)
 {
 	uint64_t offset = cell->gpa - region->gpa.start;
-	bool is_private = region->backing == GMEM_BACKING_PRIVATE;
+	bool has_sides = gmem_region_traits(region)->has_sides;
 
-	cell->private = is_private ? private_bytes(region->vm, cell->gpa, cell->size) : 0;
+	cell->private = has_sides ? gmem_state_private(region->vm, cell->gpa, cell->size) : 0;
 	cell->shared_resident = cell->private_resident = 0;
 	if (!gmem_region_is_both_sides(region)) {
 		cell->shared_resident = resident(region, GMEM_SIDE_SHARED, offset, cell->size);
 		sample_nodes(region, GMEM_SIDE_SHARED, offset, cell->shared_resident, cell);
 	}
-	if (is_private) {
+	if (has_sides) {
 		cell->private_resident = resident(region, GMEM_SIDE_PRIVATE, offset, cell->size);
 		sample_nodes(region, GMEM_SIDE_PRIVATE, offset, cell->private_resident, cell);
 	}
 }
 
-/* false: the region is not what it was. */
+/* Returns false if the region changed since it was noted. */
 static bool measure_cell(struct gmem_vm *vm, const struct entry *entry, struct cell *cell)
 {
 	const struct gmem_region *region;
@@ -387,9 +365,9 @@ static bool measure_cell(struct gmem_vm *vm, const struct entry *entry, struct c
 	return region;
 }
 
-/* ---- cells that are alike are one range ---- */
+/* ---- joining cells that are alike into ranges ---- */
 
-/* 0: none of it, 1: all of it, 2: nobody knows, 3: some, or another part than next door */
+/* Returns 0 if part is none of whole, 1 if all, 2 if unknown, 3 if some of it. */
 static unsigned int kind(uint64_t part, uint64_t whole)
 {
 	return part == 0 ? 0 : part == whole ? 1 : part == UNKNOWN ? 2 : 3;
@@ -400,7 +378,7 @@ static bool part_is_alike(uint64_t a, uint64_t a_whole, uint64_t b, uint64_t b_w
 	return kind(a, a_whole) != 3 && kind(a, a_whole) == kind(b, b_whole);
 }
 
-/* The only node there is, -1 for none, -2 for several */
+/* Returns the only node with pages, -1 if there is none, -2 if there are several. */
 static int only_node(const struct cell *cell)
 {
 	int only = -1;
@@ -485,7 +463,7 @@ static void put_ranges(struct writer *w, struct gmem_vm *vm, const struct entry 
 		put_range(w, &open, first);
 }
 
-/* ---- all of it ---- */
+/* ---- the whole dump ---- */
 
 static uint64_t choose_cell(const struct layout *layout)
 {
@@ -523,9 +501,9 @@ static void put_entry(struct writer *w, const struct entry *entry, bool show_hva
 	put(w, "{\"gpa\":%" PRIu64 ",\"size\":%" PRIu64 ",\"backing\":\"%s\",\"slot\":", entry->gpa,
 	    entry->size, entry->is_device ? "device" : gmem_backing_name(entry->backing));
 	put(w, entry->is_device ? "null" : "%" PRIu32, entry->slot);
-	put(w, ",\"lost\":%s,\"readonly\":%s,\"dirty_log\":%s,\n ", truth(entry->lost),
-	    truth(entry->slot_flags & KVM_MEM_READONLY),
-	    truth(entry->slot_flags & KVM_MEM_LOG_DIRTY_PAGES));
+	put(w, ",\"lost\":%s,\"readonly\":%s,\"dirty_log\":%s,\n ", json_bool(entry->lost),
+	    json_bool(entry->slot_flags & KVM_MEM_READONLY),
+	    json_bool(entry->slot_flags & KVM_MEM_LOG_DIRTY_PAGES));
 	put_file(w, entry);
 	put(w, ",\"hva\":");
 	put(w, show_hva && !entry->is_device ? "%" PRIu64 : "null", entry->hva);
@@ -560,12 +538,12 @@ static void put_regions(struct writer *w, struct gmem_vm *vm, const struct layou
 static void put_leases(struct writer *w, const struct layout *layout)
 {
 	put(w, ",\n\"leases\":[");
-	for (size_t i = 0; i < layout->holding_count && !w->err; i++) {
-		const struct holding *holding = &layout->holdings[i];
+	for (size_t i = 0; i < layout->lease_count && !w->err; i++) {
+		const struct noted_lease *noted = &layout->leases[i];
 
 		put(w, "%s\n{\"gpa\":%" PRIu64 ",\"size\":%" PRIu64 ",\"holder\":", i ? "," : "",
-		    holding->gpa, holding->size);
-		put_string(w, holding->holder);
+		    noted->gpa, noted->size);
+		put_string(w, noted->holder);
 		put(w, "}");
 	}
 	put(w, "]");

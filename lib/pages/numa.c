@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Which NUMA nodes memory comes from. mbind(2) speaks of a mapping; for a
- * guest_memfd of Linux 6.19 and later what it says is kept in the file. Pages
- * never move, and mbind() does not mind those that are elsewhere, so whether it
- * came too late is found out page by page.
+ * mbind(2) sets the policy of a mapping; since Linux 6.19 a mapping of a guest_memfd stores
+ * it in the file. Pages that exist never move, and mbind() does not report those on other
+ * nodes, so each page's node is queried to find out if the policy came too late.
  *
- * It also does nothing if the mapping itself remembers the same policy, even
- * if the file has another one by now, so a mapping of our own, new each time,
- * carries every call.
+ * mbind() does nothing if the mapping had the same policy before, even if the file has
+ * another one by now. So each call uses a new mapping of the library's own.
  */
 #include "pages/numa.h"
 
@@ -22,7 +20,6 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/macros.h"
 #include "base/opts.h"
 #include "base/range_map.h"
 #include "os/kvm_compat.h"
@@ -30,26 +27,27 @@
 #include "region/file.h"
 #include "region/region.h"
 #include "region/region_memory.h"
+#include "region/regions.h"
 #include "region/vm_core.h"
 
 #define NODES (GMEM_NUMA_WORDS * 64)
 
-/* Pages asked about in one call */
+/* Pages queried in one call */
 #define ASK_PAGES 512
 
-/* What was found, told to whoever wants it */
+/* Results of queries: counts for each node, and pages that a policy does not want there */
 struct tally {
 	const struct gmem_numa_opts *wanted;	/* or NULL */
 	struct gmem_numa_pages *pages;		/* or NULL */
-	uint64_t late;				/* pages where they are not wanted */
-	uint64_t first_late;			/* the first one's distance from the start */
-	int64_t its_node;			/* -1: nobody can tell */
+	uint64_t misplaced;			/* pages on nodes that are not wanted */
+	uint64_t first_misplaced;		/* offset of the first one in the range */
+	int64_t misplaced_node;			/* its node, or -1 if unknown */
 };
 
-/* A range of one side, and where it is mapped for this look at it; NULL: nowhere */
-struct look {
+/* A query about a range of one side */
+struct query {
 	const struct gmem_region_memory *side;
-	char *hva;
+	char *hva;			/* where it is mapped for the query, or NULL */
 	uint64_t page;
 	struct tally *tally;
 };
@@ -69,7 +67,7 @@ static bool is_empty(const uint64_t *nodes)
 	return true;
 }
 
-/* The kernel leaves out without a word what this process may not use. */
+/* The kernel would silently leave out nodes that this process may not use. */
 static int check_allowed(const uint64_t *nodes)
 {
 	uint64_t allowed[GMEM_NUMA_WORDS] = { 0 };
@@ -89,7 +87,7 @@ static int check_allowed(const uint64_t *nodes)
 	return 0;
 }
 
-static int import(const struct gmem_numa_opts *user_opts, struct gmem_numa_opts *opts)
+static int copy_opts(const struct gmem_numa_opts *user_opts, struct gmem_numa_opts *opts)
 {
 	int err;
 
@@ -113,7 +111,7 @@ static int import(const struct gmem_numa_opts *user_opts, struct gmem_numa_opts 
 	return check_allowed(opts->nodes);
 }
 
-static int import_pages(struct gmem_numa_pages *user_pages, struct gmem_numa_pages *pages)
+static int copy_pages_in(struct gmem_numa_pages *user_pages, struct gmem_numa_pages *pages)
 {
 	int err;
 
@@ -135,7 +133,7 @@ static int import_pages(struct gmem_numa_pages *user_pages, struct gmem_numa_pag
 	return 0;
 }
 
-static void export_pages(const struct gmem_numa_pages *pages, struct gmem_numa_pages *user_pages)
+static void copy_pages_out(const struct gmem_numa_pages *pages, struct gmem_numa_pages *user_pages)
 {
 	user_pages->elsewhere = pages->elsewhere;
 	user_pages->absent = pages->absent;
@@ -144,12 +142,12 @@ static void export_pages(const struct gmem_numa_pages *pages, struct gmem_numa_p
 
 /* ---- where the pages are ---- */
 
-static void add_late(struct tally *tally, uint64_t at, int64_t node)
+static void add_misplaced(struct tally *tally, uint64_t at, int64_t node)
 {
-	if (tally->late++)
+	if (tally->misplaced++)
 		return;
-	tally->first_late = at;
-	tally->its_node = node;
+	tally->first_misplaced = at;
+	tally->misplaced_node = node;
 }
 
 static void add_on_node(struct tally *tally, uint64_t at, uint64_t node)
@@ -157,7 +155,7 @@ static void add_on_node(struct tally *tally, uint64_t at, uint64_t node)
 	struct gmem_numa_pages *pages = tally->pages;
 
 	if (tally->wanted && !has_node(tally->wanted->nodes, node))
-		add_late(tally, at, (int64_t)node);
+		add_misplaced(tally, at, (int64_t)node);
 	if (!pages)
 		return;
 	if (node < pages->nodes)
@@ -166,25 +164,25 @@ static void add_on_node(struct tally *tally, uint64_t at, uint64_t node)
 		pages->elsewhere++;
 }
 
-static void add_unknown(struct look *look, uint64_t at, uint64_t size)
+static void add_unknown(struct query *query, uint64_t at, uint64_t size)
 {
-	for (; size; at += look->page, size -= look->page) {
-		if (look->tally->wanted)
-			add_late(look->tally, at, -1);
-		if (look->tally->pages)
-			look->tally->pages->unknown++;
+	for (; size; at += query->page, size -= query->page) {
+		if (query->tally->wanted)
+			add_misplaced(query->tally, at, -1);
+		if (query->tally->pages)
+			query->tally->pages->unknown++;
 	}
 }
 
-static void add_absent(struct look *look, uint64_t size)
+static void add_absent(struct query *query, uint64_t size)
 {
-	if (look->tally->pages)
-		look->tally->pages->absent += size / look->page;
+	if (query->tally->pages)
+		query->tally->pages->absent += size / query->page;
 }
 
 /*
- * A call for each page, where move_pages(2) is compiled out or forbidden. It would
- * allocate pages that are not there; a page of zeros it takes for one that is.
+ * Makes a call for each page, for kernels where move_pages(2) is missing or forbidden. The
+ * call would allocate an absent page, hence @in_memory; the zero page counts as present.
  */
 static int ask_one_by_one(const void *const *pages, const unsigned char *in_memory,
 			  uint64_t count, int *nodes)
@@ -204,16 +202,16 @@ static int ask_one_by_one(const void *const *pages, const unsigned char *in_memo
 	return 0;
 }
 
-/* -errno in @nodes for pages that are not mapped */
-static int ask_nodes(const struct look *look, uint64_t start, uint64_t size,
+/* Fill in @nodes with the node of each page, or with -errno if it is not mapped. */
+static int ask_nodes(const struct query *query, uint64_t start, uint64_t size,
 		     const unsigned char *in_memory, int *nodes)
 {
 	const void *pages[ASK_PAGES] = { NULL };
-	uint64_t count = size / look->page;
+	uint64_t count = size / query->page;
 	int err;
 
 	for (uint64_t i = 0; i < count; i++)
-		pages[i] = look->hva + start + i * look->page;
+		pages[i] = query->hva + start + i * query->page;
 
 	err = gmem_sys_query_pages(pages, count, nodes);
 	if (err == -ENOSYS || err == -EPERM)
@@ -225,97 +223,100 @@ static int ask_nodes(const struct look *look, uint64_t start, uint64_t size,
 }
 
 /*
- * Pages of a file that exist: they must be mapped to be asked about, and none
- * but the private and the poisoned refuse that.
+ * Query pages of a file, all of which exist. They must be mapped for it, which fails only
+ * for private and poisoned pages.
  */
-static int ask_about_file(struct look *look, uint64_t start, uint64_t size)
+static int query_file_pages(struct query *query, uint64_t start, uint64_t size)
 {
 	unsigned char in_memory[ASK_PAGES];
 	int nodes[ASK_PAGES], err = -EFAULT;
 
-	if (look->hva)
-		err = gmem_sys_madvise(look->hva + start, size, MADV_POPULATE_READ);
+	if (query->hva)
+		err = gmem_sys_madvise(query->hva + start, size, MADV_POPULATE_READ);
 	if (err == -EFAULT || err == -EHWPOISON) {
-		add_unknown(look, start, size);
+		add_unknown(query, start, size);
 		return 0;
 	}
 	if (err)
 		return gmem_fail(err, "pages that exist cannot be mapped: %s", gmem_errno_name(err));
 
 	memset(in_memory, 1, sizeof(in_memory));
-	err = ask_nodes(look, start, size, in_memory, nodes);
+	err = ask_nodes(query, start, size, in_memory, nodes);
 	if (err)
 		return err;
 
-	for (uint64_t i = 0; i < size / look->page; i++) {
+	for (uint64_t i = 0; i < size / query->page; i++) {
 		if (nodes[i] >= 0)
-			add_on_node(look->tally, start + i * look->page, (uint64_t)nodes[i]);
+			add_on_node(query->tally, start + i * query->page, (uint64_t)nodes[i]);
 		else
-			add_unknown(look, start + i * look->page, look->page);
+			add_unknown(query, start + i * query->page, query->page);
 	}
 	return 0;
 }
 
 /*
- * By halves until all of a part exists or nothing does. mincore(2) would be
- * faster, and wrong: it does not see what was allocated and never used.
+ * Halve the range until all of a part exists or none of it. mincore(2) would be faster but
+ * wrong: it does not see pages that were allocated and never used.
  */
-static int look_at_file(struct look *look, uint64_t start, uint64_t size)
+static int query_file(struct query *query, uint64_t start, uint64_t size)
 {
-	uint64_t half = size / look->page / 2 * look->page, pages;
+	uint64_t half = size / query->page / 2 * query->page, pages;
 	int err;
 
-	err = gmem_sys_cachestat(look->side->file->fd, look->side->offset + start, size, &pages);
+	err = gmem_sys_cachestat(query->side->file->fd, query->side->offset + start, size, &pages);
 	if (err)
 		return gmem_fail(err == -ENOSYS ? -EOPNOTSUPP : err,
 				 "which pages of the file exist only cachestat(2) can say: %s",
 				 gmem_errno_name(err));
 
 	if (pages == 0) {
-		add_absent(look, size);
+		add_absent(query, size);
 		return 0;
 	}
-	if (pages >= size / look->page && size / look->page <= ASK_PAGES)
-		return ask_about_file(look, start, size);
+	if (pages >= size / query->page && size / query->page <= ASK_PAGES)
+		return query_file_pages(query, start, size);
 
-	err = look_at_file(look, start, half);
-	return err ? err : look_at_file(look, start + half, size - half);
+	err = query_file(query, start, half);
+	return err ? err : query_file(query, start + half, size - half);
 }
 
-/* Of host memory -ENOENT is "not mapped here", and anything else a page of zeros, or none. */
-static int look_at_some_host_memory(struct look *look, uint64_t start, uint64_t size)
+/*
+ * For host memory, -ENOENT means that the page is not mapped in this process; any other
+ * -errno means the zero page or no page.
+ */
+static int query_host_pages(struct query *query, uint64_t start, uint64_t size)
 {
 	unsigned char in_memory[ASK_PAGES];
 	int nodes[ASK_PAGES], err;
 
-	err = gmem_sys_mincore(look->hva + start, size, in_memory);
+	err = gmem_sys_mincore(query->hva + start, size, in_memory);
 	if (err)
 		return gmem_fail(err, "what is in memory cannot be had: %s", gmem_errno_name(err));
-	err = ask_nodes(look, start, size, in_memory, nodes);
+	err = ask_nodes(query, start, size, in_memory, nodes);
 	if (err)
 		return err;
 
-	for (uint64_t i = 0; i < size / look->page; i++) {
-		uint64_t at = start + i * look->page;
+	for (uint64_t i = 0; i < size / query->page; i++) {
+		uint64_t at = start + i * query->page;
 
 		if (nodes[i] >= 0)
-			add_on_node(look->tally, at, (uint64_t)nodes[i]);
+			add_on_node(query->tally, at, (uint64_t)nodes[i]);
 		else if (nodes[i] == -ENOENT && in_memory[i] & 1)
-			add_unknown(look, at, look->page);
+			add_unknown(query, at, query->page);
 		else
-			add_absent(look, look->page);
+			add_absent(query, query->page);
 	}
 	return 0;
 }
 
-static int look_at_host_memory(struct look *look, uint64_t size)
+static int query_host_memory(struct query *query, uint64_t size)
 {
 	uint64_t start, now;
 	int err = 0;
 
 	for (start = 0; start < size && !err; start += now) {
-		now = size - start < ASK_PAGES * look->page ? size - start : ASK_PAGES * look->page;
-		err = look_at_some_host_memory(look, start, now);
+		now = size - start < ASK_PAGES * query->page ? size - start : ASK_PAGES * query->page;
+		err = query_host_pages(query, start, now);
 	}
 	return err;
 }
@@ -337,24 +338,24 @@ static bool is_mappable(const struct gmem_region_memory *side)
 	return side->file->create_flags & GMEM_CREATE_MMAP;
 }
 
-static int look_at_side(const struct gmem_region_memory *side, uint64_t size, struct tally *tally)
+static int query_side(const struct gmem_region_memory *side, uint64_t size, struct tally *tally)
 {
-	struct look look = { .side = side, .page = gmem_sys_page_size(), .tally = tally };
+	struct query query = { .side = side, .page = gmem_sys_page_size(), .tally = tally };
 	void *hva;
 	int err;
 
 	if (!side->file) {
-		look.hva = side->hva;
-		return look_at_host_memory(&look, size);
+		query.hva = side->hva;
+		return query_host_memory(&query, size);
 	}
 	if (!is_mappable(side))
-		return look_at_file(&look, 0, size);
+		return query_file(&query, 0, size);
 
 	err = map_side(side, size, &hva);
 	if (err)
 		return err;
-	look.hva = hva;
-	err = look_at_file(&look, 0, size);
+	query.hva = hva;
+	err = query_file(&query, 0, size);
 	gmem_sys_munmap(hva, size);
 	return err;
 }
@@ -366,7 +367,7 @@ int gmem_region_count_nodes(const struct gmem_region *region, uint32_t which, ui
 	struct gmem_region_memory side;
 	int err = gmem_region_memory_get(region, which, offset, size, &side);
 
-	return err ? err : look_at_side(&side, size, &tally);
+	return err ? err : query_side(&side, size, &tally);
 }
 
 /* ---- policies ---- */
@@ -392,7 +393,7 @@ static int check_reach(const struct gmem_region_memory *side)
 	return 0;
 }
 
-static int kernels_mode(const struct gmem_numa_opts *opts)
+static int mpol_mode(const struct gmem_numa_opts *opts)
 {
 	unsigned int count = 0;
 
@@ -416,11 +417,11 @@ static int set_policy(void *hva, uint64_t size, const struct gmem_numa_opts *opt
 	static const uint64_t none[GMEM_NUMA_WORDS];
 	int err = 0;
 
-	/* A new mapping has the default policy, so that asking for it would do nothing. */
+	/* A new mapping already has the default policy, so setting that would do nothing. */
 	if (opts->policy == GMEM_NUMA_DEFAULT)
 		err = gmem_sys_mbind(hva, size, MPOL_LOCAL, none, NODES);
 	if (!err)
-		err = gmem_sys_mbind(hva, size, kernels_mode(opts), opts->nodes, NODES);
+		err = gmem_sys_mbind(hva, size, mpol_mode(opts), opts->nodes, NODES);
 	if (err)
 		return gmem_fail(err == -ENOSYS ? -EOPNOTSUPP : err,
 				 "mbind of 0x%" PRIx64 " bytes: %s", size, gmem_errno_name(err));
@@ -436,9 +437,9 @@ static int check_policy_at(const void *hva, const struct gmem_numa_opts *opts)
 	if (err)
 		return gmem_fail(err, "the policy that was set cannot be read back: %s",
 				 gmem_errno_name(err));
-	if (mode != kernels_mode(opts) || memcmp(nodes, opts->nodes, sizeof(nodes)) != 0)
+	if (mode != mpol_mode(opts) || memcmp(nodes, opts->nodes, sizeof(nodes)) != 0)
 		return gmem_fail(-EOPNOTSUPP, "the kernel took the policy and did not keep it: it says "
-				 "mode %d, not %d", mode, kernels_mode(opts));
+				 "mode %d, not %d", mode, mpol_mode(opts));
 	return 0;
 }
 
@@ -446,7 +447,7 @@ static int check_policy(const void *hva, uint64_t size, const struct gmem_numa_o
 {
 	int err;
 
-	/* How "none" is told differs from kernel to kernel. */
+	/* Kernels report the default policy in different ways. */
 	if (opts->policy == GMEM_NUMA_DEFAULT)
 		return 0;
 
@@ -464,7 +465,7 @@ static int set_on_file(const struct gmem_region_memory *side, uint64_t size,
 	if (err)
 		return err;
 
-	/* Another mapping knows only what the file was told. */
+	/* A second mapping shows the policy that the file has, not that of the first mapping. */
 	err = map_side(side, size, &other);
 	if (err)
 		goto unmap;
@@ -478,20 +479,21 @@ unmap:
 	return err;
 }
 
-static int fail_late(const struct tally *tally, const struct gmem_region_memory *side, const char *state)
+static int fail_misplaced(const struct tally *tally, const struct gmem_region_memory *side,
+			  const char *state)
 {
 	uint64_t start = side->file ? side->offset : (uintptr_t)side->hva;
 	const char *what = side->file ? "file offset" : "hva";
 	char where[48] = "where nobody can ask";
 
-	if (tally->its_node >= 0)
-		snprintf(where, sizeof(where), "on node %" PRId64, tally->its_node);
+	if (tally->misplaced_node >= 0)
+		snprintf(where, sizeof(where), "on node %" PRId64, tally->misplaced_node);
 	return gmem_fail(-EBUSY, "too late: %" PRIu64 " pages came before the policy, the first at %s 0x%"
-			 PRIx64 ", %s; %s", tally->late, what, start + tally->first_late, where, state);
+			 PRIx64 ", %s; %s", tally->misplaced, what, start + tally->first_misplaced, where, state);
 }
 
-static int check_late(const struct gmem_region_memory *side, uint64_t size,
-		      const struct gmem_numa_opts *opts, const char *state)
+static int check_placement(const struct gmem_region_memory *side, uint64_t size,
+			   const struct gmem_numa_opts *opts, const char *state)
 {
 	struct tally tally = { .wanted = opts };
 	int err;
@@ -499,10 +501,10 @@ static int check_late(const struct gmem_region_memory *side, uint64_t size,
 	if (opts->policy == GMEM_NUMA_DEFAULT)
 		return 0;
 
-	err = look_at_side(side, size, &tally);
+	err = query_side(side, size, &tally);
 	if (err)
 		return err;
-	return tally.late ? fail_late(&tally, side, state) : 0;
+	return tally.misplaced ? fail_misplaced(&tally, side, state) : 0;
 }
 
 static int check_side(const struct gmem_region_memory *side, uint64_t size,
@@ -510,7 +512,7 @@ static int check_side(const struct gmem_region_memory *side, uint64_t size,
 {
 	int err = check_reach(side);
 
-	return err ? err : check_late(side, size, opts, "nothing was set");
+	return err ? err : check_placement(side, size, opts, "nothing was set");
 }
 
 static int set_on_side(const struct gmem_region_memory *side, uint64_t size,
@@ -524,7 +526,7 @@ static int set_on_side(const struct gmem_region_memory *side, uint64_t size,
 		err = set_policy(side->hva, size, opts);
 	if (!err && !side->file)
 		err = check_policy(side->hva, size, opts);
-	return err ? err : check_late(side, size, opts, "the policy is set");
+	return err ? err : check_placement(side, size, opts, "the policy is set");
 }
 
 /* ---- files ---- */
@@ -548,7 +550,7 @@ GMEM_API int gmem_file_set_numa(struct gmem_file *file, uint64_t offset, uint64_
 
 	err = side_of_file(file, offset, size, &side);
 	if (!err)
-		err = import(user_opts, &opts);
+		err = copy_opts(user_opts, &opts);
 	if (!err)
 		err = check_side(&side, size, &opts);
 	return err ? err : set_on_side(&side, size, &opts);
@@ -564,17 +566,17 @@ GMEM_API int gmem_file_numa(struct gmem_file *file, uint64_t offset, uint64_t si
 
 	err = side_of_file(file, offset, size, &side);
 	if (!err)
-		err = import_pages(user_pages, &pages);
+		err = copy_pages_in(user_pages, &pages);
 	if (!err)
-		err = look_at_side(&side, size, &tally);
+		err = query_side(&side, size, &tally);
 	if (!err)
-		export_pages(&pages, user_pages);
+		copy_pages_out(&pages, user_pages);
 	return err;
 }
 
 /* ---- guest memory ---- */
 
-/* A range of guest memory, and what to do with each piece of each side */
+/* A range of guest memory, and a function to call for each part of each side */
 struct walk {
 	uint64_t gpa;
 	uint64_t size;
@@ -593,9 +595,9 @@ static int set_one(const struct walk *walk, const struct gmem_region_memory *sid
 	return set_on_side(side, size, walk->opts);
 }
 
-static int look_at_one(const struct walk *walk, const struct gmem_region_memory *side, uint64_t size)
+static int query_one(const struct walk *walk, const struct gmem_region_memory *side, uint64_t size)
 {
-	return look_at_side(side, size, walk->tally);
+	return query_side(side, size, walk->tally);
 }
 
 static int do_part(const struct walk *walk, const struct gmem_region *region, uint32_t which,
@@ -614,32 +616,25 @@ static int do_region(const struct walk *walk, const struct gmem_region *region, 
 
 	if (!gmem_region_is_both_sides(region))
 		err = do_part(walk, region, GMEM_SIDE_SHARED, offset, size);
-	if (err || region->backing != GMEM_BACKING_PRIVATE ||
+	if (err || !gmem_region_traits(region)->has_sides ||
 	    (walk->opts && walk->opts->flags & GMEM_NUMA_SHARED_ONLY))
 		return err;
 	return do_part(walk, region, GMEM_SIDE_PRIVATE, offset, size);
 }
 
-/* The caller has the layout stand still. */
+/* Call with vm->change_lock held. */
 static int do_range(struct gmem_vm *vm, const struct walk *walk, uint64_t *ret_done)
 {
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, walk->gpa, walk->gpa + walk->size - 1);
 	uint64_t done = 0;
 	int err = 0;
 
-	while (done < walk->size && !err) {
-		uint64_t at = walk->gpa + done, left = walk->size - done, offset;
-		const struct gmem_range *range = gmem_range_find(&vm->regions, at, left);
-		const struct gmem_region *region;
-
-		if (!range || range->start > at)
-			return gmem_fail(-ENOENT, "there is no memory at gpa 0x%" PRIx64, at);
-
-		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
-		offset = at - range->start;
-		left = range->size - offset < left ? range->size - offset : left;
-		err = do_region(walk, region, offset, left);
+	while (!err && gmem_regions_walk_whole(&at)) {
+		if (!at.region)
+			return gmem_fail_no_region(at.gpa);
+		err = do_region(walk, at.region, at.gpa - at.region->gpa.start, at.size);
 		if (!err)
-			done += left;
+			done += at.size;
 		if (ret_done)
 			*ret_done = done;
 	}
@@ -673,7 +668,7 @@ GMEM_API int gmem_vm_set_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 
 	err = gmem_check_range("gpa", gpa, size);
 	if (!err)
-		err = import(user_opts, &opts);
+		err = copy_opts(user_opts, &opts);
 	if (err)
 		return err;
 
@@ -689,7 +684,7 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	struct gmem_numa_pages pages;
 	struct tally tally = { .pages = &pages };
 	const struct walk walk = {
-		.gpa = gpa, .size = size, .tally = &tally, .do_side = look_at_one,
+		.gpa = gpa, .size = size, .tally = &tally, .do_side = query_one,
 	};
 	int err;
 
@@ -698,7 +693,7 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 
 	err = gmem_check_range("gpa", gpa, size);
 	if (!err)
-		err = import_pages(user_pages, &pages);
+		err = copy_pages_in(user_pages, &pages);
 	if (err)
 		return err;
 
@@ -706,6 +701,6 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	err = gmem_vm_log_error(vm, do_range(vm, &walk, NULL));
 	gmem_lock_drop(&vm->change_lock);
 	if (!err)
-		export_pages(&pages, user_pages);
+		copy_pages_out(&pages, user_pages);
 	return err;
 }

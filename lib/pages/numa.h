@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* numa: which nodes memory shall come from, and which it came from. */
+/* numa: sets the nodes that memory shall come from, and counts those it came from. */
 #ifndef GMEM_NUMA_H
 #define GMEM_NUMA_H
 
@@ -10,8 +10,8 @@
 struct gmem_region;
 
 /*
- * Add to the counts in @pages the pages of one side of a region. Maps for itself
- * what it looks at; allocates no guest memory.
+ * Add the pages of one side of a region to the counts in @pages. Maps the file itself;
+ * allocates no guest memory.
  */
 int gmem_region_count_nodes(const struct gmem_region *region, uint32_t side, uint64_t offset,
 			    uint64_t size, struct gmem_numa_pages *pages);

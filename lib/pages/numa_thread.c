@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/* Threads of the library's own work on a processor of the node whose memory they touch. */
 #include "pages/numa_thread.h"
 
 #include <errno.h>
@@ -15,7 +14,7 @@
 #define NODES		(GMEM_NUMA_WORDS * 64)
 #define CPUS		(GMEM_NUMA_CPU_WORDS * 64)
 
-/* What mbind() can say besides, in the same number */
+/* The policy in the mode that get_mempolicy() returns; the other bits are flags. */
 #define MODE_BITS	0xff
 
 static bool has_bit(const uint64_t *words, uint64_t bit)
@@ -23,7 +22,7 @@ static bool has_bit(const uint64_t *words, uint64_t bit)
 	return words[bit / 64] >> bit % 64 & 1;
 }
 
-/* The one node memory at @hva comes from; -1: more than one, or whatever is near the thread */
+/* Find the only node that the policy at @hva names; -1: none, or more than one. */
 static int64_t node_of(const void *hva)
 {
 	uint64_t nodes[GMEM_NUMA_WORDS];
@@ -45,7 +44,7 @@ static int64_t node_of(const void *hva)
 	return found;
 }
 
-/* "0-3,8": those of the list that are also in @among. False if there are none. */
+/* Parse a list like "0-3,8" into @ret, without processors that are not in @among; false: none. */
 static bool parse_cpus(const char *list, const uint64_t *among, uint64_t *ret)
 {
 	uint64_t first, last;
@@ -74,22 +73,22 @@ static bool cpus_of(int64_t node, const uint64_t *among, uint64_t *ret)
 	return gmem_sys_read_file(path, list, sizeof(list)) > 0 && parse_cpus(list, among, ret);
 }
 
-void gmem_numa_move_thread(struct gmem_numa_thread *near, const void *hva)
+void gmem_numa_move_thread(struct gmem_numa_thread *thread, const void *hva)
 {
 	int64_t node = hva ? node_of(hva) : -1;
 	uint64_t cpus[GMEM_NUMA_CPU_WORDS];
 
-	if (node < 0 || (near->is_known && node == near->node))
+	if (node < 0 || (thread->is_known && node == thread->node))
 		return;
 
-	/* Never where this process may not be */
-	if (!near->is_known) {
-		memset(near->allowed, 0, sizeof(near->allowed));
-		if (gmem_sys_get_affinity(near->allowed, sizeof(near->allowed)))
+	/* Keep to the processors that this thread was allowed at first. */
+	if (!thread->is_known) {
+		memset(thread->allowed, 0, sizeof(thread->allowed));
+		if (gmem_sys_get_affinity(thread->allowed, sizeof(thread->allowed)))
 			return;
-		near->is_known = true;
+		thread->is_known = true;
 	}
-	near->node = node;
-	if (cpus_of(node, near->allowed, cpus))
+	thread->node = node;
+	if (cpus_of(node, thread->allowed, cpus))
 		gmem_sys_set_affinity(cpus, sizeof(cpus));
 }

@@ -12,8 +12,8 @@
 #define GMEM_NUMA_CPU_WORDS 128	/* of 64 processors each */
 
 struct gmem_numa_thread {
-	bool is_known;
-	int64_t node;					/* where the thread is, if known */
+	bool is_known;					/* allowed is filled in */
+	int64_t node;					/* node of the last move */
 	uint64_t allowed[GMEM_NUMA_CPU_WORDS];		/* processors the thread may use */
 };
 

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Allocating guest memory before the guest asks for it.
+ * The time goes into the kernel's work for each page, so each call covers many pages, and
+ * is the cheapest for its memory:
+ *   guest_memfd, mapped   MADV_POPULATE_READ, which maps pages writable without the
+ *                         bookkeeping of a write
+ *   private side          fallocate(), since it has no mapping
+ *   host memory           MADV_POPULATE_WRITE: reading would only map the zero page
  *
- * What costs time is the kernel's work for each page, so there is one call for
- * many pages, the cheapest there is: of a guest_memfd, MADV_POPULATE_READ maps
- * pages writable without the bookkeeping of a write; private sides have no
- * mapping, fallocate() allocates them; host memory has to be written to.
- *
- * The range is cut into lanes, one for each thread that is expected, and these
- * into chunks. A thread works through a lane of its own, then helps in others.
+ * The range is divided into lanes, one for each expected thread, and lanes into chunks. A
+ * thread works through its own lane, then helps in the others.
  */
 #include "pages/populate.h"
 
@@ -37,19 +37,21 @@
 #include "region/vm_core.h"
 #include "state/claim.h"
 
-/* Beyond 64 MiB a call gains nothing, below 2 MiB it loses. */
+/* Calls for more than 64 MiB are no faster, calls for less than 2 MiB are slower. */
 #define LARGEST_CHUNK	(UINT64_C(64) << 20)
 #define SMALLEST_CHUNK	(UINT64_C(2) << 20)
 #define CHUNKS_PER_LANE	4
 
 #define MAX_WORKERS	1024
+
+/* Retries of madvise() after -EINTR */
 #define MAX_INTERRUPTIONS 1000
 
-/* What the kernel needs besides, for page tables and the like, is less than this part */
+/* Page tables and the like take less than 1/256 of the memory they are for. */
 #define OVERHEAD_PART	256
 
 struct lane {
-	uint64_t next;	/* offset in the range; atomic */
+	uint64_t next;	/* offset in the range of the next chunk; atomic */
 	uint64_t end;
 };
 
@@ -59,13 +61,13 @@ struct gmem_populate {
 	uint64_t gpa;
 	uint64_t size;
 	uint64_t chunk;
-	uint64_t before;
-	bool is_counting;
+	uint64_t before;	/* resident bytes at first, if is_counting */
+	bool is_counting;	/* the kernel can count resident bytes */
 	uint32_t lane_count;
 	uint32_t next_lane;	/* atomic */
 	int is_cancelled;	/* atomic */
 	int outcome;		/* the first failure; atomic, written with the lock held */
-	struct gmem_lock lock;	/* rank POPULATE: everything below, and calls of the progress function */
+	struct gmem_lock lock;	/* rank POPULATE; guards done, sentence, and calls of progress */
 	uint64_t done;
 	char sentence[320];
 	struct lane lanes[];
@@ -74,11 +76,11 @@ struct gmem_populate {
 /* A thread at work */
 struct worker {
 	struct gmem_populate *job;
-	bool is_ours;		/* and may be moved about */
-	struct gmem_numa_thread near;
+	bool is_ours;		/* started by the library, which may change its affinity */
+	struct gmem_numa_thread thread;
 };
 
-/* ---- one piece ---- */
+/* ---- one section ---- */
 
 static uint64_t with_overhead(uint64_t size)
 {
@@ -86,10 +88,10 @@ static uint64_t with_overhead(uint64_t size)
 }
 
 /*
- * For kernels before Linux 5.14. A write that changes nothing: whatever the
- * guest writes meanwhile stays.
+ * For kernels before Linux 5.14. A compare-and-exchange of a byte with itself is a write
+ * that changes nothing, even if the guest writes there meanwhile.
  */
-static int touch_for_writing(bool fast, uint8_t *p)
+static int fault_in_for_writing(bool fast, uint8_t *p)
 {
 	int swapped = 0, err;
 	uint8_t seen = 0;
@@ -100,85 +102,88 @@ static int touch_for_writing(bool fast, uint8_t *p)
 	return err;
 }
 
-static int touch_pages(const struct gmem_region_memory *what, uint64_t size, bool for_writing)
+static int fault_in_pages(const struct gmem_region_memory *memory, uint64_t size, bool for_writing)
 {
 	bool fast = gmem_nofault_is_recoverable();
 	uint64_t page = gmem_sys_page_size();
-	uint8_t *p = what->hva, byte;
+	uint8_t *p = memory->hva, byte;
 	int err = 0;
 
 	for (uint64_t done = 0; done < size && !err; done += page)
-		err = for_writing ? touch_for_writing(fast, p + done)
+		err = for_writing ? fault_in_for_writing(fast, p + done)
 				  : gmem_nofault_load8(fast, p + done, __ATOMIC_RELAXED, &byte);
 	return err;
 }
 
-static int advise(const struct gmem_region_memory *what, uint64_t size, int advice)
+static int advise(const struct gmem_region_memory *memory, uint64_t size, int advice)
 {
 	int interruptions = 0, err;
 
 	do {
-		err = gmem_sys_madvise(what->hva, size, advice);
+		err = gmem_sys_madvise(memory->hva, size, advice);
 	} while (err == -EINTR && ++interruptions < MAX_INTERRUPTIONS);
 	return err;
 }
 
-static int populate_mapped(const struct gmem_region *region, const struct gmem_region_memory *what,
-			   uint64_t size)
+static int populate_mapped(const struct gmem_region *region,
+			   const struct gmem_region_memory *memory, uint64_t size)
 {
-	bool for_writing = !what->file;
+	bool for_writing = !memory->file;
 	int err;
 
-	err = advise(what, size, for_writing ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
-	if (err == -EINVAL && what->is_callers && region->slot_flags & KVM_MEM_READONLY) {
-		/* Perhaps the host may not write there either. */
+	err = advise(memory, size, for_writing ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+	if (err == -EINVAL && memory->is_callers && region->slot_flags & KVM_MEM_READONLY) {
+		/* The caller may have mapped it read-only for the host, too. */
 		for_writing = false;
-		err = advise(what, size, MADV_POPULATE_READ);
+		err = advise(memory, size, MADV_POPULATE_READ);
 	}
-	return err == -EINVAL ? touch_pages(what, size, for_writing) : err;
+	return err == -EINVAL ? fault_in_pages(memory, size, for_writing) : err;
 }
 
-/* Again, for there may be less than there was when the first page was populated */
-static int check_piece_fits(const struct gmem_populate *job, const struct gmem_section *piece)
+/* Check again before each section: others may have allocated memory meanwhile. */
+static int check_section_fits(const struct gmem_populate *job, const struct gmem_section *section)
 {
 	uint64_t bytes;
 
 	if (job->opts.flags & GMEM_POPULATE_UNCHECKED || !job->is_counting)
 		return 0;
-	if (gmem_region_memory_resident(piece->region, piece->side, piece->offset, piece->size, &bytes))
+	if (gmem_region_memory_resident(section->region, section->side, section->offset,
+					section->size, &bytes))
 		return 0;
-	return bytes < piece->size ? gmem_check_available_memory(with_overhead(piece->size - bytes)) : 0;
+	return bytes < section->size
+		       ? gmem_check_available_memory(with_overhead(section->size - bytes)) : 0;
 }
 
-static int populate_piece(void *data, const struct gmem_section *piece)
+static int populate_section(void *data, const struct gmem_section *section)
 {
 	struct worker *worker = data;
 	const struct gmem_populate *job = worker->job;
-	struct gmem_region_memory what;
+	struct gmem_region_memory memory;
 	int err;
 
-	err = gmem_region_memory_get(piece->region, piece->side, piece->offset, piece->size, &what);
+	err = gmem_region_memory_get(section->region, section->side, section->offset,
+				     section->size, &memory);
 	if (!err)
-		err = check_piece_fits(job, piece);
+		err = check_section_fits(job, section);
 	if (err)
 		return err;
 
 	if (worker->is_ours)
-		gmem_numa_move_thread(&worker->near, what.hva);
-	if (what.file && (!what.hva || job->opts.flags & GMEM_POPULATE_RESERVE))
-		return gmem_file_allocate(what.file, what.offset, piece->size, NULL);
+		gmem_numa_move_thread(&worker->thread, memory.hva);
+	if (memory.file && (!memory.hva || job->opts.flags & GMEM_POPULATE_RESERVE))
+		return gmem_file_allocate(memory.file, memory.offset, section->size, NULL);
 
-	err = populate_mapped(piece->region, &what, piece->size);
+	err = populate_mapped(section->region, &memory, section->size);
 	if (err)
 		return gmem_fail(err, "populating gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes: %s",
-				 piece->region->gpa.start + piece->offset, piece->size,
+				 section->region->gpa.start + section->offset, section->size,
 				 gmem_errno_name(err));
 	return 0;
 }
 
 /* ---- chunks and lanes ---- */
 
-/* The first failure is everybody's. */
+/* Make all threads stop; the first failure is the outcome of the job. */
 static void stop(struct gmem_populate *job, int err)
 {
 	gmem_lock_take(&job->lock);
@@ -189,7 +194,7 @@ static void stop(struct gmem_populate *job, int err)
 	gmem_lock_drop(&job->lock);
 }
 
-/* Unless it is too late for that */
+/* Does nothing if all is populated already. */
 static void cancel(struct gmem_populate *job)
 {
 	uint64_t done;
@@ -214,6 +219,7 @@ static bool may_go_on(struct gmem_populate *job)
 	return false;
 }
 
+/* Called after each chunk, at most LARGEST_CHUNK bytes, by the thread that populated it. */
 static void report(struct gmem_populate *job, uint64_t size)
 {
 	int unwanted = 0;
@@ -246,7 +252,7 @@ static void run_lane(struct worker *worker, struct lane *lane)
 
 	while (may_go_on(job) && take_chunk(job, lane, &start, &size)) {
 		err = gmem_vm_each_section(job->vm, job->gpa + start, size, GMEM_CLAIM_SHARED, 0,
-					   populate_piece, worker);
+					   populate_section, worker);
 		if (err)
 			stop(job, err);
 		else
@@ -286,7 +292,7 @@ GMEM_API int gmem_populate_run(struct gmem_populate *job)
 
 GMEM_API void gmem_populate_cancel(struct gmem_populate *job)
 {
-	/* Nothing else: it may be called by a signal handler. */
+	/* Only an atomic store, since a signal handler may call this. */
 	if (job)
 		__atomic_store_n(&job->is_cancelled, 1, __ATOMIC_RELAXED);
 }
@@ -303,7 +309,7 @@ static void make_lanes(struct gmem_populate *job)
 	if (job->chunk > LARGEST_CHUNK)
 		job->chunk = LARGEST_CHUNK;
 
-	/* Whole chunks each; the last ones may have less, or nothing. */
+	/* All lanes have whole chunks, but the last ones may have less, or be empty. */
 	share = (share / job->chunk + 1) * job->chunk;
 	for (uint32_t i = 0; i < job->lane_count; i++) {
 		job->lanes[i].next = at;
@@ -312,7 +318,7 @@ static void make_lanes(struct gmem_populate *job)
 	}
 }
 
-/* All that can be found wrong before a page is populated */
+/* Make all checks that are possible before the first page is populated. */
 static int prepare(struct gmem_populate *job)
 {
 	uint64_t need = job->size;
@@ -329,7 +335,7 @@ static int prepare(struct gmem_populate *job)
 	if (job->opts.flags & GMEM_POPULATE_UNCHECKED)
 		return 0;
 
-	/* Some of it may have come and gone meanwhile. */
+	/* The count can exceed the size if pages came and went while it was taken. */
 	if (job->is_counting)
 		need = job->before < need ? need - job->before : 0;
 	return need ? gmem_check_available_memory(with_overhead(need)) : 0;
@@ -433,7 +439,7 @@ static void *work(void *data)
 	return NULL;
 }
 
-/* Signals are for the caller's threads. Those of faults are the thread's own. */
+/* Leave signals to the caller's threads, except those that the thread's own faults raise. */
 static void block_signals(sigset_t *ret_old)
 {
 	static const int faults[] = { SIGBUS, SIGSEGV, SIGILL, SIGFPE, SIGTRAP, SIGSYS };
@@ -445,7 +451,7 @@ static void block_signals(sigset_t *ret_old)
 	gmem_sys_sigmask(SIG_BLOCK, &blocked, ret_old);
 }
 
-/* As many as can be had: this thread alone can do it all. */
+/* Start as many threads as possible: the calling thread can do all the work alone. */
 static size_t start_threads(struct gmem_populate *job, pthread_t *threads, size_t count)
 {
 	size_t started = 0;
@@ -472,7 +478,7 @@ static int run_with_threads(struct gmem_populate *job)
 		pthread_join(threads[--started], NULL);
 	free(threads);
 
-	/* Others may have failed after this one was done. */
+	/* Other threads may have failed after this one was done. */
 	return err ? err : outcome(job);
 }
 
@@ -495,7 +501,7 @@ GMEM_API int gmem_vm_populate(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	if (ret)
 		gmem_populate_result(job, ret);
 	if (err)
-		outcome(job);	/* the sentence again */
+		outcome(job);	/* gmem_populate_result() may have replaced the sentence */
 	gmem_populate_free(job);
 	return gmem_vm_log_error(vm, err);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* populate: allocating guest memory before the guest asks for it: gmem_vm_populate(). */
+/* populate: allocates guest memory before the guest asks for it: gmem_vm_populate(). */
 #ifndef GMEM_POPULATE_H
 #define GMEM_POPULATE_H
 

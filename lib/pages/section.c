@@ -1,62 +1,46 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * A range of guest addresses, one piece after the other: each in one region
- * and of one state. A claim keeps the regions and the states as they are while
- * the pieces are worked on, without the locks.
- */
 #include "pages/section.h"
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdbool.h>
 #include <stddef.h>
 
-#include "base/error.h"
 #include "base/lock.h"
-#include "base/macros.h"
 #include "base/range_map.h"
 #include "base/range_set.h"
 #include "region/region_memory.h"
+#include "region/regions.h"
 
-/* Claimed at once for counting: short, so that conversions do not wait long */
+/* Bytes claimed at once for counting: few, so that conversions do not wait long */
 #define COUNT_STEP (UINT64_C(1) << 30)
 
-static int find_piece(const struct gmem_vm *vm, uint64_t gpa, uint64_t last,
-		      struct gmem_section *piece)
+static int find_section(const struct gmem_vm *vm, uint64_t gpa, uint64_t last,
+			struct gmem_section *section)
 {
-	struct gmem_range *range = gmem_range_find(&vm->regions, gpa, 1);
-	struct gmem_part part;
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, gpa, last);
+	int err;
 
-	if (!range)
-		return gmem_fail(-ENOENT, "there is no region at gpa 0x%" PRIx64, gpa);
+	gmem_regions_walk(&at);
+	err = gmem_regions_check_memory(at.region, gpa);
+	if (err)
+		return err;
 
-	piece->region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
-	if (piece->region->is_device)
-		return gmem_fail(-ENXIO, "there is a device at gpa 0x%" PRIx64, gpa);
-
-	if (range->start + range->size - 1 < last)
-		last = range->start + range->size - 1;
-	piece->side = GMEM_SIDE_SHARED;
-	if (gmem_set_next(&vm->privates, true, gpa, last, &part)) {
-		if (part.start > gpa) {
-			last = part.start - 1;
-		} else {
-			piece->side = GMEM_SIDE_PRIVATE;
-			last = part.last;
-		}
-	}
-	piece->offset = gpa - range->start;
-	piece->size = last - gpa + 1;
+	*section = (struct gmem_section){
+		.region = at.region,
+		.side = at.is_private ? GMEM_SIDE_PRIVATE : GMEM_SIDE_SHARED,
+		.offset = gpa - at.region->gpa.start,
+		.size = at.size,
+	};
 	return 0;
 }
 
-static int find_piece_locked(struct gmem_vm *vm, uint64_t gpa, uint64_t last,
-			     struct gmem_section *piece)
+static int find_section_locked(struct gmem_vm *vm, uint64_t gpa, uint64_t last,
+			       struct gmem_section *section)
 {
 	int err;
 
 	gmem_lock_take(&vm->lock);
-	err = find_piece(vm, gpa, last, piece);
+	err = find_section(vm, gpa, last, section);
 	gmem_lock_drop(&vm->lock);
 	return err;
 }
@@ -64,16 +48,16 @@ static int find_piece_locked(struct gmem_vm *vm, uint64_t gpa, uint64_t last,
 static int walk(struct gmem_vm *vm, uint64_t gpa, uint64_t size, gmem_section_fn fn, void *data)
 {
 	uint64_t last = gpa + size - 1;
-	struct gmem_section piece;
+	struct gmem_section section;
 	int err;
 
 	do {
-		err = find_piece_locked(vm, gpa, last, &piece);
+		err = find_section_locked(vm, gpa, last, &section);
 		if (!err && fn)
-			err = fn(data, &piece);
+			err = fn(data, &section);
 		if (err)
 			return err;
-		gpa += piece.size;
+		gpa += section.size;
 	} while (gpa - 1 != last);
 	return 0;
 }
@@ -108,12 +92,12 @@ int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	return err;
 }
 
-static int add_resident(void *data, const struct gmem_section *piece)
+static int add_resident(void *data, const struct gmem_section *section)
 {
 	uint64_t *sum = data, bytes;
 	int err;
 
-	err = gmem_region_memory_resident(piece->region, piece->side, piece->offset, piece->size, &bytes);
+	err = gmem_region_memory_resident(section->region, section->side, section->offset, section->size, &bytes);
 	if (!err)
 		*sum += bytes;
 	return err;

@@ -31,7 +31,7 @@ typedef int (*gmem_section_fn)(void *data, const struct gmem_section *section);
  */
 int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			 enum gmem_claim_mode mode, uint32_t wait_ms, gmem_section_fn fn, void *data);
-/* The same error if part of the range is no memory, at this moment */
+/* -ENOENT or -ENXIO if part of the range is no memory, at this moment */
 int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 /* Bytes in memory, of the side the guest uses: see gmem_region_memory_resident() */
 int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint64_t *ret_bytes);

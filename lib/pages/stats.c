@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * How much memory is what, and what happened to it. What happened is counted
- * all the time; what is in memory has to be looked for, in pieces, so that
- * conversions need not wait for long.
+ * Events are counted all the time. What is in memory has to be looked for; that goes
+ * part by part, so that conversions do not wait for long.
  */
 #include "pages/stats.h"
 
@@ -15,21 +14,21 @@
 #include "base/counters.h"
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/macros.h"
 #include "base/opts.h"
 #include "base/range_map.h"
 #include "os/sys.h"
 #include "region/file.h"
 #include "region/region.h"
 #include "region/region_memory.h"
+#include "region/regions.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
 #include "state/private_state.h"
 
-/* Looked at before conversions of it may go on */
+/* Bytes claimed at once: conversions of them wait meanwhile */
 #define PIECE (UINT64_C(256) << 20)
 
-/* Pages looked at in one call; a byte each, on the stack */
+/* Pages that one mincore() looks at; a byte each, on the stack */
 #define LOOK_PAGES 4096
 
 /* ---- counters ---- */
@@ -73,29 +72,18 @@ static void add_states(const struct gmem_region *region, struct gmem_stats *stat
 	stats->bytes_shared += region->gpa.size - is_private;
 }
 
-static const struct gmem_region *region_from(const struct gmem_vm *vm, uint64_t gpa)
-{
-	const struct gmem_range *range = gmem_range_find(&vm->regions, gpa, UINT64_MAX - gpa);
-
-	return range ? GMEM_CONTAINER_OF(range, struct gmem_region, gpa) : NULL;
-}
-
 static void add_all_states(const struct gmem_vm *vm, struct gmem_stats *stats)
 {
-	const struct gmem_region *region;
-	uint64_t at = 0;
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
 
-	while ((region = region_from(vm, at))) {
-		add_states(region, stats);
-		at = region->gpa.start + region->gpa.size;
-		if (at == 0)
-			return;
-	}
+	while (gmem_regions_walk_whole(&at))
+		if (at.region)
+			add_states(at.region, stats);
 }
 
 /* ---- what is in memory ---- */
 
-/* Of pages that the shared side has, those that the private side has, too */
+/* Count pages of the private side in a range of which the shared side has every page. */
 static int count_run(const struct gmem_region_memory *other, uint64_t offset, uint64_t size,
 		     uint64_t *bytes)
 {
@@ -156,10 +144,10 @@ static int add_resident(const struct gmem_region *region, uint64_t offset, uint6
 	uint64_t shared = 0, is_private = 0;
 	int err = 0;
 
-	/* One memory that stands for both is counted once. */
+	/* Memory that is both sides is counted once. */
 	if (!gmem_region_is_both_sides(region))
 		err = gmem_region_memory_resident(region, GMEM_SIDE_SHARED, offset, size, &shared);
-	if (!err && region->backing == GMEM_BACKING_PRIVATE)
+	if (!err && gmem_region_traits(region)->has_sides)
 		err = gmem_region_memory_resident(region, GMEM_SIDE_PRIVATE, offset, size, &is_private);
 	if (err)
 		return err;
@@ -169,31 +157,30 @@ static int add_resident(const struct gmem_region *region, uint64_t offset, uint6
 	return shared && is_private ? add_doubled(region, offset, size, stats) : 0;
 }
 
-/* The next piece of memory at or after @at; the layout and its states stay while it is claimed */
-static bool claim_piece(struct gmem_vm *vm, uint64_t at, uint64_t last, struct gmem_claim *claim,
-			const struct gmem_region **ret)
+/*
+ * Claim the next part of a region at or after @at, so that the layout and its states stay.
+ * false: there is none. @ret is NULL if the region changed while the claim waited.
+ */
+static bool claim_part(struct gmem_vm *vm, uint64_t at, uint64_t last, struct gmem_claim *claim,
+		       const struct gmem_region **ret)
 {
-	const struct gmem_range *range = gmem_range_find(&vm->regions, at, last - at + 1);
-	uint64_t region_last;
+	const struct gmem_region *region = gmem_regions_next(vm, at, last);
+	uint64_t end;
 
-	if (!range)
+	if (!region)
 		return false;
 
-	*ret = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
-	at = range->start > at ? range->start : at;
-	region_last = range->start + range->size - 1;
-	region_last = region_last < last ? region_last : last;
+	at = region->gpa.start > at ? region->gpa.start : at;
+	end = gmem_region_last(region) < last ? gmem_region_last(region) : last;
 	claim->gpa = at;
-	claim->size = region_last - at + 1 < PIECE ? region_last - at + 1 : PIECE;
+	claim->size = end - at < PIECE ? end - at + 1 : PIECE;
 	claim->mode = GMEM_CLAIM_SHARED;
 	gmem_claim_take(vm, claim, 0);
 
-	/* The lock was given up if others were in front. */
-	if (gmem_range_find(&vm->regions, claim->gpa, claim->size) == range &&
-	    claim->gpa - range->start < range->size &&
-	    claim->size <= range->size - (claim->gpa - range->start))
-		return true;
-	*ret = NULL;
+	/* The lock was dropped if others were in front. */
+	*ret = region;
+	if (gmem_regions_at(vm, at) != region || gmem_region_last(region) - at < claim->size - 1)
+		*ret = NULL;
 	return true;
 }
 
@@ -206,7 +193,7 @@ static int add_all_resident(struct gmem_vm *vm, uint64_t start, uint64_t last,
 	uint64_t at = start;
 	int err = 0;
 
-	while (!err && claim_piece(vm, at, last, &claim, &region)) {
+	while (!err && claim_part(vm, at, last, &claim, &region)) {
 		if (region && !region->is_device) {
 			gmem_lock_drop(&vm->lock);
 			err = add_resident(region, claim.gpa - region->gpa.start, claim.size, stats);
@@ -243,7 +230,7 @@ static int import(struct gmem_stats *user_stats, struct gmem_stats *stats)
 	return 0;
 }
 
-/* What a newer caller has beyond our struct it set to 0 itself. */
+/* A newer caller set the fields that this library does not know to 0 itself. */
 static void export(const struct gmem_stats *stats, struct gmem_stats *user_stats)
 {
 	memcpy(user_stats, stats, sizeof(*stats));

@@ -56,7 +56,7 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on)
 	vm = region->vm;
 	gmem_lock_take(&vm->lock);
 	flags = region->slot_flags & ~(uint32_t)KVM_MEM_LOG_DIRTY_PAGES;
-	err = gmem_regions_check_slot(region, region->gpa.start);
+	err = gmem_regions_check_slot(region);
 	if (!err)
 		err = set_slot_flags(region, flags | (on ? KVM_MEM_LOG_DIRTY_PAGES : 0));
 	gmem_lock_drop(&vm->lock);
@@ -88,10 +88,10 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
 	if (err)
 		return err;
 
-	/* Under the lock: a split that is undone must not change the size in between. */
+	/* A split that is undone must not change the size meanwhile, so hold the lock. */
 	vm = region->vm;
 	gmem_lock_take(&vm->lock);
-	err = gmem_regions_check_slot(region, region->gpa.start);
+	err = gmem_regions_check_slot(region);
 	if (!err)
 		err = get_dirty_log(region, bitmap, words);
 	gmem_lock_drop(&vm->lock);

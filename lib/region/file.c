@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 
 #include "gmem.h"
+#include "base/backing.h"
 #include "base/check.h"
 #include "base/error.h"
 #include "base/opts.h"
@@ -18,13 +19,13 @@
 #include "os/kvm_compat.h"
 #include "os/sys.h"
 
-/* Statfs type of all anonymous inodes, a guest_memfd's too before Linux 6.19 */
+/* File system type of all anonymous inodes, and of guest_memfd before Linux 6.19 */
 #define ANON_INODE_MAGIC 0x09041934
 
 /* Small enough to notice signals, large enough that the call's cost does not show */
 #define CHUNK (UINT64_C(64) << 20)
 
-/* Signals in a row, without one page of progress between them, that are enough */
+/* Signals in a row, without one page of progress between them, after which it gives up */
 #define MAX_INTERRUPTIONS 1000
 
 /* ---- create, adopt, free ---- */
@@ -110,7 +111,7 @@ GMEM_API int gmem_file_new(int vm_fd, uint64_t size, const struct gmem_plan *pla
 	if (!plan)
 		return gmem_fail(-EINVAL, "plan is NULL");
 
-	if (plan->backing == GMEM_BACKING_HOST)
+	if (!gmem_backing_traits(plan->backing)->has_file)
 		return gmem_fail(-EINVAL, "the plan says \"%s\": it has no guest_memfd to create",
 				 gmem_backing_name(plan->backing));
 
@@ -130,7 +131,10 @@ static int check_is_gmemfd(int fd)
 	if (type == GUEST_MEMFD_MAGIC)
 		return 0;
 
-	/* Before Linux 6.19 only the name tells. */
+	/*
+	 * Before Linux 6.19 only the name tells a guest_memfd from other anonymous
+	 * inodes.
+	 */
 	if (type == ANON_INODE_MAGIC && gmem_sys_fd_link(fd, link, sizeof(link)) > 0 &&
 	    strcmp(link, "anon_inode:[kvm-gmem]") == 0)
 		return 0;
@@ -155,7 +159,10 @@ static int check_is_of_vm(int vm_fd, int gmemfd, uint64_t size)
 		err = gmem_probe_slot_try_gmemfd(&scratch, gmemfd, size - scratch.page);
 	gmem_probe_slot_close(&scratch);
 
-	/* From Linux 7.2 on this says: that page is bound already, so it is ours. */
+	/*
+	 * From Linux 7.2 on -EEXIST says that the page is bound already, so the file is
+	 * of this VM.
+	 */
 	if (!err || err == -EEXIST)
 		return 0;
 
@@ -259,11 +266,11 @@ void gmem_file_ref(struct gmem_file *file)
 
 void gmem_file_unref(struct gmem_file *file)
 {
-	/* Pairs with itself: whoever is last sees what the others did. */
+	/* Pairs with itself: the last user sees what the others did. */
 	if (__atomic_sub_fetch(&file->users, 1, __ATOMIC_ACQ_REL))
 		return;
 
-	/* Of a region's own file, mapped by someone who had it from the region */
+	/* A user may have mapped a region's own file and never freed it. */
 	gmem_maps_clear(&file->maps);
 	gmem_sys_close(file->fd);
 	free_file(file);
@@ -389,7 +396,10 @@ static int fallocate_in_chunks(int fd, int mode, uint64_t offset, uint64_t size,
 			continue;
 		}
 
-		/* Pages had so far stay; smaller steps get through between the signals. */
+		/*
+		 * Pages allocated so far stay; smaller steps get through between the
+		 * signals.
+		 */
 		if (err != -EINTR || ++interruptions > MAX_INTERRUPTIONS)
 			return err;
 		if (chunk > page)
@@ -438,7 +448,10 @@ GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t s
 
 int gmem_file_check_vm(const struct gmem_file *file, int vm_fd)
 {
-	/* The fd it was made with, so no need to try; another may be a duplicate. */
+	/*
+	 * Equal numbers are the same VM; another number may be a duplicate of it, so
+	 * try.
+	 */
 	return file->vm_fd == vm_fd ? 0 : check_is_of_vm(vm_fd, file->fd, file->size);
 }
 

@@ -126,7 +126,7 @@ static int fail_to_map(uint64_t offset, uint64_t size,
 			 offset, size, gmem_errno_name(err));
 }
 
-/* Map at a place that was checked and enter it into @map; the caller holds the lock. */
+/* Map at a place that was checked and fill in @map; the caller holds the lock. */
 static int map_locked(struct gmem_file_maps *maps, int fd, uint64_t offset, uint64_t size,
 		      const struct gmem_place *place, struct gmem_map *map)
 {

@@ -14,7 +14,7 @@
 #include "base/lock.h"
 #include "base/range_map.h"
 
-/* Where a mapping goes: struct gmem_map_opts, checked, and more */
+/* Place of a mapping: struct gmem_map_opts, checked, and more */
 struct gmem_place {
 	uint64_t flags;		/* GMEM_MAP_* */
 	void *hva;

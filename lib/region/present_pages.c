@@ -1,17 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Which pages of a side exist, found without touching any: reading a hole of a
- * file would allocate it.
+ * Finds pages without reading any: reading a hole of a file would allocate it.
  *
- * Of a file, cachestat(2) counts the pages of a range, and mincore(2) on a
- * mapping tells them apart. Neither is enough alone: counting down to single
- * pages is slow, and mincore() says "in memory" of every page if the file was
- * made by another user, to hide what it knows. A page that was allocated and
- * never touched mincore() leaves out; it is zero.
+ * For a file, cachestat(2) counts the pages of a range, and mincore(2) on a mapping
+ * tells them apart. Neither is enough alone: counting down to single pages is slow, and
+ * mincore() says "in memory" of every page of a file that another user made, to hide
+ * what it knows. mincore() leaves out a page that was allocated and never touched; such
+ * a page is zero.
  *
- * Host memory is private and anonymous if the region made it: the pagemap
- * knows its pages in memory and in swap, of which mincore() knows only the
- * first.
+ * Host memory that the region made is private and anonymous: the pagemap knows its
+ * pages in memory and in swap, of which mincore() knows only the first.
  */
 #include "region/present_pages.h"
 
@@ -33,10 +31,10 @@
 struct walk {
 	struct gmem_region_memory what;
 	uint64_t page;
-	uint64_t offset;	/* in the region, of what.offset and what.hva */
+	uint64_t offset;	/* from the start of the region, of what.offset and what.hva */
 	gmem_present_pages_fn fn;
 	void *data;
-	uint64_t start;		/* of the run that is not told yet, within the walk */
+	uint64_t start;		/* of the run that is not reported yet */
 	uint64_t size;
 };
 
@@ -79,7 +77,7 @@ static int count(const struct walk *walk, uint64_t start, uint64_t size, uint64_
 	return 0;
 }
 
-/* By halves, where mincore() cannot be asked; of a range that has @pages */
+/* Bisect a range that has @pages pages, where mincore() cannot be used. */
 static int bisect(struct walk *walk, uint64_t start, uint64_t size, uint64_t pages)
 {
 	uint64_t half = size / walk->page / 2 * walk->page, lower;
@@ -96,7 +94,7 @@ static int bisect(struct walk *walk, uint64_t start, uint64_t size, uint64_t pag
 	if (err)
 		return err;
 
-	/* Not what is left of @pages: they may come and go meanwhile. */
+	/* Count again: pages may come and go, so the rest of @pages proves nothing. */
 	err = count(walk, start + half, size - half, &pages);
 	return err ? err : bisect(walk, start + half, size - half, pages);
 }

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/* Where the RAM of common machines goes. */
 #include "region/ram_layout.h"
 
 #include <errno.h>

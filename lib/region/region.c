@@ -1,9 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * What a region is made of. It is acquired in this order and given back in
- * reverse: slot number, file, file range, host memory. Its memslot and its
- * place in the layout are the business of change.c.
- */
 #include "region/region.h"
 
 #include <errno.h>
@@ -38,22 +33,27 @@ static int take_plan(const struct gmem_vm *vm, struct gmem_region_params *params
 	if (params->opts.plan || vm->has_default_plan)
 		return 0;
 
-	/* It failed before; once more, for its sentence. */
+	/*
+	 * The default plan failed when the handle was made: fail again, for the
+	 * sentence.
+	 */
 	return gmem_plan_make(&vm->caps, NULL, &none);
 }
 
 static int check_slot_flags(const struct gmem_vm *vm, const struct gmem_region_params *params)
 {
-	const char *name = gmem_backing_name(params->plan->backing);
+	const struct gmem_backing_traits *traits = gmem_backing_traits(params->plan->backing);
 
 	if (params->opts.flags & GMEM_REGION_DIRTY_LOG &&
-	    (params->plan->region2 || gmem_caps_says(&vm->caps, GMEM_CAP_DIRTY_LOG, GMEM_NO)))
-		return gmem_fail(-EOPNOTSUPP, "there is no dirty log with backing \"%s\" here", name);
+	    (!traits->has_dirty_log || gmem_caps_says(&vm->caps, GMEM_CAP_DIRTY_LOG, GMEM_NO)))
+		return gmem_fail(-EOPNOTSUPP, "there is no dirty log with backing \"%s\" here",
+				 traits->name);
 
 	if (params->opts.flags & GMEM_REGION_READONLY &&
-	    (params->plan->region2 || gmem_caps_says(&vm->caps, GMEM_CAP_READONLY, GMEM_NO)))
+	    (!traits->has_read_only || gmem_caps_says(&vm->caps, GMEM_CAP_READONLY, GMEM_NO)))
 		return gmem_fail(-EOPNOTSUPP,
-				 "there are no read-only memslots with backing \"%s\" here", name);
+				 "there are no read-only memslots with backing \"%s\" here",
+				 traits->name);
 	return 0;
 }
 
@@ -89,7 +89,7 @@ static int check_file(const struct gmem_vm *vm, const struct gmem_region_params 
 					   params->opts.file_offset)
 			       : 0;
 
-	if (params->plan->backing == GMEM_BACKING_HOST)
+	if (!gmem_backing_traits(params->plan->backing)->has_file)
 		return gmem_fail(-EINVAL, "the plan says \"host\": it has no use for a file");
 
 	if (file->create_flags != params->plan->create_flags)
@@ -179,7 +179,7 @@ struct gmem_kvm_slot gmem_region_memslot(const struct gmem_region *region)
 
 static int get_file(struct gmem_vm *vm, struct gmem_region *region, const struct gmem_region_params *params)
 {
-	if (params->plan->backing == GMEM_BACKING_HOST)
+	if (!gmem_backing_traits(params->plan->backing)->has_file)
 		return 0;
 
 	region->file = params->opts.file;
@@ -283,7 +283,7 @@ static uint32_t slot_flags(const struct gmem_region_params *params)
 {
 	uint32_t flags = 0;
 
-	if (params->plan->region2)
+	if (gmem_backing_traits(params->plan->backing)->is_bound)
 		flags |= (uint32_t)KVM_MEM_GUEST_MEMFD;
 	if (params->opts.flags & GMEM_REGION_READONLY)
 		flags |= KVM_MEM_READONLY;
@@ -356,10 +356,6 @@ give_slot:
 	return err;
 }
 
-/*
- * What can be used again as soon as the memslot is gone: taking it back cannot
- * fail as long as nobody else took it.
- */
 void gmem_region_detach(struct gmem_region *region)
 {
 	if (region->is_device)
@@ -382,7 +378,6 @@ void gmem_region_reattach(struct gmem_region *region)
 		gmem_range_insert(&region->vm->hvas, &region->hva);
 }
 
-/* The rest of what was yielded, once nobody can look at its memory any more */
 void gmem_region_release(struct gmem_region *region)
 {
 	if (!region->is_device) {
@@ -479,7 +474,10 @@ int gmem_region_check_binding(const struct gmem_region *region, const struct gme
 	return err ? err : gmem_file_check_vm(to->file, region->vm->fd);
 }
 
-/* Trade what a region has of its file for @binding's. Its own old range is not in the way. */
+/*
+ * Exchange the region's part of its file for @binding's, whose range may overlap the
+ * old one.
+ */
 static int trade(struct gmem_region *region, struct gmem_binding *binding)
 {
 	const struct gmem_binding old = { region->file, region->file_offset, region->map };

@@ -56,7 +56,7 @@ static inline void gmem_region_count(struct gmem_region *region, enum gmem_count
 	gmem_count(&region->vm->counters, which, by);
 }
 
-/* What gmem_region_add() was asked to do, checked */
+/* The checked request of gmem_region_add() */
 struct gmem_region_params {
 	struct gmem_region_opts opts;
 	const struct gmem_plan *plan;

@@ -1,9 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * A region with backing "private" has two memories, a shared one and a private
- * one; every other has only the first. Here is what each is made of, how it is
- * given back to the host, and how much of it there is.
- */
 #include "region/region_memory.h"
 
 #include <errno.h>
@@ -18,10 +13,12 @@
 #include "region/file.h"
 #include "region/region.h"
 
-/* One call each: enough for its cost not to show, little enough to tell how far it got */
+/*
+ * Bytes of one call: enough for its cost not to show, few enough to tell how far it got
+ */
 #define MADVISE_CHUNK (UINT64_C(1) << 30)
 
-/* Pages looked at in one call; a byte each, on the stack */
+/* Pages that one mincore() looks at; a byte each, on the stack */
 #define LOOK_PAGES 16384
 
 static const char *name_of(uint32_t side)
@@ -74,9 +71,8 @@ int gmem_region_memory_get(const struct gmem_region *region, uint32_t side, uint
 /* ---- discard ---- */
 
 /*
- * Of shared memory DONTNEED only drops this mapping; REMOVE frees it, and is
- * refused for private memory. Memory locked with mlock() takes an advice of
- * its own.
+ * MADV_DONTNEED of shared memory only drops this mapping; MADV_REMOVE frees it, and is
+ * refused for private memory. Memory locked with mlock() takes an advice of its own.
  */
 static int free_host_memory(const struct gmem_region_memory *side, void *hva, uint64_t size)
 {
@@ -118,8 +114,8 @@ static int discard(const struct gmem_region_memory *what, uint64_t size, uint64_
 		return discard_host_memory(what, size, ret_done);
 
 	/*
-	 * Punching unmaps page by page; this does so in bulk, in less than half
-	 * the time. It frees nothing, so nothing is lost if it is refused.
+	 * Punching a hole unmaps page by page; MADV_DONTNEED does so in bulk, in less
+	 * than half the time. It frees nothing, so nothing is lost if it is refused.
 	 */
 	if (what->hva)
 		gmem_sys_madvise(what->hva, size, MADV_DONTNEED);

@@ -3,7 +3,7 @@
  * region_memory: the two sides of a region's memory.
  *
  * A region with backing "private" has a shared side and a private one; every other
- * region has only the first. This room says what each side is made of, gives it
+ * region has only the first. This module says what each side is made of, gives it
  * back to the host, and counts how much of it there is.
  *
  * The caller sees to it that the region keeps its size and its memory meanwhile:
@@ -21,7 +21,7 @@ struct gmem_region;
 #define GMEM_SIDE_SHARED	1u
 #define GMEM_SIDE_PRIVATE	2u
 
-/* What a range of a region is made of on one side */
+/* One side of a range of a region */
 struct gmem_region_memory {
 	struct gmem_file *file;		/* NULL: host memory */
 	uint64_t offset;		/* in the file */
@@ -36,8 +36,8 @@ struct gmem_region_memory {
 int gmem_region_memory_get(const struct gmem_region *region, uint32_t side, uint64_t offset,
 			   uint64_t size, struct gmem_region_memory *ret);
 /*
- * Both sides are the same bytes: a private guest_memfd with GMEM_CREATE_MMAP. After
- * a conversion nothing of such a region is stale.
+ * Tell whether both sides are the same bytes: a private guest_memfd with
+ * GMEM_CREATE_MMAP. After a conversion nothing of such a region is stale.
  */
 bool gmem_region_is_both_sides(const struct gmem_region *region);
 /*

@@ -9,13 +9,18 @@
 #include "base/macros.h"
 #include "base/range_set.h"
 
-struct gmem_region *gmem_regions_next(const struct gmem_vm *vm, uint64_t gpa, uint64_t last)
+static struct gmem_region *find(const struct gmem_range_map *regions, uint64_t gpa, uint64_t last)
 {
 	/* The size of all addresses does not fit; no region has the last one alone. */
 	uint64_t size = last - gpa + 1 ? last - gpa + 1 : UINT64_MAX;
-	struct gmem_range *range = gmem_range_find(&vm->regions, gpa, size);
+	struct gmem_range *range = gmem_range_find(regions, gpa, size);
 
 	return range ? GMEM_CONTAINER_OF(range, struct gmem_region, gpa) : NULL;
+}
+
+struct gmem_region *gmem_regions_next(const struct gmem_vm *vm, uint64_t gpa, uint64_t last)
+{
+	return find(&vm->regions, gpa, last);
 }
 
 struct gmem_region *gmem_regions_at(const struct gmem_vm *vm, uint64_t gpa)
@@ -35,7 +40,15 @@ struct gmem_region *gmem_regions_next_memory(const struct gmem_vm *vm, uint64_t 
 	return region;
 }
 
-bool gmem_regions_walk_regions(struct gmem_stretch *at)
+/* The stretch is [next, @last]. */
+static void end_stretch(struct gmem_stretch *at, uint64_t last)
+{
+	at->size = last - at->gpa + 1;
+	at->is_over = last == at->end;
+	at->next = last + 1;
+}
+
+bool gmem_regions_walk_whole(struct gmem_stretch *at)
 {
 	struct gmem_region *region;
 	uint64_t last = at->end;
@@ -43,57 +56,51 @@ bool gmem_regions_walk_regions(struct gmem_stretch *at)
 	if (at->is_over)
 		return false;
 
-	region = gmem_regions_next(at->vm, at->next, at->end);
-	at->region = region && region->gpa.start <= at->next ? region : NULL;
+	region = find(at->layout.regions, at->next, at->end);
+	at->gpa = at->next;
+	at->region = region && region->gpa.start <= at->gpa ? region : NULL;
 	if (at->region && gmem_region_last(region) < last)
 		last = gmem_region_last(region);
 	else if (region && !at->region)
 		last = region->gpa.start - 1;
-
-	at->gpa = at->next;
-	at->size = last - at->gpa + 1;
-	at->is_over = last == at->end;
-	at->next = last + 1;
+	end_stretch(at, last);
 	return true;
 }
 
 bool gmem_regions_walk(struct gmem_stretch *at)
 {
-	struct gmem_part private;
-	uint64_t last;
+	struct gmem_part part;
 
-	if (!gmem_regions_walk_regions(at))
+	if (!gmem_regions_walk_whole(at))
 		return false;
 
 	at->is_private = false;
-	last = at->gpa + (at->size - 1);
-	if (!at->region || !gmem_set_next(&at->vm->privates, true, at->gpa, last, &private))
-		return true;
-
-	at->is_private = private.start == at->gpa;
-	last = at->is_private ? private.last : private.start - 1;
-	at->size = last - at->gpa + 1;
-	at->is_over = last == at->end;
-	at->next = last + 1;
+	if (at->region && gmem_set_next(at->layout.privates, true, at->gpa, at->next - 1, &part)) {
+		at->is_private = part.start == at->gpa;
+		end_stretch(at, at->is_private ? part.last : part.start - 1);
+	}
 	return true;
+}
+
+int gmem_fail_no_region(uint64_t gpa)
+{
+	return gmem_fail(-ENOENT, "there is no region at gpa 0x%" PRIx64, gpa);
 }
 
 int gmem_regions_check_memory(const struct gmem_region *region, uint64_t gpa)
 {
 	if (!region)
-		return gmem_fail(-ENOENT, "there is no region at gpa 0x%" PRIx64, gpa);
+		return gmem_fail_no_region(gpa);
 	if (region->is_device)
 		return gmem_fail(-ENXIO, "there is a device at gpa 0x%" PRIx64, gpa);
 	return 0;
 }
 
-int gmem_regions_check_slot(const struct gmem_region *region, uint64_t gpa)
+int gmem_regions_check_slot(const struct gmem_region *region)
 {
-	int err = gmem_regions_check_memory(region, gpa);
-
-	if (!err && region->lost)
-		err = gmem_fail(-ENOTRECOVERABLE,
-				"the region at gpa 0x%" PRIx64 " lost its memslot; it can only be removed",
-				region->gpa.start);
-	return err;
+	if (region->lost)
+		return gmem_fail(-ENOTRECOVERABLE,
+				 "the region at gpa 0x%" PRIx64 " lost its memslot; it can only be removed",
+				 region->gpa.start);
+	return 0;
 }

@@ -2,7 +2,7 @@
 /*
  * regions: the layout of a VM, looked up and walked.
  *
- * Every room that asks which region is at a guest address, where it ends, what of it
+ * Every module that asks which region is at a guest address, where it ends, what of it
  * is private or whether it is memory asks here. The caller holds the VM's lock or its
  * change_lock.
  */
@@ -28,10 +28,15 @@ struct gmem_region *gmem_regions_next(const struct gmem_vm *vm, uint64_t gpa, ui
 /* The lowest region at or above @gpa that has memory, which a device's range has not */
 struct gmem_region *gmem_regions_next_memory(const struct gmem_vm *vm, uint64_t gpa);
 
+/* Regions and their states: a VM's own records, or what they are to become */
+struct gmem_layout {
+	const struct gmem_range_map *regions;
+	const struct gmem_range_map *privates;
+};
+
 /*
  * A walk over [gpa, last], lowest address first, in stretches: each lies in one region
- * or in none, and all of it is shared or private. Fill in @vm, @gpa and @last with
- * GMEM_REGIONS_WALK(), then call gmem_regions_walk() until it returns false.
+ * or in none, and all of it is shared or private.
  *
  *	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, gpa, last);
  *
@@ -39,8 +44,8 @@ struct gmem_region *gmem_regions_next_memory(const struct gmem_vm *vm, uint64_t 
  *		if (at.region && at.is_private)
  *			sum += at.size;
  *
- * The lock may be dropped and taken again between two calls: the walk goes on at the
- * next address. Within one call's results it must be held.
+ * The locks may be dropped and taken again between two calls: the walk goes on at the
+ * next address. The fields are those of the layout at the moment of the call.
  */
 struct gmem_stretch {
 	struct gmem_region *region;	/* NULL: a hole */
@@ -48,24 +53,28 @@ struct gmem_stretch {
 	uint64_t size;
 	bool is_private;
 
-	const struct gmem_vm *vm;
-	uint64_t next, end;		/* what is yet to come: [next, end] */
+	struct gmem_layout layout;
+	uint64_t next, end;		/* [next, end] is yet to come, unless is_over */
 	bool is_over;
 };
 
-#define GMEM_REGIONS_WALK(vm_, gpa_, last_) \
-	{ .vm = (vm_), .next = (gpa_), .end = (last_) }
+#define GMEM_REGIONS_WALK(vm, gpa_, last_)				\
+	{ .layout = { &(vm)->regions, &(vm)->privates },		\
+	  .next = (gpa_), .end = (last_) }
 
 bool gmem_regions_walk(struct gmem_stretch *at);
-/* The same, region by region, whatever their states: is_private is not filled in */
-bool gmem_regions_walk_regions(struct gmem_stretch *at);
+/* Walk region by region, whatever their states; is_private is not set. */
+bool gmem_regions_walk_whole(struct gmem_stretch *at);
+
+/* -ENOENT, and the sentence for it */
+int gmem_fail_no_region(uint64_t gpa);
 
 /*
  * 0, or why @region (or NULL), which is what gmem_regions_at() found at @gpa, is no
  * memory: -ENOENT there is no region, -ENXIO it is a device.
  */
 int gmem_regions_check_memory(const struct gmem_region *region, uint64_t gpa);
-/* The same, and -ENOTRECOVERABLE if the region lost its memslot */
-int gmem_regions_check_slot(const struct gmem_region *region, uint64_t gpa);
+/* 0, or -ENOTRECOVERABLE if the region lost its memslot */
+int gmem_regions_check_slot(const struct gmem_region *region);
 
 #endif

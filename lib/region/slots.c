@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/* Memslot numbers: lowest free first, one bit each, never a list walk. */
 #include "region/slots.h"
 
 #include <errno.h>

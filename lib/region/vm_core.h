@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * vm_core: the VM handle itself, which every room above has in common.
+ * vm_core: the VM handle itself, which every module above has in common.
  *
  * Here are its locks and records, the hooks of those who must agree to a change of
  * the layout, and the log. Making and freeing a handle is layout/vm.c.
@@ -60,7 +60,7 @@ struct gmem_vm {
 	struct gmem_range_map hvas;	/* the regions by host address */
 	struct gmem_region *stuck;	/* their memslots could not be deleted, see apply_slots.c */
 
-	/* What is private in the kernel, by gpa; written with both locks, read with either */
+	/* private in the kernel, by gpa; written with both locks, read with either */
 	struct gmem_range_map privates;
 	struct gmem_range_map pending_discard;	/* where the other side is yet to be discarded */
 	struct gmem_lease *leases;

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/* What of a VM's memory other processes could map, and as which part of which file */
 #include "share/export.h"
 
 #include <errno.h>
@@ -54,33 +53,29 @@ static void close_fds(struct gmem_export *exporter)
 	gmem_sys_close(exporter->event);
 }
 
-/* What was private before we were there */
+/* Note the memory that is private already, before the listener's first call. */
 static int note_private(struct gmem_export *exporter)
 {
+	struct gmem_set_walk at = GMEM_SET_WALK(&exporter->vm->privates, true, 0, UINT64_MAX);
 	struct gmem_range *spare = NULL;
-	struct gmem_part part;
-	uint64_t from = 0;
 	int err = 0;
 
-	while (gmem_set_next(&exporter->vm->privates, true, from, UINT64_MAX, &part)) {
+	while (!err && gmem_set_walk(&at)) {
 		err = gmem_set_spare(&spare);
-		if (err)
-			break;
-		gmem_set_add(&exporter->withheld, part.start, part.last - part.start + 1, &spare);
-		from = part.last + 1;
-		if (!from)
-			break;
+		if (!err)
+			gmem_set_add(&exporter->withheld, at.part.start,
+				     at.part.last - at.part.start + 1, &spare);
 	}
 	free(spare);
 	return err;
 }
 
-/* Listening first: what changes meanwhile is heard, whichever comes first. */
+/* Listen before the note is made: a conversion in between is then in one or in both. */
 static int listen(struct gmem_export *exporter)
 {
 	GMEM_OPTS(gmem_listener_opts, opts, .name = "export", .data = exporter,
 		  .before_private = gmem_peers_revoke, .undo_private = gmem_peers_grant,
-		  .after_shared = gmem_peers_grant, .removed = gmem_peers_forget);
+		  .after_shared = gmem_peers_grant, .removed = gmem_peers_grant_shared);
 	int err;
 
 	err = gmem_listener_new(exporter->vm, &opts, &exporter->listener);
@@ -162,7 +157,7 @@ GMEM_API void gmem_export_free(struct gmem_export *exporter)
 	free(exporter);
 }
 
-/* ---- what is to be sent ---- */
+/* ---- sending ---- */
 
 GMEM_API int gmem_export_fd(const struct gmem_export *exporter)
 {
@@ -181,7 +176,7 @@ GMEM_API int gmem_export_dispatch(struct gmem_export *exporter)
 	return 0;
 }
 
-/* ---- memory of the caller's ---- */
+/* ---- the caller's own memory ---- */
 
 static int check_memory(const struct gmem_export *exporter, const void *hva, uint64_t size, int fd,
 			uint64_t offset)
@@ -237,7 +232,7 @@ GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void 
 
 /* ---- tables ---- */
 
-/* What tables are made of: extents, one at a time */
+/* A walk over the regions, which turns each into an extent and adds it to a table */
 struct walk {
 	int (*take)(struct walk *walk, const struct gmem_extent *extent);
 	size_t count;
@@ -245,7 +240,7 @@ struct walk {
 	struct gmem_extent *extents;	/* NULL: only count */
 	struct gmem_vhost_user_region *regions;
 	int *fds;
-	struct gmem_extent last;
+	struct gmem_extent last;	/* vhost-user: the entry that the next extent may extend */
 };
 
 static int walk_regions(const struct gmem_export *exporter, struct walk *walk)
@@ -276,7 +271,7 @@ static int fail_too_many(const struct walk *walk)
 	return gmem_fail(-ENOSPC, "the memory takes more than %zu entries", walk->max);
 }
 
-/* Twice: on failure outputs must be as they were. */
+/* The first walk only counts and checks, so that a failure leaves the outputs untouched. */
 static int walk_twice(struct gmem_export *exporter, struct walk *walk)
 {
 	struct walk dry = *walk;

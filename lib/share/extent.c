@@ -1,9 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * Files that go from one process to another. Both sides look at them alike:
- * memory, and nothing else. Anything else could hang whoever touches a mapping
- * of it, or do things on being mapped.
- */
 #include "share/extent.h"
 
 #include <errno.h>
@@ -19,7 +14,7 @@
 #include "os/sys.h"
 #include "region/file.h"
 
-/* Of a guest_memfd before Linux 6.19, see file.c */
+/* File system of a guest_memfd before Linux 6.19, see file.c */
 #ifndef ANON_INODE_FS_MAGIC
 #define ANON_INODE_FS_MAGIC 0x09041934
 #endif
@@ -30,8 +25,9 @@
 #endif
 
 /*
- * Before Linux 6.19 a guest_memfd looks like every anonymous inode; its name is
- * out of reach where there is no /proc. No other of them has a size.
+ * Before Linux 6.19 a guest_memfd has the file system of all anonymous inodes, and its
+ * name cannot be read without /proc. Other anonymous inodes have no size, so that mapping
+ * a part of them is refused.
  */
 static bool is_gmemfd(const struct gmem_sys_facts *facts)
 {
@@ -92,7 +88,7 @@ int gmem_extent_inspect(int fd, uint64_t offset, uint64_t size, struct gmem_exte
 
 struct memory {
 	struct gmem_range hva;
-	uint64_t offset;	/* in the file that it is a mapping of */
+	uint64_t offset;	/* in the file that is mapped there */
 	int fd;
 };
 

@@ -1,13 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * Memory that another process exports. An import is what views know of a VM's
- * handle, with regions that are mappings of files which came over a socket:
- * no VM, and no memslots.
- *
- * Nothing the other side says is believed: every message is checked for itself
- * (wire.c), then against what is mapped, and its file is looked at. What is
- * malformed ends the import; what is only too much is answered with an errno.
- */
 #include "share/import.h"
 
 #include <errno.h>
@@ -33,7 +24,7 @@
 #include "view/view.h"
 
 #define DEFAULT_MAX_EXTENTS	4096
-/* Messages in one dispatch, so that it comes back whatever the other side does */
+/* Messages in one dispatch: an exporter that keeps sending must not keep it from returning */
 #define MAX_MESSAGES		64
 
 struct block {
@@ -43,11 +34,11 @@ struct block {
 	uint64_t page_size;
 	uint32_t rights;
 	uint32_t backing;		/* of the VMM's region */
-	int fd;
+	int fd;				/* the file that is mapped */
 };
 
 struct gmem_import {
-	struct gmem_vm vm;		/* what views read; change_lock: one dispatch at a time */
+	struct gmem_vm vm;		/* for views; its change_lock admits one dispatch at a time */
 	struct gmem_range_map ids;
 	struct gmem_range *spare;	/* for the next change of vm.privates */
 	uint64_t flags;
@@ -56,9 +47,9 @@ struct gmem_import {
 	uint32_t max_extents;
 	uint32_t extents;
 	int sock;
-	int status;			/* 0, or why nothing more comes */
-	bool greeted;
-	bool complete;
+	int status;			/* 0, or the -errno that ended the import */
+	bool greeted;			/* HELLO came */
+	bool complete;			/* READY came, and no MAP or GRANT since */
 };
 
 static struct block *block_of_gpa(struct gmem_range *gpa)
@@ -76,7 +67,7 @@ static struct block *block_of_id(const struct gmem_import *import, uint64_t id)
 
 /* ---- the layout ---- */
 
-static void enter(struct gmem_import *import, struct block *block)
+static void insert_block(struct gmem_import *import, struct block *block)
 {
 	gmem_range_insert(&import->vm.regions, &block->region.gpa);
 	gmem_range_insert(&import->ids, &block->id);
@@ -84,7 +75,7 @@ static void enter(struct gmem_import *import, struct block *block)
 	import->extents++;
 }
 
-static void strike(struct gmem_import *import, struct block *block)
+static void remove_block(struct gmem_import *import, struct block *block)
 {
 	gmem_range_remove(&import->vm.regions, &block->region.gpa);
 	gmem_range_remove(&import->ids, &block->id);
@@ -92,10 +83,10 @@ static void strike(struct gmem_import *import, struct block *block)
 	import->extents--;
 }
 
-/* The same, and what was private there; with a spare node */
-static void leave(struct gmem_import *import, struct block *block)
+/* The record of private memory in the block goes too, which needs import->spare. */
+static void remove_block_and_privates(struct gmem_import *import, struct block *block)
 {
-	strike(import, block);
+	remove_block(import, block);
 	gmem_set_remove(&import->vm.privates, block->region.gpa.start, block->region.gpa.size,
 			&import->spare);
 }
@@ -122,7 +113,7 @@ static int build_table(const struct gmem_vm *vm, const struct gmem_range *change
 	return 0;
 }
 
-/* Readers see the books as they are; on return none of them sees older ones. */
+/* Give readers a table of the present layout; on return no reader uses an older one. */
 static int publish(struct gmem_vm *vm, const struct gmem_range *changed)
 {
 	const struct gmem_table *old = vm->table;
@@ -143,7 +134,7 @@ static int publish(struct gmem_vm *vm, const struct gmem_range *changed)
 	return 0;
 }
 
-static void dispose(struct block *block)
+static void free_block(struct block *block)
 {
 	gmem_sys_munmap((void *)(uintptr_t)block->region.hva.start, block->region.hva.size);
 	gmem_sys_close(block->fd);
@@ -187,8 +178,8 @@ static int check_file(const struct gmem_import *import, const struct gmem_messag
 	return 0;
 }
 
-/* What is withheld has its place, and nothing there. */
-static int map(const struct gmem_message *message, int fd, void **ret_hva)
+/* Map the file, or only reserve the addresses if its memory is withheld. */
+static int map_extent(const struct gmem_message *message, int fd, void **ret_hva)
 {
 	int prot = PROT_READ | (message->rights & GMEM_RIGHT_WRITE ? PROT_WRITE : 0);
 	int err;
@@ -222,7 +213,7 @@ static struct block *new_block(struct gmem_import *import, const struct gmem_mes
 		*ret_err = gmem_fail(-ENOMEM, "no memory for an extent");
 		return NULL;
 	}
-	*ret_err = map(message, fd, &hva);
+	*ret_err = map_extent(message, fd, &hva);
 	if (*ret_err) {
 		free(block);
 		return NULL;
@@ -234,7 +225,7 @@ static struct block *new_block(struct gmem_import *import, const struct gmem_mes
 			.gpa = { .start = message->gpa, .size = message->size },
 			.hva = { .start = (uintptr_t)hva, .size = message->size },
 			.file_offset = message->offset,
-			.backing = GMEM_BACKING_HOST,	/* to this process */
+			.backing = GMEM_BACKING_HOST,	/* for this process it is a mapping */
 			.read_only = !(message->rights & GMEM_RIGHT_WRITE),
 		},
 		.id = { .start = message->id, .size = 1 },
@@ -247,14 +238,14 @@ static struct block *new_block(struct gmem_import *import, const struct gmem_mes
 	return block;
 }
 
-/* Takes @fd, whatever happens */
+/* Takes @fd, on failure too. */
 static int do_map(struct gmem_import *import, const struct gmem_message *message, int fd)
 {
 	struct block *block;
 	int err;
 
 	if (block_of_id(import, message->id) ||
-	    gmem_range_find(&import->vm.regions, message->gpa, message->size)) {
+	    gmem_regions_next(&import->vm, message->gpa, message->gpa + message->size - 1)) {
 		gmem_sys_close(fd);
 		return gmem_fail(-EPROTO, "id %" PRIu64 " at gpa 0x%" PRIx64 ", 0x%" PRIx64
 				 " bytes, is there already", message->id, message->gpa, message->size);
@@ -268,17 +259,17 @@ static int do_map(struct gmem_import *import, const struct gmem_message *message
 
 	err = gmem_set_spare(&import->spare);
 	if (err) {
-		dispose(block);
+		free_block(block);
 		return gmem_fail(err, "no memory for what is private");
 	}
-	enter(import, block);
+	insert_block(import, block);
 	if (message->rights & GMEM_WIRE_WITHHELD)
 		gmem_set_add(&import->vm.privates, message->gpa, message->size, &import->spare);
 	import->complete = false;
 	err = publish(&import->vm, &block->region.gpa);
 	if (err) {
-		leave(import, block);
-		dispose(block);
+		remove_block_and_privates(import, block);
+		free_block(block);
 	}
 	return err;
 }
@@ -295,15 +286,15 @@ static int do_unmap(struct gmem_import *import, const struct gmem_message *messa
 	if (err)
 		return gmem_fail(err, "no memory to unmap memory");
 
-	strike(import, block);
+	remove_block(import, block);
 	err = publish(&import->vm, &block->region.gpa);
 	if (err) {
-		enter(import, block);
+		insert_block(import, block);
 		return err;
 	}
 	gmem_set_remove(&import->vm.privates, block->region.gpa.start, block->region.gpa.size,
 			&import->spare);
-	dispose(block);
+	free_block(block);
 	return 0;
 }
 
@@ -322,7 +313,7 @@ static struct block *find_part(const struct gmem_import *import, const struct gm
 	return NULL;
 }
 
-/* Map the file, or nothing, at the part's place. */
+/* Replace the mapping of a part: the file if @granted, or inaccessible memory. */
 static int remap(const struct block *block, const struct gmem_message *message, bool granted)
 {
 	uint64_t within = message->gpa - block->region.gpa.start;
@@ -343,7 +334,7 @@ static int remap(const struct block *block, const struct gmem_message *message, 
 	return 0;
 }
 
-/* If it cannot be let go of, readers do without it all the same; the answer says so. */
+/* If unmapping fails, readers have lost the range all the same; the answer has the errno. */
 static int do_revoke(struct gmem_import *import, const struct gmem_message *message)
 {
 	const struct gmem_range changed = { .start = message->gpa, .size = message->size };
@@ -356,7 +347,7 @@ static int do_revoke(struct gmem_import *import, const struct gmem_message *mess
 		return -EPROTO;
 	err = gmem_set_spare(&import->spare);
 	if (err)
-		return gmem_fail(err, "no memory to let go of memory");
+		return gmem_fail(err, "no memory to record revoked memory");
 
 	if (gmem_set_next(privates, false, message->gpa, message->gpa + message->size - 1, &part)) {
 		gmem_set_add(privates, message->gpa, message->size, &import->spare);
@@ -375,7 +366,7 @@ static int do_grant(struct gmem_import *import, const struct gmem_message *messa
 		return -EPROTO;
 	err = gmem_set_spare(&import->spare);
 	if (err)
-		return gmem_fail(err, "no memory to have memory again");
+		return gmem_fail(err, "no memory to record granted memory");
 
 	err = remap(block, message, true);
 	if (err)
@@ -396,7 +387,7 @@ static int do_hello(struct gmem_import *import, const struct gmem_message *messa
 	return 0;
 }
 
-/* -EPROTO ends the import; any other errno is an answer. Takes @fd. */
+/* Act on a message; takes @fd. -EPROTO ends the import, any other -errno is the answer. */
 static int perform(struct gmem_import *import, const struct gmem_message *message, int fd)
 {
 	if (!import->greeted && message->type != GMEM_WIRE_HELLO) {
@@ -426,7 +417,7 @@ static int perform(struct gmem_import *import, const struct gmem_message *messag
 	}
 }
 
-static int answer(const struct gmem_import *import, uint32_t sequence, int result)
+static int send_answer(const struct gmem_import *import, uint32_t sequence, int result)
 {
 	const struct gmem_message message = {
 		.type = GMEM_WIRE_ANSWER,
@@ -435,7 +426,10 @@ static int answer(const struct gmem_import *import, uint32_t sequence, int resul
 	};
 	int err = gmem_wire_send(import->sock, &message, -1);
 
-	/* Its room is ours alone, for one answer at a time: then it does not read them. */
+	/*
+	 * The exporter waits for each answer, so the socket has room for this one unless the
+	 * exporter does not read.
+	 */
 	if (err == -EAGAIN)
 		return gmem_fail(-EPROTO, "the exporting process reads no answers");
 	if (err)
@@ -443,7 +437,7 @@ static int answer(const struct gmem_import *import, uint32_t sequence, int resul
 	return 0;
 }
 
-/* 1: there may be more; 0: there is none now */
+/* Returns 1 if more messages may wait, 0 if none does. */
 static int dispatch_one(struct gmem_import *import)
 {
 	struct gmem_message message;
@@ -456,7 +450,7 @@ static int dispatch_one(struct gmem_import *import)
 	err = perform(import, &message, fd);
 	if (err == -EPROTO)
 		return err;
-	err = answer(import, message.sequence, err);
+	err = send_answer(import, message.sequence, err);
 	return err ? err : 1;
 }
 
@@ -549,8 +543,8 @@ GMEM_API void gmem_import_free(struct gmem_import *import)
 	while ((gpa = import->vm.regions.root)) {
 		struct block *block = block_of_gpa(gpa);
 
-		strike(import, block);
-		dispose(block);
+		remove_block(import, block);
+		free_block(block);
 	}
 	gmem_sys_shutdown(import->sock);
 	gmem_sys_close(import->sock);

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * import: memory that another process exports, without KVM.
+ * import: maps memory that another process exports, without KVM.
  *
- * An import is what views know of a VM's handle, with regions that are mappings of
- * files which came over a socket: no VM, and no memslots.
+ * An import has the part of a VM handle that views read. Its regions are mappings of
+ * files that came over a socket; it has no VM fd and no memslots.
  *
- * Nothing the other side says is believed: every message is checked for itself
- * (wire.c), then against what is mapped, and its file is inspected (extent.c). What is
- * malformed ends the import; what is only too much is answered with an errno.
+ * No message is trusted: each is checked by itself (wire.c), then against what is mapped
+ * already, and its file is inspected (extent.c). A malformed message ends the import; a
+ * message that asks for more than the limits allow is answered with an errno.
  */
 #ifndef GMEM_IMPORT_H
 #define GMEM_IMPORT_H

@@ -77,8 +77,8 @@ static int copy_opts(struct gmem_peer *peer, const struct gmem_peer_opts *opts)
 	return 0;
 }
 
-/* With the lock held, in which nobody else has it yet */
-static int join(struct gmem_peer *peer, int sock)
+/* Make the peer visible to the export's other threads. Call with the export's lock held. */
+static int add_to_export(struct gmem_peer *peer, int sock)
 {
 	struct gmem_export *exporter = peer->exporter;
 	int err;
@@ -119,7 +119,7 @@ static int new_peer(struct gmem_export *exporter, int sock, const struct gmem_pe
 		goto free_peer;
 
 	gmem_lock_take(&exporter->lock);
-	err = join(peer, sock);
+	err = add_to_export(peer, sock);
 	gmem_lock_drop(&exporter->lock);
 	if (err)
 		goto free_ranges;
@@ -166,7 +166,7 @@ GMEM_API void gmem_peer_remove(struct gmem_peer *peer)
 	for (link = &exporter->peers; *link != peer; link = &(*link)->next)
 		;
 	*link = peer->next;
-	gmem_peer_lose(peer, -EPIPE);
+	gmem_peer_disconnect(peer, -EPIPE);
 	gmem_lock_drop(&exporter->lock);
 	free(peer->spare);
 	free(peer->ranges);
@@ -184,7 +184,7 @@ GMEM_API int gmem_peer_status(struct gmem_peer *peer)
 	status = peer->status;
 	if (status)
 		gmem_fail(status, "the peer is lost: %s", gmem_errno_name(status));
-	else if (peer->told_ready && peer->all_granted && !peer->awaits)
+	else if (peer->sent_ready && peer->all_granted && !peer->awaits_answer)
 		status = 1;
 	gmem_lock_drop(&peer->exporter->lock);
 	return status;

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 
+#include "base/backing.h"
 #include "base/error.h"
 #include "base/macros.h"
 #include "os/sys.h"
@@ -19,7 +20,7 @@ static struct gmem_block *block_of(struct gmem_range *gpa)
 	return GMEM_CONTAINER_OF(gpa, struct gmem_block, gpa);
 }
 
-/* Needs the spare node. */
+/* Needs peer->spare. */
 static void free_block(struct gmem_peer *peer, struct gmem_block *block)
 {
 	gmem_set_remove(&peer->revoked, block->gpa.start, block->gpa.size, &peer->spare);
@@ -27,8 +28,7 @@ static void free_block(struct gmem_peer *peer, struct gmem_block *block)
 	free(block);
 }
 
-/* No more to do with it: whatever it has it may keep. */
-void gmem_peer_lose(struct gmem_peer *peer, int err)
+void gmem_peer_disconnect(struct gmem_peer *peer, int err)
 {
 	if (peer->sock < 0)
 		return;
@@ -38,7 +38,7 @@ void gmem_peer_lose(struct gmem_peer *peer, int err)
 	gmem_sys_close(peer->sock);
 	peer->sock = -1;
 	peer->status = err;
-	peer->awaits = false;
+	peer->awaits_answer = false;
 	gmem_set_clear(&peer->revoked);
 	while (peer->blocks.root)
 		free_block(peer, block_of(peer->blocks.root));
@@ -48,7 +48,7 @@ static bool get_spare(struct gmem_peer *peer)
 {
 	if (gmem_set_spare(&peer->spare) == 0)
 		return true;
-	gmem_peer_lose(peer, gmem_fail(-ENOMEM, "no memory for what a peer has"));
+	gmem_peer_disconnect(peer, gmem_fail(-ENOMEM, "no memory to record what a peer has"));
 	return false;
 }
 
@@ -61,7 +61,7 @@ struct piece {
 	uint32_t rights;
 };
 
-/* The first range at or above @gpa the peer may have */
+/* Find the first range at or above @gpa that the peer may have. */
 static bool next_allowed(const struct gmem_peer *peer, uint64_t gpa, struct piece *ret)
 {
 	*ret = (struct piece){ .start = gpa, .last = UINT64_MAX, .rights = GMEM_ALL_RIGHTS };
@@ -81,8 +81,9 @@ static bool next_allowed(const struct gmem_peer *peer, uint64_t gpa, struct piec
 	return false;
 }
 
-/* What is no piece to give: it has it already, or it is about to go. */
-static const struct gmem_range *taken(const struct gmem_peer *peer, const struct piece *piece)
+/* Find the first part of @piece that the peer has already or that is about to be removed. */
+static const struct gmem_range *find_unavailable(const struct gmem_peer *peer,
+						 const struct piece *piece)
 {
 	uint64_t size = piece->last - piece->start + 1;
 	const struct gmem_range *block, *leaving;
@@ -94,7 +95,7 @@ static const struct gmem_range *taken(const struct gmem_peer *peer, const struct
 	return block ? block : leaving;
 }
 
-/* The first piece from @from on that the peer should have, and has not */
+/* Find the first piece at or above @from that the peer should have and does not have. */
 static bool next_piece(const struct gmem_peer *peer, uint64_t from, struct piece *ret)
 {
 	const struct gmem_range *other;
@@ -114,7 +115,7 @@ static bool next_piece(const struct gmem_peer *peer, uint64_t from, struct piece
 		if (ret->last > gmem_range_last(&ret->region->gpa))
 			ret->last = gmem_range_last(&ret->region->gpa);
 
-		other = taken(peer, ret);
+		other = find_unavailable(peer, ret);
 		if (!other)
 			return true;
 		if (other->start > ret->start) {
@@ -162,7 +163,6 @@ static int describe(const struct gmem_peer *peer, const struct piece *piece,
 	return check_rights(piece, ret);
 }
 
-/* What is there now must be such as can be given. */
 int gmem_peer_check_memory(const struct gmem_peer *peer)
 {
 	struct gmem_extent extent;
@@ -186,7 +186,7 @@ int gmem_peer_check_memory(const struct gmem_peer *peer)
 
 /* ---- messages to a peer ---- */
 
-/* 1 if it is on its way, 0 if it is not */
+/* Returns 1 if the message was sent, 0 if not. */
 static int transmit(struct gmem_peer *peer, struct gmem_message *message, int fd,
 		    struct gmem_block *block)
 {
@@ -195,16 +195,16 @@ static int transmit(struct gmem_peer *peer, struct gmem_message *message, int fd
 	message->sequence = peer->sequence + 1;
 	err = gmem_wire_send(peer->sock, message, fd);
 	peer->wants_room = err == -EAGAIN;
-	/* Too many fds are on their way between processes; later, then. */
+	/* -ETOOMANYREFS: too many fds are in flight between processes; it is sent later. */
 	if (err == -EAGAIN || err == -ETOOMANYREFS)
 		return 0;
 	if (err) {
-		gmem_peer_lose(peer, err == -ECONNRESET || err == -ENOTCONN ? -EPIPE : err);
+		gmem_peer_disconnect(peer, err == -ECONNRESET || err == -ENOTCONN ? -EPIPE : err);
 		return 0;
 	}
 
 	peer->sequence++;
-	peer->awaits = true;
+	peer->awaits_answer = true;
 	peer->type = (enum gmem_wire_type)message->type;
 	peer->block = block;
 	return 1;
@@ -215,8 +215,8 @@ static int send_hello(struct gmem_peer *peer)
 	struct gmem_message message = { .type = GMEM_WIRE_HELLO,
 					.page_size = (uint32_t)gmem_sys_page_size() };
 
-	peer->told_hello = transmit(peer, &message, -1, NULL);
-	return peer->told_hello;
+	peer->sent_hello = transmit(peer, &message, -1, NULL);
+	return peer->sent_hello;
 }
 
 static int send_unmap(struct gmem_peer *peer)
@@ -238,7 +238,6 @@ static int send_unmap(struct gmem_peer *peer)
 	return 0;
 }
 
-/* Of [@start, @last], the first part in one block that it can use; false: none */
 bool gmem_peer_next_usable(const struct gmem_peer *peer, uint64_t start, uint64_t last,
 			struct gmem_block **ret_block, struct gmem_part *ret)
 {
@@ -277,18 +276,18 @@ static int send_part(struct gmem_peer *peer, enum gmem_wire_type type, struct gm
 
 static int send_revoke(struct gmem_peer *peer)
 {
-	const struct gmem_want *want;
+	const struct gmem_recall *recall;
 	struct gmem_part part;
 	struct gmem_block *block;
 
-	for (want = peer->exporter->wants; want && !peer->refusal; want = want->next)
-		if (!want->is_leaving &&
-		    gmem_peer_next_usable(peer, want->part.start, want->part.last, &block, &part))
+	for (recall = peer->exporter->recalls; recall && !peer->refusal; recall = recall->next)
+		if (!recall->is_leaving &&
+		    gmem_peer_next_usable(peer, recall->part.start, recall->part.last, &block, &part))
 			return send_part(peer, GMEM_WIRE_REVOKE, block, &part);
 	return 0;
 }
 
-/* The first part it was told to leave alone, and which is shared all the same */
+/* Find the first part that is revoked from the peer and shared. */
 static bool next_grant(struct gmem_peer *peer, struct gmem_block **ret_block, struct gmem_part *ret)
 {
 	struct gmem_part revoked;
@@ -325,10 +324,10 @@ static int send_grant(struct gmem_peer *peer)
 	if (!send_part(peer, GMEM_WIRE_GRANT, block, &part))
 		return 0;
 
-	/* From now on it may use it. */
+	/* The peer may use the part as soon as it reads the message. */
 	gmem_set_remove(&peer->revoked, part.start, part.last - part.start + 1, &peer->spare);
 	peer->grant_from = part.start;
-	peer->told_ready = false;
+	peer->sent_ready = false;
 	return 1;
 }
 
@@ -347,13 +346,13 @@ static int send_block(struct gmem_peer *peer, const struct gmem_extent *extent)
 	};
 	struct gmem_block *block;
 
-	if (extent->backing == GMEM_BACKING_PRIVATE || extent->backing == GMEM_BACKING_INPLACE)
+	if (gmem_backing_traits(extent->backing)->attributes != GMEM_ATTRIBUTES_NONE)
 		message.rights |= GMEM_WIRE_WITHHELD;
 	if (!get_spare(peer))
 		return 0;
 	block = malloc(sizeof(*block));
 	if (!block) {
-		gmem_peer_lose(peer, gmem_fail(-ENOMEM, "no memory for memory a peer has"));
+		gmem_peer_disconnect(peer, gmem_fail(-ENOMEM, "no memory to record what a peer has"));
 		return 0;
 	}
 
@@ -370,11 +369,11 @@ static int send_block(struct gmem_peer *peer, const struct gmem_extent *extent)
 		peer->all_granted = false;
 	}
 	peer->last_id++;
-	peer->told_ready = false;
+	peer->sent_ready = false;
 	return 1;
 }
 
-/* What comes later and cannot be given is left out. */
+/* Memory that was added after the peer and cannot be given to it is left out. */
 static int send_map(struct gmem_peer *peer)
 {
 	struct gmem_vm *vm = peer->exporter->vm;
@@ -382,7 +381,7 @@ static int send_map(struct gmem_peer *peer)
 	struct piece piece;
 	int sent = 0;
 
-	/* The lock is kept while its fd is sent, so that it is that fd. */
+	/* Without the lock, the fd could be closed and reused before it is sent. */
 	gmem_lock_take(&vm->lock);
 	while (!sent && !peer->at_end && peer->sock >= 0) {
 		if (!next_piece(peer, peer->cursor, &piece)) {
@@ -407,15 +406,15 @@ static int send_ready(struct gmem_peer *peer)
 {
 	struct gmem_message message = { .type = GMEM_WIRE_READY };
 
-	if (peer->told_ready || !peer->at_end || !peer->all_granted || peer->exporter->leaving_count)
+	if (peer->sent_ready || !peer->at_end || !peer->all_granted || peer->exporter->leaving_count)
 		return 0;
-	peer->told_ready = transmit(peer, &message, -1, NULL);
-	return peer->told_ready;
+	peer->sent_ready = transmit(peer, &message, -1, NULL);
+	return peer->sent_ready;
 }
 
 static int send_next(struct gmem_peer *peer)
 {
-	if (!peer->told_hello)
+	if (!peer->sent_hello)
 		return send_hello(peer);
 	return send_unmap(peer) || send_revoke(peer) || send_map(peer) || send_grant(peer) ||
 	       send_ready(peer);
@@ -425,7 +424,7 @@ static int send_next(struct gmem_peer *peer)
 
 static void take_answer(struct gmem_peer *peer, int refusal)
 {
-	peer->awaits = false;
+	peer->awaits_answer = false;
 	if (refusal && (peer->type == GMEM_WIRE_UNMAP || peer->type == GMEM_WIRE_REVOKE)) {
 		peer->refusal = refusal;
 	} else if (peer->type == GMEM_WIRE_UNMAP) {
@@ -437,10 +436,9 @@ static void take_answer(struct gmem_peer *peer, int refusal)
 		if (peer->part.start < peer->grant_from)
 			peer->grant_from = peer->part.start;
 	} else if (refusal) {
-		gmem_peer_lose(peer, gmem_vm_log_error(peer->exporter->vm,
-					     gmem_fail(refusal, "a peer refuses the message \"%s\": %s",
-						       gmem_wire_name(peer->type),
-						       gmem_errno_name(refusal))));
+		gmem_fail(refusal, "a peer refuses the message \"%s\": %s", gmem_wire_name(peer->type),
+			  gmem_errno_name(refusal));
+		gmem_peer_disconnect(peer, gmem_vm_log_error(peer->exporter->vm, refusal));
 	}
 }
 
@@ -450,9 +448,9 @@ static int receive(struct gmem_peer *peer)
 	int fd = -1, n;
 
 	n = gmem_wire_receive(peer->sock, &message, &fd);
-	if (n > 0 && (!peer->awaits || message.type != GMEM_WIRE_ANSWER ||
+	if (n > 0 && (!peer->awaits_answer || message.type != GMEM_WIRE_ANSWER ||
 		      message.sequence != peer->sequence)) {
-		/* Only a message "map" comes with one. */
+		/* Only a message "map" may carry a file. */
 		if (fd >= 0)
 			gmem_sys_close(fd);
 		n = gmem_fail(-EPROTO, "a peer sent a message \"%s\", number %" PRIu32
@@ -460,7 +458,7 @@ static int receive(struct gmem_peer *peer)
 			      gmem_wire_name(message.type), message.sequence, peer->sequence);
 	}
 	if (n < 0)
-		gmem_peer_lose(peer, gmem_vm_log_error(peer->exporter->vm, n));
+		gmem_peer_disconnect(peer, gmem_vm_log_error(peer->exporter->vm, n));
 	if (n <= 0)
 		return 0;
 
@@ -470,13 +468,12 @@ static int receive(struct gmem_peer *peer)
 
 /* ---- all that can be done without waiting ---- */
 
-/* All that can be done without waiting */
 static void pump(struct gmem_peer *peer)
 {
 	bool wanted_room = peer->wants_room;
 
 	while (peer->sock >= 0) {
-		if (!peer->awaits && send_next(peer))
+		if (!peer->awaits_answer && send_next(peer))
 			continue;
 		if (peer->sock < 0 || !receive(peer))
 			break;

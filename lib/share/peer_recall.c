@@ -17,20 +17,22 @@
 #include "os/sys.h"
 #include "share/peer_io.h"
 
-/* Another thread may have read the answer we wait for: look again that often. */
+/* How often to look again: another thread may have read the answer this one waits for */
 #define SLICE_MS	10
+
+/* Sockets in one poll(); further peers are looked at every SLICE_MS */
 #define MAX_POLLED	16
 #define NANOSECONDS_PER_MS UINT64_C(1000000)
 
-/* What a peer still has of what is wanted */
-static bool keeps(const struct gmem_peer *peer, const struct gmem_want *want,
-		  struct gmem_part *ret)
+/* Find memory of the recall that the peer still has. */
+static bool still_has(const struct gmem_peer *peer, const struct gmem_recall *recall,
+		      struct gmem_part *ret)
 {
 	const struct gmem_export *exporter = peer->exporter;
 	struct gmem_block *block;
 
-	if (!want->is_leaving)
-		return gmem_peer_next_usable(peer, want->part.start, want->part.last, &block, ret);
+	if (!recall->is_leaving)
+		return gmem_peer_next_usable(peer, recall->part.start, recall->part.last, &block, ret);
 
 	for (size_t i = 0; i < exporter->leaving_count; i++) {
 		const struct gmem_range *leaving = &exporter->leaving_nodes[i], *kept;
@@ -44,8 +46,11 @@ static bool keeps(const struct gmem_peer *peer, const struct gmem_want *want,
 	return false;
 }
 
-/* It keeps memory that is to go: what its options say about that */
-static int insist(struct gmem_peer *peer, const struct gmem_part *kept, uint64_t waited_ms)
+/*
+ * Decide about a peer that still has memory of a recall. Returns 0 if its time is not up, or
+ * if it was disconnected (GMEM_PEER_CUT_OFF); otherwise the -errno that ends the recall.
+ */
+static int handle_holder(struct gmem_peer *peer, const struct gmem_part *kept, uint64_t waited_ms)
 {
 	int err = peer->refusal ? peer->refusal : -ETIMEDOUT;
 	uint64_t size = kept->last - kept->start + 1;
@@ -62,12 +67,12 @@ static int insist(struct gmem_peer *peer, const struct gmem_part *kept, uint64_t
 	if (!(peer->flags & GMEM_PEER_CUT_OFF))
 		return err;
 
-	gmem_peer_lose(peer, gmem_vm_log_error(peer->exporter->vm, err));
+	gmem_peer_disconnect(peer, gmem_vm_log_error(peer->exporter->vm, err));
 	return 0;
 }
 
-/* Peers that keep something, for poll(); -errno if one keeps it too long */
-static int collect_keepers(const struct gmem_export *exporter, const struct gmem_want *want,
+/* Fill in @fds with peers that still have memory of the recall; -errno ends the recall. */
+static int collect_holders(const struct gmem_export *exporter, const struct gmem_recall *recall,
 			   uint64_t waited_ms, struct pollfd fds[MAX_POLLED])
 {
 	struct gmem_part kept;
@@ -75,9 +80,9 @@ static int collect_keepers(const struct gmem_export *exporter, const struct gmem
 	int count = 0, err;
 
 	for (peer = exporter->peers; peer; peer = peer->next) {
-		if (!keeps(peer, want, &kept))
+		if (!still_has(peer, recall, &kept))
 			continue;
-		err = insist(peer, &kept, waited_ms);
+		err = handle_holder(peer, &kept, waited_ms);
 		if (err)
 			return err;
 		if (peer->sock >= 0 && count < MAX_POLLED)
@@ -89,7 +94,7 @@ static int collect_keepers(const struct gmem_export *exporter, const struct gmem
 	return count;
 }
 
-static int take_back(struct gmem_export *exporter, const struct gmem_want *want)
+static int take_back(struct gmem_export *exporter, const struct gmem_recall *recall)
 {
 	uint64_t start = gmem_sys_now();
 	struct pollfd fds[MAX_POLLED];
@@ -98,19 +103,19 @@ static int take_back(struct gmem_export *exporter, const struct gmem_want *want)
 	for (;;) {
 		gmem_lock_take(&exporter->lock);
 		gmem_peers_pump(exporter);
-		count = collect_keepers(exporter, want,
+		count = collect_holders(exporter, recall,
 					(gmem_sys_now() - start) / NANOSECONDS_PER_MS, fds);
 		gmem_lock_drop(&exporter->lock);
 		if (count <= 0)
 			return count;
 
-		/* Not locked: others may dispatch meanwhile. */
+		/* Without the lock, so that other threads can dispatch meanwhile. */
 		if (gmem_sys_poll_many(fds, (unsigned int)count, SLICE_MS) < 0)
 			gmem_sys_pause(SLICE_MS * 1000);
 	}
 }
 
-/* ---- before a region goes ---- */
+/* ---- before a region is removed ---- */
 
 static bool takes_memory(const struct gmem_step *step)
 {
@@ -122,7 +127,7 @@ static bool takes_memory(const struct gmem_step *step)
 int gmem_peers_before(struct gmem_change_hook *hook, const struct gmem_step *steps, size_t count)
 {
 	struct gmem_export *exporter = GMEM_CONTAINER_OF(hook, struct gmem_export, hook);
-	const struct gmem_want want = { .is_leaving = true };
+	const struct gmem_recall recall = { .is_leaving = true };
 	struct gmem_range *nodes;
 	size_t taken_count = 0;
 
@@ -147,7 +152,7 @@ int gmem_peers_before(struct gmem_change_hook *hook, const struct gmem_step *ste
 		exporter->leaving_count++;
 	}
 	gmem_lock_drop(&exporter->lock);
-	return take_back(exporter, &want);
+	return take_back(exporter, &recall);
 }
 
 void gmem_peers_after(struct gmem_change_hook *hook)
@@ -164,7 +169,7 @@ void gmem_peers_after(struct gmem_change_hook *hook)
 		peer->refusal = 0;
 		peer->cursor = 0;
 		peer->at_end = false;
-		peer->told_ready = false;
+		peer->sent_ready = false;
 	}
 	if (exporter->peers)
 		gmem_sys_event_set(exporter->event);
@@ -173,10 +178,10 @@ void gmem_peers_after(struct gmem_change_hook *hook)
 
 /* ---- conversion ---- */
 
-/* Before the range becomes private; and without an answer it does not. */
+/* Called before the range becomes private. On failure it is not converted. */
 int gmem_peers_revoke(void *data, uint64_t gpa, uint64_t size)
 {
-	struct gmem_want want = { .part = { gpa, gpa + size - 1 } }, **link;
+	struct gmem_recall recall = { .part = { gpa, gpa + size - 1 } }, **link;
 	struct gmem_export *exporter = data;
 	struct gmem_range *spare = NULL;
 	struct gmem_peer *peer;
@@ -188,17 +193,17 @@ int gmem_peers_revoke(void *data, uint64_t gpa, uint64_t size)
 
 	gmem_lock_take(&exporter->lock);
 	gmem_set_add(&exporter->withheld, gpa, size, &spare);
-	want.next = exporter->wants;
-	exporter->wants = &want;
+	recall.next = exporter->recalls;
+	exporter->recalls = &recall;
 	gmem_lock_drop(&exporter->lock);
 	free(spare);
 
-	err = take_back(exporter, &want);
+	err = take_back(exporter, &recall);
 
 	gmem_lock_take(&exporter->lock);
-	for (link = &exporter->wants; *link != &want; link = &(*link)->next)
+	for (link = &exporter->recalls; *link != &recall; link = &(*link)->next)
 		;
-	*link = want.next;
+	*link = recall.next;
 	for (peer = exporter->peers; peer; peer = peer->next)
 		peer->refusal = 0;
 	gmem_lock_drop(&exporter->lock);
@@ -207,7 +212,7 @@ int gmem_peers_revoke(void *data, uint64_t gpa, uint64_t size)
 	return err;
 }
 
-/* It is shared, again or all the same. */
+/* Called when the range became shared, or stayed shared because a conversion failed. */
 void gmem_peers_grant(void *data, uint64_t gpa, uint64_t size)
 {
 	struct gmem_export *exporter = data;
@@ -224,7 +229,7 @@ void gmem_peers_grant(void *data, uint64_t gpa, uint64_t size)
 		}
 		gmem_sys_event_set(exporter->event);
 	} else {
-		/* It stays withheld from peers until it is converted once more. */
+		/* The range stays withheld from peers until its next conversion. */
 		gmem_vm_log_error(exporter->vm, gmem_fail(-ENOMEM, "no memory to give peers 0x%" PRIx64
 							  " bytes at gpa 0x%" PRIx64, size, gpa));
 	}
@@ -232,17 +237,13 @@ void gmem_peers_grant(void *data, uint64_t gpa, uint64_t size)
 	free(spare);
 }
 
-/* With the VM's change_lock: a region went, or has other memory. What of it is shared? */
-void gmem_peers_forget(void *data, uint64_t gpa, uint64_t size)
+/* Called with the VM's change_lock held, so vm->privates does not change. */
+void gmem_peers_grant_shared(void *data, uint64_t gpa, uint64_t size)
 {
 	struct gmem_export *exporter = data;
-	uint64_t last = gpa + size - 1;
-	struct gmem_part part;
+	struct gmem_set_walk at = GMEM_SET_WALK(&exporter->vm->privates, false, gpa,
+						gpa + size - 1);
 
-	while (gmem_set_next(&exporter->vm->privates, false, gpa, last, &part)) {
-		gmem_peers_grant(exporter, part.start, part.last - part.start + 1);
-		if (part.last == last)
-			break;
-		gpa = part.last + 1;
-	}
+	while (gmem_set_walk(&at))
+		gmem_peers_grant(exporter, at.part.start, at.part.last - at.part.start + 1);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * peer_recall: taking memory back from peers, before a region goes or memory becomes
- * private, and giving it to them again.
+ * peer_recall: takes memory back from peers before a region is removed or memory becomes
+ * private, and grants it to them again.
  */
 #ifndef GMEM_PEER_RECALL_H
 #define GMEM_PEER_RECALL_H
@@ -11,13 +11,13 @@
 
 #include "region/vm_core.h"
 
-/* For the listener of an export, which @data is */
+/* Callbacks of the export's listener; @data is the export. */
 int gmem_peers_revoke(void *data, uint64_t gpa, uint64_t size);
 void gmem_peers_grant(void *data, uint64_t gpa, uint64_t size);
-/* A region went, or has other memory: what of its range is shared is granted. */
-void gmem_peers_forget(void *data, uint64_t gpa, uint64_t size);
+/* Grant the shared part of the range, whose region was removed or has other memory. */
+void gmem_peers_grant_shared(void *data, uint64_t gpa, uint64_t size);
 
-/* For the change hook of an export */
+/* Functions of the export's change hook */
 int gmem_peers_before(struct gmem_change_hook *hook, const struct gmem_step *steps, size_t count);
 void gmem_peers_after(struct gmem_change_hook *hook);
 

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Messages between an export and an import: docs/export-protocol.md. All have
- * the same size and form, little-endian, and each type has a list of the fields
- * it may use; the others must be zero, so that a later version can use them.
+ * All messages have the same size and layout, little-endian. Each type has a list of the
+ * fields it uses; the others must be zero, so that a later version can use them.
  */
 #include "share/wire.h"
 
@@ -101,7 +100,7 @@ static int check_head(const struct layout *layout)
 	return 0;
 }
 
-/* Nothing in fields that are not the type's */
+/* Check that all fields the type does not use are zero. */
 static bool is_plain(const struct gmem_message *message)
 {
 	unsigned int has = types[message->type].has;
@@ -123,7 +122,7 @@ static int check_range(const struct gmem_message *message)
 	if (!err && has & HAS_FILE)
 		err = gmem_check_range_within("offset", message->offset, message->size,
 					      message->file_size, "the end of the file");
-	/* What they found wrong stays as the sentence. */
+	/* The sentence is the one of the check that failed. */
 	return err ? -EPROTO : 0;
 }
 
@@ -216,7 +215,7 @@ static int check_fds(const struct gmem_message *message, const struct gmem_sys_f
 int gmem_wire_receive(int sock, struct gmem_message *ret, int *ret_fd)
 {
 	struct gmem_sys_fds fds = { .count = 0 };
-	/* One byte more, so that a longer message is seen to be one */
+	/* One byte more, to recognise a message that is too long */
 	uint8_t bytes[GMEM_WIRE_BYTES + 1];
 	int n, err;
 
@@ -224,7 +223,7 @@ int gmem_wire_receive(int sock, struct gmem_message *ret, int *ret_fd)
 	if (n == -EAGAIN)
 		return 0;
 
-	/* An empty packet looks like the end, but can bring files. */
+	/* An empty packet looks like the end, but can carry fds: they are closed below. */
 	if (n <= 0)
 		err = gmem_fail(n == 0 || n == -ECONNRESET ? -EPIPE : n,
 				"the other side of socket %d is gone", sock);

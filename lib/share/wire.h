@@ -21,7 +21,7 @@ enum gmem_wire_type {
 	GMEM_WIRE_ANSWER = 7,
 };
 
-/* Beside GMEM_RIGHT_*: none of the memory may be touched before it is granted. */
+/* A right beside GMEM_RIGHT_*: the memory must not be touched before a GRANT. */
 #define GMEM_WIRE_WITHHELD (1u << 15)
 
 struct gmem_message {
@@ -40,13 +40,17 @@ struct gmem_message {
 
 const char *gmem_wire_name(uint32_t type);
 void gmem_wire_encode(const struct gmem_message *message, uint8_t bytes[GMEM_WIRE_BYTES]);
-/* -EPROTO and a sentence for everything that is not as the protocol has it */
+/* Returns -EPROTO, with a sentence, for a message that breaks the protocol. */
 int gmem_wire_decode(const uint8_t *bytes, size_t size, struct gmem_message *ret);
 
+/* Check that @fd is an AF_UNIX socket of type SOCK_SEQPACKET. */
 int gmem_wire_check_socket(int fd);
-/* @passed: an fd that goes with the message, or -1 */
+/* @passed: fd to send with the message, or -1 */
 int gmem_wire_send(int sock, const struct gmem_message *message, int passed);
-/* 1, or 0 if there is no message now, -EPIPE if there will be none. @ret_fd: the caller's, or -1 */
+/*
+ * Returns 1, 0 if no message is there now, or -EPIPE if none will come. @ret_fd: the fd that
+ * came with the message, now the caller's, or -1.
+ */
 int gmem_wire_receive(int sock, struct gmem_message *ret, int *ret_fd);
 
 #endif

@@ -39,7 +39,7 @@ int gmem_claim_check_leases(const struct gmem_vm *vm, uint64_t gpa, uint64_t siz
 			 lease->holder, lease->gpa, lease->size, gpa, size);
 }
 
-/* The claim before @claim in the order of arrival that is in its way */
+/* The claim that arrived before @claim and overlaps it */
 static const struct gmem_claim *claim_ahead(const struct gmem_vm *vm, const struct gmem_claim *claim)
 {
 	const struct gmem_claim *other;

@@ -16,7 +16,7 @@
 
 #include "region/vm_core.h"
 
-/* What a claim does about leases on its range */
+/* How a claim treats leases on its range */
 enum gmem_claim_mode {
 	GMEM_CLAIM_SHARED,	/* gets along with them */
 	GMEM_CLAIM_EXCLUSIVE,	/* -EBUSY while somebody holds one; none is given */

@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Attributes on the guest_memfd itself, so that what is private and what is
- * shared are the same pages. No released kernel has it, and its number
- * changed from posting to posting: it comes from the caller, who has headers
- * of the kernel that runs, and is believed once it was tried.
+ * The request's number changed from posting to posting, so the caller, who has headers
+ * of the running kernel, gives it, and it is believed once it was tried.
  */
 #include "state/inplace.h"
 
@@ -21,7 +19,7 @@
 
 #define NANOSECONDS_PER_MS 1000000
 
-/* For pages that are pinned at the moment */
+/* How often a conversion of pinned pages, or an interrupted one, is tried again */
 #define MAX_TRIES 16
 #define RETRY_MICROSECONDS 50
 
@@ -36,7 +34,7 @@ static int set_page(const struct gmem_inplace *inplace, int fd, uint64_t size, b
 					    &error_offset);
 }
 
-/* Whether the host reaches the page is the proof; 0 if all is as it should be */
+/* Proof is whether the host reaches the page: 0 if private and shared are told apart. */
 static int try_page(const struct gmem_inplace *inplace, int fd, void *hva, uint64_t size,
 		    const char **what)
 {
@@ -142,7 +140,7 @@ int gmem_inplace_convert(const struct gmem_region *region, const struct gmem_par
 	uint64_t error_offset = UINT64_MAX;
 	int err, tries = 0;
 
-	/* The kernel looks at all of it first: it is done, or nothing is. */
+	/* The kernel checks all of the range first: it converts all of it or nothing. */
 	for (;;) {
 		err = gmem_kvm_set_file_attributes(region->file->fd, region->vm->inplace.request,
 						   region->file_offset + (part->start - region->gpa.start),

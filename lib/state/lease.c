@@ -9,39 +9,35 @@
 
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/macros.h"
 #include "base/opts.h"
 #include "base/range_map.h"
 #include "base/range_set.h"
 #include "region/region.h"
 #include "region/region_memory.h"
+#include "region/regions.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
 
 static int check_is_shared(const struct gmem_vm *vm, const struct gmem_lease *lease)
 {
-	uint64_t at = lease->gpa, last = lease->gpa + lease->size - 1;
-	const struct gmem_region *region;
-	const struct gmem_range *range;
+	uint64_t last = lease->gpa + lease->size - 1;
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, lease->gpa, last);
 	struct gmem_part part;
+	int err;
 
-	if (gmem_set_next(&vm->privates, true, at, last, &part))
+	if (gmem_set_next(&vm->privates, true, lease->gpa, last, &part))
 		return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " is private: no lease is given on it",
 				 part.start);
 
-	for (;; at = range->start + range->size) {
-		range = gmem_range_find(&vm->regions, at, 1);
-		if (!range)
-			return gmem_fail(-ENOENT, "there is no region at gpa 0x%" PRIx64, at);
-		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
-		if (region->is_device)
-			return gmem_fail(-ENXIO, "there is a device at gpa 0x%" PRIx64, at);
-		if (gmem_region_is_both_sides(region))
+	while (gmem_regions_walk_whole(&at)) {
+		err = gmem_regions_check_memory(at.region, at.gpa);
+		if (err)
+			return err;
+		if (gmem_region_is_both_sides(at.region))
 			return gmem_fail(-EACCES, "gpa 0x%" PRIx64
-					 " is in a file that the host cannot read, shared or private", at);
-		if (range->start + range->size - 1 >= last)
-			return 0;
+					 " is in a file that the host cannot read, shared or private", at.gpa);
 	}
+	return 0;
 }
 
 static int grant(struct gmem_lease *lease)

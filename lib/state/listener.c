@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Who is told of conversions and removals. The list changes only while nobody
- * converts and nothing is removed, so whoever does either goes through it
- * without a lock, and each listener hears a conversion from its beginning to
- * its end or not at all.
+ * The list changes only while nobody converts and nothing is removed. So conversions
+ * and removals go through it without a lock, and each listener hears a conversion from
+ * its beginning to its end or not at all.
  */
 #include "state/listener.h"
 
@@ -28,7 +27,7 @@ struct gmem_listener {
 
 /* ---- telling ---- */
 
-/* The runs of a conversion that lie in [@gpa, @last], for one listener */
+/* Tell one listener the runs that lie in [@gpa, @last]. */
 static void tell(const struct gmem_listener *listener, gmem_listener_fn fn,
 		 const struct gmem_range_map *runs, uint64_t gpa, uint64_t last)
 {
@@ -44,7 +43,7 @@ static void tell(const struct gmem_listener *listener, gmem_listener_fn fn,
 	}
 }
 
-/* All runs for one listener: the run that it refuses in @ret, or NULL */
+/* Ask one listener about all runs. @ret: the run that it refuses, or NULL. */
 static int ask(const struct gmem_listener *listener, const struct gmem_range_map *runs,
 	       uint64_t gpa, uint64_t last, const struct gmem_range **ret)
 {
@@ -83,7 +82,10 @@ int gmem_listeners_ask(const struct gmem_vm *vm, const struct gmem_range_map *ru
 		if (!err)
 			continue;
 
-		/* Those that were told take it back, last first. What they do may fail, too. */
+		/*
+		 * Listeners that agreed are told to undo it, last first. That may fail
+		 * and change the sentence.
+		 */
 		snprintf(sentence, sizeof(sentence), "%s", gmem_last_error());
 		if (refused->start > gpa)
 			tell(listener, listener->opts.undo_private, runs, gpa, refused->start - 1);
@@ -125,7 +127,7 @@ void gmem_listeners_removed(const struct gmem_vm *vm, uint64_t gpa, uint64_t siz
 
 /* ---- the list ---- */
 
-/* A claim on all there is: those before it are over, those after it wait. */
+/* Claim all addresses: claims that came before are over, those that come later wait. */
 static void stop_all(struct gmem_vm *vm, struct gmem_claim *all)
 {
 	*all = (struct gmem_claim){ .gpa = 0, .size = UINT64_MAX };

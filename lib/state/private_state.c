@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Which guest addresses are private. The kernel has no call that tells, so
- * this is the only record; like the kernel's it is by address. It is a set of
- * ranges, so what it takes depends on how often the state changes from one
- * page to the next, at most one node for two pages.
+ * The record is a set of ranges, by address as the kernel's own: it takes at most one
+ * node for two pages, where the state changes from each page to the next.
  */
 #include "state/private_state.h"
 
@@ -14,14 +12,14 @@
 #include "base/counters.h"
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/macros.h"
 #include "base/range_map.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
+#include "region/regions.h"
 #include "state/inplace.h"
 
-/* For a call that was interrupted, or could not be done at the moment */
+/* How often a call is tried again that was interrupted or said -EAGAIN */
 #define MAX_TRIES 16
 #define RETRY_MICROSECONDS 50
 
@@ -40,7 +38,7 @@ static int set_vm_private(const struct gmem_vm *vm, const struct gmem_part *part
 	uint64_t attributes = to_private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
 	int err, tries = 0;
 
-	/* KVM does all of it or nothing, so it can be asked again. */
+	/* KVM converts all of the range or nothing, so it can be asked again. */
 	do {
 		if (tries)
 			gmem_sys_pause(RETRY_MICROSECONDS);
@@ -54,7 +52,7 @@ static int set_vm_private(const struct gmem_vm *vm, const struct gmem_part *part
 int gmem_region_set_private(const struct gmem_region *region, const struct gmem_part *part,
 			    bool to_private, uint32_t wait_ms)
 {
-	if (region->backing == GMEM_BACKING_INPLACE)
+	if (gmem_region_traits(region)->attributes == GMEM_ATTRIBUTES_FILE)
 		return gmem_inplace_convert(region, part, to_private, wait_ms);
 	return set_vm_private(region->vm, part, to_private);
 }
@@ -63,66 +61,37 @@ int gmem_region_set_private(const struct gmem_region *region, const struct gmem_
 
 uint64_t gmem_state_private(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
-	uint64_t last = gpa + size - 1, at = gpa, sum = 0;
-	struct gmem_part part;
-
-	while (gmem_set_next(&vm->privates, true, at, last, &part)) {
-		sum += part.last - part.start + 1;
-		if (part.last == last)
-			break;
-		at = part.last + 1;
-	}
-	return sum;
+	return gmem_set_bytes(&vm->privates, gpa, gpa + size - 1);
 }
 
 void gmem_state_count(struct gmem_vm *vm, uint64_t gpa, uint64_t size, bool to_private)
 {
 	const enum gmem_counter which = to_private ? GMEM_COUNT_MADE_PRIVATE
 						   : GMEM_COUNT_MADE_SHARED;
-	uint64_t last = gpa + size - 1, at = gpa, now, is_private;
-	struct gmem_range *range;
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, gpa, gpa + size - 1);
+	uint64_t bytes;
 
-	for (;;) {
-		range = gmem_range_find(&vm->regions, at, 1);
-		now = range && gmem_range_last(range) < last ? gmem_range_last(range) - at + 1 : last - at + 1;
-		is_private = gmem_state_private(vm, at, now);
-		gmem_count(&vm->counters, which, to_private ? now - is_private : is_private);
-		if (range)
-			gmem_count(&GMEM_CONTAINER_OF(range, struct gmem_region, gpa)->counters,
-				   which, to_private ? now - is_private : is_private);
-		if (now > last - at)
-			return;
-		at += now;
+	while (gmem_regions_walk_whole(&at)) {
+		bytes = gmem_state_private(vm, at.gpa, at.size);
+		if (to_private)
+			bytes = at.size - bytes;
+		gmem_count(&vm->counters, which, bytes);
+		if (at.region)
+			gmem_count(&at.region->counters, which, bytes);
 	}
 }
 
 /* ---- what the layout and the record say together ---- */
 
-static void describe(const struct gmem_vm *vm, uint64_t at, uint64_t last,
-		     struct gmem_state_range *ret)
+static struct gmem_state_range describe(const struct gmem_stretch *at)
 {
-	struct gmem_range *range = gmem_range_find(&vm->regions, at, last - at + 1);
-	const struct gmem_region *region = NULL;
-	struct gmem_part part;
+	struct gmem_state_range range = { .gpa = at->gpa, .size = at->size };
 
-	*ret = (struct gmem_state_range){ .gpa = at };
-	if (range && range->start <= at) {
-		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
-		last = gmem_range_last(range) < last ? gmem_range_last(range) : last;
-	} else if (range) {
-		last = range->start - 1;
+	if (at->region && !at->region->is_device) {
+		range.backing = at->region->backing;
+		range.state = at->is_private ? GMEM_STATE_PRIVATE : GMEM_STATE_SHARED;
 	}
-
-	if (region && !region->is_device) {
-		ret->backing = region->backing;
-		ret->state = GMEM_STATE_SHARED;
-		if (gmem_set_next(&vm->privates, true, at, last, &part)) {
-			if (part.start == at)
-				ret->state = GMEM_STATE_PRIVATE;
-			last = part.start == at ? part.last : part.start - 1;
-		}
-	}
-	ret->size = last - at + 1;
+	return range;
 }
 
 static bool goes_on(const struct gmem_state_range *range, const struct gmem_state_range *next)
@@ -133,12 +102,12 @@ static bool goes_on(const struct gmem_state_range *range, const struct gmem_stat
 static int list_states(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		       struct gmem_state_range *ret, size_t max)
 {
-	uint64_t last = gpa + size - 1, at = gpa;
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, gpa, gpa + size - 1);
 	struct gmem_state_range next;
 	size_t count = 0;
 
-	do {
-		describe(vm, at, last, &next);
+	while (gmem_regions_walk(&at)) {
+		next = describe(&at);
 		if (count && goes_on(&ret[count - 1], &next)) {
 			ret[count - 1].size += next.size;
 		} else {
@@ -146,8 +115,7 @@ static int list_states(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 				break;
 			ret[count++] = next;
 		}
-		at += next.size;
-	} while (at && at <= last);
+	}
 	return (int)count;
 }
 

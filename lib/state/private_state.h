@@ -24,6 +24,9 @@
 int gmem_region_set_private(const struct gmem_region *region, const struct gmem_part *part,
 			    bool to_private, uint32_t wait_ms);
 
+/* Undoing must not give up at the first refusal: how often it tries */
+#define GMEM_UNDO_TRIES 3
+
 /*
  * Count the bytes of a range that are about to change their state. Called before
  * the record changes, with the VM's lock held.

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * gmem-probe: what this host, and a VM on it, can do with guest memory.
+ * gmem-probe: prints what this host, and a VM on it, support for guest memory.
  *
- * Stands on the public API alone. Makes a VM of its own to ask, because only a
- * VM fd knows what its VM can do.
+ * The program uses only the public API. It makes a VM to ask, because only a VM fd tells
+ * what VMs of its type support.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -24,9 +24,14 @@ struct options {
 	enum color color;
 	const char **required;
 	size_t required_count;
+
+	/* as given, until they are checked against each other */
+	bool vm_type_given;
+	bool json;
+	bool quiet;
 };
 
-/* ------------------------------------------------------ requirements -- */
+/* ---- requirements ---- */
 
 static bool known_names_only(const struct options *options, const struct report *report)
 {
@@ -70,7 +75,7 @@ static bool meets_requirements(const struct options *options, const struct repor
 	return met;
 }
 
-/* ----------------------------------------------------------- options -- */
+/* ---- options ---- */
 
 static const char help[] =
 	"Usage: gmem-probe [OPTION]...\n"
@@ -128,76 +133,93 @@ static uint64_t parse_vm_type(const char *text)
 	return type;
 }
 
+enum {
+	OPTION_VM_TYPE = 256,
+	OPTION_HOST,
+	OPTION_NO_GUEST,
+	OPTION_KVM,
+	OPTION_REQUIRE,
+	OPTION_JSON,
+	OPTION_QUIET,
+	OPTION_COLOR,
+	OPTION_VERSION,
+	OPTION_HELP,
+};
+
+static const struct option known_options[] = {
+	{ "vm-type", required_argument, NULL, OPTION_VM_TYPE },
+	{ "host", no_argument, NULL, OPTION_HOST },
+	{ "no-guest", no_argument, NULL, OPTION_NO_GUEST },
+	{ "kvm", required_argument, NULL, OPTION_KVM },
+	{ "require", required_argument, NULL, OPTION_REQUIRE },
+	{ "json", no_argument, NULL, OPTION_JSON },
+	{ "quiet", no_argument, NULL, OPTION_QUIET },
+	{ "color", required_argument, NULL, OPTION_COLOR },
+	{ "version", no_argument, NULL, OPTION_VERSION },
+	{ "help", no_argument, NULL, OPTION_HELP },
+	{ NULL, 0, NULL, 0 },
+};
+
+static void take_option(int option, struct options *options)
+{
+	switch (option) {
+	case OPTION_VM_TYPE:
+		options->question.vm_type = parse_vm_type(optarg);
+		options->vm_type_given = true;
+		break;
+	case OPTION_HOST:
+		options->question.no_vm = true;
+		break;
+	case OPTION_NO_GUEST:
+		options->question.run_guest = false;
+		break;
+	case OPTION_KVM:
+		options->question.kvm_path = optarg;
+		break;
+	case OPTION_REQUIRE:
+		options->required[options->required_count++] = optarg;
+		break;
+	case OPTION_JSON:
+		options->json = true;
+		break;
+	case OPTION_QUIET:
+		options->quiet = true;
+		break;
+	case OPTION_COLOR:
+		if (!parse_color(optarg, &options->color))
+			usage_error("--color %s: auto, always or never", optarg);
+		break;
+	case OPTION_VERSION:
+		printf("gmem-probe %s\n", gmem_version());
+		exit(EXIT_YES);
+	case OPTION_HELP:
+		fputs(help, stdout);
+		exit(EXIT_YES);
+	default:
+		/* getopt_long() has printed the mistake. */
+		fprintf(stderr, "Try 'gmem-probe --help'.\n");
+		exit(EXIT_USAGE);
+	}
+}
+
 static void parse_options(int argc, char **argv, struct options *options)
 {
-	enum { VM_TYPE = 256, HOST, NO_GUEST, KVM, REQUIRE, JSON, QUIET, COLOR, VERSION, HELP };
-	static const struct option known[] = {
-		{ "vm-type", required_argument, NULL, VM_TYPE },
-		{ "host", no_argument, NULL, HOST },
-		{ "no-guest", no_argument, NULL, NO_GUEST },
-		{ "kvm", required_argument, NULL, KVM },
-		{ "require", required_argument, NULL, REQUIRE },
-		{ "json", no_argument, NULL, JSON },
-		{ "quiet", no_argument, NULL, QUIET },
-		{ "color", required_argument, NULL, COLOR },
-		{ "version", no_argument, NULL, VERSION },
-		{ "help", no_argument, NULL, HELP },
-		{ NULL, 0, NULL, 0 },
-	};
-	bool json = false, quiet = false, vm_type_given = false;
 	int option;
 
-	while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
-		switch (option) {
-		case VM_TYPE:
-			options->question.vm_type = parse_vm_type(optarg);
-			vm_type_given = true;
-			break;
-		case HOST:
-			options->question.no_vm = true;
-			break;
-		case NO_GUEST:
-			options->question.run_guest = false;
-			break;
-		case KVM:
-			options->question.kvm_path = optarg;
-			break;
-		case REQUIRE:
-			options->required[options->required_count++] = optarg;
-			break;
-		case JSON:
-			json = true;
-			break;
-		case QUIET:
-			quiet = true;
-			break;
-		case COLOR:
-			if (!parse_color(optarg, &options->color))
-				usage_error("--color %s: auto, always or never", optarg);
-			break;
-		case VERSION:
-			printf("gmem-probe %s\n", gmem_version());
-			exit(EXIT_YES);
-		case HELP:
-			fputs(help, stdout);
-			exit(EXIT_YES);
-		default:
-			/* getopt_long() has said what is wrong */
-			fprintf(stderr, "Try 'gmem-probe --help'.\n");
-			exit(EXIT_USAGE);
-		}
-	}
+	while ((option = getopt_long(argc, argv, "", known_options, NULL)) != -1)
+		take_option(option, options);
 
 	if (optind < argc)
 		usage_error("%s: no arguments are taken besides options", argv[optind]);
-	if (options->question.no_vm && vm_type_given)
+	if (options->question.no_vm && options->vm_type_given)
 		usage_error("--host makes no VM, --vm-type says which: choose one");
-	if (json && quiet)
+	if (options->json && options->quiet)
 		usage_error("--json and --quiet exclude each other");
-	options->output = json ? OUTPUT_JSON : quiet ? OUTPUT_NOTHING : OUTPUT_TABLE;
+	options->output = options->json ? OUTPUT_JSON :
+			  options->quiet ? OUTPUT_NOTHING : OUTPUT_TABLE;
 }
 
-/* ------------------------------------------------------------ output -- */
+/* ---- output ---- */
 
 static void print_report(const struct options *options, const struct report *report)
 {

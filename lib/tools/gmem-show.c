@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* gmem-show: a picture of a VM's memory, from what gmem_vm_dump() wrote. */
+/* gmem-show: draws a picture of a VM's memory, from a dump by gmem_vm_dump(). */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -18,12 +18,12 @@
 
 enum exit_status {
 	EXIT_FINE = 0,
-	EXIT_BROKEN = 1,	/* memslots of the layout are lost or stuck */
+	EXIT_BROKEN = 1,	/* the layout has memslots that are lost or stuck */
 	EXIT_USAGE = 2,
 	EXIT_NO_DUMP = 3,
 };
 
-/* More than a VM with every memslot in use writes */
+/* No dump is longer, even if every memslot of a VM is in use. */
 #define MAX_BYTES ((size_t)256 << 20)
 
 enum output { OUTPUT_PICTURE, OUTPUT_JSON, OUTPUT_SVG, OUTPUT_NOTHING };
@@ -85,63 +85,80 @@ static void set_output(struct options *options, enum output output)
 	options->output = output;
 }
 
+enum {
+	OPTION_SVG = 256,
+	OPTION_JSON,
+	OPTION_QUIET,
+	OPTION_ALL,
+	OPTION_ASCII,
+	OPTION_UNICODE,
+	OPTION_WIDTH,
+	OPTION_COLOR,
+	OPTION_VERSION,
+	OPTION_HELP,
+};
+
+static const struct option known_options[] = {
+	{ "svg", no_argument, NULL, OPTION_SVG },
+	{ "json", no_argument, NULL, OPTION_JSON },
+	{ "quiet", no_argument, NULL, OPTION_QUIET },
+	{ "all", no_argument, NULL, OPTION_ALL },
+	{ "ascii", no_argument, NULL, OPTION_ASCII },
+	{ "unicode", no_argument, NULL, OPTION_UNICODE },
+	{ "width", required_argument, NULL, OPTION_WIDTH },
+	{ "color", required_argument, NULL, OPTION_COLOR },
+	{ "version", no_argument, NULL, OPTION_VERSION },
+	{ "help", no_argument, NULL, OPTION_HELP },
+	{ NULL, 0, NULL, 0 },
+};
+
+static void take_option(int option, struct options *options)
+{
+	switch (option) {
+	case OPTION_SVG:
+		set_output(options, OUTPUT_SVG);
+		break;
+	case OPTION_JSON:
+		set_output(options, OUTPUT_JSON);
+		break;
+	case OPTION_QUIET:
+		set_output(options, OUTPUT_NOTHING);
+		break;
+	case OPTION_ALL:
+		options->style.every_region = true;
+		break;
+	case OPTION_ASCII:
+		options->style.unicode = false;
+		break;
+	case OPTION_UNICODE:
+		options->style.unicode = true;
+		break;
+	case OPTION_WIDTH:
+		options->style.width = parse_width(optarg);
+		break;
+	case OPTION_COLOR:
+		if (!parse_color(optarg, &options->color))
+			usage_error("--color %s: auto, always or never", optarg);
+		break;
+	case OPTION_VERSION:
+		printf("gmem-show %s\n", gmem_version());
+		exit(EXIT_FINE);
+	case OPTION_HELP:
+		fputs(help, stdout);
+		exit(EXIT_FINE);
+	default:
+		/* getopt_long() has printed the mistake. */
+		fprintf(stderr, "Try 'gmem-show --help'.\n");
+		exit(EXIT_USAGE);
+	}
+}
+
 static void parse_options(int argc, char **argv, struct options *options)
 {
-	enum { SVG = 256, JSON, QUIET, ALL_REGIONS, ASCII, UNICODE, COLUMNS, COLOR, VERSION, HELP };
-	static const struct option known[] = {
-		{ "svg", no_argument, NULL, SVG },
-		{ "json", no_argument, NULL, JSON },
-		{ "quiet", no_argument, NULL, QUIET },
-		{ "all", no_argument, NULL, ALL_REGIONS },
-		{ "ascii", no_argument, NULL, ASCII },
-		{ "unicode", no_argument, NULL, UNICODE },
-		{ "width", required_argument, NULL, COLUMNS },
-		{ "color", required_argument, NULL, COLOR },
-		{ "version", no_argument, NULL, VERSION },
-		{ "help", no_argument, NULL, HELP },
-		{ NULL, 0, NULL, 0 },
-	};
 	int option;
 
-	while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
-		switch (option) {
-		case SVG:
-			set_output(options, OUTPUT_SVG);
-			break;
-		case JSON:
-			set_output(options, OUTPUT_JSON);
-			break;
-		case QUIET:
-			set_output(options, OUTPUT_NOTHING);
-			break;
-		case ALL_REGIONS:
-			options->style.every_region = true;
-			break;
-		case ASCII:
-			options->style.unicode = false;
-			break;
-		case UNICODE:
-			options->style.unicode = true;
-			break;
-		case COLUMNS:
-			options->style.width = parse_width(optarg);
-			break;
-		case COLOR:
-			if (!parse_color(optarg, &options->color))
-				usage_error("--color %s: auto, always or never", optarg);
-			break;
-		case VERSION:
-			printf("gmem-show %s\n", gmem_version());
-			exit(EXIT_FINE);
-		case HELP:
-			fputs(help, stdout);
-			exit(EXIT_FINE);
-		default:
-			/* getopt_long() has said what is wrong */
-			fprintf(stderr, "Try 'gmem-show --help'.\n");
-			exit(EXIT_USAGE);
-		}
-	}
+	while ((option = getopt_long(argc, argv, "", known_options, NULL)) != -1)
+		take_option(option, options);
 
 	if (optind + 1 < argc)
 		usage_error("%s: one dump at a time", argv[optind + 1]);
@@ -164,7 +181,7 @@ static int open_dump(const char *path)
 	return fd;
 }
 
-/* All of it, terminated; NULL after saying why not */
+/* Returns all of the dump, NUL-terminated; NULL after printing a message. */
 static char *read_all(int fd, size_t *ret_size)
 {
 	size_t size = 0, room = (size_t)1 << 16;

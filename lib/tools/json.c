@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The report for programs. gmem-probe(1) documents this schema: only add to it. */
+/* Prints the report as JSON. gmem-probe(1) documents the schema: only add to it. */
 #include <inttypes.h>
 #include <stdio.h>
 

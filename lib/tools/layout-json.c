@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* A layout for programs: gmem-show(1) documents the sums, gmem-dump(5) the rest. */
+/* Prints a layout as JSON: gmem-show(1) documents the sums, gmem-dump(5) the rest. */
 #include <inttypes.h>
 #include <stdio.h>
 

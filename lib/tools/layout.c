@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* From JSON to a layout that is what gmem-dump(5) says, or a reason why not */
+/* Checks JSON against gmem-dump(5) and makes a layout of it. */
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -47,7 +47,7 @@ static const char *const type_names[] = {
 	[JSON_OBJECT] = "an object",
 };
 
-/* NULL if it is null and may be; and after a complaint */
+/* Finds a member. Returns NULL for a null that is allowed, and after a complaint. */
 static const struct json *member(struct taker *t, const struct json *object, const char *name,
 				 enum json_type type, bool may_be_null)
 {
@@ -358,7 +358,7 @@ void add_up(const struct region *regions, size_t count, struct totals *ret)
 	}
 }
 
-/* The piece that has @gpa, or where it would be */
+/* Returns the index of the first piece that ends after @gpa. */
 static size_t find_piece(const struct region *region, uint64_t gpa)
 {
 	size_t low = 0, high = region->piece_count;

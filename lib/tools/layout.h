@@ -1,5 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/* gmem-show: what a dump says, checked, and the ways to show it. */
+/*
+ * layout: a dump that gmem-show has read and checked, its sums, and the ways to show it.
+ *
+ * A dump comes from anywhere: a struct layout keeps every promise of gmem-dump(5), so the
+ * code that shows it checks nothing.
+ */
 #ifndef TOOLS_LAYOUT_H
 #define TOOLS_LAYOUT_H
 
@@ -11,17 +16,18 @@
 
 enum { SHARED, PRIVATE, SIDES };
 
+/* Pages of a piece that are on one NUMA node */
 struct share {
 	uint64_t node;
 	uint64_t pages;
 };
 
-/* Part of a region */
+/* A part of a region, a "range" in the dump; pieces follow each other without a gap */
 struct piece {
 	uint64_t gpa;
 	uint64_t size;
-	uint64_t private;		/* bytes in that state, or UNKNOWN */
-	uint64_t resident[SIDES];	/* bytes, or UNKNOWN */
+	uint64_t private;		/* bytes that are private, or UNKNOWN */
+	uint64_t resident[SIDES];	/* bytes in memory, or UNKNOWN */
 	struct share *nodes;
 	size_t node_count;
 };
@@ -62,41 +68,47 @@ struct layout {
 	size_t lease_count;
 };
 
-/* The strings are the document's. false: @error, of @size bytes, says why. */
 struct json;
+
+/*
+ * Makes a layout of the document @root, whose strings it keeps using. Returns false after
+ * putting a sentence in @error, which has @size bytes; free the layout all the same.
+ */
 bool take_layout(const struct json *root, struct layout *ret, char *error, size_t size);
 void free_layout(struct layout *layout);
 
 /* ---- sums ---- */
 
 struct totals {
-	uint64_t memory;		/* bytes of all regions that are no devices' */
-	uint64_t devices;		/* bytes of those that are */
+	uint64_t memory;		/* bytes of all regions that are not devices */
+	uint64_t devices;		/* bytes of all regions that are */
 	uint64_t device_count;
-	uint64_t private;		/* bytes in that state */
-	uint64_t resident[SIDES];	/* of what is known */
-	uint64_t unknown;		/* bytes of memory of which a side is not known */
-	uint64_t highest_node;		/* UNKNOWN: none is known */
+	uint64_t private;		/* bytes that are private */
+	uint64_t resident[SIDES];	/* bytes known to be in memory */
+	uint64_t unknown;		/* bytes of pieces for which a side is unknown */
+	uint64_t highest_node;		/* UNKNOWN: no node is known */
 	uint64_t lowest_node;
 };
 
+/* Adds up @count regions. */
 void add_up(const struct region *regions, size_t count, struct totals *ret);
 
-/* A stretch of a region, as one character of a picture shows it */
+/* A stretch of a region, such as one character of a picture shows */
 struct cell {
-	double size;			/* bytes of it that are described */
-	double private;			/* of these */
-	double resident[SIDES];
-	bool known[SIDES];
-	bool state_known;
-	uint64_t node;			/* where most of it is, or UNKNOWN */
+	double size;			/* bytes that the dump describes */
+	double private;			/* bytes of these that are private */
+	double resident[SIDES];		/* bytes of these that are in memory */
+	bool known[SIDES];		/* @resident is known for all of them */
+	bool state_known;		/* @private is known for all of them */
+	uint64_t node;			/* the node with most pages, or UNKNOWN */
 };
 
-/* @index of @count equal stretches */
+/* Describes stretch @index of a region that is divided in @count equal ones. */
 void look_at_cell(const struct region *region, size_t index, size_t count, struct cell *ret);
 
-/* "64 MiB", "1.5 GiB"; in @buf, at least SIZE_TEXT bytes */
 #define SIZE_TEXT 24
+
+/* Writes a size such as "64 MiB" or "1.5 GiB" to @buf, which has SIZE_TEXT bytes. */
 const char *size_text(uint64_t bytes, char *buf);
 
 /* ---- pictures ---- */
@@ -105,7 +117,7 @@ struct style {
 	unsigned int width;		/* of the terminal */
 	bool color;
 	bool unicode;
-	bool every_region;		/* with a picture, however many */
+	bool every_region;		/* draw every region, however many there are */
 };
 
 void print_picture(const struct layout *layout, const struct style *style);

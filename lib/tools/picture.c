@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* A layout on a terminal: what there is, how much of it is used, and where. */
+/* Draws a layout on a terminal. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -7,14 +7,14 @@
 #include "layout.h"
 #include "text.h"
 
-/* Before and after the bar of a region */
+/* Columns before and after the bar of a region */
 #define LABEL 9
 #define PERCENT 7
 
-/* With more regions than this each gets a line and not a picture */
+/* With more regions than this, each gets a line instead of a picture. */
 #define MANY 16
 
-/* Leases that are named */
+/* Only this many leases are listed; the others are counted. */
 #define MAX_LEASES 8
 
 enum shade { NOTHING, LITTLE, HALF, MUCH, ALL, NOT_KNOWN, SHADES };
@@ -79,7 +79,7 @@ static void print_side_cell(const struct style *style, const struct cell *cell, 
 	      (style->unicode ? unicode_shades : ascii_shades)[shade]);
 }
 
-/* What the guest uses */
+/* s, P or m: the guest uses shared memory, private memory, or both. */
 static void print_state_cell(const struct style *style, const struct cell *cell)
 {
 	if (!cell->state_known)
@@ -100,7 +100,7 @@ static void print_node_cell(const struct style *style, const struct cell *cell)
 		fputs(" ", stdout);
 		return;
 	}
-	/* 0-9, a-z, and + for more nodes than that */
+	/* 0-9 and a-z; all nodes from 36 on are a "+" */
 	text[0] = cell->node < 10   ? (char)('0' + (int)cell->node)
 		  : cell->node < 36 ? (char)('a' + (int)cell->node - 10)
 				    : '+';
@@ -133,7 +133,7 @@ static unsigned int bar_width(const struct style *style, unsigned int beside)
 {
 	unsigned int width;
 
-	/* A fraction of the region that is a power of two */
+	/* A power of two, so that a character stands for a round number of bytes */
 	for (width = 8; width < 256 && 2 * width + beside <= style->width; width *= 2)
 		;
 	return width;
@@ -217,7 +217,7 @@ static void print_region(const struct style *style, const struct region *region,
 
 /* ---- a region in a line ---- */
 
-/* Before the bar of a line, and its frame */
+/* Columns before the bar of a line, and for its frame */
 #define LINE_LABEL 52
 
 static void print_line(const struct style *style, const struct region *region)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* gmem-probe: what the report holds, and the two ways to print it. */
+/* probe: the report of gmem-probe, and the two ways to print it. */
 #ifndef PROBE_H
 #define PROBE_H
 
@@ -10,27 +10,27 @@
 #include "gmem.h"
 
 enum exit_status {
-	EXIT_YES = 0,		/* the report is made, everything required is a yes */
-	EXIT_NOT_ALL = 1,	/* something required is not */
+	EXIT_YES = 0,		/* there is a report, and every --require is a yes */
+	EXIT_NOT_ALL = 1,	/* there is a report, but some --require is not a yes */
 	EXIT_USAGE = 2,
 	EXIT_NO_REPORT = 3,
 };
 
 #define BACKING_COUNT 5
 
-/* A request of one way of backing alone, answered */
+/* The answer to a request for one way of backing alone */
 struct backing {
 	const char *name;
 	uint32_t answer;	/* GMEM_YES, GMEM_NO or GMEM_UNKNOWN */
-	char *reason;		/* what the plan is, or why there is none */
+	char *reason;		/* describes the plan, or says why there is none */
 
-	/* of the plan, with GMEM_YES only */
+	/* these describe the plan, and are set only with GMEM_YES */
 	uint64_t create_flags;
 	bool needs_region2;
 	uint32_t attributes;
 };
 
-/* Whom to ask */
+/* The options that decide what is asked */
 struct question {
 	const char *kvm_path;
 	uint64_t vm_type;
@@ -46,17 +46,19 @@ struct report {
 
 	bool has_vm;
 	uint64_t vm_type;
-	char *note;		/* why there is no VM though KVM is there; or NULL */
-	char *kvm_reason;	/* of findings[GMEM_CAP_KVM], if it is ours */
+	char *note;		/* says why there is KVM but no VM, or NULL */
+	char *kvm_reason;	/* the reason of findings[GMEM_CAP_KVM], if we wrote it */
 };
 
 #define DEFAULT_KVM_PATH "/dev/kvm"
 
-/* 0 or -errno; then gmem_last_error() says why there is no report */
+/* Returns 0, or -errno with a sentence in gmem_last_error(); free the report either way. */
 int make_report(const struct question *question, struct report *report);
 void free_report(struct report *report);
 
+/* Returns "yes", "no" or "unknown". */
 const char *answer_name(uint32_t answer);
+/* For an unknown name, these return NULL. */
 const struct backing *find_backing(const struct report *report, const char *name);
 const struct gmem_finding *find_finding(const struct report *report, const char *name);
 

@@ -8,10 +8,10 @@
 #include "reader.h"
 #include "text.h"
 
-/* Deeper than any dump, not deep enough for the stack */
+/* A dump needs less, and the recursion is safe up to here. */
 #define MAX_DEPTH 32
 
-/* Memory for values and strings, given back all at once */
+/* Values and strings are in chunks of memory, which are freed all at once. */
 #define CHUNK ((size_t)1 << 16)
 
 struct chunk {
@@ -131,7 +131,7 @@ static char *put_character(char *to, uint32_t c)
 	return to;
 }
 
-/* After "\u"; half a pair, and a NUL, which would end the string, become U+FFFD. */
+/* Reads an escape after "\u". Half of a surrogate pair becomes U+FFFD; so does a NUL. */
 static bool read_unicode(struct reader *r, char **to)
 {
 	uint32_t high, low;
@@ -174,7 +174,7 @@ static bool read_escape(struct reader *r, char **to)
 	return true;
 }
 
-/* Up to the closing quote. Decoded, nothing gets longer. */
+/* Reads up to the closing quote. Decoding makes no string longer. */
 static bool read_string(struct reader *r, const char **ret)
 {
 	const char *end = r->at;
@@ -302,7 +302,7 @@ static bool read_member_name(struct reader *r, const char **ret)
 	return expect(r, '"') && read_string(r, ret) && expect(r, ':');
 }
 
-/* After the opening bracket */
+/* Reads the elements or members after the opening bracket. */
 static bool read_inside(struct reader *r, struct json *value, char closing)
 {
 	struct json **link = &value->first;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* JSON as a tree. What is read may be anything, and meant to do harm. */
+/* reader: reads JSON into a tree. The text may be malicious. */
 #ifndef TOOLS_READER_H
 #define TOOLS_READER_H
 
@@ -18,27 +18,31 @@ enum json_type {
 };
 
 struct json {
-	struct json *next;		/* in the array or object it is in */
-	struct json *first;		/* of an array or object */
-	const char *name;		/* of a member of an object, else NULL */
+	struct json *next;		/* the next element or member */
+	struct json *first;		/* the first element of an array, or member of an object */
+	const char *name;		/* if this is a member of an object; else NULL */
 	const char *string;
 	uint64_t number;
-	unsigned int line;		/* where it begins */
+	unsigned int line;		/* the line where the value begins */
 	enum json_type type;
 	bool truth;
 };
 
-/* A document and all that hangs on it */
+/* A document with the memory of its values */
 struct document {
 	struct json *root;
 	struct chunk *chunks;
-	char error[160];		/* why there is no root */
+	char error[160];		/* says why there is no root */
 };
 
-/* @text: @size bytes and a terminator. false: @error says what is wrong, and where. */
+/*
+ * Reads @text, which has @size bytes and a NUL. On failure it returns false, and the error
+ * in @ret says what is wrong and where; free the document all the same.
+ */
 bool read_json(const char *text, size_t size, struct document *ret);
 void free_document(struct document *document);
 
+/* Returns the first member with this name, or NULL. */
 const struct json *find_member(const struct json *object, const char *name);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Makes the report, out of libgmem's capability report and five plans. */
+/* Makes the report from the capability report of the library and five plans. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -14,7 +14,7 @@
 #include "probe.h"
 #include "text.h"
 
-/* Most wanted first: the order of the table */
+/* Most wanted first; the table and the JSON use this order. */
 static const uint32_t backing_order[BACKING_COUNT] = {
 	GMEM_BACKING_SHARED,
 	GMEM_BACKING_PRIVATE,
@@ -36,25 +36,25 @@ static char *sentence(const char *format, ...)
 	return check_memory(text);
 }
 
-/* VM fd, or -1 with errno */
+/* Returns a VM fd, or -1 with errno. */
 static int create_vm_of_type(int kvm_fd, uint64_t type)
 {
 	int vm_fd;
 
-	/* KVM has been seen to say EINTR without a signal. */
+	/* KVM_CREATE_VM returns EINTR at times, even without a signal. */
 	do
 		vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, (unsigned long)type);
 	while (vm_fd < 0 && errno == EINTR);
 	return vm_fd;
 }
 
-/* VM fd, or -errno */
+/* Returns a VM fd, or -errno. If @type is changed, it is the type of the VM. */
 static int create_vm(int kvm_fd, uint64_t *type)
 {
 	int vm_fd = create_vm_of_type(kvm_fd, *type);
 
 #ifdef __aarch64__
-	/* 0 means 40 bits of address, which not every machine has. */
+	/* Type 0 means 40 bits of guest address, which not every machine has. */
 	if (vm_fd < 0 && *type == 0) {
 		int bits = ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_ARM_VM_IPA_SIZE);
 
@@ -84,7 +84,10 @@ static char *plan_text(const struct backing *backing, uint32_t number)
 				", converted by attributes of the file" : "");
 }
 
-/* The plan for another way says it without a word on which miss is nearest. */
+/*
+ * Returns why a plan is not possible. If a plan for another backing is, its reason is the
+ * shorter one; gmem_last_error() also says which backing is nearest.
+ */
 static char *why_not(const struct report *report, uint32_t number)
 {
 	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_SHARED, GMEM_BACKING_HOST });
@@ -121,7 +124,7 @@ static void answer_backing(const struct report *report, uint32_t number, struct 
 	gmem_plan_free(plan);
 }
 
-/* Plans are for VMs. */
+/* Without a VM there are no plans, only an answer for all backings. */
 static void answer_without_vm(const struct report *report, struct backing *ret)
 {
 	const struct gmem_finding *kvm = &report->findings[GMEM_CAP_KVM];
@@ -163,7 +166,10 @@ static void read_findings(struct report *report)
 		gmem_caps_get(report->caps, i, &report->findings[i]);
 }
 
-/* The library speaks of /dev/kvm; of another device it knows only why it is no use. */
+/*
+ * Replaces the sentences of the library about KVM, which speak of /dev/kvm, with ones
+ * about the device at @path.
+ */
 static void explain_kvm(struct report *report, const char *path, int err)
 {
 	struct gmem_finding *kvm = &report->findings[GMEM_CAP_KVM];
@@ -211,7 +217,7 @@ static int ask(const struct question *question, int kvm_fd, int vm_fd, struct re
 	return 0;
 }
 
-/* fd, or -errno; -ENOTTY if it opens but is not KVM */
+/* Returns an fd, or -errno: -ENOTTY if the file can be opened but is not KVM. */
 static int open_kvm(const char *path)
 {
 	int fd = open(path, O_RDWR | O_CLOEXEC);

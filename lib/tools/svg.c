@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* A layout as a picture of its own */
+/* Draws a layout as SVG. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,14 +18,14 @@
 #define HOLE_GAP 22
 #define LEGEND 70
 
-/* Stretches of a bar: no more than can be told apart */
+/* The stretches of a bar, about as many as the eye can tell apart */
 #define CELLS 350
 
 static const char *const node_colors[] = { "#0072b2", "#e69f00", "#56b4e9", "#d55e00",
 					   "#f0e442", "#999999" };
 #define NODE_COLORS (sizeof(node_colors) / sizeof(node_colors[0]))
 
-/* Told apart with any eyes, and on paper by their lightness */
+/* Colours for colour-blind readers, too; in print they differ in lightness. */
 static const char *const side_colors[SIDES] = { "#009e73", "#aa4499" };
 
 /* XML has no way to write most control characters. */
@@ -42,7 +42,7 @@ static void print_text(const char *text)
 			fputs("&gt;", stdout);
 		else if (*s < 0x20 || *s == 0x7f)
 			fputs("?", stdout);
-		/* U+FFFE and U+FFFF are no XML either */
+		/* XML does not allow U+FFFE and U+FFFF. */
 		else if (s[0] == 0xef && s[1] == 0xbf && s[2] >= 0xbe)
 			fputs("?", stdout), s += 2;
 		else
@@ -91,7 +91,7 @@ static void print_rect(double x, unsigned int y, double width, unsigned int heig
 	printf("/>\n");
 }
 
-/* What a stretch looks like: neighbours that look the same are drawn as one. */
+/* The look of a stretch; neighbours that look the same are drawn as one. */
 struct look {
 	const char *color;		/* NULL: nothing is drawn */
 	double opacity;
@@ -116,7 +116,7 @@ static struct look look_of(const struct cell *cell, enum row row)
 	part = cell->resident[side] / cell->size;
 	if (part <= 0)
 		return (struct look){ NULL, 1 };
-	/* a little is to be seen, too; steps, so that there are neighbours */
+	/* A little must be visible, too; in steps, so that neighbours can look the same. */
 	return (struct look){ side_colors[side], part >= 1 ? 1 : 0.3 + 0.1 * (int)(part * 6) };
 }
 

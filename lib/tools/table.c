@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The report for people. Values stand in the reasons, so they need no column. */
+/* Prints the report as a table. The reasons contain the values, so these need no column. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,11 +13,11 @@
 #define TITLE_MAX	30
 #define REASON_MIN	24
 
-/* Where things stand in a line */
+/* The columns of a line */
 struct layout {
 	unsigned int title;	/* width of the first column */
-	unsigned int reason;	/* column where the third begins */
-	unsigned int width;	/* of the line */
+	unsigned int reason;	/* position of the third column */
+	unsigned int width;	/* width of the line */
 	bool color;
 };
 
@@ -51,8 +51,8 @@ static void print_spaces(unsigned int count)
 }
 
 /*
- * A paragraph whose every line begins in column @indent, which the cursor has
- * reached. Begins with @lead, and ends the line.
+ * Prints @lead and @text as a paragraph whose lines all begin in column @indent. The
+ * cursor is in that column already; afterwards it is on a new line.
  */
 static void print_wrapped(const char *lead, const char *text, unsigned int indent,
 			  unsigned int width)
@@ -131,7 +131,7 @@ static void print_line(const struct layout *layout, const char *title, uint32_t 
 	}
 }
 
-/* The lines [first, end) that this report has */
+/* Prints the lines from @first up to @end (excluded), as far as the report has them. */
 static void print_findings(const struct report *report, const struct layout *layout,
 			   const char *heading, size_t first, size_t end)
 {
@@ -147,7 +147,7 @@ static void print_findings(const struct report *report, const struct layout *lay
 	for (i = first; i < end; i++) {
 		const struct gmem_finding *finding = &report->findings[i];
 
-		/* Without KVM they would all say the same. */
+		/* Do not repeat a remedy: without KVM all lines have the same. */
 		if (remedy && finding->remedy && !strcmp(remedy, finding->remedy))
 			print_line(layout, finding->title, finding->answer,
 				   finding->reason, NULL);
@@ -211,7 +211,7 @@ void print_table(const struct report *report, unsigned int width, bool color)
 	print_findings(report, &layout, "What KVM says", GMEM_CAP_KVM, GMEM_CAP_CREATE);
 	print_findings(report, &layout, "What trying it proved", GMEM_CAP_CREATE,
 		       GMEM_CAP_ARCHITECTURE);
-	/* a library newer than this program */
+	/* The library may be newer than this program. */
 	print_findings(report, &layout, "More", GMEM_CAP_COUNT, SIZE_MAX);
 
 	printf("\nWays of backing\n");

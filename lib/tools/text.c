@@ -34,7 +34,7 @@ void print_json_string(const char *string)
 	for (; *s; s += length) {
 		length = gmem_utf8_length(s);
 		if (!length) {
-			/* a file name can hold any bytes */
+			/* A file name can have any bytes. */
 			fputs("\\ufffd", stdout);
 			length = 1;
 		} else if (*s == '"' || *s == '\\') {

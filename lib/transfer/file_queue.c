@@ -1,15 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * A file or a pipe as a queue of large buffers, many under way at a time. They
- * lie in huge pages: guest memory is made of single pages, and a disk that
- * reads into those needs so many segments that copying from here is faster.
- *
- * Reading: what the page cache has is read when its turn comes, into a small
- * place that stays in the processor's caches; what it has not is asked for
- * ahead, past the page cache if that can be. Without a ring, everything is read
- * when its turn comes. Writing: the same, with everything written past the page
- * cache if that can be. Pipes have an params, so one request at a time.
- */
 #include "transfer/file_queue.h"
 
 #include <errno.h>
@@ -25,16 +14,16 @@
 
 #define HUGE_PAGE ((uint64_t)2 << 20)
 
-/* For O_DIRECT: what every block device is content with */
+/* Alignment for O_DIRECT that every block device accepts */
 #define BLOCK ((uint64_t)4096)
 
-/* Of what is read when its turn comes, if the user is content with pieces */
+/* Bytes read at once when a unit's turn comes, unless the user wants whole units */
 #define SMALL_PIECE ((uint64_t)256 << 10)
 
-/* Where there is one request at a time */
+/* Buffers of a file that has one request at a time */
 #define SERIAL_DEPTH 4
 
-enum { IDLE, PENDING, FLYING, DONE, FAILED };
+enum { IDLE, PENDING, IN_FLIGHT, DONE, FAILED };
 
 static struct gmem_io_buffer *nth(struct gmem_io *io, uint32_t n)
 {
@@ -49,7 +38,7 @@ static int open_ring(struct gmem_io *io, const struct gmem_io_params *params)
 		return gmem_ring_wrap(params->ring, params->ring_tag, &io->ring);
 	if (params->no_ring)
 		return -ECANCELED;
-	/* The kernel would not wait for it either. */
+	/* io_uring returns -EAGAIN for O_NONBLOCK files instead of waiting. */
 	if (io->serial && params->kind.never_blocks)
 		return -EAGAIN;
 	return gmem_ring_new(2 * GMEM_IO_DEPTH, &io->ring);
@@ -61,7 +50,7 @@ static void open_direct(struct gmem_io *io, const struct gmem_io_params *params)
 
 	if (params->no_direct || io->serial || !io->ring)
 		return;
-	/* Whole units begin where they begin. */
+	/* Whole units cannot be moved to an aligned offset. */
 	if ((io->writing || io->whole) && params->position % BLOCK)
 		return;
 
@@ -92,7 +81,7 @@ static uint32_t useful_depth(const struct gmem_io_params *params)
 {
 	uint64_t depth = params->depth ? params->depth : GMEM_IO_DEPTH, need;
 
-	/* What follows an image in a pipe is not ours to read ahead. */
+	/* A pipe may go on after the image: reading ahead would take those bytes. */
 	if (!params->kind.has_offsets && params->whole)
 		depth = 1;
 	else if (!params->kind.has_offsets && depth > SERIAL_DEPTH)
@@ -124,7 +113,7 @@ int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params)
 	if (io->no_ring && params->ring)
 		return gmem_fail(io->no_ring, "the ring cannot be used: %s",
 				 gmem_errno_name(io->no_ring));
-	/* One after the other: a single buffer stays in the processor's caches. */
+	/* A single buffer stays in the processor's caches. */
 	if (io->no_ring)
 		io->depth = 1;
 
@@ -132,23 +121,23 @@ int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params)
 	return map_staging(io);
 }
 
-static bool cancel_flying(struct gmem_io *io)
+static bool cancel_in_flight(struct gmem_io *io)
 {
 	for (uint32_t i = 0; i < io->depth && !io->cancelled; i++)
-		if (io->buffers[i].state == FLYING)
+		if (io->buffers[i].state == IN_FLIGHT)
 			gmem_ring_queue_cancel(io->ring, GMEM_IO_DEPTH + i, i);
 	if (!io->cancelled)
 		gmem_ring_submit(io->ring);
 	io->cancelled = true;
-	return io->flying == 0;
+	return io->in_flight == 0;
 }
 
 static int reap(struct gmem_io *io, bool wait);
 
 bool gmem_io_close(struct gmem_io *io)
 {
-	/* Nothing may arrive in memory that is somebody else's by then. */
-	while (io->flying && !cancel_flying(io))
+	/* The kernel must not write into the buffers after they are unmapped. */
+	while (io->in_flight && !cancel_in_flight(io))
 		if (!io->own_ring || reap(io, true) < 0)
 			return false;
 
@@ -162,13 +151,13 @@ bool gmem_io_close(struct gmem_io *io)
 
 /* ---- requests ---- */
 
-static void land(struct gmem_io *io, struct gmem_io_buffer *buffer, int result)
+static void complete_buffer(struct gmem_io *io, struct gmem_io_buffer *buffer, int result)
 {
 	buffer->state = PENDING;
 	if (result == -EINTR || result == -EAGAIN)
 		return;
 
-	/* The file system, or the end of the file, is not for direct I/O after all. */
+	/* The file system refuses O_DIRECT, perhaps only at the end of the file. */
 	if (result == -EINVAL && buffer->direct) {
 		buffer->direct = false;
 		io->refused_direct = true;
@@ -195,22 +184,22 @@ static void land(struct gmem_io *io, struct gmem_io_buffer *buffer, int result)
 int gmem_io_complete(struct gmem_io *io, uint64_t number, int result)
 {
 	if (number >= GMEM_IO_DEPTH && number < GMEM_IO_DEPTH + io->depth)
-		return 0;	/* a cancellation's own */
-	if (number >= io->depth || io->buffers[number].state != FLYING)
+		return 0;	/* the completion of a cancel request */
+	if (number >= io->depth || io->buffers[number].state != IN_FLIGHT)
 		return -EINVAL;
 
-	io->flying--;
-	land(io, &io->buffers[number], result);
+	io->in_flight--;
+	complete_buffer(io, &io->buffers[number], result);
 	return 0;
 }
 
-/* 1 if something came back, 0 if nothing did */
+/* Returns 1 if a request completed, 0 if none did. */
 static int reap(struct gmem_io *io, bool wait)
 {
 	uint32_t number;
 	int ret, result;
 
-	ret = gmem_ring_reap(io->ring, wait && io->flying, &number, &result);
+	ret = gmem_ring_reap(io->ring, wait && io->in_flight, &number, &result);
 	if (ret > 0)
 		gmem_io_complete(io, number, result);
 	return ret;
@@ -230,15 +219,15 @@ static int queue(struct gmem_io *io, uint32_t index)
 	int err = gmem_ring_queue(io->ring, &request);
 
 	if (!err) {
-		buffer->state = FLYING;
-		io->flying++;
+		buffer->state = IN_FLIGHT;
+		io->in_flight++;
 		io->unsubmitted = true;
 	}
 	return err;
 }
 
-/* Whatever can go, goes. */
-static int kick(struct gmem_io *io)
+/* Submit every pending request that may be under way now. */
+static int submit_pending(struct gmem_io *io)
 {
 	int err = 0;
 
@@ -248,7 +237,7 @@ static int kick(struct gmem_io *io)
 	for (uint32_t i = 0; i < io->count && !err; i++) {
 		const struct gmem_io_buffer *buffer = nth(io, i);
 
-		if (io->serial && (io->flying || buffer->state == FAILED))
+		if (io->serial && (io->in_flight || buffer->state == FAILED))
 			break;
 		if (buffer->state == PENDING && !buffer->later)
 			err = queue(io, (io->first + i) % io->depth);
@@ -261,7 +250,7 @@ static int kick(struct gmem_io *io)
 	return err;
 }
 
-/* The first failure, once: whoever calls again wants it tried again. */
+/* Return the first failure, and make its request pending again: the next call retries it. */
 static int take_failure(struct gmem_io *io)
 {
 	for (uint32_t i = 0; i < io->count; i++) {
@@ -275,7 +264,7 @@ static int take_failure(struct gmem_io *io)
 	return 0;
 }
 
-/* Until the first buffer is done; -EAGAIN: it is not, and @wait does not allow more */
+/* Wait until the first buffer is done; -EAGAIN if it is not and @wait is false. */
 static int await_first(struct gmem_io *io, bool wait)
 {
 	int err;
@@ -287,7 +276,7 @@ static int await_first(struct gmem_io *io, bool wait)
 	while (!err && nth(io, 0)->state != DONE) {
 		err = take_failure(io);
 		if (!err)
-			err = kick(io);
+			err = submit_pending(io);
 		if (!err && nth(io, 0)->state != DONE) {
 			if (!wait)
 				return -EAGAIN;
@@ -305,8 +294,8 @@ static void pop(struct gmem_io *io)
 	io->count--;
 }
 
-/* For what is read or written at once: may it be? */
-static int may_block(const struct gmem_io *io, bool wait)
+/* Before a read or write without a ring; -EAGAIN if it would block and @wait is false. */
+static int await_ready(const struct gmem_io *io, bool wait)
 {
 	short events = io->writing ? POLLOUT : POLLIN;
 	int n;
@@ -320,18 +309,18 @@ static int may_block(const struct gmem_io *io, bool wait)
 	return n < 0 ? n : n ? 0 : -EAGAIN;
 }
 
-/* One read or write of part of a buffer, now: bytes, or -errno */
+/* Read or write part of a buffer without the ring; returns the bytes done, or -errno. */
 static int64_t transfer_now(struct gmem_io *io, char *data, uint64_t size, uint64_t offset,
 			    bool wait)
 {
 	int64_t n;
 
-	/* poll() promises a pipe room for so much. */
+	/* For a pipe, POLLOUT promises room for PIPE_BUF bytes and no more. */
 	if (io->serial && io->writing && !wait && !io->never_blocks && size > PIPE_BUF)
 		size = PIPE_BUF;
 
 	do {
-		n = may_block(io, wait);
+		n = await_ready(io, wait);
 		if (n < 0)
 			return n;
 
@@ -348,7 +337,7 @@ static int64_t transfer_now(struct gmem_io *io, char *data, uint64_t size, uint6
 
 /* ---- reading ---- */
 
-/* The next stretch that has data; false: there is none */
+/* Move io->position to the next data; false if no data is left. */
 static bool find_stretch(struct gmem_io *io)
 {
 	uint64_t start, end;
@@ -380,7 +369,10 @@ static bool is_cached(const struct gmem_io *io, uint64_t start, uint64_t size)
 	return gmem_sys_cachestat(io->fd, start, size, &cached) == 0 && cached == last - first + 1;
 }
 
-/* Ask for the next unit. It begins and ends where units do, counted from the block before. */
+/*
+ * Assign the next unit to a buffer. With O_DIRECT it starts at the block boundary before
+ * io->position, so all later units are aligned.
+ */
 static void assign(struct gmem_io *io)
 {
 	struct gmem_io_buffer *buffer = nth(io, io->count);
@@ -414,10 +406,10 @@ static int fill(struct gmem_io *io)
 {
 	while (io->count < io->depth && !io->ended && find_stretch(io))
 		assign(io);
-	return kick(io);
+	return submit_pending(io);
 }
 
-/* The unit at its turn: all of it, or as much as is good for the caches */
+/* Read the unit whose turn it is: all of it, or a piece small enough for the caches. */
 static int read_later(struct gmem_io *io, struct gmem_io_buffer *buffer, bool wait,
 		      struct gmem_io_piece *ret)
 {
@@ -493,7 +485,7 @@ int gmem_io_rewind(struct gmem_io *io, uint64_t position, bool wait)
 {
 	int err = 0;
 
-	while (io->flying && err >= 0) {
+	while (io->in_flight && err >= 0) {
 		err = reap(io, wait);
 		if (err == 0)
 			return -EAGAIN;
@@ -539,7 +531,7 @@ int gmem_io_space(struct gmem_io *io, bool wait, char **ret)
 {
 	int err = 0;
 
-	/* Without a ring there is nothing to gain from waiting. */
+	/* Without a ring, the buffer that was put last is written now: a delay gains nothing. */
 	while (!err && io->count && (!io->ring || io->count == io->depth))
 		err = finish_first(io, wait);
 	if (!err)
@@ -560,7 +552,7 @@ int gmem_io_put(struct gmem_io *io, uint64_t size)
 	};
 	io->position += size;
 	io->count++;
-	return kick(io);
+	return submit_pending(io);
 }
 
 int gmem_io_drain(struct gmem_io *io, bool wait)

@@ -2,14 +2,17 @@
 /*
  * file_queue: a file or a pipe as a queue of large buffers, many under way at a time.
  *
- * The buffers lie in huge pages: guest memory is made of single pages, and a disk that
- * reads into those needs so many segments that copying from here is faster.
+ * The buffers lie in huge pages. Guest memory is made of single pages: a disk that reads
+ * directly into those needs so many segments that a copy from these buffers is faster.
  *
- * Reading: what the page cache has is read when its turn comes, into a small place that
- * stays in the processor's caches; everything else is requested ahead, past the page
- * cache if possible. Without a ring, everything is read when its turn comes. Writing is
- * the same, past the page cache if possible. Bytes of a pipe have an order, so there is
- * one request at a time.
+ * Reading: units that are in the page cache are read when their turn comes, into a small
+ * buffer that stays in the processor's caches. All other units are requested ahead, with
+ * O_DIRECT if possible. Without a ring, every unit is read when its turn comes.
+ *
+ * Writing: each unit is requested when it is put, with O_DIRECT if possible. Without a
+ * ring, it is written when the next buffer is asked for.
+ *
+ * The bytes of a pipe have an order, so only one request is under way at a time.
  */
 #ifndef GMEM_FILE_QUEUE_H
 #define GMEM_FILE_QUEUE_H
@@ -24,36 +27,36 @@
 
 struct gmem_io_buffer {
 	char *data;
-	uint64_t start;		/* in the file, of what the user asks for */
-	uint64_t wanted;	/* bytes of it, without what is read for alignment's sake */
-	uint64_t taken;		/* by the user, of a buffer that is read later */
-	uint32_t size;
-	uint32_t done;
-	uint32_t skip;
+	uint64_t start;		/* offset in the file of the first byte of data */
+	uint64_t wanted;	/* bytes for the user, without those read only for alignment */
+	uint64_t taken;		/* if later: bytes the user has already taken */
+	uint32_t size;		/* bytes to transfer */
+	uint32_t done;		/* bytes transferred */
+	uint32_t skip;		/* bytes before the wanted ones, read only for alignment */
 	int err;
 	uint8_t state;
-	bool later;		/* read when its turn comes */
-	bool direct;
-	bool ended;		/* the file did */
+	bool later;		/* read when its turn comes, not requested ahead */
+	bool direct;		/* with O_DIRECT */
+	bool ended;		/* the file ended in it */
 };
 
 struct gmem_io {
 	int fd;			/* the caller's */
-	int direct_fd;		/* the same file past the page cache, or negative */
+	int direct_fd;		/* the same file opened with O_DIRECT, or negative */
 	struct gmem_ring *ring;
-	int no_ring;		/* why there is none */
+	int no_ring;		/* -errno: why there is no ring */
 	bool writing;
-	bool serial;		/* no offsets, one at a time */
-	bool sparse;
+	bool serial;		/* the file has no offsets: one request at a time */
+	bool sparse;		/* skip holes */
 	bool whole;		/* the user wants whole units */
 	bool own_ring;
 	bool never_blocks;
-	bool unsubmitted;
-	bool refused_direct;
+	bool unsubmitted;	/* requests are queued in the ring but not submitted */
+	bool refused_direct;	/* O_DIRECT failed once: no longer tried */
 	bool cancelled;
-	bool only_holes;	/* from position on; reading */
+	bool only_holes;	/* reading: no data follows position */
 	bool ended;
-	uint32_t depth, first, count, flying;
+	uint32_t depth, first, count, in_flight;
 	struct gmem_io_buffer buffers[GMEM_IO_DEPTH];
 	uint64_t position, end, stretch_end;
 	uint64_t file_bytes, direct_bytes;
@@ -75,29 +78,32 @@ struct gmem_io_params {
 struct gmem_io_piece {
 	char *data;
 	uint64_t offset;	/* in the file */
-	uint64_t size;		/* 0: the end */
+	uint64_t size;		/* 0: the file has ended */
 };
 
 /* On failure, too, call gmem_io_close(). */
 int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params);
-/* false: the caller still has completions to hand over, and then calls again */
+/*
+ * Returns false if requests are still under way on the caller's ring: pass on their
+ * completions, then call again.
+ */
 bool gmem_io_close(struct gmem_io *io);
-/* -EINVAL: @number is none of ours */
+/* Returns -EINVAL if no request of @io has this @number. */
 int gmem_io_complete(struct gmem_io *io, uint64_t number, int result);
 int gmem_io_poll_fd(const struct gmem_io *io, int16_t *ret_events);
 
 /*
- * The functions below return -EAGAIN where they would have to wait and @wait is false.
- * After any other -errno, calling again tries again.
+ * The functions below return -EAGAIN if they would have to wait and @wait is false.
+ * After any other -errno, the next call retries the request that failed.
  */
 
-/* Reading: the next piece, which stays until gmem_io_take() */
+/* Reading: get the next piece; it stays valid until gmem_io_take(). */
 int gmem_io_next(struct gmem_io *io, bool wait, struct gmem_io_piece *ret);
 void gmem_io_take(struct gmem_io *io);
-/* Read from @position again, once nothing is under way any more. */
+/* Wait until no request is under way, then read from @position again. */
 int gmem_io_rewind(struct gmem_io *io, uint64_t position, bool wait);
 
-/* Writing: get room for a unit, say how much was put there, wait until all is written. */
+/* Writing: get a buffer of GMEM_IO_UNIT bytes, submit the @size bytes put there, wait for all. */
 int gmem_io_space(struct gmem_io *io, bool wait, char **ret);
 int gmem_io_put(struct gmem_io *io, uint64_t size);
 int gmem_io_drain(struct gmem_io *io, bool wait);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The image of a guest's memory, as gmem-image(5) describes it. */
+/* image: the records of an image of a guest's memory, as gmem-image(5) describes them. */
 #ifndef GMEM_IMAGE_H
 #define GMEM_IMAGE_H
 
@@ -11,21 +11,21 @@
 
 #define IMAGE_VERSION	1u
 #define IMAGE_UNIT	((uint64_t)1 << 20)	/* no record crosses a multiple of it */
-#define IMAGE_BLOCK	((uint64_t)4096)	/* what sizes and addresses are multiples of */
+#define IMAGE_BLOCK	((uint64_t)4096)	/* all sizes and addresses are multiples of it */
 
 enum image_kind { IMAGE_HEAD, IMAGE_REGIONS, IMAGE_PRIVATE, IMAGE_DATA, IMAGE_END, IMAGE_KINDS };
 
 extern const char gmem_image_kinds[IMAGE_KINDS][8];
 
-/* What every record begins with */
+/* The beginning of every record */
 struct image_record {
 	char kind[8];
-	uint64_t id;		/* of the image: another one each time */
+	uint64_t id;		/* of the image, random */
 	uint64_t number;	/* of the record, from 0 */
-	uint32_t size;		/* of the record, this included */
+	uint32_t size;		/* bytes of the record, with this struct */
 	uint32_t checksum;	/* CRC-32C of the record, with 0 here */
-	uint32_t count;		/* entries; they follow */
-	uint32_t version;	/* IMAGE_HEAD; otherwise 0 */
+	uint32_t count;		/* entries that follow */
+	uint32_t version;	/* in IMAGE_HEAD; 0 in all others */
 	union {
 		struct { uint64_t page_size, regions, privates; } head;
 		struct { uint64_t base, reserved[2]; } data;
@@ -46,7 +46,10 @@ struct image_range {
 	uint64_t size;
 };
 
-/* Pages of IMAGE_BLOCK, from the record's base on; their contents begin one block in */
+/*
+ * Pages of IMAGE_BLOCK bytes, counted from the record's base. The contents of all its runs
+ * begin at the record's second block.
+ */
 struct image_run {
 	uint32_t first;
 	uint32_t count;
@@ -58,7 +61,7 @@ _Static_assert(sizeof(struct image_region) == 32, "a region's entry");
 #define IMAGE_MAX_RUNS ((IMAGE_BLOCK - sizeof(struct image_record)) / sizeof(struct image_run))
 #define IMAGE_MAX_REGIONS 65536u
 
-/* Of the whole record, as if its checksum were 0 */
+/* CRC-32C of the whole record, with 0 in place of its checksum */
 uint32_t gmem_image_checksum(const struct image_record *record);
 
 #endif

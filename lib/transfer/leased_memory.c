@@ -1,9 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * The memory of a transfer, held: ranges of regions with their host addresses,
- * and how bytes get there and from there. Pages of zeros are not written where
- * the guest has none: they would only take memory.
- */
 #include "transfer/leased_memory.h"
 
 #include <errno.h>
@@ -15,17 +10,17 @@
 #include "gmem.h"
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/macros.h"
 #include "base/range_map.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
 #include "region/present_pages.h"
 #include "region/region_memory.h"
+#include "region/regions.h"
 
-/* What is looked at for zeros: the smallest page there is */
+/* Bytes compared with zero at a time: the smallest page of any host */
 #define GRAIN ((uint64_t)4096)
 
-/* Below this a page fault each costs less than populating first. */
+/* Below this size, page faults cost less than a call that populates first. */
 #define POPULATE_FROM ((uint64_t)16 << 10)
 
 bool gmem_is_zero(const void *bytes, size_t size)
@@ -33,7 +28,7 @@ bool gmem_is_zero(const void *bytes, size_t size)
 	const char *p = bytes;
 	size_t i;
 
-	/* Most pages with something in them have it at their start. */
+	/* Most pages that are not zero are not zero at their start. */
 	for (i = 0; i < size && i < 16; i++)
 		if (p[i])
 			return false;
@@ -42,12 +37,12 @@ bool gmem_is_zero(const void *bytes, size_t size)
 
 /* ---- which memory ---- */
 
-/* Room for one more entry of a list */
+/* Make room for one more entry of a list. */
 static int grow(void **entries, size_t count, size_t size)
 {
 	void *more;
 
-	/* A power of two, or none yet: that is how much room there is. */
+	/* The room is @count rounded up to a power of two: it is used up when @count is one. */
 	if (count & (count - 1))
 		return 0;
 
@@ -69,118 +64,92 @@ static int add_part(struct gmem_part **parts, size_t *count, uint64_t start, uin
 
 struct listing {
 	struct gmem_vm *vm;
-	struct gmem_leased_memory *hold;
-	struct gmem_part *shared;	/* to be leased */
+	struct gmem_leased_memory *memory;
+	struct gmem_part *shared;	/* ranges to be leased */
 	size_t shared_count;
 };
 
-static int list_region(struct listing *listing, const struct gmem_region *region,
-		       uint64_t start, uint64_t last)
+static int list_region(struct listing *listing, const struct gmem_stretch *at)
 {
-	bool all_private = gmem_region_is_both_sides(region), is_private;
-	struct gmem_leased_memory *hold = listing->hold;
-	struct gmem_part part;
+	bool all_private = gmem_region_is_both_sides(at->region);
+	struct gmem_leased_memory *memory = listing->memory;
+	struct gmem_stretch part = GMEM_REGIONS_WALK(listing->vm, at->gpa, at->gpa + at->size - 1);
 	int err;
 
-	err = grow((void **)&hold->regions, hold->region_count, sizeof(*hold->regions));
+	err = grow((void **)&memory->regions, memory->region_count, sizeof(*memory->regions));
 	if (err)
 		return err;
-	hold->regions[hold->region_count++] = (struct gmem_leased_region){
-		.gpa = start, .size = last - start + 1, .backing = region->backing,
+	memory->regions[memory->region_count++] = (struct gmem_leased_region){
+		.gpa = at->gpa, .size = at->size, .backing = at->region->backing,
 	};
 
-	for (;; start = part.last + 1) {
-		is_private = all_private ||
-			     !gmem_set_next(&listing->vm->privates, false, start, last, &part) ||
-			     part.start > start;
-		if (all_private)
-			part = (struct gmem_part){ start, last };
-		else if (is_private)
-			gmem_set_next(&listing->vm->privates, true, start, last, &part);
-
-		err = is_private ? add_part(&hold->privates, &hold->private_count, part.start, part.last)
-				 : add_part(&listing->shared, &listing->shared_count, part.start,
-					    part.last);
-		if (err || part.last == last)
-			return err;
-	}
+	if (all_private)
+		return add_part(&memory->privates, &memory->private_count, at->gpa,
+				at->gpa + at->size - 1);
+	while (!err && gmem_regions_walk(&part))
+		err = part.is_private ? add_part(&memory->privates, &memory->private_count, part.gpa,
+						 part.gpa + part.size - 1)
+				      : add_part(&listing->shared, &listing->shared_count, part.gpa,
+						 part.gpa + part.size - 1);
+	return err;
 }
 
 static int list(struct listing *listing, uint64_t start, uint64_t last)
 {
-	const struct gmem_region *region;
-	struct gmem_range *range;
-	uint64_t from, to;
+	struct gmem_stretch at = GMEM_REGIONS_WALK(listing->vm, start, last);
 	int err = 0;
 
-	while (!err) {
-		range = gmem_range_find(&listing->vm->regions, start, last - start + 1 ? last - start + 1
-									       : UINT64_MAX);
-		if (!range)
-			break;
-		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
-		from = range->start > start ? range->start : start;
-		to = range->start + (range->size - 1);
-		to = to < last ? to : last;
-		if (!region->is_device)
-			err = list_region(listing, region, from, to);
-		if (to == last)
-			break;
-		start = to + 1;
-	}
+	while (!err && gmem_regions_walk_whole(&at))
+		if (at.region && !at.region->is_device)
+			err = list_region(listing, &at);
 	return err;
 }
 
-/* What is held now cannot go: where it is for the host. */
+/* Note the host addresses of leased memory, which cannot go away any more. */
 static int locate(struct listing *listing, const struct gmem_part *part)
 {
-	struct gmem_leased_memory *hold = listing->hold;
-	uint64_t start = part->start, last, offset;
-	struct gmem_region *region;
-	struct gmem_range *range;
+	struct gmem_stretch at = GMEM_REGIONS_WALK(listing->vm, part->start, part->last);
+	struct gmem_leased_memory *memory = listing->memory;
 	struct gmem_region_memory side;
+	uint64_t offset;
 	int err;
 
-	for (;; start = last + 1) {
-		range = gmem_range_find(&listing->vm->regions, start, 1);
-		region = GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
-		last = range->start + (range->size - 1);
-		last = last < part->last ? last : part->last;
-		offset = start - range->start;
-
-		err = gmem_region_memory_get(region, GMEM_SIDE_SHARED, 0, range->size, &side);
+	while (gmem_regions_walk_whole(&at)) {
+		offset = at.gpa - at.region->gpa.start;
+		/* All of the region: the part may have any alignment. */
+		err = gmem_region_memory_get(at.region, GMEM_SIDE_SHARED, 0, at.region->gpa.size,
+					     &side);
 		if (!err)
-			err = grow((void **)&hold->all, hold->count, sizeof(*hold->all));
+			err = grow((void **)&memory->all, memory->count, sizeof(*memory->all));
 		if (err)
 			return err;
-		hold->all[hold->count++] = (struct gmem_leased_range){
-			.region = region,
-			.gpa = start,
-			.size = last - start + 1,
+		memory->all[memory->count++] = (struct gmem_leased_range){
+			.region = at.region,
+			.gpa = at.gpa,
+			.size = at.size,
 			.offset = offset,
 			.hva = (char *)side.hva + offset,
 			.in_file = side.file != NULL,
 		};
-		if (last == part->last)
-			return 0;
 	}
+	return 0;
 }
 
 static int lease(struct listing *listing, const char *holder)
 {
 	GMEM_OPTS(gmem_lease_opts, opts, .holder = holder);
-	struct gmem_leased_memory *hold = listing->hold;
+	struct gmem_leased_memory *memory = listing->memory;
 	int err = 0;
 
 	for (size_t i = 0; i < listing->shared_count && !err; i++) {
 		const struct gmem_part *part = &listing->shared[i];
 
-		err = grow((void **)&hold->leases, hold->lease_count, sizeof(*hold->leases));
+		err = grow((void **)&memory->leases, memory->lease_count, sizeof(*memory->leases));
 		if (!err)
 			err = gmem_lease_new(listing->vm, part->start, part->last - part->start + 1,
-					     &opts, &hold->leases[hold->lease_count]);
+					     &opts, &memory->leases[memory->lease_count]);
 		if (!err)
-			hold->lease_count++;
+			memory->lease_count++;
 	}
 	return err;
 }
@@ -188,7 +157,7 @@ static int lease(struct listing *listing, const char *holder)
 int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, const char *holder,
 			    struct gmem_leased_memory *ret)
 {
-	struct listing listing = { .vm = vm, .hold = ret };
+	struct listing listing = { .vm = vm, .memory = ret };
 	int err;
 
 	*ret = (struct gmem_leased_memory){ .fast = gmem_nofault_is_recoverable() };
@@ -196,7 +165,7 @@ int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, c
 	err = list(&listing, start, last);
 	gmem_lock_drop(&vm->lock);
 
-	/* If something changed in between, it is this that fails. */
+	/* Fails if a range was removed or became private since it was listed. */
 	if (!err)
 		err = lease(&listing, holder);
 
@@ -211,66 +180,67 @@ int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, c
 	return err;
 }
 
-void gmem_leased_memory_drop(struct gmem_leased_memory *hold)
+void gmem_leased_memory_drop(struct gmem_leased_memory *memory)
 {
-	for (size_t i = 0; i < hold->lease_count; i++)
-		gmem_lease_free(hold->leases[i]);
-	free(hold->leases);
-	free(hold->regions);
-	free(hold->privates);
-	free(hold->all);
-	*hold = (struct gmem_leased_memory){ 0 };
+	for (size_t i = 0; i < memory->lease_count; i++)
+		gmem_lease_free(memory->leases[i]);
+	free(memory->leases);
+	free(memory->regions);
+	free(memory->privates);
+	free(memory->all);
+	*memory = (struct gmem_leased_memory){ 0 };
 }
 
-bool gmem_leased_memory_is_private(const struct gmem_leased_memory *hold, uint64_t gpa)
+bool gmem_leased_memory_is_private(const struct gmem_leased_memory *memory, uint64_t gpa)
 {
-	for (size_t i = 0; i < hold->private_count; i++)
-		if (gpa >= hold->privates[i].start && gpa <= hold->privates[i].last)
+	for (size_t i = 0; i < memory->private_count; i++)
+		if (gpa >= memory->privates[i].start && gpa <= memory->privates[i].last)
 			return true;
 	return false;
 }
 
-uint64_t gmem_leased_memory_bytes(const struct gmem_leased_memory *hold)
+uint64_t gmem_leased_memory_bytes(const struct gmem_leased_memory *memory)
 {
 	uint64_t bytes = 0;
 
-	for (size_t i = 0; i < hold->count; i++)
-		bytes += hold->all[i].size;
+	for (size_t i = 0; i < memory->count; i++)
+		bytes += memory->all[i].size;
 	return bytes;
 }
 
-uint64_t gmem_leased_memory_private_bytes(const struct gmem_leased_memory *hold)
+uint64_t gmem_leased_memory_private_bytes(const struct gmem_leased_memory *memory)
 {
 	uint64_t bytes = 0;
 
-	for (size_t i = 0; i < hold->private_count; i++)
-		bytes += hold->privates[i].last - hold->privates[i].start + 1;
+	for (size_t i = 0; i < memory->private_count; i++)
+		bytes += memory->privates[i].last - memory->privates[i].start + 1;
 	return bytes;
 }
 
-const struct gmem_leased_range *gmem_leased_memory_at(const struct gmem_leased_memory *hold, uint64_t gpa)
+const struct gmem_leased_range *gmem_leased_memory_at(const struct gmem_leased_memory *memory,
+						      uint64_t gpa)
 {
-	size_t low = 0, high = hold->count, middle;
+	size_t low = 0, high = memory->count, middle;
 
 	while (low < high) {
 		middle = low + (high - low) / 2;
-		if (hold->all[middle].gpa + (hold->all[middle].size - 1) < gpa)
+		if (memory->all[middle].gpa + (memory->all[middle].size - 1) < gpa)
 			low = middle + 1;
 		else
 			high = middle;
 	}
-	if (low == hold->count || hold->all[low].gpa > gpa)
+	if (low == memory->count || memory->all[low].gpa > gpa)
 		return NULL;
-	return &hold->all[low];
+	return &memory->all[low];
 }
 
-uint64_t gmem_leased_memory_reach(const struct gmem_leased_memory *hold, uint64_t gpa)
+uint64_t gmem_leased_memory_reach(const struct gmem_leased_memory *memory, uint64_t gpa)
 {
-	const struct gmem_leased_range *held;
+	const struct gmem_leased_range *range;
 	uint64_t size = 0;
 
-	while ((held = gmem_leased_memory_at(hold, gpa + size)) != NULL) {
-		size = held->gpa - gpa + held->size;
+	while ((range = gmem_leased_memory_at(memory, gpa + size)) != NULL) {
+		size = range->gpa - gpa + range->size;
 		if (gpa + size == 0)
 			break;
 	}
@@ -279,104 +249,99 @@ uint64_t gmem_leased_memory_reach(const struct gmem_leased_memory *hold, uint64_
 
 /* ---- to the guest ---- */
 
-static int fail_touch(const struct gmem_leased_range *held, const char *hva, int err)
+static int fail_access(const struct gmem_leased_range *range, const char *hva, int err)
 {
 	return gmem_fail(err, "gpa 0x%" PRIx64 " cannot be reached: %s",
-			 held->gpa + (uint64_t)(hva - held->hva), gmem_errno_name(err));
+			 range->gpa + (uint64_t)(hva - range->hva), gmem_errno_name(err));
 }
 
-/* Page by page is what faults are; ahead of the copy it is one call. */
-static void populate(const struct gmem_leased_range *held, char *hva, uint64_t size)
+/* One call before the copy replaces a fault for each page. A failure shows in the copy. */
+static void populate(const struct gmem_leased_range *range, char *hva, uint64_t size)
 {
 	uint64_t page = gmem_sys_page_size(), before = (uintptr_t)hva % page;
-	int advice = held->in_file ? MADV_POPULATE_READ : MADV_POPULATE_WRITE;
+	int advice = range->in_file ? MADV_POPULATE_READ : MADV_POPULATE_WRITE;
 
 	if (size >= POPULATE_FROM)
 		gmem_sys_madvise(hva - before, (before + size + page - 1) / page * page, advice);
 }
 
-static int copy_in(const struct gmem_leased_memory *hold, const struct gmem_leased_range *held, char *hva,
-		   const char *bytes, uint64_t size)
+static int copy_in(const struct gmem_leased_memory *memory, const struct gmem_leased_range *range,
+		   char *hva, const char *bytes, uint64_t size)
 {
 	size_t done;
 	int err = 0;
 
-	populate(held, hva, size);
-	done = gmem_nofault_copy(hold->fast, hva, bytes, size, &err);
-	return err ? fail_touch(held, hva + done, err) : 0;
+	populate(range, hva, size);
+	done = gmem_nofault_copy(memory->fast, hva, bytes, size, &err);
+	return err ? fail_access(range, hva + done, err) : 0;
 }
 
 struct clearing {
-	const struct gmem_leased_memory *hold;
-	const struct gmem_leased_range *held;
-	uint64_t start, end;	/* from the start of the region */
+	const struct gmem_leased_memory *memory;
+	const struct gmem_leased_range *range;
+	uint64_t start, end;	/* offsets in the region */
 };
 
-/* What is there may be zero already; looking takes no memory. */
+/* Writes only where it is not zero already: reading allocates no memory. */
 static int clear_run(void *data, uint64_t offset, uint64_t size)
 {
 	const struct clearing *clearing = data;
-	const struct gmem_leased_range *held = clearing->held;
+	const struct gmem_leased_range *range = clearing->range;
 	uint64_t start = offset > clearing->start ? offset : clearing->start;
 	uint64_t end = offset + size < clearing->end ? offset + size : clearing->end;
-	bool fast = clearing->hold->fast;
+	bool fast = clearing->memory->fast;
 	char bytes[GRAIN], *hva;
 	uint64_t now;
 	int err = 0;
 
 	for (; start < end && !err; start += now) {
-		hva = held->hva + (start - held->offset);
+		hva = range->hva + (start - range->offset);
 		now = GRAIN - start % GRAIN;
 		now = end - start < now ? end - start : now;
 		gmem_nofault_copy(fast, bytes, hva, now, &err);
 		if (!err && !gmem_is_zero(bytes, now))
 			gmem_nofault_fill(fast, hva, 0, now, &err);
 		if (err)
-			err = fail_touch(held, hva, err);
+			err = fail_access(range, hva, err);
 	}
 	return err;
 }
 
-static int clear(const struct gmem_leased_memory *hold, const struct gmem_leased_range *held,
+static int clear(const struct gmem_leased_memory *memory, const struct gmem_leased_range *range,
 		 uint64_t offset, uint64_t size)
 {
 	struct clearing clearing = {
-		.hold = hold,
-		.held = held,
-		.start = held->offset + offset,
-		.end = held->offset + offset + size,
+		.memory = memory,
+		.range = range,
+		.start = range->offset + offset,
+		.end = range->offset + offset + size,
 	};
 	uint64_t page = gmem_sys_page_size();
 	uint64_t first = clearing.start / page * page;
 	uint64_t end = (clearing.end + page - 1) / page * page;
 
-	return gmem_region_present_pages(held->region, GMEM_SIDE_SHARED, first, end - first, clear_run,
+	return gmem_region_present_pages(range->region, GMEM_SIDE_SHARED, first, end - first, clear_run,
 					 &clearing);
 }
 
-static int no_memory(uint64_t gpa)
+int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, uint64_t gpa, uint64_t size)
 {
-	return gmem_fail(-ENOENT, "there is no memory at gpa 0x%" PRIx64, gpa);
-}
-
-int gmem_leased_memory_clear(const struct gmem_leased_memory *hold, uint64_t gpa, uint64_t size)
-{
-	const struct gmem_leased_range *held;
+	const struct gmem_leased_range *range;
 	uint64_t now, offset;
 	int err = 0;
 
 	for (; size && !err; gpa += now, size -= now) {
-		held = gmem_leased_memory_at(hold, gpa);
-		if (!held)
-			return no_memory(gpa);
-		offset = gpa - held->gpa;
-		now = held->size - offset < size ? held->size - offset : size;
-		err = clear(hold, held, offset, now);
+		range = gmem_leased_memory_at(memory, gpa);
+		if (!range)
+			return gmem_fail_no_region(gpa);
+		offset = gpa - range->gpa;
+		now = range->size - offset < size ? range->size - offset : size;
+		err = clear(memory, range, offset, now);
 	}
 	return err;
 }
 
-/* Bytes at the start of @bytes that are all zeros, or all in pages that are not */
+/* Count the bytes at the start of @bytes that are all zeros, or all in pages with other bytes. */
 static uint64_t same_kind(const char *bytes, uint64_t gpa, uint64_t size, bool *ret_zero)
 {
 	uint64_t done = 0, grain;
@@ -394,24 +359,24 @@ static uint64_t same_kind(const char *bytes, uint64_t gpa, uint64_t size, bool *
 	return done;
 }
 
-int gmem_leased_memory_store(const struct gmem_leased_memory *hold, uint64_t gpa, const char *bytes,
-		       uint64_t size, struct gmem_stored *stored)
+int gmem_leased_memory_store(const struct gmem_leased_memory *memory, uint64_t gpa,
+			     const char *bytes, uint64_t size, struct gmem_stored *stored)
 {
-	const struct gmem_leased_range *held;
+	const struct gmem_leased_range *range;
 	uint64_t now, offset;
 	bool zero = false;
 	int err;
 
 	for (; size; gpa += now, bytes += now, size -= now) {
-		held = gmem_leased_memory_at(hold, gpa);
-		if (!held)
-			return no_memory(gpa);
+		range = gmem_leased_memory_at(memory, gpa);
+		if (!range)
+			return gmem_fail_no_region(gpa);
 
-		offset = gpa - held->gpa;
-		now = held->size - offset < size ? held->size - offset : size;
+		offset = gpa - range->gpa;
+		now = range->size - offset < size ? range->size - offset : size;
 		now = same_kind(bytes, gpa, now, &zero);
-		err = zero ? clear(hold, held, offset, now)
-			   : copy_in(hold, held, held->hva + offset, bytes, now);
+		err = zero ? clear(memory, range, offset, now)
+			   : copy_in(memory, range, range->hva + offset, bytes, now);
 		if (err)
 			return err;
 		*(zero ? &stored->zero : &stored->data) += now;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * leased_memory: the memory of a transfer, held with leases.
+ * leased_memory: the guest memory of a transfer, kept shared and in place by leases.
  *
- * Ranges of regions with their host addresses, and how bytes get there and from there.
- * Pages of zeros are not written where the guest has none: they would only take memory.
+ * Lists ranges of regions with their host addresses, and stores bytes there. A page of
+ * zeros is not written if the guest has no page there: it would only take memory.
  */
 #ifndef GMEM_LEASED_MEMORY_H
 #define GMEM_LEASED_MEMORY_H
@@ -21,11 +21,11 @@ struct gmem_leased_range {
 	uint64_t gpa;
 	uint64_t size;
 	uint64_t offset;	/* from the start of the region */
-	char *hva;		/* of gpa */
-	bool in_file;
+	char *hva;		/* host address of gpa */
+	bool in_file;		/* memory of a guest_memfd */
 };
 
-/* A region, or as much of it as was asked for */
+/* A region, or the part of it that is in the requested range */
 struct gmem_leased_region {
 	uint64_t gpa;
 	uint64_t size;
@@ -34,39 +34,39 @@ struct gmem_leased_region {
 
 /* All lists are in GPA order. */
 struct gmem_leased_memory {
-	struct gmem_leased_range *all;		/* shared memory, with leases */
+	struct gmem_leased_range *all;		/* shared memory, under leases */
 	size_t count;
 	struct gmem_leased_region *regions;
 	size_t region_count;
-	struct gmem_part *privates;		/* in these regions: no lease is given on them */
+	struct gmem_part *privates;		/* private memory of these regions: without leases */
 	size_t private_count;
 	struct gmem_lease **leases;
 	size_t lease_count;
-	bool fast;				/* the fault handler recovers from faults */
+	bool fast;				/* the fault handler recovers: copy directly */
 };
 
 struct gmem_stored {
 	uint64_t data;
-	uint64_t zero;		/* bytes of zeros that were not written */
+	uint64_t zero;		/* bytes of zeros, not written where no page exists */
 };
 
 bool gmem_is_zero(const void *bytes, size_t size);
 
-/* Take leases on the memory in [@start, @last]; it stays as it is until it is dropped. */
+/* Take leases on the shared memory in [@start, @last]; until the drop it cannot be converted. */
 int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, const char *holder,
 			    struct gmem_leased_memory *ret);
 void gmem_leased_memory_drop(struct gmem_leased_memory *memory);
 bool gmem_leased_memory_is_private(const struct gmem_leased_memory *memory, uint64_t gpa);
 uint64_t gmem_leased_memory_bytes(const struct gmem_leased_memory *memory);
 uint64_t gmem_leased_memory_private_bytes(const struct gmem_leased_memory *memory);
-/* NULL: @gpa is not in the memory */
+/* Find the range with @gpa, or NULL. */
 const struct gmem_leased_range *gmem_leased_memory_at(const struct gmem_leased_memory *memory,
 						      uint64_t gpa);
-/* Bytes from @gpa on without a hole */
+/* Count the bytes from @gpa up to the first hole. */
 uint64_t gmem_leased_memory_reach(const struct gmem_leased_memory *memory, uint64_t gpa);
-/* Make a range zero, of any alignment. */
+/* Make a range zero; any alignment. */
 int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, uint64_t gpa, uint64_t size);
-/* Store @bytes there, of any alignment. */
+/* Store @bytes at @gpa, and count them in @stored; any alignment. */
 int gmem_leased_memory_store(const struct gmem_leased_memory *memory, uint64_t gpa,
 			     const char *bytes, uint64_t size, struct gmem_stored *stored);
 

@@ -10,10 +10,10 @@
 #include "transfer/leased_memory.h"
 #include "transfer/transfer.h"
 
-/* Of a hole, in one step */
+/* Bytes of a hole cleared in one step */
 #define HOLE_STEP ((uint64_t)64 << 20)
 
-/* Both go on with what is done. */
+/* The start of the transfer; transfer->done is added to both. */
 struct load {
 	uint64_t gpa;
 	uint64_t offset;
@@ -38,7 +38,7 @@ static int load_hole(struct gmem_transfer *transfer, uint64_t size)
 	int err;
 
 	size = size < HOLE_STEP ? size : HOLE_STEP;
-	err = gmem_leased_memory_clear(&transfer->hold, gpa_now(transfer), size);
+	err = gmem_leased_memory_clear(&transfer->memory, gpa_now(transfer), size);
 	if (err)
 		return err;
 
@@ -75,8 +75,8 @@ static int load_step(struct gmem_transfer *transfer, bool wait)
 	if (piece.offset > offset_now(transfer))
 		return load_hole(transfer, piece.offset - offset_now(transfer));
 
-	err = gmem_leased_memory_store(&transfer->hold, gpa_now(transfer), piece.data, piece.size,
-				 &transfer->bytes);
+	err = gmem_leased_memory_store(&transfer->memory, gpa_now(transfer), piece.data, piece.size,
+				       &transfer->bytes);
 	if (err)
 		return err;
 
@@ -85,7 +85,7 @@ static int load_step(struct gmem_transfer *transfer, bool wait)
 	return 0;
 }
 
-/* How much there is to load; 0 if only the end of the file will tell */
+/* Find the bytes to load; 0 if only the end of the file will tell. */
 static int find_size(const struct gmem_io_params *params, uint64_t asked, uint64_t *ret)
 {
 	uint64_t there = params->kind.size > params->position ? params->kind.size - params->position : 0;
@@ -101,9 +101,9 @@ static int find_size(const struct gmem_io_params *params, uint64_t asked, uint64
 	return 0;
 }
 
-static int hold_target(struct gmem_transfer *transfer, uint64_t gpa, uint64_t size)
+static int lease_target(struct gmem_transfer *transfer, uint64_t gpa, uint64_t size)
 {
-	struct gmem_leased_memory *hold = &transfer->hold;
+	struct gmem_leased_memory *memory = &transfer->memory;
 	uint64_t reach;
 	int err;
 
@@ -111,18 +111,18 @@ static int hold_target(struct gmem_transfer *transfer, uint64_t gpa, uint64_t si
 		return gmem_fail(-EINVAL, "gpa 0x%" PRIx64 " + size 0x%" PRIx64 " wraps around", gpa,
 				 size);
 
-	err = gmem_leased_memory_take(transfer->vm, gpa, size ? gpa + size - 1 : UINT64_MAX, "gmem_vm_load",
-				      hold);
+	err = gmem_leased_memory_take(transfer->vm, gpa, size ? gpa + size - 1 : UINT64_MAX,
+				      "gmem_vm_load", memory);
 	if (err)
 		return err;
 
-	reach = gmem_leased_memory_reach(hold, gpa);
+	reach = gmem_leased_memory_reach(memory, gpa);
 	if (reach >= size && reach > 0)
 		return 0;
-	if (gmem_leased_memory_is_private(hold, gpa + reach))
+	if (gmem_leased_memory_is_private(memory, gpa + reach))
 		return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " is private, 0x%" PRIx64
 				 " bytes were to go to gpa 0x%" PRIx64, gpa + reach, size, gpa);
-	return gmem_fail(-ENOENT, "there is no memory at gpa 0x%" PRIx64 ", 0x%" PRIx64
+	return gmem_fail(-ENOENT, "there is no region at gpa 0x%" PRIx64 ", 0x%" PRIx64
 			 " bytes were to go to gpa 0x%" PRIx64, gpa + reach, size, gpa);
 }
 
@@ -143,7 +143,7 @@ GMEM_API int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, int fd, uint64
 	if (!err && opts.image_offset)
 		err = gmem_fail(-EINVAL, "image_offset 0x%" PRIx64 ": there is no image", opts.image_offset);
 	if (!err)
-		err = gmem_transfer_look_at(&opts, fd, false, offset, &params);
+		err = gmem_transfer_inspect(&opts, fd, false, offset, &params);
 	if (!err)
 		err = find_size(&params, size, &total);
 	if (!err)
@@ -153,7 +153,7 @@ GMEM_API int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, int fd, uint64
 
 	params.sparse = true;
 	params.end = total ? offset + total : params.kind.has_size ? offset : UINT64_MAX;
-	err = hold_target(transfer, gpa, total);
+	err = lease_target(transfer, gpa, total);
 	if (!err)
 		err = gmem_io_open(&transfer->io, &params);
 	if (err) {

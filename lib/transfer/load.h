@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* load: a file or a pipe into guest memory: gmem_vm_load(). */
+/* load: copies a file or a pipe into guest memory: gmem_vm_load(). */
 #ifndef GMEM_LOAD_H
 #define GMEM_LOAD_H
 

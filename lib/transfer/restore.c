@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * An image back into a guest's memory, or only looked at. Nothing in it is
- * believed: a record is used when its checksum is right, an address when it is
- * in the image's own list, which was compared with the target before; lists grow
- * with what really arrives. Only the record at the end, if it agrees with all
- * before it, makes the image whole.
+ * No field of the image is trusted. A record is used only if its checksum is right, and
+ * an address only if it is in the image's list of regions, which is compared with the
+ * target first. Lists are allocated as entries arrive, not by the counts in the head. The
+ * image is complete only if its last record agrees with all records before it.
  */
 #include "transfer/restore.h"
 
@@ -25,34 +24,37 @@
 #include "transfer/leased_memory.h"
 #include "transfer/transfer.h"
 
-/* Made zero in one step */
+/* Bytes made zero in one step */
 #define CLEAR_STEP ((uint64_t)64 << 20)
 
+/* No run ends further from its record's base, in pages: first and count have 32 bits each. */
+#define MAX_RUN_END ((uint64_t)1 << 33)
+
 struct restore {
-	bool only_looks;		/* no target, or not yet */
-	bool looks_first;
-	uint64_t start;			/* of the image in the file */
+	bool verify_only;		/* write nothing: no target, or first pass of verify_first */
+	bool verify_first;		/* two passes: verify, then store */
+	uint64_t start;			/* offset of the image in the file */
 
 	uint64_t id, records, pages;
 	uint32_t checksums;
-	uint64_t region_count, private_count;	/* as the head says */
+	uint64_t region_count, private_count;	/* according to the head */
 	struct image_region *regions;
 	struct image_range *privates;
 	size_t regions_read, privates_read;
 	size_t region_room, private_room;
 	bool has_head, has_tables;
 
-	uint64_t used;			/* of the piece at hand */
+	uint64_t used;			/* bytes of the current piece that are done */
 	const struct image_record *data;	/* the record being stored, or NULL */
-	uint32_t run;			/* in it */
-	uint64_t page;			/* in it */
-	uint64_t reached;		/* all below this gpa is done */
-	bool at_end;			/* of the records: what is left is to be cleared */
+	uint32_t run;			/* next run in data */
+	uint64_t page;			/* next page in data */
+	uint64_t reached;		/* all memory below this gpa is done */
+	bool at_end;			/* all records are read; the rest is to be cleared */
 };
 
 /* ---- ranges ---- */
 
-/* The first entry that ends at or after @gpa */
+/* Find the first entry that ends at or after @gpa. */
 static size_t range_at(const struct image_range *ranges, size_t count, uint64_t gpa)
 {
 	size_t low = 0, high = count, middle;
@@ -82,8 +84,8 @@ static size_t region_at(const struct restore *restore, uint64_t gpa)
 }
 
 /*
- * The next stretch of the image's memory that is not private, in [@start, @last].
- * False: there is none.
+ * Find the next shared range of the image's memory in [@start, @last]; false if there
+ * is none.
  */
 static bool next_shared(const struct restore *restore, uint64_t start, uint64_t last,
 			struct gmem_part *ret)
@@ -111,14 +113,14 @@ static bool next_shared(const struct restore *restore, uint64_t start, uint64_t 
 			*ret = (struct gmem_part){ start, range->gpa - 1 };
 			return true;
 		}
-		/* The private range is in the region, so there is something behind it. */
+		/* The private range ends in this region, so its end does not wrap around. */
 		start = range->gpa + range->size;
 		if (start > last)
 			return false;
 	}
 }
 
-/* All of it is the image's, and not private. */
+/* Check that the whole range is in the image's regions and not private. */
 static bool is_shared(const struct restore *restore, uint64_t gpa, uint64_t size)
 {
 	uint64_t last = gpa + (size - 1);
@@ -132,7 +134,7 @@ static bool is_shared(const struct restore *restore, uint64_t gpa, uint64_t size
 	return false;
 }
 
-/* ---- what is wrong with it ---- */
+/* ---- checking a record ---- */
 
 __attribute__((format(printf, 2, 3)))
 static int bad(const struct restore *restore, const char *format, ...)
@@ -206,7 +208,10 @@ static int read_head(struct gmem_transfer *transfer, struct restore *restore,
 	return 0;
 }
 
-/* Room for @more entries, which have arrived: no more than twice as much as there are */
+/*
+ * Make room for @more entries, which are in the record at hand: a count in the head alone
+ * makes no room.
+ */
 static int make_room(void **entries, size_t *room, size_t count, size_t more, size_t size)
 {
 	size_t want = count + more > 2 * *room ? count + more : 2 * *room;
@@ -307,15 +312,16 @@ static int read_privates(struct gmem_transfer *transfer, struct restore *restore
 
 /* ---- image and target ---- */
 
-static int check_target_has_all(const struct gmem_leased_memory *hold, const struct restore *restore)
+static int check_target_has_all(const struct gmem_leased_memory *memory,
+				const struct restore *restore)
 {
 	struct gmem_part part;
 	uint64_t at = 0, reach;
 
 	while (next_shared(restore, at, UINT64_MAX, &part)) {
-		reach = gmem_leased_memory_reach(hold, part.start);
+		reach = gmem_leased_memory_reach(memory, part.start);
 		if (reach < part.last - part.start + 1)
-			return gmem_fail(gmem_leased_memory_is_private(hold, part.start + reach) ? -EACCES : -ENOENT,
+			return gmem_fail(gmem_leased_memory_is_private(memory, part.start + reach) ? -EACCES : -ENOENT,
 					 "the image has memory at gpa 0x%" PRIx64 " up to 0x%" PRIx64
 					 ", the VM's shared memory ends at 0x%" PRIx64, part.start,
 					 part.last, part.start + reach);
@@ -324,10 +330,11 @@ static int check_target_has_all(const struct gmem_leased_memory *hold, const str
 	return 0;
 }
 
-static int check_target_has_no_more(const struct gmem_leased_memory *hold, const struct restore *restore)
+static int check_target_has_no_more(const struct gmem_leased_memory *memory,
+				    const struct restore *restore)
 {
-	for (size_t i = 0; i < hold->region_count; i++) {
-		const struct gmem_leased_region *region = &hold->regions[i];
+	for (size_t i = 0; i < memory->region_count; i++) {
+		const struct gmem_leased_region *region = &memory->regions[i];
 		uint64_t at = region->gpa, last = region->gpa + (region->size - 1);
 
 		while (at <= last) {
@@ -354,9 +361,9 @@ static int end_tables(struct gmem_transfer *transfer, struct restore *restore)
 		return bad(restore, "the list of regions is not complete");
 
 	if (transfer->vm)
-		err = check_target_has_all(&transfer->hold, restore);
+		err = check_target_has_all(&transfer->memory, restore);
 	if (!err && transfer->vm && !(transfer->opts.flags & GMEM_TRANSFER_LEAVE_REST))
-		err = check_target_has_no_more(&transfer->hold, restore);
+		err = check_target_has_no_more(&transfer->memory, restore);
 	restore->has_tables = !err;
 	return err;
 }
@@ -373,14 +380,14 @@ static struct image_range run_range(const struct image_record *record, uint32_t 
 	};
 }
 
-/* Before the first byte of it is used */
+/* Check a whole data record before any byte of it is stored. */
 static int check_data(const struct restore *restore, const struct image_record *record)
 {
 	uint64_t after = restore->reached, pages = 0;
 	int err = 0;
 
 	if (record->count > IMAGE_MAX_RUNS || record->data.base % IMAGE_BLOCK ||
-	    record->data.base > UINT64_MAX - ((uint64_t)1 << 33) * IMAGE_BLOCK)
+	    record->data.base > UINT64_MAX - MAX_RUN_END * IMAGE_BLOCK)
 		return bad(restore, "%" PRIu32 " runs from gpa 0x%" PRIx64, record->count,
 			   record->data.base);
 
@@ -399,7 +406,7 @@ static int check_data(const struct restore *restore, const struct image_record *
 	return err;
 }
 
-/* Of what lies before @end and has no data, so much as is good for a step; false: no more */
+/* Clear memory below @end that the image has no data for, up to a step's worth; false: done. */
 static bool clear_some(struct gmem_transfer *transfer, struct restore *restore, uint64_t end,
 		       int *ret_err)
 {
@@ -411,7 +418,8 @@ static bool clear_some(struct gmem_transfer *transfer, struct restore *restore, 
 
 	size = part.last - part.start + 1;
 	size = size < CLEAR_STEP ? size : CLEAR_STEP;
-	*ret_err = restore->only_looks ? 0 : gmem_leased_memory_clear(&transfer->hold, part.start, size);
+	*ret_err = restore->verify_only
+			   ? 0 : gmem_leased_memory_clear(&transfer->memory, part.start, size);
 	if (!*ret_err) {
 		transfer->bytes.zero += size;
 		restore->reached = part.start + size;
@@ -429,10 +437,10 @@ static int store_run(struct gmem_transfer *transfer, struct restore *restore)
 	if (clear_some(transfer, restore, range.gpa, &err))
 		return err;
 
-	if (restore->only_looks)
+	if (restore->verify_only)
 		transfer->bytes.data += range.size;
 	else
-		err = gmem_leased_memory_store(&transfer->hold, range.gpa, bytes, range.size,
+		err = gmem_leased_memory_store(&transfer->memory, range.gpa, bytes, range.size,
 					       &transfer->bytes);
 	if (err)
 		return err;
@@ -447,7 +455,7 @@ static int store_data(struct gmem_transfer *transfer, struct restore *restore)
 {
 	int err = 0;
 
-	/* A gap may be long: one of them is enough for a step. */
+	/* Gaps may be long: end the step after one of CLEAR_STEP bytes. */
 	while (restore->run < restore->data->count && !err) {
 		uint64_t zero = transfer->bytes.zero;
 
@@ -464,7 +472,7 @@ static int store_data(struct gmem_transfer *transfer, struct restore *restore)
 	return 0;
 }
 
-/* ---- the end ---- */
+/* ---- the last record ---- */
 
 static int read_end(struct restore *restore, const struct image_record *record)
 {
@@ -492,7 +500,7 @@ static int finish(struct gmem_transfer *transfer, struct restore *restore, bool 
 	if (clear_some(transfer, restore, UINT64_MAX, &err))
 		return err;
 
-	if (!restore->looks_first) {
+	if (!restore->verify_first) {
 		transfer->done = transfer->total ? transfer->total : transfer->done;
 		transfer->is_done = true;
 		return 0;
@@ -606,7 +614,7 @@ static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *us
 
 	err = gmem_transfer_check(user_opts, flags, &opts);
 	if (!err)
-		err = gmem_transfer_look_at(&opts, fd, false, opts.image_offset, &params);
+		err = gmem_transfer_inspect(&opts, fd, false, opts.image_offset, &params);
 	if (!err && opts.flags & GMEM_TRANSFER_VERIFY && !params.kind.has_offsets)
 		err = gmem_fail(-ESPIPE, "fd %d can be read only once: it cannot be verified first", fd);
 	if (!err)
@@ -619,7 +627,7 @@ static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *us
 	if (params.end < params.position)
 		params.end = params.position;
 	if (vm)
-		err = gmem_leased_memory_take(vm, 0, UINT64_MAX, "gmem_vm_restore", &transfer->hold);
+		err = gmem_leased_memory_take(vm, 0, UINT64_MAX, "gmem_vm_restore", &transfer->memory);
 	if (!err)
 		err = gmem_io_open(&transfer->io, &params);
 	if (err) {
@@ -629,12 +637,12 @@ static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *us
 
 	restore = transfer->state;
 	restore->start = opts.image_offset;
-	restore->looks_first = opts.flags & GMEM_TRANSFER_VERIFY;
-	restore->only_looks = !vm || restore->looks_first;
+	restore->verify_first = opts.flags & GMEM_TRANSFER_VERIFY;
+	restore->verify_only = !vm || restore->verify_first;
 	transfer->step = restore_step;
 	transfer->end = restore_end;
 	if (params.kind.has_size)
-		transfer->total = (params.end - params.position) << restore->looks_first;
+		transfer->total = (params.end - params.position) << restore->verify_first;
 	*ret = transfer;
 	return 0;
 }

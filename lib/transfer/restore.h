@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* restore: an image into guest memory, or checked without: gmem_vm_restore(), gmem_image_verify(). */
+/*
+ * restore: copies an image into guest memory, or only checks it: gmem_vm_restore(),
+ * gmem_image_verify().
+ */
 #ifndef GMEM_RESTORE_H
 #define GMEM_RESTORE_H
 

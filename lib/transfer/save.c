@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A guest's memory as an image. Only pages that exist are looked at, and only
- * those that are not zero are written, packed: looking at one that does not
- * exist would make the guest grow. The end comes last and says how much there
- * must be before it; checksums say that it is.
+ * Only pages that exist are read, since reading a page that does not exist would allocate
+ * it. Only pages that are not zero are written, packed. The last record has the number of
+ * pages and a checksum over all checksums, so that a truncated image is recognised.
  */
 #include "transfer/save.h"
 
@@ -24,18 +23,18 @@
 #include "transfer/leased_memory.h"
 #include "transfer/transfer.h"
 
-/* Pages that exist are asked for by so much; a run is a page and a hole at least */
+/* Bytes asked about at once for pages that exist; a run is at least a page and a hole */
 #define WINDOW ((uint64_t)16 << 20)
 #define MAX_RUNS (WINDOW / IMAGE_BLOCK / 2 + 1)
 
-/* Copied at once, to be looked at for zeros while it is in the caches */
+/* Bytes copied at once: compared with zero while still in the caches */
 #define CHUNK ((uint64_t)64 << 10)
 
-/* Windows in one step, if nothing is in them */
+/* Windows without pages in one step */
 #define EMPTY_WINDOWS 4
 
 struct run {
-	uint64_t offset;	/* from the start of the region */
+	uint64_t offset;	/* in the region */
 	uint64_t size;
 };
 
@@ -45,20 +44,20 @@ struct save {
 	uint64_t id, records, pages;
 	uint32_t checksums;
 	enum stage stage;
-	size_t listed;			/* entries of a table that are written */
+	size_t listed;			/* entries of the current table that are written */
 
-	char *unit;			/* under construction, or NULL */
-	uint64_t used;
-	struct image_record *open;	/* the data record in it, or NULL */
-	uint64_t filled;		/* pages in that */
+	char *unit;			/* being filled, or NULL */
+	uint64_t used;			/* bytes of it */
+	struct image_record *open;	/* the unit's unfinished data record, or NULL */
+	uint64_t filled;		/* pages in open */
 
-	size_t held;			/* which memory is being looked at */
-	uint64_t looked;		/* so far, from its start */
-	size_t run, run_count;		/* of the window before that */
+	size_t range;			/* index of the leased range being read */
+	uint64_t looked;		/* bytes of it whose pages were asked for */
+	size_t run, run_count;		/* runs of pages in the last window: next, and all */
 	struct run runs[MAX_RUNS];
 
-	uint64_t gpa;			/* of what is in chunk */
-	uint64_t at, size;		/* there; at == size: nothing left */
+	uint64_t gpa;			/* of chunk's first byte */
+	uint64_t at, size;		/* next byte of chunk, and its bytes; equal: all packed */
 	char chunk[CHUNK];
 };
 
@@ -73,7 +72,7 @@ static struct image_record *begin_record(struct save *save, enum image_kind kind
 	return record;
 }
 
-/* @bytes of it are filled in. */
+/* Pad the record after its first @bytes bytes, which are filled in, and seal it. */
 static void end_record(struct save *save, struct image_record *record, uint64_t bytes)
 {
 	uint64_t size = (bytes + IMAGE_BLOCK - 1) / IMAGE_BLOCK * IMAGE_BLOCK;
@@ -105,24 +104,24 @@ static int flush(struct gmem_transfer *transfer, struct save *save)
 
 /* ---- tables ---- */
 
-static struct image_region region_entry(const struct gmem_leased_memory *hold, size_t i)
+static struct image_region region_entry(const struct gmem_leased_memory *memory, size_t i)
 {
 	return (struct image_region){
-		.gpa = hold->regions[i].gpa,
-		.size = hold->regions[i].size,
-		.backing = hold->regions[i].backing,
+		.gpa = memory->regions[i].gpa,
+		.size = memory->regions[i].size,
+		.backing = memory->regions[i].backing,
 	};
 }
 
-static struct image_range private_entry(const struct gmem_leased_memory *hold, size_t i)
+static struct image_range private_entry(const struct gmem_leased_memory *memory, size_t i)
 {
 	return (struct image_range){
-		.gpa = hold->privates[i].start,
-		.size = hold->privates[i].last - hold->privates[i].start + 1,
+		.gpa = memory->privates[i].start,
+		.size = memory->privates[i].last - memory->privates[i].start + 1,
 	};
 }
 
-/* As many entries as have room in this unit; true: all are written */
+/* Write the entries that fit into this unit; true: all entries are written. */
 static bool list(struct gmem_transfer *transfer, struct save *save, enum image_kind kind,
 		 size_t count, size_t entry_size)
 {
@@ -142,10 +141,10 @@ static bool list(struct gmem_transfer *transfer, struct save *save, enum image_k
 	for (size_t i = 0; i < now; i++) {
 		if (kind == IMAGE_REGIONS)
 			((struct image_region *)(record + 1))[i] =
-				region_entry(&transfer->hold, save->listed + i);
+				region_entry(&transfer->memory, save->listed + i);
 		else
 			((struct image_range *)(record + 1))[i] =
-				private_entry(&transfer->hold, save->listed + i);
+				private_entry(&transfer->memory, save->listed + i);
 	}
 	end_record(save, record, sizeof(*record) + now * entry_size);
 	save->listed += now;
@@ -158,8 +157,8 @@ static void write_head(struct gmem_transfer *transfer, struct save *save)
 
 	record->version = IMAGE_VERSION;
 	record->head.page_size = gmem_sys_page_size();
-	record->head.regions = transfer->hold.region_count;
-	record->head.privates = transfer->hold.private_count;
+	record->head.regions = transfer->memory.region_count;
+	record->head.privates = transfer->memory.private_count;
 	end_record(save, record, sizeof(*record));
 }
 
@@ -170,7 +169,7 @@ static void write_end(struct gmem_transfer *transfer, struct save *save)
 
 	record->end.pages = save->pages;
 	record->end.checksums = save->checksums;
-	/* Who reads a pipe by whole units must not wait for what never comes. */
+	/* A reader of whole units from a pipe would wait for the rest of this one. */
 	if (transfer->io.serial) {
 		memset(record + 1, 0, IMAGE_UNIT - save->used - bytes);
 		bytes = IMAGE_UNIT - save->used;
@@ -180,7 +179,7 @@ static void write_end(struct gmem_transfer *transfer, struct save *save)
 
 /* ---- data ---- */
 
-/* Room for a page in the open record, or in a new one; false: the unit is full */
+/* Make room for a page in the open record, or in a new one; false: the unit is full. */
 static bool make_room(struct save *save, uint64_t gpa)
 {
 	struct image_record *record = save->open;
@@ -197,7 +196,7 @@ static bool make_room(struct save *save, uint64_t gpa)
 	if (save->used + IMAGE_BLOCK > IMAGE_UNIT)
 		return false;
 
-	/* In the very last block there is room for a record, but not for data. */
+	/* The unit's last block has room for a record's first block, but not for a page. */
 	save->open = begin_record(save, IMAGE_DATA);
 	save->open->data.base = gpa;
 	if (save->used + 2 * IMAGE_BLOCK <= IMAGE_UNIT)
@@ -221,7 +220,7 @@ static void append(struct save *save, uint64_t gpa, const char *bytes)
 		runs[record->count++] = (struct image_run){ .first = page, .count = 1 };
 }
 
-/* What is in the chunk and not zero; false: the unit is full */
+/* Pack the chunk's pages that are not zero; false: the unit is full. */
 static bool pack_chunk(struct gmem_transfer *transfer, struct save *save)
 {
 	for (; save->at < save->size; save->at += IMAGE_BLOCK) {
@@ -247,24 +246,24 @@ static int note_run(void *data, uint64_t offset, uint64_t size)
 	return 0;
 }
 
-/* What exists next; false: nothing does any more */
-static bool next_window(struct gmem_transfer *transfer, struct save *save, int *ret_err)
+/* Find the pages that exist in the next window; false: no memory is left. */
+static bool find_pages(struct gmem_transfer *transfer, struct save *save, int *ret_err)
 {
-	const struct gmem_leased_range *held = &transfer->hold.all[save->held];
-	uint64_t size = held->size - save->looked;
+	const struct gmem_leased_range *range = &transfer->memory.all[save->range];
+	uint64_t size = range->size - save->looked;
 
 	if (size == 0) {
 		save->looked = 0;
-		if (++save->held == transfer->hold.count)
+		if (++save->range == transfer->memory.count)
 			return false;
-		held++;
-		size = held->size;
+		range++;
+		size = range->size;
 	}
 
 	size = size < WINDOW ? size : WINDOW;
 	save->run = 0;
 	save->run_count = 0;
-	*ret_err = gmem_region_present_pages(held->region, GMEM_SIDE_SHARED, held->offset + save->looked,
+	*ret_err = gmem_region_present_pages(range->region, GMEM_SIDE_SHARED, range->offset + save->looked,
 					     size, note_run, save);
 	if (*ret_err) {
 		save->run_count = 0;
@@ -280,14 +279,14 @@ static bool next_window(struct gmem_transfer *transfer, struct save *save, int *
 
 static int read_chunk(struct gmem_transfer *transfer, struct save *save)
 {
-	const struct gmem_leased_range *held = &transfer->hold.all[save->held];
+	const struct gmem_leased_range *range = &transfer->memory.all[save->range];
 	struct run *run = &save->runs[save->run];
 	uint64_t size = run->size < CHUNK ? run->size : CHUNK;
 	int err = 0;
 
-	gmem_nofault_copy(transfer->hold.fast, save->chunk, held->hva + (run->offset - held->offset),
+	gmem_nofault_copy(transfer->memory.fast, save->chunk, range->hva + (run->offset - range->offset),
 			  size, &err);
-	save->gpa = held->gpa + (run->offset - held->offset);
+	save->gpa = range->gpa + (run->offset - range->offset);
 	if (err)
 		return gmem_fail(err, "gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes, cannot be read: %s",
 				 save->gpa, size, gmem_errno_name(err));
@@ -301,7 +300,7 @@ static int read_chunk(struct gmem_transfer *transfer, struct save *save)
 	return 0;
 }
 
-/* Until the unit is full, or the memory is at its end, or it is enough for a step */
+/* Pack pages until the unit is full, the memory has ended, or enough is done for one step. */
 static int pack(struct gmem_transfer *transfer, struct save *save, bool *ret_full)
 {
 	int err = 0, empty = 0;
@@ -316,7 +315,7 @@ static int pack(struct gmem_transfer *transfer, struct save *save, bool *ret_ful
 			err = read_chunk(transfer, save);
 		} else if (empty++ == EMPTY_WINDOWS) {
 			return 0;
-		} else if (!next_window(transfer, save, &err)) {
+		} else if (!find_pages(transfer, save, &err)) {
 			save->stage = END;
 			return 0;
 		}
@@ -328,7 +327,7 @@ static int pack(struct gmem_transfer *transfer, struct save *save, bool *ret_ful
 
 static int build(struct gmem_transfer *transfer, struct save *save, bool *ret_full)
 {
-	const struct gmem_leased_memory *hold = &transfer->hold;
+	const struct gmem_leased_memory *memory = &transfer->memory;
 	bool all;
 
 	*ret_full = false;
@@ -340,14 +339,14 @@ static int build(struct gmem_transfer *transfer, struct save *save, bool *ret_fu
 	case REGIONS:
 	case PRIVATES:
 		all = save->stage == REGIONS
-			      ? list(transfer, save, IMAGE_REGIONS, hold->region_count,
+			      ? list(transfer, save, IMAGE_REGIONS, memory->region_count,
 				     sizeof(struct image_region))
-			      : list(transfer, save, IMAGE_PRIVATE, hold->private_count,
+			      : list(transfer, save, IMAGE_PRIVATE, memory->private_count,
 				     sizeof(struct image_range));
 		*ret_full = !all;
 		if (all) {
 			save->listed = 0;
-			save->stage = save->stage == REGIONS ? PRIVATES : hold->count ? DATA : END;
+			save->stage = save->stage == REGIONS ? PRIVATES : memory->count ? DATA : END;
 		}
 		return 0;
 	case DATA:
@@ -402,13 +401,13 @@ static int save_step(struct gmem_transfer *transfer, bool wait)
 	return err;
 }
 
-static int check_privates(const struct gmem_leased_memory *hold, uint64_t flags)
+static int check_privates(const struct gmem_leased_memory *memory, uint64_t flags)
 {
-	if (hold->private_count && !(flags & GMEM_TRANSFER_OMIT_PRIVATE))
+	if (memory->private_count && !(flags & GMEM_TRANSFER_OMIT_PRIVATE))
 		return gmem_fail(-EACCES,
 				 "gpa 0x%" PRIx64 " is private, which the host cannot read: only without it "
 				 "(GMEM_TRANSFER_OMIT_PRIVATE) can the rest be saved",
-				 hold->privates[0].start);
+				 memory->privates[0].start);
 	return 0;
 }
 
@@ -429,15 +428,15 @@ GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
 
 	err = gmem_transfer_check(user_opts, flags, &opts);
 	if (!err)
-		err = gmem_transfer_look_at(&opts, fd, true, opts.image_offset, &params);
+		err = gmem_transfer_inspect(&opts, fd, true, opts.image_offset, &params);
 	if (!err)
 		err = gmem_transfer_new(vm, &opts, sizeof(*save), &transfer);
 	if (err)
 		return err;
 
-	err = gmem_leased_memory_take(vm, 0, UINT64_MAX, "gmem_vm_save", &transfer->hold);
+	err = gmem_leased_memory_take(vm, 0, UINT64_MAX, "gmem_vm_save", &transfer->memory);
 	if (!err)
-		err = check_privates(&transfer->hold, opts.flags);
+		err = check_privates(&transfer->memory, opts.flags);
 	if (!err)
 		err = gmem_io_open(&transfer->io, &params);
 	if (err) {
@@ -448,8 +447,8 @@ GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
 	save = transfer->state;
 	save->id = gmem_sys_random();
 	transfer->step = save_step;
-	transfer->total = gmem_leased_memory_bytes(&transfer->hold);
-	transfer->private_bytes = gmem_leased_memory_private_bytes(&transfer->hold);
+	transfer->total = gmem_leased_memory_bytes(&transfer->memory);
+	transfer->private_bytes = gmem_leased_memory_private_bytes(&transfer->memory);
 	*ret = transfer;
 	return 0;
 }

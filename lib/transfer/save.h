@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* save: guest memory into an image: gmem_vm_save(). */
+/* save: copies guest memory into an image: gmem_vm_save(). */
 #ifndef GMEM_SAVE_H
 #define GMEM_SAVE_H
 

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/* What transfers have in common, and the simplest: a file into guest memory. */
 #include "transfer/transfer.h"
 
 #include <errno.h>
@@ -37,8 +36,7 @@ int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t fla
 	return 0;
 }
 
-/* Fill in what every transfer asks of its file alike. */
-int gmem_transfer_look_at(const struct gmem_transfer_opts *opts, int fd, bool writing,
+int gmem_transfer_inspect(const struct gmem_transfer_opts *opts, int fd, bool writing,
 			  uint64_t offset, struct gmem_io_params *ret)
 {
 	int err;
@@ -93,14 +91,14 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer)
 
 	if (!gmem_io_close(&transfer->io))
 		return gmem_fail(-EBUSY, "%" PRIu32 " requests are still under way on the ring",
-				 transfer->io.flying);
+				 transfer->io.in_flight);
 
 	GMEM_PROBE(transfer, transfer->vm ? transfer->vm->fd : -1, transfer->io.writing,
 		   transfer->done, transfer->total, transfer->is_done);
 	if (transfer->end)
 		transfer->end(transfer);
 	free(transfer->state);
-	gmem_leased_memory_drop(&transfer->hold);
+	gmem_leased_memory_drop(&transfer->memory);
 	free(transfer);
 	return 0;
 }
@@ -118,6 +116,14 @@ int gmem_transfer_fail_io(const struct gmem_transfer *transfer, int err)
 			 gmem_errno_name(err));
 }
 
+/*
+ * Called after each step that moved transfer->done, and after the last step. One step moves
+ * transfer->done at most by:
+ *   load     1 MiB of data, or 256 KiB if read from the page cache; 64 MiB of a hole
+ *   save     64 MiB, in windows of 16 MiB: a window is done once its pages are found, and
+ *            steps that only pack its pages do not call back
+ *   restore  1 MiB of the file; steps that only clear memory do not call back
+ */
 static int tell_progress(struct gmem_transfer *transfer)
 {
 	const struct gmem_transfer_opts *opts = &transfer->opts;
@@ -137,7 +143,7 @@ GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
 	if (!transfer)
 		return gmem_fail(-EINVAL, "transfer is NULL");
 	if (wait && transfer->opts.ring)
-		return gmem_fail(-EINVAL, "who waits on the caller's ring would take others' completions");
+		return gmem_fail(-EINVAL, "waiting on the caller's ring would take completions of other users");
 	if (transfer->is_done)
 		return GMEM_TRANSFER_DONE;
 
@@ -172,7 +178,7 @@ GMEM_API int gmem_transfer_complete(struct gmem_transfer *transfer, uint64_t tag
 	return 0;
 }
 
-static struct gmem_transfer_result look(const struct gmem_transfer *transfer)
+static struct gmem_transfer_result make_result(const struct gmem_transfer *transfer)
 {
 	const struct gmem_io *io = &transfer->io;
 
@@ -201,14 +207,13 @@ GMEM_API int gmem_transfer_get_result(const struct gmem_transfer *transfer,
 		return gmem_fail(-EINVAL, "the result says its size is %zu bytes, at least %zu expected",
 				 ret->size, first_version);
 
-	result = look(transfer);
+	result = make_result(transfer);
 	size = ret->size;
 	memcpy(ret, &result, size < sizeof(result) ? size : sizeof(result));
 	ret->size = size;
 	return 0;
 }
 
-/* From begin to end, for those who can wait: as @err says, if it could not begin */
 int gmem_transfer_run(int err, struct gmem_transfer *transfer, struct gmem_transfer_result *ret)
 {
 	int freed;

@@ -2,8 +2,9 @@
 /*
  * transfer: what transfers between files and guest memory have in common.
  *
- * A transfer is a step function called again and again: load.c, save.c and restore.c
- * each bring one. This room runs it, reports progress and frees it.
+ * A transfer is a step function that is called until the transfer is done. load.c, save.c
+ * and restore.c each have one; this module calls it, reports the progress and frees the
+ * transfer.
  */
 #ifndef GMEM_TRANSFER_H
 #define GMEM_TRANSFER_H
@@ -18,32 +19,34 @@
 #include "transfer/leased_memory.h"
 
 struct gmem_transfer {
-	struct gmem_vm *vm;		/* NULL: an image that is only verified */
+	struct gmem_vm *vm;		/* NULL: an image is only verified */
 	struct gmem_transfer_opts opts;
-	struct gmem_leased_memory hold;
+	struct gmem_leased_memory memory;
 	struct gmem_io io;
-	/* 0, -EAGAIN, or an errno that may not come again when called again */
+	/* Returns 0, -EAGAIN if it would have to wait, or another -errno; may be called again. */
 	int (*step)(struct gmem_transfer *transfer, bool wait);
 	void (*end)(struct gmem_transfer *transfer);
-	void *state;			/* of the step's; zero at first, freed at the end */
+	void *state;			/* the step function's; zeroed at first, freed at the end */
 	uint64_t done, total;
 	struct gmem_stored bytes;
 	uint64_t private_bytes;
 	bool is_done;
 };
 
+/* Copy @user_opts to @ret and check them; @flags are the flags this kind of transfer has. */
 int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t flags,
 			struct gmem_transfer_opts *ret);
-/* Find out what kind of file @fd is, and how it is read or written. */
-int gmem_transfer_look_at(const struct gmem_transfer_opts *opts, int fd, bool writing,
+/* Find out what kind of file @fd is, check @opts against it, and fill in @ret. */
+int gmem_transfer_inspect(const struct gmem_transfer_opts *opts, int fd, bool writing,
 			  uint64_t offset, struct gmem_io_params *ret);
-/* A transfer that has neither memory nor a file yet */
+/* Allocate a transfer that has neither memory nor a file yet. */
 int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 		      size_t state_size, struct gmem_transfer **ret);
+/* Put a failure of @transfer->io into a sentence; returns @err. */
 int gmem_transfer_fail_io(const struct gmem_transfer *transfer, int err);
 /*
- * From begin to end, for callers that can wait. @err is the result of the begin
- * function: nothing is done if that failed.
+ * Run a transfer to its end and free it, for callers that can wait. @err is the result
+ * of the begin function: if that failed, return it and do nothing.
  */
 int gmem_transfer_run(int err, struct gmem_transfer *transfer, struct gmem_transfer_result *ret);
 

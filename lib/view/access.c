@@ -1,8 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * Access through a view: find the pieces of a guest range, and touch each in a
- * way that survives pages which cannot be reached (touch.c).
- */
 #include "view/access.h"
 
 #include <errno.h>
@@ -36,42 +32,44 @@ int gmem_access_fail(uint64_t gpa, uint64_t done, uint64_t size, int err)
 			 gpa, done, gmem_errno_name(err), done, size);
 }
 
-/* ---- ranges: the same walk, with another touch at each piece ---- */
+/*
+ * ---- ranges ----
+ *
+ * A walk goes through the contiguous parts of a guest range, and calls an access function
+ * for each.
+ */
 
 struct walk {
 	struct gmem_view *view;
 	uint64_t gpa;
 	uint64_t size;
-	/* touch the piece at @hva, @done bytes into the walk; bytes done there */
-	size_t (*touch)(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err);
+	/* accesses the part at @hva, @done bytes into the walk; returns the bytes done there */
+	size_t (*access)(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err);
 	void *buf;
 	bool writes;
 	uint8_t byte;
 	int order;
-	bool stop;		/* the touch has its answer */
+	bool stop;		/* the access function found what it looks for */
 };
 
-static int walk_pieces(struct walk *walk, uint64_t *ret_done)
+static int walk_parts(struct walk *walk, uint64_t *ret_done)
 {
-	struct iovec piece;
+	struct iovec part;
 	uint64_t done = 0;
 	int err = 0;
 
 	while (done < walk->size && !walk->stop) {
 		uint64_t rest = walk->size - done;
-		size_t touched;
-
-		if (gmem_table_hva(walk->view->table, walk->gpa + done, rest, &piece.iov_base))
-			piece.iov_len = rest;
+		if (gmem_table_hva(walk->view->table, walk->gpa + done, rest, &part.iov_base))
+			part.iov_len = rest;
 		else if (walk->writes)
-			err = gmem_view_contiguous_to_write(walk->view, walk->gpa + done, rest, &piece);
+			err = gmem_view_contiguous_to_write(walk->view, walk->gpa + done, rest, &part);
 		else
-			err = gmem_view_contiguous(walk->view, walk->gpa + done, rest, &piece);
+			err = gmem_view_contiguous(walk->view, walk->gpa + done, rest, &part);
 		if (err)
 			break;
 
-		touched = walk->touch(walk, done, piece.iov_base, piece.iov_len, &err);
-		done += touched;
+		done += walk->access(walk, done, part.iov_base, part.iov_len, &err);
 		if (err) {
 			gmem_access_fail(walk->gpa, done, walk->size, err);
 			break;
@@ -95,32 +93,32 @@ static int run(struct walk *walk, uint64_t *ret_done)
 		return err;
 
 	gmem_view_begin(walk->view);
-	err = walk_pieces(walk, &done);
+	err = walk_parts(walk, &done);
 	gmem_view_end(walk->view);
 	if (ret_done)
 		*ret_done = done;
 	return err;
 }
 
-static size_t touch_read(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err)
+static size_t read_part(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err)
 {
 	return gmem_nofault_copy(gmem_view_is_fast(walk->view), (char *)walk->buf + done, hva, size,
 				 ret_err);
 }
 
-static size_t touch_write(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err)
+static size_t write_part(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err)
 {
 	return gmem_nofault_copy(gmem_view_is_fast(walk->view), hva, (char *)walk->buf + done, size,
 				 ret_err);
 }
 
-static size_t touch_fill(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err)
+static size_t fill_part(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err)
 {
 	(void)done;
 	return gmem_nofault_fill(gmem_view_is_fast(walk->view), hva, walk->byte, size, ret_err);
 }
 
-static size_t touch_compare(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err)
+static size_t compare_part(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err)
 {
 	size_t equal;
 
@@ -130,7 +128,7 @@ static size_t touch_compare(struct walk *walk, uint64_t done, void *hva, size_t 
 	return equal;
 }
 
-static size_t touch_string(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err)
+static size_t string_part(struct walk *walk, uint64_t done, void *hva, size_t size, int *ret_err)
 {
 	size_t length;
 
@@ -140,28 +138,28 @@ static size_t touch_string(struct walk *walk, uint64_t done, void *hva, size_t s
 	return length;
 }
 
-static int read_in_pieces(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
+static int read_in_parts(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
 			  uint64_t *ret_done)
 {
 	struct walk walk = { .view = view, .gpa = gpa, .size = size, .buf = buf,
-			     .touch = touch_read };
+			     .access = read_part };
 
 	return run(&walk, ret_done);
 }
 
-static int write_in_pieces(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
+static int write_in_parts(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
 			   uint64_t *ret_done)
 {
 	struct walk walk = { .view = view, .gpa = gpa, .size = size, .buf = buf,
-			     .touch = touch_write, .writes = true };
+			     .access = write_part, .writes = true };
 
 	return run(&walk, ret_done);
 }
 
 /*
- * Most copies lie behind one entry and meet no page that is not there. They
- * take this path, which does nothing else; whatever it declines, it has not
- * counted, and the walk does from the start.
+ * Most copies lie in one entry of the lookup table, and every page can be reached. This
+ * path does these and no others: if it returns false, the walk does the copy from the
+ * start, and counts.
  */
 static inline bool copy_at_once(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
 				bool to_guest)
@@ -184,7 +182,7 @@ GMEM_API int gmem_view_read(struct gmem_view *view, uint64_t gpa, void *buf, uin
 			    uint64_t *ret_done)
 {
 	if (!copy_at_once(view, gpa, buf, size, false))
-		return read_in_pieces(view, gpa, buf, size, ret_done);
+		return read_in_parts(view, gpa, buf, size, ret_done);
 
 	if (ret_done)
 		*ret_done = size;
@@ -197,7 +195,7 @@ GMEM_API int gmem_view_write(struct gmem_view *view, uint64_t gpa, const void *b
 	void *from = (void *)(uintptr_t)buf;
 
 	if (!copy_at_once(view, gpa, from, size, true))
-		return write_in_pieces(view, gpa, from, size, ret_done);
+		return write_in_parts(view, gpa, from, size, ret_done);
 
 	if (ret_done)
 		*ret_done = size;
@@ -208,7 +206,7 @@ GMEM_API int gmem_view_fill(struct gmem_view *view, uint64_t gpa, uint8_t byte, 
 			    uint64_t *ret_done)
 {
 	struct walk walk = { .view = view, .gpa = gpa, .size = size, .buf = &walk, .byte = byte,
-			     .touch = touch_fill, .writes = true };
+			     .access = fill_part, .writes = true };
 
 	return run(&walk, ret_done);
 }
@@ -217,7 +215,7 @@ GMEM_API int gmem_view_compare(struct gmem_view *view, uint64_t gpa, const void 
 			       uint64_t size, int *ret_order, uint64_t *ret_done)
 {
 	struct walk walk = { .view = view, .gpa = gpa, .size = size,
-			     .buf = (void *)(uintptr_t)buf, .touch = touch_compare };
+			     .buf = (void *)(uintptr_t)buf, .access = compare_part };
 	int err;
 
 	if (!ret_order)
@@ -233,7 +231,7 @@ GMEM_API int gmem_view_string(struct gmem_view *view, uint64_t gpa, char *buf, u
 			      uint64_t *ret_length)
 {
 	struct walk walk = { .view = view, .gpa = gpa, .size = max, .buf = buf,
-			     .touch = touch_string };
+			     .access = string_part };
 	uint64_t length;
 	int err;
 
@@ -252,8 +250,8 @@ GMEM_API int gmem_view_string(struct gmem_view *view, uint64_t gpa, char *buf, u
 	return 0;
 }
 
-/* Two ranges at once: in pieces in which both are in one piece */
-static int copy_pieces(struct gmem_view *view, uint64_t to, uint64_t from, uint64_t size,
+/* Copies the longest parts that are contiguous in both ranges. */
+static int copy_parts(struct gmem_view *view, uint64_t to, uint64_t from, uint64_t size,
 		       uint64_t *done)
 {
 	struct iovec source, target;
@@ -294,7 +292,7 @@ GMEM_API int gmem_view_copy(struct gmem_view *view, uint64_t to, uint64_t from, 
 				 size, from, to);
 
 	gmem_view_begin(view);
-	err = copy_pieces(view, to, from, size, &done);
+	err = copy_parts(view, to, from, size, &done);
 	gmem_view_end(view);
 	if (ret_done)
 		*ret_done = done;

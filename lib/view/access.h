@@ -1,17 +1,19 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * access: reading and writing guest memory through a view: gmem_view_read(), _write(),
- * _fill(), _compare() and _string().
+ * access: reading and writing ranges of guest memory through a view.
  *
- * Each finds the contiguous parts of a guest range and accesses them in a way that
- * survives pages which cannot be reached (nofault.h).
+ * gmem_view_read(), _write(), _fill(), _compare(), _string() and _copy() find the
+ * contiguous parts of a guest range and access them with the functions of nofault.h, which
+ * survive pages that cannot be reached. Each returns how far it came.
+ *
+ * Not supported: atomicity. Other threads, and the guest, may see a range half written.
  */
 #ifndef GMEM_ACCESS_H
 #define GMEM_ACCESS_H
 
 #include <stdint.h>
 
-/* @err, with the sentence that @done of @size bytes at @gpa could be reached */
+/* Returns @err, with the sentence that only @done of @size bytes at @gpa were reached. */
 int gmem_access_fail(uint64_t gpa, uint64_t done, uint64_t size, int err);
 
 #endif

@@ -46,7 +46,7 @@ static const int atomic_orders[] = {
 #define LOAD_CASE(bits)                                                               \
 	case bits / 8: {                                                              \
 		uint##bits##_t value = 0;                                             \
-		int err = gmem_nofault_load##bits(fast, hva, order, &value);            \
+		int err = gmem_nofault_load##bits(fast, hva, order, &value);          \
                                                                                       \
 		if (!err)                                                             \
 			*ret = value;                                                 \
@@ -76,9 +76,9 @@ static int store(bool fast, void *hva, uint32_t width, int order, uint64_t value
 #define EXCHANGE_CASE(bits)                                                           \
 	case bits / 8: {                                                              \
 		uint##bits##_t old = (uint##bits##_t)*expected;                       \
-		int err = gmem_nofault_cmpxchg##bits(fast, hva, &old,                   \
-						     (uint##bits##_t)desired, order,    \
-						     ret_swapped);                      \
+		int err = gmem_nofault_cmpxchg##bits(fast, hva, &old,                 \
+						     (uint##bits##_t)desired, order,  \
+						     ret_swapped);                    \
                                                                                       \
 		if (!err)                                                             \
 			*expected = old;                                              \
@@ -96,16 +96,16 @@ static int exchange(bool fast, void *hva, uint32_t width, int order, uint64_t *e
 
 static int hva_to_write(const struct gmem_view *view, uint64_t gpa, uint32_t width, void **ret)
 {
-	struct iovec piece;
+	struct iovec part;
 	int err;
 
 	if (gmem_table_hva(view->table, gpa, width, ret))
 		return 0;
 
-	/* Aligned as it is, it lies in one page. */
-	err = gmem_view_contiguous_to_write(view, gpa, width, &piece);
+	/* A word that is aligned lies in one page, so it is contiguous. */
+	err = gmem_view_contiguous_to_write(view, gpa, width, &part);
 	if (!err)
-		*ret = piece.iov_base;
+		*ret = part.iov_base;
 	return err;
 }
 

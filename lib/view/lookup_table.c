@@ -1,14 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * From a guest address to its memory, for readers that never wait: an
- * immutable table, replaced as a whole. A new table shares with the one before
- * it all that did not change.
- *
- * Each GiB has an array of 512 entries, one for 2 MiB. An entry is a code if
- * one thing is behind all of it, else the address of a granule: the pieces in
- * order, each with its code. A code is odd for memory, the distance from gpa
- * to hva plus 1, and otherwise says why there is none. What lies above the
- * GiBs, where few VMs have anything, is one big granule.
+ * A new table copies the array of GiBs, which points to the old arrays of entries, until
+ * gmem_table_refresh() replaces those that change. So the cost of a change depends on the
+ * size of what changed, and on the highest address, but not on how much memory there is.
+ * An array of entries or a granule belongs to the new table if the old table does not
+ * point to it from the same place; this comparison decides what to free.
  */
 #include "view/lookup_table.h"
 
@@ -21,31 +17,32 @@
 #include "base/range_set.h"
 #include "region/region.h"
 #include "region/region_memory.h"
+#include "region/regions.h"
 
 #define GIB_SHIFT	30
 #define ENTRY_SHIFT	21
 #define ENTRIES		512
 #define ENTRY_SIZE	(UINT64_C(1) << ENTRY_SHIFT)
-#define COMB		32
+#define COMPARED_AT_ONCE 32	/* entries; divides ENTRIES */
 
 /* 16 TiB: an array of 128 KiB at most */
 #define MAX_GIBS	(UINT64_C(1) << 14)
 
-/* Codes that are not memory; all below any address, and even */
+/* Codes of addresses without memory: even, and below the address of any granule */
 #define CODE_HOLE	0
 #define CODE_REMOVED	2
 #define CODE_DEVICE	4
 #define CODE_PRIVATE	6
 #define LAST_CODE	CODE_PRIVATE
 
-/* The index of a granule: a slice is as large as the largest page */
+/* A slice is as large as the largest page of a host, so most slices have one piece. */
 #define SLICE_SHIFT	16
 #define SLICES		(1 << (ENTRY_SHIFT - SLICE_SHIFT))
 
 struct granule {
 	uint64_t count;
-	uint16_t first[SLICES];	/* the piece at the start of each slice */
-	uint64_t starts[];	/* count and one at the end of all; then count codes */
+	uint16_t first[SLICES];	/* the piece at the beginning of each slice */
+	uint64_t starts[];	/* count starts, the end of the last piece, count codes */
 };
 
 struct gmem_full_table {
@@ -54,7 +51,7 @@ struct gmem_full_table {
 	const uint64_t *gibs[];
 };
 
-/* Behind every GiB that has nothing; never written, never freed */
+/* The entries of every GiB that is one hole; never written, never freed */
 static const uint64_t empty_gib[ENTRIES];
 
 static const struct gmem_full_table *full(const struct gmem_table *table)
@@ -62,6 +59,7 @@ static const struct gmem_full_table *full(const struct gmem_table *table)
 	return GMEM_CONTAINER_OF(table, struct gmem_full_table, head);
 }
 
+/* Returns the granule that @entry points to, or NULL if it is a code. */
 static struct granule *granule_of(uint64_t entry)
 {
 	return entry & 1 || entry <= LAST_CODE ? NULL : (struct granule *)(uintptr_t)entry;
@@ -76,7 +74,7 @@ static struct gmem_translation nth_piece(const struct granule *granule, uint64_t
 	return (struct gmem_translation){ .code = codes[n], .last = granule->starts[n + 1] - 1 };
 }
 
-/* The index, then one after the other: with pieces of 64 KiB the first is the one. */
+/* Goes from the first piece of the slice upwards; in most slices the first is the one. */
 static uint64_t find_in_entry(const struct granule *granule, uint64_t gpa)
 {
 	uint64_t n = granule->first[gpa >> SLICE_SHIFT & (SLICES - 1)];
@@ -86,7 +84,7 @@ static uint64_t find_in_entry(const struct granule *granule, uint64_t gpa)
 	return n;
 }
 
-/* The last piece that starts at or below gpa, of any number of them */
+/* Finds the last piece that starts at or below @gpa by bisection, for the high granule. */
 static uint64_t find_in_many(const struct granule *granule, uint64_t gpa)
 {
 	uint64_t low = 0, count = granule->count;
@@ -100,7 +98,10 @@ static uint64_t find_in_many(const struct granule *granule, uint64_t gpa)
 	return low;
 }
 
-/* The granule with gpa, and which piece it is there; or NULL and the piece */
+/*
+ * Looks up @gpa. Returns its granule, and in @n the number of the piece there; or, if there
+ * is no granule, NULL and the piece itself.
+ */
 static const struct granule *look_up(const struct gmem_table *table, uint64_t gpa, uint64_t *n,
 				     struct gmem_translation *piece)
 {
@@ -155,12 +156,10 @@ int gmem_translation_error(struct gmem_translation piece)
 
 /* ---- building ---- */
 
-static struct gmem_region *region_of(struct gmem_range *range)
-{
-	return GMEM_CONTAINER_OF(range, struct gmem_region, gpa);
-}
-
-/* Where it is shared. A private file with MMAP is what the guest uses then, too. */
+/*
+ * Returns the code of the shared parts of @region. If both sides are one guest_memfd, the
+ * guest's shared memory is in that file, which the region's hva does not map.
+ */
 static uint64_t code_of(const struct gmem_region *region)
 {
 	if (region->is_device)
@@ -170,18 +169,13 @@ static uint64_t code_of(const struct gmem_region *region)
 	return (region->hva.start - region->gpa.start + 1) | (region->read_only ? GMEM_CODE_READ_ONLY : 0);
 }
 
-/* A code readers may find in an entry: the inline ones know nothing else of memory. */
+/* Returns whether @code may be an entry: read-only memory must not, see the header. */
 static bool is_entry(uint64_t code)
 {
 	return !(code & 1) || !(code & GMEM_CODE_READ_ONLY);
 }
 
-static uint64_t last_of(const struct gmem_range *range)
-{
-	return range->start + range->size - 1;
-}
-
-/* Pieces in the making: where each starts, and its code, as in a granule */
+/* The pieces of a granule while they are collected */
 struct builder {
 	uint64_t *starts;
 	uint64_t *codes;
@@ -227,7 +221,7 @@ static int add_piece(struct builder *builder, uint64_t start, uint64_t code)
 	return 0;
 }
 
-/* @count pieces of a granule from the @n-th on: neighbours there differ already. */
+/* Adds @count pieces of a granule from the @n-th on. Neighbours have different codes. */
 static int add_pieces(struct builder *builder, const struct granule *granule, uint64_t n,
 		      size_t count)
 {
@@ -242,7 +236,7 @@ static int add_pieces(struct builder *builder, const struct granule *granule, ui
 	return 0;
 }
 
-/* How many pieces after the @n-th begin up to @last */
+/* Counts the pieces after the @n-th that begin at or below @last. */
 static size_t count_after(const struct granule *granule, uint64_t n, uint64_t last)
 {
 	uint64_t m = n;
@@ -252,7 +246,10 @@ static size_t count_after(const struct granule *granule, uint64_t n, uint64_t la
 	return m - n;
 }
 
-/* As @table has it; if @removed, what was there is no more. */
+/*
+ * Adds [@start, @last] as @table has it, or as a hole if that is NULL. If @removed, its
+ * regions are gone: all that is no hole becomes CODE_REMOVED.
+ */
 static int copy_pieces(struct builder *builder, const struct gmem_table *table, uint64_t start,
 		       uint64_t last, bool removed)
 {
@@ -271,7 +268,7 @@ static int copy_pieces(struct builder *builder, const struct gmem_table *table, 
 			piece.code = CODE_REMOVED;
 		err = add_piece(builder, start, piece.code);
 
-		/* A granule may have hundreds more. */
+		/* Copy the rest of a granule at once: it may have hundreds of pieces. */
 		more = granule && !removed && !err ? count_after(granule, n, last) : 0;
 		if (more) {
 			err = add_pieces(builder, granule, n + 1, more);
@@ -283,51 +280,28 @@ static int copy_pieces(struct builder *builder, const struct gmem_table *table, 
 	}
 }
 
-/* A region by its states */
-static int add_states(struct builder *builder, const struct gmem_layout *layout,
-		      const struct gmem_region *region, uint64_t start, uint64_t last)
-{
-	struct gmem_part part;
-	int err = 0;
-
-	for (;;) {
-		bool is_private = gmem_set_next(layout->privates, true, start, last, &part);
-
-		if (!is_private || part.start > start)
-			err = add_piece(builder, start, code_of(region));
-		if (!err && is_private)
-			err = add_piece(builder, part.start,
-					region->is_device ? CODE_DEVICE : CODE_PRIVATE);
-		if (err || !is_private || part.last == last)
-			return err;
-		start = part.last + 1;
-	}
-}
-
-/* What the regions say, and in the gaps between them what was there before */
+/*
+ * Adds [@start, @last] as @layout has it. Gaps between regions are holes, or removed
+ * regions if @old has anything there.
+ */
 static int add_regions(struct builder *builder, const struct gmem_table *old,
 		       const struct gmem_layout *layout, uint64_t start, uint64_t last)
 {
-	uint64_t at = start, end;
-	int err;
+	struct gmem_stretch at = { .layout = *layout, .next = start, .end = last };
+	int err = 0;
 
-	for (;;) {
-		struct gmem_range *range = gmem_range_find(layout->regions, at, last - at + 1);
-
-		if (range && range->start <= at) {
-			end = last_of(range) < last ? last_of(range) : last;
-			err = add_states(builder, layout, region_of(range), at, end);
-		} else {
-			end = range ? range->start - 1 : last;
-			err = copy_pieces(builder, old, at, end, true);
-		}
-		if (err || end == last)
-			return err;
-		at = end + 1;
+	while (!err && gmem_regions_walk(&at)) {
+		if (!at.region)
+			err = copy_pieces(builder, old, at.gpa, at.gpa + at.size - 1, true);
+		else if (at.is_private && !at.region->is_device)
+			err = add_piece(builder, at.gpa, CODE_PRIVATE);
+		else
+			err = add_piece(builder, at.gpa, code_of(at.region));
 	}
+	return err;
 }
 
-/* Give the pieces the form readers want. @end: of all of them, 0 for 2^64 */
+/* Makes a granule of the pieces. @end is the end of the last one; 0 stands for 2^64. */
 static struct granule *make_granule(const struct builder *builder, uint64_t end)
 {
 	struct granule *granule;
@@ -353,7 +327,10 @@ static struct granule *make_granule(const struct builder *builder, uint64_t end)
 	return granule;
 }
 
-/* Of [@first, @final], [@start, @last] changed; the rest is as @table, in the making, has it. */
+/*
+ * Collects the pieces of @all: [@start, @last] as @layout has it, the rest as @table has
+ * it, which is the new table.
+ */
 static int collect(struct builder *builder, const struct gmem_table *table,
 		   const struct gmem_table *old, const struct gmem_layout *layout,
 		   const struct gmem_part *all, uint64_t start, uint64_t last)
@@ -374,16 +351,16 @@ static int make_entry(const struct gmem_table *table, const struct gmem_table *o
 		      uint64_t *ret)
 {
 	const struct gmem_part all = { start & ~(ENTRY_SIZE - 1), start | (ENTRY_SIZE - 1) };
-	struct gmem_range *range = gmem_range_find(layout->regions, start, 1);
+	struct gmem_stretch whole = { .layout = *layout, .next = start, .end = last };
 	struct builder builder = { NULL, NULL, 0, 0 };
 	struct granule *granule = NULL;
 	int err;
 
-	/* The common case by far: one region behind all of it, and nothing private */
-	if (range && start == all.start && last == all.last && range->start <= start &&
-	    last_of(range) >= last && !gmem_range_find(layout->privates, start, ENTRY_SIZE) &&
-	    is_entry(code_of(region_of(range)))) {
-		*ret = code_of(region_of(range));
+	/* In most entries all 2 MiB are shared memory of one region. */
+	gmem_regions_walk(&whole);
+	if (whole.region && !whole.is_private && start == all.start && last == all.last &&
+	    whole.is_over && is_entry(code_of(whole.region))) {
+		*ret = code_of(whole.region);
 		return 0;
 	}
 
@@ -406,11 +383,11 @@ static uint64_t gibs_needed(const struct gmem_table *old, const struct gmem_rang
 	while (range && range->right)
 		range = range->right;
 	if (range)
-		count = (last_of(range) >> GIB_SHIFT) + 1;
+		count = (gmem_range_last(range) >> GIB_SHIFT) + 1;
 	if (count > MAX_GIBS)
 		count = MAX_GIBS;
 
-	/* Never fewer: what was removed is remembered there. */
+	/* Never fewer than before: entries remember that a region was removed. */
 	return count > old_count ? count : old_count;
 }
 
@@ -438,7 +415,7 @@ static const uint64_t *old_gib(const struct gmem_table *old, uint64_t gib)
 	return old && gib < old->gib_count ? old->gibs[gib] : empty_gib;
 }
 
-/* A GiB of its own for a table that still shares the old one's */
+/* Returns the entries of a GiB to write to: a copy if @table still shares those of @old. */
 static int own_gib(struct gmem_full_table *table, const struct gmem_table *old, uint64_t gib,
 		   uint64_t **ret)
 {
@@ -511,11 +488,11 @@ int gmem_table_refresh(struct gmem_table *head, const struct gmem_table *old,
 
 static void free_gib(const uint64_t *entries, const uint64_t *kept)
 {
-	/* Mostly one entry differs: look for it with a coarse comb first. */
-	for (size_t i = 0; i < ENTRIES; i += COMB) {
-		if (memcmp(&entries[i], &kept[i], COMB * sizeof(*entries)) == 0)
+	/* In most cases one entry differs, so skip equal entries many at once. */
+	for (size_t i = 0; i < ENTRIES; i += COMPARED_AT_ONCE) {
+		if (memcmp(&entries[i], &kept[i], COMPARED_AT_ONCE * sizeof(*entries)) == 0)
 			continue;
-		for (size_t j = i; j < i + COMB; j++)
+		for (size_t j = i; j < i + COMPARED_AT_ONCE; j++)
 			if (entries[j] != kept[j])
 				free(granule_of(entries[j]));
 	}

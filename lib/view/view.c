@@ -1,11 +1,34 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Readers and the wait for them. A reader makes its epoch odd, then looks at
- * the VM's table; whoever changes the layout publishes a new table, then waits
- * until each epoch that was odd has changed. Both sides must be ordered, store
- * before load; readers leave their half of that to the writer, whose
- * membarrier(2) has every other thread of the process execute a barrier. Where
- * membarrier is forbidden, readers use sequentially consistent accesses.
+ * Why the wait misses no reader. These are the accesses, in program order:
+ *
+ *   reader                                   writer
+ *   R1  store epoch, odd   (view_begin)      W1  store vm->table   (gmem_vm_publish)
+ *   R2  load vm->table     (view_begin)      W2  membarrier        (gmem_vm_wait_for_views)
+ *       use the table and the memory         W3  load epoch        (wait_for)
+ *   R3  store epoch, even  (view_end)        W4  load epoch again  (wait_for)
+ *                                                free the old table, unmap memory
+ *
+ * 1. The table is complete. R2 acquires what W1 releases: a reader that loads the new
+ *    table sees its contents.
+ *
+ * 2. A reader with an old table is waited for: either R2 loads the new table, or W3 sees
+ *    that the epoch is odd. On both sides a store must be visible before a load, which
+ *    takes a full barrier each. Readers have none of their own, only a compiler barrier
+ *    between R1 and R2. W2 has each thread of the process execute a full barrier somewhere
+ *    between W1 and W3; for a thread that does not run, switching it out was one. If a
+ *    reader executes it before R2, then R2 comes after W1, and loads the new table. If it
+ *    does so after R1, then R1 comes before W3, which sees it.
+ *
+ * 3. The wait ends after the last use. W3 and W4 acquire what R3 releases, so the reader's
+ *    accesses to the table and to the memory are over before the writer frees them.
+ *
+ * 4. A change of the epoch is enough, even if the reader has begun once more before W4.
+ *    W3 saw the epoch before that R1, so the barrier of W2 came before that R1, too, and
+ *    its R2 loads the new table.
+ *
+ * If membarrier(2) is forbidden, view->fence is set: then R1, R2, W1 and W3 are all
+ * sequentially consistent, and their single order replaces the barriers in 2 and 4.
  */
 #include "view/view.h"
 
@@ -20,15 +43,16 @@
 #include "base/range_map.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
+#include "region/regions.h"
 #include "view/lookup_table.h"
 
 #define CACHE_LINE 64
 
-/* Looks at a reader that is inside before we begin to sleep between them */
-#define LOOKS_AWAKE 100
+/* Loads of an odd epoch that only yield the processor; later ones sleep in between. */
+#define LOADS_AWAKE 100
 #define SLEEP_MICROSECONDS 50
 
-/* For a store to become visible: far more than any processor takes */
+/* Far more than any processor takes to make a store visible */
 #define SETTLE_MICROSECONDS 10000
 
 static struct gmem_reader *reader_of(struct gmem_view *view)
@@ -38,13 +62,12 @@ static struct gmem_reader *reader_of(struct gmem_view *view)
 
 /* ---- views ---- */
 
-/* The first view: from now on there is a table to keep. */
+/* Makes the table for the first view of a VM. Later changes keep it up to date. */
 static int start_table(struct gmem_vm *vm)
 {
 	const struct gmem_layout layout = { &vm->regions, &vm->privates };
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
 	struct gmem_table *table;
-	struct gmem_range *range;
-	uint64_t at = 0;
 	int err;
 
 	if (vm->table)
@@ -54,14 +77,9 @@ static int start_table(struct gmem_vm *vm)
 	if (err)
 		return err;
 
-	/* A region may end where addresses do. */
-	do {
-		range = gmem_range_find(&vm->regions, at, UINT64_MAX - at);
-		if (!range)
-			break;
-		err = gmem_table_refresh(table, NULL, &layout, range->start, range->size);
-		at = range->start + range->size;
-	} while (!err && at);
+	while (!err && gmem_regions_walk_whole(&at))
+		if (at.region)
+			err = gmem_table_refresh(table, NULL, &layout, at.gpa, at.size);
 	if (err) {
 		gmem_table_free(table, NULL);
 		return err;
@@ -80,12 +98,12 @@ GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 	if (!vm || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
 
-	/* A line of its own: readers must not slow each other down. */
+	/* Each reader has cache lines of its own, so that their epochs do not compete. */
 	reader = aligned_alloc(CACHE_LINE, (sizeof(*reader) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
 	if (!reader)
 		return gmem_fail(-ENOMEM, "no memory for a view");
 
-	/* Not in the middle of a conversion, which tells readers, if there are any. */
+	/* A conversion under way decided before it began whether there is a table to change. */
 	gmem_lock_take(&vm->change_lock);
 	gmem_lock_take(&vm->lock);
 	err = start_table(vm);
@@ -130,7 +148,7 @@ GMEM_API void gmem_view_free(struct gmem_view *view)
 
 void gmem_vm_publish(struct gmem_vm *vm, const struct gmem_table *table)
 {
-	/* Pairs with the load in gmem_view_begin(). */
+	/* W1, releases the contents of the table to R2. */
 	if (table)
 		__atomic_store_n(&vm->table, table, __ATOMIC_SEQ_CST);
 }
@@ -142,22 +160,24 @@ void gmem_vm_drop_table(struct gmem_vm *vm)
 
 static void wait_for(const struct gmem_reader *reader)
 {
-	/* Pairs with the stores in gmem_view_begin() and gmem_view_end(). */
+	/* W3, ordered after W1 against R1 and R2; acquires R3 if it is even. */
 	uint64_t epoch = __atomic_load_n(&reader->view.epoch, __ATOMIC_SEQ_CST);
-	unsigned int looks = 0;
+	unsigned int loads = 0;
 
 	if (epoch % 2 == 0)
 		return;
 
+	/* W4, acquires R3, or the R1 after it, which is in the release sequence of R3. */
 	while (__atomic_load_n(&reader->view.epoch, __ATOMIC_ACQUIRE) == epoch)
-		gmem_sys_pause(looks++ < LOOKS_AWAKE ? 0 : SLEEP_MICROSECONDS);
+		gmem_sys_pause(loads++ < LOADS_AWAKE ? 0 : SLEEP_MICROSECONDS);
 }
 
 /*
- * It was there for the first view and is not now: someone installed a seccomp
- * filter since. From now on readers order their accesses themselves; for those
- * that are between the two at this moment there is nothing better than time,
- * which a store needs little of to reach the other side.
+ * membarrier(2) worked for the first view and fails now, because a seccomp filter was
+ * installed since. From now on readers use sequentially consistent accesses. A reader may
+ * have decided against them, and be about to execute R1 and R2 with only a compiler barrier
+ * in between. Nothing can order these two, but after a pause either its R1 is visible to
+ * W3, or its R2 comes after W1.
  */
 static void do_without_membarrier(struct gmem_vm *vm)
 {
@@ -173,7 +193,9 @@ void gmem_vm_wait_for_views(struct gmem_vm *vm)
 {
 	const struct gmem_reader *reader;
 
+	/* The lock orders a view made meanwhile: it is in the list, or its R2 comes after W1. */
 	gmem_lock_take(&vm->views_lock);
+	/* W2 */
 	if (vm->views && !vm->fence && gmem_sys_membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0)
 		do_without_membarrier(vm);
 	for (reader = vm->views; reader; reader = reader->next)
@@ -181,9 +203,9 @@ void gmem_vm_wait_for_views(struct gmem_vm *vm)
 	gmem_lock_drop(&vm->views_lock);
 }
 
-/* ---- translation, where the inline part cannot answer ---- */
+/* ---- translation, if the inline part cannot answer ---- */
 
-static int fail_piece(struct gmem_translation piece, uint64_t gpa)
+static int fail_no_memory(struct gmem_translation piece, uint64_t gpa)
 {
 	static const char *const what[] = { "no region", "only a region that was removed",
 					    "a device", "private memory" };
@@ -199,9 +221,9 @@ int gmem_view_contiguous(const struct gmem_view *view, uint64_t gpa, uint64_t si
 	uint64_t code = piece.code, at = gpa;
 
 	if (gmem_translation_error(piece))
-		return fail_piece(piece, gpa);
+		return fail_no_memory(piece, gpa);
 
-	/* Entries and granules end; what is behind them may go on. */
+	/* A piece ends with its entry, but the next entry may go on with the same memory. */
 	while (piece.last - gpa < size - 1 && piece.code == code) {
 		at = piece.last + 1;
 		piece = gmem_table_translate(view->table, at);
@@ -225,13 +247,13 @@ GMEM_API int gmem_view_hva_slow(const struct gmem_view *view, uint64_t gpa, uint
 				void **ret_hva)
 {
 	struct gmem_translation first;
-	struct iovec piece;
+	struct iovec part;
 	int err;
 
 	if (!view || !ret_hva)
 		return gmem_fail(-EINVAL, "%s is NULL", view ? "ret_hva" : "view");
 
-	/* Regions smaller than an entry come here each time; mostly this is all. */
+	/* Regions smaller than an entry always come here, so try the simple case first. */
 	first = gmem_table_translate(view->table, gpa);
 	if (first.code & 1 && size - 1 <= first.last - gpa) {
 		*ret_hva = gmem_translation_hva(first, gpa);
@@ -242,26 +264,26 @@ GMEM_API int gmem_view_hva_slow(const struct gmem_view *view, uint64_t gpa, uint
 		return gmem_fail(-EINVAL, "gpa 0x%" PRIx64 " + size 0x%" PRIx64 " is no range", gpa,
 				 size);
 
-	err = gmem_view_contiguous(view, gpa, size, &piece);
+	err = gmem_view_contiguous(view, gpa, size, &part);
 	if (err)
 		return err;
-	if (piece.iov_len < size)
+	if (part.iov_len < size)
 		return gmem_fail(-ERANGE,
 				 "gpa 0x%" PRIx64 " has 0x%zx bytes in one piece, not 0x%" PRIx64, gpa,
-				 piece.iov_len, size);
+				 part.iov_len, size);
 
-	*ret_hva = piece.iov_base;
+	*ret_hva = part.iov_base;
 	return 0;
 }
 
-static int count_pieces(const struct gmem_view *view, uint64_t gpa, uint64_t size, size_t max)
+static int count_parts(const struct gmem_view *view, uint64_t gpa, uint64_t size, size_t max)
 {
-	struct iovec piece;
+	struct iovec part;
 	size_t count = 0;
 	int err;
 
-	for (; size; gpa += piece.iov_len, size -= piece.iov_len) {
-		err = gmem_view_contiguous(view, gpa, size, &piece);
+	for (; size; gpa += part.iov_len, size -= part.iov_len) {
+		err = gmem_view_contiguous(view, gpa, size, &part);
 		if (err)
 			return err;
 		if (count++ == max)
@@ -284,8 +306,8 @@ GMEM_API int gmem_view_iovec(const struct gmem_view *view, uint64_t gpa, uint64_
 	if (max > INT32_MAX)
 		max = INT32_MAX;
 
-	/* Once without writing: on failure @iov must be as it was. */
-	err = count_pieces(view, gpa, size, max);
+	/* Count without writing first, because on failure @iov must be as it was. */
+	err = count_parts(view, gpa, size, max);
 	if (err)
 		return err;
 

@@ -1,10 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * view: a thread's look at guest memory, and the wait for those who look.
+ * view: a thread's view of guest memory, and the wait for threads that use theirs.
  *
- * A reader makes its epoch odd, then loads the VM's table; whoever changes the
- * layout publishes a new table, then waits until each epoch that was odd has
- * changed.
+ * Between gmem_view_begin() and gmem_view_end() a reader uses the lookup table that was
+ * the newest at the beginning. A writer, which changes the layout, publishes a new table
+ * and waits until no reader uses an older one. Only then it frees the old table, and unmaps
+ * or discards memory that only the old table has. Readers take no lock and never wait.
+ *
+ * Each reader has an epoch, which begin and end increment: it is odd in between. The
+ * writer waits until each epoch that was odd has changed. view.c argues why this is enough.
+ *
+ * Not supported: a change of the layout by a thread between begin and end, which would
+ * wait for itself.
  */
 #ifndef GMEM_VIEW_H
 #define GMEM_VIEW_H
@@ -20,29 +27,31 @@
 struct gmem_reader {
 	struct gmem_view view;
 	struct gmem_vm *vm;
-	struct gmem_reader *next;
-	bool fast;	/* the fault handler recovers from pages that cannot be reached */
+	struct gmem_reader *next;	/* in vm->views */
+	bool fast;	/* accesses use the fast engine of nofault.h */
 };
 
+/* Returns the argument @fast for the functions of nofault.h. */
 static inline bool gmem_view_is_fast(const struct gmem_view *view)
 {
 	return GMEM_CONTAINER_OF(view, struct gmem_reader, view)->fast;
 }
 
-/* Readers that begin from now on see @table; NULL if there have been none. */
+/* ---- for writers ---- */
+
+/* Makes @table the newest. Does nothing for NULL: without a first view there is no table. */
 void gmem_vm_publish(struct gmem_vm *vm, const struct gmem_table *table);
-/* Wait until no reader holds an older table. */
+/* Waits until no reader uses a table older than the newest. */
 void gmem_vm_wait_for_views(struct gmem_vm *vm);
-/* Free the table of a VM that has no views any more. */
+/* Frees the table of a VM that has no views any more. */
 void gmem_vm_drop_table(struct gmem_vm *vm);
 
-/*
- * The memory at @gpa, as much of @size as is contiguous for the host; -errno and its
- * sentence. Between gmem_view_begin() and gmem_view_end().
- */
+/* ---- for readers, between gmem_view_begin() and gmem_view_end() ---- */
+
+/* Finds the memory at @gpa: as much of @size as is contiguous for the host. */
 int gmem_view_contiguous(const struct gmem_view *view, uint64_t gpa, uint64_t size,
 			 struct iovec *ret);
-/* The same, to write there: -EROFS where the memory may only be read */
+/* As gmem_view_contiguous(), to write there: -EROFS if the memory is read-only. */
 int gmem_view_contiguous_to_write(const struct gmem_view *view, uint64_t gpa, uint64_t size,
 				  struct iovec *ret);
 

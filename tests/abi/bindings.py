@@ -31,7 +31,7 @@ def bindings():
     if not shutil.which("bindgen"):
         raise Skip("bindgen is missing")
     return command("bindgen", "--allowlist-function", "gmem_.*", "--allowlist-type", "gmem_.*",
-                   "--allowlist-var", "GMEM_.*", HEADER)
+                   "--allowlist-var", "GMEM_.*", HEADER, "--", "-DGMEM_INLINE=GMEM_API")
 
 
 def every_exported_function_is_seen():

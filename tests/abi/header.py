@@ -34,13 +34,13 @@ def compile_alone(compiler, language, standard, source):
 
 
 API = r"^GMEM_API\s+(?:GMEM_CHECKED\s+)?(.*?)\b(gmem_\w+)\((.*?)\);"
-INLINE = r"^static inline ([^;{]*?)\b(gmem_\w+)\((.*?)\)\n\{"
+INLINE = r"^GMEM_INLINE ([^;{]*?)\b(gmem_\w+)\((.*?)\)\n\{"
 
 
 def prototypes(*patterns):
-    """name -> (return type, parameter names), of everything GMEM_API"""
+    """name -> (return type, parameter names), of everything the library exports"""
     found = {}
-    for match in (m for pattern in patterns or (API,)
+    for match in (m for pattern in patterns or (API, INLINE)
                   for m in re.finditer(pattern, TEXT, re.S | re.M)):
         result, name, arguments = match.groups()
         names = [re.search(r"(\w+)$", argument.strip()).group(1)
@@ -49,19 +49,27 @@ def prototypes(*patterns):
     return found
 
 
-def functions():
-    """the same, and those that are inline"""
-    return prototypes(API, INLINE)
-
-
 def documents():
     """name -> the comment directly above it"""
     found = {}
     for comment, declaration in SECTIONS:
-        match = re.match(r"(?:GMEM_API|static inline)\s.*?\b(gmem_\w+)\(", declaration, re.S)
+        match = re.match(r"(?:GMEM_API|GMEM_INLINE)\s.*?\b(gmem_\w+)\(", declaration, re.S)
         if match:
             found[match.group(1)] = comment
     return found
+
+
+def modules():
+    """title -> text, of each section, in order"""
+    parts = re.split(r"^/\* -+ (.*?) -+ \*/$", TEXT, flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+def index():
+    """title -> what it says, of each module in the comment at the top of the header"""
+    listed = re.search(r"^ \* Modules, lowest layer first.*?:\n \*\n(.*?)^ \*$", TEXT, re.S | re.M)
+    check(listed, "the list of modules is not found")
+    return dict(re.findall(r"^ \*   (\S.*?)  +(\S.*)$", listed[1], re.M))
 
 
 def structs():
@@ -151,21 +159,35 @@ def every_function_is_declared_with_GMEM_API():
 
 def every_function_has_a_comment_directly_above():
     comments = documents()
-    check(len(functions()) > len(prototypes()), "inline functions are not found")
-    for name in functions():
+    check(len(prototypes(INLINE)) == 3, "inline functions are not found:", prototypes(INLINE))
+    for name in prototypes():
         check(name in comments, f"{name} has no /** comment directly above it")
         check(comments[name].startswith(f" * {name}() - "),
               f"the comment above {name} begins otherwise: {comments[name].splitlines()[0]}")
 
 
 def every_comment_names_exactly_the_parameters():
-    for name, (_, parameters) in functions().items():
+    for name, (_, parameters) in prototypes().items():
         described = re.findall(r"^ \* @(\w+):", documents()[name], re.M)
         equal(described, parameters, f"parameters described for {name}")
 
 
+def the_index_has_the_modules_in_their_order():
+    check(len(modules()) > 20, "sections of the header are not found:", list(modules()))
+    equal(list(index()), list(modules()), "modules of the index")
+
+
+def every_name_of_the_index_is_declared_in_its_module():
+    for title, text in index().items():
+        names = re.findall(r"\bgmem_\w+", text)
+        check(names, f"the index names nothing of {title}")
+        for name in names:
+            pattern = rf"^(?:GMEM_API|GMEM_INLINE|struct|enum)\s.*?\b{name}(?:_\w+)?(?:\(| \{{)"
+            check(re.search(pattern, modules()[title], re.M), f"{title} does not declare {name}")
+
+
 def every_comment_says_since_threads_and_return():
-    for name, (result, _) in functions().items():
+    for name, (result, _) in prototypes().items():
         comment = " ".join(documents()[name].replace("\n *", " ").split())
         check(re.search(r"Since: \d+\.\d+\.", comment), f"{name}: no 'Since: X.Y.'")
         check(THREADS.search(comment), f"{name}: no sentence on threads")
@@ -194,5 +216,7 @@ run([
     every_function_has_a_comment_directly_above,
     every_comment_names_exactly_the_parameters,
     every_comment_says_since_threads_and_return,
+    the_index_has_the_modules_in_their_order,
+    every_name_of_the_index_is_declared_in_its_module,
     every_struct_comment_names_exactly_the_fields,
 ])

@@ -24,7 +24,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 WARNINGS = ["-Wall", "-Wextra", "-pedantic", "-Werror"]
 PREFIX = "opt/libgmem"
 
-# What embedders are asked to carry, with every room up to access
+# What embedders are asked to carry, with every module up to access
 SHARED_LIMIT = 384 * 1024
 DATA_LIMIT = 1024
 
@@ -106,7 +106,7 @@ def the_shared_library_exports_what_header_and_map_say():
     install()
     names = symbols("-D", SHARED)
     exported = {name.split("@")[0] for name in names}
-    declared = set(re.findall(r"^GMEM_API\s.*?\b(gmem_\w+)\(", HEADER, re.S | re.M))
+    declared = set(re.findall(r"^GMEM_(?:API|INLINE)\s.*?\b(gmem_\w+)\(", HEADER, re.S | re.M))
     mapped = set(re.findall(r"^\s*(gmem_\w+);", (SOURCE / "lib/libgmem.map").read_text(), re.M))
 
     check(declared, "no declarations found in the header")

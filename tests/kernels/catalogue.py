@@ -20,7 +20,7 @@ class Kernel:
     cpus: int = 2
     processor: str = ""     # QEMU's -cpu, if not the architecture's usual one
     parameters: tuple = ()  # for the kernel's command line
-    max_stuck_faults: int = 1       # the time limits are multiplied by this
+    time_factor: int = 1       # the time limits are multiplied by this
 
 
 def debian(name, about, flavour="", **options):
@@ -59,7 +59,7 @@ KERNELS = [
     built("x86_64-private-1cpu", "private memory on one CPU", cpus=1),
     built("x86_64-private-4cpu", "private memory on four CPUs", cpus=4),
     built("x86_64-private-debug", "private memory with the kernel's own checkers on",
-          "debug", max_stuck_faults=4),
+          "debug", time_factor=4),
     built("x86_64-private-6.12", "private memory as it was before 6.18", series="6.12",
           **PLAIN),
 

@@ -48,9 +48,9 @@ static void traits_fit_each_other(void **state)
 
 		assert_int_not_equal(t->hva_source, GMEM_HVA_NONE);
 		assert_true(t->has_file || !(t->is_bound || t->hva_source == GMEM_HVA_FILE));
-		assert_true(t->is_convertible || !t->has_sides);
-		/* Only a bound file can be private; shared memory beside it is ordinary memory. */
-		assert_true(t->is_bound || !t->is_convertible);
+		/* Memory that can be private is bound; shared memory beside it is ordinary memory. */
+		assert_true(t->is_bound || t->attributes == GMEM_ATTRIBUTES_NONE);
+		assert_true(t->attributes != GMEM_ATTRIBUTES_NONE || !t->has_sides);
 		assert_true(!t->has_sides || t->hva_source == GMEM_HVA_MEMORY);
 		/* KVM refuses both in a memslot that has a guest_memfd. */
 		assert_true(t->has_dirty_log == !t->is_bound);

@@ -270,11 +270,11 @@ static void malformed_load_is_refused_before_anything_changes(void **state)
 		       gmem_vm_load(vm, b.gpa, b.fd, 0, 2 * MIB + 1, NULL, NULL));
 	assert_refused(-ENODATA, "0x200001",
 		       gmem_vm_load(vm, b.gpa, b.fd, 2 * MIB + 1, 0, NULL, NULL));
-	assert_refused(-ENOENT, "no memory at gpa 0x0", gmem_vm_load(vm, 0, b.fd, 0, 1, NULL, NULL));
-	assert_refused(-ENOENT, "no memory at gpa",
+	assert_refused(-ENOENT, "no region at gpa 0x0", gmem_vm_load(vm, 0, b.fd, 0, 1, NULL, NULL));
+	assert_refused(-ENOENT, "no region at gpa",
 		       gmem_vm_load(vm, b.gpa + 1, b.fd, 0, b.size, NULL, NULL));
 	assert_refused(-EINVAL, "wraps", gmem_vm_load(vm, UINT64_MAX, b.fd, 0, 2, NULL, NULL));
-	assert_refused(-ENOENT, "no memory",
+	assert_refused(-ENOENT, "no region",
 		       gmem_vm_load_begin(vm, 0, b.fd, 0, 1, NULL, &transfer));
 	assert_ptr_equal(transfer, UNTOUCHED(struct gmem_transfer));
 	close(ends[0]);

@@ -5,6 +5,7 @@
 
 #include "base/range_map.h"
 #include "region/region.h"
+#include "region/regions.h"
 #include "view/lookup_table.h"
 #include "unit.h"
 #include "unit_alloc.h"

@@ -1,0 +1,3 @@
+/* SPDX-License-Identifier: MIT */
+/* The header makes gmem.h define its inline functions here, exported. */
+#include "view/view_calls.h"
