@@ -110,7 +110,7 @@ static const struct side {
 
 static const struct pattern {
 	const char *name;
-	uint64_t size;		/* of a piece */
+	uint64_t size;		/* bytes of a piece */
 	uint64_t stride;
 	size_t count;
 } patterns[] = {

@@ -82,7 +82,7 @@ static void end_guest(void)
 
 /* ---- files ---- */
 
-/* Of each 1 MiB, blocks of 64 KiB that are not empty: all, or as many of 16 */
+/* Fills blocks of 64 KiB, as many of the 16 in each MiB. */
 static void make_contents(char *to, uint64_t full_of_16)
 {
 	uint64_t x = 88172645463325252u;
@@ -184,7 +184,7 @@ static void load_peer(int fd)
 	struct peer_range range = { .size = size, .hva = guest.hva };
 	struct peer *memory = peer->new(&range, 1);
 
-	/* In pieces: it takes a read(2) that is shortened, as at 2 GiB, for the end. */
+	/* The peer takes a shortened read(2), as at 2 GiB, for the end: load in pieces. */
 	bench_must((int)lseek(fd, 0, SEEK_SET), "lseek");
 	for (uint64_t at = 0, now; at < size; at += now) {
 		now = size - at < MAX_AT_ONCE ? size - at : MAX_AT_ONCE;
@@ -362,7 +362,7 @@ static void measure_save(const char *title, uint64_t full_of_16)
 	print(title, sides, 4);
 }
 
-/* From here on the most that was in memory is counted anew. */
+/* Reset the peak of resident memory. */
 static void forget_peak(void)
 {
 	int fd = bench_must(open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC), "clear_refs");
@@ -371,7 +371,7 @@ static void forget_peak(void)
 	close(fd);
 }
 
-/* What a transfer needs beside the guest: the most that was in memory, less the guest itself */
+/* Memory a transfer needs beside the guest: the peak of the process less the guest */
 static void measure_memory(void)
 {
 	struct rusage before, after;

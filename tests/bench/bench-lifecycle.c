@@ -267,7 +267,7 @@ static void bench_lifecycle(struct bench *b, size_t rounds)
 	compare("64 MiB", raw_lifecycle, gmem_lifecycle, b, rounds);
 }
 
-/* Both sides map every page by itself; 60000 mappings are within Linux's default. */
+/* Every page is a mapping by itself, on both sides; Linux's default allows 65530. */
 static void bench_memslots(struct bench *b, size_t rounds)
 {
 	static const struct {

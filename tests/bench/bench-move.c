@@ -201,7 +201,7 @@ static uint64_t number(const char *text, uint64_t least, uint64_t most)
 	return value;
 }
 
-/* Which tables were named; none: all */
+/* The tables that were named, or all */
 static unsigned int parse(int argc, char **argv)
 {
 	unsigned int wanted = 0;

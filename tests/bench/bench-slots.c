@@ -260,7 +260,7 @@ static void bench_rows(struct sides *sides, size_t rounds)
 
 /* ----------------------------------------------------------------- setup -- */
 
-/* Whether this host can do it */
+/* False if this host cannot back memory like this */
 static bool make_plan(struct sides *sides)
 {
 	GMEM_OPTS(gmem_request, request,

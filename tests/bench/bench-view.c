@@ -201,7 +201,7 @@ static void print_row(const struct bench *bench, double goal)
 		else
 			bench_print_nothing();
 	}
-	/* Where the peer cannot be changed it has no writer to be compared under. */
+	/* A peer whose layout cannot change has no writer to compare with. */
 	if (bench->count > PEER && !bench->writer)
 		bench_print_ratio(bench_ratio(bench, BARE, PEER), goal);
 	else

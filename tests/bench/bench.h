@@ -20,7 +20,7 @@
 struct bench_side {
 	void (*run)(void *data);		/* one pass: bench.operations of it */
 	void *data[BENCH_THREADS];
-	void (*change)(void *data);		/* what the writer does; or NULL */
+	void (*change)(void *data);		/* run by the writer; NULL: nothing */
 	void *change_data;
 	size_t passes;				/* in a sample; found by bench_run() */
 	double ns[BENCH_ROUNDS];		/* for one operation */
@@ -28,13 +28,13 @@ struct bench_side {
 
 struct bench {
 	struct bench_side sides[BENCH_SIDES];
-	size_t count;			/* of sides */
+	size_t count;			/* number of sides */
 	size_t operations;		/* in a pass */
 	size_t rounds;
 	unsigned int threads;		/* that run a side at the same time */
 	double sample_us;		/* least CPU time of a sample */
 	bool writer;			/* one more thread makes changes, one each millisecond */
-	double changes_per_second;	/* the writer achieved */
+	double changes_per_second;	/* made by the writer */
 };
 
 void bench_run(struct bench *bench);
@@ -49,20 +49,20 @@ struct bench_figure {
 struct bench_figure bench_time(const struct bench *bench, size_t side);
 struct bench_figure bench_ratio(const struct bench *bench, size_t side, size_t base);
 
-/* Into a column: "1.23 (1.20-1.31)" */
+/* Print into a column: "1.23 (1.20-1.31)" */
 void bench_print(struct bench_figure figure);
-/* The same; a median above @goal (0: none) gets a "!" and is remembered. */
+/* Print a ratio; a median above @goal (0: none) gets a "!" and is remembered. */
 void bench_print_ratio(struct bench_figure figure, double goal);
 void bench_print_column(const char *name);
 void bench_print_nothing(void);
-/* One sentence on all that bench_print_ratio() saw */
+/* Print one sentence on all ratios that were printed. */
 void bench_print_goals(void);
 
 /* Exit with a sentence if @result is negative: the one of errno, or libgmem's. */
 int bench_must(int result, const char *what);
 void bench_gmem_must(int result, const char *what);
 
-/* The same numbers in each run */
+/* Random numbers, the same in each run */
 uint64_t bench_random(uint64_t limit);
 
 /* "[ROUNDS]" and "--help"; exits if there is anything else. */

@@ -50,7 +50,7 @@ static void place_in_guest(struct layout *layout, bool tiny)
 	}
 }
 
-/* One after the other, in an order that has nothing to do with the guest's */
+/* Map the pieces one after the other, in an order unlike the guest's. */
 static void place_in_pool(struct layout *layout)
 {
 	size_t *order = malloc(layout->count * sizeof(*order));

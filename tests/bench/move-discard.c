@@ -67,7 +67,7 @@ static void discard_list(void)
 			"gmem_vm_discard_list");
 }
 
-/* As a guest would name them: single pages, in no order */
+/* Single pages in no order, as a guest would name them */
 static void make_list(void)
 {
 	size_t pages = BLOCK / move.page, blocks = move.size / BLOCK / 2;

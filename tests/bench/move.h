@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What bench-move's tables share. Each side does the same work once, on memory
+ * Helpers of bench-move's tables. Each side does the same work once, on memory
  * that is fresh, or filled, again each time; making it so is not measured. A
  * sample that touches memory comes after one of the same size was touched and
  * freed, for a host that got pages back (free page reporting) has to find them
@@ -23,7 +23,7 @@ struct move_side {
 	void (*prepare)(void);		/* or NULL */
 	void (*run)(void);
 	void (*clean)(void);		/* or NULL */
-	double goal;			/* most of the base's time it may take; 0: none */
+	double goal;			/* maximum of its time as a share of the base's; 0: none */
 	int by_wall;			/* threads: the clock on the wall counts for the goal */
 };
 
@@ -49,7 +49,7 @@ struct move {
 extern struct move move;
 
 void move_run(struct move_table *table);
-/* The guest's memory as if it had never been touched, or all of it there */
+/* Free all of the guest's memory, or fill it. */
 void move_empty(void);
 void move_fill(void);
 

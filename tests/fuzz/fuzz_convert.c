@@ -10,8 +10,6 @@
  */
 #include <errno.h>
 #include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "fake.h"
@@ -27,26 +25,13 @@
 #define MAX_COMMANDS	48
 #define VETO		(-EDOM)
 
-#define CHECK(condition)                                                        \
-	do {                                                                    \
-		if (!(condition)) {                                             \
-			fprintf(stderr, "%s:%d: not so: %s; the last sentence: %s\n", \
-				__FILE__, __LINE__, #condition, gmem_last_error()); \
-			abort();                                                \
-		}                                                               \
-	} while (0)
-
 /* ---- the input ---- */
 
-static const uint8_t *input;
-static size_t input_left;
+static struct fuzz_input input;
 
 static uint8_t take(void)
 {
-	if (!input_left)
-		return 0;
-	input_left--;
-	return *input++;
+	return fuzz_take(&input);
 }
 
 static unsigned take_below(unsigned limit)
@@ -60,7 +45,7 @@ enum what { HOLE, DEVICE, HOST, SHARED, PRIVATE };
 
 struct page {
 	enum what what;
-	bool was_there;		/* a hole where something was */
+	bool was_there;		/* a hole where a region was */
 	bool owed;
 	bool allocated;		/* on the private side */
 	uint8_t byte;		/* of the shared side */
@@ -267,7 +252,7 @@ static void remove_region(void)
 	}
 }
 
-/* What the arguments alone lead to, and how many runs there are to do */
+/* The result that the arguments alone decide, and the number of runs to convert */
 static int foresee(struct range range, bool to_private, unsigned *runs)
 {
 	enum what wanted = to_private ? PRIVATE : SHARED, before = wanted;
@@ -471,10 +456,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	};
 	unsigned i;
 
-	input = data;
-	input_left = size;
+	input = (struct fuzz_input){ data, size };
 	begin();
-	for (i = 0; i < MAX_COMMANDS && input_left; i++) {
+	for (i = 0; i < MAX_COMMANDS && input.left; i++) {
 		commands[take_below(sizeof(commands) / sizeof(commands[0]))]();
 		check_all();
 	}

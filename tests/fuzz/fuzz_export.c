@@ -13,8 +13,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -22,11 +20,7 @@
 
 #include "fake.h"
 #include "fuzz.h"
-#include "caps/plan.h"
 #include "os/sys.h"
-#include "region/region.h"
-#include "region/vm_core.h"
-#include "share/peer_io.h"
 #include "share/wire.h"
 
 #define PAGE		((uint64_t)4096)
@@ -34,28 +28,6 @@
 #define MODEL_PAGES	64
 #define MOST		6
 #define MAX_STEPS	64
-
-#define MUST(condition)                                                         \
-	do {                                                                    \
-		if (!(condition)) {                                             \
-			fprintf(stderr, "%s:%d: expected %s; %s\n", __FILE__,   \
-				__LINE__, #condition, gmem_last_error());       \
-			abort();                                                \
-		}                                                               \
-	} while (0)
-
-struct input {
-	const uint8_t *data;
-	size_t size;
-};
-
-static uint8_t take(struct input *in)
-{
-	if (!in->size)
-		return 0;
-	in->size--;
-	return *in->data++;
-}
 
 /* ---- files: page n of each begins with n ---- */
 
@@ -67,35 +39,13 @@ static int new_file(unsigned kind)
 		return open("/dev/null", O_RDWR | O_CLOEXEC);
 
 	fd = memfd_create("fuzz", MFD_ALLOW_SEALING | MFD_CLOEXEC);
-	MUST(fd >= 0 && ftruncate(fd, FILE_PAGES * PAGE) == 0);
+	CHECK(fd >= 0 && ftruncate(fd, FILE_PAGES * PAGE) == 0);
 	for (uint64_t i = 0; i < FILE_PAGES; i++)
-		MUST(pwrite(fd, &i, sizeof(i), (off_t)(i * PAGE)) == sizeof(i));
+		CHECK(pwrite(fd, &i, sizeof(i), (off_t)(i * PAGE)) == sizeof(i));
 	if (kind != 1)
-		MUST(fcntl(fd, F_ADD_SEALS, kind == 2 ? F_SEAL_SHRINK | F_SEAL_WRITE
+		CHECK(fcntl(fd, F_ADD_SEALS, kind == 2 ? F_SEAL_SHRINK | F_SEAL_WRITE
 						      : F_SEAL_SHRINK) == 0);
 	return fd;
-}
-
-static void send_packet(int sock, const void *bytes, size_t size, unsigned fds, int fd)
-{
-	char control[CMSG_SPACE(7 * sizeof(int))] = { 0 };
-	struct iovec iov = { .iov_base = (void *)(uintptr_t)bytes, .iov_len = size };
-	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
-	struct cmsghdr *header;
-
-	if (fds) {
-		message.msg_control = control;
-		message.msg_controllen = CMSG_SPACE(fds * sizeof(int));
-		header = CMSG_FIRSTHDR(&message);
-		header->cmsg_level = SOL_SOCKET;
-		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(fds * sizeof(int));
-		for (unsigned i = 0; i < fds; i++)
-			memcpy(CMSG_DATA(header) + i * sizeof(int), &fd, sizeof(fd));
-	}
-	/* It may be closed already. */
-	if (sendmsg(sock, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
-		return;
 }
 
 /* ---- an import, and what it should have ---- */
@@ -126,7 +76,7 @@ static void model_accepts(struct model *model, const struct gmem_message *messag
 
 	switch (message->type) {
 	case GMEM_WIRE_MAP:
-		MUST(model->count < MOST);
+		CHECK(model->count < MOST);
 		model->extents[model->count++] = (struct extent){ message->id, message->gpa,
 								  message->size, message->offset };
 		set_granted(model, message->gpa, message->size,
@@ -135,7 +85,7 @@ static void model_accepts(struct model *model, const struct gmem_message *messag
 	case GMEM_WIRE_UNMAP:
 		for (i = 0; i < model->count && model->extents[i].id != message->id; i++)
 			;
-		MUST(i < model->count);
+		CHECK(i < model->count);
 		model->extents[i] = model->extents[--model->count];
 		break;
 	case GMEM_WIRE_REVOKE:
@@ -159,67 +109,67 @@ static void compare(const struct model *model, struct gmem_import *import, struc
 {
 	struct gmem_extent extents[MOST];
 
-	MUST(gmem_import_table(import, extents, MOST) == (int)model->count);
+	CHECK(gmem_import_table(import, extents, MOST) == (int)model->count);
 	for (uint64_t page = 0; page < MODEL_PAGES; page++) {
 		const struct extent *extent = extent_at(model, page * PAGE);
 		uint64_t value = 0;
 		int err = gmem_view_load(view, page * PAGE, 8, GMEM_RELAXED, &value);
 
 		if (!extent)
-			MUST(err == -ENOENT || err == -ESTALE);
+			CHECK(err == -ENOENT || err == -ESTALE);
 		else if (!model->granted[page])
-			MUST(err == -EACCES);
+			CHECK(err == -EACCES);
 		else
-			MUST(err == 0 &&
+			CHECK(err == 0 &&
 			     value == (page * PAGE - extent->gpa + extent->offset) / PAGE);
 	}
 }
 
 /* A message with small numbers; most are refused all the same. */
-static size_t make_message(struct input *in, uint32_t sequence, uint8_t bytes[GMEM_WIRE_BYTES])
+static size_t make_message(struct fuzz_input *in, uint32_t sequence, uint8_t bytes[GMEM_WIRE_BYTES])
 {
 	static const uint32_t rights[] = { 3, 3, 1, 3 | GMEM_WIRE_WITHHELD, 3, 2, 0, 7 };
-	struct gmem_message message = { .type = take(in) % 9, .sequence = sequence };
+	struct gmem_message message = { .type = fuzz_take(in) % 9, .sequence = sequence };
 	uint8_t odd;
 
 	if (message.type == GMEM_WIRE_MAP || message.type == GMEM_WIRE_HELLO)
 		message.page_size = 4096;
 	if (message.type >= GMEM_WIRE_MAP && message.type <= GMEM_WIRE_GRANT)
-		message.id = take(in) % 8;
+		message.id = fuzz_take(in) % 8;
 	if (message.type == GMEM_WIRE_MAP || message.type == GMEM_WIRE_REVOKE ||
 	    message.type == GMEM_WIRE_GRANT) {
-		message.gpa = take(in) % MODEL_PAGES * PAGE;
-		message.size = take(in) % (FILE_PAGES + 2) * PAGE;
+		message.gpa = fuzz_take(in) % MODEL_PAGES * PAGE;
+		message.size = fuzz_take(in) % (FILE_PAGES + 2) * PAGE;
 	}
 	if (message.type == GMEM_WIRE_MAP) {
-		message.offset = take(in) % FILE_PAGES * PAGE;
+		message.offset = fuzz_take(in) % FILE_PAGES * PAGE;
 		message.file_size = FILE_PAGES * PAGE;
-		message.rights = rights[take(in) % 8];
-		message.backing = 1 + take(in) % 5;
+		message.rights = rights[fuzz_take(in) % 8];
+		message.backing = 1 + fuzz_take(in) % 5;
 	}
 	gmem_wire_encode(&message, bytes);
 
-	/* and one thing that is not as it should be */
-	odd = take(in);
+	/* with at most one mistake */
+	odd = fuzz_take(in);
 	if (odd & 0x80)
-		bytes[odd % GMEM_WIRE_BYTES] ^= take(in);
+		bytes[odd % GMEM_WIRE_BYTES] ^= fuzz_take(in);
 	return GMEM_WIRE_BYTES;
 }
 
-static size_t make_raw(struct input *in, uint8_t *bytes)
+static size_t make_raw(struct fuzz_input *in, uint8_t *bytes)
 {
-	size_t size = take(in) % (GMEM_WIRE_BYTES + 8);
+	size_t size = fuzz_take(in) % (GMEM_WIRE_BYTES + 8);
 
 	for (size_t i = 0; i < size; i++)
-		bytes[i] = take(in);
+		bytes[i] = fuzz_take(in);
 	return size;
 }
 
 /* Returns false once the import has had enough. */
-static bool feed(struct input *in, int sock, struct gmem_import *import, struct model *model,
+static bool feed(struct fuzz_input *in, int sock, struct gmem_import *import, struct model *model,
 		 uint32_t sequence)
 {
-	uint8_t bytes[GMEM_WIRE_BYTES + 8], how = take(in);
+	uint8_t bytes[GMEM_WIRE_BYTES + 8], how = fuzz_take(in);
 	struct gmem_message message, answer;
 	int fd = new_file(how & 3), none, ret;
 	unsigned fds = how >> 2 & 7;
@@ -229,26 +179,26 @@ static bool feed(struct input *in, int sock, struct gmem_import *import, struct 
 	/* mostly as many as there should be */
 	if (how & 0x40 || fds == 7)
 		fds = size == GMEM_WIRE_BYTES && bytes[6] == GMEM_WIRE_MAP;
-	send_packet(sock, bytes, size, fds, fd);
+	fake_send_packet(sock, bytes, size, fds, fd);
 	close(fd);
 
 	ret = gmem_import_dispatch(import);
 	if (ret < 0) {
-		MUST(ret == -EPROTO || ret == -EPIPE);
+		CHECK(ret == -EPROTO || ret == -EPIPE);
 		return false;
 	}
-	MUST(gmem_wire_decode(bytes, size, &message) == 0);
-	MUST(gmem_wire_receive(sock, &answer, &none) == 1);
-	MUST(answer.type == GMEM_WIRE_ANSWER && answer.sequence == message.sequence);
+	CHECK(gmem_wire_decode(bytes, size, &message) == 0);
+	CHECK(gmem_wire_receive(sock, &answer, &none) == 1);
+	CHECK(answer.type == GMEM_WIRE_ANSWER && answer.sequence == message.sequence);
 	if (!answer.status)
 		model_accepts(model, &message);
 	return true;
 }
 
-static void fuzz_import(struct input *in)
+static void fuzz_import(struct fuzz_input *in)
 {
 	GMEM_OPTS(gmem_import_opts, opts, .max_extents = MOST, .max_bytes = 40 * PAGE,
-		  .flags = take(in) & 1 ? GMEM_IMPORT_UNSEALED : 0);
+		  .flags = fuzz_take(in) & 1 ? GMEM_IMPORT_UNSEALED : 0);
 	struct gmem_message hello = { .type = GMEM_WIRE_HELLO, .page_size = 4096 }, answer;
 	struct model model = { .count = 0 };
 	struct gmem_import *import = NULL;
@@ -256,17 +206,17 @@ static void fuzz_import(struct input *in)
 	int sockets[2], none;
 	uint32_t i;
 
-	MUST(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) == 0);
-	MUST(gmem_import_new(sockets[1], &opts, &import) == 0);
+	CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) == 0);
+	CHECK(gmem_import_new(sockets[1], &opts, &import) == 0);
 	close(sockets[1]);
-	MUST(gmem_import_view_new(import, &view) == 0);
-	if (take(in) % 16) {
-		MUST(gmem_wire_send(sockets[0], &hello, -1) == 0);
-		MUST(gmem_import_dispatch(import) == 0);
-		MUST(gmem_wire_receive(sockets[0], &answer, &none) == 1);
+	CHECK(gmem_import_view_new(import, &view) == 0);
+	if (fuzz_take(in) % 16) {
+		CHECK(gmem_wire_send(sockets[0], &hello, -1) == 0);
+		CHECK(gmem_import_dispatch(import) == 0);
+		CHECK(gmem_wire_receive(sockets[0], &answer, &none) == 1);
 	}
 
-	for (i = 1; i < MAX_STEPS && in->size && feed(in, sockets[0], import, &model, i); i++)
+	for (i = 1; i < MAX_STEPS && in->left && feed(in, sockets[0], import, &model, i); i++)
 		compare(&model, import, view);
 	compare(&model, import, view);
 	gmem_view_free(view);
@@ -297,7 +247,7 @@ static void add_region(struct exporting *e, unsigned which)
 	GMEM_OPTS(gmem_region_opts, opts, .plan = e->plan, .flags = GMEM_REGION_HVA,
 		  .hva = e->hva + which * REGION_PAGES * PAGE);
 
-	MUST(gmem_region_add(e->vm, which * REGION_PAGES * PAGE, REGION_PAGES * PAGE, &opts,
+	CHECK(gmem_region_add(e->vm, which * REGION_PAGES * PAGE, REGION_PAGES * PAGE, &opts,
 			     &e->regions[which]) == 0);
 	memset(&e->is_private[which * REGION_PAGES], 0, REGION_PAGES * sizeof(bool));
 }
@@ -310,16 +260,16 @@ static void begin_export(struct exporting *e)
 
 	memset(e, 0, sizeof(*e));
 	e->vm_fd = fake_new_vm();
-	MUST(gmem_vm_new(e->vm_fd, NULL, &e->vm) == 0);
-	MUST(gmem_plan_new(gmem_vm_caps(e->vm), &request, &e->plan) == 0);
+	CHECK(gmem_vm_new(e->vm_fd, NULL, &e->vm) == 0);
+	CHECK(gmem_plan_new(gmem_vm_caps(e->vm), &request, &e->plan) == 0);
 	e->memfd = new_file(0);
 	e->hva = mmap(NULL, FILE_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, e->memfd, 0);
-	MUST(e->hva != MAP_FAILED);
-	MUST(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, e->sockets) == 0);
-	MUST(gmem_export_new(e->vm, NULL, &e->exporter) == 0);
-	MUST(gmem_export_add_memory(e->exporter, e->hva, FILE_PAGES * PAGE, e->memfd, 0) == 0);
+	CHECK(e->hva != MAP_FAILED);
+	CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, e->sockets) == 0);
+	CHECK(gmem_export_new(e->vm, NULL, &e->exporter) == 0);
+	CHECK(gmem_export_add_memory(e->exporter, e->hva, FILE_PAGES * PAGE, e->memfd, 0) == 0);
 	add_region(e, 0);
-	MUST(gmem_peer_add(e->exporter, e->sockets[0], &opts, &e->peer) == 0);
+	CHECK(gmem_peer_add(e->exporter, e->sockets[0], &opts, &e->peer) == 0);
 	close(e->sockets[0]);
 }
 
@@ -334,7 +284,7 @@ static void end_export(struct exporting *e)
 	fake_close(e->vm_fd);
 }
 
-/* What it says must be what is so. */
+/* Every message must agree with the state of the VM's memory. */
 static void read_all(struct exporting *e)
 {
 	struct gmem_message message;
@@ -345,32 +295,32 @@ static void read_all(struct exporting *e)
 		if (fd >= 0)
 			gmem_sys_close(fd);
 		if (message.type == GMEM_WIRE_MAP)
-			MUST(message.rights & GMEM_WIRE_WITHHELD);
+			CHECK(message.rights & GMEM_WIRE_WITHHELD);
 		for (uint64_t page = 0; message.type == GMEM_WIRE_GRANT && page < 2 * REGION_PAGES;
 		     page++)
-			MUST(!e->is_private[page] || page * PAGE < message.gpa ||
+			CHECK(!e->is_private[page] || page * PAGE < message.gpa ||
 			     page * PAGE - message.gpa >= message.size);
 	}
 }
 
-static void answer(struct exporting *e, struct input *in)
+static void answer(struct exporting *e, struct fuzz_input *in)
 {
-	uint8_t how = take(in), bytes[GMEM_WIRE_BYTES + 8];
+	uint8_t how = fuzz_take(in), bytes[GMEM_WIRE_BYTES + 8];
 	struct gmem_message message = { .type = GMEM_WIRE_ANSWER, .sequence = e->last };
 	size_t size = GMEM_WIRE_BYTES;
 
 	read_all(e);
 	message.sequence = e->last;
 	if (how % 8 == 1)
-		message.status = take(in);
+		message.status = fuzz_take(in);
 	if (how % 8 == 2)
-		message.sequence += take(in);
+		message.sequence += fuzz_take(in);
 	gmem_wire_encode(&message, bytes);
 	if (how % 8 == 3)
-		bytes[take(in) % GMEM_WIRE_BYTES] ^= take(in);
+		bytes[fuzz_take(in) % GMEM_WIRE_BYTES] ^= fuzz_take(in);
 	if (how % 8 == 4)
 		size = make_raw(in, bytes);
-	send_packet(e->sockets[1], bytes, size, how % 8 == 5 ? how >> 5 : 0, e->memfd);
+	fake_send_packet(e->sockets[1], bytes, size, how % 8 == 5 ? how >> 5 : 0, e->memfd);
 }
 
 static void change_region(struct exporting *e, unsigned which)
@@ -379,14 +329,14 @@ static void change_region(struct exporting *e, unsigned which)
 		add_region(e, which);
 		return;
 	}
-	MUST(gmem_region_remove(e->regions[which]) == 0);
+	CHECK(gmem_region_remove(e->regions[which]) == 0);
 	e->regions[which] = NULL;
 }
 
-static void convert(struct exporting *e, struct input *in)
+static void convert(struct exporting *e, struct fuzz_input *in)
 {
-	uint64_t page = take(in) % REGION_PAGES, pages = 1 + take(in) % (REGION_PAGES - page);
-	bool to_private = take(in) & 1;
+	uint64_t page = fuzz_take(in) % REGION_PAGES, pages = 1 + fuzz_take(in) % (REGION_PAGES - page);
+	bool to_private = fuzz_take(in) & 1;
 
 	if (!e->regions[0])
 		return;
@@ -396,43 +346,43 @@ static void convert(struct exporting *e, struct input *in)
 	read_all(e);
 	for (uint64_t i = page; !to_private && i < page + pages; i++)
 		e->is_private[i] = false;
-	MUST(gmem_vm_convert(e->vm, page * PAGE, pages * PAGE,
+	CHECK(gmem_vm_convert(e->vm, page * PAGE, pages * PAGE,
 			     to_private ? GMEM_STATE_PRIVATE : GMEM_STATE_SHARED, NULL, NULL) == 0);
 }
 
-static void fuzz_export(struct input *in)
+static void fuzz_export(struct fuzz_input *in)
 {
 	struct exporting e;
 	int status;
 
 	begin_export(&e);
-	for (unsigned i = 0; i < MAX_STEPS && in->size; i++) {
-		uint8_t what = take(in) % 16;
+	for (unsigned i = 0; i < MAX_STEPS && in->left; i++) {
+		uint8_t what = fuzz_take(in) % 16;
 
 		if (what == 0)
-			change_region(&e, take(in) & 1);
+			change_region(&e, fuzz_take(in) & 1);
 		else if (what == 1)
 			convert(&e, in);
 		else
 			answer(&e, in);
-		MUST(gmem_export_dispatch(e.exporter) == 0);
+		CHECK(gmem_export_dispatch(e.exporter) == 0);
 		read_all(&e);
 		status = gmem_peer_status(e.peer);
-		MUST(status <= 1 && status > -4096);
+		CHECK(status <= 1 && status > -4096);
 	}
 	end_export(&e);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct input in = { data, size };
+	struct fuzz_input in = { data, size };
 
 	fake_boot("7.3-swp-t1");
-	if (take(&in) & 1)
+	if (fuzz_take(&in) & 1)
 		fuzz_import(&in);
 	else
 		fuzz_export(&in);
-	MUST(fake_complaints() == 0);
-	MUST(fake_halt() == 0);
+	CHECK(fake_complaints() == 0);
+	CHECK(fake_halt() == 0);
 	return 0;
 }

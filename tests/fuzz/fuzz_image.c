@@ -7,8 +7,6 @@
  * takes for an image the other does, too.
  */
 #include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -16,45 +14,24 @@
 #include "fake.h"
 #include "fuzz.h"
 #include "base/crc32c.h"
-#include "caps/caps.h"
-#include "caps/plan.h"
-#include "region/region.h"
-#include "region/vm_core.h"
 #include "transfer/image.h"
 
 #define PAGE		((uint64_t)4096)
 #define MAX_IMAGE	(64 * PAGE)
 #define CANARY		0x5a
 
-#define CHECK(condition)                                                        \
-	do {                                                                    \
-		if (!(condition)) {                                             \
-			fprintf(stderr, "%s:%d: not so: %s; the last sentence: %s\n", \
-				__FILE__, __LINE__, #condition, gmem_last_error()); \
-			abort();                                                \
-		}                                                               \
-	} while (0)
-
 /* ---- the input ---- */
 
-static const uint8_t *input;
-static size_t input_left;
+static struct fuzz_input input;
 
 static uint8_t take(void)
 {
-	if (!input_left)
-		return 0;
-	input_left--;
-	return *input++;
+	return fuzz_take(&input);
 }
 
 static uint64_t take_below(uint64_t limit)
 {
-	uint64_t value = take();
-
-	if (limit > 256)
-		value = value << 8 | take();
-	return value % limit;
+	return fuzz_take_below(&input, limit);
 }
 
 static uint64_t take_number(void)
@@ -74,7 +51,7 @@ static struct {
 	int vm_fd;
 	struct gmem_caps *caps;
 	struct gmem_vm *vm;
-	/* the image has the first two; the third is nobody's business */
+	/* the image has the first two; nothing may change the third */
 	struct gmem_region *regions[3];
 	int file;
 } world;
@@ -149,7 +126,7 @@ static uint64_t blocks(void)
 	return image_size / PAGE;
 }
 
-/* Where the records begin is where sizes lead, as far as they do. */
+/* The next record as the sizes have it, as far as they make sense */
 static uint64_t next_record(uint64_t i)
 {
 	uint64_t size = block(i)->size / PAGE;
@@ -210,7 +187,7 @@ static void cut(void)
 	image_size = size > PAGE && size < image_size ? size : image_size;
 }
 
-/* As whoever made it on purpose would */
+/* Correct the checksums, as an attacker would. */
 static void put_right(bool numbers)
 {
 	uint64_t records = 0, pages = 0, i = 0;
@@ -308,8 +285,7 @@ static void use(void)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	input = data;
-	input_left = size;
+	input = (struct fuzz_input){ data, size };
 	begin();
 	edit();
 	use();

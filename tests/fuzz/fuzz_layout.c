@@ -9,8 +9,6 @@
  */
 #include <errno.h>
 #include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -34,35 +32,18 @@
 
 #define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
 
-#define CHECK(condition)                                                        \
-	do {                                                                    \
-		if (!(condition)) {                                             \
-			fprintf(stderr, "%s:%d: not so: %s; the last sentence: %s\n", \
-				__FILE__, __LINE__, #condition, gmem_last_error()); \
-			abort();                                                \
-		}                                                               \
-	} while (0)
-
 /* ---- the input ---- */
 
-static const uint8_t *input;
-static size_t input_left;
+static struct fuzz_input input;
 
 static uint8_t take(void)
 {
-	if (!input_left)
-		return 0;
-	input_left--;
-	return *input++;
+	return fuzz_take(&input);
 }
 
 static uint64_t take_below(uint64_t limit)
 {
-	uint64_t value = take();
-
-	if (limit > 256)
-		value = value << 8 | take();
-	return value % limit;
+	return fuzz_take_below(&input, limit);
 }
 
 /* Pages around the borders of granules, GiBs and the table itself */
@@ -156,7 +137,7 @@ static bool was_there(uint64_t gpa)
 	return false;
 }
 
-/* What looking up one byte gives */
+/* The result of looking up one byte */
 static int error_at(uint64_t gpa)
 {
 	const struct thing *thing = thing_at(gpa);
@@ -190,7 +171,7 @@ static bool is_present(uint64_t gpa)
 	       (thing->offset + (gpa - thing->gpa)) / PAGE < world.present[thing->file];
 }
 
-/* What touching one byte gives */
+/* The result of accessing one byte */
 static int fault_at(uint64_t gpa)
 {
 	int err = error_at(gpa);
@@ -319,7 +300,7 @@ static bool is_free_for(const struct layout *layout, const struct thing *thing)
 	return true;
 }
 
-/* One that is not only being moved */
+/* An entry that is free now and in the layout that is planned */
 static struct thing *free_place(struct layout *layout)
 {
 	size_t i;
@@ -330,7 +311,7 @@ static struct thing *free_place(struct layout *layout)
 	return NULL;
 }
 
-/* One that is there, or NULL */
+/* A region that is there, or NULL */
 static struct thing *take_thing(void)
 {
 	struct thing *thing = &world.now.things[take_below(MAX_THINGS)];
@@ -379,7 +360,7 @@ static struct gmem_region_opts take_new(struct thing *thing)
 	return opts;
 }
 
-/* What is wrong with it by itself */
+/* False if a region is impossible whatever else there is */
 static bool is_sound(const struct thing *thing)
 {
 	if (thing->gpa + thing->size > (uint64_t)1 << fake.address_bits)
@@ -1026,11 +1007,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	create_once();
 	maps = fake_open_mappings();
 	fds = fake_open_fds();
-	input = data;
-	input_left = size;
+	input = (struct fuzz_input){ data, size };
 
 	begin();
-	for (i = 0; i < MAX_COMMANDS && input_left; i++) {
+	for (i = 0; i < MAX_COMMANDS && input.left; i++) {
 		uint8_t command = take() % ARRAY_SIZE(commands);
 
 		commands[command]();

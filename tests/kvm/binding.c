@@ -307,7 +307,7 @@ TEST(several_files_back_neighbouring_slots)
 		regions[i] = lab_add(&lab, GMEM_BACKING_SHARED, BASE + i * 2 * lab.page, 2, NULL);
 	for (size_t i = 0; i < ARRAY_SIZE(regions); i++)
 		check_both_ways(&lab, regions[i]);
-	/* the neighbours of what goes away stay */
+	/* the neighbours of the removed region stay */
 	OK(gmem_region_remove(regions[3]));
 	GUEST_LOADS(&lab.guest, BASE + 5 * lab.page, 0x102);
 	GUEST_LOADS(&lab.guest, BASE + 8 * lab.page, 0x101);
@@ -420,7 +420,7 @@ TEST(an_overlap_with_a_memslot_of_ones_own_keeps_the_kernels_errno)
 	lab_free(&lab);
 }
 
-TEST(a_file_of_another_vm_is_not_bound)
+static void check_foreign_file(uint32_t backing)
 {
 	GMEM_OPTS(gmem_region_opts, opts);
 	struct gmem_file *file;
@@ -432,30 +432,22 @@ TEST(a_file_of_another_vm_is_not_bound)
 	machine_new(&other, DEFAULT_VM);
 	OK(gmem_file_new_raw(other.vm_fd, lab.page, SHARED_FLAGS, &file));
 	opts.file = file;
-	check_add_refused(&lab, GMEM_BACKING_SHARED, BASE, lab.page, &opts, -EXDEV);
+	check_add_refused(&lab, backing, BASE, lab.page, &opts, -EXDEV);
 	GUEST_GETS(&lab.guest, BASE, GUEST_MMIO);
 	gmem_file_free(file);
 	machine_free(&other);
 	lab_free(&lab);
 }
 
+TEST(a_file_of_another_vm_is_not_bound)
+{
+	check_foreign_file(GMEM_BACKING_SHARED);
+}
+
+/* The kernel would take its mapping as it takes any memory. */
 TEST(a_file_of_another_vm_is_not_mapped_for_the_guest)
 {
-	GMEM_OPTS(gmem_region_opts, opts);
-	struct gmem_file *file;
-	struct machine other;
-	struct lab lab;
-
-	/* The kernel would take its mapping as it takes any memory. */
-	lab_new(&lab, DEFAULT_VM);
-	require_create_flags(&lab.m, SHARED_FLAGS);
-	machine_new(&other, DEFAULT_VM);
-	OK(gmem_file_new_raw(other.vm_fd, lab.page, SHARED_FLAGS, &file));
-	opts.file = file;
-	check_add_refused(&lab, GMEM_BACKING_MAPPED, BASE, lab.page, &opts, -EXDEV);
-	gmem_file_free(file);
-	machine_free(&other);
-	lab_free(&lab);
+	check_foreign_file(GMEM_BACKING_MAPPED);
 }
 
 /* ---- removing, moving, rebinding ---- */
@@ -476,7 +468,7 @@ static void check_remove(uint32_t backing)
 	EXPECT_SIGNAL(SIGSEGV, hva, host_load(hva));
 	CHECK_EQ(count_mappings("kvm-gmem"), 0);
 
-	/* a new one there begins anew */
+	/* a new region there begins empty */
 	region = lab_add(&lab, backing, BASE, 2, NULL);
 	check_both_ways(&lab, region);
 	OK(gmem_region_remove(region));
@@ -742,7 +734,7 @@ TEST(mappings_of_a_regions_own_file_go_with_it)
 	uint32_t *hva;
 	struct lab lab;
 
-	/* Nobody else could unmap them, and they would hold the VM. */
+	/* A mapping that is left would hold the VM, and nobody else could unmap it. */
 	lab_new(&lab, DEFAULT_VM);
 	region = lab_add(&lab, GMEM_BACKING_SHARED, BASE, 1, NULL);
 	hva = map_file(gmem_region_file(region, NULL));
@@ -759,7 +751,7 @@ TEST(a_file_nobody_holds_is_lost_to_the_guest)
 	struct lab lab;
 	int fd;
 
-	/* What the library spares its callers. */
+	/* By raw KVM: the library does not let its callers come here. */
 	lab_new(&lab, DEFAULT_VM);
 	require_create_flags(&lab.m, SHARED_FLAGS);
 	if (!lab_reaches_file(&lab))
@@ -790,7 +782,7 @@ TEST(a_vm_is_gone_when_everything_is_freed)
 	check_both_ways(&lab, region);
 	map_file(file);
 	lab_free(&lab);
-	/* the file of our own holds the VM, and nothing else does */
+	/* only our own file holds the VM */
 	if (count_vms() >= 0)
 		CHECK_EQ(count_vms(), 1);
 	gmem_file_free(file);
@@ -883,19 +875,24 @@ TEST(the_dirty_log_sees_writes_to_a_mapped_file)
 	check_dirty_log(GMEM_BACKING_MAPPED);
 }
 
-TEST(a_bound_file_has_no_dirty_log)
+/* The library refuses the flag, and so does KVM, with another errno. */
+static void check_flag_refused(uint64_t flag, uint32_t slot_flag)
 {
-	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_DIRTY_LOG);
+	GMEM_OPTS(gmem_region_opts, opts, .flags = flag);
 	struct lab lab;
 	int fd;
 
 	lab_new(&lab, DEFAULT_VM);
 	check_add_refused(&lab, GMEM_BACKING_SHARED, BASE, lab.page, &opts, -EOPNOTSUPP);
 	fd = (int)WORKS(raw_create(lab.m.vm_fd, lab.page, SHARED_FLAGS));
-	CHECK_RESULT(raw_gmem_slot(lab.m.vm_fd, 0, KVM_MEM_LOG_DIRTY_PAGES, BASE, lab.page, NULL, fd,
-				   0), -EINVAL);
+	CHECK_RESULT(raw_gmem_slot(lab.m.vm_fd, 0, slot_flag, BASE, lab.page, NULL, fd, 0), -EINVAL);
 	close(fd);
 	lab_free(&lab);
+}
+
+TEST(a_bound_file_has_no_dirty_log)
+{
+	check_flag_refused(GMEM_REGION_DIRTY_LOG, KVM_MEM_LOG_DIRTY_PAGES);
 }
 
 static void check_readonly(uint32_t backing)
@@ -929,17 +926,7 @@ TEST(a_guest_does_not_write_a_read_only_mapped_file)
 
 TEST(a_bound_file_cannot_be_read_only)
 {
-	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_READONLY);
-	struct lab lab;
-	int fd;
-
-	lab_new(&lab, DEFAULT_VM);
-	check_add_refused(&lab, GMEM_BACKING_SHARED, BASE, lab.page, &opts, -EOPNOTSUPP);
-	fd = (int)WORKS(raw_create(lab.m.vm_fd, lab.page, SHARED_FLAGS));
-	CHECK_RESULT(raw_gmem_slot(lab.m.vm_fd, 0, KVM_MEM_READONLY, BASE, lab.page, NULL, fd, 0),
-		     -EINVAL);
-	close(fd);
-	lab_free(&lab);
+	check_flag_refused(GMEM_REGION_READONLY, KVM_MEM_READONLY);
 }
 
 /* ---- slot numbers ---- */

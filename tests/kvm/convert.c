@@ -319,7 +319,7 @@ TEST(a_vm_that_has_private_memory_already_is_taken_over)
 	host_finds(&s, 1, -EACCES);
 	GUEST_LOADS(&s.lab.guest, at(&s, 1), 0x11);
 
-	/* of the other nobody told: all of it is made shared */
+	/* the library was not told of the other private range: all of it is made shared */
 	OK(gmem_vm_convert(s.lab.vm, at(&s, 0), 8 * s.lab.page, GMEM_STATE_SHARED, &all, NULL));
 	for (uint64_t i = 0; i < 8; i++)
 		GUEST_STORES(&s.lab.guest, at(&s, i), 0x60 + (uint32_t)i);

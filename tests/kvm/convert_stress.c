@@ -116,7 +116,7 @@ static void *run_user(void *data)
 
 /* ---- the host ---- */
 
-/* Whatever it finds was stored in just this page, while it was shared. */
+/* Every word that the host reads was stored in this page while it was shared. */
 static void *run_reader(void *data)
 {
 	struct stress *s = data;
@@ -170,7 +170,7 @@ static unsigned int count_resident(const struct stress *s, uint64_t first, uint6
 	return sum;
 }
 
-/* Of what is private the host keeps nothing, and of what is shared the file has nothing. */
+/* Private pages have no memory on the host's side, shared pages have none in the file. */
 static void check_memory(const struct stress *s, const struct user *users)
 {
 	uint64_t private_pages = 0, doubled = 0;

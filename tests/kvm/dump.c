@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What a dump says of real memory, and what it leaves alone */
+/* Dumps of real memory: they agree with the kernel and change nothing */
 #include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -33,7 +33,7 @@ static char *dump(struct lab *lab)
 	return text;
 }
 
-/* What the range that begins at @gpa says, up to its nodes, which depend on the machine */
+/* Checks the range that begins at @gpa, but for its nodes, which depend on the machine. */
 static void check_range(const char *text, uint64_t gpa, uint64_t size, uint64_t private,
 			uint64_t shared_resident, uint64_t private_resident)
 {

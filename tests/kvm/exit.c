@@ -31,7 +31,7 @@ static void end(struct fixture *f)
 	lab_free(&f->lab);
 }
 
-/* Until the guest is through: 0 and what it reported, or what cannot be dealt with */
+/* Runs until the guest is done: 0 and its report, or the error of an exit that cannot be handled */
 static int go(struct fixture *f, uint32_t *ret)
 {
 	struct guest *guest = &f->lab.guest;
@@ -100,7 +100,7 @@ static void begin_with_hypercalls(struct fixture *f)
 	guest_allow_requests(&f->lab.guest);
 }
 
-/* What the guest is answered */
+/* Let the guest make a request; the answer it gets */
 static int32_t request(struct fixture *f, uint64_t gpa, uint32_t pages, uint32_t attributes)
 {
 	uint32_t answer = 0;

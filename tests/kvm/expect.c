@@ -29,7 +29,7 @@
 	.address_spaces = 2, .backings = HOST,                            \
 }
 
-/* The same built with SEV: a guest_memfd can be made, and not be bound. */
+/* A kernel built with SEV makes a guest_memfd and does not bind it. */
 #define VM_UNBINDABLE(types) {                                            \
 	.exists = true, .creates = true, .user_memory2 = 1,               \
 	.memory_fault_info = 1, .vm_types = (types), .pre_fault = 1,      \

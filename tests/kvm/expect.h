@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What each known kernel must grant. The tests assert it exactly: a feature
+ * The features each known kernel must grant. The tests assert them exactly: a feature
  * that is there where this table says it is not is a failure, too.
  *
  * GMEM_TEST_HOST names the kernel. Unset: whatever /dev/kvm is here; then the
@@ -14,7 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Where guest accesses to a bound guest_memfd end up */
+/* The memory that guest accesses to a bound guest_memfd reach */
 enum guest_reaches {
 	GUEST_REACHES_FILE,
 	GUEST_REACHES_EITHER,	/* emulated accesses use the host address, others do not */

@@ -337,7 +337,7 @@ TEST(a_device_that_does_not_answer_keeps_its_memory_or_is_cut_off)
 			REFUSED(gmem_region_remove(region), -ETIMEDOUT);
 			GUEST_LOADS(&s.lab.guest, BASE, 9);
 		}
-		/* What it has mapped it can still use: the file is there as long as it is. */
+		/* The device can still use its mapping, which keeps the file. */
 		DEVICE_LOADS(&s.device, BASE, 9);
 		site_free(&s);
 	}
@@ -425,7 +425,7 @@ TEST(memory_for_reading_cannot_be_written_by_any_way_round)
 		CHECK_RESULT(SYS(pwrite(again, "x", 1, 0)), -EPERM);
 		close(again);
 	}
-	/* the guest still can */
+	/* the guest can still write */
 	GUEST_STORES(&s.lab.guest, BASE, 5);
 	host_load(opts.hva);
 	DEVICE_LOADS(&s.device, BASE, 5);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* One guest_memfd: what can be made, what it is, and what it is not. */
+/* One guest_memfd: sizes, flags, adoption, allocation, and what the kernel refuses */
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -323,7 +323,7 @@ TEST(an_fd_does_not_survive_exec)
 	CHECK_EQ(WORKS(fcntl(gmem_file_fd(file), F_GETFD)) & FD_CLOEXEC, FD_CLOEXEC);
 	CHECK(!is_open_after_exec(gmem_file_fd(file)));
 
-	/* What the kernel makes does survive; an adopted copy of it does not. */
+	/* The kernel's own fd survives exec(); an adopted copy of it does not. */
 	raw = (int)WORKS(raw_create(m.vm_fd, page_size(), 0));
 	CHECK(is_open_after_exec(raw));
 	OK(gmem_file_adopt(GMEM_NO_VM, raw, NULL, &adopted));

@@ -9,7 +9,7 @@
 #include "guest.h"
 #include "harness.h"
 
-/* Both are multiples of every host page size. */
+/* Multiples of every host page size */
 #define CODE_GPA ((uint64_t)0x10000)
 #define REPORT_GPA ((uint64_t)0x20000)	/* no memory there: a store comes to us */
 
@@ -104,15 +104,15 @@ static const uint32_t code_bytes[] = {
 #define LOAD_CODE 0
 #define STORE_CODE 8
 
-static void init_vcpu(struct guest *guest)
+void arm64_init_vcpu(int vm_fd, int vcpu_fd)
 {
 	struct kvm_vcpu_init init;
 
-	WORKS(ioctl(guest->vm_fd, KVM_ARM_PREFERRED_TARGET, &init));
-	WORKS(ioctl(guest->vcpu_fd, KVM_ARM_VCPU_INIT, &init));
+	WORKS(ioctl(vm_fd, KVM_ARM_PREFERRED_TARGET, &init));
+	WORKS(ioctl(vcpu_fd, KVM_ARM_VCPU_INIT, &init));
 }
 
-static void set_register(struct guest *guest, uint64_t offset, uint64_t value)
+void arm64_set_register(int vcpu_fd, uint64_t offset, uint64_t value)
 {
 	const struct kvm_one_reg reg = {
 		.id = KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE |
@@ -120,15 +120,20 @@ static void set_register(struct guest *guest, uint64_t offset, uint64_t value)
 		.addr = (uintptr_t)&value,
 	};
 
-	WORKS(ioctl(guest->vcpu_fd, KVM_SET_ONE_REG, &reg));
+	WORKS(ioctl(vcpu_fd, KVM_SET_ONE_REG, &reg));
+}
+
+static void init_vcpu(struct guest *guest)
+{
+	arm64_init_vcpu(guest->vm_fd, guest->vcpu_fd);
 }
 
 static void set_registers(struct guest *guest, uint64_t code, uint64_t gpa, uint32_t value)
 {
-	set_register(guest, offsetof(struct kvm_regs, regs.regs[0]), value);
-	set_register(guest, offsetof(struct kvm_regs, regs.regs[1]), gpa);
-	set_register(guest, offsetof(struct kvm_regs, regs.regs[2]), REPORT_GPA);
-	set_register(guest, offsetof(struct kvm_regs, regs.pc), CODE_GPA + code);
+	arm64_set_register(guest->vcpu_fd, offsetof(struct kvm_regs, regs.regs[0]), value);
+	arm64_set_register(guest->vcpu_fd, offsetof(struct kvm_regs, regs.regs[1]), gpa);
+	arm64_set_register(guest->vcpu_fd, offsetof(struct kvm_regs, regs.regs[2]), REPORT_GPA);
+	arm64_set_register(guest->vcpu_fd, offsetof(struct kvm_regs, regs.pc), CODE_GPA + code);
 }
 
 static bool has_reported(const struct guest *guest, uint32_t *value)

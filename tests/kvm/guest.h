@@ -33,7 +33,7 @@ enum guest_outcome {
 struct guest_access {
 	enum guest_outcome outcome;
 	uint32_t value;		/* GUEST_DONE: loaded */
-	int error;		/* of KVM_RUN: 0 or -errno */
+	int error;		/* from KVM_RUN: 0 or -errno */
 	uint32_t exit_reason;
 	uint64_t fault_flags;
 	uint64_t fault_gpa;	/* rounded down to the host page */
@@ -41,22 +41,28 @@ struct guest_access {
 };
 
 void guest_new(struct guest *guest, int vm_fd, int kvm_fd);
-/* Another vCPU of the same VM, which executes the code of the first; free it before. */
+/* Add a vCPU of the same VM that executes the code of @first; free it before @first. */
 void guest_join(struct guest *guest, const struct guest *first, int kvm_fd, uint32_t number);
 void guest_free(struct guest *guest);
 
 /*
- * For those who run the vCPU themselves: what it shall do next, and, after an
- * exit, whether it is through, and what it reports: what it loaded or stored.
+ * For tests that run the vCPU themselves: aim it at its next access; after an
+ * exit, guest_finish() is true once the access is done, with the word accessed.
  */
 void guest_aim_load(struct guest *guest, uint64_t gpa);
 void guest_aim_store(struct guest *guest, uint64_t gpa, uint32_t value);
 bool guest_finish(struct guest *guest, uint32_t *ret_value);
 
 #ifdef __x86_64__
-/* KVM_HC_MAP_GPA_RANGE, which exits once it is allowed to; reports the answer */
+/* KVM_HC_MAP_GPA_RANGE exits once it is allowed; the guest reports its answer. */
 void guest_allow_requests(struct guest *guest);
 void guest_aim_request(struct guest *guest, uint32_t gpa, uint32_t pages, uint32_t attributes);
+#endif
+
+#ifdef __aarch64__
+/* Reset a vCPU, and set one of its registers by its offset in struct kvm_regs. */
+void arm64_init_vcpu(int vm_fd, int vcpu_fd);
+void arm64_set_register(int vcpu_fd, uint64_t offset, uint64_t value);
 #endif
 
 struct guest_access guest_load(struct guest *guest, uint64_t gpa);
@@ -67,20 +73,20 @@ struct guest_access guest_store(struct guest *guest, uint64_t gpa, uint32_t valu
 struct guest_access guest_emulated_load(struct guest *guest, uint64_t gpa);
 #endif
 
-/* what happened, for people; a static buffer */
+/* The access in words, in a static buffer */
 const char *guest_describe(const struct guest_access *access);
 
 void check_guest_load(const char *file, int line, struct guest *guest, uint64_t gpa,
 		      uint32_t wanted);
 void check_guest_store(const char *file, int line, struct guest *guest, uint64_t gpa,
 		       uint32_t value);
-/* the guest loads this value */
+/* The guest's load gives this value, or its store works. */
 #define GUEST_LOADS(guest, gpa, wanted) \
 	check_guest_load(__FILE__, __LINE__, (guest), (gpa), (wanted))
 #define GUEST_STORES(guest, gpa, value) \
 	check_guest_store(__FILE__, __LINE__, (guest), (gpa), (value))
 
-/* a load and a store at this address end like this, and not otherwise */
+/* A load and a store at this address both have this outcome. */
 void check_guest_access(const char *file, int line, struct guest *guest, uint64_t gpa,
 			enum guest_outcome wanted);
 #define GUEST_GETS(guest, gpa, outcome) \

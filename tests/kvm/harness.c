@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include <dirent.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -19,20 +18,11 @@
 #define __NR_cachestat 451	/* Linux 6.5; the same on every architecture */
 #endif
 
+#define MPOL_F_NODE (1 << 0)
+#define MPOL_F_ADDR (1 << 1)
+
 /* A stress that was asked to last longer gets that much more. */
 #define TEST_SECONDS (60 + stress_seconds())
-
-/* What a child tells its parent before it goes. */
-struct verdict {
-	bool skipped;
-	char reason[240];
-};
-
-static char current_case[160];
-static struct test *first_test;
-static struct test **last_test = &first_test;
-static struct verdict *verdict;
-static volatile pid_t child;
 
 static unsigned int stress_seconds(void)
 {
@@ -41,75 +31,7 @@ static unsigned int stress_seconds(void)
 	return seconds ? (unsigned int)strtoul(seconds, NULL, 10) : 0;
 }
 
-void test_register(struct test *test)
-{
-	*last_test = test;
-	last_test = &test->next;
-}
-
-/* ---- ending a test early ---- */
-
-static void end_child(int status)
-{
-	fflush(stdout);
-	_exit(status);
-}
-
-void fail_at(const char *file, int line, const char *format, ...)
-{
-	const char *slash = strrchr(file, '/');
-	va_list args;
-
-	printf("# %s:%d: ", slash ? slash + 1 : file, line);
-	va_start(args, format);
-	vprintf(format, args);
-	va_end(args);
-	printf("%s%s%s\n", current_case[0] ? " [" : "", current_case, current_case[0] ? "]" : "");
-	end_child(EXIT_FAILURE);
-	__builtin_unreachable();
-}
-
-void skip(const char *format, ...)
-{
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(verdict->reason, sizeof(verdict->reason), format, args);
-	va_end(args);
-	verdict->skipped = true;
-	end_child(EXIT_SUCCESS);
-	__builtin_unreachable();
-}
-
-void in_case(const char *format, ...)
-{
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(current_case, sizeof(current_case), format, args);
-	va_end(args);
-}
-
-void note(const char *format, ...)
-{
-	va_list args;
-
-	printf("# ");
-	va_start(args, format);
-	vprintf(format, args);
-	va_end(args);
-	printf("\n");
-}
-
 /* ---- assertions ---- */
-
-void check_eq(const char *file, int line, const char *text, uint64_t actual, uint64_t wanted)
-{
-	if (actual != wanted)
-		fail_at(file, line, "%s is %lld (0x%llx), not %lld (0x%llx)", text,
-			(long long)actual, (unsigned long long)actual, (long long)wanted,
-			(unsigned long long)wanted);
-}
 
 void check_str(const char *file, int line, const char *text, const char *actual,
 	       const char *wanted)
@@ -119,28 +41,11 @@ void check_str(const char *file, int line, const char *text, const char *actual,
 			wanted);
 }
 
-long sys_result(long ret)
-{
-	return ret == -1 ? -errno : ret;
-}
-
-static const char *result_text(long ret)
-{
-	return ret < 0 ? strerror((int)-ret) : "success";
-}
-
 void check_result(const char *file, int line, const char *text, long actual, long wanted)
 {
 	if (actual != wanted)
 		fail_at(file, line, "%s: %ld (%s), not %ld (%s)", text, actual,
 			result_text(actual), wanted, result_text(wanted));
-}
-
-long check_works(const char *file, int line, const char *text, long ret)
-{
-	if (ret < 0)
-		fail_at(file, line, "%s: %ld (%s)", text, ret, result_text(ret));
-	return ret;
 }
 
 void check_ok(const char *file, int line, const char *text, int ret)
@@ -207,11 +112,6 @@ void check_caught(const char *file, int line, const char *text, int signal, cons
 
 /* ---- memory ---- */
 
-uint64_t page_size(void)
-{
-	return (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
 static void flush_line(const void *hva)
 {
 #ifdef __aarch64__
@@ -275,6 +175,28 @@ bool is_gmem_filesystem(int fd)
 	return (uint64_t)fs.f_type == GUEST_MEMFD_MAGIC;
 }
 
+unsigned int stay_on_node(void)
+{
+	unsigned int cpu, node;
+	cpu_set_t one;
+
+	WORKS(syscall(SYS_getcpu, &cpu, &node, NULL));
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	WORKS(sched_setaffinity(0, sizeof(one), &one));
+	WORKS(syscall(SYS_getcpu, &cpu, &node, NULL));
+	return node;
+}
+
+unsigned int node_of_page(void *hva)
+{
+	int node = -1;
+
+	WORKS(syscall(SYS_get_mempolicy, &node, NULL, 0UL, hva,
+		      (unsigned long)(MPOL_F_NODE | MPOL_F_ADDR)));
+	return (unsigned int)node;
+}
+
 unsigned int count_mappings(const char *name)
 {
 	FILE *maps = fopen("/proc/self/maps", "re");
@@ -311,7 +233,7 @@ unsigned int count_open_fds(void)
 
 	if (count < 1)
 		FAIL("cannot read /proc/self/fd: %s", strerror(errno));
-	return (unsigned int)count - 1;	/* the directory's own */
+	return (unsigned int)count - 1;	/* opendir()'s fd is one of them */
 }
 
 /* KVM names a VM's directory after the process and the VM fd that made it. */
@@ -476,67 +398,14 @@ static void check_no_vm_left(void)
 		FAIL("%d VMs outlive their fds", count_vms());
 }
 
-static void run_child(const struct test *test)
+static void run_and_look_for_remains(void (*run)(void))
 {
 	unsigned int before = count_open_fds();
 
-	test->run();
+	run();
 	CHECK_EQ(count_open_fds(), before);
 	CHECK_EQ(count_mappings("kvm-gmem"), 0);
 	check_no_vm_left();
-	end_child(EXIT_SUCCESS);
-}
-
-static void on_timeout(int number)
-{
-	(void)number;
-	kill(child, SIGKILL);
-}
-
-static bool report(const struct test *test, unsigned int number, int status, bool late)
-{
-	if (WIFEXITED(status) && !WEXITSTATUS(status)) {
-		printf("ok %u - %s%s%s\n", number, test->name,
-		       verdict->skipped ? " # SKIP " : "", verdict->reason);
-		return true;
-	}
-	if (late)
-		printf("# not done after %u seconds\n", TEST_SECONDS);
-	else if (WIFSIGNALED(status))
-		printf("# killed by %s\n", strsignal(WTERMSIG(status)));
-	printf("not ok %u - %s\n", number, test->name);
-	return false;
-}
-
-static bool run_test(const struct test *test, unsigned int number)
-{
-	unsigned int left;
-	int status;
-
-	*verdict = (struct verdict){ .skipped = false };
-	fflush(stdout);
-	child = fork();
-	if (child < 0) {
-		printf("# cannot fork: %s\nnot ok %u - %s\n", strerror(errno), number, test->name);
-		return false;
-	}
-	if (!child)
-		run_child(test);
-
-	alarm(TEST_SECONDS);
-	while (waitpid(child, &status, 0) < 0 && errno == EINTR)
-		;
-	left = alarm(0);
-	return report(test, number, status, !left);
-}
-
-static bool is_wanted(const struct test *test, int argc, char **argv)
-{
-	for (int i = 1; i < argc; i++) {
-		if (strstr(test->name, argv[i]))
-			return true;
-	}
-	return argc < 2;
 }
 
 /* The answer of the program as a whole where there is no KVM to test with. */
@@ -571,24 +440,8 @@ static const char *why_no_kvm(void)
 
 int run_tests(int argc, char **argv)
 {
-	const struct sigaction timeout = { .sa_handler = on_timeout };
 	const char *missing = why_no_kvm();
-	unsigned int number = 0, failed = 0;
 
-	setvbuf(stdout, NULL, _IOLBF, 0);
-	if (missing)
-		return no_kvm(missing);
-
-	verdict = mmap(NULL, sizeof(*verdict), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
-		       -1, 0);
-	if (verdict == MAP_FAILED)
-		return EXIT_FAILURE;
-	sigaction(SIGALRM, &timeout, NULL);
-
-	for (const struct test *test = first_test; test; test = test->next) {
-		if (is_wanted(test, argc, argv))
-			failed += !run_test(test, ++number);
-	}
-	printf("1..%u\n", number);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return missing ? no_kvm(missing)
+		       : runner_main(argc, argv, TEST_SECONDS, run_and_look_for_remains);
 }

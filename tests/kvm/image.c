@@ -30,7 +30,7 @@
 
 static const uint32_t backings[] = { GMEM_BACKING_SHARED, GMEM_BACKING_MAPPED, GMEM_BACKING_HOST };
 
-/* What a block of memory holds: nothing, a little, or much */
+/* The contents of a block by @seed: nothing, a little, or much */
 static void expected_block(unsigned seed, uint64_t block, unsigned char *bytes)
 {
 	unsigned x = (unsigned)block * 2654435761u ^ seed * 31337u;
@@ -93,7 +93,7 @@ static int new_file(void)
 	return (int)WORKS(memfd_create("image", MFD_CLOEXEC));
 }
 
-/* One region, whatever this VM can have */
+/* One region of host memory, which every VM can have */
 static struct gmem_region *new_guest(struct lab *lab, unsigned seed)
 {
 	struct gmem_region *region;
@@ -102,6 +102,17 @@ static struct gmem_region *new_guest(struct lab *lab, unsigned seed)
 	region = lab_add(lab, GMEM_BACKING_HOST, BASE, PAGES, NULL);
 	fill(gmem_region_hva(region), gmem_region_size(region), seed);
 	return region;
+}
+
+/* A region of this backing, unless the VM cannot have it */
+static bool begin_with(struct lab *lab, uint32_t backing, struct gmem_region **ret)
+{
+	in_case("backing %s", gmem_backing_name(backing));
+	if (!(expect_vm(DEFAULT_VM)->backings & 1u << backing))
+		return false;
+	lab_new(lab, DEFAULT_VM);
+	*ret = lab_add(lab, backing, BASE, PAGES, NULL);
+	return true;
 }
 
 static struct gmem_transfer_result no_result(void)
@@ -121,13 +132,8 @@ TEST(a_file_is_loaded_and_the_guest_sees_it)
 		uint64_t size;
 		int fd;
 
-		in_case("backing %s", gmem_backing_name(backings[i]));
-		lab_new(&lab, DEFAULT_VM);
-		if (!(expect_vm(DEFAULT_VM)->backings & 1u << backings[i])) {
-			lab_free(&lab);
+		if (!begin_with(&lab, backings[i], &region))
 			continue;
-		}
-		region = lab_add(&lab, backings[i], BASE, PAGES, NULL);
 		size = gmem_region_size(region);
 
 		/* with holes where there is nothing */
@@ -178,15 +184,11 @@ TEST(what_was_saved_comes_back_in_another_vm_bit_for_bit)
 		struct gmem_region *region;
 		struct lab lab;
 		uint64_t size, pages = 0;
-		int fd = new_file();
+		int fd;
 
-		in_case("backing %s", gmem_backing_name(backings[i]));
-		lab_new(&lab, DEFAULT_VM);
-		if (!(expect_vm(DEFAULT_VM)->backings & 1u << backings[i])) {
-			lab_free(&lab);
+		if (!begin_with(&lab, backings[i], &region))
 			continue;
-		}
-		region = lab_add(&lab, backings[i], BASE, PAGES, NULL);
+		fd = new_file();
 		size = gmem_region_size(region);
 		fill(gmem_region_hva(region), size, 2);
 		GUEST_STORES(&lab.guest, BASE + 128, 0x12345678);
@@ -283,7 +285,7 @@ TEST(io_uring_is_used_where_the_report_says_it_may_be)
 	lab_free(&lab);
 }
 
-/* As container runtimes do */
+/* Refuses io_uring, as container runtimes do. */
 static void forbid_io_uring(void)
 {
 	struct sock_filter rules[] = {
@@ -447,7 +449,7 @@ TEST(an_event_loop_drives_it_without_waiting_in_it)
 	close(out[0]);
 	OK(gmem_image_verify(fd, NULL, NULL));
 
-	/* and a pipe that nothing comes from can be given up */
+	/* a transfer from an empty pipe can be freed */
 	WORKS(pipe(out));
 	OK(gmem_vm_restore_begin(lab.vm, out[0], NULL, &transfer));
 	CHECK_EQ(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_WAIT);

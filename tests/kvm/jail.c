@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What still works in a jail without paths, after fork(), and what exec() leaves. */
+/* The library in a jail without paths, after fork(), and after exec() */
 #include <dirent.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -147,7 +147,7 @@ TEST(private_memory_is_converted_in_the_jail)
 
 /* ---- fork ---- */
 
-/* In a child: memory is the same, the VM is out of reach and nothing changes. */
+/* A child has the same memory, cannot reach the VM, and changes nothing. */
 static void child_of_fork(struct lab *lab, struct gmem_region *region, struct gmem_view *view)
 {
 	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_HOST });
@@ -219,7 +219,7 @@ TEST(a_child_shares_the_files_and_cannot_change_the_VM)
 
 /* ---- exec ---- */
 
-/* as the program that was executed: how many file descriptors it was given */
+/* run by exec(): the number of file descriptors it was given */
 static int count_inherited(void)
 {
 	struct dirent *entry;
@@ -246,7 +246,7 @@ TEST(exec_leaves_no_file_descriptor)
 	struct lab lab;
 	pid_t child;
 
-	/* what the test was started with is nobody's to close */
+	/* the fds that the test was started with stay open */
 	for (int fd = STDERR_FILENO + 1; fd < 1024; fd++)
 		before += fcntl(fd, F_GETFD) == 0;
 	lab_new(&lab, DEFAULT_VM);

@@ -88,3 +88,23 @@ bool lab_reaches_file(struct lab *lab)
 		note("guests of this host reach %s", reaches ? "the file" : "the host address");
 	return reaches;
 }
+
+void lab_for_each_way(uint32_t ways, void (*run)(int type, uint32_t backing, void *data),
+		      void *data)
+{
+	unsigned int count = 0;
+
+	for (int type = DEFAULT_VM; type <= PRIVATE_VM; type++) {
+		uint32_t possible = expect_vm(type)->exists ? expect_vm(type)->backings & ways : 0;
+
+		for (uint32_t way = GMEM_BACKING_HOST; way <= GMEM_BACKING_PRIVATE; way++) {
+			if (!(possible & 1u << way))
+				continue;
+			in_case("%s memory, VM type %d", gmem_backing_name(way), type);
+			run(type, way, data);
+			count++;
+		}
+	}
+	if (!count)
+		skip("no VM here has any of the ways of backing this is about");
+}

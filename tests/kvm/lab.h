@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What the programs with a guest start from: a VM, its handle and a vCPU. */
+/* A VM, its handle and a vCPU, for tests with a guest */
 #ifndef TESTS_KVM_LAB_H
 #define TESTS_KVM_LAB_H
 
@@ -17,15 +17,22 @@ struct lab {
 void lab_new(struct lab *lab, int type);
 void lab_free(struct lab *lab);
 
-/* a region of a few pages; the options' plan is filled in for @backing */
+/* Add a region of a few pages; the plan in the options is filled in for @backing. */
 struct gmem_region *lab_add(struct lab *lab, uint32_t backing, uint64_t gpa, uint64_t pages,
 			    const struct gmem_region_opts *opts);
 
-/* Convert a range, raw; @attributes as KVM_SET_MEMORY_ATTRIBUTES takes them */
+/*
+ * Call @run with each type of VM, and each of these ways of backing (1 << enum
+ * gmem_backing), that this kernel has. Skips if there is none.
+ */
+void lab_for_each_way(uint32_t ways, void (*run)(int type, uint32_t backing, void *data),
+		      void *data);
+
+/* Convert a range by raw KVM; @attributes are those of KVM_SET_MEMORY_ATTRIBUTES. */
 int lab_convert(struct lab *lab, uint64_t gpa, uint64_t size, uint64_t attributes);
 
 /*
- * Whether guest accesses to a bound guest_memfd reach the file, found out by
+ * True if guest accesses to a bound guest_memfd reach the file, found out by
  * binding one beside other memory. Must be what is expected of this kernel.
  */
 bool lab_reaches_file(struct lab *lab);

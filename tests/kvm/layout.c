@@ -45,29 +45,24 @@ static void site_free(struct site *s)
 	lab_free(&s->lab);
 }
 
-static unsigned int run_in_vm(void (*run)(struct site *), uint32_t ways, int type)
+struct check {
+	void (*run)(struct site *site);
+};
+
+static void run_in_site(int type, uint32_t backing, void *data)
 {
-	uint32_t possible = expect_vm(type)->backings & ways;
-	unsigned int count = 0;
+	const struct check *check = data;
 	struct site s;
 
-	for (uint32_t backing = GMEM_BACKING_HOST; backing <= GMEM_BACKING_PRIVATE; backing++) {
-		if (!expect_vm(type)->exists || !(possible & WAY(backing)))
-			continue;
-		in_case("%s memory, VM type %d", gmem_backing_name(backing), type);
-		site_new(&s, type, backing);
-		run(&s);
-		site_free(&s);
-		count++;
-	}
-	return count;
+	site_new(&s, type, backing);
+	check->run(&s);
+	site_free(&s);
 }
 
 /* in every kind of VM, with each of these ways of backing that it has */
 static void for_each_way(uint32_t ways, void (*run)(struct site *))
 {
-	if (run_in_vm(run, ways, DEFAULT_VM) + run_in_vm(run, ways, PRIVATE_VM) == 0)
-		skip("no VM here has any of the ways of backing this is about");
+	lab_for_each_way(ways, run_in_site, &(struct check){ run });
 }
 
 /* ---- places for regions, far enough apart ---- */
@@ -82,7 +77,7 @@ static uint64_t last_page(const struct site *s, uint64_t gpa)
 	return gpa + s->size - s->lab.page;
 }
 
-/* What @number left in the memory it has is what the guest finds at @gpa. */
+/* The guest finds the contents of region @number at @gpa. */
 static void check_guest_finds(struct site *s, uint64_t gpa, uint32_t number)
 {
 	GUEST_LOADS(&s->lab.guest, gpa, 0x1000 + number);
@@ -141,7 +136,7 @@ static void check_is_empty(struct site *s, uint64_t gpa, int error)
 	GUEST_GETS(&s->lab.guest, last_page(s, gpa), GUEST_MMIO);
 }
 
-/* a region with marks of its number, at the place of its number */
+/* add region @number at its place, with its marks */
 static struct gmem_region *put(struct site *s, unsigned int number)
 {
 	struct gmem_region *region = lab_add(&s->lab, s->backing, place(s, number), REGION_PAGES,
@@ -708,7 +703,7 @@ static void check_sentence(const char *wanted)
 		FAIL("the sentence is \"%s\", which does not begin with \"%s\"", sentence, wanted);
 }
 
-/* One page in the middle of where a step is going is taken, by a memslot of our own. */
+/* A memslot of our own takes one page in the middle of a step's destination. */
 static void step_is_refused(struct site *s, unsigned int number, const char *sentence)
 {
 	void *page = mmap(NULL, s->lab.page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -780,7 +775,7 @@ TEST(a_change_refused_at_its_last_step_never_happened)
 	for_each_way(EVERY_WAY, last_step_is_refused);
 }
 
-/* Where no one can have memory; unproven, the library does not know that. */
+/* No memory can be at this address, which the library knows only after it tried. */
 #define NOWHERE ((uint64_t)1 << 59)
 #ifdef __aarch64__
 #define REFUSES_NOWHERE (-EFAULT)
@@ -788,7 +783,7 @@ TEST(a_change_refused_at_its_last_step_never_happened)
 #define REFUSES_NOWHERE (-EINVAL)
 #endif
 
-/* the same VM, of which nothing was proven */
+/* a handle of the same VM without a self-test */
 static void forget_proofs(struct site *s)
 {
 	GMEM_OPTS(gmem_vm_opts, opts, .flags = GMEM_VM_NO_SELFTEST);
@@ -829,7 +824,7 @@ TEST(an_address_the_vm_cannot_have_leaves_everything_in_place)
 	for_each_way(EVERY_WAY, an_address_is_too_high);
 }
 
-/* What the library itself finds out, before it asks the kernel */
+/* Mistakes that the library finds before it asks the kernel */
 static void a_plan_is_wrong(struct site *s)
 {
 	struct gmem_region *first = put(s, 0), *second = put(s, 1), *new = NULL;
@@ -875,7 +870,7 @@ static void a_device_is_there(struct site *s)
 	opts.flags = 0;
 	opts.plan = s->plan;
 	REFUSED(gmem_region_add(s->lab.vm, gpa, s->lab.page, &opts, &other), -EEXIST);
-	/* It takes no memslot. */
+	/* A device takes no memslot. */
 	slot = gmem_region_slot(below);
 	other = put(s, 1);
 	CHECK_EQ(gmem_region_slot(other), slot + 1);
@@ -1155,14 +1150,14 @@ static void slots_run_out(struct site *s)
 	for (unsigned int i = 0; i < 3; i++)
 		check_is_at(s, regions[i], place(s, i), i);
 
-	/* A step of the same change gives one back. */
+	/* A step of the same change frees a memslot. */
 	OK(gmem_change_remove(change, regions[2]));
 	OK(gmem_change_apply(change));
 	check_is_at(s, regions[0], place(s, 4), 0);
 	guest_marks(s, place(s, 3), 3);
 	check_is_at(s, fourth, place(s, 3), 3);
 
-	/* So does a removal of its own. */
+	/* A removal that is no part of a change frees a memslot, too. */
 	OK(gmem_region_remove(regions[1]));
 	OK(gmem_region_split(regions[0], s->lab.page, &upper));
 	check_guest_finds(s, place(s, 4), 0);

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* What the host reaches through mappings, and what it must not reach. */
+/* Mappings of a guest_memfd: the pages the host reaches, and those it must not reach */
 #include <fcntl.h>
-#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -201,7 +200,7 @@ static void check_io_fails(int writer, int reader, char *hva, uint64_t size)
 	CHECK_RESULT(SYS(write(writer, hva, 1)), -EFAULT);
 	CHECK_RESULT(SYS(write(writer, &byte, 1)), 1);
 	CHECK_RESULT(SYS(read(reader, hva, 1)), -EFAULT);
-	/* What the read above took is lost or not, as the pipe likes. */
+	/* The byte of the read that failed may be lost or not. */
 	while (read(reader, &byte, 1) == 1)
 		;
 }
@@ -617,37 +616,9 @@ TEST(unmap_touches_only_what_the_file_mapped)
 
 /* ---- NUMA ---- */
 
-/* <numaif.h> belongs to a library of its own. */
-#define MPOL_BIND 2
-#define MPOL_F_NODE (1 << 0)
-#define MPOL_F_ADDR (1 << 1)
-
-static unsigned int this_node(void)
-{
-	unsigned int cpu, node;
-	cpu_set_t one;
-
-	/* and stay there, for the pages of this task come from here */
-	WORKS(syscall(SYS_getcpu, &cpu, &node, NULL));
-	CPU_ZERO(&one);
-	CPU_SET(cpu, &one);
-	WORKS(sched_setaffinity(0, sizeof(one), &one));
-	WORKS(syscall(SYS_getcpu, &cpu, &node, NULL));
-	return node;
-}
-
-static int node_of_page(void *hva)
-{
-	int node = -1;
-
-	WORKS(syscall(SYS_get_mempolicy, &node, NULL, 0UL, hva,
-		      (unsigned long)(MPOL_F_NODE | MPOL_F_ADDR)));
-	return node;
-}
-
 TEST(mbind_decides_where_pages_go_or_does_not)
 {
-	unsigned int here = this_node(), there = !here;
+	unsigned int here = stay_on_node(), there = !here;
 	unsigned long mask = 1UL << there;
 	struct fixture f;
 	void *hva;

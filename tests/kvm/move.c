@@ -28,32 +28,21 @@ struct site {
 
 /* ---- every way of backing ---- */
 
-static void run_in_site(void (*run)(struct site *), int type, uint32_t backing)
+struct check {
+	void (*run)(struct site *site);
+};
+
+static void run_in_site(int type, uint32_t backing, void *data)
 {
+	const struct check *check = data;
 	struct site s = { .backing = backing };
 
-	in_case("%s memory, VM type %d", gmem_backing_name(backing), type);
 	lab_new(&s.lab, type);
 	s.page = s.lab.page;
 	s.region = lab_add(&s.lab, backing, BASE, SIZE / s.page, NULL);
 	s.hva = gmem_region_hva(s.region);
-	run(&s);
+	check->run(&s);
 	lab_free(&s.lab);
-}
-
-static unsigned int run_in_vm(void (*run)(struct site *), uint32_t ways, int type)
-{
-	unsigned int count = 0;
-
-	if (!expect_vm(type)->exists)
-		return 0;
-	for (uint32_t backing = GMEM_BACKING_HOST; backing <= GMEM_BACKING_PRIVATE; backing++) {
-		if (!(expect_vm(type)->backings & ways & 1u << backing))
-			continue;
-		run_in_site(run, type, backing);
-		count++;
-	}
-	return count;
 }
 
 #define EVERY_WAY (~0u)
@@ -62,8 +51,7 @@ static unsigned int run_in_vm(void (*run)(struct site *), uint32_t ways, int typ
 
 static void for_each_way(uint32_t ways, void (*run)(struct site *))
 {
-	if (run_in_vm(run, ways, DEFAULT_VM) + run_in_vm(run, ways, PRIVATE_VM) == 0)
-		skip("no VM here has any of the ways of backing this is about");
+	lab_for_each_way(ways, run_in_site, &(struct check){ run });
 }
 
 static uint64_t pages_of_file(const struct site *s)
@@ -138,7 +126,7 @@ static void populate_private(struct site *s)
 	GUEST_STORES(&s->lab.guest, gpa + s->page, 0x77);
 	GUEST_LOADS(&s->lab.guest, gpa + s->page, 0x77);
 
-	/* What is private goes, what is shared stays. */
+	/* The whole range is private, and its pages go. */
 	OK(gmem_vm_discard(s->lab.vm, gpa, size, NULL, &footprint));
 	check_footprint(&footprint, size, size, 0);
 	CHECK_EQ(pages_of_file(s), 0);
@@ -507,7 +495,7 @@ static void *discard_again_and_again(void *data)
 	return NULL;
 }
 
-/* Of what is discarded it sees what it stored, or zero. The rest keeps what it has. */
+/* In discarded pages the guest finds what it stored, or zero; the others keep their contents. */
 static void run_guest_meanwhile(struct site *s)
 {
 	struct stress stress = { .site = s };
@@ -536,7 +524,7 @@ TEST(a_running_guest_goes_on)
 
 int main(int argc, char **argv)
 {
-	/* Or one touch brings in hundreds of pages of host memory. */
+	/* With huge pages, touching one page brings in hundreds. */
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 	return run_tests(argc, argv);
 }

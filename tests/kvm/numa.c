@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
 /* NUMA policies, where they decide and where they cannot */
-#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -12,37 +11,9 @@
 #define BASE ((uint64_t)256 << 20)
 #define SHARED_FLAGS (GMEM_CREATE_MMAP | GMEM_CREATE_INIT_SHARED)
 
-/* <numaif.h> belongs to a library of its own. */
-#define MPOL_BIND 2
-#define MPOL_F_NODE (1 << 0)
-#define MPOL_F_ADDR (1 << 1)
-
 static bool has_two_nodes(void)
 {
 	return access("/sys/devices/system/node/node1", F_OK) == 0;
-}
-
-/* The node of this CPU, to which the task is tied: its pages come from here. */
-static unsigned int stay_here(void)
-{
-	unsigned int cpu, node;
-	cpu_set_t one;
-
-	WORKS(syscall(SYS_getcpu, &cpu, &node, NULL));
-	CPU_ZERO(&one);
-	CPU_SET(cpu, &one);
-	WORKS(sched_setaffinity(0, sizeof(one), &one));
-	WORKS(syscall(SYS_getcpu, &cpu, &node, NULL));
-	return node;
-}
-
-static unsigned int node_of_page(void *hva)
-{
-	int node = -1;
-
-	WORKS(syscall(SYS_get_mempolicy, &node, NULL, 0UL, hva,
-		      (unsigned long)(MPOL_F_NODE | MPOL_F_ADDR)));
-	return (unsigned int)node;
 }
 
 static struct gmem_numa_opts policy_of(uint32_t policy, uint64_t nodes)
@@ -105,7 +76,7 @@ static void fixture_new(struct fixture *f, uint64_t pages)
 {
 	f->page = page_size();
 	machine_with_policies(&f->m, DEFAULT_VM);
-	f->here = stay_here();
+	f->here = stay_on_node();
 	f->there = !f->here;
 	OK(gmem_file_new_raw(f->m.vm_fd, pages * f->page, SHARED_FLAGS, &f->file));
 	f->hva = map_file(f->file);
@@ -139,7 +110,7 @@ TEST(a_kernel_that_does_not_obey_is_not_believed)
 /* Works for ordinary memory on every kernel. */
 TEST(host_memory_follows_its_policy)
 {
-	unsigned int there = has_two_nodes() ? !stay_here() : 0;
+	unsigned int there = has_two_nodes() ? !stay_on_node() : 0;
 	struct gmem_numa_opts opts = policy_of(GMEM_NUMA_BIND, UINT64_C(1) << there);
 	uint64_t on_node[2], done = 0;
 	GMEM_OPTS(gmem_numa_pages, pages, .on_node = on_node, .nodes = 2);
@@ -308,7 +279,7 @@ TEST(what_the_guest_touches_comes_from_there_too)
 
 	machine_with_policies(&m, DEFAULT_VM);
 	machine_free(&m);
-	there = !stay_here();
+	there = !stay_on_node();
 	opts = policy_of(GMEM_NUMA_BIND, UINT64_C(1) << there);
 	lab_new(&lab, DEFAULT_VM);
 	region = lab_add(&lab, GMEM_BACKING_SHARED, BASE, 8, NULL);
@@ -342,7 +313,7 @@ static uint64_t free_bytes_of(unsigned int node)
 	return kib * 1024;
 }
 
-/* Nobody can ask where they are, so the node's free memory has to tell. */
+/* The kernel does not say where private pages are, so the node's free memory has to. */
 TEST(private_pages_come_from_the_node_they_are_bound_to)
 {
 	uint64_t page = page_size(), size = 64 * MIB, before, after;
@@ -351,7 +322,7 @@ TEST(private_pages_come_from_the_node_they_are_bound_to)
 	unsigned int there;
 
 	machine_with_policies(&m, PRIVATE_VM);
-	there = !stay_here();
+	there = !stay_on_node();
 	OK(gmem_file_new_raw(m.vm_fd, size, GMEM_CREATE_MMAP, &file));
 	OK(set(file, 0, size, GMEM_NUMA_BIND, UINT64_C(1) << there));
 	before = free_bytes_of(there);
@@ -362,7 +333,7 @@ TEST(private_pages_come_from_the_node_they_are_bound_to)
 	CHECK(before > after && before - after > size / 2);
 	CHECK_EQ(count(file).unknown, size / page);
 
-	/* and now it is too late, wherever to */
+	/* now it is too late for any node */
 	REFUSED(set(file, 0, size, GMEM_NUMA_BIND, UINT64_C(1) << there), -EBUSY);
 	REFUSED(set(file, 0, size, GMEM_NUMA_BIND, UINT64_C(1) << !there), -EBUSY);
 	gmem_file_free(file);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What negotiation promises on this kernel, and that it keeps it. */
+/* Plans on this kernel keep what they promise. */
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,7 +14,7 @@ static const uint32_t all_backings[] = {
 	GMEM_BACKING_INPLACE,
 };
 
-/* What a plan of each way says, wherever that way is possible */
+/* The plan of each way of backing, the same wherever that way is possible */
 static const struct {
 	uint64_t create_flags;
 	int needs_region2;
@@ -312,7 +312,7 @@ TEST(what_is_refused_is_refused_by_the_kernel_too)
 	struct lab lab;
 	int fd;
 
-	/* Where no way with a file is granted, none could have been had. */
+	/* A refusal of every way with a file is right: the kernel makes no such file. */
 	lab_new(&lab, DEFAULT_VM);
 	if (is_possible(&lab.m, GMEM_BACKING_SHARED))
 		skip("shared guest_memfd is granted here");

@@ -50,6 +50,13 @@ static void check_faults(struct lab *lab, uint64_t gpa)
 
 /* ---- the VM ---- */
 
+/* A VM with a private region of so many pages at BASE */
+static struct gmem_region *new_private(struct lab *lab, uint64_t pages)
+{
+	lab_new(lab, PRIVATE_VM);
+	return lab_add(lab, GMEM_BACKING_PRIVATE, BASE, pages, NULL);
+}
+
 TEST(a_vm_without_private_memory_converts_nothing)
 {
 	struct lab lab;
@@ -88,8 +95,7 @@ TEST(what_the_guest_stores_in_private_is_not_visible_to_the_host)
 	struct lab lab;
 	char *hva;
 
-	lab_new(&lab, PRIVATE_VM);
-	region = lab_add(&lab, GMEM_BACKING_PRIVATE, BASE, 2, NULL);
+	region = new_private(&lab, 2);
 	hva = gmem_region_hva(region);
 	host_store(hva, 0x11);
 	convert(&lab, BASE, 2, MAKE_PRIVATE);
@@ -111,8 +117,7 @@ TEST(each_side_keeps_its_bytes_across_conversions)
 	struct lab lab;
 	char *hva;
 
-	lab_new(&lab, PRIVATE_VM);
-	region = lab_add(&lab, GMEM_BACKING_PRIVATE, BASE, 1, NULL);
+	region = new_private(&lab, 1);
 	hva = gmem_region_hva(region);
 	GUEST_STORES(&lab.guest, BASE, 0x11);
 	CHECK_EQ(host_load(hva), 0x11);
@@ -133,8 +138,7 @@ TEST(a_conversion_leaves_its_neighbours_alone)
 	struct lab lab;
 	char *hva;
 
-	lab_new(&lab, PRIVATE_VM);
-	region = lab_add(&lab, GMEM_BACKING_PRIVATE, BASE, 3, NULL);
+	region = new_private(&lab, 3);
 	hva = gmem_region_hva(region);
 	convert(&lab, BASE + lab.page, 1, MAKE_PRIVATE);
 	for (uint64_t i = 0; i < 3; i++)
@@ -151,8 +155,7 @@ TEST(converting_allocates_and_frees_nothing)
 	struct lab lab;
 	int fd;
 
-	lab_new(&lab, PRIVATE_VM);
-	region = lab_add(&lab, GMEM_BACKING_PRIVATE, BASE, 4, NULL);
+	region = new_private(&lab, 4);
 	require_cachestat();
 	fd = gmem_file_fd(gmem_region_file(region, NULL));
 	GUEST_STORES(&lab.guest, BASE, 1);
@@ -172,8 +175,7 @@ TEST(a_hole_in_private_memory_leaves_the_shared_side_alone)
 	struct gmem_region *region;
 	struct lab lab;
 
-	lab_new(&lab, PRIVATE_VM);
-	region = lab_add(&lab, GMEM_BACKING_PRIVATE, BASE, 1, NULL);
+	region = new_private(&lab, 1);
 	host_store(gmem_region_hva(region), 0x11);
 	convert(&lab, BASE, 1, MAKE_PRIVATE);
 	GUEST_STORES(&lab.guest, BASE, 0x22);
@@ -212,8 +214,7 @@ TEST(a_private_region_has_a_file_the_host_cannot_map)
 	void *hva = NULL;
 	struct lab lab;
 
-	lab_new(&lab, PRIVATE_VM);
-	region = lab_add(&lab, GMEM_BACKING_PRIVATE, BASE, 2, NULL);
+	region = new_private(&lab, 2);
 	file = gmem_region_file(region, NULL);
 	CHECK(file);
 	CHECK_EQ(gmem_file_create_flags(file), 0);
@@ -227,8 +228,7 @@ TEST(a_moved_private_region_keeps_both_sides)
 	struct gmem_region *region;
 	struct lab lab;
 
-	lab_new(&lab, PRIVATE_VM);
-	region = lab_add(&lab, GMEM_BACKING_PRIVATE, BASE, 1, NULL);
+	region = new_private(&lab, 1);
 	host_store(gmem_region_hva(region), 0x11);
 	convert(&lab, BASE, 1, MAKE_PRIVATE);
 	GUEST_STORES(&lab.guest, BASE, 0x22);
@@ -316,8 +316,7 @@ TEST(attributes_stay_when_a_region_goes)
 	struct gmem_region *region;
 	struct lab lab;
 
-	lab_new(&lab, PRIVATE_VM);
-	region = lab_add(&lab, GMEM_BACKING_PRIVATE, BASE, 1, NULL);
+	region = new_private(&lab, 1);
 	convert(&lab, BASE, 1, MAKE_PRIVATE);
 	GUEST_STORES(&lab.guest, BASE, 1);
 	OK(gmem_region_remove(region));
@@ -362,7 +361,7 @@ static struct gmem_plan *mmap_plan(struct lab *lab)
 }
 
 /*
- * What the host sees at the region's address: its own memory, untouched by the
+ * The host's word at the region's address: its own memory, untouched by the
  * guest, or nothing.
  */
 static uint32_t shared_side(const void *hva)

@@ -533,7 +533,7 @@ TEST(the_self_test_disturbs_no_memory_that_is_there)
 	OK(gmem_caps_get(lab.m.caps, GMEM_CAP_ADDRESS_BITS, &bits));
 	end = (uint64_t)1 << bits.value;
 	low = lab_add(&lab, GMEM_BACKING_HOST, GIB, 1, NULL);
-	/* where the self-test would like to be */
+	/* where the self-test tries first */
 	high = lab_add(&lab, GMEM_BACKING_HOST, end - lab.page, 1, NULL);
 	host_store(gmem_region_hva(low), 0x31);
 	OK(gmem_caps_new(lab.m.vm_fd, NULL, &caps));

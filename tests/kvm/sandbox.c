@@ -81,7 +81,7 @@ static void allow_requests(struct program *p, uint32_t phases)
 	p->code[jump].jf = (uint8_t)(p->length - jump - 1);
 }
 
-/* what the test itself needs: to say what it found, and to end */
+/* the test's own calls: to print its result, and to end */
 static void allow_report(struct program *p)
 {
 	allow(p, __NR_exit_group);
@@ -141,7 +141,7 @@ static void on_trap(int signal, siginfo_t *info, void *context)
 	_exit(2);
 }
 
-/* From here on nothing but these phases; the test ends with leave(). */
+/* Allow only the calls of these phases from now on; end the test with leave(). */
 static void enter(uint32_t phases)
 {
 	struct sigaction action = { .sa_sigaction = on_trap, .sa_flags = SA_SIGINFO };
@@ -154,7 +154,7 @@ static void enter(uint32_t phases)
 	install(phases, SECCOMP_RET_TRAP);
 }
 
-/* What the harness looks for after a test is not in any table. */
+/* Ends the test at once: the harness's checks need calls that are in no table. */
 __attribute__((noreturn)) static void leave(void)
 {
 	fflush(stdout);
@@ -383,7 +383,7 @@ TEST(running_with_recovery_calls_what_the_table_says)
 	each_backing(running_recovered);
 }
 
-/* With recovery, what can be reached is reached without the kernel. */
+/* With recovery, memory that is there is accessed without system calls. */
 static void running_without_calls(uint32_t backing)
 {
 	struct site s;
@@ -472,7 +472,7 @@ TEST(snapshot_calls_what_the_table_says)
 
 /* ---- share ---- */
 
-/* Both ends in one process: the VMM's, and that of a process without KVM */
+/* Plays both ends in one process: the VMM, and a process without KVM. */
 static void give(struct gmem_export *exporter, struct gmem_peer *peer, struct gmem_import *import)
 {
 	while (gmem_peer_status(peer) == 0) {

@@ -253,7 +253,7 @@ struct walker {
 	uint64_t mmio, memory_faults, bare_faults;
 };
 
-/* One VM whose vCPUs walk PIECES regions side by side, and what is behind them */
+/* A VM whose vCPUs walk PIECES adjacent regions, and their memory */
 struct walk {
 	struct machine m;
 	struct gmem_vm *vm;
@@ -310,29 +310,15 @@ static bool is_wrong(const struct kvm_run *run)
 
 #else
 
-static void set_register(struct walker *walker, uint64_t offset, uint64_t value)
-{
-	const struct kvm_one_reg reg = {
-		.id = KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE |
-		      offset / sizeof(uint32_t),
-		.addr = (uintptr_t)&value,
-	};
-
-	WORKS(ioctl(walker->vcpu_fd, KVM_SET_ONE_REG, &reg));
-}
-
 static void init_walker(struct walker *walker, uint64_t begin, uint64_t end, uint64_t step)
 {
-	struct kvm_vcpu_init init;
-
-	WORKS(ioctl(walker->walk->m.vm_fd, KVM_ARM_PREFERRED_TARGET, &init));
-	WORKS(ioctl(walker->vcpu_fd, KVM_ARM_VCPU_INIT, &init));
-	set_register(walker, offsetof(struct kvm_regs, regs.regs[0]), begin);
-	set_register(walker, offsetof(struct kvm_regs, regs.regs[1]), end);
-	set_register(walker, offsetof(struct kvm_regs, regs.regs[2]), REPORT_GPA);
-	set_register(walker, offsetof(struct kvm_regs, regs.regs[3]), 0);
-	set_register(walker, offsetof(struct kvm_regs, regs.regs[4]), step);
-	set_register(walker, offsetof(struct kvm_regs, regs.pc), CODE_GPA);
+	arm64_init_vcpu(walker->walk->m.vm_fd, walker->vcpu_fd);
+	arm64_set_register(walker->vcpu_fd, offsetof(struct kvm_regs, regs.regs[0]), begin);
+	arm64_set_register(walker->vcpu_fd, offsetof(struct kvm_regs, regs.regs[1]), end);
+	arm64_set_register(walker->vcpu_fd, offsetof(struct kvm_regs, regs.regs[2]), REPORT_GPA);
+	arm64_set_register(walker->vcpu_fd, offsetof(struct kvm_regs, regs.regs[3]), 0);
+	arm64_set_register(walker->vcpu_fd, offsetof(struct kvm_regs, regs.regs[4]), step);
+	arm64_set_register(walker->vcpu_fd, offsetof(struct kvm_regs, regs.pc), CODE_GPA);
 }
 
 static uint32_t report_of(const struct kvm_run *run)
@@ -371,7 +357,7 @@ static bool is_in_window(const struct walk *walk, uint64_t gpa)
 	return gpa >= WINDOW && gpa < WINDOW + window_size(walk);
 }
 
-/* What memory that is not there looks like; stores go nowhere. */
+/* A load where no memory is reads all ones; a store goes nowhere. */
 static void answer_mmio(struct walker *walker)
 {
 	struct kvm_run *run = walker->run;
@@ -423,7 +409,7 @@ static void take_exit(struct walker *walker)
 		FAIL("vCPU %u: exit reason %u", walker->number, run->exit_reason);
 }
 
-/* Until told to stop, and then to the end of a pass that began after that */
+/* Runs until told to stop, then to the end of a pass that began after that. */
 static void *run_walker(void *data)
 {
 	struct walker *walker = data;
@@ -697,7 +683,7 @@ enum part {
 	PARTS,
 };
 
-/* what is where in the stock */
+/* the shelves of the stock */
 enum shelf { STEADY_ONE, STEADY_OTHER, SPLIT_SHELF, MOVER_SHELF, SHELVES };
 
 struct reading {
@@ -746,7 +732,7 @@ static void check_all(const uint64_t *words, uint64_t size, uint64_t number)
 	}
 }
 
-/* One look sees one layout: all of one memory or all of the other. */
+/* One pinned view sees one layout: all of one memory or all of the other. */
 static void check_steady(const uint64_t *words, uint64_t size)
 {
 	if (words[0] != number_of(STEADY_ONE))
@@ -893,7 +879,7 @@ static void *run_reader(void *data)
 	OK(gmem_view_new(reader.reading->vm, &reader.view));
 	while (!atomic_load(&reader.reading->stop)) {
 		looks[pick(&reader.random, ARRAY_SIZE(looks))](&reader);
-		/* Where CPUs are few, lose them here rather than with the view held. */
+		/* On a machine with few CPUs, be preempted here rather than with the view held. */
 		if (++reader.reads % 16 == 0)
 			sched_yield();
 	}

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What a view reads and writes, and what a guest has to do with it. */
+/* Views of real memory: they and the guest see each other's stores */
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -39,7 +39,7 @@ struct site {
 
 #define REGION_PAGES 4
 
-/* what to do with a site before it has a view */
+/* prepares a site before it has a view */
 static void (*prepare_site)(struct site *);
 
 static void *run_with_view(void *data)
@@ -91,27 +91,22 @@ static void run_in_site(void (*run)(struct site *), int type, uint32_t backing, 
 	lab_free(&s.lab);
 }
 
-static unsigned int run_in_vm(void (*run)(struct site *), uint32_t ways, int type)
-{
-	unsigned int count = 0;
+struct check {
+	void (*run)(struct site *site);
+};
 
-	if (!expect_vm(type)->exists)
-		return 0;
-	for (uint32_t backing = GMEM_BACKING_HOST; backing <= GMEM_BACKING_PRIVATE; backing++) {
-		if (!(expect_vm(type)->backings & ways & WAY(backing)))
-			continue;
-		for (unsigned int engine = 0; engine < ENGINES; engine++)
-			run_in_site(run, type, backing, engine);
-		count++;
-	}
-	return count;
+static void run_by_every_engine(int type, uint32_t backing, void *data)
+{
+	const struct check *check = data;
+
+	for (unsigned int engine = 0; engine < ENGINES; engine++)
+		run_in_site(check->run, type, backing, engine);
 }
 
 /* in every kind of VM, with each of these ways of backing that it has, by every engine */
 static void for_each_way(uint32_t ways, void (*run)(struct site *))
 {
-	if (run_in_vm(run, ways, DEFAULT_VM) + run_in_vm(run, ways, PRIVATE_VM) == 0)
-		skip("no VM here has any of the ways of backing this is about");
+	lab_for_each_way(ways, run_by_every_engine, &(struct check){ run });
 }
 
 /* ---- helpers ---- */
@@ -361,7 +356,7 @@ static void check_ends(struct site *s, uint64_t gpa, uint64_t size, int error, u
 	CHECK_RESULT(gmem_view_string(s->view, gpa, (char *)buf, size, &length), error);
 	CHECK_EQ(length, 99);
 
-	/* what was done, was done; as far as the copy left it alone */
+	/* the bytes reported as done were copied; later ones may have been */
 	CHECK_RESULT(gmem_view_read(s->view, gpa, buf, size, &done), error);
 	for (uint64_t i = 0; i < wanted; i++)
 		CHECK_EQ(buf[i], 0x42);
@@ -580,7 +575,7 @@ static void shrunk_memory_ends(struct site *s)
 	for (uint32_t width = 1; width <= 8; width *= 2)
 		check_number_ends(s, edge, width, -EFAULT);
 
-	/* Only the end of the file moved: all is there again. */
+	/* The file is as long as before: all pages are there again. */
 	WORKS(ftruncate(m.fd, (off_t)m.size));
 	guest_loads(s, edge, 0);
 	OK(gmem_view_fill(s->view, SHRINKING_GPA, 1, m.size, NULL));

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Copy, fill, compare and strings where some of the memory is not there. */
+/* nofault: copy, fill, compare and strings where some of the memory is not there. */
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -45,7 +44,7 @@ static bool use_engine(int *ret_fast)
 #define FOR_EACH_ENGINE(fast) \
 	for (engine = engines; use_engine(&(fast)); engine++)
 
-/* With step 1 every case there is, with less max_stuck_faults fewer of each kind */
+/* With step 1 every case is tried, on a slow machine fewer of each kind */
 static size_t step(void)
 {
 	return is_slow() ? 7 : 1;
@@ -250,7 +249,7 @@ TEST(copy_counts_exactly_in_large_copies)
 	}
 }
 
-/* Beyond a missing page memory goes on: an access from the end must not count. */
+/* There is memory after the missing page: an access that begins at the end must not count. */
 TEST(copy_stops_at_the_first_of_the_missing_pages)
 {
 	size_t page = page_size(), size, before;
@@ -381,7 +380,7 @@ TEST(compare_counts_exactly_where_a_side_ends)
 	}
 }
 
-/* What is different before the missing page is different. */
+/* A difference before the missing page decides. */
 TEST(compare_sees_a_difference_before_it_meets_a_missing_page)
 {
 	size_t page = page_size(), there, at;

@@ -1,13 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-#include <errno.h>
-#include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -27,73 +20,6 @@ const char *__asan_default_options(void)
 const char *__tsan_default_options(void)
 {
 	return "handle_sigbus=0";
-}
-
-/* What a child tells its parent before it goes. */
-struct verdict {
-	bool skipped;
-	char reason[240];
-};
-
-static char current_case[160];
-static struct test *first_test;
-static struct test **last_test = &first_test;
-static struct verdict *verdict;
-
-void test_register(struct test *test)
-{
-	*last_test = test;
-	last_test = &test->next;
-}
-
-void fail_at(const char *file, int line, const char *format, ...)
-{
-	const char *slash = strrchr(file, '/');
-	va_list args;
-
-	printf("# %s:%d: ", slash ? slash + 1 : file, line);
-	va_start(args, format);
-	vprintf(format, args);
-	va_end(args);
-	printf("%s%s%s\n", current_case[0] ? " [" : "", current_case, current_case[0] ? "]" : "");
-	fflush(stdout);
-	_exit(EXIT_FAILURE);
-}
-
-void skip(const char *format, ...)
-{
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(verdict->reason, sizeof(verdict->reason), format, args);
-	va_end(args);
-	verdict->skipped = true;
-	fflush(stdout);
-	_exit(EXIT_SUCCESS);
-}
-
-void in_case(const char *format, ...)
-{
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(current_case, sizeof(current_case), format, args);
-	va_end(args);
-}
-
-void check_eq(const char *file, int line, const char *text, int64_t actual, int64_t wanted)
-{
-	if (actual != wanted)
-		fail_at(file, line, "%s is %lld (0x%llx), not %lld (0x%llx)", text,
-			(long long)actual, (unsigned long long)actual, (long long)wanted,
-			(unsigned long long)wanted);
-}
-
-long check_works(const char *file, int line, const char *text, long ret)
-{
-	if (ret < 0)
-		fail_at(file, line, "%s: %s", text, strerror(errno));
-	return ret;
 }
 
 /* An emulated machine shows itself by this. */
@@ -129,11 +55,6 @@ bool is_slow(void)
 }
 
 /* ---- memory ---- */
-
-size_t page_size(void)
-{
-	return (size_t)sysconf(_SC_PAGESIZE);
-}
 
 static char *map_some(char *at, size_t file_size, size_t size)
 {
@@ -174,68 +95,7 @@ void fill_pattern(void *p, size_t size)
 		bytes[i] = pattern(i);
 }
 
-/* ---- running ---- */
-
-static const char *run_one(const struct test *test, int *status)
-{
-	pid_t pid;
-
-	memset(verdict, 0, sizeof(*verdict));
-	current_case[0] = '\0';
-	fflush(stdout);
-
-	pid = fork();
-	if (pid == 0) {
-		alarm(TEST_SECONDS);
-		test->run();
-		fflush(stdout);
-		_exit(EXIT_SUCCESS);
-	}
-	if (pid < 0 || waitpid(pid, status, 0) != pid)
-		return "no child";
-	if (WIFSIGNALED(*status))
-		return WTERMSIG(*status) == SIGALRM ? "took too long" : strsignal(WTERMSIG(*status));
-	return WEXITSTATUS(*status) ? "failed" : NULL;
-}
-
-static bool is_wanted(const struct test *test, int argc, char **argv)
-{
-	int i;
-
-	for (i = 1; i < argc; i++) {
-		if (strstr(test->name, argv[i]))
-			return true;
-	}
-	return argc < 2;
-}
-
 int run_tests(int argc, char **argv)
 {
-	unsigned int number = 0, failed = 0;
-	const struct test *test;
-	const char *trouble;
-	int status = 0;
-
-	verdict = mmap(NULL, sizeof(*verdict), PROT_READ | PROT_WRITE,
-		       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (verdict == MAP_FAILED)
-		return EXIT_FAILURE;
-
-	for (test = first_test; test; test = test->next)
-		number += is_wanted(test, argc, argv);
-	printf("1..%u\n", number);
-
-	number = 0;
-	for (test = first_test; test; test = test->next) {
-		if (!is_wanted(test, argc, argv))
-			continue;
-
-		trouble = run_one(test, &status);
-		if (trouble)
-			printf("# %s: %s\n", test->name, trouble);
-		printf("%sok %u - %s%s%s\n", trouble ? "not " : "", ++number, test->name,
-		       verdict->skipped ? " # SKIP " : "", verdict->reason);
-		failed += trouble != NULL;
-	}
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return runner_main(argc, argv, TEST_SECONDS, NULL);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Loads, stores and compare-exchange of 8 to 64 bits. */
+/* nofault: loads, stores and compare-exchange of 8 to 64 bits. */
 #include <errno.h>
 #include <pthread.h>
 #include <string.h>

@@ -86,7 +86,7 @@ static double now(void)
 	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
-/* For whoever has to find out what went wrong: the console, as comments */
+/* Print the console as TAP comments, to help find out what went wrong. */
 static void show(struct machine *m)
 {
 	while (m->shown < m->length) {
@@ -167,7 +167,7 @@ static void type(struct machine *m, const char *text)
 	}
 }
 
-/* Its exit status; -1 if it did not end by itself. */
+/* The exit status of tinyvmm; -1 if it did not end by itself */
 static int end(struct machine *m)
 {
 	const double deadline = now() + (m->lost ? 0 : LIMIT);
@@ -175,7 +175,7 @@ static int end(struct machine *m)
 
 	while (read_screen(m, deadline))
 		;
-	/* Only what closed its output, or is too late, gets here. */
+	/* tinyvmm closed its output, or took too long. */
 	if (now() >= deadline)
 		kill(m->pid, SIGKILL);
 	close(m->keyboard);
@@ -194,7 +194,7 @@ static bool boot(struct machine *m, const char *const *argv)
 	start(m, argv);
 	if (see_within(m, PROMPT, BOOT_LIMIT))
 		return true;
-	/* What tinyvmm itself refused it would refuse again. */
+	/* If tinyvmm itself refused, it would refuse again. */
 	if (end(m) > 0)
 		return false;
 	printf("# the kernel did not come up; trying once more\n");

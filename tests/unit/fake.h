@@ -13,13 +13,14 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 /* statfs(2) f_type of anonymous inodes: guest_memfd before Linux 6.19 */
 #define FAKE_ANON_INODE_MAGIC	0x09041934
-/* and of guest_memfd since */
+/* guest_memfd since Linux 6.19 */
 #define FAKE_GMEM_MAGIC		0x474d454d
 
-/* What KVM_CHECK_EXTENSION answers */
+/* The answers of KVM_CHECK_EXTENSION */
 struct fake_caps {
 	int user_memory2;
 	int memory_fault_info;
@@ -33,34 +34,34 @@ struct fake_caps {
 	int readonly;
 };
 
-/* Whose bytes a guest's loads and stores reach when a file is bound */
+/* The memory that a guest's loads and stores reach when a file is bound */
 enum fake_guest {
-	FAKE_GUEST_BY_FLAGS = 0,	/* the file's if it has MMAP, else the hva's */
+	FAKE_GUEST_BY_FLAGS = 0,	/* the file if it has MMAP, else the memory at the hva */
 	FAKE_GUEST_USES_HVA,
-	FAKE_GUEST_STORES_TO_HVA,	/* and loads by flags */
+	FAKE_GUEST_STORES_TO_HVA,	/* loads go by flags */
 };
 
 /* One kernel with one type of VM on it */
 struct fake_kernel {
 	const char *name;
-	struct fake_caps kvm;		/* what /dev/kvm answers */
-	struct fake_caps vm;		/* what a VM of @vm_type answers */
+	struct fake_caps kvm;		/* answers of /dev/kvm */
+	struct fake_caps vm;		/* answers of a VM of @vm_type */
 	uint64_t vm_type;
 	uint64_t page_size;
 	uint64_t legal_flags;		/* create flags that KVM_CREATE_GUEST_MEMFD takes */
 	uint64_t filesystem_type;	/* of a guest_memfd */
 	const char *link;		/* of a guest_memfd in /proc/self/fd */
-	int api_version;		/* 0: the one everybody speaks */
-	int kvm_errno;			/* what opening /dev/kvm gives; 0: an fd */
-	int unknown_ioctl;		/* what an ioctl it lacks gives on a VM fd */
-	int beyond_address_bits;	/* what a memslot past @address_bits gives */
-	int file_overlap;		/* what binding bound pages again gives */
-	int io_uring;			/* what io_uring_setup(2) gives */
+	int api_version;		/* 0: KVM_API_VERSION */
+	int kvm_errno;			/* result of opening /dev/kvm; 0: an fd */
+	int unknown_ioctl;		/* result of an ioctl it lacks on a VM fd */
+	int beyond_address_bits;	/* result for a memslot past @address_bits */
+	int file_overlap;		/* result of binding bound pages again */
+	int io_uring;			/* result of io_uring_setup(2) */
 	unsigned long inplace_request;	/* sets attributes of a guest_memfd; 0: there is none */
 	unsigned address_bits;
 	unsigned nodes;			/* NUMA nodes; 0: no /sys */
 	enum fake_guest guest;
-	bool inplace_is_hollow;		/* it says that it did, and did not */
+	bool inplace_is_hollow;		/* it reports success and does nothing */
 	bool arm64;
 	bool has_create;		/* also where every bind is refused */
 	bool binds;
@@ -72,7 +73,7 @@ struct fake_kernel {
 	bool no_numa;
 	bool no_move_pages;
 	bool forgets_policy;		/* mbind() succeeds and reaches the mapping alone */
-	bool mincore_hides;		/* says "in memory" of every page of a file: not its owner */
+	bool mincore_hides;		/* mincore() says "in memory" of all pages to all but a file's owner */
 };
 
 extern const struct fake_kernel fake_kernels[];
@@ -84,14 +85,14 @@ extern struct fake_kernel fake;
 /* Boot a kernel of the table; ends the one before */
 void fake_boot(const char *name);
 void fake_boot_kernel(const struct fake_kernel *kernel);
-/* The same kernel, as if its pages had another size */
+/* Give the kernel's pages another size. */
 void fake_set_page_size(uint64_t page_size);
 /* Close and unmap what is left. Returns the number of things left over. */
 unsigned fake_halt(void);
 
 /* A VM of the kernel's vm_type, as a VMM would have made it; an fd */
 int fake_new_vm(void);
-/* What a VMM has open besides: /dev/kvm, a vCPU, and a raw guest_memfd */
+/* Other fds that a VMM has open: /dev/kvm, a vCPU, a raw guest_memfd */
 int fake_new_kvm(void);
 int fake_new_vcpu(int vm_fd);
 int fake_new_gmemfd(int vm_fd, uint64_t size, uint64_t flags);
@@ -168,7 +169,7 @@ unsigned fake_complaints(void);
  * that cannot fail do not count: close, and unmapping a whole mapping.
  */
 void fake_fail_call(unsigned n, int err);
-/* Of the calls of one kind let @skip pass, then fail @count */
+/* Let @skip calls of one kind pass, then fail @count of them. */
 void fake_fail_kind(enum fake_call call, unsigned skip, unsigned count, int err);
 void fake_fail_next(enum fake_call call, int err);
 /* Did any of it strike since it was asked for? Clears what did not. */
@@ -202,28 +203,34 @@ void fake_refuse_membarrier(int err);
 /* From now on no read or write does more than @most bytes at a time; 0: all it can. */
 void fake_shorten_io(uint64_t most);
 
-/* What O_DIRECT is like: refused when opening, with the rules of a disk, or only for show */
+/* O_DIRECT is refused by open(), has the rules of a disk, or has no effect */
 enum fake_direct { FAKE_DIRECT_NEVER = 0, FAKE_DIRECT_DISK, FAKE_DIRECT_LIE };
 void fake_set_direct(enum fake_direct direct);
 
 /* The next completion on the caller's ring */
 bool fake_take_completion(uint64_t *ret_tag, int *ret_result);
 
-/* Processors that threads may have, and those the last one took; that it is this one */
+/* The processors threads may use; those the last call took, and if this thread made it */
 void fake_set_cpus(uint64_t cpus);
 uint64_t fake_last_affinity(bool *ret_is_ours);
 
 /* The advice of the last madvise() */
 int fake_last_advice(void);
 
-/* True while the fake itself runs: what it allocates is not the library's */
+/* True while the fake itself runs: its allocations are not the library's */
 bool fake_is_running(void);
 
 /*
  * From now on a small file has these contents, kept by the test; NULL: there is
- * none. fake_boot() forgets them. Without, only NUMA nodes are to be read.
+ * none. fake_boot() forgets them. Without contents, only files of NUMA nodes can be read.
  */
 void fake_set_file(const char *path, const char *contents);
+
+/*
+ * Send a packet with @fds copies of one fd, at most 8, as a process may that knows
+ * nothing of the library. What sendmsg() returns; it neither blocks nor raises SIGPIPE.
+ */
+ssize_t fake_send_packet(int sock, const void *bytes, size_t size, unsigned fds, int fd);
 
 /* ---- state ---- */
 

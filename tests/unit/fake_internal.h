@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What the files of the fake share. Tests see fake.h only. */
+/* Declarations that the files of the fake share. Tests include fake.h only. */
 #ifndef GMEM_FAKE_INTERNAL_H
 #define GMEM_FAKE_INTERNAL_H
 
@@ -61,7 +61,7 @@ struct file {
 	struct spans privates;		/* offsets with the attribute, number 0 */
 	uint64_t pinned;
 	unsigned pinned_times;
-	uint8_t hidden[2];		/* what a guest wrote where the host cannot look */
+	uint8_t hidden[2];		/* guest's bytes in memory the host cannot read */
 	uint8_t allocated[TRACKED_PAGES];
 	uint8_t node[TRACKED_PAGES];
 	struct policy policies[TRACKED_PAGES];
@@ -110,7 +110,7 @@ struct fake_state {
 	uint64_t prefault_most;		/* pages in one call; 0: all */
 	unsigned prefault_interruptions;
 	bool races;			/* a page is touched just before mbind() */
-	uint8_t node;			/* of what is touched, and allocated without a policy */
+	uint8_t node;			/* node of pages that are touched, or allocated without a policy */
 	uint64_t io_most;
 	uint64_t last_random;
 	enum fake_direct direct;

@@ -32,7 +32,7 @@
 	.filesystem_type = FAKE_GMEM_MAGIC, .link = "/[kvm-gmem] (deleted)",            \
 	.file_overlap = -EEXIST
 
-/* what each has that 6.8 to 6.17 did without guest_memfd */
+/* capabilities of 6.8 to 6.17 without guest_memfd */
 #define CAPS_6_8                                                                        \
 	.user_memory2 = 1, .memory_fault_info = 1, .vm_types = 1, .pre_fault = 1,       \
 	.memslots = 32764, .address_spaces = 2, .readonly = 1

@@ -13,7 +13,7 @@
 
 /* -------------------------------------------------------- VMs and their files -- */
 
-/* What a default VM is on a kernel whose table row is about another type */
+/* The row of the kernel is about another type of VM: change it to the default type's */
 static void become_default_vm(struct vm *vm)
 {
 	vm->caps = fake.kvm;
@@ -180,7 +180,7 @@ int set_slot(struct vm *vm, const struct slot_args *a)
 	if (err)
 		return err;
 	if (a->number >= MAX_SLOTS)
-		return -ENOSYS;	/* the second address space: nobody here uses it */
+		return -ENOSYS;	/* the second address space is not played */
 
 	slot = &vm->slots[a->number];
 	if (a->size == 0) {

@@ -45,7 +45,7 @@ void map_delete(size_t i)
 		file_put(file);
 }
 
-/* What is left of @old on one side of a hole */
+/* Keep the part of @old on one side of a hole. */
 static void map_keep(const struct mapping *old, uint64_t start, uint64_t end)
 {
 	struct mapping part = *old;
@@ -73,7 +73,7 @@ static bool map_forget(uint64_t start, uint64_t end)
 			continue;
 		}
 		found = true;
-		/* the parts first: they keep the file alive */
+		/* keep the parts first: they keep the file alive */
 		map_keep(&old, old.start, start);
 		map_keep(&old, end, old.start + old.size);
 		while (kernel.maps[i].start != old.start || kernel.maps[i].size != old.size)
@@ -220,7 +220,7 @@ static int do_madvise(void *addr, uint64_t size, int advice)
 
 	if (!is_aligned(start))
 		return -EINVAL;
-	/* Where there is no mapping of ours may be one of the test's own. */
+	/* Without a mapping of the fake's, there may be one of the test's own. */
 	if (map && size > map->start + map->size - start)
 		return -ENOMEM;
 	if (populate && map && map->file) {

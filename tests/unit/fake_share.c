@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What one process sees of another's files */
+/* Files, sockets and events of other processes */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -233,4 +233,24 @@ int gmem_sys_poll_many(struct pollfd *fds, unsigned int count, unsigned int mill
 	if (!ret)
 		ret = poll(fds, count, (int)milliseconds);
 	return ret < 0 && errno == EINTR ? 0 : ret;
+}
+
+ssize_t fake_send_packet(int sock, const void *bytes, size_t size, unsigned fds, int fd)
+{
+	char control[CMSG_SPACE(8 * sizeof(int))] = { 0 };
+	struct iovec iov = { .iov_base = (void *)(uintptr_t)bytes, .iov_len = size };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
+	struct cmsghdr *header;
+
+	if (fds) {
+		message.msg_control = control;
+		message.msg_controllen = CMSG_SPACE(fds * sizeof(int));
+		header = CMSG_FIRSTHDR(&message);
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = CMSG_LEN(fds * sizeof(int));
+		for (unsigned i = 0; i < fds; i++)
+			memcpy(CMSG_DATA(header) + i * sizeof(int), &fd, sizeof(fd));
+	}
+	return sendmsg(sock, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
 }

@@ -3,7 +3,6 @@
  * Dumps for the tests of gmem-show and of the format: a layout on a scripted
  * kernel, written to standard output. usage: sample KERNEL BACKING
  */
-#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 

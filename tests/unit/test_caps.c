@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The capability report of every kernel, line by line */
+/* caps, probe_slot and probe_guest: the capability report of every kernel, line by line */
 #include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -106,6 +104,21 @@ static struct gmem_caps *report(int vm_fd, uint64_t flags)
 	return caps;
 }
 
+/* The report of a VM on this kernel; both live until free_and_halt(). */
+static struct gmem_caps *boot_and_report(const char *kernel, uint64_t flags, int *ret_fd)
+{
+	fake_boot(kernel);
+	*ret_fd = fake_new_vm();
+	return report(*ret_fd, flags);
+}
+
+static void free_and_halt(struct gmem_caps *caps, int fd)
+{
+	gmem_caps_free(caps);
+	fake_close(fd);
+	assert_int_equal(fake_halt(), 0);
+}
+
 static struct gmem_finding line_of(const struct gmem_caps *caps, enum gmem_cap cap)
 {
 	struct gmem_finding f;
@@ -124,13 +137,9 @@ static void report_says_what_each_kernel_can_do(void **state)
 
 	(void)state;
 	for (i = 0; i < ARRAY_SIZE(reports); i++) {
-		fake_boot(reports[i].kernel);
-		fd = fake_new_vm();
-		caps = report(fd, PROVEN);
+		caps = boot_and_report(reports[i].kernel, PROVEN, &fd);
 		check_report(reports[i].kernel, caps, reports[i].answers);
-		gmem_caps_free(caps);
-		fake_close(fd);
-		assert_int_equal(fake_halt(), 0);
+		free_and_halt(caps, fd);
 	}
 }
 
@@ -176,9 +185,7 @@ static void report_has_the_numbers(void **state)
 
 	(void)state;
 	for (i = 0; i < ARRAY_SIZE(reports); i++) {
-		fake_boot(reports[i].kernel);
-		fd = fake_new_vm();
-		caps = report(fd, 0);
+		caps = boot_and_report(reports[i].kernel, 0, &fd);
 		check_value(caps, GMEM_CAP_MEMORY_ATTRIBUTES,
 			    at_least(fake.vm.memory_attributes, 0));
 		check_value(caps, GMEM_CAP_CREATE_FLAGS, at_least(fake.vm.create_flags, 0));
@@ -267,7 +274,7 @@ static void report_without_permission_says_how_to_get_it(void **state)
 	assert_non_null(strstr(f.remedy, "group kvm"));
 	for (i = 0; gmem_caps_get(caps, i, &f) == 0; i++)
 		check_line("without permission", &f);
-	/* nobody could ask, so nobody can say no */
+	/* what could not be asked is unknown, not absent */
 	assert_int_equal(line_of(caps, GMEM_CAP_GUEST_MEMFD).answer, GMEM_UNKNOWN);
 	gmem_caps_free(caps);
 	fake_halt();
@@ -336,18 +343,14 @@ static void report_without_self_test_only_asks(void **state)
 	int fd;
 
 	(void)state;
-	fake_boot("6.18");
-	fd = fake_new_vm();
-	caps = report(fd, GMEM_CAPS_NO_SELFTEST);
+	caps = boot_and_report("6.18", GMEM_CAPS_NO_SELFTEST, &fd);
 	check_report("6.18 untried", caps, "yyynyyyyyyy ???n???? yyn?y");
 	assert_int_equal(fake_count(FAKE_CREATE_GMEMFD), 0);
 	assert_int_equal(fake_count(FAKE_SET_SLOT), 0);
 	assert_int_equal(fake_count(FAKE_SET_SLOT2), 0);
 	assert_int_equal(fake_count(FAKE_DELETE_SLOT), 0);
 	assert_int_equal(fake_count(FAKE_CREATE_VM), 0);
-	gmem_caps_free(caps);
-	fake_close(fd);
-	assert_int_equal(fake_halt(), 0);
+	free_and_halt(caps, fd);
 }
 
 static void guest_runs_only_when_asked(void **state)
@@ -356,14 +359,10 @@ static void guest_runs_only_when_asked(void **state)
 	int fd;
 
 	(void)state;
-	fake_boot("6.18");
-	fd = fake_new_vm();
-	caps = report(fd, 0);
+	caps = boot_and_report("6.18", 0, &fd);
 	assert_int_equal(line_of(caps, GMEM_CAP_GUEST_USES_FILE).answer, GMEM_UNKNOWN);
 	assert_int_equal(fake_count(FAKE_CREATE_VM), 0);
-	gmem_caps_free(caps);
-	fake_close(fd);
-	assert_int_equal(fake_halt(), 0);
+	free_and_halt(caps, fd);
 }
 
 /* A VM in use: its topmost slot numbers and addresses are taken */
@@ -386,9 +385,7 @@ static void self_test_steps_around_what_is_there(void **state)
 	assert_true(fake_equal(before));
 	check_report("6.18 in use", caps, "yyynyyyyyyy yyyn?yy? yynny");
 	check_value(caps, GMEM_CAP_ADDRESS_BITS, fake.address_bits);
-	gmem_caps_free(caps);
-	fake_close(fd);
-	assert_int_equal(fake_halt(), 0);
+	free_and_halt(caps, fd);
 }
 
 static void io_uring_may_be_forbidden_or_absent(void **state)
@@ -461,9 +458,7 @@ static void counts_that_are_absent_are_the_oldest_kernel_s(void **state)
 		caps = report(fd, GMEM_CAPS_NO_SELFTEST);
 		check_value(caps, GMEM_CAP_MEMSLOTS, 32);
 		check_value(caps, GMEM_CAP_ADDRESS_SPACES, 1);
-		gmem_caps_free(caps);
-		fake_close(fd);
-		assert_int_equal(fake_halt(), 0);
+		free_and_halt(caps, fd);
 	}
 }
 
@@ -473,29 +468,21 @@ static void report_names_bits_it_does_not_know(void **state)
 	int fd;
 
 	(void)state;
-	fake_boot("future-t0");
-	fd = fake_new_vm();
-	caps = report(fd, 0);
+	caps = boot_and_report("future-t0", 0, &fd);
 	assert_non_null(strstr(line_of(caps, GMEM_CAP_CREATE_FLAGS).reason, "0x4"));
-	gmem_caps_free(caps);
-	fake_close(fd);
-	fake_halt();
+	free_and_halt(caps, fd);
 }
 
-static void no_says_which_kernel_would_do(void **state)
+static void refusal_names_a_kernel_that_would_do(void **state)
 {
 	struct gmem_caps *caps;
 	int fd;
 
 	(void)state;
-	fake_boot("6.12");
-	fd = fake_new_vm();
-	caps = report(fd, 0);
+	caps = boot_and_report("6.12", 0, &fd);
 	assert_non_null(strstr(line_of(caps, GMEM_CAP_GUEST_MEMFD).remedy, "6.18"));
 	assert_non_null(strstr(line_of(caps, GMEM_CAP_CREATE_FLAGS).remedy, "6.18"));
-	gmem_caps_free(caps);
-	fake_close(fd);
-	fake_halt();
+	free_and_halt(caps, fd);
 }
 
 /* ---- bad input ---- */
@@ -574,7 +561,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(nodes_are_counted_where_sys_lists_them),
 	cmocka_unit_test(counts_that_are_absent_are_the_oldest_kernel_s),
 	cmocka_unit_test(report_names_bits_it_does_not_know),
-	cmocka_unit_test(no_says_which_kernel_would_do),
+	cmocka_unit_test(refusal_names_a_kernel_that_would_do),
 	cmocka_unit_test(report_rejects_bad_arguments),
 	cmocka_unit_test(report_of_a_dead_vm_is_eio),
 };

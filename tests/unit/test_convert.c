@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Shared and private memory, and who keeps it shared, against a model of pages */
+/* convert, private_state, claim, lease and listener, against a model of pages */
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
@@ -7,14 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/range_map.h"
-#include "base/range_set.h"
-#include "caps/plan.h"
 #include "os/sys.h"
-#include "region/file.h"
-#include "region/region.h"
-#include "region/vm_core.h"
-#include "state/claim.h"
 #include "unit.h"
 #include "unit_alloc.h"
 
@@ -24,7 +17,7 @@ enum who { A, B, C, D, E, F, REGIONS };
 
 #define MODEL_PAGES	1100
 
-/* What is at a page: a hole, or one of these */
+/* The model's entry for a page */
 #define HOLE	0
 #define DEVICE	1
 #define HOST	2
@@ -173,7 +166,7 @@ static void check_range(const struct scene *s, const struct gmem_state_range *ra
 	}
 }
 
-/* In batches of @max, which must make no difference */
+/* Asks for @max ranges at a time, which must make no difference. */
 static void check_record(const struct scene *s, size_t max)
 {
 	uint64_t at = 0, end = PAGES(&s->unit, MODEL_PAGES);
@@ -201,82 +194,6 @@ static void check_all(struct scene *s)
 	check_kernel(s);
 	check_record(s, 16);
 	check_record(s, 1);
-}
-
-/* ---- the set of what is private ---- */
-
-static void set_is_what_a_bitmap_says(void **state)
-{
-	struct gmem_range_map set = { NULL };
-	struct gmem_range *spare = NULL;
-	bool model[64] = { false };
-	struct gmem_part part;
-	uint32_t seed = 1;
-	uint64_t i, at;
-	int round;
-
-	(void)state;
-	for (round = 0; round < 4000; round++) {
-		uint64_t start, size;
-		bool add;
-
-		seed = seed * 1664525 + 1013904223;
-		start = seed >> 8 & 63;
-		size = (seed >> 14 & 15) + 1;
-		size = size > 64 - start ? 64 - start : size;
-		add = seed >> 20 & 1;
-		assert_ok(gmem_set_spare(&spare));
-		if (add)
-			gmem_set_add(&set, start, size, &spare);
-		else
-			gmem_set_remove(&set, start, size, &spare);
-		for (i = start; i < start + size; i++)
-			model[i] = add;
-
-		for (at = 0; at < 64; at = part.last + 1) {
-			bool in = model[at];
-
-			assert_true(gmem_set_next(&set, in, at, 63, &part));
-			assert_int_equal(part.start, at);
-			for (i = at; i <= part.last; i++)
-				assert_int_equal(model[i], in);
-			assert_true(part.last == 63 || model[part.last + 1] != in);
-		}
-	}
-	gmem_set_clear(&set);
-	assert_null(set.root);
-	free(spare);
-}
-
-static void set_reaches_both_ends_of_the_address_space(void **state)
-{
-	struct gmem_range_map set = { NULL };
-	struct gmem_range *spare = NULL;
-	struct gmem_part part;
-
-	(void)state;
-	assert_ok(gmem_set_spare(&spare));
-	gmem_set_add(&set, UINT64_MAX - 9, 10, &spare);
-	assert_ok(gmem_set_spare(&spare));
-	gmem_set_add(&set, 0, 10, &spare);
-	assert_true(gmem_set_next(&set, true, 5, UINT64_MAX, &part));
-	assert_int_equal(part.start, 5);
-	assert_int_equal(part.last, 9);
-	assert_true(gmem_set_next(&set, false, 5, UINT64_MAX, &part));
-	assert_int_equal(part.start, 10);
-	assert_int_equal(part.last, UINT64_MAX - 10);
-	assert_false(gmem_set_next(&set, false, UINT64_MAX - 9, UINT64_MAX, &part));
-	assert_ok(gmem_set_spare(&spare));
-	gmem_set_add(&set, 8, UINT64_MAX - 10, &spare);
-	assert_ptr_equal(set.root->left, NULL);
-	assert_ptr_equal(set.root->right, NULL);
-	assert_ok(gmem_set_spare(&spare));
-	gmem_set_remove(&set, 0, UINT64_MAX, &spare);
-	assert_false(gmem_set_next(&set, true, 0, UINT64_MAX - 1, &part));
-	assert_true(gmem_set_next(&set, true, 0, UINT64_MAX, &part));
-	assert_int_equal(part.start, UINT64_MAX);
-	gmem_set_clear(&set);
-	free(spare);
 }
 
 /* ---- conversion ---- */
@@ -313,7 +230,7 @@ static void conversion_is_seen_by_readers_record_and_kernel(void **state)
 	scene_end(&s);
 }
 
-static void neighbours_become_one_call(void **state)
+static void adjacent_regions_take_one_call(void **state)
 {
 	struct gmem_conversion done;
 	struct scene s;
@@ -340,7 +257,7 @@ static void neighbours_become_one_call(void **state)
 	scene_end(&s);
 }
 
-static void what_is_so_already_costs_no_system_call(void **state)
+static void pages_converted_already_cost_no_system_call(void **state)
 {
 	struct gmem_conversion done = { 0 };
 	struct scene s;
@@ -362,7 +279,7 @@ static void what_is_so_already_costs_no_system_call(void **state)
 	scene_end(&s);
 }
 
-static void unless_all_of_it_is_asked_for(void **state)
+static void convert_all_overrides_what_another_program_set(void **state)
 {
 	GMEM_OPTS(gmem_convert_opts, opts, .flags = GMEM_CONVERT_ALL);
 	struct scene s;
@@ -450,7 +367,7 @@ static void malformed_conversion_is_refused(void **state)
 	scene_end(&s);
 }
 
-static void states_are_asked_for_properly(void **state)
+static void state_query_checks_its_arguments(void **state)
 {
 	struct gmem_state_range range = { .gpa = 7 };
 	struct scene s;
@@ -528,7 +445,7 @@ static void refusal_is_undone_at_every_step(void **state)
 			check_all(&s);
 			scene_end(&s);
 		}
-		/* and that was all of them */
+		/* there was no further call to refuse */
 		scene_begin(&s);
 		make_islands(&s);
 		fake_fail_kind(FAKE_SET_ATTRIBUTES, n, 1, -ENOMEM);
@@ -571,7 +488,7 @@ static void part_that_cannot_be_undone_is_described(void **state)
 	}
 }
 
-static void moment_is_waited_out_within_bounds(void **state)
+static void busy_kernel_is_retried_within_bounds(void **state)
 {
 	struct scene s;
 
@@ -588,7 +505,7 @@ static void moment_is_waited_out_within_bounds(void **state)
 	scene_end(&s);
 }
 
-static void want_of_memory_leaves_all_as_it_was(void **state)
+static void failed_allocation_changes_nothing(void **state)
 {
 	static const uint32_t to[] = { GMEM_STATE_PRIVATE, GMEM_STATE_SHARED };
 	struct scene s;
@@ -663,7 +580,7 @@ static void other_side_is_discarded_at_once(void **state)
 	assert_int_equal(hva_of(&s, B)[0], 0);
 	assert_int_equal(hva_of(&s, B)[PAGES(&s.unit, 2) - 1], 0);
 	assert_int_equal(hva_of(&s, B)[PAGES(&s.unit, 2)], 0xbb);
-	/* what is in use stays */
+	/* the side in use stays */
 	assert_true(is_allocated(&s, A, 0, 8));
 	assert_true(is_allocated(&s, B, 0, 8));
 
@@ -700,7 +617,7 @@ static void other_side_is_kept_on_request(void **state)
 	scene_end(&s);
 }
 
-static void what_is_left_for_later_is_discarded_together(void **state)
+static void deferred_discards_are_done_together(void **state)
 {
 	GMEM_OPTS(gmem_convert_opts, later, .discard = GMEM_DISCARD_LATER);
 	struct gmem_conversion done;
@@ -719,7 +636,7 @@ static void what_is_left_for_later_is_discarded_together(void **state)
 	}
 	assert_int_equal(hva_of(&s, A)[0], 0xaa);
 
-	/* what comes back is in use: nothing is owed of it, and it has its bytes */
+	/* a side in use again is no longer to be discarded, and has its bytes */
 	assert_ok(gmem_vm_convert(s.unit.vm, PAGES(&s.unit, 4), s.unit.page, GMEM_STATE_SHARED,
 				  NULL, &done));
 	before = fake_count(FAKE_MADVISE);
@@ -738,7 +655,7 @@ static void what_is_left_for_later_is_discarded_together(void **state)
 	scene_end(&s);
 }
 
-static void both_sides_may_be_owed_at_once(void **state)
+static void both_sides_may_await_their_discard(void **state)
 {
 	GMEM_OPTS(gmem_convert_opts, later, .discard = GMEM_DISCARD_LATER);
 	struct scene s;
@@ -765,7 +682,7 @@ static void both_sides_may_be_owed_at_once(void **state)
 	scene_end(&s);
 }
 
-static void refusal_to_discard_stays_owed(void **state)
+static void refused_discard_stays_pending(void **state)
 {
 	struct gmem_conversion done;
 	struct scene s;
@@ -796,8 +713,6 @@ static void refusal_to_discard_stays_owed(void **state)
 
 static void mappable_private_file_has_nothing_stale(void **state)
 {
-	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_PRIVATE },
-		  .required_flags = GMEM_CREATE_MMAP);
 	struct gmem_state_range range;
 	struct gmem_conversion done;
 	struct gmem_region *region;
@@ -808,7 +723,7 @@ static void mappable_private_file_has_nothing_stale(void **state)
 
 	(void)state;
 	scene_begin(&s);
-	assert_ok(gmem_plan_new(s.unit.caps, &request, &plan));
+	plan = unit_plan_mappable_private(&s.unit);
 	region = unit_region(&s.unit, 64, 4, plan);
 	assert_ok(gmem_file_allocate(gmem_region_file(region, NULL), 0, PAGES(&s.unit, 4), NULL));
 
@@ -852,7 +767,7 @@ static void removal_makes_addresses_shared_again(void **state)
 		s.removed[i] = true;
 	check_all(&s);
 
-	/* and what is added there begins shared */
+	/* a region added there begins shared */
 	add_region(&s, A);
 	check_all(&s);
 	convert_ok(&s, 4, 16, GMEM_STATE_PRIVATE);
@@ -947,7 +862,7 @@ static void split_and_rebind_keep_states(void **state)
 	scene_end(&s);
 }
 
-static void what_is_owed_of_a_removed_region_is_forgotten(void **state)
+static void removed_region_has_no_pending_discard(void **state)
 {
 	GMEM_OPTS(gmem_convert_opts, later, .discard = GMEM_DISCARD_LATER);
 	struct scene s;
@@ -963,7 +878,7 @@ static void what_is_owed_of_a_removed_region_is_forgotten(void **state)
 	scene_end(&s);
 }
 
-static void removal_without_memory_changes_nothing(void **state)
+static void removal_that_cannot_allocate_changes_nothing(void **state)
 {
 	GMEM_OPTS(gmem_convert_opts, later, .discard = GMEM_DISCARD_LATER);
 	struct scene s;
@@ -1082,7 +997,7 @@ static void *convert_and_wait(void *data)
 						 NULL);
 }
 
-/* Until a conversion waits: then no new lease is given in front of it. */
+/* Returns once a conversion waits: no new lease is given in front of it. */
 static void await_waiting_conversion(struct scene *s)
 {
 	struct gmem_lease *more;
@@ -1124,7 +1039,7 @@ static void conversion_waits_for_leases(void **state)
 	scene_end(&s);
 }
 
-static void wait_for_leases_ends(void **state)
+static void wait_for_leases_has_a_limit(void **state)
 {
 	GMEM_OPTS(gmem_convert_opts, opts, .wait_ms = 20);
 	struct gmem_lease *held;
@@ -1163,7 +1078,7 @@ static void note(const struct ear *ear, char what, uint64_t gpa, uint64_t size)
 		 (int)(page + size / ear->s->unit.page - 1));
 }
 
-/* In the middle of it, readers and leases work. */
+/* Within the callback, readers and leases work. */
 static int hear_before(void *data, uint64_t gpa, uint64_t size)
 {
 	const struct ear *ear = data;
@@ -1183,7 +1098,7 @@ static void hear_undo(void *data, uint64_t gpa, uint64_t size)
 
 	note(ear, '!', gpa, size);
 	assert_false(fake_is_private(ear->s->unit.vm_fd, gpa));
-	/* what it does may fail, and must not get into our sentence */
+	/* a listener's own failure must not get into our sentence */
 	assert_int_equal(gmem_vm_state(NULL, 0, 0, NULL, 0), -EINVAL);
 }
 
@@ -1315,7 +1230,7 @@ static void refusal_of_the_kernel_is_undone_with_listeners(void **state)
 	assert_heard(log, "?x4-5 ?x8-11 ?y4-5 ?y8-11 !y4-5 !y8-11 !x4-5 !x8-11 ");
 	check_all(&s);
 
-	/* what cannot be undone is not said to be */
+	/* listeners do not hear an undo that failed */
 	fake_fail_kind(FAKE_SET_ATTRIBUTES, 1, 100, -ENOMEM);
 	assert_int_equal(gmem_vm_convert(s.unit.vm, PAGES(&s.unit, 4), PAGES(&s.unit, 8),
 					 GMEM_STATE_PRIVATE, NULL, &done), -ENOTRECOVERABLE);
@@ -1370,7 +1285,7 @@ static void listeners_hear_of_memory_that_goes(void **state)
 	scene_end(&s);
 }
 
-static void want_of_memory_for_listeners_changes_nothing(void **state)
+static void failed_allocation_for_listeners_changes_nothing(void **state)
 {
 	char log[LOG_SIZE] = "";
 	struct scene s;
@@ -1469,7 +1384,7 @@ static void *many_conversions(void *data)
 	return NULL;
 }
 
-/* What a view or a lease holds cannot become private. */
+/* Pages that a view or a lease holds must not become private meanwhile. */
 static void *many_looks(void *data)
 {
 	struct crowd *c = data;
@@ -1566,43 +1481,41 @@ static void threads_convert_look_and_hotplug_at_once(void **state)
 }
 
 static const struct CMUnitTest tests[] = {
-	cmocka_unit_test(set_is_what_a_bitmap_says),
-	cmocka_unit_test(set_reaches_both_ends_of_the_address_space),
 	cmocka_unit_test(conversion_is_seen_by_readers_record_and_kernel),
-	cmocka_unit_test(neighbours_become_one_call),
-	cmocka_unit_test(what_is_so_already_costs_no_system_call),
-	cmocka_unit_test(unless_all_of_it_is_asked_for),
+	cmocka_unit_test(adjacent_regions_take_one_call),
+	cmocka_unit_test(pages_converted_already_cost_no_system_call),
+	cmocka_unit_test(convert_all_overrides_what_another_program_set),
 	cmocka_unit_test(adopted_memory_is_private_without_a_call),
 	cmocka_unit_test(range_with_anything_else_in_it_is_refused),
 	cmocka_unit_test(malformed_conversion_is_refused),
-	cmocka_unit_test(states_are_asked_for_properly),
+	cmocka_unit_test(state_query_checks_its_arguments),
 	cmocka_unit_test(vm_without_private_memory_refuses),
 	cmocka_unit_test(refusal_is_undone_at_every_step),
 	cmocka_unit_test(part_that_cannot_be_undone_is_described),
-	cmocka_unit_test(moment_is_waited_out_within_bounds),
-	cmocka_unit_test(want_of_memory_leaves_all_as_it_was),
+	cmocka_unit_test(busy_kernel_is_retried_within_bounds),
+	cmocka_unit_test(failed_allocation_changes_nothing),
 	cmocka_unit_test(other_side_is_discarded_at_once),
 	cmocka_unit_test(other_side_is_kept_on_request),
-	cmocka_unit_test(what_is_left_for_later_is_discarded_together),
-	cmocka_unit_test(both_sides_may_be_owed_at_once),
-	cmocka_unit_test(refusal_to_discard_stays_owed),
+	cmocka_unit_test(deferred_discards_are_done_together),
+	cmocka_unit_test(both_sides_may_await_their_discard),
+	cmocka_unit_test(refused_discard_stays_pending),
 	cmocka_unit_test(mappable_private_file_has_nothing_stale),
 	cmocka_unit_test(removal_makes_addresses_shared_again),
 	cmocka_unit_test(refused_removal_leaves_states),
 	cmocka_unit_test(replacement_begins_shared),
 	cmocka_unit_test(region_that_is_private_in_part_does_not_move),
 	cmocka_unit_test(split_and_rebind_keep_states),
-	cmocka_unit_test(what_is_owed_of_a_removed_region_is_forgotten),
-	cmocka_unit_test(removal_without_memory_changes_nothing),
+	cmocka_unit_test(removed_region_has_no_pending_discard),
+	cmocka_unit_test(removal_that_cannot_allocate_changes_nothing),
 	cmocka_unit_test(lease_keeps_memory_shared_and_in_place),
 	cmocka_unit_test(lease_is_given_on_shared_memory_only),
 	cmocka_unit_test(conversion_waits_for_leases),
-	cmocka_unit_test(wait_for_leases_ends),
+	cmocka_unit_test(wait_for_leases_has_a_limit),
 	cmocka_unit_test(listeners_hear_what_changes_in_order),
 	cmocka_unit_test(refusal_of_a_listener_changes_nothing),
 	cmocka_unit_test(refusal_of_the_kernel_is_undone_with_listeners),
 	cmocka_unit_test(listeners_hear_of_memory_that_goes),
-	cmocka_unit_test(want_of_memory_for_listeners_changes_nothing),
+	cmocka_unit_test(failed_allocation_for_listeners_changes_nothing),
 	cmocka_unit_test(malformed_listener_is_refused),
 	cmocka_unit_test(threads_convert_look_and_hotplug_at_once),
 };

@@ -1,48 +1,30 @@
 /* SPDX-License-Identifier: MIT */
-/* Memory that goes back to the host, range by range and in lists */
+/* discard and section: memory goes back to the host, range by range and in lists */
 #include <errno.h>
 #include <string.h>
-#include <sys/prctl.h>
 
 #include "unit.h"
 #include "unit_alloc.h"
 
-struct way {
-	const char *kernel;
-	uint32_t backing;
-};
-
-static const struct way ways[] = {
-	{ "6.18", GMEM_BACKING_HOST },
-	{ "6.18", GMEM_BACKING_MAPPED },
-	{ "6.18", GMEM_BACKING_SHARED },
-	{ "arm64-7.3-16k", GMEM_BACKING_SHARED },
-	{ "arm64-7.3-64k", GMEM_BACKING_HOST },
-	{ "7.3-swp-t1", GMEM_BACKING_PRIVATE },
-};
-
 /* A region of full pages at page 16 */
-static struct gmem_region *begin(struct unit *unit, const struct way *way, uint64_t pages)
+static struct gmem_region *begin(struct unit *unit, const struct unit_way *way, uint64_t pages)
 {
 	struct gmem_region *region;
-	struct gmem_plan *plan;
 
 	unit_begin_vm(unit, way->kernel);
-	plan = unit_plan(unit, way->backing);
-	region = unit_region(unit, 16, pages, plan);
-	gmem_plan_free(plan);
+	region = unit_region_backed(unit, 16, pages, way->backing);
 	memset(gmem_region_hva(region), 0x5a, PAGES(unit, pages));
 	return region;
 }
 
 static struct gmem_region *begin_shared(struct unit *unit, uint64_t pages)
 {
-	static const struct way way = { "6.18", GMEM_BACKING_SHARED };
+	static const struct unit_way way = { "6.18", GMEM_BACKING_SHARED };
 
 	return begin(unit, &way, pages);
 }
 
-/* Which pages still have what they had: "#", or read as zero: "." */
+/* Compares a string of pages: "#" still has its contents, "." reads as zero. */
 static void assert_left(const struct unit *unit, const struct gmem_region *region,
 			const char *expected)
 {
@@ -54,19 +36,9 @@ static void assert_left(const struct unit *unit, const struct gmem_region *regio
 	assert_string_equal(left, expected);
 }
 
-static void assert_footprint(const struct gmem_footprint *footprint, uint64_t done, uint64_t before,
-			     uint64_t after)
-{
-	assert_int_equal(footprint->done, done);
-	assert_int_equal(footprint->before, before);
-	assert_int_equal(footprint->after, after);
-	assert_int_equal(footprint->counted, 1);
-	assert_int_equal(footprint->reserved, 0);
-}
-
 /* ---- one range ---- */
 
-static void what_is_discarded_is_zero_and_counted(void **state)
+static void discarded_pages_are_zero_and_counted(void **state)
 {
 	struct gmem_footprint footprint;
 	struct gmem_region *region;
@@ -74,14 +46,14 @@ static void what_is_discarded_is_zero_and_counted(void **state)
 	size_t i;
 
 	(void)state;
-	for (i = 0; i < ARRAY_SIZE(ways); i++) {
-		region = begin(&unit, &ways[i], 8);
+	for (i = 0; i < ARRAY_SIZE(unit_ways); i++) {
+		region = begin(&unit, &unit_ways[i], 8);
 		assert_ok(gmem_vm_discard(unit.vm, PAGES(&unit, 18), PAGES(&unit, 4), NULL,
 					  &footprint));
-		assert_footprint(&footprint, PAGES(&unit, 4), PAGES(&unit, 4), 0);
+		unit_check_footprint(&footprint, PAGES(&unit, 4), PAGES(&unit, 4), 0);
 		assert_left(&unit, region, "##....##");
 
-		/* Once more: nothing is left to free. */
+		/* A second discard has nothing left to free. */
 		assert_ok(gmem_vm_discard(unit.vm, PAGES(&unit, 18), PAGES(&unit, 4), NULL,
 					  &footprint));
 		assert_int_equal(footprint.done, PAGES(&unit, 4));
@@ -94,18 +66,15 @@ static void range_may_span_regions_and_ways_of_backing(void **state)
 {
 	struct gmem_footprint footprint;
 	struct gmem_region *low, *high;
-	struct gmem_plan *plan;
 	struct unit unit;
 
 	(void)state;
 	low = begin_shared(&unit, 4);
-	plan = unit_plan(&unit, GMEM_BACKING_HOST);
-	high = unit_region(&unit, 20, 4, plan);
-	gmem_plan_free(plan);
+	high = unit_region_backed(&unit, 20, 4, GMEM_BACKING_HOST);
 	memset(gmem_region_hva(high), 0x5a, PAGES(&unit, 4));
 
 	assert_ok(gmem_vm_discard(unit.vm, PAGES(&unit, 18), PAGES(&unit, 5), NULL, &footprint));
-	assert_footprint(&footprint, PAGES(&unit, 5), PAGES(&unit, 5), 0);
+	unit_check_footprint(&footprint, PAGES(&unit, 5), PAGES(&unit, 5), 0);
 	assert_left(&unit, low, "##..");
 	assert_left(&unit, high, "...#");
 	unit_end(&unit);
@@ -114,7 +83,7 @@ static void range_may_span_regions_and_ways_of_backing(void **state)
 /* Each byte is freed on the side its state says, and there alone. */
 static void side_is_the_one_the_guest_uses(void **state)
 {
-	static const struct way way = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
+	static const struct unit_way way = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
 	GMEM_OPTS(gmem_convert_opts, keep, .discard = GMEM_DISCARD_NEVER);
 	struct gmem_footprint footprint;
 	struct gmem_region *region;
@@ -129,7 +98,7 @@ static void side_is_the_one_the_guest_uses(void **state)
 				  &keep, NULL));
 
 	assert_ok(gmem_vm_discard(unit.vm, PAGES(&unit, 17), PAGES(&unit, 6), NULL, &footprint));
-	assert_footprint(&footprint, PAGES(&unit, 6), PAGES(&unit, 6), 0);
+	unit_check_footprint(&footprint, PAGES(&unit, 6), PAGES(&unit, 6), 0);
 	assert_left(&unit, region, "#.####.#");
 	assert_true(fake_is_allocated(gmem_file_fd(file), 0, PAGES(&unit, 2)));
 	assert_false(fake_is_allocated(gmem_file_fd(file), PAGES(&unit, 2), unit.page));
@@ -138,7 +107,7 @@ static void side_is_the_one_the_guest_uses(void **state)
 	unit_end(&unit);
 }
 
-static void counting_is_left_out_where_nobody_wants_it(void **state)
+static void pages_are_counted_only_for_a_footprint(void **state)
 {
 	struct unit unit;
 	unsigned int before;
@@ -151,9 +120,9 @@ static void counting_is_left_out_where_nobody_wants_it(void **state)
 	unit_end(&unit);
 }
 
-static void what_cannot_be_counted_is_discarded_all_the_same(void **state)
+static void pages_that_cannot_be_counted_are_discarded_all_the_same(void **state)
 {
-	static const struct way way = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
+	static const struct unit_way way = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
 	struct gmem_footprint footprint;
 	struct unit unit;
 
@@ -168,7 +137,7 @@ static void what_cannot_be_counted_is_discarded_all_the_same(void **state)
 	unit_end(&unit);
 }
 
-static void all_of_it_must_be_memory(void **state)
+static void range_must_be_memory_throughout(void **state)
 {
 	GMEM_OPTS(gmem_region_opts, device, .flags = GMEM_REGION_DEVICE);
 	struct gmem_footprint footprint;
@@ -181,7 +150,7 @@ static void all_of_it_must_be_memory(void **state)
 	assert_refused(-ENXIO, "device at gpa 0x14000",
 		       gmem_vm_discard(unit.vm, PAGES(&unit, 18), PAGES(&unit, 4), NULL,
 				       &footprint));
-	assert_footprint(&footprint, 0, 0, 0);
+	unit_check_footprint(&footprint, 0, 0, 0);
 	assert_refused(-ENOENT, "no region at gpa 0xf000",
 		       gmem_vm_discard(unit.vm, PAGES(&unit, 15), PAGES(&unit, 4), NULL, NULL));
 	assert_left(&unit, region, "####");
@@ -238,18 +207,18 @@ static void neighbours_in_a_list_are_one_call(void **state)
 	before = fake_count(FAKE_FALLOCATE);
 	assert_ok(gmem_vm_discard_list(unit.vm, list, ARRAY_SIZE(list), NULL, &footprint));
 	assert_int_equal(fake_count(FAKE_FALLOCATE), before + 2);
-	assert_footprint(&footprint, PAGES(&unit, 7), PAGES(&unit, 7), 0);
+	unit_check_footprint(&footprint, PAGES(&unit, 7), PAGES(&unit, 7), 0);
 	assert_left(&unit, region, "#.....###..#");
 
 	assert_ok(gmem_vm_discard_list(unit.vm, NULL, 0, NULL, &footprint));
-	assert_footprint(&footprint, 0, 0, 0);
+	unit_check_footprint(&footprint, 0, 0, 0);
 	unit_end(&unit);
 }
 
 /* A guest of 4 KiB pages on a host of 16 KiB pages */
 static void small_pages_free_the_large_ones_they_make_up(void **state)
 {
-	static const struct way way = { "arm64-7.3-16k", GMEM_BACKING_SHARED };
+	static const struct unit_way way = { "arm64-7.3-16k", GMEM_BACKING_SHARED };
 	GMEM_OPTS(gmem_discard_opts, inward, .flags = GMEM_DISCARD_INWARD);
 	struct gmem_footprint footprint;
 	struct gmem_gpa_range list[9];
@@ -266,7 +235,7 @@ static void small_pages_free_the_large_ones_they_make_up(void **state)
 	list[7] = (struct gmem_gpa_range){ base + PAGES(&unit, 4) + 4096, 4096 };
 	list[8] = (struct gmem_gpa_range){ base + PAGES(&unit, 5) - 100, unit.page + 100 };
 	assert_ok(gmem_vm_discard_list(unit.vm, list, ARRAY_SIZE(list), &inward, &footprint));
-	assert_footprint(&footprint, PAGES(&unit, 2), PAGES(&unit, 2), 0);
+	unit_check_footprint(&footprint, PAGES(&unit, 2), PAGES(&unit, 2), 0);
 	assert_left(&unit, region, "#.###.");
 
 	assert_refused(-EINVAL, "not a multiple",
@@ -278,9 +247,9 @@ static void small_pages_free_the_large_ones_they_make_up(void **state)
 	assert_refused(-EINVAL, "no range",
 		       gmem_vm_discard_list(unit.vm, list, ARRAY_SIZE(list), &inward, NULL));
 
-	/* Nothing whole in it: nothing to do, and nothing wrong. */
+	/* An entry without a whole page is no error and frees nothing. */
 	assert_ok(gmem_vm_discard_list(unit.vm, list, 3, &inward, &footprint));
-	assert_footprint(&footprint, 0, 0, 0);
+	unit_check_footprint(&footprint, 0, 0, 0);
 	unit_end(&unit);
 }
 
@@ -297,7 +266,7 @@ static void bad_entry_leaves_the_others_alone(void **state)
 	list[1] = (struct gmem_gpa_range){ PAGES(&unit, 99), unit.page };
 	list[2] = (struct gmem_gpa_range){ PAGES(&unit, 18), unit.page };
 	assert_refused(-ENOENT, "0x63000", gmem_vm_discard_list(unit.vm, list, 3, NULL, &footprint));
-	assert_footprint(&footprint, 0, 0, 0);
+	unit_check_footprint(&footprint, 0, 0, 0);
 	list[1].size = 5;
 	assert_refused(-EINVAL, "size 0x5", gmem_vm_discard_list(unit.vm, list, 3, NULL, NULL));
 	list[1] = list[0];
@@ -322,7 +291,7 @@ static void failure_tells_what_was_freed(void **state)
 	fake_fail_kind(FAKE_FALLOCATE, 1, 1, -EIO);
 	assert_int_equal(gmem_vm_discard_list(unit.vm, list, 2, NULL, &footprint), -EIO);
 	assert_true(fake_fail_struck());
-	assert_footprint(&footprint, PAGES(&unit, 2), PAGES(&unit, 5), PAGES(&unit, 3));
+	unit_check_footprint(&footprint, PAGES(&unit, 2), PAGES(&unit, 5), PAGES(&unit, 3));
 	assert_left(&unit, region, "..######");
 	unit_end(&unit);
 }
@@ -345,7 +314,7 @@ static void leased_memory_is_refused_with_the_holders_name(void **state)
 	assert_ok(gmem_lease_new(unit.vm, PAGES(&unit, 21) + 5, 1, &holder, &lease));
 	assert_refused(-EBUSY, "\"disk 0\"", gmem_vm_discard_list(unit.vm, list, 2, NULL,
 								  &footprint));
-	assert_footprint(&footprint, 0, 0, 0);
+	unit_check_footprint(&footprint, 0, 0, 0);
 	assert_left(&unit, region, "########");
 
 	/* Its neighbours are free. */
@@ -376,12 +345,12 @@ static void wait_for_a_lease_has_a_limit(void **state)
 }
 
 static const struct CMUnitTest tests[] = {
-	cmocka_unit_test(what_is_discarded_is_zero_and_counted),
+	cmocka_unit_test(discarded_pages_are_zero_and_counted),
 	cmocka_unit_test(range_may_span_regions_and_ways_of_backing),
 	cmocka_unit_test(side_is_the_one_the_guest_uses),
-	cmocka_unit_test(counting_is_left_out_where_nobody_wants_it),
-	cmocka_unit_test(what_cannot_be_counted_is_discarded_all_the_same),
-	cmocka_unit_test(all_of_it_must_be_memory),
+	cmocka_unit_test(pages_are_counted_only_for_a_footprint),
+	cmocka_unit_test(pages_that_cannot_be_counted_are_discarded_all_the_same),
+	cmocka_unit_test(range_must_be_memory_throughout),
 	cmocka_unit_test(bad_arguments_are_refused),
 	cmocka_unit_test(neighbours_in_a_list_are_one_call),
 	cmocka_unit_test(small_pages_free_the_large_ones_they_make_up),
@@ -391,9 +360,4 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(wait_for_a_lease_has_a_limit),
 };
 
-int main(void)
-{
-	/* Or one touch brings in hundreds of pages of host memory. */
-	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	return cmocka_run_group_tests(tests, NULL, NULL);
-}
+UNIT_MAIN_SMALL_PAGES(tests)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What a dump says, byte for byte, and what stands in its way */
+/* dump: a VM's memory as JSON, byte for byte, and failures on the way */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -431,7 +431,7 @@ static void nodes_are_those_of_sixteen_pages_of_a_cell(void **state)
 	unit_end(&unit);
 }
 
-static void what_the_kernel_does_not_tell_is_null(void **state)
+static void numbers_the_kernel_does_not_tell_are_null(void **state)
 {
 	struct gmem_plan *plan;
 	struct unit unit;
@@ -656,7 +656,7 @@ static void layout_changes_while_a_slow_reader_reads(void **state)
 	r.write_fd = pipe_fds[1];
 	assert_int_equal(pthread_create(&thread, NULL, dump_to_slow_reader, &r), 0);
 
-	/* It has begun, and cannot end before this one is added. */
+	/* The dump has begun, and cannot end before this region is added. */
 	assert_int_equal(read(pipe_fds[0], buf, 1), 1);
 	add(&r.unit, 5000, 1, &opts);
 
@@ -688,7 +688,7 @@ static void region_removed_meanwhile_has_no_more_ranges(void **state)
 	r.write_fd = pipe_fds[1];
 	assert_int_equal(pthread_create(&thread, NULL, dump_to_slow_reader, &r), 0);
 
-	/* It has begun, and is far from the last. */
+	/* The dump has begun, and is far from the last region. */
 	assert_int_equal(read(pipe_fds[0], buf, 1), 1);
 	assert_ok(gmem_region_remove(last));
 
@@ -757,7 +757,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(cells_that_are_alike_are_one_range),
 	cmocka_unit_test(last_cell_of_a_region_may_be_short),
 	cmocka_unit_test(nodes_are_those_of_sixteen_pages_of_a_cell),
-	cmocka_unit_test(what_the_kernel_does_not_tell_is_null),
+	cmocka_unit_test(numbers_the_kernel_does_not_tell_are_null),
 	cmocka_unit_test(refused_questions_are_no_failure),
 	cmocka_unit_test(dump_allocates_nothing_of_the_guest_s),
 	cmocka_unit_test(default_cells_are_some_five_hundred),

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The sentence behind an errno, and names that never change */
+/* error: the sentence behind an errno, and names that never change */
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -77,33 +77,6 @@ static void version_is_the_header_s(void **state)
 	assert_string_equal(gmem_version(), expected);
 }
 
-static void backings_are_known_by_name_and_number(void **state)
-{
-	static const char *const names[] = {
-		[GMEM_BACKING_HOST] = "host",
-		[GMEM_BACKING_MAPPED] = "mapped",
-		[GMEM_BACKING_SHARED] = "shared",
-		[GMEM_BACKING_PRIVATE] = "private",
-		[GMEM_BACKING_INPLACE] = "in-place",
-	};
-	uint32_t i;
-
-	(void)state;
-	for (i = 1; i < ARRAY_SIZE(names); i++) {
-		assert_string_equal(gmem_backing_name(i), names[i]);
-		assert_int_equal(gmem_backing_from_name(names[i]), i);
-	}
-	assert_null(gmem_backing_name(GMEM_BACKING_NONE));
-	assert_null(gmem_backing_name(6));
-	assert_null(gmem_backing_name(UINT32_MAX));
-	assert_int_equal(gmem_backing_from_name(""), GMEM_BACKING_NONE);
-	assert_int_equal(gmem_backing_from_name("Host"), GMEM_BACKING_NONE);
-	assert_int_equal(gmem_backing_from_name("hos"), GMEM_BACKING_NONE);
-	assert_int_equal(gmem_backing_from_name("inplace"), GMEM_BACKING_NONE);
-	assert_int_equal(gmem_backing_from_name("none"), GMEM_BACKING_NONE);
-	assert_int_equal(gmem_backing_from_name(NULL), GMEM_BACKING_NONE);
-}
-
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(sentence_is_never_null),
 	cmocka_unit_test(sentence_is_that_of_the_last_failure),
@@ -111,7 +84,6 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(each_thread_has_its_own_sentence),
 	cmocka_unit_test(errnos_have_names),
 	cmocka_unit_test(version_is_the_header_s),
-	cmocka_unit_test(backings_are_known_by_name_and_number),
 };
 
 UNIT_MAIN(tests)

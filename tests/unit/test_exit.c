@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What an exit says, what it does not say, and what a guest only claims */
+/* exit: memory faults and requests of the guest, and those that are malformed */
 #include <errno.h>
 #include <linux/kvm.h>
 #include <linux/kvm_para.h>
@@ -11,7 +11,7 @@
 #define GUEST_PAGE	UINT64_C(4096)
 #define ADDRESS_END	(UINT64_C(1) << 52)
 
-/* Of KVM_HC_MAP_GPA_RANGE */
+/* The attribute of KVM_HC_MAP_GPA_RANGE for private memory */
 #define ENCRYPTED	UINT64_C(0x10)
 
 static struct kvm_run run;
@@ -112,7 +112,7 @@ static void a_fault_finer_than_the_page_is_rounded_out(void **state)
 }
 
 /* The exit reason of an earlier exit stays in kvm_run. */
-static void without_the_right_errno_there_is_no_fault(void **state)
+static void fault_needs_its_errno(void **state)
 {
 	static const int errors[] = { EINTR, EAGAIN, EINVAL, EIO, ENOMEM, ENOEXEC, -EFAULT, 0 };
 
@@ -126,7 +126,7 @@ static void without_the_right_errno_there_is_no_fault(void **state)
 	fake_halt();
 }
 
-static void a_fault_without_its_exit_is_nowhere(void **state)
+static void a_fault_without_its_exit_has_no_address(void **state)
 {
 	static const uint32_t reasons[] = { 0, KVM_EXIT_MMIO, KVM_EXIT_HYPERCALL, 40, UINT32_MAX };
 
@@ -171,7 +171,7 @@ static void lost_memory_is_told_with_and_without_its_place(void **state)
 	fake_halt();
 }
 
-static void flags_nobody_knows_make_a_fault_strange(void **state)
+static void unknown_flags_make_the_reason_unknown(void **state)
 {
 	(void)state;
 	fake_boot("7.3-swp-t1");
@@ -304,7 +304,7 @@ static void a_hostile_request_is_told_from_a_good_one(void **state)
 	fake_halt();
 }
 
-static void other_hypercalls_and_failed_ones_are_none_of_ours(void **state)
+static void other_hypercalls_and_failed_ones_are_the_callers(void **state)
 {
 	(void)state;
 	fake_boot("7.3-swp-t1");
@@ -320,7 +320,7 @@ static void other_hypercalls_and_failed_ones_are_none_of_ours(void **state)
 	fake_halt();
 }
 
-static void on_arm64_the_number_means_something_else(void **state)
+static void on_arm64_the_hypercall_is_the_callers(void **state)
 {
 	(void)state;
 	fake_boot("arm64-7.3-4k");
@@ -358,14 +358,14 @@ static void an_answer_is_in_the_guests_own_numbers(void **state)
 		assert_int_equal((int64_t)run.hypercall.ret, cases[i][1]);
 	}
 
-	/* a malformed question gets its answer, too */
+	/* a malformed request is answered, too */
 	set_hypercall(1, 0, UINT64_MAX);
 	assert_int_equal(gmem_exit_reply(&run, -EINVAL), 0);
 	assert_int_equal((int64_t)run.hypercall.ret, -22);
 	fake_halt();
 }
 
-static void an_answer_needs_a_question(void **state)
+static void an_answer_needs_a_request(void **state)
 {
 	struct kvm_run before;
 
@@ -400,18 +400,18 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_fault_names_its_page_and_the_state_it_wants),
 		cmocka_unit_test(a_fault_finer_than_the_page_is_rounded_out),
-		cmocka_unit_test(without_the_right_errno_there_is_no_fault),
-		cmocka_unit_test(a_fault_without_its_exit_is_nowhere),
+		cmocka_unit_test(fault_needs_its_errno),
+		cmocka_unit_test(a_fault_without_its_exit_has_no_address),
 		cmocka_unit_test(lost_memory_is_told_with_and_without_its_place),
-		cmocka_unit_test(flags_nobody_knows_make_a_fault_strange),
+		cmocka_unit_test(unknown_flags_make_the_reason_unknown),
 		cmocka_unit_test(a_request_names_its_range_and_the_state_it_wants),
 		cmocka_unit_test(a_requests_pages_are_4_KiB_whatever_the_page),
 		cmocka_unit_test(a_request_may_reach_the_last_address_there_is),
 		cmocka_unit_test(a_hostile_request_is_told_from_a_good_one),
-		cmocka_unit_test(other_hypercalls_and_failed_ones_are_none_of_ours),
-		cmocka_unit_test(on_arm64_the_number_means_something_else),
+		cmocka_unit_test(other_hypercalls_and_failed_ones_are_the_callers),
+		cmocka_unit_test(on_arm64_the_hypercall_is_the_callers),
 		cmocka_unit_test(an_answer_is_in_the_guests_own_numbers),
-		cmocka_unit_test(an_answer_needs_a_question),
+		cmocka_unit_test(an_answer_needs_a_request),
 		cmocka_unit_test(null_arguments_are_refused),
 	};
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What of a VM's memory other processes could map */
+/* export and extent: the table of a VM's memory that other processes can map */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -9,6 +9,7 @@
 
 #include "unit.h"
 #include "unit_alloc.h"
+#include "unit_share.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
@@ -29,16 +30,6 @@ struct scene {
 	int memfd;
 };
 
-static int new_memfd(uint64_t size, int seals)
-{
-	int fd = memfd_create("test", MFD_ALLOW_SEALING | MFD_CLOEXEC);
-
-	assert_true(fd >= 0);
-	assert_int_equal(ftruncate(fd, (off_t)size), 0);
-	assert_int_equal(fcntl(fd, F_ADD_SEALS, seals), 0);
-	return fd;
-}
-
 static void scene_begin(struct scene *s, uint64_t flags)
 {
 	GMEM_OPTS(gmem_export_opts, opts, .flags = flags);
@@ -47,7 +38,7 @@ static void scene_begin(struct scene *s, uint64_t flags)
 	unit_begin_vm(&s->unit, "6.18");
 	s->host = unit_plan(&s->unit, GMEM_BACKING_HOST);
 	s->mapped = unit_plan(&s->unit, GMEM_BACKING_MAPPED);
-	s->memfd = new_memfd(16 * PAGE, SEALED);
+	s->memfd = unit_memfd(16 * PAGE, SEALED);
 	s->hva = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, s->memfd, 0);
 	assert_ptr_not_equal(s->hva, MAP_FAILED);
 	assert_ok(gmem_export_new(s->unit.vm, &opts, &s->exporter));
@@ -142,7 +133,7 @@ static void a_file_sealed_against_writing_is_for_reading(void **state)
 	scene_end(&s);
 }
 
-static void what_cannot_be_given_is_refused_or_left_out(void **state)
+static void memory_without_a_file_is_refused_or_left_out(void **state)
 {
 	struct scene s;
 
@@ -186,7 +177,7 @@ static void a_table_that_does_not_fit_is_not_filled(void **state)
 
 static void memory_is_named_only_if_it_can_be_given(void **state)
 {
-	int unsealed = new_memfd(PAGE, 0), sockets[2];
+	int unsealed = unit_memfd(PAGE, 0), sockets[2];
 	struct gmem_file *file;
 	struct scene s;
 
@@ -336,7 +327,7 @@ static void failures_leave_nothing_behind(void **state)
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(a_table_has_every_way_of_backing_that_has_a_file),
 	cmocka_unit_test(a_file_sealed_against_writing_is_for_reading),
-	cmocka_unit_test(what_cannot_be_given_is_refused_or_left_out),
+	cmocka_unit_test(memory_without_a_file_is_refused_or_left_out),
 	cmocka_unit_test(a_table_that_does_not_fit_is_not_filled),
 	cmocka_unit_test(memory_is_named_only_if_it_can_be_given),
 	cmocka_unit_test(memory_is_named_once_and_forgotten),

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Every system call and every allocation of every public function made to fail
- * in turn. After a failure the kernel's state is as before, the output is
- * untouched, and the same call then succeeds: so the library's own state is as
+ * All modules: every system call and every allocation of every public function is
+ * made to fail in turn. After a failure the kernel's state is as before, the output
+ * is untouched, and the same call then succeeds: the library's own state is as
  * before, too.
  */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -21,7 +20,7 @@ struct scene {
 	struct gmem_file *file;		/* mappable, 8 pages */
 	struct gmem_region *region;	/* 2 pages at gpa page 4 */
 	void *hva;			/* the file's pages, or the caller's memory */
-	void *out;			/* what the function hands out */
+	void *out;			/* output of the function */
 	int fd;
 };
 
@@ -68,7 +67,7 @@ static void free_caps(struct scene *s)
 	struct gmem_finding f;
 	uint32_t i;
 
-	/* a report that could not find something out is still a sound one */
+	/* a report with unknown lines is still a valid one */
 	for (i = 0; gmem_caps_get(s->out, i, &f) == 0; i++) {
 		assert_true(f.reason && *f.reason);
 		assert_int_equal(f.answer == GMEM_NO, f.remedy != NULL);
@@ -447,7 +446,7 @@ static void check_failure(struct scene *s, const struct operation *op,
 			 what, n, gmem_last_error());
 }
 
-/* What was tolerated leaves no trace but the object itself. */
+/* A failure that a call tolerates leaves nothing in the kernel. */
 static void check_success(const struct operation *op, struct fake_snapshot *before)
 {
 	bool is_object_only = op->run == run_caps || op->run == run_caps_with_guest ||
@@ -544,7 +543,6 @@ static void every_allocation_may_fail(void **state)
 static void free_leaves_nothing_whatever_fails(void **state)
 {
 	static const uint32_t backings[] = { HOST, MAPPED, SHARED };
-	struct gmem_plan *plan;
 	struct gmem_file *file;
 	struct unit unit;
 	bool struck = true;
@@ -556,9 +554,7 @@ static void free_leaves_nothing_whatever_fails(void **state)
 	for (n = 1; struck; n++) {
 		unit_begin_vm(&unit, "6.18");
 		for (i = 0; i < ARRAY_SIZE(backings); i++) {
-			plan = unit_plan(&unit, backings[i]);
-			unit_region(&unit, 2 * i, 2, plan);
-			gmem_plan_free(plan);
+			unit_region_backed(&unit, 2 * i, 2, backings[i]);
 		}
 		file = unit_file(&unit, 2);
 		assert_ok(gmem_file_map(file, 0, unit.page, NULL, &hva));

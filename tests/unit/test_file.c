@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* One guest_memfd: create, adopt, map, allocate, punch, free */
+/* file and file_map: create, adopt, map, allocate, punch and free a guest_memfd */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -20,11 +19,6 @@ static void *map(const struct unit *unit, struct gmem_file *file, uint64_t page,
 
 	assert_ok(gmem_file_map(file, PAGES(unit, page), PAGES(unit, pages), NULL, &hva));
 	return hva;
-}
-
-static void *at(void *hva, uint64_t offset)
-{
-	return (char *)hva + offset;
 }
 
 /* ---- create ---- */
@@ -195,7 +189,7 @@ static void file_holds_the_vm_until_it_is_freed(void **state)
 	unit_end(&unit);
 }
 
-static void questions_to_no_file_have_answers(void **state)
+static void accessors_accept_null(void **state)
 {
 	(void)state;
 	fake_boot("6.18");
@@ -466,18 +460,6 @@ static void mapping_may_be_read_only(void **state)
 	unit_end(&unit);
 }
 
-/* Addresses nobody uses: what was reserved and given back */
-static void *free_address(const struct unit *unit, uint64_t pages)
-{
-	void *space = mmap(NULL, PAGES(unit, pages + 16), PROT_NONE,
-			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	uintptr_t hva = (uintptr_t)space;
-
-	assert_ptr_not_equal(space, MAP_FAILED);
-	munmap(space, PAGES(unit, pages + 16));
-	return (void *)((hva + unit->page - 1) / unit->page * unit->page);
-}
-
 static void mapping_goes_where_it_is_told_if_that_is_free(void **state)
 {
 	GMEM_OPTS(gmem_map_opts, opts, .flags = GMEM_MAP_FIXED);
@@ -488,11 +470,11 @@ static void mapping_goes_where_it_is_told_if_that_is_free(void **state)
 	(void)state;
 	unit_begin(&unit, "6.18");
 	file = unit_file(&unit, 4);
-	opts.hva = free_address(&unit, 4);
+	opts.hva = unit_free_address(&unit, 4);
 	assert_ok(gmem_file_map(file, 0, PAGES(&unit, 2), &opts, &hva));
 	assert_ptr_equal(hva, opts.hva);
 	assert_refused(-EEXIST, "0x", gmem_file_map(file, 0, unit.page, &opts, &again));
-	opts.hva = at(hva, unit.page);
+	opts.hva = unit_at(hva, unit.page);
 	assert_refused(-EEXIST, "0x", gmem_file_map(file, 0, PAGES(&unit, 2), &opts, &again));
 	assert_ptr_equal(again, NO_HVA);
 	gmem_file_free(file);
@@ -510,7 +492,7 @@ static void mapping_replaces_reserved_space_but_none_of_its_own(void **state)
 	unit_begin(&unit, "6.18");
 	file = unit_file(&unit, 4);
 	space = unit_memory(&unit, 4);
-	opts.hva = at(space, unit.page);
+	opts.hva = unit_at(space, unit.page);
 	assert_ok(gmem_file_map(file, 0, PAGES(&unit, 2), &opts, &hva));
 	assert_ptr_equal(hva, opts.hva);
 	assert_refused(-EEXIST, "", gmem_file_map(file, 0, unit.page, &opts, &again));
@@ -541,7 +523,7 @@ static void mapping_is_aligned_as_asked(void **state)
 		for (opts.align = unit.page; opts.align <= 1 << 30; opts.align *= 8) {
 			assert_ok(gmem_file_map(file, unit.page, PAGES(&unit, 2), &opts, &hva));
 			assert_int_equal((uintptr_t)hva % opts.align, 0);
-			/* what was reserved around it is given back */
+			/* addresses reserved around the mapping are given back */
 			assert_int_equal(fake_open_mappings(), 1);
 			assert_ok(gmem_file_unmap(file, hva, PAGES(&unit, 2)));
 		}
@@ -601,7 +583,7 @@ static void map_rejects_bad_options(void **state)
 	(void)state;
 	unit_begin(&unit, "6.18");
 	file = unit_file(&unit, 4);
-	free_hva = free_address(&unit, 4);
+	free_hva = unit_free_address(&unit, 4);
 	for (bit = 3; bit < 64; bit++) {
 		opts.flags = (uint64_t)1 << bit;
 		assert_refused(-EINVAL, "flags", gmem_file_map(file, 0, unit.page, &opts, &hva));
@@ -611,7 +593,7 @@ static void map_rejects_bad_options(void **state)
 	opts.hva = free_hva;
 	assert_refused(-EINVAL, "", gmem_file_map(file, 0, unit.page, &opts, &hva));
 	opts.flags = GMEM_MAP_FIXED;
-	opts.hva = at(free_hva, 1);
+	opts.hva = unit_at(free_hva, 1);
 	assert_refused(-EINVAL, "multiple", gmem_file_map(file, 0, unit.page, &opts, &hva));
 	opts.hva = NULL;
 	assert_refused(-EINVAL, "NULL", gmem_file_map(file, 0, unit.page, &opts, &hva));
@@ -676,7 +658,7 @@ static void check_lookup(const struct unit *unit, struct gmem_file *file, void *
 
 	for (i = 0; pages[i]; i++) {
 		offset = 77;
-		err = gmem_file_find_hva(file, at(hva, PAGES(unit, i) + 5), &offset);
+		err = gmem_file_find_hva(file, unit_at(hva, PAGES(unit, i) + 5), &offset);
 		assert_int_equal(err, pages[i] == '.' ? -ENOENT : 0);
 		assert_int_equal(offset, pages[i] == '.' ? 77 : PAGES(unit, 1 + i) + 5);
 	}
@@ -708,7 +690,7 @@ static void lookup_follows_partial_unmaps(void **state)
 	hva = map(&unit, file, 1, 10);
 	check_lookup(&unit, file, hva, "xxxxxxxxxx");
 	for (i = 0; i < ARRAY_SIZE(steps); i++) {
-		assert_ok(gmem_file_unmap(file, at(hva, PAGES(&unit, steps[i].first)),
+		assert_ok(gmem_file_unmap(file, unit_at(hva, PAGES(&unit, steps[i].first)),
 					  PAGES(&unit, steps[i].count)));
 		check_lookup(&unit, file, hva, steps[i].left);
 	}
@@ -754,14 +736,14 @@ static void unmap_stays_inside_one_mapping(void **state)
 	unit_begin(&unit, "6.18");
 	file = unit_file(&unit, 8);
 	other = unit_file(&unit, 8);
-	opts.hva = free_address(&unit, 8);
+	opts.hva = unit_free_address(&unit, 8);
 	assert_ok(gmem_file_map(file, 0, PAGES(&unit, 2), &opts, &hva));
-	opts.hva = at(hva, PAGES(&unit, 2));
+	opts.hva = unit_at(hva, PAGES(&unit, 2));
 	assert_ok(gmem_file_map(file, PAGES(&unit, 2), PAGES(&unit, 2), &opts, &next));
 	foreign = map(&unit, other, 0, 1);
 
 	assert_refused(-EINVAL, "size 0", gmem_file_unmap(file, hva, 0));
-	assert_refused(-EINVAL, "multiple", gmem_file_unmap(file, at(hva, 1), unit.page));
+	assert_refused(-EINVAL, "multiple", gmem_file_unmap(file, unit_at(hva, 1), unit.page));
 	assert_refused(-EINVAL, "multiple", gmem_file_unmap(file, hva, 1));
 	assert_refused(-EINVAL, "wraps", gmem_file_unmap(file, hva, 0 - unit.page));
 	assert_refused(-EINVAL, "NULL", gmem_file_unmap(NULL, hva, unit.page));
@@ -770,7 +752,7 @@ static void unmap_stays_inside_one_mapping(void **state)
 	/* two neighbours are two mappings */
 	assert_refused(-ENOENT, "0x", gmem_file_unmap(file, hva, PAGES(&unit, 4)));
 	assert_refused(-ENOENT, "0x",
-		       gmem_file_unmap(file, at(hva, unit.page), PAGES(&unit, 2)));
+		       gmem_file_unmap(file, unit_at(hva, unit.page), PAGES(&unit, 2)));
 	assert_refused(-ENOENT, "0x", gmem_file_unmap(file, next, PAGES(&unit, 3)));
 
 	assert_ok(gmem_file_unmap(file, hva, PAGES(&unit, 2)));
@@ -797,7 +779,7 @@ static void unmap_spares_a_region_s_own_mapping(void **state)
 	assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 2), &opts, &region));
 	assert_refused(-EBUSY, "region",
 		       gmem_file_unmap(file, gmem_region_hva(region), unit.page));
-	assert_ok(gmem_file_find_hva(file, at(gmem_region_hva(region), 3), &offset));
+	assert_ok(gmem_file_find_hva(file, unit_at(gmem_region_hva(region), 3), &offset));
 	assert_int_equal(offset, PAGES(&unit, 1) + 3);
 	gmem_file_free(file);
 	unit_end(&unit);
@@ -835,7 +817,7 @@ static void free_unmaps_everything(void **state)
 	file = unit_file(&unit, 16);
 	for (i = 0; i < 50; i++) {
 		hva = map(&unit, file, 0, 16);
-		assert_ok(gmem_file_unmap(file, at(hva, PAGES(&unit, i % 14 + 1)), unit.page));
+		assert_ok(gmem_file_unmap(file, unit_at(hva, PAGES(&unit, i % 14 + 1)), unit.page));
 	}
 	assert_int_equal(fake_open_mappings(), 100);
 	gmem_file_free(file);
@@ -959,7 +941,7 @@ static void signals_without_end_stop_allocation(void **state)
 	unit_end(&unit);
 }
 
-/* What is reported as done is done; more may be. */
+/* At least the pages that are reported as done are allocated. */
 static void failed_allocation_tells_how_far_it_came(void **state)
 {
 	static const int errnos[] = { ENOMEM, EHWPOISON, ENOSPC, EIO };
@@ -1032,7 +1014,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(create_rejects_bad_arguments_on_every_page_size),
 	cmocka_unit_test(create_keeps_the_kernel_s_errno),
 	cmocka_unit_test(file_holds_the_vm_until_it_is_freed),
-	cmocka_unit_test(questions_to_no_file_have_answers),
+	cmocka_unit_test(accessors_accept_null),
 	cmocka_unit_test(adopted_file_is_a_duplicate),
 	cmocka_unit_test(adopt_finds_the_create_flags),
 	cmocka_unit_test(adopt_believes_the_create_flags_it_is_told),

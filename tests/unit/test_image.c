@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Images: what was saved comes back bit for bit, and everything else is refused */
+/* image, save and restore: memory comes back bit for bit, anything else is refused */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -8,11 +8,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "caps/plan.h"
-#include "region/region.h"
 #include "region/region_memory.h"
 #include "transfer/image.h"
-#include "transfer/leased_memory.h"
 #include "transfer/transfer.h"
 #include "unit.h"
 
@@ -58,7 +55,7 @@ static void end(struct guest *g)
 	unit_end(&g->unit);
 }
 
-/* The same machine anew, with nothing in it */
+/* Start over with the same regions, empty. */
 static void reboot(struct guest *g)
 {
 	for (size_t i = 0; i < 3; i++)
@@ -76,7 +73,7 @@ static uint64_t total(const struct guest *g)
 	return size;
 }
 
-/* What is in the guest, as @seed has it: in each page nothing, a little, or much */
+/* The contents of a page by @seed: nothing, a little, or much */
 static void expected_page(unsigned seed, size_t region, uint64_t page, char *bytes)
 {
 	unsigned x = (unsigned)(page * 2654435761u) ^ (unsigned)region * 977 ^ seed * 31337;
@@ -214,7 +211,7 @@ static void every_way_gives_the_same_bytes(void **state)
 	}
 }
 
-static void neither_way_makes_the_guest_grow(void **state)
+static void saving_and_restoring_allocate_no_guest_memory(void **state)
 {
 	struct guest g;
 	uint64_t before;
@@ -256,7 +253,7 @@ static void an_empty_guest_is_an_image_too(void **state)
 		assert_true(gmem_is_zero(gmem_region_hva(g.regions[i]), gmem_region_size(g.regions[i])));
 	end(&g);
 
-	/* and without any memory at all */
+	/* a VM without any memory */
 	unit_begin_vm(&unit, "6.18");
 	assert_ok(gmem_vm_save(unit.vm, none, NULL, &result));
 	assert_ok(gmem_vm_restore(unit.vm, none, NULL, &result));
@@ -270,7 +267,7 @@ struct mover {
 	int from, to;
 };
 
-/* What is at the other end of a pipe, and knows nothing of the library */
+/* The process at the other end of a pipe, which does not use the library */
 static void *move_all(void *data)
 {
 	const struct mover *mover = data;
@@ -364,14 +361,7 @@ static void another_page_size_reads_it_too(void **state)
 
 	(void)state;
 	/* from 64K pages ... */
-	unit_begin(&unit, "6.18");
-	fake_set_page_size(65536);
-	unit.page = 65536;
-	{
-		GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps);
-
-		assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
-	}
+	unit_begin_vm_pages(&unit, "6.18", 65536);
 	region = unit_region(&unit, 1, 4, NULL);
 	for (unsigned i = 70000; i < 150000; i += 3)
 		bytes[i] = (char)i;
@@ -388,14 +378,7 @@ static void another_page_size_reads_it_too(void **state)
 	assert_ok(gmem_vm_save(unit.vm, fd, NULL, NULL));
 	unit_end(&unit);
 
-	unit_begin(&unit, "6.18");
-	fake_set_page_size(65536);
-	unit.page = 65536;
-	{
-		GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps);
-
-		assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
-	}
+	unit_begin_vm_pages(&unit, "6.18", 65536);
 	region = unit_region(&unit, 1, 4, NULL);
 	assert_ok(gmem_vm_restore(unit.vm, fd, NULL, NULL));
 	assert_memory_equal(gmem_region_hva(region), bytes, 4 * 65536);
@@ -459,7 +442,7 @@ static void a_full_disk_is_waited_for_and_gone_on_with(void **state)
 			;
 		assert_int_equal(ret, -ENOSPC);
 		assert_non_null(strstr(gmem_last_error(), "ENOSPC"));
-		/* what is there now is no image */
+		/* the file is no image any more */
 		assert_true(gmem_image_verify(fd, NULL, NULL) < 0);
 		while ((ret = gmem_transfer_step(transfer, 1)) > 0)
 			;
@@ -482,7 +465,7 @@ static int never(void *data, uint64_t done, uint64_t all)
 	return 1;
 }
 
-static void callbacks_stop_both(void **state)
+static void callbacks_stop_saving_and_restoring(void **state)
 {
 	GMEM_OPTS(gmem_transfer_opts, opts, .progress = never);
 	struct guest g;
@@ -572,7 +555,7 @@ static void targets_that_differ_are_refused(void **state)
 	end(&g);
 }
 
-static void layouts_stand_still_meanwhile(void **state)
+static void regions_cannot_be_removed_during_a_transfer(void **state)
 {
 	struct gmem_transfer *transfer;
 	struct guest g;
@@ -591,7 +574,7 @@ static void layouts_stand_still_meanwhile(void **state)
 	end(&g);
 }
 
-static void what_is_private_is_declared_and_left_out(void **state)
+static void private_ranges_are_declared_and_left_out(void **state)
 {
 	GMEM_OPTS(gmem_transfer_opts, omit, .flags = GMEM_TRANSFER_OMIT_PRIVATE);
 	struct gmem_transfer_result result = { .size = sizeof(result) };
@@ -622,7 +605,7 @@ static void what_is_private_is_declared_and_left_out(void **state)
 	for (unsigned page = 0; page < 64; page++)
 		assert_int_equal(hva[page * 4096 + 5], page >= 10 && page < 30 ? 2 : 1);
 
-	/* what the image has as shared must be shared here, too */
+	/* memory that the image has as shared must be shared here, too */
 	assert_ok(gmem_vm_convert(unit.vm, 40 * 4096, 4096, GMEM_STATE_PRIVATE, NULL, NULL));
 	assert_refused(-EACCES, "0x28000", gmem_vm_restore(unit.vm, fd, &omit, NULL));
 	assert_refused(-EACCES, "private", gmem_vm_load(unit.vm, 35 * 4096, fd, 0, 8 * 4096, NULL, NULL));
@@ -633,7 +616,7 @@ static void what_is_private_is_declared_and_left_out(void **state)
 
 /* ---- damage ---- */
 
-static void no_block_can_be_missing(void **state)
+static void missing_block_is_found(void **state)
 {
 	struct guest g;
 	uint64_t size;
@@ -659,7 +642,7 @@ static void no_block_can_be_missing(void **state)
 	end(&g);
 }
 
-static void no_bit_can_turn(void **state)
+static void turned_bit_is_found(void **state)
 {
 	GMEM_OPTS(gmem_transfer_opts, verify, .flags = GMEM_TRANSFER_VERIFY);
 	struct guest g;
@@ -711,7 +694,7 @@ static void an_older_image_underneath_does_not_show_through(void **state)
 	end(&g);
 }
 
-/* With the right checksum: only what it says is wrong. */
+/* The checksum is right: only the contents are wrong. */
 static void change(int fd, uint64_t at, void (*edit)(struct image_record *))
 {
 	static char unit[IMAGE_UNIT] __attribute__((aligned(4096)));
@@ -760,7 +743,7 @@ static void empty_run(struct image_record *r) { runs(r)[0].count = 0; }
 static void backward_run(struct image_record *r) { runs(r)[1].first = runs(r)[0].first; }
 static void fewer_runs(struct image_record *r) { r->count--; }
 
-static void lies_are_found_out(void **state)
+static void contradictory_records_are_refused(void **state)
 {
 	static const struct { uint64_t at; void (*edit)(struct image_record *); int err; } lies[] = {
 		{ 0, later_version, -EOPNOTSUPP }, { 0, many_regions, -EBADMSG },
@@ -828,22 +811,22 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_way_gives_the_same_bytes),
-		cmocka_unit_test(neither_way_makes_the_guest_grow),
+		cmocka_unit_test(saving_and_restoring_allocate_no_guest_memory),
 		cmocka_unit_test(an_empty_guest_is_an_image_too),
 		cmocka_unit_test(a_pipe_carries_an_image_and_what_follows),
 		cmocka_unit_test(regions_may_be_cut_and_backed_otherwise),
 		cmocka_unit_test(another_page_size_reads_it_too),
 		cmocka_unit_test(steps_never_wait_and_may_be_few),
 		cmocka_unit_test(a_full_disk_is_waited_for_and_gone_on_with),
-		cmocka_unit_test(callbacks_stop_both),
+		cmocka_unit_test(callbacks_stop_saving_and_restoring),
 		cmocka_unit_test(every_call_may_fail_and_nothing_leaks),
 		cmocka_unit_test(targets_that_differ_are_refused),
-		cmocka_unit_test(layouts_stand_still_meanwhile),
-		cmocka_unit_test(what_is_private_is_declared_and_left_out),
-		cmocka_unit_test(no_block_can_be_missing),
-		cmocka_unit_test(no_bit_can_turn),
+		cmocka_unit_test(regions_cannot_be_removed_during_a_transfer),
+		cmocka_unit_test(private_ranges_are_declared_and_left_out),
+		cmocka_unit_test(missing_block_is_found),
+		cmocka_unit_test(turned_bit_is_found),
 		cmocka_unit_test(an_older_image_underneath_does_not_show_through),
-		cmocka_unit_test(lies_are_found_out),
+		cmocka_unit_test(contradictory_records_are_refused),
 		cmocka_unit_test(other_files_are_no_images),
 	};
 

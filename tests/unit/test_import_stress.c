@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Readers of an import verify what they see while the exporting side adds and
- * removes regions, and converts them. What a page holds says where it is; as
- * soon as it was taken back it is scribbled over: a reader that looks a moment
- * too long, or at the wrong place, sees that. Runs for a number of changes, not
- * for a time: GMEM_STRESS_CHANGES, 150 without.
+ * import, peer and peer_recall: readers of an import verify what they see while the
+ * exporting side adds, removes and converts regions. The contents of a page tell its
+ * address; as soon as it was taken back it is scribbled over: a reader that looks a
+ * moment too long, or at the wrong place, sees that. Runs for a number of changes,
+ * not for a time: GMEM_STRESS_CHANGES, 150 without.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "unit.h"
+#include "unit_share.h"
 
 #define PAGE		((uint64_t)4096)
 #define LANES		4
@@ -143,9 +144,7 @@ static void begin(struct stress *s, int sockets[2])
 	memset(s, 0, sizeof(*s));
 	unit_begin_vm(&s->unit, "7.3-swp-t1");
 	s->plan = unit_plan(&s->unit, GMEM_BACKING_PRIVATE);
-	s->memfd = memfd_create("test", MFD_ALLOW_SEALING | MFD_CLOEXEC);
-	assert_int_equal(ftruncate(s->memfd, LANES * LANE_SIZE), 0);
-	assert_int_equal(fcntl(s->memfd, F_ADD_SEALS, F_SEAL_SHRINK), 0);
+	s->memfd = unit_memfd(LANES * LANE_SIZE, F_SEAL_SHRINK);
 	s->hva = mmap(NULL, LANES * LANE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, s->memfd, 0);
 	assert_ptr_not_equal(s->hva, MAP_FAILED);
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets), 0);

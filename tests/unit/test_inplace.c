@@ -1,17 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Conversion in place, on a scripted kernel that has the call of the proposal
- * under a number of the test's own.
+ * inplace: conversion by attributes on the guest_memfd itself, on a scripted kernel
+ * that has the call of the proposal under a number of the test's own
  */
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
 
-#include "caps/plan.h"
 #include "os/kvm.h"
-#include "region/file.h"
 #include "region/region.h"
-#include "region/vm_core.h"
 #include "unit.h"
 
 #define REQUEST	_IOWR(KVMIO, 0xfe, struct gmem_kvm_file_attributes)
@@ -91,7 +87,7 @@ static void check_private(struct scene *s, uint64_t page, uint64_t pages)
 	gmem_view_end(s->view);
 }
 
-static void no_kernel_of_today_has_it(void **state)
+static void no_known_kernel_converts_in_place(void **state)
 {
 	static const char *const kernels[] = { "6.18", "7.3-swp-t1", "arm64-7.3-16k", "6.1" };
 	struct gmem_finding line;
@@ -112,7 +108,7 @@ static void no_kernel_of_today_has_it(void **state)
 	}
 }
 
-static void it_is_proved_by_doing(void **state)
+static void conversion_in_place_is_proved_by_doing_it(void **state)
 {
 	struct gmem_finding line;
 	struct gmem_plan *plan;
@@ -148,7 +144,7 @@ static void it_is_proved_by_doing(void **state)
 	assert_true(n > 5);
 	gmem_vm_free(unit.vm);
 
-	/* a call that succeeds and does nothing is none */
+	/* a call that succeeds and does nothing does not count */
 	fake.inplace_is_hollow = true;
 	assert_ok(new_vm(&unit, REQUEST, BOTH));
 	assert_ok(gmem_caps_get(gmem_vm_caps(unit.vm), GMEM_CAP_IN_PLACE, &line));
@@ -218,7 +214,7 @@ static void refusal_by_one_file_is_undone_in_the_other(void **state)
 	scene_end(&s);
 }
 
-static void what_was_so_before_is_not_undone(void **state)
+static void undo_leaves_pages_that_were_so_before(void **state)
 {
 	GMEM_OPTS(gmem_convert_opts, all, .flags = GMEM_CONVERT_ALL);
 	struct scene s;
@@ -283,12 +279,12 @@ static void layout_and_states_go_together(void **state)
 }
 
 static const struct CMUnitTest tests[] = {
-	cmocka_unit_test(no_kernel_of_today_has_it),
-	cmocka_unit_test(it_is_proved_by_doing),
+	cmocka_unit_test(no_known_kernel_converts_in_place),
+	cmocka_unit_test(conversion_in_place_is_proved_by_doing_it),
 	cmocka_unit_test(malformed_numbers_are_refused),
 	cmocka_unit_test(each_file_takes_a_call_of_its_own),
 	cmocka_unit_test(refusal_by_one_file_is_undone_in_the_other),
-	cmocka_unit_test(what_was_so_before_is_not_undone),
+	cmocka_unit_test(undo_leaves_pages_that_were_so_before),
 	cmocka_unit_test(pinned_page_is_waited_for_then_named),
 	cmocka_unit_test(layout_and_states_go_together),
 };

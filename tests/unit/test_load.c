@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Files and pipes into guest memory: every way there, always bit for bit */
+/* load, transfer, file_queue and leased_memory: a file or pipe into guest memory, bit for bit */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -11,11 +11,6 @@
 #include "region/file.h"
 #include "base/crc32c.h"
 #include "base/error.h"
-#include "caps/plan.h"
-#include "os/sys.h"
-#include "region/region.h"
-#include "region/vm_core.h"
-#include "transfer/leased_memory.h"
 #include "transfer/transfer.h"
 #include "unit.h"
 
@@ -26,7 +21,7 @@ struct bench {
 	struct unit unit;
 	struct gmem_region *low, *high;
 	uint64_t gpa, low_size, size;
-	char *source;		/* what the file has */
+	char *source;		/* the contents of the file */
 	int fd;
 };
 
@@ -68,7 +63,7 @@ static void invent(struct bench *b, unsigned seed)
 	}
 }
 
-/* Only what is not zero, so that the rest is holes */
+/* Writes only blocks that are not zero, so that the rest is holes. */
 static void write_sparse(struct bench *b, uint64_t size)
 {
 	assert_int_equal(ftruncate(b->fd, (off_t)size), 0);
@@ -175,7 +170,7 @@ static void every_way_of_reading_gives_the_same_bytes(void **state)
 		else if (!ways[i].most)
 			assert_int_equal(result.direct_bytes, result.file_bytes);
 
-		/* and over what was there */
+		/* load over other contents */
 		soil(&b);
 		load_all(&b, &opts, &result);
 		end(&b);
@@ -198,7 +193,7 @@ static void zeros_take_no_memory_where_there_was_none(void **state)
 	end(&b);
 }
 
-static void any_alignment_will_do(void **state)
+static void file_and_guest_may_have_any_alignment(void **state)
 {
 	static const struct { uint64_t gpa, offset, size; } cases[] = {
 		{ 0, 0, 1 }, { 1, 0, 1 }, { 0, 1, 1 }, { 4095, 4095, 2 }, { 3, 4093, 2 * 1048576 + 5 },
@@ -246,7 +241,7 @@ static void size_0_is_up_to_the_end_of_the_file(void **state)
 	end(&b);
 }
 
-static void what_cannot_be_is_refused_before_anything_changes(void **state)
+static void malformed_load_is_refused_before_anything_changes(void **state)
 {
 	GMEM_OPTS(gmem_transfer_opts, unknown, .flags = UNIT_UNKNOWN_BIT);
 	GMEM_OPTS(gmem_transfer_opts, reserved, .reserved = 1);
@@ -419,7 +414,7 @@ static void a_callback_stops_it_and_it_goes_on(void **state)
 	end(&b);
 }
 
-static void what_failed_is_tried_again(void **state)
+static void failed_transfer_goes_on_where_it_failed(void **state)
 {
 	static const struct { enum fake_call call; uint64_t flags; int err; } cases[] = {
 		{ FAKE_READ_AT, GMEM_TRANSFER_NO_RING, -EIO },
@@ -453,7 +448,7 @@ static void what_failed_is_tried_again(void **state)
 	}
 }
 
-static void signals_do_not_show(void **state)
+static void signals_do_not_interrupt_a_transfer(void **state)
 {
 	static const struct { enum fake_call call; uint64_t flags; } cases[] = {
 		{ FAKE_READ_AT, GMEM_TRANSFER_NO_RING }, { FAKE_RING_RESULT, 0 },
@@ -528,7 +523,7 @@ static void the_callers_ring_is_used_as_the_caller_says(void **state)
 	check_guest(&b, 0, b.source, b.size);
 	assert_ok(gmem_transfer_free(transfer));
 
-	/* and to be ended early it must hand over what is under way */
+	/* a transfer that ends early must hand over its requests under way */
 	assert_ok(gmem_vm_load_begin(b.unit.vm, b.gpa, b.fd, 0, b.size, &opts, &transfer));
 	assert_int_equal(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_WAIT);
 	while ((ret = gmem_transfer_free(transfer)) == -EBUSY) {
@@ -539,7 +534,7 @@ static void the_callers_ring_is_used_as_the_caller_says(void **state)
 	end(&b);
 }
 
-static void results_know_their_size(void **state)
+static void result_of_a_wrong_size_is_refused(void **state)
 {
 	struct gmem_transfer_result result = { .size = 8 };
 	struct gmem_transfer *transfer;
@@ -566,14 +561,7 @@ static void larger_pages_and_host_memory_work_too(void **state)
 	int fd;
 
 	(void)state;
-	unit_begin(&unit, "6.18");
-	fake_set_page_size(65536);
-	unit.page = 65536;
-	{
-		GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps);
-
-		assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
-	}
+	unit_begin_vm_pages(&unit, "6.18", 65536);
 	plan = unit_plan(&unit, GMEM_BACKING_HOST);
 	region = unit_region(&unit, 0, 8, plan);
 	bytes = calloc(1, 8 * unit.page);
@@ -611,18 +599,18 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_way_of_reading_gives_the_same_bytes),
 		cmocka_unit_test(zeros_take_no_memory_where_there_was_none),
-		cmocka_unit_test(any_alignment_will_do),
+		cmocka_unit_test(file_and_guest_may_have_any_alignment),
 		cmocka_unit_test(size_0_is_up_to_the_end_of_the_file),
-		cmocka_unit_test(what_cannot_be_is_refused_before_anything_changes),
+		cmocka_unit_test(malformed_load_is_refused_before_anything_changes),
 		cmocka_unit_test(a_pipe_is_read_to_its_end_or_as_far_as_asked),
 		cmocka_unit_test(a_pipe_can_be_polled_for),
 		cmocka_unit_test(a_transfer_ends_whenever_it_is_freed),
 		cmocka_unit_test(a_callback_stops_it_and_it_goes_on),
-		cmocka_unit_test(what_failed_is_tried_again),
-		cmocka_unit_test(signals_do_not_show),
+		cmocka_unit_test(failed_transfer_goes_on_where_it_failed),
+		cmocka_unit_test(signals_do_not_interrupt_a_transfer),
 		cmocka_unit_test(every_call_may_fail_and_nothing_leaks),
 		cmocka_unit_test(the_callers_ring_is_used_as_the_caller_says),
-		cmocka_unit_test(results_know_their_size),
+		cmocka_unit_test(result_of_a_wrong_size_is_refused),
 		cmocka_unit_test(larger_pages_and_host_memory_work_too),
 		cmocka_unit_test(checksums_are_crc32c),
 	};

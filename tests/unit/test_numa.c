@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Policies reach the file, late ones are told, and where pages are is counted */
+/* numa: policies reach the file, late ones are reported, and pages are counted by node */
 #include <errno.h>
 #include <linux/mempolicy.h>
 #include <string.h>
@@ -241,7 +241,7 @@ static void a_kernel_that_forgets_is_found_out(void **state)
 	unit_end(&unit);
 }
 
-static void what_the_kernel_lacks_is_named(void **state)
+static void system_call_the_kernel_lacks_is_named(void **state)
 {
 	GMEM_OPTS(gmem_numa_pages, pages, .on_node = NULL);
 	struct gmem_file *file;
@@ -378,7 +378,7 @@ static void a_range_with_a_gap_gets_no_policy_at_all(void **state)
 	unit_end(&unit);
 }
 
-static void late_host_memory_is_told(void **state)
+static void policy_too_late_for_host_memory_is_reported(void **state)
 {
 	struct gmem_region *region;
 	struct gmem_plan *plan;
@@ -415,7 +415,7 @@ static void late_host_memory_is_told(void **state)
 	unit_end(&unit);
 }
 
-static void both_sides_of_private_memory_or_the_shared_one_alone(void **state)
+static void policy_is_for_both_sides_or_the_shared_one_alone(void **state)
 {
 	GMEM_OPTS(gmem_numa_pages, pages, .on_node = NULL);
 	struct gmem_region *region;
@@ -444,15 +444,13 @@ static void both_sides_of_private_memory_or_the_shared_one_alone(void **state)
 
 static void private_memory_whose_sides_are_one_has_one_policy(void **state)
 {
-	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_PRIVATE },
-		  .required_flags = GMEM_CREATE_MMAP);
 	struct gmem_region *region;
 	struct gmem_plan *plan;
 	struct unit unit;
 
 	(void)state;
 	begin(&unit, "7.3-swp-t1");
-	assert_ok(gmem_plan_new(unit.caps, &request, &plan));
+	plan = unit_plan_mappable_private(&unit);
 	region = unit_region(&unit, 16, 4, plan);
 	assert_ok(set_vm(&unit, 16, 4, GMEM_NUMA_INTERLEAVE, NODE(1) | NODE(2), 0, NULL));
 	assert_policy(gmem_region_file(region, NULL), 0, MPOL_INTERLEAVE, NODE(1) | NODE(2));
@@ -463,7 +461,7 @@ static void private_memory_whose_sides_are_one_has_one_policy(void **state)
 
 /* ---- failures ---- */
 
-static void whatever_fails_is_told_and_nothing_leaks(void **state)
+static void every_failure_is_reported_and_nothing_leaks(void **state)
 {
 	struct fake_snapshot *before;
 	struct gmem_file *file;
@@ -503,15 +501,15 @@ int main(void)
 		cmocka_unit_test(a_page_that_comes_in_between_is_found_afterwards),
 		cmocka_unit_test(a_kernel_that_would_not_obey_is_not_asked),
 		cmocka_unit_test(a_kernel_that_forgets_is_found_out),
-		cmocka_unit_test(what_the_kernel_lacks_is_named),
+		cmocka_unit_test(system_call_the_kernel_lacks_is_named),
 		cmocka_unit_test(a_file_that_cannot_be_mapped_cannot_be_told),
 		cmocka_unit_test(bad_arguments_are_refused),
 		cmocka_unit_test(policies_of_guest_memory_reach_every_region),
 		cmocka_unit_test(a_range_with_a_gap_gets_no_policy_at_all),
-		cmocka_unit_test(late_host_memory_is_told),
-		cmocka_unit_test(both_sides_of_private_memory_or_the_shared_one_alone),
+		cmocka_unit_test(policy_too_late_for_host_memory_is_reported),
+		cmocka_unit_test(policy_is_for_both_sides_or_the_shared_one_alone),
 		cmocka_unit_test(private_memory_whose_sides_are_one_has_one_policy),
-		cmocka_unit_test(whatever_fails_is_told_and_nothing_leaks),
+		cmocka_unit_test(every_failure_is_reported_and_nothing_leaks),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

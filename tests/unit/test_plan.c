@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Negotiation as one table: every kernel and every request */
+/* plan: every kernel and every request in one table */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -104,7 +104,7 @@ static const struct {
 		"H0 M3 S3 - - S3  S3 M3 S3  S3 - M3 S3 M3  - - - -  S7 S7 S3  - H0 S3",
 		ANY, ANY, NO_PRIVATE,
 	},
-	/* Both bits and private memory: 3 does not mean there is none. */
+	/* This kernel knows both create flags and has private memory, too. */
 	{
 		"future-t1",
 		"H0 M3 S3 P0 - S3  S3 M3 P0  S3 P0 M3 S3 M3  P1 P0 - P1  - S3 S3  - P0 P1",
@@ -117,7 +117,7 @@ static const struct {
 	},
 };
 
-/* What follows from the way alone */
+/* The part of a plan that follows from the way of backing alone */
 static const struct {
 	char letter;
 	int region2;
@@ -303,7 +303,7 @@ static void refusal_names_the_nearest_miss(void **state)
 		  "\"shared\"", "dirty log" },
 		{ "7.3-swp-t1", REQUEST(.backings = { S, P }, .needs = GMEM_NEED_HOST_ACCESS),
 		  "\"private\"", "cannot reach" },
-		/* what no kernel has is never near */
+		/* a way that no kernel has is never named as the nearest */
 		{ "6.12", REQUEST(.backings = { S, I }), "\"shared\"", "guest_memfd" },
 	};
 	struct gmem_plan *plan = UNTOUCHED(struct gmem_plan);

@@ -1,58 +1,34 @@
 /* SPDX-License-Identifier: MIT */
-/* Memory that is there before it is touched */
+/* populate: memory is allocated before the guest asks for it */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 
 #include "unit.h"
 #include "unit_alloc.h"
 
 #define MIB	((uint64_t)1 << 20)
 
-struct way {
-	const char *kernel;
-	uint32_t backing;
-};
-
-static const struct way ways[] = {
-	{ "6.18", GMEM_BACKING_HOST },
-	{ "6.18", GMEM_BACKING_MAPPED },
-	{ "6.18", GMEM_BACKING_SHARED },
-	{ "arm64-7.3-16k", GMEM_BACKING_SHARED },
-	{ "arm64-7.3-64k", GMEM_BACKING_HOST },
-	{ "7.3-swp-t1", GMEM_BACKING_PRIVATE },
-};
-
-static const struct way shared_way = { "6.18", GMEM_BACKING_SHARED };
-static const struct way private_way = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
+static const struct unit_way shared_way = { "6.18", GMEM_BACKING_SHARED };
+static const struct unit_way private_way = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
 
 /* A region from guest address 0 on */
-static struct gmem_region *begin(struct unit *unit, const struct way *way, uint64_t size)
+static struct gmem_region *begin(struct unit *unit, const struct unit_way *way, uint64_t size)
 {
-	struct gmem_region *region;
-	struct gmem_plan *plan;
-
 	unit_begin_vm(unit, way->kernel);
-	plan = unit_plan(unit, way->backing);
-	region = unit_region(unit, 0, size / unit->page, plan);
-	gmem_plan_free(plan);
-	return region;
+	return unit_region_backed(unit, 0, size / unit->page, way->backing);
 }
 
-static void assert_footprint(const struct gmem_footprint *footprint, uint64_t done, uint64_t before,
-			     uint64_t after)
+/* A region from guest address 0 on that is private */
+static void begin_private(struct unit *unit, uint64_t size)
 {
-	assert_int_equal(footprint->done, done);
-	assert_int_equal(footprint->before, before);
-	assert_int_equal(footprint->after, after);
-	assert_int_equal(footprint->counted, 1);
+	begin(unit, &private_way, size);
+	assert_ok(gmem_vm_convert(unit->vm, 0, size, GMEM_STATE_PRIVATE, NULL, NULL));
 }
 
-/* What a machine with so many KiB available says */
+/* Sets the contents of /proc/meminfo. */
 static void set_available(const char *line)
 {
 	fake_set_file("/proc/meminfo", line);
@@ -69,18 +45,18 @@ static void every_page_is_there_and_keeps_what_it_has(void **state)
 	size_t i;
 
 	(void)state;
-	for (i = 0; i < ARRAY_SIZE(ways); i++) {
-		region = begin(&unit, &ways[i], MIB);
+	for (i = 0; i < ARRAY_SIZE(unit_ways); i++) {
+		region = begin(&unit, &unit_ways[i], MIB);
 		hva = gmem_region_hva(region);
 		hva[unit.page + 5] = 'x';
 		assert_ok(gmem_vm_populate(unit.vm, 0, MIB, NULL, &footprint));
-		assert_footprint(&footprint, MIB, unit.page, MIB);
+		unit_check_footprint(&footprint, MIB, unit.page, MIB);
 		assert_int_equal(hva[unit.page + 5], 'x');
 		assert_int_equal(hva[MIB - 1], 0);
 
 		/* Again: all of it is there. */
 		assert_ok(gmem_vm_populate(unit.vm, unit.page, unit.page, NULL, &footprint));
-		assert_footprint(&footprint, unit.page, unit.page, unit.page);
+		unit_check_footprint(&footprint, unit.page, unit.page, unit.page);
 		unit_end(&unit);
 	}
 }
@@ -91,11 +67,11 @@ static void files_are_populated_by_reading_and_host_memory_by_writing(void **sta
 	size_t i;
 
 	(void)state;
-	for (i = 0; i < ARRAY_SIZE(ways); i++) {
-		bool is_host = ways[i].backing == GMEM_BACKING_HOST ||
-			       ways[i].backing == GMEM_BACKING_PRIVATE;
+	for (i = 0; i < ARRAY_SIZE(unit_ways); i++) {
+		bool is_host = unit_ways[i].backing == GMEM_BACKING_HOST ||
+			       unit_ways[i].backing == GMEM_BACKING_PRIVATE;
 
-		begin(&unit, &ways[i], MIB);
+		begin(&unit, &unit_ways[i], MIB);
 		assert_ok(gmem_vm_populate(unit.vm, 0, MIB, NULL, NULL));
 		assert_int_equal(fake_last_advice(),
 				 is_host ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
@@ -116,7 +92,7 @@ static void side_is_the_one_the_guest_uses(void **state)
 	assert_ok(gmem_vm_convert(unit.vm, PAGES(&unit, 2), PAGES(&unit, 3), GMEM_STATE_PRIVATE,
 				  NULL, NULL));
 	assert_ok(gmem_vm_populate(unit.vm, 0, PAGES(&unit, 8), NULL, &footprint));
-	assert_footprint(&footprint, PAGES(&unit, 8), 0, PAGES(&unit, 8));
+	unit_check_footprint(&footprint, PAGES(&unit, 8), 0, PAGES(&unit, 8));
 	assert_true(fake_is_allocated(fd, PAGES(&unit, 2), PAGES(&unit, 3)));
 	assert_false(fake_is_allocated(fd, PAGES(&unit, 1), unit.page));
 	assert_false(fake_is_allocated(fd, PAGES(&unit, 5), unit.page));
@@ -135,13 +111,13 @@ static void reserving_allocates_without_mapping(void **state)
 	region = begin(&unit, &shared_way, MIB);
 	before = fake_count(FAKE_MADVISE);
 	assert_ok(gmem_vm_populate(unit.vm, 0, MIB, &reserve, &footprint));
-	assert_footprint(&footprint, MIB, 0, MIB);
+	unit_check_footprint(&footprint, MIB, 0, MIB);
 	assert_int_equal(fake_count(FAKE_MADVISE), before);
 	assert_true(fake_is_allocated(gmem_file_fd(gmem_region_file(region, NULL)), 0, MIB));
 	unit_end(&unit);
 }
 
-static void all_of_it_must_be_memory(void **state)
+static void range_must_be_memory_throughout(void **state)
 {
 	GMEM_OPTS(gmem_region_opts, device, .flags = GMEM_REGION_DEVICE);
 	struct gmem_footprint footprint;
@@ -256,13 +232,13 @@ static void progress_can_cancel(void **state)
 	begin(&unit, &shared_way, 8 * MIB);
 	assert_int_equal(gmem_vm_populate(unit.vm, 0, 8 * MIB, &opts, &footprint), -ECANCELED);
 	assert_non_null(strstr(gmem_last_error(), "after 0x400000 of 0x800000"));
-	assert_footprint(&footprint, 4 * MIB, 0, 4 * MIB);
+	unit_check_footprint(&footprint, 4 * MIB, 0, 4 * MIB);
 	assert_int_equal(listener.calls, 2);
 
 	/* Too late: it is done. */
 	listener = (struct listener){ .caller = pthread_self(), .cancel_at = 4 };
 	assert_ok(gmem_vm_populate(unit.vm, 0, 8 * MIB, &opts, &footprint));
-	assert_footprint(&footprint, 8 * MIB, 4 * MIB, 8 * MIB);
+	unit_check_footprint(&footprint, 8 * MIB, 4 * MIB, 8 * MIB);
 	unit_end(&unit);
 }
 
@@ -280,7 +256,7 @@ static void workers_do_all_of_it_once(void **state)
 		begin(&unit, &shared_way, 15 * MIB);
 		before = fake_count(FAKE_MADVISE);
 		assert_ok(gmem_vm_populate(unit.vm, 0, 15 * MIB, &opts, &footprint));
-		assert_footprint(&footprint, 15 * MIB, 0, 15 * MIB);
+		unit_check_footprint(&footprint, 15 * MIB, 0, 15 * MIB);
 		assert_int_equal(listener.last, 15 * MIB);
 		assert_int_equal(listener.calls, 8);
 		assert_int_equal(fake_count(FAKE_MADVISE), before + 8);
@@ -306,7 +282,7 @@ static void no_memory_for_threads_means_no_threads(void **state)
 	unit_end(&unit);
 }
 
-static void first_failure_is_everybodys(void **state)
+static void first_failure_of_a_worker_ends_the_job(void **state)
 {
 	GMEM_OPTS(gmem_populate_opts, opts, .workers = 3);
 	struct gmem_footprint footprint;
@@ -343,7 +319,7 @@ static void threads_of_the_callers_share_a_job(void **state)
 	begin(&unit, &shared_way, 10 * MIB);
 	assert_ok(gmem_populate_new(unit.vm, 0, 10 * MIB, &opts, &job));
 	assert_ok(gmem_populate_result(job, &footprint));
-	assert_footprint(&footprint, 0, 0, 0);
+	unit_check_footprint(&footprint, 0, 0, 0);
 
 	for (i = 0; i < ARRAY_SIZE(threads); i++)
 		assert_int_equal(pthread_create(&threads[i], NULL, run, job), 0);
@@ -352,7 +328,7 @@ static void threads_of_the_callers_share_a_job(void **state)
 		assert_null(result);
 	}
 	assert_ok(gmem_populate_result(job, &footprint));
-	assert_footprint(&footprint, 10 * MIB, 0, 10 * MIB);
+	unit_check_footprint(&footprint, 10 * MIB, 0, 10 * MIB);
 	assert_ok(gmem_populate_run(job));
 	gmem_populate_free(job);
 	unit_end(&unit);
@@ -371,10 +347,10 @@ static void cancelled_job_stays_cancelled(void **state)
 	assert_refused(-ECANCELED, "after 0x0 of 0x400000", gmem_populate_run(job));
 	assert_refused(-ECANCELED, "after 0x0 of 0x400000", gmem_populate_run(job));
 	assert_ok(gmem_populate_result(job, &footprint));
-	assert_footprint(&footprint, 0, 0, 0);
+	unit_check_footprint(&footprint, 0, 0, 0);
 	gmem_populate_free(job);
 
-	/* Of a job that is done there is nothing to cancel. */
+	/* Cancelling a job that is done has no effect. */
 	assert_ok(gmem_populate_new(unit.vm, 0, 4 * MIB, NULL, &job));
 	assert_ok(gmem_populate_run(job));
 	gmem_populate_cancel(job);
@@ -385,7 +361,7 @@ static void cancelled_job_stays_cancelled(void **state)
 
 /* ---- what does not fit ---- */
 
-static void what_does_not_fit_is_refused_before_the_first_page(void **state)
+static void size_that_does_not_fit_is_refused_before_the_first_page(void **state)
 {
 	GMEM_OPTS(gmem_populate_opts, unchecked, .flags = GMEM_POPULATE_UNCHECKED);
 	struct gmem_footprint footprint;
@@ -401,9 +377,9 @@ static void what_does_not_fit_is_refused_before_the_first_page(void **state)
 	assert_int_equal(footprint.counted, 0);
 
 	assert_ok(gmem_vm_populate(unit.vm, 0, 4 * MIB, &unchecked, &footprint));
-	assert_footprint(&footprint, 4 * MIB, 0, 4 * MIB);
+	unit_check_footprint(&footprint, 4 * MIB, 0, 4 * MIB);
 
-	/* What is there already needs no room. */
+	/* Pages that exist already need no room. */
 	set_available("MemTotal: 1 kB\nMemAvailable: 0 kB\n");
 	assert_ok(gmem_vm_populate(unit.vm, 0, 4 * MIB, NULL, &footprint));
 	unit_end(&unit);
@@ -414,8 +390,7 @@ static void memory_cgroup_sets_the_limit_too(void **state)
 	struct unit unit;
 
 	(void)state;
-	begin(&unit, &private_way, 4 * MIB);
-	assert_ok(gmem_vm_convert(unit.vm, 0, 4 * MIB, GMEM_STATE_PRIVATE, NULL, NULL));
+	begin_private(&unit, 4 * MIB);
 	fake_set_file("/proc/self/cgroup", "0::/vm\n");
 	fake_set_file("/sys/fs/cgroup/vm/memory.max", "4194304\n");
 	fake_set_file("/sys/fs/cgroup/vm/memory.current", "1048576\n");
@@ -425,8 +400,8 @@ static void memory_cgroup_sets_the_limit_too(void **state)
 	unit_end(&unit);
 }
 
-/* Others took what was there: better an error than a kill. */
-static void room_is_looked_for_again_on_the_way(void **state)
+/* Others took the memory meanwhile: an error is better than the OOM killer. */
+static void available_memory_is_checked_again_on_the_way(void **state)
 {
 	struct listener listener = {
 		.caller = pthread_self(),
@@ -441,7 +416,7 @@ static void room_is_looked_for_again_on_the_way(void **state)
 	set_available("MemTotal: 1 kB\nMemAvailable: 65536 kB\n");
 	assert_int_equal(gmem_vm_populate(unit.vm, 0, 8 * MIB, &opts, &footprint), -ENOMEM);
 	assert_non_null(strstr(gmem_last_error(), "the machine has 0x100000"));
-	assert_footprint(&footprint, 2 * MIB, 0, 2 * MIB);
+	unit_check_footprint(&footprint, 2 * MIB, 0, 2 * MIB);
 	unit_end(&unit);
 }
 
@@ -452,32 +427,30 @@ static void running_out_tells_what_was_populated(void **state)
 	size_t i;
 
 	(void)state;
-	for (i = 0; i < ARRAY_SIZE(ways); i++) {
-		begin(&unit, &ways[i], 8 * MIB);
+	for (i = 0; i < ARRAY_SIZE(unit_ways); i++) {
+		begin(&unit, &unit_ways[i], 8 * MIB);
 		fake_fail_kind(FAKE_MADVISE, 2, 1, -ENOMEM);
 		assert_int_equal(gmem_vm_populate(unit.vm, 0, 8 * MIB, NULL, &footprint), -ENOMEM);
 		assert_true(fake_fail_struck());
-		assert_footprint(&footprint, 4 * MIB, 0, 4 * MIB);
+		unit_check_footprint(&footprint, 4 * MIB, 0, 4 * MIB);
 		unit_end(&unit);
 	}
 
 	/* Allocating may get part of a piece; the kernel's count has it. */
-	begin(&unit, &private_way, 4 * MIB);
-	assert_ok(gmem_vm_convert(unit.vm, 0, 4 * MIB, GMEM_STATE_PRIVATE, NULL, NULL));
+	begin_private(&unit, 4 * MIB);
 	fake_fail_kind(FAKE_FALLOCATE, 1, 1, -ENOMEM);
 	assert_int_equal(gmem_vm_populate(unit.vm, 0, 4 * MIB, NULL, &footprint), -ENOMEM);
-	assert_footprint(&footprint, 2 * MIB, 0, 2 * MIB);
+	unit_check_footprint(&footprint, 2 * MIB, 0, 2 * MIB);
 	unit_end(&unit);
 }
 
-static void what_cannot_be_counted_is_populated_all_the_same(void **state)
+static void pages_that_cannot_be_counted_are_populated_all_the_same(void **state)
 {
 	struct gmem_footprint footprint;
 	struct unit unit;
 
 	(void)state;
-	begin(&unit, &private_way, 2 * MIB);
-	assert_ok(gmem_vm_convert(unit.vm, 0, 2 * MIB, GMEM_STATE_PRIVATE, NULL, NULL));
+	begin_private(&unit, 2 * MIB);
 	fake.no_cachestat = true;
 	set_available("MemTotal: 1 kB\nMemAvailable: 1024 kB\n");
 	assert_refused(-ENOMEM, "0x202000 bytes more", gmem_vm_populate(unit.vm, 0, 2 * MIB, NULL,
@@ -491,7 +464,7 @@ static void what_cannot_be_counted_is_populated_all_the_same(void **state)
 
 /* ---- kernels and signals ---- */
 
-static void signals_do_not_stop_it(void **state)
+static void signals_do_not_stop_populating(void **state)
 {
 	struct gmem_footprint footprint;
 	struct unit unit;
@@ -500,7 +473,7 @@ static void signals_do_not_stop_it(void **state)
 	begin(&unit, &shared_way, 2 * MIB);
 	fake_fail_kind(FAKE_MADVISE, 0, 5, -EINTR);
 	assert_ok(gmem_vm_populate(unit.vm, 0, 2 * MIB, NULL, &footprint));
-	assert_footprint(&footprint, 2 * MIB, 0, 2 * MIB);
+	unit_check_footprint(&footprint, 2 * MIB, 0, 2 * MIB);
 	fake_fail_kind(FAKE_MADVISE, 0, UINT32_MAX, -EINTR);
 	assert_int_equal(gmem_vm_populate(unit.vm, 0, 2 * MIB, NULL, NULL), -EINTR);
 	unit_end(&unit);
@@ -516,14 +489,14 @@ static void pages_are_touched_where_the_kernel_knows_no_better(void **state)
 	size_t i;
 
 	(void)state;
-	for (i = 0; i < ARRAY_SIZE(ways); i++) {
-		region = begin(&unit, &ways[i], 2 * MIB);
+	for (i = 0; i < ARRAY_SIZE(unit_ways); i++) {
+		region = begin(&unit, &unit_ways[i], 2 * MIB);
 		hva = gmem_region_hva(region);
 		hva[unit.page] = 'y';
 		fake_fail_kind(FAKE_MADVISE, 0, UINT32_MAX, -EINVAL);
 		assert_ok(gmem_vm_populate(unit.vm, 0, 2 * MIB, NULL, &footprint));
 		assert_true(fake_fail_struck());
-		assert_footprint(&footprint, 2 * MIB, unit.page, 2 * MIB);
+		unit_check_footprint(&footprint, 2 * MIB, unit.page, 2 * MIB);
 		assert_int_equal(hva[unit.page], 'y');
 		unit_end(&unit);
 	}
@@ -574,7 +547,7 @@ static void *convert_to_and_fro(void *vm)
 	return NULL;
 }
 
-static void discards_and_conversions_take_turns_with_it(void **state)
+static void discards_and_conversions_take_turns_with_populating(void **state)
 {
 	GMEM_OPTS(gmem_populate_opts, opts, .workers = 2);
 	pthread_t discarding, converting;
@@ -600,29 +573,24 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(files_are_populated_by_reading_and_host_memory_by_writing),
 	cmocka_unit_test(side_is_the_one_the_guest_uses),
 	cmocka_unit_test(reserving_allocates_without_mapping),
-	cmocka_unit_test(all_of_it_must_be_memory),
+	cmocka_unit_test(range_must_be_memory_throughout),
 	cmocka_unit_test(bad_arguments_are_refused),
 	cmocka_unit_test(progress_is_told_piece_by_piece),
 	cmocka_unit_test(progress_can_cancel),
 	cmocka_unit_test(workers_do_all_of_it_once),
 	cmocka_unit_test(no_memory_for_threads_means_no_threads),
-	cmocka_unit_test(first_failure_is_everybodys),
+	cmocka_unit_test(first_failure_of_a_worker_ends_the_job),
 	cmocka_unit_test(threads_of_the_callers_share_a_job),
 	cmocka_unit_test(cancelled_job_stays_cancelled),
-	cmocka_unit_test(what_does_not_fit_is_refused_before_the_first_page),
+	cmocka_unit_test(size_that_does_not_fit_is_refused_before_the_first_page),
 	cmocka_unit_test(memory_cgroup_sets_the_limit_too),
-	cmocka_unit_test(room_is_looked_for_again_on_the_way),
+	cmocka_unit_test(available_memory_is_checked_again_on_the_way),
 	cmocka_unit_test(running_out_tells_what_was_populated),
-	cmocka_unit_test(what_cannot_be_counted_is_populated_all_the_same),
-	cmocka_unit_test(signals_do_not_stop_it),
+	cmocka_unit_test(pages_that_cannot_be_counted_are_populated_all_the_same),
+	cmocka_unit_test(signals_do_not_stop_populating),
 	cmocka_unit_test(pages_are_touched_where_the_kernel_knows_no_better),
 	cmocka_unit_test(memory_nobody_writes_is_populated_by_reading),
-	cmocka_unit_test(discards_and_conversions_take_turns_with_it),
+	cmocka_unit_test(discards_and_conversions_take_turns_with_populating),
 };
 
-int main(void)
-{
-	/* Or one touch brings in hundreds of pages of host memory. */
-	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	return cmocka_run_group_tests(tests, NULL, NULL);
-}
+UNIT_MAIN_SMALL_PAGES(tests)

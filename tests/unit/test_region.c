@@ -1,56 +1,13 @@
 /* SPDX-License-Identifier: MIT */
-/* Guest address ranges bound to memory */
+/* region: its memory and file, options that are refused, devices, lifetimes */
 #include <errno.h>
-#include <pthread.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
-#include "caps/plan.h"
-#include "os/kvm_compat.h"
-#include "region/file.h"
 #include "region/region.h"
 #include "unit.h"
 
 #define NO_REGION	UNTOUCHED(struct gmem_region)
 #define MAPPABLE	(GMEM_CREATE_MMAP | GMEM_CREATE_INIT_SHARED)
-
-static void *at(void *hva, uint64_t offset)
-{
-	return (char *)hva + offset;
-}
-
-static struct fake_slot slot_of(const struct unit *unit, const struct gmem_region *region)
-{
-	struct fake_slot slot;
-
-	assert_true(fake_get_slot(unit->vm_fd, gmem_region_slot(region), &slot));
-	return slot;
-}
-
-/* The memslot is the region's, and so is what stands behind its host address. */
-static void check_region(const struct unit *unit, const struct gmem_region *region)
-{
-	struct fake_slot slot = slot_of(unit, region);
-	uint64_t file_offset = 0, map_offset = 0;
-	struct gmem_file *file = gmem_region_file(region, &file_offset);
-	uint32_t backing = gmem_region_backing(region);
-	bool bound = backing == GMEM_BACKING_SHARED || backing == GMEM_BACKING_PRIVATE;
-	bool is_map = backing == GMEM_BACKING_SHARED || backing == GMEM_BACKING_MAPPED;
-	int id = file ? fake_file_of_fd(gmem_file_fd(file)) : 0;
-
-	assert_int_equal(slot.gpa, gmem_region_gpa(region));
-	assert_int_equal(slot.size, gmem_region_size(region));
-	assert_int_equal(slot.hva, (uintptr_t)gmem_region_hva(region));
-	assert_int_equal(slot.flags & KVM_MEM_GUEST_MEMFD, bound ? KVM_MEM_GUEST_MEMFD : 0);
-	assert_int_equal(slot.file, bound ? id : 0);
-	if (bound)
-		assert_int_equal(slot.offset, file_offset);
-	if (is_map) {
-		assert_int_equal(fake_file_at(gmem_region_hva(region), &map_offset), id);
-		assert_int_equal(map_offset, file_offset);
-	}
-}
 
 /* ---- add ---- */
 
@@ -76,7 +33,6 @@ static void region_is_backed_as_the_plan_says(void **state)
 		{ "arm64-7.3-64k", GMEM_BACKING_MAPPED, true },
 	};
 	struct gmem_region *region;
-	struct gmem_plan *plan;
 	struct unit unit;
 	uint64_t offset;
 	size_t i;
@@ -85,14 +41,12 @@ static void region_is_backed_as_the_plan_says(void **state)
 	(void)state;
 	for (i = 0; i < ARRAY_SIZE(cases); i++) {
 		unit_begin_vm(&unit, cases[i].kernel);
-		plan = unit_plan(&unit, cases[i].backing);
-		region = unit_region(&unit, 16, 3, plan);
-		gmem_plan_free(plan);
+		region = unit_region_backed(&unit, 16, 3, cases[i].backing);
 		assert_int_equal(gmem_region_backing(region), cases[i].backing);
 		assert_int_equal(gmem_region_gpa(region), PAGES(&unit, 16));
 		assert_int_equal(gmem_region_size(region), PAGES(&unit, 3));
 		assert_int_equal(gmem_region_file(region, &offset) != NULL, cases[i].has_file);
-		check_region(&unit, region);
+		unit_check_region(&unit, region);
 
 		hva = gmem_region_hva(region);
 		hva[0] = 1;
@@ -151,10 +105,10 @@ static void plain_regions_take_flags(void **state)
 			GMEM_OPTS(gmem_region_opts, opts, .plan = plan, .flags = cases[j].flags);
 
 			assert_ok(gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
-			assert_int_equal(slot_of(&unit, region).flags, cases[j].slot_flags);
+			assert_int_equal(unit_slot(&unit, region).flags, cases[j].slot_flags);
 			/* moved, they keep them */
 			assert_ok(gmem_region_move(region, unit.page));
-			assert_int_equal(slot_of(&unit, region).flags, cases[j].slot_flags);
+			assert_int_equal(unit_slot(&unit, region).flags, cases[j].slot_flags);
 			assert_ok(gmem_region_remove(region));
 		}
 		gmem_plan_free(plan);
@@ -213,7 +167,7 @@ static void private_region_keeps_shared_memory_beside_the_file(void **state)
 	opts.hva = unit_memory(&unit, 2);
 	assert_ok(gmem_region_add(unit.vm, PAGES(&unit, 2), PAGES(&unit, 2), &opts, &region));
 	assert_ptr_equal(gmem_region_hva(region), opts.hva);
-	check_region(&unit, region);
+	unit_check_region(&unit, region);
 	assert_ok(gmem_region_remove(region));
 	memset(opts.hva, 1, PAGES(&unit, 2));
 	unit_memory_free(opts.hva);
@@ -248,16 +202,6 @@ static void callers_memory_is_never_unmapped(void **state)
 	unit_end(&unit);
 }
 
-static void *free_address(const struct unit *unit, uint64_t pages)
-{
-	void *space = mmap(NULL, PAGES(unit, pages + 16), PROT_NONE,
-			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	uintptr_t hva = (uintptr_t)space;
-
-	assert_ptr_not_equal(space, MAP_FAILED);
-	munmap(space, PAGES(unit, pages + 16));
-	return (void *)((hva + unit->page - 1) / unit->page * unit->page);
-}
 
 static void mapping_of_a_region_goes_where_it_is_told(void **state)
 {
@@ -268,10 +212,10 @@ static void mapping_of_a_region_goes_where_it_is_told(void **state)
 
 	(void)state;
 	unit_begin_vm(&unit, "6.18");
-	opts.hva = free_address(&unit, 2);
+	opts.hva = unit_free_address(&unit, 2);
 	assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 2), &opts, &region));
 	assert_ptr_equal(gmem_region_hva(region), opts.hva);
-	check_region(&unit, region);
+	unit_check_region(&unit, region);
 	assert_refused(-EEXIST, "0x", gmem_region_add(unit.vm, PAGES(&unit, 2),
 						      PAGES(&unit, 2), &opts, &none));
 	assert_ok(gmem_region_remove(region));
@@ -299,7 +243,7 @@ static void one_file_backs_many_regions(void **state)
 		opts.file_offset = PAGES(&unit, 299 - i);
 		assert_ok(gmem_region_add(unit.vm, PAGES(&unit, 2 * i), unit.page, &opts,
 					  &regions[i]));
-		check_region(&unit, regions[i]);
+		unit_check_region(&unit, regions[i]);
 	}
 	assert_ptr_equal(gmem_region_file(regions[7], &i), file);
 	assert_int_equal(i, PAGES(&unit, 292));
@@ -337,7 +281,7 @@ static void region_s_file_has_the_flags_of_the_plan(void **state)
 		gmem_plan_free(plan);
 		assert_int_equal(gmem_file_create_flags(gmem_region_file(region, NULL)),
 				 cases[i].flags);
-		check_region(&unit, region);
+		unit_check_region(&unit, region);
 		unit_end(&unit);
 	}
 }
@@ -463,7 +407,7 @@ static void add_rejects_bad_options(void **state)
 	opts.flags = GMEM_REGION_HVA;
 	opts.plan = host;
 	REFUSED(-EINVAL, "hva");
-	opts.hva = at(memory, 1);
+	opts.hva = unit_at(memory, 1);
 	REFUSED(-EINVAL, "hva");
 	opts.hva = (void *)(uintptr_t)(0 - unit.page / 2);
 	REFUSED(-EINVAL, "hva");
@@ -684,7 +628,7 @@ static void closed_vm_fd_is_ebadf_and_the_region_stays(void **state)
 	unit_end(&unit);
 }
 
-static void questions_to_no_region_have_answers(void **state)
+static void accessors_accept_null(void **state)
 {
 	struct gmem_region *region;
 	uint64_t offset = 77;
@@ -731,16 +675,16 @@ static void region_keeps_its_file_alive(void **state)
 	gmem_file_free(file);
 	assert_int_equal(fake_open_mappings(), 2);
 	strcpy(gmem_region_hva(b), "still here");
-	check_region(&unit, a);
+	unit_check_region(&unit, a);
 	assert_ok(gmem_region_remove(a));
-	check_region(&unit, b);
+	unit_check_region(&unit, b);
 	assert_string_equal(gmem_region_hva(b), "still here");
 	assert_ok(gmem_region_remove(b));
 	assert_int_equal(fake_open_fds(), 1);
 	unit_end(&unit);
 }
 
-static void file_of_yours_keeps_its_contents(void **state)
+static void callers_file_keeps_its_contents(void **state)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
 	struct gmem_region *region;
@@ -778,515 +722,165 @@ static void slot_is_deleted_first(void **state)
 	region = unit_region(&unit, 0, 1, NULL);
 	fake_fail_next(FAKE_DELETE_SLOT, -EIO);
 	assert_refused(-EIO, "memslot 0", gmem_region_remove(region));
-	check_region(&unit, region);
+	unit_check_region(&unit, region);
 	assert_ok(gmem_region_remove(region));
 	unit_end(&unit);
 }
 
-/* ---- move ---- */
+/* ---- devices ---- */
 
-static void move_keeps_everything_but_the_address(void **state)
+static struct gmem_region *add_device(const struct unit *unit, uint64_t page, uint64_t pages)
 {
-	static const struct {
-		const char *kernel;
-		uint32_t backing;
-	} cases[] = {
-		{ "6.1", GMEM_BACKING_HOST },
-		{ "6.18", GMEM_BACKING_MAPPED },
-		{ "6.18", GMEM_BACKING_SHARED },
-		{ "7.3-swp-t1", GMEM_BACKING_PRIVATE },
-		{ "arm64-7.3-64k", GMEM_BACKING_SHARED },
-	};
-	struct gmem_region *region, *found;
-	struct gmem_plan *plan;
-	struct unit unit;
-	uint32_t slot;
-	size_t i;
-	void *hva;
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_DEVICE);
+	struct gmem_region *region = NULL;
 
-	(void)state;
-	for (i = 0; i < ARRAY_SIZE(cases); i++) {
-		unit_begin_vm(&unit, cases[i].kernel);
-		plan = unit_plan(&unit, cases[i].backing);
-		unit_region(&unit, 0, 1, plan);
-		region = unit_region(&unit, 4, 4, plan);
-		hva = gmem_region_hva(region);
-		slot = gmem_region_slot(region);
-		strcpy(hva, "carried along");
-
-		/* elsewhere, then onto part of where it was */
-		assert_ok(gmem_region_move(region, PAGES(&unit, 40)));
-		assert_ok(gmem_region_move(region, PAGES(&unit, 42)));
-		assert_int_equal(gmem_region_gpa(region), PAGES(&unit, 42));
-		assert_int_equal(gmem_region_slot(region), slot);
-		assert_ptr_equal(gmem_region_hva(region), hva);
-		assert_string_equal(hva, "carried along");
-		check_region(&unit, region);
-		assert_ok(gmem_vm_find_hva(unit.vm, hva, &found, NULL));
-		assert_ptr_equal(found, region);
-		/* its old place is free */
-		unit_region(&unit, 4, 4, plan);
-		gmem_plan_free(plan);
-		unit_end(&unit);
-	}
+	assert_ok(gmem_region_add(unit->vm, PAGES(unit, page), PAGES(unit, pages), &opts, &region));
+	return region;
 }
 
-static void move_rejects_bad_addresses(void **state)
+static void device_has_a_place_and_nothing_else(void **state)
 {
-	struct gmem_region *region;
+	struct gmem_region *device, *upper, *none = NO_REGION;
 	struct unit unit;
+	uint64_t offset = 77;
+	unsigned calls;
 
 	(void)state;
-	unit_begin_vm(&unit, "6.18");
-	region = unit_region(&unit, 4, 4, NULL);
-	unit_region(&unit, 16, 4, NULL);
-	const uint64_t end = (uint64_t)1 << fake.address_bits;
-
-	assert_refused(-EINVAL, "0x1 ", gmem_region_move(region, 1));
-	assert_refused(-EINVAL, "multiple", gmem_region_move(region, unit.page / 2));
-	assert_refused(-EINVAL, "address", gmem_region_move(region, end));
-	assert_refused(-EINVAL, "address", gmem_region_move(region, end - unit.page));
-	assert_refused(-EINVAL, "", gmem_region_move(region, 0 - unit.page));
-	assert_refused(-EEXIST, "0x10000", gmem_region_move(region, PAGES(&unit, 13)));
-	assert_refused(-EEXIST, "0x10000", gmem_region_move(region, PAGES(&unit, 19)));
-	check_region(&unit, region);
-	assert_ok(gmem_region_move(region, end - PAGES(&unit, 4)));
+	/* also where no way of backing is possible, and by no call to the kernel */
+	unit_begin_vm(&unit, "6.1");
+	calls = fake_count_all();
+	device = add_device(&unit, 4, 4);
+	assert_int_equal(gmem_region_gpa(device), PAGES(&unit, 4));
+	assert_int_equal(gmem_region_size(device), PAGES(&unit, 4));
+	assert_int_equal(gmem_region_backing(device), GMEM_BACKING_NONE);
+	assert_null(gmem_region_hva(device));
+	assert_null(gmem_region_file(device, &offset));
+	assert_refused(-EEXIST, "0x4000", gmem_region_add(unit.vm, PAGES(&unit, 7), unit.page,
+		       &(struct gmem_region_opts){ .size = sizeof(struct gmem_region_opts),
+						   .flags = GMEM_REGION_DEVICE }, &none));
+	assert_ok(gmem_region_move(device, PAGES(&unit, 6)));
+	assert_ok(gmem_region_split(device, unit.page, &upper));
+	assert_int_equal(gmem_region_gpa(upper), PAGES(&unit, 7));
+	assert_int_equal(gmem_region_size(upper), PAGES(&unit, 3));
+	assert_ok(gmem_region_remove(device));
+	assert_ok(gmem_region_move(upper, PAGES(&unit, 5)));
+	assert_refused(-EOPNOTSUPP, "device", gmem_region_set_dirty_log(upper, 1));
+	assert_refused(-EOPNOTSUPP, "device", gmem_region_get_dirty_log(upper, &offset, 1));
+	assert_int_equal(fake_count_all(), calls);
+	assert_int_equal(offset, 77);
 	unit_end(&unit);
 }
 
-static void move_is_undone_if_the_kernel_refuses(void **state)
+static void device_takes_no_other_option(void **state)
 {
-	struct gmem_region *region;
-	struct unit unit;
-
-	(void)state;
-	unit_begin_vm(&unit, "6.18");
-	region = unit_region(&unit, 4, 4, NULL);
-
-	fake_fail_next(FAKE_DELETE_SLOT, -ENOMEM);
-	assert_refused(-ENOMEM, "memslot 0", gmem_region_move(region, 0));
-	fake_fail_kind(FAKE_SET_SLOT2, 0, 1, -ENOMEM);
-	assert_refused(-ENOMEM, "memslot 0", gmem_region_move(region, 0));
-	assert_int_equal(gmem_region_gpa(region), PAGES(&unit, 4));
-	check_region(&unit, region);
-
-	/* something of the caller's own in the way: only the kernel knows */
-	assert_ok(fake_add_slot(unit.vm_fd, 99, PAGES(&unit, 40), unit.page));
-	assert_refused(-EEXIST, "0x25000", gmem_region_move(region, PAGES(&unit, 37)));
-	check_region(&unit, region);
-	assert_ok(gmem_region_move(region, 0));
-	unit_end(&unit);
-}
-
-static void region_that_lost_its_slot_can_only_be_removed(void **state)
-{
-	struct gmem_region *region;
-	struct fake_slot slot;
-	struct unit unit;
-	void *hva;
-
-	(void)state;
-	unit_begin_vm(&unit, "6.18");
-	region = unit_region(&unit, 4, 4, NULL);
-	hva = gmem_region_hva(region);
-	strcpy(hva, "not lost");
-	fake_fail_kind(FAKE_SET_SLOT2, 0, 2, -ENOMEM);
-	assert_int_equal(gmem_region_move(region, 0), -ENOTRECOVERABLE);
-	assert_non_null(strstr(gmem_last_error(), "memslot 0"));
-	assert_false(fake_get_slot(unit.vm_fd, 0, &slot));
-	assert_int_equal(gmem_region_gpa(region), PAGES(&unit, 4));
-	assert_ptr_equal(gmem_region_hva(region), hva);
-	assert_string_equal(hva, "not lost");
-
-	assert_refused(-ENOTRECOVERABLE, "", gmem_region_move(region, 0));
-	assert_refused(-ENOTRECOVERABLE, "",
-		       gmem_region_rebind(region, gmem_region_file(region, NULL), 0));
-	assert_ok(gmem_region_remove(region));
-	assert_int_equal(fake_open_mappings(), 0);
-	region = unit_region(&unit, 4, 4, NULL);
-	assert_int_equal(gmem_region_slot(region), 0);
-
-	/* and the handle's end takes it, too */
-	fake_fail_kind(FAKE_SET_SLOT2, 0, 2, -ENOMEM);
-	assert_int_equal(gmem_region_move(region, 0), -ENOTRECOVERABLE);
-	unit_end(&unit);
-}
-
-/* ---- rebind ---- */
-
-static void rebind_puts_other_contents_behind_a_region(void **state)
-{
-	static const struct {
-		const char *kernel;
-		uint32_t backing;
-		uint64_t flags;
-	} cases[] = {
-		{ "6.18", GMEM_BACKING_SHARED, 3 },
-		{ "6.18", GMEM_BACKING_MAPPED, 3 },
-		{ "7.2", GMEM_BACKING_SHARED, 3 },
-		{ "7.3-swp-t1", GMEM_BACKING_PRIVATE, 0 },
-		{ "arm64-7.3-16k", GMEM_BACKING_SHARED, 3 },
-	};
-	struct gmem_region *region, *found;
-	struct gmem_file *file;
-	struct gmem_plan *plan;
-	struct unit unit;
-	uint64_t offset;
-	void *old_hva;
-	size_t i;
-
-	(void)state;
-	for (i = 0; i < ARRAY_SIZE(cases); i++) {
-		unit_begin_vm(&unit, cases[i].kernel);
-		plan = unit_plan(&unit, cases[i].backing);
-		region = unit_region(&unit, 4, 2, plan);
-		gmem_plan_free(plan);
-		assert_ok(gmem_file_new_raw(unit.vm_fd, PAGES(&unit, 8), cases[i].flags, &file));
-
-		old_hva = gmem_region_hva(region);
-		assert_ok(gmem_region_rebind(region, file, PAGES(&unit, 3)));
-		assert_ptr_equal(gmem_region_file(region, &offset), file);
-		assert_int_equal(offset, PAGES(&unit, 3));
-		assert_int_equal(gmem_region_gpa(region), PAGES(&unit, 4));
-		assert_int_equal(gmem_region_slot(region), 0);
-		check_region(&unit, region);
-		assert_ok(gmem_vm_find_hva(unit.vm, gmem_region_hva(region), &found, NULL));
-		assert_ptr_equal(found, region);
-		if (gmem_region_hva(region) != old_hva)
-			assert_int_equal(gmem_vm_find_hva(unit.vm, old_hva, &found, NULL),
-					 -ENOENT);
-		/* the file made for the region went with its contents */
-		assert_int_equal(fake_open_fds(), 2);
-		assert_int_equal(fake_open_mappings(), 1);
-
-		/* the region keeps the new one alive, and may slide within it */
-		gmem_file_free(file);
-		assert_ok(gmem_region_rebind(region, gmem_region_file(region, NULL),
-					     PAGES(&unit, 4)));
-		check_region(&unit, region);
-		assert_ok(gmem_region_rebind(region, gmem_region_file(region, NULL),
-					     PAGES(&unit, 4)));
-		check_region(&unit, region);
-		unit_end(&unit);
-	}
-}
-
-static void rebind_rejects_what_does_not_fit(void **state)
-{
-	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
-	struct gmem_region *region, *hosted, *placed, *neighbour;
-	struct gmem_file *file, *bare, *foreign;
+	struct gmem_region *device, *region = NO_REGION;
 	struct gmem_plan *host;
+	struct gmem_file *file;
 	struct unit unit;
-	int other;
+	size_t i;
 
 	(void)state;
 	unit_begin_vm(&unit, "6.18");
 	host = unit_plan(&unit, GMEM_BACKING_HOST);
-	other = fake_new_vm();
-	file = unit_file(&unit, 8);
-	assert_ok(gmem_file_new_raw(unit.vm_fd, PAGES(&unit, 8), 0, &bare));
-	assert_ok(gmem_file_new_raw(other, PAGES(&unit, 8), MAPPABLE, &foreign));
-	region = unit_region(&unit, 0, 2, NULL);
-	hosted = unit_region(&unit, 2, 2, host);
-	opts.file = file;
-	assert_ok(gmem_region_add(unit.vm, PAGES(&unit, 8), PAGES(&unit, 2), &opts,
-				  &neighbour));
-	opts.file = NULL;
-	opts.flags = GMEM_REGION_HVA;
-	opts.hva = free_address(&unit, 2);
-	assert_ok(gmem_region_add(unit.vm, PAGES(&unit, 4), PAGES(&unit, 2), &opts, &placed));
+	file = unit_file(&unit, 4);
+	const struct gmem_region_opts cases[] = {
+#define OPTS(bits, ...)	{ .size = sizeof(struct gmem_region_opts), \
+			  .flags = GMEM_REGION_DEVICE | (bits), __VA_ARGS__ }
+		OPTS(GMEM_REGION_READONLY),
+		OPTS(GMEM_REGION_DIRTY_LOG),
+		OPTS(GMEM_REGION_SLOT),
+		OPTS(GMEM_REGION_HVA),
+		OPTS(GMEM_REGION_CONGRUENT),
+		OPTS(0, .plan = host),
+		OPTS(0, .file = file),
+		OPTS(0, .file_offset = unit.page),
+		OPTS(0, .align = unit.page),
+#undef OPTS
+	};
 
-	assert_refused(-EINVAL, "0x0", gmem_region_rebind(region, bare, 0));
-	assert_refused(-EINVAL, "multiple", gmem_region_rebind(region, file, 1));
-	assert_refused(-EINVAL, "the end of the file",
-		       gmem_region_rebind(region, file, PAGES(&unit, 7)));
-	assert_refused(-EINVAL, "", gmem_region_rebind(region, file, 0 - unit.page));
-	assert_refused(-EEXIST, "0x", gmem_region_rebind(region, file, unit.page));
-	assert_refused(-EXDEV, "another VM", gmem_region_rebind(region, foreign, 0));
-	assert_refused(-EOPNOTSUPP, "host", gmem_region_rebind(hosted, file, 0));
-	assert_refused(-EOPNOTSUPP, "host address",
-		       gmem_region_rebind(placed, file, PAGES(&unit, 4)));
-	check_region(&unit, region);
-	assert_ok(gmem_region_rebind(region, file, PAGES(&unit, 2)));
-	gmem_file_free(file);
-	gmem_file_free(bare);
-	gmem_file_free(foreign);
+	for (i = 0; i < ARRAY_SIZE(cases); i++)
+		assert_refused(-EINVAL, "device",
+			       gmem_region_add(unit.vm, 0, unit.page, &cases[i], &region));
+	assert_ptr_equal(region, NO_REGION);
+	device = add_device(&unit, 0, 1);
+	assert_refused(-EOPNOTSUPP, "device", gmem_region_rebind(device, file, 0));
 	gmem_plan_free(host);
-	fake_close(other);
-	unit_end(&unit);
-}
-
-static void rebind_is_undone_if_the_kernel_refuses(void **state)
-{
-	struct gmem_region *region, *found;
-	struct gmem_file *file, *old;
-	struct unit unit;
-	void *hva;
-
-	(void)state;
-	unit_begin_vm(&unit, "6.18");
-	file = unit_file(&unit, 8);
-	region = unit_region(&unit, 4, 2, NULL);
-	old = gmem_region_file(region, NULL);
-	hva = gmem_region_hva(region);
-	fake_fail_next(FAKE_DELETE_SLOT, -ENOMEM);
-	assert_refused(-ENOMEM, "memslot 0", gmem_region_rebind(region, file, 0));
-	fake_fail_kind(FAKE_SET_SLOT2, 0, 1, -ENOMEM);
-	assert_refused(-ENOMEM, "memslot 0", gmem_region_rebind(region, file, 0));
-	fake_fail_next(FAKE_MMAP, -ENOMEM);
-	assert_refused(-ENOMEM, "", gmem_region_rebind(region, file, 0));
-	assert_ptr_equal(gmem_region_file(region, NULL), old);
-	assert_ptr_equal(gmem_region_hva(region), hva);
-	assert_ok(gmem_vm_find_hva(unit.vm, hva, &found, NULL));
-	check_region(&unit, region);
-
-	fake_fail_kind(FAKE_SET_SLOT2, 0, 2, -ENOMEM);
-	assert_int_equal(gmem_region_rebind(region, file, 0), -ENOTRECOVERABLE);
-	assert_ok(gmem_region_remove(region));
-	/* the range that was never bound is free */
-	GMEM_OPTS(gmem_region_opts, opts, .file = file);
-	assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 8), &opts, &region));
 	gmem_file_free(file);
 	unit_end(&unit);
 }
 
-/* ---- threads ---- */
+/* ---- congruent addresses ---- */
 
-#define THREADS		4
-#define THREAD_ROUNDS	300
+#define MIB ((uint64_t)1 << 20)
 
-struct worker {
-	const struct unit *unit;
-	struct gmem_file *file;
+static void congruent_addresses_are_alike(void **state)
+{
+	static const uint64_t aligns[] = { 64 << 10, 2 * MIB, 8 * MIB };
+	static const uint32_t backings[] = { GMEM_BACKING_HOST, GMEM_BACKING_MAPPED,
+					     GMEM_BACKING_SHARED };
 	struct gmem_region *region;
-	uint64_t lane;		/* each thread has gpas and file pages of its own */
-	int failures;
-};
-
-static void work_once(struct worker *w, uint64_t gpa)
-{
-	GMEM_OPTS(gmem_region_opts, opts, .file = w->file,
-		  .file_offset = PAGES(w->unit, 4 * w->lane));
-	struct gmem_region *region, *found = NULL;
-	uint64_t offset;
-	void *hva;
-
-	if (gmem_region_add(w->unit->vm, gpa, w->unit->page, &opts, &region)) {
-		w->failures++;
-		return;
-	}
-	hva = gmem_region_hva(region);
-	w->failures += gmem_vm_find_hva(w->unit->vm, hva, &found, NULL) || found != region;
-	w->failures += gmem_region_move(region, gpa + w->unit->page) != 0;
-	w->failures += gmem_region_rebind(region, w->file,
-					  PAGES(w->unit, 4 * w->lane + 1)) != 0;
-	w->failures += gmem_region_remove(region) != 0;
-
-	w->failures += gmem_file_map(w->file, 0, PAGES(w->unit, 4), NULL, &hva) != 0;
-	w->failures += gmem_file_find_hva(w->file, hva, &offset) || offset != 0;
-	w->failures += gmem_file_unmap(w->file, at(hva, w->unit->page), w->unit->page) != 0;
-	w->failures += gmem_region_add(w->unit->vm, 1, 1, NULL, &region) != -EINVAL;
-	w->failures += strstr(gmem_last_error(), "0x1") == NULL;
-}
-
-static void *work(void *data)
-{
-	struct worker *w = data;
-	int i;
-
-	for (i = 0; i < THREAD_ROUNDS; i++)
-		work_once(w, PAGES(w->unit, 8 * w->lane + (uint64_t)(i % 2)));
-	return NULL;
-}
-
-static void threads_share_a_vm_and_a_file(void **state)
-{
-	struct worker workers[THREADS];
-	pthread_t threads[THREADS];
 	struct gmem_file *file;
 	struct unit unit;
-	uint64_t i;
+	uint64_t gpa;
+	size_t i, j;
 
 	(void)state;
 	unit_begin_vm(&unit, "6.18");
-	file = unit_file(&unit, 4 * THREADS);
-	for (i = 0; i < THREADS; i++) {
-		workers[i] = (struct worker){ .unit = &unit, .file = file, .lane = i };
-		assert_int_equal(pthread_create(&threads[i], NULL, work, &workers[i]), 0);
+	file = unit_file(&unit, 16);
+	for (i = 0; i < ARRAY_SIZE(backings); i++) {
+		struct gmem_plan *plan = unit_plan(&unit, backings[i]);
+
+		for (j = 0; j < ARRAY_SIZE(aligns); j++) {
+			GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_CONGRUENT,
+				  .align = aligns[j], .plan = plan);
+
+			for (gpa = 0; gpa < PAGES(&unit, 900); gpa += PAGES(&unit, 37)) {
+				assert_ok(gmem_region_add(unit.vm, gpa, PAGES(&unit, 3), &opts,
+							  &region));
+				assert_int_equal((gpa - (uintptr_t)gmem_region_hva(region)) % aligns[j],
+						 0);
+				assert_int_equal(fake_open_mappings(), 1);
+				memset(gmem_region_hva(region), 1, PAGES(&unit, 3));
+				assert_ok(gmem_region_remove(region));
+				assert_int_equal(fake_open_mappings(), 0);
+			}
+		}
+
+		/* and they stay congruent after a rebind */
+		GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_CONGRUENT,
+			  .align = 2 * MIB, .plan = plan);
+		assert_ok(gmem_region_add(unit.vm, PAGES(&unit, 5), PAGES(&unit, 3), &opts, &region));
+		if (backings[i] != GMEM_BACKING_HOST) {
+			assert_ok(gmem_region_rebind(region, file, PAGES(&unit, 2)));
+			assert_int_equal((uintptr_t)gmem_region_hva(region) % (2 * MIB),
+					 PAGES(&unit, 5));
+		}
+		assert_ok(gmem_region_remove(region));
+		gmem_plan_free(plan);
 	}
-	for (i = 0; i < THREADS; i++) {
-		pthread_join(threads[i], NULL);
-		assert_int_equal(workers[i].failures, 0);
-	}
-	assert_int_equal(fake_slot_count(unit.vm_fd), 0);
 	gmem_file_free(file);
 	unit_end(&unit);
 }
 
-static void *watch(void *data)
+static void congruence_needs_an_alignment_and_no_address(void **state)
 {
-	struct worker *w = data;
-	struct gmem_region *region = NULL;
-	uint64_t gpa;
-	int i;
-
-	w->failures += gmem_vm_find_hva(w->unit->vm, gmem_region_hva(w->region), &region,
-					NULL) || region != w->region;
-	for (i = 0; i < 20 * THREAD_ROUNDS; i++) {
-		gpa = gmem_region_gpa(w->region);
-		w->failures += gpa != 0 && gpa != PAGES(w->unit, 8);
-	}
-	return NULL;
-}
-
-/* Both are thread-safe, so a reader sees one address or the other. */
-static void region_may_be_looked_at_while_it_moves(void **state)
-{
-	struct worker worker = { .failures = 0 };
-	pthread_t thread;
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_CONGRUENT);
+	struct gmem_region *region = NO_REGION;
 	struct unit unit;
-	int i;
 
 	(void)state;
 	unit_begin_vm(&unit, "6.18");
-	worker.unit = &unit;
-	worker.region = unit_region(&unit, 0, 1, NULL);
-	assert_int_equal(pthread_create(&thread, NULL, watch, &worker), 0);
-	for (i = 0; i < THREAD_ROUNDS; i++)
-		assert_ok(gmem_region_move(worker.region, i % 2 ? 0 : PAGES(&unit, 8)));
-	pthread_join(thread, NULL);
-	assert_int_equal(worker.failures, 0);
+	assert_refused(-EINVAL, "alignment", gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
+	opts.align = unit.page / 2;
+	assert_refused(-EINVAL, "alignment", gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
+	opts.align = 3 * unit.page;
+	assert_refused(-EINVAL, "alignment", gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
+	opts.align = 2 * MIB;
+	opts.flags |= GMEM_REGION_HVA;
+	opts.hva = &opts;
+	assert_refused(-EINVAL, "exclude", gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
+	assert_ptr_equal(region, NO_REGION);
 	unit_end(&unit);
-}
-
-/* ---- all of it, against a naive model ---- */
-
-#define MODEL_PAGES	128
-#define MODEL_REGIONS	24
-#define MODEL_ROUNDS	6000
-
-struct model {
-	struct unit unit;
-	struct gmem_file *file;
-	struct gmem_region *regions[MODEL_REGIONS];
-	uint64_t gpa[MODEL_REGIONS];
-	uint64_t offset[MODEL_REGIONS];
-	uint64_t pages[MODEL_REGIONS];
-	uint32_t seed;
-};
-
-/* Always the same numbers: a failure must come back. */
-static uint64_t pick(struct model *m, uint32_t below)
-{
-	m->seed = m->seed * 1664525 + 1013904223;
-	return (m->seed >> 8) % below;
-}
-
-static bool ranges_meet(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size)
-{
-	return a < b + b_size && b < a + a_size;
-}
-
-/* Would the range overlap any region but @except, by gpa or in the file? */
-static bool is_taken(const struct model *m, const uint64_t *starts, uint64_t start,
-		     uint64_t pages, size_t except)
-{
-	size_t i;
-
-	for (i = 0; i < MODEL_REGIONS; i++)
-		if (i != except && m->regions[i] &&
-		    ranges_meet(starts[i], m->pages[i], start, pages))
-			return true;
-	return false;
-}
-
-static void model_add(struct model *m, size_t i)
-{
-	uint64_t gpa = pick(m, MODEL_PAGES), offset = pick(m, MODEL_PAGES - 8);
-	uint64_t pages = 1 + pick(m, 8);
-	bool taken = is_taken(m, m->gpa, gpa, pages, i) || is_taken(m, m->offset, offset, pages, i);
-	GMEM_OPTS(gmem_region_opts, opts, .file = m->file,
-		  .file_offset = PAGES(&m->unit, offset));
-	int err;
-
-	err = gmem_region_add(m->unit.vm, PAGES(&m->unit, gpa), PAGES(&m->unit, pages), &opts,
-			      &m->regions[i]);
-	assert_int_equal(err, taken ? -EEXIST : 0);
-	m->gpa[i] = gpa;
-	m->offset[i] = offset;
-	m->pages[i] = pages;
-}
-
-static void model_move(struct model *m, size_t i)
-{
-	uint64_t gpa = pick(m, MODEL_PAGES);
-	bool taken = is_taken(m, m->gpa, gpa, m->pages[i], i);
-
-	assert_int_equal(gmem_region_move(m->regions[i], PAGES(&m->unit, gpa)),
-			 taken ? -EEXIST : 0);
-	if (!taken)
-		m->gpa[i] = gpa;
-}
-
-static void model_rebind(struct model *m, size_t i)
-{
-	uint64_t offset = pick(m, MODEL_PAGES - 8);
-	bool taken = is_taken(m, m->offset, offset, m->pages[i], i);
-
-	assert_int_equal(gmem_region_rebind(m->regions[i], m->file, PAGES(&m->unit, offset)),
-			 taken ? -EEXIST : 0);
-	if (!taken)
-		m->offset[i] = offset;
-}
-
-static void model_step(struct model *m)
-{
-	size_t i = pick(m, MODEL_REGIONS);
-	uint64_t what = pick(m, 4);
-
-	if (!m->regions[i])
-		model_add(m, i);
-	else if (what == 0)
-		model_rebind(m, i);
-	else if (what == 1)
-		model_move(m, i);
-	else if (what == 2) {
-		assert_ok(gmem_region_remove(m->regions[i]));
-		m->regions[i] = NULL;
-	}
-}
-
-static void model_check(struct model *m)
-{
-	unsigned count = 0;
-	size_t i;
-
-	for (i = 0; i < MODEL_REGIONS; i++) {
-		if (!m->regions[i])
-			continue;
-		count++;
-		assert_int_equal(gmem_region_gpa(m->regions[i]), PAGES(&m->unit, m->gpa[i]));
-		check_region(&m->unit, m->regions[i]);
-	}
-	assert_int_equal(fake_slot_count(m->unit.vm_fd), count);
-	assert_int_equal(fake_open_mappings(), count);
-}
-
-static void regions_agree_with_a_naive_model(void **state)
-{
-	struct model m = { .seed = 20260101 };
-	int i;
-
-	(void)state;
-	unit_begin_vm(&m.unit, "6.18");
-	m.file = unit_file(&m.unit, MODEL_PAGES);
-	for (i = 0; i < MODEL_ROUNDS; i++) {
-		model_step(&m);
-		model_check(&m);
-	}
-	gmem_file_free(m.file);
-	unit_end(&m.unit);
 }
 
 static const struct CMUnitTest tests[] = {
@@ -1310,20 +904,14 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(mapped_region_may_share_pages_with_a_bound_one),
 	cmocka_unit_test(kernel_refusal_keeps_its_errno_and_changes_nothing),
 	cmocka_unit_test(closed_vm_fd_is_ebadf_and_the_region_stays),
-	cmocka_unit_test(questions_to_no_region_have_answers),
+	cmocka_unit_test(accessors_accept_null),
 	cmocka_unit_test(region_keeps_its_file_alive),
-	cmocka_unit_test(file_of_yours_keeps_its_contents),
+	cmocka_unit_test(callers_file_keeps_its_contents),
 	cmocka_unit_test(slot_is_deleted_first),
-	cmocka_unit_test(move_keeps_everything_but_the_address),
-	cmocka_unit_test(move_rejects_bad_addresses),
-	cmocka_unit_test(move_is_undone_if_the_kernel_refuses),
-	cmocka_unit_test(region_that_lost_its_slot_can_only_be_removed),
-	cmocka_unit_test(rebind_puts_other_contents_behind_a_region),
-	cmocka_unit_test(rebind_rejects_what_does_not_fit),
-	cmocka_unit_test(rebind_is_undone_if_the_kernel_refuses),
-	cmocka_unit_test(threads_share_a_vm_and_a_file),
-	cmocka_unit_test(region_may_be_looked_at_while_it_moves),
-	cmocka_unit_test(regions_agree_with_a_naive_model),
+	cmocka_unit_test(device_has_a_place_and_nothing_else),
+	cmocka_unit_test(device_takes_no_other_option),
+	cmocka_unit_test(congruent_addresses_are_alike),
+	cmocka_unit_test(congruence_needs_an_alignment_and_no_address),
 };
 
 UNIT_MAIN(tests)

@@ -1,21 +1,17 @@
 /* SPDX-License-Identifier: MIT */
-/* Memory goes from an export to an import, and back; and what neither believes of the other */
+/* import, peer, peer_io and wire: memory goes to another process; neither side trusts the other */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "caps/plan.h"
-#include "region/file.h"
-#include "region/region.h"
-#include "share/peer_io.h"
 #include "share/wire.h"
 #include "unit.h"
 #include "unit_alloc.h"
+#include "unit_share.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
@@ -36,19 +32,8 @@ struct scene {
 	struct gmem_import *import;
 	struct gmem_view *view;
 	int sockets[2];			/* exporter's, importer's */
-	pthread_t thread;
-	int stop;
+	struct unit_answerer answerer;
 };
-
-static int new_memfd(uint64_t size, int seals)
-{
-	int fd = memfd_create("test", MFD_ALLOW_SEALING | MFD_CLOEXEC);
-
-	assert_true(fd >= 0);
-	assert_int_equal(ftruncate(fd, (off_t)size), 0);
-	assert_int_equal(fcntl(fd, F_ADD_SEALS, seals), 0);
-	return fd;
-}
 
 static void scene_begin_raw(struct scene *s)
 {
@@ -102,46 +87,19 @@ static struct gmem_region *add(struct scene *s, uint64_t page, uint64_t pages,
 	return region;
 }
 
-/* Until neither side has anything to say; the number of messages does not matter. */
 static void exchange(struct scene *s)
 {
-	int ret;
-
-	do {
-		assert_ok(gmem_export_dispatch(s->exporter));
-		ret = gmem_import_dispatch(s->import);
-		if (ret < 0)
-			fail_msg("the import says: %s", gmem_last_error());
-		assert_ok(gmem_export_dispatch(s->exporter));
-	} while (gmem_peer_status(s->peer) == 0);
-	assert_int_equal(ret, 1);
-	assert_int_equal(gmem_peer_status(s->peer), 1);
+	assert_int_equal(unit_exchange(s->exporter, s->peer, s->import), 1);
 }
 
-static void *answer_all(void *data)
-{
-	struct scene *s = data;
-	struct pollfd fd = { .fd = gmem_import_fd(s->import), .events = POLLIN };
-
-	while (!__atomic_load_n(&s->stop, __ATOMIC_ACQUIRE)) {
-		poll(&fd, 1, 5);
-		if (gmem_import_dispatch(s->import) < 0)
-			break;
-	}
-	return NULL;
-}
-
-/* The other process, as far as one is needed */
 static void start_answering(struct scene *s)
 {
-	s->stop = 0;
-	assert_int_equal(pthread_create(&s->thread, NULL, answer_all, s), 0);
+	unit_start_answering(&s->answerer, s->import);
 }
 
 static void stop_answering(struct scene *s)
 {
-	__atomic_store_n(&s->stop, 1, __ATOMIC_RELEASE);
-	assert_int_equal(pthread_join(s->thread, NULL), 0);
+	unit_stop_answering(&s->answerer);
 }
 
 static uint64_t load(const struct scene *s, uint64_t gpa)
@@ -286,7 +244,7 @@ static void a_rebound_region_shows_the_other_file(void **state)
 
 static void memory_of_the_callers_arrives(void **state)
 {
-	int fd = new_memfd(4 * PAGE, F_SEAL_SHRINK);
+	int fd = unit_memfd(4 * PAGE, F_SEAL_SHRINK);
 	struct scene s;
 	char *hva;
 
@@ -305,7 +263,7 @@ static void memory_of_the_callers_arrives(void **state)
 	close(fd);
 }
 
-static void what_comes_later_and_cannot_be_given_is_left_out(void **state)
+static void later_region_that_cannot_be_given_is_left_out(void **state)
 {
 	struct gmem_region *a;
 	struct scene s;
@@ -354,11 +312,11 @@ static void a_peer_gets_its_ranges_and_nothing_else(void **state)
 	scene_end(&s);
 }
 
-/* Of 3 MiB: an entry of the readers' table, and part of one */
+/* 3 MiB are one entry of the readers' table and part of another. */
 static void memory_for_reading_is_not_written(void **state)
 {
 	const uint64_t size = (uint64_t)3 << 20;
-	int fd = new_memfd(size, F_SEAL_SHRINK);
+	int fd = unit_memfd(size, F_SEAL_SHRINK);
 	struct gmem_extent extents[MOST];
 	uint64_t expected = 0, done = 0;
 	struct scene s;
@@ -410,7 +368,7 @@ static int try_peer(struct scene *s, struct gmem_peer_opts opts)
 	return gmem_peer_add(s->exporter, s->sockets[0], &opts, &s->peer);
 }
 
-static void what_cannot_be_kept_from_a_peer_is_refused(void **state)
+static void ranges_that_cannot_be_kept_from_a_peer_are_refused(void **state)
 {
 	const struct gmem_export_range part = { .gpa = 17 * PAGE, .size = PAGE,
 						.rights = GMEM_RIGHT_READ | GMEM_RIGHT_WRITE };
@@ -495,7 +453,7 @@ static void without_an_answer_memory_stays(void **state)
 		       gmem_region_remove(a));
 	assert_int_equal(load(&s, 16 * PAGE), 1);
 
-	/* It answers late: it is given the memory again. */
+	/* The peer answers late, and is given the memory again. */
 	exchange(&s);
 	assert_int_equal(load(&s, 16 * PAGE), 1);
 	put(a, 0, 2);
@@ -518,7 +476,7 @@ static void without_an_answer_a_peer_is_cut_off(void **state)
 	assert_ok(gmem_region_remove(a));
 	assert_int_equal(gmem_peer_status(s.peer), -ETIMEDOUT);
 
-	/* What it is still told it does; then it finds the end. */
+	/* The import handles the messages that are still in the socket, then finds its end. */
 	while (gmem_import_dispatch(s.import) >= 0)
 		;
 	assert_int_equal(gmem_import_dispatch(s.import), -EPIPE);
@@ -563,26 +521,9 @@ static void memory_outlives_the_exporting_side(void **state)
 
 /* ---- hostile peers ---- */
 
-/* Bytes, and as many fds, from one that has never heard of the protocol */
 static void send_raw(int sock, const void *bytes, size_t size, unsigned fds, int fd)
 {
-	char control[CMSG_SPACE(8 * sizeof(int))] = { 0 };
-	struct iovec iov = { .iov_base = (void *)(uintptr_t)bytes, .iov_len = size };
-	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
-
-	if (fds) {
-		struct cmsghdr *header;
-
-		message.msg_control = control;
-		message.msg_controllen = CMSG_SPACE(fds * sizeof(int));
-		header = CMSG_FIRSTHDR(&message);
-		header->cmsg_level = SOL_SOCKET;
-		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(fds * sizeof(int));
-		for (unsigned i = 0; i < fds; i++)
-			memcpy(CMSG_DATA(header) + i * sizeof(int), &fd, sizeof(fd));
-	}
-	assert_int_equal(sendmsg(sock, &message, MSG_NOSIGNAL), (ssize_t)size);
+	assert_int_equal(fake_send_packet(sock, bytes, size, fds, fd), size);
 }
 
 static void send_message(int sock, struct gmem_message message, unsigned fds, int fd)
@@ -610,7 +551,7 @@ static void a_peer_that_sends_anything_else_is_lost(void **state)
 
 	(void)state;
 	for (size_t i = 0; i < ARRAY_SIZE(cases) + 4; i++) {
-		int fd = new_memfd(PAGE, 0);
+		int fd = unit_memfd(PAGE, 0);
 
 		scene_begin_raw(&s);
 		add_peer(&s, (struct gmem_peer_opts){ .flags = 0 });
@@ -636,7 +577,7 @@ static void a_peer_that_sends_anything_else_is_lost(void **state)
 
 static void files_in_an_empty_packet_are_closed(void **state)
 {
-	int fd = new_memfd(PAGE, 0);
+	int fd = unit_memfd(PAGE, 0);
 	struct scene s;
 	unsigned before;
 
@@ -708,15 +649,15 @@ static int make_file(enum file kind)
 {
 	switch (kind) {
 	case UNSEALED:
-		return new_memfd(4 * PAGE, 0);
+		return unit_memfd(4 * PAGE, 0);
 	case NO_WRITING:
-		return new_memfd(4 * PAGE, F_SEAL_SHRINK | F_SEAL_WRITE);
+		return unit_memfd(4 * PAGE, F_SEAL_SHRINK | F_SEAL_WRITE);
 	case SOCKET:
 		return socket(AF_UNIX, SOCK_STREAM, 0);
 	case DEVICE:
 		return open("/dev/zero", O_RDWR);
 	default:
-		return new_memfd(4 * PAGE, F_SEAL_SHRINK);
+		return unit_memfd(4 * PAGE, F_SEAL_SHRINK);
 	}
 }
 
@@ -756,7 +697,7 @@ static void an_import_believes_nothing(void **state)
 	} cases[] = {
 		{ { HELLO, { MAP_AT(16, 4) }, BYE }, MEMFD, 0 },
 		{ { HELLO, { MAP_AT(16, 4) }, { .type = GMEM_WIRE_UNMAP, .id = 1 } }, MEMFD, 0 },
-		/* what a version to come may say, and this one does not */
+		/* messages of later versions, which this version refuses */
 		{ { HELLO, HELLO }, MEMFD, -EPROTO },
 		{ { { .type = GMEM_WIRE_HELLO, .page_size = 65536 }, BYE }, MEMFD, -EPROTO },
 		{ { { .type = GMEM_WIRE_HELLO, .page_size = 4096, .offset = 1 } }, MEMFD, -EPROTO },
@@ -782,7 +723,7 @@ static void an_import_believes_nothing(void **state)
 		    { .type = GMEM_WIRE_MAP, .id = 2, .gpa = 19 * PAGE, .size = PAGE,
 		      .file_size = 4 * PAGE, .page_size = 4096, .rights = 3, .backing = 1 } },
 		  MEMFD, -EPROTO },
-		/* the file is not what it says */
+		/* the file is not as the message says */
 		{ { HELLO, { .type = GMEM_WIRE_MAP, .id = 2, .gpa = 0, .size = 8 * PAGE,
 			     .file_size = 8 * PAGE, .page_size = 4096, .rights = 3, .backing = 1 } },
 		  MEMFD, -EINVAL },
@@ -951,10 +892,10 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(the_rest_of_a_split_region_is_given_again),
 	cmocka_unit_test(a_rebound_region_shows_the_other_file),
 	cmocka_unit_test(memory_of_the_callers_arrives),
-	cmocka_unit_test(what_comes_later_and_cannot_be_given_is_left_out),
+	cmocka_unit_test(later_region_that_cannot_be_given_is_left_out),
 	cmocka_unit_test(a_peer_gets_its_ranges_and_nothing_else),
 	cmocka_unit_test(memory_for_reading_is_not_written),
-	cmocka_unit_test(what_cannot_be_kept_from_a_peer_is_refused),
+	cmocka_unit_test(ranges_that_cannot_be_kept_from_a_peer_are_refused),
 	cmocka_unit_test(peer_options_are_checked),
 	cmocka_unit_test(without_an_answer_memory_stays),
 	cmocka_unit_test(without_an_answer_a_peer_is_cut_off),

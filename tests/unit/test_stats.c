@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Numbers that add up */
+/* stats: the counts of a VM's and a region's memory add up */
 #include <errno.h>
 #include <string.h>
 
@@ -44,7 +44,7 @@ static void touch(const struct unit *unit, struct gmem_region *region, uint64_t 
 	memset((char *)gmem_region_hva(region) + PAGES(unit, page), 0x5a, PAGES(unit, pages));
 }
 
-/* As a guest would that touches private memory */
+/* Allocates private pages as a guest's accesses do. */
 static void allocate(const struct unit *unit, struct gmem_region *region, uint64_t page,
 		     uint64_t pages)
 {
@@ -102,7 +102,7 @@ static void shared_and_private_are_all_there_is(void **state)
 	assert_int_equal(stats.made_shared, 0);
 	assert_int_equal(stats.conversions, 1);
 
-	/* what is removed is shared again, and counted */
+	/* a removed range is shared again, and counted */
 	assert_ok(gmem_region_remove(second));
 	stats = stats_of(&unit, 0);
 	assert_int_equal(stats.bytes_private, PAGES(&unit, 3));
@@ -111,7 +111,7 @@ static void shared_and_private_are_all_there_is(void **state)
 	unit_end(&unit);
 }
 
-static void what_is_so_already_counts_for_nothing(void **state)
+static void pages_converted_already_count_for_nothing(void **state)
 {
 	struct gmem_stats before, after;
 	struct unit unit;
@@ -211,8 +211,6 @@ static void doubled_pages_are_found_one_by_one(void **state)
 
 static void one_memory_for_both_sides_counts_once(void **state)
 {
-	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_PRIVATE },
-		  .required_flags = GMEM_CREATE_MMAP);
 	struct gmem_region *region;
 	struct gmem_stats stats;
 	struct gmem_plan *plan;
@@ -220,7 +218,7 @@ static void one_memory_for_both_sides_counts_once(void **state)
 
 	(void)state;
 	unit_begin_vm(&unit, "7.3-swp-t1");
-	assert_ok(gmem_plan_new(unit.caps, &request, &plan));
+	plan = unit_plan_mappable_private(&unit);
 	region = unit_region(&unit, 16, 8, plan);
 	allocate(&unit, region, 0, 4);
 	convert(&unit, 16, 2, GMEM_STATE_PRIVATE, GMEM_DISCARD_NOW);
@@ -309,7 +307,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_vm_without_memory_has_nothing),
 		cmocka_unit_test(shared_and_private_are_all_there_is),
-		cmocka_unit_test(what_is_so_already_counts_for_nothing),
+		cmocka_unit_test(pages_converted_already_count_for_nothing),
 		cmocka_unit_test(a_refused_conversion_counts_its_call_and_nothing_else),
 		cmocka_unit_test(memory_is_doubled_where_both_sides_have_it),
 		cmocka_unit_test(doubled_pages_are_found_one_by_one),

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Readers verify what they see while writers add, remove, move, split and
- * replace regions. Runs for GMEM_STRESS_SECONDS, 3 without.
+ * apply, lookup_table and view: readers verify what they see while writers add,
+ * remove, move, split and replace regions. Runs for GMEM_STRESS_SECONDS, 3 without.
  *
- * Guest memory is divided into lanes. What a lane's pages hold says which lane
- * it is, and memory is scribbled over, or unmapped, as soon as its region is
- * gone: a reader that looks at memory of another lane, or at memory a moment
- * too long, sees it or dies.
+ * Guest memory is divided into lanes. The contents of a page tell its lane, and
+ * memory is scribbled over, or unmapped, as soon as its region is gone: a reader that
+ * looks at memory of another lane, or at memory a moment too long, sees it or dies.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -296,7 +295,7 @@ static void write_remove(struct worker *w, struct lane *lane)
 		spoil_memory(w->stress, lane);
 }
 
-/* To anywhere in its lane; often something is there already. */
+/* Moves to anywhere in its lane, where there often is a region already. */
 static void write_move(struct worker *w, struct lane *lane)
 {
 	const struct unit *unit = &w->stress->unit;
@@ -323,7 +322,7 @@ static void write_split(struct worker *w, struct lane *lane)
 		WRONG(w, "split: %s", gmem_last_error());
 }
 
-/* One goes and one comes at the same place and of the same pages, at once */
+/* One change replaces a region by another of the same place and pages. */
 static void write_replace(struct worker *w, struct lane *lane)
 {
 	const struct unit *unit = &w->stress->unit;
@@ -475,13 +474,13 @@ static void readers_see_what_is_there_or_nothing(void **state)
 	play(milliseconds() / 3, 0);
 }
 
-static void readers_that_fence_see_the_same(void **state)
+static void readers_with_fences_see_what_is_there_or_nothing(void **state)
 {
 	(void)state;
 	play(milliseconds() / 3, -EPERM);
 }
 
-static void readers_that_recover_see_the_same(void **state)
+static void readers_with_recovery_see_what_is_there_or_nothing(void **state)
 {
 	(void)state;
 	assert_ok(gmem_recovery_enable());
@@ -554,21 +553,18 @@ static void *ask(void *data)
 	return NULL;
 }
 
-static void one_region_takes_orders_from_many_threads(void **state)
+static void many_threads_change_one_region(void **state)
 {
 	static void *(*const jobs[])(void *) = { move_about, move_about, log_writes, log_writes,
 						 cut_down, ask };
 	pthread_t threads[ARRAY_SIZE(jobs)];
-	struct gmem_plan *host;
 	struct crowd c;
 	size_t i;
 
 	(void)state;
 	memset(&c, 0, sizeof(c));
 	unit_begin_vm(&c.unit, "6.18");
-	host = unit_plan(&c.unit, GMEM_BACKING_HOST);
-	c.region = unit_region(&c.unit, 0, 200, host);
-	gmem_plan_free(host);
+	c.region = unit_region_backed(&c.unit, 0, 200, GMEM_BACKING_HOST);
 	for (i = 0; i < ARRAY_SIZE(jobs); i++)
 		assert_int_equal(pthread_create(&threads[i], NULL, jobs[i], &c), 0);
 	for (i = 0; i < ARRAY_SIZE(jobs); i++)
@@ -580,9 +576,9 @@ static void one_region_takes_orders_from_many_threads(void **state)
 
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(readers_see_what_is_there_or_nothing),
-	cmocka_unit_test(readers_that_fence_see_the_same),
-	cmocka_unit_test(readers_that_recover_see_the_same),
-	cmocka_unit_test(one_region_takes_orders_from_many_threads),
+	cmocka_unit_test(readers_with_fences_see_what_is_there_or_nothing),
+	cmocka_unit_test(readers_with_recovery_see_what_is_there_or_nothing),
+	cmocka_unit_test(many_threads_change_one_region),
 };
 
 UNIT_MAIN(tests)

@@ -1,22 +1,19 @@
 /* SPDX-License-Identifier: MIT */
-/* Exits dealt with: what guests may ask, how often, and what it costs */
+/* vcpu: conversions that a guest asks for, their limits and their cost */
 #include <errno.h>
 #include <linux/kvm.h>
 #include <linux/kvm_para.h>
 #include <pthread.h>
 #include <string.h>
 
-#include "caps/plan.h"
 #include "os/kvm_compat.h"
-#include "region/file.h"
 #include "region/region.h"
-#include "state/claim.h"
 #include "unit.h"
 
 #define FIRST	16	/* page */
 #define COUNT	32	/* pages */
 
-/* Of KVM_HC_MAP_GPA_RANGE */
+/* The attribute of KVM_HC_MAP_GPA_RANGE for private memory */
 #define TO_PRIVATE	UINT64_C(0x10)
 #define TO_SHARED	UINT64_C(0)
 
@@ -31,13 +28,10 @@ struct fixture {
 
 static void begin_with(struct fixture *f, const char *kernel, const struct gmem_vcpu_opts *opts)
 {
-	struct gmem_plan *plan;
 
 	memset(f, 0, sizeof(*f));
 	unit_begin_vm(&f->unit, kernel);
-	plan = unit_plan(&f->unit, GMEM_BACKING_PRIVATE);
-	f->region = unit_region(&f->unit, FIRST, COUNT, plan);
-	gmem_plan_free(plan);
+	f->region = unit_region_backed(&f->unit, FIRST, COUNT, GMEM_BACKING_PRIVATE);
 	f->fd = fake_new_vcpu(f->unit.vm_fd);
 	assert_ok(gmem_vcpu_new(f->unit.vm, f->fd, opts, &f->vcpu));
 }
@@ -165,7 +159,7 @@ static void touching_converts_the_page(void **state)
 	end(&f);
 }
 
-static void what_is_not_about_memory_is_the_callers(void **state)
+static void exits_not_about_memory_are_the_callers(void **state)
 {
 	struct gmem_stats stats;
 	struct fixture f;
@@ -180,7 +174,7 @@ static void what_is_not_about_memory_is_the_callers(void **state)
 	end(&f);
 }
 
-static void a_fault_where_no_memory_is_is_told(void **state)
+static void a_fault_without_memory_is_reported(void **state)
 {
 	GMEM_OPTS(gmem_region_opts, device, .flags = GMEM_REGION_DEVICE);
 	struct gmem_region *region;
@@ -198,7 +192,7 @@ static void a_fault_where_no_memory_is_is_told(void **state)
 	end(&f);
 }
 
-static void memory_that_is_not_converted_is_told(void **state)
+static void a_fault_that_cannot_be_converted_is_reported(void **state)
 {
 	struct gmem_plan *plan;
 	struct gmem_stats stats;
@@ -215,7 +209,7 @@ static void memory_that_is_not_converted_is_told(void **state)
 	end(&f);
 }
 
-static void where_touching_shall_not_convert_it_does_not(void **state)
+static void explicit_mode_converts_nothing_on_touch(void **state)
 {
 	GMEM_OPTS(gmem_vcpu_opts, opts, .flags = GMEM_VCPU_EXPLICIT);
 	struct fixture f;
@@ -229,7 +223,7 @@ static void where_touching_shall_not_convert_it_does_not(void **state)
 	end(&f);
 }
 
-static void poison_and_riddles_are_told(void **state)
+static void poison_and_unknown_faults_are_reported(void **state)
 {
 	struct gmem_stats stats;
 	struct fixture f;
@@ -282,7 +276,7 @@ static void a_lease_in_the_way_is_named(void **state)
 
 /* ---- faults that come back ---- */
 
-static void a_fault_that_gets_nowhere_is_told_in_the_end(void **state)
+static void a_fault_without_progress_is_reported_in_the_end(void **state)
 {
 	struct gmem_stats stats;
 	struct fixture f;
@@ -309,7 +303,7 @@ static void a_fault_that_gets_nowhere_is_told_in_the_end(void **state)
 	end(&f);
 }
 
-static void two_places_by_turns_get_nowhere_either(void **state)
+static void two_faults_by_turns_are_no_progress_either(void **state)
 {
 	GMEM_OPTS(gmem_vcpu_opts, opts, .max_stuck_faults = 3);
 	struct fixture f;
@@ -452,7 +446,7 @@ static void a_range_without_memory_may_be_called_shared(void **state)
 	end(&f);
 }
 
-static void a_kernel_that_refuses_is_told_to_both(void **state)
+static void a_refusal_of_the_kernel_reaches_guest_and_caller(void **state)
 {
 	struct gmem_stats stats;
 	struct fixture f;
@@ -678,21 +672,21 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(touching_converts_the_page),
-		cmocka_unit_test(what_is_not_about_memory_is_the_callers),
-		cmocka_unit_test(a_fault_where_no_memory_is_is_told),
-		cmocka_unit_test(memory_that_is_not_converted_is_told),
-		cmocka_unit_test(where_touching_shall_not_convert_it_does_not),
-		cmocka_unit_test(poison_and_riddles_are_told),
+		cmocka_unit_test(exits_not_about_memory_are_the_callers),
+		cmocka_unit_test(a_fault_without_memory_is_reported),
+		cmocka_unit_test(a_fault_that_cannot_be_converted_is_reported),
+		cmocka_unit_test(explicit_mode_converts_nothing_on_touch),
+		cmocka_unit_test(poison_and_unknown_faults_are_reported),
 		cmocka_unit_test(a_lease_in_the_way_is_named),
-		cmocka_unit_test(a_fault_that_gets_nowhere_is_told_in_the_end),
-		cmocka_unit_test(two_places_by_turns_get_nowhere_either),
+		cmocka_unit_test(a_fault_without_progress_is_reported_in_the_end),
+		cmocka_unit_test(two_faults_by_turns_are_no_progress_either),
 		cmocka_unit_test(a_vcpu_that_is_always_late_but_moves_on_is_not_stuck),
 		cmocka_unit_test(a_signal_is_no_progress),
 		cmocka_unit_test(flipping_one_page_is_bounded_if_asked_for),
 		cmocka_unit_test(a_request_is_done_and_answered),
 		cmocka_unit_test(hostile_requests_are_answered_and_change_nothing),
 		cmocka_unit_test(a_range_without_memory_may_be_called_shared),
-		cmocka_unit_test(a_kernel_that_refuses_is_told_to_both),
+		cmocka_unit_test(a_refusal_of_the_kernel_reaches_guest_and_caller),
 		cmocka_unit_test(a_storm_from_several_vcpus_adds_up),
 		cmocka_unit_test(prefaulting_goes_on_after_partial_calls_and_signals),
 		cmocka_unit_test(prefaulting_past_the_memory_says_how_far_it_came),

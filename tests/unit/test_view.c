@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* A thread's look at guest memory: lookups and accesses */
+/* view, access and atomic: a thread looks up and accesses guest memory */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -89,7 +88,7 @@ static void scene_end(struct scene *s)
 	unit_end(&s->unit);
 }
 
-/* The same by system calls, and by instructions that are recovered from */
+/* Runs the check with accesses by system calls, then with recovery. */
 static void both_ways(void (*check)(struct scene *s))
 {
 	struct scene s;
@@ -364,7 +363,7 @@ static void view_needs_a_vm_and_memory(void **state)
 	unit_end(&unit);
 }
 
-/* Without it readers order themselves; and nobody asks for it any more. */
+/* Without membarrier() readers have fences of their own, and it is not tried again. */
 static void views_fence_where_membarrier_is_forbidden(void **state)
 {
 	struct gmem_region *region;
@@ -493,7 +492,7 @@ static void check_stops(struct scene *s)
 		done = 77;
 		assert_int_equal(gmem_view_copy(s->view, gpa, room, size, &done), err);
 		assert_int_equal(done, stops[i].done);
-		/* what was copied to it is zero; then the string ends before the stop */
+		/* the copy left zeros, where a string would end before the stop */
 		assert_int_equal(gmem_view_fill(s->view, gpa, 'd', size, &done), err);
 		assert_int_equal(done, stops[i].done);
 		done = 77;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The VM handle: slot numbers, the log, lookup, and the end of everything */
+/* vm, vm_core and slots: slot numbers, the log, lookups, and the end of a handle */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -125,7 +125,7 @@ static void attach_rejects_bad_arguments(void **state)
 	assert_int_equal(fake_halt(), 0);
 }
 
-static void no_handle_is_harmless(void **state)
+static void null_handle_is_harmless(void **state)
 {
 	struct gmem_region *region = NO_REGION;
 
@@ -238,7 +238,7 @@ static void slot_numbers_end_where_the_vm_s_do(void **state)
 	}
 }
 
-/* As many regions as there are slots, and not one more */
+/* There can be as many regions as slots, and not one more. */
 static void every_slot_of_the_vm_can_be_used(void **state)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
@@ -285,7 +285,7 @@ static void slot_that_is_not_the_library_s_is_left_alone(void **state)
 	(void)state;
 	unit_begin_vm(&unit, "6.18");
 	assert_ok(fake_add_slot(unit.vm_fd, 3, PAGES(&unit, 8), unit.page));
-	/* nobody reserved it: the kernel refuses, in its own words */
+	/* the slot was not reserved: the kernel refuses it */
 	assert_refused(-EINVAL, "memslot 3",
 		       gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
 	/* another's memory at that address */
@@ -432,7 +432,6 @@ static void lookup_knows_every_way_of_backing(void **state)
 		{ "7.3-swp-t1", GMEM_BACKING_PRIVATE },
 	};
 	struct gmem_region *region, *found;
-	struct gmem_plan *plan;
 	struct unit unit;
 	uint64_t offset;
 	size_t i;
@@ -440,9 +439,7 @@ static void lookup_knows_every_way_of_backing(void **state)
 	(void)state;
 	for (i = 0; i < ARRAY_SIZE(cases); i++) {
 		unit_begin_vm(&unit, cases[i].kernel);
-		plan = unit_plan(&unit, cases[i].backing);
-		region = unit_region(&unit, 4, 2, plan);
-		gmem_plan_free(plan);
+		region = unit_region_backed(&unit, 4, 2, cases[i].backing);
 		assert_ok(gmem_vm_find_hva(unit.vm, (char *)gmem_region_hva(region) + 1,
 					   &found, &offset));
 		assert_ptr_equal(found, region);
@@ -563,7 +560,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(handle_without_self_test_only_asks),
 	cmocka_unit_test(handle_copies_the_report_it_is_given),
 	cmocka_unit_test(attach_rejects_bad_arguments),
-	cmocka_unit_test(no_handle_is_harmless),
+	cmocka_unit_test(null_handle_is_harmless),
 	cmocka_unit_test(slots_are_handed_out_lowest_first_and_reused),
 	cmocka_unit_test(reserved_slots_are_only_had_by_number),
 	cmocka_unit_test(reservation_spares_slots_in_use),

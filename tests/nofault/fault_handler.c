@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The handler among other handlers, in other threads, and in other handlers. */
+/* fault_handler: among other handlers, in other threads, and within other handlers */
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -21,7 +21,6 @@
 #include <unistd.h>
 
 #include "harness.h"
-#include "nofault/nofault.h"
 #include "os/kvm_compat.h"
 
 #define PRIVATE_VM 1	/* KVM_X86_SW_PROTECTED_VM */
@@ -68,7 +67,7 @@ static volatile sig_atomic_t saw_signal, saw_code;
 static void *volatile saw_address;
 static ucontext_t *volatile saw_context;
 static sigset_t saw_mask;
-static struct sigaction under[4];	/* what each found when it was installed */
+static struct sigaction under[4];	/* the handler each found when it was installed */
 
 static void look(int signal, siginfo_t *info, void *context)
 {
@@ -295,7 +294,7 @@ TEST(a_fault_reaches_the_last_handler_whatever_the_order)
 		if (before < 3)
 			touch_missing(true);
 
-		/* And comes once more, above them: still no circle. */
+		/* Install ours again, above the others: still no circle. */
 		enable();
 		touch_missing(true);
 		fault_elsewhere();

@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* Threads go where the memory is that they work on */
+/* numa_thread: threads go to the node of the memory they work on */
 #include <errno.h>
 #include <string.h>
 
 #include "pages/numa_thread.h"
-#include "region/region.h"
 #include "unit.h"
 
 /* Four nodes of two processors; node 3 has none */
@@ -46,7 +45,7 @@ static void thread_goes_to_the_one_node_of_a_policy(void **state)
 	gmem_numa_move_thread(&near, gmem_region_hva(region));
 	assert_int_equal(moves_to(0x46), 1);
 
-	/* It stays there as long as the memory does. */
+	/* No further move while the memory is on the same node */
 	gmem_numa_move_thread(&near, gmem_region_hva(region));
 	gmem_numa_move_thread(&near, NULL);
 	assert_int_equal(moves_to(0x46), 1);
@@ -59,7 +58,7 @@ static void thread_goes_to_the_one_node_of_a_policy(void **state)
 	unit_end(&unit);
 }
 
-static void only_processors_it_may_have_are_taken(void **state)
+static void thread_keeps_to_processors_it_may_have(void **state)
 {
 	struct gmem_numa_thread near = { .is_known = false };
 	struct gmem_region *region;
@@ -72,7 +71,7 @@ static void only_processors_it_may_have_are_taken(void **state)
 	assert_int_equal(moves_to(0x44), 1);
 	unit_end(&unit);
 
-	/* None of its processors: stay. */
+	/* The thread may use no processor of that node: it does not move. */
 	region = begin(&unit, GMEM_NUMA_BIND, 1);
 	near.is_known = false;
 	fake_set_cpus(0x40);
@@ -81,7 +80,7 @@ static void only_processors_it_may_have_are_taken(void **state)
 	unit_end(&unit);
 }
 
-static void without_one_node_it_stays(void **state)
+static void thread_stays_without_a_policy_of_one_node(void **state)
 {
 	static const struct {
 		uint32_t policy;
@@ -107,7 +106,7 @@ static void without_one_node_it_stays(void **state)
 	}
 }
 
-static void what_cannot_be_had_is_done_without(void **state)
+static void failed_system_calls_leave_the_thread_where_it_is(void **state)
 {
 	static const enum fake_call calls[] = {
 		FAKE_GET_MEMPOLICY, FAKE_GET_AFFINITY, FAKE_READ_FILE, FAKE_SET_AFFINITY,
@@ -155,9 +154,9 @@ static void populate_moves_only_threads_of_its_own(void **state)
 
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(thread_goes_to_the_one_node_of_a_policy),
-	cmocka_unit_test(only_processors_it_may_have_are_taken),
-	cmocka_unit_test(without_one_node_it_stays),
-	cmocka_unit_test(what_cannot_be_had_is_done_without),
+	cmocka_unit_test(thread_keeps_to_processors_it_may_have),
+	cmocka_unit_test(thread_stays_without_a_policy_of_one_node),
+	cmocka_unit_test(failed_system_calls_leave_the_thread_where_it_is),
 	cmocka_unit_test(populate_moves_only_threads_of_its_own),
 };
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Where the RAM of common machines goes */
+/* ram_layout: the RAM of common machines */
 #include <errno.h>
 #include <string.h>
 
@@ -130,7 +130,7 @@ static void layout_fits_or_says_so(void **state)
 	unit_end(&unit);
 }
 
-/* What it says can be added as it is, to one file. */
+/* The ranges can be added as they are, as regions of one file. */
 static void layout_makes_regions_of_one_file(void **state)
 {
 	GMEM_OPTS(gmem_ram_layout_opts, layout, .machine = X86, .hole_start = 64 * KIB);

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The readers' table against a model that remembers every page */
+/* lookup_table: against a model that remembers every page */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/range_map.h"
@@ -41,7 +40,7 @@ struct model {
 	struct gmem_range_map map;
 	struct gmem_region regions[MAX_REGIONS];
 	bool used[MAX_REGIONS];
-	int owner[MODEL_PAGES];		/* a region, or one of these */
+	int owner[MODEL_PAGES];		/* a region's number, HOLE or REMOVED */
 	struct gmem_table *table;
 	uint32_t seed;
 };
@@ -61,7 +60,7 @@ static uint64_t gpa_of(uint64_t i)
 	return windows[i / WINDOW_PAGES] + i % WINDOW_PAGES * PAGE;
 }
 
-/* With nothing private */
+/* Refreshes the table with nothing private. */
 static int refresh(struct gmem_table *next, const struct gmem_table *old,
 		   const struct gmem_range_map *regions, uint64_t start, uint64_t size)
 {
@@ -92,7 +91,7 @@ static bool has(const struct gmem_range *range, uint64_t gpa)
 	return gpa - range->start < range->size;
 }
 
-/* What was there is gone, what is there is entered; in pages the model knows */
+/* Enter @what for the range's pages in the model, which knows only some pages. */
 static void model_paint(struct model *m, const struct gmem_range *range, int what)
 {
 	size_t i;
@@ -109,7 +108,7 @@ static int expected_error(const struct model *m, size_t i)
 	return m->regions[m->owner[i]].is_device ? -ENXIO : 0;
 }
 
-/* One page by the table and by the model, at a byte somewhere in it */
+/* Looks up a byte somewhere in a page, in the table and in the model. */
 static void check_page(const struct model *m, size_t i, uint64_t within)
 {
 	uint64_t gpa = gpa_of(i) + within;
@@ -457,7 +456,7 @@ static bool refuse_allocation(unsigned n)
 	struck = unit_alloc_struck();
 	assert_int_equal(err, struck ? -ENOMEM : 0);
 
-	/* what was refused was not noticed by the table there is */
+	/* a failed refresh leaves the old table as it was */
 	if (err)
 		assert_int_equal(error_at(&m, 21 * TIB + 5), -ENOENT);
 	err = next_table(&m, GIB - PAGE, 4 * MIB);
@@ -479,7 +478,7 @@ static void every_allocation_may_fail_and_nothing_leaks(void **state)
 	assert_true(n > 5);
 }
 
-static void no_table_is_freed_for_free(void **state)
+static void freeing_no_table_is_harmless(void **state)
 {
 	(void)state;
 	gmem_table_free(NULL, NULL);
@@ -494,7 +493,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(granule_takes_as_many_pieces_as_pages),
 	cmocka_unit_test(old_table_stays_whole_beside_the_new_one),
 	cmocka_unit_test(every_allocation_may_fail_and_nothing_leaks),
-	cmocka_unit_test(no_table_is_freed_for_free),
+	cmocka_unit_test(freeing_no_table_is_harmless),
 };
 
 UNIT_MAIN(tests)

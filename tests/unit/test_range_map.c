@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The map of ranges against a naive array that remembers every page */
+/* range_map: against a naive array that remembers every page */
 #include <stdlib.h>
 #include <string.h>
 
@@ -121,7 +121,7 @@ static unsigned tree_depth(const struct gmem_range *range)
 	return 1 + (left > right ? left : right);
 }
 
-/* In order is how guest memory is usually added; that must not make a list. */
+/* Guest memory is usually added in order, which must not make the tree a list. */
 static void map_filled_in_order_stays_shallow(void **state)
 {
 	enum { COUNT = 32764 };

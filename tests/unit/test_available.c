@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What fits into the machine and the memory cgroups above us */
+/* available: memory left in the machine and in the memory cgroups above this process */
 #include <errno.h>
 #include <string.h>
 
@@ -33,7 +33,7 @@ static void begin_v2(void)
 	fake_set_file("/sys/fs/cgroup/outer/memory.current", "999999999999\n");
 }
 
-static void nothing_known_sets_no_limit(void **state)
+static void unknown_numbers_set_no_limit(void **state)
 {
 	(void)state;
 	begin();
@@ -98,7 +98,7 @@ static void cgroup_over_its_limit_has_nothing(void **state)
 	end();
 }
 
-static void first_version_of_cgroups_counts_too(void **state)
+static void cgroups_of_the_first_version_count_too(void **state)
 {
 	(void)state;
 	begin();
@@ -141,12 +141,12 @@ static void endless_paths_are_no_limit(void **state)
 }
 
 static const struct CMUnitTest tests[] = {
-	cmocka_unit_test(nothing_known_sets_no_limit),
+	cmocka_unit_test(unknown_numbers_set_no_limit),
 	cmocka_unit_test(machine_has_what_is_available),
 	cmocka_unit_test(cgroup_has_its_limit_less_what_is_in_use),
 	cmocka_unit_test(every_cgroup_above_counts),
 	cmocka_unit_test(cgroup_over_its_limit_has_nothing),
-	cmocka_unit_test(first_version_of_cgroups_counts_too),
+	cmocka_unit_test(cgroups_of_the_first_version_count_too),
 	cmocka_unit_test(unified_hierarchy_may_stand_beside_the_first_version),
 	cmocka_unit_test(endless_paths_are_no_limit),
 };

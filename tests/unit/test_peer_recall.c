@@ -1,19 +1,16 @@
 /* SPDX-License-Identifier: MIT */
-/* Memory that becomes private is taken back from other processes, and given when it is shared */
+/* peer_recall: peers lose memory that becomes private, and get it back once it is shared */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "caps/plan.h"
-#include "region/region.h"
-#include "share/peer_io.h"
 #include "unit.h"
 #include "unit_alloc.h"
+#include "unit_share.h"
 
 #define PAGE	((uint64_t)4096)
 #define PAGES_OF_IT 1024
@@ -32,8 +29,7 @@ struct scene {
 	char *hva;
 	int memfd;
 	int sockets[2];
-	pthread_t thread;
-	int stop;
+	struct unit_answerer answerer;
 };
 
 static void add_region(struct scene *s)
@@ -50,9 +46,7 @@ static void scene_begin(struct scene *s, uint64_t peer_flags, uint32_t wait_ms)
 	memset(s, 0, sizeof(*s));
 	unit_begin_vm(&s->unit, "7.3-swp-t1");
 	s->plan = unit_plan(&s->unit, GMEM_BACKING_PRIVATE);
-	s->memfd = memfd_create("test", MFD_ALLOW_SEALING | MFD_CLOEXEC);
-	assert_int_equal(ftruncate(s->memfd, SIZE), 0);
-	assert_int_equal(fcntl(s->memfd, F_ADD_SEALS, F_SEAL_SHRINK), 0);
+	s->memfd = unit_memfd(SIZE, F_SEAL_SHRINK);
 	s->hva = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, s->memfd, 0);
 	assert_ptr_not_equal(s->hva, MAP_FAILED);
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, s->sockets), 0);
@@ -83,38 +77,17 @@ static void scene_end(struct scene *s)
 
 static void exchange(struct scene *s)
 {
-	do {
-		assert_ok(gmem_export_dispatch(s->exporter));
-		if (gmem_import_dispatch(s->import) < 0)
-			fail_msg("the import says: %s", gmem_last_error());
-		assert_ok(gmem_export_dispatch(s->exporter));
-	} while (gmem_peer_status(s->peer) == 0);
-	assert_int_equal(gmem_peer_status(s->peer), 1);
-}
-
-static void *answer_all(void *data)
-{
-	struct scene *s = data;
-	struct pollfd fd = { .fd = gmem_import_fd(s->import), .events = POLLIN };
-
-	while (!__atomic_load_n(&s->stop, __ATOMIC_ACQUIRE)) {
-		poll(&fd, 1, 5);
-		if (gmem_import_dispatch(s->import) < 0)
-			break;
-	}
-	return NULL;
+	unit_exchange(s->exporter, s->peer, s->import);
 }
 
 static void start_answering(struct scene *s)
 {
-	s->stop = 0;
-	assert_int_equal(pthread_create(&s->thread, NULL, answer_all, s), 0);
+	unit_start_answering(&s->answerer, s->import);
 }
 
 static void stop_answering(struct scene *s)
 {
-	__atomic_store_n(&s->stop, 1, __ATOMIC_RELEASE);
-	assert_int_equal(pthread_join(s->thread, NULL), 0);
+	unit_stop_answering(&s->answerer);
 }
 
 static int convert(struct scene *s, uint64_t page, uint64_t pages, uint32_t state)
@@ -132,7 +105,7 @@ static int convert_answered(struct scene *s, uint64_t page, uint64_t pages, uint
 	return err;
 }
 
-/* What the other process gets there: 0, or -EACCES; any other result is wrong. */
+/* The importing side loads from the page: 0 or -EACCES; any other result is wrong. */
 static int look(const struct scene *s, uint64_t page)
 {
 	uint64_t value = 0;
@@ -143,7 +116,7 @@ static int look(const struct scene *s, uint64_t page)
 	return err;
 }
 
-/* Both sides have the same idea of each page. */
+/* Fails unless the importing side can read exactly the shared pages. */
 static void compare(struct scene *s)
 {
 	struct gmem_state_range range;
@@ -154,7 +127,7 @@ static void compare(struct scene *s)
 	}
 }
 
-static void what_is_private_is_never_given(void **state)
+static void private_memory_is_never_given(void **state)
 {
 	struct scene s;
 
@@ -195,7 +168,7 @@ static void conversions_take_back_and_give_again(void **state)
 	scene_end(&s);
 }
 
-/* What comes back is one piece with its neighbours again. */
+/* Memory that is given again is contiguous with its neighbours, as before. */
 static void memory_given_again_is_where_it_was(void **state)
 {
 	struct iovec before, after;
@@ -229,7 +202,7 @@ static void without_an_answer_nothing_becomes_private(void **state)
 	assert_refused(-ETIMEDOUT, "refuses that gpa 0x64000", convert(&s, 100, 4, GMEM_STATE_PRIVATE));
 	assert_int_equal(gmem_vm_state(s.unit.vm, 100 * PAGE, PAGE, &range, 1), 1);
 	assert_int_equal(range.state, GMEM_STATE_SHARED);
-	/* It lets go late, and is given it again. */
+	/* The peer lets go late, and is given the memory again. */
 	exchange(&s);
 	compare(&s);
 	assert_int_equal(look(&s, 100), 0);
@@ -301,7 +274,7 @@ static void a_conversion_that_fails_is_undone_for_peers(void **state)
 	scene_end(&s);
 }
 
-static void failures_to_remember_are_survived(void **state)
+static void failed_allocations_are_survived(void **state)
 {
 	bool struck = true;
 
@@ -324,7 +297,7 @@ static void failures_to_remember_are_survived(void **state)
 }
 
 static const struct CMUnitTest tests[] = {
-	cmocka_unit_test(what_is_private_is_never_given),
+	cmocka_unit_test(private_memory_is_never_given),
 	cmocka_unit_test(conversions_take_back_and_give_again),
 	cmocka_unit_test(memory_given_again_is_where_it_was),
 	cmocka_unit_test(without_an_answer_nothing_becomes_private),
@@ -332,7 +305,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(a_refusal_to_let_go_is_passed_on),
 	cmocka_unit_test(a_removed_region_is_shared_when_it_comes_back),
 	cmocka_unit_test(a_conversion_that_fails_is_undone_for_peers),
-	cmocka_unit_test(failures_to_remember_are_survived),
+	cmocka_unit_test(failed_allocations_are_survived),
 };
 
 UNIT_MAIN(tests)

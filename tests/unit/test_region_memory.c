@@ -1,42 +1,18 @@
 /* SPDX-License-Identifier: MIT */
-/* What a region is made of on its shared and its private side */
+/* region_memory and present_pages: the two sides of a region's memory, discarded and walked */
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 
-#include "caps/plan.h"
 #include "os/sys.h"
 #include "region/present_pages.h"
-#include "region/region.h"
 #include "region/region_memory.h"
 #include "unit.h"
 
-/* Every way of backing on a kernel that has it */
-struct way {
-	const char *kernel;
-	uint32_t backing;
-};
-
-static const struct way ways[] = {
-	{ "6.18", GMEM_BACKING_HOST },
-	{ "6.18", GMEM_BACKING_MAPPED },
-	{ "6.18", GMEM_BACKING_SHARED },
-	{ "arm64-7.3-16k", GMEM_BACKING_SHARED },
-	{ "arm64-7.3-64k", GMEM_BACKING_HOST },
-	{ "7.3-swp-t1", GMEM_BACKING_PRIVATE },
-};
-
-static struct gmem_region *begin(struct unit *unit, const struct way *way, uint64_t pages)
+static struct gmem_region *begin(struct unit *unit, const struct unit_way *way, uint64_t pages)
 {
-	struct gmem_region *region;
-	struct gmem_plan *plan;
-
 	unit_begin_vm(unit, way->kernel);
-	plan = unit_plan(unit, way->backing);
-	region = unit_region(unit, 16, pages, plan);
-	gmem_plan_free(plan);
-	return region;
+	return unit_region_backed(unit, 16, pages, way->backing);
 }
 
 static void touch(const struct unit *unit, const struct gmem_region *region, uint64_t page)
@@ -90,8 +66,8 @@ static void discard_gives_back_what_was_asked_for(void **state)
 	size_t i;
 
 	(void)state;
-	for (i = 0; i < ARRAY_SIZE(ways); i++) {
-		region = begin(&unit, &ways[i], 8);
+	for (i = 0; i < ARRAY_SIZE(unit_ways); i++) {
+		region = begin(&unit, &unit_ways[i], 8);
 		hva = gmem_region_hva(region);
 		memset(hva, 0x5a, PAGES(&unit, 8));
 		assert_int_equal(resident(region, GMEM_SIDE_SHARED), PAGES(&unit, 8));
@@ -112,7 +88,7 @@ static void discard_gives_back_what_was_asked_for(void **state)
 
 static void private_side_is_the_file(void **state)
 {
-	static const struct way way = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
+	static const struct unit_way way = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
 	struct gmem_region *region;
 	struct unit unit;
 
@@ -136,15 +112,13 @@ static void private_side_is_the_file(void **state)
 /* The guest uses the file in either state: nothing is beside it. */
 static void mappable_private_file_is_both_sides(void **state)
 {
-	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_PRIVATE },
-		  .required_flags = GMEM_CREATE_MMAP);
 	struct gmem_region *region;
 	struct gmem_plan *plan;
 	struct unit unit;
 
 	(void)state;
 	unit_begin_vm(&unit, "7.3-swp-t1");
-	assert_ok(gmem_plan_new(unit.caps, &request, &plan));
+	plan = unit_plan_mappable_private(&unit);
 	region = unit_region(&unit, 16, 4, plan);
 	gmem_plan_free(plan);
 
@@ -163,10 +137,10 @@ static void only_private_backing_has_a_private_side(void **state)
 	size_t i;
 
 	(void)state;
-	for (i = 0; i < ARRAY_SIZE(ways); i++) {
-		region = begin(&unit, &ways[i], 2);
-		if (ways[i].backing != GMEM_BACKING_PRIVATE) {
-			assert_refused(-EOPNOTSUPP, gmem_backing_name(ways[i].backing),
+	for (i = 0; i < ARRAY_SIZE(unit_ways); i++) {
+		region = begin(&unit, &unit_ways[i], 2);
+		if (unit_ways[i].backing != GMEM_BACKING_PRIVATE) {
+			assert_refused(-EOPNOTSUPP, gmem_backing_name(unit_ways[i].backing),
 				       gmem_region_memory_discard(region, GMEM_SIDE_PRIVATE, 0, unit.page,
 								  NULL));
 			assert_refused(-EOPNOTSUPP, "no private side",
@@ -200,7 +174,7 @@ static void devices_have_no_sides(void **state)
 
 static void file_is_unmapped_before_it_is_punched(void **state)
 {
-	static const struct way way = { "6.18", GMEM_BACKING_SHARED };
+	static const struct unit_way way = { "6.18", GMEM_BACKING_SHARED };
 	struct gmem_region *region;
 	struct unit unit;
 	unsigned int before;
@@ -212,7 +186,7 @@ static void file_is_unmapped_before_it_is_punched(void **state)
 	assert_ok(gmem_region_memory_discard(region, GMEM_SIDE_SHARED, 0, PAGES(&unit, 8), NULL));
 	assert_int_equal(fake_count(FAKE_MADVISE), before + 1);
 
-	/* It only saves time: nothing depends on it. */
+	/* MADV_DONTNEED only saves time: the discard does not depend on it. */
 	touch(&unit, region, 1);
 	fake_fail_next(FAKE_MADVISE, -EINVAL);
 	assert_ok(gmem_region_memory_discard(region, GMEM_SIDE_SHARED, 0, PAGES(&unit, 8), &done));
@@ -224,7 +198,7 @@ static void file_is_unmapped_before_it_is_punched(void **state)
 
 static void punching_survives_signals_and_tells_how_far_it_got(void **state)
 {
-	static const struct way way = { "6.18", GMEM_BACKING_SHARED };
+	static const struct unit_way way = { "6.18", GMEM_BACKING_SHARED };
 	struct gmem_region *region;
 	struct unit unit;
 	uint64_t done = UINT64_MAX;
@@ -244,7 +218,7 @@ static void punching_survives_signals_and_tells_how_far_it_got(void **state)
 
 static void mincore_is_not_believed_where_it_hides(void **state)
 {
-	static const struct way way = { "6.18", GMEM_BACKING_SHARED };
+	static const struct unit_way way = { "6.18", GMEM_BACKING_SHARED };
 	struct gmem_region *region;
 	struct unit unit;
 
@@ -258,7 +232,7 @@ static void mincore_is_not_believed_where_it_hides(void **state)
 	assert_int_equal(resident(region, GMEM_SIDE_SHARED), PAGES(&unit, 4));
 	assert_picture(&unit, region, GMEM_SIDE_SHARED, "#.....##..#");
 
-	/* With nothing to compare it with, everything may be there. */
+	/* Without cachestat, mincore() cannot be checked: every page may be there. */
 	fake.no_cachestat = true;
 	assert_picture(&unit, region, GMEM_SIDE_SHARED, "###########");
 	fake.mincore_hides = false;
@@ -274,8 +248,8 @@ static void looking_allocates_nothing(void **state)
 	size_t i;
 
 	(void)state;
-	for (i = 0; i < ARRAY_SIZE(ways); i++) {
-		region = begin(&unit, &ways[i], 16);
+	for (i = 0; i < ARRAY_SIZE(unit_ways); i++) {
+		region = begin(&unit, &unit_ways[i], 16);
 		assert_picture(&unit, region, GMEM_SIDE_SHARED, "................");
 		assert_picture(&unit, region, GMEM_SIDE_SHARED, "................");
 		assert_int_equal(resident(region, GMEM_SIDE_SHARED), 0);
@@ -286,7 +260,7 @@ static void looking_allocates_nothing(void **state)
 /* Allocated pages are resident; those of them that nobody used are zero. */
 static void unused_pages_are_resident_and_may_be_left_out(void **state)
 {
-	static const struct way way = { "6.18", GMEM_BACKING_SHARED };
+	static const struct unit_way way = { "6.18", GMEM_BACKING_SHARED };
 	struct gmem_region *region;
 	struct unit unit;
 
@@ -302,7 +276,7 @@ static void unused_pages_are_resident_and_may_be_left_out(void **state)
 
 static void unmappable_file_without_cachestat_is_unknown(void **state)
 {
-	static const struct way way = { "6.12-swp-t1", GMEM_BACKING_PRIVATE };
+	static const struct unit_way way = { "6.12-swp-t1", GMEM_BACKING_PRIVATE };
 	struct gmem_region *region;
 	struct unit unit;
 	uint64_t bytes = 5;
@@ -319,7 +293,7 @@ static void unmappable_file_without_cachestat_is_unknown(void **state)
 
 static void walk_ends_where_it_is_told_to(void **state)
 {
-	static const struct way way = { "6.18", GMEM_BACKING_SHARED };
+	static const struct unit_way way = { "6.18", GMEM_BACKING_SHARED };
 	struct picture picture = { .answer = -ECANCELED };
 	struct gmem_region *region;
 	struct unit unit;
@@ -345,8 +319,8 @@ static void walk_is_of_the_range_only(void **state)
 	size_t i;
 
 	(void)state;
-	for (i = 0; i < ARRAY_SIZE(ways); i++) {
-		region = begin(&unit, &ways[i], 8);
+	for (i = 0; i < ARRAY_SIZE(unit_ways); i++) {
+		region = begin(&unit, &unit_ways[i], 8);
 		memset(gmem_region_hva(region), 1, PAGES(&unit, 8));
 		picture.unit = &unit;
 		picture.calls = 0;
@@ -360,12 +334,12 @@ static void walk_is_of_the_range_only(void **state)
 	}
 }
 
-static void every_failed_look_is_told(void **state)
+static void every_failed_look_is_reported(void **state)
 {
 	static const enum fake_call calls[] = { FAKE_CACHESTAT, FAKE_MINCORE, FAKE_PAGEMAP };
-	static const struct way host = { "6.18", GMEM_BACKING_HOST };
-	static const struct way shared = { "6.18", GMEM_BACKING_SHARED };
-	static const struct way private = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
+	static const struct unit_way host = { "6.18", GMEM_BACKING_HOST };
+	static const struct unit_way shared = { "6.18", GMEM_BACKING_SHARED };
+	static const struct unit_way private = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
 	struct gmem_region *region;
 	struct unit unit;
 	uint64_t bytes;
@@ -441,7 +415,7 @@ static void callers_memory_is_freed_whatever_it_is(void **state)
 		assert_int_equal(hva[0], 1);
 		assert_int_equal(hva[unit.page], 0);
 
-		/* What the pages of others hold is not guessed. */
+		/* The caller's pages may hold anything, so all of them count as present. */
 		assert_picture(&unit, region, GMEM_SIDE_SHARED, "####");
 		unit_end(&unit);
 		munmap(hva, size);
@@ -450,7 +424,7 @@ static void callers_memory_is_freed_whatever_it_is(void **state)
 
 static void locked_memory_is_freed_too(void **state)
 {
-	static const struct way way = { "6.18", GMEM_BACKING_HOST };
+	static const struct unit_way way = { "6.18", GMEM_BACKING_HOST };
 	struct gmem_region *region;
 	struct unit unit;
 
@@ -482,14 +456,9 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(unmappable_file_without_cachestat_is_unknown),
 	cmocka_unit_test(walk_ends_where_it_is_told_to),
 	cmocka_unit_test(walk_is_of_the_range_only),
-	cmocka_unit_test(every_failed_look_is_told),
+	cmocka_unit_test(every_failed_look_is_reported),
 	cmocka_unit_test(callers_memory_is_freed_whatever_it_is),
 	cmocka_unit_test(locked_memory_is_freed_too),
 };
 
-int main(void)
-{
-	/* Or one touch brings in hundreds of pages of host memory. */
-	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	return cmocka_run_group_tests(tests, NULL, NULL);
-}
+UNIT_MAIN_SMALL_PAGES(tests)
