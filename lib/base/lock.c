@@ -54,7 +54,7 @@ void gmem_lock_destroy(struct gmem_lock *lock)
 
 void gmem_lock_take(struct gmem_lock *lock)
 {
-	for (int rank = lock->rank; rank < GMEM_RANKS; rank++)
+	for (unsigned int rank = lock->rank; rank < GMEM_RANKS; rank++)
 		if (held[rank])
 			fail("is taken", lock->rank, "after", (enum gmem_lock_rank)rank);
 

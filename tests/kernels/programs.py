@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import struct
 from dataclasses import dataclass
@@ -60,6 +61,10 @@ def _inspect(content):
 
 
 def build_directory(arch):
+    """Where ARCH's are built; $LIBGMEM_STATIC is a static build for this machine."""
+    native = os.environ.get("LIBGMEM_STATIC")
+    if native and NATIVE.get(platform.machine()) == arch:
+        return Path(native).resolve()
     key = hashlib.sha256(str(TREE).encode()).hexdigest()[:12]
     return cache.root() / "build" / f"{arch}-{key}"
 
