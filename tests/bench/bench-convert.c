@@ -139,19 +139,6 @@ static double pass(struct work *w, const struct side *side, const struct pattern
 	return (bench_thread_ns() - start) / (2.0 * (double)p->count);
 }
 
-static int compare(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return x < y ? -1 : x > y;
-}
-
-static double median(double *values, size_t count)
-{
-	qsort(values, count, sizeof(*values), compare);
-	return values[count / 2];
-}
-
 static void measure(struct work *w, const struct pattern *p, size_t rounds)
 {
 	double ns[SIDES][BENCH_ROUNDS], ratio[SIDES][BENCH_ROUNDS];
@@ -169,8 +156,8 @@ static void measure(struct work *w, const struct pattern *p, size_t rounds)
 		for (size_t r = 0; r < rounds; r++)
 			ratio[i][r] = ns[i][r] / ns[0][r];
 		printf("  %-16s %6" PRIu64 " ioctls  %12.1f us a call", sides[i].name, ioctls[i],
-		       median(ns[i], rounds) / 1000);
-		printf("  ratio %.2f", median(ratio[i], rounds));
+		       bench_figure_of(ns[i], rounds).median / 1000);
+		printf("  ratio %.2f", bench_figure_of(ratio[i], rounds).median);
 		printf(" (%.2f-%.2f)\n", ratio[i][0], ratio[i][rounds - 1]);
 	}
 }
@@ -247,7 +234,8 @@ static void measure_record(struct work *w, const struct gmem_caps *caps,
 		}
 		printf("%6" PRIu64 " ranges: record %" PRIu64 " KiB, readers' table %" PRIu64
 		       " KiB, gmem_vm_state() %.0f ns, gmem_view_hva() %.1f ns\n", counts[i],
-		       record / 1024, table / 1024, median(states, 5), median(views, 5));
+		       record / 1024, table / 1024, bench_figure_of(states, 5).median,
+		       bench_figure_of(views, 5).median);
 		gmem_view_free(w->view);
 		gmem_vm_free(w->vm);
 	}

@@ -255,21 +255,13 @@ static void sample(struct side *side, size_t round, int fd)
 	side->wall[round] = ms(CLOCK_MONOTONIC) - wall;
 }
 
-static int by_value(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return (x > y) - (x < y);
-}
-
 static struct bench_figure figure(const double *values, const double *base)
 {
 	double sorted[MAX_ROUNDS];
 
 	for (size_t i = 0; i < rounds; i++)
 		sorted[i] = base ? values[i] / base[i] : values[i];
-	qsort(sorted, rounds, sizeof(double), by_value);
-	return (struct bench_figure){ sorted[0], sorted[rounds / 2], sorted[rounds - 1] };
+	return bench_figure_of(sorted, rounds);
 }
 
 static void print(const char *title, const struct side *sides, size_t count)

@@ -72,19 +72,6 @@ static struct sample take(const struct move_side *side, uint64_t bytes)
 	return (struct sample){ after.cpu - before.cpu, after.wall - before.wall };
 }
 
-static int by_value(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return (x > y) - (x < y);
-}
-
-static struct bench_figure figure(double *values, size_t count)
-{
-	qsort(values, count, sizeof(*values), by_value);
-	return (struct bench_figure){ values[0], values[count / 2], values[count - 1] };
-}
-
 static struct bench_figure rate(const struct sample *samples, uint64_t bytes, int by_wall)
 {
 	double values[MOVE_ROUNDS];
@@ -92,7 +79,7 @@ static struct bench_figure rate(const struct sample *samples, uint64_t bytes, in
 	for (size_t i = 0; i < move.rounds; i++)
 		values[i] = (double)bytes / (double)(1024 * MIB) /
 			    (by_wall ? samples[i].wall : samples[i].cpu);
-	return figure(values, move.rounds);
+	return bench_figure_of(values, move.rounds);
 }
 
 static struct bench_figure ratio(const struct sample *samples, const struct sample *base,
@@ -102,7 +89,7 @@ static struct bench_figure ratio(const struct sample *samples, const struct samp
 
 	for (size_t i = 0; i < move.rounds; i++)
 		values[i] = by_wall ? samples[i].wall / base[i].wall : samples[i].cpu / base[i].cpu;
-	return figure(values, move.rounds);
+	return bench_figure_of(values, move.rounds);
 }
 
 void move_run(struct move_table *table)

@@ -251,7 +251,7 @@ static int by_value(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-static struct bench_figure figure_of(double *values, size_t count)
+struct bench_figure bench_figure_of(double *values, size_t count)
 {
 	qsort(values, count, sizeof(double), by_value);
 	return (struct bench_figure){ values[0], values[count / 2], values[count - 1] };
@@ -262,7 +262,7 @@ struct bench_figure bench_time(const struct bench *bench, size_t side)
 	double values[BENCH_ROUNDS];
 
 	memcpy(values, bench->sides[side].ns, bench->rounds * sizeof(double));
-	return figure_of(values, bench->rounds);
+	return bench_figure_of(values, bench->rounds);
 }
 
 struct bench_figure bench_ratio(const struct bench *bench, size_t side, size_t base)
@@ -271,7 +271,7 @@ struct bench_figure bench_ratio(const struct bench *bench, size_t side, size_t b
 
 	for (size_t i = 0; i < bench->rounds; i++)
 		values[i] = bench->sides[side].ns[i] / bench->sides[base].ns[i];
-	return figure_of(values, bench->rounds);
+	return bench_figure_of(values, bench->rounds);
 }
 
 /* -------------------------------------------------------------- printing -- */

@@ -46,6 +46,8 @@ struct bench_figure {
 	double min, median, max;
 };
 
+/* The figure of @values, which it sorts */
+struct bench_figure bench_figure_of(double *values, size_t count);
 struct bench_figure bench_time(const struct bench *bench, size_t side);
 struct bench_figure bench_ratio(const struct bench *bench, size_t side, size_t base);
 

@@ -60,10 +60,7 @@ static void dirty_log_goes_on_and_off(void **state)
 
 static void dirty_log_is_refused_where_there_is_none(void **state)
 {
-	static const struct {
-		const char *kernel;
-		uint32_t backing;
-	} cases[] = {
+	static const struct unit_way cases[] = {
 		{ "6.18", GMEM_BACKING_SHARED },
 		{ "arm64-6.18", GMEM_BACKING_SHARED },
 		{ "7.3-swp-t1", GMEM_BACKING_PRIVATE },

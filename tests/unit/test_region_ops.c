@@ -13,10 +13,7 @@
 
 static void move_keeps_everything_but_the_address(void **state)
 {
-	static const struct {
-		const char *kernel;
-		uint32_t backing;
-	} cases[] = {
+	static const struct unit_way cases[] = {
 		{ "6.1", GMEM_BACKING_HOST },
 		{ "6.18", GMEM_BACKING_MAPPED },
 		{ "6.18", GMEM_BACKING_SHARED },
@@ -276,10 +273,7 @@ static void rebind_is_undone_if_the_kernel_refuses(void **state)
 
 /* ---- split ---- */
 
-static const struct {
-	const char *kernel;
-	uint32_t backing;
-} splittable[] = {
+static const struct unit_way splittable[] = {
 	{ "6.1", GMEM_BACKING_HOST },
 	{ "6.18", GMEM_BACKING_MAPPED },
 	{ "6.18", GMEM_BACKING_SHARED },

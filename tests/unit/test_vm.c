@@ -422,10 +422,7 @@ static void lookup_forgets_what_was_removed(void **state)
 
 static void lookup_knows_every_way_of_backing(void **state)
 {
-	static const struct {
-		const char *kernel;
-		uint32_t backing;
-	} cases[] = {
+	static const struct unit_way cases[] = {
 		{ "6.1", GMEM_BACKING_HOST },
 		{ "6.18", GMEM_BACKING_MAPPED },
 		{ "6.18", GMEM_BACKING_SHARED },
