@@ -21,7 +21,7 @@
 #include "view/lookup_table.h"
 #include "view/view.h"
 
-/* ---- the layout's books ---- */
+/* ---- the record of regions ---- */
 
 static int insert_region(struct gmem_vm *vm, struct gmem_region *region)
 {
@@ -194,7 +194,7 @@ static const struct {
 	},
 };
 
-/* ---- who is in the way ---- */
+/* ---- conversions and leases on what a step changes ---- */
 
 /* Wait, without the locks, for the end of a conversion on what a step changes. */
 static bool wait_for_conversions(struct gmem_vm *vm, const struct gmem_step *steps, size_t count)
@@ -361,7 +361,7 @@ static int prepare_all(struct gmem_vm *vm, struct gmem_step *steps, size_t count
 	return 0;
 }
 
-/* ---- all together ---- */
+/* ---- the whole change ---- */
 
 static int build_table(const struct gmem_vm *vm, const struct gmem_step *steps, size_t count,
 		       struct gmem_table **ret)

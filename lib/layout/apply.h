@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * apply: every change of a VM's layout, one step or many, all of it or nothing.
+ * apply: changes of a VM's layout, one step or many, all of it or nothing.
  *
  *   hook     who watches the layout must agree
  *   wait     for conversions at work there; whoever holds a lease refuses the change
@@ -10,6 +10,9 @@
  *   kernel   memslots are deleted, then added (apply_slots.h)
  *   publish  readers get the new table
  *   finish   when no reader can hold the old one, what was taken is let go
+ *
+ * Memslots are set or deleted in two other places: gmem_vm_free() deletes them all, and
+ * region/dirty_log.c changes a flag.
  *
  * Everything that can fail for want of memory comes before the kernel is asked, and
  * undoing never needs any.

@@ -417,7 +417,7 @@ static void tell_listeners(const struct work *work, int err)
 		gmem_fail(err, "%s", sentence);
 }
 
-/* ---- all together ---- */
+/* ---- the whole conversion ---- */
 
 static int convert_claimed(struct work *work)
 {
@@ -548,7 +548,7 @@ GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t si
 	return gmem_vm_log_error(vm, err);
 }
 
-/* ---- what was left for later ---- */
+/* ---- pending discards ---- */
 
 /* The first part at or after @at that is pending and lies in one region and one state */
 static bool next_pending(const struct gmem_vm *vm, uint64_t at, uint64_t last,
