@@ -96,28 +96,14 @@ int gmem_map_at(int fd, uint64_t offset, uint64_t size, int prot, int flags,
 	return gmem_sys_mmap(NULL, size, prot, flags, fd, offset, ret);
 }
 
+/* ---- mappings of the user ---- */
+
 static struct gmem_map *map_of(struct gmem_range *hva)
 {
 	return GMEM_CONTAINER_OF(hva, struct gmem_map, hva);
 }
 
-void gmem_maps_clear(struct gmem_file_maps *maps)
-{
-	struct gmem_range *hva;
-
-	gmem_lock_take(&maps->lock);
-	while ((hva = maps->made.root)) {
-		gmem_range_remove(&maps->made, hva);
-		gmem_sys_munmap((void *)(uintptr_t)hva->start, hva->size);
-		free(map_of(hva));
-	}
-	gmem_lock_drop(&maps->lock);
-}
-
-/* ---- mappings of the user ---- */
-
-static int fail_to_map(uint64_t offset, uint64_t size,
-		       const struct gmem_place *place, int err)
+static int fail_to_map(uint64_t offset, uint64_t size, const struct gmem_place *place, int err)
 {
 	if (err == -EEXIST)
 		return gmem_fail(err, "something is mapped between hva 0x%" PRIx64 " and 0x%" PRIx64,
@@ -252,6 +238,19 @@ int gmem_maps_remove(struct gmem_file_maps *maps, uint64_t hva, uint64_t size)
 	gmem_lock_drop(&maps->lock);
 	free(spare);
 	return err;
+}
+
+void gmem_maps_clear(struct gmem_file_maps *maps)
+{
+	struct gmem_range *hva;
+
+	gmem_lock_take(&maps->lock);
+	while ((hva = maps->made.root)) {
+		gmem_range_remove(&maps->made, hva);
+		gmem_sys_munmap((void *)(uintptr_t)hva->start, hva->size);
+		free(map_of(hva));
+	}
+	gmem_lock_drop(&maps->lock);
 }
 
 int gmem_maps_find(struct gmem_file_maps *maps, uint64_t hva, uint64_t *ret_offset)
