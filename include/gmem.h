@@ -66,7 +66,8 @@ extern "C" {
 
 /*
  * Functions marked GMEM_INLINE are inline in C and C++, and the library exports them, too,
- * for other languages. For a generator of bindings, define GMEM_INLINE as GMEM_API.
+ * for other languages. For a generator of bindings, and only there, define GMEM_INLINE as
+ * GMEM_API: a program compiled so would define the functions itself.
  */
 #ifndef GMEM_INLINE
 #define GMEM_INLINE static inline
@@ -853,7 +854,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *opts
  * Deletes the memslots, then unmaps their memory and closes the files that you do
  * not own; all regions of the handle and their host addresses become invalid.
  * Afterwards only your own files keep the VM alive, until gmem_file_free().
- * vCPUs must not run any more. The VM fd may be closed already.
+ * vCPUs must not run any more. The VM fd must still be open: another VM may have its
+ * number otherwise.
  *
  * One thread at a time per object; different objects in parallel. Source: as
  * gmem_region_remove(). Since: 0.1.
@@ -1315,16 +1317,18 @@ struct gmem_lease_opts {
  *
  * Take a lease to use host addresses of the range for longer than a view: for I/O
  * in flight, registered buffers, mappings of devices. While a lease is held,
- * conversions of the range to private wait or fail, and removing, moving,
- * splitting and rebinding its regions fails, with -EBUSY and the holder's name.
- * Leases may overlap. While a conversion to private waits for leases on a range,
- * new ones there are refused.
+ * conversions of the range to private and gmem_vm_discard() wait or fail, and
+ * removing, moving, splitting and rebinding its regions fails, with -EBUSY and the
+ * holder's name.
+ * Leases may overlap. While a conversion to private or a discard waits for leases on a
+ * range, new ones there are refused.
  *
  * Thread-safe; waits while a change of the layout is applied. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad range, -EACCES part of the range is
  * private, -ENOENT it has a hole, -ENXIO part of it is a device's, -EBUSY it is
- * being converted to private, -ENOMEM, -E2BIG options newer than the library.
+ * being converted to private or discarded, -ENOMEM, -E2BIG options newer than the
+ * library.
  */
 GMEM_API GMEM_CHECKED int gmem_lease_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 					 const struct gmem_lease_opts *opts,
@@ -3283,8 +3287,7 @@ struct gmem_peer_opts {
  * (gmem_export_dispatch()), and is told when regions are added and removed.
  *
  * The library takes a region back from peers before it is removed, moved or
- * rebound, and a range of GMEM_BACKING_PRIVATE before it becomes private, and waits
- * for their answers. If an answer does not come in time, the removal or conversion
+ * rebound, and a range before it becomes private, and waits for their answers. If an answer does not come in time, the removal or conversion
  * fails with -ETIMEDOUT and nothing has changed; with GMEM_PEER_CUT_OFF the peer is
  * cut off, and the call goes on. Memory that becomes shared again is given again.
  * Taking back relies on the peer, which can keep a mapping: it protects both

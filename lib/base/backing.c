@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+_Static_assert(GMEM_BACKINGS == 6, "a new way of backing needs its traits here");
+
 static const struct gmem_backing_traits traits[GMEM_BACKINGS] = {
 	[GMEM_BACKING_HOST] = {
 		.name = "host",

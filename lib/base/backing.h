@@ -2,8 +2,7 @@
 /*
  * backing: the ways guest memory can be backed, with their names and traits.
  *
- * Code asks for a trait instead of comparing backings, so a new backing is a row of the
- * table in backing.c and a judge in caps/plan.c. The traits do not say whether this host
+ * Code asks for a trait instead of comparing backings. The traits do not say whether this host
  * supports a backing: caps/plan.h does.
  */
 #ifndef GMEM_BACKING_H

@@ -198,6 +198,8 @@ static void judge_inplace(struct verdict *verdict, const struct gmem_caps *caps,
 	judge_flags(verdict, caps, request, flags);
 }
 
+_Static_assert(GMEM_BACKINGS == 6, "a new way of backing needs a judge");
+
 static void (*const judges[GMEM_BACKINGS])(struct verdict *verdict, const struct gmem_caps *caps,
 					   const struct gmem_request *request) = {
 	[GMEM_BACKING_HOST] = judge_host,

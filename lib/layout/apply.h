@@ -9,7 +9,8 @@
  *   table    the table that readers will use is built
  *   kernel   memslots are deleted, then added (apply_slots.h)
  *   publish  readers get the new table
- *   finish   when no reader can hold the old one, what was taken is let go
+ *   tell     when no reader can hold the old one, listeners hear what was removed
+ *   finish   what was taken is let go
  *
  * Memslots are set or deleted in two other places: gmem_vm_free() deletes them all, and
  * region/dirty_log.c changes a flag.
@@ -27,6 +28,11 @@
 
 /* "add", "remove", "move", "split" or "rebind" */
 const char *gmem_step_name(enum gmem_step_kind kind);
+/*
+ * Takes the hook lock, change_lock and lock; the caller holds none of them. On failure
+ * the layout is as before, `failed` marks the step to blame, and a step whose memslot got
+ * stuck has lost its region (NULL). On success the regions of REMOVE are freed.
+ */
 int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count);
 
 #endif

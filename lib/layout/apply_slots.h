@@ -14,9 +14,9 @@
 #include "region/vm_core.h"
 
 /*
- * With the VM's locks held. On failure everything is as it was, or -ENOTRECOVERABLE
- * names the first memslot or range that is not; its step is marked stuck or its
- * region lost.
+ * With change_lock and lock held. On failure everything is as it was, or
+ * -ENOTRECOVERABLE names the last memslot or range that could not be undone; its step is
+ * marked stuck or its region lost.
  */
 int gmem_apply_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t count);
 

@@ -2,8 +2,8 @@
 /*
  * convert: conversion of a range between shared and private.
  *
- *   claim    conversions that overlap follow each other, one to private also the
- *            leases; the layout of the range does not change until it is done
+ *   claim    conversions that overlap follow each other, and a conversion to private
+ *            waits for leases; the layout of the range does not change until it is done
  *   check    every byte can be converted, or nothing is touched
  *   ask      to private: listeners, one of whom may refuse
  *   table    to private: readers are told, and waited for, before
@@ -13,8 +13,10 @@
  *   discard  the other side is given back, now or later
  *   tell     listeners what is shared now, and what did not become private
  *
- * Everything that needs memory comes before the kernel is asked. The record changes
- * only with change_lock and lock held, so either is enough to read it.
+ * Everything that needs memory comes before the kernel is asked, except one more table
+ * for readers if the kernel refuses the undo, too; without memory for it they get the
+ * table that grants less. The record changes only with change_lock and lock held, so
+ * either is enough to read it.
  */
 #ifndef GMEM_CONVERT_H
 #define GMEM_CONVERT_H

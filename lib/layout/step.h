@@ -32,7 +32,7 @@ struct gmem_step {
 	uint64_t old_gpa;
 	struct gmem_kvm_slot old, new[2];
 	unsigned int new_count, added;
-	uint64_t shared_again;			/* REMOVE: bytes from the start that are */
+	uint64_t shared_again;			/* REMOVE: bytes from its start that were made shared */
 	bool has_old, deleted, failed, stuck;
 };
 

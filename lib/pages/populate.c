@@ -132,7 +132,7 @@ static int populate_mapped(const struct gmem_region *region,
 	int err;
 
 	err = advise(memory, size, for_writing ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
-	if (err == -EINVAL && memory->is_callers && region->slot_flags & KVM_MEM_READONLY) {
+	if (err == -EINVAL && memory->is_callers && gmem_region_is_read_only(region)) {
 		/* The caller may have mapped it read-only for the host, too. */
 		for_writing = false;
 		err = advise(memory, size, MADV_POPULATE_READ);

@@ -27,7 +27,7 @@ typedef int (*gmem_section_fn)(void *data, const struct gmem_section *section);
 /*
  * Call @fn for each section, lowest first, with a claim on the whole range and no
  * lock held. Returns -ENOENT or -ENXIO where there is no memory, with the sections
- * before it done, or what @fn returned first.
+ * before it done, -EBUSY if an exclusive claim met a lease, or what @fn returned first.
  */
 int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			 enum gmem_claim_mode mode, uint32_t wait_ms, gmem_section_fn fn, void *data);

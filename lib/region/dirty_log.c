@@ -37,7 +37,8 @@ static int set_slot_flags(struct gmem_region *region, uint32_t flags)
 	if (err)
 		return gmem_fail(err, "VM fd %d refuses flags 0x%" PRIx32 " for memslot %" PRIu32 ": %s",
 				 region->vm->fd, flags, region->slot, gmem_errno_name(err));
-	region->slot_flags = flags;
+	/* Pairs with the load in gmem_region_is_read_only(). */
+	__atomic_store_n(&region->slot_flags, flags, __ATOMIC_RELAXED);
 	return 0;
 }
 

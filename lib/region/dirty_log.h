@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* dirty_log: KVM's dirty log of one region: gmem_region_set_dirty_log(), _get_dirty_log(). */
+/*
+ * dirty_log: KVM's dirty log of one region: gmem_region_set_dirty_log() and
+ * gmem_region_get_dirty_log(), which take the VM's lock.
+ */
 #ifndef GMEM_DIRTY_LOG_H
 #define GMEM_DIRTY_LOG_H
 

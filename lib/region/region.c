@@ -11,7 +11,6 @@
 #include "base/opts.h"
 #include "caps/caps.h"
 #include "caps/plan.h"
-#include "os/kvm_compat.h"
 #include "os/sys.h"
 #include "region/file.h"
 #include "region/slots.h"

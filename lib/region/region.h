@@ -17,9 +17,14 @@
 #include "base/counters.h"
 #include "base/range_map.h"
 #include "os/kvm.h"
+#include "os/kvm_compat.h"
 #include "region/file_map.h"
 #include "region/vm_core.h"
 
+/*
+ * Fields change with change_lock and lock held, slot_flags with lock alone. gpa.start,
+ * gpa.size and hva.start may be read without, see gmem_range_set_start().
+ */
 struct gmem_region {
 	struct gmem_range gpa;		/* in vm->regions */
 	struct gmem_range hva;		/* in vm->hvas, unless the memory is the caller's */
@@ -39,13 +44,19 @@ struct gmem_region {
 	bool is_device;
 	bool read_only;			/* to the host; only of an import */
 	bool has_slot;			/* the kernel has a memslot of this number */
-	bool lost;			/* and it is not as it should be: -ENOTRECOVERABLE */
+	bool lost;			/* its memslot is missing, or not as recorded here */
 	struct gmem_counters counters;
 };
 
 static inline const struct gmem_backing_traits *gmem_region_traits(const struct gmem_region *region)
 {
 	return gmem_backing_traits(region->backing);
+}
+
+/* The guest cannot write it. Needs no lock: of the flags only the dirty log's changes. */
+static inline bool gmem_region_is_read_only(const struct gmem_region *region)
+{
+	return __atomic_load_n(&region->slot_flags, __ATOMIC_RELAXED) & KVM_MEM_READONLY;
 }
 
 /* Count for the region and for its VM. */
@@ -62,11 +73,15 @@ struct gmem_region_params {
 	const struct gmem_plan *plan;
 };
 
+/* Fill in @params, which borrows the plan of @opts. Needs no lock. */
 int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		      const struct gmem_region_opts *opts, struct gmem_region_params *params);
 int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 
-/* A handle that owns nothing yet; free() frees it. */
+/*
+ * A handle that owns nothing yet; free() frees it. The functions below need both locks; on
+ * failure the region owns what it owned before.
+ */
 int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		    const struct gmem_region_params *params, struct gmem_region **ret);
 int gmem_region_acquire(struct gmem_region *region, const struct gmem_region_params *params);

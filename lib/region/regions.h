@@ -66,7 +66,7 @@ bool gmem_regions_walk(struct gmem_stretch *at);
 /* Walk region by region, whatever their states; is_private is not set. */
 bool gmem_regions_walk_whole(struct gmem_stretch *at);
 
-/* -ENOENT, and the sentence for it */
+/* Returns -ENOENT with the sentence that there is no region at @gpa. */
 int gmem_fail_no_region(uint64_t gpa);
 
 /*

@@ -1,5 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/* slots: which memslot numbers of a VM are in use, a bit each. */
+/*
+ * slots: which memslot numbers of a VM are in use, a bit each.
+ *
+ * All with the VM's lock held. Failures have a sentence: -ENOSPC no number is left,
+ * -EINVAL the number is beyond the last, -EEXIST it is in use or reserved.
+ */
 #ifndef GMEM_SLOTS_H
 #define GMEM_SLOTS_H
 
@@ -9,7 +14,7 @@ struct gmem_slots {
 	uint32_t count;
 	uint32_t first_free_word;	/* no free number below this word */
 	uint64_t *used;
-	uint64_t *reserved;
+	uint64_t *reserved;		/* in the allocation of @used */
 };
 
 int gmem_slots_init(struct gmem_slots *slots, uint32_t count);

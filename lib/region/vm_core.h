@@ -25,15 +25,15 @@ struct gmem_claim;
 struct gmem_reader;
 struct gmem_step;
 
-/* How a guest_memfd is converted in place, once that was proven; request 0: it is not */
+/* The numbers that convert a guest_memfd in place, once they were proven; request 0: none */
 struct gmem_inplace {
 	unsigned long request;
 	uint64_t create_flags;
 };
 
 /*
- * Somebody who must agree before regions go. @before may refuse with -errno and a
- * sentence; @after is called whether the change was made or not.
+ * Must agree before regions go. @before may refuse with -errno and a sentence; @after is
+ * called whether the change was made or not, also on hooks whose @before was not reached.
  */
 struct gmem_change_hook {
 	struct gmem_change_hook *next;
@@ -42,12 +42,7 @@ struct gmem_change_hook {
 };
 
 struct gmem_vm {
-	struct gmem_lock hook_lock;	/* rank HOOKS: change_hooks, and one change at a time */
-	struct gmem_change_hook *change_hooks;
-
-	/* rank CHANGE: table, and with lock: regions, privates */
-	struct gmem_lock change_lock;
-	struct gmem_lock lock;		/* rank VM: everything below up to listeners */
+	/* set by gmem_vm_new(), never changed */
 	int fd;
 	bool has_default_plan;
 	struct gmem_caps caps;
@@ -55,6 +50,13 @@ struct gmem_vm {
 	struct gmem_inplace inplace;
 	gmem_log_fn log;
 	void *log_data;
+
+	struct gmem_lock hook_lock;	/* rank HOOKS: change_hooks, and one change at a time */
+	struct gmem_change_hook *change_hooks;
+
+	/* rank CHANGE: table, and with lock: regions, privates */
+	struct gmem_lock change_lock;
+	struct gmem_lock lock;		/* rank VM: everything below up to released */
 	struct gmem_slots slots;
 	struct gmem_range_map regions;	/* by gpa; written with both locks, read with either */
 	struct gmem_range_map hvas;	/* the regions by host address */
@@ -62,20 +64,20 @@ struct gmem_vm {
 
 	/* private in the kernel, by gpa; written with both locks, read with either */
 	struct gmem_range_map privates;
-	struct gmem_range_map pending_discard;	/* where the other side is yet to be discarded */
+	struct gmem_range_map pending_discard;	/* where the side not in use is to be discarded */
 	struct gmem_lease *leases;
 	struct gmem_claim *claims;	/* in the order they came */
 	pthread_cond_t released;	/* with lock: a lease or a claim ended */
-	struct gmem_listener *listeners;	/* changes with a claim on everything, see listener.c */
+	struct gmem_listener *listeners;	/* with change_lock and a claim on everything, see listener.c */
 
 	const struct gmem_table *table;	/* read without a lock; NULL before the first view */
 	struct gmem_lock views_lock;	/* rank VIEWS: views, fence */
 	struct gmem_reader *views;
-	bool fence;			/* membarrier() is not to be had */
+	bool fence;			/* readers need one: membarrier() cannot be used */
 	struct gmem_counters counters;
 };
 
-/* Locks and records, which an import has, too, although it has no VM to manage */
+/* Initialise the locks of @vm, which is zeroed; an import does so, too. */
 void gmem_vm_begin(struct gmem_vm *vm);
 /* The readers' table is gone already, see gmem_vm_drop_table(). */
 void gmem_vm_end(struct gmem_vm *vm);

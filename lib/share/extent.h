@@ -40,7 +40,10 @@ int gmem_callers_memory_add(struct gmem_range_map *map, const void *hva, uint64_
 int gmem_callers_memory_remove(struct gmem_range_map *map, const void *hva);
 void gmem_callers_memory_clear(struct gmem_range_map *map);
 
-/* Describe a region as part of a file. Hold the lock of @memory and the VM's lock. */
+/*
+ * Describe a region as part of a file. With the export's lock, which guards @memory, and
+ * the VM's lock held; @ret->fd is borrowed and valid as long as they are.
+ */
 int gmem_extent_of_region(const struct gmem_range_map *memory, const struct gmem_region *region,
 			  struct gmem_extent *ret);
 

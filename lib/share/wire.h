@@ -45,10 +45,13 @@ int gmem_wire_decode(const uint8_t *bytes, size_t size, struct gmem_message *ret
 
 /* Check that @fd is an AF_UNIX socket of type SOCK_SEQPACKET. */
 int gmem_wire_check_socket(int fd);
-/* @passed: fd to send with the message, or -1 */
+/*
+ * @passed: fd to send with the message, or -1. Returns 0 or -errno without a sentence;
+ * -EAGAIN: the socket has no room.
+ */
 int gmem_wire_send(int sock, const struct gmem_message *message, int passed);
 /*
- * Returns 1, 0 if no message is there now, or -EPIPE if none will come. @ret_fd: the fd that
+ * Returns 1, 0 if no message is there now, -EPIPE if none will come, -EPROTO for a bad one. @ret_fd: the fd that
  * came with the message, now the caller's, or -1.
  */
 int gmem_wire_receive(int sock, struct gmem_message *ret, int *ret_fd);

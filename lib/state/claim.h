@@ -40,10 +40,16 @@ struct gmem_claim {
 	bool is_active;			/* not waiting any more */
 };
 
-/* Wait for the claims ahead, and if exclusive for leases: -EBUSY after @wait_ms of that */
+/*
+ * Wait for the claims ahead, and if exclusive for leases: -EBUSY after waiting @wait_ms
+ * for leases
+ */
 int gmem_claim_take(struct gmem_vm *vm, struct gmem_claim *claim, uint32_t wait_ms);
 void gmem_claim_drop(struct gmem_vm *vm, struct gmem_claim *claim);
-/* Somebody is at work there: a change of the layout must wait for it, with vm->released. */
+/*
+ * True if a claim there is at work, not only waiting. A change of the layout then waits
+ * for vm->released.
+ */
 bool gmem_claim_is_active(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 /* -EBUSY and a sentence if somebody holds a lease there */
 int gmem_claim_check_leases(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);

@@ -14,13 +14,19 @@
 #include "base/range_map.h"
 #include "region/vm_core.h"
 
-/* Before they become private; if one refuses, those that were asked are told to undo it. */
+/*
+ * Ask each listener whether the runs may become private. If one refuses, undo_private is
+ * called for everything agreed to, the refuser's own earlier runs included.
+ */
 int gmem_listeners_ask(const struct gmem_vm *vm, const struct gmem_range_map *runs, uint64_t gpa,
 		       uint64_t last);
+/* Tell that the runs did not become private, last listener first. */
 void gmem_listeners_undo(const struct gmem_vm *vm, const struct gmem_range_map *runs,
 			 uint64_t gpa, uint64_t last);
+/* Tell that the runs became shared. */
 void gmem_listeners_shared(const struct gmem_vm *vm, const struct gmem_range_map *runs,
 			   uint64_t gpa, uint64_t last);
+/* Tell that the memory of a region is going, while it is still there for the host. */
 void gmem_listeners_removed(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 
 #endif

@@ -3,8 +3,8 @@
  * private_state: the record of what is private, and how the kernel is told.
  *
  * The kernel has no call that tells what is private, so vm->privates is the only
- * record. It is written by layout/convert.c and layout/apply.c after the kernel
- * agreed.
+ * record. Those who change it (layout/convert.c, layout/apply.c, layout/apply_slots.c, and
+ * share/import.c for an import) hold change_lock and lock, after the kernel agreed.
  */
 #ifndef GMEM_PRIVATE_STATE_H
 #define GMEM_PRIVATE_STATE_H
@@ -19,7 +19,8 @@
 /*
  * Tell the kernel to make a part of a region private or shared, by the region's own
  * way of backing, and try again within bounds. Does not change the record. -errno
- * and its sentence. @wait_ms bounds the wait for pinned pages, in place.
+ * and its sentence. @wait_ms bounds the wait for pinned pages, in place. With change_lock
+ * held.
  */
 int gmem_region_set_private(const struct gmem_region *region, const struct gmem_part *part,
 			    bool to_private, uint32_t wait_ms);
