@@ -5,7 +5,7 @@
 
 _Static_assert(GMEM_BACKINGS == 6, "a new way of backing needs its traits here");
 
-static const struct gmem_backing_traits traits[GMEM_BACKINGS] = {
+const struct gmem_backing_traits gmem_backings[GMEM_BACKINGS] = {
 	[GMEM_BACKING_HOST] = {
 		.name = "host",
 		.hva_source = GMEM_HVA_MEMORY,
@@ -42,11 +42,6 @@ static const struct gmem_backing_traits traits[GMEM_BACKINGS] = {
 	},
 };
 
-const struct gmem_backing_traits *gmem_backing_traits(uint32_t backing)
-{
-	return &traits[backing < GMEM_BACKINGS ? backing : GMEM_BACKING_NONE];
-}
-
 GMEM_API const char *gmem_backing_name(uint32_t backing)
 {
 	return gmem_backing_traits(backing)->name;
@@ -55,7 +50,7 @@ GMEM_API const char *gmem_backing_name(uint32_t backing)
 GMEM_API uint32_t gmem_backing_from_name(const char *name)
 {
 	for (uint32_t i = 1; name && i < GMEM_BACKINGS; i++)
-		if (strcmp(name, traits[i].name) == 0)
+		if (strcmp(name, gmem_backings[i].name) == 0)
 			return i;
 	return GMEM_BACKING_NONE;
 }

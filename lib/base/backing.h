@@ -33,7 +33,12 @@ struct gmem_backing_traits {
 	bool has_read_only;	/* if this KVM has read-only memslots at all */
 };
 
+extern const struct gmem_backing_traits gmem_backings[GMEM_BACKINGS];
+
 /* Returns the traits of a GMEM_BACKING_*; GMEM_BACKING_NONE is the range of a device. */
-const struct gmem_backing_traits *gmem_backing_traits(uint32_t backing);
+static inline const struct gmem_backing_traits *gmem_backing_traits(uint32_t backing)
+{
+	return &gmem_backings[backing < GMEM_BACKINGS ? backing : GMEM_BACKING_NONE];
+}
 
 #endif

@@ -84,9 +84,12 @@ static int check_coverage(struct work *work)
 /* Attributes of the VM cross regions; those of a file end with it. */
 static void cut_at_file(const struct work *work, struct gmem_part *run)
 {
-	uint64_t last = gmem_region_last(gmem_regions_at(work->vm, run->start));
+	uint64_t last;
 
-	if (work->is_inplace && last < run->last)
+	if (!work->is_inplace)
+		return;
+	last = gmem_region_last(gmem_regions_at(work->vm, run->start));
+	if (last < run->last)
 		run->last = last;
 }
 
