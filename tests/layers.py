@@ -1,20 +1,21 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""tests/layers.py SOURCE COMPILER... : is lib/ built as docs/architecture.md says?
+"""tests/layers.py SOURCE ARCHIVE COMPILER... : is lib/ built as docs/architecture.md says?
 
 The table of modules in docs/architecture.md gives the folders, lowest first, and the
 modules of each. A module is a header and, unless it is only that, a .c file of the same
 name. This checks that
 
-  modules    the table and lib/ agree, every module has a header, every .c a module
+  modules  the table and lib/ agree, every module has a header, every .c a module
   order    no file includes anything above its folder, nor of a neighbour in braces
   circles  no module includes, by way of others, itself
   uses     a file includes the modules whose names it uses, and no others
-  alone    every header compiles by itself
-  kernel   system calls are made in the lowest folder only
+  alone    every header compiles by itself, and twice
+  symbols  no object of ARCHIVE needs a symbol from above its folder, or a circle of them
+  kernel   objects need nothing of the C library that makes a system call
 
 and, on copies of lib/ into which a violation of each was planted, that it is found.
-Prints TAP.
+ARCHIVE has the objects of all of lib/ but the lowest folder. Prints TAP.
 """
 import os
 import re
@@ -28,9 +29,12 @@ KERNEL_DOOR = "os"
 SHARED_WITH_TOOLS = {"base/macros.h", "base/utf8.h"}
 # Names of the kernel's own headers, which are only to be had through these
 BRINGS = {"os/kvm_compat.h": r"KVM_\w+|__u\d+"}
-SYSTEM_CALLS = ("ioctl mmap munmap madvise mincore fallocate open close dup read write pread "
-                "pwrite syscall sendmsg recvmsg epoll_ctl epoll_wait eventfd poll socket "
-                "sigaction pthread_sigmask sched_setaffinity sched_getaffinity").split()
+# Functions of the C library that work without the kernel, or, like malloc() and the
+# mutexes, with it in ways that no caller sees; fprintf() and abort() are for lock checks.
+HARMLESS = re.compile(
+    r"_|gmem_|mem(cpy|set|cmp|move|chr)$|str\w+$|v?snprintf$|qsort$|(m|c|re|aligned_)alloc$|free$|"
+    r"pthread_(mutex|cond|condattr)_\w+$|pthread_(create|join)$|sig\w+set$|sigismember$|"
+    r"fprintf$|fwrite$|abort$|stderr$|getauxval$")
 
 
 def read(path):
@@ -40,12 +44,14 @@ def read(path):
 
 def code(text):
     """@text without comments and strings, which name modules they do not use."""
-    text = re.sub(r"/\*.*?\*/", " ", text, flags=re.S)
+    text = re.sub(r"/\*.*?\*/|//[^\n]*", " ", text, flags=re.S)
     return re.sub(r'"(\\.|[^"\\\n])*"', '""', text)
 
 
 def includes(text):
-    return re.findall(r'^#include "([^"]+)"', text, flags=re.M)
+    own = re.findall(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"', text, flags=re.M)
+    # Ours are in quotes: in brackets they would escape notice.
+    return own + re.findall(r"^[ \t]*#[ \t]*include[ \t]+<((?!sys/|linux/|asm/)\w+/\w+\.h)>", text, flags=re.M)
 
 
 def declared(text):
@@ -97,6 +103,12 @@ class Tree:
                 self.rank[folder] = rank
             self.modules.setdefault(folder, set()).add(module)
 
+    def all_files(self):
+        """Every file below lib/, whatever it is called."""
+        for place, _, names in sorted(os.walk(self.lib)):
+            for name in sorted(names):
+                yield os.path.relpath(os.path.join(place, name), self.lib)
+
     def module_of(self, path):
         """(folder, module) of a file; assembly belongs to the module its name begins with."""
         folder, name = path.split("/")
@@ -116,12 +128,13 @@ def check_modules(tree):
     for folder, module in sorted(there):
         if f"{folder}/{module}.h" not in tree.files:
             yield f"lib/{folder}/{module}: the module has no header"
-    for name in sorted(os.listdir(tree.lib)):
-        path = os.path.join(tree.lib, name)
-        if os.path.isfile(path) and name.endswith((".c", ".h", ".S")):
-            yield f"lib/{name}: in no folder"
-        if os.path.isdir(path) and name not in tree.rank and name != "tools":
-            yield f"lib/{name}: a folder that is not in docs/architecture.md"
+    for path in tree.all_files():
+        folder = path.split("/")[0]
+        if folder == "tools" or path in ("libgmem.map", "meson.build"):
+            continue
+        if path not in tree.files:
+            yield f"lib/{path}: no source or header of a folder in docs/architecture.md"
+
 
 
 def check_order(tree):
@@ -150,6 +163,10 @@ def check_circles(tree):
         module = "/".join(tree.module_of(path))
         graph.setdefault(module, set()).update(
             h[:-2] for h in includes(text) if h in tree.files and h[:-2] != module)
+    return find_circles(graph)
+
+
+def find_circles(graph):
     done, trail, found = set(), [], []
 
     def visit(module):
@@ -176,7 +193,7 @@ def uses(tree):
     for path, text in tree.files.items():
         if path.endswith(".S"):
             continue
-        bare = re.sub(r"^#include.*$", "", code(text), flags=re.M)
+        bare = re.sub(r"^[ \t]*#[ \t]*include.*$", "", code(text), flags=re.M)
         words = set(re.findall(r"\w+", bare))
         # A pointer that is only handed on needs no more than the struct's name.
         known = set(re.findall(r"\w+", re.sub(r"\bstruct\s+\w+\s*(?=\*|;)", " ", bare)))
@@ -188,13 +205,26 @@ def uses(tree):
         yield path, own, needed, has, given, brings, words, known
 
 
-def reaches_into(tree, path, header):
-    """Does the file use members of a struct that only this header defines?"""
+def compiles(tree, compiler, text, warnings=("-w",)):
+    run = subprocess.run(
+        [*compiler, "-std=gnu11", "-D_GNU_SOURCE", *warnings, "-fsyntax-only", "-I",
+         os.path.join(tree.root, "include"), "-I", tree.lib, "-x", "c", "-"],
+        input=text, capture_output=True, text=True)
+    return run.returncode == 0, run.stderr
+
+
+def reaches_into(tree, compiler, path, header, named):
+    """Does the file use members of a struct of this header, @named there or not?"""
+    if header not in tree.files or not path.endswith(".c"):
+        return False
     reached = set(re.findall(r"(?:->|\.)\s*(\w+)", code(tree.files[path])))
-    return header in tree.files and bool(reached & members(tree.files[header]))
+    if not reached & members(tree.files[header]):
+        return False
+    without = tree.files[path].replace(f'#include "{header}"\n', "")
+    return named or not compiles(tree, compiler, without)[0]
 
 
-def check_uses(tree):
+def check_uses(tree, compiler):
     for path, own, needed, has, given, brings, words, known in uses(tree):
         if path.endswith(".c") and own in tree.files and has[:1] != [own]:
             yield f"lib/{path}: does not include its own header first"
@@ -203,7 +233,9 @@ def check_uses(tree):
             yield f"lib/{path}: uses {name}, but does not include {header}"
         for header in has:
             if (header in brings and header not in needed | {own} and
-                    not words & brings[header] and not reaches_into(tree, path, header)):
+                    not (words if path.endswith(".h") else known) & brings[header] and
+                    not reaches_into(tree, compiler, path, header,
+                                     bool(words & brings[header]))):
                 # A module that implements the public header alone has nothing to declare.
                 if not (path.endswith(".h") and header == "gmem.h"):
                     yield f"lib/{path}: includes {header}, but uses nothing of it"
@@ -215,35 +247,80 @@ def check_alone(tree, compiler):
     for path in tree.files:
         if not path.endswith(".h"):
             continue
-        run = subprocess.run(
-            [*compiler, "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fsyntax-only",
-             "-I", os.path.join(tree.root, "include"), "-I", tree.lib, "-x", "c", "-"],
-            input=f'#include "{path}"\n', capture_output=True, text=True)
-        if run.returncode:
-            first = (run.stderr.strip().splitlines() or [f"status {run.returncode}"])[0]
-            yield f"lib/{path}: does not compile alone: {first}"
+        for checks_locks in ("", "#define GMEM_LOCK_CHECKS\n"):
+            good, said = compiles(tree, compiler, checks_locks + f'#include "{path}"\n' * 2,
+                                  ("-Wall", "-Wextra", "-Werror"))
+            if not good:
+                first = (said.strip().splitlines() or ["the compiler failed"])[0]
+                yield f"lib/{path}: does not compile alone, or not twice: {first}"
+                break
 
 
-def check_kernel(tree):
-    call = re.compile(r"(?<![\w.>])(" + "|".join(SYSTEM_CALLS) + r")\s*\(")
+class Objects:
+    """The symbols that the objects of an archive define and need, by module."""
+
+    def __init__(self, tree, archive):
+        self.defines, self.needs = {}, {}
+        said = subprocess.run(["nm", "-P", "-g", archive], capture_output=True, text=True).stdout
+        module = None
+        for line in said.splitlines():
+            member = re.match(r".*\[(?:\S*/)?(\w+?)_(\w+)\.[cS]\.o\]:$", line)
+            if member:
+                module = "/".join(tree.module_of(f"{member.group(1)}/{member.group(2)}.S"))
+            else:
+                name, kind = line.split()[:2]
+                self.add(module, name, kind)
+
+    def add(self, module, name, kind):
+        if kind == "U":
+            self.needs.setdefault(module, set()).add(name)
+        else:
+            self.defines[name] = module
+
+    def take_object(self, module, path):
+        """Put one object in the place of a module's own."""
+        self.needs[module] = set()
+        said = subprocess.run(["nm", "-P", "-g", path], capture_output=True, text=True).stdout
+        for line in said.splitlines():
+            self.add(module, *line.split()[:2])
+
+
+def check_symbols(tree, objects):
+    if not objects.needs:
+        yield "no symbols could be read"
+    graph = {}
+    for module, names in sorted(objects.needs.items()):
+        folder = module.split("/")[0]
+        for name in sorted(names):
+            other = objects.defines.get(name)
+            if not other or other == module:
+                continue
+            graph.setdefault(module, set()).add(other)
+            above = other.split("/")[0]
+            if above != folder and tree.rank[above] >= tree.rank[folder]:
+                yield f"lib/{module}: needs {name} of lib/{other}, which is not below {folder}/"
+    yield from find_circles(graph)
+
+
+def check_kernel(tree, objects):
+    for module, names in sorted(objects.needs.items()):
+        for name in sorted(names):
+            if module.split("/")[0] != KERNEL_DOOR and not HARMLESS.match(name):
+                yield f"lib/{module}: needs {name}(), which is for lib/{KERNEL_DOOR}/"
     for path, text in tree.files.items():
-        if path.startswith(KERNEL_DOOR + "/") or not path.endswith(".c"):
-            continue
-        # A function or a pointer of the module's own may have such a name.
-        bare = code(text)
-        own = set(re.findall(r"^static\s[^;{}()]*?\b(\w+)\s*\(", bare, flags=re.M))
-        for name in sorted(set(call.findall(bare)) - own):
-            yield f"lib/{path}: calls {name}(), which is for lib/{KERNEL_DOOR}/"
+        if re.search(r"\b(syscall|svc #0)\b", text) and not path.startswith(KERNEL_DOOR + "/"):
+            yield f"lib/{path}: makes system calls by hand"
 
 
-def checks(compiler):
+def checks(compiler, objects_of):
     return {
         "modules": check_modules,
         "order": check_order,
         "circles": check_circles,
-        "uses": check_uses,
+        "uses": lambda tree: check_uses(tree, compiler),
         "alone": lambda tree: check_alone(tree, compiler),
-        "kernel": check_kernel,
+        "symbols": lambda tree: check_symbols(tree, objects_of(tree)),
+        "kernel": lambda tree: check_kernel(tree, objects_of(tree)),
     }
 
 
@@ -252,6 +329,7 @@ def checks(compiler):
 def add(path, text, where="#include"):
     def plant(root):
         full = os.path.join(root, path)
+        os.makedirs(os.path.dirname(full), exist_ok=True)
         old = read(full) if os.path.exists(full) else ""
         at = old.find(where) if where else -1
         with open(full, "w", encoding="utf-8") as file:
@@ -263,9 +341,15 @@ def remove(path):
     return lambda root: os.remove(os.path.join(root, path))
 
 
+def plant_call(path, call):
+    return add(path, f"int gmem_bad(void);\nint gmem_bad(void) {{ return {call}; }}\n", None)
+
+
 PLANTED = [
     ("a folder that includes a higher one", "order",
      add("lib/base/check.c", '#include "region/file.h"\n')),
+    ("an include in brackets, indented", "order",
+     add("lib/base/check.c", "  # include <region/file.h>\n")),
     ("a neighbour in braces that is included", "order",
      add("lib/pages/populate.c", '#include "layout/apply.h"\n')),
     ("a tool that includes a module", "order",
@@ -273,23 +357,51 @@ PLANTED = [
     ("a module without header", "modules", remove("lib/region/slots.h")),
     ("a module that the map does not have", "modules", add("lib/base/attic.h", "", None)),
     ("a file in no folder", "modules", add("lib/internal.h", "", None)),
+    ("a folder in a folder", "modules", add("lib/base/deep/attic.c", "", None)),
     ("a header that does not compile alone", "alone",
      add("lib/region/slots.h", "struct stranger stands_here(struct gmem_odd odd);\n",
          "struct gmem_slots")),
+    ("a header without a guard", "alone",
+     add("lib/base/utf8.h", "struct twice { int x; };\n", "/* SPDX")),
     ("a circle in one folder", "circles",
      add("lib/region/file_map.h", '#include "region/file.h"\n')),
     ("an include that is not used", "uses",
      add("lib/region/slots.c", '#include "base/crc32c.h"\n', "#include <")),
+    ("an include that only seems to be used", "uses",
+     add("lib/region/slots.c", '#include "base/range_set.h"\nstruct own { int start; };\n'
+         "static inline int start(struct own *own) { return own->start; }\n", "#include <")),
     ("a name whose module is not included", "uses",
      add("lib/region/slots.c", "static uint64_t gone = sizeof(struct gmem_part);\n", None)),
-    ("a system call outside os/", "kernel",
-     add("lib/base/check.c", "int gmem_bad(void);\nint gmem_bad(void) { return close(3); }\n", None)),
+    ("a call upwards without an include", "symbols",
+     add("lib/base/check.c", "int gmem_slots_init();\nint gmem_bad(void);\n"
+         "int gmem_bad(void) { return gmem_slots_init(); }\n", None)),
+    ("a system call outside os/", "kernel", plant_call("lib/base/check.c", "close(3)")),
+    ("a system call by pointer", "kernel",
+     plant_call("lib/base/check.c", "(*(int (*)(int))usleep)(3)")),
+    ("a system call by hand", "kernel",
+     plant_call("lib/base/check.c", '0; __asm__ volatile("syscall")')),
 ]
 
 
 def main():
-    root, compiler = sys.argv[1], sys.argv[2:] or ["cc"]
-    every = checks(compiler)
+    root, archive, compiler = sys.argv[1], sys.argv[2], sys.argv[3:] or ["cc"]
+    original = Tree(root)
+
+    def objects_of(tree):
+        """The objects of the archive, and of what was planted."""
+        objects = Objects(tree, archive)
+        for path, text in tree.files.items():
+            if text == original.files.get(path) or not path.endswith(".c"):
+                continue
+            planted = os.path.join(tree.root, "planted.o")
+            subprocess.run(
+                [*compiler, "-std=gnu11", "-D_GNU_SOURCE", "-w", "-c", "-I",
+                 os.path.join(root, "include"), "-I", tree.lib, "-o", planted,
+                 os.path.join(tree.lib, path)], check=True)
+            objects.take_object("/".join(tree.module_of(path)), planted)
+        return objects
+
+    every = checks(compiler, objects_of)
     print(f"1..{len(every) + len(PLANTED)}")
     number, failed = 0, False
 
@@ -301,9 +413,8 @@ def main():
         for line in lines:
             print(f"# {line}")
 
-    tree = Tree(root)
     for name, check in every.items():
-        found = list(check(tree))
+        found = list(check(original))
         point(not found, name, found)
 
     for name, check, plant in PLANTED:
@@ -311,8 +422,7 @@ def main():
             for part in ("lib", "include", "docs"):
                 shutil.copytree(os.path.join(root, part), os.path.join(copy, part))
             plant(copy)
-            tree = Tree(copy)
-            point(list(every[check](tree)), f"{check} finds {name}")
+            point(list(every[check](Tree(copy))), f"{check} finds {name}")
     return failed
 
 

@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 void gmem_condition_init(pthread_cond_t *condition)
 {
@@ -37,6 +38,17 @@ static void __attribute__((noreturn)) fail(const char *what, enum gmem_lock_rank
 	fprintf(stderr, "libgmem: lock \"%s\" %s %s%s%s\n", names[rank], what, because,
 		other ? " " : "", other ? names[other] : "");
 	abort();
+}
+
+void gmem_locks_set_aside(struct gmem_locks_aside *aside)
+{
+	memcpy(aside->held, held, sizeof(held));
+	memset(held, 0, sizeof(held));
+}
+
+void gmem_locks_restore(const struct gmem_locks_aside *aside)
+{
+	memcpy(held, aside->held, sizeof(held));
 }
 
 void gmem_lock_init(struct gmem_lock *lock, enum gmem_lock_rank rank)

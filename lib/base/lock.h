@@ -7,6 +7,9 @@
  * message if a thread takes a lock out of order or twice, or drops a lock that it does
  * not hold. In other builds a lock is a plain mutex.
  *
+ * While a thread runs a callback of the user's it may use other VMs and files, whose locks
+ * have the same ranks: what it holds is set aside meanwhile.
+ *
  * Not supported: recursive locks, try-locks and reader-writer locks.
  */
 #ifndef GMEM_LOCK_H
@@ -40,12 +43,34 @@ struct gmem_lock {
 #ifdef GMEM_LOCK_CHECKS
 
 #define GMEM_LOCK_INIT(rank) { PTHREAD_MUTEX_INITIALIZER, rank }
+
+struct gmem_locks_aside {
+	const struct gmem_lock *held[GMEM_RANKS];
+};
+
+void gmem_locks_set_aside(struct gmem_locks_aside *aside);
+void gmem_locks_restore(const struct gmem_locks_aside *aside);
+
 void gmem_lock_init(struct gmem_lock *lock, enum gmem_lock_rank rank);
 void gmem_lock_destroy(struct gmem_lock *lock);
 void gmem_lock_take(struct gmem_lock *lock);
 void gmem_lock_drop(struct gmem_lock *lock);
 
 #else
+
+struct gmem_locks_aside {
+	char none;
+};
+
+static inline void gmem_locks_set_aside(struct gmem_locks_aside *aside)
+{
+	(void)aside;
+}
+
+static inline void gmem_locks_restore(const struct gmem_locks_aside *aside)
+{
+	(void)aside;
+}
 
 #define GMEM_LOCK_INIT(rank) { PTHREAD_MUTEX_INITIALIZER }
 

@@ -333,6 +333,9 @@ static bool next_region(const struct work *work, struct gmem_stretch *at)
 {
 	bool found;
 
+	if (at->is_over)
+		return false;
+
 	/* The claim keeps the region as it is without the lock. */
 	gmem_lock_take(&work->vm->lock);
 	found = gmem_regions_walk_whole(at);

@@ -11,7 +11,6 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/opts.h"
-#include "base/range_map.h"
 #include "caps/caps.h"
 #include "os/kvm.h"
 #include "region/region.h"

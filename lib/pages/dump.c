@@ -18,8 +18,6 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/opts.h"
-#include "base/range_map.h"
-#include "base/range_set.h"
 #include "base/utf8.h"
 #include "caps/caps.h"
 #include "os/kvm_compat.h"

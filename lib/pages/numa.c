@@ -21,7 +21,6 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/opts.h"
-#include "base/range_map.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
 #include "region/file.h"

@@ -26,7 +26,6 @@
 #include "base/macros.h"
 #include "base/opts.h"
 #include "nofault/nofault.h"
-#include "os/kvm_compat.h"
 #include "os/sys.h"
 #include "os/usdt.h"
 #include "pages/available.h"
@@ -222,12 +221,15 @@ static bool may_go_on(struct gmem_populate *job)
 /* Called after each chunk, at most LARGEST_CHUNK bytes, by the thread that populated it. */
 static void report(struct gmem_populate *job, uint64_t size)
 {
+	struct gmem_locks_aside aside;
 	int unwanted = 0;
 
 	gmem_lock_take(&job->lock);
 	job->done += size;
+	gmem_locks_set_aside(&aside);
 	if (job->opts.progress && !job->outcome)
 		unwanted = job->opts.progress(job->opts.progress_data, job->done, job->size);
+	gmem_locks_restore(&aside);
 	gmem_lock_drop(&job->lock);
 	if (unwanted)
 		cancel(job);

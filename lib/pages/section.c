@@ -6,8 +6,6 @@
 #include <stddef.h>
 
 #include "base/lock.h"
-#include "base/range_map.h"
-#include "base/range_set.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
 

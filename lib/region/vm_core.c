@@ -44,7 +44,12 @@ void gmem_vm_remove_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hoo
 
 int gmem_vm_log_error(struct gmem_vm *vm, int err)
 {
-	if (err < 0 && vm->log)
+	struct gmem_locks_aside aside;
+
+	if (err < 0 && vm->log) {
+		gmem_locks_set_aside(&aside);
 		vm->log(vm->log_data, err, gmem_last_error());
+		gmem_locks_restore(&aside);
+	}
 	return err;
 }

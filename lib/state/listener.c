@@ -119,10 +119,13 @@ void gmem_listeners_shared(const struct gmem_vm *vm, const struct gmem_range_map
 void gmem_listeners_removed(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
 	const struct gmem_listener *listener;
+	struct gmem_locks_aside aside;
 
+	gmem_locks_set_aside(&aside);
 	for (listener = vm->listeners; listener; listener = listener->next)
 		if (listener->opts.removed)
 			listener->opts.removed(listener->opts.data, gpa, size);
+	gmem_locks_restore(&aside);
 }
 
 /* ---- the list ---- */

@@ -12,7 +12,6 @@
 #include "base/counters.h"
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/range_map.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"

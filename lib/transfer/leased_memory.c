@@ -10,7 +10,6 @@
 #include "gmem.h"
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/range_map.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
 #include "region/present_pages.h"

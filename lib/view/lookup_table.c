@@ -357,9 +357,8 @@ static int make_entry(const struct gmem_table *table, const struct gmem_table *o
 	int err;
 
 	/* In most entries all 2 MiB are shared memory of one region. */
-	gmem_regions_walk(&whole);
-	if (whole.region && !whole.is_private && start == all.start && last == all.last &&
-	    whole.is_over && is_entry(code_of(whole.region))) {
+	if (start == all.start && last == all.last && gmem_regions_walk(&whole) && whole.region &&
+	    !whole.is_private && whole.is_over && is_entry(code_of(whole.region))) {
 		*ret = code_of(whole.region);
 		return 0;
 	}
@@ -404,8 +403,10 @@ int gmem_table_new(const struct gmem_table *old, const struct gmem_range_map *re
 	table->head.gib_count = count;
 	table->head.gibs = table->gibs;
 	table->high = old ? full(old)->high : NULL;
-	for (uint64_t i = 0; i < count; i++)
-		table->gibs[i] = i < old_count ? old->gibs[i] : empty_gib;
+	if (old_count)
+		memcpy(table->gibs, old->gibs, old_count * sizeof(table->gibs[0]));
+	for (uint64_t i = old_count; i < count; i++)
+		table->gibs[i] = empty_gib;
 	*ret = &table->head;
 	return 0;
 }

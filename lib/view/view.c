@@ -40,7 +40,6 @@
 
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/range_map.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
 #include "region/regions.h"

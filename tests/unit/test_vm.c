@@ -314,6 +314,52 @@ static void remember(void *data, int error, const char *message)
 	snprintf(log->message, sizeof(log->message), "%s", message);
 }
 
+/* What the log of one VM does with another */
+struct other {
+	struct gmem_vm *vm;
+	struct gmem_region *region;
+	unsigned int calls;
+};
+
+static void use_other_vm(void *data, int error, const char *message)
+{
+	struct gmem_state_range range;
+	struct other *other = data;
+	struct gmem_lease *lease;
+
+	(void)error;
+	(void)message;
+	other->calls++;
+	assert_int_equal(gmem_vm_state(other->vm, 0, gmem_region_size(other->region), &range, 1), 1);
+	assert_ok(gmem_lease_new(other->vm, 0, gmem_region_size(other->region), NULL, &lease));
+	gmem_lease_free(lease);
+	assert_ok(gmem_recovery_enable());
+	gmem_recovery_disable();
+}
+
+/* The failure is logged while the lock of the VM is held. */
+static void log_may_use_another_vm(void **state)
+{
+	struct other other = { .calls = 0 };
+	struct gmem_vm *vm;
+	struct unit unit;
+	int vm_fd;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	other.vm = unit.vm;
+	assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 4), NULL, &other.region));
+
+	GMEM_OPTS(gmem_vm_opts, opts, .log = use_other_vm, .log_data = &other);
+	vm_fd = fake_new_vm();
+	assert_ok(gmem_vm_new(vm_fd, &opts, &vm));
+	assert_int_equal(gmem_vm_reserve_slots(vm, 0, 0), -EINVAL);
+	assert_int_equal(other.calls, 1);
+	gmem_vm_free(vm);
+	fake_close(vm_fd);
+	unit_end(&unit);
+}
+
 static void log_hears_each_failure_once(void **state)
 {
 	struct gmem_region *region = NO_REGION;
@@ -564,6 +610,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(slot_numbers_end_where_the_vm_s_do),
 	cmocka_unit_test(every_slot_of_the_vm_can_be_used),
 	cmocka_unit_test(slot_that_is_not_the_library_s_is_left_alone),
+	cmocka_unit_test(log_may_use_another_vm),
 	cmocka_unit_test(log_hears_each_failure_once),
 	cmocka_unit_test(log_hears_what_free_cannot_return),
 	cmocka_unit_test(lookup_finds_the_region_behind_an_address),
