@@ -42,6 +42,11 @@ const struct gmem_backing_traits gmem_backings[GMEM_BACKINGS] = {
 	},
 };
 
+const struct gmem_backing_traits *gmem_backing_traits(uint32_t backing)
+{
+	return &gmem_backings[backing < GMEM_BACKINGS ? backing : GMEM_BACKING_NONE];
+}
+
 GMEM_API const char *gmem_backing_name(uint32_t backing)
 {
 	return gmem_backing_traits(backing)->name;

@@ -35,10 +35,7 @@ struct gmem_backing_traits {
 
 extern const struct gmem_backing_traits gmem_backings[GMEM_BACKINGS];
 
-/* Returns the traits of a GMEM_BACKING_*; GMEM_BACKING_NONE is the range of a device. */
-static inline const struct gmem_backing_traits *gmem_backing_traits(uint32_t backing)
-{
-	return &gmem_backings[backing < GMEM_BACKINGS ? backing : GMEM_BACKING_NONE];
-}
+/* Returns the traits of @backing; those of GMEM_BACKING_NONE, a device's range, if it is none. */
+const struct gmem_backing_traits *gmem_backing_traits(uint32_t backing);
 
 #endif

@@ -50,7 +50,7 @@ struct gmem_region {
 
 static inline const struct gmem_backing_traits *gmem_region_traits(const struct gmem_region *region)
 {
-	return gmem_backing_traits(region->backing);
+	return &gmem_backings[region->backing];
 }
 
 /* The guest cannot write it. Needs no lock: of the flags only the dirty log's changes. */
