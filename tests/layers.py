@@ -32,7 +32,10 @@ BRINGS = {"os/kvm_compat.h": r"KVM_\w+|__u\d+"}
 # Functions of the C library that work without the kernel, or, like malloc() and the
 # mutexes, with it in ways that no caller sees; fprintf() and abort() are for lock checks.
 HARMLESS = re.compile(
-    r"_|gmem_|mem(cpy|set|cmp|move|chr)$|str\w+$|v?snprintf$|qsort$|(m|c|re|aligned_)alloc$|free$|"
+    r"gmem_|__(start|stop)_gmem_|__(stack_chk_fail|tls_get_addr|cpu_model|cpu_indicator_init|errno_location|"
+    r"popcountdi2)$|"
+    r"_GLOBAL_OFFSET_TABLE_$|__aarch64_|__(mem|str|v?snprintf|fprintf)\w*_chk$|__isoc\d+_strto\w+$|"
+    r"mem(cpy|set|cmp|move|chr)$|str\w+$|v?snprintf$|qsort$|(m|c|re|aligned_)alloc$|free$|"
     r"pthread_(mutex|cond|condattr)_\w+$|pthread_(create|join)$|sig\w+set$|sigismember$|"
     r"fprintf$|fwrite$|abort$|stderr$|getauxval$")
 
@@ -378,6 +381,7 @@ PLANTED = [
     ("a system call outside os/", "kernel", plant_call("lib/base/check.c", "close(3)")),
     ("a system call by pointer", "kernel",
      plant_call("lib/base/check.c", "(*(int (*)(int))usleep)(3)")),
+    ("a system call of another name", "kernel", plant_call("lib/base/check.c", "(_exit(3), 0)")),
     ("a system call by hand", "kernel",
      plant_call("lib/base/check.c", '0; __asm__ volatile("syscall")')),
 ]

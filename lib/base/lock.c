@@ -18,6 +18,7 @@ void gmem_condition_init(pthread_cond_t *condition)
 #ifdef GMEM_LOCK_CHECKS
 
 static const char *const names[GMEM_RANKS] = {
+	[GMEM_RANK_POPULATE] = "populate",
 	[GMEM_RANK_HANDLER] = "handler",
 	[GMEM_RANK_HOOKS] = "hooks",
 	[GMEM_RANK_CHANGE] = "change",
@@ -26,7 +27,6 @@ static const char *const names[GMEM_RANKS] = {
 	[GMEM_RANK_FILE] = "file",
 	[GMEM_RANK_MAPS] = "maps",
 	[GMEM_RANK_VIEWS] = "views",
-	[GMEM_RANK_POPULATE] = "populate",
 };
 
 /* For each rank, the lock that this thread holds, or NULL */
@@ -81,6 +81,16 @@ void gmem_lock_drop(struct gmem_lock *lock)
 
 	held[lock->rank] = NULL;
 	pthread_mutex_unlock(&lock->mutex);
+}
+
+void gmem_lock_check_wait(const struct gmem_lock *lock)
+{
+	if (held[lock->rank] != lock)
+		fail("is waited with", lock->rank, "by a thread that does not hold it", 0);
+	for (unsigned int rank = lock->rank + 1; rank < GMEM_RANKS; rank++)
+		if (held[rank])
+			fail("is waited with", lock->rank, "while it is below",
+			     (enum gmem_lock_rank)rank);
 }
 
 #endif

@@ -55,6 +55,7 @@ void gmem_lock_init(struct gmem_lock *lock, enum gmem_lock_rank rank);
 void gmem_lock_destroy(struct gmem_lock *lock);
 void gmem_lock_take(struct gmem_lock *lock);
 void gmem_lock_drop(struct gmem_lock *lock);
+void gmem_lock_check_wait(const struct gmem_lock *lock);
 
 #else
 
@@ -95,6 +96,11 @@ static inline void gmem_lock_drop(struct gmem_lock *lock)
 	pthread_mutex_unlock(&lock->mutex);
 }
 
+static inline void gmem_lock_check_wait(const struct gmem_lock *lock)
+{
+	(void)lock;
+}
+
 #endif
 
 /*
@@ -103,14 +109,17 @@ static inline void gmem_lock_drop(struct gmem_lock *lock)
  * CLOCK_MONOTONIC.
  */
 void gmem_condition_init(pthread_cond_t *condition);
+
 static inline void gmem_condition_wait(pthread_cond_t *condition, struct gmem_lock *lock)
 {
+	gmem_lock_check_wait(lock);
 	pthread_cond_wait(condition, &lock->mutex);
 }
 
 static inline void gmem_condition_wait_until(pthread_cond_t *condition, struct gmem_lock *lock,
 					     const struct timespec *deadline)
 {
+	gmem_lock_check_wait(lock);
 	pthread_cond_timedwait(condition, &lock->mutex, deadline);
 }
 

@@ -42,7 +42,6 @@ uint64_t gmem_set_bytes(const struct gmem_range_map *set, uint64_t start, uint64
 bool gmem_set_next(const struct gmem_range_map *set, bool inside, uint64_t start, uint64_t last,
 		   struct gmem_part *ret);
 
-
 /*
  * A walk over the parts of [start, last] that are in a set (@inside) or not in it. The
  * set may change behind the walk.

@@ -60,6 +60,10 @@
 #ifndef GUEST_MEMFD_MAGIC
 #define GUEST_MEMFD_MAGIC		0x474d454d
 #endif
+/* The same for all anonymous inodes, and for a guest_memfd before Linux 6.19 */
+#ifndef ANON_INODE_FS_MAGIC
+#define ANON_INODE_FS_MAGIC		0x09041934
+#endif
 
 /*
  * The structs below have names of our own, because the preprocessor cannot test whether

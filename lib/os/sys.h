@@ -177,6 +177,7 @@ int gmem_sys_poll_many(struct pollfd *fds, unsigned int count, unsigned int mill
 int gmem_sys_membarrier(int command);
 /* Sleeps for @microseconds; 0 only yields the processor once. */
 void gmem_sys_pause(unsigned int microseconds);
+#define GMEM_NANOSECONDS_PER_MS UINT64_C(1000000)
 /* Returns CLOCK_MONOTONIC in nanoseconds. */
 uint64_t gmem_sys_now(void);
 /* Returns a number that is unlikely to come twice. It is not a secret. */

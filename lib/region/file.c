@@ -19,9 +19,6 @@
 #include "os/kvm_compat.h"
 #include "os/sys.h"
 
-/* File system type of all anonymous inodes, and of guest_memfd before Linux 6.19 */
-#define ANON_INODE_MAGIC 0x09041934
-
 /* Small enough to notice signals, large enough that the call's cost does not show */
 #define CHUNK (UINT64_C(64) << 20)
 
@@ -135,7 +132,7 @@ static int check_is_gmemfd(int fd)
 	 * Before Linux 6.19 only the name tells a guest_memfd from other anonymous
 	 * inodes.
 	 */
-	if (type == ANON_INODE_MAGIC && gmem_sys_fd_link(fd, link, sizeof(link)) > 0 &&
+	if (type == ANON_INODE_FS_MAGIC && gmem_sys_fd_link(fd, link, sizeof(link)) > 0 &&
 	    strcmp(link, "anon_inode:[kvm-gmem]") == 0)
 		return 0;
 

@@ -14,11 +14,6 @@
 #include "os/sys.h"
 #include "region/file.h"
 
-/* File system of a guest_memfd before Linux 6.19, see file.c */
-#ifndef ANON_INODE_FS_MAGIC
-#define ANON_INODE_FS_MAGIC 0x09041934
-#endif
-
 /* Linux 5.1; older C libraries do not name it */
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010

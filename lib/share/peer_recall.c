@@ -22,7 +22,6 @@
 
 /* Sockets in one poll(); further peers are looked at every SLICE_MS */
 #define MAX_POLLED	16
-#define NANOSECONDS_PER_MS UINT64_C(1000000)
 
 /* Find memory of the recall that the peer still has. */
 static bool still_has(const struct gmem_peer *peer, const struct gmem_recall *recall,
@@ -104,7 +103,7 @@ static int take_back(struct gmem_export *exporter, const struct gmem_recall *rec
 		gmem_lock_take(&exporter->lock);
 		gmem_peers_pump(exporter);
 		count = collect_holders(exporter, recall,
-					(gmem_sys_now() - start) / NANOSECONDS_PER_MS, fds);
+					(gmem_sys_now() - start) / GMEM_NANOSECONDS_PER_MS, fds);
 		gmem_lock_drop(&exporter->lock);
 		if (count <= 0)
 			return count;

@@ -10,8 +10,6 @@
 #include "base/lock.h"
 #include "os/sys.h"
 
-#define NANOSECONDS_PER_MS 1000000
-
 static bool overlap(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size)
 {
 	return a <= b + (b_size - 1) && b <= a + (a_size - 1);
@@ -52,7 +50,7 @@ static const struct gmem_claim *claim_ahead(const struct gmem_vm *vm, const stru
 
 static int wait_for_leases(struct gmem_vm *vm, const struct gmem_claim *claim, uint32_t wait_ms)
 {
-	uint64_t deadline = gmem_sys_now() + (uint64_t)wait_ms * NANOSECONDS_PER_MS;
+	uint64_t deadline = gmem_sys_now() + wait_ms * GMEM_NANOSECONDS_PER_MS;
 	const struct timespec until = {
 		.tv_sec = (time_t)(deadline / 1000000000),
 		.tv_nsec = (long)(deadline % 1000000000),

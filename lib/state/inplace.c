@@ -17,8 +17,6 @@
 #include "os/sys.h"
 #include "region/file.h"
 
-#define NANOSECONDS_PER_MS 1000000
-
 /* How often a conversion of pinned pages, or an interrupted one, is tried again */
 #define MAX_TRIES 16
 #define RETRY_MICROSECONDS 50
@@ -136,7 +134,7 @@ static int refuse(const struct gmem_region *region, const struct gmem_part *part
 int gmem_inplace_convert(const struct gmem_region *region, const struct gmem_part *part,
 			 bool to_private, uint32_t wait_ms)
 {
-	uint64_t until = gmem_sys_now() + (uint64_t)wait_ms * NANOSECONDS_PER_MS;
+	uint64_t until = gmem_sys_now() + wait_ms * GMEM_NANOSECONDS_PER_MS;
 	uint64_t error_offset = UINT64_MAX;
 	int err, tries = 0;
 

@@ -18,6 +18,7 @@
 static struct gmem_lock vm_lock = GMEM_LOCK_INIT(GMEM_RANK_VM);
 static struct gmem_lock other_vm_lock = GMEM_LOCK_INIT(GMEM_RANK_VM);
 static struct gmem_lock file_lock = GMEM_LOCK_INIT(GMEM_RANK_FILE);
+static pthread_cond_t never = PTHREAD_COND_INITIALIZER;
 
 /* Runs @mistake in a child, which must be aborted and say @message. */
 static void assert_aborts(void (*mistake)(void), const char *message)
@@ -131,6 +132,25 @@ static void dropping_what_is_not_held_ends_the_program(void **state)
 	assert_aborts(drop_another, "lock \"vm\" is dropped by a thread that does not hold it");
 }
 
+static void wait_unheld(void)
+{
+	gmem_condition_wait(&never, &vm_lock);
+}
+
+static void wait_below_another(void)
+{
+	gmem_lock_take(&vm_lock);
+	gmem_lock_take(&file_lock);
+	gmem_condition_wait(&never, &vm_lock);
+}
+
+static void waiting_with_the_wrong_lock_ends_the_program(void **state)
+{
+	(void)state;
+	assert_aborts(wait_unheld, "lock \"vm\" is waited with by a thread that does not hold it");
+	assert_aborts(wait_below_another, "lock \"vm\" is waited with while it is below file");
+}
+
 static void destroy_held(void)
 {
 	gmem_lock_take(&file_lock);
@@ -215,6 +235,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(threads_are_judged_by_the_locks_of_their_own),
 	cmocka_unit_test(taking_out_of_order_ends_the_program),
 	cmocka_unit_test(dropping_what_is_not_held_ends_the_program),
+	cmocka_unit_test(waiting_with_the_wrong_lock_ends_the_program),
 	cmocka_unit_test(destroying_a_held_lock_ends_the_program),
 	cmocka_unit_test(waiting_lets_others_have_the_lock),
 	cmocka_unit_test(waiting_ends_at_a_moment_of_the_monotonic_clock),

@@ -202,7 +202,6 @@ static void callers_memory_is_never_unmapped(void **state)
 	unit_end(&unit);
 }
 
-
 static void mapping_of_a_region_goes_where_it_is_told(void **state)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
