@@ -36,7 +36,7 @@ HARMLESS = re.compile(
     r"popcountdi2)$|"
     r"_GLOBAL_OFFSET_TABLE_$|__aarch64_|__(mem|str|v?snprintf|fprintf)\w*_chk$|__isoc\d+_strto\w+$|"
     r"mem(cpy|set|cmp|move|chr)$|str\w+$|v?snprintf$|qsort$|(m|c|re|aligned_)alloc$|free$|"
-    r"pthread_(mutex|cond|condattr)_\w+$|pthread_(create|join)$|sig\w+set$|sigismember$|"
+    r"pthread_(mutex|cond|condattr)_\w+$|pthread_(create|join|self)$|sig\w+set$|sigismember$|"
     r"fprintf$|fwrite$|abort$|stderr$|getauxval$")
 
 

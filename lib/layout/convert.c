@@ -465,7 +465,9 @@ static int convert(struct work *work)
 	struct gmem_claim claim = {
 		.gpa = work->gpa,
 		.size = work->size,
-		.mode = work->to_private ? GMEM_CLAIM_EXCLUSIVE : GMEM_CLAIM_SHARED,
+		.mode = GMEM_CLAIM_EXCLUSIVE,
+		.allows_leases = !work->to_private,
+		.purpose = "converted to private",
 	};
 	int err;
 
@@ -599,7 +601,7 @@ static int discard_pending(struct gmem_vm *vm, const struct gmem_claim *claim,
 
 static int discard_all_pending(struct gmem_vm *vm, uint64_t *total)
 {
-	struct gmem_claim claim = { .mode = GMEM_CLAIM_SHARED };
+	struct gmem_claim claim = { .mode = GMEM_CLAIM_EXCLUSIVE, .allows_leases = true };
 	struct gmem_range *spare = NULL;
 	struct gmem_part part;
 	uint64_t at = 0;

@@ -101,6 +101,7 @@ GMEM_API void gmem_lease_free(struct gmem_lease *lease)
 	*lease->link = lease->next;
 	if (lease->next)
 		lease->next->link = lease->link;
+	gmem_claims_recheck_leases(lease->vm, lease->gpa, lease->size);
 	pthread_cond_broadcast(&lease->vm->released);
 	gmem_lock_drop(&lease->vm->lock);
 	free(lease);

@@ -133,7 +133,11 @@ void gmem_listeners_removed(const struct gmem_vm *vm, uint64_t gpa, uint64_t siz
 /* Claim all addresses: claims that came before are over, those that come later wait. */
 static void stop_all(struct gmem_vm *vm, struct gmem_claim *all)
 {
-	*all = (struct gmem_claim){ .gpa = 0, .size = UINT64_MAX };
+	*all = (struct gmem_claim){
+		.size = UINT64_MAX,
+		.mode = GMEM_CLAIM_EXCLUSIVE,
+		.allows_leases = true,
+	};
 	gmem_lock_take(&vm->lock);
 	gmem_claim_take(vm, all, 0);
 	gmem_lock_drop(&vm->lock);
