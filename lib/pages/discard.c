@@ -16,6 +16,7 @@
 #include "region/region_memory.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
+#include "state/lease.h"
 
 /* Guests have no address from here on, so no sum of two addresses wraps. */
 #define GPA_END (UINT64_C(1) << 63)
@@ -102,7 +103,7 @@ static int check_one(struct work *work, const struct gmem_gpa_range *range)
 	 * that most failures change nothing.
 	 */
 	gmem_lock_take(&work->vm->lock);
-	err = gmem_claim_check_leases(work->vm, range->gpa, range->size);
+	err = gmem_lease_check_memory(work->vm, range->gpa, range->size);
 	gmem_lock_drop(&work->vm->lock);
 	return err;
 }

@@ -29,7 +29,7 @@
 #include "region/region_memory.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
-#include "state/claim.h"
+#include "state/lease.h"
 #include "state/private_state.h"
 
 #define FORMAT 1
@@ -195,7 +195,7 @@ static int note_leases(const struct gmem_vm *vm, struct layout *layout)
 	const struct gmem_lease *lease;
 	size_t count = 0;
 
-	for (lease = vm->leases; lease; lease = lease->next)
+	for (lease = gmem_lease_next(vm, NULL); lease; lease = gmem_lease_next(vm, lease))
 		count++;
 	if (!count)
 		return 0;
@@ -203,11 +203,11 @@ static int note_leases(const struct gmem_vm *vm, struct layout *layout)
 	layout->leases = calloc(count, sizeof(*layout->leases));
 	if (!layout->leases)
 		return gmem_fail(-ENOMEM, "no memory to note %zu leases", count);
-	for (lease = vm->leases; lease; lease = lease->next) {
+	for (lease = gmem_lease_next(vm, NULL); lease; lease = gmem_lease_next(vm, lease)) {
 		struct noted_lease *noted = &layout->leases[layout->lease_count++];
 
-		noted->gpa = lease->gpa;
-		noted->size = lease->size;
+		noted->gpa = lease->at.start;
+		noted->size = lease->at.last - lease->at.start + 1;
 		snprintf(noted->holder, sizeof(noted->holder), "%s", lease->holder);
 	}
 	return 0;

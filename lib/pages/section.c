@@ -72,6 +72,7 @@ int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		.gpa = gpa,
 		.size = size,
 		.mode = mode,
+		.discards = mode == GMEM_CLAIM_EXCLUSIVE,
 		.purpose = "discarded",
 	};
 	int err;
