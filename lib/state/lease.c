@@ -42,9 +42,8 @@ static bool has_memory(const struct gmem_stretch *at)
 	return at->region && !at->region->is_device;
 }
 
-static size_t count_parts(const struct gmem_vm *vm, const struct gmem_interval *gpas)
+static size_t count_parts(struct gmem_stretch at)
 {
-	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, gpas->start, gpas->last);
 	size_t count = 0;
 
 	while (gmem_regions_walk_whole(&at))
@@ -90,7 +89,7 @@ static int locate(const struct gmem_vm *vm, const struct gmem_interval *gpas,
 		  const struct gmem_memory_user *model, struct gmem_memory_parts *parts)
 {
 	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, gpas->start, gpas->last);
-	size_t count = count_parts(vm, gpas), done = 0;
+	size_t count = count_parts(at), done = 0;
 	int err = 0;
 
 	parts->all = count > 1 ? calloc(count, sizeof(*parts->all)) : &parts->one;
@@ -120,6 +119,14 @@ static bool is_shared_somewhere(const struct gmem_vm *vm, const struct gmem_inte
 
 /* ---- leases that are in the way ---- */
 
+static int fail_leased(const struct gmem_lease *lease, uint64_t gpa, uint64_t size)
+{
+	return gmem_fail(-EBUSY,
+			 "\"%s\" holds a lease on gpa 0x%" PRIx64 ", 0x%" PRIx64
+			 " bytes, which 0x%" PRIx64 ", 0x%" PRIx64 " bytes, overlaps",
+			 lease->holder, lease->at.start, lease->at.last - lease->at.start + 1, gpa, size);
+}
+
 static int check_gpas(const struct gmem_vm *vm, const struct gmem_interval *gpas,
 		      const struct gmem_lease **ret)
 {
@@ -127,13 +134,7 @@ static int check_gpas(const struct gmem_vm *vm, const struct gmem_interval *gpas
 
 	lease = lease_of(gmem_interval_find(&vm->leases, gpas->start, gpas->last));
 	*ret = lease;
-	if (!lease)
-		return 0;
-	return gmem_fail(-EBUSY,
-			 "\"%s\" holds a lease on gpa 0x%" PRIx64 ", 0x%" PRIx64
-			 " bytes, which 0x%" PRIx64 ", 0x%" PRIx64 " bytes, overlaps",
-			 lease->holder, lease->at.start, lease->at.last - lease->at.start + 1,
-			 gpas->start, gpas->last - gpas->start + 1);
+	return lease ? fail_leased(lease, gpas->start, gpas->last - gpas->start + 1) : 0;
 }
 
 static int check_users(const struct gmem_memory_users *users, const struct gmem_memory_user *user,
@@ -145,6 +146,8 @@ static int check_users(const struct gmem_memory_users *users, const struct gmem_
 	if (!lease)
 		return 0;
 	*ret = lease->lease;
+	if (lease->gpa <= user->gpa + (user->size - 1) && user->gpa <= lease->gpa + (lease->size - 1))
+		return fail_leased(lease->lease, user->gpa, user->size);
 	return gmem_memory_fail_leased(lease, "gpa", user->gpa, user->size);
 }
 
@@ -166,11 +169,14 @@ static int check_part(const struct gmem_vm *vm, const struct gmem_memory_part *p
 	return err;
 }
 
-/* -EBUSY, with a lease of this VM's in @ret, or NULL if it is of another handle on it */
+/*
+ * -EBUSY, with a lease of this VM's in @ret, or NULL if it is of another handle on it. All
+ * leases on the guest addresses are on their memory, too.
+ */
 static int check_all(const struct gmem_vm *vm, const struct gmem_interval *gpas,
 		     const struct gmem_memory_parts *parts, const struct gmem_lease **ret)
 {
-	int err = check_gpas(vm, gpas, ret);
+	int err = parts->count ? 0 : check_gpas(vm, gpas, ret);
 
 	for (size_t i = 0; i < parts->count && !err; i++)
 		err = check_part(vm, &parts->all[i], ret);
