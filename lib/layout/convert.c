@@ -446,6 +446,7 @@ static int convert(struct work *work)
 		.size = work->size,
 		.mode = GMEM_CLAIM_EXCLUSIVE,
 		.allows_leases = !work->to_private,
+		.discards = work->to_private,
 		.purpose = "converted to private",
 	};
 	int err;
