@@ -74,7 +74,7 @@ int gmem_listeners_ask(const struct gmem_vm *vm, const struct gmem_range_map *ru
 {
 	const struct gmem_listener *listener;
 	const struct gmem_range *refused;
-	char sentence[256];
+	struct gmem_failure failure;
 	int err;
 
 	for (listener = vm->listeners; listener; listener = listener->next) {
@@ -86,12 +86,12 @@ int gmem_listeners_ask(const struct gmem_vm *vm, const struct gmem_range_map *ru
 		 * Listeners that agreed are told to undo it, last first. That may fail
 		 * and change the sentence.
 		 */
-		snprintf(sentence, sizeof(sentence), "%s", gmem_last_error());
+		gmem_failure_keep(&failure, err);
 		if (refused->start > gpa)
 			tell(listener, listener->opts.undo_private, runs, gpa, refused->start - 1);
 		for (listener = listener->previous; listener; listener = listener->previous)
 			tell(listener, listener->opts.undo_private, runs, gpa, last);
-		return gmem_fail(err, "%s", sentence);
+		return gmem_failure_restore(&failure);
 	}
 	return 0;
 }
