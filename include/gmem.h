@@ -327,7 +327,8 @@ struct gmem_finding {
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_CAPS_*; unknown bits are -EINVAL
  * @vm_type: the type the VM was created with (KVM_CREATE_VM's argument), read
- *	only with GMEM_CAPS_VM_TYPE. KVM has no call that returns it.
+ *	only with GMEM_CAPS_VM_TYPE. KVM has no call that returns it. Answers to a
+ *	guest's requests depend on it: see gmem_vcpu_handle_exit().
  * @kvm_fd: an open /dev/kvm, borrowed for the call, or the negative errno of an
  *	attempt to open it; read only with GMEM_CAPS_KVM_FD. Without that flag the
  *	library opens /dev/kvm for the call where it needs it: for a report without
@@ -810,6 +811,7 @@ struct gmem_inplace_opts {
 
 /* Flags of struct gmem_vm_opts */
 #define GMEM_VM_NO_SELFTEST	(1ull << 0) /* as GMEM_CAPS_NO_SELFTEST */
+#define GMEM_VM_TYPE		(1ull << 1) /* use @vm_type */
 
 /**
  * struct gmem_vm_opts - how to attach to a VM
@@ -820,6 +822,8 @@ struct gmem_inplace_opts {
  * @log: log callback, NULL for none
  * @log_data: passed to @log
  * @inplace: the kernel's numbers for conversion in place; NULL: no such conversion
+ * @vm_type: the type the VM was created with, as in struct gmem_caps_opts, read only
+ *	with GMEM_VM_TYPE; otherwise what @caps knows of it
  */
 struct gmem_vm_opts {
 	size_t   size;
@@ -828,6 +832,7 @@ struct gmem_vm_opts {
 	gmem_log_fn log;
 	void    *log_data;
 	const struct gmem_inplace_opts *inplace;
+	uint64_t vm_type;
 };
 
 /**
@@ -2044,18 +2049,25 @@ GMEM_API int gmem_exit_decode(const struct kvm_run *run, int result, int error,
 /**
  * gmem_exit_reply() - answer a guest's request for a conversion
  * @run: the vCPU's kvm_run, unchanged since the exit
+ * @vm_type: the type the VM was created with: KVM_CREATE_VM's argument
  * @error: 0 if the conversion is done, or the negative errno of its failure
  *
  * The guest gets the answer when the vCPU runs again, in the numbers of its own
  * ABI: 0, and negative EINVAL, EPERM, E2BIG, EFAULT, EOPNOTSUPP and EAGAIN. The
  * library replaces -EBUSY and -EINTR by EAGAIN, and every other errno by EINVAL.
+ * For SNP and TDX guests (types 4 and 5) KVM translates the answer and takes only
+ * 0 and *positive* EAGAIN and EINVAL: they get those, EINVAL for all that is
+ * neither done nor to be tried again. With another answer KVM_RUN fails there.
  *
- * Thread-safe for different vCPUs. Source: KVM's hypercalls.rst. Since: 0.1.
+ * This is a pure function, as gmem_exit_decode().
+ *
+ * Thread-safe for different vCPUs. Source: KVM API, KVM_EXIT_HYPERCALL; KVM's
+ * hypercalls.rst. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument, an @error that is positive, or an exit
  * that is no such request.
  */
-GMEM_API int gmem_exit_reply(struct kvm_run *run, int error);
+GMEM_API int gmem_exit_reply(struct kvm_run *run, uint64_t vm_type, int error);
 
 /* ----------------------------------------------------------------- vCPUs -- */
 
@@ -2119,12 +2131,20 @@ GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
  * access needs. A request converts its range, and the guest gets an answer: an
  * error if the request is invalid, if its range has holes, or if a lease is in the
  * way. A request to make a range without any memory shared succeeds, because such
- * a range always is.
+ * a range always is. The answer is one that the VM's type takes, see
+ * gmem_exit_reply(). A VM's type is what the caller told gmem_caps_new() or
+ * gmem_vm_new(). Otherwise the VM is taken for SNP or TDX if it has private memory
+ * and the host offers one of them, which is wrong only for a SW_PROTECTED VM (type
+ * 1, for testing) on such a host, and else for a VM of another type.
  *
  * A guest decides how often it exits, but not how much an exit costs: each causes
- * at most one conversion, of existing memory. The library's record of private
- * memory grows to at most one entry for each second page, and with
- * GMEM_DISCARD_NOW no guest memory is doubled. If a fault comes back although the
+ * at most one conversion of each existing page. With GMEM_DISCARD_NOW no guest
+ * memory is doubled. A request of more than 1 GiB is checked in whole, and then
+ * converted in pieces of up to 1 GiB, lowest first. Between two pieces, others who
+ * wait for the range get their turn, and if immediate_exit of @run is set, the call
+ * ends with -EINTR: call it again with the same arguments to go on. A piece that is
+ * refused leaves those before it converted; a guest that asks again gets past them
+ * at no cost. If a fault comes back although the
  * memory has the state it needs, something else is wrong: after max_stuck_faults
  * of them the call fails with -ELOOP. With repeats in @ret the VMM can stop
  * earlier. gmem_vm_stats() has counts of all of these.
@@ -2138,9 +2158,9 @@ GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
  * access where there is no memory, -ENXIO one in the range of a device, -ELOOP see
  * above, -EHWPOISON the hardware lost the memory, -EFAULT a fault for which KVM
  * gives no address, -EPROTO a fault for an unknown reason, -EACCES a fault that
- * needs a conversion, with GMEM_VCPU_EXPLICIT, and every errno of
+ * needs a conversion, with GMEM_VCPU_EXPLICIT, -EINTR see above, and every errno of
  * gmem_vm_convert(). If the vCPU runs again after an error, a fault comes again;
- * a request has its answer.
+ * a request has its answer, which after -EINTR is EAGAIN.
  */
 GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, int result,
 				   int error, struct gmem_exit *ret);

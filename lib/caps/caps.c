@@ -124,6 +124,36 @@ static bool is_arm64(void)
 	return strcmp(gmem_sys_architecture(), "arm64") == 0;
 }
 
+static bool is_vm_type_offered(const struct gmem_caps *caps, unsigned int type)
+{
+	return gmem_caps_value(caps, GMEM_CAP_VM_TYPES) >> type & 1;
+}
+
+/*
+ * KVM does not tell a VM's type. Of those with private memory, two take the same answers
+ * and SW_PROTECTED takes others, for which KVM_RUN would fail in the two. It is a type
+ * for testing, so where all are offered the VM is taken for one of the two.
+ */
+uint64_t gmem_caps_vm_type(const struct gmem_caps *caps)
+{
+	if (caps->has_vm_type)
+		return caps->vm_type;
+	if (is_arm64() || (!gmem_caps_says(caps, GMEM_CAP_PRIVATE_MEMORY, GMEM_YES) &&
+			   !gmem_caps_says(caps, GMEM_CAP_IN_PLACE, GMEM_YES)))
+		return 0;
+	if (is_vm_type_offered(caps, KVM_X86_SNP_VM))
+		return KVM_X86_SNP_VM;
+	if (is_vm_type_offered(caps, KVM_X86_TDX_VM))
+		return KVM_X86_TDX_VM;
+	return KVM_X86_SW_PROTECTED_VM;
+}
+
+void gmem_caps_set_vm_type(struct gmem_caps *caps, uint64_t vm_type)
+{
+	caps->has_vm_type = true;
+	caps->vm_type = vm_type;
+}
+
 /* ---- looking at the host ---- */
 
 /* Counts the numbers of a list such as "0-1,4"; 0 if @text is no list. */
@@ -711,6 +741,8 @@ GMEM_API int gmem_caps_new(int vm_fd, const struct gmem_caps_opts *user_opts,
 		return gmem_fail(-ENOMEM, "no memory for a report");
 
 	caps->has_vm = vm_fd != GMEM_NO_VM;
+	if (opts.flags & GMEM_CAPS_VM_TYPE)
+		gmem_caps_set_vm_type(caps, opts.vm_type);
 	err = fill(caps, vm_fd, &opts);
 	if (err) {
 		free(caps);

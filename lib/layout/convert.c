@@ -18,7 +18,6 @@
 #include "region/region.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
-#include "region/vm_core.h"
 #include "state/claim.h"
 #include "state/listener.h"
 #include "state/private_state.h"
@@ -554,6 +553,17 @@ GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t si
 	if (!err)
 		err = convert(&work);
 	return gmem_vm_log_error(vm, err);
+}
+
+int gmem_convert_check(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
+{
+	struct work work = { .vm = vm, .gpa = gpa, .size = size, .last = gpa + size - 1 };
+	int err;
+
+	gmem_lock_take(&vm->lock);
+	err = check_coverage(&work);
+	gmem_lock_drop(&vm->lock);
+	return err;
 }
 
 /* ---- pending discards ---- */

@@ -45,6 +45,17 @@
 #define KVM_CAP_PRE_FAULT_MEMORY	236
 #endif
 
+/* Types of VM on x86, for KVM_CREATE_VM: Linux 6.8, 6.11, 6.16 */
+#ifndef KVM_X86_SW_PROTECTED_VM
+#define KVM_X86_SW_PROTECTED_VM		1
+#endif
+#ifndef KVM_X86_SNP_VM
+#define KVM_X86_SNP_VM			4
+#endif
+#ifndef KVM_X86_TDX_VM
+#define KVM_X86_TDX_VM			5
+#endif
+
 /* Linux 6.18 */
 #ifndef KVM_CAP_GUEST_MEMFD_FLAGS
 #define KVM_CAP_GUEST_MEMFD_FLAGS	244
