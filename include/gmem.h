@@ -275,7 +275,7 @@ enum gmem_cap {
 	GMEM_CAP_HOST_ACCESS,		/* the host read and wrote it through a mapping */
 	GMEM_CAP_PRIVATE_MEMORY,	/* this VM has private memory */
 	GMEM_CAP_IN_PLACE,		/* attributes on the guest_memfd; value: create flags */
-	GMEM_CAP_DIRTY_LOG,		/* a dirty log, for memslots without guest_memfd */
+	GMEM_CAP_DIRTY_LOG,		/* a dirty log, for memslots without guest_memfd; value: GMEM_DIRTY_* */
 	GMEM_CAP_ADDRESS_BITS,		/* value: bits of guest physical address */
 	GMEM_CAP_GUEST_USES_FILE,	/* a guest's loads and stores reach the bound file */
 
@@ -288,6 +288,10 @@ enum gmem_cap {
 
 	GMEM_CAP_COUNT			/* lines this header knows; grows */
 };
+
+/* Where a VM whose VMM enabled KVM_CAP_DIRTY_LOG_RING logs writes; without, no value */
+#define GMEM_DIRTY_RING			1u /* in the dirty rings of its vCPUs */
+#define GMEM_DIRTY_RING_AND_BITMAP	2u /* there, and writes that no vCPU makes in bitmaps */
 
 /* Answers of a finding */
 #define GMEM_UNKNOWN	0u
@@ -1144,7 +1148,8 @@ GMEM_API GMEM_CHECKED int gmem_region_split(struct gmem_region *region, uint64_t
  * @on: 0 or 1
  *
  * The memslot stays. When logging ends, the part of the log that nobody has read
- * is lost.
+ * is lost. If the VMM enabled KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 with
+ * KVM_DIRTY_LOG_INITIALLY_SET, every page counts as written when logging begins.
  *
  * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION with
  * KVM_MEM_LOG_DIRTY_PAGES. Since: 0.1.
@@ -1163,11 +1168,21 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
  *
  * Reading clears the log: a bit is set if the page was written since the last
  * call. KVM may report a page that was only read, but misses none that was written.
+ * Read a page's contents after this call. This holds, too, if the VMM enabled
+ * KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 for its VM, with which KVM_GET_DIRTY_LOG alone
+ * clears nothing: the library clears what it read. If KVM refuses that, the VM's
+ * log is told, and the bits come again.
  *
- * Thread-safe. Source: KVM_GET_DIRTY_LOG. Since: 0.1.
+ * A VM with dirty rings (KVM_CAP_DIRTY_LOG_RING) has no such log: see
+ * GMEM_CAP_DIRTY_LOG. Regions can be logged there, and the VMM reads the rings.
+ * With KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP this returns what is not in the rings.
+ *
+ * Thread-safe; waits while the region is changed. Source: KVM_GET_DIRTY_LOG,
+ * KVM_CLEAR_DIRTY_LOG. Since: 0.1.
  *
  * Return: 0, or -EINVAL @bitmap is too small, -EOPNOTSUPP this way of backing
- * has no dirty log, -ENOENT the log is off, or the kernel's own errno.
+ * has no dirty log, or the VM has it in its rings, -ENOENT the log is off, or the
+ * kernel's own errno.
  */
 GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bitmap,
 				       size_t words);

@@ -541,17 +541,36 @@ static void try_gmemfd(struct gmem_caps *caps, int vm_fd, struct gmem_probe_slot
 	gmem_sys_close(fd);
 }
 
+/*
+ * With both, KVM reads bitmaps as it does without a ring. Resetting the rings of a VM
+ * that has none is refused, and otherwise only does early what the VMM asks for.
+ */
+static bool has_ring_beside_bitmaps(int vm_fd)
+{
+	return gmem_kvm_check(vm_fd, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP) > 0 &&
+	       gmem_kvm_reset_dirty_rings(vm_fd) >= 0;
+}
+
 static void try_dirty_log(struct gmem_caps *caps, struct gmem_probe_slot *probe)
 {
 	int err = gmem_probe_slot_try_dirty_log(probe);
 
-	if (!err)
+	if (err == -ENXIO) {
+		set_value(caps, GMEM_CAP_DIRTY_LOG, GMEM_DIRTY_RING);
+		say_yes(caps, GMEM_CAP_DIRTY_LOG,
+			"in this VM's dirty rings, for memslots without guest_memfd; there are no bitmaps");
+	} else if (!err && has_ring_beside_bitmaps(probe->vm_fd)) {
+		set_value(caps, GMEM_CAP_DIRTY_LOG, GMEM_DIRTY_RING_AND_BITMAP);
+		say_yes(caps, GMEM_CAP_DIRTY_LOG,
+			"vCPUs' writes are in this VM's dirty rings, others in the memslots' bitmaps");
+	} else if (!err) {
 		say_yes(caps, GMEM_CAP_DIRTY_LOG, "read from a memslot without guest_memfd");
-	else if (err == -ENOMEM)
+	} else if (err == -ENOMEM) {
 		say_unknown(caps, GMEM_CAP_DIRTY_LOG, "no memory to try it with");
-	else
+	} else {
 		say_no(caps, GMEM_CAP_DIRTY_LOG, "needs a KVM that logs writes",
 		       "the kernel refuses: %s", gmem_errno_name(err));
+	}
 }
 
 static int try_vm(struct gmem_caps *caps, int vm_fd)
