@@ -25,6 +25,7 @@
 #include "pages/numa.h"
 #include "pages/section.h"
 #include "region/file.h"
+#include "region/page_states.h"
 #include "region/present_pages.h"
 #include "region/region.h"
 #include "region/region_memory.h"
@@ -32,7 +33,6 @@
 #include "region/vm_core.h"
 #include "state/claim.h"
 #include "state/lease.h"
-#include "state/private_state.h"
 
 #define FORMAT 1
 
@@ -375,7 +375,8 @@ static bool measure_piece(struct gmem_vm *vm, const struct entry *entry, const s
 	if (!err)
 		region = find_again(vm, entry);
 	if (region && gmem_region_traits(region)->has_sides)
-		cell->private += gmem_state_private(vm, claim.gpa, claim.size);
+		cell->private += gmem_states_count(&region->states, GMEM_PAGE_PRIVATE,
+						 claim.gpa - region->gpa.start, claim.size);
 	gmem_lock_drop(&vm->lock);
 	if (err)
 		return false;

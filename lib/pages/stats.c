@@ -18,12 +18,12 @@
 #include "os/sys.h"
 #include "pages/section.h"
 #include "region/file.h"
+#include "region/page_states.h"
 #include "region/region.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
-#include "state/private_state.h"
 
 /* Pages that one mincore() looks at; a byte each, on the stack */
 #define LOOK_PAGES 4096
@@ -64,7 +64,7 @@ static void add_states(const struct gmem_region *region, struct gmem_stats *stat
 
 	if (region->is_device)
 		return;
-	is_private = gmem_state_private(region->vm, region->gpa.start, region->gpa.size);
+	is_private = gmem_states_total(&region->states, GMEM_PAGE_PRIVATE);
 	stats->bytes_private += is_private;
 	stats->bytes_shared += region->gpa.size - is_private;
 }

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "region/vm_core.h"
 
-#include "base/range_set.h"
-
 void gmem_vm_begin(struct gmem_vm *vm)
 {
 	gmem_lock_init(&vm->hook_lock, GMEM_RANK_HOOKS);
@@ -14,8 +12,6 @@ void gmem_vm_begin(struct gmem_vm *vm)
 
 void gmem_vm_end(struct gmem_vm *vm)
 {
-	gmem_set_clear(&vm->privates);
-	gmem_set_clear(&vm->pending_discard);
 	pthread_cond_destroy(&vm->released);
 	gmem_lock_destroy(&vm->views_lock);
 	gmem_lock_destroy(&vm->lock);
