@@ -59,7 +59,7 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 
 	err = GMEM_COPY_OPTS(gmem_vm_opts, &opts, user_opts, log_data);
 	if (!err)
-		err = gmem_check_flags("flags", opts.flags, GMEM_VM_NO_SELFTEST);
+		err = gmem_check_flags("flags", opts.flags, GMEM_VM_NO_SELFTEST | GMEM_VM_TYPE);
 	if (err)
 		return err;
 
@@ -71,6 +71,8 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 	if (err)
 		goto free_vm;
 
+	if (opts.flags & GMEM_VM_TYPE)
+		gmem_caps_set_vm_type(&vm->caps, opts.vm_type);
 	if (opts.inplace)
 		err = gmem_inplace_prove(opts.inplace, vm_fd, &vm->inplace,
 					 &vm->caps.lines[GMEM_CAP_IN_PLACE]);

@@ -377,11 +377,20 @@ static int send_block(struct gmem_peer *peer, const struct gmem_extent *extent)
 	return 1;
 }
 
+/* Returns 1, 0 if it cannot be sent now, or the reason why the peer cannot have it. */
+static int send_piece(struct gmem_peer *peer, const struct piece *piece)
+{
+	struct gmem_extent extent;
+	int err;
+
+	err = describe(peer, piece, &extent);
+	return err ? err : send_block(peer, &extent);
+}
+
 /* Memory that was added after the peer and cannot be given to it is left out. */
 static int send_map(struct gmem_peer *peer)
 {
 	struct gmem_vm *vm = peer->exporter->vm;
-	struct gmem_extent extent;
 	struct piece piece;
 	int sent = 0;
 
@@ -390,12 +399,13 @@ static int send_map(struct gmem_peer *peer)
 	while (!sent && !peer->at_end && peer->sock >= 0) {
 		if (!next_piece(peer, peer->cursor, &piece)) {
 			peer->at_end = true;
-		} else if (describe(peer, &piece, &extent) == 0) {
-			sent = send_block(peer, &extent);
+		} else {
+			sent = send_piece(peer, &piece);
 			if (!sent)
 				break;
-		} else if (!(peer->exporter->flags & GMEM_EXPORT_SKIP)) {
-			gmem_vm_log_error(vm, -EOPNOTSUPP);
+			if (sent < 0 && !(peer->exporter->flags & GMEM_EXPORT_SKIP))
+				gmem_vm_log_error(vm, sent);
+			sent = sent > 0;
 		}
 		if (!peer->at_end) {
 			peer->cursor = piece.last + 1;

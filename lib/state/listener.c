@@ -79,7 +79,7 @@ int gmem_listeners_ask(const struct gmem_vm *vm, uint64_t gpa, uint64_t last)
 {
 	const struct gmem_listener *listener;
 	struct gmem_part refused;
-	char sentence[256];
+	struct gmem_failure failure;
 	int err;
 
 	for (listener = vm->listeners; listener; listener = listener->next) {
@@ -91,12 +91,12 @@ int gmem_listeners_ask(const struct gmem_vm *vm, uint64_t gpa, uint64_t last)
 		 * Listeners that agreed are told to undo it, last first. That may fail
 		 * and change the sentence.
 		 */
-		snprintf(sentence, sizeof(sentence), "%s", gmem_last_error());
+		gmem_failure_keep(&failure, err);
 		if (refused.start > gpa)
 			tell(listener, listener->opts.undo_private, gpa, refused.start - 1);
 		for (listener = listener->previous; listener; listener = listener->previous)
 			tell(listener, listener->opts.undo_private, gpa, last);
-		return gmem_fail(err, "%s", sentence);
+		return gmem_failure_restore(&failure);
 	}
 	return 0;
 }
