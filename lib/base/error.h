@@ -13,6 +13,9 @@
 #ifndef GMEM_ERROR_H
 #define GMEM_ERROR_H
 
+/* Bytes of a sentence with its end; longer ones are cut */
+#define GMEM_SENTENCE_SIZE 512
+
 /* Stores the sentence for this thread. Returns @err, a negative errno. */
 int gmem_fail(int err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
@@ -28,8 +31,6 @@ static inline void gmem_error_check(int err)
 	(void)err;
 }
 #endif
-
-#define GMEM_SENTENCE_SIZE 320
 
 /* A failure, or success, that is put aside while something else may fail */
 struct gmem_failure {

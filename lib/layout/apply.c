@@ -11,13 +11,12 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/range_map.h"
-#include "base/range_set.h"
 #include "layout/apply_slots.h"
+#include "region/page_states.h"
 #include "region/region.h"
 #include "region/regions.h"
 #include "state/claim.h"
 #include "state/listener.h"
-#include "state/private_state.h"
 #include "view/lookup_table.h"
 #include "view/view.h"
 
@@ -150,8 +149,10 @@ static void undo_rebind(struct gmem_vm *vm, struct gmem_step *step)
 	gmem_region_unswap_file(step->region, &step->binding);
 }
 
+/* What is pending for the old file's memory ends with it; on the host's side it stays. */
 static void finish_rebind(struct gmem_step *step)
 {
+	gmem_states_drop_unused(&step->region->states);
 	gmem_region_drop_binding(step->region, &step->binding);
 }
 
@@ -221,11 +222,6 @@ static void lock_both(struct gmem_vm *vm, const struct gmem_step *steps, size_t 
 	} while (wait_for_conversions(vm, steps, count));
 }
 
-static bool is_private_within(const struct gmem_vm *vm, const struct gmem_region *region)
-{
-	return gmem_range_find(&vm->privates, region->gpa.start, region->gpa.size);
-}
-
 static int check_users(const struct gmem_vm *vm, struct gmem_step *step)
 {
 	const struct gmem_region *region = step->region;
@@ -237,7 +233,7 @@ static int check_users(const struct gmem_vm *vm, struct gmem_step *step)
 	err = gmem_claim_check_leases(vm, region->gpa.start, region->gpa.size);
 	if (err)
 		return err;
-	if (!is_private_within(vm, region))
+	if (!gmem_states_total(&region->states, GMEM_PAGE_PRIVATE))
 		return 0;
 	if (step->kind == GMEM_STEP_MOVE)
 		return gmem_fail(-EACCES,
@@ -253,50 +249,16 @@ static int check_users(const struct gmem_vm *vm, struct gmem_step *step)
 	return 0;
 }
 
-/* Removing a region takes its range out of two sets, which may need a node each. */
-static int get_spares(const struct gmem_vm *vm, struct gmem_step *step)
-{
-	int err = 0;
-
-	step->spares[0] = NULL;
-	step->spares[1] = NULL;
-	if (step->kind != GMEM_STEP_REMOVE)
-		return 0;
-
-	if (is_private_within(vm, step->region))
-		err = gmem_set_spare(&step->spares[0]);
-	if (!err && gmem_range_find(&vm->pending_discard, step->region->gpa.start, step->region->gpa.size))
-		err = gmem_set_spare(&step->spares[1]);
-	return err;
-}
-
-static void drop_spares(struct gmem_step *steps, size_t count)
-{
-	for (size_t i = 0; i < count; i++) {
-		free(steps[i].spares[0]);
-		free(steps[i].spares[1]);
-		steps[i].spares[0] = NULL;
-		steps[i].spares[1] = NULL;
-	}
-}
-
 static int check_all(const struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 {
 	int err = 0;
 
-	for (size_t i = 0; i < count; i++) {
+	for (size_t i = 0; i < count; i++)
 		steps[i].failed = false;
-		if (!err) {
-			err = check_users(vm, &steps[i]);
-			steps[i].failed = err != 0;
-		}
-		steps[i].spares[0] = NULL;
-		steps[i].spares[1] = NULL;
+	for (size_t i = 0; i < count && !err; i++) {
+		err = check_users(vm, &steps[i]);
+		steps[i].failed = err != 0;
 	}
-	for (size_t i = 0; i < count && !err; i++)
-		err = get_spares(vm, &steps[i]);
-	if (err)
-		drop_spares(steps, count);
 	return err;
 }
 
@@ -363,13 +325,40 @@ static int prepare_all(struct gmem_vm *vm, struct gmem_step *steps, size_t count
 
 /* ---- the whole change ---- */
 
+static uint64_t highest_gpa(const struct gmem_step *steps, size_t count)
+{
+	uint64_t last, highest = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		last = gmem_region_last(steps[i].region);
+		highest = last > highest ? last : highest;
+	}
+	return highest;
+}
+
+/* What steps take away is marked as removed first: others may bring memory there. */
+static int fill_table(const struct gmem_vm *vm, struct gmem_table *table,
+		      const struct gmem_step *steps, size_t count)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < count && !err; i++)
+		if (steps[i].kind == GMEM_STEP_REMOVE || steps[i].kind == GMEM_STEP_MOVE)
+			err = gmem_table_remove(table, vm->table, steps[i].old_gpa,
+						steps[i].region->gpa.size);
+	for (size_t i = 0; i < count && !err; i++) {
+		struct gmem_region *region = steps[i].upper ? steps[i].upper : steps[i].region;
+
+		if (steps[i].kind != GMEM_STEP_REMOVE)
+			err = gmem_table_enter(table, vm->table, region, region->gpa.start,
+					       region->hva.start);
+	}
+	return err;
+}
+
 static int build_table(const struct gmem_vm *vm, const struct gmem_step *steps, size_t count,
 		       struct gmem_table **ret)
 {
-	/* A removed region leaves nothing private, and an added one begins shared. */
-	static const struct gmem_range_map none = { NULL };
-	const struct gmem_layout shared = { &vm->regions, &none };
-	const struct gmem_layout as_it_is = { &vm->regions, &vm->privates };
 	struct gmem_table *table = NULL;
 	int err;
 
@@ -377,21 +366,9 @@ static int build_table(const struct gmem_vm *vm, const struct gmem_step *steps, 
 	if (!vm->table)
 		return 0;
 
-	err = gmem_table_new(vm->table, &vm->regions, &table);
-	for (size_t i = 0; i < count && !err; i++) {
-		const struct gmem_region *region = steps[i].region;
-		uint64_t size = region->gpa.size;
-
-		if (steps[i].kind == GMEM_STEP_SPLIT)
-			continue;	/* the same memory at the same place */
-		if (steps[i].kind == GMEM_STEP_REMOVE || steps[i].kind == GMEM_STEP_MOVE)
-			err = gmem_table_refresh(table, vm->table, &shared, steps[i].old_gpa, size);
-		if (!err && steps[i].kind != GMEM_STEP_REMOVE)
-			err = gmem_table_refresh(table, vm->table,
-						 steps[i].kind == GMEM_STEP_REBIND ? &as_it_is : &shared,
-						 region->gpa.start, size);
-	}
-
+	err = gmem_table_new(vm->table, highest_gpa(steps, count), &table);
+	if (!err)
+		err = fill_table(vm, table, steps, count);
 	if (err) {
 		gmem_table_free(table, vm->table);
 		return gmem_fail(-ENOMEM, "no memory for the readers' new table");
@@ -402,18 +379,19 @@ static int build_table(const struct gmem_vm *vm, const struct gmem_step *steps, 
 
 static void settle(struct gmem_vm *vm, struct gmem_step *step)
 {
-	const struct gmem_range *gpa = &step->region->gpa;
-
-	if (step->kind == GMEM_STEP_REMOVE) {
+	if (step->kind == GMEM_STEP_REMOVE)
 		gmem_count(&vm->counters, GMEM_COUNT_MADE_SHARED,
-			   gmem_state_private(vm, gpa->start, gpa->size));
-		gmem_set_remove(&vm->privates, gpa->start, gpa->size, &step->spares[0]);
-		gmem_set_remove(&vm->pending_discard, gpa->start, gpa->size, &step->spares[1]);
-	}
-	if (step->kind != GMEM_STEP_REMOVE)
+			   gmem_states_total(&step->region->states, GMEM_PAGE_PRIVATE));
+	else
 		step->region->has_slot = step->new_count > 0;
 	if (step->upper)
 		step->upper->has_slot = step->new_count > 1;
+}
+
+static void settle_windows(const struct gmem_step *step)
+{
+	if (step->kind != GMEM_STEP_REMOVE)
+		gmem_table_settle(step->upper ? step->upper : step->region);
 }
 
 static int apply_locked(struct gmem_vm *vm, struct gmem_step *steps, size_t count,
@@ -428,7 +406,7 @@ static int apply_locked(struct gmem_vm *vm, struct gmem_step *steps, size_t coun
 
 	err = prepare_all(vm, steps, count);
 	if (err)
-		goto drop_spares;
+		return err;
 
 	err = build_table(vm, steps, count, &table);
 	if (err)
@@ -443,15 +421,12 @@ static int apply_locked(struct gmem_vm *vm, struct gmem_step *steps, size_t coun
 	*ret_old = vm->table;
 	*ret_new = table;
 	gmem_vm_publish(vm, table);
-	drop_spares(steps, count);
 	return 0;
 
 free_table:
 	gmem_table_free(table, vm->table);
 undo_preparations:
 	undo_preparations(vm, steps, count, count);
-drop_spares:
-	drop_spares(steps, count);
 	return err;
 }
 
@@ -505,6 +480,8 @@ int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 		gmem_vm_wait_for_views(vm);
 		gmem_table_free(old, new);
 	}
+	for (size_t i = 0; i < count && new; i++)
+		settle_windows(&steps[i]);
 	for (size_t i = 0; i < count && !err; i++)
 		tell_listeners(vm, &steps[i]);
 	for (size_t i = 0; i < count && !err; i++)

@@ -5,13 +5,14 @@
 #include <inttypes.h>
 #include <stdbool.h>
 
+#include "base/counters.h"
 #include "base/error.h"
-#include "base/range_map.h"
 #include "base/range_set.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "os/usdt.h"
 #include "region/file.h"
+#include "region/page_states.h"
 #include "region/region.h"
 #include "state/private_state.h"
 
@@ -99,24 +100,35 @@ static int put_back(struct gmem_vm *vm, struct gmem_step *step, int cause, int e
 			 step->old.size, gmem_errno_name(undo_err));
 }
 
+/* @part is of offsets in the region. */
+static int set_part_private(const struct gmem_region *region, const struct gmem_part *part,
+			    bool to_private)
+{
+	const struct gmem_part gpas = { region->gpa.start + part->start,
+					region->gpa.start + part->last };
+
+	return gmem_region_set_private(region, &gpas, to_private, 0);
+}
+
 /*
  * Attributes belong to addresses, not to memslots. A hole or a device that is
  * private is a trap for the guest, so what is removed leaves nothing private.
  */
 static int share_again(const struct gmem_vm *vm, struct gmem_step *step)
 {
-	const struct gmem_range *gpa = &step->region->gpa;
-	struct gmem_set_walk at = GMEM_SET_WALK(&vm->privates, true, gpa->start,
-						gmem_range_last(gpa));
+	uint64_t last = step->region->gpa.size - 1;
+	struct gmem_part part;
 	int err;
 
-	while (gmem_set_walk(&at)) {
-		err = gmem_region_set_private(step->region, &at.part, false, 0);
+	(void)vm;
+	while (step->shared_again <= last &&
+	       gmem_states_find(&step->region->states, GMEM_PAGE_PRIVATE, true, step->shared_again, last, &part)) {
+		err = set_part_private(step->region, &part, false);
 		if (err) {
 			step->failed = true;
 			return err;
 		}
-		step->shared_again = at.part.last - gpa->start + 1;
+		step->shared_again = part.last + 1;
 	}
 	return 0;
 }
@@ -126,36 +138,40 @@ static int set_private_again(const struct gmem_region *region, const struct gmem
 	int err = 0;
 
 	for (int tries = 0; tries < GMEM_UNDO_TRIES; tries++) {
-		err = gmem_region_set_private(region, part, true, 0);
+		err = set_part_private(region, part, true);
 		if (!err)
 			break;
 	}
 	return err;
 }
 
-/* The kernel keeps [@start, @end) shared, so that is what the record says. */
+/* The kernel keeps what is private in [@start, @end) shared, so that is what the record says. */
 static int give_up_private(struct gmem_vm *vm, struct gmem_step *step, uint64_t start,
 			   uint64_t end, int cause, int err)
 {
-	gmem_state_count(vm, start, end - start, false);
-	gmem_set_remove(&vm->privates, start, end - start, &step->spares[0]);
+	struct gmem_region *region = step->region;
+
+	gmem_region_count(region, GMEM_COUNT_MADE_SHARED,
+			  gmem_states_set(&region->states, GMEM_PAGE_PRIVATE, start, end - start, false));
 	return gmem_fail(-ENOTRECOVERABLE,
 			 "after a refusal, %s, VM fd %d leaves gpa 0x%" PRIx64 ", 0x%" PRIx64
 			 " bytes, shared: %s",
-			 gmem_errno_name(cause), vm->fd, start, end - start, gmem_errno_name(err));
+			 gmem_errno_name(cause), vm->fd, region->gpa.start + start, end - start,
+			 gmem_errno_name(err));
 }
 
 /* Undo share_again(), as far as it got. */
 static int make_private_again(struct gmem_vm *vm, struct gmem_step *step, int cause, int err)
 {
-	uint64_t start = step->region->gpa.start, end = start + step->shared_again;
-	struct gmem_set_walk at = GMEM_SET_WALK(&vm->privates, true, start, end - 1);
+	uint64_t at = 0, end = step->shared_again;
+	struct gmem_part part;
 	int undo_err;
 
-	while (step->shared_again && gmem_set_walk(&at)) {
-		undo_err = set_private_again(step->region, &at.part);
+	while (at < end && gmem_states_find(&step->region->states, GMEM_PAGE_PRIVATE, true, at, end - 1, &part)) {
+		undo_err = set_private_again(step->region, &part);
 		if (undo_err)
-			return give_up_private(vm, step, at.part.start, end, cause, undo_err);
+			return give_up_private(vm, step, part.start, end, cause, undo_err);
+		at = part.last + 1;
 	}
 	return err;
 }

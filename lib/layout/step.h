@@ -26,7 +26,6 @@ struct gmem_step {
 	uint64_t offset;			/* SPLIT */
 	struct gmem_region *upper;		/* SPLIT, else NULL */
 	struct gmem_binding binding;		/* REBIND */
-	struct gmem_range *spares[2];		/* REMOVE: for privates and pending_discard */
 
 	/* while it is applied */
 	uint64_t old_gpa;

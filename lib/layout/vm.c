@@ -18,6 +18,7 @@
 #include "region/slots.h"
 #include "region/vm_core.h"
 #include "state/inplace.h"
+#include "state/listener.h"
 #include "view/view.h"
 
 static int take_report(struct gmem_vm *vm, int vm_fd, const struct gmem_vm_opts *opts)
@@ -135,6 +136,7 @@ GMEM_API void gmem_vm_free(struct gmem_vm *vm)
 	}
 	gmem_lock_drop(&vm->lock);
 
+	gmem_listeners_sweep(vm);
 	gmem_slots_destroy(&vm->slots);
 	gmem_vm_drop_table(vm);
 	gmem_vm_end(vm);

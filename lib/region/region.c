@@ -59,14 +59,11 @@ static int check_slot_flags(const struct gmem_vm *vm, const struct gmem_region_p
 int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
 	uint64_t bits = gmem_caps_value(&vm->caps, GMEM_CAP_ADDRESS_BITS);
-	uint64_t page = gmem_sys_page_size();
+	uint64_t page = gmem_sys_page_size(), end;
 	int err;
 
-	if (bits)
-		err = gmem_check_range_within("gpa", gpa, size, UINT64_C(1) << bits,
-					      "the VM's last address");
-	else
-		err = gmem_check_range("gpa", gpa, size);
+	end = bits && UINT64_C(1) << bits < GMEM_GPA_END ? UINT64_C(1) << bits : GMEM_GPA_END;
+	err = gmem_check_range_within("gpa", gpa, size, end, "the VM's last address");
 	if (err)
 		return err;
 
@@ -326,9 +323,15 @@ int gmem_region_acquire(struct gmem_region *region, const struct gmem_region_par
 	if (region->is_device)
 		return 0;
 
+	if (gmem_region_traits(region)->attributes != GMEM_ATTRIBUTES_NONE) {
+		err = gmem_states_new(&region->states, region->gpa.size);
+		if (err)
+			return err;
+	}
+
 	err = take_slot(vm, region, params);
 	if (err)
-		return err;
+		goto free_states;
 
 	err = get_file(vm, region, params);
 	if (err)
@@ -352,6 +355,8 @@ put_file:
 	put_file(region);
 give_slot:
 	gmem_slots_give(&vm->slots, region->slot);
+free_states:
+	gmem_states_free(&region->states);
 	return err;
 }
 
@@ -382,6 +387,7 @@ void gmem_region_release(struct gmem_region *region)
 	if (!region->is_device) {
 		put_host_memory(region);
 		put_file(region);
+		gmem_states_free(&region->states);
 	}
 }
 
@@ -401,8 +407,11 @@ int gmem_region_split_memory(struct gmem_region *region, uint64_t offset, struct
 
 	*upper = *region;
 	upper->counters = (struct gmem_counters){ .n = { 0 } };
+	for (int i = 0; i < 2; i++)
+		upper->windows[i] = (struct gmem_window){ .code = 0 };
 	upper->slot = slot;
 	upper->file_offset = region->file_offset + offset;
+	gmem_states_split(&region->states, offset, &upper->states);
 	gmem_range_split(&vm->regions, &region->gpa, offset, &upper->gpa);
 	if (region->is_device)
 		return 0;
@@ -430,6 +439,7 @@ void gmem_region_unsplit_memory(struct gmem_region *region, struct gmem_region *
 	struct gmem_vm *vm = region->vm;
 
 	gmem_range_join(&vm->regions, &region->gpa, &upper->gpa);
+	gmem_states_unsplit(&region->states, &upper->states);
 	if (region->is_device)
 		return;
 

@@ -15,13 +15,15 @@
 
 #include "gmem.h"
 #include "base/counters.h"
+#include "base/interval_tree.h"
 #include "base/lock.h"
 #include "base/range_map.h"
 #include "caps/caps.h"
 #include "caps/plan.h"
+#include "region/memory_users.h"
 #include "region/slots.h"
 
-struct gmem_claim;
+struct gmem_lease_wait;
 struct gmem_reader;
 struct gmem_step;
 
@@ -54,7 +56,7 @@ struct gmem_vm {
 	struct gmem_lock hook_lock;	/* rank HOOKS: change_hooks, and one change at a time */
 	struct gmem_change_hook *change_hooks;
 
-	/* rank CHANGE: table, and with lock: regions, privates */
+	/* rank CHANGE: table, next_table and their entries, and with lock: regions */
 	struct gmem_lock change_lock;
 	struct gmem_lock lock;		/* rank VM: everything below up to released */
 	struct gmem_slots slots;
@@ -62,17 +64,20 @@ struct gmem_vm {
 	struct gmem_range_map hvas;	/* the regions by host address */
 	struct gmem_region *stuck;	/* their memslots could not be deleted, see apply_slots.c */
 
-	/* private in the kernel, by gpa; written with both locks, read with either */
-	struct gmem_range_map privates;
-	struct gmem_range_map pending_discard;	/* where the side not in use is to be discarded */
-	struct gmem_lease *leases;
-	struct gmem_claim *claims;	/* in the order they came */
-	pthread_cond_t released;	/* with lock: a lease or a claim ended */
+	struct gmem_interval_tree leases;	/* by gpa, see lease.h */
+	struct gmem_interval_tree lease_bars;
+	struct gmem_memory_users memory_users;	/* by host address */
+	struct gmem_lease_wait *lease_waits;
+	struct gmem_interval_tree claims[2];	/* by gpa: shared ones, exclusive ones */
+	uint64_t claim_order;		/* of the latest */
+	pthread_cond_t released;	/* with lock: a claim ended */
 	struct gmem_listener *listeners;	/* with change_lock and a claim on everything, see listener.c */
 
 	const struct gmem_table *table;	/* read without a lock; NULL before the first view */
-	struct gmem_lock views_lock;	/* rank VIEWS: views, fence */
+	const struct gmem_table *next_table;	/* with change_lock: of a change under way, or NULL */
+	struct gmem_lock views_lock;	/* rank VIEWS: views, views_made, fence */
 	struct gmem_reader *views;
+	uint64_t views_made;		/* numbers them */
 	bool fence;			/* readers need one: membarrier() cannot be used */
 	struct gmem_counters counters;
 };

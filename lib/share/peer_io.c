@@ -165,22 +165,26 @@ static int describe(const struct gmem_peer *peer, const struct piece *piece,
 
 int gmem_peer_check_memory(const struct gmem_peer *peer)
 {
+	struct gmem_vm *vm = peer->exporter->vm;
 	struct gmem_extent extent;
-	struct piece piece;
+	struct piece piece = { .last = 0 };
+	bool is_there = true;
 	uint64_t from = 0;
 	int err = 0;
 
 	if (peer->exporter->flags & GMEM_EXPORT_SKIP)
 		return 0;
 
-	gmem_lock_take(&peer->exporter->vm->lock);
-	while (!err && next_piece(peer, from, &piece)) {
-		err = describe(peer, &piece, &extent);
+	/* The lock is dropped between pieces: their files are looked at, and there may be many. */
+	while (!err && is_there) {
+		gmem_lock_take(&vm->lock);
+		is_there = next_piece(peer, from, &piece);
+		if (is_there)
+			err = describe(peer, &piece, &extent);
+		gmem_lock_drop(&vm->lock);
 		from = piece.last + 1;
-		if (!from)
-			break;
+		is_there = is_there && from;
 	}
-	gmem_lock_drop(&peer->exporter->vm->lock);
 	return err;
 }
 
