@@ -10,6 +10,7 @@
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
+#include "region/kept_log.h"
 #include "region/region.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
@@ -38,7 +39,9 @@ static int set_slot_flags(struct gmem_region *region, uint32_t flags)
 		return gmem_fail(err, "VM fd %d refuses flags 0x%" PRIx32 " for memslot %" PRIu32 ": %s",
 				 region->vm->fd, flags, region->slot, gmem_errno_name(err));
 	/* Pairs with the load in gmem_region_is_read_only(). */
+	gmem_lock_take(&region->vm->lock);
 	__atomic_store_n(&region->slot_flags, flags, __ATOMIC_RELAXED);
+	gmem_lock_drop(&region->vm->lock);
 	return 0;
 }
 
@@ -55,12 +58,16 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on)
 		return err;
 
 	vm = region->vm;
-	gmem_lock_take(&vm->lock);
+	err = gmem_vm_begin_change(vm);
+	if (err)
+		return gmem_vm_log_error(vm, err);
 	flags = region->slot_flags & ~(uint32_t)KVM_MEM_LOG_DIRTY_PAGES;
 	err = gmem_regions_check_slot(region);
 	if (!err)
 		err = set_slot_flags(region, flags | (on ? KVM_MEM_LOG_DIRTY_PAGES : 0));
-	gmem_lock_drop(&vm->lock);
+	if (!err && !on)
+		gmem_kept_log_drop(&region->kept_log);
+	gmem_vm_end_change(vm);
 	return gmem_vm_log_error(vm, err);
 }
 
@@ -89,12 +96,16 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
 	if (err)
 		return err;
 
-	/* A split that is undone must not change the size meanwhile, so hold the lock. */
+	/* A change must not replace the memslot meanwhile. */
 	vm = region->vm;
-	gmem_lock_take(&vm->lock);
+	err = gmem_vm_begin_change(vm);
+	if (err)
+		return gmem_vm_log_error(vm, err);
 	err = gmem_regions_check_slot(region);
 	if (!err)
 		err = get_dirty_log(region, bitmap, words);
-	gmem_lock_drop(&vm->lock);
+	if (!err)
+		gmem_kept_log_deliver(&region->kept_log, region->gpa.size, bitmap);
+	gmem_vm_end_change(vm);
 	return gmem_vm_log_error(vm, err);
 }
