@@ -685,7 +685,15 @@ static void hand_over_all(struct change *change)
 
 /* ---- the whole change ---- */
 
-static int make_change(struct change *change, const struct gmem_table **ret_old)
+static void free_old_table(struct gmem_vm *vm, const struct gmem_table *old)
+{
+	if (old) {
+		gmem_vm_wait_for_views(vm);
+		gmem_table_free(old, vm->table);
+	}
+}
+
+static int make_change(struct change *change)
 {
 	struct gmem_vm *vm = change->vm;
 	char sentence[320];
@@ -700,7 +708,7 @@ static int make_change(struct change *change, const struct gmem_table **ret_old)
 	if (!err)
 		err = gmem_apply_slots(vm, change->steps, change->count);
 	if (!err)
-		*ret_old = commit(change);
+		free_old_table(vm, commit(change));
 	else
 		drop_table(change);
 	gmem_lock_drop(&vm->change_lock);
@@ -724,19 +732,14 @@ static void tell_listeners(const struct gmem_vm *vm, const struct gmem_step *ste
 
 static int apply_claimed(struct change *change)
 {
-	const struct gmem_table *old = NULL;
 	int err;
 
-	err = make_change(change, &old);
+	err = make_change(change);
 	for (size_t i = 0; i < change->count; i++)
 		settle_log(&change->steps[i], !err);
 	if (err)
 		return err;
 
-	if (old) {
-		gmem_vm_wait_for_views(change->vm);
-		gmem_table_free(old, change->vm->table);
-	}
 	for (size_t i = 0; i < change->count; i++)
 		tell_listeners(change->vm, &change->steps[i]);
 	return 0;
