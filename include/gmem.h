@@ -1434,13 +1434,13 @@ GMEM_API void gmem_listener_free(struct gmem_listener *listener);
  */
 
 /**
- * struct gmem_table - immutable translation of guest addresses to host addresses
- * @gib_count: GiB of guest addresses that @gibs covers
- * @gibs: for each GiB 512 entries, one for each 2 MiB
+ * struct gmem_table - translation of guest addresses to host addresses
+ * @count: number of pointers that follow this struct in memory, one for each 512 GiB of
+ *	guest addresses; each points to 512 pointers, one for each GiB, and each of
+ *	these to 512 entries, one for each 2 MiB
  */
 struct gmem_table {
-	uint64_t gib_count;
-	const uint64_t *const *gibs;
+	uint64_t count;
 };
 
 /**
@@ -1486,7 +1486,8 @@ GMEM_API void gmem_view_free(struct gmem_view *view);
  * @view: view
  *
  * Host addresses from @view stay mapped until gmem_view_end(), even if their
- * region is removed meanwhile: the removal waits. So keep the time in between
+ * region is removed meanwhile: the removal waits. A conversion waits likewise, but
+ * addresses asked for after it began are refused with -EACCES. So keep the time in between
  * short, do not sleep, and neither change the layout nor convert memory nor create
  * or free views. Calls nest.
  *
@@ -1560,11 +1561,16 @@ GMEM_INLINE int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64
 				void **ret_hva)
 {
 	const struct gmem_table *table = view->table;
+	const uint64_t *const *const *tops = (const uint64_t *const *const *)(table + 1);
 	const uint64_t within = gpa & 0x1fffff;
 
-	/* An odd entry is hva - gpa + 1, for 2 MiB that one region has whole. */
-	if (gpa >> 30 < table->gib_count && size - 1 <= 0x1fffff - within) {
-		const uint64_t entry = table->gibs[gpa >> 30][gpa >> 21 & 511];
+	/*
+	 * An odd entry is hva - gpa + 1, for 2 MiB of shared memory that are contiguous. The
+	 * load pairs with the store of a conversion to shared.
+	 */
+	if (gpa >> 39 < table->count && size - 1 <= 0x1fffff - within) {
+		const uint64_t entry = __atomic_load_n(
+			&tops[gpa >> 39][gpa >> 30 & 511][gpa >> 21 & 511], __ATOMIC_ACQUIRE);
 
 		if (entry & 1) {
 			*ret_hva = (void *)(uintptr_t)(gpa + entry - 1);
@@ -1579,8 +1585,8 @@ GMEM_INLINE int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64
  * @view: view, between gmem_view_begin() and gmem_view_end()
  * @gpa: guest physical address, any alignment
  * @size: bytes, non-zero; must not wrap
- * @iov: filled in GPA order, for readv(2), io_uring and the like; untouched on
- *	failure
+ * @iov: filled in GPA order, for readv(2), io_uring and the like; on failure its
+ *	first entries may have been written to
  * @max: entries in @iov
  *
  * Adjacent regions that are contiguous for the host, too, share an entry.

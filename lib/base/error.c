@@ -8,7 +8,7 @@
 
 #include "gmem.h"
 
-static __thread char sentence[320];
+static __thread char sentence[GMEM_SENTENCE_SIZE];
 
 int gmem_fail(int err, const char *format, ...)
 {
@@ -18,6 +18,11 @@ int gmem_fail(int err, const char *format, ...)
 	vsnprintf(sentence, sizeof(sentence), format, args);
 	va_end(args);
 	return err;
+}
+
+void gmem_error_keep(char ret[GMEM_SENTENCE_SIZE])
+{
+	memcpy(ret, sentence, sizeof(sentence));
 }
 
 const char *gmem_errno_name(int err)

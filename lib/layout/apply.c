@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "gmem.h"
@@ -12,16 +11,15 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/range_map.h"
-#include "base/range_set.h"
 #include "layout/apply_slots.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
 #include "region/kept_log.h"
+#include "region/page_states.h"
 #include "region/region.h"
 #include "region/regions.h"
 #include "state/claim.h"
 #include "state/listener.h"
-#include "state/private_state.h"
 #include "view/lookup_table.h"
 #include "view/view.h"
 
@@ -121,8 +119,6 @@ static void begin_step(struct gmem_step *step)
 
 	step->after = step->kind == GMEM_STEP_ADD ? region : NULL;
 	step->log = NULL;
-	step->spares[0] = NULL;
-	step->spares[1] = NULL;
 	step->new_count = 0;
 	step->added = 0;
 	step->shared_again = 0;
@@ -221,11 +217,6 @@ static int collect_claims(struct change *change)
 	return 0;
 }
 
-static bool is_private_within(const struct gmem_vm *vm, const struct gmem_region *region)
-{
-	return gmem_range_find(&vm->privates, region->gpa.start, region->gpa.size);
-}
-
 static int check_users(const struct gmem_vm *vm, const struct gmem_step *step)
 {
 	const struct gmem_region *region = step->region;
@@ -237,7 +228,7 @@ static int check_users(const struct gmem_vm *vm, const struct gmem_step *step)
 	err = gmem_claim_check_leases(vm, region->gpa.start, region->gpa.size);
 	if (err)
 		return err;
-	if (!is_private_within(vm, region))
+	if (!gmem_states_total(&region->states, GMEM_PAGE_PRIVATE))
 		return 0;
 	if (step->kind == GMEM_STEP_MOVE)
 		return gmem_fail(-EACCES,
@@ -253,29 +244,12 @@ static int check_users(const struct gmem_vm *vm, const struct gmem_step *step)
 	return 0;
 }
 
-/* Removing a region takes its range out of two sets, which may need a node each. */
-static int get_spares(const struct gmem_vm *vm, struct gmem_step *step)
-{
-	int err = 0;
-
-	if (step->kind != GMEM_STEP_REMOVE)
-		return 0;
-
-	if (is_private_within(vm, step->region))
-		err = gmem_set_spare(&step->spares[0]);
-	if (!err && gmem_range_find(&vm->pending_discard, step->region->gpa.start, step->region->gpa.size))
-		err = gmem_set_spare(&step->spares[1]);
-	return err;
-}
-
 static int check_claimed(struct change *change)
 {
 	int err = 0;
 
 	for (size_t i = 0; i < change->count && !err; i++) {
 		err = check_users(change->vm, &change->steps[i]);
-		if (!err)
-			err = get_spares(change->vm, &change->steps[i]);
 		change->steps[i].failed = err != 0;
 	}
 	/* From now on no lease is given there. */
@@ -345,14 +319,10 @@ static void reattach_remove(struct gmem_step *step)
 static void commit_gone_remove(struct gmem_step *step)
 {
 	struct gmem_region *region = step->region;
-	struct gmem_vm *vm = region->vm;
-	const struct gmem_range *gpa = &region->gpa;
 
-	gmem_count(&vm->counters, GMEM_COUNT_MADE_SHARED,
-		   gmem_state_private(vm, gpa->start, gpa->size));
-	gmem_set_remove(&vm->privates, gpa->start, gpa->size, &step->spares[0]);
-	gmem_set_remove(&vm->pending_discard, gpa->start, gpa->size, &step->spares[1]);
-	gmem_range_remove(&vm->regions, &region->gpa);
+	gmem_count(&region->vm->counters, GMEM_COUNT_MADE_SHARED,
+		   gmem_states_total(&region->states, GMEM_PAGE_PRIVATE));
+	gmem_range_remove(&region->vm->regions, &region->gpa);
 	gmem_region_commit_no_hva(region);
 }
 
@@ -405,8 +375,10 @@ static void undo_rebind(struct gmem_step *step)
 	}
 }
 
+/* What is pending for the old file's memory ends with it; on the host's side it stays. */
 static void commit_rebind(struct gmem_step *step)
 {
+	gmem_states_drop_unused(&step->region->states);
 	gmem_region_commit_rebind(step->region, step->after);
 }
 
@@ -535,57 +507,99 @@ static int prepare(struct change *change)
 
 /* ---- the readers' table ---- */
 
-static int refresh(struct gmem_table *table, const struct change *change)
+static uint64_t highest_gpa(const struct change *change)
 {
-	static const struct gmem_range_map none = { NULL };
-	const struct gmem_layout before = { &none, &none };
-	const struct gmem_layout shared = { &change->coming, &none };
-	const struct gmem_layout as_it_is = { &change->coming, &change->vm->privates };
-	const struct gmem_table *old = change->vm->table;
+	const struct gmem_range *highest = change->coming.root;
+
+	while (highest && highest->right)
+		highest = highest->right;
+	return highest ? gmem_range_last(highest) : 0;
+}
+
+/* What steps take away is marked as removed first: others may bring memory there. */
+static int fill_table(struct gmem_table *table, const struct gmem_table *old,
+		      const struct change *change)
+{
 	int err = 0;
 
 	for (size_t i = 0; i < change->count && !err; i++)
 		if (leaves(&change->steps[i]))
-			err = gmem_table_refresh(table, old, &before, change->steps[i].old_gpa,
-						 change->steps[i].region->gpa.size);
+			err = gmem_table_remove(table, old, change->steps[i].old_gpa,
+						change->steps[i].region->gpa.size);
 	for (size_t i = 0; i < change->count && !err; i++) {
 		const struct gmem_step *step = &change->steps[i];
 
-		if (step->after && step->kind != GMEM_STEP_SPLIT)
-			err = gmem_table_refresh(table, old,
-						 step->kind == GMEM_STEP_REBIND ? &as_it_is : &shared,
-						 step->after->gpa.start, step->after->gpa.size);
+		if (step->upper)
+			err = gmem_table_enter(table, old, step->upper, step->upper->gpa.start,
+					       step->upper->hva.start);
+		else if (step->after)
+			err = gmem_table_enter(table, old, step->region, step->after->gpa.start,
+					       step->after->hva.start);
 	}
 	return err;
 }
 
-static int build_table(struct change *change)
+/* Make the table that follows @old, for a change or for the first view. With change_lock. */
+static int build_table(struct gmem_vm *vm, const struct gmem_table *old)
 {
-	struct gmem_vm *vm = change->vm;
+	const struct change *change = vm->change;
 	struct gmem_table *table = NULL;
 	int err;
 
-	if (!vm->table)
-		return 0;
-
-	err = gmem_table_new(vm->table, &change->coming, &table);
+	err = gmem_table_new(old, highest_gpa(change), &table);
 	if (!err)
-		err = refresh(table, change);
+		err = fill_table(table, old, change);
 	if (err) {
-		gmem_table_free(table, vm->table);
+		gmem_table_free(table, old);
 		return gmem_fail(-ENOMEM, "no memory for the readers' new table");
 	}
 	vm->next_table = table;
 	return 0;
 }
 
+/* If there has been no view, and one is made meanwhile, it has the table built, too. */
+static int begin_table(struct change *change)
+{
+	struct gmem_vm *vm = change->vm;
+	int err = 0;
+
+	gmem_lock_take(&vm->change_lock);
+	vm->change = change;
+	vm->build_next_table = build_table;
+	if (vm->table)
+		err = build_table(vm, vm->table);
+	if (err)
+		vm->build_next_table = NULL;
+	gmem_lock_drop(&vm->change_lock);
+	return err;
+}
+
 static void drop_table(struct change *change)
 {
 	struct gmem_vm *vm = change->vm;
+	const struct gmem_table *table;
 
-	if (vm->next_table)
-		gmem_table_free(vm->next_table, vm->table);
+	gmem_lock_take(&vm->change_lock);
+	table = vm->next_table;
 	vm->next_table = NULL;
+	vm->build_next_table = NULL;
+	gmem_lock_drop(&vm->change_lock);
+	gmem_table_free(table, vm->table);
+}
+
+/* The old table is freed when no reader can use it any more. */
+static void replace_table(struct change *change, const struct gmem_table *old)
+{
+	if (!old)
+		return;
+	gmem_vm_wait_for_views(change->vm);
+	gmem_table_free(old, change->vm->table);
+	for (size_t i = 0; i < change->count; i++) {
+		struct gmem_step *step = &change->steps[i];
+
+		if (step->kind != GMEM_STEP_REMOVE)
+			gmem_table_settle(step->upper ? step->upper : step->region);
+	}
 }
 
 /* ---- commit ---- */
@@ -620,12 +634,13 @@ static void settle_log(struct gmem_step *step, bool is_done)
 	step->log = NULL;
 }
 
-/* Returns the table that readers used until now, or NULL. With change_lock held. */
+/* Returns the table that readers used until now, or NULL. */
 static const struct gmem_table *commit(struct change *change)
 {
 	struct gmem_vm *vm = change->vm;
-	const struct gmem_table *old = vm->next_table ? vm->table : NULL;
+	const struct gmem_table *old;
 
+	gmem_lock_take(&vm->change_lock);
 	gmem_lock_take(&vm->lock);
 	for (size_t i = 0; i < change->count; i++)
 		if (kinds[change->steps[i].kind].commit_gone)
@@ -634,8 +649,11 @@ static const struct gmem_table *commit(struct change *change)
 		commit_step(&change->steps[i]);
 	gmem_lock_drop(&vm->lock);
 
+	old = vm->next_table ? vm->table : NULL;
 	gmem_vm_publish(vm, vm->next_table);
 	vm->next_table = NULL;
+	vm->build_next_table = NULL;
+	gmem_lock_drop(&vm->change_lock);
 	return old;
 }
 
@@ -685,41 +703,39 @@ static void hand_over_all(struct change *change)
 
 /* ---- the whole change ---- */
 
-static void free_old_table(struct gmem_vm *vm, const struct gmem_table *old)
+static void undo(struct change *change, int err)
 {
-	if (old) {
-		gmem_vm_wait_for_views(vm);
-		gmem_table_free(old, vm->table);
-	}
+	char sentence[GMEM_SENTENCE_SIZE];
+
+	gmem_error_keep(sentence);
+	undo_preparations(change, change->count);
+	if (err == -ENOTRECOVERABLE)
+		hand_over_all(change);
+	gmem_fail(err, "%s", sentence);
 }
 
 static int make_change(struct change *change)
 {
-	struct gmem_vm *vm = change->vm;
-	char sentence[320];
 	int err;
 
 	err = prepare(change);
 	if (err)
 		return err;
 
-	gmem_lock_take(&vm->change_lock);
-	err = build_table(change);
-	if (!err)
-		err = gmem_apply_slots(vm, change->steps, change->count);
-	if (!err)
-		free_old_table(vm, commit(change));
-	else
-		drop_table(change);
-	gmem_lock_drop(&vm->change_lock);
+	err = begin_table(change);
+	if (err)
+		goto undo;
+	err = gmem_apply_slots(change->vm, change->steps, change->count);
+	if (err)
+		goto drop_table;
 
-	if (err) {
-		snprintf(sentence, sizeof(sentence), "%s", gmem_last_error());
-		undo_preparations(change, change->count);
-		if (err == -ENOTRECOVERABLE)
-			hand_over_all(change);
-		gmem_fail(err, "%s", sentence);
-	}
+	replace_table(change, commit(change));
+	return 0;
+
+drop_table:
+	drop_table(change);
+undo:
+	undo(change, err);
 	return err;
 }
 
@@ -782,10 +798,6 @@ static int apply_planned(struct change *change)
 /* On success the memory that was taken is let go of: no reader can have it any more. */
 static void end_step(struct gmem_step *step, bool is_done)
 {
-	free(step->spares[0]);
-	free(step->spares[1]);
-	step->spares[0] = NULL;
-	step->spares[1] = NULL;
 	if (is_done && kinds[step->kind].finish)
 		kinds[step->kind].finish(step);
 

@@ -7,10 +7,10 @@
 #include <stdio.h>
 
 #include "gmem.h"
+#include "base/counters.h"
 #include "base/error.h"
-#include "base/lock.h"
-#include "base/range_map.h"
 #include "base/range_set.h"
+#include "base/range_map.h"
 #include "caps/caps.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
@@ -18,8 +18,10 @@
 #include "os/usdt.h"
 #include "region/file.h"
 #include "region/kept_log.h"
+#include "region/page_states.h"
 #include "region/region.h"
 #include "state/private_state.h"
+#include "view/view.h"
 
 static int fail_slot(const struct gmem_vm *vm, const struct gmem_region *region,
 		     const struct gmem_kvm_slot *slot, int err)
@@ -246,24 +248,35 @@ static void leave_parking(struct undo *undo, struct gmem_step *step)
 	}
 }
 
+/* @part is of offsets in the region. */
+static int set_part_private(const struct gmem_region *region, const struct gmem_part *part,
+			    bool to_private)
+{
+	const struct gmem_part gpas = { region->gpa.start + part->start,
+					region->gpa.start + part->last };
+
+	return gmem_region_set_private(region, &gpas, to_private, 0);
+}
+
 /*
  * Attributes belong to addresses, not to memslots. A hole or a device that is
  * private is a trap for the guest, so what is removed leaves nothing private.
  */
-static int share_again(const struct gmem_vm *vm, struct gmem_step *step)
+static int share_again(struct gmem_step *step)
 {
-	const struct gmem_range *gpa = &step->region->gpa;
-	struct gmem_set_walk at = GMEM_SET_WALK(&vm->privates, true, gpa->start,
-						gmem_range_last(gpa));
+	const struct gmem_states *states = &step->region->states;
+	uint64_t last = step->region->gpa.size - 1;
+	struct gmem_part part;
 	int err;
 
-	while (gmem_set_walk(&at)) {
-		err = gmem_region_set_private(step->region, &at.part, false, 0);
+	while (step->shared_again <= last &&
+	       gmem_states_find(states, GMEM_PAGE_PRIVATE, true, step->shared_again, last, &part)) {
+		err = set_part_private(step->region, &part, false);
 		if (err) {
 			step->failed = true;
 			return err;
 		}
-		step->shared_again = at.part.last - gpa->start + 1;
+		step->shared_again = part.last + 1;
 	}
 	return 0;
 }
@@ -273,53 +286,53 @@ static int set_private_again(const struct gmem_region *region, const struct gmem
 	int err = 0;
 
 	for (int tries = 0; tries < GMEM_UNDO_TRIES; tries++) {
-		err = gmem_region_set_private(region, part, true, 0);
+		err = set_part_private(region, part, true);
 		if (!err)
 			break;
 	}
 	return err;
 }
 
-/* The kernel keeps [@start, @end) shared, so that is what the record says. */
-static void give_up_private(struct undo *undo, struct gmem_step *step, uint64_t start, uint64_t end,
+/* The kernel keeps a part of a region shared, so that is what the record and readers say. */
+static void give_up_private(struct undo *undo, struct gmem_step *step, const struct gmem_part *part,
 			    int err)
 {
-	struct gmem_vm *vm = undo->vm;
+	struct gmem_region *region = step->region;
+	uint64_t gpa = region->gpa.start + part->start, size = part->last - part->start + 1;
 
-	gmem_lock_take(&vm->lock);
-	gmem_state_count(vm, start, end - start, false);
-	gmem_set_remove(&vm->privates, start, end - start, &step->spares[0]);
-	gmem_lock_drop(&vm->lock);
+	gmem_region_count(region, GMEM_COUNT_MADE_SHARED,
+			  gmem_states_set(&region->states, GMEM_PAGE_PRIVATE, part->start, size, false));
+	gmem_vm_show_states(undo->vm, region, gpa, size);
 	if (undo->is_incomplete)
 		return;
 	undo->is_incomplete = true;
 	snprintf(undo->sentence, sizeof(undo->sentence),
 		 "VM fd %d leaves gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes, shared: %s",
-		 vm->fd, start, end - start, gmem_errno_name(err));
+		 undo->vm->fd, gpa, size, gmem_errno_name(err));
 }
 
-/* Undo share_again(), as far as it got. */
+/* Undo share_again(), as far as it got, part by part: each is what the kernel says it is. */
 static void make_private_again(struct undo *undo, struct gmem_step *step)
 {
-	uint64_t start = step->region->gpa.start, end = start + step->shared_again;
-	struct gmem_set_walk at = GMEM_SET_WALK(&undo->vm->privates, true, start, end - 1);
+	uint64_t at = 0, end = step->shared_again;
+	struct gmem_part part;
 	int err;
 
-	while (step->shared_again && gmem_set_walk(&at)) {
-		err = set_private_again(step->region, &at.part);
-		if (err) {
-			give_up_private(undo, step, at.part.start, end, err);
-			return;
-		}
+	while (at < end && gmem_states_find(&step->region->states, GMEM_PAGE_PRIVATE, true, at,
+					    end - 1, &part)) {
+		err = set_private_again(step->region, &part);
+		if (err)
+			give_up_private(undo, step, &part, err);
+		at = part.last + 1;
 	}
 }
 
 static int undo_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t count, int cause)
 {
 	struct undo undo = { .vm = vm };
-	char refusal[320];
+	char refusal[GMEM_SENTENCE_SIZE];
 
-	snprintf(refusal, sizeof(refusal), "%s", gmem_last_error());
+	gmem_error_keep(refusal);
 	for (size_t i = count; i-- > 0;)
 		make_private_again(&undo, &steps[i]);
 
@@ -357,7 +370,7 @@ int gmem_apply_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 		err = add_new(vm, &steps[i]);
 	for (size_t i = 0; i < count && !err; i++)
 		if (steps[i].kind == GMEM_STEP_REMOVE)
-			err = share_again(vm, &steps[i]);
+			err = share_again(&steps[i]);
 
 	return err ? undo_slots(vm, steps, count, err) : 0;
 }

@@ -27,7 +27,6 @@ struct gmem_step {
 	uint64_t offset;			/* SPLIT */
 	struct gmem_region *upper;		/* SPLIT, else NULL */
 	struct gmem_binding binding;		/* REBIND */
-	struct gmem_range *spares[2];		/* REMOVE: for privates and pending_discard */
 
 	/* while it is applied */
 	struct gmem_region *after;		/* what the region will be; ADD: itself; REMOVE: NULL */

@@ -24,13 +24,13 @@
 #include "os/sys.h"
 #include "pages/numa.h"
 #include "region/file.h"
+#include "region/page_states.h"
 #include "region/present_pages.h"
 #include "region/region.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
-#include "state/private_state.h"
 
 #define FORMAT 1
 
@@ -338,7 +338,8 @@ static void measure(const struct gmem_region *region, struct cell *cell)
 	uint64_t offset = cell->gpa - region->gpa.start;
 	bool has_sides = gmem_region_traits(region)->has_sides;
 
-	cell->private = has_sides ? gmem_state_private(region->vm, cell->gpa, cell->size) : 0;
+	cell->private = has_sides ? gmem_states_count(&region->states, GMEM_PAGE_PRIVATE,
+							     cell->gpa - region->gpa.start, cell->size) : 0;
 	cell->shared_resident = cell->private_resident = 0;
 	if (!gmem_region_is_both_sides(region)) {
 		cell->shared_resident = resident(region, GMEM_SIDE_SHARED, offset, cell->size);

@@ -17,12 +17,12 @@
 #include "base/opts.h"
 #include "os/sys.h"
 #include "region/file.h"
+#include "region/page_states.h"
 #include "region/region.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
-#include "state/private_state.h"
 
 /* Bytes claimed at once: conversions of them wait meanwhile */
 #define PIECE (UINT64_C(256) << 20)
@@ -66,7 +66,7 @@ static void add_states(const struct gmem_region *region, struct gmem_stats *stat
 
 	if (region->is_device)
 		return;
-	is_private = gmem_state_private(region->vm, region->gpa.start, region->gpa.size);
+	is_private = gmem_states_total(&region->states, GMEM_PAGE_PRIVATE);
 	stats->bytes_private += is_private;
 	stats->bytes_shared += region->gpa.size - is_private;
 }

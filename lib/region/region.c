@@ -60,14 +60,11 @@ static int check_slot_flags(const struct gmem_vm *vm, const struct gmem_region_p
 int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
 	uint64_t bits = gmem_caps_value(&vm->caps, GMEM_CAP_ADDRESS_BITS);
-	uint64_t page = gmem_sys_page_size();
+	uint64_t page = gmem_sys_page_size(), end;
 	int err;
 
-	if (bits)
-		err = gmem_check_range_within("gpa", gpa, size, UINT64_C(1) << bits,
-					      "the VM's last address");
-	else
-		err = gmem_check_range("gpa", gpa, size);
+	end = bits && UINT64_C(1) << bits < GMEM_GPA_END ? UINT64_C(1) << bits : GMEM_GPA_END;
+	err = gmem_check_range_within("gpa", gpa, size, end, "the VM's last address");
 	if (err)
 		return err;
 
@@ -332,12 +329,21 @@ int gmem_region_acquire(struct gmem_region *region, const struct gmem_region_par
 	struct gmem_vm *vm = region->vm;
 	int err;
 
+	/* They may be from an attempt that failed. */
+	region->windows[0].code = 0;
+	region->windows[1].code = 0;
 	if (region->is_device)
 		return 0;
 
+	if (gmem_region_traits(region)->attributes != GMEM_ATTRIBUTES_NONE) {
+		err = gmem_states_new(&region->states, region->gpa.size);
+		if (err)
+			return err;
+	}
+
 	err = take_slot(vm, region, params);
 	if (err)
-		return err;
+		goto free_states;
 
 	err = get_file(vm, region, params);
 	if (err)
@@ -362,6 +368,8 @@ put_file:
 	region->file = NULL;
 give_slot:
 	gmem_slots_give(&vm->slots, region->slot);
+free_states:
+	gmem_states_free(&region->states);
 	return err;
 }
 
@@ -384,6 +392,7 @@ void gmem_region_release(struct gmem_region *region)
 {
 	put_host_memory(region);
 	put_file(region);
+	gmem_states_free(&region->states);
 	gmem_kept_log_drop(&region->kept_log);
 }
 
@@ -410,6 +419,9 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 
 	*copy = *region;
 	copy->counters = (struct gmem_counters){ .n = { 0 } };
+	copy->states = (struct gmem_states){ .pages = NULL };
+	copy->windows[0].code = 0;
+	copy->windows[1].code = 0;
 	copy->kept_log = NULL;
 	copy->map = region->map ? &copy->pin : NULL;
 	copy->owns_number = false;
@@ -439,6 +451,7 @@ void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck
 int gmem_region_prepare_split(const struct gmem_region *region, uint64_t offset,
 			      struct gmem_region *lower, struct gmem_region *upper)
 {
+	struct gmem_states rest = region->states;
 	uint32_t slot = 0;
 	int err;
 
@@ -449,6 +462,7 @@ int gmem_region_prepare_split(const struct gmem_region *region, uint64_t offset,
 	}
 
 	*upper = *lower;
+	gmem_states_split(&rest, offset, &upper->states);
 	upper->map = lower->map ? &upper->pin : NULL;
 	upper->slot = slot;
 	upper->owns_number = !region->is_device;
@@ -464,6 +478,7 @@ int gmem_region_prepare_split(const struct gmem_region *region, uint64_t offset,
 
 void gmem_region_undo_split(struct gmem_region *upper)
 {
+	gmem_states_free(&upper->states);
 	if (upper->owns_number)
 		gmem_slots_give(&upper->vm->slots, upper->slot);
 }
@@ -473,6 +488,9 @@ void gmem_region_commit_split(struct gmem_region *region, struct gmem_region *up
 	struct gmem_vm *vm = region->vm;
 	uint64_t offset = region->gpa.size - upper->gpa.size;
 
+	/* With the numbers as they are by now. */
+	gmem_states_free(&upper->states);
+	gmem_states_split(&region->states, offset, &upper->states);
 	gmem_range_split(&vm->regions, &region->gpa, offset, &upper->gpa);
 	if (region->is_device)
 		return;

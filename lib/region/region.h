@@ -19,7 +19,20 @@
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "region/file_map.h"
+#include "region/page_states.h"
 #include "region/vm_core.h"
+
+/*
+ * What the readers' lookup table points to where it cannot say all by itself: the code of
+ * the region's memory, and where the bits of its pages are.
+ */
+struct gmem_window {
+	uint64_t gpa;
+	uint64_t code;			/* see view/lookup_table.h; 0: the window is not used */
+	const uint64_t *bits;		/* of pages that are private; NULL: there are none */
+	uint64_t first;			/* the bit of the page at @gpa */
+	uint32_t page_shift;
+};
 
 /*
  * Fields change with change_lock and lock held, slot_flags with lock alone. gpa.start,
@@ -50,6 +63,9 @@ struct gmem_region {
 	bool owns_number;		/* @slot is in use by this region */
 	bool owns_range;		/* @bound is in file->bound */
 	bool owns_memory;		/* the mapping at @hva goes with this region */
+	uint8_t window;			/* the one of windows that readers use */
+	struct gmem_window windows[2];
+	struct gmem_states states;
 	struct gmem_counters counters;
 };
 

@@ -4,7 +4,6 @@
 #include <errno.h>
 
 #include "base/error.h"
-#include "base/range_set.h"
 
 void gmem_vm_begin(struct gmem_vm *vm)
 {
@@ -17,8 +16,6 @@ void gmem_vm_begin(struct gmem_vm *vm)
 
 void gmem_vm_end(struct gmem_vm *vm)
 {
-	gmem_set_clear(&vm->privates);
-	gmem_set_clear(&vm->pending_discard);
 	pthread_cond_destroy(&vm->released);
 	gmem_lock_destroy(&vm->views_lock);
 	gmem_lock_destroy(&vm->lock);

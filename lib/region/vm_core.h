@@ -57,25 +57,26 @@ struct gmem_vm {
 	struct gmem_change_hook *change_hooks;
 	struct gmem_slots slots;
 
-	/* rank CHANGE: table, and with lock: regions, privates */
+	/* rank CHANGE: table, next_table and their entries, and with lock: regions */
 	struct gmem_lock change_lock;
 	struct gmem_lock lock;		/* rank VM: everything below up to released */
 	struct gmem_range_map regions;	/* by gpa; written with hook_lock, too; read with any of the three */
 	struct gmem_range_map hvas;	/* the regions by host address */
 	struct gmem_region *stuck;	/* their memslots could not be deleted, see apply_slots.c */
 
-	/* private in the kernel, by gpa; written with both locks, read with either */
-	struct gmem_range_map privates;
-	struct gmem_range_map pending_discard;	/* where the side not in use is to be discarded */
 	struct gmem_lease *leases;
 	struct gmem_claim *claims;	/* in the order they came */
 	pthread_cond_t released;	/* with lock: a lease or a claim ended */
 	struct gmem_listener *listeners;	/* with change_lock and a claim on everything, see listener.c */
 
 	const struct gmem_table *table;	/* read without a lock; NULL before the first view */
-	struct gmem_table *next_table;	/* of a change under way, or NULL; with change_lock */
-	struct gmem_lock views_lock;	/* rank VIEWS: views, fence */
+	const struct gmem_table *next_table;	/* with change_lock: of a change under way, or NULL */
+	/* With change_lock: has @change make the table that follows @old; NULL: none is under way */
+	int (*build_next_table)(struct gmem_vm *vm, const struct gmem_table *old);
+	const void *change;
+	struct gmem_lock views_lock;	/* rank VIEWS: views, views_made, fence */
 	struct gmem_reader *views;
+	uint64_t views_made;		/* numbers them */
 	bool fence;			/* readers need one: membarrier() cannot be used */
 	struct gmem_counters counters;
 };

@@ -56,15 +56,16 @@ static void close_fds(struct gmem_export *exporter)
 /* Note the memory that is private already, before the listener's first call. */
 static int note_private(struct gmem_export *exporter)
 {
-	struct gmem_set_walk at = GMEM_SET_WALK(&exporter->vm->privates, true, 0, UINT64_MAX);
+	struct gmem_stretch at = GMEM_REGIONS_WALK(exporter->vm, 0, UINT64_MAX);
 	struct gmem_range *spare = NULL;
 	int err = 0;
 
-	while (!err && gmem_set_walk(&at)) {
+	while (!err && gmem_regions_walk(&at)) {
+		if (!at.region || !at.is_private)
+			continue;
 		err = gmem_set_spare(&spare);
 		if (!err)
-			gmem_set_add(&exporter->withheld, at.part.start,
-				     at.part.last - at.part.start + 1, &spare);
+			gmem_set_add(&exporter->withheld, at.gpa, at.size, &spare);
 	}
 	free(spare);
 	return err;

@@ -10,7 +10,6 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/opts.h"
-#include "base/range_set.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
@@ -20,14 +19,12 @@ static int check_is_shared(const struct gmem_vm *vm, const struct gmem_lease *le
 {
 	uint64_t last = lease->gpa + lease->size - 1;
 	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, lease->gpa, last);
-	struct gmem_part part;
 	int err;
 
-	if (gmem_set_next(&vm->privates, true, lease->gpa, last, &part))
-		return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " is private: no lease is given on it",
-				 part.start);
-
-	while (gmem_regions_walk_whole(&at)) {
+	while (gmem_regions_walk(&at)) {
+		if (at.is_private)
+			return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " is private: no lease is given on it",
+					 at.gpa);
 		err = gmem_regions_check_memory(at.region, at.gpa);
 		if (err)
 			return err;

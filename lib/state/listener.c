@@ -15,7 +15,10 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/opts.h"
+#include "base/range_set.h"
+#include "region/page_states.h"
 #include "state/claim.h"
+#include "state/private_state.h"
 
 struct gmem_listener {
 	struct gmem_listener *previous;
@@ -28,57 +31,47 @@ struct gmem_listener {
 /* ---- telling ---- */
 
 /* Tell one listener the runs that lie in [@gpa, @last]. */
-static void tell(const struct gmem_listener *listener, gmem_listener_fn fn,
-		 const struct gmem_range_map *runs, uint64_t gpa, uint64_t last)
+static void tell(const struct gmem_listener *listener, gmem_listener_fn fn, uint64_t gpa,
+		 uint64_t last)
 {
-	const struct gmem_range *run;
+	struct gmem_part run = { .last = gpa - 1 };
 
-	if (!fn)
-		return;
-	while ((run = gmem_range_find(runs, gpa, last - gpa + 1))) {
-		fn(listener->opts.data, run->start, run->size);
-		gpa = run->start + run->size;
-		if (gpa > last || gpa == 0)
-			return;
-	}
+	while (fn && run.last != last && gmem_state_find(listener->vm, GMEM_PAGE_CHANGING, true,
+							 run.last + 1, last, &run))
+		fn(listener->opts.data, run.start, run.last - run.start + 1);
 }
 
-/* Ask one listener about all runs. @ret: the run that it refuses, or NULL. */
-static int ask(const struct gmem_listener *listener, const struct gmem_range_map *runs,
-	       uint64_t gpa, uint64_t last, const struct gmem_range **ret)
+/* Ask one listener about all runs. @ret: the run that it refuses. */
+static int ask(const struct gmem_listener *listener, uint64_t gpa, uint64_t last,
+	       struct gmem_part *ret)
 {
-	const struct gmem_range *run;
-	int err;
+	struct gmem_part run = { .last = gpa - 1 };
+	int err = 0;
 
-	*ret = NULL;
-	if (!listener->opts.before_private)
-		return 0;
-	while ((run = gmem_range_find(runs, gpa, last - gpa + 1))) {
-		err = listener->opts.before_private(listener->opts.data, run->start, run->size);
+	while (listener->opts.before_private && run.last != last &&
+	       gmem_state_find(listener->vm, GMEM_PAGE_CHANGING, true, run.last + 1, last, &run)) {
+		err = listener->opts.before_private(listener->opts.data, run.start,
+						    run.last - run.start + 1);
 		if (err < 0) {
 			*ret = run;
 			return gmem_fail(err,
 					 "\"%s\" refuses that gpa 0x%" PRIx64 ", 0x%" PRIx64
-					 " bytes, becomes private: %s", listener->name, run->start,
-					 run->size, gmem_errno_name(err));
+					 " bytes, becomes private: %s", listener->name, run.start,
+					 run.last - run.start + 1, gmem_errno_name(err));
 		}
-		gpa = run->start + run->size;
-		if (gpa > last || gpa == 0)
-			break;
 	}
 	return 0;
 }
 
-int gmem_listeners_ask(const struct gmem_vm *vm, const struct gmem_range_map *runs, uint64_t gpa,
-		       uint64_t last)
+int gmem_listeners_ask(const struct gmem_vm *vm, uint64_t gpa, uint64_t last)
 {
 	const struct gmem_listener *listener;
-	const struct gmem_range *refused;
+	struct gmem_part refused;
 	char sentence[256];
 	int err;
 
 	for (listener = vm->listeners; listener; listener = listener->next) {
-		err = ask(listener, runs, gpa, last, &refused);
+		err = ask(listener, gpa, last, &refused);
 		if (!err)
 			continue;
 
@@ -87,33 +80,31 @@ int gmem_listeners_ask(const struct gmem_vm *vm, const struct gmem_range_map *ru
 		 * and change the sentence.
 		 */
 		snprintf(sentence, sizeof(sentence), "%s", gmem_last_error());
-		if (refused->start > gpa)
-			tell(listener, listener->opts.undo_private, runs, gpa, refused->start - 1);
+		if (refused.start > gpa)
+			tell(listener, listener->opts.undo_private, gpa, refused.start - 1);
 		for (listener = listener->previous; listener; listener = listener->previous)
-			tell(listener, listener->opts.undo_private, runs, gpa, last);
+			tell(listener, listener->opts.undo_private, gpa, last);
 		return gmem_fail(err, "%s", sentence);
 	}
 	return 0;
 }
 
-void gmem_listeners_undo(const struct gmem_vm *vm, const struct gmem_range_map *runs,
-			 uint64_t gpa, uint64_t last)
+void gmem_listeners_undo(const struct gmem_vm *vm, uint64_t gpa, uint64_t last)
 {
 	const struct gmem_listener *listener = vm->listeners;
 
 	while (listener && listener->next)
 		listener = listener->next;
 	for (; listener; listener = listener->previous)
-		tell(listener, listener->opts.undo_private, runs, gpa, last);
+		tell(listener, listener->opts.undo_private, gpa, last);
 }
 
-void gmem_listeners_shared(const struct gmem_vm *vm, const struct gmem_range_map *runs,
-			   uint64_t gpa, uint64_t last)
+void gmem_listeners_shared(const struct gmem_vm *vm, uint64_t gpa, uint64_t last)
 {
 	const struct gmem_listener *listener;
 
 	for (listener = vm->listeners; listener; listener = listener->next)
-		tell(listener, listener->opts.after_shared, runs, gpa, last);
+		tell(listener, listener->opts.after_shared, gpa, last);
 }
 
 void gmem_listeners_removed(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)

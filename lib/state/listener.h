@@ -3,29 +3,25 @@
  * listener: who is told of conversions and removals.
  *
  * Called with a claim on the range, or with change_lock: the list of listeners does
- * not change meanwhile. @runs are the ranges that change; those within [@gpa,
- * @last] are told.
+ * not change meanwhile. What changes is marked in the regions (GMEM_PAGE_CHANGING); the
+ * runs within [@gpa, @last] are told.
  */
 #ifndef GMEM_LISTENER_H
 #define GMEM_LISTENER_H
 
 #include <stdint.h>
 
-#include "base/range_map.h"
 #include "region/vm_core.h"
 
 /*
  * Ask each listener whether the runs may become private. If one refuses, undo_private is
  * called for everything agreed to, the refuser's own earlier runs included.
  */
-int gmem_listeners_ask(const struct gmem_vm *vm, const struct gmem_range_map *runs, uint64_t gpa,
-		       uint64_t last);
+int gmem_listeners_ask(const struct gmem_vm *vm, uint64_t gpa, uint64_t last);
 /* Tell that the runs did not become private, last listener first. */
-void gmem_listeners_undo(const struct gmem_vm *vm, const struct gmem_range_map *runs,
-			 uint64_t gpa, uint64_t last);
+void gmem_listeners_undo(const struct gmem_vm *vm, uint64_t gpa, uint64_t last);
 /* Tell that the runs became shared. */
-void gmem_listeners_shared(const struct gmem_vm *vm, const struct gmem_range_map *runs,
-			   uint64_t gpa, uint64_t last);
+void gmem_listeners_shared(const struct gmem_vm *vm, uint64_t gpa, uint64_t last);
 /* Tell that the memory of a region is going, while it is still there for the host. */
 void gmem_listeners_removed(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 

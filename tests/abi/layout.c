@@ -90,9 +90,8 @@ FIELD(gmem_dump_opts, flags, 8);
 FIELD(gmem_dump_opts, name, 16);
 FIELD(gmem_dump_opts, cell, 24);
 
-SIZE(gmem_table, 16);
-FIELD(gmem_table, gib_count, 0);
-FIELD(gmem_table, gibs, 8);
+SIZE(gmem_table, 8);
+FIELD(gmem_table, count, 0);
 
 SIZE(gmem_view, 32);
 FIELD(gmem_view, current, 0);
