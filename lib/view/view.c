@@ -101,6 +101,8 @@ static int start_table(struct gmem_vm *vm)
 		return err;
 
 	err = enter_all(vm, table);
+	if (!err && vm->build_next_table)
+		err = vm->build_next_table(vm, table);
 	if (err) {
 		gmem_table_free(table, NULL);
 		return err;
@@ -124,14 +126,12 @@ GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 	if (!reader)
 		return gmem_fail(-ENOMEM, "no memory for a view");
 
-	/* A change under way decided before it began whether there is a table to replace. */
-	gmem_lock_take(&vm->hook_lock);
+	/* A change under way gets the table that it replaces, and the one that follows, now. */
 	gmem_lock_take(&vm->change_lock);
 	gmem_lock_take(&vm->lock);
 	err = start_table(vm);
 	gmem_lock_drop(&vm->lock);
 	gmem_lock_drop(&vm->change_lock);
-	gmem_lock_drop(&vm->hook_lock);
 	if (err) {
 		free(reader);
 		return gmem_fail(err, "no memory for the readers' table");
