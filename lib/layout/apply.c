@@ -466,6 +466,11 @@ int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 	struct gmem_table *new = NULL;
 	int err;
 
+	/* Who holds the hook lock may wait for the callback that this is called from. */
+	err = gmem_claim_check_not_owner(vm);
+	if (err)
+		return err;
+
 	gmem_lock_take(&vm->hook_lock);
 	err = ask_hooks(vm, steps, count);
 	if (err)
