@@ -275,7 +275,7 @@ enum gmem_cap {
 	GMEM_CAP_HOST_ACCESS,		/* the host read and wrote it through a mapping */
 	GMEM_CAP_PRIVATE_MEMORY,	/* this VM has private memory */
 	GMEM_CAP_IN_PLACE,		/* attributes on the guest_memfd; value: create flags */
-	GMEM_CAP_DIRTY_LOG,		/* a dirty log, for memslots without guest_memfd */
+	GMEM_CAP_DIRTY_LOG,		/* a dirty log, for memslots without guest_memfd; value: GMEM_DIRTY_* */
 	GMEM_CAP_ADDRESS_BITS,		/* value: bits of guest physical address */
 	GMEM_CAP_GUEST_USES_FILE,	/* a guest's loads and stores reach the bound file */
 
@@ -288,6 +288,10 @@ enum gmem_cap {
 
 	GMEM_CAP_COUNT			/* lines this header knows; grows */
 };
+
+/* Where a VM whose VMM enabled KVM_CAP_DIRTY_LOG_RING logs writes; without, no value */
+#define GMEM_DIRTY_RING			1u /* in the dirty rings of its vCPUs */
+#define GMEM_DIRTY_RING_AND_BITMAP	2u /* there, and writes that no vCPU makes in bitmaps */
 
 /* Answers of a finding */
 #define GMEM_UNKNOWN	0u
@@ -327,7 +331,8 @@ struct gmem_finding {
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_CAPS_*; unknown bits are -EINVAL
  * @vm_type: the type the VM was created with (KVM_CREATE_VM's argument), read
- *	only with GMEM_CAPS_VM_TYPE. KVM has no call that returns it.
+ *	only with GMEM_CAPS_VM_TYPE. KVM has no call that returns it. Answers to a
+ *	guest's requests depend on it: see gmem_vcpu_handle_exit().
  * @kvm_fd: an open /dev/kvm, borrowed for the call, or the negative errno of an
  *	attempt to open it; read only with GMEM_CAPS_KVM_FD. Without that flag the
  *	library opens /dev/kvm for the call where it needs it: for a report without
@@ -810,6 +815,7 @@ struct gmem_inplace_opts {
 
 /* Flags of struct gmem_vm_opts */
 #define GMEM_VM_NO_SELFTEST	(1ull << 0) /* as GMEM_CAPS_NO_SELFTEST */
+#define GMEM_VM_TYPE		(1ull << 1) /* use @vm_type */
 
 /**
  * struct gmem_vm_opts - how to attach to a VM
@@ -820,6 +826,8 @@ struct gmem_inplace_opts {
  * @log: log callback, NULL for none
  * @log_data: passed to @log
  * @inplace: the kernel's numbers for conversion in place; NULL: no such conversion
+ * @vm_type: the type the VM was created with, as in struct gmem_caps_opts, read only
+ *	with GMEM_VM_TYPE; otherwise what @caps knows of it
  */
 struct gmem_vm_opts {
 	size_t   size;
@@ -828,6 +836,7 @@ struct gmem_vm_opts {
 	gmem_log_fn log;
 	void    *log_data;
 	const struct gmem_inplace_opts *inplace;
+	uint64_t vm_type;
 };
 
 /**
@@ -1139,7 +1148,8 @@ GMEM_API GMEM_CHECKED int gmem_region_split(struct gmem_region *region, uint64_t
  * @on: 0 or 1
  *
  * The memslot stays. When logging ends, the part of the log that nobody has read
- * is lost.
+ * is lost. If the VMM enabled KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 with
+ * KVM_DIRTY_LOG_INITIALLY_SET, every page counts as written when logging begins.
  *
  * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION with
  * KVM_MEM_LOG_DIRTY_PAGES. Since: 0.1.
@@ -1158,11 +1168,21 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
  *
  * Reading clears the log: a bit is set if the page was written since the last
  * call. KVM may report a page that was only read, but misses none that was written.
+ * Read a page's contents after this call. This holds, too, if the VMM enabled
+ * KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 for its VM, with which KVM_GET_DIRTY_LOG alone
+ * clears nothing: the library clears what it read. If KVM refuses that, the VM's
+ * log is told, and the bits come again.
  *
- * Thread-safe. Source: KVM_GET_DIRTY_LOG. Since: 0.1.
+ * A VM with dirty rings (KVM_CAP_DIRTY_LOG_RING) has no such log: see
+ * GMEM_CAP_DIRTY_LOG. Regions can be logged there, and the VMM reads the rings.
+ * With KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP this returns what is not in the rings.
+ *
+ * Thread-safe; waits while the region is changed. Source: KVM_GET_DIRTY_LOG,
+ * KVM_CLEAR_DIRTY_LOG. Since: 0.1.
  *
  * Return: 0, or -EINVAL @bitmap is too small, -EOPNOTSUPP this way of backing
- * has no dirty log, -ENOENT the log is off, or the kernel's own errno.
+ * has no dirty log, or the VM has it in its rings, -ENOENT the log is off, or the
+ * kernel's own errno.
  */
 GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bitmap,
 				       size_t words);
@@ -2050,18 +2070,25 @@ GMEM_API int gmem_exit_decode(const struct kvm_run *run, int result, int error,
 /**
  * gmem_exit_reply() - answer a guest's request for a conversion
  * @run: the vCPU's kvm_run, unchanged since the exit
+ * @vm_type: the type the VM was created with: KVM_CREATE_VM's argument
  * @error: 0 if the conversion is done, or the negative errno of its failure
  *
  * The guest gets the answer when the vCPU runs again, in the numbers of its own
  * ABI: 0, and negative EINVAL, EPERM, E2BIG, EFAULT, EOPNOTSUPP and EAGAIN. The
  * library replaces -EBUSY and -EINTR by EAGAIN, and every other errno by EINVAL.
+ * For SNP and TDX guests (types 4 and 5) KVM translates the answer and takes only
+ * 0 and *positive* EAGAIN and EINVAL: they get those, EINVAL for all that is
+ * neither done nor to be tried again. With another answer KVM_RUN fails there.
  *
- * Thread-safe for different vCPUs. Source: KVM's hypercalls.rst. Since: 0.1.
+ * This is a pure function, as gmem_exit_decode().
+ *
+ * Thread-safe for different vCPUs. Source: KVM API, KVM_EXIT_HYPERCALL; KVM's
+ * hypercalls.rst. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument, an @error that is positive, or an exit
  * that is no such request.
  */
-GMEM_API int gmem_exit_reply(struct kvm_run *run, int error);
+GMEM_API int gmem_exit_reply(struct kvm_run *run, uint64_t vm_type, int error);
 
 /* ----------------------------------------------------------------- vCPUs -- */
 
@@ -2125,12 +2152,20 @@ GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
  * access needs. A request converts its range, and the guest gets an answer: an
  * error if the request is invalid, if its range has holes, or if a lease is in the
  * way. A request to make a range without any memory shared succeeds, because such
- * a range always is.
+ * a range always is. The answer is one that the VM's type takes, see
+ * gmem_exit_reply(). A VM's type is what the caller told gmem_caps_new() or
+ * gmem_vm_new(). Otherwise the VM is taken for SNP or TDX if it has private memory
+ * and the host offers one of them, which is wrong only for a SW_PROTECTED VM (type
+ * 1, for testing) on such a host, and else for a VM of another type.
  *
  * A guest decides how often it exits, but not how much an exit costs: each causes
- * at most one conversion, of existing memory. The library's record of private
- * memory grows to at most one entry for each second page, and with
- * GMEM_DISCARD_NOW no guest memory is doubled. If a fault comes back although the
+ * at most one conversion of each existing page. With GMEM_DISCARD_NOW no guest
+ * memory is doubled. A request of more than 1 GiB is checked in whole, and then
+ * converted in pieces of up to 1 GiB, lowest first. Between two pieces, others who
+ * wait for the range get their turn, and if immediate_exit of @run is set, the call
+ * ends with -EINTR: call it again with the same arguments to go on. A piece that is
+ * refused leaves those before it converted; a guest that asks again gets past them
+ * at no cost. If a fault comes back although the
  * memory has the state it needs, something else is wrong: after max_stuck_faults
  * of them the call fails with -ELOOP. With repeats in @ret the VMM can stop
  * earlier. gmem_vm_stats() has counts of all of these.
@@ -2144,9 +2179,9 @@ GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
  * access where there is no memory, -ENXIO one in the range of a device, -ELOOP see
  * above, -EHWPOISON the hardware lost the memory, -EFAULT a fault for which KVM
  * gives no address, -EPROTO a fault for an unknown reason, -EACCES a fault that
- * needs a conversion, with GMEM_VCPU_EXPLICIT, and every errno of
+ * needs a conversion, with GMEM_VCPU_EXPLICIT, -EINTR see above, and every errno of
  * gmem_vm_convert(). If the vCPU runs again after an error, a fault comes again;
- * a request has its answer.
+ * a request has its answer, which after -EINTR is EAGAIN.
  */
 GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, int result,
 				   int error, struct gmem_exit *ret);

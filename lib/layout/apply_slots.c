@@ -330,9 +330,9 @@ static void make_private_again(struct undo *undo, struct gmem_step *step)
 static int undo_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t count, int cause)
 {
 	struct undo undo = { .vm = vm };
-	char refusal[GMEM_SENTENCE_SIZE];
+	struct gmem_failure refusal;
 
-	gmem_error_keep(refusal);
+	gmem_failure_keep(&refusal, cause);
 	for (size_t i = count; i-- > 0;)
 		make_private_again(&undo, &steps[i]);
 
@@ -355,8 +355,8 @@ static int undo_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t count,
 	}
 
 	if (!undo.is_incomplete)
-		return gmem_fail(cause, "%s", refusal);
-	return gmem_fail(-ENOTRECOVERABLE, "%s; not undone: %s", refusal, undo.sentence);
+		return gmem_failure_restore(&refusal);
+	return gmem_fail(-ENOTRECOVERABLE, "%s; not undone: %s", refusal.sentence, undo.sentence);
 }
 
 int gmem_apply_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t count)

@@ -17,7 +17,6 @@
 #include "region/region.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
-#include "region/vm_core.h"
 #include "state/claim.h"
 #include "state/listener.h"
 #include "state/private_state.h"
@@ -256,21 +255,21 @@ static int set_run_insisting(struct work *work, const struct gmem_part *run, boo
 static int undo_runs(struct work *work, uint64_t refused, int cause)
 {
 	struct gmem_part run = { .last = work->gpa - 1 };
-	char first[GMEM_SENTENCE_SIZE];
+	struct gmem_failure first;
 	int err = 0;
 
-	gmem_error_keep(first);
+	gmem_failure_keep(&first, cause);
 	while (!err && run.last + 1 < refused &&
 	       next_run(work, run.last + 1, refused - 1, false, &run))
 		err = set_run_insisting(work, &run, !work->to_private);
 	if (!err)
-		return gmem_fail(cause, "%s", first);
+		return gmem_failure_restore(&first);
 
 	work->result.gpa = run.start;
 	work->result.size = refused - run.start;
 	return gmem_fail(-ENOTRECOVERABLE,
 			 "%s; nor is it undone: 0x%" PRIx64 " bytes at gpa 0x%" PRIx64 " are %s now: %s",
-			 first, refused - run.start, run.start,
+			 first.sentence, refused - run.start, run.start,
 			 work->to_private ? "private" : "shared", gmem_errno_name(err));
 }
 
@@ -386,12 +385,12 @@ static void tell_listeners(const struct work *work, int err)
 {
 	const struct gmem_conversion *done = &work->result;
 	uint64_t end = done->gpa + done->size;
-	char sentence[GMEM_SENTENCE_SIZE];
+	struct gmem_failure failure;
 
 	if (!work->vm->listeners)
 		return;
 
-	gmem_error_keep(sentence);
+	gmem_failure_keep(&failure, err);
 	if (!work->to_private) {
 		if (done->size)
 			gmem_listeners_shared(work->vm, done->gpa, end - 1);
@@ -403,8 +402,7 @@ static void tell_listeners(const struct work *work, int err)
 		if (end - 1 < work->last)
 			gmem_listeners_undo(work->vm, end, work->last);
 	}
-	if (err)
-		gmem_fail(err, "%s", sentence);
+	gmem_failure_restore(&failure);
 }
 
 /* ---- the whole conversion ---- */
@@ -446,6 +444,7 @@ static int convert(struct work *work)
 		.size = work->size,
 		.mode = GMEM_CLAIM_EXCLUSIVE,
 		.allows_leases = !work->to_private,
+		.discards = work->to_private,
 		.purpose = "converted to private",
 	};
 	int err;
@@ -531,6 +530,17 @@ GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t si
 	if (!err)
 		err = convert(&work);
 	return gmem_vm_log_error(vm, err);
+}
+
+int gmem_convert_check(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
+{
+	struct work work = { .vm = vm, .gpa = gpa, .size = size, .last = gpa + size - 1 };
+	int err;
+
+	gmem_lock_take(&vm->lock);
+	err = check_coverage(&work);
+	gmem_lock_drop(&vm->lock);
+	return err;
 }
 
 /* ---- pending discards ---- */

@@ -19,6 +19,12 @@
 #ifndef GMEM_CONVERT_H
 #define GMEM_CONVERT_H
 
+#include <stdint.h>
+
 #include "gmem.h"
+#include "region/vm_core.h"
+
+/* Check, at this moment, that gmem_vm_convert() would find memory that converts everywhere. */
+int gmem_convert_check(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 
 #endif

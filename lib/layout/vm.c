@@ -18,6 +18,8 @@
 #include "region/slots.h"
 #include "region/vm_core.h"
 #include "state/inplace.h"
+#include "state/listener.h"
+#include "state/claim.h"
 #include "view/view.h"
 
 static int take_report(struct gmem_vm *vm, int vm_fd, const struct gmem_vm_opts *opts)
@@ -58,7 +60,7 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 
 	err = GMEM_COPY_OPTS(gmem_vm_opts, &opts, user_opts, log_data);
 	if (!err)
-		err = gmem_check_flags("flags", opts.flags, GMEM_VM_NO_SELFTEST);
+		err = gmem_check_flags("flags", opts.flags, GMEM_VM_NO_SELFTEST | GMEM_VM_TYPE);
 	if (err)
 		return err;
 
@@ -70,6 +72,8 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 	if (err)
 		goto free_vm;
 
+	if (opts.flags & GMEM_VM_TYPE)
+		gmem_caps_set_vm_type(&vm->caps, opts.vm_type);
 	if (opts.inplace)
 		err = gmem_inplace_prove(opts.inplace, vm_fd, &vm->inplace,
 					 &vm->caps.lines[GMEM_CAP_IN_PLACE]);
@@ -133,6 +137,7 @@ GMEM_API void gmem_vm_free(struct gmem_vm *vm)
 	}
 	gmem_lock_drop(&vm->lock);
 
+	gmem_listeners_sweep(vm);
 	gmem_slots_destroy(&vm->slots);
 	gmem_vm_drop_table(vm);
 	gmem_vm_end(vm);
@@ -151,7 +156,9 @@ GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t 
 	if (!vm)
 		return gmem_fail(-EINVAL, "vm is NULL");
 
-	err = gmem_vm_begin_change(vm);
+	err = gmem_claim_check_not_owner(vm);
+	if (!err)
+		err = gmem_vm_begin_change(vm);
 	if (err)
 		return gmem_vm_log_error(vm, err);
 	err = gmem_slots_reserve(&vm->slots, first, count);

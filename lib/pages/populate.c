@@ -499,6 +499,13 @@ GMEM_API int gmem_vm_populate(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	if (err)
 		return gmem_vm_log_error(vm, err);
 
+	/* The claims of other threads are not known to wait for this one. */
+	err = job->lane_count > 1 ? gmem_claim_check_not_owner(vm) : 0;
+	if (err) {
+		gmem_populate_free(job);
+		return gmem_vm_log_error(vm, err);
+	}
+
 	err = run_with_threads(job);
 	if (ret)
 		gmem_populate_result(job, ret);

@@ -12,6 +12,7 @@
 #include "base/backing.h"
 #include "base/check.h"
 #include "base/error.h"
+#include "base/interval_tree.h"
 #include "base/opts.h"
 #include "caps/plan.h"
 #include "caps/probe_slot.h"
@@ -434,11 +435,51 @@ GMEM_API int gmem_file_allocate(struct gmem_file *file, uint64_t offset, uint64_
 	return change_pages(file, FALLOC_FL_KEEP_SIZE, "allocating", offset, size, ret_done);
 }
 
+/* No lease is granted on the range from here on: see state/lease.h */
+static int begin_punch(struct gmem_file *file, struct gmem_memory_user *punch)
+{
+	const struct gmem_memory_user *lease;
+	int err = 0;
+
+	gmem_lock_take(&file->lock);
+	lease = gmem_memory_find_lease(&file->memory_users, punch->at.start, punch->at.last);
+	if (lease)
+		err = gmem_memory_fail_leased(lease, "file offset", punch->at.start,
+					      punch->at.last - punch->at.start + 1);
+	else
+		gmem_interval_insert(&file->memory_users.discards, &punch->at);
+	gmem_lock_drop(&file->lock);
+	return err;
+}
+
+static void end_punch(struct gmem_file *file, struct gmem_memory_user *punch)
+{
+	gmem_lock_take(&file->lock);
+	gmem_interval_remove(&file->memory_users.discards, &punch->at);
+	gmem_lock_drop(&file->lock);
+}
+
 GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t size,
 			     uint64_t *ret_done)
 {
-	return change_pages(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, "punching", offset,
-			    size, ret_done);
+	struct gmem_memory_user punch = {
+		.at = { .start = offset, .last = offset + size - 1 },
+		.name = "punched out of its file",
+	};
+	int err;
+
+	if (ret_done)
+		*ret_done = 0;
+
+	err = check_file_range(file, offset, size);
+	if (!err)
+		err = begin_punch(file, &punch);
+	if (err)
+		return err;
+	err = change_pages(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, "punching", offset,
+			   size, ret_done);
+	end_punch(file, &punch);
+	return err;
 }
 
 /* ---- for regions ---- */

@@ -13,6 +13,7 @@
 #include "base/lock.h"
 #include "base/range_map.h"
 #include "region/file_map.h"
+#include "region/memory_users.h"
 
 struct gmem_file {
 	int fd;
@@ -21,8 +22,9 @@ struct gmem_file {
 	uint64_t size;
 	uint64_t create_flags;
 	struct gmem_file_maps maps;
-	struct gmem_lock lock;		/* rank FILE: bound */
+	struct gmem_lock lock;		/* rank FILE: bound, memory_users */
 	struct gmem_range_map bound;	/* offsets that are in a memslot */
+	struct gmem_memory_users memory_users;	/* by offset */
 };
 
 /* -EXDEV if the file belongs to another VM */

@@ -70,14 +70,21 @@ void gmem_vm_remove_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hoo
 		gmem_vm_end_change(vm);
 }
 
+/* The log may call libgmem with other VMs, and fail there. */
 int gmem_vm_log_error(struct gmem_vm *vm, int err)
 {
 	struct gmem_locks_aside aside;
+	struct gmem_failure failure;
 
-	if (err < 0 && vm->log) {
-		gmem_locks_set_aside(&aside);
-		vm->log(vm->log_data, err, gmem_last_error());
-		gmem_locks_restore(&aside);
-	}
-	return err;
+	if (err >= 0)
+		return err;
+	gmem_error_check(err);
+	if (!vm->log)
+		return err;
+
+	gmem_failure_keep(&failure, err);
+	gmem_locks_set_aside(&aside);
+	vm->log(vm->log_data, err, failure.sentence);
+	gmem_locks_restore(&aside);
+	return gmem_failure_restore(&failure);
 }

@@ -15,13 +15,15 @@
 
 #include "gmem.h"
 #include "base/counters.h"
+#include "base/interval_tree.h"
 #include "base/lock.h"
 #include "base/range_map.h"
 #include "caps/caps.h"
 #include "caps/plan.h"
+#include "region/memory_users.h"
 #include "region/slots.h"
 
-struct gmem_claim;
+struct gmem_lease_wait;
 struct gmem_reader;
 struct gmem_step;
 
@@ -51,7 +53,7 @@ struct gmem_vm {
 	gmem_log_fn log;
 	void *log_data;
 
-	/* rank HOOKS: change_hooks, slots, kept dirty logs, and one change at a time */
+	/* rank HOOKS: change_hooks, slots, and one change at a time */
 	struct gmem_lock hook_lock;
 	uintptr_t changer;		/* the thread that holds it for a change, or 0 */
 	struct gmem_change_hook *change_hooks;
@@ -64,9 +66,13 @@ struct gmem_vm {
 	struct gmem_range_map hvas;	/* the regions by host address */
 	struct gmem_region *stuck;	/* their memslots could not be deleted, see apply_slots.c */
 
-	struct gmem_lease *leases;
-	struct gmem_claim *claims;	/* in the order they came */
-	pthread_cond_t released;	/* with lock: a lease or a claim ended */
+	struct gmem_interval_tree leases;	/* by gpa, see lease.h */
+	struct gmem_interval_tree lease_bars;
+	struct gmem_memory_users memory_users;	/* by host address */
+	struct gmem_lease_wait *lease_waits;
+	struct gmem_interval_tree claims[2];	/* by gpa: shared ones, exclusive ones */
+	uint64_t claim_order;		/* of the latest */
+	pthread_cond_t released;	/* with lock: a claim ended */
 	struct gmem_listener *listeners;	/* with change_lock and a claim on everything, see listener.c */
 
 	const struct gmem_table *table;	/* read without a lock; NULL before the first view */

@@ -18,6 +18,7 @@
 #include "region/region.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
+#include "state/claim.h"
 #include "share/extent.h"
 #include "share/peer_io.h"
 #include "share/peer_recall.h"
@@ -105,6 +106,9 @@ GMEM_API int gmem_export_new(struct gmem_vm *vm, const struct gmem_export_opts *
 	if (!vm || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
 
+	err = gmem_claim_check_not_owner(vm);
+	if (err)
+		return err;
 	err = GMEM_COPY_OPTS(gmem_export_opts, &opts, user_opts, flags);
 	if (!err)
 		err = gmem_check_flags("flags", opts.flags, GMEM_EXPORT_SKIP | GMEM_EXPORT_UNSEALED);
@@ -149,6 +153,10 @@ close_fds:
 GMEM_API void gmem_export_free(struct gmem_export *exporter)
 {
 	if (!exporter)
+		return;
+
+	/* It would wait for the callback that it is called from: rather keep the export. */
+	if (gmem_vm_log_error(exporter->vm, gmem_claim_check_not_owner(exporter->vm)))
 		return;
 
 	gmem_listener_free(exporter->listener);

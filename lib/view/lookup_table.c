@@ -189,9 +189,14 @@ static uint64_t code_at(const struct gmem_region *region, uint64_t gpa, uint64_t
 	return (hva - gpa + 1) | (region->read_only ? GMEM_CODE_READ_ONLY : 0);
 }
 
-static bool is_at(const struct gmem_window *window, uint64_t gpa, uint64_t code)
+/* Tell whether a window is of the region at @gpa; a refused change may have left another one. */
+static bool is_window_of(const struct gmem_region *region, const struct gmem_window *window,
+			 uint64_t gpa, uint64_t code)
 {
-	return window->gpa == gpa && window->code == code;
+	const uint64_t *bits = region->states.pages ? region->states.pages->bits : NULL;
+
+	return window->gpa == gpa && window->code == code && window->bits == bits &&
+	       window->first == region->states.first;
 }
 
 /*
@@ -205,25 +210,26 @@ static const struct gmem_window *make_window(struct gmem_region *region, uint64_
 
 	if (!(code & 1) || (!region->states.pages && !region->read_only))
 		return NULL;
-	if (window->code && !is_at(window, gpa, code))
+	if (is_window_of(region, window, gpa, code))
+		return window;
+	if (window->code)
 		window = &region->windows[!region->window];
-	if (!is_at(window, gpa, code))
-		*window = (struct gmem_window){
-			.gpa = gpa,
-			.code = code,
-			.bits = region->states.pages ? region->states.pages->bits : NULL,
-			.first = region->states.first,
-			.page_shift = (uint32_t)__builtin_ctzll(gmem_sys_page_size()),
-		};
+	*window = (struct gmem_window){
+		.gpa = gpa,
+		.code = code,
+		.bits = region->states.pages ? region->states.pages->bits : NULL,
+		.first = region->states.first,
+		.page_shift = (uint32_t)__builtin_ctzll(gmem_sys_page_size()),
+	};
 	return window;
 }
 
 void gmem_table_settle(struct gmem_region *region)
 {
-	uint64_t code = code_at(region, region->gpa.start, region->hva.start);
+	uint64_t gpa = region->gpa.start, code = code_at(region, gpa, region->hva.start);
 
-	if (!is_at(&region->windows[region->window], region->gpa.start, code) &&
-	    is_at(&region->windows[!region->window], region->gpa.start, code))
+	if (!is_window_of(region, &region->windows[region->window], gpa, code) &&
+	    is_window_of(region, &region->windows[!region->window], gpa, code))
 		region->window = !region->window;
 }
 

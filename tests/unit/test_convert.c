@@ -1273,12 +1273,12 @@ static void conversion_allocates_nothing(void **state)
 	assert_ok(gmem_listener_new(s.unit.vm, &opts, &x.listener));
 	make_islands(&s);
 	unit_fail_alloc(1);
-	assert_ok(convert(&s, 4, 16, GMEM_STATE_PRIVATE));
-	paint(&s, 4, 16, PRIVATE);
+	assert_ok(convert(&s, 4, 8, GMEM_STATE_PRIVATE));
+	paint(&s, 4, 8, PRIVATE);
 	check_all(&s);
-	assert_ok(convert(&s, 4, 16, GMEM_STATE_SHARED));
+	assert_ok(convert(&s, 4, 8, GMEM_STATE_SHARED));
 	assert_false(unit_alloc_struck());
-	paint(&s, 4, 16, SHARED);
+	paint(&s, 4, 8, SHARED);
 	check_all(&s);
 	gmem_listener_free(x.listener);
 	scene_end(&s);
