@@ -155,10 +155,12 @@ GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t 
 	if (!vm)
 		return gmem_fail(-EINVAL, "vm is NULL");
 
-	gmem_lock_take(&vm->lock);
-	err = gmem_vm_log_error(vm, gmem_slots_reserve(&vm->slots, first, count));
-	gmem_lock_drop(&vm->lock);
-	return err;
+	err = gmem_vm_begin_change(vm);
+	if (err)
+		return gmem_vm_log_error(vm, err);
+	err = gmem_slots_reserve(&vm->slots, first, count);
+	gmem_vm_end_change(vm);
+	return gmem_vm_log_error(vm, err);
 }
 
 GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,

@@ -10,6 +10,7 @@
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
+#include "region/kept_log.h"
 #include "region/region.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
@@ -106,6 +107,8 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on)
 
 	flags = region->slot_flags & ~(uint32_t)KVM_MEM_LOG_DIRTY_PAGES;
 	err = set_slot_flags(region, flags | (on ? KVM_MEM_LOG_DIRTY_PAGES : 0));
+	if (!err && !on)
+		gmem_kept_log_drop(&region->kept_log);
 	drop_claim(vm, &claim);
 	return gmem_vm_log_error(vm, err);
 }
@@ -171,7 +174,11 @@ static int get_dirty_log(const struct gmem_region *region, uint64_t *bitmap, siz
 
 GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bitmap, size_t words)
 {
-	struct gmem_claim claim = { .mode = GMEM_CLAIM_SHARED };
+	struct gmem_claim claim = {
+		.mode = GMEM_CLAIM_EXCLUSIVE,
+		.allows_leases = true,
+		.purpose = "asked for its dirty log",
+	};
 	struct gmem_vm *vm;
 	int err;
 
@@ -185,6 +192,8 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
 		return gmem_vm_log_error(vm, err);
 
 	err = get_dirty_log(region, bitmap, words);
+	if (!err)
+		gmem_kept_log_deliver(&region->kept_log, region->gpa.size, bitmap);
 	drop_claim(vm, &claim);
 	return gmem_vm_log_error(vm, err);
 }

@@ -527,18 +527,20 @@ void gmem_file_unbind(struct gmem_file *file, struct gmem_range *range)
 	gmem_lock_drop(&file->lock);
 }
 
+void gmem_file_move_bound(struct gmem_file *file, struct gmem_range *from, struct gmem_range *to)
+{
+	gmem_lock_take(&file->lock);
+	gmem_range_remove(&file->bound, from);
+	to->start = from->start;
+	to->size = from->size;
+	gmem_range_insert(&file->bound, to);
+	gmem_lock_drop(&file->lock);
+}
+
 void gmem_file_split_bound(struct gmem_file *file, struct gmem_range *range, uint64_t offset,
 			   struct gmem_range *upper)
 {
 	gmem_lock_take(&file->lock);
 	gmem_range_split(&file->bound, range, offset, upper);
-	gmem_lock_drop(&file->lock);
-}
-
-void gmem_file_join_bound(struct gmem_file *file, struct gmem_range *range,
-			  struct gmem_range *upper)
-{
-	gmem_lock_take(&file->lock);
-	gmem_range_join(&file->bound, range, upper);
 	gmem_lock_drop(&file->lock);
 }

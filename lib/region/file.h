@@ -40,10 +40,10 @@ int gmem_file_pin(struct gmem_file *file, uint64_t offset, uint64_t size,
 /* Record that a range is in a memslot: -EEXIST if part of it is already. */
 int gmem_file_bind(struct gmem_file *file, struct gmem_range *range);
 void gmem_file_unbind(struct gmem_file *file, struct gmem_range *range);
-/* Move what is above @offset of @range over to @upper; and back. */
+/* Put @to in the place of @from. */
+void gmem_file_move_bound(struct gmem_file *file, struct gmem_range *from, struct gmem_range *to);
+/* Move what is above @offset of @range over to @upper. */
 void gmem_file_split_bound(struct gmem_file *file, struct gmem_range *range, uint64_t offset,
 			   struct gmem_range *upper);
-void gmem_file_join_bound(struct gmem_file *file, struct gmem_range *range,
-			  struct gmem_range *upper);
 
 #endif

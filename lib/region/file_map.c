@@ -278,19 +278,21 @@ int gmem_maps_pin(struct gmem_file_maps *maps, int fd, uint64_t offset, uint64_t
 	return map_range(maps, &maps->pinned, fd, offset, size, place, map);
 }
 
+void gmem_maps_move_pin(struct gmem_file_maps *maps, struct gmem_map *from, struct gmem_map *to)
+{
+	gmem_lock_take(&maps->lock);
+	gmem_range_remove(&maps->pinned, &from->hva);
+	*to = *from;
+	gmem_range_insert(&maps->pinned, &to->hva);
+	gmem_lock_drop(&maps->lock);
+}
+
 void gmem_maps_split_pin(struct gmem_file_maps *maps, struct gmem_map *map, uint64_t offset,
 			 struct gmem_map *upper)
 {
 	upper->offset = map->offset + offset;
 	gmem_lock_take(&maps->lock);
 	gmem_range_split(&maps->pinned, &map->hva, offset, &upper->hva);
-	gmem_lock_drop(&maps->lock);
-}
-
-void gmem_maps_join_pin(struct gmem_file_maps *maps, struct gmem_map *map, struct gmem_map *upper)
-{
-	gmem_lock_take(&maps->lock);
-	gmem_range_join(&maps->pinned, &map->hva, &upper->hva);
 	gmem_lock_drop(&maps->lock);
 }
 

@@ -53,14 +53,16 @@ struct gmem_vm {
 	gmem_log_fn log;
 	void *log_data;
 
-	struct gmem_lock hook_lock;	/* rank HOOKS: change_hooks, and one change at a time */
+	/* rank HOOKS: change_hooks, slots, kept dirty logs, and one change at a time */
+	struct gmem_lock hook_lock;
+	uintptr_t changer;		/* the thread that holds it for a change, or 0 */
 	struct gmem_change_hook *change_hooks;
+	struct gmem_slots slots;
 
 	/* rank CHANGE: table, next_table and their entries, and with lock: regions */
 	struct gmem_lock change_lock;
 	struct gmem_lock lock;		/* rank VM: everything below up to released */
-	struct gmem_slots slots;
-	struct gmem_range_map regions;	/* by gpa; written with both locks, read with either */
+	struct gmem_range_map regions;	/* by gpa; written with hook_lock, too; read with any of the three */
 	struct gmem_range_map hvas;	/* the regions by host address */
 	struct gmem_region *stuck;	/* their memslots could not be deleted, see apply_slots.c */
 
@@ -75,6 +77,9 @@ struct gmem_vm {
 
 	const struct gmem_table *table;	/* read without a lock; NULL before the first view */
 	const struct gmem_table *next_table;	/* with change_lock: of a change under way, or NULL */
+	/* With change_lock: has @change make the table that follows @old; NULL: none is under way */
+	int (*build_next_table)(struct gmem_vm *vm, const struct gmem_table *old);
+	const void *change;
 	struct gmem_lock views_lock;	/* rank VIEWS: views, views_made, fence */
 	struct gmem_reader *views;
 	uint64_t views_made;		/* numbers them */
@@ -87,7 +92,15 @@ void gmem_vm_begin(struct gmem_vm *vm);
 /* The readers' table is gone already, see gmem_vm_drop_table(). */
 void gmem_vm_end(struct gmem_vm *vm);
 
-void gmem_vm_add_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook);
+/*
+ * Take the hook lock for a change of the layout, or of what belongs to it. -EDEADLK for a
+ * callback of a change, whose thread has it.
+ */
+int gmem_vm_begin_change(struct gmem_vm *vm);
+void gmem_vm_end_change(struct gmem_vm *vm);
+
+/* -EDEADLK as gmem_vm_begin_change() */
+int gmem_vm_add_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook);
 void gmem_vm_remove_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook);
 
 /* Pass the sentence of a failure to the VM's log. Returns @err. */

@@ -134,10 +134,14 @@ GMEM_API int gmem_export_new(struct gmem_vm *vm, const struct gmem_export_opts *
 	if (err)
 		goto close_fds;
 
-	gmem_vm_add_change_hook(vm, &exporter->hook);
+	err = gmem_vm_add_change_hook(vm, &exporter->hook);
+	if (err)
+		goto free_listener;
 	*ret = exporter;
 	return 0;
 
+free_listener:
+	gmem_listener_free(exporter->listener);
 close_fds:
 	gmem_set_clear(&exporter->withheld);
 	gmem_lock_destroy(&exporter->lock);

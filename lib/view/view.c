@@ -72,7 +72,6 @@ static struct gmem_reader *reader_of(struct gmem_view *view)
 
 /* ---- views ---- */
 
-/* Makes the table for the first view of a VM. Later changes keep it up to date. */
 static int enter_all(struct gmem_vm *vm, struct gmem_table *table)
 {
 	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
@@ -85,6 +84,7 @@ static int enter_all(struct gmem_vm *vm, struct gmem_table *table)
 	return err;
 }
 
+/* Makes the table for the first view of a VM. Later changes keep it up to date. */
 static int start_table(struct gmem_vm *vm)
 {
 	const struct gmem_range *highest = vm->regions.root;
@@ -101,6 +101,8 @@ static int start_table(struct gmem_vm *vm)
 		return err;
 
 	err = enter_all(vm, table);
+	if (!err && vm->build_next_table)
+		err = vm->build_next_table(vm, table);
 	if (err) {
 		gmem_table_free(table, NULL);
 		return err;
@@ -124,14 +126,12 @@ GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 	if (!reader)
 		return gmem_fail(-ENOMEM, "no memory for a view");
 
-	/* A change under way decided before it began whether there is a table to replace. */
-	gmem_lock_take(&vm->hook_lock);
+	/* A change under way gets the table that it replaces, and the one that follows, now. */
 	gmem_lock_take(&vm->change_lock);
 	gmem_lock_take(&vm->lock);
 	err = start_table(vm);
 	gmem_lock_drop(&vm->lock);
 	gmem_lock_drop(&vm->change_lock);
-	gmem_lock_drop(&vm->hook_lock);
 	if (err) {
 		free(reader);
 		return gmem_fail(err, "no memory for the readers' table");
