@@ -813,6 +813,7 @@ int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 	struct change change = { .vm = vm, .steps = steps, .count = count };
 	int err;
 
+	/* Who holds the hook lock may wait for the callback that this is called from. */
 	err = gmem_claim_check_not_owner(vm);
 	if (!err)
 		err = gmem_vm_begin_change(vm);
