@@ -1427,7 +1427,8 @@ typedef int (*gmem_listener_veto_fn)(void *data, uint64_t gpa, uint64_t size);
  *	gmem_region_stats() with GMEM_STATS_RESIDENT. They fail with -EDEADLK if the
  *	range overlaps the one that the callback is for, if a thread that waits for
  *	that one came first, or if two callbacks would wait for each other. So does
- *	gmem_vm_stats() with GMEM_STATS_RESIDENT, which looks at everything.
+ *	gmem_vm_stats() with GMEM_STATS_RESIDENT, which looks at everything. When
+ *	@removed is called, the range has no memory any more.
  *   never, with -EDEADLK:
  *	changes of the layout (gmem_region_add(), gmem_region_remove(),
  *	gmem_region_move(), gmem_region_split(), gmem_region_rebind(),
