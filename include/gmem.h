@@ -1156,11 +1156,11 @@ GMEM_API GMEM_CHECKED int gmem_region_split(struct gmem_region *region, uint64_t
  * is lost. If the VMM enabled KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 with
  * KVM_DIRTY_LOG_INITIALLY_SET, every page counts as written when logging begins.
  *
- * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION with
- * KVM_MEM_LOG_DIRTY_PAGES. Since: 0.1.
+ * Thread-safe; waits while the layout is changed. Source:
+ * KVM_SET_USER_MEMORY_REGION with KVM_MEM_LOG_DIRTY_PAGES. Since: 0.1.
  *
  * Return: 0, or -EOPNOTSUPP this way of backing has no dirty log, -EINVAL @on,
- * or the kernel's own errno.
+ * -EDEADLK in a callback that may not change the layout, or the kernel's own errno.
  */
 GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
 
