@@ -53,7 +53,7 @@ struct gmem_vm {
 	gmem_log_fn log;
 	void *log_data;
 
-	/* rank HOOKS: change_hooks, slots, kept dirty logs, and one change at a time */
+	/* rank HOOKS: change_hooks, slots, and one change at a time */
 	struct gmem_lock hook_lock;
 	uintptr_t changer;		/* the thread that holds it for a change, or 0 */
 	struct gmem_change_hook *change_hooks;
