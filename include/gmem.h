@@ -1350,7 +1350,8 @@ struct gmem_lease_opts {
  * file, or the same host memory (GMEM_REGION_HVA), is at another guest address of
  * @vm, it cannot be discarded or become private through that either, nor can
  * gmem_file_punch() free it. The other region may be removed or moved: the memory
- * stays.
+ * stays. Two handles of one file (gmem_file_adopt()), and two mappings of one file of
+ * your own, are different memory in this respect.
  *
  * Leases may overlap. While a conversion to private or a discard waits for leases on
  * memory, new ones there are refused.
