@@ -96,16 +96,22 @@ static uint64_t offset_in(const struct gmem_stretch *at)
 	return at->gpa - at->region->gpa.start;
 }
 
-/* Mark the pages of a region that are not yet in the state asked for. */
-static uint64_t mark_in_region(const struct work *work, const struct gmem_stretch *at)
+static struct gmem_states_walk changing_in(const struct gmem_stretch *at)
 {
-	uint64_t offset = offset_in(at), last = offset + at->size - 1, bytes = 0;
-	struct gmem_part part = { .last = offset - 1 };
+	return (struct gmem_states_walk)GMEM_STATES_WALK(&at->region->states, GMEM_PAGE_CHANGING,
+							 true, offset_in(at), at->size);
+}
 
-	while (part.last != last && gmem_states_find(&at->region->states, GMEM_PAGE_PRIVATE, !work->to_private,
-						     part.last + 1, last, &part))
-		bytes += gmem_states_set(&at->region->states, GMEM_PAGE_CHANGING, part.start,
-					 part.last - part.start + 1, true);
+/* Mark the pages of a region that are not yet in the state asked for. */
+static uint64_t mark_in_region(const struct work *work, const struct gmem_stretch *region)
+{
+	struct gmem_states *states = &region->region->states;
+	struct gmem_states_walk at = GMEM_STATES_WALK(states, GMEM_PAGE_PRIVATE, !work->to_private,
+						      offset_in(region), region->size);
+	uint64_t bytes = 0;
+
+	while (gmem_states_walk(&at))
+		bytes += gmem_states_set(states, GMEM_PAGE_CHANGING, at.offset, at.size, true);
 	return bytes;
 }
 
@@ -127,31 +133,22 @@ static void unmark_changing(const struct work *work)
 
 /* ---- the record, which readers see at once ---- */
 
-/* Record a run that changes, in one region; the bytes count in the end, see count_states(). */
-static void set_run_private(struct gmem_stretch *at, const struct gmem_part *part, bool to_private)
-{
-	gmem_states_set(&at->region->states, GMEM_PAGE_PRIVATE, part->start, part->last - part->start + 1,
-			to_private);
-}
-
 /* Record the new or the old state of what changes in [@gpa, @last], and tell readers. */
 static void record(const struct work *work, uint64_t gpa, uint64_t last, bool to_private)
 {
 	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, gpa, last);
-	struct gmem_part part;
-	uint64_t end;
+	struct gmem_states_walk run;
 
 	while (gmem_state_next_region(work->vm, &at)) {
-		end = offset_in(&at) + at.size - 1;
-		part.last = offset_in(&at) - 1;
-		while (part.last != end &&
-		       gmem_states_find(&at.region->states, GMEM_PAGE_CHANGING, true, part.last + 1, end, &part))
-			set_run_private(&at, &part, to_private);
+		run = changing_in(&at);
+		while (gmem_states_walk(&run))
+			gmem_states_set(&at.region->states, GMEM_PAGE_PRIVATE, run.offset, run.size,
+					to_private);
 		gmem_vm_show_states(work->vm, at.region, at.gpa, at.size);
 	}
 }
 
-/* Record that of [@gpa, @last] only the part in work->result, which may be empty, changed. */
+/* Record that only the part in work->result, which may be empty, changed. */
 static void record_result(const struct work *work, bool to_private)
 {
 	const struct gmem_conversion *done = &work->result;
@@ -173,21 +170,17 @@ static void settle(struct work *work)
 							 : GMEM_COUNT_MADE_SHARED;
 	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, work->result.gpa,
 						   work->result.gpa + work->result.size - 1);
-	struct gmem_part part;
-	uint64_t end, bytes;
+	struct gmem_states_walk run;
+	uint64_t bytes;
 
-	work->result.converted = 0;
 	while (work->result.size && gmem_state_next_region(work->vm, &at)) {
-		end = offset_in(&at) + at.size - 1;
-		bytes = gmem_states_count(&at.region->states, GMEM_PAGE_CHANGING, offset_in(&at), at.size);
+		run = changing_in(&at);
+		for (bytes = 0; gmem_states_walk(&run); bytes += run.size)
+			gmem_states_set(&at.region->states, GMEM_PAGE_PENDING, run.offset, run.size,
+					false);
 		gmem_region_count(at.region, which, bytes);
 		if (!work->is_done)
 			work->result.converted += bytes;
-		part.last = offset_in(&at) - 1;
-		while (part.last != end &&
-		       gmem_states_find(&at.region->states, GMEM_PAGE_CHANGING, true, part.last + 1, end, &part))
-			gmem_states_set(&at.region->states, GMEM_PAGE_PENDING, part.start,
-					part.last - part.start + 1, false);
 	}
 }
 

@@ -85,17 +85,6 @@ uint64_t gmem_states_set(struct gmem_states *states, enum gmem_page_bit bit, uin
 	return changed * gmem_sys_page_size();
 }
 
-void gmem_states_drop_unused(struct gmem_states *states)
-{
-	uint64_t last = states->size - 1;
-	struct gmem_part part = { .last = UINT64_MAX };
-
-	while (part.last != last && gmem_states_total(states, GMEM_PAGE_PENDING) &&
-	       gmem_states_find(states, GMEM_PAGE_PRIVATE, false, part.last + 1, last, &part))
-		gmem_states_set(states, GMEM_PAGE_PENDING, part.start, part.last - part.start + 1,
-				false);
-}
-
 bool gmem_states_find(const struct gmem_states *states, enum gmem_page_bit bit, bool value,
 		      uint64_t offset, uint64_t last, struct gmem_part *ret)
 {
@@ -117,6 +106,29 @@ bool gmem_states_find(const struct gmem_states *states, enum gmem_page_bit bit, 
 	ret->start = offset + (found - start) * page;
 	ret->last = offset + (end - start) * page - 1;
 	return true;
+}
+
+bool gmem_states_walk(struct gmem_states_walk *at)
+{
+	struct gmem_part part;
+
+	if (at->next >= at->end ||
+	    !gmem_states_find(at->states, at->bit, at->value, at->next, at->end - 1, &part))
+		return false;
+
+	at->offset = part.start;
+	at->size = part.last - part.start + 1;
+	at->next = part.last + 1;
+	return true;
+}
+
+void gmem_states_drop_unused(struct gmem_states *states)
+{
+	struct gmem_states_walk at = GMEM_STATES_WALK(states, GMEM_PAGE_PRIVATE, false, 0,
+						      states->size);
+
+	while (gmem_states_walk(&at))
+		gmem_states_set(states, GMEM_PAGE_PENDING, at.offset, at.size, false);
 }
 
 uint64_t gmem_states_total(const struct gmem_states *states, enum gmem_page_bit bit)

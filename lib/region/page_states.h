@@ -60,6 +60,30 @@ void gmem_states_drop_unused(struct gmem_states *states);
 /* Finds the first part of [@offset, @last] whose pages have @value; false if none has. */
 bool gmem_states_find(const struct gmem_states *states, enum gmem_page_bit bit, bool value,
 		      uint64_t offset, uint64_t last, struct gmem_part *ret);
+/*
+ * A walk over the parts of [offset, offset + size) whose pages have @value. Bits of the
+ * current part may be changed meanwhile.
+ *
+ *	struct gmem_states_walk at = GMEM_STATES_WALK(states, GMEM_PAGE_PRIVATE, true, 0, size);
+ *
+ *	while (gmem_states_walk(&at))
+ *		sum += at.size;
+ */
+struct gmem_states_walk {
+	uint64_t offset;
+	uint64_t size;
+
+	const struct gmem_states *states;
+	enum gmem_page_bit bit;
+	bool value;
+	uint64_t next, end;	/* [next, end) is yet to come */
+};
+
+#define GMEM_STATES_WALK(states_, bit_, value_, offset_, size_)			\
+	{ .states = (states_), .bit = (bit_), .value = (value_), .next = (offset_),	\
+	  .end = (offset_) + (size_) }
+
+bool gmem_states_walk(struct gmem_states_walk *at);
 /* Returns the bytes of the whole region that have the bit; costs nothing. */
 uint64_t gmem_states_total(const struct gmem_states *states, enum gmem_page_bit bit);
 /* Returns the bytes of a part that have the bit. */

@@ -108,9 +108,13 @@ static int build_table(const struct gmem_vm *vm, struct block *block, bool remov
 	return 0;
 }
 
-/* Give readers a table with or without the block; on return no reader uses an older one. */
-static int publish(struct gmem_vm *vm, struct block *block, bool removes)
+/*
+ * Enter or remove the block, in the record and for readers, at once for who makes the first
+ * view meanwhile. On return no reader uses an older table.
+ */
+static int publish(struct gmem_import *import, struct block *block, bool removes)
 {
+	struct gmem_vm *vm = &import->vm;
 	const struct gmem_table *old;
 	struct gmem_table *table = NULL;
 	int err = 0;
@@ -121,6 +125,10 @@ static int publish(struct gmem_vm *vm, struct block *block, bool removes)
 		err = build_table(vm, block, removes, &table);
 	if (old && !err)
 		gmem_vm_publish(vm, table);
+	if (!err && removes)
+		remove_block(import, block);
+	else if (!err)
+		insert_block(import, block);
 	gmem_lock_drop(&vm->change_lock);
 	if (!old || err)
 		return err;
@@ -258,12 +266,11 @@ static int do_map(struct gmem_import *import, const struct gmem_message *message
 	if (!err && message->rights & GMEM_WIRE_WITHHELD)
 		gmem_states_set(&block->region.states, GMEM_PAGE_PRIVATE, 0, message->size, true);
 	if (!err)
-		err = publish(&import->vm, block, false);
+		err = publish(import, block, false);
 	if (err) {
 		free_block(block);
 		return err;
 	}
-	insert_block(import, block);
 	import->complete = false;
 	return 0;
 }
@@ -276,10 +283,9 @@ static int do_unmap(struct gmem_import *import, const struct gmem_message *messa
 	if (!block)
 		return gmem_fail(-EPROTO, "id %" PRIu64 " is not there", message->id);
 
-	err = publish(&import->vm, block, true);
+	err = publish(import, block, true);
 	if (err)
 		return err;
-	remove_block(import, block);
 	free_block(block);
 	return 0;
 }

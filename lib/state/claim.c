@@ -35,11 +35,6 @@ static struct gmem_claim *claim_of(struct gmem_interval *at)
 
 /* ---- the queue ---- */
 
-static bool bars_leases(const struct gmem_claim *claim)
-{
-	return claim->mode == GMEM_CLAIM_EXCLUSIVE && !claim->allows_leases;
-}
-
 /* An earlier claim that is in the way, preferably the latest of them, or NULL */
 static struct gmem_claim *find_blocker(const struct gmem_vm *vm, const struct gmem_claim *claim)
 {
@@ -97,13 +92,14 @@ static void append(struct gmem_vm *vm, struct gmem_claim *claim, uint64_t order)
 	hang_on_blocker(vm, claim);
 	gmem_interval_insert(&vm->claims[claim->mode], &claim->at);
 	become_owner(claim);
-	if (bars_leases(claim))
+	claim->has_bar = claim->mode == GMEM_CLAIM_EXCLUSIVE && !claim->allows_leases;
+	if (claim->has_bar)
 		gmem_lease_bar_begin(vm, &claim->bar, claim->gpa, claim->size, claim->purpose);
 }
 
 static void take_out(struct gmem_vm *vm, struct gmem_claim *claim)
 {
-	if (bars_leases(claim))
+	if (claim->has_bar)
 		gmem_lease_bar_end(vm, &claim->bar);
 	gmem_interval_remove(&vm->claims[claim->mode], &claim->at);
 	*claim->own_link = claim->next_own;
@@ -267,10 +263,10 @@ static int wait_for_leases(struct gmem_vm *vm, struct gmem_claim *claims, size_t
 	if (wait_ms)
 		deadline = gmem_sys_now() + wait_ms * GMEM_NANOSECONDS_PER_MS;
 	for (size_t i = 0; i < count && !err; i++)
-		if (bars_leases(&claims[i]) && claims[i].discards)
+		if (claims[i].has_bar && claims[i].discards)
 			err = gmem_lease_bar_memory(vm, &claims[i].bar);
 	for (size_t i = 0; i < count && !err; i++)
-		if (bars_leases(&claims[i]))
+		if (claims[i].has_bar)
 			err = gmem_lease_bar_wait(vm, &claims[i].bar, deadline);
 	return err;
 }
@@ -290,6 +286,17 @@ int gmem_claims_take(struct gmem_vm *vm, struct gmem_claim *claims, size_t count
 	if (err)
 		gmem_claims_drop(vm, claims, count);
 	return err;
+}
+
+int gmem_claim_bar_leases(struct gmem_vm *vm, struct gmem_claim *claim)
+{
+	int err = gmem_lease_check(vm, claim->gpa, claim->size);
+
+	if (err || claim->has_bar)
+		return err;
+	claim->has_bar = true;
+	gmem_lease_bar_begin(vm, &claim->bar, claim->gpa, claim->size, claim->purpose);
+	return 0;
 }
 
 static bool has_active(const struct gmem_interval_tree *tree, uint64_t gpa, uint64_t last)

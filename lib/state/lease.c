@@ -12,8 +12,10 @@
 #include "base/lock.h"
 #include "base/macros.h"
 #include "base/opts.h"
+#include "base/range_set.h"
 #include "os/sys.h"
 #include "region/file.h"
+#include "region/page_states.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
 
@@ -110,10 +112,17 @@ static int locate(const struct gmem_vm *vm, const struct gmem_interval *gpas,
 static bool is_shared_somewhere(const struct gmem_vm *vm, const struct gmem_interval *gpas)
 {
 	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, gpas->start, gpas->last);
+	struct gmem_part part;
+	uint64_t offset;
 
-	while (gmem_regions_walk(&at))
-		if (has_memory(&at) && !at.is_private)
+	while (gmem_regions_walk_whole(&at)) {
+		if (!has_memory(&at))
+			continue;
+		offset = at.gpa - at.region->gpa.start;
+		if (gmem_states_find(&at.region->states, GMEM_PAGE_PRIVATE, false, offset,
+				     offset + at.size - 1, &part))
 			return true;
+	}
 	return false;
 }
 
@@ -317,7 +326,7 @@ static int check_is_shared(const struct gmem_vm *vm, const struct gmem_lease *le
 	int err;
 
 	while (gmem_regions_walk(&at)) {
-		if (at.region && at.is_private)
+		if (at.is_private)
 			return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " is private: no lease is given on it",
 					 at.gpa);
 		err = gmem_regions_check_memory(at.region, at.gpa);

@@ -72,7 +72,6 @@ static struct gmem_reader *reader_of(struct gmem_view *view)
 
 /* ---- views ---- */
 
-/* Makes the table for the first view of a VM. Later changes keep it up to date. */
 static int enter_all(struct gmem_vm *vm, struct gmem_table *table)
 {
 	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
@@ -85,6 +84,7 @@ static int enter_all(struct gmem_vm *vm, struct gmem_table *table)
 	return err;
 }
 
+/* Makes the table for the first view of a VM. Later changes keep it up to date. */
 static int start_table(struct gmem_vm *vm)
 {
 	const struct gmem_range *highest = vm->regions.root;

@@ -853,6 +853,65 @@ static void removed_region_has_no_pending_discard(void **state)
 	scene_end(&s);
 }
 
+/* There and back, discarding later: the private side of all of A is owed. */
+static void owe_private_side(struct scene *s)
+{
+	GMEM_OPTS(gmem_convert_opts, later, .discard = GMEM_DISCARD_LATER);
+	uint64_t gpa = gmem_region_gpa(s->regions[A]), size = gmem_region_size(s->regions[A]);
+
+	allocate(s, A);
+	assert_ok(gmem_vm_convert(s->unit.vm, gpa, size, GMEM_STATE_PRIVATE, &later, NULL));
+	assert_ok(gmem_vm_convert(s->unit.vm, gpa, size, GMEM_STATE_SHARED, &later, NULL));
+}
+
+static void what_a_region_owes_moves_and_splits_with_it(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+	struct gmem_region *other = NULL, *upper = NULL;
+	struct gmem_file *file;
+	struct scene s;
+	uint64_t size, bytes;
+
+	(void)state;
+	scene_begin(&s);
+	size = gmem_region_size(s.regions[A]);
+	file = gmem_region_file(s.regions[A], NULL);
+	owe_private_side(&s);
+	assert_ok(gmem_region_move(s.regions[A], PAGES(&s.unit, 100)));
+	/* Another region comes to where it was, and has all of its memory. */
+	opts.plan = s.plan;
+	assert_ok(gmem_region_add(s.unit.vm, PAGES(&s.unit, 4), size, &opts, &other));
+	assert_ok(gmem_file_allocate(gmem_region_file(other, NULL), 0, size, NULL));
+	assert_ok(gmem_region_split(s.regions[A], PAGES(&s.unit, 2), &upper));
+	assert_ok(gmem_region_remove(s.regions[A]));
+	assert_ok(gmem_vm_discard_owed(s.unit.vm, &bytes));
+	assert_int_equal(bytes, size - PAGES(&s.unit, 2));
+	assert_true(fake_is_allocated(gmem_file_fd(gmem_region_file(other, NULL)), 0, size));
+	assert_ptr_equal(gmem_region_file(upper, NULL), file);
+	assert_false(fake_is_allocated(gmem_file_fd(file), PAGES(&s.unit, 2), bytes));
+	scene_end(&s);
+}
+
+static void what_a_file_owes_ends_with_its_rebind(void **state)
+{
+	struct gmem_file *file;
+	struct scene s;
+	uint64_t size, bytes;
+
+	(void)state;
+	scene_begin(&s);
+	size = gmem_region_size(s.regions[A]);
+	owe_private_side(&s);
+	assert_ok(gmem_file_new(s.unit.vm_fd, size, s.plan, &file));
+	assert_ok(gmem_file_allocate(file, 0, size, NULL));
+	assert_ok(gmem_region_rebind(s.regions[A], file, 0));
+	assert_ok(gmem_vm_discard_owed(s.unit.vm, &bytes));
+	assert_int_equal(bytes, 0);
+	assert_true(fake_is_allocated(gmem_file_fd(file), 0, size));
+	gmem_file_free(file);
+	scene_end(&s);
+}
+
 static void removal_that_cannot_allocate_changes_nothing(void **state)
 {
 	GMEM_OPTS(gmem_convert_opts, later, .discard = GMEM_DISCARD_LATER);
@@ -1475,6 +1534,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(region_that_is_private_in_part_does_not_move),
 	cmocka_unit_test(split_and_rebind_keep_states),
 	cmocka_unit_test(removed_region_has_no_pending_discard),
+	cmocka_unit_test(what_a_region_owes_moves_and_splits_with_it),
+	cmocka_unit_test(what_a_file_owes_ends_with_its_rebind),
 	cmocka_unit_test(removal_that_cannot_allocate_changes_nothing),
 	cmocka_unit_test(lease_keeps_memory_shared_and_in_place),
 	cmocka_unit_test(lease_is_given_on_shared_memory_only),
