@@ -40,6 +40,9 @@
  *   "Source:" names the kernel interface that a function stands on.
  *   Each function says how it may be called: "Thread-safe", or "One thread at
  *   a time per object; different objects in parallel".
+ *   Work on a range of guest memory waits for other work on the range that came
+ *   before it. A call from inside a listener's callback that would have to wait for
+ *   this callback fails with -EDEADLK: see struct gmem_listener_opts.
  */
 #ifndef GMEM_H
 #define GMEM_H
@@ -769,12 +772,14 @@ GMEM_API int gmem_file_allocate(struct gmem_file *file, uint64_t offset, uint64_
  * The pages are gone for host and guest alike, and both read zeros there
  * afterwards. No I/O may be under way or registered on the range: a pinned page
  * survives, detached from the file, and the I/O goes to that page unseen.
- * Pages freed before a failure stay freed.
+ * Pages freed before a failure stay freed. While it works, no lease is given on the
+ * range (gmem_lease_new()).
  *
  * Thread-safe. Source: fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range, -EINTR as gmem_file_allocate(), or the
- * kernel's own errno.
+ * Return: 0, or -EINVAL bad range, -EBUSY somebody holds a lease on part of it, at
+ * whatever guest address, and nothing was freed, -EINTR as gmem_file_allocate(), or
+ * the kernel's own errno.
  */
 GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t size,
 			     uint64_t *ret_done);
@@ -1361,14 +1366,22 @@ struct gmem_lease_opts {
  * conversions of the range to private and gmem_vm_discard() wait or fail, and
  * removing, moving, splitting and rebinding its regions fails, with -EBUSY and the
  * holder's name.
- * Leases may overlap. While a conversion to private or a discard waits for leases on a
- * range, new ones there are refused.
  *
- * Thread-safe; waits while a change of the layout is applied. Since: 0.1.
+ * A lease protects the memory, not only its guest address. Where the same part of a
+ * file, or the same host memory (GMEM_REGION_HVA), is at another guest address of
+ * @vm, it cannot be discarded or become private through that either, nor can
+ * gmem_file_punch() free it. The other region may be removed or moved: the memory
+ * stays.
+ *
+ * Leases may overlap. While a conversion to private or a discard waits for leases on
+ * memory, new ones there are refused.
+ *
+ * Thread-safe; never waits for a conversion, a discard or a lease. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad range, -EACCES part of the range is
  * private, -ENOENT it has a hole, -ENXIO part of it is a device's, -EBUSY it is
- * being converted to private or discarded, -ENOMEM, -E2BIG options newer than the
+ * being converted to private, discarded, moved or removed, or its memory is through
+ * another guest address or gmem_file_punch(), -ENOMEM, -E2BIG options newer than the
  * library.
  */
 GMEM_API GMEM_CHECKED int gmem_lease_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
@@ -1417,6 +1430,35 @@ typedef int (*gmem_listener_veto_fn)(void *data, uint64_t gpa, uint64_t size);
  * @removed: a region was removed or moved, or got other memory with
  *	gmem_region_rebind(). Guest and views no longer reach the old memory; its
  *	host address stays mapped until this returns.
+ *
+ * Callbacks run in the thread that converts or changes the layout, which keeps the
+ * range it works on to itself until they return. Callbacks for other ranges may run
+ * at the same time in other threads. A callback may call, for the same VM,
+ *
+ *   always:
+ *	what needs no range to itself: views of its thread (gmem_view_new(), accesses
+ *	between gmem_view_begin() and gmem_view_end(), gmem_view_free()),
+ *	gmem_vm_state(), gmem_vm_stats() without GMEM_STATS_RESIDENT,
+ *	gmem_vm_find_hva(), gmem_lease_free(), gmem_file_punch() and the functions
+ *	that read a handle; gmem_lease_new(), which is refused with -EBUSY on memory
+ *	that is becoming private or being removed; gmem_listener_free(), see there
+ *   for other ranges:
+ *	gmem_vm_convert(), gmem_vm_discard(), gmem_populate_new(), gmem_populate_run(),
+ *	gmem_vm_populate() with one thread, gmem_vm_numa(), gmem_vm_set_numa(), and
+ *	gmem_region_stats() with GMEM_STATS_RESIDENT. They fail with -EDEADLK if the
+ *	range overlaps the one that the callback is for, if a thread that waits for
+ *	that one came first, or if two callbacks would wait for each other. So does
+ *	gmem_vm_stats() with GMEM_STATS_RESIDENT, which looks at everything. When
+ *	@removed is called, the range has no memory any more.
+ *   never, with -EDEADLK:
+ *	changes of the layout (gmem_region_add(), gmem_region_remove(),
+ *	gmem_region_move(), gmem_region_split(), gmem_region_rebind(),
+ *	gmem_change_apply()), gmem_listener_new(), gmem_vm_dump(), gmem_export_new(),
+ *	and gmem_vm_populate() with more than one thread.
+ *
+ * A callback must not wait for another thread that makes such a call, which the
+ * library cannot see, nor free the VM. Calls for other VMs are not restricted, but
+ * two VMs' callbacks that wait for each other's work are not found out either.
  */
 struct gmem_listener_opts {
 	size_t      size;
@@ -1440,15 +1482,14 @@ struct gmem_listener_opts {
  * for the same parts, last listener first, and nothing changes. Each listener is
  * told of a conversion as a whole or not at all.
  *
- * Callbacks run in the thread that converts or removes. Views and leases can be
- * used meanwhile, and other ranges may be converted, so calls for other ranges may
- * come at the same time from other threads. A callback must not convert, change
- * the layout, create or free views or listeners, nor take a lease on the range.
+ * What callbacks may call says struct gmem_listener_opts.
  *
- * Thread-safe; waits for conversions and removals under way. Since: 0.1.
+ * Thread-safe. Waits for all work on memory that came before: conversions, also while
+ * they wait for leases (wait_ms), changes of the layout, discards, the piece that a
+ * long query is at. Work that comes later waits for this call. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -ENOMEM.
+ * the library, -ENOMEM, -EDEADLK called from a callback.
  */
 GMEM_API GMEM_CHECKED int gmem_listener_new(struct gmem_vm *vm,
 					    const struct gmem_listener_opts *opts,
@@ -1458,8 +1499,12 @@ GMEM_API GMEM_CHECKED int gmem_listener_new(struct gmem_vm *vm,
  * gmem_listener_free() - end a listener
  * @listener: listener, or NULL
  *
- * Afterwards none of its functions is called, and none still runs. Do not call
- * this from inside one.
+ * Afterwards none of its functions is called, and none still runs.
+ *
+ * From inside a callback of this VM's, of any listener, the call cannot wait. Then no
+ * function of @listener begins any more, not even for the conversion under way, but
+ * one that another thread is in may still run; keep its data until a later call of
+ * gmem_listener_new() or gmem_listener_free(), not from a callback, has returned.
  *
  * Thread-safe; waits as gmem_listener_new(). Since: 0.1.
  */
@@ -1658,6 +1703,11 @@ GMEM_API int gmem_view_iovec(const struct gmem_view *view, uint64_t gpa, uint64_
  * @buf: receives the bytes
  * @size: bytes; 0 does nothing; must not wrap
  * @ret_done: bytes copied, also on failure; NULL if not wanted
+ *
+ * A long access is not one moment: unless it is made between gmem_view_begin() and
+ * gmem_view_end(), it begins anew at each multiple of 2 MiB, and memory beyond may be
+ * converted, removed or moved before it gets there. That holds for every access
+ * function with a size.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -2347,8 +2397,9 @@ GMEM_API int gmem_file_numa(struct gmem_file *file, uint64_t offset, uint64_t si
  * To map a guest's nodes to nodes of the host, call this for the memory of each
  * guest node, and populate afterwards.
  *
- * Thread-safe; changes of the layout wait. Source: as gmem_file_set_numa().
- * Since: 0.1.
+ * Thread-safe. Pages are looked at in pieces of 64 MiB; conversions and changes of the
+ * layout there wait for one at most, and the layout may change between two. Source: as
+ * gmem_file_set_numa(). Since: 0.1.
  *
  * Return: as gmem_file_set_numa(), and -ENOENT the range has a hole, -ENXIO part
  * of it is a device's.
@@ -2368,7 +2419,7 @@ GMEM_API GMEM_CHECKED int gmem_vm_set_numa(struct gmem_vm *vm, uint64_t gpa, uin
  * range has. Pages of a private guest_memfd that cannot be mapped count as absent
  * or unknown.
  *
- * Thread-safe; changes of the layout wait. Source: as gmem_file_numa().
+ * Thread-safe, in pieces as gmem_vm_set_numa(). Source: as gmem_file_numa().
  * Since: 0.1.
  *
  * Return: 0, or as gmem_vm_set_numa() without -EBUSY.
@@ -2562,7 +2613,7 @@ struct gmem_gpa_range {
  * struct gmem_discard_opts - how to discard
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_DISCARD_INWARD; unknown bits are -EINVAL
- * @wait_ms: milliseconds to wait for leases to be freed; 0: fail at once
+ * @wait_ms: milliseconds to wait for leases to be freed, in all; 0: fail at once
  * @reserved: must be 0
  */
 struct gmem_discard_opts {
@@ -2589,14 +2640,17 @@ struct gmem_discard_opts {
  * shows.
  *
  * The range must not be in use: the guest loses its contents, and I/O that began
- * before goes to pages that nobody sees any more. A lease prevents the discard.
+ * before goes to pages that nobody sees any more. A lease prevents the discard, also
+ * one on the same memory at another guest address.
  *
- * Thread-safe; changes of the layout and conversions of the range wait.
+ * Thread-safe; changes of the layout and conversions of the range wait, for one piece
+ * of 64 MiB at most.
  * Source: madvise(2) and fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
  * -ENXIO part of it is a device's, -EBUSY somebody holds a lease on it, -ENOMEM,
- * -E2BIG options newer than the library: nothing was freed; or the kernel's own
+ * -E2BIG options newer than the library: nothing was freed; or -EBUSY, -ENOENT or
+ * -ENXIO if a lease was taken or the layout changed meanwhile, or the kernel's own
  * errno: @ret says how much was freed.
  */
 GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
@@ -2706,7 +2760,7 @@ struct gmem_stats {
  *
  * The library always counts, without locks. Each counter is exact, but two of them
  * may be of different moments while other threads work. GMEM_STATS_RESIDENT
- * examines all memory, without touching it, in pieces of 256 MiB; conversions of a
+ * examines all memory, without touching it, in pieces of 64 MiB; conversions of a
  * piece wait meanwhile. Host memory counts if it is mapped in this process.
  *
  * Thread-safe. Source: mincore(2), cachestat(2). Since: 0.1.
@@ -2761,8 +2815,8 @@ struct gmem_dump_opts {
  *
  * gmem-dump(5) describes the format; gmem-show(1) makes pictures of it. The regions
  * are those of one moment. Their allocated memory is counted cell by cell while the
- * guest and other threads go on; a thread that changes the layout waits for one
- * cell at most. The call holds no lock while it writes, however slow the reader
+ * guest and other threads go on; a thread that converts memory or changes the layout
+ * waits for 64 MiB at most. The call holds no lock while it writes, however slow the reader
  * is. It allocates no guest memory, and for itself about 100 bytes for each region.
  *
  * Signals do not stop it. If the reader has gone, the call fails with -EPIPE and
@@ -3195,10 +3249,10 @@ struct gmem_export_opts {
  * gmem_export_add_memory() was called for it. Anonymous memory cannot be given,
  * because no fd refers to it.
  *
- * Thread-safe. Source: eventfd(2), epoll(7). Since: 0.1.
+ * Thread-safe; waits as gmem_listener_new(). Source: eventfd(2), epoll(7). Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -EMFILE, -ENFILE, -ENOMEM.
+ * the library, -EMFILE, -ENFILE, -ENOMEM, -EDEADLK called from a listener's callback.
  */
 GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
 					  const struct gmem_export_opts *opts,
@@ -3207,6 +3261,8 @@ GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
 /**
  * gmem_export_free() - end an export and its peers
  * @exporter: export, or NULL
+ *
+ * Do not call it from a listener's callback: it then does nothing, but tell the log.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */

@@ -5,7 +5,6 @@
 #include <stdint.h>
 
 #include "gmem.h"
-#include "base/backing.h"
 #include "os/sys.h"
 #include "region/kept_log.h"
 #include "region/page_states.h"

@@ -21,7 +21,7 @@ static const char usage[] =
 	"\n"
 	"  a  a page converted, by the size of the VM, against the calls that discard its other side\n"
 	"  b  the same with 10000 leases elsewhere, against none\n"
-	"  c  a region split beside threads that convert without pause, against none\n"
+	"  c  a region split beside threads that convert without pause for 10 s, against none\n"
 	"  d  1, 32 and 1024 threads that convert the same page\n"
 	"  e  what a conversion waits for, against nothing\n"
 	"  f  a reader, quiet and beside a thread that converts\n"

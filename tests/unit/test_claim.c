@@ -479,6 +479,425 @@ static void a_crowd_never_meets_and_never_stops(void **state)
 	queue_end(&crowd.queue);
 }
 
+/* ---- what a callback may call ---- */
+
+struct scene {
+	struct unit unit;
+	struct gmem_plan *plan;
+	struct gmem_region *own, *other;	/* pages 16 to 23 are converted; 64 to 71 */
+	struct gmem_view *view;
+	struct gmem_listener *listener, *spare;
+	const struct call *call;
+	int in_own, in_other;			/* what the call returned there */
+	bool was_called;
+};
+
+/* Calls and what they return in a callback for the range, and for another one */
+struct call {
+	const char *name;
+	int (*call)(struct scene *s, uint64_t gpa, uint64_t size);
+	int own, other;
+	int own_if_private;	/* if not 0: the same while the range becomes private */
+	int own_if_removed;	/* the range is no memory any more */
+};
+
+static int call_convert(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	int err = gmem_vm_convert(s->unit.vm, gpa, size, GMEM_STATE_PRIVATE, NULL, NULL);
+
+	return err ? err : gmem_vm_convert(s->unit.vm, gpa, size, GMEM_STATE_SHARED, NULL, NULL);
+}
+
+static int call_discard(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	return gmem_vm_discard(s->unit.vm, gpa, size, NULL, NULL);
+}
+
+static int call_populate(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	return gmem_vm_populate(s->unit.vm, gpa, size, NULL, NULL);
+}
+
+static int call_populate_with_threads(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	GMEM_OPTS(gmem_populate_opts, opts, .workers = 2);
+
+	return gmem_vm_populate(s->unit.vm, gpa, size, &opts, NULL);
+}
+
+static int call_populate_new(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	struct gmem_populate *job;
+	int err = gmem_populate_new(s->unit.vm, gpa, size, NULL, &job);
+
+	if (err)
+		return err;
+	err = gmem_populate_run(job);
+	gmem_populate_free(job);
+	return err;
+}
+
+static int call_numa(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	uint64_t on[4];
+	GMEM_OPTS(gmem_numa_pages, pages, .nodes = 4, .on_node = on);
+
+	return gmem_vm_numa(s->unit.vm, gpa, size, &pages);
+}
+
+static int call_set_numa(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	GMEM_OPTS(gmem_numa_opts, opts, .policy = GMEM_NUMA_DEFAULT, .flags = GMEM_NUMA_SHARED_ONLY);
+
+	return gmem_vm_set_numa(s->unit.vm, gpa, size, &opts, NULL);
+}
+
+static int call_stats(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	GMEM_OPTS(gmem_stats, stats, .flags = 0);
+
+	(void)gpa;
+	(void)size;
+	return gmem_vm_stats(s->unit.vm, &stats);
+}
+
+static int call_stats_resident(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	GMEM_OPTS(gmem_stats, stats, .flags = GMEM_STATS_RESIDENT);
+
+	(void)gpa;
+	(void)size;
+	return gmem_vm_stats(s->unit.vm, &stats);
+}
+
+static int call_region_stats(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	GMEM_OPTS(gmem_stats, stats, .flags = GMEM_STATS_RESIDENT);
+
+	(void)size;
+	return gmem_region_stats(gpa < PAGES(&s->unit, 64) ? s->own : s->other, &stats);
+}
+
+static int call_dump(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	(void)gpa;
+	(void)size;
+	return gmem_vm_dump(s->unit.vm, 1, NULL);
+}
+
+static int call_add(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .plan = s->plan);
+	struct gmem_region *region;
+
+	return gmem_region_add(s->unit.vm, gpa + PAGES(&s->unit, 1024), size, &opts, &region);
+}
+
+static int call_remove(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	(void)size;
+	return gmem_region_remove(gpa < PAGES(&s->unit, 64) ? s->own : s->other);
+}
+
+static int call_move(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	(void)size;
+	return gmem_region_move(gpa < PAGES(&s->unit, 64) ? s->own : s->other, gpa * 64);
+}
+
+static int call_split(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	struct gmem_region *upper;
+
+	return gmem_region_split(gpa < PAGES(&s->unit, 64) ? s->own : s->other, size / 2, &upper);
+}
+
+static int call_rebind(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	struct gmem_file *file;
+	int err;
+
+	assert_ok(gmem_file_new(s->unit.vm_fd, size, s->plan, &file));
+	err = gmem_region_rebind(gpa < PAGES(&s->unit, 64) ? s->own : s->other, file, 0);
+	gmem_file_free(file);
+	return err;
+}
+
+static int call_change(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	struct gmem_change *change;
+	int err;
+
+	(void)size;
+	assert_ok(gmem_change_new(s->unit.vm, &change));
+	err = gmem_change_remove(change, gpa < PAGES(&s->unit, 64) ? s->own : s->other);
+	if (!err)
+		err = gmem_change_apply(change);
+	gmem_change_free(change);
+	return err;
+}
+
+static int call_listener_new(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	GMEM_OPTS(gmem_listener_opts, opts, .name = "late");
+	struct gmem_listener *listener;
+
+	(void)gpa;
+	(void)size;
+	return gmem_listener_new(s->unit.vm, &opts, &listener);
+}
+
+static int call_listener_free(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	(void)gpa;
+	(void)size;
+	gmem_listener_free(s->spare);
+	s->spare = NULL;
+	return 0;
+}
+
+static int call_export_new(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	struct gmem_export *exporter;
+
+	(void)gpa;
+	(void)size;
+	return gmem_export_new(s->unit.vm, NULL, &exporter);
+}
+
+static int call_state(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	struct gmem_state_range range;
+	int count = gmem_vm_state(s->unit.vm, gpa, size, &range, 1);
+
+	return count < 0 ? count : 0;
+}
+
+static int call_lease(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	struct gmem_lease *lease;
+	int err = gmem_lease_new(s->unit.vm, gpa, size, NULL, &lease);
+
+	if (!err)
+		gmem_lease_free(lease);
+	return err;
+}
+
+static int call_view(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	struct gmem_view *view;
+	void *hva;
+	int err;
+
+	(void)size;
+	err = gmem_view_new(s->unit.vm, &view);
+	if (err)
+		return err;
+	gmem_view_begin(view);
+	err = gmem_view_hva(view, gpa, 8, &hva);
+	gmem_view_end(view);
+	gmem_view_free(view);
+	return err == -EACCES ? 0 : err;
+}
+
+static const struct call calls[] = {
+	{ "convert", call_convert, -EDEADLK, 0, 0, -EDEADLK },
+	{ "discard", call_discard, -EDEADLK, 0, 0, -ENOENT },
+	{ "populate", call_populate, -EDEADLK, 0, 0, -ENOENT },
+	{ "populate new and run", call_populate_new, -EDEADLK, 0, 0, -ENOENT },
+	{ "populate with threads", call_populate_with_threads, -EDEADLK, -EDEADLK, 0, -ENOENT },
+	{ "numa", call_numa, -EDEADLK, 0, 0, -ENOENT },
+	{ "set numa", call_set_numa, -EDEADLK, 0, 0, -ENOENT },
+	{ "stats", call_stats, 0, 0, 0, 0 },
+	{ "stats, resident", call_stats_resident, -EDEADLK, -EDEADLK, 0, 0 },
+	{ "region stats, resident", call_region_stats, -EDEADLK, 0, 0, 0 },
+	{ "dump", call_dump, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "region add", call_add, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "region remove", call_remove, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "region move", call_move, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "region split", call_split, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "region rebind", call_rebind, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "change", call_change, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "listener new", call_listener_new, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "listener free", call_listener_free, 0, 0, 0, 0 },
+	{ "export new", call_export_new, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "state", call_state, 0, 0, 0, 0 },
+	{ "lease", call_lease, 0, 0, -EBUSY, -ENOENT },
+	{ "view", call_view, 0, 0, 0, -ESTALE },
+};
+
+static void try_calls(void *data, uint64_t gpa, uint64_t size)
+{
+	struct scene *s = data;
+
+	/* The calls for the other range have callbacks, too. */
+	if (gpa >= PAGES(&s->unit, 64) || s->was_called)
+		return;
+	s->was_called = true;
+	s->in_own = s->call->call(s, gpa, size);
+	s->in_other = s->call->call(s, PAGES(&s->unit, 64), PAGES(&s->unit, 8));
+}
+
+static int try_calls_before(void *data, uint64_t gpa, uint64_t size)
+{
+	try_calls(data, gpa, size);
+	return 0;
+}
+
+static int refuse_own(void *data, uint64_t gpa, uint64_t size)
+{
+	const struct scene *s = data;
+
+	(void)size;
+	return gpa < PAGES(&s->unit, 64) ? -EPERM : 0;
+}
+
+static void listen_with(struct scene *s, const struct gmem_listener_opts *template)
+{
+	struct gmem_listener_opts opts = *template;
+
+	opts.size = sizeof(opts);
+	opts.data = s;
+	assert_ok(gmem_listener_new(s->unit.vm, &opts, &s->listener));
+	s->was_called = false;
+}
+
+static void check_results(const struct scene *s, int own, int other)
+{
+	if (!s->was_called || s->in_own != own || s->in_other != other)
+		fail_msg("%s: called %d, %d, not %d, in its range, %d, not %d, in another: %s",
+			 s->call->name, s->was_called, s->in_own, own, s->in_other, other,
+			 gmem_last_error());
+}
+
+static void check_calls(const struct scene *s, bool becomes_private)
+{
+	int own = becomes_private && s->call->own_if_private ? s->call->own_if_private : s->call->own;
+
+	check_results(s, own, s->call->other);
+}
+
+static int convert_own(struct scene *s, uint32_t state)
+{
+	return gmem_vm_convert(s->unit.vm, PAGES(&s->unit, 16), PAGES(&s->unit, 8), state, NULL, NULL);
+}
+
+static void scene_begin(struct scene *s, const struct call *call)
+{
+	GMEM_OPTS(gmem_listener_opts, opts, .name = "spare");
+
+	memset(s, 0, sizeof(*s));
+	unit_begin_vm(&s->unit, "7.3-swp-t1");
+	s->call = call;
+	s->plan = unit_plan(&s->unit, GMEM_BACKING_PRIVATE);
+	s->own = unit_region(&s->unit, 16, 8, s->plan);
+	s->other = unit_region(&s->unit, 64, 8, s->plan);
+	assert_ok(gmem_view_new(s->unit.vm, &s->view));
+	assert_ok(gmem_listener_new(s->unit.vm, &opts, &s->spare));
+}
+
+static void scene_end(struct scene *s)
+{
+	gmem_listener_free(s->listener);
+	gmem_listener_free(s->spare);
+	gmem_view_free(s->view);
+	gmem_plan_free(s->plan);
+	unit_end(&s->unit);
+}
+
+static void callbacks_before_private_get_what_the_header_says(void **state)
+{
+	static const struct gmem_listener_opts opts = { .before_private = try_calls_before };
+	struct scene s;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(calls); i++) {
+		scene_begin(&s, &calls[i]);
+		listen_with(&s, &opts);
+		assert_ok(convert_own(&s, GMEM_STATE_PRIVATE));
+		check_calls(&s, true);
+		scene_end(&s);
+	}
+}
+
+static void callbacks_that_undo_get_what_the_header_says(void **state)
+{
+	static const struct gmem_listener_opts opts = { .undo_private = try_calls };
+	GMEM_OPTS(gmem_listener_opts, against, .before_private = refuse_own);
+	struct gmem_listener *other;
+	struct scene s;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(calls); i++) {
+		scene_begin(&s, &calls[i]);
+		listen_with(&s, &opts);
+		against.data = &s;
+		assert_ok(gmem_listener_new(s.unit.vm, &against, &other));
+		assert_int_equal(convert_own(&s, GMEM_STATE_PRIVATE), -EPERM);
+		check_calls(&s, true);
+		gmem_listener_free(other);
+		scene_end(&s);
+	}
+}
+
+static void callbacks_after_shared_get_what_the_header_says(void **state)
+{
+	static const struct gmem_listener_opts opts = { .after_shared = try_calls };
+	struct scene s;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(calls); i++) {
+		scene_begin(&s, &calls[i]);
+		assert_ok(convert_own(&s, GMEM_STATE_PRIVATE));
+		listen_with(&s, &opts);
+		assert_ok(convert_own(&s, GMEM_STATE_SHARED));
+		check_calls(&s, false);
+		scene_end(&s);
+	}
+}
+
+static void callbacks_of_removals_get_what_the_header_says(void **state)
+{
+	static const struct gmem_listener_opts opts = { .removed = try_calls };
+	struct scene s;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(calls); i++) {
+		scene_begin(&s, &calls[i]);
+		listen_with(&s, &opts);
+		assert_ok(gmem_region_remove(s.own));
+		/* All memory is then that of the other range. */
+		check_results(&s, calls[i].own_if_removed,
+			      calls[i].call == call_stats_resident ? 0 : calls[i].other);
+		scene_end(&s);
+	}
+}
+
+/* The handle goes with the next change of the list, or with the VM. */
+static void listener_freed_in_a_callback_hears_no_more(void **state)
+{
+	static const struct call free_spare = { "free", call_listener_free, 0, 0, 0, 0 };
+	GMEM_OPTS(gmem_listener_opts, opts, .undo_private = try_calls, .before_private = try_calls_before);
+	struct scene s, heard;
+
+	(void)state;
+	scene_begin(&s, &free_spare);
+	gmem_listener_free(s.spare);
+	memset(&heard, 0, sizeof(heard));
+	heard.unit = s.unit;
+	heard.call = &calls[7];
+	listen_with(&s, &opts);
+	opts.data = &heard;
+	assert_ok(gmem_listener_new(s.unit.vm, &opts, &s.spare));
+	assert_ok(convert_own(&s, GMEM_STATE_PRIVATE));
+	assert_true(s.was_called);
+	assert_false(heard.was_called);
+	assert_ok(convert_own(&s, GMEM_STATE_SHARED));
+	assert_ok(convert_own(&s, GMEM_STATE_PRIVATE));
+	assert_false(heard.was_called);
+	scene_end(&s);
+}
+
 /* ---- leases on memory that has two guest addresses ---- */
 
 struct alias {
@@ -831,6 +1250,11 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(a_circle_of_two_threads_is_refused_to_the_second),
 	cmocka_unit_test(a_callback_may_wait_for_others),
 	cmocka_unit_test(a_crowd_never_meets_and_never_stops),
+	cmocka_unit_test(callbacks_before_private_get_what_the_header_says),
+	cmocka_unit_test(callbacks_that_undo_get_what_the_header_says),
+	cmocka_unit_test(callbacks_after_shared_get_what_the_header_says),
+	cmocka_unit_test(callbacks_of_removals_get_what_the_header_says),
+	cmocka_unit_test(listener_freed_in_a_callback_hears_no_more),
 	cmocka_unit_test(lease_protects_a_file_at_every_address),
 	cmocka_unit_test(lease_protects_host_memory_at_every_address),
 	cmocka_unit_test(lease_protects_memory_of_another_region),

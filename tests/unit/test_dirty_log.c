@@ -251,7 +251,7 @@ static void check_vm_with_ring(const char *kernel, enum fake_ring ring, int64_t 
 		  .needs = GMEM_NEED_DIRTY_LOG);
 	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_DIRTY_LOG);
 	GMEM_OPTS(gmem_vm_opts, vm_opts, .flags = 0);
-	struct gmem_region *region;
+	struct gmem_region *region, *upper;
 	struct gmem_finding f;
 	struct gmem_plan *plan;
 	struct gmem_caps *caps;
@@ -279,6 +279,10 @@ static void check_vm_with_ring(const char *kernel, enum fake_ring ring, int64_t 
 	}
 	assert_ok(gmem_region_set_dirty_log(region, 0));
 	assert_ok(gmem_region_set_dirty_log(region, 1));
+	/* memslots that come and go are no different */
+	assert_ok(gmem_region_move(region, 128 * fake.page_size));
+	assert_ok(gmem_region_split(region, 32 * fake.page_size, &upper));
+	assert_ok(gmem_region_remove(upper));
 	gmem_plan_free(plan);
 	gmem_vm_free(vm);
 	gmem_caps_free(caps);
