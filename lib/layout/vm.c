@@ -127,7 +127,7 @@ GMEM_API void gmem_vm_free(struct gmem_vm *vm)
 		return;
 
 	gmem_lock_take(&vm->lock);
-	while ((gpa = vm->regions.root)) {
+	while ((gpa = gmem_range_find(&vm->regions, 0, UINT64_MAX))) {
 		gmem_range_remove(&vm->regions, gpa);
 		release(vm, GMEM_CONTAINER_OF(gpa, struct gmem_region, gpa));
 	}
