@@ -1173,11 +1173,11 @@ GMEM_API GMEM_CHECKED int gmem_region_split(struct gmem_region *region, uint64_t
  * is lost. If the VMM enabled KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 with
  * KVM_DIRTY_LOG_INITIALLY_SET, every page counts as written when logging begins.
  *
- * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION with
- * KVM_MEM_LOG_DIRTY_PAGES. Since: 0.1.
+ * Thread-safe; waits while the layout is changed. Source:
+ * KVM_SET_USER_MEMORY_REGION with KVM_MEM_LOG_DIRTY_PAGES. Since: 0.1.
  *
  * Return: 0, or -EOPNOTSUPP this way of backing has no dirty log, -EINVAL @on,
- * or the kernel's own errno.
+ * -EDEADLK in a callback that may not change the layout, or the kernel's own errno.
  */
 GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
 
@@ -1371,7 +1371,8 @@ struct gmem_lease_opts {
  * file, or the same host memory (GMEM_REGION_HVA), is at another guest address of
  * @vm, it cannot be discarded or become private through that either, nor can
  * gmem_file_punch() free it. The other region may be removed or moved: the memory
- * stays.
+ * stays. Two handles of one file (gmem_file_adopt()), and two mappings of one file of
+ * your own, are different memory in this respect.
  *
  * Leases may overlap. While a conversion to private or a discard waits for leases on
  * memory, new ones there are refused.
@@ -2011,14 +2012,18 @@ struct gmem_conversion {
  * Every byte must be memory that can be converted, which is checked before
  * anything changes. Parts that are in @state already are skipped; if all of the
  * range is, the library makes no system call. Adjacent parts, in one region or
- * several, take one ioctl. If the kernel refuses an ioctl, those before it are
- * undone.
+ * several, take one ioctl for each GiB, in which KVM converts page by page and no
+ * other memslot of the VM can change. If the kernel refuses an ioctl, those before
+ * it are undone. With GMEM_CONVERT_ALL the kernel is told of every byte; what was
+ * recorded as converted does not count, is not undone, and listeners do not hear
+ * of it.
  *
  * With GMEM_BACKING_PRIVATE contents are not copied: the guest finds the previous
  * contents of the side it now uses, or zeros if that was discarded. The discard
  * policy holds for all of the range. If the kernel refuses to free memory, the
  * conversion succeeds nevertheless; the refusal goes to the log, and the memory
- * counts as owed.
+ * counts as owed. Memory that is one for both sides, as with GMEM_BACKING_INPLACE,
+ * owes nothing.
  *
  * A conversion to private asks the listeners, waits until every view that began
  * before has ended, and waits for leases up to wait_ms of @opts. A conversion to
@@ -2047,7 +2052,9 @@ GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, ui
  *
  * Adjacent ranges are given back together, no matter how many conversions left
  * them. Memory that was converted back meanwhile is in use again, and is kept.
- * Removing a region ends what is owed there.
+ * What a region owes moves and splits with it, and ends with the memory: when the
+ * region is removed, or, for the file's side, bound to another file. The work goes
+ * in pieces of 64 MiB, between which conversions get their turn.
  *
  * Thread-safe; waits for conversions of the same ranges. Source: madvise(2) and
  * fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.

@@ -79,6 +79,17 @@ static int check_overlap(const struct change *change, struct gmem_step *step)
 	return 0;
 }
 
+/* Whoever reads a dirty log takes what is kept of it from the region, with the lock. */
+static struct gmem_region *copy_region(const struct gmem_region *region)
+{
+	struct gmem_region *copy;
+
+	gmem_lock_take(&region->vm->lock);
+	copy = gmem_region_copy(region);
+	gmem_lock_drop(&region->vm->lock);
+	return copy;
+}
+
 static int make_after(struct gmem_step *step)
 {
 	int err;
@@ -94,7 +105,7 @@ static int make_after(struct gmem_step *step)
 		return gmem_fail(-EINVAL, "offset 0x%" PRIx64 " is not inside the region's 0x%" PRIx64
 				 " bytes", step->offset, step->region->gpa.size);
 
-	step->after = gmem_region_copy(step->region);
+	step->after = copy_region(step->region);
 	if (!step->after)
 		return -ENOMEM;
 	if (step->kind == GMEM_STEP_MOVE)
