@@ -97,8 +97,10 @@ static int make_after(struct gmem_step *step)
 	if (step->kind == GMEM_STEP_ADD || step->kind == GMEM_STEP_REMOVE)
 		return 0;
 
-	/* Checked again: another change came in between, perhaps. */
+	/* For a change of several steps again: another change came in between, perhaps. */
 	err = gmem_regions_check_slot(step->region);
+	if (!err && step->kind == GMEM_STEP_REBIND)
+		err = gmem_region_check_binding(step->region, &step->binding);
 	if (err)
 		return err;
 	if (step->kind == GMEM_STEP_SPLIT && step->offset >= step->region->gpa.size)
