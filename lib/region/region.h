@@ -127,7 +127,10 @@ void gmem_region_release(struct gmem_region *region);
 void gmem_region_commit_hva(struct gmem_region *region);
 void gmem_region_commit_no_hva(struct gmem_region *region);
 
-/* Returns a handle like @region that owns nothing, or NULL with a sentence. */
+/*
+ * Returns a handle like @region that owns nothing, or NULL with a sentence. The memslot's
+ * flags, which need a claim to be read, are to be filled in.
+ */
 struct gmem_region *gmem_region_copy(const struct gmem_region *region);
 /*
  * The kernel keeps a memslot that uses the memory of @region: file range and mapping become
