@@ -341,7 +341,7 @@ static void record_state(struct undo *undo, struct gmem_region *region, uint64_t
 {
 	gmem_region_count(region, is_private ? GMEM_COUNT_MADE_PRIVATE : GMEM_COUNT_MADE_SHARED,
 			  gmem_states_set(&region->states, GMEM_PAGE_PRIVATE, offset, size, is_private));
-	gmem_vm_show_states(undo->vm, region, region->gpa.start + offset, size);
+	gmem_vm_show_states(undo->vm, region, region->gpa.start + offset, size, false);
 }
 
 /*

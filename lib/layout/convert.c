@@ -38,7 +38,13 @@ struct work {
 	uint64_t size;
 	uint64_t last;
 	uint64_t deadline;		/* of opts.wait_ms */
-	uint64_t changing;		/* bytes that are marked GMEM_PAGE_CHANGING */
+	/*
+	 * The pages that change are marked GMEM_PAGE_CHANGING; or, if they are one run in one
+	 * region and nobody listens, they are these.
+	 */
+	bool is_marked;
+	struct gmem_part run;
+	uint64_t changing;		/* bytes */
 	uint32_t state;
 	bool to_private;
 	struct gmem_region *only;	/* the region that has all of the range; NULL: several */
@@ -122,17 +128,37 @@ static struct gmem_region *region_at(const struct work *work, uint64_t gpa)
 	return at.region;
 }
 
+/* Find the next run that changes in a region, after @run; both are offsets there. */
+static bool next_changing(const struct work *work, const struct gmem_stretch *at,
+			  struct gmem_part *run)
+{
+	uint64_t start = run->last + 1, last = offset_in(at) + at->size - 1;
+
+	if (run->last == last)
+		return false;
+	if (work->is_marked)
+		return gmem_states_find(&at->region->states, GMEM_PAGE_CHANGING, true, start, last, run);
+	if (!work->changing || start > work->run.last || last < work->run.start)
+		return false;
+	run->start = start > work->run.start ? start : work->run.start;
+	run->last = last < work->run.last ? last : work->run.last;
+	return true;
+}
+
+/* The same by guest address, and across regions */
 static bool find_changing(const struct work *work, uint64_t gpa, uint64_t last,
 			  struct gmem_part *ret)
 {
+	struct gmem_stretch at = from(work, gpa, last);
 	uint64_t start;
 
-	if (!work->only)
+	if (work->is_marked)
 		return gmem_state_find(work->vm, GMEM_PAGE_CHANGING, true, gpa, last, ret);
 
-	start = work->only->gpa.start;
-	if (!gmem_states_find(&work->only->states, GMEM_PAGE_CHANGING, true, gpa - start,
-			      last - start, ret))
+	next_region(work, &at);
+	start = at.region->gpa.start;
+	ret->last = gpa - start - 1;
+	if (!next_changing(work, &at, ret))
 		return false;
 	ret->start += start;
 	ret->last += start;
@@ -141,10 +167,9 @@ static bool find_changing(const struct work *work, uint64_t gpa, uint64_t last,
 
 /* ---- what changes ---- */
 
-static struct gmem_states_walk changing_in(const struct gmem_stretch *at)
+static struct gmem_part before(const struct gmem_stretch *at)
 {
-	return (struct gmem_states_walk)GMEM_STATES_WALK(&at->region->states, GMEM_PAGE_CHANGING,
-							 true, offset_in(at), at->size);
+	return (struct gmem_part){ .last = offset_in(at) - 1 };
 }
 
 /* Mark the pages of a region that are not yet in the state asked for. */
@@ -160,10 +185,32 @@ static uint64_t mark_in_region(const struct work *work, const struct gmem_stretc
 	return bytes;
 }
 
+/* Most conversions change one run, which needs no marks. Returns false if there are more. */
+static bool find_only_run(struct work *work, const struct gmem_stretch *region)
+{
+	struct gmem_states_walk at = GMEM_STATES_WALK(&region->region->states, GMEM_PAGE_PRIVATE,
+						      !work->to_private, offset_in(region), region->size);
+
+	if (!gmem_states_walk(&at))
+		return true;
+	work->run = (struct gmem_part){ at.offset, at.offset + at.size - 1 };
+	if (gmem_states_walk(&at))
+		return false;
+	work->changing = work->run.last - work->run.start + 1;
+	return true;
+}
+
 static void mark_changing(struct work *work)
 {
 	struct gmem_stretch at = from(work, work->gpa, work->last);
 
+	if (work->only && !work->vm->listeners) {
+		next_region(work, &at);
+		if (find_only_run(work, &at))
+			return;
+		at = from(work, work->gpa, work->last);
+	}
+	work->is_marked = true;
 	while (next_region(work, &at))
 		work->changing += mark_in_region(work, &at);
 }
@@ -172,7 +219,7 @@ static void unmark_changing(const struct work *work)
 {
 	struct gmem_stretch at = from(work, work->gpa, work->last);
 
-	while (work->changing && next_region(work, &at))
+	while (work->is_marked && work->changing && next_region(work, &at))
 		gmem_states_set(&at.region->states, GMEM_PAGE_CHANGING, offset_in(&at), at.size, false);
 }
 
@@ -182,14 +229,13 @@ static void unmark_changing(const struct work *work)
 static void record(const struct work *work, uint64_t gpa, uint64_t last, bool to_private)
 {
 	struct gmem_stretch at = from(work, gpa, last);
-	struct gmem_states_walk run;
+	struct gmem_part run;
 
 	while (next_region(work, &at)) {
-		run = changing_in(&at);
-		while (gmem_states_walk(&run))
-			gmem_states_set(&at.region->states, GMEM_PAGE_PRIVATE, run.offset, run.size,
-					to_private);
-		gmem_vm_show_states(work->vm, at.region, at.gpa, at.size);
+		for (run = before(&at); next_changing(work, &at, &run);)
+			gmem_states_set(&at.region->states, GMEM_PAGE_PRIVATE, run.start,
+					run.last - run.start + 1, to_private);
+		gmem_vm_show_states(work->vm, at.region, at.gpa, at.size, to_private);
 	}
 }
 
@@ -215,14 +261,15 @@ static void settle(struct work *work)
 							 : GMEM_COUNT_MADE_SHARED;
 	struct gmem_stretch at = from(work, work->result.gpa,
 				      work->result.gpa + work->result.size - 1);
-	struct gmem_states_walk run;
-	uint64_t bytes;
+	struct gmem_part run;
+	uint64_t bytes, size;
 
 	while (work->result.size && next_region(work, &at)) {
-		run = changing_in(&at);
-		for (bytes = 0; gmem_states_walk(&run); bytes += run.size)
-			gmem_states_set(&at.region->states, GMEM_PAGE_PENDING, run.offset, run.size,
-					false);
+		run = before(&at);
+		for (bytes = 0; next_changing(work, &at, &run); bytes += size) {
+			size = run.last - run.start + 1;
+			gmem_states_set(&at.region->states, GMEM_PAGE_PENDING, run.start, size, false);
+		}
 		gmem_region_count(at.region, which, bytes);
 		if (!work->is_done)
 			work->result.converted += bytes;

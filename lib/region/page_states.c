@@ -16,7 +16,7 @@ static uint64_t *bits_of(const struct gmem_states *states, enum gmem_page_bit bi
 
 static uint64_t page_of(const struct gmem_states *states, uint64_t offset)
 {
-	return states->first + offset / gmem_sys_page_size();
+	return states->first + (offset >> states->page_shift);
 }
 
 int gmem_states_new(struct gmem_states *states, uint64_t size)
@@ -31,7 +31,11 @@ int gmem_states_new(struct gmem_states *states, uint64_t size)
 
 	pages->users = 1;
 	pages->words = words;
-	*states = (struct gmem_states){ .pages = pages, .size = size };
+	*states = (struct gmem_states){
+		.pages = pages,
+		.size = size,
+		.page_shift = (uint32_t)__builtin_ctzll(gmem_sys_page_size()),
+	};
 	return 0;
 }
 
@@ -73,7 +77,7 @@ uint64_t gmem_states_set(struct gmem_states *states, enum gmem_page_bit bit, uin
 {
 	uint64_t changed;
 
-	if (!states->pages)
+	if (!states->pages || (!value && !gmem_states_total(states, bit)))
 		return 0;
 
 	changed = gmem_bits_set(bits_of(states, bit), page_of(states, offset),
@@ -82,14 +86,13 @@ uint64_t gmem_states_set(struct gmem_states *states, enum gmem_page_bit bit, uin
 		__atomic_add_fetch(&states->counts[bit], changed, __ATOMIC_RELAXED);
 	else
 		__atomic_sub_fetch(&states->counts[bit], changed, __ATOMIC_RELAXED);
-	return changed * gmem_sys_page_size();
+	return changed << states->page_shift;
 }
 
 bool gmem_states_find(const struct gmem_states *states, enum gmem_page_bit bit, bool value,
 		      uint64_t offset, uint64_t last, struct gmem_part *ret)
 {
-	uint64_t total = gmem_states_total(states, bit), page = gmem_sys_page_size();
-	uint64_t start, end, found;
+	uint64_t total = gmem_states_total(states, bit), start, end, found;
 
 	/* Most regions are of one state: no need to look at each page. */
 	if (total == 0 || total == states->size) {
@@ -103,8 +106,8 @@ bool gmem_states_find(const struct gmem_states *states, enum gmem_page_bit bit, 
 	if (found == end)
 		return false;
 	end = gmem_bits_find(bits_of(states, bit), !value, found, end);
-	ret->start = offset + (found - start) * page;
-	ret->last = offset + (end - start) * page - 1;
+	ret->start = offset + ((found - start) << states->page_shift);
+	ret->last = offset + ((end - start) << states->page_shift) - 1;
 	return true;
 }
 
@@ -133,7 +136,7 @@ void gmem_states_drop_unused(struct gmem_states *states)
 
 uint64_t gmem_states_total(const struct gmem_states *states, enum gmem_page_bit bit)
 {
-	return __atomic_load_n(&states->counts[bit], __ATOMIC_RELAXED) * gmem_sys_page_size();
+	return __atomic_load_n(&states->counts[bit], __ATOMIC_RELAXED) << states->page_shift;
 }
 
 uint64_t gmem_states_count(const struct gmem_states *states, enum gmem_page_bit bit,
@@ -144,5 +147,5 @@ uint64_t gmem_states_count(const struct gmem_states *states, enum gmem_page_bit 
 	if (total == 0 || total == states->size)
 		return total ? size : 0;
 	return gmem_bits_count(bits_of(states, bit), page_of(states, offset),
-			       page_of(states, offset + size)) * gmem_sys_page_size();
+			       page_of(states, offset + size)) << states->page_shift;
 }

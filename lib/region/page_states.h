@@ -39,6 +39,7 @@ struct gmem_states {
 	struct gmem_page_states *pages;	/* NULL: the region cannot be converted */
 	uint64_t first;			/* the page at offset 0 */
 	uint64_t size;
+	uint32_t page_shift;
 	uint64_t counts[GMEM_PAGE_BITS];	/* pages with the bit; atomic */
 };
 

@@ -332,7 +332,7 @@ static void show_as(struct gmem_import *import, struct block *block,
 {
 	gmem_states_set(&block->region.states, GMEM_PAGE_PRIVATE, message->gpa - block->region.gpa.start,
 			message->size, !granted);
-	gmem_vm_show_states(&import->vm, &block->region, message->gpa, message->size);
+	gmem_vm_show_states(&import->vm, &block->region, message->gpa, message->size, false);
 }
 
 /* If unmapping fails, readers have lost the range all the same; the answer has the errno. */

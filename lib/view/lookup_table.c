@@ -248,7 +248,7 @@ static uint64_t entry_in(const struct gmem_window *window, uint64_t start)
 }
 
 void gmem_table_show_states(const struct gmem_table *table, const struct gmem_region *region,
-			    uint64_t gpa, uint64_t size)
+			    uint64_t gpa, uint64_t size, bool is_private)
 {
 	const struct gmem_window *window = &region->windows[region->window];
 	uint64_t last = gpa + size - 1, index, entry, *entries;
@@ -259,7 +259,7 @@ void gmem_table_show_states(const struct gmem_table *table, const struct gmem_re
 		/* Who looks into a granule, or at codes without memory, needs no entry changed. */
 		if (!(entries[index] & 1) && !window_of(entries[index]))
 			continue;
-		entry = entry_in(window, start);
+		entry = is_private ? (uintptr_t)window | ENTRY_WINDOW : entry_in(window, start);
 		if (entry != entries[index])
 			__atomic_store_n(&entries[index], entry, __ATOMIC_SEQ_CST);
 	}

@@ -132,8 +132,9 @@ void gmem_table_settle(struct gmem_region *region);
  * ---- for a conversion, with change_lock held ----
  *
  * Rewrites the entries of a range of @region after bits of its pages were set or cleared.
+ * @is_private: all of the range is private now.
  */
 void gmem_table_show_states(const struct gmem_table *table, const struct gmem_region *region,
-			    uint64_t gpa, uint64_t size);
+			    uint64_t gpa, uint64_t size, bool is_private);
 
 #endif

@@ -263,13 +263,13 @@ void gmem_vm_wait_for_views(struct gmem_vm *vm)
 }
 
 void gmem_vm_show_states(struct gmem_vm *vm, const struct gmem_region *region, uint64_t gpa,
-			 uint64_t size)
+			 uint64_t size, bool is_private)
 {
 	gmem_lock_take(&vm->change_lock);
 	if (vm->table)
-		gmem_table_show_states(vm->table, region, gpa, size);
+		gmem_table_show_states(vm->table, region, gpa, size, is_private);
 	if (vm->next_table)
-		gmem_table_show_states(vm->next_table, region, gpa, size);
+		gmem_table_show_states(vm->next_table, region, gpa, size, is_private);
 	/* Readers with a fence are ordered by what they load from vm->table, see above. */
 	if (vm->fence)
 		gmem_vm_publish(vm, vm->table);

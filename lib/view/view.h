@@ -48,9 +48,12 @@ void gmem_vm_publish(struct gmem_vm *vm, const struct gmem_table *table);
  * those shown last.
  */
 void gmem_vm_wait_for_views(struct gmem_vm *vm);
-/* Has readers see the bits of a part of @region as they are now. Takes change_lock. */
+/*
+ * Has readers see the bits of a part of @region as they are now; @is_private: all are set.
+ * Takes change_lock.
+ */
 void gmem_vm_show_states(struct gmem_vm *vm, const struct gmem_region *region, uint64_t gpa,
-			 uint64_t size);
+			 uint64_t size, bool is_private);
 /* Frees the table of a VM that has no views any more. */
 void gmem_vm_drop_table(struct gmem_vm *vm);
 

@@ -246,7 +246,7 @@ static void convert(struct model *m, int r)
 	bool to_private = pick(m, 2);
 
 	gmem_states_set(&region->states, GMEM_PAGE_PRIVATE, first * PAGE, count * PAGE, to_private);
-	gmem_table_show_states(m->table, region, range.start, range.size);
+	gmem_table_show_states(m->table, region, range.start, range.size, to_private);
 	for (size_t i = 0; i < MODEL_PAGES; i++)
 		if (has(&range, gpa_of(i)))
 			m->is_private[i] = to_private;
@@ -533,7 +533,7 @@ static void entries_tell_whether_bits_must_be_looked_at(void **state)
 	assert_int_equal(inline_hva(&m, 2 * MIB + PAGE), 0);	/* a hole shares the entry */
 
 	gmem_states_set(&region->states, GMEM_PAGE_PRIVATE, 2 * MIB + PAGE, PAGE, true);
-	gmem_table_show_states(m.table, region, 4 * MIB + 2 * PAGE, PAGE);
+	gmem_table_show_states(m.table, region, 4 * MIB + 2 * PAGE, PAGE, false);
 	assert_int_equal(inline_hva(&m, 4 * MIB), 0);
 	assert_int_equal(error_at(&m, 4 * MIB + 2 * PAGE), -EACCES);
 	assert_int_equal(gmem_table_translate(m.table, 4 * MIB).last, 4 * MIB + 2 * PAGE - 1);
@@ -541,7 +541,7 @@ static void entries_tell_whether_bits_must_be_looked_at(void **state)
 	assert_int_equal(inline_hva(&m, 6 * MIB), GIB + 4 * MIB);
 
 	gmem_states_set(&region->states, GMEM_PAGE_PRIVATE, 2 * MIB + PAGE, PAGE, false);
-	gmem_table_show_states(m.table, region, 4 * MIB + 2 * PAGE, PAGE);
+	gmem_table_show_states(m.table, region, 4 * MIB + 2 * PAGE, PAGE, false);
 	assert_int_equal(inline_hva(&m, 4 * MIB), GIB + 2 * MIB);
 	model_end(&m);
 }
@@ -562,7 +562,7 @@ static void moved_region_has_a_window_for_each_table(void **state)
 	m.used[0] = true;
 	assert_ok(enter_next(&m, 0));
 	gmem_states_set(&region->states, GMEM_PAGE_PRIVATE, PAGE, PAGE, true);
-	gmem_table_show_states(m.table, region, 2 * MIB + PAGE, PAGE);
+	gmem_table_show_states(m.table, region, 2 * MIB + PAGE, PAGE, false);
 
 	for (uint64_t gpa = 4 * MIB; gpa <= 8 * MIB; gpa += 2 * MIB) {
 		uint64_t before = region->gpa.start;
