@@ -8,16 +8,18 @@
 #include "base/error.h"
 #include "base/range_map.h"
 #include "base/range_set.h"
+#include "layout/foreign_slot.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "os/usdt.h"
-#include "region/file.h"
 #include "region/region.h"
 #include "state/private_state.h"
 
-static int fail_slot(const struct gmem_vm *vm, const struct gmem_region *region,
-		     const struct gmem_kvm_slot *slot, int err)
+static int fail_slot(const struct gmem_vm *vm, const struct gmem_kvm_slot *slot, int err)
 {
+	if (gmem_foreign_slot_explain(vm, slot, err))
+		return err;
+
 	if (!(slot->flags & KVM_MEM_GUEST_MEMFD))
 		return gmem_fail(err,
 				 "VM fd %d refuses memslot %" PRIu32 " at gpa 0x%" PRIx64 ", 0x%" PRIx64
@@ -27,9 +29,9 @@ static int fail_slot(const struct gmem_vm *vm, const struct gmem_region *region,
 
 	return gmem_fail(err,
 			 "VM fd %d refuses memslot %" PRIu32 " at gpa 0x%" PRIx64 ", 0x%" PRIx64
-			 " bytes, guest_memfd fd %d made on VM fd %d, offset 0x%" PRIx64 ": %s",
+			 " bytes, guest_memfd fd %d, offset 0x%" PRIx64 ": %s",
 			 vm->fd, slot->number, slot->gpa, slot->size, slot->gmemfd,
-			 region->file->vm_fd, slot->gmemfd_offset, gmem_errno_name(err));
+			 slot->gmemfd_offset, gmem_errno_name(err));
 }
 
 static int delete_old(struct gmem_vm *vm, struct gmem_step *step)
@@ -59,7 +61,7 @@ static int add_new(struct gmem_vm *vm, struct gmem_step *step)
 			   err);
 		if (err) {
 			step->failed = true;
-			return fail_slot(vm, step->region, slot, err);
+			return fail_slot(vm, slot, err);
 		}
 		step->added++;
 	}

@@ -79,7 +79,7 @@ int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 
 static int check_file(const struct gmem_vm *vm, const struct gmem_region_params *params, uint64_t size)
 {
-	const struct gmem_file *file = params->opts.file;
+	struct gmem_file *file = params->opts.file;
 	int err;
 
 	if (!file)
@@ -99,7 +99,7 @@ static int check_file(const struct gmem_vm *vm, const struct gmem_region_params 
 
 	err = gmem_check_range_within("file offset", params->opts.file_offset, size, file->size,
 				      "the end of the file");
-	return err ? err : gmem_file_check_vm(file, vm->fd);
+	return err ? err : gmem_file_check_vm(file, vm->identity);
 }
 
 static int check_hva(const struct gmem_region_params *params, uint64_t size)
@@ -184,7 +184,7 @@ static int get_file(struct gmem_vm *vm, struct gmem_region *region, const struct
 	region->file = params->opts.file;
 	region->file_offset = params->opts.file_offset;
 	if (!region->file)
-		return gmem_file_new(vm->fd, region->gpa.size, params->plan, &region->file);
+		return gmem_file_new_of_vm(vm->identity, region->gpa.size, params->plan, &region->file);
 
 	gmem_file_ref(region->file);
 	return 0;
@@ -250,23 +250,27 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 	}
 
 	if (!region->hva_chosen) {
-		err = gmem_map_at(-1, 0, region->gpa.size, PROT_READ | PROT_WRITE,
-					 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, &place, &hva);
+		err = gmem_maps_pin_memory(region->gpa.size, &place, &region->maps[0]);
 		if (err)
 			return gmem_fail(err, "0x%" PRIx64 " bytes of host memory cannot be had: %s",
 					 region->gpa.size, gmem_errno_name(err));
+		hva = (void *)(uintptr_t)region->maps[0].hva.start;
 	}
 
 	region->hva.start = (uintptr_t)hva;
 	return 0;
 }
 
+/* What pins the host memory, unless that is the caller's */
+static struct gmem_map *pin_of(struct gmem_region *region)
+{
+	return region->map ? region->map : &region->maps[0];
+}
+
 static void put_host_memory(struct gmem_region *region)
 {
-	if (hva_is_files(region))
-		gmem_maps_unpin(&region->file->maps, region->map);
-	else if (!hva_is_callers(region))
-		gmem_sys_munmap((void *)(uintptr_t)region->hva.start, region->hva.size);
+	if (!hva_is_callers(region))
+		gmem_maps_unpin(pin_of(region));
 }
 
 static int take_slot(struct gmem_vm *vm, struct gmem_region *region, const struct gmem_region_params *params)
@@ -411,10 +415,10 @@ int gmem_region_split_memory(struct gmem_region *region, uint64_t offset, struct
 		gmem_file_ref(region->file);
 	if (gmem_region_traits(region)->is_bound)
 		gmem_file_split_bound(region->file, &region->bound, offset, &upper->bound);
-	if (hva_is_files(region)) {
+	if (region->map)
 		upper->map = &upper->maps[0];
-		gmem_maps_split_pin(&region->file->maps, region->map, offset, upper->map);
-	}
+	if (!hva_is_callers(region))
+		gmem_maps_split_pin(pin_of(region), offset, pin_of(upper));
 	if (hva_is_callers(region)) {
 		upper->hva.start = region->hva.start + offset;
 		upper->hva.size = region->hva.size - offset;
@@ -437,8 +441,8 @@ void gmem_region_unsplit_memory(struct gmem_region *region, struct gmem_region *
 		region->hva.size += upper->hva.size;
 	else
 		gmem_range_join(&vm->hvas, &region->hva, &upper->hva);
-	if (hva_is_files(region))
-		gmem_maps_join_pin(&region->file->maps, region->map, upper->map);
+	if (!hva_is_callers(region))
+		gmem_maps_join_pin(pin_of(region), pin_of(upper));
 	if (gmem_region_traits(region)->is_bound)
 		gmem_file_join_bound(region->file, &region->bound, &upper->bound);
 	put_file(region);
@@ -470,7 +474,7 @@ int gmem_region_check_binding(const struct gmem_region *region, const struct gme
 
 	err = gmem_check_range_within("file offset", to->offset, region->gpa.size, to->file->size,
 				      "the end of the file");
-	return err ? err : gmem_file_check_vm(to->file, region->vm->fd);
+	return err ? err : gmem_file_check_vm(to->file, region->vm->identity);
 }
 
 /*
@@ -524,7 +528,7 @@ int gmem_region_swap_file(struct gmem_region *region, struct gmem_binding *bindi
 
 unpin:
 	if (hva_is_files(region))
-		gmem_maps_unpin(&binding->file->maps, binding->map);
+		gmem_maps_unpin(binding->map);
 release_file:
 	gmem_file_unref(binding->file);
 	return err;
@@ -539,7 +543,7 @@ void gmem_region_unswap_file(struct gmem_region *region, struct gmem_binding *bi
 void gmem_region_drop_binding(struct gmem_region *region, struct gmem_binding *binding)
 {
 	if (hva_is_files(region))
-		gmem_maps_unpin(&binding->file->maps, binding->map);
+		gmem_maps_unpin(binding->map);
 	gmem_file_unref(binding->file);
 }
 

@@ -29,7 +29,7 @@ struct gmem_region {
 	struct gmem_range gpa;		/* in vm->regions */
 	struct gmem_range hva;		/* in vm->hvas, unless the memory is the caller's */
 	struct gmem_range bound;	/* in file->bound if the memslot has the file */
-	struct gmem_map maps[2];	/* one is in use, the other for a rebind under way */
+	struct gmem_map maps[2];	/* one pins host memory, the other is for a rebind under way */
 	struct gmem_map *map;		/* pinned, if the host address is the file's; else NULL */
 	struct gmem_vm *vm;
 	struct gmem_file *file;

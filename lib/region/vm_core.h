@@ -24,6 +24,7 @@
 struct gmem_claim;
 struct gmem_reader;
 struct gmem_step;
+struct gmem_vm_identity;
 
 /* The numbers that convert a guest_memfd in place, once they were proven; request 0: none */
 struct gmem_inplace {
@@ -43,7 +44,8 @@ struct gmem_change_hook {
 
 struct gmem_vm {
 	/* set by gmem_vm_new(), never changed */
-	int fd;
+	int fd;				/* identity->fd, which is its owner */
+	struct gmem_vm_identity *identity;	/* NULL: an import */
 	bool has_default_plan;
 	struct gmem_caps caps;
 	struct gmem_plan default_plan;

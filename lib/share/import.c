@@ -15,6 +15,7 @@
 #include "base/range_map.h"
 #include "base/range_set.h"
 #include "os/sys.h"
+#include "region/file_map.h"
 #include "region/region.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
@@ -136,7 +137,7 @@ static int publish(struct gmem_vm *vm, const struct gmem_range *changed)
 
 static void free_block(struct block *block)
 {
-	gmem_sys_munmap((void *)(uintptr_t)block->region.hva.start, block->region.hva.size);
+	gmem_maps_unpin(&block->region.maps[0]);
 	gmem_sys_close(block->fd);
 	free(block);
 }
@@ -235,6 +236,11 @@ static struct block *new_block(struct gmem_import *import, const struct gmem_mes
 		.backing = message->backing,
 		.fd = fd,
 	};
+	*ret_err = gmem_maps_pin_mapped(hva, message->size, &block->region.maps[0]);
+	if (*ret_err) {
+		free(block);
+		return NULL;
+	}
 	return block;
 }
 
