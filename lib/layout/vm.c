@@ -131,7 +131,8 @@ static void release_all(struct gmem_vm *vm, bool delete)
 	struct gmem_range *gpa;
 
 	gmem_lock_take(&vm->lock);
-	while ((gpa = vm->regions.root)) {
+	/* In order: neighbours are mostly neighbours for the host, too, and KVM finds them faster. */
+	while ((gpa = gmem_range_find(&vm->regions, 0, UINT64_MAX))) {
 		gmem_range_remove(&vm->regions, gpa);
 		release(vm, GMEM_CONTAINER_OF(gpa, struct gmem_region, gpa), delete);
 	}

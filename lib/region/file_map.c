@@ -260,19 +260,19 @@ static int replace(int fd, uint64_t offset, uint64_t size, const struct gmem_pla
 	return err ? fail_to_map(offset, size, place, err) : 0;
 }
 
-/* The kernel says that nothing was mapped there, so a record that says otherwise is stale. */
-static int settle(void *hva, uint64_t size, struct gmem_map **spare)
+/*
+ * Nothing was mapped there, so what the record has there is stale: somebody unmapped it
+ * without asking. Its owner must not unmap what comes there now.
+ */
+static void forget_stale(void *hva, uint64_t size, struct gmem_map **spare)
 {
-	const struct gmem_map *other = find_pinned(address(hva), size);
+	struct gmem_map *map;
 
-	if (!other) {
-		take_out_all(address(hva), size, spare);
-		return 0;
+	while ((map = find_pinned(address(hva), size))) {
+		gmem_range_remove(&record.maps, &map->hva);
+		map->is_lost = true;
 	}
-	gmem_sys_munmap(hva, size);
-	return gmem_fail(-EEXIST,
-			 "hva 0x%" PRIx64 ", 0x%" PRIx64 " bytes, the memory of a region or of an "
-			 "import, was unmapped by somebody else", other->hva.start, other->hva.size);
+	take_out_all(address(hva), size, spare);
 }
 
 /* Map the file (@fd -1: anonymous memory) at a place that was checked, and fill in @map. */
@@ -287,7 +287,10 @@ static int map_locked(int fd, uint64_t offset, uint64_t size, const struct gmem_
 		err = replace(fd, offset, size, place, spare, &hva);
 	} else {
 		err = gmem_map_at(fd, offset, size, prot_of(place), flags, place, &hva);
-		err = err ? fail_to_map(offset, size, place, err) : settle(hva, size, spare);
+		if (err)
+			fail_to_map(offset, size, place, err);
+		else
+			forget_stale(hva, size, spare);
 	}
 	if (err)
 		return err;
@@ -421,6 +424,7 @@ int gmem_maps_pin(struct gmem_file_maps *maps, int fd, uint64_t offset, uint64_t
 
 	map->owner = maps;
 	map->is_pinned = true;
+	map->is_lost = false;
 	return map_range(fd, offset, size, place, map, &hva);
 }
 
@@ -429,21 +433,18 @@ int gmem_maps_pin_memory(uint64_t size, const struct gmem_place *place, struct g
 	return gmem_maps_pin(NULL, -1, 0, size, place, map);
 }
 
-int gmem_maps_pin_mapped(void *hva, uint64_t size, struct gmem_map *map)
+void gmem_maps_pin_mapped(void *hva, uint64_t size, struct gmem_map *map)
 {
 	struct gmem_map *no_spare = NULL;
-	int err;
 
 	*map = (struct gmem_map){
 		.hva = { .start = address(hva), .size = size },
 		.is_pinned = true,
 	};
 	gmem_lock_take(&record.lock);
-	err = settle(hva, size, &no_spare);
-	if (!err)
-		enter(map);
+	forget_stale(hva, size, &no_spare);
+	enter(map);
 	gmem_lock_drop(&record.lock);
-	return err;
 }
 
 void gmem_maps_split_pin(struct gmem_map *map, uint64_t offset, struct gmem_map *upper)
@@ -452,21 +453,28 @@ void gmem_maps_split_pin(struct gmem_map *map, uint64_t offset, struct gmem_map 
 	upper->is_pinned = true;
 	upper->offset = map->offset + offset;
 	gmem_lock_take(&record.lock);
-	gmem_range_split(&record.maps, &map->hva, offset, &upper->hva);
+	upper->is_lost = map->is_lost;
+	if (!map->is_lost)
+		gmem_range_split(&record.maps, &map->hva, offset, &upper->hva);
 	gmem_lock_drop(&record.lock);
 }
 
 void gmem_maps_join_pin(struct gmem_map *map, struct gmem_map *upper)
 {
 	gmem_lock_take(&record.lock);
-	gmem_range_join(&record.maps, &map->hva, &upper->hva);
+	if (!map->is_lost && !upper->is_lost)
+		gmem_range_join(&record.maps, &map->hva, &upper->hva);
+	else if (!upper->is_lost)
+		gmem_range_remove(&record.maps, &upper->hva);
 	gmem_lock_drop(&record.lock);
 }
 
 void gmem_maps_unpin(struct gmem_map *map)
 {
 	gmem_lock_take(&record.lock);
-	gmem_range_remove(&record.maps, &map->hva);
-	gmem_sys_munmap((void *)(uintptr_t)map->hva.start, map->hva.size);
+	if (!map->is_lost) {
+		gmem_range_remove(&record.maps, &map->hva);
+		gmem_sys_munmap((void *)(uintptr_t)map->hva.start, map->hva.size);
+	}
 	gmem_lock_drop(&record.lock);
 }

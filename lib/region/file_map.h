@@ -10,7 +10,9 @@
  * The record is the process's, and so is its lock (rank MAPS): it is held across mmap()
  * and munmap(), which the kernel serialises for a process anyway.
  *
- * Not supported: mappings that somebody else changes with calls of his own.
+ * Not supported: mappings that somebody else changes with calls of his own. What comes
+ * where the record says that something is already is not unmapped in its stead; of what
+ * was there, the rest stays mapped.
  */
 #ifndef GMEM_FILE_MAP_H
 #define GMEM_FILE_MAP_H
@@ -35,6 +37,7 @@ struct gmem_map {
 	struct gmem_map *next;		/* in owner->made; not of a pinned one */
 	struct gmem_map *previous;
 	bool is_pinned;
+	bool is_lost;			/* pinned once: somebody else unmapped it */
 };
 
 /* The mappings of one file; zeroed, there are none */
@@ -61,8 +64,8 @@ int gmem_maps_pin(struct gmem_file_maps *maps, int fd, uint64_t offset, uint64_t
 		  const struct gmem_place *place, struct gmem_map *map);
 /* Likewise, anonymous memory. */
 int gmem_maps_pin_memory(uint64_t size, const struct gmem_place *place, struct gmem_map *map);
-/* Likewise, what the caller has just mapped; unmapped if this fails. */
-int gmem_maps_pin_mapped(void *hva, uint64_t size, struct gmem_map *map);
+/* Likewise, what the caller has just mapped. */
+void gmem_maps_pin_mapped(void *hva, uint64_t size, struct gmem_map *map);
 void gmem_maps_unpin(struct gmem_map *map);
 /* Move what is above @offset of @map over to @upper; and back. */
 void gmem_maps_split_pin(struct gmem_map *map, uint64_t offset, struct gmem_map *upper);

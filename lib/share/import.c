@@ -236,11 +236,7 @@ static struct block *new_block(struct gmem_import *import, const struct gmem_mes
 		.backing = message->backing,
 		.fd = fd,
 	};
-	*ret_err = gmem_maps_pin_mapped(hva, message->size, &block->region.maps[0]);
-	if (*ret_err) {
-		free(block);
-		return NULL;
-	}
+	gmem_maps_pin_mapped(hva, message->size, &block->region.maps[0]);
 	return block;
 }
 
