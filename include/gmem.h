@@ -40,6 +40,9 @@
  *   "Source:" names the kernel interface that a function stands on.
  *   Each function says how it may be called: "Thread-safe", or "One thread at
  *   a time per object; different objects in parallel".
+ *   Work on a range of guest memory waits for other work on the range that came
+ *   before it. A call from inside a listener's callback that would have to wait for
+ *   this callback fails with -EDEADLK: see struct gmem_listener_opts.
  */
 #ifndef GMEM_H
 #define GMEM_H
@@ -275,7 +278,7 @@ enum gmem_cap {
 	GMEM_CAP_HOST_ACCESS,		/* the host read and wrote it through a mapping */
 	GMEM_CAP_PRIVATE_MEMORY,	/* this VM has private memory */
 	GMEM_CAP_IN_PLACE,		/* attributes on the guest_memfd; value: create flags */
-	GMEM_CAP_DIRTY_LOG,		/* a dirty log, for memslots without guest_memfd */
+	GMEM_CAP_DIRTY_LOG,		/* a dirty log, for memslots without guest_memfd; value: GMEM_DIRTY_* */
 	GMEM_CAP_ADDRESS_BITS,		/* value: bits of guest physical address */
 	GMEM_CAP_GUEST_USES_FILE,	/* a guest's loads and stores reach the bound file */
 
@@ -288,6 +291,10 @@ enum gmem_cap {
 
 	GMEM_CAP_COUNT			/* lines this header knows; grows */
 };
+
+/* Where a VM whose VMM enabled KVM_CAP_DIRTY_LOG_RING logs writes; without, no value */
+#define GMEM_DIRTY_RING			1u /* in the dirty rings of its vCPUs */
+#define GMEM_DIRTY_RING_AND_BITMAP	2u /* there, and writes that no vCPU makes in bitmaps */
 
 /* Answers of a finding */
 #define GMEM_UNKNOWN	0u
@@ -327,7 +334,8 @@ struct gmem_finding {
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_CAPS_*; unknown bits are -EINVAL
  * @vm_type: the type the VM was created with (KVM_CREATE_VM's argument), read
- *	only with GMEM_CAPS_VM_TYPE. KVM has no call that returns it.
+ *	only with GMEM_CAPS_VM_TYPE. KVM has no call that returns it. Answers to a
+ *	guest's requests depend on it: see gmem_vcpu_handle_exit().
  * @kvm_fd: an open /dev/kvm, borrowed for the call, or the negative errno of an
  *	attempt to open it; read only with GMEM_CAPS_KVM_FD. Without that flag the
  *	library opens /dev/kvm for the call where it needs it: for a report without
@@ -775,12 +783,14 @@ GMEM_API int gmem_file_allocate(struct gmem_file *file, uint64_t offset, uint64_
  * The pages are gone for host and guest alike, and both read zeros there
  * afterwards. No I/O may be under way or registered on the range: a pinned page
  * survives, detached from the file, and the I/O goes to that page unseen.
- * Pages freed before a failure stay freed.
+ * Pages freed before a failure stay freed. While it works, no lease is given on the
+ * range (gmem_lease_new()).
  *
  * Thread-safe. Source: fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range, -EINTR as gmem_file_allocate(), or the
- * kernel's own errno.
+ * Return: 0, or -EINVAL bad range, -EBUSY somebody holds a lease on part of it, at
+ * whatever guest address, and nothing was freed, -EINTR as gmem_file_allocate(), or
+ * the kernel's own errno.
  */
 GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t size,
 			     uint64_t *ret_done);
@@ -821,6 +831,7 @@ struct gmem_inplace_opts {
 
 /* Flags of struct gmem_vm_opts */
 #define GMEM_VM_NO_SELFTEST	(1ull << 0) /* as GMEM_CAPS_NO_SELFTEST */
+#define GMEM_VM_TYPE		(1ull << 1) /* use @vm_type */
 
 /**
  * struct gmem_vm_opts - how to attach to a VM
@@ -831,6 +842,8 @@ struct gmem_inplace_opts {
  * @log: log callback, NULL for none
  * @log_data: passed to @log
  * @inplace: the kernel's numbers for conversion in place; NULL: no such conversion
+ * @vm_type: the type the VM was created with, as in struct gmem_caps_opts, read only
+ *	with GMEM_VM_TYPE; otherwise what @caps knows of it
  */
 struct gmem_vm_opts {
 	size_t   size;
@@ -839,6 +852,7 @@ struct gmem_vm_opts {
 	gmem_log_fn log;
 	void    *log_data;
 	const struct gmem_inplace_opts *inplace;
+	uint64_t vm_type;
 };
 
 /**
@@ -1178,7 +1192,8 @@ GMEM_API GMEM_CHECKED int gmem_region_split(struct gmem_region *region, uint64_t
  * @on: 0 or 1
  *
  * The memslot stays. When logging ends, the part of the log that nobody has read
- * is lost.
+ * is lost. If the VMM enabled KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 with
+ * KVM_DIRTY_LOG_INITIALLY_SET, every page counts as written when logging begins.
  *
  * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION with
  * KVM_MEM_LOG_DIRTY_PAGES. Since: 0.1.
@@ -1197,11 +1212,21 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
  *
  * Reading clears the log: a bit is set if the page was written since the last
  * call. KVM may report a page that was only read, but misses none that was written.
+ * Read a page's contents after this call. This holds, too, if the VMM enabled
+ * KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 for its VM, with which KVM_GET_DIRTY_LOG alone
+ * clears nothing: the library clears what it read. If KVM refuses that, the VM's
+ * log is told, and the bits come again.
  *
- * Thread-safe. Source: KVM_GET_DIRTY_LOG. Since: 0.1.
+ * A VM with dirty rings (KVM_CAP_DIRTY_LOG_RING) has no such log: see
+ * GMEM_CAP_DIRTY_LOG. Regions can be logged there, and the VMM reads the rings.
+ * With KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP this returns what is not in the rings.
+ *
+ * Thread-safe; waits while the region is changed. Source: KVM_GET_DIRTY_LOG,
+ * KVM_CLEAR_DIRTY_LOG. Since: 0.1.
  *
  * Return: 0, or -EINVAL @bitmap is too small, -EOPNOTSUPP this way of backing
- * has no dirty log, -ENOENT the log is off, or the kernel's own errno.
+ * has no dirty log, or the VM has it in its rings, -ENOENT the log is off, or the
+ * kernel's own errno.
  */
 GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bitmap,
 				       size_t words);
@@ -1359,14 +1384,22 @@ struct gmem_lease_opts {
  * conversions of the range to private and gmem_vm_discard() wait or fail, and
  * removing, moving, splitting and rebinding its regions fails, with -EBUSY and the
  * holder's name.
- * Leases may overlap. While a conversion to private or a discard waits for leases on a
- * range, new ones there are refused.
  *
- * Thread-safe; waits while a change of the layout is applied. Since: 0.1.
+ * A lease protects the memory, not only its guest address. Where the same part of a
+ * file, or the same host memory (GMEM_REGION_HVA), is at another guest address of
+ * @vm, it cannot be discarded or become private through that either, nor can
+ * gmem_file_punch() free it. The other region may be removed or moved: the memory
+ * stays.
+ *
+ * Leases may overlap. While a conversion to private or a discard waits for leases on
+ * memory, new ones there are refused.
+ *
+ * Thread-safe; never waits for a conversion, a discard or a lease. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad range, -EACCES part of the range is
  * private, -ENOENT it has a hole, -ENXIO part of it is a device's, -EBUSY it is
- * being converted to private or discarded, -ENOMEM, -E2BIG options newer than the
+ * being converted to private, discarded, moved or removed, or its memory is through
+ * another guest address or gmem_file_punch(), -ENOMEM, -E2BIG options newer than the
  * library.
  */
 GMEM_API GMEM_CHECKED int gmem_lease_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
@@ -1415,6 +1448,34 @@ typedef int (*gmem_listener_veto_fn)(void *data, uint64_t gpa, uint64_t size);
  * @removed: a region was removed or moved, or got other memory with
  *	gmem_region_rebind(). Guest and views no longer reach the old memory; its
  *	host address stays mapped until this returns.
+ *
+ * Callbacks run in the thread that converts or changes the layout, which keeps the
+ * range it works on to itself until they return. Callbacks for other ranges may run
+ * at the same time in other threads. A callback may call, for the same VM,
+ *
+ *   always:
+ *	what needs no range to itself: views of its thread (gmem_view_new(), accesses
+ *	between gmem_view_begin() and gmem_view_end(), gmem_view_free()),
+ *	gmem_vm_state(), gmem_vm_stats() without GMEM_STATS_RESIDENT,
+ *	gmem_vm_find_hva(), gmem_lease_free(), gmem_file_punch() and the functions
+ *	that read a handle; gmem_lease_new(), which is refused with -EBUSY on memory
+ *	that is becoming private or being removed; gmem_listener_free(), see there
+ *   for other ranges:
+ *	gmem_vm_convert(), gmem_vm_discard(), gmem_populate_new(), gmem_populate_run(),
+ *	gmem_vm_populate() with one thread, gmem_vm_numa(), gmem_vm_set_numa(), and
+ *	gmem_region_stats() with GMEM_STATS_RESIDENT. They fail with -EDEADLK if the
+ *	range overlaps the one that the callback is for, if a thread that waits for
+ *	that one came first, or if two callbacks would wait for each other. So does
+ *	gmem_vm_stats() with GMEM_STATS_RESIDENT, which looks at everything.
+ *   never, with -EDEADLK:
+ *	changes of the layout (gmem_region_add(), gmem_region_remove(),
+ *	gmem_region_move(), gmem_region_split(), gmem_region_rebind(),
+ *	gmem_change_apply()), gmem_listener_new(), gmem_vm_dump(), gmem_export_new(),
+ *	and gmem_vm_populate() with more than one thread.
+ *
+ * A callback must not wait for another thread that makes such a call, which the
+ * library cannot see, nor free the VM. Calls for other VMs are not restricted, but
+ * two VMs' callbacks that wait for each other's work are not found out either.
  */
 struct gmem_listener_opts {
 	size_t      size;
@@ -1438,15 +1499,14 @@ struct gmem_listener_opts {
  * for the same parts, last listener first, and nothing changes. Each listener is
  * told of a conversion as a whole or not at all.
  *
- * Callbacks run in the thread that converts or removes. Views and leases can be
- * used meanwhile, and other ranges may be converted, so calls for other ranges may
- * come at the same time from other threads. A callback must not convert, change
- * the layout, create or free views or listeners, nor take a lease on the range.
+ * What callbacks may call says struct gmem_listener_opts.
  *
- * Thread-safe; waits for conversions and removals under way. Since: 0.1.
+ * Thread-safe. Waits for all work on memory that came before: conversions, also while
+ * they wait for leases (wait_ms), changes of the layout, discards, the piece that a
+ * long query is at. Work that comes later waits for this call. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -ENOMEM.
+ * the library, -ENOMEM, -EDEADLK called from a callback.
  */
 GMEM_API GMEM_CHECKED int gmem_listener_new(struct gmem_vm *vm,
 					    const struct gmem_listener_opts *opts,
@@ -1456,8 +1516,12 @@ GMEM_API GMEM_CHECKED int gmem_listener_new(struct gmem_vm *vm,
  * gmem_listener_free() - end a listener
  * @listener: listener, or NULL
  *
- * Afterwards none of its functions is called, and none still runs. Do not call
- * this from inside one.
+ * Afterwards none of its functions is called, and none still runs.
+ *
+ * From inside a callback of this VM's, of any listener, the call cannot wait. Then no
+ * function of @listener begins any more, not even for the conversion under way, but
+ * one that another thread is in may still run; keep its data until a later call of
+ * gmem_listener_new() or gmem_listener_free(), not from a callback, has returned.
  *
  * Thread-safe; waits as gmem_listener_new(). Since: 0.1.
  */
@@ -1473,13 +1537,13 @@ GMEM_API void gmem_listener_free(struct gmem_listener *listener);
  */
 
 /**
- * struct gmem_table - immutable translation of guest addresses to host addresses
- * @gib_count: GiB of guest addresses that @gibs covers
- * @gibs: for each GiB 512 entries, one for each 2 MiB
+ * struct gmem_table - translation of guest addresses to host addresses
+ * @count: number of pointers that follow this struct in memory, one for each 512 GiB of
+ *	guest addresses; each points to 512 pointers, one for each GiB, and each of
+ *	these to 512 entries, one for each 2 MiB
  */
 struct gmem_table {
-	uint64_t gib_count;
-	const uint64_t *const *gibs;
+	uint64_t count;
 };
 
 /**
@@ -1525,7 +1589,8 @@ GMEM_API void gmem_view_free(struct gmem_view *view);
  * @view: view
  *
  * Host addresses from @view stay mapped until gmem_view_end(), even if their
- * region is removed meanwhile: the removal waits. So keep the time in between
+ * region is removed meanwhile: the removal waits. A conversion waits likewise, but
+ * addresses asked for after it began are refused with -EACCES. So keep the time in between
  * short, do not sleep, and neither change the layout nor convert memory nor create
  * or free views. Calls nest.
  *
@@ -1599,11 +1664,16 @@ GMEM_INLINE int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64
 				void **ret_hva)
 {
 	const struct gmem_table *table = view->table;
+	const uint64_t *const *const *tops = (const uint64_t *const *const *)(table + 1);
 	const uint64_t within = gpa & 0x1fffff;
 
-	/* An odd entry is hva - gpa + 1, for 2 MiB that one region has whole. */
-	if (gpa >> 30 < table->gib_count && size - 1 <= 0x1fffff - within) {
-		const uint64_t entry = table->gibs[gpa >> 30][gpa >> 21 & 511];
+	/*
+	 * An odd entry is hva - gpa + 1, for 2 MiB of shared memory that are contiguous. The
+	 * load pairs with the store of a conversion to shared.
+	 */
+	if (gpa >> 39 < table->count && size - 1 <= 0x1fffff - within) {
+		const uint64_t entry = __atomic_load_n(
+			&tops[gpa >> 39][gpa >> 30 & 511][gpa >> 21 & 511], __ATOMIC_ACQUIRE);
 
 		if (entry & 1) {
 			*ret_hva = (void *)(uintptr_t)(gpa + entry - 1);
@@ -1618,8 +1688,8 @@ GMEM_INLINE int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64
  * @view: view, between gmem_view_begin() and gmem_view_end()
  * @gpa: guest physical address, any alignment
  * @size: bytes, non-zero; must not wrap
- * @iov: filled in GPA order, for readv(2), io_uring and the like; untouched on
- *	failure
+ * @iov: filled in GPA order, for readv(2), io_uring and the like; on failure its
+ *	first entries may have been written to
  * @max: entries in @iov
  *
  * Adjacent regions that are contiguous for the host, too, share an entry.
@@ -1650,6 +1720,11 @@ GMEM_API int gmem_view_iovec(const struct gmem_view *view, uint64_t gpa, uint64_
  * @buf: receives the bytes
  * @size: bytes; 0 does nothing; must not wrap
  * @ret_done: bytes copied, also on failure; NULL if not wanted
+ *
+ * A long access is not one moment: unless it is made between gmem_view_begin() and
+ * gmem_view_end(), it begins anew at each multiple of 2 MiB, and memory beyond may be
+ * converted, removed or moved before it gets there. That holds for every access
+ * function with a size.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -2083,18 +2158,25 @@ GMEM_API int gmem_exit_decode(const struct kvm_run *run, int result, int error,
 /**
  * gmem_exit_reply() - answer a guest's request for a conversion
  * @run: the vCPU's kvm_run, unchanged since the exit
+ * @vm_type: the type the VM was created with: KVM_CREATE_VM's argument
  * @error: 0 if the conversion is done, or the negative errno of its failure
  *
  * The guest gets the answer when the vCPU runs again, in the numbers of its own
  * ABI: 0, and negative EINVAL, EPERM, E2BIG, EFAULT, EOPNOTSUPP and EAGAIN. The
  * library replaces -EBUSY and -EINTR by EAGAIN, and every other errno by EINVAL.
+ * For SNP and TDX guests (types 4 and 5) KVM translates the answer and takes only
+ * 0 and *positive* EAGAIN and EINVAL: they get those, EINVAL for all that is
+ * neither done nor to be tried again. With another answer KVM_RUN fails there.
  *
- * Thread-safe for different vCPUs. Source: KVM's hypercalls.rst. Since: 0.1.
+ * This is a pure function, as gmem_exit_decode().
+ *
+ * Thread-safe for different vCPUs. Source: KVM API, KVM_EXIT_HYPERCALL; KVM's
+ * hypercalls.rst. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument, an @error that is positive, or an exit
  * that is no such request.
  */
-GMEM_API int gmem_exit_reply(struct kvm_run *run, int error);
+GMEM_API int gmem_exit_reply(struct kvm_run *run, uint64_t vm_type, int error);
 
 /* ----------------------------------------------------------------- vCPUs -- */
 
@@ -2158,12 +2240,20 @@ GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
  * access needs. A request converts its range, and the guest gets an answer: an
  * error if the request is invalid, if its range has holes, or if a lease is in the
  * way. A request to make a range without any memory shared succeeds, because such
- * a range always is.
+ * a range always is. The answer is one that the VM's type takes, see
+ * gmem_exit_reply(). A VM's type is what the caller told gmem_caps_new() or
+ * gmem_vm_new(). Otherwise the VM is taken for SNP or TDX if it has private memory
+ * and the host offers one of them, which is wrong only for a SW_PROTECTED VM (type
+ * 1, for testing) on such a host, and else for a VM of another type.
  *
  * A guest decides how often it exits, but not how much an exit costs: each causes
- * at most one conversion, of existing memory. The library's record of private
- * memory grows to at most one entry for each second page, and with
- * GMEM_DISCARD_NOW no guest memory is doubled. If a fault comes back although the
+ * at most one conversion of each existing page. With GMEM_DISCARD_NOW no guest
+ * memory is doubled. A request of more than 1 GiB is checked in whole, and then
+ * converted in pieces of up to 1 GiB, lowest first. Between two pieces, others who
+ * wait for the range get their turn, and if immediate_exit of @run is set, the call
+ * ends with -EINTR: call it again with the same arguments to go on. A piece that is
+ * refused leaves those before it converted; a guest that asks again gets past them
+ * at no cost. If a fault comes back although the
  * memory has the state it needs, something else is wrong: after max_stuck_faults
  * of them the call fails with -ELOOP. With repeats in @ret the VMM can stop
  * earlier. gmem_vm_stats() has counts of all of these.
@@ -2177,9 +2267,9 @@ GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
  * access where there is no memory, -ENXIO one in the range of a device, -ELOOP see
  * above, -EHWPOISON the hardware lost the memory, -EFAULT a fault for which KVM
  * gives no address, -EPROTO a fault for an unknown reason, -EACCES a fault that
- * needs a conversion, with GMEM_VCPU_EXPLICIT, and every errno of
+ * needs a conversion, with GMEM_VCPU_EXPLICIT, -EINTR see above, and every errno of
  * gmem_vm_convert(). If the vCPU runs again after an error, a fault comes again;
- * a request has its answer.
+ * a request has its answer, which after -EINTR is EAGAIN.
  */
 GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, int result,
 				   int error, struct gmem_exit *ret);
@@ -2319,8 +2409,9 @@ GMEM_API int gmem_file_numa(struct gmem_file *file, uint64_t offset, uint64_t si
  * To map a guest's nodes to nodes of the host, call this for the memory of each
  * guest node, and populate afterwards.
  *
- * Thread-safe; changes of the layout wait. Source: as gmem_file_set_numa().
- * Since: 0.1.
+ * Thread-safe. Pages are looked at in pieces of 64 MiB; conversions and changes of the
+ * layout there wait for one at most, and the layout may change between two. Source: as
+ * gmem_file_set_numa(). Since: 0.1.
  *
  * Return: as gmem_file_set_numa(), and -ENOENT the range has a hole, -ENXIO part
  * of it is a device's.
@@ -2340,7 +2431,7 @@ GMEM_API GMEM_CHECKED int gmem_vm_set_numa(struct gmem_vm *vm, uint64_t gpa, uin
  * range has. Pages of a private guest_memfd that cannot be mapped count as absent
  * or unknown.
  *
- * Thread-safe; changes of the layout wait. Source: as gmem_file_numa().
+ * Thread-safe, in pieces as gmem_vm_set_numa(). Source: as gmem_file_numa().
  * Since: 0.1.
  *
  * Return: 0, or as gmem_vm_set_numa() without -EBUSY.
@@ -2534,7 +2625,7 @@ struct gmem_gpa_range {
  * struct gmem_discard_opts - how to discard
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_DISCARD_INWARD; unknown bits are -EINVAL
- * @wait_ms: milliseconds to wait for leases to be freed; 0: fail at once
+ * @wait_ms: milliseconds to wait for leases to be freed, in all; 0: fail at once
  * @reserved: must be 0
  */
 struct gmem_discard_opts {
@@ -2561,14 +2652,17 @@ struct gmem_discard_opts {
  * shows.
  *
  * The range must not be in use: the guest loses its contents, and I/O that began
- * before goes to pages that nobody sees any more. A lease prevents the discard.
+ * before goes to pages that nobody sees any more. A lease prevents the discard, also
+ * one on the same memory at another guest address.
  *
- * Thread-safe; changes of the layout and conversions of the range wait.
+ * Thread-safe; changes of the layout and conversions of the range wait, for one piece
+ * of 64 MiB at most.
  * Source: madvise(2) and fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
  * -ENXIO part of it is a device's, -EBUSY somebody holds a lease on it, -ENOMEM,
- * -E2BIG options newer than the library: nothing was freed; or the kernel's own
+ * -E2BIG options newer than the library: nothing was freed; or -EBUSY, -ENOENT or
+ * -ENXIO if a lease was taken or the layout changed meanwhile, or the kernel's own
  * errno: @ret says how much was freed.
  */
 GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
@@ -2678,7 +2772,7 @@ struct gmem_stats {
  *
  * The library always counts, without locks. Each counter is exact, but two of them
  * may be of different moments while other threads work. GMEM_STATS_RESIDENT
- * examines all memory, without touching it, in pieces of 256 MiB; conversions of a
+ * examines all memory, without touching it, in pieces of 64 MiB; conversions of a
  * piece wait meanwhile. Host memory counts if it is mapped in this process.
  *
  * Thread-safe. Source: mincore(2), cachestat(2). Since: 0.1.
@@ -2733,8 +2827,8 @@ struct gmem_dump_opts {
  *
  * gmem-dump(5) describes the format; gmem-show(1) makes pictures of it. The regions
  * are those of one moment. Their allocated memory is counted cell by cell while the
- * guest and other threads go on; a thread that changes the layout waits for one
- * cell at most. The call holds no lock while it writes, however slow the reader
+ * guest and other threads go on; a thread that converts memory or changes the layout
+ * waits for 64 MiB at most. The call holds no lock while it writes, however slow the reader
  * is. It allocates no guest memory, and for itself about 100 bytes for each region.
  *
  * Signals do not stop it. If the reader has gone, the call fails with -EPIPE and
@@ -3167,10 +3261,10 @@ struct gmem_export_opts {
  * gmem_export_add_memory() was called for it. Anonymous memory cannot be given,
  * because no fd refers to it.
  *
- * Thread-safe. Source: eventfd(2), epoll(7). Since: 0.1.
+ * Thread-safe; waits as gmem_listener_new(). Source: eventfd(2), epoll(7). Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -EMFILE, -ENFILE, -ENOMEM.
+ * the library, -EMFILE, -ENFILE, -ENOMEM, -EDEADLK called from a listener's callback.
  */
 GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
 					  const struct gmem_export_opts *opts,
@@ -3179,6 +3273,8 @@ GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
 /**
  * gmem_export_free() - end an export and its peers
  * @exporter: export, or NULL
+ *
+ * Do not call it from a listener's callback: it then does nothing, but tell the log.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */

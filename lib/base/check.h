@@ -10,6 +10,9 @@
 
 #include <stdint.h>
 
+/* No processor of either architecture has more than 52 bits of guest address. */
+#define GMEM_GPA_END (UINT64_C(1) << 52)
+
 /* The range has a non-zero size, is page-aligned and does not wrap. */
 int gmem_check_range(const char *what, uint64_t start, uint64_t size);
 /* As gmem_check_range(), and the range lies below @limit, which @limit_name names. */

@@ -4,20 +4,52 @@
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "gmem.h"
 
-static __thread char sentence[320];
+static __thread char sentence[GMEM_SENTENCE_SIZE];
+static __thread int sentence_err;
 
 int gmem_fail(int err, const char *format, ...)
 {
 	va_list args;
 
+	sentence_err = err;
 	va_start(args, format);
 	vsnprintf(sentence, sizeof(sentence), format, args);
 	va_end(args);
 	return err;
+}
+
+int gmem_error_of_sentence(void)
+{
+	return sentence_err;
+}
+
+#ifdef GMEM_LOCK_CHECKS
+
+void gmem_error_check(int err)
+{
+	if (err == sentence_err)
+		return;
+	fprintf(stderr, "libgmem: %s is returned with the sentence of %s: %s\n",
+		gmem_errno_name(err), gmem_errno_name(sentence_err), sentence);
+	abort();
+}
+
+#endif
+
+void gmem_failure_keep(struct gmem_failure *failure, int err)
+{
+	failure->err = err;
+	memcpy(failure->sentence, sentence, sizeof(sentence));
+}
+
+int gmem_failure_restore(const struct gmem_failure *failure)
+{
+	return failure->err ? gmem_fail(failure->err, "%s", failure->sentence) : 0;
 }
 
 const char *gmem_errno_name(int err)

@@ -124,6 +124,36 @@ static bool is_arm64(void)
 	return strcmp(gmem_sys_architecture(), "arm64") == 0;
 }
 
+static bool is_vm_type_offered(const struct gmem_caps *caps, unsigned int type)
+{
+	return gmem_caps_value(caps, GMEM_CAP_VM_TYPES) >> type & 1;
+}
+
+/*
+ * KVM does not tell a VM's type. Of those with private memory, two take the same answers
+ * and SW_PROTECTED takes others, for which KVM_RUN would fail in the two. It is a type
+ * for testing, so where all are offered the VM is taken for one of the two.
+ */
+uint64_t gmem_caps_vm_type(const struct gmem_caps *caps)
+{
+	if (caps->has_vm_type)
+		return caps->vm_type;
+	if (is_arm64() || (!gmem_caps_says(caps, GMEM_CAP_PRIVATE_MEMORY, GMEM_YES) &&
+			   !gmem_caps_says(caps, GMEM_CAP_IN_PLACE, GMEM_YES)))
+		return 0;
+	if (is_vm_type_offered(caps, KVM_X86_SNP_VM))
+		return KVM_X86_SNP_VM;
+	if (is_vm_type_offered(caps, KVM_X86_TDX_VM))
+		return KVM_X86_TDX_VM;
+	return KVM_X86_SW_PROTECTED_VM;
+}
+
+void gmem_caps_set_vm_type(struct gmem_caps *caps, uint64_t vm_type)
+{
+	caps->has_vm_type = true;
+	caps->vm_type = vm_type;
+}
+
 /* ---- looking at the host ---- */
 
 /* Counts the numbers of a list such as "0-1,4"; 0 if @text is no list. */
@@ -511,17 +541,36 @@ static void try_gmemfd(struct gmem_caps *caps, int vm_fd, struct gmem_probe_slot
 	gmem_sys_close(fd);
 }
 
+/*
+ * With both, KVM reads bitmaps as it does without a ring. Resetting the rings of a VM
+ * that has none is refused, and otherwise only does early what the VMM asks for.
+ */
+static bool has_ring_beside_bitmaps(int vm_fd)
+{
+	return gmem_kvm_check(vm_fd, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP) > 0 &&
+	       gmem_kvm_reset_dirty_rings(vm_fd) >= 0;
+}
+
 static void try_dirty_log(struct gmem_caps *caps, struct gmem_probe_slot *probe)
 {
 	int err = gmem_probe_slot_try_dirty_log(probe);
 
-	if (!err)
+	if (err == -ENXIO) {
+		set_value(caps, GMEM_CAP_DIRTY_LOG, GMEM_DIRTY_RING);
+		say_yes(caps, GMEM_CAP_DIRTY_LOG,
+			"in this VM's dirty rings, for memslots without guest_memfd; there are no bitmaps");
+	} else if (!err && has_ring_beside_bitmaps(probe->vm_fd)) {
+		set_value(caps, GMEM_CAP_DIRTY_LOG, GMEM_DIRTY_RING_AND_BITMAP);
+		say_yes(caps, GMEM_CAP_DIRTY_LOG,
+			"vCPUs' writes are in this VM's dirty rings, others in the memslots' bitmaps");
+	} else if (!err) {
 		say_yes(caps, GMEM_CAP_DIRTY_LOG, "read from a memslot without guest_memfd");
-	else if (err == -ENOMEM)
+	} else if (err == -ENOMEM) {
 		say_unknown(caps, GMEM_CAP_DIRTY_LOG, "no memory to try it with");
-	else
+	} else {
 		say_no(caps, GMEM_CAP_DIRTY_LOG, "needs a KVM that logs writes",
 		       "the kernel refuses: %s", gmem_errno_name(err));
+	}
 }
 
 static int try_vm(struct gmem_caps *caps, int vm_fd)
@@ -711,6 +760,8 @@ GMEM_API int gmem_caps_new(int vm_fd, const struct gmem_caps_opts *user_opts,
 		return gmem_fail(-ENOMEM, "no memory for a report");
 
 	caps->has_vm = vm_fd != GMEM_NO_VM;
+	if (opts.flags & GMEM_CAPS_VM_TYPE)
+		gmem_caps_set_vm_type(caps, opts.vm_type);
 	err = fill(caps, vm_fd, &opts);
 	if (err) {
 		free(caps);

@@ -29,6 +29,8 @@ struct gmem_line {
 
 struct gmem_caps {
 	bool has_vm;
+	bool has_vm_type;	/* the caller told it */
+	uint64_t vm_type;
 	struct gmem_line lines[GMEM_CAP_COUNT];
 };
 
@@ -36,5 +38,11 @@ struct gmem_caps {
 bool gmem_caps_says(const struct gmem_caps *caps, enum gmem_cap cap, uint32_t answer);
 /* Returns the value of the line, or 0 if it has none. */
 uint64_t gmem_caps_value(const struct gmem_caps *caps, enum gmem_cap cap);
+/*
+ * Returns the VM's type, KVM_CREATE_VM's argument: as told, or else one that takes the
+ * same answers to a guest's requests.
+ */
+uint64_t gmem_caps_vm_type(const struct gmem_caps *caps);
+void gmem_caps_set_vm_type(struct gmem_caps *caps, uint64_t vm_type);
 
 #endif

@@ -11,222 +11,213 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/range_map.h"
-#include "base/range_set.h"
 #include "layout/apply_slots.h"
+#include "os/kvm_compat.h"
+#include "os/sys.h"
+#include "region/kept_log.h"
+#include "region/page_states.h"
 #include "region/region.h"
 #include "region/regions.h"
 #include "state/claim.h"
 #include "state/listener.h"
-#include "state/private_state.h"
 #include "view/lookup_table.h"
 #include "view/view.h"
 
-/* ---- the record of regions ---- */
+/* One change while it is made */
+struct change {
+	struct gmem_vm *vm;
+	struct gmem_step *steps;
+	size_t count;
+	struct gmem_range_map coming;	/* what the layout gets: regions by their new gpa */
+	struct gmem_claim first_claims[2];
+	struct gmem_claim *claims;
+	size_t claim_count;
+};
 
-static int insert_region(struct gmem_vm *vm, struct gmem_region *region)
+static bool leaves(const struct gmem_step *step)
 {
+	return step->kind == GMEM_STEP_REMOVE || step->kind == GMEM_STEP_MOVE;
+}
+
+static bool comes(const struct gmem_step *step)
+{
+	return step->kind == GMEM_STEP_ADD || step->kind == GMEM_STEP_MOVE;
+}
+
+/* ---- plan ---- */
+
+static int fail_overlap(const struct gmem_region *region, const struct gmem_range *other)
+{
+	return gmem_fail(-EEXIST,
+			 "gpa 0x%" PRIx64 " + size 0x%" PRIx64
+			 " overlaps the region at 0x%" PRIx64 ", 0x%" PRIx64 " bytes",
+			 region->gpa.start, region->gpa.size, other->start, other->size);
+}
+
+/* Look at what is there now; a region that leaves is no obstacle. */
+static int check_overlap(const struct change *change, struct gmem_step *step)
+{
+	const struct gmem_region *after = step->after;
+	uint64_t gpa = after->gpa.start, last = gmem_range_last(&after->gpa);
 	const struct gmem_region *other;
+	const struct gmem_range *range;
 
-	other = gmem_regions_next(vm, region->gpa.start, gmem_region_last(region));
-	if (other)
-		return gmem_fail(-EEXIST,
-				 "gpa 0x%" PRIx64 " + size 0x%" PRIx64
-				 " overlaps the region at 0x%" PRIx64 ", 0x%" PRIx64 " bytes",
-				 region->gpa.start, region->gpa.size, other->gpa.start, other->gpa.size);
+	range = gmem_range_find(&change->coming, gpa, after->gpa.size);
+	if (range)
+		return fail_overlap(after, range);
 
-	gmem_range_insert(&vm->regions, &region->gpa);
+	while ((other = gmem_regions_next(change->vm, gpa, last))) {
+		if (!other->leaving)
+			return fail_overlap(after, &other->gpa);
+		if (other != step->region && gmem_step_may_move_slot(other->leaving))
+			step->is_blocked = true;
+		if (gmem_region_last(other) >= last)
+			break;
+		gpa = gmem_region_last(other) + 1;
+	}
 	return 0;
 }
 
-static void remove_region(struct gmem_vm *vm, struct gmem_region *region)
-{
-	gmem_range_remove(&vm->regions, &region->gpa);
-}
-
-/* ---- the kinds of steps ---- */
-
-static int prepare_add(struct gmem_vm *vm, struct gmem_step *step)
+static int make_after(struct gmem_step *step)
 {
 	int err;
 
-	err = insert_region(vm, step->region);
+	if (step->kind == GMEM_STEP_ADD || step->kind == GMEM_STEP_REMOVE)
+		return 0;
+
+	/* Checked again: another change came in between, perhaps. */
+	err = gmem_regions_check_slot(step->region);
 	if (err)
 		return err;
+	if (step->kind == GMEM_STEP_SPLIT && step->offset >= step->region->gpa.size)
+		return gmem_fail(-EINVAL, "offset 0x%" PRIx64 " is not inside the region's 0x%" PRIx64
+				 " bytes", step->offset, step->region->gpa.size);
 
-	err = gmem_region_acquire(step->region, &step->params);
-	if (err)
-		remove_region(vm, step->region);
+	step->after = gmem_region_copy(step->region);
+	if (!step->after)
+		return -ENOMEM;
+	if (step->kind == GMEM_STEP_MOVE)
+		gmem_range_set_start(&step->after->gpa, step->gpa);
+	return 0;
+}
+
+static int plan_step(struct change *change, struct gmem_step *step)
+{
+	int err;
+
+	err = make_after(step);
+	if (!err && comes(step))
+		err = check_overlap(change, step);
+	if (!err && step->after && step->kind != GMEM_STEP_SPLIT)
+		gmem_range_insert(&change->coming, &step->after->gpa);
 	return err;
 }
 
-/*
- * The kernel keeps the memslot, so guests may still use the memory: until the VM handle
- * goes, the memory stays and nobody gets the slot number.
- */
-static void keep_stuck(struct gmem_vm *vm, struct gmem_step *step)
+static void begin_step(struct gmem_step *step)
 {
-	step->region->has_slot = true;
-	step->region->next_stuck = vm->stuck;
-	vm->stuck = step->region;
-	step->region = NULL;
+	struct gmem_region *region = step->region;
+
+	step->after = step->kind == GMEM_STEP_ADD ? region : NULL;
+	step->log = NULL;
+	step->new_count = 0;
+	step->added = 0;
+	step->shared_again = 0;
+	step->is_blocked = false;
+	step->parked = false;
+	step->deleted = false;
+	step->moved = false;
+	step->stuck[0] = false;
+	step->stuck[1] = false;
+	step->lost = false;
+	step->failed = false;
+	step->old_gpa = region->gpa.start;
+	step->has_old = step->kind != GMEM_STEP_ADD && region->has_slot;
+	if (step->has_old)
+		step->old = gmem_region_memslot(region);
+	if (leaves(step))
+		region->leaving = step;
 }
 
-static void undo_add(struct gmem_vm *vm, struct gmem_step *step)
+static int plan(struct change *change)
 {
-	remove_region(vm, step->region);
-	if (step->stuck) {
-		keep_stuck(vm, step);
+	int err = 0;
+
+	for (size_t i = 0; i < change->count; i++)
+		begin_step(&change->steps[i]);
+	for (size_t i = 0; i < change->count && !err; i++) {
+		err = plan_step(change, &change->steps[i]);
+		change->steps[i].failed = err != 0;
+	}
+	for (size_t i = 0; i < change->count; i++)
+		if (leaves(&change->steps[i]))
+			change->steps[i].region->leaving = NULL;
+	return err;
+}
+
+/* ---- claims ---- */
+
+static int compare_claims(const void *a, const void *b)
+{
+	const struct gmem_claim *first = a, *second = b;
+
+	return first->gpa < second->gpa ? -1 : first->gpa > second->gpa;
+}
+
+static void note_claim(struct change *change, const struct gmem_range *gpa)
+{
+	change->claims[change->claim_count++] = (struct gmem_claim){
+		.gpa = gpa->start,
+		.size = gpa->size,
+		.mode = GMEM_CLAIM_EXCLUSIVE,
+		.allows_leases = true,
+		.purpose = "moved or removed",
+	};
+}
+
+/* Exclusive claims of one change must not overlap each other. */
+static void merge_claims(struct change *change)
+{
+	struct gmem_claim *claims = change->claims;
+	size_t kept = 0;
+
+	if (change->claim_count < 2)
 		return;
+	qsort(claims, change->claim_count, sizeof(*claims), compare_claims);
+	for (size_t i = 1; i < change->claim_count; i++) {
+		uint64_t last = claims[i].gpa + (claims[i].size - 1);
+		uint64_t kept_last = claims[kept].gpa + (claims[kept].size - 1);
+
+		if (claims[i].gpa > kept_last)
+			claims[++kept] = claims[i];
+		else if (last > kept_last)
+			claims[kept].size = last - claims[kept].gpa + 1;
 	}
-	gmem_region_detach(step->region);
-	gmem_region_release(step->region);
+	change->claim_count = kept + 1;
 }
 
-static void detach_remove(struct gmem_vm *vm, struct gmem_step *step)
+static int collect_claims(struct change *change)
 {
-	remove_region(vm, step->region);
-	gmem_region_detach(step->region);
-}
-
-static void reattach_remove(struct gmem_vm *vm, struct gmem_step *step)
-{
-	gmem_region_reattach(step->region);
-	gmem_range_insert(&vm->regions, &step->region->gpa);
-}
-
-static void finish_remove(struct gmem_step *step)
-{
-	gmem_region_release(step->region);
-	free(step->region);
-}
-
-static void detach_move(struct gmem_vm *vm, struct gmem_step *step)
-{
-	remove_region(vm, step->region);
-	gmem_range_set_start(&step->region->gpa, step->gpa);
-}
-
-static int prepare_move(struct gmem_vm *vm, struct gmem_step *step)
-{
-	return insert_region(vm, step->region);
-}
-
-static void undo_move(struct gmem_vm *vm, struct gmem_step *step)
-{
-	remove_region(vm, step->region);
-}
-
-static void reattach_move(struct gmem_vm *vm, struct gmem_step *step)
-{
-	gmem_range_set_start(&step->region->gpa, step->old_gpa);
-	gmem_range_insert(&vm->regions, &step->region->gpa);
-}
-
-static int prepare_split(struct gmem_vm *vm, struct gmem_step *step)
-{
-	(void)vm;
-	/* Checked under the lock: another thread may have split the region meanwhile. */
-	if (step->offset >= step->region->gpa.size)
-		return gmem_fail(-EINVAL, "offset 0x%" PRIx64 " is not inside the region's 0x%" PRIx64
-				 " bytes", step->offset, step->region->gpa.size);
-	return gmem_region_split_memory(step->region, step->offset, step->upper);
-}
-
-static void undo_split(struct gmem_vm *vm, struct gmem_step *step)
-{
-	(void)vm;
-	gmem_region_unsplit_memory(step->region, step->upper);
-}
-
-static int prepare_rebind(struct gmem_vm *vm, struct gmem_step *step)
-{
-	(void)vm;
-	return gmem_region_swap_file(step->region, &step->binding);
-}
-
-static void undo_rebind(struct gmem_vm *vm, struct gmem_step *step)
-{
-	(void)vm;
-	gmem_region_unswap_file(step->region, &step->binding);
-}
-
-static void finish_rebind(struct gmem_step *step)
-{
-	gmem_region_drop_binding(step->region, &step->binding);
-}
-
-static const struct {
-	const char *name;
-	void (*detach)(struct gmem_vm *vm, struct gmem_step *step);
-	void (*reattach)(struct gmem_vm *vm, struct gmem_step *step);
-	int (*prepare)(struct gmem_vm *vm, struct gmem_step *step);
-	void (*undo)(struct gmem_vm *vm, struct gmem_step *step);
-	void (*finish)(struct gmem_step *step);	/* without the lock */
-} kinds[] = {
-	[GMEM_STEP_ADD] = {
-		.name = "add",
-		.prepare = prepare_add,
-		.undo = undo_add,
-	},
-	[GMEM_STEP_REMOVE] = {
-		.name = "remove",
-		.detach = detach_remove,
-		.reattach = reattach_remove,
-		.finish = finish_remove,
-	},
-	[GMEM_STEP_MOVE] = {
-		.name = "move",
-		.detach = detach_move,
-		.reattach = reattach_move,
-		.prepare = prepare_move,
-		.undo = undo_move,
-	},
-	[GMEM_STEP_SPLIT] = {
-		.name = "split",
-		.prepare = prepare_split,
-		.undo = undo_split,
-	},
-	[GMEM_STEP_REBIND] = {
-		.name = "rebind",
-		.prepare = prepare_rebind,
-		.undo = undo_rebind,
-		.finish = finish_rebind,
-	},
-};
-
-/* ---- conversions and leases on what a step changes ---- */
-
-/* Wait, without the locks, for the end of a conversion on what a step changes. */
-static bool wait_for_conversions(struct gmem_vm *vm, const struct gmem_step *steps, size_t count)
-{
-	for (size_t i = 0; i < count; i++) {
-		const struct gmem_region *region = steps[i].region;
-
-		if (steps[i].kind == GMEM_STEP_ADD ||
-		    !gmem_claim_is_active(vm, region->gpa.start, region->gpa.size))
-			continue;
-		gmem_lock_drop(&vm->change_lock);
-		gmem_condition_wait(&vm->released, &vm->lock);
-		gmem_lock_drop(&vm->lock);
-		return true;
+	change->claims = change->first_claims;
+	change->claim_count = 0;
+	if (change->count > 1) {
+		change->claims = malloc(2 * change->count * sizeof(*change->claims));
+		if (!change->claims)
+			return gmem_fail(-ENOMEM, "no memory for %zu steps of a change", change->count);
 	}
-	return false;
+
+	for (size_t i = 0; i < change->count; i++) {
+		const struct gmem_step *step = &change->steps[i];
+
+		if (step->kind != GMEM_STEP_ADD)
+			note_claim(change, &step->region->gpa);
+		if (comes(step))
+			note_claim(change, &step->after->gpa);
+	}
+	merge_claims(change);
+	return 0;
 }
 
-static void lock_both(struct gmem_vm *vm, const struct gmem_step *steps, size_t count)
-{
-	do {
-		gmem_lock_take(&vm->change_lock);
-		gmem_lock_take(&vm->lock);
-	} while (wait_for_conversions(vm, steps, count));
-}
-
-static bool is_private_within(const struct gmem_vm *vm, const struct gmem_region *region)
-{
-	return gmem_range_find(&vm->privates, region->gpa.start, region->gpa.size);
-}
-
-static int check_users(const struct gmem_vm *vm, struct gmem_step *step)
+static int check_users(const struct gmem_vm *vm, const struct gmem_step *step)
 {
 	const struct gmem_region *region = step->region;
 	int err;
@@ -237,7 +228,7 @@ static int check_users(const struct gmem_vm *vm, struct gmem_step *step)
 	err = gmem_claim_check_leases(vm, region->gpa.start, region->gpa.size);
 	if (err)
 		return err;
-	if (!is_private_within(vm, region))
+	if (!gmem_states_total(&region->states, GMEM_PAGE_PRIVATE))
 		return 0;
 	if (step->kind == GMEM_STEP_MOVE)
 		return gmem_fail(-EACCES,
@@ -253,205 +244,498 @@ static int check_users(const struct gmem_vm *vm, struct gmem_step *step)
 	return 0;
 }
 
-/* Removing a region takes its range out of two sets, which may need a node each. */
-static int get_spares(const struct gmem_vm *vm, struct gmem_step *step)
+static int check_claimed(struct change *change)
 {
 	int err = 0;
 
-	step->spares[0] = NULL;
-	step->spares[1] = NULL;
-	if (step->kind != GMEM_STEP_REMOVE)
+	for (size_t i = 0; i < change->count && !err; i++) {
+		err = check_users(change->vm, &change->steps[i]);
+		change->steps[i].failed = err != 0;
+	}
+	/* From now on no lease is given there. */
+	for (size_t i = 0; i < change->claim_count && !err; i++)
+		err = gmem_claim_bar_leases(change->vm, &change->claims[i]);
+	return err;
+}
+
+static int claim(struct change *change)
+{
+	struct gmem_vm *vm = change->vm;
+	int err;
+
+	err = collect_claims(change);
+	if (err)
+		return err;
+
+	gmem_lock_take(&vm->lock);
+	err = gmem_claims_take(vm, change->claims, change->claim_count, 0);
+	if (!err) {
+		err = check_claimed(change);
+		if (err)
+			gmem_claims_drop(vm, change->claims, change->claim_count);
+	}
+	gmem_lock_drop(&vm->lock);
+	return err;
+}
+
+static void unclaim(struct change *change)
+{
+	gmem_lock_take(&change->vm->lock);
+	gmem_claims_drop(change->vm, change->claims, change->claim_count);
+	gmem_lock_drop(&change->vm->lock);
+}
+
+/* ---- the kinds of steps ---- */
+
+static int prepare_add(struct gmem_step *step)
+{
+	return gmem_region_acquire(step->region, &step->params);
+}
+
+static void undo_add(struct gmem_step *step)
+{
+	if (!step->stuck[0]) {
+		gmem_region_detach(step->region);
+		gmem_region_release(step->region);
+	}
+}
+
+static void commit_add(struct gmem_step *step)
+{
+	gmem_range_insert(&step->region->vm->regions, &step->region->gpa);
+	gmem_region_commit_hva(step->region);
+}
+
+static void detach_remove(struct gmem_step *step)
+{
+	gmem_region_detach(step->region);
+}
+
+static void reattach_remove(struct gmem_step *step)
+{
+	gmem_region_reattach(step->region);
+}
+
+static void commit_gone_remove(struct gmem_step *step)
+{
+	struct gmem_region *region = step->region;
+
+	gmem_count(&region->vm->counters, GMEM_COUNT_MADE_SHARED,
+		   gmem_states_total(&region->states, GMEM_PAGE_PRIVATE));
+	gmem_range_remove(&region->vm->regions, &region->gpa);
+	gmem_region_commit_no_hva(region);
+}
+
+static void finish_remove(struct gmem_step *step)
+{
+	gmem_region_release(step->region);
+	free(step->region);
+}
+
+static void commit_gone_move(struct gmem_step *step)
+{
+	gmem_range_remove(&step->region->vm->regions, &step->region->gpa);
+}
+
+static void commit_move(struct gmem_step *step)
+{
+	gmem_range_set_start(&step->region->gpa, step->gpa);
+	gmem_range_insert(&step->region->vm->regions, &step->region->gpa);
+}
+
+static int prepare_split(struct gmem_step *step)
+{
+	return gmem_region_prepare_split(step->region, step->offset, step->after, step->upper);
+}
+
+static void undo_split(struct gmem_step *step)
+{
+	if (!step->stuck[1])
+		gmem_region_undo_split(step->upper);
+}
+
+static void commit_split(struct gmem_step *step)
+{
+	gmem_region_commit_split(step->region, step->upper);
+}
+
+static int prepare_rebind(struct gmem_step *step)
+{
+	return gmem_region_prepare_rebind(step->region, &step->binding, step->after);
+}
+
+/* What the kernel keeps is bound to the new range, so it stays with that. */
+static void undo_rebind(struct gmem_step *step)
+{
+	if (step->stuck[0]) {
+		gmem_region_reattach(step->region);
+	} else {
+		gmem_region_undo_rebind(step->region, step->after);
+		gmem_region_release(step->after);
+	}
+}
+
+/* What is pending for the old file's memory ends with it; on the host's side it stays. */
+static void commit_rebind(struct gmem_step *step)
+{
+	gmem_states_drop_unused(&step->region->states);
+	gmem_region_commit_rebind(step->region, step->after);
+}
+
+static void finish_rebind(struct gmem_step *step)
+{
+	gmem_region_release(step->after);
+}
+
+/* NULL: nothing to do. Only those called commit are called with change_lock and lock held. */
+static const struct {
+	const char *name;
+	void (*detach)(struct gmem_step *step);
+	void (*reattach)(struct gmem_step *step);
+	int (*prepare)(struct gmem_step *step);
+	void (*undo)(struct gmem_step *step);
+	void (*commit_gone)(struct gmem_step *step);
+	void (*commit)(struct gmem_step *step);
+	void (*finish)(struct gmem_step *step);
+} kinds[] = {
+	[GMEM_STEP_ADD] = {
+		.name = "add",
+		.prepare = prepare_add,
+		.undo = undo_add,
+		.commit = commit_add,
+	},
+	[GMEM_STEP_REMOVE] = {
+		.name = "remove",
+		.detach = detach_remove,
+		.reattach = reattach_remove,
+		.commit_gone = commit_gone_remove,
+		.finish = finish_remove,
+	},
+	[GMEM_STEP_MOVE] = {
+		.name = "move",
+		.commit_gone = commit_gone_move,
+		.commit = commit_move,
+	},
+	[GMEM_STEP_SPLIT] = {
+		.name = "split",
+		.prepare = prepare_split,
+		.undo = undo_split,
+		.commit = commit_split,
+	},
+	[GMEM_STEP_REBIND] = {
+		.name = "rebind",
+		.prepare = prepare_rebind,
+		.undo = undo_rebind,
+		.commit = commit_rebind,
+		.finish = finish_rebind,
+	},
+};
+
+const char *gmem_step_name(enum gmem_step_kind kind)
+{
+	return kinds[kind].name;
+}
+
+/* ---- prepare ---- */
+
+/*
+ * A dirty log is read before its memslot is deleted, unless the region goes for certain: with
+ * one step, nothing but the deletion can fail.
+ */
+static int prepare_log(struct gmem_step *step, bool is_only_step)
+{
+	struct gmem_region *region = step->region;
+
+	if (!step->has_old || !(step->old.flags & KVM_MEM_LOG_DIRTY_PAGES) ||
+	    (step->kind == GMEM_STEP_REMOVE && is_only_step))
 		return 0;
 
-	if (is_private_within(vm, step->region))
-		err = gmem_set_spare(&step->spares[0]);
-	if (!err && gmem_range_find(&vm->pending_discard, step->region->gpa.start, step->region->gpa.size))
-		err = gmem_set_spare(&step->spares[1]);
-	return err;
-}
-
-static void drop_spares(struct gmem_step *steps, size_t count)
-{
-	for (size_t i = 0; i < count; i++) {
-		free(steps[i].spares[0]);
-		free(steps[i].spares[1]);
-		steps[i].spares[0] = NULL;
-		steps[i].spares[1] = NULL;
-	}
-}
-
-static int check_all(const struct gmem_vm *vm, struct gmem_step *steps, size_t count)
-{
-	int err = 0;
-
-	for (size_t i = 0; i < count; i++) {
-		steps[i].failed = false;
-		if (!err) {
-			err = check_users(vm, &steps[i]);
-			steps[i].failed = err != 0;
-		}
-		steps[i].spares[0] = NULL;
-		steps[i].spares[1] = NULL;
-	}
-	for (size_t i = 0; i < count && !err; i++)
-		err = get_spares(vm, &steps[i]);
-	if (err)
-		drop_spares(steps, count);
-	return err;
-}
-
-/* ---- detach and prepare ---- */
-
-static void undo_preparations(struct gmem_vm *vm, struct gmem_step *steps, size_t prepared,
-			      size_t left)
-{
-	while (prepared-- > 0)
-		if (kinds[steps[prepared].kind].undo)
-			kinds[steps[prepared].kind].undo(vm, &steps[prepared]);
-	while (left-- > 0)
-		if (kinds[steps[left].kind].reattach)
-			kinds[steps[left].kind].reattach(vm, &steps[left]);
-}
-
-static void note_step(struct gmem_step *step)
-{
-	const struct gmem_region *region = step->region;
-
-	step->failed = false;
-	step->deleted = false;
-	step->stuck = false;
-	step->added = 0;
-	step->shared_again = 0;
-	step->old_gpa = region->gpa.start;
-	step->has_old = step->kind != GMEM_STEP_ADD && region->has_slot;
-	if (step->has_old)
-		step->old = gmem_region_memslot(region);
+	step->log = gmem_kept_log_new(region->gpa.size);
+	if (step->log && !region->kept_log)
+		region->kept_log = gmem_kept_log_new(region->gpa.size);
+	if (step->log && region->kept_log && step->upper)
+		step->upper->kept_log = gmem_kept_log_new(step->upper->gpa.size);
+	return step->log && region->kept_log && (!step->upper || step->upper->kept_log) ? 0 : -ENOMEM;
 }
 
 static void note_result(struct gmem_step *step)
 {
-	bool has_memory = !step->region->is_device && step->kind != GMEM_STEP_REMOVE;
-
 	step->new_count = 0;
-	if (has_memory)
-		step->new[step->new_count++] = gmem_region_memslot(step->region);
-	if (has_memory && step->kind == GMEM_STEP_SPLIT)
+	if (!step->after || step->after->is_device)
+		return;
+
+	step->new[step->new_count++] = gmem_region_memslot(step->after);
+	if (step->kind == GMEM_STEP_SPLIT)
 		step->new[step->new_count++] = gmem_region_memslot(step->upper);
 }
 
-static int prepare_all(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
+static void undo_preparations(struct change *change, size_t prepared)
+{
+	while (prepared-- > 0)
+		if (kinds[change->steps[prepared].kind].undo)
+			kinds[change->steps[prepared].kind].undo(&change->steps[prepared]);
+	for (size_t i = change->count; i-- > 0;)
+		if (kinds[change->steps[i].kind].reattach)
+			kinds[change->steps[i].kind].reattach(&change->steps[i]);
+}
+
+static int prepare(struct change *change)
 {
 	int err;
 
-	for (size_t i = 0; i < count; i++) {
-		note_step(&steps[i]);
-		if (kinds[steps[i].kind].detach)
-			kinds[steps[i].kind].detach(vm, &steps[i]);
-	}
+	for (size_t i = 0; i < change->count; i++)
+		if (kinds[change->steps[i].kind].detach)
+			kinds[change->steps[i].kind].detach(&change->steps[i]);
 
-	for (size_t i = 0; i < count; i++) {
-		err = kinds[steps[i].kind].prepare ? kinds[steps[i].kind].prepare(vm, &steps[i]) : 0;
+	for (size_t i = 0; i < change->count; i++) {
+		struct gmem_step *step = &change->steps[i];
+
+		err = kinds[step->kind].prepare ? kinds[step->kind].prepare(step) : 0;
+		if (!err) {
+			err = prepare_log(step, change->count == 1);
+			i += err != 0;
+		}
 		if (err) {
-			steps[i].failed = true;
-			undo_preparations(vm, steps, i, count);
+			step->failed = true;
+			undo_preparations(change, i);
 			return err;
 		}
-		note_result(&steps[i]);
+		note_result(step);
 	}
 	return 0;
 }
 
-/* ---- the whole change ---- */
+/* ---- the readers' table ---- */
 
-static int build_table(const struct gmem_vm *vm, const struct gmem_step *steps, size_t count,
-		       struct gmem_table **ret)
+static uint64_t highest_gpa(const struct change *change)
 {
-	/* A removed region leaves nothing private, and an added one begins shared. */
-	static const struct gmem_range_map none = { NULL };
-	const struct gmem_layout shared = { &vm->regions, &none };
-	const struct gmem_layout as_it_is = { &vm->regions, &vm->privates };
+	const struct gmem_range *highest = change->coming.root;
+
+	while (highest && highest->right)
+		highest = highest->right;
+	return highest ? gmem_range_last(highest) : 0;
+}
+
+/* What steps take away is marked as removed first: others may bring memory there. */
+static int fill_table(struct gmem_table *table, const struct gmem_table *old,
+		      const struct change *change)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < change->count && !err; i++)
+		if (leaves(&change->steps[i]))
+			err = gmem_table_remove(table, old, change->steps[i].old_gpa,
+						change->steps[i].region->gpa.size);
+	for (size_t i = 0; i < change->count && !err; i++) {
+		const struct gmem_step *step = &change->steps[i];
+
+		if (step->upper)
+			err = gmem_table_enter(table, old, step->upper, step->upper->gpa.start,
+					       step->upper->hva.start);
+		else if (step->after)
+			err = gmem_table_enter(table, old, step->region, step->after->gpa.start,
+					       step->after->hva.start);
+	}
+	return err;
+}
+
+/* Make the table that follows @old, for a change or for the first view. With change_lock. */
+static int build_table(struct gmem_vm *vm, const struct gmem_table *old)
+{
+	const struct change *change = vm->change;
 	struct gmem_table *table = NULL;
 	int err;
 
-	*ret = NULL;
-	if (!vm->table)
-		return 0;
-
-	err = gmem_table_new(vm->table, &vm->regions, &table);
-	for (size_t i = 0; i < count && !err; i++) {
-		const struct gmem_region *region = steps[i].region;
-		uint64_t size = region->gpa.size;
-
-		if (steps[i].kind == GMEM_STEP_SPLIT)
-			continue;	/* the same memory at the same place */
-		if (steps[i].kind == GMEM_STEP_REMOVE || steps[i].kind == GMEM_STEP_MOVE)
-			err = gmem_table_refresh(table, vm->table, &shared, steps[i].old_gpa, size);
-		if (!err && steps[i].kind != GMEM_STEP_REMOVE)
-			err = gmem_table_refresh(table, vm->table,
-						 steps[i].kind == GMEM_STEP_REBIND ? &as_it_is : &shared,
-						 region->gpa.start, size);
-	}
-
+	err = gmem_table_new(old, highest_gpa(change), &table);
+	if (!err)
+		err = fill_table(table, old, change);
 	if (err) {
-		gmem_table_free(table, vm->table);
+		gmem_table_free(table, old);
 		return gmem_fail(-ENOMEM, "no memory for the readers' new table");
 	}
-	*ret = table;
+	vm->next_table = table;
 	return 0;
 }
 
-static void settle(struct gmem_vm *vm, struct gmem_step *step)
+/* If there has been no view, and one is made meanwhile, it has the table built, too. */
+static int begin_table(struct change *change)
 {
-	const struct gmem_range *gpa = &step->region->gpa;
+	struct gmem_vm *vm = change->vm;
+	int err = 0;
 
-	if (step->kind == GMEM_STEP_REMOVE) {
-		gmem_count(&vm->counters, GMEM_COUNT_MADE_SHARED,
-			   gmem_state_private(vm, gpa->start, gpa->size));
-		gmem_set_remove(&vm->privates, gpa->start, gpa->size, &step->spares[0]);
-		gmem_set_remove(&vm->pending_discard, gpa->start, gpa->size, &step->spares[1]);
+	gmem_lock_take(&vm->change_lock);
+	vm->change = change;
+	vm->build_next_table = build_table;
+	if (vm->table)
+		err = build_table(vm, vm->table);
+	if (err)
+		vm->build_next_table = NULL;
+	gmem_lock_drop(&vm->change_lock);
+	return err;
+}
+
+static void drop_table(struct change *change)
+{
+	struct gmem_vm *vm = change->vm;
+	const struct gmem_table *table;
+
+	gmem_lock_take(&vm->change_lock);
+	table = vm->next_table;
+	vm->next_table = NULL;
+	vm->build_next_table = NULL;
+	gmem_lock_drop(&vm->change_lock);
+	gmem_table_free(table, vm->table);
+}
+
+/* The old table is freed when no reader can use it any more. */
+static void replace_table(struct change *change, const struct gmem_table *old)
+{
+	if (!old)
+		return;
+	gmem_vm_wait_for_views(change->vm);
+	gmem_table_free(old, change->vm->table);
+	for (size_t i = 0; i < change->count; i++) {
+		struct gmem_step *step = &change->steps[i];
+
+		if (step->kind != GMEM_STEP_REMOVE)
+			gmem_table_settle(step->upper ? step->upper : step->region);
 	}
-	if (step->kind != GMEM_STEP_REMOVE)
-		step->region->has_slot = step->new_count > 0;
+}
+
+/* ---- commit ---- */
+
+static void commit_step(struct gmem_step *step)
+{
+	if (kinds[step->kind].commit)
+		kinds[step->kind].commit(step);
+	if (step->kind == GMEM_STEP_REMOVE)
+		return;
+	step->region->has_slot = step->new_count > 0;
 	if (step->upper)
 		step->upper->has_slot = step->new_count > 1;
 }
 
-static int apply_locked(struct gmem_vm *vm, struct gmem_step *steps, size_t count,
-			const struct gmem_table **ret_old, struct gmem_table **ret_new)
+static void settle_log(struct gmem_step *step, bool is_done)
 {
-	struct gmem_table *table;
+	struct gmem_region *region = step->region;
+	uint64_t page = gmem_sys_page_size();
+
+	if (!step->log)
+		return;
+	if (step->upper && is_done) {
+		gmem_kept_log_merge(step->upper->kept_log, 0, region->kept_log, step->offset / page,
+				    step->upper->gpa.size / page);
+		gmem_kept_log_trim(&step->upper->kept_log, step->upper->gpa.size);
+	} else if (step->upper) {
+		gmem_kept_log_drop(&step->upper->kept_log);
+	}
+	gmem_kept_log_trim(&region->kept_log, region->gpa.size);
+	free(step->log);
+	step->log = NULL;
+}
+
+/* Returns the table that readers used until now, or NULL. */
+static const struct gmem_table *commit(struct change *change)
+{
+	struct gmem_vm *vm = change->vm;
+	const struct gmem_table *old;
+
+	gmem_lock_take(&vm->change_lock);
+	gmem_lock_take(&vm->lock);
+	for (size_t i = 0; i < change->count; i++)
+		if (kinds[change->steps[i].kind].commit_gone)
+			kinds[change->steps[i].kind].commit_gone(&change->steps[i]);
+	for (size_t i = 0; i < change->count; i++)
+		commit_step(&change->steps[i]);
+	gmem_lock_drop(&vm->lock);
+
+	old = vm->next_table ? vm->table : NULL;
+	gmem_vm_publish(vm, vm->next_table);
+	vm->next_table = NULL;
+	vm->build_next_table = NULL;
+	gmem_lock_drop(&vm->change_lock);
+	return old;
+}
+
+/* ---- what the kernel did not undo ---- */
+
+/* With the lock held. */
+static void keep_stuck(struct gmem_vm *vm, struct gmem_region *stuck, const struct gmem_kvm_slot *slot)
+{
+	stuck->gpa.start = slot->gpa;
+	stuck->gpa.size = slot->size;
+	stuck->has_slot = true;
+	stuck->owns_number = true;
+	stuck->lost = true;
+	stuck->next_stuck = vm->stuck;
+	vm->stuck = stuck;
+}
+
+/* The memory of a rebound region is its own; the new memory is the memslot's already. */
+static void hand_over(struct gmem_vm *vm, struct gmem_step *step)
+{
+	if (step->stuck[0]) {
+		if (step->kind == GMEM_STEP_MOVE || step->kind == GMEM_STEP_SPLIT)
+			gmem_region_hand_over(step->region, step->after);
+		if (step->kind != GMEM_STEP_ADD)
+			step->region->owns_number = false;
+		keep_stuck(vm, step->after, &step->new[0]);
+		step->after = NULL;
+	}
+	if (step->stuck[1]) {
+		gmem_region_hand_over(step->region, step->upper);
+		keep_stuck(vm, step->upper, &step->new[1]);
+		step->upper = NULL;
+	}
+	if (step->lost) {
+		step->region->lost = true;
+		step->region->has_slot = !step->deleted;
+	}
+}
+
+static void hand_over_all(struct change *change)
+{
+	gmem_lock_take(&change->vm->lock);
+	for (size_t i = 0; i < change->count; i++)
+		hand_over(change->vm, &change->steps[i]);
+	gmem_lock_drop(&change->vm->lock);
+}
+
+/* ---- the whole change ---- */
+
+static void undo(struct change *change, int err)
+{
+	struct gmem_failure failure;
+
+	gmem_failure_keep(&failure, err);
+	undo_preparations(change, change->count);
+	if (err == -ENOTRECOVERABLE)
+		hand_over_all(change);
+	gmem_failure_restore(&failure);
+}
+
+static int make_change(struct change *change)
+{
 	int err;
 
-	err = check_all(vm, steps, count);
+	err = prepare(change);
 	if (err)
 		return err;
 
-	err = prepare_all(vm, steps, count);
+	err = begin_table(change);
 	if (err)
-		goto drop_spares;
-
-	err = build_table(vm, steps, count, &table);
+		goto undo;
+	err = gmem_apply_slots(change->vm, change->steps, change->count);
 	if (err)
-		goto undo_preparations;
+		goto drop_table;
 
-	err = gmem_apply_slots(vm, steps, count);
-	if (err)
-		goto free_table;
-
-	for (size_t i = 0; i < count; i++)
-		settle(vm, &steps[i]);
-	*ret_old = vm->table;
-	*ret_new = table;
-	gmem_vm_publish(vm, table);
-	drop_spares(steps, count);
+	replace_table(change, commit(change));
 	return 0;
 
-free_table:
-	gmem_table_free(table, vm->table);
-undo_preparations:
-	undo_preparations(vm, steps, count, count);
-drop_spares:
-	drop_spares(steps, count);
+drop_table:
+	drop_table(change);
+undo:
+	undo(change, err);
 	return err;
 }
 
@@ -460,6 +744,21 @@ static void tell_listeners(const struct gmem_vm *vm, const struct gmem_step *ste
 {
 	if (step->kind != GMEM_STEP_ADD && step->kind != GMEM_STEP_SPLIT && !step->region->is_device)
 		gmem_listeners_removed(vm, step->old_gpa, step->region->gpa.size);
+}
+
+static int apply_claimed(struct change *change)
+{
+	int err;
+
+	err = make_change(change);
+	for (size_t i = 0; i < change->count; i++)
+		settle_log(&change->steps[i], !err);
+	if (err)
+		return err;
+
+	for (size_t i = 0; i < change->count; i++)
+		tell_listeners(change->vm, &change->steps[i]);
+	return 0;
 }
 
 static int ask_hooks(const struct gmem_vm *vm, const struct gmem_step *steps, size_t count)
@@ -480,40 +779,55 @@ static void tell_hooks(const struct gmem_vm *vm)
 		hook->after(hook);
 }
 
-const char *gmem_step_name(enum gmem_step_kind kind)
+static int apply_planned(struct change *change)
 {
-	return kinds[kind].name;
+	struct gmem_vm *vm = change->vm;
+	int err;
+
+	err = ask_hooks(vm, change->steps, change->count);
+	if (!err)
+		err = claim(change);
+	if (!err) {
+		err = apply_claimed(change);
+		unclaim(change);
+	}
+	tell_hooks(vm);
+	return err;
+}
+
+/* On success the memory that was taken is let go of: no reader can have it any more. */
+static void end_step(struct gmem_step *step, bool is_done)
+{
+	if (is_done && kinds[step->kind].finish)
+		kinds[step->kind].finish(step);
+
+	if (step->kind != GMEM_STEP_ADD)
+		free(step->after);
+	else
+		step->region = step->after;	/* NULL if it is stuck */
+	step->after = NULL;
 }
 
 int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 {
-	const struct gmem_table *old = NULL;
-	struct gmem_table *new = NULL;
+	struct change change = { .vm = vm, .steps = steps, .count = count };
 	int err;
 
-	gmem_lock_take(&vm->hook_lock);
-	err = ask_hooks(vm, steps, count);
+	/* Who holds the hook lock may wait for the callback that this is called from. */
+	err = gmem_claim_check_not_owner(vm);
+	if (!err)
+		err = gmem_vm_begin_change(vm);
 	if (err)
-		goto over;
+		return err;
 
-	/* The VM lock is free while this waits for readers, who may need it. */
-	lock_both(vm, steps, count);
-	err = apply_locked(vm, steps, count, &old, &new);
-	gmem_lock_drop(&vm->lock);
+	err = plan(&change);
+	if (!err)
+		err = apply_planned(&change);
+	gmem_vm_end_change(vm);
 
-	if (new) {
-		gmem_vm_wait_for_views(vm);
-		gmem_table_free(old, new);
-	}
-	for (size_t i = 0; i < count && !err; i++)
-		tell_listeners(vm, &steps[i]);
-	for (size_t i = 0; i < count && !err; i++)
-		if (kinds[steps[i].kind].finish)
-			kinds[steps[i].kind].finish(&steps[i]);
-	gmem_lock_drop(&vm->change_lock);
-
-over:
-	tell_hooks(vm);
-	gmem_lock_drop(&vm->hook_lock);
+	for (size_t i = 0; i < count; i++)
+		end_step(&steps[i], !err);
+	if (change.claims != change.first_claims)
+		free(change.claims);
 	return err;
 }

@@ -4,49 +4,176 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
+#include <stdio.h>
 
+#include "gmem.h"
+#include "base/counters.h"
 #include "base/error.h"
-#include "base/range_map.h"
 #include "base/range_set.h"
+#include "base/range_map.h"
+#include "caps/caps.h"
 #include "layout/foreign_slot.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
+#include "os/sys.h"
 #include "os/usdt.h"
+#include "region/kept_log.h"
+#include "region/page_states.h"
 #include "region/region.h"
 #include "state/private_state.h"
+#include "view/view.h"
 
 static int fail_slot(const struct gmem_vm *vm, const struct gmem_kvm_slot *slot, int err)
 {
-	if (gmem_foreign_slot_explain(vm, slot, err))
-		return err;
-
 	if (!(slot->flags & KVM_MEM_GUEST_MEMFD))
 		return gmem_fail(err,
 				 "VM fd %d refuses memslot %" PRIu32 " at gpa 0x%" PRIx64 ", 0x%" PRIx64
 				 " bytes, hva 0x%" PRIx64 ": %s",
-				 vm->fd, slot->number, slot->gpa, slot->size,
+				 gmem_vm_number(vm), slot->number, slot->gpa, slot->size,
 				 (uint64_t)(uintptr_t)slot->hva, gmem_errno_name(err));
 
 	return gmem_fail(err,
 			 "VM fd %d refuses memslot %" PRIu32 " at gpa 0x%" PRIx64 ", 0x%" PRIx64
 			 " bytes, guest_memfd fd %d, offset 0x%" PRIx64 ": %s",
-			 vm->fd, slot->number, slot->gpa, slot->size, slot->gmemfd,
+			 gmem_vm_number(vm), slot->number, slot->gpa, slot->size, slot->gmemfd,
 			 slot->gmemfd_offset, gmem_errno_name(err));
 }
 
+/* The number can be taken by somebody else only if the region did not have it. */
+static int fail_new_slot(struct gmem_vm *vm, const struct gmem_step *step,
+			 const struct gmem_kvm_slot *slot, int err)
+{
+	bool is_new = !step->has_old || slot->number != step->old.number;
+
+	if (is_new && gmem_foreign_slot_explain(vm, slot, err))
+		return err;
+	return fail_slot(vm, slot, err);
+}
+
+/* ---- dirty logs ---- */
+
+/* Address bits if the report does not know them: what every host has */
+#define DEFAULT_ADDRESS_BITS	36
+
+/* How many places to try, each half as far up as the one before */
+#define PARKING_TRIES		4
+
+/* Find @size bytes below @end that no region has. The VMM may have a memslot there. */
+static bool find_parking(const struct gmem_vm *vm, uint64_t size, uint64_t end, uint64_t *ret)
+{
+	const struct gmem_range *range;
+
+	while (end >= size) {
+		range = gmem_range_find(&vm->regions, end - size, size);
+		if (!range) {
+			*ret = end - size;
+			return true;
+		}
+		end = range->start;
+	}
+	return false;
+}
+
+static int park(const struct gmem_vm *vm, struct gmem_kvm_slot *slot)
+{
+	uint64_t bits = gmem_caps_value(&vm->caps, GMEM_CAP_ADDRESS_BITS);
+	struct gmem_kvm_slot parked = *slot;
+	int err = -ENOSPC;
+
+	if (!bits || bits > 63)
+		bits = DEFAULT_ADDRESS_BITS;
+	for (unsigned int tries = 0; tries < PARKING_TRIES && err; tries++)
+		if (find_parking(vm, slot->size, UINT64_C(1) << (bits - tries), &parked.gpa))
+			err = gmem_kvm_set_slot(vm->fd, &parked);
+	if (!err)
+		*slot = parked;
+	return err;
+}
+
+/*
+ * Keep the log of @slot, which is about to be deleted; its first page is the region's
+ * @offset. The slot may not be where it was afterwards.
+ */
+static void save_log(const struct gmem_vm *vm, const struct gmem_step *step,
+		     struct gmem_kvm_slot *slot, uint64_t offset)
+{
+	uint64_t page = gmem_sys_page_size();
+	int err;
+
+	if (!step->log || !(slot->flags & KVM_MEM_LOG_DIRTY_PAGES))
+		return;
+
+	err = park(vm, slot);
+	if (!err)
+		err = gmem_kvm_get_dirty_log(vm->fd, slot->number, step->log);
+	if (!err)
+		gmem_kept_log_merge(step->region->kept_log, offset / page, step->log, 0,
+				    slot->size / page);
+	else if (err != -ENXIO)	/* a dirty ring, which outlives the memslot */
+		gmem_kept_log_fill(step->region->kept_log, offset / page, slot->size / page);
+}
+
+/* ---- there ---- */
+
 static int delete_old(struct gmem_vm *vm, struct gmem_step *step)
 {
-	int err = gmem_kvm_delete_slot(vm->fd, step->old.number);
+	struct gmem_kvm_slot slot = step->old;
+	int err;
 
-	GMEM_PROBE(unbind, vm->fd, step->old.number, step->old.gpa, step->old.size, err);
+	save_log(vm, step, &slot, 0);
+	step->parked = slot.gpa != step->old.gpa;
+	err = gmem_kvm_delete_slot(vm->fd, slot.number);
+	GMEM_PROBE(unbind, gmem_vm_number(vm), step->old.number, step->old.gpa, step->old.size, err);
 	if (err) {
 		step->failed = true;
 		return gmem_fail(err,
 				 "VM fd %d refuses to delete memslot %" PRIu32 " at gpa 0x%" PRIx64 ": %s",
-				 vm->fd, step->old.number, step->old.gpa, gmem_errno_name(err));
+				 gmem_vm_number(vm), step->old.number, step->old.gpa, gmem_errno_name(err));
 	}
 	step->deleted = true;
 	return 0;
+}
+
+static bool can_move(const struct gmem_step *step)
+{
+	return gmem_step_may_move_slot(step) && !step->is_blocked;
+}
+
+static int delete_all_old(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < count && !err; i++)
+		if (steps[i].has_old && !can_move(&steps[i]))
+			err = delete_old(vm, &steps[i]);
+	return err;
+}
+
+static int move_slot(struct gmem_vm *vm, struct gmem_step *step)
+{
+	const struct gmem_kvm_slot *slot = &step->new[0];
+	int err = gmem_kvm_set_slot(vm->fd, slot);
+
+	GMEM_PROBE(bind, gmem_vm_number(vm), slot->number, slot->gpa, slot->size, step->region->backing, err);
+	if (!err) {
+		step->moved = true;
+		return 0;
+	}
+	/* Some KVMs move no memslot: x86 while a graphics device tracks writes to pages. */
+	if (err == -EINVAL || err == -EEXIST)
+		return delete_old(vm, step);
+	step->failed = true;
+	return fail_slot(vm, slot, err);
+}
+
+static int move_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < count && !err; i++)
+		if (can_move(&steps[i]))
+			err = move_slot(vm, &steps[i]);
+	return err;
 }
 
 static int add_new(struct gmem_vm *vm, struct gmem_step *step)
@@ -54,71 +181,112 @@ static int add_new(struct gmem_vm *vm, struct gmem_step *step)
 	const struct gmem_kvm_slot *slot;
 	int err;
 
-	while (step->added < step->new_count) {
+	while (!step->moved && step->added < step->new_count) {
 		slot = &step->new[step->added];
 		err = gmem_kvm_set_slot(vm->fd, slot);
-		GMEM_PROBE(bind, vm->fd, slot->number, slot->gpa, slot->size, step->region->backing,
+		GMEM_PROBE(bind, gmem_vm_number(vm), slot->number, slot->gpa, slot->size, step->region->backing,
 			   err);
 		if (err) {
 			step->failed = true;
-			return fail_slot(vm, slot, err);
+			return fail_new_slot(vm, step, slot, err);
 		}
 		step->added++;
 	}
 	return 0;
 }
 
-static int take_back(struct gmem_vm *vm, struct gmem_step *step, const struct gmem_kvm_slot *slot,
-		     int cause, int err)
+/* ---- and back ---- */
+
+/* A change that is undone, and what could not be */
+struct undo {
+	struct gmem_vm *vm;
+	bool is_incomplete;
+	char sentence[160];
+};
+
+/* The first one is the one to tell. */
+static void note_loss(struct undo *undo, const struct gmem_kvm_slot *slot, const char *what, int err)
 {
-	int undo_err = gmem_kvm_delete_slot_retry(vm->fd, slot->number);
-
-	if (!undo_err)
-		return err;
-
-	step->stuck = true;
-	step->region->lost = true;
-	return gmem_fail(-ENOTRECOVERABLE,
-			 "after a refusal, %s, VM fd %d keeps memslot %" PRIu32 " at gpa 0x%" PRIx64
-			 ", 0x%" PRIx64 " bytes: %s",
-			 gmem_errno_name(cause), vm->fd, slot->number, slot->gpa, slot->size,
-			 gmem_errno_name(undo_err));
+	if (undo->is_incomplete)
+		return;
+	undo->is_incomplete = true;
+	snprintf(undo->sentence, sizeof(undo->sentence),
+		 "VM fd %d %s memslot %" PRIu32 " at gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes: %s",
+		 gmem_vm_number(undo->vm), what, slot->number, slot->gpa, slot->size, gmem_errno_name(err));
 }
 
-static int put_back(struct gmem_vm *vm, struct gmem_step *step, int cause, int err)
+static void take_back(struct undo *undo, struct gmem_step *step, unsigned int n)
 {
-	int undo_err = gmem_kvm_set_slot(vm->fd, &step->old);
+	struct gmem_kvm_slot *slot = &step->new[n];
+	int err;
 
-	if (!undo_err)
-		return err;
+	save_log(undo->vm, step, slot, n ? step->offset : 0);
+	err = gmem_kvm_delete_slot_retry(undo->vm->fd, slot->number);
+	if (err) {
+		step->stuck[n] = true;
+		note_loss(undo, slot, "keeps", err);
+	}
+}
 
-	step->region->lost = true;
-	step->region->has_slot = false;
-	return gmem_fail(-ENOTRECOVERABLE,
-			 "after a refusal, %s, VM fd %d refuses memslot %" PRIu32
-			 " back at gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes: %s",
-			 gmem_errno_name(cause), vm->fd, step->old.number, step->old.gpa,
-			 step->old.size, gmem_errno_name(undo_err));
+static void put_back(struct undo *undo, struct gmem_step *step)
+{
+	int err = gmem_kvm_set_slot(undo->vm->fd, &step->old);
+
+	if (err) {
+		step->lost = true;
+		note_loss(undo, &step->old, "refuses to put back", err);
+	}
+}
+
+/* Move a memslot back; if KVM refuses, delete and add it. */
+static void move_back(struct undo *undo, struct gmem_step *step)
+{
+	if (!gmem_kvm_set_slot(undo->vm->fd, &step->old))
+		return;
+	take_back(undo, step, 0);
+	step->deleted = true;
+}
+
+/* The old memslot was not deleted, and is not where it was. */
+static void leave_parking(struct undo *undo, struct gmem_step *step)
+{
+	int err = gmem_kvm_set_slot(undo->vm->fd, &step->old);
+
+	if (err) {
+		step->lost = true;
+		note_loss(undo, &step->old, "does not move back", err);
+	}
+}
+
+/* @part is of offsets in the region. */
+static int set_part_private(const struct gmem_region *region, const struct gmem_part *part,
+			    bool to_private)
+{
+	const struct gmem_part gpas = { region->gpa.start + part->start,
+					region->gpa.start + part->last };
+
+	return gmem_region_set_private(region, &gpas, to_private, 0);
 }
 
 /*
  * Attributes belong to addresses, not to memslots. A hole or a device that is
  * private is a trap for the guest, so what is removed leaves nothing private.
  */
-static int share_again(const struct gmem_vm *vm, struct gmem_step *step)
+static int share_again(struct gmem_step *step)
 {
-	const struct gmem_range *gpa = &step->region->gpa;
-	struct gmem_set_walk at = GMEM_SET_WALK(&vm->privates, true, gpa->start,
-						gmem_range_last(gpa));
+	const struct gmem_states *states = &step->region->states;
+	uint64_t last = step->region->gpa.size - 1;
+	struct gmem_part part;
 	int err;
 
-	while (gmem_set_walk(&at)) {
-		err = gmem_region_set_private(step->region, &at.part, false, 0);
+	while (step->shared_again <= last &&
+	       gmem_states_find(states, GMEM_PAGE_PRIVATE, true, step->shared_again, last, &part)) {
+		err = set_part_private(step->region, &part, false);
 		if (err) {
 			step->failed = true;
 			return err;
 		}
-		step->shared_again = at.part.last - gpa->start + 1;
+		step->shared_again = part.last + 1;
 	}
 	return 0;
 }
@@ -128,72 +296,91 @@ static int set_private_again(const struct gmem_region *region, const struct gmem
 	int err = 0;
 
 	for (int tries = 0; tries < GMEM_UNDO_TRIES; tries++) {
-		err = gmem_region_set_private(region, part, true, 0);
+		err = set_part_private(region, part, true);
 		if (!err)
 			break;
 	}
 	return err;
 }
 
-/* The kernel keeps [@start, @end) shared, so that is what the record says. */
-static int give_up_private(struct gmem_vm *vm, struct gmem_step *step, uint64_t start,
-			   uint64_t end, int cause, int err)
+/* The kernel keeps a part of a region shared, so that is what the record and readers say. */
+static void give_up_private(struct undo *undo, struct gmem_step *step, const struct gmem_part *part,
+			    int err)
 {
-	gmem_state_count(vm, start, end - start, false);
-	gmem_set_remove(&vm->privates, start, end - start, &step->spares[0]);
-	return gmem_fail(-ENOTRECOVERABLE,
-			 "after a refusal, %s, VM fd %d leaves gpa 0x%" PRIx64 ", 0x%" PRIx64
-			 " bytes, shared: %s",
-			 gmem_errno_name(cause), vm->fd, start, end - start, gmem_errno_name(err));
+	struct gmem_region *region = step->region;
+	uint64_t gpa = region->gpa.start + part->start, size = part->last - part->start + 1;
+
+	gmem_region_count(region, GMEM_COUNT_MADE_SHARED,
+			  gmem_states_set(&region->states, GMEM_PAGE_PRIVATE, part->start, size, false));
+	gmem_vm_show_states(undo->vm, region, gpa, size);
+	if (undo->is_incomplete)
+		return;
+	undo->is_incomplete = true;
+	snprintf(undo->sentence, sizeof(undo->sentence),
+		 "VM fd %d leaves gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes, shared: %s",
+		 gmem_vm_number(undo->vm), gpa, size, gmem_errno_name(err));
 }
 
-/* Undo share_again(), as far as it got. */
-static int make_private_again(struct gmem_vm *vm, struct gmem_step *step, int cause, int err)
+/* Undo share_again(), as far as it got, part by part: each is what the kernel says it is. */
+static void make_private_again(struct undo *undo, struct gmem_step *step)
 {
-	uint64_t start = step->region->gpa.start, end = start + step->shared_again;
-	struct gmem_set_walk at = GMEM_SET_WALK(&vm->privates, true, start, end - 1);
-	int undo_err;
+	uint64_t at = 0, end = step->shared_again;
+	struct gmem_part part;
+	int err;
 
-	while (step->shared_again && gmem_set_walk(&at)) {
-		undo_err = set_private_again(step->region, &at.part);
-		if (undo_err)
-			return give_up_private(vm, step, at.part.start, end, cause, undo_err);
+	while (at < end && gmem_states_find(&step->region->states, GMEM_PAGE_PRIVATE, true, at,
+					    end - 1, &part)) {
+		err = set_private_again(step->region, &part);
+		if (err)
+			give_up_private(undo, step, &part, err);
+		at = part.last + 1;
 	}
-	return err;
 }
 
-/*
- * Put the memslots back as they were. -ENOTRECOVERABLE names the last one that is lost.
- */
 static int undo_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t count, int cause)
 {
-	int err = cause;
+	struct undo undo = { .vm = vm };
+	struct gmem_failure refusal;
 
+	gmem_failure_keep(&refusal, cause);
 	for (size_t i = count; i-- > 0;)
-		err = make_private_again(vm, &steps[i], cause, err);
+		make_private_again(&undo, &steps[i]);
 
 	for (size_t i = count; i-- > 0;)
 		while (steps[i].added > 0)
-			err = take_back(vm, &steps[i], &steps[i].new[--steps[i].added], cause, err);
-
+			take_back(&undo, &steps[i], --steps[i].added);
 	for (size_t i = count; i-- > 0;)
-		if (steps[i].deleted && !steps[i].stuck)
-			err = put_back(vm, &steps[i], cause, err);
-	return err;
+		if (steps[i].moved)
+			move_back(&undo, &steps[i]);
+
+	for (size_t i = count; i-- > 0;) {
+		struct gmem_step *step = &steps[i];
+
+		if (step->deleted && (step->stuck[0] || step->stuck[1]))
+			step->lost = true;
+		else if (step->deleted)
+			put_back(&undo, step);
+		else if (step->parked)
+			leave_parking(&undo, step);
+	}
+
+	if (!undo.is_incomplete)
+		return gmem_failure_restore(&refusal);
+	return gmem_fail(-ENOTRECOVERABLE, "%s; not undone: %s", refusal.sentence, undo.sentence);
 }
 
 int gmem_apply_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 {
-	int err = 0;
+	int err;
 
-	for (size_t i = 0; i < count && !err; i++)
-		if (steps[i].has_old)
-			err = delete_old(vm, &steps[i]);
+	err = delete_all_old(vm, steps, count);
+	if (!err)
+		err = move_slots(vm, steps, count);
 	for (size_t i = 0; i < count && !err; i++)
 		err = add_new(vm, &steps[i]);
 	for (size_t i = 0; i < count && !err; i++)
 		if (steps[i].kind == GMEM_STEP_REMOVE)
-			err = share_again(vm, &steps[i]);
+			err = share_again(&steps[i]);
 
 	return err ? undo_slots(vm, steps, count, err) : 0;
 }

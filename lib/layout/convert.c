@@ -4,26 +4,32 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
 
 #include "base/check.h"
 #include "base/counters.h"
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/opts.h"
-#include "base/range_map.h"
 #include "base/range_set.h"
+#include "os/sys.h"
 #include "os/usdt.h"
+#include "region/page_states.h"
 #include "region/region.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
-#include "region/vm_core.h"
 #include "state/claim.h"
 #include "state/listener.h"
 #include "state/private_state.h"
-#include "view/lookup_table.h"
 #include "view/view.h"
+
+/*
+ * A run is told to the kernel in pieces: while KVM converts, page by page, it takes no signal
+ * and no other memslot changes.
+ */
+#define MAX_RUN (UINT64_C(1) << 30)
+
+/* Bytes claimed at once to give back what is pending: conversions of them wait meanwhile */
+#define PENDING_PIECE (UINT64_C(64) << 20)
 
 struct work {
 	struct gmem_vm *vm;
@@ -31,13 +37,12 @@ struct work {
 	uint64_t gpa;
 	uint64_t size;
 	uint64_t last;
+	uint64_t deadline;		/* of opts.wait_ms */
+	uint64_t changing;		/* bytes that are marked GMEM_PAGE_CHANGING */
 	uint32_t state;
 	bool to_private;
 	bool is_inplace;		/* part of the range is: each file has attributes of its own */
 	bool is_done;			/* the kernel was told by the caller: only the record changes */
-	struct gmem_range_map runs;	/* the runs that change, for listeners */
-	struct gmem_range *spare;	/* for vm->privates */
-	struct gmem_range *pending_spares[2];	/* for vm->pending_discard: one to remove, one to add */
 	struct gmem_conversion result;
 };
 
@@ -79,280 +84,274 @@ static int check_coverage(struct work *work)
 	return 0;
 }
 
+/* ---- what changes ---- */
+
+static struct gmem_stretch whole_range(const struct work *work)
+{
+	return (struct gmem_stretch)GMEM_REGIONS_WALK(work->vm, work->gpa, work->last);
+}
+
+static uint64_t offset_in(const struct gmem_stretch *at)
+{
+	return at->gpa - at->region->gpa.start;
+}
+
+static struct gmem_states_walk changing_in(const struct gmem_stretch *at)
+{
+	return (struct gmem_states_walk)GMEM_STATES_WALK(&at->region->states, GMEM_PAGE_CHANGING,
+							 true, offset_in(at), at->size);
+}
+
+/* Mark the pages of a region that are not yet in the state asked for. */
+static uint64_t mark_in_region(const struct work *work, const struct gmem_stretch *region)
+{
+	struct gmem_states *states = &region->region->states;
+	struct gmem_states_walk at = GMEM_STATES_WALK(states, GMEM_PAGE_PRIVATE, !work->to_private,
+						      offset_in(region), region->size);
+	uint64_t bytes = 0;
+
+	while (gmem_states_walk(&at))
+		bytes += gmem_states_set(states, GMEM_PAGE_CHANGING, at.offset, at.size, true);
+	return bytes;
+}
+
+static void mark_changing(struct work *work)
+{
+	struct gmem_stretch at = whole_range(work);
+
+	while (gmem_state_next_region(work->vm, &at))
+		work->changing += mark_in_region(work, &at);
+}
+
+static void unmark_changing(const struct work *work)
+{
+	struct gmem_stretch at = whole_range(work);
+
+	while (work->changing && gmem_state_next_region(work->vm, &at))
+		gmem_states_set(&at.region->states, GMEM_PAGE_CHANGING, offset_in(&at), at.size, false);
+}
+
+/* ---- the record, which readers see at once ---- */
+
+/* Record the new or the old state of what changes in [@gpa, @last], and tell readers. */
+static void record(const struct work *work, uint64_t gpa, uint64_t last, bool to_private)
+{
+	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, gpa, last);
+	struct gmem_states_walk run;
+
+	while (gmem_state_next_region(work->vm, &at)) {
+		run = changing_in(&at);
+		while (gmem_states_walk(&run))
+			gmem_states_set(&at.region->states, GMEM_PAGE_PRIVATE, run.offset, run.size,
+					to_private);
+		gmem_vm_show_states(work->vm, at.region, at.gpa, at.size);
+	}
+}
+
+/* Record that only the part in work->result, which may be empty, changed. */
+static void record_result(const struct work *work, bool to_private)
+{
+	const struct gmem_conversion *done = &work->result;
+
+	if (!done->size) {
+		record(work, work->gpa, work->last, !to_private);
+		return;
+	}
+	if (done->gpa > work->gpa)
+		record(work, work->gpa, done->gpa - 1, !to_private);
+	if (done->gpa + done->size - 1 < work->last)
+		record(work, done->gpa + done->size, work->last, !to_private);
+}
+
+/* Count what changed, and forget what was pending there: the other side is in use again. */
+static void settle(struct work *work)
+{
+	const enum gmem_counter which = work->to_private ? GMEM_COUNT_MADE_PRIVATE
+							 : GMEM_COUNT_MADE_SHARED;
+	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, work->result.gpa,
+						   work->result.gpa + work->result.size - 1);
+	struct gmem_states_walk run;
+	uint64_t bytes;
+
+	while (work->result.size && gmem_state_next_region(work->vm, &at)) {
+		run = changing_in(&at);
+		for (bytes = 0; gmem_states_walk(&run); bytes += run.size)
+			gmem_states_set(&at.region->states, GMEM_PAGE_PENDING, run.offset, run.size,
+					false);
+		gmem_region_count(at.region, which, bytes);
+		if (!work->is_done)
+			work->result.converted += bytes;
+	}
+}
+
 /* ---- the kernel ---- */
 
-/* Attributes of the VM cross regions; those of a file end with it. */
-static void cut_at_file(const struct work *work, struct gmem_part *run)
+static struct gmem_region *region_at(struct gmem_vm *vm, uint64_t gpa)
 {
-	uint64_t last;
+	struct gmem_region *region;
 
-	if (!work->is_inplace)
-		return;
-	last = gmem_region_last(gmem_regions_at(work->vm, run->start));
-	if (last < run->last)
-		run->last = last;
+	gmem_lock_take(&vm->lock);
+	region = gmem_regions_at(vm, gpa);
+	gmem_lock_drop(&vm->lock);
+	return region;
 }
 
-/* The first run at or after @at whose recorded state is not the one asked for */
-static bool next_change(const struct work *work, uint64_t at, struct gmem_part *ret)
+/*
+ * Find the next run for one ioctl. Attributes of the VM cross regions; those of a file end
+ * with it.
+ */
+static bool next_run(const struct work *work, uint64_t at, uint64_t last, bool all,
+		     struct gmem_part *ret)
 {
-	if (!gmem_set_next(&work->vm->privates, !work->to_private, at, work->last, ret))
+	uint64_t end;
+
+	if (all)
+		*ret = (struct gmem_part){ at, last };
+	else if (!gmem_state_find(work->vm, GMEM_PAGE_CHANGING, true, at, last, ret))
 		return false;
-	cut_at_file(work, ret);
-	return true;
-}
 
-/* With GMEM_CONVERT_ALL every run, whatever its recorded state */
-static bool next_run(const struct work *work, uint64_t at, struct gmem_part *ret)
-{
-	if (!(work->opts.flags & GMEM_CONVERT_ALL))
-		return next_change(work, at, ret);
-
-	*ret = (struct gmem_part){ at, work->last };
-	cut_at_file(work, ret);
+	if (ret->last - ret->start >= MAX_RUN)
+		ret->last = ret->start + MAX_RUN - 1;
+	if (work->is_inplace) {
+		end = gmem_region_last(region_at(work->vm, ret->start));
+		ret->last = end < ret->last ? end : ret->last;
+	}
 	return true;
 }
 
 static int set_run(struct work *work, const struct gmem_part *run, bool to_private)
 {
-	struct gmem_region *region = gmem_regions_at(work->vm, run->start);
+	struct gmem_region *region = region_at(work->vm, run->start);
+	uint64_t now = work->opts.wait_ms && work->is_inplace ? gmem_sys_now() : 0;
+	uint64_t left = now < work->deadline ? work->deadline - now : 0;
 
 	work->result.ioctls++;
 	gmem_region_count(region, GMEM_COUNT_CONVERT_IOCTLS, 1);
-	return gmem_region_set_private(region, run, to_private, work->opts.wait_ms);
+	return gmem_region_set_private(region, run, to_private,
+				       work->opts.wait_ms ? (uint32_t)(left / GMEM_NANOSECONDS_PER_MS) : 0);
+}
+
+static int set_run_insisting(struct work *work, const struct gmem_part *run, bool to_private)
+{
+	int err, tries = GMEM_UNDO_TRIES;
+
+	do {
+		err = set_run(work, run, to_private);
+	} while (err && --tries);
+	return err;
 }
 
 /*
- * Undo the runs before @refused, lowest first. If the kernel refuses that, the rest up
- * to @refused keeps the new state.
+ * Undo what was changed below @refused, lowest first. If the kernel refuses that, the rest
+ * up to @refused keeps the new state. The sentence of the first refusal stays.
  */
 static int undo_runs(struct work *work, uint64_t refused, int cause)
 {
-	uint64_t at = work->gpa;
-	struct gmem_part run;
-	int err = 0, tries;
+	struct gmem_part run = { .last = work->gpa - 1 };
+	struct gmem_failure first;
+	int err = 0;
 
-	while (at < refused && next_change(work, at, &run) && run.start < refused) {
-		for (tries = 0; tries < GMEM_UNDO_TRIES; tries++) {
-			err = set_run(work, &run, !work->to_private);
-			if (!err)
-				break;
-		}
-		if (err)
-			break;
-		at = run.last + 1;
-	}
-	work->result.converted = 0;
+	gmem_failure_keep(&first, cause);
+	while (!err && run.last + 1 < refused &&
+	       next_run(work, run.last + 1, refused - 1, false, &run))
+		err = set_run_insisting(work, &run, !work->to_private);
 	if (!err)
-		return cause;
+		return gmem_failure_restore(&first);
 
 	work->result.gpa = run.start;
 	work->result.size = refused - run.start;
-	work->result.converted = work->result.size;
 	return gmem_fail(-ENOTRECOVERABLE,
-			 "after a refusal, %s, VM fd %d refuses to make gpa 0x%" PRIx64
-			 " what it was: 0x%" PRIx64 " bytes from there are %s now",
-			 gmem_errno_name(cause), work->vm->fd, run.start, refused - run.start,
-			 work->to_private ? "private" : "shared");
+			 "%s; nor is it undone: 0x%" PRIx64 " bytes at gpa 0x%" PRIx64 " are %s now: %s",
+			 first.sentence, refused - run.start, run.start,
+			 work->to_private ? "private" : "shared", gmem_errno_name(err));
 }
 
 static int change_kernel(struct work *work)
 {
-	uint64_t at = work->gpa;
-	struct gmem_part run;
+	bool all = work->opts.flags & GMEM_CONVERT_ALL;
+	struct gmem_part run = { .last = work->gpa - 1 };
 	int err;
 
-	while (!work->is_done && next_run(work, at, &run)) {
+	while (!work->is_done && run.last != work->last &&
+	       next_run(work, run.last + 1, work->last, all, &run)) {
 		err = set_run(work, &run, work->to_private);
 		if (err)
 			return undo_runs(work, run.start, err);
-		work->result.converted += run.last - run.start + 1;
-		if (run.last == work->last)
-			break;
-		at = run.last + 1;
 	}
 	work->result.gpa = work->gpa;
 	work->result.size = work->size;
 	return 0;
 }
 
-/* ---- the readers ---- */
-
-/* @base with [@gpa, @gpa + @size) in the new state; NULL if there are no readers */
-static int make_table(const struct work *work, const struct gmem_table *base, uint64_t gpa,
-		      uint64_t size, struct gmem_table **ret)
-{
-	struct gmem_range range = { .start = gpa, .size = size };
-	const struct gmem_range_map privates = { .root = work->to_private ? &range : NULL };
-	const struct gmem_layout layout = { &work->vm->regions, &privates };
-	int err;
-
-	*ret = NULL;
-	if (!base)
-		return 0;
-
-	err = gmem_table_new(base, &work->vm->regions, ret);
-	if (err)
-		return gmem_fail(err, "no memory for the readers' new table");
-	err = gmem_table_refresh(*ret, base, &layout, gpa, size);
-	if (err) {
-		gmem_table_free(*ret, base);
-		*ret = NULL;
-		return gmem_fail(err, "no memory for the readers' new table");
-	}
-	return 0;
-}
-
-static void tell_readers(struct gmem_vm *vm, const struct gmem_table *table)
-{
-	if (table) {
-		gmem_vm_publish(vm, table);
-		gmem_vm_wait_for_views(vm);
-	}
-}
-
-/*
- * The kernel refused. If it refused the undo, too, readers get a table of just the part
- * that changed; without memory for one, the table that grants less.
- */
-static void fall_back(struct work *work, const struct gmem_table *old, struct gmem_table *new)
-{
-	struct gmem_table *third = NULL;
-	int err = 0;
-
-	if (!old)
-		return;
-	if (work->result.size)
-		err = make_table(work, old, work->result.gpa, work->result.size, &third);
-
-	if (err && work->to_private) {
-		gmem_table_free(old, new);
-		return;
-	}
-	if (!err && (work->to_private || third))
-		tell_readers(work->vm, third ? third : old);
-	gmem_table_free(new, old);
-	if (third)
-		gmem_table_free(old, third);
-}
-
-/* ---- the record ---- */
-
-static int get_spares(struct work *work)
+/* To private, readers are told and waited for before the kernel; to shared, told after. */
+static int change_state(struct work *work)
 {
 	int err;
 
-	err = gmem_set_spare(&work->spare);
-	if (!err)
-		err = gmem_set_spare(&work->pending_spares[0]);
-	if (!err)
-		err = gmem_set_spare(&work->pending_spares[1]);
+	if (work->to_private) {
+		record(work, work->gpa, work->last, true);
+		gmem_vm_wait_for_views(work->vm);
+	}
+	err = change_kernel(work);
+	if (!work->to_private && work->result.size)
+		record(work, work->result.gpa, work->result.gpa + work->result.size - 1, false);
+	else if (work->to_private && err)
+		record_result(work, true);
+	settle(work);
 	return err;
-}
-
-/*
- * Record the part that is in the new state: the whole range, or what could not be
- * undone.
- */
-static void record(struct work *work)
-{
-	struct gmem_vm *vm = work->vm;
-	uint64_t gpa = work->result.gpa, size = work->result.size;
-
-	if (!size)
-		return;
-
-	gmem_lock_take(&vm->lock);
-	gmem_state_count(vm, gpa, size, work->to_private);
-	if (work->to_private)
-		gmem_set_add(&vm->privates, gpa, size, &work->spare);
-	else
-		gmem_set_remove(&vm->privates, gpa, size, &work->spare);
-	/* The side that was pending is in use again. */
-	gmem_set_remove(&vm->pending_discard, gpa, size, &work->pending_spares[0]);
-	gmem_lock_drop(&vm->lock);
 }
 
 /* Count one for the VM, and one for each region that has a part in it. */
 static void count_conversion(const struct work *work)
 {
-	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, work->gpa, work->last);
+	struct gmem_stretch at = whole_range(work);
 
 	gmem_count(&work->vm->counters, GMEM_COUNT_CONVERSIONS, 1);
-	while (gmem_regions_walk_whole(&at))
+	while (gmem_state_next_region(work->vm, &at))
 		gmem_count(&at.region->counters, GMEM_COUNT_CONVERSIONS, 1);
-}
-
-static int change_state(struct work *work)
-{
-	const struct gmem_table *old = work->vm->table;
-	struct gmem_table *new;
-	int err;
-
-	err = make_table(work, old, work->gpa, work->size, &new);
-	if (err)
-		return err;
-
-	if (work->to_private)
-		tell_readers(work->vm, new);
-	err = change_kernel(work);
-	record(work);
-	if (err) {
-		fall_back(work, old, new);
-		return err;
-	}
-
-	if (!work->to_private)
-		tell_readers(work->vm, new);
-	if (new)
-		gmem_table_free(old, new);
-	return 0;
 }
 
 /* ---- the other side ---- */
 
-static int discard_part(struct gmem_region *region, uint64_t gpa, uint64_t last, bool is_private,
+/* Memory that is both sides has no other side to discard. */
+static bool has_other_side(const struct gmem_region *region)
+{
+	return gmem_region_traits(region)->has_sides && !gmem_region_is_both_sides(region);
+}
+
+static int discard_part(struct gmem_region *region, uint64_t offset, uint64_t size, bool is_private,
 			uint64_t *done)
 {
 	*done = 0;
-	if (!gmem_region_traits(region)->has_sides || gmem_region_is_both_sides(region))
+	if (!has_other_side(region))
 		return 0;
 	return gmem_region_memory_discard(region, is_private ? GMEM_SIDE_SHARED : GMEM_SIDE_PRIVATE,
-					  gpa - region->gpa.start, last - gpa + 1, done);
+					  offset, size, done);
 }
 
 static void defer_discard(struct work *work, uint64_t gpa)
 {
-	gmem_lock_take(&work->vm->lock);
-	gmem_set_add(&work->vm->pending_discard, gpa, work->last - gpa + 1, &work->pending_spares[1]);
-	gmem_lock_drop(&work->vm->lock);
-	work->result.owed = work->last - gpa + 1;
-}
+	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, gpa, work->last);
 
-static bool next_region(const struct work *work, struct gmem_stretch *at)
-{
-	bool found;
-
-	if (at->is_over)
-		return false;
-
-	/* The claim keeps the region as it is without the lock. */
-	gmem_lock_take(&work->vm->lock);
-	found = gmem_regions_walk_whole(at);
-	gmem_lock_drop(&work->vm->lock);
-	return found;
+	while (gmem_state_next_region(work->vm, &at)) {
+		if (!has_other_side(at.region))
+			continue;
+		gmem_states_set(&at.region->states, GMEM_PAGE_PENDING, offset_in(&at), at.size, true);
+		work->result.owed += at.size;
+	}
 }
 
 /* A refusal leaves the rest pending: the conversion itself is done. */
 static void discard(struct work *work)
 {
-	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, work->gpa, work->last);
+	struct gmem_stretch at = whole_range(work);
 	uint64_t done;
 	int err;
 
-	while (next_region(work, &at)) {
-		err = discard_part(at.region, at.gpa, at.gpa + at.size - 1, work->to_private, &done);
+	while (gmem_state_next_region(work->vm, &at)) {
+		err = discard_part(at.region, offset_in(&at), at.size, work->to_private, &done);
 		work->result.discarded += done;
+		gmem_states_set(&at.region->states, GMEM_PAGE_PENDING, offset_in(&at), done, false);
 		if (err) {
 			gmem_vm_log_error(work->vm, err);
 			defer_discard(work, at.gpa + done);
@@ -363,8 +362,6 @@ static void discard(struct work *work)
 
 static void let_go_of_other_side(struct work *work)
 {
-	if (work->is_inplace)
-		return;
 	if (work->opts.discard == GMEM_DISCARD_NOW)
 		discard(work);
 	else if (work->opts.discard == GMEM_DISCARD_LATER)
@@ -372,30 +369,6 @@ static void let_go_of_other_side(struct work *work)
 }
 
 /* ---- listeners ---- */
-
-/* Collect the runs now: by the time listeners are told, the record has changed. */
-static int collect_runs(struct work *work)
-{
-	uint64_t at = work->gpa;
-	struct gmem_range *node;
-	struct gmem_part run;
-
-	if (!work->vm->listeners)
-		return 0;
-
-	while (next_run(work, at, &run)) {
-		node = NULL;
-		if (gmem_set_spare(&node))
-			return gmem_fail(-ENOMEM, "no memory for what listeners are told");
-		node->start = run.start;
-		node->size = run.last - run.start + 1;
-		gmem_range_insert(&work->runs, node);
-		if (run.last == work->last)
-			break;
-		at = run.last + 1;
-	}
-	return 0;
-}
 
 /*
  * Tell listeners which runs did not become private, or are shared now, if only because
@@ -405,22 +378,24 @@ static void tell_listeners(const struct work *work, int err)
 {
 	const struct gmem_conversion *done = &work->result;
 	uint64_t end = done->gpa + done->size;
-	char sentence[256];
+	struct gmem_failure failure;
 
-	snprintf(sentence, sizeof(sentence), "%s", gmem_last_error());
+	if (!work->vm->listeners)
+		return;
+
+	gmem_failure_keep(&failure, err);
 	if (!work->to_private) {
 		if (done->size)
-			gmem_listeners_shared(work->vm, &work->runs, done->gpa, end - 1);
+			gmem_listeners_shared(work->vm, done->gpa, end - 1);
 	} else if (!done->size) {
-		gmem_listeners_undo(work->vm, &work->runs, work->gpa, work->last);
+		gmem_listeners_undo(work->vm, work->gpa, work->last);
 	} else {
 		if (done->gpa > work->gpa)
-			gmem_listeners_undo(work->vm, &work->runs, work->gpa, done->gpa - 1);
+			gmem_listeners_undo(work->vm, work->gpa, done->gpa - 1);
 		if (end - 1 < work->last)
-			gmem_listeners_undo(work->vm, &work->runs, end, work->last);
+			gmem_listeners_undo(work->vm, end, work->last);
 	}
-	if (err)
-		gmem_fail(err, "%s", sentence);
+	gmem_failure_restore(&failure);
 }
 
 /* ---- the whole conversion ---- */
@@ -428,34 +403,29 @@ static void tell_listeners(const struct work *work, int err)
 static int convert_claimed(struct work *work)
 {
 	struct gmem_vm *vm = work->vm;
-	struct gmem_part run;
-	bool is_so;
 	int err;
 
-	/* The claim keeps the layout and the states as they are. */
 	gmem_lock_take(&vm->lock);
 	err = check_coverage(work);
-	is_so = !err && !next_run(work, work->gpa, &run);
-	if (!err && !is_so)
-		err = collect_runs(work);
 	gmem_lock_drop(&vm->lock);
-	if (err || is_so)
-		return err;
-
-	err = get_spares(work);
-	if (!err && work->to_private)
-		err = gmem_listeners_ask(vm, &work->runs, work->gpa, work->last);
 	if (err)
 		return err;
 
-	gmem_lock_take(&vm->change_lock);
-	err = change_state(work);
-	if (!err && !work->is_done)
-		count_conversion(work);
-	gmem_lock_drop(&vm->change_lock);
-	if (!err && !work->is_done)
-		let_go_of_other_side(work);
-	tell_listeners(work, err);
+	mark_changing(work);
+	if (!work->changing && !(work->opts.flags & GMEM_CONVERT_ALL))
+		return 0;
+
+	if (work->to_private)
+		err = gmem_listeners_ask(vm, work->gpa, work->last);
+	if (!err) {
+		err = change_state(work);
+		if (!err && !work->is_done) {
+			count_conversion(work);
+			let_go_of_other_side(work);
+		}
+		tell_listeners(work, err);
+	}
+	unmark_changing(work);
 	return err;
 }
 
@@ -467,10 +437,13 @@ static int convert(struct work *work)
 		.size = work->size,
 		.mode = GMEM_CLAIM_EXCLUSIVE,
 		.allows_leases = !work->to_private,
+		.discards = work->to_private,
 		.purpose = "converted to private",
 	};
 	int err;
 
+	if (work->opts.wait_ms)
+		work->deadline = gmem_sys_now() + work->opts.wait_ms * GMEM_NANOSECONDS_PER_MS;
 	gmem_lock_take(&vm->lock);
 	err = gmem_claim_take(vm, &claim, work->opts.wait_ms);
 	gmem_lock_drop(&vm->lock);
@@ -482,10 +455,6 @@ static int convert(struct work *work)
 	gmem_lock_take(&vm->lock);
 	gmem_claim_drop(vm, &claim);
 	gmem_lock_drop(&vm->lock);
-	gmem_set_clear(&work->runs);
-	free(work->spare);
-	free(work->pending_spares[0]);
-	free(work->pending_spares[1]);
 	return err;
 }
 
@@ -530,7 +499,7 @@ GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, ui
 		err = convert(&work);
 	if (ret)
 		*ret = work.result;
-	GMEM_PROBE(convert, vm->fd, gpa, size, state, work.result.converted, err);
+	GMEM_PROBE(convert, gmem_vm_number(vm), gpa, size, state, work.result.converted, err);
 	return gmem_vm_log_error(vm, err);
 }
 
@@ -556,66 +525,84 @@ GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t si
 	return gmem_vm_log_error(vm, err);
 }
 
-/* ---- pending discards ---- */
-
-/* The first part at or after @at that is pending and lies in one region and one state */
-static bool next_pending(const struct gmem_vm *vm, uint64_t at, uint64_t last,
-			 struct gmem_stretch *ret)
+int gmem_convert_check(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
-	struct gmem_part part;
-
-	if (!gmem_set_next(&vm->pending_discard, true, at, last, &part))
-		return false;
-
-	*ret = (struct gmem_stretch)GMEM_REGIONS_WALK(vm, part.start, part.last);
-	return gmem_regions_walk(ret);
-}
-
-/* Discard what is pending within a claim; called and returning with the lock held. */
-static int discard_pending(struct gmem_vm *vm, const struct gmem_claim *claim,
-			   struct gmem_range **spare, uint64_t *total)
-{
-	uint64_t last = claim->gpa + claim->size - 1, at = claim->gpa, done;
-	struct gmem_stretch part;
+	struct work work = { .vm = vm, .gpa = gpa, .size = size, .last = gpa + size - 1 };
 	int err;
 
-	while (next_pending(vm, at, last, &part)) {
-		err = gmem_set_spare(spare);
-		if (err)
-			return err;
-		gmem_lock_drop(&vm->lock);
-		err = discard_part(part.region, part.gpa, part.gpa + part.size - 1, part.is_private,
-				   &done);
-		gmem_lock_take(&vm->lock);
-		*total += done;
-		if (!err)
-			done = part.size;
-		if (done)
-			gmem_set_remove(&vm->pending_discard, part.gpa, done, spare);
-		if (err || part.gpa + part.size - 1 == last)
-			return err;
-		at = part.gpa + part.size;
+	gmem_lock_take(&vm->lock);
+	err = check_coverage(&work);
+	gmem_lock_drop(&vm->lock);
+	return err;
+}
+
+/* ---- pending discards ---- */
+
+/* The lowest part at or above @gpa that is pending, of one region and one piece at most */
+static bool next_pending(const struct gmem_vm *vm, uint64_t gpa, struct gmem_part *ret)
+{
+	const struct gmem_region *region;
+	uint64_t start;
+
+	while ((region = gmem_regions_next(vm, gpa, UINT64_MAX - 1))) {
+		start = region->gpa.start;
+		gpa = start > gpa ? start : gpa;
+		if (gmem_states_find(&region->states, GMEM_PAGE_PENDING, true, gpa - start,
+				     region->gpa.size - 1, ret)) {
+			ret->start += start;
+			ret->last += start;
+			if (ret->last - ret->start >= PENDING_PIECE)
+				ret->last = ret->start + PENDING_PIECE - 1;
+			return true;
+		}
+		gpa = gmem_region_last(region) + 1;
 	}
-	return 0;
+	return false;
+}
+
+/* Discard what is pending of a claimed part: pages of one state at a time. */
+static int discard_pending(struct gmem_vm *vm, const struct gmem_part *claimed, uint64_t *total)
+{
+	struct gmem_part part = { .last = claimed->start - 1 };
+	struct gmem_stretch at;
+	uint64_t done;
+	int err = 0;
+
+	while (!err && part.last != claimed->last &&
+	       gmem_state_find(vm, GMEM_PAGE_PENDING, true, part.last + 1, claimed->last, &part)) {
+		at = (struct gmem_stretch)GMEM_REGIONS_WALK(vm, part.start, part.last);
+		gmem_lock_take(&vm->lock);
+		gmem_regions_walk(&at);
+		gmem_lock_drop(&vm->lock);
+		part.last = at.gpa + at.size - 1;
+
+		err = discard_part(at.region, offset_in(&at), at.size, at.is_private, &done);
+		*total += done;
+		gmem_states_set(&at.region->states, GMEM_PAGE_PENDING, offset_in(&at), err ? done : at.size,
+				false);
+	}
+	return err;
 }
 
 static int discard_all_pending(struct gmem_vm *vm, uint64_t *total)
 {
 	struct gmem_claim claim = { .mode = GMEM_CLAIM_EXCLUSIVE, .allows_leases = true };
-	struct gmem_range *spare = NULL;
-	struct gmem_part part;
-	uint64_t at = 0;
+	struct gmem_part part = { .last = UINT64_MAX };
 	int err = 0;
 
-	while (!err && gmem_set_next(&vm->pending_discard, true, at, UINT64_MAX - 1, &part)) {
+	gmem_lock_take(&vm->lock);
+	while (!err && next_pending(vm, part.last + 1, &part)) {
 		claim.gpa = part.start;
 		claim.size = part.last - part.start + 1;
-		gmem_claim_take(vm, &claim, 0);
-		err = discard_pending(vm, &claim, &spare, total);
+		err = gmem_claim_take(vm, &claim, 0);
+		if (err)
+			break;
+		gmem_lock_drop(&vm->lock);
+		err = discard_pending(vm, &part, total);
+		gmem_lock_take(&vm->lock);
 		gmem_claim_drop(vm, &claim);
-		at = part.last + 1;
 	}
-	free(spare);
+	gmem_lock_drop(&vm->lock);
 	return err;
 }
 
@@ -627,9 +614,7 @@ GMEM_API int gmem_vm_discard_owed(struct gmem_vm *vm, uint64_t *ret_done)
 	if (!vm)
 		return gmem_fail(-EINVAL, "vm is NULL");
 
-	gmem_lock_take(&vm->lock);
 	err = discard_all_pending(vm, &total);
-	gmem_lock_drop(&vm->lock);
 	if (ret_done)
 		*ret_done = total;
 	return gmem_vm_log_error(vm, err);

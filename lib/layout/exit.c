@@ -162,7 +162,20 @@ static int guests_errno(int error)
 	}
 }
 
-GMEM_API int gmem_exit_reply(struct kvm_run *run, int error)
+/*
+ * KVM translates the answer for SNP and TDX guests: it takes these numbers, positive,
+ * and KVM_RUN fails with EINVAL on any other. Other guests find the answer in RAX as it is.
+ */
+static uint64_t translate_answer(uint64_t vm_type, int answer)
+{
+	if (vm_type != KVM_X86_SNP_VM && vm_type != KVM_X86_TDX_VM)
+		return (uint64_t)(int64_t)answer;
+	if (answer == 0 || answer == -EAGAIN)
+		return (uint64_t)-answer;
+	return EINVAL;
+}
+
+GMEM_API int gmem_exit_reply(struct kvm_run *run, uint64_t vm_type, int error)
 {
 	if (!run)
 		return gmem_fail(-EINVAL, "run is NULL");
@@ -172,6 +185,6 @@ GMEM_API int gmem_exit_reply(struct kvm_run *run, int error)
 		return gmem_fail(-EINVAL, "exit reason %" PRIu32 " is no question about a conversion",
 				 run->exit_reason);
 
-	run->hypercall.ret = (__u64)(int64_t)guests_errno(error);
+	run->hypercall.ret = translate_answer(vm_type, guests_errno(error));
 	return 0;
 }

@@ -13,11 +13,11 @@
 #include "region/vm_core.h"
 
 /*
- * Says whether KVM refused @slot, with @refusal, because of a memslot that @vm did not set:
+ * Says whether KVM refused to add @slot, with @refusal, because of a memslot that @vm did not set:
  * returns @refusal with a sentence if so, and 0 without one if not, or if it cannot be
- * known. With the VM's lock held.
+ * known. Takes the VM's lock.
  */
-int gmem_foreign_slot_explain(const struct gmem_vm *vm, const struct gmem_kvm_slot *slot,
+int gmem_foreign_slot_explain(struct gmem_vm *vm, const struct gmem_kvm_slot *slot,
 			      int refusal);
 
 #endif

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "os/kvm.h"
+#include "os/kvm_compat.h"
 #include "region/region.h"
 
 enum gmem_step_kind {
@@ -26,14 +27,29 @@ struct gmem_step {
 	uint64_t offset;			/* SPLIT */
 	struct gmem_region *upper;		/* SPLIT, else NULL */
 	struct gmem_binding binding;		/* REBIND */
-	struct gmem_range *spares[2];		/* REMOVE: for privates and pending_discard */
 
 	/* while it is applied */
+	struct gmem_region *after;		/* what the region will be; ADD: itself; REMOVE: NULL */
 	uint64_t old_gpa;
 	struct gmem_kvm_slot old, new[2];
+	uint64_t *log;				/* to read a dirty log into, or NULL: nothing to keep */
 	unsigned int new_count, added;
 	uint64_t shared_again;			/* REMOVE: bytes from its start that were made shared */
-	bool has_old, deleted, failed, stuck;
+	bool has_old;
+	bool is_blocked;			/* MOVE: to where KVM may have a memslot until it is moved */
+	bool parked;				/* the old memslot is not where it was, to read its log */
+	bool deleted;
+	bool moved;				/* by KVM, in one call */
+	bool stuck[2];				/* the kernel keeps the new memslot */
+	bool lost;				/* the old memslot could not be put back */
+	bool failed;				/* the step to blame */
 };
+
+/* KVM may be asked to move the memslot of this step, which it only does with plain ones. */
+static inline bool gmem_step_may_move_slot(const struct gmem_step *step)
+{
+	return step->kind == GMEM_STEP_MOVE && step->has_old &&
+	       !(step->old.flags & KVM_MEM_GUEST_MEMFD);
+}
 
 #endif

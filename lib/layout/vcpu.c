@@ -12,6 +12,7 @@
 #include "base/lock.h"
 #include "base/opts.h"
 #include "caps/caps.h"
+#include "layout/convert.h"
 #include "os/kvm.h"
 #include "region/region.h"
 #include "region/regions.h"
@@ -19,6 +20,12 @@
 
 /* Exits in a row that may make no progress, unless the caller says otherwise */
 #define MAX_STUCK_FAULTS 16
+
+/*
+ * Bytes of a request that are converted at once. Between two pieces others get their
+ * turn at the range, and the VMM can have its thread back.
+ */
+#define REQUEST_PIECE (UINT64_C(1) << 30)
 
 /* How often a pre-fault is tried again that was interrupted before it did anything */
 #define MAX_INTERRUPTIONS 16
@@ -105,7 +112,7 @@ static struct place *find_place(struct gmem_vcpu *vcpu, const struct gmem_exit *
 	return &vcpu->places[0];
 }
 
-static int count_repeat(struct gmem_vcpu *vcpu, struct gmem_exit *exit)
+static void count_repeat(struct gmem_vcpu *vcpu, struct gmem_exit *exit)
 {
 	if (exit->gpa == vcpu->last_gpa && vcpu->repeats < UINT32_MAX)
 		vcpu->repeats++;
@@ -113,8 +120,12 @@ static int count_repeat(struct gmem_vcpu *vcpu, struct gmem_exit *exit)
 		vcpu->repeats = 0;
 	vcpu->last_gpa = exit->gpa;
 	exit->repeats = vcpu->repeats;
+}
+
+static int check_repeats(const struct gmem_vcpu *vcpu, const struct gmem_exit *exit)
+{
 	if (!vcpu->opts.max_repeats || exit->repeats < vcpu->opts.max_repeats)
-		return 0;
+		return 1;
 	return gmem_fail(-ELOOP, "the vCPU left at gpa 0x%" PRIx64 " %" PRIu32 " times in a row",
 			 exit->gpa, exit->repeats + 1);
 }
@@ -136,13 +147,13 @@ static void count(struct gmem_vcpu *vcpu, const struct gmem_exit *exit, enum gme
 	gmem_lock_drop(&vm->lock);
 }
 
-static int convert(struct gmem_vcpu *vcpu, const struct gmem_exit *exit,
+static int convert(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t size, uint32_t state,
 		   struct gmem_conversion *ret)
 {
 	GMEM_OPTS(gmem_convert_opts, opts, .discard = vcpu->opts.discard,
 		  .wait_ms = vcpu->opts.wait_ms);
 
-	return gmem_vm_convert(vcpu->vm, exit->gpa, exit->size, exit->state, &opts, ret);
+	return gmem_vm_convert(vcpu->vm, gpa, size, state, &opts, ret);
 }
 
 /* ---- faults ---- */
@@ -178,7 +189,7 @@ static int handle_fault(struct gmem_vcpu *vcpu, const struct gmem_exit *exit)
 				"shall convert nothing", exit->gpa,
 				exit->state == GMEM_STATE_PRIVATE ? "private" : "shared");
 	else
-		err = convert(vcpu, exit, &done);
+		err = convert(vcpu, exit->gpa, exit->size, exit->state, &done);
 	if (err) {
 		count(vcpu, exit, cause_of(err));
 		return err;
@@ -238,24 +249,59 @@ static int answer(struct gmem_vcpu *vcpu, const struct gmem_exit *exit, struct k
 		  int err)
 {
 	count(vcpu, exit, err ? GMEM_COUNT_REQUESTS_REFUSED : GMEM_COUNT_REQUESTS);
-	gmem_exit_reply(run, err);
+	gmem_exit_reply(run, gmem_caps_vm_type(&vcpu->vm->caps), err);
 	return err && !is_guests_fault(err) ? err : 1;
+}
+
+/* The VMM wants its thread. If it runs the vCPU before it calls again, the guest tries again. */
+static int interrupt_request(struct gmem_vcpu *vcpu, const struct gmem_exit *exit,
+			     struct kvm_run *run, uint64_t gpa)
+{
+	gmem_exit_reply(run, gmem_caps_vm_type(&vcpu->vm->caps), -EAGAIN);
+	return gmem_fail(-EINTR, "immediate_exit is set; of the guest's request for 0x%" PRIx64
+			 " bytes at gpa 0x%" PRIx64 " the part from gpa 0x%" PRIx64 " is not done",
+			 exit->size, exit->gpa, gpa);
+}
+
+/* A guest that asks for what cannot be has nothing changed. */
+static int check_request(struct gmem_vm *vm, const struct gmem_exit *exit)
+{
+	if (exit->size <= REQUEST_PIECE)
+		return 0;
+	return gmem_vm_log_error(vm, gmem_convert_check(vm, exit->gpa, exit->size));
+}
+
+/* What is done of a request that was interrupted, or refused, costs next to nothing again. */
+static int convert_request(struct gmem_vcpu *vcpu, const struct gmem_exit *exit,
+			   struct kvm_run *run)
+{
+	uint64_t gpa = exit->gpa, end = exit->gpa + exit->size, size;
+	struct gmem_conversion done;
+	int err;
+
+	err = check_request(vcpu->vm, exit);
+	for (; !err && gpa < end; gpa += size) {
+		/* Pairs with the VMM's store, in another thread or a signal handler. */
+		if (gpa > exit->gpa && __atomic_load_n(&run->immediate_exit, __ATOMIC_RELAXED))
+			return interrupt_request(vcpu, exit, run, gpa);
+		size = end - gpa;
+		if (exit->size > REQUEST_PIECE && size > REQUEST_PIECE - gpa % REQUEST_PIECE)
+			size = REQUEST_PIECE - gpa % REQUEST_PIECE;
+		err = convert(vcpu, gpa, size, exit->state, &done);
+	}
+	return answer(vcpu, exit, run, err);
 }
 
 static int handle_request(struct gmem_vcpu *vcpu, const struct gmem_exit *exit,
 			  struct kvm_run *run)
 {
-	struct gmem_conversion done;
-	int err;
-
 	if (exit->kind == GMEM_EXIT_BAD_CONVERT)
 		return answer(vcpu, exit, run, gmem_vm_log_error(vcpu->vm, exit->error));
 
 	if (exit->state == GMEM_STATE_SHARED && is_no_memory(vcpu->vm, exit))
 		return answer(vcpu, exit, run, 0);
 
-	err = convert(vcpu, exit, &done);
-	return answer(vcpu, exit, run, err);
+	return convert_request(vcpu, exit, run);
 }
 
 /* ---- all exits ---- */
@@ -280,7 +326,7 @@ GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, 
 				   int error, struct gmem_exit *ret)
 {
 	struct gmem_exit exit;
-	int err, repeated;
+	int err;
 
 	if (!vcpu)
 		return gmem_fail(-EINVAL, "vcpu is NULL");
@@ -295,8 +341,10 @@ GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, 
 			forget(vcpu);
 	} else {
 		err = handle_memory(vcpu, &exit, run);
-		repeated = count_repeat(vcpu, &exit);
-		err = err == 1 && repeated ? repeated : err;
+		if (err != -EINTR)
+			count_repeat(vcpu, &exit);
+		if (err == 1)
+			err = check_repeats(vcpu, &exit);
 	}
 	if (ret)
 		*ret = exit;

@@ -2,7 +2,8 @@
 /*
  * vcpu: a vCPU's exits dealt with, and memory faulted in for it.
  *
- * One exit is one bounded piece of work, whatever a guest asks. How often the same
+ * A guest's request is cut into pieces of at most 1 GiB, and between two of them the
+ * VMM can have its thread back. How often the same
  * exit came back is kept for each vCPU, so that an exit that makes no progress is
  * reported and not tried for ever.
  */

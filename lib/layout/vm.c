@@ -20,6 +20,7 @@
 #include "region/vm_core.h"
 #include "region/vm_identity.h"
 #include "state/inplace.h"
+#include "state/listener.h"
 #include "view/view.h"
 
 static int take_report(struct gmem_vm *vm, int vm_fd, const struct gmem_vm_opts *opts)
@@ -60,7 +61,7 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 
 	err = GMEM_COPY_OPTS(gmem_vm_opts, &opts, user_opts, log_data);
 	if (!err)
-		err = gmem_check_flags("flags", opts.flags, GMEM_VM_NO_SELFTEST);
+		err = gmem_check_flags("flags", opts.flags, GMEM_VM_NO_SELFTEST | GMEM_VM_TYPE);
 	if (err)
 		return err;
 
@@ -76,6 +77,8 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 	if (err)
 		goto free_identity;
 
+	if (opts.flags & GMEM_VM_TYPE)
+		gmem_caps_set_vm_type(&vm->caps, opts.vm_type);
 	if (opts.inplace)
 		err = gmem_inplace_prove(opts.inplace, vm_fd, &vm->inplace,
 					 &vm->caps.lines[GMEM_CAP_IN_PLACE]);
@@ -113,7 +116,8 @@ static void delete_slot(struct gmem_vm *vm, const struct gmem_region *region)
 	if (err)
 		gmem_vm_log_error(vm, gmem_fail(err, "memslot %" PRIu32 " at gpa 0x%" PRIx64
 						" is left behind on VM fd %d: %s", region->slot,
-						region->gpa.start, vm->fd, gmem_errno_name(err)));
+						region->gpa.start, gmem_vm_number(vm),
+						gmem_errno_name(err)));
 }
 
 static void release(struct gmem_vm *vm, struct gmem_region *region, bool delete)
@@ -145,6 +149,7 @@ static void release_all(struct gmem_vm *vm, bool delete)
 
 static void free_handle(struct gmem_vm *vm)
 {
+	gmem_listeners_sweep(vm);
 	gmem_slots_destroy(&vm->slots);
 	gmem_vm_drop_table(vm);
 	gmem_vm_end(vm);
@@ -187,10 +192,12 @@ GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t 
 	if (!vm)
 		return gmem_fail(-EINVAL, "vm is NULL");
 
-	gmem_lock_take(&vm->lock);
-	err = gmem_vm_log_error(vm, gmem_slots_reserve(&vm->slots, first, count));
-	gmem_lock_drop(&vm->lock);
-	return err;
+	err = gmem_vm_begin_change(vm);
+	if (err)
+		return gmem_vm_log_error(vm, err);
+	err = gmem_slots_reserve(&vm->slots, first, count);
+	gmem_vm_end_change(vm);
+	return gmem_vm_log_error(vm, err);
 }
 
 GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,

@@ -79,6 +79,24 @@ int gmem_kvm_get_dirty_log(int vm_fd, uint32_t number, uint64_t *bitmap)
 	return gmem_sys_ioctl(vm_fd, KVM_GET_DIRTY_LOG, &args);
 }
 
+int gmem_kvm_clear_dirty_log(int vm_fd, uint32_t number, uint64_t page, uint64_t count,
+			     const uint64_t *bitmap)
+{
+	struct kvm_clear_dirty_log args = {
+		.slot = number,
+		.num_pages = (uint32_t)count,
+		.first_page = page,
+		.dirty_bitmap = (void *)(uintptr_t)bitmap,
+	};
+
+	return gmem_sys_ioctl(vm_fd, KVM_CLEAR_DIRTY_LOG, &args);
+}
+
+int gmem_kvm_reset_dirty_rings(int vm_fd)
+{
+	return gmem_sys_ioctl(vm_fd, KVM_RESET_DIRTY_RINGS, NULL);
+}
+
 int gmem_kvm_set_attributes(int vm_fd, uint64_t gpa, uint64_t size, uint64_t attributes)
 {
 	struct gmem_kvm_memory_attributes args = {

@@ -39,6 +39,14 @@ int gmem_kvm_delete_slot_retry(int vm_fd, uint32_t number);
 
 /* Reads the dirty log of a slot; @bitmap has one bit per page. */
 int gmem_kvm_get_dirty_log(int vm_fd, uint32_t number, uint64_t *bitmap);
+/*
+ * Clears the bits that are set in @bitmap, whose first is @page's. @page and @count are
+ * multiples of 64, but for a @count up to the end of the slot.
+ */
+int gmem_kvm_clear_dirty_log(int vm_fd, uint32_t number, uint64_t page, uint64_t count,
+			     const uint64_t *bitmap);
+/* Gives back to the dirty rings what was taken out of them; -EINVAL if the VM has none. */
+int gmem_kvm_reset_dirty_rings(int vm_fd);
 
 /* Sets the memory attributes of a range; 0 makes it shared. */
 int gmem_kvm_set_attributes(int vm_fd, uint64_t gpa, uint64_t size, uint64_t attributes);

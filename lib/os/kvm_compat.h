@@ -10,6 +10,17 @@
 #include <linux/kvm.h>
 #include <linux/types.h>
 
+/* Linux 5.1, 5.11 and 6.2 */
+#ifndef KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2
+#define KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2	168
+#endif
+#ifndef KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP
+#define KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP	225
+#endif
+#ifndef KVM_RESET_DIRTY_RINGS
+#define KVM_RESET_DIRTY_RINGS		_IO(KVMIO, 0xc7)
+#endif
+
 /* Linux 6.8 */
 #ifndef KVM_CAP_USER_MEMORY2
 #define KVM_CAP_USER_MEMORY2		231
@@ -43,6 +54,17 @@
 /* Linux 6.11 */
 #ifndef KVM_CAP_PRE_FAULT_MEMORY
 #define KVM_CAP_PRE_FAULT_MEMORY	236
+#endif
+
+/* Types of VM on x86, for KVM_CREATE_VM: Linux 6.8, 6.11, 6.16 */
+#ifndef KVM_X86_SW_PROTECTED_VM
+#define KVM_X86_SW_PROTECTED_VM		1
+#endif
+#ifndef KVM_X86_SNP_VM
+#define KVM_X86_SNP_VM			4
+#endif
+#ifndef KVM_X86_TDX_VM
+#define KVM_X86_TDX_VM			5
 #endif
 
 /* Linux 6.18 */

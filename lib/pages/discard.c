@@ -16,6 +16,7 @@
 #include "region/region_memory.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
+#include "state/lease.h"
 
 /* Guests have no address from here on, so no sum of two addresses wraps. */
 #define GPA_END (UINT64_C(1) << 63)
@@ -27,6 +28,7 @@ struct work {
 	size_t count;
 	struct gmem_footprint result;
 	bool is_counting;
+	uint64_t deadline;		/* of waiting for leases */
 };
 
 /* ---- the list ---- */
@@ -102,7 +104,7 @@ static int check_one(struct work *work, const struct gmem_gpa_range *range)
 	 * that most failures change nothing.
 	 */
 	gmem_lock_take(&work->vm->lock);
-	err = gmem_claim_check_leases(work->vm, range->gpa, range->size);
+	err = gmem_lease_check_memory(work->vm, range->gpa, range->size);
 	gmem_lock_drop(&work->vm->lock);
 	return err;
 }
@@ -133,18 +135,43 @@ static int discard_piece(void *data, const struct gmem_section *piece)
 	return err;
 }
 
-static int discard(struct work *work)
+/* Milliseconds that are left to wait for leases: wait_ms is for the whole call. */
+static uint32_t time_left(const struct work *work)
 {
-	const struct gmem_gpa_range *ranges = work->ranges;
+	uint64_t now;
+
+	if (!work->opts.wait_ms)
+		return 0;
+	now = gmem_sys_now();
+	return now < work->deadline
+		       ? (uint32_t)((work->deadline - now - 1) / GMEM_NANOSECONDS_PER_MS + 1) : 0;
+}
+
+/* The claim is given up between pieces, for others who want part of the range. */
+static int discard_one(struct work *work, const struct gmem_gpa_range *range)
+{
+	uint64_t done, now;
 	int err = 0;
 
-	for (size_t i = 0; i < work->count && !err; i++)
-		err = check_one(work, &ranges[i]);
-	for (size_t i = 0; i < work->count && !err; i++) {
-		err = gmem_vm_each_section(work->vm, ranges[i].gpa, ranges[i].size, GMEM_CLAIM_EXCLUSIVE,
-					   work->opts.wait_ms, discard_piece, work);
-		GMEM_PROBE(discard, work->vm->fd, ranges[i].gpa, ranges[i].size, err);
+	for (done = 0; done < range->size && !err; done += now) {
+		now = range->size - done < GMEM_SECTION_PIECE ? range->size - done : GMEM_SECTION_PIECE;
+		err = gmem_vm_each_section(work->vm, range->gpa + done, now, GMEM_CLAIM_EXCLUSIVE,
+					   time_left(work), discard_piece, work);
 	}
+	GMEM_PROBE(discard, gmem_vm_number(work->vm), range->gpa, range->size, err);
+	return err;
+}
+
+static int discard(struct work *work)
+{
+	int err = 0;
+
+	if (work->opts.wait_ms)
+		work->deadline = gmem_sys_now() + work->opts.wait_ms * GMEM_NANOSECONDS_PER_MS;
+	for (size_t i = 0; i < work->count && !err; i++)
+		err = check_one(work, &work->ranges[i]);
+	for (size_t i = 0; i < work->count && !err; i++)
+		err = discard_one(work, &work->ranges[i]);
 	return err;
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * gmem-dump(5) has the format. The list of regions is noted at one moment, under vm->lock.
- * Their memory is measured cell by cell, each under vm->change_lock. No lock is held while
- * writing, so a slow reader of the fd delays only the caller.
+ * Their memory is measured piece by piece, each under a shared claim. Neither lock nor claim
+ * is held while writing, so a slow reader of the fd delays only the caller.
  */
 #include "pages/dump.h"
 
@@ -23,14 +23,16 @@
 #include "os/kvm_compat.h"
 #include "os/sys.h"
 #include "pages/numa.h"
+#include "pages/section.h"
 #include "region/file.h"
+#include "region/page_states.h"
 #include "region/present_pages.h"
 #include "region/region.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
-#include "state/private_state.h"
+#include "state/lease.h"
 
 #define FORMAT 1
 
@@ -195,7 +197,7 @@ static int note_leases(const struct gmem_vm *vm, struct layout *layout)
 	const struct gmem_lease *lease;
 	size_t count = 0;
 
-	for (lease = vm->leases; lease; lease = lease->next)
+	for (lease = gmem_lease_next(vm, NULL); lease; lease = gmem_lease_next(vm, lease))
 		count++;
 	if (!count)
 		return 0;
@@ -203,11 +205,11 @@ static int note_leases(const struct gmem_vm *vm, struct layout *layout)
 	layout->leases = calloc(count, sizeof(*layout->leases));
 	if (!layout->leases)
 		return gmem_fail(-ENOMEM, "no memory to note %zu leases", count);
-	for (lease = vm->leases; lease; lease = lease->next) {
+	for (lease = gmem_lease_next(vm, NULL); lease; lease = gmem_lease_next(vm, lease)) {
 		struct noted_lease *noted = &layout->leases[layout->lease_count++];
 
-		noted->gpa = lease->gpa;
-		noted->size = lease->size;
+		noted->gpa = lease->at.start;
+		noted->size = lease->at.last - lease->at.start + 1;
 		snprintf(noted->holder, sizeof(noted->holder), "%s", lease->holder);
 	}
 	return 0;
@@ -263,7 +265,14 @@ struct cell {
 	uint64_t nodes[NODES];		/* sampled pages on each node */
 };
 
-/* Find the noted region again, or NULL if it changed. Call with vm->change_lock held. */
+/* A part of a cell that is measured under one claim */
+struct piece {
+	uint64_t offset;		/* in the region */
+	uint64_t size;
+	uint64_t samples;		/* pages whose node is queried */
+};
+
+/* Find the noted region again, or NULL if it changed. Call with vm->lock held. */
 static const struct gmem_region *find_again(const struct gmem_vm *vm, const struct entry *entry)
 {
 	const struct gmem_region *region = gmem_regions_at(vm, entry->gpa);
@@ -318,7 +327,8 @@ static int sample_run(void *data, uint64_t offset, uint64_t size)
 	return 0;
 }
 
-static void sample_nodes(const struct gmem_region *region, uint32_t side, uint64_t offset,
+/* @samples pages of a piece, of which @bytes exist */
+static void sample_nodes(const struct gmem_region *region, uint32_t side, const struct piece *piece,
 			 uint64_t bytes, struct cell *cell)
 {
 	uint64_t page = gmem_sys_page_size(), pages = bytes / page;
@@ -326,41 +336,72 @@ static void sample_nodes(const struct gmem_region *region, uint32_t side, uint64
 		.region = region,
 		.cell = cell,
 		.side = side,
-		.stride = (pages + SAMPLES - 1) / SAMPLES * page,
+		.stride = (pages + piece->samples - 1) / piece->samples * page,
 	};
 
 	if (bytes != UNKNOWN && pages)
-		(void)gmem_region_present_pages(region, side, offset, cell->size, sample_run, &s);
+		(void)gmem_region_present_pages(region, side, piece->offset, piece->size, sample_run, &s);
 }
 
-static void measure(const struct gmem_region *region, struct cell *cell)
+static void add_resident(const struct gmem_region *region, uint32_t side, const struct piece *piece,
+			 struct cell *cell, uint64_t *sum)
 {
-	uint64_t offset = cell->gpa - region->gpa.start;
-	bool has_sides = gmem_region_traits(region)->has_sides;
+	uint64_t bytes = resident(region, side, piece->offset, piece->size);
 
-	cell->private = has_sides ? gmem_state_private(region->vm, cell->gpa, cell->size) : 0;
-	cell->shared_resident = cell->private_resident = 0;
-	if (!gmem_region_is_both_sides(region)) {
-		cell->shared_resident = resident(region, GMEM_SIDE_SHARED, offset, cell->size);
-		sample_nodes(region, GMEM_SIDE_SHARED, offset, cell->shared_resident, cell);
-	}
-	if (has_sides) {
-		cell->private_resident = resident(region, GMEM_SIDE_PRIVATE, offset, cell->size);
-		sample_nodes(region, GMEM_SIDE_PRIVATE, offset, cell->private_resident, cell);
-	}
+	*sum = bytes == UNKNOWN || *sum == UNKNOWN ? UNKNOWN : *sum + bytes;
+	sample_nodes(region, side, piece, bytes, cell);
+}
+
+static void measure(const struct gmem_region *region, const struct piece *piece, struct cell *cell)
+{
+	if (!gmem_region_is_both_sides(region))
+		add_resident(region, GMEM_SIDE_SHARED, piece, cell, &cell->shared_resident);
+	if (gmem_region_traits(region)->has_sides)
+		add_resident(region, GMEM_SIDE_PRIVATE, piece, cell, &cell->private_resident);
 }
 
 /* Returns false if the region changed since it was noted. */
+static bool measure_piece(struct gmem_vm *vm, const struct entry *entry, const struct piece *piece,
+			  struct cell *cell)
+{
+	struct gmem_claim claim = {
+		.gpa = entry->gpa + piece->offset, .size = piece->size, .mode = GMEM_CLAIM_SHARED,
+	};
+	const struct gmem_region *region = NULL;
+	int err;
+
+	gmem_lock_take(&vm->lock);
+	err = gmem_claim_take(vm, &claim, 0);
+	if (!err)
+		region = find_again(vm, entry);
+	if (region && gmem_region_traits(region)->has_sides)
+		cell->private += gmem_states_count(&region->states, GMEM_PAGE_PRIVATE,
+						 claim.gpa - region->gpa.start, claim.size);
+	gmem_lock_drop(&vm->lock);
+	if (err)
+		return false;
+	if (region)
+		measure(region, piece, cell);
+
+	gmem_lock_take(&vm->lock);
+	gmem_claim_drop(vm, &claim);
+	gmem_lock_drop(&vm->lock);
+	return region;
+}
+
+/* A cell may be large, so conversions get their turn between the pieces of one, too. */
 static bool measure_cell(struct gmem_vm *vm, const struct entry *entry, struct cell *cell)
 {
-	const struct gmem_region *region;
+	struct piece piece = { .offset = cell->gpa - entry->gpa };
+	uint64_t pieces = (cell->size - 1) / GMEM_SECTION_PIECE + 1, left;
 
-	gmem_lock_take(&vm->change_lock);
-	region = find_again(vm, entry);
-	if (region)
-		measure(region, cell);
-	gmem_lock_drop(&vm->change_lock);
-	return region;
+	piece.samples = (SAMPLES + pieces - 1) / pieces;
+	for (left = cell->size; left; left -= piece.size, piece.offset += piece.size) {
+		piece.size = left < GMEM_SECTION_PIECE ? left : GMEM_SECTION_PIECE;
+		if (!measure_piece(vm, entry, &piece, cell))
+			return false;
+	}
+	return true;
 }
 
 /* ---- joining cells that are alike into ranges ---- */
@@ -557,6 +598,9 @@ static int check(const struct gmem_vm *vm, int fd, const struct gmem_dump_opts *
 	if (fd < 0)
 		return gmem_fail(-EBADF, "%d is no fd to write a dump to", fd);
 
+	err = gmem_claim_check_not_owner(vm);
+	if (err)
+		return err;
 	err = GMEM_COPY_OPTS(gmem_dump_opts, opts, user_opts, cell);
 	if (!err)
 		err = gmem_check_flags("flags", opts->flags, GMEM_DUMP_HVA | GMEM_DUMP_LAYOUT_ONLY);

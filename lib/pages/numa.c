@@ -23,11 +23,13 @@
 #include "base/opts.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
+#include "pages/section.h"
 #include "region/file.h"
 #include "region/region.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
+#include "state/claim.h"
 
 #define NODES (GMEM_NUMA_WORDS * 64)
 
@@ -506,6 +508,8 @@ static int check_placement(const struct gmem_region_memory *side, uint64_t size,
 	return tally.misplaced ? fail_misplaced(&tally, side, state) : 0;
 }
 
+static const char policy_is_set[] = "the policy is set";
+
 static int check_side(const struct gmem_region_memory *side, uint64_t size,
 		      const struct gmem_numa_opts *opts)
 {
@@ -525,7 +529,7 @@ static int set_on_side(const struct gmem_region_memory *side, uint64_t size,
 		err = set_policy(side->hva, size, opts);
 	if (!err && !side->file)
 		err = check_policy(side->hva, size, opts);
-	return err ? err : check_placement(side, size, opts, "the policy is set");
+	return err;
 }
 
 /* ---- files ---- */
@@ -552,7 +556,9 @@ GMEM_API int gmem_file_set_numa(struct gmem_file *file, uint64_t offset, uint64_
 		err = copy_opts(user_opts, &opts);
 	if (!err)
 		err = check_side(&side, size, &opts);
-	return err ? err : set_on_side(&side, size, &opts);
+	if (!err)
+		err = set_on_side(&side, size, &opts);
+	return err ? err : check_placement(&side, size, &opts, policy_is_set);
 }
 
 GMEM_API int gmem_file_numa(struct gmem_file *file, uint64_t offset, uint64_t size,
@@ -575,10 +581,9 @@ GMEM_API int gmem_file_numa(struct gmem_file *file, uint64_t offset, uint64_t si
 
 /* ---- guest memory ---- */
 
-/* A range of guest memory, and a function to call for each part of each side */
+/* Work on guest memory: a function to call for each part of each side */
 struct walk {
-	uint64_t gpa;
-	uint64_t size;
+	struct gmem_vm *vm;
 	const struct gmem_numa_opts *opts;	/* or NULL */
 	struct tally *tally;			/* or NULL */
 	int (*do_side)(const struct walk *walk, const struct gmem_region_memory *side, uint64_t size);
@@ -592,6 +597,11 @@ static int check_one(const struct walk *walk, const struct gmem_region_memory *s
 static int set_one(const struct walk *walk, const struct gmem_region_memory *side, uint64_t size)
 {
 	return set_on_side(side, size, walk->opts);
+}
+
+static int check_again(const struct walk *walk, const struct gmem_region_memory *side, uint64_t size)
+{
+	return check_placement(side, size, walk->opts, policy_is_set);
 }
 
 static int query_one(const struct walk *walk, const struct gmem_region_memory *side, uint64_t size)
@@ -621,37 +631,77 @@ static int do_region(const struct walk *walk, const struct gmem_region *region, 
 	return do_part(walk, region, GMEM_SIDE_PRIVATE, offset, size);
 }
 
-/* Call with vm->change_lock held. */
-static int do_range(struct gmem_vm *vm, const struct walk *walk, uint64_t *ret_done)
+/*
+ * Work on what is at @gpa, at most @max bytes in one region, under a shared claim: without a
+ * lock, for each page may have to be looked at.
+ */
+static int do_piece(const struct walk *walk, uint64_t gpa, uint64_t last, uint64_t max,
+		    uint64_t *ret_size)
 {
-	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, walk->gpa, walk->gpa + walk->size - 1);
-	uint64_t done = 0;
+	struct gmem_vm *vm = walk->vm;
+	struct gmem_region *region;
+	struct gmem_claim claim;
+	int err;
+
+	gmem_lock_take(&vm->lock);
+	err = gmem_section_claim(vm, gpa, last, max, &claim, &region);
+	gmem_lock_drop(&vm->lock);
+	if (err)
+		return err;
+	if (!region)
+		return gmem_fail_no_region(gpa);
+
+	if (claim.gpa != gpa)
+		err = gmem_fail_no_region(gpa);
+	else
+		err = do_region(walk, region, gpa - region->gpa.start, claim.size);
+
+	gmem_lock_take(&vm->lock);
+	gmem_claim_drop(vm, &claim);
+	gmem_lock_drop(&vm->lock);
+	*ret_size = claim.size;
+	return err;
+}
+
+/* The layout may change between the pieces. */
+static int do_range(const struct walk *walk, uint64_t gpa, uint64_t size)
+{
+	uint64_t done, now;
 	int err = 0;
 
-	while (!err && gmem_regions_walk_whole(&at)) {
-		if (!at.region)
-			return gmem_fail_no_region(at.gpa);
-		err = do_region(walk, at.region, at.gpa - at.region->gpa.start, at.size);
-		if (!err)
-			done += at.size;
-		if (ret_done)
-			*ret_done = done;
-	}
+	for (done = 0; done < size && !err; done += now)
+		err = do_piece(walk, gpa + done, gpa + size - 1, GMEM_SECTION_PIECE, &now);
 	return err;
+}
+
+/* Setting a policy is one call for all of a region; looking at its pages takes time. */
+static int set_on_region(const struct walk *setting, uint64_t gpa, uint64_t last, uint64_t *ret_size)
+{
+	struct walk checking = *setting;
+	int err;
+
+	err = do_piece(setting, gpa, last, UINT64_MAX, ret_size);
+	if (err)
+		return err;
+	checking.do_side = check_again;
+	return do_range(&checking, gpa, *ret_size);
 }
 
 static int set_on_range(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			const struct gmem_numa_opts *opts, uint64_t *ret_done)
 {
-	struct walk walk = { .gpa = gpa, .size = size, .opts = opts, .do_side = check_one };
+	struct walk walk = { .vm = vm, .opts = opts, .do_side = check_one };
+	uint64_t done, now;
 	int err;
 
-	err = do_range(vm, &walk, NULL);
-	if (err)
-		return err;
-
+	err = do_range(&walk, gpa, size);
 	walk.do_side = set_one;
-	return do_range(vm, &walk, ret_done);
+	for (done = 0; done < size && !err; done += now) {
+		err = set_on_region(&walk, gpa + done, gpa + size - 1, &now);
+		if (!err && ret_done)
+			*ret_done = done + now;
+	}
+	return err;
 }
 
 GMEM_API int gmem_vm_set_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
@@ -671,10 +721,7 @@ GMEM_API int gmem_vm_set_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	if (err)
 		return err;
 
-	gmem_lock_take(&vm->change_lock);
-	err = gmem_vm_log_error(vm, set_on_range(vm, gpa, size, &opts, ret_done));
-	gmem_lock_drop(&vm->change_lock);
-	return err;
+	return gmem_vm_log_error(vm, set_on_range(vm, gpa, size, &opts, ret_done));
 }
 
 GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
@@ -682,9 +729,7 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 {
 	struct gmem_numa_pages pages;
 	struct tally tally = { .pages = &pages };
-	const struct walk walk = {
-		.gpa = gpa, .size = size, .tally = &tally, .do_side = query_one,
-	};
+	const struct walk walk = { .vm = vm, .tally = &tally, .do_side = query_one };
 	int err;
 
 	if (!vm)
@@ -696,9 +741,7 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	if (err)
 		return err;
 
-	gmem_lock_take(&vm->change_lock);
-	err = gmem_vm_log_error(vm, do_range(vm, &walk, NULL));
-	gmem_lock_drop(&vm->change_lock);
+	err = gmem_vm_log_error(vm, do_range(&walk, gpa, size));
 	if (!err)
 		copy_pages_out(&pages, user_pages);
 	return err;

@@ -410,7 +410,7 @@ GMEM_API void gmem_populate_free(struct gmem_populate *job)
 	if (!job)
 		return;
 
-	GMEM_PROBE(populate, job->vm->fd, job->gpa, job->size, job->done);
+	GMEM_PROBE(populate, gmem_vm_number(job->vm), job->gpa, job->size, job->done);
 	gmem_lock_destroy(&job->lock);
 	free(job);
 }
@@ -498,6 +498,13 @@ GMEM_API int gmem_vm_populate(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	err = new_job(vm, gpa, size, opts, &job);
 	if (err)
 		return gmem_vm_log_error(vm, err);
+
+	/* The claims of other threads are not known to wait for this one. */
+	err = job->lane_count > 1 ? gmem_claim_check_not_owner(vm) : 0;
+	if (err) {
+		gmem_populate_free(job);
+		return gmem_vm_log_error(vm, err);
+	}
 
 	err = run_with_threads(job);
 	if (ret)

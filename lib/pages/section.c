@@ -9,9 +9,6 @@
 #include "region/region_memory.h"
 #include "region/regions.h"
 
-/* Bytes claimed at once for counting: few, so that conversions do not wait long */
-#define COUNT_STEP (UINT64_C(1) << 30)
-
 static int find_section(const struct gmem_vm *vm, uint64_t gpa, uint64_t last,
 			struct gmem_section *section)
 {
@@ -72,6 +69,7 @@ int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		.gpa = gpa,
 		.size = size,
 		.mode = mode,
+		.discards = mode == GMEM_CLAIM_EXCLUSIVE,
 		.purpose = "discarded",
 	};
 	int err;
@@ -88,6 +86,34 @@ int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	gmem_claim_drop(vm, &claim);
 	gmem_lock_drop(&vm->lock);
 	return err;
+}
+
+int gmem_section_claim(struct gmem_vm *vm, uint64_t gpa, uint64_t last, uint64_t max,
+		       struct gmem_claim *claim, struct gmem_region **ret)
+{
+	struct gmem_region *region;
+	uint64_t start, end;
+	int err;
+
+	while ((*ret = region = gmem_regions_next(vm, gpa, last))) {
+		start = region->gpa.start > gpa ? region->gpa.start : gpa;
+		end = gmem_region_last(region) < last ? gmem_region_last(region) : last;
+		*claim = (struct gmem_claim){
+			.gpa = start,
+			.size = end - start < max ? end - start + 1 : max,
+			.mode = GMEM_CLAIM_SHARED,
+		};
+		err = gmem_claim_take(vm, claim, 0);
+		if (err)
+			return err;
+
+		/* Others may have changed the layout if it had to wait. */
+		if (gmem_regions_next(vm, gpa, last) == region && region->gpa.start <= start &&
+		    gmem_region_last(region) - start >= claim->size - 1)
+			return 0;
+		gmem_claim_drop(vm, claim);
+	}
+	return 0;
 }
 
 static int add_resident(void *data, const struct gmem_section *section)
@@ -107,7 +133,7 @@ int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint64_t *
 	int err;
 
 	for (done = 0; done < size; done += now) {
-		now = size - done < COUNT_STEP ? size - done : COUNT_STEP;
+		now = size - done < GMEM_SECTION_PIECE ? size - done : GMEM_SECTION_PIECE;
 		err = gmem_vm_each_section(vm, gpa + done, now, GMEM_CLAIM_SHARED, 0, add_resident, &sum);
 		if (err)
 			return err;

@@ -31,6 +31,19 @@ typedef int (*gmem_section_fn)(void *data, const struct gmem_section *section);
  */
 int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			 enum gmem_claim_mode mode, uint32_t wait_ms, gmem_section_fn fn, void *data);
+/*
+ * Bytes claimed at once by work that takes its time: conversions of them wait meanwhile, and
+ * the kernel handles so much in a few milliseconds, even where each page must be looked at.
+ */
+#define GMEM_SECTION_PIECE (UINT64_C(64) << 20)
+
+/*
+ * Claim at most @max bytes of the first region that has an address in [@gpa, @last], shared,
+ * so that it stays as it is; the claim says where. @ret is NULL, and nothing claimed, if there
+ * is none. Called with the VM's lock held, which is dropped while the claim waits. -EDEADLK.
+ */
+int gmem_section_claim(struct gmem_vm *vm, uint64_t gpa, uint64_t last, uint64_t max,
+		       struct gmem_claim *claim, struct gmem_region **ret);
 /* -ENOENT or -ENXIO if part of the range is no memory, at this moment */
 int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 /* Bytes in memory, of the side the guest uses: see gmem_region_memory_resident() */

@@ -16,16 +16,14 @@
 #include "base/lock.h"
 #include "base/opts.h"
 #include "os/sys.h"
+#include "pages/section.h"
 #include "region/file.h"
+#include "region/page_states.h"
 #include "region/region.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
-#include "state/private_state.h"
-
-/* Bytes claimed at once: conversions of them wait meanwhile */
-#define PIECE (UINT64_C(256) << 20)
 
 /* Pages that one mincore() looks at; a byte each, on the stack */
 #define LOOK_PAGES 4096
@@ -66,7 +64,7 @@ static void add_states(const struct gmem_region *region, struct gmem_stats *stat
 
 	if (region->is_device)
 		return;
-	is_private = gmem_state_private(region->vm, region->gpa.start, region->gpa.size);
+	is_private = gmem_states_total(&region->states, GMEM_PAGE_PRIVATE);
 	stats->bytes_private += is_private;
 	stats->bytes_shared += region->gpa.size - is_private;
 }
@@ -156,56 +154,29 @@ static int add_resident(const struct gmem_region *region, uint64_t offset, uint6
 	return shared && is_private ? add_doubled(region, offset, size, stats) : 0;
 }
 
-/*
- * Claim the next part of a region at or after @at, so that the layout and its states stay.
- * false: there is none. @ret is NULL if the region changed while the claim waited.
- */
-static bool claim_part(struct gmem_vm *vm, uint64_t at, uint64_t last, struct gmem_claim *claim,
-		       const struct gmem_region **ret)
-{
-	const struct gmem_region *region = gmem_regions_next(vm, at, last);
-	uint64_t end;
-
-	if (!region)
-		return false;
-
-	at = region->gpa.start > at ? region->gpa.start : at;
-	end = gmem_region_last(region) < last ? gmem_region_last(region) : last;
-	claim->gpa = at;
-	claim->size = end - at < PIECE ? end - at + 1 : PIECE;
-	claim->mode = GMEM_CLAIM_SHARED;
-	gmem_claim_take(vm, claim, 0);
-
-	/* The lock was dropped if others were in front. */
-	*ret = region;
-	if (gmem_regions_at(vm, at) != region || gmem_region_last(region) - at < claim->size - 1)
-		*ret = NULL;
-	return true;
-}
-
 /* Called and returning with the lock held */
-static int add_all_resident(struct gmem_vm *vm, uint64_t start, uint64_t last,
-			    struct gmem_stats *stats)
+static int add_all_resident(struct gmem_vm *vm, uint64_t at, uint64_t last, struct gmem_stats *stats)
 {
-	const struct gmem_region *region;
+	struct gmem_region *region;
 	struct gmem_claim claim;
-	uint64_t at = start;
-	int err = 0;
+	uint64_t end;
+	int err;
 
-	while (!err && claim_part(vm, at, last, &claim, &region)) {
-		if (region && !region->is_device) {
+	for (;;) {
+		err = gmem_section_claim(vm, at, last, GMEM_SECTION_PIECE, &claim, &region);
+		if (err || !region)
+			return err;
+		if (!region->is_device) {
 			gmem_lock_drop(&vm->lock);
 			err = add_resident(region, claim.gpa - region->gpa.start, claim.size, stats);
 			gmem_lock_take(&vm->lock);
 		}
+		end = claim.gpa + claim.size - 1;
 		gmem_claim_drop(vm, &claim);
-		if (!region)
-			continue;
-		if (claim.size > last - claim.gpa)
-			break;
-		at = claim.gpa + claim.size;
+		if (err || end >= last)
+			return err;
+		at = end + 1;
 	}
-	return err;
 }
 
 /* ---- both ---- */

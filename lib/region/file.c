@@ -13,6 +13,7 @@
 #include "base/backing.h"
 #include "base/check.h"
 #include "base/error.h"
+#include "base/interval_tree.h"
 #include "base/opts.h"
 #include "caps/probe_slot.h"
 #include "os/kvm.h"
@@ -471,11 +472,51 @@ GMEM_API int gmem_file_allocate(struct gmem_file *file, uint64_t offset, uint64_
 	return change_pages(file, FALLOC_FL_KEEP_SIZE, "allocating", offset, size, ret_done);
 }
 
+/* No lease is granted on the range from here on: see state/lease.h */
+static int begin_punch(struct gmem_file *file, struct gmem_memory_user *punch)
+{
+	const struct gmem_memory_user *lease;
+	int err = 0;
+
+	gmem_lock_take(&file->lock);
+	lease = gmem_memory_find_lease(&file->memory_users, punch->at.start, punch->at.last);
+	if (lease)
+		err = gmem_memory_fail_leased(lease, "file offset", punch->at.start,
+					      punch->at.last - punch->at.start + 1);
+	else
+		gmem_interval_insert(&file->memory_users.discards, &punch->at);
+	gmem_lock_drop(&file->lock);
+	return err;
+}
+
+static void end_punch(struct gmem_file *file, struct gmem_memory_user *punch)
+{
+	gmem_lock_take(&file->lock);
+	gmem_interval_remove(&file->memory_users.discards, &punch->at);
+	gmem_lock_drop(&file->lock);
+}
+
 GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t size,
 			     uint64_t *ret_done)
 {
-	return change_pages(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, "punching", offset,
-			    size, ret_done);
+	struct gmem_memory_user punch = {
+		.at = { .start = offset, .last = offset + size - 1 },
+		.name = "punched out of its file",
+	};
+	int err;
+
+	if (ret_done)
+		*ret_done = 0;
+
+	err = check_file_range(file, offset, size);
+	if (!err)
+		err = begin_punch(file, &punch);
+	if (err)
+		return err;
+	err = change_pages(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, "punching", offset,
+			   size, ret_done);
+	end_punch(file, &punch);
+	return err;
 }
 
 /* ---- for regions ---- */
@@ -557,18 +598,20 @@ void gmem_file_unbind(struct gmem_file *file, struct gmem_range *range)
 	gmem_lock_drop(&file->lock);
 }
 
+void gmem_file_move_bound(struct gmem_file *file, struct gmem_range *from, struct gmem_range *to)
+{
+	gmem_lock_take(&file->lock);
+	gmem_range_remove(&file->bound, from);
+	to->start = from->start;
+	to->size = from->size;
+	gmem_range_insert(&file->bound, to);
+	gmem_lock_drop(&file->lock);
+}
+
 void gmem_file_split_bound(struct gmem_file *file, struct gmem_range *range, uint64_t offset,
 			   struct gmem_range *upper)
 {
 	gmem_lock_take(&file->lock);
 	gmem_range_split(&file->bound, range, offset, upper);
-	gmem_lock_drop(&file->lock);
-}
-
-void gmem_file_join_bound(struct gmem_file *file, struct gmem_range *range,
-			  struct gmem_range *upper)
-{
-	gmem_lock_take(&file->lock);
-	gmem_range_join(&file->bound, range, upper);
 	gmem_lock_drop(&file->lock);
 }

@@ -14,6 +14,7 @@
 #include "base/range_map.h"
 #include "caps/plan.h"
 #include "region/file_map.h"
+#include "region/memory_users.h"
 #include "region/vm_identity.h"
 
 struct gmem_file {
@@ -22,9 +23,10 @@ struct gmem_file {
 	uint64_t size;
 	uint64_t create_flags;
 	struct gmem_file_maps maps;
-	struct gmem_lock lock;		/* rank FILE: vm, bound */
+	struct gmem_lock lock;		/* rank FILE: vm, bound, memory_users */
 	struct gmem_vm_identity *vm;	/* the VM it belongs to; NULL: not known yet */
 	struct gmem_range_map bound;	/* offsets that are in a memslot */
+	struct gmem_memory_users memory_users;	/* by offset */
 };
 
 /* gmem_file_new() for the VM of @vm, which the file shares */
@@ -47,10 +49,10 @@ int gmem_file_pin(struct gmem_file *file, uint64_t offset, uint64_t size,
 /* Record that a range is in a memslot: -EEXIST if part of it is already. */
 int gmem_file_bind(struct gmem_file *file, struct gmem_range *range);
 void gmem_file_unbind(struct gmem_file *file, struct gmem_range *range);
-/* Move what is above @offset of @range over to @upper; and back. */
+/* Put @to in the place of @from. */
+void gmem_file_move_bound(struct gmem_file *file, struct gmem_range *from, struct gmem_range *to);
+/* Move what is above @offset of @range over to @upper. */
 void gmem_file_split_bound(struct gmem_file *file, struct gmem_range *range, uint64_t offset,
 			   struct gmem_range *upper);
-void gmem_file_join_bound(struct gmem_file *file, struct gmem_range *range,
-			  struct gmem_range *upper);
 
 #endif

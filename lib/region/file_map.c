@@ -447,6 +447,17 @@ void gmem_maps_pin_mapped(void *hva, uint64_t size, struct gmem_map *map)
 	gmem_lock_drop(&record.lock);
 }
 
+void gmem_maps_move_pin(struct gmem_map *from, struct gmem_map *to)
+{
+	gmem_lock_take(&record.lock);
+	if (!from->is_lost)
+		gmem_range_remove(&record.maps, &from->hva);
+	*to = *from;
+	if (!to->is_lost)
+		gmem_range_insert(&record.maps, &to->hva);
+	gmem_lock_drop(&record.lock);
+}
+
 void gmem_maps_split_pin(struct gmem_map *map, uint64_t offset, struct gmem_map *upper)
 {
 	upper->owner = map->owner;
@@ -456,16 +467,6 @@ void gmem_maps_split_pin(struct gmem_map *map, uint64_t offset, struct gmem_map 
 	upper->is_lost = map->is_lost;
 	if (!map->is_lost)
 		gmem_range_split(&record.maps, &map->hva, offset, &upper->hva);
-	gmem_lock_drop(&record.lock);
-}
-
-void gmem_maps_join_pin(struct gmem_map *map, struct gmem_map *upper)
-{
-	gmem_lock_take(&record.lock);
-	if (!map->is_lost && !upper->is_lost)
-		gmem_range_join(&record.maps, &map->hva, &upper->hva);
-	else if (!upper->is_lost)
-		gmem_range_remove(&record.maps, &upper->hva);
 	gmem_lock_drop(&record.lock);
 }
 

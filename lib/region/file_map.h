@@ -67,8 +67,9 @@ int gmem_maps_pin_memory(uint64_t size, const struct gmem_place *place, struct g
 /* Likewise, what the caller has just mapped. */
 void gmem_maps_pin_mapped(void *hva, uint64_t size, struct gmem_map *map);
 void gmem_maps_unpin(struct gmem_map *map);
-/* Move what is above @offset of @map over to @upper; and back. */
+/* Put @to in the place of @from. */
+void gmem_maps_move_pin(struct gmem_map *from, struct gmem_map *to);
+/* Move what is above @offset of @map over to @upper. */
 void gmem_maps_split_pin(struct gmem_map *map, uint64_t offset, struct gmem_map *upper);
-void gmem_maps_join_pin(struct gmem_map *map, struct gmem_map *upper);
 
 #endif

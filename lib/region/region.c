@@ -13,6 +13,7 @@
 #include "caps/plan.h"
 #include "os/sys.h"
 #include "region/file.h"
+#include "region/kept_log.h"
 #include "region/slots.h"
 
 /* KVM counts a memslot's pages in 31 bits. */
@@ -59,14 +60,11 @@ static int check_slot_flags(const struct gmem_vm *vm, const struct gmem_region_p
 int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
 	uint64_t bits = gmem_caps_value(&vm->caps, GMEM_CAP_ADDRESS_BITS);
-	uint64_t page = gmem_sys_page_size();
+	uint64_t page = gmem_sys_page_size(), end;
 	int err;
 
-	if (bits)
-		err = gmem_check_range_within("gpa", gpa, size, UINT64_C(1) << bits,
-					      "the VM's last address");
-	else
-		err = gmem_check_range("gpa", gpa, size);
+	end = bits && UINT64_C(1) << bits < GMEM_GPA_END ? UINT64_C(1) << bits : GMEM_GPA_END;
+	err = gmem_check_range_within("gpa", gpa, size, end, "the VM's last address");
 	if (err)
 		return err;
 
@@ -198,17 +196,21 @@ static void put_file(struct gmem_region *region)
 
 static int bind_range(struct gmem_region *region)
 {
+	int err;
+
 	if (!gmem_region_traits(region)->is_bound)
 		return 0;
 
 	region->bound.start = region->file_offset;
 	region->bound.size = region->gpa.size;
-	return gmem_file_bind(region->file, &region->bound);
+	err = gmem_file_bind(region->file, &region->bound);
+	region->owns_range = !err;
+	return err;
 }
 
 static void unbind_range(struct gmem_region *region)
 {
-	if (gmem_region_traits(region)->is_bound)
+	if (region->owns_range)
 		gmem_file_unbind(region->file, &region->bound);
 }
 
@@ -241,36 +243,32 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 	place.hva = hva;
 	region->hva.size = region->gpa.size;
 	if (hva_is_files(region)) {
-		region->map = &region->maps[0];
+		region->map = &region->pin;
 		err = gmem_file_pin(region->file, region->file_offset, region->gpa.size, &place,
 				    region->map);
 		if (!err)
 			region->hva.start = region->map->hva.start;
+		region->owns_memory = !err;
 		return err;
 	}
 
+	region->owns_memory = !region->hva_chosen;
 	if (!region->hva_chosen) {
-		err = gmem_maps_pin_memory(region->gpa.size, &place, &region->maps[0]);
+		err = gmem_maps_pin_memory(region->gpa.size, &place, &region->pin);
 		if (err)
 			return gmem_fail(err, "0x%" PRIx64 " bytes of host memory cannot be had: %s",
 					 region->gpa.size, gmem_errno_name(err));
-		hva = (void *)(uintptr_t)region->maps[0].hva.start;
+		hva = (void *)(uintptr_t)region->pin.hva.start;
 	}
 
 	region->hva.start = (uintptr_t)hva;
 	return 0;
 }
 
-/* What pins the host memory, unless that is the caller's */
-static struct gmem_map *pin_of(struct gmem_region *region)
-{
-	return region->map ? region->map : &region->maps[0];
-}
-
 static void put_host_memory(struct gmem_region *region)
 {
-	if (!hva_is_callers(region))
-		gmem_maps_unpin(pin_of(region));
+	if (region->owns_memory)
+		gmem_maps_unpin(&region->pin);
 }
 
 static int take_slot(struct gmem_vm *vm, struct gmem_region *region, const struct gmem_region_params *params)
@@ -327,12 +325,21 @@ int gmem_region_acquire(struct gmem_region *region, const struct gmem_region_par
 	struct gmem_vm *vm = region->vm;
 	int err;
 
+	/* They may be from an attempt that failed. */
+	region->windows[0].code = 0;
+	region->windows[1].code = 0;
 	if (region->is_device)
 		return 0;
 
+	if (gmem_region_traits(region)->attributes != GMEM_ATTRIBUTES_NONE) {
+		err = gmem_states_new(&region->states, region->gpa.size);
+		if (err)
+			return err;
+	}
+
 	err = take_slot(vm, region, params);
 	if (err)
-		return err;
+		goto free_states;
 
 	err = get_file(vm, region, params);
 	if (err)
@@ -346,107 +353,156 @@ int gmem_region_acquire(struct gmem_region *region, const struct gmem_region_par
 	if (err)
 		goto unbind_range;
 
-	if (!hva_is_callers(region))
-		gmem_range_insert(&vm->hvas, &region->hva);
+	region->owns_number = true;
 	return 0;
 
 unbind_range:
 	unbind_range(region);
+	region->owns_range = false;
 put_file:
 	put_file(region);
+	region->file = NULL;
 give_slot:
 	gmem_slots_give(&vm->slots, region->slot);
+free_states:
+	gmem_states_free(&region->states);
 	return err;
 }
 
 void gmem_region_detach(struct gmem_region *region)
 {
-	if (region->is_device)
-		return;
-
-	if (!hva_is_callers(region))
-		gmem_range_remove(&region->vm->hvas, &region->hva);
 	unbind_range(region);
-	gmem_slots_give(&region->vm->slots, region->slot);
+	if (region->owns_number)
+		gmem_slots_give(&region->vm->slots, region->slot);
 }
 
 void gmem_region_reattach(struct gmem_region *region)
 {
-	if (region->is_device)
-		return;
-
-	gmem_slots_take(&region->vm->slots, region->slot);
-	bind_range(region);
-	if (!hva_is_callers(region))
-		gmem_range_insert(&region->vm->hvas, &region->hva);
+	if (region->owns_number)
+		region->owns_number = gmem_slots_take(&region->vm->slots, region->slot) == 0;
+	if (region->owns_range)
+		bind_range(region);
 }
 
 void gmem_region_release(struct gmem_region *region)
 {
-	if (!region->is_device) {
-		put_host_memory(region);
-		put_file(region);
+	put_host_memory(region);
+	put_file(region);
+	gmem_states_free(&region->states);
+	gmem_kept_log_drop(&region->kept_log);
+}
+
+void gmem_region_commit_hva(struct gmem_region *region)
+{
+	if (!region->is_device && !hva_is_callers(region))
+		gmem_range_insert(&region->vm->hvas, &region->hva);
+}
+
+void gmem_region_commit_no_hva(struct gmem_region *region)
+{
+	if (!region->is_device && !hva_is_callers(region))
+		gmem_range_remove(&region->vm->hvas, &region->hva);
+}
+
+struct gmem_region *gmem_region_copy(const struct gmem_region *region)
+{
+	struct gmem_region *copy = malloc(sizeof(*copy));
+
+	if (!copy) {
+		gmem_fail(-ENOMEM, "no memory for a region handle");
+		return NULL;
 	}
+
+	*copy = *region;
+	copy->counters = (struct gmem_counters){ .n = { 0 } };
+	copy->states = (struct gmem_states){ .pages = NULL };
+	copy->windows[0].code = 0;
+	copy->windows[1].code = 0;
+	copy->kept_log = NULL;
+	copy->map = region->map ? &copy->pin : NULL;
+	copy->owns_number = false;
+	copy->owns_range = false;
+	copy->owns_memory = false;
+	return copy;
+}
+
+void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck)
+{
+	if (region->file)
+		gmem_file_ref(region->file);
+	if (region->owns_range)
+		gmem_file_move_bound(region->file, &region->bound, &stuck->bound);
+	if (region->owns_memory && region->map)
+		gmem_maps_move_pin(region->map, stuck->map);
+
+	stuck->hva = region->hva;
+	stuck->owns_range = region->owns_range;
+	stuck->owns_memory = region->owns_memory;
+	region->owns_range = false;
+	region->owns_memory = false;
 }
 
 /* ---- split ---- */
 
-int gmem_region_split_memory(struct gmem_region *region, uint64_t offset, struct gmem_region *upper)
+int gmem_region_prepare_split(const struct gmem_region *region, uint64_t offset,
+			      struct gmem_region *lower, struct gmem_region *upper)
 {
-	struct gmem_vm *vm = region->vm;
+	struct gmem_states rest = region->states;
 	uint32_t slot = 0;
 	int err;
 
 	if (!region->is_device) {
-		err = gmem_slots_take_any(&vm->slots, &slot);
+		err = gmem_slots_take_any(&region->vm->slots, &slot);
 		if (err)
 			return err;
 	}
 
-	*upper = *region;
-	upper->counters = (struct gmem_counters){ .n = { 0 } };
+	*upper = *lower;
+	gmem_states_split(&rest, offset, &upper->states);
+	upper->map = lower->map ? &upper->pin : NULL;
 	upper->slot = slot;
-	upper->file_offset = region->file_offset + offset;
-	gmem_range_split(&vm->regions, &region->gpa, offset, &upper->gpa);
-	if (region->is_device)
-		return 0;
-
-	if (region->file)
-		gmem_file_ref(region->file);
-	if (gmem_region_traits(region)->is_bound)
-		gmem_file_split_bound(region->file, &region->bound, offset, &upper->bound);
-	if (region->map)
-		upper->map = &upper->maps[0];
-	if (!hva_is_callers(region))
-		gmem_maps_split_pin(pin_of(region), offset, pin_of(upper));
-	if (hva_is_callers(region)) {
-		upper->hva.start = region->hva.start + offset;
-		upper->hva.size = region->hva.size - offset;
-		region->hva.size = offset;
-	} else {
-		gmem_range_split(&vm->hvas, &region->hva, offset, &upper->hva);
-	}
+	upper->owns_number = !region->is_device;
+	upper->file_offset += offset;
+	upper->gpa.start += offset;
+	upper->gpa.size -= offset;
+	upper->hva.start += offset;
+	upper->hva.size = upper->gpa.size;
+	lower->gpa.size = offset;
+	lower->hva.size = offset;
 	return 0;
 }
 
-void gmem_region_unsplit_memory(struct gmem_region *region, struct gmem_region *upper)
+void gmem_region_undo_split(struct gmem_region *upper)
+{
+	gmem_states_free(&upper->states);
+	if (upper->owns_number)
+		gmem_slots_give(&upper->vm->slots, upper->slot);
+}
+
+void gmem_region_commit_split(struct gmem_region *region, struct gmem_region *upper)
 {
 	struct gmem_vm *vm = region->vm;
+	uint64_t offset = region->gpa.size - upper->gpa.size;
 
-	gmem_range_join(&vm->regions, &region->gpa, &upper->gpa);
+	/* With the numbers as they are by now. */
+	gmem_states_free(&upper->states);
+	gmem_states_split(&region->states, offset, &upper->states);
+	gmem_range_split(&vm->regions, &region->gpa, offset, &upper->gpa);
 	if (region->is_device)
 		return;
 
+	if (region->file)
+		gmem_file_ref(region->file);
+	if (region->owns_range)
+		gmem_file_split_bound(region->file, &region->bound, offset, &upper->bound);
+	if (region->owns_memory)
+		gmem_maps_split_pin(&region->pin, offset, &upper->pin);
 	if (hva_is_callers(region))
-		region->hva.size += upper->hva.size;
+		region->hva.size = offset;
 	else
-		gmem_range_join(&vm->hvas, &region->hva, &upper->hva);
-	if (!hva_is_callers(region))
-		gmem_maps_join_pin(pin_of(region), pin_of(upper));
-	if (gmem_region_traits(region)->is_bound)
-		gmem_file_join_bound(region->file, &region->bound, &upper->bound);
-	put_file(region);
-	gmem_slots_give(&vm->slots, upper->slot);
+		gmem_range_split(&vm->hvas, &region->hva, offset, &upper->hva);
+	upper->owns_range = region->owns_range;
+	upper->owns_memory = region->owns_memory;
 }
 
 /* ---- rebind ---- */
@@ -477,74 +533,71 @@ int gmem_region_check_binding(const struct gmem_region *region, const struct gme
 	return err ? err : gmem_file_check_vm(to->file, region->vm->identity);
 }
 
-/*
- * Exchange the region's part of its file for @binding's, whose range may overlap the
- * old one.
- */
-static int trade(struct gmem_region *region, struct gmem_binding *binding)
-{
-	const struct gmem_binding old = { region->file, region->file_offset, region->map };
-	int err;
-
-	unbind_range(region);
-	region->file = binding->file;
-	region->file_offset = binding->offset;
-	err = bind_range(region);
-	if (err) {
-		region->file = old.file;
-		region->file_offset = old.offset;
-		bind_range(region);
-		return err;
-	}
-
-	if (hva_is_files(region)) {
-		gmem_range_remove(&region->vm->hvas, &region->hva);
-		region->map = binding->map;
-		gmem_range_set_start(&region->hva, region->map->hva.start);
-		gmem_range_insert(&region->vm->hvas, &region->hva);
-	}
-	*binding = old;
-	return 0;
-}
-
-int gmem_region_swap_file(struct gmem_region *region, struct gmem_binding *binding)
+int gmem_region_prepare_rebind(struct gmem_region *region, const struct gmem_binding *to,
+			       struct gmem_region *after)
 {
 	const struct gmem_place place = place_of(region);
 	int err = 0;
 
-	gmem_file_ref(binding->file);
-	if (hva_is_files(region)) {
-		binding->map = region->map == &region->maps[0] ? &region->maps[1] : &region->maps[0];
-		err = gmem_file_pin(binding->file, binding->offset, region->gpa.size, &place,
-				    binding->map);
+	gmem_file_ref(to->file);
+	after->file = to->file;
+	after->file_offset = to->offset;
+	if (after->map) {
+		err = gmem_file_pin(to->file, to->offset, region->gpa.size, &place, after->map);
+		if (err)
+			goto put_file;
+		gmem_range_set_start(&after->hva, after->map->hva.start);
+		after->owns_memory = true;
 	}
-	if (err)
-		goto release_file;
 
-	err = trade(region, binding);
+	/* The new range may overlap the old one. */
+	unbind_range(region);
+	err = bind_range(after);
 	if (err)
-		goto unpin;
+		goto put_memory;
 	return 0;
 
-unpin:
-	if (hva_is_files(region))
-		gmem_maps_unpin(binding->map);
-release_file:
-	gmem_file_unref(binding->file);
+put_memory:
+	if (region->owns_range)
+		bind_range(region);
+	put_host_memory(after);
+	after->owns_memory = false;
+put_file:
+	put_file(after);
+	after->file = NULL;
 	return err;
 }
 
-void gmem_region_unswap_file(struct gmem_region *region, struct gmem_binding *binding)
+void gmem_region_undo_rebind(struct gmem_region *region, struct gmem_region *after)
 {
-	trade(region, binding);
-	gmem_region_drop_binding(region, binding);
+	unbind_range(after);
+	after->owns_range = false;
+	if (region->owns_range)
+		bind_range(region);
 }
 
-void gmem_region_drop_binding(struct gmem_region *region, struct gmem_binding *binding)
+void gmem_region_commit_rebind(struct gmem_region *region, struct gmem_region *after)
 {
-	if (hva_is_files(region))
-		gmem_maps_unpin(binding->map);
-	gmem_file_unref(binding->file);
+	struct gmem_file *old_file = region->file;
+	uint64_t old_offset = region->file_offset;
+	struct gmem_map old_pin;
+
+	if (after->owns_range)
+		gmem_file_move_bound(after->file, &after->bound, &region->bound);
+	after->owns_range = false;
+
+	if (region->map) {
+		gmem_region_commit_no_hva(region);
+		gmem_maps_move_pin(region->map, &old_pin);
+		gmem_maps_move_pin(after->map, region->map);
+		gmem_maps_move_pin(&old_pin, after->map);
+		gmem_range_set_start(&region->hva, region->map->hva.start);
+		gmem_region_commit_hva(region);
+	}
+	region->file = after->file;
+	region->file_offset = after->file_offset;
+	after->file = old_file;
+	after->file_offset = old_offset;
 }
 
 /* ---- what a region is ---- */

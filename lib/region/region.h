@@ -19,7 +19,20 @@
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "region/file_map.h"
+#include "region/page_states.h"
 #include "region/vm_core.h"
+
+/*
+ * What the readers' lookup table points to where it cannot say all by itself: the code of
+ * the region's memory, and where the bits of its pages are.
+ */
+struct gmem_window {
+	uint64_t gpa;
+	uint64_t code;			/* see view/lookup_table.h; 0: the window is not used */
+	const uint64_t *bits;		/* of pages that are private; NULL: there are none */
+	uint64_t first;			/* the bit of the page at @gpa */
+	uint32_t page_shift;
+};
 
 /*
  * Fields change with change_lock and lock held, slot_flags with lock alone. gpa.start,
@@ -29,11 +42,13 @@ struct gmem_region {
 	struct gmem_range gpa;		/* in vm->regions */
 	struct gmem_range hva;		/* in vm->hvas, unless the memory is the caller's */
 	struct gmem_range bound;	/* in file->bound if the memslot has the file */
-	struct gmem_map maps[2];	/* one pins host memory, the other is for a rebind under way */
-	struct gmem_map *map;		/* pinned, if the host address is the file's; else NULL */
+	struct gmem_map pin;		/* of the host memory, if that is not the caller's */
+	struct gmem_map *map;		/* @pin, if the host address is the file's; else NULL */
 	struct gmem_vm *vm;
 	struct gmem_file *file;
 	struct gmem_region *next_stuck;
+	const struct gmem_step *leaving;	/* the step of a change that takes it away, while it is planned */
+	uint64_t *kept_log;		/* see kept_log.h; NULL: nothing is kept */
 	uint64_t file_offset;
 	uint64_t align;
 	uint32_t slot;
@@ -45,6 +60,12 @@ struct gmem_region {
 	bool read_only;			/* to the host; only of an import */
 	bool has_slot;			/* the kernel has a memslot of this number */
 	bool lost;			/* its memslot is missing, or not as recorded here */
+	bool owns_number;		/* @slot is in use by this region */
+	bool owns_range;		/* @bound is in file->bound */
+	bool owns_memory;		/* the mapping at @hva goes with this region */
+	uint8_t window;			/* the one of windows that readers use */
+	struct gmem_window windows[2];
+	struct gmem_states states;
 	struct gmem_counters counters;
 };
 
@@ -79,39 +100,66 @@ int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 
 /*
- * A handle that owns nothing yet; free() frees it. The functions below need both locks; on
- * failure the region owns what it owned before.
+ * The functions below are for changes of the layout. They need the hook lock, which admits
+ * one change at a time, and no other. What other threads can see changes in those called
+ * gmem_region_commit_*(), which also need change_lock and lock.
+ *
+ * While a change is under way a region that stays has a second handle: what the region will
+ * be. It becomes the owner of what the kernel does not let go of, if a change is refused
+ * and cannot be undone.
  */
+
+/* A handle that owns nothing yet; free() frees it. */
 int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		    const struct gmem_region_params *params, struct gmem_region **ret);
+/* On failure the region owns nothing. */
 int gmem_region_acquire(struct gmem_region *region, const struct gmem_region_params *params);
 /*
- * Give back what others may use as soon as the memslot is gone: slot number, file
- * range, host addresses. Reattaching cannot fail while nobody else took them.
+ * Give back what others may use as soon as the memslot is gone: slot number and file
+ * range. What somebody else took meanwhile cannot be had back, and is not owned any more.
  */
 void gmem_region_detach(struct gmem_region *region);
 void gmem_region_reattach(struct gmem_region *region);
 /* Give back the rest, once no reader can look at the memory any more. */
 void gmem_region_release(struct gmem_region *region);
 
+/* Enter and remove its host address in the VM's record, if that is not the caller's. */
+void gmem_region_commit_hva(struct gmem_region *region);
+void gmem_region_commit_no_hva(struct gmem_region *region);
+
+/* Returns a handle like @region that owns nothing, or NULL with a sentence. */
+struct gmem_region *gmem_region_copy(const struct gmem_region *region);
+/*
+ * The kernel keeps a memslot that uses the memory of @region: file range and mapping become
+ * @stuck's, a copy of it.
+ */
+void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck);
+
 struct gmem_kvm_slot gmem_region_memslot(const struct gmem_region *region);
 
-/* Make @upper own what is above @offset; and back. */
-int gmem_region_split_memory(struct gmem_region *region, uint64_t offset,
-			     struct gmem_region *upper);
-void gmem_region_unsplit_memory(struct gmem_region *region, struct gmem_region *upper);
+/*
+ * Fill in @lower, a copy of @region, and @upper, with a number of its own: what the parts
+ * will be. Committing gives @region's upper part to @upper.
+ */
+int gmem_region_prepare_split(const struct gmem_region *region, uint64_t offset,
+			      struct gmem_region *lower, struct gmem_region *upper);
+void gmem_region_undo_split(struct gmem_region *upper);
+void gmem_region_commit_split(struct gmem_region *region, struct gmem_region *upper);
 
 /* Part of a file, for a region to have instead of what it has */
 struct gmem_binding {
 	struct gmem_file *file;
 	uint64_t offset;
-	struct gmem_map *map;
 };
 
 int gmem_region_check_binding(const struct gmem_region *region, const struct gmem_binding *to);
-/* Afterwards @binding is what the region had, until it is swapped back or dropped. */
-int gmem_region_swap_file(struct gmem_region *region, struct gmem_binding *binding);
-void gmem_region_unswap_file(struct gmem_region *region, struct gmem_binding *binding);
-void gmem_region_drop_binding(struct gmem_region *region, struct gmem_binding *binding);
+/*
+ * Give @after, a copy of @region, the part of the file. Committing exchanges what the two
+ * have, so that releasing @after lets go of the old part.
+ */
+int gmem_region_prepare_rebind(struct gmem_region *region, const struct gmem_binding *to,
+			       struct gmem_region *after);
+void gmem_region_undo_rebind(struct gmem_region *region, struct gmem_region *after);
+void gmem_region_commit_rebind(struct gmem_region *region, struct gmem_region *after);
 
 #endif

@@ -9,9 +9,13 @@
 #include "base/check.h"
 #include "base/counters.h"
 #include "base/error.h"
+#include "base/interval_tree.h"
+#include "base/lock.h"
 #include "os/sys.h"
 #include "region/file.h"
+#include "region/memory_users.h"
 #include "region/region.h"
+#include "region/vm_core.h"
 
 /*
  * Bytes of one call: enough for its cost not to show, few enough to tell how far it got
@@ -108,10 +112,53 @@ static int discard_host_memory(const struct gmem_region_memory *side, uint64_t s
 	return 0;
 }
 
-static int discard(const struct gmem_region_memory *what, uint64_t size, uint64_t *ret_done)
+/* As gmem_file_punch() does for files: no lease is granted from here on. */
+static int begin_discard(struct gmem_vm *vm, struct gmem_memory_user *user)
+{
+	const struct gmem_memory_user *lease;
+	int err = 0;
+
+	gmem_lock_take(&vm->lock);
+	lease = gmem_memory_find_lease(&vm->memory_users, user->at.start, user->at.last);
+	if (lease)
+		err = gmem_memory_fail_leased(lease, "hva", user->at.start,
+					      user->at.last - user->at.start + 1);
+	else
+		gmem_interval_insert(&vm->memory_users.discards, &user->at);
+	gmem_lock_drop(&vm->lock);
+	return err;
+}
+
+static void end_discard(struct gmem_vm *vm, struct gmem_memory_user *user)
+{
+	gmem_lock_take(&vm->lock);
+	gmem_interval_remove(&vm->memory_users.discards, &user->at);
+	gmem_lock_drop(&vm->lock);
+}
+
+static int discard_unless_leased(struct gmem_vm *vm, const struct gmem_region_memory *what,
+				 uint64_t size, uint64_t *ret_done)
+{
+	uint64_t start = (uintptr_t)what->hva;
+	struct gmem_memory_user user = {
+		.at = { .start = start, .last = start + size - 1 },
+		.name = "discarded",
+	};
+	int err;
+
+	err = begin_discard(vm, &user);
+	if (err)
+		return err;
+	err = discard_host_memory(what, size, ret_done);
+	end_discard(vm, &user);
+	return err;
+}
+
+static int discard(struct gmem_vm *vm, const struct gmem_region_memory *what, uint64_t size,
+		   uint64_t *ret_done)
 {
 	if (!what->file)
-		return discard_host_memory(what, size, ret_done);
+		return discard_unless_leased(vm, what, size, ret_done);
 
 	/*
 	 * Punching a hole unmaps page by page; MADV_DONTNEED does so in bulk, in less
@@ -131,7 +178,7 @@ int gmem_region_memory_discard(struct gmem_region *region, uint32_t side, uint64
 
 	err = gmem_region_memory_get(region, side, offset, size, &what);
 	if (!err) {
-		err = discard(&what, size, &done);
+		err = discard(region->vm, &what, size, &done);
 		gmem_region_count(region, GMEM_COUNT_DISCARDS, 1);
 		gmem_region_count(region, GMEM_COUNT_DISCARDED, done);
 	}

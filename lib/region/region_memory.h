@@ -43,7 +43,8 @@ bool gmem_region_is_both_sides(const struct gmem_region *region);
 /*
  * Give the memory back to the host. It reads as zero afterwards, except the
  * caller's own memory if that is locked or a private mapping of a file. @ret_done
- * (or NULL) gets the bytes finished, also on failure.
+ * (or NULL) gets the bytes finished, also on failure. -EBUSY somebody holds a lease on
+ * that memory, at whatever guest address. Takes the VM's lock, or the file's.
  */
 int gmem_region_memory_discard(struct gmem_region *region, uint32_t side, uint64_t offset,
 			       uint64_t size, uint64_t *ret_done);

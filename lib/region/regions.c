@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/macros.h"
 #include "base/range_set.h"
+#include "region/page_states.h"
 
 static struct gmem_region *find(const struct gmem_range_map *regions, uint64_t gpa, uint64_t last)
 {
@@ -56,7 +57,7 @@ bool gmem_regions_walk_whole(struct gmem_stretch *at)
 	if (at->is_over)
 		return false;
 
-	region = find(at->layout.regions, at->next, at->end);
+	region = find(at->regions, at->next, at->end);
 	at->gpa = at->next;
 	at->region = region && region->gpa.start <= at->gpa ? region : NULL;
 	if (at->region && gmem_region_last(region) < last)
@@ -70,14 +71,19 @@ bool gmem_regions_walk_whole(struct gmem_stretch *at)
 bool gmem_regions_walk(struct gmem_stretch *at)
 {
 	struct gmem_part part;
+	uint64_t start;
 
 	if (!gmem_regions_walk_whole(at))
 		return false;
 
 	at->is_private = false;
-	if (at->region && gmem_set_next(at->layout.privates, true, at->gpa, at->next - 1, &part)) {
-		at->is_private = part.start == at->gpa;
-		end_stretch(at, at->is_private ? part.last : part.start - 1);
+	if (!at->region)
+		return true;
+	start = at->region->gpa.start;
+	if (gmem_states_find(&at->region->states, GMEM_PAGE_PRIVATE, true, at->gpa - start,
+			     at->gpa + at->size - 1 - start, &part)) {
+		at->is_private = start + part.start == at->gpa;
+		end_stretch(at, start + (at->is_private ? part.last : part.start - 1));
 	}
 	return true;
 }

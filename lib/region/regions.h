@@ -28,12 +28,6 @@ struct gmem_region *gmem_regions_next(const struct gmem_vm *vm, uint64_t gpa, ui
 /* The lowest region at or above @gpa that has memory, which a device's range has not */
 struct gmem_region *gmem_regions_next_memory(const struct gmem_vm *vm, uint64_t gpa);
 
-/* Regions and their states: a VM's own records, or what they are to become */
-struct gmem_layout {
-	const struct gmem_range_map *regions;
-	const struct gmem_range_map *privates;
-};
-
 /*
  * A walk over [gpa, last], lowest address first, in stretches: each lies in one region
  * or in none, and all of it is shared or private.
@@ -53,14 +47,13 @@ struct gmem_stretch {
 	uint64_t size;
 	bool is_private;
 
-	struct gmem_layout layout;
+	const struct gmem_range_map *regions;
 	uint64_t next, end;		/* [next, end] is yet to come, unless is_over */
 	bool is_over;
 };
 
 #define GMEM_REGIONS_WALK(vm, gpa_, last_)				\
-	{ .layout = { &(vm)->regions, &(vm)->privates },		\
-	  .next = (gpa_), .end = (last_) }
+	{ .regions = &(vm)->regions, .next = (gpa_), .end = (last_) }
 
 bool gmem_regions_walk(struct gmem_stretch *at);
 /* Walk region by region, whatever their states; is_private is not set. */

@@ -2,7 +2,7 @@
 /*
  * slots: which memslot numbers of a VM are in use, a bit each.
  *
- * All with the VM's lock held. Failures have a sentence: -ENOSPC no number is left,
+ * All with the hook lock held. Failures have a sentence: -ENOSPC no number is left,
  * -EINVAL the number is beyond the last, -EEXIST it is in use or reserved.
  */
 #ifndef GMEM_SLOTS_H

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "region/vm_core.h"
 
-#include "base/range_set.h"
+#include <errno.h>
+
+#include "base/error.h"
 
 void gmem_vm_begin(struct gmem_vm *vm)
 {
@@ -14,8 +16,6 @@ void gmem_vm_begin(struct gmem_vm *vm)
 
 void gmem_vm_end(struct gmem_vm *vm)
 {
-	gmem_set_clear(&vm->privates);
-	gmem_set_clear(&vm->pending_discard);
 	pthread_cond_destroy(&vm->released);
 	gmem_lock_destroy(&vm->views_lock);
 	gmem_lock_destroy(&vm->lock);
@@ -23,33 +23,68 @@ void gmem_vm_end(struct gmem_vm *vm)
 	gmem_lock_destroy(&vm->hook_lock);
 }
 
-void gmem_vm_add_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook)
+static bool is_changer(const struct gmem_vm *vm)
 {
+	/* Another thread's value, whichever it is, is not this one's. */
+	return __atomic_load_n(&vm->changer, __ATOMIC_RELAXED) == (uintptr_t)pthread_self();
+}
+
+int gmem_vm_begin_change(struct gmem_vm *vm)
+{
+	if (is_changer(vm))
+		return gmem_fail(-EDEADLK, "this thread is in a change of the layout already: "
+				 "a callback cannot begin another");
+
 	gmem_lock_take(&vm->hook_lock);
+	__atomic_store_n(&vm->changer, (uintptr_t)pthread_self(), __ATOMIC_RELAXED);
+	return 0;
+}
+
+void gmem_vm_end_change(struct gmem_vm *vm)
+{
+	__atomic_store_n(&vm->changer, 0, __ATOMIC_RELAXED);
+	gmem_lock_drop(&vm->hook_lock);
+}
+
+int gmem_vm_add_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook)
+{
+	int err = gmem_vm_begin_change(vm);
+
+	if (err)
+		return err;
 	hook->next = vm->change_hooks;
 	vm->change_hooks = hook;
-	gmem_lock_drop(&vm->hook_lock);
+	gmem_vm_end_change(vm);
+	return 0;
 }
 
 void gmem_vm_remove_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook)
 {
 	struct gmem_change_hook **link;
+	bool is_inside = gmem_vm_begin_change(vm) != 0;
 
-	gmem_lock_take(&vm->hook_lock);
 	for (link = &vm->change_hooks; *link != hook; link = &(*link)->next)
 		;
 	*link = hook->next;
-	gmem_lock_drop(&vm->hook_lock);
+	if (!is_inside)
+		gmem_vm_end_change(vm);
 }
 
+/* The log may call libgmem with other VMs, and fail there. */
 int gmem_vm_log_error(struct gmem_vm *vm, int err)
 {
 	struct gmem_locks_aside aside;
+	struct gmem_failure failure;
 
-	if (err < 0 && vm->log) {
-		gmem_locks_set_aside(&aside);
-		vm->log(vm->log_data, err, gmem_last_error());
-		gmem_locks_restore(&aside);
-	}
-	return err;
+	if (err >= 0)
+		return err;
+	gmem_error_check(err);
+	if (!vm->log)
+		return err;
+
+	gmem_failure_keep(&failure, err);
+	gmem_locks_set_aside(&aside);
+	vm->log(vm->log_data, err, failure.sentence);
+	gmem_locks_restore(&aside);
+	return gmem_failure_restore(&failure);
 }

@@ -15,16 +15,18 @@
 
 #include "gmem.h"
 #include "base/counters.h"
+#include "base/interval_tree.h"
 #include "base/lock.h"
 #include "base/range_map.h"
 #include "caps/caps.h"
 #include "caps/plan.h"
+#include "region/memory_users.h"
 #include "region/slots.h"
+#include "region/vm_identity.h"
 
-struct gmem_claim;
+struct gmem_lease_wait;
 struct gmem_reader;
 struct gmem_step;
-struct gmem_vm_identity;
 
 /* The numbers that convert a guest_memfd in place, once they were proven; request 0: none */
 struct gmem_inplace {
@@ -53,28 +55,36 @@ struct gmem_vm {
 	gmem_log_fn log;
 	void *log_data;
 
-	struct gmem_lock hook_lock;	/* rank HOOKS: change_hooks, and one change at a time */
+	/* rank HOOKS: change_hooks, slots, kept dirty logs, and one change at a time */
+	struct gmem_lock hook_lock;
+	uintptr_t changer;		/* the thread that holds it for a change, or 0 */
 	struct gmem_change_hook *change_hooks;
+	struct gmem_slots slots;
 
-	/* rank CHANGE: table, and with lock: regions, privates */
+	/* rank CHANGE: table, next_table and their entries, and with lock: regions */
 	struct gmem_lock change_lock;
 	struct gmem_lock lock;		/* rank VM: everything below up to released */
-	struct gmem_slots slots;
-	struct gmem_range_map regions;	/* by gpa; written with both locks, read with either */
+	struct gmem_range_map regions;	/* by gpa; written with hook_lock, too; read with any of the three */
 	struct gmem_range_map hvas;	/* the regions by host address */
 	struct gmem_region *stuck;	/* their memslots could not be deleted, see apply_slots.c */
 
-	/* private in the kernel, by gpa; written with both locks, read with either */
-	struct gmem_range_map privates;
-	struct gmem_range_map pending_discard;	/* where the side not in use is to be discarded */
-	struct gmem_lease *leases;
-	struct gmem_claim *claims;	/* in the order they came */
-	pthread_cond_t released;	/* with lock: a lease or a claim ended */
+	struct gmem_interval_tree leases;	/* by gpa, see lease.h */
+	struct gmem_interval_tree lease_bars;
+	struct gmem_memory_users memory_users;	/* by host address */
+	struct gmem_lease_wait *lease_waits;
+	struct gmem_interval_tree claims[2];	/* by gpa: shared ones, exclusive ones */
+	uint64_t claim_order;		/* of the latest */
+	pthread_cond_t released;	/* with lock: a claim ended */
 	struct gmem_listener *listeners;	/* with change_lock and a claim on everything, see listener.c */
 
 	const struct gmem_table *table;	/* read without a lock; NULL before the first view */
-	struct gmem_lock views_lock;	/* rank VIEWS: views, fence */
+	const struct gmem_table *next_table;	/* with change_lock: of a change under way, or NULL */
+	/* With change_lock: has @change make the table that follows @old; NULL: none is under way */
+	int (*build_next_table)(struct gmem_vm *vm, const struct gmem_table *old);
+	const void *change;
+	struct gmem_lock views_lock;	/* rank VIEWS: views, views_made, fence */
 	struct gmem_reader *views;
+	uint64_t views_made;		/* numbers them */
 	bool fence;			/* readers need one: membarrier() cannot be used */
 	struct gmem_counters counters;
 };
@@ -84,7 +94,21 @@ void gmem_vm_begin(struct gmem_vm *vm);
 /* The readers' table is gone already, see gmem_vm_drop_table(). */
 void gmem_vm_end(struct gmem_vm *vm);
 
-void gmem_vm_add_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook);
+/* The number of the caller's VM fd, for sentences and tracers; -1: none */
+static inline int gmem_vm_number(const struct gmem_vm *vm)
+{
+	return vm->identity ? vm->identity->number : -1;
+}
+
+/*
+ * Take the hook lock for a change of the layout, or of what belongs to it. -EDEADLK for a
+ * callback of a change, whose thread has it.
+ */
+int gmem_vm_begin_change(struct gmem_vm *vm);
+void gmem_vm_end_change(struct gmem_vm *vm);
+
+/* -EDEADLK as gmem_vm_begin_change() */
+int gmem_vm_add_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook);
 void gmem_vm_remove_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook);
 
 /* Pass the sentence of a failure to the VM's log. Returns @err. */

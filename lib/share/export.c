@@ -18,6 +18,7 @@
 #include "region/region.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
+#include "state/claim.h"
 #include "share/extent.h"
 #include "share/peer_io.h"
 #include "share/peer_recall.h"
@@ -56,15 +57,16 @@ static void close_fds(struct gmem_export *exporter)
 /* Note the memory that is private already, before the listener's first call. */
 static int note_private(struct gmem_export *exporter)
 {
-	struct gmem_set_walk at = GMEM_SET_WALK(&exporter->vm->privates, true, 0, UINT64_MAX);
+	struct gmem_stretch at = GMEM_REGIONS_WALK(exporter->vm, 0, UINT64_MAX);
 	struct gmem_range *spare = NULL;
 	int err = 0;
 
-	while (!err && gmem_set_walk(&at)) {
+	while (!err && gmem_regions_walk(&at)) {
+		if (!at.region || !at.is_private)
+			continue;
 		err = gmem_set_spare(&spare);
 		if (!err)
-			gmem_set_add(&exporter->withheld, at.part.start,
-				     at.part.last - at.part.start + 1, &spare);
+			gmem_set_add(&exporter->withheld, at.gpa, at.size, &spare);
 	}
 	free(spare);
 	return err;
@@ -104,6 +106,9 @@ GMEM_API int gmem_export_new(struct gmem_vm *vm, const struct gmem_export_opts *
 	if (!vm || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
 
+	err = gmem_claim_check_not_owner(vm);
+	if (err)
+		return err;
 	err = GMEM_COPY_OPTS(gmem_export_opts, &opts, user_opts, flags);
 	if (!err)
 		err = gmem_check_flags("flags", opts.flags, GMEM_EXPORT_SKIP | GMEM_EXPORT_UNSEALED);
@@ -129,10 +134,14 @@ GMEM_API int gmem_export_new(struct gmem_vm *vm, const struct gmem_export_opts *
 	if (err)
 		goto close_fds;
 
-	gmem_vm_add_change_hook(vm, &exporter->hook);
+	err = gmem_vm_add_change_hook(vm, &exporter->hook);
+	if (err)
+		goto free_listener;
 	*ret = exporter;
 	return 0;
 
+free_listener:
+	gmem_listener_free(exporter->listener);
 close_fds:
 	gmem_set_clear(&exporter->withheld);
 	gmem_lock_destroy(&exporter->lock);
@@ -144,6 +153,10 @@ close_fds:
 GMEM_API void gmem_export_free(struct gmem_export *exporter)
 {
 	if (!exporter)
+		return;
+
+	/* It would wait for the callback that it is called from: rather keep the export. */
+	if (gmem_vm_log_error(exporter->vm, gmem_claim_check_not_owner(exporter->vm)))
 		return;
 
 	gmem_listener_free(exporter->listener);

@@ -13,9 +13,9 @@
 #include "base/macros.h"
 #include "base/opts.h"
 #include "base/range_map.h"
-#include "base/range_set.h"
 #include "os/sys.h"
 #include "region/file_map.h"
+#include "region/page_states.h"
 #include "region/region.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
@@ -39,9 +39,8 @@ struct block {
 };
 
 struct gmem_import {
-	struct gmem_vm vm;		/* for views; its change_lock admits one dispatch at a time */
+	struct gmem_vm vm;		/* for views; its hook_lock admits one dispatch at a time */
 	struct gmem_range_map ids;
-	struct gmem_range *spare;	/* for the next change of vm.privates */
 	uint64_t flags;
 	uint64_t max_bytes;
 	uint64_t bytes;
@@ -70,42 +69,38 @@ static struct block *block_of_id(const struct gmem_import *import, uint64_t id)
 
 static void insert_block(struct gmem_import *import, struct block *block)
 {
+	gmem_lock_take(&import->vm.lock);
 	gmem_range_insert(&import->vm.regions, &block->region.gpa);
 	gmem_range_insert(&import->ids, &block->id);
 	import->bytes += block->region.gpa.size;
 	import->extents++;
+	gmem_lock_drop(&import->vm.lock);
 }
 
 static void remove_block(struct gmem_import *import, struct block *block)
 {
+	gmem_lock_take(&import->vm.lock);
 	gmem_range_remove(&import->vm.regions, &block->region.gpa);
 	gmem_range_remove(&import->ids, &block->id);
 	import->bytes -= block->region.gpa.size;
 	import->extents--;
+	gmem_lock_drop(&import->vm.lock);
 }
 
-/* The record of private memory in the block goes too, which needs import->spare. */
-static void remove_block_and_privates(struct gmem_import *import, struct block *block)
-{
-	remove_block(import, block);
-	gmem_set_remove(&import->vm.privates, block->region.gpa.start, block->region.gpa.size,
-			&import->spare);
-}
-
-static int build_table(const struct gmem_vm *vm, const struct gmem_range *changed,
+/* Make the readers' next table, in which the block is entered or removed. */
+static int build_table(const struct gmem_vm *vm, struct block *block, bool removes,
 		       struct gmem_table **ret)
 {
-	const struct gmem_layout layout = { &vm->regions, &vm->privates };
+	struct gmem_region *region = &block->region;
 	struct gmem_table *table = NULL;
 	int err;
 
-	*ret = NULL;
-	if (!vm->table)
-		return 0;
-
-	err = gmem_table_new(vm->table, &vm->regions, &table);
-	if (!err)
-		err = gmem_table_refresh(table, vm->table, &layout, changed->start, changed->size);
+	err = gmem_table_new(vm->table, gmem_region_last(region), &table);
+	if (!err && removes)
+		err = gmem_table_remove(table, vm->table, region->gpa.start, region->gpa.size);
+	else if (!err)
+		err = gmem_table_enter(table, vm->table, region, region->gpa.start,
+				       region->hva.start);
 	if (err) {
 		gmem_table_free(table, vm->table);
 		return gmem_fail(-ENOMEM, "no memory for the readers' new table");
@@ -114,31 +109,41 @@ static int build_table(const struct gmem_vm *vm, const struct gmem_range *change
 	return 0;
 }
 
-/* Give readers a table of the present layout; on return no reader uses an older one. */
-static int publish(struct gmem_vm *vm, const struct gmem_range *changed)
+/*
+ * Enter or remove the block, in the record and for readers, at once for who makes the first
+ * view meanwhile. On return no reader uses an older table.
+ */
+static int publish(struct gmem_import *import, struct block *block, bool removes)
 {
-	const struct gmem_table *old = vm->table;
-	struct gmem_table *table;
-	int err;
+	struct gmem_vm *vm = &import->vm;
+	const struct gmem_table *old;
+	struct gmem_table *table = NULL;
+	int err = 0;
 
-	err = build_table(vm, changed, &table);
-	if (err)
+	gmem_lock_take(&vm->change_lock);
+	old = vm->table;
+	if (old)
+		err = build_table(vm, block, removes, &table);
+	if (old && !err)
+		gmem_vm_publish(vm, table);
+	if (!err && removes)
+		remove_block(import, block);
+	else if (!err)
+		insert_block(import, block);
+	gmem_lock_drop(&vm->change_lock);
+	if (!old || err)
 		return err;
 
-	gmem_vm_publish(vm, table);
-	gmem_lock_drop(&vm->lock);
-	if (table) {
-		gmem_vm_wait_for_views(vm);
-		gmem_table_free(old, table);
-	}
-	gmem_lock_take(&vm->lock);
+	gmem_vm_wait_for_views(vm);
+	gmem_table_free(old, table);
 	return 0;
 }
 
 static void free_block(struct block *block)
 {
-	gmem_maps_unpin(&block->region.maps[0]);
+	gmem_maps_unpin(&block->region.pin);
 	gmem_sys_close(block->fd);
+	gmem_states_free(&block->region.states);
 	free(block);
 }
 
@@ -236,7 +241,7 @@ static struct block *new_block(struct gmem_import *import, const struct gmem_mes
 		.backing = message->backing,
 		.fd = fd,
 	};
-	gmem_maps_pin_mapped(hva, message->size, &block->region.maps[0]);
+	gmem_maps_pin_mapped(hva, message->size, &block->region.pin);
 	return block;
 }
 
@@ -259,21 +264,17 @@ static int do_map(struct gmem_import *import, const struct gmem_message *message
 		return err;
 	}
 
-	err = gmem_set_spare(&import->spare);
+	err = gmem_states_new(&block->region.states, message->size);
+	if (!err && message->rights & GMEM_WIRE_WITHHELD)
+		gmem_states_set(&block->region.states, GMEM_PAGE_PRIVATE, 0, message->size, true);
+	if (!err)
+		err = publish(import, block, false);
 	if (err) {
 		free_block(block);
-		return gmem_fail(err, "no memory for what is private");
+		return err;
 	}
-	insert_block(import, block);
-	if (message->rights & GMEM_WIRE_WITHHELD)
-		gmem_set_add(&import->vm.privates, message->gpa, message->size, &import->spare);
 	import->complete = false;
-	err = publish(&import->vm, &block->region.gpa);
-	if (err) {
-		remove_block_and_privates(import, block);
-		free_block(block);
-	}
-	return err;
+	return 0;
 }
 
 static int do_unmap(struct gmem_import *import, const struct gmem_message *message)
@@ -284,25 +285,17 @@ static int do_unmap(struct gmem_import *import, const struct gmem_message *messa
 	if (!block)
 		return gmem_fail(-EPROTO, "id %" PRIu64 " is not there", message->id);
 
-	err = gmem_set_spare(&import->spare);
+	err = publish(import, block, true);
 	if (err)
-		return gmem_fail(err, "no memory to unmap memory");
-
-	remove_block(import, block);
-	err = publish(&import->vm, &block->region.gpa);
-	if (err) {
-		insert_block(import, block);
 		return err;
-	}
-	gmem_set_remove(&import->vm.privates, block->region.gpa.start, block->region.gpa.size,
-			&import->spare);
 	free_block(block);
 	return 0;
 }
 
 /* ---- revoke and grant ---- */
 
-static struct block *find_part(const struct gmem_import *import, const struct gmem_message *message)
+static struct block *find_part(const struct gmem_import *import,
+			       const struct gmem_message *message)
 {
 	struct block *block = block_of_id(import, message->id);
 	const struct gmem_range *gpa = block ? &block->region.gpa : NULL;
@@ -336,46 +329,39 @@ static int remap(const struct block *block, const struct gmem_message *message, 
 	return 0;
 }
 
+static void show_as(struct gmem_import *import, struct block *block,
+		    const struct gmem_message *message, bool granted)
+{
+	gmem_states_set(&block->region.states, GMEM_PAGE_PRIVATE, message->gpa - block->region.gpa.start,
+			message->size, !granted);
+	gmem_vm_show_states(&import->vm, &block->region, message->gpa, message->size);
+}
+
 /* If unmapping fails, readers have lost the range all the same; the answer has the errno. */
 static int do_revoke(struct gmem_import *import, const struct gmem_message *message)
 {
-	const struct gmem_range changed = { .start = message->gpa, .size = message->size };
-	const struct block *block = find_part(import, message);
-	struct gmem_range_map *privates = &import->vm.privates;
-	struct gmem_part part;
-	int err;
+	struct block *block = find_part(import, message);
 
 	if (!block)
 		return -EPROTO;
-	err = gmem_set_spare(&import->spare);
-	if (err)
-		return gmem_fail(err, "no memory to record revoked memory");
-
-	if (gmem_set_next(privates, false, message->gpa, message->gpa + message->size - 1, &part)) {
-		gmem_set_add(privates, message->gpa, message->size, &import->spare);
-		err = publish(&import->vm, &changed);
-	}
-	return err ? err : remap(block, message, false);
+	show_as(import, block, message, false);
+	gmem_vm_wait_for_views(&import->vm);
+	return remap(block, message, false);
 }
 
 static int do_grant(struct gmem_import *import, const struct gmem_message *message)
 {
-	const struct gmem_range changed = { .start = message->gpa, .size = message->size };
-	const struct block *block = find_part(import, message);
+	struct block *block = find_part(import, message);
 	int err;
 
 	if (!block)
 		return -EPROTO;
-	err = gmem_set_spare(&import->spare);
-	if (err)
-		return gmem_fail(err, "no memory to record granted memory");
-
 	err = remap(block, message, true);
 	if (err)
 		return err;
-	gmem_set_remove(&import->vm.privates, message->gpa, message->size, &import->spare);
+	show_as(import, block, message, true);
 	import->complete = false;
-	return publish(&import->vm, &changed);
+	return 0;
 }
 
 static int do_hello(struct gmem_import *import, const struct gmem_message *message)
@@ -480,11 +466,9 @@ GMEM_API int gmem_import_dispatch(struct gmem_import *import)
 	if (!import)
 		return gmem_fail(-EINVAL, "import is NULL");
 
-	gmem_lock_take(&import->vm.change_lock);
-	gmem_lock_take(&import->vm.lock);
+	gmem_lock_take(&import->vm.hook_lock);
 	ret = dispatch(import);
-	gmem_lock_drop(&import->vm.lock);
-	gmem_lock_drop(&import->vm.change_lock);
+	gmem_lock_drop(&import->vm.hook_lock);
 	return ret;
 }
 
@@ -552,7 +536,6 @@ GMEM_API void gmem_import_free(struct gmem_import *import)
 	gmem_sys_close(import->sock);
 	gmem_vm_drop_table(&import->vm);
 	gmem_vm_end(&import->vm);
-	free(import->spare);
 	free(import);
 }
 

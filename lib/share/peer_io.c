@@ -165,22 +165,26 @@ static int describe(const struct gmem_peer *peer, const struct piece *piece,
 
 int gmem_peer_check_memory(const struct gmem_peer *peer)
 {
+	struct gmem_vm *vm = peer->exporter->vm;
 	struct gmem_extent extent;
-	struct piece piece;
+	struct piece piece = { .last = 0 };
+	bool is_there = true;
 	uint64_t from = 0;
 	int err = 0;
 
 	if (peer->exporter->flags & GMEM_EXPORT_SKIP)
 		return 0;
 
-	gmem_lock_take(&peer->exporter->vm->lock);
-	while (!err && next_piece(peer, from, &piece)) {
-		err = describe(peer, &piece, &extent);
+	/* The lock is dropped between pieces: their files are looked at, and there may be many. */
+	while (!err && is_there) {
+		gmem_lock_take(&vm->lock);
+		is_there = next_piece(peer, from, &piece);
+		if (is_there)
+			err = describe(peer, &piece, &extent);
+		gmem_lock_drop(&vm->lock);
 		from = piece.last + 1;
-		if (!from)
-			break;
+		is_there = is_there && from;
 	}
-	gmem_lock_drop(&peer->exporter->vm->lock);
 	return err;
 }
 
@@ -373,11 +377,20 @@ static int send_block(struct gmem_peer *peer, const struct gmem_extent *extent)
 	return 1;
 }
 
+/* Returns 1, 0 if it cannot be sent now, or the reason why the peer cannot have it. */
+static int send_piece(struct gmem_peer *peer, const struct piece *piece)
+{
+	struct gmem_extent extent;
+	int err;
+
+	err = describe(peer, piece, &extent);
+	return err ? err : send_block(peer, &extent);
+}
+
 /* Memory that was added after the peer and cannot be given to it is left out. */
 static int send_map(struct gmem_peer *peer)
 {
 	struct gmem_vm *vm = peer->exporter->vm;
-	struct gmem_extent extent;
 	struct piece piece;
 	int sent = 0;
 
@@ -386,12 +399,13 @@ static int send_map(struct gmem_peer *peer)
 	while (!sent && !peer->at_end && peer->sock >= 0) {
 		if (!next_piece(peer, peer->cursor, &piece)) {
 			peer->at_end = true;
-		} else if (describe(peer, &piece, &extent) == 0) {
-			sent = send_block(peer, &extent);
+		} else {
+			sent = send_piece(peer, &piece);
 			if (!sent)
 				break;
-		} else if (!(peer->exporter->flags & GMEM_EXPORT_SKIP)) {
-			gmem_vm_log_error(vm, -EOPNOTSUPP);
+			if (sent < 0 && !(peer->exporter->flags & GMEM_EXPORT_SKIP))
+				gmem_vm_log_error(vm, sent);
+			sent = sent > 0;
 		}
 		if (!peer->at_end) {
 			peer->cursor = piece.last + 1;

@@ -15,6 +15,7 @@
 #include "base/range_set.h"
 #include "layout/step.h"
 #include "os/sys.h"
+#include "region/regions.h"
 #include "share/peer_io.h"
 
 /* How often to look again: another thread may have read the answer this one waits for */
@@ -236,13 +237,23 @@ void gmem_peers_grant(void *data, uint64_t gpa, uint64_t size)
 	free(spare);
 }
 
-/* Called with the VM's change_lock held, so vm->privates does not change. */
+static bool walk(struct gmem_vm *vm, struct gmem_stretch *at)
+{
+	bool found;
+
+	gmem_lock_take(&vm->lock);
+	found = gmem_regions_walk(at);
+	gmem_lock_drop(&vm->lock);
+	return found;
+}
+
+/* Called with a claim on the range: the memory that was there is gone. */
 void gmem_peers_grant_shared(void *data, uint64_t gpa, uint64_t size)
 {
 	struct gmem_export *exporter = data;
-	struct gmem_set_walk at = GMEM_SET_WALK(&exporter->vm->privates, false, gpa,
-						gpa + size - 1);
+	struct gmem_stretch at = GMEM_REGIONS_WALK(exporter->vm, gpa, gpa + size - 1);
 
-	while (gmem_set_walk(&at))
-		gmem_peers_grant(exporter, at.part.start, at.part.last - at.part.start + 1);
+	while (walk(exporter->vm, &at))
+		if (!at.is_private)
+			gmem_peers_grant(exporter, at.gpa, at.size);
 }

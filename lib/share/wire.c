@@ -118,7 +118,8 @@ static int check_range(const struct gmem_message *message)
 	int err = 0;
 
 	if (has & HAS_RANGE)
-		err = gmem_check_range("gpa", message->gpa, message->size);
+		err = gmem_check_range_within("gpa", message->gpa, message->size, GMEM_GPA_END,
+					      "the last guest address");
 	if (!err && has & HAS_FILE)
 		err = gmem_check_range_within("offset", message->offset, message->size,
 					      message->file_size, "the end of the file");

@@ -6,35 +6,39 @@
  * the order they came, but shared claims get along with each other. Leases are held by
  * those who use memory as shared memory; they get along with shared claims. An exclusive
  * claim waits for the leases on its range, and while it waits no new lease gets in front
- * of it. Everything here is called with the VM's lock held, which is dropped while a claim
- * waits.
+ * of it (state/lease.h). Everything here is called with the VM's lock held, which is dropped
+ * while a claim waits.
  *
- * A change claims all that it touches at once, and nobody waits for a claim while holding
- * another, so claims alone cannot wait for each other in a circle.
+ *	time  ->
+ *	shared     A |=======|            B and C come while A works. B waits for A, C for B,
+ *	exclusive  B     ....|====|       though A and C would get along: who comes later
+ *	shared     C       .......|===|   never overtakes. D overlaps none of them.
+ *	exclusive  D       |====|
+ *
+ * A thread that waits holds one claim more than it works with in one case only: a callback
+ * of the user's runs while its thread has a claim, and calls the library again. What would
+ * then wait for its own thread, directly or in a circle, is refused with -EDEADLK. Claims
+ * of one call to gmem_claims_take() never wait for each other.
+ *
+ * A claim is dropped by the thread that took it.
  */
 #ifndef GMEM_CLAIM_H
 #define GMEM_CLAIM_H
 
-#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/interval_tree.h"
 #include "region/vm_core.h"
+#include "state/lease.h"
 
 enum gmem_claim_mode {
 	GMEM_CLAIM_SHARED,	/* beside other shared claims, and leases */
 	GMEM_CLAIM_EXCLUSIVE,	/* alone */
 };
 
-struct gmem_lease {
-	struct gmem_vm *vm;
-	struct gmem_lease *next;
-	struct gmem_lease **link;
-	uint64_t gpa;
-	uint64_t size;
-	char holder[64];
-};
+struct gmem_claim_wait;
 
 struct gmem_claim {
 	/* filled in by the caller */
@@ -42,20 +46,33 @@ struct gmem_claim {
 	uint64_t size;
 	enum gmem_claim_mode mode;
 	bool allows_leases;		/* leases on the range are no obstacle, old or new ones */
+	/*
+	 * The shared side of the range's memory is to go: leases that have the same memory
+	 * at another guest address are obstacles, too.
+	 */
+	bool discards;
 	const char *purpose;		/* of an exclusive claim: the range "is being ..." */
 
 	/* claim.c's own */
-	struct gmem_claim *next;
-	size_t ahead;			/* claims that came before, and that it waits for */
-	bool is_active;			/* not waiting any more */
-	pthread_t owner;
-	pthread_cond_t turn;
+	struct gmem_interval at;	/* in vm->claims; its order is that of its coming */
+	struct gmem_vm *vm;
+	const void *owner;		/* the thread */
+	struct gmem_claim *next_own;	/* claims of one thread */
+	struct gmem_claim **own_link;
+	struct gmem_claim *blocker;	/* an earlier claim that it waits for; NULL: its turn came */
+	struct gmem_claim *waiters;	/* those whose blocker it is */
+	struct gmem_claim *next_waiter;
+	struct gmem_claim **waiter_link;
+	struct gmem_claim_wait *wait;	/* what its thread waits for, if that is claims */
+	struct gmem_lease_bar bar;
+	bool has_bar;			/* no new leases there */
 };
 
 /*
- * Append @claims, which must not overlap each other if exclusive, to the queue and wait for
- * all of them; then, unless they allow leases, for the leases there: -EBUSY after @wait_ms.
- * On failure none of them is held.
+ * Append @claims to the queue and wait for all of them; then, unless they allow leases, for
+ * the leases there: -EBUSY after @wait_ms. -EDEADLK: the thread, in a callback, would wait
+ * for itself. -ENOMEM: no memory to note where the memory is that @discards. On failure none
+ * of them is held.
  */
 int gmem_claims_take(struct gmem_vm *vm, struct gmem_claim *claims, size_t count,
 		     uint32_t wait_ms);
@@ -72,15 +89,27 @@ static inline void gmem_claim_drop(struct gmem_vm *vm, struct gmem_claim *claim)
 }
 
 /*
+ * Allow no leases from now on, for a claim that @allows_leases and @discards nothing. -EBUSY
+ * and a sentence if there is one; the claim then allows them as before.
+ */
+int gmem_claim_bar_leases(struct gmem_vm *vm, struct gmem_claim *claim);
+
+/*
+ * -EDEADLK and a sentence if the calling thread has a claim on this VM, which means that it
+ * is in a callback. For calls that wait for more than claims. Needs no lock.
+ */
+int gmem_claim_check_not_owner(const struct gmem_vm *vm);
+
+/*
  * True if a claim there is at work, not only waiting. A change of the layout then waits
  * for vm->released.
  */
 bool gmem_claim_is_active(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
+
 /* -EBUSY and a sentence if somebody holds a lease there */
-int gmem_claim_check_leases(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
-/* -EBUSY and a sentence if an exclusive claim that allows no leases overlaps the range */
-int gmem_claim_check_exclusive(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
-/* Wake the claims that wait for leases, after one was freed. */
-void gmem_claims_recheck_leases(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
+static inline int gmem_claim_check_leases(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
+{
+	return gmem_lease_check(vm, gpa, size);
+}
 
 #endif

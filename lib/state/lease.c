@@ -3,31 +3,332 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdbool.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "base/error.h"
 #include "base/lock.h"
+#include "base/macros.h"
 #include "base/opts.h"
 #include "base/range_set.h"
+#include "os/sys.h"
+#include "region/file.h"
+#include "region/page_states.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
-#include "region/vm_core.h"
-#include "state/claim.h"
+
+/*
+ * A lease of another handle on the same file does not wake those who wait here, so they
+ * look again now and then.
+ */
+#define LOOK_AGAIN (10 * GMEM_NANOSECONDS_PER_MS)
+
+/* One who waits for a lease to be freed; in vm->lease_waits */
+struct gmem_lease_wait {
+	struct gmem_lease_wait *next;
+	const struct gmem_lease *lease;	/* NULL: another handle's */
+	pthread_cond_t freed;
+};
+
+static struct gmem_lease *lease_of(struct gmem_interval *at)
+{
+	return at ? GMEM_CONTAINER_OF(at, struct gmem_lease, at) : NULL;
+}
+
+/* ---- where the memory of a range is ---- */
+
+static bool has_memory(const struct gmem_stretch *at)
+{
+	return at->region && !at->region->is_device;
+}
+
+static size_t count_parts(struct gmem_stretch at)
+{
+	size_t count = 0;
+
+	while (gmem_regions_walk_whole(&at))
+		count += has_memory(&at);
+	return count;
+}
+
+static void set_place(struct gmem_memory_user *user, const struct gmem_memory_user *model,
+		      uint64_t start, uint64_t size)
+{
+	*user = *model;
+	user->at.start = start;
+	user->at.last = start + size - 1;
+}
+
+static int locate_part(const struct gmem_stretch *at, const struct gmem_memory_user *model,
+		       struct gmem_memory_part *part)
+{
+	uint64_t offset = at->gpa - at->region->gpa.start;
+	struct gmem_region_memory side;
+	int err;
+
+	/* All of the region: the stretch may have any alignment. */
+	err = gmem_region_memory_get(at->region, GMEM_SIDE_SHARED, 0, at->region->gpa.size, &side);
+	if (err)
+		return err;
+	part->file = side.file;
+	part->has_hva = side.hva != NULL;
+	set_place(&part->in_file, model, side.offset + offset, at->size);
+	set_place(&part->at_hva, model, (uintptr_t)side.hva + offset, at->size);
+	return 0;
+}
+
+static void free_parts(struct gmem_memory_parts *parts)
+{
+	if (parts->all != &parts->one)
+		free(parts->all);
+	*parts = (struct gmem_memory_parts){ .all = NULL };
+}
+
+/* Fill in @parts, which are empty, with what @model says. */
+static int locate(const struct gmem_vm *vm, const struct gmem_interval *gpas,
+		  const struct gmem_memory_user *model, struct gmem_memory_parts *parts)
+{
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, gpas->start, gpas->last);
+	size_t count = count_parts(at), done = 0;
+	int err = 0;
+
+	parts->all = count > 1 ? calloc(count, sizeof(*parts->all)) : &parts->one;
+	if (!parts->all)
+		return gmem_fail(-ENOMEM, "no memory to note where %zu regions have theirs", count);
+
+	while (!err && gmem_regions_walk_whole(&at))
+		if (has_memory(&at))
+			err = locate_part(&at, model, &parts->all[done++]);
+	if (err)
+		free_parts(parts);
+	else
+		parts->count = count;
+	return err;
+}
+
+/* Tell whether part of the range is shared: what is private has no lease, nor is discarded. */
+static bool is_shared_somewhere(const struct gmem_vm *vm, const struct gmem_interval *gpas)
+{
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, gpas->start, gpas->last);
+	struct gmem_part part;
+	uint64_t offset;
+
+	while (gmem_regions_walk_whole(&at)) {
+		if (!has_memory(&at))
+			continue;
+		offset = at.gpa - at.region->gpa.start;
+		if (gmem_states_find(&at.region->states, GMEM_PAGE_PRIVATE, false, offset,
+				     offset + at.size - 1, &part))
+			return true;
+	}
+	return false;
+}
+
+/* ---- leases that are in the way ---- */
+
+static int fail_leased(const struct gmem_lease *lease, uint64_t gpa, uint64_t size)
+{
+	return gmem_fail(-EBUSY,
+			 "\"%s\" holds a lease on gpa 0x%" PRIx64 ", 0x%" PRIx64
+			 " bytes, which 0x%" PRIx64 ", 0x%" PRIx64 " bytes, overlaps",
+			 lease->holder, lease->at.start, lease->at.last - lease->at.start + 1, gpa, size);
+}
+
+static int check_gpas(const struct gmem_vm *vm, const struct gmem_interval *gpas,
+		      const struct gmem_lease **ret)
+{
+	const struct gmem_lease *lease;
+
+	lease = lease_of(gmem_interval_find(&vm->leases, gpas->start, gpas->last));
+	*ret = lease;
+	return lease ? fail_leased(lease, gpas->start, gpas->last - gpas->start + 1) : 0;
+}
+
+static int check_users(const struct gmem_memory_users *users, const struct gmem_memory_user *user,
+		       const struct gmem_lease **ret)
+{
+	const struct gmem_memory_user *lease;
+
+	lease = gmem_memory_find_lease(users, user->at.start, user->at.last);
+	if (!lease)
+		return 0;
+	*ret = lease->lease;
+	if (lease->gpa <= user->gpa + (user->size - 1) && user->gpa <= lease->gpa + (lease->size - 1))
+		return fail_leased(lease->lease, user->gpa, user->size);
+	return gmem_memory_fail_leased(lease, "gpa", user->gpa, user->size);
+}
+
+static int check_part(const struct gmem_vm *vm, const struct gmem_memory_part *part,
+		      const struct gmem_lease **ret)
+{
+	int err = 0;
+
+	if (part->file) {
+		gmem_lock_take(&part->file->lock);
+		err = check_users(&part->file->memory_users, &part->in_file, ret);
+		/* Outside of the lock, a lease of another handle may be freed. */
+		if (err && (*ret)->vm != vm)
+			*ret = NULL;
+		gmem_lock_drop(&part->file->lock);
+	}
+	if (!err && part->has_hva)
+		err = check_users(&vm->memory_users, &part->at_hva, ret);
+	return err;
+}
+
+/*
+ * -EBUSY, with a lease of this VM's in @ret, or NULL if it is of another handle on it. All
+ * leases on the guest addresses are on their memory, too.
+ */
+static int check_all(const struct gmem_vm *vm, const struct gmem_interval *gpas,
+		     const struct gmem_memory_parts *parts, const struct gmem_lease **ret)
+{
+	int err = parts->count ? 0 : check_gpas(vm, gpas, ret);
+
+	for (size_t i = 0; i < parts->count && !err; i++)
+		err = check_part(vm, &parts->all[i], ret);
+	return err;
+}
+
+int gmem_lease_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
+{
+	const struct gmem_interval gpas = { .start = gpa, .last = gpa + size - 1 };
+	const struct gmem_lease *lease;
+
+	return check_gpas(vm, &gpas, &lease);
+}
+
+int gmem_lease_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
+{
+	const struct gmem_interval gpas = { .start = gpa, .last = gpa + size - 1 };
+	const struct gmem_memory_user model = { .gpa = gpa, .size = size };
+	struct gmem_memory_parts parts = { .count = 0 };
+	const struct gmem_lease *lease;
+	int err;
+
+	if (is_shared_somewhere(vm, &gpas)) {
+		err = locate(vm, &gpas, &model, &parts);
+		if (err)
+			return err;
+	}
+	err = check_all(vm, &gpas, &parts, &lease);
+	free_parts(&parts);
+	return err;
+}
+
+/* ---- bars ---- */
+
+void gmem_lease_bar_begin(struct gmem_vm *vm, struct gmem_lease_bar *bar, uint64_t gpa,
+			  uint64_t size, const char *purpose)
+{
+	bar->at = (struct gmem_interval){ .start = gpa, .last = gpa + size - 1 };
+	bar->purpose = purpose;
+	bar->memory.all = NULL;
+	bar->memory.count = 0;
+	gmem_interval_insert(&vm->lease_bars, &bar->at);
+}
+
+static void enter_discard(struct gmem_vm *vm, struct gmem_memory_part *part)
+{
+	if (part->file) {
+		gmem_lock_take(&part->file->lock);
+		gmem_interval_insert(&part->file->memory_users.discards, &part->in_file.at);
+		gmem_lock_drop(&part->file->lock);
+	}
+	if (part->has_hva)
+		gmem_interval_insert(&vm->memory_users.discards, &part->at_hva.at);
+}
+
+static void leave_discard(struct gmem_vm *vm, struct gmem_memory_part *part)
+{
+	if (part->file) {
+		gmem_lock_take(&part->file->lock);
+		gmem_interval_remove(&part->file->memory_users.discards, &part->in_file.at);
+		gmem_lock_drop(&part->file->lock);
+	}
+	if (part->has_hva)
+		gmem_interval_remove(&vm->memory_users.discards, &part->at_hva.at);
+}
+
+int gmem_lease_bar_memory(struct gmem_vm *vm, struct gmem_lease_bar *bar)
+{
+	const struct gmem_memory_user model = {
+		.name = bar->purpose,
+		.gpa = bar->at.start,
+		.size = bar->at.last - bar->at.start + 1,
+	};
+	int err;
+
+	if (!is_shared_somewhere(vm, &bar->at))
+		return 0;
+	err = locate(vm, &bar->at, &model, &bar->memory);
+	if (err)
+		return err;
+	for (size_t i = 0; i < bar->memory.count; i++)
+		enter_discard(vm, &bar->memory.all[i]);
+	return 0;
+}
+
+static void wait_for_lease(struct gmem_vm *vm, struct gmem_lease_wait *wait, uint64_t until)
+{
+	const struct timespec at = {
+		.tv_sec = (time_t)(until / 1000000000),
+		.tv_nsec = (long)(until % 1000000000),
+	};
+	struct gmem_lease_wait **link;
+
+	wait->next = vm->lease_waits;
+	vm->lease_waits = wait;
+	gmem_condition_wait_until(&wait->freed, &vm->lock, &at);
+	for (link = &vm->lease_waits; *link != wait; link = &(*link)->next)
+		;
+	*link = wait->next;
+}
+
+int gmem_lease_bar_wait(struct gmem_vm *vm, struct gmem_lease_bar *bar, uint64_t deadline)
+{
+	struct gmem_lease_wait wait;
+	uint64_t now, until;
+	int err;
+
+	err = check_all(vm, &bar->at, &bar->memory, &wait.lease);
+	if (!err || !deadline)
+		return err;
+
+	gmem_condition_init(&wait.freed);
+	while (err) {
+		now = gmem_sys_now();
+		if (now >= deadline)
+			break;
+		until = !wait.lease && deadline - now > LOOK_AGAIN ? now + LOOK_AGAIN : deadline;
+		wait_for_lease(vm, &wait, until);
+		err = check_all(vm, &bar->at, &bar->memory, &wait.lease);
+	}
+	pthread_cond_destroy(&wait.freed);
+	return err;
+}
+
+void gmem_lease_bar_end(struct gmem_vm *vm, struct gmem_lease_bar *bar)
+{
+	for (size_t i = 0; i < bar->memory.count; i++)
+		leave_discard(vm, &bar->memory.all[i]);
+	free_parts(&bar->memory);
+	gmem_interval_remove(&vm->lease_bars, &bar->at);
+}
+
+/* ---- granting and freeing a lease ---- */
 
 static int check_is_shared(const struct gmem_vm *vm, const struct gmem_lease *lease)
 {
-	uint64_t last = lease->gpa + lease->size - 1;
-	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, lease->gpa, last);
-	struct gmem_part part;
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, lease->at.start, lease->at.last);
 	int err;
 
-	if (gmem_set_next(&vm->privates, true, lease->gpa, last, &part))
-		return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " is private: no lease is given on it",
-				 part.start);
-
-	while (gmem_regions_walk_whole(&at)) {
+	while (gmem_regions_walk(&at)) {
+		if (at.is_private)
+			return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " is private: no lease is given on it",
+					 at.gpa);
 		err = gmem_regions_check_memory(at.region, at.gpa);
 		if (err)
 			return err;
@@ -38,6 +339,85 @@ static int check_is_shared(const struct gmem_vm *vm, const struct gmem_lease *le
 	return 0;
 }
 
+static int check_bars(const struct gmem_vm *vm, const struct gmem_lease *lease)
+{
+	struct gmem_interval *at = gmem_interval_find(&vm->lease_bars, lease->at.start, lease->at.last);
+	const struct gmem_lease_bar *bar;
+
+	if (!at)
+		return 0;
+	bar = GMEM_CONTAINER_OF(at, const struct gmem_lease_bar, at);
+	return gmem_fail(-EBUSY, "gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes, is being %s", at->start,
+			 at->last - at->start + 1, bar->purpose);
+}
+
+static int enter_users(struct gmem_memory_users *users, struct gmem_memory_user *lease)
+{
+	int err = gmem_memory_check_discards(users, lease);
+
+	if (!err)
+		gmem_interval_insert(&users->leases, &lease->at);
+	return err;
+}
+
+static void leave_file(struct gmem_memory_part *part)
+{
+	gmem_lock_take(&part->file->lock);
+	gmem_interval_remove(&part->file->memory_users.leases, &part->in_file.at);
+	gmem_lock_drop(&part->file->lock);
+}
+
+static int enter_lease(struct gmem_vm *vm, struct gmem_memory_part *part)
+{
+	int err = 0;
+
+	if (part->file) {
+		gmem_lock_take(&part->file->lock);
+		err = enter_users(&part->file->memory_users, &part->in_file);
+		gmem_lock_drop(&part->file->lock);
+	}
+	if (err || !part->has_hva)
+		return err;
+
+	err = enter_users(&vm->memory_users, &part->at_hva);
+	if (err && part->file)
+		leave_file(part);
+	return err;
+}
+
+static void leave_lease(struct gmem_vm *vm, struct gmem_memory_part *part)
+{
+	if (part->file)
+		leave_file(part);
+	if (part->has_hva)
+		gmem_interval_remove(&vm->memory_users.leases, &part->at_hva.at);
+}
+
+static int enter_all(struct gmem_lease *lease)
+{
+	struct gmem_memory_parts *parts = &lease->memory;
+	const struct gmem_memory_user model = {
+		.lease = lease,
+		.name = lease->holder,
+		.gpa = lease->at.start,
+		.size = lease->at.last - lease->at.start + 1,
+	};
+	size_t done = 0;
+	int err;
+
+	err = locate(lease->vm, &lease->at, &model, parts);
+	while (!err && done < parts->count) {
+		err = enter_lease(lease->vm, &parts->all[done]);
+		done += !err;
+	}
+	if (err) {
+		while (done-- > 0)
+			leave_lease(lease->vm, &parts->all[done]);
+		free_parts(parts);
+	}
+	return err;
+}
+
 static int grant(struct gmem_lease *lease)
 {
 	struct gmem_vm *vm = lease->vm;
@@ -45,15 +425,13 @@ static int grant(struct gmem_lease *lease)
 
 	err = check_is_shared(vm, lease);
 	if (!err)
-		err = gmem_claim_check_exclusive(vm, lease->gpa, lease->size);
+		err = check_bars(vm, lease);
+	if (!err)
+		err = enter_all(lease);
 	if (err)
 		return err;
 
-	lease->next = vm->leases;
-	lease->link = &vm->leases;
-	if (lease->next)
-		lease->next->link = &lease->next;
-	vm->leases = lease;
+	gmem_interval_insert(&vm->leases, &lease->at);
 	return 0;
 }
 
@@ -74,12 +452,12 @@ GMEM_API int gmem_lease_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		return gmem_fail(-EINVAL, "gpa 0x%" PRIx64 " + size 0x%" PRIx64 " is no range", gpa,
 				 size);
 
-	lease = malloc(sizeof(*lease));
+	lease = calloc(1, sizeof(*lease));
 	if (!lease)
 		return gmem_fail(-ENOMEM, "no memory for a lease");
 	lease->vm = vm;
-	lease->gpa = gpa;
-	lease->size = size;
+	lease->at.start = gpa;
+	lease->at.last = gpa + size - 1;
 	snprintf(lease->holder, sizeof(lease->holder), "%s", opts.holder ? opts.holder : "unnamed");
 
 	gmem_lock_take(&vm->lock);
@@ -94,15 +472,27 @@ GMEM_API int gmem_lease_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 
 GMEM_API void gmem_lease_free(struct gmem_lease *lease)
 {
+	struct gmem_lease_wait *wait;
+	struct gmem_vm *vm;
+
 	if (!lease)
 		return;
 
-	gmem_lock_take(&lease->vm->lock);
-	*lease->link = lease->next;
-	if (lease->next)
-		lease->next->link = lease->link;
-	gmem_claims_recheck_leases(lease->vm, lease->gpa, lease->size);
-	pthread_cond_broadcast(&lease->vm->released);
-	gmem_lock_drop(&lease->vm->lock);
+	vm = lease->vm;
+	gmem_lock_take(&vm->lock);
+	gmem_interval_remove(&vm->leases, &lease->at);
+	for (size_t i = 0; i < lease->memory.count; i++)
+		leave_lease(vm, &lease->memory.all[i]);
+	for (wait = vm->lease_waits; wait; wait = wait->next)
+		if (wait->lease == lease)
+			pthread_cond_signal(&wait->freed);
+	gmem_lock_drop(&vm->lock);
+	free_parts(&lease->memory);
 	free(lease);
+}
+
+const struct gmem_lease *gmem_lease_next(const struct gmem_vm *vm, const struct gmem_lease *previous)
+{
+	return lease_of(gmem_interval_find_next(&vm->leases, previous ? &previous->at : NULL, 0,
+						UINT64_MAX));
 }

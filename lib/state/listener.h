@@ -3,29 +3,28 @@
  * listener: who is told of conversions and removals.
  *
  * Called with a claim on the range, or with change_lock: the list of listeners does
- * not change meanwhile. @runs are the ranges that change; those within [@gpa,
- * @last] are told.
+ * not change meanwhile. A callback that calls the library again in a way that would wait
+ * for this claim gets -EDEADLK. What changes is marked in the regions (GMEM_PAGE_CHANGING);
+ * the runs within [@gpa, @last] are told.
  */
 #ifndef GMEM_LISTENER_H
 #define GMEM_LISTENER_H
 
 #include <stdint.h>
 
-#include "base/range_map.h"
 #include "region/vm_core.h"
 
 /*
  * Ask each listener whether the runs may become private. If one refuses, undo_private is
  * called for everything agreed to, the refuser's own earlier runs included.
  */
-int gmem_listeners_ask(const struct gmem_vm *vm, const struct gmem_range_map *runs, uint64_t gpa,
-		       uint64_t last);
+int gmem_listeners_ask(const struct gmem_vm *vm, uint64_t gpa, uint64_t last);
 /* Tell that the runs did not become private, last listener first. */
-void gmem_listeners_undo(const struct gmem_vm *vm, const struct gmem_range_map *runs,
-			 uint64_t gpa, uint64_t last);
+void gmem_listeners_undo(const struct gmem_vm *vm, uint64_t gpa, uint64_t last);
 /* Tell that the runs became shared. */
-void gmem_listeners_shared(const struct gmem_vm *vm, const struct gmem_range_map *runs,
-			   uint64_t gpa, uint64_t last);
+void gmem_listeners_shared(const struct gmem_vm *vm, uint64_t gpa, uint64_t last);
+/* Free the handles that were freed inside a callback; no callback runs any more. */
+void gmem_listeners_sweep(struct gmem_vm *vm);
 /* Tell that the memory of a region is going, while it is still there for the host. */
 void gmem_listeners_removed(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 

@@ -1,21 +1,15 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * The record is a set of ranges, by address as the kernel's own: it takes at most one
- * node for two pages, where the state changes from each page to the next.
- */
 #include "state/private_state.h"
 
 #include <errno.h>
 #include <inttypes.h>
 
 #include "gmem.h"
-#include "base/counters.h"
 #include "base/error.h"
 #include "base/lock.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
-#include "region/regions.h"
 #include "state/inplace.h"
 
 /* How often a call is tried again that was interrupted or said -EAGAIN */
@@ -28,7 +22,7 @@ static int refuse(const struct gmem_vm *vm, const struct gmem_part *part, bool t
 {
 	return gmem_fail(err,
 			 "VM fd %d refuses to make gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes, %s: %s",
-			 vm->fd, part->start, part->last - part->start + 1,
+			 gmem_vm_number(vm), part->start, part->last - part->start + 1,
 			 to_private ? "private" : "shared", gmem_errno_name(err));
 }
 
@@ -56,28 +50,61 @@ int gmem_region_set_private(const struct gmem_region *region, const struct gmem_
 	return set_vm_private(region->vm, part, to_private);
 }
 
-/* ---- how much ---- */
+/* ---- the record ---- */
 
-uint64_t gmem_state_private(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
+bool gmem_state_next_region(struct gmem_vm *vm, struct gmem_stretch *at)
 {
-	return gmem_set_bytes(&vm->privates, gpa, gpa + size - 1);
+	bool found;
+
+	if (at->is_over)
+		return false;
+
+	gmem_lock_take(&vm->lock);
+	found = gmem_regions_walk_whole(at);
+	gmem_lock_drop(&vm->lock);
+	return found;
 }
 
-void gmem_state_count(struct gmem_vm *vm, uint64_t gpa, uint64_t size, bool to_private)
+/* The first part of a stretch, as guest addresses */
+static bool find_in_region(const struct gmem_stretch *at, enum gmem_page_bit bit, bool value,
+			   struct gmem_part *ret)
 {
-	const enum gmem_counter which = to_private ? GMEM_COUNT_MADE_PRIVATE
-						   : GMEM_COUNT_MADE_SHARED;
-	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, gpa, gpa + size - 1);
-	uint64_t bytes;
+	uint64_t start;
 
-	while (gmem_regions_walk_whole(&at)) {
-		bytes = gmem_state_private(vm, at.gpa, at.size);
-		if (to_private)
-			bytes = at.size - bytes;
-		gmem_count(&vm->counters, which, bytes);
-		if (at.region)
-			gmem_count(&at.region->counters, which, bytes);
+	if (!at->region)
+		return false;
+	start = at->region->gpa.start;
+	if (!gmem_states_find(&at->region->states, bit, value, at->gpa - start,
+			      at->gpa + at->size - 1 - start, ret))
+		return false;
+	ret->start += start;
+	ret->last += start;
+	return true;
+}
+
+bool gmem_state_find(struct gmem_vm *vm, enum gmem_page_bit bit, bool value, uint64_t gpa,
+		     uint64_t last, struct gmem_part *ret)
+{
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, gpa, last);
+	struct gmem_part part;
+	bool found = false;
+
+	while (gmem_state_next_region(vm, &at)) {
+		if (!find_in_region(&at, bit, value, &part)) {
+			if (found)
+				break;
+			continue;
+		}
+		if (found && part.start != ret->last + 1)
+			break;
+		ret->last = part.last;
+		if (!found)
+			ret->start = part.start;
+		found = true;
+		if (part.last != at.gpa + at.size - 1)
+			break;
 	}
+	return found;
 }
 
 /* ---- what the layout and the record say together ---- */

@@ -93,7 +93,7 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer)
 		return gmem_fail(-EBUSY, "%" PRIu32 " requests are still under way on the ring",
 				 transfer->io.in_flight);
 
-	GMEM_PROBE(transfer, transfer->vm ? transfer->vm->fd : -1, transfer->io.writing,
+	GMEM_PROBE(transfer, transfer->vm ? gmem_vm_number(transfer->vm) : -1, transfer->io.writing,
 		   transfer->done, transfer->total, transfer->is_done);
 	if (transfer->end)
 		transfer->end(transfer);
@@ -216,7 +216,7 @@ GMEM_API int gmem_transfer_get_result(const struct gmem_transfer *transfer,
 
 int gmem_transfer_run(int err, struct gmem_transfer *transfer, struct gmem_transfer_result *ret)
 {
-	int freed;
+	struct gmem_failure failure;
 
 	if (err)
 		return err;
@@ -229,9 +229,10 @@ int gmem_transfer_run(int err, struct gmem_transfer *transfer, struct gmem_trans
 		err = gmem_transfer_step(transfer, 1);
 		err = err < 0 ? err : 0;
 	}
+	gmem_failure_keep(&failure, err);
 	if (ret && ret->size)
 		gmem_transfer_get_result(transfer, ret);
 
-	freed = gmem_transfer_free(transfer);
-	return err ? err : freed;
+	err = gmem_transfer_free(transfer);
+	return failure.err ? gmem_failure_restore(&failure) : err;
 }

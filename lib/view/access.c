@@ -52,14 +52,28 @@ struct walk {
 	bool stop;		/* the access function found what it looks for */
 };
 
-static int walk_parts(struct walk *walk, uint64_t *ret_done)
+/*
+ * Long accesses begin anew at each multiple of this: who converts or changes the layout waits
+ * for those that have begun.
+ */
+#define SPAN (UINT64_C(2) << 20)
+
+/* Where, @done bytes into an access of @size bytes at @gpa, it begins anew or ends */
+static uint64_t end_span(uint64_t gpa, uint64_t done, uint64_t size)
 {
+	uint64_t left = SPAN - (gpa + done) % SPAN;
+
+	return size - done < left ? size : done + left;
+}
+
+static int walk_parts(struct walk *walk, uint64_t end, uint64_t *ret_done)
+{
+	uint64_t done = *ret_done, rest;
 	struct iovec part;
-	uint64_t done = 0;
 	int err = 0;
 
-	while (done < walk->size && !walk->stop) {
-		uint64_t rest = walk->size - done;
+	while (done < end && !walk->stop) {
+		rest = end - done;
 		if (gmem_table_hva(walk->view->table, walk->gpa + done, rest, &part.iov_base))
 			part.iov_len = rest;
 		else if (walk->writes)
@@ -92,9 +106,11 @@ static int run(struct walk *walk, uint64_t *ret_done)
 	if (err)
 		return err;
 
-	gmem_view_begin(walk->view);
-	err = walk_parts(walk, &done);
-	gmem_view_end(walk->view);
+	do {
+		gmem_view_begin(walk->view);
+		err = walk_parts(walk, end_span(walk->gpa, done, walk->size), &done);
+		gmem_view_end(walk->view);
+	} while (!err && done < walk->size && !walk->stop);
 	if (ret_done)
 		*ret_done = done;
 	return err;
@@ -167,7 +183,7 @@ static inline bool copy_at_once(struct gmem_view *view, uint64_t gpa, void *buf,
 	struct gmem_nofault_stop stop = { .fault = 1 };
 	void *hva;
 
-	if (!view || !buf || !size || !gmem_view_is_fast(view))
+	if (!view || !buf || !size || size > SPAN || !gmem_view_is_fast(view))
 		return false;
 
 	gmem_view_begin(view);
@@ -252,13 +268,13 @@ GMEM_API int gmem_view_string(struct gmem_view *view, uint64_t gpa, char *buf, u
 
 /* Copies the longest parts that are contiguous in both ranges. */
 static int copy_parts(struct gmem_view *view, uint64_t to, uint64_t from, uint64_t size,
-		       uint64_t *done)
+		      uint64_t end, uint64_t *done)
 {
 	struct iovec source, target;
 	int err = 0;
 
-	while (*done < size) {
-		err = gmem_view_contiguous(view, from + *done, size - *done, &source);
+	while (*done < end) {
+		err = gmem_view_contiguous(view, from + *done, end - *done, &source);
 		if (!err)
 			err = gmem_view_contiguous_to_write(view, to + *done, source.iov_len, &target);
 		if (err)
@@ -291,9 +307,11 @@ GMEM_API int gmem_view_copy(struct gmem_view *view, uint64_t to, uint64_t from, 
 				 "0x%" PRIx64 " bytes at gpa 0x%" PRIx64 " and at 0x%" PRIx64 " overlap",
 				 size, from, to);
 
-	gmem_view_begin(view);
-	err = copy_parts(view, to, from, size, &done);
-	gmem_view_end(view);
+	do {
+		gmem_view_begin(view);
+		err = copy_parts(view, to, from, size, end_span(to, done, size), &done);
+		gmem_view_end(view);
+	} while (!err && done < size);
 	if (ret_done)
 		*ret_done = done;
 	return err;

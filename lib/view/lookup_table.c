@@ -1,32 +1,30 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A new table copies the array of GiBs, which points to the old arrays of entries, until
- * gmem_table_refresh() replaces those that change. So the cost of a change depends on the
- * size of what changed, and on the highest address, but not on how much memory there is.
- * An array of entries or a granule belongs to the new table if the old table does not
- * point to it from the same place; this comparison decides what to free.
+ * A new table copies the array of tops, whose arrays it shares with the old table until
+ * something in them changes. So the cost of a change depends on the size of what changed,
+ * and hardly on the highest address or on how much memory there is. An array or a
+ * granule belongs to the new table if the old table does not point to it from the same
+ * place; this comparison decides what to free.
  */
 #include "view/lookup_table.h"
 
 #include <errno.h>
-#include <inttypes.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bits.h"
 #include "base/macros.h"
-#include "base/range_set.h"
+#include "os/sys.h"
 #include "region/region.h"
 #include "region/region_memory.h"
-#include "region/regions.h"
 
+#define TOP_SHIFT	39
 #define GIB_SHIFT	30
 #define ENTRY_SHIFT	21
 #define ENTRIES		512
 #define ENTRY_SIZE	(UINT64_C(1) << ENTRY_SHIFT)
-#define COMPARED_AT_ONCE 32	/* entries; divides ENTRIES */
-
-/* 16 TiB: an array of 128 KiB at most */
-#define MAX_GIBS	(UINT64_C(1) << 14)
+#define ENTRY_MASK	(ENTRY_SIZE - 1)
 
 /* Codes of addresses without memory: even, and below the address of any granule */
 #define CODE_HOLE	0
@@ -35,112 +33,134 @@
 #define CODE_PRIVATE	6
 #define LAST_CODE	CODE_PRIVATE
 
+#define ENTRY_WINDOW	2
+
 /* A slice is as large as the largest page of a host, so most slices have one piece. */
 #define SLICE_SHIFT	16
 #define SLICES		(1 << (ENTRY_SHIFT - SLICE_SHIFT))
 
+/* A page of a host has at least 4 KiB. */
+#define MAX_PIECES	(ENTRY_SIZE >> 12)
+
+struct piece {
+	uint64_t start;
+	uint64_t code;
+	const struct gmem_window *window;	/* whose bits count; NULL: all is as @code says */
+};
+
 struct granule {
 	uint64_t count;
 	uint16_t first[SLICES];	/* the piece at the beginning of each slice */
-	uint64_t starts[];	/* count starts, the end of the last piece, count codes */
+	struct piece pieces[];	/* count of them, and one that has only the end */
 };
 
 struct gmem_full_table {
 	struct gmem_table head;
-	struct granule *high;
-	const uint64_t *gibs[];
+	const uint64_t *const *tops[];
 };
 
-/* The entries of every GiB that is one hole; never written, never freed */
+_Static_assert(offsetof(struct gmem_full_table, tops) == sizeof(struct gmem_table),
+	       "inline functions find the tops behind the public part");
+
+/* The arrays of addresses without regions; never written, never freed */
 static const uint64_t empty_gib[ENTRIES];
+static const uint64_t *const empty_top[ENTRIES] = { [0 ... ENTRIES - 1] = empty_gib };
 
 static const struct gmem_full_table *full(const struct gmem_table *table)
 {
 	return GMEM_CONTAINER_OF(table, struct gmem_full_table, head);
 }
 
-/* Returns the granule that @entry points to, or NULL if it is a code. */
+static const uint64_t *const *top_of(const struct gmem_table *table, uint64_t top)
+{
+	return table && top < table->count ? full(table)->tops[top] : empty_top;
+}
+
+static const uint64_t *gib_of(const struct gmem_table *table, uint64_t gpa)
+{
+	return top_of(table, gpa >> TOP_SHIFT)[gpa >> GIB_SHIFT & (ENTRIES - 1)];
+}
+
+/* Pairs with the store in gmem_table_show_states(). */
+static uint64_t entry_of(const struct gmem_table *table, uint64_t gpa)
+{
+	return __atomic_load_n(&gib_of(table, gpa)[gpa >> ENTRY_SHIFT & (ENTRIES - 1)],
+			       __ATOMIC_ACQUIRE);
+}
+
+static bool is_code(uint64_t entry)
+{
+	return entry & 1 || entry <= LAST_CODE;
+}
+
+static const struct gmem_window *window_of(uint64_t entry)
+{
+	return !is_code(entry) && entry & ENTRY_WINDOW
+		       ? (const struct gmem_window *)(uintptr_t)(entry - ENTRY_WINDOW) : NULL;
+}
+
 static struct granule *granule_of(uint64_t entry)
 {
-	return entry & 1 || entry <= LAST_CODE ? NULL : (struct granule *)(uintptr_t)entry;
+	return is_code(entry) || entry & ENTRY_WINDOW ? NULL : (struct granule *)(uintptr_t)entry;
 }
 
 /* ---- looking up ---- */
 
-static struct gmem_translation nth_piece(const struct granule *granule, uint64_t n)
+/* The piece of an entry that has @gpa, and where the piece ends */
+static struct piece find_piece(uint64_t entry, uint64_t gpa, uint64_t *ret_last)
 {
-	const uint64_t *codes = granule->starts + granule->count + 1;
+	const struct gmem_window *window = window_of(entry);
+	const struct granule *granule = granule_of(entry);
+	uint64_t n;
 
-	return (struct gmem_translation){ .code = codes[n], .last = granule->starts[n + 1] - 1 };
-}
+	*ret_last = gpa | ENTRY_MASK;
+	if (!granule)
+		return (struct piece){ .start = gpa & ~ENTRY_MASK, .window = window,
+				       .code = window ? window->code : entry };
 
-/* Goes from the first piece of the slice upwards; in most slices the first is the one. */
-static uint64_t find_in_entry(const struct granule *granule, uint64_t gpa)
-{
-	uint64_t n = granule->first[gpa >> SLICE_SHIFT & (SLICES - 1)];
-
-	while (granule->starts[n + 1] <= gpa)
+	/* In most slices the first piece is the one. */
+	n = granule->first[gpa >> SLICE_SHIFT & (SLICES - 1)];
+	while (granule->pieces[n + 1].start <= gpa)
 		n++;
-	return n;
+	*ret_last = granule->pieces[n + 1].start - 1;
+	return granule->pieces[n];
 }
 
-/* Finds the last piece that starts at or below @gpa by bisection, for the high granule. */
-static uint64_t find_in_many(const struct granule *granule, uint64_t gpa)
+static uint64_t bit_of(const struct gmem_window *window, uint64_t gpa)
 {
-	uint64_t low = 0, count = granule->count;
-
-	while (count > 1) {
-		uint64_t half = count / 2;
-
-		low = granule->starts[low + half] <= gpa ? low + half : low;
-		count -= half;
-	}
-	return low;
+	return window->first + ((gpa - window->gpa) >> window->page_shift);
 }
 
-/*
- * Looks up @gpa. Returns its granule, and in @n the number of the piece there; or, if there
- * is no granule, NULL and the piece itself.
- */
-static const struct granule *look_up(const struct gmem_table *table, uint64_t gpa, uint64_t *n,
-				     struct gmem_translation *piece)
+/* The pages from @gpa on that are alike, up to @last */
+static struct gmem_translation translate_bits(const struct gmem_window *window, uint64_t gpa,
+					      uint64_t last)
 {
-	uint64_t gib = gpa >> GIB_SHIFT, entry;
-	const struct granule *granule;
+	uint64_t first = bit_of(window, gpa), end = bit_of(window, last) + 1, other;
+	bool is_private = gmem_bits_get(window->bits, first);
 
-	if (gib >= table->gib_count) {
-		granule = gib < MAX_GIBS ? NULL : full(table)->high;
-		if (granule)
-			*n = find_in_many(granule, gpa);
-		else
-			*piece = (struct gmem_translation){
-				CODE_HOLE, gib < MAX_GIBS ? (gib << GIB_SHIFT) +
-							     (UINT64_C(1) << GIB_SHIFT) - 1
-							   : UINT64_MAX };
-		return granule;
-	}
-
-	entry = table->gibs[gib][gpa >> ENTRY_SHIFT & (ENTRIES - 1)];
-	granule = granule_of(entry);
-	if (granule)
-		*n = find_in_entry(granule, gpa);
-	else
-		*piece = (struct gmem_translation){ entry, gpa | (ENTRY_SIZE - 1) };
-	return granule;
+	other = gmem_bits_find(window->bits, !is_private, first, end);
+	if (other < end)
+		last = window->gpa + ((other - window->first) << window->page_shift) - 1;
+	return (struct gmem_translation){ is_private ? CODE_PRIVATE : window->code, last };
 }
 
 struct gmem_translation gmem_table_translate(const struct gmem_table *table, uint64_t gpa)
 {
-	struct gmem_translation piece;
-	uint64_t n;
-	const struct granule *granule = look_up(table, gpa, &n, &piece);
+	struct piece piece;
+	uint64_t last;
 
-	return granule ? nth_piece(granule, n) : piece;
+	if (gpa >> TOP_SHIFT >= table->count)
+		return (struct gmem_translation){ CODE_HOLE, UINT64_MAX };
+
+	piece = find_piece(entry_of(table, gpa), gpa, &last);
+	if (piece.window && piece.window->bits)
+		return translate_bits(piece.window, gpa, last);
+	return (struct gmem_translation){ piece.code, last };
 }
 
-int gmem_translation_error(struct gmem_translation piece)
+int gmem_translation_error(struct gmem_translation translation)
 {
-	switch (piece.code) {
+	switch (translation.code) {
 	case CODE_HOLE:
 		return -ENOENT;
 	case CODE_REMOVED:
@@ -154,350 +174,297 @@ int gmem_translation_error(struct gmem_translation piece)
 	}
 }
 
-/* ---- building ---- */
+/* ---- what a region looks like ---- */
 
 /*
  * Returns the code of the shared parts of @region. If both sides are one guest_memfd, the
  * guest's shared memory is in that file, which the region's hva does not map.
  */
-static uint64_t code_of(const struct gmem_region *region)
+static uint64_t code_at(const struct gmem_region *region, uint64_t gpa, uint64_t hva)
 {
 	if (region->is_device)
 		return CODE_DEVICE;
 	if (gmem_region_is_both_sides(region))
 		return CODE_PRIVATE;
-	return (region->hva.start - region->gpa.start + 1) | (region->read_only ? GMEM_CODE_READ_ONLY : 0);
+	return (hva - gpa + 1) | (region->read_only ? GMEM_CODE_READ_ONLY : 0);
 }
 
-/* Returns whether @code may be an entry: read-only memory must not, see the header. */
-static bool is_entry(uint64_t code)
+/* Tell whether a window is of the region at @gpa; a refused change may have left another one. */
+static bool is_window_of(const struct gmem_region *region, const struct gmem_window *window,
+			 uint64_t gpa, uint64_t code)
 {
-	return !(code & 1) || !(code & GMEM_CODE_READ_ONLY);
+	const uint64_t *bits = region->states.pages ? region->states.pages->bits : NULL;
+
+	return window->gpa == gpa && window->code == code && window->bits == bits &&
+	       window->first == region->states.first;
 }
 
-/* The pieces of a granule while they are collected */
+/*
+ * The window of @region at @gpa, or NULL if it needs none. It has two: readers may use one
+ * while the other is made for a place to which the region goes.
+ */
+static const struct gmem_window *make_window(struct gmem_region *region, uint64_t gpa,
+					     uint64_t code)
+{
+	struct gmem_window *window = &region->windows[region->window];
+
+	if (!(code & 1) || (!region->states.pages && !region->read_only))
+		return NULL;
+	if (is_window_of(region, window, gpa, code))
+		return window;
+	if (window->code)
+		window = &region->windows[!region->window];
+	*window = (struct gmem_window){
+		.gpa = gpa,
+		.code = code,
+		.bits = region->states.pages ? region->states.pages->bits : NULL,
+		.first = region->states.first,
+		.page_shift = (uint32_t)__builtin_ctzll(gmem_sys_page_size()),
+	};
+	return window;
+}
+
+void gmem_table_settle(struct gmem_region *region)
+{
+	uint64_t gpa = region->gpa.start, code = code_at(region, gpa, region->hva.start);
+
+	if (!is_window_of(region, &region->windows[region->window], gpa, code) &&
+	    is_window_of(region, &region->windows[!region->window], gpa, code))
+		region->window = !region->window;
+}
+
+/* The entry of 2 MiB from @start that the window's region has whole */
+static uint64_t entry_in(const struct gmem_window *window, uint64_t start)
+{
+	uint64_t first = bit_of(window, start), end = bit_of(window, start + ENTRY_MASK) + 1;
+	bool has_private = window->bits &&
+			   gmem_bits_find(window->bits, true, first, end) != end;
+
+	/* For the inline functions every odd entry is memory to read and to write. */
+	if (has_private || window->code & GMEM_CODE_READ_ONLY)
+		return (uintptr_t)window | ENTRY_WINDOW;
+	return window->code;
+}
+
+void gmem_table_show_states(const struct gmem_table *table, const struct gmem_region *region,
+			    uint64_t gpa, uint64_t size)
+{
+	const struct gmem_window *window = &region->windows[region->window];
+	uint64_t last = gpa + size - 1, index, entry, *entries;
+
+	for (uint64_t start = gpa & ~ENTRY_MASK; start <= last; start += ENTRY_SIZE) {
+		entries = (uint64_t *)(uintptr_t)gib_of(table, start);
+		index = start >> ENTRY_SHIFT & (ENTRIES - 1);
+		/* Who looks into a granule, or at codes without memory, needs no entry changed. */
+		if (!(entries[index] & 1) && !window_of(entries[index]))
+			continue;
+		entry = entry_in(window, start);
+		if (entry != entries[index])
+			__atomic_store_n(&entries[index], entry, __ATOMIC_SEQ_CST);
+	}
+}
+
+/* ---- building ---- */
+
+/* The pieces of 2 MiB while they are collected */
 struct builder {
-	uint64_t *starts;
-	uint64_t *codes;
 	size_t count;
-	size_t room;
+	struct piece pieces[MAX_PIECES];
 };
 
-static int make_room(struct builder *builder, size_t count)
+static void add_piece(struct builder *builder, uint64_t start, uint64_t code,
+		      const struct gmem_window *window)
 {
-	size_t room = builder->room ? builder->room : 32;
-	uint64_t *starts;
+	struct piece *last = builder->count ? &builder->pieces[builder->count - 1] : NULL;
 
-	if (builder->count + count <= builder->room)
-		return 0;
-
-	while (room < builder->count + count)
-		room *= 2;
-	starts = malloc(2 * room * sizeof(*starts));
-	if (!starts)
-		return -ENOMEM;
-
-	if (builder->count) {
-		memcpy(starts, builder->starts, builder->count * sizeof(*starts));
-		memcpy(starts + room, builder->codes, builder->count * sizeof(*starts));
-	}
-	free(builder->starts);
-	builder->starts = starts;
-	builder->codes = starts + room;
-	builder->room = room;
-	return 0;
+	if (!last || last->code != code || last->window != window)
+		builder->pieces[builder->count++] = (struct piece){ start, code, window };
 }
 
-static int add_piece(struct builder *builder, uint64_t start, uint64_t code)
+/* Adds [@start, @last] as @entry has it. If @removed, all that is no hole is gone. */
+static void copy_pieces(struct builder *builder, uint64_t entry, uint64_t start, uint64_t last,
+			bool removed)
 {
-	if (builder->count && builder->codes[builder->count - 1] == code)
-		return 0;
-	if (make_room(builder, 1))
-		return -ENOMEM;
-
-	builder->starts[builder->count] = start;
-	builder->codes[builder->count] = code;
-	builder->count++;
-	return 0;
-}
-
-/* Adds @count pieces of a granule from the @n-th on. Neighbours have different codes. */
-static int add_pieces(struct builder *builder, const struct granule *granule, uint64_t n,
-		      size_t count)
-{
-	const uint64_t *codes = granule->starts + granule->count + 1;
-
-	if (make_room(builder, count))
-		return -ENOMEM;
-
-	memcpy(builder->starts + builder->count, granule->starts + n, count * sizeof(*codes));
-	memcpy(builder->codes + builder->count, codes + n, count * sizeof(*codes));
-	builder->count += count;
-	return 0;
-}
-
-/* Counts the pieces after the @n-th that begin at or below @last. */
-static size_t count_after(const struct granule *granule, uint64_t n, uint64_t last)
-{
-	uint64_t m = n;
-
-	while (m + 1 < granule->count && granule->starts[m + 1] <= last)
-		m++;
-	return m - n;
-}
-
-/*
- * Adds [@start, @last] as @table has it, or as a hole if that is NULL. If @removed, its
- * regions are gone: all that is no hole becomes CODE_REMOVED.
- */
-static int copy_pieces(struct builder *builder, const struct gmem_table *table, uint64_t start,
-		       uint64_t last, bool removed)
-{
-	const struct granule *granule = NULL;
-	struct gmem_translation piece = { CODE_HOLE, last };
-	uint64_t n = 0;
-	size_t more;
-	int err;
+	struct piece piece;
+	uint64_t end;
 
 	for (;;) {
-		if (table)
-			granule = look_up(table, start, &n, &piece);
-		if (granule)
-			piece = nth_piece(granule, n);
+		piece = find_piece(entry, start, &end);
 		if (removed && piece.code != CODE_HOLE)
-			piece.code = CODE_REMOVED;
-		err = add_piece(builder, start, piece.code);
-
-		/* Copy the rest of a granule at once: it may have hundreds of pieces. */
-		more = granule && !removed && !err ? count_after(granule, n, last) : 0;
-		if (more) {
-			err = add_pieces(builder, granule, n + 1, more);
-			piece = nth_piece(granule, n + more);
-		}
-		if (err || piece.last >= last)
-			return err;
-		start = piece.last + 1;
+			piece = (struct piece){ .code = CODE_REMOVED };
+		add_piece(builder, start, piece.code, piece.window);
+		if (end >= last)
+			return;
+		start = end + 1;
 	}
 }
 
-/*
- * Adds [@start, @last] as @layout has it. Gaps between regions are holes, or removed
- * regions if @old has anything there.
- */
-static int add_regions(struct builder *builder, const struct gmem_table *old,
-		       const struct gmem_layout *layout, uint64_t start, uint64_t last)
+static struct granule *make_granule(const struct builder *builder)
 {
-	struct gmem_stretch at = { .layout = *layout, .next = start, .end = last };
-	int err = 0;
-
-	while (!err && gmem_regions_walk(&at)) {
-		if (!at.region)
-			err = copy_pieces(builder, old, at.gpa, at.gpa + at.size - 1, true);
-		else if (at.is_private && !at.region->is_device)
-			err = add_piece(builder, at.gpa, CODE_PRIVATE);
-		else
-			err = add_piece(builder, at.gpa, code_of(at.region));
-	}
-	return err;
-}
-
-/* Makes a granule of the pieces. @end is the end of the last one; 0 stands for 2^64. */
-static struct granule *make_granule(const struct builder *builder, uint64_t end)
-{
+	uint64_t base = builder->pieces[0].start & ~ENTRY_MASK, n = 0;
 	struct granule *granule;
-	uint64_t *codes, n = 0;
 
-	granule = malloc(sizeof(*granule) + (2 * builder->count + 1) * sizeof(uint64_t));
+	granule = malloc(sizeof(*granule) + (builder->count + 1) * sizeof(granule->pieces[0]));
 	if (!granule)
 		return NULL;
 
 	granule->count = builder->count;
-	codes = granule->starts + builder->count + 1;
-	memcpy(granule->starts, builder->starts, builder->count * sizeof(uint64_t));
-	memcpy(codes, builder->codes, builder->count * sizeof(uint64_t));
-	granule->starts[builder->count] = end;
-
+	memcpy(granule->pieces, builder->pieces, builder->count * sizeof(granule->pieces[0]));
+	granule->pieces[builder->count] = (struct piece){ .start = base + ENTRY_SIZE };
 	for (uint64_t slice = 0; slice < SLICES; slice++) {
-		uint64_t start = (granule->starts[0] & ~(ENTRY_SIZE - 1)) + (slice << SLICE_SHIFT);
-
-		while (n + 1 < builder->count && granule->starts[n + 1] <= start)
+		while (n + 1 < builder->count &&
+		       granule->pieces[n + 1].start <= base + (slice << SLICE_SHIFT))
 			n++;
 		granule->first[slice] = (uint16_t)n;
 	}
 	return granule;
 }
 
-/*
- * Collects the pieces of @all: [@start, @last] as @layout has it, the rest as @table has
- * it, which is the new table.
- */
-static int collect(struct builder *builder, const struct gmem_table *table,
-		   const struct gmem_table *old, const struct gmem_layout *layout,
-		   const struct gmem_part *all, uint64_t start, uint64_t last)
-{
-	int err = 0;
+/* What is entered: a region's memory, or that the regions there were removed */
+struct change {
+	uint64_t code;
+	const struct gmem_window *window;
+	bool removes;
+};
 
-	if (all->start < start)
-		err = copy_pieces(builder, table, all->start, start - 1, false);
-	if (!err)
-		err = add_regions(builder, old, layout, start, last);
-	if (!err && last < all->last)
-		err = copy_pieces(builder, table, last + 1, all->last, false);
-	return err;
-}
-
-static int make_entry(const struct gmem_table *table, const struct gmem_table *old,
-		      const struct gmem_layout *layout, uint64_t start, uint64_t last,
+static int make_entry(uint64_t before, const struct change *change, uint64_t start, uint64_t last,
 		      uint64_t *ret)
 {
-	const struct gmem_part all = { start & ~(ENTRY_SIZE - 1), start | (ENTRY_SIZE - 1) };
-	struct gmem_stretch whole = { .layout = *layout, .next = start, .end = last };
-	struct builder builder = { NULL, NULL, 0, 0 };
-	struct granule *granule = NULL;
-	int err;
+	uint64_t first = start & ~ENTRY_MASK;
+	struct granule *granule;
+	struct builder builder;
 
-	/* In most entries all 2 MiB are shared memory of one region. */
-	if (start == all.start && last == all.last && gmem_regions_walk(&whole) && whole.region &&
-	    !whole.is_private && whole.is_over && is_entry(code_of(whole.region))) {
-		*ret = code_of(whole.region);
+	builder.count = 0;
+	if (start > first)
+		copy_pieces(&builder, before, first, start - 1, false);
+	if (change->removes)
+		copy_pieces(&builder, before, start, last, true);
+	else
+		add_piece(&builder, start, change->code, change->window);
+	if (last < (first | ENTRY_MASK))
+		copy_pieces(&builder, before, last + 1, first | ENTRY_MASK, false);
+
+	if (builder.count == 1 && (!builder.pieces[0].window || last - first == ENTRY_MASK)) {
+		*ret = builder.pieces[0].window ? entry_in(builder.pieces[0].window, first)
+						: builder.pieces[0].code;
 		return 0;
 	}
+	granule = make_granule(&builder);
+	*ret = (uintptr_t)granule;
+	return granule ? 0 : -ENOMEM;
+}
 
-	err = collect(&builder, table, old, layout, &all, start, last);
-	if (!err && (builder.count > 1 || !is_entry(builder.codes[0]))) {
-		granule = make_granule(&builder, all.last + 1);
-		err = granule ? 0 : -ENOMEM;
+/* Returns an array of 512 words to write to: a copy if @table still shares the old one. */
+static void *own_array(const void *array, const void *old)
+{
+	void *copy;
+
+	if (array != old)
+		return (void *)(uintptr_t)array;
+	copy = malloc(ENTRIES * sizeof(uint64_t));
+	return copy ? memcpy(copy, array, ENTRIES * sizeof(uint64_t)) : NULL;
+}
+
+/* Returns the entries of the GiB that has @gpa, to write to, or NULL without memory. */
+static uint64_t *own_gib(struct gmem_full_table *table, const struct gmem_table *old, uint64_t gpa)
+{
+	uint64_t top = gpa >> TOP_SHIFT, gib = gpa >> GIB_SHIFT & (ENTRIES - 1), *entries;
+	const uint64_t **gibs = own_array(table->tops[top], top_of(old, top));
+
+	if (!gibs)
+		return NULL;
+	table->tops[top] = gibs;
+	entries = own_array(gibs[gib], top_of(old, top)[gib]);
+	if (entries)
+		gibs[gib] = entries;
+	return entries;
+}
+
+static int change_range(struct gmem_table *head, const struct gmem_table *old,
+			const struct change *change, uint64_t start, uint64_t size)
+{
+	struct gmem_full_table *table = GMEM_CONTAINER_OF(head, struct gmem_full_table, head);
+	uint64_t last = start + size - 1, end, index, entry, before, *entries;
+	int err;
+
+	for (;;) {
+		entries = own_gib(table, old, start);
+		if (!entries)
+			return -ENOMEM;
+		do {
+			end = (start | ENTRY_MASK) < last ? start | ENTRY_MASK : last;
+			index = start >> ENTRY_SHIFT & (ENTRIES - 1);
+			before = entries[index];
+			err = make_entry(before, change, start, end, &entry);
+			if (err)
+				return err;
+			entries[index] = entry;
+			if (granule_of(before) && before != entry_of(old, start))
+				free(granule_of(before));
+			if (end == last)
+				return 0;
+			start = end + 1;
+		} while (index < ENTRIES - 1);
 	}
-	if (!err)
-		*ret = granule ? (uintptr_t)granule : builder.codes[0];
-	free(builder.starts);
-	return err;
 }
 
-static uint64_t gibs_needed(const struct gmem_table *old, const struct gmem_range_map *regions)
+int gmem_table_enter(struct gmem_table *table, const struct gmem_table *old,
+		     struct gmem_region *region, uint64_t gpa, uint64_t hva)
 {
-	uint64_t old_count = old ? old->gib_count : 0, count = 0;
-	const struct gmem_range *range = regions->root;
+	uint64_t code = code_at(region, gpa, hva);
+	const struct change change = { .code = code, .window = make_window(region, gpa, code) };
 
-	while (range && range->right)
-		range = range->right;
-	if (range)
-		count = (gmem_range_last(range) >> GIB_SHIFT) + 1;
-	if (count > MAX_GIBS)
-		count = MAX_GIBS;
-
-	/* Never fewer than before: entries remember that a region was removed. */
-	return count > old_count ? count : old_count;
+	return change_range(table, old, &change, gpa, region->gpa.size);
 }
 
-int gmem_table_new(const struct gmem_table *old, const struct gmem_range_map *regions,
-		   struct gmem_table **ret)
+int gmem_table_remove(struct gmem_table *table, const struct gmem_table *old, uint64_t gpa,
+		      uint64_t size)
 {
-	uint64_t count = gibs_needed(old, regions), old_count = old ? old->gib_count : 0;
+	const struct change change = { .removes = true };
+
+	return change_range(table, old, &change, gpa, size);
+}
+
+int gmem_table_new(const struct gmem_table *old, uint64_t last, struct gmem_table **ret)
+{
+	uint64_t count = (last >> TOP_SHIFT) + 1;
 	struct gmem_full_table *table;
 
-	table = malloc(sizeof(*table) + count * sizeof(table->gibs[0]));
+	/* Never fewer than before: entries remember that a region was removed. */
+	if (old && old->count > count)
+		count = old->count;
+	table = malloc(sizeof(*table) + count * sizeof(table->tops[0]));
 	if (!table)
 		return -ENOMEM;
 
-	table->head.gib_count = count;
-	table->head.gibs = table->gibs;
-	table->high = old ? full(old)->high : NULL;
-	if (old_count)
-		memcpy(table->gibs, old->gibs, old_count * sizeof(table->gibs[0]));
-	for (uint64_t i = old_count; i < count; i++)
-		table->gibs[i] = empty_gib;
+	table->head.count = count;
+	for (uint64_t i = 0; i < count; i++)
+		table->tops[i] = top_of(old, i);
 	*ret = &table->head;
 	return 0;
 }
 
-static const uint64_t *old_gib(const struct gmem_table *old, uint64_t gib)
-{
-	return old && gib < old->gib_count ? old->gibs[gib] : empty_gib;
-}
+/* ---- freeing ---- */
 
-/* Returns the entries of a GiB to write to: a copy if @table still shares those of @old. */
-static int own_gib(struct gmem_full_table *table, const struct gmem_table *old, uint64_t gib,
-		   uint64_t **ret)
-{
-	uint64_t *entries;
-
-	if (table->gibs[gib] == old_gib(old, gib)) {
-		entries = malloc(ENTRIES * sizeof(*entries));
-		if (!entries)
-			return -ENOMEM;
-		memcpy(entries, table->gibs[gib], ENTRIES * sizeof(*entries));
-		table->gibs[gib] = entries;
-	}
-
-	*ret = (uint64_t *)(uintptr_t)table->gibs[gib];
-	return 0;
-}
-
-static int refresh_high(struct gmem_full_table *table, const struct gmem_table *old,
-			const struct gmem_layout *layout, uint64_t start, uint64_t last)
-{
-	const struct gmem_part all = { MAX_GIBS << GIB_SHIFT, UINT64_MAX };
-	struct granule *high = NULL, *before = table->high;
-	struct builder builder = { NULL, NULL, 0, 0 };
-	int err;
-
-	err = collect(&builder, &table->head, old, layout, &all, start, last);
-	if (!err)
-		high = make_granule(&builder, 0);
-	free(builder.starts);
-	if (!high)
-		return -ENOMEM;
-
-	table->high = high;
-	if (!old || before != full(old)->high)
-		free(before);
-	return 0;
-}
-
-int gmem_table_refresh(struct gmem_table *head, const struct gmem_table *old,
-		       const struct gmem_layout *layout, uint64_t start, uint64_t size)
-{
-	struct gmem_full_table *table = GMEM_CONTAINER_OF(head, struct gmem_full_table, head);
-	uint64_t last = start + size - 1, at = start;
-	int err;
-
-	for (;;) {
-		uint64_t gib = at >> GIB_SHIFT, index = at >> ENTRY_SHIFT & (ENTRIES - 1);
-		uint64_t end = at | (ENTRY_SIZE - 1);
-		uint64_t *entries, entry, before;
-
-		if (gib >= MAX_GIBS)
-			return refresh_high(table, old, layout, at, last);
-
-		end = end < last ? end : last;
-		err = own_gib(table, old, gib, &entries);
-		if (!err)
-			err = make_entry(head, old, layout, at, end, &entry);
-		if (err)
-			return err;
-
-		before = entries[index];
-		entries[index] = entry;
-		if (before != old_gib(old, gib)[index])
-			free(granule_of(before));
-		if (end == last)
-			return 0;
-		at = end + 1;
-	}
-}
-
+/* Conversions may rewrite entries of @kept meanwhile, but not to or from granules. */
 static void free_gib(const uint64_t *entries, const uint64_t *kept)
 {
-	/* In most cases one entry differs, so skip equal entries many at once. */
-	for (size_t i = 0; i < ENTRIES; i += COMPARED_AT_ONCE) {
-		if (memcmp(&entries[i], &kept[i], COMPARED_AT_ONCE * sizeof(*entries)) == 0)
-			continue;
-		for (size_t j = i; j < i + COMPARED_AT_ONCE; j++)
-			if (entries[j] != kept[j])
-				free(granule_of(entries[j]));
+	uint64_t entry;
+
+	for (size_t i = 0; i < ENTRIES; i++) {
+		entry = entries[i];
+		if (granule_of(entry) && entry != __atomic_load_n(&kept[i], __ATOMIC_RELAXED))
+			free(granule_of(entry));
 	}
 	free((void *)(uintptr_t)entries);
+}
+
+static void free_top(const uint64_t *const *gibs, const uint64_t *const *kept)
+{
+	for (size_t i = 0; i < ENTRIES; i++)
+		if (gibs[i] != empty_gib && gibs[i] != kept[i])
+			free_gib(gibs[i], kept[i]);
+	free((void *)(uintptr_t)gibs);
 }
 
 void gmem_table_free(const struct gmem_table *head, const struct gmem_table *kept)
@@ -508,10 +475,8 @@ void gmem_table_free(const struct gmem_table *head, const struct gmem_table *kep
 		return;
 
 	table = full(head);
-	for (uint64_t i = 0; i < head->gib_count; i++)
-		if (table->gibs[i] != empty_gib && table->gibs[i] != old_gib(kept, i))
-			free_gib(table->gibs[i], old_gib(kept, i));
-	if (!kept || table->high != full(kept)->high)
-		free(table->high);
+	for (uint64_t i = 0; i < head->count; i++)
+		if (table->tops[i] != empty_top && table->tops[i] != top_of(kept, i))
+			free_top(table->tops[i], top_of(kept, i));
 	free((void *)(uintptr_t)table);
 }

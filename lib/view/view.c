@@ -5,7 +5,7 @@
  *   reader                                   writer
  *   R1  store epoch, odd   (view_begin)      W1  store vm->table   (gmem_vm_publish)
  *   R2  load vm->table     (view_begin)      W2  membarrier        (gmem_vm_wait_for_views)
- *       use the table and the memory         W3  load epoch        (wait_for)
+ *       use the table and the memory         W3  load epoch        (find_busy)
  *   R3  store epoch, even  (view_end)        W4  load epoch again  (wait_for)
  *                                                free the old table, unmap memory
  *
@@ -27,8 +27,18 @@
  *    W3 saw the epoch before that R1, so the barrier of W2 came before that R1, too, and
  *    its R2 loads the new table.
  *
+ * A conversion to private is the same with other stores in place of W1: it sets the bits of
+ * its pages and the entries that lead to them (gmem_vm_show_states). A reader that loads
+ * an entry or a bit does so after its R2; so either it sees the new ones, or W3 sees that its
+ * epoch is odd. Within one begin and end a page may thus turn private, but a host address
+ * that was returned before stays good until the end. A conversion to shared stores with
+ * release order after the kernel agreed, readers load with acquire order, and nothing is
+ * waited for: nothing is freed.
+ *
  * If membarrier(2) is forbidden, view->fence is set: then R1, R2, W1 and W3 are all
- * sequentially consistent, and their single order replaces the barriers in 2 and 4.
+ * sequentially consistent, and their single order replaces the barriers in 2 and 4. A
+ * conversion then stores vm->table once more, unchanged: a reader that W3 does not see comes
+ * after that in the single order, and its R2 acquires the bits and entries with the pointer.
  */
 #include "view/view.h"
 
@@ -40,6 +50,7 @@
 
 #include "base/error.h"
 #include "base/lock.h"
+#include "base/range_map.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
 #include "region/regions.h"
@@ -61,24 +72,37 @@ static struct gmem_reader *reader_of(struct gmem_view *view)
 
 /* ---- views ---- */
 
+static int enter_all(struct gmem_vm *vm, struct gmem_table *table)
+{
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
+	int err = 0;
+
+	while (!err && gmem_regions_walk_whole(&at))
+		if (at.region)
+			err = gmem_table_enter(table, NULL, at.region, at.gpa,
+					       at.region->hva.start);
+	return err;
+}
+
 /* Makes the table for the first view of a VM. Later changes keep it up to date. */
 static int start_table(struct gmem_vm *vm)
 {
-	const struct gmem_layout layout = { &vm->regions, &vm->privates };
-	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
+	const struct gmem_range *highest = vm->regions.root;
 	struct gmem_table *table;
 	int err;
 
 	if (vm->table)
 		return 0;
 
-	err = gmem_table_new(NULL, &vm->regions, &table);
+	while (highest && highest->right)
+		highest = highest->right;
+	err = gmem_table_new(NULL, highest ? gmem_range_last(highest) : 0, &table);
 	if (err)
 		return err;
 
-	while (!err && gmem_regions_walk_whole(&at))
-		if (at.region)
-			err = gmem_table_refresh(table, NULL, &layout, at.gpa, at.size);
+	err = enter_all(vm, table);
+	if (!err && vm->build_next_table)
+		err = vm->build_next_table(vm, table);
 	if (err) {
 		gmem_table_free(table, NULL);
 		return err;
@@ -102,7 +126,7 @@ GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 	if (!reader)
 		return gmem_fail(-ENOMEM, "no memory for a view");
 
-	/* A conversion under way decided before it began whether there is a table to change. */
+	/* A change under way gets the table that it replaces, and the one that follows, now. */
 	gmem_lock_take(&vm->change_lock);
 	gmem_lock_take(&vm->lock);
 	err = start_table(vm);
@@ -118,6 +142,7 @@ GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 		.view = { .current = &vm->table, .fence = vm->fence },
 		.vm = vm,
 		.next = vm->views,
+		.number = ++vm->views_made,
 		.fast = gmem_nofault_is_recoverable(),
 	};
 	vm->views = reader;
@@ -157,20 +182,6 @@ void gmem_vm_drop_table(struct gmem_vm *vm)
 	gmem_table_free(vm->table, NULL);
 }
 
-static void wait_for(const struct gmem_reader *reader)
-{
-	/* W3, ordered after W1 against R1 and R2; acquires R3 if it is even. */
-	uint64_t epoch = __atomic_load_n(&reader->view.epoch, __ATOMIC_SEQ_CST);
-	unsigned int loads = 0;
-
-	if (epoch % 2 == 0)
-		return;
-
-	/* W4, acquires R3, or the R1 after it, which is in the release sequence of R3. */
-	while (__atomic_load_n(&reader->view.epoch, __ATOMIC_ACQUIRE) == epoch)
-		gmem_sys_pause(loads++ < LOADS_AWAKE ? 0 : SLEEP_MICROSECONDS);
-}
-
 /*
  * membarrier(2) worked for the first view and fails now, because a seccomp filter was
  * installed since. From now on readers use sequentially consistent accesses. A reader may
@@ -188,18 +199,81 @@ static void do_without_membarrier(struct gmem_vm *vm)
 	gmem_sys_pause(SETTLE_MICROSECONDS);
 }
 
+/*
+ * The first reader from @number downwards that uses what it began with before the barrier.
+ * W3, ordered after W1 against R1 and R2; acquires R3 if the epoch is even.
+ */
+static const struct gmem_reader *find_busy(const struct gmem_vm *vm, uint64_t number,
+					   uint64_t *ret_epoch)
+{
+	const struct gmem_reader *reader;
+
+	for (reader = vm->views; reader; reader = reader->next) {
+		if (reader->number > number)
+			continue;
+		*ret_epoch = __atomic_load_n(&reader->view.epoch, __ATOMIC_SEQ_CST);
+		if (*ret_epoch % 2)
+			break;
+	}
+	return reader;
+}
+
+/*
+ * Wait, without the lock meanwhile, until reader @number is gone or its epoch is not @epoch
+ * any more. W4, acquires R3, or the R1 after it, which is in the release sequence of R3.
+ */
+static void wait_for(struct gmem_vm *vm, uint64_t number, uint64_t epoch)
+{
+	unsigned int loads = 0;
+	uint64_t now;
+
+	for (;;) {
+		const struct gmem_reader *reader = vm->views;
+
+		while (reader && reader->number > number)
+			reader = reader->next;
+		if (!reader || reader->number < number)
+			return;
+		now = __atomic_load_n(&reader->view.epoch, __ATOMIC_ACQUIRE);
+		if (now != epoch)
+			return;
+
+		gmem_lock_drop(&vm->views_lock);
+		gmem_sys_pause(loads++ < LOADS_AWAKE ? 0 : SLEEP_MICROSECONDS);
+		gmem_lock_take(&vm->views_lock);
+	}
+}
+
 void gmem_vm_wait_for_views(struct gmem_vm *vm)
 {
 	const struct gmem_reader *reader;
+	uint64_t number = UINT64_MAX, epoch;
 
 	/* The lock orders a view made meanwhile: it is in the list, or its R2 comes after W1. */
 	gmem_lock_take(&vm->views_lock);
 	/* W2 */
 	if (vm->views && !vm->fence && gmem_sys_membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0)
 		do_without_membarrier(vm);
-	for (reader = vm->views; reader; reader = reader->next)
-		wait_for(reader);
+	while ((reader = find_busy(vm, number, &epoch))) {
+		number = reader->number;
+		wait_for(vm, number, epoch);
+		number--;
+	}
 	gmem_lock_drop(&vm->views_lock);
+}
+
+void gmem_vm_show_states(struct gmem_vm *vm, const struct gmem_region *region, uint64_t gpa,
+			 uint64_t size)
+{
+	gmem_lock_take(&vm->change_lock);
+	if (vm->table)
+		gmem_table_show_states(vm->table, region, gpa, size);
+	if (vm->next_table)
+		gmem_table_show_states(vm->next_table, region, gpa, size);
+	/* Readers with a fence are ordered by what they load from vm->table, see above. */
+	if (vm->fence)
+		gmem_vm_publish(vm, vm->table);
+	gmem_lock_drop(&vm->change_lock);
 }
 
 /* ---- translation, if the inline part cannot answer ---- */
@@ -275,26 +349,10 @@ GMEM_API int gmem_view_hva_slow(const struct gmem_view *view, uint64_t gpa, uint
 	return 0;
 }
 
-static int count_parts(const struct gmem_view *view, uint64_t gpa, uint64_t size, size_t max)
-{
-	struct iovec part;
-	size_t count = 0;
-	int err;
-
-	for (; size; gpa += part.iov_len, size -= part.iov_len) {
-		err = gmem_view_contiguous(view, gpa, size, &part);
-		if (err)
-			return err;
-		if (count++ == max)
-			return gmem_fail(-ENOSPC, "the range takes more than %zu pieces, 0x%" PRIx64
-					 " bytes of it", max, size);
-	}
-	return 0;
-}
-
 GMEM_API int gmem_view_iovec(const struct gmem_view *view, uint64_t gpa, uint64_t size,
 			     struct iovec *iov, size_t max)
 {
+	struct iovec part;
 	int count = 0, err;
 
 	if (!view || !iov)
@@ -305,16 +363,15 @@ GMEM_API int gmem_view_iovec(const struct gmem_view *view, uint64_t gpa, uint64_
 	if (max > INT32_MAX)
 		max = INT32_MAX;
 
-	/* Count without writing first, because on failure @iov must be as it was. */
-	err = count_parts(view, gpa, size, max);
-	if (err)
-		return err;
-
-	while (size) {
-		gmem_view_contiguous(view, gpa, size, &iov[count]);
-		gpa += iov[count].iov_len;
-		size -= iov[count].iov_len;
-		count++;
+	/* In one pass: states may change between two. */
+	for (; size; gpa += part.iov_len, size -= part.iov_len) {
+		err = gmem_view_contiguous(view, gpa, size, &part);
+		if (err)
+			return err;
+		if ((size_t)count == max)
+			return gmem_fail(-ENOSPC, "the range takes more than %zu pieces, 0x%" PRIx64
+					 " bytes are left", max, size);
+		iov[count++] = part;
 	}
 	return count;
 }

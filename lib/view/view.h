@@ -22,12 +22,14 @@
 
 #include "gmem.h"
 #include "base/macros.h"
+#include "region/region.h"
 #include "region/vm_core.h"
 
 struct gmem_reader {
 	struct gmem_view view;
 	struct gmem_vm *vm;
-	struct gmem_reader *next;	/* in vm->views */
+	struct gmem_reader *next;	/* in vm->views, the newest first */
+	uint64_t number;		/* higher than those of older ones; never used again */
 	bool fast;	/* accesses use the fast engine of nofault.h */
 };
 
@@ -41,8 +43,14 @@ static inline bool gmem_view_is_fast(const struct gmem_view *view)
 
 /* Makes @table the newest. Does nothing for NULL: without a first view there is no table. */
 void gmem_vm_publish(struct gmem_vm *vm, const struct gmem_table *table);
-/* Waits until no reader uses a table older than the newest. */
+/*
+ * Waits until no reader uses a table older than the newest, or states of pages older than
+ * those shown last.
+ */
 void gmem_vm_wait_for_views(struct gmem_vm *vm);
+/* Has readers see the bits of a part of @region as they are now. Takes change_lock. */
+void gmem_vm_show_states(struct gmem_vm *vm, const struct gmem_region *region, uint64_t gpa,
+			 uint64_t size);
 /* Frees the table of a VM that has no views any more. */
 void gmem_vm_drop_table(struct gmem_vm *vm);
 

@@ -52,13 +52,14 @@ FIELD(gmem_inplace_opts, size, 0);
 FIELD(gmem_inplace_opts, request, 8);
 FIELD(gmem_inplace_opts, create_flags, 16);
 
-SIZE(gmem_vm_opts, 48);
+SIZE(gmem_vm_opts, 56);
 FIELD(gmem_vm_opts, size, 0);
 FIELD(gmem_vm_opts, flags, 8);
 FIELD(gmem_vm_opts, caps, 16);
 FIELD(gmem_vm_opts, log, 24);
 FIELD(gmem_vm_opts, log_data, 32);
 FIELD(gmem_vm_opts, inplace, 40);
+FIELD(gmem_vm_opts, vm_type, 48);
 
 SIZE(gmem_region_opts, 64);
 FIELD(gmem_region_opts, size, 0);
@@ -90,9 +91,8 @@ FIELD(gmem_dump_opts, flags, 8);
 FIELD(gmem_dump_opts, name, 16);
 FIELD(gmem_dump_opts, cell, 24);
 
-SIZE(gmem_table, 16);
-FIELD(gmem_table, gib_count, 0);
-FIELD(gmem_table, gibs, 8);
+SIZE(gmem_table, 8);
+FIELD(gmem_table, count, 0);
 
 SIZE(gmem_view, 32);
 FIELD(gmem_view, current, 0);
@@ -317,7 +317,10 @@ NUMBER(GMEM_ADOPT_CREATE_FLAGS, 1);
 NUMBER(GMEM_MAP_READONLY, 1);
 NUMBER(GMEM_MAP_FIXED, 2);
 NUMBER(GMEM_MAP_REPLACE, 4);
+NUMBER(GMEM_DIRTY_RING, 1);
+NUMBER(GMEM_DIRTY_RING_AND_BITMAP, 2);
 NUMBER(GMEM_VM_NO_SELFTEST, 1);
+NUMBER(GMEM_VM_TYPE, 2);
 NUMBER(GMEM_REGION_READONLY, 1);
 NUMBER(GMEM_REGION_DIRTY_LOG, 2);
 NUMBER(GMEM_REGION_SLOT, 4);

@@ -281,8 +281,10 @@ static void turn(unsigned first, unsigned count, bool to_private, unsigned disca
 	for (i = first; i < first + count; i++) {
 		struct page *page = &world.pages[i];
 
+		/* What was owed of a page that did not change still is. */
+		if (discard != GMEM_DISCARD_NEVER || page->what != (to_private ? PRIVATE : SHARED))
+			page->owed = discard == GMEM_DISCARD_LATER;
 		page->what = to_private ? PRIVATE : SHARED;
-		page->owed = discard == GMEM_DISCARD_LATER;
 		if (!discarded)
 			continue;
 		if (to_private)

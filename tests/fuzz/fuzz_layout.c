@@ -744,9 +744,8 @@ static void look_up_pieces(void)
 	count = gmem_view_iovec(world.views[0], gpa, size, iov, max);
 	gmem_view_end(world.views[0]);
 	CHECK(count == expected_count);
-	if (count < 0)
-		memset(expected, 0x5a, sizeof(expected));
-	CHECK(!memcmp(iov, expected, sizeof(iov)));
+	if (count >= 0)
+		CHECK(!memcmp(iov, expected, sizeof(iov)));
 }
 
 /* ---- accesses ---- */

@@ -268,6 +268,14 @@ void fake_set_private(int vm_fd, uint64_t gpa, uint64_t size, bool is_private);
 /* Add one behind the library's back */
 int fake_add_slot(int vm_fd, uint32_t number, uint64_t gpa, uint64_t size);
 
+/* The guest writes this page of the slot; kept for the first 256 pages of the slots 0 to 3 */
+void fake_write_page(int vm_fd, uint32_t number, uint64_t page);
+/* As a VMM does: from now on KVM_GET_DIRTY_LOG clears nothing */
+void fake_clear_log_by_hand(int vm_fd);
+/* As a VMM does: dirty rings, alone or beside the bitmaps */
+enum fake_ring { FAKE_RING_NONE = 0, FAKE_RING_ALONE, FAKE_RING_AND_BITMAP };
+void fake_set_dirty_ring(int vm_fd, enum fake_ring ring);
+
 /* Is the VM that was once behind this fd still there? */
 bool fake_vm_exists(int vm_fd);
 /* Identity of the guest_memfd behind an fd or an address, 0 for none */

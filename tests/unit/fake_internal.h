@@ -12,6 +12,8 @@
 #define MAX_FDS		1024
 #define MAX_SLOTS	32768
 #define TRACKED_PAGES	4096
+#define DIRTY_SLOTS	4		/* of which dirty pages are kept, and their words */
+#define DIRTY_WORDS	4
 #define ADDRESS_END	((uint64_t)1 << 47)	/* of user space */
 
 /* Sorted intervals, for slots by gpa and for bound ranges by file offset */
@@ -42,6 +44,9 @@ struct vm {
 	struct spans privates;		/* gpas with the attribute, number 0 */
 	struct spans by_gpa;
 	struct fake_slot *slots;	/* MAX_SLOTS, size 0: none */
+	uint64_t dirty[DIRTY_SLOTS][DIRTY_WORDS];
+	bool clears_by_hand;		/* KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 */
+	enum fake_ring ring;
 };
 
 /* A NUMA policy: a MPOL_* and its nodes */

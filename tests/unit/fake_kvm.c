@@ -128,6 +128,8 @@ static void drop_slot(struct vm *vm, struct fake_slot *slot)
 		if (file->id == slot->file)
 			span_remove(&file->bound, slot->offset, slot->number);
 	span_remove(&vm->by_gpa, slot->gpa, slot->number);
+	if (slot->number < DIRTY_SLOTS)
+		memset(vm->dirty[slot->number], 0, sizeof(vm->dirty[slot->number]));
 	memset(slot, 0, sizeof(*slot));
 }
 
@@ -249,15 +251,79 @@ static int set_slot_v2(struct vm *vm, const struct gmem_kvm_userspace_memory_reg
 	return set_slot(vm, &a);
 }
 
-static int get_dirty_log(const struct vm *vm, const struct kvm_dirty_log *args)
+static size_t words_of(const struct fake_slot *slot)
+{
+	return (slot->size / fake.page_size + 63) / 64;
+}
+
+static int get_dirty_log(struct vm *vm, const struct kvm_dirty_log *args)
 {
 	const struct fake_slot *slot = &vm->slots[args->slot % MAX_SLOTS];
-	uint64_t pages = slot->size / fake.page_size;
+	uint64_t *to = args->dirty_bitmap, *from;
 
+	if (vm->ring == FAKE_RING_ALONE)
+		return -ENXIO;
 	if (!(slot->flags & KVM_MEM_LOG_DIRTY_PAGES))
 		return -ENOENT;
-	memset(args->dirty_bitmap, 0, (pages + 63) / 64 * 8);
+	memset(to, 0, words_of(slot) * 8);
+	if (args->slot >= DIRTY_SLOTS)
+		return 0;
+
+	from = vm->dirty[args->slot];
+	for (size_t i = 0; i < words_of(slot) && i < DIRTY_WORDS; i++) {
+		to[i] = from[i];
+		if (!vm->clears_by_hand)
+			from[i] = 0;
+	}
 	return 0;
+}
+
+/* It works without manual protection, too. */
+static int clear_dirty_log(struct vm *vm, const struct kvm_clear_dirty_log *args)
+{
+	const struct fake_slot *slot = &vm->slots[args->slot % MAX_SLOTS];
+	uint64_t pages = slot->size / fake.page_size, first = args->first_page / 64;
+	const uint64_t *bits = args->dirty_bitmap;
+
+	if (vm->ring == FAKE_RING_ALONE)
+		return -ENXIO;
+	if (args->first_page % 64)
+		return -EINVAL;
+	if (!(slot->flags & KVM_MEM_LOG_DIRTY_PAGES))
+		return -ENOENT;
+	if (args->first_page > pages || args->num_pages > pages - args->first_page ||
+	    (args->num_pages < pages - args->first_page && args->num_pages % 64))
+		return -EINVAL;
+
+	for (size_t i = 0; i < (args->num_pages + 63) / 64; i++)
+		if (args->slot < DIRTY_SLOTS && first + i < DIRTY_WORDS)
+			vm->dirty[args->slot][first + i] &= ~bits[i];
+	return 0;
+}
+
+void fake_write_page(int vm_fd, uint32_t number, uint64_t page)
+{
+	struct vm *vm;
+
+	enter();
+	vm = vm_of(vm_fd);
+	if (vm->slots[number].flags & KVM_MEM_LOG_DIRTY_PAGES && vm->ring != FAKE_RING_ALONE)
+		vm->dirty[number][page / 64] |= UINT64_C(1) << (page % 64);
+	leave(0);
+}
+
+void fake_clear_log_by_hand(int vm_fd)
+{
+	enter();
+	vm_of(vm_fd)->clears_by_hand = true;
+	leave(0);
+}
+
+void fake_set_dirty_ring(int vm_fd, enum fake_ring ring)
+{
+	enter();
+	vm_of(vm_fd)->ring = ring;
+	leave(0);
 }
 
 /* ------------------------------------------------------------------ ioctl -- */
@@ -269,6 +335,10 @@ static int check_extension(const struct fake_caps *caps, uintptr_t cap)
 	case KVM_CAP_SYNC_MMU:
 	case KVM_CAP_CHECK_EXTENSION_VM:
 		return 1;
+	case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
+		return 3;
+	case KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP:
+		return fake.arm64;
 	case KVM_CAP_NR_MEMSLOTS:
 		return caps->memslots;
 	case KVM_CAP_READONLY_MEM:
@@ -383,6 +453,10 @@ static int vm_ioctl(struct vm *vm, unsigned long request, void *arg)
 		return set_attributes(vm, arg);
 	case KVM_GET_DIRTY_LOG:
 		return get_dirty_log(vm, arg);
+	case KVM_CLEAR_DIRTY_LOG:
+		return clear_dirty_log(vm, arg);
+	case KVM_RESET_DIRTY_RINGS:
+		return vm->ring ? 0 : -EINVAL;
 	default:
 		return fake.unknown_ioctl;
 	}

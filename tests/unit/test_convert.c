@@ -455,6 +455,16 @@ static void refusal_is_undone_at_every_step(void **state)
 	}
 }
 
+/* Bytes of a part that are not yet @what in the model */
+static uint64_t changed(const struct scene *s, const struct gmem_conversion *part, int what)
+{
+	uint64_t first = part->gpa / s->unit.page, count = 0;
+
+	for (uint64_t i = first; i < first + part->size / s->unit.page; i++)
+		count += s->at[i] != what;
+	return PAGES(&s->unit, count);
+}
+
 /* The first @skip calls are made, then the kernel refuses for good. */
 static void part_that_cannot_be_undone_is_described(void **state)
 {
@@ -476,7 +486,7 @@ static void part_that_cannot_be_undone_is_described(void **state)
 			assert_non_null(strstr(gmem_last_error(), "EIO"));
 			assert_true(fake_fail_struck());
 			assert_true(done.size > 0 && done.size < PAGES(&s.unit, 16));
-			assert_int_equal(done.converted, done.size);
+			assert_int_equal(done.converted, changed(&s, &done, i ? SHARED : PRIVATE));
 			paint(&s, done.gpa / s.unit.page, done.size / s.unit.page,
 			      i ? SHARED : PRIVATE);
 			check_all(&s);
@@ -503,41 +513,6 @@ static void busy_kernel_is_retried_within_bounds(void **state)
 	assert_true(fake_fail_struck());
 	check_all(&s);
 	scene_end(&s);
-}
-
-static void failed_allocation_changes_nothing(void **state)
-{
-	static const uint32_t to[] = { GMEM_STATE_PRIVATE, GMEM_STATE_SHARED };
-	struct scene s;
-	unsigned n, i, failures;
-
-	(void)state;
-	for (i = 0; i < ARRAY_SIZE(to); i++) {
-		scene_begin(&s);
-		make_islands(&s);
-		failures = 0;
-		for (n = 1;; n++) {
-			struct fake_snapshot *before = fake_snapshot();
-			int err;
-
-			unit_fail_alloc(n);
-			err = convert(&s, 4, 16, to[i]);
-			if (!unit_alloc_struck()) {
-				assert_ok(err);
-				fake_forget(before);
-				break;
-			}
-			failures++;
-			unit_check_refusal(err, -ENOMEM, "no memory", before, "convert", __FILE__,
-					   __LINE__);
-			check_readers(&s);
-			check_record(&s, 16);
-		}
-		assert_true(failures >= 4);
-		paint(&s, 4, 16, i ? SHARED : PRIVATE);
-		check_all(&s);
-		scene_end(&s);
-	}
 }
 
 /* ---- the other side ---- */
@@ -875,6 +850,65 @@ static void removed_region_has_no_pending_discard(void **state)
 	assert_ok(gmem_region_remove(s.regions[A]));
 	assert_ok(gmem_vm_discard_owed(s.unit.vm, &bytes));
 	assert_int_equal(bytes, PAGES(&s.unit, 8));
+	scene_end(&s);
+}
+
+/* There and back, discarding later: the private side of all of A is owed. */
+static void owe_private_side(struct scene *s)
+{
+	GMEM_OPTS(gmem_convert_opts, later, .discard = GMEM_DISCARD_LATER);
+	uint64_t gpa = gmem_region_gpa(s->regions[A]), size = gmem_region_size(s->regions[A]);
+
+	allocate(s, A);
+	assert_ok(gmem_vm_convert(s->unit.vm, gpa, size, GMEM_STATE_PRIVATE, &later, NULL));
+	assert_ok(gmem_vm_convert(s->unit.vm, gpa, size, GMEM_STATE_SHARED, &later, NULL));
+}
+
+static void what_a_region_owes_moves_and_splits_with_it(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+	struct gmem_region *other = NULL, *upper = NULL;
+	struct gmem_file *file;
+	struct scene s;
+	uint64_t size, bytes;
+
+	(void)state;
+	scene_begin(&s);
+	size = gmem_region_size(s.regions[A]);
+	file = gmem_region_file(s.regions[A], NULL);
+	owe_private_side(&s);
+	assert_ok(gmem_region_move(s.regions[A], PAGES(&s.unit, 100)));
+	/* Another region comes to where it was, and has all of its memory. */
+	opts.plan = s.plan;
+	assert_ok(gmem_region_add(s.unit.vm, PAGES(&s.unit, 4), size, &opts, &other));
+	assert_ok(gmem_file_allocate(gmem_region_file(other, NULL), 0, size, NULL));
+	assert_ok(gmem_region_split(s.regions[A], PAGES(&s.unit, 2), &upper));
+	assert_ok(gmem_region_remove(s.regions[A]));
+	assert_ok(gmem_vm_discard_owed(s.unit.vm, &bytes));
+	assert_int_equal(bytes, size - PAGES(&s.unit, 2));
+	assert_true(fake_is_allocated(gmem_file_fd(gmem_region_file(other, NULL)), 0, size));
+	assert_ptr_equal(gmem_region_file(upper, NULL), file);
+	assert_false(fake_is_allocated(gmem_file_fd(file), PAGES(&s.unit, 2), bytes));
+	scene_end(&s);
+}
+
+static void what_a_file_owes_ends_with_its_rebind(void **state)
+{
+	struct gmem_file *file;
+	struct scene s;
+	uint64_t size, bytes;
+
+	(void)state;
+	scene_begin(&s);
+	size = gmem_region_size(s.regions[A]);
+	owe_private_side(&s);
+	assert_ok(gmem_file_new(s.unit.vm_fd, size, s.plan, &file));
+	assert_ok(gmem_file_allocate(file, 0, size, NULL));
+	assert_ok(gmem_region_rebind(s.regions[A], file, 0));
+	assert_ok(gmem_vm_discard_owed(s.unit.vm, &bytes));
+	assert_int_equal(bytes, 0);
+	assert_true(fake_is_allocated(gmem_file_fd(file), 0, size));
+	gmem_file_free(file);
 	scene_end(&s);
 }
 
@@ -1285,31 +1319,26 @@ static void listeners_hear_of_memory_that_goes(void **state)
 	scene_end(&s);
 }
 
-static void failed_allocation_for_listeners_changes_nothing(void **state)
+static void conversion_allocates_nothing(void **state)
 {
+	GMEM_OPTS(gmem_listener_opts, opts, .before_private = hear_before);
 	char log[LOG_SIZE] = "";
 	struct scene s;
-	struct ear x;
-	unsigned n;
-	int err;
+	struct ear x = { .s = &s, .name = 'x', .log = log };
 
 	(void)state;
 	scene_begin(&s);
+	opts.data = &x;
+	assert_ok(gmem_listener_new(s.unit.vm, &opts, &x.listener));
 	make_islands(&s);
-	listen_with(&x, &s, 'x', log);
-	for (n = 1;; n++) {
-		log[0] = '\0';
-		unit_fail_alloc(n);
-		err = convert(&s, 4, 16, GMEM_STATE_PRIVATE);
-		if (!unit_alloc_struck())
-			break;
-		assert_int_equal(err, -ENOMEM);
-		/* what was asked was undone */
-		assert_int_equal(strchr(log, '?') != NULL, strchr(log, '!') != NULL);
-		check_all(&s);
-	}
-	assert_ok(err);
-	assert_true(n > 8);
+	unit_fail_alloc(1);
+	assert_ok(convert(&s, 4, 8, GMEM_STATE_PRIVATE));
+	paint(&s, 4, 8, PRIVATE);
+	check_all(&s);
+	assert_ok(convert(&s, 4, 8, GMEM_STATE_SHARED));
+	assert_false(unit_alloc_struck());
+	paint(&s, 4, 8, SHARED);
+	check_all(&s);
 	gmem_listener_free(x.listener);
 	scene_end(&s);
 }
@@ -1493,7 +1522,6 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(refusal_is_undone_at_every_step),
 	cmocka_unit_test(part_that_cannot_be_undone_is_described),
 	cmocka_unit_test(busy_kernel_is_retried_within_bounds),
-	cmocka_unit_test(failed_allocation_changes_nothing),
 	cmocka_unit_test(other_side_is_discarded_at_once),
 	cmocka_unit_test(other_side_is_kept_on_request),
 	cmocka_unit_test(deferred_discards_are_done_together),
@@ -1506,6 +1534,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(region_that_is_private_in_part_does_not_move),
 	cmocka_unit_test(split_and_rebind_keep_states),
 	cmocka_unit_test(removed_region_has_no_pending_discard),
+	cmocka_unit_test(what_a_region_owes_moves_and_splits_with_it),
+	cmocka_unit_test(what_a_file_owes_ends_with_its_rebind),
 	cmocka_unit_test(removal_that_cannot_allocate_changes_nothing),
 	cmocka_unit_test(lease_keeps_memory_shared_and_in_place),
 	cmocka_unit_test(lease_is_given_on_shared_memory_only),
@@ -1515,7 +1545,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(refusal_of_a_listener_changes_nothing),
 	cmocka_unit_test(refusal_of_the_kernel_is_undone_with_listeners),
 	cmocka_unit_test(listeners_hear_of_memory_that_goes),
-	cmocka_unit_test(failed_allocation_for_listeners_changes_nothing),
+	cmocka_unit_test(conversion_allocates_nothing),
 	cmocka_unit_test(malformed_listener_is_refused),
 	cmocka_unit_test(threads_convert_look_and_hotplug_at_once),
 };

@@ -326,7 +326,7 @@ static void on_arm64_the_hypercall_is_the_callers(void **state)
 	fake_boot("arm64-7.3-4k");
 	set_hypercall(0x100000, 1, ENCRYPTED);
 	assert_other(0, 0);
-	assert_int_equal(gmem_exit_reply(&run, 0), -EINVAL);
+	assert_int_equal(gmem_exit_reply(&run, 0, 0), -EINVAL);
 	fake_halt();
 }
 
@@ -354,14 +354,55 @@ static void an_answer_is_in_the_guests_own_numbers(void **state)
 	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
 		set_hypercall(0x100000, 1, ENCRYPTED);
 		run.hypercall.ret = 77;
-		assert_int_equal(gmem_exit_reply(&run, cases[i][0]), 0);
+		assert_int_equal(gmem_exit_reply(&run, 0, cases[i][0]), 0);
 		assert_int_equal((int64_t)run.hypercall.ret, cases[i][1]);
 	}
 
 	/* a malformed request is answered, too */
 	set_hypercall(1, 0, UINT64_MAX);
-	assert_int_equal(gmem_exit_reply(&run, -EINVAL), 0);
+	assert_int_equal(gmem_exit_reply(&run, 0, -EINVAL), 0);
 	assert_int_equal((int64_t)run.hypercall.ret, -22);
+	fake_halt();
+}
+
+/* What KVM takes of SNP and TDX, Linux 7.3: KVM_RUN fails on any other number. */
+static bool kvm_takes(uint64_t answer)
+{
+	return answer == 0 || answer == EINVAL || answer == EAGAIN;
+}
+
+static void snp_and_tdx_get_answers_that_kvm_takes(void **state)
+{
+	static const uint64_t types[] = { KVM_X86_SNP_VM, KVM_X86_TDX_VM };
+
+	(void)state;
+	fake_boot("7.3-swp-t1");
+	for (size_t i = 0; i < ARRAY_SIZE(types); i++)
+		for (int error = 0; error >= -4095; error--) {
+			bool again = error == -EAGAIN || error == -EBUSY || error == -EINTR;
+
+			set_hypercall(0x100000, 1, ENCRYPTED);
+			run.hypercall.ret = 77;
+			assert_int_equal(gmem_exit_reply(&run, types[i], error), 0);
+			assert_true(kvm_takes(run.hypercall.ret));
+			assert_int_equal(run.hypercall.ret, error == 0 ? 0 : again ? EAGAIN : EINVAL);
+		}
+	fake_halt();
+}
+
+static void other_types_get_negative_answers(void **state)
+{
+	static const uint64_t types[] = { 0, 1, 2, 3, 6, UINT64_MAX };
+
+	(void)state;
+	fake_boot("7.3-swp-t1");
+	for (size_t i = 0; i < ARRAY_SIZE(types); i++)
+		for (int error = 0; error >= -4095; error--) {
+			set_hypercall(0x100000, 1, ENCRYPTED);
+			assert_int_equal(gmem_exit_reply(&run, types[i], error), 0);
+			assert_true((int64_t)run.hypercall.ret <= 0);
+			assert_int_equal(run.hypercall.ret == 0, error == 0);
+		}
 	fake_halt();
 }
 
@@ -373,14 +414,14 @@ static void an_answer_needs_a_request(void **state)
 	fake_boot("7.3-swp-t1");
 	set_fault(0, 0x7000, 0x1000);
 	before = run;
-	assert_refused(-EINVAL, "exit reason 39", gmem_exit_reply(&run, 0));
+	assert_refused(-EINVAL, "exit reason 39", gmem_exit_reply(&run, 0, 0));
 	assert_memory_equal(&run, &before, sizeof(run));
 
 	set_hypercall(0x100000, 1, 0);
 	before = run;
-	assert_refused(-EINVAL, "not a negative errno", gmem_exit_reply(&run, EINVAL));
+	assert_refused(-EINVAL, "not a negative errno", gmem_exit_reply(&run, 0, EINVAL));
 	assert_memory_equal(&run, &before, sizeof(run));
-	assert_refused(-EINVAL, "run is NULL", gmem_exit_reply(NULL, 0));
+	assert_refused(-EINVAL, "run is NULL", gmem_exit_reply(NULL, 0, 0));
 	fake_halt();
 }
 
@@ -411,6 +452,8 @@ int main(void)
 		cmocka_unit_test(other_hypercalls_and_failed_ones_are_the_callers),
 		cmocka_unit_test(on_arm64_the_hypercall_is_the_callers),
 		cmocka_unit_test(an_answer_is_in_the_guests_own_numbers),
+		cmocka_unit_test(snp_and_tdx_get_answers_that_kvm_takes),
+		cmocka_unit_test(other_types_get_negative_answers),
 		cmocka_unit_test(an_answer_needs_a_request),
 		cmocka_unit_test(null_arguments_are_refused),
 	};

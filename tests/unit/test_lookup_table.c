@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "base/range_map.h"
+#include "region/page_states.h"
 #include "region/region.h"
-#include "region/regions.h"
 #include "view/lookup_table.h"
 #include "unit.h"
 #include "unit_alloc.h"
@@ -17,7 +17,7 @@
 
 /*
  * The model knows some windows of the address space, page by page: where
- * granules, GiBs and the GiBs' array begin and end, and both ends of it all.
+ * granules, GiBs and arrays of GiBs begin and end, and both ends of it all.
  */
 static const uint64_t windows[] = {
 	0,
@@ -27,8 +27,7 @@ static const uint64_t windows[] = {
 	3 * GIB + 2 * MIB,
 	16 * TIB - 8 * PAGE,
 	20 * TIB + GIB - 8 * PAGE,
-	((uint64_t)1 << 52) - 8 * PAGE,
-	0 - 16 * PAGE,
+	((uint64_t)1 << 52) - 16 * PAGE,
 };
 
 #define WINDOWS		ARRAY_SIZE(windows)
@@ -41,6 +40,7 @@ struct model {
 	struct gmem_region regions[MAX_REGIONS];
 	bool used[MAX_REGIONS];
 	int owner[MODEL_PAGES];		/* a region's number, HOLE or REMOVED */
+	bool is_private[MODEL_PAGES];
 	struct gmem_table *table;
 	uint32_t seed;
 };
@@ -60,30 +60,23 @@ static uint64_t gpa_of(uint64_t i)
 	return windows[i / WINDOW_PAGES] + i % WINDOW_PAGES * PAGE;
 }
 
-/* Refreshes the table with nothing private. */
-static int refresh(struct gmem_table *next, const struct gmem_table *old,
-		   const struct gmem_range_map *regions, uint64_t start, uint64_t size)
-{
-	const struct gmem_range_map none = { NULL };
-	const struct gmem_layout layout = { regions, &none };
-
-	return gmem_table_refresh(next, old, &layout, start, size);
-}
-
 static void model_begin(struct model *m, uint32_t seed)
 {
 	size_t i;
 
+	fake_set_page_size(PAGE);
 	memset(m, 0, sizeof(*m));
 	m->seed = seed;
 	for (i = 0; i < MODEL_PAGES; i++)
 		m->owner[i] = HOLE;
-	assert_ok(gmem_table_new(NULL, &m->map, &m->table));
+	assert_ok(gmem_table_new(NULL, 0, &m->table));
 }
 
 static void model_end(struct model *m)
 {
 	gmem_table_free(m->table, NULL);
+	for (int r = 0; r < MAX_REGIONS; r++)
+		gmem_states_free(&m->regions[r].states);
 }
 
 static bool has(const struct gmem_range *range, uint64_t gpa)
@@ -97,14 +90,18 @@ static void model_paint(struct model *m, const struct gmem_range *range, int wha
 	size_t i;
 
 	for (i = 0; i < MODEL_PAGES; i++)
-		if (has(range, gpa_of(i)))
+		if (has(range, gpa_of(i))) {
 			m->owner[i] = what;
+			m->is_private[i] = false;
+		}
 }
 
 static int expected_error(const struct model *m, size_t i)
 {
 	if (m->owner[i] < 0)
 		return m->owner[i];
+	if (m->is_private[i])
+		return -EACCES;
 	return m->regions[m->owner[i]].is_device ? -ENXIO : 0;
 }
 
@@ -121,7 +118,9 @@ static void check_page(const struct model *m, size_t i, uint64_t within)
 		return;
 
 	region = &m->regions[m->owner[i]];
-	assert_int_equal(gpa + piece.code - 1, region->hva.start + (gpa - region->gpa.start));
+	assert_ptr_equal(gmem_translation_hva(piece, gpa),
+			 (void *)(uintptr_t)(region->hva.start + (gpa - region->gpa.start)));
+	assert_int_equal(!!(piece.code & GMEM_CODE_READ_ONLY), region->read_only);
 }
 
 /* A piece promises the same for all up to its last byte. */
@@ -146,24 +145,41 @@ static void check_all(const struct model *m)
 	}
 }
 
-/* The next table, refreshed at one range; the old one stays as it was until it is freed. */
-static int next_table(struct model *m, uint64_t start, uint64_t size)
+/* The next table, with @region or without any in the range; the old one stays until it is freed. */
+static int next_table(struct model *m, struct gmem_region *region, uint64_t start, uint64_t size)
 {
 	struct gmem_table *next;
 	int err;
 
-	err = gmem_table_new(m->table, &m->map, &next);
+	err = gmem_table_new(m->table, start + size - 1, &next);
 	if (err)
 		return err;
 
-	err = refresh(next, m->table, &m->map, start, size);
+	if (region)
+		err = gmem_table_enter(next, m->table, region, start, region->hva.start);
+	else
+		err = gmem_table_remove(next, m->table, start, size);
 	if (err) {
 		gmem_table_free(next, m->table);
 		return err;
 	}
 	gmem_table_free(m->table, next);
 	m->table = next;
+	if (region)
+		gmem_table_settle(region);
 	return 0;
+}
+
+static int enter_next(struct model *m, int r)
+{
+	struct gmem_region *region = &m->regions[r];
+
+	return next_table(m, region, region->gpa.start, region->gpa.size);
+}
+
+static int remove_next(struct model *m, int r)
+{
+	return next_table(m, NULL, m->regions[r].gpa.start, m->regions[r].gpa.size);
 }
 
 static void enter(struct model *m, int r)
@@ -213,8 +229,27 @@ static void try_to_add(struct model *m, int r)
 	/* often one piece with its neighbours, for the host, too */
 	region->hva.start = pick(m, 2) ? start + (UINT64_C(5) << 40)
 				       : (1 + pick(m, 1 << 20)) * (UINT64_C(16) << 20);
+	if (!region->is_device && pick(m, 2))
+		assert_ok(gmem_states_new(&region->states, region->gpa.size));
+	region->read_only = !region->is_device && pick(m, 8) == 0;
 	enter(m, r);
-	assert_ok(next_table(m, start, size));
+	assert_ok(enter_next(m, r));
+}
+
+/* Make some pages of a region private, or shared again. */
+static void convert(struct model *m, int r)
+{
+	struct gmem_region *region = &m->regions[r];
+	uint64_t pages = region->gpa.size / PAGE, first = pick(m, pages);
+	uint64_t count = 1 + pick(m, pick(m, 2) ? pages - first : 1);
+	struct gmem_range range = { .start = region->gpa.start + first * PAGE, .size = count * PAGE };
+	bool to_private = pick(m, 2);
+
+	gmem_states_set(&region->states, GMEM_PAGE_PRIVATE, first * PAGE, count * PAGE, to_private);
+	gmem_table_show_states(m->table, region, range.start, range.size);
+	for (size_t i = 0; i < MODEL_PAGES; i++)
+		if (has(&range, gpa_of(i)))
+			m->is_private[i] = to_private;
 }
 
 static void random_step(struct model *m)
@@ -223,10 +258,13 @@ static void random_step(struct model *m)
 
 	if (!m->used[r]) {
 		try_to_add(m, r);
-		return;
+	} else if (m->regions[r].states.pages && pick(m, 4)) {
+		convert(m, r);
+	} else {
+		strike(m, r);
+		assert_ok(remove_next(m, r));
+		gmem_states_free(&m->regions[r].states);
 	}
-	strike(m, r);
-	assert_ok(next_table(m, m->regions[r].gpa.start, m->regions[r].gpa.size));
 }
 
 static void table_agrees_with_a_naive_model(void **state)
@@ -257,14 +295,14 @@ static void set_region(struct model *m, int r, uint64_t start, uint64_t size, ui
 	m->regions[r].is_device = !hva;
 	gmem_range_insert(&m->map, &m->regions[r].gpa);
 	m->used[r] = true;
-	assert_ok(next_table(m, start, size));
+	assert_ok(enter_next(m, r));
 }
 
 static void remove_region(struct model *m, int r)
 {
 	gmem_range_remove(&m->map, &m->regions[r].gpa);
 	m->used[r] = false;
-	assert_ok(next_table(m, m->regions[r].gpa.start, m->regions[r].gpa.size));
+	assert_ok(remove_next(m, r));
 }
 
 static int error_at(const struct model *m, uint64_t gpa)
@@ -282,34 +320,42 @@ static void empty_table_has_holes_everywhere(void **state)
 	for (i = 0; i < WINDOWS; i++)
 		assert_int_equal(error_at(&m, windows[i]), -ENOENT);
 	assert_int_equal(error_at(&m, UINT64_MAX), -ENOENT);
-	assert_int_equal(m.table->gib_count, 0);
 	model_end(&m);
 }
 
 static void regions_may_end_where_addresses_do(void **state)
 {
+	const uint64_t end = (uint64_t)1 << 52;
 	struct model m;
 
 	(void)state;
 	model_begin(&m, 1);
-	set_region(&m, 0, 0 - PAGE, PAGE, 0);
-	assert_int_equal(error_at(&m, UINT64_MAX), -ENXIO);
-	assert_int_equal(error_at(&m, 0 - PAGE - 1), -ENOENT);
-	assert_int_equal(gmem_table_translate(m.table, 0 - PAGE).last, UINT64_MAX);
+	set_region(&m, 0, end - PAGE, PAGE, 0);
+	assert_int_equal(error_at(&m, end - 1), -ENXIO);
+	assert_int_equal(error_at(&m, end - PAGE - 1), -ENOENT);
+	assert_int_equal(error_at(&m, end), -ENOENT);
+	assert_int_equal(error_at(&m, UINT64_MAX), -ENOENT);
 	remove_region(&m, 0);
-	assert_int_equal(error_at(&m, UINT64_MAX), -ESTALE);
-	assert_int_equal(error_at(&m, 0 - PAGE - 1), -ENOENT);
+	assert_int_equal(error_at(&m, end - 1), -ESTALE);
+	assert_int_equal(error_at(&m, end - PAGE - 1), -ENOENT);
 
-	/* one region from the GiBs into what is above them */
+	/* one region from one array of GiBs into the next */
 	set_region(&m, 1, 16 * TIB - 4 * MIB, 8 * MIB, 7 * MIB);
-	assert_int_equal(m.table->gib_count, 1 << 14);
 	assert_int_equal(error_at(&m, 16 * TIB - 1), 0);
 	assert_int_equal(error_at(&m, 16 * TIB), 0);
 	assert_int_equal(gmem_table_translate(m.table, 16 * TIB).code,
 			 gmem_table_translate(m.table, 16 * TIB - 1).code);
 	assert_int_equal(error_at(&m, 16 * TIB + 4 * MIB), -ENOENT);
-	assert_int_equal(error_at(&m, UINT64_MAX), -ESTALE);
+	assert_int_equal(error_at(&m, end - 1), -ESTALE);
 	model_end(&m);
+}
+
+/* What the inline functions say; they answer only if it is all in the entry */
+static uint64_t inline_hva(const struct model *m, uint64_t gpa)
+{
+	void *hva;
+
+	return gmem_table_hva(m->table, gpa, 1, &hva) ? (uintptr_t)hva : 0;
 }
 
 static void whole_entries_need_no_granule(void **state)
@@ -321,11 +367,11 @@ static void whole_entries_need_no_granule(void **state)
 	model_begin(&m, 1);
 	set_region(&m, 0, 2 * MIB, 6 * MIB, 32 * MIB);
 	for (i = 1; i < 4; i++)
-		assert_int_equal(m.table->gibs[0][i], 30 * MIB + 1);
+		assert_int_equal(inline_hva(&m, 2 * i * MIB + 5), 30 * MIB + 2 * i * MIB + 5);
 	/* two regions in one entry that are one piece for the host are one code */
 	set_region(&m, 1, 8 * MIB, MIB, 38 * MIB);
 	set_region(&m, 2, 9 * MIB, MIB, 39 * MIB);
-	assert_int_equal(m.table->gibs[0][4], 30 * MIB + 1);
+	assert_int_equal(inline_hva(&m, 9 * MIB), 39 * MIB);
 	set_region(&m, 3, 10 * MIB, MIB, 0);
 	set_region(&m, 4, 11 * MIB, MIB, 0);
 	assert_int_equal(gmem_table_translate(m.table, 10 * MIB).last, 12 * MIB - 1);
@@ -345,8 +391,6 @@ static void removed_is_remembered_until_something_comes(void **state)
 	assert_int_equal(error_at(&m, 6 * GIB + PAGE - 1), -ESTALE);
 	assert_int_equal(error_at(&m, 6 * GIB + PAGE), -ENOENT);
 	assert_int_equal(error_at(&m, 5 * GIB - 1), -ENOENT);
-	/* the GiBs are not forgotten with the last region in them */
-	assert_int_equal(m.table->gib_count, 7);
 
 	set_region(&m, 1, 5 * GIB + PAGE, PAGE, 64 * GIB);
 	assert_int_equal(error_at(&m, 5 * GIB), -ESTALE);
@@ -360,18 +404,17 @@ static void granule_takes_as_many_pieces_as_pages(void **state)
 {
 	static struct gmem_region regions[512];
 	struct gmem_table *table, *next;
-	struct gmem_range_map map = { NULL };
 	uint64_t i;
 
 	(void)state;
-	assert_ok(gmem_table_new(NULL, &map, &table));
+	assert_ok(gmem_table_new(NULL, 0, &table));
 	for (i = 0; i < 512; i++) {
 		regions[i].gpa.start = 4 * MIB + i * PAGE;
 		regions[i].gpa.size = PAGE;
 		regions[i].hva.start = GIB + (512 - i) * 2 * PAGE;
-		gmem_range_insert(&map, &regions[i].gpa);
-		assert_ok(gmem_table_new(table, &map, &next));
-		assert_ok(refresh(next, table, &map, regions[i].gpa.start, PAGE));
+		assert_ok(gmem_table_new(table, 4 * MIB + i * PAGE, &next));
+		assert_ok(gmem_table_enter(next, table, &regions[i], regions[i].gpa.start,
+					   regions[i].hva.start));
 		gmem_table_free(table, next);
 		table = next;
 	}
@@ -399,7 +442,7 @@ static void old_table_stays_whole_beside_the_new_one(void **state)
 	set_region(&m, 2, 17 * TIB, PAGE, 96 * MIB);
 	old = m.table;
 
-	/* all three go and one comes, in one table refreshed four times, one range twice */
+	/* all three go and one comes, in one table, one range twice */
 	gmem_range_remove(&m.map, &m.regions[0].gpa);
 	gmem_range_remove(&m.map, &m.regions[1].gpa);
 	gmem_range_remove(&m.map, &m.regions[2].gpa);
@@ -407,13 +450,13 @@ static void old_table_stays_whole_beside_the_new_one(void **state)
 	m.regions[3].gpa.size = 5 * MIB;
 	m.regions[3].hva.start = 128 * MIB + PAGE;
 	gmem_range_insert(&m.map, &m.regions[3].gpa);
-	assert_ok(gmem_table_new(old, &m.map, &next));
-	assert_ok(refresh(next, old, &m.map, 0, 3 * PAGE));
-	assert_ok(refresh(next, old, &m.map, 4 * MIB, 4 * MIB));
-	assert_ok(refresh(next, old, &m.map, 17 * TIB, PAGE));
-	assert_ok(refresh(next, old, &m.map, 17 * TIB, PAGE));
-	assert_ok(refresh(next, old, &m.map, PAGE, 5 * MIB));
-	assert_ok(refresh(next, old, &m.map, PAGE, 5 * MIB));
+	assert_ok(gmem_table_new(old, 6 * MIB, &next));
+	assert_ok(gmem_table_remove(next, old, 0, 3 * PAGE));
+	assert_ok(gmem_table_remove(next, old, 4 * MIB, 4 * MIB));
+	assert_ok(gmem_table_remove(next, old, 17 * TIB, PAGE));
+	assert_ok(gmem_table_remove(next, old, 17 * TIB, PAGE));
+	assert_ok(gmem_table_enter(next, old, &m.regions[3], PAGE, 128 * MIB + PAGE));
+	assert_ok(gmem_table_enter(next, old, &m.regions[3], PAGE, 128 * MIB + PAGE));
 
 	assert_int_equal(gmem_table_translate(old, PAGE).code, 64 * MIB + 1);
 	assert_int_equal(gmem_table_translate(old, 6 * MIB).code, 76 * MIB + 1);
@@ -440,32 +483,106 @@ static bool refuse_allocation(unsigned n)
 	model_begin(&m, 7);
 	for (i = 0; i < 60; i++)
 		random_step(&m);
-	memset(&m.regions[0], 0, sizeof(m.regions[0]));
-	for (i = 0; i < MAX_REGIONS; i++)
+	for (i = 0; i < MAX_REGIONS; i++) {
 		if (m.used[i])
 			strike(&m, i);
+		gmem_states_free(&m.regions[i].states);
+		memset(&m.regions[i], 0, sizeof(m.regions[i]));
+	}
 	m.regions[0].gpa.start = GIB - PAGE;
-	m.regions[0].gpa.size = 20 * TIB;
+	m.regions[0].gpa.size = 4 * MIB;
 	m.regions[0].hva.start = GIB - PAGE;
-	gmem_range_insert(&m.map, &m.regions[0].gpa);
+	m.regions[1].gpa.start = 16 * TIB - PAGE;
+	m.regions[1].gpa.size = 2 * PAGE;
+	m.regions[1].hva.start = GIB;
 
 	unit_fail_alloc(n);
-	err = next_table(&m, GIB - PAGE, 4 * MIB);
+	err = enter_next(&m, 0);
 	if (!err)
-		err = next_table(&m, 16 * TIB - PAGE, 2 * PAGE);
+		err = enter_next(&m, 1);
 	struck = unit_alloc_struck();
 	assert_int_equal(err, struck ? -ENOMEM : 0);
 
-	/* a failed refresh leaves the old table as it was */
+	/* a failure leaves the old table as it was */
 	if (err)
 		assert_int_equal(error_at(&m, 21 * TIB + 5), -ENOENT);
-	err = next_table(&m, GIB - PAGE, 4 * MIB);
-	assert_int_equal(err, 0);
-	assert_ok(next_table(&m, 16 * TIB - PAGE, 2 * PAGE));
+	assert_ok(enter_next(&m, 0));
+	assert_ok(enter_next(&m, 1));
 	assert_int_equal(error_at(&m, GIB - PAGE), 0);
 	assert_int_equal(error_at(&m, 16 * TIB), 0);
 	model_end(&m);
 	return struck;
+}
+
+/* ---- states ---- */
+
+static void entries_tell_whether_bits_must_be_looked_at(void **state)
+{
+	struct gmem_region *region;
+	struct model m;
+
+	(void)state;
+	model_begin(&m, 1);
+	region = &m.regions[0];
+	region->gpa = (struct gmem_range){ .start = 2 * MIB + PAGE, .size = 8 * MIB };
+	assert_ok(gmem_states_new(&region->states, region->gpa.size));
+	region->hva.start = GIB + PAGE;
+	m.used[0] = true;
+	assert_ok(enter_next(&m, 0));
+	assert_int_equal(inline_hva(&m, 4 * MIB), GIB + 2 * MIB);
+	assert_int_equal(inline_hva(&m, 2 * MIB + PAGE), 0);	/* a hole shares the entry */
+
+	gmem_states_set(&region->states, GMEM_PAGE_PRIVATE, 2 * MIB + PAGE, PAGE, true);
+	gmem_table_show_states(m.table, region, 4 * MIB + 2 * PAGE, PAGE);
+	assert_int_equal(inline_hva(&m, 4 * MIB), 0);
+	assert_int_equal(error_at(&m, 4 * MIB + 2 * PAGE), -EACCES);
+	assert_int_equal(gmem_table_translate(m.table, 4 * MIB).last, 4 * MIB + 2 * PAGE - 1);
+	assert_int_equal(gmem_table_translate(m.table, 4 * MIB + 3 * PAGE).last, 6 * MIB - 1);
+	assert_int_equal(inline_hva(&m, 6 * MIB), GIB + 4 * MIB);
+
+	gmem_states_set(&region->states, GMEM_PAGE_PRIVATE, 2 * MIB + PAGE, PAGE, false);
+	gmem_table_show_states(m.table, region, 4 * MIB + 2 * PAGE, PAGE);
+	assert_int_equal(inline_hva(&m, 4 * MIB), GIB + 2 * MIB);
+	model_end(&m);
+}
+
+/* A table that is being made for a move does not disturb readers of the present one. */
+static void moved_region_has_a_window_for_each_table(void **state)
+{
+	struct gmem_region *region;
+	struct gmem_table *next;
+	struct model m;
+
+	(void)state;
+	model_begin(&m, 1);
+	region = &m.regions[0];
+	region->gpa = (struct gmem_range){ .start = 2 * MIB, .size = 2 * MIB };
+	assert_ok(gmem_states_new(&region->states, region->gpa.size));
+	region->hva.start = GIB;
+	m.used[0] = true;
+	assert_ok(enter_next(&m, 0));
+	gmem_states_set(&region->states, GMEM_PAGE_PRIVATE, PAGE, PAGE, true);
+	gmem_table_show_states(m.table, region, 2 * MIB + PAGE, PAGE);
+
+	for (uint64_t gpa = 4 * MIB; gpa <= 8 * MIB; gpa += 2 * MIB) {
+		uint64_t before = region->gpa.start;
+
+		assert_ok(gmem_table_new(m.table, gpa, &next));
+		assert_ok(gmem_table_remove(next, m.table, before, 2 * MIB));
+		assert_ok(gmem_table_enter(next, m.table, region, gpa, GIB));
+		assert_int_equal(error_at(&m, before + PAGE), -EACCES);
+		assert_ptr_equal(gmem_translation_hva(gmem_table_translate(m.table, before), before),
+				 (void *)(uintptr_t)GIB);
+		assert_ptr_equal(gmem_translation_hva(gmem_table_translate(next, gpa), gpa),
+				 (void *)(uintptr_t)GIB);
+		gmem_table_free(m.table, next);
+		m.table = next;
+		region->gpa.start = gpa;
+		gmem_table_settle(region);
+		assert_int_equal(error_at(&m, before + PAGE), -ESTALE);
+		assert_int_equal(error_at(&m, gpa + PAGE), -EACCES);
+	}
+	model_end(&m);
 }
 
 static void every_allocation_may_fail_and_nothing_leaks(void **state)
@@ -493,6 +610,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(granule_takes_as_many_pieces_as_pages),
 	cmocka_unit_test(old_table_stays_whole_beside_the_new_one),
 	cmocka_unit_test(every_allocation_may_fail_and_nothing_leaks),
+	cmocka_unit_test(entries_tell_whether_bits_must_be_looked_at),
+	cmocka_unit_test(moved_region_has_a_window_for_each_table),
 	cmocka_unit_test(freeing_no_table_is_harmless),
 };
 

@@ -36,6 +36,16 @@ static void begin_with(struct fixture *f, const char *kernel, const struct gmem_
 	assert_ok(gmem_vcpu_new(f->unit.vm, f->fd, opts, &f->vcpu));
 }
 
+/* One region of so many pages from 0 */
+static void begin_big(struct fixture *f, uint64_t pages, const struct gmem_vcpu_opts *opts)
+{
+	memset(f, 0, sizeof(*f));
+	unit_begin_vm(&f->unit, "7.3-swp-t1");
+	f->region = unit_region_backed(&f->unit, 0, pages, GMEM_BACKING_PRIVATE);
+	f->fd = fake_new_vcpu(f->unit.vm_fd);
+	assert_ok(gmem_vcpu_new(f->unit.vm, f->fd, opts, &f->vcpu));
+}
+
 static void begin(struct fixture *f)
 {
 	begin_with(f, "7.3-swp-t1", NULL);
@@ -349,6 +359,27 @@ static void a_signal_is_no_progress(void **state)
 	end(&f);
 }
 
+/* The limit of repeats is one failure, what is in the way is another. */
+static void a_failure_is_told_with_its_own_sentence(void **state)
+{
+	GMEM_OPTS(gmem_vcpu_opts, opts, .max_repeats = 2);
+	GMEM_OPTS(gmem_lease_opts, lease_opts, .holder = "disk");
+	struct gmem_lease *lease;
+	struct fixture f;
+
+	(void)state;
+	begin_with(&f, "7.3-swp-t1", &opts);
+	assert_ok(gmem_lease_new(f.unit.vm, page(&f, FIRST), f.unit.page, &lease_opts, &lease));
+	for (uint32_t i = 0; i < 5; i++) {
+		assert_refused(-EBUSY, "\"disk\" holds a lease", fault_private(&f, FIRST));
+		assert_int_equal(f.exit.repeats, i);
+	}
+	gmem_lease_free(lease);
+	assert_int_equal(fault_private(&f, FIRST), -ELOOP);
+	assert_non_null(strstr(gmem_last_error(), "6 times in a row"));
+	end(&f);
+}
+
 static void flipping_one_page_is_bounded_if_asked_for(void **state)
 {
 	GMEM_OPTS(gmem_vcpu_opts, opts, .max_repeats = 100);
@@ -463,6 +494,172 @@ static void a_refusal_of_the_kernel_reaches_guest_and_caller(void **state)
 	assert_int_equal(stats.requests_refused, 1);
 	assert_int_equal(stats.faults_refused, 1);
 	end(&f);
+}
+
+/* ---- requests of more than a GiB ---- */
+
+#define GIB		(UINT64_C(1) << 30)
+#define GIB_PAGES	(GIB / 4096)
+
+static uint64_t private_bytes(struct fixture *f)
+{
+	GMEM_OPTS(gmem_stats, stats, .flags = 0);
+
+	assert_ok(gmem_vm_stats(f->unit.vm, &stats));
+	return stats.bytes_private;
+}
+
+static void a_large_request_is_cut_at_whole_gib(void **state)
+{
+	struct fixture f;
+
+	(void)state;
+	begin_big(&f, 4 * GIB_PAGES, NULL);
+	assert_int_equal(request(&f, 1, 3 * GIB_PAGES, TO_PRIVATE), 1);
+	assert_int_equal(answer(&f), 0);
+	assert_int_equal(fake_count(FAKE_SET_ATTRIBUTES), 4);
+	assert_int_equal(private_bytes(&f), 3 * GIB);
+	assert_private(&f, 0, 1, false);
+	assert_private(&f, 1, 1, true);
+	assert_private(&f, 3 * GIB_PAGES, 1, true);
+	assert_private(&f, 3 * GIB_PAGES + 1, 1, false);
+
+	/* what is so already is not asked of the kernel */
+	assert_int_equal(request(&f, 1, 3 * GIB_PAGES, TO_PRIVATE), 1);
+	assert_int_equal(fake_count(FAKE_SET_ATTRIBUTES), 4);
+	end(&f);
+}
+
+static void a_large_request_with_a_hole_changes_nothing(void **state)
+{
+	struct fixture f;
+
+	(void)state;
+	begin_big(&f, 3 * GIB_PAGES, NULL);
+	assert_int_equal(request(&f, 0, 3 * GIB_PAGES + 1, TO_PRIVATE), 1);
+	assert_int_equal(answer(&f), -EINVAL);
+	assert_int_equal(request(&f, 0, UINT64_C(1) << 40, TO_PRIVATE), 1);
+	assert_int_equal(answer(&f), -EINVAL);
+	assert_int_equal(fake_count(FAKE_SET_ATTRIBUTES), 0);
+	assert_int_equal(private_bytes(&f), 0);
+	end(&f);
+}
+
+/* Record and kernel agree, and the guest that asks again gets past what is done. */
+static void a_large_request_that_is_refused_midway_goes_on_when_asked_again(void **state)
+{
+	GMEM_OPTS(gmem_lease_opts, opts, .holder = "disk");
+	struct gmem_lease *lease;
+	struct fixture f;
+
+	(void)state;
+	begin_big(&f, 4 * GIB_PAGES, NULL);
+	assert_ok(gmem_lease_new(f.unit.vm, 2 * GIB, f.unit.page, &opts, &lease));
+	assert_int_equal(request(&f, 0, 4 * GIB_PAGES, TO_PRIVATE), 1);
+	assert_int_equal(answer(&f), -EAGAIN);
+	assert_int_equal(private_bytes(&f), 2 * GIB);
+	assert_private(&f, 2 * GIB_PAGES - 1, 1, true);
+	assert_private(&f, 2 * GIB_PAGES, 1, false);
+	gmem_lease_free(lease);
+	assert_int_equal(request(&f, 0, 4 * GIB_PAGES, TO_PRIVATE), 1);
+	assert_int_equal(answer(&f), 0);
+	assert_int_equal(fake_count(FAKE_SET_ATTRIBUTES), 4);
+	assert_int_equal(private_bytes(&f), 4 * GIB);
+	end(&f);
+}
+
+static int ask_again(struct fixture *f)
+{
+	return gmem_vcpu_handle_exit(f->vcpu, &f->run, 0, 0, &f->exit);
+}
+
+static void a_large_request_gives_the_thread_back_when_asked_to(void **state)
+{
+	GMEM_OPTS(gmem_vcpu_opts, opts, .max_repeats = 1);
+	struct gmem_stats stats;
+	struct fixture f;
+
+	(void)state;
+	begin_big(&f, 3 * GIB_PAGES, &opts);
+	set_request(&f.run, 0, 3 * GIB_PAGES, TO_PRIVATE);
+	f.run.immediate_exit = 1;
+	assert_int_equal(ask_again(&f), -EINTR);
+	assert_non_null(strstr(gmem_last_error(), "from gpa 0x40000000 is not done"));
+	/* if the vCPU runs all the same */
+	assert_int_equal(answer(&f), -EAGAIN);
+	assert_int_equal(private_bytes(&f), GIB);
+
+	/* there is progress in each piece that is not done yet */
+	f.run.immediate_exit = 0;
+	assert_int_equal(ask_again(&f), 1);
+	assert_int_equal(answer(&f), 0);
+	assert_int_equal(f.exit.repeats, 0);
+	assert_int_equal(private_bytes(&f), 3 * GIB);
+	stats = stats_of(&f);
+	assert_int_equal(stats.requests, 1);
+	assert_int_equal(stats.requests_refused, 0);
+
+	/* a request of one piece is done whatever happens */
+	set_request(&f.run, 0, GIB_PAGES, TO_SHARED);
+	f.run.immediate_exit = 1;
+	assert_int_equal(ask_again(&f), -ELOOP);
+	assert_int_equal(answer(&f), 0);
+	end(&f);
+}
+
+/* ---- answers that the VM's type takes ---- */
+
+static int64_t answer_of_type(uint32_t vm_types, uint64_t told, bool is_told, bool by_report)
+{
+	GMEM_OPTS(gmem_caps_opts, caps_opts, .flags = by_report && is_told ? GMEM_CAPS_VM_TYPE : 0,
+		  .vm_type = told);
+	GMEM_OPTS(gmem_vm_opts, opts, .flags = !by_report && is_told ? GMEM_VM_TYPE : 0,
+		  .vm_type = told);
+	struct gmem_vcpu *vcpu;
+	struct gmem_caps *caps;
+	struct kvm_run run;
+	struct gmem_vm *vm;
+	int fd;
+
+	fake_boot("7.3-swp-t1");
+	fake.vm.vm_types = (int)vm_types;
+	fd = fake_new_vm();
+	assert_ok(gmem_caps_new(fd, &caps_opts, &caps));
+	opts.caps = caps;
+	assert_ok(gmem_vm_new(fd, &opts, &vm));
+	assert_ok(gmem_vcpu_new(vm, -1, NULL, &vcpu));
+	set_request(&run, 0, 1, TO_PRIVATE);
+	assert_int_equal(gmem_vcpu_handle_exit(vcpu, &run, 0, 0, NULL), 1);
+	gmem_vcpu_free(vcpu);
+	gmem_vm_free(vm);
+	gmem_caps_free(caps);
+	fake_close(fd);
+	assert_int_equal(fake_halt(), 0);
+	return (int64_t)run.hypercall.ret;
+}
+
+static void an_answer_is_one_that_the_vms_type_takes(void **state)
+{
+	(void)state;
+	for (int by_report = 0; by_report < 2; by_report++) {
+		assert_int_equal(answer_of_type(0x3f, KVM_X86_SNP_VM, true, by_report), EINVAL);
+		assert_int_equal(answer_of_type(0x3f, KVM_X86_TDX_VM, true, by_report), EINVAL);
+		assert_int_equal(answer_of_type(0x3f, KVM_X86_SW_PROTECTED_VM, true, by_report), -EINVAL);
+		assert_int_equal(answer_of_type(0x3f, 0, true, by_report), -EINVAL);
+		/* it outweighs what the host offers */
+		assert_int_equal(answer_of_type(0x03, KVM_X86_SNP_VM, true, by_report), EINVAL);
+	}
+}
+
+static void an_untold_type_is_found_by_what_the_host_offers(void **state)
+{
+	(void)state;
+	assert_int_equal(answer_of_type(0x03, 0, false, true), -EINVAL);
+	assert_int_equal(answer_of_type(0x01, 0, false, true), -EINVAL);
+	assert_int_equal(answer_of_type(0x1d, 0, false, true), EINVAL);
+	assert_int_equal(answer_of_type(0x21, 0, false, true), EINVAL);
+	/* the one case that cannot be told: KVM_RUN must not fail */
+	assert_int_equal(answer_of_type(0x3f, 0, false, true), EINVAL);
 }
 
 /* ---- storms ---- */
@@ -687,6 +884,13 @@ int main(void)
 		cmocka_unit_test(hostile_requests_are_answered_and_change_nothing),
 		cmocka_unit_test(a_range_without_memory_may_be_called_shared),
 		cmocka_unit_test(a_refusal_of_the_kernel_reaches_guest_and_caller),
+		cmocka_unit_test(a_failure_is_told_with_its_own_sentence),
+		cmocka_unit_test(a_large_request_is_cut_at_whole_gib),
+		cmocka_unit_test(a_large_request_with_a_hole_changes_nothing),
+		cmocka_unit_test(a_large_request_that_is_refused_midway_goes_on_when_asked_again),
+		cmocka_unit_test(a_large_request_gives_the_thread_back_when_asked_to),
+		cmocka_unit_test(an_answer_is_one_that_the_vms_type_takes),
+		cmocka_unit_test(an_untold_type_is_found_by_what_the_host_offers),
 		cmocka_unit_test(a_storm_from_several_vcpus_adds_up),
 		cmocka_unit_test(prefaulting_goes_on_after_partial_calls_and_signals),
 		cmocka_unit_test(prefaulting_past_the_memory_says_how_far_it_came),

@@ -103,7 +103,7 @@ static void attach_rejects_bad_arguments(void **state)
 	kvm_fd = fake_new_kvm();
 	other = dup(STDERR_FILENO);
 	assert_refused(-EINVAL, "NULL", gmem_vm_new(fd, NULL, NULL));
-	for (bit = 1; bit < 64; bit++) {
+	for (bit = 2; bit < 64; bit++) {
 		opts.flags = (uint64_t)1 << bit;
 		assert_refused(-EINVAL, "flags", gmem_vm_new(fd, &opts, &vm));
 	}
@@ -337,6 +337,8 @@ static void use_other_vm(void *data, int error, const char *message)
 	gmem_lease_free(lease);
 	assert_ok(gmem_recovery_enable());
 	gmem_recovery_disable();
+	/* the failure that is being told stays the one told */
+	assert_refused(-EINVAL, "neither 0 nor 1", gmem_region_set_dirty_log(other->region, 2));
 }
 
 /* The failure is logged while the lock of the VM is held. */
@@ -355,7 +357,7 @@ static void log_may_use_another_vm(void **state)
 	GMEM_OPTS(gmem_vm_opts, opts, .log = use_other_vm, .log_data = &other);
 	vm_fd = fake_new_vm();
 	assert_ok(gmem_vm_new(vm_fd, &opts, &vm));
-	assert_int_equal(gmem_vm_reserve_slots(vm, 0, 0), -EINVAL);
+	assert_refused(-EINVAL, "memslots", gmem_vm_reserve_slots(vm, 0, 0));
 	assert_int_equal(other.calls, 1);
 	gmem_vm_free(vm);
 	fake_close(vm_fd);

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 
+#include "base/error.h"
 #include "os/kvm_compat.h"
 #include "unit.h"
 
@@ -188,6 +189,11 @@ void unit_check_refusal(int ret, int err, const char *fragment,
 {
 	const char *sentence = gmem_last_error();
 
+	if (ret == err && gmem_error_of_sentence() != err) {
+		print_error("%s\ngives %d with the sentence of %d: %s\n", call, ret,
+			    gmem_error_of_sentence(), sentence);
+		_fail(file, line);
+	}
 	if (ret != err) {
 		print_error("%s\ngives %d (%s), not %d (%s); the sentence: %s\n", call, ret,
 			    strerror(-ret), err, strerror(-err), sentence);

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: MIT */
+/* page_states, and base/bits below it: against a model that remembers every page */
+#include <string.h>
+
+#include "base/bits.h"
+#include "region/page_states.h"
+#include "unit.h"
+
+#define PAGE	((uint64_t)4096)
+#define ALL_PAGES	200	/* three words and a part */
+
+struct model {
+	struct gmem_states states;
+	bool bits[GMEM_PAGE_BITS][ALL_PAGES];
+	uint32_t seed;
+};
+
+static uint64_t pick(struct model *m, uint64_t below)
+{
+	m->seed = m->seed * 1664525 + 1013904223;
+	return (m->seed >> 8) % below;
+}
+
+static void begin(struct model *m, uint32_t seed)
+{
+	fake_set_page_size(PAGE);
+	memset(m, 0, sizeof(*m));
+	m->seed = seed;
+	assert_ok(gmem_states_new(&m->states, ALL_PAGES * PAGE));
+}
+
+static uint64_t model_count(const bool *bits, uint64_t first, uint64_t pages)
+{
+	uint64_t count = 0;
+
+	for (uint64_t i = first; i < first + pages; i++)
+		count += bits[i];
+	return count * PAGE;
+}
+
+/* @states begin with page @base of the model. */
+static void check_part(const struct model *m, const struct gmem_states *states, uint64_t base)
+{
+	uint64_t pages = states->size / PAGE;
+
+	for (enum gmem_page_bit bit = 0; bit < GMEM_PAGE_BITS; bit++) {
+		const bool *bits = m->bits[bit] + base;
+
+		assert_int_equal(gmem_states_total(states, bit), model_count(bits, 0, pages));
+		for (uint64_t first = 0; first < pages; first += 37)
+			assert_int_equal(gmem_states_count(states, bit, first * PAGE, (pages - first) * PAGE),
+					 model_count(bits, first, pages - first));
+		for (int value = 0; value < 2; value++) {
+			struct gmem_states_walk at = GMEM_STATES_WALK(states, bit, value, 0, states->size);
+			uint64_t page = 0;
+
+			while (gmem_states_walk(&at)) {
+				for (; page < at.offset / PAGE; page++)
+					assert_int_not_equal(bits[page], value);
+				for (; page < (at.offset + at.size) / PAGE; page++)
+					assert_int_equal(bits[page], value);
+			}
+			for (; page < pages; page++)
+				assert_int_not_equal(bits[page], value);
+		}
+	}
+}
+
+static void set_somewhere(struct model *m, struct gmem_states *states, uint64_t base)
+{
+	enum gmem_page_bit bit = (enum gmem_page_bit)pick(m, GMEM_PAGE_BITS);
+	uint64_t pages = states->size / PAGE, first = pick(m, pages), count = pick(m, pages - first + 1);
+	bool value = pick(m, 2), *bits = m->bits[bit] + base + first;
+	uint64_t expected = 0;
+
+	for (uint64_t i = 0; i < count; i++) {
+		expected += bits[i] != value;
+		bits[i] = value;
+	}
+	assert_int_equal(gmem_states_set(states, bit, first * PAGE, count * PAGE, value),
+			 expected * PAGE);
+}
+
+static void states_agree_with_a_naive_model(void **state)
+{
+	struct model m;
+
+	(void)state;
+	for (uint32_t seed = 1; seed <= 20; seed++) {
+		begin(&m, seed);
+		for (int i = 0; i < 60; i++) {
+			set_somewhere(&m, &m.states, 0);
+			check_part(&m, &m.states, 0);
+		}
+		gmem_states_free(&m.states);
+	}
+}
+
+/* Parts of a split region use the same bits, and either may be the last. */
+static void split_parts_are_each_their_own(void **state)
+{
+	struct gmem_states upper;
+	struct model m;
+
+	(void)state;
+	for (uint32_t seed = 1; seed <= 20; seed++) {
+		uint64_t at;
+
+		begin(&m, seed);
+		for (int i = 0; i < 9; i++)
+			set_somewhere(&m, &m.states, 0);
+		at = 1 + pick(&m, ALL_PAGES - 1);
+		gmem_states_split(&m.states, at * PAGE, &upper);
+		for (int i = 0; i < 30; i++) {
+			check_part(&m, &m.states, 0);
+			check_part(&m, &upper, at);
+			if (pick(&m, 2))
+				set_somewhere(&m, &upper, at);
+			else
+				set_somewhere(&m, &m.states, 0);
+		}
+		if (seed % 2) {
+			gmem_states_unsplit(&m.states, &upper);
+			check_part(&m, &m.states, 0);
+			gmem_states_free(&m.states);
+		} else {
+			gmem_states_free(&m.states);
+			check_part(&m, &upper, at);
+			gmem_states_free(&upper);
+		}
+	}
+}
+
+static void states_of_no_bits_are_shared_and_owe_nothing(void **state)
+{
+	struct gmem_states none = { .pages = NULL }, upper;
+	struct gmem_part part;
+
+	(void)state;
+	fake_set_page_size(PAGE);
+	assert_false(gmem_states_find(&none, GMEM_PAGE_PRIVATE, true, 0, 8 * PAGE - 1, &part));
+	assert_true(gmem_states_find(&none, GMEM_PAGE_PRIVATE, false, PAGE, 8 * PAGE - 1, &part));
+	assert_int_equal(part.start, PAGE);
+	assert_int_equal(part.last, 8 * PAGE - 1);
+	assert_int_equal(gmem_states_set(&none, GMEM_PAGE_PENDING, 0, PAGE, true), 0);
+	assert_int_equal(gmem_states_count(&none, GMEM_PAGE_PENDING, 0, PAGE), 0);
+	gmem_states_split(&none, PAGE, &upper);
+	gmem_states_unsplit(&none, &upper);
+	gmem_states_free(&none);
+}
+
+static void what_a_file_owed_ends_with_the_file(void **state)
+{
+	struct model m;
+
+	(void)state;
+	begin(&m, 1);
+	gmem_states_set(&m.states, GMEM_PAGE_PENDING, 0, 100 * PAGE, true);
+	gmem_states_set(&m.states, GMEM_PAGE_PRIVATE, 40 * PAGE, 100 * PAGE, true);
+	gmem_states_drop_unused(&m.states);
+	assert_int_equal(gmem_states_total(&m.states, GMEM_PAGE_PENDING), 60 * PAGE);
+	assert_int_equal(gmem_states_count(&m.states, GMEM_PAGE_PENDING, 40 * PAGE, 60 * PAGE), 60 * PAGE);
+	gmem_states_free(&m.states);
+}
+
+static void words_are_as_many_as_bits_need(void **state)
+{
+	(void)state;
+	assert_int_equal(gmem_bits_words(1), 1);
+	assert_int_equal(gmem_bits_words(64), 1);
+	assert_int_equal(gmem_bits_words(65), 2);
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(states_agree_with_a_naive_model),
+	cmocka_unit_test(split_parts_are_each_their_own),
+	cmocka_unit_test(states_of_no_bits_are_shared_and_owe_nothing),
+	cmocka_unit_test(what_a_file_owed_ends_with_the_file),
+	cmocka_unit_test(words_are_as_many_as_bits_need),
+};
+
+UNIT_MAIN(tests)
