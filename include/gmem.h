@@ -1466,7 +1466,8 @@ typedef int (*gmem_listener_veto_fn)(void *data, uint64_t gpa, uint64_t size);
  *	gmem_region_stats() with GMEM_STATS_RESIDENT. They fail with -EDEADLK if the
  *	range overlaps the one that the callback is for, if a thread that waits for
  *	that one came first, or if two callbacks would wait for each other. So does
- *	gmem_vm_stats() with GMEM_STATS_RESIDENT, which looks at everything.
+ *	gmem_vm_stats() with GMEM_STATS_RESIDENT, which looks at everything. When
+ *	@removed is called, the range has no memory any more.
  *   never, with -EDEADLK:
  *	changes of the layout (gmem_region_add(), gmem_region_remove(),
  *	gmem_region_move(), gmem_region_split(), gmem_region_rebind(),
@@ -2023,14 +2024,18 @@ struct gmem_conversion {
  * Every byte must be memory that can be converted, which is checked before
  * anything changes. Parts that are in @state already are skipped; if all of the
  * range is, the library makes no system call. Adjacent parts, in one region or
- * several, take one ioctl. If the kernel refuses an ioctl, those before it are
- * undone.
+ * several, take one ioctl for each GiB, in which KVM converts page by page and no
+ * other memslot of the VM can change. If the kernel refuses an ioctl, those before
+ * it are undone. With GMEM_CONVERT_ALL the kernel is told of every byte; what was
+ * recorded as converted does not count, is not undone, and listeners do not hear
+ * of it.
  *
  * With GMEM_BACKING_PRIVATE contents are not copied: the guest finds the previous
  * contents of the side it now uses, or zeros if that was discarded. The discard
  * policy holds for all of the range. If the kernel refuses to free memory, the
  * conversion succeeds nevertheless; the refusal goes to the log, and the memory
- * counts as owed.
+ * counts as owed. Memory that is one for both sides, as with GMEM_BACKING_INPLACE,
+ * owes nothing.
  *
  * A conversion to private asks the listeners, waits until every view that began
  * before has ended, and waits for leases up to wait_ms of @opts. A conversion to
@@ -2059,7 +2064,9 @@ GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, ui
  *
  * Adjacent ranges are given back together, no matter how many conversions left
  * them. Memory that was converted back meanwhile is in use again, and is kept.
- * Removing a region ends what is owed there.
+ * What a region owes moves and splits with it, and ends with the memory: when the
+ * region is removed, or, for the file's side, bound to another file. The work goes
+ * in pieces of 64 MiB, between which conversions get their turn.
  *
  * Thread-safe; waits for conversions of the same ranges. Source: madvise(2) and
  * fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.

@@ -163,13 +163,14 @@ static int compare_claims(const void *a, const void *b)
 	return first->gpa < second->gpa ? -1 : first->gpa > second->gpa;
 }
 
-static void note_claim(struct change *change, const struct gmem_range *gpa)
+/* Nobody has a lease where nothing is yet. */
+static void note_claim(struct change *change, const struct gmem_range *gpa, bool is_new)
 {
 	change->claims[change->claim_count++] = (struct gmem_claim){
 		.gpa = gpa->start,
 		.size = gpa->size,
 		.mode = GMEM_CLAIM_EXCLUSIVE,
-		.allows_leases = true,
+		.allows_leases = is_new,
 		.purpose = "moved or removed",
 	};
 }
@@ -187,9 +188,12 @@ static void merge_claims(struct change *change)
 		uint64_t last = claims[i].gpa + (claims[i].size - 1);
 		uint64_t kept_last = claims[kept].gpa + (claims[kept].size - 1);
 
-		if (claims[i].gpa > kept_last)
+		if (claims[i].gpa > kept_last) {
 			claims[++kept] = claims[i];
-		else if (last > kept_last)
+			continue;
+		}
+		claims[kept].allows_leases &= claims[i].allows_leases;
+		if (last > kept_last)
 			claims[kept].size = last - claims[kept].gpa + 1;
 	}
 	change->claim_count = kept + 1;
@@ -209,25 +213,18 @@ static int collect_claims(struct change *change)
 		const struct gmem_step *step = &change->steps[i];
 
 		if (step->kind != GMEM_STEP_ADD)
-			note_claim(change, &step->region->gpa);
+			note_claim(change, &step->region->gpa, false);
 		if (comes(step))
-			note_claim(change, &step->after->gpa);
+			note_claim(change, &step->after->gpa, true);
 	}
 	merge_claims(change);
 	return 0;
 }
 
-static int check_users(const struct gmem_vm *vm, const struct gmem_step *step)
+static int check_states(const struct gmem_step *step)
 {
 	const struct gmem_region *region = step->region;
-	int err;
 
-	if (step->kind == GMEM_STEP_ADD)
-		return 0;
-
-	err = gmem_claim_check_leases(vm, region->gpa.start, region->gpa.size);
-	if (err)
-		return err;
 	if (!gmem_states_total(&region->states, GMEM_PAGE_PRIVATE))
 		return 0;
 	if (step->kind == GMEM_STEP_MOVE)
@@ -244,18 +241,33 @@ static int check_users(const struct gmem_vm *vm, const struct gmem_step *step)
 	return 0;
 }
 
-static int check_claimed(struct change *change)
+/* The claims are held: no state changes any more. */
+static int check_all_states(struct change *change)
 {
 	int err = 0;
 
 	for (size_t i = 0; i < change->count && !err; i++) {
-		err = check_users(change->vm, &change->steps[i]);
+		err = check_states(&change->steps[i]);
 		change->steps[i].failed = err != 0;
 	}
-	/* From now on no lease is given there. */
-	for (size_t i = 0; i < change->claim_count && !err; i++)
-		err = gmem_claim_bar_leases(change->vm, &change->claims[i]);
 	return err;
+}
+
+/* The step that a lease is in the way of, or none: it may be gone already. */
+static int blame_leases(struct change *change, int err)
+{
+	struct gmem_failure failure;
+
+	gmem_failure_keep(&failure, err);
+	for (size_t i = 0; i < change->count && err == -EBUSY; i++) {
+		struct gmem_step *step = &change->steps[i];
+
+		step->failed = step->kind != GMEM_STEP_ADD &&
+			       gmem_claim_check_leases(change->vm, step->old_gpa, step->region->gpa.size);
+		if (step->failed)
+			break;
+	}
+	return gmem_failure_restore(&failure);
 }
 
 static int claim(struct change *change)
@@ -269,8 +281,10 @@ static int claim(struct change *change)
 
 	gmem_lock_take(&vm->lock);
 	err = gmem_claims_take(vm, change->claims, change->claim_count, 0);
-	if (!err) {
-		err = check_claimed(change);
+	if (err) {
+		err = blame_leases(change, err);
+	} else {
+		err = check_all_states(change);
 		if (err)
 			gmem_claims_drop(vm, change->claims, change->claim_count);
 	}

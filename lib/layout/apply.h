@@ -18,7 +18,7 @@
  * region is prepared in a second handle.
  *
  * Memslots are set or deleted in two other places: gmem_vm_free() deletes them all, and
- * region/dirty_log.c changes a flag.
+ * pages/dirty_log.c changes a flag.
  *
  * Everything that can fail for want of memory comes before the kernel is asked, and
  * undoing never needs any. What the kernel keeps although it should be gone, a memslot with

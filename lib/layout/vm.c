@@ -21,6 +21,7 @@
 #include "region/vm_identity.h"
 #include "state/inplace.h"
 #include "state/listener.h"
+#include "state/claim.h"
 #include "view/view.h"
 
 static int take_report(struct gmem_vm *vm, int vm_fd, const struct gmem_vm_opts *opts)
@@ -192,7 +193,9 @@ GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t 
 	if (!vm)
 		return gmem_fail(-EINVAL, "vm is NULL");
 
-	err = gmem_vm_begin_change(vm);
+	err = gmem_claim_check_not_owner(vm);
+	if (!err)
+		err = gmem_vm_begin_change(vm);
 	if (err)
 		return gmem_vm_log_error(vm, err);
 	err = gmem_slots_reserve(&vm->slots, first, count);

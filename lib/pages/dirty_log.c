@@ -172,13 +172,21 @@ static int get_dirty_log(const struct gmem_region *region, uint64_t *bitmap, siz
 	return 0;
 }
 
+/* Only now that the caller gets them, bits that a change of the layout kept are dropped. */
+static void deliver_kept_log(struct gmem_region *region, uint64_t *bitmap)
+{
+	uint64_t *kept;
+
+	gmem_lock_take(&region->vm->lock);
+	kept = region->kept_log;
+	region->kept_log = NULL;
+	gmem_lock_drop(&region->vm->lock);
+	gmem_kept_log_deliver(&kept, region->gpa.size, bitmap);
+}
+
 GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bitmap, size_t words)
 {
-	struct gmem_claim claim = {
-		.mode = GMEM_CLAIM_EXCLUSIVE,
-		.allows_leases = true,
-		.purpose = "asked for its dirty log",
-	};
+	struct gmem_claim claim = { .mode = GMEM_CLAIM_SHARED };
 	struct gmem_vm *vm;
 	int err;
 
@@ -193,7 +201,7 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
 
 	err = get_dirty_log(region, bitmap, words);
 	if (!err)
-		gmem_kept_log_deliver(&region->kept_log, region->gpa.size, bitmap);
+		deliver_kept_log(region, bitmap);
 	drop_claim(vm, &claim);
 	return gmem_vm_log_error(vm, err);
 }

@@ -169,7 +169,8 @@ static int populate_section(void *data, const struct gmem_section *section)
 
 	if (worker->is_ours)
 		gmem_numa_move_thread(&worker->thread, memory.hva);
-	if (memory.file && (!memory.hva || job->opts.flags & GMEM_POPULATE_RESERVE))
+	if (memory.file &&
+	    (!memory.hva || section->is_private || job->opts.flags & GMEM_POPULATE_RESERVE))
 		return gmem_file_allocate(memory.file, memory.offset, section->size, NULL);
 
 	err = populate_mapped(section->region, &memory, section->size);

@@ -22,7 +22,9 @@ static int find_section(const struct gmem_vm *vm, uint64_t gpa, uint64_t last,
 
 	*section = (struct gmem_section){
 		.region = at.region,
-		.side = at.is_private ? GMEM_SIDE_PRIVATE : GMEM_SIDE_SHARED,
+		.side = at.is_private && gmem_region_traits(at.region)->has_sides
+				? GMEM_SIDE_PRIVATE : GMEM_SIDE_SHARED,
+		.is_private = at.is_private,
 		.offset = gpa - at.region->gpa.start,
 		.size = at.size,
 	};

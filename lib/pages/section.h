@@ -9,6 +9,7 @@
 #ifndef GMEM_SECTION_H
 #define GMEM_SECTION_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "region/region.h"
@@ -17,7 +18,8 @@
 
 struct gmem_section {
 	struct gmem_region *region;
-	uint32_t side;		/* the one the guest uses */
+	uint32_t side;		/* the one the guest uses; in place there is only one */
+	bool is_private;	/* the host cannot reach it by the region's address */
 	uint64_t offset;	/* in the region */
 	uint64_t size;
 };

@@ -4,8 +4,8 @@
  *
  * A change of the layout may delete a memslot that has a dirty log, and add another one for
  * the same memory. What the log said is kept with the region, a bit a page as KVM has it,
- * and reported by the next gmem_region_get_dirty_log(). Called with a claim on the region. @kept is
- * the bitmap, or NULL if nothing is kept.
+ * and reported by the next gmem_region_get_dirty_log(). Called with a claim on the region.
+ * @kept is the bitmap, or NULL if nothing is kept.
  */
 #ifndef GMEM_KEPT_LOG_H
 #define GMEM_KEPT_LOG_H

@@ -252,13 +252,13 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 		return err;
 	}
 
-	region->owns_memory = !region->hva_chosen;
 	if (!region->hva_chosen) {
 		err = gmem_maps_pin_memory(region->gpa.size, &place, &region->pin);
 		if (err)
 			return gmem_fail(err, "0x%" PRIx64 " bytes of host memory cannot be had: %s",
 					 region->gpa.size, gmem_errno_name(err));
 		hva = (void *)(uintptr_t)region->pin.hva.start;
+		region->owns_memory = true;
 	}
 
 	region->hva.start = (uintptr_t)hva;
@@ -432,8 +432,8 @@ void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck
 		gmem_file_ref(region->file);
 	if (region->owns_range)
 		gmem_file_move_bound(region->file, &region->bound, &stuck->bound);
-	if (region->owns_memory && region->map)
-		gmem_maps_move_pin(region->map, stuck->map);
+	if (region->owns_memory)
+		gmem_maps_move_pin(&region->pin, &stuck->pin);
 
 	stuck->hva = region->hva;
 	stuck->owns_range = region->owns_range;

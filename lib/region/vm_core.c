@@ -11,12 +11,10 @@ void gmem_vm_begin(struct gmem_vm *vm)
 	gmem_lock_init(&vm->change_lock, GMEM_RANK_CHANGE);
 	gmem_lock_init(&vm->lock, GMEM_RANK_VM);
 	gmem_lock_init(&vm->views_lock, GMEM_RANK_VIEWS);
-	gmem_condition_init(&vm->released);
 }
 
 void gmem_vm_end(struct gmem_vm *vm)
 {
-	pthread_cond_destroy(&vm->released);
 	gmem_lock_destroy(&vm->views_lock);
 	gmem_lock_destroy(&vm->lock);
 	gmem_lock_destroy(&vm->change_lock);

@@ -55,7 +55,7 @@ struct gmem_vm {
 	gmem_log_fn log;
 	void *log_data;
 
-	/* rank HOOKS: change_hooks, slots, kept dirty logs, and one change at a time */
+	/* rank HOOKS: change_hooks, slots, and one change at a time */
 	struct gmem_lock hook_lock;
 	uintptr_t changer;		/* the thread that holds it for a change, or 0 */
 	struct gmem_change_hook *change_hooks;
@@ -63,7 +63,7 @@ struct gmem_vm {
 
 	/* rank CHANGE: table, next_table and their entries, and with lock: regions */
 	struct gmem_lock change_lock;
-	struct gmem_lock lock;		/* rank VM: everything below up to released */
+	struct gmem_lock lock;		/* rank VM: everything below up to claim_order */
 	struct gmem_range_map regions;	/* by gpa; written with hook_lock, too; read with any of the three */
 	struct gmem_range_map hvas;	/* the regions by host address */
 	struct gmem_region *stuck;	/* their memslots could not be deleted, see apply_slots.c */
@@ -74,8 +74,7 @@ struct gmem_vm {
 	struct gmem_lease_wait *lease_waits;
 	struct gmem_interval_tree claims[2];	/* by gpa: shared ones, exclusive ones */
 	uint64_t claim_order;		/* of the latest */
-	pthread_cond_t released;	/* with lock: a claim ended */
-	struct gmem_listener *listeners;	/* with change_lock and a claim on everything, see listener.c */
+	struct gmem_listener *listeners;	/* with a claim, see listener.c */
 
 	const struct gmem_table *table;	/* read without a lock; NULL before the first view */
 	const struct gmem_table *next_table;	/* with change_lock: of a change under way, or NULL */

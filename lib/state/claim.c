@@ -126,7 +126,6 @@ void gmem_claims_drop(struct gmem_vm *vm, struct gmem_claim *claims, size_t coun
 	for (size_t i = 0; i < count; i++)
 		while (claims[i].waiters)
 			go_on(vm, claims[i].waiters);
-	pthread_cond_broadcast(&vm->released);
 }
 
 /* ---- circles ---- */
@@ -297,19 +296,4 @@ int gmem_claim_bar_leases(struct gmem_vm *vm, struct gmem_claim *claim)
 	claim->has_bar = true;
 	gmem_lease_bar_begin(vm, &claim->bar, claim->gpa, claim->size, claim->purpose);
 	return 0;
-}
-
-static bool has_active(const struct gmem_interval_tree *tree, uint64_t gpa, uint64_t last)
-{
-	struct gmem_interval *at = gmem_interval_find(tree, gpa, last);
-
-	while (at && claim_of(at)->blocker)
-		at = gmem_interval_find_next(tree, at, gpa, last);
-	return at;
-}
-
-bool gmem_claim_is_active(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
-{
-	return has_active(&vm->claims[GMEM_CLAIM_SHARED], gpa, gpa + size - 1) ||
-	       has_active(&vm->claims[GMEM_CLAIM_EXCLUSIVE], gpa, gpa + size - 1);
 }

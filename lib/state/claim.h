@@ -100,12 +100,6 @@ int gmem_claim_bar_leases(struct gmem_vm *vm, struct gmem_claim *claim);
  */
 int gmem_claim_check_not_owner(const struct gmem_vm *vm);
 
-/*
- * True if a claim there is at work, not only waiting. A change of the layout then waits
- * for vm->released.
- */
-bool gmem_claim_is_active(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
-
 /* -EBUSY and a sentence if somebody holds a lease there */
 static inline int gmem_claim_check_leases(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {

@@ -149,14 +149,11 @@ static int stop_all(struct gmem_vm *vm, struct gmem_claim *all)
 	gmem_lock_take(&vm->lock);
 	err = gmem_claim_take(vm, all, 0);
 	gmem_lock_drop(&vm->lock);
-	if (!err)
-		gmem_lock_take(&vm->change_lock);
 	return err;
 }
 
 static void go_on(struct gmem_vm *vm, struct gmem_claim *all)
 {
-	gmem_lock_drop(&vm->change_lock);
 	gmem_lock_take(&vm->lock);
 	gmem_claim_drop(vm, all);
 	gmem_lock_drop(&vm->lock);

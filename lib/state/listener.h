@@ -2,8 +2,7 @@
 /*
  * listener: who is told of conversions and removals.
  *
- * Called with a claim on the range, or with change_lock: the list of listeners does
- * not change meanwhile. A callback that calls the library again in a way that would wait
+ * Called with a claim on the range, so the list of listeners does not change meanwhile. A callback that calls the library again in a way that would wait
  * for this claim gets -EDEADLK. What changes is marked in the regions (GMEM_PAGE_CHANGING);
  * the runs within [@gpa, @last] are told.
  */

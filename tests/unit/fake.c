@@ -30,6 +30,9 @@ static struct {
 	unsigned skip;
 	unsigned count;
 	int kind_err;
+	bool at_random;
+	unsigned one_in;
+	uint64_t random;
 	bool struck;
 	enum fake_call victim;
 } failure;
@@ -168,6 +171,15 @@ void fake_fail_kind(enum fake_call call, unsigned skip, unsigned count, int err)
 	failure.kind_err = err;
 }
 
+void fake_fail_at_random(unsigned skip, unsigned one_in, uint64_t seed)
+{
+	memset(&failure, 0, sizeof(failure));
+	failure.at_random = true;
+	failure.skip = skip;
+	failure.one_in = one_in;
+	failure.random = seed | 1;
+}
+
 void fake_fail_next(enum fake_call call, int err)
 {
 	fake_fail_kind(call, 0, 1, err);
@@ -207,8 +219,37 @@ static int strike(enum fake_call call, int err)
 	return err;
 }
 
+static uint64_t next_random(void)
+{
+	failure.random ^= failure.random << 13;
+	failure.random ^= failure.random >> 7;
+	failure.random ^= failure.random << 17;
+	return failure.random >> 11;
+}
+
+/*
+ * The first call after those to skip, then some. Not readers' barriers; nor unmapping part of
+ * a mapping, after which a mapping is left over.
+ */
+static int random_fate(enum fake_call call)
+{
+	static const int errnos[] = { -ENOMEM, -EINVAL, -EIO, -EEXIST };
+
+	if (call == FAKE_MEMBARRIER || call == FAKE_MUNMAP)
+		return 0;
+	if (failure.skip) {
+		failure.skip--;
+		return 0;
+	}
+	if (failure.struck && next_random() % failure.one_in)
+		return 0;
+	return strike(call, errnos[next_random() % 4]);
+}
+
 int fate(enum fake_call call)
 {
+	if (failure.at_random)
+		return random_fate(call);
 	if (failure.countdown && --failure.countdown == 0)
 		return strike(call, failure.err);
 

@@ -173,6 +173,8 @@ void fake_fail_call(unsigned n, int err);
 /* Let @skip calls of one kind pass, then fail @count of them. */
 void fake_fail_kind(enum fake_call call, unsigned skip, unsigned count, int err);
 void fake_fail_next(enum fake_call call, int err);
+/* Let @skip calls pass, fail the next one, and then one in @one_in. */
+void fake_fail_at_random(unsigned skip, unsigned one_in, uint64_t seed);
 /* Did any of it strike since it was asked for? Clears what did not. */
 bool fake_fail_struck(void);
 /* The call that was struck last */
@@ -268,13 +270,20 @@ void fake_set_private(int vm_fd, uint64_t gpa, uint64_t size, bool is_private);
 /* Add one behind the library's back */
 int fake_add_slot(int vm_fd, uint32_t number, uint64_t gpa, uint64_t size);
 
-/* The guest writes this page of the slot; kept for the first 256 pages of the slots 0 to 3 */
+/* The guest writes this page of the slot; kept for the first 256 pages of the slots 0 to 63 */
 void fake_write_page(int vm_fd, uint32_t number, uint64_t page);
 /* As a VMM does: from now on KVM_GET_DIRTY_LOG clears nothing */
 void fake_clear_log_by_hand(int vm_fd);
 /* As a VMM does: dirty rings, alone or beside the bitmaps */
 enum fake_ring { FAKE_RING_NONE = 0, FAKE_RING_ALONE, FAKE_RING_AND_BITMAP };
 void fake_set_dirty_ring(int vm_fd, enum fake_ring ring);
+
+/*
+ * The guest stores to a page: the memslot that has it, for KVM to log; false if there is none.
+ */
+bool fake_guest_stores(int vm_fd, uint64_t gpa, struct fake_slot *ret);
+/* Called before each ioctl that sets or deletes a memslot; NULL: no longer */
+extern void (*fake_before_slot)(void);
 
 /* Is the VM that was once behind this fd still there? */
 bool fake_vm_exists(int vm_fd);

@@ -12,7 +12,7 @@
 #define MAX_FDS		1024
 #define MAX_SLOTS	32768
 #define TRACKED_PAGES	4096
-#define DIRTY_SLOTS	4		/* of which dirty pages are kept, and their words */
+#define DIRTY_SLOTS	64		/* of which dirty pages are kept, and their words */
 #define DIRTY_WORDS	4
 #define ADDRESS_END	((uint64_t)1 << 47)	/* of user space */
 

@@ -174,6 +174,7 @@ int set_slot(struct vm *vm, const struct slot_args *a)
 {
 	struct fake_slot *slot;
 	struct file *file = NULL;
+	uint64_t dirty[DIRTY_WORDS] = { 0 };
 	int err;
 
 	err = check_slot_flags(vm, a);
@@ -203,8 +204,13 @@ int set_slot(struct vm *vm, const struct slot_args *a)
 	if (err)
 		return err;
 
+	/* A memslot that moves takes its log along. */
+	if (a->number < DIRTY_SLOTS && slot->flags & a->flags & KVM_MEM_LOG_DIRTY_PAGES)
+		memcpy(dirty, vm->dirty[a->number], sizeof(dirty));
 	if (slot->size)
 		drop_slot(vm, slot);
+	if (a->number < DIRTY_SLOTS)
+		memcpy(vm->dirty[a->number], dirty, sizeof(dirty));
 	*slot = (struct fake_slot){
 		.number = a->number,
 		.flags = a->flags,
@@ -513,12 +519,41 @@ static enum fake_call classify(unsigned long request, const void *arg)
 	}
 }
 
-int gmem_sys_ioctl(int fd, unsigned long request, void *arg)
+bool fake_guest_stores(int vm_fd, uint64_t gpa, struct fake_slot *ret)
 {
-	int ret;
+	struct vm *vm;
+	uint64_t page;
+	size_t at;
+	bool hit;
 
 	enter();
-	ret = attempt(classify(request, arg));
+	vm = must(vm_of(vm_fd));
+	at = span_at(&vm->by_gpa, gpa);
+	hit = span_has(&vm->by_gpa, gpa);
+	if (hit) {
+		*ret = vm->slots[vm->by_gpa.v[at].number];
+		page = (gpa - ret->gpa) / fake.page_size;
+		if (ret->flags & KVM_MEM_LOG_DIRTY_PAGES && ret->number < DIRTY_SLOTS &&
+		    page / 64 < DIRTY_WORDS)
+			vm->dirty[ret->number][page / 64] |= UINT64_C(1) << page % 64;
+	}
+	leave(0);
+	return hit;
+}
+
+void (*fake_before_slot)(void);
+
+int gmem_sys_ioctl(int fd, unsigned long request, void *arg)
+{
+	enum fake_call call = classify(request, arg);
+	int ret;
+
+	if (fake_before_slot &&
+	    (call == FAKE_SET_SLOT || call == FAKE_SET_SLOT2 || call == FAKE_DELETE_SLOT))
+		fake_before_slot();
+
+	enter();
+	ret = attempt(call);
 	if (!ret)
 		ret = dispatch_ioctl(fd, request, arg);
 	return leave(ret);

@@ -498,6 +498,7 @@ struct call {
 	int (*call)(struct scene *s, uint64_t gpa, uint64_t size);
 	int own, other;
 	int own_if_private;	/* if not 0: the same while the range becomes private */
+	int own_if_removed;	/* the range is no memory any more */
 };
 
 static int call_convert(struct scene *s, uint64_t gpa, uint64_t size)
@@ -700,29 +701,29 @@ static int call_view(struct scene *s, uint64_t gpa, uint64_t size)
 }
 
 static const struct call calls[] = {
-	{ "convert", call_convert, -EDEADLK, 0, 0 },
-	{ "discard", call_discard, -EDEADLK, 0, 0 },
-	{ "populate", call_populate, -EDEADLK, 0, 0 },
-	{ "populate new and run", call_populate_new, -EDEADLK, 0, 0 },
-	{ "populate with threads", call_populate_with_threads, -EDEADLK, -EDEADLK, 0 },
-	{ "numa", call_numa, -EDEADLK, 0, 0 },
-	{ "set numa", call_set_numa, -EDEADLK, 0, 0 },
-	{ "stats", call_stats, 0, 0, 0 },
-	{ "stats, resident", call_stats_resident, -EDEADLK, -EDEADLK, 0 },
-	{ "region stats, resident", call_region_stats, -EDEADLK, 0, 0 },
-	{ "dump", call_dump, -EDEADLK, -EDEADLK, 0 },
-	{ "region add", call_add, -EDEADLK, -EDEADLK, 0 },
-	{ "region remove", call_remove, -EDEADLK, -EDEADLK, 0 },
-	{ "region move", call_move, -EDEADLK, -EDEADLK, 0 },
-	{ "region split", call_split, -EDEADLK, -EDEADLK, 0 },
-	{ "region rebind", call_rebind, -EDEADLK, -EDEADLK, 0 },
-	{ "change", call_change, -EDEADLK, -EDEADLK, 0 },
-	{ "listener new", call_listener_new, -EDEADLK, -EDEADLK, 0 },
-	{ "listener free", call_listener_free, 0, 0, 0 },
-	{ "export new", call_export_new, -EDEADLK, -EDEADLK, 0 },
-	{ "state", call_state, 0, 0, 0 },
-	{ "lease", call_lease, 0, 0, -EBUSY },
-	{ "view", call_view, 0, 0, 0 },
+	{ "convert", call_convert, -EDEADLK, 0, 0, -EDEADLK },
+	{ "discard", call_discard, -EDEADLK, 0, 0, -ENOENT },
+	{ "populate", call_populate, -EDEADLK, 0, 0, -ENOENT },
+	{ "populate new and run", call_populate_new, -EDEADLK, 0, 0, -ENOENT },
+	{ "populate with threads", call_populate_with_threads, -EDEADLK, -EDEADLK, 0, -ENOENT },
+	{ "numa", call_numa, -EDEADLK, 0, 0, -ENOENT },
+	{ "set numa", call_set_numa, -EDEADLK, 0, 0, -ENOENT },
+	{ "stats", call_stats, 0, 0, 0, 0 },
+	{ "stats, resident", call_stats_resident, -EDEADLK, -EDEADLK, 0, 0 },
+	{ "region stats, resident", call_region_stats, -EDEADLK, 0, 0, 0 },
+	{ "dump", call_dump, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "region add", call_add, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "region remove", call_remove, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "region move", call_move, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "region split", call_split, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "region rebind", call_rebind, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "change", call_change, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "listener new", call_listener_new, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "listener free", call_listener_free, 0, 0, 0, 0 },
+	{ "export new", call_export_new, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "state", call_state, 0, 0, 0, 0 },
+	{ "lease", call_lease, 0, 0, -EBUSY, -ENOENT },
+	{ "view", call_view, 0, 0, 0, -ESTALE },
 };
 
 static void try_calls(void *data, uint64_t gpa, uint64_t size)
@@ -761,14 +762,19 @@ static void listen_with(struct scene *s, const struct gmem_listener_opts *templa
 	s->was_called = false;
 }
 
+static void check_results(const struct scene *s, int own, int other)
+{
+	if (!s->was_called || s->in_own != own || s->in_other != other)
+		fail_msg("%s: called %d, %d, not %d, in its range, %d, not %d, in another: %s",
+			 s->call->name, s->was_called, s->in_own, own, s->in_other, other,
+			 gmem_last_error());
+}
+
 static void check_calls(const struct scene *s, bool becomes_private)
 {
 	int own = becomes_private && s->call->own_if_private ? s->call->own_if_private : s->call->own;
 
-	if (!s->was_called || s->in_own != own || s->in_other != s->call->other)
-		fail_msg("%s: called %d, %d, not %d, in its range, %d, not %d, in another: %s",
-			 s->call->name, s->was_called, s->in_own, own, s->in_other, s->call->other,
-			 gmem_last_error());
+	check_results(s, own, s->call->other);
 }
 
 static int convert_own(struct scene *s, uint32_t state)
@@ -850,10 +856,27 @@ static void callbacks_after_shared_get_what_the_header_says(void **state)
 	}
 }
 
+static void callbacks_of_removals_get_what_the_header_says(void **state)
+{
+	static const struct gmem_listener_opts opts = { .removed = try_calls };
+	struct scene s;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(calls); i++) {
+		scene_begin(&s, &calls[i]);
+		listen_with(&s, &opts);
+		assert_ok(gmem_region_remove(s.own));
+		/* All memory is then that of the other range. */
+		check_results(&s, calls[i].own_if_removed,
+			      calls[i].call == call_stats_resident ? 0 : calls[i].other);
+		scene_end(&s);
+	}
+}
+
 /* The handle goes with the next change of the list, or with the VM. */
 static void listener_freed_in_a_callback_hears_no_more(void **state)
 {
-	static const struct call free_spare = { "free", call_listener_free, 0, 0, 0 };
+	static const struct call free_spare = { "free", call_listener_free, 0, 0, 0, 0 };
 	GMEM_OPTS(gmem_listener_opts, opts, .undo_private = try_calls, .before_private = try_calls_before);
 	struct scene s, heard;
 
@@ -1230,6 +1253,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(callbacks_before_private_get_what_the_header_says),
 	cmocka_unit_test(callbacks_that_undo_get_what_the_header_says),
 	cmocka_unit_test(callbacks_after_shared_get_what_the_header_says),
+	cmocka_unit_test(callbacks_of_removals_get_what_the_header_says),
 	cmocka_unit_test(listener_freed_in_a_callback_hears_no_more),
 	cmocka_unit_test(lease_protects_a_file_at_every_address),
 	cmocka_unit_test(lease_protects_host_memory_at_every_address),

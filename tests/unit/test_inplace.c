@@ -281,6 +281,55 @@ static void layout_and_states_go_together(void **state)
 	scene_end(&s);
 }
 
+/* Private or shared, it is the same memory of the same file. */
+static void memory_in_place_is_one_memory(void **state)
+{
+	struct gmem_footprint done;
+	GMEM_OPTS(gmem_stats, stats, .flags = GMEM_STATS_RESIDENT);
+	struct scene s;
+	uint64_t size;
+	int fd;
+
+	(void)state;
+	scene_begin(&s);
+	size = gmem_region_size(s.a);
+	fd = gmem_file_fd(gmem_region_file(s.a, NULL));
+	assert_ok(convert(&s, 4, 3, GMEM_STATE_PRIVATE));
+	assert_ok(gmem_vm_populate(s.unit.vm, gmem_region_gpa(s.a), size, NULL, &done));
+	assert_int_equal(done.done, size);
+	/* The host cannot touch what is private, so that is allocated. */
+	assert_true(fake_is_allocated(fd, 0, PAGES(&s.unit, 3)));
+	assert_ok(gmem_region_stats(s.a, &stats));
+	assert_int_equal(stats.resident_private, 0);
+	assert_true(stats.resident_shared >= PAGES(&s.unit, 3));
+	assert_int_equal(stats.bytes_private, PAGES(&s.unit, 3));
+
+	assert_ok(gmem_vm_discard(s.unit.vm, gmem_region_gpa(s.a), size, NULL, &done));
+	assert_int_equal(done.done, size);
+	assert_false(fake_is_allocated(fd, 0, s.unit.page));
+	assert_false(fake_is_allocated(fd, size - s.unit.page, s.unit.page));
+	scene_end(&s);
+}
+
+/* There is no other side to give back, so nothing is owed. */
+static void conversion_in_place_owes_nothing(void **state)
+{
+	GMEM_OPTS(gmem_convert_opts, later, .discard = GMEM_DISCARD_LATER);
+	struct gmem_conversion done;
+	struct scene s;
+	uint64_t bytes;
+
+	(void)state;
+	scene_begin(&s);
+	assert_ok(gmem_vm_convert(s.unit.vm, gmem_region_gpa(s.a), s.unit.page, GMEM_STATE_PRIVATE,
+				  &later, &done));
+	assert_int_equal(done.owed, 0);
+	assert_int_equal(done.converted, s.unit.page);
+	assert_ok(gmem_vm_discard_owed(s.unit.vm, &bytes));
+	assert_int_equal(bytes, 0);
+	scene_end(&s);
+}
+
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(no_known_kernel_converts_in_place),
 	cmocka_unit_test(conversion_in_place_is_proved_by_doing_it),
@@ -290,6 +339,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(undo_leaves_pages_that_were_so_before),
 	cmocka_unit_test(pinned_page_is_waited_for_then_named),
 	cmocka_unit_test(layout_and_states_go_together),
+	cmocka_unit_test(memory_in_place_is_one_memory),
+	cmocka_unit_test(conversion_in_place_owes_nothing),
 };
 
 UNIT_MAIN(tests)
