@@ -937,7 +937,7 @@ GMEM_API const struct gmem_caps *gmem_vm_caps(const struct gmem_vm *vm);
  * Thread-safe. Since: 0.1.
  *
  * Return: 0, or -EINVAL past the last slot (GMEM_CAP_MEMSLOTS) or @count 0,
- * -EEXIST a region uses one of them.
+ * -EEXIST a region uses one of them, -EDEADLK a callback of the library calls it.
  */
 GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t count);
 
@@ -968,6 +968,7 @@ GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
 #define GMEM_REGION_HVA		(1ull << 3) /* use @hva */
 #define GMEM_REGION_DEVICE	(1ull << 4) /* no memory: taken by a device */
 #define GMEM_REGION_CONGRUENT	(1ull << 5) /* hva and gpa alike in @align */
+#define GMEM_REGION_KEEP_STATE	(1ull << 6) /* memory that the same change removes keeps its state */
 
 /**
  * struct gmem_region_opts - how to add a region
@@ -1004,6 +1005,17 @@ struct gmem_region_opts {
  * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
  * memory and no memslot, so the guest's accesses exit, and lookups return -ENXIO.
  * No other flag and no other option goes with it.
+ */
+
+/*
+ * GMEM_REGION_KEEP_STATE is for gmem_change_add(), to lay out memory anew without
+ * converting it anew. What the change removes of the same memory, that is, of the
+ * same part of @file or of your own memory at @hva, stays private where it was
+ * private, pending where its other side was to be discarded, and dirty where a
+ * dirty log said so that nobody had read. The kernel's attributes, which belong to
+ * guest addresses, are set and cleared accordingly. All else begins shared, as do
+ * all pages without the flag. The shared side of memory with GMEM_BACKING_PRIVATE
+ * is new, unless it is your own. Needs @file or GMEM_REGION_HVA.
  */
 
 /**
@@ -1048,10 +1060,12 @@ GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint
  * gmem_view_end(). Source: as gmem_region_add(), with size 0. Since: 0.1.
  *
  * Return: 0, or -EBUSY somebody holds a lease on the region, -ETIMEDOUT a peer
- * did not give it back (gmem_peer_add()), -ENOMEM, or the kernel's own errno if
+ * did not give it back (gmem_peer_add()), -EDEADLK a callback of the library
+ * calls it, -ENOMEM, or the kernel's own errno if
  * it refused to delete the memslot or to make its addresses shared again, such as
  * -EIO the VM is dead; then the region is as before, and gmem_vm_free()
- * still frees it.
+ * still frees it. -ENOTRECOVERABLE as gmem_region_move(): what the kernel then
+ * has shared is shared for the library, too.
  */
 GMEM_API int gmem_region_remove(struct gmem_region *region);
 
@@ -1060,17 +1074,20 @@ GMEM_API int gmem_region_remove(struct gmem_region *region);
  * @region: region
  * @gpa: new guest physical address, a multiple of the page
  *
- * Contents, host address, file and slot number stay. The library deletes the
- * memslot and adds it again: a vCPU that runs meanwhile finds no memory at either
- * address.
+ * Contents, host address, file, slot number and dirty log stay, and so does what
+ * is still to be discarded. A memslot without guest_memfd moves in one call;
+ * others are deleted and added: a vCPU that runs meanwhile finds no memory at
+ * either address.
  *
  * Thread-safe. Source: as gmem_region_add(). Since: 0.1.
  *
  * Return: 0, or -EINVAL or -EEXIST as gmem_region_add(), -EBUSY somebody holds a
  * lease on the region, -EACCES part of it is private, -ETIMEDOUT a peer did not
- * give it back, -ENOMEM, or the kernel's own errno: the region is where it was;
- * or -ENOTRECOVERABLE the kernel refused to undo, too: then the region has no
- * memslot and can only be removed.
+ * give it back, -EDEADLK a callback of the library calls it, -ENOMEM, or the
+ * kernel's own errno: the region is where it was; or -ENOTRECOVERABLE the kernel
+ * refused to undo, too: then the region has no memslot and can only be removed.
+ * A memslot that the kernel keeps although it should be gone keeps its number,
+ * file range and memory until gmem_vm_free().
  */
 GMEM_API int gmem_region_move(struct gmem_region *region, uint64_t gpa);
 
@@ -1174,9 +1191,9 @@ GMEM_API struct gmem_file *gmem_region_file(const struct gmem_region *region,
  * @offset: bytes from the start of the region, a multiple of the page inside it
  * @ret_upper: the new region with the rest; ends like one of gmem_region_add()
  *
- * Contents, host addresses and file stay. KVM cannot split a memslot, so the
- * library deletes it and adds two: a vCPU that runs meanwhile finds no memory
- * there.
+ * Contents, host addresses, file and dirty log stay, and so do states of pages. KVM
+ * cannot split a memslot, so the library deletes it and adds two: a vCPU that runs
+ * meanwhile finds no memory there.
  *
  * Thread-safe. Source: as gmem_region_add(). Since: 0.1.
  *
@@ -1195,11 +1212,11 @@ GMEM_API GMEM_CHECKED int gmem_region_split(struct gmem_region *region, uint64_t
  * is lost. If the VMM enabled KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 with
  * KVM_DIRTY_LOG_INITIALLY_SET, every page counts as written when logging begins.
  *
- * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION with
- * KVM_MEM_LOG_DIRTY_PAGES. Since: 0.1.
+ * Thread-safe; waits while the layout is changed. Source:
+ * KVM_SET_USER_MEMORY_REGION with KVM_MEM_LOG_DIRTY_PAGES. Since: 0.1.
  *
  * Return: 0, or -EOPNOTSUPP this way of backing has no dirty log, -EINVAL @on,
- * or the kernel's own errno.
+ * -EDEADLK in a callback that may not change the layout, or the kernel's own errno.
  */
 GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
 
@@ -1212,7 +1229,11 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
  *
  * Reading clears the log: a bit is set if the page was written since the last
  * call. KVM may report a page that was only read, but misses none that was written.
- * Read a page's contents after this call. This holds, too, if the VMM enabled
+ * Read a page's contents after this call. None is missed across changes of the
+ * layout, refused ones included: before a memslot is deleted its log is read and
+ * kept. For that the library moves the memslot to the end of the VM's addresses, so
+ * that no vCPU can store any more; if KVM refuses, all of its pages are reported.
+ * This holds, too, if the VMM enabled
  * KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 for its VM, with which KVM_GET_DIRTY_LOG alone
  * clears nothing: the library clears what it read. If KVM refuses that, the VM's
  * log is told, and the bits come again.
@@ -1389,7 +1410,8 @@ struct gmem_lease_opts {
  * file, or the same host memory (GMEM_REGION_HVA), is at another guest address of
  * @vm, it cannot be discarded or become private through that either, nor can
  * gmem_file_punch() free it. The other region may be removed or moved: the memory
- * stays.
+ * stays. Two handles of one file (gmem_file_adopt()), and two mappings of one file of
+ * your own, are different memory in this respect.
  *
  * Leases may overlap. While a conversion to private or a discard waits for leases on
  * memory, new ones there are refused.
@@ -1919,7 +1941,7 @@ GMEM_API GMEM_CHECKED int gmem_change_add(struct gmem_change *change, uint64_t g
  * @region: region of the same VM; invalid once the change is applied
  *
  * Regions that the same change adds may use its range, memslot number and file
- * range.
+ * range, and take over the state of its memory (GMEM_REGION_KEEP_STATE).
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -1949,12 +1971,17 @@ GMEM_API int gmem_change_move(struct gmem_change *change, struct gmem_region *re
  * @change: change; empty again after success
  *
  * First the library checks and prepares everything: overlaps in the new layout,
- * file ranges, memslot numbers, mappings. Then it deletes memslots and then adds
- * them, in the order of the steps; it does not touch the memslots of other
- * regions. Then readers see all of the new layout. When no view can have the old
- * one any more, the memory of removed regions is unmapped. If the kernel refuses a
- * step, the steps before it are undone, and gmem_last_error() says which step it
+ * file ranges, memslot numbers, mappings. Then it deletes memslots, moves those it
+ * can, and adds others, in the order of the steps; it does not touch the memslots of
+ * other regions. Then readers see all of the new layout. When no view can have the
+ * old one any more, the memory of removed regions is unmapped. If the kernel refuses
+ * a step, the steps before it are undone, and gmem_last_error() says which step it
  * was.
+ *
+ * It waits for conversions and other work that was there before on the ranges it
+ * changes, and for another change; nobody else waits for it but who comes later with
+ * the same ranges. Other threads see the old layout until the kernel has agreed to
+ * all steps.
  *
  * Thread-safe for different changes. It waits for views between gmem_view_begin()
  * and gmem_view_end(), so do not call it between these. Source:
@@ -1962,7 +1989,7 @@ GMEM_API int gmem_change_move(struct gmem_change *change, struct gmem_region *re
  *
  * Return: 0, or as gmem_region_add() and gmem_region_move(): the layout is as
  * it was; or -ENOTRECOVERABLE the kernel refused to undo, too: gmem_last_error()
- * says which region lost its memslot.
+ * says what was refused first, and what could not be undone.
  */
 GMEM_API int gmem_change_apply(struct gmem_change *change);
 

@@ -12,6 +12,7 @@
 #include "base/lock.h"
 #include "base/range_map.h"
 #include "layout/apply_slots.h"
+#include "layout/keep_state.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
 #include "region/kept_log.h"
@@ -78,6 +79,17 @@ static int check_overlap(const struct change *change, struct gmem_step *step)
 	return 0;
 }
 
+/* Whoever reads a dirty log takes what is kept of it from the region, with the lock. */
+static struct gmem_region *copy_region(const struct gmem_region *region)
+{
+	struct gmem_region *copy;
+
+	gmem_lock_take(&region->vm->lock);
+	copy = gmem_region_copy(region);
+	gmem_lock_drop(&region->vm->lock);
+	return copy;
+}
+
 static int make_after(struct gmem_step *step)
 {
 	int err;
@@ -93,7 +105,7 @@ static int make_after(struct gmem_step *step)
 		return gmem_fail(-EINVAL, "offset 0x%" PRIx64 " is not inside the region's 0x%" PRIx64
 				 " bytes", step->offset, step->region->gpa.size);
 
-	step->after = gmem_region_copy(step->region);
+	step->after = copy_region(step->region);
 	if (!step->after)
 		return -ENOMEM;
 	if (step->kind == GMEM_STEP_MOVE)
@@ -121,7 +133,7 @@ static void begin_step(struct gmem_step *step)
 	step->log = NULL;
 	step->new_count = 0;
 	step->added = 0;
-	step->shared_again = 0;
+	step->told = 0;
 	step->is_blocked = false;
 	step->parked = false;
 	step->deleted = false;
@@ -316,6 +328,8 @@ static void undo_add(struct gmem_step *step)
 
 static void commit_add(struct gmem_step *step)
 {
+	gmem_region_count(step->region, GMEM_COUNT_MADE_PRIVATE,
+			  gmem_states_total(&step->region->states, GMEM_PAGE_PRIVATE));
 	gmem_range_insert(&step->region->vm->regions, &step->region->gpa);
 	gmem_region_commit_hva(step->region);
 }
@@ -460,6 +474,12 @@ static int prepare_log(struct gmem_step *step, bool is_only_step)
 {
 	struct gmem_region *region = step->region;
 
+	/* What is removed may leave it to what is added. */
+	if (step->kind == GMEM_STEP_ADD &&
+	    step->params.opts.flags & GMEM_REGION_KEEP_STATE && region->slot_flags & KVM_MEM_LOG_DIRTY_PAGES) {
+		region->kept_log = gmem_kept_log_new(region->gpa.size);
+		return region->kept_log ? 0 : -ENOMEM;
+	}
 	if (!step->has_old || !(step->old.flags & KVM_MEM_LOG_DIRTY_PAGES) ||
 	    (step->kind == GMEM_STEP_REMOVE && is_only_step))
 		return 0;
@@ -516,6 +536,7 @@ static int prepare(struct change *change)
 		}
 		note_result(step);
 	}
+	gmem_keep_states(change->steps, change->count);
 	return 0;
 }
 
@@ -634,6 +655,8 @@ static void settle_log(struct gmem_step *step, bool is_done)
 	struct gmem_region *region = step->region;
 	uint64_t page = gmem_sys_page_size();
 
+	if (step->kind == GMEM_STEP_ADD && is_done)
+		gmem_kept_log_trim(&region->kept_log, region->gpa.size);
 	if (!step->log)
 		return;
 	if (step->upper && is_done) {
@@ -722,6 +745,7 @@ static void undo(struct change *change, int err)
 	struct gmem_failure failure;
 
 	gmem_failure_keep(&failure, err);
+	gmem_keep_states_end(change->steps, change->count);
 	undo_preparations(change, change->count);
 	if (err == -ENOTRECOVERABLE)
 		hand_over_all(change);
@@ -743,6 +767,8 @@ static int make_change(struct change *change)
 	if (err)
 		goto drop_table;
 
+	gmem_keep_states_end(change->steps, change->count);
+	gmem_keep_logs(change->steps, change->count);
 	replace_table(change, commit(change));
 	return 0;
 

@@ -9,6 +9,7 @@
 #include "gmem.h"
 #include "base/counters.h"
 #include "base/error.h"
+#include "base/lock.h"
 #include "base/range_set.h"
 #include "base/range_map.h"
 #include "caps/caps.h"
@@ -20,6 +21,7 @@
 #include "region/kept_log.h"
 #include "region/page_states.h"
 #include "region/region.h"
+#include "region/regions.h"
 #include "state/private_state.h"
 #include "view/view.h"
 
@@ -268,73 +270,153 @@ static int set_part_private(const struct gmem_region *region, const struct gmem_
 	return gmem_region_set_private(region, &gpas, to_private, 0);
 }
 
-/*
- * Attributes belong to addresses, not to memslots. A hole or a device that is
- * private is a trap for the guest, so what is removed leaves nothing private.
- */
-static int share_again(struct gmem_step *step)
+/* Tell the kernel what is marked: what is removed becomes shared, what is added private. */
+static int tell_states(struct gmem_step *step, bool to_private)
 {
 	const struct gmem_states *states = &step->region->states;
-	uint64_t last = step->region->gpa.size - 1;
-	struct gmem_part part;
+	struct gmem_states_walk at = GMEM_STATES_WALK(states, GMEM_PAGE_CHANGING, true, 0,
+						      step->region->gpa.size);
 	int err;
 
-	while (step->shared_again <= last &&
-	       gmem_states_find(states, GMEM_PAGE_PRIVATE, true, step->shared_again, last, &part)) {
-		err = set_part_private(step->region, &part, false);
+	while (gmem_states_walk(&at)) {
+		const struct gmem_part part = { at.offset, at.offset + at.size - 1 };
+
+		err = set_part_private(step->region, &part, to_private);
 		if (err) {
 			step->failed = true;
 			return err;
 		}
-		step->shared_again = part.last + 1;
+		step->told = at.offset + at.size;
 	}
 	return 0;
 }
 
-static int set_private_again(const struct gmem_region *region, const struct gmem_part *part)
+/* Holes that the kernel keeps private are made shared before memory comes there. */
+static int clear_strays(struct gmem_vm *vm, struct gmem_step *step)
+{
+	const struct gmem_range *gpa = &step->after->gpa;
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, gpa->start, gmem_range_last(gpa));
+	int err = 0;
+
+	while (!err && gmem_regions_walk_whole(&at)) {
+		if (at.region)
+			continue;
+		err = gmem_kvm_set_attributes(vm->fd, at.gpa, at.size, 0);
+		if (err)
+			gmem_fail(err, "VM fd %d refuses to make gpa 0x%" PRIx64 ", 0x%" PRIx64
+				  " bytes, shared, which stayed private when a change was undone: %s",
+				  gmem_vm_number(vm), at.gpa, at.size, gmem_errno_name(err));
+	}
+	step->failed = err != 0;
+	return err;
+}
+
+/*
+ * Attributes belong to addresses, not to memslots. A hole or a device that is private is a
+ * trap for the guest, so what is removed leaves nothing private; then what is added may take
+ * its place. The kernel is told while the addresses have no memslot.
+ */
+static int tell_all_states(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < count && !err; i++)
+		if (steps[i].kind == GMEM_STEP_REMOVE)
+			err = tell_states(&steps[i], false);
+	for (size_t i = 0; i < count && !err && vm->has_stray_private; i++)
+		if (steps[i].kind == GMEM_STEP_ADD || steps[i].kind == GMEM_STEP_MOVE)
+			err = clear_strays(vm, &steps[i]);
+	for (size_t i = 0; i < count && !err; i++)
+		if (steps[i].kind == GMEM_STEP_ADD)
+			err = tell_states(&steps[i], true);
+	return err;
+}
+
+static int set_insisting(const struct gmem_region *region, const struct gmem_part *part,
+			 bool to_private)
 {
 	int err = 0;
 
 	for (int tries = 0; tries < GMEM_UNDO_TRIES; tries++) {
-		err = set_part_private(region, part, true);
+		err = set_part_private(region, part, to_private);
 		if (!err)
 			break;
 	}
 	return err;
 }
 
-/* The kernel keeps a part of a region shared, so that is what the record and readers say. */
-static void give_up_private(struct undo *undo, struct gmem_step *step, const struct gmem_part *part,
-			    int err)
+/* Record that the kernel has a part of a region in another state than it should. */
+static void record_state(struct undo *undo, struct gmem_region *region, uint64_t offset,
+			 uint64_t size, bool is_private)
 {
-	struct gmem_region *region = step->region;
-	uint64_t gpa = region->gpa.start + part->start, size = part->last - part->start + 1;
+	gmem_region_count(region, is_private ? GMEM_COUNT_MADE_PRIVATE : GMEM_COUNT_MADE_SHARED,
+			  gmem_states_set(&region->states, GMEM_PAGE_PRIVATE, offset, size, is_private));
+	gmem_vm_show_states(undo->vm, region, region->gpa.start + offset, size);
+}
 
-	gmem_region_count(region, GMEM_COUNT_MADE_SHARED,
-			  gmem_states_set(&region->states, GMEM_PAGE_PRIVATE, part->start, size, false));
-	gmem_vm_show_states(undo->vm, region, gpa, size);
+/*
+ * What an added region would have had private stays so for those who had the addresses
+ * before. A region that cannot be private is of no use to the guest any more.
+ */
+static void record_private(struct undo *undo, uint64_t gpa, uint64_t last)
+{
+	struct gmem_stretch at = GMEM_REGIONS_WALK(undo->vm, gpa, last);
+
+	undo->vm->has_stray_private = true;
+	while (gmem_regions_walk_whole(&at)) {
+		if (!at.region)
+			continue;
+		if (gmem_region_traits(at.region)->attributes == GMEM_ATTRIBUTES_VM) {
+			record_state(undo, at.region, at.gpa - at.region->gpa.start, at.size, true);
+			continue;
+		}
+		gmem_lock_take(&undo->vm->lock);
+		at.region->lost = true;
+		gmem_lock_drop(&undo->vm->lock);
+	}
+}
+
+static void note_state(struct undo *undo, uint64_t gpa, uint64_t size, bool is_private, int err)
+{
 	if (undo->is_incomplete)
 		return;
 	undo->is_incomplete = true;
 	snprintf(undo->sentence, sizeof(undo->sentence),
-		 "VM fd %d leaves gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes, shared: %s",
-		 gmem_vm_number(undo->vm), gpa, size, gmem_errno_name(err));
+		 "VM fd %d leaves gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes, %s: %s",
+		 gmem_vm_number(undo->vm), gpa, size, is_private ? "private" : "shared",
+		 gmem_errno_name(err));
 }
 
-/* Undo share_again(), as far as it got, part by part: each is what the kernel says it is. */
-static void make_private_again(struct undo *undo, struct gmem_step *step)
+/* Undo tell_states(), as far as it got, part by part: each is what the kernel says it is. */
+static void untell_states(struct undo *undo, struct gmem_step *step, bool to_private)
 {
-	uint64_t at = 0, end = step->shared_again;
-	struct gmem_part part;
+	struct gmem_region *region = step->region;
+	struct gmem_states_walk at = GMEM_STATES_WALK(&region->states, GMEM_PAGE_CHANGING, true, 0,
+						      step->told);
 	int err;
 
-	while (at < end && gmem_states_find(&step->region->states, GMEM_PAGE_PRIVATE, true, at,
-					    end - 1, &part)) {
-		err = set_private_again(step->region, &part);
-		if (err)
-			give_up_private(undo, step, &part, err);
-		at = part.last + 1;
+	while (gmem_states_walk(&at)) {
+		const struct gmem_part part = { at.offset, at.offset + at.size - 1 };
+
+		err = set_insisting(region, &part, to_private);
+		if (!err)
+			continue;
+		note_state(undo, region->gpa.start + at.offset, at.size, !to_private, err);
+		if (to_private)
+			record_state(undo, region, at.offset, at.size, false);
+		else
+			record_private(undo, region->gpa.start + part.start, region->gpa.start + part.last);
 	}
+}
+
+static void untell_all_states(struct undo *undo, struct gmem_step *steps, size_t count)
+{
+	for (size_t i = count; i-- > 0;)
+		if (steps[i].kind == GMEM_STEP_ADD)
+			untell_states(undo, &steps[i], false);
+	for (size_t i = count; i-- > 0;)
+		if (steps[i].kind == GMEM_STEP_REMOVE)
+			untell_states(undo, &steps[i], true);
 }
 
 static int undo_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t count, int cause)
@@ -344,11 +426,9 @@ static int undo_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t count,
 
 	gmem_failure_keep(&refusal, cause);
 	for (size_t i = count; i-- > 0;)
-		make_private_again(&undo, &steps[i]);
-
-	for (size_t i = count; i-- > 0;)
 		while (steps[i].added > 0)
 			take_back(&undo, &steps[i], --steps[i].added);
+	untell_all_states(&undo, steps, count);
 	for (size_t i = count; i-- > 0;)
 		if (steps[i].moved)
 			move_back(&undo, &steps[i]);
@@ -376,11 +456,10 @@ int gmem_apply_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 	err = delete_all_old(vm, steps, count);
 	if (!err)
 		err = move_slots(vm, steps, count);
+	if (!err)
+		err = tell_all_states(vm, steps, count);
 	for (size_t i = 0; i < count && !err; i++)
 		err = add_new(vm, &steps[i]);
-	for (size_t i = 0; i < count && !err; i++)
-		if (steps[i].kind == GMEM_STEP_REMOVE)
-			err = share_again(&steps[i]);
 
 	return err ? undo_slots(vm, steps, count, err) : 0;
 }

@@ -2,9 +2,9 @@
 /*
  * apply_slots: the kernel's part of a change: memslots and attributes.
  *
- * Memslots that go or change are deleted first, those that only move are moved, then new
- * ones are added, then what is removed is made shared. The first refusal undoes everything
- * in reverse.
+ * Memslots that go or change are deleted first, then those that only move are moved, then
+ * the marks of keep_state.h become attributes, then new memslots are added. The first refusal
+ * undoes everything in reverse.
  *
  * A plain memslot moves in one call, in which KVM keeps its dirty log. If another region
  * moves out of its way, or KVM cannot move it, it is deleted and added.
@@ -25,7 +25,7 @@
 /*
  * With claims on all ranges of the steps; allocates nothing. On failure everything is as it
  * was, or -ENOTRECOVERABLE: after the sentence of the refusal comes what could not be undone
- * first, and each such step is marked: stuck, lost or shared_for_good.
+ * first, and each step that has it is marked as stuck or lost.
  */
 int gmem_apply_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t count);
 

@@ -34,7 +34,7 @@ struct gmem_step {
 	struct gmem_kvm_slot old, new[2];
 	uint64_t *log;				/* to read a dirty log into, or NULL: nothing to keep */
 	unsigned int new_count, added;
-	uint64_t shared_again;			/* REMOVE: bytes from its start that were made shared */
+	uint64_t told;				/* REMOVE, ADD: bytes from its start whose marks the kernel was told */
 	bool has_old;
 	bool is_blocked;			/* MOVE: to where KVM may have a memslot until it is moved */
 	bool parked;				/* the old memslot is not where it was, to read its log */

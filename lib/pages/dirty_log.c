@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdbool.h>
 
 #include "base/error.h"
 #include "base/lock.h"
@@ -83,15 +84,32 @@ static int set_slot_flags(struct gmem_region *region, uint32_t flags)
 	return 0;
 }
 
-GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on)
+static int set_dirty_log(struct gmem_region *region, bool on)
 {
 	struct gmem_claim claim = {
 		.mode = GMEM_CLAIM_EXCLUSIVE,
 		.allows_leases = true,
 		.purpose = "told to log writes, or not to",
 	};
-	struct gmem_vm *vm;
 	uint32_t flags;
+	int err;
+
+	err = claim_region(region, &claim);
+	if (err)
+		return err;
+
+	flags = region->slot_flags & ~(uint32_t)KVM_MEM_LOG_DIRTY_PAGES;
+	err = set_slot_flags(region, flags | (on ? KVM_MEM_LOG_DIRTY_PAGES : 0));
+	if (!err && !on)
+		gmem_kept_log_drop(&region->kept_log);
+	drop_claim(region->vm, &claim);
+	return err;
+}
+
+/* A change of the layout is planned from the memslots as they are, before it claims them. */
+GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on)
+{
+	struct gmem_vm *vm;
 	int err;
 
 	if (on != 0 && on != 1)
@@ -101,15 +119,14 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on)
 		return err;
 
 	vm = region->vm;
-	err = claim_region(region, &claim);
+	err = gmem_claim_check_not_owner(vm);
+	if (!err)
+		err = gmem_vm_begin_change(vm);
 	if (err)
 		return gmem_vm_log_error(vm, err);
 
-	flags = region->slot_flags & ~(uint32_t)KVM_MEM_LOG_DIRTY_PAGES;
-	err = set_slot_flags(region, flags | (on ? KVM_MEM_LOG_DIRTY_PAGES : 0));
-	if (!err && !on)
-		gmem_kept_log_drop(&region->kept_log);
-	drop_claim(vm, &claim);
+	err = set_dirty_log(region, on);
+	gmem_vm_end_change(vm);
 	return gmem_vm_log_error(vm, err);
 }
 

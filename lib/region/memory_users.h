@@ -12,10 +12,12 @@
 
 #include "base/interval_tree.h"
 
+struct gmem_file;
 struct gmem_lease;
 
 struct gmem_memory_user {
-	struct gmem_interval at;	/* offsets or host addresses */
+	struct gmem_interval at;	/* offsets in a file, or host addresses */
+	struct gmem_file *file;		/* NULL: host addresses */
 	struct gmem_lease *lease;	/* NULL: not a lease */
 	const char *name;		/* a lease's holder, or what the memory is being */
 	uint64_t gpa;			/* of the lease or the discard; */

@@ -21,7 +21,7 @@
 
 #define ALL_FLAGS                                                                     \
 	(GMEM_REGION_READONLY | GMEM_REGION_DIRTY_LOG | GMEM_REGION_SLOT | GMEM_REGION_HVA | \
-	 GMEM_REGION_DEVICE | GMEM_REGION_CONGRUENT)
+	 GMEM_REGION_DEVICE | GMEM_REGION_CONGRUENT | GMEM_REGION_KEEP_STATE)
 
 /* ---- checks ---- */
 
@@ -121,6 +121,15 @@ static int check_hva(const struct gmem_region_params *params, uint64_t size)
 	return gmem_check_range("hva", (uintptr_t)params->opts.hva, size);
 }
 
+static int check_keep(const struct gmem_region_params *params)
+{
+	const struct gmem_region_opts *opts = &params->opts;
+
+	if (opts->flags & GMEM_REGION_KEEP_STATE && !opts->file && !(opts->flags & GMEM_REGION_HVA))
+		return gmem_fail(-EINVAL, "new memory has no state to keep: a file or hva is needed");
+	return 0;
+}
+
 static int check_device(const struct gmem_region_params *params)
 {
 	const struct gmem_region_opts *opts = &params->opts;
@@ -156,6 +165,8 @@ int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		err = check_file(vm, params, size);
 	if (!err)
 		err = check_hva(params, size);
+	if (!err)
+		err = check_keep(params);
 	return err;
 }
 

@@ -55,11 +55,12 @@ struct gmem_vm {
 	gmem_log_fn log;
 	void *log_data;
 
-	/* rank HOOKS: change_hooks, slots, and one change at a time */
+	/* rank HOOKS: everything below up to has_stray_private, and one change at a time */
 	struct gmem_lock hook_lock;
 	uintptr_t changer;		/* the thread that holds it for a change, or 0 */
 	struct gmem_change_hook *change_hooks;
 	struct gmem_slots slots;
+	bool has_stray_private;		/* the kernel keeps addresses private where no region is */
 
 	/* rank CHANGE: table, next_table and their entries, and with lock: regions */
 	struct gmem_lock change_lock;

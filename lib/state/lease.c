@@ -44,25 +44,24 @@ static bool has_memory(const struct gmem_stretch *at)
 	return at->region && !at->region->is_device;
 }
 
-static size_t count_parts(struct gmem_stretch at)
+/* Add one to @places, or only count it if there is no room yet. */
+static void add_place(struct gmem_memory_places *places, const struct gmem_memory_user *model,
+		      struct gmem_file *file, uint64_t start, uint64_t size)
 {
-	size_t count = 0;
+	size_t index = places->count++;
+	struct gmem_memory_user *user;
 
-	while (gmem_regions_walk_whole(&at))
-		count += has_memory(&at);
-	return count;
-}
-
-static void set_place(struct gmem_memory_user *user, const struct gmem_memory_user *model,
-		      uint64_t start, uint64_t size)
-{
+	if (!places->all)
+		return;
+	user = &places->all[index];
 	*user = *model;
 	user->at.start = start;
 	user->at.last = start + size - 1;
+	user->file = file;
 }
 
-static int locate_part(const struct gmem_stretch *at, const struct gmem_memory_user *model,
-		       struct gmem_memory_part *part)
+static int add_places(const struct gmem_stretch *at, const struct gmem_memory_user *model,
+		      struct gmem_memory_places *places)
 {
 	uint64_t offset = at->gpa - at->region->gpa.start;
 	struct gmem_region_memory side;
@@ -72,40 +71,65 @@ static int locate_part(const struct gmem_stretch *at, const struct gmem_memory_u
 	err = gmem_region_memory_get(at->region, GMEM_SIDE_SHARED, 0, at->region->gpa.size, &side);
 	if (err)
 		return err;
-	part->file = side.file;
-	part->has_hva = side.hva != NULL;
-	set_place(&part->in_file, model, side.offset + offset, at->size);
-	set_place(&part->at_hva, model, (uintptr_t)side.hva + offset, at->size);
+	if (side.file)
+		add_place(places, model, side.file, side.offset + offset, at->size);
+	if (side.hva)
+		add_place(places, model, NULL, (uintptr_t)side.hva + offset, at->size);
 	return 0;
 }
 
-static void free_parts(struct gmem_memory_parts *parts)
-{
-	if (parts->all != &parts->one)
-		free(parts->all);
-	*parts = (struct gmem_memory_parts){ .all = NULL };
-}
-
-/* Fill in @parts, which are empty, with what @model says. */
-static int locate(const struct gmem_vm *vm, const struct gmem_interval *gpas,
-		  const struct gmem_memory_user *model, struct gmem_memory_parts *parts)
+static int add_all_places(const struct gmem_vm *vm, const struct gmem_interval *gpas,
+			  const struct gmem_memory_user *model, struct gmem_memory_places *places)
 {
 	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, gpas->start, gpas->last);
-	size_t count = count_parts(at), done = 0;
 	int err = 0;
 
-	parts->all = count > 1 ? calloc(count, sizeof(*parts->all)) : &parts->one;
-	if (!parts->all)
-		return gmem_fail(-ENOMEM, "no memory to note where %zu regions have theirs", count);
-
+	places->count = 0;
 	while (!err && gmem_regions_walk_whole(&at))
 		if (has_memory(&at))
-			err = locate_part(&at, model, &parts->all[done++]);
-	if (err)
-		free_parts(parts);
-	else
-		parts->count = count;
+			err = add_places(&at, model, places);
 	return err;
+}
+
+static void free_places(struct gmem_memory_places *places)
+{
+	if (places->all != &places->one)
+		free(places->all);
+	places->all = NULL;
+	places->count = 0;
+}
+
+/* Fill in @places, which are empty, with what @model says. */
+static int locate(const struct gmem_vm *vm, const struct gmem_interval *gpas,
+		  const struct gmem_memory_user *model, struct gmem_memory_places *places)
+{
+	int err = add_all_places(vm, gpas, model, places);
+
+	if (err || !places->count)
+		return err;
+
+	places->all = places->count > 1 ? malloc(places->count * sizeof(*places->all)) : &places->one;
+	if (!places->all) {
+		places->count = 0;
+		return gmem_fail(-ENOMEM, "no memory to note where that of gpa 0x%" PRIx64 ", 0x%" PRIx64
+				 " bytes, is", gpas->start, gpas->last - gpas->start + 1);
+	}
+	return add_all_places(vm, gpas, model, places);
+}
+
+/* The records that @user belongs in; those of a file are locked until put_users(). */
+static struct gmem_memory_users *get_users(struct gmem_vm *vm, const struct gmem_memory_user *user)
+{
+	if (!user->file)
+		return &vm->memory_users;
+	gmem_lock_take(&user->file->lock);
+	return &user->file->memory_users;
+}
+
+static void put_users(const struct gmem_memory_user *user)
+{
+	if (user->file)
+		gmem_lock_drop(&user->file->lock);
 }
 
 /* Tell whether part of the range is shared: what is private has no lease, nor is discarded. */
@@ -146,35 +170,26 @@ static int check_gpas(const struct gmem_vm *vm, const struct gmem_interval *gpas
 	return lease ? fail_leased(lease, gpas->start, gpas->last - gpas->start + 1) : 0;
 }
 
-static int check_users(const struct gmem_memory_users *users, const struct gmem_memory_user *user,
+static int fail_leased_place(const struct gmem_memory_user *lease, uint64_t gpa, uint64_t size)
+{
+	if (lease->gpa <= gpa + (size - 1) && gpa <= lease->gpa + (lease->size - 1))
+		return fail_leased(lease->lease, gpa, size);
+	return gmem_memory_fail_leased(lease, "gpa", gpa, size);
+}
+
+static int check_place(struct gmem_vm *vm, const struct gmem_memory_user *user,
 		       const struct gmem_lease **ret)
 {
 	const struct gmem_memory_user *lease;
-
-	lease = gmem_memory_find_lease(users, user->at.start, user->at.last);
-	if (!lease)
-		return 0;
-	*ret = lease->lease;
-	if (lease->gpa <= user->gpa + (user->size - 1) && user->gpa <= lease->gpa + (lease->size - 1))
-		return fail_leased(lease->lease, user->gpa, user->size);
-	return gmem_memory_fail_leased(lease, "gpa", user->gpa, user->size);
-}
-
-static int check_part(const struct gmem_vm *vm, const struct gmem_memory_part *part,
-		      const struct gmem_lease **ret)
-{
 	int err = 0;
 
-	if (part->file) {
-		gmem_lock_take(&part->file->lock);
-		err = check_users(&part->file->memory_users, &part->in_file, ret);
+	lease = gmem_memory_find_lease(get_users(vm, user), user->at.start, user->at.last);
+	if (lease) {
+		err = fail_leased_place(lease, user->gpa, user->size);
 		/* Outside of the lock, a lease of another handle may be freed. */
-		if (err && (*ret)->vm != vm)
-			*ret = NULL;
-		gmem_lock_drop(&part->file->lock);
+		*ret = lease->lease->vm == vm ? lease->lease : NULL;
 	}
-	if (!err && part->has_hva)
-		err = check_users(&vm->memory_users, &part->at_hva, ret);
+	put_users(user);
 	return err;
 }
 
@@ -182,13 +197,13 @@ static int check_part(const struct gmem_vm *vm, const struct gmem_memory_part *p
  * -EBUSY, with a lease of this VM's in @ret, or NULL if it is of another handle on it. All
  * leases on the guest addresses are on their memory, too.
  */
-static int check_all(const struct gmem_vm *vm, const struct gmem_interval *gpas,
-		     const struct gmem_memory_parts *parts, const struct gmem_lease **ret)
+static int check_all(struct gmem_vm *vm, const struct gmem_interval *gpas,
+		     const struct gmem_memory_places *places, const struct gmem_lease **ret)
 {
-	int err = parts->count ? 0 : check_gpas(vm, gpas, ret);
+	int err = places->count ? 0 : check_gpas(vm, gpas, ret);
 
-	for (size_t i = 0; i < parts->count && !err; i++)
-		err = check_part(vm, &parts->all[i], ret);
+	for (size_t i = 0; i < places->count && !err; i++)
+		err = check_place(vm, &places->all[i], ret);
 	return err;
 }
 
@@ -204,17 +219,15 @@ int gmem_lease_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
 	const struct gmem_interval gpas = { .start = gpa, .last = gpa + size - 1 };
 	const struct gmem_memory_user model = { .gpa = gpa, .size = size };
-	struct gmem_memory_parts parts = { .count = 0 };
+	struct gmem_memory_places places = { .count = 0 };
 	const struct gmem_lease *lease;
-	int err;
+	int err = 0;
 
-	if (is_shared_somewhere(vm, &gpas)) {
-		err = locate(vm, &gpas, &model, &parts);
-		if (err)
-			return err;
-	}
-	err = check_all(vm, &gpas, &parts, &lease);
-	free_parts(&parts);
+	if (is_shared_somewhere(vm, &gpas))
+		err = locate(vm, &gpas, &model, &places);
+	if (!err)
+		err = check_all(vm, &gpas, &places, &lease);
+	free_places(&places);
 	return err;
 }
 
@@ -230,26 +243,16 @@ void gmem_lease_bar_begin(struct gmem_vm *vm, struct gmem_lease_bar *bar, uint64
 	gmem_interval_insert(&vm->lease_bars, &bar->at);
 }
 
-static void enter_discard(struct gmem_vm *vm, struct gmem_memory_part *part)
+static void enter_discard(struct gmem_vm *vm, struct gmem_memory_user *user)
 {
-	if (part->file) {
-		gmem_lock_take(&part->file->lock);
-		gmem_interval_insert(&part->file->memory_users.discards, &part->in_file.at);
-		gmem_lock_drop(&part->file->lock);
-	}
-	if (part->has_hva)
-		gmem_interval_insert(&vm->memory_users.discards, &part->at_hva.at);
+	gmem_interval_insert(&get_users(vm, user)->discards, &user->at);
+	put_users(user);
 }
 
-static void leave_discard(struct gmem_vm *vm, struct gmem_memory_part *part)
+static void leave_discard(struct gmem_vm *vm, struct gmem_memory_user *user)
 {
-	if (part->file) {
-		gmem_lock_take(&part->file->lock);
-		gmem_interval_remove(&part->file->memory_users.discards, &part->in_file.at);
-		gmem_lock_drop(&part->file->lock);
-	}
-	if (part->has_hva)
-		gmem_interval_remove(&vm->memory_users.discards, &part->at_hva.at);
+	gmem_interval_remove(&get_users(vm, user)->discards, &user->at);
+	put_users(user);
 }
 
 int gmem_lease_bar_memory(struct gmem_vm *vm, struct gmem_lease_bar *bar)
@@ -264,8 +267,10 @@ int gmem_lease_bar_memory(struct gmem_vm *vm, struct gmem_lease_bar *bar)
 	if (!is_shared_somewhere(vm, &bar->at))
 		return 0;
 	err = locate(vm, &bar->at, &model, &bar->memory);
-	if (err)
+	if (err) {
+		free_places(&bar->memory);
 		return err;
+	}
 	for (size_t i = 0; i < bar->memory.count; i++)
 		enter_discard(vm, &bar->memory.all[i]);
 	return 0;
@@ -314,7 +319,7 @@ void gmem_lease_bar_end(struct gmem_vm *vm, struct gmem_lease_bar *bar)
 {
 	for (size_t i = 0; i < bar->memory.count; i++)
 		leave_discard(vm, &bar->memory.all[i]);
-	free_parts(&bar->memory);
+	free_places(&bar->memory);
 	gmem_interval_remove(&vm->lease_bars, &bar->at);
 }
 
@@ -351,51 +356,26 @@ static int check_bars(const struct gmem_vm *vm, const struct gmem_lease *lease)
 			 at->last - at->start + 1, bar->purpose);
 }
 
-static int enter_users(struct gmem_memory_users *users, struct gmem_memory_user *lease)
+static int enter_lease(struct gmem_vm *vm, struct gmem_memory_user *user)
 {
-	int err = gmem_memory_check_discards(users, lease);
+	struct gmem_memory_users *users = get_users(vm, user);
+	int err = gmem_memory_check_discards(users, user);
 
 	if (!err)
-		gmem_interval_insert(&users->leases, &lease->at);
+		gmem_interval_insert(&users->leases, &user->at);
+	put_users(user);
 	return err;
 }
 
-static void leave_file(struct gmem_memory_part *part)
+static void leave_lease(struct gmem_vm *vm, struct gmem_memory_user *user)
 {
-	gmem_lock_take(&part->file->lock);
-	gmem_interval_remove(&part->file->memory_users.leases, &part->in_file.at);
-	gmem_lock_drop(&part->file->lock);
-}
-
-static int enter_lease(struct gmem_vm *vm, struct gmem_memory_part *part)
-{
-	int err = 0;
-
-	if (part->file) {
-		gmem_lock_take(&part->file->lock);
-		err = enter_users(&part->file->memory_users, &part->in_file);
-		gmem_lock_drop(&part->file->lock);
-	}
-	if (err || !part->has_hva)
-		return err;
-
-	err = enter_users(&vm->memory_users, &part->at_hva);
-	if (err && part->file)
-		leave_file(part);
-	return err;
-}
-
-static void leave_lease(struct gmem_vm *vm, struct gmem_memory_part *part)
-{
-	if (part->file)
-		leave_file(part);
-	if (part->has_hva)
-		gmem_interval_remove(&vm->memory_users.leases, &part->at_hva.at);
+	gmem_interval_remove(&get_users(vm, user)->leases, &user->at);
+	put_users(user);
 }
 
 static int enter_all(struct gmem_lease *lease)
 {
-	struct gmem_memory_parts *parts = &lease->memory;
+	struct gmem_memory_places *places = &lease->memory;
 	const struct gmem_memory_user model = {
 		.lease = lease,
 		.name = lease->holder,
@@ -405,15 +385,15 @@ static int enter_all(struct gmem_lease *lease)
 	size_t done = 0;
 	int err;
 
-	err = locate(lease->vm, &lease->at, &model, parts);
-	while (!err && done < parts->count) {
-		err = enter_lease(lease->vm, &parts->all[done]);
+	err = locate(lease->vm, &lease->at, &model, places);
+	while (!err && done < places->count) {
+		err = enter_lease(lease->vm, &places->all[done]);
 		done += !err;
 	}
 	if (err) {
 		while (done-- > 0)
-			leave_lease(lease->vm, &parts->all[done]);
-		free_parts(parts);
+			leave_lease(lease->vm, &places->all[done]);
+		free_places(places);
 	}
 	return err;
 }
@@ -487,7 +467,7 @@ GMEM_API void gmem_lease_free(struct gmem_lease *lease)
 		if (wait->lease == lease)
 			pthread_cond_signal(&wait->freed);
 	gmem_lock_drop(&vm->lock);
-	free_parts(&lease->memory);
+	free_places(&lease->memory);
 	free(lease);
 }
 

@@ -11,7 +11,6 @@
 #ifndef GMEM_LEASE_H
 #define GMEM_LEASE_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -20,33 +19,27 @@
 #include "region/memory_users.h"
 #include "region/vm_core.h"
 
-struct gmem_file;
-
-/* Memory of one region, recorded as leased or as about to be discarded */
-struct gmem_memory_part {
-	struct gmem_memory_user in_file;	/* unless file is NULL */
-	struct gmem_memory_user at_hva;		/* if has_hva */
-	struct gmem_file *file;
-	bool has_hva;
-};
-
-struct gmem_memory_parts {
-	struct gmem_memory_part *all;		/* or &one */
+/*
+ * Where the memory of a range of guest addresses is: for each region its part of a file, its
+ * host addresses, or both, since another region may have the mapping of a file as its memory.
+ */
+struct gmem_memory_places {
+	struct gmem_memory_user *all;	/* or &one, which most leases and claims need */
 	size_t count;
-	struct gmem_memory_part one;
+	struct gmem_memory_user one;
 };
 
 struct gmem_lease {
 	struct gmem_interval at;		/* in vm->leases, by gpa */
 	struct gmem_vm *vm;
-	struct gmem_memory_parts memory;
+	struct gmem_memory_places memory;
 	char holder[64];
 };
 
 struct gmem_lease_bar {
 	struct gmem_interval at;		/* in vm->lease_bars, by gpa */
 	const char *purpose;
-	struct gmem_memory_parts memory;	/* if that is to be discarded */
+	struct gmem_memory_places memory;	/* if that is to be discarded */
 };
 
 /* Grant no more leases on a range that is to be @purpose ("converted to private"). */

@@ -61,6 +61,9 @@ static int add_part(struct gmem_part **parts, size_t *count, uint64_t start, uin
 	return err;
 }
 
+/* Parts that are listed before others get the VM's lock */
+#define PARTS_AT_ONCE 1024
+
 struct listing {
 	struct gmem_vm *vm;
 	struct gmem_leased_memory *memory;
@@ -85,22 +88,36 @@ static int list_region(struct listing *listing, const struct gmem_stretch *at)
 	if (all_private)
 		return add_part(&memory->privates, &memory->private_count, at->gpa,
 				at->gpa + at->size - 1);
-	while (!err && gmem_regions_walk(&part))
+	for (size_t i = 1; !err && gmem_regions_walk(&part); i++) {
 		err = part.is_private ? add_part(&memory->privates, &memory->private_count, part.gpa,
 						 part.gpa + part.size - 1)
 				      : add_part(&listing->shared, &listing->shared_count, part.gpa,
 						 part.gpa + part.size - 1);
+		if (i % PARTS_AT_ONCE == 0) {
+			gmem_lock_drop(&listing->vm->lock);
+			gmem_lock_take(&listing->vm->lock);
+		}
+	}
 	return err;
 }
 
+/*
+ * The lock is dropped between regions and, within one, after some parts: there may be very
+ * many. What changes meanwhile is refused when it is leased.
+ */
 static int list(struct listing *listing, uint64_t start, uint64_t last)
 {
 	struct gmem_stretch at = GMEM_REGIONS_WALK(listing->vm, start, last);
+	bool is_over = false;
 	int err = 0;
 
-	while (!err && gmem_regions_walk_whole(&at))
-		if (at.region && !at.region->is_device)
+	while (!err && !is_over) {
+		gmem_lock_take(&listing->vm->lock);
+		is_over = !gmem_regions_walk_whole(&at);
+		if (!is_over && at.region && !at.region->is_device)
 			err = list_region(listing, &at);
+		gmem_lock_drop(&listing->vm->lock);
+	}
 	return err;
 }
 
@@ -160,18 +177,17 @@ int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, c
 	int err;
 
 	*ret = (struct gmem_leased_memory){ .fast = gmem_nofault_is_recoverable() };
-	gmem_lock_take(&vm->lock);
 	err = list(&listing, start, last);
-	gmem_lock_drop(&vm->lock);
 
 	/* Fails if a range was removed or became private since it was listed. */
 	if (!err)
 		err = lease(&listing, holder);
 
-	gmem_lock_take(&vm->lock);
-	for (size_t i = 0; i < listing.shared_count && !err; i++)
+	for (size_t i = 0; i < listing.shared_count && !err; i++) {
+		gmem_lock_take(&vm->lock);
 		err = locate(&listing, &listing.shared[i]);
-	gmem_lock_drop(&vm->lock);
+		gmem_lock_drop(&vm->lock);
+	}
 
 	free(listing.shared);
 	if (err)

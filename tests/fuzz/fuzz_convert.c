@@ -156,10 +156,20 @@ static void check_state(unsigned i)
 									     : GMEM_BACKING_PRIVATE));
 }
 
+/* The private side of a page, in the file that the region has it in */
+static struct gmem_file *file_of(unsigned page, uint64_t *ret_offset)
+{
+	struct gmem_region *region = world.regions[world.pages[page].region];
+	struct gmem_file *file = gmem_region_file(region, ret_offset);
+
+	*ret_offset += gpa_of(page) - gmem_region_gpa(region);
+	return file;
+}
+
 static void check_sides(unsigned i)
 {
 	const struct page *page = &world.pages[i];
-	struct gmem_region *region;
+	struct gmem_file *file;
 	uint64_t offset;
 
 	if (page->what < HOST)
@@ -167,10 +177,8 @@ static void check_sides(unsigned i)
 	CHECK(*shared_byte(i) == page->byte);
 	if (page->what == HOST)
 		return;
-	region = world.regions[page->region];
-	offset = gpa_of(i) - gmem_region_gpa(region);
-	CHECK(fake_is_allocated(gmem_file_fd(gmem_region_file(region, NULL)), offset, PAGE) ==
-	      page->allocated);
+	file = file_of(i, &offset);
+	CHECK(fake_is_allocated(gmem_file_fd(file), offset, PAGE) == page->allocated);
 }
 
 static void check_all(void)
@@ -194,18 +202,24 @@ static void check_all(void)
 
 /* ---- commands ---- */
 
+static int free_number(void)
+{
+	for (int i = 0; i < MAX_REGIONS; i++)
+		if (!world.regions[i])
+			return i;
+	return -1;
+}
+
 static void add_region(void)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
 	struct range range = take_range();
 	enum what what = (enum what)(DEVICE + take_below(4));
-	unsigned i, number = 0;
+	int number = free_number(), err;
 	bool free_range = true;
-	int err;
+	unsigned i;
 
-	while (number < MAX_REGIONS && world.regions[number])
-		number++;
-	if (number == MAX_REGIONS)
+	if (number < 0)
 		return;
 	what = what == PRIVATE ? SHARED : what;
 	if (what == DEVICE)
@@ -218,7 +232,7 @@ static void add_region(void)
 			      &world.regions[number]);
 	CHECK(err == (free_range ? 0 : -EEXIST));
 	for (i = range.page; !err && i < range.page + range.pages; i++)
-		world.pages[i] = (struct page){ .what = what, .region = (int)number };
+		world.pages[i] = (struct page){ .what = what, .region = number };
 }
 
 static void remove_region(void)
@@ -249,6 +263,91 @@ static void remove_region(void)
 			continue;
 		world.told -= world.pages[i].what == PRIVATE;
 		world.pages[i] = (struct page){ .what = HOLE, .was_there = true };
+	}
+}
+
+/* The pages of a region that the input picks, or 0 pages */
+static struct range take_region(int *ret_number)
+{
+	struct gmem_region *region;
+
+	*ret_number = (int)take_below(MAX_REGIONS);
+	region = world.regions[*ret_number];
+	if (!region)
+		return (struct range){ .pages = 0 };
+	return (struct range){ page_of(gmem_region_gpa(region)),
+			       (unsigned)(gmem_region_size(region) / PAGE) };
+}
+
+static bool is_leased(struct range range)
+{
+	for (unsigned i = range.page; i < range.page + range.pages; i++)
+		if (world.pages[i].leases)
+			return true;
+	return false;
+}
+
+static bool is_private_in_part(struct range range)
+{
+	for (unsigned i = range.page; i < range.page + range.pages; i++)
+		if (world.pages[i].what == PRIVATE)
+			return true;
+	return false;
+}
+
+/* Both parts keep what their pages are, and owe. */
+static void split_region(void)
+{
+	int number, upper = free_number();
+	struct range range = take_region(&number);
+	unsigned at = range.pages > 1 ? 1 + take_below(range.pages - 1) : 0;
+	int err;
+
+	if (!at || upper < 0)
+		return;
+	err = gmem_region_split(world.regions[number], at * PAGE, &world.regions[upper]);
+	CHECK(err == (is_leased(range) ? -EBUSY : 0));
+	for (unsigned i = range.page + at; !err && i < range.page + range.pages; i++)
+		world.pages[i].region = upper;
+}
+
+/* What a region owes goes with it. */
+static void move_region(void)
+{
+	int number;
+	struct range from = take_region(&number), to = { .page = take_below(PAGES), .pages = from.pages };
+	int err;
+
+	if (!from.pages || to.pages > PAGES - to.page)
+		return;
+	for (unsigned i = to.page; i < to.page + to.pages; i++)
+		if (world.pages[i].what != HOLE)
+			return;
+	err = gmem_region_move(world.regions[number], gpa_of(to.page));
+	CHECK(err == (is_leased(from) ? -EBUSY : is_private_in_part(from) ? -EACCES : 0));
+	for (unsigned i = 0; !err && i < from.pages; i++) {
+		world.pages[to.page + i] = world.pages[from.page + i];
+		world.pages[from.page + i] = (struct page){ .what = HOLE, .was_there = true };
+	}
+}
+
+/* What the old file owed ends with it. */
+static void rebind_region(void)
+{
+	int number;
+	struct range range = take_region(&number);
+	struct gmem_file *file;
+	int err;
+
+	if (!range.pages || !has_private_side(range.page))
+		return;
+	CHECK(gmem_file_new(world.vm_fd, range.pages * PAGE, world.private_plan, &file) == 0);
+	err = gmem_region_rebind(world.regions[number], file, 0);
+	CHECK(err == (is_leased(range) ? -EBUSY : 0));
+	gmem_file_free(file);
+	for (unsigned i = range.page; !err && i < range.page + range.pages; i++) {
+		world.pages[i].allocated = false;
+		world.pages[i].owed &= world.pages[i].what == PRIVATE;
 	}
 }
 
@@ -388,7 +487,8 @@ static void lease(void)
 static void touch(void)
 {
 	unsigned page = take_below(PAGES);
-	struct gmem_region *region;
+	struct gmem_file *file;
+	uint64_t offset;
 
 	if (world.pages[page].what < HOST)
 		return;
@@ -396,9 +496,8 @@ static void touch(void)
 	*shared_byte(page) = world.pages[page].byte;
 	if (!has_private_side(page))
 		return;
-	region = world.regions[world.pages[page].region];
-	CHECK(gmem_file_allocate(gmem_region_file(region, NULL),
-				 gpa_of(page) - gmem_region_gpa(region), PAGE, NULL) == 0);
+	file = file_of(page, &offset);
+	CHECK(gmem_file_allocate(file, offset, PAGE, NULL) == 0);
 	world.pages[page].allocated = true;
 }
 
@@ -454,7 +553,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static void (*const commands[])(void) = {
 		convert, convert, convert, add_region, add_region, remove_region,
-		discard_owed, lease, touch, touch, set_veto,
+		discard_owed, lease, touch, touch, set_veto, split_region, move_region,
+		rebind_region,
 	};
 	unsigned i;
 

@@ -431,6 +431,43 @@ TEST(leased_memory_is_not_discarded)
 	for_each_way(EVERY_WAY, discard_under_a_lease);
 }
 
+/* The same memory at a second guest address, as the caller's own, and through its file */
+static void discard_leased_alias(struct site *s)
+{
+	const uint64_t other = BASE + 64 * MIB;
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA, .hva = s->hva);
+	bool is_file = 1u << s->backing & SHARED_FILES;
+	struct gmem_region *alias;
+	struct gmem_lease *lease;
+	uint64_t offset;
+
+	alias = lab_add(&s->lab, GMEM_BACKING_HOST, other, SIZE / s->page, &opts);
+	memset(s->hva, 0x5a, SIZE);
+
+	OK(gmem_lease_new(s->lab.vm, BASE + MIB, 1, NULL, &lease));
+	REFUSED(gmem_vm_discard(s->lab.vm, other, SIZE, NULL, NULL), -EBUSY);
+	if (is_file)
+		REFUSED(gmem_file_punch(gmem_region_file(s->region, &offset), MIB, s->page, NULL), -EBUSY);
+	OK(gmem_region_remove(alias));
+	gmem_lease_free(lease);
+
+	alias = lab_add(&s->lab, GMEM_BACKING_HOST, other, SIZE / s->page, &opts);
+	OK(gmem_lease_new(s->lab.vm, other + MIB, 1, NULL, &lease));
+	REFUSED(gmem_vm_discard(s->lab.vm, BASE, SIZE, NULL, NULL), -EBUSY);
+	CHECK_EQ(s->hva[0], 0x5a);
+	OK(gmem_vm_discard(s->lab.vm, BASE, MIB, NULL, NULL));
+	CHECK_EQ(s->hva[MIB], 0x5a);
+	gmem_lease_free(lease);
+	OK(gmem_vm_discard(s->lab.vm, BASE, SIZE, NULL, NULL));
+	CHECK_EQ(s->hva[MIB], 0);
+	OK(gmem_region_remove(alias));
+}
+
+TEST(leased_memory_is_not_discarded_through_an_alias)
+{
+	for_each_way(EVERY_WAY, discard_leased_alias);
+}
+
 /* Memory of a VMM that shares it with other processes */
 TEST(a_memfd_of_the_callers_is_punched)
 {

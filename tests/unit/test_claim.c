@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /* claim and lease: who waits for whom, what a callback may call, and leases on memory at two addresses */
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/lock.h"
 #include "os/sys.h"
@@ -585,6 +587,19 @@ static int call_dump(struct scene *s, uint64_t gpa, uint64_t size)
 	return gmem_vm_dump(s->unit.vm, 1, NULL);
 }
 
+static int call_dump_to_null(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	GMEM_OPTS(gmem_dump_opts, opts, .cell = UINT64_C(1) << 30);
+	int fd = open("/dev/null", O_WRONLY | O_CLOEXEC), err;
+
+	(void)gpa;
+	(void)size;
+	assert_true(fd >= 0);
+	err = gmem_vm_dump(s->unit.vm, fd, &opts);
+	close(fd);
+	return err;
+}
+
 static int call_add(struct scene *s, uint64_t gpa, uint64_t size)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .plan = s->plan);
@@ -895,6 +910,83 @@ static void listener_freed_in_a_callback_hears_no_more(void **state)
 	assert_ok(convert_own(&s, GMEM_STATE_SHARED));
 	assert_ok(convert_own(&s, GMEM_STATE_PRIVATE));
 	assert_false(heard.was_called);
+	scene_end(&s);
+}
+
+struct meeting {
+	struct scene *scene;
+	pthread_barrier_t all_there;
+};
+
+static int meet(void *data, uint64_t gpa, uint64_t size)
+{
+	struct meeting *meeting = data;
+
+	(void)gpa;
+	(void)size;
+	pthread_barrier_wait(&meeting->all_there);
+	return 0;
+}
+
+static void *convert_other(void *data)
+{
+	const struct scene *s = data;
+
+	assert_ok(gmem_vm_convert(s->unit.vm, PAGES(&s->unit, 64), PAGES(&s->unit, 8),
+				  GMEM_STATE_PRIVATE, NULL, NULL));
+	return NULL;
+}
+
+/* Each callback waits for the other one. */
+static void callbacks_of_different_ranges_run_at_once(void **state)
+{
+	GMEM_OPTS(gmem_listener_opts, opts, .before_private = meet);
+	struct meeting meeting;
+	struct scene s;
+	pthread_t thread;
+
+	(void)state;
+	scene_begin(&s, &calls[0]);
+	pthread_barrier_init(&meeting.all_there, NULL, 2);
+	opts.data = &meeting;
+	assert_ok(gmem_listener_new(s.unit.vm, &opts, &s.listener));
+	assert_int_equal(pthread_create(&thread, NULL, convert_other, &s), 0);
+	assert_ok(convert_own(&s, GMEM_STATE_PRIVATE));
+	pthread_join(thread, NULL);
+	pthread_barrier_destroy(&meeting.all_there);
+	scene_end(&s);
+}
+
+/* ---- long work ---- */
+
+static uint64_t claims_of(const struct scene *s, const struct call *call, struct gmem_region *region)
+{
+	uint64_t before = s->unit.vm->claim_order;
+	struct scene copy = *s;
+
+	assert_ok(call->call(&copy, gmem_region_gpa(region), gmem_region_size(region)));
+	return s->unit.vm->claim_order - before;
+}
+
+/* Others get their turn after each 64 MiB. */
+static void long_work_goes_in_pieces(void **state)
+{
+	static const struct { struct call call; uint64_t claims; } works[] = {
+		{ { "discard", call_discard, 0, 0, 0, 0 }, 3 },
+		{ { "numa", call_numa, 0, 0, 0, 0 }, 3 },
+		{ { "set numa", call_set_numa, 0, 0, 0, 0 }, 3 + 1 + 3 },
+		{ { "stats", call_stats_resident, 0, 0, 0, 0 }, 3 + 2 },
+		{ { "dump", call_dump_to_null, 0, 0, 0, 0 }, 3 + 2 },
+	};
+	struct gmem_region *big;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, &calls[0]);
+	big = unit_region(&s.unit, 4096, (160u << 20) / s.unit.page, s.plan);
+	for (size_t i = 0; i < ARRAY_SIZE(works); i++)
+		if (claims_of(&s, &works[i].call, big) != works[i].claims)
+			fail_msg("%s: not %d claims", works[i].call.name, (int)works[i].claims);
 	scene_end(&s);
 }
 
@@ -1255,6 +1347,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(callbacks_after_shared_get_what_the_header_says),
 	cmocka_unit_test(callbacks_of_removals_get_what_the_header_says),
 	cmocka_unit_test(listener_freed_in_a_callback_hears_no_more),
+	cmocka_unit_test(callbacks_of_different_ranges_run_at_once),
+	cmocka_unit_test(long_work_goes_in_pieces),
 	cmocka_unit_test(lease_protects_a_file_at_every_address),
 	cmocka_unit_test(lease_protects_host_memory_at_every_address),
 	cmocka_unit_test(lease_protects_memory_of_another_region),

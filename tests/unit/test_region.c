@@ -387,10 +387,12 @@ static void add_rejects_bad_options(void **state)
 #define REFUSED(err, sentence)                                                          \
 	assert_refused(err, sentence,                                                   \
 		       gmem_region_add(unit.vm, 0, unit.page, &opts, &region))
-	for (bit = 6; bit < 64; bit++) {
+	for (bit = 7; bit < 64; bit++) {
 		opts.flags = (uint64_t)1 << bit;
 		REFUSED(-EINVAL, "flags");
 	}
+	opts.flags = GMEM_REGION_KEEP_STATE;
+	REFUSED(-EINVAL, "no state to keep");
 	opts.flags = 0;
 	opts.reserved = 9;
 	REFUSED(-EINVAL, "9");

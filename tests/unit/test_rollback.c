@@ -70,7 +70,8 @@ static struct {
 
 #define wrong(...)								\
 	do {									\
-		print_error("seed %llu: ", (unsigned long long)world.seed);	\
+		print_error("seed %llu, after \"%s\": ",			\
+			    (unsigned long long)world.seed, gmem_last_error());	\
 		fail_msg(__VA_ARGS__);						\
 	} while (0)
 
@@ -287,7 +288,8 @@ static void check_page(uint64_t page, const struct part *part)
 	if (!err)
 		assert_ptr_equal(hva, (char *)part->hva + bytes(page - part->page));
 
-	if (!part || part->backing == GMEM_BACKING_NONE)
+	/* The kernel may keep private what cannot be: such a region is lost. */
+	if (!part || part->backing == GMEM_BACKING_NONE || (part->lost && !converts(part)))
 		return;
 	assert_int_equal(gmem_vm_state(world.unit.vm, bytes(page), world.unit.page, &state, 1), 1);
 	if ((state.state == GMEM_STATE_PRIVATE) != is_private)
@@ -344,9 +346,14 @@ static void check_everything(void)
 	gmem_view_end(world.view);
 
 	assert_ok(gmem_vm_stats(world.unit.vm, &stats));
-	assert_int_equal(stats.bytes_private, sums.private);
+	if (stats.bytes_private != sums.private)
+		wrong("0x%llx bytes are said to be private, not 0x%llx",
+		      (unsigned long long)stats.bytes_private, (unsigned long long)sums.private);
 	assert_int_equal(stats.bytes_shared, sums.bytes - sums.private);
-	assert_int_equal(stats.made_private - stats.made_shared, sums.private);
+	if (stats.made_private - stats.made_shared != sums.private)
+		wrong("0x%llx bytes were made private, not 0x%llx",
+		      (unsigned long long)(stats.made_private - stats.made_shared),
+		      (unsigned long long)sums.private);
 }
 
 /* ---- the guest, and its dirty log ---- */
@@ -441,11 +448,11 @@ static bool end_refusals(int err)
 		if (!part->region)
 			continue;
 		part->lost |= part->region->lost;
-		for (page = 0; page < part->pages && part->private; page++) {
+		/* What the kernel keeps shared, or private, is so. */
+		for (page = 0; page < part->pages && converts(part); page++) {
 			gmem_vm_state(world.unit.vm, bytes(part->page + page), world.unit.page, &state, 1);
-			/* What the kernel keeps shared is shared. */
-			if (state.state != GMEM_STATE_PRIVATE)
-				part->private &= ~(UINT64_C(1) << page);
+			part->private &= ~(UINT64_C(1) << page);
+			part->private |= (uint64_t)(state.state == GMEM_STATE_PRIVATE) << page;
 		}
 	}
 	return struck;
@@ -459,6 +466,7 @@ struct plan {
 	struct part *moved[MAX_STEPS];
 	struct gmem_region *added[MAX_STEPS];
 	bool logs[MAX_STEPS];
+	bool keeps[MAX_STEPS];
 	uint64_t moved_to[MAX_STEPS];
 	size_t count;
 };
@@ -498,6 +506,19 @@ static void plan_step(struct plan *plan)
 
 	if (what < 2 || !part) {
 		opts = random_opts(&plan->logs[n]);
+		if (opts.file && random_below(2)) {
+			opts.flags |= GMEM_REGION_KEEP_STATE;
+			plan->keeps[n] = true;
+		}
+		if (part && part->file && random_below(2) &&
+		    part->file == world.files[part->backing]) {
+			/* the same memory again, or some of it */
+			opts.plan = world.plans[part->backing];
+			opts.file = part->file;
+			opts.file_offset = bytes(part->offset);
+			opts.flags &= ~(uint64_t)(GMEM_REGION_DEVICE | GMEM_REGION_DIRTY_LOG);
+			plan->logs[n] = false;
+		}
 		if (gmem_change_add(plan->change, bytes(random_below(MODEL_PAGES - MAX_PAGES)),
 				    bytes(random_below(MAX_PAGES) + 1), &opts, &plan->added[n]))
 			return;
@@ -514,14 +535,34 @@ static void plan_step(struct plan *plan)
 	plan->count++;
 }
 
+/* What @part has of the memory of @removed is as it was. */
+static void model_keep(struct part *part, const struct part *removed)
+{
+	uint64_t page, old;
+
+	if (!part->file || part->file != removed->file)
+		return;
+	for (page = 0; page < part->pages; page++) {
+		old = part->offset + page - removed->offset;
+		if (old >= removed->pages)
+			continue;
+		part->private |= (removed->private >> old & 1) << page;
+		if (part->logs)
+			part->dirty |= (removed->dirty >> old & 1) << page;
+	}
+}
+
 static void model_change(const struct plan *plan)
 {
-	struct part *part;
-	size_t i;
+	struct part *part, removed[MAX_STEPS];
+	size_t removed_count = 0, i, j;
 
-	for (i = 0; i < plan->count; i++)
-		if (plan->removed[i])
-			*plan->removed[i] = (struct part){ .region = NULL };
+	for (i = 0; i < plan->count; i++) {
+		if (!plan->removed[i])
+			continue;
+		removed[removed_count++] = *plan->removed[i];
+		*plan->removed[i] = (struct part){ .region = NULL };
+	}
 	for (i = 0; i < plan->count; i++) {
 		if (plan->moved[i])
 			plan->moved[i]->page = plan->moved_to[i];
@@ -534,6 +575,8 @@ static void model_change(const struct plan *plan)
 		}
 		*part = (struct part){ .region = plan->added[i], .logs = plan->logs[i] };
 		learn(part);
+		for (j = 0; j < removed_count && plan->keeps[i]; j++)
+			model_keep(part, &removed[j]);
 	}
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* view, access and atomic: a thread looks up and accesses guest memory */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -466,6 +467,61 @@ static const struct {
 	{ 30 * PAGE + 1, PAGE, -ENOENT, PAGE - 1 },
 };
 
+/* The times that a view's epoch ended and began anew */
+static uint64_t spans(const struct scene *s, uint64_t before)
+{
+	return (s->view->epoch - before) / 2;
+}
+
+/* Who converts waits for what has begun, so that must not last. */
+static void check_spans(struct scene *s)
+{
+	const uint64_t gpa = 512 * PAGE + 100, size = 6 * MIB;
+	char *big, *bytes = malloc(size);
+	uint64_t epoch, done, length;
+	int order;
+
+	assert_non_null(bytes);
+	add(s, 512, 4096, (struct gmem_region_opts){ .plan = s->host }, &big);
+	epoch = s->view->epoch;
+	assert_ok(gmem_view_fill(s->view, gpa, 'z', size, &done));
+	assert_int_equal(done, size);
+	assert_int_equal(spans(s, epoch), 4);	/* 2 MiB less 100 bytes, 2 MiB twice, 100 bytes */
+
+	epoch = s->view->epoch;
+	assert_ok(gmem_view_read(s->view, gpa, bytes, size, &done));
+	assert_int_equal(done, size);
+	assert_int_equal(spans(s, epoch), 4);
+	assert_memory_equal(bytes, big + 100, size);
+	assert_int_equal(big[99], 0);
+	assert_int_equal(big[100 + size], 0);
+
+	epoch = s->view->epoch;
+	assert_ok(gmem_view_write(s->view, gpa, bytes, size, NULL));
+	assert_ok(gmem_view_compare(s->view, gpa, bytes, size, &order, NULL));
+	assert_int_equal(order, 0);
+	assert_ok(gmem_view_string(s->view, gpa, bytes, size + 1, &length));
+	assert_int_equal(length, size);
+	assert_ok(gmem_view_copy(s->view, 2560 * PAGE, gpa, size, &done));
+	assert_int_equal(done, size);
+	assert_memory_equal(big + 2048 * PAGE, bytes, size);
+	assert_int_equal(spans(s, epoch), 4 + 4 + 4 + 3);
+
+	/* Between begin and end it is one. */
+	gmem_view_begin(s->view);
+	epoch = s->view->epoch;
+	assert_ok(gmem_view_read(s->view, gpa, bytes, size, NULL));
+	assert_int_equal(s->view->epoch, epoch);
+	gmem_view_end(s->view);
+	free(bytes);
+}
+
+static void long_accesses_begin_anew(void **state)
+{
+	(void)state;
+	both_ways(check_spans);
+}
+
 static void check_stops(struct scene *s)
 {
 	uint64_t done, length = 77, room = 64 * PAGE;
@@ -771,6 +827,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(view_needs_a_vm_and_memory),
 	cmocka_unit_test(views_fence_where_membarrier_is_forbidden),
 	cmocka_unit_test(accesses_span_regions),
+	cmocka_unit_test(long_accesses_begin_anew),
 	cmocka_unit_test(stops_are_exact),
 	cmocka_unit_test(accesses_check_their_arguments),
 	cmocka_unit_test(compare_orders_like_memcmp),
