@@ -3,7 +3,9 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stddef.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "base/check.h"
@@ -424,8 +426,8 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 		return NULL;
 	}
 
-	*copy = *region;
-	copy->counters = (struct gmem_counters){ .n = { 0 } };
+	memset(copy, 0, sizeof(*copy));
+	memcpy(copy, region, offsetof(struct gmem_region, bound));
 	copy->states = (struct gmem_states){ .pages = NULL };
 	copy->windows[0].code = 0;
 	copy->windows[1].code = 0;

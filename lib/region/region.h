@@ -41,8 +41,6 @@ struct gmem_window {
 struct gmem_region {
 	struct gmem_range gpa;		/* in vm->regions */
 	struct gmem_range hva;		/* in vm->hvas, unless the memory is the caller's */
-	struct gmem_range bound;	/* in file->bound if the memslot has the file */
-	struct gmem_map pin;		/* of the host memory, if that is not the caller's */
 	struct gmem_map *map;		/* @pin, if the host address is the file's; else NULL */
 	struct gmem_vm *vm;
 	struct gmem_file *file;
@@ -66,6 +64,10 @@ struct gmem_region {
 	uint8_t window;			/* the one of windows that readers use */
 	struct gmem_window windows[2];
 	struct gmem_states states;
+
+	/* A copy has its own of what follows: others change it with other locks. */
+	struct gmem_range bound;	/* in file->bound if the memslot has the file */
+	struct gmem_map pin;		/* of the host memory, if that is not the caller's */
 	struct gmem_counters counters;
 };
 
