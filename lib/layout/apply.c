@@ -97,8 +97,10 @@ static int make_after(struct gmem_step *step)
 	if (step->kind == GMEM_STEP_ADD || step->kind == GMEM_STEP_REMOVE)
 		return 0;
 
-	/* Checked again: another change came in between, perhaps. */
+	/* For a change of several steps again: another change came in between, perhaps. */
 	err = gmem_regions_check_slot(step->region);
+	if (!err && step->kind == GMEM_STEP_REBIND)
+		err = gmem_region_check_binding(step->region, &step->binding);
 	if (err)
 		return err;
 	if (step->kind == GMEM_STEP_SPLIT && step->offset >= step->region->gpa.size)
@@ -144,8 +146,6 @@ static void begin_step(struct gmem_step *step)
 	step->failed = false;
 	step->old_gpa = region->gpa.start;
 	step->has_old = step->kind != GMEM_STEP_ADD && region->has_slot;
-	if (step->has_old)
-		step->old = gmem_region_memslot(region);
 	if (leaves(step))
 		region->leaving = step;
 }
@@ -253,12 +253,21 @@ static int check_states(const struct gmem_step *step)
 	return 0;
 }
 
-/* The claims are held: no state changes any more. */
+static void note_memslot(struct gmem_step *step)
+{
+	if (step->has_old)
+		step->old = gmem_region_memslot(step->region);
+	if (step->after)
+		step->after->slot_flags = step->region->slot_flags;
+}
+
+/* The claims are held: no state changes any more, nor does a memslot's flag. */
 static int check_all_states(struct change *change)
 {
 	int err = 0;
 
 	for (size_t i = 0; i < change->count && !err; i++) {
+		note_memslot(&change->steps[i]);
 		err = check_states(&change->steps[i]);
 		change->steps[i].failed = err != 0;
 	}

@@ -41,6 +41,7 @@ struct work {
 	uint64_t changing;		/* bytes that are marked GMEM_PAGE_CHANGING */
 	uint32_t state;
 	bool to_private;
+	struct gmem_region *only;	/* the region that has all of the range; NULL: several */
 	bool is_inplace;		/* part of the range is: each file has attributes of its own */
 	bool is_done;			/* the kernel was told by the caller: only the record changes */
 	struct gmem_conversion result;
@@ -70,6 +71,7 @@ static bool is_inplace(const struct gmem_region *region)
 	return gmem_region_traits(region)->attributes == GMEM_ATTRIBUTES_FILE;
 }
 
+/* With the lock held */
 static int check_coverage(struct work *work)
 {
 	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, work->gpa, work->last);
@@ -80,21 +82,64 @@ static int check_coverage(struct work *work)
 		if (err)
 			return err;
 		work->is_inplace |= is_inplace(at.region);
+		work->only = at.size == work->size ? at.region : NULL;
 	}
 	return 0;
 }
 
-/* ---- what changes ---- */
+/* ---- the regions of the range, which the claim keeps there ---- */
 
-static struct gmem_stretch whole_range(const struct work *work)
+static struct gmem_stretch from(const struct work *work, uint64_t gpa, uint64_t last)
 {
-	return (struct gmem_stretch)GMEM_REGIONS_WALK(work->vm, work->gpa, work->last);
+	return (struct gmem_stretch)GMEM_REGIONS_WALK(work->vm, gpa, last);
+}
+
+/* Without the lock, in most cases: conversions of a page are many. */
+static bool next_region(const struct work *work, struct gmem_stretch *at)
+{
+	if (!work->only)
+		return gmem_state_next_region(work->vm, at);
+	if (at->is_over)
+		return false;
+
+	at->region = work->only;
+	at->gpa = at->next;
+	at->size = at->end - at->next + 1;
+	at->is_over = true;
+	return true;
 }
 
 static uint64_t offset_in(const struct gmem_stretch *at)
 {
 	return at->gpa - at->region->gpa.start;
 }
+
+static struct gmem_region *region_at(const struct work *work, uint64_t gpa)
+{
+	struct gmem_stretch at = from(work, gpa, gpa);
+
+	next_region(work, &at);
+	return at.region;
+}
+
+static bool find_changing(const struct work *work, uint64_t gpa, uint64_t last,
+			  struct gmem_part *ret)
+{
+	uint64_t start;
+
+	if (!work->only)
+		return gmem_state_find(work->vm, GMEM_PAGE_CHANGING, true, gpa, last, ret);
+
+	start = work->only->gpa.start;
+	if (!gmem_states_find(&work->only->states, GMEM_PAGE_CHANGING, true, gpa - start,
+			      last - start, ret))
+		return false;
+	ret->start += start;
+	ret->last += start;
+	return true;
+}
+
+/* ---- what changes ---- */
 
 static struct gmem_states_walk changing_in(const struct gmem_stretch *at)
 {
@@ -117,17 +162,17 @@ static uint64_t mark_in_region(const struct work *work, const struct gmem_stretc
 
 static void mark_changing(struct work *work)
 {
-	struct gmem_stretch at = whole_range(work);
+	struct gmem_stretch at = from(work, work->gpa, work->last);
 
-	while (gmem_state_next_region(work->vm, &at))
+	while (next_region(work, &at))
 		work->changing += mark_in_region(work, &at);
 }
 
 static void unmark_changing(const struct work *work)
 {
-	struct gmem_stretch at = whole_range(work);
+	struct gmem_stretch at = from(work, work->gpa, work->last);
 
-	while (work->changing && gmem_state_next_region(work->vm, &at))
+	while (work->changing && next_region(work, &at))
 		gmem_states_set(&at.region->states, GMEM_PAGE_CHANGING, offset_in(&at), at.size, false);
 }
 
@@ -136,10 +181,10 @@ static void unmark_changing(const struct work *work)
 /* Record the new or the old state of what changes in [@gpa, @last], and tell readers. */
 static void record(const struct work *work, uint64_t gpa, uint64_t last, bool to_private)
 {
-	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, gpa, last);
+	struct gmem_stretch at = from(work, gpa, last);
 	struct gmem_states_walk run;
 
-	while (gmem_state_next_region(work->vm, &at)) {
+	while (next_region(work, &at)) {
 		run = changing_in(&at);
 		while (gmem_states_walk(&run))
 			gmem_states_set(&at.region->states, GMEM_PAGE_PRIVATE, run.offset, run.size,
@@ -168,12 +213,12 @@ static void settle(struct work *work)
 {
 	const enum gmem_counter which = work->to_private ? GMEM_COUNT_MADE_PRIVATE
 							 : GMEM_COUNT_MADE_SHARED;
-	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, work->result.gpa,
-						   work->result.gpa + work->result.size - 1);
+	struct gmem_stretch at = from(work, work->result.gpa,
+				      work->result.gpa + work->result.size - 1);
 	struct gmem_states_walk run;
 	uint64_t bytes;
 
-	while (work->result.size && gmem_state_next_region(work->vm, &at)) {
+	while (work->result.size && next_region(work, &at)) {
 		run = changing_in(&at);
 		for (bytes = 0; gmem_states_walk(&run); bytes += run.size)
 			gmem_states_set(&at.region->states, GMEM_PAGE_PENDING, run.offset, run.size,
@@ -186,16 +231,6 @@ static void settle(struct work *work)
 
 /* ---- the kernel ---- */
 
-static struct gmem_region *region_at(struct gmem_vm *vm, uint64_t gpa)
-{
-	struct gmem_region *region;
-
-	gmem_lock_take(&vm->lock);
-	region = gmem_regions_at(vm, gpa);
-	gmem_lock_drop(&vm->lock);
-	return region;
-}
-
 /*
  * Find the next run for one ioctl. Attributes of the VM cross regions; those of a file end
  * with it.
@@ -207,13 +242,13 @@ static bool next_run(const struct work *work, uint64_t at, uint64_t last, bool a
 
 	if (all)
 		*ret = (struct gmem_part){ at, last };
-	else if (!gmem_state_find(work->vm, GMEM_PAGE_CHANGING, true, at, last, ret))
+	else if (!find_changing(work, at, last, ret))
 		return false;
 
 	if (ret->last - ret->start >= MAX_RUN)
 		ret->last = ret->start + MAX_RUN - 1;
 	if (work->is_inplace) {
-		end = gmem_region_last(region_at(work->vm, ret->start));
+		end = gmem_region_last(region_at(work, ret->start));
 		ret->last = end < ret->last ? end : ret->last;
 	}
 	return true;
@@ -221,7 +256,7 @@ static bool next_run(const struct work *work, uint64_t at, uint64_t last, bool a
 
 static int set_run(struct work *work, const struct gmem_part *run, bool to_private)
 {
-	struct gmem_region *region = region_at(work->vm, run->start);
+	struct gmem_region *region = region_at(work, run->start);
 	uint64_t now = work->opts.wait_ms && work->is_inplace ? gmem_sys_now() : 0;
 	uint64_t left = now < work->deadline ? work->deadline - now : 0;
 
@@ -304,10 +339,10 @@ static int change_state(struct work *work)
 /* Count one for the VM, and one for each region that has a part in it. */
 static void count_conversion(const struct work *work)
 {
-	struct gmem_stretch at = whole_range(work);
+	struct gmem_stretch at = from(work, work->gpa, work->last);
 
 	gmem_count(&work->vm->counters, GMEM_COUNT_CONVERSIONS, 1);
-	while (gmem_state_next_region(work->vm, &at))
+	while (next_region(work, &at))
 		gmem_count(&at.region->counters, GMEM_COUNT_CONVERSIONS, 1);
 }
 
@@ -331,9 +366,9 @@ static int discard_part(struct gmem_region *region, uint64_t offset, uint64_t si
 
 static void defer_discard(struct work *work, uint64_t gpa)
 {
-	struct gmem_stretch at = GMEM_REGIONS_WALK(work->vm, gpa, work->last);
+	struct gmem_stretch at = from(work, gpa, work->last);
 
-	while (gmem_state_next_region(work->vm, &at)) {
+	while (next_region(work, &at)) {
 		if (!has_other_side(at.region))
 			continue;
 		gmem_states_set(&at.region->states, GMEM_PAGE_PENDING, offset_in(&at), at.size, true);
@@ -344,11 +379,11 @@ static void defer_discard(struct work *work, uint64_t gpa)
 /* A refusal leaves the rest pending: the conversion itself is done. */
 static void discard(struct work *work)
 {
-	struct gmem_stretch at = whole_range(work);
+	struct gmem_stretch at = from(work, work->gpa, work->last);
 	uint64_t done;
 	int err;
 
-	while (gmem_state_next_region(work->vm, &at)) {
+	while (next_region(work, &at)) {
 		err = discard_part(at.region, offset_in(&at), at.size, work->to_private, &done);
 		work->result.discarded += done;
 		gmem_states_set(&at.region->states, GMEM_PAGE_PENDING, offset_in(&at), done, false);
@@ -403,13 +438,7 @@ static void tell_listeners(const struct work *work, int err)
 static int convert_claimed(struct work *work)
 {
 	struct gmem_vm *vm = work->vm;
-	int err;
-
-	gmem_lock_take(&vm->lock);
-	err = check_coverage(work);
-	gmem_lock_drop(&vm->lock);
-	if (err)
-		return err;
+	int err = 0;
 
 	mark_changing(work);
 	if (!work->changing && !(work->opts.flags & GMEM_CONVERT_ALL))
@@ -446,14 +475,17 @@ static int convert(struct work *work)
 		work->deadline = gmem_sys_now() + work->opts.wait_ms * GMEM_NANOSECONDS_PER_MS;
 	gmem_lock_take(&vm->lock);
 	err = gmem_claim_take(vm, &claim, work->opts.wait_ms);
-	gmem_lock_drop(&vm->lock);
 	if (err)
-		return err;
+		goto unlock;
 
-	err = convert_claimed(work);
-
-	gmem_lock_take(&vm->lock);
+	err = check_coverage(work);
+	if (!err) {
+		gmem_lock_drop(&vm->lock);
+		err = convert_claimed(work);
+		gmem_lock_take(&vm->lock);
+	}
 	gmem_claim_drop(vm, &claim);
+unlock:
 	gmem_lock_drop(&vm->lock);
 	return err;
 }

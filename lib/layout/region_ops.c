@@ -32,22 +32,13 @@ int gmem_step_check_whole(const struct gmem_region *region)
 
 int gmem_step_check_move(const struct gmem_region *region, uint64_t gpa)
 {
-	int err;
-
-	gmem_lock_take(&region->vm->lock);
-	err = gmem_region_check_gpa(region->vm, gpa, region->gpa.size);
-	gmem_lock_drop(&region->vm->lock);
-	return err;
+	return gmem_region_check_gpa(region->vm, gpa, gmem_region_size(region));
 }
 
-static int check_rebind(const struct gmem_region *region, const struct gmem_binding *to)
+/* The rest is checked when the step is applied, without a lock that other work needs. */
+static int check_region(const struct gmem_region *region)
 {
-	int err;
-
-	gmem_lock_take(&region->vm->lock);
-	err = gmem_region_check_binding(region, to);
-	gmem_lock_drop(&region->vm->lock);
-	return err;
+	return region ? 0 : gmem_fail(-EINVAL, "region is NULL");
 }
 
 int gmem_step_make_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
@@ -96,7 +87,7 @@ GMEM_API int gmem_region_move(struct gmem_region *region, uint64_t gpa)
 	struct gmem_step step = { .kind = GMEM_STEP_MOVE, .region = region, .gpa = gpa };
 	int err;
 
-	err = gmem_step_check_whole(region);
+	err = check_region(region);
 	if (!err)
 		err = gmem_step_check_move(region, gpa);
 	if (err)
@@ -114,12 +105,8 @@ GMEM_API int gmem_region_rebind(struct gmem_region *region, struct gmem_file *fi
 	};
 	int err;
 
-	err = gmem_step_check_whole(region);
-	if (!err)
-		err = check_rebind(region, &step.binding);
-	if (err)
-		return region ? gmem_vm_log_error(region->vm, err) : err;
-	return apply_one(region->vm, &step);
+	err = check_region(region);
+	return err ? err : apply_one(region->vm, &step);
 }
 
 static int make_split(uint64_t offset, struct gmem_step *step)
@@ -145,7 +132,7 @@ GMEM_API int gmem_region_split(struct gmem_region *region, uint64_t offset,
 	if (!ret_upper)
 		return gmem_fail(-EINVAL, "ret_upper is NULL");
 
-	err = gmem_step_check_whole(region);
+	err = check_region(region);
 	if (!err)
 		err = make_split(offset, &step);
 	if (err)

@@ -7,7 +7,6 @@
 #include <stdint.h>
 
 #include "os/kvm.h"
-#include "os/kvm_compat.h"
 #include "region/region.h"
 
 enum gmem_step_kind {
@@ -48,8 +47,8 @@ struct gmem_step {
 /* KVM may be asked to move the memslot of this step, which it only does with plain ones. */
 static inline bool gmem_step_may_move_slot(const struct gmem_step *step)
 {
-	return step->kind == GMEM_STEP_MOVE && step->has_old &&
-	       !(step->old.flags & KVM_MEM_GUEST_MEMFD);
+	return step->kind == GMEM_STEP_MOVE && step->region->has_slot &&
+	       !gmem_region_traits(step->region)->is_bound;
 }
 
 #endif

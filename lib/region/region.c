@@ -3,9 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stddef.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 
 #include "base/check.h"
@@ -426,16 +424,22 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 		return NULL;
 	}
 
-	memset(copy, 0, sizeof(*copy));
-	memcpy(copy, region, offsetof(struct gmem_region, bound));
-	copy->states = (struct gmem_states){ .pages = NULL };
-	copy->windows[0].code = 0;
-	copy->windows[1].code = 0;
-	copy->kept_log = NULL;
+	/* Not the rest: other threads may change it, with the locks of others. */
+	*copy = (struct gmem_region){
+		.vm = region->vm,
+		.gpa = { .start = region->gpa.start, .size = region->gpa.size },
+		.hva = { .start = region->hva.start, .size = region->hva.size },
+		.file = region->file,
+		.file_offset = region->file_offset,
+		.align = region->align,
+		.slot = region->slot,
+		.backing = region->backing,
+		.congruent = region->congruent,
+		.hva_chosen = region->hva_chosen,
+		.is_device = region->is_device,
+		.read_only = region->read_only,
+	};
 	copy->map = region->map ? &copy->pin : NULL;
-	copy->owns_number = false;
-	copy->owns_range = false;
-	copy->owns_memory = false;
 	return copy;
 }
 

@@ -41,6 +41,8 @@ struct gmem_window {
 struct gmem_region {
 	struct gmem_range gpa;		/* in vm->regions */
 	struct gmem_range hva;		/* in vm->hvas, unless the memory is the caller's */
+	struct gmem_range bound;	/* in file->bound if the memslot has the file */
+	struct gmem_map pin;		/* of the host memory, if that is not the caller's */
 	struct gmem_map *map;		/* @pin, if the host address is the file's; else NULL */
 	struct gmem_vm *vm;
 	struct gmem_file *file;
@@ -64,10 +66,6 @@ struct gmem_region {
 	uint8_t window;			/* the one of windows that readers use */
 	struct gmem_window windows[2];
 	struct gmem_states states;
-
-	/* A copy has its own of what follows: others change it with other locks. */
-	struct gmem_range bound;	/* in file->bound if the memslot has the file */
-	struct gmem_map pin;		/* of the host memory, if that is not the caller's */
 	struct gmem_counters counters;
 };
 
@@ -129,7 +127,10 @@ void gmem_region_release(struct gmem_region *region);
 void gmem_region_commit_hva(struct gmem_region *region);
 void gmem_region_commit_no_hva(struct gmem_region *region);
 
-/* Returns a handle like @region that owns nothing, or NULL with a sentence. */
+/*
+ * Returns a handle like @region that owns nothing, or NULL with a sentence. The memslot's
+ * flags, which need a claim to be read, are to be filled in.
+ */
 struct gmem_region *gmem_region_copy(const struct gmem_region *region);
 /*
  * The kernel keeps a memslot that uses the memory of @region: file range and mapping become

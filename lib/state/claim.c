@@ -286,14 +286,3 @@ int gmem_claims_take(struct gmem_vm *vm, struct gmem_claim *claims, size_t count
 		gmem_claims_drop(vm, claims, count);
 	return err;
 }
-
-int gmem_claim_bar_leases(struct gmem_vm *vm, struct gmem_claim *claim)
-{
-	int err = gmem_lease_check(vm, claim->gpa, claim->size);
-
-	if (err || claim->has_bar)
-		return err;
-	claim->has_bar = true;
-	gmem_lease_bar_begin(vm, &claim->bar, claim->gpa, claim->size, claim->purpose);
-	return 0;
-}

@@ -65,7 +65,7 @@ struct gmem_claim {
 	struct gmem_claim **waiter_link;
 	struct gmem_claim_wait *wait;	/* what its thread waits for, if that is claims */
 	struct gmem_lease_bar bar;
-	bool has_bar;			/* no new leases there */
+	bool has_bar;			/* it allows no leases */
 };
 
 /*
@@ -87,12 +87,6 @@ static inline void gmem_claim_drop(struct gmem_vm *vm, struct gmem_claim *claim)
 {
 	gmem_claims_drop(vm, claim, 1);
 }
-
-/*
- * Allow no leases from now on, for a claim that @allows_leases and @discards nothing. -EBUSY
- * and a sentence if there is one; the claim then allows them as before.
- */
-int gmem_claim_bar_leases(struct gmem_vm *vm, struct gmem_claim *claim);
 
 /*
  * -EDEADLK and a sentence if the calling thread has a claim on this VM, which means that it

@@ -16,6 +16,7 @@
 #include "base/bits.h"
 #include "base/macros.h"
 #include "os/sys.h"
+#include "region/page_states.h"
 #include "region/region.h"
 #include "region/region_memory.h"
 
@@ -322,6 +323,7 @@ static struct granule *make_granule(const struct builder *builder)
 
 /* What is entered: a region's memory, or that the regions there were removed */
 struct change {
+	bool is_shared;		/* all of it: no need to look at each page */
 	uint64_t code;
 	const struct gmem_window *window;
 	bool removes;
@@ -345,8 +347,10 @@ static int make_entry(uint64_t before, const struct change *change, uint64_t sta
 		copy_pieces(&builder, before, last + 1, first | ENTRY_MASK, false);
 
 	if (builder.count == 1 && (!builder.pieces[0].window || last - first == ENTRY_MASK)) {
-		*ret = builder.pieces[0].window ? entry_in(builder.pieces[0].window, first)
-						: builder.pieces[0].code;
+		if (!builder.pieces[0].window || change->is_shared)
+			*ret = builder.pieces[0].code;
+		else
+			*ret = entry_in(builder.pieces[0].window, first);
 		return 0;
 	}
 	granule = make_granule(&builder);
@@ -412,7 +416,11 @@ int gmem_table_enter(struct gmem_table *table, const struct gmem_table *old,
 		     struct gmem_region *region, uint64_t gpa, uint64_t hva)
 {
 	uint64_t code = code_at(region, gpa, hva);
-	const struct change change = { .code = code, .window = make_window(region, gpa, code) };
+	const struct change change = {
+		.code = code,
+		.window = make_window(region, gpa, code),
+		.is_shared = !region->read_only && !gmem_states_total(&region->states, GMEM_PAGE_PRIVATE),
+	};
 
 	return change_range(table, old, &change, gpa, region->gpa.size);
 }

@@ -450,12 +450,12 @@ static int foresee_lease(struct range range)
 {
 	unsigned i;
 
-	for (i = range.page; i < range.page + range.pages; i++)
+	for (i = range.page; i < range.page + range.pages; i++) {
 		if (world.pages[i].what == PRIVATE)
 			return -EACCES;
-	for (i = range.page; i < range.page + range.pages; i++)
 		if (world.pages[i].what < HOST)
 			return world.pages[i].what == HOLE ? -ENOENT : -ENXIO;
+	}
 	return 0;
 }
 

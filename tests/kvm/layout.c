@@ -1051,6 +1051,60 @@ TEST(the_dirty_log_stays_on_across_moves_and_splits)
 	for_each_way(WITH_PLAIN_SLOT, the_log_stays_on);
 }
 
+/* Nobody reads the log before a memslot goes, or before KVM refuses a change. */
+static void the_log_outlives_memslots(struct site *s)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_DIRTY_LOG);
+	struct gmem_region *region = lab_add(&s->lab, s->backing, BASE, LOGGED_PAGES, &opts);
+	struct gmem_region *upper = NULL, *other = NULL, *never = NULL;
+	GMEM_OPTS(gmem_region_opts, like_it, .plan = s->plan);
+	uint64_t taken = BASE + 32 * MIB;
+	struct gmem_change *change;
+	void *page;
+
+	check_log(region, 0, 0, 0);
+	store_in_page(s, 2);
+	OK(gmem_region_move(region, BASE + 16 * MIB));
+	OK(gmem_region_move(region, BASE));
+	check_log(region, 4, 0, 0);
+
+	/* The VMM has a memslot where the second step would go. */
+	page = mmap(NULL, s->lab.page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(page != MAP_FAILED);
+	OK(gmem_vm_reserve_slots(s->lab.vm, OTHER_SLOT, 1));
+	WORKS(raw_slot(s->lab.m.vm_fd, OTHER_SLOT, 0, taken, s->lab.page, page));
+	store_in_page(s, 3);
+	OK(gmem_change_new(s->lab.vm, &change));
+	OK(gmem_change_remove(change, region));
+	OK(gmem_change_add(change, taken, s->lab.page, &like_it, &never));
+	REFUSED(gmem_change_apply(change), -EEXIST);
+	gmem_change_free(change);
+	WORKS(raw_slot(s->lab.m.vm_fd, OTHER_SLOT, 0, 0, 0, NULL));
+	check_log(region, 8, 0, 0);
+
+	store_in_page(s, 4);
+	store_in_page(s, 70);
+	OK(gmem_region_split(region, 64 * s->lab.page, &upper));
+	check_log(region, 16, ~(uint64_t)0, ~(uint64_t)0);
+	check_log(upper, 64, 0, ~(uint64_t)0);
+
+	/* They trade places with each other's memslot in the way. */
+	store_in_page(s, 5);
+	other = lab_add(&s->lab, s->backing, BASE + 16 * MIB, 64, &opts);
+	OK(gmem_change_new(s->lab.vm, &change));
+	OK(gmem_change_move(change, region, BASE + 16 * MIB));
+	OK(gmem_change_move(change, other, BASE));
+	OK(gmem_change_apply(change));
+	gmem_change_free(change);
+	check_log(region, 32, ~(uint64_t)0, ~(uint64_t)0);
+	munmap(page, s->lab.page);
+}
+
+TEST(what_nobody_read_of_the_log_outlives_memslots)
+{
+	for_each_way(WITH_PLAIN_SLOT, the_log_outlives_memslots);
+}
+
 /* ---- VMs whose VMM changed how they log ---- */
 
 /* The kernel headers of older distributions lack these. */

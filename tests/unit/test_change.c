@@ -875,7 +875,118 @@ static void added_slot_that_cannot_be_deleted_is_reported(void **state)
 	scene_end(&s);
 }
 
+/* ---- other work while KVM is busy with a change ---- */
+
+static struct {
+	struct unit unit;
+	struct gmem_region *other;	/* private memory at page 100 */
+	struct gmem_view *view;		/* the first one, made meanwhile */
+	unsigned rounds;
+} aside;
+
+/* Called where another thread could come: the change holds no lock that this needs. */
+static void work_aside(void)
+{
+	GMEM_OPTS(gmem_stats, stats, .flags = 0);
+	struct gmem_state_range state;
+	void *hva;
+
+	fake_before_slot = NULL;
+	if (!aside.view)
+		assert_ok(gmem_view_new(aside.unit.vm, &aside.view));
+	assert_ok(gmem_vm_convert(aside.unit.vm, PAGES(&aside.unit, 100), aside.unit.page,
+				  aside.rounds % 2 ? GMEM_STATE_SHARED : GMEM_STATE_PRIVATE, NULL, NULL));
+	aside.rounds++;
+	assert_ok(gmem_vm_stats(aside.unit.vm, &stats));
+	/* the old layout */
+	assert_int_equal(gmem_vm_state(aside.unit.vm, PAGES(&aside.unit, 200), aside.unit.page, &state, 1), 1);
+	assert_int_equal(state.backing, GMEM_BACKING_NONE);
+	gmem_view_begin(aside.view);
+	assert_int_equal(gmem_view_hva(aside.view, PAGES(&aside.unit, 200), 1, &hva), -ENOENT);
+	gmem_view_end(aside.view);
+	fake_before_slot = work_aside;
+}
+
+static void check_aside(uint64_t page, int expected)
+{
+	void *hva;
+
+	gmem_view_begin(aside.view);
+	assert_int_equal(gmem_view_hva(aside.view, PAGES(&aside.unit, page), 1, &hva), expected);
+	gmem_view_end(aside.view);
+}
+
+static void other_work_goes_on_while_kvm_is_asked(void **state)
+{
+	struct gmem_region *region, *added = NO_REGION, *refused = NO_REGION;
+	struct gmem_change *change;
+	struct gmem_plan *plan;
+
+	(void)state;
+	memset(&aside, 0, sizeof(aside));
+	unit_begin_vm(&aside.unit, "7.3-swp-t1");
+	plan = unit_plan(&aside.unit, GMEM_BACKING_PRIVATE);
+	aside.other = unit_region(&aside.unit, 100, 4, plan);
+	region = unit_region(&aside.unit, 0, 4, plan);
+	GMEM_OPTS(gmem_region_opts, opts, .plan = plan);
+
+	/* The kernel refuses the last step: the view, made in between, has the old layout. */
+	assert_ok(fake_add_slot(aside.unit.vm_fd, 99, PAGES(&aside.unit, 300), aside.unit.page));
+	assert_ok(gmem_change_new(aside.unit.vm, &change));
+	assert_ok(gmem_change_remove(change, region));
+	assert_ok(gmem_change_add(change, PAGES(&aside.unit, 200), PAGES(&aside.unit, 4), &opts, &added));
+	assert_ok(gmem_change_add(change, PAGES(&aside.unit, 300), aside.unit.page, &opts, &refused));
+	fake_before_slot = work_aside;
+	assert_int_equal(gmem_change_apply(change), -EEXIST);
+	fake_before_slot = NULL;
+	assert_true(aside.rounds >= 3);
+	check_aside(0, 0);
+	check_aside(200, -ENOENT);
+	gmem_change_free(change);
+	gmem_view_free(aside.view);
+
+	/* It is done, with a view that was there, and what was converted meanwhile is seen. */
+	assert_ok(gmem_view_new(aside.unit.vm, &aside.view));
+	aside.rounds = 0;
+	assert_ok(gmem_vm_convert(aside.unit.vm, PAGES(&aside.unit, 100), aside.unit.page,
+				  GMEM_STATE_SHARED, NULL, NULL));
+	fake_before_slot = work_aside;
+	assert_ok(gmem_region_add(aside.unit.vm, PAGES(&aside.unit, 200), aside.unit.page, &opts, &added));
+	fake_before_slot = NULL;
+	assert_int_equal(aside.rounds, 1);
+	check_aside(200, 0);
+	check_aside(100, -EACCES);
+	gmem_view_free(aside.view);
+	gmem_plan_free(plan);
+	unit_end(&aside.unit);
+}
+
+static void a_first_view_made_during_a_change_has_both_layouts(void **state)
+{
+	struct gmem_region *added = NO_REGION;
+	struct gmem_plan *plan;
+
+	(void)state;
+	memset(&aside, 0, sizeof(aside));
+	unit_begin_vm(&aside.unit, "7.3-swp-t1");
+	plan = unit_plan(&aside.unit, GMEM_BACKING_PRIVATE);
+	aside.other = unit_region(&aside.unit, 100, 4, plan);
+	GMEM_OPTS(gmem_region_opts, opts, .plan = plan);
+
+	fake_before_slot = work_aside;
+	assert_ok(gmem_region_add(aside.unit.vm, PAGES(&aside.unit, 200), PAGES(&aside.unit, 4), &opts, &added));
+	fake_before_slot = NULL;
+	check_aside(200, 0);
+	check_aside(100, -EACCES);
+	check_aside(101, 0);
+	gmem_view_free(aside.view);
+	gmem_plan_free(plan);
+	unit_end(&aside.unit);
+}
+
 static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(other_work_goes_on_while_kvm_is_asked),
+	cmocka_unit_test(a_first_view_made_during_a_change_has_both_layouts),
 	cmocka_unit_test(change_does_all_its_steps),
 	cmocka_unit_test(replacement_has_the_same_slot_and_file_range),
 	cmocka_unit_test(change_that_is_freed_never_happened),
