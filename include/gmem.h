@@ -1098,8 +1098,10 @@ GMEM_API int gmem_region_move(struct gmem_region *region, uint64_t gpa);
  * @file_offset: start in @file, a multiple of the page
  *
  * Guest address, slot number and size stay; the region gets a new mapping, so
- * its host address changes and the old one becomes invalid. The library deletes
- * the memslot and adds it again: a vCPU that runs meanwhile finds no memory there.
+ * its host address changes and the old one becomes invalid. Its dirty log stays, page
+ * by page; what was still to be discarded in the old part of the file stays there.
+ * The library deletes the memslot and adds it again: a vCPU that runs meanwhile finds
+ * no memory there.
  *
  * Thread-safe, but no thread may use the old host address any more. Source: as
  * gmem_region_add(). Since: 0.1.

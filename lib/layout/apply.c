@@ -717,12 +717,25 @@ static void keep_stuck(struct gmem_vm *vm, struct gmem_region *stuck, const stru
 	vm->stuck = stuck;
 }
 
-/* The memory of a rebound region is its own; the new memory is the memslot's already. */
+/*
+ * A rebound region keeps its old part of the file, and the memslot has the new one already;
+ * host memory that is not the file's is the memslot's, too.
+ */
+static void hand_over_rebound(struct gmem_region *region, struct gmem_region *stuck)
+{
+	if (region->map)
+		return;
+	stuck->owns_memory = region->owns_memory;
+	region->owns_memory = false;
+}
+
 static void hand_over(struct gmem_vm *vm, struct gmem_step *step)
 {
 	if (step->stuck[0]) {
 		if (step->kind == GMEM_STEP_MOVE || step->kind == GMEM_STEP_SPLIT)
 			gmem_region_hand_over(step->region, step->after);
+		if (step->kind == GMEM_STEP_REBIND)
+			hand_over_rebound(step->region, step->after);
 		if (step->kind != GMEM_STEP_ADD)
 			step->region->owns_number = false;
 		keep_stuck(vm, step->after, &step->new[0]);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* change, apply and apply_slots: all steps of a change are made, or none */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "unit.h"
@@ -984,10 +985,40 @@ static void a_first_view_made_during_a_change_has_both_layouts(void **state)
 	unit_end(&aside.unit);
 }
 
+/* However many steps a change has, it knows in which one a region is, and forgets with them. */
+static void change_of_many_steps_knows_each_region(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, device, .flags = GMEM_REGION_DEVICE);
+	struct gmem_region *regions[300];
+	struct gmem_change *change;
+	char sentence[64];
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	assert_ok(gmem_change_new(unit.vm, &change));
+	for (int round = 0; round < 2; round++) {
+		for (uint64_t i = 0; i < ARRAY_SIZE(regions); i++)
+			assert_ok(gmem_change_add(change, PAGES(&unit, 2 * i), unit.page, &device,
+						  &regions[i]));
+		assert_ok(gmem_change_apply(change));
+		for (size_t i = 0; i < ARRAY_SIZE(regions); i++)
+			assert_ok(gmem_change_remove(change, regions[i]));
+		for (size_t i = 0; i < ARRAY_SIZE(regions); i++) {
+			snprintf(sentence, sizeof(sentence), "step %zu of the change has", i + 1);
+			assert_refused(-EEXIST, sentence, gmem_change_move(change, regions[i], 0));
+		}
+		assert_ok(gmem_change_apply(change));
+	}
+	gmem_change_free(change);
+	unit_end(&unit);
+}
+
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(other_work_goes_on_while_kvm_is_asked),
 	cmocka_unit_test(a_first_view_made_during_a_change_has_both_layouts),
 	cmocka_unit_test(change_does_all_its_steps),
+	cmocka_unit_test(change_of_many_steps_knows_each_region),
 	cmocka_unit_test(replacement_has_the_same_slot_and_file_range),
 	cmocka_unit_test(change_that_is_freed_never_happened),
 	cmocka_unit_test(conflicts_are_found_before_a_memslot_is_touched),
