@@ -366,7 +366,10 @@ struct gmem_caps_opts {
  * Unless GMEM_CAPS_NO_SELFTEST is given, a self-test proves the report: it
  * creates a one-page guest_memfd and closes it again, and adds and deletes
  * one-page memslots at the highest free slot number and the highest free
- * address. Use GMEM_CAPS_NO_SELFTEST on a VM whose vCPUs already run. With
+ * address. Use GMEM_CAPS_NO_SELFTEST on a VM whose vCPUs already run: on x86,
+ * deleting any memslot makes the guest fault all of its memory in again. Self-tests
+ * of a process take turns. A memslot that other code sets at that number or address
+ * meanwhile can be refused, with -EINVAL or -EEXIST, or spoil the test. With
  * GMEM_CAPS_RUN_GUEST a few guest instructions run in a scratch VM, which is
  * created from /dev/kvm, to see which bytes a guest really reads.
  *
@@ -538,7 +541,9 @@ GMEM_API const char *gmem_plan_passed_over(const struct gmem_plan *plan, uint32_
  *
  * The kernel allocates and charges no memory until pages are touched. The file
  * keeps the VM alive: KVM frees nothing of a VM while one of its guest_memfds, or
- * a mapping of one, is open anywhere. It does not keep the VM fd open.
+ * a mapping of one, is open anywhere. You may close @vm_fd: to know the VM again,
+ * even if another one gets the number, the library has a duplicate of the fd, one
+ * for all files and the handle of a VM, until the last of them is freed.
  *
  * The kernel creates the fd without close-on-exec. The library sets the flag at
  * once, but a fork() and exec() by another thread in between leaks the fd, and
@@ -600,7 +605,11 @@ struct gmem_adopt_opts {
  *
  * Checks that @gmemfd is a guest_memfd and reads its size. With a VM the call
  * also checks that the file belongs to this VM, by binding one page to a spare
- * memslot and deleting that memslot again.
+ * memslot and deleting that memslot again, as in the self-test of gmem_caps_new();
+ * no other call tells whose a guest_memfd is. With GMEM_NO_VM this check happens
+ * when the file is first used for a region. So adopt files before the guest runs,
+ * or it has to fault in all of its memory again. Files that the library created
+ * need no memslot to be known, where Linux 6.10 or kcmp(2) compares two VM fds.
  *
  * Thread-safe. Source: fstatfs(2) and the link in /proc/self/fd to recognise
  * the file, KVM_SET_USER_MEMORY_REGION2 to recognise its VM. Since: 0.1.
@@ -609,7 +618,7 @@ struct gmem_adopt_opts {
  * options, -EXDEV the file belongs to another VM (up to Linux 7.1 also: all of it
  * is bound already; on arm64 also: it was created without GMEM_CREATE_MMAP and
  * cannot be bound), -EBUSY no spare memslot or address to check with, -E2BIG
- * options newer than the library, -EMFILE, -ENOMEM.
+ * options newer than the library, -EMFILE, -ENFILE, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_file_adopt(int vm_fd, int gmemfd,
 					  const struct gmem_adopt_opts *opts,
@@ -619,8 +628,8 @@ GMEM_API GMEM_CHECKED int gmem_file_adopt(int vm_fd, int gmemfd,
  * gmem_file_free() - free a file
  * @file: file, or NULL
  *
- * Unmaps everything that gmem_file_map() mapped of it, and closes the fd now, or
- * with the last region that uses the file: a memslot does not keep its file
+ * Unmaps what gmem_file_map() mapped of it, except where another mapping replaced
+ * it (GMEM_MAP_REPLACE), and closes the fd now, or with the last region that uses the file: a memslot does not keep its file
  * alive, so the library does.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
@@ -698,15 +707,17 @@ struct gmem_map_opts {
  * GMEM_CREATE_INIT_SHARED every page is private. A system call on such an address
  * fails with -EFAULT instead.
  *
- * GMEM_MAP_REPLACE is for address space you reserved; the previous mapping there
- * is lost even if the kernel then runs out of memory. The range must not touch a
- * mapping of this file.
+ * GMEM_MAP_REPLACE is for address space you reserved, and for mappings of
+ * gmem_file_map(), of this or of any other file: what is replaced is theirs no
+ * more. The memory of a region or an import is never replaced, but your own is
+ * (GMEM_REGION_HVA with GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE). If the kernel
+ * runs out of memory, the previous mapping there can be lost.
  *
  * Thread-safe. Source: mmap(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range, alignment or options, -ENODEV the file was
- * created without GMEM_CREATE_MMAP, -EEXIST something is mapped at @hva, -E2BIG
- * options newer than the library, -ENOMEM.
+ * created without GMEM_CREATE_MMAP, -EEXIST something is mapped at @hva, -EBUSY a
+ * region or an import has memory there, -E2BIG options newer than the library, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_file_map(struct gmem_file *file, uint64_t offset,
 					uint64_t size, const struct gmem_map_opts *opts,
@@ -846,17 +857,25 @@ struct gmem_vm_opts {
 
 /**
  * gmem_vm_new() - manage the guest memory of a VM
- * @vm_fd: VM fd, borrowed: keep it open until gmem_vm_free()
+ * @vm_fd: VM fd, duplicated: yours stays yours
  * @opts: NULL for defaults
  * @ret: the handle, yours to free with gmem_vm_free()
  *
+ * The handle keeps its duplicate of the VM fd, close-on-exec, and with it the VM
+ * until it is freed: you may close @vm_fd at any time, and it does not matter what
+ * gets the number next.
+ *
  * The library hands out memslot numbers from 0 upwards. Reserve the numbers of
- * memslots that you set yourself with gmem_vm_reserve_slots(). Without a report in
- * @opts the library probes the VM, with a self-test: see gmem_caps_new().
+ * memslots that you set yourself with gmem_vm_reserve_slots(), and have one handle
+ * for a VM: KVM does not say which numbers are in use. Where it refuses a memslot
+ * because of one that this handle did not set, the sentence says so. But it takes
+ * a number that is in use with the same host address and the same size as a move of
+ * that memslot, and does not refuse it. Without a report in @opts the library
+ * probes the VM, with a self-test: see gmem_caps_new().
  *
  * Thread-safe. Source: as gmem_caps_new(). Since: 0.1.
  *
- * Return: 0, or the errors of gmem_caps_new().
+ * Return: 0, or the errors of gmem_caps_new(), -EMFILE, -ENFILE.
  */
 GMEM_API GMEM_CHECKED int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *opts,
 				      struct gmem_vm **ret);
@@ -868,13 +887,33 @@ GMEM_API GMEM_CHECKED int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *opts
  * Deletes the memslots, then unmaps their memory and closes the files that you do
  * not own; all regions of the handle and their host addresses become invalid.
  * Afterwards only your own files keep the VM alive, until gmem_file_free().
- * vCPUs must not run any more. The VM fd must still be open: another VM may have its
- * number otherwise.
+ * vCPUs must not run any more. It does not matter whether the VM fd is still open.
+ *
+ * Deleting a memslot takes KVM longer than all else here: if the VM ends, too,
+ * gmem_vm_free_with_vm() does without.
  *
  * One thread at a time per object; different objects in parallel. Source: as
  * gmem_region_remove(). Since: 0.1.
  */
 GMEM_API void gmem_vm_free(struct gmem_vm *vm);
+
+/**
+ * gmem_vm_free_with_vm() - free the handle of a VM that ends
+ * @vm: handle, or NULL
+ *
+ * As gmem_vm_free(), but the memslots stay: KVM takes down all of them at once when
+ * the last fd of the VM and of its vCPUs and devices is closed. Close yours first, so
+ * that the handle's is the last: then the VM is gone before its memory is.
+ *
+ * Otherwise memslots point at addresses that are not mapped, and that the kernel may
+ * give to the next mmap(2): until the VM is gone, nothing may run or enter a vCPU, add
+ * or change memslots, or have the kernel access guest memory, as interrupts of an
+ * irqfd can on arm64. Use gmem_vm_free() if the VM lives on.
+ *
+ * One thread at a time per object; different objects in parallel. Source: close(2)
+ * on a VM fd. Since: 0.1.
+ */
+GMEM_API void gmem_vm_free_with_vm(struct gmem_vm *vm);
 
 /**
  * gmem_vm_caps() - capability report that the handle uses
@@ -1001,7 +1040,7 @@ struct gmem_region_opts {
  * number, or a mapping at @hva, -EXDEV the file belongs to another VM (see
  * gmem_file_adopt()), -EOPNOTSUPP the way of backing cannot do what the flags
  * ask, or the default plan is not possible here, -ENOSPC no memslot left,
- * -ENOMEM, -EMFILE, -EBADF the VM fd is closed, -E2BIG options newer than the
+ * -ENOMEM, -EMFILE, -E2BIG options newer than the
  * library, or the kernel's own errno.
  */
 GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
@@ -1024,7 +1063,7 @@ GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint
  * did not give it back (gmem_peer_add()), -EDEADLK a callback of the library
  * calls it, -ENOMEM, or the kernel's own errno if
  * it refused to delete the memslot or to make its addresses shared again, such as
- * -EBADF the VM fd was closed; then the region is as before, and gmem_vm_free()
+ * -EIO the VM is dead; then the region is as before, and gmem_vm_free()
  * still frees it. -ENOTRECOVERABLE as gmem_region_move(): what the kernel then
  * has shared is shared for the library, too.
  */

@@ -24,7 +24,9 @@ static const char *const names[GMEM_RANKS] = {
 	[GMEM_RANK_CHANGE] = "change",
 	[GMEM_RANK_EXPORT] = "export",
 	[GMEM_RANK_VM] = "vm",
+	[GMEM_RANK_PROBE] = "probe",
 	[GMEM_RANK_FILE] = "file",
+	[GMEM_RANK_IDENTITY] = "identity",
 	[GMEM_RANK_MAPS] = "maps",
 	[GMEM_RANK_VIEWS] = "views",
 };

@@ -27,8 +27,10 @@ enum gmem_lock_rank {
 	GMEM_RANK_CHANGE,	/* struct gmem_vm */
 	GMEM_RANK_EXPORT,	/* struct gmem_export */
 	GMEM_RANK_VM,		/* struct gmem_vm */
+	GMEM_RANK_PROBE,	/* caps/probe_slot.c */
 	GMEM_RANK_FILE,		/* struct gmem_file */
-	GMEM_RANK_MAPS,		/* struct gmem_file_maps */
+	GMEM_RANK_IDENTITY,	/* region/vm_identity.c */
+	GMEM_RANK_MAPS,		/* region/file_map.c */
 	GMEM_RANK_VIEWS,	/* struct gmem_vm */
 	GMEM_RANKS
 };

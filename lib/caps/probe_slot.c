@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <sys/mman.h>
 
+#include "base/lock.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
@@ -22,6 +23,14 @@
 
 #define SLOTS_TO_TRY 4
 #define PAGES_TO_TRY 16
+
+/*
+ * Rank PROBE: held while a probe is open. Two probes of one VM find the same number and
+ * the same address free, and KVM takes one's memslot for a change of the other's. Nothing
+ * here knows a handle of the VM that could have the lock, and other processes cannot use
+ * the VM, so it is one lock for the process.
+ */
+static struct gmem_lock lock = GMEM_LOCK_INIT(GMEM_RANK_PROBE);
 
 static int try_slot(struct gmem_probe_slot *probe, const struct gmem_kvm_slot *slot)
 {
@@ -138,6 +147,7 @@ int gmem_probe_slot_open(struct gmem_probe_slot *probe, int vm_fd)
 	if (err)
 		return err;
 
+	gmem_lock_take(&lock);
 	err = find_place(probe);
 	if (err)
 		gmem_probe_slot_close(probe);
@@ -146,5 +156,48 @@ int gmem_probe_slot_open(struct gmem_probe_slot *probe, int vm_fd)
 
 void gmem_probe_slot_close(struct gmem_probe_slot *probe)
 {
+	gmem_lock_drop(&lock);
 	gmem_sys_munmap(probe->hva, probe->page);
+}
+
+/*
+ * KVM refuses our page as a change of a memslot that exists before it looks at the
+ * addresses (-EINVAL), and as a new memslot because of the addresses (-EEXIST).
+ */
+static int find_out(const struct gmem_probe_slot *probe, uint32_t number)
+{
+	struct gmem_kvm_slot slot = {
+		.number = probe->slot,
+		.gpa = probe->gpa,
+		.size = probe->page,
+		.hva = probe->hva,
+	};
+	int err;
+
+	err = gmem_kvm_set_slot(probe->vm_fd, &slot);
+	if (err)
+		return err;
+
+	slot.number = number;
+	err = gmem_kvm_set_slot(probe->vm_fd, &slot);
+	gmem_kvm_delete_slot_retry(probe->vm_fd, probe->slot);
+	if (err == -EINVAL)
+		return 1;
+	return err == -EEXIST ? 0 : err;
+}
+
+int gmem_probe_slot_exists(int vm_fd, uint32_t number)
+{
+	struct gmem_probe_slot probe;
+	int ret;
+
+	ret = gmem_probe_slot_open(&probe, vm_fd);
+	if (ret)
+		return ret;
+
+	/* The probe found this very number free. */
+	if (probe.slot != number)
+		ret = find_out(&probe, number);
+	gmem_probe_slot_close(&probe);
+	return ret;
 }

@@ -5,7 +5,12 @@
  * The VM may be in use, and may run. Therefore a probe takes the highest slot number and
  * the highest address that are free, and has a memslot there only during one trial.
  *
- * Not supported: a VM whose memslots change while the probe is open.
+ * One thread of the process has a probe open at a time; others wait.
+ *
+ * Memslots that other code sets meanwhile may collide with a trial: KVM refuses one of the
+ * two, with -EINVAL for the number or -EEXIST for the address, and changes neither. So
+ * the probe may be wrong, and the other code may fail, if it uses the highest numbers or
+ * addresses.
  */
 #ifndef GMEM_PROBE_SLOT_H
 #define GMEM_PROBE_SLOT_H
@@ -21,9 +26,17 @@ struct gmem_probe_slot {
 	void *hva;		/* one page of ordinary memory */
 };
 
-/* Finds a free slot number and address; -EBUSY if none of those tried is free. */
+/*
+ * Finds a free slot number and address; -EBUSY if none of those tried is free. On success
+ * the caller must close the probe before it does anything that may wait.
+ */
 int gmem_probe_slot_open(struct gmem_probe_slot *probe, int vm_fd);
 void gmem_probe_slot_close(struct gmem_probe_slot *probe);
+/*
+ * Says whether the VM has a memslot of this number, without a change to it: returns 1, 0,
+ * or -errno if that cannot be found out. No probe may be open in this thread.
+ */
+int gmem_probe_slot_exists(int vm_fd, uint32_t number);
 /* Adds a memslot of one page and deletes it again: 0, or the -errno of either. */
 int gmem_probe_slot_try_plain(struct gmem_probe_slot *probe, uint32_t flags);
 /* As gmem_probe_slot_try_plain(), with a guest_memfd bound to the memslot. */

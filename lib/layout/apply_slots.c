@@ -13,11 +13,11 @@
 #include "base/range_set.h"
 #include "base/range_map.h"
 #include "caps/caps.h"
+#include "layout/foreign_slot.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
 #include "os/usdt.h"
-#include "region/file.h"
 #include "region/kept_log.h"
 #include "region/page_states.h"
 #include "region/region.h"
@@ -25,21 +25,31 @@
 #include "state/private_state.h"
 #include "view/view.h"
 
-static int fail_slot(const struct gmem_vm *vm, const struct gmem_region *region,
-		     const struct gmem_kvm_slot *slot, int err)
+static int fail_slot(const struct gmem_vm *vm, const struct gmem_kvm_slot *slot, int err)
 {
 	if (!(slot->flags & KVM_MEM_GUEST_MEMFD))
 		return gmem_fail(err,
 				 "VM fd %d refuses memslot %" PRIu32 " at gpa 0x%" PRIx64 ", 0x%" PRIx64
 				 " bytes, hva 0x%" PRIx64 ": %s",
-				 vm->fd, slot->number, slot->gpa, slot->size,
+				 gmem_vm_number(vm), slot->number, slot->gpa, slot->size,
 				 (uint64_t)(uintptr_t)slot->hva, gmem_errno_name(err));
 
 	return gmem_fail(err,
 			 "VM fd %d refuses memslot %" PRIu32 " at gpa 0x%" PRIx64 ", 0x%" PRIx64
-			 " bytes, guest_memfd fd %d made on VM fd %d, offset 0x%" PRIx64 ": %s",
-			 vm->fd, slot->number, slot->gpa, slot->size, slot->gmemfd,
-			 region->file->vm_fd, slot->gmemfd_offset, gmem_errno_name(err));
+			 " bytes, guest_memfd fd %d, offset 0x%" PRIx64 ": %s",
+			 gmem_vm_number(vm), slot->number, slot->gpa, slot->size, slot->gmemfd,
+			 slot->gmemfd_offset, gmem_errno_name(err));
+}
+
+/* The number can be taken by somebody else only if the region did not have it. */
+static int fail_new_slot(struct gmem_vm *vm, const struct gmem_step *step,
+			 const struct gmem_kvm_slot *slot, int err)
+{
+	bool is_new = !step->has_old || slot->number != step->old.number;
+
+	if (is_new && gmem_foreign_slot_explain(vm, slot, err))
+		return err;
+	return fail_slot(vm, slot, err);
 }
 
 /* ---- dirty logs ---- */
@@ -115,12 +125,12 @@ static int delete_old(struct gmem_vm *vm, struct gmem_step *step)
 	save_log(vm, step, &slot, 0);
 	step->parked = slot.gpa != step->old.gpa;
 	err = gmem_kvm_delete_slot(vm->fd, slot.number);
-	GMEM_PROBE(unbind, vm->fd, step->old.number, step->old.gpa, step->old.size, err);
+	GMEM_PROBE(unbind, gmem_vm_number(vm), step->old.number, step->old.gpa, step->old.size, err);
 	if (err) {
 		step->failed = true;
 		return gmem_fail(err,
 				 "VM fd %d refuses to delete memslot %" PRIu32 " at gpa 0x%" PRIx64 ": %s",
-				 vm->fd, step->old.number, step->old.gpa, gmem_errno_name(err));
+				 gmem_vm_number(vm), step->old.number, step->old.gpa, gmem_errno_name(err));
 	}
 	step->deleted = true;
 	return 0;
@@ -146,7 +156,7 @@ static int move_slot(struct gmem_vm *vm, struct gmem_step *step)
 	const struct gmem_kvm_slot *slot = &step->new[0];
 	int err = gmem_kvm_set_slot(vm->fd, slot);
 
-	GMEM_PROBE(bind, vm->fd, slot->number, slot->gpa, slot->size, step->region->backing, err);
+	GMEM_PROBE(bind, gmem_vm_number(vm), slot->number, slot->gpa, slot->size, step->region->backing, err);
 	if (!err) {
 		step->moved = true;
 		return 0;
@@ -155,7 +165,7 @@ static int move_slot(struct gmem_vm *vm, struct gmem_step *step)
 	if (err == -EINVAL || err == -EEXIST)
 		return delete_old(vm, step);
 	step->failed = true;
-	return fail_slot(vm, step->region, slot, err);
+	return fail_slot(vm, slot, err);
 }
 
 static int move_slots(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
@@ -176,11 +186,11 @@ static int add_new(struct gmem_vm *vm, struct gmem_step *step)
 	while (!step->moved && step->added < step->new_count) {
 		slot = &step->new[step->added];
 		err = gmem_kvm_set_slot(vm->fd, slot);
-		GMEM_PROBE(bind, vm->fd, slot->number, slot->gpa, slot->size, step->region->backing,
+		GMEM_PROBE(bind, gmem_vm_number(vm), slot->number, slot->gpa, slot->size, step->region->backing,
 			   err);
 		if (err) {
 			step->failed = true;
-			return fail_slot(vm, step->after, slot, err);
+			return fail_new_slot(vm, step, slot, err);
 		}
 		step->added++;
 	}
@@ -204,7 +214,7 @@ static void note_loss(struct undo *undo, const struct gmem_kvm_slot *slot, const
 	undo->is_incomplete = true;
 	snprintf(undo->sentence, sizeof(undo->sentence),
 		 "VM fd %d %s memslot %" PRIu32 " at gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes: %s",
-		 undo->vm->fd, what, slot->number, slot->gpa, slot->size, gmem_errno_name(err));
+		 gmem_vm_number(undo->vm), what, slot->number, slot->gpa, slot->size, gmem_errno_name(err));
 }
 
 static void take_back(struct undo *undo, struct gmem_step *step, unsigned int n)
@@ -295,7 +305,7 @@ static int clear_strays(struct gmem_vm *vm, struct gmem_step *step)
 		if (err)
 			gmem_fail(err, "VM fd %d refuses to make gpa 0x%" PRIx64 ", 0x%" PRIx64
 				  " bytes, shared, which stayed private when a change was undone: %s",
-				  vm->fd, at.gpa, at.size, gmem_errno_name(err));
+				  gmem_vm_number(vm), at.gpa, at.size, gmem_errno_name(err));
 	}
 	step->failed = err != 0;
 	return err;
@@ -373,7 +383,8 @@ static void note_state(struct undo *undo, uint64_t gpa, uint64_t size, bool is_p
 	undo->is_incomplete = true;
 	snprintf(undo->sentence, sizeof(undo->sentence),
 		 "VM fd %d leaves gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes, %s: %s",
-		 undo->vm->fd, gpa, size, is_private ? "private" : "shared", gmem_errno_name(err));
+		 gmem_vm_number(undo->vm), gpa, size, is_private ? "private" : "shared",
+		 gmem_errno_name(err));
 }
 
 /* Undo tell_states(), as far as it got, part by part: each is what the kernel says it is. */

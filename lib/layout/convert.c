@@ -578,7 +578,7 @@ GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, ui
 		err = convert(&work);
 	if (ret)
 		*ret = work.result;
-	GMEM_PROBE(convert, vm->fd, gpa, size, state, work.result.converted, err);
+	GMEM_PROBE(convert, gmem_vm_number(vm), gpa, size, state, work.result.converted, err);
 	return gmem_vm_log_error(vm, err);
 }
 

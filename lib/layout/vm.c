@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stdlib.h>
 
 #include "base/check.h"
@@ -17,6 +18,7 @@
 #include "region/region.h"
 #include "region/slots.h"
 #include "region/vm_core.h"
+#include "region/vm_identity.h"
 #include "state/inplace.h"
 #include "state/listener.h"
 #include "state/claim.h"
@@ -68,9 +70,13 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 	if (!vm)
 		return gmem_fail(-ENOMEM, "no memory for a VM handle");
 
-	err = take_report(vm, vm_fd, &opts);
+	err = gmem_vm_identity_get(vm_fd, &vm->identity);
 	if (err)
 		goto free_vm;
+
+	err = take_report(vm, vm_fd, &opts);
+	if (err)
+		goto free_identity;
 
 	if (opts.flags & GMEM_VM_TYPE)
 		gmem_caps_set_vm_type(&vm->caps, opts.vm_type);
@@ -78,21 +84,23 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 		err = gmem_inplace_prove(opts.inplace, vm_fd, &vm->inplace,
 					 &vm->caps.lines[GMEM_CAP_IN_PLACE]);
 	if (err)
-		goto free_vm;
+		goto free_identity;
 
 	err = gmem_slots_init(&vm->slots,
 			      (uint32_t)gmem_caps_value(&vm->caps, GMEM_CAP_MEMSLOTS));
 	if (err)
-		goto free_vm;
+		goto free_identity;
 
 	gmem_vm_begin(vm);
-	vm->fd = vm_fd;
+	vm->fd = vm->identity->fd;
 	vm->log = opts.log;
 	vm->log_data = opts.log_data;
 	vm->has_default_plan = gmem_plan_make(&vm->caps, NULL, &vm->default_plan) == 0;
 	*ret = vm;
 	return 0;
 
+free_identity:
+	gmem_vm_identity_unref(vm->identity);
 free_vm:
 	free(vm);
 	return err;
@@ -102,46 +110,75 @@ free_vm:
  * A memslot that cannot be deleted dies with the VM; without its file it holds no
  * memory.
  */
-static void release(struct gmem_vm *vm, struct gmem_region *region)
+static void delete_slot(struct gmem_vm *vm, const struct gmem_region *region)
 {
-	int err = 0;
-
-	if (region->has_slot)
-		err = gmem_kvm_delete_slot_retry(vm->fd, region->slot);
+	int err = gmem_kvm_delete_slot_retry(vm->fd, region->slot);
 
 	if (err)
 		gmem_vm_log_error(vm, gmem_fail(err, "memslot %" PRIu32 " at gpa 0x%" PRIx64
 						" is left behind on VM fd %d: %s", region->slot,
-						region->gpa.start, vm->fd, gmem_errno_name(err)));
+						region->gpa.start, gmem_vm_number(vm),
+						gmem_errno_name(err)));
+}
+
+static void release(struct gmem_vm *vm, struct gmem_region *region, bool delete)
+{
+	if (delete && region->has_slot)
+		delete_slot(vm, region);
 	gmem_region_detach(region);
 	gmem_region_release(region);
 	free(region);
 }
 
-GMEM_API void gmem_vm_free(struct gmem_vm *vm)
+static void release_all(struct gmem_vm *vm, bool delete)
 {
 	struct gmem_region *region;
 	struct gmem_range *gpa;
 
-	if (!vm)
-		return;
-
 	gmem_lock_take(&vm->lock);
+	/* In order: neighbours are mostly neighbours for the host, too, and KVM finds them faster. */
 	while ((gpa = gmem_range_find(&vm->regions, 0, UINT64_MAX))) {
 		gmem_range_remove(&vm->regions, gpa);
-		release(vm, GMEM_CONTAINER_OF(gpa, struct gmem_region, gpa));
+		release(vm, GMEM_CONTAINER_OF(gpa, struct gmem_region, gpa), delete);
 	}
 	while ((region = vm->stuck)) {
 		vm->stuck = region->next_stuck;
-		release(vm, region);
+		release(vm, region, delete);
 	}
 	gmem_lock_drop(&vm->lock);
+}
 
+static void free_handle(struct gmem_vm *vm)
+{
 	gmem_listeners_sweep(vm);
 	gmem_slots_destroy(&vm->slots);
 	gmem_vm_drop_table(vm);
 	gmem_vm_end(vm);
 	free(vm);
+}
+
+GMEM_API void gmem_vm_free(struct gmem_vm *vm)
+{
+	if (!vm)
+		return;
+
+	release_all(vm, true);
+	gmem_vm_identity_unref(vm->identity);
+	free_handle(vm);
+}
+
+/*
+ * The fd goes first: if it is the VM's last, KVM takes all memslots down at once, and
+ * unmapping the memory no longer has to look for them.
+ */
+GMEM_API void gmem_vm_free_with_vm(struct gmem_vm *vm)
+{
+	if (!vm)
+		return;
+
+	gmem_vm_identity_unref(vm->identity);
+	release_all(vm, false);
+	free_handle(vm);
 }
 
 GMEM_API const struct gmem_caps *gmem_vm_caps(const struct gmem_vm *vm)

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/io_uring.h>
+#include <linux/kcmp.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -25,6 +26,11 @@
 /* Linux 6.5, the same number on every architecture */
 #ifndef __NR_cachestat
 #define __NR_cachestat 451
+#endif
+
+/* Linux 6.10 */
+#ifndef F_DUPFD_QUERY
+#define F_DUPFD_QUERY 1027
 #endif
 
 uint64_t gmem_sys_page_size(void)
@@ -55,6 +61,23 @@ int gmem_sys_dup(int fd)
 	int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 
 	return copy < 0 ? -errno : copy;
+}
+
+static int compare_files(int a, int b)
+{
+	pid_t self = getpid();
+	long order = syscall(__NR_kcmp, self, self, KCMP_FILE, a, b);
+
+	return order < 0 ? -errno : order == 0;
+}
+
+int gmem_sys_same_file(int a, int b)
+{
+	int same = fcntl(a, F_DUPFD_QUERY, b);
+
+	if (same >= 0)
+		return same;
+	return errno == EBADF ? -EBADF : compare_files(a, b);
 }
 
 int gmem_sys_set_cloexec(int fd)

@@ -45,6 +45,12 @@ int gmem_sys_open(const char *path, int flags);
 int gmem_sys_reopen(int fd, int flags);
 /* Returns a duplicate of @fd. */
 int gmem_sys_dup(int fd);
+/*
+ * Returns 1 if @a and @b are one open file, duplicates of each other, and 0 if they are
+ * not; -errno if the kernel, or a sandbox, does not tell. Linux 6.10 added the fcntl()
+ * that tells; before, kcmp(2) does, where it is built in.
+ */
+int gmem_sys_same_file(int a, int b);
 /* Makes @fd close-on-exec; needed for fds that an ioctl returned. */
 int gmem_sys_set_cloexec(int fd);
 void gmem_sys_close(int fd);

@@ -75,7 +75,7 @@ static int set_slot_flags(struct gmem_region *region, uint32_t flags)
 	err = gmem_kvm_set_slot(region->vm->fd, &slot);
 	if (err)
 		return gmem_fail(err, "VM fd %d refuses flags 0x%" PRIx32 " for memslot %" PRIu32 ": %s",
-				 region->vm->fd, flags, region->slot, gmem_errno_name(err));
+				 gmem_vm_number(region->vm), flags, region->slot, gmem_errno_name(err));
 
 	gmem_lock_take(&region->vm->lock);
 	/* Pairs with the load in gmem_region_is_read_only(). */
@@ -138,7 +138,7 @@ static int fail_to_read(const struct gmem_region *region, int err)
 		return gmem_fail(-EOPNOTSUPP,
 				 "VM fd %d logs writes in dirty rings (KVM_CAP_DIRTY_LOG_RING), so memslot %"
 				 PRIu32 " has no bitmap: read the rings of the vCPUs",
-				 region->vm->fd, region->slot);
+				 gmem_vm_number(region->vm), region->slot);
 	return gmem_fail(err, "the dirty log of memslot %" PRIu32 ": %s", region->slot,
 			 gmem_errno_name(err));
 }
@@ -184,7 +184,7 @@ static int get_dirty_log(const struct gmem_region *region, uint64_t *bitmap, siz
 	if (err)
 		gmem_vm_log_error(region->vm,
 				  gmem_fail(err, "the dirty log of memslot %" PRIu32 " was read, and VM fd %d "
-					    "does not clear it: %s", region->slot, region->vm->fd,
+					    "does not clear it: %s", region->slot, gmem_vm_number(region->vm),
 					    gmem_errno_name(err)));
 	return 0;
 }

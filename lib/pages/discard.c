@@ -158,7 +158,7 @@ static int discard_one(struct work *work, const struct gmem_gpa_range *range)
 		err = gmem_vm_each_section(work->vm, range->gpa + done, now, GMEM_CLAIM_EXCLUSIVE,
 					   time_left(work), discard_piece, work);
 	}
-	GMEM_PROBE(discard, work->vm->fd, range->gpa, range->size, err);
+	GMEM_PROBE(discard, gmem_vm_number(work->vm), range->gpa, range->size, err);
 	return err;
 }
 

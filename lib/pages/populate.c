@@ -411,7 +411,7 @@ GMEM_API void gmem_populate_free(struct gmem_populate *job)
 	if (!job)
 		return;
 
-	GMEM_PROBE(populate, job->vm->fd, job->gpa, job->size, job->done);
+	GMEM_PROBE(populate, gmem_vm_number(job->vm), job->gpa, job->size, job->done);
 	gmem_lock_destroy(&job->lock);
 	free(job);
 }

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <linux/falloc.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -14,7 +15,6 @@
 #include "base/error.h"
 #include "base/interval_tree.h"
 #include "base/opts.h"
-#include "caps/plan.h"
 #include "caps/probe_slot.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
@@ -28,44 +28,46 @@
 
 /* ---- create, adopt, free ---- */
 
-static struct gmem_file *new_file(int vm_fd, int gmemfd, uint64_t size, uint64_t create_flags)
+/* Takes @vm, on failure, too. */
+static struct gmem_file *new_file(struct gmem_vm_identity *vm, uint64_t size,
+				  uint64_t create_flags)
 {
 	struct gmem_file *file = malloc(sizeof(*file));
 
 	if (!file) {
+		gmem_vm_identity_unref(vm);
 		gmem_fail(-ENOMEM, "no memory for a file handle");
 		return NULL;
 	}
 
 	*file = (struct gmem_file){
-		.fd = gmemfd,
-		.vm_fd = vm_fd,
+		.fd = -1,
+		.vm = vm,
 		.users = 1,
 		.size = size,
 		.create_flags = create_flags,
 	};
 	gmem_lock_init(&file->lock, GMEM_RANK_FILE);
-	gmem_maps_init(&file->maps);
 	return file;
 }
 
 static void free_file(struct gmem_file *file)
 {
-	gmem_maps_destroy(&file->maps);
+	gmem_vm_identity_unref(file->vm);
 	gmem_lock_destroy(&file->lock);
 	free(file);
 }
 
-static int create(int vm_fd, uint64_t size, uint64_t flags)
+static int create(const struct gmem_vm_identity *vm, uint64_t size, uint64_t flags)
 {
 	int fd, err;
 
-	fd = gmem_kvm_create_gmemfd(vm_fd, size, flags);
+	fd = gmem_kvm_create_gmemfd(vm->fd, size, flags);
 	if (fd < 0)
 		return gmem_fail(fd,
 				 "VM fd %d refuses a guest_memfd of 0x%" PRIx64
 				 " bytes with create flags 0x%" PRIx64 ": %s",
-				 vm_fd, size, flags, gmem_errno_name(fd));
+				 vm->number, size, flags, gmem_errno_name(fd));
 
 	err = gmem_sys_set_cloexec(fd);
 	if (err) {
@@ -76,23 +78,17 @@ static int create(int vm_fd, uint64_t size, uint64_t flags)
 	return fd;
 }
 
-GMEM_API int gmem_file_new_raw(int vm_fd, uint64_t size, uint64_t flags, struct gmem_file **ret)
+/* Takes @vm, on failure, too. */
+static int make_file(struct gmem_vm_identity *vm, uint64_t size, uint64_t flags,
+		     struct gmem_file **ret)
 {
-	struct gmem_file *file;
+	struct gmem_file *file = new_file(vm, size, flags);
 	int err;
 
-	if (!ret)
-		return gmem_fail(-EINVAL, "no place for the file: ret is NULL");
-
-	err = gmem_check_range_within("offset", 0, size, INT64_MAX, "the largest file");
-	if (err)
-		return err;
-
-	file = new_file(vm_fd, -1, size, flags);
 	if (!file)
 		return -ENOMEM;
 
-	file->fd = create(vm_fd, size, flags);
+	file->fd = create(vm, size, flags);
 	if (file->fd < 0) {
 		err = file->fd;
 		free_file(file);
@@ -101,6 +97,25 @@ GMEM_API int gmem_file_new_raw(int vm_fd, uint64_t size, uint64_t flags, struct 
 
 	*ret = file;
 	return 0;
+}
+
+static int check_size(uint64_t size)
+{
+	return gmem_check_range_within("offset", 0, size, INT64_MAX, "the largest file");
+}
+
+GMEM_API int gmem_file_new_raw(int vm_fd, uint64_t size, uint64_t flags, struct gmem_file **ret)
+{
+	struct gmem_vm_identity *vm;
+	int err;
+
+	if (!ret)
+		return gmem_fail(-EINVAL, "no place for the file: ret is NULL");
+
+	err = check_size(size);
+	if (!err)
+		err = gmem_vm_identity_get(vm_fd, &vm);
+	return err ? err : make_file(vm, size, flags, ret);
 }
 
 GMEM_API int gmem_file_new(int vm_fd, uint64_t size, const struct gmem_plan *plan,
@@ -114,6 +129,14 @@ GMEM_API int gmem_file_new(int vm_fd, uint64_t size, const struct gmem_plan *pla
 				 gmem_backing_name(plan->backing));
 
 	return gmem_file_new_raw(vm_fd, size, plan->create_flags, ret);
+}
+
+int gmem_file_new_of_vm(struct gmem_vm_identity *vm, uint64_t size, const struct gmem_plan *plan,
+			struct gmem_file **ret)
+{
+	int err = check_size(size);
+
+	return err ? err : make_file(gmem_vm_identity_ref(vm), size, plan->create_flags, ret);
 }
 
 static int check_is_gmemfd(int fd)
@@ -142,15 +165,15 @@ static int check_is_gmemfd(int fd)
 }
 
 /* Binding its first or last page tells whose file it is. */
-static int check_is_of_vm(int vm_fd, int gmemfd, uint64_t size)
+static int check_is_of_vm(const struct gmem_vm_identity *vm, int gmemfd, uint64_t size)
 {
 	struct gmem_probe_slot scratch;
 	int err;
 
-	err = gmem_probe_slot_open(&scratch, vm_fd);
+	err = gmem_probe_slot_open(&scratch, vm->fd);
 	if (err)
 		return gmem_fail(err, "VM fd %d has no spare memslot to check fd %d with: %s",
-				 vm_fd, gmemfd, gmem_errno_name(err));
+				 vm->number, gmemfd, gmem_errno_name(err));
 
 	err = gmem_probe_slot_try_gmemfd(&scratch, gmemfd, 0);
 	if (err == -EINVAL)
@@ -167,8 +190,8 @@ static int check_is_of_vm(int vm_fd, int gmemfd, uint64_t size)
 	if (err == -EINVAL)
 		return gmem_fail(-EXDEV,
 				 "the guest_memfd fd %d belongs to another VM than fd %d, "
-				 "or is bound wholly already", gmemfd, vm_fd);
-	return gmem_fail(err, "VM fd %d refuses a memslot to check fd %d with: %s", vm_fd, gmemfd,
+				 "or is bound wholly already", gmemfd, vm->number);
+	return gmem_fail(err, "VM fd %d refuses a memslot to check fd %d with: %s", vm->number, gmemfd,
 			 gmem_errno_name(err));
 }
 
@@ -197,7 +220,8 @@ static int find_create_flags(int fd, uint64_t *ret)
 	return 0;
 }
 
-static int inspect(int vm_fd, int gmemfd, const struct gmem_adopt_opts *opts,
+/* @vm: NULL if the VM does not matter */
+static int inspect(const struct gmem_vm_identity *vm, int gmemfd, const struct gmem_adopt_opts *opts,
 		   uint64_t *ret_size, uint64_t *ret_flags)
 {
 	int err;
@@ -211,8 +235,8 @@ static int inspect(int vm_fd, int gmemfd, const struct gmem_adopt_opts *opts,
 		return gmem_fail(err, "the size of fd %d cannot be had: %s", gmemfd,
 				 gmem_errno_name(err));
 
-	if (vm_fd != GMEM_NO_VM) {
-		err = check_is_of_vm(vm_fd, gmemfd, *ret_size);
+	if (vm) {
+		err = check_is_of_vm(vm, gmemfd, *ret_size);
 		if (err)
 			return err;
 	}
@@ -223,26 +247,21 @@ static int inspect(int vm_fd, int gmemfd, const struct gmem_adopt_opts *opts,
 	return find_create_flags(gmemfd, ret_flags);
 }
 
-GMEM_API int gmem_file_adopt(int vm_fd, int gmemfd, const struct gmem_adopt_opts *user_opts,
-			     struct gmem_file **ret)
+/* Takes @vm, on failure, too. */
+static int adopt(struct gmem_vm_identity *vm, int gmemfd, const struct gmem_adopt_opts *opts,
+		 struct gmem_file **ret)
 {
-	struct gmem_adopt_opts opts;
 	struct gmem_file *file;
 	uint64_t size = 0, flags = 0;
 	int err, fd;
 
-	if (!ret)
-		return gmem_fail(-EINVAL, "no place for the file: ret is NULL");
-
-	err = GMEM_COPY_OPTS(gmem_adopt_opts, &opts, user_opts, create_flags);
-	if (!err)
-		err = gmem_check_flags("flags", opts.flags, GMEM_ADOPT_CREATE_FLAGS);
-	if (!err)
-		err = inspect(vm_fd, gmemfd, &opts, &size, &flags);
-	if (err)
+	err = inspect(vm, gmemfd, opts, &size, &flags);
+	if (err) {
+		gmem_vm_identity_unref(vm);
 		return err;
+	}
 
-	file = new_file(vm_fd, -1, size, flags);
+	file = new_file(vm, size, flags);
 	if (!file)
 		return -ENOMEM;
 
@@ -255,6 +274,24 @@ GMEM_API int gmem_file_adopt(int vm_fd, int gmemfd, const struct gmem_adopt_opts
 	file->fd = fd;
 	*ret = file;
 	return 0;
+}
+
+GMEM_API int gmem_file_adopt(int vm_fd, int gmemfd, const struct gmem_adopt_opts *user_opts,
+			     struct gmem_file **ret)
+{
+	struct gmem_vm_identity *vm = NULL;
+	struct gmem_adopt_opts opts;
+	int err;
+
+	if (!ret)
+		return gmem_fail(-EINVAL, "no place for the file: ret is NULL");
+
+	err = GMEM_COPY_OPTS(gmem_adopt_opts, &opts, user_opts, create_flags);
+	if (!err)
+		err = gmem_check_flags("flags", opts.flags, GMEM_ADOPT_CREATE_FLAGS);
+	if (!err && vm_fd != GMEM_NO_VM)
+		err = gmem_vm_identity_get(vm_fd, &vm);
+	return err ? err : adopt(vm, gmemfd, &opts, ret);
 }
 
 void gmem_file_ref(struct gmem_file *file)
@@ -484,13 +521,47 @@ GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t s
 
 /* ---- for regions ---- */
 
-int gmem_file_check_vm(const struct gmem_file *file, int vm_fd)
+/* Returns what @file knows of its VM, for the caller to give back; NULL: nothing. */
+static struct gmem_vm_identity *get_vm(struct gmem_file *file)
 {
-	/*
-	 * Equal numbers are the same VM; another number may be a duplicate of it, so
-	 * try.
-	 */
-	return file->vm_fd == vm_fd ? 0 : check_is_of_vm(vm_fd, file->fd, file->size);
+	struct gmem_vm_identity *vm;
+
+	gmem_lock_take(&file->lock);
+	vm = file->vm ? gmem_vm_identity_ref(file->vm) : NULL;
+	gmem_lock_drop(&file->lock);
+	return vm;
+}
+
+static void set_vm(struct gmem_file *file, struct gmem_vm_identity *vm)
+{
+	struct gmem_vm_identity *old;
+
+	gmem_lock_take(&file->lock);
+	old = file->vm;
+	file->vm = gmem_vm_identity_ref(vm);
+	gmem_lock_drop(&file->lock);
+	gmem_vm_identity_unref(old);
+}
+
+int gmem_file_check_vm(struct gmem_file *file, struct gmem_vm_identity *vm)
+{
+	struct gmem_vm_identity *known = get_vm(file);
+	bool is_new = known != vm;
+	int err = 0, same = -ENOENT;
+
+	if (known)
+		same = gmem_vm_identity_same(known, vm);
+	if (!same)
+		err = gmem_fail(-EXDEV,
+				"the guest_memfd fd %d, made on VM fd %d, belongs to another VM than "
+				"fd %d", file->fd, known->number, vm->number);
+	else if (same < 0)
+		err = check_is_of_vm(vm, file->fd, file->size);
+	gmem_vm_identity_unref(known);
+
+	if (!err && is_new)
+		set_vm(file, vm);
+	return err;
 }
 
 int gmem_file_pin(struct gmem_file *file, uint64_t offset, uint64_t size,

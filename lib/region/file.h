@@ -12,23 +12,32 @@
 
 #include "base/lock.h"
 #include "base/range_map.h"
+#include "caps/plan.h"
 #include "region/file_map.h"
 #include "region/memory_users.h"
+#include "region/vm_identity.h"
 
 struct gmem_file {
 	int fd;
-	int vm_fd;			/* number of the VM fd it was made with */
 	unsigned int users;		/* atomic: its creator, and every region */
 	uint64_t size;
 	uint64_t create_flags;
 	struct gmem_file_maps maps;
-	struct gmem_lock lock;		/* rank FILE: bound, memory_users */
+	struct gmem_lock lock;		/* rank FILE: vm, bound, memory_users */
+	struct gmem_vm_identity *vm;	/* the VM it belongs to; NULL: not known yet */
 	struct gmem_range_map bound;	/* offsets that are in a memslot */
 	struct gmem_memory_users memory_users;	/* by offset */
 };
 
-/* -EXDEV if the file belongs to another VM */
-int gmem_file_check_vm(const struct gmem_file *file, int vm_fd);
+/* gmem_file_new() for the VM of @vm, which the file shares */
+int gmem_file_new_of_vm(struct gmem_vm_identity *vm, uint64_t size, const struct gmem_plan *plan,
+			struct gmem_file **ret);
+
+/*
+ * -EXDEV if the file belongs to another VM. Known once, it costs nothing: the file then
+ * shares @vm.
+ */
+int gmem_file_check_vm(struct gmem_file *file, struct gmem_vm_identity *vm);
 
 void gmem_file_ref(struct gmem_file *file);
 void gmem_file_unref(struct gmem_file *file);

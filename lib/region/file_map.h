@@ -1,9 +1,18 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * file_map: where a guest_memfd is mapped in this process.
+ * file_map: which memory of this process libgmem mapped.
  *
- * A file keeps two kinds of mappings: those that its user made and may unmap, and
- * pinned ones, which belong to regions. Both are known by their host addresses.
+ * There are two kinds of mappings, both known by their host addresses: those that the
+ * user made of a file, and may unmap or replace; and pinned ones, the memory of regions
+ * and imports, which nothing replaces. Each is unmapped by its owner alone: what replaces
+ * part of a user's mapping takes that part out of the record.
+ *
+ * The record is the process's, and so is its lock (rank MAPS): it is held across mmap()
+ * and munmap(), which the kernel serialises for a process anyway.
+ *
+ * Not supported: mappings that somebody else changes with calls of his own. What comes
+ * where the record says that something is already is not unmapped in its stead; of what
+ * was there, the rest stays mapped.
  */
 #ifndef GMEM_FILE_MAP_H
 #define GMEM_FILE_MAP_H
@@ -11,7 +20,6 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "base/lock.h"
 #include "base/range_map.h"
 
 /* Place of a mapping: struct gmem_map_opts, checked, and more */
@@ -23,41 +31,45 @@ struct gmem_place {
 };
 
 struct gmem_map {
-	struct gmem_range hva;
-	uint64_t offset;	/* in the file */
+	struct gmem_range hva;		/* in the record */
+	uint64_t offset;		/* in the file */
+	struct gmem_file_maps *owner;	/* NULL: memory of no guest_memfd */
+	struct gmem_map *next;		/* in owner->made; not of a pinned one */
+	struct gmem_map *previous;
+	bool is_pinned;
+	bool is_lost;			/* pinned once: somebody else unmapped it */
 };
 
+/* The mappings of one file; zeroed, there are none */
 struct gmem_file_maps {
-	struct gmem_lock lock;		/* rank MAPS: both maps, and the order of mmap() and record */
-	struct gmem_range_map made;	/* by the user; nodes are of malloc() */
-	struct gmem_range_map pinned;	/* by regions, which own the nodes */
+	struct gmem_map *made;		/* by the user; of malloc() */
 };
 
 /* Map anything (@fd -1: anonymous memory) at @place; -errno without a sentence. */
 int gmem_map_at(int fd, uint64_t offset, uint64_t size, int prot, int flags,
 		const struct gmem_place *place, void **ret);
 
-void gmem_maps_init(struct gmem_file_maps *maps);
-void gmem_maps_destroy(struct gmem_file_maps *maps);
-
-/* @fd: the file's, here and below */
+/* @fd: the file's, here and below. -EBUSY: it would replace what is pinned. */
 int gmem_maps_add(struct gmem_file_maps *maps, int fd, uint64_t offset, uint64_t size,
 		  const struct gmem_place *place, void **ret_hva);
 /* @hva, @size: inside one mapping that was added */
 int gmem_maps_remove(struct gmem_file_maps *maps, uint64_t hva, uint64_t size);
-/* Unmap everything that was added. */
+/* Unmap what is left of everything that was added. */
 void gmem_maps_clear(struct gmem_file_maps *maps);
 /* -ENOENT: @hva is in no mapping of either kind */
-int gmem_maps_find(struct gmem_file_maps *maps, uint64_t hva, uint64_t *ret_offset);
+int gmem_maps_find(const struct gmem_file_maps *maps, uint64_t hva, uint64_t *ret_offset);
 
 /* Map part of the file for a region, which keeps @map; only gmem_maps_unpin() unmaps it. */
 int gmem_maps_pin(struct gmem_file_maps *maps, int fd, uint64_t offset, uint64_t size,
 		  const struct gmem_place *place, struct gmem_map *map);
-void gmem_maps_unpin(struct gmem_file_maps *maps, struct gmem_map *map);
+/* Likewise, anonymous memory. */
+int gmem_maps_pin_memory(uint64_t size, const struct gmem_place *place, struct gmem_map *map);
+/* Likewise, what the caller has just mapped. */
+void gmem_maps_pin_mapped(void *hva, uint64_t size, struct gmem_map *map);
+void gmem_maps_unpin(struct gmem_map *map);
 /* Put @to in the place of @from. */
-void gmem_maps_move_pin(struct gmem_file_maps *maps, struct gmem_map *from, struct gmem_map *to);
+void gmem_maps_move_pin(struct gmem_map *from, struct gmem_map *to);
 /* Move what is above @offset of @map over to @upper. */
-void gmem_maps_split_pin(struct gmem_file_maps *maps, struct gmem_map *map, uint64_t offset,
-			 struct gmem_map *upper);
+void gmem_maps_split_pin(struct gmem_map *map, uint64_t offset, struct gmem_map *upper);
 
 #endif

@@ -77,7 +77,7 @@ int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 
 static int check_file(const struct gmem_vm *vm, const struct gmem_region_params *params, uint64_t size)
 {
-	const struct gmem_file *file = params->opts.file;
+	struct gmem_file *file = params->opts.file;
 	int err;
 
 	if (!file)
@@ -97,7 +97,7 @@ static int check_file(const struct gmem_vm *vm, const struct gmem_region_params 
 
 	err = gmem_check_range_within("file offset", params->opts.file_offset, size, file->size,
 				      "the end of the file");
-	return err ? err : gmem_file_check_vm(file, vm->fd);
+	return err ? err : gmem_file_check_vm(file, vm->identity);
 }
 
 static int check_hva(const struct gmem_region_params *params, uint64_t size)
@@ -193,7 +193,7 @@ static int get_file(struct gmem_vm *vm, struct gmem_region *region, const struct
 	region->file = params->opts.file;
 	region->file_offset = params->opts.file_offset;
 	if (!region->file)
-		return gmem_file_new(vm->fd, region->gpa.size, params->plan, &region->file);
+		return gmem_file_new_of_vm(vm->identity, region->gpa.size, params->plan, &region->file);
 
 	gmem_file_ref(region->file);
 	return 0;
@@ -263,13 +263,13 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 		return err;
 	}
 
-	region->owns_memory = !region->hva_chosen;
 	if (!region->hva_chosen) {
-		err = gmem_map_at(-1, 0, region->gpa.size, PROT_READ | PROT_WRITE,
-					 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, &place, &hva);
+		err = gmem_maps_pin_memory(region->gpa.size, &place, &region->pin);
 		if (err)
 			return gmem_fail(err, "0x%" PRIx64 " bytes of host memory cannot be had: %s",
 					 region->gpa.size, gmem_errno_name(err));
+		hva = (void *)(uintptr_t)region->pin.hva.start;
+		region->owns_memory = true;
 	}
 
 	region->hva.start = (uintptr_t)hva;
@@ -278,12 +278,8 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 
 static void put_host_memory(struct gmem_region *region)
 {
-	if (!region->owns_memory)
-		return;
-	if (hva_is_files(region))
-		gmem_maps_unpin(&region->file->maps, region->map);
-	else
-		gmem_sys_munmap((void *)(uintptr_t)region->hva.start, region->hva.size);
+	if (region->owns_memory)
+		gmem_maps_unpin(&region->pin);
 }
 
 static int take_slot(struct gmem_vm *vm, struct gmem_region *region, const struct gmem_region_params *params)
@@ -453,8 +449,8 @@ void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck
 		gmem_file_ref(region->file);
 	if (region->owns_range)
 		gmem_file_move_bound(region->file, &region->bound, &stuck->bound);
-	if (region->owns_memory && region->map)
-		gmem_maps_move_pin(&region->file->maps, region->map, stuck->map);
+	if (region->owns_memory)
+		gmem_maps_move_pin(&region->pin, &stuck->pin);
 
 	stuck->hva = region->hva;
 	stuck->owns_range = region->owns_range;
@@ -516,8 +512,8 @@ void gmem_region_commit_split(struct gmem_region *region, struct gmem_region *up
 		gmem_file_ref(region->file);
 	if (region->owns_range)
 		gmem_file_split_bound(region->file, &region->bound, offset, &upper->bound);
-	if (region->map)
-		gmem_maps_split_pin(&region->file->maps, region->map, offset, upper->map);
+	if (region->owns_memory)
+		gmem_maps_split_pin(&region->pin, offset, &upper->pin);
 	if (hva_is_callers(region))
 		region->hva.size = offset;
 	else
@@ -551,7 +547,7 @@ int gmem_region_check_binding(const struct gmem_region *region, const struct gme
 
 	err = gmem_check_range_within("file offset", to->offset, region->gpa.size, to->file->size,
 				      "the end of the file");
-	return err ? err : gmem_file_check_vm(to->file, region->vm->fd);
+	return err ? err : gmem_file_check_vm(to->file, region->vm->identity);
 }
 
 int gmem_region_prepare_rebind(struct gmem_region *region, const struct gmem_binding *to,
@@ -609,9 +605,9 @@ void gmem_region_commit_rebind(struct gmem_region *region, struct gmem_region *a
 
 	if (region->map) {
 		gmem_region_commit_no_hva(region);
-		gmem_maps_move_pin(&region->file->maps, region->map, &old_pin);
-		gmem_maps_move_pin(&after->file->maps, after->map, region->map);
-		gmem_maps_move_pin(&region->file->maps, &old_pin, after->map);
+		gmem_maps_move_pin(region->map, &old_pin);
+		gmem_maps_move_pin(after->map, region->map);
+		gmem_maps_move_pin(&old_pin, after->map);
 		gmem_range_set_start(&region->hva, region->map->hva.start);
 		gmem_region_commit_hva(region);
 	}

@@ -42,7 +42,7 @@ struct gmem_region {
 	struct gmem_range gpa;		/* in vm->regions */
 	struct gmem_range hva;		/* in vm->hvas, unless the memory is the caller's */
 	struct gmem_range bound;	/* in file->bound if the memslot has the file */
-	struct gmem_map pin;
+	struct gmem_map pin;		/* of the host memory, if that is not the caller's */
 	struct gmem_map *map;		/* @pin, if the host address is the file's; else NULL */
 	struct gmem_vm *vm;
 	struct gmem_file *file;

@@ -22,6 +22,7 @@
 #include "caps/plan.h"
 #include "region/memory_users.h"
 #include "region/slots.h"
+#include "region/vm_identity.h"
 
 struct gmem_lease_wait;
 struct gmem_reader;
@@ -45,7 +46,8 @@ struct gmem_change_hook {
 
 struct gmem_vm {
 	/* set by gmem_vm_new(), never changed */
-	int fd;
+	int fd;				/* identity->fd, which is its owner */
+	struct gmem_vm_identity *identity;	/* NULL: an import */
 	bool has_default_plan;
 	struct gmem_caps caps;
 	struct gmem_plan default_plan;
@@ -91,6 +93,12 @@ struct gmem_vm {
 void gmem_vm_begin(struct gmem_vm *vm);
 /* The readers' table is gone already, see gmem_vm_drop_table(). */
 void gmem_vm_end(struct gmem_vm *vm);
+
+/* The number of the caller's VM fd, for sentences and tracers; -1: none */
+static inline int gmem_vm_number(const struct gmem_vm *vm)
+{
+	return vm->identity ? vm->identity->number : -1;
+}
 
 /*
  * Take the hook lock for a change of the layout, or of what belongs to it. -EDEADLK for a

@@ -14,6 +14,7 @@
 #include "base/opts.h"
 #include "base/range_map.h"
 #include "os/sys.h"
+#include "region/file_map.h"
 #include "region/page_states.h"
 #include "region/region.h"
 #include "region/regions.h"
@@ -140,7 +141,7 @@ static int publish(struct gmem_import *import, struct block *block, bool removes
 
 static void free_block(struct block *block)
 {
-	gmem_sys_munmap((void *)(uintptr_t)block->region.hva.start, block->region.hva.size);
+	gmem_maps_unpin(&block->region.pin);
 	gmem_sys_close(block->fd);
 	gmem_states_free(&block->region.states);
 	free(block);
@@ -240,6 +241,7 @@ static struct block *new_block(struct gmem_import *import, const struct gmem_mes
 		.backing = message->backing,
 		.fd = fd,
 	};
+	gmem_maps_pin_mapped(hva, message->size, &block->region.pin);
 	return block;
 }
 

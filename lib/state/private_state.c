@@ -22,7 +22,7 @@ static int refuse(const struct gmem_vm *vm, const struct gmem_part *part, bool t
 {
 	return gmem_fail(err,
 			 "VM fd %d refuses to make gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes, %s: %s",
-			 vm->fd, part->start, part->last - part->start + 1,
+			 gmem_vm_number(vm), part->start, part->last - part->start + 1,
 			 to_private ? "private" : "shared", gmem_errno_name(err));
 }
 

@@ -93,7 +93,7 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer)
 		return gmem_fail(-EBUSY, "%" PRIu32 " requests are still under way on the ring",
 				 transfer->io.in_flight);
 
-	GMEM_PROBE(transfer, transfer->vm ? transfer->vm->fd : -1, transfer->io.writing,
+	GMEM_PROBE(transfer, transfer->vm ? gmem_vm_number(transfer->vm) : -1, transfer->io.writing,
 		   transfer->done, transfer->total, transfer->is_done);
 	if (transfer->end)
 		transfer->end(transfer);

@@ -805,9 +805,9 @@ TEST(freeing_the_vm_takes_every_region_with_it)
 	gmem_vm_free(NULL);
 }
 
-TEST(a_vm_handle_is_freed_after_the_vm_fd_is_closed)
+TEST(a_vm_handle_works_after_the_vm_fd_is_closed)
 {
-	struct gmem_region *region, *late = NULL;
+	struct gmem_region *region;
 	struct lab lab;
 
 	lab_new(&lab, DEFAULT_VM);
@@ -815,15 +815,14 @@ TEST(a_vm_handle_is_freed_after_the_vm_fd_is_closed)
 	if (expect_vm(DEFAULT_VM)->backings & (1u << GMEM_BACKING_SHARED))
 		lab_add(&lab, GMEM_BACKING_SHARED, FAR, 1, NULL);
 	guest_free(&lab.guest);
-	machine_free(&lab.m);
-	REFUSED(gmem_region_remove(region), -EBADF);
-	REFUSED(gmem_region_move(region, BASE + GIB), -EBADF);
-	REFUSED(gmem_region_add(lab.vm, BASE + GIB, lab.page, NULL, &late),
-		expect_vm(DEFAULT_VM)->backings & (1u << GMEM_BACKING_SHARED) ? -EBADF :
-										-EOPNOTSUPP);
-	CHECK(!late);
+	close(lab.m.vm_fd);
+	lab.m.vm_fd = -1;
+	OK(gmem_region_move(region, BASE + GIB));
+	lab_add(&lab, GMEM_BACKING_HOST, BASE, 1, NULL);
 	host_store(gmem_region_hva(region), 1);
+	OK(gmem_region_remove(region));
 	gmem_vm_free(lab.vm);
+	machine_free(&lab.m);
 }
 
 /* ---- dirty log, read-only ---- */

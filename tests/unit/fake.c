@@ -405,7 +405,7 @@ void file_put(struct file *file)
 
 	if (--file->refs)
 		return;
-	if (file->bound.count && vm->fds && !vm->is_librarys)
+	if (file->bound.count && vm->fds && !vm->dead && !vm->is_librarys)
 		complain("lost the contents of memslot", (int)file->bound.v[0].number);
 	for (i = 0; i < file->bound.count; i++)
 		vm->slots[file->bound.v[i].number].file = -1;
@@ -520,6 +520,27 @@ int gmem_sys_dup(int fd)
 	ret = attempt(FAKE_DUP);
 	if (!ret)
 		ret = do_dup(fd);
+	return leave(ret);
+}
+
+/* As for a VM fd: what one open file is of it, another cannot be. */
+static int do_same_file(int a, int b)
+{
+	struct handle *x = handle_of(a), *y = handle_of(b);
+
+	if (!is_open(a) || !is_open(b))
+		return -EBADF;
+	if (fake.no_same_file)
+		return -ENOSYS;
+	return x && y && x->kind == y->kind && x->vm == y->vm && x->file == y->file;
+}
+
+int gmem_sys_same_file(int a, int b)
+{
+	int ret;
+
+	enter();
+	ret = do_same_file(a, b);
 	return leave(ret);
 }
 

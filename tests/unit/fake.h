@@ -70,6 +70,7 @@ struct fake_kernel {
 	bool mmap_is_shared;		/* MMAP alone makes pages shared */
 	bool no_proc;
 	bool no_cachestat;
+	bool no_same_file;		/* it does not tell whether two fds are one open file */
 	bool no_numa;
 	bool no_move_pages;
 	bool forgets_policy;		/* mbind() succeeds and reaches the mapping alone */

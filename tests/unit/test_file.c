@@ -481,12 +481,12 @@ static void mapping_goes_where_it_is_told_if_that_is_free(void **state)
 	unit_end(&unit);
 }
 
-static void mapping_replaces_reserved_space_but_none_of_its_own(void **state)
+static void mapping_replaces_reserved_space(void **state)
 {
 	GMEM_OPTS(gmem_map_opts, opts, .flags = GMEM_MAP_REPLACE);
 	struct gmem_file *file;
 	struct unit unit;
-	void *hva, *space, *again = NO_HVA;
+	void *hva, *space;
 
 	(void)state;
 	unit_begin(&unit, "6.18");
@@ -495,14 +495,120 @@ static void mapping_replaces_reserved_space_but_none_of_its_own(void **state)
 	opts.hva = unit_at(space, unit.page);
 	assert_ok(gmem_file_map(file, 0, PAGES(&unit, 2), &opts, &hva));
 	assert_ptr_equal(hva, opts.hva);
-	assert_refused(-EEXIST, "", gmem_file_map(file, 0, unit.page, &opts, &again));
-	assert_ptr_equal(again, NO_HVA);
 
 	/* give the allocator its memory back */
 	assert_ok(gmem_file_unmap(file, hva, PAGES(&unit, 2)));
 	assert_ptr_equal(mmap(hva, PAGES(&unit, 2), PROT_READ | PROT_WRITE,
 			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), hva);
 	unit_memory_free(space);
+	gmem_file_free(file);
+	unit_end(&unit);
+}
+
+/* Map page @page of @file over @hva. */
+static int map_over(const struct unit *unit, struct gmem_file *file, uint64_t page, uint64_t pages,
+		    void *hva)
+{
+	GMEM_OPTS(gmem_map_opts, opts, .flags = GMEM_MAP_REPLACE, .hva = hva);
+	void *got = NO_HVA;
+	int err = gmem_file_map(file, PAGES(unit, page), PAGES(unit, pages), &opts, &got);
+
+	assert_ptr_equal(got, err ? NO_HVA : hva);
+	return err;
+}
+
+static void check_belongs(const struct unit *unit, struct gmem_file *file, void *hva, uint64_t page)
+{
+	uint64_t offset = 0;
+
+	assert_ok(gmem_file_find_hva(file, hva, &offset));
+	assert_int_equal(offset, PAGES(unit, page));
+}
+
+/* gmem_file_free() unmapped what had been mapped over a mapping of the file. */
+static void freed_file_spares_what_replaced_its_mapping(void **state)
+{
+	struct gmem_file *below, *above;
+	struct unit unit;
+	uint64_t offset;
+	char *hva;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	below = unit_file(&unit, 8);
+	above = unit_file(&unit, 8);
+	hva = map(&unit, below, 0, 8);
+	assert_ok(map_over(&unit, above, 1, 2, hva + PAGES(&unit, 3)));
+	check_belongs(&unit, below, hva + PAGES(&unit, 2), 2);
+	check_belongs(&unit, above, hva + PAGES(&unit, 3), 1);
+	check_belongs(&unit, below, hva + PAGES(&unit, 5), 5);
+	assert_int_equal(gmem_file_find_hva(below, hva + PAGES(&unit, 4), &offset), -ENOENT);
+
+	/* it is in one mapping no more, and the part in the middle is not its own */
+	assert_refused(-ENOENT, "", gmem_file_unmap(below, hva, PAGES(&unit, 8)));
+	assert_refused(-ENOENT, "", gmem_file_unmap(below, hva + PAGES(&unit, 3), unit.page));
+
+	gmem_file_free(below);
+	assert_int_equal(fake_open_mappings(), 1);
+	hva[PAGES(&unit, 3)] = 1;
+	hva[PAGES(&unit, 5) - 1] = 1;
+	gmem_file_free(above);
+	assert_int_equal(fake_open_mappings(), 0);
+	unit_end(&unit);
+}
+
+static void mapping_may_replace_several_and_parts_of_them(void **state)
+{
+	struct gmem_file *files[3];
+	struct unit unit;
+	char *hva;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++)
+		files[i] = unit_file(&unit, 16);
+	hva = map(&unit, files[0], 0, 12);
+	assert_ok(map_over(&unit, files[1], 0, 2, hva + PAGES(&unit, 4)));
+	assert_ok(map_over(&unit, files[1], 8, 2, hva + PAGES(&unit, 7)));
+	/* from inside one of them to inside another, with two whole ones between */
+	assert_ok(map_over(&unit, files[2], 0, 7, hva + PAGES(&unit, 1)));
+	check_belongs(&unit, files[0], hva, 0);
+	check_belongs(&unit, files[2], hva + PAGES(&unit, 1), 0);
+	check_belongs(&unit, files[2], hva + PAGES(&unit, 7), 6);
+	check_belongs(&unit, files[1], hva + PAGES(&unit, 8), 9);
+	check_belongs(&unit, files[0], hva + PAGES(&unit, 9), 9);
+
+	/* a file over itself, at another offset */
+	assert_ok(map_over(&unit, files[2], 8, 7, hva + PAGES(&unit, 1)));
+	check_belongs(&unit, files[2], hva + PAGES(&unit, 1), 8);
+
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++)
+		gmem_file_free(files[i]);
+	assert_int_equal(fake_open_mappings(), 0);
+	unit_end(&unit);
+}
+
+/* The kernel takes away what is there before it asks the file. */
+static void refused_replacement_leaves_what_is_there(void **state)
+{
+	struct gmem_file *file, *other, *unmappable;
+	struct unit unit;
+	char *hva;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	file = unit_file(&unit, 4);
+	other = unit_file(&unit, 4);
+	hva = map(&unit, file, 0, 4);
+	hva[0] = 5;
+	assert_ok(gmem_file_new_raw(unit.vm_fd, PAGES(&unit, 4), 0, &unmappable));
+	assert_refused(-ENODEV, "MMAP", map_over(&unit, unmappable, 0, 4, hva));
+	fake_fail_kind(FAKE_MMAP, 1, 1, -ENOMEM);
+	assert_refused(-ENOMEM, "mapped", map_over(&unit, other, 0, 4, hva));
+	assert_int_equal(hva[0], 5);
+	check_belongs(&unit, file, hva, 0);
+	gmem_file_free(unmappable);
+	gmem_file_free(other);
 	gmem_file_free(file);
 	unit_end(&unit);
 }
@@ -785,22 +891,28 @@ static void unmap_spares_a_region_s_own_mapping(void **state)
 	unit_end(&unit);
 }
 
-static void map_does_not_replace_a_region_s_own_mapping(void **state)
+/* Not even that of a region of another file, or of no file at all */
+static void map_does_not_replace_a_region_s_memory(void **state)
 {
-	GMEM_OPTS(gmem_map_opts, place, .flags = GMEM_MAP_REPLACE);
-	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+	static const uint32_t backings[] = { GMEM_BACKING_SHARED, GMEM_BACKING_MAPPED,
+					     GMEM_BACKING_HOST };
 	struct gmem_region *region;
 	struct gmem_file *file;
 	struct unit unit;
-	void *hva = NO_HVA;
+	char *hva;
 
 	(void)state;
 	unit_begin_vm(&unit, "6.18");
 	file = unit_file(&unit, 4);
-	opts.file = file;
-	assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 2), &opts, &region));
-	place.hva = gmem_region_hva(region);
-	assert_refused(-EEXIST, "", gmem_file_map(file, 0, unit.page, &place, &hva));
+	for (size_t i = 0; i < ARRAY_SIZE(backings); i++) {
+		region = unit_region_backed(&unit, 0, 2, backings[i]);
+		hva = gmem_region_hva(region);
+		hva[unit.page] = 7;
+		assert_refused(-EBUSY, "region",
+			       map_over(&unit, file, 0, 1, hva + unit.page));
+		assert_int_equal(hva[unit.page], 7);
+		assert_ok(gmem_region_remove(region));
+	}
 	gmem_file_free(file);
 	unit_end(&unit);
 }
@@ -1027,7 +1139,10 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(mapping_shows_the_file_at_its_offset),
 	cmocka_unit_test(mapping_may_be_read_only),
 	cmocka_unit_test(mapping_goes_where_it_is_told_if_that_is_free),
-	cmocka_unit_test(mapping_replaces_reserved_space_but_none_of_its_own),
+	cmocka_unit_test(mapping_replaces_reserved_space),
+	cmocka_unit_test(freed_file_spares_what_replaced_its_mapping),
+	cmocka_unit_test(mapping_may_replace_several_and_parts_of_them),
+	cmocka_unit_test(refused_replacement_leaves_what_is_there),
 	cmocka_unit_test(mapping_is_aligned_as_asked),
 	cmocka_unit_test(map_rejects_bad_ranges_on_every_page_size),
 	cmocka_unit_test(map_rejects_bad_options),
@@ -1037,7 +1152,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(lookup_knows_both_ends_of_a_mapping),
 	cmocka_unit_test(unmap_stays_inside_one_mapping),
 	cmocka_unit_test(unmap_spares_a_region_s_own_mapping),
-	cmocka_unit_test(map_does_not_replace_a_region_s_own_mapping),
+	cmocka_unit_test(map_does_not_replace_a_region_s_memory),
 	cmocka_unit_test(free_unmaps_everything),
 	cmocka_unit_test(allocate_and_punch_do_the_whole_range),
 	cmocka_unit_test(allocate_needs_no_mapping),

@@ -176,7 +176,7 @@ static void rebind_puts_other_contents_behind_a_region(void **state)
 			assert_int_equal(gmem_vm_find_hva(unit.vm, old_hva, &found, NULL),
 					 -ENOENT);
 		/* the file made for the region went with its contents */
-		assert_int_equal(fake_open_fds(), 2);
+		assert_int_equal(fake_open_fds(), 3);
 		assert_int_equal(fake_open_mappings(), 1);
 
 		/* the region keeps the new one alive, and may slide within it */
@@ -415,7 +415,7 @@ static void halves_live_and_die_on_their_own(void **state)
 		((char *)gmem_region_hva(stays))[0] = 1;
 		assert_ok(gmem_region_remove(stays));
 		assert_int_equal(fake_open_mappings(), maps - 1);
-		assert_int_equal(fake_open_fds(), 1);
+		assert_int_equal(fake_open_fds(), 2);
 		halves_end(&h);
 	}
 }

@@ -362,6 +362,33 @@ static void memory_for_reading_is_not_written(void **state)
 	close(fd);
 }
 
+/* What an import mapped is its own: the mapping of a file does not get in the way of it. */
+static void imported_memory_is_not_mapped_over(void **state)
+{
+	GMEM_OPTS(gmem_map_opts, over, .flags = GMEM_MAP_REPLACE);
+	struct gmem_region *a;
+	struct gmem_file *file;
+	struct scene s;
+	void *got, *hva;
+
+	(void)state;
+	scene_begin(&s);
+	a = add(&s, 16, 4, (struct gmem_region_opts){ .align = 0 });
+	exchange(&s);
+	put(a, 8, 77);
+	gmem_view_begin(s.view);
+	assert_ok(gmem_view_hva(s.view, 17 * PAGE, 8, &got));
+	gmem_view_end(s.view);
+
+	assert_ok(gmem_file_new_raw(s.unit.vm_fd, PAGE, GMEM_CREATE_MMAP | GMEM_CREATE_INIT_SHARED,
+				    &file));
+	over.hva = got;
+	assert_refused(-EBUSY, "import", gmem_file_map(file, 0, PAGE, &over, &hva));
+	gmem_file_free(file);
+	assert_int_equal(load(&s, 16 * PAGE + 8), 77);
+	scene_end(&s);
+}
+
 static int try_peer(struct scene *s, struct gmem_peer_opts opts)
 {
 	opts.size = sizeof(opts);
@@ -895,6 +922,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(later_region_that_cannot_be_given_is_left_out),
 	cmocka_unit_test(a_peer_gets_its_ranges_and_nothing_else),
 	cmocka_unit_test(memory_for_reading_is_not_written),
+	cmocka_unit_test(imported_memory_is_not_mapped_over),
 	cmocka_unit_test(ranges_that_cannot_be_kept_from_a_peer_are_refused),
 	cmocka_unit_test(peer_options_are_checked),
 	cmocka_unit_test(without_an_answer_memory_stays),

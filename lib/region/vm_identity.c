@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: MIT */
+#include "region/vm_identity.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "base/lock.h"
+#include "os/sys.h"
+
+/* The list is the process's, like the fds in it. */
+static struct {
+	struct gmem_lock lock;		/* rank IDENTITY: the list and all counts */
+	struct gmem_vm_identity *first;
+} identities = { .lock = GMEM_LOCK_INIT(GMEM_RANK_IDENTITY) };
+
+static struct gmem_vm_identity *find(int vm_fd)
+{
+	struct gmem_vm_identity *identity = identities.first;
+
+	while (identity && gmem_sys_same_file(vm_fd, identity->fd) != 1)
+		identity = identity->next;
+	return identity;
+}
+
+static int make(int vm_fd, struct gmem_vm_identity **ret)
+{
+	struct gmem_vm_identity *identity = malloc(sizeof(*identity));
+	int fd;
+
+	if (!identity)
+		return gmem_fail(-ENOMEM, "no memory to remember VM fd %d", vm_fd);
+
+	fd = gmem_sys_dup(vm_fd);
+	if (fd < 0) {
+		free(identity);
+		return gmem_fail(fd, "VM fd %d cannot be duplicated: %s", vm_fd,
+				 gmem_errno_name(fd));
+	}
+
+	*identity = (struct gmem_vm_identity){
+		.fd = fd,
+		.number = vm_fd,
+		.users = 1,
+		.next = identities.first,
+	};
+	identities.first = identity;
+	*ret = identity;
+	return 0;
+}
+
+int gmem_vm_identity_get(int vm_fd, struct gmem_vm_identity **ret)
+{
+	struct gmem_vm_identity *identity;
+	int err = 0;
+
+	gmem_lock_take(&identities.lock);
+	identity = find(vm_fd);
+	if (identity) {
+		identity->users++;
+		*ret = identity;
+	} else {
+		err = make(vm_fd, ret);
+	}
+	gmem_lock_drop(&identities.lock);
+	return err;
+}
+
+struct gmem_vm_identity *gmem_vm_identity_ref(struct gmem_vm_identity *identity)
+{
+	gmem_lock_take(&identities.lock);
+	identity->users++;
+	gmem_lock_drop(&identities.lock);
+	return identity;
+}
+
+/* Closing the last fd of a VM takes a while, so it is closed without the lock. */
+void gmem_vm_identity_unref(struct gmem_vm_identity *identity)
+{
+	struct gmem_vm_identity **link;
+	unsigned int users;
+
+	if (!identity)
+		return;
+
+	gmem_lock_take(&identities.lock);
+	users = --identity->users;
+	if (!users) {
+		for (link = &identities.first; *link != identity; link = &(*link)->next)
+			;
+		*link = identity->next;
+	}
+	gmem_lock_drop(&identities.lock);
+	if (users)
+		return;
+
+	gmem_sys_close(identity->fd);
+	free(identity);
+}
+
+/* KVM makes one open file for a VM, and no way opens a second. */
+int gmem_vm_identity_same(const struct gmem_vm_identity *a, const struct gmem_vm_identity *b)
+{
+	return a == b ? 1 : gmem_sys_same_file(a->fd, b->fd);
+}

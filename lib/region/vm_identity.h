@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * vm_identity: which VM it is.
+ *
+ * The number of a VM fd says little: closed, it can be another VM's a moment later. An
+ * open fd is what cannot be mistaken, so whoever has to know a VM again keeps a duplicate
+ * of its fd. All in the process share one for a VM, because fds are the process's and
+ * limited. It keeps the VM alive, as every guest_memfd of the VM does anyway.
+ *
+ * Not where the kernel does not tell whether two fds are one VM, as kernels before 6.10
+ * without kcmp(2) and some sandboxes: there every identity is one of its own.
+ */
+#ifndef GMEM_VM_IDENTITY_H
+#define GMEM_VM_IDENTITY_H
+
+struct gmem_vm_identity {
+	int fd;			/* the library's own */
+	int number;		/* of the caller's, when it was duplicated: for sentences only */
+	unsigned int users;
+	struct gmem_vm_identity *next;
+};
+
+/* Finds the identity of the VM behind @vm_fd, or makes it; -errno with a sentence. */
+int gmem_vm_identity_get(int vm_fd, struct gmem_vm_identity **ret);
+struct gmem_vm_identity *gmem_vm_identity_ref(struct gmem_vm_identity *identity);
+/* @identity may be NULL. */
+void gmem_vm_identity_unref(struct gmem_vm_identity *identity);
+/* Returns 1 if both are one VM and 0 if not; -errno if the kernel does not tell. */
+int gmem_vm_identity_same(const struct gmem_vm_identity *a, const struct gmem_vm_identity *b);
+
+#endif
