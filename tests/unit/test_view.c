@@ -477,7 +477,7 @@ static uint64_t spans(const struct scene *s, uint64_t before)
 static void check_spans(struct scene *s)
 {
 	const uint64_t gpa = 512 * PAGE + 100, size = 6 * MIB;
-	char *big, *bytes = malloc(size);
+	char *big, *bytes = malloc(size + 1);
 	uint64_t epoch, done, length;
 	int order;
 
