@@ -1158,7 +1158,8 @@ GMEM_API void *gmem_region_hva(const struct gmem_region *region);
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: the number in address space 0; UINT32_MAX for NULL.
+ * Return: the number in address space 0; UINT32_MAX for NULL, or the range of a
+ * device, which has none.
  */
 GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region);
 

@@ -46,10 +46,11 @@ static int fail_new_slot(struct gmem_vm *vm, const struct gmem_step *step,
 			 const struct gmem_kvm_slot *slot, int err)
 {
 	bool is_new = !step->has_old || slot->number != step->old.number;
+	int explained = 0;
 
-	if (is_new && gmem_foreign_slot_explain(vm, slot, err))
-		return err;
-	return fail_slot(vm, slot, err);
+	if (is_new || err == -EEXIST)
+		explained = gmem_foreign_slot_explain(vm, slot, err);
+	return explained ? explained : fail_slot(vm, slot, err);
 }
 
 /* ---- dirty logs ---- */

@@ -14,7 +14,7 @@ static int explain_number(const struct gmem_vm *vm, const struct gmem_kvm_slot *
 	if (gmem_probe_slot_exists(vm->fd, slot->number) != 1)
 		return 0;
 
-	return gmem_fail(-EINVAL,
+	return gmem_fail(-EEXIST,
 			 "memslot %" PRIu32 ", for gpa 0x%" PRIx64 ", 0x%" PRIx64
 			 " bytes, exists already on VM fd %d, though this handle did not set it: "
 			 "another handle of the VM, or the program's own code, did",

@@ -14,7 +14,7 @@
 
 /*
  * Says whether KVM refused to add @slot, with @refusal, because of a memslot that @vm did not set:
- * returns @refusal with a sentence if so, and 0 without one if not, or if it cannot be
+ * returns -EEXIST with a sentence if so, and 0 without one if not, or if it cannot be
  * known. Takes the VM's lock.
  */
 int gmem_foreign_slot_explain(struct gmem_vm *vm, const struct gmem_kvm_slot *slot,

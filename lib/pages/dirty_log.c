@@ -139,6 +139,9 @@ static int fail_to_read(const struct gmem_region *region, int err)
 				 "VM fd %d logs writes in dirty rings (KVM_CAP_DIRTY_LOG_RING), so memslot %"
 				 PRIu32 " has no bitmap: read the rings of the vCPUs",
 				 gmem_vm_number(region->vm), region->slot);
+	if (!(region->slot_flags & KVM_MEM_LOG_DIRTY_PAGES))
+		return gmem_fail(err, "memslot %" PRIu32 " does not log writes: "
+				 "gmem_region_set_dirty_log() has it do so", region->slot);
 	return gmem_fail(err, "the dirty log of memslot %" PRIu32 ": %s", region->slot,
 			 gmem_errno_name(err));
 }
@@ -171,9 +174,11 @@ static int get_dirty_log(const struct gmem_region *region, uint64_t *bitmap, siz
 	uint64_t needed = (pages + WORD_PAGES - 1) / WORD_PAGES;
 	int err;
 
-	if (!bitmap || words < needed)
+	if (!bitmap)
+		return gmem_fail(-EINVAL, "bitmap is NULL");
+	if (words < needed)
 		return gmem_fail(-EINVAL, "a bitmap of %zu words is too small: the region needs %" PRIu64,
-				 bitmap ? words : 0, needed);
+				 words, needed);
 
 	err = gmem_kvm_get_dirty_log(region->vm->fd, region->slot, bitmap);
 	if (err)

@@ -637,7 +637,7 @@ GMEM_API void *gmem_region_hva(const struct gmem_region *region)
 
 GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region)
 {
-	return region ? region->slot : UINT32_MAX;
+	return region && !region->is_device ? region->slot : UINT32_MAX;
 }
 
 GMEM_API uint32_t gmem_region_backing(const struct gmem_region *region)

@@ -280,7 +280,7 @@ void gmem_vm_show_states(struct gmem_vm *vm, const struct gmem_region *region, u
 
 static int fail_no_memory(struct gmem_translation piece, uint64_t gpa)
 {
-	static const char *const what[] = { "no region", "only a region that was removed",
+	static const char *const what[] = { "no region", "only a region that was removed or moved",
 					    "a device", "private memory" };
 
 	return gmem_fail(gmem_translation_error(piece), "there is %s at gpa 0x%" PRIx64,

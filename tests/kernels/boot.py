@@ -127,7 +127,7 @@ class Boot:
 
     def _on_start(self, name):
         self._program = ProgramResult(name)
-        self._log = KernelLog()
+        self._log = KernelLog(name)
         self._waiting.remove(name)
         self._program_begun = self._step = time.monotonic()
         self._deadline = self._program_begun + self._limit + GRACE

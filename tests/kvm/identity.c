@@ -275,7 +275,7 @@ TEST(a_second_handle_is_told_whose_memslots_are_in_the_way)
 	GMEM_OPTS(gmem_region_opts, opts, .plan = plan);
 
 	/* both begin with memslot 0 */
-	REFUSED(gmem_region_add(second, 2 * GIB, lab.page, &opts, &region), -EINVAL);
+	REFUSED(gmem_region_add(second, 2 * GIB, lab.page, &opts, &region), -EEXIST);
 	CHECK(strstr(gmem_last_error(), "memslot 0"));
 	CHECK(strstr(gmem_last_error(), "another handle"));
 

@@ -288,7 +288,7 @@ static void slot_that_is_not_the_library_s_is_left_alone(void **state)
 	unit_begin_vm(&unit, "6.18");
 	assert_ok(fake_add_slot(unit.vm_fd, 3, PAGES(&unit, 8), unit.page));
 	/* the slot was not reserved: the kernel refuses it */
-	assert_refused(-EINVAL, "memslot 3",
+	assert_refused(-EEXIST, "memslot 3",
 		       gmem_region_add(unit.vm, 0, unit.page, &opts, &region));
 	/* another's memory at that address */
 	assert_refused(-EEXIST, "0x8000",

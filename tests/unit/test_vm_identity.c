@@ -271,14 +271,14 @@ static void refusal_names_memslots_that_the_handle_did_not_set(void **state)
 	assert_ok(gmem_vm_new(unit.vm_fd, &opts, &second));
 
 	before = fake_snapshot();
-	assert_refused(-EINVAL, "memslot 0, for gpa 0x8000",
+	assert_refused(-EEXIST, "memslot 0, for gpa 0x8000",
 		       add(second, &unit, 8, NULL, plan, &region));
 	assert_non_null(strstr(gmem_last_error(), "another handle"));
 	assert_true(fake_equal(before));
 
 	/* a file's, too */
 	before = fake_snapshot();
-	assert_refused(-EINVAL, "another handle", add(second, &unit, 8, NULL, NULL, &region));
+	assert_refused(-EEXIST, "another handle", add(second, &unit, 8, NULL, NULL, &region));
 	assert_true(fake_equal(before));
 
 	assert_ok(gmem_vm_reserve_slots(second, 0, 1));
