@@ -48,6 +48,23 @@ static int take_report(struct gmem_vm *vm, int vm_fd, const struct gmem_vm_opts 
 	return 0;
 }
 
+/* What this VM can have: the report, and what the caller knows besides */
+static int find_out(struct gmem_vm *vm, int vm_fd, const struct gmem_vm_opts *opts)
+{
+	int err;
+
+	err = take_report(vm, vm_fd, opts);
+	if (err)
+		return err;
+
+	if (opts->flags & GMEM_VM_TYPE)
+		gmem_caps_set_vm_type(&vm->caps, opts->vm_type);
+	if (!opts->inplace)
+		return 0;
+	return gmem_inplace_prove(opts->inplace, vm_fd, &vm->inplace,
+				  &vm->caps.lines[GMEM_CAP_IN_PLACE]);
+}
+
 GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct gmem_vm **ret)
 {
 	struct gmem_vm_opts opts;
@@ -74,20 +91,10 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 	if (err)
 		goto free_vm;
 
-	err = take_report(vm, vm_fd, &opts);
-	if (err)
-		goto free_identity;
-
-	if (opts.flags & GMEM_VM_TYPE)
-		gmem_caps_set_vm_type(&vm->caps, opts.vm_type);
-	if (opts.inplace)
-		err = gmem_inplace_prove(opts.inplace, vm_fd, &vm->inplace,
-					 &vm->caps.lines[GMEM_CAP_IN_PLACE]);
-	if (err)
-		goto free_identity;
-
-	err = gmem_slots_init(&vm->slots,
-			      (uint32_t)gmem_caps_value(&vm->caps, GMEM_CAP_MEMSLOTS));
+	err = find_out(vm, vm_fd, &opts);
+	if (!err)
+		err = gmem_slots_init(&vm->slots,
+				      (uint32_t)gmem_caps_value(&vm->caps, GMEM_CAP_MEMSLOTS));
 	if (err)
 		goto free_identity;
 
