@@ -628,7 +628,7 @@ static void drop_table(struct change *change)
 	vm->next_table = NULL;
 	vm->build_next_table = NULL;
 	gmem_lock_drop(&vm->change_lock);
-	gmem_table_free(table, vm->table);
+	gmem_table_free(table, gmem_vm_table(vm));
 }
 
 /* The old table is freed when no reader can use it any more. */
@@ -637,7 +637,7 @@ static void replace_table(struct change *change, const struct gmem_table *old)
 	if (!old)
 		return;
 	gmem_vm_wait_for_views(change->vm);
-	gmem_table_free(old, change->vm->table);
+	gmem_table_free(old, gmem_vm_table(change->vm));
 	for (size_t i = 0; i < change->count; i++) {
 		struct gmem_step *step = &change->steps[i];
 

@@ -85,7 +85,7 @@ struct gmem_vm {
 	struct gmem_lock views_lock;	/* rank VIEWS: views, views_made, fence */
 	struct gmem_reader *views;
 	uint64_t views_made;		/* numbers them */
-	bool fence;			/* readers need one: membarrier() cannot be used */
+	bool fence;			/* atomic; readers need one: membarrier() cannot be used */
 	struct gmem_counters counters;
 };
 

@@ -193,7 +193,7 @@ static void do_without_membarrier(struct gmem_vm *vm)
 {
 	struct gmem_reader *reader;
 
-	vm->fence = true;
+	__atomic_store_n(&vm->fence, true, __ATOMIC_RELAXED);
 	for (reader = vm->views; reader; reader = reader->next)
 		__atomic_store_n(&reader->view.fence, 1, __ATOMIC_RELAXED);
 	gmem_sys_pause(SETTLE_MICROSECONDS);
@@ -271,7 +271,7 @@ void gmem_vm_show_states(struct gmem_vm *vm, const struct gmem_region *region, u
 	if (vm->next_table)
 		gmem_table_show_states(vm->next_table, region, gpa, size, is_private);
 	/* Readers with a fence are ordered by what they load from vm->table, see above. */
-	if (vm->fence)
+	if (__atomic_load_n(&vm->fence, __ATOMIC_RELAXED))
 		gmem_vm_publish(vm, vm->table);
 	gmem_lock_drop(&vm->change_lock);
 }

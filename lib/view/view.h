@@ -41,6 +41,12 @@ static inline bool gmem_view_is_fast(const struct gmem_view *view)
 
 /* ---- for writers ---- */
 
+/* The newest table, for a change under way: nobody else makes another. Needs no lock. */
+static inline const struct gmem_table *gmem_vm_table(const struct gmem_vm *vm)
+{
+	return __atomic_load_n(&vm->table, __ATOMIC_RELAXED);
+}
+
 /* Makes @table the newest. Does nothing for NULL: without a first view there is no table. */
 void gmem_vm_publish(struct gmem_vm *vm, const struct gmem_table *table);
 /*
