@@ -1254,7 +1254,7 @@ GMEM_API GMEM_CHECKED int gmem_region_split(struct gmem_region *region, uint64_t
  * KVM_DIRTY_LOG_INITIALLY_SET, a log starts full: every page counts as written.
  * That is so when logging begins, and for each new memslot that is logged. So a
  * change of the layout that deletes a memslot and adds it again reports every
- * page of it: gmem_region_split(), gmem_region_rebind(),
+ * page of it: gmem_region_split(), gmem_region_rebind(), a region added with
  * GMEM_REGION_KEEP_STATE, and a move where KVM cannot move the memslot. So does
  * such a change that was refused and undone.
  *
@@ -1294,8 +1294,9 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
  * rings. An entry of a ring names a memslot and a page in it, and the library
  * does not translate entries. So stop the vCPUs, and read and reset the rings
  * (KVM_RESET_DIRTY_RINGS), before a change of the layout that gives these
- * numbers another meaning: remove, split, rebind, and a move where KVM cannot
- * move the memslot.
+ * numbers another meaning: gmem_region_remove(), gmem_region_split(),
+ * gmem_region_rebind(), a change that removes and adds the same memory, and a
+ * move where KVM cannot move the memslot.
  *
  * Thread-safe; waits while the region is changed. Source: KVM_GET_DIRTY_LOG,
  * KVM_CLEAR_DIRTY_LOG. Since: 0.1.
@@ -1429,8 +1430,8 @@ struct gmem_state_range {
  *
  * If the last range filled in ends before @gpa + @size, call again from there.
  * While a conversion is under way, each page in it has the state before or the
- * state after it; memory that is to become private counts as private already,
- * even if the kernel then refuses.
+ * state after it. A page may count as private before the kernel has made it so,
+ * and even if the kernel then refuses.
  *
  * Thread-safe; waits while a change of the layout is applied. Since: 0.1.
  *
@@ -1535,35 +1536,38 @@ typedef int (*gmem_listener_veto_fn)(void *data, uint64_t gpa, uint64_t size);
  *	address; its host address stays mapped until this returns.
  *
  * Callbacks run in the thread that converts or changes the layout. That call
- * keeps all of its ranges to itself until they return: a conversion its range,
- * a change of the layout the ranges of its regions, before and after. Callbacks
- * of other calls may run at the same time in other threads. When @removed is
- * called, the new layout is in force: the range has no memory, or other memory.
+ * keeps its ranges to itself until they return: a conversion the range that it
+ * converts, a change of the layout the ranges that its regions leave and enter.
+ * These are a callback's own ranges. Callbacks of other calls may run at the
+ * same time in other threads. When @removed is called, the new layout is in
+ * force: the range has no memory, or other memory.
  *
- * A callback must not call, for the same VM,
+ * A callback must not call these functions for the same VM. They fail with
+ * -EDEADLK:
  *
  *	gmem_region_add(), gmem_region_remove(), gmem_region_move(),
  *	gmem_region_split(), gmem_region_rebind(), gmem_change_apply(),
  *	gmem_region_set_dirty_log(), gmem_vm_reserve_slots(), gmem_listener_new(),
- *	gmem_export_new(), gmem_vm_dump(), and gmem_vm_populate() with more than one
- *	thread: they fail with -EDEADLK;
- *	gmem_export_free(), which does nothing then; gmem_vm_free() and
- *	gmem_vm_free_with_vm(), which do not notice.
+ *	gmem_export_new(), gmem_vm_dump(), and gmem_vm_populate() with more than
+ *	one thread.
  *
- * A callback may call for other ranges
+ * Nor must it call gmem_export_free(), which does nothing then, or
+ * gmem_vm_free() and gmem_vm_free_with_vm(), which do not notice.
+ *
+ * A callback may call these functions for other ranges than its own:
  *
  *	gmem_vm_convert(), gmem_vm_adopt_private(), gmem_vcpu_handle_exit(),
  *	gmem_vm_discard(), gmem_vm_discard_list(), gmem_vm_discard_owed(),
  *	gmem_populate_new(), gmem_populate_run(), gmem_populate_result(),
  *	gmem_vm_populate() with one thread, gmem_vm_numa(), gmem_vm_set_numa(),
- *	gmem_region_get_dirty_log(), and gmem_region_stats() and gmem_vm_stats() with
- *	GMEM_STATS_RESIDENT.
+ *	gmem_region_get_dirty_log(), and gmem_region_stats() and gmem_vm_stats()
+ *	with GMEM_STATS_RESIDENT.
  *
  * They fail with -EDEADLK if their range overlaps any range of the call that
  * the callback is part of, if an earlier call that waits for such a range is in
  * front of them, or if two callbacks would wait for each other. gmem_vm_stats()
- * looks at all memory, and gmem_vm_discard_owed() at all that is owed;
- * gmem_populate_result() does not fail, but counts nothing.
+ * looks at all memory, and gmem_vm_discard_owed() at all memory that is owed.
+ * gmem_populate_result() does not fail, but leaves counted at 0.
  *
  * A callback may always call all other functions, such as views,
  * gmem_vm_state(), gmem_vm_find_hva(), gmem_vm_stats() without
@@ -2073,9 +2077,9 @@ GMEM_API int gmem_change_move(struct gmem_change *change, struct gmem_region *re
  * all steps.
  *
  * After a failure the steps stay: apply the change again, add steps to it, or
- * free it. But once the kernel has kept the memslot of a region that was to be
- * added (-ENOTRECOVERABLE), that step cannot be repeated, and the change only
- * be freed.
+ * free it. But if the kernel kept the memslot of a region that was to be added
+ * (-ENOTRECOVERABLE), that step cannot be done again, and every later call
+ * fails.
  *
  * Thread-safe for different changes. It waits for views between gmem_view_begin()
  * and gmem_view_end(), so do not call it between these. Source:
@@ -2373,13 +2377,12 @@ GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
  * the way. A request to make a range without any memory shared succeeds,
  * because such a range always is. A request for memory that cannot be converted
  * (backing host, mapped or shared) is refused with EOPNOTSUPP, also one to make
- * it shared. A fault there that asks for private memory, or for shared memory,
- * is -EOPNOTSUPP. The answer is one that the VM's type takes, see
- * gmem_exit_reply(). A VM's type is what the caller told gmem_caps_new() or
- * gmem_vm_new(). Otherwise the VM is taken for SNP or TDX if it has private
- * memory and the host offers one of them, which is wrong only for a
- * SW_PROTECTED VM (type 1, for testing) on such a host, and else for a VM of
- * another type.
+ * it shared. A fault there fails with -EOPNOTSUPP. The answer is one that the
+ * VM's type takes, see gmem_exit_reply(). A VM's type is what the caller told
+ * gmem_caps_new() or gmem_vm_new(). Otherwise the VM is taken for SNP or TDX if
+ * it has private memory and the host offers one of them, which is wrong only
+ * for a SW_PROTECTED VM (type 1, for testing) on such a host, and else for a VM
+ * of another type.
  *
  * A guest decides how often it exits, but not how much an exit costs: each causes
  * at most one conversion of each existing page. With GMEM_DISCARD_NOW no guest
