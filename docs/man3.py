@@ -325,9 +325,15 @@ def facts_lines(facts, page, header):
     if "threads" in facts:
         lines += [".Ss Threads", *prose(facts["threads"], page, header)]
     if "source" in facts:
-        source = facts["source"]
-        lines += [".Ss Kernel interface", *prose(source[0].upper() + source[1:], page, header)]
+        lines += [".Ss Kernel interface", *prose(capitalised(facts["source"]), page, header)]
     return lines
+
+
+def capitalised(text):
+    """The text with a capital at its start, unless it starts with a name as in close(2)"""
+    if re.match(r"\w+\([1-9]\)", text):
+        return text
+    return text[0].upper() + text[1:]
 
 
 def enumerators(page):

@@ -68,9 +68,10 @@ extern "C" {
 #endif
 
 /*
- * Functions marked GMEM_INLINE are inline in C and C++, and the library exports them, too,
- * for other languages. For a generator of bindings, and only there, define GMEM_INLINE as
- * GMEM_API: a program compiled so would define the functions itself.
+ * Functions marked GMEM_INLINE are inline in C and C++, and the library exports
+ * them, too, for other languages. For a generator of bindings, and only there,
+ * define GMEM_INLINE as GMEM_API: a program compiled so would define the
+ * functions itself.
  */
 #ifndef GMEM_INLINE
 #define GMEM_INLINE static inline
@@ -146,8 +147,9 @@ GMEM_API const char *gmem_version(void);
  * @GMEM_BACKING_MAPPED: a guest_memfd (MMAP|INIT_SHARED) whose *mapping* is
  *	put into an ordinary memslot. It keeps the dirty log and read-only slots.
  * @GMEM_BACKING_SHARED: a guest_memfd (MMAP|INIT_SHARED) bound to the
- *	memslot. Host and guest use the same pages; the guest needs no host page
- *	tables. It has no dirty log and no read-only slots.
+ *	memslot. Host and guest use the same pages. Where guests use the file
+ *	(GMEM_CAP_GUEST_USES_FILE) and KVM has nested paging, their loads and stores
+ *	need no host page tables. It has no dirty log and no read-only slots.
  * @GMEM_BACKING_PRIVATE: a private guest_memfd bound to the memslot, separate
  *	shared memory beside it, ranges converted through VM attributes. The
  *	host cannot reach private memory.
@@ -205,6 +207,10 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  * page is not there (private, past the end of the file, poisoned), the function
  * returns an error and the process lives on. Without recovery the library makes
  * the kernel copy, with a system call each time.
+ *
+ * SIGSEGV is not recovered from. It comes where your own memory
+ * (GMEM_REGION_HVA) is unmapped, or mapped without the access: keep that memory
+ * as it was.
  *
  * This installs a handler for SIGBUS for the whole process, the only handler that
  * libgmem ever installs. The handler passes every SIGBUS that is not the
@@ -292,9 +298,9 @@ enum gmem_cap {
 	GMEM_CAP_COUNT			/* lines this header knows; grows */
 };
 
-/* Where a VM whose VMM enabled KVM_CAP_DIRTY_LOG_RING logs writes; without, no value */
-#define GMEM_DIRTY_RING			1u /* in the dirty rings of its vCPUs */
-#define GMEM_DIRTY_RING_AND_BITMAP	2u /* there, and writes that no vCPU makes in bitmaps */
+/* Values of GMEM_CAP_DIRTY_LOG when dirty rings are enabled (otherwise it has none) */
+#define GMEM_DIRTY_RING			1u /* writes are logged in the vCPUs' dirty rings */
+#define GMEM_DIRTY_RING_AND_BITMAP	2u /* vCPUs' writes in their rings, others in bitmaps */
 
 /* Answers of a finding */
 #define GMEM_UNKNOWN	0u
@@ -411,7 +417,7 @@ GMEM_API int gmem_caps_get(const struct gmem_caps *caps, uint32_t cap,
 /* Needs that the memory must meet: struct gmem_request.needs */
 #define GMEM_NEED_HOST_ACCESS	(1ull << 0) /* host reads and writes every byte, always */
 #define GMEM_NEED_CONVERSION	(1ull << 1) /* ranges change between shared and private */
-#define GMEM_NEED_DIRTY_LOG	(1ull << 2) /* KVM_GET_DIRTY_LOG */
+#define GMEM_NEED_DIRTY_LOG	(1ull << 2) /* a log of writes: bitmaps, or dirty rings */
 #define GMEM_NEED_NUMA		(1ull << 3) /* mbind() decides where pages go */
 #define GMEM_NEED_READONLY	(1ull << 4) /* memslots the guest cannot write */
 
@@ -448,8 +454,10 @@ struct gmem_request {
  * @request: NULL for defaults: shared guest_memfd
  * @ret: the plan, yours to free with gmem_plan_free()
  *
- * This is a pure function: it makes no system call, and the same inputs give the
- * same plan. The plan holds for every VM of the same type on this host.
+ * This is a pure function: it makes no system call, and the same inputs give
+ * the same plan. The plan holds for every VM of the same type on this host for
+ * which the same KVM capabilities are enabled (KVM_ENABLE_CAP): some of them
+ * change the report, as KVM_CAP_DIRTY_LOG_RING does.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -608,17 +616,26 @@ struct gmem_adopt_opts {
  * memslot and deleting that memslot again, as in the self-test of gmem_caps_new();
  * no other call tells whose a guest_memfd is. With GMEM_NO_VM this check happens
  * when the file is first used for a region. So adopt files before the guest runs,
- * or it has to fault in all of its memory again. Files that the library created
- * need no memslot to be known, where Linux 6.10 or kcmp(2) compares two VM fds.
+ * or it has to fault in all of its memory again.
+ *
+ * Later, when a region uses the file, the library compares VM fds. For that it
+ * needs Linux 6.10 or kcmp(2), but no memslot, if the file is from
+ * gmem_file_new(), was adopted with a VM fd, or had a region before; else it
+ * checks with a memslot. But adopting always takes a memslot, even for the fd
+ * of a file that the library created. It cannot succeed, up to Linux 7.1, while
+ * memslots have the first and the last page of the file: use the struct
+ * gmem_file that you have.
  *
  * Thread-safe. Source: fstatfs(2) and the link in /proc/self/fd to recognise
  * the file, KVM_SET_USER_MEMORY_REGION2 to recognise its VM. Since: 0.1.
  *
  * Return: 0, or -EBADF a bad fd, -EINVAL @gmemfd is no guest_memfd, or bad
- * options, -EXDEV the file belongs to another VM (up to Linux 7.1 also: all of it
- * is bound already; on arm64 also: it was created without GMEM_CREATE_MMAP and
- * cannot be bound), -EBUSY no spare memslot or address to check with, -E2BIG
- * options newer than the library, -EMFILE, -ENFILE, -ENOMEM.
+ * options, -EXDEV the file belongs to another VM (up to Linux 7.1 also: its
+ * first and last page are bound already; on arm64 also: it was created without
+ * GMEM_CREATE_MMAP and cannot be bound), -EBUSY no spare memslot or address to
+ * check with, -ENOTTY or the kernel's own errno @vm_fd is no VM fd, -EIO the VM
+ * belongs to another process or is dead, -E2BIG options newer than the library,
+ * -EMFILE, -ENFILE, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_file_adopt(int vm_fd, int gmemfd,
 					  const struct gmem_adopt_opts *opts,
@@ -628,9 +645,10 @@ GMEM_API GMEM_CHECKED int gmem_file_adopt(int vm_fd, int gmemfd,
  * gmem_file_free() - free a file
  * @file: file, or NULL
  *
- * Unmaps what gmem_file_map() mapped of it, except where another mapping replaced
- * it (GMEM_MAP_REPLACE), and closes the fd now, or with the last region that uses the file: a memslot does not keep its file
- * alive, so the library does.
+ * Unmaps what gmem_file_map() mapped of it, except where another mapping
+ * replaced it (GMEM_MAP_REPLACE). Closes the fd now, or with the last region
+ * that uses the file: a memslot does not keep its file alive, so the library
+ * does.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
@@ -786,6 +804,11 @@ GMEM_API int gmem_file_allocate(struct gmem_file *file, uint64_t offset, uint64_
  * Pages freed before a failure stay freed. While it works, no lease is given on the
  * range (gmem_lease_new()).
  *
+ * The call does not see a lease whose region has a mapping of this file as your
+ * own memory (GMEM_REGION_HVA with GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE):
+ * such a region does not know the file. gmem_vm_discard() through a region of
+ * the file sees that lease.
+ *
  * Thread-safe. Source: fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range, -EBUSY somebody holds a lease on part of it, at
@@ -837,8 +860,10 @@ struct gmem_inplace_opts {
  * struct gmem_vm_opts - how to attach to a VM
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_VM_*; unknown bits are -EINVAL
- * @caps: report of this VM, or of one of the same type on this host; copied.
- *	NULL: one is made with gmem_caps_new().
+ * @caps: report of this VM, or of a VM on this host that has the same type and the
+ *	same KVM capabilities enabled; copied. NULL: one is made with
+ *	gmem_caps_new(). Enable capabilities (KVM_ENABLE_CAP) before the report is
+ *	made.
  * @log: log callback, NULL for none
  * @log_data: passed to @log
  * @inplace: the kernel's numbers for conversion in place; NULL: no such conversion
@@ -901,14 +926,21 @@ GMEM_API void gmem_vm_free(struct gmem_vm *vm);
  * gmem_vm_free_with_vm() - free the handle of a VM that ends
  * @vm: handle, or NULL
  *
- * As gmem_vm_free(), but the memslots stay: KVM takes down all of them at once when
- * the last fd of the VM and of its vCPUs and devices is closed. Close yours first, so
- * that the handle's is the last: then the VM is gone before its memory is.
+ * As gmem_vm_free(), but the memslots stay: KVM takes down all of them at once
+ * when the VM ends. Close the fds of the VM, its vCPUs and its devices first,
+ * so that the handle's fd is the last. A VM that has no guest_memfd is then
+ * gone before its memory is. A guest_memfd keeps the kernel's record of the VM,
+ * memslots included, until the last file and the last mapping of one are gone:
+ * this call closes those of regions, and gmem_file_free() closes yours. The
+ * record is harmless meanwhile, although its memslots point at addresses that
+ * are not mapped any more: without an fd of the VM, a vCPU or a device, nothing
+ * runs a vCPU or has KVM access guest memory.
  *
- * Otherwise memslots point at addresses that are not mapped, and that the kernel may
- * give to the next mmap(2): until the VM is gone, nothing may run or enter a vCPU, add
- * or change memslots, or have the kernel access guest memory, as interrupts of an
- * irqfd can on arm64. Use gmem_vm_free() if the VM lives on.
+ * If such an fd is still open, the kernel may give those addresses to the next
+ * mmap(2): until the fds are closed, nothing may run or enter a vCPU, add or
+ * change memslots, or have the kernel access guest memory, as interrupts of an
+ * irqfd can on arm64. Use gmem_vm_free() if the VM lives on: a new handle would
+ * know nothing of the memslots that are left.
  *
  * One thread at a time per object; different objects in parallel. Source: close(2)
  * on a VM fd. Since: 0.1.
@@ -981,13 +1013,32 @@ GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
  * @file_offset: start in @file, a multiple of the page; 0 without @file
  * @hva: page-aligned host address, read only with GMEM_REGION_HVA. With
  *	GMEM_BACKING_HOST and GMEM_BACKING_PRIVATE, your own (shared) memory,
- *	borrowed until the region is removed. With other backings, the address to
- *	map the file at, where nothing may be mapped yet.
+ *	borrowed until the region is removed. It must stay mapped, with the
+ *	protection that accesses need. Nobody checks that: neither the library nor
+ *	KVM refuses an address where nothing is mapped. With other backings, the
+ *	address to map the file at, where nothing may be mapped yet.
  * @align: alignment of the host address, as in struct gmem_map_opts. With
  *	GMEM_REGION_CONGRUENT the distance between host address and @gpa is a
- *	multiple of @align, as large pages need it, and not the address itself.
+ *	multiple of @align, as large pages need it, and not the address itself;
+ *	@align must not be 0 then. Must be 0 with GMEM_REGION_HVA.
  * @slot: memslot number, read only with GMEM_REGION_SLOT
  * @reserved: must be 0
+ *
+ * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
+ * memory and no memslot, so the guest's accesses exit, and lookups return
+ * -ENXIO. No other flag and no other option goes with it.
+ *
+ * GMEM_REGION_KEEP_STATE is for gmem_change_add(), to lay out memory anew
+ * without converting it anew; with gmem_region_add() it has no effect. It
+ * applies to the memory that the same change removes and adds: the same part of
+ * @file, or your own memory at the same @hva. That memory stays private where
+ * it was private, pending where its other side was to be discarded, and dirty
+ * where a dirty log said so that nobody had read; without GMEM_REGION_DIRTY_LOG
+ * on the new region, too, the dirty bits are lost. The kernel's attributes,
+ * which belong to guest addresses, are set and cleared accordingly. All else
+ * begins shared, as do all pages without the flag. The shared side of memory
+ * with GMEM_BACKING_PRIVATE is new, unless it is your own. The flag needs @file
+ * or GMEM_REGION_HVA.
  */
 struct gmem_region_opts {
 	size_t   size;
@@ -1000,23 +1051,6 @@ struct gmem_region_opts {
 	uint32_t slot;
 	uint32_t reserved;
 };
-
-/*
- * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
- * memory and no memslot, so the guest's accesses exit, and lookups return -ENXIO.
- * No other flag and no other option goes with it.
- */
-
-/*
- * GMEM_REGION_KEEP_STATE is for gmem_change_add(), to lay out memory anew without
- * converting it anew. What the change removes of the same memory, that is, of the
- * same part of @file or of your own memory at @hva, stays private where it was
- * private, pending where its other side was to be discarded, and dirty where a
- * dirty log said so that nobody had read. The kernel's attributes, which belong to
- * guest addresses, are set and cleared accordingly. All else begins shared, as do
- * all pages without the flag. The shared side of memory with GMEM_BACKING_PRIVATE
- * is new, unless it is your own. Needs @file or GMEM_REGION_HVA.
- */
 
 /**
  * gmem_region_add() - give the guest memory at an address range
@@ -1034,14 +1068,15 @@ struct gmem_region_opts {
  * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION2, or
  * KVM_SET_USER_MEMORY_REGION where the plan needs no more. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range, past the VM's address bits, past the end of
- * the file, a file without the plan's create flags, or a slot number past the
- * limit, -EEXIST overlaps a region, a bound range of the file, a used slot
- * number, or a mapping at @hva, -EXDEV the file belongs to another VM (see
- * gmem_file_adopt()), -EOPNOTSUPP the way of backing cannot do what the flags
- * ask, or the default plan is not possible here, -ENOSPC no memslot left,
- * -ENOMEM, -EMFILE, -E2BIG options newer than the
- * library, or the kernel's own errno.
+ * Return: 0, or -EINVAL bad range or options, past the VM's address bits, past
+ * the end of the file, a file without the plan's create flags, a slot number
+ * past the limit, or GMEM_REGION_CONGRUENT without @align, -EEXIST overlaps a
+ * region, a bound range of the file, a used slot number, or a mapping at @hva,
+ * -EXDEV the file belongs to another VM (see gmem_file_adopt()), -EOPNOTSUPP
+ * the way of backing cannot do what the flags ask, or the default plan is not
+ * possible here, -ENOSPC no memslot left, -EDEADLK a callback of the library
+ * calls it, -ENOMEM, -EMFILE, -E2BIG options newer than the library, or the
+ * kernel's own errno.
  */
 GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 					  const struct gmem_region_opts *opts,
@@ -1101,7 +1136,8 @@ GMEM_API int gmem_region_move(struct gmem_region *region, uint64_t gpa);
  * its host address changes and the old one becomes invalid. Its dirty log stays, page
  * by page; what was still to be discarded in the old part of the file stays there.
  * The library deletes the memslot and adds it again: a vCPU that runs meanwhile finds
- * no memory there.
+ * no memory there, and a log that starts full reports every page
+ * (gmem_region_set_dirty_log()).
  *
  * Thread-safe, but no thread may use the old host address any more. Source: as
  * gmem_region_add(). Since: 0.1.
@@ -1194,9 +1230,10 @@ GMEM_API struct gmem_file *gmem_region_file(const struct gmem_region *region,
  * @offset: bytes from the start of the region, a multiple of the page inside it
  * @ret_upper: the new region with the rest; ends like one of gmem_region_add()
  *
- * Contents, host addresses, file and dirty log stay, and so do states of pages. KVM
- * cannot split a memslot, so the library deletes it and adds two: a vCPU that runs
- * meanwhile finds no memory there.
+ * Contents, host addresses, file and dirty log stay, and so do states of pages.
+ * KVM cannot split a memslot, so the library deletes it and adds two: a vCPU
+ * that runs meanwhile finds no memory there, and a log that starts full reports
+ * every page (gmem_region_set_dirty_log()).
  *
  * Thread-safe. Source: as gmem_region_add(). Since: 0.1.
  *
@@ -1212,14 +1249,22 @@ GMEM_API GMEM_CHECKED int gmem_region_split(struct gmem_region *region, uint64_t
  * @on: 0 or 1
  *
  * The memslot stays. When logging ends, the part of the log that nobody has read
- * is lost. If the VMM enabled KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 with
- * KVM_DIRTY_LOG_INITIALLY_SET, every page counts as written when logging begins.
+ * is lost.
+ *
+ * If the VMM enabled KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 with
+ * KVM_DIRTY_LOG_INITIALLY_SET, a log starts full: every page counts as written.
+ * That is so when logging begins, and for each new memslot that is logged. So a
+ * change of the layout that deletes a memslot and adds it again reports every
+ * page of it: gmem_region_split(), gmem_region_rebind(), a region added with
+ * GMEM_REGION_KEEP_STATE, and a move where KVM cannot move the memslot. So does
+ * such a change that was refused and undone.
  *
  * Thread-safe; waits while the layout is changed. Source:
  * KVM_SET_USER_MEMORY_REGION with KVM_MEM_LOG_DIRTY_PAGES. Since: 0.1.
  *
  * Return: 0, or -EOPNOTSUPP this way of backing has no dirty log, -EINVAL @on,
- * -EDEADLK in a callback that may not change the layout, or the kernel's own errno.
+ * or NULL argument, -EDEADLK a callback of the library calls it,
+ * -ENOTRECOVERABLE the region has lost its memslot, or the kernel's own errno.
  */
 GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
 
@@ -1232,25 +1277,35 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
  *
  * Reading clears the log: a bit is set if the page was written since the last
  * call. KVM may report a page that was only read, but misses none that was written.
- * Read a page's contents after this call. None is missed across changes of the
- * layout, refused ones included: before a memslot is deleted its log is read and
- * kept. For that the library moves the memslot to the end of the VM's addresses, so
- * that no vCPU can store any more; if KVM refuses, all of its pages are reported.
- * This holds, too, if the VMM enabled
- * KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 for its VM, with which KVM_GET_DIRTY_LOG alone
- * clears nothing: the library clears what it read. If KVM refuses that, the VM's
- * log is told, and the bits come again.
+ * Read a page's contents after this call.
+ *
+ * No write is missed across changes of the layout, refused ones included:
+ * before a memslot is deleted its log is read and kept. For that the library
+ * moves the memslot to the end of the VM's addresses, so that no vCPU can store
+ * any more; if KVM refuses, all of its pages are reported.
+ *
+ * If the VMM enabled KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 for its VM,
+ * KVM_GET_DIRTY_LOG alone clears nothing, and the library clears the bits that
+ * it read. If KVM refuses that, the refusal goes to the VM's log, and the bits
+ * come again.
  *
  * A VM with dirty rings (KVM_CAP_DIRTY_LOG_RING) has no such log: see
  * GMEM_CAP_DIRTY_LOG. Regions can be logged there, and the VMM reads the rings.
- * With KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP this returns what is not in the rings.
+ * With KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP this call returns what is not in the
+ * rings. An entry of a ring names a memslot and a page in it, and the library
+ * does not translate entries. So stop the vCPUs, and read and reset the rings
+ * (KVM_RESET_DIRTY_RINGS), before a change of the layout that gives these
+ * numbers another meaning: gmem_region_remove(), gmem_region_split(),
+ * gmem_region_rebind(), a change that removes and adds the same memory, and a
+ * move where KVM cannot move the memslot.
  *
  * Thread-safe; waits while the region is changed. Source: KVM_GET_DIRTY_LOG,
  * KVM_CLEAR_DIRTY_LOG. Since: 0.1.
  *
- * Return: 0, or -EINVAL @bitmap is too small, -EOPNOTSUPP this way of backing
- * has no dirty log, or the VM has it in its rings, -ENOENT the log is off, or the
- * kernel's own errno.
+ * Return: 0, or -EINVAL NULL argument, or @bitmap is too small, -EOPNOTSUPP
+ * this way of backing has no dirty log, or the VM has it in its rings, -ENOENT
+ * the log is off, -EDEADLK a callback calls it for its own range,
+ * -ENOTRECOVERABLE the region has lost its memslot, or the kernel's own errno.
  */
 GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bitmap,
 				       size_t words);
@@ -1341,13 +1396,14 @@ GMEM_API int gmem_ram_layout(uint64_t ram, const struct gmem_ram_layout_opts *op
  *   A private file with GMEM_CREATE_MMAP has one memory for both states, too,
  *   which the host cannot read: views return -EACCES for all of it.
  *
- * During a conversion, gmem_vm_state() returns the old state for all of the range,
- * then the new one for all of it. To private: every view that began before has
- * ended when the first page changes, and views that begin meanwhile get -EACCES.
- * To shared: views get -EACCES until all of the range is shared. The guest may see
- * parts of a large range change before others. Conversions that overlap are done
- * one after the other, in the order of the calls; others run in parallel. Changes
- * of the layout of that range wait for the end of the conversion.
+ * During a conversion, gmem_vm_state() returns the state before or after it,
+ * for some pages of the range the one and for others the other. To private:
+ * every view that began before has ended when the first page changes, and views
+ * that begin meanwhile get -EACCES. To shared: views get -EACCES until all of
+ * the range is shared. The guest may see parts of a large range change before
+ * others. Conversions that overlap are done one after the other, in the order
+ * of the calls; others run in parallel. Changes of the layout of that range
+ * wait for the end of the conversion.
  */
 
 /**
@@ -1374,6 +1430,9 @@ struct gmem_state_range {
  * @max: entries in @ret, at least 1
  *
  * If the last range filled in ends before @gpa + @size, call again from there.
+ * While a conversion is under way, each page in it has the state before or the
+ * state after it. A page may count as private before the kernel has made it so,
+ * and even if the kernel then refuses.
  *
  * Thread-safe; waits while a change of the layout is applied. Since: 0.1.
  *
@@ -1412,20 +1471,21 @@ struct gmem_lease_opts {
  * A lease protects the memory, not only its guest address. Where the same part of a
  * file, or the same host memory (GMEM_REGION_HVA), is at another guest address of
  * @vm, it cannot be discarded or become private through that either, nor can
- * gmem_file_punch() free it. The other region may be removed or moved: the memory
- * stays. Two handles of one file (gmem_file_adopt()), and two mappings of one file of
- * your own, are different memory in this respect.
+ * gmem_file_punch() free it, with the exception told there. The other region
+ * may be removed or moved: the memory stays. Two handles of one file
+ * (gmem_file_adopt()), and two mappings of one file of your own, are different
+ * memory in this respect.
  *
  * Leases may overlap. While a conversion to private or a discard waits for leases on
  * memory, new ones there are refused.
  *
  * Thread-safe; never waits for a conversion, a discard or a lease. Since: 0.1.
  *
- * Return: 0, or -EINVAL NULL argument or bad range, -EACCES part of the range is
- * private, -ENOENT it has a hole, -ENXIO part of it is a device's, -EBUSY it is
- * being converted to private, discarded, moved or removed, or its memory is through
- * another guest address or gmem_file_punch(), -ENOMEM, -E2BIG options newer than the
- * library.
+ * Return: 0, or -EINVAL NULL argument or bad range, -EACCES part of the range
+ * is private, -ENOENT it has a hole, -ENXIO part of it is a device's, -EBUSY it
+ * is being converted to private, discarded, moved or removed, or its memory is
+ * being discarded or converted through another guest address or by
+ * gmem_file_punch(), -ENOMEM, -E2BIG options newer than the library.
  */
 GMEM_API GMEM_CHECKED int gmem_lease_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 					 const struct gmem_lease_opts *opts,
@@ -1470,38 +1530,59 @@ typedef int (*gmem_listener_veto_fn)(void *data, uint64_t gpa, uint64_t size);
  *	from another process. It is still shared.
  * @undo_private: the memory did not become private after all: map it again
  * @after_shared: private memory has become shared: map it
- * @removed: a region was removed or moved, or got other memory with
- *	gmem_region_rebind(). Guest and views no longer reach the old memory; its
- *	host address stays mapped until this returns.
+ * @removed: a region was removed, moved, or bound to other memory with
+ *	gmem_region_rebind(); also if it was moved to its own address, or bound to
+ *	the memory that it had. Not called for a split, nor for the range of a
+ *	device. Guest and views no longer reach the old memory through the old
+ *	address; its host address stays mapped until this returns.
  *
- * Callbacks run in the thread that converts or changes the layout, which keeps the
- * range it works on to itself until they return. Callbacks for other ranges may run
- * at the same time in other threads. A callback may call, for the same VM,
+ * Callbacks run in the thread that converts or changes the layout. That call
+ * keeps its ranges to itself until they return: a conversion the range that it
+ * converts, a change of the layout the ranges that its regions leave and enter.
+ * These are a callback's own ranges. Callbacks of other calls may run at the
+ * same time in other threads. When @removed is called, the new layout is in
+ * force: the range has no memory, or other memory.
  *
- *   always:
- *	what needs no range to itself: views of its thread (gmem_view_new(), accesses
- *	between gmem_view_begin() and gmem_view_end(), gmem_view_free()),
- *	gmem_vm_state(), gmem_vm_stats() without GMEM_STATS_RESIDENT,
- *	gmem_vm_find_hva(), gmem_lease_free(), gmem_file_punch() and the functions
- *	that read a handle; gmem_lease_new(), which is refused with -EBUSY on memory
- *	that is becoming private or being removed; gmem_listener_free(), see there
- *   for other ranges:
- *	gmem_vm_convert(), gmem_vm_discard(), gmem_populate_new(), gmem_populate_run(),
- *	gmem_vm_populate() with one thread, gmem_vm_numa(), gmem_vm_set_numa(), and
- *	gmem_region_stats() with GMEM_STATS_RESIDENT. They fail with -EDEADLK if the
- *	range overlaps the one that the callback is for, if a thread that waits for
- *	that one came first, or if two callbacks would wait for each other. So does
- *	gmem_vm_stats() with GMEM_STATS_RESIDENT, which looks at everything. When
- *	@removed is called, the range has no memory any more.
- *   never, with -EDEADLK:
- *	changes of the layout (gmem_region_add(), gmem_region_remove(),
- *	gmem_region_move(), gmem_region_split(), gmem_region_rebind(),
- *	gmem_change_apply()), gmem_listener_new(), gmem_vm_dump(), gmem_export_new(),
- *	and gmem_vm_populate() with more than one thread.
+ * A callback must not call these functions for the same VM. They fail with
+ * -EDEADLK:
  *
- * A callback must not wait for another thread that makes such a call, which the
- * library cannot see, nor free the VM. Calls for other VMs are not restricted, but
- * two VMs' callbacks that wait for each other's work are not found out either.
+ *	gmem_region_add(), gmem_region_remove(), gmem_region_move(),
+ *	gmem_region_split(), gmem_region_rebind(), gmem_change_apply(),
+ *	gmem_region_set_dirty_log(), gmem_vm_reserve_slots(), gmem_listener_new(),
+ *	gmem_export_new(), gmem_vm_dump(), and gmem_vm_populate() with more than
+ *	one thread.
+ *
+ * Nor must it call gmem_export_free(), which does nothing then, or
+ * gmem_vm_free() and gmem_vm_free_with_vm(), which do not notice.
+ *
+ * A callback may call these functions for other ranges than its own:
+ *
+ *	gmem_vm_convert(), gmem_vm_adopt_private(), gmem_vcpu_handle_exit(),
+ *	gmem_vm_discard(), gmem_vm_discard_list(), gmem_vm_discard_owed(),
+ *	gmem_populate_new(), gmem_populate_run(), gmem_populate_result(),
+ *	gmem_vm_populate() with one thread, gmem_vm_numa(), gmem_vm_set_numa(),
+ *	gmem_region_get_dirty_log(), and gmem_region_stats() and gmem_vm_stats()
+ *	with GMEM_STATS_RESIDENT.
+ *
+ * They fail with -EDEADLK if their range overlaps any range of the call that
+ * the callback is part of, if an earlier call that waits for such a range is in
+ * front of them, or if two callbacks would wait for each other. gmem_vm_stats()
+ * looks at all memory, and gmem_vm_discard_owed() at all memory that is owed.
+ * gmem_populate_result() does not fail, but leaves counted at 0.
+ *
+ * A callback may always call all other functions, such as views,
+ * gmem_vm_state(), gmem_vm_find_hva(), gmem_vm_stats() without
+ * GMEM_STATS_RESIDENT, gmem_lease_new(), gmem_lease_free(), functions of files
+ * such as gmem_file_punch(), gmem_change_new() and the functions that add
+ * steps, transfers, gmem_export_dispatch(), gmem_export_table(),
+ * gmem_peer_add() and gmem_peer_remove(). On memory that is becoming private or
+ * being removed, leases and transfers are refused with -EBUSY. A callback must
+ * end every view that it begins. For gmem_listener_free(), see there.
+ *
+ * A callback must not wait for another thread that makes a call which must wait
+ * for the callback: the library cannot see that. Calls for other VMs are not
+ * restricted, but two VMs' callbacks that wait for each other's work are not
+ * found out either.
  */
 struct gmem_listener_opts {
 	size_t      size;
@@ -1615,10 +1696,10 @@ GMEM_API void gmem_view_free(struct gmem_view *view);
  * @view: view
  *
  * Host addresses from @view stay mapped until gmem_view_end(), even if their
- * region is removed meanwhile: the removal waits. A conversion waits likewise, but
- * addresses asked for after it began are refused with -EACCES. So keep the time in between
- * short, do not sleep, and neither change the layout nor convert memory nor create
- * or free views. Calls nest.
+ * region is removed meanwhile: the removal waits. A conversion waits likewise,
+ * but addresses asked for after it began are refused with -EACCES. So keep the
+ * time in between short, do not sleep, and neither change the layout nor
+ * convert memory nor create or free views. Calls nest.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
@@ -1730,13 +1811,18 @@ GMEM_API int gmem_view_iovec(const struct gmem_view *view, uint64_t gpa, uint64_
 			     struct iovec *iov, size_t max);
 
 /*
- * The functions below access guest memory. They begin and end the view themselves,
- * take ranges of any alignment across regions, and survive pages that cannot be
- * reached: there they stop, return -EFAULT (with recovery, -EHWPOISON for a page
- * the hardware lost), and say in @ret_done how many bytes from the start were
- * done. With gmem_recovery_enable() they cost what memcpy(3) costs; without it,
- * or with a view that was created while SIGBUS was blocked, each call makes a
- * system call, process_vm_readv(2).
+ * The functions below access guest memory. They begin and end the view
+ * themselves, take ranges of any alignment across regions, and survive pages
+ * that the kernel cannot provide: there they stop, return -EFAULT (with
+ * recovery, -EHWPOISON for a page the hardware lost), and say in @ret_done how
+ * many bytes from the start were done. With gmem_recovery_enable() they cost
+ * what memcpy(3) costs; without it, or with a view that was created while
+ * SIGBUS was blocked, each call makes a system call, process_vm_readv(2).
+ *
+ * Recovery is from SIGBUS only. Your own memory (GMEM_REGION_HVA) must stay
+ * mapped, readable and writable: with recovery, an access to memory that is not
+ * raises SIGSEGV, which the library does not handle; without recovery it is
+ * -EFAULT.
  */
 
 /**
@@ -1926,8 +2012,8 @@ GMEM_API void gmem_change_free(struct gmem_change *change);
  * @change: change
  * @gpa: as gmem_region_add()
  * @size: as gmem_region_add()
- * @opts: as gmem_region_add(); the plan and file in it must live until
- *	gmem_change_apply()
+ * @opts: as gmem_region_add(); the plan and file in it must live until the change
+ *	is applied or freed
  * @ret: set by gmem_change_apply() when it succeeds
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
@@ -1946,6 +2032,9 @@ GMEM_API GMEM_CHECKED int gmem_change_add(struct gmem_change *change, uint64_t g
  * Regions that the same change adds may use its range, memslot number and file
  * range, and take over the state of its memory (GMEM_REGION_KEEP_STATE).
  *
+ * The region must stay until the change is applied or freed: do not remove it
+ * in another way meanwhile, nor in another change.
+ *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or a region of another VM, -EEXIST the
@@ -1959,12 +2048,14 @@ GMEM_API int gmem_change_remove(struct gmem_change *change, struct gmem_region *
  * @region: region of the same VM
  * @gpa: as gmem_region_move()
  *
- * Regions of one change may trade places.
+ * Regions of one change may trade places. The region must stay as with
+ * gmem_change_remove().
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0, or -EINVAL as gmem_region_move(), or a region of another VM, -EEXIST
- * the region is in another step of this change, -ENOMEM.
+ * Return: 0, or -EINVAL as gmem_region_move(), or a region of another VM,
+ * -EEXIST the region is in another step of this change, -ENOTRECOVERABLE it has
+ * lost its memslot, -ENOMEM.
  */
 GMEM_API int gmem_change_move(struct gmem_change *change, struct gmem_region *region,
 			      uint64_t gpa);
@@ -1981,10 +2072,15 @@ GMEM_API int gmem_change_move(struct gmem_change *change, struct gmem_region *re
  * a step, the steps before it are undone, and gmem_last_error() says which step it
  * was.
  *
- * It waits for conversions and other work that was there before on the ranges it
- * changes, and for another change; nobody else waits for it but who comes later with
- * the same ranges. Other threads see the old layout until the kernel has agreed to
+ * The call waits for conversions and other work that was there before on the
+ * ranges it changes, and for another change; only later work on the same ranges
+ * waits for it. Other threads see the old layout until the kernel has agreed to
  * all steps.
+ *
+ * After a failure the steps stay: apply the change again, add steps to it, or
+ * free it. But if the kernel kept the memslot of a region that was to be added
+ * (-ENOTRECOVERABLE), that step cannot be done again, and every later call
+ * fails.
  *
  * Thread-safe for different changes. It waits for views between gmem_view_begin()
  * and gmem_view_end(), so do not call it between these. Source:
@@ -2076,13 +2172,14 @@ struct gmem_conversion {
  * the same thread. Source: KVM_SET_MEMORY_ATTRIBUTES; for discarding madvise(2)
  * and fallocate(2). Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range, state or options, -ENOENT the range has a hole,
- * -ENXIO part of it is a device's, -EOPNOTSUPP memory in it cannot be converted,
- * -EBUSY somebody holds a lease, the errno of a listener that refused, -ETIMEDOUT
- * a peer did not give it back (gmem_peer_add()), -ENOMEM, -E2BIG options newer
- * than the library, or the kernel's own errno: nothing changed;
- * -ENOTRECOVERABLE the kernel refused to undo, see @ret, or a region in the range
- * has lost its memslot.
+ * Return: 0, or -EINVAL bad range, state or options, -ENOENT the range has a
+ * hole, -ENXIO part of it is a device's, -EOPNOTSUPP memory in it cannot be
+ * converted, -EBUSY somebody holds a lease, the errno of a listener that
+ * refused, -ETIMEDOUT a peer did not give it back (gmem_peer_add()), -EDEADLK a
+ * callback calls it for its own range, -ENOMEM, -E2BIG options newer than the
+ * library, or the kernel's own errno: nothing changed; -ENOTRECOVERABLE the
+ * kernel refused to undo, see @ret, or a region in the range has lost its
+ * memslot.
  */
 GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t state,
 			     const struct gmem_convert_opts *opts, struct gmem_conversion *ret);
@@ -2101,8 +2198,9 @@ GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, ui
  * Thread-safe; waits for conversions of the same ranges. Source: madvise(2) and
  * fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
  *
- * Return: 0, or -EINVAL NULL argument, -ENOMEM, or the kernel's own errno: the
- * rest is still owed.
+ * Return: 0, or -EINVAL NULL argument, -EBUSY somebody holds a lease on the
+ * memory, -EDEADLK a callback calls it, and its own range owes memory, -ENOMEM,
+ * or the kernel's own errno: the rest is still owed.
  */
 GMEM_API int gmem_vm_discard_owed(struct gmem_vm *vm, uint64_t *ret_done);
 
@@ -2120,8 +2218,9 @@ GMEM_API int gmem_vm_discard_owed(struct gmem_vm *vm, uint64_t *ret_done);
  *
  * Thread-safe, as gmem_vm_convert(). Since: 0.1.
  *
- * Return: 0, or -EINVAL, -ENOENT, -ENXIO, -EOPNOTSUPP, -EBUSY, -ENOMEM and
- * -ENOTRECOVERABLE as gmem_vm_convert().
+ * Return: 0, or -EINVAL, -ENOENT, -ENXIO, -EOPNOTSUPP, -EBUSY, -EDEADLK,
+ * -ENOMEM, the errno of a listener that refused, and -ENOTRECOVERABLE as
+ * gmem_vm_convert().
  */
 GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 
@@ -2275,13 +2374,16 @@ GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
  *
  * Call it after every KVM_RUN. A fault converts its page to the state that the
  * access needs. A request converts its range, and the guest gets an answer: an
- * error if the request is invalid, if its range has holes, or if a lease is in the
- * way. A request to make a range without any memory shared succeeds, because such
- * a range always is. The answer is one that the VM's type takes, see
- * gmem_exit_reply(). A VM's type is what the caller told gmem_caps_new() or
- * gmem_vm_new(). Otherwise the VM is taken for SNP or TDX if it has private memory
- * and the host offers one of them, which is wrong only for a SW_PROTECTED VM (type
- * 1, for testing) on such a host, and else for a VM of another type.
+ * error if the request is invalid, if its range has holes, or if a lease is in
+ * the way. A request to make a range without any memory shared succeeds,
+ * because such a range always is. A request for memory that cannot be converted
+ * (backing host, mapped or shared) is refused with EOPNOTSUPP, also one to make
+ * it shared. A fault there fails with -EOPNOTSUPP. The answer is one that the
+ * VM's type takes, see gmem_exit_reply(). A VM's type is what the caller told
+ * gmem_caps_new() or gmem_vm_new(). Otherwise the VM is taken for SNP or TDX if
+ * it has private memory and the host offers one of them, which is wrong only
+ * for a SW_PROTECTED VM (type 1, for testing) on such a host, and else for a VM
+ * of another type.
  *
  * A guest decides how often it exits, but not how much an exit costs: each causes
  * at most one conversion of each existing page. With GMEM_DISCARD_NOW no guest
@@ -2300,13 +2402,14 @@ GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
  * API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL. Since: 0.1.
  *
  * Return: 1 the exit is handled, run the vCPU again; 0 it is not about guest
- * memory, so the VMM must handle it; or -EINVAL NULL argument, -ENOENT a private
- * access where there is no memory, -ENXIO one in the range of a device, -ELOOP see
- * above, -EHWPOISON the hardware lost the memory, -EFAULT a fault for which KVM
- * gives no address, -EPROTO a fault for an unknown reason, -EACCES a fault that
- * needs a conversion, with GMEM_VCPU_EXPLICIT, -EINTR see above, and every errno of
- * gmem_vm_convert(). If the vCPU runs again after an error, a fault comes again;
- * a request has its answer, which after -EINTR is EAGAIN.
+ * memory, so the VMM must handle it; or -EINVAL NULL argument, -ENOENT a
+ * private access where there is no memory, -ENXIO one in the range of a device,
+ * -ELOOP see above, -EHWPOISON the hardware lost the memory, -EFAULT a fault
+ * for which KVM gives no address, -EPROTO a fault for an unknown reason,
+ * -EACCES a fault that needs a conversion, with GMEM_VCPU_EXPLICIT, -EINTR see
+ * above, and every errno of gmem_vm_convert(), -EDEADLK included. If the vCPU
+ * runs again after an error, a fault comes again; a request has its answer,
+ * which after -EINTR is EAGAIN.
  */
 GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, int result,
 				   int error, struct gmem_exit *ret);
@@ -2451,7 +2554,7 @@ GMEM_API int gmem_file_numa(struct gmem_file *file, uint64_t offset, uint64_t si
  * gmem_file_set_numa(). Since: 0.1.
  *
  * Return: as gmem_file_set_numa(), and -ENOENT the range has a hole, -ENXIO part
- * of it is a device's.
+ * of it is a device's, -EDEADLK a callback calls it for its own range.
  */
 GMEM_API GMEM_CHECKED int gmem_vm_set_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 					   const struct gmem_numa_opts *opts,
@@ -2573,10 +2676,11 @@ struct gmem_populate_opts {
  * 5.14 an access to each page), fallocate(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
- * -ENXIO part of it is a device's: nothing was populated; -ENOMEM the memory does
- * not fit, or the kernel had none left, -ECANCELED @progress stopped it, -EFAULT a
- * page cannot be allocated, -EHWPOISON the hardware lost a page, -E2BIG options
- * newer than the library, or the kernel's own errno.
+ * -ENXIO part of it is a device's: nothing was populated; -ENOMEM the memory
+ * does not fit, or the kernel had none left, -ECANCELED @progress stopped it,
+ * -EFAULT a page cannot be allocated, -EHWPOISON the hardware lost a page,
+ * -EDEADLK a callback calls it for its own range, or with more than one worker,
+ * -E2BIG options newer than the library, or the kernel's own errno.
  */
 GMEM_API int gmem_vm_populate(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			      const struct gmem_populate_opts *opts,
@@ -2595,7 +2699,7 @@ GMEM_API int gmem_vm_populate(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: as gmem_vm_populate().
+ * Return: as gmem_vm_populate(); -EDEADLK only for the callback's own range.
  */
 GMEM_API GMEM_CHECKED int gmem_populate_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 					    const struct gmem_populate_opts *opts,
@@ -2611,8 +2715,9 @@ GMEM_API GMEM_CHECKED int gmem_populate_new(struct gmem_vm *vm, uint64_t gpa, ui
  *
  * Thread-safe. Source: as gmem_vm_populate(). Since: 0.1.
  *
- * Return: as gmem_vm_populate(). After a failure in one thread, all calls return
- * its errno; -ECANCELED also after gmem_populate_cancel().
+ * Return: as gmem_populate_new(). After a failure in one thread, -EDEADLK
+ * included, all calls return its errno; -ECANCELED also after
+ * gmem_populate_cancel().
  */
 GMEM_API int gmem_populate_run(struct gmem_populate *job);
 
@@ -2697,10 +2802,11 @@ struct gmem_discard_opts {
  * Source: madvise(2) and fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
- * -ENXIO part of it is a device's, -EBUSY somebody holds a lease on it, -ENOMEM,
- * -E2BIG options newer than the library: nothing was freed; or -EBUSY, -ENOENT or
- * -ENXIO if a lease was taken or the layout changed meanwhile, or the kernel's own
- * errno: @ret says how much was freed.
+ * -ENXIO part of it is a device's, -EBUSY somebody holds a lease on it,
+ * -ENOMEM, -E2BIG options newer than the library: nothing was freed; or -EBUSY,
+ * -ENOENT or -ENXIO if a lease was taken or the layout changed meanwhile,
+ * -EDEADLK a callback calls it for its own range, or the kernel's own errno:
+ * @ret says how much was freed.
  */
 GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			     const struct gmem_discard_opts *opts, struct gmem_footprint *ret);
@@ -2814,9 +2920,10 @@ struct gmem_stats {
  *
  * Thread-safe. Source: mincore(2), cachestat(2). Since: 0.1.
  *
- * Return: 0, or -EINVAL NULL argument or bad flags, -EOPNOTSUPP the kernel has no
- * cachestat(2) to count private memory, -E2BIG @stats is newer than the library
- * and what that does not know is not 0, or the kernel's own errno.
+ * Return: 0, or -EINVAL NULL argument or bad flags, -EOPNOTSUPP the kernel has
+ * no cachestat(2) to count private memory, -EDEADLK a callback that has memory
+ * to itself calls it with GMEM_STATS_RESIDENT, -E2BIG @stats is newer than the
+ * library and what that does not know is not 0, or the kernel's own errno.
  */
 GMEM_API int gmem_vm_stats(struct gmem_vm *vm, struct gmem_stats *stats);
 
@@ -2830,7 +2937,7 @@ GMEM_API int gmem_vm_stats(struct gmem_vm *vm, struct gmem_stats *stats);
  *
  * Thread-safe. Source: as gmem_vm_stats(). Since: 0.1.
  *
- * Return: as gmem_vm_stats().
+ * Return: as gmem_vm_stats(); -EDEADLK only for the callback's own range.
  */
 GMEM_API int gmem_region_stats(struct gmem_region *region, struct gmem_stats *stats);
 
@@ -2862,11 +2969,12 @@ struct gmem_dump_opts {
  * @fd: file, pipe or socket to write to; borrowed
  * @opts: NULL for defaults
  *
- * gmem-dump(5) describes the format; gmem-show(1) makes pictures of it. The regions
- * are those of one moment. Their allocated memory is counted cell by cell while the
- * guest and other threads go on; a thread that converts memory or changes the layout
- * waits for 64 MiB at most. The call holds no lock while it writes, however slow the reader
- * is. It allocates no guest memory, and for itself about 100 bytes for each region.
+ * gmem-dump(5) describes the format; gmem-show(1) makes pictures of it. The
+ * regions are those of one moment. Their allocated memory is counted cell by
+ * cell while the guest and other threads go on; a thread that converts memory
+ * or changes the layout waits for 64 MiB at most. The call holds no lock while
+ * it writes, however slow the reader is. It allocates no guest memory, and for
+ * itself about 100 bytes for each region.
  *
  * Signals do not stop it. If the reader has gone, the call fails with -EPIPE and
  * raises no SIGPIPE; if a non-blocking @fd is full, it fails with -EAGAIN. After a
@@ -2876,8 +2984,9 @@ struct gmem_dump_opts {
  * Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -ENOMEM, -EBADF @fd is no open fd, or the errno of write(2). Counts
- * that the kernel does not give are left out, which is no failure.
+ * the library, -EDEADLK called from a listener's callback, -ENOMEM, -EBADF @fd
+ * is no open fd, or the errno of write(2). Counts that the kernel does not give
+ * are left out, which is no failure.
  */
 GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opts *opts);
 
@@ -3006,11 +3115,12 @@ struct gmem_transfer_result {
  * Thread-safe. Source: read(2), io_uring(7), open(2) with O_DIRECT,
  * MADV_POPULATE_READ. Since: 0.1.
  *
- * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO the
- * range is not all memory, -EACCES part of it is private, -EBUSY it is being
- * converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
- * arguments, -E2BIG options newer than the library, -EFAULT a page cannot be
- * reached, -ENOMEM, or the kernel's own errno from reading.
+ * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO
+ * the range is not all memory, -EACCES part of it is private, -EBUSY it is
+ * being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
+ * arguments, -ESPIPE @offset is not 0 and @fd has no offsets, -EBADF @fd is not
+ * open, or not for reading, -E2BIG options newer than the library, -EFAULT a
+ * page cannot be reached, -ENOMEM, or the kernel's own errno from reading.
  */
 GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
 			  uint64_t size, const struct gmem_transfer_opts *opts,
@@ -3056,11 +3166,11 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * Thread-safe. Source: mincore(2), cachestat(2), write(2), io_uring(7), open(2)
  * with O_DIRECT, fdatasync(2). Since: 0.1.
  *
- * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is being
- * converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
- * arguments, or @fd is open with O_APPEND, -E2BIG options newer than the library,
- * -EFAULT a page cannot be reached, -ENOMEM, or the kernel's own errno from
- * writing, such as -ENOSPC.
+ * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is
+ * being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
+ * arguments, or @fd is open with O_APPEND, -EBADF @fd is not open, or not for
+ * writing, -E2BIG options newer than the library, -EFAULT a page cannot be
+ * reached, -ENOMEM, or the kernel's own errno from writing, such as -ENOSPC.
  */
 GMEM_API int gmem_vm_save(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			  struct gmem_transfer_result *ret);
@@ -3108,11 +3218,11 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
  * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
- * early, -EOPNOTSUPP it is of a later version, -ENOENT the image has memory that
- * the VM does not have, -EEXIST the VM has memory that the image does not have,
- * -EACCES memory of the image or the VM is private, -ESPIPE a pipe cannot be
- * verified first, -EBUSY, -ECANCELED, -EINVAL, -E2BIG, -EFAULT, -ENOMEM and errnos
- * from reading as gmem_vm_load().
+ * early, -EOPNOTSUPP it is of a later version, -ENOENT the image has memory
+ * that the VM does not have, -EEXIST the VM has memory that the image does not
+ * have, -EACCES memory of the image or the VM is private, -ESPIPE a pipe cannot
+ * be verified first, -EBUSY, -ECANCELED, -EINVAL, -EBADF, -E2BIG, -EFAULT,
+ * -ENOMEM and errnos from reading as gmem_vm_load().
  */
 GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			     struct gmem_transfer_result *ret);
@@ -3145,8 +3255,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
- * Return: 0, or -EBADMSG, -ENODATA, -EOPNOTSUPP, -ECANCELED, -EINVAL, -E2BIG,
- * -ENOMEM and errnos from reading as gmem_vm_restore().
+ * Return: 0, or -EBADMSG, -ENODATA, -EOPNOTSUPP, -ECANCELED, -EINVAL, -EBADF,
+ * -E2BIG, -ENOMEM and errnos from reading as gmem_vm_restore().
  */
 GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 			       struct gmem_transfer_result *ret);
@@ -3311,7 +3421,8 @@ GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
  * gmem_export_free() - end an export and its peers
  * @exporter: export, or NULL
  *
- * Do not call it from a listener's callback: it then does nothing, but tell the log.
+ * Do not call it from a listener's callback: it then only writes to the VM's
+ * log.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
@@ -3459,9 +3570,10 @@ struct gmem_peer_opts {
  * (gmem_export_dispatch()), and is told when regions are added and removed.
  *
  * The library takes a region back from peers before it is removed, moved or
- * rebound, and a range before it becomes private, and waits for their answers. If an answer does not come in time, the removal or conversion
- * fails with -ETIMEDOUT and nothing has changed; with GMEM_PEER_CUT_OFF the peer is
- * cut off, and the call goes on. Memory that becomes shared again is given again.
+ * rebound, and a range before it becomes private, and waits for their answers.
+ * If an answer does not come in time, the removal or conversion fails with
+ * -ETIMEDOUT and nothing has changed; with GMEM_PEER_CUT_OFF the peer is cut
+ * off, and the call goes on. Memory that becomes shared again is given again.
  * Taking back relies on the peer, which can keep a mapping: it protects both
  * sides from mistakes. But no peer can reach private memory, whatever it does.
  *
@@ -3477,10 +3589,10 @@ struct gmem_peer_opts {
  *
  * Thread-safe. Source: unix(7), SCM_RIGHTS. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad options, or another kind of socket, -EOPNOTSUPP memory
- * cannot be given as the options ask (see gmem_export_table(), too), -EACCES a
- * file has more than the peer may have, -ENOTSOCK, -E2BIG options newer than
- * the library, -EMFILE, -ENOMEM.
+ * Return: 0, or -EINVAL bad options, or another kind of socket, -EOPNOTSUPP
+ * memory cannot be given as the options ask (see gmem_export_table(), too),
+ * -EACCES a file has more than the peer may have, -EBADF @sock is not open,
+ * -ENOTSOCK, -E2BIG options newer than the library, -EMFILE, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_peer_add(struct gmem_export *exporter, int sock,
 					const struct gmem_peer_opts *opts,
@@ -3568,8 +3680,8 @@ struct gmem_import_opts {
  *
  * Thread-safe. Source: unix(7), SCM_RIGHTS. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad options, or another kind of socket, -ENOTSOCK, -E2BIG
- * options newer than the library, -EMFILE, -ENOMEM.
+ * Return: 0, or -EINVAL bad options, or another kind of socket, -EBADF @sock is
+ * not open, -ENOTSOCK, -E2BIG options newer than the library, -EMFILE, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_import_new(int sock, const struct gmem_import_opts *opts,
 					  struct gmem_import **ret);

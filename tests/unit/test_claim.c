@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/lock.h"
+#include "os/kvm_compat.h"
 #include "os/sys.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
@@ -487,6 +488,8 @@ struct scene {
 	struct unit unit;
 	struct gmem_plan *plan;
 	struct gmem_region *own, *other;	/* pages 16 to 23 are converted; 64 to 71 */
+	struct gmem_region *logged;		/* pages 128 to 135, with a dirty log */
+	struct gmem_export *exporter;		/* NULL, but for call_export_free() */
 	struct gmem_view *view;
 	struct gmem_listener *listener, *spare;
 	const struct call *call;
@@ -680,6 +683,110 @@ static int call_export_new(struct scene *s, uint64_t gpa, uint64_t size)
 	return gmem_export_new(s->unit.vm, NULL, &exporter);
 }
 
+static int call_export_free(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	(void)gpa;
+	(void)size;
+	gmem_export_free(s->exporter);
+	return gmem_export_fd(s->exporter) >= 0 ? 0 : -EINVAL;
+}
+
+static int call_discard_list(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	const struct gmem_gpa_range ranges[] = { { gpa, s->unit.page },
+						 { gpa + size - s->unit.page, s->unit.page } };
+
+	return gmem_vm_discard_list(s->unit.vm, ranges, ARRAY_SIZE(ranges), NULL, NULL);
+}
+
+static int call_discard_owed(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	(void)gpa;
+	(void)size;
+	return gmem_vm_discard_owed(s->unit.vm, NULL);
+}
+
+static int call_adopt_private(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	return gmem_vm_adopt_private(s->unit.vm, gpa, size);
+}
+
+static int call_handle_exit(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	const struct gmem_kvm_memory_fault fault = {
+		.flags = KVM_MEMORY_EXIT_FLAG_PRIVATE, .gpa = gpa, .size = s->unit.page,
+	};
+	struct kvm_run run = { .exit_reason = KVM_EXIT_MEMORY_FAULT };
+	struct gmem_vcpu *vcpu;
+	int err;
+
+	(void)size;
+	memcpy(&run.hw, &fault, sizeof(fault));
+	assert_ok(gmem_vcpu_new(s->unit.vm, -1, NULL, &vcpu));
+	err = gmem_vcpu_handle_exit(vcpu, &run, -1, EFAULT, NULL);
+	gmem_vcpu_free(vcpu);
+	return err == 1 ? 0 : err;
+}
+
+static int call_set_dirty_log(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	(void)gpa;
+	(void)size;
+	return gmem_region_set_dirty_log(s->logged, 1);
+}
+
+static int call_get_dirty_log(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	uint64_t bitmap[1];
+
+	(void)gpa;
+	(void)size;
+	return gmem_region_get_dirty_log(s->logged, bitmap, ARRAY_SIZE(bitmap));
+}
+
+static int call_reserve_slots(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	(void)gpa;
+	(void)size;
+	return gmem_vm_reserve_slots(s->unit.vm, 100, 1);
+}
+
+static int call_change_steps(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .plan = s->plan);
+	struct gmem_change *change;
+	struct gmem_region *region;
+	int err;
+
+	err = gmem_change_new(s->unit.vm, &change);
+	if (err)
+		return err;
+	err = gmem_change_add(change, gpa + PAGES(&s->unit, 1024), size, &opts, &region);
+	if (!err)
+		err = gmem_change_move(change, s->logged, PAGES(&s->unit, 256));
+	gmem_change_free(change);
+	return err;
+}
+
+static int call_punch(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	(void)gpa;
+	(void)size;
+	return gmem_file_punch(gmem_region_file(s->other, NULL), 0, s->unit.page, NULL);
+}
+
+static int call_load(struct scene *s, uint64_t gpa, uint64_t size)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_NO_RING);
+	int fd = memfd_create("load", MFD_CLOEXEC), err;
+
+	assert_true(fd >= 0);
+	assert_ok(ftruncate(fd, (off_t)size));
+	err = gmem_vm_load(s->unit.vm, gpa, fd, 0, size, &opts, NULL);
+	close(fd);
+	return err;
+}
+
 static int call_state(struct scene *s, uint64_t gpa, uint64_t size)
 {
 	struct gmem_state_range range;
@@ -739,6 +846,17 @@ static const struct call calls[] = {
 	{ "state", call_state, 0, 0, 0, 0 },
 	{ "lease", call_lease, 0, 0, -EBUSY, -ENOENT },
 	{ "view", call_view, 0, 0, 0, -ESTALE },
+	{ "export free", call_export_free, 0, 0, 0, 0 },
+	{ "discard list", call_discard_list, -EDEADLK, 0, 0, -ENOENT },
+	{ "discard owed", call_discard_owed, 0, 0, 0, 0 },
+	{ "adopt private", call_adopt_private, -EDEADLK, 0, 0, -EDEADLK },
+	{ "handle exit", call_handle_exit, -EDEADLK, 0, 0, -EDEADLK },
+	{ "set dirty log", call_set_dirty_log, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "get dirty log", call_get_dirty_log, 0, 0, 0, 0 },
+	{ "reserve slots", call_reserve_slots, -EDEADLK, -EDEADLK, 0, -EDEADLK },
+	{ "steps of a change", call_change_steps, 0, 0, 0, 0 },
+	{ "punch", call_punch, 0, 0, 0, 0 },
+	{ "load", call_load, 0, 0, -EBUSY, -ENOENT },
 };
 
 static void try_calls(void *data, uint64_t gpa, uint64_t size)
@@ -797,6 +915,18 @@ static int convert_own(struct scene *s, uint32_t state)
 	return gmem_vm_convert(s->unit.vm, PAGES(&s->unit, 16), PAGES(&s->unit, 8), state, NULL, NULL);
 }
 
+static struct gmem_region *add_logged(const struct unit *unit, uint64_t page, uint32_t backing,
+				      struct gmem_file *file)
+{
+	struct gmem_plan *plan = unit_plan(unit, backing);
+	GMEM_OPTS(gmem_region_opts, opts, .plan = plan, .flags = GMEM_REGION_DIRTY_LOG, .file = file);
+	struct gmem_region *region;
+
+	assert_ok(gmem_region_add(unit->vm, PAGES(unit, page), PAGES(unit, 8), &opts, &region));
+	gmem_plan_free(plan);
+	return region;
+}
+
 static void scene_begin(struct scene *s, const struct call *call)
 {
 	GMEM_OPTS(gmem_listener_opts, opts, .name = "spare");
@@ -807,12 +937,16 @@ static void scene_begin(struct scene *s, const struct call *call)
 	s->plan = unit_plan(&s->unit, GMEM_BACKING_PRIVATE);
 	s->own = unit_region(&s->unit, 16, 8, s->plan);
 	s->other = unit_region(&s->unit, 64, 8, s->plan);
+	s->logged = add_logged(&s->unit, 128, GMEM_BACKING_HOST, NULL);
+	if (call->call == call_export_free)
+		assert_ok(gmem_export_new(s->unit.vm, NULL, &s->exporter));
 	assert_ok(gmem_view_new(s->unit.vm, &s->view));
 	assert_ok(gmem_listener_new(s->unit.vm, &opts, &s->spare));
 }
 
 static void scene_end(struct scene *s)
 {
+	gmem_export_free(s->exporter);
 	gmem_listener_free(s->listener);
 	gmem_listener_free(s->spare);
 	gmem_view_free(s->view);
@@ -886,6 +1020,92 @@ static void callbacks_of_removals_get_what_the_header_says(void **state)
 			      calls[i].call == call_stats_resident ? 0 : calls[i].other);
 		scene_end(&s);
 	}
+}
+
+/* What the range of the conversion owes is not given back by its callback. */
+static void callbacks_get_back_nothing_that_their_range_owes(void **state)
+{
+	static const struct call call = { "discard owed", call_discard_owed, 0, 0, 0, 0 };
+	static const struct gmem_listener_opts opts = { .before_private = try_calls_before };
+	GMEM_OPTS(gmem_convert_opts, later, .discard = GMEM_DISCARD_LATER);
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, &call);
+	assert_ok(gmem_vm_convert(s.unit.vm, PAGES(&s.unit, 16), s.unit.page, GMEM_STATE_PRIVATE,
+				  &later, NULL));
+	listen_with(&s, &opts);
+	assert_ok(convert_own(&s, GMEM_STATE_PRIVATE));
+	check_results(&s, -EDEADLK, -EDEADLK);
+	scene_end(&s);
+}
+
+struct removals {
+	struct gmem_region *region;	/* its dirty log is read there, unless NULL */
+	unsigned int count;
+	int err;
+};
+
+static void note_removal(void *data, uint64_t gpa, uint64_t size)
+{
+	struct removals *removals = data;
+	uint64_t bitmap[1];
+
+	(void)gpa;
+	(void)size;
+	removals->count++;
+	if (removals->region)
+		removals->err = gmem_region_get_dirty_log(removals->region, bitmap, ARRAY_SIZE(bitmap));
+}
+
+static void check_removals(struct removals *removals, unsigned int count)
+{
+	assert_int_equal(removals->count, count);
+	assert_int_equal(removals->err, count && removals->region ? -EDEADLK : 0);
+	removals->count = 0;
+	removals->err = 0;
+}
+
+/* A region that moves to its own address counts, too; a split and a device do not. */
+static void removals_are_told_as_the_header_says(void **state)
+{
+	struct removals removals = { .count = 0 };
+	GMEM_OPTS(gmem_listener_opts, opts, .data = &removals, .removed = note_removal);
+	GMEM_OPTS(gmem_region_opts, device_opts, .flags = GMEM_REGION_DEVICE);
+	struct gmem_region *region, *upper, *device;
+	struct gmem_listener *listener;
+	struct gmem_plan *plan;
+	struct gmem_file *file;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	plan = unit_plan(&unit, GMEM_BACKING_MAPPED);
+	assert_ok(gmem_file_new(unit.vm_fd, PAGES(&unit, 8), plan, &file));
+	gmem_plan_free(plan);
+	assert_ok(gmem_listener_new(unit.vm, &opts, &listener));
+	region = add_logged(&unit, 16, GMEM_BACKING_MAPPED, file);
+	assert_ok(gmem_region_add(unit.vm, PAGES(&unit, 64), unit.page, &device_opts, &device));
+	check_removals(&removals, 0);
+
+	removals.region = region;
+	assert_ok(gmem_region_move(region, PAGES(&unit, 32)));
+	check_removals(&removals, 1);
+	assert_ok(gmem_region_move(region, PAGES(&unit, 32)));
+	check_removals(&removals, 1);
+	assert_ok(gmem_region_rebind(region, file, 0));
+	check_removals(&removals, 1);
+	removals.region = NULL;
+	assert_ok(gmem_region_split(region, PAGES(&unit, 4), &upper));
+	check_removals(&removals, 0);
+	assert_ok(gmem_region_move(device, PAGES(&unit, 80)));
+	assert_ok(gmem_region_remove(device));
+	check_removals(&removals, 0);
+	assert_ok(gmem_region_remove(upper));
+	check_removals(&removals, 1);
+	gmem_listener_free(listener);
+	gmem_file_free(file);
+	unit_end(&unit);
 }
 
 /* The handle goes with the next change of the list, or with the VM. */
@@ -975,8 +1195,8 @@ static void long_work_goes_in_pieces(void **state)
 		{ { "discard", call_discard, 0, 0, 0, 0 }, 3 },
 		{ { "numa", call_numa, 0, 0, 0, 0 }, 3 },
 		{ { "set numa", call_set_numa, 0, 0, 0, 0 }, 3 + 1 + 3 },
-		{ { "stats", call_stats_resident, 0, 0, 0, 0 }, 3 + 2 },
-		{ { "dump", call_dump_to_null, 0, 0, 0, 0 }, 3 + 2 },
+		{ { "stats", call_stats_resident, 0, 0, 0, 0 }, 3 + 3 },
+		{ { "dump", call_dump_to_null, 0, 0, 0, 0 }, 3 + 3 },
 	};
 	struct gmem_region *big;
 	struct scene s;
@@ -1346,6 +1566,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(callbacks_that_undo_get_what_the_header_says),
 	cmocka_unit_test(callbacks_after_shared_get_what_the_header_says),
 	cmocka_unit_test(callbacks_of_removals_get_what_the_header_says),
+	cmocka_unit_test(callbacks_get_back_nothing_that_their_range_owes),
+	cmocka_unit_test(removals_are_told_as_the_header_says),
 	cmocka_unit_test(listener_freed_in_a_callback_hears_no_more),
 	cmocka_unit_test(callbacks_of_different_ranges_run_at_once),
 	cmocka_unit_test(long_work_goes_in_pieces),
