@@ -32,6 +32,15 @@
  */
 static struct gmem_lock lock = GMEM_LOCK_INIT(GMEM_RANK_PROBE);
 
+/* If KVM keeps the memslot, its page must stay: whatever came there would be the guest's. */
+static int delete_slot(struct gmem_probe_slot *probe)
+{
+	int err = gmem_kvm_delete_slot_retry(probe->vm_fd, probe->slot);
+
+	probe->is_kept |= err != 0;
+	return err;
+}
+
 static int try_slot(struct gmem_probe_slot *probe, const struct gmem_kvm_slot *slot)
 {
 	int err;
@@ -40,7 +49,7 @@ static int try_slot(struct gmem_probe_slot *probe, const struct gmem_kvm_slot *s
 	if (err)
 		return err;
 
-	return gmem_kvm_delete_slot_retry(probe->vm_fd, slot->number);
+	return delete_slot(probe);
 }
 
 int gmem_probe_slot_try_plain(struct gmem_probe_slot *probe, uint32_t flags)
@@ -88,7 +97,7 @@ int gmem_probe_slot_try_dirty_log(struct gmem_probe_slot *probe)
 		return err;
 
 	log_err = gmem_kvm_get_dirty_log(probe->vm_fd, slot.number, &bitmap);
-	err = gmem_kvm_delete_slot_retry(probe->vm_fd, slot.number);
+	err = delete_slot(probe);
 	return err ? err : log_err;
 }
 
@@ -141,6 +150,7 @@ int gmem_probe_slot_open(struct gmem_probe_slot *probe, int vm_fd)
 	int err;
 
 	probe->vm_fd = vm_fd;
+	probe->is_kept = false;
 	probe->page = gmem_sys_page_size();
 	err = gmem_sys_mmap(NULL, probe->page, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, &probe->hva);
@@ -157,14 +167,15 @@ int gmem_probe_slot_open(struct gmem_probe_slot *probe, int vm_fd)
 void gmem_probe_slot_close(struct gmem_probe_slot *probe)
 {
 	gmem_lock_drop(&lock);
-	gmem_sys_munmap(probe->hva, probe->page);
+	if (!probe->is_kept)
+		gmem_sys_munmap(probe->hva, probe->page);
 }
 
 /*
  * KVM refuses our page as a change of a memslot that exists before it looks at the
  * addresses (-EINVAL), and as a new memslot because of the addresses (-EEXIST).
  */
-static int find_out(const struct gmem_probe_slot *probe, uint32_t number)
+static int find_out(struct gmem_probe_slot *probe, uint32_t number)
 {
 	struct gmem_kvm_slot slot = {
 		.number = probe->slot,
@@ -180,7 +191,7 @@ static int find_out(const struct gmem_probe_slot *probe, uint32_t number)
 
 	slot.number = number;
 	err = gmem_kvm_set_slot(probe->vm_fd, &slot);
-	gmem_kvm_delete_slot_retry(probe->vm_fd, probe->slot);
+	delete_slot(probe);
 	if (err == -EINVAL)
 		return 1;
 	return err == -EEXIST ? 0 : err;

@@ -15,6 +15,7 @@
 #ifndef GMEM_PROBE_SLOT_H
 #define GMEM_PROBE_SLOT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct gmem_probe_slot {
@@ -24,6 +25,7 @@ struct gmem_probe_slot {
 	uint64_t gpa;
 	uint64_t page;		/* bytes */
 	void *hva;		/* one page of ordinary memory */
+	bool is_kept;		/* KVM did not delete the memslot, so the page stays for good */
 };
 
 /*

@@ -24,6 +24,10 @@
 #include "view/lookup_table.h"
 #include "view/view.h"
 
+/* Bytes of a region, and parts of a table, that are entered while conversions wait */
+#define TABLE_PART	(UINT64_C(64) << 30)
+#define PARTS_AT_ONCE	32
+
 /* One change while it is made */
 struct change {
 	struct gmem_vm *vm;
@@ -175,15 +179,17 @@ static int compare_claims(const void *a, const void *b)
 	return first->gpa < second->gpa ? -1 : first->gpa > second->gpa;
 }
 
-/* Nobody has a lease where nothing is yet. */
-static void note_claim(struct change *change, const struct gmem_range *gpa, bool is_new)
+/*
+ * Nobody has a lease where nothing is yet, nor gets one before readers have the table: who
+ * has a lease may look there.
+ */
+static void note_claim(struct change *change, const struct gmem_range *gpa)
 {
 	change->claims[change->claim_count++] = (struct gmem_claim){
 		.gpa = gpa->start,
 		.size = gpa->size,
 		.mode = GMEM_CLAIM_EXCLUSIVE,
-		.allows_leases = is_new,
-		.purpose = "moved or removed",
+		.purpose = "laid out anew",
 	};
 }
 
@@ -200,12 +206,9 @@ static void merge_claims(struct change *change)
 		uint64_t last = claims[i].gpa + (claims[i].size - 1);
 		uint64_t kept_last = claims[kept].gpa + (claims[kept].size - 1);
 
-		if (claims[i].gpa > kept_last) {
+		if (claims[i].gpa > kept_last)
 			claims[++kept] = claims[i];
-			continue;
-		}
-		claims[kept].allows_leases &= claims[i].allows_leases;
-		if (last > kept_last)
+		else if (last > kept_last)
 			claims[kept].size = last - claims[kept].gpa + 1;
 	}
 	change->claim_count = kept + 1;
@@ -225,9 +228,9 @@ static int collect_claims(struct change *change)
 		const struct gmem_step *step = &change->steps[i];
 
 		if (step->kind != GMEM_STEP_ADD)
-			note_claim(change, &step->region->gpa, false);
+			note_claim(change, &step->region->gpa);
 		if (comes(step))
-			note_claim(change, &step->after->gpa, true);
+			note_claim(change, &step->after->gpa);
 	}
 	merge_claims(change);
 	return 0;
@@ -560,60 +563,113 @@ static uint64_t highest_gpa(const struct change *change)
 	return highest ? gmem_range_last(highest) : 0;
 }
 
-/* What steps take away is marked as removed first: others may bring memory there. */
-static int fill_table(struct gmem_table *table, const struct gmem_table *old,
-		      const struct change *change)
+/* One part of a table after the other; between them conversions get their turn. */
+struct filling {
+	const struct change *change;
+	struct gmem_table *table;
+	const struct gmem_table *old;
+	bool lets_others;	/* the table is vm->next_table already */
+	unsigned int parts;
+};
+
+static void end_part(struct filling *filling)
 {
+	if (!filling->lets_others || ++filling->parts % PARTS_AT_ONCE)
+		return;
+	gmem_lock_drop(&filling->change->vm->change_lock);
+	gmem_sys_pause(0);
+	gmem_lock_take(&filling->change->vm->change_lock);
+}
+
+static int remove_old(struct filling *filling, const struct gmem_step *step)
+{
+	uint64_t size = step->region->gpa.size, part;
 	int err = 0;
 
-	for (size_t i = 0; i < change->count && !err; i++)
-		if (leaves(&change->steps[i]))
-			err = gmem_table_remove(table, old, change->steps[i].old_gpa,
-						change->steps[i].region->gpa.size);
-	for (size_t i = 0; i < change->count && !err; i++) {
-		const struct gmem_step *step = &change->steps[i];
-
-		if (step->upper)
-			err = gmem_table_enter(table, old, step->upper, step->upper->gpa.start,
-					       step->upper->hva.start);
-		else if (step->after)
-			err = gmem_table_enter(table, old, step->region, step->after->gpa.start,
-					       step->after->hva.start);
+	for (uint64_t done = 0; done < size && !err; done += part) {
+		part = size - done < TABLE_PART ? size - done : TABLE_PART;
+		err = gmem_table_remove(filling->table, filling->old, step->old_gpa + done, part);
+		end_part(filling);
 	}
 	return err;
 }
 
-/* Make the table that follows @old, for a change or for the first view. With change_lock. */
-static int build_table(struct gmem_vm *vm, const struct gmem_table *old)
+static int enter_new(struct filling *filling, const struct gmem_step *step)
 {
-	const struct change *change = vm->change;
-	struct gmem_table *table = NULL;
+	struct gmem_region *region = step->upper ? step->upper : step->region;
+	const struct gmem_region *after = step->upper ? step->upper : step->after;
+	uint64_t size = after->gpa.size, part;
+	int err = 0;
+
+	for (uint64_t done = 0; done < size && !err; done += part) {
+		part = size - done < TABLE_PART ? size - done : TABLE_PART;
+		err = gmem_table_enter_part(filling->table, filling->old, region, after->gpa.start,
+					    after->hva.start, done, part);
+		end_part(filling);
+	}
+	return err;
+}
+
+/* What steps take away is marked as removed first: others may bring memory there. */
+static int fill_table(struct filling *filling)
+{
+	const struct change *change = filling->change;
+	int err = 0;
+
+	for (size_t i = 0; i < change->count && !err; i++)
+		if (leaves(&change->steps[i]))
+			err = remove_old(filling, &change->steps[i]);
+	for (size_t i = 0; i < change->count && !err; i++)
+		if (change->steps[i].upper || change->steps[i].after)
+			err = enter_new(filling, &change->steps[i]);
+	return err ? gmem_fail(-ENOMEM, "no memory for the readers' new table") : 0;
+}
+
+static int new_table(const struct change *change, const struct gmem_table *old,
+		     struct gmem_table **ret)
+{
+	if (gmem_table_new(old, highest_gpa(change), ret))
+		return gmem_fail(-ENOMEM, "no memory for the readers' new table");
+	return 0;
+}
+
+/* Make the table that follows the first one, whose view is being made. With change_lock. */
+static int build_table(struct gmem_vm *vm, const struct gmem_table *first)
+{
+	struct filling filling = { .change = vm->change, .old = first };
 	int err;
 
-	err = gmem_table_new(old, highest_gpa(change), &table);
-	if (!err)
-		err = fill_table(table, old, change);
-	if (err) {
-		gmem_table_free(table, old);
-		return gmem_fail(-ENOMEM, "no memory for the readers' new table");
-	}
-	vm->next_table = table;
-	return 0;
+	err = new_table(vm->change, first, &filling.table);
+	if (err)
+		return err;
+
+	err = fill_table(&filling);
+	if (err)
+		gmem_table_free(filling.table, first);
+	else
+		vm->next_table = filling.table;
+	return err;
 }
 
 /* If there has been no view, and one is made meanwhile, it has the table built, too. */
 static int begin_table(struct change *change)
 {
 	struct gmem_vm *vm = change->vm;
+	struct filling filling = { .change = change, .lets_others = true };
 	int err = 0;
 
 	gmem_lock_take(&vm->change_lock);
 	vm->change = change;
-	vm->build_next_table = build_table;
-	if (vm->table)
-		err = build_table(vm, vm->table);
-	if (err)
-		vm->build_next_table = NULL;
+	filling.old = vm->table;
+	if (!filling.old) {
+		vm->build_next_table = build_table;
+	} else {
+		err = new_table(change, filling.old, &filling.table);
+		if (!err) {
+			vm->next_table = filling.table;
+			err = fill_table(&filling);
+		}
+	}
 	gmem_lock_drop(&vm->change_lock);
 	return err;
 }
@@ -784,7 +840,7 @@ static int make_change(struct change *change)
 
 	err = begin_table(change);
 	if (err)
-		goto undo;
+		goto drop_table;
 	err = gmem_apply_slots(change->vm, change->steps, change->count);
 	if (err)
 		goto drop_table;
@@ -796,7 +852,6 @@ static int make_change(struct change *change)
 
 drop_table:
 	drop_table(change);
-undo:
 	undo(change, err);
 	return err;
 }

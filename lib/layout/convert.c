@@ -617,26 +617,40 @@ int gmem_convert_check(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 
 /* ---- pending discards ---- */
 
-/* The lowest part at or above @gpa that is pending, of one region and one piece at most */
-static bool next_pending(const struct gmem_vm *vm, uint64_t gpa, struct gmem_part *ret)
+/*
+ * Find something pending at or above *@gpa, of one region and one piece at most: looks at no
+ * more than MAX_RUN bytes, which end below the new *@gpa. Returns false if no region is left.
+ * With the lock held.
+ */
+static bool look_for_pending(const struct gmem_vm *vm, uint64_t *gpa, struct gmem_part *ret)
 {
-	const struct gmem_region *region;
-	uint64_t start;
+	const struct gmem_region *region = gmem_regions_next(vm, *gpa, UINT64_MAX - 1);
+	uint64_t start, offset, last;
 
-	while ((region = gmem_regions_next(vm, gpa, UINT64_MAX - 1))) {
-		start = region->gpa.start;
-		gpa = start > gpa ? start : gpa;
-		if (gmem_states_find(&region->states, GMEM_PAGE_PENDING, true, gpa - start,
-				     region->gpa.size - 1, ret)) {
-			ret->start += start;
-			ret->last += start;
-			if (ret->last - ret->start >= PENDING_PIECE)
-				ret->last = ret->start + PENDING_PIECE - 1;
-			return true;
-		}
-		gpa = gmem_region_last(region) + 1;
+	ret->start = ret->last = *gpa;
+	if (!region)
+		return false;
+
+	start = region->gpa.start;
+	offset = start > *gpa ? 0 : *gpa - start;
+	last = region->gpa.size - 1;
+	if (!gmem_states_total(&region->states, GMEM_PAGE_PENDING)) {
+		*gpa = start + last + 1;
+		return true;
 	}
-	return false;
+	if (last - offset >= MAX_RUN)
+		last = offset + MAX_RUN - 1;
+	*gpa = start + last + 1;
+	if (!gmem_states_find(&region->states, GMEM_PAGE_PENDING, true, offset, last, ret)) {
+		ret->start = ret->last = *gpa;
+		return true;
+	}
+	if (ret->last - ret->start >= PENDING_PIECE)
+		ret->last = ret->start + PENDING_PIECE - 1;
+	ret->start += start;
+	ret->last += start;
+	*gpa = ret->last + 1;
+	return true;
 }
 
 /* Discard what is pending of a claimed part: pages of one state at a time. */
@@ -663,25 +677,44 @@ static int discard_pending(struct gmem_vm *vm, const struct gmem_part *claimed, 
 	return err;
 }
 
-static int discard_all_pending(struct gmem_vm *vm, uint64_t *total)
+static int discard_piece(struct gmem_vm *vm, const struct gmem_part *part, uint64_t *total)
 {
-	struct gmem_claim claim = { .mode = GMEM_CLAIM_EXCLUSIVE, .allows_leases = true };
-	struct gmem_part part = { .last = UINT64_MAX };
-	int err = 0;
+	struct gmem_claim claim = {
+		.gpa = part->start,
+		.size = part->last - part->start + 1,
+		.mode = GMEM_CLAIM_EXCLUSIVE,
+		.allows_leases = true,
+	};
+	int err;
 
 	gmem_lock_take(&vm->lock);
-	while (!err && next_pending(vm, part.last + 1, &part)) {
-		claim.gpa = part.start;
-		claim.size = part.last - part.start + 1;
-		err = gmem_claim_take(vm, &claim, 0);
-		if (err)
-			break;
-		gmem_lock_drop(&vm->lock);
-		err = discard_pending(vm, &part, total);
-		gmem_lock_take(&vm->lock);
-		gmem_claim_drop(vm, &claim);
-	}
+	err = gmem_claim_take(vm, &claim, 0);
 	gmem_lock_drop(&vm->lock);
+	if (err)
+		return err;
+
+	err = discard_pending(vm, part, total);
+
+	gmem_lock_take(&vm->lock);
+	gmem_claim_drop(vm, &claim);
+	gmem_lock_drop(&vm->lock);
+	return err;
+}
+
+static int discard_all_pending(struct gmem_vm *vm, uint64_t *total)
+{
+	struct gmem_part part;
+	uint64_t gpa = 0;
+	bool more = true;
+	int err = 0;
+
+	while (more && !err) {
+		gmem_lock_take(&vm->lock);
+		more = look_for_pending(vm, &gpa, &part);
+		gmem_lock_drop(&vm->lock);
+		if (part.start < part.last)
+			err = discard_piece(vm, &part, total);
+	}
 	return err;
 }
 

@@ -47,7 +47,8 @@ void gmem_states_free(struct gmem_states *states)
 	states->pages = NULL;
 }
 
-void gmem_states_split(struct gmem_states *states, uint64_t offset, struct gmem_states *upper)
+void gmem_states_prepare_split(const struct gmem_states *states, uint64_t offset,
+			       struct gmem_states *upper)
 {
 	*upper = *states;
 	if (!states->pages)
@@ -56,20 +57,18 @@ void gmem_states_split(struct gmem_states *states, uint64_t offset, struct gmem_
 	__atomic_add_fetch(&states->pages->users, 1, __ATOMIC_RELAXED);
 	upper->first = page_of(states, offset);
 	upper->size -= offset;
-	states->size = offset;
-	for (enum gmem_page_bit i = 0; i < GMEM_PAGE_BITS; i++) {
-		upper->counts[i] = gmem_bits_count(bits_of(upper, i), upper->first,
-						   page_of(upper, upper->size));
-		states->counts[i] -= upper->counts[i];
-	}
+	for (enum gmem_page_bit i = 0; i < GMEM_PAGE_BITS; i++)
+		upper->counts[i] = gmem_states_count(states, i, offset, upper->size) >>
+				   states->page_shift;
 }
 
-void gmem_states_unsplit(struct gmem_states *states, struct gmem_states *upper)
+void gmem_states_commit_split(struct gmem_states *states, const struct gmem_states *upper)
 {
-	states->size += upper->size;
+	if (!states->pages)
+		return;
+	states->size -= upper->size;
 	for (enum gmem_page_bit i = 0; i < GMEM_PAGE_BITS; i++)
-		states->counts[i] += upper->counts[i];
-	gmem_states_free(upper);
+		states->counts[i] -= upper->counts[i];
 }
 
 uint64_t gmem_states_set(struct gmem_states *states, enum gmem_page_bit bit, uint64_t offset,

@@ -46,9 +46,13 @@ struct gmem_states {
 /* Makes bits for @size bytes, all 0. */
 int gmem_states_new(struct gmem_states *states, uint64_t size);
 void gmem_states_free(struct gmem_states *states);
-/* Makes @upper have what is above @offset, and @states the rest. */
-void gmem_states_split(struct gmem_states *states, uint64_t offset, struct gmem_states *upper);
-void gmem_states_unsplit(struct gmem_states *states, struct gmem_states *upper);
+/*
+ * Makes @upper have what is above @offset, which looks at each of its pages; then has @states
+ * have the rest, at once.
+ */
+void gmem_states_prepare_split(const struct gmem_states *states, uint64_t offset,
+			       struct gmem_states *upper);
+void gmem_states_commit_split(struct gmem_states *states, const struct gmem_states *upper);
 
 /* Sets or clears a bit of pages. Returns the bytes of which it changed. */
 uint64_t gmem_states_set(struct gmem_states *states, enum gmem_page_bit bit, uint64_t offset,

@@ -464,7 +464,6 @@ void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck
 int gmem_region_prepare_split(const struct gmem_region *region, uint64_t offset,
 			      struct gmem_region *lower, struct gmem_region *upper)
 {
-	struct gmem_states rest = region->states;
 	uint32_t slot = 0;
 	int err;
 
@@ -475,7 +474,7 @@ int gmem_region_prepare_split(const struct gmem_region *region, uint64_t offset,
 	}
 
 	*upper = *lower;
-	gmem_states_split(&rest, offset, &upper->states);
+	gmem_states_prepare_split(&region->states, offset, &upper->states);
 	upper->map = lower->map ? &upper->pin : NULL;
 	upper->slot = slot;
 	upper->owns_number = !region->is_device;
@@ -501,9 +500,7 @@ void gmem_region_commit_split(struct gmem_region *region, struct gmem_region *up
 	struct gmem_vm *vm = region->vm;
 	uint64_t offset = region->gpa.size - upper->gpa.size;
 
-	/* With the numbers as they are by now. */
-	gmem_states_free(&upper->states);
-	gmem_states_split(&region->states, offset, &upper->states);
+	gmem_states_commit_split(&region->states, &upper->states);
 	gmem_range_split(&vm->regions, &region->gpa, offset, &upper->gpa);
 	if (region->is_device)
 		return;

@@ -412,8 +412,9 @@ static int change_range(struct gmem_table *head, const struct gmem_table *old,
 	}
 }
 
-int gmem_table_enter(struct gmem_table *table, const struct gmem_table *old,
-		     struct gmem_region *region, uint64_t gpa, uint64_t hva)
+int gmem_table_enter_part(struct gmem_table *table, const struct gmem_table *old,
+			  struct gmem_region *region, uint64_t gpa, uint64_t hva, uint64_t offset,
+			  uint64_t size)
 {
 	uint64_t code = code_at(region, gpa, hva);
 	const struct change change = {
@@ -422,7 +423,13 @@ int gmem_table_enter(struct gmem_table *table, const struct gmem_table *old,
 		.is_shared = !region->read_only && !gmem_states_total(&region->states, GMEM_PAGE_PRIVATE),
 	};
 
-	return change_range(table, old, &change, gpa, region->gpa.size);
+	return change_range(table, old, &change, gpa + offset, size);
+}
+
+int gmem_table_enter(struct gmem_table *table, const struct gmem_table *old,
+		     struct gmem_region *region, uint64_t gpa, uint64_t hva)
+{
+	return gmem_table_enter_part(table, old, region, gpa, hva, 0, region->gpa.size);
 }
 
 int gmem_table_remove(struct gmem_table *table, const struct gmem_table *old, uint64_t gpa,

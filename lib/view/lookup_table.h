@@ -117,6 +117,10 @@ int gmem_table_new(const struct gmem_table *old, uint64_t last, struct gmem_tabl
  */
 int gmem_table_enter(struct gmem_table *table, const struct gmem_table *old,
 		     struct gmem_region *region, uint64_t gpa, uint64_t hva);
+/* The same for @size bytes from @offset of the region on */
+int gmem_table_enter_part(struct gmem_table *table, const struct gmem_table *old,
+			  struct gmem_region *region, uint64_t gpa, uint64_t hva, uint64_t offset,
+			  uint64_t size);
 /* Marks the regions in the range as removed. Holes stay holes. */
 int gmem_table_remove(struct gmem_table *table, const struct gmem_table *old, uint64_t gpa,
 		      uint64_t size);

@@ -110,7 +110,8 @@ static void split_parts_are_each_their_own(void **state)
 		for (int i = 0; i < 9; i++)
 			set_somewhere(&m, &m.states, 0);
 		at = 1 + pick(&m, ALL_PAGES - 1);
-		gmem_states_split(&m.states, at * PAGE, &upper);
+		gmem_states_prepare_split(&m.states, at * PAGE, &upper);
+		gmem_states_commit_split(&m.states, &upper);
 		for (int i = 0; i < 30; i++) {
 			check_part(&m, &m.states, 0);
 			check_part(&m, &upper, at);
@@ -120,7 +121,7 @@ static void split_parts_are_each_their_own(void **state)
 				set_somewhere(&m, &m.states, 0);
 		}
 		if (seed % 2) {
-			gmem_states_unsplit(&m.states, &upper);
+			gmem_states_free(&upper);
 			check_part(&m, &m.states, 0);
 			gmem_states_free(&m.states);
 		} else {
@@ -144,8 +145,9 @@ static void states_of_no_bits_are_shared_and_owe_nothing(void **state)
 	assert_int_equal(part.last, 8 * PAGE - 1);
 	assert_int_equal(gmem_states_set(&none, GMEM_PAGE_PENDING, 0, PAGE, true), 0);
 	assert_int_equal(gmem_states_count(&none, GMEM_PAGE_PENDING, 0, PAGE), 0);
-	gmem_states_split(&none, PAGE, &upper);
-	gmem_states_unsplit(&none, &upper);
+	gmem_states_prepare_split(&none, PAGE, &upper);
+	gmem_states_commit_split(&none, &upper);
+	gmem_states_free(&upper);
 	gmem_states_free(&none);
 }
 
