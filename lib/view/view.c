@@ -62,6 +62,9 @@
 #define LOADS_AWAKE 100
 #define SLEEP_MICROSECONDS 50
 
+/* Bytes whose entries are rewritten while other conversions wait */
+#define SHOWN_AT_ONCE (UINT64_C(64) << 30)
+
 /* Far more than any processor takes to make a store visible */
 #define SETTLE_MICROSECONDS 10000
 
@@ -262,8 +265,8 @@ void gmem_vm_wait_for_views(struct gmem_vm *vm)
 	gmem_lock_drop(&vm->views_lock);
 }
 
-void gmem_vm_show_states(struct gmem_vm *vm, const struct gmem_region *region, uint64_t gpa,
-			 uint64_t size, bool is_private)
+static void show_part(struct gmem_vm *vm, const struct gmem_region *region, uint64_t gpa,
+		      uint64_t size, bool is_private)
 {
 	gmem_lock_take(&vm->change_lock);
 	if (vm->table)
@@ -274,6 +277,17 @@ void gmem_vm_show_states(struct gmem_vm *vm, const struct gmem_region *region, u
 	if (__atomic_load_n(&vm->fence, __ATOMIC_RELAXED))
 		gmem_vm_publish(vm, vm->table);
 	gmem_lock_drop(&vm->change_lock);
+}
+
+void gmem_vm_show_states(struct gmem_vm *vm, const struct gmem_region *region, uint64_t gpa,
+			 uint64_t size, bool is_private)
+{
+	uint64_t part;
+
+	for (; size; gpa += part, size -= part) {
+		part = size < SHOWN_AT_ONCE ? size : SHOWN_AT_ONCE;
+		show_part(vm, region, gpa, part, is_private);
+	}
 }
 
 /* ---- translation, if the inline part cannot answer ---- */

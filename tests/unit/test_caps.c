@@ -2,6 +2,7 @@
 /* caps, probe_slot and probe_guest: the capability report of every kernel, line by line */
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "unit.h"
@@ -544,7 +545,27 @@ static void report_of_a_dead_vm_is_eio(void **state)
 	assert_int_equal(fake_halt(), 0);
 }
 
+/* What came to the address of a memslot that KVM keeps would be the guest's memory. */
+static void page_of_a_memslot_that_kvm_keeps_stays(void **state)
+{
+	struct gmem_caps *caps = NULL;
+	struct fake_slot slot;
+	int vm_fd;
+
+	(void)state;
+	fake_boot("6.18");
+	vm_fd = fake_new_vm();
+	fake_fail_kind(FAKE_DELETE_SLOT, 0, 3, -ENOMEM);
+	if (gmem_caps_new(vm_fd, NULL, &caps) == 0)
+		gmem_caps_free(caps);
+	assert_true(fake_fail_struck());
+	assert_int_equal(fake_slot_count(vm_fd), 1);
+	assert_true(fake_get_slot(vm_fd, 32763, &slot));
+	assert_int_equal(fake_protection_at((void *)(uintptr_t)slot.hva), PROT_READ | PROT_WRITE);
+}
+
 static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(page_of_a_memslot_that_kvm_keeps_stays),
 	cmocka_unit_test(report_says_what_each_kernel_can_do),
 	cmocka_unit_test(every_kernel_has_a_row),
 	cmocka_unit_test(report_has_the_numbers),

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* change, apply and apply_slots: all steps of a change are made, or none */
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -1014,11 +1015,47 @@ static void change_of_many_steps_knows_each_region(void **state)
 	unit_end(&unit);
 }
 
+static void *add_while_a_view_is_held(void *data)
+{
+	struct scene *s = data;
+	GMEM_OPTS(gmem_region_opts, opts, .plan = s->host);
+	struct gmem_region *region;
+
+	assert_ok(gmem_region_add(s->unit.vm, PAGES(&s->unit, 120), s->unit.page, &opts, &region));
+	return NULL;
+}
+
+/* The record has the region as soon as it is there, and readers a moment later. */
+static void lease_is_given_once_readers_have_the_memory(void **state)
+{
+	struct gmem_state_range range = { .state = 0 };
+	struct gmem_lease *lease;
+	pthread_t thread;
+	struct scene s;
+	uint64_t gpa;
+
+	(void)state;
+	scene_begin(&s);
+	gpa = PAGES(&s.unit, 120);
+	gmem_view_begin(s.view);
+	assert_int_equal(pthread_create(&thread, NULL, add_while_a_view_is_held, &s), 0);
+	while (!range.state)
+		assert_int_equal(gmem_vm_state(s.unit.vm, gpa, s.unit.page, &range, 1), 1);
+	assert_refused(-EBUSY, "laid out anew",
+		       gmem_lease_new(s.unit.vm, gpa, s.unit.page, NULL, &lease));
+	gmem_view_end(s.view);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_ok(gmem_lease_new(s.unit.vm, gpa, s.unit.page, NULL, &lease));
+	gmem_lease_free(lease);
+	scene_end(&s);
+}
+
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(other_work_goes_on_while_kvm_is_asked),
 	cmocka_unit_test(a_first_view_made_during_a_change_has_both_layouts),
 	cmocka_unit_test(change_does_all_its_steps),
 	cmocka_unit_test(change_of_many_steps_knows_each_region),
+	cmocka_unit_test(lease_is_given_once_readers_have_the_memory),
 	cmocka_unit_test(replacement_has_the_same_slot_and_file_range),
 	cmocka_unit_test(change_that_is_freed_never_happened),
 	cmocka_unit_test(conflicts_are_found_before_a_memslot_is_touched),
