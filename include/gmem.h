@@ -1484,8 +1484,8 @@ struct gmem_lease_opts {
  *
  * Return: 0, or -EINVAL NULL argument or bad range, -EACCES part of the range
  * is private, -ENOENT it has a hole, -ENXIO part of it is a device's, -EBUSY it
- * is being converted to private, discarded, moved or removed, or its memory is
- * being discarded or converted through another guest address or by
+ * is being converted to private, discarded, added, moved or removed, or its
+ * memory is being discarded or converted through another guest address or by
  * gmem_file_punch(), -ENOMEM, -E2BIG options newer than the library.
  */
 GMEM_API GMEM_CHECKED int gmem_lease_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
@@ -2108,7 +2108,8 @@ GMEM_API int gmem_change_apply(struct gmem_change *change);
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_CONVERT_*; unknown bits are -EINVAL
  * @discard: GMEM_DISCARD_*
- * @wait_ms: milliseconds to wait for leases to be freed; 0: fail at once
+ * @wait_ms: milliseconds to wait for leases to be freed; 0: fail at once. Work on
+ *	the same range that came before is waited for in any case.
  */
 struct gmem_convert_opts {
 	size_t   size;
