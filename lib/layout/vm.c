@@ -99,7 +99,7 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 		goto free_identity;
 
 	gmem_vm_begin(vm);
-	vm->fd = vm->identity->fd;
+	vm->fd = vm->identity->asked;
 	vm->log = opts.log;
 	vm->log_data = opts.log_data;
 	vm->has_default_plan = gmem_plan_make(&vm->caps, NULL, &vm->default_plan) == 0;

@@ -62,7 +62,7 @@ static int create(const struct gmem_vm_identity *vm, uint64_t size, uint64_t fla
 {
 	int fd, err;
 
-	fd = gmem_kvm_create_gmemfd(vm->fd, size, flags);
+	fd = gmem_kvm_create_gmemfd(vm->asked, size, flags);
 	if (fd < 0)
 		return gmem_fail(fd,
 				 "VM fd %d refuses a guest_memfd of 0x%" PRIx64
@@ -170,7 +170,7 @@ static int check_is_of_vm(const struct gmem_vm_identity *vm, int gmemfd, uint64_
 	struct gmem_probe_slot scratch;
 	int err;
 
-	err = gmem_probe_slot_open(&scratch, vm->fd);
+	err = gmem_probe_slot_open(&scratch, vm->asked);
 	if (err)
 		return gmem_fail(err, "VM fd %d has no spare memslot to check fd %d with: %s",
 				 vm->number, gmemfd, gmem_errno_name(err));

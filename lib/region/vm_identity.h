@@ -15,6 +15,7 @@
 
 struct gmem_vm_identity {
 	int fd;			/* the library's own */
+	int asked;		/* the fd for ioctls: @fd, unless the caller's alone takes them */
 	int number;		/* of the caller's, when it was duplicated: for sentences only */
 	unsigned int users;
 	struct gmem_vm_identity *next;
