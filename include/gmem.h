@@ -1032,14 +1032,14 @@ GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
  * without converting it anew; with gmem_region_add() it has no effect. It
  * applies to the memory that the same change removes and adds: the same part of
  * the same @file or, where the way of backing has no file, your own memory at the
- * same @hva. That memory stays private where
- * it was private, pending where its other side was to be discarded, and dirty
- * where a dirty log said so that nobody had read; without GMEM_REGION_DIRTY_LOG
- * on the new region, too, the dirty bits are lost. The kernel's attributes,
- * which belong to guest addresses, are set and cleared accordingly. All else
- * begins shared, as do all pages without the flag. The shared side of memory
- * with GMEM_BACKING_PRIVATE is new, unless it is your own. The flag needs @file
- * or GMEM_REGION_HVA; a file that the library makes for the region is new, too.
+ * same @hva. That memory stays private where it was private, pending where its
+ * other side was to be discarded, and dirty where a dirty log said so that nobody
+ * had read; without GMEM_REGION_DIRTY_LOG on the new region, too, the dirty bits
+ * are lost. The kernel's attributes, which belong to guest addresses, are set and
+ * cleared accordingly. All else begins shared, as do all pages without the flag.
+ * The shared side of memory with GMEM_BACKING_PRIVATE is new, unless it is your
+ * own. The flag needs @file or GMEM_REGION_HVA; a file that the library makes for
+ * the region is new, too.
  */
 struct gmem_region_opts {
 	size_t   size;
@@ -1598,7 +1598,7 @@ struct gmem_listener_opts {
 /**
  * gmem_listener_new() - register callbacks for conversions and removals
  * @vm: handle
- * @opts: the callbacks; copied
+ * @opts: the callbacks; copied. NULL: none
  * @ret: the listener, yours to free with gmem_listener_free() before @vm
  *
  * A conversion to private calls before_private of each listener, in the order in

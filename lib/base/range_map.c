@@ -86,13 +86,6 @@ void gmem_range_split(struct gmem_range_map *map, struct gmem_range *range, uint
 	gmem_range_insert(map, upper);
 }
 
-void gmem_range_join(struct gmem_range_map *map, struct gmem_range *range,
-		     struct gmem_range *upper)
-{
-	gmem_range_remove(map, upper);
-	set_size(range, range->size + upper->size);
-}
-
 void gmem_range_remove(struct gmem_range_map *map, struct gmem_range *range)
 {
 	struct gmem_range *left = range->left, *right = range->right;

@@ -44,8 +44,5 @@ void gmem_range_set_start(struct gmem_range *range, uint64_t start);
 /* Shortens @range to its first @offset bytes, and inserts the rest as @upper. */
 void gmem_range_split(struct gmem_range_map *map, struct gmem_range *range, uint64_t offset,
 		      struct gmem_range *upper);
-/* Undoes gmem_range_split(). */
-void gmem_range_join(struct gmem_range_map *map, struct gmem_range *range,
-		     struct gmem_range *upper);
 
 #endif

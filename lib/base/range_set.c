@@ -111,23 +111,3 @@ bool gmem_set_next(const struct gmem_range_map *set, bool inside, uint64_t start
 	ret->last = range ? range->start - 1 : last;
 	return true;
 }
-
-bool gmem_set_walk(struct gmem_set_walk *at)
-{
-	if (at->is_over || !gmem_set_next(at->set, at->inside, at->next, at->last, &at->part))
-		return false;
-
-	at->is_over = at->part.last == at->last;
-	at->next = at->part.last + 1;
-	return true;
-}
-
-uint64_t gmem_set_bytes(const struct gmem_range_map *set, uint64_t start, uint64_t last)
-{
-	struct gmem_set_walk at = GMEM_SET_WALK(set, true, start, last);
-	uint64_t sum = 0;
-
-	while (gmem_set_walk(&at))
-		sum += at.part.last - at.part.start + 1;
-	return sum;
-}

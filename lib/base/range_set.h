@@ -33,36 +33,11 @@ void gmem_set_add(struct gmem_range_map *set, uint64_t start, uint64_t size,
 void gmem_set_remove(struct gmem_range_map *set, uint64_t start, uint64_t size,
 		     struct gmem_range **spare);
 void gmem_set_clear(struct gmem_range_map *set);
-/* Returns how many bytes of [@start, @last] are in the set. */
-uint64_t gmem_set_bytes(const struct gmem_range_map *set, uint64_t start, uint64_t last);
 /*
  * Finds the first part of [@start, @last] that is in the set (if @inside) or not in the
  * set. Returns false if there is none.
  */
 bool gmem_set_next(const struct gmem_range_map *set, bool inside, uint64_t start, uint64_t last,
 		   struct gmem_part *ret);
-
-/*
- * A walk over the parts of [start, last] that are in a set (@inside) or not in it. The
- * set may change behind the walk.
- *
- *	struct gmem_set_walk at = GMEM_SET_WALK(set, true, start, last);
- *
- *	while (gmem_set_walk(&at))
- *		sum += at.part.last - at.part.start + 1;
- */
-struct gmem_set_walk {
-	struct gmem_part part;
-
-	const struct gmem_range_map *set;
-	bool inside;
-	uint64_t next, last;	/* [next, last] is yet to come, unless is_over */
-	bool is_over;
-};
-
-#define GMEM_SET_WALK(set_, inside_, start, last_) \
-	{ .set = (set_), .inside = (inside_), .next = (start), .last = (last_) }
-
-bool gmem_set_walk(struct gmem_set_walk *at);
 
 #endif

@@ -66,8 +66,9 @@ static int create(const struct gmem_vm_identity *vm, uint64_t size, uint64_t fla
 	if (fd < 0)
 		return gmem_fail(fd,
 				 "VM fd %d refuses a guest_memfd of 0x%" PRIx64
-				 " bytes with create flags 0x%" PRIx64 ": %s",
-				 vm->number, size, flags, gmem_errno_name(fd));
+				 " bytes with create flags 0x%" PRIx64 ": %s%s",
+				 vm->number, size, flags, gmem_errno_name(fd),
+				 fd == -EIO ? ", the VM is another process's, or dead" : "");
 
 	err = gmem_sys_set_cloexec(fd);
 	if (err) {

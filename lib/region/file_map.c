@@ -80,7 +80,7 @@ static int map_aligned(int fd, uint64_t offset, uint64_t size, int prot, int fla
 	return 0;
 }
 
-int gmem_map_at(int fd, uint64_t offset, uint64_t size, int prot, int flags,
+static int map_at(int fd, uint64_t offset, uint64_t size, int prot, int flags,
 		const struct gmem_place *place, void **ret)
 {
 	if (place->flags & GMEM_MAP_REPLACE)
@@ -253,7 +253,7 @@ static int replace(int fd, uint64_t offset, uint64_t size, const struct gmem_pla
 	if (err)
 		return err;
 
-	err = gmem_map_at(fd, offset, size, prot_of(place), MAP_SHARED, place, ret);
+	err = map_at(fd, offset, size, prot_of(place), MAP_SHARED, place, ret);
 	old = find(start, size);
 	if (old && (!err || is_gone(old, place)))
 		take_out_all(start, size, spare);
@@ -286,7 +286,7 @@ static int map_locked(int fd, uint64_t offset, uint64_t size, const struct gmem_
 	if (place->flags & GMEM_MAP_REPLACE) {
 		err = replace(fd, offset, size, place, spare, &hva);
 	} else {
-		err = gmem_map_at(fd, offset, size, prot_of(place), flags, place, &hva);
+		err = map_at(fd, offset, size, prot_of(place), flags, place, &hva);
 		if (err)
 			fail_to_map(offset, size, place, err);
 		else

@@ -45,10 +45,6 @@ struct gmem_file_maps {
 	struct gmem_map *made;		/* by the user; of malloc() */
 };
 
-/* Map anything (@fd -1: anonymous memory) at @place; -errno without a sentence. */
-int gmem_map_at(int fd, uint64_t offset, uint64_t size, int prot, int flags,
-		const struct gmem_place *place, void **ret);
-
 /* @fd: the file's, here and below. -EBUSY: it would replace what is pinned. */
 int gmem_maps_add(struct gmem_file_maps *maps, int fd, uint64_t offset, uint64_t size,
 		  const struct gmem_place *place, void **ret_hva);

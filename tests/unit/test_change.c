@@ -918,6 +918,24 @@ static void check_aside(uint64_t page, int expected)
 	gmem_view_end(aside.view);
 }
 
+static struct gmem_plan *begin_aside(void)
+{
+	struct gmem_plan *plan;
+
+	memset(&aside, 0, sizeof(aside));
+	unit_begin_vm(&aside.unit, "7.3-swp-t1");
+	plan = unit_plan(&aside.unit, GMEM_BACKING_PRIVATE);
+	aside.other = unit_region(&aside.unit, 100, 4, plan);
+	return plan;
+}
+
+static void end_aside(struct gmem_plan *plan)
+{
+	gmem_view_free(aside.view);
+	gmem_plan_free(plan);
+	unit_end(&aside.unit);
+}
+
 static void other_work_goes_on_while_kvm_is_asked(void **state)
 {
 	struct gmem_region *region, *added = NO_REGION, *refused = NO_REGION;
@@ -925,10 +943,7 @@ static void other_work_goes_on_while_kvm_is_asked(void **state)
 	struct gmem_plan *plan;
 
 	(void)state;
-	memset(&aside, 0, sizeof(aside));
-	unit_begin_vm(&aside.unit, "7.3-swp-t1");
-	plan = unit_plan(&aside.unit, GMEM_BACKING_PRIVATE);
-	aside.other = unit_region(&aside.unit, 100, 4, plan);
+	plan = begin_aside();
 	region = unit_region(&aside.unit, 0, 4, plan);
 	GMEM_OPTS(gmem_region_opts, opts, .plan = plan);
 
@@ -958,9 +973,7 @@ static void other_work_goes_on_while_kvm_is_asked(void **state)
 	assert_int_equal(aside.rounds, 1);
 	check_aside(200, 0);
 	check_aside(100, -EACCES);
-	gmem_view_free(aside.view);
-	gmem_plan_free(plan);
-	unit_end(&aside.unit);
+	end_aside(plan);
 }
 
 static void a_first_view_made_during_a_change_has_both_layouts(void **state)
@@ -969,10 +982,7 @@ static void a_first_view_made_during_a_change_has_both_layouts(void **state)
 	struct gmem_plan *plan;
 
 	(void)state;
-	memset(&aside, 0, sizeof(aside));
-	unit_begin_vm(&aside.unit, "7.3-swp-t1");
-	plan = unit_plan(&aside.unit, GMEM_BACKING_PRIVATE);
-	aside.other = unit_region(&aside.unit, 100, 4, plan);
+	plan = begin_aside();
 	GMEM_OPTS(gmem_region_opts, opts, .plan = plan);
 
 	fake_before_slot = work_aside;
@@ -981,9 +991,7 @@ static void a_first_view_made_during_a_change_has_both_layouts(void **state)
 	check_aside(200, 0);
 	check_aside(100, -EACCES);
 	check_aside(101, 0);
-	gmem_view_free(aside.view);
-	gmem_plan_free(plan);
-	unit_end(&aside.unit);
+	end_aside(plan);
 }
 
 /* However many steps a change has, it knows in which one a region is, and forgets with them. */

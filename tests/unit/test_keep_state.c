@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* keep_state: memory that one change removes and adds again keeps its state */
 #include <errno.h>
+#include <string.h>
 
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
@@ -67,6 +68,16 @@ static int plan_anew(struct scene *s, uint64_t page, uint64_t pages, uint64_t of
 	return gmem_change_add(s->change, PAGES(&s->unit, page), PAGES(&s->unit, pages), &opts, ret);
 }
 
+/* Plan that the region's memory is removed, and added at @page from @offset of its file on. */
+static void plan_move(struct scene *s, uint64_t page, uint64_t offset, uint64_t flags)
+{
+	static struct gmem_region *anew;
+
+	make_private(s);
+	assert_ok(gmem_change_remove(s->change, s->region));
+	assert_ok(plan_anew(s, page, 8, offset, flags, &anew));
+}
+
 /* Of the first 40 pages exactly these are private, for all. @file_page: of the first of them */
 static void check_private(struct scene *s, uint64_t first, uint64_t count, uint64_t file_page)
 {
@@ -131,16 +142,13 @@ static void memory_laid_out_anew_stays_private(void **state)
 
 static void without_the_flag_it_begins_shared(void **state)
 {
-	struct gmem_region *anew;
 	struct scene s;
 	size_t i;
 
 	(void)state;
 	for (i = 0; i < ARRAY_SIZE(backings); i++) {
 		scene_begin(&s, backings[i]);
-		make_private(&s);
-		assert_ok(gmem_change_remove(s.change, s.region));
-		assert_ok(plan_anew(&s, 4, 8, 0, 0, &anew));
+		plan_move(&s, 4, 0, 0);
 		assert_ok(gmem_change_apply(s.change));
 		check_private(&s, 0, 0, 0);
 		scene_end(&s);
@@ -149,14 +157,11 @@ static void without_the_flag_it_begins_shared(void **state)
 
 static void other_memory_begins_shared(void **state)
 {
-	struct gmem_region *anew;
 	struct scene s;
 
 	(void)state;
 	scene_begin(&s, GMEM_BACKING_PRIVATE);
-	make_private(&s);
-	assert_ok(gmem_change_remove(s.change, s.region));
-	assert_ok(plan_anew(&s, 4, 8, 8, GMEM_REGION_KEEP_STATE, &anew));
+	plan_move(&s, 4, 8, GMEM_REGION_KEEP_STATE);
 	assert_ok(gmem_change_apply(s.change));
 	check_private(&s, 0, 0, 0);
 	scene_end(&s);
@@ -205,7 +210,6 @@ static void what_is_pending_stays_if_its_memory_does(void **state)
 
 static void a_refused_change_leaves_the_state(void **state)
 {
-	struct gmem_region *anew = UNTOUCHED(struct gmem_region);
 	struct fake_snapshot *before;
 	bool struck = true;
 	struct scene s;
@@ -214,9 +218,7 @@ static void a_refused_change_leaves_the_state(void **state)
 	(void)state;
 	for (n = 1; struck; n++) {
 		scene_begin(&s, GMEM_BACKING_PRIVATE);
-		make_private(&s);
-		assert_ok(gmem_change_remove(s.change, s.region));
-		assert_ok(plan_anew(&s, 20, 8, 0, GMEM_REGION_KEEP_STATE, &anew));
+		plan_move(&s, 20, 0, GMEM_REGION_KEEP_STATE);
 		before = fake_snapshot();
 		fake_fail_call(n, -ENOMEM);
 		if (gmem_change_apply(s.change)) {
@@ -233,20 +235,46 @@ static void a_refused_change_leaves_the_state(void **state)
 	assert_true(n > 5);
 }
 
+/* What KVM had as private, and whether it had a memslot, when it was asked about memslots */
+static struct {
+	int vm_fd;
+	uint64_t page;
+	unsigned calls;
+	bool had_slot[2], old_is_private[2], new_is_private[2];
+} seen;
+
+static void look_at_attributes(void)
+{
+	unsigned n = seen.calls++;
+
+	assert_true(n < ARRAY_SIZE(seen.had_slot));
+	seen.had_slot[n] = fake_slot_count(seen.vm_fd) > 0;
+	seen.old_is_private[n] = fake_is_private(seen.vm_fd, 6 * seen.page);
+	seen.new_is_private[n] = fake_is_private(seen.vm_fd, 22 * seen.page);
+}
+
 /* The guest has no memory there meanwhile: attributes are never those of another region. */
 static void attributes_change_while_there_is_no_memslot(void **state)
 {
-	struct gmem_region *anew;
 	struct scene s;
 
 	(void)state;
 	scene_begin(&s, GMEM_BACKING_PRIVATE);
-	make_private(&s);
-	assert_ok(gmem_change_remove(s.change, s.region));
-	assert_ok(plan_anew(&s, 20, 8, 0, GMEM_REGION_KEEP_STATE, &anew));
+	plan_move(&s, 20, 0, GMEM_REGION_KEEP_STATE);
 	fake_fail_kind(FAKE_SET_SLOT2, 0, 1, -EIO);
 	assert_refused(-EIO, "memslot", gmem_change_apply(s.change));
 	check_private(&s, 6, 3, 2);
+
+	memset(&seen, 0, sizeof(seen));
+	seen.vm_fd = s.unit.vm_fd;
+	seen.page = s.unit.page;
+	fake_before_slot = look_at_attributes;
+	assert_ok(gmem_change_apply(s.change));
+	fake_before_slot = NULL;
+	assert_int_equal(seen.calls, 2);
+	assert_true(seen.had_slot[0] && seen.old_is_private[0] && !seen.new_is_private[0]);
+	assert_true(!seen.had_slot[1] && seen.new_is_private[1]);
+	check_private(&s, 22, 3, 2);
 	scene_end(&s);
 }
 

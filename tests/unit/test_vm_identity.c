@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "region/vm_core.h"
 #include "unit.h"
 
 #define MAPPABLE	(GMEM_CREATE_MMAP | GMEM_CREATE_INIT_SHARED)
@@ -309,7 +310,35 @@ static void other_refusals_keep_their_sentence(void **state)
 	unit_end(&unit);
 }
 
+/* Who stands between a program and KVM may know the VM by the caller's number alone. */
+static void number_is_asked_if_the_duplicate_is_no_vm(void **state)
+{
+	struct gmem_region *region;
+	struct unit unit;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps);
+	assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
+	assert_int_not_equal(unit.vm->fd, unit.vm_fd);
+	gmem_vm_free(unit.vm);
+
+	fake_fail_kind(FAKE_CHECK_EXTENSION, 0, 1, -ENOTTY);
+	assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
+	assert_true(fake_fail_struck());
+	assert_int_equal(unit.vm->fd, unit.vm_fd);
+	assert_ok(gmem_region_add(unit.vm, 0, unit.page, NULL, &region));
+	gmem_vm_free(unit.vm);
+	unit.vm = NULL;
+
+	/* Any other errno tells nothing about it. */
+	fake_fail_kind(FAKE_CHECK_EXTENSION, 0, 1, -EINTR);
+	assert_refused(-EINTR, "EINTR", gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
+	unit_end(&unit);
+}
+
 static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(number_is_asked_if_the_duplicate_is_no_vm),
 	cmocka_unit_test(all_of_a_vm_share_one_duplicate),
 	cmocka_unit_test(each_vm_has_its_own_duplicate),
 	cmocka_unit_test(failed_duplicate_is_told_with_the_number),
