@@ -207,10 +207,7 @@ static int check_memory(const struct gmem_export *exporter, const void *hva, uin
 
 	if (file.is_gmemfd)
 		return gmem_fail(-EINVAL, "fd %d is a guest_memfd, which regions know by themselves", fd);
-	if (file.can_shrink && !(exporter->flags & GMEM_EXPORT_UNSEALED))
-		return gmem_fail(-EPERM, "fd %d can shrink under its users: seal it with F_SEAL_SHRINK",
-				 fd);
-	return 0;
+	return exporter->flags & GMEM_EXPORT_UNSEALED ? 0 : gmem_extent_check_seals(fd, &file);
 }
 
 GMEM_API int gmem_export_add_memory(struct gmem_export *exporter, void *hva, uint64_t size, int fd,

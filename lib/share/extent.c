@@ -43,6 +43,7 @@ static struct gmem_extent_file describe(const struct gmem_sys_facts *facts)
 	struct gmem_extent_file file = {
 		.size = facts->size,
 		.page_size = gmem_sys_page_size(),
+		.seals = facts->seals,
 		.rights = GMEM_RIGHT_READ | GMEM_RIGHT_WRITE,
 		.is_gmemfd = is_gmemfd(facts),
 	};
@@ -76,6 +77,33 @@ int gmem_extent_inspect(int fd, uint64_t offset, uint64_t size, struct gmem_exte
 				 facts.size, offset, size);
 
 	*ret = describe(&facts);
+	return 0;
+}
+
+/* ---- seals ---- */
+
+static const struct {
+	uint32_t seal;
+	const char *name;
+	const char *harm;	/* what any process that has the file can do without it */
+} wanted_seals[] = {
+	{ F_SEAL_SHRINK, "F_SEAL_SHRINK", "cut it, and accesses to it raise SIGBUS" },
+	{ F_SEAL_GROW, "F_SEAL_GROW", "grow it, and no peer can be given exactly all of it" },
+	{ F_SEAL_SEAL, "F_SEAL_SEAL",
+	  "seal it against writing, and this process cannot map, give or discard it any more" },
+};
+
+/* Once there is F_SEAL_SEAL, as on a file that memfd_create() did not make, the others cannot be added. */
+int gmem_extent_check_seals(int fd, const struct gmem_extent_file *file)
+{
+	const char *help = file->seals & F_SEAL_SEAL ? "it takes no more seals: a memfd with "
+		"MFD_ALLOW_SEALING does" : "add F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL";
+
+	for (size_t i = 0; i < GMEM_ARRAY_SIZE(wanted_seals); i++)
+		if (!(file->seals & wanted_seals[i].seal))
+			return gmem_fail(-EPERM, "fd %d lacks %s, so any process that has it can %s: %s, or "
+					 "accept that with GMEM_EXPORT_UNSEALED", fd, wanted_seals[i].name,
+					 wanted_seals[i].harm, help);
 	return 0;
 }
 

@@ -23,6 +23,7 @@
 struct gmem_extent_file {
 	uint64_t size;
 	uint64_t page_size;
+	uint32_t seals;		/* F_SEAL_* */
 	uint32_t rights;	/* GMEM_RIGHT_* that its seals allow */
 	bool can_shrink;
 	bool is_gmemfd;
@@ -30,6 +31,12 @@ struct gmem_extent_file {
 
 /* Returns -EINVAL if @fd is not a file of memory, or ends before @offset + @size. */
 int gmem_extent_inspect(int fd, uint64_t offset, uint64_t size, struct gmem_extent_file *ret);
+
+/*
+ * Returns -EPERM unless the seals of @file, which is @fd, keep all processes that are given
+ * it from changing what others can do with it.
+ */
+int gmem_extent_check_seals(int fd, const struct gmem_extent_file *file);
 
 /* ---- the caller's memory, by host address ---- */
 

@@ -132,7 +132,8 @@ static int check_rights(const struct piece *piece, struct gmem_extent *extent)
 	if (!(piece->rights & GMEM_RIGHT_WRITE) && extent->rights & GMEM_RIGHT_WRITE)
 		return gmem_fail(-EOPNOTSUPP,
 				 "the memory at gpa 0x%" PRIx64 " cannot be given for reading only: seal "
-				 "its file with F_SEAL_FUTURE_WRITE, if it is a memfd", piece->start);
+				 "its file, if it is a memfd, with F_SEAL_FUTURE_WRITE before F_SEAL_SEAL",
+				 piece->start);
 	extent->rights &= piece->rights;
 	return 0;
 }
