@@ -40,16 +40,19 @@ int gmem_extent_check_seals(int fd, const struct gmem_extent_file *file);
 
 /* ---- the caller's memory, by host address ---- */
 
-/* Duplicates @fd. Returns -EEXIST if some of the memory was added already. */
+/*
+ * Duplicates @fd, which is @file. Returns -EEXIST if some of the memory was added already.
+ */
 int gmem_callers_memory_add(struct gmem_range_map *map, const void *hva, uint64_t size, int fd,
-			    uint64_t offset);
+			    uint64_t offset, const struct gmem_extent_file *file);
 /* Returns -ENOENT if no memory was added that starts at @hva. */
 int gmem_callers_memory_remove(struct gmem_range_map *map, const void *hva);
 void gmem_callers_memory_clear(struct gmem_range_map *map);
 
 /*
  * Describe a region as part of a file. With the export's lock, which guards @memory, and
- * the VM's lock held; @ret->fd is borrowed and valid as long as they are.
+ * the VM's lock held; @ret->fd is borrowed and valid as long as they are. Makes system
+ * calls only for a file that can change.
  */
 int gmem_extent_of_region(const struct gmem_range_map *memory, const struct gmem_region *region,
 			  struct gmem_extent *ret);
