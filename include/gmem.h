@@ -2828,7 +2828,8 @@ struct gmem_discard_opts {
  * and guest and host read zeros there afterwards. There are two exceptions in the
  * caller's own host memory (GMEM_REGION_HVA): a private mapping of a file shows
  * the file again, and shared memory locked with mlock(2) is not freed, which @ret
- * shows.
+ * shows. Memory of a memfd sealed with F_SEAL_WRITE or F_SEAL_FUTURE_WRITE cannot
+ * be freed: -EPERM.
  *
  * The range must not be in use: the guest loses its contents, and I/O that began
  * before goes to pages that nobody sees any more. A lease prevents the discard, also
@@ -3419,14 +3420,15 @@ struct gmem_extent {
 
 /* Flags of struct gmem_export_opts */
 #define GMEM_EXPORT_SKIP	(1ull << 0) /* leave out regions that cannot be given */
-#define GMEM_EXPORT_UNSEALED	(1ull << 1) /* accept files that can shrink */
+#define GMEM_EXPORT_UNSEALED	(1ull << 1) /* accept files that their users can change */
 
 /**
  * struct gmem_export_opts - how to export
  * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_EXPORT_*; unknown bits are -EINVAL. Every process that has a file
- *	can truncate it, unless it is sealed against shrinking (F_SEAL_SHRINK);
- *	then the guest's accesses fail and those of this process raise SIGBUS.
+ * @flags: GMEM_EXPORT_*; unknown bits are -EINVAL. With GMEM_EXPORT_UNSEALED every
+ *	peer can do to a file what its seals do not forbid: cut it, after which the
+ *	guest's accesses fail and those of this process raise SIGBUS; or seal it
+ *	against writing, after which this process cannot discard its memory.
  */
 struct gmem_export_opts {
 	size_t   size;
@@ -3474,13 +3476,18 @@ GMEM_API void gmem_export_free(struct gmem_export *exporter);
  * @offset: offset of @hva in the file, a multiple of the page
  *
  * Call it before you add the region that uses the memory, or later, before the
- * memory is given. Seal the file first: F_SEAL_SHRINK always, and, if it is to be
- * given for reading only, F_SEAL_FUTURE_WRITE once you have mapped it.
+ * memory is given. Any process that has a file can cut it, grow it, or add seals to
+ * it that make this process's mappings, exports and discards fail. So create the
+ * memfd with MFD_ALLOW_SEALING, map it, and seal it with F_SEAL_SHRINK |
+ * F_SEAL_GROW | F_SEAL_SEAL. If it is to be given for reading only, add
+ * F_SEAL_FUTURE_WRITE in the same call; its memory can then not be discarded. A
+ * file on tmpfs or hugetlbfs that memfd_create(2) did not make cannot be sealed: it
+ * needs GMEM_EXPORT_UNSEALED.
  *
  * Thread-safe. Source: fstat(2), fstatfs(2), F_GET_SEALS. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range, @fd is no such file or ends before the
- * range does, -EPERM the file can shrink, -EEXIST part of the range was added
+ * range does, -EPERM it lacks a seal, -EEXIST part of the range was added
  * already, -EBADF, -EMFILE, -ENOMEM.
  */
 GMEM_API int gmem_export_add_memory(struct gmem_export *exporter, void *hva, uint64_t size,

@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -520,6 +521,24 @@ void gmem_sys_event_clear(int fd)
 	eventfd_t value;
 
 	if (eventfd_read(fd, &value) < 0)
+		return;
+}
+
+int gmem_sys_timer_new(void)
+{
+	int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+
+	return fd < 0 ? -errno : fd;
+}
+
+void gmem_sys_timer_set(int fd, uint64_t at)
+{
+	const struct itimerspec time = {
+		.it_value = { .tv_sec = (time_t)(at / 1000000000), .tv_nsec = (long)(at % 1000000000) },
+	};
+
+	/* It fails only for times or an fd that are none. */
+	if (timerfd_settime(fd, TFD_TIMER_ABSTIME, &time, NULL) < 0)
 		return;
 }
 

@@ -171,6 +171,10 @@ void gmem_sys_shutdown(int sock);
 int gmem_sys_event_new(void);
 void gmem_sys_event_set(int fd);
 void gmem_sys_event_clear(int fd);
+/* Returns the fd of a timer that is not set; the fd is readable once its time has come. */
+int gmem_sys_timer_new(void);
+/* Sets the timer to a gmem_sys_now() to come, or 0: to no time. It is not readable until then. */
+void gmem_sys_timer_set(int fd, uint64_t at);
 int gmem_sys_epoll_new(void);
 /* Watches @fd for @events, EPOLL*; 0 stops watching. @is_new: @fd is not watched yet. */
 int gmem_sys_epoll_watch(int epoll, int fd, uint32_t events, bool is_new);

@@ -29,7 +29,8 @@ CALLS = {
     "pthread_sigmask": ["rt_sigprocmask"], "pwrite": ["pwrite64"], "raise": ["tgkill", "gettid"],
     "read": ["read"], "readlink": ["readlink", "readlinkat"], "sched_yield": ["sched_yield"],
     "sigaction": ["rt_sigaction"], "sigpending": ["rt_sigpending"],
-    "sigtimedwait": ["rt_sigtimedwait"], "write": ["write"],
+    "sigtimedwait": ["rt_sigtimedwait"], "timerfd_create": ["timerfd_create"],
+    "timerfd_settime": ["timerfd_settime"], "write": ["write"],
 }
 # Functions that stay in the process
 PURE = {"snprintf", "memset", "memcpy", "memcmp", "strlen", "calloc", "malloc", "free", "getpagesize",

@@ -305,6 +305,7 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_RECEIVE] = "recvmsg",
 	[FAKE_RECEIVE_FD] = "a file received",
 	[FAKE_EVENT] = "eventfd",
+	[FAKE_TIMER] = "timerfd_create",
 	[FAKE_EPOLL] = "epoll",
 	[FAKE_POLL_MANY] = "poll of many",
 	[FAKE_FD_LINK] = "readlink",

@@ -8,7 +8,9 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/timerfd.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #include "fake_internal.h"
 
@@ -212,6 +214,26 @@ void gmem_sys_event_clear(int fd)
 
 	if (eventfd_read(fd, &value) < 0 && errno != EAGAIN)
 		complain("clearing what is no event, fd", fd);
+}
+
+static int make_timer(void)
+{
+	return timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+}
+
+int gmem_sys_timer_new(void)
+{
+	return new_fd(FAKE_TIMER, make_timer);
+}
+
+void gmem_sys_timer_set(int fd, uint64_t at)
+{
+	const struct itimerspec time = {
+		.it_value = { .tv_sec = (time_t)(at / 1000000000), .tv_nsec = (long)(at % 1000000000) },
+	};
+
+	if (timerfd_settime(fd, TFD_TIMER_ABSTIME, &time, NULL) < 0)
+		complain("setting what is no timer, fd", fd);
 }
 
 int gmem_sys_epoll_new(void)

@@ -46,7 +46,7 @@ static void scene_begin(struct scene *s, uint64_t peer_flags, uint32_t wait_ms)
 	memset(s, 0, sizeof(*s));
 	unit_begin_vm(&s->unit, "7.3-swp-t1");
 	s->plan = unit_plan(&s->unit, GMEM_BACKING_PRIVATE);
-	s->memfd = unit_memfd(SIZE, F_SEAL_SHRINK);
+	s->memfd = unit_memfd(SIZE, UNIT_SEALED);
 	s->hva = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, s->memfd, 0);
 	assert_ptr_not_equal(s->hva, MAP_FAILED);
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, s->sockets), 0);

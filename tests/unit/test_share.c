@@ -244,7 +244,7 @@ static void a_rebound_region_shows_the_other_file(void **state)
 
 static void memory_of_the_callers_arrives(void **state)
 {
-	int fd = unit_memfd(4 * PAGE, F_SEAL_SHRINK);
+	int fd = unit_memfd(4 * PAGE, UNIT_SEALED);
 	struct scene s;
 	char *hva;
 
@@ -330,7 +330,7 @@ static void memory_for_reading_is_not_written(void **state)
 	scene_begin(&s);
 	hva = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	assert_ptr_not_equal(hva, MAP_FAILED);
-	assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), 0);
+	assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | UNIT_SEALED), 0);
 	assert_ok(gmem_export_add_memory(s.exporter, hva, size, fd, 0));
 	add(&s, 0, size / PAGE, (struct gmem_region_opts){ .plan = s.host, .hva = hva,
 							   .flags = GMEM_REGION_HVA });
