@@ -15,6 +15,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
@@ -31,6 +32,11 @@
 /* Linux 6.10 */
 #ifndef F_DUPFD_QUERY
 #define F_DUPFD_QUERY 1027
+#endif
+
+/* Linux 4.14 */
+#ifndef RWF_NOWAIT
+#define RWF_NOWAIT 0x8
 #endif
 
 uint64_t gmem_sys_page_size(void)
@@ -333,6 +339,14 @@ int64_t gmem_sys_read_at(int fd, void *buf, uint64_t size, uint64_t offset)
 	return n < 0 ? -errno : n;
 }
 
+int64_t gmem_sys_read_cached(int fd, void *buf, uint64_t size, uint64_t offset)
+{
+	struct iovec iov = { .iov_base = buf, .iov_len = size };
+	ssize_t n = syscall(__NR_preadv2, fd, &iov, 1UL, offset, 0UL, RWF_NOWAIT);
+
+	return n < 0 ? -errno : n;
+}
+
 int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offset)
 {
 	ssize_t n;
@@ -367,6 +381,15 @@ int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *r
 int gmem_sys_datasync(int fd)
 {
 	return fdatasync(fd) < 0 ? -errno : 0;
+}
+
+uint64_t gmem_sys_file_size_limit(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_FSIZE, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY)
+		return UINT64_MAX;
+	return limit.rlim_cur;
 }
 
 int gmem_sys_poll(int fd, short events, int milliseconds)

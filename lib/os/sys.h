@@ -134,11 +134,18 @@ int gmem_sys_read_file(const char *path, char *buf, size_t size);
 int64_t gmem_sys_write(int fd, const void *buf, size_t size);
 /* Returns the bytes read. */
 int64_t gmem_sys_read_at(int fd, void *buf, uint64_t size, uint64_t offset);
+/* Reads only what is in the page cache: -EAGAIN, or -EOPNOTSUPP if the file system cannot. */
+int64_t gmem_sys_read_cached(int fd, void *buf, uint64_t size, uint64_t offset);
 /* Returns the bytes written. */
 int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offset);
 /* Finds the next data at or after @offset; -ENXIO if only a hole follows. */
 int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end);
 int gmem_sys_datasync(int fd);
+/*
+ * Returns RLIMIT_FSIZE of this process, or UINT64_MAX for none or if it cannot be asked. A
+ * write to a file that begins at or after it raises SIGXFSZ.
+ */
+uint64_t gmem_sys_file_size_limit(void);
 /* Waits for @events; -1 milliseconds means for ever. Returns 1 if ready, 0 if not. */
 int gmem_sys_poll(int fd, short events, int milliseconds);
 
