@@ -172,28 +172,41 @@ int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret)
 	return err;
 }
 
-/* SIGPIPE belongs to the program: block it, and consume the one that this write() raised. */
-int64_t gmem_sys_write(int fd, const void *buf, size_t size)
+/*
+ * The signals of a write that fails belong to the program: block them, and consume the one
+ * that this write() raised.
+ */
+static int64_t write_quietly(int fd, const void *buf, size_t size, uint64_t offset)
 {
 	static const struct timespec now;
-	sigset_t broken, before, pending;
-	ssize_t n;
-	int err;
+	sigset_t raised, before, pending;
+	int64_t n;
+	int signal;
 
-	sigemptyset(&broken);
-	sigaddset(&broken, SIGPIPE);
+	sigemptyset(&raised);
+	sigaddset(&raised, SIGPIPE);
+	sigaddset(&raised, SIGXFSZ);
 	sigemptyset(&pending);
 	sigpending(&pending);
-	pthread_sigmask(SIG_BLOCK, &broken, &before);
+	pthread_sigmask(SIG_BLOCK, &raised, &before);
 
-	n = write(fd, buf, size);
-	err = n < 0 ? -errno : 0;
-	if (err == -EPIPE && !sigismember(&pending, SIGPIPE))
-		while (sigtimedwait(&broken, NULL, &now) < 0 && errno == EINTR)
+	n = offset == GMEM_NO_OFFSET ? write(fd, buf, size) : pwrite(fd, buf, size, (off_t)offset);
+	n = n < 0 ? -errno : n;
+	signal = n == -EPIPE ? SIGPIPE : n == -EFBIG ? SIGXFSZ : 0;
+	if (signal && !sigismember(&pending, signal)) {
+		sigemptyset(&raised);
+		sigaddset(&raised, signal);
+		while (sigtimedwait(&raised, NULL, &now) < 0 && errno == EINTR)
 			;
+	}
 
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	return err ? err : n;
+	return n;
+}
+
+int64_t gmem_sys_write(int fd, const void *buf, size_t size)
+{
+	return write_quietly(fd, buf, size, GMEM_NO_OFFSET);
 }
 
 /* The kernel reads one bit less than the number of nodes it is given. */
@@ -351,8 +364,9 @@ int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offse
 {
 	ssize_t n;
 
-	n = offset == GMEM_NO_OFFSET ? write(fd, buf, size)
-				     : pwrite(fd, buf, size, (off_t)offset);
+	if (offset != GMEM_NO_OFFSET)
+		return write_quietly(fd, buf, size, offset);
+	n = write(fd, buf, size);
 	return n < 0 ? -errno : n;
 }
 
