@@ -123,15 +123,9 @@ int gmem_transfer_fail_io(const struct gmem_transfer *transfer, int err)
 			 gmem_errno_name(err));
 }
 
-/* A number that changes with each step that does anything but wait */
-static uint64_t moved(const struct gmem_transfer *transfer)
-{
-	return transfer->done + transfer->io.file_bytes + transfer->bytes.data + transfer->bytes.zero;
-}
-
 /*
- * Called after each step that read, wrote, copied or cleared something, and after the last
- * step. One step moves transfer->done at most by:
+ * Called after each step that neither failed nor would have had to wait. One step moves
+ * transfer->done at most by:
  *   load     1 MiB of data, or 256 KiB if read from the page cache; 64 MiB of a hole
  *   save     64 MiB, in windows of 16 MiB: a window is done once its pages are found
  *   restore  1 MiB of the file, a record; nothing in steps that clear memory
@@ -149,7 +143,6 @@ static int tell_progress(struct gmem_transfer *transfer)
 
 GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
 {
-	uint64_t before;
 	int err;
 
 	if (!transfer)
@@ -161,7 +154,6 @@ GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
 	if (transfer->is_done)
 		return GMEM_TRANSFER_DONE;
 
-	before = moved(transfer);
 	err = transfer->step(transfer, wait);
 	/* With nothing under way, nothing makes the fd of a ring ready. */
 	if (err == -EAGAIN)
@@ -170,8 +162,7 @@ GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
 	if (err)
 		return err;
 
-	if (moved(transfer) != before || transfer->is_done)
-		err = tell_progress(transfer);
+	err = tell_progress(transfer);
 	if (err)
 		return err;
 	return transfer->is_done ? GMEM_TRANSFER_DONE : GMEM_TRANSFER_MORE;
