@@ -3015,10 +3015,12 @@ struct gmem_dump_opts {
  * itself about 100 bytes for each region.
  *
  * Signals do not stop it. If the reader has gone, the call fails with -EPIPE and
- * raises no SIGPIPE; if a non-blocking @fd is full, it fails with -EAGAIN. After a
- * failure the output is incomplete, and readers can tell.
+ * raises no SIGPIPE; past RLIMIT_FSIZE with -EFBIG, without SIGXFSZ; if a
+ * non-blocking @fd is full, with -EAGAIN. After a failure the output is incomplete,
+ * and readers can tell.
  *
- * Thread-safe. Source: cachestat(2), mincore(2), move_pages(2), write(2).
+ * Thread-safe. Source: cachestat(2), mincore(2), move_pages(2), write(2),
+ * getrlimit(2).
  * Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than

@@ -15,6 +15,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
@@ -32,6 +33,11 @@
 /* Linux 6.10 */
 #ifndef F_DUPFD_QUERY
 #define F_DUPFD_QUERY 1027
+#endif
+
+/* Linux 4.14 */
+#ifndef RWF_NOWAIT
+#define RWF_NOWAIT 0x8
 #endif
 
 uint64_t gmem_sys_page_size(void)
@@ -172,28 +178,41 @@ int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret)
 	return err;
 }
 
-/* SIGPIPE belongs to the program: block it, and consume the one that this write() raised. */
-int64_t gmem_sys_write(int fd, const void *buf, size_t size)
+/*
+ * The signals of a write that fails belong to the program: block them, and consume the one
+ * that this write() raised.
+ */
+static int64_t write_quietly(int fd, const void *buf, size_t size, uint64_t offset)
 {
 	static const struct timespec now;
-	sigset_t broken, before, pending;
-	ssize_t n;
-	int err;
+	sigset_t raised, before, pending;
+	int64_t n;
+	int signal;
 
-	sigemptyset(&broken);
-	sigaddset(&broken, SIGPIPE);
+	sigemptyset(&raised);
+	sigaddset(&raised, SIGPIPE);
+	sigaddset(&raised, SIGXFSZ);
 	sigemptyset(&pending);
 	sigpending(&pending);
-	pthread_sigmask(SIG_BLOCK, &broken, &before);
+	pthread_sigmask(SIG_BLOCK, &raised, &before);
 
-	n = write(fd, buf, size);
-	err = n < 0 ? -errno : 0;
-	if (err == -EPIPE && !sigismember(&pending, SIGPIPE))
-		while (sigtimedwait(&broken, NULL, &now) < 0 && errno == EINTR)
+	n = offset == GMEM_NO_OFFSET ? write(fd, buf, size) : pwrite(fd, buf, size, (off_t)offset);
+	n = n < 0 ? -errno : n;
+	signal = n == -EPIPE ? SIGPIPE : n == -EFBIG ? SIGXFSZ : 0;
+	if (signal && !sigismember(&pending, signal)) {
+		sigemptyset(&raised);
+		sigaddset(&raised, signal);
+		while (sigtimedwait(&raised, NULL, &now) < 0 && errno == EINTR)
 			;
+	}
 
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	return err ? err : n;
+	return n;
+}
+
+int64_t gmem_sys_write(int fd, const void *buf, size_t size)
+{
+	return write_quietly(fd, buf, size, GMEM_NO_OFFSET);
 }
 
 /* The kernel reads one bit less than the number of nodes it is given. */
@@ -339,12 +358,21 @@ int64_t gmem_sys_read_at(int fd, void *buf, uint64_t size, uint64_t offset)
 	return n < 0 ? -errno : n;
 }
 
+int64_t gmem_sys_read_cached(int fd, void *buf, uint64_t size, uint64_t offset)
+{
+	struct iovec iov = { .iov_base = buf, .iov_len = size };
+	ssize_t n = syscall(__NR_preadv2, fd, &iov, 1UL, offset, 0UL, RWF_NOWAIT);
+
+	return n < 0 ? -errno : n;
+}
+
 int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offset)
 {
 	ssize_t n;
 
-	n = offset == GMEM_NO_OFFSET ? write(fd, buf, size)
-				     : pwrite(fd, buf, size, (off_t)offset);
+	if (offset != GMEM_NO_OFFSET)
+		return write_quietly(fd, buf, size, offset);
+	n = write(fd, buf, size);
 	return n < 0 ? -errno : n;
 }
 
@@ -373,6 +401,15 @@ int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *r
 int gmem_sys_datasync(int fd)
 {
 	return fdatasync(fd) < 0 ? -errno : 0;
+}
+
+uint64_t gmem_sys_file_size_limit(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_FSIZE, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY)
+		return UINT64_MAX;
+	return limit.rlim_cur;
 }
 
 int gmem_sys_poll(int fd, short events, int milliseconds)

@@ -131,15 +131,25 @@ int gmem_sys_fd_link(int fd, char *buf, size_t size);
 
 /* Reads the beginning of a small file: returns its length and terminates @buf. */
 int gmem_sys_read_file(const char *path, char *buf, size_t size);
-/* Returns the bytes written. If the reader of a pipe is gone: -EPIPE, and no SIGPIPE. */
+/*
+ * Returns the bytes written. If the reader of a pipe is gone: -EPIPE, and no SIGPIPE. Past
+ * RLIMIT_FSIZE: -EFBIG, and no SIGXFSZ.
+ */
 int64_t gmem_sys_write(int fd, const void *buf, size_t size);
 /* Returns the bytes read. */
 int64_t gmem_sys_read_at(int fd, void *buf, uint64_t size, uint64_t offset);
-/* Returns the bytes written. */
+/* Reads only what is in the page cache: -EAGAIN, or -EOPNOTSUPP if the file system cannot. */
+int64_t gmem_sys_read_cached(int fd, void *buf, uint64_t size, uint64_t offset);
+/* Returns the bytes written. Past RLIMIT_FSIZE: -EFBIG, and no SIGXFSZ. */
 int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offset);
 /* Finds the next data at or after @offset; -ENXIO if only a hole follows. */
 int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end);
 int gmem_sys_datasync(int fd);
+/*
+ * Returns RLIMIT_FSIZE of this process, or UINT64_MAX for none or if it cannot be asked. A
+ * request to write at or after it may raise SIGXFSZ.
+ */
+uint64_t gmem_sys_file_size_limit(void);
 /* Waits for @events; -1 milliseconds means for ever. Returns 1 if ready, 0 if not. */
 int gmem_sys_poll(int fd, short events, int milliseconds);
 

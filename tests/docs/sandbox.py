@@ -18,7 +18,7 @@ CALLS = {
     "eventfd_read": ["read"], "eventfd_write": ["write"], "getsockopt": ["getsockopt"],
     "recvmsg": ["recvmsg"], "sendmsg": ["sendmsg"], "shutdown": ["shutdown"],
     "fcntl": ["fcntl"], "fdatasync": ["fdatasync"], "fstat": ["fstat", "newfstatat"],
-    "fstatfs": ["fstatfs"], "getpid": ["getpid"], "getrandom": ["getrandom"],
+    "fstatfs": ["fstatfs"], "getrlimit": ["prlimit64"], "getpid": ["getpid"], "getrandom": ["getrandom"],
     "io_uring_queue_init": ["io_uring_setup", "mmap"], "io_uring_queue_exit": ["munmap", "close"],
     "io_uring_submit": ["io_uring_enter"], "io_uring_wait_cqe": ["io_uring_enter"],
     "io_uring_peek_cqe": ["io_uring_enter"], "ioctl": ["ioctl"], "lseek": ["lseek"],
@@ -35,7 +35,7 @@ CALLS = {
 # Functions that stay in the process
 PURE = {"snprintf", "memset", "memcpy", "memcmp", "strlen", "calloc", "malloc", "free", "getpagesize",
         "sigemptyset", "sigaddset", "sigismember", "io_uring_get_sqe", "io_uring_prep_read",
-        "io_uring_prep_write", "io_uring_prep_cancel64", "io_uring_prep_cancel",
+        "io_uring_prep_write", "io_uring_prep_fsync", "io_uring_prep_cancel64", "io_uring_prep_cancel",
         "io_uring_sqe_set_data64", "io_uring_cqe_get_data64", "io_uring_cqe_seen",
         "io_uring_sq_ready", "io_uring_cq_ready", "major", "minor",
         "CMSG_DATA", "CMSG_FIRSTHDR", "CMSG_LEN", "CMSG_NXTHDR", "CMSG_SPACE",

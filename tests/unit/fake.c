@@ -291,6 +291,7 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_FD_KIND] = "fstat and F_GETFL",
 	[FAKE_REOPEN] = "open again",
 	[FAKE_READ_AT] = "read at an offset",
+	[FAKE_READ_CACHED] = "read what is cached",
 	[FAKE_WRITE_AT] = "write at an offset",
 	[FAKE_FIND_DATA] = "lseek to data",
 	[FAKE_DATASYNC] = "fdatasync",
@@ -298,6 +299,7 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_RING_NEW] = "set up a ring",
 	[FAKE_RING_SUBMIT] = "submit to a ring",
 	[FAKE_RING_RESULT] = "a request on a ring",
+	[FAKE_RING_CANCEL] = "cancel a request",
 	[FAKE_FILE_SIZE] = "fstat",
 	[FAKE_FILESYSTEM_TYPE] = "fstatfs",
 	[FAKE_FACTS] = "fstat and others",
@@ -859,6 +861,9 @@ void fake_boot_kernel(const struct fake_kernel *row)
 	kernel.races = false;
 	fake_limit_prefault(0, 0);
 	kernel.io_most = 0;
+	kernel.ring_entries = 0;
+	kernel.orphan_count = 0;
+	kernel.max_file_size = UINT64_MAX;
 	kernel.last_random = 0;
 	kernel.direct = FAKE_DIRECT_NEVER;
 	membarrier_refusal = 0;

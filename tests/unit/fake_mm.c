@@ -207,6 +207,7 @@ int gmem_sys_munmap(void *addr, uint64_t size)
 	enter();
 	kernel.counts[FAKE_MUNMAP]++;
 	err = is_part_of_mapping((uintptr_t)addr, size) ? fate(FAKE_MUNMAP) : 0;
+	check_no_request((uintptr_t)addr, (uintptr_t)addr + size);
 	if (!err)
 		err = do_munmap(addr, size);
 	return leave(err);
