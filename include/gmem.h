@@ -119,9 +119,10 @@ struct io_uring;
 /**
  * gmem_last_error() - describe the last failure in this thread
  *
- * The sentence is English, has no newline, and gives the numbers involved. It is
- * meaningful only right after a libgmem function returned a negative errno in
- * the same thread.
+ * The sentence is English, has no newline, and gives the numbers involved. Names in
+ * it, of the holder of a lease for instance, have a "?" for each character that could
+ * steer a terminal. It is meaningful only right after a libgmem function returned a
+ * negative errno in the same thread.
  *
  * Thread-safe. Since: 0.1.
  *

@@ -96,29 +96,25 @@ static void put(struct writer *w, const char *format, ...)
 }
 
 /* Names come from the caller and can hold any bytes. */
-static void put_string(struct writer *w, const char *string)
+static void put_string(struct writer *w, const char *s)
 {
-	const unsigned char *s = (const unsigned char *)string;
+	char escape[GMEM_UTF8_ESCAPE];
 	unsigned int length;
+	uint32_t code;
 
-	if (!string) {
+	if (!s) {
 		put(w, "null");
 		return;
 	}
 
 	put(w, "\"");
-	for (; *s; s += length) {
-		length = gmem_utf8_length(s);
-		if (!length) {
-			put(w, "\\ufffd");
-			length = 1;
-		} else if (*s == '"' || *s == '\\') {
+	for (; (length = gmem_utf8_next(s, &code)); s += length) {
+		if (code == '"' || code == '\\')
 			put(w, "\\%c", *s);
-		} else if (*s < 0x20 || *s == 0x7f) {
-			put(w, "\\u%04x", *s);
-		} else {
-			put_bytes(w, (const char *)s, length);
-		}
+		else if (gmem_utf8_is_harmless(code))
+			put_bytes(w, s, length);
+		else
+			put(w, "%s", gmem_utf8_escape(code, escape));
 	}
 	put(w, "\"");
 }
