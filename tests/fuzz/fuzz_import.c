@@ -445,7 +445,7 @@ static void check_canaries(void)
 	}
 }
 
-/* Everything that is mapped, but for what an allocator maps, in the part that mmap() uses */
+/* Every file that is mapped: an allocator may have come to map and reserve other memory. */
 static size_t list_mappings(struct vma list[MAX_MAPPINGS])
 {
 	uint64_t near = (uintptr_t)foreign.canaries[0].at, from = near > 20 * TIB ? near - 20 * TIB : 0;
@@ -454,7 +454,7 @@ static size_t list_mappings(struct vma list[MAX_MAPPINGS])
 
 	while (vma_find(from, &vma) && vma.start < near + 20 * TIB) {
 		from = vma.end;
-		if (vma.inode || !vma.is_readable || !vma.is_writable) {
+		if (vma.inode) {
 			CHECK(count < MAX_MAPPINGS);
 			list[count++] = vma;
 		}
