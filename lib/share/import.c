@@ -568,6 +568,12 @@ static int go_on(struct gmem_import *import)
 	return ret ? ret : 1;
 }
 
+/* A message about one piece is done at once, so that it costs the exporter one call to wait for. */
+static bool is_small(const struct work *work)
+{
+	return work->message.type && work->size <= PIECE;
+}
+
 static int dispatch(struct gmem_import *import)
 {
 	uint64_t start = gmem_sys_now();
@@ -575,8 +581,9 @@ static int dispatch(struct gmem_import *import)
 	int n = 1;
 
 	gmem_sys_event_clear(import->event);
-	while (n > 0 && !import->status && messages < MAX_MESSAGES &&
-	       gmem_sys_now() - start < ENOUGH_TIME) {
+	while (n > 0 && !import->status &&
+	       (is_small(&import->work) ||
+		(messages < MAX_MESSAGES && gmem_sys_now() - start < ENOUGH_TIME))) {
 		messages += !import->work.message.type;
 		n = import->work.message.type ? go_on(import) : take_message(import);
 	}
