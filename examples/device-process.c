@@ -328,9 +328,11 @@ static void request(struct vmm *vmm, const char *what, uint64_t gpa, int expecte
 	gmem_must(gmem_view_load(vmm->view, FIELD(result), 4, GMEM_ACQUIRE, &result), "the ring");
 	if (!expected)
 		gmem_must(gmem_view_read(vmm->view, gpa, text, sizeof(text), NULL), "reading");
-	if ((int32_t)result != expected || (!expected && strcmp(text, "HELLO FROM THE GUEST") != 0)) {
-		fprintf(stderr, "device-process: %s: %s, \"%s\"\n", what,
-			strerror(-(int32_t)result), text);
+	/* The device may have written anything, without an end or to steer a terminal. */
+	if ((int32_t)result != expected ||
+	    (!expected && memcmp(text, "HELLO FROM THE GUEST", sizeof(text)) != 0)) {
+		fprintf(stderr, "device-process: %s: %s, or not the right bytes\n", what,
+			strerror(-(int32_t)result));
 		exit(EXIT_FAILURE);
 	}
 	printf("%s: %s\n", what, expected ? strerror(-expected) : text);

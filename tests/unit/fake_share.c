@@ -80,7 +80,7 @@ int gmem_sys_socket_kind(int fd, int *ret_family, int *ret_type)
 
 union control {
 	struct cmsghdr header;
-	char bytes[CMSG_SPACE(GMEM_SYS_MAX_FDS * sizeof(int))];
+	char bytes[CMSG_SPACE(16 * sizeof(int))];
 };
 
 static int do_send(int sock, const void *buf, size_t size, int passed)
@@ -129,8 +129,18 @@ static void receive_fd(int fd, struct gmem_sys_fds *fds)
 {
 	struct file *file = file_behind(fd);
 
+	/* As if this process had no number left for it */
+	if (!fds->count && attempt(FAKE_RECEIVE_FD)) {
+		fds->lost = true;
+		close(fd);
+		return;
+	}
+	if (fds->count++) {
+		close(fd);
+		return;
+	}
 	open_handle(fd, file ? GMEM : OTHER, file ? file->vm : NULL, file)->cloexec = true;
-	fds->fds[fds->count++] = fd;
+	fds->first = fd;
 }
 
 static int do_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *fds)
@@ -151,7 +161,7 @@ static int do_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *fds
 		memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
 		receive_fd(fd, fds);
 	}
-	fds->truncated = message.msg_flags & (MSG_TRUNC | MSG_CTRUNC);
+	fds->lost |= (message.msg_flags & MSG_CTRUNC) != 0;
 	return (int)n;
 }
 
@@ -159,7 +169,7 @@ int gmem_sys_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *ret_
 {
 	int ret;
 
-	*ret_fds = (struct gmem_sys_fds){ .count = 0 };
+	*ret_fds = (struct gmem_sys_fds){ .first = -1 };
 	enter();
 	ret = attempt(FAKE_RECEIVE);
 	if (!ret)

@@ -232,7 +232,7 @@ static void a_refusal_to_let_go_is_passed_on(void **state)
 	(void)state;
 	scene_begin(&s, 0, PATIENT);
 	exchange(&s);
-	fake_fail_next(FAKE_MMAP, -ENOMEM);
+	fake_fail_next(FAKE_MPROTECT, -ENOMEM);
 	assert_int_equal(convert_answered(&s, 100, 4, GMEM_STATE_PRIVATE), -ENOMEM);
 	assert_true(fake_fail_struck());
 	exchange(&s);

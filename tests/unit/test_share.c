@@ -319,6 +319,8 @@ static void memory_for_reading_is_not_written(void **state)
 	int fd = unit_memfd(size, F_SEAL_SHRINK);
 	struct gmem_extent extents[MOST];
 	uint64_t expected = 0, done = 0;
+	const void *found;
+	struct iovec iov;
 	struct scene s;
 	void *got;
 	char *hva;
@@ -349,8 +351,12 @@ static void memory_for_reading_is_not_written(void **state)
 		assert_refused(-EROFS, "may only be read",
 			       gmem_view_copy(s.view, gpa, size, 8, &done));
 		gmem_view_begin(s.view);
-		assert_ok(gmem_view_hva(s.view, gpa, 8, &got));
-		assert_memory_equal(got, hva + gpa, 8);
+		assert_refused(-EROFS, "may only be read", gmem_view_hva(s.view, gpa, 8, &got));
+		assert_refused(-EROFS, "may only be read", gmem_view_iovec(s.view, gpa, 8, &iov, 1));
+		assert_ok(gmem_view_hva_read(s.view, gpa, 8, &found));
+		assert_memory_equal(found, hva + gpa, 8);
+		assert_int_equal(gmem_view_iovec_read(s.view, gpa, 8, &iov, 1), 1);
+		assert_ptr_equal(iov.iov_base, found);
 		gmem_view_end(s.view);
 		assert_int_equal(load(&s, gpa), 0x3333333333333333);
 	}
