@@ -3450,7 +3450,8 @@ struct gmem_export_opts {
  * gmem_export_add_memory() was called for it. Anonymous memory cannot be given,
  * because no fd refers to it.
  *
- * Thread-safe; waits as gmem_listener_new(). Source: eventfd(2), epoll(7). Since: 0.1.
+ * Thread-safe; waits as gmem_listener_new(). Source: eventfd(2), timerfd_create(2),
+ * epoll(7). Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
  * the library, -EMFILE, -ENFILE, -ENOMEM, -EDEADLK called from a listener's callback.
@@ -3524,7 +3525,7 @@ GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void 
  *
  * Return: number of extents filled in, or -EOPNOTSUPP a region cannot be given
  * (gmem_last_error() says why and what would help; GMEM_EXPORT_SKIP leaves it
- * out), -ENOSPC there are more than @max, -EINVAL NULL argument.
+ * out), -ENOSPC there are more than @max, -ENOMEM, -EINVAL NULL argument.
  */
 GMEM_API int gmem_export_table(struct gmem_export *exporter, struct gmem_extent *extents,
 			       size_t max);
@@ -3623,6 +3624,19 @@ struct gmem_peer_opts {
  * off, and the call goes on. Memory that becomes shared again is given again.
  * Taking back relies on the peer, which can keep a mapping: it protects both
  * sides from mistakes. But no peer can reach private memory, whatever it does.
+ * What a peer gives back too late it gets again; its answer, a refusal, too, counts
+ * for nobody who did not wait for it.
+ *
+ * Memory is given and taken back in whole pages of its file. Where these are larger
+ * than the guest's, as on hugetlbfs, the peer loses all of a page of which a part
+ * becomes private, and gets it again when all of it is shared. So a region, and each
+ * of @opts->ranges, must have whole pages of its file, at a multiple of their size
+ * in guest addresses, too.
+ *
+ * Memory that the peer has no room for at the moment (it answers EMFILE, ENFILE,
+ * ENOMEM or EAGAIN), or that the kernel does not let through (ETOOMANYREFS), is
+ * offered again after 100 ms, and later every 2 s: gmem_export_fd() becomes
+ * readable then. Meanwhile everything else goes on.
  *
  * A process that has a file can map all of it. So a file is given only if the peer
  * may have the whole file, or with GMEM_PEER_WHOLE_FILES. A file is given for
@@ -3632,7 +3646,9 @@ struct gmem_peer_opts {
  *
  * A peer can write anything to the memory it has, free its pages, and, by keeping a
  * guest_memfd, keep the VM in the kernel's memory. It gets nothing else, and can
- * make nothing else fail.
+ * make nothing else fail. It costs this process one message at a time and, for
+ * memory that can be converted, one bit for each page of the file, most of which
+ * are never written; no more, however it behaves.
  *
  * Thread-safe. Source: unix(7), SCM_RIGHTS. Since: 0.1.
  *
@@ -3662,7 +3678,7 @@ GMEM_API void gmem_peer_remove(struct gmem_peer *peer);
  * Thread-safe. Since: 0.1.
  *
  * Return: 1 the peer has all the memory it should have; 0 messages or answers are
- * under way; or the reason why it gets no more: -EPIPE the process is gone, -EPROTO
+ * under way, or memory is to be offered again; or the reason why it gets no more: -EPIPE the process is gone, -EPROTO
  * it sent a message that no import sends, -ETIMEDOUT it was cut off, or the errno
  * with which it refused memory; -EINVAL for NULL.
  */
@@ -3688,7 +3704,10 @@ GMEM_API int gmem_export_fd(const struct gmem_export *exporter);
  * Never waits for a peer. Call it when gmem_export_fd() is readable. A removal or
  * conversion that takes memory back exchanges its messages with peers itself.
  *
- * Thread-safe. Since: 0.1.
+ * It returns after about 10 ms, whatever there is to do; the fd stays readable as
+ * long as something is left. Peers take turns.
+ *
+ * Thread-safe. Source: sendmsg(2), recvmsg(2), timerfd_settime(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL for NULL.
  */

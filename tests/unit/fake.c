@@ -857,6 +857,7 @@ void fake_boot_kernel(const struct fake_kernel *row)
 	memset(&failure, 0, sizeof(failure));
 	kernel.complaints = 0;
 	kernel.interrupt_times = 0;
+	kernel.huge_page_size = 0;
 	kernel.node = 0;
 	kernel.races = false;
 	fake_limit_prefault(0, 0);

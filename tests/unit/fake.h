@@ -192,6 +192,9 @@ enum fake_call fake_fail_victim(void);
  */
 void fake_interrupt(unsigned times, uint64_t pages);
 
+/* The file behind this fd, and its duplicates, passes for one of hugetlbfs with pages of @page_size. */
+void fake_pretend_huge(int fd, uint64_t page_size);
+
 /* From now on write() takes at most so many bytes at once; 0: what the fd takes */
 void fake_shorten_writes(size_t most);
 

@@ -2,6 +2,7 @@
 /* Files, sockets and events of other processes */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -13,6 +14,14 @@
 #include <time.h>
 
 #include "fake_internal.h"
+
+void fake_pretend_huge(int fd, uint64_t page_size)
+{
+	struct stat st;
+
+	kernel.huge_page_size = fstat(fd, &st) < 0 ? 0 : page_size;
+	kernel.huge_inode = st.st_ino;
+}
 
 static int do_facts(int fd, struct gmem_sys_facts *ret)
 {
@@ -34,6 +43,10 @@ static int do_facts(int fd, struct gmem_sys_facts *ret)
 		.seals = seals < 0 ? 0 : (uint32_t)seals,
 		.is_regular = S_ISREG(st.st_mode),
 	};
+	if (kernel.huge_page_size && st.st_ino == kernel.huge_inode) {
+		ret->filesystem_type = HUGETLBFS_MAGIC;
+		ret->block_size = kernel.huge_page_size;
+	}
 	if (h && h->kind == GMEM) {
 		ret->size = h->file->size;
 		ret->filesystem_type = fake.filesystem_type;
