@@ -264,7 +264,7 @@ struct vmm {
 	uint32_t requests;
 };
 
-/* Adds memory that can be exported: a guest_memfd, or a memfd that cannot shrink. */
+/* Adds memory that can be exported: a guest_memfd, or a memfd whose seals cannot change. */
 static struct gmem_region *add_memory(struct vmm *vmm, uint64_t gpa)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .plan = vmm->plan);
@@ -275,7 +275,7 @@ static struct gmem_region *add_memory(struct vmm *vmm, uint64_t gpa)
 	    gmem_plan_backing(vmm->plan) == GMEM_BACKING_PRIVATE) {
 		fd = must(memfd_create("guest", MFD_CLOEXEC | MFD_ALLOW_SEALING), "memfd_create");
 		must(ftruncate(fd, (off_t)RAM_SIZE), "ftruncate");
-		must(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK), "sealing");
+		must(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL), "sealing");
 		opts.hva = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 		must(opts.hva == MAP_FAILED ? -1 : 0, "mmap");
 		opts.flags = GMEM_REGION_HVA;

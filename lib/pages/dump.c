@@ -608,6 +608,7 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 	struct layout layout = { 0 };
 	struct gmem_dump_opts opts;
 	struct writer *w;
+	uint64_t limit;
 	int err;
 
 	err = check(vm, fd, user_opts, &opts);
@@ -628,7 +629,11 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 	put_leases(w, &layout);
 	put(w, "}\n");
 	flush(w);
-	if (w->err)
+	limit = w->err == -EFBIG ? gmem_sys_file_size_limit() : UINT64_MAX;
+	if (limit != UINT64_MAX)
+		err = gmem_fail(w->err, "fd %d took %" PRIu64 " bytes of a dump and no more: RLIMIT_FSIZE "
+				"ends files at 0x%" PRIx64, fd, w->done, limit);
+	else if (w->err)
 		err = gmem_fail(w->err, "fd %d took %" PRIu64 " bytes of a dump and no more: %s", fd,
 				w->done, gmem_errno_name(w->err));
 	free_layout(&layout);

@@ -16,7 +16,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "gmem.h"
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/opts.h"
@@ -30,6 +29,7 @@ struct gmem_listener {
 	struct gmem_listener *next;
 	struct gmem_vm *vm;
 	struct gmem_listener_opts opts;
+	gmem_listener_fn settled;	/* or NULL */
 	int is_over;		/* freed inside a callback; atomic */
 	char name[64];
 };
@@ -119,6 +119,15 @@ void gmem_listeners_shared(const struct gmem_vm *vm, uint64_t gpa, uint64_t last
 		tell(listener, listener->opts.after_shared, gpa, last);
 }
 
+void gmem_listeners_settled(const struct gmem_vm *vm, uint64_t gpa, uint64_t last)
+{
+	const struct gmem_listener *listener;
+
+	for (listener = vm->listeners; listener; listener = listener->next)
+		if (listener->settled && !is_over(listener))
+			listener->settled(listener->opts.data, gpa, last - gpa + 1);
+}
+
 void gmem_listeners_removed(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
 	const struct gmem_listener *listener;
@@ -192,8 +201,8 @@ static void append(struct gmem_listener *listener)
 	*link = listener;
 }
 
-GMEM_API int gmem_listener_new(struct gmem_vm *vm, const struct gmem_listener_opts *opts,
-			       struct gmem_listener **ret)
+int gmem_listener_add(struct gmem_vm *vm, const struct gmem_listener_opts *opts,
+		      gmem_listener_fn settled, struct gmem_listener **ret)
 {
 	struct gmem_listener *listener;
 	struct gmem_claim all;
@@ -212,6 +221,7 @@ GMEM_API int gmem_listener_new(struct gmem_vm *vm, const struct gmem_listener_op
 		return err;
 	}
 	listener->vm = vm;
+	listener->settled = settled;
 	snprintf(listener->name, sizeof(listener->name), "%s",
 		 listener->opts.name ? listener->opts.name : "unnamed");
 
@@ -225,6 +235,12 @@ GMEM_API int gmem_listener_new(struct gmem_vm *vm, const struct gmem_listener_op
 	go_on(vm, &all);
 	*ret = listener;
 	return 0;
+}
+
+GMEM_API int gmem_listener_new(struct gmem_vm *vm, const struct gmem_listener_opts *opts,
+			       struct gmem_listener **ret)
+{
+	return gmem_listener_add(vm, opts, NULL, ret);
 }
 
 GMEM_API void gmem_listener_free(struct gmem_listener *listener)

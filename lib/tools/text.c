@@ -27,6 +27,7 @@ void usage_exit(void)
 	exit(EXIT_USAGE);
 }
 
+__attribute__((format(printf, 1, 0)))
 static void vcomplain(const char *format, va_list args)
 {
 	char *text = NULL;

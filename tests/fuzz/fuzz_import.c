@@ -8,7 +8,7 @@
  * more. After each step
  *
  *   - what is mapped at each extent is what the accepted messages say: the right page of the
- *     right file, or nothing but a reservation, and never a hole;
+ *     right file, with access rights where it is granted, and never a hole;
  *   - memory of this process beside each extent, and what it was given since, is untouched and
  *     outside of every extent;
  *   - views say the same, and read what is in the file.
@@ -499,15 +499,13 @@ static void check_mapping(const struct gmem_extent *mapped)
 		/* A hole would be the next thing's that this process maps. */
 		CHECK(vma_find(at, &vma) && vma.start <= at);
 		last = mapped->gpa + ((vma.end < end ? vma.end : end) - PAGE - hva);
-		CHECK(vma.inode || (!vma.is_readable && !vma.is_writable));
+		CHECK(vma.is_readable || !vma.is_writable);
 		if (world.is_over)
 			continue;
-		CHECK(is_granted(extent, first) == (vma.inode != 0));
-		CHECK(is_granted(extent, last) == (vma.inode != 0));
-		if (!vma.inode)
-			continue;
-		CHECK(vma.inode == extent->inode && vma.is_shared && vma.is_readable);
-		CHECK(vma.is_writable == extent->is_writable);
+		CHECK(is_granted(extent, first) == vma.is_readable);
+		CHECK(is_granted(extent, last) == vma.is_readable);
+		CHECK(vma.inode == extent->inode && vma.is_shared);
+		CHECK(vma.is_writable == (vma.is_readable && extent->is_writable));
 		CHECK(vma.offset + (at - vma.start) == extent->offset + (at - hva));
 	}
 }
@@ -523,13 +521,13 @@ static const char *hva_of(const struct extent *extent)
 static void check_granted(const struct extent *extent, uint64_t gpa)
 {
 	uint64_t within = gpa - extent->gpa, value = 0, expected = 0;
+	const void *hva;
 	bool is_there;
-	void *hva;
 	int err;
 
 	is_there = pread(extent->fd, &expected, 8, (off_t)(extent->offset + within)) == 8;
 	gmem_view_begin(world.view);
-	err = gmem_view_hva(world.view, gpa, 8, &hva);
+	err = gmem_view_hva_read(world.view, gpa, 8, &hva);
 	CHECK(err == 0 && hva == hva_of(extent) + within);
 	gmem_view_end(world.view);
 
