@@ -18,6 +18,9 @@
 #define PAGES		4
 #define PATIENT		60000	/* ms: an answer is to come */
 
+/* MFD_HUGETLB | MFD_HUGE_2MB, Linux 4.14; C libraries do not name both */
+#define MFD_OF_2_MIB	(0x0004U | 21u << 26)
+
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
 #endif
@@ -557,6 +560,88 @@ TEST(without_a_devices_answer_memory_does_not_become_private)
 	CHECK_RESULT(device_stores(&s.device, BASE, 4), 0);
 	GUEST_LOADS(&s.lab.guest, BASE, 4);
 	site_free(&s);
+}
+
+/* ---- huge pages ---- */
+
+#define HUGE		(2 * MIB)
+#define HUGE_PAGES	2
+
+/* A sealed memfd of huge pages, mapped; skips the test where there are none. */
+static void *map_huge_pages(int *ret_fd)
+{
+	int fd = memfd_create("huge", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_OF_2_MIB);
+	void *hva = MAP_FAILED;
+
+	if (fd >= 0 && ftruncate(fd, HUGE_PAGES * HUGE) == 0)
+		hva = mmap(NULL, HUGE_PAGES * HUGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (hva == MAP_FAILED)
+		skip("no two huge pages of 2 MiB are free (/proc/sys/vm/nr_hugepages)");
+	WORKS(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL));
+	*ret_fd = fd;
+	return hva;
+}
+
+TEST(huge_pages_are_given_and_taken_back_whole)
+{
+	const int type = expect_vm(PRIVATE_VM)->exists ? PRIVATE_VM : DEFAULT_VM;
+	const uint32_t backing = type == PRIVATE_VM ? GMEM_BACKING_PRIVATE : GMEM_BACKING_HOST;
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	GMEM_OPTS(gmem_peer_opts, patient, .wait_ms = PATIENT);
+	struct gmem_extent extent;
+	uint64_t page;
+	struct site s;
+	int fd;
+
+	opts.hva = map_huge_pages(&fd);
+	site_new(&s, type, &patient);
+	page = s.lab.page;
+	OK(gmem_export_add_memory(s.exporter, opts.hva, HUGE_PAGES * HUGE, fd, 0));
+	lab_add(&s.lab, backing, BASE, HUGE_PAGES * HUGE / page, &opts);
+	settle(&s);
+	CHECK_EQ(gmem_export_table(s.exporter, &extent, 1), 1);
+	CHECK_EQ(extent.page_size, HUGE);
+	GUEST_STORES(&s.lab.guest, BASE + page, 0x11223344);
+	DEVICE_LOADS(&s.device, BASE + page, 0x11223344);
+	CHECK_RESULT(device_stores(&s.device, BASE + HUGE, 0x55667788), 0);
+	GUEST_LOADS(&s.lab.guest, BASE + HUGE, 0x55667788);
+	for (int i = 0; type == PRIVATE_VM && i < 10; i++) {
+		OK(gmem_vm_convert(s.lab.vm, BASE + page, page, GMEM_STATE_PRIVATE, NULL, NULL));
+		DEVICE_CANNOT_LOAD(&s.device, BASE + page, -EACCES);
+		DEVICE_CANNOT_LOAD(&s.device, BASE, -EACCES);
+		DEVICE_LOADS(&s.device, BASE + HUGE, 0x55667788);
+		OK(gmem_vm_convert(s.lab.vm, BASE + page, page, GMEM_STATE_SHARED, NULL, NULL));
+		settle(&s);
+		DEVICE_LOADS(&s.device, BASE, 0);
+	}
+	site_free(&s);
+	munmap(opts.hva, HUGE_PAGES * HUGE);
+	close(fd);
+}
+
+TEST(a_part_of_a_huge_page_is_not_given)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	GMEM_OPTS(gmem_peer_opts, whole, .flags = GMEM_PEER_WHOLE_FILES);
+	struct gmem_peer *peer;
+	int sockets[2], fd;
+	struct site s;
+	char *hva;
+
+	hva = map_huge_pages(&fd);
+	WORKS(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets));
+	for (int i = 0; i < 2; i++) {
+		site_new(&s, DEFAULT_VM, NULL);
+		OK(gmem_export_add_memory(s.exporter, hva, HUGE_PAGES * HUGE, fd, 0));
+		opts.hva = hva + (i ? s.lab.page : 0);
+		lab_add(&s.lab, GMEM_BACKING_HOST, BASE, i ? HUGE / s.lab.page : 1, &opts);
+		REFUSED(gmem_peer_add(s.exporter, sockets[0], &whole, &peer), -EOPNOTSUPP);
+		site_free(&s);
+	}
+	close(sockets[0]);
+	close(sockets[1]);
+	munmap(hva, HUGE_PAGES * HUGE);
+	close(fd);
 }
 
 int main(int argc, char **argv)
