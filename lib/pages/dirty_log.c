@@ -42,7 +42,7 @@ static int claim_region(struct gmem_region *region, struct gmem_claim *claim)
 	for (;;) {
 		claim->gpa = region->gpa.start;
 		claim->size = region->gpa.size;
-		err = gmem_claim_take(vm, claim, 0);
+		err = gmem_claim_take(vm, claim, NULL);
 		if (err || (claim->gpa == region->gpa.start && claim->size == region->gpa.size))
 			break;
 		gmem_claim_drop(vm, claim);
@@ -88,6 +88,7 @@ static int set_dirty_log(struct gmem_region *region, bool on)
 {
 	struct gmem_claim claim = {
 		.mode = GMEM_CLAIM_EXCLUSIVE,
+		.in_front = true,
 		.allows_leases = true,
 		.purpose = "told to log writes, or not to",
 	};

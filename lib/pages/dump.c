@@ -371,7 +371,7 @@ static bool measure_piece(struct gmem_vm *vm, const struct entry *entry, const s
 	int err;
 
 	gmem_lock_take(&vm->lock);
-	err = gmem_claim_take(vm, &claim, 0);
+	err = gmem_claim_take(vm, &claim, NULL);
 	if (!err)
 		region = find_again(vm, entry);
 	if (region && gmem_region_traits(region)->has_sides)

@@ -254,7 +254,7 @@ static void run_lane(struct worker *worker, struct lane *lane)
 	int err;
 
 	while (may_go_on(job) && take_chunk(job, lane, &start, &size)) {
-		err = gmem_vm_each_section(job->vm, job->gpa + start, size, GMEM_CLAIM_SHARED, 0,
+		err = gmem_vm_each_section(job->vm, job->gpa + start, size, GMEM_CLAIM_SHARED, NULL,
 					   populate_section, worker);
 		if (err)
 			stop(job, err);

@@ -6,6 +6,7 @@
 #include <stddef.h>
 
 #include "base/lock.h"
+#include "base/wait_budget.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
 
@@ -65,19 +66,21 @@ int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 }
 
 int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
-			 enum gmem_claim_mode mode, uint32_t wait_ms, gmem_section_fn fn, void *data)
+			 enum gmem_claim_mode mode, struct gmem_wait_budget *budget,
+			 gmem_section_fn fn, void *data)
 {
 	struct gmem_claim claim = {
 		.gpa = gpa,
 		.size = size,
 		.mode = mode,
+		.waits_for_leases = gmem_wait_is_limited(budget),
 		.discards = mode == GMEM_CLAIM_EXCLUSIVE,
 		.purpose = "discarded",
 	};
 	int err;
 
 	gmem_lock_take(&vm->lock);
-	err = gmem_claim_take(vm, &claim, wait_ms);
+	err = gmem_claim_take(vm, &claim, budget);
 	gmem_lock_drop(&vm->lock);
 	if (err)
 		return err;
@@ -105,7 +108,7 @@ int gmem_section_claim(struct gmem_vm *vm, uint64_t gpa, uint64_t last, uint64_t
 			.size = end - start < max ? end - start + 1 : max,
 			.mode = GMEM_CLAIM_SHARED,
 		};
-		err = gmem_claim_take(vm, claim, 0);
+		err = gmem_claim_take(vm, claim, NULL);
 		if (err)
 			return err;
 
@@ -136,7 +139,7 @@ int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint64_t *
 
 	for (done = 0; done < size; done += now) {
 		now = size - done < GMEM_SECTION_PIECE ? size - done : GMEM_SECTION_PIECE;
-		err = gmem_vm_each_section(vm, gpa + done, now, GMEM_CLAIM_SHARED, 0, add_resident, &sum);
+		err = gmem_vm_each_section(vm, gpa + done, now, GMEM_CLAIM_SHARED, NULL, add_resident, &sum);
 		if (err)
 			return err;
 	}

@@ -29,10 +29,12 @@ typedef int (*gmem_section_fn)(void *data, const struct gmem_section *section);
 /*
  * Call @fn for each section, lowest first, with a claim on the whole range and no
  * lock held. Returns -ENOENT or -ENXIO where there is no memory, with the sections
- * before it done, -EBUSY if an exclusive claim met a lease, or what @fn returned first.
+ * before it done, -EBUSY if a lease or other work is in the way after what was left of
+ * @budget, which may be NULL, or what @fn returned first.
  */
 int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
-			 enum gmem_claim_mode mode, uint32_t wait_ms, gmem_section_fn fn, void *data);
+			 enum gmem_claim_mode mode, struct gmem_wait_budget *budget,
+			 gmem_section_fn fn, void *data);
 /*
  * Bytes claimed at once by work that takes its time: conversions of them wait meanwhile, and
  * the kernel handles so much in a few milliseconds, even where each page must be looked at.

@@ -11,10 +11,12 @@ void gmem_vm_begin(struct gmem_vm *vm)
 	gmem_lock_init(&vm->change_lock, GMEM_RANK_CHANGE);
 	gmem_lock_init(&vm->lock, GMEM_RANK_VM);
 	gmem_lock_init(&vm->views_lock, GMEM_RANK_VIEWS);
+	gmem_condition_init(&vm->hook_is_idle);
 }
 
 void gmem_vm_end(struct gmem_vm *vm)
 {
+	pthread_cond_destroy(&vm->hook_is_idle);
 	gmem_lock_destroy(&vm->views_lock);
 	gmem_lock_destroy(&vm->lock);
 	gmem_lock_destroy(&vm->change_lock);
@@ -50,8 +52,10 @@ int gmem_vm_add_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook)
 
 	if (err)
 		return err;
+	gmem_lock_take(&vm->lock);
 	hook->next = vm->change_hooks;
 	vm->change_hooks = hook;
+	gmem_lock_drop(&vm->lock);
 	gmem_vm_end_change(vm);
 	return 0;
 }
@@ -59,13 +63,66 @@ int gmem_vm_add_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook)
 void gmem_vm_remove_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook)
 {
 	struct gmem_change_hook **link;
-	bool is_inside = gmem_vm_begin_change(vm) != 0;
 
+	gmem_lock_take(&vm->lock);
 	for (link = &vm->change_hooks; *link != hook; link = &(*link)->next)
 		;
 	*link = hook->next;
-	if (!is_inside)
-		gmem_vm_end_change(vm);
+	/* Inside of a callback the thread would wait for itself. */
+	while (vm->busy_hook == hook && !is_changer(vm))
+		gmem_condition_wait(&vm->hook_is_idle, &vm->lock);
+	gmem_lock_drop(&vm->lock);
+}
+
+/*
+ * The next hook that this round has not called yet; the one before is idle. From the start of
+ * the list each time: the one before may be off it.
+ */
+static struct gmem_change_hook *next_hook(struct gmem_vm *vm, uint64_t round)
+{
+	struct gmem_change_hook *hook;
+
+	gmem_lock_take(&vm->lock);
+	if (vm->busy_hook)
+		pthread_cond_broadcast(&vm->hook_is_idle);
+	for (hook = vm->change_hooks; hook && hook->called == round; hook = hook->next)
+		;
+	if (hook)
+		hook->called = round;
+	vm->busy_hook = hook;
+	gmem_lock_drop(&vm->lock);
+	return hook;
+}
+
+static void end_round(struct gmem_vm *vm)
+{
+	gmem_lock_take(&vm->lock);
+	vm->busy_hook = NULL;
+	pthread_cond_broadcast(&vm->hook_is_idle);
+	gmem_lock_drop(&vm->lock);
+}
+
+int gmem_vm_ask_change_hooks(struct gmem_vm *vm, const struct gmem_step *steps, size_t count,
+			     struct gmem_wait_budget *budget)
+{
+	uint64_t round = ++vm->hook_rounds;
+	struct gmem_change_hook *hook;
+	int err = 0;
+
+	while (!err && (hook = next_hook(vm, round)))
+		err = hook->before(hook, steps, count, budget);
+	if (err)
+		end_round(vm);
+	return err;
+}
+
+void gmem_vm_tell_change_hooks(struct gmem_vm *vm)
+{
+	uint64_t round = ++vm->hook_rounds;
+	struct gmem_change_hook *hook;
+
+	while ((hook = next_hook(vm, round)))
+		hook->after(hook);
 }
 
 /* The log may call libgmem with other VMs, and fail there. */

@@ -134,7 +134,7 @@ static int publish(struct gmem_import *import, struct block *block, bool removes
 	if (!old || err)
 		return err;
 
-	gmem_vm_wait_for_views(vm);
+	gmem_vm_wait_for_views(vm, NULL);
 	gmem_table_free(old, table);
 	return 0;
 }
@@ -345,7 +345,7 @@ static int do_revoke(struct gmem_import *import, const struct gmem_message *mess
 	if (!block)
 		return -EPROTO;
 	show_as(import, block, message, false);
-	gmem_vm_wait_for_views(&import->vm);
+	gmem_vm_wait_for_views(&import->vm, NULL);
 	return remap(block, message, false);
 }
 

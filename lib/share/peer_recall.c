@@ -17,6 +17,7 @@
 #include "os/sys.h"
 #include "region/regions.h"
 #include "share/peer_io.h"
+#include "state/claim.h"
 
 /* How often to look again: another thread may have read the answer this one waits for */
 #define SLICE_MS	10
@@ -49,6 +50,8 @@ static bool still_has(const struct gmem_peer *peer, const struct gmem_recall *re
 /*
  * Decide about a peer that still has memory of a recall. Returns 0 if its time is not up, or
  * if it was disconnected (GMEM_PEER_CUT_OFF); otherwise the -errno that ends the recall.
+ * @waited_ms is the time that the whole call waited for peers: all of them are asked at once,
+ * and none has its time anew for each part that is taken back.
  */
 static int handle_holder(struct gmem_peer *peer, const struct gmem_part *kept, uint64_t waited_ms)
 {
@@ -94,25 +97,43 @@ static int collect_holders(const struct gmem_export *exporter, const struct gmem
 	return count;
 }
 
-static int take_back(struct gmem_export *exporter, const struct gmem_recall *recall)
+/* Returns 0 as soon as no peer has memory of the recall any more, whatever time it is. */
+static int wait_for_peers(struct gmem_export *exporter, const struct gmem_recall *recall,
+			  const struct gmem_wait_budget *budget, uint64_t start)
 {
-	uint64_t start = gmem_sys_now();
+	uint64_t end = gmem_wait_end(budget, start), now;
 	struct pollfd fds[MAX_POLLED];
 	int count;
 
 	for (;;) {
 		gmem_lock_take(&exporter->lock);
 		gmem_peers_pump(exporter);
+		now = gmem_sys_now();
 		count = collect_holders(exporter, recall,
-					(gmem_sys_now() - start) / GMEM_NANOSECONDS_PER_MS, fds);
+					(budget->on_peers + now - start) / GMEM_NANOSECONDS_PER_MS, fds);
 		gmem_lock_drop(&exporter->lock);
 		if (count <= 0)
 			return count;
+		if (now >= end)
+			return gmem_fail(-ETIMEDOUT, "%d peers have memory that is taken back, and the call "
+					 "was to wait %" PRIu32 " ms", count, budget->wait_ms);
 
 		/* Without the lock, so that other threads can dispatch meanwhile. */
 		if (gmem_sys_poll_many(fds, (unsigned int)count, SLICE_MS) < 0)
 			gmem_sys_pause(SLICE_MS * 1000);
 	}
+}
+
+static int take_back(struct gmem_export *exporter, const struct gmem_recall *recall,
+		     struct gmem_wait_budget *budget)
+{
+	uint64_t start = gmem_sys_now();
+	int err;
+
+	err = wait_for_peers(exporter, recall, budget, start);
+	budget->on_peers += gmem_sys_now() - start;
+	gmem_wait_spend(budget, start);
+	return err;
 }
 
 /* ---- before a region is removed ---- */
@@ -124,7 +145,8 @@ static bool takes_memory(const struct gmem_step *step)
 		step->kind == GMEM_STEP_REBIND);
 }
 
-int gmem_peers_before(struct gmem_change_hook *hook, const struct gmem_step *steps, size_t count)
+int gmem_peers_before(struct gmem_change_hook *hook, const struct gmem_step *steps, size_t count,
+		      struct gmem_wait_budget *budget)
 {
 	struct gmem_export *exporter = GMEM_CONTAINER_OF(hook, struct gmem_export, hook);
 	const struct gmem_recall recall = { .is_leaving = true };
@@ -152,7 +174,7 @@ int gmem_peers_before(struct gmem_change_hook *hook, const struct gmem_step *ste
 		exporter->leaving_count++;
 	}
 	gmem_lock_drop(&exporter->lock);
-	return take_back(exporter, &recall);
+	return take_back(exporter, &recall, budget);
 }
 
 void gmem_peers_after(struct gmem_change_hook *hook)
@@ -183,6 +205,8 @@ int gmem_peers_revoke(void *data, uint64_t gpa, uint64_t size)
 {
 	struct gmem_recall recall = { .part = { gpa, gpa + size - 1 } }, **link;
 	struct gmem_export *exporter = data;
+	struct gmem_wait_budget *budget = gmem_claim_own_budget(exporter->vm);
+	struct gmem_wait_budget none = { .wait_ms = 0 };
 	struct gmem_range *spare = NULL;
 	struct gmem_peer *peer;
 	int err;
@@ -198,7 +222,7 @@ int gmem_peers_revoke(void *data, uint64_t gpa, uint64_t size)
 	gmem_lock_drop(&exporter->lock);
 	free(spare);
 
-	err = take_back(exporter, &recall);
+	err = take_back(exporter, &recall, budget ? budget : &none);
 
 	gmem_lock_take(&exporter->lock);
 	for (link = &exporter->recalls; *link != &recall; link = &(*link)->next)
