@@ -17,8 +17,7 @@
 
 struct gmem_wait_budget {
 	uint32_t wait_ms;	/* all of it, as the caller gave it; 0: no limit */
-	uint64_t spent;		/* of it, nanoseconds; counted without a limit, too */
-	uint64_t on_peers;	/* part of it that went to peers, which have limits of their own */
+	uint64_t spent;		/* of it, nanoseconds */
 };
 
 static inline bool gmem_wait_is_limited(const struct gmem_wait_budget *budget)

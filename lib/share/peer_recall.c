@@ -17,7 +17,9 @@
 #include "os/sys.h"
 #include "region/regions.h"
 #include "share/peer_io.h"
+#include "region/page_states.h"
 #include "state/claim.h"
+#include "state/private_state.h"
 
 /* How often to look again: another thread may have read the answer this one waits for */
 #define SLICE_MS	10
@@ -50,8 +52,6 @@ static bool still_has(const struct gmem_peer *peer, const struct gmem_recall *re
 /*
  * Decide about a peer that still has memory of a recall. Returns 0 if its time is not up, or
  * if it was disconnected (GMEM_PEER_CUT_OFF); otherwise the -errno that ends the recall.
- * @waited_ms is the time that the whole call waited for peers: all of them are asked at once,
- * and none has its time anew for each part that is taken back.
  */
 static int handle_holder(struct gmem_peer *peer, const struct gmem_part *kept, uint64_t waited_ms)
 {
@@ -110,7 +110,7 @@ static int wait_for_peers(struct gmem_export *exporter, const struct gmem_recall
 		gmem_peers_pump(exporter);
 		now = gmem_sys_now();
 		count = collect_holders(exporter, recall,
-					(budget->on_peers + now - start) / GMEM_NANOSECONDS_PER_MS, fds);
+					(now - start) / GMEM_NANOSECONDS_PER_MS, fds);
 		gmem_lock_drop(&exporter->lock);
 		if (count <= 0)
 			return count;
@@ -131,7 +131,6 @@ static int take_back(struct gmem_export *exporter, const struct gmem_recall *rec
 	int err;
 
 	err = wait_for_peers(exporter, recall, budget, start);
-	budget->on_peers += gmem_sys_now() - start;
 	gmem_wait_spend(budget, start);
 	return err;
 }
@@ -200,14 +199,40 @@ void gmem_peers_after(struct gmem_change_hook *hook)
 
 /* ---- conversion ---- */
 
+/*
+ * What the first call for a conversion, for its lowest run, takes back: all that becomes private.
+ * Peers are asked for it at once, so that each of them has its time for the conversion, not
+ * anew for each run, and no peer's answer is waited for after another's.
+ */
+static struct gmem_part part_to_take(const struct gmem_export *exporter, uint64_t gpa, uint64_t size)
+{
+	const struct gmem_claim *claim = gmem_claim_own(exporter->vm);
+	uint64_t last = claim->gpa + claim->size - 1;
+	struct gmem_part first;
+
+	if (gmem_state_find(exporter->vm, GMEM_PAGE_CHANGING, true, claim->gpa, last, &first) &&
+	    first.start == gpa)
+		return (struct gmem_part){ gpa, last };
+	return (struct gmem_part){ gpa, gpa + size - 1 };
+}
+
+/* Give all that was taken: the pages in between were private before. */
+static void give_again(struct gmem_export *exporter, const struct gmem_part *taken)
+{
+	struct gmem_part run = { .last = taken->start - 1 };
+
+	while (run.last != taken->last &&
+	       gmem_state_find(exporter->vm, GMEM_PAGE_CHANGING, true, run.last + 1, taken->last, &run))
+		gmem_peers_grant(exporter, run.start, run.last - run.start + 1);
+}
+
 /* Called before the range becomes private. On failure it is not converted. */
 int gmem_peers_revoke(void *data, uint64_t gpa, uint64_t size)
 {
-	struct gmem_recall recall = { .part = { gpa, gpa + size - 1 } }, **link;
 	struct gmem_export *exporter = data;
-	struct gmem_wait_budget *budget = gmem_claim_own_budget(exporter->vm);
-	struct gmem_wait_budget none = { .wait_ms = 0 };
+	struct gmem_recall recall = { .part = part_to_take(exporter, gpa, size) }, **link;
 	struct gmem_range *spare = NULL;
+	struct gmem_failure failure;
 	struct gmem_peer *peer;
 	int err;
 
@@ -216,13 +241,14 @@ int gmem_peers_revoke(void *data, uint64_t gpa, uint64_t size)
 		return gmem_fail(err, "no memory to take memory back from peers");
 
 	gmem_lock_take(&exporter->lock);
-	gmem_set_add(&exporter->withheld, gpa, size, &spare);
+	gmem_set_add(&exporter->withheld, recall.part.start, recall.part.last - recall.part.start + 1,
+		     &spare);
 	recall.next = exporter->recalls;
 	exporter->recalls = &recall;
 	gmem_lock_drop(&exporter->lock);
 	free(spare);
 
-	err = take_back(exporter, &recall, budget ? budget : &none);
+	err = take_back(exporter, &recall, gmem_claim_own(exporter->vm)->budget);
 
 	gmem_lock_take(&exporter->lock);
 	for (link = &exporter->recalls; *link != &recall; link = &(*link)->next)
@@ -231,8 +257,11 @@ int gmem_peers_revoke(void *data, uint64_t gpa, uint64_t size)
 	for (peer = exporter->peers; peer; peer = peer->next)
 		peer->refusal = 0;
 	gmem_lock_drop(&exporter->lock);
-	if (err)
-		gmem_peers_grant(exporter, gpa, size);
+	if (err) {
+		gmem_failure_keep(&failure, err);
+		give_again(exporter, &recall.part);
+		gmem_failure_restore(&failure);
+	}
 	return err;
 }
 

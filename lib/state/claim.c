@@ -302,9 +302,9 @@ static const struct gmem_claim *find_circle(const struct gmem_vm *vm, struct gme
 }
 
 /* A claim on @vm that this thread has, and not just came for in @order */
-static struct gmem_claim *find_own(const struct gmem_vm *vm, uint64_t order)
+static const struct gmem_claim *find_own(const struct gmem_vm *vm, uint64_t order)
 {
-	struct gmem_claim *claim;
+	const struct gmem_claim *claim;
 
 	for (claim = own; claim; claim = claim->next_own)
 		if (claim->vm == vm && claim->at.order != order)
@@ -324,11 +324,9 @@ int gmem_claim_check_not_owner(const struct gmem_vm *vm)
 			 claim->gpa, claim->size);
 }
 
-struct gmem_wait_budget *gmem_claim_own_budget(const struct gmem_vm *vm)
+const struct gmem_claim *gmem_claim_own(const struct gmem_vm *vm)
 {
-	const struct gmem_claim *latest = find_own(vm, UINT64_MAX);
-
-	return latest ? latest->budget : NULL;
+	return find_own(vm, UINT64_MAX);
 }
 
 static int check_circle(const struct gmem_vm *vm, struct gmem_claim_wait *wait)

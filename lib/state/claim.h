@@ -118,10 +118,10 @@ void gmem_claims_wait_for_work(struct gmem_vm *vm, uint64_t latest);
 int gmem_claim_check_not_owner(const struct gmem_vm *vm);
 
 /*
- * The budget of the call that the calling thread is in a callback of; NULL: it is in none, or
- * the call has no budget. Needs no lock.
+ * The claim of the call that the calling thread is in a callback of, or the latest of its
+ * claims; NULL: it is in none. Needs no lock.
  */
-struct gmem_wait_budget *gmem_claim_own_budget(const struct gmem_vm *vm);
+const struct gmem_claim *gmem_claim_own(const struct gmem_vm *vm);
 
 /* -EBUSY and a sentence if somebody holds a lease there */
 static inline int gmem_claim_check_leases(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)

@@ -20,6 +20,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "gmem.h"
 #include "base/error.h"
@@ -123,23 +124,37 @@ static void tell(const struct gmem_listener *listener, gmem_listener_fn fn, uint
 		fn(listener->opts.data, run.start, run.last - run.start + 1);
 }
 
+/* With the listener's own reason, if it has one: its sentence then is not the one of before. */
+static int fail_refused(const struct gmem_listener *listener, const struct gmem_part *run, int err,
+			const struct gmem_failure *before)
+{
+	struct gmem_failure reason;
+	bool has_reason;
+
+	gmem_failure_keep(&reason, err);
+	has_reason = gmem_error_of_sentence() == err && strcmp(reason.sentence, before->sentence) != 0;
+	return gmem_fail(err, "\"%s\" refuses that gpa 0x%" PRIx64 ", 0x%" PRIx64
+			 " bytes, becomes private: %s%s%s", listener->name, run->start,
+			 run->last - run->start + 1, gmem_errno_name(err), has_reason ? ": " : "",
+			 has_reason ? reason.sentence : "");
+}
+
 /* Ask one listener about all runs. @ret: the run that it refuses. */
 static int ask(const struct gmem_listener *listener, uint64_t gpa, uint64_t last,
 	       struct gmem_part *ret)
 {
 	struct gmem_part run = { .last = gpa - 1 };
+	struct gmem_failure before;
 	int err = 0;
 
 	while (listener->opts.before_private && run.last != last && !is_over(listener) &&
 	       gmem_state_find(listener->vm, GMEM_PAGE_CHANGING, true, run.last + 1, last, &run)) {
+		gmem_failure_keep(&before, 0);
 		err = listener->opts.before_private(listener->opts.data, run.start,
 						    run.last - run.start + 1);
 		if (err < 0) {
 			*ret = run;
-			return gmem_fail(err,
-					 "\"%s\" refuses that gpa 0x%" PRIx64 ", 0x%" PRIx64
-					 " bytes, becomes private: %s", listener->name, run.start,
-					 run.last - run.start + 1, gmem_errno_name(err));
+			return fail_refused(listener, &run, err, &before);
 		}
 	}
 	return 0;
