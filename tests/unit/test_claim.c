@@ -430,6 +430,16 @@ static void *wait_for_work(void *data)
 	return NULL;
 }
 
+static bool is_work_waited_for(struct queue *queue)
+{
+	bool is_waited_for;
+
+	gmem_lock_take(&queue->vm.lock);
+	is_waited_for = queue->vm.work_waits != NULL;
+	gmem_lock_drop(&queue->vm.lock);
+	return is_waited_for;
+}
+
 static void the_end_of_work_comes_before_that_of_the_queue(void **state)
 {
 	struct work_wait wait = { .is_over = false };
@@ -447,7 +457,7 @@ static void the_end_of_work_comes_before_that_of_the_queue(void **state)
 	await_log(&queue, "ab");
 	start_one(&c, &queue, 'c', claim(0, 10, GMEM_CLAIM_EXCLUSIVE));
 	assert_int_equal(pthread_create(&wait.thread, NULL, wait_for_work, &wait), 0);
-	while (!__atomic_load_n(&queue.vm.work_waits, __ATOMIC_RELAXED))
+	while (!is_work_waited_for(&queue))
 		gmem_sys_pause(50);
 	end(&a);
 	await_log(&queue, "abc");
