@@ -869,6 +869,9 @@ struct gmem_inplace_opts {
  * @inplace: the kernel's numbers for conversion in place; NULL: no such conversion
  * @vm_type: the type the VM was created with, as in struct gmem_caps_opts, read only
  *	with GMEM_VM_TYPE; otherwise what @caps knows of it
+ * @wait_ms: milliseconds that a call for this handle, whose own options say nothing,
+ *	waits for others in all, see "Waiting" below; 0: no limit
+ * @reserved: must be 0
  */
 struct gmem_vm_opts {
 	size_t   size;
@@ -878,6 +881,8 @@ struct gmem_vm_opts {
 	void    *log_data;
 	const struct gmem_inplace_opts *inplace;
 	uint64_t vm_type;
+	uint32_t wait_ms;
+	uint32_t reserved;
 };
 
 /**

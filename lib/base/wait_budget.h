@@ -17,6 +17,7 @@
 
 struct gmem_wait_budget {
 	uint32_t wait_ms;	/* all of it, as the caller gave it; 0: no limit */
+	bool has_leases;		/* leases are waited for, too; otherwise they refuse at once */
 	uint64_t spent;		/* of it, nanoseconds */
 };
 

@@ -912,13 +912,13 @@ static void end_step(struct gmem_step *step, bool is_done)
 
 int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 {
-	struct change change = { .vm = vm, .steps = steps, .count = count };
+	struct change change = { .vm = vm, .steps = steps, .count = count, .budget = gmem_vm_budget(vm, 0) };
 	int err;
 
 	/* Who holds the hook lock may wait for the callback that this is called from. */
 	err = gmem_claim_check_not_owner(vm);
 	if (!err)
-		err = gmem_vm_begin_change(vm);
+		err = gmem_vm_begin_change(vm, &change.budget);
 	if (err)
 		return err;
 

@@ -523,7 +523,6 @@ static int convert(struct work *work)
 		.size = work->size,
 		.mode = GMEM_CLAIM_EXCLUSIVE,
 		.allows_leases = !work->to_private,
-		.waits_for_leases = work->opts.wait_ms != 0,
 		.discards = work->to_private,
 		.purpose = "converted to private",
 	};
@@ -568,7 +567,7 @@ int gmem_convert_within(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_
 			const struct gmem_convert_opts *opts, struct gmem_wait_budget *budget,
 			struct gmem_conversion *ret)
 {
-	struct gmem_wait_budget own = { .wait_ms = 0 };
+	struct gmem_wait_budget own;
 	struct work work = {
 		.vm = vm,
 		.budget = budget ? budget : &own,
@@ -584,7 +583,7 @@ int gmem_convert_within(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_
 		return gmem_fail(-EINVAL, "vm is NULL");
 
 	err = check_arguments(&work, opts);
-	own.wait_ms = work.opts.wait_ms;
+	own = gmem_vm_budget(vm, work.opts.wait_ms);
 	if (!err)
 		err = convert(&work);
 	if (ret)
@@ -601,7 +600,7 @@ GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, ui
 
 GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
-	struct gmem_wait_budget budget = { .wait_ms = 0 };
+	struct gmem_wait_budget budget;
 	struct work work = {
 		.vm = vm,
 		.budget = &budget,
@@ -617,6 +616,7 @@ GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t si
 	if (!vm)
 		return gmem_fail(-EINVAL, "vm is NULL");
 
+	budget = gmem_vm_budget(vm, 0);
 	err = check_arguments(&work, NULL);
 	if (!err)
 		err = convert(&work);
@@ -723,7 +723,7 @@ static int discard_piece(struct gmem_vm *vm, const struct gmem_part *part,
 
 static int discard_all_pending(struct gmem_vm *vm, uint64_t *total)
 {
-	struct gmem_wait_budget budget = { .wait_ms = 0 };
+	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
 	struct gmem_part part;
 	uint64_t gpa = 0;
 	bool more = true;

@@ -182,7 +182,7 @@ static enum gmem_counter cause_of(int err)
 
 static int handle_fault(struct gmem_vcpu *vcpu, const struct gmem_exit *exit)
 {
-	struct gmem_wait_budget budget = { .wait_ms = vcpu->opts.wait_ms };
+	struct gmem_wait_budget budget = gmem_vm_budget(vcpu->vm, vcpu->opts.wait_ms);
 	struct place *place = find_place(vcpu, exit);
 	struct gmem_conversion done;
 	int err;
@@ -278,7 +278,7 @@ static int check_request(struct gmem_vm *vm, const struct gmem_exit *exit)
 static int convert_request(struct gmem_vcpu *vcpu, const struct gmem_exit *exit,
 			   struct kvm_run *run)
 {
-	struct gmem_wait_budget budget = { .wait_ms = vcpu->opts.wait_ms };
+	struct gmem_wait_budget budget = gmem_vm_budget(vcpu->vm, vcpu->opts.wait_ms);
 	uint64_t gpa = exit->gpa, end = exit->gpa + exit->size, size;
 	struct gmem_conversion done;
 	int err;

@@ -155,7 +155,7 @@ static int discard(struct work *work)
 {
 	int err = 0;
 
-	work->budget.wait_ms = work->opts.wait_ms;
+	work->budget = gmem_vm_budget(work->vm, work->opts.wait_ms);
 	for (size_t i = 0; i < work->count && !err; i++)
 		err = check_one(work, &work->ranges[i]);
 	for (size_t i = 0; i < work->count && !err; i++)

@@ -73,7 +73,6 @@ int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		.gpa = gpa,
 		.size = size,
 		.mode = mode,
-		.waits_for_leases = gmem_wait_is_limited(budget),
 		.discards = mode == GMEM_CLAIM_EXCLUSIVE,
 		.purpose = "discarded",
 	};
@@ -94,7 +93,8 @@ int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 }
 
 int gmem_section_claim(struct gmem_vm *vm, uint64_t gpa, uint64_t last, uint64_t max,
-		       struct gmem_claim *claim, struct gmem_region **ret)
+		       struct gmem_wait_budget *budget, struct gmem_claim *claim,
+		       struct gmem_region **ret)
 {
 	struct gmem_region *region;
 	uint64_t start, end;
@@ -108,7 +108,7 @@ int gmem_section_claim(struct gmem_vm *vm, uint64_t gpa, uint64_t last, uint64_t
 			.size = end - start < max ? end - start + 1 : max,
 			.mode = GMEM_CLAIM_SHARED,
 		};
-		err = gmem_claim_take(vm, claim, NULL);
+		err = gmem_claim_take(vm, claim, budget);
 		if (err)
 			return err;
 
@@ -134,12 +134,14 @@ static int add_resident(void *data, const struct gmem_section *section)
 
 int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint64_t *ret_bytes)
 {
+	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
 	uint64_t sum = 0, done, now;
 	int err;
 
 	for (done = 0; done < size; done += now) {
 		now = size - done < GMEM_SECTION_PIECE ? size - done : GMEM_SECTION_PIECE;
-		err = gmem_vm_each_section(vm, gpa + done, now, GMEM_CLAIM_SHARED, NULL, add_resident, &sum);
+		err = gmem_vm_each_section(vm, gpa + done, now, GMEM_CLAIM_SHARED, &budget,
+					   add_resident, &sum);
 		if (err)
 			return err;
 	}

@@ -2,8 +2,10 @@
 #include "region/vm_core.h"
 
 #include <errno.h>
+#include <inttypes.h>
 
 #include "base/error.h"
+#include "os/sys.h"
 
 void gmem_vm_begin(struct gmem_vm *vm)
 {
@@ -12,10 +14,12 @@ void gmem_vm_begin(struct gmem_vm *vm)
 	gmem_lock_init(&vm->lock, GMEM_RANK_VM);
 	gmem_lock_init(&vm->views_lock, GMEM_RANK_VIEWS);
 	gmem_condition_init(&vm->hook_is_idle);
+	gmem_condition_init(&vm->change_ended);
 }
 
 void gmem_vm_end(struct gmem_vm *vm)
 {
+	pthread_cond_destroy(&vm->change_ended);
 	pthread_cond_destroy(&vm->hook_is_idle);
 	gmem_lock_destroy(&vm->views_lock);
 	gmem_lock_destroy(&vm->lock);
@@ -29,11 +33,33 @@ static bool is_changer(const struct gmem_vm *vm)
 	return __atomic_load_n(&vm->changer, __ATOMIC_RELAXED) == (uintptr_t)pthread_self();
 }
 
-int gmem_vm_begin_change(struct gmem_vm *vm)
+/* A lock cannot be waited for in time, so whose turn it is comes before it. */
+static int wait_for_change(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 {
+	uint64_t start = gmem_sys_now(), end = gmem_wait_end(budget, start);
+	bool is_mine;
+
+	gmem_lock_take(&vm->lock);
+	while (vm->is_changing && gmem_sys_now() < end)
+		gmem_condition_wait_until(&vm->change_ended, &vm->lock, end);
+	is_mine = !vm->is_changing;
+	vm->is_changing = true;
+	gmem_lock_drop(&vm->lock);
+	gmem_wait_spend(budget, start);
+	return is_mine ? 0 : gmem_fail(-EBUSY, "another change of the layout was to be waited for %" PRIu32
+				       " ms, and has not ended", budget->wait_ms);
+}
+
+int gmem_vm_begin_change(struct gmem_vm *vm, struct gmem_wait_budget *budget)
+{
+	int err;
+
 	if (is_changer(vm))
 		return gmem_fail(-EDEADLK, "this thread is in a change of the layout already: "
 				 "a callback cannot begin another");
+	err = wait_for_change(vm, budget);
+	if (err)
+		return err;
 
 	gmem_lock_take(&vm->hook_lock);
 	__atomic_store_n(&vm->changer, (uintptr_t)pthread_self(), __ATOMIC_RELAXED);
@@ -44,11 +70,16 @@ void gmem_vm_end_change(struct gmem_vm *vm)
 {
 	__atomic_store_n(&vm->changer, 0, __ATOMIC_RELAXED);
 	gmem_lock_drop(&vm->hook_lock);
+	gmem_lock_take(&vm->lock);
+	vm->is_changing = false;
+	pthread_cond_signal(&vm->change_ended);
+	gmem_lock_drop(&vm->lock);
 }
 
 int gmem_vm_add_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook)
 {
-	int err = gmem_vm_begin_change(vm);
+	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
+	int err = gmem_vm_begin_change(vm, &budget);
 
 	if (err)
 		return err;

@@ -18,6 +18,7 @@
 #include "base/interval_tree.h"
 #include "base/lock.h"
 #include "base/range_map.h"
+#include "base/wait_budget.h"
 #include "caps/caps.h"
 #include "caps/plan.h"
 #include "region/memory_users.h"
@@ -28,7 +29,6 @@ struct gmem_claim;
 struct gmem_lease_wait;
 struct gmem_reader;
 struct gmem_step;
-struct gmem_wait_budget;
 struct gmem_work_wait;
 
 /* The numbers that convert a guest_memfd in place, once they were proven; request 0: none */
@@ -59,6 +59,7 @@ struct gmem_vm {
 	struct gmem_inplace inplace;
 	gmem_log_fn log;
 	void *log_data;
+	uint32_t wait_ms;		/* of calls that have none of their own; 0: no limit */
 
 	/* rank HOOKS: everything below up to has_stray_private, and one change at a time */
 	struct gmem_lock hook_lock;
@@ -68,7 +69,7 @@ struct gmem_vm {
 
 	/* rank CHANGE: table, next_table and their entries, and with lock: regions */
 	struct gmem_lock change_lock;
-	struct gmem_lock lock;		/* rank VM: everything below up to hook_is_idle */
+	struct gmem_lock lock;		/* rank VM: everything below up to change_ended */
 	struct gmem_range_map regions;	/* by gpa; written with hook_lock, too; read with any of the three */
 	struct gmem_range_map hvas;	/* the regions by host address */
 	struct gmem_region *stuck;	/* their memslots could not be deleted, see apply_slots.c */
@@ -90,6 +91,8 @@ struct gmem_vm {
 	struct gmem_change_hook *busy_hook;	/* one of its functions is called; NULL: none is */
 	uint64_t hook_rounds;
 	pthread_cond_t hook_is_idle;
+	bool is_changing;		/* a thread has the hook lock for a change, or takes it next */
+	pthread_cond_t change_ended;
 
 	const struct gmem_table *table;	/* read without a lock; NULL before the first view */
 	const struct gmem_table *next_table;	/* with change_lock: of a change under way, or NULL */
@@ -114,14 +117,23 @@ static inline int gmem_vm_number(const struct gmem_vm *vm)
 	return vm->identity ? vm->identity->number : -1;
 }
 
+/* The budget of a call whose own options say @wait_ms; 0: they say nothing */
+static inline struct gmem_wait_budget gmem_vm_budget(const struct gmem_vm *vm, uint32_t wait_ms)
+{
+	return (struct gmem_wait_budget){
+		.wait_ms = wait_ms ? wait_ms : vm->wait_ms,
+		.has_leases = wait_ms != 0,
+	};
+}
+
 /*
- * Take the hook lock for a change of the layout, or of what belongs to it. -EDEADLK for a
- * callback of a change, whose thread has it.
+ * Take the hook lock for a change of the layout, or of what belongs to it. -EBUSY after what
+ * was left of @budget; -EDEADLK for a callback of a change, whose thread has the lock.
  */
-int gmem_vm_begin_change(struct gmem_vm *vm);
+int gmem_vm_begin_change(struct gmem_vm *vm, struct gmem_wait_budget *budget);
 void gmem_vm_end_change(struct gmem_vm *vm);
 
-/* -EDEADLK as gmem_vm_begin_change() */
+/* -EBUSY and -EDEADLK as gmem_vm_begin_change() */
 int gmem_vm_add_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook);
 /*
  * Waits for the hook's own function, if one is called at the moment, but not for the change.

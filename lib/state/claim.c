@@ -407,7 +407,7 @@ static int wait_for_leases_on(struct gmem_vm *vm, struct gmem_claim *claim)
 	int err;
 
 	err = gmem_lease_bar_wait(vm, &claim->bar, 0);
-	if (err != -EBUSY || !claim->waits_for_leases)
+	if (err != -EBUSY || !claim->budget || !claim->budget->has_leases)
 		return err;
 
 	start = gmem_sys_now();

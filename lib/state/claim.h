@@ -51,7 +51,6 @@ struct gmem_claim {
 	enum gmem_claim_mode mode;
 	bool in_front;			/* of those that wait; the thread has the hook lock */
 	bool allows_leases;		/* leases on the range are no obstacle, old or new ones */
-	bool waits_for_leases;		/* otherwise a lease in the way is refused at once */
 	/*
 	 * The shared side of the range's memory is to go: leases that have the same memory
 	 * at another guest address are obstacles, too.

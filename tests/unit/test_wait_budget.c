@@ -14,6 +14,7 @@
 #include "base/lock.h"
 #include "base/wait_budget.h"
 #include "os/sys.h"
+#include "region/region.h"
 #include "region/vm_core.h"
 #include "share/wire.h"
 #include "unit.h"
@@ -64,12 +65,16 @@ static uint32_t state_of(const struct scene *s, uint64_t page)
 	return range.state;
 }
 
-static void scene_begin(struct scene *s)
+/* @wait_ms: of calls that say nothing themselves */
+static void scene_begin_limited(struct scene *s, uint32_t wait_ms)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	GMEM_OPTS(gmem_vm_opts, vm_opts, .wait_ms = wait_ms);
 
 	memset(s, 0, sizeof(*s));
 	unit_begin_vm(&s->unit, "7.3-swp-t1");
+	gmem_vm_free(s->unit.vm);
+	assert_ok(gmem_vm_new(s->unit.vm_fd, &vm_opts, &s->unit.vm));
 	s->plan = unit_plan(&s->unit, GMEM_BACKING_PRIVATE);
 	s->memfd = unit_memfd(ALL * PAGE, F_SEAL_SHRINK);
 	s->hva = mmap(NULL, ALL * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, s->memfd, 0);
@@ -79,6 +84,11 @@ static void scene_begin(struct scene *s)
 	assert_ok(gmem_region_add(s->unit.vm, 0, ALL * PAGE, &opts, &s->region));
 	assert_ok(gmem_export_new(s->unit.vm, NULL, &s->exporter));
 	assert_ok(gmem_export_add_memory(s->exporter, s->hva, ALL * PAGE, s->memfd, 0));
+}
+
+static void scene_begin(struct scene *s)
+{
+	scene_begin_limited(s, 0);
 }
 
 /* Every second one of the first 32 pages becomes private. */
@@ -291,6 +301,12 @@ static void hear_undo(void *data, uint64_t gpa, uint64_t size)
 	ear->undone++;
 }
 
+static void await_inside(const struct ear *gate, int number)
+{
+	while (gate->asked < number || !gate->inside)
+		gmem_sys_pause(50);
+}
+
 static void listen_with(struct scene *s, struct ear *ear)
 {
 	GMEM_OPTS(gmem_listener_opts, opts, .data = ear, .before_private = hear_before,
@@ -409,6 +425,77 @@ static void earlier_work_is_waited_for_in_time(void **state)
 	scene_end(&s);
 }
 
+static int change_of_several(struct gmem_region *region)
+{
+	struct gmem_change *change;
+	int err;
+
+	assert_ok(gmem_change_new(region->vm, &change));
+	assert_ok(gmem_change_remove(change, region));
+	err = gmem_change_apply(change);
+	gmem_change_free(change);
+	return err;
+}
+
+/* A conversion that stays in its callback is in the way of all that concerns its range. */
+static void a_limit_of_the_vm_is_for_calls_that_have_none(void **state)
+{
+	struct worker first = { .page = 3, .pages = 4, .state = GMEM_STATE_PRIVATE, .wait_ms = PATIENT };
+	GMEM_OPTS(gmem_stats, stats, .flags = GMEM_STATS_RESIDENT);
+	struct ear gate = { .is_a_gate = true };
+	struct gmem_region *upper;
+	uint64_t on_node[2];
+	GMEM_OPTS(gmem_numa_pages, pages, .on_node = on_node, .nodes = 2);
+	struct scene s;
+
+	(void)state;
+	scene_begin_limited(&s, 15);
+	first.s = &s;
+	listen_with(&s, &gate);
+	start(&first);
+	await_inside(&gate, 1);
+	assert_refused(-EBUSY, "other work on gpa", convert(&s, 6, 1, GMEM_STATE_PRIVATE, 0));
+	assert_refused(-EBUSY, "other work on gpa", gmem_region_split(s.region, 32 * PAGE, &upper));
+	assert_refused(-EBUSY, "other work on gpa", gmem_region_remove(s.region));
+	assert_refused(-EBUSY, "other work on gpa", change_of_several(s.region));
+	assert_refused(-EBUSY, "other work on gpa", gmem_vm_populate(s.unit.vm, 0, ALL * PAGE, NULL, NULL));
+	assert_refused(-EBUSY, "other work on gpa", gmem_vm_stats(s.unit.vm, &stats));
+	assert_refused(-EBUSY, "other work on gpa", gmem_vm_numa(s.unit.vm, 0, ALL * PAGE, &pages));
+	assert_refused(-EBUSY, "other work on gpa", gmem_vm_discard(s.unit.vm, 0, ALL * PAGE, NULL, NULL));
+	gate.let_go = 1;
+	assert_ok(result(&first));
+	assert_ok(gmem_vm_stats(s.unit.vm, &stats));
+	assert_int_equal(stats.bytes_private, 4 * PAGE);
+	gmem_listener_free(gate.listener);
+	scene_end(&s);
+}
+
+/* A lease is in the way at once all the same, and a change waits in time for another change. */
+static void a_limit_of_the_vm_is_not_for_leases(void **state)
+{
+	struct gmem_wait_budget none = { .wait_ms = 0 };
+	struct gmem_region *upper;
+	struct gmem_lease *held;
+	struct scene s;
+
+	(void)state;
+	scene_begin_limited(&s, PATIENT);
+	assert_ok(gmem_lease_new(s.unit.vm, 0, PAGE, NULL, &held));
+	assert_refused(-EBUSY, "holds a lease", convert(&s, 0, 1, GMEM_STATE_PRIVATE, 0));
+	assert_refused(-EBUSY, "holds a lease", gmem_vm_discard(s.unit.vm, 0, PAGE, NULL, NULL));
+	gmem_lease_free(held);
+	scene_end(&s);
+
+	scene_begin_limited(&s, 15);
+	assert_ok(gmem_vm_begin_change(s.unit.vm, &none));
+	__atomic_store_n(&s.unit.vm->changer, 0, __ATOMIC_RELAXED);	/* as if it were another thread */
+	assert_refused(-EBUSY, "another change of the layout",
+		       gmem_region_split(s.region, 32 * PAGE, &upper));
+	gmem_vm_end_change(s.unit.vm);
+	assert_ok(gmem_region_split(s.region, 32 * PAGE, &upper));
+	scene_end(&s);
+}
+
 /* ---- listeners and exports ---- */
 
 struct coming {
@@ -431,12 +518,6 @@ static void *go(void *data)
 
 	gmem_listener_free(coming->ear.listener);
 	return NULL;
-}
-
-static void await_inside(const struct ear *gate, int number)
-{
-	while (gate->asked < number || !gate->inside)
-		gmem_sys_pause(50);
 }
 
 static void await_work_wait(const struct scene *s)
@@ -604,7 +685,7 @@ static void *change(void *data)
 	struct gmem_vm *vm = data;
 	struct gmem_wait_budget budget = { .wait_ms = 0 };
 
-	assert_ok(gmem_vm_begin_change(vm));
+	assert_ok(gmem_vm_begin_change(vm, &budget));
 	assert_ok(gmem_vm_ask_change_hooks(vm, NULL, 0, &budget));
 	gmem_vm_tell_change_hooks(vm);
 	gmem_vm_end_change(vm);
@@ -662,6 +743,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(a_call_may_wait_shorter_than_its_peers_could),
 	cmocka_unit_test(a_view_that_does_not_end_is_waited_for_in_time),
 	cmocka_unit_test(earlier_work_is_waited_for_in_time),
+	cmocka_unit_test(a_limit_of_the_vm_is_for_calls_that_have_none),
+	cmocka_unit_test(a_limit_of_the_vm_is_not_for_leases),
 	cmocka_unit_test(listeners_do_not_wait_for_those_who_wait),
 	cmocka_unit_test(a_storm_holds_up_one_conversion_at_most),
 	cmocka_unit_test(a_hook_goes_while_a_change_is_with_another),
