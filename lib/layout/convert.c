@@ -510,6 +510,8 @@ static int convert_claimed(struct work *work)
 		tell_listeners(work, err);
 	}
 	unmark_changing(work);
+	if (!work->to_private || err)
+		gmem_listeners_settled(&work->claim, work->gpa, work->last);
 	return err;
 }
 

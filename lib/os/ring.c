@@ -63,6 +63,11 @@ int gmem_ring_fd(const struct gmem_ring *ring)
 	return ring->callers ? ring->callers->ring_fd : ring->own.ring_fd;
 }
 
+uint32_t gmem_ring_room(const struct gmem_ring *ring)
+{
+	return ring->callers ? ring->callers->cq.ring_entries : ring->own.cq.ring_entries;
+}
+
 int gmem_ring_queue(struct gmem_ring *ring, const struct gmem_ring_request *request)
 {
 	struct io_uring_sqe *sqe = io_uring_get_sqe(ring_of(ring));
@@ -71,36 +76,46 @@ int gmem_ring_queue(struct gmem_ring *ring, const struct gmem_ring_request *requ
 		return -EAGAIN;
 
 	/* GMEM_NO_OFFSET has the value that means "the current position" to io_uring. */
-	if (request->writing)
-		io_uring_prep_write(sqe, request->fd, request->buf, request->size,
-				    request->offset);
-	else
+	switch (request->operation) {
+	case GMEM_RING_READ:
 		io_uring_prep_read(sqe, request->fd, request->buf, request->size,
 				   request->offset);
+		break;
+	case GMEM_RING_WRITE:
+		io_uring_prep_write(sqe, request->fd, request->buf, request->size,
+				    request->offset);
+		break;
+	case GMEM_RING_DATASYNC:
+		io_uring_prep_fsync(sqe, request->fd, IORING_FSYNC_DATASYNC);
+		break;
+	case GMEM_RING_CANCEL:
+		io_uring_prep_cancel64(sqe, ring->tag + request->victim, 0);
+		break;
+	}
 	io_uring_sqe_set_data64(sqe, ring->tag + request->number);
 	return 0;
 }
 
-int gmem_ring_queue_cancel(struct gmem_ring *ring, uint32_t number, uint32_t victim)
-{
-	struct io_uring_sqe *sqe = io_uring_get_sqe(ring_of(ring));
-
-	if (!sqe)
-		return -EAGAIN;
-
-	io_uring_prep_cancel64(sqe, ring->tag + victim, 0);
-	io_uring_sqe_set_data64(sqe, ring->tag + number);
-	return 0;
-}
-
+/*
+ * The kernel stops after a request that it refuses, and has then taken fewer than all. With
+ * a thread of the kernel's that polls the queue, what is there is as good as taken.
+ */
 int gmem_ring_submit(struct gmem_ring *ring)
 {
+	struct io_uring *uring = ring_of(ring);
 	int n;
 
 	do {
-		n = io_uring_submit(ring_of(ring));
-	} while (n == -EINTR);
-	return n < 0 ? n : 0;
+		n = io_uring_submit(uring);
+		if (uring->flags & IORING_SETUP_SQPOLL || !io_uring_sq_ready(uring))
+			return n < 0 && n != -EINTR ? n : 0;
+	} while (n == -EINTR || n > 0);
+	return n < 0 ? n : -EAGAIN;
+}
+
+uint32_t gmem_ring_unsubmitted(const struct gmem_ring *ring)
+{
+	return io_uring_sq_ready(ring->callers ? ring->callers : &ring->own);
 }
 
 int gmem_ring_reap(struct gmem_ring *ring, bool wait, uint32_t *ret_number, int *ret_result)
@@ -155,6 +170,12 @@ int gmem_ring_fd(const struct gmem_ring *ring)
 	return -ENOTSUP;
 }
 
+uint32_t gmem_ring_room(const struct gmem_ring *ring)
+{
+	(void)ring;
+	return 0;
+}
+
 int gmem_ring_queue(struct gmem_ring *ring, const struct gmem_ring_request *request)
 {
 	(void)ring;
@@ -162,18 +183,16 @@ int gmem_ring_queue(struct gmem_ring *ring, const struct gmem_ring_request *requ
 	return -ENOTSUP;
 }
 
-int gmem_ring_queue_cancel(struct gmem_ring *ring, uint32_t number, uint32_t victim)
-{
-	(void)ring;
-	(void)number;
-	(void)victim;
-	return -ENOTSUP;
-}
-
 int gmem_ring_submit(struct gmem_ring *ring)
 {
 	(void)ring;
 	return -ENOTSUP;
+}
+
+uint32_t gmem_ring_unsubmitted(const struct gmem_ring *ring)
+{
+	(void)ring;
+	return 0;
 }
 
 int gmem_ring_reap(struct gmem_ring *ring, bool wait, uint32_t *ret_number, int *ret_result)

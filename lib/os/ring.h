@@ -16,12 +16,19 @@
 struct gmem_ring;
 struct io_uring;
 
-/* A read or a write */
+enum gmem_ring_operation {
+	GMEM_RING_READ,
+	GMEM_RING_WRITE,
+	GMEM_RING_DATASYNC,	/* only .fd */
+	GMEM_RING_CANCEL,	/* only .victim: the number of another request */
+};
+
 struct gmem_ring_request {
 	uint32_t number;	/* comes back with the result */
+	enum gmem_ring_operation operation;
+	uint32_t victim;
 	uint32_t size;
 	int fd;
-	bool writing;
 	void *buf;
 	uint64_t offset;	/* or GMEM_NO_OFFSET */
 };
@@ -37,12 +44,20 @@ int gmem_ring_wrap(struct io_uring *callers, uint64_t tag, struct gmem_ring **re
 void gmem_ring_free(struct gmem_ring *ring);
 /* Returns the fd of the ring, which the ring keeps. */
 int gmem_ring_fd(const struct gmem_ring *ring);
+/* Returns how many completions the ring has room for. */
+uint32_t gmem_ring_room(const struct gmem_ring *ring);
 /* Queues a request for the next submit; -EAGAIN if the queue is full. */
 int gmem_ring_queue(struct gmem_ring *ring, const struct gmem_ring_request *request);
-/* Queues, as request @number, the cancellation of request @victim; -EAGAIN as above. */
-int gmem_ring_queue_cancel(struct gmem_ring *ring, uint32_t number, uint32_t victim);
-/* Gives all queued requests to the kernel. */
+/*
+ * Gives all queued requests to the kernel, those of other users of the caller's ring
+ * included. On failure, the kernel may have taken some of them.
+ */
 int gmem_ring_submit(struct gmem_ring *ring);
+/*
+ * Counts the queued requests that the kernel has not taken. Of a ring of our own, it does
+ * not take them before the next submit.
+ */
+uint32_t gmem_ring_unsubmitted(const struct gmem_ring *ring);
 /*
  * Takes one completion, waiting for it if @wait. Returns 1, or 0 if there is none: then
  * none has come yet, or the ring is the caller's, who reaps it.

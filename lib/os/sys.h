@@ -62,6 +62,7 @@ int gmem_sys_ioctl(int fd, unsigned long request, void *arg);
 int gmem_sys_mmap(void *hint, uint64_t size, int prot, int flags, int fd,
 	     uint64_t offset, void **ret);
 int gmem_sys_munmap(void *addr, uint64_t size);
+int gmem_sys_mprotect(void *addr, uint64_t size, int prot);
 int gmem_sys_madvise(void *addr, uint64_t size, int advice);
 int gmem_sys_fallocate(int fd, int mode, uint64_t offset, uint64_t size);
 /* Fills in one byte per page, whose bit 0 says whether the page is in memory. */
@@ -130,27 +131,36 @@ int gmem_sys_fd_link(int fd, char *buf, size_t size);
 
 /* Reads the beginning of a small file: returns its length and terminates @buf. */
 int gmem_sys_read_file(const char *path, char *buf, size_t size);
-/* Returns the bytes written. If the reader of a pipe is gone: -EPIPE, and no SIGPIPE. */
+/*
+ * Returns the bytes written. If the reader of a pipe is gone: -EPIPE, and no SIGPIPE. Past
+ * RLIMIT_FSIZE: -EFBIG, and no SIGXFSZ.
+ */
 int64_t gmem_sys_write(int fd, const void *buf, size_t size);
 /* Returns the bytes read. */
 int64_t gmem_sys_read_at(int fd, void *buf, uint64_t size, uint64_t offset);
-/* Returns the bytes written. */
+/* Reads only what is in the page cache: -EAGAIN, or -EOPNOTSUPP if the file system cannot. */
+int64_t gmem_sys_read_cached(int fd, void *buf, uint64_t size, uint64_t offset);
+/* Returns the bytes written. Past RLIMIT_FSIZE: -EFBIG, and no SIGXFSZ. */
 int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offset);
 /* Finds the next data at or after @offset; -ENXIO if only a hole follows. */
 int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end);
 int gmem_sys_datasync(int fd);
+/*
+ * Returns RLIMIT_FSIZE of this process, or UINT64_MAX for none or if it cannot be asked. A
+ * request to write at or after it may raise SIGXFSZ.
+ */
+uint64_t gmem_sys_file_size_limit(void);
 /* Waits for @events; -1 milliseconds means for ever. Returns 1 if ready, 0 if not. */
 int gmem_sys_poll(int fd, short events, int milliseconds);
 
 /* ---- sockets ---- */
 
-#define GMEM_SYS_MAX_FDS 4
-
 /* File descriptors that came with a message */
 struct gmem_sys_fds {
-	int fds[GMEM_SYS_MAX_FDS];
-	unsigned int count;
-	bool truncated;		/* bytes or fds did not fit and are lost */
+	int first;		/* now the caller's, or -1 */
+	unsigned int count;	/* of all that came as files; all but the first are closed */
+	bool lost;		/* more came, but this process has no number left for them */
+	bool unknown;		/* something else came that no AF_UNIX socket is known to carry */
 };
 
 /* Reads the address family and the type of a socket. */
@@ -159,7 +169,7 @@ int gmem_sys_socket_kind(int fd, int *ret_family, int *ret_type);
 int gmem_sys_send(int sock, const void *buf, size_t size, int passed);
 /*
  * Receives one message; never waits. Returns its bytes, or 0 if no more will come. The
- * caller closes @ret_fds whatever the message says.
+ * caller closes @ret_fds->first whatever the message says.
  */
 int gmem_sys_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *ret_fds);
 /* Ends both directions of a connection. */
@@ -171,6 +181,10 @@ void gmem_sys_shutdown(int sock);
 int gmem_sys_event_new(void);
 void gmem_sys_event_set(int fd);
 void gmem_sys_event_clear(int fd);
+/* Returns the fd of a timer that is not set; the fd is readable once its time has come. */
+int gmem_sys_timer_new(void);
+/* Sets the timer to a gmem_sys_now() to come, or 0: to no time. It is not readable until then. */
+void gmem_sys_timer_set(int fd, uint64_t at);
 int gmem_sys_epoll_new(void);
 /* Watches @fd for @events, EPOLL*; 0 stops watching. @is_new: @fd is not watched yet. */
 int gmem_sys_epoll_watch(int epoll, int fd, uint32_t events, bool is_new);

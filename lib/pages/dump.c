@@ -97,29 +97,25 @@ static void put(struct writer *w, const char *format, ...)
 }
 
 /* Names come from the caller and can hold any bytes. */
-static void put_string(struct writer *w, const char *string)
+static void put_string(struct writer *w, const char *s)
 {
-	const unsigned char *s = (const unsigned char *)string;
+	char escape[GMEM_UTF8_ESCAPE];
 	unsigned int length;
+	uint32_t code;
 
-	if (!string) {
+	if (!s) {
 		put(w, "null");
 		return;
 	}
 
 	put(w, "\"");
-	for (; *s; s += length) {
-		length = gmem_utf8_length(s);
-		if (!length) {
-			put(w, "\\ufffd");
-			length = 1;
-		} else if (*s == '"' || *s == '\\') {
+	for (; (length = gmem_utf8_next(s, &code)); s += length) {
+		if (code == '"' || code == '\\')
 			put(w, "\\%c", *s);
-		} else if (*s < 0x20 || *s == 0x7f) {
-			put(w, "\\u%04x", *s);
-		} else {
-			put_bytes(w, (const char *)s, length);
-		}
+		else if (gmem_utf8_is_harmless(code))
+			put_bytes(w, s, length);
+		else
+			put(w, "%s", gmem_utf8_escape(code, escape));
 	}
 	put(w, "\"");
 }
@@ -615,6 +611,7 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 	struct layout layout = { 0 };
 	struct gmem_dump_opts opts;
 	struct writer *w;
+	uint64_t limit;
 	int err;
 
 	err = check(vm, fd, user_opts, &opts);
@@ -635,7 +632,11 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 	put_leases(w, &layout);
 	put(w, "}\n");
 	flush(w);
-	if (w->err)
+	limit = w->err == -EFBIG ? gmem_sys_file_size_limit() : UINT64_MAX;
+	if (limit != UINT64_MAX)
+		err = gmem_fail(w->err, "fd %d took %" PRIu64 " bytes of a dump and no more: RLIMIT_FSIZE "
+				"ends files at 0x%" PRIx64, fd, w->done, limit);
+	else if (w->err)
 		err = gmem_fail(w->err, "fd %d took %" PRIu64 " bytes of a dump and no more: %s", fd,
 				w->done, gmem_errno_name(w->err));
 	free_layout(&layout);

@@ -22,7 +22,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gmem.h"
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/opts.h"
@@ -41,6 +40,7 @@ struct gmem_listener {
 	struct gmem_vm *vm;
 	struct gmem_listener_opts opts;
 	uint64_t last_unheard;		/* number of the work before the first that it hears of */
+	gmem_listener_fn settled;	/* or NULL */
 	char name[64];
 };
 
@@ -202,6 +202,15 @@ void gmem_listeners_shared(const struct gmem_claim *claim, uint64_t gpa, uint64_
 		tell(listener, listener->opts.after_shared, gpa, last);
 }
 
+void gmem_listeners_settled(const struct gmem_claim *claim, uint64_t gpa, uint64_t last)
+{
+	const struct gmem_listener *listener;
+
+	for (listener = first(claim); listener; listener = after(listener, claim))
+		if (listener->settled && !is_over(listener))
+			listener->settled(listener->opts.data, gpa, last - gpa + 1);
+}
+
 void gmem_listeners_removed(const struct gmem_claim *claim, uint64_t gpa, uint64_t size)
 {
 	const struct gmem_listener *listener;
@@ -291,8 +300,8 @@ void gmem_listeners_sweep(struct gmem_vm *vm)
 	free_old(vm->old_listeners);
 }
 
-GMEM_API int gmem_listener_new(struct gmem_vm *vm, const struct gmem_listener_opts *opts,
-			       struct gmem_listener **ret)
+int gmem_listener_add(struct gmem_vm *vm, const struct gmem_listener_opts *opts,
+		      gmem_listener_fn settled, struct gmem_listener **ret)
 {
 	struct gmem_listener *listener;
 	int err;
@@ -313,6 +322,7 @@ GMEM_API int gmem_listener_new(struct gmem_vm *vm, const struct gmem_listener_op
 		return err;
 	}
 	listener->vm = vm;
+	listener->settled = settled;
 	snprintf(listener->name, sizeof(listener->name), "%s",
 		 listener->opts.name ? listener->opts.name : "unnamed");
 
@@ -322,6 +332,12 @@ GMEM_API int gmem_listener_new(struct gmem_vm *vm, const struct gmem_listener_op
 	gmem_lock_drop(&vm->lock);
 	*ret = listener;
 	return 0;
+}
+
+GMEM_API int gmem_listener_new(struct gmem_vm *vm, const struct gmem_listener_opts *opts,
+			       struct gmem_listener **ret)
+{
+	return gmem_listener_add(vm, opts, NULL, ret);
 }
 
 GMEM_API void gmem_listener_free(struct gmem_listener *listener)

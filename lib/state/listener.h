@@ -13,8 +13,17 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "gmem.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
+
+/*
+ * gmem_listener_new() with one more callback, for the library's own: @settled is called
+ * when pages are shared, after a conversion that was made or refused, and not marked any
+ * more, so that the record alone says what they are.
+ */
+int gmem_listener_add(struct gmem_vm *vm, const struct gmem_listener_opts *opts,
+		      gmem_listener_fn settled, struct gmem_listener **ret);
 
 /*
  * Ask each listener whether the runs may become private. If one refuses, undo_private is
@@ -25,6 +34,8 @@ int gmem_listeners_ask(const struct gmem_claim *claim, uint64_t gpa, uint64_t la
 void gmem_listeners_undo(const struct gmem_claim *claim, uint64_t gpa, uint64_t last);
 /* Tell that the runs became shared. */
 void gmem_listeners_shared(const struct gmem_claim *claim, uint64_t gpa, uint64_t last);
+/* Call settled of the listeners that have it, for [@gpa, @last]. */
+void gmem_listeners_settled(const struct gmem_claim *claim, uint64_t gpa, uint64_t last);
 /* Tell that the memory of a region is going, while it is still there for the host. */
 void gmem_listeners_removed(const struct gmem_claim *claim, uint64_t gpa, uint64_t size);
 

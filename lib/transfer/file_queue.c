@@ -23,6 +23,9 @@
 /* Buffers of a file that has one request at a time */
 #define SERIAL_DEPTH 4
 
+/* Times that the kernel may refuse to take or to cancel something before we give up */
+#define MAX_REFUSALS 3
+
 enum { IDLE, PENDING, IN_FLIGHT, DONE, FAILED };
 
 static struct gmem_io_buffer *nth(struct gmem_io *io, uint32_t n)
@@ -101,6 +104,7 @@ int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params)
 		.writing = params->writing,
 		.sparse = params->sparse && params->kind.has_size,
 		.serial = !params->kind.has_offsets,
+		.limited = params->writing && params->kind.has_size,
 		.whole = params->whole,
 		.own_ring = !params->ring,
 		.never_blocks = params->kind.never_blocks,
@@ -116,46 +120,55 @@ int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params)
 	/* A single buffer stays in the processor's caches. */
 	if (io->no_ring)
 		io->depth = 1;
+	/* What a ring has no room for the kernel keeps in memory of its own, if it has any. */
+	else if (io->depth > gmem_ring_room(io->ring))
+		io->depth = gmem_ring_room(io->ring);
 
 	open_direct(io, params);
 	return map_staging(io);
 }
 
-static bool cancel_in_flight(struct gmem_io *io)
+/* ---- completions ---- */
+
+#define BIT(number) (UINT64_C(1) << (number))
+
+_Static_assert(2 * GMEM_IO_DEPTH == 64, "a bit of under_way for each request");
+
+unsigned int gmem_io_under_way(const struct gmem_io *io)
 {
-	for (uint32_t i = 0; i < io->depth && !io->cancelled; i++)
-		if (io->buffers[i].state == IN_FLIGHT)
-			gmem_ring_queue_cancel(io->ring, GMEM_IO_DEPTH + i, i);
-	if (!io->cancelled)
-		gmem_ring_submit(io->ring);
-	io->cancelled = true;
-	return io->in_flight == 0;
+	return (unsigned int)__builtin_popcountll(io->under_way);
 }
 
-static int reap(struct gmem_io *io, bool wait);
-
-bool gmem_io_close(struct gmem_io *io)
+static void fail_buffer(struct gmem_io *io, struct gmem_io_buffer *buffer, int err)
 {
-	/* The kernel must not write into the buffers after they are unmapped. */
-	while (io->in_flight && !cancel_in_flight(io))
-		if (!io->own_ring || reap(io, true) < 0)
-			return false;
-
-	gmem_ring_free(io->ring);
-	if (io->direct_fd >= 0)
-		gmem_sys_close(io->direct_fd);
-	if (io->staging)
-		gmem_sys_munmap(io->staging, io->staging_size);
-	return true;
+	/* It began before the failure that was returned last, which says the same. */
+	if (buffer->era != io->era)
+		return;
+	buffer->state = FAILED;
+	buffer->err = err;
 }
 
-/* ---- requests ---- */
+/* What was cancelled never began, so it lost nothing. */
+static void complete_sync(struct gmem_io *io, struct gmem_io_buffer *buffer, int result)
+{
+	if (result == -ECANCELED) {
+		fail_buffer(io, buffer, result);
+		return;
+	}
+	buffer->state = DONE;
+	io->sync_err = result < 0 ? result : 0;
+	io->synced = result >= 0;
+}
 
 static void complete_buffer(struct gmem_io *io, struct gmem_io_buffer *buffer, int result)
 {
 	buffer->state = PENDING;
 	if (result == -EINTR || result == -EAGAIN)
 		return;
+	if (buffer->sync) {
+		complete_sync(io, buffer, result);
+		return;
+	}
 
 	/* The file system refuses O_DIRECT, perhaps only at the end of the file. */
 	if (result == -EINVAL && buffer->direct) {
@@ -165,8 +178,7 @@ static void complete_buffer(struct gmem_io *io, struct gmem_io_buffer *buffer, i
 	}
 
 	if (result < 0 || (result == 0 && io->writing)) {
-		buffer->state = FAILED;
-		buffer->err = result ? result : -EIO;
+		fail_buffer(io, buffer, result ? result : -EIO);
 		return;
 	}
 
@@ -181,28 +193,86 @@ static void complete_buffer(struct gmem_io *io, struct gmem_io_buffer *buffer, i
 		buffer->direct = false;
 }
 
+/* Refused, or not found: if the request is still under way, it can be cancelled again. */
+static void complete_cancel(struct gmem_io *io, uint64_t victim, int result)
+{
+	if (result >= 0 || result == -EALREADY)
+		return;
+	if (++io->refusals < MAX_REFUSALS)
+		io->cancelled &= ~(uint32_t)BIT(victim);
+}
+
 int gmem_io_complete(struct gmem_io *io, uint64_t number, int result)
 {
-	if (number >= GMEM_IO_DEPTH && number < GMEM_IO_DEPTH + io->depth)
-		return 0;	/* the completion of a cancel request */
-	if (number >= io->depth || io->buffers[number].state != IN_FLIGHT)
+	struct gmem_io_buffer *buffer;
+
+	if (number >= 2 * GMEM_IO_DEPTH || !(io->under_way & BIT(number)))
 		return -EINVAL;
 
-	io->in_flight--;
-	complete_buffer(io, &io->buffers[number], result);
+	if (number >= GMEM_IO_DEPTH) {
+		complete_cancel(io, number - GMEM_IO_DEPTH, result);
+	} else {
+		buffer = &io->buffers[number];
+		if (result > 0 && (uint32_t)result > buffer->size - buffer->done)
+			return -EINVAL;
+		complete_buffer(io, buffer, result);
+	}
+	io->under_way &= ~BIT(number);
 	return 0;
 }
 
-/* Returns 1 if a request completed, 0 if none did. */
+/* Take one completion of our own ring; 0: none, or the caller will pass it on. */
 static int reap(struct gmem_io *io, bool wait)
 {
 	uint32_t number;
 	int ret, result;
 
-	ret = gmem_ring_reap(io->ring, wait && io->in_flight, &number, &result);
+	ret = gmem_ring_reap(io->ring, wait, &number, &result);
 	if (ret > 0)
 		gmem_io_complete(io, number, result);
 	return ret;
+}
+
+/* ---- requests ---- */
+
+/* -EAGAIN: the ring's fd is ready, or will be. */
+static int submit(struct gmem_io *io)
+{
+	int err = gmem_ring_submit(io->ring);
+
+	io->unsubmitted = err != 0;
+	/* Completions wait for room that only the caller can make. */
+	if (err == -EBUSY && !io->own_ring)
+		return -EAGAIN;
+	/* No completion may ever come: not to be waited for. */
+	return err == -EAGAIN ? -ENOMEM : err;
+}
+
+static int queue_request(struct gmem_io *io, const struct gmem_ring_request *request)
+{
+	int err = gmem_ring_queue(io->ring, request);
+
+	/* Full, of others' requests, too: it has room when the kernel has taken them. */
+	if (err == -EAGAIN) {
+		err = submit(io);
+		if (!err)
+			err = gmem_ring_queue(io->ring, request);
+	}
+	if (!err) {
+		io->under_way |= BIT(request->number);
+		io->unsubmitted = true;
+	}
+	return err;
+}
+
+/* Check RLIMIT_FSIZE, which others may change at any time. */
+static bool is_over_limit(struct gmem_io *io, uint64_t end)
+{
+	uint64_t limit = io->limited ? gmem_sys_file_size_limit() : UINT64_MAX;
+
+	io->limit = limit;
+	io->limited_end = end > limit ? end : 0;
+	return end > limit;
 }
 
 static int queue(struct gmem_io *io, uint32_t index)
@@ -210,19 +280,24 @@ static int queue(struct gmem_io *io, uint32_t index)
 	struct gmem_io_buffer *buffer = &io->buffers[index];
 	struct gmem_ring_request request = {
 		.number = index,
+		.operation = buffer->sync ? GMEM_RING_DATASYNC
+			   : io->writing ? GMEM_RING_WRITE : GMEM_RING_READ,
 		.fd = buffer->direct ? io->direct_fd : io->fd,
-		.writing = io->writing,
 		.buf = buffer->data + buffer->done,
 		.size = buffer->size - buffer->done,
 		.offset = io->serial ? GMEM_NO_OFFSET : buffer->start + buffer->done,
 	};
-	int err = gmem_ring_queue(io->ring, &request);
+	int err;
 
-	if (!err) {
-		buffer->state = IN_FLIGHT;
-		io->in_flight++;
-		io->unsubmitted = true;
+	buffer->era = io->era;
+	if (is_over_limit(io, buffer->start + buffer->size)) {
+		fail_buffer(io, buffer, -EFBIG);
+		return 0;
 	}
+
+	err = queue_request(io, &request);
+	if (!err)
+		buffer->state = IN_FLIGHT;
 	return err;
 }
 
@@ -237,31 +312,35 @@ static int submit_pending(struct gmem_io *io)
 	for (uint32_t i = 0; i < io->count && !err; i++) {
 		const struct gmem_io_buffer *buffer = nth(io, i);
 
-		if (io->serial && (io->in_flight || buffer->state == FAILED))
+		if (io->serial && (io->under_way || buffer->state == FAILED))
 			break;
 		if (buffer->state == PENDING && !buffer->later)
 			err = queue(io, (io->first + i) % io->depth);
 	}
-	if (!io->unsubmitted)
-		return 0;
-
-	err = gmem_ring_submit(io->ring);
-	io->unsubmitted = err != 0;
-	return err;
+	if (err && err != -EAGAIN)
+		return err;
+	return io->unsubmitted ? submit(io) : 0;
 }
 
-/* Return the first failure, and make its request pending again: the next call retries it. */
+/* Return the first failure. It makes all failed requests pending again: the next call retries. */
 static int take_failure(struct gmem_io *io)
 {
+	int err = 0;
+
 	for (uint32_t i = 0; i < io->count; i++) {
 		struct gmem_io_buffer *buffer = nth(io, i);
 
-		if (buffer->state == FAILED) {
-			buffer->state = PENDING;
-			return buffer->err;
-		}
+		if (buffer->state != FAILED)
+			continue;
+		buffer->state = PENDING;
+		if (err)
+			continue;
+		err = buffer->err;
+		if (io->limited_end)
+			io->limited_end = buffer->start + buffer->size;
 	}
-	return 0;
+	io->era += err != 0;
+	return err;
 }
 
 /* Wait until the first buffer is done; -EAGAIN if it is not and @wait is false. */
@@ -314,6 +393,9 @@ static int64_t transfer_now(struct gmem_io *io, char *data, uint64_t size, uint6
 			    bool wait)
 {
 	int64_t n;
+
+	if (is_over_limit(io, offset + size))
+		return -EFBIG;
 
 	/* For a pipe, POLLOUT promises room for PIPE_BUF bytes and no more. */
 	if (io->serial && io->writing && !wait && !io->never_blocks && size > PIPE_BUF)
@@ -390,7 +472,8 @@ static void assign(struct gmem_io *io)
 		.start = io->position,
 		.wanted = size,
 		.size = (uint32_t)size,
-		.later = !io->ring || (!io->serial && is_cached(io, io->position, size)),
+		.later = !io->ring || (!io->serial && !io->refused_cached &&
+				       is_cached(io, io->position, size)),
 	};
 	if (!buffer->later && io->direct_fd >= 0 && !io->refused_direct) {
 		buffer->direct = true;
@@ -409,7 +492,41 @@ static int fill(struct gmem_io *io)
 	return submit_pending(io);
 }
 
-/* Read the unit whose turn it is: all of it, or a piece small enough for the caches. */
+static int64_t read_cached(struct gmem_io *io, char *data, uint64_t size, uint64_t offset)
+{
+	int64_t n = gmem_sys_read_cached(io->fd, data, size, offset);
+
+	if (n > 0)
+		io->file_bytes += (uint64_t)n;
+	io->refused_cached |= n == -EOPNOTSUPP;
+	return n;
+}
+
+/* What is left of a unit becomes a request. */
+static void request_rest(struct gmem_io *io, struct gmem_io_buffer *buffer)
+{
+	io->file_bytes -= buffer->done;
+	*buffer = (struct gmem_io_buffer){
+		.data = buffer->data,
+		.state = PENDING,
+		.start = buffer->start + buffer->taken,
+		.wanted = buffer->wanted - buffer->taken,
+		.size = (uint32_t)(buffer->wanted - buffer->taken),
+	};
+}
+
+/* The first unit cannot be had from the page cache now, or no unit can be. */
+static void request_later(struct gmem_io *io)
+{
+	for (uint32_t i = 0; i < (io->refused_cached ? io->count : 1); i++)
+		if (nth(io, i)->later)
+			request_rest(io, nth(io, i));
+}
+
+/*
+ * Read the unit whose turn it is: all of it, or a piece small enough for the caches. With a
+ * ring, -EAGAIN says that the unit is a request now.
+ */
 static int read_later(struct gmem_io *io, struct gmem_io_buffer *buffer, bool wait,
 		      struct gmem_io_piece *ret)
 {
@@ -418,8 +535,15 @@ static int read_later(struct gmem_io *io, struct gmem_io_buffer *buffer, bool wa
 	int64_t n;
 
 	while (buffer->done < want && !buffer->ended) {
-		n = transfer_now(io, io->small + buffer->done, want - buffer->done,
-				 buffer->start + buffer->taken + buffer->done, wait);
+		char *data = io->small + buffer->done;
+		uint64_t offset = buffer->start + buffer->taken + buffer->done;
+
+		n = io->ring && !wait ? read_cached(io, data, want - buffer->done, offset)
+				      : transfer_now(io, data, want - buffer->done, offset, wait);
+		if (n < 0 && io->ring && !wait) {
+			request_later(io);
+			return -EAGAIN;
+		}
 		if (n < 0)
 			return (int)n;
 		buffer->done += (uint32_t)n;
@@ -458,8 +582,9 @@ int gmem_io_next(struct gmem_io *io, bool wait, struct gmem_io_piece *ret)
 		return err;
 
 	buffer = nth(io, 0);
-	err = buffer->later ? read_later(io, buffer, wait, ret)
-			    : read_ahead(io, buffer, wait, ret);
+	err = buffer->later ? read_later(io, buffer, wait, ret) : -EAGAIN;
+	if (!buffer->later)
+		err = read_ahead(io, buffer, wait, ret);
 	if (!err && ret->size == 0)
 		io->ended = true;
 	return err;
@@ -485,7 +610,9 @@ int gmem_io_rewind(struct gmem_io *io, uint64_t position, bool wait)
 {
 	int err = 0;
 
-	while (io->in_flight && err >= 0) {
+	if (io->unsubmitted)
+		err = submit(io);
+	while (io->under_way && err >= 0) {
 		err = reap(io, wait);
 		if (err == 0)
 			return -EAGAIN;
@@ -502,11 +629,25 @@ int gmem_io_rewind(struct gmem_io *io, uint64_t position, bool wait)
 
 /* ---- writing ---- */
 
+static int sync_now(struct gmem_io *io)
+{
+	int err;
+
+	do {
+		err = gmem_sys_datasync(io->fd);
+	} while (err == -EINTR);
+	io->sync_err = err;
+	io->synced = !err;
+	return err;
+}
+
 static int write_first(struct gmem_io *io, bool wait)
 {
 	struct gmem_io_buffer *buffer = nth(io, 0);
 	int64_t n;
 
+	if (buffer->sync)
+		return sync_now(io);
 	while (buffer->done < buffer->size) {
 		n = transfer_now(io, buffer->data + buffer->done, buffer->size - buffer->done,
 				 buffer->start + buffer->done, wait);
@@ -555,13 +696,89 @@ int gmem_io_put(struct gmem_io *io, uint64_t size)
 	return submit_pending(io);
 }
 
-int gmem_io_drain(struct gmem_io *io, bool wait)
+static void put_sync(struct gmem_io *io)
+{
+	struct gmem_io_buffer *buffer = nth(io, 0);
+
+	*buffer = (struct gmem_io_buffer){ .data = buffer->data, .state = PENDING, .sync = true };
+	io->count = 1;
+}
+
+int gmem_io_drain(struct gmem_io *io, bool sync, bool wait)
+{
+	int err = io->sync_err;
+
+	while (!err && (io->count || (sync && !io->synced))) {
+		if (!io->count)
+			put_sync(io);
+		err = finish_first(io, wait);
+		err = io->sync_err ? io->sync_err : err;
+	}
+	return err;
+}
+
+/* ---- closing ---- */
+
+/* Cancel every request that is under way, once. */
+static int cancel_requests(struct gmem_io *io)
 {
 	int err = 0;
 
-	while (!err && io->count)
-		err = finish_first(io, wait);
+	for (uint32_t i = 0; i < GMEM_IO_DEPTH && !err; i++) {
+		if (!(io->under_way & BIT(i)) || io->cancelled & BIT(i))
+			continue;
+		err = queue_request(io, &(struct gmem_ring_request){
+			.operation = GMEM_RING_CANCEL, .number = GMEM_IO_DEPTH + i, .victim = i });
+		if (!err)
+			io->cancelled |= (uint32_t)BIT(i);
+	}
+	if (!err && io->unsubmitted)
+		err = submit(io);
 	return err;
+}
+
+/*
+ * End all requests on a ring of our own: the kernel must not write into the buffers after
+ * they are unmapped. Returns -errno if it may still do so.
+ */
+static int end_requests(struct gmem_io *io)
+{
+	int err;
+
+	/* What the kernel has not taken by now ends with the ring. */
+	while (gmem_io_under_way(io) > gmem_ring_unsubmitted(io->ring)) {
+		err = cancel_requests(io);
+		if (err && ++io->refusals < MAX_REFUSALS)
+			continue;
+		/* Requests of files end by themselves. */
+		if (io->serial && io->refusals >= MAX_REFUSALS)
+			return -EBUSY;
+		err = reap(io, true);
+		if (err < 0)
+			return err;
+	}
+	return 0;
+}
+
+bool gmem_io_close(struct gmem_io *io)
+{
+	bool may_unmap = true;
+
+	io->closing = true;
+	if (io->ring && io->own_ring) {
+		may_unmap = end_requests(io) == 0;
+	} else if (io->ring && io->under_way) {
+		cancel_requests(io);
+		if (io->under_way)
+			return false;
+	}
+
+	gmem_ring_free(io->ring);
+	if (io->direct_fd >= 0)
+		gmem_sys_close(io->direct_fd);
+	if (io->staging && may_unmap)
+		gmem_sys_munmap(io->staging, io->staging_size);
+	return true;
 }
 
 /* ---- waiting elsewhere ---- */

@@ -7,12 +7,23 @@
  *
  * Reading: units that are in the page cache are read when their turn comes, into a small
  * buffer that stays in the processor's caches. All other units are requested ahead, with
- * O_DIRECT if possible. Without a ring, every unit is read when its turn comes.
+ * O_DIRECT if possible. A unit that has left the page cache meanwhile is requested late
+ * if the user cannot wait. Without a ring, every unit is read when its turn comes.
  *
  * Writing: each unit is requested when it is put, with O_DIRECT if possible. Without a
- * ring, it is written when the next buffer is asked for.
+ * ring, it is written when the next buffer is asked for. The sync is a request, too, after
+ * all others. A unit that would end past RLIMIT_FSIZE fails without the kernel, which
+ * would raise SIGXFSZ.
  *
  * The bytes of a pipe have an order, so only one request is under way at a time.
+ *
+ * A failure is returned once, the first in the order of the file. It makes all failed
+ * requests pending again, also those that were under way then and fail later: what they
+ * say is as old as what was returned. Only a failed sync is final, because after it the
+ * kernel takes for written what never reached the disk (fsync(2)).
+ *
+ * Every request and every request to cancel one has a completion, and under_way has a bit
+ * for each until it has come. A ring is given up, and buffers unmapped, when there is none.
  */
 #ifndef GMEM_FILE_QUEUE_H
 #define GMEM_FILE_QUEUE_H
@@ -34,10 +45,12 @@ struct gmem_io_buffer {
 	uint32_t done;		/* bytes transferred */
 	uint32_t skip;		/* bytes before the wanted ones, read only for alignment */
 	int err;
+	uint32_t era;		/* that of the queue when it was requested */
 	uint8_t state;
 	bool later;		/* read when its turn comes, not requested ahead */
 	bool direct;		/* with O_DIRECT */
 	bool ended;		/* the file ended in it */
+	bool sync;		/* no data: a sync of what was written before */
 };
 
 struct gmem_io {
@@ -47,17 +60,26 @@ struct gmem_io {
 	int no_ring;		/* -errno: why there is no ring */
 	bool writing;
 	bool serial;		/* the file has no offsets: one request at a time */
+	bool limited;		/* RLIMIT_FSIZE applies */
 	bool sparse;		/* skip holes */
 	bool whole;		/* the user wants whole units */
 	bool own_ring;
 	bool never_blocks;
 	bool unsubmitted;	/* requests are queued in the ring but not submitted */
 	bool refused_direct;	/* O_DIRECT failed once: no longer tried */
-	bool cancelled;
+	bool refused_cached;	/* the file system cannot read from the page cache alone */
+	bool closing;
+	bool synced;
 	bool only_holes;	/* reading: no data follows position */
 	bool ended;
-	uint32_t depth, first, count, in_flight;
+	int sync_err;		/* of a sync that failed: final */
+	uint64_t under_way;	/* bits: requests of buffers, then their cancellations */
+	uint32_t cancelled;	/* bits: buffers whose request was cancelled */
+	uint32_t refusals;	/* of requests to cancel, or to take those */
+	uint32_t era;		/* failures returned so far */
+	uint32_t depth, first, count;
 	struct gmem_io_buffer buffers[GMEM_IO_DEPTH];
+	uint64_t limit, limited_end;	/* RLIMIT_FSIZE that refused a write, and its end; or 0 */
 	uint64_t position, end, stretch_end;
 	uint64_t file_bytes, direct_bytes;
 	uint64_t staging_size;
@@ -84,12 +106,15 @@ struct gmem_io_piece {
 /* On failure, too, call gmem_io_close(). */
 int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params);
 /*
- * Returns false if requests are still under way on the caller's ring: pass on their
- * completions, then call again.
+ * Returns false if completions are still to come on the caller's ring: pass them on, then
+ * call again. If the kernel refuses to cancel what may never end by itself, in a ring of
+ * our own, the buffers stay mapped for ever.
  */
 bool gmem_io_close(struct gmem_io *io);
-/* Returns -EINVAL if no request of @io has this @number. */
+/* Returns -EINVAL if no completion with this @number and @result is to come. */
 int gmem_io_complete(struct gmem_io *io, uint64_t number, int result);
+/* Counts the completions that are to come. */
+unsigned int gmem_io_under_way(const struct gmem_io *io);
 int gmem_io_poll_fd(const struct gmem_io *io, int16_t *ret_events);
 
 /*
@@ -103,9 +128,12 @@ void gmem_io_take(struct gmem_io *io);
 /* Wait until no request is under way, then read from @position again. */
 int gmem_io_rewind(struct gmem_io *io, uint64_t position, bool wait);
 
-/* Writing: get a buffer of GMEM_IO_UNIT bytes, submit the @size bytes put there, wait for all. */
+/*
+ * Writing: get a buffer of GMEM_IO_UNIT bytes, submit the @size bytes put there, wait for
+ * all and, if @sync, for the disk. After io->sync_err is set, the last returns it for ever.
+ */
 int gmem_io_space(struct gmem_io *io, bool wait, char **ret);
 int gmem_io_put(struct gmem_io *io, uint64_t size);
-int gmem_io_drain(struct gmem_io *io, bool wait);
+int gmem_io_drain(struct gmem_io *io, bool sync, bool wait);
 
 #endif

@@ -61,6 +61,9 @@ _Static_assert(sizeof(struct image_region) == 32, "a region's entry");
 #define IMAGE_MAX_RUNS ((IMAGE_BLOCK - sizeof(struct image_record)) / sizeof(struct image_run))
 #define IMAGE_MAX_REGIONS 65536u
 
+/* Private ranges kept without a VM that bounds them; those that touch are one. */
+#define IMAGE_MAX_PRIVATES ((size_t)1 << 22)
+
 /* CRC-32C of the whole record, with 0 in place of its checksum */
 uint32_t gmem_image_checksum(const struct image_record *record);
 

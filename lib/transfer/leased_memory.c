@@ -223,6 +223,15 @@ uint64_t gmem_leased_memory_bytes(const struct gmem_leased_memory *memory)
 	return bytes;
 }
 
+uint64_t gmem_leased_memory_region_bytes(const struct gmem_leased_memory *memory)
+{
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; i < memory->region_count; i++)
+		bytes += memory->regions[i].size;
+	return bytes;
+}
+
 uint64_t gmem_leased_memory_private_bytes(const struct gmem_leased_memory *memory)
 {
 	uint64_t bytes = 0;
@@ -249,13 +258,45 @@ const struct gmem_leased_range *gmem_leased_memory_at(const struct gmem_leased_m
 	return &memory->all[low];
 }
 
-uint64_t gmem_leased_memory_reach(const struct gmem_leased_memory *memory, uint64_t gpa)
+uint64_t gmem_leased_memory_reach(const struct gmem_leased_memory *memory, uint64_t gpa,
+				  uint64_t enough)
 {
 	const struct gmem_leased_range *range;
 	uint64_t size = 0;
 
-	while ((range = gmem_leased_memory_at(memory, gpa + size)) != NULL) {
+	while (size < enough && (range = gmem_leased_memory_at(memory, gpa + size)) != NULL) {
 		size = range->gpa - gpa + range->size;
+		if (gpa + size == 0)
+			break;
+	}
+	return size;
+}
+
+static const struct gmem_leased_region *region_at(const struct gmem_leased_memory *memory,
+						  uint64_t gpa)
+{
+	size_t low = 0, high = memory->region_count, middle;
+
+	while (low < high) {
+		middle = low + (high - low) / 2;
+		if (memory->regions[middle].gpa + (memory->regions[middle].size - 1) < gpa)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	if (low == memory->region_count || memory->regions[low].gpa > gpa)
+		return NULL;
+	return &memory->regions[low];
+}
+
+uint64_t gmem_leased_memory_region_reach(const struct gmem_leased_memory *memory, uint64_t gpa,
+					 uint64_t enough)
+{
+	const struct gmem_leased_region *region;
+	uint64_t size = 0;
+
+	while (size < enough && (region = region_at(memory, gpa + size)) != NULL) {
+		size = region->gpa - gpa + region->size;
 		if (gpa + size == 0)
 			break;
 	}

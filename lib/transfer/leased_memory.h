@@ -62,8 +62,14 @@ uint64_t gmem_leased_memory_private_bytes(const struct gmem_leased_memory *memor
 /* Find the range with @gpa, or NULL. */
 const struct gmem_leased_range *gmem_leased_memory_at(const struct gmem_leased_memory *memory,
 						      uint64_t gpa);
-/* Count the bytes from @gpa up to the first hole. */
-uint64_t gmem_leased_memory_reach(const struct gmem_leased_memory *memory, uint64_t gpa);
+/* Count the bytes from @gpa up to the first hole; it stops when there are @enough. */
+uint64_t gmem_leased_memory_reach(const struct gmem_leased_memory *memory, uint64_t gpa,
+				  uint64_t enough);
+/* The same of memory of any kind: shared or private. */
+uint64_t gmem_leased_memory_region_reach(const struct gmem_leased_memory *memory, uint64_t gpa,
+					 uint64_t enough);
+/* Count the bytes of all regions, shared or private. */
+uint64_t gmem_leased_memory_region_bytes(const struct gmem_leased_memory *memory);
 /* Make a range zero; any alignment. */
 int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, uint64_t gpa, uint64_t size);
 /* Store @bytes at @gpa, and count them in @stored; any alignment. */

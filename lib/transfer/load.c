@@ -116,7 +116,7 @@ static int lease_target(struct gmem_transfer *transfer, uint64_t gpa, uint64_t s
 	if (err)
 		return err;
 
-	reach = gmem_leased_memory_reach(memory, gpa);
+	reach = gmem_leased_memory_reach(memory, gpa, size ? size : UINT64_MAX);
 	if (reach >= size && reach > 0)
 		return 0;
 	if (gmem_leased_memory_is_private(memory, gpa + reach))

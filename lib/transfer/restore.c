@@ -2,8 +2,16 @@
 /*
  * No field of the image is trusted. A record is used only if its checksum is right, and
  * an address only if it is in the image's list of regions, which is compared with the
- * target first. Lists are allocated as entries arrive, not by the counts in the head. The
- * image is complete only if its last record agrees with all records before it.
+ * target first. The image is complete only if its last record agrees with all records
+ * before it.
+ *
+ * Lists are allocated as entries arrive, not by the counts in the head, and an entry is only
+ * kept if the target can have it: a region lies in the target's, and a private range in a
+ * region. So the list of private ranges has an entry for two pages of the target at most.
+ * Without a target there is IMAGE_MAX_PRIVATES.
+ *
+ * A file that others write can change between the two passes of GMEM_TRANSFER_VERIFY. The
+ * second pass checks all that the first did.
  */
 #include "transfer/restore.h"
 
@@ -27,6 +35,9 @@
 /* Bytes made zero in one step */
 #define CLEAR_STEP ((uint64_t)64 << 20)
 
+/* Ranges compared with the target in one step */
+#define CHECK_STEP 16384
+
 /* No run ends further from its record's base, in pages: first and count have 32 bits each. */
 #define MAX_RUN_END ((uint64_t)1 << 33)
 
@@ -40,9 +51,12 @@ struct restore {
 	uint64_t region_count, private_count;	/* according to the head */
 	struct image_region *regions;
 	struct image_range *privates;
-	size_t regions_read, privates_read;
+	size_t regions_read;
+	uint64_t privates_read;
+	size_t private_ranges;		/* entries in privates: ranges that touch are one */
 	size_t region_room, private_room;
 	bool has_head, has_tables;
+	uint64_t checked;		/* the target has the image's memory below this gpa */
 
 	uint64_t used;			/* bytes of the current piece that are done */
 	const struct image_record *data;	/* the record being stored, or NULL */
@@ -103,8 +117,8 @@ static bool next_shared(const struct restore *restore, uint64_t start, uint64_t 
 		end = region->gpa + (region->size - 1);
 		end = end < last ? end : last;
 
-		p = range_at(restore->privates, restore->privates_read, start);
-		if (p == restore->privates_read || restore->privates[p].gpa > end) {
+		p = range_at(restore->privates, restore->private_ranges, start);
+		if (p == restore->private_ranges || restore->privates[p].gpa > end) {
 			*ret = (struct gmem_part){ start, end };
 			return true;
 		}
@@ -113,7 +127,7 @@ static bool next_shared(const struct restore *restore, uint64_t start, uint64_t 
 			*ret = (struct gmem_part){ start, range->gpa - 1 };
 			return true;
 		}
-		/* The private range ends in this region, so its end does not wrap around. */
+		/* The private range ends in a region, so its end does not wrap around. */
 		start = range->gpa + range->size;
 		if (start > last)
 			return false;
@@ -189,6 +203,7 @@ static int check_record(const struct restore *restore, const struct image_record
 static int read_head(struct gmem_transfer *transfer, struct restore *restore,
 		     const struct image_record *record)
 {
+	uint64_t pages = gmem_leased_memory_region_bytes(&transfer->memory) / IMAGE_BLOCK;
 	uint64_t page = record->head.page_size;
 
 	if (page < IMAGE_BLOCK || page & (page - 1))
@@ -200,6 +215,10 @@ static int read_head(struct gmem_transfer *transfer, struct restore *restore,
 		return gmem_fail(-EACCES,
 				 "%" PRIu64 " ranges were private and are not in the image: only without them "
 				 "(GMEM_TRANSFER_OMIT_PRIVATE) can it be restored", record->head.privates);
+
+	if (transfer->vm && record->head.privates > pages)
+		return gmem_fail(-ENOENT, "the image has %" PRIu64 " private ranges, the VM's memory only 0x%"
+				 PRIx64 " pages", record->head.privates, pages);
 
 	restore->id = record->id;
 	restore->region_count = record->head.regions;
@@ -243,7 +262,22 @@ static bool fits(const struct image_record *record, size_t entry_size)
 	       record->count <= (record->size - sizeof(*record)) / entry_size;
 }
 
-static int read_regions(struct restore *restore, const struct image_record *record)
+static int check_target_has(const struct gmem_transfer *transfer, const struct image_region *region)
+{
+	uint64_t reach;
+
+	if (!transfer->vm)
+		return 0;
+	reach = gmem_leased_memory_region_reach(&transfer->memory, region->gpa, region->size);
+	if (reach >= region->size)
+		return 0;
+	return gmem_fail(-ENOENT, "the image has memory at gpa 0x%" PRIx64 " up to 0x%" PRIx64
+			 ", the VM's memory ends at 0x%" PRIx64, region->gpa,
+			 region->gpa + (region->size - 1), region->gpa + reach);
+}
+
+static int read_regions(const struct gmem_transfer *transfer, struct restore *restore,
+			const struct image_record *record)
 {
 	const struct image_region *entries = (const void *)(record + 1);
 	uint64_t after = 0;
@@ -265,6 +299,8 @@ static int read_regions(struct restore *restore, const struct image_record *reco
 		if (!err && !gmem_backing_name(entries[i].backing))
 			err = bad(restore, "%" PRIu32 " is no way of backing", entries[i].backing);
 		if (!err)
+			err = check_target_has(transfer, &entries[i]);
+		if (!err)
 			restore->regions[restore->regions_read++] = entries[i];
 	}
 	return err;
@@ -279,22 +315,42 @@ static bool is_in_a_region(const struct restore *restore, const struct image_ran
 		       restore->regions[r].gpa + (restore->regions[r].size - 1);
 }
 
+/* Keep a range that comes after all others. */
+static int add_private(const struct gmem_transfer *transfer, struct restore *restore,
+		       const struct image_range *range)
+{
+	struct image_range *last = restore->private_ranges
+					   ? &restore->privates[restore->private_ranges - 1] : NULL;
+	int err;
+
+	if (last && last->gpa + last->size == range->gpa) {
+		last->size += range->size;
+		return 0;
+	}
+	if (!transfer->vm && restore->private_ranges == IMAGE_MAX_PRIVATES)
+		return gmem_fail(-ENOMEM, "the image has more than %zu private ranges: only together with "
+				 "the VM can it be verified", IMAGE_MAX_PRIVATES);
+	err = make_room((void **)&restore->privates, &restore->private_room, restore->private_ranges,
+			1, sizeof(*range));
+	if (!err)
+		restore->privates[restore->private_ranges++] = *range;
+	return err;
+}
+
 static int read_privates(struct gmem_transfer *transfer, struct restore *restore,
 			 const struct image_record *record)
 {
 	const struct image_range *entries = (const void *)(record + 1);
 	uint64_t after = 0;
-	int err;
+	int err = 0;
 
 	if (!fits(record, sizeof(*entries)) ||
 	    record->count > restore->private_count - restore->privates_read)
 		return bad(restore, "%" PRIu32 " private ranges", record->count);
-	err = make_room((void **)&restore->privates, &restore->private_room, restore->privates_read,
-			record->count, sizeof(*entries));
 
 	for (uint32_t i = 0; i < record->count && !err; i++) {
-		if (restore->privates_read) {
-			const struct image_range *last = &restore->privates[restore->privates_read - 1];
+		if (restore->private_ranges) {
+			const struct image_range *last = &restore->privates[restore->private_ranges - 1];
 
 			after = last->gpa + last->size;
 		}
@@ -302,9 +358,11 @@ static int read_privates(struct gmem_transfer *transfer, struct restore *restore
 		if (!err && !is_in_a_region(restore, &entries[i]))
 			err = bad(restore, "gpa 0x%" PRIx64 " is private and in no region",
 				  entries[i].gpa);
+		if (!err)
+			err = add_private(transfer, restore, &entries[i]);
 		if (err)
 			break;
-		restore->privates[restore->privates_read++] = entries[i];
+		restore->privates_read++;
 		transfer->private_bytes += entries[i].size;
 	}
 	return err;
@@ -312,20 +370,26 @@ static int read_privates(struct gmem_transfer *transfer, struct restore *restore
 
 /* ---- image and target ---- */
 
-static int check_target_has_all(const struct gmem_leased_memory *memory,
-				const struct restore *restore)
+/* Compares CHECK_STEP ranges at most; *@ret_all: these were the last. */
+static int check_target_has_all(const struct gmem_leased_memory *memory, struct restore *restore,
+				bool *ret_all)
 {
 	struct gmem_part part;
-	uint64_t at = 0, reach;
+	uint64_t reach;
 
-	while (next_shared(restore, at, UINT64_MAX, &part)) {
-		reach = gmem_leased_memory_reach(memory, part.start);
+	*ret_all = false;
+	for (unsigned int i = 0; i < CHECK_STEP; i++) {
+		if (!next_shared(restore, restore->checked, UINT64_MAX, &part)) {
+			*ret_all = true;
+			return 0;
+		}
+		reach = gmem_leased_memory_reach(memory, part.start, part.last - part.start + 1);
 		if (reach < part.last - part.start + 1)
 			return gmem_fail(gmem_leased_memory_is_private(memory, part.start + reach) ? -EACCES : -ENOENT,
 					 "the image has memory at gpa 0x%" PRIx64 " up to 0x%" PRIx64
 					 ", the VM's shared memory ends at 0x%" PRIx64, part.start,
 					 part.last, part.start + reach);
-		at = part.last + 1;
+		restore->checked = part.last + 1;
 	}
 	return 0;
 }
@@ -350,8 +414,10 @@ static int check_target_has_no_more(const struct gmem_leased_memory *memory,
 	return 0;
 }
 
+/* Unless it fails, call it again while it does not set has_tables. */
 static int end_tables(struct gmem_transfer *transfer, struct restore *restore)
 {
+	bool all = true;
 	int err = 0;
 
 	if (restore->has_tables)
@@ -361,10 +427,10 @@ static int end_tables(struct gmem_transfer *transfer, struct restore *restore)
 		return bad(restore, "the list of regions is not complete");
 
 	if (transfer->vm)
-		err = check_target_has_all(&transfer->memory, restore);
-	if (!err && transfer->vm && !(transfer->opts.flags & GMEM_TRANSFER_LEAVE_REST))
+		err = check_target_has_all(&transfer->memory, restore, &all);
+	if (!err && all && transfer->vm && !(transfer->opts.flags & GMEM_TRANSFER_LEAVE_REST))
 		err = check_target_has_no_more(&transfer->memory, restore);
-	restore->has_tables = !err;
+	restore->has_tables = !err && all;
 	return err;
 }
 
@@ -429,6 +495,13 @@ static bool clear_some(struct gmem_transfer *transfer, struct restore *restore, 
 	return true;
 }
 
+static void use_record(struct gmem_transfer *transfer, struct restore *restore,
+		       const struct image_record *record)
+{
+	restore->used += record->size;
+	transfer->done += record->size;
+}
+
 static int store_run(struct gmem_transfer *transfer, struct restore *restore)
 {
 	const struct image_record *record = restore->data;
@@ -469,7 +542,7 @@ static int store_data(struct gmem_transfer *transfer, struct restore *restore)
 		return err;
 
 	restore->pages += restore->page;
-	restore->used += restore->data->size;
+	use_record(transfer, restore, restore->data);
 	restore->data = NULL;
 	return 0;
 }
@@ -493,6 +566,7 @@ static void start_over(struct gmem_transfer *transfer, struct restore *restore)
 	*restore = (struct restore){ .start = restore->start };
 	transfer->bytes = (struct gmem_stored){ 0 };
 	transfer->private_bytes = 0;
+	transfer->done = transfer->total / 2;	/* not all of the file need be an image */
 }
 
 static int finish(struct gmem_transfer *transfer, struct restore *restore, bool wait)
@@ -521,8 +595,11 @@ static int read_record(struct gmem_transfer *transfer, struct restore *restore,
 	enum image_kind kind = kind_of(record);
 	int err = check_record(restore, record, left);
 
-	if (!err && (kind == IMAGE_DATA || kind == IMAGE_END))
+	if (!err && (kind == IMAGE_DATA || kind == IMAGE_END)) {
 		err = end_tables(transfer, restore);
+		if (!err && !restore->has_tables)
+			return 0;
+	}
 	if (!err && restore->has_tables && (kind == IMAGE_REGIONS || kind == IMAGE_PRIVATE))
 		err = bad(restore, "a list among the data");
 	if (!err && kind == IMAGE_REGIONS && restore->privates_read)
@@ -535,7 +612,7 @@ static int read_record(struct gmem_transfer *transfer, struct restore *restore,
 		err = read_head(transfer, restore, record);
 		break;
 	case IMAGE_REGIONS:
-		err = read_regions(restore, record);
+		err = read_regions(transfer, restore, record);
 		break;
 	case IMAGE_PRIVATE:
 		err = read_privates(transfer, restore, record);
@@ -557,7 +634,7 @@ static int read_record(struct gmem_transfer *transfer, struct restore *restore,
 		restore->run = 0;
 		restore->page = 0;
 	} else {
-		restore->used += record->size;
+		use_record(transfer, restore, record);
 	}
 	return 0;
 }
@@ -585,7 +662,6 @@ static int restore_step(struct gmem_transfer *transfer, bool wait)
 		return gmem_transfer_fail_io(transfer, err);
 	if (piece.size == restore->used && piece.size) {
 		gmem_io_take(&transfer->io);
-		transfer->done += piece.size;
 		restore->used = 0;
 		return 0;
 	}

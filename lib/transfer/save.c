@@ -365,10 +365,9 @@ static int build(struct gmem_transfer *transfer, struct save *save, bool *ret_fu
 
 static int finish(struct gmem_transfer *transfer, bool wait)
 {
-	int err = gmem_io_drain(&transfer->io, wait);
+	bool sync = transfer->opts.flags & GMEM_TRANSFER_SYNC;
+	int err = gmem_io_drain(&transfer->io, sync, wait);
 
-	if (!err && transfer->opts.flags & GMEM_TRANSFER_SYNC)
-		err = gmem_sys_datasync(transfer->io.fd);
 	if (err)
 		return gmem_transfer_fail_io(transfer, err);
 

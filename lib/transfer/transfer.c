@@ -90,8 +90,8 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer)
 		return 0;
 
 	if (!gmem_io_close(&transfer->io))
-		return gmem_fail(-EBUSY, "%" PRIu32 " requests are still under way on the ring",
-				 transfer->io.in_flight);
+		return gmem_fail(-EBUSY, "%u completions are still to come on the ring",
+				 gmem_io_under_way(&transfer->io));
 
 	GMEM_PROBE(transfer, transfer->vm ? gmem_vm_number(transfer->vm) : -1, transfer->io.writing,
 		   transfer->done, transfer->total, transfer->is_done);
@@ -111,18 +111,24 @@ int gmem_transfer_fail_io(const struct gmem_transfer *transfer, int err)
 
 	if (err == -EAGAIN)
 		return err;
+	if (err == -EFBIG && io->limited_end)
+		return gmem_fail(err, "fd %d: a write would end at 0x%" PRIx64
+				 ", RLIMIT_FSIZE ends files at 0x%" PRIx64, io->fd, io->limited_end,
+				 io->limit);
+	if (io->sync_err)
+		return gmem_fail(err, "syncing fd %d: %s; what was written may be lost, so the image has "
+				 "to be written anew, in another transfer", io->fd, gmem_errno_name(err));
 	return gmem_fail(err, "%s fd %d, after 0x%" PRIx64 " bytes: %s",
 			 io->writing ? "writing" : "reading", io->fd, io->file_bytes,
 			 gmem_errno_name(err));
 }
 
 /*
- * Called after each step that moved transfer->done, and after the last step. One step moves
+ * Called after each step that neither failed nor would have had to wait. One step moves
  * transfer->done at most by:
  *   load     1 MiB of data, or 256 KiB if read from the page cache; 64 MiB of a hole
- *   save     64 MiB, in windows of 16 MiB: a window is done once its pages are found, and
- *            steps that only pack its pages do not call back
- *   restore  1 MiB of the file; steps that only clear memory do not call back
+ *   save     64 MiB, in windows of 16 MiB: a window is done once its pages are found
+ *   restore  1 MiB of the file, a record; nothing in steps that clear memory
  */
 static int tell_progress(struct gmem_transfer *transfer)
 {
@@ -137,25 +143,26 @@ static int tell_progress(struct gmem_transfer *transfer)
 
 GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
 {
-	uint64_t before;
 	int err;
 
 	if (!transfer)
 		return gmem_fail(-EINVAL, "transfer is NULL");
 	if (wait && transfer->opts.ring)
 		return gmem_fail(-EINVAL, "waiting on the caller's ring would take completions of other users");
+	if (transfer->io.closing)
+		return gmem_fail(-EINVAL, "the transfer is being freed");
 	if (transfer->is_done)
 		return GMEM_TRANSFER_DONE;
 
-	before = transfer->done;
 	err = transfer->step(transfer, wait);
+	/* With nothing under way, nothing makes the fd of a ring ready. */
 	if (err == -EAGAIN)
-		return GMEM_TRANSFER_WAIT;
+		return transfer->io.ring && !transfer->io.under_way ? GMEM_TRANSFER_MORE
+								    : GMEM_TRANSFER_WAIT;
 	if (err)
 		return err;
 
-	if (transfer->done != before || transfer->is_done)
-		err = tell_progress(transfer);
+	err = tell_progress(transfer);
 	if (err)
 		return err;
 	return transfer->is_done ? GMEM_TRANSFER_DONE : GMEM_TRANSFER_MORE;

@@ -48,6 +48,8 @@ static inline const struct gmem_table *gmem_vm_table(const struct gmem_vm *vm)
 	return __atomic_load_n(&vm->table, __ATOMIC_RELAXED);
 }
 
+/* Makes the table, if this is the first time. Later changes keep it up to date. */
+int gmem_vm_start_table(struct gmem_vm *vm);
 /* Makes @table the newest. Does nothing for NULL: without a first view there is no table. */
 void gmem_vm_publish(struct gmem_vm *vm, const struct gmem_table *table);
 /*

@@ -247,12 +247,15 @@ FIELD(gmem_peer_opts, range_count, 24);
 FIELD(gmem_peer_opts, wait_ms, 32);
 FIELD(gmem_peer_opts, reserved, 36);
 
-SIZE(gmem_import_opts, 32);
+SIZE(gmem_import_opts, 48);
 FIELD(gmem_import_opts, size, 0);
 FIELD(gmem_import_opts, flags, 8);
 FIELD(gmem_import_opts, max_bytes, 16);
 FIELD(gmem_import_opts, max_extents, 24);
 FIELD(gmem_import_opts, reserved, 28);
+FIELD(gmem_import_opts, max_table_bytes, 32);
+FIELD(gmem_import_opts, max_mappings, 40);
+FIELD(gmem_import_opts, reserved2, 44);
 
 SIZE(gmem_vhost_user_region, 32);
 FIELD(gmem_vhost_user_region, guest_phys_addr, 0);

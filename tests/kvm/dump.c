@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "lab.h"
@@ -215,6 +216,29 @@ TEST(a_SIGPIPE_of_the_program_stays)
 	sigpending(&pending);
 	CHECK(sigismember(&pending, SIGPIPE));
 	close(fds[1]);
+	lab_free(&lab);
+}
+
+TEST(a_file_at_its_limit_is_an_error_and_no_signal)
+{
+	struct rlimit before, small;
+	struct lab lab;
+	sigset_t pending;
+	int fd;
+
+	lab_new(&lab, DEFAULT_VM);
+	fd = memfd_create("dump", MFD_CLOEXEC);
+	WORKS(fd);
+	WORKS(getrlimit(RLIMIT_FSIZE, &before));
+	small = before;
+	small.rlim_cur = 16;
+	WORKS(setrlimit(RLIMIT_FSIZE, &small));
+	REFUSED(gmem_vm_dump(lab.vm, fd, NULL), -EFBIG);
+	CHECK(strstr(gmem_last_error(), "RLIMIT_FSIZE ends files at 0x10"));
+	sigpending(&pending);
+	CHECK(!sigismember(&pending, SIGXFSZ));
+	WORKS(setrlimit(RLIMIT_FSIZE, &before));
+	close(fd);
 	lab_free(&lab);
 }
 

@@ -197,7 +197,7 @@ static void *name_memory(struct site *s, uint64_t size, int seals, int *ret_fd)
 	WORKS(ftruncate(fd, (off_t)size));
 	hva = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	CHECK(hva != MAP_FAILED);
-	WORKS(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | seals));
+	WORKS(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL | seals));
 	OK(gmem_export_add_memory(s->exporter, hva, size, fd, 0));
 	*ret_fd = fd;
 	return hva;

@@ -276,6 +276,7 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_SET_CLOEXEC] = "set close-on-exec",
 	[FAKE_MMAP] = "mmap",
 	[FAKE_MUNMAP] = "munmap",
+	[FAKE_MPROTECT] = "mprotect",
 	[FAKE_MADVISE] = "madvise",
 	[FAKE_FALLOCATE] = "fallocate",
 	[FAKE_MINCORE] = "mincore",
@@ -290,6 +291,7 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_FD_KIND] = "fstat and F_GETFL",
 	[FAKE_REOPEN] = "open again",
 	[FAKE_READ_AT] = "read at an offset",
+	[FAKE_READ_CACHED] = "read what is cached",
 	[FAKE_WRITE_AT] = "write at an offset",
 	[FAKE_FIND_DATA] = "lseek to data",
 	[FAKE_DATASYNC] = "fdatasync",
@@ -297,12 +299,15 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_RING_NEW] = "set up a ring",
 	[FAKE_RING_SUBMIT] = "submit to a ring",
 	[FAKE_RING_RESULT] = "a request on a ring",
+	[FAKE_RING_CANCEL] = "cancel a request",
 	[FAKE_FILE_SIZE] = "fstat",
 	[FAKE_FILESYSTEM_TYPE] = "fstatfs",
 	[FAKE_FACTS] = "fstat and others",
 	[FAKE_SEND] = "sendmsg",
 	[FAKE_RECEIVE] = "recvmsg",
+	[FAKE_RECEIVE_FD] = "a file received",
 	[FAKE_EVENT] = "eventfd",
+	[FAKE_TIMER] = "timerfd_create",
 	[FAKE_EPOLL] = "epoll",
 	[FAKE_POLL_MANY] = "poll of many",
 	[FAKE_FD_LINK] = "readlink",
@@ -779,12 +784,15 @@ void gmem_sys_pause(unsigned int microseconds)
 		sched_yield();
 }
 
+static uint64_t clock_extra;
+
 uint64_t gmem_sys_now(void)
 {
 	struct timespec now;
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec +
+	       __atomic_add_fetch(&clock_extra, fake.clock_step, __ATOMIC_RELAXED);
 }
 
 int gmem_sys_sigaction(int signal, const struct sigaction *action, struct sigaction *ret_old)
@@ -849,10 +857,14 @@ void fake_boot_kernel(const struct fake_kernel *row)
 	memset(&failure, 0, sizeof(failure));
 	kernel.complaints = 0;
 	kernel.interrupt_times = 0;
+	kernel.huge_page_size = 0;
 	kernel.node = 0;
 	kernel.races = false;
 	fake_limit_prefault(0, 0);
 	kernel.io_most = 0;
+	kernel.ring_entries = 0;
+	kernel.orphan_count = 0;
+	kernel.max_file_size = UINT64_MAX;
 	kernel.last_random = 0;
 	kernel.direct = FAKE_DIRECT_NEVER;
 	membarrier_refusal = 0;

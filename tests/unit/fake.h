@@ -50,6 +50,7 @@ struct fake_kernel {
 	uint64_t page_size;
 	uint64_t legal_flags;		/* create flags that KVM_CREATE_GUEST_MEMFD takes */
 	uint64_t filesystem_type;	/* of a guest_memfd */
+	uint64_t clock_step;		/* nanoseconds that pass, beside the true ones, with each look at the clock */
 	const char *link;		/* of a guest_memfd in /proc/self/fd */
 	int api_version;		/* 0: KVM_API_VERSION */
 	int kvm_errno;			/* result of opening /dev/kvm; 0: an fd */
@@ -110,6 +111,7 @@ enum fake_call {
 	FAKE_SET_CLOEXEC,
 	FAKE_MMAP,
 	FAKE_MUNMAP,
+	FAKE_MPROTECT,
 	FAKE_MADVISE,
 	FAKE_FALLOCATE,
 	FAKE_MINCORE,
@@ -124,6 +126,7 @@ enum fake_call {
 	FAKE_FD_KIND,
 	FAKE_REOPEN,
 	FAKE_READ_AT,
+	FAKE_READ_CACHED,
 	FAKE_WRITE_AT,
 	FAKE_FIND_DATA,
 	FAKE_DATASYNC,
@@ -131,12 +134,15 @@ enum fake_call {
 	FAKE_RING_NEW,
 	FAKE_RING_SUBMIT,
 	FAKE_RING_RESULT,
+	FAKE_RING_CANCEL,
 	FAKE_FILE_SIZE,
 	FAKE_FILESYSTEM_TYPE,
 	FAKE_FACTS,
 	FAKE_SEND,
 	FAKE_RECEIVE,
+	FAKE_RECEIVE_FD,
 	FAKE_EVENT,
+	FAKE_TIMER,
 	FAKE_EPOLL,
 	FAKE_POLL_MANY,
 	FAKE_FD_LINK,
@@ -186,6 +192,9 @@ enum fake_call fake_fail_victim(void);
  */
 void fake_interrupt(unsigned times, uint64_t pages);
 
+/* The file behind this fd, and its duplicates, passes for one of hugetlbfs with pages of @page_size. */
+void fake_pretend_huge(int fd, uint64_t page_size);
+
 /* From now on write() takes at most so many bytes at once; 0: what the fd takes */
 void fake_shorten_writes(size_t most);
 
@@ -212,6 +221,13 @@ void fake_set_direct(enum fake_direct direct);
 
 /* The next completion on the caller's ring */
 bool fake_take_completion(uint64_t *ret_tag, int *ret_result);
+/* From now on the caller's rings have so many entries, at most and at first 256. */
+void fake_set_ring_entries(uint32_t entries);
+/* A request of another user of the caller's ring; false: the queue is full */
+bool fake_queue_foreign(void);
+
+/* From now on RLIMIT_FSIZE is @limit; at first there is none, which is UINT64_MAX. */
+void fake_limit_file_size(uint64_t limit);
 
 /* The processors threads may use; those the last call took, and if this thread made it */
 void fake_set_cpus(uint64_t cpus);

@@ -108,6 +108,7 @@ struct fake_state {
 	unsigned counts[FAKE_CALLS];
 	unsigned complaints;
 	unsigned interrupt_times;
+	uint64_t huge_inode, huge_page_size;	/* a file that passes for one of hugetlbfs */
 	uint64_t interrupt_pages;
 	size_t max_written;
 	uint64_t populated_start;	/* the last range of a file that was mapped in whole */
@@ -117,6 +118,10 @@ struct fake_state {
 	bool races;			/* a page is touched just before mbind() */
 	uint8_t node;			/* node of pages that are touched, or allocated without a policy */
 	uint64_t io_most;
+	uint64_t max_file_size;		/* RLIMIT_FSIZE */
+	uint32_t ring_entries;		/* of the caller's ring; 0: the most there are */
+	uintptr_t orphans[64];		/* buffers of requests whose ring was closed */
+	unsigned orphan_count;
 	uint64_t last_random;
 	enum fake_direct direct;
 };
@@ -179,6 +184,11 @@ int vcpu_ioctl(struct handle *h, unsigned long request, void *arg);
 uint8_t node_to_allocate(const struct file *file, uint64_t page);
 /* [start, end) is unmapped, or mapped anew */
 void forget_policies(uint64_t start, uint64_t end);
+
+/* ---- fake_io.c ---- */
+
+/* [start, end) is unmapped: no request may still use it. */
+void check_no_request(uint64_t start, uint64_t end);
 
 /* ---- fake_mm.c ---- */
 

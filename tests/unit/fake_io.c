@@ -19,9 +19,10 @@
 
 struct queued {
 	struct gmem_ring_request request;
-	bool is_cancel;
+	bool is_foreign;
 	bool submitted;
 	bool cancelled;
+	int cancel_result;
 };
 
 struct gmem_ring {
@@ -102,15 +103,19 @@ static bool breaks_direct_rules(int fd, const void *buf, uint64_t size, uint64_t
 
 static int64_t do_transfer(const struct gmem_ring_request *r)
 {
+	bool writing = r->operation == GMEM_RING_WRITE;
 	uint64_t size = capped(r->size);
 	ssize_t n;
+
+	if (writing && r->offset != GMEM_NO_OFFSET && r->offset + r->size > kernel.max_file_size)
+		complain("a write raises SIGXFSZ, at MiB", (int)(r->offset >> 20));
 
 	if (breaks_direct_rules(r->fd, r->buf, r->size, r->offset))
 		return -EINVAL;
 	if (r->offset == GMEM_NO_OFFSET)
-		n = r->writing ? write(r->fd, r->buf, size) : read(r->fd, r->buf, size);
+		n = writing ? write(r->fd, r->buf, size) : read(r->fd, r->buf, size);
 	else
-		n = r->writing ? pwrite(r->fd, r->buf, size, (off_t)r->offset)
+		n = writing ? pwrite(r->fd, r->buf, size, (off_t)r->offset)
 			       : pread(r->fd, r->buf, size, (off_t)r->offset);
 	return n < 0 ? -errno : n;
 }
@@ -123,13 +128,21 @@ int64_t gmem_sys_read_at(int fd, void *buf, uint64_t size, uint64_t offset)
 				   .fd = fd, .buf = buf, .size = (uint32_t)size, .offset = offset });
 }
 
+int64_t gmem_sys_read_cached(int fd, void *buf, uint64_t size, uint64_t offset)
+{
+	int err = tried(FAKE_READ_CACHED);
+
+	return err ? err : do_transfer(&(struct gmem_ring_request){
+				   .fd = fd, .buf = buf, .size = (uint32_t)size, .offset = offset });
+}
+
 int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offset)
 {
 	int err = tried(FAKE_WRITE_AT);
 
 	return err ? err : do_transfer(&(struct gmem_ring_request){
 				   .fd = fd, .buf = (void *)(uintptr_t)buf, .size = (uint32_t)size,
-				   .offset = offset, .writing = true });
+				   .offset = offset, .operation = GMEM_RING_WRITE });
 }
 
 int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end)
@@ -157,6 +170,11 @@ int gmem_sys_datasync(int fd)
 	int err = tried(FAKE_DATASYNC);
 
 	return err ? err : fdatasync(fd) < 0 ? -errno : 0;
+}
+
+uint64_t gmem_sys_file_size_limit(void)
+{
+	return kernel.max_file_size;
 }
 
 int gmem_sys_poll(int fd, short events, int milliseconds)
@@ -202,7 +220,7 @@ int gmem_ring_wrap(struct io_uring *callers, uint64_t tag, struct gmem_ring **re
 	(void)callers;
 	enter();
 	callers_ring = must(calloc(1, sizeof(*callers_ring)));
-	callers_ring->entries = RING_ROOM;
+	callers_ring->entries = kernel.ring_entries ? kernel.ring_entries : RING_ROOM;
 	callers_ring->fd = -1;
 	callers_ring->tag = tag;
 	callers_ring->is_callers = true;
@@ -210,14 +228,31 @@ int gmem_ring_wrap(struct io_uring *callers, uint64_t tag, struct gmem_ring **re
 	return leave(0);
 }
 
+/* Closing a ring does not end its requests at once. */
+static void orphan(const struct queued *queued)
+{
+	if (queued->submitted && queued->request.buf && kernel.orphan_count < 64)
+		kernel.orphans[kernel.orphan_count++] = (uintptr_t)queued->request.buf;
+}
+
+void check_no_request(uint64_t start, uint64_t end)
+{
+	for (unsigned i = 0; i < kernel.orphan_count; i++)
+		if (kernel.orphans[i] >= start && kernel.orphans[i] < end)
+			complain("a buffer is unmapped under a request, number", (int)i);
+}
+
 void gmem_ring_free(struct gmem_ring *ring)
 {
 	if (!ring)
 		return;
-	for (unsigned i = 0; i < ring->count; i++)
-		if (!ring->queue[i].is_cancel)
-			complain("the ring ends with a request under way, number",
+	for (unsigned i = 0; i < ring->count; i++) {
+		if (!ring->is_callers)
+			orphan(&ring->queue[i]);
+		else if (!ring->queue[i].is_foreign)
+			complain("the caller's ring has a completion to come, number",
 				 (int)ring->queue[i].request.number);
+	}
 	if (ring->is_callers)
 		callers_ring = NULL;
 	else
@@ -230,9 +265,23 @@ int gmem_ring_fd(const struct gmem_ring *ring)
 	return ring->fd;
 }
 
+uint32_t gmem_ring_room(const struct gmem_ring *ring)
+{
+	return 2 * ring->entries;
+}
+
+uint32_t gmem_ring_unsubmitted(const struct gmem_ring *ring)
+{
+	uint32_t n = 0;
+
+	for (unsigned i = 0; i < ring->count; i++)
+		n += !ring->queue[i].submitted;
+	return n;
+}
+
 static int add(struct gmem_ring *ring, const struct queued *queued)
 {
-	if (ring->count == ring->entries || ring->count == RING_ROOM)
+	if (gmem_ring_unsubmitted(ring) == ring->entries || ring->count == RING_ROOM)
 		return -EAGAIN;
 	ring->queue[ring->count++] = *queued;
 	return 0;
@@ -243,31 +292,75 @@ int gmem_ring_queue(struct gmem_ring *ring, const struct gmem_ring_request *requ
 	return add(ring, &(struct queued){ .request = *request });
 }
 
-int gmem_ring_queue_cancel(struct gmem_ring *ring, uint32_t number, uint32_t victim)
+bool fake_queue_foreign(void)
 {
-	for (unsigned i = 0; i < ring->count; i++)
-		if (!ring->queue[i].is_cancel && ring->queue[i].request.number == victim)
-			ring->queue[i].cancelled = true;
-	return add(ring, &(struct queued){ .request = { .number = number }, .is_cancel = true });
+	return add(callers_ring, &(struct queued){ .is_foreign = true }) == 0;
+}
+
+void fake_set_ring_entries(uint32_t entries)
+{
+	kernel.ring_entries = entries;
+}
+
+static int cancel(struct gmem_ring *ring, uint32_t victim)
+{
+	int err = tried(FAKE_RING_CANCEL);
+
+	if (err)
+		return err;
+	for (unsigned i = 0; i < ring->count; i++) {
+		struct queued *queued = &ring->queue[i];
+
+		if (queued->request.operation == GMEM_RING_CANCEL || queued->is_foreign ||
+		    !queued->submitted || queued->request.number != victim)
+			continue;
+		queued->cancelled = true;
+		return 0;
+	}
+	return -ENOENT;
 }
 
 int gmem_ring_submit(struct gmem_ring *ring)
 {
 	int err = tried(FAKE_RING_SUBMIT);
 
-	for (unsigned i = 0; i < ring->count && !err; i++)
-		ring->queue[i].submitted = true;
+	for (unsigned i = 0; i < ring->count && !err; i++) {
+		struct queued *queued = &ring->queue[i];
+
+		if (!queued->submitted && queued->request.operation == GMEM_RING_CANCEL)
+			queued->cancel_result = cancel(ring, queued->request.victim);
+		queued->submitted = true;
+	}
 	return err;
 }
 
 static bool is_ready(const struct queued *queued, bool wait)
 {
-	struct pollfd pollfd = { .fd = queued->request.fd,
-				 .events = queued->request.writing ? POLLOUT : POLLIN };
+	const struct gmem_ring_request *request = &queued->request;
+	struct pollfd pollfd = { .fd = request->fd, .events = POLLIN };
 
 	if (!queued->submitted)
 		return false;
-	return queued->is_cancel || queued->cancelled || wait || poll(&pollfd, 1, 0) > 0;
+	if (request->operation != GMEM_RING_READ)
+		pollfd.events = POLLOUT;
+	return request->operation == GMEM_RING_CANCEL || queued->is_foreign || queued->cancelled ||
+	       wait || poll(&pollfd, 1, 0) > 0;
+}
+
+static int finish(const struct queued *queued)
+{
+	int err;
+
+	if (queued->is_foreign)
+		return 0;
+	if (queued->request.operation == GMEM_RING_CANCEL)
+		return queued->cancel_result;
+	if (queued->cancelled)
+		return -ECANCELED;
+	if (queued->request.operation == GMEM_RING_DATASYNC)
+		return gmem_sys_datasync(queued->request.fd);
+	err = tried(FAKE_RING_RESULT);
+	return err ? err : (int)do_transfer(&queued->request);
 }
 
 static int take(struct gmem_ring *ring, bool wait, uint32_t *ret_number, int *ret_result)
@@ -283,12 +376,8 @@ static int take(struct gmem_ring *ring, bool wait, uint32_t *ret_number, int *re
 	queued = ring->queue[i - 1];
 	memmove(&ring->queue[i - 1], &ring->queue[i], (ring->count - i) * sizeof(queued));
 	ring->count--;
-	*ret_number = queued.request.number;
-	*ret_result = queued.is_cancel ? 0
-		    : queued.cancelled ? -ECANCELED
-		    : tried(FAKE_RING_RESULT);
-	if (*ret_result == 0 && !queued.is_cancel)
-		*ret_result = (int)do_transfer(&queued.request);
+	*ret_number = queued.is_foreign ? UINT32_MAX : queued.request.number;
+	*ret_result = finish(&queued);
 	return 1;
 }
 
@@ -315,4 +404,9 @@ void fake_shorten_io(uint64_t most)
 void fake_set_direct(enum fake_direct direct)
 {
 	kernel.direct = direct;
+}
+
+void fake_limit_file_size(uint64_t limit)
+{
+	kernel.max_file_size = limit;
 }

@@ -207,6 +207,7 @@ int gmem_sys_munmap(void *addr, uint64_t size)
 	enter();
 	kernel.counts[FAKE_MUNMAP]++;
 	err = is_part_of_mapping((uintptr_t)addr, size) ? fate(FAKE_MUNMAP) : 0;
+	check_no_request((uintptr_t)addr, (uintptr_t)addr + size);
 	if (!err)
 		err = do_munmap(addr, size);
 	return leave(err);
@@ -254,6 +255,17 @@ int gmem_sys_madvise(void *addr, uint64_t size, int advice)
 	err = attempt(FAKE_MADVISE);
 	if (!err)
 		err = do_madvise(addr, size, advice);
+	return leave(err);
+}
+
+int gmem_sys_mprotect(void *addr, uint64_t size, int prot)
+{
+	int err;
+
+	enter();
+	err = attempt(FAKE_MPROTECT);
+	if (!err && mprotect(addr, size, prot) < 0)
+		err = -errno;
 	return leave(err);
 }
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* wait_budget: what one call waits for in all, and who is not waited for */
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
@@ -76,7 +75,7 @@ static void scene_begin_limited(struct scene *s, uint32_t wait_ms)
 	gmem_vm_free(s->unit.vm);
 	assert_ok(gmem_vm_new(s->unit.vm_fd, &vm_opts, &s->unit.vm));
 	s->plan = unit_plan(&s->unit, GMEM_BACKING_PRIVATE);
-	s->memfd = unit_memfd(ALL * PAGE, F_SEAL_SHRINK);
+	s->memfd = unit_memfd(ALL * PAGE, UNIT_SEALED);
 	s->hva = mmap(NULL, ALL * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, s->memfd, 0);
 	assert_ptr_not_equal(s->hva, MAP_FAILED);
 	opts.plan = s->plan;
