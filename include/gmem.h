@@ -41,8 +41,9 @@
  *   Each function says how it may be called: "Thread-safe", or "One thread at
  *   a time per object; different objects in parallel".
  *   Work on a range of guest memory waits for other work on the range that came
- *   before it. A call from inside a listener's callback that would have to wait for
- *   this callback fails with -EDEADLK: see struct gmem_listener_opts.
+ *   before it: "Waiting", at struct gmem_vm_opts, says for what, and how long. A call
+ *   from inside a listener's callback that would have to wait for this callback
+ *   fails with -EDEADLK: see struct gmem_listener_opts.
  */
 #ifndef GMEM_H
 #define GMEM_H
@@ -853,6 +854,45 @@ struct gmem_inplace_opts {
 	uint64_t create_flags;
 };
 
+/*
+ * Waiting. A call that works on guest memory waits for
+ *
+ *   earlier work: calls that work on part of the same range and came before, each
+ *	in its turn. A change of the layout goes in front of those that wait: it waits
+ *	for the work that is under way there, and for other changes of the layout.
+ *   leases: a conversion to private and a discard. Others are refused at once.
+ *   peers: a conversion to private, and a change that takes memory away. All peers of
+ *	an export are asked at once for all that the call takes from them, and none has
+ *	more than its own wait_ms (struct gmem_peer_opts) for that. So the call waits
+ *	no longer than the longest of these, whatever the number of peers, of parts of
+ *	the range, of regions, and of messages. Several exports follow each other, and
+ *	so do the pieces of a guest's request (gmem_vcpu_handle_exit()).
+ *   views: a conversion to private, and a change that replaces or takes memory.
+ *
+ * wait_ms of struct gmem_convert_opts, struct gmem_vcpu_opts and
+ * struct gmem_discard_opts is one limit for all of this together, for the whole call.
+ * It counts the time that the call waits, not that it works or is in a callback. When the time is up, the
+ * call fails with -EBUSY, or with -ETIMEDOUT if it waits for peers, which are not cut
+ * off for that. Nothing has changed, and gmem_last_error() says what was waited for and
+ * how long; a call that goes in parts, such as a discard, has done those before.
+ *
+ * With a wait_ms of 0 a lease in the way is refused at once, and there is no other
+ * limit: earlier work ends in its time, since it has limits itself, but there may be
+ * much of it, and views end when the program ends them. wait_ms of struct gmem_vm_opts
+ * is the limit then, if it is not 0, and that of all calls whose options have
+ * none: changes of the layout, gmem_region_set_dirty_log(), gmem_vm_reserve_slots(),
+ * populating, for each thread, gmem_vm_discard_owed(), gmem_vm_adopt_private(),
+ * dirty logs, NUMA queries and policies, statistics with GMEM_STATS_RESIDENT, and dumps,
+ * which leave out what they cannot count in time. Each of these fails with -EBUSY then.
+ *
+ * Two waits have no limit. A change of the layout waits for views when the kernel has
+ * made it already: it cannot be undone, and the memory cannot go while a view may
+ * have its address. gmem_listener_new(), gmem_listener_free(), gmem_export_new() and
+ * gmem_export_free() wait for the work that is under way when they are called, all of it
+ * at the same time, but not for work that waits or comes later. gmem_export_free() ends
+ * its peers first, so that no work waits for those any more.
+ */
+
 /* Flags of struct gmem_vm_opts */
 #define GMEM_VM_NO_SELFTEST	(1ull << 0) /* as GMEM_CAPS_NO_SELFTEST */
 #define GMEM_VM_TYPE		(1ull << 1) /* use @vm_type */
@@ -870,6 +910,9 @@ struct gmem_inplace_opts {
  * @inplace: the kernel's numbers for conversion in place; NULL: no such conversion
  * @vm_type: the type the VM was created with, as in struct gmem_caps_opts, read only
  *	with GMEM_VM_TYPE; otherwise what @caps knows of it
+ * @wait_ms: milliseconds that a call for this handle, whose own options say nothing,
+ *	waits for others in all, see "Waiting" above; 0: no limit
+ * @reserved: must be 0
  */
 struct gmem_vm_opts {
 	size_t   size;
@@ -879,6 +922,8 @@ struct gmem_vm_opts {
 	void    *log_data;
 	const struct gmem_inplace_opts *inplace;
 	uint64_t vm_type;
+	uint32_t wait_ms;
+	uint32_t reserved;
 };
 
 /**
@@ -1610,9 +1655,10 @@ struct gmem_listener_opts {
  *
  * What callbacks may call says struct gmem_listener_opts.
  *
- * Thread-safe. Waits for all work on memory that came before: conversions, also while
- * they wait for leases (wait_ms), changes of the layout, discards, the piece that a
- * long query is at. Work that comes later waits for this call. Since: 0.1.
+ * Thread-safe. Waits for the work on memory that is under way, such as a conversion
+ * that asks other listeners, but not for work that waits itself; nobody waits for this
+ * call. Work that begins from now on knows the listener, perhaps before this returns.
+ * Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
  * the library, -ENOMEM, -EDEADLK called from a callback.
@@ -1632,7 +1678,8 @@ GMEM_API GMEM_CHECKED int gmem_listener_new(struct gmem_vm *vm,
  * one that another thread is in may still run; keep its data until a later call of
  * gmem_listener_new() or gmem_listener_free(), not from a callback, has returned.
  *
- * Thread-safe; waits as gmem_listener_new(). Since: 0.1.
+ * Thread-safe; waits as gmem_listener_new(): conversions that have asked the listener
+ * tell it of their end, and later ones do not call it. Since: 0.1.
  */
 GMEM_API void gmem_listener_free(struct gmem_listener *listener);
 
@@ -2144,8 +2191,9 @@ GMEM_API int gmem_change_apply(struct gmem_change *change);
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_CONVERT_*; unknown bits are -EINVAL
  * @discard: GMEM_DISCARD_*
- * @wait_ms: milliseconds to wait for leases to be freed; 0: fail at once. Work on
- *	the same range that came before is waited for in any case.
+ * @wait_ms: milliseconds to wait in all, for earlier work, leases, peers and views;
+ *	0: fail at once if there is a lease, and else wait as long as it takes, or as
+ *	wait_ms of struct gmem_vm_opts says. See "Waiting" there.
  */
 struct gmem_convert_opts {
 	size_t   size;
@@ -2201,10 +2249,10 @@ struct gmem_conversion {
  * counts as owed. Memory that is one for both sides, as with GMEM_BACKING_INPLACE,
  * owes nothing.
  *
- * A conversion to private asks the listeners, waits until every view that began
- * before has ended, and waits for leases up to wait_ms of @opts. A conversion to
- * shared calls the listeners once views can use the memory. If a lease or a
- * listener is in the way, nothing changes.
+ * A conversion waits for earlier work on the range. To private, it then waits for
+ * leases, asks the listeners, and waits until every view that began before has ended:
+ * for all of that up to wait_ms of @opts. A conversion to shared calls the listeners
+ * once views can use the memory. If something is in the way, nothing changes.
  *
  * Thread-safe. Do not call it between gmem_view_begin() and gmem_view_end() of
  * the same thread. Source: KVM_SET_MEMORY_ATTRIBUTES; for discarding madvise(2)
@@ -2212,8 +2260,9 @@ struct gmem_conversion {
  *
  * Return: 0, or -EINVAL bad range, state or options, -ENOENT the range has a
  * hole, -ENXIO part of it is a device's, -EOPNOTSUPP memory in it cannot be
- * converted, -EBUSY somebody holds a lease, the errno of a listener that
- * refused, -ETIMEDOUT a peer did not give it back (gmem_peer_add()), -EDEADLK a
+ * converted, -EBUSY somebody holds a lease, or earlier work or a view has not ended
+ * within wait_ms, the errno of a listener that refused, -ETIMEDOUT a peer did not
+ * give it back (gmem_peer_add()) in its time or within wait_ms, -EDEADLK a
  * callback calls it for its own range, -ENOMEM, -E2BIG options newer than the
  * library, or the kernel's own errno: nothing changed; -ENOTRECOVERABLE the
  * kernel refused to undo, see @ret, or a region in the range has lost its
@@ -2362,7 +2411,8 @@ GMEM_API int gmem_exit_reply(struct kvm_run *run, uint64_t vm_type, int error);
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_VCPU_*; unknown bits are -EINVAL
  * @discard: GMEM_DISCARD_*, as in struct gmem_convert_opts
- * @wait_ms: milliseconds to wait for leases, as in struct gmem_convert_opts
+ * @wait_ms: milliseconds to wait for one exit, whatever it takes, as in
+ *	struct gmem_convert_opts
  * @max_stuck_faults: number of consecutive faults at one address that need no
  *	conversion, the last of which is -ELOOP; 0: 16
  * @max_repeats: number of consecutive exits about one address, whatever was done
@@ -2805,7 +2855,8 @@ struct gmem_gpa_range {
  * struct gmem_discard_opts - how to discard
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_DISCARD_INWARD; unknown bits are -EINVAL
- * @wait_ms: milliseconds to wait for leases to be freed, in all; 0: fail at once
+ * @wait_ms: milliseconds to wait in all, for leases and earlier work; 0: fail at once
+ *	if there is a lease. See "Waiting" at struct gmem_vm_opts.
  * @reserved: must be 0
  */
 struct gmem_discard_opts {
@@ -3489,11 +3540,12 @@ struct gmem_export_opts {
  * gmem_export_add_memory() was called for it. Anonymous memory cannot be given,
  * because no fd refers to it.
  *
- * Thread-safe; waits as gmem_listener_new(). Source: eventfd(2), timerfd_create(2),
- * epoll(7). Since: 0.1.
+ * Thread-safe; waits as gmem_listener_new(), then for changes of the layout under
+ * way. Source: eventfd(2), timerfd_create(2), epoll(7). Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -EMFILE, -ENFILE, -ENOMEM, -EDEADLK called from a listener's callback.
+ * the library, -EMFILE, -ENFILE, -ENOMEM, -EDEADLK called from a listener's callback,
+ * -EBUSY a change of the layout has not ended within wait_ms of struct gmem_vm_opts.
  */
 GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
 					  const struct gmem_export_opts *opts,
@@ -3504,7 +3556,7 @@ GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
  * @exporter: export, or NULL
  *
  * Do not call it from a listener's callback: it then only writes to the VM's
- * log.
+ * log. It ends the peers, and then waits as gmem_listener_free().
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
@@ -3632,8 +3684,8 @@ struct gmem_export_range {
  * @ranges: ranges that the peer may have, in GPA order, not overlapping; copied.
  *	NULL: all present and future memory, with the rights that its files allow.
  * @range_count: entries in @ranges
- * @wait_ms: longest time to wait for the peer's answer when memory is taken back,
- *	in milliseconds; 0: 1000
+ * @wait_ms: longest time that a call waits for the peer's answers, all of them
+ *	together, when memory is taken back, in milliseconds; 0: 1000
  * @reserved: must be 0
  */
 struct gmem_peer_opts {
@@ -3658,7 +3710,7 @@ struct gmem_peer_opts {
  *
  * The library takes a region back from peers before it is removed, moved or
  * rebound, and a range before it becomes private, and waits for their answers.
- * If an answer does not come in time, the removal or conversion fails with
+ * If the answers do not come in time, the removal or conversion fails with
  * -ETIMEDOUT and nothing has changed; with GMEM_PEER_CUT_OFF the peer is cut
  * off, and the call goes on. Memory that becomes shared again is given again.
  * Taking back relies on the peer, which can keep a mapping: it protects both
