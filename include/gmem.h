@@ -41,8 +41,9 @@
  *   Each function says how it may be called: "Thread-safe", or "One thread at
  *   a time per object; different objects in parallel".
  *   Work on a range of guest memory waits for other work on the range that came
- *   before it. A call from inside a listener's callback that would have to wait for
- *   this callback fails with -EDEADLK: see struct gmem_listener_opts.
+ *   before it: "Waiting", at struct gmem_vm_opts, says for what, and how long. A call
+ *   from inside a listener's callback that would have to wait for this callback
+ *   fails with -EDEADLK: see struct gmem_listener_opts.
  */
 #ifndef GMEM_H
 #define GMEM_H
@@ -853,6 +854,45 @@ struct gmem_inplace_opts {
 	uint64_t create_flags;
 };
 
+/*
+ * Waiting. A call that works on guest memory waits for
+ *
+ *   earlier work: calls that work on part of the same range and came before, each
+ *	in its turn. A change of the layout goes in front of those that wait: it waits
+ *	for the work that is under way there, and for other changes of the layout.
+ *   leases: a conversion to private and a discard. Others are refused at once.
+ *   peers: a conversion to private, and a change that takes memory away. All peers of
+ *	an export are asked at once for all that the call takes from them, and none has
+ *	more than its own wait_ms (struct gmem_peer_opts) for that. So the call waits
+ *	no longer than the longest of these, whatever the number of peers, of parts of
+ *	the range, of regions, and of messages. Several exports follow each other, and
+ *	so do the pieces of a guest's request (gmem_vcpu_handle_exit()).
+ *   views: a conversion to private, and a change that replaces or takes memory.
+ *
+ * wait_ms of struct gmem_convert_opts, struct gmem_vcpu_opts and
+ * struct gmem_discard_opts is one limit for all of this together, for the whole call.
+ * It counts the time that the call waits, not that it works or is in a callback. When the time is up, the
+ * call fails with -EBUSY, or with -ETIMEDOUT if it waits for peers, which are not cut
+ * off for that. Nothing has changed, and gmem_last_error() says what was waited for and
+ * how long; a call that goes in parts, such as a discard, has done those before.
+ *
+ * With a wait_ms of 0 a lease in the way is refused at once, and there is no other
+ * limit: earlier work ends in its time, since it has limits itself, but there may be
+ * much of it, and views end when the program ends them. wait_ms of struct gmem_vm_opts
+ * is the limit then, if it is not 0, and that of all calls whose options have
+ * none: changes of the layout, gmem_region_set_dirty_log(), gmem_vm_reserve_slots(),
+ * populating, for each thread, gmem_vm_discard_owed(), gmem_vm_adopt_private(),
+ * dirty logs, NUMA queries and policies, statistics with GMEM_STATS_RESIDENT, and dumps,
+ * which leave out what they cannot count in time. Each of these fails with -EBUSY then.
+ *
+ * Two waits have no limit. A change of the layout waits for views when the kernel has
+ * made it already: it cannot be undone, and the memory cannot go while a view may
+ * have its address. gmem_listener_new(), gmem_listener_free(), gmem_export_new() and
+ * gmem_export_free() wait for the work that is under way when they are called, all of it
+ * at the same time, but not for work that waits or comes later. gmem_export_free() ends
+ * its peers first, so that no work waits for those any more.
+ */
+
 /* Flags of struct gmem_vm_opts */
 #define GMEM_VM_NO_SELFTEST	(1ull << 0) /* as GMEM_CAPS_NO_SELFTEST */
 #define GMEM_VM_TYPE		(1ull << 1) /* use @vm_type */
@@ -870,6 +910,9 @@ struct gmem_inplace_opts {
  * @inplace: the kernel's numbers for conversion in place; NULL: no such conversion
  * @vm_type: the type the VM was created with, as in struct gmem_caps_opts, read only
  *	with GMEM_VM_TYPE; otherwise what @caps knows of it
+ * @wait_ms: milliseconds that a call for this handle, whose own options say nothing,
+ *	waits for others in all, see "Waiting" above; 0: no limit
+ * @reserved: must be 0
  */
 struct gmem_vm_opts {
 	size_t   size;
@@ -879,6 +922,8 @@ struct gmem_vm_opts {
 	void    *log_data;
 	const struct gmem_inplace_opts *inplace;
 	uint64_t vm_type;
+	uint32_t wait_ms;
+	uint32_t reserved;
 };
 
 /**
@@ -1610,9 +1655,10 @@ struct gmem_listener_opts {
  *
  * What callbacks may call says struct gmem_listener_opts.
  *
- * Thread-safe. Waits for all work on memory that came before: conversions, also while
- * they wait for leases (wait_ms), changes of the layout, discards, the piece that a
- * long query is at. Work that comes later waits for this call. Since: 0.1.
+ * Thread-safe. Waits for the work on memory that is under way, such as a conversion
+ * that asks other listeners, but not for work that waits itself; nobody waits for this
+ * call. Work that begins from now on knows the listener, perhaps before this returns.
+ * Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
  * the library, -ENOMEM, -EDEADLK called from a callback.
@@ -1632,7 +1678,8 @@ GMEM_API GMEM_CHECKED int gmem_listener_new(struct gmem_vm *vm,
  * one that another thread is in may still run; keep its data until a later call of
  * gmem_listener_new() or gmem_listener_free(), not from a callback, has returned.
  *
- * Thread-safe; waits as gmem_listener_new(). Since: 0.1.
+ * Thread-safe; waits as gmem_listener_new(): conversions that have asked the listener
+ * tell it of their end, and later ones do not call it. Since: 0.1.
  */
 GMEM_API void gmem_listener_free(struct gmem_listener *listener);
 
@@ -2144,8 +2191,9 @@ GMEM_API int gmem_change_apply(struct gmem_change *change);
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_CONVERT_*; unknown bits are -EINVAL
  * @discard: GMEM_DISCARD_*
- * @wait_ms: milliseconds to wait for leases to be freed; 0: fail at once. Work on
- *	the same range that came before is waited for in any case.
+ * @wait_ms: milliseconds to wait in all, for earlier work, leases, peers and views;
+ *	0: fail at once if there is a lease, and else wait as long as it takes, or as
+ *	wait_ms of struct gmem_vm_opts says. See "Waiting" there.
  */
 struct gmem_convert_opts {
 	size_t   size;
@@ -2201,10 +2249,10 @@ struct gmem_conversion {
  * counts as owed. Memory that is one for both sides, as with GMEM_BACKING_INPLACE,
  * owes nothing.
  *
- * A conversion to private asks the listeners, waits until every view that began
- * before has ended, and waits for leases up to wait_ms of @opts. A conversion to
- * shared calls the listeners once views can use the memory. If a lease or a
- * listener is in the way, nothing changes.
+ * A conversion waits for earlier work on the range. To private, it then waits for
+ * leases, asks the listeners, and waits until every view that began before has ended:
+ * for all of that up to wait_ms of @opts. A conversion to shared calls the listeners
+ * once views can use the memory. If something is in the way, nothing changes.
  *
  * Thread-safe. Do not call it between gmem_view_begin() and gmem_view_end() of
  * the same thread. Source: KVM_SET_MEMORY_ATTRIBUTES; for discarding madvise(2)
@@ -2212,8 +2260,9 @@ struct gmem_conversion {
  *
  * Return: 0, or -EINVAL bad range, state or options, -ENOENT the range has a
  * hole, -ENXIO part of it is a device's, -EOPNOTSUPP memory in it cannot be
- * converted, -EBUSY somebody holds a lease, the errno of a listener that
- * refused, -ETIMEDOUT a peer did not give it back (gmem_peer_add()), -EDEADLK a
+ * converted, -EBUSY somebody holds a lease, or earlier work or a view has not ended
+ * within wait_ms, the errno of a listener that refused, -ETIMEDOUT a peer did not
+ * give it back (gmem_peer_add()) in its time or within wait_ms, -EDEADLK a
  * callback calls it for its own range, -ENOMEM, -E2BIG options newer than the
  * library, or the kernel's own errno: nothing changed; -ENOTRECOVERABLE the
  * kernel refused to undo, see @ret, or a region in the range has lost its
@@ -2362,7 +2411,8 @@ GMEM_API int gmem_exit_reply(struct kvm_run *run, uint64_t vm_type, int error);
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_VCPU_*; unknown bits are -EINVAL
  * @discard: GMEM_DISCARD_*, as in struct gmem_convert_opts
- * @wait_ms: milliseconds to wait for leases, as in struct gmem_convert_opts
+ * @wait_ms: milliseconds to wait for one exit, whatever it takes, as in
+ *	struct gmem_convert_opts
  * @max_stuck_faults: number of consecutive faults at one address that need no
  *	conversion, the last of which is -ELOOP; 0: 16
  * @max_repeats: number of consecutive exits about one address, whatever was done
@@ -2805,7 +2855,8 @@ struct gmem_gpa_range {
  * struct gmem_discard_opts - how to discard
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_DISCARD_INWARD; unknown bits are -EINVAL
- * @wait_ms: milliseconds to wait for leases to be freed, in all; 0: fail at once
+ * @wait_ms: milliseconds to wait in all, for leases and earlier work; 0: fail at once
+ *	if there is a lease. See "Waiting" at struct gmem_vm_opts.
  * @reserved: must be 0
  */
 struct gmem_discard_opts {
@@ -3040,16 +3091,18 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
  * built in, the transfer uses read(2) and write(2), and its result says so.
  *
  * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore() and gmem_image_verify() do
- * a whole transfer and block. A program with an event loop begins a transfer and
- * calls gmem_transfer_step() whenever gmem_transfer_fd() is ready, and never waits.
+ * a whole transfer and block. A program with an event loop begins a transfer, which
+ * may block, and calls gmem_transfer_step() whenever gmem_transfer_fd() is ready.
  *
  * Call gmem_recovery_enable() before a transfer begins: then copies cost what
  * memcpy(3) costs, otherwise each makes a system call.
  *
  * Files are read and written at given offsets, and the position of the fd does not
  * change. Pipes and sockets are read and written at their present position; writing
- * to a pipe without a reader raises SIGPIPE. If vCPUs or devices write to memory
- * while it is saved or loaded, the result mixes old and new contents.
+ * to a pipe without a reader raises SIGPIPE. RLIMIT_FSIZE is asked before each write
+ * to a file, so that none raises SIGXFSZ: with io_uring, one may if another process
+ * lowers the limit while it is under way. If vCPUs or devices write to memory while it
+ * is saved or loaded, the result mixes old and new contents.
  *
  * gmem-image(5) describes the image that save writes and restore reads.
  */
@@ -3057,7 +3110,7 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 /* Flags of struct gmem_transfer_opts */
 #define GMEM_TRANSFER_NO_DIRECT	(1ull << 0) /* do not bypass the page cache */
 #define GMEM_TRANSFER_NO_RING	(1ull << 1) /* do not use io_uring */
-#define GMEM_TRANSFER_SYNC	(1ull << 2) /* save: call fdatasync(2) before it is done */
+#define GMEM_TRANSFER_SYNC	(1ull << 2) /* save: done once it is on the disk */
 #define GMEM_TRANSFER_OMIT_PRIVATE (1ull << 3) /* save, restore: leave private memory out */
 #define GMEM_TRANSFER_LEAVE_REST (1ull << 4) /* restore: the VM may have more memory */
 #define GMEM_TRANSFER_VERIFY	(1ull << 5) /* restore: verify all of the image first */
@@ -3068,13 +3121,15 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 /**
  * gmem_transfer_progress_fn - is told the progress of a transfer
  * @data: progress_data of struct gmem_transfer_opts
- * @done: bytes finished so far: of guest memory, or of the image when one is read
+ * @done: bytes finished so far: of guest memory, or of the file when an image is read
  * @total: bytes in all; 0 if that is not known
  *
- * The library calls it in the thread of the transfer, after each step that got
- * further and at the end. A save gets further by 16 MiB of guest memory or less, a
- * load by a buffer (1 MiB or less), a restore by a buffer of the image. Empty
- * memory and holes of files go faster: up to 80 MiB in one step.
+ * The library calls it in the thread of the transfer, after each step that did not
+ * have to wait, also if @done is what it was: a step that only clears memory, or packs
+ * what was read, does not change it. A save gets further by 64 MiB of guest memory or
+ * less, a load by 1 MiB or by 64 MiB of a hole, a restore or gmem_image_verify() by
+ * one record of the image, 1 MiB or less. With GMEM_TRANSFER_VERIFY, @total is twice
+ * the bytes of the file.
  *
  * Return: 0 to go on, anything else to stop with -ECANCELED.
  */
@@ -3093,7 +3148,8 @@ typedef int (*gmem_transfer_progress_fn)(void *data, uint64_t done, uint64_t tot
  *	the transfer makes its own. Only for gmem_transfer_step() without waiting,
  *	in the thread that uses the ring.
  * @ring_tag: with @ring: lowest user_data of the transfer's requests, which use
- *	GMEM_TRANSFER_TAGS numbers from here on
+ *	GMEM_TRANSFER_TAGS numbers from here on. Transfers that share a ring need
+ *	tags that differ.
  * @depth: number of buffers of 1 MiB, at most 32; 0: the library chooses
  * @reserved: must be 0
  */
@@ -3199,19 +3255,26 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * process that died, a full disk or a host that went down. After a failure the
  * image is incomplete; with gmem_vm_save_begin() the save can go on.
  *
+ * With GMEM_TRANSFER_SYNC the image is on its disk before the save is done. A sync
+ * that fails is the end of the save: the kernel may have dropped what it could not
+ * write and reports that once, so every later step fails like it, and the image has
+ * to be saved anew. The name of the file is safe only after an fsync(2) of its
+ * directory: gmem-image(5) has the whole sequence.
+ *
  * The host cannot read private memory. With GMEM_TRANSFER_OMIT_PRIVATE the image
  * has the ranges that were private, without contents, and the rest of the memory.
  *
  * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
  *
  * Thread-safe. Source: mincore(2), cachestat(2), write(2), io_uring(7), open(2)
- * with O_DIRECT, fdatasync(2). Since: 0.1.
+ * with O_DIRECT, fdatasync(2), getrlimit(2). Since: 0.1.
  *
  * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is
  * being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
- * arguments, or @fd is open with O_APPEND, -EBADF @fd is not open, or not for
- * writing, -E2BIG options newer than the library, -EFAULT a page cannot be
- * reached, -ENOMEM, or the kernel's own errno from writing, such as -ENOSPC.
+ * arguments, @fd is open with O_APPEND, or has no disk to sync, -EBADF @fd is not
+ * open, or not for writing, -E2BIG options newer than the library, -EFAULT a page
+ * cannot be reached, -ENOMEM, -EFBIG a write would end past RLIMIT_FSIZE, or the
+ * kernel's own errno from writing or syncing, such as -ENOSPC.
  */
 GMEM_API int gmem_vm_save(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			  struct gmem_transfer_result *ret);
@@ -3252,15 +3315,21 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * An image that is damaged or incomplete is refused, and never changes memory
  * outside its list of regions. The damage may be found late, when part of the image
  * has been loaded. With GMEM_TRANSFER_VERIFY a file is read twice, and memory
- * changes only after all of the image was verified.
+ * changes only after all of the image was verified. The second time is checked like
+ * the first, so nothing is stored that does not pass, but who can write the file in
+ * between can still have the restore fail halfway, or another image loaded. To rule
+ * that out, give a copy of your own, or a memfd with F_SEAL_WRITE, F_SEAL_GROW and
+ * F_SEAL_SHRINK.
  *
- * The call reads nothing from a pipe past the end of the image.
+ * The image decides how much is read, the VM how much memory that takes: at most
+ * 1/256 of the VM's memory for the list of private ranges, 2 MiB for that of regions,
+ * and the buffers. The call reads nothing from a pipe past the end of the image.
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
  * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
- * early, -EOPNOTSUPP it is of a later version, -ENOENT the image has memory
- * that the VM does not have, -EEXIST the VM has memory that the image does not
+ * early, -EOPNOTSUPP it is of a later version, -ENOENT the image has memory,
+ * or more private ranges, than the VM has room for, -EEXIST the VM has memory that the image does not
  * have, -EACCES memory of the image or the VM is private, -ESPIPE a pipe cannot
  * be verified first, -EBUSY, -ECANCELED, -EINVAL, -EBADF, -E2BIG, -EFAULT,
  * -ENOMEM and errnos from reading as gmem_vm_load().
@@ -3294,10 +3363,15 @@ GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
  * This needs no VM. gmem_vm_restore() accepts an image that passes, if the VM has
  * its memory.
  *
+ * It takes as long as reading the file up to the end of the image, whatever sizes the
+ * image claims, and the callback can stop it after each record. Of private ranges it
+ * keeps 2^22, 64 MiB, and counts ranges that touch as one.
+ *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
  * Return: 0, or -EBADMSG, -ENODATA, -EOPNOTSUPP, -ECANCELED, -EINVAL, -EBADF,
- * -E2BIG, -ENOMEM and errnos from reading as gmem_vm_restore().
+ * -E2BIG, -ENOMEM (also: too many private ranges) and errnos from reading as
+ * gmem_vm_restore().
  */
 GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 			       struct gmem_transfer_result *ret);
@@ -3310,20 +3384,29 @@ GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 /**
  * gmem_transfer_step() - do the next part of a transfer
  * @transfer: transfer
- * @wait: 0: never block (but see below); 1: block until there is progress. Must be
- *	0 with the caller's ring.
+ * @wait: 0: never wait for the file (but see below); 1: block until there is
+ *	progress. Must be 0 with the caller's ring.
  *
- * A step copies at most one buffer of 1 MiB. Without io_uring a step reads or
- * writes a file itself and blocks as long as the disk takes; of a pipe it reads or
- * writes only as much as poll(2) and O_NONBLOCK allow.
+ * A step copies at most one buffer of 1 MiB. With io_uring and @wait 0 it waits for no
+ * data of the file, and for no sync: these are requests of the ring. It does what it
+ * does to guest memory itself, which may take as long as the kernel needs to allocate
+ * a page, to read it from swap, or to have a userfaultfd serve it; and a load asks a
+ * file with holes where its data is, for which the file system may read its metadata.
+ * A step submits the ring's queue, with whatever else the caller has put there.
+ *
+ * Without io_uring a step reads, writes and syncs a file itself and blocks as long as
+ * the disk takes; of a pipe it reads or writes only as much as poll(2) and O_NONBLOCK
+ * allow.
  *
  * After a failure it may be called again and repeats what failed. So a transfer can
- * go on when the disk has space again, or after the callback stopped it.
+ * go on when the disk has space again, or after the callback stopped it. One failure
+ * is told of all requests that were under way. Only a failed sync is final.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
  * Return: GMEM_TRANSFER_DONE, GMEM_TRANSFER_MORE or GMEM_TRANSFER_WAIT, or as
- * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore().
+ * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore(); -EINVAL also after
+ * gmem_transfer_free() returned -EBUSY, or io_uring_enter(2)'s own errno.
  */
 GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait);
 
@@ -3348,11 +3431,12 @@ GMEM_API int gmem_transfer_fd(const struct gmem_transfer *transfer, int16_t *ret
  * @res: res of the completion
  *
  * Call it for each completion whose user_data belongs to the transfer, then call
- * gmem_transfer_step().
+ * gmem_transfer_step(), or gmem_transfer_free() again.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0, or -EINVAL the completion belongs to no request of this transfer.
+ * Return: 0, or -EINVAL no such completion is to come: the tag is not this
+ * transfer's, or was handed over before, or @res is more than was asked for.
  */
 GMEM_API int gmem_transfer_complete(struct gmem_transfer *transfer, uint64_t tag, int32_t res);
 
@@ -3374,11 +3458,17 @@ GMEM_API int gmem_transfer_get_result(const struct gmem_transfer *transfer,
  *
  * Cancels requests that are under way and waits for their end. Memory that was
  * loaded stays so. With the caller's ring it cannot wait: it submits requests to
- * cancel, and must be called again after the completions have been handed over.
+ * cancel, and must be called again after completions have been handed over, until it
+ * returns 0. Then no completion with a tag of the transfer can come any more: those of
+ * the requests to cancel have come, too, which use tags of the transfer.
+ *
+ * If the kernel refuses to cancel a request on the transfer's own ring that may never
+ * end by itself, such as a read from a pipe, the buffers are left mapped for ever:
+ * the kernel could still write to them.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0, or -EBUSY completions are still missing on the caller's ring.
+ * Return: 0, or -EBUSY completions are still to come on the caller's ring.
  */
 GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer);
 
@@ -3450,11 +3540,12 @@ struct gmem_export_opts {
  * gmem_export_add_memory() was called for it. Anonymous memory cannot be given,
  * because no fd refers to it.
  *
- * Thread-safe; waits as gmem_listener_new(). Source: eventfd(2), timerfd_create(2),
- * epoll(7). Since: 0.1.
+ * Thread-safe; waits as gmem_listener_new(), then for changes of the layout under
+ * way. Source: eventfd(2), timerfd_create(2), epoll(7). Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -EMFILE, -ENFILE, -ENOMEM, -EDEADLK called from a listener's callback.
+ * the library, -EMFILE, -ENFILE, -ENOMEM, -EDEADLK called from a listener's callback,
+ * -EBUSY a change of the layout has not ended within wait_ms of struct gmem_vm_opts.
  */
 GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
 					  const struct gmem_export_opts *opts,
@@ -3465,7 +3556,7 @@ GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
  * @exporter: export, or NULL
  *
  * Do not call it from a listener's callback: it then only writes to the VM's
- * log.
+ * log. It ends the peers, and then waits as gmem_listener_free().
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
@@ -3593,8 +3684,8 @@ struct gmem_export_range {
  * @ranges: ranges that the peer may have, in GPA order, not overlapping; copied.
  *	NULL: all present and future memory, with the rights that its files allow.
  * @range_count: entries in @ranges
- * @wait_ms: longest time to wait for the peer's answer when memory is taken back,
- *	in milliseconds; 0: 1000
+ * @wait_ms: longest time that a call waits for the peer's answers, all of them
+ *	together, when memory is taken back, in milliseconds; 0: 1000
  * @reserved: must be 0
  */
 struct gmem_peer_opts {
@@ -3619,7 +3710,7 @@ struct gmem_peer_opts {
  *
  * The library takes a region back from peers before it is removed, moved or
  * rebound, and a range before it becomes private, and waits for their answers.
- * If an answer does not come in time, the removal or conversion fails with
+ * If the answers do not come in time, the removal or conversion fails with
  * -ETIMEDOUT and nothing has changed; with GMEM_PEER_CUT_OFF the peer is cut
  * off, and the call goes on. Memory that becomes shared again is given again.
  * Taking back relies on the peer, which can keep a mapping: it protects both

@@ -132,10 +132,12 @@ GMEM_API void gmem_export_free(struct gmem_export *exporter)
 	if (gmem_vm_log_error(exporter->vm, gmem_claim_check_not_owner(exporter->vm)))
 		return;
 
-	gmem_listener_free(exporter->listener);
-	gmem_vm_remove_change_hook(exporter->vm, &exporter->hook);
+	/* Peers go first: who waits for them need not wait any more. */
 	while (exporter->peers)
 		gmem_peer_remove(exporter->peers);
+	gmem_listener_free(exporter->listener);
+	gmem_vm_remove_change_hook(exporter->vm, &exporter->hook);
+	free(exporter->leaving_nodes);
 	close_fds(exporter);
 	gmem_callers_memory_clear(&exporter->memory);
 	gmem_lock_destroy(&exporter->lock);

@@ -125,7 +125,7 @@ static int publish(struct gmem_vm *vm, struct gmem_mapped_extent *extent, uint64
 	if (err)
 		return err;
 
-	gmem_vm_wait_for_views(vm);
+	gmem_vm_wait_for_views(vm, NULL);
 	gmem_table_free(old, table);
 	return 0;
 }
@@ -413,7 +413,7 @@ static int revoke_some(struct gmem_import *import, struct work *work)
 	keep_granted(import, work->extent, offset, size);
 	note(import, work->extent, offset, size, false);
 	show(import, work->extent, offset, size);
-	gmem_vm_wait_for_views(&import->vm);
+	gmem_vm_wait_for_views(&import->vm, NULL);
 	err = gmem_mapped_extent_protect(work->extent, offset, size, false);
 	if (err) {
 		gmem_failure_keep(&failure, err);

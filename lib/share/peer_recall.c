@@ -15,7 +15,10 @@
 #include "base/range_set.h"
 #include "layout/step.h"
 #include "os/sys.h"
+#include "region/page_states.h"
 #include "share/peer_io.h"
+#include "state/claim.h"
+#include "state/private_state.h"
 
 /* How often to look again: another thread may have read the answer this one waits for */
 #define SLICE_MS	10
@@ -99,25 +102,42 @@ static int collect_holders(const struct gmem_export *exporter, const struct gmem
 	return count;
 }
 
-static int take_back(struct gmem_export *exporter, const struct gmem_recall *recall)
+/* Returns 0 as soon as no peer has memory of the recall any more, whatever time it is. */
+static int wait_for_peers(struct gmem_export *exporter, const struct gmem_recall *recall,
+			  const struct gmem_wait_budget *budget, uint64_t start)
 {
-	uint64_t start = gmem_sys_now();
+	uint64_t end = gmem_wait_end(budget, start), now;
 	struct pollfd fds[MAX_POLLED];
 	int count;
 
 	for (;;) {
 		gmem_lock_take(&exporter->lock);
 		gmem_peers_pump(exporter);
+		now = gmem_sys_now();
 		count = collect_holders(exporter, recall,
-					(gmem_sys_now() - start) / GMEM_NANOSECONDS_PER_MS, fds);
+					(now - start) / GMEM_NANOSECONDS_PER_MS, fds);
 		gmem_lock_drop(&exporter->lock);
 		if (count <= 0)
 			return count;
+		if (now >= end)
+			return gmem_fail(-ETIMEDOUT, "%d peers have memory that is taken back, and the call "
+					 "was to wait %" PRIu32 " ms", count, budget->wait_ms);
 
 		/* Without the lock, so that other threads can dispatch meanwhile. */
 		if (gmem_sys_poll_many(fds, (unsigned int)count, SLICE_MS) < 0)
 			gmem_sys_pause(SLICE_MS * 1000);
 	}
+}
+
+static int take_back(struct gmem_export *exporter, const struct gmem_recall *recall,
+		     struct gmem_wait_budget *budget)
+{
+	uint64_t start = gmem_sys_now();
+	int err;
+
+	err = wait_for_peers(exporter, recall, budget, start);
+	gmem_wait_spend(budget, start);
+	return err;
 }
 
 /* ---- before a region is removed ---- */
@@ -175,7 +195,8 @@ static void note_step(struct gmem_export *exporter, const struct gmem_step *step
 	exporter->leaving_count++;
 }
 
-int gmem_peers_before(struct gmem_change_hook *hook, const struct gmem_step *steps, size_t count)
+int gmem_peers_before(struct gmem_change_hook *hook, const struct gmem_step *steps, size_t count,
+		      struct gmem_wait_budget *budget)
 {
 	struct gmem_export *exporter = GMEM_CONTAINER_OF(hook, struct gmem_export, hook);
 	struct gmem_recall *recall = &exporter->leaving_recall;
@@ -199,7 +220,7 @@ int gmem_peers_before(struct gmem_change_hook *hook, const struct gmem_step *ste
 		begin_recall(exporter, recall);
 	}
 	gmem_lock_drop(&exporter->lock);
-	return taken_count ? take_back(exporter, recall) : 0;
+	return taken_count ? take_back(exporter, recall, budget) : 0;
 }
 
 void gmem_peers_after(struct gmem_change_hook *hook)
@@ -222,18 +243,35 @@ void gmem_peers_after(struct gmem_change_hook *hook)
 
 /* ---- conversion ---- */
 
+/*
+ * What the first call for a conversion, for its lowest run, takes back: all that becomes private.
+ * Peers are asked for it at once, so that each of them has its time for the conversion, not
+ * anew for each run, and no peer's answer is waited for after another's.
+ */
+static struct gmem_part part_to_take(const struct gmem_export *exporter, uint64_t gpa, uint64_t size)
+{
+	const struct gmem_claim *claim = gmem_claim_own(exporter->vm);
+	uint64_t last = claim->gpa + claim->size - 1;
+	struct gmem_part first;
+
+	if (gmem_state_find(exporter->vm, GMEM_PAGE_CHANGING, true, claim->gpa, last, &first) &&
+	    first.start == gpa)
+		return (struct gmem_part){ gpa, last };
+	return (struct gmem_part){ gpa, gpa + size - 1 };
+}
+
 /* Called before the range becomes private, with its pages marked. On failure it is not converted. */
 int gmem_peers_revoke(void *data, uint64_t gpa, uint64_t size)
 {
-	struct gmem_recall recall = { .part = { gpa, gpa + size - 1 } };
 	struct gmem_export *exporter = data;
+	struct gmem_recall recall = { .part = part_to_take(exporter, gpa, size) };
 	int err;
 
 	gmem_lock_take(&exporter->lock);
 	begin_recall(exporter, &recall);
 	gmem_lock_drop(&exporter->lock);
 
-	err = take_back(exporter, &recall);
+	err = take_back(exporter, &recall, gmem_claim_own(exporter->vm)->budget);
 
 	gmem_lock_take(&exporter->lock);
 	end_recall(exporter, &recall);

@@ -428,6 +428,9 @@ GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
 	err = gmem_transfer_check(user_opts, flags, &opts);
 	if (!err)
 		err = gmem_transfer_inspect(&opts, fd, true, opts.image_offset, &params);
+	if (!err && opts.flags & GMEM_TRANSFER_SYNC && !params.kind.has_offsets)
+		err = gmem_fail(-EINVAL, "fd %d is neither file nor block device: there is no disk to sync",
+				fd);
 	if (!err)
 		err = gmem_transfer_new(vm, &opts, sizeof(*save), &transfer);
 	if (err)

@@ -231,8 +231,9 @@ static const struct gmem_reader *find_busy(const struct gmem_vm *vm, uint64_t nu
 /*
  * Wait, without the lock meanwhile, until reader @number is gone or its epoch is not @epoch
  * any more. W4, acquires R3, or the R1 after it, which is in the release sequence of R3.
+ * Returns false at the time @end.
  */
-static void wait_for(struct gmem_vm *vm, uint64_t number, uint64_t epoch)
+static bool wait_for(struct gmem_vm *vm, uint64_t number, uint64_t epoch, uint64_t end)
 {
 	unsigned int loads = 0;
 	uint64_t now;
@@ -243,10 +244,12 @@ static void wait_for(struct gmem_vm *vm, uint64_t number, uint64_t epoch)
 		while (reader && reader->number > number)
 			reader = reader->next;
 		if (!reader || reader->number < number)
-			return;
+			return true;
 		now = __atomic_load_n(&reader->view.epoch, __ATOMIC_ACQUIRE);
 		if (now != epoch)
-			return;
+			return true;
+		if (end != UINT64_MAX && gmem_sys_now() >= end)
+			return false;
 
 		gmem_lock_drop(&vm->views_lock);
 		gmem_sys_pause(loads++ < LOADS_AWAKE ? 0 : SLEEP_MICROSECONDS);
@@ -254,22 +257,41 @@ static void wait_for(struct gmem_vm *vm, uint64_t number, uint64_t epoch)
 	}
 }
 
-void gmem_vm_wait_for_views(struct gmem_vm *vm)
+/* Wait for those that are busy already. With views_lock; most conversions find none. */
+static bool wait_for_busy(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 {
 	const struct gmem_reader *reader;
-	uint64_t number = UINT64_MAX, epoch;
+	uint64_t number = UINT64_MAX, epoch, start, end;
+	bool is_over = true;
+
+	reader = find_busy(vm, number, &epoch);
+	if (!reader)
+		return true;
+
+	start = gmem_sys_now();
+	end = gmem_wait_end(budget, start);
+	for (; reader && is_over; reader = find_busy(vm, number, &epoch)) {
+		number = reader->number;
+		is_over = wait_for(vm, number, epoch, end);
+		number--;
+	}
+	gmem_wait_spend(budget, start);
+	return is_over;
+}
+
+int gmem_vm_wait_for_views(struct gmem_vm *vm, struct gmem_wait_budget *budget)
+{
+	bool is_over;
 
 	/* The lock orders a view made meanwhile: it is in the list, or its R2 comes after W1. */
 	gmem_lock_take(&vm->views_lock);
 	/* W2 */
 	if (vm->views && !vm->fence && gmem_sys_membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0)
 		do_without_membarrier(vm);
-	while ((reader = find_busy(vm, number, &epoch))) {
-		number = reader->number;
-		wait_for(vm, number, epoch);
-		number--;
-	}
+	is_over = wait_for_busy(vm, budget);
 	gmem_lock_drop(&vm->views_lock);
+	return is_over ? 0 : gmem_fail(-EBUSY, "a view was to be waited for %" PRIu32 " ms, and is still "
+				       "between begin and end", budget->wait_ms);
 }
 
 static void show_part(struct gmem_vm *vm, const struct gmem_region *region, uint64_t gpa,

@@ -52,7 +52,7 @@ FIELD(gmem_inplace_opts, size, 0);
 FIELD(gmem_inplace_opts, request, 8);
 FIELD(gmem_inplace_opts, create_flags, 16);
 
-SIZE(gmem_vm_opts, 56);
+SIZE(gmem_vm_opts, 64);
 FIELD(gmem_vm_opts, size, 0);
 FIELD(gmem_vm_opts, flags, 8);
 FIELD(gmem_vm_opts, caps, 16);
@@ -60,6 +60,8 @@ FIELD(gmem_vm_opts, log, 24);
 FIELD(gmem_vm_opts, log_data, 32);
 FIELD(gmem_vm_opts, inplace, 40);
 FIELD(gmem_vm_opts, vm_type, 48);
+FIELD(gmem_vm_opts, wait_ms, 56);
+FIELD(gmem_vm_opts, reserved, 60);
 
 SIZE(gmem_region_opts, 64);
 FIELD(gmem_region_opts, size, 0);

@@ -371,6 +371,78 @@ TEST(garbage_ends_a_peer_and_nothing_else)
 	}
 }
 
+/* ---- a hostile exporter; there need be no KVM ---- */
+
+#ifndef SO_PASSPIDFD
+#define SO_PASSPIDFD 76		/* Linux 6.5 */
+#endif
+#define MAX_PASSED 253		/* SCM_MAX_FD */
+
+/* "hello" of pages of the host, or "ready", little-endian */
+static void make_message(uint8_t bytes[64], uint8_t type, uint8_t sequence)
+{
+	const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+
+	memset(bytes, 0, 64);
+	memcpy(bytes, "GMEM\1\0", 6);
+	bytes[6] = type;
+	bytes[8] = sequence;
+	for (int i = 0; type == 1 && i < 4; i++)
+		bytes[56 + i] = (uint8_t)(page >> 8 * i);
+}
+
+static int tell(int sock, struct gmem_import *import, uint8_t type, uint8_t sequence, size_t fds)
+{
+	union {
+		struct cmsghdr header;
+		char bytes[CMSG_SPACE(MAX_PASSED * sizeof(int))];
+	} control = { .bytes = { 0 } };
+	uint8_t bytes[64];
+	struct iovec iov = { .iov_base = bytes, .iov_len = sizeof(bytes) };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
+
+	make_message(bytes, type, sequence);
+	if (fds) {
+		message.msg_control = &control;
+		message.msg_controllen = CMSG_SPACE(fds * sizeof(int));
+		control.header.cmsg_level = SOL_SOCKET;
+		control.header.cmsg_type = SCM_RIGHTS;
+		control.header.cmsg_len = CMSG_LEN(fds * sizeof(int));
+		for (size_t i = 0; i < fds; i++)
+			memcpy(CMSG_DATA(&control.header) + i * sizeof(int), &sock, sizeof(sock));
+	}
+	CHECK_EQ(WORKS(sendmsg(sock, &message, 0)), sizeof(bytes));
+	return gmem_import_dispatch(import);
+}
+
+/* Whoever made the importer's socket can have set options that add fds to its messages. */
+TEST(fds_of_any_control_message_are_closed)
+{
+	static const size_t passed[] = { 1, 2, 5, MAX_PASSED };
+	const int on = 1;
+	unsigned int before;
+	int sockets[2];
+
+	for (size_t i = 0; i < sizeof(passed) / sizeof(passed[0]); i++) {
+		struct gmem_import *import;
+
+		before = count_open_fds();
+		WORKS(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets));
+		/* without it, only the files are tried */
+		setsockopt(sockets[1], SOL_SOCKET, SO_PASSPIDFD, &on, sizeof(on));
+		WORKS(setsockopt(sockets[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)));
+		OK(gmem_import_new(sockets[1], NULL, &import));
+		CHECK_RESULT(tell(sockets[0], import, 1, 1, 0), 0);
+		for (uint8_t n = 2; n < 100; n++)
+			CHECK_RESULT(tell(sockets[0], import, 6, n, 0), 1);
+		CHECK_RESULT(tell(sockets[0], import, 6, 100, passed[i]), -EPROTO);
+		gmem_import_free(import);
+		close(sockets[0]);
+		close(sockets[1]);
+		CHECK_EQ(count_open_fds(), before);
+	}
+}
+
 /* ---- rights ---- */
 
 static int received_fd(int sock)

@@ -267,6 +267,15 @@ def json_can_be_shown_again():
     equal(show(encode(once)), show(sample()), "picture of the cleaned dump")
 
 
+def no_number_is_taken_for_null():
+    """2^64 - 1 stands for null inside gmem-show."""
+    most = (1 << 64) - 1
+    dump = dump_of(region(0, MIB, file={"fd": most, "size": most, "offset": most, "create_flags": most}),
+                   memslots=most, leases=[{"gpa": most, "size": most, "holder": "x"}])
+    equal(json.loads(show(encode(dump), "--json"))["dump"], dump, "dump")
+    refused(encode(dump_of(region(0, MIB, hva=most))), "this is no dump: line 1: .*would stand for null")
+
+
 def unknown_members_are_left_out():
     dump = two_nodes()
     extra = {"future": [{"a": -1.5e3}, None, "\ud83d\udc27", [], {}, True], "zz": 0}
@@ -482,6 +491,7 @@ run([
     svg_is_well_formed,
     json_has_the_dump_as_it_was,
     json_can_be_shown_again,
+    no_number_is_taken_for_null,
     unknown_members_are_left_out,
     json_has_the_sums,
     strings_are_decoded_and_encoded,

@@ -862,6 +862,7 @@ void fake_boot_kernel(const struct fake_kernel *row)
 	kernel.races = false;
 	fake_limit_prefault(0, 0);
 	kernel.io_most = 0;
+	kernel.files_are_cached = false;
 	kernel.ring_entries = 0;
 	kernel.orphan_count = 0;
 	kernel.max_file_size = UINT64_MAX;

@@ -226,6 +226,9 @@ void fake_set_ring_entries(uint32_t entries);
 /* A request of another user of the caller's ring; false: the queue is full */
 bool fake_queue_foreign(void);
 
+/* From now on files that are not guest_memfds are in the page cache. */
+void fake_cache_files(void);
+
 /* From now on RLIMIT_FSIZE is @limit; at first there is none, which is UINT64_MAX. */
 void fake_limit_file_size(uint64_t limit);
 

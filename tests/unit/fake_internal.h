@@ -119,6 +119,7 @@ struct fake_state {
 	uint8_t node;			/* node of pages that are touched, or allocated without a policy */
 	uint64_t io_most;
 	uint64_t max_file_size;		/* RLIMIT_FSIZE */
+	bool files_are_cached;
 	uint32_t ring_entries;		/* of the caller's ring; 0: the most there are */
 	uintptr_t orphans[64];		/* buffers of requests whose ring was closed */
 	unsigned orphan_count;

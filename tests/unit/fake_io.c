@@ -410,3 +410,8 @@ void fake_limit_file_size(uint64_t limit)
 {
 	kernel.max_file_size = limit;
 }
+
+void fake_cache_files(void)
+{
+	kernel.files_are_cached = true;
+}

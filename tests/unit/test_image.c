@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/crc32c.h"
 #include "region/region_memory.h"
 #include "transfer/image.h"
 #include "transfer/transfer.h"
@@ -807,6 +808,288 @@ static void other_files_are_no_images(void **state)
 	end(&g);
 }
 
+/* ---- what it costs ---- */
+
+/* An image that a test writes record by record, with checksums that are right */
+struct made {
+	int fd;
+	uint64_t number;
+	uint32_t checksums;
+	union {
+		struct image_record record;
+		char bytes[IMAGE_UNIT];
+	} *unit;
+};
+
+static void make(struct made *made)
+{
+	*made = (struct made){ .fd = new_file(), .unit = calloc(1, sizeof(*made->unit)) };
+	assert_non_null(made->unit);
+}
+
+static struct image_record *next_record(struct made *made, enum image_kind kind)
+{
+	memset(made->unit, 0, sizeof(*made->unit));
+	memcpy(made->unit->record.kind, gmem_image_kinds[kind], 8);
+	return &made->unit->record;
+}
+
+static void put_record(struct made *made, uint32_t size)
+{
+	struct image_record *record = &made->unit->record;
+
+	record->id = 7;
+	record->number = made->number++;
+	record->size = size;
+	record->checksum = gmem_image_checksum(record);
+	made->checksums = gmem_crc32c(made->checksums, &record->checksum, 4);
+	assert_int_equal(write(made->fd, record, size), size);
+}
+
+static void put_head(struct made *made, uint64_t region_count, uint64_t privates)
+{
+	struct image_record *record = next_record(made, IMAGE_HEAD);
+
+	record->version = IMAGE_VERSION;
+	record->head.page_size = 4096;
+	record->head.regions = region_count;
+	record->head.privates = privates;
+	put_record(made, 4096);
+}
+
+static void put_region(struct made *made, uint64_t gpa, uint64_t size)
+{
+	struct image_record *record = next_record(made, IMAGE_REGIONS);
+
+	record->count = 1;
+	*regions(record) = (struct image_region){ .gpa = gpa, .size = size,
+						  .backing = GMEM_BACKING_HOST };
+	put_record(made, 4096);
+}
+
+/* @count private pages from gpa 0 on, one in @every, in records that end with their unit */
+static void put_privates(struct made *made, uint64_t count, unsigned every)
+{
+	for (uint64_t done = 0; done < count;) {
+		uint64_t room = IMAGE_UNIT - (uint64_t)lseek(made->fd, 0, SEEK_CUR) % IMAGE_UNIT;
+		uint64_t now = count - done < (room - 64) / 16 ? count - done : (room - 64) / 16;
+		struct image_record *record = next_record(made, IMAGE_PRIVATE);
+		struct image_range *ranges = (void *)(record + 1);
+
+		record->count = (uint32_t)now;
+		for (uint64_t i = 0; i < now; i++)
+			ranges[i] = (struct image_range){ (done + i) * every * 4096, 4096 };
+		done += now;
+		put_record(made, (uint32_t)((64 + now * 16 + 4095) / 4096 * 4096));
+	}
+}
+
+static void put_end(struct made *made)
+{
+	struct image_record *record = next_record(made, IMAGE_END);
+
+	record->end.checksums = made->checksums;
+	put_record(made, 4096);
+	free(made->unit);
+}
+
+struct told {
+	unsigned calls;
+	uint64_t done, total;
+	unsigned stop_at;
+};
+
+static int tell(void *data, uint64_t done, uint64_t all)
+{
+	struct told *told = data;
+
+	assert_true(done >= told->done);
+	assert_true(!all || done <= all);
+	told->done = done;
+	told->total = all;
+	return ++told->calls == told->stop_at;
+}
+
+static void sizes_that_are_only_claimed_cost_nothing(void **state)
+{
+	static const uint64_t sizes[] = { 4096, (uint64_t)1 << 40, (uint64_t)1 << 62, UINT64_MAX - 4095 };
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(sizes); i++) {
+		struct gmem_transfer_result result = { .size = sizeof(result) };
+		struct told told = { 0 };
+		GMEM_OPTS(gmem_transfer_opts, opts, .progress = tell, .progress_data = &told);
+		struct made made;
+
+		make(&made);
+		put_head(&made, 1, 0);
+		put_region(&made, 0, sizes[i]);
+		put_end(&made);
+		assert_ok(gmem_image_verify(made.fd, &opts, &result));
+		assert_int_equal(result.zero_bytes, sizes[i]);
+		/* once a record at least, by the bytes of the file */
+		assert_true(told.calls >= 3 && told.calls < 10);
+		assert_int_equal(told.done, 3 * 4096);
+		assert_int_equal(told.total, 3 * 4096);
+
+		/* and can be stopped there */
+		for (unsigned stop = 1; stop <= 3; stop++) {
+			told = (struct told){ .stop_at = stop };
+			assert_int_equal(gmem_image_verify(made.fd, &opts, NULL), -ECANCELED);
+			assert_int_equal(told.done, stop * 4096);
+		}
+		close(made.fd);
+	}
+}
+
+static void private_ranges_are_kept_up_to_a_limit(void **state)
+{
+	static const struct { uint64_t more; unsigned every; int err; } cases[] = {
+		{ 0, 2, 0 }, { 1, 2, -ENOMEM }, { 1000, 1, 0 },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		uint64_t count = IMAGE_MAX_PRIVATES + cases[i].more;
+		struct gmem_transfer_result result = { .size = sizeof(result) };
+		struct made made;
+
+		make(&made);
+		put_head(&made, 1, count);
+		put_region(&made, 0, (uint64_t)1 << 62);
+		put_privates(&made, count, cases[i].every);
+		put_end(&made);
+		assert_int_equal(gmem_image_verify(made.fd, NULL, &result), cases[i].err);
+		if (cases[i].err)
+			assert_non_null(strstr(gmem_last_error(), "4194304"));
+		else
+			assert_int_equal(result.private_bytes, count * 4096);
+		close(made.fd);
+	}
+}
+
+static void no_list_is_kept_of_what_the_vm_cannot_have(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, omit, .flags = GMEM_TRANSFER_OMIT_PRIVATE);
+	GMEM_OPTS(gmem_transfer_opts, rest,
+		  .flags = GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_LEAVE_REST);
+	const uint64_t pages = LOW_PAGES + HIGH_PAGES + HOST_PAGES;
+	struct gmem_transfer_result result = { .size = sizeof(result) };
+	struct made made;
+	struct guest g;
+
+	(void)state;
+	begin(&g);
+	soil(&g, 5);
+	/* more ranges than pages: the head says enough */
+	make(&made);
+	put_head(&made, 1, pages + 1);
+	put_region(&made, 16 * 4096, LOW_PAGES * 4096);
+	put_end(&made);
+	assert_refused(-ENOENT, "765 private ranges",
+		       gmem_vm_restore(g.unit.vm, made.fd, &rest, &result));
+	assert_int_equal(result.file_bytes, 3 * 4096);
+	close(made.fd);
+
+	/* a region too large by a page, of which only the part that is there is shared */
+	make(&made);
+	put_head(&made, 1, 1);
+	put_region(&made, 0, (16 + LOW_PAGES + HIGH_PAGES) * 4096);
+	put_privates(&made, 1, 1);
+	put_end(&made);
+	assert_refused(-ENOENT, "gpa 0x0", gmem_vm_restore(g.unit.vm, made.fd, &rest, NULL));
+	close(made.fd);
+	make(&made);
+	put_head(&made, 1, 0);
+	put_region(&made, 16 * 4096, (LOW_PAGES + HIGH_PAGES + 1) * 4096);
+	put_end(&made);
+	assert_refused(-ENOENT, "ends at 0x2cc000", gmem_vm_restore(g.unit.vm, made.fd, &omit, NULL));
+	close(made.fd);
+
+	/* part of it, over two regions */
+	make(&made);
+	put_head(&made, 1, 0);
+	put_region(&made, 16 * 4096, (LOW_PAGES + HIGH_PAGES) * 4096);
+	put_end(&made);
+	assert_refused(-EEXIST, "does not have", gmem_vm_restore(g.unit.vm, made.fd, &omit, NULL));
+	assert_ok(gmem_vm_restore(g.unit.vm, made.fd, &rest, &result));
+	assert_int_equal(result.zero_bytes, (LOW_PAGES + HIGH_PAGES) * 4096);
+	assert_int_equal(*(char *)gmem_region_hva(g.regions[2]), 5);
+	close(made.fd);
+	end(&g);
+}
+
+static void a_hole_of_a_file_is_no_record(void **state)
+{
+	const off_t sixteen_tib = (off_t)1 << 44;
+	struct guest g;
+	struct made made;
+	char page[4096];
+	int fd;
+
+	(void)state;
+	/* all of it is a hole */
+	fd = new_file();
+	assert_int_equal(ftruncate(fd, sixteen_tib), 0);
+	assert_refused(-EBADMSG, "does not begin", gmem_image_verify(fd, NULL, NULL));
+	/* its end is far away */
+	make(&made);
+	put_head(&made, 1, 0);
+	put_region(&made, 0, 4096);
+	assert_int_equal(ftruncate(made.fd, sixteen_tib), 0);
+	assert_refused(-EBADMSG, "no kind", gmem_image_verify(made.fd, NULL, NULL));
+	assert_int_equal(lseek(made.fd, sixteen_tib - 4096, SEEK_SET), sixteen_tib - 4096);
+	put_end(&made);
+	assert_refused(-EBADMSG, "no kind", gmem_image_verify(made.fd, NULL, NULL));
+	close(made.fd);
+	close(fd);
+
+	/* what follows an image is not read */
+	begin(&g);
+	fd = saved(&g, 3);
+	assert_int_equal(ftruncate(fd, sixteen_tib), 0);
+	assert_ok(gmem_image_verify(fd, NULL, NULL));
+	/* and a block of it that was lost is noticed where it is */
+	memset(page, 0, sizeof(page));
+	assert_int_equal(pwrite(fd, page, sizeof(page), 8192), sizeof(page));
+	assert_refused(-EBADMSG, "record 2", gmem_image_verify(fd, NULL, NULL));
+	close(fd);
+	end(&g);
+}
+
+/* Who changes the file between the passes is found out by the second. */
+static int damage(void *data, uint64_t done, uint64_t all)
+{
+	const int *fd = data;
+	uint64_t page;
+
+	if (done >= all / 2 && pread(*fd, &page, sizeof(page), 16384 + 64) == sizeof(page)) {
+		page++;
+		assert_int_equal(pwrite(*fd, &page, sizeof(page), 16384 + 64), sizeof(page));
+	}
+	return 0;
+}
+
+static void the_second_pass_checks_what_the_first_did(void **state)
+{
+	struct guest g;
+	int fd;
+
+	(void)state;
+	begin(&g);
+	fd = saved(&g, 11);
+	{
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_VERIFY,
+			  .progress = damage, .progress_data = &fd);
+
+		assert_ok(gmem_image_verify(fd, NULL, NULL));
+		assert_int_equal(gmem_vm_restore(g.unit.vm, fd, &opts, NULL), -EBADMSG);
+		assert_non_null(strstr(gmem_last_error(), "checksum"));
+	}
+	close(fd);
+	end(&g);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -828,6 +1111,11 @@ int main(void)
 		cmocka_unit_test(an_older_image_underneath_does_not_show_through),
 		cmocka_unit_test(contradictory_records_are_refused),
 		cmocka_unit_test(other_files_are_no_images),
+		cmocka_unit_test(sizes_that_are_only_claimed_cost_nothing),
+		cmocka_unit_test(private_ranges_are_kept_up_to_a_limit),
+		cmocka_unit_test(no_list_is_kept_of_what_the_vm_cannot_have),
+		cmocka_unit_test(a_hole_of_a_file_is_no_record),
+		cmocka_unit_test(the_second_pass_checks_what_the_first_did),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
