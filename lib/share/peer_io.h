@@ -29,8 +29,8 @@
 
 #include "gmem.h"
 #include "base/lock.h"
+#include "base/part.h"
 #include "base/range_map.h"
-#include "base/range_set.h"
 #include "region/vm_core.h"
 #include "share/granted.h"
 #include "share/wire.h"
