@@ -255,6 +255,9 @@ static int queue_request(struct gmem_io *io, const struct gmem_ring_request *req
 	/* Full, of others' requests, too: it has room when the kernel has taken them. */
 	if (err == -EAGAIN) {
 		err = submit(io);
+		/* Nobody would call again once there is room to cancel. */
+		if (!err && io->closing)
+			err = gmem_ring_await_room(io->ring);
 		if (!err)
 			err = gmem_ring_queue(io->ring, request);
 	}

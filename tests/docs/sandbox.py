@@ -21,7 +21,7 @@ CALLS = {
     "fstatfs": ["fstatfs"], "getrlimit": ["prlimit64"], "getpid": ["getpid"], "getrandom": ["getrandom"],
     "io_uring_queue_init": ["io_uring_setup", "mmap"], "io_uring_queue_exit": ["munmap", "close"],
     "io_uring_submit": ["io_uring_enter"], "io_uring_wait_cqe": ["io_uring_enter"],
-    "io_uring_peek_cqe": ["io_uring_enter"], "ioctl": ["ioctl"], "lseek": ["lseek"],
+    "io_uring_peek_cqe": ["io_uring_enter"], "io_uring_sqring_wait": ["io_uring_enter"], "ioctl": ["ioctl"], "lseek": ["lseek"],
     "madvise": ["madvise"], "mincore": ["mincore"], "mmap": ["mmap"], "munmap": ["munmap"],
     "nanosleep": ["nanosleep", "clock_nanosleep"], "open": ["openat"],
     "poll": ["poll", "ppoll"], "pread": ["pread64"], "process_vm_readv": ["process_vm_readv"],
