@@ -359,12 +359,14 @@ static int await_first(struct gmem_io *io, bool wait)
 		err = take_failure(io);
 		if (!err)
 			err = submit_pending(io);
-		if (!err && nth(io, 0)->state != DONE) {
-			if (!wait)
-				return -EAGAIN;
+		/* Of what fails before it is submitted, no completion comes. */
+		if (!err)
+			err = take_failure(io);
+		if (!err && !wait)
+			return -EAGAIN;
+		if (!err)
 			err = reap(io, true);
-			err = err < 0 ? err : 0;
-		}
+		err = err < 0 ? err : 0;
 	}
 	return err;
 }

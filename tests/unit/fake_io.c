@@ -389,7 +389,11 @@ static int take(struct gmem_ring *ring, bool wait, uint32_t *ret_number, int *re
 
 int gmem_ring_reap(struct gmem_ring *ring, bool wait, uint32_t *ret_number, int *ret_result)
 {
-	return ring->is_callers ? 0 : take(ring, wait, ret_number, ret_result);
+	int n = ring->is_callers ? 0 : take(ring, wait, ret_number, ret_result);
+
+	if (n == 0 && wait && !ring->is_callers)
+		complain("waits for a completion that never comes, requests", (int)ring->count);
+	return n;
 }
 
 bool fake_take_completion(uint64_t *ret_tag, int *ret_result)
