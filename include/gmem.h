@@ -1657,8 +1657,8 @@ struct gmem_listener_opts {
  *
  * Thread-safe. Waits for the work on memory that is under way, such as a conversion
  * that asks other listeners, but not for work that waits itself; nobody waits for this
- * call. Work that begins from now on knows the listener, perhaps before this returns.
- * Since: 0.1.
+ * call. Work that begins from now on knows the listener, perhaps before this returns,
+ * when @ret is set already. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
  * the library, -ENOMEM, -EDEADLK called from a callback.

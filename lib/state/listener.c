@@ -326,11 +326,12 @@ int gmem_listener_add(struct gmem_vm *vm, const struct gmem_listener_opts *opts,
 	snprintf(listener->name, sizeof(listener->name), "%s",
 		 listener->opts.name ? listener->opts.name : "unnamed");
 
+	/* Nothing fails any more, and callbacks may need it. */
+	*ret = listener;
 	gmem_lock_take(&vm->lock);
 	append(listener);
 	wait_for_work(vm);
 	gmem_lock_drop(&vm->lock);
-	*ret = listener;
 	return 0;
 }
 

@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -652,6 +653,126 @@ static void a_storm_holds_up_one_conversion_at_most(void **state)
 	scene_end(&s);
 }
 
+/* ---- a crowd: listeners come and go while others convert ---- */
+
+#define CROWD_PAGES	4
+#define CROWD_TURNS	300
+
+struct crowd {
+	struct scene *s;
+	atomic_bool is_over;
+	atomic_uint heard, undone;
+};
+
+/* What a listener knows; freed as soon as it may be */
+struct member {
+	struct crowd *crowd;
+	struct gmem_listener *listener;
+	atomic_int inside;
+	atomic_bool asked[CROWD_PAGES];
+	bool frees_itself;
+	atomic_bool is_freed, has_freed_itself;
+};
+
+static int member_before(void *data, uint64_t gpa, uint64_t size)
+{
+	struct member *member = data;
+
+	(void)size;
+	member->inside++;
+	member->asked[gpa / PAGE] = ++member->crowd->heard % 3 != 0;
+	if (member->frees_itself && !atomic_exchange(&member->is_freed, true)) {
+		gmem_listener_free(member->listener);
+		member->has_freed_itself = true;
+	}
+	member->inside--;
+	return member->asked[gpa / PAGE] ? 0 : -EPERM;
+}
+
+/* Only of what it was asked about: it hears a conversion as a whole, or nothing of it. */
+static void member_undo(void *data, uint64_t gpa, uint64_t size)
+{
+	struct member *member = data;
+
+	(void)size;
+	member->inside++;
+	member->crowd->undone++;
+	assert_true(atomic_exchange(&member->asked[gpa / PAGE], false));
+	member->inside--;
+}
+
+static void *come_and_go_often(void *data)
+{
+	struct crowd *crowd = data;
+	struct member *before = NULL, *member;
+	int turn = 0;
+
+	while (!crowd->is_over) {
+		GMEM_OPTS(gmem_listener_opts, opts, .before_private = member_before,
+			  .undo_private = member_undo);
+
+		member = calloc(1, sizeof(*member));
+		assert_non_null(member);
+		member->crowd = crowd;
+		member->frees_itself = turn++ % 4 == 0;
+		opts.data = member;
+		assert_ok(gmem_listener_new(crowd->s->unit.vm, &opts, &member->listener));
+		/* What one that ended itself had is needed until the next one came. */
+		free(before);
+		before = NULL;
+		gmem_sys_pause(100);
+		if (!atomic_exchange(&member->is_freed, true)) {
+			gmem_listener_free(member->listener);
+			assert_int_equal(member->inside, 0);
+			free(member);
+		} else {
+			while (!member->has_freed_itself)
+				gmem_sys_pause(50);
+			before = member;
+		}
+	}
+	return before;
+}
+
+static void *convert_often(void *data)
+{
+	struct crowd *crowd = data;
+
+	for (int i = 0; i < CROWD_TURNS; i++) {
+		for (uint64_t page = 0; page < CROWD_PAGES; page++) {
+			(void)!convert(crowd->s, page, 1, GMEM_STATE_PRIVATE, 0);
+			(void)!convert(crowd->s, page, 1, GMEM_STATE_SHARED, 0);
+		}
+	}
+	return NULL;
+}
+
+static void listeners_come_and_go_in_a_crowd(void **state)
+{
+	pthread_t converting[4], coming[4];
+	struct crowd crowd = { .heard = 0 };
+	struct scene s;
+	void *left[4];
+
+	(void)state;
+	scene_begin(&s);
+	crowd.s = &s;
+	for (int i = 0; i < 4; i++)
+		assert_int_equal(pthread_create(&coming[i], NULL, come_and_go_often, &crowd), 0);
+	for (int i = 0; i < 4; i++)
+		assert_int_equal(pthread_create(&converting[i], NULL, convert_often, &crowd), 0);
+	for (int i = 0; i < 4; i++)
+		pthread_join(converting[i], NULL);
+	crowd.is_over = true;
+	for (int i = 0; i < 4; i++)
+		pthread_join(coming[i], &left[i]);
+	for (int i = 0; i < 4; i++)
+		free(left[i]);
+	print_message("# %u asked, %u undone\n", crowd.heard, crowd.undone);
+	assert_true(crowd.undone > 0);
+	scene_end(&s);
+}
+
 /* ---- change hooks ---- */
 
 struct gate_hook {
@@ -746,6 +867,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(a_limit_of_the_vm_is_not_for_leases),
 	cmocka_unit_test(listeners_do_not_wait_for_those_who_wait),
 	cmocka_unit_test(a_storm_holds_up_one_conversion_at_most),
+	cmocka_unit_test(listeners_come_and_go_in_a_crowd),
 	cmocka_unit_test(a_hook_goes_while_a_change_is_with_another),
 };
 
