@@ -279,6 +279,25 @@ static void settle(struct work *work)
 
 /* ---- the kernel ---- */
 
+/* Find the next run in [@at, @last], or its first MAX_RUN bytes; looks at no pages behind these. */
+static bool next_changing_run(const struct work *work, uint64_t at, uint64_t last,
+			      struct gmem_part *ret)
+{
+	uint64_t end;
+	bool found;
+
+	do {
+		end = last - at < MAX_RUN ? last : at + MAX_RUN - 1;
+		found = find_changing(work, at, end, ret);
+		at = end + 1;
+	} while (!found && end != last);
+	if (!found || ret->last != end || end == last)
+		return found;
+
+	end = last - ret->start < MAX_RUN ? last : ret->start + MAX_RUN - 1;
+	return find_changing(work, ret->start, end, ret);
+}
+
 /*
  * Find the next run for one ioctl. Attributes of the VM cross regions; those of a file end
  * with it.
@@ -290,7 +309,7 @@ static bool next_run(const struct work *work, uint64_t at, uint64_t last, bool a
 
 	if (all)
 		*ret = (struct gmem_part){ at, last };
-	else if (!find_changing(work, at, last, ret))
+	else if (!next_changing_run(work, at, last, ret))
 		return false;
 
 	if (ret->last - ret->start >= MAX_RUN)

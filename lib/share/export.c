@@ -23,6 +23,9 @@
 #include "share/peer_io.h"
 #include "share/peer_recall.h"
 
+/* Nanoseconds after which a dispatch leaves the rest to the next */
+#define DISPATCH_TIME	(10 * GMEM_NANOSECONDS_PER_MS)
+
 /* ---- the export ---- */
 
 static int open_fds(struct gmem_export *exporter)
@@ -158,7 +161,7 @@ GMEM_API int gmem_export_dispatch(struct gmem_export *exporter)
 
 	gmem_lock_take(&exporter->lock);
 	gmem_sys_event_clear(exporter->event);
-	gmem_peers_pump(exporter);
+	gmem_peers_pump(exporter, DISPATCH_TIME);
 	gmem_lock_drop(&exporter->lock);
 	return 0;
 }

@@ -15,8 +15,6 @@
 #include "region/regions.h"
 #include "share/extent.h"
 
-/* Nanoseconds after which a dispatch leaves the rest to the next */
-#define MAX_DISPATCH	(10 * GMEM_NANOSECONDS_PER_MS)
 /* Regions, and pages of which not all are in one state, that one step looks at */
 #define MAX_REGIONS	64
 #define MAX_PAGES	(UINT64_C(1) << 22)
@@ -853,9 +851,9 @@ static bool pump_one(struct gmem_peer *peer)
 }
 
 /* One after the other, so that none keeps the others waiting. */
-static void pump_all(struct gmem_export *exporter)
+static void pump_all(struct gmem_export *exporter, uint64_t nanoseconds)
 {
-	uint64_t end = gmem_sys_now() + MAX_DISPATCH;
+	uint64_t end = gmem_sys_now() + nanoseconds;
 	struct gmem_peer *peer;
 	bool more = true;
 
@@ -901,13 +899,13 @@ static void set_timer(struct gmem_export *exporter)
 	exporter->timer_at = at;
 }
 
-void gmem_peers_pump(struct gmem_export *exporter)
+void gmem_peers_pump(struct gmem_export *exporter, uint64_t nanoseconds)
 {
 	struct gmem_peer *peer;
 
 	for (peer = exporter->peers; peer; peer = peer->next)
 		retry(peer);
-	pump_all(exporter);
+	pump_all(exporter, nanoseconds);
 	for (peer = exporter->peers; peer; peer = peer->next)
 		watch_for_room(peer);
 	set_timer(exporter);

@@ -133,8 +133,11 @@ void gmem_peer_look_again(struct gmem_todo *todo, uint64_t start, uint64_t last)
 int gmem_peer_check_memory(const struct gmem_peer *peer);
 /* Disconnect the peer. Memory it has mapped stays mapped there. */
 void gmem_peer_disconnect(struct gmem_peer *peer, int err);
-/* Send and receive as much as is possible without waiting, for every peer, in 10 ms. */
-void gmem_peers_pump(struct gmem_export *exporter);
+/*
+ * Send and receive as much as is possible without waiting, for every peer, in about
+ * @nanoseconds; if more is left, the event stays set.
+ */
+void gmem_peers_pump(struct gmem_export *exporter, uint64_t nanoseconds);
 /* Find the first part of a recall, in one block, that the peer may still use. */
 enum gmem_search gmem_peer_find_recalled(struct gmem_peer *peer, const struct gmem_recall *recall,
 					 struct gmem_block **ret_block, struct gmem_part *ret);

@@ -23,6 +23,9 @@
 /* How often to look again: another thread may have read the answer this one waits for */
 #define SLICE_MS	10
 
+/* Nanoseconds for messages each time; other peers' messages, which go on meanwhile, are in it */
+#define PUMP_TIME	GMEM_NANOSECONDS_PER_MS
+
 /* Sockets in one poll(); further peers are looked at every SLICE_MS */
 #define MAX_POLLED	16
 
@@ -102,6 +105,20 @@ static int collect_holders(const struct gmem_export *exporter, const struct gmem
 	return count;
 }
 
+/* Most conversions are of memory that no peer has: they need not do the work of a dispatch. */
+static bool is_held(struct gmem_export *exporter, const struct gmem_recall *recall)
+{
+	struct gmem_part kept;
+	struct gmem_peer *peer;
+	bool held = false;
+
+	gmem_lock_take(&exporter->lock);
+	for (peer = exporter->peers; peer && !held; peer = peer->next)
+		held = still_has(peer, recall, &kept);
+	gmem_lock_drop(&exporter->lock);
+	return held;
+}
+
 /* Returns 0 as soon as no peer has memory of the recall any more, whatever time it is. */
 static int wait_for_peers(struct gmem_export *exporter, const struct gmem_recall *recall,
 			  const struct gmem_wait_budget *budget, uint64_t start)
@@ -112,7 +129,7 @@ static int wait_for_peers(struct gmem_export *exporter, const struct gmem_recall
 
 	for (;;) {
 		gmem_lock_take(&exporter->lock);
-		gmem_peers_pump(exporter);
+		gmem_peers_pump(exporter, PUMP_TIME);
 		now = gmem_sys_now();
 		count = collect_holders(exporter, recall,
 					(now - start) / GMEM_NANOSECONDS_PER_MS, fds);
@@ -135,6 +152,8 @@ static int take_back(struct gmem_export *exporter, const struct gmem_recall *rec
 	uint64_t start = gmem_sys_now();
 	int err;
 
+	if (!is_held(exporter, recall))
+		return 0;
 	err = wait_for_peers(exporter, recall, budget, start);
 	gmem_wait_spend(budget, start);
 	return err;
@@ -182,14 +201,15 @@ static void note_change(struct gmem_export *exporter, uint64_t gpa, uint64_t siz
 
 static void note_step(struct gmem_export *exporter, const struct gmem_step *step)
 {
-	struct gmem_range *node = &exporter->leaving_nodes[exporter->leaving_count];
 	const struct gmem_range *gpa = &step->region->gpa;
+	struct gmem_range *node;
 
 	note_change(exporter, gpa->start, gpa->size);
 	if (step->kind == GMEM_STEP_MOVE)
 		note_change(exporter, step->gpa, gpa->size);
 	if (!takes_memory(step))
 		return;
+	node = &exporter->leaving_nodes[exporter->leaving_count];
 	*node = (struct gmem_range){ .start = gpa->start, .size = gpa->size };
 	gmem_range_insert(&exporter->leaving, node);
 	exporter->leaving_count++;

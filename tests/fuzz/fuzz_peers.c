@@ -74,6 +74,8 @@ static struct {
 	int memfd;
 	char *hva;
 	uint64_t clock;			/* nanoseconds that calls waited */
+	uint64_t timer_at;		/* of the export's timer, by that clock; 0: not set */
+	int timer;
 	bool is_lost;			/* the kernel refused to undo: nothing is promised any more */
 } world;
 
@@ -237,19 +239,39 @@ static void set_manner(struct peer *peer)
 
 /* ---- time passes, and peers act, where the library waits for them ---- */
 
+#define BOOT	UINT64_C(1000000000)
+
 uint64_t __wrap_gmem_sys_now(void);
+void __wrap_gmem_sys_timer_set(int fd, uint64_t at);
+void __real_gmem_sys_timer_set(int fd, uint64_t at);
 int __wrap_gmem_sys_poll_many(struct pollfd *fds, unsigned int count, unsigned int milliseconds);
 void __wrap_gmem_sys_pause(unsigned int microseconds);
 int __real_gmem_sys_poll_many(struct pollfd *fds, unsigned int count, unsigned int milliseconds);
 
 uint64_t __wrap_gmem_sys_now(void)
 {
-	return 1000000000 + world.clock;
+	return BOOT + world.clock;
+}
+
+/* A timer whose time has come is one in the past to the kernel. */
+static void look_at_timer(void)
+{
+	if (world.timer_at)
+		__real_gmem_sys_timer_set(world.timer, world.timer_at <= BOOT + world.clock);
+}
+
+void __wrap_gmem_sys_timer_set(int fd, uint64_t at)
+{
+	world.timer = fd;
+	world.timer_at = at;
+	__real_gmem_sys_timer_set(fd, 0);
+	look_at_timer();
 }
 
 static void pass(unsigned microseconds)
 {
 	world.clock += microseconds * UINT64_C(1000);
+	look_at_timer();
 	/* Nothing waits for minutes. */
 	CHECK(world.clock < UINT64_C(600) * 1000000000);
 }
@@ -356,10 +378,11 @@ static bool take_failure(void)
 	return true;
 }
 
-/* It may have struck a peer, or the undoing of something. */
+/* It may have struck a peer, the time that peers had, or the undoing of something. */
 static void end_failure(bool was_asked, int err)
 {
-	if (was_asked && fake_fail_struck() && fake_fail_victim() == FAKE_SEND)
+	if (was_asked && fake_fail_struck() &&
+	    (fake_fail_victim() == FAKE_SEND || fake_fail_victim() == FAKE_POLL_MANY))
 		for (size_t i = 0; i < PEERS; i++)
 			world.peers[i].was_always_good = false;
 	if (err == -ENOTRECOVERABLE)
@@ -524,12 +547,14 @@ static void remove_peer(struct peer *peer)
 	*peer = (struct peer){ .sock = -1 };
 }
 
-/* Calls it when there is something to do, as a program would. */
-static bool dispatch(int milliseconds)
+/* Calls it when there is something to do, as a program would that waits so long. */
+static bool dispatch(unsigned milliseconds)
 {
 	struct pollfd fd = { .fd = gmem_export_fd(world.exporter), .events = POLLIN };
 
-	if (poll(&fd, 1, milliseconds) == 0)
+	if (poll(&fd, 1, 0) == 0 && milliseconds)
+		pass(milliseconds * 1000);
+	if (poll(&fd, 1, 0) == 0)
 		return false;
 	CHECK(gmem_export_dispatch(world.exporter) == 0);
 	return true;
@@ -657,7 +682,7 @@ static void begin(void)
 	GMEM_OPTS(gmem_request, host_request, .backings = { GMEM_BACKING_HOST });
 
 	fake_boot("7.3-swp-t1");
-	world.clock = 0;
+	world.clock = world.timer_at = 0;
 	world.is_lost = false;
 	world.vm_fd = fake_new_vm();
 	CHECK(gmem_vm_new(world.vm_fd, NULL, &world.vm) == 0);

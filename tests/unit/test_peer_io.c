@@ -25,6 +25,7 @@
 #define SIZE	(4 * HUGE)
 #define MOST	(2 * SIZE / PAGE)
 #define PATIENT	60000
+#define MOST_EXTENTS 128
 
 /* The other process. It knows what it was given, by guest page. */
 struct far {
@@ -38,8 +39,12 @@ struct far {
 	uint32_t refused_type;
 	uint64_t refused_gpa;
 	uint32_t unanswered;		/* sequence of the message that decide() kept, or 0 */
-	uint64_t extent_gpa, extent_size;	/* of the latest map */
+	struct gmem_message kept;
+	struct {
+		uint64_t id, gpa, size;
+	} extents[MOST_EXTENTS];
 	bool has[MOST];
+	uint32_t seed;			/* for decide_anything() */
 };
 
 static void set_has(struct far *far, uint64_t gpa, uint64_t size, bool has)
@@ -56,20 +61,43 @@ static void answer(const struct far *far, uint32_t sequence, int status)
 	assert_ok(gmem_wire_send(far->sock, &message, -1));
 }
 
-static void note(struct far *far, const struct gmem_message *message, int status)
+/* The place of an extent; 0: a free one */
+static size_t find_extent(const struct far *far, uint64_t id)
 {
-	if (message->type == GMEM_WIRE_GRANT && !status)
-		set_has(far, message->gpa, message->size, true);
-	if (message->type == GMEM_WIRE_REVOKE && !status)
-		set_has(far, message->gpa, message->size, false);
-	if (message->type == GMEM_WIRE_UNMAP && !status)
-		set_has(far, far->extent_gpa, far->extent_size, false);
-	if (message->type != GMEM_WIRE_MAP)
-		return;
-	far->extent_gpa = message->gpa;
-	far->extent_size = message->size;
-	if (!(message->rights & GMEM_WIRE_WITHHELD) && !status)
-		set_has(far, message->gpa, message->size, true);
+	size_t i = 0;
+
+	while (i < MOST_EXTENTS && far->extents[i].id != id)
+		i++;
+	if (i == MOST_EXTENTS)
+		fail_msg("there is no extent %" PRIu64, id);
+	return i;
+}
+
+/* Do what a message asks for. Every part lies in the extent of its id. */
+static void perform(struct far *far, const struct gmem_message *message)
+{
+	size_t i = message->id ? find_extent(far, message->type == GMEM_WIRE_MAP ? 0 : message->id) : 0;
+
+	switch (message->type) {
+	case GMEM_WIRE_MAP:
+		far->extents[i].id = message->id;
+		far->extents[i].gpa = message->gpa;
+		far->extents[i].size = message->size;
+		set_has(far, message->gpa, message->size, !(message->rights & GMEM_WIRE_WITHHELD));
+		break;
+	case GMEM_WIRE_UNMAP:
+		set_has(far, far->extents[i].gpa, far->extents[i].size, false);
+		far->extents[i].id = 0;
+		break;
+	case GMEM_WIRE_GRANT:
+	case GMEM_WIRE_REVOKE:
+		assert_true(message->gpa >= far->extents[i].gpa &&
+			    message->gpa + message->size <= far->extents[i].gpa + far->extents[i].size);
+		set_has(far, message->gpa, message->size, message->type == GMEM_WIRE_GRANT);
+		break;
+	default:
+		break;
+	}
 }
 
 /* Take all messages that are there. Returns how many. */
@@ -89,12 +117,27 @@ static unsigned int serve(struct far *far)
 		count++;
 		if (status < 0) {
 			far->unanswered = message.sequence;
+			far->kept = message;
 			continue;
 		}
-		note(far, &message, status);
+		if (!status)
+			perform(far, &message);
 		answer(far, message.sequence, status);
 	}
 	return count;
+}
+
+/* Answer the message that was kept, late. */
+static void answer_late(struct far *far, int status)
+{
+	uint32_t sequence = far->unanswered;
+
+	if (!sequence)
+		return;
+	far->unanswered = 0;
+	if (!status)
+		perform(far, &far->kept);
+	answer(far, sequence, status);
 }
 
 /* A VM with memory from a memfd at 0, which can be converted, and a far end that has it */
@@ -497,7 +540,6 @@ static void while_memory_is_refused_all_else_goes_on(void **state)
 	assert_ok(convert(&s, 5, 7, GMEM_STATE_SHARED));
 	run_until_quiet(&s, 20);
 	compare(&s);
-	s.far.extent_gpa = 0;
 	start_serving(&s);
 	assert_ok(gmem_region_remove(s.regions[0]));
 	assert_ok(gmem_region_remove(s.regions[1]));
@@ -638,7 +680,7 @@ static void a_late_refusal_fails_no_other_conversion(void **state)
 	assert_true(is_shared(&s, 0));
 	serve(&s.far);
 	s.far.decide = NULL;
-	answer(&s.far, s.far.unanswered, EAGAIN);
+	answer_late(&s.far, EAGAIN);
 	run_until_quiet(&s, 20);
 	assert_int_equal(gmem_peer_status(s.peer), 1);
 	/* nothing was given back, so nothing is given again */
@@ -664,7 +706,7 @@ static void a_refusal_is_not_for_the_next_recall_of_the_same_page(void **state)
 	assert_int_equal(convert_served(&s, 0, 1, GMEM_STATE_PRIVATE), -ETIMEDOUT);
 	serve(&s.far);
 	s.far.decide = NULL;
-	answer(&s.far, s.far.unanswered, EBUSY);
+	answer_late(&s.far, EBUSY);
 	/* not dispatched: the conversion reads it */
 	assert_ok(convert_served(&s, 0, 1, GMEM_STATE_PRIVATE));
 	assert_false(is_shared(&s, 0));
@@ -683,8 +725,7 @@ static void what_is_given_back_too_late_is_given_again(void **state)
 	assert_int_equal(convert_served(&s, 3, 2, GMEM_STATE_PRIVATE), -ETIMEDOUT);
 	serve(&s.far);
 	s.far.decide = NULL;
-	set_has(&s.far, 3 * PAGE, 2 * PAGE, false);
-	answer(&s.far, s.far.unanswered, 0);
+	answer_late(&s.far, 0);
 	run_until_quiet(&s, 20);
 	compare(&s);
 	assert_true(s.far.has[3]);
@@ -812,6 +853,179 @@ static void a_peer_that_is_removed_is_not_waited_for(void **state)
 	scene_end(&s);
 }
 
+/* ---- everything at once ---- */
+
+#define FARS	3
+#define LANES	4	/* regions, of SIZE / LANES bytes each */
+#define LANE	(SIZE / LANES)
+
+/* Three far ends that refuse, delay and fail as they like */
+struct crowd {
+	struct scene s;
+	struct far fars[FARS];
+	struct gmem_peer *peers[FARS];
+	struct gmem_region *lanes[LANES];
+	pthread_t thread;
+	int stop;
+	uint32_t seed;
+};
+
+static uint32_t chance(uint32_t *seed, uint32_t below)
+{
+	*seed = *seed * 1664525 + 1013904223;
+	return (*seed >> 8) % below;
+}
+
+static int decide_anything(struct far *far, const struct gmem_message *message)
+{
+	static const int shortages[] = { EMFILE, ENFILE, ENOMEM, EAGAIN };
+	bool is_taken = message->type == GMEM_WIRE_REVOKE || message->type == GMEM_WIRE_UNMAP;
+	bool is_given = message->type == GMEM_WIRE_MAP || message->type == GMEM_WIRE_GRANT;
+
+	if ((is_given || is_taken) && far->refusals && chance(&far->seed, 8) == 0)
+		return -1;
+	if (is_given && far->refusals && chance(&far->seed, 4) == 0)
+		return shortages[chance(&far->seed, 4)];
+	if (is_taken && far->refusals && chance(&far->seed, 6) == 0)
+		return EBUSY;
+	return 0;
+}
+
+static void *serve_crowd(void *data)
+{
+	struct crowd *c = data;
+
+	while (!__atomic_load_n(&c->stop, __ATOMIC_ACQUIRE)) {
+		for (int i = 0; i < FARS; i++)
+			serve(&c->fars[i]);
+		usleep(100);
+	}
+	return NULL;
+}
+
+static void lane_comes_or_goes(struct crowd *c, uint32_t n)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .plan = c->s.plan, .flags = GMEM_REGION_HVA,
+		  .hva = c->s.hva + n * LANE);
+
+	if (!c->lanes[n])
+		assert_ok(gmem_region_add(c->s.unit.vm, n * LANE, LANE, &opts, &c->lanes[n]));
+	else if (gmem_region_remove(c->lanes[n]) == 0)
+		c->lanes[n] = NULL;
+}
+
+static void convert_something(struct crowd *c)
+{
+	uint64_t page = chance(&c->seed, SIZE / PAGE), pages = 1 + chance(&c->seed, LANE / PAGE);
+
+	pages = page + pages > SIZE / PAGE ? SIZE / PAGE - page : pages;
+	/* Where a lane is missing or a far end refuses, nothing changes. */
+	convert(&c->s, page, pages, chance(&c->seed, 2) ? GMEM_STATE_PRIVATE : GMEM_STATE_SHARED);
+}
+
+static bool is_anybody_without(const struct crowd *c)
+{
+	for (int i = 0; i < FARS; i++)
+		if (gmem_peer_status(c->peers[i]) == 0)
+			return true;
+	return false;
+}
+
+/* All late answers come, nobody refuses any more, and the fd says what there is to do. */
+static void calm_down(struct crowd *c)
+{
+	struct pollfd fd = { .fd = gmem_export_fd(c->s.exporter), .events = POLLIN };
+	bool busy = true;
+
+	for (int i = 0; i < FARS; i++) {
+		c->fars[i].refusals = 0;
+		serve(&c->fars[i]);
+		answer_late(&c->fars[i], chance(&c->seed, 2) ? EAGAIN : 0);
+	}
+	while (busy || is_anybody_without(c)) {
+		busy = poll(&fd, 1, busy ? 0 : PATIENT) == 1;
+		if (busy)
+			assert_ok(gmem_export_dispatch(c->s.exporter));
+		for (int i = 0; i < FARS; i++)
+			busy |= serve(&c->fars[i]) > 0;
+	}
+}
+
+static void compare_crowd(struct crowd *c)
+{
+	const uint64_t pages = c->s.far.page_size / PAGE;
+
+	for (int i = 0; i < FARS; i++) {
+		assert_int_equal(gmem_peer_status(c->peers[i]), 1);
+		for (uint64_t page = 0; page < SIZE / PAGE; page += pages) {
+			bool shared = c->lanes[page * PAGE / LANE] != NULL;
+
+			for (uint64_t n = page; n < page + pages && shared; n++)
+				shared = is_shared(&c->s, n);
+			for (uint64_t n = page; n < page + pages; n++)
+				if (c->fars[i].has[n] != shared)
+					fail_msg("peer %d, page %" PRIu64 ": %s", i, n,
+						 shared ? "not given" : "given");
+		}
+	}
+}
+
+static void crowd_begin(struct crowd *c, uint64_t page_size, uint32_t seed)
+{
+	memset(c, 0, sizeof(*c));
+	scene_begin(&c->s, page_size);
+	c->seed = seed;
+	for (uint32_t i = 0; i < LANES; i++)
+		lane_comes_or_goes(c, i);
+	for (uint32_t i = 0; i < FARS; i++) {
+		assert_ok(try_peer(&c->s, (struct gmem_peer_opts){ .wait_ms = 4 }));
+		c->peers[i] = c->s.peer;
+		c->fars[i].sock = c->s.far.sock;
+		c->fars[i].page_size = page_size;
+		c->fars[i].decide = decide_anything;
+		c->fars[i].seed = seed + i;
+	}
+	c->s.far.sock = -1;
+}
+
+static void crowd_end(struct crowd *c)
+{
+	for (int i = 0; i < FARS; i++)
+		close(c->fars[i].sock);
+	scene_end(&c->s);
+}
+
+static void peers_end_with_what_is_shared_whatever_they_answered(void **state)
+{
+	struct crowd c;
+
+	(void)state;
+	for (uint32_t i = 0; i < 6; i++) {
+		crowd_begin(&c, i % 2 ? HUGE / 2 : PAGE, i + 1);
+		for (int round = 0; round < 12; round++) {
+			for (int n = 0; n < FARS; n++) {
+				c.fars[n].refusals = 1;
+				/* not to wait for long */
+				c.peers[n]->retry_ms = 1;
+			}
+			c.stop = 0;
+			assert_int_equal(pthread_create(&c.thread, NULL, serve_crowd, &c), 0);
+			for (int n = 0; n < 8; n++) {
+				if (chance(&c.seed, 4) == 0)
+					lane_comes_or_goes(&c, chance(&c.seed, LANES));
+				else
+					convert_something(&c);
+				assert_ok(gmem_export_dispatch(c.s.exporter));
+			}
+			__atomic_store_n(&c.stop, 1, __ATOMIC_RELEASE);
+			assert_int_equal(pthread_join(c.thread, NULL), 0);
+			calm_down(&c);
+			compare_crowd(&c);
+		}
+		crowd_end(&c);
+	}
+}
+
 static void numbers_of_messages_begin_again(void **state)
 {
 	struct scene s;
@@ -851,6 +1065,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(a_refused_conversion_of_everything_gives_nobody_private_memory),
 	cmocka_unit_test(a_peer_that_is_removed_is_not_waited_for),
 	cmocka_unit_test(numbers_of_messages_begin_again),
+	cmocka_unit_test(peers_end_with_what_is_shared_whatever_they_answered),
 };
 
 UNIT_MAIN(tests)
