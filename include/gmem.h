@@ -41,8 +41,9 @@
  *   Each function says how it may be called: "Thread-safe", or "One thread at
  *   a time per object; different objects in parallel".
  *   Work on a range of guest memory waits for other work on the range that came
- *   before it. A call from inside a listener's callback that would have to wait for
- *   this callback fails with -EDEADLK: see struct gmem_listener_opts.
+ *   before it: "Waiting", at struct gmem_vm_opts, says for what, and how long. A call
+ *   from inside a listener's callback that would have to wait for this callback
+ *   fails with -EDEADLK: see struct gmem_listener_opts.
  */
 #ifndef GMEM_H
 #define GMEM_H
@@ -119,9 +120,10 @@ struct io_uring;
 /**
  * gmem_last_error() - describe the last failure in this thread
  *
- * The sentence is English, has no newline, and gives the numbers involved. It is
- * meaningful only right after a libgmem function returned a negative errno in
- * the same thread.
+ * The sentence is English, has no newline, and gives the numbers involved. Names in
+ * it, of the holder of a lease for instance, have a "?" for each character that could
+ * steer a terminal. It is meaningful only right after a libgmem function returned a
+ * negative errno in the same thread.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -852,6 +854,45 @@ struct gmem_inplace_opts {
 	uint64_t create_flags;
 };
 
+/*
+ * Waiting. A call that works on guest memory waits for
+ *
+ *   earlier work: calls that work on part of the same range and came before, each
+ *	in its turn. A change of the layout goes in front of those that wait: it waits
+ *	for the work that is under way there, and for other changes of the layout.
+ *   leases: a conversion to private and a discard. Others are refused at once.
+ *   peers: a conversion to private, and a change that takes memory away. All peers of
+ *	an export are asked at once for all that the call takes from them, and none has
+ *	more than its own wait_ms (struct gmem_peer_opts) for that. So the call waits
+ *	no longer than the longest of these, whatever the number of peers, of parts of
+ *	the range, of regions, and of messages. Several exports follow each other, and
+ *	so do the pieces of a guest's request (gmem_vcpu_handle_exit()).
+ *   views: a conversion to private, and a change that replaces or takes memory.
+ *
+ * wait_ms of struct gmem_convert_opts, struct gmem_vcpu_opts and
+ * struct gmem_discard_opts is one limit for all of this together, for the whole call.
+ * It counts the time that the call waits, not that it works or is in a callback. When the time is up, the
+ * call fails with -EBUSY, or with -ETIMEDOUT if it waits for peers, which are not cut
+ * off for that. Nothing has changed, and gmem_last_error() says what was waited for and
+ * how long; a call that goes in parts, such as a discard, has done those before.
+ *
+ * With a wait_ms of 0 a lease in the way is refused at once, and there is no other
+ * limit: earlier work ends in its time, since it has limits itself, but there may be
+ * much of it, and views end when the program ends them. wait_ms of struct gmem_vm_opts
+ * is the limit then, if it is not 0, and that of all calls whose options have
+ * none: changes of the layout, gmem_region_set_dirty_log(), gmem_vm_reserve_slots(),
+ * populating, for each thread, gmem_vm_discard_owed(), gmem_vm_adopt_private(),
+ * dirty logs, NUMA queries and policies, statistics with GMEM_STATS_RESIDENT, and dumps,
+ * which leave out what they cannot count in time. Each of these fails with -EBUSY then.
+ *
+ * Two waits have no limit. A change of the layout waits for views when the kernel has
+ * made it already: it cannot be undone, and the memory cannot go while a view may
+ * have its address. gmem_listener_new(), gmem_listener_free(), gmem_export_new() and
+ * gmem_export_free() wait for the work that is under way when they are called, all of it
+ * at the same time, but not for work that waits or comes later. gmem_export_free() ends
+ * its peers first, so that no work waits for those any more.
+ */
+
 /* Flags of struct gmem_vm_opts */
 #define GMEM_VM_NO_SELFTEST	(1ull << 0) /* as GMEM_CAPS_NO_SELFTEST */
 #define GMEM_VM_TYPE		(1ull << 1) /* use @vm_type */
@@ -869,6 +910,9 @@ struct gmem_inplace_opts {
  * @inplace: the kernel's numbers for conversion in place; NULL: no such conversion
  * @vm_type: the type the VM was created with, as in struct gmem_caps_opts, read only
  *	with GMEM_VM_TYPE; otherwise what @caps knows of it
+ * @wait_ms: milliseconds that a call for this handle, whose own options say nothing,
+ *	waits for others in all, see "Waiting" above; 0: no limit
+ * @reserved: must be 0
  */
 struct gmem_vm_opts {
 	size_t   size;
@@ -878,6 +922,8 @@ struct gmem_vm_opts {
 	void    *log_data;
 	const struct gmem_inplace_opts *inplace;
 	uint64_t vm_type;
+	uint32_t wait_ms;
+	uint32_t reserved;
 };
 
 /**
@@ -1609,9 +1655,10 @@ struct gmem_listener_opts {
  *
  * What callbacks may call says struct gmem_listener_opts.
  *
- * Thread-safe. Waits for all work on memory that came before: conversions, also while
- * they wait for leases (wait_ms), changes of the layout, discards, the piece that a
- * long query is at. Work that comes later waits for this call. Since: 0.1.
+ * Thread-safe. Waits for the work on memory that is under way, such as a conversion
+ * that asks other listeners, but not for work that waits itself; nobody waits for this
+ * call. Work that begins from now on knows the listener, perhaps before this returns,
+ * when @ret is set already. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
  * the library, -ENOMEM, -EDEADLK called from a callback.
@@ -1631,7 +1678,8 @@ GMEM_API GMEM_CHECKED int gmem_listener_new(struct gmem_vm *vm,
  * one that another thread is in may still run; keep its data until a later call of
  * gmem_listener_new() or gmem_listener_free(), not from a callback, has returned.
  *
- * Thread-safe; waits as gmem_listener_new(). Since: 0.1.
+ * Thread-safe; waits as gmem_listener_new(): conversions that have asked the listener
+ * tell it of their end, and later ones do not call it. Since: 0.1.
  */
 GMEM_API void gmem_listener_free(struct gmem_listener *listener);
 
@@ -1758,15 +1806,17 @@ GMEM_API int gmem_view_hva_slow(const struct gmem_view *view, uint64_t gpa, uint
  * @view: view, between gmem_view_begin() and gmem_view_end()
  * @gpa: guest physical address, any alignment
  * @size: bytes, non-zero, that must be contiguous for the host
- * @ret_hva: host address of @gpa, valid until gmem_view_end()
+ * @ret_hva: host address of @gpa, to read and to write, valid until gmem_view_end()
  *
- * An access there can raise SIGBUS: see gmem_region_hva().
+ * An access there can raise SIGBUS: see gmem_region_hva(). For memory that may only
+ * be read there is gmem_view_hva_read().
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
  * Return: 0, or -ENOENT there is no region at @gpa, -ESTALE there was one and it
- * was removed, -ENXIO the range of a device, -EACCES private memory, -ERANGE
- * there is memory at @gpa but @size bytes are not contiguous, -EINVAL @size is 0.
+ * was removed (a limited number of those is remembered), -ENXIO the range of a
+ * device, -EACCES private memory, -EROFS it may only be read, -ERANGE there is
+ * memory at @gpa but @size bytes are not contiguous, -EINVAL @size is 0.
  */
 GMEM_INLINE int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64_t size,
 				void **ret_hva)
@@ -1792,6 +1842,23 @@ GMEM_INLINE int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64
 }
 
 /**
+ * gmem_view_hva_read() - host address of guest memory, for reading
+ * @view: view, between gmem_view_begin() and gmem_view_end()
+ * @gpa: guest physical address, any alignment
+ * @size: bytes, non-zero, that must be contiguous for the host
+ * @ret_hva: host address of @gpa, valid until gmem_view_end()
+ *
+ * As gmem_view_hva(), but also for memory that may only be read, which is imported
+ * memory without GMEM_RIGHT_WRITE: a store there raises SIGSEGV.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: as gmem_view_hva(), without -EROFS, and -EINVAL for a NULL argument.
+ */
+GMEM_API int gmem_view_hva_read(const struct gmem_view *view, uint64_t gpa, uint64_t size,
+				const void **ret_hva);
+
+/**
  * gmem_view_iovec() - host addresses of a range across regions
  * @view: view, between gmem_view_begin() and gmem_view_end()
  * @gpa: guest physical address, any alignment
@@ -1800,16 +1867,32 @@ GMEM_INLINE int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64
  *	first entries may have been written to
  * @max: entries in @iov
  *
- * Adjacent regions that are contiguous for the host, too, share an entry.
+ * The memory may be read and written. Adjacent regions that are contiguous for the
+ * host, too, share an entry.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: number of entries filled in, or -ENOENT, -ESTALE, -ENXIO or -EACCES as
- * gmem_view_hva() for the first byte that has no memory, -ENOSPC the range takes
- * more than @max entries, -EINVAL @size is 0 or the range wraps.
+ * Return: number of entries filled in, or -ENOENT, -ESTALE, -ENXIO, -EACCES or -EROFS
+ * as gmem_view_hva() for the first byte that has no such memory, -ENOSPC the range
+ * takes more than @max entries, -EINVAL @size is 0 or the range wraps.
  */
 GMEM_API int gmem_view_iovec(const struct gmem_view *view, uint64_t gpa, uint64_t size,
 			     struct iovec *iov, size_t max);
+
+/**
+ * gmem_view_iovec_read() - host addresses of a range across regions, for reading
+ * @view: as gmem_view_iovec()
+ * @gpa: as gmem_view_iovec()
+ * @size: as gmem_view_iovec()
+ * @iov: as gmem_view_iovec(), for writev(2) and the like: the memory is only read
+ * @max: as gmem_view_iovec()
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: as gmem_view_iovec(), without -EROFS.
+ */
+GMEM_API int gmem_view_iovec_read(const struct gmem_view *view, uint64_t gpa, uint64_t size,
+				  struct iovec *iov, size_t max);
 
 /*
  * The functions below access guest memory. They begin and end the view
@@ -2108,8 +2191,9 @@ GMEM_API int gmem_change_apply(struct gmem_change *change);
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_CONVERT_*; unknown bits are -EINVAL
  * @discard: GMEM_DISCARD_*
- * @wait_ms: milliseconds to wait for leases to be freed; 0: fail at once. Work on
- *	the same range that came before is waited for in any case.
+ * @wait_ms: milliseconds to wait in all, for earlier work, leases, peers and views;
+ *	0: fail at once if there is a lease, and else wait as long as it takes, or as
+ *	wait_ms of struct gmem_vm_opts says. See "Waiting" there.
  */
 struct gmem_convert_opts {
 	size_t   size;
@@ -2165,10 +2249,10 @@ struct gmem_conversion {
  * counts as owed. Memory that is one for both sides, as with GMEM_BACKING_INPLACE,
  * owes nothing.
  *
- * A conversion to private asks the listeners, waits until every view that began
- * before has ended, and waits for leases up to wait_ms of @opts. A conversion to
- * shared calls the listeners once views can use the memory. If a lease or a
- * listener is in the way, nothing changes.
+ * A conversion waits for earlier work on the range. To private, it then waits for
+ * leases, asks the listeners, and waits until every view that began before has ended:
+ * for all of that up to wait_ms of @opts. A conversion to shared calls the listeners
+ * once views can use the memory. If something is in the way, nothing changes.
  *
  * Thread-safe. Do not call it between gmem_view_begin() and gmem_view_end() of
  * the same thread. Source: KVM_SET_MEMORY_ATTRIBUTES; for discarding madvise(2)
@@ -2176,8 +2260,9 @@ struct gmem_conversion {
  *
  * Return: 0, or -EINVAL bad range, state or options, -ENOENT the range has a
  * hole, -ENXIO part of it is a device's, -EOPNOTSUPP memory in it cannot be
- * converted, -EBUSY somebody holds a lease, the errno of a listener that
- * refused, -ETIMEDOUT a peer did not give it back (gmem_peer_add()), -EDEADLK a
+ * converted, -EBUSY somebody holds a lease, or earlier work or a view has not ended
+ * within wait_ms, the errno of a listener that refused, -ETIMEDOUT a peer did not
+ * give it back (gmem_peer_add()) in its time or within wait_ms, -EDEADLK a
  * callback calls it for its own range, -ENOMEM, -E2BIG options newer than the
  * library, or the kernel's own errno: nothing changed; -ENOTRECOVERABLE the
  * kernel refused to undo, see @ret, or a region in the range has lost its
@@ -2326,7 +2411,8 @@ GMEM_API int gmem_exit_reply(struct kvm_run *run, uint64_t vm_type, int error);
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_VCPU_*; unknown bits are -EINVAL
  * @discard: GMEM_DISCARD_*, as in struct gmem_convert_opts
- * @wait_ms: milliseconds to wait for leases, as in struct gmem_convert_opts
+ * @wait_ms: milliseconds to wait for one exit, whatever it takes, as in
+ *	struct gmem_convert_opts
  * @max_stuck_faults: number of consecutive faults at one address that need no
  *	conversion, the last of which is -ELOOP; 0: 16
  * @max_repeats: number of consecutive exits about one address, whatever was done
@@ -2769,7 +2855,8 @@ struct gmem_gpa_range {
  * struct gmem_discard_opts - how to discard
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_DISCARD_INWARD; unknown bits are -EINVAL
- * @wait_ms: milliseconds to wait for leases to be freed, in all; 0: fail at once
+ * @wait_ms: milliseconds to wait in all, for leases and earlier work; 0: fail at once
+ *	if there is a lease. See "Waiting" at struct gmem_vm_opts.
  * @reserved: must be 0
  */
 struct gmem_discard_opts {
@@ -2793,7 +2880,8 @@ struct gmem_discard_opts {
  * and guest and host read zeros there afterwards. There are two exceptions in the
  * caller's own host memory (GMEM_REGION_HVA): a private mapping of a file shows
  * the file again, and shared memory locked with mlock(2) is not freed, which @ret
- * shows.
+ * shows. Memory of a memfd sealed with F_SEAL_WRITE or F_SEAL_FUTURE_WRITE cannot
+ * be freed: -EPERM.
  *
  * The range must not be in use: the guest loses its contents, and I/O that began
  * before goes to pages that nobody sees any more. A lease prevents the discard, also
@@ -3425,14 +3513,15 @@ struct gmem_extent {
 
 /* Flags of struct gmem_export_opts */
 #define GMEM_EXPORT_SKIP	(1ull << 0) /* leave out regions that cannot be given */
-#define GMEM_EXPORT_UNSEALED	(1ull << 1) /* accept files that can shrink */
+#define GMEM_EXPORT_UNSEALED	(1ull << 1) /* accept files that their users can change */
 
 /**
  * struct gmem_export_opts - how to export
  * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_EXPORT_*; unknown bits are -EINVAL. Every process that has a file
- *	can truncate it, unless it is sealed against shrinking (F_SEAL_SHRINK);
- *	then the guest's accesses fail and those of this process raise SIGBUS.
+ * @flags: GMEM_EXPORT_*; unknown bits are -EINVAL. With GMEM_EXPORT_UNSEALED every
+ *	peer can do to a file what its seals do not forbid: cut it, after which the
+ *	guest's accesses fail and those of this process raise SIGBUS; or seal it
+ *	against writing, after which this process cannot discard its memory.
  */
 struct gmem_export_opts {
 	size_t   size;
@@ -3451,10 +3540,12 @@ struct gmem_export_opts {
  * gmem_export_add_memory() was called for it. Anonymous memory cannot be given,
  * because no fd refers to it.
  *
- * Thread-safe; waits as gmem_listener_new(). Source: eventfd(2), epoll(7). Since: 0.1.
+ * Thread-safe; waits as gmem_listener_new(), then for changes of the layout under
+ * way. Source: eventfd(2), timerfd_create(2), epoll(7). Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -EMFILE, -ENFILE, -ENOMEM, -EDEADLK called from a listener's callback.
+ * the library, -EMFILE, -ENFILE, -ENOMEM, -EDEADLK called from a listener's callback,
+ * -EBUSY a change of the layout has not ended within wait_ms of struct gmem_vm_opts.
  */
 GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
 					  const struct gmem_export_opts *opts,
@@ -3465,7 +3556,7 @@ GMEM_API GMEM_CHECKED int gmem_export_new(struct gmem_vm *vm,
  * @exporter: export, or NULL
  *
  * Do not call it from a listener's callback: it then only writes to the VM's
- * log.
+ * log. It ends the peers, and then waits as gmem_listener_free().
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
@@ -3480,13 +3571,18 @@ GMEM_API void gmem_export_free(struct gmem_export *exporter);
  * @offset: offset of @hva in the file, a multiple of the page
  *
  * Call it before you add the region that uses the memory, or later, before the
- * memory is given. Seal the file first: F_SEAL_SHRINK always, and, if it is to be
- * given for reading only, F_SEAL_FUTURE_WRITE once you have mapped it.
+ * memory is given. Any process that has a file can cut it, grow it, or add seals to
+ * it that make this process's mappings, exports and discards fail. So create the
+ * memfd with MFD_ALLOW_SEALING, map it, and seal it with F_SEAL_SHRINK |
+ * F_SEAL_GROW | F_SEAL_SEAL. If it is to be given for reading only, add
+ * F_SEAL_FUTURE_WRITE in the same call; its memory can then not be discarded. A
+ * file on tmpfs or hugetlbfs that memfd_create(2) did not make cannot be sealed: it
+ * needs GMEM_EXPORT_UNSEALED.
  *
  * Thread-safe. Source: fstat(2), fstatfs(2), F_GET_SEALS. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range, @fd is no such file or ends before the
- * range does, -EPERM the file can shrink, -EEXIST part of the range was added
+ * range does, -EPERM it lacks a seal, -EEXIST part of the range was added
  * already, -EBADF, -EMFILE, -ENOMEM.
  */
 GMEM_API int gmem_export_add_memory(struct gmem_export *exporter, void *hva, uint64_t size,
@@ -3520,7 +3616,7 @@ GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void 
  *
  * Return: number of extents filled in, or -EOPNOTSUPP a region cannot be given
  * (gmem_last_error() says why and what would help; GMEM_EXPORT_SKIP leaves it
- * out), -ENOSPC there are more than @max, -EINVAL NULL argument.
+ * out), -ENOSPC there are more than @max, -ENOMEM, -EINVAL NULL argument.
  */
 GMEM_API int gmem_export_table(struct gmem_export *exporter, struct gmem_extent *extents,
 			       size_t max);
@@ -3588,8 +3684,8 @@ struct gmem_export_range {
  * @ranges: ranges that the peer may have, in GPA order, not overlapping; copied.
  *	NULL: all present and future memory, with the rights that its files allow.
  * @range_count: entries in @ranges
- * @wait_ms: longest time to wait for the peer's answer when memory is taken back,
- *	in milliseconds; 0: 1000
+ * @wait_ms: longest time that a call waits for the peer's answers, all of them
+ *	together, when memory is taken back, in milliseconds; 0: 1000
  * @reserved: must be 0
  */
 struct gmem_peer_opts {
@@ -3614,11 +3710,24 @@ struct gmem_peer_opts {
  *
  * The library takes a region back from peers before it is removed, moved or
  * rebound, and a range before it becomes private, and waits for their answers.
- * If an answer does not come in time, the removal or conversion fails with
+ * If the answers do not come in time, the removal or conversion fails with
  * -ETIMEDOUT and nothing has changed; with GMEM_PEER_CUT_OFF the peer is cut
  * off, and the call goes on. Memory that becomes shared again is given again.
  * Taking back relies on the peer, which can keep a mapping: it protects both
  * sides from mistakes. But no peer can reach private memory, whatever it does.
+ * What a peer gives back too late it gets again; its answer, a refusal, too, counts
+ * for nobody who did not wait for it.
+ *
+ * Memory is given and taken back in whole pages of its file. Where these are larger
+ * than the guest's, as on hugetlbfs, the peer loses all of a page of which a part
+ * becomes private, and gets it again when all of it is shared. So a region, and each
+ * of @opts->ranges, must have whole pages of its file, at a multiple of their size
+ * in guest addresses, too.
+ *
+ * Memory that the peer has no room for at the moment (it answers EMFILE, ENFILE,
+ * ENOMEM or EAGAIN), or that the kernel does not let through (ETOOMANYREFS), is
+ * offered again after 100 ms, and later every 2 s: gmem_export_fd() becomes
+ * readable then. Meanwhile everything else goes on.
  *
  * A process that has a file can map all of it. So a file is given only if the peer
  * may have the whole file, or with GMEM_PEER_WHOLE_FILES. A file is given for
@@ -3628,7 +3737,9 @@ struct gmem_peer_opts {
  *
  * A peer can write anything to the memory it has, free its pages, and, by keeping a
  * guest_memfd, keep the VM in the kernel's memory. It gets nothing else, and can
- * make nothing else fail.
+ * make nothing else fail. It costs this process one message at a time and, for
+ * memory that can be converted, one bit for each page of the file, most of which
+ * are never written; no more, however it behaves.
  *
  * Thread-safe. Source: unix(7), SCM_RIGHTS. Since: 0.1.
  *
@@ -3658,7 +3769,7 @@ GMEM_API void gmem_peer_remove(struct gmem_peer *peer);
  * Thread-safe. Since: 0.1.
  *
  * Return: 1 the peer has all the memory it should have; 0 messages or answers are
- * under way; or the reason why it gets no more: -EPIPE the process is gone, -EPROTO
+ * under way, or memory is to be offered again; or the reason why it gets no more: -EPIPE the process is gone, -EPROTO
  * it sent a message that no import sends, -ETIMEDOUT it was cut off, or the errno
  * with which it refused memory; -EINVAL for NULL.
  */
@@ -3684,7 +3795,10 @@ GMEM_API int gmem_export_fd(const struct gmem_export *exporter);
  * Never waits for a peer. Call it when gmem_export_fd() is readable. A removal or
  * conversion that takes memory back exchanges its messages with peers itself.
  *
- * Thread-safe. Since: 0.1.
+ * It returns after about 10 ms, whatever there is to do; the fd stays readable as
+ * long as something is left. Peers take turns.
+ *
+ * Thread-safe. Source: sendmsg(2), recvmsg(2), timerfd_settime(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL for NULL.
  */
@@ -3703,6 +3817,15 @@ GMEM_API int gmem_export_dispatch(struct gmem_export *exporter);
  * @max_bytes: maximum of bytes to map; 0: only the kernel's limit
  * @max_extents: maximum of extents to map; 0: 4096
  * @reserved: must be 0
+ * @max_table_bytes: maximum of this process's own memory for what is mapped, with
+ *	pages of 4 KiB about 1/28000 of it, and 20 KiB for each extent; 0: 128 MiB
+ * @max_mappings: maximum of mappings, as the kernel counts them: one for each run of
+ *	pages that are granted, or that are not; 0: a quarter of the process's limit,
+ *	/proc/sys/vm/max_map_count, or of 65530 if that cannot be read
+ * @reserved2: must be 0
+ *
+ * What exceeds a limit is refused: the exporting process is told, and nothing
+ * changes. A guest that converts many small ranges makes many mappings, too.
  */
 struct gmem_import_opts {
 	size_t   size;
@@ -3710,6 +3833,9 @@ struct gmem_import_opts {
 	uint64_t max_bytes;
 	uint32_t max_extents;
 	uint32_t reserved;
+	uint64_t max_table_bytes;
+	uint32_t max_mappings;
+	uint32_t reserved2;
 };
 
 /**
@@ -3719,9 +3845,10 @@ struct gmem_import_opts {
  * @ret: the import, yours to free with gmem_import_free()
  *
  * The import is empty at first: memory comes with gmem_import_dispatch(). It needs
- * no KVM, no /proc and no file system.
+ * no KVM, no /proc and no file system. It has three file descriptors, and needs one
+ * more for a moment whenever an extent comes.
  *
- * Thread-safe. Source: unix(7), SCM_RIGHTS. Since: 0.1.
+ * Thread-safe. Source: unix(7), SCM_RIGHTS, eventfd(2), epoll(7). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad options, or another kind of socket, -EBADF @sock is
  * not open, -ENOTSOCK, -E2BIG options newer than the library, -EMFILE, -ENOMEM.
@@ -3754,19 +3881,24 @@ GMEM_API int gmem_import_fd(const struct gmem_import *import);
  * gmem_import_dispatch() - handle messages of the exporting process, and answer them
  * @import: import
  *
- * Maps and unmaps memory, for a bounded number of messages in each call. Before it
- * unmaps memory it waits for views between gmem_view_begin() and gmem_view_end(),
- * so do not call it between these. The exporting process waits for the answer: call
- * this soon after gmem_import_fd() is readable.
+ * Maps and unmaps memory, and gives and takes access to it. A call takes about 10 ms
+ * at most, whatever the messages ask for: the next call goes on. Before memory is
+ * taken it waits for views between gmem_view_begin() and gmem_view_end(), so do not
+ * call it between these. The exporting process waits for the answer: call this soon
+ * after gmem_import_fd() is readable.
+ *
+ * An extent is mapped once, when it comes; no other mapping gets into its place until
+ * it is unmapped. Ranges that are not granted cannot be accessed (PROT_NONE).
  *
  * After an error no more memory comes, and mapped memory stays mapped until
  * gmem_import_free().
  *
- * Thread-safe. Source: unix(7), mmap(2), munmap(2). Since: 0.1.
+ * Thread-safe. Source: unix(7), mmap(2), mprotect(2), munmap(2). Since: 0.1.
  *
  * Return: 1 if the import has all memory it should have, 0 if more is to come; or
  * -EPIPE the exporting process is gone, -EPROTO it broke the protocol or has pages
- * of another size, -EINVAL for NULL.
+ * of another size, -ENOMEM in the middle of a large range, which can then neither be
+ * finished nor undone, -EINVAL for NULL.
  */
 GMEM_API int gmem_import_dispatch(struct gmem_import *import);
 

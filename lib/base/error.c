@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "gmem.h"
+#include "base/utf8.h"
 
 static __thread char sentence[GMEM_SENTENCE_SIZE];
 static __thread int sentence_err;
@@ -20,6 +21,8 @@ int gmem_fail(int err, const char *format, ...)
 	va_start(args, format);
 	vsnprintf(sentence, sizeof(sentence), format, args);
 	va_end(args);
+	/* Names in it come from the caller, who may have them from anywhere. */
+	gmem_utf8_clean(sentence);
 	return err;
 }
 

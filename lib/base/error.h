@@ -16,7 +16,10 @@
 /* Bytes of a sentence with its end; longer ones are cut */
 #define GMEM_SENTENCE_SIZE 512
 
-/* Stores the sentence for this thread. Returns @err, a negative errno. */
+/*
+ * Stores the sentence for this thread, with "?" for each character that could do something
+ * to a terminal. Returns @err, a negative errno.
+ */
 int gmem_fail(int err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Returns the errno that belongs to this thread's sentence; 0 before the first failure. */

@@ -17,6 +17,7 @@
 
 #include <pthread.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <time.h>
 
 /* Lowest first. The declaration of a lock, named here, says what the lock guards. */
@@ -118,11 +119,20 @@ static inline void gmem_condition_wait(pthread_cond_t *condition, struct gmem_lo
 	pthread_cond_wait(condition, &lock->mutex);
 }
 
+/* @deadline: nanoseconds; UINT64_MAX: none */
 static inline void gmem_condition_wait_until(pthread_cond_t *condition, struct gmem_lock *lock,
-					     const struct timespec *deadline)
+					     uint64_t deadline)
 {
+	const struct timespec at = {
+		.tv_sec = (time_t)(deadline / 1000000000),
+		.tv_nsec = (long)(deadline % 1000000000),
+	};
+
 	gmem_lock_check_wait(lock);
-	pthread_cond_timedwait(condition, &lock->mutex, deadline);
+	if (deadline == UINT64_MAX)
+		pthread_cond_wait(condition, &lock->mutex);
+	else
+		pthread_cond_timedwait(condition, &lock->mutex, &at);
 }
 
 #endif

@@ -1,35 +1,44 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * utf8: checks text of unknown origin before it goes into JSON or to a terminal.
+ * utf8: text of unknown origin, on its way into JSON, into a sentence or to a terminal.
  *
- * lib/tools includes this header, too.
+ * Only what is known to be harmless is printed as it is: letters, marks, digits, punctuation
+ * and symbols of living scripts, and the plain space. So nothing steers a terminal, turns
+ * the direction of writing, is drawn as nothing, or means something in a later version of
+ * Unicode. That does not depend on the locale, which the library must not ask: iswprint()
+ * would know nothing but ASCII in a program that never called setlocale().
+ *
+ * lib/tools compiles this module, too.
  */
 #ifndef GMEM_UTF8_H
 #define GMEM_UTF8_H
 
+#include <stdbool.h>
+#include <stdint.h>
+
+/* In place of a code point: a byte that begins no UTF-8 sequence */
+#define GMEM_UTF8_BROKEN UINT32_MAX
+
 /*
- * Returns the length of the UTF-8 sequence at the beginning of the NUL-terminated @s, or
- * 0 if @s does not begin with one.
+ * Returns how many bytes of the NUL-terminated @s make up its first character, and stores
+ * that character: at the end of the string 0 bytes and 0, for broken UTF-8 one byte and
+ * GMEM_UTF8_BROKEN.
  */
-static inline unsigned int gmem_utf8_length(const unsigned char *s)
-{
-	unsigned int length, i;
+unsigned int gmem_utf8_next(const char *s, uint32_t *ret);
 
-	if (s[0] < 0x80)
-		return 1;
-	if (s[0] < 0xc2 || s[0] > 0xf4)
-		return 0;
+/* Whether a character may be printed as it is */
+bool gmem_utf8_is_harmless(uint32_t code);
 
-	length = s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : 4;
-	for (i = 1; i < length; i++)
-		if ((s[i] & 0xc0) != 0x80)
-			return 0;
+/* Bytes of an escape sequence and its NUL */
+#define GMEM_UTF8_ESCAPE 13
 
-	/* Refuse overlong sequences, surrogates, and values above U+10FFFF. */
-	if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) ||
-	    (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f))
-		return 0;
-	return length;
-}
+/*
+ * Writes a character as an escape sequence of JSON: "\u202e", a pair of them above U+FFFF,
+ * and "\ufffd" for broken UTF-8. Returns @buf.
+ */
+const char *gmem_utf8_escape(uint32_t code, char buf[GMEM_UTF8_ESCAPE]);
+
+/* Writes "?" over each character of a string that may not be printed. */
+void gmem_utf8_clean(char *s);
 
 #endif

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/range_map.h"
+#include "base/wait_budget.h"
 #include "layout/apply_slots.h"
 #include "layout/keep_state.h"
 #include "os/kvm_compat.h"
@@ -37,6 +38,7 @@ struct change {
 	struct gmem_claim first_claims[2];
 	struct gmem_claim *claims;
 	size_t claim_count;
+	struct gmem_wait_budget budget;
 };
 
 static bool leaves(const struct gmem_step *step)
@@ -189,6 +191,7 @@ static void note_claim(struct change *change, const struct gmem_range *gpa)
 		.gpa = gpa->start,
 		.size = gpa->size,
 		.mode = GMEM_CLAIM_EXCLUSIVE,
+		.in_front = true,
 		.purpose = "laid out anew",
 	};
 }
@@ -304,7 +307,7 @@ static int claim(struct change *change)
 		return err;
 
 	gmem_lock_take(&vm->lock);
-	err = gmem_claims_take(vm, change->claims, change->claim_count, 0);
+	err = gmem_claims_take(vm, change->claims, change->claim_count, &change->budget);
 	if (err) {
 		err = blame_leases(change, err);
 	} else {
@@ -692,7 +695,7 @@ static void replace_table(struct change *change, const struct gmem_table *old)
 {
 	if (!old)
 		return;
-	gmem_vm_wait_for_views(change->vm);
+	gmem_vm_wait_for_views(change->vm, NULL);
 	gmem_table_free(old, gmem_vm_table(change->vm));
 	for (size_t i = 0; i < change->count; i++) {
 		struct gmem_step *step = &change->steps[i];
@@ -857,10 +860,10 @@ drop_table:
 }
 
 /* Listeners hear of the old range while its memory is still there for the host. */
-static void tell_listeners(const struct gmem_vm *vm, const struct gmem_step *step)
+static void tell_listeners(const struct change *change, const struct gmem_step *step)
 {
 	if (step->kind != GMEM_STEP_ADD && step->kind != GMEM_STEP_SPLIT && !step->region->is_device)
-		gmem_listeners_removed(vm, step->old_gpa, step->region->gpa.size);
+		gmem_listeners_removed(change->claims, step->old_gpa, step->region->gpa.size);
 }
 
 static int apply_claimed(struct change *change)
@@ -874,26 +877,8 @@ static int apply_claimed(struct change *change)
 		return err;
 
 	for (size_t i = 0; i < change->count; i++)
-		tell_listeners(change->vm, &change->steps[i]);
+		tell_listeners(change, &change->steps[i]);
 	return 0;
-}
-
-static int ask_hooks(const struct gmem_vm *vm, const struct gmem_step *steps, size_t count)
-{
-	struct gmem_change_hook *hook;
-	int err = 0;
-
-	for (hook = vm->change_hooks; hook && !err; hook = hook->next)
-		err = hook->before(hook, steps, count);
-	return err;
-}
-
-static void tell_hooks(const struct gmem_vm *vm)
-{
-	struct gmem_change_hook *hook;
-
-	for (hook = vm->change_hooks; hook; hook = hook->next)
-		hook->after(hook);
 }
 
 static int apply_planned(struct change *change)
@@ -901,14 +886,14 @@ static int apply_planned(struct change *change)
 	struct gmem_vm *vm = change->vm;
 	int err;
 
-	err = ask_hooks(vm, change->steps, change->count);
+	err = gmem_vm_ask_change_hooks(vm, change->steps, change->count, &change->budget);
 	if (!err)
 		err = claim(change);
 	if (!err) {
 		err = apply_claimed(change);
 		unclaim(change);
 	}
-	tell_hooks(vm);
+	gmem_vm_tell_change_hooks(vm);
 	return err;
 }
 
@@ -927,13 +912,13 @@ static void end_step(struct gmem_step *step, bool is_done)
 
 int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 {
-	struct change change = { .vm = vm, .steps = steps, .count = count };
+	struct change change = { .vm = vm, .steps = steps, .count = count, .budget = gmem_vm_budget(vm, 0) };
 	int err;
 
 	/* Who holds the hook lock may wait for the callback that this is called from. */
 	err = gmem_claim_check_not_owner(vm);
 	if (!err)
-		err = gmem_vm_begin_change(vm);
+		err = gmem_vm_begin_change(vm, &change.budget);
 	if (err)
 		return err;
 

@@ -37,7 +37,8 @@ struct work {
 	uint64_t gpa;
 	uint64_t size;
 	uint64_t last;
-	uint64_t deadline;		/* of opts.wait_ms */
+	struct gmem_wait_budget *budget;	/* of the call */
+	struct gmem_claim claim;
 	/*
 	 * The pages that change are marked GMEM_PAGE_CHANGING; or, if they are one run in one
 	 * region and nobody listens, they are these.
@@ -204,7 +205,7 @@ static void mark_changing(struct work *work)
 {
 	struct gmem_stretch at = from(work, work->gpa, work->last);
 
-	if (work->only && !work->vm->listeners) {
+	if (work->only && !gmem_listeners_are_there(work->vm)) {
 		next_region(work, &at);
 		if (find_only_run(work, &at))
 			return;
@@ -278,6 +279,25 @@ static void settle(struct work *work)
 
 /* ---- the kernel ---- */
 
+/* Find the next run in [@at, @last], or its first MAX_RUN bytes; looks at no pages behind these. */
+static bool next_changing_run(const struct work *work, uint64_t at, uint64_t last,
+			      struct gmem_part *ret)
+{
+	uint64_t end;
+	bool found;
+
+	do {
+		end = last - at < MAX_RUN ? last : at + MAX_RUN - 1;
+		found = find_changing(work, at, end, ret);
+		at = end + 1;
+	} while (!found && end != last);
+	if (!found || ret->last != end || end == last)
+		return found;
+
+	end = last - ret->start < MAX_RUN ? last : ret->start + MAX_RUN - 1;
+	return find_changing(work, ret->start, end, ret);
+}
+
 /*
  * Find the next run for one ioctl. Attributes of the VM cross regions; those of a file end
  * with it.
@@ -289,7 +309,7 @@ static bool next_run(const struct work *work, uint64_t at, uint64_t last, bool a
 
 	if (all)
 		*ret = (struct gmem_part){ at, last };
-	else if (!find_changing(work, at, last, ret))
+	else if (!next_changing_run(work, at, last, ret))
 		return false;
 
 	if (ret->last - ret->start >= MAX_RUN)
@@ -304,13 +324,20 @@ static bool next_run(const struct work *work, uint64_t at, uint64_t last, bool a
 static int set_run(struct work *work, const struct gmem_part *run, bool to_private)
 {
 	struct gmem_region *region = region_at(work, run->start);
-	uint64_t now = work->opts.wait_ms && work->is_inplace ? gmem_sys_now() : 0;
-	uint64_t left = now < work->deadline ? work->deadline - now : 0;
+	uint64_t start = 0, left_ms = 0;
+	int err;
 
+	/* In place, it waits for pinned pages as for leases. */
+	if (work->opts.wait_ms && work->is_inplace) {
+		start = gmem_sys_now();
+		left_ms = (gmem_wait_end(work->budget, start) - start) / GMEM_NANOSECONDS_PER_MS;
+	}
 	work->result.ioctls++;
 	gmem_region_count(region, GMEM_COUNT_CONVERT_IOCTLS, 1);
-	return gmem_region_set_private(region, run, to_private,
-				       work->opts.wait_ms ? (uint32_t)(left / GMEM_NANOSECONDS_PER_MS) : 0);
+	err = gmem_region_set_private(region, run, to_private, (uint32_t)left_ms);
+	if (start)
+		gmem_wait_spend(work->budget, start);
+	return err;
 }
 
 static int set_run_insisting(struct work *work, const struct gmem_part *run, bool to_private)
@@ -368,13 +395,14 @@ static int change_kernel(struct work *work)
 /* To private, readers are told and waited for before the kernel; to shared, told after. */
 static int change_state(struct work *work)
 {
-	int err;
+	int err = 0;
 
 	if (work->to_private) {
 		record(work, work->gpa, work->last, true);
-		gmem_vm_wait_for_views(work->vm);
+		err = gmem_vm_wait_for_views(work->vm, work->budget);
 	}
-	err = change_kernel(work);
+	if (!err)
+		err = change_kernel(work);
 	if (!work->to_private && work->result.size)
 		record(work, work->result.gpa, work->result.gpa + work->result.size - 1, false);
 	else if (work->to_private && err)
@@ -462,20 +490,20 @@ static void tell_listeners(const struct work *work, int err)
 	uint64_t end = done->gpa + done->size;
 	struct gmem_failure failure;
 
-	if (!work->vm->listeners)
+	if (!gmem_listeners_are_there(work->vm))
 		return;
 
 	gmem_failure_keep(&failure, err);
 	if (!work->to_private) {
 		if (done->size)
-			gmem_listeners_shared(work->vm, done->gpa, end - 1);
+			gmem_listeners_shared(&work->claim, done->gpa, end - 1);
 	} else if (!done->size) {
-		gmem_listeners_undo(work->vm, work->gpa, work->last);
+		gmem_listeners_undo(&work->claim, work->gpa, work->last);
 	} else {
 		if (done->gpa > work->gpa)
-			gmem_listeners_undo(work->vm, work->gpa, done->gpa - 1);
+			gmem_listeners_undo(&work->claim, work->gpa, done->gpa - 1);
 		if (end - 1 < work->last)
-			gmem_listeners_undo(work->vm, end, work->last);
+			gmem_listeners_undo(&work->claim, end, work->last);
 	}
 	gmem_failure_restore(&failure);
 }
@@ -484,7 +512,6 @@ static void tell_listeners(const struct work *work, int err)
 
 static int convert_claimed(struct work *work)
 {
-	struct gmem_vm *vm = work->vm;
 	int err = 0;
 
 	mark_changing(work);
@@ -492,7 +519,7 @@ static int convert_claimed(struct work *work)
 		return 0;
 
 	if (work->to_private)
-		err = gmem_listeners_ask(vm, work->gpa, work->last);
+		err = gmem_listeners_ask(&work->claim, work->gpa, work->last);
 	if (!err) {
 		err = change_state(work);
 		if (!err && !work->is_done) {
@@ -502,13 +529,17 @@ static int convert_claimed(struct work *work)
 		tell_listeners(work, err);
 	}
 	unmark_changing(work);
+	if (!work->to_private || err)
+		gmem_listeners_settled(&work->claim, work->gpa, work->last);
 	return err;
 }
 
 static int convert(struct work *work)
 {
 	struct gmem_vm *vm = work->vm;
-	struct gmem_claim claim = {
+	int err;
+
+	work->claim = (struct gmem_claim){
 		.gpa = work->gpa,
 		.size = work->size,
 		.mode = GMEM_CLAIM_EXCLUSIVE,
@@ -516,12 +547,8 @@ static int convert(struct work *work)
 		.discards = work->to_private,
 		.purpose = "converted to private",
 	};
-	int err;
-
-	if (work->opts.wait_ms)
-		work->deadline = gmem_sys_now() + work->opts.wait_ms * GMEM_NANOSECONDS_PER_MS;
 	gmem_lock_take(&vm->lock);
-	err = gmem_claim_take(vm, &claim, work->opts.wait_ms);
+	err = gmem_claim_take(vm, &work->claim, work->budget);
 	if (err)
 		goto unlock;
 
@@ -531,7 +558,7 @@ static int convert(struct work *work)
 		err = convert_claimed(work);
 		gmem_lock_take(&vm->lock);
 	}
-	gmem_claim_drop(vm, &claim);
+	gmem_claim_drop(vm, &work->claim);
 unlock:
 	gmem_lock_drop(&vm->lock);
 	return err;
@@ -557,11 +584,14 @@ static int check_arguments(struct work *work, const struct gmem_convert_opts *op
 	return 0;
 }
 
-GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t state,
-			     const struct gmem_convert_opts *opts, struct gmem_conversion *ret)
+int gmem_convert_within(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t state,
+			const struct gmem_convert_opts *opts, struct gmem_wait_budget *budget,
+			struct gmem_conversion *ret)
 {
+	struct gmem_wait_budget own;
 	struct work work = {
 		.vm = vm,
+		.budget = budget ? budget : &own,
 		.gpa = gpa,
 		.size = size,
 		.last = gpa + size - 1,
@@ -574,6 +604,7 @@ GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, ui
 		return gmem_fail(-EINVAL, "vm is NULL");
 
 	err = check_arguments(&work, opts);
+	own = gmem_vm_budget(vm, work.opts.wait_ms);
 	if (!err)
 		err = convert(&work);
 	if (ret)
@@ -582,10 +613,18 @@ GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, ui
 	return gmem_vm_log_error(vm, err);
 }
 
+GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t state,
+			     const struct gmem_convert_opts *opts, struct gmem_conversion *ret)
+{
+	return gmem_convert_within(vm, gpa, size, state, opts, NULL, ret);
+}
+
 GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
+	struct gmem_wait_budget budget;
 	struct work work = {
 		.vm = vm,
+		.budget = &budget,
 		.gpa = gpa,
 		.size = size,
 		.last = gpa + size - 1,
@@ -598,6 +637,7 @@ GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t si
 	if (!vm)
 		return gmem_fail(-EINVAL, "vm is NULL");
 
+	budget = gmem_vm_budget(vm, 0);
 	err = check_arguments(&work, NULL);
 	if (!err)
 		err = convert(&work);
@@ -677,7 +717,8 @@ static int discard_pending(struct gmem_vm *vm, const struct gmem_part *claimed, 
 	return err;
 }
 
-static int discard_piece(struct gmem_vm *vm, const struct gmem_part *part, uint64_t *total)
+static int discard_piece(struct gmem_vm *vm, const struct gmem_part *part,
+			 struct gmem_wait_budget *budget, uint64_t *total)
 {
 	struct gmem_claim claim = {
 		.gpa = part->start,
@@ -688,7 +729,7 @@ static int discard_piece(struct gmem_vm *vm, const struct gmem_part *part, uint6
 	int err;
 
 	gmem_lock_take(&vm->lock);
-	err = gmem_claim_take(vm, &claim, 0);
+	err = gmem_claim_take(vm, &claim, budget);
 	gmem_lock_drop(&vm->lock);
 	if (err)
 		return err;
@@ -703,6 +744,7 @@ static int discard_piece(struct gmem_vm *vm, const struct gmem_part *part, uint6
 
 static int discard_all_pending(struct gmem_vm *vm, uint64_t *total)
 {
+	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
 	struct gmem_part part;
 	uint64_t gpa = 0;
 	bool more = true;
@@ -713,7 +755,7 @@ static int discard_all_pending(struct gmem_vm *vm, uint64_t *total)
 		more = look_for_pending(vm, &gpa, &part);
 		gmem_lock_drop(&vm->lock);
 		if (part.start < part.last)
-			err = discard_piece(vm, &part, total);
+			err = discard_piece(vm, &part, &budget, total);
 	}
 	return err;
 }

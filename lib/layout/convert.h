@@ -22,8 +22,16 @@
 #include <stdint.h>
 
 #include "gmem.h"
+#include "base/wait_budget.h"
 #include "region/vm_core.h"
 
+/*
+ * gmem_vm_convert() as part of a call that waits for @budget in all, of which opts->wait_ms only
+ * says whether leases are waited for.
+ */
+int gmem_convert_within(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t state,
+			const struct gmem_convert_opts *opts, struct gmem_wait_budget *budget,
+			struct gmem_conversion *ret);
 /* Check, at this moment, that gmem_vm_convert() would find memory that converts everywhere. */
 int gmem_convert_check(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 

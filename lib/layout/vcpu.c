@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/opts.h"
+#include "base/wait_budget.h"
 #include "caps/caps.h"
 #include "layout/convert.h"
 #include "os/kvm.h"
@@ -147,13 +148,14 @@ static void count(struct gmem_vcpu *vcpu, const struct gmem_exit *exit, enum gme
 	gmem_lock_drop(&vm->lock);
 }
 
+/* An exit takes several conversions: all of them share @budget. */
 static int convert(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t size, uint32_t state,
-		   struct gmem_conversion *ret)
+		   struct gmem_wait_budget *budget, struct gmem_conversion *ret)
 {
 	GMEM_OPTS(gmem_convert_opts, opts, .discard = vcpu->opts.discard,
 		  .wait_ms = vcpu->opts.wait_ms);
 
-	return gmem_vm_convert(vcpu->vm, gpa, size, state, &opts, ret);
+	return gmem_convert_within(vcpu->vm, gpa, size, state, &opts, budget, ret);
 }
 
 /* ---- faults ---- */
@@ -180,6 +182,7 @@ static enum gmem_counter cause_of(int err)
 
 static int handle_fault(struct gmem_vcpu *vcpu, const struct gmem_exit *exit)
 {
+	struct gmem_wait_budget budget = gmem_vm_budget(vcpu->vm, vcpu->opts.wait_ms);
 	struct place *place = find_place(vcpu, exit);
 	struct gmem_conversion done;
 	int err;
@@ -189,7 +192,7 @@ static int handle_fault(struct gmem_vcpu *vcpu, const struct gmem_exit *exit)
 				"shall convert nothing", exit->gpa,
 				exit->state == GMEM_STATE_PRIVATE ? "private" : "shared");
 	else
-		err = convert(vcpu, exit->gpa, exit->size, exit->state, &done);
+		err = convert(vcpu, exit->gpa, exit->size, exit->state, &budget, &done);
 	if (err) {
 		count(vcpu, exit, cause_of(err));
 		return err;
@@ -275,6 +278,7 @@ static int check_request(struct gmem_vm *vm, const struct gmem_exit *exit)
 static int convert_request(struct gmem_vcpu *vcpu, const struct gmem_exit *exit,
 			   struct kvm_run *run)
 {
+	struct gmem_wait_budget budget = gmem_vm_budget(vcpu->vm, vcpu->opts.wait_ms);
 	uint64_t gpa = exit->gpa, end = exit->gpa + exit->size, size;
 	struct gmem_conversion done;
 	int err;
@@ -287,7 +291,7 @@ static int convert_request(struct gmem_vcpu *vcpu, const struct gmem_exit *exit,
 		size = end - gpa;
 		if (exit->size > REQUEST_PIECE && size > REQUEST_PIECE - gpa % REQUEST_PIECE)
 			size = REQUEST_PIECE - gpa % REQUEST_PIECE;
-		err = convert(vcpu, gpa, size, exit->state, &done);
+		err = convert(vcpu, gpa, size, exit->state, &budget, &done);
 	}
 	return answer(vcpu, exit, run, err);
 }

@@ -12,6 +12,7 @@
 #include "base/macros.h"
 #include "base/opts.h"
 #include "base/range_map.h"
+#include "base/wait_budget.h"
 #include "caps/caps.h"
 #include "caps/plan.h"
 #include "os/kvm.h"
@@ -80,6 +81,8 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 	err = GMEM_COPY_OPTS(gmem_vm_opts, &opts, user_opts, log_data);
 	if (!err)
 		err = gmem_check_flags("flags", opts.flags, GMEM_VM_NO_SELFTEST | GMEM_VM_TYPE);
+	if (!err && opts.reserved)
+		err = gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", opts.reserved);
 	if (err)
 		return err;
 
@@ -102,6 +105,7 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 	vm->fd = vm->identity->asked;
 	vm->log = opts.log;
 	vm->log_data = opts.log_data;
+	vm->wait_ms = opts.wait_ms;
 	vm->has_default_plan = gmem_plan_make(&vm->caps, NULL, &vm->default_plan) == 0;
 	*ret = vm;
 	return 0;
@@ -195,14 +199,16 @@ GMEM_API const struct gmem_caps *gmem_vm_caps(const struct gmem_vm *vm)
 
 GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t count)
 {
+	struct gmem_wait_budget budget;
 	int err;
 
 	if (!vm)
 		return gmem_fail(-EINVAL, "vm is NULL");
 
+	budget = gmem_vm_budget(vm, 0);
 	err = gmem_claim_check_not_owner(vm);
 	if (!err)
-		err = gmem_vm_begin_change(vm);
+		err = gmem_vm_begin_change(vm, &budget);
 	if (err)
 		return gmem_vm_log_error(vm, err);
 	err = gmem_slots_reserve(&vm->slots, first, count);

@@ -20,6 +20,7 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -119,6 +120,11 @@ int gmem_sys_mmap(void *hint, uint64_t size, int prot, int flags, int fd,
 int gmem_sys_munmap(void *addr, uint64_t size)
 {
 	return munmap(addr, size) < 0 ? -errno : 0;
+}
+
+int gmem_sys_mprotect(void *addr, uint64_t size, int prot)
+{
+	return mprotect(addr, size, prot) < 0 ? -errno : 0;
 }
 
 int gmem_sys_madvise(void *addr, uint64_t size, int advice)
@@ -437,10 +443,10 @@ int gmem_sys_socket_kind(int fd, int *ret_family, int *ret_type)
 	return getsockopt(fd, SOL_SOCKET, SO_TYPE, ret_type, &size) < 0 ? -errno : 0;
 }
 
-/* Space for the fds of one message; the union aligns it for struct cmsghdr. */
+/* Space for the fd of one message; the union aligns it for struct cmsghdr. */
 union control {
 	struct cmsghdr header;
-	char bytes[CMSG_SPACE(GMEM_SYS_MAX_FDS * sizeof(int))];
+	char bytes[CMSG_SPACE(sizeof(int))];
 };
 
 int gmem_sys_send(int sock, const void *buf, size_t size, int passed)
@@ -465,39 +471,66 @@ int gmem_sys_send(int sock, const void *buf, size_t size, int passed)
 	return n < 0 ? -errno : 0;
 }
 
-static void collect_fds(struct msghdr *message, struct gmem_sys_fds *fds)
+/* SO_PASSPIDFD of Linux 6.5: a socket that another process made can have it set. */
+#ifndef SCM_PIDFD
+#define SCM_PIDFD 4
+#endif
+#ifndef SCM_SECURITY
+#define SCM_SECURITY 3
+#endif
+
+/* The kernel passes 253 fds at most (SCM_MAX_FD); credentials, a pidfd and a label come beside them. */
+union received_control {
+	struct cmsghdr header;
+	char bytes[2048];
+};
+
+/* Keeps the first fd of a message, and closes all others. */
+static void take_fds(const struct cmsghdr *header, struct gmem_sys_fds *fds)
+{
+	size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+	int fd;
+
+	for (size_t i = 0; i < count; i++) {
+		memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
+		if (header->cmsg_type == SCM_RIGHTS && !fds->count++)
+			fds->first = fd;
+		else if (fd >= 0)
+			close(fd);
+	}
+}
+
+static void take_control(struct msghdr *message, struct gmem_sys_fds *fds)
 {
 	struct cmsghdr *header;
 
 	for (header = CMSG_FIRSTHDR(message); header; header = CMSG_NXTHDR(message, header)) {
-		size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-
-		if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS)
-			continue;
-		for (size_t i = 0; i < count && fds->count < GMEM_SYS_MAX_FDS; i++)
-			memcpy(&fds->fds[fds->count++], CMSG_DATA(header) + i * sizeof(int),
-			       sizeof(int));
+		if (header->cmsg_level == SOL_SOCKET &&
+		    (header->cmsg_type == SCM_RIGHTS || header->cmsg_type == SCM_PIDFD))
+			take_fds(header, fds);
+		else if (header->cmsg_level != SOL_SOCKET || (header->cmsg_type != SCM_CREDENTIALS &&
+							      header->cmsg_type != SCM_SECURITY))
+			fds->unknown = true;
 	}
 }
 
 int gmem_sys_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *ret_fds)
 {
+	union received_control control;
 	struct iovec iov = { .iov_base = buf, .iov_len = size };
-	union control control;
 	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control,
 				  .msg_controllen = sizeof(control) };
 	ssize_t n;
 
-	*ret_fds = (struct gmem_sys_fds){ .count = 0 };
+	*ret_fds = (struct gmem_sys_fds){ .first = -1 };
 	do {
 		n = recvmsg(sock, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	} while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return -errno;
 
-	/* The kernel closed the fds that did not fit. */
-	collect_fds(&message, ret_fds);
-	ret_fds->truncated = message.msg_flags & (MSG_TRUNC | MSG_CTRUNC);
+	take_control(&message, ret_fds);
+	ret_fds->lost = message.msg_flags & MSG_CTRUNC;
 	return (int)n;
 }
 
@@ -525,6 +558,24 @@ void gmem_sys_event_clear(int fd)
 	eventfd_t value;
 
 	if (eventfd_read(fd, &value) < 0)
+		return;
+}
+
+int gmem_sys_timer_new(void)
+{
+	int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+
+	return fd < 0 ? -errno : fd;
+}
+
+void gmem_sys_timer_set(int fd, uint64_t at)
+{
+	const struct itimerspec time = {
+		.it_value = { .tv_sec = (time_t)(at / 1000000000), .tv_nsec = (long)(at % 1000000000) },
+	};
+
+	/* It fails only for times or an fd that are none. */
+	if (timerfd_settime(fd, TFD_TIMER_ABSTIME, &time, NULL) < 0)
 		return;
 }
 

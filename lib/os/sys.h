@@ -62,6 +62,7 @@ int gmem_sys_ioctl(int fd, unsigned long request, void *arg);
 int gmem_sys_mmap(void *hint, uint64_t size, int prot, int flags, int fd,
 	     uint64_t offset, void **ret);
 int gmem_sys_munmap(void *addr, uint64_t size);
+int gmem_sys_mprotect(void *addr, uint64_t size, int prot);
 int gmem_sys_madvise(void *addr, uint64_t size, int advice);
 int gmem_sys_fallocate(int fd, int mode, uint64_t offset, uint64_t size);
 /* Fills in one byte per page, whose bit 0 says whether the page is in memory. */
@@ -154,13 +155,12 @@ int gmem_sys_poll(int fd, short events, int milliseconds);
 
 /* ---- sockets ---- */
 
-#define GMEM_SYS_MAX_FDS 4
-
 /* File descriptors that came with a message */
 struct gmem_sys_fds {
-	int fds[GMEM_SYS_MAX_FDS];
-	unsigned int count;
-	bool truncated;		/* bytes or fds did not fit and are lost */
+	int first;		/* now the caller's, or -1 */
+	unsigned int count;	/* of all that came as files; all but the first are closed */
+	bool lost;		/* more came, but this process has no number left for them */
+	bool unknown;		/* something else came that no AF_UNIX socket is known to carry */
 };
 
 /* Reads the address family and the type of a socket. */
@@ -169,7 +169,7 @@ int gmem_sys_socket_kind(int fd, int *ret_family, int *ret_type);
 int gmem_sys_send(int sock, const void *buf, size_t size, int passed);
 /*
  * Receives one message; never waits. Returns its bytes, or 0 if no more will come. The
- * caller closes @ret_fds whatever the message says.
+ * caller closes @ret_fds->first whatever the message says.
  */
 int gmem_sys_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *ret_fds);
 /* Ends both directions of a connection. */
@@ -181,6 +181,10 @@ void gmem_sys_shutdown(int sock);
 int gmem_sys_event_new(void);
 void gmem_sys_event_set(int fd);
 void gmem_sys_event_clear(int fd);
+/* Returns the fd of a timer that is not set; the fd is readable once its time has come. */
+int gmem_sys_timer_new(void);
+/* Sets the timer to a gmem_sys_now() to come, or 0: to no time. It is not readable until then. */
+void gmem_sys_timer_set(int fd, uint64_t at);
 int gmem_sys_epoll_new(void);
 /* Watches @fd for @events, EPOLL*; 0 stops watching. @is_new: @fd is not watched yet. */
 int gmem_sys_epoll_watch(int epoll, int fd, uint32_t events, bool is_new);

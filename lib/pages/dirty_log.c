@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/lock.h"
+#include "base/wait_budget.h"
 #include "caps/caps.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
@@ -33,7 +34,8 @@ static int check_dirty_log(const struct gmem_region *region)
 }
 
 /* The region can move, or be split, while the claim waits. */
-static int claim_region(struct gmem_region *region, struct gmem_claim *claim)
+static int claim_region(struct gmem_region *region, struct gmem_claim *claim,
+			struct gmem_wait_budget *budget)
 {
 	struct gmem_vm *vm = region->vm;
 	int err;
@@ -42,7 +44,7 @@ static int claim_region(struct gmem_region *region, struct gmem_claim *claim)
 	for (;;) {
 		claim->gpa = region->gpa.start;
 		claim->size = region->gpa.size;
-		err = gmem_claim_take(vm, claim, 0);
+		err = gmem_claim_take(vm, claim, budget);
 		if (err || (claim->gpa == region->gpa.start && claim->size == region->gpa.size))
 			break;
 		gmem_claim_drop(vm, claim);
@@ -84,17 +86,18 @@ static int set_slot_flags(struct gmem_region *region, uint32_t flags)
 	return 0;
 }
 
-static int set_dirty_log(struct gmem_region *region, bool on)
+static int set_dirty_log(struct gmem_region *region, bool on, struct gmem_wait_budget *budget)
 {
 	struct gmem_claim claim = {
 		.mode = GMEM_CLAIM_EXCLUSIVE,
+		.in_front = true,
 		.allows_leases = true,
 		.purpose = "told to log writes, or not to",
 	};
 	uint32_t flags;
 	int err;
 
-	err = claim_region(region, &claim);
+	err = claim_region(region, &claim, budget);
 	if (err)
 		return err;
 
@@ -109,6 +112,7 @@ static int set_dirty_log(struct gmem_region *region, bool on)
 /* A change of the layout is planned from the memslots as they are, before it claims them. */
 GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on)
 {
+	struct gmem_wait_budget budget;
 	struct gmem_vm *vm;
 	int err;
 
@@ -119,13 +123,14 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on)
 		return err;
 
 	vm = region->vm;
+	budget = gmem_vm_budget(vm, 0);
 	err = gmem_claim_check_not_owner(vm);
 	if (!err)
-		err = gmem_vm_begin_change(vm);
+		err = gmem_vm_begin_change(vm, &budget);
 	if (err)
 		return gmem_vm_log_error(vm, err);
 
-	err = set_dirty_log(region, on);
+	err = set_dirty_log(region, on, &budget);
 	gmem_vm_end_change(vm);
 	return gmem_vm_log_error(vm, err);
 }
@@ -209,6 +214,7 @@ static void deliver_kept_log(struct gmem_region *region, uint64_t *bitmap)
 GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bitmap, size_t words)
 {
 	struct gmem_claim claim = { .mode = GMEM_CLAIM_SHARED };
+	struct gmem_wait_budget budget;
 	struct gmem_vm *vm;
 	int err;
 
@@ -217,7 +223,8 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
 		return err;
 
 	vm = region->vm;
-	err = claim_region(region, &claim);
+	budget = gmem_vm_budget(vm, 0);
+	err = claim_region(region, &claim, &budget);
 	if (err)
 		return gmem_vm_log_error(vm, err);
 

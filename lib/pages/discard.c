@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/opts.h"
+#include "base/wait_budget.h"
 #include "os/sys.h"
 #include "os/usdt.h"
 #include "pages/section.h"
@@ -28,7 +29,7 @@ struct work {
 	size_t count;
 	struct gmem_footprint result;
 	bool is_counting;
-	uint64_t deadline;		/* of waiting for leases */
+	struct gmem_wait_budget budget;
 };
 
 /* ---- the list ---- */
@@ -135,18 +136,6 @@ static int discard_piece(void *data, const struct gmem_section *piece)
 	return err;
 }
 
-/* Milliseconds that are left to wait for leases: wait_ms is for the whole call. */
-static uint32_t time_left(const struct work *work)
-{
-	uint64_t now;
-
-	if (!work->opts.wait_ms)
-		return 0;
-	now = gmem_sys_now();
-	return now < work->deadline
-		       ? (uint32_t)((work->deadline - now - 1) / GMEM_NANOSECONDS_PER_MS + 1) : 0;
-}
-
 /* The claim is given up between pieces, for others who want part of the range. */
 static int discard_one(struct work *work, const struct gmem_gpa_range *range)
 {
@@ -156,7 +145,7 @@ static int discard_one(struct work *work, const struct gmem_gpa_range *range)
 	for (done = 0; done < range->size && !err; done += now) {
 		now = range->size - done < GMEM_SECTION_PIECE ? range->size - done : GMEM_SECTION_PIECE;
 		err = gmem_vm_each_section(work->vm, range->gpa + done, now, GMEM_CLAIM_EXCLUSIVE,
-					   time_left(work), discard_piece, work);
+					   &work->budget, discard_piece, work);
 	}
 	GMEM_PROBE(discard, gmem_vm_number(work->vm), range->gpa, range->size, err);
 	return err;
@@ -166,8 +155,7 @@ static int discard(struct work *work)
 {
 	int err = 0;
 
-	if (work->opts.wait_ms)
-		work->deadline = gmem_sys_now() + work->opts.wait_ms * GMEM_NANOSECONDS_PER_MS;
+	work->budget = gmem_vm_budget(work->vm, work->opts.wait_ms);
 	for (size_t i = 0; i < work->count && !err; i++)
 		err = check_one(work, &work->ranges[i]);
 	for (size_t i = 0; i < work->count && !err; i++)

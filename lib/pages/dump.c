@@ -19,6 +19,7 @@
 #include "base/lock.h"
 #include "base/opts.h"
 #include "base/utf8.h"
+#include "base/wait_budget.h"
 #include "caps/caps.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
@@ -96,29 +97,25 @@ static void put(struct writer *w, const char *format, ...)
 }
 
 /* Names come from the caller and can hold any bytes. */
-static void put_string(struct writer *w, const char *string)
+static void put_string(struct writer *w, const char *s)
 {
-	const unsigned char *s = (const unsigned char *)string;
+	char escape[GMEM_UTF8_ESCAPE];
 	unsigned int length;
+	uint32_t code;
 
-	if (!string) {
+	if (!s) {
 		put(w, "null");
 		return;
 	}
 
 	put(w, "\"");
-	for (; *s; s += length) {
-		length = gmem_utf8_length(s);
-		if (!length) {
-			put(w, "\\ufffd");
-			length = 1;
-		} else if (*s == '"' || *s == '\\') {
+	for (; (length = gmem_utf8_next(s, &code)); s += length) {
+		if (code == '"' || code == '\\')
 			put(w, "\\%c", *s);
-		} else if (*s < 0x20 || *s == 0x7f) {
-			put(w, "\\u%04x", *s);
-		} else {
-			put_bytes(w, (const char *)s, length);
-		}
+		else if (gmem_utf8_is_harmless(code))
+			put_bytes(w, s, length);
+		else
+			put(w, "%s", gmem_utf8_escape(code, escape));
 	}
 	put(w, "\"");
 }
@@ -362,7 +359,7 @@ static void measure(const struct gmem_region *region, const struct piece *piece,
 
 /* Returns false if the region changed since it was noted. */
 static bool measure_piece(struct gmem_vm *vm, const struct entry *entry, const struct piece *piece,
-			  struct cell *cell)
+			  struct gmem_wait_budget *budget, struct cell *cell)
 {
 	struct gmem_claim claim = {
 		.gpa = entry->gpa + piece->offset, .size = piece->size, .mode = GMEM_CLAIM_SHARED,
@@ -371,7 +368,7 @@ static bool measure_piece(struct gmem_vm *vm, const struct entry *entry, const s
 	int err;
 
 	gmem_lock_take(&vm->lock);
-	err = gmem_claim_take(vm, &claim, 0);
+	err = gmem_claim_take(vm, &claim, budget);
 	if (!err)
 		region = find_again(vm, entry);
 	if (region && gmem_region_traits(region)->has_sides)
@@ -390,7 +387,8 @@ static bool measure_piece(struct gmem_vm *vm, const struct entry *entry, const s
 }
 
 /* A cell may be large, so conversions get their turn between the pieces of one, too. */
-static bool measure_cell(struct gmem_vm *vm, const struct entry *entry, struct cell *cell)
+static bool measure_cell(struct gmem_vm *vm, const struct entry *entry,
+			 struct gmem_wait_budget *budget, struct cell *cell)
 {
 	struct piece piece = { .offset = cell->gpa - entry->gpa };
 	uint64_t pieces = (cell->size - 1) / GMEM_SECTION_PIECE + 1, left;
@@ -398,7 +396,7 @@ static bool measure_cell(struct gmem_vm *vm, const struct entry *entry, struct c
 	piece.samples = (SAMPLES + pieces - 1) / pieces;
 	for (left = cell->size; left; left -= piece.size, piece.offset += piece.size) {
 		piece.size = left < GMEM_SECTION_PIECE ? left : GMEM_SECTION_PIECE;
-		if (!measure_piece(vm, entry, &piece, cell))
+		if (!measure_piece(vm, entry, &piece, budget, cell))
 			return false;
 	}
 	return true;
@@ -477,7 +475,7 @@ static void put_range(struct writer *w, const struct cell *cell, bool first)
 }
 
 static void put_ranges(struct writer *w, struct gmem_vm *vm, const struct entry *entry,
-		       uint64_t cell_size)
+		       struct gmem_wait_budget *budget, uint64_t cell_size)
 {
 	struct cell open = { 0 }, cell;
 	bool first = true;
@@ -486,7 +484,7 @@ static void put_ranges(struct writer *w, struct gmem_vm *vm, const struct entry 
 	for (done = 0; done < entry->size && !w->err; done += cell.size) {
 		cell = (struct cell){ .gpa = entry->gpa + done };
 		cell.size = entry->size - done < cell_size ? entry->size - done : cell_size;
-		if (!measure_cell(vm, entry, &cell))
+		if (!measure_cell(vm, entry, budget, &cell))
 			break;
 		if (open.size && is_alike(&open, &cell)) {
 			join(&open, &cell);
@@ -553,6 +551,7 @@ static void put_regions(struct writer *w, struct gmem_vm *vm, const struct layou
 			const struct gmem_dump_opts *opts)
 {
 	uint64_t cell = opts->cell ? opts->cell : choose_cell(layout);
+	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
 	bool show_hva = opts->flags & GMEM_DUMP_HVA;
 	size_t count = layout->count - layout->stuck;
 
@@ -561,7 +560,7 @@ static void put_regions(struct writer *w, struct gmem_vm *vm, const struct layou
 		put(w, i ? ",\n" : "\n");
 		put_entry(w, &layout->entries[i], show_hva);
 		if (!layout->entries[i].is_device && !(opts->flags & GMEM_DUMP_LAYOUT_ONLY))
-			put_ranges(w, vm, &layout->entries[i], cell);
+			put_ranges(w, vm, &layout->entries[i], &budget, cell);
 		put(w, "]}");
 	}
 

@@ -21,6 +21,7 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/opts.h"
+#include "base/wait_budget.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
 #include "pages/section.h"
@@ -586,6 +587,7 @@ struct walk {
 	struct gmem_vm *vm;
 	const struct gmem_numa_opts *opts;	/* or NULL */
 	struct tally *tally;			/* or NULL */
+	struct gmem_wait_budget *budget;
 	int (*do_side)(const struct walk *walk, const struct gmem_region_memory *side, uint64_t size);
 };
 
@@ -644,7 +646,7 @@ static int do_piece(const struct walk *walk, uint64_t gpa, uint64_t last, uint64
 	int err;
 
 	gmem_lock_take(&vm->lock);
-	err = gmem_section_claim(vm, gpa, last, max, &claim, &region);
+	err = gmem_section_claim(vm, gpa, last, max, walk->budget, &claim, &region);
 	gmem_lock_drop(&vm->lock);
 	if (err)
 		return err;
@@ -690,7 +692,8 @@ static int set_on_region(const struct walk *setting, uint64_t gpa, uint64_t last
 static int set_on_range(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			const struct gmem_numa_opts *opts, uint64_t *ret_done)
 {
-	struct walk walk = { .vm = vm, .opts = opts, .do_side = check_one };
+	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
+	struct walk walk = { .vm = vm, .opts = opts, .budget = &budget, .do_side = check_one };
 	uint64_t done, now;
 	int err;
 
@@ -729,7 +732,8 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 {
 	struct gmem_numa_pages pages;
 	struct tally tally = { .pages = &pages };
-	const struct walk walk = { .vm = vm, .tally = &tally, .do_side = query_one };
+	struct gmem_wait_budget budget;
+	const struct walk walk = { .vm = vm, .tally = &tally, .budget = &budget, .do_side = query_one };
 	int err;
 
 	if (!vm)
@@ -741,6 +745,7 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	if (err)
 		return err;
 
+	budget = gmem_vm_budget(vm, 0);
 	err = gmem_vm_log_error(vm, do_range(&walk, gpa, size));
 	if (!err)
 		copy_pages_out(&pages, user_pages);

@@ -25,6 +25,7 @@
 #include "base/lock.h"
 #include "base/macros.h"
 #include "base/opts.h"
+#include "base/wait_budget.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
 #include "os/usdt.h"
@@ -77,6 +78,7 @@ struct worker {
 	struct gmem_populate *job;
 	bool is_ours;		/* started by the library, which may change its affinity */
 	struct gmem_numa_thread thread;
+	struct gmem_wait_budget budget;	/* of its own: workers wait at the same time */
 };
 
 /* ---- one section ---- */
@@ -254,8 +256,8 @@ static void run_lane(struct worker *worker, struct lane *lane)
 	int err;
 
 	while (may_go_on(job) && take_chunk(job, lane, &start, &size)) {
-		err = gmem_vm_each_section(job->vm, job->gpa + start, size, GMEM_CLAIM_SHARED, 0,
-					   populate_section, worker);
+		err = gmem_vm_each_section(job->vm, job->gpa + start, size, GMEM_CLAIM_SHARED,
+					   &worker->budget, populate_section, worker);
 		if (err)
 			stop(job, err);
 		else
@@ -277,7 +279,7 @@ static int outcome(struct gmem_populate *job)
 
 static int run(struct gmem_populate *job, bool is_ours)
 {
-	struct worker worker = { .job = job, .is_ours = is_ours };
+	struct worker worker = { .job = job, .is_ours = is_ours, .budget = gmem_vm_budget(job->vm, 0) };
 	uint32_t home = __atomic_fetch_add(&job->next_lane, 1, __ATOMIC_RELAXED);
 
 	for (uint32_t i = 0; i < job->lane_count; i++)

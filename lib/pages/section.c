@@ -6,6 +6,7 @@
 #include <stddef.h>
 
 #include "base/lock.h"
+#include "base/wait_budget.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
 
@@ -65,7 +66,8 @@ int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 }
 
 int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
-			 enum gmem_claim_mode mode, uint32_t wait_ms, gmem_section_fn fn, void *data)
+			 enum gmem_claim_mode mode, struct gmem_wait_budget *budget,
+			 gmem_section_fn fn, void *data)
 {
 	struct gmem_claim claim = {
 		.gpa = gpa,
@@ -77,7 +79,7 @@ int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	int err;
 
 	gmem_lock_take(&vm->lock);
-	err = gmem_claim_take(vm, &claim, wait_ms);
+	err = gmem_claim_take(vm, &claim, budget);
 	gmem_lock_drop(&vm->lock);
 	if (err)
 		return err;
@@ -91,7 +93,8 @@ int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 }
 
 int gmem_section_claim(struct gmem_vm *vm, uint64_t gpa, uint64_t last, uint64_t max,
-		       struct gmem_claim *claim, struct gmem_region **ret)
+		       struct gmem_wait_budget *budget, struct gmem_claim *claim,
+		       struct gmem_region **ret)
 {
 	struct gmem_region *region;
 	uint64_t start, end;
@@ -105,7 +108,7 @@ int gmem_section_claim(struct gmem_vm *vm, uint64_t gpa, uint64_t last, uint64_t
 			.size = end - start < max ? end - start + 1 : max,
 			.mode = GMEM_CLAIM_SHARED,
 		};
-		err = gmem_claim_take(vm, claim, 0);
+		err = gmem_claim_take(vm, claim, budget);
 		if (err)
 			return err;
 
@@ -131,12 +134,14 @@ static int add_resident(void *data, const struct gmem_section *section)
 
 int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint64_t *ret_bytes)
 {
+	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
 	uint64_t sum = 0, done, now;
 	int err;
 
 	for (done = 0; done < size; done += now) {
 		now = size - done < GMEM_SECTION_PIECE ? size - done : GMEM_SECTION_PIECE;
-		err = gmem_vm_each_section(vm, gpa + done, now, GMEM_CLAIM_SHARED, 0, add_resident, &sum);
+		err = gmem_vm_each_section(vm, gpa + done, now, GMEM_CLAIM_SHARED, &budget,
+					   add_resident, &sum);
 		if (err)
 			return err;
 	}

@@ -29,10 +29,12 @@ typedef int (*gmem_section_fn)(void *data, const struct gmem_section *section);
 /*
  * Call @fn for each section, lowest first, with a claim on the whole range and no
  * lock held. Returns -ENOENT or -ENXIO where there is no memory, with the sections
- * before it done, -EBUSY if an exclusive claim met a lease, or what @fn returned first.
+ * before it done, -EBUSY if a lease or other work is in the way after what was left of
+ * @budget, which may be NULL, or what @fn returned first.
  */
 int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
-			 enum gmem_claim_mode mode, uint32_t wait_ms, gmem_section_fn fn, void *data);
+			 enum gmem_claim_mode mode, struct gmem_wait_budget *budget,
+			 gmem_section_fn fn, void *data);
 /*
  * Bytes claimed at once by work that takes its time: conversions of them wait meanwhile, and
  * the kernel handles so much in a few milliseconds, even where each page must be looked at.
@@ -42,10 +44,12 @@ int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 /*
  * Claim at most @max bytes of the first region that has an address in [@gpa, @last], shared,
  * so that it stays as it is; the claim says where. @ret is NULL, and nothing claimed, if there
- * is none. Called with the VM's lock held, which is dropped while the claim waits. -EDEADLK.
+ * is none. Called with the VM's lock held, which is dropped while the claim waits. -EDEADLK, or -EBUSY after
+ * @budget, which the claim leads to from then on.
  */
 int gmem_section_claim(struct gmem_vm *vm, uint64_t gpa, uint64_t last, uint64_t max,
-		       struct gmem_claim *claim, struct gmem_region **ret);
+		       struct gmem_wait_budget *budget, struct gmem_claim *claim,
+		       struct gmem_region **ret);
 /* -ENOENT or -ENXIO if part of the range is no memory, at this moment */
 int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 /* Bytes in memory, of the side the guest uses: see gmem_region_memory_resident() */

@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/opts.h"
+#include "base/wait_budget.h"
 #include "os/sys.h"
 #include "pages/section.h"
 #include "region/file.h"
@@ -157,13 +158,14 @@ static int add_resident(const struct gmem_region *region, uint64_t offset, uint6
 /* Called and returning with the lock held */
 static int add_all_resident(struct gmem_vm *vm, uint64_t at, uint64_t last, struct gmem_stats *stats)
 {
+	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
 	struct gmem_region *region;
 	struct gmem_claim claim;
 	uint64_t end;
 	int err;
 
 	for (;;) {
-		err = gmem_section_claim(vm, at, last, GMEM_SECTION_PIECE, &claim, &region);
+		err = gmem_section_claim(vm, at, last, GMEM_SECTION_PIECE, &budget, &claim, &region);
 		if (err || !region)
 			return err;
 		if (!region->is_device) {

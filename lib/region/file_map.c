@@ -49,11 +49,13 @@ static int map_where_free(int fd, uint64_t offset, uint64_t size, int prot, int 
 	return 0;
 }
 
-/* Reserve more than is needed, map inside it, give back what is left over. */
-static int map_aligned(int fd, uint64_t offset, uint64_t size, int prot, int flags,
-		       const struct gmem_place *place, void **ret)
+/* How often a place is looked for that other threads take meanwhile */
+#define MAX_TRIES 64
+
+/* Find a place by a reservation larger than needed, which is given back. */
+static int find_aligned(uint64_t size, const struct gmem_place *place, uint64_t *ret)
 {
-	uint64_t reserved = size + place->align - gmem_sys_page_size(), start, hva;
+	uint64_t reserved = size + place->align - gmem_sys_page_size(), start;
 	void *area;
 	int err;
 
@@ -64,20 +66,30 @@ static int map_aligned(int fd, uint64_t offset, uint64_t size, int prot, int fla
 			    -1, 0, &area);
 	if (err)
 		return err;
+	gmem_sys_munmap(area, reserved);
 
 	start = address(area);
-	hva = start + ((place->remainder - start) & (place->align - 1));
-	err = gmem_sys_mmap((void *)(uintptr_t)hva, size, prot, flags | MAP_FIXED, fd, offset, ret);
-	if (err) {
-		gmem_sys_munmap(area, reserved);
-		return err;
-	}
-
-	if (hva > start)
-		gmem_sys_munmap(area, hva - start);
-	if (start + reserved > hva + size)
-		gmem_sys_munmap((void *)(uintptr_t)(hva + size), start + reserved - (hva + size));
+	*ret = start + ((place->remainder - start) & (place->align - 1));
 	return 0;
+}
+
+/*
+ * Never over the reservation: where mmap() fails, it can have unmapped what was there, and
+ * others map something of theirs into the hole.
+ */
+static int map_aligned(int fd, uint64_t offset, uint64_t size, int prot, int flags,
+		       const struct gmem_place *place, void **ret)
+{
+	int err = -EEXIST;
+	uint64_t hva;
+
+	for (unsigned int i = 0; i < MAX_TRIES && err == -EEXIST; i++) {
+		err = find_aligned(size, place, &hva);
+		if (!err)
+			err = map_where_free(fd, offset, size, prot, flags, (void *)(uintptr_t)hva,
+					     ret);
+	}
+	return err == -EEXIST ? -ENOMEM : err;
 }
 
 static int map_at(int fd, uint64_t offset, uint64_t size, int prot, int flags,
@@ -478,4 +490,18 @@ void gmem_maps_unpin(struct gmem_map *map)
 		gmem_sys_munmap((void *)(uintptr_t)map->hva.start, map->hva.size);
 	}
 	gmem_lock_drop(&record.lock);
+}
+
+int gmem_maps_unpin_some(struct gmem_map *map, uint64_t size)
+{
+	int ret = 0;
+
+	gmem_lock_take(&record.lock);
+	if (!map->is_lost && map->hva.size > size) {
+		map->hva.size -= size;
+		ret = gmem_sys_munmap((void *)(uintptr_t)(map->hva.start + map->hva.size), size);
+		ret = ret ? ret : 1;
+	}
+	gmem_lock_drop(&record.lock);
+	return ret;
 }

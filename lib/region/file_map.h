@@ -63,6 +63,11 @@ int gmem_maps_pin_memory(uint64_t size, const struct gmem_place *place, struct g
 /* Likewise, what the caller has just mapped. */
 void gmem_maps_pin_mapped(void *hva, uint64_t size, struct gmem_map *map);
 void gmem_maps_unpin(struct gmem_map *map);
+/*
+ * Unmap @size bytes at its end, if it has more. Returns 1, 0 if it has not, or -errno: they stay
+ * mapped, and are nobody's any more.
+ */
+int gmem_maps_unpin_some(struct gmem_map *map, uint64_t size);
 /* Put @to in the place of @from. */
 void gmem_maps_move_pin(struct gmem_map *from, struct gmem_map *to);
 /* Move what is above @offset of @map over to @upper. */

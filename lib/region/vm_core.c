@@ -2,8 +2,10 @@
 #include "region/vm_core.h"
 
 #include <errno.h>
+#include <inttypes.h>
 
 #include "base/error.h"
+#include "os/sys.h"
 
 void gmem_vm_begin(struct gmem_vm *vm)
 {
@@ -11,10 +13,14 @@ void gmem_vm_begin(struct gmem_vm *vm)
 	gmem_lock_init(&vm->change_lock, GMEM_RANK_CHANGE);
 	gmem_lock_init(&vm->lock, GMEM_RANK_VM);
 	gmem_lock_init(&vm->views_lock, GMEM_RANK_VIEWS);
+	gmem_condition_init(&vm->hook_is_idle);
+	gmem_condition_init(&vm->change_ended);
 }
 
 void gmem_vm_end(struct gmem_vm *vm)
 {
+	pthread_cond_destroy(&vm->change_ended);
+	pthread_cond_destroy(&vm->hook_is_idle);
 	gmem_lock_destroy(&vm->views_lock);
 	gmem_lock_destroy(&vm->lock);
 	gmem_lock_destroy(&vm->change_lock);
@@ -27,11 +33,33 @@ static bool is_changer(const struct gmem_vm *vm)
 	return __atomic_load_n(&vm->changer, __ATOMIC_RELAXED) == (uintptr_t)pthread_self();
 }
 
-int gmem_vm_begin_change(struct gmem_vm *vm)
+/* A lock cannot be waited for in time, so whose turn it is comes before it. */
+static int wait_for_change(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 {
+	uint64_t start = gmem_sys_now(), end = gmem_wait_end(budget, start);
+	bool is_mine;
+
+	gmem_lock_take(&vm->lock);
+	while (vm->is_changing && gmem_sys_now() < end)
+		gmem_condition_wait_until(&vm->change_ended, &vm->lock, end);
+	is_mine = !vm->is_changing;
+	vm->is_changing = true;
+	gmem_lock_drop(&vm->lock);
+	gmem_wait_spend(budget, start);
+	return is_mine ? 0 : gmem_fail(-EBUSY, "another change of the layout was to be waited for %" PRIu32
+				       " ms, and has not ended", budget->wait_ms);
+}
+
+int gmem_vm_begin_change(struct gmem_vm *vm, struct gmem_wait_budget *budget)
+{
+	int err;
+
 	if (is_changer(vm))
 		return gmem_fail(-EDEADLK, "this thread is in a change of the layout already: "
 				 "a callback cannot begin another");
+	err = wait_for_change(vm, budget);
+	if (err)
+		return err;
 
 	gmem_lock_take(&vm->hook_lock);
 	__atomic_store_n(&vm->changer, (uintptr_t)pthread_self(), __ATOMIC_RELAXED);
@@ -42,16 +70,23 @@ void gmem_vm_end_change(struct gmem_vm *vm)
 {
 	__atomic_store_n(&vm->changer, 0, __ATOMIC_RELAXED);
 	gmem_lock_drop(&vm->hook_lock);
+	gmem_lock_take(&vm->lock);
+	vm->is_changing = false;
+	pthread_cond_signal(&vm->change_ended);
+	gmem_lock_drop(&vm->lock);
 }
 
 int gmem_vm_add_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook)
 {
-	int err = gmem_vm_begin_change(vm);
+	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
+	int err = gmem_vm_begin_change(vm, &budget);
 
 	if (err)
 		return err;
+	gmem_lock_take(&vm->lock);
 	hook->next = vm->change_hooks;
 	vm->change_hooks = hook;
+	gmem_lock_drop(&vm->lock);
 	gmem_vm_end_change(vm);
 	return 0;
 }
@@ -59,13 +94,66 @@ int gmem_vm_add_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook)
 void gmem_vm_remove_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook)
 {
 	struct gmem_change_hook **link;
-	bool is_inside = gmem_vm_begin_change(vm) != 0;
 
+	gmem_lock_take(&vm->lock);
 	for (link = &vm->change_hooks; *link != hook; link = &(*link)->next)
 		;
 	*link = hook->next;
-	if (!is_inside)
-		gmem_vm_end_change(vm);
+	/* Inside of a callback the thread would wait for itself. */
+	while (vm->busy_hook == hook && !is_changer(vm))
+		gmem_condition_wait(&vm->hook_is_idle, &vm->lock);
+	gmem_lock_drop(&vm->lock);
+}
+
+/*
+ * The next hook that this round has not called yet; the one before is idle. From the start of
+ * the list each time: the one before may be off it.
+ */
+static struct gmem_change_hook *next_hook(struct gmem_vm *vm, uint64_t round)
+{
+	struct gmem_change_hook *hook;
+
+	gmem_lock_take(&vm->lock);
+	if (vm->busy_hook)
+		pthread_cond_broadcast(&vm->hook_is_idle);
+	for (hook = vm->change_hooks; hook && hook->called == round; hook = hook->next)
+		;
+	if (hook)
+		hook->called = round;
+	vm->busy_hook = hook;
+	gmem_lock_drop(&vm->lock);
+	return hook;
+}
+
+static void end_round(struct gmem_vm *vm)
+{
+	gmem_lock_take(&vm->lock);
+	vm->busy_hook = NULL;
+	pthread_cond_broadcast(&vm->hook_is_idle);
+	gmem_lock_drop(&vm->lock);
+}
+
+int gmem_vm_ask_change_hooks(struct gmem_vm *vm, const struct gmem_step *steps, size_t count,
+			     struct gmem_wait_budget *budget)
+{
+	uint64_t round = ++vm->hook_rounds;
+	struct gmem_change_hook *hook;
+	int err = 0;
+
+	while (!err && (hook = next_hook(vm, round)))
+		err = hook->before(hook, steps, count, budget);
+	if (err)
+		end_round(vm);
+	return err;
+}
+
+void gmem_vm_tell_change_hooks(struct gmem_vm *vm)
+{
+	uint64_t round = ++vm->hook_rounds;
+	struct gmem_change_hook *hook;
+
+	while ((hook = next_hook(vm, round)))
+		hook->after(hook);
 }
 
 /* The log may call libgmem with other VMs, and fail there. */

@@ -18,15 +18,18 @@
 #include "base/interval_tree.h"
 #include "base/lock.h"
 #include "base/range_map.h"
+#include "base/wait_budget.h"
 #include "caps/caps.h"
 #include "caps/plan.h"
 #include "region/memory_users.h"
 #include "region/slots.h"
 #include "region/vm_identity.h"
 
+struct gmem_claim;
 struct gmem_lease_wait;
 struct gmem_reader;
 struct gmem_step;
+struct gmem_work_wait;
 
 /* The numbers that convert a guest_memfd in place, once they were proven; request 0: none */
 struct gmem_inplace {
@@ -40,7 +43,9 @@ struct gmem_inplace {
  */
 struct gmem_change_hook {
 	struct gmem_change_hook *next;
-	int (*before)(struct gmem_change_hook *hook, const struct gmem_step *steps, size_t count);
+	uint64_t called;	/* number of the round that it was called in last */
+	int (*before)(struct gmem_change_hook *hook, const struct gmem_step *steps, size_t count,
+		      struct gmem_wait_budget *budget);
 	void (*after)(struct gmem_change_hook *hook);
 };
 
@@ -54,17 +59,17 @@ struct gmem_vm {
 	struct gmem_inplace inplace;
 	gmem_log_fn log;
 	void *log_data;
+	uint32_t wait_ms;		/* of calls that have none of their own; 0: no limit */
 
 	/* rank HOOKS: everything below up to has_stray_private, and one change at a time */
 	struct gmem_lock hook_lock;
 	uintptr_t changer;		/* the thread that holds it for a change, or 0 */
-	struct gmem_change_hook *change_hooks;
 	struct gmem_slots slots;
 	bool has_stray_private;		/* the kernel keeps addresses private where no region is */
 
 	/* rank CHANGE: table, next_table and their entries, and with lock: regions */
 	struct gmem_lock change_lock;
-	struct gmem_lock lock;		/* rank VM: everything below up to claim_order */
+	struct gmem_lock lock;		/* rank VM: everything below up to change_ended */
 	struct gmem_range_map regions;	/* by gpa; written with hook_lock, too; read with any of the three */
 	struct gmem_range_map hvas;	/* the regions by host address */
 	struct gmem_region *stuck;	/* their memslots could not be deleted, see apply_slots.c */
@@ -75,7 +80,19 @@ struct gmem_vm {
 	struct gmem_lease_wait *lease_waits;
 	struct gmem_interval_tree claims[2];	/* by gpa: shared ones, exclusive ones */
 	uint64_t claim_order;		/* of the latest */
-	struct gmem_listener *listeners;	/* with a claim, see listener.c */
+	uint64_t nested_waits;		/* threads that have claims and wait for more */
+	struct gmem_claim *first_work;	/* claims that work is done with, in the order it began */
+	struct gmem_claim *last_work;
+	uint64_t works_begun;
+	struct gmem_work_wait *work_waits;
+	struct gmem_listener *listeners;	/* see listener.c, as for the next */
+	struct gmem_listener *old_listeners;
+	struct gmem_change_hook *change_hooks;	/* written with hook_lock, too, unless one goes */
+	struct gmem_change_hook *busy_hook;	/* one of its functions is called; NULL: none is */
+	uint64_t hook_rounds;
+	pthread_cond_t hook_is_idle;
+	bool is_changing;		/* a thread has the hook lock for a change, or takes it next */
+	pthread_cond_t change_ended;
 
 	const struct gmem_table *table;	/* read without a lock; NULL before the first view */
 	const struct gmem_table *next_table;	/* with change_lock: of a change under way, or NULL */
@@ -100,16 +117,35 @@ static inline int gmem_vm_number(const struct gmem_vm *vm)
 	return vm->identity ? vm->identity->number : -1;
 }
 
+/* The budget of a call whose own options say @wait_ms; 0: they say nothing */
+static inline struct gmem_wait_budget gmem_vm_budget(const struct gmem_vm *vm, uint32_t wait_ms)
+{
+	return (struct gmem_wait_budget){
+		.wait_ms = wait_ms ? wait_ms : vm->wait_ms,
+		.has_leases = wait_ms != 0,
+	};
+}
+
 /*
- * Take the hook lock for a change of the layout, or of what belongs to it. -EDEADLK for a
- * callback of a change, whose thread has it.
+ * Take the hook lock for a change of the layout, or of what belongs to it. -EBUSY after what
+ * was left of @budget; -EDEADLK for a callback of a change, whose thread has the lock.
  */
-int gmem_vm_begin_change(struct gmem_vm *vm);
+int gmem_vm_begin_change(struct gmem_vm *vm, struct gmem_wait_budget *budget);
 void gmem_vm_end_change(struct gmem_vm *vm);
 
-/* -EDEADLK as gmem_vm_begin_change() */
+/* -EBUSY and -EDEADLK as gmem_vm_begin_change() */
 int gmem_vm_add_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook);
+/*
+ * Waits for the hook's own function, if one is called at the moment, but not for the change.
+ * A change under way may have called @before, and does not call @after any more.
+ */
 void gmem_vm_remove_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook);
+
+/* For the change that has the hook lock: call @before of all hooks until one refuses, */
+int gmem_vm_ask_change_hooks(struct gmem_vm *vm, const struct gmem_step *steps, size_t count,
+			     struct gmem_wait_budget *budget);
+/* and @after of all. */
+void gmem_vm_tell_change_hooks(struct gmem_vm *vm);
 
 /* Pass the sentence of a failure to the VM's log. Returns @err. */
 int gmem_vm_log_error(struct gmem_vm *vm, int err);

@@ -43,6 +43,7 @@ static struct gmem_extent_file describe(const struct gmem_sys_facts *facts)
 	struct gmem_extent_file file = {
 		.size = facts->size,
 		.page_size = gmem_sys_page_size(),
+		.seals = facts->seals,
 		.rights = GMEM_RIGHT_READ | GMEM_RIGHT_WRITE,
 		.is_gmemfd = is_gmemfd(facts),
 	};
@@ -79,12 +80,41 @@ int gmem_extent_inspect(int fd, uint64_t offset, uint64_t size, struct gmem_exte
 	return 0;
 }
 
+/* ---- seals ---- */
+
+static const struct {
+	uint32_t seal;
+	const char *name;
+	const char *harm;	/* what any process that has the file can do without it */
+} wanted_seals[] = {
+	{ F_SEAL_SHRINK, "F_SEAL_SHRINK", "cut it, and accesses to it raise SIGBUS" },
+	{ F_SEAL_GROW, "F_SEAL_GROW", "grow it, and no peer can be given exactly all of it" },
+	{ F_SEAL_SEAL, "F_SEAL_SEAL",
+	  "seal it against writing, and this process cannot map, give or discard it any more" },
+};
+
+/* Once there is F_SEAL_SEAL, as on a file that memfd_create() did not make, the others cannot be added. */
+int gmem_extent_check_seals(int fd, const struct gmem_extent_file *file)
+{
+	const char *help = file->seals & F_SEAL_SEAL ? "it takes no more seals: a memfd with "
+		"MFD_ALLOW_SEALING does" : "add F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL";
+
+	for (size_t i = 0; i < GMEM_ARRAY_SIZE(wanted_seals); i++)
+		if (!(file->seals & wanted_seals[i].seal))
+			return gmem_fail(-EPERM, "fd %d lacks %s, so any process that has it can %s: %s, or "
+					 "accept that with GMEM_EXPORT_UNSEALED", fd, wanted_seals[i].name,
+					 wanted_seals[i].harm, help);
+	return 0;
+}
+
 /* ---- the caller's memory ---- */
 
 struct memory {
 	struct gmem_range hva;
 	uint64_t offset;	/* in the file that is mapped there */
 	int fd;
+	struct gmem_extent_file file;	/* holds for ever if can_change is false */
+	bool can_change;
 };
 
 static int insert(struct gmem_range_map *map, struct memory *memory)
@@ -101,8 +131,9 @@ static int insert(struct gmem_range_map *map, struct memory *memory)
 }
 
 int gmem_callers_memory_add(struct gmem_range_map *map, const void *hva, uint64_t size, int fd,
-			    uint64_t offset)
+			    uint64_t offset, const struct gmem_extent_file *file)
 {
+	const uint32_t fixing = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 	struct memory *memory;
 	int err;
 
@@ -114,6 +145,8 @@ int gmem_callers_memory_add(struct gmem_range_map *map, const void *hva, uint64_
 		.hva = { .start = (uintptr_t)hva, .size = size },
 		.offset = offset,
 		.fd = gmem_sys_dup(fd),
+		.file = *file,
+		.can_change = (file->seals & fixing) != fixing,
 	};
 	if (memory->fd < 0) {
 		err = gmem_fail(memory->fd, "fd %d cannot be duplicated: %s", fd,
@@ -163,7 +196,7 @@ void gmem_callers_memory_clear(struct gmem_range_map *map)
 /* ---- from a region to a file ---- */
 
 static int find_memory(const struct gmem_range_map *map, const struct gmem_region *region,
-		       struct gmem_extent *extent)
+		       struct gmem_extent *extent, struct gmem_extent_file *file)
 {
 	struct gmem_range *range;
 	const struct memory *memory;
@@ -181,6 +214,9 @@ static int find_memory(const struct gmem_range_map *map, const struct gmem_regio
 	memory = GMEM_CONTAINER_OF(range, struct memory, hva);
 	extent->fd = memory->fd;
 	extent->offset = memory->offset + within;
+	if (memory->can_change)
+		return gmem_extent_inspect(extent->fd, extent->offset, extent->size, file);
+	*file = memory->file;
 	return 0;
 }
 
@@ -193,19 +229,21 @@ int gmem_extent_of_region(const struct gmem_range_map *memory, const struct gmem
 		.hva = (void *)(uintptr_t)region->hva.start,
 		.backing = region->backing,
 	};
-	struct gmem_extent_file file;
-	int err = 0;
+	struct gmem_extent_file file = {
+		.page_size = gmem_sys_page_size(),
+		.rights = GMEM_ALL_RIGHTS,
+	};
+	int err;
 
 	if (gmem_backing_traits(region->backing)->hva_source == GMEM_HVA_FILE) {
 		extent.fd = region->file->fd;
 		extent.offset = region->file_offset;
+		file.size = region->file->size;
 	} else {
-		err = find_memory(memory, region, &extent);
+		err = find_memory(memory, region, &extent, &file);
+		if (err)
+			return err;
 	}
-	if (!err)
-		err = gmem_extent_inspect(extent.fd, extent.offset, extent.size, &file);
-	if (err)
-		return err;
 
 	extent.file_size = file.size;
 	extent.page_size = file.page_size;

@@ -23,6 +23,7 @@
 struct gmem_extent_file {
 	uint64_t size;
 	uint64_t page_size;
+	uint32_t seals;		/* F_SEAL_* */
 	uint32_t rights;	/* GMEM_RIGHT_* that its seals allow */
 	bool can_shrink;
 	bool is_gmemfd;
@@ -31,18 +32,27 @@ struct gmem_extent_file {
 /* Returns -EINVAL if @fd is not a file of memory, or ends before @offset + @size. */
 int gmem_extent_inspect(int fd, uint64_t offset, uint64_t size, struct gmem_extent_file *ret);
 
+/*
+ * Returns -EPERM unless the seals of @file, which is @fd, keep all processes that are given
+ * it from changing what others can do with it.
+ */
+int gmem_extent_check_seals(int fd, const struct gmem_extent_file *file);
+
 /* ---- the caller's memory, by host address ---- */
 
-/* Duplicates @fd. Returns -EEXIST if some of the memory was added already. */
+/*
+ * Duplicates @fd, which is @file. Returns -EEXIST if some of the memory was added already.
+ */
 int gmem_callers_memory_add(struct gmem_range_map *map, const void *hva, uint64_t size, int fd,
-			    uint64_t offset);
+			    uint64_t offset, const struct gmem_extent_file *file);
 /* Returns -ENOENT if no memory was added that starts at @hva. */
 int gmem_callers_memory_remove(struct gmem_range_map *map, const void *hva);
 void gmem_callers_memory_clear(struct gmem_range_map *map);
 
 /*
  * Describe a region as part of a file. With the export's lock, which guards @memory, and
- * the VM's lock held; @ret->fd is borrowed and valid as long as they are.
+ * the VM's lock held; @ret->fd is borrowed and valid as long as they are. Makes system
+ * calls only for a file that can change.
  */
 int gmem_extent_of_region(const struct gmem_range_map *memory, const struct gmem_region *region,
 			  struct gmem_extent *ret);

@@ -5,7 +5,7 @@
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdlib.h>
-#include <sys/mman.h>
+#include <sys/epoll.h>
 
 #include "base/check.h"
 #include "base/error.h"
@@ -14,28 +14,38 @@
 #include "base/opts.h"
 #include "base/range_map.h"
 #include "os/sys.h"
-#include "region/file_map.h"
 #include "region/page_states.h"
 #include "region/region.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
 #include "share/extent.h"
+#include "share/mapped_extent.h"
 #include "share/wire.h"
 #include "view/lookup_table.h"
 #include "view/view.h"
 
 #define DEFAULT_MAX_EXTENTS	4096
-/* Messages in one dispatch: an exporter that keeps sending must not keep it from returning */
-#define MAX_MESSAGES		64
+#define DEFAULT_MAX_TABLE_BYTES	((uint64_t)128 << 20)
+/* The kernel's own default, if this process must not read it */
+#define DEFAULT_MAX_MAP_COUNT	65530
+/* One import may have this part of the process's mappings. */
+#define SHARE_OF_MAPPINGS	4
 
-struct block {
-	struct gmem_region region;	/* in vm.regions by its gpa */
-	struct gmem_range id;		/* in ids */
-	uint64_t file_size;
-	uint64_t page_size;
-	uint32_t rights;
-	uint32_t backing;		/* of the VMM's region */
-	int fd;				/* the file that is mapped */
+/* Messages in one dispatch: an exporter that keeps sending must not keep it from returning */
+#define MAX_MESSAGES	64
+/* After this time no other message, and no other piece of one, is begun */
+#define ENOUGH_TIME	(5 * GMEM_NANOSECONDS_PER_MS)
+/* Bytes of a message done at once: even if this process has used every page of them */
+#define PIECE		((uint64_t)1 << 30)
+
+/* A message that is being acted on, piece by piece */
+struct work {
+	struct gmem_message message;	/* type 0: there is none */
+	struct gmem_mapped_extent *extent;
+	uint64_t start, size;		/* of the extent: the range that the message is about */
+	uint64_t done;			/* bytes of it */
+	bool is_outside;		/* the extent is in no list: not yet, or not any more */
+	bool is_broken;			/* it failed, and something has changed */
 };
 
 struct gmem_import {
@@ -44,63 +54,52 @@ struct gmem_import {
 	uint64_t flags;
 	uint64_t max_bytes;
 	uint64_t bytes;
+	uint64_t max_table_bytes;
+	uint64_t table_bytes;
+	uint64_t max_mappings;
+	uint64_t mappings;
 	uint32_t max_extents;
 	uint32_t extents;
 	int sock;
+	int event;			/* set while there is work */
+	int epoll;			/* watches event and the socket */
 	int status;			/* 0, or the -errno that ended the import */
 	bool greeted;			/* HELLO came */
 	bool complete;			/* READY came, and no MAP or GRANT since */
+	struct work work;
+	struct gmem_states before;	/* scratch for one piece: what was granted */
 };
 
-static struct block *block_of_gpa(struct gmem_range *gpa)
+static struct gmem_mapped_extent *extent_of_gpa(struct gmem_range *gpa)
 {
-	return GMEM_CONTAINER_OF(GMEM_CONTAINER_OF(gpa, struct gmem_region, gpa), struct block,
-				 region);
+	return GMEM_CONTAINER_OF(GMEM_CONTAINER_OF(gpa, struct gmem_region, gpa),
+				 struct gmem_mapped_extent, region);
 }
 
-static struct block *block_of_id(const struct gmem_import *import, uint64_t id)
+static struct gmem_mapped_extent *extent_of_id(const struct gmem_import *import, uint64_t id)
 {
 	struct gmem_range *range = gmem_range_find(&import->ids, id, 1);
 
-	return range ? GMEM_CONTAINER_OF(range, struct block, id) : NULL;
+	return range ? GMEM_CONTAINER_OF(range, struct gmem_mapped_extent, id) : NULL;
 }
 
 /* ---- the layout ---- */
 
-static void insert_block(struct gmem_import *import, struct block *block)
+/* Make the readers' next table, in which part of the extent is entered or removed. */
+static int build_table(const struct gmem_vm *vm, struct gmem_mapped_extent *extent, uint64_t offset,
+		       uint64_t size, bool removes, struct gmem_table **ret)
 {
-	gmem_lock_take(&import->vm.lock);
-	gmem_range_insert(&import->vm.regions, &block->region.gpa);
-	gmem_range_insert(&import->ids, &block->id);
-	import->bytes += block->region.gpa.size;
-	import->extents++;
-	gmem_lock_drop(&import->vm.lock);
-}
-
-static void remove_block(struct gmem_import *import, struct block *block)
-{
-	gmem_lock_take(&import->vm.lock);
-	gmem_range_remove(&import->vm.regions, &block->region.gpa);
-	gmem_range_remove(&import->ids, &block->id);
-	import->bytes -= block->region.gpa.size;
-	import->extents--;
-	gmem_lock_drop(&import->vm.lock);
-}
-
-/* Make the readers' next table, in which the block is entered or removed. */
-static int build_table(const struct gmem_vm *vm, struct block *block, bool removes,
-		       struct gmem_table **ret)
-{
-	struct gmem_region *region = &block->region;
+	struct gmem_region *region = &extent->region;
+	uint64_t gpa = region->gpa.start;
 	struct gmem_table *table = NULL;
 	int err;
 
 	err = gmem_table_new(vm->table, gmem_region_last(region), &table);
 	if (!err && removes)
-		err = gmem_table_remove(table, vm->table, region->gpa.start, region->gpa.size);
+		err = gmem_table_remove(table, vm->table, gpa + offset, size);
 	else if (!err)
-		err = gmem_table_enter(table, vm->table, region, region->gpa.start,
-				       region->hva.start);
+		err = gmem_table_enter_part(table, vm->table, region, gpa, region->hva.start, offset,
+					    size);
 	if (err) {
 		gmem_table_free(table, vm->table);
 		return gmem_fail(-ENOMEM, "no memory for the readers' new table");
@@ -109,55 +108,93 @@ static int build_table(const struct gmem_vm *vm, struct block *block, bool remov
 	return 0;
 }
 
-/*
- * Enter or remove the block, in the record and for readers, at once for who makes the first
- * view meanwhile. On return no reader uses an older table.
- */
-static int publish(struct gmem_import *import, struct block *block, bool removes)
+/* Show or hide part of the extent. On return no reader uses an older table. */
+static int publish(struct gmem_vm *vm, struct gmem_mapped_extent *extent, uint64_t offset,
+		   uint64_t size, bool removes)
 {
-	struct gmem_vm *vm = &import->vm;
 	const struct gmem_table *old;
 	struct gmem_table *table = NULL;
-	int err = 0;
+	int err;
 
 	gmem_lock_take(&vm->change_lock);
 	old = vm->table;
-	if (old)
-		err = build_table(vm, block, removes, &table);
-	if (old && !err)
+	err = build_table(vm, extent, offset, size, removes, &table);
+	if (!err)
 		gmem_vm_publish(vm, table);
-	if (!err && removes)
-		remove_block(import, block);
-	else if (!err)
-		insert_block(import, block);
 	gmem_lock_drop(&vm->change_lock);
-	if (!old || err)
+	if (err)
 		return err;
 
-	gmem_vm_wait_for_views(vm);
+	gmem_vm_wait_for_views(vm, NULL);
 	gmem_table_free(old, table);
 	return 0;
 }
 
-static void free_block(struct block *block)
+static void insert(struct gmem_import *import, struct gmem_mapped_extent *extent)
 {
-	gmem_maps_unpin(&block->region.pin);
-	gmem_sys_close(block->fd);
-	gmem_states_free(&block->region.states);
-	free(block);
+	gmem_lock_take(&import->vm.change_lock);
+	gmem_lock_take(&import->vm.lock);
+	gmem_range_insert(&import->vm.regions, &extent->region.gpa);
+	gmem_range_insert(&import->ids, &extent->id);
+	import->extents++;
+	gmem_lock_drop(&import->vm.lock);
+	gmem_lock_drop(&import->vm.change_lock);
 }
 
-/* ---- messages ---- */
-
-static int check_room(const struct gmem_import *import, const struct gmem_message *message)
+static void take_out(struct gmem_import *import, struct gmem_mapped_extent *extent)
 {
+	gmem_lock_take(&import->vm.change_lock);
+	gmem_lock_take(&import->vm.lock);
+	gmem_range_remove(&import->vm.regions, &extent->region.gpa);
+	gmem_range_remove(&import->ids, &extent->id);
+	import->extents--;
+	gmem_lock_drop(&import->vm.lock);
+	gmem_lock_drop(&import->vm.change_lock);
+}
+
+/* Count what the extent uses of the limits, as long as it is mapped. */
+static void charge(struct gmem_import *import, const struct gmem_mapped_extent *extent)
+{
+	import->bytes += extent->region.gpa.size;
+	import->table_bytes += gmem_mapped_extent_cost(extent->region.gpa.size);
+	import->mappings += extent->runs;
+}
+
+static void uncharge(struct gmem_import *import, const struct gmem_mapped_extent *extent)
+{
+	import->bytes -= extent->region.gpa.size;
+	import->table_bytes -= gmem_mapped_extent_cost(extent->region.gpa.size);
+	import->mappings -= extent->runs;
+}
+
+static void free_extent(struct gmem_import *import, struct gmem_mapped_extent *extent)
+{
+	uncharge(import, extent);
+	gmem_mapped_extent_free(extent);
+}
+
+/* ---- map ---- */
+
+static int check_room(const struct gmem_import *import, uint64_t size)
+{
+	uint64_t cost = gmem_mapped_extent_cost(size);
+
 	if (import->extents >= import->max_extents)
 		return gmem_fail(-ENOSPC, "%" PRIu32 " extents are mapped, and no more are wanted",
 				 import->extents);
 	if (import->max_bytes &&
-	    (message->size > import->max_bytes || import->bytes > import->max_bytes - message->size))
+	    (size > import->max_bytes || import->bytes > import->max_bytes - size))
 		return gmem_fail(-ENOSPC, "0x%" PRIx64 " bytes are mapped, and 0x%" PRIx64
-				 " more are more than are wanted", import->bytes, message->size);
+				 " more are more than are wanted", import->bytes, size);
+	if (cost > import->max_table_bytes ||
+	    import->table_bytes > import->max_table_bytes - cost)
+		return gmem_fail(-ENOSPC, "0x%" PRIx64 " bytes more would take 0x%" PRIx64
+				 " bytes of tables beside 0x%" PRIx64 ", and 0x%" PRIx64
+				 " are wanted in all (max_table_bytes)", size, cost,
+				 import->table_bytes, import->max_table_bytes);
+	if (import->mappings >= import->max_mappings)
+		return gmem_fail(-ENOMEM, "there are %" PRIu64 " mappings, and no more are wanted",
+				 import->mappings);
 	return 0;
 }
 
@@ -184,185 +221,241 @@ static int check_file(const struct gmem_import *import, const struct gmem_messag
 	return 0;
 }
 
-/* Map the file, or only reserve the addresses if its memory is withheld. */
-static int map_extent(const struct gmem_message *message, int fd, void **ret_hva)
+static int begin_map(struct gmem_import *import, const struct gmem_message *message, int fd)
 {
-	int prot = PROT_READ | (message->rights & GMEM_RIGHT_WRITE ? PROT_WRITE : 0);
+	struct gmem_mapped_extent *extent;
 	int err;
 
-	if (message->rights & GMEM_WIRE_WITHHELD)
-		err = gmem_sys_mmap(NULL, message->size, PROT_NONE,
-				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0, ret_hva);
-	else
-		err = gmem_sys_mmap(NULL, message->size, prot, MAP_SHARED | MAP_NORESERVE, fd,
-				    message->offset, ret_hva);
+	if (extent_of_id(import, message->id) ||
+	    gmem_regions_next(&import->vm, message->gpa, message->gpa + message->size - 1))
+		return gmem_fail(-EPROTO, "id %" PRIu64 " at gpa 0x%" PRIx64 ", 0x%" PRIx64
+				 " bytes, is there already", message->id, message->gpa, message->size);
+	if (fd < 0)
+		return gmem_fail(-EMFILE, "a file did not arrive: this process has no number left for it");
+
+	err = check_room(import, message->size);
+	if (!err)
+		err = check_file(import, message, fd);
+	if (!err)
+		err = gmem_mapped_extent_new(&import->vm, message, fd, &extent);
 	if (err)
-		return gmem_fail(err, "0x%" PRIx64 " bytes of a file cannot be mapped: %s",
-				 message->size, gmem_errno_name(err));
+		return err;
+
+	charge(import, extent);
+	if (message->rights & GMEM_WIRE_WITHHELD)
+		err = gmem_mapped_extent_protect(extent, 0, message->size, false);
+	if (err) {
+		free_extent(import, extent);
+		return err;
+	}
+	import->work = (struct work){ .message = *message, .extent = extent, .size = message->size,
+				      .is_outside = true };
 	return 0;
 }
 
-static struct block *new_block(struct gmem_import *import, const struct gmem_message *message,
-			       int fd, int *ret_err)
+/* The bytes of the next piece, which are whole pages of any file */
+static uint64_t piece_of(const struct work *work)
 {
-	struct block *block;
-	void *hva;
+	uint64_t size = PIECE - (work->start + work->done) % PIECE, left = work->size - work->done;
 
-	*ret_err = check_room(import, message);
-	if (!*ret_err)
-		*ret_err = check_file(import, message, fd);
-	if (*ret_err)
-		return NULL;
-
-	block = malloc(sizeof(*block));
-	if (!block) {
-		*ret_err = gmem_fail(-ENOMEM, "no memory for an extent");
-		return NULL;
-	}
-	*ret_err = map_extent(message, fd, &hva);
-	if (*ret_err) {
-		free(block);
-		return NULL;
-	}
-
-	*block = (struct block){
-		.region = {
-			.vm = &import->vm,
-			.gpa = { .start = message->gpa, .size = message->size },
-			.hva = { .start = (uintptr_t)hva, .size = message->size },
-			.file_offset = message->offset,
-			.backing = GMEM_BACKING_HOST,	/* for this process it is a mapping */
-			.read_only = !(message->rights & GMEM_RIGHT_WRITE),
-		},
-		.id = { .start = message->id, .size = 1 },
-		.file_size = message->file_size,
-		.page_size = message->page_size,
-		.rights = message->rights & ~GMEM_WIRE_WITHHELD,
-		.backing = message->backing,
-		.fd = fd,
-	};
-	gmem_maps_pin_mapped(hva, message->size, &block->region.pin);
-	return block;
+	return size < left ? size : left;
 }
 
-/* Takes @fd, on failure too. */
-static int do_map(struct gmem_import *import, const struct gmem_message *message, int fd)
+static int map_some(struct gmem_import *import, struct work *work)
 {
-	struct block *block;
+	uint64_t size = piece_of(work);
 	int err;
 
-	if (block_of_id(import, message->id) ||
-	    gmem_regions_next(&import->vm, message->gpa, message->gpa + message->size - 1)) {
-		gmem_sys_close(fd);
-		return gmem_fail(-EPROTO, "id %" PRIu64 " at gpa 0x%" PRIx64 ", 0x%" PRIx64
-				 " bytes, is there already", message->id, message->gpa, message->size);
-	}
-
-	block = new_block(import, message, fd, &err);
-	if (!block) {
-		gmem_sys_close(fd);
-		return err;
-	}
-
-	err = gmem_states_new(&block->region.states, message->size);
-	if (!err && message->rights & GMEM_WIRE_WITHHELD)
-		gmem_states_set(&block->region.states, GMEM_PAGE_PRIVATE, 0, message->size, true);
-	if (!err)
-		err = publish(import, block, false);
+	if (work->message.rights & GMEM_WIRE_WITHHELD)
+		gmem_states_set(&work->extent->region.states, GMEM_PAGE_PRIVATE, work->done, size, true);
+	err = publish(&import->vm, work->extent, work->done, size, false);
 	if (err) {
-		free_block(block);
+		work->is_broken = work->done != 0;
+		if (!work->is_broken)
+			free_extent(import, work->extent);
 		return err;
 	}
+
+	work->done += size;
+	if (work->done < work->size)
+		return 1;
+	insert(import, work->extent);
 	import->complete = false;
 	return 0;
 }
 
-static int do_unmap(struct gmem_import *import, const struct gmem_message *message)
-{
-	struct block *block = block_of_id(import, message->id);
-	int err;
+/* ---- unmap ---- */
 
-	if (!block)
+static int begin_unmap(struct gmem_import *import, const struct gmem_message *message)
+{
+	struct gmem_mapped_extent *extent = extent_of_id(import, message->id);
+
+	if (!extent)
 		return gmem_fail(-EPROTO, "id %" PRIu64 " is not there", message->id);
 
-	err = publish(import, block, true);
-	if (err)
-		return err;
-	free_block(block);
+	import->work = (struct work){ .message = *message, .extent = extent,
+				      .size = extent->region.gpa.size };
 	return 0;
+}
+
+static int hide_some(struct gmem_import *import, struct work *work)
+{
+	uint64_t size = piece_of(work);
+	int err;
+
+	err = publish(&import->vm, work->extent, work->done, size, true);
+	if (err) {
+		work->is_broken = work->done != 0;
+		return err;
+	}
+
+	work->done += size;
+	if (work->done == work->size) {
+		take_out(import, work->extent);
+		work->is_outside = true;
+	}
+	return 1;
+}
+
+/* First hide all of it from readers, then unmap it from its end. */
+static int unmap_some(struct gmem_import *import, struct work *work)
+{
+	int ret;
+
+	if (!work->is_outside)
+		return hide_some(import, work);
+
+	ret = gmem_mapped_extent_unmap_some(work->extent, PIECE);
+	work->is_broken = ret < 0;
+	if (ret == 0)
+		free_extent(import, work->extent);
+	return ret;
 }
 
 /* ---- revoke and grant ---- */
 
-static struct block *find_part(const struct gmem_import *import,
-			       const struct gmem_message *message)
+static int begin_part(struct gmem_import *import, const struct gmem_message *message)
 {
-	struct block *block = block_of_id(import, message->id);
-	const struct gmem_range *gpa = block ? &block->region.gpa : NULL;
+	struct gmem_mapped_extent *extent = extent_of_id(import, message->id);
+	const struct gmem_range *gpa = extent ? &extent->region.gpa : NULL;
+	bool granted = message->type == GMEM_WIRE_GRANT;
+	uint64_t start;
 
-	if (gpa && message->gpa >= gpa->start && message->size <= gpa->size &&
-	    message->gpa - gpa->start <= gpa->size - message->size)
-		return block;
-	gmem_fail(-EPROTO, "id %" PRIu64 " has no 0x%" PRIx64 " bytes at gpa 0x%" PRIx64,
-		  message->id, message->size, message->gpa);
-	return NULL;
-}
+	if (!gpa || message->gpa < gpa->start || message->size > gpa->size ||
+	    message->gpa - gpa->start > gpa->size - message->size)
+		return gmem_fail(-EPROTO, "id %" PRIu64 " has no 0x%" PRIx64 " bytes at gpa 0x%" PRIx64,
+				 message->id, message->size, message->gpa);
 
-/* Replace the mapping of a part: the file if @granted, or inaccessible memory. */
-static int remap(const struct block *block, const struct gmem_message *message, bool granted)
-{
-	uint64_t within = message->gpa - block->region.gpa.start;
-	void *hva = (void *)(uintptr_t)(block->region.hva.start + within), *got;
-	int prot = PROT_READ | (block->rights & GMEM_RIGHT_WRITE ? PROT_WRITE : 0), err;
+	start = message->gpa - gpa->start;
+	if ((start | message->size) & (extent->page_size - 1))
+		return gmem_fail(-EPROTO, "0x%" PRIx64 " bytes from 0x%" PRIx64 " of extent %" PRIu64
+				 " on are not whole pages of its file, 0x%" PRIx64, message->size, start,
+				 message->id, extent->page_size);
+	if (import->mappings + gmem_mapped_extent_growth(extent, start, message->size, granted) >
+	    import->max_mappings)
+		return gmem_fail(-ENOMEM, "there are %" PRIu64 " mappings, and no more are wanted "
+				 "(max_mappings)", import->mappings);
 
-	if (granted)
-		err = gmem_sys_mmap(hva, message->size, prot, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
-				    block->fd, block->region.file_offset + within, &got);
-	else
-		err = gmem_sys_mmap(hva, message->size, PROT_NONE,
-				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0,
-				    &got);
-	if (err)
-		return gmem_fail(err, "0x%" PRIx64 " bytes at gpa 0x%" PRIx64 " cannot be %smapped: %s",
-				 message->size, message->gpa, granted ? "" : "un",
-				 gmem_errno_name(err));
+	import->work = (struct work){ .message = *message, .extent = extent, .start = start,
+				      .size = message->size };
 	return 0;
 }
 
-static void show_as(struct gmem_import *import, struct block *block,
-		    const struct gmem_message *message, bool granted)
+static void show(struct gmem_import *import, struct gmem_mapped_extent *extent, uint64_t offset,
+		 uint64_t size)
 {
-	gmem_states_set(&block->region.states, GMEM_PAGE_PRIVATE, message->gpa - block->region.gpa.start,
-			message->size, !granted);
-	gmem_vm_show_states(&import->vm, &block->region, message->gpa, message->size, false);
+	gmem_vm_show_states(&import->vm, &extent->region, extent->region.gpa.start + offset, size,
+			    false);
 }
 
-/* If unmapping fails, readers have lost the range all the same; the answer has the errno. */
-static int do_revoke(struct gmem_import *import, const struct gmem_message *message)
+static void note(struct gmem_import *import, struct gmem_mapped_extent *extent, uint64_t offset,
+		 uint64_t size, bool granted)
 {
-	struct block *block = find_part(import, message);
-
-	if (!block)
-		return -EPROTO;
-	show_as(import, block, message, false);
-	gmem_vm_wait_for_views(&import->vm);
-	return remap(block, message, false);
+	import->mappings -= extent->runs;
+	gmem_mapped_extent_note(extent, offset, size, granted);
+	import->mappings += extent->runs;
 }
 
-static int do_grant(struct gmem_import *import, const struct gmem_message *message)
+/* Remember what is granted of a piece, from @offset of the extent on. */
+static void keep_granted(struct gmem_import *import, const struct gmem_mapped_extent *extent,
+			 uint64_t offset, uint64_t size)
 {
-	struct block *block = find_part(import, message);
+	struct gmem_states_walk at = GMEM_STATES_WALK(&extent->region.states, GMEM_PAGE_PRIVATE, false,
+						      offset, size);
+
+	gmem_states_set(&import->before, GMEM_PAGE_PRIVATE, 0, PIECE, false);
+	while (gmem_states_walk(&at))
+		gmem_states_set(&import->before, GMEM_PAGE_PRIVATE, at.offset - offset, at.size, true);
+}
+
+/* Make a piece as keep_granted() found it. */
+static int restore_granted(struct gmem_import *import, struct gmem_mapped_extent *extent,
+			   uint64_t offset, uint64_t size)
+{
+	struct gmem_states_walk at = GMEM_STATES_WALK(&import->before, GMEM_PAGE_PRIVATE, true, 0, size);
+	int err = 0;
+
+	while (!err && gmem_states_walk(&at)) {
+		err = gmem_mapped_extent_protect(extent, offset + at.offset, at.size, true);
+		if (!err)
+			note(import, extent, offset + at.offset, at.size, true);
+	}
+	show(import, extent, offset, size);
+	return err;
+}
+
+static int revoke_some(struct gmem_import *import, struct work *work)
+{
+	uint64_t offset = work->start + work->done, size = piece_of(work);
+	struct gmem_failure failure;
 	int err;
 
-	if (!block)
-		return -EPROTO;
-	err = remap(block, message, true);
-	if (err)
-		return err;
-	show_as(import, block, message, true);
-	import->complete = false;
-	return 0;
+	keep_granted(import, work->extent, offset, size);
+	note(import, work->extent, offset, size, false);
+	show(import, work->extent, offset, size);
+	gmem_vm_wait_for_views(&import->vm, NULL);
+	err = gmem_mapped_extent_protect(work->extent, offset, size, false);
+	if (err) {
+		gmem_failure_keep(&failure, err);
+		work->is_broken = restore_granted(import, work->extent, offset, size) || work->done;
+		return gmem_failure_restore(&failure);
+	}
+	work->done += size;
+	return work->done < work->size;
 }
+
+/* Take the rights that a failed grant may have given. */
+static int withhold_again(const struct gmem_mapped_extent *extent, uint64_t offset, uint64_t size)
+{
+	struct gmem_states_walk at = GMEM_STATES_WALK(&extent->region.states, GMEM_PAGE_PRIVATE, true,
+						      offset, size);
+	int err = 0;
+
+	while (!err && gmem_states_walk(&at))
+		err = gmem_mapped_extent_protect(extent, at.offset, at.size, false);
+	return err;
+}
+
+static int grant_some(struct gmem_import *import, struct work *work)
+{
+	uint64_t offset = work->start + work->done, size = piece_of(work);
+	struct gmem_failure failure;
+	int err;
+
+	err = gmem_mapped_extent_protect(work->extent, offset, size, true);
+	if (err) {
+		gmem_failure_keep(&failure, err);
+		work->is_broken = withhold_again(work->extent, offset, size) || work->done;
+		return gmem_failure_restore(&failure);
+	}
+	note(import, work->extent, offset, size, true);
+	show(import, work->extent, offset, size);
+	import->complete = false;
+	work->done += size;
+	return work->done < work->size;
+}
+
+/* ---- messages ---- */
 
 static int do_hello(struct gmem_import *import, const struct gmem_message *message)
 {
@@ -375,33 +468,46 @@ static int do_hello(struct gmem_import *import, const struct gmem_message *messa
 	return 0;
 }
 
-/* Act on a message; takes @fd. -EPROTO ends the import, any other -errno is the answer. */
-static int perform(struct gmem_import *import, const struct gmem_message *message, int fd)
+/* Check a message. Returns 0 also if there is work to do; -EPROTO ends the import. */
+static int begin(struct gmem_import *import, const struct gmem_message *message, int fd)
 {
-	if (!import->greeted && message->type != GMEM_WIRE_HELLO) {
-		if (fd >= 0)
-			gmem_sys_close(fd);
+	if (!import->greeted && message->type != GMEM_WIRE_HELLO)
 		return gmem_fail(-EPROTO, "a message \"%s\" without a greeting",
 				 gmem_wire_name(message->type));
-	}
 
 	switch (message->type) {
 	case GMEM_WIRE_HELLO:
 		return do_hello(import, message);
 	case GMEM_WIRE_MAP:
-		return do_map(import, message, fd);
+		return begin_map(import, message, fd);
 	case GMEM_WIRE_UNMAP:
-		return do_unmap(import, message);
+		return begin_unmap(import, message);
 	case GMEM_WIRE_REVOKE:
-		return do_revoke(import, message);
 	case GMEM_WIRE_GRANT:
-		return do_grant(import, message);
+		return begin_part(import, message);
 	case GMEM_WIRE_READY:
 		import->complete = true;
 		return 0;
 	default:
 		return gmem_fail(-EPROTO, "a message \"%s\" is not for an import",
 				 gmem_wire_name(message->type));
+	}
+}
+
+/* Returns 1 if there is more work to do, 0 if the message is done, or the -errno that refuses it. */
+static int work_some(struct gmem_import *import)
+{
+	struct work *work = &import->work;
+
+	switch (work->message.type) {
+	case GMEM_WIRE_MAP:
+		return map_some(import, work);
+	case GMEM_WIRE_UNMAP:
+		return unmap_some(import, work);
+	case GMEM_WIRE_REVOKE:
+		return revoke_some(import, work);
+	default:
+		return grant_some(import, work);
 	}
 }
 
@@ -425,8 +531,10 @@ static int send_answer(const struct gmem_import *import, uint32_t sequence, int 
 	return 0;
 }
 
-/* Returns 1 if more messages may wait, 0 if none does. */
-static int dispatch_one(struct gmem_import *import)
+/* ---- dispatch ---- */
+
+/* Take the next message. Returns 1 if more may wait, 0 if none does. */
+static int take_message(struct gmem_import *import)
 {
 	struct gmem_message message;
 	int fd, n, err;
@@ -435,19 +543,50 @@ static int dispatch_one(struct gmem_import *import)
 	if (n <= 0)
 		return n;
 
-	err = perform(import, &message, fd);
+	err = begin(import, &message, fd);
+	if (fd >= 0)
+		gmem_sys_close(fd);
 	if (err == -EPROTO)
 		return err;
+	if (!err && import->work.message.type)
+		return 1;
 	err = send_answer(import, message.sequence, err);
 	return err ? err : 1;
 }
 
+/* Do a piece of the message at hand, and answer it if that was the last. */
+static int go_on(struct gmem_import *import)
+{
+	struct work *work = &import->work;
+	uint32_t sequence = work->message.sequence;
+	int ret = work_some(import);
+
+	if (ret > 0 || work->is_broken)
+		return ret;
+	*work = (struct work){ .done = 0 };
+	ret = send_answer(import, sequence, ret);
+	return ret ? ret : 1;
+}
+
+/* A message about one piece is done at once, so that it costs the exporter one call to wait for. */
+static bool is_small(const struct work *work)
+{
+	return work->message.type && work->size <= PIECE;
+}
+
 static int dispatch(struct gmem_import *import)
 {
+	uint64_t start = gmem_sys_now();
+	unsigned int messages = 0;
 	int n = 1;
 
-	for (unsigned int i = 0; i < MAX_MESSAGES && n > 0 && !import->status; i++)
-		n = dispatch_one(import);
+	gmem_sys_event_clear(import->event);
+	while (n > 0 && !import->status &&
+	       (is_small(&import->work) ||
+		(messages < MAX_MESSAGES && gmem_sys_now() - start < ENOUGH_TIME))) {
+		messages += !import->work.message.type;
+		n = import->work.message.type ? go_on(import) : take_message(import);
+	}
 	if (n < 0) {
 		import->status = n;
 		gmem_sys_shutdown(import->sock);
@@ -456,6 +595,8 @@ static int dispatch(struct gmem_import *import)
 	if (import->status)
 		return gmem_fail(import->status, "the import ended before: %s",
 				 gmem_errno_name(import->status));
+	if (import->work.message.type)
+		gmem_sys_event_set(import->event);
 	return import->complete;
 }
 
@@ -476,9 +617,85 @@ GMEM_API int gmem_import_dispatch(struct gmem_import *import)
 
 static int check_opts(const struct gmem_import_opts *opts)
 {
-	if (opts->reserved)
-		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", opts->reserved);
+	if (opts->reserved || opts->reserved2)
+		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0",
+				 opts->reserved ? opts->reserved : opts->reserved2);
 	return gmem_check_flags("flags", opts->flags, GMEM_IMPORT_UNSEALED);
+}
+
+/* What one import may have of the mappings that the kernel grants the process */
+static uint64_t default_max_mappings(void)
+{
+	unsigned long count = 0;
+	char text[32];
+
+	if (gmem_sys_read_file("/proc/sys/vm/max_map_count", text, sizeof(text)) > 0)
+		count = strtoul(text, NULL, 10);
+	return (count ? count : DEFAULT_MAX_MAP_COUNT) / SHARE_OF_MAPPINGS;
+}
+
+static void set_limits(struct gmem_import *import, const struct gmem_import_opts *opts)
+{
+	import->flags = opts->flags;
+	import->max_bytes = opts->max_bytes;
+	import->max_extents = opts->max_extents ? opts->max_extents : DEFAULT_MAX_EXTENTS;
+	import->max_table_bytes = opts->max_table_bytes ? opts->max_table_bytes
+							: DEFAULT_MAX_TABLE_BYTES;
+	import->max_mappings = opts->max_mappings ? opts->max_mappings : default_max_mappings();
+}
+
+static int open_fds(struct gmem_import *import, int sock)
+{
+	int err;
+
+	import->sock = gmem_sys_dup(sock);
+	if (import->sock < 0)
+		return gmem_fail(import->sock, "fd %d cannot be duplicated: %s", sock,
+				 gmem_errno_name(import->sock));
+
+	err = import->event = gmem_sys_event_new();
+	if (err < 0)
+		goto close_sock;
+	err = import->epoll = gmem_sys_epoll_new();
+	if (err < 0)
+		goto close_event;
+	err = gmem_sys_epoll_watch(import->epoll, import->event, EPOLLIN, true);
+	if (!err)
+		err = gmem_sys_epoll_watch(import->epoll, import->sock, EPOLLIN, true);
+	if (!err)
+		return 0;
+
+	gmem_sys_close(import->epoll);
+close_event:
+	gmem_sys_close(import->event);
+close_sock:
+	gmem_sys_close(import->sock);
+	return gmem_fail(err, "no event fd or epoll fd: %s", gmem_errno_name(err));
+}
+
+static void close_fds(struct gmem_import *import)
+{
+	gmem_sys_shutdown(import->sock);
+	gmem_sys_close(import->epoll);
+	gmem_sys_close(import->event);
+	gmem_sys_close(import->sock);
+}
+
+static int start(struct gmem_import *import, int sock)
+{
+	int err;
+
+	err = gmem_states_new(&import->before, PIECE);
+	if (err)
+		return err;
+	err = gmem_vm_start_table(&import->vm);
+	if (!err)
+		err = open_fds(import, sock);
+	if (err) {
+		gmem_vm_drop_table(&import->vm);
+		gmem_states_free(&import->before);
+	}
+	return err;
 }
 
 GMEM_API int gmem_import_new(int sock, const struct gmem_import_opts *user_opts,
@@ -502,46 +719,44 @@ GMEM_API int gmem_import_new(int sock, const struct gmem_import_opts *user_opts,
 	import = calloc(1, sizeof(*import));
 	if (!import)
 		return gmem_fail(-ENOMEM, "no memory for an import");
-	import->sock = gmem_sys_dup(sock);
-	if (import->sock < 0) {
-		err = gmem_fail(import->sock, "fd %d cannot be duplicated: %s", sock,
-				gmem_errno_name(import->sock));
-		free(import);
-		return err;
-	}
 
 	gmem_vm_begin(&import->vm);
 	import->vm.fd = -1;
-	import->flags = opts.flags;
-	import->max_bytes = opts.max_bytes;
-	import->max_extents = opts.max_extents ? opts.max_extents : DEFAULT_MAX_EXTENTS;
+	set_limits(import, &opts);
+	err = start(import, sock);
+	if (err) {
+		gmem_vm_end(&import->vm);
+		free(import);
+		return err;
+	}
 	*ret = import;
 	return 0;
 }
 
 GMEM_API void gmem_import_free(struct gmem_import *import)
 {
-	struct gmem_range *gpa;
+	struct gmem_mapped_extent *extent;
 
 	if (!import)
 		return;
 
-	while ((gpa = import->vm.regions.root)) {
-		struct block *block = block_of_gpa(gpa);
-
-		remove_block(import, block);
-		free_block(block);
+	if (import->work.is_outside)
+		free_extent(import, import->work.extent);
+	while (import->vm.regions.root) {
+		extent = extent_of_gpa(import->vm.regions.root);
+		take_out(import, extent);
+		free_extent(import, extent);
 	}
-	gmem_sys_shutdown(import->sock);
-	gmem_sys_close(import->sock);
+	close_fds(import);
 	gmem_vm_drop_table(&import->vm);
+	gmem_states_free(&import->before);
 	gmem_vm_end(&import->vm);
 	free(import);
 }
 
 GMEM_API int gmem_import_fd(const struct gmem_import *import)
 {
-	return import ? import->sock : gmem_fail(-EINVAL, "import is NULL");
+	return import ? import->epoll : gmem_fail(-EINVAL, "import is NULL");
 }
 
 GMEM_API int gmem_import_view_new(struct gmem_import *import, struct gmem_view **ret)
@@ -551,18 +766,18 @@ GMEM_API int gmem_import_view_new(struct gmem_import *import, struct gmem_view *
 	return gmem_view_new(&import->vm, ret);
 }
 
-static struct gmem_extent describe(const struct block *block)
+static struct gmem_extent describe(const struct gmem_mapped_extent *extent)
 {
 	return (struct gmem_extent){
-		.gpa = block->region.gpa.start,
-		.size = block->region.gpa.size,
-		.hva = (void *)(uintptr_t)block->region.hva.start,
-		.offset = block->region.file_offset,
-		.file_size = block->file_size,
-		.page_size = block->page_size,
+		.gpa = extent->region.gpa.start,
+		.size = extent->region.gpa.size,
+		.hva = (void *)(uintptr_t)extent->region.hva.start,
+		.offset = extent->region.file_offset,
+		.file_size = extent->file_size,
+		.page_size = extent->page_size,
 		.fd = -1,
-		.rights = block->rights,
-		.backing = block->backing,
+		.rights = extent->rights,
+		.backing = extent->backing,
 	};
 }
 
@@ -582,7 +797,7 @@ GMEM_API int gmem_import_table(struct gmem_import *import, struct gmem_extent *e
 		goto unlock;
 	}
 	while ((region = gmem_regions_next_memory(&import->vm, gpa))) {
-		extents[count++] = describe(GMEM_CONTAINER_OF(region, struct block, region));
+		extents[count++] = describe(GMEM_CONTAINER_OF(region, struct gmem_mapped_extent, region));
 		gpa = region->gpa.start + region->gpa.size;
 		if (!gpa)
 			break;

@@ -98,6 +98,7 @@ static int add_to_export(struct gmem_peer *peer, int sock)
 		return gmem_fail(err, "socket %d cannot be watched: %s", sock, gmem_errno_name(err));
 	}
 
+	gmem_peer_look_again(&peer->maps, 0, UINT64_MAX);
 	peer->next = exporter->peers;
 	exporter->peers = peer;
 	gmem_sys_event_set(exporter->event);
@@ -114,6 +115,7 @@ static int new_peer(struct gmem_export *exporter, int sock, const struct gmem_pe
 		return gmem_fail(-ENOMEM, "no memory for a peer");
 
 	peer->exporter = exporter;
+	peer->maps.is_done = peer->grants.is_done = true;
 	err = copy_opts(peer, opts);
 	if (err)
 		goto free_peer;
@@ -168,7 +170,6 @@ GMEM_API void gmem_peer_remove(struct gmem_peer *peer)
 	*link = peer->next;
 	gmem_peer_disconnect(peer, -EPIPE);
 	gmem_lock_drop(&exporter->lock);
-	free(peer->spare);
 	free(peer->ranges);
 	free(peer);
 }
@@ -184,7 +185,7 @@ GMEM_API int gmem_peer_status(struct gmem_peer *peer)
 	status = peer->status;
 	if (status)
 		gmem_fail(status, "the peer is lost: %s", gmem_errno_name(status));
-	else if (peer->sent_ready && peer->all_granted && !peer->awaits_answer)
+	else if (peer->sent_ready && peer->maps.is_done && peer->grants.is_done && !peer->awaits_answer)
 		status = 1;
 	gmem_lock_drop(&peer->exporter->lock);
 	return status;

@@ -2,7 +2,6 @@
 #include "share/peer_io.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -11,20 +10,31 @@
 #include "base/error.h"
 #include "base/macros.h"
 #include "os/sys.h"
+#include "region/page_states.h"
 #include "region/region.h"
 #include "region/regions.h"
 #include "share/extent.h"
+
+/* Regions, and pages of which not all are in one state, that one step looks at */
+#define MAX_REGIONS	64
+#define MAX_PAGES	(UINT64_C(1) << 22)
+/* Runs of pages that one step looks at */
+#define MAX_RUNS	1024
+/* After so many refusals in a row, no more of the kind is sent until it is time to try again. */
+#define MAX_REFUSED	16
+/* When to try again: after the first refusal, and after many */
+#define MIN_RETRY_MS	100
+#define MAX_RETRY_MS	2000
 
 static struct gmem_block *block_of(struct gmem_range *gpa)
 {
 	return GMEM_CONTAINER_OF(gpa, struct gmem_block, gpa);
 }
 
-/* Needs peer->spare. */
 static void free_block(struct gmem_peer *peer, struct gmem_block *block)
 {
-	gmem_set_remove(&peer->revoked, block->gpa.start, block->gpa.size, &peer->spare);
 	gmem_range_remove(&peer->blocks, &block->gpa);
+	gmem_granted_free(&block->granted);
 	free(block);
 }
 
@@ -39,17 +49,68 @@ void gmem_peer_disconnect(struct gmem_peer *peer, int err)
 	peer->sock = -1;
 	peer->status = err;
 	peer->awaits_answer = false;
-	gmem_set_clear(&peer->revoked);
+	peer->retry_at = 0;
 	while (peer->blocks.root)
 		free_block(peer, block_of(peer->blocks.root));
 }
 
-static bool get_spare(struct gmem_peer *peer)
+/* ---- where to look ---- */
+
+/* Make @part, unless it @is_empty, reach around [@start, @last], too. */
+static struct gmem_part join(const struct gmem_part *part, bool is_empty, uint64_t start,
+			     uint64_t last)
 {
-	if (gmem_set_spare(&peer->spare) == 0)
-		return true;
-	gmem_peer_disconnect(peer, gmem_fail(-ENOMEM, "no memory to record what a peer has"));
-	return false;
+	if (is_empty)
+		return (struct gmem_part){ start, last };
+	return (struct gmem_part){ start < part->start ? start : part->start,
+				   last > part->last ? last : part->last };
+}
+
+void gmem_peer_look_again(struct gmem_todo *todo, uint64_t start, uint64_t last)
+{
+	todo->part = join(&todo->part, todo->is_done, start, last);
+	todo->is_done = false;
+}
+
+/* Everything up to @last has been looked at. */
+static void go_on_after(struct gmem_todo *todo, uint64_t last)
+{
+	if (last >= todo->part.last)
+		todo->is_done = true;
+	else
+		todo->part.start = last + 1;
+}
+
+static bool is_all_done(const struct gmem_todo *todo)
+{
+	return todo->is_done && !todo->has_again;
+}
+
+static void schedule_retry(struct gmem_peer *peer)
+{
+	if (peer->retry_at)
+		return;
+	if (!peer->retry_ms)
+		peer->retry_ms = MIN_RETRY_MS;
+	peer->retry_at = gmem_sys_now() + peer->retry_ms * GMEM_NANOSECONDS_PER_MS;
+	peer->retry_ms = 2 * peer->retry_ms < MAX_RETRY_MS ? 2 * peer->retry_ms : MAX_RETRY_MS;
+}
+
+/* The peer, or this process, is short of something: try [@start, @last] again later. */
+static void try_later(struct gmem_peer *peer, struct gmem_todo *todo, uint64_t start, uint64_t last)
+{
+	todo->again = join(&todo->again, !todo->has_again, start, last);
+	todo->has_again = true;
+	todo->refused++;
+	schedule_retry(peer);
+}
+
+static void try_again_now(struct gmem_todo *todo)
+{
+	if (todo->has_again)
+		gmem_peer_look_again(todo, todo->again.start, todo->again.last);
+	todo->has_again = false;
+	todo->refused = 0;
 }
 
 /* ---- what a peer should have ---- */
@@ -64,21 +125,29 @@ struct piece {
 /* Find the first range at or above @gpa that the peer may have. */
 static bool next_allowed(const struct gmem_peer *peer, uint64_t gpa, struct piece *ret)
 {
+	size_t low = 0, high = peer->range_count, middle;
+	const struct gmem_export_range *range;
+
 	*ret = (struct piece){ .start = gpa, .last = UINT64_MAX, .rights = GMEM_ALL_RIGHTS };
 	if (!peer->ranges)
 		return true;
 
-	for (size_t i = 0; i < peer->range_count; i++) {
-		const struct gmem_export_range *range = &peer->ranges[i];
-
-		ret->last = range->gpa + range->size - 1;
-		ret->rights = range->rights;
-		if (range->gpa > gpa)
-			ret->start = range->gpa;
-		if (gpa <= ret->last)
-			return true;
+	while (low < high) {
+		middle = low + (high - low) / 2;
+		range = &peer->ranges[middle];
+		if (range->gpa + range->size - 1 < gpa)
+			low = middle + 1;
+		else
+			high = middle;
 	}
-	return false;
+	if (low == peer->range_count)
+		return false;
+	range = &peer->ranges[low];
+	ret->last = range->gpa + range->size - 1;
+	ret->rights = range->rights;
+	if (range->gpa > gpa)
+		ret->start = range->gpa;
+	return true;
 }
 
 /* Find the first part of @piece that the peer has already or that is about to be removed. */
@@ -95,36 +164,49 @@ static const struct gmem_range *find_unavailable(const struct gmem_peer *peer,
 	return block ? block : leaving;
 }
 
-/* Find the first piece at or above @from that the peer should have and does not have. */
-static bool next_piece(const struct gmem_peer *peer, uint64_t from, struct piece *ret)
+/*
+ * Look for memory at or above @gpa that the peer should have and does not have. FOUND:
+ * @ret is the first of it. MORE: there is none up to @ret->last.
+ */
+static enum gmem_search look_at(const struct gmem_peer *peer, uint64_t gpa, struct piece *ret)
 {
 	const struct gmem_range *other;
 
-	do {
-		if (!next_allowed(peer, from, ret))
-			return false;
-		ret->region = gmem_regions_next_memory(peer->exporter->vm, ret->start);
-		if (!ret->region)
-			return false;
+	if (!next_allowed(peer, gpa, ret))
+		return GMEM_SEARCH_OVER;
+	ret->region = gmem_regions_next_memory(peer->exporter->vm, ret->start);
+	if (!ret->region)
+		return GMEM_SEARCH_OVER;
+	if (ret->region->gpa.start > ret->last)
+		return GMEM_SEARCH_MORE;
 
-		from = ret->region->gpa.start;
-		if (from > ret->last)
-			continue;
-		if (ret->start < from)
-			ret->start = from;
-		if (ret->last > gmem_range_last(&ret->region->gpa))
-			ret->last = gmem_range_last(&ret->region->gpa);
+	if (ret->start < ret->region->gpa.start)
+		ret->start = ret->region->gpa.start;
+	if (ret->last > gmem_range_last(&ret->region->gpa))
+		ret->last = gmem_range_last(&ret->region->gpa);
+	other = find_unavailable(peer, ret);
+	if (other && other->start <= ret->start) {
+		ret->last = gmem_range_last(other);
+		return GMEM_SEARCH_MORE;
+	}
+	if (other)
+		ret->last = other->start - 1;
+	return GMEM_SEARCH_FOUND;
+}
 
-		other = find_unavailable(peer, ret);
-		if (!other)
-			return true;
-		if (other->start > ret->start) {
-			ret->last = other->start - 1;
-			return true;
-		}
-		from = gmem_range_last(other) + 1;
-	} while (from);
-	return false;
+/* Find the first piece in @todo that the peer should have and does not have. */
+static enum gmem_search next_piece(const struct gmem_peer *peer, struct gmem_todo *todo,
+				   struct piece *ret)
+{
+	enum gmem_search found;
+
+	for (unsigned int i = 0; i < MAX_REGIONS && !todo->is_done; i++) {
+		found = look_at(peer, todo->part.start, ret);
+		if (found == GMEM_SEARCH_FOUND && ret->start <= todo->part.last)
+			return found;
+		go_on_after(todo, found == GMEM_SEARCH_MORE ? ret->last : UINT64_MAX);
+	}
+	return todo->is_done ? GMEM_SEARCH_OVER : GMEM_SEARCH_MORE;
 }
 
 static int check_rights(const struct piece *piece, struct gmem_extent *extent)
@@ -132,7 +214,8 @@ static int check_rights(const struct piece *piece, struct gmem_extent *extent)
 	if (!(piece->rights & GMEM_RIGHT_WRITE) && extent->rights & GMEM_RIGHT_WRITE)
 		return gmem_fail(-EOPNOTSUPP,
 				 "the memory at gpa 0x%" PRIx64 " cannot be given for reading only: seal "
-				 "its file with F_SEAL_FUTURE_WRITE, if it is a memfd", piece->start);
+				 "its file, if it is a memfd, with F_SEAL_FUTURE_WRITE before F_SEAL_SEAL",
+				 piece->start);
 	extent->rights &= piece->rights;
 	return 0;
 }
@@ -150,10 +233,11 @@ static int describe(const struct gmem_peer *peer, const struct piece *piece,
 	ret->gpa += within;
 	ret->offset += within;
 	ret->size = piece->last - piece->start + 1;
-	if ((ret->offset | ret->size) & (ret->page_size - 1))
+	if ((ret->gpa | ret->offset | ret->size) & (ret->page_size - 1))
 		return gmem_fail(-EOPNOTSUPP,
-				 "0x%" PRIx64 " bytes at gpa 0x%" PRIx64 " are not whole pages of the "
-				 "file, 0x%" PRIx64 " bytes", ret->size, ret->gpa, ret->page_size);
+				 "0x%" PRIx64 " bytes at gpa 0x%" PRIx64 ", offset 0x%" PRIx64 " in their file, "
+				 "are not whole pages of that, which have 0x%" PRIx64 " bytes", ret->size,
+				 ret->gpa, ret->offset, ret->page_size);
 	if (ret->size != ret->file_size && !(peer->flags & GMEM_PEER_WHOLE_FILES))
 		return gmem_fail(-EACCES,
 				 "the peer may have 0x%" PRIx64 " bytes at gpa 0x%" PRIx64 ", but with "
@@ -165,105 +249,280 @@ static int describe(const struct gmem_peer *peer, const struct piece *piece,
 
 int gmem_peer_check_memory(const struct gmem_peer *peer)
 {
+	struct gmem_todo todo = { .part = { 0, UINT64_MAX } };
 	struct gmem_vm *vm = peer->exporter->vm;
+	enum gmem_search found = GMEM_SEARCH_MORE;
 	struct gmem_extent extent;
-	struct piece piece = { .last = 0 };
-	bool is_there = true;
-	uint64_t from = 0;
+	struct piece piece;
 	int err = 0;
 
 	if (peer->exporter->flags & GMEM_EXPORT_SKIP)
 		return 0;
 
-	/* The lock is dropped between pieces: their files are looked at, and there may be many. */
-	while (!err && is_there) {
+	/* The lock is dropped between pieces, of which there may be many. */
+	while (!err && found != GMEM_SEARCH_OVER) {
 		gmem_lock_take(&vm->lock);
-		is_there = next_piece(peer, from, &piece);
-		if (is_there)
+		found = next_piece(peer, &todo, &piece);
+		if (found == GMEM_SEARCH_FOUND) {
 			err = describe(peer, &piece, &extent);
+			go_on_after(&todo, piece.last);
+		}
 		gmem_lock_drop(&vm->lock);
-		from = piece.last + 1;
-		is_there = is_there && from;
 	}
 	return err;
 }
 
+/* ---- pages of a block ---- */
+
+static uint64_t page_of(const struct gmem_block *block, uint64_t gpa)
+{
+	return (gpa - block->gpa.start) >> block->page_shift;
+}
+
+static uint64_t gpa_of(const struct gmem_block *block, uint64_t page)
+{
+	return block->gpa.start + (page << block->page_shift);
+}
+
+static void set_granted(struct gmem_block *block, const struct gmem_part *part, bool value)
+{
+	gmem_granted_set(&block->granted, page_of(block, part->start), page_of(block, part->last) + 1,
+			 value);
+}
+
+/* Where a search that begins at page @first of [@first, @end) stops */
+static uint64_t end_of_step(const struct gmem_block *block, uint64_t first, uint64_t end)
+{
+	if (gmem_granted_is_uniform(&block->granted) || end - first <= MAX_PAGES)
+		return end;
+	return first + MAX_PAGES;
+}
+
+enum gmem_search gmem_peer_find_recalled(struct gmem_peer *peer, const struct gmem_recall *recall,
+					 struct gmem_block **ret_block, struct gmem_part *ret)
+{
+	uint64_t last = recall->part.last, first, end;
+	struct gmem_block *block;
+	struct gmem_range *gpa;
+
+	if (peer->searched_recall != recall->number) {
+		peer->searched_recall = recall->number;
+		peer->recall_from = recall->part.start;
+	}
+	if (peer->recall_from > last)
+		return GMEM_SEARCH_OVER;
+	gpa = gmem_range_find(&peer->blocks, peer->recall_from, last - peer->recall_from + 1);
+	if (!gpa) {
+		peer->recall_from = last + 1;
+		return GMEM_SEARCH_OVER;
+	}
+
+	/* Whole pages of the file, which may begin before the recall and end after it */
+	*ret_block = block = block_of(gpa);
+	first = gpa->start > peer->recall_from ? 0 : page_of(block, peer->recall_from);
+	end = page_of(block, last < gmem_range_last(gpa) ? last : gmem_range_last(gpa)) + 1;
+	end = end_of_step(block, first, end);
+	if (block->is_convertible)
+		first = gmem_granted_find(&block->granted, true, first, end);
+	if (!block->is_convertible || first == end) {
+		peer->recall_from = block->is_convertible ? gpa_of(block, end) : gmem_range_last(gpa) + 1;
+		return GMEM_SEARCH_MORE;
+	}
+	ret->start = gpa_of(block, first);
+	ret->last = gpa_of(block, gmem_granted_find(&block->granted, false, first, end)) - 1;
+	return GMEM_SEARCH_FOUND;
+}
+
+/* Whether the page at @gpa is shared, and up to where in [@gpa, @last] that goes on */
+static bool is_shared_at(const struct gmem_vm *vm, uint64_t gpa, uint64_t last, uint64_t *ret_last)
+{
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, gpa, last);
+	struct gmem_part marked;
+	uint64_t start;
+
+	gmem_regions_walk(&at);
+	*ret_last = at.gpa + at.size - 1;
+	if (!at.region || at.is_private)
+		return false;
+
+	/* A conversion under way may make them private; when it is over, we look again. */
+	start = at.region->gpa.start;
+	if (!gmem_states_find(&at.region->states, GMEM_PAGE_CHANGING, true, gpa - start,
+			      *ret_last - start, &marked))
+		return true;
+	*ret_last = start + (start + marked.start == gpa ? marked.last : marked.start - 1);
+	return start + marked.start != gpa;
+}
+
+/*
+ * Find the first pages of @page bytes in @part, which has whole ones, that are shared as a
+ * whole. MORE: there is none up to @ret->last.
+ */
+static enum gmem_search find_shared(const struct gmem_vm *vm, const struct gmem_part *part,
+				    uint64_t page, struct gmem_part *ret)
+{
+	uint64_t start = part->start, gpa = start, last;
+	unsigned int runs = 0;
+
+	while (gpa <= part->last && runs < MAX_RUNS) {
+		/* It may go on in the next region. */
+		if (is_shared_at(vm, gpa, part->last, &last)) {
+			gpa = last + 1;
+			continue;
+		}
+		if (gpa / page > start / page)
+			break;
+		start = gpa = (last / page + 1) * page;
+		runs++;
+	}
+	*ret = (struct gmem_part){ start, gpa / page * page - 1 };
+	if (ret->last > start && start <= part->last)
+		return GMEM_SEARCH_FOUND;
+	ret->last = start > part->last ? part->last : start - 1;
+	return GMEM_SEARCH_MORE;
+}
+
+/* The whole block is one region's, and in one state: it costs nothing to look at. */
+static bool is_in_one_state(const struct gmem_vm *vm, const struct gmem_block *block)
+{
+	const struct gmem_region *region = gmem_regions_at(vm, block->gpa.start);
+	uint64_t private_bytes;
+
+	if (!region || gmem_range_last(&block->gpa) > gmem_region_last(region))
+		return false;
+	private_bytes = gmem_states_total(&region->states, GMEM_PAGE_PRIVATE);
+	return gmem_granted_is_uniform(&block->granted) &&
+	       !gmem_states_total(&region->states, GMEM_PAGE_CHANGING) &&
+	       (!private_bytes || private_bytes == region->gpa.size);
+}
+
+/* Find the first pages of @block in @todo that are shared and not granted. */
+static enum gmem_search find_grant_in(const struct gmem_vm *vm, const struct gmem_block *block,
+				      const struct gmem_todo *todo, struct gmem_part *ret)
+{
+	uint64_t last = gmem_range_last(&block->gpa), first, end;
+	struct gmem_part part;
+
+	ret->last = last;
+	if (!block->is_convertible)
+		return GMEM_SEARCH_MORE;
+
+	first = todo->part.start > block->gpa.start ? page_of(block, todo->part.start) : 0;
+	end = page_of(block, todo->part.last < last ? todo->part.last : last) + 1;
+	if (!is_in_one_state(vm, block) && end - first > MAX_PAGES)
+		end = first + MAX_PAGES;
+	ret->last = gpa_of(block, end) - 1;
+	first = gmem_granted_find(&block->granted, false, first, end);
+	if (first == end)
+		return GMEM_SEARCH_MORE;
+	end = gmem_granted_find(&block->granted, true, first, end);
+	part = (struct gmem_part){ gpa_of(block, first), gpa_of(block, end) - 1 };
+	return find_shared(vm, &part, UINT64_C(1) << block->page_shift, ret);
+}
+
+/* Find the first pages that are shared and not granted. With the VM's lock held. */
+static enum gmem_search find_grant(struct gmem_peer *peer, struct gmem_block **ret_block,
+				   struct gmem_part *ret)
+{
+	const struct gmem_vm *vm = peer->exporter->vm;
+	struct gmem_todo *todo = &peer->grants;
+	uint64_t cost = 0, from;
+	struct gmem_range *gpa;
+
+	while (!todo->is_done && cost < MAX_RUNS) {
+		from = todo->part.start;
+		gpa = gmem_range_find(&peer->blocks, from, todo->part.last - from + 1);
+		if (!gpa) {
+			todo->is_done = true;
+			break;
+		}
+		*ret_block = block_of(gpa);
+		if (find_grant_in(vm, *ret_block, todo, ret) == GMEM_SEARCH_FOUND)
+			return GMEM_SEARCH_FOUND;
+		go_on_after(todo, ret->last);
+		cost += 1 + page_of(*ret_block, ret->last) / (MAX_PAGES / MAX_RUNS) -
+			page_of(*ret_block, from > gpa->start ? from : gpa->start) / (MAX_PAGES / MAX_RUNS);
+	}
+	return todo->is_done ? GMEM_SEARCH_OVER : GMEM_SEARCH_MORE;
+}
+
 /* ---- messages to a peer ---- */
 
-/* Returns 1 if the message was sent, 0 if not. */
-static int transmit(struct gmem_peer *peer, struct gmem_message *message, int fd,
-		    struct gmem_block *block)
+/* What came of looking for a message of one kind */
+enum sent {
+	NOTHING_TO_SEND,
+	DID_SOMETHING,		/* a message was sent, or there is more to look at */
+	CANNOT_SEND,		/* now */
+};
+
+/*
+ * -EAGAIN: its socket has no room. -ENOMEM, -ENOBUFS: the kernel is short of memory. -ETOOMANYREFS: too many
+ * fds are in flight between processes; other messages can be sent.
+ */
+static enum sent not_sent(struct gmem_peer *peer, int err)
+{
+	if (err == -ETOOMANYREFS) {
+		peer->maps.refused = MAX_REFUSED;
+		schedule_retry(peer);
+		return NOTHING_TO_SEND;
+	}
+	if (err == -ENOMEM || err == -ENOBUFS) {
+		peer->has_to_wait = true;
+		schedule_retry(peer);
+	} else if (err != -EAGAIN) {
+		gmem_peer_disconnect(peer, err == -ECONNRESET || err == -ENOTCONN ? -EPIPE : err);
+	}
+	return CANNOT_SEND;
+}
+
+static enum sent transmit(struct gmem_peer *peer, struct gmem_message *message, int fd,
+			  struct gmem_block *block)
 {
 	int err;
 
 	message->sequence = peer->sequence + 1;
 	err = gmem_wire_send(peer->sock, message, fd);
 	peer->wants_room = err == -EAGAIN;
-	/* -ETOOMANYREFS: too many fds are in flight between processes; it is sent later. */
-	if (err == -EAGAIN || err == -ETOOMANYREFS)
-		return 0;
-	if (err) {
-		gmem_peer_disconnect(peer, err == -ECONNRESET || err == -ENOTCONN ? -EPIPE : err);
-		return 0;
-	}
+	if (err)
+		return not_sent(peer, err);
 
 	peer->sequence++;
 	peer->awaits_answer = true;
 	peer->type = (enum gmem_wire_type)message->type;
 	peer->block = block;
-	return 1;
+	return DID_SOMETHING;
 }
 
-static int send_hello(struct gmem_peer *peer)
+static enum sent send_hello(struct gmem_peer *peer)
 {
 	struct gmem_message message = { .type = GMEM_WIRE_HELLO,
 					.page_size = (uint32_t)gmem_sys_page_size() };
+	enum sent sent = transmit(peer, &message, -1, NULL);
 
-	peer->sent_hello = transmit(peer, &message, -1, NULL);
-	return peer->sent_hello;
+	peer->sent_hello = sent == DID_SOMETHING;
+	return sent;
 }
 
-static int send_unmap(struct gmem_peer *peer)
+static enum sent send_unmap(struct gmem_peer *peer, const struct gmem_recall *recall)
 {
 	const struct gmem_export *exporter = peer->exporter;
 
-	for (size_t i = 0; i < exporter->leaving_count && !peer->refusal; i++) {
+	for (size_t i = 0; i < exporter->leaving_count; i++) {
 		const struct gmem_range *leaving = &exporter->leaving_nodes[i];
 		struct gmem_range *gpa = gmem_range_find(&peer->blocks, leaving->start, leaving->size);
 		struct gmem_message message = { .type = GMEM_WIRE_UNMAP };
 
 		if (!gpa)
 			continue;
-		if (!get_spare(peer))
-			return 0;
 		message.id = block_of(gpa)->id;
+		peer->recall = recall->number;
 		return transmit(peer, &message, -1, block_of(gpa));
 	}
-	return 0;
+	return NOTHING_TO_SEND;
 }
 
-bool gmem_peer_next_usable(const struct gmem_peer *peer, uint64_t start, uint64_t last,
-			struct gmem_block **ret_block, struct gmem_part *ret)
-{
-	struct gmem_range *gpa;
-	uint64_t end;
-
-	while ((gpa = gmem_range_find(&peer->blocks, start, last - start + 1))) {
-		if (gpa->start > start)
-			start = gpa->start;
-		end = gmem_range_last(gpa) < last ? gmem_range_last(gpa) : last;
-		*ret_block = block_of(gpa);
-		if (gmem_set_next(&peer->revoked, false, start, end, ret))
-			return true;
-		if (end == last)
-			break;
-		start = end + 1;
-	}
-	return false;
-}
-
-static int send_part(struct gmem_peer *peer, enum gmem_wire_type type, struct gmem_block *block,
-		     const struct gmem_part *part)
+static enum sent send_part(struct gmem_peer *peer, enum gmem_wire_type type, struct gmem_block *block,
+			   const struct gmem_part *part)
 {
 	struct gmem_message message = {
 		.type = type,
@@ -272,70 +531,87 @@ static int send_part(struct gmem_peer *peer, enum gmem_wire_type type, struct gm
 		.size = part->last - part->start + 1,
 	};
 
-	if (!get_spare(peer))
-		return 0;
 	peer->part = *part;
 	return transmit(peer, &message, -1, block);
 }
 
-static int send_revoke(struct gmem_peer *peer)
+static enum sent send_revoke(struct gmem_peer *peer, const struct gmem_recall *recall)
 {
+	struct gmem_block *block;
+	struct gmem_part part;
+
+	switch (gmem_peer_find_recalled(peer, recall, &block, &part)) {
+	case GMEM_SEARCH_FOUND:
+		peer->recall = recall->number;
+		return send_part(peer, GMEM_WIRE_REVOKE, block, &part);
+	case GMEM_SEARCH_MORE:
+		return DID_SOMETHING;
+	default:
+		return NOTHING_TO_SEND;
+	}
+}
+
+/* A recall that was refused is over, but for its thread, which does not know it yet. */
+static enum sent send_recalls(struct gmem_peer *peer)
+{
+	enum sent sent = NOTHING_TO_SEND;
 	const struct gmem_recall *recall;
-	struct gmem_part part;
-	struct gmem_block *block;
 
-	for (recall = peer->exporter->recalls; recall && !peer->refusal; recall = recall->next)
-		if (!recall->is_leaving &&
-		    gmem_peer_next_usable(peer, recall->part.start, recall->part.last, &block, &part))
-			return send_part(peer, GMEM_WIRE_REVOKE, block, &part);
-	return 0;
+	for (recall = peer->exporter->recalls; recall && !sent; recall = recall->next)
+		if (!recall->refusal)
+			sent = recall->is_leaving ? send_unmap(peer, recall) : send_revoke(peer, recall);
+	return sent;
 }
 
-/* Find the first part that is revoked from the peer and shared. */
-static bool next_grant(struct gmem_peer *peer, struct gmem_block **ret_block, struct gmem_part *ret)
+static enum sent send_grant(struct gmem_peer *peer)
 {
-	struct gmem_part revoked;
-	uint64_t from = peer->grant_from;
-
-	while (gmem_set_next(&peer->revoked, true, from, UINT64_MAX, &revoked)) {
-		if (gmem_set_next(&peer->exporter->withheld, false, revoked.start, revoked.last,
-				  ret)) {
-			struct gmem_range *gpa = gmem_range_find(&peer->blocks, ret->start, 1);
-
-			*ret_block = block_of(gpa);
-			if (ret->last > gmem_range_last(gpa))
-				ret->last = gmem_range_last(gpa);
-			return true;
-		}
-		if (revoked.last == UINT64_MAX)
-			break;
-		from = revoked.last + 1;
-	}
-	return false;
-}
-
-static int send_grant(struct gmem_peer *peer)
-{
-	struct gmem_part part;
+	struct gmem_vm *vm = peer->exporter->vm;
 	struct gmem_block *block;
+	enum gmem_search found;
+	struct gmem_part part;
+	enum sent sent;
 
-	if (peer->all_granted)
-		return 0;
-	if (!next_grant(peer, &block, &part)) {
-		peer->all_granted = true;
-		return 0;
-	}
-	if (!send_part(peer, GMEM_WIRE_GRANT, block, &part))
-		return 0;
+	if (peer->grants.is_done || peer->grants.refused >= MAX_REFUSED)
+		return NOTHING_TO_SEND;
 
+	gmem_lock_take(&vm->lock);
+	found = find_grant(peer, &block, &part);
+	gmem_lock_drop(&vm->lock);
+	if (found != GMEM_SEARCH_FOUND)
+		return found == GMEM_SEARCH_MORE ? DID_SOMETHING : NOTHING_TO_SEND;
+
+	sent = send_part(peer, GMEM_WIRE_GRANT, block, &part);
+	if (sent != DID_SOMETHING)
+		return sent;
 	/* The peer may use the part as soon as it reads the message. */
-	gmem_set_remove(&peer->revoked, part.start, part.last - part.start + 1, &peer->spare);
-	peer->grant_from = part.start;
+	set_granted(block, &part, true);
+	go_on_after(&peer->grants, part.last);
 	peer->sent_ready = false;
-	return 1;
+	return sent;
 }
 
-static int send_block(struct gmem_peer *peer, const struct gmem_extent *extent)
+static struct gmem_block *new_block(const struct gmem_extent *extent, uint64_t id)
+{
+	struct gmem_block *block = malloc(sizeof(*block));
+
+	if (!block)
+		return NULL;
+	*block = (struct gmem_block){
+		.gpa = { .start = extent->gpa, .size = extent->size },
+		.id = id,
+		.page_shift = (uint32_t)__builtin_ctzll(extent->page_size),
+		.is_convertible = gmem_backing_traits(extent->backing)->attributes !=
+				  GMEM_ATTRIBUTES_NONE,
+	};
+	if (block->is_convertible &&
+	    gmem_granted_new(&block->granted, extent->size >> block->page_shift)) {
+		free(block);
+		return NULL;
+	}
+	return block;
+}
+
+static enum sent send_block(struct gmem_peer *peer, const struct gmem_extent *extent)
 {
 	struct gmem_message message = {
 		.type = GMEM_WIRE_MAP,
@@ -348,115 +624,196 @@ static int send_block(struct gmem_peer *peer, const struct gmem_extent *extent)
 		.rights = extent->rights,
 		.backing = extent->backing,
 	};
-	struct gmem_block *block;
+	struct gmem_block *block = new_block(extent, message.id);
+	enum sent sent;
 
-	if (gmem_backing_traits(extent->backing)->attributes != GMEM_ATTRIBUTES_NONE)
-		message.rights |= GMEM_WIRE_WITHHELD;
-	if (!get_spare(peer))
-		return 0;
-	block = malloc(sizeof(*block));
 	if (!block) {
-		gmem_peer_disconnect(peer, gmem_fail(-ENOMEM, "no memory to record what a peer has"));
-		return 0;
+		try_later(peer, &peer->maps, extent->gpa, extent->gpa + extent->size - 1);
+		return DID_SOMETHING;
 	}
-
-	*block = (struct gmem_block){ .gpa = { .start = extent->gpa, .size = extent->size },
-				 .id = message.id };
-	if (!transmit(peer, &message, extent->fd, block)) {
+	if (block->is_convertible)
+		message.rights |= GMEM_WIRE_WITHHELD;
+	sent = transmit(peer, &message, extent->fd, block);
+	if (sent != DID_SOMETHING) {
+		gmem_granted_free(&block->granted);
 		free(block);
-		return 0;
+		return sent;
 	}
 	gmem_range_insert(&peer->blocks, &block->gpa);
-	if (message.rights & GMEM_WIRE_WITHHELD) {
-		gmem_set_add(&peer->revoked, block->gpa.start, block->gpa.size, &peer->spare);
-		peer->grant_from = 0;
-		peer->all_granted = false;
-	}
 	peer->last_id++;
 	peer->sent_ready = false;
-	return 1;
+	return sent;
 }
 
-/* Returns 1, 0 if it cannot be sent now, or the reason why the peer cannot have it. */
-static int send_piece(struct gmem_peer *peer, const struct piece *piece)
+/* Memory that was added after the peer and cannot be given to it is left out. */
+static enum sent send_piece(struct gmem_peer *peer, const struct piece *piece)
 {
+	struct gmem_export *exporter = peer->exporter;
+	enum sent sent = DID_SOMETHING;
 	struct gmem_extent extent;
 	int err;
 
 	err = describe(peer, piece, &extent);
-	return err ? err : send_block(peer, &extent);
+	if (!err)
+		sent = send_block(peer, &extent);
+	else if (!(exporter->flags & GMEM_EXPORT_SKIP))
+		gmem_vm_log_error(exporter->vm, err);
+	if (sent == DID_SOMETHING)
+		go_on_after(&peer->maps, piece->last);
+	return sent;
 }
 
-/* Memory that was added after the peer and cannot be given to it is left out. */
-static int send_map(struct gmem_peer *peer)
+static enum sent send_map(struct gmem_peer *peer)
 {
 	struct gmem_vm *vm = peer->exporter->vm;
+	enum sent sent = NOTHING_TO_SEND;
+	enum gmem_search found;
 	struct piece piece;
-	int sent = 0;
+
+	if (peer->maps.is_done || peer->maps.refused >= MAX_REFUSED)
+		return sent;
 
 	/* Without the lock, the fd could be closed and reused before it is sent. */
 	gmem_lock_take(&vm->lock);
-	while (!sent && !peer->at_end && peer->sock >= 0) {
-		if (!next_piece(peer, peer->cursor, &piece)) {
-			peer->at_end = true;
-		} else {
-			sent = send_piece(peer, &piece);
-			if (!sent)
-				break;
-			if (sent < 0 && !(peer->exporter->flags & GMEM_EXPORT_SKIP))
-				gmem_vm_log_error(vm, sent);
-			sent = sent > 0;
-		}
-		if (!peer->at_end) {
-			peer->cursor = piece.last + 1;
-			peer->at_end = peer->cursor == 0;
-		}
-	}
+	found = next_piece(peer, &peer->maps, &piece);
+	if (found == GMEM_SEARCH_FOUND)
+		sent = send_piece(peer, &piece);
+	else if (found == GMEM_SEARCH_MORE)
+		sent = DID_SOMETHING;
 	gmem_lock_drop(&vm->lock);
 	return sent;
 }
 
-static int send_ready(struct gmem_peer *peer)
+static enum sent send_ready(struct gmem_peer *peer)
 {
 	struct gmem_message message = { .type = GMEM_WIRE_READY };
+	enum sent sent;
 
-	if (peer->sent_ready || !peer->at_end || !peer->all_granted || peer->exporter->leaving_count)
-		return 0;
-	peer->sent_ready = transmit(peer, &message, -1, NULL);
-	return peer->sent_ready;
+	if (peer->sent_ready || !is_all_done(&peer->maps) || !is_all_done(&peer->grants) ||
+	    peer->exporter->leaving_count)
+		return NOTHING_TO_SEND;
+	sent = transmit(peer, &message, -1, NULL);
+	peer->sent_ready = sent == DID_SOMETHING;
+	if (peer->sent_ready)
+		peer->retry_ms = MIN_RETRY_MS;
+	return sent;
 }
 
-static int send_next(struct gmem_peer *peer)
+static enum sent send_next(struct gmem_peer *peer)
 {
+	static enum sent (*const kinds[])(struct gmem_peer *peer) = {
+		send_recalls, send_map, send_grant, send_ready,
+	};
+	enum sent sent = NOTHING_TO_SEND;
+
 	if (!peer->sent_hello)
 		return send_hello(peer);
-	return send_unmap(peer) || send_revoke(peer) || send_map(peer) || send_grant(peer) ||
-	       send_ready(peer);
+	for (size_t i = 0; i < GMEM_ARRAY_SIZE(kinds) && !sent; i++)
+		sent = kinds[i](peer);
+	return sent;
 }
 
 /* ---- answers of a peer ---- */
 
-static void take_answer(struct gmem_peer *peer, int refusal)
+static struct gmem_recall *recall_of_answer(const struct gmem_peer *peer)
 {
-	peer->awaits_answer = false;
-	if (refusal && (peer->type == GMEM_WIRE_UNMAP || peer->type == GMEM_WIRE_REVOKE)) {
-		peer->refusal = refusal;
-	} else if (peer->type == GMEM_WIRE_UNMAP) {
-		free_block(peer, peer->block);
-	} else if (peer->type == GMEM_WIRE_REVOKE) {
-		gmem_set_add(&peer->revoked, peer->part.start,
-			     peer->part.last - peer->part.start + 1, &peer->spare);
-		peer->all_granted = false;
-		if (peer->part.start < peer->grant_from)
-			peer->grant_from = peer->part.start;
-	} else if (refusal) {
+	struct gmem_recall *recall;
+
+	for (recall = peer->exporter->recalls; recall; recall = recall->next)
+		if (recall->number == peer->recall)
+			return recall;
+	return NULL;
+}
+
+/* The peer keeps memory: the recall fails if its thread still waits, or the peer is cut off. */
+static void refuse_recall(struct gmem_peer *peer, const struct gmem_part *part, int refusal)
+{
+	struct gmem_recall *recall = recall_of_answer(peer);
+
+	if (!recall)
+		return;
+	if (peer->flags & GMEM_PEER_CUT_OFF) {
+		gmem_fail(refusal, "a peer refuses to give back 0x%" PRIx64 " bytes at gpa 0x%" PRIx64
+			  ": %s", part->last - part->start + 1, part->start, gmem_errno_name(refusal));
+		gmem_peer_disconnect(peer, gmem_vm_log_error(peer->exporter->vm, refusal));
+		return;
+	}
+	recall->refusal = refusal;
+	recall->refused = *part;
+}
+
+/* Nobody waits for an answer that comes late: what the peer gave back it gets again. */
+static void record_given_back(struct gmem_peer *peer, struct gmem_block *block,
+			      const struct gmem_part *part)
+{
+	bool is_late = !recall_of_answer(peer);
+
+	if (peer->type == GMEM_WIRE_REVOKE)
+		set_granted(block, part, false);
+	else
+		free_block(peer, block);
+	if (is_late)
+		gmem_peer_look_again(peer->type == GMEM_WIRE_REVOKE ? &peer->grants : &peer->maps,
+				     part->start, part->last);
+}
+
+/* The peer is short of something, which may pass. */
+static bool may_try_again(int refusal)
+{
+	return refusal == -EMFILE || refusal == -ENFILE || refusal == -ENOMEM || refusal == -EAGAIN;
+}
+
+static void be_refused(struct gmem_peer *peer, struct gmem_block *block, const struct gmem_part *part,
+		       int refusal)
+{
+	const bool is_grant = peer->type == GMEM_WIRE_GRANT;
+
+	if ((!is_grant && peer->type != GMEM_WIRE_MAP) || !may_try_again(refusal)) {
 		gmem_fail(refusal, "a peer refuses the message \"%s\": %s", gmem_wire_name(peer->type),
 			  gmem_errno_name(refusal));
 		gmem_peer_disconnect(peer, gmem_vm_log_error(peer->exporter->vm, refusal));
+		return;
+	}
+	try_later(peer, is_grant ? &peer->grants : &peer->maps, part->start, part->last);
+	if (is_grant)
+		set_granted(block, part, false);
+	else
+		free_block(peer, block);
+}
+
+static void be_accepted(struct gmem_peer *peer, const struct gmem_part *part)
+{
+	if (peer->type == GMEM_WIRE_GRANT)
+		peer->grants.refused = 0;
+	if (peer->type != GMEM_WIRE_MAP)
+		return;
+	peer->maps.refused = 0;
+	if (peer->block->is_convertible)
+		gmem_peer_look_again(&peer->grants, part->start, part->last);
+}
+
+static void take_answer(struct gmem_peer *peer, int refusal)
+{
+	struct gmem_part part = peer->part;
+
+	peer->awaits_answer = false;
+	if (peer->type == GMEM_WIRE_MAP || peer->type == GMEM_WIRE_UNMAP)
+		part = (struct gmem_part){ peer->block->gpa.start, gmem_range_last(&peer->block->gpa) };
+
+	if (peer->type == GMEM_WIRE_UNMAP || peer->type == GMEM_WIRE_REVOKE) {
+		if (refusal)
+			refuse_recall(peer, &part, refusal);
+		else
+			record_given_back(peer, peer->block, &part);
+	} else if (refusal) {
+		be_refused(peer, peer->block, &part, refusal);
+	} else {
+		be_accepted(peer, &part);
 	}
 }
 
-static int receive(struct gmem_peer *peer)
+/* Returns whether a message came. */
+static bool receive(struct gmem_peer *peer)
 {
 	struct gmem_message message;
 	int fd = -1, n;
@@ -474,34 +831,82 @@ static int receive(struct gmem_peer *peer)
 	if (n < 0)
 		gmem_peer_disconnect(peer, gmem_vm_log_error(peer->exporter->vm, n));
 	if (n <= 0)
-		return 0;
+		return false;
 
 	take_answer(peer, -(int)message.status);
-	return 1;
+	return true;
 }
 
 /* ---- all that can be done without waiting ---- */
 
-static void pump(struct gmem_peer *peer)
+/* Send or receive one message. Returns whether there may be more to do. */
+static bool pump_one(struct gmem_peer *peer)
 {
-	bool wanted_room = peer->wants_room;
-
-	while (peer->sock >= 0) {
-		if (!peer->awaits_answer && send_next(peer))
-			continue;
-		if (peer->sock < 0 || !receive(peer))
-			break;
-	}
-
-	if (peer->sock >= 0 && peer->wants_room != wanted_room)
-		gmem_sys_epoll_watch(peer->exporter->epoll, peer->sock,
-				     EPOLLIN | (peer->wants_room ? EPOLLOUT : 0), false);
+	if (peer->sock < 0)
+		return false;
+	peer->wants_room = false;
+	if (!peer->awaits_answer && !peer->has_to_wait && send_next(peer) == DID_SOMETHING)
+		return true;
+	return peer->sock >= 0 && receive(peer);
 }
 
-void gmem_peers_pump(struct gmem_export *exporter)
+/* One after the other, so that none keeps the others waiting. */
+static void pump_all(struct gmem_export *exporter, uint64_t nanoseconds)
+{
+	uint64_t end = gmem_sys_now() + nanoseconds;
+	struct gmem_peer *peer;
+	bool more = true;
+
+	while (more && gmem_sys_now() < end) {
+		more = false;
+		for (peer = exporter->peers; peer; peer = peer->next)
+			more |= pump_one(peer);
+	}
+	if (more)
+		gmem_sys_event_set(exporter->event);
+}
+
+static void retry(struct gmem_peer *peer)
+{
+	if (!peer->retry_at || gmem_sys_now() < peer->retry_at)
+		return;
+	peer->retry_at = 0;
+	peer->has_to_wait = false;
+	try_again_now(&peer->maps);
+	try_again_now(&peer->grants);
+}
+
+static void watch_for_room(struct gmem_peer *peer)
+{
+	if (peer->sock < 0 || peer->wants_room == peer->watches_room)
+		return;
+	gmem_sys_epoll_watch(peer->exporter->epoll, peer->sock,
+			     EPOLLIN | (peer->wants_room ? EPOLLOUT : 0), false);
+	peer->watches_room = peer->wants_room;
+}
+
+/* Set the timer for the peer whose time to try again comes first. */
+static void set_timer(struct gmem_export *exporter)
+{
+	const struct gmem_peer *peer;
+	uint64_t at = 0;
+
+	for (peer = exporter->peers; peer; peer = peer->next)
+		if (peer->retry_at && (!at || peer->retry_at < at))
+			at = peer->retry_at;
+	if (at != exporter->timer_at)
+		gmem_sys_timer_set(exporter->timer, at);
+	exporter->timer_at = at;
+}
+
+void gmem_peers_pump(struct gmem_export *exporter, uint64_t nanoseconds)
 {
 	struct gmem_peer *peer;
 
 	for (peer = exporter->peers; peer; peer = peer->next)
-		pump(peer);
+		retry(peer);
+	pump_all(exporter, nanoseconds);
+	for (peer = exporter->peers; peer; peer = peer->next)
+		watch_for_room(peer);
+	set_timer(exporter);
 }

@@ -3,16 +3,22 @@
  * peer_io: finds out what memory a peer should have, and sends the messages for it.
  *
  * A peer answers one message at a time. The next message is found by comparing what the
- * peer has (its blocks) with what it should have. Messages are not queued, so a peer that
- * does not read costs no memory. A peer that sends anything but the answer is disconnected.
+ * peer has with what it should have. Messages are not queued, so a peer that does not read
+ * costs no memory. A peer that sends anything but the answer is disconnected.
+ *
+ * What a peer has is recorded here: its blocks, and of a block that can be converted the
+ * pages that it may use (granted.h). What it should have is recorded nowhere: it follows
+ * from the layout, from what is shared there (region/page_states.h; pages of a conversion
+ * under way are marked, and count as private), and from what others wait for (recalls).
  *
  * Blocks are never out of date: before a region is removed, the blocks in it are unmapped
  * (peer_recall.h). Splitting a region does not move its memory, so one block may then lie
- * in two regions.
+ * in two regions. A page of a block is one of the file, which may be larger than the
+ * guest's: it is granted when all of it is shared.
  *
- * In a block that can be converted, the peer may use all but its set of revoked ranges.
- * Before memory becomes private it is revoked, and the conversion waits for the answer.
- * Memory that is revoked but not private is granted again.
+ * Where to look for something to send is a range, for memory to map and for pages to grant
+ * each (struct gmem_todo), so that looking takes time for what changed, not for all there
+ * is. It is done in steps, and what does not fit into one dispatch is left to the next.
  */
 #ifndef GMEM_PEER_IO_H
 #define GMEM_PEER_IO_H
@@ -26,13 +32,17 @@
 #include "base/range_map.h"
 #include "base/range_set.h"
 #include "region/vm_core.h"
+#include "share/granted.h"
 #include "share/wire.h"
 
 /* A recall that a thread waits for: of the export's leaving ranges, or of one part */
 struct gmem_recall {
 	struct gmem_recall *next;
+	uint64_t number;		/* never used again */
 	bool is_leaving;		/* all of exporter->leaving; otherwise part is revoked */
 	struct gmem_part part;
+	int refusal;			/* -errno with which a peer keeps refused, or 0 */
+	struct gmem_part refused;
 };
 
 struct gmem_export {
@@ -45,17 +55,34 @@ struct gmem_export {
 	struct gmem_range_map leaving;	/* by gpa: memory that a change under way will remove */
 	struct gmem_range *leaving_nodes;
 	size_t leaving_count;
+	struct gmem_recall leaving_recall;
+	struct gmem_part changing;	/* all of a change under way is in it */
+	bool is_changing;
 	struct gmem_listener *listener;
-	struct gmem_range_map withheld;	/* memory that is private or is becoming private */
-	struct gmem_recall *recalls;	/* conversions that wait for peers */
+	struct gmem_recall *recalls;	/* those that threads wait for */
+	uint64_t last_recall;		/* numbers them */
+	uint64_t timer_at;		/* what the timer is set to; 0: to no time */
 	int event;			/* set when there may be something to send */
-	int epoll;			/* watches event and the peers' sockets */
+	int timer;			/* set while something is to be tried again */
+	int epoll;			/* watches event, timer and the peers' sockets */
 };
 
 /* Memory the peer has, or that a message under way gives it */
 struct gmem_block {
 	struct gmem_range gpa;
 	uint64_t id;
+	uint32_t page_shift;		/* of the file's pages */
+	bool is_convertible;
+	struct gmem_granted granted;	/* what of it the peer may use, if it is convertible */
+};
+
+/* Where to look for something to send */
+struct gmem_todo {
+	struct gmem_part part;		/* unless is_done */
+	bool is_done;
+	struct gmem_part again;		/* if has_again: what is to be tried again at retry_at */
+	bool has_again;
+	unsigned int refused;		/* in a row; after too many all of the kind wait */
 };
 
 struct gmem_peer {
@@ -70,35 +97,49 @@ struct gmem_peer {
 
 	struct gmem_range_map blocks;
 	uint64_t last_id;
-	uint64_t cursor;		/* everything below it has been considered */
-	bool at_end;			/* all memory has been considered */
+	struct gmem_todo maps;
+	struct gmem_todo grants;
+	uint64_t retry_at;		/* gmem_sys_now(); 0: nothing is to be tried again */
+	uint32_t retry_ms;		/* how long the next wait is */
+	bool has_to_wait;		/* until retry_at, with all messages */
 	bool sent_hello;
 	bool sent_ready;
 	bool wants_room;		/* the socket had no room for a message */
+	bool watches_room;		/* the epoll says when it has */
 
-	bool awaits_answer;		/* to the message that the next four fields describe */
+	bool awaits_answer;		/* to the message that the next five fields describe */
 	uint32_t sequence;
 	enum gmem_wire_type type;
 	struct gmem_block *block;
 	struct gmem_part part;		/* of REVOKE and GRANT */
-	int refusal;			/* -errno with which the peer kept memory, or 0 */
+	uint64_t recall;		/* number of the one that UNMAP or REVOKE is for */
 
-	struct gmem_range_map revoked;
-	struct gmem_range *spare;	/* node for the change of revoked that is under way */
-	uint64_t grant_from;		/* no memory below it is to be granted */
-	bool all_granted;
+	/* Of this recall, the peer has nothing below recall_from. */
+	uint64_t searched_recall;
+	uint64_t recall_from;
+};
+
+enum gmem_search {
+	GMEM_SEARCH_OVER,	/* there is none */
+	GMEM_SEARCH_FOUND,
+	GMEM_SEARCH_MORE,	/* none so far; the next call goes on */
 };
 
 /* Call the functions below with the export's lock held. */
 
+/* Have a peer look at [@start, @last] for memory to map, or for pages to grant. */
+void gmem_peer_look_again(struct gmem_todo *todo, uint64_t start, uint64_t last);
 /* Check that all present memory can be given to the peer. */
 int gmem_peer_check_memory(const struct gmem_peer *peer);
 /* Disconnect the peer. Memory it has mapped stays mapped there. */
 void gmem_peer_disconnect(struct gmem_peer *peer, int err);
-/* Send and receive as much as is possible without waiting, for every peer. */
-void gmem_peers_pump(struct gmem_export *exporter);
-/* Find the first part of [@start, @last], in one block, that the peer may use; false: none. */
-bool gmem_peer_next_usable(const struct gmem_peer *peer, uint64_t start, uint64_t last,
-			   struct gmem_block **ret_block, struct gmem_part *ret);
+/*
+ * Send and receive as much as is possible without waiting, for every peer, in about
+ * @nanoseconds; if more is left, the event stays set.
+ */
+void gmem_peers_pump(struct gmem_export *exporter, uint64_t nanoseconds);
+/* Find the first part of a recall, in one block, that the peer may still use. */
+enum gmem_search gmem_peer_find_recalled(struct gmem_peer *peer, const struct gmem_recall *recall,
+					 struct gmem_block **ret_block, struct gmem_part *ret);
 
 #endif

@@ -9,16 +9,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/wait_budget.h"
 #include "region/vm_core.h"
 
 /* Callbacks of the export's listener; @data is the export. */
 int gmem_peers_revoke(void *data, uint64_t gpa, uint64_t size);
-void gmem_peers_grant(void *data, uint64_t gpa, uint64_t size);
-/* Grant the shared part of the range, whose region was removed or has other memory. */
-void gmem_peers_grant_shared(void *data, uint64_t gpa, uint64_t size);
+/* Have peers look for pages of the range that are shared and not granted. */
+void gmem_peers_look_again(void *data, uint64_t gpa, uint64_t size);
 
 /* Functions of the export's change hook */
-int gmem_peers_before(struct gmem_change_hook *hook, const struct gmem_step *steps, size_t count);
+int gmem_peers_before(struct gmem_change_hook *hook, const struct gmem_step *steps, size_t count,
+		      struct gmem_wait_budget *budget);
 void gmem_peers_after(struct gmem_change_hook *hook);
 
 #endif

@@ -202,20 +202,25 @@ int gmem_wire_send(int sock, const struct gmem_message *message, int passed)
 	return gmem_sys_send(sock, bytes, sizeof(bytes), passed);
 }
 
+/* A message "map" can lose its file, if this process has no number left for it. */
 static int check_fds(const struct gmem_message *message, const struct gmem_sys_fds *fds)
 {
 	unsigned int wanted = message->type == GMEM_WIRE_MAP;
 
-	if (fds->truncated || fds->count != wanted)
-		return gmem_fail(-EPROTO, "a message \"%s\" came with %u fds%s, not %u",
-				 types[message->type].name, fds->count,
-				 fds->truncated ? " and more that was cut off" : "", wanted);
-	return 0;
+	if (fds->unknown)
+		return gmem_fail(-EPROTO, "a message \"%s\" came with something that is no file",
+				 types[message->type].name);
+	if (fds->count == wanted && (!fds->lost || wanted))
+		return 0;
+	if (wanted && !fds->count && fds->lost)
+		return 0;
+	return gmem_fail(-EPROTO, "a message \"%s\" came with %u fds%s, not %u",
+			 types[message->type].name, fds->count, fds->lost ? " and more" : "", wanted);
 }
 
 int gmem_wire_receive(int sock, struct gmem_message *ret, int *ret_fd)
 {
-	struct gmem_sys_fds fds = { .count = 0 };
+	struct gmem_sys_fds fds;
 	/* One byte more, to recognise a message that is too long */
 	uint8_t bytes[GMEM_WIRE_BYTES + 1];
 	int n, err;
@@ -233,11 +238,11 @@ int gmem_wire_receive(int sock, struct gmem_message *ret, int *ret_fd)
 	if (!err)
 		err = check_fds(ret, &fds);
 	if (!err) {
-		*ret_fd = fds.count ? fds.fds[0] : -1;
+		*ret_fd = fds.first;
 		return 1;
 	}
 
-	while (fds.count)
-		gmem_sys_close(fds.fds[--fds.count]);
+	if (fds.first >= 0)
+		gmem_sys_close(fds.first);
 	return err;
 }

@@ -6,7 +6,6 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "base/error.h"
 #include "base/lock.h"
@@ -278,15 +277,11 @@ int gmem_lease_bar_memory(struct gmem_vm *vm, struct gmem_lease_bar *bar)
 
 static void wait_for_lease(struct gmem_vm *vm, struct gmem_lease_wait *wait, uint64_t until)
 {
-	const struct timespec at = {
-		.tv_sec = (time_t)(until / 1000000000),
-		.tv_nsec = (long)(until % 1000000000),
-	};
 	struct gmem_lease_wait **link;
 
 	wait->next = vm->lease_waits;
 	vm->lease_waits = wait;
-	gmem_condition_wait_until(&wait->freed, &vm->lock, &at);
+	gmem_condition_wait_until(&wait->freed, &vm->lock, until);
 	for (link = &vm->lease_waits; *link != wait; link = &(*link)->next)
 		;
 	*link = wait->next;

@@ -42,7 +42,8 @@ static bool known_names_only(const struct options *options, const struct report 
 		if (find_backing(report, name) || find_finding(report, name))
 			continue;
 
-		fprintf(stderr, "gmem-probe: --require %s: no such name. Ways of backing:", name);
+		print_error("--require %s: no such name", name);
+		fprintf(stderr, "Ways of backing:");
 		for (j = 0; j < BACKING_COUNT; j++)
 			fprintf(stderr, " %s", report->backings[j].name);
 		fprintf(stderr, ". Findings:");
@@ -67,8 +68,8 @@ static bool meets_requirements(const struct options *options, const struct repor
 		if (answer == GMEM_YES)
 			continue;
 
-		fprintf(stderr, "gmem-probe: %s: %s: %s\n", options->required[i],
-			answer_name(answer), backing ? backing->reason : finding->reason);
+		print_error("%s: %s: %s", options->required[i], answer_name(answer),
+			    backing ? backing->reason : finding->reason);
 		met = false;
 	}
 	return met;
@@ -146,7 +147,7 @@ static const struct option known_options[] = {
 	{ NULL, 0, NULL, 0 },
 };
 
-static void take_option(int option, struct options *options)
+static void take_option(int option, const char *argument, struct options *options)
 {
 	switch (option) {
 	case OPTION_VM_TYPE:
@@ -182,8 +183,7 @@ static void take_option(int option, struct options *options)
 		fputs(help, stdout);
 		exit(EXIT_YES);
 	default:
-		/* getopt_long() has printed the mistake. */
-		usage_exit();
+		refuse_option(argument);
 	}
 }
 
@@ -191,8 +191,9 @@ static void parse_options(int argc, char **argv, struct options *options)
 {
 	int option;
 
+	opterr = 0;
 	while ((option = getopt_long(argc, argv, "", known_options, NULL)) != -1)
-		take_option(option, options);
+		take_option(option, argv[optind - 1], options);
 
 	if (optind < argc)
 		usage_error("%s: no arguments are taken besides options", argv[optind]);
@@ -232,7 +233,7 @@ int main(int argc, char **argv)
 	parse_options(argc, argv, &options);
 
 	if (make_report(&options.question, &report) < 0) {
-		fprintf(stderr, "gmem-probe: no report: %s\n", gmem_last_error());
+		print_error("no report: %s", gmem_last_error());
 		status = EXIT_NO_REPORT;
 	} else if (!known_names_only(&options, &report)) {
 		status = EXIT_USAGE;
@@ -242,7 +243,7 @@ int main(int argc, char **argv)
 	}
 
 	if (fflush(stdout) || ferror(stdout)) {
-		perror("gmem-probe: standard output");
+		print_error("standard output: %s", strerror(errno));
 		status = EXIT_NO_REPORT;
 	}
 	free_report(&report);

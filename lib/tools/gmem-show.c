@@ -97,7 +97,7 @@ static const struct option known_options[] = {
 	{ NULL, 0, NULL, 0 },
 };
 
-static void take_option(int option, struct options *options)
+static void take_option(int option, const char *argument, struct options *options)
 {
 	switch (option) {
 	case OPTION_SVG:
@@ -132,8 +132,7 @@ static void take_option(int option, struct options *options)
 		fputs(help, stdout);
 		exit(EXIT_FINE);
 	default:
-		/* getopt_long() has printed the mistake. */
-		usage_exit();
+		refuse_option(argument);
 	}
 }
 
@@ -141,8 +140,9 @@ static void parse_options(int argc, char **argv, struct options *options)
 {
 	int option;
 
+	opterr = 0;
 	while ((option = getopt_long(argc, argv, "", known_options, NULL)) != -1)
-		take_option(option, options);
+		take_option(option, argv[optind - 1], options);
 
 	if (optind + 1 < argc)
 		usage_error("%s: one dump at a time", argv[optind + 1]);
@@ -161,7 +161,7 @@ static int open_dump(const char *path)
 
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
-		fprintf(stderr, "gmem-show: %s: %s\n", path, strerror(errno));
+		print_error("%s: %s", path, strerror(errno));
 	return fd;
 }
 
@@ -178,7 +178,7 @@ static char *read_all(int fd, size_t *ret_size)
 			break;
 		size += n > 0 ? (size_t)n : 0;
 		if (size > MAX_BYTES) {
-			fprintf(stderr, "gmem-show: no dump is longer than %zu bytes\n", MAX_BYTES);
+			print_error("no dump is longer than %zu bytes", MAX_BYTES);
 			free(text);
 			return NULL;
 		}
@@ -186,7 +186,7 @@ static char *read_all(int fd, size_t *ret_size)
 			text = check_memory(realloc(text, (room *= 2) + 1));
 	}
 	if (n < 0) {
-		fprintf(stderr, "gmem-show: the dump cannot be read: %s\n", strerror(errno));
+		print_error("the dump cannot be read: %s", strerror(errno));
 		free(text);
 		return NULL;
 	}
@@ -226,19 +226,19 @@ static enum exit_status show_text(const struct options *options, const char *tex
 	char error[200];
 
 	if (size == 0) {
-		fprintf(stderr, "gmem-show: the dump is empty\n");
+		print_error("the dump is empty");
 		return EXIT_NO_DUMP;
 	}
 
 	if (!read_json(text, size, &document)) {
-		fprintf(stderr, "gmem-show: this is no JSON: %s\n", document.error);
+		print_error("this is no JSON: %s", document.error);
 		free_document(&document);
 		return EXIT_NO_DUMP;
 	}
 	if (take_layout(document.root, &layout, error, sizeof(error)))
 		status = show_layout(options, &layout);
 	else
-		fprintf(stderr, "gmem-show: this is no dump: %s\n", error);
+		print_error("this is no dump: %s", error);
 	free_layout(&layout);
 	free_document(&document);
 	return status;
@@ -264,7 +264,7 @@ int main(int argc, char **argv)
 	free(text);
 
 	if (fflush(stdout) || ferror(stdout)) {
-		perror("gmem-show: standard output");
+		print_error("standard output: %s", strerror(errno));
 		status = EXIT_NO_DUMP;
 	}
 	return status;

@@ -10,10 +10,15 @@
 
 static void print_number(const char *name, uint64_t value)
 {
+	printf("\"%s\":%" PRIu64, name, value);
+}
+
+static void print_number_or_null(const char *name, uint64_t value)
+{
 	if (value == UNKNOWN)
 		printf("\"%s\":null", name);
 	else
-		printf("\"%s\":%" PRIu64, name, value);
+		print_number(name, value);
 }
 
 static void print_bool(const char *name, bool value)
@@ -43,11 +48,11 @@ static void print_piece(const struct piece *piece)
 	putchar(',');
 	print_number("size", piece->size);
 	putchar(',');
-	print_number("private", piece->private);
+	print_number_or_null("private", piece->private);
 	putchar(',');
-	print_number("shared_resident", piece->resident[SHARED]);
+	print_number_or_null("shared_resident", piece->resident[SHARED]);
 	putchar(',');
-	print_number("private_resident", piece->resident[PRIVATE]);
+	print_number_or_null("private_resident", piece->resident[PRIVATE]);
 	putchar(',');
 	print_nodes(piece);
 	putchar('}');
@@ -79,7 +84,7 @@ static void print_region(const struct region *region)
 	putchar(',');
 	print_string_member("backing", region->backing);
 	putchar(',');
-	print_number("slot", region->slot);
+	print_number_or_null("slot", region->slot);
 	putchar(',');
 	print_bool("lost", region->lost);
 	putchar(',');
@@ -89,7 +94,7 @@ static void print_region(const struct region *region)
 	putchar(',');
 	print_file(region);
 	putchar(',');
-	print_number("hva", region->hva);
+	print_number_or_null("hva", region->hva);
 	printf(",\n \"ranges\":[");
 	for (size_t i = 0; i < region->piece_count; i++) {
 		printf("%s\n  ", i ? "," : "");
@@ -158,7 +163,7 @@ void print_layout_json(const struct layout *layout)
 	putchar(',');
 	print_number("page_size", layout->page_size);
 	putchar(',');
-	print_number("address_bits", layout->address_bits);
+	print_number_or_null("address_bits", layout->address_bits);
 	putchar(',');
 	print_number("memslots", layout->memslots);
 	printf(",\n");

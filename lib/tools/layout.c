@@ -81,6 +81,8 @@ static uint64_t number_or_unknown(struct taker *t, const struct json *object, co
 {
 	const struct json *value = member(t, object, name, JSON_NUMBER, true);
 
+	if (value && value->number == UNKNOWN)
+		complain(t, value, "\"%s\" is %" PRIu64 ", which would stand for null", name, UNKNOWN);
 	return value ? value->number : UNKNOWN;
 }
 

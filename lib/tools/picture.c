@@ -223,6 +223,7 @@ static void print_region(const struct style *style, const struct region *region,
 static void print_line(const struct style *style, const struct region *region)
 {
 	char address[24], size[SIZE_TEXT], resident[SIZE_TEXT], slot[24] = "";
+	size_t backing_size = first_columns(region->backing, 8);
 	struct totals totals;
 
 	add_up(region, 1, &totals);
@@ -230,8 +231,8 @@ static void print_line(const struct style *style, const struct region *region)
 		snprintf(slot, sizeof(slot), "%" PRIu64, region->slot);
 	snprintf(address, sizeof(address), "0x%" PRIx64, region->gpa);
 	printf("%14s %9s ", address, size_text(region->size, size));
-	print_clean(region->backing, strnlen(region->backing, 8));
-	printf("%*s %5s", 8 - (int)columns(region->backing, strnlen(region->backing, 8)), "", slot);
+	print_clean(region->backing, backing_size);
+	printf("%*s %5s", 8 - (int)columns(region->backing, backing_size), "", slot);
 	if (region->is_device) {
 		putchar('\n');
 		return;

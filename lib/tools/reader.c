@@ -179,6 +179,7 @@ static bool read_string(struct reader *r, const char **ret)
 {
 	const char *end = r->at;
 	unsigned int length;
+	uint32_t code;
 	char *string, *to;
 
 	while (end < r->end && *end != '"')
@@ -194,8 +195,8 @@ static bool read_string(struct reader *r, const char **ret)
 				return false;
 			continue;
 		}
-		length = gmem_utf8_length((const unsigned char *)r->at);
-		if (!length)
+		length = gmem_utf8_next(r->at, &code);
+		if (code == GMEM_UTF8_BROKEN)
 			return fail(r, "a byte that is not UTF-8");
 		memcpy(to, r->at, length);
 		to += length;

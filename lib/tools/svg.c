@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "layout.h"
+#include "text.h"
 
 /* In pixels */
 #define WIDTH 960
@@ -28,25 +29,17 @@ static const char *const node_colors[] = { "#0072b2", "#e69f00", "#56b4e9", "#d5
 /* Colours for colour-blind readers, too; in print they differ in lightness. */
 static const char *const side_colors[SIDES] = { "#009e73", "#aa4499" };
 
-/* XML has no way to write most control characters. */
-static void print_text(const char *text)
+/* XML cannot express most control characters, and is read on terminals, too. */
+static void print_text(const char *s)
 {
-	const unsigned char *s = (const unsigned char *)text;
+	size_t size;
 
-	for (; *s; s++) {
-		if (*s == '&')
-			fputs("&amp;", stdout);
-		else if (*s == '<')
-			fputs("&lt;", stdout);
-		else if (*s == '>')
-			fputs("&gt;", stdout);
-		else if (*s < 0x20 || *s == 0x7f)
-			fputs("?", stdout);
-		/* XML does not allow U+FFFE and U+FFFF. */
-		else if (s[0] == 0xef && s[1] == 0xbf && s[2] >= 0xbe)
-			fputs("?", stdout), s += 2;
-		else
-			putchar(*s);
+	for (; *s; s += size) {
+		size = strcspn(s, "&<>");
+		print_clean(s, size);
+		if (s[size])
+			fputs(s[size] == '&' ? "&amp;" : s[size] == '<' ? "&lt;" : "&gt;", stdout);
+		size += s[size] != '\0';
 	}
 }
 

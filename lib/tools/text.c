@@ -27,64 +27,102 @@ void usage_exit(void)
 	exit(EXIT_USAGE);
 }
 
+__attribute__((format(printf, 1, 0)))
+static void vcomplain(const char *format, va_list args)
+{
+	char *text = NULL;
+
+	if (vasprintf(&text, format, args) < 0)
+		text = NULL;
+	gmem_utf8_clean(check_memory(text));
+	fprintf(stderr, "%s: %s\n", program_invocation_short_name, text);
+	free(text);
+}
+
+void print_error(const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	vcomplain(format, args);
+	va_end(args);
+}
+
 void usage_error(const char *format, ...)
 {
 	va_list args;
 
-	fprintf(stderr, "%s: ", program_invocation_short_name);
 	va_start(args, format);
-	vfprintf(stderr, format, args);
+	vcomplain(format, args);
 	va_end(args);
-	fprintf(stderr, "\n");
 	usage_exit();
 }
 
-void print_json_string(const char *string)
+void refuse_option(const char *argument)
 {
-	const unsigned char *s = (const unsigned char *)string;
-	unsigned int length;
+	if (optopt > 0 && optopt < 256)
+		usage_error("-%c: no such option", optopt);
+	usage_error("%s: %s", argument, optopt ? "it wants an argument, or may have none"
+					       : "no such option, or the beginning of several");
+}
 
-	if (!string) {
+void print_json_string(const char *s)
+{
+	char escape[GMEM_UTF8_ESCAPE];
+	unsigned int length;
+	uint32_t code;
+
+	if (!s) {
 		fputs("null", stdout);
 		return;
 	}
 
 	putchar('"');
-	for (; *s; s += length) {
-		length = gmem_utf8_length(s);
-		if (!length) {
-			/* A file name can have any bytes. */
-			fputs("\\ufffd", stdout);
-			length = 1;
-		} else if (*s == '"' || *s == '\\') {
+	for (; (length = gmem_utf8_next(s, &code)); s += length) {
+		if (code == '"' || code == '\\')
 			printf("\\%c", *s);
-		} else if (*s < 0x20 || *s == 0x7f) {
-			printf("\\u%04x", *s);
-		} else {
+		else if (gmem_utf8_is_harmless(code))
 			fwrite(s, 1, length, stdout);
-		}
+		else
+			fputs(gmem_utf8_escape(code, escape), stdout);
 	}
 	putchar('"');
 }
 
-static bool is_continuation(char c)
-{
-	return ((unsigned char)c & 0xc0) == 0x80;
-}
-
 unsigned int columns(const char *s, size_t size)
 {
+	const char *end = s + size;
 	unsigned int n = 0;
+	uint32_t code;
 
-	while (size--)
-		n += !is_continuation(s[size]);
+	for (; s < end; n++)
+		s += gmem_utf8_next(s, &code);
 	return n;
+}
+
+size_t first_columns(const char *s, unsigned int max)
+{
+	const char *start = s;
+	uint32_t code;
+
+	while (max-- && *s)
+		s += gmem_utf8_next(s, &code);
+	return (size_t)(s - start);
 }
 
 void print_clean(const char *s, size_t size)
 {
-	for (; size--; s++)
-		putchar((unsigned char)*s < ' ' || *s == 0x7f ? '?' : *s);
+	const char *end = s + size;
+	unsigned int length;
+	uint32_t code;
+
+	for (; s < end; s += length) {
+		length = gmem_utf8_next(s, &code);
+		if (gmem_utf8_is_harmless(code))
+			fwrite(s, 1, length, stdout);
+		else
+			putchar('?');
+	}
 }
 
 bool parse_color(const char *text, enum color *ret)

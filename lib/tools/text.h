@@ -14,16 +14,29 @@ void *check_memory(void *p);
 
 /* Points to --help and exits with EXIT_USAGE. */
 __attribute__((noreturn)) void usage_exit(void);
+/* Prints a sentence to standard error, with "?" as print_clean() has it. */
+__attribute__((format(printf, 1, 2))) void print_error(const char *format, ...);
 /* Prints what is wrong with the command line, then calls usage_exit(). */
 __attribute__((format(printf, 1, 2), noreturn)) void usage_error(const char *format, ...);
+
+/*
+ * Prints that getopt_long(), with opterr 0, refused @argument, then calls usage_exit(). What it
+ * would print itself has the argument as it is.
+ */
+__attribute__((noreturn)) void refuse_option(const char *argument);
 
 /* Prints a JSON string, valid whatever the bytes are; a NULL is printed as null. */
 void print_json_string(const char *string);
 
-/* Counts the characters in the first @size bytes. */
+/*
+ * For the bytes [@s, @s + @size) of a NUL-terminated string, @size no more than its length
+ * and where a character begins: count the characters, and print them, with "?" for each that
+ * could do something to a terminal.
+ */
 unsigned int columns(const char *s, size_t size);
-/* Prints @size bytes, with "?" for each control character. */
 void print_clean(const char *s, size_t size);
+/* Returns how many bytes the first @max characters of a string have. */
+size_t first_columns(const char *s, unsigned int max);
 
 enum color { COLOR_AUTO, COLOR_ALWAYS, COLOR_NEVER };
 

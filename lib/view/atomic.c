@@ -4,12 +4,10 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
-#include <sys/uio.h>
 
 #include "base/error.h"
 #include "nofault/nofault.h"
 #include "view/access.h"
-#include "view/lookup_table.h"
 #include "view/view.h"
 
 static int check_number(const struct gmem_view *view, uint64_t gpa, uint32_t width,
@@ -94,26 +92,11 @@ static int exchange(bool fast, void *hva, uint32_t width, int order, uint64_t *e
 	return -EINVAL;
 }
 
-static int hva_to_write(const struct gmem_view *view, uint64_t gpa, uint32_t width, void **ret)
-{
-	struct iovec part;
-	int err;
-
-	if (gmem_table_hva(view->table, gpa, width, ret))
-		return 0;
-
-	/* A word that is aligned lies in one page, so it is contiguous. */
-	err = gmem_view_contiguous_to_write(view, gpa, width, &part);
-	if (!err)
-		*ret = part.iov_base;
-	return err;
-}
-
 GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width, uint32_t order,
 			    uint64_t *ret)
 {
 	const uint32_t orders = 1u << GMEM_RELAXED | 1u << GMEM_ACQUIRE | 1u << GMEM_SEQ_CST;
-	void *hva;
+	const void *hva;
 	int err;
 
 	if (!ret)
@@ -122,8 +105,9 @@ GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width
 	if (err)
 		return err;
 
+	/* A word that is aligned lies in one page, so it is contiguous. */
 	gmem_view_begin(view);
-	err = gmem_view_hva(view, gpa, width, &hva);
+	err = gmem_view_hva_read(view, gpa, width, &hva);
 	if (!err) {
 		err = load(gmem_view_is_fast(view), hva, width, atomic_orders[order], ret);
 		if (err)
@@ -147,7 +131,7 @@ GMEM_API int gmem_view_store(struct gmem_view *view, uint64_t gpa, uint32_t widt
 		return err;
 
 	gmem_view_begin(view);
-	err = hva_to_write(view, gpa, width, &hva);
+	err = gmem_view_hva(view, gpa, width, &hva);
 	if (!err) {
 		err = store(gmem_view_is_fast(view), hva, width, atomic_orders[order], value);
 		if (err)
@@ -175,7 +159,7 @@ GMEM_API int gmem_view_compare_exchange(struct gmem_view *view, uint64_t gpa, ui
 		return err;
 
 	gmem_view_begin(view);
-	err = hva_to_write(view, gpa, width, &hva);
+	err = gmem_view_hva(view, gpa, width, &hva);
 	if (!err) {
 		err = exchange(gmem_view_is_fast(view), hva, width, atomic_orders[order],
 			       expected, desired, &swapped);

@@ -55,12 +55,24 @@ struct granule {
 	struct piece pieces[];	/* count of them, and one that has only the end */
 };
 
+/*
+ * Arrays and granules without memory are kept only to tell that there was some, and at most
+ * this many in a table. Beyond, what is removed leaves a hole; likewise in a granule that
+ * would have more pieces than this.
+ */
+#define MAX_IDLE_GIBS		256
+#define MAX_IDLE_GRANULES	1024
+#define MAX_REMEMBERED_PIECES	64
+
 struct gmem_full_table {
+	uint32_t idle_gibs;
+	uint32_t idle_granules;
 	struct gmem_table head;
 	const uint64_t *const *tops[];
 };
 
-_Static_assert(offsetof(struct gmem_full_table, tops) == sizeof(struct gmem_table),
+_Static_assert(offsetof(struct gmem_full_table, tops) ==
+	       offsetof(struct gmem_full_table, head) + sizeof(struct gmem_table),
 	       "inline functions find the tops behind the public part");
 
 /* The arrays of addresses without regions; never written, never freed */
@@ -282,6 +294,18 @@ static void add_piece(struct builder *builder, uint64_t start, uint64_t code,
 		builder->pieces[builder->count++] = (struct piece){ start, code, window };
 }
 
+/* Makes holes of the parts that were removed. */
+static void forget_removed(struct builder *builder)
+{
+	struct builder all = *builder;
+
+	builder->count = 0;
+	for (size_t i = 0; i < all.count; i++)
+		add_piece(builder, all.pieces[i].start,
+			  all.pieces[i].code == CODE_REMOVED ? CODE_HOLE : all.pieces[i].code,
+			  all.pieces[i].window);
+}
+
 /* Adds [@start, @last] as @entry has it. If @removed, all that is no hole is gone. */
 static void copy_pieces(struct builder *builder, uint64_t entry, uint64_t start, uint64_t last,
 			bool removed)
@@ -345,6 +369,8 @@ static int make_entry(uint64_t before, const struct change *change, uint64_t sta
 		add_piece(&builder, start, change->code, change->window);
 	if (last < (first | ENTRY_MASK))
 		copy_pieces(&builder, before, last + 1, first | ENTRY_MASK, false);
+	if (builder.count > MAX_REMEMBERED_PIECES)
+		forget_removed(&builder);
 
 	if (builder.count == 1 && (!builder.pieces[0].window || last - first == ENTRY_MASK)) {
 		if (!builder.pieces[0].window || change->is_shared)
@@ -358,12 +384,12 @@ static int make_entry(uint64_t before, const struct change *change, uint64_t sta
 	return granule ? 0 : -ENOMEM;
 }
 
-/* Returns an array of 512 words to write to: a copy if @table still shares the old one. */
-static void *own_array(const void *array, const void *old)
+/* Returns an array of 512 words to write to: a copy if @array is the old one or the empty one. */
+static void *own_array(const void *array, const void *old, const void *empty)
 {
 	void *copy;
 
-	if (array != old)
+	if (array != old && array != empty)
 		return (void *)(uintptr_t)array;
 	copy = malloc(ENTRIES * sizeof(uint64_t));
 	return copy ? memcpy(copy, array, ENTRIES * sizeof(uint64_t)) : NULL;
@@ -373,42 +399,139 @@ static void *own_array(const void *array, const void *old)
 static uint64_t *own_gib(struct gmem_full_table *table, const struct gmem_table *old, uint64_t gpa)
 {
 	uint64_t top = gpa >> TOP_SHIFT, gib = gpa >> GIB_SHIFT & (ENTRIES - 1), *entries;
-	const uint64_t **gibs = own_array(table->tops[top], top_of(old, top));
+	const uint64_t **gibs = own_array(table->tops[top], top_of(old, top), empty_top);
 
 	if (!gibs)
 		return NULL;
 	table->tops[top] = gibs;
-	entries = own_array(gibs[gib], top_of(old, top)[gib]);
+	entries = own_array(gibs[gib], top_of(old, top)[gib], empty_gib);
 	if (entries)
 		gibs[gib] = entries;
 	return entries;
+}
+
+/* ---- what is remembered of removed regions ---- */
+
+/* Conversions may rewrite entries of @kept meanwhile, but not to or from granules. */
+static void free_gib(const uint64_t *entries, const uint64_t *kept)
+{
+	uint64_t entry;
+
+	for (size_t i = 0; i < ENTRIES; i++) {
+		entry = entries[i];
+		if (granule_of(entry) && entry != __atomic_load_n(&kept[i], __ATOMIC_RELAXED))
+			free(granule_of(entry));
+	}
+	free((void *)(uintptr_t)entries);
+}
+
+static bool is_idle_granule(uint64_t entry)
+{
+	const struct granule *granule = granule_of(entry);
+
+	for (uint64_t i = 0; granule && i < granule->count; i++)
+		if (granule->pieces[i].code != CODE_HOLE && granule->pieces[i].code != CODE_REMOVED)
+			return false;
+	return granule != NULL;
+}
+
+static bool is_idle(const uint64_t *entries)
+{
+	for (size_t i = 0; i < ENTRIES; i++)
+		if (entries[i] != CODE_HOLE && entries[i] != CODE_REMOVED &&
+		    !is_idle_granule(entries[i]))
+			return false;
+	return true;
+}
+
+/* Stores @entry in place of @before, which only the new table has if @is_own. */
+static void replace_entry(struct gmem_full_table *table, uint64_t *entry, uint64_t now, bool is_own)
+{
+	uint64_t before = *entry;
+
+	table->idle_granules -= is_idle_granule(before);
+	if (is_own)
+		free(granule_of(before));
+	if (is_idle_granule(now) && table->idle_granules == MAX_IDLE_GRANULES) {
+		free(granule_of(now));
+		now = CODE_HOLE;
+	}
+	table->idle_granules += is_idle_granule(now);
+	*entry = now;
+}
+
+/* Makes a hole of the GiB that has @gpa, whose entries only the new table has. */
+static void forget_gib(struct gmem_full_table *table, const struct gmem_table *old, uint64_t gpa)
+{
+	uint64_t top = gpa >> TOP_SHIFT, gib = gpa >> GIB_SHIFT & (ENTRIES - 1);
+	const uint64_t **gibs = (const uint64_t **)(uintptr_t)table->tops[top];
+
+	for (size_t i = 0; i < ENTRIES; i++)
+		table->idle_granules -= is_idle_granule(gibs[gib][i]);
+	free_gib(gibs[gib], top_of(old, top)[gib]);
+	gibs[gib] = empty_gib;
+
+	for (size_t i = 0; i < ENTRIES; i++)
+		if (gibs[i] != empty_gib)
+			return;
+	free(gibs);
+	table->tops[top] = empty_top;
+}
+
+/* Called with the change of the entries of a GiB done */
+static void settle_gib(struct gmem_full_table *table, const struct gmem_table *old, uint64_t gpa,
+		       const uint64_t *entries, bool was_idle)
+{
+	table->idle_gibs -= was_idle;
+	if (!is_idle(entries))
+		return;
+	if (table->idle_gibs < MAX_IDLE_GIBS)
+		table->idle_gibs++;
+	else
+		forget_gib(table, old, gpa);
+}
+
+/* ---- entering and removing ---- */
+
+/* Changes [@start, @last], which is in one GiB. */
+static int change_gib(struct gmem_full_table *table, const struct gmem_table *old,
+		      const struct change *change, uint64_t start, uint64_t last)
+{
+	bool was_idle = gib_of(&table->head, start) != empty_gib && is_idle(gib_of(&table->head, start));
+	uint64_t *entries = own_gib(table, old, start);
+	uint64_t at = start, end, now, *entry;
+	bool is_own;
+	int err;
+
+	if (!entries)
+		return -ENOMEM;
+	do {
+		end = (at | ENTRY_MASK) < last ? at | ENTRY_MASK : last;
+		entry = &entries[at >> ENTRY_SHIFT & (ENTRIES - 1)];
+		err = make_entry(*entry, change, at, end, &now);
+		if (err)
+			return err;
+		is_own = *entry != entry_of(old, at);
+		replace_entry(table, entry, now, is_own);
+		at = end + 1;
+	} while (end < last);
+	settle_gib(table, old, start, entries, was_idle);
+	return 0;
 }
 
 static int change_range(struct gmem_table *head, const struct gmem_table *old,
 			const struct change *change, uint64_t start, uint64_t size)
 {
 	struct gmem_full_table *table = GMEM_CONTAINER_OF(head, struct gmem_full_table, head);
-	uint64_t last = start + size - 1, end, index, entry, before, *entries;
+	uint64_t last = start + size - 1, end;
 	int err;
 
-	for (;;) {
-		entries = own_gib(table, old, start);
-		if (!entries)
-			return -ENOMEM;
-		do {
-			end = (start | ENTRY_MASK) < last ? start | ENTRY_MASK : last;
-			index = start >> ENTRY_SHIFT & (ENTRIES - 1);
-			before = entries[index];
-			err = make_entry(before, change, start, end, &entry);
-			if (err)
-				return err;
-			entries[index] = entry;
-			if (granule_of(before) && before != entry_of(old, start))
-				free(granule_of(before));
-			if (end == last)
-				return 0;
-			start = end + 1;
-		} while (index < ENTRIES - 1);
+	for (;; start = end + 1) {
+		end = start | ((UINT64_C(1) << GIB_SHIFT) - 1);
+		end = end < last ? end : last;
+		err = change_gib(table, old, change, start, end);
+		if (err || end == last)
+			return err;
 	}
 }
 
@@ -453,6 +576,8 @@ int gmem_table_new(const struct gmem_table *old, uint64_t last, struct gmem_tabl
 		return -ENOMEM;
 
 	table->head.count = count;
+	table->idle_gibs = old ? full(old)->idle_gibs : 0;
+	table->idle_granules = old ? full(old)->idle_granules : 0;
 	for (uint64_t i = 0; i < count; i++)
 		table->tops[i] = top_of(old, i);
 	*ret = &table->head;
@@ -460,19 +585,6 @@ int gmem_table_new(const struct gmem_table *old, uint64_t last, struct gmem_tabl
 }
 
 /* ---- freeing ---- */
-
-/* Conversions may rewrite entries of @kept meanwhile, but not to or from granules. */
-static void free_gib(const uint64_t *entries, const uint64_t *kept)
-{
-	uint64_t entry;
-
-	for (size_t i = 0; i < ENTRIES; i++) {
-		entry = entries[i];
-		if (granule_of(entry) && entry != __atomic_load_n(&kept[i], __ATOMIC_RELAXED))
-			free(granule_of(entry));
-	}
-	free((void *)(uintptr_t)entries);
-}
 
 static void free_top(const uint64_t *const *gibs, const uint64_t *const *kept)
 {

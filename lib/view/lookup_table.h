@@ -50,6 +50,9 @@
  *   gpa 0x60abcd    entry 3 is a granule; slice 0 begins in piece 0, which has gpa
  *   gpa 2^39        is not below count * 2^39: there is a hole
  *
+ * That a region was removed is remembered within a bound: a table has a limited number of
+ * arrays and granules that hold no memory. Beyond it there are holes.
+ *
  * No processor has more than 52 bits of guest address, so there are 8192 tops at most.
  */
 #ifndef GMEM_LOOKUP_TABLE_H

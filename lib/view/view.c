@@ -87,7 +87,6 @@ static int enter_all(struct gmem_vm *vm, struct gmem_table *table)
 	return err;
 }
 
-/* Makes the table for the first view of a VM. Later changes keep it up to date. */
 static int start_table(struct gmem_vm *vm)
 {
 	const struct gmem_range *highest = vm->regions.root;
@@ -116,6 +115,19 @@ static int start_table(struct gmem_vm *vm)
 	return 0;
 }
 
+int gmem_vm_start_table(struct gmem_vm *vm)
+{
+	int err;
+
+	/* A change under way gets the table that it replaces, and the one that follows, now. */
+	gmem_lock_take(&vm->change_lock);
+	gmem_lock_take(&vm->lock);
+	err = start_table(vm);
+	gmem_lock_drop(&vm->lock);
+	gmem_lock_drop(&vm->change_lock);
+	return err ? gmem_fail(err, "no memory for the readers' table") : 0;
+}
+
 GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 {
 	struct gmem_reader *reader;
@@ -129,15 +141,10 @@ GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 	if (!reader)
 		return gmem_fail(-ENOMEM, "no memory for a view");
 
-	/* A change under way gets the table that it replaces, and the one that follows, now. */
-	gmem_lock_take(&vm->change_lock);
-	gmem_lock_take(&vm->lock);
-	err = start_table(vm);
-	gmem_lock_drop(&vm->lock);
-	gmem_lock_drop(&vm->change_lock);
+	err = gmem_vm_start_table(vm);
 	if (err) {
 		free(reader);
-		return gmem_fail(err, "no memory for the readers' table");
+		return err;
 	}
 
 	gmem_lock_take(&vm->views_lock);
@@ -224,8 +231,9 @@ static const struct gmem_reader *find_busy(const struct gmem_vm *vm, uint64_t nu
 /*
  * Wait, without the lock meanwhile, until reader @number is gone or its epoch is not @epoch
  * any more. W4, acquires R3, or the R1 after it, which is in the release sequence of R3.
+ * Returns false at the time @end.
  */
-static void wait_for(struct gmem_vm *vm, uint64_t number, uint64_t epoch)
+static bool wait_for(struct gmem_vm *vm, uint64_t number, uint64_t epoch, uint64_t end)
 {
 	unsigned int loads = 0;
 	uint64_t now;
@@ -236,10 +244,12 @@ static void wait_for(struct gmem_vm *vm, uint64_t number, uint64_t epoch)
 		while (reader && reader->number > number)
 			reader = reader->next;
 		if (!reader || reader->number < number)
-			return;
+			return true;
 		now = __atomic_load_n(&reader->view.epoch, __ATOMIC_ACQUIRE);
 		if (now != epoch)
-			return;
+			return true;
+		if (end != UINT64_MAX && gmem_sys_now() >= end)
+			return false;
 
 		gmem_lock_drop(&vm->views_lock);
 		gmem_sys_pause(loads++ < LOADS_AWAKE ? 0 : SLEEP_MICROSECONDS);
@@ -247,22 +257,41 @@ static void wait_for(struct gmem_vm *vm, uint64_t number, uint64_t epoch)
 	}
 }
 
-void gmem_vm_wait_for_views(struct gmem_vm *vm)
+/* Wait for those that are busy already. With views_lock; most conversions find none. */
+static bool wait_for_busy(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 {
 	const struct gmem_reader *reader;
-	uint64_t number = UINT64_MAX, epoch;
+	uint64_t number = UINT64_MAX, epoch, start, end;
+	bool is_over = true;
+
+	reader = find_busy(vm, number, &epoch);
+	if (!reader)
+		return true;
+
+	start = gmem_sys_now();
+	end = gmem_wait_end(budget, start);
+	for (; reader && is_over; reader = find_busy(vm, number, &epoch)) {
+		number = reader->number;
+		is_over = wait_for(vm, number, epoch, end);
+		number--;
+	}
+	gmem_wait_spend(budget, start);
+	return is_over;
+}
+
+int gmem_vm_wait_for_views(struct gmem_vm *vm, struct gmem_wait_budget *budget)
+{
+	bool is_over;
 
 	/* The lock orders a view made meanwhile: it is in the list, or its R2 comes after W1. */
 	gmem_lock_take(&vm->views_lock);
 	/* W2 */
 	if (vm->views && !vm->fence && gmem_sys_membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0)
 		do_without_membarrier(vm);
-	while ((reader = find_busy(vm, number, &epoch))) {
-		number = reader->number;
-		wait_for(vm, number, epoch);
-		number--;
-	}
+	is_over = wait_for_busy(vm, budget);
 	gmem_lock_drop(&vm->views_lock);
+	return is_over ? 0 : gmem_fail(-EBUSY, "a view was to be waited for %" PRIu32 " ms, and is still "
+				       "between begin and end", budget->wait_ms);
 }
 
 static void show_part(struct gmem_vm *vm, const struct gmem_region *region, uint64_t gpa,
@@ -330,8 +359,15 @@ int gmem_view_contiguous_to_write(const struct gmem_view *view, uint64_t gpa, ui
 	return gmem_view_contiguous(view, gpa, size, ret);
 }
 
-GMEM_API int gmem_view_hva_slow(const struct gmem_view *view, uint64_t gpa, uint64_t size,
-				void **ret_hva)
+static int contiguous(const struct gmem_view *view, uint64_t gpa, uint64_t size, bool writes,
+		      struct iovec *ret)
+{
+	return writes ? gmem_view_contiguous_to_write(view, gpa, size, ret)
+		      : gmem_view_contiguous(view, gpa, size, ret);
+}
+
+static int find_hva(const struct gmem_view *view, uint64_t gpa, uint64_t size, bool writes,
+		    void **ret_hva)
 {
 	struct gmem_translation first;
 	struct iovec part;
@@ -342,7 +378,8 @@ GMEM_API int gmem_view_hva_slow(const struct gmem_view *view, uint64_t gpa, uint
 
 	/* Regions smaller than an entry always come here, so try the simple case first. */
 	first = gmem_table_translate(view->table, gpa);
-	if (first.code & 1 && size - 1 <= first.last - gpa) {
+	if (first.code & 1 && !(writes && first.code & GMEM_CODE_READ_ONLY) &&
+	    size - 1 <= first.last - gpa) {
 		*ret_hva = gmem_translation_hva(first, gpa);
 		return 0;
 	}
@@ -351,7 +388,7 @@ GMEM_API int gmem_view_hva_slow(const struct gmem_view *view, uint64_t gpa, uint
 		return gmem_fail(-EINVAL, "gpa 0x%" PRIx64 " + size 0x%" PRIx64 " is no range", gpa,
 				 size);
 
-	err = gmem_view_contiguous(view, gpa, size, &part);
+	err = contiguous(view, gpa, size, writes, &part);
 	if (err)
 		return err;
 	if (part.iov_len < size)
@@ -363,8 +400,30 @@ GMEM_API int gmem_view_hva_slow(const struct gmem_view *view, uint64_t gpa, uint
 	return 0;
 }
 
-GMEM_API int gmem_view_iovec(const struct gmem_view *view, uint64_t gpa, uint64_t size,
-			     struct iovec *iov, size_t max)
+GMEM_API int gmem_view_hva_slow(const struct gmem_view *view, uint64_t gpa, uint64_t size,
+				void **ret_hva)
+{
+	return find_hva(view, gpa, size, true, ret_hva);
+}
+
+GMEM_API int gmem_view_hva_read(const struct gmem_view *view, uint64_t gpa, uint64_t size,
+				const void **ret_hva)
+{
+	void *hva = NULL;
+	int err;
+
+	if (!view || !ret_hva)
+		return gmem_fail(-EINVAL, "%s is NULL", view ? "ret_hva" : "view");
+
+	err = gmem_table_hva(view->table, gpa, size, &hva) ? 0 : find_hva(view, gpa, size, false, &hva);
+	if (!err)
+		*ret_hva = hva;
+	return err;
+}
+
+/* In one pass: states may change between two. */
+static int fill_iovec(const struct gmem_view *view, uint64_t gpa, uint64_t size, bool writes,
+		      struct iovec *iov, size_t max)
 {
 	struct iovec part;
 	int count = 0, err;
@@ -377,9 +436,8 @@ GMEM_API int gmem_view_iovec(const struct gmem_view *view, uint64_t gpa, uint64_
 	if (max > INT32_MAX)
 		max = INT32_MAX;
 
-	/* In one pass: states may change between two. */
 	for (; size; gpa += part.iov_len, size -= part.iov_len) {
-		err = gmem_view_contiguous(view, gpa, size, &part);
+		err = contiguous(view, gpa, size, writes, &part);
 		if (err)
 			return err;
 		if ((size_t)count == max)
@@ -388,4 +446,16 @@ GMEM_API int gmem_view_iovec(const struct gmem_view *view, uint64_t gpa, uint64_
 		iov[count++] = part;
 	}
 	return count;
+}
+
+GMEM_API int gmem_view_iovec(const struct gmem_view *view, uint64_t gpa, uint64_t size,
+			     struct iovec *iov, size_t max)
+{
+	return fill_iovec(view, gpa, size, true, iov, max);
+}
+
+GMEM_API int gmem_view_iovec_read(const struct gmem_view *view, uint64_t gpa, uint64_t size,
+				  struct iovec *iov, size_t max)
+{
+	return fill_iovec(view, gpa, size, false, iov, max);
 }

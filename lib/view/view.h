@@ -22,6 +22,7 @@
 
 #include "gmem.h"
 #include "base/macros.h"
+#include "base/wait_budget.h"
 #include "region/region.h"
 #include "region/vm_core.h"
 
@@ -47,13 +48,16 @@ static inline const struct gmem_table *gmem_vm_table(const struct gmem_vm *vm)
 	return __atomic_load_n(&vm->table, __ATOMIC_RELAXED);
 }
 
+/* Makes the table, if this is the first time. Later changes keep it up to date. */
+int gmem_vm_start_table(struct gmem_vm *vm);
 /* Makes @table the newest. Does nothing for NULL: without a first view there is no table. */
 void gmem_vm_publish(struct gmem_vm *vm, const struct gmem_table *table);
 /*
  * Waits until no reader uses a table older than the newest, or states of pages older than
- * those shown last.
+ * those shown last. -EBUSY and a sentence after what is left of @budget; NULL: no limit, and
+ * it does not fail.
  */
-void gmem_vm_wait_for_views(struct gmem_vm *vm);
+int gmem_vm_wait_for_views(struct gmem_vm *vm, struct gmem_wait_budget *budget);
 /*
  * Has readers see the bits of a part of @region as they are now; @is_private: all are set.
  * Takes change_lock.

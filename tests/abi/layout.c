@@ -52,7 +52,7 @@ FIELD(gmem_inplace_opts, size, 0);
 FIELD(gmem_inplace_opts, request, 8);
 FIELD(gmem_inplace_opts, create_flags, 16);
 
-SIZE(gmem_vm_opts, 56);
+SIZE(gmem_vm_opts, 64);
 FIELD(gmem_vm_opts, size, 0);
 FIELD(gmem_vm_opts, flags, 8);
 FIELD(gmem_vm_opts, caps, 16);
@@ -60,6 +60,8 @@ FIELD(gmem_vm_opts, log, 24);
 FIELD(gmem_vm_opts, log_data, 32);
 FIELD(gmem_vm_opts, inplace, 40);
 FIELD(gmem_vm_opts, vm_type, 48);
+FIELD(gmem_vm_opts, wait_ms, 56);
+FIELD(gmem_vm_opts, reserved, 60);
 
 SIZE(gmem_region_opts, 64);
 FIELD(gmem_region_opts, size, 0);
@@ -245,12 +247,15 @@ FIELD(gmem_peer_opts, range_count, 24);
 FIELD(gmem_peer_opts, wait_ms, 32);
 FIELD(gmem_peer_opts, reserved, 36);
 
-SIZE(gmem_import_opts, 32);
+SIZE(gmem_import_opts, 48);
 FIELD(gmem_import_opts, size, 0);
 FIELD(gmem_import_opts, flags, 8);
 FIELD(gmem_import_opts, max_bytes, 16);
 FIELD(gmem_import_opts, max_extents, 24);
 FIELD(gmem_import_opts, reserved, 28);
+FIELD(gmem_import_opts, max_table_bytes, 32);
+FIELD(gmem_import_opts, max_mappings, 40);
+FIELD(gmem_import_opts, reserved2, 44);
 
 SIZE(gmem_vhost_user_region, 32);
 FIELD(gmem_vhost_user_region, guest_phys_addr, 0);

@@ -43,8 +43,8 @@ static int new_file(unsigned kind)
 	for (uint64_t i = 0; i < FILE_PAGES; i++)
 		CHECK(pwrite(fd, &i, sizeof(i), (off_t)(i * PAGE)) == sizeof(i));
 	if (kind != 1)
-		CHECK(fcntl(fd, F_ADD_SEALS, kind == 2 ? F_SEAL_SHRINK | F_SEAL_WRITE
-						      : F_SEAL_SHRINK) == 0);
+		CHECK(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL |
+						     (kind == 2 ? F_SEAL_WRITE : 0)) == 0);
 	return fd;
 }
 

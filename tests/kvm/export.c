@@ -18,6 +18,9 @@
 #define PAGES		4
 #define PATIENT		60000	/* ms: an answer is to come */
 
+/* MFD_HUGETLB | MFD_HUGE_2MB, Linux 4.14; C libraries do not name both */
+#define MFD_OF_2_MIB	(0x0004U | 21u << 26)
+
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
 #endif
@@ -197,7 +200,7 @@ static void *name_memory(struct site *s, uint64_t size, int seals, int *ret_fd)
 	WORKS(ftruncate(fd, (off_t)size));
 	hva = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	CHECK(hva != MAP_FAILED);
-	WORKS(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | seals));
+	WORKS(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL | seals));
 	OK(gmem_export_add_memory(s->exporter, hva, size, fd, 0));
 	*ret_fd = fd;
 	return hva;
@@ -368,6 +371,78 @@ TEST(garbage_ends_a_peer_and_nothing_else)
 	}
 }
 
+/* ---- a hostile exporter; there need be no KVM ---- */
+
+#ifndef SO_PASSPIDFD
+#define SO_PASSPIDFD 76		/* Linux 6.5 */
+#endif
+#define MAX_PASSED 253		/* SCM_MAX_FD */
+
+/* "hello" of pages of the host, or "ready", little-endian */
+static void make_message(uint8_t bytes[64], uint8_t type, uint8_t sequence)
+{
+	const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+
+	memset(bytes, 0, 64);
+	memcpy(bytes, "GMEM\1\0", 6);
+	bytes[6] = type;
+	bytes[8] = sequence;
+	for (int i = 0; type == 1 && i < 4; i++)
+		bytes[56 + i] = (uint8_t)(page >> 8 * i);
+}
+
+static int tell(int sock, struct gmem_import *import, uint8_t type, uint8_t sequence, size_t fds)
+{
+	union {
+		struct cmsghdr header;
+		char bytes[CMSG_SPACE(MAX_PASSED * sizeof(int))];
+	} control = { .bytes = { 0 } };
+	uint8_t bytes[64];
+	struct iovec iov = { .iov_base = bytes, .iov_len = sizeof(bytes) };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
+
+	make_message(bytes, type, sequence);
+	if (fds) {
+		message.msg_control = &control;
+		message.msg_controllen = CMSG_SPACE(fds * sizeof(int));
+		control.header.cmsg_level = SOL_SOCKET;
+		control.header.cmsg_type = SCM_RIGHTS;
+		control.header.cmsg_len = CMSG_LEN(fds * sizeof(int));
+		for (size_t i = 0; i < fds; i++)
+			memcpy(CMSG_DATA(&control.header) + i * sizeof(int), &sock, sizeof(sock));
+	}
+	CHECK_EQ(WORKS(sendmsg(sock, &message, 0)), sizeof(bytes));
+	return gmem_import_dispatch(import);
+}
+
+/* Whoever made the importer's socket can have set options that add fds to its messages. */
+TEST(fds_of_any_control_message_are_closed)
+{
+	static const size_t passed[] = { 1, 2, 5, MAX_PASSED };
+	const int on = 1;
+	unsigned int before;
+	int sockets[2];
+
+	for (size_t i = 0; i < sizeof(passed) / sizeof(passed[0]); i++) {
+		struct gmem_import *import;
+
+		before = count_open_fds();
+		WORKS(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets));
+		/* without it, only the files are tried */
+		setsockopt(sockets[1], SOL_SOCKET, SO_PASSPIDFD, &on, sizeof(on));
+		WORKS(setsockopt(sockets[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)));
+		OK(gmem_import_new(sockets[1], NULL, &import));
+		CHECK_RESULT(tell(sockets[0], import, 1, 1, 0), 0);
+		for (uint8_t n = 2; n < 100; n++)
+			CHECK_RESULT(tell(sockets[0], import, 6, n, 0), 1);
+		CHECK_RESULT(tell(sockets[0], import, 6, 100, passed[i]), -EPROTO);
+		gmem_import_free(import);
+		close(sockets[0]);
+		close(sockets[1]);
+		CHECK_EQ(count_open_fds(), before);
+	}
+}
+
 /* ---- rights ---- */
 
 static int received_fd(int sock)
@@ -485,6 +560,88 @@ TEST(without_a_devices_answer_memory_does_not_become_private)
 	CHECK_RESULT(device_stores(&s.device, BASE, 4), 0);
 	GUEST_LOADS(&s.lab.guest, BASE, 4);
 	site_free(&s);
+}
+
+/* ---- huge pages ---- */
+
+#define HUGE		(2 * MIB)
+#define HUGE_PAGES	2
+
+/* A sealed memfd of huge pages, mapped; skips the test where there are none. */
+static void *map_huge_pages(int *ret_fd)
+{
+	int fd = memfd_create("huge", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_OF_2_MIB);
+	void *hva = MAP_FAILED;
+
+	if (fd >= 0 && ftruncate(fd, HUGE_PAGES * HUGE) == 0)
+		hva = mmap(NULL, HUGE_PAGES * HUGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (hva == MAP_FAILED)
+		skip("no two huge pages of 2 MiB are free (/proc/sys/vm/nr_hugepages)");
+	WORKS(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL));
+	*ret_fd = fd;
+	return hva;
+}
+
+TEST(huge_pages_are_given_and_taken_back_whole)
+{
+	const int type = expect_vm(PRIVATE_VM)->exists ? PRIVATE_VM : DEFAULT_VM;
+	const uint32_t backing = type == PRIVATE_VM ? GMEM_BACKING_PRIVATE : GMEM_BACKING_HOST;
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	GMEM_OPTS(gmem_peer_opts, patient, .wait_ms = PATIENT);
+	struct gmem_extent extent;
+	uint64_t page;
+	struct site s;
+	int fd;
+
+	opts.hva = map_huge_pages(&fd);
+	site_new(&s, type, &patient);
+	page = s.lab.page;
+	OK(gmem_export_add_memory(s.exporter, opts.hva, HUGE_PAGES * HUGE, fd, 0));
+	lab_add(&s.lab, backing, BASE, HUGE_PAGES * HUGE / page, &opts);
+	settle(&s);
+	CHECK_EQ(gmem_export_table(s.exporter, &extent, 1), 1);
+	CHECK_EQ(extent.page_size, HUGE);
+	GUEST_STORES(&s.lab.guest, BASE + page, 0x11223344);
+	DEVICE_LOADS(&s.device, BASE + page, 0x11223344);
+	CHECK_RESULT(device_stores(&s.device, BASE + HUGE, 0x55667788), 0);
+	GUEST_LOADS(&s.lab.guest, BASE + HUGE, 0x55667788);
+	for (int i = 0; type == PRIVATE_VM && i < 10; i++) {
+		OK(gmem_vm_convert(s.lab.vm, BASE + page, page, GMEM_STATE_PRIVATE, NULL, NULL));
+		DEVICE_CANNOT_LOAD(&s.device, BASE + page, -EACCES);
+		DEVICE_CANNOT_LOAD(&s.device, BASE, -EACCES);
+		DEVICE_LOADS(&s.device, BASE + HUGE, 0x55667788);
+		OK(gmem_vm_convert(s.lab.vm, BASE + page, page, GMEM_STATE_SHARED, NULL, NULL));
+		settle(&s);
+		DEVICE_LOADS(&s.device, BASE, 0);
+	}
+	site_free(&s);
+	munmap(opts.hva, HUGE_PAGES * HUGE);
+	close(fd);
+}
+
+TEST(a_part_of_a_huge_page_is_not_given)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	GMEM_OPTS(gmem_peer_opts, whole, .flags = GMEM_PEER_WHOLE_FILES);
+	struct gmem_peer *peer;
+	int sockets[2], fd;
+	struct site s;
+	char *hva;
+
+	hva = map_huge_pages(&fd);
+	WORKS(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets));
+	for (int i = 0; i < 2; i++) {
+		site_new(&s, DEFAULT_VM, NULL);
+		OK(gmem_export_add_memory(s.exporter, hva, HUGE_PAGES * HUGE, fd, 0));
+		opts.hva = hva + (i ? s.lab.page : 0);
+		lab_add(&s.lab, GMEM_BACKING_HOST, BASE, i ? HUGE / s.lab.page : 1, &opts);
+		REFUSED(gmem_peer_add(s.exporter, sockets[0], &whole, &peer), -EOPNOTSUPP);
+		site_free(&s);
+	}
+	close(sockets[0]);
+	close(sockets[1]);
+	munmap(hva, HUGE_PAGES * HUGE);
+	close(fd);
 }
 
 int main(int argc, char **argv)

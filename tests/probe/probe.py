@@ -256,6 +256,11 @@ def file_names_do_not_steer_the_terminal():
     table = probe("--kvm", "/no\033[2J\nsuch").stdout
     check("\033" not in table, "an escape sequence came through")
     check("/no?[2J?such" in words(table), table)
+    name = b"/no\xc2\x9b\x9b\xe2\x80\xae\xe2\x80\xa8\xcd\xb8\xee\x80\x80such"
+    check("/no??????such" in words(probe("--kvm", name).stdout), probe("--kvm", name).stdout)
+    check("\\u202e" in probe("--json", "--kvm", name).stdout, probe("--json", "--kvm", name).stdout)
+    check("--no??" in probe(b"--no\xc2\x9b\x9b").stderr, probe(b"--no\xc2\x9b\x9b").stderr)
+    check("no?such" in probe("--require", b"no\x9bsuch").stderr, probe("--require", b"no\x9bsuch").stderr)
 
 
 def require_says_by_exit_status_what_the_json_says():

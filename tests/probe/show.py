@@ -166,6 +166,60 @@ def names_do_not_steer_the_terminal():
     check(not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text), repr(text))
 
 
+# One of each kind that could do something to a terminal or to a reader
+HARMFUL = ["\x1b", "\x7f", "\x80", "\x85", "\x9b", "\x9d", "\x9f",      # controls, C0 and C1
+           "\u061c", "\u200e", "\u200f", "\u202a", "\u202e", "\u2066", "\u2069",  # direction of writing
+           "\u00ad", "\u200b", "\u200d", "\u2060", "\ufeff", "\ufff9", "\U000e0001", "\U000e0041",  # formats
+           "\u034f", "\u115f", "\u3164", "\ufe0f", "\U000e0100",        # drawn as nothing
+           "\u00a0", "\u2003", "\u2028", "\u2029",                      # spaces and lines
+           "\ue000", "\U000f0000", "\U0010fffd",                        # private use
+           "\ufdd0", "\ufffe", "\uffff", "\U0001ffff", "\U0010ffff",    # no characters
+           "\u0378", "\U0001f8ff", "\U000e0080"]                        # not assigned
+
+
+def every_place_for_a_name(name):
+    yield dump_of(name=name)
+    yield dump_of(architecture=name)
+    yield dump_of(library=name)
+    yield dump_of(region(0, MIB, name))
+    yield dump_of(*[region(i * MIB, MIB, name, i) for i in range(40)])
+    yield dump_of(region(0, MIB), leases=[{"gpa": 0, "size": 1, "holder": name}])
+
+
+def no_harmful_character_comes_through():
+    """As a character and as an escape sequence, in each place and in each kind of output"""
+    everything = "<" + "|".join(HARMFUL) + ">"
+    for dump in every_place_for_a_name(everything):
+        for ensure_ascii in (False, True):
+            encoded = json.dumps(dump, ensure_ascii=ensure_ascii).encode()
+            for options in (("--ascii",), ("--unicode",), ("--svg",), ("--json",)):
+                text = show(encoded, *options)
+                found = [hex(ord(c)) for c in HARMFUL if c in text]
+                equal(found, [], f"in the output with {options}")
+            equal(json.loads(show(encoded, "--json"))["dump"], dump, "the dump that the JSON means")
+    text = show(encode(dump_of(name=everything)), "--ascii")
+    check(text.startswith("<" + "|".join("?" * len(HARMFUL)) + ">\n"), text)
+
+
+def harmless_names_come_through():
+    name = "gr\u00fc\u00df e\u0301 \u03a9 \u0416 \u05e9 \u0639 \u0915 \u4e2d \ud55c \u2588 \U0001f427"
+    for options in (("--unicode",), ("--svg",)):
+        check(name in show(encode(dump_of(name=name)), *options), options)
+
+
+def what_the_command_line_says_does_not_steer_the_terminal():
+    for argument in (b"/no\x9b\xc2\x9b\x1b[2J\xe2\x80\xae", b"--no\x9b\xc2\x9b\x1b[2J\xe2\x80\xae",
+                     b"--color=\xc2\x9b", b"--width=\xe2\x80\xae", b"--svg=\x1b", b"-\x9b", b"-\x1b"):
+        result = run_show(sample(), argument)
+        check(result.returncode in (2, 3) and b"?" in result.stderr, argument, result.stderr)
+        check(re.fullmatch(rb"[\n -~]+", result.stderr), result.stderr)
+
+
+def a_long_name_is_cut_between_characters():
+    dump = dump_of(*[region(i * MIB, MIB, "\u4e2d" * 20, i) for i in range(40)])
+    equal(show(encode(dump), "--ascii").count(" " + "\u4e2d" * 8 + " "), 40, "lines with 8 characters")
+
+
 def many_regions_get_a_line_each():
     dump = encode(dump_of(*[region(i * MIB, MIB, slot=i) for i in range(100)]))
     text = show(dump, "--ascii")
@@ -211,6 +265,15 @@ def json_has_the_dump_as_it_was():
 def json_can_be_shown_again():
     once = json.loads(show(sample(), "--json"))["dump"]
     equal(show(encode(once)), show(sample()), "picture of the cleaned dump")
+
+
+def no_number_is_taken_for_null():
+    """2^64 - 1 stands for null inside gmem-show."""
+    most = (1 << 64) - 1
+    dump = dump_of(region(0, MIB, file={"fd": most, "size": most, "offset": most, "create_flags": most}),
+                   memslots=most, leases=[{"gpa": most, "size": most, "holder": "x"}])
+    equal(json.loads(show(encode(dump), "--json"))["dump"], dump, "dump")
+    refused(encode(dump_of(region(0, MIB, hva=most))), "this is no dump: line 1: .*would stand for null")
 
 
 def unknown_members_are_left_out():
@@ -418,12 +481,17 @@ run([
     unicode_only_where_the_locale_has_it,
     colours_are_for_terminals,
     names_do_not_steer_the_terminal,
+    no_harmful_character_comes_through,
+    harmless_names_come_through,
+    what_the_command_line_says_does_not_steer_the_terminal,
+    a_long_name_is_cut_between_characters,
     many_regions_get_a_line_each,
     leases_name_their_holders,
     an_empty_machine_is_a_picture,
     svg_is_well_formed,
     json_has_the_dump_as_it_was,
     json_can_be_shown_again,
+    no_number_is_taken_for_null,
     unknown_members_are_left_out,
     json_has_the_sums,
     strings_are_decoded_and_encoded,

@@ -276,6 +276,7 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_SET_CLOEXEC] = "set close-on-exec",
 	[FAKE_MMAP] = "mmap",
 	[FAKE_MUNMAP] = "munmap",
+	[FAKE_MPROTECT] = "mprotect",
 	[FAKE_MADVISE] = "madvise",
 	[FAKE_FALLOCATE] = "fallocate",
 	[FAKE_MINCORE] = "mincore",
@@ -304,7 +305,9 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_FACTS] = "fstat and others",
 	[FAKE_SEND] = "sendmsg",
 	[FAKE_RECEIVE] = "recvmsg",
+	[FAKE_RECEIVE_FD] = "a file received",
 	[FAKE_EVENT] = "eventfd",
+	[FAKE_TIMER] = "timerfd_create",
 	[FAKE_EPOLL] = "epoll",
 	[FAKE_POLL_MANY] = "poll of many",
 	[FAKE_FD_LINK] = "readlink",
@@ -781,12 +784,15 @@ void gmem_sys_pause(unsigned int microseconds)
 		sched_yield();
 }
 
+static uint64_t clock_extra;
+
 uint64_t gmem_sys_now(void)
 {
 	struct timespec now;
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec +
+	       __atomic_add_fetch(&clock_extra, fake.clock_step, __ATOMIC_RELAXED);
 }
 
 int gmem_sys_sigaction(int signal, const struct sigaction *action, struct sigaction *ret_old)
@@ -851,6 +857,7 @@ void fake_boot_kernel(const struct fake_kernel *row)
 	memset(&failure, 0, sizeof(failure));
 	kernel.complaints = 0;
 	kernel.interrupt_times = 0;
+	kernel.huge_page_size = 0;
 	kernel.node = 0;
 	kernel.races = false;
 	fake_limit_prefault(0, 0);

@@ -50,6 +50,7 @@ struct fake_kernel {
 	uint64_t page_size;
 	uint64_t legal_flags;		/* create flags that KVM_CREATE_GUEST_MEMFD takes */
 	uint64_t filesystem_type;	/* of a guest_memfd */
+	uint64_t clock_step;		/* nanoseconds that pass, beside the true ones, with each look at the clock */
 	const char *link;		/* of a guest_memfd in /proc/self/fd */
 	int api_version;		/* 0: KVM_API_VERSION */
 	int kvm_errno;			/* result of opening /dev/kvm; 0: an fd */
@@ -110,6 +111,7 @@ enum fake_call {
 	FAKE_SET_CLOEXEC,
 	FAKE_MMAP,
 	FAKE_MUNMAP,
+	FAKE_MPROTECT,
 	FAKE_MADVISE,
 	FAKE_FALLOCATE,
 	FAKE_MINCORE,
@@ -138,7 +140,9 @@ enum fake_call {
 	FAKE_FACTS,
 	FAKE_SEND,
 	FAKE_RECEIVE,
+	FAKE_RECEIVE_FD,
 	FAKE_EVENT,
+	FAKE_TIMER,
 	FAKE_EPOLL,
 	FAKE_POLL_MANY,
 	FAKE_FD_LINK,
@@ -187,6 +191,9 @@ enum fake_call fake_fail_victim(void);
  * a signal arrived; a call of fewer pages finishes.
  */
 void fake_interrupt(unsigned times, uint64_t pages);
+
+/* The file behind this fd, and its duplicates, passes for one of hugetlbfs with pages of @page_size. */
+void fake_pretend_huge(int fd, uint64_t page_size);
 
 /* From now on write() takes at most so many bytes at once; 0: what the fd takes */
 void fake_shorten_writes(size_t most);

@@ -108,6 +108,7 @@ struct fake_state {
 	unsigned counts[FAKE_CALLS];
 	unsigned complaints;
 	unsigned interrupt_times;
+	uint64_t huge_inode, huge_page_size;	/* a file that passes for one of hugetlbfs */
 	uint64_t interrupt_pages;
 	size_t max_written;
 	uint64_t populated_start;	/* the last range of a file that was mapped in whole */

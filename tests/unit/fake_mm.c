@@ -258,6 +258,17 @@ int gmem_sys_madvise(void *addr, uint64_t size, int advice)
 	return leave(err);
 }
 
+int gmem_sys_mprotect(void *addr, uint64_t size, int prot)
+{
+	int err;
+
+	enter();
+	err = attempt(FAKE_MPROTECT);
+	if (!err && mprotect(addr, size, prot) < 0)
+		err = -errno;
+	return leave(err);
+}
+
 /* -------------------------------------------------------------- fallocate -- */
 
 void mark_allocated(struct file *file, uint64_t first, uint64_t count, bool yes)

@@ -2,15 +2,26 @@
 /* Files, sockets and events of other processes */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/timerfd.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #include "fake_internal.h"
+
+void fake_pretend_huge(int fd, uint64_t page_size)
+{
+	struct stat st;
+
+	kernel.huge_page_size = fstat(fd, &st) < 0 ? 0 : page_size;
+	kernel.huge_inode = st.st_ino;
+}
 
 static int do_facts(int fd, struct gmem_sys_facts *ret)
 {
@@ -32,6 +43,10 @@ static int do_facts(int fd, struct gmem_sys_facts *ret)
 		.seals = seals < 0 ? 0 : (uint32_t)seals,
 		.is_regular = S_ISREG(st.st_mode),
 	};
+	if (kernel.huge_page_size && st.st_ino == kernel.huge_inode) {
+		ret->filesystem_type = HUGETLBFS_MAGIC;
+		ret->block_size = kernel.huge_page_size;
+	}
 	if (h && h->kind == GMEM) {
 		ret->size = h->file->size;
 		ret->filesystem_type = fake.filesystem_type;
@@ -65,7 +80,7 @@ int gmem_sys_socket_kind(int fd, int *ret_family, int *ret_type)
 
 union control {
 	struct cmsghdr header;
-	char bytes[CMSG_SPACE(GMEM_SYS_MAX_FDS * sizeof(int))];
+	char bytes[CMSG_SPACE(16 * sizeof(int))];
 };
 
 static int do_send(int sock, const void *buf, size_t size, int passed)
@@ -114,8 +129,18 @@ static void receive_fd(int fd, struct gmem_sys_fds *fds)
 {
 	struct file *file = file_behind(fd);
 
+	/* As if this process had no number left for it */
+	if (!fds->count && attempt(FAKE_RECEIVE_FD)) {
+		fds->lost = true;
+		close(fd);
+		return;
+	}
+	if (fds->count++) {
+		close(fd);
+		return;
+	}
 	open_handle(fd, file ? GMEM : OTHER, file ? file->vm : NULL, file)->cloexec = true;
-	fds->fds[fds->count++] = fd;
+	fds->first = fd;
 }
 
 static int do_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *fds)
@@ -136,7 +161,7 @@ static int do_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *fds
 		memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
 		receive_fd(fd, fds);
 	}
-	fds->truncated = message.msg_flags & (MSG_TRUNC | MSG_CTRUNC);
+	fds->lost |= (message.msg_flags & MSG_CTRUNC) != 0;
 	return (int)n;
 }
 
@@ -144,7 +169,7 @@ int gmem_sys_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *ret_
 {
 	int ret;
 
-	*ret_fds = (struct gmem_sys_fds){ .count = 0 };
+	*ret_fds = (struct gmem_sys_fds){ .first = -1 };
 	enter();
 	ret = attempt(FAKE_RECEIVE);
 	if (!ret)
@@ -202,6 +227,26 @@ void gmem_sys_event_clear(int fd)
 
 	if (eventfd_read(fd, &value) < 0 && errno != EAGAIN)
 		complain("clearing what is no event, fd", fd);
+}
+
+static int make_timer(void)
+{
+	return timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+}
+
+int gmem_sys_timer_new(void)
+{
+	return new_fd(FAKE_TIMER, make_timer);
+}
+
+void gmem_sys_timer_set(int fd, uint64_t at)
+{
+	const struct itimerspec time = {
+		.it_value = { .tv_sec = (time_t)(at / 1000000000), .tv_nsec = (long)(at % 1000000000) },
+	};
+
+	if (timerfd_settime(fd, TFD_TIMER_ABSTIME, &time, NULL) < 0)
+		complain("setting what is no timer, fd", fd);
 }
 
 int gmem_sys_epoll_new(void)

@@ -275,6 +275,199 @@ static void a_change_of_many_steps_is_one_call(void **state)
 	free(claims);
 }
 
+/* ---- who does not wait as long as others ---- */
+
+static struct gmem_claim in_front(uint64_t gpa, uint64_t size)
+{
+	struct gmem_claim ahead = claim(gpa, size, GMEM_CLAIM_EXCLUSIVE);
+
+	ahead.in_front = true;
+	return ahead;
+}
+
+/* It leaves the queue as if it had never come. */
+static void a_claim_waits_within_its_budget(void **state)
+{
+	struct gmem_claim short_one = claim(5, 10, GMEM_CLAIM_EXCLUSIVE);
+	struct gmem_wait_budget budget = { .wait_ms = 20 };
+	struct player a, b;
+	struct queue queue;
+	int err;
+
+	(void)state;
+	queue_begin(&queue);
+	start_one(&a, &queue, 'a', claim(0, 10, GMEM_CLAIM_SHARED));
+	await_log(&queue, "a");
+	start_one(&b, &queue, 'b', claim(0, 20, GMEM_CLAIM_EXCLUSIVE));
+	gmem_lock_take(&queue.vm.lock);
+	err = gmem_claim_take(&queue.vm, &short_one, &budget);
+	gmem_lock_drop(&queue.vm.lock);
+	assert_int_equal(err, -EBUSY);
+	assert_non_null(strstr(gmem_last_error(), "gpa 0x5, 0xa bytes: other work on gpa 0x0, 0x14 bytes, "
+			       "was to be waited for 20 ms"));
+	assert_true(budget.spent >= 20 * GMEM_NANOSECONDS_PER_MS);
+	assert_ok(gmem_claim_check_not_owner(&queue.vm));
+
+	/* The budget is spent: in the way is in the way. Elsewhere nothing is. */
+	gmem_lock_take(&queue.vm.lock);
+	assert_int_equal(gmem_claim_take(&queue.vm, &short_one, &budget), -EBUSY);
+	short_one.gpa = 20;
+	assert_ok(gmem_claim_take(&queue.vm, &short_one, &budget));
+	gmem_claim_drop(&queue.vm, &short_one);
+	gmem_lock_drop(&queue.vm.lock);
+	end(&a);
+	await_log(&queue, "ab");
+	end(&b);
+	queue_end(&queue);
+}
+
+struct short_wait {
+	struct queue *queue;
+	struct gmem_claim claim;
+	uint32_t wait_ms;
+	int err;
+};
+
+static void *take_shortly(void *data)
+{
+	struct short_wait *wait = data;
+	struct gmem_wait_budget budget = { .wait_ms = wait->wait_ms };
+
+	gmem_lock_take(&wait->queue->vm.lock);
+	wait->err = gmem_claim_take(&wait->queue->vm, &wait->claim, &budget);
+	gmem_lock_drop(&wait->queue->vm.lock);
+	return NULL;
+}
+
+/* C waits for the one that gives up, and for nobody else. */
+static void what_waits_behind_one_that_gives_up_goes_on(void **state)
+{
+	struct short_wait wait = { .claim = claim(0, 10, GMEM_CLAIM_EXCLUSIVE), .wait_ms = 50 };
+	struct player a, c;
+	struct queue queue;
+	pthread_t thread;
+
+	(void)state;
+	queue_begin(&queue);
+	wait.queue = &queue;
+	start_one(&a, &queue, 'a', claim(0, 5, GMEM_CLAIM_EXCLUSIVE));
+	await_log(&queue, "a");
+	assert_int_equal(pthread_create(&thread, NULL, take_shortly, &wait), 0);
+	while (queued(&queue) < 2)
+		gmem_sys_pause(50);
+	start_one(&c, &queue, 'c', claim(8, 5, GMEM_CLAIM_EXCLUSIVE));
+	await_log(&queue, "ac");
+	pthread_join(thread, NULL);
+	assert_int_equal(wait.err, -EBUSY);
+	end(&a);
+	end(&c);
+	queue_end(&queue);
+}
+
+static void a_layout_change_goes_in_front_of_those_who_wait(void **state)
+{
+	struct player a, b, c, front;
+	struct queue queue;
+
+	(void)state;
+	queue_begin(&queue);
+	start_one(&a, &queue, 'a', claim(0, 10, GMEM_CLAIM_EXCLUSIVE));
+	await_log(&queue, "a");
+	start_one(&b, &queue, 'b', claim(0, 10, GMEM_CLAIM_EXCLUSIVE));
+	start_one(&c, &queue, 'c', claim(5, 10, GMEM_CLAIM_SHARED));
+	start_one(&front, &queue, 'f', in_front(0, 20));
+	assert_log_stays(&queue, "a");
+	end(&a);
+	await_log(&queue, "af");
+	assert_log_stays(&queue, "af");
+	end(&front);
+	await_log(&queue, "afb");
+	end(&b);
+	await_log(&queue, "afbc");
+	end(&c);
+	queue_end(&queue);
+}
+
+/* One of its claims is not waited for any more, but one in front may have taken that place. */
+static void a_call_with_several_claims_is_overtaken_as_a_whole(void **state)
+{
+	struct player a, several, front;
+	struct queue queue;
+
+	(void)state;
+	queue_begin(&queue);
+	start_one(&a, &queue, 'a', claim(100, 10, GMEM_CLAIM_EXCLUSIVE));
+	await_log(&queue, "a");
+	several.claims[0] = claim(0, 10, GMEM_CLAIM_EXCLUSIVE);
+	several.claims[1] = claim(100, 10, GMEM_CLAIM_EXCLUSIVE);
+	several.count = 2;
+	start(&several, &queue, 's');
+	start_one(&front, &queue, 'f', in_front(5, 10));
+	await_log(&queue, "af");
+	end(&a);
+	assert_log_stays(&queue, "af");
+	end(&front);
+	await_log(&queue, "afs");
+	end(&several);
+	queue_end(&queue);
+}
+
+struct work_wait {
+	struct queue *queue;
+	pthread_t thread;
+	atomic_bool is_over;
+};
+
+static void *wait_for_work(void *data)
+{
+	struct work_wait *wait = data;
+	struct gmem_vm *vm = &wait->queue->vm;
+
+	gmem_lock_take(&vm->lock);
+	gmem_claims_wait_for_work(vm, gmem_claim_latest_work(vm));
+	gmem_lock_drop(&vm->lock);
+	wait->is_over = true;
+	return NULL;
+}
+
+static bool is_work_waited_for(struct queue *queue)
+{
+	bool is_waited_for;
+
+	gmem_lock_take(&queue->vm.lock);
+	is_waited_for = queue->vm.work_waits != NULL;
+	gmem_lock_drop(&queue->vm.lock);
+	return is_waited_for;
+}
+
+static void the_end_of_work_comes_before_that_of_the_queue(void **state)
+{
+	struct work_wait wait = { .is_over = false };
+	struct player a, b, c;
+	struct queue queue;
+
+	(void)state;
+	queue_begin(&queue);
+	wait.queue = &queue;
+	wait_for_work(&wait);
+	wait.is_over = false;
+	start_one(&a, &queue, 'a', claim(0, 10, GMEM_CLAIM_EXCLUSIVE));
+	await_log(&queue, "a");
+	start_one(&b, &queue, 'b', claim(50, 10, GMEM_CLAIM_SHARED));
+	await_log(&queue, "ab");
+	start_one(&c, &queue, 'c', claim(0, 10, GMEM_CLAIM_EXCLUSIVE));
+	assert_int_equal(pthread_create(&wait.thread, NULL, wait_for_work, &wait), 0);
+	while (!is_work_waited_for(&queue))
+		gmem_sys_pause(50);
+	end(&a);
+	await_log(&queue, "abc");
+	assert_false(wait.is_over);
+	end(&b);
+	pthread_join(wait.thread, NULL);
+	end(&c);
+	queue_end(&queue);
+}
+
 /* ---- a thread that has a claim and wants another: only a callback does that ---- */
 
 static void waiting_for_oneself_is_refused(void **state)
@@ -393,6 +586,55 @@ static void a_callback_may_wait_for_others(void **state)
 	queue_end(&queue);
 }
 
+/* Overtaking what a callback waits for could close a circle that nobody looks for. */
+static void nobody_goes_in_front_of_a_callback_that_waits(void **state)
+{
+	struct nested callback = { .outer = claim(0, 10, GMEM_CLAIM_EXCLUSIVE),
+				   .inner = claim(50, 10, GMEM_CLAIM_EXCLUSIVE) };
+	struct player a, front;
+	struct queue queue;
+	pthread_t thread;
+
+	(void)state;
+	queue_begin(&queue);
+	callback.queue = &queue;
+	start_one(&a, &queue, 'a', claim(55, 1, GMEM_CLAIM_EXCLUSIVE));
+	await_log(&queue, "a");
+	assert_int_equal(pthread_create(&thread, NULL, take_nested, &callback), 0);
+	while (queued(&queue) < 3)
+		gmem_sys_pause(50);
+	start_one(&front, &queue, 'f', in_front(0, 60));
+	assert_log_stays(&queue, "a");
+	end(&a);
+	pthread_join(thread, NULL);
+	assert_ok(callback.err);
+	await_log(&queue, "af");
+	end(&front);
+	queue_end(&queue);
+}
+
+/* A callback that comes later and would wait for itself through one in front is told so. */
+static void a_circle_through_one_in_front_is_refused(void **state)
+{
+	struct gmem_claim outer = claim(0, 10, GMEM_CLAIM_EXCLUSIVE);
+	struct gmem_claim inner = claim(25, 1, GMEM_CLAIM_SHARED);
+	struct player front, a;
+	struct queue queue;
+
+	(void)state;
+	queue_begin(&queue);
+	assert_ok(take(&queue, &outer, 1));
+	start_one(&a, &queue, 'a', claim(5, 1, GMEM_CLAIM_EXCLUSIVE));
+	start_one(&front, &queue, 'f', in_front(0, 30));
+	assert_int_equal(take(&queue, &inner, 1), -EDEADLK);
+	drop(&queue, &outer, 1);
+	await_log(&queue, "f");
+	end(&front);
+	await_log(&queue, "fa");
+	end(&a);
+	queue_end(&queue);
+}
+
 /* ---- many threads ---- */
 
 #define THREADS	64
@@ -440,6 +682,40 @@ static struct gmem_claim random_claim(uint32_t *seed)
 	return claim(start, size, next_random(seed, 2) ? GMEM_CLAIM_SHARED : GMEM_CLAIM_EXCLUSIVE);
 }
 
+/* One that cannot wait is refused, or has its turn and leaves. */
+static bool give_up_soon(struct gmem_claim *claim)
+{
+	struct gmem_wait_budget budget = { .wait_ms = 1 };
+	int err;
+
+	gmem_lock_take(&crowd.queue.vm.lock);
+	err = gmem_claim_take(&crowd.queue.vm, claim, &budget);
+	gmem_lock_drop(&crowd.queue.vm.lock);
+	if (!err) {
+		work_on(claim, 1);
+		work_on(claim, -1);
+		drop(&crowd.queue, claim, 1);
+	}
+	assert_true(!err || err == -EBUSY);
+	return err != 0;
+}
+
+/* As a change of the layout does, one at a time */
+static void go_in_front(uint32_t *seed)
+{
+	struct gmem_claim front = random_claim(seed);
+
+	front.mode = GMEM_CLAIM_EXCLUSIVE;
+	front.in_front = true;
+	gmem_lock_take(&crowd.queue.vm.hook_lock);
+	assert_ok(take(&crowd.queue, &front, 1));
+	work_on(&front, 1);
+	gmem_sys_pause(10);
+	work_on(&front, -1);
+	drop(&crowd.queue, &front, 1);
+	gmem_lock_drop(&crowd.queue.vm.hook_lock);
+}
+
 /* Sometimes one claim within another; a refusal must be a real circle, which nobody can see. */
 static void *jostle(void *data)
 {
@@ -449,6 +725,10 @@ static void *jostle(void *data)
 
 	for (int i = 0; i < TURNS; i++) {
 		outer = random_claim(&seed);
+		if (next_random(&seed, 8) == 0 && give_up_soon(&outer))
+			continue;
+		if (next_random(&seed, 8) == 0)
+			go_in_front(&seed);
 		assert_ok(take(&crowd.queue, &outer, 1));
 		work_on(&outer, 1);
 		if (next_random(&seed, 4) == 0) {
@@ -1557,10 +1837,17 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(claims_of_one_call_come_at_once),
 	cmocka_unit_test(claims_of_one_call_do_not_wait_for_each_other),
 	cmocka_unit_test(a_change_of_many_steps_is_one_call),
+	cmocka_unit_test(a_claim_waits_within_its_budget),
+	cmocka_unit_test(what_waits_behind_one_that_gives_up_goes_on),
+	cmocka_unit_test(a_layout_change_goes_in_front_of_those_who_wait),
+	cmocka_unit_test(a_call_with_several_claims_is_overtaken_as_a_whole),
+	cmocka_unit_test(the_end_of_work_comes_before_that_of_the_queue),
 	cmocka_unit_test(waiting_for_oneself_is_refused),
 	cmocka_unit_test(waiting_for_oneself_through_others_is_refused),
 	cmocka_unit_test(a_circle_of_two_threads_is_refused_to_the_second),
 	cmocka_unit_test(a_callback_may_wait_for_others),
+	cmocka_unit_test(nobody_goes_in_front_of_a_callback_that_waits),
+	cmocka_unit_test(a_circle_through_one_in_front_is_refused),
 	cmocka_unit_test(a_crowd_never_meets_and_never_stops),
 	cmocka_unit_test(callbacks_before_private_get_what_the_header_says),
 	cmocka_unit_test(callbacks_that_undo_get_what_the_header_says),

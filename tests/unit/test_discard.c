@@ -1,10 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /* discard and section: memory goes back to the host, range by range and in lists */
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "unit.h"
 #include "unit_alloc.h"
+
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
 
 /* A region of full pages at page 16 */
 static struct gmem_region *begin(struct unit *unit, const struct unit_way *way, uint64_t pages)
@@ -298,6 +305,46 @@ static void failure_tells_what_was_freed(void **state)
 
 /* ---- leases ---- */
 
+/* Of a memfd that is sealed against writing, no page can be freed; no other seal forbids it. */
+static void discard_that_a_seal_forbids_names_the_seal(void **state)
+{
+	static const int seals[] = { F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL, F_SEAL_FUTURE_WRITE };
+	struct gmem_footprint footprint;
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	struct unit unit;
+	uint64_t size;
+	void *hva;
+	int fd;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(seals); i++) {
+		unit_begin_vm(&unit, "6.18");
+		size = PAGES(&unit, 4);
+		plan = unit_plan(&unit, GMEM_BACKING_HOST);
+		fd = memfd_create("sealed", MFD_ALLOW_SEALING | MFD_CLOEXEC);
+		assert_int_equal(ftruncate(fd, (off_t)size), 0);
+		hva = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		assert_ptr_not_equal(hva, MAP_FAILED);
+		assert_int_equal(fcntl(fd, F_ADD_SEALS, seals[i]), 0);
+		GMEM_OPTS(gmem_region_opts, opts, .plan = plan, .flags = GMEM_REGION_HVA, .hva = hva);
+		assert_ok(gmem_region_add(unit.vm, 0, size, &opts, &region));
+		memset(hva, 1, size);
+		if (seals[i] & F_SEAL_FUTURE_WRITE)
+			assert_refused(-EPERM, "sealed with F_SEAL_FUTURE_WRITE or F_SEAL_WRITE",
+				       gmem_vm_discard(unit.vm, 0, size, NULL, NULL));
+		else
+			assert_ok(gmem_vm_discard(unit.vm, 0, size, NULL, &footprint));
+		assert_int_equal(*(char *)hva, seals[i] & F_SEAL_FUTURE_WRITE ? 1 : 0);
+		gmem_vm_free(unit.vm);
+		unit.vm = NULL;
+		gmem_plan_free(plan);
+		munmap(hva, size);
+		close(fd);
+		unit_end(&unit);
+	}
+}
+
 static void leased_memory_is_refused_with_the_holders_name(void **state)
 {
 	GMEM_OPTS(gmem_lease_opts, holder, .holder = "disk 0");
@@ -356,6 +403,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(small_pages_free_the_large_ones_they_make_up),
 	cmocka_unit_test(bad_entry_leaves_the_others_alone),
 	cmocka_unit_test(failure_tells_what_was_freed),
+	cmocka_unit_test(discard_that_a_seal_forbids_names_the_seal),
 	cmocka_unit_test(leased_memory_is_refused_with_the_holders_name),
 	cmocka_unit_test(wait_for_a_lease_has_a_limit),
 };

@@ -196,6 +196,13 @@ static void any_name_is_a_json_string(void **state)
 		  "\"gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x90\xa7\"" },
 		{ "\xff|\xc3|\xed\xa0\x80", "\"\\ufffd|\\ufffd|\\ufffd\\ufffd\\ufffd\"" },
 		{ "end\xe2\x82", "\"end\\ufffd\\ufffd\"" },
+		/* controls, direction, formats, lines, private use, no character, none yet */
+		{ "\xc2\x85\xc2\x9b", "\"\\u0085\\u009b\"" },
+		{ "\xd8\x9c\xe2\x80\xae\xe2\x81\xa6", "\"\\u061c\\u202e\\u2066\"" },
+		{ "\xe2\x80\x8b\xef\xbb\xbf\xf3\xa0\x80\x81", "\"\\u200b\\ufeff\\udb40\\udc01\"" },
+		{ "\xe2\x80\xa8\xe2\x80\xa9", "\"\\u2028\\u2029\"" },
+		{ "\xee\x80\x80\xef\xbf\xbf\xcd\xb8", "\"\\ue000\\uffff\\u0378\"" },
+		{ "\xc0\x9b\xe0\x82\x9b", "\"\\ufffd\\ufffd\\ufffd\\ufffd\\ufffd\"" },
 	};
 	GMEM_OPTS(gmem_dump_opts, opts, .flags = 0);
 	char expected[128], *text;

@@ -34,6 +34,25 @@ static void sentence_that_is_too_long_is_cut_and_terminated(void **state)
 	assert_true(strlen(gmem_last_error()) < sizeof(text) - 1);
 }
 
+static void names_in_sentences_do_not_steer_a_terminal(void **state)
+{
+	char text[GMEM_SENTENCE_SIZE + 8];
+
+	(void)state;
+	gmem_fail(-EBUSY, "\"%s\" uses it", "disk \x1b[2J \xc2\x9b \xe2\x80\xae \xf3\xa0\x80\x81 \x9b gr\xc3\xbc\xc3\x9f");
+	assert_string_equal(gmem_last_error(), "\"disk ?[2J ? ? ? ? gr\xc3\xbc\xc3\x9f\" uses it");
+
+	/* Nor does what is left of a character at the end of a sentence that was cut. */
+	for (size_t size = GMEM_SENTENCE_SIZE - 4; size < GMEM_SENTENCE_SIZE; size++) {
+		memset(text, 'x', size);
+		strcpy(text + size, "\xf0\x9f\x90\xa7");
+		gmem_fail(-EINVAL, "%s", text);
+		assert_string_equal(gmem_last_error() + size,
+				    size < GMEM_SENTENCE_SIZE - 4 ? "\xf0\x9f\x90\xa7"
+				    : &"???"[size - (GMEM_SENTENCE_SIZE - 4)]);
+	}
+}
+
 static void *fail_in_thread(void *data)
 {
 	(void)data;
@@ -81,6 +100,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(sentence_is_never_null),
 	cmocka_unit_test(sentence_is_that_of_the_last_failure),
 	cmocka_unit_test(sentence_that_is_too_long_is_cut_and_terminated),
+	cmocka_unit_test(names_in_sentences_do_not_steer_a_terminal),
 	cmocka_unit_test(each_thread_has_its_own_sentence),
 	cmocka_unit_test(errnos_have_names),
 	cmocka_unit_test(version_is_the_header_s),

@@ -17,7 +17,6 @@
 
 #define PAGE		((uint64_t)4096)
 #define MOST		8
-#define SEALED		F_SEAL_SHRINK
 
 /* A VM without memory, an export of it, and memory from a memfd */
 struct scene {
@@ -30,7 +29,7 @@ struct scene {
 	int memfd;
 };
 
-static void scene_begin(struct scene *s, uint64_t flags)
+static void scene_begin_sealed(struct scene *s, uint64_t flags, int seals)
 {
 	GMEM_OPTS(gmem_export_opts, opts, .flags = flags);
 
@@ -38,10 +37,16 @@ static void scene_begin(struct scene *s, uint64_t flags)
 	unit_begin_vm(&s->unit, "6.18");
 	s->host = unit_plan(&s->unit, GMEM_BACKING_HOST);
 	s->mapped = unit_plan(&s->unit, GMEM_BACKING_MAPPED);
-	s->memfd = unit_memfd(16 * PAGE, SEALED);
+	s->memfd = unit_memfd(16 * PAGE, 0);
 	s->hva = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, s->memfd, 0);
 	assert_ptr_not_equal(s->hva, MAP_FAILED);
+	assert_int_equal(fcntl(s->memfd, F_ADD_SEALS, seals), 0);
 	assert_ok(gmem_export_new(s->unit.vm, &opts, &s->exporter));
+}
+
+static void scene_begin(struct scene *s, uint64_t flags)
+{
+	scene_begin_sealed(s, flags, UNIT_SEALED);
 }
 
 static void scene_end(struct scene *s)
@@ -123,11 +128,10 @@ static void a_file_sealed_against_writing_is_for_reading(void **state)
 	struct scene s;
 
 	(void)state;
-	scene_begin(&s, 0);
+	scene_begin_sealed(&s, 0, UNIT_SEALED | F_SEAL_FUTURE_WRITE);
 	assert_ok(gmem_export_add_memory(s.exporter, s.hva, 16 * PAGE, s.memfd, 0));
 	add(&s, 0, 16, (struct gmem_region_opts){ .plan = s.host, .flags = GMEM_REGION_HVA,
 						  .hva = s.hva });
-	assert_int_equal(fcntl(s.memfd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), 0);
 	assert_int_equal(table(&s), 1);
 	assert_int_equal(s.extents[0].rights, GMEM_RIGHT_READ);
 	scene_end(&s);
@@ -185,8 +189,6 @@ static void memory_is_named_only_if_it_can_be_given(void **state)
 	scene_begin(&s, 0);
 	file = unit_file(&s.unit, 1);
 	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, sockets), 0);
-	assert_refused(-EPERM, "F_SEAL_SHRINK",
-		       gmem_export_add_memory(s.exporter, s.hva, PAGE, unsealed, 0));
 	assert_refused(-EINVAL, "is a guest_memfd",
 		       gmem_export_add_memory(s.exporter, s.hva, PAGE, gmem_file_fd(file), 0));
 	assert_refused(-EINVAL, "is no memfd",
@@ -213,6 +215,65 @@ static void memory_is_named_only_if_it_can_be_given(void **state)
 	close(unsealed);
 	close(sockets[0]);
 	close(sockets[1]);
+}
+
+/* Any process that has the file could do what a missing seal allows. */
+static void memory_is_named_only_with_the_seals_that_keep_others_from_it(void **state)
+{
+	static const struct {
+		int seals;
+		const char *lacks, *help;
+	} cases[] = {
+		{ 0, "lacks F_SEAL_SHRINK, so any process that has it can cut it", "add F_SEAL_SHRINK |" },
+		{ F_SEAL_GROW, "lacks F_SEAL_SHRINK", "add F_SEAL_SHRINK |" },
+		{ F_SEAL_SHRINK, "lacks F_SEAL_GROW, so any process that has it can grow it",
+		  "add F_SEAL_SHRINK |" },
+		{ F_SEAL_SHRINK | F_SEAL_GROW, "lacks F_SEAL_SEAL, so any process that has it can seal it",
+		  "add F_SEAL_SHRINK |" },
+		{ F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE, "lacks F_SEAL_SEAL",
+		  "GMEM_EXPORT_UNSEALED" },
+		{ F_SEAL_SEAL, "lacks F_SEAL_SHRINK", "it takes no more seals" },
+		{ F_SEAL_SHRINK | F_SEAL_SEAL, "lacks F_SEAL_GROW", "it takes no more seals" },
+	};
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, 0);
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		int fd = unit_memfd(16 * PAGE, cases[i].seals);
+
+		assert_refused(-EPERM, cases[i].lacks,
+			       gmem_export_add_memory(s.exporter, s.hva, PAGE, fd, 0));
+		assert_non_null(strstr(gmem_last_error(), cases[i].help));
+		close(fd);
+	}
+	scene_end(&s);
+
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		scene_begin_sealed(&s, GMEM_EXPORT_UNSEALED, cases[i].seals);
+		assert_ok(gmem_export_add_memory(s.exporter, s.hva, PAGE, s.memfd, 0));
+		scene_end(&s);
+	}
+}
+
+/* Files that memfd_create() did not make have no seals, whatever file system they are on. */
+static void a_file_that_cannot_be_sealed_is_named_only_by_choice(void **state)
+{
+	int fd = open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	struct scene s;
+
+	(void)state;
+	if (fd < 0)
+		return;	/* no tmpfs here */
+	assert_int_equal(ftruncate(fd, (off_t)PAGE), 0);
+	scene_begin(&s, 0);
+	assert_refused(-EPERM, "it takes no more seals: a memfd with MFD_ALLOW_SEALING does",
+		       gmem_export_add_memory(s.exporter, s.hva, PAGE, fd, 0));
+	scene_end(&s);
+	scene_begin(&s, GMEM_EXPORT_UNSEALED);
+	assert_ok(gmem_export_add_memory(s.exporter, s.hva, PAGE, fd, 0));
+	scene_end(&s);
+	close(fd);
 }
 
 static void memory_is_named_once_and_forgotten(void **state)
@@ -273,11 +334,10 @@ static void a_vhost_user_table_has_only_what_may_be_written(void **state)
 	struct scene s;
 
 	(void)state;
-	scene_begin(&s, 0);
+	scene_begin_sealed(&s, 0, UNIT_SEALED | F_SEAL_FUTURE_WRITE);
 	assert_ok(gmem_export_add_memory(s.exporter, s.hva, 16 * PAGE, s.memfd, 0));
 	add(&s, 0, 16, (struct gmem_region_opts){ .plan = s.host, .flags = GMEM_REGION_HVA,
 						  .hva = s.hva });
-	assert_int_equal(fcntl(s.memfd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), 0);
 	assert_refused(-EOPNOTSUPP, "may only be read",
 		       gmem_export_vhost_user(s.exporter, regions, fds, MOST));
 	scene_end(&s);
@@ -330,6 +390,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(memory_without_a_file_is_refused_or_left_out),
 	cmocka_unit_test(a_table_that_does_not_fit_is_not_filled),
 	cmocka_unit_test(memory_is_named_only_if_it_can_be_given),
+	cmocka_unit_test(memory_is_named_only_with_the_seals_that_keep_others_from_it),
+	cmocka_unit_test(a_file_that_cannot_be_sealed_is_named_only_by_choice),
 	cmocka_unit_test(memory_is_named_once_and_forgotten),
 	cmocka_unit_test(a_vhost_user_table_joins_what_is_one_piece),
 	cmocka_unit_test(a_vhost_user_table_has_only_what_may_be_written),

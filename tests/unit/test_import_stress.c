@@ -144,7 +144,7 @@ static void begin(struct stress *s, int sockets[2])
 	memset(s, 0, sizeof(*s));
 	unit_begin_vm(&s->unit, "7.3-swp-t1");
 	s->plan = unit_plan(&s->unit, GMEM_BACKING_PRIVATE);
-	s->memfd = unit_memfd(LANES * LANE_SIZE, F_SEAL_SHRINK);
+	s->memfd = unit_memfd(LANES * LANE_SIZE, UNIT_SEALED);
 	s->hva = mmap(NULL, LANES * LANE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, s->memfd, 0);
 	assert_ptr_not_equal(s->hva, MAP_FAILED);
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets), 0);

@@ -198,33 +198,26 @@ static void waiting_lets_others_have_the_lock(void **state)
 	pthread_cond_destroy(&meeting.condition);
 }
 
-static bool is_over(const struct timespec *deadline)
+static uint64_t monotonic_now(void)
 {
 	struct timespec now;
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec > deadline->tv_sec ||
-	       (now.tv_sec == deadline->tv_sec && now.tv_nsec >= deadline->tv_nsec);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
 /* If the condition used CLOCK_REALTIME, the deadline would be long past and no wait would last. */
 static void waiting_ends_at_a_moment_of_the_monotonic_clock(void **state)
 {
-	struct timespec deadline;
+	uint64_t deadline = monotonic_now() + 20000000;
 	pthread_cond_t condition;
 	unsigned waits = 0;
 
 	(void)state;
 	gmem_condition_init(&condition);
-	clock_gettime(CLOCK_MONOTONIC, &deadline);
-	deadline.tv_nsec += 20000000;
-	if (deadline.tv_nsec >= 1000000000) {
-		deadline.tv_nsec -= 1000000000;
-		deadline.tv_sec++;
-	}
 	gmem_lock_take(&vm_lock);
-	for (; !is_over(&deadline); waits++)
-		gmem_condition_wait_until(&condition, &vm_lock, &deadline);
+	for (; monotonic_now() < deadline; waits++)
+		gmem_condition_wait_until(&condition, &vm_lock, deadline);
 	gmem_lock_drop(&vm_lock);
 	assert_in_range(waits, 1, 100);
 	pthread_cond_destroy(&condition);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* lookup_table: against a model that remembers every page */
 #include <errno.h>
+#include <malloc.h>
 #include <string.h>
 
 #include "base/range_map.h"
@@ -400,6 +401,54 @@ static void removed_is_remembered_until_something_comes(void **state)
 }
 
 /* Many small regions in one granule, found and forgotten one by one */
+/* Bytes of the heap that are in use; a sanitizer's allocator does not count them. */
+static uint64_t in_use(void)
+{
+	return mallinfo2().uordblks;
+}
+
+static void add_and_remove(struct model *m, uint64_t gpa)
+{
+	m->regions[0].gpa = (struct gmem_range){ .start = gpa, .size = PAGE };
+	m->regions[0].hva.start = GIB;
+	assert_ok(enter_next(m, 0));
+	assert_int_equal(error_at(m, gpa), 0);
+	assert_ok(remove_next(m, 0));
+}
+
+/* One page each in many GiB, in many entries, and as many as there are in one entry */
+static void what_is_remembered_is_bounded(void **state)
+{
+	static const struct { uint64_t from, step, count, bytes; } cases[] = {
+		{ 0, GIB, 4096, 4 * MIB },
+		{ 0, (uint64_t)1 << 39, 4096, 4 * MIB },
+		{ 3 * GIB, 2 * MIB + 2 * PAGE, 20000, 12 * MIB },
+		{ 7 * GIB, 2 * PAGE, 40000, 2 * MIB },
+	};
+	struct model m;
+	uint64_t before, last;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		model_begin(&m, 1);
+		m.used[0] = true;
+		before = in_use();
+		for (uint64_t n = 0; n < cases[i].count; n++)
+			add_and_remove(&m, cases[i].from + n * cases[i].step);
+		assert_true(in_use() - before < cases[i].bytes);
+		last = cases[i].from + (cases[i].count - 1) * cases[i].step;
+		assert_true(error_at(&m, last) == -ESTALE || error_at(&m, last) == -ENOENT);
+		/* what was removed first is still known, unless pages of one entry are too many */
+		assert_int_equal(error_at(&m, cases[i].from), i < 3 ? -ESTALE : -ENOENT);
+
+		/* and memory that comes there is found again */
+		m.regions[0].gpa.start = last;
+		assert_ok(enter_next(&m, 0));
+		assert_int_equal(error_at(&m, last), 0);
+		model_end(&m);
+	}
+}
+
 static void granule_takes_as_many_pieces_as_pages(void **state)
 {
 	static struct gmem_region regions[512];
@@ -607,6 +656,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(regions_may_end_where_addresses_do),
 	cmocka_unit_test(whole_entries_need_no_granule),
 	cmocka_unit_test(removed_is_remembered_until_something_comes),
+	cmocka_unit_test(what_is_remembered_is_bounded),
 	cmocka_unit_test(granule_takes_as_many_pieces_as_pages),
 	cmocka_unit_test(old_table_stays_whole_beside_the_new_one),
 	cmocka_unit_test(every_allocation_may_fail_and_nothing_leaks),

@@ -46,7 +46,7 @@ static void scene_begin(struct scene *s, uint64_t peer_flags, uint32_t wait_ms)
 	memset(s, 0, sizeof(*s));
 	unit_begin_vm(&s->unit, "7.3-swp-t1");
 	s->plan = unit_plan(&s->unit, GMEM_BACKING_PRIVATE);
-	s->memfd = unit_memfd(SIZE, F_SEAL_SHRINK);
+	s->memfd = unit_memfd(SIZE, UNIT_SEALED);
 	s->hva = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, s->memfd, 0);
 	assert_ptr_not_equal(s->hva, MAP_FAILED);
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, s->sockets), 0);
@@ -232,7 +232,7 @@ static void a_refusal_to_let_go_is_passed_on(void **state)
 	(void)state;
 	scene_begin(&s, 0, PATIENT);
 	exchange(&s);
-	fake_fail_next(FAKE_MMAP, -ENOMEM);
+	fake_fail_next(FAKE_MPROTECT, -ENOMEM);
 	assert_int_equal(convert_answered(&s, 100, 4, GMEM_STATE_PRIVATE), -ENOMEM);
 	assert_true(fake_fail_struck());
 	exchange(&s);

@@ -244,7 +244,7 @@ static void a_rebound_region_shows_the_other_file(void **state)
 
 static void memory_of_the_callers_arrives(void **state)
 {
-	int fd = unit_memfd(4 * PAGE, F_SEAL_SHRINK);
+	int fd = unit_memfd(4 * PAGE, UNIT_SEALED);
 	struct scene s;
 	char *hva;
 
@@ -319,6 +319,8 @@ static void memory_for_reading_is_not_written(void **state)
 	int fd = unit_memfd(size, F_SEAL_SHRINK);
 	struct gmem_extent extents[MOST];
 	uint64_t expected = 0, done = 0;
+	const void *found;
+	struct iovec iov;
 	struct scene s;
 	void *got;
 	char *hva;
@@ -328,7 +330,7 @@ static void memory_for_reading_is_not_written(void **state)
 	scene_begin(&s);
 	hva = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	assert_ptr_not_equal(hva, MAP_FAILED);
-	assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), 0);
+	assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | UNIT_SEALED), 0);
 	assert_ok(gmem_export_add_memory(s.exporter, hva, size, fd, 0));
 	add(&s, 0, size / PAGE, (struct gmem_region_opts){ .plan = s.host, .hva = hva,
 							   .flags = GMEM_REGION_HVA });
@@ -349,8 +351,12 @@ static void memory_for_reading_is_not_written(void **state)
 		assert_refused(-EROFS, "may only be read",
 			       gmem_view_copy(s.view, gpa, size, 8, &done));
 		gmem_view_begin(s.view);
-		assert_ok(gmem_view_hva(s.view, gpa, 8, &got));
-		assert_memory_equal(got, hva + gpa, 8);
+		assert_refused(-EROFS, "may only be read", gmem_view_hva(s.view, gpa, 8, &got));
+		assert_refused(-EROFS, "may only be read", gmem_view_iovec(s.view, gpa, 8, &iov, 1));
+		assert_ok(gmem_view_hva_read(s.view, gpa, 8, &found));
+		assert_memory_equal(found, hva + gpa, 8);
+		assert_int_equal(gmem_view_iovec_read(s.view, gpa, 8, &iov, 1), 1);
+		assert_ptr_equal(iov.iov_base, found);
 		gmem_view_end(s.view);
 		assert_int_equal(load(&s, gpa), 0x3333333333333333);
 	}

@@ -3,9 +3,13 @@
 #ifndef GMEM_UNIT_SHARE_H
 #define GMEM_UNIT_SHARE_H
 
+#include <fcntl.h>
 #include <pthread.h>
 
 #include "unit.h"
+
+/* What a file needs to be given to others */
+#define UNIT_SEALED	(F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 /* A memfd of so many bytes with these F_SEAL_* */
 int unit_memfd(uint64_t size, int seals);

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * wait_budget: how long one call may still wait for others.
+ *
+ * A call has one budget for all that it waits for, however often it does: earlier work, leases,
+ * views, peers. Only time spent waiting is taken from it, so long work of its own
+ * does not use it up. It belongs to the call; the call's claims point to it (state/claim.h),
+ * so that callbacks inside the library find it.
+ */
+#ifndef GMEM_WAIT_BUDGET_H
+#define GMEM_WAIT_BUDGET_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "os/sys.h"
+
+struct gmem_wait_budget {
+	uint32_t wait_ms;	/* all of it, as the caller gave it; 0: no limit */
+	bool has_leases;		/* leases are waited for, too; otherwise they refuse at once */
+	uint64_t spent;		/* of it, nanoseconds */
+};
+
+static inline bool gmem_wait_is_limited(const struct gmem_wait_budget *budget)
+{
+	return budget && budget->wait_ms;
+}
+
+/* Until when a wait that begins at @now may last; UINT64_MAX: without a limit */
+static inline uint64_t gmem_wait_end(const struct gmem_wait_budget *budget, uint64_t now)
+{
+	uint64_t all;
+
+	if (!gmem_wait_is_limited(budget))
+		return UINT64_MAX;
+	all = budget->wait_ms * GMEM_NANOSECONDS_PER_MS;
+	return budget->spent < all ? now + (all - budget->spent) : now;
+}
+
+/* Take a wait from @start until now from the budget. */
+static inline void gmem_wait_spend(struct gmem_wait_budget *budget, uint64_t start)
+{
+	if (budget)
+		budget->spent += gmem_sys_now() - start;
+}
+
+#endif

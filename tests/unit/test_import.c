@@ -1,0 +1,509 @@
+/* SPDX-License-Identifier: MIT */
+/* import: what a hostile exporter sends, and limits */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "share/wire.h"
+#include "unit.h"
+#include "unit_alloc.h"
+#include "unit_share.h"
+
+#ifndef MFD_HUGETLB
+#define MFD_HUGETLB 4U
+#endif
+#ifndef MFD_HUGE_2MB
+#define MFD_HUGE_2MB (21U << 26)
+#endif
+
+#define PAGE	((uint64_t)4096)
+#define MIB	((uint64_t)1 << 20)
+#define GIB	((uint64_t)1 << 30)
+#define TIB	((uint64_t)1 << 40)
+#define RW	(GMEM_RIGHT_READ | GMEM_RIGHT_WRITE)
+
+struct scene {
+	struct gmem_import *import;
+	struct gmem_view *view;
+	int sock;			/* the exporter's end */
+	uint32_t sequence;
+};
+
+static void scene_begin(struct scene *s, struct gmem_import_opts opts)
+{
+	int sockets[2];
+
+	fake_boot("6.18");
+	opts.size = sizeof(opts);
+	*s = (struct scene){ .sock = -1 };
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets), 0);
+	assert_ok(gmem_import_new(sockets[1], &opts, &s->import));
+	assert_ok(gmem_import_view_new(s->import, &s->view));
+	close(sockets[1]);
+	s->sock = sockets[0];
+}
+
+/* Returns the number of things that are left over. */
+static unsigned scene_end_with(struct scene *s)
+{
+	gmem_view_free(s->view);
+	gmem_import_free(s->import);
+	close(s->sock);
+	assert_int_equal(fake_complaints(), 0);
+	return fake_halt();
+}
+
+static void scene_end(struct scene *s)
+{
+	assert_int_equal(scene_end_with(s), 0);
+}
+
+static void send_message(struct scene *s, struct gmem_message message, int fd)
+{
+	uint8_t bytes[GMEM_WIRE_BYTES];
+
+	message.sequence = ++s->sequence;
+	gmem_wire_encode(&message, bytes);
+	assert_int_equal(fake_send_packet(s->sock, bytes, sizeof(bytes), fd >= 0, fd), sizeof(bytes));
+}
+
+/* Send a message and let the import work until it answers: the status, or what ended it */
+static int tell(struct scene *s, struct gmem_message message, int fd)
+{
+	struct gmem_message answer;
+	int none, ret, received;
+
+	send_message(s, message, fd);
+	do {
+		ret = gmem_import_dispatch(s->import);
+		if (ret < 0)
+			return ret;
+		received = gmem_wire_receive(s->sock, &answer, &none);
+		if (received < 0)
+			return received;
+	} while (!received);
+	assert_int_equal(answer.type, GMEM_WIRE_ANSWER);
+	assert_int_equal(answer.sequence, s->sequence);
+	return -(int)answer.status;
+}
+
+static void greet(struct scene *s)
+{
+	assert_ok(tell(s, (struct gmem_message){ .type = GMEM_WIRE_HELLO, .page_size = PAGE }, -1));
+}
+
+static struct gmem_message map_of(uint64_t id, uint64_t gpa, uint64_t size, uint32_t rights)
+{
+	return (struct gmem_message){ .type = GMEM_WIRE_MAP, .id = id, .gpa = gpa, .size = size,
+				      .file_size = size, .page_size = PAGE, .rights = rights,
+				      .backing = GMEM_BACKING_PRIVATE };
+}
+
+static int part(struct scene *s, uint32_t type, uint64_t id, uint64_t gpa, uint64_t size)
+{
+	return tell(s, (struct gmem_message){ .type = type, .id = id, .gpa = gpa, .size = size }, -1);
+}
+
+static int unmap(struct scene *s, uint64_t id)
+{
+	return tell(s, (struct gmem_message){ .type = GMEM_WIRE_UNMAP, .id = id }, -1);
+}
+
+static int look(struct scene *s, uint64_t gpa)
+{
+	uint64_t value;
+
+	return gmem_view_load(s->view, gpa, 8, GMEM_RELAXED, &value);
+}
+
+static bool is_mapped(const void *hva)
+{
+	unsigned char present;
+
+	return mincore((void *)(uintptr_t)hva, PAGE, &present) == 0;
+}
+
+static char *hva_of(struct scene *s, uint64_t gpa)
+{
+	struct gmem_extent extents[16];
+	int count = gmem_import_table(s->import, extents, 16);
+
+	for (int i = 0; i < count; i++)
+		if (gpa - extents[i].gpa < extents[i].size)
+			return (char *)extents[i].hva + (gpa - extents[i].gpa);
+	fail_msg("nothing is mapped at gpa 0x%lx", (unsigned long)gpa);
+	return NULL;
+}
+
+/* ---- address space ---- */
+
+static void file_that_cannot_be_mapped_is_refused_when_it_comes(void **state)
+{
+	struct gmem_extent extent;
+	struct scene s;
+	int vm, fd;
+
+	(void)state;
+	scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+	vm = fake_new_vm();
+	fd = fake_new_gmemfd(vm, 4 * PAGE, 0);
+	greet(&s);
+	assert_int_equal(tell(&s, map_of(1, 16 * PAGE, 4 * PAGE, RW | GMEM_WIRE_WITHHELD), fd), -ENODEV);
+	assert_int_equal(gmem_import_table(s.import, &extent, 1), 0);
+	fake_close(fd);
+	fake_close(vm);
+	scene_end(&s);
+}
+
+/* What is withheld stays the import's own: no other mapping can come there. */
+static void addresses_stay_the_imports_own(void **state)
+{
+	int fd = unit_memfd(4 * PAGE, F_SEAL_SHRINK);
+	struct scene s;
+	char *hva;
+
+	(void)state;
+	scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+	greet(&s);
+	assert_ok(tell(&s, map_of(1, 16 * PAGE, 4 * PAGE, RW | GMEM_WIRE_WITHHELD), fd));
+	hva = hva_of(&s, 16 * PAGE);
+	assert_int_equal(look(&s, 16 * PAGE), -EACCES);
+	assert_ok(part(&s, GMEM_WIRE_GRANT, 1, 17 * PAGE, 2 * PAGE));
+	assert_int_equal(look(&s, 16 * PAGE), -EACCES);
+	assert_ok(look(&s, 17 * PAGE));
+	assert_ok(part(&s, GMEM_WIRE_REVOKE, 1, 16 * PAGE, 2 * PAGE));
+	assert_int_equal(look(&s, 17 * PAGE), -EACCES);
+	assert_ok(look(&s, 18 * PAGE));
+	for (int i = 0; i < 4; i++)
+		assert_true(is_mapped(hva + (uint64_t)i * PAGE));
+	assert_ok(unmap(&s, 1));
+	assert_int_equal(look(&s, 18 * PAGE), -ESTALE);
+	for (int i = 0; i < 4; i++)
+		assert_false(is_mapped(hva + (uint64_t)i * PAGE));
+	close(fd);
+	scene_end(&s);
+}
+
+/* A kernel that refuses: the answer says so, and views and addresses are as before. */
+static void failed_revoke_or_grant_changes_nothing(void **state)
+{
+	int fd = unit_memfd(4 * PAGE, F_SEAL_SHRINK);
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+	greet(&s);
+	assert_ok(tell(&s, map_of(1, 16 * PAGE, 4 * PAGE, RW | GMEM_WIRE_WITHHELD), fd));
+	for (int i = 0; i < 3; i++) {
+		fake_fail_next(FAKE_MPROTECT, -ENOMEM);
+		assert_int_equal(part(&s, GMEM_WIRE_GRANT, 1, 16 * PAGE, 4 * PAGE), -ENOMEM);
+		assert_int_equal(look(&s, 17 * PAGE), -EACCES);
+	}
+	assert_ok(part(&s, GMEM_WIRE_GRANT, 1, 17 * PAGE, PAGE));
+	memset(hva_of(&s, 17 * PAGE), 1, PAGE);
+	for (int i = 0; i < 3; i++) {
+		fake_fail_next(FAKE_MPROTECT, -ENOMEM);
+		assert_int_equal(part(&s, GMEM_WIRE_REVOKE, 1, 16 * PAGE, 4 * PAGE), -ENOMEM);
+		assert_int_equal(look(&s, 16 * PAGE), -EACCES);
+		assert_ok(look(&s, 17 * PAGE));
+		assert_int_equal(*hva_of(&s, 17 * PAGE), 1);
+		assert_int_equal(look(&s, 18 * PAGE), -EACCES);
+	}
+	assert_ok(part(&s, GMEM_WIRE_REVOKE, 1, 16 * PAGE, 4 * PAGE));
+	assert_int_equal(look(&s, 17 * PAGE), -EACCES);
+	close(fd);
+	scene_end(&s);
+}
+
+/* If it can neither be done nor undone, the import ends, and keeps what it has. */
+static void failure_to_undo_ends_the_import(void **state)
+{
+	int fd = unit_memfd(4 * PAGE, F_SEAL_SHRINK);
+	struct scene s;
+	char *hva;
+
+	(void)state;
+	for (int granted = 0; granted < 2; granted++) {
+		scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+		greet(&s);
+		assert_ok(tell(&s, map_of(1, 16 * PAGE, 4 * PAGE, RW | GMEM_WIRE_WITHHELD), fd));
+		if (granted)
+			assert_ok(part(&s, GMEM_WIRE_GRANT, 1, 16 * PAGE, 4 * PAGE));
+		hva = hva_of(&s, 16 * PAGE);
+		fake_fail_kind(FAKE_MPROTECT, 0, 2, -ENOMEM);
+		assert_int_equal(part(&s, granted ? GMEM_WIRE_REVOKE : GMEM_WIRE_GRANT, 1, 16 * PAGE,
+				      4 * PAGE), -ENOMEM);
+		assert_int_equal(gmem_import_dispatch(s.import), -ENOMEM);
+		assert_int_equal(look(&s, 16 * PAGE), -EACCES);
+		assert_true(is_mapped(hva));
+		scene_end(&s);
+		assert_false(is_mapped(hva));
+	}
+	close(fd);
+}
+
+/* The kernel works in pages of the file: less than one, and it would take neighbours' memory. */
+static void parts_of_a_files_pages_end_the_import(void **state)
+{
+	static const struct { uint64_t start, size; } cases[] = {
+		{ 0, PAGE }, { 0, MIB }, { PAGE, 2 * MIB }, { 2 * MIB, 4 * MIB - PAGE }, { 4 * MIB - PAGE, PAGE },
+	};
+	int fd = memfd_create("huge", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_HUGETLB | MFD_HUGE_2MB);
+	struct gmem_message map = map_of(1, GIB + PAGE, 8 * MIB, RW | GMEM_WIRE_WITHHELD);
+	struct scene s;
+
+	(void)state;
+	if (fd < 0) {
+		print_message("skipped: no memfd of huge pages: %s\n", strerror(errno));
+		skip();
+	}
+	map.page_size = 2 * MIB;
+	assert_int_equal(ftruncate(fd, 8 * MIB), 0);
+	assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK), 0);
+	for (size_t i = 0; i < 2 * ARRAY_SIZE(cases); i++) {
+		scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+		greet(&s);
+		assert_ok(tell(&s, map, fd));
+		assert_int_equal((uintptr_t)hva_of(&s, map.gpa) % (2 * MIB), 0);
+		assert_ok(part(&s, GMEM_WIRE_GRANT, 1, map.gpa + 2 * MIB, 4 * MIB));
+		assert_int_equal(part(&s, i % 2 ? GMEM_WIRE_GRANT : GMEM_WIRE_REVOKE, 1,
+				      map.gpa + cases[i / 2].start, cases[i / 2].size), -EPROTO);
+		scene_end(&s);
+	}
+	close(fd);
+}
+
+/* ---- limits ---- */
+
+static void mappings_are_counted_and_limited(void **state)
+{
+	GMEM_OPTS(gmem_import_opts, opts, .max_mappings = 5);
+	int fd = unit_memfd(64 * PAGE, F_SEAL_SHRINK);
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, opts);
+	greet(&s);
+	assert_ok(tell(&s, map_of(1, 0, 64 * PAGE, RW | GMEM_WIRE_WITHHELD), fd));
+	/* two runs of granted pages make five mappings */
+	assert_ok(part(&s, GMEM_WIRE_GRANT, 1, 10 * PAGE, PAGE));
+	assert_ok(part(&s, GMEM_WIRE_GRANT, 1, 20 * PAGE, 4 * PAGE));
+	assert_int_equal(part(&s, GMEM_WIRE_GRANT, 1, 30 * PAGE, PAGE), -ENOMEM);
+	assert_int_equal(part(&s, GMEM_WIRE_REVOKE, 1, 21 * PAGE, PAGE), -ENOMEM);
+	assert_int_equal(look(&s, 30 * PAGE), -EACCES);
+	assert_ok(look(&s, 21 * PAGE));
+	assert_int_equal(tell(&s, map_of(2, GIB, 64 * PAGE, RW), fd), -ENOMEM);
+	/* what makes no more of them is done: growing, repeating, merging */
+	assert_ok(part(&s, GMEM_WIRE_GRANT, 1, 11 * PAGE, PAGE));
+	assert_ok(part(&s, GMEM_WIRE_GRANT, 1, 20 * PAGE, 4 * PAGE));
+	assert_ok(part(&s, GMEM_WIRE_REVOKE, 1, 23 * PAGE, PAGE));
+	assert_ok(part(&s, GMEM_WIRE_GRANT, 1, 12 * PAGE, 8 * PAGE));
+	/* from 10 to 23 now: one run, three mappings */
+	assert_ok(part(&s, GMEM_WIRE_REVOKE, 1, 15 * PAGE, PAGE));
+	assert_int_equal(part(&s, GMEM_WIRE_REVOKE, 1, 18 * PAGE, PAGE), -ENOMEM);
+	assert_ok(part(&s, GMEM_WIRE_REVOKE, 1, 0, 64 * PAGE));
+	assert_ok(tell(&s, map_of(2, GIB, 64 * PAGE, RW), fd));
+	assert_ok(tell(&s, map_of(3, 2 * GIB, 64 * PAGE, RW), fd));
+	assert_ok(unmap(&s, 1));
+	assert_ok(tell(&s, map_of(4, 3 * GIB, 64 * PAGE, RW), fd));
+	assert_ok(tell(&s, map_of(5, 4 * GIB, 64 * PAGE, RW), fd));
+	assert_ok(tell(&s, map_of(6, 5 * GIB, 64 * PAGE, RW), fd));
+	assert_int_equal(tell(&s, map_of(7, 6 * GIB, 64 * PAGE, RW), fd), -ENOMEM);
+	close(fd);
+	scene_end(&s);
+}
+
+static void tables_are_limited(void **state)
+{
+	GMEM_OPTS(gmem_import_opts, opts, .max_table_bytes = 3 * MIB);
+	int sparse = unit_memfd(16 * TIB, F_SEAL_SHRINK), fd = unit_memfd(64 * GIB, F_SEAL_SHRINK);
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+	greet(&s);
+	assert_int_equal(tell(&s, map_of(1, 0, 16 * TIB, RW), sparse), -ENOSPC);
+	assert_ok(tell(&s, map_of(1, 0, 64 * GIB, RW), fd));
+	scene_end(&s);
+
+	scene_begin(&s, opts);
+	greet(&s);
+	assert_ok(tell(&s, map_of(1, 0, 64 * GIB, RW), fd));
+	assert_int_equal(tell(&s, map_of(2, TIB, 64 * GIB, RW), fd), -ENOSPC);
+	assert_ok(unmap(&s, 1));
+	assert_ok(tell(&s, map_of(3, TIB, 64 * GIB, RW), fd));
+	scene_end(&s);
+	close(sparse);
+	close(fd);
+}
+
+/* However large a range is, a call does only a piece of it. */
+static void large_ranges_take_several_calls(void **state)
+{
+	int fd = unit_memfd(256 * GIB, F_SEAL_SHRINK);
+	struct gmem_message answer, steps[] = {
+		map_of(1, 0, 256 * GIB, RW | GMEM_WIRE_WITHHELD),
+		{ .type = GMEM_WIRE_GRANT, .id = 1, .size = 256 * GIB },
+		{ .type = GMEM_WIRE_REVOKE, .id = 1, .size = 256 * GIB },
+		{ .type = GMEM_WIRE_GRANT, .id = 1, .gpa = GIB, .size = 200 * GIB },
+		{ .type = GMEM_WIRE_UNMAP, .id = 1 },
+	};
+	struct pollfd ready;
+	struct scene s;
+	int none, calls;
+
+	(void)state;
+	scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+	greet(&s);
+	ready = (struct pollfd){ .fd = gmem_import_fd(s.import), .events = POLLIN };
+	/* each look at the clock finds it a millisecond later */
+	fake.clock_step = 1000000;
+	for (size_t i = 0; i < ARRAY_SIZE(steps); i++) {
+		send_message(&s, steps[i], i ? -1 : fd);
+		for (calls = 0; gmem_wire_receive(s.sock, &answer, &none) == 0; calls++) {
+			assert_int_equal(poll(&ready, 1, 0), 1);
+			assert_true(gmem_import_dispatch(s.import) >= 0);
+		}
+		assert_int_equal(answer.status, 0);
+		assert_true(calls > 200 / 5);
+		assert_int_equal(poll(&ready, 1, 0), 0);
+		assert_int_equal(look(&s, 100 * GIB),
+				 i == 4 ? -ESTALE : i == 1 || i == 3 ? 0 : -EACCES);
+	}
+	fake.clock_step = 0;
+	close(fd);
+	scene_end(&s);
+}
+
+static void import_may_end_in_the_middle_of_a_large_range(void **state)
+{
+	int fd = unit_memfd(64 * GIB, F_SEAL_SHRINK);
+	struct gmem_message steps[] = {
+		map_of(1, 0, 64 * GIB, RW | GMEM_WIRE_WITHHELD),
+		{ .type = GMEM_WIRE_GRANT, .id = 1, .size = 64 * GIB },
+		{ .type = GMEM_WIRE_REVOKE, .id = 1, .size = 64 * GIB },
+		{ .type = GMEM_WIRE_UNMAP, .id = 1 },
+	};
+	struct scene s;
+
+	(void)state;
+	for (size_t last = 0; last < ARRAY_SIZE(steps); last++) {
+		for (int calls = 0; calls < 30; calls += 3) {
+			scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+			greet(&s);
+			for (size_t i = 0; i < last; i++)
+				assert_ok(tell(&s, steps[i], i ? -1 : fd));
+			fake.clock_step = 1000000;
+			send_message(&s, steps[last], last ? -1 : fd);
+			for (int i = 0; i < calls; i++)
+				assert_true(gmem_import_dispatch(s.import) >= 0);
+			fake.clock_step = 0;
+			scene_end(&s);
+		}
+	}
+	close(fd);
+}
+
+/* Allocations and calls that fail in the middle: the import ends, or goes on as before. */
+static void failures_in_the_middle_leave_nothing_behind(void **state)
+{
+	int fd = unit_memfd(4 * GIB, F_SEAL_SHRINK);
+	struct gmem_message steps[] = {
+		map_of(1, 0, 4 * GIB, RW | GMEM_WIRE_WITHHELD),
+		{ .type = GMEM_WIRE_GRANT, .id = 1, .size = 4 * GIB },
+		{ .type = GMEM_WIRE_REVOKE, .id = 1, .size = 4 * GIB },
+		{ .type = GMEM_WIRE_UNMAP, .id = 1 },
+	};
+	unsigned left = 0;
+	struct scene s;
+	bool struck;
+	int ret;
+
+	(void)state;
+	for (unsigned n = 1, going_on = 1; going_on; n++) {
+		for (int allocation = 0; allocation < 2; allocation++) {
+			scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+			greet(&s);
+			if (allocation)
+				unit_fail_alloc(n);
+			else
+				fake_fail_call(n, -ENOMEM);
+			ret = 0;
+			for (size_t i = 0; i < ARRAY_SIZE(steps) && !ret; i++)
+				ret = tell(&s, steps[i], i ? -1 : fd);
+			struck = allocation ? unit_alloc_struck() : fake_fail_struck();
+			assert_true(struck || !ret);
+			if (!allocation)
+				going_on = struck;
+			/* Memory that could not be unmapped is never touched again. */
+			left += scene_end_with(&s);
+		}
+	}
+	assert_true(left <= 3);
+	close(fd);
+}
+
+static void file_that_does_not_arrive_is_not_the_end(void **state)
+{
+	int fd = unit_memfd(4 * PAGE, F_SEAL_SHRINK);
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+	greet(&s);
+	fake_fail_next(FAKE_RECEIVE_FD, -EMFILE);
+	assert_int_equal(tell(&s, map_of(1, 0, 4 * PAGE, RW), fd), -EMFILE);
+	assert_ok(tell(&s, map_of(2, 0, 4 * PAGE, RW), fd));
+	assert_ok(look(&s, 0));
+	close(fd);
+	scene_end(&s);
+}
+
+/* Extents are mapped once: however many there are, they take no file descriptors. */
+static void extents_keep_no_file_descriptors(void **state)
+{
+	int fd = unit_memfd(256 * PAGE, F_SEAL_SHRINK), first, last;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+	greet(&s);
+	first = dup(fd);
+	close(first);
+	for (uint64_t i = 0; i < 256; i++) {
+		struct gmem_message map = map_of(i + 1, i * PAGE, PAGE, RW);
+
+		map.offset = i * PAGE;
+		map.file_size = 256 * PAGE;
+		assert_ok(tell(&s, map, fd));
+	}
+	last = dup(fd);
+	close(last);
+	assert_int_equal(first, last);
+	close(fd);
+	scene_end(&s);
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(file_that_cannot_be_mapped_is_refused_when_it_comes),
+	cmocka_unit_test(addresses_stay_the_imports_own),
+	cmocka_unit_test(failed_revoke_or_grant_changes_nothing),
+	cmocka_unit_test(failure_to_undo_ends_the_import),
+	cmocka_unit_test(parts_of_a_files_pages_end_the_import),
+	cmocka_unit_test(mappings_are_counted_and_limited),
+	cmocka_unit_test(tables_are_limited),
+	cmocka_unit_test(large_ranges_take_several_calls),
+	cmocka_unit_test(import_may_end_in_the_middle_of_a_large_range),
+	cmocka_unit_test(failures_in_the_middle_leave_nothing_behind),
+	cmocka_unit_test(file_that_does_not_arrive_is_not_the_end),
+	cmocka_unit_test(extents_keep_no_file_descriptors),
+};
+
+int main(void)
+{
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
