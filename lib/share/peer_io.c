@@ -70,6 +70,7 @@ void gmem_peer_look_again(struct gmem_todo *todo, uint64_t start, uint64_t last)
 {
 	todo->part = join(&todo->part, todo->is_done, start, last);
 	todo->is_done = false;
+	todo->is_again = false;
 }
 
 /* Everything up to @last has been looked at. */
@@ -107,8 +108,12 @@ static void try_later(struct gmem_peer *peer, struct gmem_todo *todo, uint64_t s
 
 static void try_again_now(struct gmem_todo *todo)
 {
-	if (todo->has_again)
+	bool was_done = todo->is_done;
+
+	if (todo->has_again) {
 		gmem_peer_look_again(todo, todo->again.start, todo->again.last);
+		todo->is_again = was_done;
+	}
 	todo->has_again = false;
 	todo->refused = 0;
 }
@@ -645,7 +650,7 @@ static enum sent send_block(struct gmem_peer *peer, const struct gmem_extent *ex
 	return sent;
 }
 
-/* Memory that was added after the peer and cannot be given to it is left out. */
+/* Memory that was added after the peer and cannot be given to it is left out, and logged once. */
 static enum sent send_piece(struct gmem_peer *peer, const struct piece *piece)
 {
 	struct gmem_export *exporter = peer->exporter;
@@ -656,7 +661,7 @@ static enum sent send_piece(struct gmem_peer *peer, const struct piece *piece)
 	err = describe(peer, piece, &extent);
 	if (!err)
 		sent = send_block(peer, &extent);
-	else if (!(exporter->flags & GMEM_EXPORT_SKIP))
+	else if (!(exporter->flags & GMEM_EXPORT_SKIP) && !peer->maps.is_again)
 		gmem_vm_log_error(exporter->vm, err);
 	if (sent == DID_SOMETHING)
 		go_on_after(&peer->maps, piece->last);

@@ -11,8 +11,8 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/macros.h"
+#include "base/part.h"
 #include "base/range_map.h"
-#include "base/range_set.h"
 #include "layout/step.h"
 #include "os/sys.h"
 #include "region/page_states.h"
@@ -201,14 +201,15 @@ static void note_change(struct gmem_export *exporter, uint64_t gpa, uint64_t siz
 
 static void note_step(struct gmem_export *exporter, const struct gmem_step *step)
 {
-	struct gmem_range *node = &exporter->leaving_nodes[exporter->leaving_count];
 	const struct gmem_range *gpa = &step->region->gpa;
+	struct gmem_range *node;
 
 	note_change(exporter, gpa->start, gpa->size);
 	if (step->kind == GMEM_STEP_MOVE)
 		note_change(exporter, step->gpa, gpa->size);
 	if (!takes_memory(step))
 		return;
+	node = &exporter->leaving_nodes[exporter->leaving_count];
 	*node = (struct gmem_range){ .start = gpa->start, .size = gpa->size };
 	gmem_range_insert(&exporter->leaving, node);
 	exporter->leaving_count++;

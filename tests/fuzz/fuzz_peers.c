@@ -74,6 +74,8 @@ static struct {
 	int memfd;
 	char *hva;
 	uint64_t clock;			/* nanoseconds that calls waited */
+	uint64_t timer_at;		/* of the export's timer, by that clock; 0: not set */
+	int timer;
 	bool is_lost;			/* the kernel refused to undo: nothing is promised any more */
 } world;
 
@@ -180,7 +182,7 @@ static void answer(struct peer *peer)
 	struct gmem_message message = { .type = GMEM_WIRE_ANSWER, .sequence = peer->last.sequence };
 	uint8_t bytes[GMEM_WIRE_BYTES + 8] = { 0 };
 	size_t size = GMEM_WIRE_BYTES;
-	unsigned count = 1, fds = 0;
+	unsigned count = 1, fds = 0, at;
 
 	peer->owes_answer = false;
 	if (peer->manner == REFUSING)
@@ -188,8 +190,11 @@ static void answer(struct peer *peer)
 	else
 		give_back(peer);
 	gmem_wire_encode(&message, bytes);
-	if (peer->manner == WRONG)
-		bytes[take() % GMEM_WIRE_BYTES] ^= (uint8_t)(1 + take() % 255);
+	/* Not the status, bytes 12 to 15: with another one it would be a good answer. */
+	if (peer->manner == WRONG) {
+		at = take() % (GMEM_WIRE_BYTES - 4);
+		bytes[at < 12 ? at : at + 4] ^= (uint8_t)(1 + take() % 255);
+	}
 	if (peer->manner == WRONG && take() & 1)
 		size = take() % sizeof(bytes);
 	if (peer->manner == FLOODING)
@@ -237,19 +242,39 @@ static void set_manner(struct peer *peer)
 
 /* ---- time passes, and peers act, where the library waits for them ---- */
 
+#define BOOT	UINT64_C(1000000000)
+
 uint64_t __wrap_gmem_sys_now(void);
+void __wrap_gmem_sys_timer_set(int fd, uint64_t at);
+void __real_gmem_sys_timer_set(int fd, uint64_t at);
 int __wrap_gmem_sys_poll_many(struct pollfd *fds, unsigned int count, unsigned int milliseconds);
 void __wrap_gmem_sys_pause(unsigned int microseconds);
 int __real_gmem_sys_poll_many(struct pollfd *fds, unsigned int count, unsigned int milliseconds);
 
 uint64_t __wrap_gmem_sys_now(void)
 {
-	return 1000000000 + world.clock;
+	return BOOT + world.clock;
+}
+
+/* A timer whose time has come is one in the past to the kernel. */
+static void look_at_timer(void)
+{
+	if (world.timer_at)
+		__real_gmem_sys_timer_set(world.timer, world.timer_at <= BOOT + world.clock);
+}
+
+void __wrap_gmem_sys_timer_set(int fd, uint64_t at)
+{
+	world.timer = fd;
+	world.timer_at = at;
+	__real_gmem_sys_timer_set(fd, 0);
+	look_at_timer();
 }
 
 static void pass(unsigned microseconds)
 {
 	world.clock += microseconds * UINT64_C(1000);
+	look_at_timer();
 	/* Nothing waits for minutes. */
 	CHECK(world.clock < UINT64_C(600) * 1000000000);
 }
@@ -356,10 +381,11 @@ static bool take_failure(void)
 	return true;
 }
 
-/* It may have struck a peer, or the undoing of something. */
+/* It may have struck a peer, the time that peers had, or the undoing of something. */
 static void end_failure(bool was_asked, int err)
 {
-	if (was_asked && fake_fail_struck() && fake_fail_victim() == FAKE_SEND)
+	if (was_asked && fake_fail_struck() &&
+	    (fake_fail_victim() == FAKE_SEND || fake_fail_victim() == FAKE_POLL_MANY))
 		for (size_t i = 0; i < PEERS; i++)
 			world.peers[i].was_always_good = false;
 	if (err == -ENOTRECOVERABLE)
@@ -524,12 +550,14 @@ static void remove_peer(struct peer *peer)
 	*peer = (struct peer){ .sock = -1 };
 }
 
-/* Calls it when there is something to do, as a program would. */
-static bool dispatch(int milliseconds)
+/* Calls it when there is something to do, as a program would that waits so long. */
+static bool dispatch(unsigned milliseconds)
 {
 	struct pollfd fd = { .fd = gmem_export_fd(world.exporter), .events = POLLIN };
 
-	if (poll(&fd, 1, milliseconds) == 0)
+	if (poll(&fd, 1, 0) == 0 && milliseconds)
+		pass(milliseconds * 1000);
+	if (poll(&fd, 1, 0) == 0)
 		return false;
 	CHECK(gmem_export_dispatch(world.exporter) == 0);
 	return true;
@@ -657,7 +685,7 @@ static void begin(void)
 	GMEM_OPTS(gmem_request, host_request, .backings = { GMEM_BACKING_HOST });
 
 	fake_boot("7.3-swp-t1");
-	world.clock = 0;
+	world.clock = world.timer_at = 0;
 	world.is_lost = false;
 	world.vm_fd = fake_new_vm();
 	CHECK(gmem_vm_new(world.vm_fd, NULL, &world.vm) == 0);
