@@ -115,8 +115,11 @@ int gmem_ring_submit(struct gmem_ring *ring)
 
 int gmem_ring_await_room(struct gmem_ring *ring)
 {
-	int err = io_uring_sqring_wait(ring_of(ring));
+	int err = 0;
 
+	/* Completions that come meanwhile interrupt the wait. */
+	while (err >= 0 && !io_uring_sq_space_left(ring_of(ring)))
+		err = io_uring_sqring_wait(ring_of(ring));
 	return err < 0 ? err : 0;
 }
 
