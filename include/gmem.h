@@ -3210,7 +3210,7 @@ struct gmem_transfer_result {
  *
  * After a failure, the first data_bytes + zero_bytes of the range are loaded.
  *
- * Thread-safe. Source: read(2), io_uring(7), open(2) with O_DIRECT,
+ * Thread-safe. Source: read(2), preadv2(2), io_uring(7), open(2) with O_DIRECT,
  * MADV_POPULATE_READ. Since: 0.1.
  *
  * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO

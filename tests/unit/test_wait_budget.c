@@ -645,19 +645,21 @@ static void export_and_end(struct scene *s, int turn)
 	gmem_export_free(exporter);
 }
 
-/* A machine that is busy lets others overtake by chance, but not each time. */
-static void check_does_not_queue(struct storm *storm, void (*call)(struct scene *s, int turn),
-				 unsigned long most)
+/*
+ * Conversions that were made during a call, the fewest of several times: a machine that is busy
+ * lets others overtake by chance, but not each time.
+ */
+static unsigned long least_overtaken(struct storm *storm, void (*call)(struct scene *s, int turn))
 {
 	unsigned long least = ULONG_MAX, before, during;
 
-	for (int turn = 0; turn < 20 && least > most; turn++) {
+	for (int turn = 0; turn < 8; turn++) {
 		before = storm->conversions;
 		call(storm->s, turn);
 		during = storm->conversions - before;
 		least = during < least ? during : least;
 	}
-	assert_in_range(least, 0, most);
+	return least;
 }
 
 /* Each conversion to private takes the peer 5 ms; 16 threads wait for the page. */
@@ -666,6 +668,7 @@ static void a_storm_holds_up_one_conversion_at_most(void **state)
 	enum { THREADS = 16 };
 	pthread_t threads[THREADS], dispatcher;
 	struct storm storm = { .is_over = false };
+	unsigned long layout, listener, exporter;
 	struct scene s;
 
 	(void)state;
@@ -682,14 +685,19 @@ static void a_storm_holds_up_one_conversion_at_most(void **state)
 	}
 	while (storm.conversions < 2 * THREADS)
 		gmem_sys_pause(1000);
-	check_does_not_queue(&storm, change_layout, 4);
-	check_does_not_queue(&storm, come_and_go, 8);
-	check_does_not_queue(&storm, export_and_end, 8);
+	layout = least_overtaken(&storm, change_layout);
+	listener = least_overtaken(&storm, come_and_go);
+	exporter = least_overtaken(&storm, export_and_end);
 	storm.is_over = true;
 	for (int i = 0; i < THREADS; i++)
 		pthread_join(threads[i], NULL);
 	pthread_join(dispatcher, NULL);
 	scene_end(&s);
+	print_message("# %lu, %lu and %lu conversions meanwhile\n", layout, listener, exporter);
+	/* Behind the queue it would be all threads, for each of two calls. */
+	assert_in_range(layout, 0, THREADS / 2);
+	assert_in_range(listener, 0, THREADS);
+	assert_in_range(exporter, 0, THREADS);
 }
 
 /* ---- a crowd: listeners come and go while others convert ---- */
