@@ -8,6 +8,9 @@
  * with 6. The program also compares the rest of memory, a pattern with gaps.
  * It prints each step, and how many bytes of memory and file each took.
  *
+ * A snapshot that is kept gets its name only when all of it is on the disk, so that
+ * under this name there is always a whole snapshot: the new one, or the one before.
+ *
  * usage: snapshot [FILE]    FILE is kept; without it a temporary one is used
  *
  * Exit status: 0, 1 if something failed, 77 if this host cannot run it.
@@ -15,6 +18,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <libgen.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -163,14 +168,48 @@ static void report(const char *what, const struct gmem_transfer_result *result)
 	       result->engine == GMEM_ENGINE_IO_URING ? "io_uring" : "read and write");
 }
 
-static void save(struct machine *m, int fd)
+/* The name of the file until it is complete: in the same directory, which rename(2) needs. */
+static const char *unfinished_name(const char *path)
+{
+	static char name[PATH_MAX];
+
+	if (snprintf(name, sizeof(name), "%s.unfinished", path) >= (int)sizeof(name)) {
+		errno = ENAMETOOLONG;
+		must(-1, path);
+	}
+	return name;
+}
+
+/* A save that fails leaves nothing, and an older file of this name as it is. */
+static void save(struct machine *m, int fd, const char *path)
 {
 	char what[] = "saving";
-	GMEM_OPTS(gmem_transfer_opts, opts, .progress = show_progress, .progress_data = what);
+	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_SYNC, .progress = show_progress,
+		  .progress_data = what);
 	GMEM_OPTS(gmem_transfer_result, result);
+	int saved;
 
-	gmem_must(gmem_vm_save(m->vm, fd, &opts, &result), "saving");
+	saved = gmem_vm_save(m->vm, fd, &opts, &result);
+	if (saved < 0 && path)
+		unlink(unfinished_name(path));
+	gmem_must(saved, "saving");
 	report("Saved", &result);
+}
+
+/*
+ * Gives the image its name, after it was synced. Until the directory is synced, too, a
+ * host that goes down may come back with the old file of that name.
+ */
+static void publish(const char *path)
+{
+	char copy[PATH_MAX];
+	int directory;
+
+	must(rename(unfinished_name(path), path), path);
+	snprintf(copy, sizeof(copy), "%s", path);
+	directory = must(open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC), "the directory");
+	must(fsync(directory), "syncing the directory");
+	must(close(directory), "closing the directory");
 }
 
 static void restore(struct machine *m, int fd)
@@ -187,8 +226,11 @@ static int open_image(const char *path)
 {
 	FILE *file;
 
-	if (path)
-		return must(open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), path);
+	if (path) {
+		unlink(unfinished_name(path));
+		return must(open(unfinished_name(path), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600),
+			    path);
+	}
 	file = tmpfile();
 	must(file ? 0 : -1, "a temporary file");
 	return must(fcntl(fileno(file), F_DUPFD_CLOEXEC, 0), "a temporary file");
@@ -226,7 +268,9 @@ int main(int argc, char **argv)
 	m.run->immediate_exit = 1;
 	expect(ioctl(m.vcpu, KVM_RUN, 0) < 0 && errno == EINTR, "the vCPU to stop");
 	must(get_registers(m.vcpu, &registers), "reading the registers");
-	save(&m, fd);
+	save(&m, fd, argc == 2 ? argv[1] : NULL);
+	if (argc == 2)
+		publish(argv[1]);
 	free_machine(&m);
 	printf("2. That VM is gone.\n");
 

@@ -871,10 +871,11 @@ struct gmem_inplace_opts {
  *
  * wait_ms of struct gmem_convert_opts, struct gmem_vcpu_opts and
  * struct gmem_discard_opts is one limit for all of this together, for the whole call.
- * It counts the time that the call waits, not that it works or is in a callback. When the time is up, the
- * call fails with -EBUSY, or with -ETIMEDOUT if it waits for peers, which are not cut
- * off for that. Nothing has changed, and gmem_last_error() says what was waited for and
- * how long; a call that goes in parts, such as a discard, has done those before.
+ * It counts the time that the call waits, not that in which it works or is in a
+ * callback of the caller's. When the time is up, the call fails with -EBUSY, or with
+ * -ETIMEDOUT if it waits for peers, which are not cut off for that. Nothing has
+ * changed, and gmem_last_error() says what was waited for and how long. A call that
+ * goes in parts, such as a discard, has done the parts before.
  *
  * With a wait_ms of 0 a lease in the way is refused at once, and there is no other
  * limit: earlier work ends in its time, since it has limits itself, but there may be
@@ -3209,7 +3210,7 @@ struct gmem_transfer_result {
  *
  * After a failure, the first data_bytes + zero_bytes of the range are loaded.
  *
- * Thread-safe. Source: read(2), io_uring(7), open(2) with O_DIRECT,
+ * Thread-safe. Source: read(2), preadv2(2), io_uring(7), open(2) with O_DIRECT,
  * MADV_POPULATE_READ. Since: 0.1.
  *
  * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO

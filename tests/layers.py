@@ -371,7 +371,7 @@ PLANTED = [
     ("an include that is not used", "uses",
      add("lib/region/slots.c", '#include "base/crc32c.h"\n', "#include <")),
     ("an include that only seems to be used", "uses",
-     add("lib/region/slots.c", '#include "base/range_set.h"\nstruct own { int start; };\n'
+     add("lib/region/slots.c", '#include "base/part.h"\nstruct own { int start; };\n'
          "static inline int start(struct own *own) { return own->start; }\n", "#include <")),
     ("a name whose module is not included", "uses",
      add("lib/region/slots.c", "static uint64_t gone = sizeof(struct gmem_part);\n", None)),

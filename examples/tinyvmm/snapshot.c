@@ -6,6 +6,9 @@
  */
 #include <fcntl.h>
 #include <inttypes.h>
+#include <libgen.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -32,13 +35,32 @@ static void fail(const char *path, const char *why)
 	exit(EXIT_FAILURE);
 }
 
+/*
+ * Gives the file its name when it is complete and on its disk: until then there is the
+ * older one, if any.
+ */
+static void publish(const char *unfinished, const char *path)
+{
+	char directory[PATH_MAX];
+	int fd;
+
+	must(rename(unfinished, path), path);
+	snprintf(directory, sizeof(directory), "%s", path);
+	fd = must(open(dirname(directory), O_RDONLY | O_DIRECTORY | O_CLOEXEC), path);
+	must(fsync(fd), path);
+	must(close(fd), path);
+}
+
 /* Called while the vCPU does not run and no device has I/O under way. */
 void snapshot_save(struct vmm *vmm, const char *path)
 {
-	GMEM_OPTS(gmem_transfer_opts, opts, .image_offset = IMAGE_OFFSET);
+	GMEM_OPTS(gmem_transfer_opts, opts, .image_offset = IMAGE_OFFSET, .flags = GMEM_TRANSFER_SYNC);
 	GMEM_OPTS(gmem_transfer_result, result, .engine = 0);
-	const int fd = must(open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), path);
+	char unfinished[PATH_MAX];
+	int fd;
 
+	snprintf(unfinished, sizeof(unfinished), "%s.unfinished", path);
+	fd = must(open(unfinished, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), unfinished);
 	memcpy(head.magic, MAGIC, sizeof(head.magic));
 	head.vcpu_size = sizeof(head.vcpu);
 	head.devices_size = sizeof(head.devices);
@@ -52,6 +74,7 @@ void snapshot_save(struct vmm *vmm, const char *path)
 		fail(path, "it cannot be written");
 	gmem_must(gmem_vm_save(vmm->memory, fd, &opts, &result), path);
 	must(close(fd), path);
+	publish(unfinished, path);
 	say("snapshot in %s: %" PRIu64 " MiB of memory that is not zero", path,
 	    result.data_bytes / MIB);
 }

@@ -10,7 +10,7 @@
 #include "base/counters.h"
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/range_set.h"
+#include "base/part.h"
 #include "base/range_map.h"
 #include "caps/caps.h"
 #include "layout/foreign_slot.h"

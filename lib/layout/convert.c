@@ -10,7 +10,7 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/opts.h"
-#include "base/range_set.h"
+#include "base/part.h"
 #include "os/sys.h"
 #include "os/usdt.h"
 #include "region/page_states.h"

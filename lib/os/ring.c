@@ -113,6 +113,13 @@ int gmem_ring_submit(struct gmem_ring *ring)
 	return n < 0 ? n : -EAGAIN;
 }
 
+int gmem_ring_await_room(struct gmem_ring *ring)
+{
+	int err = io_uring_sqring_wait(ring_of(ring));
+
+	return err < 0 ? err : 0;
+}
+
 uint32_t gmem_ring_unsubmitted(const struct gmem_ring *ring)
 {
 	return io_uring_sq_ready(ring->callers ? ring->callers : &ring->own);
@@ -184,6 +191,12 @@ int gmem_ring_queue(struct gmem_ring *ring, const struct gmem_ring_request *requ
 }
 
 int gmem_ring_submit(struct gmem_ring *ring)
+{
+	(void)ring;
+	return -ENOTSUP;
+}
+
+int gmem_ring_await_room(struct gmem_ring *ring)
 {
 	(void)ring;
 	return -ENOTSUP;

@@ -54,6 +54,11 @@ int gmem_ring_queue(struct gmem_ring *ring, const struct gmem_ring_request *requ
  */
 int gmem_ring_submit(struct gmem_ring *ring);
 /*
+ * Waits for room in the queue, which a thread of the kernel's makes that polls it; that
+ * takes no longer than the system calls it makes in our place.
+ */
+int gmem_ring_await_room(struct gmem_ring *ring);
+/*
  * Counts the queued requests that the kernel has not taken. Of a ring of our own, it does
  * not take them before the next submit.
  */

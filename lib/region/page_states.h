@@ -19,7 +19,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "base/range_set.h"
+#include "base/part.h"
 
 enum gmem_page_bit {
 	GMEM_PAGE_PRIVATE,

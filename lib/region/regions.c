@@ -7,7 +7,7 @@
 
 #include "base/error.h"
 #include "base/macros.h"
-#include "base/range_set.h"
+#include "base/part.h"
 #include "region/page_states.h"
 
 static struct gmem_region *find(const struct gmem_range_map *regions, uint64_t gpa, uint64_t last)

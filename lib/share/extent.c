@@ -93,7 +93,7 @@ static const struct {
 	  "seal it against writing, and this process cannot map, give or discard it any more" },
 };
 
-/* Once there is F_SEAL_SEAL, as on a file that memfd_create() did not make, the others cannot be added. */
+/* Where F_SEAL_SEAL is, as on each file that memfd_create() did not make, none can be added. */
 int gmem_extent_check_seals(int fd, const struct gmem_extent_file *file)
 {
 	const char *help = file->seals & F_SEAL_SEAL ? "it takes no more seals: a memfd with "

@@ -18,7 +18,7 @@
 /* Regions, and pages of which not all are in one state, that one step looks at */
 #define MAX_REGIONS	64
 #define MAX_PAGES	(UINT64_C(1) << 22)
-/* Runs of pages that one step looks at */
+/* Runs of pages that one step looks at; MAX_PAGES in one run take as long */
 #define MAX_RUNS	1024
 /* After so many refusals in a row, no more of the kind is sent until it is time to try again. */
 #define MAX_REFUSED	16
@@ -70,6 +70,7 @@ void gmem_peer_look_again(struct gmem_todo *todo, uint64_t start, uint64_t last)
 {
 	todo->part = join(&todo->part, todo->is_done, start, last);
 	todo->is_done = false;
+	todo->is_again = false;
 }
 
 /* Everything up to @last has been looked at. */
@@ -107,8 +108,12 @@ static void try_later(struct gmem_peer *peer, struct gmem_todo *todo, uint64_t s
 
 static void try_again_now(struct gmem_todo *todo)
 {
-	if (todo->has_again)
+	bool was_done = todo->is_done;
+
+	if (todo->has_again) {
 		gmem_peer_look_again(todo, todo->again.start, todo->again.last);
+		todo->is_again = was_done;
+	}
 	todo->has_again = false;
 	todo->refused = 0;
 }
@@ -356,15 +361,14 @@ static bool is_shared_at(const struct gmem_vm *vm, uint64_t gpa, uint64_t last, 
 
 /*
  * Find the first pages of @page bytes in @part, which has whole ones, that are shared as a
- * whole. MORE: there is none up to @ret->last.
+ * whole. MORE: there is none up to @ret->last. @runs counts what was looked at.
  */
 static enum gmem_search find_shared(const struct gmem_vm *vm, const struct gmem_part *part,
-				    uint64_t page, struct gmem_part *ret)
+				    uint64_t page, uint64_t *runs, struct gmem_part *ret)
 {
 	uint64_t start = part->start, gpa = start, last;
-	unsigned int runs = 0;
 
-	while (gpa <= part->last && runs < MAX_RUNS) {
+	while (gpa <= part->last && *runs < MAX_RUNS) {
 		/* It may go on in the next region. */
 		if (is_shared_at(vm, gpa, part->last, &last)) {
 			gpa = last + 1;
@@ -373,7 +377,7 @@ static enum gmem_search find_shared(const struct gmem_vm *vm, const struct gmem_
 		if (gpa / page > start / page)
 			break;
 		start = gpa = (last / page + 1) * page;
-		runs++;
+		++*runs;
 	}
 	*ret = (struct gmem_part){ start, gpa / page * page - 1 };
 	if (ret->last > start && start <= part->last)
@@ -398,8 +402,10 @@ static bool is_in_one_state(const struct gmem_vm *vm, const struct gmem_block *b
 
 /* Find the first pages of @block in @todo that are shared and not granted. */
 static enum gmem_search find_grant_in(const struct gmem_vm *vm, const struct gmem_block *block,
-				      const struct gmem_todo *todo, struct gmem_part *ret)
+				      const struct gmem_todo *todo, uint64_t *runs,
+				      struct gmem_part *ret)
 {
+	uint64_t max_pages = MAX_PAGES * gmem_sys_page_size() >> block->page_shift;
 	uint64_t last = gmem_range_last(&block->gpa), first, end;
 	struct gmem_part part;
 
@@ -409,27 +415,28 @@ static enum gmem_search find_grant_in(const struct gmem_vm *vm, const struct gme
 
 	first = todo->part.start > block->gpa.start ? page_of(block, todo->part.start) : 0;
 	end = page_of(block, todo->part.last < last ? todo->part.last : last) + 1;
-	if (!is_in_one_state(vm, block) && end - first > MAX_PAGES)
-		end = first + MAX_PAGES;
+	if (!is_in_one_state(vm, block) && end - first > max_pages)
+		end = first + max_pages;
 	ret->last = gpa_of(block, end) - 1;
 	first = gmem_granted_find(&block->granted, false, first, end);
 	if (first == end)
 		return GMEM_SEARCH_MORE;
 	end = gmem_granted_find(&block->granted, true, first, end);
 	part = (struct gmem_part){ gpa_of(block, first), gpa_of(block, end) - 1 };
-	return find_shared(vm, &part, UINT64_C(1) << block->page_shift, ret);
+	return find_shared(vm, &part, UINT64_C(1) << block->page_shift, runs, ret);
 }
 
 /* Find the first pages that are shared and not granted. With the VM's lock held. */
 static enum gmem_search find_grant(struct gmem_peer *peer, struct gmem_block **ret_block,
 				   struct gmem_part *ret)
 {
+	const uint64_t bytes_of_run = MAX_PAGES * gmem_sys_page_size() / MAX_RUNS;
 	const struct gmem_vm *vm = peer->exporter->vm;
 	struct gmem_todo *todo = &peer->grants;
-	uint64_t cost = 0, from;
+	uint64_t runs = 0, from;
 	struct gmem_range *gpa;
 
-	while (!todo->is_done && cost < MAX_RUNS) {
+	while (!todo->is_done && runs < MAX_RUNS) {
 		from = todo->part.start;
 		gpa = gmem_range_find(&peer->blocks, from, todo->part.last - from + 1);
 		if (!gpa) {
@@ -437,11 +444,13 @@ static enum gmem_search find_grant(struct gmem_peer *peer, struct gmem_block **r
 			break;
 		}
 		*ret_block = block_of(gpa);
-		if (find_grant_in(vm, *ret_block, todo, ret) == GMEM_SEARCH_FOUND)
+		if (find_grant_in(vm, *ret_block, todo, &runs, ret) == GMEM_SEARCH_FOUND)
 			return GMEM_SEARCH_FOUND;
+		/* Looking through pages in one state takes time, too, if not much. */
+		if ((*ret_block)->is_convertible)
+			runs += (ret->last - (from > gpa->start ? from : gpa->start)) / bytes_of_run;
+		runs++;
 		go_on_after(todo, ret->last);
-		cost += 1 + page_of(*ret_block, ret->last) / (MAX_PAGES / MAX_RUNS) -
-			page_of(*ret_block, from > gpa->start ? from : gpa->start) / (MAX_PAGES / MAX_RUNS);
 	}
 	return todo->is_done ? GMEM_SEARCH_OVER : GMEM_SEARCH_MORE;
 }
@@ -456,8 +465,9 @@ enum sent {
 };
 
 /*
- * -EAGAIN: its socket has no room. -ENOMEM, -ENOBUFS: the kernel is short of memory. -ETOOMANYREFS: too many
- * fds are in flight between processes; other messages can be sent.
+ * -EAGAIN: its socket has no room. -ENOMEM, -ENOBUFS: the kernel is short of memory.
+ * -ETOOMANYREFS: too many fds are in flight between processes; messages without one can be
+ * sent.
  */
 static enum sent not_sent(struct gmem_peer *peer, int err)
 {
@@ -645,7 +655,7 @@ static enum sent send_block(struct gmem_peer *peer, const struct gmem_extent *ex
 	return sent;
 }
 
-/* Memory that was added after the peer and cannot be given to it is left out. */
+/* Memory that was added after the peer and cannot be given to it is left out, and logged once. */
 static enum sent send_piece(struct gmem_peer *peer, const struct piece *piece)
 {
 	struct gmem_export *exporter = peer->exporter;
@@ -656,7 +666,7 @@ static enum sent send_piece(struct gmem_peer *peer, const struct piece *piece)
 	err = describe(peer, piece, &extent);
 	if (!err)
 		sent = send_block(peer, &extent);
-	else if (!(exporter->flags & GMEM_EXPORT_SKIP))
+	else if (!(exporter->flags & GMEM_EXPORT_SKIP) && !peer->maps.is_again)
 		gmem_vm_log_error(exporter->vm, err);
 	if (sent == DID_SOMETHING)
 		go_on_after(&peer->maps, piece->last);

@@ -29,8 +29,8 @@
 
 #include "gmem.h"
 #include "base/lock.h"
+#include "base/part.h"
 #include "base/range_map.h"
-#include "base/range_set.h"
 #include "region/vm_core.h"
 #include "share/granted.h"
 #include "share/wire.h"
@@ -80,6 +80,7 @@ struct gmem_block {
 struct gmem_todo {
 	struct gmem_part part;		/* unless is_done */
 	bool is_done;
+	bool is_again;			/* all of it was looked at before */
 	struct gmem_part again;		/* if has_again: what is to be tried again at retry_at */
 	bool has_again;
 	unsigned int refused;		/* in a row; after too many all of the kind wait */

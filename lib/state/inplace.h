@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 #include "gmem.h"
-#include "base/range_set.h"
+#include "base/part.h"
 #include "caps/caps.h"
 #include "region/region.h"
 #include "region/vm_core.h"

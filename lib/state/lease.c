@@ -11,7 +11,7 @@
 #include "base/lock.h"
 #include "base/macros.h"
 #include "base/opts.h"
-#include "base/range_set.h"
+#include "base/part.h"
 #include "os/sys.h"
 #include "region/file.h"
 #include "region/page_states.h"

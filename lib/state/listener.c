@@ -25,7 +25,7 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/opts.h"
-#include "base/range_set.h"
+#include "base/part.h"
 #include "region/page_states.h"
 #include "state/private_state.h"
 

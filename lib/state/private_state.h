@@ -13,7 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "base/range_set.h"
+#include "base/part.h"
 #include "region/page_states.h"
 #include "region/region.h"
 #include "region/regions.h"

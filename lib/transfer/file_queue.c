@@ -255,6 +255,9 @@ static int queue_request(struct gmem_io *io, const struct gmem_ring_request *req
 	/* Full, of others' requests, too: it has room when the kernel has taken them. */
 	if (err == -EAGAIN) {
 		err = submit(io);
+		/* Nobody would call again once there is room to cancel. */
+		if (!err && io->closing)
+			err = gmem_ring_await_room(io->ring);
 		if (!err)
 			err = gmem_ring_queue(io->ring, request);
 	}
@@ -356,12 +359,14 @@ static int await_first(struct gmem_io *io, bool wait)
 		err = take_failure(io);
 		if (!err)
 			err = submit_pending(io);
-		if (!err && nth(io, 0)->state != DONE) {
-			if (!wait)
-				return -EAGAIN;
+		/* Of what fails before it is submitted, no completion comes. */
+		if (!err)
+			err = take_failure(io);
+		if (!err && !wait)
+			return -EAGAIN;
+		if (!err)
 			err = reap(io, true);
-			err = err < 0 ? err : 0;
-		}
+		err = err < 0 ? err : 0;
 	}
 	return err;
 }

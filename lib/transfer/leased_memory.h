@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "base/range_set.h"
+#include "base/part.h"
 #include "region/region.h"
 #include "region/vm_core.h"
 

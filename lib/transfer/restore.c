@@ -25,7 +25,7 @@
 
 #include "base/crc32c.h"
 #include "base/error.h"
-#include "base/range_set.h"
+#include "base/part.h"
 #include "region/vm_core.h"
 #include "transfer/file_queue.h"
 #include "transfer/image.h"

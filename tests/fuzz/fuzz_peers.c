@@ -182,7 +182,7 @@ static void answer(struct peer *peer)
 	struct gmem_message message = { .type = GMEM_WIRE_ANSWER, .sequence = peer->last.sequence };
 	uint8_t bytes[GMEM_WIRE_BYTES + 8] = { 0 };
 	size_t size = GMEM_WIRE_BYTES;
-	unsigned count = 1, fds = 0;
+	unsigned count = 1, fds = 0, at;
 
 	peer->owes_answer = false;
 	if (peer->manner == REFUSING)
@@ -190,8 +190,11 @@ static void answer(struct peer *peer)
 	else
 		give_back(peer);
 	gmem_wire_encode(&message, bytes);
-	if (peer->manner == WRONG)
-		bytes[take() % GMEM_WIRE_BYTES] ^= (uint8_t)(1 + take() % 255);
+	/* Not the status, bytes 12 to 15: with another one it would be a good answer. */
+	if (peer->manner == WRONG) {
+		at = take() % (GMEM_WIRE_BYTES - 4);
+		bytes[at < 12 ? at : at + 4] ^= (uint8_t)(1 + take() % 255);
+	}
 	if (peer->manner == WRONG && take() & 1)
 		size = take() % sizeof(bytes);
 	if (peer->manner == FLOODING)

@@ -18,6 +18,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -499,6 +500,43 @@ TEST(a_full_disk_is_no_image_until_there_is_room_again)
 	lab_free(&lab);
 	umount2(directory, MNT_DETACH);
 	rmdir(directory);
+}
+
+TEST(a_limit_of_files_is_an_error_and_no_signal)
+{
+	static const uint64_t flags[] = { 0, GMEM_TRANSFER_NO_DIRECT, GMEM_TRANSFER_NO_RING };
+	struct rlimit before, small;
+	struct gmem_region *region;
+	struct lab lab;
+
+	WORKS(getrlimit(RLIMIT_FSIZE, &before));
+	region = new_guest(&lab, 8);
+	memset(gmem_region_hva(region), 1, gmem_region_size(region));
+	fill(gmem_region_hva(region), gmem_region_size(region), 8);
+	for (size_t i = 0; i < ARRAY_SIZE(flags); i++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = flags[i]);
+		struct gmem_transfer *transfer;
+		int ret, fd = new_file();
+
+		small = before;
+		small.rlim_cur = 100 * 4096;
+		OK(gmem_vm_save_begin(lab.vm, fd, &opts, &transfer));
+		WORKS(setrlimit(RLIMIT_FSIZE, &small));
+		for (unsigned k = 0; k < 3; k++) {
+			while ((ret = gmem_transfer_step(transfer, 1)) > 0)
+				;
+			CHECK_RESULT(ret, -EFBIG);
+			CHECK(strstr(gmem_last_error(), "RLIMIT_FSIZE ends files at 0x64000"));
+		}
+		WORKS(setrlimit(RLIMIT_FSIZE, &before));
+		while ((ret = gmem_transfer_step(transfer, 1)) > 0)
+			;
+		CHECK_RESULT(ret, 0);
+		OK(gmem_transfer_free(transfer));
+		OK(gmem_image_verify(fd, NULL, NULL));
+		close(fd);
+	}
+	lab_free(&lab);
 }
 
 static int die(void *data, uint64_t done, uint64_t total)

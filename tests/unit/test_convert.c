@@ -1509,6 +1509,46 @@ static void threads_convert_look_and_hotplug_at_once(void **state)
 	scene_end(&s);
 }
 
+/* With a listener the pages are marked, and the ends of a run are searched for. */
+static void a_long_run_takes_one_call_for_each_gib_of_it(void **state)
+{
+	const uint64_t gib = (uint64_t)1 << 30;
+	static const struct {
+		unsigned int start, end, calls;		/* GiB / 4 */
+	} cases[] = {
+		{ 0, 16, 4 }, { 2, 6, 1 }, { 3, 5, 1 }, { 1, 6, 2 }, { 15, 16, 1 }, { 3, 16, 4 }, { 4, 8, 1 },
+	};
+	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+	struct gmem_listener_opts nothing = { .size = sizeof(nothing) };
+	struct gmem_conversion done;
+	struct gmem_listener *listener;
+	struct gmem_region *region;
+	struct unit unit;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		struct gmem_plan *plan;
+
+		unit_begin_vm(&unit, "7.3-swp-t1");
+		plan = unit_plan(&unit, GMEM_BACKING_PRIVATE);
+		opts.plan = plan;
+		assert_ok(gmem_region_add(unit.vm, 0, 4 * gib, &opts, &region));
+		assert_ok(gmem_listener_new(unit.vm, &nothing, &listener));
+		assert_ok(gmem_vm_convert(unit.vm, cases[i].start * gib / 4,
+					  (cases[i].end - cases[i].start) * gib / 4, GMEM_STATE_PRIVATE,
+					  NULL, &done));
+		assert_int_equal(done.ioctls, cases[i].calls);
+		assert_ok(gmem_vm_convert(unit.vm, 0, 4 * gib, GMEM_STATE_SHARED, NULL, &done));
+		assert_int_equal(done.ioctls, cases[i].calls);
+		assert_int_equal(done.converted, (cases[i].end - cases[i].start) * gib / 4);
+		gmem_listener_free(listener);
+		gmem_vm_free(unit.vm);
+		unit.vm = NULL;
+		gmem_plan_free(plan);
+		unit_end(&unit);
+	}
+}
+
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(conversion_is_seen_by_readers_record_and_kernel),
 	cmocka_unit_test(adjacent_regions_take_one_call),
@@ -1548,6 +1588,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(conversion_allocates_nothing),
 	cmocka_unit_test(malformed_listener_is_refused),
 	cmocka_unit_test(threads_convert_look_and_hotplug_at_once),
+	cmocka_unit_test(a_long_run_takes_one_call_for_each_gib_of_it),
 };
 
 UNIT_MAIN(tests)

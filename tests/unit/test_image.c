@@ -1019,6 +1019,38 @@ static void no_list_is_kept_of_what_the_vm_cannot_have(void **state)
 	end(&g);
 }
 
+static void many_ranges_are_compared_in_steps(void **state)
+{
+	const uint64_t pages = 40000;
+	struct gmem_transfer_result result = { .size = sizeof(result) };
+	struct told told = { 0 };
+	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_OMIT_PRIVATE, .progress = tell,
+		  .progress_data = &told);
+	struct unit unit;
+	struct made made;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	unit_region_backed(&unit, 0, pages, GMEM_BACKING_HOST);
+	make(&made);
+	put_head(&made, 1, pages / 2);
+	put_region(&made, 0, pages * 4096);
+	put_privates(&made, pages / 2, 2);
+	put_end(&made);
+	assert_ok(gmem_vm_restore(unit.vm, made.fd, &opts, &result));
+	assert_int_equal(result.private_bytes, pages / 2 * 4096);
+	assert_int_equal(result.zero_bytes, pages / 2 * 4096);
+
+	/* it can be stopped between the list and the comparison, and in it */
+	for (unsigned stop = 3; stop < 6; stop++) {
+		told = (struct told){ .stop_at = stop };
+		assert_int_equal(gmem_vm_restore(unit.vm, made.fd, &opts, &result), -ECANCELED);
+		assert_int_equal(result.zero_bytes, 0);
+	}
+	close(made.fd);
+	unit_end(&unit);
+}
+
 static void a_hole_of_a_file_is_no_record(void **state)
 {
 	const off_t sixteen_tib = (off_t)1 << 44;
@@ -1114,6 +1146,7 @@ int main(void)
 		cmocka_unit_test(sizes_that_are_only_claimed_cost_nothing),
 		cmocka_unit_test(private_ranges_are_kept_up_to_a_limit),
 		cmocka_unit_test(no_list_is_kept_of_what_the_vm_cannot_have),
+		cmocka_unit_test(many_ranges_are_compared_in_steps),
 		cmocka_unit_test(a_hole_of_a_file_is_no_record),
 		cmocka_unit_test(the_second_pass_checks_what_the_first_did),
 	};

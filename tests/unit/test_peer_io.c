@@ -413,6 +413,27 @@ static void memory_in_parts_of_pages_of_its_file_is_refused(void **state)
 	scene_end(&s);
 }
 
+/* What lies between two pages takes many times what one dispatch may. */
+static void large_memory_is_looked_through_in_pieces(struct scene *s, uint64_t pages)
+{
+	unsigned int dispatches_without_message = 0;
+
+	assert_ok(convert_served(s, 0, pages, GMEM_STATE_PRIVATE));
+	assert_int_equal(s->far.counts[GMEM_WIRE_REVOKE], 2);
+	settle(s);
+	assert_ok(convert(s, 0, 1, GMEM_STATE_SHARED));
+	assert_ok(convert(s, pages - 1, 1, GMEM_STATE_SHARED));
+	while (gmem_peer_status(s->peer) == 0) {
+		struct pollfd fd = { .fd = gmem_export_fd(s->exporter), .events = POLLIN };
+
+		assert_int_equal(poll(&fd, 1, 0), 1);
+		assert_ok(gmem_export_dispatch(s->exporter));
+		dispatches_without_message += serve(&s->far) == 0;
+	}
+	assert_int_equal(s->far.counts[GMEM_WIRE_GRANT], 4);
+	assert_true(dispatches_without_message > 1);
+}
+
 /* 4 TiB are one message, whatever page changes in them, and no bits for the rest. */
 static void large_memory_is_one_message(void **state)
 {
@@ -443,6 +464,7 @@ static void large_memory_is_one_message(void **state)
 	settle(&s);
 	assert_int_equal(s.far.counts[GMEM_WIRE_REVOKE], 1);
 	assert_int_equal(s.far.counts[GMEM_WIRE_GRANT], 2);
+	large_memory_is_looked_through_in_pieces(&s, size / PAGE);
 	assert_ok(gmem_export_remove_memory(s.exporter, hva));
 	gmem_peer_remove(s.peer);
 	assert_ok(gmem_region_remove(s.regions[0]));
@@ -491,6 +513,40 @@ static void what_a_peer_has_no_room_for_is_offered_again_by_a_timer(void **state
 		assert_false(run_once(&s, 250));
 		scene_end(&s);
 	}
+}
+
+static void count_lines(void *data, int err, const char *sentence)
+{
+	(void)err;
+	*(unsigned int *)data += strstr(sentence, "no other process can map") != NULL;
+}
+
+/* A region between two that are refused for now, which cannot be given at all */
+static void what_cannot_be_given_is_logged_once(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+	struct gmem_region *region;
+	unsigned int lines = 0;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, PAGE);
+	s.unit.vm->log = count_lines;
+	s.unit.vm->log_data = &lines;
+	assert_ok(try_peer(&s, (struct gmem_peer_opts){ .flags = 0 }));
+	settle(&s);
+	s.far.decide = refuse_some;
+	s.far.refusals = 6;
+	s.far.refusal = ENOMEM;
+	s.far.refused_type = GMEM_WIRE_MAP;
+	opts.plan = s.plan;
+	assert_ok(try_region(&s, 0, 0, PAGE, 0));
+	assert_ok(gmem_region_add(s.unit.vm, 4 * PAGE, PAGE, &opts, &region));
+	assert_ok(try_region(&s, 8 * PAGE, PAGE, PAGE, 1));
+	settle(&s);
+	assert_int_equal(s.far.counts[GMEM_WIRE_MAP], 8);
+	assert_int_equal(lines, 1);
+	scene_end(&s);
 }
 
 static void any_other_refusal_ends_a_peer(void **state)
@@ -1051,6 +1107,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(memory_in_parts_of_pages_of_its_file_is_refused),
 	cmocka_unit_test(large_memory_is_one_message),
 	cmocka_unit_test(what_a_peer_has_no_room_for_is_offered_again_by_a_timer),
+	cmocka_unit_test(what_cannot_be_given_is_logged_once),
 	cmocka_unit_test(any_other_refusal_ends_a_peer),
 	cmocka_unit_test(while_memory_is_refused_all_else_goes_on),
 	cmocka_unit_test(a_peer_that_refuses_everything_is_asked_seldom),

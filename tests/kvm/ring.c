@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: MIT */
+/* Transfers on rings of the caller's, real ones: small, shared, polled by the kernel */
+#include <fcntl.h>
+#include <liburing.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "lab.h"
+
+#define BASE (256 * MIB)
+#define SIZE (8 * MIB)
+#define FOREIGN 99	/* user_data of the test's own requests */
+
+struct bench {
+	struct lab lab;
+	char *hva;
+	int fd;
+};
+
+static void fill(struct bench *g, unsigned seed)
+{
+	for (uint64_t at = 0; at < SIZE; at += 8)
+		*(uint64_t *)(void *)(g->hva + at) = (at + seed) * 0x9e3779b97f4a7c15;
+}
+
+static void check_guest(const struct bench *g, unsigned seed)
+{
+	for (uint64_t at = 0; at < SIZE; at += 8)
+		CHECK(*(uint64_t *)(void *)(g->hva + at) == (at + seed) * 0x9e3779b97f4a7c15);
+}
+
+/* A file where this machine keeps temporary ones, or in memory */
+static int new_file(void)
+{
+	int fd = open("/var/tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+
+	return fd >= 0 ? fd : (int)WORKS(memfd_create("ring", MFD_CLOEXEC));
+}
+
+static void begin(struct bench *g)
+{
+	lab_new(&g->lab, DEFAULT_VM);
+	g->hva = gmem_region_hva(lab_add(&g->lab, GMEM_BACKING_HOST, BASE, SIZE / page_size(), NULL));
+	g->fd = new_file();
+	fill(g, 1);
+}
+
+static void end(struct bench *g)
+{
+	close(g->fd);
+	lab_free(&g->lab);
+}
+
+static const unsigned kinds[] = {
+	0, IORING_SETUP_SQPOLL, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
+};
+
+static bool open_ring(struct io_uring *ring, unsigned entries, unsigned flags)
+{
+	int err = io_uring_queue_init(entries, ring, flags);
+
+	if (err && !flags)
+		skip("there is no io_uring here: %s", strerror(-err));
+	return err == 0;
+}
+
+/* Take one completion, if one comes within so many milliseconds */
+static bool take(struct io_uring *ring, unsigned milliseconds, uint64_t *ret_tag, int *ret_res)
+{
+	struct __kernel_timespec timeout = { .tv_sec = milliseconds / 1000,
+					     .tv_nsec = milliseconds % 1000 * 1000000 };
+	struct io_uring_cqe *cqe;
+	int err = milliseconds ? io_uring_wait_cqe_timeout(ring, &cqe, &timeout)
+			       : io_uring_peek_cqe(ring, &cqe);
+
+	if (err)
+		return false;
+	*ret_tag = cqe->user_data;
+	*ret_res = cqe->res;
+	io_uring_cqe_seen(ring, cqe);
+	return true;
+}
+
+static void free_on_ring(struct io_uring *ring, struct gmem_transfer *transfer)
+{
+	uint64_t tag;
+	int ret, res;
+
+	while ((ret = gmem_transfer_free(transfer)) == -EBUSY) {
+		CHECK(take(ring, 5000, &tag, &res));
+		OK(gmem_transfer_complete(transfer, tag, res));
+	}
+	CHECK_RESULT(ret, 0);
+	while (take(ring, 2, &tag, &res))
+		FAIL("a completion with tag %llu came after the end", (unsigned long long)tag);
+}
+
+static void step_until_it_waits(struct gmem_transfer *transfer, unsigned most)
+{
+	int ret = GMEM_TRANSFER_MORE;
+
+	while (most-- && ret == GMEM_TRANSFER_MORE)
+		ret = gmem_transfer_step(transfer, 0);
+	CHECK(ret >= 0);
+}
+
+TEST(no_completion_comes_after_the_end)
+{
+	struct bench g;
+
+	begin(&g);
+	OK(gmem_vm_save(g.lab.vm, g.fd, NULL, NULL));
+	for (unsigned i = 0; i < ARRAY_SIZE(kinds) * 4 * 6; i++) {
+		unsigned entries = 1u << (2 * (i % 4)), steps = 4 * (i / 4 % 6);
+		GMEM_OPTS(gmem_transfer_opts, opts, .ring_tag = 1000);
+		struct gmem_transfer *transfer;
+		struct io_uring ring;
+		int ends[2];
+
+		in_case("ring of %u entries, flags 0x%x, %u steps", entries, kinds[i / 24], steps);
+		if (!open_ring(&ring, entries, kinds[i / 24]))
+			continue;
+		opts.ring = &ring;
+
+		/* a save, with its sync */
+		opts.flags = GMEM_TRANSFER_SYNC;
+		OK(gmem_vm_save_begin(g.lab.vm, g.fd, &opts, &transfer));
+		step_until_it_waits(transfer, steps);
+		free_on_ring(&ring, transfer);
+
+		/* a pipe that is empty, or to which something comes meanwhile */
+		opts.flags = 0;
+		WORKS(pipe(ends));
+		OK(gmem_vm_load_begin(g.lab.vm, BASE, ends[0], 0, MIB, &opts, &transfer));
+		CHECK_EQ(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_WAIT);
+		if (steps % 8)
+			WORKS(write(ends[1], "something", 9));
+		free_on_ring(&ring, transfer);
+		close(ends[0]);
+		close(ends[1]);
+		io_uring_queue_exit(&ring);
+	}
+	end(&g);
+}
+
+/* What an event loop does that has several transfers and requests of its own */
+TEST(transfers_share_a_small_ring)
+{
+	for (unsigned i = 0; i < ARRAY_SIZE(kinds) * 4; i++) {
+		static const unsigned sizes[] = { 1, 2, 3, 8 };
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_SYNC);
+		struct gmem_transfer *transfers[3];
+		unsigned done = 0, foreign = 0;
+		int fds[2], result[3] = { 1, 1, 1 };
+		struct io_uring_sqe *sqe;
+		struct io_uring ring;
+		struct bench g;
+		uint64_t tag;
+		int res;
+
+		in_case("ring of %u entries, flags 0x%x", sizes[i % 4], kinds[i / 4]);
+		if (!open_ring(&ring, sizes[i % 4], kinds[i / 4]))
+			continue;
+		begin(&g);
+		opts.ring = &ring;
+		for (unsigned k = 0; k < 2; k++) {
+			fds[k] = new_file();
+			opts.ring_tag = 1000 + GMEM_TRANSFER_TAGS * k;
+			OK(gmem_vm_save_begin(g.lab.vm, fds[k], &opts, &transfers[k]));
+		}
+		OK(gmem_vm_save(g.lab.vm, g.fd, NULL, NULL));
+		opts.flags = 0;
+		opts.ring_tag += GMEM_TRANSFER_TAGS;
+		OK(gmem_vm_restore_begin(g.lab.vm, g.fd, &opts, &transfers[2]));
+
+		while (done < 3) {
+			bool is_idle = true;
+
+			/* the ring is as full as it can be */
+			for (unsigned k = 0; k < sizes[i % 4] && (sqe = io_uring_get_sqe(&ring)); k++) {
+				io_uring_prep_nop(sqe);
+				io_uring_sqe_set_data64(sqe, FOREIGN);
+				foreign++;
+			}
+			for (unsigned k = 0; k < 3; k++) {
+				if (result[k] <= 0)
+					continue;
+				result[k] = gmem_transfer_step(transfers[k], 0);
+				CHECK(result[k] >= 0);
+				done += result[k] == 0;
+				is_idle &= result[k] != GMEM_TRANSFER_MORE;
+			}
+			while (take(&ring, is_idle && done < 3 ? 5000 : 0, &tag, &res)) {
+				is_idle = false;
+				foreign -= tag == FOREIGN;
+				if (tag != FOREIGN)
+					OK(gmem_transfer_complete(transfers[(tag - 1000) / GMEM_TRANSFER_TAGS],
+								  tag, res));
+			}
+		}
+		for (unsigned k = 0; k < 3; k++)
+			OK(gmem_transfer_free(transfers[k]));
+		io_uring_submit(&ring);
+		while (foreign && take(&ring, 5000, &tag, &res))
+			foreign -= tag == FOREIGN;
+		CHECK_EQ(foreign, 0);
+		check_guest(&g, 1);
+		OK(gmem_image_verify(fds[0], NULL, NULL));
+		OK(gmem_image_verify(fds[1], NULL, NULL));
+		io_uring_queue_exit(&ring);
+		close(fds[0]);
+		close(fds[1]);
+		end(&g);
+	}
+}
+
+/* Refuses each call that could wait for a file; the ring's requests are no calls. */
+static void forbid_waiting(void)
+{
+	static const unsigned int calls[] = { __NR_fdatasync, __NR_fsync, __NR_pread64, __NR_pwrite64,
+					      __NR_read, __NR_write };
+	struct sock_filter rules[2 * ARRAY_SIZE(calls) + 2];
+	struct sock_fprog program = { .len = ARRAY_SIZE(rules), .filter = rules };
+	unsigned n = 0;
+
+	rules[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+						  offsetof(struct seccomp_data, nr));
+	for (size_t i = 0; i < ARRAY_SIZE(calls); i++) {
+		rules[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, calls[i], 0, 1);
+		rules[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EDOM);
+	}
+	rules[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+
+	WORKS(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+	if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
+		skip("this kernel has no seccomp filters");
+}
+
+static void *run_without_waiting(void *data)
+{
+	struct gmem_transfer *transfer = data;
+	int ret;
+
+	forbid_waiting();
+	while ((ret = gmem_transfer_step(transfer, 0)) > 0) {
+		struct pollfd pollfd = { .fd = -1 };
+
+		pollfd.fd = gmem_transfer_fd(transfer, &pollfd.events);
+		if (ret == GMEM_TRANSFER_WAIT)
+			CHECK_EQ(poll(&pollfd, 1, 5000), 1);
+	}
+	return (void *)(intptr_t)ret;
+}
+
+TEST(no_step_makes_a_call_that_waits_for_the_file)
+{
+	GMEM_OPTS(gmem_transfer_opts, sync, .flags = GMEM_TRANSFER_SYNC);
+	GMEM_OPTS(gmem_transfer_result, result);
+	struct gmem_transfer *transfer;
+	struct bench g;
+
+	begin(&g);
+	for (unsigned i = 0; i < 4; i++) {
+		pthread_t thread;
+		void *ret;
+
+		/* save, from the page cache, and after that was emptied; load */
+		if (i == 2)
+			posix_fadvise(g.fd, 0, 0, POSIX_FADV_DONTNEED);
+		if (i == 0)
+			OK(gmem_vm_save_begin(g.lab.vm, g.fd, &sync, &transfer));
+		else if (i < 3)
+			OK(gmem_vm_restore_begin(g.lab.vm, g.fd, NULL, &transfer));
+		else
+			OK(gmem_vm_load_begin(g.lab.vm, BASE, g.fd, 0, SIZE, NULL, &transfer));
+		OK(gmem_transfer_get_result(transfer, &result));
+		if (result.engine != GMEM_ENGINE_IO_URING)
+			skip("there is no io_uring here");
+		CHECK_EQ(pthread_create(&thread, NULL, run_without_waiting, transfer), 0);
+		pthread_join(thread, &ret);
+		CHECK_RESULT((int)(intptr_t)ret, 0);
+		OK(gmem_transfer_free(transfer));
+		if (i < 3)
+			check_guest(&g, 1);
+	}
+	end(&g);
+}
+
+int main(int argc, char **argv)
+{
+	return run_tests(argc, argv);
+}
