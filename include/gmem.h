@@ -3098,8 +3098,8 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
  * Call gmem_recovery_enable() before a transfer begins: then copies cost what
  * memcpy(3) costs, otherwise each makes a system call.
  *
- * Files are read and written at given offsets, and the position of the fd does not
- * change. Pipes and sockets are read and written at their present position; writing
+ * An fd is used for what it is open for, whatever the file's permissions are. Files are
+ * read and written at given offsets, and the position of the fd does not change. Pipes and sockets are read and written at their present position; writing
  * to a pipe without a reader raises SIGPIPE. RLIMIT_FSIZE is asked before each write
  * to a file, so that none raises SIGXFSZ: with io_uring, one may if another process
  * lowers the limit while it is under way. If vCPUs or devices write to memory while it
@@ -3147,7 +3147,8 @@ typedef int (*gmem_transfer_progress_fn)(void *data, uint64_t done, uint64_t tot
  * @progress_data: passed to @progress
  * @ring: the caller's ring, of liburing, borrowed until the transfer is freed; NULL:
  *	the transfer makes its own. Only for gmem_transfer_step() without waiting,
- *	in the thread that uses the ring.
+ *	in the thread that uses the ring. A ring of IORING_SETUP_IOPOLL, where most
+ *	requests never complete, is -EINVAL.
  * @ring_tag: with @ring: lowest user_data of the transfer's requests, which use
  *	GMEM_TRANSFER_TAGS numbers from here on. Transfers that share a ring need
  *	tags that differ.
@@ -3324,7 +3325,7 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  *
  * The image decides how much is read, the VM how much memory that takes: at most
  * 1/256 of the VM's memory for the list of private ranges, 2 MiB for that of regions,
- * and the buffers. The call reads nothing from a pipe past the end of the image.
+ * which are at most 65536, and the buffers. The call reads nothing from a pipe past the end of the image.
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
@@ -3366,7 +3367,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
  *
  * It takes as long as reading the file up to the end of the image, whatever sizes the
  * image claims, and the callback can stop it after each record. Of private ranges it
- * keeps 2^22, 64 MiB, and counts ranges that touch as one.
+ * keeps 2^22, 64 MiB, and counts ranges that touch as one; an image of more than 65536
+ * regions is -EBADMSG.
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
@@ -3568,7 +3570,8 @@ GMEM_API void gmem_export_free(struct gmem_export *exporter);
  * @exporter: export
  * @hva: page-aligned host address
  * @size: bytes, non-zero, a multiple of the page
- * @fd: the memfd or hugetlbfs file that is mapped there, MAP_SHARED; duplicated
+ * @fd: the memfd or hugetlbfs file that is mapped there, MAP_SHARED; duplicated. If it
+ *	is open for reading only, the memory is given with GMEM_RIGHT_READ.
  * @offset: offset of @hva in the file, a multiple of the page
  *
  * Call it before you add the region that uses the memory, or later, before the
@@ -3584,7 +3587,7 @@ GMEM_API void gmem_export_free(struct gmem_export *exporter);
  *
  * Return: 0, or -EINVAL bad range, @fd is no such file or ends before the
  * range does, -EPERM it lacks a seal, -EEXIST part of the range was added
- * already, -EBADF, -EMFILE, -ENOMEM.
+ * already, -EBADF @fd is not open, or not for reading, -EMFILE, -ENOMEM.
  */
 GMEM_API int gmem_export_add_memory(struct gmem_export *exporter, void *hva, uint64_t size,
 				    int fd, uint64_t offset);
@@ -3732,7 +3735,8 @@ struct gmem_peer_opts {
  *
  * A process that has a file can map all of it. So a file is given only if the peer
  * may have the whole file, or with GMEM_PEER_WHOLE_FILES. A file is given for
- * reading only if its seals enforce that (F_SEAL_FUTURE_WRITE). If present memory
+ * reading only if its seals enforce that (F_SEAL_FUTURE_WRITE); an fd that is open for
+ * reading only does not, as the peer can open the file anew. If present memory
  * cannot be given under these rules, the call fails; memory added later is left
  * out, with a message in the VM's log.
  *

@@ -40,8 +40,11 @@ int gmem_ring_new(uint32_t entries, struct gmem_ring **ret)
 
 int gmem_ring_wrap(struct io_uring *callers, uint64_t tag, struct gmem_ring **ret)
 {
-	struct gmem_ring *ring = calloc(1, sizeof(*ring));
+	struct gmem_ring *ring;
 
+	if (callers->flags & IORING_SETUP_IOPOLL)
+		return -EINVAL;
+	ring = calloc(1, sizeof(*ring));
 	if (!ring)
 		return -ENOMEM;
 
@@ -87,6 +90,9 @@ int gmem_ring_queue(struct gmem_ring *ring, const struct gmem_ring_request *requ
 		break;
 	case GMEM_RING_DATASYNC:
 		io_uring_prep_fsync(sqe, request->fd, IORING_FSYNC_DATASYNC);
+		break;
+	case GMEM_RING_POLL:
+		io_uring_prep_poll_add(sqe, request->fd, (unsigned int)request->events);
 		break;
 	case GMEM_RING_CANCEL:
 		io_uring_prep_cancel64(sqe, ring->tag + request->victim, 0);

@@ -20,6 +20,7 @@ enum gmem_ring_operation {
 	GMEM_RING_READ,
 	GMEM_RING_WRITE,
 	GMEM_RING_DATASYNC,	/* only .fd */
+	GMEM_RING_POLL,		/* only .fd and .events; the result is a mask like that */
 	GMEM_RING_CANCEL,	/* only .victim: the number of another request */
 };
 
@@ -29,6 +30,7 @@ struct gmem_ring_request {
 	uint32_t victim;
 	uint32_t size;
 	int fd;
+	int16_t events;		/* POLLIN or POLLOUT */
 	void *buf;
 	uint64_t offset;	/* or GMEM_NO_OFFSET */
 };
@@ -37,7 +39,8 @@ struct gmem_ring_request {
 int gmem_ring_new(uint32_t entries, struct gmem_ring **ret);
 /*
  * Wraps a ring of the caller, who reaps its completions. The user_data of a request is
- * @tag plus its number.
+ * @tag plus its number. Returns -EINVAL for a ring of IORING_SETUP_IOPOLL, which neither
+ * buffered I/O nor a sync or a cancellation completes on.
  */
 int gmem_ring_wrap(struct io_uring *callers, uint64_t tag, struct gmem_ring **ret);
 /* Frees @ring, but leaves a ring of the caller as it is. */

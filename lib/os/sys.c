@@ -255,13 +255,26 @@ int gmem_sys_file_size(int fd, uint64_t *ret)
 	return 0;
 }
 
+static struct gmem_fd_access access_of(int flags)
+{
+	int mode = flags & O_ACCMODE;
+
+	if (flags & O_PATH)
+		return (struct gmem_fd_access){ 0 };
+	return (struct gmem_fd_access){
+		.reads = mode == O_RDONLY || mode == O_RDWR,
+		.writes = mode == O_WRONLY || mode == O_RDWR,
+	};
+}
+
 int gmem_sys_facts(int fd, struct gmem_sys_facts *ret)
 {
 	struct statfs fs;
 	struct stat st;
-	int seals;
+	int seals, flags;
 
-	if (fstat(fd, &st) < 0 || fstatfs(fd, &fs) < 0)
+	flags = fcntl(fd, F_GETFL);
+	if (flags < 0 || fstat(fd, &st) < 0 || fstatfs(fd, &fs) < 0)
 		return -errno;
 
 	seals = fcntl(fd, F_GET_SEALS);
@@ -273,6 +286,7 @@ int gmem_sys_facts(int fd, struct gmem_sys_facts *ret)
 		.inode = st.st_ino,
 		.seals = seals < 0 ? 0 : (uint32_t)seals,
 		.is_regular = S_ISREG(st.st_mode),
+		.access = access_of(flags),
 	};
 	return 0;
 }
@@ -338,16 +352,20 @@ int gmem_sys_fd_kind(int fd, struct gmem_fd_kind *ret)
 		.size = (uint64_t)st.st_size,
 		.appends = flags & O_APPEND,
 		.never_blocks = flags & O_NONBLOCK,
+		.access = access_of(flags),
 	};
 	return 0;
 }
 
 int gmem_sys_reopen(int fd, int flags)
 {
+	int old = fcntl(fd, F_GETFL);
 	char path[32];
 
+	if (old < 0)
+		return -errno;
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	return gmem_sys_open(path, flags);
+	return gmem_sys_open(path, flags | (old & O_SYNC));
 }
 
 int64_t gmem_sys_read_at(int fd, void *buf, uint64_t size, uint64_t offset)

@@ -41,7 +41,11 @@ const char *gmem_sys_architecture(void);
 
 /* Opens @path and returns the new fd. */
 int gmem_sys_open(const char *path, int flags);
-/* Opens the file behind @fd once more: the new fd has its own offset and its own flags. */
+/*
+ * Opens the file behind @fd once more: the new fd has its own offset and its own flags, but
+ * O_SYNC and O_DSYNC if @fd has. The kernel asks for the rights of the process, not of @fd:
+ * do not ask for more than @fd has.
+ */
 int gmem_sys_reopen(int fd, int flags);
 /* Returns a duplicate of @fd. */
 int gmem_sys_dup(int fd);
@@ -96,6 +100,12 @@ int gmem_sys_set_affinity(const uint64_t *cpus, size_t size);
 
 /* ---- facts about a file ---- */
 
+/* What the way in which an fd was opened allows, whatever the file would; of O_PATH nothing */
+struct gmem_fd_access {
+	bool reads;
+	bool writes;
+};
+
 /* Facts that a process checks before it maps a file, or lets another process map it */
 struct gmem_sys_facts {
 	uint64_t size;
@@ -105,6 +115,7 @@ struct gmem_sys_facts {
 	uint64_t inode;
 	uint32_t seals;		/* F_SEAL_*; 0 if the file cannot be sealed */
 	bool is_regular;
+	struct gmem_fd_access access;
 };
 
 /* Facts that decide how a file, a pipe or a socket is read and written */
@@ -113,6 +124,7 @@ struct gmem_fd_kind {
 	bool has_size;
 	bool appends;
 	bool never_blocks;
+	struct gmem_fd_access access;
 	uint64_t size;
 };
 

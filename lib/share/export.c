@@ -252,7 +252,7 @@ static int walk_regions(const struct gmem_export *exporter, struct list *list)
 	int err;
 
 	while ((region = gmem_regions_next_memory(exporter->vm, gpa))) {
-		err = gmem_extent_of_region(&exporter->memory, region, &extent);
+		err = gmem_extent_of_region(&exporter->memory, region, &extent, NULL);
 		if (!err)
 			err = append(list, &extent);
 		else if (exporter->flags & GMEM_EXPORT_SKIP)

@@ -44,14 +44,15 @@ static struct gmem_extent_file describe(const struct gmem_sys_facts *facts)
 		.size = facts->size,
 		.page_size = gmem_sys_page_size(),
 		.seals = facts->seals,
-		.rights = GMEM_RIGHT_READ | GMEM_RIGHT_WRITE,
+		.max_rights = GMEM_ALL_RIGHTS,
 		.is_gmemfd = is_gmemfd(facts),
 	};
 
 	if (facts->filesystem_type == HUGETLBFS_MAGIC)
 		file.page_size = facts->block_size;
 	if (facts->seals & no_writing)
-		file.rights = GMEM_RIGHT_READ;
+		file.max_rights = GMEM_RIGHT_READ;
+	file.rights = facts->access.writes ? file.max_rights : GMEM_RIGHT_READ;
 	/* The size of a guest_memfd never changes. */
 	file.can_shrink = !file.is_gmemfd && !(facts->seals & F_SEAL_SHRINK);
 	return file;
@@ -66,6 +67,8 @@ int gmem_extent_inspect(int fd, uint64_t offset, uint64_t size, struct gmem_exte
 	if (err)
 		return gmem_fail(err, "fd %d cannot be looked at: %s", fd, gmem_errno_name(err));
 
+	if (!facts.access.reads)
+		return gmem_fail(-EBADF, "fd %d is not open for reading, so it cannot be mapped", fd);
 	if (!is_memory(&facts))
 		return gmem_fail(-EINVAL,
 				 "fd %d is no memfd, hugetlbfs file or guest_memfd (file system type 0x%"
@@ -221,7 +224,7 @@ static int find_memory(const struct gmem_range_map *map, const struct gmem_regio
 }
 
 int gmem_extent_of_region(const struct gmem_range_map *memory, const struct gmem_region *region,
-			  struct gmem_extent *ret)
+			  struct gmem_extent *ret, uint32_t *ret_max_rights)
 {
 	struct gmem_extent extent = {
 		.gpa = region->gpa.start,
@@ -232,6 +235,7 @@ int gmem_extent_of_region(const struct gmem_range_map *memory, const struct gmem
 	struct gmem_extent_file file = {
 		.page_size = gmem_sys_page_size(),
 		.rights = GMEM_ALL_RIGHTS,
+		.max_rights = GMEM_ALL_RIGHTS,
 	};
 	int err;
 
@@ -249,5 +253,7 @@ int gmem_extent_of_region(const struct gmem_range_map *memory, const struct gmem
 	extent.page_size = file.page_size;
 	extent.rights = file.rights;
 	*ret = extent;
+	if (ret_max_rights)
+		*ret_max_rights = file.max_rights;
 	return 0;
 }

@@ -24,12 +24,16 @@ struct gmem_extent_file {
 	uint64_t size;
 	uint64_t page_size;
 	uint32_t seals;		/* F_SEAL_* */
-	uint32_t rights;	/* GMEM_RIGHT_* that its seals allow */
+	uint32_t rights;	/* GMEM_RIGHT_* that the fd and the seals allow */
+	uint32_t max_rights;	/* that the seals leave to whoever opens the file anew */
 	bool can_shrink;
 	bool is_gmemfd;
 };
 
-/* Returns -EINVAL if @fd is not a file of memory, or ends before @offset + @size. */
+/*
+ * Returns -EINVAL if @fd is not a file of memory, or ends before @offset + @size; -EBADF if
+ * it is not open for reading, without which nothing is mapped.
+ */
 int gmem_extent_inspect(int fd, uint64_t offset, uint64_t size, struct gmem_extent_file *ret);
 
 /*
@@ -52,9 +56,10 @@ void gmem_callers_memory_clear(struct gmem_range_map *map);
 /*
  * Describe a region as part of a file. With the export's lock, which guards @memory, and
  * the VM's lock held; @ret->fd is borrowed and valid as long as they are. Makes system
- * calls only for a file that can change.
+ * calls only for a file that can change. @ret_max_rights: rights that a process which is
+ * given the file can take, even if @ret->rights are fewer; or NULL.
  */
 int gmem_extent_of_region(const struct gmem_range_map *memory, const struct gmem_region *region,
-			  struct gmem_extent *ret);
+			  struct gmem_extent *ret, uint32_t *ret_max_rights);
 
 #endif

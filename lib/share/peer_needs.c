@@ -154,9 +154,11 @@ enum gmem_search gmem_peer_next_piece(const struct gmem_peer *peer, struct gmem_
 	return todo->is_done ? GMEM_SEARCH_OVER : GMEM_SEARCH_MORE;
 }
 
-static int check_rights(const struct gmem_piece *piece, struct gmem_extent *extent)
+/* That the fd is open for reading only enforces nothing: the peer can open it anew. */
+static int check_rights(const struct gmem_piece *piece, struct gmem_extent *extent,
+			uint32_t max_rights)
 {
-	if (!(piece->rights & GMEM_RIGHT_WRITE) && extent->rights & GMEM_RIGHT_WRITE)
+	if (!(piece->rights & GMEM_RIGHT_WRITE) && max_rights & GMEM_RIGHT_WRITE)
 		return gmem_fail(-EOPNOTSUPP,
 				 "the memory at gpa 0x%" PRIx64 " cannot be given for reading only: seal "
 				 "its file, if it is a memfd, with F_SEAL_FUTURE_WRITE before F_SEAL_SEAL",
@@ -169,9 +171,10 @@ int gmem_peer_describe(const struct gmem_peer *peer, const struct gmem_piece *pi
 		       struct gmem_extent *ret)
 {
 	uint64_t within = piece->start - piece->region->gpa.start;
+	uint32_t max_rights;
 	int err;
 
-	err = gmem_extent_of_region(&peer->exporter->memory, piece->region, ret);
+	err = gmem_extent_of_region(&peer->exporter->memory, piece->region, ret, &max_rights);
 	if (err)
 		return err;
 
@@ -189,7 +192,7 @@ int gmem_peer_describe(const struct gmem_peer *peer, const struct gmem_piece *pi
 				 "their file it has all 0x%" PRIx64 " of that: allow it with "
 				 "GMEM_PEER_WHOLE_FILES, or use a file of just that size", ret->size,
 				 ret->gpa, ret->file_size);
-	return check_rights(piece, ret);
+	return check_rights(piece, ret, max_rights);
 }
 
 int gmem_peer_check_memory(const struct gmem_peer *peer)

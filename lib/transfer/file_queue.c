@@ -114,6 +114,9 @@ int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params)
 	};
 
 	io->no_ring = open_ring(io, params);
+	if (io->no_ring == -EINVAL && params->ring)
+		return gmem_fail(io->no_ring, "the ring has IORING_SETUP_IOPOLL: requests of pages in the "
+				 "page cache, of pipes and of syncs never complete on it");
 	if (io->no_ring && params->ring)
 		return gmem_fail(io->no_ring, "the ring cannot be used: %s",
 				 gmem_errno_name(io->no_ring));
@@ -162,8 +165,12 @@ static void complete_sync(struct gmem_io *io, struct gmem_io_buffer *buffer, int
 
 static void complete_buffer(struct gmem_io *io, struct gmem_io_buffer *buffer, int result)
 {
+	bool was_poll = buffer->not_ready;
+
 	buffer->state = PENDING;
-	if (result == -EINTR || result == -EAGAIN)
+	/* Where io_uring cannot wait for an O_NONBLOCK file, asking again at once would spin. */
+	buffer->not_ready = result == -EAGAIN && io->serial && io->never_blocks;
+	if (result == -EINTR || result == -EAGAIN || (was_poll && result >= 0))
 		return;
 	if (buffer->sync) {
 		complete_sync(io, buffer, result);
@@ -213,7 +220,8 @@ int gmem_io_complete(struct gmem_io *io, uint64_t number, int result)
 		complete_cancel(io, number - GMEM_IO_DEPTH, result);
 	} else {
 		buffer = &io->buffers[number];
-		if (result > 0 && (uint32_t)result > buffer->size - buffer->done)
+		if (result > 0 && !buffer->not_ready &&
+		    (uint32_t)result > buffer->size - buffer->done)
 			return -EINVAL;
 		complete_buffer(io, buffer, result);
 	}
@@ -278,13 +286,23 @@ static bool is_over_limit(struct gmem_io *io, uint64_t end)
 	return end > limit;
 }
 
+static enum gmem_ring_operation operation_of(const struct gmem_io *io,
+					     const struct gmem_io_buffer *buffer)
+{
+	if (buffer->sync)
+		return GMEM_RING_DATASYNC;
+	if (buffer->not_ready)
+		return GMEM_RING_POLL;
+	return io->writing ? GMEM_RING_WRITE : GMEM_RING_READ;
+}
+
 static int queue(struct gmem_io *io, uint32_t index)
 {
 	struct gmem_io_buffer *buffer = &io->buffers[index];
 	struct gmem_ring_request request = {
 		.number = index,
-		.operation = buffer->sync ? GMEM_RING_DATASYNC
-			   : io->writing ? GMEM_RING_WRITE : GMEM_RING_READ,
+		.operation = operation_of(io, buffer),
+		.events = io->writing ? POLLOUT : POLLIN,
 		.fd = buffer->direct ? io->direct_fd : io->fd,
 		.buf = buffer->data + buffer->done,
 		.size = buffer->size - buffer->done,

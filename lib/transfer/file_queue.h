@@ -51,6 +51,7 @@ struct gmem_io_buffer {
 	bool direct;		/* with O_DIRECT */
 	bool ended;		/* the file ended in it */
 	bool sync;		/* no data: a sync of what was written before */
+	bool not_ready;		/* refused to wait for the file: to be polled for first */
 };
 
 struct gmem_io {

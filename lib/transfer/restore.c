@@ -209,7 +209,8 @@ static int read_head(struct gmem_transfer *transfer, struct restore *restore,
 	if (page < IMAGE_BLOCK || page & (page - 1))
 		return bad(restore, "a page has 0x%" PRIx64 " bytes", page);
 	if (record->head.regions > IMAGE_MAX_REGIONS)
-		return bad(restore, "%" PRIu64 " regions", record->head.regions);
+		return bad(restore, "%" PRIu64 " regions, at most %u may be listed",
+			   record->head.regions, IMAGE_MAX_REGIONS);
 	if (record->head.privates && transfer->vm &&
 	    !(transfer->opts.flags & GMEM_TRANSFER_OMIT_PRIVATE))
 		return gmem_fail(-EACCES,

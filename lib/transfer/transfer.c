@@ -36,6 +36,16 @@ int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t fla
 	return 0;
 }
 
+/* To open the file anew for direct I/O could give rights that @fd does not have. */
+static int check_access(int fd, const struct gmem_fd_access *access, bool writing)
+{
+	if (writing ? access->writes : access->reads)
+		return 0;
+	return gmem_fail(-EBADF, "fd %d is open for %s, not for %s", fd,
+			 access->reads ? "reading only" : access->writes ? "writing only"
+			 : "neither reading nor writing", writing ? "writing" : "reading");
+}
+
 int gmem_transfer_inspect(const struct gmem_transfer_opts *opts, int fd, bool writing,
 			  uint64_t offset, struct gmem_io_params *ret)
 {
@@ -55,6 +65,9 @@ int gmem_transfer_inspect(const struct gmem_transfer_opts *opts, int fd, bool wr
 	if (err)
 		return gmem_fail(err, "fd %d: %s", fd, gmem_errno_name(err));
 
+	err = check_access(fd, &ret->kind.access, writing);
+	if (err)
+		return err;
 	if (!ret->kind.has_offsets && offset)
 		return gmem_fail(-ESPIPE, "fd %d has no offsets: 0x%" PRIx64 " cannot be had", fd, offset);
 	if (offset > INT64_MAX - GMEM_IO_UNIT)

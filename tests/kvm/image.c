@@ -502,6 +502,41 @@ TEST(a_full_disk_is_no_image_until_there_is_room_again)
 	rmdir(directory);
 }
 
+/* The file's permissions would allow more, also past the page cache. */
+TEST(an_fd_is_not_used_for_more_than_it_is_open_for)
+{
+	static const int modes[] = { O_RDONLY, O_WRONLY, O_PATH };
+	struct gmem_region *region;
+	struct lab lab;
+
+	region = new_guest(&lab, 8);
+	for (size_t i = 0; i < ARRAY_SIZE(modes); i++) {
+		char path[] = "/var/tmp/gmem-access-XXXXXX";
+		int file = (int)WORKS(mkstemp(path)), fd;
+
+		OK(gmem_vm_save(lab.vm, file, NULL, NULL));
+		posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
+		fd = (int)WORKS(open(path, modes[i] | O_CLOEXEC));
+		unlink(path);
+		memset(gmem_region_hva(region), 0x22, gmem_region_size(region));
+		CHECK_RESULT(gmem_vm_save(lab.vm, fd, NULL, NULL), modes[i] == O_WRONLY ? 0 : -EBADF);
+		if (modes[i] != O_RDONLY) {
+			CHECK_RESULT(gmem_image_verify(fd, NULL, NULL), -EBADF);
+			CHECK_RESULT(gmem_vm_restore(lab.vm, fd, NULL, NULL), -EBADF);
+			CHECK_RESULT(gmem_vm_load(lab.vm, BASE, fd, 0, 4096, NULL, NULL), -EBADF);
+		}
+		if (modes[i] != O_WRONLY) {
+			OK(gmem_vm_restore(lab.vm, file, NULL, NULL));
+			check_memory(gmem_region_hva(region), gmem_region_size(region), 8);
+		}
+		memset(gmem_region_hva(region), 0, gmem_region_size(region));
+		fill(gmem_region_hva(region), gmem_region_size(region), 8);
+		close(fd);
+		close(file);
+	}
+	lab_free(&lab);
+}
+
 TEST(a_limit_of_files_is_an_error_and_no_signal)
 {
 	static const uint64_t flags[] = { 0, GMEM_TRANSFER_NO_DIRECT, GMEM_TRANSFER_NO_RING };
@@ -522,8 +557,8 @@ TEST(a_limit_of_files_is_an_error_and_no_signal)
 		small.rlim_cur = 100 * 4096;
 		OK(gmem_vm_save_begin(lab.vm, fd, &opts, &transfer));
 		WORKS(setrlimit(RLIMIT_FSIZE, &small));
-		for (unsigned k = 0; k < 3; k++) {
-			while ((ret = gmem_transfer_step(transfer, 1)) > 0)
+		for (unsigned k = 0; k < 6; k++) {
+			while ((ret = gmem_transfer_step(transfer, k % 2)) > 0)
 				;
 			CHECK_RESULT(ret, -EFBIG);
 			CHECK(strstr(gmem_last_error(), "RLIMIT_FSIZE ends files at 0x64000"));

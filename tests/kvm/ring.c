@@ -154,6 +154,60 @@ TEST(no_completion_comes_after_the_end)
 }
 
 /* What an event loop does that has several transfers and requests of its own */
+TEST(a_ring_that_polls_for_completions_is_refused)
+{
+	struct gmem_transfer *transfer = NULL;
+	struct io_uring ring;
+	struct bench g;
+
+	if (!open_ring(&ring, 8, IORING_SETUP_IOPOLL))
+		skip("no ring can poll here");
+	begin(&g);
+	GMEM_OPTS(gmem_transfer_opts, opts, .ring = &ring);
+	CHECK_RESULT(gmem_vm_save_begin(g.lab.vm, g.fd, &opts, &transfer), -EINVAL);
+	CHECK(strstr(gmem_last_error(), "IORING_SETUP_IOPOLL"));
+	CHECK_RESULT(gmem_vm_restore_begin(g.lab.vm, g.fd, &opts, &transfer), -EINVAL);
+	CHECK(!transfer);
+	end(&g);
+	io_uring_queue_exit(&ring);
+}
+
+TEST(a_pipe_that_never_blocks_is_waited_for)
+{
+	struct gmem_transfer *transfer;
+	struct io_uring ring;
+	unsigned completions = 0;
+	struct bench g;
+	int ends[2], res;
+	uint64_t tag;
+
+	CHECK(open_ring(&ring, 8, 0));
+	begin(&g);
+	GMEM_OPTS(gmem_transfer_opts, opts, .ring = &ring);
+	WORKS(pipe2(ends, O_NONBLOCK | O_CLOEXEC));
+	OK(gmem_vm_load_begin(g.lab.vm, BASE, ends[0], 0, 5, &opts, &transfer));
+	for (unsigned i = 0; i < 5; i++) {
+		CHECK_RESULT(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_WAIT);
+		if (!take(&ring, 20, &tag, &res))
+			continue;
+		OK(gmem_transfer_complete(transfer, tag, res));
+		completions++;
+	}
+	/* one says at most that it would have to wait */
+	CHECK(completions <= 1);
+	CHECK_EQ(write(ends[1], "hello", 5), 5);
+	while ((res = gmem_transfer_step(transfer, 0)) > 0)
+		if (res == GMEM_TRANSFER_WAIT && take(&ring, 1000, &tag, &res))
+			OK(gmem_transfer_complete(transfer, tag, res));
+	CHECK_RESULT(res, 0);
+	CHECK(memcmp(g.hva, "hello", 5) == 0);
+	OK(gmem_transfer_free(transfer));
+	close(ends[0]);
+	close(ends[1]);
+	end(&g);
+	io_uring_queue_exit(&ring);
+}
+
 TEST(transfers_share_a_small_ring)
 {
 	for (unsigned i = 0; i < ARRAY_SIZE(kinds) * 4; i++) {

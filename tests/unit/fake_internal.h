@@ -136,6 +136,7 @@ void enter(void);
 int leave(int ret);
 /* Every call that can fail passes here: it is counted, and may have to */
 int attempt(enum fake_call call);
+struct gmem_fd_access real_access(int fd);
 /* The same without the count */
 int fate(enum fake_call call);
 void complain(const char *what, int number);

@@ -53,6 +53,16 @@ static uint64_t capped(uint64_t size)
 
 /* ---- files ---- */
 
+struct gmem_fd_access real_access(int fd)
+{
+	int flags = fcntl(fd, F_GETFL), mode = flags & O_ACCMODE;
+
+	return (struct gmem_fd_access){
+		.reads = !(flags & O_PATH) && (mode == O_RDONLY || mode == O_RDWR),
+		.writes = !(flags & O_PATH) && (mode == O_WRONLY || mode == O_RDWR),
+	};
+}
+
 int gmem_sys_fd_kind(int fd, struct gmem_fd_kind *ret)
 {
 	struct stat st;
@@ -69,6 +79,7 @@ int gmem_sys_fd_kind(int fd, struct gmem_fd_kind *ret)
 		.size = (uint64_t)st.st_size,
 		.appends = flags & O_APPEND,
 		.never_blocks = flags & O_NONBLOCK,
+		.access = real_access(fd),
 	};
 	return 0;
 }
@@ -217,7 +228,11 @@ int gmem_ring_new(uint32_t entries, struct gmem_ring **ret)
 
 int gmem_ring_wrap(struct io_uring *callers, uint64_t tag, struct gmem_ring **ret)
 {
+	int err = tried(FAKE_RING_NEW);
+
 	(void)callers;
+	if (err)
+		return err;
 	enter();
 	callers_ring = must(calloc(1, sizeof(*callers_ring)));
 	callers_ring->entries = kernel.ring_entries ? kernel.ring_entries : RING_ROOM;
@@ -347,7 +362,9 @@ static bool is_ready(const struct queued *queued, bool wait)
 
 	if (!queued->submitted)
 		return false;
-	if (request->operation != GMEM_RING_READ)
+	if (request->operation == GMEM_RING_POLL)
+		pollfd.events = request->events;
+	else if (request->operation != GMEM_RING_READ)
 		pollfd.events = POLLOUT;
 	return request->operation == GMEM_RING_CANCEL || queued->is_foreign || queued->cancelled ||
 	       wait || poll(&pollfd, 1, 0) > 0;
@@ -365,6 +382,8 @@ static int finish(const struct queued *queued)
 		return -ECANCELED;
 	if (queued->request.operation == GMEM_RING_DATASYNC)
 		return gmem_sys_datasync(queued->request.fd);
+	if (queued->request.operation == GMEM_RING_POLL)
+		return queued->request.events;
 	err = tried(FAKE_RING_RESULT);
 	return err ? err : (int)do_transfer(&queued->request);
 }

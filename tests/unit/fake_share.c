@@ -42,6 +42,7 @@ static int do_facts(int fd, struct gmem_sys_facts *ret)
 		.inode = st.st_ino,
 		.seals = seals < 0 ? 0 : (uint32_t)seals,
 		.is_regular = S_ISREG(st.st_mode),
+		.access = real_access(fd),
 	};
 	if (kernel.huge_page_size && st.st_ino == kernel.huge_inode) {
 		ret->filesystem_type = HUGETLBFS_MAGIC;
@@ -51,6 +52,7 @@ static int do_facts(int fd, struct gmem_sys_facts *ret)
 		ret->size = h->file->size;
 		ret->filesystem_type = fake.filesystem_type;
 		ret->seals = 0;
+		ret->access = (struct gmem_fd_access){ true, true };
 	}
 	return 0;
 }

@@ -2,6 +2,7 @@
 /* export and extent: the table of a VM's memory that other processes can map */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -135,6 +136,46 @@ static void a_file_sealed_against_writing_is_for_reading(void **state)
 	assert_int_equal(table(&s), 1);
 	assert_int_equal(s.extents[0].rights, GMEM_RIGHT_READ);
 	scene_end(&s);
+}
+
+static int open_anew(int fd, int flags)
+{
+	char path[32];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return open(path, flags | O_CLOEXEC);
+}
+
+static void an_fd_gives_no_more_rights_than_it_has(void **state)
+{
+	static const struct { int flags; uint32_t rights; } cases[] = {
+		{ O_RDWR, GMEM_RIGHT_READ | GMEM_RIGHT_WRITE }, { O_RDONLY, GMEM_RIGHT_READ },
+		{ O_WRONLY, 0 }, { O_PATH, 0 },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < 2 * ARRAY_SIZE(cases); i++) {
+		uint32_t rights = cases[i / 2].rights;
+		struct scene s;
+		int fd, err;
+
+		/* a file that can still change is looked at again for each table */
+		scene_begin_sealed(&s, i % 2 ? GMEM_EXPORT_UNSEALED : 0, i % 2 ? 0 : UNIT_SEALED);
+		fd = open_anew(s.memfd, cases[i / 2].flags);
+		assert_true(fd >= 0);
+		err = gmem_export_add_memory(s.exporter, s.hva, 16 * PAGE, fd, 0);
+		assert_int_equal(err, rights ? 0 : -EBADF);
+		if (err)
+			assert_non_null(strstr(gmem_last_error(), "not open for reading"));
+		close(fd);
+		if (!err) {
+			add(&s, 0, 16, (struct gmem_region_opts){ .plan = s.host, .hva = s.hva,
+								  .flags = GMEM_REGION_HVA });
+			assert_int_equal(table(&s), 1);
+			assert_int_equal(s.extents[0].rights, rights);
+		}
+		scene_end(&s);
+	}
 }
 
 static void memory_without_a_file_is_refused_or_left_out(void **state)
@@ -387,6 +428,7 @@ static void failures_leave_nothing_behind(void **state)
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(a_table_has_every_way_of_backing_that_has_a_file),
 	cmocka_unit_test(a_file_sealed_against_writing_is_for_reading),
+	cmocka_unit_test(an_fd_gives_no_more_rights_than_it_has),
 	cmocka_unit_test(memory_without_a_file_is_refused_or_left_out),
 	cmocka_unit_test(a_table_that_does_not_fit_is_not_filled),
 	cmocka_unit_test(memory_is_named_only_if_it_can_be_given),

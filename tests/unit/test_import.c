@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -157,6 +158,37 @@ static void file_that_cannot_be_mapped_is_refused_when_it_comes(void **state)
 	fake_close(fd);
 	fake_close(vm);
 	scene_end(&s);
+}
+
+static void file_open_for_less_than_was_said_is_refused(void **state)
+{
+	static const struct { int flags; int for_both, for_reading; } cases[] = {
+		{ O_RDWR, 0, 0 }, { O_RDONLY, -EACCES, 0 }, { O_WRONLY, -EBADF, -EBADF },
+		{ O_PATH, -EBADF, -EBADF },
+	};
+	int fd = unit_memfd(4 * PAGE, F_SEAL_SHRINK);
+	struct gmem_extent extent;
+	struct scene s;
+	char path[32];
+
+	(void)state;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	for (size_t i = 0; i < 2 * ARRAY_SIZE(cases); i++) {
+		int anew = open(path, cases[i / 2].flags | O_CLOEXEC);
+		int wanted = i % 2 ? cases[i / 2].for_reading : cases[i / 2].for_both;
+		uint32_t rights = i % 2 ? GMEM_RIGHT_READ : RW;
+
+		assert_true(anew >= 0);
+		scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+		greet(&s);
+		assert_int_equal(tell(&s, map_of(1, 16 * PAGE, 4 * PAGE, rights), anew), wanted);
+		assert_int_equal(gmem_import_table(s.import, &extent, 1), wanted == 0);
+		if (!wanted)
+			assert_int_equal(extent.rights, rights);
+		close(anew);
+		scene_end(&s);
+	}
+	close(fd);
 }
 
 /* What is withheld stays the import's own: no other mapping can come there. */
@@ -490,6 +522,7 @@ static void extents_keep_no_file_descriptors(void **state)
 
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(file_that_cannot_be_mapped_is_refused_when_it_comes),
+	cmocka_unit_test(file_open_for_less_than_was_said_is_refused),
 	cmocka_unit_test(addresses_stay_the_imports_own),
 	cmocka_unit_test(failed_revoke_or_grant_changes_nothing),
 	cmocka_unit_test(failure_to_undo_ends_the_import),

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -421,6 +422,48 @@ static void ranges_that_cannot_be_kept_from_a_peer_are_refused(void **state)
 		       try_peer(&s, (struct gmem_peer_opts){ .flags = 0 }));
 	assert_null(s.peer);
 	scene_end(&s);
+}
+
+/* The peer gets the rights of the fd, but can open the file anew: only seals take those away. */
+static void an_fd_open_for_reading_keeps_no_peer_from_writing(void **state)
+{
+	const struct gmem_export_range reading = { .gpa = 0, .size = 4 * PAGE, .rights = GMEM_RIGHT_READ };
+
+	(void)state;
+	for (int sealed = 0; sealed < 2; sealed++) {
+		int fd = unit_memfd(4 * PAGE, F_SEAL_SHRINK), anew;
+		struct gmem_extent extents[MOST];
+		struct scene s;
+		char path[32];
+		void *hva;
+
+		scene_begin_raw(&s);
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		anew = open(path, O_RDONLY | O_CLOEXEC);
+		hva = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		assert_ptr_not_equal(hva, MAP_FAILED);
+		assert_int_equal(fcntl(fd, F_ADD_SEALS, UNIT_SEALED | (sealed ? F_SEAL_FUTURE_WRITE : 0)), 0);
+		assert_ok(gmem_export_add_memory(s.exporter, hva, 4 * PAGE, anew, 0));
+		add(&s, 0, 4, (struct gmem_region_opts){ .plan = s.host, .hva = hva,
+							 .flags = GMEM_REGION_HVA });
+		if (sealed)
+			assert_ok(try_peer(&s, (struct gmem_peer_opts){ .ranges = &reading,
+									.range_count = 1 }));
+		else
+			assert_refused(-EOPNOTSUPP, "F_SEAL_FUTURE_WRITE",
+				       try_peer(&s, (struct gmem_peer_opts){ .ranges = &reading,
+									     .range_count = 1 }));
+		if (!sealed)
+			assert_ok(try_peer(&s, (struct gmem_peer_opts){ .flags = 0 }));
+		assert_ok(gmem_import_new(s.sockets[1], NULL, &s.import));
+		exchange(&s);
+		assert_int_equal(gmem_import_table(s.import, extents, MOST), 1);
+		assert_int_equal(extents[0].rights, GMEM_RIGHT_READ);
+		scene_end(&s);
+		munmap(hva, 4 * PAGE);
+		close(anew);
+		close(fd);
+	}
 }
 
 static void peer_options_are_checked(void **state)
@@ -930,6 +973,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(memory_for_reading_is_not_written),
 	cmocka_unit_test(imported_memory_is_not_mapped_over),
 	cmocka_unit_test(ranges_that_cannot_be_kept_from_a_peer_are_refused),
+	cmocka_unit_test(an_fd_open_for_reading_keeps_no_peer_from_writing),
 	cmocka_unit_test(peer_options_are_checked),
 	cmocka_unit_test(without_an_answer_memory_stays),
 	cmocka_unit_test(without_an_answer_a_peer_is_cut_off),

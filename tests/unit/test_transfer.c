@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -90,6 +91,59 @@ static void save_on_ring(struct guest *g, uint64_t flags, struct gmem_transfer *
 }
 
 static const uint64_t engines[] = { 0, GMEM_TRANSFER_NO_RING };
+
+/* ---- what the fd is open for ---- */
+
+/* To open the file anew, for direct I/O, would work in each case. */
+static void an_fd_is_used_only_for_what_it_is_open_for(void **state)
+{
+	static const struct { int flags; bool reads, writes; const char *words; } cases[] = {
+		{ O_RDONLY, true, false, "open for reading only, not for writing" },
+		{ O_WRONLY, false, true, "open for writing only, not for reading" },
+		{ O_PATH, false, false, "open for neither reading nor writing, not for" },
+		{ O_ACCMODE, false, false, "open for neither reading nor writing, not for" },
+		{ O_RDWR, true, true, "" },
+	};
+	static const uint64_t ways[] = { 0, GMEM_TRANSFER_NO_RING, GMEM_TRANSFER_NO_DIRECT };
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases) * ARRAY_SIZE(ways); i++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = ways[i / ARRAY_SIZE(cases)]);
+		size_t k = i % ARRAY_SIZE(cases);
+		struct fake_snapshot *before;
+		char path[32];
+		struct guest g;
+		int fd, err;
+
+		begin(&g);
+		assert_ok(gmem_vm_save(g.unit.vm, g.fd, NULL, NULL));
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", g.fd);
+		fd = open(path, cases[k].flags | O_CLOEXEC);
+		assert_true(fd >= 0);
+		before = fake_snapshot();
+
+		err = gmem_vm_save(g.unit.vm, fd, &opts, NULL);
+		assert_int_equal(err, cases[k].writes ? 0 : -EBADF);
+		if (err)
+			assert_non_null(strstr(gmem_last_error(), cases[k].words));
+		for (unsigned reader = 0; reader < 3; reader++) {
+			err = reader == 0 ? gmem_image_verify(fd, &opts, NULL)
+			    : reader == 1 ? gmem_vm_restore(g.unit.vm, fd, &opts, NULL)
+			    : gmem_vm_load(g.unit.vm, 16 * g.unit.page, fd, MIB, 0, &opts, NULL);
+			assert_int_equal(err, cases[k].reads ? 0 : -EBADF);
+			if (err)
+				assert_non_null(strstr(gmem_last_error(), cases[k].words));
+		}
+		if (!cases[k].reads)
+			check(&g, 1);
+		assert_true(fake_equal(before));
+		assert_int_equal(fake_count(FAKE_REOPEN) > 1, ways[i / ARRAY_SIZE(cases)] == 0 &&
+				 (cases[k].reads || cases[k].writes));
+		check_image(&g);
+		close(fd);
+		end(&g);
+	}
+}
 
 /* ---- the disk ---- */
 
@@ -294,6 +348,9 @@ static void no_write_ends_past_the_limit_of_files(void **state)
 			char number[32];
 
 			fake_limit_file_size(limits[k]);
+			/* whether it waits or not, as often as it is asked */
+			for (int wait = 3; wait >= 0; wait--)
+				assert_int_equal(run(transfer, wait % 2), -EFBIG);
 			assert_int_equal(run(transfer, 1), -EFBIG);
 			snprintf(number, sizeof(number), "files at 0x%llx", (unsigned long long)limits[k]);
 			assert_non_null(strstr(gmem_last_error(), "RLIMIT_FSIZE"));
@@ -438,6 +495,63 @@ static void a_read_that_nothing_answers_is_cancelled(void **state)
 		close(ends[1]);
 		end(&g);
 	}
+}
+
+static void a_pipe_that_refuses_to_wait_is_polled(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .ring = UNTOUCHED(struct io_uring), .ring_tag = TAG);
+	struct gmem_transfer *transfer;
+	struct guest g;
+	uint64_t tag;
+	int ends[2], res;
+	char byte;
+
+	(void)state;
+	begin(&g);
+	assert_int_equal(pipe2(ends, O_NONBLOCK | O_CLOEXEC), 0);
+	assert_ok(gmem_vm_load_begin(g.unit.vm, 16 * g.unit.page, ends[0], 0, 5, &opts, &transfer));
+	assert_int_equal(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_WAIT);
+	/* as kernels do whose pipes io_uring cannot wait for */
+	assert_int_equal(write(ends[1], "x", 1), 1);
+	fake_fail_next(FAKE_RING_RESULT, -EAGAIN);
+	assert_true(fake_take_completion(&tag, &res));
+	assert_int_equal(res, -EAGAIN);
+	assert_int_equal(read(ends[0], &byte, 1), 1);
+	assert_ok(gmem_transfer_complete(transfer, tag, res));
+	assert_int_equal(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_WAIT);
+	for (unsigned i = 0; i < 3; i++) {
+		assert_false(fake_take_completion(&tag, &res));
+		assert_int_equal(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_WAIT);
+	}
+	assert_int_equal(write(ends[1], "hello", 5), 5);
+	assert_true(fake_take_completion(&tag, &res));
+	assert_int_equal(res, POLLIN);
+	assert_ok(gmem_transfer_complete(transfer, tag, res));
+	assert_int_equal(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_WAIT);
+	assert_true(fake_take_completion(&tag, &res));
+	assert_int_equal(res, 5);
+	assert_ok(gmem_transfer_complete(transfer, tag, res));
+	assert_ok(run(transfer, 0));
+	assert_memory_equal(g.hva, "hello", 5);
+	assert_ok(gmem_transfer_free(transfer));
+	close(ends[0]);
+	close(ends[1]);
+	end(&g);
+}
+
+static void a_ring_that_completes_nothing_is_refused(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .ring = UNTOUCHED(struct io_uring), .ring_tag = TAG);
+	struct gmem_transfer *transfer = NULL;
+	struct guest g;
+
+	(void)state;
+	begin(&g);
+	fake_fail_next(FAKE_RING_NEW, -EINVAL);
+	assert_refused(-EINVAL, "IORING_SETUP_IOPOLL",
+		       gmem_vm_save_begin(g.unit.vm, g.fd, &opts, &transfer));
+	assert_null(transfer);
+	end(&g);
 }
 
 static void a_transfer_that_is_being_freed_does_no_more_steps(void **state)
@@ -623,6 +737,7 @@ static void buffers_stay_mapped_if_a_request_cannot_be_ended(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(an_fd_is_used_only_for_what_it_is_open_for),
 		cmocka_unit_test(a_sync_that_failed_is_final),
 		cmocka_unit_test(a_sync_that_a_signal_interrupts_is_repeated),
 		cmocka_unit_test(no_step_syncs_itself_with_a_ring),
@@ -634,6 +749,8 @@ int main(void)
 		cmocka_unit_test(pages_that_leave_the_cache_are_requested),
 		cmocka_unit_test(every_completion_comes_before_the_end),
 		cmocka_unit_test(a_read_that_nothing_answers_is_cancelled),
+		cmocka_unit_test(a_pipe_that_refuses_to_wait_is_polled),
+		cmocka_unit_test(a_ring_that_completes_nothing_is_refused),
 		cmocka_unit_test(a_transfer_that_is_being_freed_does_no_more_steps),
 		cmocka_unit_test(a_kernel_that_takes_nothing_is_asked_again),
 		cmocka_unit_test(other_users_may_fill_the_ring),
