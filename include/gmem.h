@@ -2263,7 +2263,8 @@ struct gmem_conversion {
  * hole, -ENXIO part of it is a device's, -EOPNOTSUPP memory in it cannot be
  * converted, -EBUSY somebody holds a lease, or earlier work or a view has not ended
  * within wait_ms, the errno of a listener that refused, -ETIMEDOUT a peer did not
- * give it back (gmem_peer_add()) in its time or within wait_ms, -EDEADLK a
+ * give it back (gmem_peer_add()) in its time or within wait_ms, -EREMOTEIO or another
+ * errno named there if it refused, -EDEADLK a
  * callback calls it for its own range, -ENOMEM, -E2BIG options newer than the
  * library, or the kernel's own errno: nothing changed; -ENOTRECOVERABLE the
  * kernel refused to undo, see @ret, or a region in the range has lost its
@@ -3713,7 +3714,10 @@ struct gmem_peer_opts {
  * rebound, and a range before it becomes private, and waits for their answers.
  * If the answers do not come in time, the removal or conversion fails with
  * -ETIMEDOUT and nothing has changed; with GMEM_PEER_CUT_OFF the peer is cut
- * off, and the call goes on. Memory that becomes shared again is given again.
+ * off, and the call goes on. If the call itself waits for less than that, it fails,
+ * and the peer is cut off when a call finds that its answer is overdue. If the peer
+ * refuses, they fail with -ENOMEM, -EAGAIN or -EBUSY if that is its reason, and with
+ * -EREMOTEIO for any other. Memory that becomes shared again is given again.
  * Taking back relies on the peer, which can keep a mapping: it protects both
  * sides from mistakes. But no peer can reach private memory, whatever it does.
  * What a peer gives back too late it gets again; its answer, a refusal, too, counts
@@ -3825,8 +3829,10 @@ GMEM_API int gmem_export_dispatch(struct gmem_export *exporter);
  *	/proc/sys/vm/max_map_count, or of 65530 if that cannot be read
  * @reserved2: must be 0
  *
- * What exceeds a limit is refused: the exporting process is told, and nothing
- * changes. A guest that converts many small ranges makes many mappings, too.
+ * What exceeds a limit is refused, the exporting process is told, and nothing
+ * changes here. It is told ENOSPC, and then gives the import up, or, for
+ * max_mappings, ENOMEM, and then offers the memory again and again. A guest that
+ * converts many small ranges makes many mappings, too.
  */
 struct gmem_import_opts {
 	size_t   size;
@@ -3869,8 +3875,8 @@ GMEM_API void gmem_import_free(struct gmem_import *import);
  * gmem_import_fd() - fd to poll for an import
  * @import: import
  *
- * The fd is readable when gmem_import_dispatch() has something to do. It is
- * borrowed: do not read from it.
+ * The fd is readable when gmem_import_dispatch() has something to do; when that has
+ * returned an error, never more. It is borrowed: do not read from it.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -3882,14 +3888,15 @@ GMEM_API int gmem_import_fd(const struct gmem_import *import);
  * gmem_import_dispatch() - handle messages of the exporting process, and answer them
  * @import: import
  *
- * Maps and unmaps memory, and gives and takes access to it. A call takes about 10 ms
- * at most, whatever the messages ask for: the next call goes on. Before memory is
- * taken it waits for views between gmem_view_begin() and gmem_view_end(), so do not
- * call it between these. The exporting process waits for the answer: call this soon
- * after gmem_import_fd() is readable.
+ * Maps and unmaps memory, and gives and takes access to it. A call does about 10 ms
+ * of that, whatever the messages ask for: the next call goes on. Before memory is
+ * taken it also waits, as long as they last, for views between gmem_view_begin() and
+ * gmem_view_end(), so do not call it between these. The exporting process waits for
+ * the answer: call this soon after gmem_import_fd() is readable.
  *
  * An extent is mapped once, when it comes; no other mapping gets into its place until
- * it is unmapped. Ranges that are not granted cannot be accessed (PROT_NONE).
+ * it is unmapped. Ranges that are not granted cannot be accessed (PROT_NONE). Of a
+ * large extent views have some before gmem_import_table() has it.
  *
  * After an error no more memory comes, and mapped memory stays mapped until
  * gmem_import_free().
