@@ -82,6 +82,9 @@ static struct {
 	struct gmem_import *import;
 	struct gmem_view *view;
 	bool is_over;		/* the import ended: what of its last message was done is not known */
+	unsigned failing;	/* the so-manieth change of access rights fails; 0: none */
+	unsigned failures;	/* and so many after it */
+	bool fails_half_done;
 } world;
 
 static unsigned take(void)
@@ -263,6 +266,33 @@ static void change_file(void)
 		close(file->fd);
 		file->fd = -1;
 	}
+}
+
+/* ---- what the kernel refuses: at its limit of mappings, and perhaps half done ---- */
+
+int __wrap_gmem_sys_mprotect(void *addr, uint64_t size, int prot);
+int __real_gmem_sys_mprotect(void *addr, uint64_t size, int prot);
+
+int __wrap_gmem_sys_mprotect(void *addr, uint64_t size, int prot)
+{
+	uint64_t half = size / 2 / GIB ? size / 2 / GIB * GIB : size / 2 / PAGE * PAGE;
+
+	if (!world.failing || --world.failing)
+		return __real_gmem_sys_mprotect(addr, size, prot);
+	if (world.fails_half_done && half)
+		(void)__real_gmem_sys_mprotect(addr, half, prot);
+	world.failing = world.failures ? 1 : 0;
+	world.failures -= world.failures > 0;
+	return -ENOMEM;
+}
+
+static void take_failure(void)
+{
+	unsigned how = take();
+
+	world.failing = 1 + (how & 3);
+	world.failures = how >> 2 & 1;
+	world.fails_half_done = how & 8;
 }
 
 /* ---- the model: what the import has, by the messages it accepted ---- */
@@ -758,6 +788,8 @@ static void step(void)
 		close(world.sock);
 		world.sock = -1;
 	} else if (world.sock >= 0) {
+		if ((how & 0x8f) == 0x83)
+			take_failure();
 		for (count = 0; count < (how % 16 == 1 ? 3 : how % 16 == 2 ? 2 : 1); count++)
 			send_one(&sent[count]);
 	}
@@ -808,8 +840,13 @@ static void begin(void)
 	memset(&model, 0, sizeof(model));
 	for (size_t i = 0; i < MAX_FILES; i++)
 		world.files[i].fd = -1;
-	world.sequence = 0;
+	world.sequence = world.failing = 0;
 	world.is_over = false;
+	/* With the most bytes there are other limits. */
+	if ((how & 3) == 3) {
+		opts.max_mappings = 8 + take() % 32;
+		opts.max_table_bytes = (uint64_t)4096 << take() % 16;
+	}
 	CHECK(gmem_import_new(sock, &opts, &world.import) == 0);
 	close(sock);
 	CHECK(gmem_import_view_new(world.import, &world.view) == 0);
