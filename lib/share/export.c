@@ -21,6 +21,7 @@
 #include "state/listener.h"
 #include "share/extent.h"
 #include "share/peer_io.h"
+#include "share/peer_state.h"
 #include "share/peer_recall.h"
 
 /* Nanoseconds after which a dispatch leaves the rest to the next */

@@ -15,6 +15,8 @@
 #include "os/sys.h"
 #include "share/extent.h"
 #include "share/peer_io.h"
+#include "share/peer_needs.h"
+#include "share/peer_state.h"
 #include "share/wire.h"
 
 #define DEFAULT_WAIT_MS	1000

@@ -17,6 +17,8 @@
 #include "os/sys.h"
 #include "region/page_states.h"
 #include "share/peer_io.h"
+#include "share/peer_needs.h"
+#include "share/peer_state.h"
 #include "state/claim.h"
 #include "state/private_state.h"
 
