@@ -82,7 +82,7 @@ static struct {
 	struct gmem_import *import;
 	struct gmem_view *view;
 	bool is_over;		/* the import ended: what of its last message was done is not known */
-	unsigned failing;	/* the so-manieth change of access rights fails; 0: none */
+	unsigned failing;	/* this many changes of access rights ahead, one fails; 0: none */
 	unsigned failures;	/* and so many after it */
 	bool fails_half_done;
 } world;
@@ -154,73 +154,64 @@ static int pipe_end(void)
 	return ends[0];
 }
 
+static const struct {
+	unsigned int flags;		/* of memfd_create() */
+	uint64_t page_size;
+	uint64_t size;			/* 0: FILE_PAGES, numbered */
+	int seals;
+} memfds[] = {
+	[SEALED] = { 0, PAGE, 0, F_SEAL_SHRINK },
+	[UNSEALED] = { 0, PAGE, 0, 0 },
+	[READ_ONLY] = { 0, PAGE, 0, F_SEAL_SHRINK | F_SEAL_WRITE },
+	[FULLY_SEALED] = { 0, PAGE, 0, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL },
+	[FUTURE_WRITE] = { 0, PAGE, 0, F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE },
+	[SPARSE] = { 0, PAGE, 16 * TIB, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL },
+	[HUGE_2M] = { MFD_HUGETLB | 21u << 26, 2 * MIB, 8 * MIB,
+		      F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL },
+	[HUGE_1G] = { MFD_HUGETLB | 30u << 26, GIB, 2 * GIB,
+		      F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL },
+};
+
+/* What is no memfd, or not all of one; its size and page size are those of a small memfd. */
+static int new_other(enum kind kind)
+{
+	switch (kind) {
+	case GMEM:
+		return new_gmem(FILE_PAGES * PAGE, 0);
+	case GMEM_MMAP:
+		return new_gmem(FILE_PAGES * PAGE, 3);
+	case REOPENED:
+		return reopen(new_numbered(F_SEAL_SHRINK), O_RDONLY);
+	case PIPE:
+		return pipe_end();
+	case ZERO:
+		return open("/dev/zero", O_RDWR | O_CLOEXEC);
+	case PROC:
+		return open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	case EVENT:
+		return eventfd(0, EFD_CLOEXEC);
+	case PATH:
+		return reopen(new_numbered(F_SEAL_SHRINK), O_PATH);
+	case SOCKET:
+		return fcntl(world.sock, F_DUPFD_CLOEXEC, 0);
+	default:
+		return open("/tmp", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	}
+}
+
 /* What cannot be had on this host is a sealed memfd. */
 static struct file new_file(enum kind kind)
 {
 	struct file file = { -1, FILE_PAGES * PAGE, PAGE };
 
-	switch (kind) {
-	case UNSEALED:
-		file.fd = new_numbered(0);
-		break;
-	case READ_ONLY:
-		file.fd = new_numbered(F_SEAL_SHRINK | F_SEAL_WRITE);
-		break;
-	case FULLY_SEALED:
-		file.fd = new_numbered(F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
-		break;
-	case FUTURE_WRITE:
-		file.fd = new_numbered(F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE);
-		break;
-	case SPARSE:
-		file.size = 16 * TIB;
-		file.fd = new_memfd(0, file.size, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
-		break;
-	case HUGE_2M:
-		file.page_size = 2 * MIB;
-		file.size = 4 * file.page_size;
-		file.fd = new_memfd(MFD_HUGETLB | 21u << 26, file.size,
-				    F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
-		break;
-	case HUGE_1G:
-		file.page_size = GIB;
-		file.size = 2 * GIB;
-		file.fd = new_memfd(MFD_HUGETLB | 30u << 26, file.size,
-				    F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
-		break;
-	case GMEM:
-		file.fd = new_gmem(file.size, 0);
-		break;
-	case GMEM_MMAP:
-		file.fd = new_gmem(file.size, 3);
-		break;
-	case REOPENED:
-		file.fd = reopen(new_numbered(F_SEAL_SHRINK), O_RDONLY);
-		break;
-	case PIPE:
-		file.fd = pipe_end();
-		break;
-	case ZERO:
-		file.fd = open("/dev/zero", O_RDWR | O_CLOEXEC);
-		break;
-	case PROC:
-		file.fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
-		break;
-	case EVENT:
-		file.fd = eventfd(0, EFD_CLOEXEC);
-		break;
-	case PATH:
-		file.fd = reopen(new_numbered(F_SEAL_SHRINK), O_PATH);
-		break;
-	case SOCKET:
-		file.fd = fcntl(world.sock, F_DUPFD_CLOEXEC, 0);
-		break;
-	case DIRECTORY:
-		file.fd = open("/tmp", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		break;
-	case SEALED:
-	case KINDS:
-		break;
+	if (kind >= GMEM) {
+		file.fd = new_other(kind);
+	} else if (memfds[kind].size) {
+		file.size = memfds[kind].size;
+		file.page_size = memfds[kind].page_size;
+		file.fd = new_memfd(memfds[kind].flags, file.size, memfds[kind].seals);
+	} else {
+		file.fd = new_numbered(memfds[kind].seals);
 	}
 	if (file.fd < 0)
 		file = (struct file){ new_numbered(F_SEAL_SHRINK), FILE_PAGES * PAGE, PAGE };
@@ -243,7 +234,8 @@ static struct file *take_file(void)
 /* While it is mapped, perhaps */
 static void change_file(void)
 {
-	static const int seals[] = { F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE, F_SEAL_FUTURE_WRITE, F_SEAL_SEAL };
+	static const int seals[] = { F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE, F_SEAL_FUTURE_WRITE,
+				     F_SEAL_SEAL };
 	struct file *file = &world.files[take() % MAX_FILES];
 	uint64_t size = take() % (2 * FILE_PAGES) * PAGE;
 	struct stat st;
@@ -673,8 +665,9 @@ static void make_part(struct gmem_message *message)
 static struct sent make_message(void)
 {
 	static const enum gmem_wire_type types[] = {
-		GMEM_WIRE_MAP, GMEM_WIRE_GRANT, GMEM_WIRE_MAP, GMEM_WIRE_REVOKE, GMEM_WIRE_GRANT, GMEM_WIRE_UNMAP,
-		GMEM_WIRE_MAP, GMEM_WIRE_GRANT, GMEM_WIRE_REVOKE, GMEM_WIRE_MAP, GMEM_WIRE_READY, GMEM_WIRE_UNMAP,
+		GMEM_WIRE_MAP, GMEM_WIRE_GRANT, GMEM_WIRE_MAP, GMEM_WIRE_REVOKE,
+		GMEM_WIRE_GRANT, GMEM_WIRE_UNMAP, GMEM_WIRE_MAP, GMEM_WIRE_GRANT,
+		GMEM_WIRE_REVOKE, GMEM_WIRE_MAP, GMEM_WIRE_READY, GMEM_WIRE_UNMAP,
 		GMEM_WIRE_MAP, GMEM_WIRE_GRANT, GMEM_WIRE_HELLO, GMEM_WIRE_ANSWER,
 	};
 	struct sent sent = { .message = { .type = types[take() % 16], .sequence = world.sequence }, .fd = -1 };

@@ -525,8 +525,9 @@ static void add_peer(struct peer *peer)
 	if (how & 2) {
 		peer->from = how >> 2 & 3;
 		peer->to = peer->from + REGION_PAGES + 3;
-		range = (struct gmem_export_range){ .gpa = peer->from * PAGE, .rights = GMEM_RIGHT_READ | GMEM_RIGHT_WRITE,
-						    .size = (peer->to - peer->from) * PAGE };
+		range = (struct gmem_export_range){ .gpa = peer->from * PAGE,
+						    .size = (peer->to - peer->from) * PAGE,
+						    .rights = GMEM_RIGHT_READ | GMEM_RIGHT_WRITE };
 		opts.ranges = &range;
 		opts.range_count = 1;
 	}
