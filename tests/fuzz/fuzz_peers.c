@@ -36,6 +36,7 @@
 #define MAX_STEPS	48
 #define SLACK_MS	40
 #define MAX_SENT	8
+#define LONGEST_RETRY_MS	3000
 
 /* ---- peers, as they see it ---- */
 
@@ -592,7 +593,7 @@ static void calm_down(void)
 		}
 		acted |= dispatch(0);
 		if (!acted && is_incomplete())
-			acted = dispatch(1000);
+			acted = dispatch(LONGEST_RETRY_MS);
 	}
 	CHECK(!acted);
 	check_all();
