@@ -1142,8 +1142,9 @@ GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint
  * except through views. Do not call it between gmem_view_begin() and
  * gmem_view_end(). Source: as gmem_region_add(), with size 0. Since: 0.1.
  *
- * Return: 0, or -EBUSY somebody holds a lease on the region, -ETIMEDOUT a peer
- * did not give it back (gmem_peer_add()), -EDEADLK a callback of the library
+ * Return: 0, or -EBUSY somebody holds a lease on the region, or what is waited for
+ * has not ended within wait_ms of struct gmem_vm_opts, -ETIMEDOUT a peer
+ * did not give it back (gmem_peer_add(), which names more errnos), -EDEADLK a callback of the library
  * calls it, -ENOMEM, or the kernel's own errno if
  * it refused to delete the memslot or to make its addresses shared again, such as
  * -EIO the VM is dead; then the region is as before, and gmem_vm_free()
@@ -3176,7 +3177,8 @@ struct gmem_transfer_opts {
  * @size: sizeof this struct, set by the caller; GMEM_OPTS() fills it in
  * @file_bytes: bytes read from the file, or written to it
  * @direct_bytes: part of @file_bytes that bypassed the page cache
- * @data_bytes: bytes of guest memory that were copied
+ * @data_bytes: bytes of guest memory that were copied; of a pass that only verifies,
+ *	that would be
  * @zero_bytes: bytes of guest memory that are zero, and were not copied
  * @private_bytes: bytes of guest memory that are private, and were left out
  * @engine: GMEM_ENGINE_*
@@ -3596,7 +3598,7 @@ GMEM_API int gmem_export_add_memory(struct gmem_export *exporter, void *hva, uin
  * @hva: the same address as in gmem_export_add_memory()
  *
  * Call it when no region uses the memory any more, before the address gets another
- * use.
+ * use. That is not checked.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -3669,7 +3671,7 @@ GMEM_API int gmem_export_vhost_user(struct gmem_export *exporter,
  * struct gmem_export_range - guest addresses that a peer may have
  * @gpa: start, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page
- * @rights: GMEM_RIGHT_*
+ * @rights: GMEM_RIGHT_*, at most: a file whose seals allow less is given with less
  * @reserved: must be 0
  */
 struct gmem_export_range {
@@ -3734,8 +3736,9 @@ struct gmem_peer_opts {
  * offered again after 100 ms, and later every 2 s: gmem_export_fd() becomes
  * readable then. Meanwhile everything else goes on.
  *
- * A process that has a file can map all of it. So a file is given only if the peer
- * may have the whole file, or with GMEM_PEER_WHOLE_FILES. A file is given for
+ * A process that has a file can map all of it. So a file is given only if one range of
+ * one region that the peer may have is the whole file, or with
+ * GMEM_PEER_WHOLE_FILES: use one memfd for each region. A file is given for
  * reading only if its seals enforce that (F_SEAL_FUTURE_WRITE). If present memory
  * cannot be given under these rules, the call fails; memory added later is left
  * out, with a message in the VM's log.
