@@ -1142,8 +1142,9 @@ GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint
  * except through views. Do not call it between gmem_view_begin() and
  * gmem_view_end(). Source: as gmem_region_add(), with size 0. Since: 0.1.
  *
- * Return: 0, or -EBUSY somebody holds a lease on the region, -ETIMEDOUT a peer
- * did not give it back (gmem_peer_add()), -EDEADLK a callback of the library
+ * Return: 0, or -EBUSY somebody holds a lease on the region, or what is waited for
+ * has not ended within wait_ms of struct gmem_vm_opts, -ETIMEDOUT a peer
+ * did not give it back (gmem_peer_add(), which names more errnos), -EDEADLK a callback of the library
  * calls it, -ENOMEM, or the kernel's own errno if
  * it refused to delete the memslot or to make its addresses shared again, such as
  * -EIO the VM is dead; then the region is as before, and gmem_vm_free()
@@ -2263,7 +2264,8 @@ struct gmem_conversion {
  * hole, -ENXIO part of it is a device's, -EOPNOTSUPP memory in it cannot be
  * converted, -EBUSY somebody holds a lease, or earlier work or a view has not ended
  * within wait_ms, the errno of a listener that refused, -ETIMEDOUT a peer did not
- * give it back (gmem_peer_add()) in its time or within wait_ms, -EDEADLK a
+ * give it back (gmem_peer_add()) in its time or within wait_ms, -EREMOTEIO or another
+ * errno named there if it refused, -EDEADLK a
  * callback calls it for its own range, -ENOMEM, -E2BIG options newer than the
  * library, or the kernel's own errno: nothing changed; -ENOTRECOVERABLE the
  * kernel refused to undo, see @ret, or a region in the range has lost its
@@ -3176,7 +3178,8 @@ struct gmem_transfer_opts {
  * @size: sizeof this struct, set by the caller; GMEM_OPTS() fills it in
  * @file_bytes: bytes read from the file, or written to it
  * @direct_bytes: part of @file_bytes that bypassed the page cache
- * @data_bytes: bytes of guest memory that were copied
+ * @data_bytes: bytes of guest memory that were copied; of a pass that only verifies,
+ *	that would be
  * @zero_bytes: bytes of guest memory that are zero, and were not copied
  * @private_bytes: bytes of guest memory that are private, and were left out
  * @engine: GMEM_ENGINE_*
@@ -3598,7 +3601,7 @@ GMEM_API int gmem_export_add_memory(struct gmem_export *exporter, void *hva, uin
  * @hva: the same address as in gmem_export_add_memory()
  *
  * Call it when no region uses the memory any more, before the address gets another
- * use.
+ * use. That is not checked.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -3671,7 +3674,7 @@ GMEM_API int gmem_export_vhost_user(struct gmem_export *exporter,
  * struct gmem_export_range - guest addresses that a peer may have
  * @gpa: start, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page
- * @rights: GMEM_RIGHT_*
+ * @rights: GMEM_RIGHT_*, at most: a file whose seals allow less is given with less
  * @reserved: must be 0
  */
 struct gmem_export_range {
@@ -3716,7 +3719,10 @@ struct gmem_peer_opts {
  * rebound, and a range before it becomes private, and waits for their answers.
  * If the answers do not come in time, the removal or conversion fails with
  * -ETIMEDOUT and nothing has changed; with GMEM_PEER_CUT_OFF the peer is cut
- * off, and the call goes on. Memory that becomes shared again is given again.
+ * off, and the call goes on. If the call itself waits for less than that, it fails,
+ * and the peer is cut off when a call finds that its answer is overdue. If the peer
+ * refuses, they fail with -ENOMEM, -EAGAIN or -EBUSY if that is its reason, and with
+ * -EREMOTEIO for any other. Memory that becomes shared again is given again.
  * Taking back relies on the peer, which can keep a mapping: it protects both
  * sides from mistakes. But no peer can reach private memory, whatever it does.
  * What a peer gives back too late it gets again; its answer, a refusal, too, counts
@@ -3733,8 +3739,9 @@ struct gmem_peer_opts {
  * offered again after 100 ms, and later every 2 s: gmem_export_fd() becomes
  * readable then. Meanwhile everything else goes on.
  *
- * A process that has a file can map all of it. So a file is given only if the peer
- * may have the whole file, or with GMEM_PEER_WHOLE_FILES. A file is given for
+ * A process that has a file can map all of it. So a file is given only if one range of
+ * one region that the peer may have is the whole file, or with
+ * GMEM_PEER_WHOLE_FILES: use one memfd for each region. A file is given for
  * reading only if its seals enforce that (F_SEAL_FUTURE_WRITE); an fd that is open for
  * reading only does not, as the peer can open the file anew. If present memory
  * cannot be given under these rules, the call fails; memory added later is left
@@ -3829,8 +3836,10 @@ GMEM_API int gmem_export_dispatch(struct gmem_export *exporter);
  *	/proc/sys/vm/max_map_count, or of 65530 if that cannot be read
  * @reserved2: must be 0
  *
- * What exceeds a limit is refused: the exporting process is told, and nothing
- * changes. A guest that converts many small ranges makes many mappings, too.
+ * What exceeds a limit is refused, the exporting process is told, and nothing
+ * changes here. It is told ENOSPC, and then gives the import up, or, for
+ * max_mappings, ENOMEM, and then offers the memory again and again. A guest that
+ * converts many small ranges makes many mappings, too.
  */
 struct gmem_import_opts {
 	size_t   size;
@@ -3873,8 +3882,8 @@ GMEM_API void gmem_import_free(struct gmem_import *import);
  * gmem_import_fd() - fd to poll for an import
  * @import: import
  *
- * The fd is readable when gmem_import_dispatch() has something to do. It is
- * borrowed: do not read from it.
+ * The fd is readable when gmem_import_dispatch() has something to do; when that has
+ * returned an error, never more. It is borrowed: do not read from it.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -3886,14 +3895,15 @@ GMEM_API int gmem_import_fd(const struct gmem_import *import);
  * gmem_import_dispatch() - handle messages of the exporting process, and answer them
  * @import: import
  *
- * Maps and unmaps memory, and gives and takes access to it. A call takes about 10 ms
- * at most, whatever the messages ask for: the next call goes on. Before memory is
- * taken it waits for views between gmem_view_begin() and gmem_view_end(), so do not
- * call it between these. The exporting process waits for the answer: call this soon
- * after gmem_import_fd() is readable.
+ * Maps and unmaps memory, and gives and takes access to it. A call does about 10 ms
+ * of that, whatever the messages ask for: the next call goes on. Before memory is
+ * taken it also waits, as long as they last, for views between gmem_view_begin() and
+ * gmem_view_end(), so do not call it between these. The exporting process waits for
+ * the answer: call this soon after gmem_import_fd() is readable.
  *
  * An extent is mapped once, when it comes; no other mapping gets into its place until
- * it is unmapped. Ranges that are not granted cannot be accessed (PROT_NONE).
+ * it is unmapped. Ranges that are not granted cannot be accessed (PROT_NONE). Of a
+ * large extent views have some before gmem_import_table() has it.
  *
  * After an error no more memory comes, and mapped memory stays mapped until
  * gmem_import_free().

@@ -19,13 +19,13 @@ static uint64_t page_of(const struct gmem_states *states, uint64_t offset)
 	return states->first + (offset >> states->page_shift);
 }
 
-int gmem_states_new(struct gmem_states *states, uint64_t size)
+int gmem_states_new(struct gmem_states *states, uint64_t size, unsigned int kinds)
 {
 	size_t words = gmem_bits_words(size / gmem_sys_page_size());
 	struct gmem_page_states *pages;
 
 	/* What no conversion touches of a large array is never allocated. */
-	pages = calloc(1, sizeof(*pages) + GMEM_PAGE_BITS * words * sizeof(pages->bits[0]));
+	pages = calloc(1, sizeof(*pages) + kinds * words * sizeof(pages->bits[0]));
 	if (!pages)
 		return gmem_fail(-ENOMEM, "no memory for the states of 0x%" PRIx64 " bytes", size);
 

@@ -43,8 +43,8 @@ struct gmem_states {
 	uint64_t counts[GMEM_PAGE_BITS];	/* pages with the bit; atomic */
 };
 
-/* Makes bits for @size bytes, all 0. */
-int gmem_states_new(struct gmem_states *states, uint64_t size);
+/* Makes bits for @size bytes, all 0: of the first @kinds kinds, the only ones to be used then. */
+int gmem_states_new(struct gmem_states *states, uint64_t size, unsigned int kinds);
 void gmem_states_free(struct gmem_states *states);
 /*
  * Makes @upper have what is above @offset, which looks at each of its pages; then has @states

@@ -343,7 +343,7 @@ int gmem_region_acquire(struct gmem_region *region, const struct gmem_region_par
 		return 0;
 
 	if (gmem_region_traits(region)->attributes != GMEM_ATTRIBUTES_NONE) {
-		err = gmem_states_new(&region->states, region->gpa.size);
+		err = gmem_states_new(&region->states, region->gpa.size, GMEM_PAGE_BITS);
 		if (err)
 			return err;
 	}

@@ -35,8 +35,11 @@
 #define MAX_MESSAGES	64
 /* After this time no other message, and no other piece of one, is begun */
 #define ENOUGH_TIME	(5 * GMEM_NANOSECONDS_PER_MS)
-/* Bytes of a message done at once: even if this process has used every page of them */
-#define PIECE		((uint64_t)1 << 30)
+/* Bytes of a message done at once, by what it does: even if this process has used every page of them */
+#define PIECE		((uint64_t)64 << 20)
+#define MAP_PIECE	((uint64_t)1 << 30)
+/* Neither is larger, nor is a page of a file: a message has 32 bits for its size. */
+#define MAX_PIECE	((uint64_t)1 << 31)
 
 /* A message that is being acted on, piece by piece */
 struct work {
@@ -64,6 +67,7 @@ struct gmem_import {
 	int event;			/* set while there is work */
 	int epoll;			/* watches event and the socket */
 	int status;			/* 0, or the -errno that ended the import */
+	int refused;			/* the last answer that was not 0 */
 	bool greeted;			/* HELLO came */
 	bool complete;			/* READY came, and no MAP or GRANT since */
 	struct work work;
@@ -211,9 +215,10 @@ static int check_file(const struct gmem_import *import, const struct gmem_messag
 		return gmem_fail(-EINVAL, "the file has 0x%" PRIx64 " bytes in pages of 0x%" PRIx64
 				 ", not 0x%" PRIx64 " in pages of 0x%" PRIx32, file.size, file.page_size,
 				 message->file_size, message->page_size);
-	if ((message->offset | message->size) & (file.page_size - 1))
-		return gmem_fail(-EINVAL, "0x%" PRIx64 " bytes at offset 0x%" PRIx64
-				 " are not whole pages of the file", message->size, message->offset);
+	if ((message->gpa | message->offset | message->size) & (file.page_size - 1))
+		return gmem_fail(-EINVAL, "0x%" PRIx64 " bytes at gpa 0x%" PRIx64 ", offset 0x%" PRIx64
+				 ", are not whole pages of the file", message->size, message->gpa,
+				 message->offset);
 	if (message->rights & ~(file.rights | GMEM_WIRE_WITHHELD))
 		return gmem_fail(-EACCES, "the file is not to be written");
 	if (file.can_shrink && !(import->flags & GMEM_IMPORT_UNSEALED))
@@ -253,10 +258,18 @@ static int begin_map(struct gmem_import *import, const struct gmem_message *mess
 	return 0;
 }
 
-/* The bytes of the next piece, which are whole pages of any file */
+/* How much of the extent is done at once: whole pages of its file, of which none is in use while it is mapped */
+static uint64_t unit_of(const struct work *work)
+{
+	uint64_t unit = work->message.type == GMEM_WIRE_MAP ? MAP_PIECE : PIECE;
+
+	return unit > work->extent->page_size ? unit : work->extent->page_size;
+}
+
 static uint64_t piece_of(const struct work *work)
 {
-	uint64_t size = PIECE - (work->start + work->done) % PIECE, left = work->size - work->done;
+	uint64_t unit = unit_of(work), left = work->size - work->done;
+	uint64_t size = unit - (work->start + work->done) % unit;
 
 	return size < left ? size : left;
 }
@@ -325,7 +338,7 @@ static int unmap_some(struct gmem_import *import, struct work *work)
 	if (!work->is_outside)
 		return hide_some(import, work);
 
-	ret = gmem_mapped_extent_unmap_some(work->extent, PIECE);
+	ret = gmem_mapped_extent_unmap_some(work->extent, unit_of(work));
 	work->is_broken = ret < 0;
 	if (ret == 0)
 		free_extent(import, work->extent);
@@ -376,14 +389,13 @@ static void note(struct gmem_import *import, struct gmem_mapped_extent *extent, 
 	import->mappings += extent->runs;
 }
 
-/* Remember what is granted of a piece, from @offset of the extent on. */
+/* Remember what is granted of a piece, from @offset of the extent on, until it is forgotten. */
 static void keep_granted(struct gmem_import *import, const struct gmem_mapped_extent *extent,
 			 uint64_t offset, uint64_t size)
 {
 	struct gmem_states_walk at = GMEM_STATES_WALK(&extent->region.states, GMEM_PAGE_PRIVATE, false,
 						      offset, size);
 
-	gmem_states_set(&import->before, GMEM_PAGE_PRIVATE, 0, PIECE, false);
 	while (gmem_states_walk(&at))
 		gmem_states_set(&import->before, GMEM_PAGE_PRIVATE, at.offset - offset, at.size, true);
 }
@@ -404,6 +416,11 @@ static int restore_granted(struct gmem_import *import, struct gmem_mapped_extent
 	return err;
 }
 
+static void forget_granted(struct gmem_import *import, uint64_t size)
+{
+	gmem_states_set(&import->before, GMEM_PAGE_PRIVATE, 0, size, false);
+}
+
 static int revoke_some(struct gmem_import *import, struct work *work)
 {
 	uint64_t offset = work->start + work->done, size = piece_of(work);
@@ -418,8 +435,10 @@ static int revoke_some(struct gmem_import *import, struct work *work)
 	if (err) {
 		gmem_failure_keep(&failure, err);
 		work->is_broken = restore_granted(import, work->extent, offset, size) || work->done;
-		return gmem_failure_restore(&failure);
 	}
+	forget_granted(import, size);
+	if (err)
+		return gmem_failure_restore(&failure);
 	work->done += size;
 	return work->done < work->size;
 }
@@ -511,7 +530,7 @@ static int work_some(struct gmem_import *import)
 	}
 }
 
-static int send_answer(const struct gmem_import *import, uint32_t sequence, int result)
+static int send_answer(struct gmem_import *import, uint32_t sequence, int result)
 {
 	const struct gmem_message message = {
 		.type = GMEM_WIRE_ANSWER,
@@ -520,6 +539,9 @@ static int send_answer(const struct gmem_import *import, uint32_t sequence, int 
 	};
 	int err = gmem_wire_send(import->sock, &message, -1);
 
+	if (result)
+		import->refused = result;
+
 	/*
 	 * The exporter waits for each answer, so the socket has room for this one unless the
 	 * exporter does not read.
@@ -527,7 +549,7 @@ static int send_answer(const struct gmem_import *import, uint32_t sequence, int 
 	if (err == -EAGAIN)
 		return gmem_fail(-EPROTO, "the exporting process reads no answers");
 	if (err)
-		return gmem_fail(-EPIPE, "the exporting process is gone");
+		return gmem_fail(-EPIPE, "the exporting side has closed the connection");
 	return 0;
 }
 
@@ -571,7 +593,7 @@ static int go_on(struct gmem_import *import)
 /* A message about one piece is done at once, so that it costs the exporter one call to wait for. */
 static bool is_small(const struct work *work)
 {
-	return work->message.type && work->size <= PIECE;
+	return work->message.type && work->size <= unit_of(work);
 }
 
 static int dispatch(struct gmem_import *import)
@@ -589,7 +611,11 @@ static int dispatch(struct gmem_import *import)
 	}
 	if (n < 0) {
 		import->status = n;
+		gmem_sys_epoll_watch(import->epoll, import->sock, 0, false);
 		gmem_sys_shutdown(import->sock);
+		if (n == -EPIPE && import->refused)
+			gmem_fail(n, "the exporting side has closed the connection, after it was told %s",
+				  gmem_errno_name(import->refused));
 		return n;
 	}
 	if (import->status)
@@ -685,7 +711,7 @@ static int start(struct gmem_import *import, int sock)
 {
 	int err;
 
-	err = gmem_states_new(&import->before, PIECE);
+	err = gmem_states_new(&import->before, MAX_PIECE, 1);
 	if (err)
 		return err;
 	err = gmem_vm_start_table(&import->vm);

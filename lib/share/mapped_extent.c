@@ -72,7 +72,7 @@ int gmem_mapped_extent_new(struct gmem_vm *vm, const struct gmem_message *messag
 		.backing = message->backing,
 		.runs = 1,
 	};
-	err = gmem_states_new(&extent->region.states, message->size);
+	err = gmem_states_new(&extent->region.states, message->size, 1);
 	if (!err)
 		err = map(extent, fd);
 	if (err) {

@@ -86,14 +86,14 @@ enum sent {
  * -ETOOMANYREFS: too many fds are in flight between processes; messages without one can be
  * sent.
  */
-static enum sent not_sent(struct gmem_peer *peer, int err)
+static enum sent not_sent(struct gmem_peer *peer, int err, bool has_fd)
 {
-	if (err == -ETOOMANYREFS) {
+	if (err == -ETOOMANYREFS && has_fd) {
 		peer->maps.refused = MAX_REFUSED;
 		schedule_retry(peer);
 		return NOTHING_TO_SEND;
 	}
-	if (err == -ENOMEM || err == -ENOBUFS) {
+	if (err == -ENOMEM || err == -ENOBUFS || err == -ETOOMANYREFS) {
 		peer->has_to_wait = true;
 		schedule_retry(peer);
 	} else if (err != -EAGAIN) {
@@ -111,10 +111,11 @@ static enum sent transmit(struct gmem_peer *peer, struct gmem_message *message, 
 	err = gmem_wire_send(peer->sock, message, fd);
 	peer->wants_room = err == -EAGAIN;
 	if (err)
-		return not_sent(peer, err);
+		return not_sent(peer, err, fd >= 0);
 
 	peer->sequence++;
 	peer->awaits_answer = true;
+	peer->sent_at = gmem_sys_now();
 	peer->type = (enum gmem_wire_type)message->type;
 	peer->block = block;
 	return DID_SOMETHING;
@@ -167,7 +168,11 @@ static enum sent send_revoke(struct gmem_peer *peer, const struct gmem_recall *r
 	struct gmem_block *block;
 	struct gmem_part part;
 
-	switch (gmem_peer_find_recalled(peer, recall, &block, &part)) {
+	if (peer->searched_recall != recall->number) {
+		peer->searched_recall = recall->number;
+		peer->recall_from = recall->part.start;
+	}
+	switch (gmem_peer_find_recalled(peer, recall, &peer->recall_from, &block, &part)) {
 	case GMEM_SEARCH_FOUND:
 		peer->recall = recall->number;
 		return send_part(peer, GMEM_WIRE_REVOKE, block, &part);
@@ -178,16 +183,31 @@ static enum sent send_revoke(struct gmem_peer *peer, const struct gmem_recall *r
 	}
 }
 
-/* A recall that was refused is over, but for its thread, which does not know it yet. */
+/* The first recall that is not searched. One that was refused is over, though its thread does not know. */
+static const struct gmem_recall *next_recall(const struct gmem_peer *peer)
+{
+	const struct gmem_recall *recall, *next = NULL;
+
+	for (recall = peer->exporter->recalls; recall; recall = recall->next)
+		if (!recall->refusal && recall->number > peer->recalls_done &&
+		    (!next || recall->number < next->number))
+			next = recall;
+	return next;
+}
+
 static enum sent send_recalls(struct gmem_peer *peer)
 {
-	enum sent sent = NOTHING_TO_SEND;
 	const struct gmem_recall *recall;
+	enum sent sent;
 
-	for (recall = peer->exporter->recalls; recall && !sent; recall = recall->next)
-		if (!recall->refusal)
-			sent = recall->is_leaving ? send_unmap(peer, recall) : send_revoke(peer, recall);
-	return sent;
+	while ((recall = next_recall(peer))) {
+		sent = recall->is_leaving ? send_unmap(peer, recall) : send_revoke(peer, recall);
+		if (sent != NOTHING_TO_SEND)
+			return sent;
+		/* While it lasts, the peer gets nothing of it. */
+		peer->recalls_done = recall->number;
+	}
+	return NOTHING_TO_SEND;
 }
 
 static enum sent send_grant(struct gmem_peer *peer)

@@ -246,34 +246,29 @@ static uint64_t end_of_step(const struct gmem_block *block, uint64_t first, uint
 	return first + MAX_PAGES;
 }
 
-enum gmem_search gmem_peer_find_recalled(struct gmem_peer *peer, const struct gmem_recall *recall,
+enum gmem_search gmem_peer_find_recalled(const struct gmem_peer *peer,
+					 const struct gmem_recall *recall, uint64_t *from,
 					 struct gmem_block **ret_block, struct gmem_part *ret)
 {
 	uint64_t last = recall->part.last, first, end;
 	struct gmem_block *block;
 	struct gmem_range *gpa;
 
-	if (peer->searched_recall != recall->number) {
-		peer->searched_recall = recall->number;
-		peer->recall_from = recall->part.start;
-	}
-	if (peer->recall_from > last)
+	if (*from > last)
 		return GMEM_SEARCH_OVER;
-	gpa = gmem_range_find(&peer->blocks, peer->recall_from, last - peer->recall_from + 1);
-	if (!gpa) {
-		peer->recall_from = last + 1;
+	gpa = gmem_range_find(&peer->blocks, *from, last - *from + 1);
+	if (!gpa)
 		return GMEM_SEARCH_OVER;
-	}
 
 	/* Whole pages of the file, which may begin before the recall and end after it */
 	*ret_block = block = gmem_block_of(gpa);
-	first = gpa->start > peer->recall_from ? 0 : page_of(block, peer->recall_from);
+	first = gpa->start > *from ? 0 : page_of(block, *from);
 	end = page_of(block, last < gmem_range_last(gpa) ? last : gmem_range_last(gpa)) + 1;
 	end = end_of_step(block, first, end);
 	if (block->is_convertible)
 		first = gmem_granted_find(&block->granted, true, first, end);
 	if (!block->is_convertible || first == end) {
-		peer->recall_from = block->is_convertible ? gpa_of(block, end) : gmem_range_last(gpa) + 1;
+		*from = block->is_convertible ? gpa_of(block, end) : gmem_range_last(gpa) + 1;
 		return GMEM_SEARCH_MORE;
 	}
 	ret->start = gpa_of(block, first);

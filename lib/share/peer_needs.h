@@ -53,8 +53,12 @@ int gmem_peer_describe(const struct gmem_peer *peer, const struct gmem_piece *pi
 /* With the VM's lock held: find the first pages that are shared and not granted. */
 enum gmem_search gmem_peer_next_grant(struct gmem_peer *peer, struct gmem_block **ret_block,
 				      struct gmem_part *ret);
-/* Find the first part of a recall, in one block, that the peer may still use. */
-enum gmem_search gmem_peer_find_recalled(struct gmem_peer *peer, const struct gmem_recall *recall,
+/*
+ * Find the first part of a recall, in one block, that the peer may still use. @from: where to
+ * go on, at first the start of the recall.
+ */
+enum gmem_search gmem_peer_find_recalled(const struct gmem_peer *peer,
+					 const struct gmem_recall *recall, uint64_t *from,
 					 struct gmem_block **ret_block, struct gmem_part *ret);
 /* Record that pages of a block are granted, or not. */
 void gmem_block_set_granted(struct gmem_block *block, const struct gmem_part *part, bool value);

@@ -32,15 +32,21 @@
 #define MAX_POLLED	16
 
 /* Find memory of the recall that the peer still has. */
-static bool still_has(struct gmem_peer *peer, const struct gmem_recall *recall, struct gmem_part *ret)
+static bool still_has(const struct gmem_peer *peer, const struct gmem_recall *recall,
+		      struct gmem_part *ret)
 {
 	const struct gmem_export *exporter = peer->exporter;
 	enum gmem_search found = GMEM_SEARCH_MORE;
+	uint64_t from = recall->part.start;
 	struct gmem_block *block;
 
+	if (recall->number <= peer->recalls_done)
+		return false;
 	if (!recall->is_leaving) {
+		if (recall->number == peer->searched_recall)
+			from = peer->recall_from;
 		while (found == GMEM_SEARCH_MORE)
-			found = gmem_peer_find_recalled(peer, recall, &block, ret);
+			found = gmem_peer_find_recalled(peer, recall, &from, &block, ret);
 		return found == GMEM_SEARCH_FOUND;
 	}
 
@@ -56,9 +62,15 @@ static bool still_has(struct gmem_peer *peer, const struct gmem_recall *recall, 
 	return false;
 }
 
+/* A peer must not choose an errno that means something else of the call that waits. */
+static int errno_of_refusal(int refusal)
+{
+	return refusal == -ENOMEM || refusal == -EAGAIN || refusal == -EBUSY ? refusal : -EREMOTEIO;
+}
+
 static int fail_refused(const struct gmem_recall *recall)
 {
-	return gmem_fail(recall->refusal,
+	return gmem_fail(errno_of_refusal(recall->refusal),
 			 "a peer refuses to give back 0x%" PRIx64 " bytes at gpa 0x%" PRIx64 ": %s",
 			 recall->refused.last - recall->refused.start + 1, recall->refused.start,
 			 gmem_errno_name(recall->refusal));
@@ -70,12 +82,18 @@ static int fail_refused(const struct gmem_recall *recall)
  */
 static int handle_holder(struct gmem_peer *peer, const struct gmem_part *kept, uint64_t waited_ms)
 {
+	bool is_cut_off = peer->flags & GMEM_PEER_CUT_OFF;
+
+	/* Calls that wait less than that do not let it keep memory for ever. */
+	if (is_cut_off && peer->awaits_answer &&
+	    gmem_sys_now() - peer->sent_at >= peer->wait_ms * GMEM_NANOSECONDS_PER_MS)
+		waited_ms = peer->wait_ms;
 	if (waited_ms < peer->wait_ms)
 		return 0;
 
 	gmem_fail(-ETIMEDOUT, "a peer has 0x%" PRIx64 " bytes at gpa 0x%" PRIx64 " and gave no answer "
 		  "in %" PRIu32 " ms", kept->last - kept->start + 1, kept->start, peer->wait_ms);
-	if (!(peer->flags & GMEM_PEER_CUT_OFF))
+	if (!is_cut_off)
 		return -ETIMEDOUT;
 
 	gmem_peer_disconnect(peer, gmem_vm_log_error(peer->exporter->vm, -ETIMEDOUT));
@@ -139,8 +157,9 @@ static int wait_for_peers(struct gmem_export *exporter, const struct gmem_recall
 		if (count <= 0)
 			return count;
 		if (now >= end)
-			return gmem_fail(-ETIMEDOUT, "%d peers have memory that is taken back, and the call "
-					 "was to wait %" PRIu32 " ms", count, budget->wait_ms);
+			return gmem_fail(-ETIMEDOUT, "the call was to wait %" PRIu32 " ms in all, and peers "
+					 "still have memory that is taken back: %d of them", budget->wait_ms,
+					 count);
 
 		/* Without the lock, so that other threads can dispatch meanwhile. */
 		if (gmem_sys_poll_many(fds, (unsigned int)count, SLICE_MS) < 0)

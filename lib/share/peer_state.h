@@ -101,15 +101,17 @@ struct gmem_peer {
 	bool wants_room;		/* the socket had no room for a message */
 	bool watches_room;		/* the epoll says when it has */
 
-	bool awaits_answer;		/* to the message that the next five fields describe */
+	bool awaits_answer;		/* to the message that the next six fields describe */
 	uint32_t sequence;
+	uint64_t sent_at;		/* when it was sent */
 	enum gmem_wire_type type;
 	struct gmem_block *block;
 	struct gmem_part part;		/* of REVOKE and GRANT */
 	uint64_t recall;		/* number of the one that UNMAP or REVOKE is for */
 
-	/* Of this recall, the peer has nothing below recall_from. */
-	uint64_t searched_recall;
+	/* Recalls are searched one after the other, in the order of their numbers. */
+	uint64_t recalls_done;		/* of all up to this one, the peer has nothing */
+	uint64_t searched_recall;	/* of this one, the peer has nothing below recall_from */
 	uint64_t recall_from;
 };
 

@@ -210,9 +210,9 @@ static int check_fds(const struct gmem_message *message, const struct gmem_sys_f
 	if (fds->unknown)
 		return gmem_fail(-EPROTO, "a message \"%s\" came with something that is no file",
 				 types[message->type].name);
-	if (fds->count == wanted && (!fds->lost || wanted))
+	if (fds->count == wanted && !fds->lost)
 		return 0;
-	if (wanted && !fds->count && fds->lost)
+	if (wanted && fds->count <= 1 && fds->lost)
 		return 0;
 	return gmem_fail(-EPROTO, "a message \"%s\" came with %u fds%s, not %u",
 			 types[message->type].name, fds->count, fds->lost ? " and more" : "", wanted);
@@ -226,23 +226,25 @@ int gmem_wire_receive(int sock, struct gmem_message *ret, int *ret_fd)
 	int n, err;
 
 	n = gmem_sys_receive(sock, bytes, sizeof(bytes), &fds);
-	if (n == -EAGAIN)
+	/* The kernel is short of memory: the message stays where it is. */
+	if (n == -EAGAIN || n == -ENOMEM || n == -ENOBUFS)
 		return 0;
 
 	/* An empty packet looks like the end, but can carry fds: they are closed below. */
 	if (n <= 0)
 		err = gmem_fail(n == 0 || n == -ECONNRESET ? -EPIPE : n,
-				"the other side of socket %d is gone", sock);
+				"the other side has closed the connection, socket %d", sock);
 	else
 		err = gmem_wire_decode(bytes, (size_t)n, ret);
 	if (!err)
 		err = check_fds(ret, &fds);
-	if (!err) {
-		*ret_fd = fds.first;
-		return 1;
-	}
-
-	if (fds.first >= 0)
+	/* Of several only one arrived? Then nothing did. */
+	if (fds.first >= 0 && (err || fds.lost)) {
 		gmem_sys_close(fds.first);
-	return err;
+		fds.first = -1;
+	}
+	if (err)
+		return err;
+	*ret_fd = fds.first;
+	return 1;
 }

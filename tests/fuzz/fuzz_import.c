@@ -82,6 +82,9 @@ static struct {
 	struct gmem_import *import;
 	struct gmem_view *view;
 	bool is_over;		/* the import ended: what of its last message was done is not known */
+	unsigned failing;	/* this many changes of access rights ahead, one fails; 0: none */
+	unsigned failures;	/* and so many after it */
+	bool fails_half_done;
 } world;
 
 static unsigned take(void)
@@ -151,73 +154,64 @@ static int pipe_end(void)
 	return ends[0];
 }
 
+static const struct {
+	unsigned int flags;		/* of memfd_create() */
+	uint64_t page_size;
+	uint64_t size;			/* 0: FILE_PAGES, numbered */
+	int seals;
+} memfds[] = {
+	[SEALED] = { 0, PAGE, 0, F_SEAL_SHRINK },
+	[UNSEALED] = { 0, PAGE, 0, 0 },
+	[READ_ONLY] = { 0, PAGE, 0, F_SEAL_SHRINK | F_SEAL_WRITE },
+	[FULLY_SEALED] = { 0, PAGE, 0, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL },
+	[FUTURE_WRITE] = { 0, PAGE, 0, F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE },
+	[SPARSE] = { 0, PAGE, 16 * TIB, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL },
+	[HUGE_2M] = { MFD_HUGETLB | 21u << 26, 2 * MIB, 8 * MIB,
+		      F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL },
+	[HUGE_1G] = { MFD_HUGETLB | 30u << 26, GIB, 2 * GIB,
+		      F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL },
+};
+
+/* What is no memfd, or not all of one; its size and page size are those of a small memfd. */
+static int new_other(enum kind kind)
+{
+	switch (kind) {
+	case GMEM:
+		return new_gmem(FILE_PAGES * PAGE, 0);
+	case GMEM_MMAP:
+		return new_gmem(FILE_PAGES * PAGE, 3);
+	case REOPENED:
+		return reopen(new_numbered(F_SEAL_SHRINK), O_RDONLY);
+	case PIPE:
+		return pipe_end();
+	case ZERO:
+		return open("/dev/zero", O_RDWR | O_CLOEXEC);
+	case PROC:
+		return open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	case EVENT:
+		return eventfd(0, EFD_CLOEXEC);
+	case PATH:
+		return reopen(new_numbered(F_SEAL_SHRINK), O_PATH);
+	case SOCKET:
+		return fcntl(world.sock, F_DUPFD_CLOEXEC, 0);
+	default:
+		return open("/tmp", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	}
+}
+
 /* What cannot be had on this host is a sealed memfd. */
 static struct file new_file(enum kind kind)
 {
 	struct file file = { -1, FILE_PAGES * PAGE, PAGE };
 
-	switch (kind) {
-	case UNSEALED:
-		file.fd = new_numbered(0);
-		break;
-	case READ_ONLY:
-		file.fd = new_numbered(F_SEAL_SHRINK | F_SEAL_WRITE);
-		break;
-	case FULLY_SEALED:
-		file.fd = new_numbered(F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
-		break;
-	case FUTURE_WRITE:
-		file.fd = new_numbered(F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE);
-		break;
-	case SPARSE:
-		file.size = 16 * TIB;
-		file.fd = new_memfd(0, file.size, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
-		break;
-	case HUGE_2M:
-		file.page_size = 2 * MIB;
-		file.size = 4 * file.page_size;
-		file.fd = new_memfd(MFD_HUGETLB | 21u << 26, file.size,
-				    F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
-		break;
-	case HUGE_1G:
-		file.page_size = GIB;
-		file.size = 2 * GIB;
-		file.fd = new_memfd(MFD_HUGETLB | 30u << 26, file.size,
-				    F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
-		break;
-	case GMEM:
-		file.fd = new_gmem(file.size, 0);
-		break;
-	case GMEM_MMAP:
-		file.fd = new_gmem(file.size, 3);
-		break;
-	case REOPENED:
-		file.fd = reopen(new_numbered(F_SEAL_SHRINK), O_RDONLY);
-		break;
-	case PIPE:
-		file.fd = pipe_end();
-		break;
-	case ZERO:
-		file.fd = open("/dev/zero", O_RDWR | O_CLOEXEC);
-		break;
-	case PROC:
-		file.fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
-		break;
-	case EVENT:
-		file.fd = eventfd(0, EFD_CLOEXEC);
-		break;
-	case PATH:
-		file.fd = reopen(new_numbered(F_SEAL_SHRINK), O_PATH);
-		break;
-	case SOCKET:
-		file.fd = fcntl(world.sock, F_DUPFD_CLOEXEC, 0);
-		break;
-	case DIRECTORY:
-		file.fd = open("/tmp", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		break;
-	case SEALED:
-	case KINDS:
-		break;
+	if (kind >= GMEM) {
+		file.fd = new_other(kind);
+	} else if (memfds[kind].size) {
+		file.size = memfds[kind].size;
+		file.page_size = memfds[kind].page_size;
+		file.fd = new_memfd(memfds[kind].flags, file.size, memfds[kind].seals);
+	} else {
+		file.fd = new_numbered(memfds[kind].seals);
 	}
 	if (file.fd < 0)
 		file = (struct file){ new_numbered(F_SEAL_SHRINK), FILE_PAGES * PAGE, PAGE };
@@ -240,7 +234,8 @@ static struct file *take_file(void)
 /* While it is mapped, perhaps */
 static void change_file(void)
 {
-	static const int seals[] = { F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE, F_SEAL_FUTURE_WRITE, F_SEAL_SEAL };
+	static const int seals[] = { F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE, F_SEAL_FUTURE_WRITE,
+				     F_SEAL_SEAL };
 	struct file *file = &world.files[take() % MAX_FILES];
 	uint64_t size = take() % (2 * FILE_PAGES) * PAGE;
 	struct stat st;
@@ -263,6 +258,33 @@ static void change_file(void)
 		close(file->fd);
 		file->fd = -1;
 	}
+}
+
+/* ---- what the kernel refuses: at its limit of mappings, and perhaps half done ---- */
+
+int __wrap_gmem_sys_mprotect(void *addr, uint64_t size, int prot);
+int __real_gmem_sys_mprotect(void *addr, uint64_t size, int prot);
+
+int __wrap_gmem_sys_mprotect(void *addr, uint64_t size, int prot)
+{
+	uint64_t half = size / 2 / GIB ? size / 2 / GIB * GIB : size / 2 / PAGE * PAGE;
+
+	if (!world.failing || --world.failing)
+		return __real_gmem_sys_mprotect(addr, size, prot);
+	if (world.fails_half_done && half)
+		(void)__real_gmem_sys_mprotect(addr, half, prot);
+	world.failing = world.failures ? 1 : 0;
+	world.failures -= world.failures > 0;
+	return -ENOMEM;
+}
+
+static void take_failure(void)
+{
+	unsigned how = take();
+
+	world.failing = 1 + (how & 3);
+	world.failures = how >> 2 & 1;
+	world.fails_half_done = how & 8;
 }
 
 /* ---- the model: what the import has, by the messages it accepted ---- */
@@ -643,8 +665,9 @@ static void make_part(struct gmem_message *message)
 static struct sent make_message(void)
 {
 	static const enum gmem_wire_type types[] = {
-		GMEM_WIRE_MAP, GMEM_WIRE_GRANT, GMEM_WIRE_MAP, GMEM_WIRE_REVOKE, GMEM_WIRE_GRANT, GMEM_WIRE_UNMAP,
-		GMEM_WIRE_MAP, GMEM_WIRE_GRANT, GMEM_WIRE_REVOKE, GMEM_WIRE_MAP, GMEM_WIRE_READY, GMEM_WIRE_UNMAP,
+		GMEM_WIRE_MAP, GMEM_WIRE_GRANT, GMEM_WIRE_MAP, GMEM_WIRE_REVOKE,
+		GMEM_WIRE_GRANT, GMEM_WIRE_UNMAP, GMEM_WIRE_MAP, GMEM_WIRE_GRANT,
+		GMEM_WIRE_REVOKE, GMEM_WIRE_MAP, GMEM_WIRE_READY, GMEM_WIRE_UNMAP,
 		GMEM_WIRE_MAP, GMEM_WIRE_GRANT, GMEM_WIRE_HELLO, GMEM_WIRE_ANSWER,
 	};
 	struct sent sent = { .message = { .type = types[take() % 16], .sequence = world.sequence }, .fd = -1 };
@@ -758,6 +781,8 @@ static void step(void)
 		close(world.sock);
 		world.sock = -1;
 	} else if (world.sock >= 0) {
+		if ((how & 0x8f) == 0x83)
+			take_failure();
 		for (count = 0; count < (how % 16 == 1 ? 3 : how % 16 == 2 ? 2 : 1); count++)
 			send_one(&sent[count]);
 	}
@@ -808,8 +833,13 @@ static void begin(void)
 	memset(&model, 0, sizeof(model));
 	for (size_t i = 0; i < MAX_FILES; i++)
 		world.files[i].fd = -1;
-	world.sequence = 0;
+	world.sequence = world.failing = 0;
 	world.is_over = false;
+	/* With the most bytes there are other limits. */
+	if ((how & 3) == 3) {
+		opts.max_mappings = 8 + take() % 32;
+		opts.max_table_bytes = (uint64_t)4096 << take() % 16;
+	}
 	CHECK(gmem_import_new(sock, &opts, &world.import) == 0);
 	close(sock);
 	CHECK(gmem_import_view_new(world.import, &world.view) == 0);

@@ -191,7 +191,8 @@ static void show(const char *text, size_t size)
 
 static void put_number(FILE *out, const char *name, uint64_t sensible)
 {
-	static const uint64_t numbers[] = { 0, 1, 4095, 4096, 1 << 20, (uint64_t)1 << 32, UINT64_MAX - 1, UINT64_MAX };
+	static const uint64_t numbers[] = { 0, 1, 4095, 4096, 1 << 20, (uint64_t)1 << 32, UINT64_MAX - 1,
+					    UINT64_MAX };
 	unsigned which = take();
 
 	fprintf(out, ",\"%s\":", name);

@@ -36,6 +36,7 @@
 #define MAX_STEPS	48
 #define SLACK_MS	40
 #define MAX_SENT	8
+#define LONGEST_RETRY_MS	3000
 
 /* ---- peers, as they see it ---- */
 
@@ -525,8 +526,9 @@ static void add_peer(struct peer *peer)
 	if (how & 2) {
 		peer->from = how >> 2 & 3;
 		peer->to = peer->from + REGION_PAGES + 3;
-		range = (struct gmem_export_range){ .gpa = peer->from * PAGE, .rights = GMEM_RIGHT_READ | GMEM_RIGHT_WRITE,
-						    .size = (peer->to - peer->from) * PAGE };
+		range = (struct gmem_export_range){ .gpa = peer->from * PAGE,
+						    .size = (peer->to - peer->from) * PAGE,
+						    .rights = GMEM_RIGHT_READ | GMEM_RIGHT_WRITE };
 		opts.ranges = &range;
 		opts.range_count = 1;
 	}
@@ -591,7 +593,7 @@ static void calm_down(void)
 		}
 		acted |= dispatch(0);
 		if (!acted && is_incomplete())
-			acted = dispatch(1000);
+			acted = dispatch(LONGEST_RETRY_MS);
 	}
 	CHECK(!acted);
 	check_all();

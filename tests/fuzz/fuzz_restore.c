@@ -391,9 +391,10 @@ static void use(void)
 {
 	unsigned how = take();
 	GMEM_OPTS(gmem_transfer_opts, opts, .depth = 1 + (how >> 6),
-		  .flags = (how & 1 ? GMEM_TRANSFER_OMIT_PRIVATE : 0) | (how & 2 ? GMEM_TRANSFER_LEAVE_REST : 0) |
-			   (how & 4 ? GMEM_TRANSFER_VERIFY : 0));
-	uint64_t offset = how & 8 ? take() * PAGE : 0, size = image.blocks * PAGE - (how & 16 ? take() * 16 : 0);
+		  .flags = (how & 1 ? GMEM_TRANSFER_OMIT_PRIVATE : 0) |
+			   (how & 2 ? GMEM_TRANSFER_LEAVE_REST : 0) | (how & 4 ? GMEM_TRANSFER_VERIFY : 0));
+	uint64_t offset = how & 8 ? take() * PAGE : 0;
+	uint64_t size = image.blocks * PAGE - (how & 16 ? take() * 16 : 0);
 	int fd = new_file(offset, size), pipe = how & 32 ? new_pipe(size) : -1, verified, restored;
 	GMEM_OPTS(gmem_transfer_opts, verify_opts, .depth = 1, .image_offset = offset);
 	double start = seconds();

@@ -404,7 +404,7 @@ static void plug(uint64_t *random)
 	note(HOTPLUG, start);
 }
 
-/* Moves one region out of the way and back at once with another's removal or addition. */
+/* Removes what is there of two regions, and adds what is not, at once. */
 static void change(uint64_t *random)
 {
 	unsigned first = (unsigned)(take(random) % LANES);

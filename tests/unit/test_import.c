@@ -285,7 +285,8 @@ static void parts_of_a_files_pages_end_the_import(void **state)
 		{ 0, PAGE }, { 0, MIB }, { PAGE, 2 * MIB }, { 2 * MIB, 4 * MIB - PAGE }, { 4 * MIB - PAGE, PAGE },
 	};
 	int fd = memfd_create("huge", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_HUGETLB | MFD_HUGE_2MB);
-	struct gmem_message map = map_of(1, GIB + PAGE, 8 * MIB, RW | GMEM_WIRE_WITHHELD);
+	struct gmem_message map = map_of(1, GIB, 8 * MIB, RW | GMEM_WIRE_WITHHELD);
+	struct gmem_message unaligned = map_of(2, 2 * GIB + PAGE, 8 * MIB, RW | GMEM_WIRE_WITHHELD);
 	struct scene s;
 
 	(void)state;
@@ -294,11 +295,13 @@ static void parts_of_a_files_pages_end_the_import(void **state)
 		skip();
 	}
 	map.page_size = 2 * MIB;
+	unaligned.page_size = 2 * MIB;
 	assert_int_equal(ftruncate(fd, 8 * MIB), 0);
 	assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK), 0);
 	for (size_t i = 0; i < 2 * ARRAY_SIZE(cases); i++) {
 		scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
 		greet(&s);
+		assert_int_equal(tell(&s, unaligned, fd), -EINVAL);
 		assert_ok(tell(&s, map, fd));
 		assert_int_equal((uintptr_t)hva_of(&s, map.gpa) % (2 * MIB), 0);
 		assert_ok(part(&s, GMEM_WIRE_GRANT, 1, map.gpa + 2 * MIB, 4 * MIB));

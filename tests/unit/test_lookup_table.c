@@ -231,7 +231,7 @@ static void try_to_add(struct model *m, int r)
 	region->hva.start = pick(m, 2) ? start + (UINT64_C(5) << 40)
 				       : (1 + pick(m, 1 << 20)) * (UINT64_C(16) << 20);
 	if (!region->is_device && pick(m, 2))
-		assert_ok(gmem_states_new(&region->states, region->gpa.size));
+		assert_ok(gmem_states_new(&region->states, region->gpa.size, GMEM_PAGE_BITS));
 	region->read_only = !region->is_device && pick(m, 8) == 0;
 	enter(m, r);
 	assert_ok(enter_next(m, r));
@@ -574,7 +574,7 @@ static void entries_tell_whether_bits_must_be_looked_at(void **state)
 	model_begin(&m, 1);
 	region = &m.regions[0];
 	region->gpa = (struct gmem_range){ .start = 2 * MIB + PAGE, .size = 8 * MIB };
-	assert_ok(gmem_states_new(&region->states, region->gpa.size));
+	assert_ok(gmem_states_new(&region->states, region->gpa.size, GMEM_PAGE_BITS));
 	region->hva.start = GIB + PAGE;
 	m.used[0] = true;
 	assert_ok(enter_next(&m, 0));
@@ -606,7 +606,7 @@ static void moved_region_has_a_window_for_each_table(void **state)
 	model_begin(&m, 1);
 	region = &m.regions[0];
 	region->gpa = (struct gmem_range){ .start = 2 * MIB, .size = 2 * MIB };
-	assert_ok(gmem_states_new(&region->states, region->gpa.size));
+	assert_ok(gmem_states_new(&region->states, region->gpa.size, GMEM_PAGE_BITS));
 	region->hva.start = GIB;
 	m.used[0] = true;
 	assert_ok(enter_next(&m, 0));

@@ -26,7 +26,7 @@ static void begin(struct model *m, uint32_t seed)
 	fake_set_page_size(PAGE);
 	memset(m, 0, sizeof(*m));
 	m->seed = seed;
-	assert_ok(gmem_states_new(&m->states, ALL_PAGES * PAGE));
+	assert_ok(gmem_states_new(&m->states, ALL_PAGES * PAGE, GMEM_PAGE_BITS));
 }
 
 static uint64_t model_count(const bool *bits, uint64_t first, uint64_t pages)

@@ -909,6 +909,135 @@ static void a_refused_conversion_of_everything_gives_nobody_private_memory(void 
 	}
 }
 
+/* -ENOTRECOVERABLE, for one, says that the kernel lost something. */
+static void a_peer_does_not_choose_the_errno_of_a_call(void **state)
+{
+	static const struct { int refusal, err; } cases[] = {
+		{ ENOMEM, -ENOMEM }, { EAGAIN, -EAGAIN }, { EBUSY, -EBUSY }, { ENOTRECOVERABLE, -EREMOTEIO },
+		{ EDEADLK, -EREMOTEIO }, { EINVAL, -EREMOTEIO }, { 4095, -EREMOTEIO },
+	};
+	struct scene s;
+
+	(void)state;
+	scene_begin_given(&s, PAGE, (struct gmem_peer_opts){ .flags = 0 });
+	settle(&s);
+	s.far.decide = refuse_some;
+	s.far.refused_type = GMEM_WIRE_REVOKE;
+	s.far.refused_gpa = 9 * PAGE;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		s.far.refusal = cases[i].refusal;
+		s.far.refusals = 1;
+		assert_int_equal(convert_served(&s, 9, 1, GMEM_STATE_PRIVATE), cases[i].err);
+		settle(&s);
+		compare(&s);
+	}
+	scene_end(&s);
+}
+
+/* Calls that wait for less time than the peer has do not let it keep memory for ever. */
+static void an_overdue_answer_is_counted_from_its_message_on(void **state)
+{
+	GMEM_OPTS(gmem_convert_opts, opts, .wait_ms = 1);
+	uint64_t start;
+	struct scene s;
+	int err;
+
+	(void)state;
+	scene_begin_given(&s, PAGE, (struct gmem_peer_opts){ .flags = GMEM_PEER_CUT_OFF, .wait_ms = 300 });
+	settle(&s);
+	s.far.decide = keep_revokes;
+	start = gmem_sys_now();
+	while ((err = gmem_vm_convert(s.unit.vm, 9 * PAGE, PAGE, GMEM_STATE_PRIVATE, &opts, NULL)) ==
+	       -ETIMEDOUT)
+		serve(&s.far);
+	assert_int_equal(err, 0);
+	assert_true(gmem_sys_now() - start >= 300 * GMEM_NANOSECONDS_PER_MS);
+	assert_int_equal(gmem_peer_status(s.peer), -ETIMEDOUT);
+	scene_end(&s);
+}
+
+static size_t count_recalls(struct scene *s)
+{
+	const struct gmem_recall *recall;
+	size_t count = 0;
+
+	gmem_lock_take(&s->exporter->lock);
+	for (recall = s->exporter->recalls; recall; recall = recall->next)
+		count++;
+	gmem_lock_drop(&s->exporter->lock);
+	return count;
+}
+
+static bool has_work(struct scene *s)
+{
+	struct pollfd fd = { .fd = gmem_export_fd(s->exporter), .events = POLLIN };
+
+	return poll(&fd, 1, 0) == 1;
+}
+
+static void *convert_pages_4_to_7(void *data)
+{
+	struct scene *s = data;
+
+	return (void *)(intptr_t)convert(s, 4, 4, GMEM_STATE_PRIVATE);
+}
+
+/* They wait for a peer that is silent; another one, which gave back at once, is no work. */
+static void conversions_that_wait_are_no_work_for_others(void **state)
+{
+	struct far quick = { .page_size = PAGE }, silent;
+	struct gmem_peer *first;
+	pthread_t others[2];
+	struct scene s;
+	void *result;
+
+	(void)state;
+	scene_begin_given(&s, PAGE, (struct gmem_peer_opts){ .flags = 0 });
+	settle(&s);
+	silent = s.far;
+	silent.decide = keep_revokes;
+	first = s.peer;
+	assert_ok(try_peer(&s, (struct gmem_peer_opts){ .flags = 0 }));
+	quick.sock = s.far.sock;
+	s.far = quick;
+	settle(&s);
+
+	assert_int_equal(pthread_create(&others[0], NULL, convert_page_9, &s), 0);
+	assert_int_equal(pthread_create(&others[1], NULL, convert_pages_4_to_7, &s), 0);
+	while (s.far.has[4] || s.far.has[9] || count_recalls(&s) < 2) {
+		serve(&s.far);
+		serve(&silent);
+		usleep(1000);
+	}
+	/* in a few calls all is done that can be done */
+	for (int i = 0; i < 20 && has_work(&s); i++)
+		assert_ok(gmem_export_dispatch(s.exporter));
+	assert_false(has_work(&s));
+
+	/* and who comes now gets all it should have */
+	quick = s.far;
+	memset(&s.far, 0, sizeof(s.far));
+	s.far.page_size = PAGE;
+	assert_ok(try_peer(&s, (struct gmem_peer_opts){ .flags = 0 }));
+	settle(&s);
+	assert_true(s.far.has[3] && !s.far.has[4] && !s.far.has[9] && s.far.has[10]);
+
+	silent.decide = NULL;
+	answer_late(&silent, 0);
+	while (count_recalls(&s)) {
+		serve(&silent);
+		usleep(1000);
+	}
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(pthread_join(others[i], &result), 0);
+		assert_int_equal((int)(intptr_t)result, 0);
+	}
+	gmem_peer_remove(first);
+	close(silent.sock);
+	close(quick.sock);
+	scene_end(&s);
+}
+
 static void a_peer_that_is_removed_is_not_waited_for(void **state)
 {
 	pthread_t other;
@@ -1138,6 +1267,9 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(what_is_given_back_too_late_is_given_again),
 	cmocka_unit_test(a_refusal_fails_the_conversion_it_answers_alone),
 	cmocka_unit_test(a_refused_conversion_of_everything_gives_nobody_private_memory),
+	cmocka_unit_test(a_peer_does_not_choose_the_errno_of_a_call),
+	cmocka_unit_test(an_overdue_answer_is_counted_from_its_message_on),
+	cmocka_unit_test(conversions_that_wait_are_no_work_for_others),
 	cmocka_unit_test(a_peer_that_is_removed_is_not_waited_for),
 	cmocka_unit_test(numbers_of_messages_begin_again),
 	cmocka_unit_test(peers_end_with_what_is_shared_whatever_they_answered),

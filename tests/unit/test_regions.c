@@ -40,7 +40,7 @@ static int begin(void **state)
 		regions[i].is_device = i == DEVICE;
 		gmem_range_insert(&vm.regions, &regions[i].gpa);
 		if (i != DEVICE && i != LAST)
-			assert_ok(gmem_states_new(&regions[i].states, regions[i].gpa.size));
+			assert_ok(gmem_states_new(&regions[i].states, regions[i].gpa.size, GMEM_PAGE_BITS));
 	}
 	return 0;
 }
