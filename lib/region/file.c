@@ -225,6 +225,7 @@ static int find_create_flags(int fd, uint64_t *ret)
 static int inspect(const struct gmem_vm_identity *vm, int gmemfd, const struct gmem_adopt_opts *opts,
 		   uint64_t *ret_size, uint64_t *ret_flags)
 {
+	struct gmem_fd_kind kind;
 	int err;
 
 	err = check_is_gmemfd(gmemfd);
@@ -235,6 +236,12 @@ static int inspect(const struct gmem_vm_identity *vm, int gmemfd, const struct g
 	if (err)
 		return gmem_fail(err, "the size of fd %d cannot be had: %s", gmemfd,
 				 gmem_errno_name(err));
+	err = gmem_sys_fd_kind(gmemfd, &kind);
+	if (err)
+		return gmem_fail(err, "fd %d cannot be looked at: %s", gmemfd, gmem_errno_name(err));
+	if (!kind.access.reads || !kind.access.writes)
+		return gmem_fail(-EBADF, "fd %d is not open for reading and writing: no memory can be had "
+				 "from it", gmemfd);
 
 	if (vm) {
 		err = check_is_of_vm(vm, gmemfd, *ret_size);

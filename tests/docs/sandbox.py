@@ -35,7 +35,8 @@ CALLS = {
 # Functions that stay in the process
 PURE = {"snprintf", "memset", "memcpy", "memcmp", "strlen", "calloc", "malloc", "free", "getpagesize",
         "sigemptyset", "sigaddset", "sigismember", "io_uring_get_sqe", "io_uring_prep_read",
-        "io_uring_prep_write", "io_uring_prep_poll_add", "io_uring_prep_fsync", "io_uring_prep_cancel64", "io_uring_prep_cancel",
+        "io_uring_prep_write", "io_uring_prep_fsync", "io_uring_prep_poll_add",
+        "io_uring_prep_cancel64", "io_uring_prep_cancel",
         "io_uring_sqe_set_data64", "io_uring_cqe_get_data64", "io_uring_cqe_seen",
         "io_uring_sq_ready", "io_uring_sq_space_left", "io_uring_cq_ready", "major", "minor",
         "CMSG_DATA", "CMSG_FIRSTHDR", "CMSG_LEN", "CMSG_NXTHDR", "CMSG_SPACE",

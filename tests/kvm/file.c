@@ -615,6 +615,25 @@ TEST(pages_can_be_allocated_and_punched_after_the_vm_fd_is_closed)
 
 /* ---- adopting ---- */
 
+TEST(an_fd_that_is_only_a_name_is_not_adopted)
+{
+	GMEM_OPTS(gmem_adopt_opts, opts, .flags = GMEM_ADOPT_CREATE_FLAGS);
+	struct gmem_file *adopted = NULL;
+	struct machine m;
+	char path[32];
+	int fd, name;
+
+	machine_new(&m, DEFAULT_VM);
+	fd = (int)WORKS(raw_create(m.vm_fd, page_size(), 0));
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	name = (int)WORKS(open(path, O_PATH | O_CLOEXEC));
+	CHECK_RESULT(gmem_file_adopt(GMEM_NO_VM, name, &opts, &adopted), -EBADF);
+	CHECK(!adopted);
+	close(name);
+	close(fd);
+	machine_free(&m);
+}
+
 TEST(an_fd_of_this_vm_is_adopted_with_its_size_and_flags)
 {
 	struct gmem_file *adopted;
