@@ -168,8 +168,8 @@ static void complete_buffer(struct gmem_io *io, struct gmem_io_buffer *buffer, i
 	bool was_poll = buffer->not_ready;
 
 	buffer->state = PENDING;
-	/* Where io_uring cannot wait for an O_NONBLOCK file, asking again at once would spin. */
-	buffer->not_ready = result == -EAGAIN && io->serial && io->never_blocks;
+	/* Where io_uring cannot wait for an O_NONBLOCK pipe, asking again at once would spin. */
+	buffer->not_ready = result == -EAGAIN && io->serial;
 	if (result == -EINTR || result == -EAGAIN || (was_poll && result >= 0))
 		return;
 	if (buffer->sync) {

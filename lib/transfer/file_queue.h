@@ -15,7 +15,8 @@
  * all others. A unit that would end past RLIMIT_FSIZE fails without the kernel, which
  * would raise SIGXFSZ.
  *
- * The bytes of a pipe have an order, so only one request is under way at a time.
+ * The bytes of a pipe have an order, so only one request is under way at a time. Where
+ * io_uring refuses to wait for one of O_NONBLOCK, that is polled for first.
  *
  * A failure is returned once, the first in the order of the file. It makes all failed
  * requests pending again, also those that were under way then and fail later: what they
