@@ -1144,8 +1144,8 @@ GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint
  *
  * Return: 0, or -EBUSY somebody holds a lease on the region, or what is waited for
  * has not ended within wait_ms of struct gmem_vm_opts, -ETIMEDOUT a peer
- * did not give it back (gmem_peer_add(), which names more errnos), -EDEADLK a callback of the library
- * calls it, -ENOMEM, or the kernel's own errno if
+ * did not give it back (gmem_peer_add(), which names more errnos), -EDEADLK a
+ * callback of the library calls it, -ENOMEM, or the kernel's own errno if
  * it refused to delete the memslot or to make its addresses shared again, such as
  * -EIO the VM is dead; then the region is as before, and gmem_vm_free()
  * still frees it. -ENOTRECOVERABLE as gmem_region_move(): what the kernel then
@@ -3333,9 +3333,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
  * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
- * early, -EOPNOTSUPP it is of a later version, -ENOENT the image has memory,
- * or more private ranges, than the VM has room for, -EEXIST the VM has memory that the image does not
- * have, -EACCES memory of the image or the VM is private, -ESPIPE a pipe cannot
+ * early, -EOPNOTSUPP it is of a later version, -ENOENT the image has memory, or more
+ * private ranges, than the VM has room for, -EEXIST the VM has memory that the image
+ * does not have, -EACCES memory of the image or the VM is private, -ESPIPE a pipe cannot
  * be verified first, -EBUSY, -ECANCELED, -EINVAL, -EBADF, -E2BIG, -EFAULT,
  * -ENOMEM and errnos from reading as gmem_vm_load().
  */
@@ -3781,9 +3781,10 @@ GMEM_API void gmem_peer_remove(struct gmem_peer *peer);
  * Thread-safe. Since: 0.1.
  *
  * Return: 1 the peer has all the memory it should have; 0 messages or answers are
- * under way, or memory is to be offered again; or the reason why it gets no more: -EPIPE the process is gone, -EPROTO
- * it sent a message that no import sends, -ETIMEDOUT it was cut off, or the errno
- * with which it refused memory; -EINVAL for NULL.
+ * under way, or memory is to be offered again; or the reason why it gets no more:
+ * -EPIPE the process is gone, -EPROTO it sent a message that no import sends,
+ * -ETIMEDOUT it was cut off, or the errno with which it refused memory; -EINVAL for
+ * NULL.
  */
 GMEM_API int gmem_peer_status(struct gmem_peer *peer);
 

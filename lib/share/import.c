@@ -35,8 +35,9 @@
 #define MAX_MESSAGES	64
 /* After this time no other message, and no other piece of one, is begun */
 #define ENOUGH_TIME	(5 * GMEM_NANOSECONDS_PER_MS)
-/* Bytes of a message done at once, by what it does: even if this process has used every page of them */
-#define PIECE		((uint64_t)64 << 20)
+/* Bytes of a message done at once, also if this process has used every page of them */
+#define PIECE		((uint64_t)32 << 20)
+/* Likewise, of an extent that comes */
 #define MAP_PIECE	((uint64_t)1 << 30)
 /* Neither is larger, nor is a page of a file: a message has 32 bits for its size. */
 #define MAX_PIECE	((uint64_t)1 << 31)
@@ -184,12 +185,13 @@ static int check_room(const struct gmem_import *import, uint64_t size)
 	uint64_t cost = gmem_mapped_extent_cost(size);
 
 	if (import->extents >= import->max_extents)
-		return gmem_fail(-ENOSPC, "%" PRIu32 " extents are mapped, and no more are wanted",
+		return gmem_fail(-ENOSPC, "%" PRIu32 " extents are mapped, and no more are wanted "
+				 "(max_extents)",
 				 import->extents);
 	if (import->max_bytes &&
 	    (size > import->max_bytes || import->bytes > import->max_bytes - size))
 		return gmem_fail(-ENOSPC, "0x%" PRIx64 " bytes are mapped, and 0x%" PRIx64
-				 " more are more than are wanted", import->bytes, size);
+				 " more are more than are wanted (max_bytes)", import->bytes, size);
 	if (cost > import->max_table_bytes ||
 	    import->table_bytes > import->max_table_bytes - cost)
 		return gmem_fail(-ENOSPC, "0x%" PRIx64 " bytes more would take 0x%" PRIx64
@@ -197,7 +199,8 @@ static int check_room(const struct gmem_import *import, uint64_t size)
 				 " are wanted in all (max_table_bytes)", size, cost,
 				 import->table_bytes, import->max_table_bytes);
 	if (import->mappings >= import->max_mappings)
-		return gmem_fail(-ENOMEM, "there are %" PRIu64 " mappings, and no more are wanted",
+		return gmem_fail(-ENOMEM, "there are %" PRIu64 " mappings, and no more are wanted "
+				 "(max_mappings)",
 				 import->mappings);
 	return 0;
 }
@@ -258,7 +261,7 @@ static int begin_map(struct gmem_import *import, const struct gmem_message *mess
 	return 0;
 }
 
-/* How much of the extent is done at once: whole pages of its file, of which none is in use while it is mapped */
+/* Bytes done at once, whole pages of the file. While it is being mapped, none of them is in use. */
 static uint64_t unit_of(const struct work *work)
 {
 	uint64_t unit = work->message.type == GMEM_WIRE_MAP ? MAP_PIECE : PIECE;

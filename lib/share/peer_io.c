@@ -183,7 +183,7 @@ static enum sent send_revoke(struct gmem_peer *peer, const struct gmem_recall *r
 	}
 }
 
-/* The first recall that is not searched. One that was refused is over, though its thread does not know. */
+/* The first that is not searched. One that was refused is over, though its thread does not know. */
 static const struct gmem_recall *next_recall(const struct gmem_peer *peer)
 {
 	const struct gmem_recall *recall, *next = NULL;

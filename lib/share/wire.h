@@ -51,8 +51,9 @@ int gmem_wire_check_socket(int fd);
  */
 int gmem_wire_send(int sock, const struct gmem_message *message, int passed);
 /*
- * Returns 1, 0 if no message is there now, -EPIPE if none will come, -EPROTO for a bad one. @ret_fd: the fd that
- * came with the message, now the caller's, or -1: of a message "map" it may be lost.
+ * Returns 1, 0 if no message is there now, -EPIPE if none will come, -EPROTO for a bad one.
+ * @ret_fd: the fd that came with the message, now the caller's, or -1: of a message "map" it
+ * may be lost.
  */
 int gmem_wire_receive(int sock, struct gmem_message *ret, int *ret_fd);
 
