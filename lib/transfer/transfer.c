@@ -17,14 +17,21 @@
 int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t flags,
 			struct gmem_transfer_opts *ret)
 {
+	const uint64_t all = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING | GMEM_TRANSFER_SYNC |
+			     GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_LEAVE_REST |
+			     GMEM_TRANSFER_VERIFY;
 	int err;
 
 	err = GMEM_COPY_OPTS(gmem_transfer_opts, ret, user_opts, reserved);
 	if (!err)
-		err = gmem_check_flags("flags", ret->flags, flags);
+		err = gmem_check_flags("flags", ret->flags, all);
 	if (err)
 		return err;
 
+	if (ret->flags & ~flags)
+		return gmem_fail(-EINVAL, "flags 0x%" PRIx64 " has bits 0x%" PRIx64
+				 " that are for another kind of transfer", ret->flags,
+				 ret->flags & ~flags);
 	if (ret->reserved)
 		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", ret->reserved);
 	if (ret->depth > GMEM_IO_DEPTH)
