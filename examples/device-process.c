@@ -95,7 +95,7 @@ static void say(const char *what)
 static const int allowed[] = {
 	__NR_recvmsg, __NR_sendmsg, __NR_mmap, __NR_munmap, __NR_close, __NR_newfstatat,
 	__NR_fstat, __NR_fstatfs, __NR_fcntl, __NR_membarrier, __NR_sched_yield,
-	__NR_clock_nanosleep, __NR_nanosleep, __NR_shutdown,
+	__NR_clock_nanosleep, __NR_nanosleep, __NR_shutdown, __NR_epoll_ctl,
 	__NR_ppoll, __NR_read, __NR_write, __NR_brk, __NR_mprotect, __NR_madvise,
 	__NR_rt_sigaction, __NR_rt_sigprocmask, __NR_rt_sigreturn, __NR_exit_group,
 #ifdef __NR_poll
