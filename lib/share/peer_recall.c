@@ -149,6 +149,9 @@ static int wait_for_peers(struct gmem_export *exporter, const struct gmem_recall
 
 	for (;;) {
 		gmem_lock_take(&exporter->lock);
+		/* This call's time is the peers': what could not be sent is tried again now. */
+		for (struct gmem_peer *peer = exporter->peers; peer; peer = peer->next)
+			peer->has_to_wait = false;
 		gmem_peers_pump(exporter, PUMP_TIME);
 		now = gmem_sys_now();
 		count = collect_holders(exporter, recall,

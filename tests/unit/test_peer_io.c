@@ -956,6 +956,21 @@ static void an_overdue_answer_is_counted_from_its_message_on(void **state)
 	scene_end(&s);
 }
 
+/* The peer's time runs, so what the kernel did not send is tried again sooner than otherwise. */
+static void a_call_that_waits_tries_again_at_once(void **state)
+{
+	struct scene s;
+
+	(void)state;
+	scene_begin_given(&s, PAGE, (struct gmem_peer_opts){ .flags = 0 });
+	settle(&s);
+	s.peer->retry_ms = 2 * PATIENT;
+	fake_fail_kind(FAKE_SEND, 0, 3, -ENOBUFS);
+	assert_ok(convert_served(&s, 9, 1, GMEM_STATE_PRIVATE));
+	compare(&s);
+	scene_end(&s);
+}
+
 static size_t count_recalls(struct scene *s)
 {
 	const struct gmem_recall *recall;
@@ -1269,6 +1284,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(a_refused_conversion_of_everything_gives_nobody_private_memory),
 	cmocka_unit_test(a_peer_does_not_choose_the_errno_of_a_call),
 	cmocka_unit_test(an_overdue_answer_is_counted_from_its_message_on),
+	cmocka_unit_test(a_call_that_waits_tries_again_at_once),
 	cmocka_unit_test(conversions_that_wait_are_no_work_for_others),
 	cmocka_unit_test(a_peer_that_is_removed_is_not_waited_for),
 	cmocka_unit_test(numbers_of_messages_begin_again),
