@@ -606,11 +606,12 @@ static int dispatch(struct gmem_import *import)
 	int n = 1;
 
 	gmem_sys_event_clear(import->event);
-	while (n > 0 && !import->status &&
-	       (is_small(&import->work) ||
-		(messages < MAX_MESSAGES && gmem_sys_now() - start < ENOUGH_TIME))) {
+	while (n > 0 && !import->status) {
 		messages += !import->work.message.type;
 		n = import->work.message.type ? go_on(import) : take_message(import);
+		if (!is_small(&import->work) &&
+		    (messages == MAX_MESSAGES || gmem_sys_now() - start >= ENOUGH_TIME))
+			break;
 	}
 	if (n < 0) {
 		import->status = n;

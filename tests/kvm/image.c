@@ -506,14 +506,18 @@ TEST(a_full_disk_is_no_image_until_there_is_room_again)
 TEST(an_fd_is_not_used_for_more_than_it_is_open_for)
 {
 	static const int modes[] = { O_RDONLY, O_WRONLY, O_PATH };
+	/* on a disk, if there is one */
+	const char *directory = access("/var/tmp", W_OK) ? "/tmp" : "/var/tmp";
 	struct gmem_region *region;
 	struct lab lab;
 
 	region = new_guest(&lab, 8);
 	for (size_t i = 0; i < ARRAY_SIZE(modes); i++) {
-		char path[] = "/var/tmp/gmem-access-XXXXXX";
-		int file = (int)WORKS(mkstemp(path)), fd;
+		char path[64];
+		int file, fd;
 
+		snprintf(path, sizeof(path), "%s/gmem-access-XXXXXX", directory);
+		file = (int)WORKS(mkstemp(path));
 		OK(gmem_vm_save(lab.vm, file, NULL, NULL));
 		posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
 		fd = (int)WORKS(open(path, modes[i] | O_CLOEXEC));

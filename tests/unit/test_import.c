@@ -354,23 +354,23 @@ static void mappings_are_counted_and_limited(void **state)
 
 static void tables_are_limited(void **state)
 {
-	GMEM_OPTS(gmem_import_opts, opts, .max_table_bytes = 3 * MIB);
-	int sparse = unit_memfd(16 * TIB, F_SEAL_SHRINK), fd = unit_memfd(64 * GIB, F_SEAL_SHRINK);
+	GMEM_OPTS(gmem_import_opts, opts, .max_table_bytes = 128 << 10);
+	int sparse = unit_memfd(16 * TIB, F_SEAL_SHRINK), fd = unit_memfd(2 * GIB, F_SEAL_SHRINK);
 	struct scene s;
 
 	(void)state;
 	scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
 	greet(&s);
 	assert_int_equal(tell(&s, map_of(1, 0, 16 * TIB, RW), sparse), -ENOSPC);
-	assert_ok(tell(&s, map_of(1, 0, 64 * GIB, RW), fd));
+	assert_ok(tell(&s, map_of(1, 0, 2 * GIB, RW), fd));
 	scene_end(&s);
 
 	scene_begin(&s, opts);
 	greet(&s);
-	assert_ok(tell(&s, map_of(1, 0, 64 * GIB, RW), fd));
-	assert_int_equal(tell(&s, map_of(2, TIB, 64 * GIB, RW), fd), -ENOSPC);
+	assert_ok(tell(&s, map_of(1, 0, 2 * GIB, RW), fd));
+	assert_int_equal(tell(&s, map_of(2, TIB, 2 * GIB, RW), fd), -ENOSPC);
 	assert_ok(unmap(&s, 1));
-	assert_ok(tell(&s, map_of(3, TIB, 64 * GIB, RW), fd));
+	assert_ok(tell(&s, map_of(3, TIB, 2 * GIB, RW), fd));
 	scene_end(&s);
 	close(sparse);
 	close(fd);
@@ -379,12 +379,12 @@ static void tables_are_limited(void **state)
 /* However large a range is, a call does only a piece of it. */
 static void large_ranges_take_several_calls(void **state)
 {
-	int fd = unit_memfd(256 * GIB, F_SEAL_SHRINK);
+	int fd = unit_memfd(3 * GIB, F_SEAL_SHRINK);
 	struct gmem_message answer, steps[] = {
-		map_of(1, 0, 256 * GIB, RW | GMEM_WIRE_WITHHELD),
-		{ .type = GMEM_WIRE_GRANT, .id = 1, .size = 256 * GIB },
-		{ .type = GMEM_WIRE_REVOKE, .id = 1, .size = 256 * GIB },
-		{ .type = GMEM_WIRE_GRANT, .id = 1, .gpa = GIB, .size = 200 * GIB },
+		map_of(1, 0, 3 * GIB, RW | GMEM_WIRE_WITHHELD),
+		{ .type = GMEM_WIRE_GRANT, .id = 1, .size = 3 * GIB },
+		{ .type = GMEM_WIRE_REVOKE, .id = 1, .size = 3 * GIB },
+		{ .type = GMEM_WIRE_GRANT, .id = 1, .gpa = GIB, .size = 2 * GIB },
 		{ .type = GMEM_WIRE_UNMAP, .id = 1 },
 	};
 	struct pollfd ready;
@@ -395,8 +395,8 @@ static void large_ranges_take_several_calls(void **state)
 	scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
 	greet(&s);
 	ready = (struct pollfd){ .fd = gmem_import_fd(s.import), .events = POLLIN };
-	/* each look at the clock finds it a millisecond later */
-	fake.clock_step = 1000000;
+	/* each look at the clock finds it 5 ms later: one piece is enough for a call */
+	fake.clock_step = 5000000;
 	for (size_t i = 0; i < ARRAY_SIZE(steps); i++) {
 		send_message(&s, steps[i], i ? -1 : fd);
 		for (calls = 0; gmem_wire_receive(s.sock, &answer, &none) == 0; calls++) {
@@ -404,9 +404,9 @@ static void large_ranges_take_several_calls(void **state)
 			assert_true(gmem_import_dispatch(s.import) >= 0);
 		}
 		assert_int_equal(answer.status, 0);
-		assert_true(calls > 200 / 5);
+		assert_true(calls > 2);
 		assert_int_equal(poll(&ready, 1, 0), 0);
-		assert_int_equal(look(&s, 100 * GIB),
+		assert_int_equal(look(&s, 2 * GIB),
 				 i == 4 ? -ESTALE : i == 1 || i == 3 ? 0 : -EACCES);
 	}
 	fake.clock_step = 0;
@@ -416,23 +416,23 @@ static void large_ranges_take_several_calls(void **state)
 
 static void import_may_end_in_the_middle_of_a_large_range(void **state)
 {
-	int fd = unit_memfd(64 * GIB, F_SEAL_SHRINK);
+	int fd = unit_memfd(2 * GIB, F_SEAL_SHRINK);
 	struct gmem_message steps[] = {
-		map_of(1, 0, 64 * GIB, RW | GMEM_WIRE_WITHHELD),
-		{ .type = GMEM_WIRE_GRANT, .id = 1, .size = 64 * GIB },
-		{ .type = GMEM_WIRE_REVOKE, .id = 1, .size = 64 * GIB },
+		map_of(1, 0, 2 * GIB, RW | GMEM_WIRE_WITHHELD),
+		{ .type = GMEM_WIRE_GRANT, .id = 1, .size = 2 * GIB },
+		{ .type = GMEM_WIRE_REVOKE, .id = 1, .size = 2 * GIB },
 		{ .type = GMEM_WIRE_UNMAP, .id = 1 },
 	};
 	struct scene s;
 
 	(void)state;
 	for (size_t last = 0; last < ARRAY_SIZE(steps); last++) {
-		for (int calls = 0; calls < 30; calls += 3) {
+		for (int calls = 0; calls < 6; calls += 2) {
 			scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
 			greet(&s);
 			for (size_t i = 0; i < last; i++)
 				assert_ok(tell(&s, steps[i], i ? -1 : fd));
-			fake.clock_step = 1000000;
+			fake.clock_step = 5000000;
 			send_message(&s, steps[last], last ? -1 : fd);
 			for (int i = 0; i < calls; i++)
 				assert_true(gmem_import_dispatch(s.import) >= 0);
@@ -446,11 +446,11 @@ static void import_may_end_in_the_middle_of_a_large_range(void **state)
 /* Allocations and calls that fail in the middle: the import ends, or goes on as before. */
 static void failures_in_the_middle_leave_nothing_behind(void **state)
 {
-	int fd = unit_memfd(4 * GIB, F_SEAL_SHRINK);
+	int fd = unit_memfd(96 * MIB, F_SEAL_SHRINK);
 	struct gmem_message steps[] = {
-		map_of(1, 0, 4 * GIB, RW | GMEM_WIRE_WITHHELD),
-		{ .type = GMEM_WIRE_GRANT, .id = 1, .size = 4 * GIB },
-		{ .type = GMEM_WIRE_REVOKE, .id = 1, .size = 4 * GIB },
+		map_of(1, 0, 96 * MIB, RW | GMEM_WIRE_WITHHELD),
+		{ .type = GMEM_WIRE_GRANT, .id = 1, .size = 96 * MIB },
+		{ .type = GMEM_WIRE_REVOKE, .id = 1, .size = 96 * MIB },
 		{ .type = GMEM_WIRE_UNMAP, .id = 1 },
 	};
 	unsigned left;
