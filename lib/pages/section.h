@@ -44,8 +44,8 @@ int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 /*
  * Claim at most @max bytes of the first region that has an address in [@gpa, @last], shared,
  * so that it stays as it is; the claim says where. @ret is NULL, and nothing claimed, if there
- * is none. Called with the VM's lock held, which is dropped while the claim waits. -EDEADLK, or -EBUSY after
- * @budget, which the claim leads to from then on.
+ * is none. Called with the VM's lock held, which is dropped while the claim waits. -EDEADLK,
+ * or -EBUSY after @budget, which the claim leads to from then on.
  */
 int gmem_section_claim(struct gmem_vm *vm, uint64_t gpa, uint64_t last, uint64_t max,
 		       struct gmem_wait_budget *budget, struct gmem_claim *claim,

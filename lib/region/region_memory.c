@@ -91,9 +91,10 @@ static int free_host_memory(const struct gmem_region_memory *side, void *hva, ui
 	return err;
 }
 
-/* Of all seals these two alone forbid it, as measured on Linux 6.18: shmem and hugetlbfs check them. */
+/* Of all seals these two alone forbid it; F_SEAL_EXEC adds them to a memfd that is executable. */
 static const char forbidden_by_seal[] =
-	", as for a file that is sealed with F_SEAL_FUTURE_WRITE or F_SEAL_WRITE: its pages cannot be freed";
+	", as for a file that is sealed with F_SEAL_FUTURE_WRITE or F_SEAL_WRITE: its pages cannot be "
+	"freed";
 
 static int discard_host_memory(const struct gmem_region_memory *side, uint64_t size, uint64_t *ret_done)
 {

@@ -498,6 +498,42 @@ static void file_that_does_not_arrive_is_not_the_end(void **state)
 	scene_end(&s);
 }
 
+/* The kernel is short of memory for a moment: the message is still there. */
+static void message_that_cannot_be_received_now_is_received_later(void **state)
+{
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+	fake_fail_next(FAKE_RECEIVE, -ENOMEM);
+	greet(&s);
+	assert_true(fake_fail_struck());
+	scene_end(&s);
+}
+
+/* An event loop that keeps the import for its views has nothing to do for it. */
+static void import_that_has_ended_is_quiet_and_says_what_it_refused(void **state)
+{
+	GMEM_OPTS(gmem_import_opts, opts, .max_bytes = PAGE);
+	int fd = unit_memfd(4 * PAGE, F_SEAL_SHRINK);
+	struct pollfd ready;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, opts);
+	greet(&s);
+	assert_int_equal(tell(&s, map_of(1, 0, 4 * PAGE, RW), fd), -ENOSPC);
+	ready = (struct pollfd){ .fd = gmem_import_fd(s.import), .events = POLLIN };
+	shutdown(s.sock, SHUT_RDWR);
+	assert_int_equal(poll(&ready, 1, 0), 1);
+	assert_int_equal(gmem_import_dispatch(s.import), -EPIPE);
+	assert_non_null(strstr(gmem_last_error(), "after it was told ENOSPC"));
+	assert_int_equal(poll(&ready, 1, 0), 0);
+	assert_int_equal(gmem_import_dispatch(s.import), -EPIPE);
+	close(fd);
+	scene_end(&s);
+}
+
 /* Extents are mapped once: however many there are, they take no file descriptors. */
 static void extents_keep_no_file_descriptors(void **state)
 {
@@ -536,6 +572,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(import_may_end_in_the_middle_of_a_large_range),
 	cmocka_unit_test(failures_in_the_middle_leave_nothing_behind),
 	cmocka_unit_test(file_that_does_not_arrive_is_not_the_end),
+	cmocka_unit_test(message_that_cannot_be_received_now_is_received_later),
+	cmocka_unit_test(import_that_has_ended_is_quiet_and_says_what_it_refused),
 	cmocka_unit_test(extents_keep_no_file_descriptors),
 };
 
