@@ -3101,8 +3101,9 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
  * memcpy(3) costs, otherwise each makes a system call.
  *
  * An fd is used for what it is open for, whatever the file's permissions are. Files are
- * read and written at given offsets, and the position of the fd does not change. Pipes and sockets are read and written at their present position; writing
- * to a pipe without a reader raises SIGPIPE. RLIMIT_FSIZE is asked before each write
+ * read and written at given offsets, and the position of the fd does not change.
+ * Pipes and sockets are read and written at their present position; writing to a
+ * pipe without a reader raises SIGPIPE. RLIMIT_FSIZE is asked before each write
  * to a file, so that none raises SIGXFSZ: with io_uring, one may if another process
  * lowers the limit while it is under way. If vCPUs or devices write to memory while it
  * is saved or loaded, the result mixes old and new contents.
@@ -3328,7 +3329,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  *
  * The image decides how much is read, the VM how much memory that takes: at most
  * 1/256 of the VM's memory for the list of private ranges, 2 MiB for that of regions,
- * which are at most 65536, and the buffers. The call reads nothing from a pipe past the end of the image.
+ * which are at most 65536, and the buffers. The call reads nothing from a pipe past
+ * the end of the image.
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
