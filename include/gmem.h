@@ -2512,8 +2512,9 @@ GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, 
  * @size: bytes, non-zero, a multiple of the page
  * @ret_done: bytes done, counted from @gpa, also on failure; NULL if not wanted
  *
- * Allocates missing memory, private memory, too. After a failure, pages faulted in
- * stay. KVM locks the vCPU meanwhile: if it runs, this call waits.
+ * Allocates missing memory, private memory, too, and does not check whether it fits:
+ * gmem_vm_populate() does, and can go first. After a failure, pages faulted in stay.
+ * KVM locks the vCPU meanwhile: if it runs, this call waits.
  *
  * One thread at a time per object; different objects in parallel. Source:
  * KVM_PRE_FAULT_MEMORY. Since: 0.1.
@@ -3119,6 +3120,7 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 #define GMEM_TRANSFER_OMIT_PRIVATE (1ull << 3) /* save, restore: leave private memory out */
 #define GMEM_TRANSFER_LEAVE_REST (1ull << 4) /* restore: the VM may have more memory */
 #define GMEM_TRANSFER_VERIFY	(1ull << 5) /* restore: verify all of the image first */
+#define GMEM_TRANSFER_UNCHECKED	(1ull << 6) /* load, restore: do not check whether the memory fits */
 
 /* Number of tags that one transfer uses on the caller's ring */
 #define GMEM_TRANSFER_TAGS 64
@@ -3214,6 +3216,11 @@ struct gmem_transfer_result {
  * guest does not have yet, so they take no memory. Data in the page cache is
  * copied from there; the rest bypasses the page cache if the file system can.
  *
+ * Running out of memory would be no error, but kill: see gmem_vm_populate(). So the
+ * library makes the same checks as that call, before the first byte, for what the file
+ * has on its disk less what the guest's memory has already, and again before each 64
+ * MiB; of a pipe, only the latter. GMEM_TRANSFER_UNCHECKED leaves them out.
+ *
  * After a failure, the first data_bytes + zero_bytes of the range are loaded.
  *
  * Thread-safe. Source: read(2), preadv2(2), io_uring(7), open(2) with O_DIRECT,
@@ -3224,7 +3231,8 @@ struct gmem_transfer_result {
  * being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
  * arguments, -ESPIPE @offset is not 0 and @fd has no offsets, -EBADF @fd is not
  * open, or not for reading, -E2BIG options newer than the library, -EFAULT a
- * page cannot be reached, -ENOMEM, or the kernel's own errno from reading.
+ * page cannot be reached, -ENOMEM, also if the host has not the memory for it, or the
+ * kernel's own errno from reading.
  */
 GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
 			  uint64_t size, const struct gmem_transfer_opts *opts,
@@ -3331,7 +3339,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * The image decides how much is read, the VM how much memory that takes: at most
  * 1/256 of the VM's memory for the list of private ranges, 2 MiB for that of regions,
  * which are at most 65536, and the buffers. The call reads nothing from a pipe past
- * the end of the image.
+ * the end of the image. Whether the host has the memory is checked as for
+ * gmem_vm_load().
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *

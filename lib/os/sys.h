@@ -126,6 +126,7 @@ struct gmem_fd_kind {
 	bool never_blocks;
 	struct gmem_fd_access access;
 	uint64_t size;
+	uint64_t allocated;	/* bytes on the disk, less than the size if there are holes */
 };
 
 int gmem_sys_file_size(int fd, uint64_t *ret);
