@@ -10,7 +10,6 @@
 #include "base/backing.h"
 #include "base/error.h"
 #include "base/macros.h"
-#include "os/kvm_compat.h"
 #include "os/sys.h"
 #include "region/file.h"
 
@@ -20,20 +19,13 @@
 #endif
 
 /*
- * Before Linux 6.19 a guest_memfd has the file system of all anonymous inodes, and its
- * name cannot be read without /proc. Other anonymous inodes have no size, so that mapping
- * a part of them is refused.
+ * The name of a guest_memfd cannot be read without /proc. Other anonymous inodes have no size,
+ * so that mapping a part of them is refused.
  */
-static bool is_gmemfd(const struct gmem_sys_facts *facts)
-{
-	return facts->filesystem_type == GUEST_MEMFD_MAGIC ||
-	       facts->filesystem_type == ANON_INODE_FS_MAGIC;
-}
-
 static bool is_memory(const struct gmem_sys_facts *facts)
 {
 	return facts->is_regular &&
-	       (is_gmemfd(facts) || facts->filesystem_type == TMPFS_MAGIC ||
+	       (gmem_file_is_gmemfd(facts) || facts->filesystem_type == TMPFS_MAGIC ||
 		facts->filesystem_type == HUGETLBFS_MAGIC);
 }
 
@@ -45,7 +37,7 @@ static struct gmem_extent_file describe(const struct gmem_sys_facts *facts)
 		.page_size = gmem_sys_page_size(),
 		.seals = facts->seals,
 		.max_rights = GMEM_ALL_RIGHTS,
-		.is_gmemfd = is_gmemfd(facts),
+		.is_gmemfd = gmem_file_is_gmemfd(facts),
 	};
 
 	if (facts->filesystem_type == HUGETLBFS_MAGIC)
