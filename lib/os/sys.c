@@ -20,6 +20,7 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -193,6 +194,59 @@ int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret)
 		else if (errno != EINTR)
 			err = -errno;
 	}
+	gmem_sys_close(fd);
+	return err;
+}
+
+/* Linux 6.11: struct procmap_query under a name that no header has */
+struct mapping_query {
+	uint64_t size, query_flags, query_addr;
+	uint64_t start, end, flags, page_size, offset, inode;
+	uint32_t dev_major, dev_minor, name_size, build_id_size;
+	uint64_t name, build_id;
+};
+
+#define QUERY_MAPPING _IOWR('f', 17, struct mapping_query)
+#define QUERY_COVERING_OR_NEXT 0x10
+
+int gmem_sys_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret)
+{
+	struct mapping_query query = { .size = sizeof(query), .query_flags = QUERY_COVERING_OR_NEXT,
+				       .query_addr = addr };
+	int fd, err;
+
+	fd = gmem_sys_open("/proc/self/maps", O_RDONLY);
+	if (fd < 0)
+		return fd;
+	err = gmem_sys_ioctl(fd, QUERY_MAPPING, &query);
+	gmem_sys_close(fd);
+	if (err)
+		return err;
+
+	*ret = (struct gmem_sys_mapping){
+		.start = query.start,
+		.end = query.end,
+		.page_size = query.page_size,
+		.device = makedev(query.dev_major, query.dev_minor),
+		.inode = query.inode,
+		.offset = query.offset,
+		.prot = (query.flags & 1 ? PROT_READ : 0) | (query.flags & 2 ? PROT_WRITE : 0) |
+			(query.flags & 4 ? PROT_EXEC : 0),
+		.is_shared = query.flags & 8,
+	};
+	return 0;
+}
+
+int gmem_sys_try_read(const void *addr)
+{
+	char byte;
+	int fd, err = 0;
+
+	fd = gmem_sys_open("/proc/self/mem", O_RDONLY);
+	if (fd < 0)
+		return fd;
+	if (pread(fd, &byte, 1, (off_t)(uintptr_t)addr) < 0)
+		err = -errno;
 	gmem_sys_close(fd);
 	return err;
 }

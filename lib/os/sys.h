@@ -81,6 +81,29 @@ int gmem_sys_mincore(void *addr, uint64_t size, unsigned char *ret);
 int gmem_sys_cachestat(int fd, uint64_t offset, uint64_t size, uint64_t *ret_pages);
 /* Fills in one word per page of this process: bit 63 if in memory, bit 62 if in swap. */
 int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret);
+/* A mapping of this process, as PROCMAP_QUERY tells it */
+struct gmem_sys_mapping {
+	uint64_t start;
+	uint64_t end;
+	uint64_t page_size;	/* of hugetlb, or the host's */
+	uint64_t device;	/* and inode of the file, which are 0 if there is none */
+	uint64_t inode;
+	uint64_t offset;
+	int prot;
+	bool is_shared;
+};
+
+/*
+ * Finds the mapping at @addr, or the next one above; -ENOENT if there is none. -ENOTTY
+ * before Linux 6.11.
+ */
+int gmem_sys_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret);
+/*
+ * Reads one byte of this process through /proc/self/mem: -EIO if it cannot be read now, as
+ * where userfaultfd is asked for the page, which this call does not wait for. Never use it
+ * for the memory of a device.
+ */
+int gmem_sys_try_read(const void *addr);
 /*
  * Has the kernel copy within this process. Returns the bytes copied (if the kernel met
  * a page that cannot be reached, fewer than @size but more than 0) or -errno. If that

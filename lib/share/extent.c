@@ -12,6 +12,7 @@
 #include "base/macros.h"
 #include "os/sys.h"
 #include "region/file.h"
+#include "region/host_file.h"
 
 /* Linux 5.1; older C libraries do not name it */
 #ifndef F_SEAL_FUTURE_WRITE
@@ -38,6 +39,8 @@ static struct gmem_extent_file describe(const struct gmem_sys_facts *facts)
 		.seals = facts->seals,
 		.max_rights = GMEM_ALL_RIGHTS,
 		.is_gmemfd = gmem_file_is_gmemfd(facts),
+		.device = facts->device,
+		.inode = facts->inode,
 	};
 
 	if (facts->filesystem_type == HUGETLBFS_MAGIC)
@@ -190,7 +193,22 @@ void gmem_callers_memory_clear(struct gmem_range_map *map)
 
 /* ---- from a region to a file ---- */
 
-static int find_memory(const struct gmem_range_map *map, const struct gmem_region *region,
+static int inspect_host_file(bool unsealed, const struct gmem_region *region,
+			     struct gmem_extent *extent, struct gmem_extent_file *file)
+{
+	const struct gmem_host_file *host = region->host_file;
+	int err = 0;
+
+	extent->fd = host->fd;
+	extent->offset = region->host_offset;
+	if (gmem_host_file_is_fixed(host) && is_memory(&host->facts))
+		*file = describe(&host->facts);
+	else
+		err = gmem_extent_inspect(extent->fd, extent->offset, extent->size, file);
+	return err || unsealed ? err : gmem_extent_check_seals(extent->fd, file);
+}
+
+static int find_memory(const struct gmem_range_map *map, bool unsealed, const struct gmem_region *region,
 		       struct gmem_extent *extent, struct gmem_extent_file *file)
 {
 	struct gmem_range *range;
@@ -199,12 +217,15 @@ static int find_memory(const struct gmem_range_map *map, const struct gmem_regio
 
 	range = gmem_range_find(map, region->hva.start, 1);
 	within = range ? region->hva.start - range->start : 0;
-	if (!range || region->gpa.size > range->size - within)
+	if (!range || region->gpa.size > range->size - within) {
+		if (region->host_file)
+			return inspect_host_file(unsealed, region, extent, file);
 		return gmem_fail(-EOPNOTSUPP,
 				 "the region at gpa 0x%" PRIx64 ", backing %s, is memory no other process "
-				 "can map: give it memory of your own from a memfd (GMEM_REGION_HVA) and "
-				 "name it with gmem_export_add_memory()", region->gpa.start,
+				 "can map: have it made as a memfd (GMEM_MEMORY_MEMFD), or say of which file "
+				 "your own memory is a mapping (GMEM_REGION_MEMORY_FD)", region->gpa.start,
 				 gmem_backing_name(region->backing));
+	}
 
 	memory = GMEM_CONTAINER_OF(range, struct memory, hva);
 	extent->fd = memory->fd;
@@ -215,8 +236,9 @@ static int find_memory(const struct gmem_range_map *map, const struct gmem_regio
 	return 0;
 }
 
-int gmem_extent_of_region(const struct gmem_range_map *memory, const struct gmem_region *region,
-			  struct gmem_extent *ret, uint32_t *ret_max_rights)
+int gmem_extent_of_region(const struct gmem_range_map *memory, bool unsealed,
+			  const struct gmem_region *region, struct gmem_extent *ret,
+			  struct gmem_extent_file *ret_file)
 {
 	struct gmem_extent extent = {
 		.gpa = region->gpa.start,
@@ -236,7 +258,7 @@ int gmem_extent_of_region(const struct gmem_range_map *memory, const struct gmem
 		extent.offset = region->file_offset;
 		file.size = region->file->size;
 	} else {
-		err = find_memory(memory, region, &extent, &file);
+		err = find_memory(memory, unsealed, region, &extent, &file);
 		if (err)
 			return err;
 	}
@@ -245,7 +267,6 @@ int gmem_extent_of_region(const struct gmem_range_map *memory, const struct gmem
 	extent.page_size = file.page_size;
 	extent.rights = file.rights;
 	*ret = extent;
-	if (ret_max_rights)
-		*ret_max_rights = file.max_rights;
+	*ret_file = file;
 	return 0;
 }

@@ -285,6 +285,8 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_MINCORE] = "mincore",
 	[FAKE_CACHESTAT] = "cachestat",
 	[FAKE_PAGEMAP] = "read the pagemap",
+	[FAKE_MAPPING_AT] = "ask for a mapping",
+	[FAKE_TRY_READ] = "read through /proc/self/mem",
 	[FAKE_WRITE] = "write",
 	[FAKE_MBIND] = "mbind",
 	[FAKE_GET_MEMPOLICY] = "get_mempolicy",
@@ -485,6 +487,8 @@ static int do_open(const char *path)
 {
 	int fd;
 
+	if (strncmp(path, "/proc/self/", 11) == 0)
+		return open_mappings(path);
 	if (strcmp(path, "/dev/kvm") != 0)
 		return -ENOENT;
 	if (fake.kvm_errno)
@@ -873,6 +877,7 @@ void fake_boot_kernel(const struct fake_kernel *row)
 	kernel.direct = FAKE_DIRECT_NEVER;
 	membarrier_refusal = 0;
 	memset(files, 0, sizeof(files));
+	forget_marks();
 	fake_refuse_copies(0);
 }
 

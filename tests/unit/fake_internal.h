@@ -192,6 +192,14 @@ void forget_policies(uint64_t start, uint64_t end);
 /* [start, end) is unmapped: no request may still use it. */
 void check_no_request(uint64_t start, uint64_t end);
 
+/* ---- fake_proc.c ---- */
+
+void forget_marks(void);
+/* An fd of /proc/self/maps or smaps as the fake tells them, or -ENOENT */
+int open_mappings(const char *path);
+/* Is advice for pages in lists refused there? */
+bool refuses_cold(uint64_t addr);
+
 /* ---- fake_mm.c ---- */
 
 /* May the host load and store what is in the file? */
