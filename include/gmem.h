@@ -1048,6 +1048,30 @@ GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
 #define GMEM_REGION_DEVICE	(1ull << 4) /* no memory: taken by a device */
 #define GMEM_REGION_CONGRUENT	(1ull << 5) /* hva and gpa alike in @align */
 #define GMEM_REGION_KEEP_STATE	(1ull << 6) /* memory that the same change removes keeps its state */
+#define GMEM_REGION_RESERVED	(1ull << 7) /* at @hva, over address space that is kept free for it */
+#define GMEM_REGION_MEMORY_FD	(1ull << 8) /* the host memory is part of the file @memory_fd */
+
+/* Flags of struct gmem_memory_opts */
+#define GMEM_MEMORY_MEMFD	(1ull << 0) /* a sealed memfd, which other processes can have */
+#define GMEM_MEMORY_HUGETLB	(1ull << 1) /* huge pages of the pool, of @page_size */
+#define GMEM_MEMORY_THP		(1ull << 2) /* transparent huge pages wanted */
+#define GMEM_MEMORY_NO_THP	(1ull << 3) /* no transparent huge pages */
+#define GMEM_MEMORY_DUMP	(1ull << 4) /* in core dumps of this process */
+#define GMEM_MEMORY_DONTFORK	(1ull << 5) /* not in children of this process */
+#define GMEM_MEMORY_MERGEABLE	(1ull << 6) /* KSM may merge equal pages */
+
+/**
+ * struct gmem_memory_opts - host memory that the library makes for a region
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_MEMORY_*; unknown bits are -EINVAL
+ * @page_size: size of the huge pages, bytes, read only with GMEM_MEMORY_HUGETLB; 0:
+ *	the kernel's default size
+ */
+struct gmem_memory_opts {
+	size_t   size;
+	uint64_t flags;
+	uint64_t page_size;
+};
 
 /**
  * struct gmem_region_opts - how to add a region
@@ -1098,6 +1122,10 @@ struct gmem_region_opts {
 	uint64_t align;
 	uint32_t slot;
 	uint32_t reserved;
+	const struct gmem_memory_opts *memory;
+	int32_t  memory_fd;
+	uint32_t reserved2;
+	uint64_t memory_offset;
 };
 
 /**

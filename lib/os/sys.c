@@ -133,6 +133,25 @@ int gmem_sys_madvise(void *addr, uint64_t size, int advice)
 	return madvise(addr, size, advice) < 0 ? -errno : 0;
 }
 
+int gmem_sys_memfd(const char *name, unsigned int flags)
+{
+	int fd = memfd_create(name, flags | MFD_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+int gmem_sys_resize(int fd, uint64_t size)
+{
+	if (size > gmem_sys_limit(RLIMIT_FSIZE))
+		return -EFBIG;
+	return ftruncate(fd, (off_t)size) < 0 ? -errno : 0;
+}
+
+int gmem_sys_seal(int fd, uint32_t seals)
+{
+	return fcntl(fd, F_ADD_SEALS, (int)seals) < 0 ? -errno : 0;
+}
+
 int gmem_sys_fallocate(int fd, int mode, uint64_t offset, uint64_t size)
 {
 	return fallocate(fd, mode, (off_t)offset, (off_t)size) < 0 ? -errno : 0;

@@ -68,6 +68,12 @@ int gmem_sys_mmap(void *hint, uint64_t size, int prot, int flags, int fd,
 int gmem_sys_munmap(void *addr, uint64_t size);
 int gmem_sys_mprotect(void *addr, uint64_t size, int prot);
 int gmem_sys_madvise(void *addr, uint64_t size, int advice);
+/* Returns the fd of a new memfd; @flags: MFD_*, close-on-exec is added. */
+int gmem_sys_memfd(const char *name, unsigned int flags);
+/* Past RLIMIT_FSIZE: -EFBIG, and no SIGXFSZ. */
+int gmem_sys_resize(int fd, uint64_t size);
+/* Adds F_SEAL_*. */
+int gmem_sys_seal(int fd, uint32_t seals);
 int gmem_sys_fallocate(int fd, int mode, uint64_t offset, uint64_t size);
 /* Fills in one byte per page, whose bit 0 says whether the page is in memory. */
 int gmem_sys_mincore(void *addr, uint64_t size, unsigned char *ret);

@@ -63,7 +63,7 @@ FIELD(gmem_vm_opts, vm_type, 48);
 FIELD(gmem_vm_opts, wait_ms, 56);
 FIELD(gmem_vm_opts, reserved, 60);
 
-SIZE(gmem_region_opts, 64);
+SIZE(gmem_region_opts, 88);
 FIELD(gmem_region_opts, size, 0);
 FIELD(gmem_region_opts, flags, 8);
 FIELD(gmem_region_opts, plan, 16);
@@ -73,6 +73,14 @@ FIELD(gmem_region_opts, hva, 40);
 FIELD(gmem_region_opts, align, 48);
 FIELD(gmem_region_opts, slot, 56);
 FIELD(gmem_region_opts, reserved, 60);
+FIELD(gmem_region_opts, memory, 64);
+FIELD(gmem_region_opts, memory_fd, 72);
+FIELD(gmem_region_opts, reserved2, 76);
+FIELD(gmem_region_opts, memory_offset, 80);
+SIZE(gmem_memory_opts, 24);
+FIELD(gmem_memory_opts, size, 0);
+FIELD(gmem_memory_opts, flags, 8);
+FIELD(gmem_memory_opts, page_size, 16);
 
 SIZE(gmem_ram_layout_opts, 32);
 FIELD(gmem_ram_layout_opts, size, 0);
