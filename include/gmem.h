@@ -6,6 +6,7 @@
  *
  *   errors                gmem_last_error(), gmem_version()
  *   ways of backing       gmem_backing: the five ways, and their names
+ *   kinds of memory       gmem_kind: RAM, ROM, memory of devices, contents elsewhere
  *   recovery              gmem_recovery_enable(): SIGBUS becomes an error
  *   capability report     gmem_caps: what a VM or a host supports, and why not
  *   plans                 gmem_plan: from what you need to exact kernel flags
@@ -199,6 +200,68 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  */
 #define GMEM_CREATE_MMAP	(1ull << 0) /* GUEST_MEMFD_FLAG_MMAP */
 #define GMEM_CREATE_INIT_SHARED	(1ull << 1) /* GUEST_MEMFD_FLAG_INIT_SHARED */
+
+/* ------------------------------------------------------- kinds of memory -- */
+
+/**
+ * enum gmem_kind - what the memory of a region is
+ * @GMEM_KIND_DEFAULT: not said. GMEM_KIND_DEVICE where the kernel says that your own
+ *	memory (GMEM_REGION_HVA) is of a device (VM_IO or VM_PFNMAP), else
+ *	GMEM_KIND_ROM with GMEM_REGION_READONLY, else GMEM_KIND_RAM.
+ * @GMEM_KIND_RAM: memory of the guest, and nobody else has its contents
+ * @GMEM_KIND_ROM: memory whose contents the guest gets and cannot bring back, such as
+ *	firmware
+ * @GMEM_KIND_DEVICE: memory of a device: the BAR of one that is passed through,
+ *	registers, a page of /dev/mem. To read or write it can have effects.
+ * @GMEM_KIND_EXTERNAL: memory whose contents live elsewhere: persistent memory, the
+ *	window of a file system, a file that is kept beside the image
+ *
+ * All kinds are in the layout and reachable: lookups, views, leases, dirty logs and
+ * exits do not tell them apart. What works on memory does:
+ *
+ *	                 RAM       ROM        DEVICE      EXTERNAL
+ *	gmem_vm_save     contents  contents   recorded    recorded
+ *	gmem_vm_restore  written   compared   checked     checked
+ *	gmem_vm_load     written   compared   refused     written
+ *	populate         yes       to read    left out *  left out *
+ *	discard          yes       left out * left out *  left out *
+ *	statistics, dump counted   counted    not counted not counted
+ *	export           yes       yes        left out    yes
+ *	NUMA policies    yes       yes        left out    left out
+ *
+ * recorded: the image says that there is memory of this kind, and which
+ *	(@identity of struct gmem_region_opts), but not what is in it.
+ * checked: the restoring VM must have memory of the same kind and identity at the
+ *	same addresses, and no other; GMEM_TRANSFER_LEAVE_REST does without the check.
+ * compared: only what differs is written, so memory that cannot be written is
+ *	restored where its contents are right; else the call fails.
+ * left out: the call goes on with the rest of the range; if there is no rest, it is
+ *	refused with -EOPNOTSUPP, and nothing was done.
+ * *: with the flag GMEM_POPULATE_ALL_KINDS or GMEM_DISCARD_ALL_KINDS the memory is
+ *	treated as RAM.
+ *
+ * What should be treated as RAM by every call is GMEM_KIND_RAM, whatever is mapped
+ * there. The numbers are ABI.
+ */
+enum gmem_kind {
+	GMEM_KIND_DEFAULT = 0,
+	GMEM_KIND_RAM = 1,
+	GMEM_KIND_ROM = 2,
+	GMEM_KIND_DEVICE = 3,
+	GMEM_KIND_EXTERNAL = 4,
+};
+
+/**
+ * gmem_kind_name() - name of a kind of memory
+ * @kind: an enum gmem_kind
+ *
+ * The names are "ram", "rom", "device" and "external".
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: a static string, or NULL if @kind names no kind, as GMEM_KIND_DEFAULT.
+ */
+GMEM_API const char *gmem_kind_name(uint32_t kind);
 
 /* -------------------------------------------------------------- recovery -- */
 
@@ -1069,11 +1132,23 @@ GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
  *	multiple of @align, as large pages need it, and not the address itself;
  *	@align must not be 0 then. Must be 0 with GMEM_REGION_HVA.
  * @slot: memslot number, read only with GMEM_REGION_SLOT
- * @reserved: must be 0
+ * @kind: what the memory is, an enum gmem_kind
+ * @identity: of what the memory holds, as you choose it: images record it for kinds whose
+ *	contents they do not have, and are restored only where it is the same; 0: any
  *
  * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
  * memory and no memslot, so the guest's accesses exit, and lookups return
- * -ENXIO. No other flag and no other option goes with it.
+ * -ENXIO. No other flag and no other option goes with it. Device memory that the
+ * guest reaches without exits is added with GMEM_REGION_HVA and GMEM_KIND_DEVICE
+ * instead.
+ *
+ * GMEM_KIND_DEVICE needs GMEM_REGION_HVA and GMEM_BACKING_HOST, and GMEM_KIND_EXTERNAL
+ * a way of backing without private memory. Without a @kind the library asks the kernel
+ * what is mapped at @hva, once and without touching it: madvise(2) with MADV_COLD for
+ * one page of each mapping, and /proc/self/smaps where the answer has several
+ * meanings. If /proc cannot be read then, memory that looks locked or hugetlb counts
+ * as RAM. The kind belongs to the region, not to the memory: GMEM_REGION_KEEP_STATE
+ * does not keep it.
  *
  * GMEM_REGION_KEEP_STATE is for gmem_change_add(), to lay out memory anew
  * without converting it anew; with gmem_region_add() it has no effect. It
@@ -1097,7 +1172,8 @@ struct gmem_region_opts {
 	void    *hva;
 	uint64_t align;
 	uint32_t slot;
-	uint32_t reserved;
+	uint32_t kind;
+	uint64_t identity;
 };
 
 /**
@@ -1257,6 +1333,27 @@ GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region);
  * Return: an enum gmem_backing; GMEM_BACKING_NONE for NULL.
  */
 GMEM_API uint32_t gmem_region_backing(const struct gmem_region *region);
+
+/**
+ * gmem_region_kind() - what the memory of a region is
+ * @region: region
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: an enum gmem_kind, as found out if none was asked for; GMEM_KIND_DEFAULT for
+ * NULL, or the range of a device, which has no memory.
+ */
+GMEM_API uint32_t gmem_region_kind(const struct gmem_region *region);
+
+/**
+ * gmem_region_identity() - what the memory of a region holds
+ * @region: region
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: @identity of struct gmem_region_opts; 0 for NULL.
+ */
+GMEM_API uint64_t gmem_region_identity(const struct gmem_region *region);
 
 /**
  * gmem_region_file() - file behind a region

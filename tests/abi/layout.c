@@ -63,7 +63,7 @@ FIELD(gmem_vm_opts, vm_type, 48);
 FIELD(gmem_vm_opts, wait_ms, 56);
 FIELD(gmem_vm_opts, reserved, 60);
 
-SIZE(gmem_region_opts, 64);
+SIZE(gmem_region_opts, 72);
 FIELD(gmem_region_opts, size, 0);
 FIELD(gmem_region_opts, flags, 8);
 FIELD(gmem_region_opts, plan, 16);
@@ -72,7 +72,8 @@ FIELD(gmem_region_opts, file_offset, 32);
 FIELD(gmem_region_opts, hva, 40);
 FIELD(gmem_region_opts, align, 48);
 FIELD(gmem_region_opts, slot, 56);
-FIELD(gmem_region_opts, reserved, 60);
+FIELD(gmem_region_opts, kind, 60);
+FIELD(gmem_region_opts, identity, 64);
 
 SIZE(gmem_ram_layout_opts, 32);
 FIELD(gmem_ram_layout_opts, size, 0);
@@ -270,6 +271,11 @@ NUMBER(GMEM_BACKING_MAPPED, 2);
 NUMBER(GMEM_BACKING_SHARED, 3);
 NUMBER(GMEM_BACKING_PRIVATE, 4);
 NUMBER(GMEM_BACKING_INPLACE, 5);
+NUMBER(GMEM_KIND_DEFAULT, 0);
+NUMBER(GMEM_KIND_RAM, 1);
+NUMBER(GMEM_KIND_ROM, 2);
+NUMBER(GMEM_KIND_DEVICE, 3);
+NUMBER(GMEM_KIND_EXTERNAL, 4);
 
 /* enum gmem_cap */
 NUMBER(GMEM_CAP_KVM, 0);
