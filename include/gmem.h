@@ -2853,9 +2853,10 @@ struct gmem_populate_opts {
  * before the first page and before each piece that the missing memory fits into
  * MemAvailable and, for each memory cgroup from the process's own upwards, into
  * its limit less its usage without inactive page cache (cgroups of version 1 and 2
- * under /sys/fs/cgroup). It cannot know how much others take meanwhile. Swap does
- * not count, because guest_memfd cannot use it. GMEM_POPULATE_UNCHECKED leaves
- * these checks out.
+ * under /sys/fs/cgroup). memory.high is a limit as memory.max is: above it, the
+ * kernel puts the process to sleep again and again. The library cannot know how
+ * much others take meanwhile. Swap does not count, because guest_memfd cannot use
+ * it. GMEM_POPULATE_UNCHECKED leaves these checks out.
  *
  * Memory populated before a failure stays; @ret has the exact amount.
  *

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/limit.h"
 #include "base/opts.h"
 #include "caps/caps.h"
 #include "caps/plan.h"
@@ -286,8 +287,9 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 	if (!region->hva_chosen) {
 		err = gmem_maps_pin_memory(region->gpa.size, &place, &region->pin);
 		if (err)
-			return gmem_fail(err, "0x%" PRIx64 " bytes of host memory cannot be had: %s",
-					 region->gpa.size, gmem_errno_name(err));
+			return gmem_fail_by_limit(err, region->gpa.size, "0x%" PRIx64
+						  " bytes of host memory cannot be had",
+						  region->gpa.size);
 		hva = (void *)(uintptr_t)region->pin.hva.start;
 		region->owns_memory = true;
 	}

@@ -9,6 +9,10 @@
 
 #include "fake_internal.h"
 
+#ifndef MADV_COLD
+#define MADV_COLD 20
+#endif
+
 bool is_host_accessible(const struct file *file)
 {
 	return (file->flags & GUEST_MEMFD_FLAG_MMAP) &&
@@ -224,6 +228,8 @@ static int do_madvise(void *addr, uint64_t size, int advice)
 	/* Without a mapping of the fake's, there may be one of the test's own. */
 	if (map && size > map->start + map->size - start)
 		return -ENOMEM;
+	if (advice == MADV_COLD && refuses_cold(start))
+		return -EINVAL;
 	if (populate && map && map->file) {
 		uint64_t offset = map->offset + (start - map->start);
 
