@@ -2771,7 +2771,8 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 
 /**
  * struct gmem_footprint - memory that a range took before and after a call
- * @done: bytes of the range, or of all ranges, that were processed
+ * @done: bytes of the range, or of all ranges, that were processed. Memory that is left out
+ *	for its kind counts when populating, not when discarding.
  * @before: bytes that were allocated before
  * @after: bytes that were allocated afterwards
  * @counted: 1 if @before and @after are valid, 0 if they could not be counted
@@ -2807,6 +2808,7 @@ typedef int (*gmem_progress_fn)(void *data, uint64_t done, uint64_t total);
 /* Flags of struct gmem_populate_opts */
 #define GMEM_POPULATE_RESERVE	(1ull << 0) /* allocate in files, without clearing or mapping */
 #define GMEM_POPULATE_UNCHECKED	(1ull << 1) /* do not check whether the memory fits */
+#define GMEM_POPULATE_ALL_KINDS	(1ull << 2) /* also memory that is left out for its kind */
 
 /**
  * struct gmem_populate_opts - how to populate
@@ -2836,7 +2838,7 @@ struct gmem_populate_opts {
  * @vm: handle
  * @gpa: guest physical address, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page; may span regions, all of it
- *	must be memory
+ *	must be memory. Some kinds are left out, see enum gmem_kind
  * @opts: NULL for defaults: in this thread, cleared and mapped
  * @ret: memory before and after, filled in on failure, too; NULL if not wanted
  *
@@ -2865,7 +2867,8 @@ struct gmem_populate_opts {
  * 5.14 an access to each page), fallocate(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
- * -ENXIO part of it is a device's: nothing was populated; -ENOMEM the memory
+ * -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its kind:
+ * nothing was populated; -ENOMEM the memory
  * does not fit, or the kernel had none left, -ECANCELED @progress stopped it,
  * -EFAULT a page cannot be allocated, -EHWPOISON the hardware lost a page,
  * -EDEADLK a callback calls it for its own range, or with more than one worker,
@@ -2951,11 +2954,12 @@ struct gmem_gpa_range {
 
 /* Flags of struct gmem_discard_opts */
 #define GMEM_DISCARD_INWARD	(1ull << 0) /* any alignment: discard the whole pages inside */
+#define GMEM_DISCARD_ALL_KINDS	(1ull << 1) /* also memory that is left out for its kind */
 
 /**
  * struct gmem_discard_opts - how to discard
  * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_DISCARD_INWARD; unknown bits are -EINVAL
+ * @flags: GMEM_DISCARD_*; unknown bits are -EINVAL
  * @wait_ms: milliseconds to wait in all, for leases and earlier work; 0: fail at once
  *	if there is a lease. See "Waiting" at struct gmem_vm_opts.
  * @reserved: must be 0
@@ -2981,7 +2985,8 @@ struct gmem_discard_opts {
  * and guest and host read zeros there afterwards. There are two exceptions in the
  * caller's own host memory (GMEM_REGION_HVA): a private mapping of a file shows
  * the file again, and shared memory locked with mlock(2) is not freed, which @ret
- * shows. Memory of a memfd sealed with F_SEAL_WRITE or F_SEAL_FUTURE_WRITE cannot
+ * shows. Only RAM is freed, and the rest of the range stays as it is, unless
+ * GMEM_DISCARD_ALL_KINDS asks for it (enum gmem_kind). Memory of a memfd sealed with F_SEAL_WRITE or F_SEAL_FUTURE_WRITE cannot
  * be freed: -EPERM.
  *
  * The range must not be in use: the guest loses its contents, and I/O that began
@@ -2993,8 +2998,8 @@ struct gmem_discard_opts {
  * Source: madvise(2) and fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
- * -ENXIO part of it is a device's, -EBUSY somebody holds a lease on it,
- * -ENOMEM, -E2BIG options newer than the library: nothing was freed; or -EBUSY,
+ * -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its kind,
+ * -EBUSY somebody holds a lease on it, -ENOMEM, -E2BIG options newer than the library: nothing was freed; or -EBUSY,
  * -ENOENT or -ENXIO if a lease was taken or the layout changed meanwhile,
  * -EDEADLK a callback calls it for its own range, or the kernel's own errno:
  * @ret says how much was freed.
@@ -3036,7 +3041,8 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
  * struct gmem_stats - sizes and counters of guest memory
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_STATS_*, set by the caller; unknown bits are -EINVAL
- * @bytes_shared: bytes of shared memory. With @bytes_private, all memory
+ * @bytes_shared: bytes of shared memory. With @bytes_private, all memory that is counted
+ *	(enum gmem_kind)
  * @bytes_private: bytes of private memory
  * @resident_shared: with GMEM_STATS_RESIDENT: bytes allocated on the shared side
  * @resident_private: the same for the private side. A private file with
@@ -3068,6 +3074,9 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
  * @requests: requests of guests for conversions that were done
  * @requests_refused: requests of guests that were refused, for invalid ranges,
  *	holes or leases
+ * @bytes_rom: bytes of kind GMEM_KIND_ROM, which are in @bytes_shared and @bytes_private
+ * @bytes_device: bytes of kind GMEM_KIND_DEVICE, which are in neither
+ * @bytes_external: bytes of kind GMEM_KIND_EXTERNAL, which are in neither
  *
  * The counters of exits are disjoint: each exit about memory is in one of them.
  * A region counts the exits at its addresses; invalid requests have no region.
@@ -3097,6 +3106,9 @@ struct gmem_stats {
 	uint64_t faults_no_address;
 	uint64_t requests;
 	uint64_t requests_refused;
+	uint64_t bytes_rom;
+	uint64_t bytes_device;
+	uint64_t bytes_external;
 };
 
 /**

@@ -14,6 +14,7 @@
 #include "caps/plan.h"
 #include "os/sys.h"
 #include "region/file.h"
+#include "region/host_mapping.h"
 #include "region/kept_log.h"
 #include "region/slots.h"
 
@@ -141,8 +142,24 @@ static int check_device(const struct gmem_region_params *params)
 	return 0;
 }
 
+/*
+ * What nobody named. If the kernel does not tell whether it is a device's, it is not taken
+ * for one: what is left out of images by mistake is lost.
+ */
+static uint32_t find_kind(const struct gmem_region_params *params, uint64_t size)
+{
+	const struct gmem_region_opts *opts = &params->opts;
+	bool is_device = false;
+
+	if (opts->flags & GMEM_REGION_HVA &&
+	    gmem_backing_traits(params->plan->backing)->hva_source == GMEM_HVA_MEMORY &&
+	    gmem_host_mapping_find_device(opts->hva, size, &is_device) == 0 && is_device)
+		return GMEM_KIND_DEVICE;
+	return opts->flags & GMEM_REGION_READONLY ? GMEM_KIND_ROM : GMEM_KIND_RAM;
+}
+
 /* Fill in the kind, and check that there can be such memory with this plan. */
-static int settle_kind(struct gmem_region_params *params)
+static int settle_kind(struct gmem_region_params *params, uint64_t size)
 {
 	const struct gmem_backing_traits *backing = gmem_backing_traits(params->plan->backing);
 	struct gmem_region_opts *opts = &params->opts;
@@ -151,7 +168,7 @@ static int settle_kind(struct gmem_region_params *params)
 	if (opts->kind >= GMEM_KINDS)
 		return gmem_fail(-EINVAL, "%" PRIu32 " is no kind of memory", opts->kind);
 	if (opts->kind == GMEM_KIND_DEFAULT)
-		opts->kind = opts->flags & GMEM_REGION_READONLY ? GMEM_KIND_ROM : GMEM_KIND_RAM;
+		opts->kind = find_kind(params, size);
 
 	kind = gmem_kind_traits(opts->kind);
 	if (kind->is_callers &&
@@ -188,7 +205,7 @@ int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		err = check_hva(params, size);
 	if (!err)
 		err = check_keep(params);
-	return err ? err : settle_kind(params);
+	return err ? err : settle_kind(params, size);
 }
 
 /* ---- what a region is made of ---- */
