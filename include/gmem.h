@@ -1216,7 +1216,8 @@ struct gmem_region_opts {
  * gmem_region_add() - give the guest memory at an address range
  * @vm: handle
  * @gpa: guest physical address, a multiple of the page
- * @size: bytes, non-zero, a multiple of the page, below 2^31 pages
+ * @size: bytes, non-zero, a multiple of the page, below 2^31 pages: one memslot. More
+ *	takes several regions, cut as gmem_ram_layout() does.
  * @opts: NULL for defaults: shared guest_memfd
  * @ret: the region; ends with gmem_region_remove() or gmem_vm_free()
  *
@@ -1504,19 +1505,38 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
 #endif
 
 /**
+ * struct gmem_gpa_range - range of guest addresses
+ * @gpa: guest physical address of its start
+ * @size: bytes
+ */
+struct gmem_gpa_range {
+	uint64_t gpa;
+	uint64_t size;
+};
+
+/* Flags of struct gmem_ram_layout_opts */
+#define GMEM_RAM_LAYOUT_HYPERTRANSPORT	(1u << 0) /* x86_64: use addresses of HyperTransport */
+
+/**
  * struct gmem_ram_layout_opts - machine, and place of its devices
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @machine: GMEM_MACHINE_*; 0: this one
- * @reserved: must be 0
+ * @flags: GMEM_RAM_LAYOUT_*; unknown bits are -EINVAL
  * @hole_start: x86_64: start of the hole for devices, which ends at 4 GiB; 0: 3 GiB
  * @base: arm64: first address of RAM; 0: 1 GiB
+ * @holes: more ranges without RAM, each a multiple of the page, in any order; they
+ *	may overlap each other and the machine's own, and be where no RAM would come.
+ *	Borrowed for the call
+ * @hole_count: entries in @holes
  */
 struct gmem_ram_layout_opts {
 	size_t   size;
 	uint32_t machine;
-	uint32_t reserved;
+	uint32_t flags;
 	uint64_t hole_start;
 	uint64_t base;
+	const struct gmem_gpa_range *holes;
+	uint64_t hole_count;
 };
 
 /**
@@ -1535,13 +1555,29 @@ struct gmem_ram_range {
  * gmem_ram_layout() - ranges of guest addresses for the RAM of a common machine
  * @ram: bytes of RAM, non-zero, a multiple of the page
  * @opts: NULL for defaults
- * @ret: filled with the ranges in GPA order; untouched on failure
- * @max: entries in @ret; 2 are always enough
+ * @ret: filled with the ranges in GPA order; untouched on failure. NULL, with @max 0:
+ *	only return their number
+ * @max: entries in @ret
+ *
+ * RAM goes around the holes, lowest address first, and each range is one memslot,
+ * fit for gmem_region_add(): what has 2^31 pages or more, 8 TiB on x86_64, is cut at a
+ * multiple of the CPU's largest page (pages of 4 KiB: 1 GiB, 16 KiB: 64 GiB, 64 KiB:
+ * 4 TiB). Without @holes and below 1 TiB there are at most 2 ranges.
+ *
+ * On x86_64 there is no RAM in 0xfd00000000 to 0xffffffffff, 12 GiB below 1 TiB. With
+ * AMD's IOMMU these addresses are HyperTransport's: the kernel reserves them and refuses
+ * to map guest memory there for a device (VFIO, iommufd). That depends on the host, so
+ * the hole is there on every host: a guest with more than 1011 GiB, the only one to
+ * notice, can move between hosts of Intel and of AMD, and its image be restored on each.
+ * GMEM_RAM_LAYOUT_HYPERTRANSPORT puts RAM there, for a guest that was laid out so before.
+ * QEMU since 7.1 has this hole only if the guest's CPU is AMD's, and then moves
+ * all RAM above 4 GiB up to 1 TiB: for that layout, make 4 GiB to 1 TiB a hole.
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: number of ranges filled in, or -EINVAL bad size, hole or machine,
- * -ENOSPC there are more than @max, -E2BIG options newer than the library.
+ * Return: number of ranges, or -EINVAL bad size, hole, flag or machine, or the holes leave
+ * no room for @ram, -ENOSPC there are more than @max, and gmem_last_error() says how
+ * many, -E2BIG options newer than the library.
  */
 GMEM_API int gmem_ram_layout(uint64_t ram, const struct gmem_ram_layout_opts *opts,
 			     struct gmem_ram_range *ret, size_t max);
@@ -2988,16 +3024,6 @@ GMEM_API int gmem_populate_result(struct gmem_populate *job, struct gmem_footpri
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
 GMEM_API void gmem_populate_free(struct gmem_populate *job);
-
-/**
- * struct gmem_gpa_range - range of guest addresses
- * @gpa: guest physical address of its start
- * @size: bytes
- */
-struct gmem_gpa_range {
-	uint64_t gpa;
-	uint64_t size;
-};
 
 /* Flags of struct gmem_discard_opts */
 #define GMEM_DISCARD_INWARD	(1ull << 0) /* any alignment: discard the whole pages inside */
