@@ -1056,6 +1056,30 @@ GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
 #define GMEM_REGION_DEVICE	(1ull << 4) /* no memory: taken by a device */
 #define GMEM_REGION_CONGRUENT	(1ull << 5) /* hva and gpa alike in @align */
 #define GMEM_REGION_KEEP_STATE	(1ull << 6) /* memory that the same change removes keeps its state */
+#define GMEM_REGION_RESERVED	(1ull << 7) /* at @hva, over address space that is kept free for it */
+#define GMEM_REGION_MEMORY_FD	(1ull << 8) /* the host memory is part of the file @memory_fd */
+
+/* Flags of struct gmem_memory_opts */
+#define GMEM_MEMORY_MEMFD	(1ull << 0) /* a sealed memfd, which other processes can have */
+#define GMEM_MEMORY_HUGETLB	(1ull << 1) /* huge pages of the pool, of @page_size */
+#define GMEM_MEMORY_THP		(1ull << 2) /* transparent huge pages wanted */
+#define GMEM_MEMORY_NO_THP	(1ull << 3) /* no transparent huge pages */
+#define GMEM_MEMORY_DUMP	(1ull << 4) /* in core dumps of this process */
+#define GMEM_MEMORY_DONTFORK	(1ull << 5) /* not in children of this process */
+#define GMEM_MEMORY_MERGEABLE	(1ull << 6) /* KSM may merge equal pages */
+
+/**
+ * struct gmem_memory_opts - host memory that the library makes for a region
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_MEMORY_*; unknown bits are -EINVAL
+ * @page_size: size of the huge pages, bytes, read only with GMEM_MEMORY_HUGETLB; 0:
+ *	the kernel's default size
+ */
+struct gmem_memory_opts {
+	size_t   size;
+	uint64_t flags;
+	uint64_t page_size;
+};
 
 /**
  * struct gmem_region_opts - how to add a region
@@ -1106,6 +1130,10 @@ struct gmem_region_opts {
 	uint64_t align;
 	uint32_t slot;
 	uint32_t reserved;
+	const struct gmem_memory_opts *memory;
+	int32_t  memory_fd;
+	uint32_t reserved2;
+	uint64_t memory_offset;
 };
 
 /**
@@ -2527,8 +2555,9 @@ GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, 
  * @size: bytes, non-zero, a multiple of the page
  * @ret_done: bytes done, counted from @gpa, also on failure; NULL if not wanted
  *
- * Allocates missing memory, private memory, too. After a failure, pages faulted in
- * stay. KVM locks the vCPU meanwhile: if it runs, this call waits.
+ * Allocates missing memory, private memory, too, and does not check whether it fits:
+ * gmem_vm_populate() does, and can go first. After a failure, pages faulted in stay.
+ * KVM locks the vCPU meanwhile: if it runs, this call waits.
  *
  * One thread at a time per object; different objects in parallel. Source:
  * KVM_PRE_FAULT_MEMORY. Since: 0.1.
@@ -2773,9 +2802,10 @@ struct gmem_populate_opts {
  * before the first page and before each piece that the missing memory fits into
  * MemAvailable and, for each memory cgroup from the process's own upwards, into
  * its limit less its usage without inactive page cache (cgroups of version 1 and 2
- * under /sys/fs/cgroup). It cannot know how much others take meanwhile. Swap does
- * not count, because guest_memfd cannot use it. GMEM_POPULATE_UNCHECKED leaves
- * these checks out.
+ * under /sys/fs/cgroup). memory.high is a limit as memory.max is: above it, the
+ * kernel puts the process to sleep again and again. The library cannot know how
+ * much others take meanwhile. Swap does not count, because guest_memfd cannot use
+ * it. GMEM_POPULATE_UNCHECKED leaves these checks out.
  *
  * Memory populated before a failure stays; @ret has the exact amount.
  *
@@ -3136,6 +3166,7 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 #define GMEM_TRANSFER_OMIT_PRIVATE (1ull << 3) /* save, restore: leave private memory out */
 #define GMEM_TRANSFER_LEAVE_REST (1ull << 4) /* restore: the VM may have more memory */
 #define GMEM_TRANSFER_VERIFY	(1ull << 5) /* restore: verify all of the image first */
+#define GMEM_TRANSFER_UNCHECKED	(1ull << 6) /* load, restore: do not check whether the memory fits */
 
 /* Number of tags that one transfer uses on the caller's ring */
 #define GMEM_TRANSFER_TAGS 64
@@ -3231,6 +3262,11 @@ struct gmem_transfer_result {
  * guest does not have yet, so they take no memory. Data in the page cache is
  * copied from there; the rest bypasses the page cache if the file system can.
  *
+ * Running out of memory would be no error, but kill: see gmem_vm_populate(). So the
+ * library makes the same checks as that call, before the first byte, for what the file
+ * has on its disk less what the guest's memory has already, and again before each 64
+ * MiB; of a pipe, only the latter. GMEM_TRANSFER_UNCHECKED leaves them out.
+ *
  * After a failure, the first data_bytes + zero_bytes of the range are loaded.
  *
  * Thread-safe. Source: read(2), preadv2(2), io_uring(7), open(2) with O_DIRECT,
@@ -3241,7 +3277,8 @@ struct gmem_transfer_result {
  * being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
  * arguments, -ESPIPE @offset is not 0 and @fd has no offsets, -EBADF @fd is not
  * open, or not for reading, -E2BIG options newer than the library, -EFAULT a
- * page cannot be reached, -ENOMEM, or the kernel's own errno from reading.
+ * page cannot be reached, -ENOMEM, also if the host has not the memory for it, or the
+ * kernel's own errno from reading.
  */
 GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
 			  uint64_t size, const struct gmem_transfer_opts *opts,
@@ -3348,7 +3385,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * The image decides how much is read, the VM how much memory that takes: at most
  * 1/256 of the VM's memory for the list of private ranges, 2 MiB for that of regions,
  * which are at most 65536, and the buffers. The call reads nothing from a pipe past
- * the end of the image.
+ * the end of the image. Whether the host has the memory is checked as for
+ * gmem_vm_load().
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *

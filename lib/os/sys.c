@@ -21,6 +21,7 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -133,6 +134,25 @@ int gmem_sys_madvise(void *addr, uint64_t size, int advice)
 	return madvise(addr, size, advice) < 0 ? -errno : 0;
 }
 
+int gmem_sys_memfd(const char *name, unsigned int flags)
+{
+	int fd = memfd_create(name, flags | MFD_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+int gmem_sys_resize(int fd, uint64_t size)
+{
+	if (size > gmem_sys_limit(RLIMIT_FSIZE))
+		return -EFBIG;
+	return ftruncate(fd, (off_t)size) < 0 ? -errno : 0;
+}
+
+int gmem_sys_seal(int fd, uint32_t seals)
+{
+	return fcntl(fd, F_ADD_SEALS, (int)seals) < 0 ? -errno : 0;
+}
+
 int gmem_sys_fallocate(int fd, int mode, uint64_t offset, uint64_t size)
 {
 	return fallocate(fd, mode, (off_t)offset, (off_t)size) < 0 ? -errno : 0;
@@ -175,6 +195,59 @@ int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret)
 		else if (errno != EINTR)
 			err = -errno;
 	}
+	gmem_sys_close(fd);
+	return err;
+}
+
+/* Linux 6.11: struct procmap_query under a name that no header has */
+struct mapping_query {
+	uint64_t size, query_flags, query_addr;
+	uint64_t start, end, flags, page_size, offset, inode;
+	uint32_t dev_major, dev_minor, name_size, build_id_size;
+	uint64_t name, build_id;
+};
+
+#define QUERY_MAPPING _IOWR('f', 17, struct mapping_query)
+#define QUERY_COVERING_OR_NEXT 0x10
+
+int gmem_sys_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret)
+{
+	struct mapping_query query = { .size = sizeof(query), .query_flags = QUERY_COVERING_OR_NEXT,
+				       .query_addr = addr };
+	int fd, err;
+
+	fd = gmem_sys_open("/proc/self/maps", O_RDONLY);
+	if (fd < 0)
+		return fd;
+	err = gmem_sys_ioctl(fd, QUERY_MAPPING, &query);
+	gmem_sys_close(fd);
+	if (err)
+		return err;
+
+	*ret = (struct gmem_sys_mapping){
+		.start = query.start,
+		.end = query.end,
+		.page_size = query.page_size,
+		.device = makedev(query.dev_major, query.dev_minor),
+		.inode = query.inode,
+		.offset = query.offset,
+		.prot = (query.flags & 1 ? PROT_READ : 0) | (query.flags & 2 ? PROT_WRITE : 0) |
+			(query.flags & 4 ? PROT_EXEC : 0),
+		.is_shared = query.flags & 8,
+	};
+	return 0;
+}
+
+int gmem_sys_try_read(const void *addr)
+{
+	char byte;
+	int fd, err = 0;
+
+	fd = gmem_sys_open("/proc/self/mem", O_RDONLY);
+	if (fd < 0)
+		return fd;
+	if (pread(fd, &byte, 1, (off_t)(uintptr_t)addr) < 0)
+		err = -errno;
 	gmem_sys_close(fd);
 	return err;
 }
@@ -338,6 +411,33 @@ int gmem_sys_read_file(const char *path, char *buf, size_t size)
 	return (int)n;
 }
 
+uint64_t gmem_sys_limit(int resource)
+{
+	struct rlimit limit;
+
+	if (getrlimit(resource, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY)
+		return UINT64_MAX;
+	return limit.rlim_cur;
+}
+
+int64_t gmem_sys_count_lines(const char *path)
+{
+	char text[4096];
+	int64_t lines = 0;
+	ssize_t n, i;
+	int fd = gmem_sys_open(path, O_RDONLY);
+
+	if (fd < 0)
+		return fd;
+	while ((n = read(fd, text, sizeof(text))) > 0)
+		for (i = 0; i < n; i++)
+			lines += text[i] == '\n';
+	if (n < 0)
+		lines = -errno;
+	gmem_sys_close(fd);
+	return lines;
+}
+
 int gmem_sys_fd_kind(int fd, struct gmem_fd_kind *ret)
 {
 	struct stat st;
@@ -351,6 +451,7 @@ int gmem_sys_fd_kind(int fd, struct gmem_fd_kind *ret)
 		.has_offsets = S_ISREG(st.st_mode) || S_ISBLK(st.st_mode),
 		.has_size = S_ISREG(st.st_mode),
 		.size = (uint64_t)st.st_size,
+		.allocated = (uint64_t)st.st_blocks * 512,
 		.appends = flags & O_APPEND,
 		.never_blocks = flags & O_NONBLOCK,
 		.access = access_of(flags),
@@ -420,15 +521,6 @@ int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *r
 int gmem_sys_datasync(int fd)
 {
 	return fdatasync(fd) < 0 ? -errno : 0;
-}
-
-uint64_t gmem_sys_file_size_limit(void)
-{
-	struct rlimit limit;
-
-	if (getrlimit(RLIMIT_FSIZE, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY)
-		return UINT64_MAX;
-	return limit.rlim_cur;
 }
 
 int gmem_sys_poll(int fd, short events, int milliseconds)

@@ -68,6 +68,12 @@ int gmem_sys_mmap(void *hint, uint64_t size, int prot, int flags, int fd,
 int gmem_sys_munmap(void *addr, uint64_t size);
 int gmem_sys_mprotect(void *addr, uint64_t size, int prot);
 int gmem_sys_madvise(void *addr, uint64_t size, int advice);
+/* Returns the fd of a new memfd; @flags: MFD_*, close-on-exec is added. */
+int gmem_sys_memfd(const char *name, unsigned int flags);
+/* Past RLIMIT_FSIZE: -EFBIG, and no SIGXFSZ. */
+int gmem_sys_resize(int fd, uint64_t size);
+/* Adds F_SEAL_*. */
+int gmem_sys_seal(int fd, uint32_t seals);
 int gmem_sys_fallocate(int fd, int mode, uint64_t offset, uint64_t size);
 /* Fills in one byte per page, whose bit 0 says whether the page is in memory. */
 int gmem_sys_mincore(void *addr, uint64_t size, unsigned char *ret);
@@ -75,6 +81,29 @@ int gmem_sys_mincore(void *addr, uint64_t size, unsigned char *ret);
 int gmem_sys_cachestat(int fd, uint64_t offset, uint64_t size, uint64_t *ret_pages);
 /* Fills in one word per page of this process: bit 63 if in memory, bit 62 if in swap. */
 int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret);
+/* A mapping of this process, as PROCMAP_QUERY tells it */
+struct gmem_sys_mapping {
+	uint64_t start;
+	uint64_t end;
+	uint64_t page_size;	/* of hugetlb, or the host's */
+	uint64_t device;	/* and inode of the file, which are 0 if there is none */
+	uint64_t inode;
+	uint64_t offset;
+	int prot;
+	bool is_shared;
+};
+
+/*
+ * Finds the mapping at @addr, or the next one above; -ENOENT if there is none. -ENOTTY
+ * before Linux 6.11.
+ */
+int gmem_sys_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret);
+/*
+ * Reads one byte of this process through /proc/self/mem: -EIO if it cannot be read now, as
+ * where userfaultfd is asked for the page, which this call does not wait for. Never use it
+ * for the memory of a device.
+ */
+int gmem_sys_try_read(const void *addr);
 /*
  * Has the kernel copy within this process. Returns the bytes copied (if the kernel met
  * a page that cannot be reached, fewer than @size but more than 0) or -errno. If that
@@ -131,6 +160,7 @@ struct gmem_fd_kind {
 	bool never_blocks;
 	struct gmem_fd_access access;
 	uint64_t size;
+	uint64_t allocated;	/* bytes on the disk, less than the size if there are holes */
 };
 
 int gmem_sys_file_size(int fd, uint64_t *ret);
@@ -140,6 +170,16 @@ int gmem_sys_filesystem_type(int fd, uint64_t *ret);
 int gmem_sys_fd_kind(int fd, struct gmem_fd_kind *ret);
 /* Reads the link /proc/self/fd/@fd: returns its length and terminates @buf. */
 int gmem_sys_fd_link(int fd, char *buf, size_t size);
+
+/* ---- limits ---- */
+
+/*
+ * Returns the soft limit RLIMIT_* of this process, or UINT64_MAX for none or if it cannot be
+ * asked. To write at or after RLIMIT_FSIZE may raise SIGXFSZ.
+ */
+uint64_t gmem_sys_limit(int resource);
+/* Counts the lines of a file of any length. */
+int64_t gmem_sys_count_lines(const char *path);
 
 /* ---- reading and writing ---- */
 
@@ -162,11 +202,6 @@ int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offse
 /* Finds the next data at or after @offset; -ENXIO if only a hole follows. */
 int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end);
 int gmem_sys_datasync(int fd);
-/*
- * Returns RLIMIT_FSIZE of this process, or UINT64_MAX for none or if it cannot be asked. A
- * request to write at or after it may raise SIGXFSZ.
- */
-uint64_t gmem_sys_file_size_limit(void);
 /* Waits for @events; -1 milliseconds means for ever. Returns 1 if ready, 0 if not. */
 int gmem_sys_poll(int fd, short events, int milliseconds);
 

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "base/check.h"
 #include "base/error.h"
@@ -632,7 +633,7 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 	put_leases(w, &layout);
 	put(w, "}\n");
 	flush(w);
-	limit = w->err == -EFBIG ? gmem_sys_file_size_limit() : UINT64_MAX;
+	limit = w->err == -EFBIG ? gmem_sys_limit(RLIMIT_FSIZE) : UINT64_MAX;
 	if (limit != UINT64_MAX)
 		err = gmem_fail(w->err, "fd %d took %" PRIu64 " bytes of a dump and no more: RLIMIT_FSIZE "
 				"ends files at 0x%" PRIx64, fd, w->done, limit);

@@ -29,9 +29,9 @@
 #include "nofault/nofault.h"
 #include "os/sys.h"
 #include "os/usdt.h"
-#include "pages/available.h"
 #include "pages/numa_thread.h"
 #include "pages/section.h"
+#include "region/available.h"
 #include "region/region.h"
 #include "region/region_memory.h"
 #include "region/vm_core.h"
@@ -46,9 +46,6 @@
 
 /* Retries of madvise() after -EINTR */
 #define MAX_INTERRUPTIONS 1000
-
-/* Page tables and the like take less than 1/256 of the memory they are for. */
-#define OVERHEAD_PART	256
 
 struct lane {
 	uint64_t next;	/* offset in the range of the next chunk; atomic */
@@ -82,11 +79,6 @@ struct worker {
 };
 
 /* ---- one section ---- */
-
-static uint64_t with_overhead(uint64_t size)
-{
-	return size + size / OVERHEAD_PART;
-}
 
 /*
  * For kernels before Linux 5.14. A compare-and-exchange of a byte with itself is a write
@@ -187,15 +179,9 @@ static int fail_populating(const struct gmem_section *section,
 /* Check again before each section: others may have allocated memory meanwhile. */
 static int check_section_fits(const struct gmem_populate *job, const struct gmem_section *section)
 {
-	uint64_t bytes;
-
 	if (job->opts.flags & GMEM_POPULATE_UNCHECKED || !job->is_counting)
 		return 0;
-	if (gmem_region_memory_resident(section->region, section->side, section->offset,
-					section->size, &bytes))
-		return 0;
-	return bytes < section->size
-		       ? gmem_check_available_memory(with_overhead(section->size - bytes)) : 0;
+	return gmem_region_check_fits(section->region, section->side, section->offset, section->size);
 }
 
 static int populate_section(void *data, const struct gmem_section *section)
@@ -382,7 +368,7 @@ static int prepare(struct gmem_populate *job)
 	/* The count can exceed the size if pages came and went while it was taken. */
 	if (job->is_counting)
 		need = job->before < need ? need - job->before : 0;
-	return need ? gmem_check_available_memory(with_overhead(need)) : 0;
+	return gmem_check_memory_fits(need);
 }
 
 static int check_opts(const struct gmem_populate_opts *opts)

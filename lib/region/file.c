@@ -14,11 +14,11 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "base/interval_tree.h"
+#include "base/limit.h"
 #include "base/opts.h"
 #include "caps/probe_slot.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
-#include "os/sys.h"
 
 /* Small enough to notice signals, large enough that the call's cost does not show */
 #define CHUNK (UINT64_C(64) << 20)
@@ -64,11 +64,10 @@ static int create(const struct gmem_vm_identity *vm, uint64_t size, uint64_t fla
 
 	fd = gmem_kvm_create_gmemfd(vm->asked, size, flags);
 	if (fd < 0)
-		return gmem_fail(fd,
-				 "VM fd %d refuses a guest_memfd of 0x%" PRIx64
-				 " bytes with create flags 0x%" PRIx64 ": %s%s",
-				 vm->number, size, flags, gmem_errno_name(fd),
-				 fd == -EIO ? ", the VM is another process's, or dead" : "");
+		return gmem_fail_by_limit(fd, 0, "VM fd %d refuses a guest_memfd of 0x%" PRIx64
+					  " bytes with create flags 0x%" PRIx64 "%s",
+					  vm->number, size, flags,
+					  fd == -EIO ? ", being another process's, or dead" : "");
 
 	err = gmem_sys_set_cloexec(fd);
 	if (err) {
@@ -140,6 +139,11 @@ int gmem_file_new_of_vm(struct gmem_vm_identity *vm, uint64_t size, const struct
 	return err ? err : make_file(gmem_vm_identity_ref(vm), size, plan->create_flags, ret);
 }
 
+bool gmem_file_is_gmemfd(const struct gmem_sys_facts *facts)
+{
+	return facts->filesystem_type == GUEST_MEMFD_MAGIC || facts->filesystem_type == ANON_INODE_FS_MAGIC;
+}
+
 static int check_is_gmemfd(int fd)
 {
 	uint64_t type;
@@ -207,8 +211,7 @@ static int find_create_flags(int fd, uint64_t *ret)
 	if (err == -ENODEV)
 		return 0;
 	if (err)
-		return gmem_fail(err, "fd %d cannot be mapped to find its create flags: %s", fd,
-				 gmem_errno_name(err));
+		return gmem_fail_by_limit(err, page, "fd %d cannot be mapped to find its create flags", fd);
 
 	*ret = GMEM_CREATE_MMAP;
 	err = gmem_sys_madvise(hva, page, MADV_POPULATE_READ);
@@ -276,7 +279,7 @@ static int adopt(struct gmem_vm_identity *vm, int gmemfd, const struct gmem_adop
 	fd = gmem_sys_dup(gmemfd);
 	if (fd < 0) {
 		free_file(file);
-		return gmem_fail(fd, "fd %d cannot be duplicated: %s", gmemfd, gmem_errno_name(fd));
+		return gmem_fail_by_limit(fd, 0, "fd %d cannot be duplicated", gmemfd);
 	}
 
 	file->fd = fd;

@@ -9,6 +9,7 @@
 
 #include "gmem.h"
 #include "base/error.h"
+#include "base/limit.h"
 #include "base/lock.h"
 #include "base/macros.h"
 #include "os/sys.h"
@@ -211,8 +212,8 @@ static int fail_to_map(uint64_t offset, uint64_t size, const struct gmem_place *
 	if (err == -EEXIST)
 		return gmem_fail(err, "something is mapped between hva 0x%" PRIx64 " and 0x%" PRIx64,
 				 address(place->hva), address(place->hva) + size);
-	return gmem_fail(err, "offset 0x%" PRIx64 ", 0x%" PRIx64 " bytes, cannot be mapped: %s",
-			 offset, size, gmem_errno_name(err));
+	return gmem_fail_by_limit(err, size, "offset 0x%" PRIx64 ", 0x%" PRIx64
+				  " bytes, cannot be mapped", offset, size);
 }
 
 static int prot_of(const struct gmem_place *place)
@@ -291,7 +292,7 @@ static void forget_stale(void *hva, uint64_t size, struct gmem_map **spare)
 static int map_locked(int fd, uint64_t offset, uint64_t size, const struct gmem_place *place,
 		      struct gmem_map **spare, struct gmem_map *map, void **ret)
 {
-	int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED;
+	int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | place->mmap_flags : MAP_SHARED;
 	void *hva;
 	int err;
 
@@ -438,11 +439,6 @@ int gmem_maps_pin(struct gmem_file_maps *maps, int fd, uint64_t offset, uint64_t
 	map->is_pinned = true;
 	map->is_lost = false;
 	return map_range(fd, offset, size, place, map, &hva);
-}
-
-int gmem_maps_pin_memory(uint64_t size, const struct gmem_place *place, struct gmem_map *map)
-{
-	return gmem_maps_pin(NULL, -1, 0, size, place, map);
 }
 
 void gmem_maps_pin_mapped(void *hva, uint64_t size, struct gmem_map *map)

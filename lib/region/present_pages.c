@@ -171,7 +171,7 @@ static int walk_host(struct walk *walk, uint64_t start, uint64_t size)
 	uint64_t entries[HOST_PAGES], i;
 	int err;
 
-	if (walk->what.is_callers ||
+	if (walk->what.is_callers || walk->what.host_file ||
 	    gmem_sys_pagemap((char *)walk->what.hva + start, size / walk->page, entries))
 		return add_run(walk, start, size);
 

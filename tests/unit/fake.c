@@ -280,9 +280,14 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_MPROTECT] = "mprotect",
 	[FAKE_MADVISE] = "madvise",
 	[FAKE_FALLOCATE] = "fallocate",
+	[FAKE_MEMFD] = "memfd_create",
+	[FAKE_RESIZE] = "ftruncate",
+	[FAKE_SEAL] = "F_ADD_SEALS",
 	[FAKE_MINCORE] = "mincore",
 	[FAKE_CACHESTAT] = "cachestat",
 	[FAKE_PAGEMAP] = "read the pagemap",
+	[FAKE_MAPPING_AT] = "ask for a mapping",
+	[FAKE_TRY_READ] = "read through /proc/self/mem",
 	[FAKE_WRITE] = "write",
 	[FAKE_MBIND] = "mbind",
 	[FAKE_GET_MEMPOLICY] = "get_mempolicy",
@@ -483,6 +488,8 @@ static int do_open(const char *path)
 {
 	int fd;
 
+	if (strncmp(path, "/proc/self/", 11) == 0)
+		return open_mappings(path);
 	if (strcmp(path, "/dev/kvm") != 0)
 		return -ENOENT;
 	if (fake.kvm_errno)
@@ -723,6 +730,21 @@ int gmem_sys_read_file(const char *path, char *buf, size_t size)
 	return leave(ret);
 }
 
+int64_t gmem_sys_count_lines(const char *path)
+{
+	int64_t lines = 0;
+	char text[4096];
+	int ret;
+
+	enter();
+	ret = attempt(FAKE_READ_FILE);
+	if (!ret)
+		ret = do_read_file(path, text, sizeof(text));
+	for (int i = 0; i < ret; i++)
+		lines += text[i] == '\n';
+	return leave(ret < 0 ? ret : (int)lines);
+}
+
 int gmem_sys_try_io_uring(void)
 {
 	int err;
@@ -870,11 +892,12 @@ void fake_boot_kernel(const struct fake_kernel *row)
 	kernel.files_are_cached = false;
 	kernel.ring_entries = 0;
 	kernel.orphan_count = 0;
-	kernel.max_file_size = UINT64_MAX;
+	memset(kernel.limits, 0xff, sizeof(kernel.limits));
 	kernel.last_random = 0;
 	kernel.direct = FAKE_DIRECT_NEVER;
 	membarrier_refusal = 0;
 	memset(files, 0, sizeof(files));
+	forget_marks();
 	fake_refuse_copies(0);
 }
 

@@ -70,6 +70,7 @@ struct fake_kernel {
 	bool private_memory;
 	bool mmap_is_shared;		/* MMAP alone makes pages shared */
 	bool no_proc;
+	bool no_mapping_query;		/* PROCMAP_QUERY, before Linux 6.11 */
 	bool no_cachestat;
 	bool no_same_file;		/* it does not tell whether two fds are one open file */
 	bool no_numa;
@@ -114,9 +115,14 @@ enum fake_call {
 	FAKE_MPROTECT,
 	FAKE_MADVISE,
 	FAKE_FALLOCATE,
+	FAKE_MEMFD,
+	FAKE_RESIZE,
+	FAKE_SEAL,
 	FAKE_MINCORE,
 	FAKE_CACHESTAT,
 	FAKE_PAGEMAP,
+	FAKE_MAPPING_AT,
+	FAKE_TRY_READ,
 	FAKE_WRITE,
 	FAKE_MBIND,
 	FAKE_GET_MEMPOLICY,
@@ -230,11 +236,21 @@ bool fake_queue_foreign(void);
 void fake_cache_files(void);
 
 /* From now on RLIMIT_FSIZE is @limit; at first there is none, which is UINT64_MAX. */
-void fake_limit_file_size(uint64_t limit);
+/* A limit of the process, RLIMIT_*; UINT64_MAX, as at first: none */
+void fake_set_limit(int resource, uint64_t limit);
 
 /* The processors threads may use; those the last call took, and if this thread made it */
 void fake_set_cpus(uint64_t cpus);
 uint64_t fake_last_affinity(bool *ret_is_ours);
+
+/*
+ * What /proc says of the mappings in a range, beside what they are: the size of their pages,
+ * the VmFlags of smaps ("um lo"), and bytes in swap. fake_boot() forgets it. Advice that the
+ * kernel refuses there (MADV_COLD) is refused, and what userfaultfd owes ("um") is -EIO to
+ * gmem_sys_try_read().
+ */
+void fake_mark_mapping(const void *hva, uint64_t size, uint64_t page_size, const char *flags,
+		       uint64_t swap);
 
 /* The advice of the last madvise() */
 int fake_last_advice(void);

@@ -3,6 +3,8 @@
 #ifndef GMEM_FAKE_INTERNAL_H
 #define GMEM_FAKE_INTERNAL_H
 
+#include <sys/resource.h>
+
 #include "fake.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
@@ -118,7 +120,7 @@ struct fake_state {
 	bool races;			/* a page is touched just before mbind() */
 	uint8_t node;			/* node of pages that are touched, or allocated without a policy */
 	uint64_t io_most;
-	uint64_t max_file_size;		/* RLIMIT_FSIZE */
+	uint64_t limits[RLIM_NLIMITS];	/* RLIMIT_*; see fake_set_limit() */
 	bool files_are_cached;
 	uint32_t ring_entries;		/* of the caller's ring; 0: the most there are */
 	uintptr_t orphans[64];		/* buffers of requests whose ring was closed */
@@ -191,6 +193,14 @@ void forget_policies(uint64_t start, uint64_t end);
 
 /* [start, end) is unmapped: no request may still use it. */
 void check_no_request(uint64_t start, uint64_t end);
+
+/* ---- fake_proc.c ---- */
+
+void forget_marks(void);
+/* An fd of /proc/self/maps or smaps as the fake tells them, or -ENOENT */
+int open_mappings(const char *path);
+/* Is advice for pages in lists refused there? */
+bool refuses_cold(uint64_t addr);
 
 /* ---- fake_mm.c ---- */
 

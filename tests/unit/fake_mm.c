@@ -9,6 +9,10 @@
 
 #include "fake_internal.h"
 
+#ifndef MADV_COLD
+#define MADV_COLD 20
+#endif
+
 bool is_host_accessible(const struct file *file)
 {
 	return (file->flags & GUEST_MEMFD_FLAG_MMAP) &&
@@ -156,6 +160,10 @@ static int do_mmap(void *hint, uint64_t size, int prot, int flags, int fd,
 		map.file = h->file;
 	}
 
+	/* There need be no pool of huge pages here. */
+	if (anonymous && flags & MAP_HUGETLB)
+		flags &= ~(MAP_HUGETLB | 0x3f << MAP_HUGE_SHIFT);
+
 	map.size = (size + fake.page_size - 1) / fake.page_size * fake.page_size;
 	addr = aligned_mmap(hint, map.size, prot, flags, fd, offset);
 	if (addr == MAP_FAILED)
@@ -224,6 +232,8 @@ static int do_madvise(void *addr, uint64_t size, int advice)
 	/* Without a mapping of the fake's, there may be one of the test's own. */
 	if (map && size > map->start + map->size - start)
 		return -ENOMEM;
+	if (advice == MADV_COLD && refuses_cold(start))
+		return -EINVAL;
 	if (populate && map && map->file) {
 		uint64_t offset = map->offset + (start - map->start);
 

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * host_mapping: what the kernel says is mapped at host addresses.
+ *
+ * Two questions, of different price. The first costs a system call or two for each
+ * mapping. The second reads /proc/self/smaps, for which the kernel walks the page tables
+ * of the whole process: at most once for a transfer or a report, never once for each
+ * piece of memory or for a small discard.
+ *
+ * Answers are true at their moment; who keeps the mappings as they are is the caller's
+ * business. Without /proc there is no answer: what is not known is not assumed.
+ */
+#ifndef GMEM_HOST_MAPPING_H
+#define GMEM_HOST_MAPPING_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define GMEM_MAPPING_SHARED		(1u << 0)
+/* Of a file, also of the nameless one behind shared anonymous memory */
+#define GMEM_MAPPING_FILE		(1u << 1)
+/* Its pages are huge pages of hugetlb. */
+#define GMEM_MAPPING_HUGETLB		(1u << 2)
+/* VM_IO or VM_PFNMAP: a device's registers or memory */
+#define GMEM_MAPPING_DEVICE		(1u << 3)
+#define GMEM_MAPPING_LOCKED		(1u << 4)
+/* userfaultfd is asked for pages that are not there, or only not mapped yet. */
+#define GMEM_MAPPING_UFFD_MISSING	(1u << 5)
+#define GMEM_MAPPING_UFFD_MINOR		(1u << 6)
+
+/* What only the second question tells */
+#define GMEM_MAPPING_IN_FULL (GMEM_MAPPING_DEVICE | GMEM_MAPPING_LOCKED | \
+			      GMEM_MAPPING_UFFD_MISSING | GMEM_MAPPING_UFFD_MINOR)
+
+struct gmem_host_mapping {
+	uint64_t start;		/* host addresses: of the whole mapping */
+	uint64_t end;		/* the first that is not in it */
+	uint64_t page_size;	/* of the memory, bytes; 0: not known, perhaps hugetlb */
+	uint64_t device;	/* of the file, as st_dev; and st_ino; 0: no file */
+	uint64_t inode;
+	uint64_t offset;	/* in the file, of @start */
+	uint64_t swap;		/* bytes in swap, shared memory's too; of the second question */
+	int prot;		/* PROT_* */
+	uint32_t flags;		/* GMEM_MAPPING_* */
+	uint32_t known;		/* flags that would be set if they were true */
+};
+
+/* Anything but 0 ends the walk. */
+typedef int (*gmem_host_mapping_fn)(void *data, const struct gmem_host_mapping *mapping);
+
+/*
+ * Call @fn, in order, for each mapping with an address in the range; where nothing is mapped,
+ * nothing is told. @in_full asks the second question. Returns 0, what @fn returned, or the
+ * kernel's errno without a sentence. A mapping that another thread changes meanwhile may be
+ * told twice or in parts. Needs no lock.
+ */
+int gmem_host_mappings(const void *hva, uint64_t size, bool in_full, gmem_host_mapping_fn fn,
+		       void *data);
+/*
+ * Tell whether a device's memory is in the range. Asks the second question only if the first
+ * leaves it open, as it does for locked memory. -errno: it cannot be known.
+ */
+int gmem_host_mapping_find_device(const void *hva, uint64_t size, bool *ret);
+/*
+ * The largest page in the range, in bytes: that of hugetlb, or the host's; 0 if it cannot be
+ * known. Huge pages that the kernel made on its own (THP) are split when needed and do not count.
+ */
+uint64_t gmem_host_mapping_page_size(const void *hva, uint64_t size);
+
+#endif

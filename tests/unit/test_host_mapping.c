@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: MIT */
+/* host_mapping: what /proc says, on kernels that tell more and less */
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "region/host_mapping.h"
+#include "unit.h"
+
+#define PAGE	((uint64_t)4096)
+#define HUGE	((uint64_t)2 << 20)
+
+static char *base;
+
+/* Six pages with a gap: two, none, two that the host may only read, one */
+static void begin(void)
+{
+	fake_boot("6.18");
+	base = mmap(NULL, 6 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(base, MAP_FAILED);
+	assert_int_equal(munmap(base + 2 * PAGE, PAGE), 0);
+	assert_int_equal(mprotect(base + 3 * PAGE, 2 * PAGE, PROT_READ), 0);
+}
+
+static void end(void)
+{
+	assert_int_equal(munmap(base, 6 * PAGE), 0);
+	assert_int_equal(fake_complaints(), 0);
+	assert_int_equal(fake_halt(), 0);
+}
+
+struct seen {
+	struct gmem_host_mapping all[16];
+	size_t count;
+	int answer;
+};
+
+static int see(void *data, const struct gmem_host_mapping *mapping)
+{
+	struct seen *seen = data;
+
+	assert_true(seen->count < 16);
+	seen->all[seen->count++] = *mapping;
+	return seen->answer;
+}
+
+static struct seen look(uint64_t first, uint64_t pages, bool in_full)
+{
+	struct seen seen = { .count = 0 };
+
+	assert_ok(gmem_host_mappings(base + first * PAGE, pages * PAGE, in_full, see, &seen));
+	return seen;
+}
+
+static uint64_t at(uint64_t page)
+{
+	return (uintptr_t)base + page * PAGE;
+}
+
+static void check_three(const struct seen *seen)
+{
+	assert_int_equal(seen->count, 3);
+	assert_int_equal(seen->all[0].end, at(2));
+	assert_int_equal(seen->all[0].prot, PROT_READ | PROT_WRITE);
+	assert_int_equal(seen->all[1].start, at(3));
+	assert_int_equal(seen->all[1].end, at(5));
+	assert_int_equal(seen->all[1].prot, PROT_READ);
+	assert_int_equal(seen->all[2].start, at(5));
+	for (size_t i = 0; i < 3; i++) {
+		assert_int_equal(seen->all[i].flags, 0);
+		assert_int_equal(seen->all[i].page_size, PAGE);
+		assert_int_equal(seen->all[i].inode, 0);
+	}
+}
+
+static void every_source_tells_of_each_mapping_and_no_gap(void **state)
+{
+	struct seen seen;
+
+	(void)state;
+	begin();
+	fake_mark_mapping(base, 2 * PAGE, PAGE, "ac", 0);
+	seen = look(0, 6, false);
+	check_three(&seen);
+	assert_int_equal(fake_count(FAKE_OPEN), 0);
+	seen = look(0, 6, true);
+	check_three(&seen);
+	assert_int_equal(fake_count(FAKE_OPEN), 1);
+	fake.no_mapping_query = true;
+	seen = look(0, 6, false);
+	check_three(&seen);
+
+	assert_int_equal(look(1, 1, false).count, 1);
+	assert_int_equal(look(2, 1, false).count, 0);
+	assert_int_equal(look(2, 1, true).count, 0);
+	end();
+}
+
+static void files_are_told_with_their_offset(void **state)
+{
+	uint64_t inode = 0;
+	char *shared;
+	int in_full;
+
+	(void)state;
+	begin();
+	shared = mmap(base + 2 * PAGE, PAGE, PROT_READ, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	assert_ptr_equal(shared, base + 2 * PAGE);
+	for (in_full = 0; in_full < 2; in_full++) {
+		struct seen seen = look(2, 1, in_full);
+
+		assert_int_equal(seen.count, 1);
+		assert_int_equal(seen.all[0].flags, GMEM_MAPPING_SHARED | GMEM_MAPPING_FILE);
+		assert_int_equal(seen.all[0].offset, 0);
+		assert_int_not_equal(seen.all[0].inode, 0);
+		assert_true(inode == 0 || inode == seen.all[0].inode);
+		inode = seen.all[0].inode;
+	}
+	end();
+}
+
+static void only_smaps_knows_what_userfaultfd_owes(void **state)
+{
+	struct seen seen;
+
+	(void)state;
+	begin();
+	fake_mark_mapping(base + 3 * PAGE, PAGE, 0, "um ui", 8 * PAGE);
+	seen = look(3, 1, false);
+	assert_int_equal(seen.all[0].flags, 0);
+	assert_false(seen.all[0].known & GMEM_MAPPING_UFFD_MISSING);
+	seen = look(3, 2, true);
+	assert_int_equal(seen.count, 2);
+	assert_int_equal(seen.all[0].flags, GMEM_MAPPING_UFFD_MISSING | GMEM_MAPPING_UFFD_MINOR);
+	assert_int_equal(seen.all[0].swap, 8 * PAGE);
+	assert_int_equal(seen.all[1].flags, 0);
+	assert_true(seen.all[1].known & GMEM_MAPPING_UFFD_MISSING);
+	end();
+}
+
+static void locked_memory_is_asked_about_twice_and_is_no_device(void **state)
+{
+	bool found = true;
+
+	(void)state;
+	begin();
+	assert_ok(gmem_host_mapping_find_device(base, 2 * PAGE, &found));
+	assert_false(found);
+	assert_int_equal(fake_count(FAKE_OPEN), 0);
+
+	fake_mark_mapping(base, PAGE, 0, "lo", 0);
+	assert_ok(gmem_host_mapping_find_device(base, 2 * PAGE, &found));
+	assert_false(found);
+	assert_int_equal(fake_count(FAKE_OPEN), 1);
+	end();
+}
+
+static void device_is_found_behind_other_memory(void **state)
+{
+	bool found = false;
+
+	(void)state;
+	begin();
+	fake_mark_mapping(base + 5 * PAGE, PAGE, 0, "io pf dd", 0);
+	assert_ok(gmem_host_mapping_find_device(base, 6 * PAGE, &found));
+	assert_true(found);
+	fake.no_mapping_query = true;
+	assert_ok(gmem_host_mapping_find_device(base, 5 * PAGE, &found));
+	assert_false(found);
+	assert_ok(gmem_host_mapping_find_device(base, 6 * PAGE, &found));
+	assert_true(found);
+	end();
+}
+
+static void size_of_huge_pages_is_known_to_each_source(void **state)
+{
+	(void)state;
+	begin();
+	fake_mark_mapping(base + 5 * PAGE, PAGE, HUGE, "ht", 0);
+	assert_int_equal(gmem_host_mapping_page_size(base, 5 * PAGE), PAGE);
+	assert_int_equal(gmem_host_mapping_page_size(base, 6 * PAGE), HUGE);
+	assert_int_equal(fake_count(FAKE_OPEN), 0);
+	assert_int_equal(look(5, 1, false).all[0].flags, GMEM_MAPPING_HUGETLB);
+	fake.no_mapping_query = true;
+	assert_int_equal(gmem_host_mapping_page_size(base, 6 * PAGE), HUGE);
+	assert_int_equal(look(5, 1, true).all[0].flags, GMEM_MAPPING_HUGETLB);
+	end();
+}
+
+static void without_proc_nothing_is_known(void **state)
+{
+	struct seen seen = { .count = 0 };
+	bool found;
+
+	(void)state;
+	begin();
+	fake.no_proc = true;
+	assert_int_equal(gmem_host_mappings(base, PAGE, false, see, &seen), -ENOENT);
+	assert_int_equal(gmem_host_mappings(base, PAGE, true, see, &seen), -ENOENT);
+	assert_int_equal(gmem_host_mapping_find_device(base, PAGE, &found), -ENOENT);
+	assert_int_equal(gmem_host_mapping_page_size(base, PAGE), 0);
+	assert_int_equal(seen.count, 0);
+	end();
+}
+
+static void walk_ends_when_it_is_told_to(void **state)
+{
+	struct seen seen = { .answer = 7 };
+
+	(void)state;
+	begin();
+	for (int in_full = 0; in_full < 2; in_full++) {
+		assert_int_equal(gmem_host_mappings(base, 6 * PAGE, in_full, see, &seen), 7);
+		assert_int_equal(seen.count, 1 + in_full);
+	}
+	end();
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(every_source_tells_of_each_mapping_and_no_gap),
+	cmocka_unit_test(files_are_told_with_their_offset),
+	cmocka_unit_test(only_smaps_knows_what_userfaultfd_owes),
+	cmocka_unit_test(locked_memory_is_asked_about_twice_and_is_no_device),
+	cmocka_unit_test(device_is_found_behind_other_memory),
+	cmocka_unit_test(size_of_huge_pages_is_known_to_each_source),
+	cmocka_unit_test(without_proc_nothing_is_known),
+	cmocka_unit_test(walk_ends_when_it_is_told_to),
+};
+
+UNIT_MAIN(tests)
