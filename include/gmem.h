@@ -6,6 +6,7 @@
  *
  *   errors                gmem_last_error(), gmem_version()
  *   ways of backing       gmem_backing: the five ways, and their names
+ *   kinds of memory       gmem_kind: RAM, ROM, memory of devices, contents elsewhere
  *   recovery              gmem_recovery_enable(): SIGBUS and SIGSEGV become errors
  *   capability report     gmem_caps: what a VM or a host supports, and why not
  *   plans                 gmem_plan: from what you need to exact kernel flags
@@ -199,6 +200,68 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  */
 #define GMEM_CREATE_MMAP	(1ull << 0) /* GUEST_MEMFD_FLAG_MMAP */
 #define GMEM_CREATE_INIT_SHARED	(1ull << 1) /* GUEST_MEMFD_FLAG_INIT_SHARED */
+
+/* ------------------------------------------------------- kinds of memory -- */
+
+/**
+ * enum gmem_kind - what the memory of a region is
+ * @GMEM_KIND_DEFAULT: not said. GMEM_KIND_DEVICE where the kernel says that your own
+ *	memory (GMEM_REGION_HVA) is of a device (VM_IO or VM_PFNMAP), else
+ *	GMEM_KIND_ROM with GMEM_REGION_READONLY, else GMEM_KIND_RAM.
+ * @GMEM_KIND_RAM: memory of the guest, and nobody else has its contents
+ * @GMEM_KIND_ROM: memory whose contents the guest gets and cannot bring back, such as
+ *	firmware
+ * @GMEM_KIND_DEVICE: memory of a device: the BAR of one that is passed through,
+ *	registers, a page of /dev/mem. To read or write it can have effects.
+ * @GMEM_KIND_EXTERNAL: memory whose contents live elsewhere: persistent memory, the
+ *	window of a file system, a file that is kept beside the image
+ *
+ * All kinds are in the layout and reachable: lookups, views, leases, dirty logs and
+ * exits do not tell them apart. What works on memory does:
+ *
+ *	                 RAM       ROM        DEVICE      EXTERNAL
+ *	gmem_vm_save     contents  contents   recorded    recorded
+ *	gmem_vm_restore  written   compared   checked     checked
+ *	gmem_vm_load     written   compared   refused     written
+ *	populate         yes       to read    left out *  left out *
+ *	discard          yes       left out * left out *  left out *
+ *	statistics, dump counted   counted    not counted not counted
+ *	export           yes       yes        left out    yes
+ *	NUMA policies    yes       yes        left out    left out
+ *
+ * recorded: the image says that there is memory of this kind, and which
+ *	(@identity of struct gmem_region_opts), but not what is in it.
+ * checked: the restoring VM must have memory of the same kind and identity at the
+ *	same addresses, and no other; GMEM_TRANSFER_LEAVE_REST does without the check.
+ * compared: only what differs is written, so memory that cannot be written is
+ *	restored where its contents are right; else the call fails.
+ * left out: the call goes on with the rest of the range; if there is no rest, it is
+ *	refused with -EOPNOTSUPP, and nothing was done.
+ * *: with the flag GMEM_POPULATE_ALL_KINDS or GMEM_DISCARD_ALL_KINDS the memory is
+ *	treated as RAM.
+ *
+ * What should be treated as RAM by every call is GMEM_KIND_RAM, whatever is mapped
+ * there. The numbers are ABI.
+ */
+enum gmem_kind {
+	GMEM_KIND_DEFAULT = 0,
+	GMEM_KIND_RAM = 1,
+	GMEM_KIND_ROM = 2,
+	GMEM_KIND_DEVICE = 3,
+	GMEM_KIND_EXTERNAL = 4,
+};
+
+/**
+ * gmem_kind_name() - name of a kind of memory
+ * @kind: an enum gmem_kind
+ *
+ * The names are "ram", "rom", "device" and "external".
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: a static string, or NULL if @kind names no kind, as GMEM_KIND_DEFAULT.
+ */
+GMEM_API const char *gmem_kind_name(uint32_t kind);
 
 /* -------------------------------------------------------------- recovery -- */
 
@@ -1101,11 +1164,23 @@ struct gmem_memory_opts {
  *	multiple of @align, as large pages need it, and not the address itself;
  *	@align must not be 0 then. Must be 0 with GMEM_REGION_HVA.
  * @slot: memslot number, read only with GMEM_REGION_SLOT
- * @reserved: must be 0
+ * @kind: what the memory is, an enum gmem_kind
+ * @identity: of what the memory holds, as you choose it: images record it for kinds whose
+ *	contents they do not have, and are restored only where it is the same; 0: any
  *
  * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
  * memory and no memslot, so the guest's accesses exit, and lookups return
- * -ENXIO. No other flag and no other option goes with it.
+ * -ENXIO. No other flag and no other option goes with it. Device memory that the
+ * guest reaches without exits is added with GMEM_REGION_HVA and GMEM_KIND_DEVICE
+ * instead.
+ *
+ * GMEM_KIND_DEVICE needs GMEM_REGION_HVA and GMEM_BACKING_HOST, and GMEM_KIND_EXTERNAL
+ * a way of backing without private memory. Without a @kind the library asks the kernel
+ * what is mapped at @hva, once and without touching it: madvise(2) with MADV_COLD for
+ * one page of each mapping, and /proc/self/smaps where the answer has several
+ * meanings. If /proc cannot be read then, memory that looks locked or hugetlb counts
+ * as RAM. The kind belongs to the region, not to the memory: GMEM_REGION_KEEP_STATE
+ * does not keep it.
  *
  * GMEM_REGION_KEEP_STATE is for gmem_change_add(), to lay out memory anew
  * without converting it anew; with gmem_region_add() it has no effect. It
@@ -1129,18 +1204,20 @@ struct gmem_region_opts {
 	void    *hva;
 	uint64_t align;
 	uint32_t slot;
-	uint32_t reserved;
+	uint32_t kind;
 	const struct gmem_memory_opts *memory;
 	int32_t  memory_fd;
-	uint32_t reserved2;
+	uint32_t reserved;
 	uint64_t memory_offset;
+	uint64_t identity;
 };
 
 /**
  * gmem_region_add() - give the guest memory at an address range
  * @vm: handle
  * @gpa: guest physical address, a multiple of the page
- * @size: bytes, non-zero, a multiple of the page, below 2^31 pages
+ * @size: bytes, non-zero, a multiple of the page, below 2^31 pages: one memslot. More
+ *	takes several regions, cut as gmem_ram_layout() does.
  * @opts: NULL for defaults: shared guest_memfd
  * @ret: the region; ends with gmem_region_remove() or gmem_vm_free()
  *
@@ -1295,6 +1372,27 @@ GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region);
 GMEM_API uint32_t gmem_region_backing(const struct gmem_region *region);
 
 /**
+ * gmem_region_kind() - what the memory of a region is
+ * @region: region
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: an enum gmem_kind, as found out if none was asked for; GMEM_KIND_DEFAULT for
+ * NULL, or the range of a device, which has no memory.
+ */
+GMEM_API uint32_t gmem_region_kind(const struct gmem_region *region);
+
+/**
+ * gmem_region_identity() - what the memory of a region holds
+ * @region: region
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: @identity of struct gmem_region_opts; 0 for NULL.
+ */
+GMEM_API uint64_t gmem_region_identity(const struct gmem_region *region);
+
+/**
  * gmem_region_file() - file behind a region
  * @region: region
  * @ret_offset: start of the region in the file; NULL if not wanted
@@ -1407,19 +1505,38 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
 #endif
 
 /**
+ * struct gmem_gpa_range - range of guest addresses
+ * @gpa: guest physical address of its start
+ * @size: bytes
+ */
+struct gmem_gpa_range {
+	uint64_t gpa;
+	uint64_t size;
+};
+
+/* Flags of struct gmem_ram_layout_opts */
+#define GMEM_RAM_LAYOUT_HYPERTRANSPORT	(1u << 0) /* x86_64: use addresses of HyperTransport */
+
+/**
  * struct gmem_ram_layout_opts - machine, and place of its devices
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @machine: GMEM_MACHINE_*; 0: this one
- * @reserved: must be 0
+ * @flags: GMEM_RAM_LAYOUT_*; unknown bits are -EINVAL
  * @hole_start: x86_64: start of the hole for devices, which ends at 4 GiB; 0: 3 GiB
  * @base: arm64: first address of RAM; 0: 1 GiB
+ * @holes: more ranges without RAM, each a multiple of the page, in any order; they
+ *	may overlap each other and the machine's own, and be where no RAM would come.
+ *	Borrowed for the call
+ * @hole_count: entries in @holes
  */
 struct gmem_ram_layout_opts {
 	size_t   size;
 	uint32_t machine;
-	uint32_t reserved;
+	uint32_t flags;
 	uint64_t hole_start;
 	uint64_t base;
+	const struct gmem_gpa_range *holes;
+	uint64_t hole_count;
 };
 
 /**
@@ -1438,13 +1555,29 @@ struct gmem_ram_range {
  * gmem_ram_layout() - ranges of guest addresses for the RAM of a common machine
  * @ram: bytes of RAM, non-zero, a multiple of the page
  * @opts: NULL for defaults
- * @ret: filled with the ranges in GPA order; untouched on failure
- * @max: entries in @ret; 2 are always enough
+ * @ret: filled with the ranges in GPA order; untouched on failure. NULL, with @max 0:
+ *	only return their number
+ * @max: entries in @ret
+ *
+ * RAM goes around the holes, lowest address first, and each range is one memslot,
+ * fit for gmem_region_add(): what has 2^31 pages or more, 8 TiB on x86_64, is cut at a
+ * multiple of the CPU's largest page (pages of 4 KiB: 1 GiB, 16 KiB: 64 GiB, 64 KiB:
+ * 4 TiB). Without @holes and below 1 TiB there are at most 2 ranges.
+ *
+ * On x86_64 there is no RAM in 0xfd00000000 to 0xffffffffff, 12 GiB below 1 TiB. With
+ * AMD's IOMMU these addresses are HyperTransport's: the kernel reserves them and refuses
+ * to map guest memory there for a device (VFIO, iommufd). That depends on the host, so
+ * the hole is there on every host: a guest with more than 1011 GiB, the only one to
+ * notice, can move between hosts of Intel and of AMD, and its image be restored on each.
+ * GMEM_RAM_LAYOUT_HYPERTRANSPORT puts RAM there, for a guest that was laid out so before.
+ * QEMU since 7.1 has this hole only if the guest's CPU is AMD's, and then moves
+ * all RAM above 4 GiB up to 1 TiB: for that layout, make 4 GiB to 1 TiB a hole.
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: number of ranges filled in, or -EINVAL bad size, hole or machine,
- * -ENOSPC there are more than @max, -E2BIG options newer than the library.
+ * Return: number of ranges, or -EINVAL bad size, hole, flag or machine, or the holes leave
+ * no room for @ram, -ENOSPC there are more than @max, and gmem_last_error() says how
+ * many, -E2BIG options newer than the library.
  */
 GMEM_API int gmem_ram_layout(uint64_t ram, const struct gmem_ram_layout_opts *opts,
 			     struct gmem_ram_range *ret, size_t max);
@@ -2718,7 +2851,8 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 
 /**
  * struct gmem_footprint - memory that a range took before and after a call
- * @done: bytes of the range, or of all ranges, that were processed
+ * @done: bytes of the range, or of all ranges, that were processed. Memory that is left out
+ *	for its kind counts when populating, not when discarding.
  * @before: bytes that were allocated before
  * @after: bytes that were allocated afterwards
  * @counted: 1 if @before and @after are valid, 0 if they could not be counted
@@ -2754,6 +2888,7 @@ typedef int (*gmem_progress_fn)(void *data, uint64_t done, uint64_t total);
 /* Flags of struct gmem_populate_opts */
 #define GMEM_POPULATE_RESERVE	(1ull << 0) /* allocate in files, without clearing or mapping */
 #define GMEM_POPULATE_UNCHECKED	(1ull << 1) /* do not check whether the memory fits */
+#define GMEM_POPULATE_ALL_KINDS	(1ull << 2) /* also memory that is left out for its kind */
 
 /**
  * struct gmem_populate_opts - how to populate
@@ -2783,7 +2918,7 @@ struct gmem_populate_opts {
  * @vm: handle
  * @gpa: guest physical address, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page; may span regions, all of it
- *	must be memory
+ *	must be memory. Some kinds are left out, see enum gmem_kind
  * @opts: NULL for defaults: in this thread, cleared and mapped
  * @ret: memory before and after, filled in on failure, too; NULL if not wanted
  *
@@ -2814,7 +2949,8 @@ struct gmem_populate_opts {
  * 5.14 an access to each page), fallocate(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
- * -ENXIO part of it is a device's: nothing was populated; -ENOMEM the memory
+ * -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its kind:
+ * nothing was populated; -ENOMEM the memory
  * does not fit, or the kernel had none left, -ECANCELED @progress stopped it,
  * -EFAULT a page cannot be allocated, or its memory is mapped without the permission
  * or not at all, -EHWPOISON the hardware lost a page (the sentence says which),
@@ -2889,23 +3025,14 @@ GMEM_API int gmem_populate_result(struct gmem_populate *job, struct gmem_footpri
  */
 GMEM_API void gmem_populate_free(struct gmem_populate *job);
 
-/**
- * struct gmem_gpa_range - range of guest addresses
- * @gpa: guest physical address of its start
- * @size: bytes
- */
-struct gmem_gpa_range {
-	uint64_t gpa;
-	uint64_t size;
-};
-
 /* Flags of struct gmem_discard_opts */
 #define GMEM_DISCARD_INWARD	(1ull << 0) /* any alignment: discard the whole pages inside */
+#define GMEM_DISCARD_ALL_KINDS	(1ull << 1) /* also memory that is left out for its kind */
 
 /**
  * struct gmem_discard_opts - how to discard
  * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_DISCARD_INWARD; unknown bits are -EINVAL
+ * @flags: GMEM_DISCARD_*; unknown bits are -EINVAL
  * @wait_ms: milliseconds to wait in all, for leases and earlier work; 0: fail at once
  *	if there is a lease. See "Waiting" at struct gmem_vm_opts.
  * @reserved: must be 0
@@ -2931,7 +3058,8 @@ struct gmem_discard_opts {
  * and guest and host read zeros there afterwards. There are two exceptions in the
  * caller's own host memory (GMEM_REGION_HVA): a private mapping of a file shows
  * the file again, and shared memory locked with mlock(2) is not freed, which @ret
- * shows. Memory of a memfd sealed with F_SEAL_WRITE or F_SEAL_FUTURE_WRITE cannot
+ * shows. Only RAM is freed, and the rest of the range stays as it is, unless
+ * GMEM_DISCARD_ALL_KINDS asks for it (enum gmem_kind). Memory of a memfd sealed with F_SEAL_WRITE or F_SEAL_FUTURE_WRITE cannot
  * be freed: -EPERM.
  *
  * The range must not be in use: the guest loses its contents, and I/O that began
@@ -2943,8 +3071,8 @@ struct gmem_discard_opts {
  * Source: madvise(2) and fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
- * -ENXIO part of it is a device's, -EBUSY somebody holds a lease on it,
- * -ENOMEM, -E2BIG options newer than the library: nothing was freed; or -EBUSY,
+ * -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its kind,
+ * -EBUSY somebody holds a lease on it, -ENOMEM, -E2BIG options newer than the library: nothing was freed; or -EBUSY,
  * -ENOENT or -ENXIO if a lease was taken or the layout changed meanwhile,
  * -EDEADLK a callback calls it for its own range, or the kernel's own errno:
  * @ret says how much was freed.
@@ -2986,7 +3114,8 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
  * struct gmem_stats - sizes and counters of guest memory
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_STATS_*, set by the caller; unknown bits are -EINVAL
- * @bytes_shared: bytes of shared memory. With @bytes_private, all memory
+ * @bytes_shared: bytes of shared memory. With @bytes_private, all memory that is counted
+ *	(enum gmem_kind)
  * @bytes_private: bytes of private memory
  * @resident_shared: with GMEM_STATS_RESIDENT: bytes allocated on the shared side
  * @resident_private: the same for the private side. A private file with
@@ -3018,6 +3147,9 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
  * @requests: requests of guests for conversions that were done
  * @requests_refused: requests of guests that were refused, for invalid ranges,
  *	holes or leases
+ * @bytes_rom: bytes of kind GMEM_KIND_ROM, which are in @bytes_shared and @bytes_private
+ * @bytes_device: bytes of kind GMEM_KIND_DEVICE, which are in neither
+ * @bytes_external: bytes of kind GMEM_KIND_EXTERNAL, which are in neither
  *
  * The counters of exits are disjoint: each exit about memory is in one of them.
  * A region counts the exits at its addresses; invalid requests have no region.
@@ -3047,6 +3179,9 @@ struct gmem_stats {
 	uint64_t faults_no_address;
 	uint64_t requests;
 	uint64_t requests_refused;
+	uint64_t bytes_rom;
+	uint64_t bytes_device;
+	uint64_t bytes_external;
 };
 
 /**

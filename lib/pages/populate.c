@@ -22,6 +22,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/kind.h"
 #include "base/lock.h"
 #include "base/macros.h"
 #include "base/opts.h"
@@ -208,6 +209,12 @@ static int populate_section(void *data, const struct gmem_section *section)
 	return err ? fail_populating(section, &memory, err) : 0;
 }
 
+/* Which memory is populated */
+static uint32_t uses_of(const struct gmem_populate *job)
+{
+	return job->opts.flags & GMEM_POPULATE_ALL_KINDS ? 0 : GMEM_USE_POPULATE;
+}
+
 /* ---- chunks and lanes ---- */
 
 /* Make all threads stop; the first failure is the outcome of the job. */
@@ -281,8 +288,9 @@ static void run_lane(struct worker *worker, struct lane *lane)
 	int err;
 
 	while (may_go_on(job) && take_chunk(job, lane, &start, &size)) {
-		err = gmem_vm_each_section(job->vm, job->gpa + start, size, GMEM_CLAIM_SHARED,
-					   &worker->budget, populate_section, worker);
+		err = gmem_vm_each_section(job->vm, job->gpa + start, size, uses_of(job),
+					   GMEM_CLAIM_SHARED, &worker->budget, populate_section,
+					   worker);
 		if (err)
 			stop(job, err);
 		else
@@ -351,10 +359,11 @@ static void make_lanes(struct gmem_populate *job)
 /* Make all checks that are possible before the first page is populated. */
 static int prepare(struct gmem_populate *job)
 {
-	uint64_t need = job->size;
+	uint64_t need;
 	int err;
 
-	err = gmem_vm_check_memory(job->vm, job->gpa, job->size);
+	err = gmem_vm_check_memory(job->vm, job->gpa, job->size, uses_of(job),
+				   "which only GMEM_POPULATE_ALL_KINDS populates", &need);
 	if (err)
 		return err;
 
@@ -375,7 +384,8 @@ static int check_opts(const struct gmem_populate_opts *opts)
 {
 	int err;
 
-	err = gmem_check_flags("flags", opts->flags, GMEM_POPULATE_RESERVE | GMEM_POPULATE_UNCHECKED);
+	err = gmem_check_flags("flags", opts->flags, GMEM_POPULATE_RESERVE | GMEM_POPULATE_UNCHECKED |
+			       GMEM_POPULATE_ALL_KINDS);
 	if (err)
 		return err;
 	if (opts->reserved)
