@@ -13,7 +13,9 @@
 #define IMAGE_UNIT	((uint64_t)1 << 20)	/* no record crosses a multiple of it */
 #define IMAGE_BLOCK	((uint64_t)4096)	/* all sizes and addresses are multiples of it */
 
-enum image_kind { IMAGE_HEAD, IMAGE_REGIONS, IMAGE_PRIVATE, IMAGE_DATA, IMAGE_END, IMAGE_KINDS };
+enum image_kind {
+	IMAGE_HEAD, IMAGE_REGIONS, IMAGE_PRIVATE, IMAGE_DATA, IMAGE_LOST, IMAGE_END, IMAGE_KINDS
+};
 
 extern const char gmem_image_kinds[IMAGE_KINDS][8];
 
