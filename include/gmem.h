@@ -6,6 +6,7 @@
  *
  *   errors                gmem_last_error(), gmem_version()
  *   ways of backing       gmem_backing: the five ways, and their names
+ *   kinds of memory       gmem_kind: RAM, ROM, memory of devices, contents elsewhere
  *   recovery              gmem_recovery_enable(): SIGBUS becomes an error
  *   capability report     gmem_caps: what a VM or a host supports, and why not
  *   plans                 gmem_plan: from what you need to exact kernel flags
@@ -199,6 +200,68 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  */
 #define GMEM_CREATE_MMAP	(1ull << 0) /* GUEST_MEMFD_FLAG_MMAP */
 #define GMEM_CREATE_INIT_SHARED	(1ull << 1) /* GUEST_MEMFD_FLAG_INIT_SHARED */
+
+/* ------------------------------------------------------- kinds of memory -- */
+
+/**
+ * enum gmem_kind - what the memory of a region is
+ * @GMEM_KIND_DEFAULT: not said. GMEM_KIND_DEVICE where the kernel says that your own
+ *	memory (GMEM_REGION_HVA) is of a device (VM_IO or VM_PFNMAP), else
+ *	GMEM_KIND_ROM with GMEM_REGION_READONLY, else GMEM_KIND_RAM.
+ * @GMEM_KIND_RAM: memory of the guest, and nobody else has its contents
+ * @GMEM_KIND_ROM: memory whose contents the guest gets and cannot bring back, such as
+ *	firmware
+ * @GMEM_KIND_DEVICE: memory of a device: the BAR of one that is passed through,
+ *	registers, a page of /dev/mem. To read or write it can have effects.
+ * @GMEM_KIND_EXTERNAL: memory whose contents live elsewhere: persistent memory, the
+ *	window of a file system, a file that is kept beside the image
+ *
+ * All kinds are in the layout and reachable: lookups, views, leases, dirty logs and
+ * exits do not tell them apart. What works on memory does:
+ *
+ *	                 RAM       ROM        DEVICE      EXTERNAL
+ *	gmem_vm_save     contents  contents   recorded    recorded
+ *	gmem_vm_restore  written   compared   checked     checked
+ *	gmem_vm_load     written   compared   refused     written
+ *	populate         yes       to read    left out *  left out *
+ *	discard          yes       left out * left out *  left out *
+ *	statistics, dump counted   counted    not counted not counted
+ *	export           yes       yes        left out    yes
+ *	NUMA policies    yes       yes        left out    left out
+ *
+ * recorded: the image says that there is memory of this kind, and which
+ *	(@identity of struct gmem_region_opts), but not what is in it.
+ * checked: the restoring VM must have memory of the same kind and identity at the
+ *	same addresses, and no other; GMEM_TRANSFER_LEAVE_REST does without the check.
+ * compared: only what differs is written, so memory that cannot be written is
+ *	restored where its contents are right; else the call fails.
+ * left out: the call goes on with the rest of the range; if there is no rest, it is
+ *	refused with -EOPNOTSUPP, and nothing was done.
+ * *: with the flag GMEM_POPULATE_ALL_KINDS or GMEM_DISCARD_ALL_KINDS the memory is
+ *	treated as RAM.
+ *
+ * What should be treated as RAM by every call is GMEM_KIND_RAM, whatever is mapped
+ * there. The numbers are ABI.
+ */
+enum gmem_kind {
+	GMEM_KIND_DEFAULT = 0,
+	GMEM_KIND_RAM = 1,
+	GMEM_KIND_ROM = 2,
+	GMEM_KIND_DEVICE = 3,
+	GMEM_KIND_EXTERNAL = 4,
+};
+
+/**
+ * gmem_kind_name() - name of a kind of memory
+ * @kind: an enum gmem_kind
+ *
+ * The names are "ram", "rom", "device" and "external".
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: a static string, or NULL if @kind names no kind, as GMEM_KIND_DEFAULT.
+ */
+GMEM_API const char *gmem_kind_name(uint32_t kind);
 
 /* -------------------------------------------------------------- recovery -- */
 
@@ -1093,11 +1156,23 @@ struct gmem_memory_opts {
  *	multiple of @align, as large pages need it, and not the address itself;
  *	@align must not be 0 then. Must be 0 with GMEM_REGION_HVA.
  * @slot: memslot number, read only with GMEM_REGION_SLOT
- * @reserved: must be 0
+ * @kind: what the memory is, an enum gmem_kind
+ * @identity: of what the memory holds, as you choose it: images record it for kinds whose
+ *	contents they do not have, and are restored only where it is the same; 0: any
  *
  * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
  * memory and no memslot, so the guest's accesses exit, and lookups return
- * -ENXIO. No other flag and no other option goes with it.
+ * -ENXIO. No other flag and no other option goes with it. Device memory that the
+ * guest reaches without exits is added with GMEM_REGION_HVA and GMEM_KIND_DEVICE
+ * instead.
+ *
+ * GMEM_KIND_DEVICE needs GMEM_REGION_HVA and GMEM_BACKING_HOST, and GMEM_KIND_EXTERNAL
+ * a way of backing without private memory. Without a @kind the library asks the kernel
+ * what is mapped at @hva, once and without touching it: madvise(2) with MADV_COLD for
+ * one page of each mapping, and /proc/self/smaps where the answer has several
+ * meanings. If /proc cannot be read then, memory that looks locked or hugetlb counts
+ * as RAM. The kind belongs to the region, not to the memory: GMEM_REGION_KEEP_STATE
+ * does not keep it.
  *
  * GMEM_REGION_KEEP_STATE is for gmem_change_add(), to lay out memory anew
  * without converting it anew; with gmem_region_add() it has no effect. It
@@ -1121,11 +1196,12 @@ struct gmem_region_opts {
 	void    *hva;
 	uint64_t align;
 	uint32_t slot;
-	uint32_t reserved;
+	uint32_t kind;
 	const struct gmem_memory_opts *memory;
 	int32_t  memory_fd;
-	uint32_t reserved2;
+	uint32_t reserved;
 	uint64_t memory_offset;
+	uint64_t identity;
 };
 
 /**
@@ -1285,6 +1361,27 @@ GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region);
  * Return: an enum gmem_backing; GMEM_BACKING_NONE for NULL.
  */
 GMEM_API uint32_t gmem_region_backing(const struct gmem_region *region);
+
+/**
+ * gmem_region_kind() - what the memory of a region is
+ * @region: region
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: an enum gmem_kind, as found out if none was asked for; GMEM_KIND_DEFAULT for
+ * NULL, or the range of a device, which has no memory.
+ */
+GMEM_API uint32_t gmem_region_kind(const struct gmem_region *region);
+
+/**
+ * gmem_region_identity() - what the memory of a region holds
+ * @region: region
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: @identity of struct gmem_region_opts; 0 for NULL.
+ */
+GMEM_API uint64_t gmem_region_identity(const struct gmem_region *region);
 
 /**
  * gmem_region_file() - file behind a region
@@ -2540,8 +2637,9 @@ GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, 
  * @size: bytes, non-zero, a multiple of the page
  * @ret_done: bytes done, counted from @gpa, also on failure; NULL if not wanted
  *
- * Allocates missing memory, private memory, too. After a failure, pages faulted in
- * stay. KVM locks the vCPU meanwhile: if it runs, this call waits.
+ * Allocates missing memory, private memory, too, and does not check whether it fits:
+ * gmem_vm_populate() does, and can go first. After a failure, pages faulted in stay.
+ * KVM locks the vCPU meanwhile: if it runs, this call waits.
  *
  * One thread at a time per object; different objects in parallel. Source:
  * KVM_PRE_FAULT_MEMORY. Since: 0.1.
@@ -2702,7 +2800,8 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 
 /**
  * struct gmem_footprint - memory that a range took before and after a call
- * @done: bytes of the range, or of all ranges, that were processed
+ * @done: bytes of the range, or of all ranges, that were processed. Memory that is left out
+ *	for its kind counts when populating, not when discarding.
  * @before: bytes that were allocated before
  * @after: bytes that were allocated afterwards
  * @counted: 1 if @before and @after are valid, 0 if they could not be counted
@@ -2738,6 +2837,7 @@ typedef int (*gmem_progress_fn)(void *data, uint64_t done, uint64_t total);
 /* Flags of struct gmem_populate_opts */
 #define GMEM_POPULATE_RESERVE	(1ull << 0) /* allocate in files, without clearing or mapping */
 #define GMEM_POPULATE_UNCHECKED	(1ull << 1) /* do not check whether the memory fits */
+#define GMEM_POPULATE_ALL_KINDS	(1ull << 2) /* also memory that is left out for its kind */
 
 /**
  * struct gmem_populate_opts - how to populate
@@ -2767,7 +2867,7 @@ struct gmem_populate_opts {
  * @vm: handle
  * @gpa: guest physical address, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page; may span regions, all of it
- *	must be memory
+ *	must be memory. Some kinds are left out, see enum gmem_kind
  * @opts: NULL for defaults: in this thread, cleared and mapped
  * @ret: memory before and after, filled in on failure, too; NULL if not wanted
  *
@@ -2784,9 +2884,10 @@ struct gmem_populate_opts {
  * before the first page and before each piece that the missing memory fits into
  * MemAvailable and, for each memory cgroup from the process's own upwards, into
  * its limit less its usage without inactive page cache (cgroups of version 1 and 2
- * under /sys/fs/cgroup). It cannot know how much others take meanwhile. Swap does
- * not count, because guest_memfd cannot use it. GMEM_POPULATE_UNCHECKED leaves
- * these checks out.
+ * under /sys/fs/cgroup). memory.high is a limit as memory.max is: above it, the
+ * kernel puts the process to sleep again and again. The library cannot know how
+ * much others take meanwhile. Swap does not count, because guest_memfd cannot use
+ * it. GMEM_POPULATE_UNCHECKED leaves these checks out.
  *
  * Memory populated before a failure stays; @ret has the exact amount.
  *
@@ -2795,7 +2896,8 @@ struct gmem_populate_opts {
  * 5.14 an access to each page), fallocate(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
- * -ENXIO part of it is a device's: nothing was populated; -ENOMEM the memory
+ * -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its kind:
+ * nothing was populated; -ENOMEM the memory
  * does not fit, or the kernel had none left, -ECANCELED @progress stopped it,
  * -EFAULT a page cannot be allocated, -EHWPOISON the hardware lost a page,
  * -EDEADLK a callback calls it for its own range, or with more than one worker,
@@ -2881,11 +2983,12 @@ struct gmem_gpa_range {
 
 /* Flags of struct gmem_discard_opts */
 #define GMEM_DISCARD_INWARD	(1ull << 0) /* any alignment: discard the whole pages inside */
+#define GMEM_DISCARD_ALL_KINDS	(1ull << 1) /* also memory that is left out for its kind */
 
 /**
  * struct gmem_discard_opts - how to discard
  * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_DISCARD_INWARD; unknown bits are -EINVAL
+ * @flags: GMEM_DISCARD_*; unknown bits are -EINVAL
  * @wait_ms: milliseconds to wait in all, for leases and earlier work; 0: fail at once
  *	if there is a lease. See "Waiting" at struct gmem_vm_opts.
  * @reserved: must be 0
@@ -2911,7 +3014,8 @@ struct gmem_discard_opts {
  * and guest and host read zeros there afterwards. There are two exceptions in the
  * caller's own host memory (GMEM_REGION_HVA): a private mapping of a file shows
  * the file again, and shared memory locked with mlock(2) is not freed, which @ret
- * shows. Memory of a memfd sealed with F_SEAL_WRITE or F_SEAL_FUTURE_WRITE cannot
+ * shows. Only RAM is freed, and the rest of the range stays as it is, unless
+ * GMEM_DISCARD_ALL_KINDS asks for it (enum gmem_kind). Memory of a memfd sealed with F_SEAL_WRITE or F_SEAL_FUTURE_WRITE cannot
  * be freed: -EPERM.
  *
  * The range must not be in use: the guest loses its contents, and I/O that began
@@ -2923,8 +3027,8 @@ struct gmem_discard_opts {
  * Source: madvise(2) and fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
- * -ENXIO part of it is a device's, -EBUSY somebody holds a lease on it,
- * -ENOMEM, -E2BIG options newer than the library: nothing was freed; or -EBUSY,
+ * -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its kind,
+ * -EBUSY somebody holds a lease on it, -ENOMEM, -E2BIG options newer than the library: nothing was freed; or -EBUSY,
  * -ENOENT or -ENXIO if a lease was taken or the layout changed meanwhile,
  * -EDEADLK a callback calls it for its own range, or the kernel's own errno:
  * @ret says how much was freed.
@@ -2966,7 +3070,8 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
  * struct gmem_stats - sizes and counters of guest memory
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_STATS_*, set by the caller; unknown bits are -EINVAL
- * @bytes_shared: bytes of shared memory. With @bytes_private, all memory
+ * @bytes_shared: bytes of shared memory. With @bytes_private, all memory that is counted
+ *	(enum gmem_kind)
  * @bytes_private: bytes of private memory
  * @resident_shared: with GMEM_STATS_RESIDENT: bytes allocated on the shared side
  * @resident_private: the same for the private side. A private file with
@@ -2998,6 +3103,9 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
  * @requests: requests of guests for conversions that were done
  * @requests_refused: requests of guests that were refused, for invalid ranges,
  *	holes or leases
+ * @bytes_rom: bytes of kind GMEM_KIND_ROM, which are in @bytes_shared and @bytes_private
+ * @bytes_device: bytes of kind GMEM_KIND_DEVICE, which are in neither
+ * @bytes_external: bytes of kind GMEM_KIND_EXTERNAL, which are in neither
  *
  * The counters of exits are disjoint: each exit about memory is in one of them.
  * A region counts the exits at its addresses; invalid requests have no region.
@@ -3027,6 +3135,9 @@ struct gmem_stats {
 	uint64_t faults_no_address;
 	uint64_t requests;
 	uint64_t requests_refused;
+	uint64_t bytes_rom;
+	uint64_t bytes_device;
+	uint64_t bytes_external;
 };
 
 /**
@@ -3146,6 +3257,7 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 #define GMEM_TRANSFER_OMIT_PRIVATE (1ull << 3) /* save, restore: leave private memory out */
 #define GMEM_TRANSFER_LEAVE_REST (1ull << 4) /* restore: the VM may have more memory */
 #define GMEM_TRANSFER_VERIFY	(1ull << 5) /* restore: verify all of the image first */
+#define GMEM_TRANSFER_UNCHECKED	(1ull << 6) /* load, restore: do not check whether the memory fits */
 
 /* Number of tags that one transfer uses on the caller's ring */
 #define GMEM_TRANSFER_TAGS 64
@@ -3241,6 +3353,11 @@ struct gmem_transfer_result {
  * guest does not have yet, so they take no memory. Data in the page cache is
  * copied from there; the rest bypasses the page cache if the file system can.
  *
+ * Running out of memory would be no error, but kill: see gmem_vm_populate(). So the
+ * library makes the same checks as that call, before the first byte, for what the file
+ * has on its disk less what the guest's memory has already, and again before each 64
+ * MiB; of a pipe, only the latter. GMEM_TRANSFER_UNCHECKED leaves them out.
+ *
  * After a failure, the first data_bytes + zero_bytes of the range are loaded.
  *
  * Thread-safe. Source: read(2), preadv2(2), io_uring(7), open(2) with O_DIRECT,
@@ -3251,7 +3368,8 @@ struct gmem_transfer_result {
  * being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
  * arguments, -ESPIPE @offset is not 0 and @fd has no offsets, -EBADF @fd is not
  * open, or not for reading, -E2BIG options newer than the library, -EFAULT a
- * page cannot be reached, -ENOMEM, or the kernel's own errno from reading.
+ * page cannot be reached, -ENOMEM, also if the host has not the memory for it, or the
+ * kernel's own errno from reading.
  */
 GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
 			  uint64_t size, const struct gmem_transfer_opts *opts,
@@ -3358,7 +3476,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * The image decides how much is read, the VM how much memory that takes: at most
  * 1/256 of the VM's memory for the list of private ranges, 2 MiB for that of regions,
  * which are at most 65536, and the buffers. The call reads nothing from a pipe past
- * the end of the image.
+ * the end of the image. Whether the host has the memory is checked as for
+ * gmem_vm_load().
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *

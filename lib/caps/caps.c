@@ -12,6 +12,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/limit.h"
 #include "base/macros.h"
 #include "base/opts.h"
 #include "caps/probe_guest.h"
@@ -509,10 +510,11 @@ static void try_gmemfd(struct gmem_caps *caps, int vm_fd, struct gmem_probe_slot
 {
 	uint64_t flags = flags_to_try(caps);
 	int fd = gmem_kvm_create_gmemfd(vm_fd, gmem_sys_page_size(), flags);
+	char limit[GMEM_LIMIT_TEXT];
 
 	if (fd == -EMFILE || fd == -ENFILE || fd == -ENOMEM) {
-		say_unknown(caps, GMEM_CAP_CREATE, "no resources to try it with: %s",
-			    gmem_errno_name(fd));
+		gmem_limit_describe(fd, 0, limit);
+		say_unknown(caps, GMEM_CAP_CREATE, "no resources to try it with: %s", limit);
 		return;
 	}
 

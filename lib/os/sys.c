@@ -142,7 +142,7 @@ int gmem_sys_memfd(const char *name, unsigned int flags)
 
 int gmem_sys_resize(int fd, uint64_t size)
 {
-	if (size > gmem_sys_file_size_limit())
+	if (size > gmem_sys_limit(RLIMIT_FSIZE))
 		return -EFBIG;
 	return ftruncate(fd, (off_t)size) < 0 ? -errno : 0;
 }
@@ -410,6 +410,33 @@ int gmem_sys_read_file(const char *path, char *buf, size_t size)
 	return (int)n;
 }
 
+uint64_t gmem_sys_limit(int resource)
+{
+	struct rlimit limit;
+
+	if (getrlimit(resource, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY)
+		return UINT64_MAX;
+	return limit.rlim_cur;
+}
+
+int64_t gmem_sys_count_lines(const char *path)
+{
+	char text[4096];
+	int64_t lines = 0;
+	ssize_t n, i;
+	int fd = gmem_sys_open(path, O_RDONLY);
+
+	if (fd < 0)
+		return fd;
+	while ((n = read(fd, text, sizeof(text))) > 0)
+		for (i = 0; i < n; i++)
+			lines += text[i] == '\n';
+	if (n < 0)
+		lines = -errno;
+	gmem_sys_close(fd);
+	return lines;
+}
+
 int gmem_sys_fd_kind(int fd, struct gmem_fd_kind *ret)
 {
 	struct stat st;
@@ -423,6 +450,7 @@ int gmem_sys_fd_kind(int fd, struct gmem_fd_kind *ret)
 		.has_offsets = S_ISREG(st.st_mode) || S_ISBLK(st.st_mode),
 		.has_size = S_ISREG(st.st_mode),
 		.size = (uint64_t)st.st_size,
+		.allocated = (uint64_t)st.st_blocks * 512,
 		.appends = flags & O_APPEND,
 		.never_blocks = flags & O_NONBLOCK,
 		.access = access_of(flags),
@@ -492,15 +520,6 @@ int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *r
 int gmem_sys_datasync(int fd)
 {
 	return fdatasync(fd) < 0 ? -errno : 0;
-}
-
-uint64_t gmem_sys_file_size_limit(void)
-{
-	struct rlimit limit;
-
-	if (getrlimit(RLIMIT_FSIZE, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY)
-		return UINT64_MAX;
-	return limit.rlim_cur;
 }
 
 int gmem_sys_poll(int fd, short events, int milliseconds)

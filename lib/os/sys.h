@@ -155,6 +155,7 @@ struct gmem_fd_kind {
 	bool never_blocks;
 	struct gmem_fd_access access;
 	uint64_t size;
+	uint64_t allocated;	/* bytes on the disk, less than the size if there are holes */
 };
 
 int gmem_sys_file_size(int fd, uint64_t *ret);
@@ -164,6 +165,16 @@ int gmem_sys_filesystem_type(int fd, uint64_t *ret);
 int gmem_sys_fd_kind(int fd, struct gmem_fd_kind *ret);
 /* Reads the link /proc/self/fd/@fd: returns its length and terminates @buf. */
 int gmem_sys_fd_link(int fd, char *buf, size_t size);
+
+/* ---- limits ---- */
+
+/*
+ * Returns the soft limit RLIMIT_* of this process, or UINT64_MAX for none or if it cannot be
+ * asked. To write at or after RLIMIT_FSIZE may raise SIGXFSZ.
+ */
+uint64_t gmem_sys_limit(int resource);
+/* Counts the lines of a file of any length. */
+int64_t gmem_sys_count_lines(const char *path);
 
 /* ---- reading and writing ---- */
 
@@ -186,11 +197,6 @@ int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offse
 /* Finds the next data at or after @offset; -ENXIO if only a hole follows. */
 int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end);
 int gmem_sys_datasync(int fd);
-/*
- * Returns RLIMIT_FSIZE of this process, or UINT64_MAX for none or if it cannot be asked. A
- * request to write at or after it may raise SIGXFSZ.
- */
-uint64_t gmem_sys_file_size_limit(void);
 /* Waits for @events; -1 milliseconds means for ever. Returns 1 if ready, 0 if not. */
 int gmem_sys_poll(int fd, short events, int milliseconds);
 

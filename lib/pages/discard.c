@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/kind.h"
 #include "base/lock.h"
 #include "base/opts.h"
 #include "base/wait_budget.h"
@@ -93,9 +94,17 @@ static void shrink(struct work *work)
 	work->count = kept;
 }
 
+/* Which memory goes */
+static uint32_t uses_of(const struct work *work)
+{
+	return work->opts.flags & GMEM_DISCARD_ALL_KINDS ? 0 : GMEM_USE_DISCARD;
+}
+
 static int check_one(struct work *work, const struct gmem_gpa_range *range)
 {
-	int err = gmem_vm_check_memory(work->vm, range->gpa, range->size);
+	uint64_t bytes;
+	int err = gmem_vm_check_memory(work->vm, range->gpa, range->size, uses_of(work),
+				       "which only GMEM_DISCARD_ALL_KINDS gives back", &bytes);
 
 	if (err || work->opts.wait_ms)
 		return err;
@@ -144,8 +153,8 @@ static int discard_one(struct work *work, const struct gmem_gpa_range *range)
 
 	for (done = 0; done < range->size && !err; done += now) {
 		now = range->size - done < GMEM_SECTION_PIECE ? range->size - done : GMEM_SECTION_PIECE;
-		err = gmem_vm_each_section(work->vm, range->gpa + done, now, GMEM_CLAIM_EXCLUSIVE,
-					   &work->budget, discard_piece, work);
+		err = gmem_vm_each_section(work->vm, range->gpa + done, now, uses_of(work),
+					   GMEM_CLAIM_EXCLUSIVE, &work->budget, discard_piece, work);
 	}
 	GMEM_PROBE(discard, gmem_vm_number(work->vm), range->gpa, range->size, err);
 	return err;
@@ -200,7 +209,8 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
 
 	err = GMEM_COPY_OPTS(gmem_discard_opts, &work.opts, opts, reserved);
 	if (!err)
-		err = gmem_check_flags("flags", work.opts.flags, GMEM_DISCARD_INWARD);
+		err = gmem_check_flags("flags", work.opts.flags,
+				       GMEM_DISCARD_INWARD | GMEM_DISCARD_ALL_KINDS);
 	if (!err && work.opts.reserved)
 		err = gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", work.opts.reserved);
 	if (!err)

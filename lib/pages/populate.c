@@ -22,6 +22,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/kind.h"
 #include "base/lock.h"
 #include "base/macros.h"
 #include "base/opts.h"
@@ -29,9 +30,9 @@
 #include "nofault/nofault.h"
 #include "os/sys.h"
 #include "os/usdt.h"
-#include "pages/available.h"
 #include "pages/numa_thread.h"
 #include "pages/section.h"
+#include "region/available.h"
 #include "region/region.h"
 #include "region/region_memory.h"
 #include "region/vm_core.h"
@@ -46,9 +47,6 @@
 
 /* Retries of madvise() after -EINTR */
 #define MAX_INTERRUPTIONS 1000
-
-/* Page tables and the like take less than 1/256 of the memory they are for. */
-#define OVERHEAD_PART	256
 
 struct lane {
 	uint64_t next;	/* offset in the range of the next chunk; atomic */
@@ -82,11 +80,6 @@ struct worker {
 };
 
 /* ---- one section ---- */
-
-static uint64_t with_overhead(uint64_t size)
-{
-	return size + size / OVERHEAD_PART;
-}
 
 /*
  * For kernels before Linux 5.14. A compare-and-exchange of a byte with itself is a write
@@ -144,15 +137,9 @@ static int populate_mapped(const struct gmem_region *region,
 /* Check again before each section: others may have allocated memory meanwhile. */
 static int check_section_fits(const struct gmem_populate *job, const struct gmem_section *section)
 {
-	uint64_t bytes;
-
 	if (job->opts.flags & GMEM_POPULATE_UNCHECKED || !job->is_counting)
 		return 0;
-	if (gmem_region_memory_resident(section->region, section->side, section->offset,
-					section->size, &bytes))
-		return 0;
-	return bytes < section->size
-		       ? gmem_check_available_memory(with_overhead(section->size - bytes)) : 0;
+	return gmem_region_check_fits(section->region, section->side, section->offset, section->size);
 }
 
 static int populate_section(void *data, const struct gmem_section *section)
@@ -181,6 +168,12 @@ static int populate_section(void *data, const struct gmem_section *section)
 				 section->region->gpa.start + section->offset, section->size,
 				 gmem_errno_name(err));
 	return 0;
+}
+
+/* Which memory is populated */
+static uint32_t uses_of(const struct gmem_populate *job)
+{
+	return job->opts.flags & GMEM_POPULATE_ALL_KINDS ? 0 : GMEM_USE_POPULATE;
 }
 
 /* ---- chunks and lanes ---- */
@@ -256,8 +249,9 @@ static void run_lane(struct worker *worker, struct lane *lane)
 	int err;
 
 	while (may_go_on(job) && take_chunk(job, lane, &start, &size)) {
-		err = gmem_vm_each_section(job->vm, job->gpa + start, size, GMEM_CLAIM_SHARED,
-					   &worker->budget, populate_section, worker);
+		err = gmem_vm_each_section(job->vm, job->gpa + start, size, uses_of(job),
+					   GMEM_CLAIM_SHARED, &worker->budget, populate_section,
+					   worker);
 		if (err)
 			stop(job, err);
 		else
@@ -326,10 +320,11 @@ static void make_lanes(struct gmem_populate *job)
 /* Make all checks that are possible before the first page is populated. */
 static int prepare(struct gmem_populate *job)
 {
-	uint64_t need = job->size;
+	uint64_t need;
 	int err;
 
-	err = gmem_vm_check_memory(job->vm, job->gpa, job->size);
+	err = gmem_vm_check_memory(job->vm, job->gpa, job->size, uses_of(job),
+				   "which only GMEM_POPULATE_ALL_KINDS populates", &need);
 	if (err)
 		return err;
 
@@ -343,14 +338,15 @@ static int prepare(struct gmem_populate *job)
 	/* The count can exceed the size if pages came and went while it was taken. */
 	if (job->is_counting)
 		need = job->before < need ? need - job->before : 0;
-	return need ? gmem_check_available_memory(with_overhead(need)) : 0;
+	return gmem_check_memory_fits(need);
 }
 
 static int check_opts(const struct gmem_populate_opts *opts)
 {
 	int err;
 
-	err = gmem_check_flags("flags", opts->flags, GMEM_POPULATE_RESERVE | GMEM_POPULATE_UNCHECKED);
+	err = gmem_check_flags("flags", opts->flags, GMEM_POPULATE_RESERVE | GMEM_POPULATE_UNCHECKED |
+			       GMEM_POPULATE_ALL_KINDS);
 	if (err)
 		return err;
 	if (opts->reserved)

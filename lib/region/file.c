@@ -14,6 +14,7 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "base/interval_tree.h"
+#include "base/limit.h"
 #include "base/opts.h"
 #include "caps/probe_slot.h"
 #include "os/kvm.h"
@@ -63,11 +64,10 @@ static int create(const struct gmem_vm_identity *vm, uint64_t size, uint64_t fla
 
 	fd = gmem_kvm_create_gmemfd(vm->asked, size, flags);
 	if (fd < 0)
-		return gmem_fail(fd,
-				 "VM fd %d refuses a guest_memfd of 0x%" PRIx64
-				 " bytes with create flags 0x%" PRIx64 ": %s%s",
-				 vm->number, size, flags, gmem_errno_name(fd),
-				 fd == -EIO ? ", the VM is another process's, or dead" : "");
+		return gmem_fail_by_limit(fd, 0, "VM fd %d refuses a guest_memfd of 0x%" PRIx64
+					  " bytes with create flags 0x%" PRIx64 "%s",
+					  vm->number, size, flags,
+					  fd == -EIO ? ", being another process's, or dead" : "");
 
 	err = gmem_sys_set_cloexec(fd);
 	if (err) {
@@ -211,8 +211,7 @@ static int find_create_flags(int fd, uint64_t *ret)
 	if (err == -ENODEV)
 		return 0;
 	if (err)
-		return gmem_fail(err, "fd %d cannot be mapped to find its create flags: %s", fd,
-				 gmem_errno_name(err));
+		return gmem_fail_by_limit(err, page, "fd %d cannot be mapped to find its create flags", fd);
 
 	*ret = GMEM_CREATE_MMAP;
 	err = gmem_sys_madvise(hva, page, MADV_POPULATE_READ);
@@ -280,7 +279,7 @@ static int adopt(struct gmem_vm_identity *vm, int gmemfd, const struct gmem_adop
 	fd = gmem_sys_dup(gmemfd);
 	if (fd < 0) {
 		free_file(file);
-		return gmem_fail(fd, "fd %d cannot be duplicated: %s", gmemfd, gmem_errno_name(fd));
+		return gmem_fail_by_limit(fd, 0, "fd %d cannot be duplicated", gmemfd);
 	}
 
 	file->fd = fd;

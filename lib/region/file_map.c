@@ -9,6 +9,7 @@
 
 #include "gmem.h"
 #include "base/error.h"
+#include "base/limit.h"
 #include "base/lock.h"
 #include "base/macros.h"
 #include "os/sys.h"
@@ -222,8 +223,8 @@ static int fail_to_map(uint64_t offset, uint64_t size, const struct gmem_place *
 	if (err == -EEXIST)
 		return gmem_fail(err, "something is mapped between hva 0x%" PRIx64 " and 0x%" PRIx64,
 				 address(place->hva), address(place->hva) + size);
-	return gmem_fail(err, "offset 0x%" PRIx64 ", 0x%" PRIx64 " bytes, cannot be mapped: %s",
-			 offset, size, gmem_errno_name(err));
+	return gmem_fail_by_limit(err, size, "offset 0x%" PRIx64 ", 0x%" PRIx64
+				  " bytes, cannot be mapped", offset, size);
 }
 
 static int prot_of(const struct gmem_place *place)

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "base/limit.h"
 #include "region/file.h"
 
 /* Linux 6.3; older headers do not name it */
@@ -64,9 +65,9 @@ int gmem_host_file_make(uint64_t size, uint64_t huge_page, struct gmem_host_file
 
 	fd = make_memfd(huge_page);
 	if (fd < 0)
-		return gmem_fail(fd, "no memfd%s with pages of 0x%" PRIx64 " bytes: %s",
-				 huge_page ? " of hugetlb" : "", huge_page ? huge_page : gmem_sys_page_size(),
-				 gmem_errno_name(fd));
+		return gmem_fail_by_limit(fd, 0, "no memfd%s with pages of 0x%" PRIx64 " bytes",
+					  huge_page ? " of hugetlb" : "",
+					  huge_page ? huge_page : gmem_sys_page_size());
 
 	err = fill_in(fd, size, &facts);
 	if (err)
@@ -128,7 +129,7 @@ int gmem_host_file_adopt(struct gmem_host_file **list, int fd, uint64_t offset, 
 
 	copy = gmem_sys_dup(fd);
 	if (copy < 0)
-		return gmem_fail(copy, "memory_fd %d cannot be duplicated: %s", fd, gmem_errno_name(copy));
+		return gmem_fail_by_limit(copy, 0, "memory_fd %d cannot be duplicated", fd);
 
 	err = new_handle(copy, &facts, ret);
 	if (err) {

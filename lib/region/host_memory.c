@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/limit.h"
 #include "base/macros.h"
 #include "base/opts.h"
 #include "os/sys.h"
@@ -53,8 +54,8 @@ static int find_huge_page(uint64_t *ret)
 
 	fd = gmem_sys_memfd("gmem-host", MFD_HUGETLB);
 	if (fd < 0)
-		return gmem_fail(fd, "the kernel says no size of huge pages: a memfd of hugetlb is refused: %s",
-				 gmem_errno_name(fd));
+		return gmem_fail_by_limit(fd, 0, "the kernel says no size of huge pages: a memfd of hugetlb "
+					  "is refused");
 	err = gmem_sys_facts(fd, &facts);
 	gmem_sys_close(fd);
 	if (err)
@@ -233,8 +234,7 @@ static int fail_to_pin(uint64_t huge_page, uint64_t size, int err)
 		return gmem_fail(err, "0x%" PRIx64 " bytes of host memory cannot be had in huge pages of 0x%"
 				 PRIx64 " bytes: there are too few (vm.nr_hugepages): %s", size,
 				 huge_page, gmem_errno_name(err));
-	return gmem_fail(err, "0x%" PRIx64 " bytes of host memory cannot be had: %s", size,
-			 gmem_errno_name(err));
+	return gmem_fail_by_limit(err, size, "0x%" PRIx64 " bytes of host memory cannot be had", size);
 }
 
 static int huge_flags(uint64_t huge_page)

@@ -13,6 +13,7 @@
 #include "caps/plan.h"
 #include "os/sys.h"
 #include "region/file.h"
+#include "region/host_mapping.h"
 #include "region/kept_log.h"
 #include "region/slots.h"
 
@@ -136,8 +137,8 @@ static int check_memory_fd(const struct gmem_region_params *params, uint64_t siz
 {
 	const struct gmem_region_opts *opts = &params->opts;
 
-	if (opts->reserved2)
-		return gmem_fail(-EINVAL, "reserved2 is %" PRIu32 ", not 0", opts->reserved2);
+	if (opts->reserved)
+		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", opts->reserved);
 	if (opts->flags & GMEM_REGION_MEMORY_FD)
 		return gmem_check_range_within("memory offset", opts->memory_offset, size, INT64_MAX,
 					       "the largest file");
@@ -185,8 +186,48 @@ static int check_device(const struct gmem_region_params *params)
 	const struct gmem_region_opts *opts = &params->opts;
 
 	if (opts->flags != GMEM_REGION_DEVICE || opts->plan || opts->file || opts->file_offset ||
-	    opts->align || opts->memory || opts->memory_fd || opts->memory_offset)
+	    opts->align || opts->memory || opts->memory_fd || opts->memory_offset || opts->kind ||
+	    opts->identity)
 		return gmem_fail(-EINVAL, "a device's range has no memory, so no other option");
+	return 0;
+}
+
+/*
+ * What nobody named. If the kernel does not tell whether it is a device's, it is not taken
+ * for one: what is left out of images by mistake is lost.
+ */
+static uint32_t find_kind(const struct gmem_region_params *params, uint64_t size)
+{
+	const struct gmem_region_opts *opts = &params->opts;
+	bool is_device = false;
+
+	if (opts->flags & GMEM_REGION_HVA &&
+	    gmem_backing_traits(params->plan->backing)->hva_source == GMEM_HVA_MEMORY &&
+	    gmem_host_mapping_find_device(opts->hva, size, &is_device) == 0 && is_device)
+		return GMEM_KIND_DEVICE;
+	return opts->flags & GMEM_REGION_READONLY ? GMEM_KIND_ROM : GMEM_KIND_RAM;
+}
+
+/* Fill in the kind, and check that there can be such memory with this plan. */
+static int settle_kind(struct gmem_region_params *params, uint64_t size)
+{
+	const struct gmem_backing_traits *backing = gmem_backing_traits(params->plan->backing);
+	struct gmem_region_opts *opts = &params->opts;
+	const struct gmem_kind_traits *kind;
+
+	if (opts->kind >= GMEM_KINDS)
+		return gmem_fail(-EINVAL, "%" PRIu32 " is no kind of memory", opts->kind);
+	if (opts->kind == GMEM_KIND_DEFAULT)
+		opts->kind = find_kind(params, size);
+
+	kind = gmem_kind_traits(opts->kind);
+	if (kind->is_callers &&
+	    (!(opts->flags & GMEM_REGION_HVA) || backing->hva_source != GMEM_HVA_MEMORY))
+		return gmem_fail(-EINVAL, "memory of kind \"%s\" is yours: it needs GMEM_REGION_HVA, and a "
+				 "backing without a guest_memfd, not \"%s\"", kind->name, backing->name);
+	if (kind->is_never_private && backing->attributes != GMEM_ATTRIBUTES_NONE)
+		return gmem_fail(-EINVAL, "memory of kind \"%s\" is never private, which backing \"%s\" is for",
+				 kind->name, backing->name);
 	return 0;
 }
 
@@ -195,14 +236,11 @@ int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 {
 	int err;
 
-	err = GMEM_COPY_OPTS(gmem_region_opts, &params->opts, user_opts, reserved);
+	err = GMEM_COPY_OPTS(gmem_region_opts, &params->opts, user_opts, kind);
 	if (!err)
 		err = gmem_check_flags("flags", params->opts.flags, ALL_FLAGS);
 	if (err)
 		return err;
-
-	if (params->opts.reserved)
-		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", params->opts.reserved);
 
 	err = gmem_region_check_gpa(vm, gpa, size);
 	if (!err && params->opts.flags & GMEM_REGION_DEVICE)
@@ -219,7 +257,7 @@ int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		err = check_memory(params, size);
 	if (!err)
 		err = check_keep(params);
-	return err;
+	return err ? err : settle_kind(params, size);
 }
 
 /* ---- what a region is made of ---- */
@@ -422,6 +460,8 @@ int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		.congruent = params->opts.flags & GMEM_REGION_CONGRUENT,
 		.hva_chosen = params->opts.flags & AT_HVA,
 		.is_device = params->opts.flags & GMEM_REGION_DEVICE,
+		.kind = params->opts.kind,
+		.identity = params->opts.identity,
 	};
 	if (!region->is_device) {
 		region->backing = params->plan->backing;
@@ -543,6 +583,8 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 		.align = region->align,
 		.slot = region->slot,
 		.backing = region->backing,
+		.kind = region->kind,
+		.identity = region->identity,
 		.congruent = region->congruent,
 		.hva_chosen = region->hva_chosen,
 		.borrows_memory = region->borrows_memory,
@@ -758,6 +800,16 @@ GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region)
 GMEM_API uint32_t gmem_region_backing(const struct gmem_region *region)
 {
 	return region ? region->backing : GMEM_BACKING_NONE;
+}
+
+GMEM_API uint32_t gmem_region_kind(const struct gmem_region *region)
+{
+	return region ? region->kind : GMEM_KIND_DEFAULT;
+}
+
+GMEM_API uint64_t gmem_region_identity(const struct gmem_region *region)
+{
+	return region ? region->identity : 0;
 }
 
 GMEM_API struct gmem_file *gmem_region_file(const struct gmem_region *region,

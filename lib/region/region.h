@@ -15,6 +15,7 @@
 #include "gmem.h"
 #include "base/backing.h"
 #include "base/counters.h"
+#include "base/kind.h"
 #include "base/range_map.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
@@ -59,6 +60,8 @@ struct gmem_region {
 	uint32_t slot;
 	uint32_t slot_flags;
 	uint32_t backing;
+	uint32_t kind;			/* GMEM_KIND_DEFAULT: a device's range, without memory */
+	uint64_t identity;
 	bool congruent;
 	bool hva_chosen;		/* by the caller, with GMEM_REGION_HVA or _RESERVED */
 	bool borrows_memory;		/* the host memory is the caller's mapping */
@@ -84,6 +87,12 @@ static inline const struct gmem_backing_traits *gmem_region_traits(const struct 
 static inline bool gmem_region_is_read_only(const struct gmem_region *region)
 {
 	return __atomic_load_n(&region->slot_flags, __ATOMIC_RELAXED) & KVM_MEM_READONLY;
+}
+
+/* Memory of the region's kind takes part in all of @uses. */
+static inline bool gmem_region_has_use(const struct gmem_region *region, uint32_t uses)
+{
+	return gmem_kind_has(region->kind, uses);
 }
 
 /* Count for the region and for its VM. */

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "base/limit.h"
 #include "base/lock.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
@@ -48,8 +49,7 @@ static int make(int vm_fd, struct gmem_vm_identity **ret)
 	fd = gmem_sys_dup(vm_fd);
 	if (fd < 0) {
 		free(identity);
-		return gmem_fail(fd, "VM fd %d cannot be duplicated: %s", vm_fd,
-				 gmem_errno_name(fd));
+		return gmem_fail_by_limit(fd, 0, "VM fd %d cannot be duplicated", vm_fd);
 	}
 
 	*identity = (struct gmem_vm_identity){

@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/limit.h"
 #include "base/lock.h"
 #include "base/opts.h"
 #include "os/sys.h"
@@ -35,7 +36,7 @@ static int open_fds(struct gmem_export *exporter)
 
 	exporter->event = gmem_sys_event_new();
 	if (exporter->event < 0)
-		return gmem_fail(exporter->event, "no event fd: %s", gmem_errno_name(exporter->event));
+		return gmem_fail_by_limit(exporter->event, 0, "no event fd");
 
 	err = exporter->timer = gmem_sys_timer_new();
 	if (err < 0)
@@ -56,7 +57,7 @@ close_timer:
 	gmem_sys_close(exporter->timer);
 close_event:
 	gmem_sys_close(exporter->event);
-	return gmem_fail(err, "no timer or epoll fd: %s", gmem_errno_name(err));
+	return gmem_fail_by_limit(err, 0, "no timer or epoll fd");
 }
 
 static void close_fds(struct gmem_export *exporter)

@@ -9,6 +9,7 @@
 
 #include "base/backing.h"
 #include "base/error.h"
+#include "base/limit.h"
 #include "base/macros.h"
 #include "os/sys.h"
 #include "region/file.h"
@@ -147,8 +148,7 @@ int gmem_callers_memory_add(struct gmem_range_map *map, const void *hva, uint64_
 		.can_change = (file->seals & fixing) != fixing,
 	};
 	if (memory->fd < 0) {
-		err = gmem_fail(memory->fd, "fd %d cannot be duplicated: %s", fd,
-				gmem_errno_name(memory->fd));
+		err = gmem_fail_by_limit(memory->fd, 0, "fd %d cannot be duplicated", fd);
 		goto free_memory;
 	}
 

@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/limit.h"
 #include "base/lock.h"
 #include "base/macros.h"
 #include "base/opts.h"
@@ -239,7 +240,7 @@ static int begin_map(struct gmem_import *import, const struct gmem_message *mess
 		return gmem_fail(-EPROTO, "id %" PRIu64 " at gpa 0x%" PRIx64 ", 0x%" PRIx64
 				 " bytes, is there already", message->id, message->gpa, message->size);
 	if (fd < 0)
-		return gmem_fail(-EMFILE, "a file did not arrive: this process has no number left for it");
+		return gmem_fail_by_limit(-EMFILE, 0, "a file did not arrive, this process has no number left for it");
 
 	err = check_room(import, message->size);
 	if (!err)
@@ -680,8 +681,7 @@ static int open_fds(struct gmem_import *import, int sock)
 
 	import->sock = gmem_sys_dup(sock);
 	if (import->sock < 0)
-		return gmem_fail(import->sock, "fd %d cannot be duplicated: %s", sock,
-				 gmem_errno_name(import->sock));
+		return gmem_fail_by_limit(import->sock, 0, "fd %d cannot be duplicated", sock);
 
 	err = import->event = gmem_sys_event_new();
 	if (err < 0)
@@ -700,7 +700,7 @@ close_event:
 	gmem_sys_close(import->event);
 close_sock:
 	gmem_sys_close(import->sock);
-	return gmem_fail(err, "no event fd or epoll fd: %s", gmem_errno_name(err));
+	return gmem_fail_by_limit(err, 0, "no event fd or epoll fd");
 }
 
 static void close_fds(struct gmem_import *import)

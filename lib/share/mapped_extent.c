@@ -9,6 +9,7 @@
 #include "gmem.h"
 #include "base/bits.h"
 #include "base/error.h"
+#include "base/limit.h"
 #include "os/sys.h"
 #include "region/file_map.h"
 #include "region/page_states.h"
@@ -40,8 +41,7 @@ static int map(struct gmem_mapped_extent *extent, int fd)
 	err = gmem_sys_mmap(NULL, size, prot_of(extent), MAP_SHARED | MAP_NORESERVE, fd,
 			    region->file_offset, &hva);
 	if (err)
-		return gmem_fail(err, "0x%" PRIx64 " bytes of a file cannot be mapped: %s", size,
-				 gmem_errno_name(err));
+		return gmem_fail_by_limit(err, size, "0x%" PRIx64 " bytes of a file cannot be mapped", size);
 
 	region->hva = (struct gmem_range){ .start = (uintptr_t)hva, .size = size };
 	gmem_maps_pin_mapped(hva, size, &region->pin);

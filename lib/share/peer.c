@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/limit.h"
 #include "base/lock.h"
 #include "base/opts.h"
 #include "os/sys.h"
@@ -91,8 +92,7 @@ static int add_to_export(struct gmem_peer *peer, int sock)
 
 	peer->sock = gmem_sys_dup(sock);
 	if (peer->sock < 0)
-		return gmem_fail(peer->sock, "fd %d cannot be duplicated: %s", sock,
-				 gmem_errno_name(peer->sock));
+		return gmem_fail_by_limit(peer->sock, 0, "fd %d cannot be duplicated", sock);
 
 	err = gmem_sys_epoll_watch(exporter->epoll, peer->sock, EPOLLIN, true);
 	if (err) {

@@ -8,8 +8,10 @@
 #include <poll.h>
 #include <stddef.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include "base/error.h"
+#include "base/limit.h"
 #include "os/ring.h"
 
 #define HUGE_PAGE ((uint64_t)2 << 20)
@@ -69,8 +71,8 @@ static int map_staging(struct gmem_io *io)
 	err = gmem_sys_mmap(NULL, io->staging_size, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, &io->staging);
 	if (err)
-		return gmem_fail(err, "no memory for %" PRIu32 " buffers of 1 MiB: %s", io->depth,
-				 gmem_errno_name(err));
+		return gmem_fail_by_limit(err, io->staging_size, "no memory for %" PRIu32 " buffers of 1 MiB",
+					  io->depth);
 
 	start = ((uintptr_t)io->staging + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
 	gmem_sys_madvise((void *)(uintptr_t)start, need, MADV_HUGEPAGE);
@@ -279,7 +281,7 @@ static int queue_request(struct gmem_io *io, const struct gmem_ring_request *req
 /* Check RLIMIT_FSIZE, which others may change at any time. */
 static bool is_over_limit(struct gmem_io *io, uint64_t end)
 {
-	uint64_t limit = io->limited ? gmem_sys_file_size_limit() : UINT64_MAX;
+	uint64_t limit = io->limited ? gmem_sys_limit(RLIMIT_FSIZE) : UINT64_MAX;
 
 	io->limit = limit;
 	io->limited_end = end > limit ? end : 0;

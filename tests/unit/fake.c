@@ -729,6 +729,21 @@ int gmem_sys_read_file(const char *path, char *buf, size_t size)
 	return leave(ret);
 }
 
+int64_t gmem_sys_count_lines(const char *path)
+{
+	int64_t lines = 0;
+	char text[4096];
+	int ret;
+
+	enter();
+	ret = attempt(FAKE_READ_FILE);
+	if (!ret)
+		ret = do_read_file(path, text, sizeof(text));
+	for (int i = 0; i < ret; i++)
+		lines += text[i] == '\n';
+	return leave(ret < 0 ? ret : (int)lines);
+}
+
 int gmem_sys_try_io_uring(void)
 {
 	int err;
@@ -872,7 +887,7 @@ void fake_boot_kernel(const struct fake_kernel *row)
 	kernel.files_are_cached = false;
 	kernel.ring_entries = 0;
 	kernel.orphan_count = 0;
-	kernel.max_file_size = UINT64_MAX;
+	memset(kernel.limits, 0xff, sizeof(kernel.limits));
 	kernel.last_random = 0;
 	kernel.direct = FAKE_DIRECT_NEVER;
 	membarrier_refusal = 0;

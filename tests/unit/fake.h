@@ -236,7 +236,8 @@ bool fake_queue_foreign(void);
 void fake_cache_files(void);
 
 /* From now on RLIMIT_FSIZE is @limit; at first there is none, which is UINT64_MAX. */
-void fake_limit_file_size(uint64_t limit);
+/* A limit of the process, RLIMIT_*; UINT64_MAX, as at first: none */
+void fake_set_limit(int resource, uint64_t limit);
 
 /* The processors threads may use; those the last call took, and if this thread made it */
 void fake_set_cpus(uint64_t cpus);

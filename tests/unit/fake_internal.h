@@ -3,6 +3,8 @@
 #ifndef GMEM_FAKE_INTERNAL_H
 #define GMEM_FAKE_INTERNAL_H
 
+#include <sys/resource.h>
+
 #include "fake.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
@@ -118,7 +120,7 @@ struct fake_state {
 	bool races;			/* a page is touched just before mbind() */
 	uint8_t node;			/* node of pages that are touched, or allocated without a policy */
 	uint64_t io_most;
-	uint64_t max_file_size;		/* RLIMIT_FSIZE */
+	uint64_t limits[RLIM_NLIMITS];	/* RLIMIT_*; see fake_set_limit() */
 	bool files_are_cached;
 	uint32_t ring_entries;		/* of the caller's ring; 0: the most there are */
 	uintptr_t orphans[64];		/* buffers of requests whose ring was closed */

@@ -77,6 +77,7 @@ int gmem_sys_fd_kind(int fd, struct gmem_fd_kind *ret)
 		.has_offsets = S_ISREG(st.st_mode) || S_ISBLK(st.st_mode),
 		.has_size = S_ISREG(st.st_mode),
 		.size = (uint64_t)st.st_size,
+		.allocated = (uint64_t)st.st_blocks * 512,
 		.appends = flags & O_APPEND,
 		.never_blocks = flags & O_NONBLOCK,
 		.access = real_access(fd),
@@ -118,7 +119,7 @@ static int64_t do_transfer(const struct gmem_ring_request *r)
 	uint64_t size = capped(r->size);
 	ssize_t n;
 
-	if (writing && r->offset != GMEM_NO_OFFSET && r->offset + r->size > kernel.max_file_size)
+	if (writing && r->offset != GMEM_NO_OFFSET && r->offset + r->size > kernel.limits[RLIMIT_FSIZE])
 		complain("a write raises SIGXFSZ, at MiB", (int)(r->offset >> 20));
 
 	if (breaks_direct_rules(r->fd, r->buf, r->size, r->offset))
@@ -183,9 +184,9 @@ int gmem_sys_datasync(int fd)
 	return err ? err : fdatasync(fd) < 0 ? -errno : 0;
 }
 
-uint64_t gmem_sys_file_size_limit(void)
+uint64_t gmem_sys_limit(int resource)
 {
-	return kernel.max_file_size;
+	return kernel.limits[resource];
 }
 
 int gmem_sys_poll(int fd, short events, int milliseconds)
@@ -435,9 +436,9 @@ void fake_set_direct(enum fake_direct direct)
 	kernel.direct = direct;
 }
 
-void fake_limit_file_size(uint64_t limit)
+void fake_set_limit(int resource, uint64_t limit)
 {
-	kernel.max_file_size = limit;
+	kernel.limits[resource] = limit;
 }
 
 void fake_cache_files(void)

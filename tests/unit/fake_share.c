@@ -105,7 +105,7 @@ int gmem_sys_resize(int fd, uint64_t size)
 
 	enter();
 	err = attempt(FAKE_RESIZE);
-	if (!err && size > kernel.max_file_size)
+	if (!err && size > kernel.limits[RLIMIT_FSIZE])
 		err = -EFBIG;
 	if (!err && ftruncate(fd, (off_t)size) < 0)
 		err = -errno;

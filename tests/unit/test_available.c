@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "pages/available.h"
+#include "region/available.h"
 #include "unit.h"
 
 #define MIB	((uint64_t)1 << 20)
@@ -140,6 +140,19 @@ static void endless_paths_are_no_limit(void **state)
 	end();
 }
 
+static void group_that_would_be_put_to_sleep_has_no_more(void **state)
+{
+	(void)state;
+	begin_v2();
+	fake_set_file("/sys/fs/cgroup/outer/inner/memory.high", "62914560\n");
+	assert_ok(gmem_check_available_memory(30 * MIB));
+	assert_refused(-ENOMEM, "memory.high of /sys/fs/cgroup/outer/inner is 0x3c00000, 0x2800000",
+		       gmem_check_available_memory(30 * MIB + 1));
+	fake_set_file("/sys/fs/cgroup/outer/inner/memory.high", "max\n");
+	assert_ok(gmem_check_available_memory(70 * MIB));
+	end();
+}
+
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(unknown_numbers_set_no_limit),
 	cmocka_unit_test(machine_has_what_is_available),
@@ -148,6 +161,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(cgroup_over_its_limit_has_nothing),
 	cmocka_unit_test(cgroups_of_the_first_version_count_too),
 	cmocka_unit_test(unified_hierarchy_may_stand_beside_the_first_version),
+	cmocka_unit_test(group_that_would_be_put_to_sleep_has_no_more),
 	cmocka_unit_test(endless_paths_are_no_limit),
 };
 

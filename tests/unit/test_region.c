@@ -394,9 +394,9 @@ static void add_rejects_bad_options(void **state)
 	opts.flags = GMEM_REGION_KEEP_STATE;
 	REFUSED(-EINVAL, "no state to keep");
 	opts.flags = 0;
-	opts.reserved = 9;
+	opts.kind = 9;
 	REFUSED(-EINVAL, "9");
-	opts.reserved = 0;
+	opts.kind = 0;
 	opts.file_offset = unit.page;
 	REFUSED(-EINVAL, "without a file");
 	opts.file_offset = 0;

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -347,7 +348,7 @@ static void no_write_ends_past_the_limit_of_files(void **state)
 		for (size_t k = 0; k < ARRAY_SIZE(limits); k++) {
 			char number[32];
 
-			fake_limit_file_size(limits[k]);
+			fake_set_limit(RLIMIT_FSIZE, limits[k]);
 			/* whether it waits or not, as often as it is asked */
 			for (int wait = 3; wait >= 0; wait--)
 				assert_int_equal(run(transfer, wait % 2), -EFBIG);
@@ -362,7 +363,7 @@ static void no_write_ends_past_the_limit_of_files(void **state)
 				assert_non_null(strstr(gmem_last_error(), number));
 			assert_true((uint64_t)lseek(g.fd, 0, SEEK_END) <= limits[k]);
 		}
-		fake_limit_file_size(UINT64_MAX);
+		fake_set_limit(RLIMIT_FSIZE, UINT64_MAX);
 		assert_ok(run(transfer, 1));
 		assert_ok(gmem_transfer_free(transfer));
 		check_image(&g);
@@ -377,7 +378,7 @@ static void no_write_ends_past_the_limit_of_files(void **state)
 		save_with(&g, engines[i], &transfer);
 		assert_ok(run(transfer, 1));
 		assert_ok(gmem_transfer_free(transfer));
-		fake_limit_file_size(1);
+		fake_set_limit(RLIMIT_FSIZE, 1);
 		check_image(&g);
 		end(&g);
 	}

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "pages/available.h"
+#include "region/available.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -9,59 +9,31 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/kernel_number.h"
 #include "os/sys.h"
+#include "region/region_memory.h"
 
 /* File names of one version of the memory controller */
 struct controller {
 	const char *mounts[2];
-	const char *limit;
+	const char *limits[2];
 	const char *usage;
 	const char *reclaimable;	/* a line of memory.stat */
 };
 
 static const struct controller v2 = {
 	.mounts = { "/sys/fs/cgroup", "/sys/fs/cgroup/unified" },
-	.limit = "memory.max",
+	.limits = { "memory.max", "memory.high" },
 	.usage = "memory.current",
 	.reclaimable = "\ninactive_file ",
 };
 
 static const struct controller v1 = {
 	.mounts = { "/sys/fs/cgroup/memory", NULL },
-	.limit = "memory.limit_in_bytes",
+	.limits = { "memory.limit_in_bytes", NULL },
 	.usage = "memory.usage_in_bytes",
 	.reclaimable = "\ntotal_inactive_file ",
 };
-
-/* ---- small files with numbers in them ---- */
-
-/* Find the number after @label in @text; false if there is none, as after "max". */
-static bool number_after(const char *text, const char *label, uint64_t *ret)
-{
-	const char *at = strstr(text, label);
-	char *end;
-
-	if (!at)
-		return false;
-	at += strlen(label);
-	at += strspn(at, " \t");
-	if (*at < '0' || *at > '9')
-		return false;
-
-	*ret = strtoull(at, &end, 10);
-	return true;
-}
-
-static bool read_number(const char *directory, const char *name, const char *label, uint64_t *ret)
-{
-	/* A newline in front, so that a label can begin with one. */
-	char path[4096 + 64], text[8192] = "\n";
-
-	if ((size_t)snprintf(path, sizeof(path), "%s/%s", directory, name) >= sizeof(path))
-		return false;
-	return gmem_sys_read_file(path, text + 1, sizeof(text) - 1) > 0 &&
-	       number_after(text, label, ret);
-}
 
 /* ---- the machine ---- */
 
@@ -70,7 +42,7 @@ static int check_machine(uint64_t need)
 	uint64_t available;
 
 	/* Without /proc there is no number to compare with. */
-	if (!read_number("/proc", "meminfo", "\nMemAvailable:", &available))
+	if (!gmem_kernel_number("/proc", "meminfo", "\nMemAvailable:", &available))
 		return 0;
 
 	available *= 1024;
@@ -83,19 +55,20 @@ static int check_machine(uint64_t need)
 
 /* ---- memory cgroups ---- */
 
-static int check_group(const struct controller *controller, const char *directory, uint64_t need)
+static int check_limit(const struct controller *controller, const char *directory,
+		       const char *name, uint64_t need)
 {
 	uint64_t limit, usage, reclaimable = 0, left;
 	size_t length = strlen(directory);
 
-	if (!read_number(directory, controller->limit, "\n", &limit) ||
-	    !read_number(directory, controller->usage, "\n", &usage))
+	if (!name || !gmem_kernel_number(directory, name, "\n", &limit) ||
+	    !gmem_kernel_number(directory, controller->usage, "\n", &usage))
 		return 0;
 
 	/* Page cache counts as used, but the kernel reclaims it before it gives up. */
 	left = limit > usage ? limit - usage : 0;
 	if (need > left &&
-	    read_number(directory, "memory.stat", controller->reclaimable, &reclaimable))
+	    gmem_kernel_number(directory, "memory.stat", controller->reclaimable, &reclaimable))
 		left += reclaimable;
 	if (need <= left)
 		return 0;
@@ -103,8 +76,15 @@ static int check_group(const struct controller *controller, const char *director
 	return gmem_fail(-ENOMEM,
 			 "0x%" PRIx64 " bytes more do not fit: %s of %s%.100s is 0x%" PRIx64
 			 ", 0x%" PRIx64 " are in use, 0x%" PRIx64 " of them can be reclaimed",
-			 need, controller->limit, length > 100 ? "..." : "",
+			 need, name, length > 100 ? "..." : "",
 			 directory + (length > 100 ? length - 100 : 0), limit, usage, reclaimable);
+}
+
+static int check_group(const struct controller *controller, const char *directory, uint64_t need)
+{
+	int err = check_limit(controller, directory, controller->limits[0], need);
+
+	return err ? err : check_limit(controller, directory, controller->limits[1], need);
 }
 
 /* Check this process's cgroup and all above. One that cannot be read sets no limit. */
@@ -172,4 +152,25 @@ int gmem_check_available_memory(uint64_t need)
 	int err = check_machine(need);
 
 	return err ? err : check_cgroups(need);
+}
+
+/* ---- guest memory ---- */
+
+/* Page tables and the like take less than 1/256 of the memory they are for. */
+#define OVERHEAD_PART 256
+
+int gmem_check_memory_fits(uint64_t size)
+{
+	return size ? gmem_check_available_memory(size + size / OVERHEAD_PART) : 0;
+}
+
+int gmem_region_check_fits(const struct gmem_region *region, uint32_t side, uint64_t offset,
+			   uint64_t size)
+{
+	uint64_t bytes;
+
+	if (gmem_region_memory_resident(region, side, offset, size, &bytes))
+		return 0;
+	/* The count can exceed the size if pages came and went while it was taken. */
+	return gmem_check_memory_fits(bytes < size ? size - bytes : 0);
 }

@@ -11,11 +11,22 @@
 
 #include <stdint.h>
 
+struct gmem_region;
+
 /*
  * Returns -ENOMEM, with the numbers, if @need bytes more do not fit into MemAvailable or
- * into the memory cgroup of this process or one above it. A file that cannot be read sets
+ * into the memory cgroup of this process or one above it: below memory.max, where the kernel
+ * kills, and memory.high, where it puts processes to sleep. A file that cannot be read sets
  * no limit.
  */
 int gmem_check_available_memory(uint64_t need);
+/* The same for @size bytes of guest memory, with the page tables and the like that they take */
+int gmem_check_memory_fits(uint64_t size);
+/*
+ * The same for what is missing of a range of a region; GMEM_SIDE_*, @offset from its start. What
+ * cannot be counted sets no limit.
+ */
+int gmem_region_check_fits(const struct gmem_region *region, uint32_t side, uint64_t offset,
+			   uint64_t size);
 
 #endif
