@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <linux/io_uring.h>
 #include <linux/kcmp.h>
 #include <poll.h>
@@ -760,14 +761,6 @@ int gmem_sys_sigmask(int how, const sigset_t *set, sigset_t *ret_old)
 	return -pthread_sigmask(how, set, ret_old);
 }
 
-bool gmem_sys_sigmask_has(int signal)
-{
-	sigset_t now;
-
-	sigemptyset(&now);
-	return pthread_sigmask(SIG_BLOCK, NULL, &now) == 0 && sigismember(&now, signal) == 1;
-}
-
 int gmem_sys_requeue_signal(int signal, siginfo_t *info)
 {
 	long tid = syscall(__NR_gettid);
@@ -787,4 +780,17 @@ int64_t gmem_sys_process_vm_readv(void *dst, const void *src, size_t size)
 	ssize_t n = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
 
 	return n < 0 ? -errno : n;
+}
+
+/*
+ * FUTEX_WAKE_OP modifies one word and wakes who waits for another, which is ours alone. It
+ * would wake who waits for the first, too, if that held -2048.
+ */
+int gmem_sys_write_nothing(void *p)
+{
+	const int operation = FUTEX_OP(FUTEX_OP_OR, 0, FUTEX_OP_CMP_EQ, 0x800);
+	uint32_t nobody = 0;
+
+	return syscall(__NR_futex, &nobody, FUTEX_WAKE_OP | FUTEX_PRIVATE_FLAG, 0, NULL, p,
+		       operation) < 0 ? -errno : 0;
 }

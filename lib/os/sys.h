@@ -110,6 +110,11 @@ int gmem_sys_try_read(const void *addr);
  * page is one of @dst, the kernel may have stored more bytes than it counts.
  */
 int64_t gmem_sys_process_vm_readv(void *dst, const void *src, size_t size);
+/*
+ * Has the kernel write to the aligned 32-bit word at @p without a change, even if others
+ * write there meanwhile: it ORs 0 into it, in one access. 0, or -EFAULT.
+ */
+int gmem_sys_write_nothing(void *p);
 
 /* ---- NUMA and processors ---- */
 
@@ -258,8 +263,6 @@ int gmem_sys_try_io_uring(void);
 int gmem_sys_sigaction(int signal, const struct sigaction *action, struct sigaction *ret_old);
 /* Changes the mask of this thread; @set or @ret_old may be NULL. */
 int gmem_sys_sigmask(int how, const sigset_t *set, sigset_t *ret_old);
-/* Returns whether this thread blocks the signal. */
-bool gmem_sys_sigmask_has(int signal);
 /* Sends @signal to this thread once more, with the @info of the first time. */
 int gmem_sys_requeue_signal(int signal, siginfo_t *info);
 int gmem_sys_raise(int signal);

@@ -15,10 +15,8 @@
 #include "region/file.h"
 #include "region/host_mapping.h"
 #include "region/kept_log.h"
+#include "region/ram_layout.h"
 #include "region/slots.h"
-
-/* KVM counts a memslot's pages in 31 bits. */
-#define MAX_PAGES (UINT64_C(1) << 31)
 
 #define ALL_FLAGS                                                                     \
 	(GMEM_REGION_READONLY | GMEM_REGION_DIRTY_LOG | GMEM_REGION_SLOT | GMEM_REGION_HVA | \
@@ -62,6 +60,18 @@ static int check_slot_flags(const struct gmem_vm *vm, const struct gmem_region_p
 	return 0;
 }
 
+static int fail_too_large(uint64_t gpa, uint64_t size)
+{
+	uint64_t count = 0, done = 0;
+
+	for (; done < size; count++)
+		done += gmem_ram_cut(gpa + done, size - done);
+	return gmem_fail(-EINVAL,
+			 "size 0x%" PRIx64 " at gpa 0x%" PRIx64 ": a memslot has fewer than 0x%" PRIx64
+			 " pages, so this takes %" PRIu64 " regions, cut as gmem_ram_layout() does",
+			 size, gpa, GMEM_MEMSLOT_PAGES, count);
+}
+
 int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
 	uint64_t bits = gmem_caps_value(&vm->caps, GMEM_CAP_ADDRESS_BITS);
@@ -73,11 +83,7 @@ int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 	if (err)
 		return err;
 
-	if (size / page >= MAX_PAGES)
-		return gmem_fail(-EINVAL,
-				 "size 0x%" PRIx64 " at gpa 0x%" PRIx64 ": a memslot has fewer than 0x%"
-				 PRIx64 " pages", size, gpa, MAX_PAGES);
-	return 0;
+	return size / page >= GMEM_MEMSLOT_PAGES ? fail_too_large(gpa, size) : 0;
 }
 
 static int check_file(const struct gmem_vm *vm, const struct gmem_region_params *params, uint64_t size)

@@ -207,6 +207,9 @@ static int count_mapped(const struct gmem_region_memory *side, uint64_t size, ui
 	for (done = 0; done < size; done += now) {
 		now = size - done < LOOK_PAGES * page ? size - done : LOOK_PAGES * page;
 		err = gmem_sys_mincore((char *)side->hva + done, now, in_memory);
+		if (err == -ENOMEM)
+			return gmem_fail(-EFAULT, "hva 0x%" PRIxPTR ", 0x%" PRIx64
+					 " bytes, is not all mapped", (uintptr_t)side->hva + done, now);
 		if (err)
 			return gmem_fail(err, "hva 0x%" PRIxPTR ", 0x%" PRIx64
 					 " bytes: what is in memory cannot be had: %s",

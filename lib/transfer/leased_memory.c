@@ -306,10 +306,14 @@ uint64_t gmem_leased_memory_region_reach(const struct gmem_leased_memory *memory
 
 /* ---- to the guest ---- */
 
-static int fail_access(const struct gmem_leased_range *range, const char *hva, int err)
+static int fail_access(const struct gmem_leased_range *range, const char *hva, bool writes, int err)
 {
-	return gmem_fail(err, "gpa 0x%" PRIx64 " cannot be reached: %s",
-			 range->gpa + (uint64_t)(hva - range->hva), gmem_errno_name(err));
+	const char *why = gmem_nofault_why(hva, writes, err);
+
+	return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be %s: %s, %s",
+			 range->gpa + (uint64_t)(hva - range->hva), (uintptr_t)hva,
+			 writes ? "written" : "read", gmem_errno_name(err),
+			 why ? why : "but can be now");
 }
 
 /* The pages of a part of the range, by offset in the region */
@@ -380,7 +384,7 @@ static int copy_in(struct gmem_leased_memory *memory, const struct gmem_leased_r
 		return err;
 	populate(range, hva, size);
 	done = gmem_nofault_copy(memory->fast, hva, bytes, size, &err);
-	return err ? fail_access(range, hva + done, err) : 0;
+	return err ? fail_access(range, hva + done, true, err) : 0;
 }
 
 struct clearing {
@@ -396,20 +400,22 @@ static int clear_run(void *data, uint64_t offset, uint64_t size)
 	const struct gmem_leased_range *range = clearing->range;
 	uint64_t start = offset > clearing->start ? offset : clearing->start;
 	uint64_t end = offset + size < clearing->end ? offset + size : clearing->end;
-	bool fast = clearing->memory->fast;
+	bool fast = clearing->memory->fast, writes;
 	char bytes[GRAIN], *hva;
 	uint64_t now;
+	size_t done;
 	int err = 0;
 
 	for (; start < end && !err; start += now) {
 		hva = range->hva + (start - range->offset);
 		now = GRAIN - start % GRAIN;
 		now = end - start < now ? end - start : now;
-		gmem_nofault_copy(fast, bytes, hva, now, &err);
-		if (!err && !gmem_is_zero(bytes, now))
-			gmem_nofault_fill(fast, hva, 0, now, &err);
+		done = gmem_nofault_copy(fast, bytes, hva, now, &err);
+		writes = !err && !gmem_is_zero(bytes, now);
+		if (writes)
+			done = gmem_nofault_fill(fast, hva, 0, now, &err);
 		if (err)
-			err = fail_access(range, hva, err);
+			err = fail_access(range, hva + done, writes, err);
 	}
 	return err;
 }

@@ -83,12 +83,14 @@ FIELD(gmem_memory_opts, size, 0);
 FIELD(gmem_memory_opts, flags, 8);
 FIELD(gmem_memory_opts, page_size, 16);
 
-SIZE(gmem_ram_layout_opts, 32);
+SIZE(gmem_ram_layout_opts, 48);
 FIELD(gmem_ram_layout_opts, size, 0);
 FIELD(gmem_ram_layout_opts, machine, 8);
-FIELD(gmem_ram_layout_opts, reserved, 12);
+FIELD(gmem_ram_layout_opts, flags, 12);
 FIELD(gmem_ram_layout_opts, hole_start, 16);
 FIELD(gmem_ram_layout_opts, base, 24);
+FIELD(gmem_ram_layout_opts, holes, 32);
+FIELD(gmem_ram_layout_opts, hole_count, 40);
 
 SIZE(gmem_ram_range, 24);
 FIELD(gmem_ram_range, gpa, 0);
@@ -339,6 +341,7 @@ NUMBER(GMEM_ADOPT_CREATE_FLAGS, 1);
 NUMBER(GMEM_MAP_READONLY, 1);
 NUMBER(GMEM_MAP_FIXED, 2);
 NUMBER(GMEM_MAP_REPLACE, 4);
+NUMBER(GMEM_RAM_LAYOUT_HYPERTRANSPORT, 1);
 NUMBER(GMEM_DIRTY_RING, 1);
 NUMBER(GMEM_DIRTY_RING_AND_BITMAP, 2);
 NUMBER(GMEM_VM_NO_SELFTEST, 1);
