@@ -244,20 +244,29 @@ static int append(struct list *list, const struct gmem_extent *extent)
 	return 0;
 }
 
+static int list_region(const struct gmem_export *exporter, const struct gmem_region *region,
+		       struct list *list)
+{
+	struct gmem_extent extent;
+	int err;
+
+	if (!gmem_extent_is_offered(&exporter->memory, region))
+		return 0;
+	err = gmem_extent_of_region(&exporter->memory, region, &extent, NULL);
+	if (!err)
+		return append(list, &extent);
+	return exporter->flags & GMEM_EXPORT_SKIP ? 0 : err;
+}
+
 /* With both locks held: it is the layout of one moment. */
 static int walk_regions(const struct gmem_export *exporter, struct list *list)
 {
 	const struct gmem_region *region;
-	struct gmem_extent extent;
 	uint64_t gpa = 0;
 	int err;
 
 	while ((region = gmem_regions_next_memory(exporter->vm, gpa))) {
-		err = gmem_extent_of_region(&exporter->memory, region, &extent, NULL);
-		if (!err)
-			err = append(list, &extent);
-		else if (exporter->flags & GMEM_EXPORT_SKIP)
-			err = 0;
+		err = list_region(exporter, region, list);
 		if (err)
 			return err;
 
@@ -316,14 +325,16 @@ static bool continues(const struct gmem_extent *last, const struct gmem_extent *
 	       extent->hva == (char *)last->hva + last->size;
 }
 
-/* Join extents that one entry can describe. */
-static int join(struct list *list)
+/* Join extents that one entry can describe; @skips: without those that no entry can. */
+static int join(struct list *list, bool skips)
 {
 	size_t count = 0;
 
 	for (size_t i = 0; i < list->count; i++) {
 		const struct gmem_extent *extent = &list->extents[i];
 
+		if (!(extent->rights & GMEM_RIGHT_WRITE) && skips)
+			continue;
 		if (!(extent->rights & GMEM_RIGHT_WRITE))
 			return gmem_fail(-EOPNOTSUPP, "the region at gpa 0x%" PRIx64
 					 " may only be read, which vhost-user cannot say", extent->gpa);
@@ -347,7 +358,7 @@ GMEM_API int gmem_export_vhost_user(struct gmem_export *exporter,
 
 	ret = list_all(exporter, &list);
 	if (!ret)
-		ret = join(&list);
+		ret = join(&list, exporter->flags & GMEM_EXPORT_SKIP);
 	if (!ret)
 		ret = check_room(list.count, max);
 	for (size_t i = 0; !ret && i < list.count; i++) {
