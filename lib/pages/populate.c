@@ -134,6 +134,49 @@ static int populate_mapped(const struct gmem_region *region,
 	return err == -EINVAL ? fault_in_pages(memory, size, for_writing) : err;
 }
 
+/*
+ * Returns 0 or the error of one page. If memory ran out, to try again would take more: then
+ * only what is not mapped counts, for which madvise() has the same errno.
+ */
+static int try_page(const struct gmem_region *region, const struct gmem_region_memory *page, int err)
+{
+	uint64_t size = gmem_sys_page_size();
+	unsigned char in_memory;
+
+	if (err != -ENOMEM)
+		return populate_mapped(region, page, size);
+	return gmem_sys_mincore(page->hva, size, &in_memory) == -ENOMEM ? -EFAULT : 0;
+}
+
+/*
+ * The kernel does not say which page it could not provide, so this tries one after the
+ * other: those before it are there by now.
+ */
+static int fail_populating(const struct gmem_section *section,
+			   const struct gmem_region_memory *memory, int err)
+{
+	const struct gmem_region *region = section->region;
+	bool writes = !memory->file && !(memory->is_callers && gmem_region_is_read_only(region));
+	uint64_t gpa = region->gpa.start + section->offset, page = gmem_sys_page_size(), done;
+	struct gmem_region_memory at = *memory;
+	const char *why;
+	int now = 0;
+
+	for (done = 0; done < section->size && err != -EINTR; done += page) {
+		at.hva = (char *)memory->hva + done;
+		now = try_page(region, &at, err);
+		if (now)
+			break;
+	}
+	if (!now)
+		return gmem_fail(err, "populating gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes: %s", gpa,
+				 section->size, gmem_errno_name(err));
+
+	why = gmem_nofault_why(at.hva, writes, now);
+	return gmem_fail(now, "populating gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ": %s%s%s", gpa + done,
+			 (uintptr_t)at.hva, gmem_errno_name(now), why ? ", " : "", why ? why : "");
+}
+
 /* Check again before each section: others may have allocated memory meanwhile. */
 static int check_section_fits(const struct gmem_populate *job, const struct gmem_section *section)
 {
@@ -163,11 +206,7 @@ static int populate_section(void *data, const struct gmem_section *section)
 		return gmem_file_allocate(memory.file, memory.offset, section->size, NULL);
 
 	err = populate_mapped(section->region, &memory, section->size);
-	if (err)
-		return gmem_fail(err, "populating gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes: %s",
-				 section->region->gpa.start + section->offset, section->size,
-				 gmem_errno_name(err));
-	return 0;
+	return err ? fail_populating(section, &memory, err) : 0;
 }
 
 /* Which memory is populated */

@@ -131,6 +131,9 @@ static int walk_mapped(struct walk *walk, uint64_t start, uint64_t size, uint64_
 	int err;
 
 	err = gmem_sys_mincore((char *)walk->what.hva + start, size, marks);
+	if (err == -ENOMEM)
+		return gmem_fail(-EFAULT, "hva 0x%" PRIxPTR ", 0x%" PRIx64 " bytes, is not all mapped",
+				 (uintptr_t)walk->what.hva + start, size);
 	if (err)
 		return gmem_fail(err, "file offset 0x%" PRIx64 ", 0x%" PRIx64
 				 " bytes: its pages cannot be told apart: %s",
@@ -168,7 +171,7 @@ static int walk_host(struct walk *walk, uint64_t start, uint64_t size)
 	uint64_t entries[HOST_PAGES], i;
 	int err;
 
-	if (walk->what.is_callers ||
+	if (walk->what.is_callers || walk->what.host_file ||
 	    gmem_sys_pagemap((char *)walk->what.hva + start, size / walk->page, entries))
 		return add_run(walk, start, size);
 

@@ -8,7 +8,6 @@
 
 #include "base/check.h"
 #include "base/error.h"
-#include "base/limit.h"
 #include "base/opts.h"
 #include "caps/caps.h"
 #include "caps/plan.h"
@@ -16,14 +15,16 @@
 #include "region/file.h"
 #include "region/host_mapping.h"
 #include "region/kept_log.h"
+#include "region/ram_layout.h"
 #include "region/slots.h"
-
-/* KVM counts a memslot's pages in 31 bits. */
-#define MAX_PAGES (UINT64_C(1) << 31)
 
 #define ALL_FLAGS                                                                     \
 	(GMEM_REGION_READONLY | GMEM_REGION_DIRTY_LOG | GMEM_REGION_SLOT | GMEM_REGION_HVA | \
-	 GMEM_REGION_DEVICE | GMEM_REGION_CONGRUENT | GMEM_REGION_KEEP_STATE)
+	 GMEM_REGION_DEVICE | GMEM_REGION_CONGRUENT | GMEM_REGION_KEEP_STATE |              \
+	 GMEM_REGION_RESERVED | GMEM_REGION_MEMORY_FD)
+
+/* The host address is the caller's choice. */
+#define AT_HVA (GMEM_REGION_HVA | GMEM_REGION_RESERVED)
 
 /* ---- checks ---- */
 
@@ -59,6 +60,18 @@ static int check_slot_flags(const struct gmem_vm *vm, const struct gmem_region_p
 	return 0;
 }
 
+static int fail_too_large(uint64_t gpa, uint64_t size)
+{
+	uint64_t count = 0, done = 0;
+
+	for (; done < size; count++)
+		done += gmem_ram_cut(gpa + done, size - done);
+	return gmem_fail(-EINVAL,
+			 "size 0x%" PRIx64 " at gpa 0x%" PRIx64 ": a memslot has fewer than 0x%" PRIx64
+			 " pages, so this takes %" PRIu64 " regions, cut as gmem_ram_layout() does",
+			 size, gpa, GMEM_MEMSLOT_PAGES, count);
+}
+
 int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
 	uint64_t bits = gmem_caps_value(&vm->caps, GMEM_CAP_ADDRESS_BITS);
@@ -70,11 +83,7 @@ int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 	if (err)
 		return err;
 
-	if (size / page >= MAX_PAGES)
-		return gmem_fail(-EINVAL,
-				 "size 0x%" PRIx64 " at gpa 0x%" PRIx64 ": a memslot has fewer than 0x%"
-				 PRIx64 " pages", size, gpa, MAX_PAGES);
-	return 0;
+	return size / page >= GMEM_MEMSLOT_PAGES ? fail_too_large(gpa, size) : 0;
 }
 
 static int check_file(const struct gmem_vm *vm, const struct gmem_region_params *params, uint64_t size)
@@ -112,7 +121,7 @@ static int check_hva(const struct gmem_region_params *params, uint64_t size)
 	if (params->opts.flags & GMEM_REGION_CONGRUENT && !params->opts.align)
 		return gmem_fail(-EINVAL, "a congruent host address needs an alignment to be alike in");
 
-	if (!(params->opts.flags & GMEM_REGION_HVA))
+	if (!(params->opts.flags & AT_HVA))
 		return 0;
 
 	if (params->opts.align)
@@ -123,11 +132,57 @@ static int check_hva(const struct gmem_region_params *params, uint64_t size)
 	return gmem_check_range("hva", (uintptr_t)params->opts.hva, size);
 }
 
+/* The caller has memory at hva; else the library maps some, wherever that is. */
+static bool borrows_memory(const struct gmem_region_params *params)
+{
+	return gmem_backing_traits(params->plan->backing)->hva_source == GMEM_HVA_MEMORY &&
+	       (params->opts.flags & AT_HVA) == GMEM_REGION_HVA;
+}
+
+static int check_memory_fd(const struct gmem_region_params *params, uint64_t size)
+{
+	const struct gmem_region_opts *opts = &params->opts;
+
+	if (opts->reserved)
+		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", opts->reserved);
+	if (opts->flags & GMEM_REGION_MEMORY_FD)
+		return gmem_check_range_within("memory offset", opts->memory_offset, size, INT64_MAX,
+					       "the largest file");
+	if (opts->memory_fd || opts->memory_offset)
+		return gmem_fail(-EINVAL, "memory_fd %" PRId32 ", offset 0x%" PRIx64
+				 ", without GMEM_REGION_MEMORY_FD", opts->memory_fd, opts->memory_offset);
+	return 0;
+}
+
+static int check_memory(struct gmem_region_params *params, uint64_t size)
+{
+	const struct gmem_region_opts *opts = &params->opts;
+	const struct gmem_backing_traits *traits = gmem_backing_traits(params->plan->backing);
+	bool has_fd = opts->flags & GMEM_REGION_MEMORY_FD;
+	int err;
+
+	params->memory = (struct gmem_host_params){ .flags = 0 };
+	err = check_memory_fd(params, size);
+	if (err || (!opts->memory && !has_fd))
+		return err;
+
+	if (traits->hva_source != GMEM_HVA_MEMORY)
+		return gmem_fail(-EINVAL, "backing \"%s\" has no host memory, so no %s", traits->name,
+				 has_fd ? "memory_fd" : "memory options");
+	if (!opts->memory)
+		return 0;
+	if (borrows_memory(params))
+		return gmem_fail(-EINVAL, "memory options are for memory that the library makes, and the memory "
+				 "at hva 0x%" PRIxPTR " is the caller's", (uintptr_t)opts->hva);
+	return gmem_host_memory_check(opts->memory, size, has_fd, &params->memory);
+}
+
 static int check_keep(const struct gmem_region_params *params)
 {
 	const struct gmem_region_opts *opts = &params->opts;
 
-	if (opts->flags & GMEM_REGION_KEEP_STATE && !opts->file && !(opts->flags & GMEM_REGION_HVA))
+	if (opts->flags & GMEM_REGION_KEEP_STATE && !opts->file && !borrows_memory(params) &&
+	    !(opts->flags & GMEM_REGION_MEMORY_FD))
 		return gmem_fail(-EINVAL, "new memory has no state to keep: a file or hva is needed");
 	return 0;
 }
@@ -137,7 +192,8 @@ static int check_device(const struct gmem_region_params *params)
 	const struct gmem_region_opts *opts = &params->opts;
 
 	if (opts->flags != GMEM_REGION_DEVICE || opts->plan || opts->file || opts->file_offset ||
-	    opts->align || opts->kind || opts->identity)
+	    opts->align || opts->memory || opts->memory_fd || opts->memory_offset || opts->kind ||
+	    opts->identity)
 		return gmem_fail(-EINVAL, "a device's range has no memory, so no other option");
 	return 0;
 }
@@ -204,6 +260,8 @@ int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	if (!err)
 		err = check_hva(params, size);
 	if (!err)
+		err = check_memory(params, size);
+	if (!err)
 		err = check_keep(params);
 	return err ? err : settle_kind(params, size);
 }
@@ -269,11 +327,6 @@ static bool hva_is_files(const struct gmem_region *region)
 	return gmem_region_traits(region)->hva_source == GMEM_HVA_FILE;
 }
 
-static bool hva_is_callers(const struct gmem_region *region)
-{
-	return region->hva_chosen && !hva_is_files(region);
-}
-
 static struct gmem_place place_of(const struct gmem_region *region)
 {
 	return (struct gmem_place){
@@ -282,43 +335,91 @@ static struct gmem_place place_of(const struct gmem_region *region)
 	};
 }
 
-static int get_host_memory(struct gmem_region *region, const struct gmem_region_params *params)
+/* Pin the part of a guest_memfd, and keep it out of core dumps. */
+static int pin_file(struct gmem_file *file, uint64_t offset, uint64_t size,
+		    const struct gmem_place *place, struct gmem_map *map)
+{
+	const struct gmem_host_params no_options = { .flags = 0 };
+	int err;
+
+	err = gmem_file_pin(file, offset, size, place, map);
+	if (err)
+		return err;
+	err = gmem_host_memory_advise(&no_options, map);
+	if (err)
+		gmem_maps_unpin(map);
+	return err;
+}
+
+static int get_host_file(struct gmem_region *region, const struct gmem_region_params *params)
+{
+	const struct gmem_region_opts *opts = &params->opts;
+	uint64_t size = region->gpa.size;
+	int err;
+
+	if (params->memory.flags & GMEM_MEMORY_MEMFD)
+		return gmem_host_file_make(size, params->memory.huge_page, &region->host_file);
+	if (!(opts->flags & GMEM_REGION_MEMORY_FD))
+		return 0;
+
+	err = gmem_host_file_adopt(&region->vm->host_files, opts->memory_fd, opts->memory_offset, size,
+				   &region->host_file);
+	if (!err)
+		region->host_offset = opts->memory_offset;
+	return err;
+}
+
+static void put_host_file(struct gmem_region *region)
+{
+	gmem_host_file_unref(region->host_file);
+	region->host_file = NULL;
+}
+
+static int map_host_memory(struct gmem_region *region, const struct gmem_region_params *params)
 {
 	struct gmem_place place = place_of(region);
-	void *hva = params->opts.hva;
 	int err;
 
 	place.flags = region->hva_chosen ? GMEM_MAP_FIXED : 0;
-	place.hva = hva;
-	region->hva.size = region->gpa.size;
+	place.hva = params->opts.hva;
 	if (hva_is_files(region)) {
 		region->map = &region->pin;
-		err = gmem_file_pin(region->file, region->file_offset, region->gpa.size, &place,
-				    region->map);
-		if (!err)
-			region->hva.start = region->map->hva.start;
-		region->owns_memory = !err;
+		err = pin_file(region->file, region->file_offset, region->gpa.size, &place, region->map);
+	} else {
+		if (region->host_file && !region->host_file->facts.access.writes)
+			place.flags |= GMEM_MAP_READONLY;
+		err = gmem_host_memory_pin(&params->memory, region->host_file, region->host_offset,
+					   region->gpa.size, &place, &region->pin);
+	}
+	if (!err)
+		region->hva.start = region->pin.hva.start;
+	region->owns_memory = !err;
+	return err;
+}
+
+static int get_host_memory(struct gmem_region *region, const struct gmem_region_params *params)
+{
+	int err;
+
+	region->hva.size = region->gpa.size;
+	err = get_host_file(region, params);
+	if (err)
 		return err;
-	}
 
-	if (!region->hva_chosen) {
-		err = gmem_maps_pin_memory(region->gpa.size, &place, &region->pin);
-		if (err)
-			return gmem_fail_by_limit(err, region->gpa.size, "0x%" PRIx64
-						  " bytes of host memory cannot be had",
-						  region->gpa.size);
-		hva = (void *)(uintptr_t)region->pin.hva.start;
-		region->owns_memory = true;
-	}
-
-	region->hva.start = (uintptr_t)hva;
-	return 0;
+	if (region->borrows_memory)
+		region->hva.start = (uintptr_t)params->opts.hva;
+	else
+		err = map_host_memory(region, params);
+	if (err)
+		put_host_file(region);
+	return err;
 }
 
 static void put_host_memory(struct gmem_region *region)
 {
 	if (region->owns_memory)
 		gmem_maps_unpin(&region->pin);
+	put_host_file(region);
 }
 
 static int take_slot(struct gmem_vm *vm, struct gmem_region *region, const struct gmem_region_params *params)
@@ -358,7 +459,7 @@ int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		.hva = { .size = size },
 		.align = params->opts.align,
 		.congruent = params->opts.flags & GMEM_REGION_CONGRUENT,
-		.hva_chosen = params->opts.flags & GMEM_REGION_HVA,
+		.hva_chosen = params->opts.flags & AT_HVA,
 		.is_device = params->opts.flags & GMEM_REGION_DEVICE,
 		.kind = params->opts.kind,
 		.identity = params->opts.identity,
@@ -366,6 +467,11 @@ int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	if (!region->is_device) {
 		region->backing = params->plan->backing;
 		region->slot_flags = slot_flags(params);
+		region->borrows_memory = borrows_memory(params);
+		if (!region->align && !region->hva_chosen) {
+			region->align = gmem_host_memory_align(&params->memory);
+			region->congruent = region->align;
+		}
 	}
 
 	*ret = region;
@@ -446,13 +552,13 @@ void gmem_region_release(struct gmem_region *region)
 
 void gmem_region_commit_hva(struct gmem_region *region)
 {
-	if (!region->is_device && !hva_is_callers(region))
+	if (!region->is_device && !region->borrows_memory)
 		gmem_range_insert(&region->vm->hvas, &region->hva);
 }
 
 void gmem_region_commit_no_hva(struct gmem_region *region)
 {
-	if (!region->is_device && !hva_is_callers(region))
+	if (!region->is_device && !region->borrows_memory)
 		gmem_range_remove(&region->vm->hvas, &region->hva);
 }
 
@@ -472,6 +578,8 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 		.hva = { .start = region->hva.start, .size = region->hva.size },
 		.file = region->file,
 		.file_offset = region->file_offset,
+		.host_file = region->host_file,
+		.host_offset = region->host_offset,
 		.align = region->align,
 		.slot = region->slot,
 		.backing = region->backing,
@@ -479,6 +587,7 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 		.identity = region->identity,
 		.congruent = region->congruent,
 		.hva_chosen = region->hva_chosen,
+		.borrows_memory = region->borrows_memory,
 		.is_device = region->is_device,
 		.read_only = region->read_only,
 	};
@@ -490,6 +599,7 @@ void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck
 {
 	if (region->file)
 		gmem_file_ref(region->file);
+	gmem_host_file_ref(region->host_file);
 	if (region->owns_range)
 		gmem_file_move_bound(region->file, &region->bound, &stuck->bound);
 	if (region->owns_memory)
@@ -522,6 +632,7 @@ int gmem_region_prepare_split(const struct gmem_region *region, uint64_t offset,
 	upper->slot = slot;
 	upper->owns_number = !region->is_device;
 	upper->file_offset += offset;
+	upper->host_offset += offset;
 	upper->gpa.start += offset;
 	upper->gpa.size -= offset;
 	upper->hva.start += offset;
@@ -550,11 +661,12 @@ void gmem_region_commit_split(struct gmem_region *region, struct gmem_region *up
 
 	if (region->file)
 		gmem_file_ref(region->file);
+	gmem_host_file_ref(region->host_file);
 	if (region->owns_range)
 		gmem_file_split_bound(region->file, &region->bound, offset, &upper->bound);
 	if (region->owns_memory)
 		gmem_maps_split_pin(&region->pin, offset, &upper->pin);
-	if (hva_is_callers(region))
+	if (region->borrows_memory)
 		region->hva.size = offset;
 	else
 		gmem_range_split(&vm->hvas, &region->hva, offset, &upper->hva);
@@ -600,7 +712,7 @@ int gmem_region_prepare_rebind(struct gmem_region *region, const struct gmem_bin
 	after->file = to->file;
 	after->file_offset = to->offset;
 	if (after->map) {
-		err = gmem_file_pin(to->file, to->offset, region->gpa.size, &place, after->map);
+		err = pin_file(to->file, to->offset, region->gpa.size, &place, after->map);
 		if (err)
 			goto put_file;
 		gmem_range_set_start(&after->hva, after->map->hva.start);

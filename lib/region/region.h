@@ -20,6 +20,8 @@
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "region/file_map.h"
+#include "region/host_file.h"
+#include "region/host_memory.h"
 #include "region/page_states.h"
 #include "region/vm_core.h"
 
@@ -47,10 +49,12 @@ struct gmem_region {
 	struct gmem_map *map;		/* @pin, if the host address is the file's; else NULL */
 	struct gmem_vm *vm;
 	struct gmem_file *file;
+	struct gmem_host_file *host_file;	/* behind the host memory; NULL: not known, or none */
 	struct gmem_region *next_stuck;
 	const struct gmem_step *leaving;	/* the step of a change that takes it away, while it is planned */
 	uint64_t *kept_log;		/* see kept_log.h; NULL: nothing is kept */
 	uint64_t file_offset;
+	uint64_t host_offset;		/* in @host_file */
 	uint64_t align;
 	uint32_t slot;
 	uint32_t slot_flags;
@@ -58,7 +62,8 @@ struct gmem_region {
 	uint32_t kind;			/* GMEM_KIND_DEFAULT: a device's range, without memory */
 	uint64_t identity;
 	bool congruent;
-	bool hva_chosen;		/* by the caller, with GMEM_REGION_HVA */
+	bool hva_chosen;		/* by the caller, with GMEM_REGION_HVA or _RESERVED */
+	bool borrows_memory;		/* the host memory is the caller's mapping */
 	bool is_device;
 	bool read_only;			/* to the host; only of an import */
 	bool has_slot;			/* the kernel has a memslot of this number */
@@ -100,6 +105,7 @@ static inline void gmem_region_count(struct gmem_region *region, enum gmem_count
 /* The checked request of gmem_region_add() */
 struct gmem_region_params {
 	struct gmem_region_opts opts;
+	struct gmem_host_params memory;
 	const struct gmem_plan *plan;
 };
 

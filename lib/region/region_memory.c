@@ -62,10 +62,13 @@ int gmem_region_memory_get(const struct gmem_region *region, uint32_t side, uint
 		return err;
 
 	in_file = is_in_file(region, side);
-	*ret = (struct gmem_region_memory){ .is_callers = !in_file && region->hva_chosen };
+	*ret = (struct gmem_region_memory){ .is_callers = !in_file && region->borrows_memory };
 	if (in_file) {
 		ret->file = region->file;
 		ret->offset = region->file_offset + offset;
+	} else {
+		ret->host_file = region->host_file;
+		ret->host_offset = region->host_offset + offset;
 	}
 	if (!in_file || region->map)
 		ret->hva = (void *)(uintptr_t)(region->hva.start + offset);
@@ -82,7 +85,7 @@ static int free_host_memory(const struct gmem_region_memory *side, void *hva, ui
 {
 	int err = -EINVAL;
 
-	if (side->is_callers)
+	if (side->is_callers || side->host_file)
 		err = gmem_sys_madvise(hva, size, MADV_REMOVE);
 	if (err == -EINVAL || err == -EACCES)
 		err = gmem_sys_madvise(hva, size, MADV_DONTNEED);
@@ -114,7 +117,7 @@ static int discard_host_memory(const struct gmem_region_memory *side, uint64_t s
 				 "hva 0x%" PRIxPTR ", 0x%" PRIx64
 				 " bytes, was given back only up to 0x%" PRIx64 ": %s%s",
 				 (uintptr_t)side->hva, size, done, gmem_errno_name(err),
-				 side->is_callers && err == -EPERM ? forbidden_by_seal : "");
+				 err == -EPERM ? forbidden_by_seal : "");
 	return 0;
 }
 
@@ -204,6 +207,9 @@ static int count_mapped(const struct gmem_region_memory *side, uint64_t size, ui
 	for (done = 0; done < size; done += now) {
 		now = size - done < LOOK_PAGES * page ? size - done : LOOK_PAGES * page;
 		err = gmem_sys_mincore((char *)side->hva + done, now, in_memory);
+		if (err == -ENOMEM)
+			return gmem_fail(-EFAULT, "hva 0x%" PRIxPTR ", 0x%" PRIx64
+					 " bytes, is not all mapped", (uintptr_t)side->hva + done, now);
 		if (err)
 			return gmem_fail(err, "hva 0x%" PRIxPTR ", 0x%" PRIx64
 					 " bytes: what is in memory cannot be had: %s",

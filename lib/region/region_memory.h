@@ -16,6 +16,7 @@
 #include <stdint.h>
 
 struct gmem_file;
+struct gmem_host_file;
 struct gmem_region;
 
 #define GMEM_SIDE_SHARED	1u
@@ -26,6 +27,8 @@ struct gmem_region_memory {
 	struct gmem_file *file;		/* NULL: host memory */
 	uint64_t offset;		/* in the file */
 	void *hva;			/* where the region maps it; NULL: nowhere */
+	struct gmem_host_file *host_file;	/* behind host memory; NULL: not known, or none */
+	uint64_t host_offset;		/* in @host_file */
 	bool is_callers;		/* host memory that the region borrowed */
 };
 

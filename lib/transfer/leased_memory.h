@@ -47,6 +47,8 @@ struct gmem_leased_memory {
 	struct gmem_lease **leases;
 	size_t lease_count;
 	bool fast;				/* the fault handler recovers: copy directly */
+	bool is_unchecked;			/* store without asking how much memory the host has */
+	uint64_t granted;			/* bytes that may be stored before it is asked again */
 };
 
 struct gmem_stored {
@@ -58,7 +60,8 @@ bool gmem_is_zero(const void *bytes, size_t size);
 
 /*
  * Take leases on the shared memory in [@start, @last]; until the drop it cannot be converted.
- * Regions of kinds that lack @use (enum gmem_kind_use) are only listed.
+ * Regions of kinds that lack @use (enum gmem_kind_use) are only listed. @ret is zeroed, but for
+ * is_unchecked.
  */
 int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, uint32_t use,
 			    const char *holder, struct gmem_leased_memory *ret);
@@ -84,11 +87,14 @@ const struct gmem_leased_region *gmem_leased_memory_elsewhere(const struct gmem_
 uint64_t gmem_leased_memory_region_bytes(const struct gmem_leased_memory *memory);
 /* Make a range zero; any alignment. */
 int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, uint64_t gpa, uint64_t size);
+/* -ENOMEM if the host has not the memory for @bytes to come, less all that is there already */
+int gmem_leased_memory_check_fits(const struct gmem_leased_memory *memory, uint64_t bytes);
 /*
  * Store @bytes at @gpa, and count them in @stored; any alignment. Memory of kinds that are
- * compared is written only where it differs.
+ * compared is written only where it differs. -ENOMEM before the host's memory runs out, which
+ * would be no errno.
  */
-int gmem_leased_memory_store(const struct gmem_leased_memory *memory, uint64_t gpa,
-			     const char *bytes, uint64_t size, struct gmem_stored *stored);
+int gmem_leased_memory_store(struct gmem_leased_memory *memory, uint64_t gpa, const char *bytes,
+			     uint64_t size, struct gmem_stored *stored);
 
 #endif
