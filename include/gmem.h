@@ -1166,6 +1166,12 @@ struct gmem_memory_opts {
  *	@align must not be 0 then. Must be 0 with GMEM_REGION_HVA.
  * @slot: memslot number, read only with GMEM_REGION_SLOT
  * @kind: what the memory is, an enum gmem_kind
+ * @memory: options of host memory that the library makes, borrowed for the call; NULL
+ *	for defaults
+ * @memory_fd: file that host memory is a mapping of, read only with
+ *	GMEM_REGION_MEMORY_FD; duplicated: yours stays yours
+ * @reserved: must be 0
+ * @memory_offset: start of the memory in @memory_fd, a multiple of the page
  * @identity: of what the memory holds, as you choose it: images record it for kinds whose
  *	contents they do not have, and are restored only where it is the same; 0: any
  *
