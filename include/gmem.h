@@ -2854,6 +2854,7 @@ struct gmem_gpa_range {
 
 /* Flags of struct gmem_discard_opts */
 #define GMEM_DISCARD_INWARD	(1ull << 0) /* any alignment: discard the whole pages inside */
+#define GMEM_DISCARD_NOT_ZERO	(1ull << 1) /* also what does not read as zero afterwards */
 
 /**
  * struct gmem_discard_opts - how to discard

@@ -14,6 +14,7 @@
 #include "caps/plan.h"
 #include "os/sys.h"
 #include "region/file.h"
+#include "region/host_mapping.h"
 #include "region/kept_log.h"
 #include "region/slots.h"
 
@@ -249,6 +250,7 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 {
 	struct gmem_place place = place_of(region);
 	void *hva = params->opts.hva;
+	uint64_t page_size;
 	int err;
 
 	place.flags = region->hva_chosen ? GMEM_MAP_FIXED : 0;
@@ -272,6 +274,10 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 						  region->gpa.size);
 		hva = (void *)(uintptr_t)region->pin.hva.start;
 		region->owns_memory = true;
+	} else {
+		/* What cannot be known is asked again when it matters, see region/host_look. */
+		page_size = gmem_host_mapping_page_size(hva, region->gpa.size);
+		region->page_size = page_size ? page_size : gmem_sys_page_size();
 	}
 
 	region->hva.start = (uintptr_t)hva;
@@ -320,6 +326,7 @@ int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		.gpa = { .start = gpa, .size = size },
 		.hva = { .size = size },
 		.align = params->opts.align,
+		.page_size = gmem_sys_page_size(),
 		.congruent = params->opts.flags & GMEM_REGION_CONGRUENT,
 		.hva_chosen = params->opts.flags & GMEM_REGION_HVA,
 		.is_device = params->opts.flags & GMEM_REGION_DEVICE,
@@ -434,6 +441,7 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 		.file = region->file,
 		.file_offset = region->file_offset,
 		.align = region->align,
+		.page_size = region->page_size,
 		.slot = region->slot,
 		.backing = region->backing,
 		.congruent = region->congruent,
@@ -463,6 +471,18 @@ void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck
 
 /* ---- split ---- */
 
+/* A huge page in two regions could be given back by neither. */
+static int check_between_pages(const struct gmem_region *region, uint64_t offset)
+{
+	char text[GMEM_SIZE_TEXT];
+
+	if ((region->hva.start + offset) % region->page_size == 0)
+		return 0;
+	gmem_size_text(region->page_size, text);
+	return gmem_fail(-EINVAL, "offset 0x%" PRIx64 " of the region at gpa 0x%" PRIx64
+			 " is inside a huge page of %s", offset, region->gpa.start, text);
+}
+
 int gmem_region_prepare_split(const struct gmem_region *region, uint64_t offset,
 			      struct gmem_region *lower, struct gmem_region *upper)
 {
@@ -470,6 +490,9 @@ int gmem_region_prepare_split(const struct gmem_region *region, uint64_t offset,
 	int err;
 
 	if (!region->is_device) {
+		err = check_between_pages(region, offset);
+		if (err)
+			return err;
 		err = gmem_slots_take_any(&region->vm->slots, &slot);
 		if (err)
 			return err;

@@ -51,6 +51,7 @@ struct gmem_region {
 	uint64_t *kept_log;		/* see kept_log.h; NULL: nothing is kept */
 	uint64_t file_offset;
 	uint64_t align;
+	uint64_t page_size;		/* of the host memory: the host's, or that of hugetlb */
 	uint32_t slot;
 	uint32_t slot_flags;
 	uint32_t backing;

@@ -12,6 +12,7 @@
 #include "base/lock.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
+#include "region/host_look.h"
 #include "region/present_pages.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
@@ -170,6 +171,15 @@ static int lease(struct listing *listing, const char *holder)
 	return err;
 }
 
+static int make_look(struct gmem_leased_memory *memory)
+{
+	memory->look = malloc(sizeof(*memory->look));
+	if (!memory->look)
+		return gmem_fail(-ENOMEM, "no memory for what is known of host memory");
+	*memory->look = (struct gmem_host_look)GMEM_HOST_LOOK;
+	return 0;
+}
+
 int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, const char *holder,
 			    struct gmem_leased_memory *ret)
 {
@@ -177,7 +187,9 @@ int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, c
 	int err;
 
 	*ret = (struct gmem_leased_memory){ .fast = gmem_nofault_is_recoverable() };
-	err = list(&listing, start, last);
+	err = make_look(ret);
+	if (!err)
+		err = list(&listing, start, last);
 
 	/* Fails if a range was removed or became private since it was listed. */
 	if (!err)
@@ -199,6 +211,9 @@ void gmem_leased_memory_drop(struct gmem_leased_memory *memory)
 {
 	for (size_t i = 0; i < memory->lease_count; i++)
 		gmem_lease_free(memory->leases[i]);
+	if (memory->look)
+		gmem_host_look_end(memory->look);
+	free(memory->look);
 	free(memory->leases);
 	free(memory->regions);
 	free(memory->privates);
@@ -376,8 +391,8 @@ static int clear(const struct gmem_leased_memory *memory, const struct gmem_leas
 	uint64_t first = clearing.start / page * page;
 	uint64_t end = (clearing.end + page - 1) / page * page;
 
-	return gmem_region_present_pages(range->region, GMEM_SIDE_SHARED, first, end - first, clear_run,
-					 &clearing);
+	return gmem_region_present_pages(range->region, GMEM_SIDE_SHARED, first, end - first, memory->look,
+					 clear_run, &clearing);
 }
 
 int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, uint64_t gpa, uint64_t size)
