@@ -6,7 +6,8 @@
  *
  *   errors                gmem_last_error(), gmem_version()
  *   ways of backing       gmem_backing: the five ways, and their names
- *   recovery              gmem_recovery_enable(): SIGBUS becomes an error
+ *   kinds of memory       gmem_kind: RAM, ROM, memory of devices, contents elsewhere
+ *   recovery              gmem_recovery_enable(): SIGBUS and SIGSEGV become errors
  *   capability report     gmem_caps: what a VM or a host supports, and why not
  *   plans                 gmem_plan: from what you need to exact kernel flags
  *   guest_memfd files     gmem_file: create, adopt, map, allocate, punch
@@ -200,55 +201,125 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
 #define GMEM_CREATE_MMAP	(1ull << 0) /* GUEST_MEMFD_FLAG_MMAP */
 #define GMEM_CREATE_INIT_SHARED	(1ull << 1) /* GUEST_MEMFD_FLAG_INIT_SHARED */
 
+/* ------------------------------------------------------- kinds of memory -- */
+
+/**
+ * enum gmem_kind - what the memory of a region is
+ * @GMEM_KIND_DEFAULT: not said. GMEM_KIND_DEVICE where the kernel says that your own
+ *	memory (GMEM_REGION_HVA) is of a device (VM_IO or VM_PFNMAP), else
+ *	GMEM_KIND_ROM with GMEM_REGION_READONLY, else GMEM_KIND_RAM.
+ * @GMEM_KIND_RAM: memory of the guest, and nobody else has its contents
+ * @GMEM_KIND_ROM: memory whose contents the guest gets and cannot bring back, such as
+ *	firmware
+ * @GMEM_KIND_DEVICE: memory of a device: the BAR of one that is passed through,
+ *	registers, a page of /dev/mem. To read or write it can have effects.
+ * @GMEM_KIND_EXTERNAL: memory whose contents live elsewhere: persistent memory, the
+ *	window of a file system, a file that is kept beside the image
+ *
+ * All kinds are in the layout and reachable: lookups, views, leases, dirty logs and
+ * exits do not tell them apart. What works on memory does:
+ *
+ *	                 RAM       ROM        DEVICE      EXTERNAL
+ *	gmem_vm_save     contents  contents   recorded    recorded
+ *	gmem_vm_restore  written   compared   checked     checked
+ *	gmem_vm_load     written   compared   refused     written
+ *	populate         yes       to read    left out *  left out *
+ *	discard          yes       left out * left out *  left out *
+ *	statistics, dump counted   counted    not counted not counted
+ *	export           yes       yes        left out    yes
+ *	NUMA policies    yes       yes        left out    left out
+ *
+ * recorded: the image says that there is memory of this kind, and which
+ *	(@identity of struct gmem_region_opts), but not what is in it.
+ * checked: the restoring VM must have memory of the same kind and identity at the
+ *	same addresses, and no other; GMEM_TRANSFER_LEAVE_REST does without the check.
+ * compared: only what differs is written, so memory that cannot be written is
+ *	restored where its contents are right; else the call fails.
+ * left out: the call goes on with the rest of the range; if there is no rest, it is
+ *	refused with -EOPNOTSUPP, and nothing was done.
+ * *: with the flag GMEM_POPULATE_ALL_KINDS or GMEM_DISCARD_ALL_KINDS the memory is
+ *	treated as RAM.
+ *
+ * What should be treated as RAM by every call is GMEM_KIND_RAM, whatever is mapped
+ * there. The numbers are ABI.
+ */
+enum gmem_kind {
+	GMEM_KIND_DEFAULT = 0,
+	GMEM_KIND_RAM = 1,
+	GMEM_KIND_ROM = 2,
+	GMEM_KIND_DEVICE = 3,
+	GMEM_KIND_EXTERNAL = 4,
+};
+
+/**
+ * gmem_kind_name() - name of a kind of memory
+ * @kind: an enum gmem_kind
+ *
+ * The names are "ram", "rom", "device" and "external".
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: a static string, or NULL if @kind names no kind, as GMEM_KIND_DEFAULT.
+ */
+GMEM_API const char *gmem_kind_name(uint32_t kind);
+
 /* -------------------------------------------------------------- recovery -- */
 
 /**
- * gmem_recovery_enable() - let the library recover from SIGBUS in guest memory
+ * gmem_recovery_enable() - let the library recover from faults in guest memory
  *
- * From now on the library accesses guest memory with ordinary instructions. If a
- * page is not there (private, past the end of the file, poisoned), the function
- * returns an error and the process lives on. Without recovery the library makes
- * the kernel copy, with a system call each time.
+ * From now on the library accesses guest memory with ordinary instructions. Where
+ * these raise SIGBUS because a page is not there (private, past the end of the file,
+ * poisoned), or SIGSEGV because the memory is mapped without the permission or not at
+ * all (your own memory after mprotect(2) or munmap(2), a ROM that is PROT_READ, a block
+ * that is PROT_NONE while it is unplugged), the function returns -EFAULT or -EHWPOISON
+ * and the process lives on. That includes the buffers that you pass to these
+ * functions. Without recovery the library makes the kernel copy, with a system call
+ * each time, and the same errors.
  *
- * SIGSEGV is not recovered from. It comes where your own memory
- * (GMEM_REGION_HVA) is unmapped, or mapped without the access: keep that memory
- * as it was.
+ * Your own instructions are not recovered from: a store to what gmem_view_hva() gave,
+ * where that is a ROM that is mapped PROT_READ, raises SIGSEGV in your program.
  *
- * This installs a handler for SIGBUS for the whole process, the only handler that
- * libgmem ever installs. The handler passes every SIGBUS that is not the
- * library's on to the handler installed before, of either style, with the
- * arguments it got itself. If there was none, the process dies of the real
- * fault, and its core dump shows that fault.
+ * This installs a handler for SIGBUS and one for SIGSEGV for the whole process, the
+ * only handlers that libgmem ever installs; if one cannot be installed, the other is
+ * not either. They pass every signal that is not the library's on to the handler
+ * installed before, of either style, with the arguments they got themselves: faults
+ * of other code, on whatever stack, signals that were sent, news of pages that went
+ * bad elsewhere. If there was none, the process dies of the real fault, and its core
+ * dump shows that fault.
  *
  * Calls nest: each needs its gmem_recovery_disable(). Each call installs
- * libgmem's handler again if another one has replaced it.
+ * libgmem's handlers again where another one has replaced them.
  *
- * A handler installed later must pass on every SIGBUS that is not its own. For a
- * handler installed earlier, four things differ from what it asked for: SIGBUS is
- * not blocked while it runs, even without SA_NODEFER; it runs on the alternate
+ * A handler installed later must pass on every SIGBUS and SIGSEGV that is not its own.
+ * For a handler installed earlier, five things differ from what it asked for: neither
+ * signal is blocked while it runs, even without SA_NODEFER; it runs on the alternate
  * signal stack where the thread has one, even without SA_ONSTACK; the signal
- * mask of the interrupted code is restored only once it has returned; and
- * sigaction() names libgmem's handler, not this one.
+ * mask of the interrupted code is restored only once it has returned; sigaction()
+ * names libgmem's handler, not this one; and if it installs SIG_DFL and returns,
+ * libgmem's handler stays, and the next signal that is not the library's kills. The
+ * handlers of sanitizers and of the runtimes of Go and Rust work with that, on
+ * whichever side of libgmem's they are.
  *
- * The kernel kills a thread that faults while it blocks SIGBUS, whatever
+ * The kernel kills a thread that faults while it blocks the signal, whatever
  * handler there is. The library uses ordinary instructions only in views, and
- * transfers, that were made while SIGBUS was not blocked. Keep SIGBUS unblocked
+ * transfers, that were made while neither signal was blocked. Keep both unblocked
  * in threads that access guest memory through libgmem.
  *
- * Thread-safe, but not against a sigaction() for SIGBUS in another thread.
+ * Thread-safe, but not against a sigaction() for these signals in another thread.
  * Source: sigaction(2). Since: 0.1.
  *
  * Return: 0, or -EBUSY too many other handlers were installed above libgmem's,
- * or the kernel's own errno.
+ * or the kernel's own errno: the handlers are those that were there before.
  */
 GMEM_API GMEM_CHECKED int gmem_recovery_enable(void);
 
 /**
  * gmem_recovery_disable() - undo one gmem_recovery_enable()
  *
- * The last call puts the previous handler back, if libgmem's is still the one
- * installed. If another handler was installed above it, libgmem's stays and
- * passes every SIGBUS on; then libgmem must not be unloaded. Call this only when
+ * The last call puts the previous handlers back, where libgmem's is still the one
+ * installed. If another handler was installed above one, libgmem's stays and
+ * passes every signal on; then libgmem must not be unloaded. Call this only when
  * no thread is inside the library. A call without its gmem_recovery_enable()
  * does nothing.
  *
@@ -1048,6 +1119,30 @@ GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
 #define GMEM_REGION_DEVICE	(1ull << 4) /* no memory: taken by a device */
 #define GMEM_REGION_CONGRUENT	(1ull << 5) /* hva and gpa alike in @align */
 #define GMEM_REGION_KEEP_STATE	(1ull << 6) /* memory that the same change removes keeps its state */
+#define GMEM_REGION_RESERVED	(1ull << 7) /* at @hva, over address space that is kept free for it */
+#define GMEM_REGION_MEMORY_FD	(1ull << 8) /* the host memory is part of the file @memory_fd */
+
+/* Flags of struct gmem_memory_opts */
+#define GMEM_MEMORY_MEMFD	(1ull << 0) /* a sealed memfd, which other processes can have */
+#define GMEM_MEMORY_HUGETLB	(1ull << 1) /* huge pages of the pool, of @page_size */
+#define GMEM_MEMORY_THP		(1ull << 2) /* transparent huge pages wanted */
+#define GMEM_MEMORY_NO_THP	(1ull << 3) /* no transparent huge pages */
+#define GMEM_MEMORY_DUMP	(1ull << 4) /* in core dumps of this process */
+#define GMEM_MEMORY_DONTFORK	(1ull << 5) /* not in children of this process */
+#define GMEM_MEMORY_MERGEABLE	(1ull << 6) /* KSM may merge equal pages */
+
+/**
+ * struct gmem_memory_opts - host memory that the library makes for a region
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_MEMORY_*; unknown bits are -EINVAL
+ * @page_size: size of the huge pages, bytes, read only with GMEM_MEMORY_HUGETLB; 0:
+ *	the kernel's default size
+ */
+struct gmem_memory_opts {
+	size_t   size;
+	uint64_t flags;
+	uint64_t page_size;
+};
 
 /**
  * struct gmem_region_opts - how to add a region
@@ -1069,11 +1164,23 @@ GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
  *	multiple of @align, as large pages need it, and not the address itself;
  *	@align must not be 0 then. Must be 0 with GMEM_REGION_HVA.
  * @slot: memslot number, read only with GMEM_REGION_SLOT
- * @reserved: must be 0
+ * @kind: what the memory is, an enum gmem_kind
+ * @identity: of what the memory holds, as you choose it: images record it for kinds whose
+ *	contents they do not have, and are restored only where it is the same; 0: any
  *
  * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
  * memory and no memslot, so the guest's accesses exit, and lookups return
- * -ENXIO. No other flag and no other option goes with it.
+ * -ENXIO. No other flag and no other option goes with it. Device memory that the
+ * guest reaches without exits is added with GMEM_REGION_HVA and GMEM_KIND_DEVICE
+ * instead.
+ *
+ * GMEM_KIND_DEVICE needs GMEM_REGION_HVA and GMEM_BACKING_HOST, and GMEM_KIND_EXTERNAL
+ * a way of backing without private memory. Without a @kind the library asks the kernel
+ * what is mapped at @hva, once and without touching it: madvise(2) with MADV_COLD for
+ * one page of each mapping, and /proc/self/smaps where the answer has several
+ * meanings. If /proc cannot be read then, memory that looks locked or hugetlb counts
+ * as RAM. The kind belongs to the region, not to the memory: GMEM_REGION_KEEP_STATE
+ * does not keep it.
  *
  * GMEM_REGION_KEEP_STATE is for gmem_change_add(), to lay out memory anew
  * without converting it anew; with gmem_region_add() it has no effect. It
@@ -1097,14 +1204,20 @@ struct gmem_region_opts {
 	void    *hva;
 	uint64_t align;
 	uint32_t slot;
+	uint32_t kind;
+	const struct gmem_memory_opts *memory;
+	int32_t  memory_fd;
 	uint32_t reserved;
+	uint64_t memory_offset;
+	uint64_t identity;
 };
 
 /**
  * gmem_region_add() - give the guest memory at an address range
  * @vm: handle
  * @gpa: guest physical address, a multiple of the page
- * @size: bytes, non-zero, a multiple of the page, below 2^31 pages
+ * @size: bytes, non-zero, a multiple of the page, below 2^31 pages: one memslot. More
+ *	takes several regions, cut as gmem_ram_layout() does.
  * @opts: NULL for defaults: shared guest_memfd
  * @ret: the region; ends with gmem_region_remove() or gmem_vm_free()
  *
@@ -1259,6 +1372,27 @@ GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region);
 GMEM_API uint32_t gmem_region_backing(const struct gmem_region *region);
 
 /**
+ * gmem_region_kind() - what the memory of a region is
+ * @region: region
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: an enum gmem_kind, as found out if none was asked for; GMEM_KIND_DEFAULT for
+ * NULL, or the range of a device, which has no memory.
+ */
+GMEM_API uint32_t gmem_region_kind(const struct gmem_region *region);
+
+/**
+ * gmem_region_identity() - what the memory of a region holds
+ * @region: region
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: @identity of struct gmem_region_opts; 0 for NULL.
+ */
+GMEM_API uint64_t gmem_region_identity(const struct gmem_region *region);
+
+/**
  * gmem_region_file() - file behind a region
  * @region: region
  * @ret_offset: start of the region in the file; NULL if not wanted
@@ -1371,19 +1505,38 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
 #endif
 
 /**
+ * struct gmem_gpa_range - range of guest addresses
+ * @gpa: guest physical address of its start
+ * @size: bytes
+ */
+struct gmem_gpa_range {
+	uint64_t gpa;
+	uint64_t size;
+};
+
+/* Flags of struct gmem_ram_layout_opts */
+#define GMEM_RAM_LAYOUT_HYPERTRANSPORT	(1u << 0) /* x86_64: use addresses of HyperTransport */
+
+/**
  * struct gmem_ram_layout_opts - machine, and place of its devices
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @machine: GMEM_MACHINE_*; 0: this one
- * @reserved: must be 0
+ * @flags: GMEM_RAM_LAYOUT_*; unknown bits are -EINVAL
  * @hole_start: x86_64: start of the hole for devices, which ends at 4 GiB; 0: 3 GiB
  * @base: arm64: first address of RAM; 0: 1 GiB
+ * @holes: more ranges without RAM, each a multiple of the page, in any order; they
+ *	may overlap each other and the machine's own, and be where no RAM would come.
+ *	Borrowed for the call
+ * @hole_count: entries in @holes
  */
 struct gmem_ram_layout_opts {
 	size_t   size;
 	uint32_t machine;
-	uint32_t reserved;
+	uint32_t flags;
 	uint64_t hole_start;
 	uint64_t base;
+	const struct gmem_gpa_range *holes;
+	uint64_t hole_count;
 };
 
 /**
@@ -1402,13 +1555,29 @@ struct gmem_ram_range {
  * gmem_ram_layout() - ranges of guest addresses for the RAM of a common machine
  * @ram: bytes of RAM, non-zero, a multiple of the page
  * @opts: NULL for defaults
- * @ret: filled with the ranges in GPA order; untouched on failure
- * @max: entries in @ret; 2 are always enough
+ * @ret: filled with the ranges in GPA order; untouched on failure. NULL, with @max 0:
+ *	only return their number
+ * @max: entries in @ret
+ *
+ * RAM goes around the holes, lowest address first, and each range is one memslot,
+ * fit for gmem_region_add(): what has 2^31 pages or more, 8 TiB on x86_64, is cut at a
+ * multiple of the CPU's largest page (pages of 4 KiB: 1 GiB, 16 KiB: 64 GiB, 64 KiB:
+ * 4 TiB). Without @holes and below 1 TiB there are at most 2 ranges.
+ *
+ * On x86_64 there is no RAM in 0xfd00000000 to 0xffffffffff, 12 GiB below 1 TiB. With
+ * AMD's IOMMU these addresses are HyperTransport's: the kernel reserves them and refuses
+ * to map guest memory there for a device (VFIO, iommufd). That depends on the host, so
+ * the hole is there on every host: a guest with more than 1011 GiB, the only one to
+ * notice, can move between hosts of Intel and of AMD, and its image be restored on each.
+ * GMEM_RAM_LAYOUT_HYPERTRANSPORT puts RAM there, for a guest that was laid out so before.
+ * QEMU since 7.1 has this hole only if the guest's CPU is AMD's, and then moves
+ * all RAM above 4 GiB up to 1 TiB: for that layout, make 4 GiB to 1 TiB a hole.
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: number of ranges filled in, or -EINVAL bad size, hole or machine,
- * -ENOSPC there are more than @max, -E2BIG options newer than the library.
+ * Return: number of ranges, or -EINVAL bad size, hole, flag or machine, or the holes leave
+ * no room for @ram, -ENOSPC there are more than @max, and gmem_last_error() says how
+ * many, -E2BIG options newer than the library.
  */
 GMEM_API int gmem_ram_layout(uint64_t ram, const struct gmem_ram_layout_opts *opts,
 			     struct gmem_ram_range *ret, size_t max);
@@ -1810,8 +1979,10 @@ GMEM_API int gmem_view_hva_slow(const struct gmem_view *view, uint64_t gpa, uint
  * @size: bytes, non-zero, that must be contiguous for the host
  * @ret_hva: host address of @gpa, to read and to write, valid until gmem_view_end()
  *
- * An access there can raise SIGBUS: see gmem_region_hva(). For memory that may only
- * be read there is gmem_view_hva_read().
+ * An access there can raise SIGBUS: see gmem_region_hva(). It is an instruction of
+ * yours, from which the library does not recover: a store to your own memory that is
+ * mapped PROT_READ raises SIGSEGV, though it is found here. For memory that may only be
+ * read there is gmem_view_hva_read().
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -1899,16 +2070,20 @@ GMEM_API int gmem_view_iovec_read(const struct gmem_view *view, uint64_t gpa, ui
 /*
  * The functions below access guest memory. They begin and end the view
  * themselves, take ranges of any alignment across regions, and survive pages
- * that the kernel cannot provide: there they stop, return -EFAULT (with
- * recovery, -EHWPOISON for a page the hardware lost), and say in @ret_done how
- * many bytes from the start were done. With gmem_recovery_enable() they cost
- * what memcpy(3) costs; without it, or with a view that was created while
- * SIGBUS was blocked, each call makes a system call, process_vm_readv(2).
+ * that the kernel cannot provide, or that are mapped without the permission or not
+ * at all: there they stop, return -EFAULT (with recovery, -EHWPOISON for a page the
+ * hardware lost), and say in @ret_done how many bytes from the start were done. The
+ * sentence has the gpa and the host address of the byte that failed, and what is
+ * wrong there. So a write to a ROM that is mapped PROT_READ is -EFAULT, and so is
+ * every access to a block that is PROT_NONE, or to memory that was unmapped.
  *
- * Recovery is from SIGBUS only. Your own memory (GMEM_REGION_HVA) must stay
- * mapped, readable and writable: with recovery, an access to memory that is not
- * raises SIGSEGV, which the library does not handle; without recovery it is
- * -EFAULT.
+ * With gmem_recovery_enable() they cost what memcpy(3) costs; without it, or with a
+ * view that was created while SIGBUS or SIGSEGV was blocked, each call makes a system
+ * call, process_vm_readv(2), and a store or compare-exchange of a number another one,
+ * futex(2). Device memory, which the kernel does not copy, is then -EFAULT. A number
+ * is accessed with one instruction in any case: without recovery, the library asks the
+ * kernel just before whether the page is there, and a page that goes away in between
+ * kills the process. Nothing else can.
  */
 
 /**
@@ -1941,8 +2116,9 @@ GMEM_API int gmem_view_read(struct gmem_view *view, uint64_t gpa, void *buf, uin
  * @size: bytes; 0 does nothing; must not wrap
  * @ret_done: bytes copied, also on failure; NULL if not wanted
  *
- * The host may write to memory that is read-only for the guest. In imported memory
- * that was given for reading only, every function that writes returns -EROFS.
+ * The host may write to memory that is read-only for the guest, if it is mapped for
+ * writing; else every function that writes returns -EFAULT. In imported memory
+ * that was given for reading only, it returns -EROFS.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -2512,8 +2688,9 @@ GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, 
  * @size: bytes, non-zero, a multiple of the page
  * @ret_done: bytes done, counted from @gpa, also on failure; NULL if not wanted
  *
- * Allocates missing memory, private memory, too. After a failure, pages faulted in
- * stay. KVM locks the vCPU meanwhile: if it runs, this call waits.
+ * Allocates missing memory, private memory, too, and does not check whether it fits:
+ * gmem_vm_populate() does, and can go first. After a failure, pages faulted in stay.
+ * KVM locks the vCPU meanwhile: if it runs, this call waits.
  *
  * One thread at a time per object; different objects in parallel. Source:
  * KVM_PRE_FAULT_MEMORY. Since: 0.1.
@@ -2674,7 +2851,8 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 
 /**
  * struct gmem_footprint - memory that a range took before and after a call
- * @done: bytes of the range, or of all ranges, that were processed
+ * @done: bytes of the range, or of all ranges, that were processed. Memory that is left out
+ *	for its kind counts when populating, not when discarding.
  * @before: bytes that were allocated before
  * @after: bytes that were allocated afterwards
  * @counted: 1 if @before and @after are valid, 0 if they could not be counted
@@ -2710,6 +2888,7 @@ typedef int (*gmem_progress_fn)(void *data, uint64_t done, uint64_t total);
 /* Flags of struct gmem_populate_opts */
 #define GMEM_POPULATE_RESERVE	(1ull << 0) /* allocate in files, without clearing or mapping */
 #define GMEM_POPULATE_UNCHECKED	(1ull << 1) /* do not check whether the memory fits */
+#define GMEM_POPULATE_ALL_KINDS	(1ull << 2) /* also memory that is left out for its kind */
 
 /**
  * struct gmem_populate_opts - how to populate
@@ -2739,11 +2918,13 @@ struct gmem_populate_opts {
  * @vm: handle
  * @gpa: guest physical address, a multiple of the page
  * @size: bytes, non-zero, a multiple of the page; may span regions, all of it
- *	must be memory
+ *	must be memory. Some kinds are left out, see enum gmem_kind
  * @opts: NULL for defaults: in this thread, cleared and mapped
  * @ret: memory before and after, filled in on failure, too; NULL if not wanted
  *
- * Populates the side the guest uses; allocated pages stay as they are. With more
+ * Populates the side the guest uses; allocated pages stay as they are. Your own memory
+ * that is mapped PROT_READ is populated for reading if the region is read-only, and
+ * cannot be populated if it is not. With more
  * than one worker the call starts threads, which block all signals except those of
  * faults, and have ended when it returns; if the system refuses threads, fewer do
  * the work. If a NUMA policy takes memory from a single node (gmem_vm_set_numa()),
@@ -2768,9 +2949,11 @@ struct gmem_populate_opts {
  * 5.14 an access to each page), fallocate(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
- * -ENXIO part of it is a device's: nothing was populated; -ENOMEM the memory
+ * -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its kind:
+ * nothing was populated; -ENOMEM the memory
  * does not fit, or the kernel had none left, -ECANCELED @progress stopped it,
- * -EFAULT a page cannot be allocated, -EHWPOISON the hardware lost a page,
+ * -EFAULT a page cannot be allocated, or its memory is mapped without the permission
+ * or not at all, -EHWPOISON the hardware lost a page (the sentence says which),
  * -EDEADLK a callback calls it for its own range, or with more than one worker,
  * -E2BIG options newer than the library, or the kernel's own errno.
  */
@@ -2842,24 +3025,15 @@ GMEM_API int gmem_populate_result(struct gmem_populate *job, struct gmem_footpri
  */
 GMEM_API void gmem_populate_free(struct gmem_populate *job);
 
-/**
- * struct gmem_gpa_range - range of guest addresses
- * @gpa: guest physical address of its start
- * @size: bytes
- */
-struct gmem_gpa_range {
-	uint64_t gpa;
-	uint64_t size;
-};
-
 /* Flags of struct gmem_discard_opts */
 #define GMEM_DISCARD_INWARD	(1ull << 0) /* any alignment: discard the whole pages inside */
-#define GMEM_DISCARD_NOT_ZERO	(1ull << 1) /* also what does not read as zero afterwards */
+#define GMEM_DISCARD_ALL_KINDS	(1ull << 1) /* also memory that is left out for its kind */
+#define GMEM_DISCARD_NOT_ZERO	(1ull << 2) /* also what does not read as zero afterwards */
 
 /**
  * struct gmem_discard_opts - how to discard
  * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_DISCARD_INWARD; unknown bits are -EINVAL
+ * @flags: GMEM_DISCARD_*; unknown bits are -EINVAL
  * @wait_ms: milliseconds to wait in all, for leases and earlier work; 0: fail at once
  *	if there is a lease. See "Waiting" at struct gmem_vm_opts.
  * @reserved: must be 0
@@ -2885,7 +3059,8 @@ struct gmem_discard_opts {
  * and guest and host read zeros there afterwards. There are two exceptions in the
  * caller's own host memory (GMEM_REGION_HVA): a private mapping of a file shows
  * the file again, and shared memory locked with mlock(2) is not freed, which @ret
- * shows. Memory of a memfd sealed with F_SEAL_WRITE or F_SEAL_FUTURE_WRITE cannot
+ * shows. Only RAM is freed, and the rest of the range stays as it is, unless
+ * GMEM_DISCARD_ALL_KINDS asks for it (enum gmem_kind). Memory of a memfd sealed with F_SEAL_WRITE or F_SEAL_FUTURE_WRITE cannot
  * be freed: -EPERM.
  *
  * The range must not be in use: the guest loses its contents, and I/O that began
@@ -2897,8 +3072,8 @@ struct gmem_discard_opts {
  * Source: madvise(2) and fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
- * -ENXIO part of it is a device's, -EBUSY somebody holds a lease on it,
- * -ENOMEM, -E2BIG options newer than the library: nothing was freed; or -EBUSY,
+ * -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its kind,
+ * -EBUSY somebody holds a lease on it, -ENOMEM, -E2BIG options newer than the library: nothing was freed; or -EBUSY,
  * -ENOENT or -ENXIO if a lease was taken or the layout changed meanwhile,
  * -EDEADLK a callback calls it for its own range, or the kernel's own errno:
  * @ret says how much was freed.
@@ -2940,7 +3115,8 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
  * struct gmem_stats - sizes and counters of guest memory
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_STATS_*, set by the caller; unknown bits are -EINVAL
- * @bytes_shared: bytes of shared memory. With @bytes_private, all memory
+ * @bytes_shared: bytes of shared memory. With @bytes_private, all memory that is counted
+ *	(enum gmem_kind)
  * @bytes_private: bytes of private memory
  * @resident_shared: with GMEM_STATS_RESIDENT: bytes allocated on the shared side
  * @resident_private: the same for the private side. A private file with
@@ -2972,6 +3148,9 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
  * @requests: requests of guests for conversions that were done
  * @requests_refused: requests of guests that were refused, for invalid ranges,
  *	holes or leases
+ * @bytes_rom: bytes of kind GMEM_KIND_ROM, which are in @bytes_shared and @bytes_private
+ * @bytes_device: bytes of kind GMEM_KIND_DEVICE, which are in neither
+ * @bytes_external: bytes of kind GMEM_KIND_EXTERNAL, which are in neither
  *
  * The counters of exits are disjoint: each exit about memory is in one of them.
  * A region counts the exits at its addresses; invalid requests have no region.
@@ -3001,6 +3180,9 @@ struct gmem_stats {
 	uint64_t faults_no_address;
 	uint64_t requests;
 	uint64_t requests_refused;
+	uint64_t bytes_rom;
+	uint64_t bytes_device;
+	uint64_t bytes_external;
 };
 
 /**
@@ -3120,6 +3302,7 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 #define GMEM_TRANSFER_OMIT_PRIVATE (1ull << 3) /* save, restore: leave private memory out */
 #define GMEM_TRANSFER_LEAVE_REST (1ull << 4) /* restore: the VM may have more memory */
 #define GMEM_TRANSFER_VERIFY	(1ull << 5) /* restore: verify all of the image first */
+#define GMEM_TRANSFER_UNCHECKED	(1ull << 6) /* load, restore: do not check whether the memory fits */
 
 /* Number of tags that one transfer uses on the caller's ring */
 #define GMEM_TRANSFER_TAGS 64
@@ -3215,6 +3398,11 @@ struct gmem_transfer_result {
  * guest does not have yet, so they take no memory. Data in the page cache is
  * copied from there; the rest bypasses the page cache if the file system can.
  *
+ * Running out of memory would be no error, but kill: see gmem_vm_populate(). So the
+ * library makes the same checks as that call, before the first byte, for what the file
+ * has on its disk less what the guest's memory has already, and again before each 64
+ * MiB; of a pipe, only the latter. GMEM_TRANSFER_UNCHECKED leaves them out.
+ *
  * After a failure, the first data_bytes + zero_bytes of the range are loaded.
  *
  * Thread-safe. Source: read(2), preadv2(2), io_uring(7), open(2) with O_DIRECT,
@@ -3225,7 +3413,8 @@ struct gmem_transfer_result {
  * being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
  * arguments, -ESPIPE @offset is not 0 and @fd has no offsets, -EBADF @fd is not
  * open, or not for reading, -E2BIG options newer than the library, -EFAULT a
- * page cannot be reached, -ENOMEM, or the kernel's own errno from reading.
+ * page cannot be reached, -ENOMEM, also if the host has not the memory for it, or the
+ * kernel's own errno from reading.
  */
 GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
 			  uint64_t size, const struct gmem_transfer_opts *opts,
@@ -3332,7 +3521,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * The image decides how much is read, the VM how much memory that takes: at most
  * 1/256 of the VM's memory for the list of private ranges, 2 MiB for that of regions,
  * which are at most 65536, and the buffers. The call reads nothing from a pipe past
- * the end of the image.
+ * the end of the image. Whether the host has the memory is checked as for
+ * gmem_vm_load().
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *

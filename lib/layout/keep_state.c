@@ -6,6 +6,7 @@
 
 #include "gmem.h"
 #include "os/sys.h"
+#include "region/host_file.h"
 #include "region/kept_log.h"
 #include "region/page_states.h"
 #include "region/region.h"
@@ -24,6 +25,20 @@ static bool keeps(const struct gmem_step *step)
 	return step->kind == GMEM_STEP_ADD && step->params.opts.flags & GMEM_REGION_KEEP_STATE;
 }
 
+/* Where each is in what both may have: a file behind host memory, or the caller's addresses */
+static bool find_host_memory(const struct gmem_region *from, const struct gmem_region *to,
+			     uint64_t *ret_from, uint64_t *ret_to)
+{
+	if (gmem_host_file_same(from->host_file, to->host_file)) {
+		*ret_from = from->host_offset;
+		*ret_to = to->host_offset;
+		return true;
+	}
+	*ret_from = from->hva.start;
+	*ret_to = to->hva.start;
+	return from->borrows_memory && to->borrows_memory;
+}
+
 static bool find_common(const struct gmem_step *removed, const struct gmem_step *added,
 			struct common *ret)
 {
@@ -32,11 +47,12 @@ static bool find_common(const struct gmem_step *removed, const struct gmem_step 
 
 	if (removed->kind != GMEM_STEP_REMOVE || !keeps(added) || from->file != to->file)
 		return false;
-	if (!to->file && (!from->hva_chosen || !to->hva_chosen))
+	if (to->file) {
+		a = from->file_offset;
+		b = to->file_offset;
+	} else if (!find_host_memory(from, to, &a, &b)) {
 		return false;
-
-	a = to->file ? from->file_offset : from->hva.start;
-	b = to->file ? to->file_offset : to->hva.start;
+	}
 	start = a > b ? a : b;
 	end = a + from->gpa.size < b + to->gpa.size ? a + from->gpa.size : b + to->gpa.size;
 	if (start >= end)
@@ -73,9 +89,10 @@ static void keep_private(const struct common *common)
 /* The shared side is the same only if it is the caller's. */
 static bool has_same_shared_side(const struct common *common)
 {
-	return common->from->hva_chosen && common->to->hva_chosen &&
-	       common->from->hva.start + common->from_offset ==
-		       common->to->hva.start + common->to_offset;
+	uint64_t from, to;
+
+	return find_host_memory(common->from, common->to, &from, &to) &&
+	       from + common->from_offset == to + common->to_offset;
 }
 
 /* What is pending of private pages is on the shared side. */

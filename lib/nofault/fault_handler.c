@@ -7,6 +7,9 @@
  * handler below, to which they pass a signal on. The handler below a layer never changes
  * once the layer was installed, so it was always installed before the layer. Thus there
  * are no circles, and the handlers need neither lock nor free anything.
+ *
+ * Each of the two signals has layers of its own, because others install and remove their
+ * handlers for one signal at a time.
  */
 #include "nofault/fault_handler.h"
 
@@ -14,10 +17,12 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <string.h>
 #include <ucontext.h>
 
 #include "base/error.h"
 #include "base/lock.h"
+#include "base/macros.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
 
@@ -51,9 +56,47 @@ static bool find_fixup(uintptr_t pc, uintptr_t *ret)
 	return false;
 }
 
+/* Linux 5.10 on arm64; older C libraries do not define it. */
+#define TAG_MISMATCH_BEFORE 8	/* SEGV_MTEAERR */
+
+/*
+ * Returns whether the kernel forced the signal on the interrupted code. Otherwise it met
+ * that code by chance, and is for the handler below: a process sent it, or the kernel
+ * announces what happened elsewhere or earlier.
+ */
+static bool is_forced(const siginfo_t *info)
+{
+	int news = info->si_signo == SIGBUS ? BUS_MCEERR_AO : TAG_MISMATCH_BEFORE;
+
+	return info->si_code > 0 && info->si_code != news;
+}
+
+/*
+ * Returns whether the interrupted instruction caused the signal. The kernel has no address
+ * to tell (SI_KERNEL) where x86 refuses one that no page can have. It also has none when
+ * it finds no room on the stack for another signal's handler, which is no fault of the
+ * instruction; then the number of the trap is that of an earlier fault.
+ */
+static bool is_fault(const siginfo_t *info, const ucontext_t *context)
+{
+#if defined(__x86_64__)
+	enum { STACK_SEGMENT = 12, GENERAL_PROTECTION = 13 };
+	greg_t trap = context->uc_mcontext.gregs[REG_TRAPNO];
+
+	if (info->si_code == SI_KERNEL && trap != STACK_SEGMENT && trap != GENERAL_PROTECTION)
+		return false;
+#else
+	(void)context;
+	if (info->si_code == SI_KERNEL)
+		return false;
+#endif
+	return is_forced(info);
+}
+
 static bool recover(const siginfo_t *info, ucontext_t *context)
 {
-	uint64_t err = info->si_code == BUS_MCEERR_AR ? EHWPOISON : EFAULT;
+	bool is_poisoned = info->si_signo == SIGBUS && info->si_code == BUS_MCEERR_AR;
+	uint64_t err = is_poisoned ? EHWPOISON : EFAULT;
 	uint64_t fault = gmem_nofault_page((uintptr_t)info->si_addr) | err;
 	uintptr_t fixup;
 
@@ -75,28 +118,60 @@ static bool recover(const siginfo_t *info, ucontext_t *context)
 	return true;
 }
 
-/*
- * Returns whether the interrupted instruction caused the signal. If a process sent it, or
- * if it announces a poisoned page somewhere (BUS_MCEERR_AO), it interrupts an instruction
- * of ours only by chance, and is for the handler below.
- */
-static bool is_fault(const siginfo_t *info)
-{
-	return info->si_code > 0 && info->si_code != BUS_MCEERR_AO;
-}
-
 /* ---- layers: passing a signal on ---- */
 
-struct layer {
-	struct sigaction below;	/* written once, before @used */
-	atomic_bool used;
-	atomic_bool spent;	/* @below was for one signal (SA_RESETHAND), which came */
+/* A struct sigaction less the 120 bytes of its mask that the kernel does not have */
+struct action {
+	void (*handler)(int);	/* of either style */
+	uint64_t mask;
+	int flags;
 };
 
-/* Most programs need one, few need two; each costs 160 bytes. */
+struct layer {
+	struct action below;	/* written once, before @used */
+	atomic_bool used;
+	atomic_bool spent;	/* @below was for one signal (SA_RESETHAND), or gave up */
+};
+
+/* Most programs need one, few need two. */
 #define LAYERS 4
 
-static struct layer layers[LAYERS];
+struct chain {
+	int signal;
+	const char *name;
+	struct layer layers[LAYERS];
+};
+
+static struct chain chains[] = {
+	{ .signal = SIGBUS, .name = "SIGBUS" },
+	{ .signal = SIGSEGV, .name = "SIGSEGV" },
+};
+
+static struct chain *chain_of(int signal)
+{
+	return &chains[signal == SIGSEGV];
+}
+
+static atomic_uint users;
+
+static struct action shorten(const struct sigaction *full)
+{
+	struct action action = { .handler = full->sa_handler, .flags = full->sa_flags };
+
+	memcpy(&action.mask, &full->sa_mask, sizeof(action.mask));
+	return action;
+}
+
+static struct sigaction lengthen(const struct action *action)
+{
+	struct sigaction full = { .sa_flags = action->flags };
+
+	full.sa_handler = action->handler;
+	memcpy(&full.sa_mask, &action->mask, sizeof(action->mask));
+	return full;
+}
+
+static struct sigaction action_of(const struct chain *chain, const struct layer *layer);
 
 /*
  * Does what the kernel does for SIG_DFL: it kills the program, with a core dump that shows
@@ -115,32 +190,40 @@ static void die(int signal, siginfo_t *info, ucontext_t *context)
 	gmem_sys_sigaction(signal, &standard, NULL);
 
 	/* A seccomp filter may refuse it. A fault comes again by itself, other signals do not. */
-	if (gmem_sys_requeue_signal(signal, info) && !is_fault(info))
+	if (gmem_sys_requeue_signal(signal, info) && !is_fault(info, context))
 		gmem_sys_raise(signal);
 }
 
 /*
- * Calls the handler below nearly as the kernel would. Its signal mask is in force while it
- * runs, except that SIGBUS stays unblocked even without SA_NODEFER: that handler, too, may
- * access memory that is not there.
+ * A handler may give up by installing the default and returning: then the instruction runs
+ * again and kills, as Rust's runtime has it. The default then belongs below our handler and
+ * not in its place, because a signal that was sent does not come again, and the program
+ * lives on.
  */
-static void pass_on(struct layer *layer, int signal, siginfo_t *info, ucontext_t *context)
+static void stay_installed(const struct chain *chain, struct layer *layer)
 {
-	const struct sigaction *below = &layer->below;
+	struct sigaction now = { .sa_flags = 0 }, ours;
+
+	if (!atomic_load(&users) || gmem_sys_sigaction(chain->signal, NULL, &now) ||
+	    (now.sa_flags & SA_SIGINFO) || now.sa_handler != SIG_DFL)
+		return;
+	atomic_store(&layer->spent, true);
+	ours = action_of(chain, layer);
+	gmem_sys_sigaction(chain->signal, &ours, NULL);
+}
+
+/*
+ * Calls the handler below nearly as the kernel would. Its signal mask is in force while it
+ * runs, except that both signals stay unblocked even without SA_NODEFER: that handler, too,
+ * may access memory that is not there.
+ */
+static void call_below(const struct sigaction *below, int signal, siginfo_t *info,
+		       ucontext_t *context)
+{
 	sigset_t mask = below->sa_mask, old;
-	bool none = below->sa_handler == SIG_DFL;
 
-	if (!none && (below->sa_flags & (int)SA_RESETHAND))
-		none = atomic_exchange(&layer->spent, true);
-	/* An ignored fault would come again at once, for ever. */
-	if (none || (below->sa_handler == SIG_IGN && is_fault(info))) {
-		die(signal, info, context);
-		return;
-	}
-	if (below->sa_handler == SIG_IGN)
-		return;
-
-	sigdelset(&mask, signal);
+	for (size_t i = 0; i < GMEM_ARRAY_SIZE(chains); i++)
+		sigdelset(&mask, chains[i].signal);
 	gmem_sys_sigmask(SIG_BLOCK, &mask, &old);
 	if (below->sa_flags & SA_SIGINFO)
 		below->sa_sigaction(signal, info, context);
@@ -149,14 +232,33 @@ static void pass_on(struct layer *layer, int signal, siginfo_t *info, ucontext_t
 	gmem_sys_sigmask(SIG_SETMASK, &old, NULL);
 }
 
-static void handle(struct layer *layer, int signal, siginfo_t *info, void *context)
+static void pass_on(const struct chain *chain, struct layer *layer, siginfo_t *info,
+		    ucontext_t *context)
 {
+	const struct sigaction below = lengthen(&layer->below);
+	bool none = below.sa_handler == SIG_DFL || atomic_load(&layer->spent);
+
+	if (!none && (below.sa_flags & (int)SA_RESETHAND))
+		none = atomic_exchange(&layer->spent, true);
+	/* An ignored fault would come again at once, for ever. */
+	if (none || (below.sa_handler == SIG_IGN && is_forced(info))) {
+		die(chain->signal, info, context);
+	} else if (below.sa_handler != SIG_IGN) {
+		call_below(&below, chain->signal, info, context);
+		stay_installed(chain, layer);
+	}
+}
+
+static void handle(unsigned int number, int signal, siginfo_t *info, void *context)
+{
+	struct chain *chain = chain_of(signal);
+	struct layer *layer = &chain->layers[number];
 	int saved_errno = errno;
 
-	if (!is_fault(info) || !recover(info, context)) {
+	if (!is_fault(info, context) || !recover(info, context)) {
 		/* Pairs with the release in take_layer(). */
 		if (atomic_load_explicit(&layer->used, memory_order_acquire))
-			pass_on(layer, signal, info, context);
+			pass_on(chain, layer, info, context);
 	}
 	errno = saved_errno;
 }
@@ -164,7 +266,7 @@ static void handle(struct layer *layer, int signal, siginfo_t *info, void *conte
 #define HANDLER(n)                                                        \
 	static void handler_##n(int signal, siginfo_t *info, void *context) \
 	{                                                                 \
-		handle(&layers[n], signal, info, context);                \
+		handle(n, signal, info, context);                         \
 	}
 
 HANDLER(0)
@@ -176,35 +278,41 @@ static void (*const handlers[LAYERS])(int, siginfo_t *, void *) = {
 	handler_0, handler_1, handler_2, handler_3,
 };
 
+/* If the signal interrupted no system call without the layer, it must not with it. */
+static struct sigaction action_of(const struct chain *chain, const struct layer *layer)
+{
+	const struct action *below = &layer->below;
+	struct sigaction action = { .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK };
+
+	action.sa_sigaction = handlers[layer - chain->layers];
+	if ((below->flags & SA_RESTART) || below->handler == SIG_IGN)
+		action.sa_flags |= SA_RESTART;
+	return action;
+}
+
 /* Returns the layer whose handler @action is, or NULL. */
-static struct layer *layer_of(const struct sigaction *action)
+static struct layer *layer_of(struct chain *chain, const struct sigaction *action)
 {
 	unsigned int i;
 
 	for (i = 0; i < LAYERS; i++) {
 		if ((action->sa_flags & SA_SIGINFO) && action->sa_sigaction == handlers[i])
-			return &layers[i];
+			return &chain->layers[i];
 	}
 	return NULL;
 }
 
-static bool is_same(const struct sigaction *a, const struct sigaction *b)
+static bool is_same(const struct action *a, const struct action *b)
 {
-	int signal;
-
-	for (signal = 1; signal < NSIG; signal++) {
-		if (sigismember(&a->sa_mask, signal) != sigismember(&b->sa_mask, signal))
-			return false;
-	}
-	return a->sa_handler == b->sa_handler && a->sa_flags == b->sa_flags;
+	return a->handler == b->handler && a->mask == b->mask && a->flags == b->flags;
 }
 
 /* Returns a layer that passes on to @below, or NULL if all pass on to something else. */
-static struct layer *take_layer(const struct sigaction *below)
+static struct layer *take_layer(struct chain *chain, const struct action *below)
 {
 	struct layer *layer;
 
-	for (layer = layers; layer < layers + LAYERS; layer++) {
+	for (layer = chain->layers; layer < chain->layers + LAYERS; layer++) {
 		if (!atomic_load_explicit(&layer->used, memory_order_relaxed)) {
 			layer->below = *below;
 			/* Pairs with the acquire in handle(). */
@@ -222,44 +330,72 @@ static struct layer *take_layer(const struct sigaction *below)
 /* ---- enable, disable ---- */
 
 static struct gmem_lock lock = GMEM_LOCK_INIT(GMEM_RANK_HANDLER);
-static atomic_uint users;
 
-static int install(void)
+/* @ret_installed: whether a layer was installed, and not there already */
+static int install(struct chain *chain, bool *ret_installed)
 {
-	struct sigaction ours = { .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK };
-	struct sigaction now = { .sa_flags = 0 }, replaced = { .sa_flags = 0 };
+	struct sigaction now = { .sa_flags = 0 }, replaced = { .sa_flags = 0 }, ours;
+	struct action below, found;
 	struct layer *layer;
 	int err;
 
 	for (;;) {
-		err = gmem_sys_sigaction(SIGBUS, NULL, &now);
+		err = gmem_sys_sigaction(chain->signal, NULL, &now);
 		if (err)
-			return gmem_fail(err, "recovery: SIGBUS has no handlers here: %s",
+			return gmem_fail(err, "recovery: %s has no handlers here: %s", chain->name,
 					 gmem_errno_name(err));
-		if (layer_of(&now))
+		if (layer_of(chain, &now))
 			return 0;
 
-		layer = take_layer(&now);
+		below = shorten(&now);
+		layer = take_layer(chain, &below);
 		if (!layer)
-			return gmem_fail(-EBUSY, "recovery: %d handlers of SIGBUS were installed "
-					 "over libgmem's and may still lead to it", LAYERS);
+			return gmem_fail(-EBUSY, "recovery: %d handlers of %s were installed over "
+					 "libgmem's and may still lead to it", LAYERS, chain->name);
 
-		/* If SIGBUS interrupted no system call before, it must not now. */
-		ours.sa_sigaction = handlers[layer - layers];
-		ours.sa_flags &= ~SA_RESTART;
-		if ((now.sa_flags & SA_RESTART) || now.sa_handler == SIG_IGN)
-			ours.sa_flags |= SA_RESTART;
-
-		err = gmem_sys_sigaction(SIGBUS, &ours, &replaced);
+		ours = action_of(chain, layer);
+		err = gmem_sys_sigaction(chain->signal, &ours, &replaced);
 		if (err)
-			return gmem_fail(err, "recovery: SIGBUS cannot be handled here: %s",
+			return gmem_fail(err, "recovery: %s cannot be handled here: %s", chain->name,
 					 gmem_errno_name(err));
-		if (is_same(&replaced, &now))
+		*ret_installed = true;
+		found = shorten(&replaced);
+		if (is_same(&found, &below))
 			return 0;
 
 		/* Another handler was installed in between: put it back and start over. */
-		gmem_sys_sigaction(SIGBUS, &replaced, NULL);
+		gmem_sys_sigaction(chain->signal, &replaced, NULL);
 	}
+}
+
+/* If another handler is over ours, ours stays, and passes signals on. */
+static void uninstall(struct chain *chain)
+{
+	struct sigaction standard = { .sa_handler = SIG_DFL };
+	struct sigaction now = { .sa_flags = 0 }, below;
+	struct layer *layer = NULL;
+
+	if (gmem_sys_sigaction(chain->signal, NULL, &now) == 0)
+		layer = layer_of(chain, &now);
+	if (layer) {
+		below = lengthen(&layer->below);
+		gmem_sys_sigaction(chain->signal, atomic_load(&layer->spent) ? &standard : &below,
+				   NULL);
+	}
+}
+
+static int install_all(void)
+{
+	bool installed[GMEM_ARRAY_SIZE(chains)] = { false };
+	int err = 0;
+
+	for (size_t i = 0; i < GMEM_ARRAY_SIZE(chains) && !err; i++)
+		err = install(&chains[i], &installed[i]);
+	for (size_t i = 0; i < GMEM_ARRAY_SIZE(chains) && err; i++) {
+		if (installed[i])
+			uninstall(&chains[i]);
+	}
+	return err;
 }
 
 GMEM_API int gmem_recovery_enable(void)
@@ -269,7 +405,7 @@ GMEM_API int gmem_recovery_enable(void)
 	gmem_nofault_choose(GMEM_NOFAULT_WIDEST);
 
 	gmem_lock_take(&lock);
-	err = install();
+	err = install_all();
 	if (!err)
 		atomic_fetch_add(&users, 1);
 	gmem_lock_drop(&lock);
@@ -278,30 +414,31 @@ GMEM_API int gmem_recovery_enable(void)
 
 GMEM_API void gmem_recovery_disable(void)
 {
-	struct sigaction standard = { .sa_handler = SIG_DFL };
-	struct sigaction now = { .sa_flags = 0 };
-	struct layer *layer = NULL;
-
 	gmem_lock_take(&lock);
-	if (atomic_load(&users) > 0 && atomic_fetch_sub(&users, 1) == 1 &&
-	    gmem_sys_sigaction(SIGBUS, NULL, &now) == 0)
-		layer = layer_of(&now);
-	/* If another handler is over ours, ours stays, and passes signals on. */
-	if (layer)
-		gmem_sys_sigaction(SIGBUS,
-				   atomic_load(&layer->spent) ? &standard : &layer->below, NULL);
+	if (atomic_load(&users) > 0 && atomic_fetch_sub(&users, 1) == 1) {
+		for (size_t i = 0; i < GMEM_ARRAY_SIZE(chains); i++)
+			uninstall(&chains[i]);
+	}
 	gmem_lock_drop(&lock);
 }
 
 bool gmem_nofault_is_recoverable(void)
 {
 	struct sigaction now = { .sa_flags = 0 };
+	sigset_t blocked;
 
-	if (!atomic_load(&users) || gmem_sys_sigmask_has(SIGBUS) ||
-	    gmem_sys_sigaction(SIGBUS, NULL, &now))
+	sigemptyset(&blocked);
+	if (!atomic_load(&users) || gmem_sys_sigmask(SIG_BLOCK, NULL, &blocked))
 		return false;
 
-	/* Assume that a handler over ours passes signals on to it. */
-	return (now.sa_flags & SA_SIGINFO) ||
-	       (now.sa_handler != SIG_DFL && now.sa_handler != SIG_IGN);
+	for (size_t i = 0; i < GMEM_ARRAY_SIZE(chains); i++) {
+		if (sigismember(&blocked, chains[i].signal) ||
+		    gmem_sys_sigaction(chains[i].signal, NULL, &now))
+			return false;
+		/* Assume that a handler over ours passes signals on to it. */
+		if (!(now.sa_flags & SA_SIGINFO) &&
+		    (now.sa_handler == SIG_DFL || now.sa_handler == SIG_IGN))
+			return false;
+	}
+	return true;
 }

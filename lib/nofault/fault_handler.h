@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * fault_handler: the SIGBUS handler that gmem_recovery_enable() installs.
+ * fault_handler: the handlers of SIGBUS and SIGSEGV that gmem_recovery_enable() installs.
  *
  * If the signal comes from an instruction in the recovery table (nofault.h), the handler
- * moves the program counter to the fix-up. It passes every other SIGBUS on to the handler
+ * moves the program counter to the fix-up. It passes every other signal on to the handler
  * that was installed before.
  *
  * This header declares nothing: gmem.h has gmem_recovery_enable() and _disable(),

@@ -403,6 +403,27 @@ int gmem_nofault_probe(const void *p, size_t size)
 	return n < 0 ? (int)n : (size_t)n < size ? -EFAULT : 0;
 }
 
+/* To read first keeps the write away from device memory, where it would not be without effect. */
+int gmem_nofault_probe_write(void *p, size_t size)
+{
+	int err = gmem_nofault_probe(p, size);
+
+	return err ? err : gmem_sys_write_nothing((char *)p - (uintptr_t)p % sizeof(uint32_t));
+}
+
+const char *gmem_nofault_why(const void *p, bool writes, int err)
+{
+	if (err == -EHWPOISON)
+		return "the hardware lost the page";
+	if (err != -EFAULT)
+		return "the kernel does not copy";
+	if (gmem_nofault_probe(p, 1))
+		return "no page of memory is there, or it is mapped without the permission or not at all";
+	if (writes && gmem_nofault_probe_write((void *)(uintptr_t)p, 1))
+		return "it is mapped for reading only";
+	return NULL;
+}
+
 /* ---- both engines ---- */
 
 size_t gmem_nofault_compare(bool fast, const void *a, const void *b, size_t size, int *ret_cmp,

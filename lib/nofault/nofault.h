@@ -3,9 +3,10 @@
  * nofault: access to memory that may not be there.
  *
  * A page of a mapping can be private to the guest, poisoned, or past the end of its file,
- * which another process may have shrunk. Then a plain access raises SIGBUS. The functions
+ * which another process may have shrunk: then a plain access raises SIGBUS. The memory can
+ * be mapped without the permission, or not at all: then it raises SIGSEGV. The functions
  * here return -EFAULT instead, or -EHWPOISON for a poisoned page, and count the bytes done
- * before.
+ * before. That holds for both sides of a copy, also for a buffer of the caller's.
  *
  * There are two engines, and the argument @fast of every function chooses one.
  *
@@ -14,7 +15,7 @@
  *   fix-up. The handler that gmem_recovery_enable() installs moves the program counter
  *   from one to the other. An access that does not fault costs nothing extra: no state is
  *   set up before it. The engine works only if gmem_nofault_is_recoverable(), because the
- *   kernel kills a thread that faults while it blocks SIGBUS, whatever handler there is.
+ *   kernel kills a thread that faults while it blocks the signal, whatever handler there is.
  *
  * - The slow engine has the kernel copy, with process_vm_readv() on this process: the
  *   kernel meets the same pages and returns an error code. This needs no handler, costs a
@@ -27,9 +28,9 @@
  * range asked for.
  *
  * Not supported:
- * - SIGSEGV. An address that was never mapped, or is mapped without the permission, is a
- *   mistake of the caller: the fast engine dies of it, the slow one returns -EFAULT.
  * - A source and a destination that overlap.
+ * - Device memory (VM_IO, VM_PFNMAP) in the slow engine: the kernel does not copy it, and
+ *   the functions return -EFAULT.
  * - The fast engine under valgrind, which does not give a handler the exact program
  *   counter.
  */
@@ -50,8 +51,8 @@
 #endif
 
 /*
- * Returns whether recovery is enabled and SIGBUS reaches it in this thread, which takes
- * up to three system calls.
+ * Returns whether recovery is enabled and SIGBUS and SIGSEGV reach it in this thread, which
+ * takes up to three system calls.
  */
 bool gmem_nofault_is_recoverable(void);
 
@@ -197,6 +198,16 @@ size_t gmem_nofault_compare(bool fast, const void *a, const void *b, size_t size
  */
 size_t gmem_nofault_string(bool fast, char *dst, const char *src, size_t max, int *ret_err);
 
+/* ---- why not ---- */
+
+/*
+ * Returns why the byte at @p can be neither read nor, if @writes, written, for the sentence
+ * of an access that failed with @err. Asks the kernel, which knows the same after either
+ * engine, and returns NULL if it reaches the byte: then the other side of the copy is to
+ * blame, or the page came back.
+ */
+const char *gmem_nofault_why(const void *p, bool writes, int err);
+
 /* ---- words ---- */
 
 /*
@@ -205,14 +216,16 @@ size_t gmem_nofault_string(bool fast, char *dst, const char *src, size_t max, in
  * that releases, counts as _SEQ_CST. Outputs are untouched on failure.
  *
  * Both engines use the same single instruction, so that the access is atomic in both. The
- * slow engine asks the kernel first whether the page is there. Between the question and
- * the instruction the page can go away: by a conversion, or a hole punched in its file.
- * Then the program dies of SIGBUS, unless recovery works after all. A caller that cannot
- * rule this out needs the fast engine.
+ * slow engine asks the kernel first whether the page can be read, or written. Between the
+ * question and the instruction the page can go away: by a conversion, a hole punched in its
+ * file, or a new protection. Then the program dies of the signal, unless recovery works
+ * after all. A caller that cannot rule this out needs the fast engine.
  */
 
 /* Asks the kernel whether @p can be read: 0, or -errno if the page is not there. */
 int gmem_nofault_probe(const void *p, size_t size);
+/* Asks whether @p can be read and written; within a word that is naturally aligned. */
+int gmem_nofault_probe_write(void *p, size_t size);
 
 /*
  * ThreadSanitizer does not look into assembly, and reports races between threads that are
@@ -362,7 +375,7 @@ static inline int gmem_nofault_store##bits(bool fast, void *p, uint##bits##_t va
 	int err;                                                                 \
                                                                                  \
 	if (!fast) {                                                             \
-		err = gmem_nofault_probe(p, sizeof(value));                      \
+		err = gmem_nofault_probe_write(p, sizeof(value));                \
 		if (err)                                                         \
 			return err;                                              \
 	}                                                                        \
@@ -382,7 +395,7 @@ static inline int gmem_nofault_cmpxchg##bits(bool fast, void *p, uint##bits##_t 
 	int swapped, err;                                                        \
                                                                                  \
 	if (!fast) {                                                             \
-		err = gmem_nofault_probe(p, sizeof(old));                        \
+		err = gmem_nofault_probe_write(p, sizeof(old));                  \
 		if (err)                                                         \
 			return err;                                              \
 	}                                                                        \

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/futex.h>
 #include <linux/io_uring.h>
 #include <linux/kcmp.h>
 #include <poll.h>
@@ -140,6 +141,25 @@ int gmem_sys_mprotect(void *addr, uint64_t size, int prot)
 int gmem_sys_madvise(void *addr, uint64_t size, int advice)
 {
 	return madvise(addr, size, advice) < 0 ? -errno : 0;
+}
+
+int gmem_sys_memfd(const char *name, unsigned int flags)
+{
+	int fd = memfd_create(name, flags | MFD_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+int gmem_sys_resize(int fd, uint64_t size)
+{
+	if (size > gmem_sys_limit(RLIMIT_FSIZE))
+		return -EFBIG;
+	return ftruncate(fd, (off_t)size) < 0 ? -errno : 0;
+}
+
+int gmem_sys_seal(int fd, uint32_t seals)
+{
+	return fcntl(fd, F_ADD_SEALS, (int)seals) < 0 ? -errno : 0;
 }
 
 int gmem_sys_fallocate(int fd, int mode, uint64_t offset, uint64_t size)
@@ -457,6 +477,7 @@ int gmem_sys_fd_kind(int fd, struct gmem_fd_kind *ret)
 		.has_offsets = S_ISREG(st.st_mode) || S_ISBLK(st.st_mode),
 		.has_size = S_ISREG(st.st_mode),
 		.size = (uint64_t)st.st_size,
+		.allocated = (uint64_t)st.st_blocks * 512,
 		.appends = flags & O_APPEND,
 		.never_blocks = flags & O_NONBLOCK,
 		.access = access_of(flags),
@@ -766,14 +787,6 @@ int gmem_sys_sigmask(int how, const sigset_t *set, sigset_t *ret_old)
 	return -pthread_sigmask(how, set, ret_old);
 }
 
-bool gmem_sys_sigmask_has(int signal)
-{
-	sigset_t now;
-
-	sigemptyset(&now);
-	return pthread_sigmask(SIG_BLOCK, NULL, &now) == 0 && sigismember(&now, signal) == 1;
-}
-
 int gmem_sys_requeue_signal(int signal, siginfo_t *info)
 {
 	long tid = syscall(__NR_gettid);
@@ -793,4 +806,17 @@ int64_t gmem_sys_process_vm_readv(void *dst, const void *src, size_t size)
 	ssize_t n = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
 
 	return n < 0 ? -errno : n;
+}
+
+/*
+ * FUTEX_WAKE_OP modifies one word and wakes who waits for another, which is ours alone. It
+ * would wake who waits for the first, too, if that held -2048.
+ */
+int gmem_sys_write_nothing(void *p)
+{
+	const int operation = FUTEX_OP(FUTEX_OP_OR, 0, FUTEX_OP_CMP_EQ, 0x800);
+	uint32_t nobody = 0;
+
+	return syscall(__NR_futex, &nobody, FUTEX_WAKE_OP | FUTEX_PRIVATE_FLAG, 0, NULL, p,
+		       operation) < 0 ? -errno : 0;
 }

@@ -74,6 +74,12 @@ int gmem_sys_mmap(void *hint, uint64_t size, int prot, int flags, int fd,
 int gmem_sys_munmap(void *addr, uint64_t size);
 int gmem_sys_mprotect(void *addr, uint64_t size, int prot);
 int gmem_sys_madvise(void *addr, uint64_t size, int advice);
+/* Returns the fd of a new memfd; @flags: MFD_*, close-on-exec is added. */
+int gmem_sys_memfd(const char *name, unsigned int flags);
+/* Past RLIMIT_FSIZE: -EFBIG, and no SIGXFSZ. */
+int gmem_sys_resize(int fd, uint64_t size);
+/* Adds F_SEAL_*. */
+int gmem_sys_seal(int fd, uint32_t seals);
 int gmem_sys_fallocate(int fd, int mode, uint64_t offset, uint64_t size);
 /* Fills in one byte per page, whose bit 0 says whether the page is in memory. */
 int gmem_sys_mincore(void *addr, uint64_t size, unsigned char *ret);
@@ -117,6 +123,11 @@ int gmem_sys_try_read(const void *addr);
  * page is one of @dst, the kernel may have stored more bytes than it counts.
  */
 int64_t gmem_sys_process_vm_readv(void *dst, const void *src, size_t size);
+/*
+ * Has the kernel write to the aligned 32-bit word at @p without a change, even if others
+ * write there meanwhile: it ORs 0 into it, in one access. 0, or -EFAULT.
+ */
+int gmem_sys_write_nothing(void *p);
 
 /* ---- NUMA and processors ---- */
 
@@ -162,6 +173,7 @@ struct gmem_fd_kind {
 	bool never_blocks;
 	struct gmem_fd_access access;
 	uint64_t size;
+	uint64_t allocated;	/* bytes on the disk, less than the size if there are holes */
 };
 
 int gmem_sys_file_size(int fd, uint64_t *ret);
@@ -264,8 +276,6 @@ int gmem_sys_try_io_uring(void);
 int gmem_sys_sigaction(int signal, const struct sigaction *action, struct sigaction *ret_old);
 /* Changes the mask of this thread; @set or @ret_old may be NULL. */
 int gmem_sys_sigmask(int how, const sigset_t *set, sigset_t *ret_old);
-/* Returns whether this thread blocks the signal. */
-bool gmem_sys_sigmask_has(int signal);
 /* Sends @signal to this thread once more, with the @info of the first time. */
 int gmem_sys_requeue_signal(int signal, siginfo_t *info);
 int gmem_sys_raise(int signal);

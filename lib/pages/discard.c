@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/kind.h"
 #include "base/lock.h"
 #include "base/opts.h"
 #include "base/wait_budget.h"
@@ -116,10 +117,21 @@ static int check_section(void *data, const struct gmem_section *section)
 			 region->gpa.start + section->offset, section->size, text);
 }
 
+/* Which memory goes */
+static uint32_t uses_of(const struct work *work)
+{
+	return work->opts.flags & GMEM_DISCARD_ALL_KINDS ? 0 : GMEM_USE_DISCARD;
+}
+
 static int check_one(struct work *work, const struct gmem_gpa_range *range)
 {
-	int err = gmem_vm_look_at_sections(work->vm, range->gpa, range->size, check_section, work);
+	uint64_t bytes;
+	int err = gmem_vm_check_memory(work->vm, range->gpa, range->size, uses_of(work),
+				       "which only GMEM_DISCARD_ALL_KINDS gives back", &bytes);
 
+	if (!err)
+		err = gmem_vm_look_at_sections(work->vm, range->gpa, range->size, uses_of(work),
+					       check_section, work);
 	if (err || work->opts.wait_ms)
 		return err;
 
@@ -169,8 +181,8 @@ static int discard_one(struct work *work, const struct gmem_gpa_range *range)
 
 	for (done = 0; done < range->size && !err; done += now) {
 		now = gmem_section_piece(work->vm, range->gpa + done, range->size - done);
-		err = gmem_vm_each_section(work->vm, range->gpa + done, now, GMEM_CLAIM_EXCLUSIVE,
-					   &work->budget, discard_piece, work);
+		err = gmem_vm_each_section(work->vm, range->gpa + done, now, uses_of(work),
+					   GMEM_CLAIM_EXCLUSIVE, &work->budget, discard_piece, work);
 	}
 	GMEM_PROBE(discard, gmem_vm_number(work->vm), range->gpa, range->size, err);
 	return err;
@@ -226,7 +238,8 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
 
 	err = GMEM_COPY_OPTS(gmem_discard_opts, &work.opts, opts, reserved);
 	if (!err)
-		err = gmem_check_flags("flags", work.opts.flags, GMEM_DISCARD_INWARD | GMEM_DISCARD_NOT_ZERO);
+		err = gmem_check_flags("flags", work.opts.flags, GMEM_DISCARD_INWARD |
+				       GMEM_DISCARD_ALL_KINDS | GMEM_DISCARD_NOT_ZERO);
 	if (!err && work.opts.reserved)
 		err = gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", work.opts.reserved);
 	if (!err)

@@ -17,6 +17,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/kind.h"
 #include "base/lock.h"
 #include "base/opts.h"
 #include "base/utf8.h"
@@ -140,6 +141,8 @@ struct entry {
 	uint32_t slot;
 	uint32_t slot_flags;
 	uint32_t backing;
+	uint32_t kind;
+	uint64_t identity;
 	bool is_device;
 	bool lost;
 };
@@ -185,6 +188,8 @@ static int note_region(struct layout *layout, const struct gmem_region *region)
 		.slot = region->slot,
 		.slot_flags = region->slot_flags,
 		.backing = region->backing,
+		.kind = region->kind,
+		.identity = region->identity,
 		.is_device = region->is_device,
 		.lost = region->lost,
 	};
@@ -224,7 +229,7 @@ static int note_layout(const struct gmem_vm *vm, struct layout *layout)
 		if (!at.region)
 			continue;
 		err = note_region(layout, at.region);
-		layout->total += at.region->is_device ? 0 : at.size;
+		layout->total += gmem_region_has_use(at.region, GMEM_USE_COUNT) ? at.size : 0;
 	}
 
 	for (region = vm->stuck; region && !err; region = region->next_stuck) {
@@ -279,7 +284,7 @@ static const struct gmem_region *find_again(const struct gmem_vm *vm, const stru
 	if (!region || region->gpa.start != entry->gpa || region->gpa.size != entry->size)
 		return NULL;
 
-	if (region->is_device != entry->is_device || region->backing != entry->backing ||
+	if (region->kind != entry->kind || region->backing != entry->backing ||
 	    region->hva.start != entry->hva || region->file_offset != entry->file_offset ||
 	    (region->file ? region->file->fd : -1) != entry->fd)
 		return NULL;
@@ -332,7 +337,7 @@ static void sample_nodes(const struct gmem_region *region, uint32_t side, const 
 {
 	uint64_t page = gmem_sys_page_size(), pages = bytes / page;
 	/* What userfaultfd owes is not there yet. */
-	struct gmem_host_look look = { .file = -1, .has_owed = true };
+	struct gmem_host_look look = { .file = -1, .hint = -1, .has_owed = true };
 	struct sampler s = {
 		.region = region,
 		.cell = cell,
@@ -544,7 +549,10 @@ static void put_entry(struct writer *w, const struct entry *entry, bool show_hva
 	put(w, "{\"gpa\":%" PRIu64 ",\"size\":%" PRIu64 ",\"backing\":\"%s\",\"slot\":", entry->gpa,
 	    entry->size, entry->is_device ? "device" : gmem_backing_name(entry->backing));
 	put(w, entry->is_device ? "null" : "%" PRIu32, entry->slot);
-	put(w, ",\"lost\":%s,\"readonly\":%s,\"dirty_log\":%s,\n ", json_bool(entry->lost),
+	put(w, ",\"kind\":");
+	put(w, entry->is_device ? "null" : "\"%s\"", gmem_kind_name(entry->kind));
+	put(w, ",\"identity\":%" PRIu64 ",\"lost\":%s,\"readonly\":%s,\"dirty_log\":%s,\n ",
+	    entry->identity, json_bool(entry->lost),
 	    json_bool(entry->slot_flags & KVM_MEM_READONLY),
 	    json_bool(entry->slot_flags & KVM_MEM_LOG_DIRTY_PAGES));
 	put_file(w, entry);
@@ -565,7 +573,8 @@ static void put_regions(struct writer *w, struct gmem_vm *vm, const struct layou
 	for (size_t i = 0; i < count && !w->err; i++) {
 		put(w, i ? ",\n" : "\n");
 		put_entry(w, &layout->entries[i], show_hva);
-		if (!layout->entries[i].is_device && !(opts->flags & GMEM_DUMP_LAYOUT_ONLY))
+		if (gmem_kind_has(layout->entries[i].kind, GMEM_USE_COUNT) &&
+		    !(opts->flags & GMEM_DUMP_LAYOUT_ONLY))
 			put_ranges(w, vm, &layout->entries[i], &budget, cell);
 		put(w, "]}");
 	}

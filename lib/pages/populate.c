@@ -22,6 +22,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/kind.h"
 #include "base/lock.h"
 #include "base/macros.h"
 #include "base/opts.h"
@@ -133,6 +134,51 @@ static int populate_mapped(const struct gmem_region *region,
 	return err == -EINVAL ? fault_in_pages(memory, size, for_writing) : err;
 }
 
+/*
+ * Returns 0 or the error of one page. If memory ran out, to try again would take more: then
+ * only what is not mapped counts, for which madvise() has the same errno.
+ */
+static int try_page(const struct gmem_region *region, const struct gmem_region_memory *page, int err)
+{
+	uint64_t size = gmem_sys_page_size();
+	unsigned char in_memory;
+
+	if (err != -ENOMEM)
+		return populate_mapped(region, page, size);
+	return gmem_sys_mincore(page->hva, size, &in_memory) == -ENOMEM ? -EFAULT : 0;
+}
+
+/*
+ * The kernel does not say which page it could not provide, so this tries one after the
+ * other: those before it are there by now.
+ */
+static int fail_populating(const struct gmem_section *section,
+			   const struct gmem_region_memory *memory, int err)
+{
+	const struct gmem_region *region = section->region;
+	bool writes = !memory->file && !(memory->is_callers && gmem_region_is_read_only(region));
+	uint64_t gpa = region->gpa.start + section->offset, page = gmem_sys_page_size(), done;
+	struct gmem_region_memory at = *memory;
+	const char *why;
+	int now = 0;
+
+	for (done = 0; done < section->size && err != -EINTR; done += page) {
+		at.hva = (char *)memory->hva + done;
+		now = try_page(region, &at, err);
+		if (now)
+			break;
+	}
+	if (!now)
+		return gmem_fail(err, "populating gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes: %s", gpa,
+				 section->size, gmem_errno_name(err));
+
+	why = gmem_nofault_why(at.hva, writes, now);
+	if (now == -EFAULT && memory->page_size > page)
+		why = "as where no huge page is free";
+	return gmem_fail(now, "populating gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ": %s%s%s", gpa + done,
+			 (uintptr_t)at.hva, gmem_errno_name(now), why ? ", " : "", why ? why : "");
+}
+
 /* Check again before each section: others may have allocated memory meanwhile. */
 static int check_section_fits(const struct gmem_populate *job, const struct gmem_section *section)
 {
@@ -162,11 +208,13 @@ static int populate_section(void *data, const struct gmem_section *section)
 		return gmem_file_allocate(memory.file, memory.offset, section->size, NULL);
 
 	err = populate_mapped(section->region, &memory, section->size);
-	if (err)
-		return gmem_fail(err, "populating gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes: %s",
-				 section->region->gpa.start + section->offset, section->size,
-				 gmem_errno_name(err));
-	return 0;
+	return err ? fail_populating(section, &memory, err) : 0;
+}
+
+/* Which memory is populated */
+static uint32_t uses_of(const struct gmem_populate *job)
+{
+	return job->opts.flags & GMEM_POPULATE_ALL_KINDS ? 0 : GMEM_USE_POPULATE;
 }
 
 /* ---- chunks and lanes ---- */
@@ -242,8 +290,9 @@ static void run_lane(struct worker *worker, struct lane *lane)
 	int err;
 
 	while (may_go_on(job) && take_chunk(job, lane, &start, &size)) {
-		err = gmem_vm_each_section(job->vm, job->gpa + start, size, GMEM_CLAIM_SHARED,
-					   &worker->budget, populate_section, worker);
+		err = gmem_vm_each_section(job->vm, job->gpa + start, size, uses_of(job),
+					   GMEM_CLAIM_SHARED, &worker->budget, populate_section,
+					   worker);
 		if (err)
 			stop(job, err);
 		else
@@ -309,13 +358,68 @@ static void make_lanes(struct gmem_populate *job)
 	}
 }
 
+/* What is missing in huge pages, of which a range can have several sizes */
+#define MAX_HUGE_SIZES 4
+
+struct huge_need {
+	uint64_t bytes;
+	struct {
+		uint64_t page_size;
+		uint64_t pages;
+		const void *hva;
+	} sizes[MAX_HUGE_SIZES];
+};
+
+static int add_huge_need(void *data, const struct gmem_section *section)
+{
+	struct huge_need *need = data;
+	struct gmem_region_memory memory;
+	uint64_t bytes;
+	int err;
+
+	err = gmem_region_memory_get(section->region, section->side, section->offset, section->size,
+				     &memory);
+	if (err || memory.page_size <= gmem_sys_page_size())
+		return err;
+	err = gmem_region_memory_resident(section->region, section->side, section->offset, section->size,
+					  &bytes);
+	if (err)
+		return err;
+
+	need->bytes += bytes < section->size ? section->size - bytes : 0;
+	for (size_t i = 0; i < MAX_HUGE_SIZES; i++) {
+		if (need->sizes[i].page_size && need->sizes[i].page_size != memory.page_size)
+			continue;
+		need->sizes[i].page_size = memory.page_size;
+		need->sizes[i].pages += gmem_count_missing_huge_pages(memory.hva, section->size,
+								      memory.page_size, bytes);
+		need->sizes[i].hva = memory.hva;
+		break;
+	}
+	return 0;
+}
+
+static int check_huge_need(struct gmem_populate *job, uint64_t *ret_bytes)
+{
+	struct huge_need need = { 0 };
+	int err = gmem_vm_look_at_sections(job->vm, job->gpa, job->size, uses_of(job), add_huge_need, &need);
+
+	for (size_t i = 0; i < MAX_HUGE_SIZES && !err; i++)
+		if (need.sizes[i].pages)
+			err = gmem_check_huge_pages_fit(need.sizes[i].page_size, need.sizes[i].pages,
+							need.sizes[i].hva);
+	*ret_bytes = need.bytes;
+	return err;
+}
+
 /* Make all checks that are possible before the first page is populated. */
 static int prepare(struct gmem_populate *job)
 {
-	uint64_t need = job->size;
+	uint64_t need, huge;
 	int err;
 
-	err = gmem_vm_check_memory(job->vm, job->gpa, job->size);
+	err = gmem_vm_check_memory(job->vm, job->gpa, job->size, uses_of(job),
+				   "which only GMEM_POPULATE_ALL_KINDS populates", &need);
 	if (err)
 		return err;
 
@@ -323,20 +427,25 @@ static int prepare(struct gmem_populate *job)
 	job->is_counting = !err;
 	if (err && err != -EOPNOTSUPP)
 		return err;
+	err = 0;
 	if (job->opts.flags & GMEM_POPULATE_UNCHECKED)
 		return 0;
 
 	/* The count can exceed the size if pages came and went while it was taken. */
-	if (job->is_counting)
+	if (job->is_counting) {
 		need = job->before < need ? need - job->before : 0;
-	return gmem_check_memory_fits(need);
+		err = check_huge_need(job, &huge);
+		need = huge < need ? need - huge : 0;
+	}
+	return err ? err : gmem_check_memory_fits(need);
 }
 
 static int check_opts(const struct gmem_populate_opts *opts)
 {
 	int err;
 
-	err = gmem_check_flags("flags", opts->flags, GMEM_POPULATE_RESERVE | GMEM_POPULATE_UNCHECKED);
+	err = gmem_check_flags("flags", opts->flags, GMEM_POPULATE_RESERVE | GMEM_POPULATE_UNCHECKED |
+			       GMEM_POPULATE_ALL_KINDS);
 	if (err)
 		return err;
 	if (opts->reserved)

@@ -5,6 +5,9 @@
 #include <inttypes.h>
 #include <stddef.h>
 
+#include "gmem.h"
+#include "base/error.h"
+#include "base/kind.h"
 #include "base/lock.h"
 #include "base/wait_budget.h"
 #include "os/sys.h"
@@ -44,7 +47,8 @@ static int find_section_locked(struct gmem_vm *vm, uint64_t gpa, uint64_t last,
 	return err;
 }
 
-static int walk(struct gmem_vm *vm, uint64_t gpa, uint64_t size, gmem_section_fn fn, void *data)
+static int walk(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses, gmem_section_fn fn,
+		void *data)
 {
 	uint64_t last = gpa + size - 1;
 	struct gmem_section section;
@@ -52,7 +56,7 @@ static int walk(struct gmem_vm *vm, uint64_t gpa, uint64_t size, gmem_section_fn
 
 	do {
 		err = find_section_locked(vm, gpa, last, &section);
-		if (!err && fn)
+		if (!err && gmem_region_has_use(section.region, uses))
 			err = fn(data, &section);
 		if (err)
 			return err;
@@ -61,15 +65,27 @@ static int walk(struct gmem_vm *vm, uint64_t gpa, uint64_t size, gmem_section_fn
 	return 0;
 }
 
-int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
+struct check {
+	uint32_t uses;
+	uint32_t left_out;	/* a kind that lacks one */
+	uint64_t bytes;		/* of kinds that do not */
+};
+
+static int check_section(void *data, const struct gmem_section *section)
 {
-	return walk(vm, gpa, size, NULL, NULL);
+	struct check *check = data;
+
+	if (gmem_region_has_use(section->region, check->uses))
+		check->bytes += section->size;
+	else
+		check->left_out = section->region->kind;
+	return 0;
 }
 
-int gmem_vm_look_at_sections(struct gmem_vm *vm, uint64_t gpa, uint64_t size, gmem_section_fn fn,
-			     void *data)
+int gmem_vm_look_at_sections(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses,
+			     gmem_section_fn fn, void *data)
 {
-	return walk(vm, gpa, size, fn, data);
+	return walk(vm, gpa, size, uses, fn, data);
 }
 
 uint64_t gmem_section_piece(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
@@ -94,7 +110,23 @@ uint64_t gmem_section_piece(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 	return end - hva < size ? end - hva : size;
 }
 
-int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses,
+			 const char *otherwise, uint64_t *ret_bytes)
+{
+	struct check check = { .uses = uses };
+	int err = walk(vm, gpa, size, 0, check_section, &check);
+
+	if (err)
+		return err;
+	if (!check.bytes)
+		return gmem_fail(-EOPNOTSUPP, "all of gpa 0x%" PRIx64 ", 0x%" PRIx64
+				 " bytes, is memory of kind \"%s\", %s", gpa, size,
+				 gmem_kind_name(check.left_out), otherwise);
+	*ret_bytes = check.bytes;
+	return 0;
+}
+
+int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses,
 			 enum gmem_claim_mode mode, struct gmem_wait_budget *budget,
 			 gmem_section_fn fn, void *data)
 {
@@ -113,7 +145,7 @@ int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	if (err)
 		return err;
 
-	err = walk(vm, gpa, size, fn, data);
+	err = walk(vm, gpa, size, uses, fn, data);
 
 	gmem_lock_take(&vm->lock);
 	gmem_claim_drop(vm, &claim);
@@ -169,8 +201,8 @@ int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint64_t *
 
 	for (done = 0; done < size; done += now) {
 		now = size - done < GMEM_SECTION_PIECE ? size - done : GMEM_SECTION_PIECE;
-		err = gmem_vm_each_section(vm, gpa + done, now, GMEM_CLAIM_SHARED, &budget,
-					   add_resident, &sum);
+		err = gmem_vm_each_section(vm, gpa + done, now, GMEM_USE_COUNT, GMEM_CLAIM_SHARED,
+					   &budget, add_resident, &sum);
 		if (err)
 			return err;
 	}

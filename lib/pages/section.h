@@ -28,11 +28,12 @@ typedef int (*gmem_section_fn)(void *data, const struct gmem_section *section);
 
 /*
  * Call @fn for each section, lowest first, with a claim on the whole range and no
- * lock held. Returns -ENOENT or -ENXIO where there is no memory, with the sections
+ * lock held. Memory of a kind that lacks one of @uses (enum gmem_kind_use) is left out.
+ * Returns -ENOENT or -ENXIO where there is no memory, with the sections
  * before it done, -EBUSY if a lease or other work is in the way after what was left of
  * @budget, which may be NULL, or what @fn returned first.
  */
-int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses,
 			 enum gmem_claim_mode mode, struct gmem_wait_budget *budget,
 			 gmem_section_fn fn, void *data);
 /*
@@ -51,16 +52,24 @@ int gmem_section_claim(struct gmem_vm *vm, uint64_t gpa, uint64_t last, uint64_t
 		       struct gmem_wait_budget *budget, struct gmem_claim *claim,
 		       struct gmem_region **ret);
 /* The same without a claim: true at this moment only. */
-int gmem_vm_look_at_sections(struct gmem_vm *vm, uint64_t gpa, uint64_t size, gmem_section_fn fn,
-			     void *data);
+int gmem_vm_look_at_sections(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses,
+			     gmem_section_fn fn, void *data);
 /*
  * How much of [@gpa, @gpa + @size) to work on next: about GMEM_SECTION_PIECE, in whole pages of
  * the memory, which may be larger.
  */
 uint64_t gmem_section_piece(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
-/* -ENOENT or -ENXIO if part of the range is no memory, at this moment */
-int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
-/* Bytes in memory, of the side the guest uses: see gmem_region_memory_resident() */
+/*
+ * -ENOENT or -ENXIO if part of the range is no memory, at this moment; -EOPNOTSUPP, and a
+ * sentence that ends with @otherwise, if all of it is of kinds that lack one of @uses. @ret_bytes
+ * is how much is not.
+ */
+int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses,
+			 const char *otherwise, uint64_t *ret_bytes);
+/*
+ * Bytes in memory, of the side the guest uses: see gmem_region_memory_resident(). Kinds whose
+ * pages are not counted have none.
+ */
 int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint64_t *ret_bytes);
 
 #endif

@@ -13,6 +13,7 @@
 #include "base/check.h"
 #include "base/counters.h"
 #include "base/error.h"
+#include "base/kind.h"
 #include "base/lock.h"
 #include "base/opts.h"
 #include "base/wait_budget.h"
@@ -61,9 +62,18 @@ static void get_counters(const struct gmem_counters *from, struct gmem_stats *to
 
 static void add_states(const struct gmem_region *region, struct gmem_stats *stats)
 {
+	uint64_t *const of_kind[GMEM_KINDS] = {
+		[GMEM_KIND_ROM] = &stats->bytes_rom,
+		[GMEM_KIND_DEVICE] = &stats->bytes_device,
+		[GMEM_KIND_EXTERNAL] = &stats->bytes_external,
+	};
 	uint64_t is_private;
 
 	if (region->is_device)
+		return;
+	if (of_kind[region->kind])
+		*of_kind[region->kind] += region->gpa.size;
+	if (!gmem_region_has_use(region, GMEM_USE_COUNT))
 		return;
 	is_private = gmem_states_total(&region->states, GMEM_PAGE_PRIVATE);
 	stats->bytes_private += is_private;
@@ -168,7 +178,7 @@ static int add_all_resident(struct gmem_vm *vm, uint64_t at, uint64_t last, stru
 		err = gmem_section_claim(vm, at, last, GMEM_SECTION_PIECE, &budget, &claim, &region);
 		if (err || !region)
 			return err;
-		if (!region->is_device) {
+		if (gmem_region_has_use(region, GMEM_USE_COUNT)) {
 			gmem_lock_drop(&vm->lock);
 			err = add_resident(region, claim.gpa - region->gpa.start, claim.size, stats);
 			gmem_lock_take(&vm->lock);
@@ -191,7 +201,7 @@ static int import(struct gmem_stats *user_stats, struct gmem_stats *stats)
 	if (!user_stats)
 		return gmem_fail(-EINVAL, "stats is NULL");
 
-	err = GMEM_COPY_OPTS(gmem_stats, stats, user_stats, requests_refused);
+	err = GMEM_COPY_OPTS(gmem_stats, stats, user_stats, bytes_external);
 	if (!err)
 		err = gmem_check_flags("flags", stats->flags, GMEM_STATS_RESIDENT);
 	if (err)

@@ -19,7 +19,6 @@
 #include "caps/probe_slot.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
-#include "os/sys.h"
 
 /* Small enough to notice signals, large enough that the call's cost does not show */
 #define CHUNK (UINT64_C(64) << 20)
@@ -138,6 +137,11 @@ int gmem_file_new_of_vm(struct gmem_vm_identity *vm, uint64_t size, const struct
 	int err = check_size(size);
 
 	return err ? err : make_file(gmem_vm_identity_ref(vm), size, plan->create_flags, ret);
+}
+
+bool gmem_file_is_gmemfd(const struct gmem_sys_facts *facts)
+{
+	return facts->filesystem_type == GUEST_MEMFD_MAGIC || facts->filesystem_type == ANON_INODE_FS_MAGIC;
 }
 
 static int check_is_gmemfd(int fd)

@@ -8,11 +8,13 @@
 #ifndef GMEM_FILE_H
 #define GMEM_FILE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/lock.h"
 #include "base/range_map.h"
 #include "caps/plan.h"
+#include "os/sys.h"
 #include "region/file_map.h"
 #include "region/memory_users.h"
 #include "region/vm_identity.h"
@@ -38,6 +40,9 @@ int gmem_file_new_of_vm(struct gmem_vm_identity *vm, uint64_t size, const struct
  * shares @vm.
  */
 int gmem_file_check_vm(struct gmem_file *file, struct gmem_vm_identity *vm);
+
+/* Whether @facts can be those of a guest_memfd; before Linux 6.19, of any anonymous inode */
+bool gmem_file_is_gmemfd(const struct gmem_sys_facts *facts);
 
 void gmem_file_ref(struct gmem_file *file);
 void gmem_file_unref(struct gmem_file *file);

@@ -292,7 +292,7 @@ static void forget_stale(void *hva, uint64_t size, struct gmem_map **spare)
 static int map_locked(int fd, uint64_t offset, uint64_t size, const struct gmem_place *place,
 		      struct gmem_map **spare, struct gmem_map *map, void **ret)
 {
-	int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED;
+	int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | place->mmap_flags : MAP_SHARED;
 	void *hva;
 	int err;
 
@@ -439,11 +439,6 @@ int gmem_maps_pin(struct gmem_file_maps *maps, int fd, uint64_t offset, uint64_t
 	map->is_pinned = true;
 	map->is_lost = false;
 	return map_range(fd, offset, size, place, map, &hva);
-}
-
-int gmem_maps_pin_memory(uint64_t size, const struct gmem_place *place, struct gmem_map *map)
-{
-	return gmem_maps_pin(NULL, -1, 0, size, place, map);
 }
 
 void gmem_maps_pin_mapped(void *hva, uint64_t size, struct gmem_map *map)

@@ -28,6 +28,7 @@ struct gmem_place {
 	void *hva;
 	uint64_t align;
 	uint64_t remainder;	/* of the address modulo @align */
+	int mmap_flags;		/* MAP_*, of anonymous memory */
 };
 
 struct gmem_map {
@@ -55,11 +56,12 @@ void gmem_maps_clear(struct gmem_file_maps *maps);
 /* -ENOENT: @hva is in no mapping of either kind */
 int gmem_maps_find(const struct gmem_file_maps *maps, uint64_t hva, uint64_t *ret_offset);
 
-/* Map part of the file for a region, which keeps @map; only gmem_maps_unpin() unmaps it. */
+/*
+ * Map part of the file for a region, which keeps @map; only gmem_maps_unpin() unmaps it. @maps is
+ * NULL if the file is no guest_memfd, and @fd is -1 for anonymous memory.
+ */
 int gmem_maps_pin(struct gmem_file_maps *maps, int fd, uint64_t offset, uint64_t size,
 		  const struct gmem_place *place, struct gmem_map *map);
-/* Likewise, anonymous memory. */
-int gmem_maps_pin_memory(uint64_t size, const struct gmem_place *place, struct gmem_map *map);
 /* Likewise, what the caller has just mapped. */
 void gmem_maps_pin_mapped(void *hva, uint64_t size, struct gmem_map *map);
 void gmem_maps_unpin(struct gmem_map *map);

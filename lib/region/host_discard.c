@@ -20,6 +20,7 @@
 struct discard {
 	struct gmem_host_look *look;
 	uint64_t flags;
+	bool is_known;		/* that it is not userfaultfd's */
 	uint64_t hva;		/* all that was asked for */
 	uint64_t size;
 	uint64_t done;
@@ -28,13 +29,6 @@ struct discard {
 static void *at(uint64_t hva)
 {
 	return (void *)(uintptr_t)hva;
-}
-
-static bool is_there(uint64_t hva)
-{
-	unsigned char mark = 1;
-
-	return gmem_sys_mincore(at(hva), gmem_sys_page_size(), &mark) || mark & 1;
 }
 
 /* ---- refusals ---- */
@@ -130,18 +124,19 @@ static int free_pages(const struct discard *discard, uint64_t hva, uint64_t size
 
 /*
  * Does userfaultfd ask for pages here? Only a page that is absent tells, by a read that fails at
- * once; the page is made absent if need be, and freed with the others afterwards.
+ * once; so the first page goes before the others. What the read allocates goes with them.
  */
 static int try_owed(const struct discard *discard, uint64_t hva)
 {
 	const struct gmem_host_mapping *mapping = &discard->look->mapping;
-	int err = 0;
+	bool may_be_device = mapping->flags & GMEM_MAPPING_FILE && !(mapping->known & GMEM_MAPPING_DEVICE);
+	int err;
 
-	if (!(mapping->known & GMEM_MAPPING_DEVICE) && !gmem_host_mapping_is_ordinary(hva))
+	/* A read of a device is not to be tried. */
+	if (may_be_device && !gmem_host_mapping_is_ordinary(hva))
 		return gmem_host_look_is_owed(discard->look, hva) ? refuse_owed(discard, hva) : 0;
 
-	if (is_there(hva))
-		err = free_pages(discard, hva, mapping->page_size);
+	err = free_pages(discard, hva, mapping->page_size);
 	if (!err && gmem_sys_try_read(at(hva)) == -EIO && gmem_host_look_is_owed(discard->look, hva))
 		err = refuse_owed(discard, hva);
 	return err;
@@ -152,10 +147,12 @@ static int check_mapping(const struct discard *discard, uint64_t hva)
 	uint32_t flags = discard->look->mapping.flags;
 	int err;
 
-	if (discard->flags & GMEM_DISCARD_NOT_ZERO || discard->look->is_tried)
+	if (discard->flags & GMEM_DISCARD_NOT_ZERO)
 		return 0;
 	if (flags & GMEM_MAPPING_FILE && !(flags & (GMEM_MAPPING_NAMELESS | GMEM_MAPPING_SHARED)))
 		return refuse_private(discard, hva);
+	if (discard->is_known || discard->look->is_tried)
+		return 0;
 
 	err = try_owed(discard, hva);
 	discard->look->is_tried = !err;
@@ -186,6 +183,13 @@ static int discard_mapping(struct discard *discard, uint64_t start, uint64_t end
 
 /* ---- without /proc ---- */
 
+static bool is_there(uint64_t hva)
+{
+	unsigned char mark = 1;
+
+	return gmem_sys_mincore(at(hva), gmem_sys_page_size(), &mark) || mark & 1;
+}
+
 /* The kernel refuses MADV_REMOVE for private memory: by -EACCES if it is a file's. */
 static int discard_unknown(struct discard *discard, uint64_t start, uint64_t end)
 {
@@ -212,12 +216,30 @@ static int discard_unknown(struct discard *discard, uint64_t start, uint64_t end
 	return 0;
 }
 
-int gmem_host_discard(struct gmem_host_look *look, void *hva, uint64_t size, uint64_t flags,
-		      uint64_t *ret_done)
+/*
+ * One page is of one mapping, and what the kernel answers tells which: it takes MADV_REMOVE for
+ * shared memory, and MADV_DONTNEED for memory that is not locked.
+ */
+static bool discard_page(uint64_t hva)
 {
-	struct discard discard = { .look = look, .flags = flags, .hva = (uintptr_t)hva, .size = size };
+	uint64_t page = gmem_sys_page_size();
+	int err = gmem_sys_madvise(at(hva), page, MADV_REMOVE);
+
+	return err == 0 || (err == -EINVAL && gmem_sys_madvise(at(hva), page, MADV_DONTNEED) == 0);
+}
+
+int gmem_host_discard(struct gmem_host_look *look, void *hva, uint64_t size, uint64_t flags,
+		      bool is_known, uint64_t *ret_done)
+{
+	struct discard discard = { .look = look, .flags = flags, .is_known = is_known,
+				   .hva = (uintptr_t)hva, .size = size };
 	uint64_t start, next, end = discard.hva + size;
 	int err = 0;
+
+	if (is_known && size == gmem_sys_page_size() && discard_page(discard.hva)) {
+		*ret_done = size;
+		return 0;
+	}
 
 	for (start = discard.hva; start < end && !err; start = next) {
 		err = gmem_host_look_at(look, start, &next);

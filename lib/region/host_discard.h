@@ -3,6 +3,7 @@
 #ifndef GMEM_HOST_DISCARD_H
 #define GMEM_HOST_DISCARD_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct gmem_host_look;
@@ -14,9 +15,10 @@ struct gmem_host_look;
  * unless @flags has GMEM_DISCARD_NOT_ZERO. @ret_done gets the bytes that were freed, also on
  * failure: none of a huge page of which only a part is in the range, which is no failure. Only a
  * page that userfaultfd cares for may be gone and not be counted, as it comes back. Without /proc
- * what is mapped is found out by what the kernel refuses. @look: of this call.
+ * what is mapped is found out by what the kernel refuses. @look: of this call. @is_known: the pages
+ * are the host's, and a short time ago they were not userfaultfd's, which is not asked again.
  */
 int gmem_host_discard(struct gmem_host_look *look, void *hva, uint64_t size, uint64_t flags,
-		      uint64_t *ret_done);
+		      bool is_known, uint64_t *ret_done);
 
 #endif

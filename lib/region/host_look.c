@@ -92,10 +92,12 @@ static int open_again(const struct gmem_host_mapping *mapping, int fd, uint64_t 
 }
 
 /* Privileged processes can open what they map. Others mostly have an fd of it still. */
-static int find_file(const struct gmem_host_mapping *mapping, uint64_t *ret_size)
+static int find_file(const struct gmem_host_mapping *mapping, int hint, uint64_t *ret_size)
 {
-	int fd, own = -ENOENT;
+	int fd, own = hint < 0 ? -ENOENT : open_again(mapping, hint, ret_size);
 
+	if (own >= 0)
+		return own;
 	fd = gmem_sys_open_mapped(mapping->start, mapping->end);
 	if (fd >= 0) {
 		own = open_again(mapping, fd, ret_size);
@@ -112,7 +114,7 @@ int gmem_host_look_file(struct gmem_host_look *look)
 {
 	if (!look->has_file) {
 		look->file = look->mapping.flags & GMEM_MAPPING_FILE
-				     ? find_file(&look->mapping, &look->file_size) : -ENOENT;
+				     ? find_file(&look->mapping, look->hint, &look->file_size) : -ENOENT;
 		look->has_file = true;
 	}
 	return look->file < 0 ? look->file : 0;

@@ -23,6 +23,7 @@ struct gmem_host_look {
 	bool is_tried;				/* @mapping is not userfaultfd's */
 	bool has_file;				/* @file is that of @mapping: the fd, or -errno */
 	int file;
+	int hint;				/* an fd that may be of the file, or -1 */
 	uint64_t file_size;
 	bool has_owed;				/* @owed is filled in, or @owed_err is not 0 */
 	int owed_err;
@@ -31,7 +32,7 @@ struct gmem_host_look {
 };
 
 /* A look that has seen nothing; gmem_host_look_end() ends it. */
-#define GMEM_HOST_LOOK { .file = -1 }
+#define GMEM_HOST_LOOK { .file = -1, .hint = -1 }
 
 void gmem_host_look_end(struct gmem_host_look *look);
 /*

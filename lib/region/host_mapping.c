@@ -160,7 +160,7 @@ static void read_flags(const char *words, struct gmem_host_mapping *mapping)
 	} flags[] = {
 		{ "ht", GMEM_MAPPING_HUGETLB }, { "io", GMEM_MAPPING_DEVICE }, { "pf", GMEM_MAPPING_DEVICE },
 		{ "lo", GMEM_MAPPING_LOCKED }, { "um", GMEM_MAPPING_UFFD_MISSING },
-		{ "ui", GMEM_MAPPING_UFFD_MINOR },
+		{ "ui", GMEM_MAPPING_UFFD_MINOR }, { "nr", GMEM_MAPPING_NORESERVE },
 	};
 
 	mapping->known |= GMEM_MAPPING_HUGETLB | GMEM_MAPPING_IN_FULL;

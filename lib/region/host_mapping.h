@@ -30,9 +30,12 @@
 #define GMEM_MAPPING_UFFD_MISSING	(1u << 5)
 #define GMEM_MAPPING_UFFD_MINOR		(1u << 6)
 
+/* MAP_NORESERVE: huge pages are not set aside for it. */
+#define GMEM_MAPPING_NORESERVE		(1u << 8)
+
 /* What only the second question tells */
-#define GMEM_MAPPING_IN_FULL (GMEM_MAPPING_DEVICE | GMEM_MAPPING_LOCKED | \
-			      GMEM_MAPPING_UFFD_MISSING | GMEM_MAPPING_UFFD_MINOR)
+#define GMEM_MAPPING_IN_FULL (GMEM_MAPPING_DEVICE | GMEM_MAPPING_LOCKED | GMEM_MAPPING_UFFD_MISSING | \
+			      GMEM_MAPPING_UFFD_MINOR | GMEM_MAPPING_NORESERVE)
 
 struct gmem_host_mapping {
 	uint64_t start;		/* host addresses: of the whole mapping */

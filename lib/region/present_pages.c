@@ -137,6 +137,9 @@ static int walk_mapped(struct walk *walk, uint64_t start, uint64_t size, uint64_
 	int err;
 
 	err = gmem_sys_mincore((char *)walk->what.hva + start, size, marks);
+	if (err == -ENOMEM)
+		return gmem_fail(-EFAULT, "hva 0x%" PRIxPTR ", 0x%" PRIx64 " bytes, is not all mapped",
+				 (uintptr_t)walk->what.hva + start, size);
 	if (err)
 		return gmem_fail(err, "file offset 0x%" PRIx64 ", 0x%" PRIx64
 				 " bytes: its pages cannot be told apart: %s",
@@ -336,6 +339,7 @@ int gmem_region_present_pages(const struct gmem_region *region, uint32_t side, u
 	if (err)
 		return err;
 
+	look->hint = walk.what.host_file ? walk.what.host_file->fd : -1;
 	chunk = (walk.what.file ? FILE_PAGES : HOST_PAGES) * walk.page;
 	for (start = 0; start < size && !err; start += now) {
 		now = size - start < chunk ? size - start : chunk;

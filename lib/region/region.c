@@ -8,7 +8,6 @@
 
 #include "base/check.h"
 #include "base/error.h"
-#include "base/limit.h"
 #include "base/opts.h"
 #include "caps/caps.h"
 #include "caps/plan.h"
@@ -16,14 +15,16 @@
 #include "region/file.h"
 #include "region/host_mapping.h"
 #include "region/kept_log.h"
+#include "region/ram_layout.h"
 #include "region/slots.h"
-
-/* KVM counts a memslot's pages in 31 bits. */
-#define MAX_PAGES (UINT64_C(1) << 31)
 
 #define ALL_FLAGS                                                                     \
 	(GMEM_REGION_READONLY | GMEM_REGION_DIRTY_LOG | GMEM_REGION_SLOT | GMEM_REGION_HVA | \
-	 GMEM_REGION_DEVICE | GMEM_REGION_CONGRUENT | GMEM_REGION_KEEP_STATE)
+	 GMEM_REGION_DEVICE | GMEM_REGION_CONGRUENT | GMEM_REGION_KEEP_STATE |              \
+	 GMEM_REGION_RESERVED | GMEM_REGION_MEMORY_FD)
+
+/* The host address is the caller's choice. */
+#define AT_HVA (GMEM_REGION_HVA | GMEM_REGION_RESERVED)
 
 /* ---- checks ---- */
 
@@ -59,6 +60,18 @@ static int check_slot_flags(const struct gmem_vm *vm, const struct gmem_region_p
 	return 0;
 }
 
+static int fail_too_large(uint64_t gpa, uint64_t size)
+{
+	uint64_t count = 0, done = 0;
+
+	for (; done < size; count++)
+		done += gmem_ram_cut(gpa + done, size - done);
+	return gmem_fail(-EINVAL,
+			 "size 0x%" PRIx64 " at gpa 0x%" PRIx64 ": a memslot has fewer than 0x%" PRIx64
+			 " pages, so this takes %" PRIu64 " regions, cut as gmem_ram_layout() does",
+			 size, gpa, GMEM_MEMSLOT_PAGES, count);
+}
+
 int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
 	uint64_t bits = gmem_caps_value(&vm->caps, GMEM_CAP_ADDRESS_BITS);
@@ -70,11 +83,7 @@ int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 	if (err)
 		return err;
 
-	if (size / page >= MAX_PAGES)
-		return gmem_fail(-EINVAL,
-				 "size 0x%" PRIx64 " at gpa 0x%" PRIx64 ": a memslot has fewer than 0x%"
-				 PRIx64 " pages", size, gpa, MAX_PAGES);
-	return 0;
+	return size / page >= GMEM_MEMSLOT_PAGES ? fail_too_large(gpa, size) : 0;
 }
 
 static int check_file(const struct gmem_vm *vm, const struct gmem_region_params *params, uint64_t size)
@@ -112,7 +121,7 @@ static int check_hva(const struct gmem_region_params *params, uint64_t size)
 	if (params->opts.flags & GMEM_REGION_CONGRUENT && !params->opts.align)
 		return gmem_fail(-EINVAL, "a congruent host address needs an alignment to be alike in");
 
-	if (!(params->opts.flags & GMEM_REGION_HVA))
+	if (!(params->opts.flags & AT_HVA))
 		return 0;
 
 	if (params->opts.align)
@@ -123,11 +132,57 @@ static int check_hva(const struct gmem_region_params *params, uint64_t size)
 	return gmem_check_range("hva", (uintptr_t)params->opts.hva, size);
 }
 
+/* The caller has memory at hva; else the library maps some, wherever that is. */
+static bool borrows_memory(const struct gmem_region_params *params)
+{
+	return gmem_backing_traits(params->plan->backing)->hva_source == GMEM_HVA_MEMORY &&
+	       (params->opts.flags & AT_HVA) == GMEM_REGION_HVA;
+}
+
+static int check_memory_fd(const struct gmem_region_params *params, uint64_t size)
+{
+	const struct gmem_region_opts *opts = &params->opts;
+
+	if (opts->reserved)
+		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", opts->reserved);
+	if (opts->flags & GMEM_REGION_MEMORY_FD)
+		return gmem_check_range_within("memory offset", opts->memory_offset, size, INT64_MAX,
+					       "the largest file");
+	if (opts->memory_fd || opts->memory_offset)
+		return gmem_fail(-EINVAL, "memory_fd %" PRId32 ", offset 0x%" PRIx64
+				 ", without GMEM_REGION_MEMORY_FD", opts->memory_fd, opts->memory_offset);
+	return 0;
+}
+
+static int check_memory(struct gmem_region_params *params, uint64_t size)
+{
+	const struct gmem_region_opts *opts = &params->opts;
+	const struct gmem_backing_traits *traits = gmem_backing_traits(params->plan->backing);
+	bool has_fd = opts->flags & GMEM_REGION_MEMORY_FD;
+	int err;
+
+	params->memory = (struct gmem_host_params){ .flags = 0 };
+	err = check_memory_fd(params, size);
+	if (err || (!opts->memory && !has_fd))
+		return err;
+
+	if (traits->hva_source != GMEM_HVA_MEMORY)
+		return gmem_fail(-EINVAL, "backing \"%s\" has no host memory, so no %s", traits->name,
+				 has_fd ? "memory_fd" : "memory options");
+	if (!opts->memory)
+		return 0;
+	if (borrows_memory(params))
+		return gmem_fail(-EINVAL, "memory options are for memory that the library makes, and the memory "
+				 "at hva 0x%" PRIxPTR " is the caller's", (uintptr_t)opts->hva);
+	return gmem_host_memory_check(opts->memory, size, has_fd, &params->memory);
+}
+
 static int check_keep(const struct gmem_region_params *params)
 {
 	const struct gmem_region_opts *opts = &params->opts;
 
-	if (opts->flags & GMEM_REGION_KEEP_STATE && !opts->file && !(opts->flags & GMEM_REGION_HVA))
+	if (opts->flags & GMEM_REGION_KEEP_STATE && !opts->file && !borrows_memory(params) &&
+	    !(opts->flags & GMEM_REGION_MEMORY_FD))
 		return gmem_fail(-EINVAL, "new memory has no state to keep: a file or hva is needed");
 	return 0;
 }
@@ -137,8 +192,48 @@ static int check_device(const struct gmem_region_params *params)
 	const struct gmem_region_opts *opts = &params->opts;
 
 	if (opts->flags != GMEM_REGION_DEVICE || opts->plan || opts->file || opts->file_offset ||
-	    opts->align)
+	    opts->align || opts->memory || opts->memory_fd || opts->memory_offset || opts->kind ||
+	    opts->identity)
 		return gmem_fail(-EINVAL, "a device's range has no memory, so no other option");
+	return 0;
+}
+
+/*
+ * What nobody named. If the kernel does not tell whether it is a device's, it is not taken
+ * for one: what is left out of images by mistake is lost.
+ */
+static uint32_t find_kind(const struct gmem_region_params *params, uint64_t size)
+{
+	const struct gmem_region_opts *opts = &params->opts;
+	bool is_device = false;
+
+	if (opts->flags & GMEM_REGION_HVA &&
+	    gmem_backing_traits(params->plan->backing)->hva_source == GMEM_HVA_MEMORY &&
+	    gmem_host_mapping_find_device(opts->hva, size, &is_device) == 0 && is_device)
+		return GMEM_KIND_DEVICE;
+	return opts->flags & GMEM_REGION_READONLY ? GMEM_KIND_ROM : GMEM_KIND_RAM;
+}
+
+/* Fill in the kind, and check that there can be such memory with this plan. */
+static int settle_kind(struct gmem_region_params *params, uint64_t size)
+{
+	const struct gmem_backing_traits *backing = gmem_backing_traits(params->plan->backing);
+	struct gmem_region_opts *opts = &params->opts;
+	const struct gmem_kind_traits *kind;
+
+	if (opts->kind >= GMEM_KINDS)
+		return gmem_fail(-EINVAL, "%" PRIu32 " is no kind of memory", opts->kind);
+	if (opts->kind == GMEM_KIND_DEFAULT)
+		opts->kind = find_kind(params, size);
+
+	kind = gmem_kind_traits(opts->kind);
+	if (kind->is_callers &&
+	    (!(opts->flags & GMEM_REGION_HVA) || backing->hva_source != GMEM_HVA_MEMORY))
+		return gmem_fail(-EINVAL, "memory of kind \"%s\" is yours: it needs GMEM_REGION_HVA, and a "
+				 "backing without a guest_memfd, not \"%s\"", kind->name, backing->name);
+	if (kind->is_never_private && backing->attributes != GMEM_ATTRIBUTES_NONE)
+		return gmem_fail(-EINVAL, "memory of kind \"%s\" is never private, which backing \"%s\" is for",
+				 kind->name, backing->name);
 	return 0;
 }
 
@@ -147,14 +242,11 @@ int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 {
 	int err;
 
-	err = GMEM_COPY_OPTS(gmem_region_opts, &params->opts, user_opts, reserved);
+	err = GMEM_COPY_OPTS(gmem_region_opts, &params->opts, user_opts, kind);
 	if (!err)
 		err = gmem_check_flags("flags", params->opts.flags, ALL_FLAGS);
 	if (err)
 		return err;
-
-	if (params->opts.reserved)
-		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", params->opts.reserved);
 
 	err = gmem_region_check_gpa(vm, gpa, size);
 	if (!err && params->opts.flags & GMEM_REGION_DEVICE)
@@ -168,8 +260,10 @@ int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	if (!err)
 		err = check_hva(params, size);
 	if (!err)
+		err = check_memory(params, size);
+	if (!err)
 		err = check_keep(params);
-	return err;
+	return err ? err : settle_kind(params, size);
 }
 
 /* ---- what a region is made of ---- */
@@ -233,11 +327,6 @@ static bool hva_is_files(const struct gmem_region *region)
 	return gmem_region_traits(region)->hva_source == GMEM_HVA_FILE;
 }
 
-static bool hva_is_callers(const struct gmem_region *region)
-{
-	return region->hva_chosen && !hva_is_files(region);
-}
-
 static struct gmem_place place_of(const struct gmem_region *region)
 {
 	return (struct gmem_place){
@@ -246,48 +335,102 @@ static struct gmem_place place_of(const struct gmem_region *region)
 	};
 }
 
-static int get_host_memory(struct gmem_region *region, const struct gmem_region_params *params)
+/* Pin the part of a guest_memfd, and keep it out of core dumps. */
+static int pin_file(struct gmem_file *file, uint64_t offset, uint64_t size,
+		    const struct gmem_place *place, struct gmem_map *map)
+{
+	const struct gmem_host_params no_options = { .flags = 0 };
+	int err;
+
+	err = gmem_file_pin(file, offset, size, place, map);
+	if (err)
+		return err;
+	err = gmem_host_memory_advise(&no_options, map);
+	if (err)
+		gmem_maps_unpin(map);
+	return err;
+}
+
+static int get_host_file(struct gmem_region *region, const struct gmem_region_params *params)
+{
+	const struct gmem_region_opts *opts = &params->opts;
+	uint64_t size = region->gpa.size;
+	int err;
+
+	if (params->memory.flags & GMEM_MEMORY_MEMFD)
+		return gmem_host_file_make(size, params->memory.huge_page, &region->host_file);
+	if (!(opts->flags & GMEM_REGION_MEMORY_FD))
+		return 0;
+
+	err = gmem_host_file_adopt(&region->vm->host_files, opts->memory_fd, opts->memory_offset, size,
+				   &region->host_file);
+	if (!err)
+		region->host_offset = opts->memory_offset;
+	return err;
+}
+
+static void put_host_file(struct gmem_region *region)
+{
+	gmem_host_file_unref(region->host_file);
+	region->host_file = NULL;
+}
+
+static int map_host_memory(struct gmem_region *region, const struct gmem_region_params *params)
 {
 	struct gmem_place place = place_of(region);
-	void *hva = params->opts.hva;
-	uint64_t page_size;
 	int err;
 
 	place.flags = region->hva_chosen ? GMEM_MAP_FIXED : 0;
-	place.hva = hva;
-	region->hva.size = region->gpa.size;
+	place.hva = params->opts.hva;
 	if (hva_is_files(region)) {
 		region->map = &region->pin;
-		err = gmem_file_pin(region->file, region->file_offset, region->gpa.size, &place,
-				    region->map);
-		if (!err)
-			region->hva.start = region->map->hva.start;
-		region->owns_memory = !err;
-		return err;
-	}
-
-	if (!region->hva_chosen) {
-		err = gmem_maps_pin_memory(region->gpa.size, &place, &region->pin);
-		if (err)
-			return gmem_fail_by_limit(err, region->gpa.size, "0x%" PRIx64
-						  " bytes of host memory cannot be had",
-						  region->gpa.size);
-		hva = (void *)(uintptr_t)region->pin.hva.start;
-		region->owns_memory = true;
+		err = pin_file(region->file, region->file_offset, region->gpa.size, &place, region->map);
 	} else {
-		/* What cannot be known is asked again when it matters, see region/host_look. */
-		page_size = gmem_host_mapping_page_size(hva, region->gpa.size);
-		region->page_size = page_size ? page_size : gmem_sys_page_size();
+		if (region->host_file && !region->host_file->facts.access.writes)
+			place.flags |= GMEM_MAP_READONLY;
+		err = gmem_host_memory_pin(&params->memory, region->host_file, region->host_offset,
+					   region->gpa.size, &place, &region->pin);
 	}
+	if (!err)
+		region->hva.start = region->pin.hva.start;
+	region->owns_memory = !err;
+	return err;
+}
 
-	region->hva.start = (uintptr_t)hva;
-	return 0;
+/* What cannot be known now is asked again when it matters, see region/host_look. */
+static void learn_page_size(struct gmem_region *region)
+{
+	uint64_t page = gmem_host_mapping_page_size((void *)(uintptr_t)region->hva.start, region->hva.size);
+
+	if (page)
+		region->page_size = page;
+}
+
+static int get_host_memory(struct gmem_region *region, const struct gmem_region_params *params)
+{
+	int err;
+
+	region->hva.size = region->gpa.size;
+	err = get_host_file(region, params);
+	if (err)
+		return err;
+
+	if (region->borrows_memory)
+		region->hva.start = (uintptr_t)params->opts.hva;
+	else
+		err = map_host_memory(region, params);
+	if (err)
+		put_host_file(region);
+	else if (region->borrows_memory || region->host_file || params->memory.huge_page)
+		learn_page_size(region);
+	return err;
 }
 
 static void put_host_memory(struct gmem_region *region)
 {
 	if (region->owns_memory)
 		gmem_maps_unpin(&region->pin);
+	put_host_file(region);
 }
 
 static int take_slot(struct gmem_vm *vm, struct gmem_region *region, const struct gmem_region_params *params)
@@ -328,12 +471,19 @@ int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		.align = params->opts.align,
 		.page_size = gmem_sys_page_size(),
 		.congruent = params->opts.flags & GMEM_REGION_CONGRUENT,
-		.hva_chosen = params->opts.flags & GMEM_REGION_HVA,
+		.hva_chosen = params->opts.flags & AT_HVA,
 		.is_device = params->opts.flags & GMEM_REGION_DEVICE,
+		.kind = params->opts.kind,
+		.identity = params->opts.identity,
 	};
 	if (!region->is_device) {
 		region->backing = params->plan->backing;
 		region->slot_flags = slot_flags(params);
+		region->borrows_memory = borrows_memory(params);
+		if (!region->align && !region->hva_chosen) {
+			region->align = gmem_host_memory_align(&params->memory);
+			region->congruent = region->align;
+		}
 	}
 
 	*ret = region;
@@ -414,13 +564,13 @@ void gmem_region_release(struct gmem_region *region)
 
 void gmem_region_commit_hva(struct gmem_region *region)
 {
-	if (!region->is_device && !hva_is_callers(region))
+	if (!region->is_device && !region->borrows_memory)
 		gmem_range_insert(&region->vm->hvas, &region->hva);
 }
 
 void gmem_region_commit_no_hva(struct gmem_region *region)
 {
-	if (!region->is_device && !hva_is_callers(region))
+	if (!region->is_device && !region->borrows_memory)
 		gmem_range_remove(&region->vm->hvas, &region->hva);
 }
 
@@ -440,12 +590,17 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 		.hva = { .start = region->hva.start, .size = region->hva.size },
 		.file = region->file,
 		.file_offset = region->file_offset,
+		.host_file = region->host_file,
+		.host_offset = region->host_offset,
 		.align = region->align,
 		.page_size = region->page_size,
 		.slot = region->slot,
 		.backing = region->backing,
+		.kind = region->kind,
+		.identity = region->identity,
 		.congruent = region->congruent,
 		.hva_chosen = region->hva_chosen,
+		.borrows_memory = region->borrows_memory,
 		.is_device = region->is_device,
 		.read_only = region->read_only,
 	};
@@ -457,6 +612,7 @@ void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck
 {
 	if (region->file)
 		gmem_file_ref(region->file);
+	gmem_host_file_ref(region->host_file);
 	if (region->owns_range)
 		gmem_file_move_bound(region->file, &region->bound, &stuck->bound);
 	if (region->owns_memory)
@@ -504,6 +660,7 @@ int gmem_region_prepare_split(const struct gmem_region *region, uint64_t offset,
 	upper->slot = slot;
 	upper->owns_number = !region->is_device;
 	upper->file_offset += offset;
+	upper->host_offset += offset;
 	upper->gpa.start += offset;
 	upper->gpa.size -= offset;
 	upper->hva.start += offset;
@@ -532,11 +689,12 @@ void gmem_region_commit_split(struct gmem_region *region, struct gmem_region *up
 
 	if (region->file)
 		gmem_file_ref(region->file);
+	gmem_host_file_ref(region->host_file);
 	if (region->owns_range)
 		gmem_file_split_bound(region->file, &region->bound, offset, &upper->bound);
 	if (region->owns_memory)
 		gmem_maps_split_pin(&region->pin, offset, &upper->pin);
-	if (hva_is_callers(region))
+	if (region->borrows_memory)
 		region->hva.size = offset;
 	else
 		gmem_range_split(&vm->hvas, &region->hva, offset, &upper->hva);
@@ -582,7 +740,7 @@ int gmem_region_prepare_rebind(struct gmem_region *region, const struct gmem_bin
 	after->file = to->file;
 	after->file_offset = to->offset;
 	if (after->map) {
-		err = gmem_file_pin(to->file, to->offset, region->gpa.size, &place, after->map);
+		err = pin_file(to->file, to->offset, region->gpa.size, &place, after->map);
 		if (err)
 			goto put_file;
 		gmem_range_set_start(&after->hva, after->map->hva.start);
@@ -665,6 +823,16 @@ GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region)
 GMEM_API uint32_t gmem_region_backing(const struct gmem_region *region)
 {
 	return region ? region->backing : GMEM_BACKING_NONE;
+}
+
+GMEM_API uint32_t gmem_region_kind(const struct gmem_region *region)
+{
+	return region ? region->kind : GMEM_KIND_DEFAULT;
+}
+
+GMEM_API uint64_t gmem_region_identity(const struct gmem_region *region)
+{
+	return region ? region->identity : 0;
 }
 
 GMEM_API struct gmem_file *gmem_region_file(const struct gmem_region *region,

@@ -15,10 +15,13 @@
 #include "gmem.h"
 #include "base/backing.h"
 #include "base/counters.h"
+#include "base/kind.h"
 #include "base/range_map.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "region/file_map.h"
+#include "region/host_file.h"
+#include "region/host_memory.h"
 #include "region/page_states.h"
 #include "region/vm_core.h"
 
@@ -46,17 +49,22 @@ struct gmem_region {
 	struct gmem_map *map;		/* @pin, if the host address is the file's; else NULL */
 	struct gmem_vm *vm;
 	struct gmem_file *file;
+	struct gmem_host_file *host_file;	/* behind the host memory; NULL: not known, or none */
 	struct gmem_region *next_stuck;
 	const struct gmem_step *leaving;	/* the step of a change that takes it away, while it is planned */
 	uint64_t *kept_log;		/* see kept_log.h; NULL: nothing is kept */
 	uint64_t file_offset;
+	uint64_t host_offset;		/* in @host_file */
 	uint64_t align;
 	uint64_t page_size;		/* of the host memory: the host's, or that of hugetlb */
 	uint32_t slot;
 	uint32_t slot_flags;
 	uint32_t backing;
+	uint32_t kind;			/* GMEM_KIND_DEFAULT: a device's range, without memory */
+	uint64_t identity;
 	bool congruent;
-	bool hva_chosen;		/* by the caller, with GMEM_REGION_HVA */
+	bool hva_chosen;		/* by the caller, with GMEM_REGION_HVA or _RESERVED */
+	bool borrows_memory;		/* the host memory is the caller's mapping */
 	bool is_device;
 	bool read_only;			/* to the host; only of an import */
 	bool has_slot;			/* the kernel has a memslot of this number */
@@ -66,6 +74,7 @@ struct gmem_region {
 	bool owns_memory;		/* the mapping at @hva goes with this region */
 	uint8_t window;			/* the one of windows that readers use */
 	struct gmem_window windows[2];
+	uint32_t small_discards;	/* of its host memory, see region_memory.c; atomic */
 	struct gmem_states states;
 	struct gmem_counters counters;
 };
@@ -81,6 +90,12 @@ static inline bool gmem_region_is_read_only(const struct gmem_region *region)
 	return __atomic_load_n(&region->slot_flags, __ATOMIC_RELAXED) & KVM_MEM_READONLY;
 }
 
+/* Memory of the region's kind takes part in all of @uses. */
+static inline bool gmem_region_has_use(const struct gmem_region *region, uint32_t uses)
+{
+	return gmem_kind_has(region->kind, uses);
+}
+
 /* Count for the region and for its VM. */
 static inline void gmem_region_count(struct gmem_region *region, enum gmem_counter which,
 				     uint64_t by)
@@ -92,6 +107,7 @@ static inline void gmem_region_count(struct gmem_region *region, enum gmem_count
 /* The checked request of gmem_region_add() */
 struct gmem_region_params {
 	struct gmem_region_opts opts;
+	struct gmem_host_params memory;
 	const struct gmem_plan *plan;
 };
 

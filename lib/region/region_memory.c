@@ -59,12 +59,15 @@ int gmem_region_memory_get(const struct gmem_region *region, uint32_t side, uint
 
 	in_file = is_in_file(region, side);
 	*ret = (struct gmem_region_memory){
-		.is_callers = !in_file && region->hva_chosen,
+		.is_callers = !in_file && region->borrows_memory,
 		.page_size = in_file ? gmem_sys_page_size() : region->page_size,
 	};
 	if (in_file) {
 		ret->file = region->file;
 		ret->offset = region->file_offset + offset;
+	} else {
+		ret->host_file = region->host_file;
+		ret->host_offset = region->host_offset + offset;
 	}
 	if (!in_file || region->map)
 		ret->hva = (void *)(uintptr_t)(region->hva.start + offset);
@@ -98,7 +101,9 @@ static void end_discard(struct gmem_vm *vm, struct gmem_memory_user *user)
 }
 
 static int discard_unless_leased(struct gmem_vm *vm, const struct gmem_region_memory *what,
-				 uint64_t size, const struct gmem_discard_how *how, uint64_t *ret_done)
+				 uint64_t size,
+				 const struct gmem_discard_how *how, bool is_known,
+				 uint64_t *ret_done)
 {
 	uint64_t start = (uintptr_t)what->hva;
 	struct gmem_memory_user user = {
@@ -110,16 +115,34 @@ static int discard_unless_leased(struct gmem_vm *vm, const struct gmem_region_me
 	err = begin_discard(vm, &user);
 	if (err)
 		return err;
-	err = gmem_host_discard(how->look, what->hva, size, how->flags, ret_done);
+	err = gmem_host_discard(how->look, what->hva, size, how->flags, is_known, ret_done);
 	end_discard(vm, &user);
 	return err;
 }
 
-static int discard(struct gmem_vm *vm, const struct gmem_region_memory *what, uint64_t size,
+/*
+ * To look for userfaultfd takes as long as to discard a few pages. So small discards look now and
+ * then, and the first one; memory that is registered later is noticed a little later.
+ */
+#define SMALL_DISCARD	(UINT64_C(256) << 10)
+#define LOOK_ONCE_IN	16
+
+static bool is_known(struct gmem_region *region, const struct gmem_region_memory *what, uint64_t size)
+{
+	uint32_t before;
+
+	if (size > SMALL_DISCARD || what->page_size > gmem_sys_page_size())
+		return false;
+	before = __atomic_fetch_add(&region->small_discards, 1, __ATOMIC_RELAXED);
+	return before % LOOK_ONCE_IN != 0;
+}
+
+static int discard(struct gmem_region *region, const struct gmem_region_memory *what, uint64_t size,
 		   const struct gmem_discard_how *how, uint64_t *ret_done)
 {
 	if (!what->file)
-		return discard_unless_leased(vm, what, size, how, ret_done);
+		return discard_unless_leased(region->vm, what, size, how, is_known(region, what, size),
+					     ret_done);
 
 	/*
 	 * Punching a hole unmaps page by page; MADV_DONTNEED does so in bulk, in less
@@ -139,7 +162,7 @@ int gmem_region_memory_discard(struct gmem_region *region, uint32_t side, uint64
 
 	err = gmem_region_memory_get(region, side, offset, size, &what);
 	if (!err) {
-		err = discard(region->vm, &what, size, how, &done);
+		err = discard(region, &what, size, how, &done);
 		gmem_region_count(region, GMEM_COUNT_DISCARDS, 1);
 		gmem_region_count(region, GMEM_COUNT_DISCARDED, done);
 	}
@@ -159,6 +182,9 @@ static int count_mapped(const struct gmem_region_memory *side, uint64_t size, ui
 	for (done = 0; done < size; done += now) {
 		now = size - done < LOOK_PAGES * page ? size - done : LOOK_PAGES * page;
 		err = gmem_sys_mincore((char *)side->hva + done, now, in_memory);
+		if (err == -ENOMEM)
+			return gmem_fail(-EFAULT, "hva 0x%" PRIxPTR ", 0x%" PRIx64
+					 " bytes, is not all mapped", (uintptr_t)side->hva + done, now);
 		if (err)
 			return gmem_fail(err, "hva 0x%" PRIxPTR ", 0x%" PRIx64
 					 " bytes: what is in memory cannot be had: %s",

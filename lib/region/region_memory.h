@@ -17,6 +17,7 @@
 
 struct gmem_file;
 struct gmem_host_look;
+struct gmem_host_file;
 struct gmem_region;
 
 #define GMEM_SIDE_SHARED	1u
@@ -28,6 +29,8 @@ struct gmem_region_memory {
 	uint64_t offset;		/* in the file */
 	void *hva;			/* where the region maps it; NULL: nowhere */
 	uint64_t page_size;		/* the least that can be given back */
+	struct gmem_host_file *host_file;	/* behind host memory; NULL: not known, or none */
+	uint64_t host_offset;		/* in @host_file */
 	bool is_callers;		/* host memory that the region borrowed */
 };
 

@@ -26,6 +26,7 @@
 #include "region/vm_identity.h"
 
 struct gmem_claim;
+struct gmem_host_file;
 struct gmem_lease_wait;
 struct gmem_reader;
 struct gmem_step;
@@ -65,6 +66,7 @@ struct gmem_vm {
 	struct gmem_lock hook_lock;
 	uintptr_t changer;		/* the thread that holds it for a change, or 0 */
 	struct gmem_slots slots;
+	struct gmem_host_file *host_files;	/* that callers named */
 	bool has_stray_private;		/* the kernel keeps addresses private where no region is */
 
 	/* rank CHANGE: table, next_table and their entries, and with lock: regions */

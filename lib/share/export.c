@@ -222,25 +222,30 @@ GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void 
 /* ---- tables ---- */
 
 /* All extents, whether or not they fit into the caller's table */
+struct entry {
+	struct gmem_extent extent;
+	struct gmem_extent_file file;
+};
+
 struct list {
-	struct gmem_extent *extents;
+	struct entry *entries;
 	size_t count;
 	size_t room;
 };
 
-static int append(struct list *list, const struct gmem_extent *extent)
+static int append(struct list *list, const struct entry *entry)
 {
 	size_t room = list->room ? 2 * list->room : 16;
-	struct gmem_extent *extents;
+	struct entry *entries;
 
 	if (list->count == list->room) {
-		extents = realloc(list->extents, room * sizeof(*extents));
-		if (!extents)
+		entries = realloc(list->entries, room * sizeof(*entries));
+		if (!entries)
 			return gmem_fail(-ENOMEM, "no memory for a table of %zu extents", list->count);
-		list->extents = extents;
+		list->entries = entries;
 		list->room = room;
 	}
-	list->extents[list->count++] = *extent;
+	list->entries[list->count++] = *entry;
 	return 0;
 }
 
@@ -248,14 +253,15 @@ static int append(struct list *list, const struct gmem_extent *extent)
 static int walk_regions(const struct gmem_export *exporter, struct list *list)
 {
 	const struct gmem_region *region;
-	struct gmem_extent extent;
+	struct entry entry;
 	uint64_t gpa = 0;
 	int err;
 
 	while ((region = gmem_regions_next_memory(exporter->vm, gpa))) {
-		err = gmem_extent_of_region(&exporter->memory, region, &extent, NULL);
+		err = gmem_extent_of_region(&exporter->memory, exporter->flags & GMEM_EXPORT_UNSEALED,
+					    region, &entry.extent, &entry.file);
 		if (!err)
-			err = append(list, &extent);
+			err = append(list, &entry);
 		else if (exporter->flags & GMEM_EXPORT_SKIP)
 			err = 0;
 		if (err)
@@ -281,11 +287,12 @@ static int list_all(struct gmem_export *exporter, struct list *list)
 	return err;
 }
 
+/* Without room it is only asked how many there are. */
 static int check_room(size_t count, size_t max)
 {
-	if (count <= max && count <= INT32_MAX)
+	if ((count <= max || !max) && count <= INT32_MAX)
 		return 0;
-	return gmem_fail(-ENOSPC, "the memory takes more than %zu entries: %zu", max, count);
+	return gmem_fail(-ENOSPC, "the memory takes %zu entries, and there is room for %zu", count, max);
 }
 
 GMEM_API int gmem_export_table(struct gmem_export *exporter, struct gmem_extent *extents, size_t max)
@@ -293,27 +300,35 @@ GMEM_API int gmem_export_table(struct gmem_export *exporter, struct gmem_extent 
 	struct list list;
 	int ret;
 
-	if (!exporter || !extents)
+	if (!exporter || (!extents && max))
 		return gmem_fail(-EINVAL, "%s is NULL", exporter ? "extents" : "exporter");
 
 	ret = list_all(exporter, &list);
 	if (!ret)
 		ret = check_room(list.count, max);
-	if (!ret && list.count)
-		memcpy(extents, list.extents, list.count * sizeof(*extents));
+	for (size_t i = 0; !ret && max && i < list.count; i++)
+		extents[i] = list.entries[i].extent;
 	if (!ret)
 		ret = (int)list.count;
-	free(list.extents);
+	free(list.entries);
 	return ret;
 }
 
 /* ---- vhost-user ---- */
 
-static bool continues(const struct gmem_extent *last, const struct gmem_extent *extent)
+/* Memory that was named in parts has an fd for each, all of one file. */
+static bool is_same_file(const struct entry *a, const struct entry *b)
 {
-	return extent->fd == last->fd && extent->gpa == last->gpa + last->size &&
-	       extent->offset == last->offset + last->size &&
-	       extent->hva == (char *)last->hva + last->size;
+	return a->extent.fd == b->extent.fd ||
+	       (a->file.inode && a->file.inode == b->file.inode && a->file.device == b->file.device);
+}
+
+static bool continues(const struct entry *last, const struct entry *next)
+{
+	return is_same_file(last, next) &&
+	       next->extent.gpa == last->extent.gpa + last->extent.size &&
+	       next->extent.offset == last->extent.offset + last->extent.size &&
+	       next->extent.hva == (char *)last->extent.hva + last->extent.size;
 }
 
 /* Join extents that one entry can describe. */
@@ -322,15 +337,16 @@ static int join(struct list *list)
 	size_t count = 0;
 
 	for (size_t i = 0; i < list->count; i++) {
-		const struct gmem_extent *extent = &list->extents[i];
+		const struct entry *entry = &list->entries[i];
 
-		if (!(extent->rights & GMEM_RIGHT_WRITE))
+		if (!(entry->extent.rights & GMEM_RIGHT_WRITE))
 			return gmem_fail(-EOPNOTSUPP, "the region at gpa 0x%" PRIx64
-					 " may only be read, which vhost-user cannot say", extent->gpa);
-		if (count && continues(&list->extents[count - 1], extent))
-			list->extents[count - 1].size += extent->size;
+					 " may only be read, which vhost-user cannot say",
+					 entry->extent.gpa);
+		if (count && continues(&list->entries[count - 1], entry))
+			list->entries[count - 1].extent.size += entry->extent.size;
 		else
-			list->extents[count++] = *extent;
+			list->entries[count++] = *entry;
 	}
 	list->count = count;
 	return 0;
@@ -342,7 +358,7 @@ GMEM_API int gmem_export_vhost_user(struct gmem_export *exporter,
 	struct list list;
 	int ret;
 
-	if (!exporter || !regions || !fds)
+	if (!exporter || (max && (!regions || !fds)))
 		return gmem_fail(-EINVAL, "%s is NULL", !exporter ? "exporter" : !regions ? "regions" : "fds");
 
 	ret = list_all(exporter, &list);
@@ -350,17 +366,19 @@ GMEM_API int gmem_export_vhost_user(struct gmem_export *exporter,
 		ret = join(&list);
 	if (!ret)
 		ret = check_room(list.count, max);
-	for (size_t i = 0; !ret && i < list.count; i++) {
+	for (size_t i = 0; !ret && max && i < list.count; i++) {
+		const struct gmem_extent *extent = &list.entries[i].extent;
+
 		regions[i] = (struct gmem_vhost_user_region){
-			.guest_phys_addr = list.extents[i].gpa,
-			.memory_size = list.extents[i].size,
-			.userspace_addr = (uintptr_t)list.extents[i].hva,
-			.mmap_offset = list.extents[i].offset,
+			.guest_phys_addr = extent->gpa,
+			.memory_size = extent->size,
+			.userspace_addr = (uintptr_t)extent->hva,
+			.mmap_offset = extent->offset,
 		};
-		fds[i] = list.extents[i].fd;
+		fds[i] = extent->fd;
 	}
 	if (!ret)
 		ret = (int)list.count;
-	free(list.extents);
+	free(list.entries);
 	return ret;
 }

@@ -11,9 +11,9 @@
 #include "base/error.h"
 #include "base/limit.h"
 #include "base/macros.h"
-#include "os/kvm_compat.h"
 #include "os/sys.h"
 #include "region/file.h"
+#include "region/host_file.h"
 
 /* Linux 5.1; older C libraries do not name it */
 #ifndef F_SEAL_FUTURE_WRITE
@@ -21,20 +21,13 @@
 #endif
 
 /*
- * Before Linux 6.19 a guest_memfd has the file system of all anonymous inodes, and its
- * name cannot be read without /proc. Other anonymous inodes have no size, so that mapping
- * a part of them is refused.
+ * The name of a guest_memfd cannot be read without /proc. Other anonymous inodes have no size,
+ * so that mapping a part of them is refused.
  */
-static bool is_gmemfd(const struct gmem_sys_facts *facts)
-{
-	return facts->filesystem_type == GUEST_MEMFD_MAGIC ||
-	       facts->filesystem_type == ANON_INODE_FS_MAGIC;
-}
-
 static bool is_memory(const struct gmem_sys_facts *facts)
 {
 	return facts->is_regular &&
-	       (is_gmemfd(facts) || facts->filesystem_type == TMPFS_MAGIC ||
+	       (gmem_file_is_gmemfd(facts) || facts->filesystem_type == TMPFS_MAGIC ||
 		facts->filesystem_type == HUGETLBFS_MAGIC);
 }
 
@@ -46,7 +39,9 @@ static struct gmem_extent_file describe(const struct gmem_sys_facts *facts)
 		.page_size = gmem_sys_page_size(),
 		.seals = facts->seals,
 		.max_rights = GMEM_ALL_RIGHTS,
-		.is_gmemfd = is_gmemfd(facts),
+		.is_gmemfd = gmem_file_is_gmemfd(facts),
+		.device = facts->device,
+		.inode = facts->inode,
 	};
 
 	if (facts->filesystem_type == HUGETLBFS_MAGIC)
@@ -198,7 +193,22 @@ void gmem_callers_memory_clear(struct gmem_range_map *map)
 
 /* ---- from a region to a file ---- */
 
-static int find_memory(const struct gmem_range_map *map, const struct gmem_region *region,
+static int inspect_host_file(bool unsealed, const struct gmem_region *region,
+			     struct gmem_extent *extent, struct gmem_extent_file *file)
+{
+	const struct gmem_host_file *host = region->host_file;
+	int err = 0;
+
+	extent->fd = host->fd;
+	extent->offset = region->host_offset;
+	if (gmem_host_file_is_fixed(host) && is_memory(&host->facts))
+		*file = describe(&host->facts);
+	else
+		err = gmem_extent_inspect(extent->fd, extent->offset, extent->size, file);
+	return err || unsealed ? err : gmem_extent_check_seals(extent->fd, file);
+}
+
+static int find_memory(const struct gmem_range_map *map, bool unsealed, const struct gmem_region *region,
 		       struct gmem_extent *extent, struct gmem_extent_file *file)
 {
 	struct gmem_range *range;
@@ -207,12 +217,15 @@ static int find_memory(const struct gmem_range_map *map, const struct gmem_regio
 
 	range = gmem_range_find(map, region->hva.start, 1);
 	within = range ? region->hva.start - range->start : 0;
-	if (!range || region->gpa.size > range->size - within)
+	if (!range || region->gpa.size > range->size - within) {
+		if (region->host_file)
+			return inspect_host_file(unsealed, region, extent, file);
 		return gmem_fail(-EOPNOTSUPP,
 				 "the region at gpa 0x%" PRIx64 ", backing %s, is memory no other process "
-				 "can map: give it memory of your own from a memfd (GMEM_REGION_HVA) and "
-				 "name it with gmem_export_add_memory()", region->gpa.start,
+				 "can map: have it made as a memfd (GMEM_MEMORY_MEMFD), or say of which file "
+				 "your own memory is a mapping (GMEM_REGION_MEMORY_FD)", region->gpa.start,
 				 gmem_backing_name(region->backing));
+	}
 
 	memory = GMEM_CONTAINER_OF(range, struct memory, hva);
 	extent->fd = memory->fd;
@@ -223,8 +236,9 @@ static int find_memory(const struct gmem_range_map *map, const struct gmem_regio
 	return 0;
 }
 
-int gmem_extent_of_region(const struct gmem_range_map *memory, const struct gmem_region *region,
-			  struct gmem_extent *ret, uint32_t *ret_max_rights)
+int gmem_extent_of_region(const struct gmem_range_map *memory, bool unsealed,
+			  const struct gmem_region *region, struct gmem_extent *ret,
+			  struct gmem_extent_file *ret_file)
 {
 	struct gmem_extent extent = {
 		.gpa = region->gpa.start,
@@ -244,7 +258,7 @@ int gmem_extent_of_region(const struct gmem_range_map *memory, const struct gmem
 		extent.offset = region->file_offset;
 		file.size = region->file->size;
 	} else {
-		err = find_memory(memory, region, &extent, &file);
+		err = find_memory(memory, unsealed, region, &extent, &file);
 		if (err)
 			return err;
 	}
@@ -253,7 +267,6 @@ int gmem_extent_of_region(const struct gmem_range_map *memory, const struct gmem
 	extent.page_size = file.page_size;
 	extent.rights = file.rights;
 	*ret = extent;
-	if (ret_max_rights)
-		*ret_max_rights = file.max_rights;
+	*ret_file = file;
 	return 0;
 }

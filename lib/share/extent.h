@@ -28,6 +28,8 @@ struct gmem_extent_file {
 	uint32_t max_rights;	/* that the seals leave to whoever opens the file anew */
 	bool can_shrink;
 	bool is_gmemfd;
+	uint64_t device;
+	uint64_t inode;
 };
 
 /*
@@ -56,10 +58,11 @@ void gmem_callers_memory_clear(struct gmem_range_map *map);
 /*
  * Describe a region as part of a file. With the export's lock, which guards @memory, and
  * the VM's lock held; @ret->fd is borrowed and valid as long as they are. Makes system
- * calls only for a file that can change. @ret_max_rights: rights that a process which is
- * given the file can take, even if @ret->rights are fewer; or NULL.
+ * calls only for a file that can change. Files of host memory must be sealed, unless
+ * @unsealed.
  */
-int gmem_extent_of_region(const struct gmem_range_map *memory, const struct gmem_region *region,
-			  struct gmem_extent *ret, uint32_t *ret_max_rights);
+int gmem_extent_of_region(const struct gmem_range_map *memory, bool unsealed,
+			  const struct gmem_region *region, struct gmem_extent *ret,
+			  struct gmem_extent_file *ret_file);
 
 #endif

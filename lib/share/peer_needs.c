@@ -171,10 +171,12 @@ int gmem_peer_describe(const struct gmem_peer *peer, const struct gmem_piece *pi
 		       struct gmem_extent *ret)
 {
 	uint64_t within = piece->start - piece->region->gpa.start;
-	uint32_t max_rights;
+	const struct gmem_export *exporter = peer->exporter;
+	struct gmem_extent_file file;
 	int err;
 
-	err = gmem_extent_of_region(&peer->exporter->memory, piece->region, ret, &max_rights);
+	err = gmem_extent_of_region(&exporter->memory, exporter->flags & GMEM_EXPORT_UNSEALED,
+				    piece->region, ret, &file);
 	if (err)
 		return err;
 
@@ -192,7 +194,7 @@ int gmem_peer_describe(const struct gmem_peer *peer, const struct gmem_piece *pi
 				 "their file it has all 0x%" PRIx64 " of that: allow it with "
 				 "GMEM_PEER_WHOLE_FILES, or use a file of just that size", ret->size,
 				 ret->gpa, ret->file_size);
-	return check_rights(piece, ret, max_rights);
+	return check_rights(piece, ret, file.max_rights);
 }
 
 int gmem_peer_check_memory(const struct gmem_peer *peer)

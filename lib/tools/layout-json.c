@@ -86,6 +86,12 @@ static void print_region(const struct region *region)
 	putchar(',');
 	print_number_or_null("slot", region->slot);
 	putchar(',');
+	if (region->has_kind) {
+		print_string_member("kind", region->kind);
+		putchar(',');
+		print_number("identity", region->identity);
+		putchar(',');
+	}
 	print_bool("lost", region->lost);
 	putchar(',');
 	print_bool("readonly", region->readonly);

@@ -201,11 +201,29 @@ static void take_file(struct taker *t, const struct json *object, struct region 
 	region->create_flags = number(t, file, "create_flags");
 }
 
+/* Dumps of older libraries do not have it. */
+static void take_kind(struct taker *t, const struct json *object, struct region *region)
+{
+	if (t->failed || !find_member(object, "kind"))
+		return;
+
+	region->has_kind = true;
+	region->kind = string(t, object, "kind", true);
+	region->identity = number(t, object, "identity");
+}
+
+static bool has_pages(const struct region *region)
+{
+	return strcmp(region->backing, "device") &&
+	       (!region->kind || (strcmp(region->kind, "device") && strcmp(region->kind, "external")));
+}
+
 static void take_region(struct taker *t, const struct json *object, struct region *region)
 {
 	take_range(t, object, &region->gpa, &region->size);
 	region->backing = string(t, object, "backing", false);
 	region->slot = number_or_unknown(t, object, "slot");
+	take_kind(t, object, region);
 	region->lost = truth(t, object, "lost");
 	region->readonly = truth(t, object, "readonly");
 	region->dirty_log = truth(t, object, "dirty_log");
@@ -215,7 +233,7 @@ static void take_region(struct taker *t, const struct json *object, struct regio
 	if (t->failed)
 		return;
 
-	region->is_device = !strcmp(region->backing, "device");
+	region->is_device = !has_pages(region);
 	region->has_private_side = !strcmp(region->backing, "private");
 	region->has_slot = region->slot != UNKNOWN;
 	region->has_hva = region->hva != UNKNOWN;

@@ -36,7 +36,10 @@ struct region {
 	uint64_t gpa;
 	uint64_t size;
 	const char *backing;
-	bool is_device;
+	bool has_kind;			/* the dump says the next two */
+	const char *kind;		/* of its memory; NULL: there is none */
+	uint64_t identity;
+	bool is_device;			/* has no pages of the host's: a device's, or elsewhere */
 	bool has_private_side;
 	bool has_slot;
 	bool lost, readonly, dirty_log;
@@ -81,7 +84,7 @@ void free_layout(struct layout *layout);
 
 struct totals {
 	uint64_t memory;		/* bytes of all regions that are not devices */
-	uint64_t devices;		/* bytes of all regions that are */
+	uint64_t devices;		/* bytes of all regions that are, or hold device memory */
 	uint64_t device_count;
 	uint64_t private;		/* bytes that are private */
 	uint64_t resident[SIDES];	/* bytes known to be in memory */

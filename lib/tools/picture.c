@@ -187,6 +187,10 @@ static void print_facts(const struct region *region)
 {
 	if (region->has_slot)
 		printf(", memslot %" PRIu64, region->slot);
+	if (region->kind && strcmp(region->kind, "ram")) {
+		printf(", kind ");
+		print_clean(region->kind, strlen(region->kind));
+	}
 	if (region->readonly)
 		printf(", read-only");
 	if (region->dirty_log)

@@ -183,6 +183,10 @@ static void print_region(const struct region *region, unsigned int y, bool show_
 	print_text(region->backing);
 	if (region->has_slot)
 		printf(", memslot %" PRIu64, region->slot);
+	if (region->kind && strcmp(region->kind, "ram")) {
+		printf(", kind ");
+		print_text(region->kind);
+	}
 	printf("%s%s%s", region->readonly ? ", read-only" : "", region->dirty_log ? ", dirty log" : "",
 	       region->lost ? ", MEMSLOT LOST" : "");
 	printf("</text>\n");

@@ -13,6 +13,7 @@
 #include "nofault/nofault.h"
 #include "os/sys.h"
 #include "region/host_look.h"
+#include "region/available.h"
 #include "region/present_pages.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
@@ -186,7 +187,7 @@ int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, c
 	struct listing listing = { .vm = vm, .memory = ret };
 	int err;
 
-	*ret = (struct gmem_leased_memory){ .fast = gmem_nofault_is_recoverable() };
+	ret->fast = gmem_nofault_is_recoverable();
 	err = make_look(ret);
 	if (!err)
 		err = list(&listing, start, last);
@@ -320,10 +321,22 @@ uint64_t gmem_leased_memory_region_reach(const struct gmem_leased_memory *memory
 
 /* ---- to the guest ---- */
 
-static int fail_access(const struct gmem_leased_range *range, const char *hva, int err)
+static int fail_access(const struct gmem_leased_range *range, const char *hva, bool writes, int err)
 {
-	return gmem_fail(err, "gpa 0x%" PRIx64 " cannot be reached: %s",
-			 range->gpa + (uint64_t)(hva - range->hva), gmem_errno_name(err));
+	const char *why = gmem_nofault_why(hva, writes, err);
+
+	return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be %s: %s, %s",
+			 range->gpa + (uint64_t)(hva - range->hva), (uintptr_t)hva,
+			 writes ? "written" : "read", gmem_errno_name(err),
+			 why ? why : "but can be now");
+}
+
+/* The pages of a part of the range, by offset in the region */
+static struct gmem_part pages_of(const struct gmem_leased_range *range, const char *hva, uint64_t size)
+{
+	uint64_t offset = range->offset + (uint64_t)(hva - range->hva), page = gmem_sys_page_size();
+
+	return (struct gmem_part){ offset / page * page, (offset + size - 1) / page * page + page - 1 };
 }
 
 /* One call before the copy replaces a fault for each page. A failure shows in the copy. */
@@ -336,15 +349,63 @@ static void populate(const struct gmem_leased_range *range, char *hva, uint64_t 
 		gmem_sys_madvise(hva - before, (before + size + page - 1) / page * page, advice);
 }
 
-static int copy_in(const struct gmem_leased_memory *memory, const struct gmem_leased_range *range,
+int gmem_leased_memory_check_fits(const struct gmem_leased_memory *memory, uint64_t bytes)
+{
+	uint64_t there = 0, now;
+
+	/* Huge pages are asked for as they are needed. */
+	for (size_t i = 0; i < memory->count; i++)
+		if (memory->all[i].region->page_size > gmem_sys_page_size())
+			return 0;
+	if (memory->is_unchecked || !gmem_check_memory_fits(bytes))
+		return 0;
+	for (size_t i = 0; i < memory->count && there < bytes; i++) {
+		const struct gmem_leased_range *range = &memory->all[i];
+		struct gmem_part pages = pages_of(range, range->hva, range->size);
+
+		if (gmem_region_memory_resident(range->region, GMEM_SIDE_SHARED, pages.start,
+						pages.last - pages.start + 1, &now))
+			return 0;
+		there += now;
+	}
+	return there < bytes ? gmem_check_memory_fits(bytes - there) : 0;
+}
+
+/* How much is asked for at once: asking reads a few files of the kernel's. */
+#define GRANT ((uint64_t)64 << 20)
+
+static int check_fits(struct gmem_leased_memory *memory, const struct gmem_leased_range *range,
+		      const char *hva, uint64_t size)
+{
+	struct gmem_part pages;
+	bool is_huge;
+
+	if (memory->is_unchecked)
+		return 0;
+	is_huge = range->region->page_size > gmem_sys_page_size();
+	if (!is_huge && memory->granted < size && !gmem_check_memory_fits(GRANT))
+		memory->granted = GRANT;
+	if (!is_huge && memory->granted >= size) {
+		memory->granted -= size;
+		return 0;
+	}
+	/* So little is left that it matters what is there already. */
+	pages = pages_of(range, hva, size);
+	return gmem_region_check_fits(range->region, GMEM_SIDE_SHARED, pages.start,
+				      pages.last - pages.start + 1);
+}
+
+static int copy_in(struct gmem_leased_memory *memory, const struct gmem_leased_range *range,
 		   char *hva, const char *bytes, uint64_t size)
 {
 	size_t done;
-	int err = 0;
+	int err = check_fits(memory, range, hva, size);
 
+	if (err)
+		return err;
 	populate(range, hva, size);
 	done = gmem_nofault_copy(memory->fast, hva, bytes, size, &err);
-	return err ? fail_access(range, hva + done, err) : 0;
+	return err ? fail_access(range, hva + done, true, err) : 0;
 }
 
 struct clearing {
@@ -360,20 +421,22 @@ static int clear_run(void *data, uint64_t offset, uint64_t size)
 	const struct gmem_leased_range *range = clearing->range;
 	uint64_t start = offset > clearing->start ? offset : clearing->start;
 	uint64_t end = offset + size < clearing->end ? offset + size : clearing->end;
-	bool fast = clearing->memory->fast;
+	bool fast = clearing->memory->fast, writes;
 	char bytes[GRAIN], *hva;
 	uint64_t now;
+	size_t done;
 	int err = 0;
 
 	for (; start < end && !err; start += now) {
 		hva = range->hva + (start - range->offset);
 		now = GRAIN - start % GRAIN;
 		now = end - start < now ? end - start : now;
-		gmem_nofault_copy(fast, bytes, hva, now, &err);
-		if (!err && !gmem_is_zero(bytes, now))
-			gmem_nofault_fill(fast, hva, 0, now, &err);
+		done = gmem_nofault_copy(fast, bytes, hva, now, &err);
+		writes = !err && !gmem_is_zero(bytes, now);
+		if (writes)
+			done = gmem_nofault_fill(fast, hva, 0, now, &err);
 		if (err)
-			err = fail_access(range, hva, err);
+			err = fail_access(range, hva + done, writes, err);
 	}
 	return err;
 }
@@ -387,12 +450,10 @@ static int clear(const struct gmem_leased_memory *memory, const struct gmem_leas
 		.start = range->offset + offset,
 		.end = range->offset + offset + size,
 	};
-	uint64_t page = gmem_sys_page_size();
-	uint64_t first = clearing.start / page * page;
-	uint64_t end = (clearing.end + page - 1) / page * page;
+	struct gmem_part pages = pages_of(range, range->hva + offset, size);
 
-	return gmem_region_present_pages(range->region, GMEM_SIDE_SHARED, first, end - first, memory->look,
-					 clear_run, &clearing);
+	return gmem_region_present_pages(range->region, GMEM_SIDE_SHARED, pages.start,
+					 pages.last - pages.start + 1, memory->look, clear_run, &clearing);
 }
 
 int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, uint64_t gpa, uint64_t size)
@@ -430,8 +491,8 @@ static uint64_t same_kind(const char *bytes, uint64_t gpa, uint64_t size, bool *
 	return done;
 }
 
-int gmem_leased_memory_store(const struct gmem_leased_memory *memory, uint64_t gpa,
-			     const char *bytes, uint64_t size, struct gmem_stored *stored)
+int gmem_leased_memory_store(struct gmem_leased_memory *memory, uint64_t gpa, const char *bytes,
+			     uint64_t size, struct gmem_stored *stored)
 {
 	const struct gmem_leased_range *range;
 	uint64_t now, offset;

@@ -46,6 +46,8 @@ struct gmem_leased_memory {
 	size_t lease_count;
 	struct gmem_host_look *look;		/* what is known of the host memory in it */
 	bool fast;				/* the fault handler recovers: copy directly */
+	bool is_unchecked;			/* store without asking how much memory the host has */
+	uint64_t granted;			/* bytes that may be stored before it is asked again */
 };
 
 struct gmem_stored {
@@ -55,7 +57,10 @@ struct gmem_stored {
 
 bool gmem_is_zero(const void *bytes, size_t size);
 
-/* Take leases on the shared memory in [@start, @last]; until the drop it cannot be converted. */
+/*
+ * Take leases on the shared memory in [@start, @last]; until the drop it cannot be converted. @ret
+ * is zeroed, but for is_unchecked.
+ */
 int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, const char *holder,
 			    struct gmem_leased_memory *ret);
 void gmem_leased_memory_drop(struct gmem_leased_memory *memory);
@@ -75,8 +80,13 @@ uint64_t gmem_leased_memory_region_reach(const struct gmem_leased_memory *memory
 uint64_t gmem_leased_memory_region_bytes(const struct gmem_leased_memory *memory);
 /* Make a range zero; any alignment. */
 int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, uint64_t gpa, uint64_t size);
-/* Store @bytes at @gpa, and count them in @stored; any alignment. */
-int gmem_leased_memory_store(const struct gmem_leased_memory *memory, uint64_t gpa,
-			     const char *bytes, uint64_t size, struct gmem_stored *stored);
+/* -ENOMEM if the host has not the memory for @bytes to come, less all that is there already */
+int gmem_leased_memory_check_fits(const struct gmem_leased_memory *memory, uint64_t bytes);
+/*
+ * Store @bytes at @gpa, and count them in @stored; any alignment. -ENOMEM before the host's
+ * memory runs out, which would be no errno.
+ */
+int gmem_leased_memory_store(struct gmem_leased_memory *memory, uint64_t gpa, const char *bytes,
+			     uint64_t size, struct gmem_stored *stored);
 
 #endif

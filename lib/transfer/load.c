@@ -139,7 +139,8 @@ GMEM_API int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, int fd, uint64
 	if (!vm || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
 
-	err = gmem_transfer_check(user_opts, GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING, &opts);
+	err = gmem_transfer_check(user_opts, GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING | GMEM_TRANSFER_UNCHECKED,
+				  &opts);
 	if (!err && opts.image_offset)
 		err = gmem_fail(-EINVAL, "image_offset 0x%" PRIx64 ": there is no image", opts.image_offset);
 	if (!err)
@@ -154,6 +155,8 @@ GMEM_API int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, int fd, uint64
 	params.sparse = true;
 	params.end = total ? offset + total : params.kind.has_size ? offset : UINT64_MAX;
 	err = lease_target(transfer, gpa, total);
+	if (!err && params.kind.has_size)
+		err = gmem_leased_memory_check_fits(&transfer->memory, gmem_transfer_file_bytes(&params));
 	if (!err)
 		err = gmem_io_open(&transfer->io, &params);
 	if (err) {

@@ -682,6 +682,22 @@ static void restore_end(struct gmem_transfer *transfer)
 
 /* ---- beginning ---- */
 
+static int take_target(struct gmem_transfer *transfer, const struct gmem_io_params *params)
+{
+	struct gmem_leased_memory *memory = &transfer->memory;
+	uint64_t bytes, all;
+	int err;
+
+	err = gmem_leased_memory_take(transfer->vm, 0, UINT64_MAX, "gmem_vm_restore", memory);
+	if (err || !params->kind.has_size)
+		return err;
+
+	/* An image has little but the data, and the file may have more than the image. */
+	bytes = gmem_transfer_file_bytes(params);
+	all = gmem_leased_memory_bytes(memory);
+	return gmem_leased_memory_check_fits(memory, bytes < all ? bytes : all);
+}
+
 static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *user_opts,
 		 uint64_t flags, struct gmem_transfer **ret)
 {
@@ -706,7 +722,7 @@ static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *us
 	if (params.end < params.position)
 		params.end = params.position;
 	if (vm)
-		err = gmem_leased_memory_take(vm, 0, UINT64_MAX, "gmem_vm_restore", &transfer->memory);
+		err = take_target(transfer, &params);
 	if (!err)
 		err = gmem_io_open(&transfer->io, &params);
 	if (err) {
@@ -732,7 +748,7 @@ GMEM_API int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
 {
 	const uint64_t flags = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING |
 			       GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_LEAVE_REST |
-			       GMEM_TRANSFER_VERIFY;
+			       GMEM_TRANSFER_VERIFY | GMEM_TRANSFER_UNCHECKED;
 
 	if (!vm || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");

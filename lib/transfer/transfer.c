@@ -19,7 +19,7 @@ int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t fla
 {
 	const uint64_t all = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING | GMEM_TRANSFER_SYNC |
 			     GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_LEAVE_REST |
-			     GMEM_TRANSFER_VERIFY;
+			     GMEM_TRANSFER_VERIFY | GMEM_TRANSFER_UNCHECKED;
 	int err;
 
 	err = GMEM_COPY_OPTS(gmem_transfer_opts, ret, user_opts, reserved);
@@ -84,6 +84,13 @@ int gmem_transfer_inspect(const struct gmem_transfer_opts *opts, int fd, bool wr
 	return 0;
 }
 
+uint64_t gmem_transfer_file_bytes(const struct gmem_io_params *params)
+{
+	uint64_t size = params->end > params->position ? params->end - params->position : 0;
+
+	return size < params->kind.allocated ? size : params->kind.allocated;
+}
+
 int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 		      size_t state_size, struct gmem_transfer **ret)
 {
@@ -99,6 +106,7 @@ int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 	transfer->vm = vm;
 	transfer->opts = *opts;
 	transfer->io.direct_fd = -1;
+	transfer->memory.is_unchecked = opts->flags & GMEM_TRANSFER_UNCHECKED;
 	transfer->state = state;
 	*ret = transfer;
 	return 0;

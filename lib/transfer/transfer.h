@@ -39,6 +39,8 @@ int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t fla
 /* Find out what kind of file @fd is, check @opts against it, and fill in @ret. */
 int gmem_transfer_inspect(const struct gmem_transfer_opts *opts, int fd, bool writing,
 			  uint64_t offset, struct gmem_io_params *ret);
+/* Bytes of data in [params->position, params->end) of a file with a size, at most */
+uint64_t gmem_transfer_file_bytes(const struct gmem_io_params *params);
 /* Allocate a transfer that has neither memory nor a file yet. */
 int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 		      size_t state_size, struct gmem_transfer **ret);

@@ -24,12 +24,19 @@ static int check_access(const struct gmem_view *view, uint64_t gpa, const void *
 	return 0;
 }
 
-int gmem_access_fail(uint64_t gpa, uint64_t done, uint64_t size, int err)
+/* If the guest's side can be reached after all, it was the caller's buffer. */
+int gmem_access_fail(const struct gmem_access_failure *failure)
 {
-	return gmem_fail(err,
-			 "gpa 0x%" PRIx64 " + 0x%" PRIx64 " cannot be reached: %s; 0x%" PRIx64
-			 " bytes of 0x%" PRIx64 " were done",
-			 gpa, done, gmem_errno_name(err), done, size);
+	const char *why = gmem_nofault_why(failure->hva, failure->writes, failure->err);
+	const char *verb = failure->writes ? "written" : "read";
+
+	if (!why)
+		why = "but can be now, or the buffer cannot";
+	return gmem_fail(failure->err,
+			 "gpa 0x%" PRIx64 " + 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be %s: %s, %s; "
+			 "0x%" PRIx64 " bytes of 0x%" PRIx64 " were done",
+			 failure->gpa, failure->done, (uintptr_t)failure->hva, verb,
+			 gmem_errno_name(failure->err), why, failure->done, failure->size);
 }
 
 /*
@@ -66,9 +73,19 @@ static uint64_t end_span(uint64_t gpa, uint64_t done, uint64_t size)
 	return size - done < left ? size : done + left;
 }
 
+static int fail_part(const struct walk *walk, uint64_t done, const void *hva, int err)
+{
+	const struct gmem_access_failure failure = {
+		.gpa = walk->gpa, .done = done, .size = walk->size,
+		.hva = hva, .writes = walk->writes, .err = err,
+	};
+
+	return gmem_access_fail(&failure);
+}
+
 static int walk_parts(struct walk *walk, uint64_t end, uint64_t *ret_done)
 {
-	uint64_t done = *ret_done, rest;
+	uint64_t done = *ret_done, rest, now;
 	struct iovec part;
 	int err = 0;
 
@@ -83,9 +100,10 @@ static int walk_parts(struct walk *walk, uint64_t end, uint64_t *ret_done)
 		if (err)
 			break;
 
-		done += walk->access(walk, done, part.iov_base, part.iov_len, &err);
+		now = walk->access(walk, done, part.iov_base, part.iov_len, &err);
+		done += now;
 		if (err) {
-			gmem_access_fail(walk->gpa, done, walk->size, err);
+			fail_part(walk, done, (char *)part.iov_base + now, err);
 			break;
 		}
 	}
@@ -266,11 +284,28 @@ GMEM_API int gmem_view_string(struct gmem_view *view, uint64_t gpa, char *buf, u
 	return 0;
 }
 
+/* A failure of both sides is told of the side that is written. */
+static int fail_copy(uint64_t to, uint64_t from, uint64_t done, uint64_t size,
+		     const struct iovec *target, const struct iovec *source, int err)
+{
+	struct gmem_access_failure failure = {
+		.gpa = to, .done = done, .size = size, .hva = target->iov_base, .writes = true, .err = err,
+	};
+
+	if (err == -EFAULT && !gmem_nofault_why(target->iov_base, true, err)) {
+		failure.gpa = from;
+		failure.hva = source->iov_base;
+		failure.writes = false;
+	}
+	return gmem_access_fail(&failure);
+}
+
 /* Copies the longest parts that are contiguous in both ranges. */
 static int copy_parts(struct gmem_view *view, uint64_t to, uint64_t from, uint64_t size,
 		      uint64_t end, uint64_t *done)
 {
 	struct iovec source, target;
+	size_t now;
 	int err = 0;
 
 	while (*done < end) {
@@ -280,10 +315,13 @@ static int copy_parts(struct gmem_view *view, uint64_t to, uint64_t from, uint64
 		if (err)
 			return err;
 
-		*done += gmem_nofault_copy(gmem_view_is_fast(view), target.iov_base, source.iov_base,
-					   target.iov_len, &err);
+		now = gmem_nofault_copy(gmem_view_is_fast(view), target.iov_base, source.iov_base,
+					target.iov_len, &err);
+		*done += now;
+		target.iov_base = (char *)target.iov_base + now;
+		source.iov_base = (char *)source.iov_base + now;
 		if (err)
-			return gmem_access_fail(to, *done, size, err);
+			return fail_copy(to, from, *done, size, &target, &source, err);
 	}
 	return 0;
 }

@@ -11,9 +11,20 @@
 #ifndef GMEM_ACCESS_H
 #define GMEM_ACCESS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
-/* Returns @err, with the sentence that only @done of @size bytes at @gpa were reached. */
-int gmem_access_fail(uint64_t gpa, uint64_t done, uint64_t size, int err);
+/* An access of @size bytes at @gpa that failed with @err after @done bytes, at @hva */
+struct gmem_access_failure {
+	uint64_t gpa;
+	uint64_t done;
+	uint64_t size;
+	const void *hva;	/* of the byte that failed */
+	bool writes;
+	int err;
+};
+
+/* Returns the errno of the failure, with the sentence why. */
+int gmem_access_fail(const struct gmem_access_failure *failure);
 
 #endif

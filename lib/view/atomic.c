@@ -92,6 +92,15 @@ static int exchange(bool fast, void *hva, uint32_t width, int order, uint64_t *e
 	return -EINVAL;
 }
 
+static int fail(uint64_t gpa, uint32_t width, const void *hva, bool writes, int err)
+{
+	const struct gmem_access_failure failure = {
+		.gpa = gpa, .size = width, .hva = hva, .writes = writes, .err = err,
+	};
+
+	return gmem_access_fail(&failure);
+}
+
 GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width, uint32_t order,
 			    uint64_t *ret)
 {
@@ -111,7 +120,7 @@ GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width
 	if (!err) {
 		err = load(gmem_view_is_fast(view), hva, width, atomic_orders[order], ret);
 		if (err)
-			gmem_access_fail(gpa, 0, width, err);
+			fail(gpa, width, hva, false, err);
 	}
 	gmem_view_end(view);
 	return err;
@@ -135,7 +144,7 @@ GMEM_API int gmem_view_store(struct gmem_view *view, uint64_t gpa, uint32_t widt
 	if (!err) {
 		err = store(gmem_view_is_fast(view), hva, width, atomic_orders[order], value);
 		if (err)
-			gmem_access_fail(gpa, 0, width, err);
+			fail(gpa, width, hva, true, err);
 	}
 	gmem_view_end(view);
 	return err;
@@ -164,7 +173,7 @@ GMEM_API int gmem_view_compare_exchange(struct gmem_view *view, uint64_t gpa, ui
 		err = exchange(gmem_view_is_fast(view), hva, width, atomic_orders[order],
 			       expected, desired, &swapped);
 		if (err)
-			gmem_access_fail(gpa, 0, width, err);
+			fail(gpa, width, hva, true, err);
 	}
 	gmem_view_end(view);
 	return err ? err : swapped;

@@ -39,7 +39,7 @@ PURE = {"snprintf", "memset", "memcpy", "memcmp", "strlen", "calloc", "malloc", 
         "io_uring_prep_cancel64", "io_uring_prep_cancel",
         "io_uring_sqe_set_data64", "io_uring_cqe_get_data64", "io_uring_cqe_seen",
         "io_uring_sq_ready", "io_uring_sq_space_left", "io_uring_cq_ready", "major", "minor", "makedev",
-        "CMSG_DATA", "CMSG_FIRSTHDR", "CMSG_LEN", "CMSG_NXTHDR", "CMSG_SPACE",
+        "CMSG_DATA", "FUTEX_OP", "CMSG_FIRSTHDR", "CMSG_LEN", "CMSG_NXTHDR", "CMSG_SPACE",
         "S_ISREG", "S_ISBLK", "S_ISDIR", "S_ISCHR", "S_ISFIFO", "S_ISSOCK"}
 WORDS = {"if", "while", "for", "switch", "return", "sizeof", "defined"}
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Changes of the layout on a real kernel, and what a guest finds after each. */
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -582,17 +583,21 @@ static void move_code_into_ram(struct site *s)
 
 static void a_machine_boots(struct site *s)
 {
-	GMEM_OPTS(gmem_ram_layout_opts, where, .machine = GMEM_MACHINE_X86_64, .hole_start = 4 * MIB);
+	const struct gmem_gpa_range hole = { 4 * MIB, MIB };
+	GMEM_OPTS(gmem_ram_layout_opts, where, .machine = GMEM_MACHINE_X86_64, .hole_start = 6 * MIB,
+		  .holes = &hole, .hole_count = 1);
 	GMEM_OPTS(gmem_region_opts, opts, .plan = s->plan);
-	struct gmem_region *regions[2] = { NULL };
+	struct gmem_region *regions[3] = { NULL };
 	struct gmem_change *change = new_change(s);
-	struct gmem_ram_range ranges[2];
+	struct gmem_ram_range ranges[3];
 
-	CHECK_RESULT(gmem_ram_layout(6 * MIB, &where, ranges, 2), 2);
-	CHECK_EQ(ranges[1].gpa, ABOVE_HOLE);
+	CHECK_RESULT(gmem_ram_layout(7 * MIB, &where, NULL, 0), 3);
+	CHECK_RESULT(gmem_ram_layout(7 * MIB, &where, ranges, 3), 3);
+	CHECK_EQ(ranges[1].gpa, 5 * MIB);
+	CHECK_EQ(ranges[2].gpa, ABOVE_HOLE);
 	WORKS(raw_slot(s->lab.m.vm_fd, GUEST_SLOT, 0, 0, 0, NULL));
-	OK(gmem_file_new(s->lab.m.vm_fd, 6 * MIB, s->plan, &opts.file));
-	for (unsigned int i = 0; i < 2; i++) {
+	OK(gmem_file_new(s->lab.m.vm_fd, 7 * MIB, s->plan, &opts.file));
+	for (unsigned int i = 0; i < 3; i++) {
 		opts.file_offset = ranges[i].offset;
 		OK(gmem_change_add(change, ranges[i].gpa, ranges[i].size, &opts, &regions[i]));
 	}
@@ -604,9 +609,10 @@ static void a_machine_boots(struct site *s)
 	GUEST_STORES(&s->lab.guest, ABOVE_HOLE, 0x22);
 	GUEST_STORES(&s->lab.guest, ABOVE_HOLE + 2 * MIB - 4, 0x33);
 	CHECK_EQ(host_load((char *)gmem_region_hva(regions[0]) + MIB), 0x11);
-	CHECK_EQ(host_load(gmem_region_hva(regions[1])), 0x22);
-	CHECK_EQ(host_load((char *)gmem_region_hva(regions[1]) + 2 * MIB - 4), 0x33);
+	CHECK_EQ(host_load(gmem_region_hva(regions[2])), 0x22);
+	CHECK_EQ(host_load((char *)gmem_region_hva(regions[2]) + 2 * MIB - 4), 0x33);
 	GUEST_GETS(&s->lab.guest, 4 * MIB, GUEST_MMIO);
+	GUEST_GETS(&s->lab.guest, 6 * MIB, GUEST_MMIO);
 	GUEST_GETS(&s->lab.guest, ABOVE_HOLE + 2 * MIB, GUEST_MMIO);
 	gmem_file_free(opts.file);
 }
@@ -641,6 +647,68 @@ static void a_machine_boots(struct site *s)
 TEST(a_guest_uses_all_the_ram_of_a_common_machine)
 {
 	for_each_way(WITH_FILE, a_machine_boots);
+}
+
+/* ---- RAM of many memslots ---- */
+
+static uint64_t available_memory(void)
+{
+	FILE *file = fopen("/proc/meminfo", "r");
+	unsigned long long kib = 0;
+	char line[128];
+
+	while (file && fgets(line, sizeof(line), file) &&
+	       sscanf(line, "MemAvailable: %llu kB", &kib) != 1)
+		;
+	if (file)
+		fclose(file);
+	return kib << 10;
+}
+
+/* With shadow paging KVM takes 8 bytes and more for each page of a memslot at once. */
+static void skip_unless_kvm_can_have(const struct site *s, const struct gmem_ram_range *range)
+{
+	struct gmem_finding bits;
+
+	OK(gmem_caps_get(gmem_vm_caps(s->lab.vm), GMEM_CAP_ADDRESS_BITS, &bits));
+	if (bits.value < 64 && (range->gpa + range->size - 1) >> bits.value)
+		skip("guest addresses have %d bits here", (int)bits.value);
+	if (range->size / s->lab.page * 16 > available_memory())
+		skip("a memslot of %u TiB may take more memory than this host has",
+		     (unsigned int)(range->size >> 40));
+}
+
+static void range_of_ram_is_there(struct site *s, const struct gmem_ram_range *range)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .plan = s->plan);
+	struct gmem_region *region = NULL;
+	uint64_t got = 0;
+
+	skip_unless_kvm_can_have(s, range);
+	OK(gmem_region_add(s->lab.vm, range->gpa, range->size, &opts, &region));
+	OK(gmem_view_write(s->view, range->gpa + range->size - 8, &range->gpa, 8, NULL));
+	OK(gmem_view_read(s->view, range->gpa + range->size - 8, &got, 8, NULL));
+	CHECK_EQ(got, range->gpa);
+	OK(gmem_region_remove(region));
+}
+
+/* One range after the other: KVM's own memory for all of them may be more than there is. */
+static void ram_of_24_tebibytes_is_there(struct site *s)
+{
+	GMEM_OPTS(gmem_ram_layout_opts, where, .machine = GMEM_MACHINE_X86_64);
+	struct gmem_ram_range ranges[8];
+	int count = gmem_ram_layout((uint64_t)24 << 40, &where, ranges, 8);
+
+	if (s->lab.page == 4096)
+		CHECK_EQ(count, 5);
+	/* those from 4 GiB on: the lab has its code below */
+	for (int i = 1; i < count; i++)
+		range_of_ram_is_there(s, &ranges[i]);
+}
+
+TEST(ram_of_24_tebibytes_is_there_in_several_memslots)
+{
+	for_each_way(WAY(GMEM_BACKING_HOST) | WAY(GMEM_BACKING_SHARED), ram_of_24_tebibytes_is_there);
 }
 
 /* ---- what the kernel refuses ---- */

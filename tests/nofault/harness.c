@@ -14,12 +14,12 @@ const char *__tsan_default_options(void);
 
 const char *__asan_default_options(void)
 {
-	return "handle_sigbus=0";
+	return "handle_sigbus=0:handle_segv=0";
 }
 
 const char *__tsan_default_options(void)
 {
-	return "handle_sigbus=0";
+	return "handle_sigbus=0:handle_segv=0";
 }
 
 /* An emulated machine shows itself by this. */
@@ -56,28 +56,60 @@ bool is_slow(void)
 
 /* ---- memory ---- */
 
-static char *map_some(char *at, size_t file_size, size_t size)
+enum hole hole_kind = PAST_THE_END;
+
+/* Nothing else is mapped around here, so what is unmapped stays so. */
+static char *far_away(size_t size)
+{
+#ifdef GMEM_NOFAULT_TSAN
+	(void)size;
+	return NULL;	/* it allows few addresses */
+#else
+	static uint64_t next = UINT64_C(1) << 45;
+
+	next += (size + GIB - 1) / GIB * GIB;
+	return (char *)(uintptr_t)next;
+#endif
+}
+
+static char *map_some(char *at, size_t file_size, size_t size, int flags)
 {
 	int fd = (int)WORKS(memfd_create("touch", MFD_CLOEXEC));
 	char *p;
 
 	WORKS(ftruncate(fd, (off_t)file_size));
-	p = mmap(at, size, PROT_READ | PROT_WRITE, MAP_SHARED | (at ? MAP_FIXED : 0), fd, 0);
+	p = mmap(at, size, PROT_READ | PROT_WRITE, MAP_SHARED | flags, fd, 0);
 	WORKS(p == MAP_FAILED ? -1 : 0);
 	close(fd);
 	return p;
 }
 
+static void make_hole(char *p, size_t size)
+{
+	if (hole_kind == PAST_THE_END)
+		map_some(p, 0, size, MAP_FIXED);
+	else if (hole_kind == UNMAPPED)
+		WORKS(munmap(p, size));
+	else
+		WORKS(mprotect(p, size, hole_kind == READ_ONLY ? PROT_READ : PROT_NONE));
+}
+
 void *map_with_hole(size_t there, size_t missing)
 {
-	return map_some(NULL, there, there + missing);
+	bool ends = hole_kind == PAST_THE_END;
+	char *p = map_some(far_away(there + missing), ends ? there : there + missing,
+			   there + missing, 0);
+
+	if (!ends)
+		make_hole(p + there, missing);
+	return p;
 }
 
 void *map_without_page(size_t size, size_t hole)
 {
-	char *p = map_some(NULL, size, size);
+	char *p = map_some(far_away(size), size, size, 0);
 
-	map_some(p + hole, 0, page_size());
+	make_hole(p + hole, page_size());
 	return p;
 }
 

@@ -63,6 +63,20 @@ static void missing_##bits(bool fast, int order, char *missing)           \
 	CHECK(got == 33);                                                 \
 }                                                                         \
                                                                           \
+static void read_only_##bits(bool fast, int order, char *p)               \
+{                                                                         \
+	uint##bits##_t got = 17, expected = 0;                            \
+	int swapped = 77;                                                 \
+                                                                          \
+	CHECK_EQ(gmem_nofault_load##bits(fast, p, order, &got), 0);       \
+	CHECK(got == 0);                                                  \
+	CHECK_EQ(gmem_nofault_store##bits(fast, p, 3, order), -EFAULT);   \
+	CHECK_EQ(gmem_nofault_cmpxchg##bits(fast, p, &expected, 5, order, &swapped), \
+		 -EFAULT);                                                \
+	CHECK(expected == 0);                                             \
+	CHECK_EQ(swapped, 77);                                            \
+}                                                                         \
+                                                                          \
 TEST(words_of_##bits##_bits_have_their_values_in_every_order)             \
 {                                                                         \
 	size_t i;                                                         \
@@ -74,7 +88,7 @@ TEST(words_of_##bits##_bits_have_their_values_in_every_order)             \
 	}                                                                 \
 }                                                                         \
                                                                           \
-TEST(words_of_##bits##_bits_survive_a_missing_page)                       \
+HOLE_TEST(words_of_##bits##_bits_survive_a_missing_page)                  \
 {                                                                         \
 	char *p = map_with_hole(page_size(), page_size());                \
 	size_t i;                                                         \
@@ -84,6 +98,20 @@ TEST(words_of_##bits##_bits_survive_a_missing_page)                       \
 		in_case("fast %zu, order %d", i % 2, orders[i / 2]);      \
 		missing_##bits(i % 2, orders[i / 2], p + page_size());    \
 	}                                                                 \
+}                                                                         \
+                                                                          \
+TEST(words_of_##bits##_bits_are_not_stored_where_they_may_only_be_read)   \
+{                                                                         \
+	char *p;                                                          \
+	size_t i;                                                         \
+                                                                          \
+	hole_kind = READ_ONLY;                                            \
+	p = map_with_hole(page_size(), page_size());                      \
+	with_recovery();                                                  \
+	for (i = 0; i < 2 * ARRAY_SIZE(orders); i++) {                    \
+		in_case("fast %zu, order %d", i % 2, orders[i / 2]);      \
+		read_only_##bits(i % 2, orders[i / 2], p + 2 * page_size() - 8); \
+	}                                                                 \
 }
 
 DEFINE_TESTS(8)
@@ -91,12 +119,36 @@ DEFINE_TESTS(16)
 DEFINE_TESTS(32)
 DEFINE_TESTS(64)
 
-/* ---- between threads ---- */
+/* ---- probes ---- */
 
 static unsigned int rounds(void)
 {
 	return is_slow() ? 5000 : 200000;
 }
+
+static void *add_to_it(void *word)
+{
+	unsigned int i;
+
+	for (i = 0; i < rounds(); i++)
+		__atomic_fetch_add((uint32_t *)word, 1, __ATOMIC_RELAXED);
+	return NULL;
+}
+
+TEST(asking_whether_a_word_can_be_written_changes_nothing)
+{
+	static uint32_t word;
+	pthread_t thread;
+	unsigned int i;
+
+	CHECK_EQ(pthread_create(&thread, NULL, add_to_it, &word), 0);
+	for (i = 0; i < rounds() / 10; i++)
+		CHECK_EQ(gmem_nofault_probe_write(&word, sizeof(word)), 0);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	CHECK_EQ(word, rounds());
+}
+
+/* ---- between threads ---- */
 
 static void run_threads(void *(*run)(void *), void *const *args, unsigned int n)
 {

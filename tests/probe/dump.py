@@ -23,7 +23,7 @@ DUMP = {"gmem_dump": NUMBER, "library": (str,), "name": (str, NONE), "architectu
         "page_size": NUMBER, "address_bits": NUMBER_OR_NULL, "memslots": NUMBER,
         "regions": (list,), "stuck": (list,), "leases": (list,)}
 REGION = {"gpa": NUMBER, "size": NUMBER, "backing": (str,), "slot": NUMBER_OR_NULL,
-          "lost": (bool,), "readonly": (bool,), "dirty_log": (bool,), "file": (dict, NONE),
+          "kind": (str, NONE), "identity": NUMBER, "lost": (bool,), "readonly": (bool,), "dirty_log": (bool,), "file": (dict, NONE),
           "hva": NUMBER_OR_NULL, "ranges": (list,)}
 RANGE = {"gpa": NUMBER, "size": NUMBER, "private": NUMBER_OR_NULL,
          "shared_resident": NUMBER_OR_NULL, "private_resident": NUMBER_OR_NULL, "nodes": (list,)}
@@ -83,7 +83,8 @@ def ranges_are_well_formed(region, page):
         for node in part["nodes"]:
             has_members(node, "a node", NODE)
             check(0 < node["pages"] <= part["size"] // page, part)
-    if region["backing"] == "device":
+    equal(region["kind"] is None, region["backing"] == "device", f"{region} has no kind")
+    if region["kind"] in (None, "device", "external"):
         equal(region["ranges"], [], "ranges of a device")
     else:
         equal(end, region["gpa"] + region["size"], "end of the ranges")

@@ -182,6 +182,7 @@ def every_place_for_a_name(name):
     yield dump_of(architecture=name)
     yield dump_of(library=name)
     yield dump_of(region(0, MIB, name))
+    yield dump_of(region(0, MIB, kind=name, identity=1))
     yield dump_of(*[region(i * MIB, MIB, name, i) for i in range(40)])
     yield dump_of(region(0, MIB), leases=[{"gpa": 0, "size": 1, "holder": name}])
 
@@ -226,6 +227,18 @@ def many_regions_get_a_line_each():
     check(len(text.splitlines()) < 110, text)
     equal(len(rows(text, ".*")), 100, "lines")
     equal(len(rows(show(dump, "--ascii", "--all"), "memory")), 100, "pictures with --all")
+
+
+def kinds_are_shown_and_memory_of_the_host_is_counted():
+    kinds = [("ram", None), ("rom", None), ("device", []), ("external", [])]
+    dump = encode(dump_of(*[region(i * MIB, MIB, "host", i, ranges, kind=kind, identity=i)
+                            for i, (kind, ranges) in enumerate(kinds)]))
+    for options in (("--ascii",), ("--svg",)):
+        text = show(dump, *options)
+        for kind, _ in kinds:
+            equal(f"memslot {[k for k, _ in kinds].index(kind)}, kind {kind}" in text, kind != "ram", kind)
+    sums = json.loads(show(dump, "--json"))["sums"]
+    equal([sums["memory"], sums["devices"], sums["unknown"]], [2 * MIB, 2 * MIB, 0], "sums")
 
 
 def leases_name_their_holders():
@@ -486,6 +499,7 @@ run([
     what_the_command_line_says_does_not_steer_the_terminal,
     a_long_name_is_cut_between_characters,
     many_regions_get_a_line_each,
+    kinds_are_shown_and_memory_of_the_host_is_counted,
     leases_name_their_holders,
     an_empty_machine_is_a_picture,
     svg_is_well_formed,

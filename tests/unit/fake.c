@@ -2,6 +2,7 @@
 /* The machine: its state, its failures, fds, and the calls that are not KVM's */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -279,6 +280,9 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_MPROTECT] = "mprotect",
 	[FAKE_MADVISE] = "madvise",
 	[FAKE_FALLOCATE] = "fallocate",
+	[FAKE_MEMFD] = "memfd_create",
+	[FAKE_RESIZE] = "ftruncate",
+	[FAKE_SEAL] = "F_ADD_SEALS",
 	[FAKE_MINCORE] = "mincore",
 	[FAKE_CACHESTAT] = "cachestat",
 	[FAKE_PAGEMAP] = "read the pagemap",
@@ -825,14 +829,6 @@ int gmem_sys_sigmask(int how, const sigset_t *set, sigset_t *ret_old)
 	return -pthread_sigmask(how, set, ret_old);
 }
 
-bool gmem_sys_sigmask_has(int signal)
-{
-	sigset_t now;
-
-	sigemptyset(&now);
-	return pthread_sigmask(SIG_BLOCK, NULL, &now) == 0 && sigismember(&now, signal) == 1;
-}
-
 int gmem_sys_requeue_signal(int signal, siginfo_t *info)
 {
 	long tid = syscall(__NR_gettid);
@@ -857,6 +853,18 @@ int64_t gmem_sys_process_vm_readv(void *dst, const void *src, size_t size)
 		return err;
 	n = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
 	return n < 0 ? -errno : n;
+}
+
+int gmem_sys_write_nothing(void *p)
+{
+	const int operation = FUTEX_OP(FUTEX_OP_OR, 0, FUTEX_OP_CMP_EQ, 0x800);
+	int err = __atomic_load_n(&copy_refusal, __ATOMIC_RELAXED);
+	uint32_t nobody = 0;
+
+	if (err)
+		return err;
+	return syscall(__NR_futex, &nobody, FUTEX_WAKE_OP | FUTEX_PRIVATE_FLAG, 0, NULL, p,
+		       operation) < 0 ? -errno : 0;
 }
 
 /* ------------------------------------------------------------ the machine -- */

@@ -77,6 +77,7 @@ int gmem_sys_fd_kind(int fd, struct gmem_fd_kind *ret)
 		.has_offsets = S_ISREG(st.st_mode) || S_ISBLK(st.st_mode),
 		.has_size = S_ISREG(st.st_mode),
 		.size = (uint64_t)st.st_size,
+		.allocated = (uint64_t)st.st_blocks * 512,
 		.appends = flags & O_APPEND,
 		.never_blocks = flags & O_NONBLOCK,
 		.access = real_access(fd),

@@ -160,6 +160,10 @@ static int do_mmap(void *hint, uint64_t size, int prot, int flags, int fd,
 		map.file = h->file;
 	}
 
+	/* There need be no pool of huge pages here. */
+	if (anonymous && flags & MAP_HUGETLB)
+		flags &= ~(MAP_HUGETLB | 0x3f << MAP_HUGE_SHIFT);
+
 	map.size = (size + fake.page_size - 1) / fake.page_size * fake.page_size;
 	addr = aligned_mmap(hint, map.size, prot, flags, fd, offset);
 	if (addr == MAP_FAILED)

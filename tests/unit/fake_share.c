@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <linux/memfd.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -65,6 +66,60 @@ int gmem_sys_facts(int fd, struct gmem_sys_facts *ret)
 	err = attempt(FAKE_FACTS);
 	if (!err)
 		err = do_facts(fd, ret);
+	return leave(err);
+}
+
+/* ---- memfds: real ones, but for the pool of huge pages ---- */
+
+static int do_memfd(const char *name, unsigned int flags)
+{
+	const unsigned int shift = flags >> MFD_HUGE_SHIFT;
+	struct stat st;
+	int fd;
+
+	fd = memfd_create(name, (flags & MFD_ALLOW_SEALING) | MFD_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	open_handle(fd, OTHER, NULL, NULL)->cloexec = true;
+	if (flags & MFD_HUGETLB && fstat(fd, &st) == 0) {
+		kernel.huge_page_size = shift ? UINT64_C(1) << shift : 512 * fake.page_size;
+		kernel.huge_inode = st.st_ino;
+	}
+	return fd;
+}
+
+int gmem_sys_memfd(const char *name, unsigned int flags)
+{
+	int ret;
+
+	enter();
+	ret = attempt(FAKE_MEMFD);
+	if (!ret)
+		ret = do_memfd(name, flags);
+	return leave(ret);
+}
+
+int gmem_sys_resize(int fd, uint64_t size)
+{
+	int err;
+
+	enter();
+	err = attempt(FAKE_RESIZE);
+	if (!err && size > kernel.limits[RLIMIT_FSIZE])
+		err = -EFBIG;
+	if (!err && ftruncate(fd, (off_t)size) < 0)
+		err = -errno;
+	return leave(err);
+}
+
+int gmem_sys_seal(int fd, uint32_t seals)
+{
+	int err;
+
+	enter();
+	err = attempt(FAKE_SEAL);
+	if (!err && fcntl(fd, F_ADD_SEALS, (int)seals) < 0)
+		err = -errno;
 	return leave(err);
 }
 

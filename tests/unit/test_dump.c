@@ -122,15 +122,15 @@ static void dump_has_regions_in_order_of_address(void **state)
 
 	snprintf(expected, sizeof(expected),
 		 "\"regions\":[\n"
-		 "{\"gpa\":0,\"size\":16384,\"backing\":\"mapped\",\"slot\":1,\"lost\":false,"
+		 "{\"gpa\":0,\"size\":16384,\"backing\":\"mapped\",\"slot\":1,\"kind\":\"ram\",\"identity\":0,\"lost\":false,"
 		 "\"readonly\":false,\"dirty_log\":true,\n"
 		 " \"file\":{\"fd\":%d,\"size\":32768,\"offset\":16384,\"create_flags\":3},"
 		 "\"hva\":null,\n \"ranges\":[]},\n"
-		 "{\"gpa\":131072,\"size\":8192,\"backing\":\"host\",\"slot\":0,\"lost\":false,"
+		 "{\"gpa\":131072,\"size\":8192,\"backing\":\"host\",\"slot\":0,\"kind\":\"rom\",\"identity\":0,\"lost\":false,"
 		 "\"readonly\":true,\"dirty_log\":false,\n \"file\":null,\"hva\":null,\n"
 		 " \"ranges\":[]},\n"
 		 "{\"gpa\":262144,\"size\":4096,\"backing\":\"device\",\"slot\":null,"
-		 "\"lost\":false,\"readonly\":false,\"dirty_log\":false,\n"
+		 "\"kind\":null,\"identity\":0,\"lost\":false,\"readonly\":false,\"dirty_log\":false,\n"
 		 " \"file\":null,\"hva\":null,\n \"ranges\":[]}],\n", gmem_file_fd(file));
 	text = dump_with(&unit, &opts);
 	assert_non_null(strstr(text, expected));
@@ -247,7 +247,7 @@ static void region_that_lost_its_memslot_is_said_to(void **state)
 	region = unit_region(&unit, 4, 4, NULL);
 	fake_fail_kind(FAKE_SET_SLOT2, 0, 2, -ENOMEM);
 	assert_int_equal(gmem_region_move(region, 0), -ENOTRECOVERABLE);
-	assert_dump_has(&unit, "\"slot\":0,\"lost\":true,");
+	assert_dump_has(&unit, "\"slot\":0,\"kind\":\"ram\",\"identity\":0,\"lost\":true,");
 	unit_end(&unit);
 }
 

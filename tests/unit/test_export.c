@@ -211,7 +211,7 @@ static void a_table_that_does_not_fit_is_not_filled(void **state)
 	scene_begin(&s, 0);
 	add(&s, 0, 1, (struct gmem_region_opts){ .plan = s.mapped });
 	add(&s, 16, 1, (struct gmem_region_opts){ .plan = s.mapped });
-	assert_refused(-ENOSPC, "more than 1 entries", gmem_export_table(s.exporter, s.extents, 1));
+	assert_refused(-ENOSPC, "takes 2 entries, and there is room for 1", gmem_export_table(s.exporter, s.extents, 1));
 	assert_int_equal(s.extents[0].size, 0);
 	assert_refused(-EINVAL, "exporter is NULL", gmem_export_table(NULL, s.extents, 1));
 	assert_refused(-EINVAL, "extents is NULL", gmem_export_table(s.exporter, NULL, 1));
@@ -354,7 +354,7 @@ static void a_vhost_user_table_joins_what_is_one_piece(void **state)
 	assert_int_equal(table(&s), 3);
 	first = s.extents[0];
 
-	assert_refused(-ENOSPC, "more than 1", gmem_export_vhost_user(s.exporter, regions, fds, 1));
+	assert_refused(-ENOSPC, "takes 2 entries, and there is room for 1", gmem_export_vhost_user(s.exporter, regions, fds, 1));
 	assert_int_equal(regions[0].memory_size, 0);
 	assert_int_equal(gmem_export_vhost_user(s.exporter, regions, fds, MOST), 2);
 	assert_int_equal(regions[0].guest_phys_addr, 0);

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -231,6 +232,35 @@ static void saving_and_restoring_allocate_no_guest_memory(void **state)
 	reboot(&g);
 	assert_ok(gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
 	assert_int_equal(allocated(&g), before);
+	check(&g, 3);
+	close(fd);
+	end(&g);
+}
+
+static void what_the_host_has_no_memory_for_is_refused_first(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, unchecked, .flags = GMEM_TRANSFER_UNCHECKED);
+	char text[64];
+	struct guest g;
+	int fd;
+
+	(void)state;
+	begin(&g);
+	fill(&g, 3);
+	fd = new_file();
+	assert_ok(gmem_vm_save(g.unit.vm, fd, NULL, NULL));
+
+	reboot(&g);
+	snprintf(text, sizeof(text), "MemAvailable: %d kB\n", (int)(size_of(fd) / 1024) - 4);
+	fake_set_file("/proc/meminfo", text);
+	assert_refused(-ENOMEM, "bytes more do not fit", gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
+	assert_int_equal(allocated(&g), 0);
+	assert_ok(gmem_vm_restore(g.unit.vm, fd, &unchecked, NULL));
+	check(&g, 3);
+
+	/* All of it is there already. */
+	fake_set_file("/proc/meminfo", "MemAvailable: 0 kB\n");
+	assert_ok(gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
 	check(&g, 3);
 	close(fd);
 	end(&g);
@@ -1127,7 +1157,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_way_gives_the_same_bytes),
 		cmocka_unit_test(saving_and_restoring_allocate_no_guest_memory),
-		cmocka_unit_test(an_empty_guest_is_an_image_too),
+		cmocka_unit_test(what_the_host_has_no_memory_for_is_refused_first),
+	cmocka_unit_test(an_empty_guest_is_an_image_too),
 		cmocka_unit_test(a_pipe_carries_an_image_and_what_follows),
 		cmocka_unit_test(regions_may_be_cut_and_backed_otherwise),
 		cmocka_unit_test(another_page_size_reads_it_too),

@@ -2,7 +2,9 @@
 /* load, transfer, file_queue and leased_memory: a file or pipe into guest memory, bit for bit */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -551,6 +553,84 @@ static void result_of_a_wrong_size_is_refused(void **state)
 	end(&b);
 }
 
+/* Host memory is left for @size bytes, and their page tables. */
+static void leave(uint64_t size)
+{
+	static char text[64];
+
+	snprintf(text, sizeof(text), "MemAvailable: %" PRIu64 " kB\n", (size + size / 256) / 1024);
+	fake_set_file("/proc/meminfo", text);
+}
+
+static void what_does_not_fit_is_refused_before_the_first_byte(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, unchecked, .flags = GMEM_TRANSFER_UNCHECKED);
+	struct bench b;
+
+	(void)state;
+	begin(&b, 4 * MIB);
+	memset(b.source, 1, b.size);
+	write_dense(&b);
+	leave(b.size - b.unit.page);
+	assert_refused(-ENOMEM, "bytes more do not fit",
+		       gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, b.size, NULL, NULL));
+	assert_false(is_allocated(&b, 0));
+
+	/* What the guest has already is not needed again. */
+	leave(b.size - 256 * b.unit.page);
+	assert_ok(gmem_vm_populate(b.unit.vm, b.gpa, 256 * b.unit.page, NULL, NULL));
+	assert_ok(gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, b.size, NULL, NULL));
+	check_guest(&b, 0, b.source, b.size);
+	leave(0);
+	assert_ok(gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, b.size, NULL, NULL));
+	end(&b);
+
+	begin(&b, 4 * MIB);
+	memset(b.source, 1, b.size);
+	write_dense(&b);
+	leave(0);
+	assert_ok(gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, b.size, &unchecked, NULL));
+	end(&b);
+}
+
+static void holes_of_a_file_need_no_memory(void **state)
+{
+	struct bench b;
+
+	(void)state;
+	begin(&b, 4 * MIB);
+	b.source[0] = 1;
+	write_sparse(&b, b.size);
+	leave(16 * b.unit.page);
+	assert_ok(gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, b.size, NULL, NULL));
+	end(&b);
+}
+
+static void stream_ends_where_memory_does(void **state)
+{
+	struct gmem_transfer *transfer;
+	struct bench b;
+	int ends[2];
+
+	(void)state;
+	begin(&b, 4 * MIB);
+	assert_int_equal(pipe(ends), 0);
+	leave(0);
+	assert_int_equal(write(ends[1], "guest", 5), 5);
+	close(ends[1]);
+	assert_ok(gmem_vm_load_begin(b.unit.vm, b.gpa, ends[0], 0, 5, NULL, &transfer));
+	assert_refused(-ENOMEM, "bytes more do not fit", gmem_transfer_step(transfer, 1));
+
+	/* It goes on when others have given some back. */
+	leave(MIB);
+	while (gmem_transfer_step(transfer, 1) > 0)
+		;
+	check_guest(&b, 0, "guest", 5);
+	assert_ok(gmem_transfer_free(transfer));
+	close(ends[0]);
+	end(&b);
+}
+
 static void larger_pages_and_host_memory_work_too(void **state)
 {
 	struct gmem_transfer_result result = { .size = sizeof(result) };
@@ -611,7 +691,10 @@ int main(void)
 		cmocka_unit_test(every_call_may_fail_and_nothing_leaks),
 		cmocka_unit_test(the_callers_ring_is_used_as_the_caller_says),
 		cmocka_unit_test(result_of_a_wrong_size_is_refused),
-		cmocka_unit_test(larger_pages_and_host_memory_work_too),
+		cmocka_unit_test(what_does_not_fit_is_refused_before_the_first_byte),
+	cmocka_unit_test(holes_of_a_file_need_no_memory),
+	cmocka_unit_test(stream_ends_where_memory_does),
+	cmocka_unit_test(larger_pages_and_host_memory_work_too),
 		cmocka_unit_test(checksums_are_crc32c),
 	};
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* populate: memory is allocated before the guest asks for it */
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -290,9 +291,10 @@ static void first_failure_of_a_worker_ends_the_job(void **state)
 
 	(void)state;
 	begin(&unit, &shared_way, 12 * MIB);
-	fake_fail_kind(FAKE_MADVISE, 2, 1, -EHWPOISON);
+	fake_fail_kind(FAKE_MADVISE, 2, UINT_MAX, -EHWPOISON);
 	assert_int_equal(gmem_vm_populate(unit.vm, 0, 12 * MIB, &opts, &footprint), -EHWPOISON);
 	assert_non_null(strstr(gmem_last_error(), "populating gpa 0x"));
+	assert_non_null(strstr(gmem_last_error(), "EHWPOISON, the hardware lost the page"));
 	assert_true(footprint.done < 12 * MIB);
 	assert_int_equal(footprint.after, footprint.done);
 	unit_end(&unit);

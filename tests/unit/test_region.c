@@ -387,16 +387,16 @@ static void add_rejects_bad_options(void **state)
 #define REFUSED(err, sentence)                                                          \
 	assert_refused(err, sentence,                                                   \
 		       gmem_region_add(unit.vm, 0, unit.page, &opts, &region))
-	for (bit = 7; bit < 64; bit++) {
+	for (bit = 9; bit < 64; bit++) {
 		opts.flags = (uint64_t)1 << bit;
 		REFUSED(-EINVAL, "flags");
 	}
 	opts.flags = GMEM_REGION_KEEP_STATE;
 	REFUSED(-EINVAL, "no state to keep");
 	opts.flags = 0;
-	opts.reserved = 9;
+	opts.kind = 9;
 	REFUSED(-EINVAL, "9");
-	opts.reserved = 0;
+	opts.kind = 0;
 	opts.file_offset = unit.page;
 	REFUSED(-EINVAL, "without a file");
 	opts.file_offset = 0;

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: MIT */
+#include "region/host_memory.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <linux/memfd.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/mman.h>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "base/limit.h"
+#include "base/macros.h"
+#include "base/opts.h"
+#include "os/sys.h"
+
+#define ALL_FLAGS                                                                          \
+	(GMEM_MEMORY_MEMFD | GMEM_MEMORY_HUGETLB | GMEM_MEMORY_THP | GMEM_MEMORY_NO_THP |   \
+	 GMEM_MEMORY_DUMP | GMEM_MEMORY_DONTFORK | GMEM_MEMORY_MERGEABLE)
+
+/* ---- options ---- */
+
+static int fail_together(const char *one, const char *other, const char *why)
+{
+	return gmem_fail(-EINVAL, "memory options %s and %s exclude each other%s", one, other, why);
+}
+
+static int check_flags(uint64_t flags, bool has_file)
+{
+	const uint64_t either = GMEM_MEMORY_THP | GMEM_MEMORY_NO_THP;
+	const char *base = flags & GMEM_MEMORY_MEMFD ? "MEMFD" : "HUGETLB";
+
+	if ((flags & either) == either)
+		return fail_together("THP", "NO_THP", "");
+	if (flags & GMEM_MEMORY_HUGETLB && flags & either)
+		return fail_together("HUGETLB", flags & GMEM_MEMORY_THP ? "THP" : "NO_THP",
+				     ": the pages of hugetlb have one size");
+	if (flags & GMEM_MEMORY_MERGEABLE && flags & (GMEM_MEMORY_MEMFD | GMEM_MEMORY_HUGETLB))
+		return fail_together("MERGEABLE", base, ": the kernel merges pages of anonymous memory alone");
+	if (has_file && flags & (GMEM_MEMORY_MEMFD | GMEM_MEMORY_HUGETLB | GMEM_MEMORY_MERGEABLE))
+		return gmem_fail(-EINVAL, "memory option %s is for memory of the library's, and memory_fd is "
+				 "the caller's file", flags & GMEM_MEMORY_MERGEABLE ? "MERGEABLE" : base);
+	return 0;
+}
+
+/* The size of the huge pages of a memfd; without a flag that says one, the kernel's default */
+static int find_huge_page(uint64_t *ret)
+{
+	struct gmem_sys_facts facts;
+	int fd, err;
+
+	fd = gmem_sys_memfd("gmem-host", MFD_HUGETLB);
+	if (fd < 0)
+		return gmem_fail_by_limit(fd, 0, "the kernel says no size of huge pages: a memfd of hugetlb "
+					  "is refused");
+	err = gmem_sys_facts(fd, &facts);
+	gmem_sys_close(fd);
+	if (err)
+		return gmem_fail(err, "a memfd of hugetlb cannot be looked at: %s", gmem_errno_name(err));
+	*ret = facts.block_size;
+	return 0;
+}
+
+static int check_huge_page(const struct gmem_memory_opts *opts, uint64_t size, uint64_t *ret)
+{
+	uint64_t page = opts->page_size;
+	int err = 0;
+
+	if (!(opts->flags & GMEM_MEMORY_HUGETLB))
+		return page ? gmem_fail(-EINVAL, "page_size 0x%" PRIx64 " without GMEM_MEMORY_HUGETLB", page) : 0;
+	if (page & (page - 1) || (page && page <= gmem_sys_page_size()))
+		return gmem_fail(-EINVAL, "page_size 0x%" PRIx64 " is no size of huge pages", page);
+	if (!page)
+		err = find_huge_page(&page);
+	if (err)
+		return err;
+	if (size & (page - 1))
+		return gmem_fail(-EINVAL, "size 0x%" PRIx64 " is not a multiple of the huge page of 0x%" PRIx64
+				 " bytes", size, page);
+	*ret = page;
+	return 0;
+}
+
+int gmem_host_memory_check(const struct gmem_memory_opts *user_opts, uint64_t size, bool has_file,
+			   struct gmem_host_params *ret)
+{
+	struct gmem_memory_opts opts;
+	uint64_t huge_page = 0;
+	int err;
+
+	err = GMEM_COPY_OPTS(gmem_memory_opts, &opts, user_opts, page_size);
+	if (!err)
+		err = gmem_check_flags("flags of memory", opts.flags, ALL_FLAGS);
+	if (!err)
+		err = check_flags(opts.flags, has_file);
+	if (!err)
+		err = check_huge_page(&opts, size, &huge_page);
+	if (err)
+		return err;
+
+	*ret = (struct gmem_host_params){ .flags = opts.flags, .huge_page = huge_page };
+	return 0;
+}
+
+/* A page of page tables has an entry of 8 bytes for each page that a transparent huge page has. */
+uint64_t gmem_host_memory_align(const struct gmem_host_params *params)
+{
+	uint64_t page = gmem_sys_page_size();
+
+	return params->flags & GMEM_MEMORY_THP ? page * (page / sizeof(uint64_t)) : 0;
+}
+
+/* ---- advice ---- */
+
+static const struct {
+	uint64_t if_any;	/* flags with which it is given, or */
+	uint64_t unless;	/* without which */
+	int advice;
+	const char *name;
+	const char *needs;	/* what kernels without it lack */
+} advices[] = {
+	{ GMEM_MEMORY_THP, 0, MADV_HUGEPAGE, "MADV_HUGEPAGE", "transparent huge pages" },
+	{ GMEM_MEMORY_NO_THP, 0, MADV_NOHUGEPAGE, "MADV_NOHUGEPAGE", "transparent huge pages" },
+	{ GMEM_MEMORY_MERGEABLE, 0, MADV_MERGEABLE, "MADV_MERGEABLE", "KSM" },
+	{ GMEM_MEMORY_DONTFORK, 0, MADV_DONTFORK, "MADV_DONTFORK", NULL },
+	{ 0, GMEM_MEMORY_DUMP, MADV_DONTDUMP, "MADV_DONTDUMP", NULL },
+};
+
+int gmem_host_memory_advise(const struct gmem_host_params *params, const struct gmem_map *map)
+{
+	for (size_t i = 0; i < GMEM_ARRAY_SIZE(advices); i++) {
+		int err;
+
+		if (!(params->flags & advices[i].if_any) &&
+		    (!advices[i].unless || params->flags & advices[i].unless))
+			continue;
+		err = gmem_sys_madvise((void *)(uintptr_t)map->hva.start, map->hva.size, advices[i].advice);
+		if (err == -EINVAL && advices[i].needs)
+			return gmem_fail(-EOPNOTSUPP, "%s is refused for hva 0x%" PRIx64 ", 0x%" PRIx64
+					 " bytes: this kernel has no %s", advices[i].name, map->hva.start,
+					 map->hva.size, advices[i].needs);
+		if (err)
+			return gmem_fail(err, "%s is refused for hva 0x%" PRIx64 ", 0x%" PRIx64 " bytes: %s",
+					 advices[i].name, map->hva.start, map->hva.size, gmem_errno_name(err));
+	}
+	return 0;
+}
+
+/* ---- mapping ---- */
+
+static int fail_to_pin(const struct gmem_host_params *params, uint64_t size, int err)
+{
+	if (params->huge_page && err == -ENOMEM)
+		return gmem_fail(err, "0x%" PRIx64 " bytes of host memory cannot be had in huge pages of 0x%"
+				 PRIx64 " bytes: there are too few (vm.nr_hugepages): %s", size,
+				 params->huge_page, gmem_errno_name(err));
+	return gmem_fail_by_limit(err, size, "0x%" PRIx64 " bytes of host memory cannot be had", size);
+}
+
+static int huge_flags(uint64_t huge_page)
+{
+	int shift = 0;
+
+	while (UINT64_C(1) << shift < huge_page)
+		shift++;
+	return huge_page ? MAP_HUGETLB | shift << MAP_HUGE_SHIFT : MAP_NORESERVE;
+}
+
+int gmem_host_memory_pin(const struct gmem_host_params *params, struct gmem_host_file *file,
+			 uint64_t offset, uint64_t size, const struct gmem_place *user_place,
+			 struct gmem_map *map)
+{
+	struct gmem_place place = *user_place;
+	int err;
+
+	if (!file)
+		place.mmap_flags = huge_flags(params->huge_page);
+	err = gmem_maps_pin(NULL, file ? file->fd : -1, offset, size, &place, map);
+	if (err)
+		return err == -EEXIST ? err : fail_to_pin(params, size, err);
+
+	err = gmem_host_memory_advise(params, map);
+	if (err)
+		gmem_maps_unpin(map);
+	return err;
+}
