@@ -183,20 +183,37 @@ int gmem_sys_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret)
 	return leave(err);
 }
 
-int gmem_sys_open_mapped(uint64_t start, uint64_t end)
+/* A mark may have divided what is one mapping in truth. */
+static int do_open_mapped(uint64_t addr)
 {
+	FILE *maps = must(fopen("/proc/self/maps", "r"));
+	struct line line = { .end = 0 };
+	uint64_t start, end;
 	char path[64];
+	bool found;
 	int fd;
 
+	found = next_part(maps, &line, addr, &start, &end);
+	fclose(maps);
+	if (!found)
+		return -ENOENT;
+	snprintf(path, sizeof(path), "/proc/self/map_files/%lx-%lx", line.start, line.end);
+	fd = open(path, O_PATH | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	open_handle(fd, OTHER, NULL, NULL)->cloexec = true;
+	return fd;
+}
+
+int gmem_sys_open_mapped(uint64_t start, uint64_t end)
+{
+	int fd;
+
+	(void)end;
 	enter();
 	fd = attempt(FAKE_OPEN_MAPPED);
-	snprintf(path, sizeof(path), "/proc/self/map_files/%lx-%lx", (unsigned long)start, (unsigned long)end);
 	if (!fd)
-		fd = fake.no_proc || fake.no_map_files ? -EPERM : open(path, O_PATH | O_CLOEXEC);
-	if (fd == -1)
-		fd = -errno;
-	if (fd >= 0)
-		open_handle(fd, OTHER, NULL, NULL)->cloexec = true;
+		fd = fake.no_proc || fake.no_map_files ? -EPERM : do_open_mapped(start);
 	return leave(fd);
 }
 
