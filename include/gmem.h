@@ -3035,6 +3035,7 @@ GMEM_API void gmem_populate_free(struct gmem_populate *job);
 /* Flags of struct gmem_discard_opts */
 #define GMEM_DISCARD_INWARD	(1ull << 0) /* any alignment: discard the whole pages inside */
 #define GMEM_DISCARD_ALL_KINDS	(1ull << 1) /* also memory that is left out for its kind */
+#define GMEM_DISCARD_NOT_ZERO	(1ull << 2) /* also what does not read as zero afterwards */
 
 /**
  * struct gmem_discard_opts - how to discard
