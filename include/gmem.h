@@ -226,7 +226,7 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  *	populate         yes       to read    left out *  left out *
  *	discard          yes       left out * left out *  left out *
  *	statistics, dump counted   counted    not counted not counted
- *	export           yes       yes        left out    yes
+ *	export           yes       yes        left out +  yes
  *	NUMA policies    yes       yes        left out    left out
  *
  * recorded: the image says that there is memory of this kind, and which
@@ -239,6 +239,7 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  *	refused with -EOPNOTSUPP, and nothing was done.
  * *: with the flag GMEM_POPULATE_ALL_KINDS or GMEM_DISCARD_ALL_KINDS the memory is
  *	treated as RAM.
+ * +: exported if gmem_export_add_memory() was called for it.
  *
  * What should be treated as RAM by every call is GMEM_KIND_RAM, whatever is mapped
  * there. The numbers are ABI.
@@ -1165,6 +1166,12 @@ struct gmem_memory_opts {
  *	@align must not be 0 then. Must be 0 with GMEM_REGION_HVA.
  * @slot: memslot number, read only with GMEM_REGION_SLOT
  * @kind: what the memory is, an enum gmem_kind
+ * @memory: options of host memory that the library makes, borrowed for the call; NULL
+ *	for defaults
+ * @memory_fd: file that host memory is a mapping of, read only with
+ *	GMEM_REGION_MEMORY_FD; duplicated: yours stays yours
+ * @reserved: must be 0
+ * @memory_offset: start of the memory in @memory_fd, a multiple of the page
  * @identity: of what the memory holds, as you choose it: images record it for kinds whose
  *	contents they do not have, and are restored only where it is the same; 0: any
  *
@@ -3388,6 +3395,8 @@ struct gmem_transfer_opts {
  *	-ECANCELED not wanted, -ENOTSUP not built in, or the kernel's own
  * @lost_bytes: bytes of guest memory that the hardware lost, and the image lacks; after
  *	a restore they are zero, and not in @zero_bytes
+ * @left_out_bytes: bytes of guest memory whose contents are not in the image because
+ *	of their kind (enum gmem_kind)
  */
 struct gmem_transfer_result {
 	size_t   size;
@@ -3399,6 +3408,7 @@ struct gmem_transfer_result {
 	uint32_t engine;
 	int32_t  no_ring;
 	uint64_t lost_bytes;
+	uint64_t left_out_bytes;
 };
 
 /**
@@ -3427,8 +3437,8 @@ struct gmem_transfer_result {
  * MADV_POPULATE_READ. Since: 0.1.
  *
  * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO
- * the range is not all memory, -EACCES part of it is private, -EBUSY it is
- * being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
+ * the range is not all memory, -EACCES part of it is private, or a kind of memory that
+ * nothing is loaded into (enum gmem_kind), -EBUSY it is being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
  * arguments, -ESPIPE @offset is not 0 and @fd has no offsets, -EBADF @fd is not
  * open, or not for reading, -E2BIG options newer than the library, -EFAULT a
  * page cannot be written: it is not there, or mapped without the permission or not at
@@ -3468,7 +3478,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * @ret: result, filled in on failure, too; NULL if not wanted
  *
  * Writes the pages of all regions that exist and are not zero, and allocates no
- * guest memory. Readers recognise an incomplete image, such as one left by a
+ * guest memory. Memory of devices, and memory whose contents are elsewhere, is not
+ * looked at: the image says only where it is (enum gmem_kind). Readers recognise an incomplete image, such as one left by a
  * process that died, a full disk or a host that went down. After a failure the
  * image is incomplete; with gmem_vm_save_begin() the save can go on.
  *
@@ -3536,6 +3547,12 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * contents for ranges that were private; with GMEM_TRANSFER_OMIT_PRIVATE these
  * stay as they are.
  *
+ * Nor has it contents for memory of devices and memory whose contents are elsewhere
+ * (enum gmem_kind), which stays as it is. Of such memory the VM must have what the
+ * saved one had: the same kinds at the same addresses, with the same identity
+ * where one was given. With GMEM_TRANSFER_LEAVE_REST that is not checked. ROM is
+ * compared with the image and written only where it differs.
+ *
  * An image that is damaged or incomplete is refused, and never changes memory
  * outside its list of regions. The damage may be found late, when part of the image
  * has been loaded. With GMEM_TRANSFER_VERIFY a file is read twice, and memory
@@ -3558,11 +3575,12 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
  * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
- * early, -EOPNOTSUPP it is of a later version, -ENOENT the image has memory, or more
+ * early, -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT the image has memory, or more
  * private ranges, than the VM has room for, -EEXIST the VM has memory that the image
- * does not have, -EACCES memory of the image or the VM is private, -ESPIPE a pipe cannot
- * be verified first, -EHWPOISON pages are lost, in the image or in the VM's memory,
- * -EBUSY, -ECANCELED, -EINVAL, -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as gmem_vm_load().
+ * does not have, -EACCES memory of the image or the VM is private, or ROM differs from
+ * the image and cannot be written, -ESPIPE a pipe cannot be verified first, -EHWPOISON
+ * pages are lost, in the image or in the VM's memory, -EBUSY, -ECANCELED, -EINVAL,
+ * -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as gmem_vm_load().
  */
 GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			     struct gmem_transfer_result *ret);
@@ -3770,7 +3788,8 @@ struct gmem_export_opts {
  * They get a region with backing host, or the shared side of one with backing
  * private, if it is your own memory (GMEM_REGION_HVA) and
  * gmem_export_add_memory() was called for it. Anonymous memory cannot be given,
- * because no fd refers to it.
+ * because no fd refers to it. Memory of kind GMEM_KIND_DEVICE is left out, unless
+ * gmem_export_add_memory() was called for it.
  *
  * Thread-safe; waits as gmem_listener_new(), then for changes of the layout under
  * way. Source: eventfd(2), timerfd_create(2), epoll(7). Since: 0.1.

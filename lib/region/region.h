@@ -55,6 +55,7 @@ struct gmem_region {
 	uint64_t *kept_log;		/* see kept_log.h; NULL: nothing is kept */
 	uint64_t file_offset;
 	uint64_t host_offset;		/* in @host_file */
+	uint64_t huge_page;		/* of hugetlb that the library mapped, bytes; else 0 */
 	uint64_t align;
 	uint32_t slot;
 	uint32_t slot_flags;
@@ -152,6 +153,8 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region);
  * @stuck's, a copy of it.
  */
 void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck);
+/* Likewise, but only the mapping. */
+void gmem_region_hand_over_memory(struct gmem_region *region, struct gmem_region *stuck);
 
 struct gmem_kvm_slot gmem_region_memslot(const struct gmem_region *region);
 

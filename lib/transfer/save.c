@@ -16,6 +16,7 @@
 
 #include "base/crc32c.h"
 #include "base/error.h"
+#include "base/kind.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
 #include "region/host_mapping.h"
@@ -42,7 +43,7 @@ struct run {
 	uint64_t size;
 };
 
-enum stage { HEAD, REGIONS, PRIVATES, DATA, END, DRAIN };
+enum stage { HEAD, REGIONS, ELSEWHERE, PRIVATES, DATA, END, DRAIN };
 
 struct save {
 	uint64_t id, records, pages;
@@ -119,12 +120,32 @@ static struct image_region region_entry(const struct gmem_leased_memory *memory,
 	};
 }
 
+static struct image_elsewhere elsewhere_entry(const struct gmem_leased_memory *memory, size_t i)
+{
+	return (struct image_elsewhere){
+		.gpa = memory->elsewhere[i].gpa,
+		.size = memory->elsewhere[i].size,
+		.identity = memory->elsewhere[i].identity,
+		.kind = memory->elsewhere[i].kind,
+	};
+}
+
 static struct image_range private_entry(const struct gmem_leased_memory *memory, size_t i)
 {
 	return (struct image_range){
 		.gpa = memory->privates[i].start,
 		.size = memory->privates[i].last - memory->privates[i].start + 1,
 	};
+}
+
+static void put_entry(const struct gmem_leased_memory *memory, enum image_kind kind, size_t i, void *at)
+{
+	if (kind == IMAGE_REGIONS)
+		*(struct image_region *)at = region_entry(memory, i);
+	else if (kind == IMAGE_ELSEWHERE)
+		*(struct image_elsewhere *)at = elsewhere_entry(memory, i);
+	else
+		*(struct image_range *)at = private_entry(memory, i);
 }
 
 /* Write the entries that fit into this unit; true: all entries are written. */
@@ -144,17 +165,29 @@ static bool list(struct gmem_transfer *transfer, struct save *save, enum image_k
 	if (now > (room - sizeof(*record)) / entry_size)
 		now = (room - sizeof(*record)) / entry_size;
 	record->count = (uint32_t)now;
-	for (size_t i = 0; i < now; i++) {
-		if (kind == IMAGE_REGIONS)
-			((struct image_region *)(record + 1))[i] =
-				region_entry(&transfer->memory, save->listed + i);
-		else
-			((struct image_range *)(record + 1))[i] =
-				private_entry(&transfer->memory, save->listed + i);
-	}
+	for (size_t i = 0; i < now; i++)
+		put_entry(&transfer->memory, kind, save->listed + i,
+			  (char *)(record + 1) + i * entry_size);
 	end_record(save, record, sizeof(*record) + now * entry_size);
 	save->listed += now;
 	return save->listed == count;
+}
+
+static bool list_all(struct gmem_transfer *transfer, struct save *save)
+{
+	const struct gmem_leased_memory *memory = &transfer->memory;
+
+	switch (save->stage) {
+	case REGIONS:
+		return list(transfer, save, IMAGE_REGIONS, memory->region_count,
+			    sizeof(struct image_region));
+	case ELSEWHERE:
+		return list(transfer, save, IMAGE_ELSEWHERE, memory->elsewhere_count,
+			    sizeof(struct image_elsewhere));
+	default:
+		return list(transfer, save, IMAGE_PRIVATE, memory->private_count,
+			    sizeof(struct image_range));
+	}
 }
 
 static void write_head(struct gmem_transfer *transfer, struct save *save)
@@ -403,7 +436,6 @@ static int pack(struct gmem_transfer *transfer, struct save *save, bool *ret_ful
 static int build(struct gmem_transfer *transfer, struct save *save, bool *ret_full)
 {
 	const struct gmem_leased_memory *memory = &transfer->memory;
-	bool all;
 
 	*ret_full = false;
 	switch (save->stage) {
@@ -412,16 +444,12 @@ static int build(struct gmem_transfer *transfer, struct save *save, bool *ret_fu
 		save->stage = REGIONS;
 		return 0;
 	case REGIONS:
+	case ELSEWHERE:
 	case PRIVATES:
-		all = save->stage == REGIONS
-			      ? list(transfer, save, IMAGE_REGIONS, memory->region_count,
-				     sizeof(struct image_region))
-			      : list(transfer, save, IMAGE_PRIVATE, memory->private_count,
-				     sizeof(struct image_range));
-		*ret_full = !all;
-		if (all) {
+		*ret_full = !list_all(transfer, save);
+		if (!*ret_full) {
 			save->listed = 0;
-			save->stage = save->stage == REGIONS ? PRIVATES : memory->count ? DATA : END;
+			save->stage = save->stage != PRIVATES ? save->stage + 1 : memory->count ? DATA : END;
 		}
 		return 0;
 	case DATA:
@@ -511,7 +539,8 @@ GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
 	if (err)
 		return err;
 
-	err = gmem_leased_memory_take(vm, 0, UINT64_MAX, "gmem_vm_save", &transfer->memory);
+	err = gmem_leased_memory_take(vm, 0, UINT64_MAX, GMEM_USE_SAVE, "gmem_vm_save",
+				      &transfer->memory);
 	if (!err)
 		err = check_privates(&transfer->memory, opts.flags);
 	if (!err)
@@ -525,6 +554,7 @@ GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
 	save->id = gmem_sys_random();
 	transfer->step = save_step;
 	transfer->total = gmem_leased_memory_bytes(&transfer->memory);
+	transfer->left_out_bytes = gmem_leased_memory_elsewhere_bytes(&transfer->memory);
 	transfer->private_bytes = gmem_leased_memory_private_bytes(&transfer->memory);
 	*ret = transfer;
 	return 0;

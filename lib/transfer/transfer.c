@@ -230,6 +230,7 @@ static struct gmem_transfer_result make_result(const struct gmem_transfer *trans
 		.data_bytes = transfer->bytes.data,
 		.zero_bytes = transfer->bytes.zero,
 		.private_bytes = transfer->private_bytes,
+		.left_out_bytes = transfer->left_out_bytes,
 		.engine = io->ring ? GMEM_ENGINE_IO_URING : GMEM_ENGINE_PLAIN,
 		.no_ring = io->no_ring,
 		.lost_bytes = transfer->lost_bytes,

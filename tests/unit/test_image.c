@@ -757,6 +757,7 @@ static void odd_page(struct image_record *r) { r->head.page_size = 4097; }
 static void other_number(struct image_record *r) { r->number++; }
 static void other_id(struct image_record *r) { r->id++; }
 static void other_kind(struct image_record *r) { r->kind[4] = 'X'; }
+static void no_kind(struct image_record *r) { r->kind[0] = 'X'; }
 static void reserved_field(struct image_record *r) { r->version = 1; }
 static void many_entries(struct image_record *r) { r->count = UINT32_MAX; }
 static void overlap(struct image_record *r) { regions(r)[1].gpa = regions(r)[0].gpa; }
@@ -783,7 +784,7 @@ static void contradictory_records_are_refused(void **state)
 		{ 0, many_privates, -EACCES }, { 0, odd_page, -EBADMSG }, { 0, other_number, -EBADMSG },
 		{ 0, other_id, -EBADMSG }, { 0, other_kind, -EBADMSG },
 		{ 4096, other_number, -EBADMSG }, { 4096, other_id, -EBADMSG },
-		{ 4096, other_kind, -EBADMSG }, { 4096, reserved_field, -EBADMSG },
+		{ 4096, other_kind, -EOPNOTSUPP }, { 4096, no_kind, -EBADMSG }, { 4096, reserved_field, -EBADMSG },
 		{ 4096, many_entries, -EBADMSG }, { 4096, overlap, -EBADMSG },
 		{ 4096, unaligned, -EBADMSG }, { 4096, empty, -EBADMSG }, { 4096, wraps, -EBADMSG },
 		{ 4096, no_backing, -EBADMSG }, { 4096, larger_region, -ENOENT },
