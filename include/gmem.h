@@ -217,7 +217,8 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  *	window of a file system, a file that is kept beside the image
  *
  * All kinds are in the layout and reachable: lookups, views, leases, dirty logs and
- * exits do not tell them apart. What works on memory does:
+ * exits do not tell them apart, but without gmem_recovery_enable() views have the
+ * kernel copy, which refuses memory of devices. What works on memory does:
  *
  *	                 RAM       ROM        DEVICE      EXTERNAL
  *	gmem_vm_save     contents  contents   recorded    recorded
@@ -3303,6 +3304,7 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 #define GMEM_TRANSFER_LEAVE_REST (1ull << 4) /* restore: the VM may have more memory */
 #define GMEM_TRANSFER_VERIFY	(1ull << 5) /* restore: verify all of the image first */
 #define GMEM_TRANSFER_UNCHECKED	(1ull << 6) /* load, restore: do not check whether the memory fits */
+#define GMEM_TRANSFER_ALLOW_LOST (1ull << 7) /* save, restore, verify: without pages that were lost */
 
 /* Number of tags that one transfer uses on the caller's ring */
 #define GMEM_TRANSFER_TAGS 64
@@ -3325,6 +3327,17 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 typedef int (*gmem_transfer_progress_fn)(void *data, uint64_t done, uint64_t total);
 
 /**
+ * gmem_transfer_lost_fn - is told a range that the hardware lost, and an image lacks
+ * @data: lost_data of struct gmem_transfer_opts
+ * @gpa: guest physical address, a multiple of 4096
+ * @size: bytes, a multiple of the page of the memory that was saved
+ *
+ * The library calls it in the thread of the transfer, once for each range, in the order
+ * of their addresses; ranges that touch may come as one or as several.
+ */
+typedef void (*gmem_transfer_lost_fn)(void *data, uint64_t gpa, uint64_t size);
+
+/**
  * struct gmem_transfer_opts - how to transfer
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_TRANSFER_*; bits that are unknown, or for another kind of transfer,
@@ -3342,6 +3355,8 @@ typedef int (*gmem_transfer_progress_fn)(void *data, uint64_t done, uint64_t tot
  *	tags that differ.
  * @depth: number of buffers of 1 MiB, at most 32; 0: the library chooses
  * @reserved: must be 0
+ * @lost: with GMEM_TRANSFER_ALLOW_LOST: is told what the image lacks, NULL for none
+ * @lost_data: passed to @lost
  */
 struct gmem_transfer_opts {
 	size_t   size;
@@ -3353,6 +3368,8 @@ struct gmem_transfer_opts {
 	uint64_t ring_tag;
 	uint32_t depth;
 	uint32_t reserved;
+	gmem_transfer_lost_fn lost;
+	void    *lost_data;
 };
 
 /* Kernel interfaces of a transfer: struct gmem_transfer_result.engine */
@@ -3371,6 +3388,8 @@ struct gmem_transfer_opts {
  * @engine: GMEM_ENGINE_*
  * @no_ring: 0 with io_uring; otherwise a negative errno as the reason without:
  *	-ECANCELED not wanted, -ENOTSUP not built in, or the kernel's own
+ * @lost_bytes: bytes of guest memory that the hardware lost, and the image lacks; after
+ *	a restore they are zero, and not in @zero_bytes
  * @left_out_bytes: bytes of guest memory whose contents are not in the image because
  *	of their kind (enum gmem_kind)
  */
@@ -3383,6 +3402,7 @@ struct gmem_transfer_result {
 	uint64_t private_bytes;
 	uint32_t engine;
 	int32_t  no_ring;
+	uint64_t lost_bytes;
 	uint64_t left_out_bytes;
 };
 
@@ -3413,10 +3433,12 @@ struct gmem_transfer_result {
  *
  * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO
  * the range is not all memory, -EACCES part of it is private, or a kind of memory that
- * nothing is loaded into (enum gmem_kind), -EBUSY it is being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
- * arguments, -ESPIPE @offset is not 0 and @fd has no offsets, -EBADF @fd is not
+ * nothing is loaded into (enum gmem_kind), -EBUSY it is being converted or removed,
+ * -ECANCELED the callback stopped it, -EINVAL bad arguments, -ESPIPE @offset is not 0 and @fd has no offsets, -EBADF @fd is not
  * open, or not for reading, -E2BIG options newer than the library, -EFAULT a
- * page cannot be reached, -ENOMEM, also if the host has not the memory for it, or the
+ * page cannot be written: it is not there, or mapped without the permission or not at
+ * all; -EHWPOISON the hardware lost a page of the guest's, which gmem_vm_discard()
+ * replaces; -ENOMEM, also if the host has not the memory for it, or the
  * kernel's own errno from reading.
  */
 GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
@@ -3465,6 +3487,12 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * The host cannot read private memory. With GMEM_TRANSFER_OMIT_PRIVATE the image
  * has the ranges that were private, without contents, and the rest of the memory.
  *
+ * A page that the hardware lost (poisoned memory) fails the save with -EHWPOISON; the
+ * sentence has its guest and host address and its size. With GMEM_TRANSFER_ALLOW_LOST
+ * the save goes on without such pages, tells @opts->lost which they are, and the image
+ * says so: it can be restored only with that flag, too. Huge pages of hugetlb are lost
+ * as a whole. Before Linux 5.14, only a transfer with recovery recognises them.
+ *
  * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
  *
  * Thread-safe. Source: mincore(2), cachestat(2), write(2), io_uring(7), open(2)
@@ -3474,7 +3502,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
  * arguments, @fd is open with O_APPEND, or has no disk to sync, -EBADF @fd is not
  * open, or not for writing, -E2BIG options newer than the library, -EFAULT a page
- * cannot be reached, -ENOMEM, -EFBIG a write would end past RLIMIT_FSIZE, or the
+ * that exists cannot be read: it is mapped without the permission or not at all;
+ * -EHWPOISON the hardware lost a page, -ENOMEM, -EFBIG a write would end past RLIMIT_FSIZE, or the
  * kernel's own errno from writing or syncing, such as -ENOSPC.
  */
 GMEM_API int gmem_vm_save(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
@@ -3534,15 +3563,19 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * the end of the image. Whether the host has the memory is checked as for
  * gmem_vm_load().
  *
+ * An image that lacks pages, because the hardware had lost them when it was saved, is
+ * refused with -EHWPOISON where it says so, which may be late, like damage. With
+ * GMEM_TRANSFER_ALLOW_LOST these pages are zero, and @opts->lost is told which they are.
+ *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
  * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
- * early, -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT the image has memory, or more
- * private ranges, than the VM has room for, -EEXIST the VM has memory that the image
+ * early, -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT
+ * the image has memory, or more private ranges, than the VM has room for, -EEXIST the VM has memory that the image
  * does not have, -EACCES memory of the image or the VM is private, or ROM differs from
- * the image and cannot be written, -ESPIPE a pipe cannot
- * be verified first, -EBUSY, -ECANCELED, -EINVAL, -EBADF, -E2BIG, -EFAULT,
- * -ENOMEM and errnos from reading as gmem_vm_load().
+ * the image and cannot be written, -ESPIPE a pipe cannot be verified first, -EHWPOISON
+ * pages are lost, in the image or in the VM's memory, -EBUSY, -ECANCELED, -EINVAL,
+ * -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as gmem_vm_load().
  */
 GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			     struct gmem_transfer_result *ret);
@@ -3576,12 +3609,13 @@ GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
  * It takes as long as reading the file up to the end of the image, whatever sizes the
  * image claims, and the callback can stop it after each record. Of private ranges it
  * keeps 2^22, 64 MiB, and counts ranges that touch as one; an image of more than 65536
- * regions is -EBADMSG.
+ * regions is -EBADMSG. An image that lacks pages passes with GMEM_TRANSFER_ALLOW_LOST,
+ * as a restore accepts it with that flag; @opts->lost and lost_bytes say what it lacks.
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
- * Return: 0, or -EBADMSG, -ENODATA, -EOPNOTSUPP, -ECANCELED, -EINVAL, -EBADF,
- * -E2BIG, -ENOMEM (also: too many private ranges) and errnos from reading as
+ * Return: 0, or -EBADMSG, -ENODATA, -EOPNOTSUPP, -EHWPOISON, -ECANCELED, -EINVAL,
+ * -EBADF, -E2BIG, -ENOMEM (also: too many private ranges) and errnos from reading as
  * gmem_vm_restore().
  */
 GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,

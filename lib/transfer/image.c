@@ -9,6 +9,7 @@ const char gmem_image_kinds[IMAGE_KINDS][8] = {
 	[IMAGE_ELSEWHERE] = "GMEMELSE",
 	[IMAGE_PRIVATE] = "GMEMPRIV",
 	[IMAGE_DATA] = "GMEMDATA",
+	[IMAGE_LOST] = "GMEMLOST",
 	[IMAGE_END] = "GMEM_END",
 };
 

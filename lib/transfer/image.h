@@ -14,7 +14,8 @@
 #define IMAGE_BLOCK	((uint64_t)4096)	/* all sizes and addresses are multiples of it */
 
 enum image_kind {
-	IMAGE_HEAD, IMAGE_REGIONS, IMAGE_ELSEWHERE, IMAGE_PRIVATE, IMAGE_DATA, IMAGE_END, IMAGE_KINDS
+	IMAGE_HEAD, IMAGE_REGIONS, IMAGE_ELSEWHERE, IMAGE_PRIVATE, IMAGE_DATA, IMAGE_LOST, IMAGE_END,
+	IMAGE_KINDS
 };
 
 extern const char gmem_image_kinds[IMAGE_KINDS][8];

@@ -340,8 +340,11 @@ uint64_t gmem_leased_memory_region_reach(const struct gmem_leased_memory *memory
 
 static int fail_access(const struct gmem_leased_range *range, const char *hva, bool writes, int err)
 {
-	const char *why = gmem_nofault_why(hva, writes, err);
+	const char *why;
 
+	if (gmem_nofault_is_lost(hva, err))
+		err = -EHWPOISON;
+	why = gmem_nofault_why(hva, writes, err);
 	return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be %s: %s, %s",
 			 range->gpa + (uint64_t)(hva - range->hva), (uintptr_t)hva,
 			 writes ? "written" : "read", gmem_errno_name(err),

@@ -66,6 +66,7 @@ struct restore {
 	uint32_t run;			/* next run in data */
 	uint64_t page;			/* next page in data */
 	uint64_t reached;		/* all memory below this gpa is done */
+	uint64_t lost_end;		/* no data may come below this gpa: it was lost */
 	bool at_end;			/* all records are read; the rest is to be cleared */
 };
 
@@ -596,6 +597,12 @@ static int end_tables(struct gmem_transfer *transfer, struct restore *restore)
 
 /* ---- data ---- */
 
+/* Nothing below this gpa may come any more. */
+static uint64_t next_address(const struct restore *restore)
+{
+	return restore->lost_end > restore->reached ? restore->lost_end : restore->reached;
+}
+
 static struct image_range run_range(const struct image_record *record, uint32_t i)
 {
 	const struct image_run *run = (const struct image_run *)(record + 1) + i;
@@ -609,7 +616,7 @@ static struct image_range run_range(const struct image_record *record, uint32_t 
 /* Check a whole data record before any byte of it is stored. */
 static int check_data(const struct restore *restore, const struct image_record *record)
 {
-	uint64_t after = restore->reached, pages = 0;
+	uint64_t after = next_address(restore), pages = 0;
 	int err = 0;
 
 	if (record->count > IMAGE_MAX_RUNS || record->data.base % IMAGE_BLOCK ||
@@ -707,6 +714,50 @@ static int store_data(struct gmem_transfer *transfer, struct restore *restore)
 	return 0;
 }
 
+/* ---- lost pages ---- */
+
+static int check_lost(const struct restore *restore, const struct image_record *record)
+{
+	const struct image_range *entries = (const void *)(record + 1);
+	uint64_t after = next_address(restore);
+	int err = 0;
+
+	if (!fits(record, sizeof(*entries)))
+		return bad(restore, "%" PRIu32 " lost ranges", record->count);
+	for (uint32_t i = 0; i < record->count && !err; i++) {
+		err = check_range(restore, entries[i].gpa, entries[i].size, after);
+		if (!err && !is_shared(restore, entries[i].gpa, entries[i].size))
+			err = bad(restore, "gpa 0x%" PRIx64 ", 0x%" PRIx64
+				  " bytes, was lost and is not the image's memory", entries[i].gpa,
+				  entries[i].size);
+		after = entries[i].gpa + entries[i].size;
+	}
+	return err;
+}
+
+/* They are cleared as all that has no data, but counted apart. */
+static int read_lost(struct gmem_transfer *transfer, struct restore *restore,
+		     const struct image_record *record)
+{
+	const struct image_range *entries = (const void *)(record + 1);
+	int err = check_lost(restore, record);
+
+	if (err)
+		return err;
+	if (!(transfer->opts.flags & GMEM_TRANSFER_ALLOW_LOST))
+		return gmem_fail(-EHWPOISON, "the image has no contents for gpa 0x%" PRIx64 ", 0x%" PRIx64
+				 " bytes, which the hardware had lost: only without them "
+				 "(GMEM_TRANSFER_ALLOW_LOST) can it be restored", entries[0].gpa,
+				 entries[0].size);
+
+	for (uint32_t i = 0; i < record->count; i++) {
+		if (!restore->verify_first)
+			gmem_transfer_tell_lost(transfer, entries[i].gpa, entries[i].size);
+		restore->lost_end = entries[i].gpa + entries[i].size;
+	}
+	return 0;
+}
+
 /* ---- the last record ---- */
 
 static int read_end(struct restore *restore, const struct image_record *record)
@@ -744,6 +795,7 @@ static int finish(struct gmem_transfer *transfer, struct restore *restore, bool 
 		return err;
 
 	if (!restore->verify_first) {
+		transfer->bytes.zero -= transfer->lost_bytes;
 		transfer->done = transfer->total ? transfer->total : transfer->done;
 		transfer->is_done = true;
 		return 0;
@@ -762,7 +814,7 @@ static int read_record(struct gmem_transfer *transfer, struct restore *restore,
 	enum image_kind kind = kind_of(record);
 	int err = check_record(restore, record, left);
 
-	if (!err && (kind == IMAGE_DATA || kind == IMAGE_END)) {
+	if (!err && (kind == IMAGE_DATA || kind == IMAGE_LOST || kind == IMAGE_END)) {
 		err = end_tables(transfer, restore);
 		if (!err && !restore->has_tables)
 			return 0;
@@ -789,6 +841,9 @@ static int read_record(struct gmem_transfer *transfer, struct restore *restore,
 		break;
 	case IMAGE_DATA:
 		err = check_data(restore, record);
+		break;
+	case IMAGE_LOST:
+		err = read_lost(transfer, restore, record);
 		break;
 	default:
 		err = read_end(restore, record);
@@ -915,7 +970,8 @@ GMEM_API int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
 {
 	const uint64_t flags = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING |
 			       GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_LEAVE_REST |
-			       GMEM_TRANSFER_VERIFY | GMEM_TRANSFER_UNCHECKED;
+			       GMEM_TRANSFER_VERIFY | GMEM_TRANSFER_UNCHECKED |
+			       GMEM_TRANSFER_ALLOW_LOST;
 
 	if (!vm || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
@@ -935,7 +991,8 @@ GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 			       struct gmem_transfer_result *ret)
 {
 	struct gmem_transfer *transfer = NULL;
-	int err = begin(NULL, fd, opts, GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING, &transfer);
+	int err = begin(NULL, fd, opts, GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING |
+			GMEM_TRANSFER_ALLOW_LOST, &transfer);
 
 	return gmem_transfer_run(err, transfer, ret);
 }
