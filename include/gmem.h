@@ -227,7 +227,7 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  *	populate         yes       to read    left out *  left out *
  *	discard          yes       left out * left out *  left out *
  *	statistics, dump counted   counted    not counted not counted
- *	export           yes       yes        left out    yes
+ *	export           yes       yes        left out +  yes
  *	NUMA policies    yes       yes        left out    left out
  *
  * recorded: the image says that there is memory of this kind, and which
@@ -240,6 +240,7 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  *	refused with -EOPNOTSUPP, and nothing was done.
  * *: with the flag GMEM_POPULATE_ALL_KINDS or GMEM_DISCARD_ALL_KINDS the memory is
  *	treated as RAM.
+ * +: exported if gmem_export_add_memory() was called for it.
  *
  * What should be treated as RAM by every call is GMEM_KIND_RAM, whatever is mapped
  * there. The numbers are ABI.
@@ -3502,6 +3503,7 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 #define GMEM_TRANSFER_LEAVE_REST (1ull << 4) /* restore: the VM may have more memory */
 #define GMEM_TRANSFER_VERIFY	(1ull << 5) /* restore: verify all of the image first */
 #define GMEM_TRANSFER_UNCHECKED	(1ull << 6) /* load, restore: do not check whether the memory fits */
+#define GMEM_TRANSFER_ALLOW_LOST (1ull << 7) /* save, restore, verify: without pages that were lost */
 
 /* Number of tags that one transfer uses on the caller's ring */
 #define GMEM_TRANSFER_TAGS 64
@@ -3524,6 +3526,17 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 typedef int (*gmem_transfer_progress_fn)(void *data, uint64_t done, uint64_t total);
 
 /**
+ * gmem_transfer_lost_fn - is told a range that the hardware lost, and an image lacks
+ * @data: lost_data of struct gmem_transfer_opts
+ * @gpa: guest physical address, a multiple of 4096
+ * @size: bytes, a multiple of the page of the memory that was saved
+ *
+ * The library calls it in the thread of the transfer, once for each range, in the order
+ * of their addresses; ranges that touch may come as one or as several.
+ */
+typedef void (*gmem_transfer_lost_fn)(void *data, uint64_t gpa, uint64_t size);
+
+/**
  * struct gmem_transfer_opts - how to transfer
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_TRANSFER_*; bits that are unknown, or for another kind of transfer,
@@ -3541,6 +3554,8 @@ typedef int (*gmem_transfer_progress_fn)(void *data, uint64_t done, uint64_t tot
  *	tags that differ.
  * @depth: number of buffers of 1 MiB, at most 32; 0: the library chooses
  * @reserved: must be 0
+ * @lost: with GMEM_TRANSFER_ALLOW_LOST: is told what the image lacks, NULL for none
+ * @lost_data: passed to @lost
  */
 struct gmem_transfer_opts {
 	size_t   size;
@@ -3552,6 +3567,8 @@ struct gmem_transfer_opts {
 	uint64_t ring_tag;
 	uint32_t depth;
 	uint32_t reserved;
+	gmem_transfer_lost_fn lost;
+	void    *lost_data;
 };
 
 /* Kernel interfaces of a transfer: struct gmem_transfer_result.engine */
@@ -3570,6 +3587,10 @@ struct gmem_transfer_opts {
  * @engine: GMEM_ENGINE_*
  * @no_ring: 0 with io_uring; otherwise a negative errno as the reason without:
  *	-ECANCELED not wanted, -ENOTSUP not built in, or the kernel's own
+ * @lost_bytes: bytes of guest memory that the hardware lost, and the image lacks; after
+ *	a restore they are zero, and not in @zero_bytes
+ * @left_out_bytes: bytes of guest memory whose contents are not in the image because
+ *	of their kind (enum gmem_kind)
  */
 struct gmem_transfer_result {
 	size_t   size;
@@ -3580,6 +3601,8 @@ struct gmem_transfer_result {
 	uint64_t private_bytes;
 	uint32_t engine;
 	int32_t  no_ring;
+	uint64_t lost_bytes;
+	uint64_t left_out_bytes;
 };
 
 /**
@@ -3608,11 +3631,13 @@ struct gmem_transfer_result {
  * MADV_POPULATE_READ. Since: 0.1.
  *
  * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO
- * the range is not all memory, -EACCES part of it is private, -EBUSY it is
- * being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
+ * the range is not all memory, -EACCES part of it is private, or a kind of memory that
+ * nothing is loaded into (enum gmem_kind), -EBUSY it is being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
  * arguments, -ESPIPE @offset is not 0 and @fd has no offsets, -EBADF @fd is not
  * open, or not for reading, -E2BIG options newer than the library, -EFAULT a
- * page cannot be reached, -ENOMEM, also if the host has not the memory for it, or the
+ * page cannot be written: it is not there, or mapped without the permission or not at
+ * all; -EHWPOISON the hardware lost a page of the guest's, which gmem_vm_discard()
+ * replaces; -ENOMEM, also if the host has not the memory for it, or the
  * kernel's own errno from reading.
  */
 GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
@@ -3647,7 +3672,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * @ret: result, filled in on failure, too; NULL if not wanted
  *
  * Writes the pages of all regions that exist and are not zero, and allocates no
- * guest memory. Readers recognise an incomplete image, such as one left by a
+ * guest memory. Memory of devices, and memory whose contents are elsewhere, is not
+ * looked at: the image says only where it is (enum gmem_kind). Readers recognise an incomplete image, such as one left by a
  * process that died, a full disk or a host that went down. After a failure the
  * image is incomplete; with gmem_vm_save_begin() the save can go on.
  *
@@ -3660,6 +3686,12 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * The host cannot read private memory. With GMEM_TRANSFER_OMIT_PRIVATE the image
  * has the ranges that were private, without contents, and the rest of the memory.
  *
+ * A page that the hardware lost (poisoned memory) fails the save with -EHWPOISON; the
+ * sentence has its guest and host address and its size. With GMEM_TRANSFER_ALLOW_LOST
+ * the save goes on without such pages, tells @opts->lost which they are, and the image
+ * says so: it can be restored only with that flag, too. Huge pages of hugetlb are lost
+ * as a whole. Before Linux 5.14, only a transfer with recovery recognises them.
+ *
  * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
  *
  * Thread-safe. Source: mincore(2), cachestat(2), write(2), io_uring(7), open(2)
@@ -3669,7 +3701,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
  * arguments, @fd is open with O_APPEND, or has no disk to sync, -EBADF @fd is not
  * open, or not for writing, -E2BIG options newer than the library, -EFAULT a page
- * cannot be reached, -ENOMEM, -EFBIG a write would end past RLIMIT_FSIZE, or the
+ * that exists cannot be read: it is mapped without the permission or not at all;
+ * -EHWPOISON the hardware lost a page, -ENOMEM, -EFBIG a write would end past RLIMIT_FSIZE, or the
  * kernel's own errno from writing or syncing, such as -ENOSPC.
  */
 GMEM_API int gmem_vm_save(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
@@ -3708,6 +3741,12 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * contents for ranges that were private; with GMEM_TRANSFER_OMIT_PRIVATE these
  * stay as they are.
  *
+ * Nor has it contents for memory of devices and memory whose contents are elsewhere
+ * (enum gmem_kind), which stays as it is. Of such memory the VM must have what the
+ * saved one had: the same kinds at the same addresses, with the same identity
+ * where one was given. With GMEM_TRANSFER_LEAVE_REST that is not checked. ROM is
+ * compared with the image and written only where it differs.
+ *
  * An image that is damaged or incomplete is refused, and never changes memory
  * outside its list of regions. The damage may be found late, when part of the image
  * has been loaded. With GMEM_TRANSFER_VERIFY a file is read twice, and memory
@@ -3723,14 +3762,19 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * the end of the image. Whether the host has the memory is checked as for
  * gmem_vm_load().
  *
+ * An image that lacks pages, because the hardware had lost them when it was saved, is
+ * refused with -EHWPOISON where it says so, which may be late, like damage. With
+ * GMEM_TRANSFER_ALLOW_LOST these pages are zero, and @opts->lost is told which they are.
+ *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
  * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
- * early, -EOPNOTSUPP it is of a later version, -ENOENT the image has memory, or more
+ * early, -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT the image has memory, or more
  * private ranges, than the VM has room for, -EEXIST the VM has memory that the image
- * does not have, -EACCES memory of the image or the VM is private, -ESPIPE a pipe cannot
- * be verified first, -EBUSY, -ECANCELED, -EINVAL, -EBADF, -E2BIG, -EFAULT,
- * -ENOMEM and errnos from reading as gmem_vm_load().
+ * does not have, -EACCES memory of the image or the VM is private, or ROM differs from
+ * the image and cannot be written, -ESPIPE a pipe cannot be verified first, -EHWPOISON
+ * pages are lost, in the image or in the VM's memory, -EBUSY, -ECANCELED, -EINVAL,
+ * -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as gmem_vm_load().
  */
 GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			     struct gmem_transfer_result *ret);
@@ -3764,12 +3808,13 @@ GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
  * It takes as long as reading the file up to the end of the image, whatever sizes the
  * image claims, and the callback can stop it after each record. Of private ranges it
  * keeps 2^22, 64 MiB, and counts ranges that touch as one; an image of more than 65536
- * regions is -EBADMSG.
+ * regions is -EBADMSG. An image that lacks pages passes with GMEM_TRANSFER_ALLOW_LOST,
+ * as a restore accepts it with that flag; @opts->lost and lost_bytes say what it lacks.
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
- * Return: 0, or -EBADMSG, -ENODATA, -EOPNOTSUPP, -ECANCELED, -EINVAL, -EBADF,
- * -E2BIG, -ENOMEM (also: too many private ranges) and errnos from reading as
+ * Return: 0, or -EBADMSG, -ENODATA, -EOPNOTSUPP, -EHWPOISON, -ECANCELED, -EINVAL,
+ * -EBADF, -E2BIG, -ENOMEM (also: too many private ranges) and errnos from reading as
  * gmem_vm_restore().
  */
 GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
@@ -3937,7 +3982,8 @@ struct gmem_export_opts {
  * They get a region with backing host, or the shared side of one with backing
  * private, if it is your own memory (GMEM_REGION_HVA) and
  * gmem_export_add_memory() was called for it. Anonymous memory cannot be given,
- * because no fd refers to it.
+ * because no fd refers to it. Memory of kind GMEM_KIND_DEVICE is left out, unless
+ * gmem_export_add_memory() was called for it.
  *
  * Thread-safe; waits as gmem_listener_new(), then for changes of the layout under
  * way. Source: eventfd(2), timerfd_create(2), epoll(7). Since: 0.1.

@@ -55,6 +55,7 @@ struct gmem_region {
 	uint64_t *kept_log;		/* see kept_log.h; NULL: nothing is kept */
 	uint64_t file_offset;
 	uint64_t host_offset;		/* in @host_file */
+	uint64_t huge_page;		/* of hugetlb that the library mapped, bytes; else 0 */
 	uint64_t align;
 	uint32_t slot;
 	uint32_t slot_flags;
