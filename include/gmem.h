@@ -226,7 +226,7 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  *	populate         yes       to read    left out *  left out *
  *	discard          yes       left out * left out *  left out *
  *	statistics, dump counted   counted    not counted not counted
- *	export           yes       yes        left out    yes
+ *	export           yes       yes        left out +  yes
  *	NUMA policies    yes       yes        left out    left out
  *
  * recorded: the image says that there is memory of this kind, and which
@@ -239,6 +239,7 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  *	refused with -EOPNOTSUPP, and nothing was done.
  * *: with the flag GMEM_POPULATE_ALL_KINDS or GMEM_DISCARD_ALL_KINDS the memory is
  *	treated as RAM.
+ * +: exported if gmem_export_add_memory() was called for it.
  *
  * What should be treated as RAM by every call is GMEM_KIND_RAM, whatever is mapped
  * there. The numbers are ABI.
@@ -1182,6 +1183,13 @@ struct gmem_memory_opts {
  * as RAM. The kind belongs to the region, not to the memory: GMEM_REGION_KEEP_STATE
  * does not keep it.
  *
+ * Memory at @hva may be of any kind: anonymous, a file mapped shared or private, of
+ * hugetlb or tmpfs, registered with userfaultfd, locked. What a page holds that is not
+ * there is found out when it matters, and not assumed: see gmem_vm_save() and
+ * gmem_vm_discard(). The size of its pages is asked for when the region is added: a
+ * huge page of hugetlb is discarded, and a region split, as a whole only. The memory
+ * must not change its mapping during a call that works on it.
+ *
  * GMEM_REGION_KEEP_STATE is for gmem_change_add(), to lay out memory anew
  * without converting it anew; with gmem_region_add() it has no effect. It
  * applies to the memory that the same change removes and adds: the same part of
@@ -1410,7 +1418,8 @@ GMEM_API struct gmem_file *gmem_region_file(const struct gmem_region *region,
 /**
  * gmem_region_split() - split a region in two
  * @region: region; keeps the part below @offset
- * @offset: bytes from the start of the region, a multiple of the page inside it
+ * @offset: bytes from the start of the region, a multiple of the page inside it; not
+ *	inside a huge page of hugetlb
  * @ret_upper: the new region with the rest; ends like one of gmem_region_add()
  *
  * Contents, host addresses, file and dirty log stay, and so do states of pages.
@@ -2421,7 +2430,9 @@ struct gmem_conversion {
  * of it.
  *
  * With GMEM_BACKING_PRIVATE contents are not copied: the guest finds the previous
- * contents of the side it now uses, or zeros if that was discarded. The discard
+ * contents of the side it now uses, or, if that was discarded, zeros, or what a file
+ * mapped privately or the handler of userfaultfd has for it. Of a huge page of hugetlb
+ * that a conversion lets go of only in part, nothing is freed. The discard
  * policy holds for all of the range. If the kernel refuses to free memory, the
  * conversion succeeds nevertheless; the refusal goes to the log, and the memory
  * counts as owed. Memory that is one for both sides, as with GMEM_BACKING_INPLACE,
@@ -2851,8 +2862,9 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 
 /**
  * struct gmem_footprint - memory that a range took before and after a call
- * @done: bytes of the range, or of all ranges, that were processed. Memory that is left out
- *	for its kind counts when populating, not when discarding.
+ * @done: bytes of the range, or of all ranges, that were processed: populated, or given
+ *	back to the host. Memory that is left out for its kind counts when populating, not
+ *	when discarding.
  * @before: bytes that were allocated before
  * @after: bytes that were allocated afterwards
  * @counted: 1 if @before and @after are valid, 0 if they could not be counted
@@ -2860,7 +2872,9 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  *
  * Both counts come from the kernel, for the side the guest uses: pages allocated
  * to a file by any process, and pages of host memory that are mapped in this
- * process. Pages that guests and others allocate or free meanwhile are in them.
+ * process, or in the page cache of the file that is. Of hugetlb that is the part of
+ * each huge page that is in the range. Pages that guests and others allocate or free
+ * meanwhile are in them.
  * Pages of a file that cannot be mapped are counted from Linux 6.5 on.
  */
 struct gmem_footprint {
@@ -2942,11 +2956,17 @@ struct gmem_populate_opts {
  * much others take meanwhile. Swap does not count, because guest_memfd cannot use
  * it. GMEM_POPULATE_UNCHECKED leaves these checks out.
  *
+ * Memory of hugetlb is compared with the huge pages of its size instead: those that are
+ * free, less those reserved for other mappings, and those that nr_overcommit_hugepages
+ * allows, and the limits of the hugetlb cgroups. A range that begins or ends inside a
+ * huge page populates all of it.
+ *
  * Memory populated before a failure stays; @ret has the exact amount.
  *
  * Thread-safe; conversions and changes of the layout can run after each piece.
  * Source: madvise(2) with MADV_POPULATE_READ or MADV_POPULATE_WRITE (before Linux
- * 5.14 an access to each page), fallocate(2). Since: 0.1.
+ * 5.14 an access to each page), fallocate(2), /proc/meminfo,
+ * /sys/kernel/mm/hugepages. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
  * -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its kind:
@@ -3056,12 +3076,26 @@ struct gmem_discard_opts {
  *	which saves the counting
  *
  * For balloons and free page reporting. The call frees the side the guest uses,
- * and guest and host read zeros there afterwards. There are two exceptions in the
- * caller's own host memory (GMEM_REGION_HVA): a private mapping of a file shows
- * the file again, and shared memory locked with mlock(2) is not freed, which @ret
- * shows. Only RAM is freed, and the rest of the range stays as it is, unless
- * GMEM_DISCARD_ALL_KINDS asks for it (enum gmem_kind). Memory of a memfd sealed with F_SEAL_WRITE or F_SEAL_FUTURE_WRITE cannot
- * be freed: -EPERM.
+ * and guest and host read zeros there afterwards. Only RAM is freed, and the rest of
+ * the range stays as it is, unless GMEM_DISCARD_ALL_KINDS asks for it (enum gmem_kind).
+ *
+ * Some memory would not read as zero: a private mapping of a file shows the file again,
+ * and userfaultfd, registered for missing pages, asks its handler again. It is not
+ * freed, -EOPNOTSUPP, unless GMEM_DISCARD_NOT_ZERO says that the guest does not care:
+ * what a page holds afterwards is then the file's or the handler's to say
+ * (UFFD_EVENT_REMOVE tells the handler). That memory is userfaultfd's is found out by
+ * one page: it is made absent, so that its contents are the handler's, and the rest of
+ * the range is not touched. Calls for 256 KiB or less try that for the first one in
+ * a region and for one in 16, so register memory before you discard it; calls with
+ * the flag never try.
+ *
+ * Only whole pages of the memory can be freed. A range that begins or ends inside a
+ * huge page of hugetlb is -EINVAL; with GMEM_DISCARD_INWARD that huge page stays, and
+ * does not count as done. Memory of a memfd sealed with F_SEAL_WRITE or
+ * F_SEAL_FUTURE_WRITE cannot be freed: -EPERM, and the sentence names the seal. Locked
+ * memory (mlock(2)) is freed; if it is shared, through its file, which the library must
+ * find: with GMEM_REGION_MEMORY_FD, among the file descriptors of the process, or with
+ * CAP_CHECKPOINT_RESTORE in /proc/self/map_files; else it is -EOPNOTSUPP.
  *
  * The range must not be in use: the guest loses its contents, and I/O that began
  * before goes to pages that nobody sees any more. A lease prevents the discard, also
@@ -3069,14 +3103,17 @@ struct gmem_discard_opts {
  *
  * Thread-safe; changes of the layout and conversions of the range wait, for one piece
  * of 64 MiB at most.
- * Source: madvise(2) and fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
+ * Source: madvise(2) with MADV_DONTNEED, MADV_DONTNEED_LOCKED (Linux 5.18) and
+ * MADV_REMOVE, fallocate(2) with FALLOC_FL_PUNCH_HOLE, PROCMAP_QUERY (Linux 6.11),
+ * before that /proc/self/maps; /proc/self/mem. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
- * -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its kind,
- * -EBUSY somebody holds a lease on it, -ENOMEM, -E2BIG options newer than the library: nothing was freed; or -EBUSY,
- * -ENOENT or -ENXIO if a lease was taken or the layout changed meanwhile,
- * -EDEADLK a callback calls it for its own range, or the kernel's own errno:
- * @ret says how much was freed.
+ * Return: 0, or -EINVAL bad range or options, or part of a huge page, -ENOENT the range
+ * has a hole, -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its
+ * kind, -EBUSY somebody holds a lease on it, -ENOMEM, -E2BIG options newer than the
+ * library: nothing was freed; or -EBUSY, -ENOENT or -ENXIO if a lease was taken or the
+ * layout changed meanwhile, -EOPNOTSUPP memory that would not read as zero or is locked,
+ * -EPERM a seal, -ENOMEM nothing is mapped there, -EDEADLK a callback calls it for its
+ * own range, or the kernel's own errno: @ret says how much was freed.
  */
 GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			     const struct gmem_discard_opts *opts, struct gmem_footprint *ret);
@@ -3091,7 +3128,7 @@ GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  *
  * Adjacent ranges are freed together, which for single pages takes a third of the
  * time. With GMEM_DISCARD_INWARD, pages of the guest that are smaller than the
- * host's are freed where adjacent ones fill a page of the host; the others stay,
+ * host's, or than a huge page of hugetlb, are freed where adjacent ones fill it; the others stay,
  * and do not count as done.
  *
  * Everything is checked before the first range is freed, in the order of
@@ -3303,6 +3340,7 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 #define GMEM_TRANSFER_LEAVE_REST (1ull << 4) /* restore: the VM may have more memory */
 #define GMEM_TRANSFER_VERIFY	(1ull << 5) /* restore: verify all of the image first */
 #define GMEM_TRANSFER_UNCHECKED	(1ull << 6) /* load, restore: do not check whether the memory fits */
+#define GMEM_TRANSFER_ALLOW_LOST (1ull << 7) /* save, restore, verify: without pages that were lost */
 
 /* Number of tags that one transfer uses on the caller's ring */
 #define GMEM_TRANSFER_TAGS 64
@@ -3325,6 +3363,17 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 typedef int (*gmem_transfer_progress_fn)(void *data, uint64_t done, uint64_t total);
 
 /**
+ * gmem_transfer_lost_fn - is told a range that the hardware lost, and an image lacks
+ * @data: lost_data of struct gmem_transfer_opts
+ * @gpa: guest physical address, a multiple of 4096
+ * @size: bytes, a multiple of the page of the memory that was saved
+ *
+ * The library calls it in the thread of the transfer, once for each range, in the order
+ * of their addresses; ranges that touch may come as one or as several.
+ */
+typedef void (*gmem_transfer_lost_fn)(void *data, uint64_t gpa, uint64_t size);
+
+/**
  * struct gmem_transfer_opts - how to transfer
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_TRANSFER_*; bits that are unknown, or for another kind of transfer,
@@ -3342,6 +3391,8 @@ typedef int (*gmem_transfer_progress_fn)(void *data, uint64_t done, uint64_t tot
  *	tags that differ.
  * @depth: number of buffers of 1 MiB, at most 32; 0: the library chooses
  * @reserved: must be 0
+ * @lost: with GMEM_TRANSFER_ALLOW_LOST: is told what the image lacks, NULL for none
+ * @lost_data: passed to @lost
  */
 struct gmem_transfer_opts {
 	size_t   size;
@@ -3353,6 +3404,8 @@ struct gmem_transfer_opts {
 	uint64_t ring_tag;
 	uint32_t depth;
 	uint32_t reserved;
+	gmem_transfer_lost_fn lost;
+	void    *lost_data;
 };
 
 /* Kernel interfaces of a transfer: struct gmem_transfer_result.engine */
@@ -3371,6 +3424,10 @@ struct gmem_transfer_opts {
  * @engine: GMEM_ENGINE_*
  * @no_ring: 0 with io_uring; otherwise a negative errno as the reason without:
  *	-ECANCELED not wanted, -ENOTSUP not built in, or the kernel's own
+ * @lost_bytes: bytes of guest memory that the hardware lost, and the image lacks; after
+ *	a restore they are zero, and not in @zero_bytes
+ * @left_out_bytes: bytes of guest memory whose contents are not in the image because
+ *	of their kind (enum gmem_kind)
  */
 struct gmem_transfer_result {
 	size_t   size;
@@ -3381,6 +3438,8 @@ struct gmem_transfer_result {
 	uint64_t private_bytes;
 	uint32_t engine;
 	int32_t  no_ring;
+	uint64_t lost_bytes;
+	uint64_t left_out_bytes;
 };
 
 /**
@@ -3395,7 +3454,7 @@ struct gmem_transfer_result {
  *
  * Afterwards the guest memory at @gpa has the contents of the file at @offset.
  * Holes of the file are not read, and zeros are not written to pages that the
- * guest does not have yet, so they take no memory. Data in the page cache is
+ * guest does not have yet (see gmem_vm_restore()), so they take no memory. Data in the page cache is
  * copied from there; the rest bypasses the page cache if the file system can.
  *
  * Running out of memory would be no error, but kill: see gmem_vm_populate(). So the
@@ -3409,11 +3468,13 @@ struct gmem_transfer_result {
  * MADV_POPULATE_READ. Since: 0.1.
  *
  * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO
- * the range is not all memory, -EACCES part of it is private, -EBUSY it is
- * being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
+ * the range is not all memory, -EACCES part of it is private, or a kind of memory that
+ * nothing is loaded into (enum gmem_kind), -EBUSY it is being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
  * arguments, -ESPIPE @offset is not 0 and @fd has no offsets, -EBADF @fd is not
  * open, or not for reading, -E2BIG options newer than the library, -EFAULT a
- * page cannot be reached, -ENOMEM, also if the host has not the memory for it, or the
+ * page cannot be written: it is not there, or mapped without the permission or not at
+ * all; -EHWPOISON the hardware lost a page of the guest's, which gmem_vm_discard()
+ * replaces; -ENOMEM, also if the host has not the memory for it, or the
  * kernel's own errno from reading.
  */
 GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
@@ -3448,7 +3509,14 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * @ret: result, filled in on failure, too; NULL if not wanted
  *
  * Writes the pages of all regions that exist and are not zero, and allocates no
- * guest memory. Readers recognise an incomplete image, such as one left by a
+ * guest memory. A page of host memory that is not there counts as zero only if that is
+ * known: no userfaultfd is asked for it, no file has it, none of it is in swap. What
+ * userfaultfd owes is faulted in, which waits for its handler, so run the handler in
+ * another thread. Files are asked for their holes: that of GMEM_REGION_MEMORY_FD, or one
+ * that the library finds as for gmem_vm_discard(). Where the kernel does not say what is
+ * behind a page, as without /proc, it is read, which allocates it if it is of a shared
+ * file or of hugetlb. Memory of devices, and memory whose contents are elsewhere, is not
+ * looked at: the image says only where it is (enum gmem_kind). Readers recognise an incomplete image, such as one left by a
  * process that died, a full disk or a host that went down. After a failure the
  * image is incomplete; with gmem_vm_save_begin() the save can go on.
  *
@@ -3461,16 +3529,24 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * The host cannot read private memory. With GMEM_TRANSFER_OMIT_PRIVATE the image
  * has the ranges that were private, without contents, and the rest of the memory.
  *
+ * A page that the hardware lost (poisoned memory) fails the save with -EHWPOISON; the
+ * sentence has its guest and host address and its size. With GMEM_TRANSFER_ALLOW_LOST
+ * the save goes on without such pages, tells @opts->lost which they are, and the image
+ * says so: it can be restored only with that flag, too. Huge pages of hugetlb are lost
+ * as a whole. Before Linux 5.14, only a transfer with recovery recognises them.
+ *
  * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
  *
- * Thread-safe. Source: mincore(2), cachestat(2), write(2), io_uring(7), open(2)
+ * Thread-safe. Source: mincore(2), cachestat(2), lseek(2) with SEEK_DATA, PROCMAP_QUERY,
+ * /proc/self/pagemap, and /proc/self/smaps at most once, write(2), io_uring(7), open(2)
  * with O_DIRECT, fdatasync(2), getrlimit(2). Since: 0.1.
  *
  * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is
  * being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
  * arguments, @fd is open with O_APPEND, or has no disk to sync, -EBADF @fd is not
  * open, or not for writing, -E2BIG options newer than the library, -EFAULT a page
- * cannot be reached, -ENOMEM, -EFBIG a write would end past RLIMIT_FSIZE, or the
+ * that exists cannot be read: it is mapped without the permission or not at all;
+ * -EHWPOISON the hardware lost a page, -ENOMEM, -EFBIG a write would end past RLIMIT_FSIZE, or the
  * kernel's own errno from writing or syncing, such as -ENOSPC.
  */
 GMEM_API int gmem_vm_save(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
@@ -3500,7 +3576,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * @ret: result, filled in on failure, too; NULL if not wanted
  *
  * Afterwards the memory has the contents it had when the image was saved. Pages
- * that are not in the image are zero, and take no memory if they did not exist.
+ * that are not in the image are zero, and take no memory if they did not exist. Which
+ * do not is found out as by gmem_vm_save(): where a private mapping of a file or
+ * userfaultfd has something else, zeros are written.
  * The VM may have other regions and other ways of backing than the saved one, and
  * the host another page size.
  *
@@ -3508,6 +3586,12 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * GMEM_TRANSFER_LEAVE_REST it may have more, which stays as it is. An image has no
  * contents for ranges that were private; with GMEM_TRANSFER_OMIT_PRIVATE these
  * stay as they are.
+ *
+ * Nor has it contents for memory of devices and memory whose contents are elsewhere
+ * (enum gmem_kind), which stays as it is. Of such memory the VM must have what the
+ * saved one had: the same kinds at the same addresses, with the same identity
+ * where one was given. With GMEM_TRANSFER_LEAVE_REST that is not checked. ROM is
+ * compared with the image and written only where it differs.
  *
  * An image that is damaged or incomplete is refused, and never changes memory
  * outside its list of regions. The damage may be found late, when part of the image
@@ -3524,14 +3608,19 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * the end of the image. Whether the host has the memory is checked as for
  * gmem_vm_load().
  *
+ * An image that lacks pages, because the hardware had lost them when it was saved, is
+ * refused with -EHWPOISON where it says so, which may be late, like damage. With
+ * GMEM_TRANSFER_ALLOW_LOST these pages are zero, and @opts->lost is told which they are.
+ *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
  * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
- * early, -EOPNOTSUPP it is of a later version, -ENOENT the image has memory, or more
+ * early, -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT the image has memory, or more
  * private ranges, than the VM has room for, -EEXIST the VM has memory that the image
- * does not have, -EACCES memory of the image or the VM is private, -ESPIPE a pipe cannot
- * be verified first, -EBUSY, -ECANCELED, -EINVAL, -EBADF, -E2BIG, -EFAULT,
- * -ENOMEM and errnos from reading as gmem_vm_load().
+ * does not have, -EACCES memory of the image or the VM is private, or ROM differs from
+ * the image and cannot be written, -ESPIPE a pipe cannot be verified first, -EHWPOISON
+ * pages are lost, in the image or in the VM's memory, -EBUSY, -ECANCELED, -EINVAL,
+ * -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as gmem_vm_load().
  */
 GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			     struct gmem_transfer_result *ret);
@@ -3565,12 +3654,13 @@ GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
  * It takes as long as reading the file up to the end of the image, whatever sizes the
  * image claims, and the callback can stop it after each record. Of private ranges it
  * keeps 2^22, 64 MiB, and counts ranges that touch as one; an image of more than 65536
- * regions is -EBADMSG.
+ * regions is -EBADMSG. An image that lacks pages passes with GMEM_TRANSFER_ALLOW_LOST,
+ * as a restore accepts it with that flag; @opts->lost and lost_bytes say what it lacks.
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
- * Return: 0, or -EBADMSG, -ENODATA, -EOPNOTSUPP, -ECANCELED, -EINVAL, -EBADF,
- * -E2BIG, -ENOMEM (also: too many private ranges) and errnos from reading as
+ * Return: 0, or -EBADMSG, -ENODATA, -EOPNOTSUPP, -EHWPOISON, -ECANCELED, -EINVAL,
+ * -EBADF, -E2BIG, -ENOMEM (also: too many private ranges) and errnos from reading as
  * gmem_vm_restore().
  */
 GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
@@ -3738,7 +3828,8 @@ struct gmem_export_opts {
  * They get a region with backing host, or the shared side of one with backing
  * private, if it is your own memory (GMEM_REGION_HVA) and
  * gmem_export_add_memory() was called for it. Anonymous memory cannot be given,
- * because no fd refers to it.
+ * because no fd refers to it. Memory of kind GMEM_KIND_DEVICE is left out, unless
+ * gmem_export_add_memory() was called for it.
  *
  * Thread-safe; waits as gmem_listener_new(), then for changes of the layout under
  * way. Source: eventfd(2), timerfd_create(2), epoll(7). Since: 0.1.

@@ -13,6 +13,7 @@
 #include "base/lock.h"
 #include "base/macros.h"
 #include "os/sys.h"
+#include "region/host_mapping.h"
 
 /*
  * Which memory is where is a fact about the process, not about a file or a VM: any of
@@ -20,7 +21,8 @@
  */
 static struct {
 	struct gmem_lock lock;		/* rank MAPS */
-	struct gmem_range_map maps;	/* every struct gmem_map, by hva */
+	struct gmem_range_map maps;	/* every struct gmem_map, by hva, but */
+	struct gmem_range_map over;	/* those that are over one of the user's */
 } record = { .lock = GMEM_LOCK_INIT(GMEM_RANK_MAPS) };
 
 static uint64_t address(const void *hva)
@@ -96,7 +98,7 @@ static int map_aligned(int fd, uint64_t offset, uint64_t size, int prot, int fla
 static int map_at(int fd, uint64_t offset, uint64_t size, int prot, int flags,
 		const struct gmem_place *place, void **ret)
 {
-	if (place->flags & GMEM_MAP_REPLACE)
+	if (place->flags & (GMEM_MAP_REPLACE | GMEM_PLACE_RESERVED))
 		return gmem_sys_mmap(place->hva, size, prot, flags | MAP_FIXED, fd, offset, ret);
 
 	if (place->flags & GMEM_MAP_FIXED)
@@ -123,12 +125,20 @@ static struct gmem_map *find(uint64_t start, uint64_t size)
 	return hva ? map_of(hva) : NULL;
 }
 
+static struct gmem_range_map *record_of(const struct gmem_map *map)
+{
+	return map->before == GMEM_BEFORE_MADE ? &record.over : &record.maps;
+}
+
 /* Likewise, but only what belongs to a region or to an import. */
 static struct gmem_map *find_pinned(uint64_t start, uint64_t size)
 {
+	struct gmem_range *over = gmem_range_find(&record.over, start, size);
 	uint64_t last = start + size - 1;
 	struct gmem_map *map;
 
+	if (over)
+		return map_of(over);
 	while ((map = find(start, last - start + 1))) {
 		if (map->is_pinned)
 			return map;
@@ -141,7 +151,7 @@ static struct gmem_map *find_pinned(uint64_t start, uint64_t size)
 
 static void enter(struct gmem_map *map)
 {
-	gmem_range_insert(&record.maps, &map->hva);
+	gmem_range_insert(record_of(map), &map->hva);
 	if (map->is_pinned)
 		return;
 
@@ -178,6 +188,7 @@ static void take_out(struct gmem_map *map, uint64_t start, uint64_t size, struct
 	if (after && rest) {
 		rest->owner = map->owner;
 		rest->is_pinned = false;
+		rest->before = GMEM_BEFORE_NOTHING;
 		rest->offset = map->offset + before + size;
 		rest->hva.start = start + size;
 		rest->hva.size = after;
@@ -282,10 +293,196 @@ static void forget_stale(void *hva, uint64_t size, struct gmem_map **spare)
 	struct gmem_map *map;
 
 	while ((map = find_pinned(address(hva), size))) {
-		gmem_range_remove(&record.maps, &map->hva);
+		gmem_range_remove(record_of(map), &map->hva);
 		map->is_lost = true;
 	}
 	take_out_all(address(hva), size, spare);
+}
+
+/* ---- space that is kept for a mapping ---- */
+
+/* What is at a place: all of it is of one kind */
+struct survey {
+	int fd;
+	uint64_t offset, start, end;
+	uint64_t seen;			/* up to where */
+	int err;
+	struct gmem_sys_facts facts;	/* of @fd, unless that is -1 */
+	enum gmem_map_before before;
+	int prot;
+};
+
+static bool is_reservation(const struct gmem_host_mapping *mapping)
+{
+	return mapping->prot == PROT_NONE && !(mapping->flags & (GMEM_MAPPING_FILE | GMEM_MAPPING_SHARED));
+}
+
+static bool is_same_part(const struct survey *survey, const struct gmem_host_mapping *mapping)
+{
+	return survey->fd >= 0 && mapping->flags & GMEM_MAPPING_FILE &&
+	       mapping->flags & GMEM_MAPPING_SHARED && mapping->device == survey->facts.device &&
+	       mapping->inode == survey->facts.inode &&
+	       mapping->offset - mapping->start == survey->offset - survey->start;
+}
+
+static int fail_to_see(const struct survey *survey, const struct gmem_host_mapping *mapping)
+{
+	if (!mapping || mapping->start > survey->seen)
+		return gmem_fail(-EINVAL, "nothing is mapped at hva 0x%" PRIx64 ", so nothing is reserved",
+				 survey->seen);
+	return gmem_fail(-EEXIST, "hva 0x%" PRIx64 ", 0x%" PRIx64 " bytes, is %s, protection %d: a region goes "
+			 "over a reservation (private, anonymous, PROT_NONE), or over a mapping of the same "
+			 "part of its file, and all of it over one", mapping->start,
+			 mapping->end - mapping->start, mapping->flags & GMEM_MAPPING_FILE ?
+			 "a mapping of a file" : "memory", mapping->prot);
+}
+
+/* Ends the walk with 1 if this is neither, or not like what was seen so far. */
+static int see(void *data, const struct gmem_host_mapping *mapping)
+{
+	struct survey *survey = data;
+	enum gmem_map_before before;
+
+	before = is_reservation(mapping) ? GMEM_BEFORE_RESERVATION :
+		 is_same_part(survey, mapping) ? GMEM_BEFORE_CALLERS : GMEM_BEFORE_NOTHING;
+	if (!before || mapping->start > survey->seen ||
+	    (survey->before && (before != survey->before || mapping->prot != survey->prot))) {
+		survey->err = fail_to_see(survey, mapping);
+		return 1;
+	}
+	survey->before = before;
+	survey->prot = mapping->prot;
+	survey->seen = mapping->end;
+	return 0;
+}
+
+/* Find out what is at the place; without /proc nobody can tell, and nothing is assumed. */
+static int look(struct survey *survey, const struct gmem_place *place)
+{
+	int err = survey->fd < 0 ? 0 : gmem_sys_facts(survey->fd, &survey->facts);
+
+	if (err)
+		return gmem_fail(err, "fd %d cannot be looked at: %s", survey->fd, gmem_errno_name(err));
+
+	survey->seen = survey->start;
+	err = gmem_host_mappings(place->hva, survey->end - survey->start, false, see, survey);
+	if (err > 0)
+		return survey->err;
+	if (err)
+		return gmem_fail(-EOPNOTSUPP, "what is mapped at hva 0x%" PRIx64 " only /proc/self/maps tells: %s",
+				 survey->start, gmem_errno_name(err));
+	return survey->seen < survey->end ? fail_to_see(survey, NULL) : 0;
+}
+
+/* Also for what is under the mapping in the record: that must go on beneath it. */
+static int check_reserved(const struct gmem_file_maps *maps, int fd, uint64_t offset, uint64_t size,
+			  const struct gmem_place *place, struct gmem_map *map)
+{
+	struct survey survey = {
+		.fd = fd, .offset = offset, .start = address(place->hva), .end = address(place->hva) + size,
+	};
+	const struct gmem_map *other = find_pinned(survey.start, size);
+	int err;
+
+	if (other)
+		return gmem_fail(-EEXIST, "hva 0x%" PRIx64 ", 0x%" PRIx64
+				 " bytes, is the memory of a region or of an import", other->hva.start,
+				 other->hva.size);
+	err = look(&survey, place);
+	if (err)
+		return err;
+
+	other = find(survey.start, size);
+	map->before = survey.before;
+	map->prot = survey.prot;
+	map->fd = fd;
+	if (!other || survey.before != GMEM_BEFORE_CALLERS || other->owner != maps)
+		return 0;
+
+	map->before = GMEM_BEFORE_MADE;
+	if (other->hva.start > survey.start || gmem_range_last(&other->hva) < survey.end - 1)
+		return gmem_fail(-EEXIST, "hva 0x%" PRIx64 ", 0x%" PRIx64 " bytes, is more than one mapping of "
+				 "gmem_file_map()", survey.start, size);
+	return 0;
+}
+
+/* The mapping of the user's that is under @map; NULL: he has freed the file. */
+static bool has_made(const struct gmem_map *map)
+{
+	const struct gmem_map *made = find(map->hva.start, map->hva.size);
+
+	return made && made->owner == map->owner && made->hva.start <= map->hva.start &&
+	       gmem_range_last(&made->hva) >= gmem_range_last(&map->hva);
+}
+
+/* Map what was there; @flags: MAP_FIXED where @map is, or MAP_FIXED_NOREPLACE where nothing is. */
+static int map_before(const struct gmem_map *map, int flags)
+{
+	const int reserves = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+	bool is_file = map->before != GMEM_BEFORE_RESERVATION;
+	void *hva;
+	int err;
+
+	err = gmem_sys_mmap((void *)(uintptr_t)map->hva.start, map->hva.size, map->prot,
+			    flags | (is_file ? MAP_SHARED : reserves), is_file ? map->fd : -1,
+			    is_file ? map->offset : 0, &hva);
+	if (!err && address(hva) != map->hva.start)
+		gmem_sys_munmap(hva, map->hva.size);
+	return err;
+}
+
+/* Its memory goes, whatever the kernel says to what should be there instead. */
+static void unmap(const struct gmem_map *map)
+{
+	bool comes_back = map->before && (map->before != GMEM_BEFORE_MADE || has_made(map));
+
+	if (!comes_back || map_before(map, MAP_FIXED))
+		gmem_sys_munmap((void *)(uintptr_t)map->hva.start, map->hva.size);
+}
+
+/*
+ * The kernel can unmap what is there before it finds a reason to fail: so let it look for one
+ * elsewhere before, for huge pages in the size that is needed, and put back what goes all the same.
+ */
+static int map_over(int fd, uint64_t offset, uint64_t size, int prot, int flags,
+		    const struct gmem_place *place, struct gmem_map *map)
+{
+	const uint64_t tried = place->is_huge ? size : gmem_sys_page_size();
+	unsigned char present;
+	void *hva;
+	int err;
+
+	map->hva.start = address(place->hva);
+	map->hva.size = size;
+	map->offset = offset;
+	err = gmem_sys_mmap(NULL, tried, prot, flags, fd, offset, &hva);
+	if (err)
+		return err;
+	gmem_sys_munmap(hva, tried);
+
+	err = map_at(fd, offset, size, prot, flags, place, &hva);
+	if (err && gmem_sys_mincore(place->hva, gmem_sys_page_size(), &present) == -ENOMEM)
+		map_before(map, MAP_FIXED_NOREPLACE);
+	return err;
+}
+
+/* Put a pinned mapping over space that is kept for it. */
+static int reserve(int fd, uint64_t offset, uint64_t size, int flags, const struct gmem_place *place,
+		   struct gmem_map **spare, struct gmem_map *map, void **ret)
+{
+	int err = check_reserved(map->owner, fd, offset, size, place, map);
+
+	if (err)
+		return err;
+	err = map_over(fd, offset, size, prot_of(place), flags, place, map);
+	if (err)
+		return fail_to_map(offset, size, place, err);
+
+	/* What else the record has there is stale. */
+	if (map->before != GMEM_BEFORE_MADE)
+		take_out_all(address(place->hva), size, spare);
+	*ret = place->hva;
+	return 0;
 }
 
 /* Map the file (@fd -1: anonymous memory) at a place that was checked, and fill in @map. */
@@ -298,6 +495,8 @@ static int map_locked(int fd, uint64_t offset, uint64_t size, const struct gmem_
 
 	if (place->flags & GMEM_MAP_REPLACE) {
 		err = replace(fd, offset, size, place, spare, &hva);
+	} else if (place->flags & GMEM_PLACE_RESERVED) {
+		err = reserve(fd, offset, size, flags, place, spare, map, &hva);
 	} else {
 		err = map_at(fd, offset, size, prot_of(place), flags, place, &hva);
 		if (err)
@@ -350,6 +549,7 @@ int gmem_maps_add(struct gmem_file_maps *maps, int fd, uint64_t offset, uint64_t
 
 	map->owner = maps;
 	map->is_pinned = false;
+	map->before = GMEM_BEFORE_NOTHING;
 	err = map_range(fd, offset, size, place, map, ret_hva);
 	if (err)
 		free(map);
@@ -398,6 +598,21 @@ int gmem_maps_remove(struct gmem_file_maps *maps, uint64_t hva, uint64_t size)
 	return err;
 }
 
+/* Not what a region has put over it */
+static void unmap_beside(uint64_t start, uint64_t last)
+{
+	const struct gmem_range *over;
+
+	while ((over = gmem_range_find(&record.over, start, last - start + 1))) {
+		if (over->start > start)
+			gmem_sys_munmap((void *)(uintptr_t)start, over->start - start);
+		if (gmem_range_last(over) >= last)
+			return;
+		start = gmem_range_last(over) + 1;
+	}
+	gmem_sys_munmap((void *)(uintptr_t)start, last - start + 1);
+}
+
 void gmem_maps_clear(struct gmem_file_maps *maps)
 {
 	struct gmem_map *map;
@@ -405,7 +620,7 @@ void gmem_maps_clear(struct gmem_file_maps *maps)
 	gmem_lock_take(&record.lock);
 	while ((map = maps->made)) {
 		strike(map);
-		gmem_sys_munmap((void *)(uintptr_t)map->hva.start, map->hva.size);
+		unmap_beside(map->hva.start, gmem_range_last(&map->hva));
 		free(map);
 	}
 	gmem_lock_drop(&record.lock);
@@ -438,6 +653,7 @@ int gmem_maps_pin(struct gmem_file_maps *maps, int fd, uint64_t offset, uint64_t
 	map->owner = maps;
 	map->is_pinned = true;
 	map->is_lost = false;
+	map->before = GMEM_BEFORE_NOTHING;
 	return map_range(fd, offset, size, place, map, &hva);
 }
 
@@ -459,10 +675,10 @@ void gmem_maps_move_pin(struct gmem_map *from, struct gmem_map *to)
 {
 	gmem_lock_take(&record.lock);
 	if (!from->is_lost)
-		gmem_range_remove(&record.maps, &from->hva);
+		gmem_range_remove(record_of(from), &from->hva);
 	*to = *from;
 	if (!to->is_lost)
-		gmem_range_insert(&record.maps, &to->hva);
+		gmem_range_insert(record_of(to), &to->hva);
 	gmem_lock_drop(&record.lock);
 }
 
@@ -473,8 +689,11 @@ void gmem_maps_split_pin(struct gmem_map *map, uint64_t offset, struct gmem_map 
 	upper->offset = map->offset + offset;
 	gmem_lock_take(&record.lock);
 	upper->is_lost = map->is_lost;
+	upper->before = map->before;
+	upper->fd = map->fd;
+	upper->prot = map->prot;
 	if (!map->is_lost)
-		gmem_range_split(&record.maps, &map->hva, offset, &upper->hva);
+		gmem_range_split(record_of(map), &map->hva, offset, &upper->hva);
 	gmem_lock_drop(&record.lock);
 }
 
@@ -482,8 +701,8 @@ void gmem_maps_unpin(struct gmem_map *map)
 {
 	gmem_lock_take(&record.lock);
 	if (!map->is_lost) {
-		gmem_range_remove(&record.maps, &map->hva);
-		gmem_sys_munmap((void *)(uintptr_t)map->hva.start, map->hva.size);
+		gmem_range_remove(record_of(map), &map->hva);
+		unmap(map);
 	}
 	gmem_lock_drop(&record.lock);
 }

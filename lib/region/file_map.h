@@ -7,6 +7,11 @@
  * and imports, which nothing replaces. Each is unmapped by its owner alone: what replaces
  * part of a user's mapping takes that part out of the record.
  *
+ * A region can be put over space that is kept for it: a reservation, or a mapping of the same
+ * part of the same file. What was there comes back when the region's mapping ends. A mapping
+ * of the user's stays in the record meanwhile, under that of the region, so that he may unmap
+ * it as a whole afterwards.
+ *
  * The record is the process's, and so is its lock (rank MAPS): it is held across mmap()
  * and munmap(), which the kernel serialises for a process anyway.
  *
@@ -22,13 +27,25 @@
 
 #include "base/range_map.h"
 
+/* A flag of struct gmem_place beside GMEM_MAP_*: at @hva, over space that is kept for it */
+#define GMEM_PLACE_RESERVED (UINT64_C(1) << 63)
+
 /* Place of a mapping: struct gmem_map_opts, checked, and more */
 struct gmem_place {
-	uint64_t flags;		/* GMEM_MAP_* */
+	uint64_t flags;		/* GMEM_MAP_*, GMEM_PLACE_RESERVED */
 	void *hva;
 	uint64_t align;
 	uint64_t remainder;	/* of the address modulo @align */
 	int mmap_flags;		/* MAP_*, of anonymous memory */
+	bool is_huge;		/* memory of hugetlb: mapped and unmapped in whole huge pages */
+};
+
+/* What was where a pinned mapping is, and comes back when that ends */
+enum gmem_map_before {
+	GMEM_BEFORE_NOTHING = 0,
+	GMEM_BEFORE_RESERVATION,	/* private and anonymous, PROT_NONE */
+	GMEM_BEFORE_CALLERS,		/* a mapping of the same part of the same file, the caller's own */
+	GMEM_BEFORE_MADE,		/* likewise, of the user's in the record */
 };
 
 struct gmem_map {
@@ -39,6 +56,9 @@ struct gmem_map {
 	struct gmem_map *previous;
 	bool is_pinned;
 	bool is_lost;			/* pinned once: somebody else unmapped it */
+	enum gmem_map_before before;
+	int fd;				/* of a pinned one, borrowed, and */
+	int prot;			/* for what was before */
 };
 
 /* The mappings of one file; zeroed, there are none */

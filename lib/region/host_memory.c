@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <linux/magic.h>
 #include <linux/memfd.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -14,6 +15,7 @@
 #include "base/macros.h"
 #include "base/opts.h"
 #include "os/sys.h"
+#include "region/host_mapping.h"
 
 #define ALL_FLAGS                                                                          \
 	(GMEM_MEMORY_MEMFD | GMEM_MEMORY_HUGETLB | GMEM_MEMORY_THP | GMEM_MEMORY_NO_THP |   \
@@ -147,14 +149,91 @@ int gmem_host_memory_advise(const struct gmem_host_params *params, const struct 
 	return 0;
 }
 
+/* ---- a mapping of the caller's ---- */
+
+struct comparison {
+	const struct gmem_host_file *file;
+	uint64_t offset, start, seen;
+	int err;
+};
+
+static int fail_to_match(const struct comparison *compare, const struct gmem_host_mapping *mapping)
+{
+	const struct gmem_sys_facts *facts = &compare->file->facts;
+	const char *what = !mapping || mapping->start > compare->seen ? "not mapped" :
+			   !(mapping->flags & GMEM_MAPPING_FILE) ? "anonymous memory" :
+			   !(mapping->flags & GMEM_MAPPING_SHARED) ? "a private mapping" :
+			   mapping->device != facts->device || mapping->inode != facts->inode ?
+			   "a mapping of another file" : "a mapping of another part of it";
+
+	return gmem_fail(-EINVAL, "hva 0x%" PRIx64 " is %s, and no shared mapping of memory_fd, offset 0x%"
+			 PRIx64, compare->seen, what, compare->offset + (compare->seen - compare->start));
+}
+
+/* Ends the walk with 1 if this is something else. */
+static int compare_mapping(void *data, const struct gmem_host_mapping *mapping)
+{
+	const uint32_t flags = GMEM_MAPPING_FILE | GMEM_MAPPING_SHARED;
+	struct comparison *compare = data;
+	const struct gmem_sys_facts *facts = &compare->file->facts;
+
+	if (mapping->start > compare->seen || (mapping->flags & flags) != flags ||
+	    mapping->device != facts->device || mapping->inode != facts->inode ||
+	    mapping->offset - mapping->start != compare->offset - compare->start) {
+		compare->err = fail_to_match(compare, mapping);
+		return 1;
+	}
+	compare->seen = mapping->end;
+	return 0;
+}
+
+int gmem_host_memory_check_mapping(const struct gmem_host_file *file, uint64_t offset, void *hva,
+				   uint64_t size)
+{
+	const uint64_t start = (uintptr_t)hva;
+	struct comparison compare = { .file = file, .offset = offset, .start = start, .seen = start };
+	int err = gmem_host_mappings(hva, size, false, compare_mapping, &compare);
+
+	if (err > 0)
+		return compare.err;
+	if (err)
+		return gmem_fail(-EOPNOTSUPP, "whether hva 0x%" PRIx64 " is a mapping of memory_fd only "
+				 "/proc/self/maps tells (%s): without GMEM_REGION_HVA the library maps it", start,
+				 gmem_errno_name(err));
+	return compare.seen < start + size ? fail_to_match(&compare, NULL) : 0;
+}
+
 /* ---- mapping ---- */
 
-static int fail_to_pin(const struct gmem_host_params *params, uint64_t size, int err)
+uint64_t gmem_host_memory_page(const struct gmem_host_params *params, const struct gmem_host_file *file)
 {
-	if (params->huge_page && err == -ENOMEM)
+	if (!file)
+		return params->huge_page;
+	return file->facts.filesystem_type == HUGETLBFS_MAGIC ? file->facts.block_size : 0;
+}
+
+static int check_place(uint64_t huge_page, uint64_t offset, uint64_t size, const struct gmem_place *place)
+{
+	const uint64_t rest = huge_page - 1, hva = (uintptr_t)place->hva;
+
+	if ((offset | size) & rest)
+		return gmem_fail(-EINVAL, "offset 0x%" PRIx64 ", size 0x%" PRIx64 ": not multiples of the huge page "
+				 "of 0x%" PRIx64 " bytes", offset, size, huge_page);
+	if (hva & rest)
+		return gmem_fail(-EINVAL, "hva 0x%" PRIx64 " is not a multiple of the huge page of 0x%" PRIx64
+				 " bytes", hva, huge_page);
+	if (place->remainder & rest)
+		return gmem_fail(-EINVAL, "the host address of huge pages of 0x%" PRIx64 " bytes cannot be 0x%"
+				 PRIx64 " modulo 0x%" PRIx64, huge_page, place->remainder, place->align);
+	return 0;
+}
+
+static int fail_to_pin(uint64_t huge_page, uint64_t size, int err)
+{
+	if (huge_page && err == -ENOMEM)
 		return gmem_fail(err, "0x%" PRIx64 " bytes of host memory cannot be had in huge pages of 0x%"
 				 PRIx64 " bytes: there are too few (vm.nr_hugepages): %s", size,
-				 params->huge_page, gmem_errno_name(err));
+				 huge_page, gmem_errno_name(err));
 	return gmem_fail_by_limit(err, size, "0x%" PRIx64 " bytes of host memory cannot be had", size);
 }
 
@@ -171,14 +250,24 @@ int gmem_host_memory_pin(const struct gmem_host_params *params, struct gmem_host
 			 uint64_t offset, uint64_t size, const struct gmem_place *user_place,
 			 struct gmem_map *map)
 {
+	const uint64_t huge_page = gmem_host_memory_page(params, file);
 	struct gmem_place place = *user_place;
 	int err;
 
+	if (huge_page) {
+		err = check_place(huge_page, offset, size, &place);
+		if (err)
+			return err;
+		place.is_huge = true;
+		if (place.align && place.align < huge_page)
+			place.align = huge_page;
+	}
 	if (!file)
 		place.mmap_flags = huge_flags(params->huge_page);
 	err = gmem_maps_pin(NULL, file ? file->fd : -1, offset, size, &place, map);
 	if (err)
-		return err == -EEXIST ? err : fail_to_pin(params, size, err);
+		return err == -EEXIST || err == -EINVAL || err == -EOPNOTSUPP ? err :
+		       fail_to_pin(huge_page, size, err);
 
 	err = gmem_host_memory_advise(params, map);
 	if (err)

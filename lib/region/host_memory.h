@@ -31,6 +31,19 @@ int gmem_host_memory_check(const struct gmem_memory_opts *user_opts, uint64_t si
 /* The alignment, also with the guest address, that a region has whose caller says nothing; 0: none */
 uint64_t gmem_host_memory_align(const struct gmem_host_params *params);
 
+/*
+ * The huge page of hugetlb that memory of @params, or of @file, is mapped and unmapped in, bytes;
+ * 0: it is not of hugetlb.
+ */
+uint64_t gmem_host_memory_page(const struct gmem_host_params *params, const struct gmem_host_file *file);
+
+/*
+ * Returns -EINVAL unless [@hva, @hva + @size) is a shared mapping of @file from @offset on;
+ * -EOPNOTSUPP if that cannot be known.
+ */
+int gmem_host_memory_check_mapping(const struct gmem_host_file *file, uint64_t offset, void *hva,
+				   uint64_t size);
+
 /* Map [@offset, @offset + @size) of @file, or anonymous memory if that is NULL, and give advice. */
 int gmem_host_memory_pin(const struct gmem_host_params *params, struct gmem_host_file *file,
 			 uint64_t offset, uint64_t size, const struct gmem_place *place,

@@ -380,7 +380,8 @@ static int map_host_memory(struct gmem_region *region, const struct gmem_region_
 	struct gmem_place place = place_of(region);
 	int err;
 
-	place.flags = region->hva_chosen ? GMEM_MAP_FIXED : 0;
+	place.flags = params->opts.flags & GMEM_REGION_RESERVED ? GMEM_PLACE_RESERVED :
+		      region->hva_chosen ? GMEM_MAP_FIXED : 0;
 	place.hva = params->opts.hva;
 	if (hva_is_files(region)) {
 		region->map = &region->pin;
@@ -388,6 +389,7 @@ static int map_host_memory(struct gmem_region *region, const struct gmem_region_
 	} else {
 		if (region->host_file && !region->host_file->facts.access.writes)
 			place.flags |= GMEM_MAP_READONLY;
+		region->huge_page = gmem_host_memory_page(&params->memory, region->host_file);
 		err = gmem_host_memory_pin(&params->memory, region->host_file, region->host_offset,
 					   region->gpa.size, &place, &region->pin);
 	}
@@ -415,10 +417,13 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 	if (err)
 		return err;
 
+	if (!region->borrows_memory)
+		err = map_host_memory(region, params);
+	else if (region->host_file)
+		err = gmem_host_memory_check_mapping(region->host_file, region->host_offset,
+						     params->opts.hva, region->gpa.size);
 	if (region->borrows_memory)
 		region->hva.start = (uintptr_t)params->opts.hva;
-	else
-		err = map_host_memory(region, params);
 	if (err)
 		put_host_file(region);
 	else if (region->borrows_memory || region->host_file || params->memory.huge_page)
@@ -592,6 +597,7 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 		.file_offset = region->file_offset,
 		.host_file = region->host_file,
 		.host_offset = region->host_offset,
+		.huge_page = region->huge_page,
 		.align = region->align,
 		.page_size = region->page_size,
 		.slot = region->slot,
@@ -644,6 +650,11 @@ int gmem_region_prepare_split(const struct gmem_region *region, uint64_t offset,
 {
 	uint32_t slot = 0;
 	int err;
+
+	/* The parts are unmapped each for itself. */
+	if (region->huge_page && offset & (region->huge_page - 1))
+		return gmem_fail(-EINVAL, "offset 0x%" PRIx64 " is inside a huge page of 0x%" PRIx64
+				 " bytes, and both parts would have it", offset, region->huge_page);
 
 	if (!region->is_device) {
 		err = check_between_pages(region, offset);

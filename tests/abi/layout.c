@@ -391,7 +391,7 @@ NUMBER(GMEM_NUMA_INTERLEAVE, 3);
 NUMBER(GMEM_NUMA_SHARED_ONLY, 1);
 NUMBER(GMEM_NUMA_WORDS, 16);
 
-SIZE(gmem_transfer_opts, 64);
+SIZE(gmem_transfer_opts, 80);
 FIELD(gmem_transfer_opts, size, 0);
 FIELD(gmem_transfer_opts, flags, 8);
 FIELD(gmem_transfer_opts, image_offset, 16);
@@ -401,8 +401,10 @@ FIELD(gmem_transfer_opts, ring, 40);
 FIELD(gmem_transfer_opts, ring_tag, 48);
 FIELD(gmem_transfer_opts, depth, 56);
 FIELD(gmem_transfer_opts, reserved, 60);
+FIELD(gmem_transfer_opts, lost, 64);
+FIELD(gmem_transfer_opts, lost_data, 72);
 
-SIZE(gmem_transfer_result, 56);
+SIZE(gmem_transfer_result, 64);
 FIELD(gmem_transfer_result, size, 0);
 FIELD(gmem_transfer_result, file_bytes, 8);
 FIELD(gmem_transfer_result, direct_bytes, 16);
@@ -411,6 +413,7 @@ FIELD(gmem_transfer_result, zero_bytes, 32);
 FIELD(gmem_transfer_result, private_bytes, 40);
 FIELD(gmem_transfer_result, engine, 48);
 FIELD(gmem_transfer_result, no_ring, 52);
+FIELD(gmem_transfer_result, lost_bytes, 56);
 
 NUMBER(GMEM_TRANSFER_NO_DIRECT, 1);
 NUMBER(GMEM_TRANSFER_NO_RING, 2);
@@ -419,6 +422,7 @@ NUMBER(GMEM_TRANSFER_OMIT_PRIVATE, 8);
 NUMBER(GMEM_TRANSFER_LEAVE_REST, 16);
 NUMBER(GMEM_TRANSFER_VERIFY, 32);
 NUMBER(GMEM_TRANSFER_UNCHECKED, 64);
+NUMBER(GMEM_TRANSFER_ALLOW_LOST, 128);
 NUMBER(GMEM_TRANSFER_TAGS, 64);
 NUMBER(GMEM_TRANSFER_DONE, 0);
 NUMBER(GMEM_TRANSFER_MORE, 1);
