@@ -72,6 +72,18 @@ static int fail_too_large(uint64_t gpa, uint64_t size)
 			 size, gpa, GMEM_MEMSLOT_PAGES, count);
 }
 
+/* KVM has one set of attributes for all address spaces, and would apply it to each. */
+static int check_space(const struct gmem_vm *vm, const struct gmem_region_params *params)
+{
+	const struct gmem_backing_traits *traits = gmem_backing_traits(params->plan->backing);
+
+	if (vm->address_space == 0 || traits->attributes == GMEM_ATTRIBUTES_NONE)
+		return 0;
+	return gmem_fail(-EOPNOTSUPP, "backing \"%s\" is for address space 0, not %" PRIu32
+			 ": what is private belongs to guest addresses, whatever the address space",
+			 traits->name, vm->address_space);
+}
+
 int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
 	uint64_t bits = gmem_caps_value(&vm->caps, GMEM_CAP_ADDRESS_BITS);
@@ -256,6 +268,8 @@ int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	if (!err)
 		err = check_slot_flags(vm, params);
 	if (!err)
+		err = check_space(vm, params);
+	if (!err)
 		err = check_file(vm, params, size);
 	if (!err)
 		err = check_hva(params, size);
@@ -272,6 +286,7 @@ struct gmem_kvm_slot gmem_region_memslot(const struct gmem_region *region)
 {
 	return (struct gmem_kvm_slot){
 		.number = region->slot,
+		.space = region->vm->address_space,
 		.flags = region->slot_flags,
 		.gmemfd = region->file ? region->file->fd : -1,
 		.gmemfd_offset = region->file_offset,
@@ -279,6 +294,11 @@ struct gmem_kvm_slot gmem_region_memslot(const struct gmem_region *region)
 		.size = region->gpa.size,
 		.hva = (void *)(uintptr_t)region->hva.start,
 	};
+}
+
+uint32_t gmem_region_slot_id(const struct gmem_region *region)
+{
+	return gmem_kvm_slot_id(region->vm->address_space, region->slot);
 }
 
 static int get_file(struct gmem_vm *vm, struct gmem_region *region, const struct gmem_region_params *params)
@@ -400,12 +420,14 @@ static int map_host_memory(struct gmem_region *region, const struct gmem_region_
 }
 
 /* What cannot be known now is asked again when it matters, see region/host_look. */
-static void learn_page_size(struct gmem_region *region)
+static void learn_mapping(struct gmem_region *region)
 {
-	uint64_t page = gmem_host_mapping_page_size((void *)(uintptr_t)region->hva.start, region->hva.size);
+	const void *hva = (const void *)(uintptr_t)region->hva.start;
+	uint64_t page = gmem_host_mapping_page_size(hva, region->hva.size);
 
 	if (page)
 		region->page_size = page;
+	region->has_private_file = gmem_host_mapping_find_private_file(hva, region->hva.size);
 }
 
 static int get_host_memory(struct gmem_region *region, const struct gmem_region_params *params)
@@ -427,7 +449,7 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 	if (err)
 		put_host_file(region);
 	else if (region->borrows_memory || region->host_file || params->memory.huge_page)
-		learn_page_size(region);
+		learn_mapping(region);
 	return err;
 }
 
@@ -605,6 +627,7 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 		.kind = region->kind,
 		.identity = region->identity,
 		.congruent = region->congruent,
+		.has_private_file = region->has_private_file,
 		.hva_chosen = region->hva_chosen,
 		.borrows_memory = region->borrows_memory,
 		.is_device = region->is_device,
@@ -614,6 +637,14 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 	return copy;
 }
 
+void gmem_region_hand_over_memory(struct gmem_region *region, struct gmem_region *stuck)
+{
+	if (region->owns_memory)
+		gmem_maps_move_pin(&region->pin, &stuck->pin);
+	stuck->owns_memory = region->owns_memory;
+	region->owns_memory = false;
+}
+
 void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck)
 {
 	if (region->file)
@@ -621,14 +652,11 @@ void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck
 	gmem_host_file_ref(region->host_file);
 	if (region->owns_range)
 		gmem_file_move_bound(region->file, &region->bound, &stuck->bound);
-	if (region->owns_memory)
-		gmem_maps_move_pin(&region->pin, &stuck->pin);
 
 	stuck->hva = region->hva;
 	stuck->owns_range = region->owns_range;
-	stuck->owns_memory = region->owns_memory;
 	region->owns_range = false;
-	region->owns_memory = false;
+	gmem_region_hand_over_memory(region, stuck);
 }
 
 /* ---- split ---- */
@@ -828,7 +856,7 @@ GMEM_API void *gmem_region_hva(const struct gmem_region *region)
 
 GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region)
 {
-	return region && !region->is_device ? region->slot : UINT32_MAX;
+	return region && !region->is_device ? gmem_region_slot_id(region) : UINT32_MAX;
 }
 
 GMEM_API uint32_t gmem_region_backing(const struct gmem_region *region)

@@ -64,6 +64,7 @@ struct gmem_region {
 	uint32_t kind;			/* GMEM_KIND_DEFAULT: a device's range, without memory */
 	uint64_t identity;
 	bool congruent;
+	bool has_private_file;		/* a private mapping of a file is part of the host memory */
 	bool hva_chosen;		/* by the caller, with GMEM_REGION_HVA or _RESERVED */
 	bool borrows_memory;		/* the host memory is the caller's mapping */
 	bool is_device;
@@ -155,8 +156,12 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region);
  * @stuck's, a copy of it.
  */
 void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck);
+/* Likewise, but only the mapping. */
+void gmem_region_hand_over_memory(struct gmem_region *region, struct gmem_region *stuck);
 
 struct gmem_kvm_slot gmem_region_memslot(const struct gmem_region *region);
+/* The number that KVM's ioctls have for it */
+uint32_t gmem_region_slot_id(const struct gmem_region *region);
 
 /*
  * Fill in @lower, a copy of @region, and @upper, with a number of its own: what the parts

@@ -14,6 +14,7 @@
 #include "os/sys.h"
 #include "region/file.h"
 #include "region/host_discard.h"
+#include "region/host_mapping.h"
 #include "region/memory_users.h"
 #include "region/region.h"
 #include "region/vm_core.h"
@@ -76,27 +77,44 @@ int gmem_region_memory_get(const struct gmem_region *region, uint32_t side, uint
 
 /* ---- discard ---- */
 
-/* As gmem_file_punch() does for files: no lease is granted from here on. */
-static int begin_discard(struct gmem_vm *vm, struct gmem_memory_user *user)
+/* A discard of host memory: by its address, and by its place in the file behind it, if there is one */
+struct host_discard {
+	struct gmem_memory_user at_hva, in_file;
+	struct gmem_memory_users *by_hva, *by_file;	/* the latter is NULL without a file */
+};
+
+static int check_leases(const struct gmem_memory_users *users, const char *what,
+			const struct gmem_memory_user *user)
 {
-	const struct gmem_memory_user *lease;
-	int err = 0;
+	const struct gmem_memory_user *lease = gmem_memory_find_lease(users, user->at.start, user->at.last);
+
+	return lease ? gmem_memory_fail_leased(lease, what, user->at.start,
+					       user->at.last - user->at.start + 1) : 0;
+}
+
+/* As gmem_file_punch() does for files: no lease is granted from here on. */
+static int begin_discard(struct gmem_vm *vm, struct host_discard *discard)
+{
+	int err;
 
 	gmem_lock_take(&vm->lock);
-	lease = gmem_memory_find_lease(&vm->memory_users, user->at.start, user->at.last);
-	if (lease)
-		err = gmem_memory_fail_leased(lease, "hva", user->at.start,
-					      user->at.last - user->at.start + 1);
-	else
-		gmem_interval_insert(&vm->memory_users.discards, &user->at);
+	err = check_leases(discard->by_hva, "hva", &discard->at_hva);
+	if (!err && discard->by_file)
+		err = check_leases(discard->by_file, "file offset", &discard->in_file);
+	if (!err)
+		gmem_interval_insert(&discard->by_hva->discards, &discard->at_hva.at);
+	if (!err && discard->by_file)
+		gmem_interval_insert(&discard->by_file->discards, &discard->in_file.at);
 	gmem_lock_drop(&vm->lock);
 	return err;
 }
 
-static void end_discard(struct gmem_vm *vm, struct gmem_memory_user *user)
+static void end_discard(struct gmem_vm *vm, struct host_discard *discard)
 {
 	gmem_lock_take(&vm->lock);
-	gmem_interval_remove(&vm->memory_users.discards, &user->at);
+	gmem_interval_remove(&discard->by_hva->discards, &discard->at_hva.at);
+	if (discard->by_file)
+		gmem_interval_remove(&discard->by_file->discards, &discard->in_file.at);
 	gmem_lock_drop(&vm->lock);
 }
 
@@ -105,18 +123,20 @@ static int discard_unless_leased(struct gmem_vm *vm, const struct gmem_region_me
 				 const struct gmem_discard_how *how, bool is_known,
 				 uint64_t *ret_done)
 {
-	uint64_t start = (uintptr_t)what->hva;
-	struct gmem_memory_user user = {
-		.at = { .start = start, .last = start + size - 1 },
-		.name = "discarded",
+	uint64_t start = (uintptr_t)what->hva, offset = what->host_offset;
+	struct host_discard discard = {
+		.at_hva = { .at = { .start = start, .last = start + size - 1 }, .name = "discarded" },
+		.in_file = { .at = { .start = offset, .last = offset + size - 1 }, .name = "discarded" },
+		.by_hva = &vm->memory_users,
+		.by_file = what->host_file ? &what->host_file->memory_users : NULL,
 	};
 	int err;
 
-	err = begin_discard(vm, &user);
+	err = begin_discard(vm, &discard);
 	if (err)
 		return err;
 	err = gmem_host_discard(how->look, what->hva, size, how->flags, is_known, ret_done);
-	end_discard(vm, &user);
+	end_discard(vm, &discard);
 	return err;
 }
 
@@ -197,6 +217,63 @@ static int count_mapped(const struct gmem_region_memory *side, uint64_t size, ui
 	return 0;
 }
 
+/* Pagemap: a page is in memory; it is the file's, or shared */
+#define PAGEMAP_PRESENT	(UINT64_C(1) << 63)
+#define PAGEMAP_FILE	(UINT64_C(1) << 61)
+#define PAGEMAP_PAGES	2048
+
+/* Pages of its own, which is what a private mapping of a file takes beside the page cache */
+static int count_own(const char *hva, uint64_t size, uint64_t *ret_bytes)
+{
+	uint64_t page = gmem_sys_page_size(), entries[PAGEMAP_PAGES], done, now, bytes = 0;
+	int err;
+
+	for (done = 0; done < size; done += now) {
+		now = size - done < PAGEMAP_PAGES * page ? size - done : PAGEMAP_PAGES * page;
+		err = gmem_sys_pagemap(hva + done, now / page, entries);
+		if (err)
+			return err;
+		for (uint64_t i = 0; i < now / page; i++)
+			bytes += (entries[i] & (PAGEMAP_PRESENT | PAGEMAP_FILE)) == PAGEMAP_PRESENT ? page : 0;
+	}
+	*ret_bytes = bytes;
+	return 0;
+}
+
+struct counting {
+	uint64_t start, end;	/* host addresses */
+	uint64_t covered;
+	uint64_t bytes;
+};
+
+static int count_mapping(void *data, const struct gmem_host_mapping *mapping)
+{
+	struct counting *counting = data;
+	uint64_t start = mapping->start > counting->start ? mapping->start : counting->start;
+	uint64_t end = mapping->end < counting->end ? mapping->end : counting->end, bytes;
+	struct gmem_region_memory part = { .hva = (void *)(uintptr_t)start };
+	int err;
+
+	err = gmem_host_mapping_is_private_file(mapping) ? count_own(part.hva, end - start, &bytes)
+							  : count_mapped(&part, end - start, &bytes);
+	if (err)
+		return err;
+	counting->covered += end - start;
+	counting->bytes += bytes;
+	return 0;
+}
+
+/* By what each part is; what cannot be told apart is counted as it is mapped. */
+static int count_by_mapping(const struct gmem_region_memory *side, uint64_t size, uint64_t *ret_bytes)
+{
+	struct counting counting = { .start = (uintptr_t)side->hva, .end = (uintptr_t)side->hva + size };
+
+	if (gmem_host_mappings(side->hva, size, false, count_mapping, &counting) || counting.covered != size)
+		return count_mapped(side, size, ret_bytes);
+	*ret_bytes = counting.bytes;
+	return 0;
+}
+
 int gmem_region_memory_resident(const struct gmem_region *region, uint32_t side, uint64_t offset,
 				uint64_t size, uint64_t *ret_bytes)
 {
@@ -207,6 +284,8 @@ int gmem_region_memory_resident(const struct gmem_region *region, uint32_t side,
 	err = gmem_region_memory_get(region, side, offset, size, &what);
 	if (err)
 		return err;
+	if (!what.file && region->has_private_file)
+		return count_by_mapping(&what, size, ret_bytes);
 	if (!what.file)
 		return count_mapped(&what, size, ret_bytes);
 
