@@ -1194,6 +1194,12 @@ struct gmem_memory_opts {
  *	@align must not be 0 then. Must be 0 with GMEM_REGION_HVA.
  * @slot: memslot number in the handle's address space, read only with GMEM_REGION_SLOT
  * @kind: what the memory is, an enum gmem_kind
+ * @memory: options of host memory that the library makes, borrowed for the call; NULL
+ *	for defaults
+ * @memory_fd: file that host memory is a mapping of, read only with
+ *	GMEM_REGION_MEMORY_FD; duplicated: yours stays yours
+ * @reserved: must be 0
+ * @memory_offset: start of the memory in @memory_fd, a multiple of the page
  * @identity: of what the memory holds, as you choose it: images record it for kinds whose
  *	contents they do not have, and are restored only where it is the same; 0: any
  *
@@ -3600,9 +3606,10 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  *
  * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
  * early, -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT
- * the image has memory, or more private ranges, than the VM has room for, -EEXIST the VM has memory that the image
- * does not have, -EACCES memory of the image or the VM is private, or ROM differs from
- * the image and cannot be written, -ESPIPE a pipe cannot be verified first, -EHWPOISON
+ * the image has memory, or more private ranges, than the VM has room for, or the VM
+ * lacks memory whose contents the image does not have, -EEXIST the VM has memory that
+ * the image does not have, -EACCES memory of the image or the VM is private, or ROM
+ * differs from the image and cannot be written, -ESPIPE a pipe cannot be verified first, -EHWPOISON
  * pages are lost, in the image or in the VM's memory, -EBUSY, -ECANCELED, -EINVAL,
  * -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as gmem_vm_load().
  */

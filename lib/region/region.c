@@ -621,6 +621,14 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 	return copy;
 }
 
+void gmem_region_hand_over_memory(struct gmem_region *region, struct gmem_region *stuck)
+{
+	if (region->owns_memory)
+		gmem_maps_move_pin(&region->pin, &stuck->pin);
+	stuck->owns_memory = region->owns_memory;
+	region->owns_memory = false;
+}
+
 void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck)
 {
 	if (region->file)
@@ -628,14 +636,11 @@ void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck
 	gmem_host_file_ref(region->host_file);
 	if (region->owns_range)
 		gmem_file_move_bound(region->file, &region->bound, &stuck->bound);
-	if (region->owns_memory)
-		gmem_maps_move_pin(&region->pin, &stuck->pin);
 
 	stuck->hva = region->hva;
 	stuck->owns_range = region->owns_range;
-	stuck->owns_memory = region->owns_memory;
 	region->owns_range = false;
-	region->owns_memory = false;
+	gmem_region_hand_over_memory(region, stuck);
 }
 
 /* ---- split ---- */

@@ -153,6 +153,8 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region);
  * @stuck's, a copy of it.
  */
 void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck);
+/* Likewise, but only the mapping. */
+void gmem_region_hand_over_memory(struct gmem_region *region, struct gmem_region *stuck);
 
 struct gmem_kvm_slot gmem_region_memslot(const struct gmem_region *region);
 /* The number that KVM's ioctls have for it */

@@ -121,45 +121,64 @@ static int discard_host_memory(const struct gmem_region_memory *side, uint64_t s
 	return 0;
 }
 
-/* As gmem_file_punch() does for files: no lease is granted from here on. */
-static int begin_discard(struct gmem_vm *vm, struct gmem_memory_user *user)
+/* A discard of host memory: by its address, and by its place in the file behind it, if there is one */
+struct host_discard {
+	struct gmem_memory_user at_hva, in_file;
+	struct gmem_memory_users *by_hva, *by_file;	/* the latter is NULL without a file */
+};
+
+static int check_leases(const struct gmem_memory_users *users, const char *what,
+			const struct gmem_memory_user *user)
 {
-	const struct gmem_memory_user *lease;
-	int err = 0;
+	const struct gmem_memory_user *lease = gmem_memory_find_lease(users, user->at.start, user->at.last);
+
+	return lease ? gmem_memory_fail_leased(lease, what, user->at.start,
+					       user->at.last - user->at.start + 1) : 0;
+}
+
+/* As gmem_file_punch() does for files: no lease is granted from here on. */
+static int begin_discard(struct gmem_vm *vm, struct host_discard *discard)
+{
+	int err;
 
 	gmem_lock_take(&vm->lock);
-	lease = gmem_memory_find_lease(&vm->memory_users, user->at.start, user->at.last);
-	if (lease)
-		err = gmem_memory_fail_leased(lease, "hva", user->at.start,
-					      user->at.last - user->at.start + 1);
-	else
-		gmem_interval_insert(&vm->memory_users.discards, &user->at);
+	err = check_leases(discard->by_hva, "hva", &discard->at_hva);
+	if (!err && discard->by_file)
+		err = check_leases(discard->by_file, "file offset", &discard->in_file);
+	if (!err)
+		gmem_interval_insert(&discard->by_hva->discards, &discard->at_hva.at);
+	if (!err && discard->by_file)
+		gmem_interval_insert(&discard->by_file->discards, &discard->in_file.at);
 	gmem_lock_drop(&vm->lock);
 	return err;
 }
 
-static void end_discard(struct gmem_vm *vm, struct gmem_memory_user *user)
+static void end_discard(struct gmem_vm *vm, struct host_discard *discard)
 {
 	gmem_lock_take(&vm->lock);
-	gmem_interval_remove(&vm->memory_users.discards, &user->at);
+	gmem_interval_remove(&discard->by_hva->discards, &discard->at_hva.at);
+	if (discard->by_file)
+		gmem_interval_remove(&discard->by_file->discards, &discard->in_file.at);
 	gmem_lock_drop(&vm->lock);
 }
 
 static int discard_unless_leased(struct gmem_vm *vm, const struct gmem_region_memory *what,
 				 uint64_t size, uint64_t *ret_done)
 {
-	uint64_t start = (uintptr_t)what->hva;
-	struct gmem_memory_user user = {
-		.at = { .start = start, .last = start + size - 1 },
-		.name = "discarded",
+	uint64_t start = (uintptr_t)what->hva, offset = what->host_offset;
+	struct host_discard discard = {
+		.at_hva = { .at = { .start = start, .last = start + size - 1 }, .name = "discarded" },
+		.in_file = { .at = { .start = offset, .last = offset + size - 1 }, .name = "discarded" },
+		.by_hva = &vm->memory_users,
+		.by_file = what->host_file ? &what->host_file->memory_users : NULL,
 	};
 	int err;
 
-	err = begin_discard(vm, &user);
+	err = begin_discard(vm, &discard);
 	if (err)
 		return err;
 	err = discard_host_memory(what, size, ret_done);
-	end_discard(vm, &user);
+	end_discard(vm, &discard);
 	return err;
 }
 

@@ -29,8 +29,7 @@ struct gmem_transfer {
 	void *state;			/* the step function's; zeroed at first, freed at the end */
 	uint64_t done, total;
 	struct gmem_stored bytes;
-	uint64_t private_bytes, left_out_bytes;
-	uint64_t lost_bytes;
+	uint64_t private_bytes, lost_bytes, left_out_bytes;
 	bool is_done;
 };
 
