@@ -3065,6 +3065,7 @@ GMEM_API void gmem_populate_free(struct gmem_populate *job);
 /* Flags of struct gmem_discard_opts */
 #define GMEM_DISCARD_INWARD	(1ull << 0) /* any alignment: discard the whole pages inside */
 #define GMEM_DISCARD_ALL_KINDS	(1ull << 1) /* also memory that is left out for its kind */
+#define GMEM_DISCARD_NOT_ZERO	(1ull << 2) /* also what does not read as zero afterwards */
 
 /**
  * struct gmem_discard_opts - how to discard
@@ -3609,7 +3610,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * the image has memory, or more private ranges, than the VM has room for, or the VM
  * lacks memory whose contents the image does not have, -EEXIST the VM has memory that
  * the image does not have, -EACCES memory of the image or the VM is private, or ROM
- * differs from the image and cannot be written, -ESPIPE a pipe cannot be verified first, -EHWPOISON
+ * differs from the image and cannot be written, -ESPIPE a pipe cannot be verified
+ * first, -EHWPOISON
  * pages are lost, in the image or in the VM's memory, -EBUSY, -ECANCELED, -EINVAL,
  * -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as gmem_vm_load().
  */

@@ -294,15 +294,17 @@ static void check_lost(struct own *own, uint64_t first, uint64_t bytes)
 
 	REFUSED(gmem_vm_populate(vm, BASE, own->size, NULL, NULL), -EHWPOISON);
 	check_sentence(own, first, "the hardware lost the page");
+	lost = (struct lost){ 0 };
 	REFUSED(gmem_vm_restore(vm, image, &allow, NULL), -EHWPOISON);
 	check_sentence(own, first, "the hardware lost the page");
 
 	OK(gmem_vm_discard(vm, gpa, bytes, &discard, NULL));
 	REFUSED(gmem_vm_restore(vm, image, NULL, NULL), -EHWPOISON);
+	lost = (struct lost){ 0 };
 	OK(gmem_vm_restore(vm, image, &allow, &in));
 	CHECK_EQ(in.lost_bytes, bytes);
 	CHECK_EQ(in.zero_bytes + in.data_bytes + in.lost_bytes, own->size);
-	for (uint64_t page = 0; page < PAGES; page++)
+	for (uint64_t page = 0; page < own->size / own->lab.page; page++)
 		CHECK_EQ(*at(own, page), page >= first && page < first + bytes / own->lab.page ? 0 : 5);
 	OK(gmem_vm_populate(vm, BASE, own->size, NULL, NULL));
 	close(image);
@@ -326,7 +328,7 @@ TEST(lost_pages_of_every_backing_are_named_and_can_be_left_out)
 		own.region = lab_add(&own.lab, backings[i / 2], BASE, PAGES, NULL);
 		own.hva = gmem_region_hva(own.region);
 		memset(own.hva, 5, own.size);
-		CHECK_RESULT(lab_poison(at(&own, FIRST), 2 * own.lab.page), 0);
+		CHECK_RESULT(lab_poison(at(&own, FIRST), own.lab.page), 0);
 		CHECK_RESULT(lab_poison(at(&own, FIRST + 1), own.lab.page), 0);
 		if (own.recovers)
 			OK(gmem_recovery_enable());
@@ -334,6 +336,57 @@ TEST(lost_pages_of_every_backing_are_named_and_can_be_left_out)
 		if (own.recovers)
 			gmem_recovery_disable();
 		lab_free(&own.lab);
+	}
+}
+
+/* Bytes of a huge page, of which the machine now has some; or skip */
+static uint64_t require_huge_pages(void)
+{
+	unsigned long long kib = 0;
+	char line[128];
+	FILE *file = fopen("/proc/sys/vm/nr_hugepages", "w");
+
+	if (!file || fprintf(file, "6") < 0 || fclose(file))
+		skip("no huge pages can be had");
+	file = fopen("/proc/meminfo", "r");
+	CHECK(file);
+	while (!kib && fgets(line, sizeof(line), file))
+		sscanf(line, "Hugepagesize: %llu kB", &kib);
+	fclose(file);
+	if (!kib || kib > 32 * 1024)
+		skip("no huge pages of a size to be wasted: %llu KiB", kib);
+	return kib * KIB;
+}
+
+TEST(a_lost_huge_page_is_lost_as_a_whole)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	char text[64];
+
+	lab_require_poison();
+	for (int recovers = 0; recovers < 2; recovers++) {
+		struct own own = { .recovers = recovers };
+		uint64_t huge = require_huge_pages();
+		int image = new_file();
+
+		lab_new(&own.lab, DEFAULT_VM);
+		own.size = 3 * huge;
+		own.hva = mmap(NULL, own.size, PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+		if (own.hva == MAP_FAILED)
+			skip("three huge pages cannot be had: %s", result_text(-errno));
+		memset(own.hva, 5, own.size);
+		opts.hva = own.hva;
+		own.region = lab_add(&own.lab, GMEM_BACKING_HOST, BASE, own.size / own.lab.page, &opts);
+		CHECK_RESULT(lab_poison(own.hva + huge + 5 * own.lab.page, own.lab.page), 0);
+		if (recovers)
+			OK(gmem_recovery_enable());
+		REFUSED(gmem_vm_save(own.lab.vm, image, NULL, NULL), -EHWPOISON);
+		snprintf(text, sizeof(text), "lost the page, 0x%llx bytes", (unsigned long long)huge);
+		CHECK(strstr(gmem_last_error(), text));
+		check_lost(&own, huge / own.lab.page, huge);
+		own_free(&own);
+		close(image);
 	}
 }
 
