@@ -3853,10 +3853,11 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  *
  * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
  * early, -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT
- * the image has memory, or more private ranges, than the VM has room for, -EEXIST the
- * VM has memory that the image
- * does not have, -EACCES memory of the image or the VM is private, or ROM differs from
- * the image and cannot be written, -ESPIPE a pipe cannot be verified first, -EHWPOISON
+ * the image has memory, or more private ranges, than the VM has room for, or the VM
+ * lacks memory whose contents the image does not have, -EEXIST the VM has memory that
+ * the image does not have, -EACCES memory of the image or the VM is private, or ROM
+ * differs from the image and cannot be written, -ESPIPE a pipe cannot be verified
+ * first, -EHWPOISON
  * pages are lost, in the image or in the VM's memory, -EBUSY, -ECANCELED, -EINVAL,
  * -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as gmem_vm_load().
  */
