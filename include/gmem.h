@@ -1149,6 +1149,12 @@ struct gmem_memory_opts {
  *	@align must not be 0 then. Must be 0 with GMEM_REGION_HVA.
  * @slot: memslot number, read only with GMEM_REGION_SLOT
  * @kind: what the memory is, an enum gmem_kind
+ * @memory: options of host memory that the library makes, borrowed for the call; NULL
+ *	for defaults
+ * @memory_fd: file that host memory is a mapping of, read only with
+ *	GMEM_REGION_MEMORY_FD; duplicated: yours stays yours
+ * @reserved: must be 0
+ * @memory_offset: start of the memory in @memory_fd, a multiple of the page
  * @identity: of what the memory holds, as you choose it: images record it for kinds whose
  *	contents they do not have, and are restored only where it is the same; 0: any
  * @data: a pointer of yours for gmem_region_data()
@@ -1491,9 +1497,8 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
  * @size: bytes
  * @gmemfd_offset: start of the region in @file
  * @host_offset: start of the region in @host_fd
- * @page_size: bytes of the pages that the memory at @hva consists of: those of a file on
- *	hugetlbfs, otherwise the host page. 0: not known, your own memory without a file that
- *	the library knows; or a device's range
+ * @page_size: bytes of the pages that the memory at @hva consists of: the huge pages of
+ *	hugetlb, otherwise the host page; 0 for a device's range
  * @flags: of GMEM_REGION_READONLY, GMEM_REGION_DIRTY_LOG, GMEM_REGION_DEVICE, and
  *	GMEM_REGION_HVA (the memory at @hva is yours), those that hold now
  * @gmemfd: fd of @file, borrowed; -1: none
@@ -3229,6 +3234,7 @@ GMEM_API void gmem_populate_free(struct gmem_populate *job);
 /* Flags of struct gmem_discard_opts */
 #define GMEM_DISCARD_INWARD	(1ull << 0) /* any alignment: discard the whole pages inside */
 #define GMEM_DISCARD_ALL_KINDS	(1ull << 1) /* also memory that is left out for its kind */
+#define GMEM_DISCARD_NOT_ZERO	(1ull << 2) /* also what does not read as zero afterwards */
 
 /**
  * struct gmem_discard_opts - how to discard

@@ -787,8 +787,7 @@ static void hand_over_rebound(struct gmem_region *region, struct gmem_region *st
 {
 	if (region->map)
 		return;
-	stuck->owns_memory = region->owns_memory;
-	region->owns_memory = false;
+	gmem_region_hand_over_memory(region, stuck);
 }
 
 static void hand_over(struct gmem_vm *vm, struct gmem_step *step)

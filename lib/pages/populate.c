@@ -174,6 +174,8 @@ static int fail_populating(const struct gmem_section *section,
 				 section->size, gmem_errno_name(err));
 
 	why = gmem_nofault_why(at.hva, writes, now);
+	if (now == -EFAULT && memory->page_size > page)
+		why = "as where no huge page is free";
 	return gmem_fail(now, "populating gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ": %s%s%s", gpa + done,
 			 (uintptr_t)at.hva, gmem_errno_name(now), why ? ", " : "", why ? why : "");
 }
@@ -368,10 +370,64 @@ static void make_lanes(struct gmem_populate *job)
 	}
 }
 
+/* What is missing in huge pages, of which a range can have several sizes */
+#define MAX_HUGE_SIZES 4
+
+struct huge_need {
+	uint64_t bytes;
+	struct {
+		uint64_t page_size;
+		uint64_t pages;
+		const void *hva;
+	} sizes[MAX_HUGE_SIZES];
+};
+
+static int add_huge_need(void *data, const struct gmem_section *section)
+{
+	struct huge_need *need = data;
+	struct gmem_region_memory memory;
+	uint64_t bytes;
+	int err;
+
+	err = gmem_region_memory_get(section->region, section->side, section->offset, section->size,
+				     &memory);
+	if (err || memory.page_size <= gmem_sys_page_size())
+		return err;
+	err = gmem_region_memory_resident(section->region, section->side, section->offset, section->size,
+					  &bytes);
+	if (err)
+		return err;
+
+	need->bytes += bytes < section->size ? section->size - bytes : 0;
+	for (size_t i = 0; i < MAX_HUGE_SIZES; i++) {
+		if (need->sizes[i].page_size && need->sizes[i].page_size != memory.page_size)
+			continue;
+		need->sizes[i].page_size = memory.page_size;
+		need->sizes[i].pages += gmem_count_missing_huge_pages(memory.hva, section->size,
+								      memory.page_size, bytes);
+		need->sizes[i].hva = memory.hva;
+		break;
+	}
+	return 0;
+}
+
+static int check_huge_need(struct gmem_populate *job, uint64_t *ret_bytes)
+{
+	struct huge_need need = { 0 };
+	int err = gmem_vm_look_at_sections(job->vm, job->gpa, job->size, uses_of(job), add_huge_need, &need);
+
+	for (size_t i = 0; i < MAX_HUGE_SIZES && !err; i++)
+		if (need.sizes[i].pages)
+			err = gmem_check_huge_pages_fit(need.sizes[i].page_size, need.sizes[i].pages,
+							need.sizes[i].hva);
+	*ret_bytes = need.bytes;
+	return err;
+}
+
 /* Make all checks that are possible before the first page is populated. */
 static int prepare(struct gmem_populate *job)
 {
-	uint64_t need;
+	uint64_t need, huge;
 	int err;
 
 	err = gmem_vm_check_memory(job->vm, job->gpa, job->size, uses_of(job),
@@ -383,13 +439,17 @@ static int prepare(struct gmem_populate *job)
 	job->is_counting = !err;
 	if (err && err != -EOPNOTSUPP)
 		return err;
+	err = 0;
 	if (job->opts.flags & GMEM_POPULATE_UNCHECKED)
 		return 0;
 
 	/* The count can exceed the size if pages came and went while it was taken. */
-	if (job->is_counting)
+	if (job->is_counting) {
 		need = job->before < need ? need - job->before : 0;
-	return gmem_check_memory_fits(need);
+		err = check_huge_need(job, &huge);
+		need = huge < need ? need - huge : 0;
+	}
+	return err ? err : gmem_check_memory_fits(need);
 }
 
 static int check_opts(const struct gmem_populate_opts *opts)

@@ -13,12 +13,14 @@
 #include <stdint.h>
 
 #include "os/sys.h"
+#include "region/memory_users.h"
 
 struct gmem_host_file {
 	int fd;
 	unsigned int users;
 	struct gmem_host_file **list;	/* that it is in; NULL: in none */
 	struct gmem_host_file *next;
+	struct gmem_memory_users memory_users;	/* by offset, with the VM's lock */
 	struct gmem_sys_facts facts;	/* as they were first; for ever, if its seals are complete */
 };
 

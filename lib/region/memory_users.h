@@ -3,7 +3,8 @@
  * memory_users: who has leases on memory, and who is about to discard it.
  *
  * Two guest addresses may have the same memory, so this is recorded by the memory itself:
- * by offset in each file, under its lock, and by host address in each VM, under the VM's.
+ * by offset in each guest_memfd, under its lock, and by host address in each VM and by offset
+ * in each file behind its host memory, under the VM's.
  */
 #ifndef GMEM_MEMORY_USERS_H
 #define GMEM_MEMORY_USERS_H
@@ -13,11 +14,13 @@
 #include "base/interval_tree.h"
 
 struct gmem_file;
+struct gmem_host_file;
 struct gmem_lease;
 
 struct gmem_memory_user {
 	struct gmem_interval at;	/* offsets in a file, or host addresses */
-	struct gmem_file *file;		/* NULL: host addresses */
+	struct gmem_file *file;		/* NULL: host addresses, or offsets in */
+	struct gmem_host_file *host_file;
 	struct gmem_lease *lease;	/* NULL: not a lease */
 	const char *name;		/* a lease's holder, or what the memory is being */
 	uint64_t gpa;			/* of the lease or the discard; */

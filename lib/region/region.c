@@ -399,6 +399,15 @@ static int map_host_memory(struct gmem_region *region, const struct gmem_region_
 	return err;
 }
 
+/* What cannot be known now is asked again when it matters, see region/host_look. */
+static void learn_page_size(struct gmem_region *region)
+{
+	uint64_t page = gmem_host_mapping_page_size((void *)(uintptr_t)region->hva.start, region->hva.size);
+
+	if (page)
+		region->page_size = page;
+}
+
 static int get_host_memory(struct gmem_region *region, const struct gmem_region_params *params)
 {
 	int err;
@@ -417,6 +426,8 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 		region->hva.start = (uintptr_t)params->opts.hva;
 	if (err)
 		put_host_file(region);
+	else if (region->borrows_memory || region->host_file || params->memory.huge_page)
+		learn_page_size(region);
 	return err;
 }
 
@@ -463,6 +474,7 @@ int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		.gpa = { .start = gpa, .size = size },
 		.hva = { .size = size },
 		.align = params->opts.align,
+		.page_size = gmem_sys_page_size(),
 		.congruent = params->opts.flags & GMEM_REGION_CONGRUENT,
 		.hva_chosen = params->opts.flags & AT_HVA,
 		.is_device = params->opts.flags & GMEM_REGION_DEVICE,
@@ -588,6 +600,7 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 		.host_offset = region->host_offset,
 		.huge_page = region->huge_page,
 		.align = region->align,
+		.page_size = region->page_size,
 		.slot = region->slot,
 		.backing = region->backing,
 		.kind = region->kind,
@@ -602,6 +615,14 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 	return copy;
 }
 
+void gmem_region_hand_over_memory(struct gmem_region *region, struct gmem_region *stuck)
+{
+	if (region->owns_memory)
+		gmem_maps_move_pin(&region->pin, &stuck->pin);
+	stuck->owns_memory = region->owns_memory;
+	region->owns_memory = false;
+}
+
 void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck)
 {
 	if (region->file)
@@ -609,17 +630,26 @@ void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck
 	gmem_host_file_ref(region->host_file);
 	if (region->owns_range)
 		gmem_file_move_bound(region->file, &region->bound, &stuck->bound);
-	if (region->owns_memory)
-		gmem_maps_move_pin(&region->pin, &stuck->pin);
 
 	stuck->hva = region->hva;
 	stuck->owns_range = region->owns_range;
-	stuck->owns_memory = region->owns_memory;
 	region->owns_range = false;
-	region->owns_memory = false;
+	gmem_region_hand_over_memory(region, stuck);
 }
 
 /* ---- split ---- */
+
+/* A huge page in two regions could be given back by neither. */
+static int check_between_pages(const struct gmem_region *region, uint64_t offset)
+{
+	char text[GMEM_SIZE_TEXT];
+
+	if ((region->hva.start + offset) % region->page_size == 0)
+		return 0;
+	gmem_size_text(region->page_size, text);
+	return gmem_fail(-EINVAL, "offset 0x%" PRIx64 " of the region at gpa 0x%" PRIx64
+			 " is inside a huge page of %s", offset, region->gpa.start, text);
+}
 
 int gmem_region_prepare_split(const struct gmem_region *region, uint64_t offset,
 			      struct gmem_region *lower, struct gmem_region *upper)
@@ -633,6 +663,9 @@ int gmem_region_prepare_split(const struct gmem_region *region, uint64_t offset,
 				 " bytes, and both parts would have it", offset, region->huge_page);
 
 	if (!region->is_device) {
+		err = check_between_pages(region, offset);
+		if (err)
+			return err;
 		err = gmem_slots_take_any(&region->vm->slots, &slot);
 		if (err)
 			return err;

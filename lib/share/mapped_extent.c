@@ -12,6 +12,7 @@
 #include "base/limit.h"
 #include "os/sys.h"
 #include "region/file_map.h"
+#include "region/host_memory.h"
 #include "region/page_states.h"
 
 /* The lookup table has 4 KiB for each GiB in use, and as much for each 512 GiB. */
@@ -32,6 +33,7 @@ static int prot_of(const struct gmem_mapped_extent *extent)
 
 static int map(struct gmem_mapped_extent *extent, int fd)
 {
+	const struct gmem_host_params no_options = { .flags = 0 };
 	struct gmem_region *region = &extent->region;
 	uint64_t size = region->gpa.size;
 	void *hva;
@@ -45,7 +47,10 @@ static int map(struct gmem_mapped_extent *extent, int fd)
 
 	region->hva = (struct gmem_range){ .start = (uintptr_t)hva, .size = size };
 	gmem_maps_pin_mapped(hva, size, &region->pin);
-	return 0;
+	err = gmem_host_memory_advise(&no_options, &region->pin);
+	if (err)
+		gmem_maps_unpin(&region->pin);
+	return err;
 }
 
 int gmem_mapped_extent_new(struct gmem_vm *vm, const struct gmem_message *message, int fd,

@@ -14,6 +14,7 @@
 #include "base/part.h"
 #include "os/sys.h"
 #include "region/file.h"
+#include "region/host_file.h"
 #include "region/page_states.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
@@ -45,7 +46,8 @@ static bool has_memory(const struct gmem_stretch *at)
 
 /* Add one to @places, or only count it if there is no room yet. */
 static void add_place(struct gmem_memory_places *places, const struct gmem_memory_user *model,
-		      struct gmem_file *file, uint64_t start, uint64_t size)
+		      struct gmem_file *file, struct gmem_host_file *host_file, uint64_t start,
+		      uint64_t size)
 {
 	size_t index = places->count++;
 	struct gmem_memory_user *user;
@@ -57,6 +59,7 @@ static void add_place(struct gmem_memory_places *places, const struct gmem_memor
 	user->at.start = start;
 	user->at.last = start + size - 1;
 	user->file = file;
+	user->host_file = host_file;
 }
 
 static int add_places(const struct gmem_stretch *at, const struct gmem_memory_user *model,
@@ -71,9 +74,11 @@ static int add_places(const struct gmem_stretch *at, const struct gmem_memory_us
 	if (err)
 		return err;
 	if (side.file)
-		add_place(places, model, side.file, side.offset + offset, at->size);
+		add_place(places, model, side.file, NULL, side.offset + offset, at->size);
+	if (side.host_file)
+		add_place(places, model, NULL, side.host_file, side.host_offset + offset, at->size);
 	if (side.hva)
-		add_place(places, model, NULL, (uintptr_t)side.hva + offset, at->size);
+		add_place(places, model, NULL, NULL, (uintptr_t)side.hva + offset, at->size);
 	return 0;
 }
 
@@ -120,7 +125,7 @@ static int locate(const struct gmem_vm *vm, const struct gmem_interval *gpas,
 static struct gmem_memory_users *get_users(struct gmem_vm *vm, const struct gmem_memory_user *user)
 {
 	if (!user->file)
-		return &vm->memory_users;
+		return user->host_file ? &user->host_file->memory_users : &vm->memory_users;
 	gmem_lock_take(&user->file->lock);
 	return &user->file->memory_users;
 }

@@ -13,6 +13,7 @@
 #include "base/lock.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
+#include "region/host_look.h"
 #include "region/available.h"
 #include "region/present_pages.h"
 #include "region/region_memory.h"
@@ -187,6 +188,15 @@ static int lease(struct listing *listing, const char *holder)
 	return err;
 }
 
+static int make_look(struct gmem_leased_memory *memory)
+{
+	memory->look = malloc(sizeof(*memory->look));
+	if (!memory->look)
+		return gmem_fail(-ENOMEM, "no memory for what is known of host memory");
+	*memory->look = (struct gmem_host_look)GMEM_HOST_LOOK;
+	return 0;
+}
+
 int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, uint32_t use,
 			    const char *holder, struct gmem_leased_memory *ret)
 {
@@ -194,7 +204,9 @@ int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, u
 	int err;
 
 	ret->fast = gmem_nofault_is_recoverable();
-	err = list(&listing, start, last);
+	err = make_look(ret);
+	if (!err)
+		err = list(&listing, start, last);
 
 	/* Fails if a range was removed or became private since it was listed. */
 	if (!err)
@@ -216,6 +228,9 @@ void gmem_leased_memory_drop(struct gmem_leased_memory *memory)
 {
 	for (size_t i = 0; i < memory->lease_count; i++)
 		gmem_lease_free(memory->leases[i]);
+	if (memory->look)
+		gmem_host_look_end(memory->look);
+	free(memory->look);
 	free(memory->leases);
 	free(memory->regions);
 	free(memory->elsewhere);
@@ -373,6 +388,10 @@ int gmem_leased_memory_check_fits(const struct gmem_leased_memory *memory, uint6
 {
 	uint64_t there = 0, now;
 
+	/* Huge pages are asked for as they are needed. */
+	for (size_t i = 0; i < memory->count; i++)
+		if (memory->all[i].region->page_size > gmem_sys_page_size())
+			return 0;
 	if (memory->is_unchecked || !gmem_check_memory_fits(bytes))
 		return 0;
 	for (size_t i = 0; i < memory->count && there < bytes; i++) {
@@ -394,12 +413,14 @@ static int check_fits(struct gmem_leased_memory *memory, const struct gmem_lease
 		      const char *hva, uint64_t size)
 {
 	struct gmem_part pages;
+	bool is_huge;
 
 	if (memory->is_unchecked)
 		return 0;
-	if (memory->granted < size && !gmem_check_memory_fits(GRANT))
+	is_huge = range->region->page_size > gmem_sys_page_size();
+	if (!is_huge && memory->granted < size && !gmem_check_memory_fits(GRANT))
 		memory->granted = GRANT;
-	if (memory->granted >= size) {
+	if (!is_huge && memory->granted >= size) {
 		memory->granted -= size;
 		return 0;
 	}
@@ -467,7 +488,7 @@ static int clear(const struct gmem_leased_memory *memory, const struct gmem_leas
 	struct gmem_part pages = pages_of(range, range->hva + offset, size);
 
 	return gmem_region_present_pages(range->region, GMEM_SIDE_SHARED, pages.start,
-					 pages.last - pages.start + 1, clear_run, &clearing);
+					 pages.last - pages.start + 1, memory->look, clear_run, &clearing);
 }
 
 int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, uint64_t gpa, uint64_t size)

@@ -16,6 +16,8 @@
 #include "region/region.h"
 #include "region/vm_core.h"
 
+struct gmem_host_look;
+
 struct gmem_leased_range {
 	struct gmem_region *region;
 	uint64_t gpa;
@@ -46,6 +48,7 @@ struct gmem_leased_memory {
 	size_t private_count;
 	struct gmem_lease **leases;
 	size_t lease_count;
+	struct gmem_host_look *look;		/* what is known of the host memory in it */
 	bool fast;				/* the fault handler recovers: copy directly */
 	bool is_unchecked;			/* store without asking how much memory the host has */
 	uint64_t granted;			/* bytes that may be stored before it is asked again */

@@ -303,7 +303,7 @@ static bool find_pages(struct gmem_transfer *transfer, struct save *save, int *r
 	save->run = 0;
 	save->run_count = 0;
 	*ret_err = gmem_region_present_pages(range->region, GMEM_SIDE_SHARED, range->offset + save->looked,
-					     size, note_run, save);
+					     size, transfer->memory.look, note_run, save);
 	if (*ret_err) {
 		save->run_count = 0;
 		return true;
