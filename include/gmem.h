@@ -218,7 +218,8 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  *	window of a file system, a file that is kept beside the image
  *
  * All kinds are in the layout and reachable: lookups, views, leases, dirty logs and
- * exits do not tell them apart. What works on memory does:
+ * exits do not tell them apart, but without gmem_recovery_enable() views have the
+ * kernel copy, which refuses memory of devices. What works on memory does:
  *
  *	                 RAM       ROM        DEVICE      EXTERNAL
  *	gmem_vm_save     contents  contents   recorded    recorded
@@ -970,6 +971,7 @@ struct gmem_inplace_opts {
 /* Flags of struct gmem_vm_opts */
 #define GMEM_VM_NO_SELFTEST	(1ull << 0) /* as GMEM_CAPS_NO_SELFTEST */
 #define GMEM_VM_TYPE		(1ull << 1) /* use @vm_type */
+#define GMEM_VM_ADDRESS_SPACE	(1ull << 2) /* use @address_space */
 
 /**
  * struct gmem_vm_opts - how to attach to a VM
@@ -986,7 +988,32 @@ struct gmem_inplace_opts {
  *	with GMEM_VM_TYPE; otherwise what @caps knows of it
  * @wait_ms: milliseconds that a call for this handle, whose own options say nothing,
  *	waits for others in all, see "Waiting" above; 0: no limit
- * @reserved: must be 0
+ * @address_space: KVM's address space that the handle is for, read only with
+ *	GMEM_VM_ADDRESS_SPACE and below GMEM_CAP_ADDRESS_SPACES; otherwise 0
+ *
+ * Address spaces. On x86, KVM has a second one for a vCPU in system management mode:
+ * 0 is what a vCPU sees outside of that mode, 1 what it sees in it. Each has its own
+ * memslots, numbers and addresses, so each has a handle of its own, made with the same
+ * VM fd: a handle's regions, views, dirty logs, statistics, dumps and images are those of
+ * one address space. What they share is the VM and its files:
+ *
+ *   Address space 1 needs all that a vCPU sees in that mode, not SMRAM alone. Add
+ *	the RAM of address space 0 there with GMEM_BACKING_HOST and GMEM_REGION_HVA, at
+ *	the host addresses of the regions of address space 0 (gmem_region_hva()),
+ *	whatever their way of backing is; or the same file with GMEM_BACKING_MAPPED.
+ *	GMEM_BACKING_SHARED is for memory of its own, such as SMRAM: KVM binds a part of a
+ *	guest_memfd to one memslot, in whatever address space, and refuses a second one.
+ *	Remove such regions before those whose memory they use.
+ *   GMEM_BACKING_PRIVATE and GMEM_BACKING_INPLACE are refused there: KVM has one set of
+ *	attributes for the addresses of all spaces, and VMs that have private memory
+ *	have one address space.
+ *   A lease and a claim of one handle do not keep another handle from discarding the
+ *	same host memory. Discard, populate, save and restore memory that is in both
+ *	through the handle of address space 0.
+ *   Exits do not say in which space they came about. gmem_vcpu_new() is for the
+ *	handle of address space 0.
+ *
+ * gmem_vm_free() deletes the memslots of the handle's own address space.
  */
 struct gmem_vm_opts {
 	size_t   size;
@@ -997,7 +1024,7 @@ struct gmem_vm_opts {
 	const struct gmem_inplace_opts *inplace;
 	uint64_t vm_type;
 	uint32_t wait_ms;
-	uint32_t reserved;
+	uint32_t address_space;
 };
 
 /**
@@ -1012,7 +1039,7 @@ struct gmem_vm_opts {
  *
  * The library hands out memslot numbers from 0 upwards. Reserve the numbers of
  * memslots that you set yourself with gmem_vm_reserve_slots(), and have one handle
- * for a VM: KVM does not say which numbers are in use. Where it refuses a memslot
+ * for an address space of a VM: KVM does not say which numbers are in use. Where it refuses a memslot
  * because of one that this handle did not set, the sentence says so. But it takes
  * a number that is in use with the same host address and the same size as a move of
  * that memslot, and does not refuse it. Without a report in @opts the library
@@ -1020,7 +1047,8 @@ struct gmem_vm_opts {
  *
  * Thread-safe. Source: as gmem_caps_new(). Since: 0.1.
  *
- * Return: 0, or the errors of gmem_caps_new(), -EMFILE, -ENFILE.
+ * Return: 0, or the errors of gmem_caps_new(), -EINVAL also for an address space that
+ * the VM has not, -EMFILE, -ENFILE.
  */
 GMEM_API GMEM_CHECKED int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *opts,
 				      struct gmem_vm **ret);
@@ -1147,7 +1175,7 @@ struct gmem_memory_opts {
  *	GMEM_REGION_CONGRUENT the distance between host address and @gpa is a
  *	multiple of @align, as large pages need it, and not the address itself;
  *	@align must not be 0 then. Must be 0 with GMEM_REGION_HVA.
- * @slot: memslot number, read only with GMEM_REGION_SLOT
+ * @slot: memslot number in the handle's address space, read only with GMEM_REGION_SLOT
  * @kind: what the memory is, an enum gmem_kind
  * @memory: options of host memory that the library makes, borrowed for the call; NULL
  *	for defaults
@@ -1344,12 +1372,14 @@ GMEM_API void *gmem_region_hva(const struct gmem_region *region);
  * gmem_region_slot() - memslot number of a region
  * @region: region
  *
- * Use it for KVM_GET_DIRTY_LOG and similar. Do not change the memslot.
+ * Use it for KVM_GET_DIRTY_LOG and similar. Do not change the memslot. It is the number
+ * that KVM's ioctls and dirty rings have: the address space in bits 16 to 31, and below
+ * it the number in that space, which @slot of struct gmem_region_opts,
+ * gmem_vm_reserve_slots(), sentences and dumps have.
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: the number in address space 0; UINT32_MAX for NULL, or the range of a
- * device, which has none.
+ * Return: the number; UINT32_MAX for NULL, or the range of a device, which has none.
  */
 GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region);
 
@@ -3638,8 +3668,8 @@ struct gmem_transfer_result {
  *
  * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO
  * the range is not all memory, -EACCES part of it is private, or a kind of memory that
- * nothing is loaded into (enum gmem_kind), -EBUSY it is being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
- * arguments, -ESPIPE @offset is not 0 and @fd has no offsets, -EBADF @fd is not
+ * nothing is loaded into (enum gmem_kind), -EBUSY it is being converted or removed,
+ * -ECANCELED the callback stopped it, -EINVAL bad arguments, -ESPIPE @offset is not 0 and @fd has no offsets, -EBADF @fd is not
  * open, or not for reading, -E2BIG options newer than the library, -EFAULT a
  * page cannot be written: it is not there, or mapped without the permission or not at
  * all; -EHWPOISON the hardware lost a page of the guest's, which gmem_vm_discard()
@@ -3775,8 +3805,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
  * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
- * early, -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT the image has memory, or more
- * private ranges, than the VM has room for, -EEXIST the VM has memory that the image
+ * early, -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT
+ * the image has memory, or more private ranges, than the VM has room for, -EEXIST the
+ * VM has memory that the image
  * does not have, -EACCES memory of the image or the VM is private, or ROM differs from
  * the image and cannot be written, -ESPIPE a pipe cannot be verified first, -EHWPOISON
  * pages are lost, in the image or in the VM's memory, -EBUSY, -ECANCELED, -EINVAL,

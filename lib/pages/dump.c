@@ -531,7 +531,8 @@ static void put_head(struct writer *w, const struct gmem_vm *vm, const char *nam
 	put(w, ",\n\"architecture\":\"%s\",\"page_size\":%" PRIu64 ",\"address_bits\":",
 	    gmem_sys_architecture(), gmem_sys_page_size());
 	put(w, bits ? "%" PRIu64 : "null", bits);
-	put(w, ",\"memslots\":%" PRIu32 ",\n", vm->slots.count);
+	put(w, ",\"memslots\":%" PRIu32 ",\"address_space\":%" PRIu32 ",\n", vm->slots.count,
+	    vm->address_space);
 }
 
 static void put_file(struct writer *w, const struct entry *entry)

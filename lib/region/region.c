@@ -72,6 +72,18 @@ static int fail_too_large(uint64_t gpa, uint64_t size)
 			 size, gpa, GMEM_MEMSLOT_PAGES, count);
 }
 
+/* KVM has one set of attributes for all address spaces, and would apply it to each. */
+static int check_space(const struct gmem_vm *vm, const struct gmem_region_params *params)
+{
+	const struct gmem_backing_traits *traits = gmem_backing_traits(params->plan->backing);
+
+	if (vm->address_space == 0 || traits->attributes == GMEM_ATTRIBUTES_NONE)
+		return 0;
+	return gmem_fail(-EOPNOTSUPP, "backing \"%s\" is for address space 0, not %" PRIu32
+			 ": what is private belongs to guest addresses, whatever the address space",
+			 traits->name, vm->address_space);
+}
+
 int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
 	uint64_t bits = gmem_caps_value(&vm->caps, GMEM_CAP_ADDRESS_BITS);
@@ -256,6 +268,8 @@ int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	if (!err)
 		err = check_slot_flags(vm, params);
 	if (!err)
+		err = check_space(vm, params);
+	if (!err)
 		err = check_file(vm, params, size);
 	if (!err)
 		err = check_hva(params, size);
@@ -272,6 +286,7 @@ struct gmem_kvm_slot gmem_region_memslot(const struct gmem_region *region)
 {
 	return (struct gmem_kvm_slot){
 		.number = region->slot,
+		.space = region->vm->address_space,
 		.flags = region->slot_flags,
 		.gmemfd = region->file ? region->file->fd : -1,
 		.gmemfd_offset = region->file_offset,
@@ -279,6 +294,11 @@ struct gmem_kvm_slot gmem_region_memslot(const struct gmem_region *region)
 		.size = region->gpa.size,
 		.hva = (void *)(uintptr_t)region->hva.start,
 	};
+}
+
+uint32_t gmem_region_slot_id(const struct gmem_region *region)
+{
+	return gmem_kvm_slot_id(region->vm->address_space, region->slot);
 }
 
 static int get_file(struct gmem_vm *vm, struct gmem_region *region, const struct gmem_region_params *params)
@@ -835,7 +855,7 @@ GMEM_API void *gmem_region_hva(const struct gmem_region *region)
 
 GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region)
 {
-	return region && !region->is_device ? region->slot : UINT32_MAX;
+	return region && !region->is_device ? gmem_region_slot_id(region) : UINT32_MAX;
 }
 
 GMEM_API uint32_t gmem_region_backing(const struct gmem_region *region)

@@ -160,6 +160,8 @@ void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck
 void gmem_region_hand_over_memory(struct gmem_region *region, struct gmem_region *stuck);
 
 struct gmem_kvm_slot gmem_region_memslot(const struct gmem_region *region);
+/* The number that KVM's ioctls have for it */
+uint32_t gmem_region_slot_id(const struct gmem_region *region);
 
 /*
  * Fill in @lower, a copy of @region, and @upper, with a number of its own: what the parts

@@ -61,7 +61,7 @@ FIELD(gmem_vm_opts, log_data, 32);
 FIELD(gmem_vm_opts, inplace, 40);
 FIELD(gmem_vm_opts, vm_type, 48);
 FIELD(gmem_vm_opts, wait_ms, 56);
-FIELD(gmem_vm_opts, reserved, 60);
+FIELD(gmem_vm_opts, address_space, 60);
 
 SIZE(gmem_region_opts, 104);
 FIELD(gmem_region_opts, size, 0);
@@ -371,6 +371,7 @@ NUMBER(GMEM_DIRTY_RING, 1);
 NUMBER(GMEM_DIRTY_RING_AND_BITMAP, 2);
 NUMBER(GMEM_VM_NO_SELFTEST, 1);
 NUMBER(GMEM_VM_TYPE, 2);
+NUMBER(GMEM_VM_ADDRESS_SPACE, 4);
 NUMBER(GMEM_REGION_READONLY, 1);
 NUMBER(GMEM_REGION_DIRTY_LOG, 2);
 NUMBER(GMEM_REGION_SLOT, 4);
