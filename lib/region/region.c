@@ -502,6 +502,7 @@ int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		.is_device = params->opts.flags & GMEM_REGION_DEVICE,
 		.kind = params->opts.kind,
 		.identity = params->opts.identity,
+		.data = params->opts.data,
 	};
 	if (!region->is_device) {
 		region->backing = params->plan->backing;
@@ -722,6 +723,7 @@ void gmem_region_commit_split(struct gmem_region *region, struct gmem_region *up
 	uint64_t offset = region->gpa.size - upper->gpa.size;
 
 	gmem_states_commit_split(&region->states, &upper->states);
+	upper->data = __atomic_load_n(&region->data, __ATOMIC_ACQUIRE);
 	gmem_range_split(&vm->regions, &region->gpa, offset, &upper->gpa);
 	if (region->is_device)
 		return;
