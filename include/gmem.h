@@ -1542,7 +1542,8 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
  * @gmemfd: fd of @file, borrowed; -1: none
  * @host_fd: fd of the file that the memory at @hva is a mapping of, borrowed, where that is
  *	host memory whose file the library knows; -1 otherwise
- * @slot: memslot number; UINT32_MAX: a device's range, or the memslot was lost
+ * @slot: memslot number, as gmem_region_slot(); UINT32_MAX: a device's range, or the
+ *	memslot was lost
  * @backing: an enum gmem_backing
  * @kind: an enum gmem_kind; GMEM_KIND_DEFAULT for a device's range
  * @zero: 0; place for what later versions have to say

@@ -363,7 +363,7 @@ static void memory_of_devices_has_no_policy(void **state)
 	void *memory;
 
 	(void)state;
-	begin(&unit, "7.3");
+	begin(&unit, "6.19");
 	host = unit_plan(&unit, GMEM_BACKING_HOST);
 	memory = unit_memory(&unit, 4);
 	GMEM_OPTS(gmem_region_opts, opts, .plan = host, .flags = GMEM_REGION_HVA, .hva = memory,
