@@ -10,7 +10,6 @@
 #include "base/macros.h"
 #include "base/range_map.h"
 #include "os/kvm_compat.h"
-#include "os/sys.h"
 #include "region/file.h"
 #include "region/region.h"
 #include "region/regions.h"
@@ -27,14 +26,9 @@ static uint64_t flags_of(const struct gmem_region *region)
 	       (region->borrows_memory ? GMEM_REGION_HVA : 0);
 }
 
-/* Where the host memory's file says so, or no page but the host's is possible */
 static uint64_t page_size_of(const struct gmem_region *region)
 {
-	if (region->is_device)
-		return 0;
-	if (region->host_file)
-		return region->host_file->facts.block_size;
-	return region->borrows_memory ? 0 : gmem_sys_page_size();
+	return region->is_device || region->page_size_is_assumed ? 0 : region->page_size;
 }
 
 void gmem_region_fill_info(const struct gmem_region *region, struct gmem_region_info *ret)
