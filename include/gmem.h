@@ -217,7 +217,8 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  *	window of a file system, a file that is kept beside the image
  *
  * All kinds are in the layout and reachable: lookups, views, leases, dirty logs and
- * exits do not tell them apart. What works on memory does:
+ * exits do not tell them apart, but without gmem_recovery_enable() views have the
+ * kernel copy, which refuses memory of devices. What works on memory does:
  *
  *	                 RAM       ROM        DEVICE      EXTERNAL
  *	gmem_vm_save     contents  contents   recorded    recorded
@@ -226,7 +227,7 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  *	populate         yes       to read    left out *  left out *
  *	discard          yes       left out * left out *  left out *
  *	statistics, dump counted   counted    not counted not counted
- *	export           yes       yes        left out    yes
+ *	export           yes       yes        left out +  yes
  *	NUMA policies    yes       yes        left out    left out
  *
  * recorded: the image says that there is memory of this kind, and which
@@ -239,6 +240,7 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  *	refused with -EOPNOTSUPP, and nothing was done.
  * *: with the flag GMEM_POPULATE_ALL_KINDS or GMEM_DISCARD_ALL_KINDS the memory is
  *	treated as RAM.
+ * +: exported if gmem_export_add_memory() was called for it.
  *
  * What should be treated as RAM by every call is GMEM_KIND_RAM, whatever is mapped
  * there. The numbers are ABI.
@@ -968,6 +970,7 @@ struct gmem_inplace_opts {
 /* Flags of struct gmem_vm_opts */
 #define GMEM_VM_NO_SELFTEST	(1ull << 0) /* as GMEM_CAPS_NO_SELFTEST */
 #define GMEM_VM_TYPE		(1ull << 1) /* use @vm_type */
+#define GMEM_VM_ADDRESS_SPACE	(1ull << 2) /* use @address_space */
 
 /**
  * struct gmem_vm_opts - how to attach to a VM
@@ -984,7 +987,32 @@ struct gmem_inplace_opts {
  *	with GMEM_VM_TYPE; otherwise what @caps knows of it
  * @wait_ms: milliseconds that a call for this handle, whose own options say nothing,
  *	waits for others in all, see "Waiting" above; 0: no limit
- * @reserved: must be 0
+ * @address_space: KVM's address space that the handle is for, read only with
+ *	GMEM_VM_ADDRESS_SPACE and below GMEM_CAP_ADDRESS_SPACES; otherwise 0
+ *
+ * Address spaces. On x86, KVM has a second one for a vCPU in system management mode:
+ * 0 is what a vCPU sees outside of that mode, 1 what it sees in it. Each has its own
+ * memslots, numbers and addresses, so each has a handle of its own, made with the same
+ * VM fd: a handle's regions, views, dirty logs, statistics, dumps and images are those of
+ * one address space. What they share is the VM and its files:
+ *
+ *   Address space 1 needs all that a vCPU sees in that mode, not SMRAM alone. Add
+ *	the RAM of address space 0 there with GMEM_BACKING_HOST and GMEM_REGION_HVA, at
+ *	the host addresses of the regions of address space 0 (gmem_region_hva()),
+ *	whatever their way of backing is; or the same file with GMEM_BACKING_MAPPED.
+ *	GMEM_BACKING_SHARED is for memory of its own, such as SMRAM: KVM binds a part of a
+ *	guest_memfd to one memslot, in whatever address space, and refuses a second one.
+ *	Remove such regions before those whose memory they use.
+ *   GMEM_BACKING_PRIVATE and GMEM_BACKING_INPLACE are refused there: KVM has one set of
+ *	attributes for the addresses of all spaces, and VMs that have private memory
+ *	have one address space.
+ *   A lease and a claim of one handle do not keep another handle from discarding the
+ *	same host memory. Discard, populate, save and restore memory that is in both
+ *	through the handle of address space 0.
+ *   Exits do not say in which space they came about. gmem_vcpu_new() is for the
+ *	handle of address space 0.
+ *
+ * gmem_vm_free() deletes the memslots of the handle's own address space.
  */
 struct gmem_vm_opts {
 	size_t   size;
@@ -995,7 +1023,7 @@ struct gmem_vm_opts {
 	const struct gmem_inplace_opts *inplace;
 	uint64_t vm_type;
 	uint32_t wait_ms;
-	uint32_t reserved;
+	uint32_t address_space;
 };
 
 /**
@@ -1010,7 +1038,7 @@ struct gmem_vm_opts {
  *
  * The library hands out memslot numbers from 0 upwards. Reserve the numbers of
  * memslots that you set yourself with gmem_vm_reserve_slots(), and have one handle
- * for a VM: KVM does not say which numbers are in use. Where it refuses a memslot
+ * for an address space of a VM: KVM does not say which numbers are in use. Where it refuses a memslot
  * because of one that this handle did not set, the sentence says so. But it takes
  * a number that is in use with the same host address and the same size as a move of
  * that memslot, and does not refuse it. Without a report in @opts the library
@@ -1018,7 +1046,8 @@ struct gmem_vm_opts {
  *
  * Thread-safe. Source: as gmem_caps_new(). Since: 0.1.
  *
- * Return: 0, or the errors of gmem_caps_new(), -EMFILE, -ENFILE.
+ * Return: 0, or the errors of gmem_caps_new(), -EINVAL also for an address space that
+ * the VM has not, -EMFILE, -ENFILE.
  */
 GMEM_API GMEM_CHECKED int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *opts,
 				      struct gmem_vm **ret);
@@ -1203,7 +1232,7 @@ struct gmem_memory_opts {
  *	GMEM_REGION_CONGRUENT the distance between host address and @gpa is a
  *	multiple of @align, as large pages need it, and not the address itself;
  *	@align must not be 0 then. Must be 0 with @hva.
- * @slot: memslot number, read only with GMEM_REGION_SLOT
+ * @slot: memslot number in the handle's address space, read only with GMEM_REGION_SLOT
  * @kind: what the memory is, an enum gmem_kind
  * @memory: how to make the host memory, copied. NULL: private and anonymous memory. Must be
  *	NULL where the library makes none: with your own memory, or for a guest_memfd
@@ -1423,12 +1452,14 @@ GMEM_API void *gmem_region_hva(const struct gmem_region *region);
  * gmem_region_slot() - memslot number of a region
  * @region: region
  *
- * Use it for KVM_GET_DIRTY_LOG and similar. Do not change the memslot.
+ * Use it for KVM_GET_DIRTY_LOG and similar. Do not change the memslot. It is the number
+ * that KVM's ioctls and dirty rings have: the address space in bits 16 to 31, and below
+ * it the number in that space, which @slot of struct gmem_region_opts,
+ * gmem_vm_reserve_slots(), sentences and dumps have.
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: the number in address space 0; UINT32_MAX for NULL, or the range of a
- * device, which has none.
+ * Return: the number; UINT32_MAX for NULL, or the range of a device, which has none.
  */
 GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region);
 
@@ -3099,6 +3130,7 @@ GMEM_API void gmem_populate_free(struct gmem_populate *job);
 /* Flags of struct gmem_discard_opts */
 #define GMEM_DISCARD_INWARD	(1ull << 0) /* any alignment: discard the whole pages inside */
 #define GMEM_DISCARD_ALL_KINDS	(1ull << 1) /* also memory that is left out for its kind */
+#define GMEM_DISCARD_NOT_ZERO	(1ull << 2) /* also what does not read as zero afterwards */
 
 /**
  * struct gmem_discard_opts - how to discard
@@ -3373,6 +3405,7 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 #define GMEM_TRANSFER_LEAVE_REST (1ull << 4) /* restore: the VM may have more memory */
 #define GMEM_TRANSFER_VERIFY	(1ull << 5) /* restore: verify all of the image first */
 #define GMEM_TRANSFER_UNCHECKED	(1ull << 6) /* load, restore: do not check whether the memory fits */
+#define GMEM_TRANSFER_ALLOW_LOST (1ull << 7) /* save, restore, verify: without pages that were lost */
 
 /* Number of tags that one transfer uses on the caller's ring */
 #define GMEM_TRANSFER_TAGS 64
@@ -3395,6 +3428,17 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 typedef int (*gmem_transfer_progress_fn)(void *data, uint64_t done, uint64_t total);
 
 /**
+ * gmem_transfer_lost_fn - is told a range that the hardware lost, and an image lacks
+ * @data: lost_data of struct gmem_transfer_opts
+ * @gpa: guest physical address, a multiple of 4096
+ * @size: bytes, a multiple of the page of the memory that was saved
+ *
+ * The library calls it in the thread of the transfer, once for each range, in the order
+ * of their addresses; ranges that touch may come as one or as several.
+ */
+typedef void (*gmem_transfer_lost_fn)(void *data, uint64_t gpa, uint64_t size);
+
+/**
  * struct gmem_transfer_opts - how to transfer
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_TRANSFER_*; bits that are unknown, or for another kind of transfer,
@@ -3412,6 +3456,8 @@ typedef int (*gmem_transfer_progress_fn)(void *data, uint64_t done, uint64_t tot
  *	tags that differ.
  * @depth: number of buffers of 1 MiB, at most 32; 0: the library chooses
  * @reserved: must be 0
+ * @lost: with GMEM_TRANSFER_ALLOW_LOST: is told what the image lacks, NULL for none
+ * @lost_data: passed to @lost
  */
 struct gmem_transfer_opts {
 	size_t   size;
@@ -3423,6 +3469,8 @@ struct gmem_transfer_opts {
 	uint64_t ring_tag;
 	uint32_t depth;
 	uint32_t reserved;
+	gmem_transfer_lost_fn lost;
+	void    *lost_data;
 };
 
 /* Kernel interfaces of a transfer: struct gmem_transfer_result.engine */
@@ -3441,6 +3489,10 @@ struct gmem_transfer_opts {
  * @engine: GMEM_ENGINE_*
  * @no_ring: 0 with io_uring; otherwise a negative errno as the reason without:
  *	-ECANCELED not wanted, -ENOTSUP not built in, or the kernel's own
+ * @lost_bytes: bytes of guest memory that the hardware lost, and the image lacks; after
+ *	a restore they are zero, and not in @zero_bytes
+ * @left_out_bytes: bytes of guest memory whose contents are not in the image because
+ *	of their kind (enum gmem_kind)
  */
 struct gmem_transfer_result {
 	size_t   size;
@@ -3451,6 +3503,8 @@ struct gmem_transfer_result {
 	uint64_t private_bytes;
 	uint32_t engine;
 	int32_t  no_ring;
+	uint64_t lost_bytes;
+	uint64_t left_out_bytes;
 };
 
 /**
@@ -3479,11 +3533,13 @@ struct gmem_transfer_result {
  * MADV_POPULATE_READ. Since: 0.1.
  *
  * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO
- * the range is not all memory, -EACCES part of it is private, -EBUSY it is
- * being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
- * arguments, -ESPIPE @offset is not 0 and @fd has no offsets, -EBADF @fd is not
+ * the range is not all memory, -EACCES part of it is private, or a kind of memory that
+ * nothing is loaded into (enum gmem_kind), -EBUSY it is being converted or removed,
+ * -ECANCELED the callback stopped it, -EINVAL bad arguments, -ESPIPE @offset is not 0 and @fd has no offsets, -EBADF @fd is not
  * open, or not for reading, -E2BIG options newer than the library, -EFAULT a
- * page cannot be reached, -ENOMEM, also if the host has not the memory for it, or the
+ * page cannot be written: it is not there, or mapped without the permission or not at
+ * all; -EHWPOISON the hardware lost a page of the guest's, which gmem_vm_discard()
+ * replaces; -ENOMEM, also if the host has not the memory for it, or the
  * kernel's own errno from reading.
  */
 GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
@@ -3518,7 +3574,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * @ret: result, filled in on failure, too; NULL if not wanted
  *
  * Writes the pages of all regions that exist and are not zero, and allocates no
- * guest memory. Readers recognise an incomplete image, such as one left by a
+ * guest memory. Memory of devices, and memory whose contents are elsewhere, is not
+ * looked at: the image says only where it is (enum gmem_kind). Readers recognise an incomplete image, such as one left by a
  * process that died, a full disk or a host that went down. After a failure the
  * image is incomplete; with gmem_vm_save_begin() the save can go on.
  *
@@ -3531,6 +3588,12 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * The host cannot read private memory. With GMEM_TRANSFER_OMIT_PRIVATE the image
  * has the ranges that were private, without contents, and the rest of the memory.
  *
+ * A page that the hardware lost (poisoned memory) fails the save with -EHWPOISON; the
+ * sentence has its guest and host address and its size. With GMEM_TRANSFER_ALLOW_LOST
+ * the save goes on without such pages, tells @opts->lost which they are, and the image
+ * says so: it can be restored only with that flag, too. Huge pages of hugetlb are lost
+ * as a whole. Before Linux 5.14, only a transfer with recovery recognises them.
+ *
  * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
  *
  * Thread-safe. Source: mincore(2), cachestat(2), write(2), io_uring(7), open(2)
@@ -3540,7 +3603,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
  * arguments, @fd is open with O_APPEND, or has no disk to sync, -EBADF @fd is not
  * open, or not for writing, -E2BIG options newer than the library, -EFAULT a page
- * cannot be reached, -ENOMEM, -EFBIG a write would end past RLIMIT_FSIZE, or the
+ * that exists cannot be read: it is mapped without the permission or not at all;
+ * -EHWPOISON the hardware lost a page, -ENOMEM, -EFBIG a write would end past RLIMIT_FSIZE, or the
  * kernel's own errno from writing or syncing, such as -ENOSPC.
  */
 GMEM_API int gmem_vm_save(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
@@ -3579,6 +3643,12 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * contents for ranges that were private; with GMEM_TRANSFER_OMIT_PRIVATE these
  * stay as they are.
  *
+ * Nor has it contents for memory of devices and memory whose contents are elsewhere
+ * (enum gmem_kind), which stays as it is. Of such memory the VM must have what the
+ * saved one had: the same kinds at the same addresses, with the same identity
+ * where one was given. With GMEM_TRANSFER_LEAVE_REST that is not checked. ROM is
+ * compared with the image and written only where it differs.
+ *
  * An image that is damaged or incomplete is refused, and never changes memory
  * outside its list of regions. The damage may be found late, when part of the image
  * has been loaded. With GMEM_TRANSFER_VERIFY a file is read twice, and memory
@@ -3594,14 +3664,20 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * the end of the image. Whether the host has the memory is checked as for
  * gmem_vm_load().
  *
+ * An image that lacks pages, because the hardware had lost them when it was saved, is
+ * refused with -EHWPOISON where it says so, which may be late, like damage. With
+ * GMEM_TRANSFER_ALLOW_LOST these pages are zero, and @opts->lost is told which they are.
+ *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
  * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
- * early, -EOPNOTSUPP it is of a later version, -ENOENT the image has memory, or more
- * private ranges, than the VM has room for, -EEXIST the VM has memory that the image
- * does not have, -EACCES memory of the image or the VM is private, -ESPIPE a pipe cannot
- * be verified first, -EBUSY, -ECANCELED, -EINVAL, -EBADF, -E2BIG, -EFAULT,
- * -ENOMEM and errnos from reading as gmem_vm_load().
+ * early, -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT
+ * the image has memory, or more private ranges, than the VM has room for, -EEXIST the
+ * VM has memory that the image
+ * does not have, -EACCES memory of the image or the VM is private, or ROM differs from
+ * the image and cannot be written, -ESPIPE a pipe cannot be verified first, -EHWPOISON
+ * pages are lost, in the image or in the VM's memory, -EBUSY, -ECANCELED, -EINVAL,
+ * -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as gmem_vm_load().
  */
 GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			     struct gmem_transfer_result *ret);
@@ -3635,12 +3711,13 @@ GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
  * It takes as long as reading the file up to the end of the image, whatever sizes the
  * image claims, and the callback can stop it after each record. Of private ranges it
  * keeps 2^22, 64 MiB, and counts ranges that touch as one; an image of more than 65536
- * regions is -EBADMSG.
+ * regions is -EBADMSG. An image that lacks pages passes with GMEM_TRANSFER_ALLOW_LOST,
+ * as a restore accepts it with that flag; @opts->lost and lost_bytes say what it lacks.
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
- * Return: 0, or -EBADMSG, -ENODATA, -EOPNOTSUPP, -ECANCELED, -EINVAL, -EBADF,
- * -E2BIG, -ENOMEM (also: too many private ranges) and errnos from reading as
+ * Return: 0, or -EBADMSG, -ENODATA, -EOPNOTSUPP, -EHWPOISON, -ECANCELED, -EINVAL,
+ * -EBADF, -E2BIG, -ENOMEM (also: too many private ranges) and errnos from reading as
  * gmem_vm_restore().
  */
 GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
@@ -3809,7 +3886,8 @@ struct gmem_export_opts {
  * private, if the library made it as a memfd (GMEM_MEMORY_MEMFD), if you said of which
  * file it is a part (GMEM_REGION_MEMORY_FD), or if gmem_export_add_memory() was called for
  * it. Anonymous memory cannot be given, because no fd refers to it. No kernel is too old for
- * that: it needs no guest_memfd.
+ * that: it needs no guest_memfd. Memory of kind GMEM_KIND_DEVICE is left out, unless
+ * gmem_export_add_memory() was called for it.
  *
  * Thread-safe; waits as gmem_listener_new(), then for changes of the layout under
  * way. Source: eventfd(2), timerfd_create(2), epoll(7). Since: 0.1.

@@ -2,12 +2,14 @@
 #include "base/error.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "gmem.h"
+#include "base/macros.h"
 #include "base/utf8.h"
 
 static __thread char sentence[GMEM_SENTENCE_SIZE];
@@ -77,4 +79,14 @@ GMEM_API const char *gmem_last_error(void)
 GMEM_API const char *gmem_version(void)
 {
 	return VERSION(GMEM_VERSION_MAJOR, GMEM_VERSION_MINOR, GMEM_VERSION_PATCH);
+}
+
+void gmem_size_text(uint64_t bytes, char text[GMEM_SIZE_TEXT])
+{
+	static const char *const units[] = { "bytes", "KiB", "MiB", "GiB" };
+	size_t unit = 0;
+
+	for (; unit + 1 < GMEM_ARRAY_SIZE(units) && bytes && bytes % 1024 == 0; unit++)
+		bytes /= 1024;
+	snprintf(text, GMEM_SIZE_TEXT, "%" PRIu64 " %s", bytes, units[unit]);
 }

@@ -13,6 +13,8 @@
 #ifndef GMEM_ERROR_H
 #define GMEM_ERROR_H
 
+#include <stdint.h>
+
 /* Bytes of a sentence with its end; longer ones are cut */
 #define GMEM_SENTENCE_SIZE 512
 
@@ -48,5 +50,9 @@ int gmem_failure_restore(const struct gmem_failure *failure);
 
 /* Returns the name of a negative errno, such as "EINVAL". */
 const char *gmem_errno_name(int err);
+
+/* Writes a size of a page as people say it: "2 MiB". */
+#define GMEM_SIZE_TEXT 24
+void gmem_size_text(uint64_t bytes, char text[GMEM_SIZE_TEXT]);
 
 #endif

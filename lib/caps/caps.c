@@ -578,7 +578,7 @@ static void try_dirty_log(struct gmem_caps *caps, struct gmem_probe_slot *probe)
 static int try_vm(struct gmem_caps *caps, int vm_fd)
 {
 	struct gmem_probe_slot probe;
-	int err = gmem_probe_slot_open(&probe, vm_fd);
+	int err = gmem_probe_slot_open(&probe, vm_fd, 0);
 
 	if (err == -EIO || err == -EBADF || err == -ENOTTY)
 		return gmem_fail(err, "VM fd %d refuses memslots: %s", vm_fd, gmem_errno_name(err));

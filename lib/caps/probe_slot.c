@@ -35,7 +35,7 @@ static struct gmem_lock lock = GMEM_LOCK_INIT(GMEM_RANK_PROBE);
 /* If KVM keeps the memslot, its page must stay: whatever came there would be the guest's. */
 static int delete_slot(struct gmem_probe_slot *probe)
 {
-	int err = gmem_kvm_delete_slot_retry(probe->vm_fd, probe->slot);
+	int err = gmem_kvm_delete_slot_retry(probe->vm_fd, gmem_kvm_slot_id(probe->space, probe->slot));
 
 	probe->is_kept |= err != 0;
 	return err;
@@ -56,6 +56,7 @@ int gmem_probe_slot_try_plain(struct gmem_probe_slot *probe, uint32_t flags)
 {
 	const struct gmem_kvm_slot slot = {
 		.number = probe->slot,
+		.space = probe->space,
 		.flags = flags,
 		.gpa = probe->gpa,
 		.size = probe->page,
@@ -69,6 +70,7 @@ int gmem_probe_slot_try_gmemfd(struct gmem_probe_slot *probe, int gmemfd, uint64
 {
 	const struct gmem_kvm_slot slot = {
 		.number = probe->slot,
+		.space = probe->space,
 		.flags = KVM_MEM_GUEST_MEMFD,
 		.gmemfd = gmemfd,
 		.gmemfd_offset = offset,
@@ -84,6 +86,7 @@ int gmem_probe_slot_try_dirty_log(struct gmem_probe_slot *probe)
 {
 	const struct gmem_kvm_slot slot = {
 		.number = probe->slot,
+		.space = probe->space,
 		.flags = KVM_MEM_LOG_DIRTY_PAGES,
 		.gpa = probe->gpa,
 		.size = probe->page,
@@ -96,7 +99,7 @@ int gmem_probe_slot_try_dirty_log(struct gmem_probe_slot *probe)
 	if (err)
 		return err;
 
-	log_err = gmem_kvm_get_dirty_log(probe->vm_fd, slot.number, &bitmap);
+	log_err = gmem_kvm_get_dirty_log(probe->vm_fd, gmem_kvm_slot_id(slot.space, slot.number), &bitmap);
 	err = delete_slot(probe);
 	return err ? err : log_err;
 }
@@ -145,11 +148,12 @@ static int find_place(struct gmem_probe_slot *probe)
 	return -EBUSY;
 }
 
-int gmem_probe_slot_open(struct gmem_probe_slot *probe, int vm_fd)
+int gmem_probe_slot_open(struct gmem_probe_slot *probe, int vm_fd, uint32_t space)
 {
 	int err;
 
 	probe->vm_fd = vm_fd;
+	probe->space = space;
 	probe->is_kept = false;
 	probe->page = gmem_sys_page_size();
 	err = gmem_sys_mmap(NULL, probe->page, PROT_READ | PROT_WRITE,
@@ -179,6 +183,7 @@ static int find_out(struct gmem_probe_slot *probe, uint32_t number)
 {
 	struct gmem_kvm_slot slot = {
 		.number = probe->slot,
+		.space = probe->space,
 		.gpa = probe->gpa,
 		.size = probe->page,
 		.hva = probe->hva,
@@ -197,12 +202,12 @@ static int find_out(struct gmem_probe_slot *probe, uint32_t number)
 	return err == -EEXIST ? 0 : err;
 }
 
-int gmem_probe_slot_exists(int vm_fd, uint32_t number)
+int gmem_probe_slot_exists(int vm_fd, uint32_t space, uint32_t number)
 {
 	struct gmem_probe_slot probe;
 	int ret;
 
-	ret = gmem_probe_slot_open(&probe, vm_fd);
+	ret = gmem_probe_slot_open(&probe, vm_fd, space);
 	if (ret)
 		return ret;
 

@@ -20,6 +20,7 @@
 
 struct gmem_probe_slot {
 	int vm_fd;
+	uint32_t space;		/* the VM's address space */
 	uint32_t slot;
 	uint32_t address_bits;	/* bits of guest physical addresses that KVM accepts */
 	uint64_t gpa;
@@ -29,16 +30,16 @@ struct gmem_probe_slot {
 };
 
 /*
- * Finds a free slot number and address; -EBUSY if none of those tried is free. On success
+ * Finds a free slot number and address in an address space; -EBUSY if none of those tried is free. On success
  * the caller must close the probe before it does anything that may wait.
  */
-int gmem_probe_slot_open(struct gmem_probe_slot *probe, int vm_fd);
+int gmem_probe_slot_open(struct gmem_probe_slot *probe, int vm_fd, uint32_t space);
 void gmem_probe_slot_close(struct gmem_probe_slot *probe);
 /*
  * Says whether the VM has a memslot of this number, without a change to it: returns 1, 0,
  * or -errno if that cannot be found out. No probe may be open in this thread.
  */
-int gmem_probe_slot_exists(int vm_fd, uint32_t number);
+int gmem_probe_slot_exists(int vm_fd, uint32_t space, uint32_t number);
 /* Adds a memslot of one page and deletes it again: 0, or the -errno of either. */
 int gmem_probe_slot_try_plain(struct gmem_probe_slot *probe, uint32_t flags);
 /* As gmem_probe_slot_try_plain(), with a guest_memfd bound to the memslot. */

@@ -108,7 +108,7 @@ static void save_log(const struct gmem_vm *vm, const struct gmem_step *step,
 
 	err = park(vm, slot);
 	if (!err)
-		err = gmem_kvm_get_dirty_log(vm->fd, slot->number, step->log);
+		err = gmem_kvm_get_dirty_log(vm->fd, gmem_kvm_slot_id(slot->space, slot->number), step->log);
 	if (!err)
 		gmem_kept_log_merge(step->region->kept_log, offset / page, step->log, 0,
 				    slot->size / page);
@@ -125,7 +125,7 @@ static int delete_old(struct gmem_vm *vm, struct gmem_step *step)
 
 	save_log(vm, step, &slot, 0);
 	step->parked = slot.gpa != step->old.gpa;
-	err = gmem_kvm_delete_slot(vm->fd, slot.number);
+	err = gmem_kvm_delete_slot(vm->fd, gmem_kvm_slot_id(slot.space, slot.number));
 	GMEM_PROBE(unbind, gmem_vm_number(vm), step->old.number, step->old.gpa, step->old.size, err);
 	if (err) {
 		step->failed = true;
@@ -224,7 +224,7 @@ static void take_back(struct undo *undo, struct gmem_step *step, unsigned int n)
 	int err;
 
 	save_log(undo->vm, step, slot, n ? step->offset : 0);
-	err = gmem_kvm_delete_slot_retry(undo->vm->fd, slot->number);
+	err = gmem_kvm_delete_slot_retry(undo->vm->fd, gmem_kvm_slot_id(slot->space, slot->number));
 	if (err) {
 		step->stuck[n] = true;
 		note_loss(undo, slot, "keeps", err);

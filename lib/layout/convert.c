@@ -13,6 +13,7 @@
 #include "base/part.h"
 #include "os/sys.h"
 #include "os/usdt.h"
+#include "region/host_look.h"
 #include "region/page_states.h"
 #include "region/region.h"
 #include "region/region_memory.h"
@@ -432,11 +433,18 @@ static bool has_other_side(const struct gmem_region *region)
 static int discard_part(struct gmem_region *region, uint64_t offset, uint64_t size, bool is_private,
 			uint64_t *done)
 {
+	/* Nobody may expect zeros of memory that was converted. */
+	struct gmem_host_look look = GMEM_HOST_LOOK;
+	const struct gmem_discard_how how = { GMEM_DISCARD_NOT_ZERO, &look };
+	int err;
+
 	*done = 0;
 	if (!has_other_side(region))
 		return 0;
-	return gmem_region_memory_discard(region, is_private ? GMEM_SIDE_SHARED : GMEM_SIDE_PRIVATE,
-					  offset, size, done);
+	err = gmem_region_memory_discard(region, is_private ? GMEM_SIDE_SHARED : GMEM_SIDE_PRIVATE,
+					 offset, size, &how, done);
+	gmem_host_look_end(&look);
+	return err;
 }
 
 static void defer_discard(struct work *work, uint64_t gpa)
@@ -461,7 +469,8 @@ static void discard(struct work *work)
 	while (next_region(work, &at)) {
 		err = discard_part(at.region, offset_in(&at), at.size, work->to_private, &done);
 		work->result.discarded += done;
-		gmem_states_set(&at.region->states, GMEM_PAGE_PENDING, offset_in(&at), done, false);
+		gmem_states_set(&at.region->states, GMEM_PAGE_PENDING, offset_in(&at), err ? done : at.size,
+				false);
 		if (err) {
 			gmem_vm_log_error(work->vm, err);
 			defer_discard(work, at.gpa + done);

@@ -11,7 +11,7 @@
 
 static int explain_number(const struct gmem_vm *vm, const struct gmem_kvm_slot *slot)
 {
-	if (gmem_probe_slot_exists(vm->fd, slot->number) != 1)
+	if (gmem_probe_slot_exists(vm->fd, slot->space, slot->number) != 1)
 		return 0;
 
 	return gmem_fail(-EEXIST,

@@ -64,6 +64,9 @@ GMEM_API int gmem_vcpu_new(struct gmem_vm *vm, int vcpu_fd, const struct gmem_vc
 		err = gmem_check_flags("flags", opts.flags, GMEM_VCPU_EXPLICIT);
 	if (err)
 		return err;
+	if (vm->address_space)
+		return gmem_fail(-EOPNOTSUPP, "a vCPU's exits do not say of which address space they are: "
+				 "its handle is that of address space 0, not %" PRIu32, vm->address_space);
 	if (opts.discard > GMEM_DISCARD_NEVER)
 		return gmem_fail(-EINVAL, "discard %" PRIu32 " is no policy", opts.discard);
 

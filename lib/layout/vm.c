@@ -66,6 +66,19 @@ static int find_out(struct gmem_vm *vm, int vm_fd, const struct gmem_vm_opts *op
 				  &vm->caps.lines[GMEM_CAP_IN_PLACE]);
 }
 
+static int take_address_space(struct gmem_vm *vm, const struct gmem_vm_opts *opts)
+{
+	uint64_t spaces = gmem_caps_value(&vm->caps, GMEM_CAP_ADDRESS_SPACES);
+
+	if (!(opts->flags & GMEM_VM_ADDRESS_SPACE))
+		return 0;
+	if (opts->address_space >= spaces)
+		return gmem_fail(-EINVAL, "there is no address space %" PRIu32 ": VM fd %d has %" PRIu64
+				 ", counted from 0", opts->address_space, gmem_vm_number(vm), spaces);
+	vm->address_space = opts->address_space;
+	return 0;
+}
+
 GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct gmem_vm **ret)
 {
 	struct gmem_vm_opts opts;
@@ -80,9 +93,8 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 
 	err = GMEM_COPY_OPTS(gmem_vm_opts, &opts, user_opts, log_data);
 	if (!err)
-		err = gmem_check_flags("flags", opts.flags, GMEM_VM_NO_SELFTEST | GMEM_VM_TYPE);
-	if (!err && opts.reserved)
-		err = gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", opts.reserved);
+		err = gmem_check_flags("flags", opts.flags,
+				       GMEM_VM_NO_SELFTEST | GMEM_VM_TYPE | GMEM_VM_ADDRESS_SPACE);
 	if (err)
 		return err;
 
@@ -95,6 +107,8 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 		goto free_vm;
 
 	err = find_out(vm, vm_fd, &opts);
+	if (!err)
+		err = take_address_space(vm, &opts);
 	if (!err)
 		err = gmem_slots_init(&vm->slots,
 				      (uint32_t)gmem_caps_value(&vm->caps, GMEM_CAP_MEMSLOTS));
@@ -123,7 +137,7 @@ free_vm:
  */
 static void delete_slot(struct gmem_vm *vm, const struct gmem_region *region)
 {
-	int err = gmem_kvm_delete_slot_retry(vm->fd, region->slot);
+	int err = gmem_kvm_delete_slot_retry(vm->fd, gmem_region_slot_id(region));
 
 	if (err)
 		gmem_vm_log_error(vm, gmem_fail(err, "memslot %" PRIu32 " at gpa 0x%" PRIx64

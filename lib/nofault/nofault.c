@@ -411,6 +411,15 @@ int gmem_nofault_probe_write(void *p, size_t size)
 	return err ? err : gmem_sys_write_nothing((char *)p - (uintptr_t)p % sizeof(uint32_t));
 }
 
+bool gmem_nofault_is_lost(const void *p, int err)
+{
+	uint64_t page = gmem_sys_page_size();
+	char *start = (char *)(uintptr_t)p - (uintptr_t)p % page;
+
+	return err == -EHWPOISON ||
+	       (err == -EFAULT && gmem_sys_madvise(start, page, MADV_POPULATE_READ) == -EHWPOISON);
+}
+
 const char *gmem_nofault_why(const void *p, bool writes, int err)
 {
 	if (err == -EHWPOISON)

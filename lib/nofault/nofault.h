@@ -208,6 +208,13 @@ size_t gmem_nofault_string(bool fast, char *dst, const char *src, size_t max, in
  */
 const char *gmem_nofault_why(const void *p, bool writes, int err);
 
+/*
+ * Tells whether the hardware lost the page at @p, of an access that failed with @err: the
+ * slow engine does not. Uses madvise(2), which only transfers may in a sandbox. Before Linux
+ * 5.14 the answer is then no.
+ */
+bool gmem_nofault_is_lost(const void *p, int err);
+
 /* ---- words ---- */
 
 /*

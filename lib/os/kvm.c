@@ -23,7 +23,7 @@ int gmem_kvm_create_gmemfd(int vm_fd, uint64_t size, uint64_t flags)
 static int set_plain_slot(int vm_fd, const struct gmem_kvm_slot *slot)
 {
 	struct kvm_userspace_memory_region args = {
-		.slot = slot->number,
+		.slot = gmem_kvm_slot_id(slot->space, slot->number),
 		.flags = slot->flags,
 		.guest_phys_addr = slot->gpa,
 		.memory_size = slot->size,
@@ -36,7 +36,7 @@ static int set_plain_slot(int vm_fd, const struct gmem_kvm_slot *slot)
 int gmem_kvm_set_slot(int vm_fd, const struct gmem_kvm_slot *slot)
 {
 	struct gmem_kvm_userspace_memory_region2 args = {
-		.slot = slot->number,
+		.slot = gmem_kvm_slot_id(slot->space, slot->number),
 		.flags = slot->flags,
 		.guest_phys_addr = slot->gpa,
 		.memory_size = slot->size,
@@ -52,38 +52,38 @@ int gmem_kvm_set_slot(int vm_fd, const struct gmem_kvm_slot *slot)
 }
 
 /* The older ioctl deletes every slot on every kernel. */
-int gmem_kvm_delete_slot(int vm_fd, uint32_t number)
+int gmem_kvm_delete_slot(int vm_fd, uint32_t id)
 {
-	const struct gmem_kvm_slot none = { .number = number };
+	const struct gmem_kvm_slot none = { .number = id };
 
 	return set_plain_slot(vm_fd, &none);
 }
 
-int gmem_kvm_delete_slot_retry(int vm_fd, uint32_t number)
+int gmem_kvm_delete_slot_retry(int vm_fd, uint32_t id)
 {
 	int err, tries = DELETE_TRIES;
 
 	do {
-		err = gmem_kvm_delete_slot(vm_fd, number);
+		err = gmem_kvm_delete_slot(vm_fd, id);
 	} while (err && --tries);
 	return err;
 }
 
-int gmem_kvm_get_dirty_log(int vm_fd, uint32_t number, uint64_t *bitmap)
+int gmem_kvm_get_dirty_log(int vm_fd, uint32_t id, uint64_t *bitmap)
 {
 	struct kvm_dirty_log args = {
-		.slot = number,
+		.slot = id,
 		.dirty_bitmap = bitmap,
 	};
 
 	return gmem_sys_ioctl(vm_fd, KVM_GET_DIRTY_LOG, &args);
 }
 
-int gmem_kvm_clear_dirty_log(int vm_fd, uint32_t number, uint64_t page, uint64_t count,
+int gmem_kvm_clear_dirty_log(int vm_fd, uint32_t id, uint64_t page, uint64_t count,
 			     const uint64_t *bitmap)
 {
 	struct kvm_clear_dirty_log args = {
-		.slot = number,
+		.slot = id,
 		.num_pages = (uint32_t)count,
 		.first_page = page,
 		.dirty_bitmap = (void *)(uintptr_t)bitmap,

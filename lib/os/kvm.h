@@ -14,7 +14,8 @@
 
 /* The arguments that set a memslot; size 0 deletes it */
 struct gmem_kvm_slot {
-	uint32_t number;
+	uint32_t number;	/* in its address space */
+	uint32_t space;		/* the VM's address space */
 	uint32_t flags;		/* KVM_MEM_* */
 	int gmemfd;		/* read only with KVM_MEM_GUEST_MEMFD */
 	uint64_t gmemfd_offset;	/* likewise */
@@ -31,19 +32,27 @@ int gmem_kvm_check(int fd, long cap);
 /* Returns the fd, which is not close-on-exec. */
 int gmem_kvm_create_gmemfd(int vm_fd, uint64_t size, uint64_t flags);
 
+/* The number that KVM's ioctls and dirty rings have for memslot @number of an address space */
+static inline uint32_t gmem_kvm_slot_id(uint32_t space, uint32_t number)
+{
+	return space << 16 | number;
+}
+
+/* The functions below take the memslots of all address spaces by that number. */
+
 /* Uses KVM_SET_USER_MEMORY_REGION2 only if the slot has a guest_memfd. */
 int gmem_kvm_set_slot(int vm_fd, const struct gmem_kvm_slot *slot);
-int gmem_kvm_delete_slot(int vm_fd, uint32_t number);
+int gmem_kvm_delete_slot(int vm_fd, uint32_t id);
 /* Deletes a memslot, with retries: the kernel allocates to delete, so it can fail once. */
-int gmem_kvm_delete_slot_retry(int vm_fd, uint32_t number);
+int gmem_kvm_delete_slot_retry(int vm_fd, uint32_t id);
 
 /* Reads the dirty log of a slot; @bitmap has one bit per page. */
-int gmem_kvm_get_dirty_log(int vm_fd, uint32_t number, uint64_t *bitmap);
+int gmem_kvm_get_dirty_log(int vm_fd, uint32_t id, uint64_t *bitmap);
 /*
  * Clears the bits that are set in @bitmap, whose first is @page's. @page and @count are
  * multiples of 64, but for a @count up to the end of the slot.
  */
-int gmem_kvm_clear_dirty_log(int vm_fd, uint32_t number, uint64_t page, uint64_t count,
+int gmem_kvm_clear_dirty_log(int vm_fd, uint32_t id, uint64_t page, uint64_t count,
 			     const uint64_t *bitmap);
 /* Gives back to the dirty rings what was taken out of them; -EINVAL if the VM has none. */
 int gmem_kvm_reset_dirty_rings(int vm_fd);

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <linux/futex.h>
 #include <linux/io_uring.h>
 #include <linux/kcmp.h>
@@ -63,6 +64,14 @@ int gmem_sys_open(const char *path, int flags)
 	int fd = open(path, flags | O_CLOEXEC);
 
 	return fd < 0 ? -errno : fd;
+}
+
+int gmem_sys_open_mapped(uint64_t start, uint64_t end)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/self/map_files/%" PRIx64 "-%" PRIx64, start, end);
+	return gmem_sys_open(path, O_PATH);
 }
 
 int gmem_sys_dup(int fd)
@@ -210,17 +219,33 @@ struct mapping_query {
 #define QUERY_MAPPING _IOWR('f', 17, struct mapping_query)
 #define QUERY_COVERING_OR_NEXT 0x10
 
-int gmem_sys_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret)
+static int query_mapping(uint64_t addr, struct mapping_query *query, char *name, uint32_t size)
 {
-	struct mapping_query query = { .size = sizeof(query), .query_flags = QUERY_COVERING_OR_NEXT,
-				       .query_addr = addr };
 	int fd, err;
 
 	fd = gmem_sys_open("/proc/self/maps", O_RDONLY);
 	if (fd < 0)
 		return fd;
-	err = gmem_sys_ioctl(fd, QUERY_MAPPING, &query);
+
+	*query = (struct mapping_query){ .size = sizeof(*query), .query_addr = addr,
+					 .query_flags = QUERY_COVERING_OR_NEXT,
+					 .name = (uintptr_t)name, .name_size = size };
+	err = gmem_sys_ioctl(fd, QUERY_MAPPING, query);
+	if (err == -ENAMETOOLONG) {
+		query->name = query->name_size = 0;
+		err = gmem_sys_ioctl(fd, QUERY_MAPPING, query);
+	}
 	gmem_sys_close(fd);
+	return err;
+}
+
+int gmem_sys_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret)
+{
+	struct mapping_query query;
+	char name[64] = "";
+	int err;
+
+	err = query_mapping(addr, &query, name, sizeof(name));
 	if (err)
 		return err;
 
@@ -234,6 +259,7 @@ int gmem_sys_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret)
 		.prot = (query.flags & 1 ? PROT_READ : 0) | (query.flags & 2 ? PROT_WRITE : 0) |
 			(query.flags & 4 ? PROT_EXEC : 0),
 		.is_shared = query.flags & 8,
+		.is_nameless = gmem_sys_is_nameless(name),
 	};
 	return 0;
 }

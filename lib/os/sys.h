@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/mman.h>
 
 /* Linux 4.17, 5.14 and 5.18; older C libraries do not define these. */
@@ -47,6 +48,11 @@ int gmem_sys_open(const char *path, int flags);
  * do not ask for more than @fd has.
  */
 int gmem_sys_reopen(int fd, int flags);
+/*
+ * Opens the file of the mapping [@start, @end) of this process through /proc/self/map_files,
+ * but no access to it (O_PATH). The kernel lets only privileged processes do so.
+ */
+int gmem_sys_open_mapped(uint64_t start, uint64_t end);
 /* Returns a duplicate of @fd. */
 int gmem_sys_dup(int fd);
 /*
@@ -91,7 +97,14 @@ struct gmem_sys_mapping {
 	uint64_t offset;
 	int prot;
 	bool is_shared;
+	bool is_nameless;	/* of the file that the kernel made for anonymous memory */
 };
+
+/* Shared anonymous memory, and that of hugetlb, is mapped from files of these names. */
+static inline bool gmem_sys_is_nameless(const char *name)
+{
+	return strcmp(name, "/dev/zero (deleted)") == 0 || strcmp(name, "/anon_hugepage (deleted)") == 0;
+}
 
 /*
  * Finds the mapping at @addr, or the next one above; -ENOENT if there is none. -ENOTTY

@@ -169,7 +169,7 @@ static int clear_read_bits(const struct gmem_region *region, const uint64_t *bit
 
 	/* KVM takes whole words, but for the end of the memslot. */
 	pages = end * WORD_PAGES < pages ? end * WORD_PAGES : pages;
-	return gmem_kvm_clear_dirty_log(region->vm->fd, region->slot, first * WORD_PAGES,
+	return gmem_kvm_clear_dirty_log(region->vm->fd, gmem_region_slot_id(region), first * WORD_PAGES,
 					pages - first * WORD_PAGES, bitmap + first);
 }
 
@@ -185,7 +185,7 @@ static int get_dirty_log(const struct gmem_region *region, uint64_t *bitmap, siz
 		return gmem_fail(-EINVAL, "a bitmap of %zu words is too small: the region needs %" PRIu64,
 				 words, needed);
 
-	err = gmem_kvm_get_dirty_log(region->vm->fd, region->slot, bitmap);
+	err = gmem_kvm_get_dirty_log(region->vm->fd, gmem_region_slot_id(region), bitmap);
 	if (err)
 		return fail_to_read(region, err);
 

@@ -15,6 +15,8 @@
 #include "os/sys.h"
 #include "os/usdt.h"
 #include "pages/section.h"
+#include "region/host_look.h"
+#include "region/region.h"
 #include "region/region_memory.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
@@ -31,6 +33,7 @@ struct work {
 	struct gmem_footprint result;
 	bool is_counting;
 	struct gmem_wait_budget budget;
+	struct gmem_host_look look;
 };
 
 /* ---- the list ---- */
@@ -94,6 +97,26 @@ static void shrink(struct work *work)
 	work->count = kept;
 }
 
+/* Of a part of a huge page nothing can be freed. */
+static int check_section(void *data, const struct gmem_section *section)
+{
+	const struct gmem_region *region = section->region;
+	const struct work *work = data;
+	struct gmem_region_memory memory;
+	char text[GMEM_SIZE_TEXT];
+	int err;
+
+	err = gmem_region_memory_get(region, section->side, section->offset, section->size, &memory);
+	if (err || work->opts.flags & GMEM_DISCARD_INWARD ||
+	    ((uintptr_t)memory.hva | section->size) % memory.page_size == 0)
+		return err;
+
+	gmem_size_text(memory.page_size, text);
+	return gmem_fail(-EINVAL, "gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes, begins or ends inside a huge page "
+			 "of %s, which is not freed in part (GMEM_DISCARD_INWARD leaves it out)",
+			 region->gpa.start + section->offset, section->size, text);
+}
+
 /* Which memory goes */
 static uint32_t uses_of(const struct work *work)
 {
@@ -106,6 +129,9 @@ static int check_one(struct work *work, const struct gmem_gpa_range *range)
 	int err = gmem_vm_check_memory(work->vm, range->gpa, range->size, uses_of(work),
 				       "which only GMEM_DISCARD_ALL_KINDS gives back", &bytes);
 
+	if (!err)
+		err = gmem_vm_look_at_sections(work->vm, range->gpa, range->size, uses_of(work),
+					       check_section, work);
 	if (err || work->opts.wait_ms)
 		return err;
 
@@ -135,11 +161,13 @@ static void count(struct work *work, const struct gmem_section *piece, uint64_t 
 static int discard_piece(void *data, const struct gmem_section *piece)
 {
 	struct work *work = data;
+	const struct gmem_discard_how how = { work->opts.flags & GMEM_DISCARD_NOT_ZERO, &work->look };
 	uint64_t done;
 	int err;
 
 	count(work, piece, &work->result.before);
-	err = gmem_region_memory_discard(piece->region, piece->side, piece->offset, piece->size, &done);
+	err = gmem_region_memory_discard(piece->region, piece->side, piece->offset, piece->size, &how,
+					 &done);
 	work->result.done += done;
 	count(work, piece, &work->result.after);
 	return err;
@@ -152,7 +180,7 @@ static int discard_one(struct work *work, const struct gmem_gpa_range *range)
 	int err = 0;
 
 	for (done = 0; done < range->size && !err; done += now) {
-		now = range->size - done < GMEM_SECTION_PIECE ? range->size - done : GMEM_SECTION_PIECE;
+		now = gmem_section_piece(work->vm, range->gpa + done, range->size - done);
 		err = gmem_vm_each_section(work->vm, range->gpa + done, now, uses_of(work),
 					   GMEM_CLAIM_EXCLUSIVE, &work->budget, discard_piece, work);
 	}
@@ -191,6 +219,7 @@ static int discard_list(struct work *work, const struct gmem_gpa_range *ranges, 
 	if (work->opts.flags & GMEM_DISCARD_INWARD)
 		shrink(work);
 	err = discard(work);
+	gmem_host_look_end(&work->look);
 	free(work->ranges);
 	return err;
 }
@@ -199,7 +228,7 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
 				  size_t count, const struct gmem_discard_opts *opts,
 				  struct gmem_footprint *ret)
 {
-	struct work work = { .vm = vm, .is_counting = ret };
+	struct work work = { .vm = vm, .is_counting = ret, .look = GMEM_HOST_LOOK };
 	int err;
 
 	if (!vm || (!ranges && count))
@@ -209,8 +238,8 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
 
 	err = GMEM_COPY_OPTS(gmem_discard_opts, &work.opts, opts, reserved);
 	if (!err)
-		err = gmem_check_flags("flags", work.opts.flags,
-				       GMEM_DISCARD_INWARD | GMEM_DISCARD_ALL_KINDS);
+		err = gmem_check_flags("flags", work.opts.flags, GMEM_DISCARD_INWARD |
+				       GMEM_DISCARD_ALL_KINDS | GMEM_DISCARD_NOT_ZERO);
 	if (!err && work.opts.reserved)
 		err = gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", work.opts.reserved);
 	if (!err)

@@ -29,6 +29,7 @@
 #include "pages/section.h"
 #include "region/file.h"
 #include "region/page_states.h"
+#include "region/host_look.h"
 #include "region/present_pages.h"
 #include "region/region.h"
 #include "region/region_memory.h"
@@ -335,6 +336,8 @@ static void sample_nodes(const struct gmem_region *region, uint32_t side, const 
 			 uint64_t bytes, struct cell *cell)
 {
 	uint64_t page = gmem_sys_page_size(), pages = bytes / page;
+	/* What userfaultfd owes is not there yet. */
+	struct gmem_host_look look = { .file = -1, .hint = -1, .has_owed = true };
 	struct sampler s = {
 		.region = region,
 		.cell = cell,
@@ -343,7 +346,9 @@ static void sample_nodes(const struct gmem_region *region, uint32_t side, const 
 	};
 
 	if (bytes != UNKNOWN && pages)
-		(void)gmem_region_present_pages(region, side, piece->offset, piece->size, sample_run, &s);
+		(void)gmem_region_present_pages(region, side, piece->offset, piece->size, &look, sample_run,
+						&s);
+	gmem_host_look_end(&look);
 }
 
 static void add_resident(const struct gmem_region *region, uint32_t side, const struct piece *piece,
@@ -526,7 +531,8 @@ static void put_head(struct writer *w, const struct gmem_vm *vm, const char *nam
 	put(w, ",\n\"architecture\":\"%s\",\"page_size\":%" PRIu64 ",\"address_bits\":",
 	    gmem_sys_architecture(), gmem_sys_page_size());
 	put(w, bits ? "%" PRIu64 : "null", bits);
-	put(w, ",\"memslots\":%" PRIu32 ",\n", vm->slots.count);
+	put(w, ",\"memslots\":%" PRIu32 ",\"address_space\":%" PRIu32 ",\n", vm->slots.count,
+	    vm->address_space);
 }
 
 static void put_file(struct writer *w, const struct entry *entry)

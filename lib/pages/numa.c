@@ -19,6 +19,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/kind.h"
 #include "base/lock.h"
 #include "base/opts.h"
 #include "base/wait_budget.h"
@@ -655,7 +656,7 @@ static int do_piece(const struct walk *walk, uint64_t gpa, uint64_t last, uint64
 
 	if (claim.gpa != gpa)
 		err = gmem_fail_no_region(gpa);
-	else
+	else if (region->is_device || gmem_region_has_use(region, GMEM_USE_PLACE))
 		err = do_region(walk, region, gpa - region->gpa.start, claim.size);
 
 	gmem_lock_take(&vm->lock);
@@ -697,7 +698,9 @@ static int set_on_range(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	uint64_t done, now;
 	int err;
 
-	err = do_range(&walk, gpa, size);
+	err = gmem_vm_check_memory(vm, gpa, size, GMEM_USE_PLACE, "which has no NUMA policy", &now);
+	if (!err)
+		err = do_range(&walk, gpa, size);
 	walk.do_side = set_one;
 	for (done = 0; done < size && !err; done += now) {
 		err = set_on_region(&walk, gpa + done, gpa + size - 1, &now);

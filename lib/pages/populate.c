@@ -119,6 +119,12 @@ static int advise(const struct gmem_region_memory *memory, uint64_t size, int ad
 	return err;
 }
 
+/* For the host, too: the caller's mapping, or that of a file which is not for writing */
+static bool may_be_read_only(const struct gmem_region *region, const struct gmem_region_memory *memory)
+{
+	return (memory->is_callers || memory->host_file) && gmem_region_is_read_only(region);
+}
+
 static int populate_mapped(const struct gmem_region *region,
 			   const struct gmem_region_memory *memory, uint64_t size)
 {
@@ -126,8 +132,7 @@ static int populate_mapped(const struct gmem_region *region,
 	int err;
 
 	err = advise(memory, size, for_writing ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
-	if (err == -EINVAL && memory->is_callers && gmem_region_is_read_only(region)) {
-		/* The caller may have mapped it read-only for the host, too. */
+	if (err == -EINVAL && may_be_read_only(region, memory)) {
 		for_writing = false;
 		err = advise(memory, size, MADV_POPULATE_READ);
 	}
@@ -156,7 +161,7 @@ static int fail_populating(const struct gmem_section *section,
 			   const struct gmem_region_memory *memory, int err)
 {
 	const struct gmem_region *region = section->region;
-	bool writes = !memory->file && !(memory->is_callers && gmem_region_is_read_only(region));
+	bool writes = !memory->file && !may_be_read_only(region, memory);
 	uint64_t gpa = region->gpa.start + section->offset, page = gmem_sys_page_size(), done;
 	struct gmem_region_memory at = *memory;
 	const char *why;
@@ -173,6 +178,8 @@ static int fail_populating(const struct gmem_section *section,
 				 section->size, gmem_errno_name(err));
 
 	why = gmem_nofault_why(at.hva, writes, now);
+	if (now == -EFAULT && memory->page_size > page)
+		why = "as where no huge page is free";
 	return gmem_fail(now, "populating gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ": %s%s%s", gpa + done,
 			 (uintptr_t)at.hva, gmem_errno_name(now), why ? ", " : "", why ? why : "");
 }
@@ -356,10 +363,64 @@ static void make_lanes(struct gmem_populate *job)
 	}
 }
 
+/* What is missing in huge pages, of which a range can have several sizes */
+#define MAX_HUGE_SIZES 4
+
+struct huge_need {
+	uint64_t bytes;
+	struct {
+		uint64_t page_size;
+		uint64_t pages;
+		const void *hva;
+	} sizes[MAX_HUGE_SIZES];
+};
+
+static int add_huge_need(void *data, const struct gmem_section *section)
+{
+	struct huge_need *need = data;
+	struct gmem_region_memory memory;
+	uint64_t bytes;
+	int err;
+
+	err = gmem_region_memory_get(section->region, section->side, section->offset, section->size,
+				     &memory);
+	if (err || memory.page_size <= gmem_sys_page_size())
+		return err;
+	err = gmem_region_memory_resident(section->region, section->side, section->offset, section->size,
+					  &bytes);
+	if (err)
+		return err;
+
+	need->bytes += bytes < section->size ? section->size - bytes : 0;
+	for (size_t i = 0; i < MAX_HUGE_SIZES; i++) {
+		if (need->sizes[i].page_size && need->sizes[i].page_size != memory.page_size)
+			continue;
+		need->sizes[i].page_size = memory.page_size;
+		need->sizes[i].pages += gmem_count_missing_huge_pages(memory.hva, section->size,
+								      memory.page_size, bytes);
+		need->sizes[i].hva = memory.hva;
+		break;
+	}
+	return 0;
+}
+
+static int check_huge_need(struct gmem_populate *job, uint64_t *ret_bytes)
+{
+	struct huge_need need = { 0 };
+	int err = gmem_vm_look_at_sections(job->vm, job->gpa, job->size, uses_of(job), add_huge_need, &need);
+
+	for (size_t i = 0; i < MAX_HUGE_SIZES && !err; i++)
+		if (need.sizes[i].pages)
+			err = gmem_check_huge_pages_fit(need.sizes[i].page_size, need.sizes[i].pages,
+							need.sizes[i].hva);
+	*ret_bytes = need.bytes;
+	return err;
+}
+
 /* Make all checks that are possible before the first page is populated. */
 static int prepare(struct gmem_populate *job)
 {
-	uint64_t need;
+	uint64_t need, huge;
 	int err;
 
 	err = gmem_vm_check_memory(job->vm, job->gpa, job->size, uses_of(job),
@@ -371,13 +432,17 @@ static int prepare(struct gmem_populate *job)
 	job->is_counting = !err;
 	if (err && err != -EOPNOTSUPP)
 		return err;
+	err = 0;
 	if (job->opts.flags & GMEM_POPULATE_UNCHECKED)
 		return 0;
 
 	/* The count can exceed the size if pages came and went while it was taken. */
-	if (job->is_counting)
+	if (job->is_counting) {
 		need = job->before < need ? need - job->before : 0;
-	return gmem_check_memory_fits(need);
+		err = check_huge_need(job, &huge);
+		need = huge < need ? need - huge : 0;
+	}
+	return err ? err : gmem_check_memory_fits(need);
 }
 
 static int check_opts(const struct gmem_populate_opts *opts)

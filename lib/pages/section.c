@@ -10,6 +10,7 @@
 #include "base/kind.h"
 #include "base/lock.h"
 #include "base/wait_budget.h"
+#include "os/sys.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
 
@@ -79,6 +80,34 @@ static int check_section(void *data, const struct gmem_section *section)
 	else
 		check->left_out = section->region->kind;
 	return 0;
+}
+
+int gmem_vm_look_at_sections(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses,
+			     gmem_section_fn fn, void *data)
+{
+	return walk(vm, gpa, size, uses, fn, data);
+}
+
+uint64_t gmem_section_piece(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
+{
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, gpa, gpa + size - 1);
+	uint64_t page = 0, hva = 0, end;
+
+	if (size <= GMEM_SECTION_PIECE)
+		return size;
+
+	gmem_lock_take(&vm->lock);
+	gmem_regions_walk(&at);
+	if (at.region && !at.region->is_device) {
+		page = at.region->page_size;
+		hva = at.region->hva.start + (gpa - at.region->gpa.start);
+	}
+	gmem_lock_drop(&vm->lock);
+
+	if (page <= gmem_sys_page_size())
+		return GMEM_SECTION_PIECE;
+	end = page < GMEM_SECTION_PIECE ? (hva + GMEM_SECTION_PIECE) / page * page : (hva / page + 1) * page;
+	return end - hva < size ? end - hva : size;
 }
 
 int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses,

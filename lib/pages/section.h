@@ -51,6 +51,14 @@ int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32
 int gmem_section_claim(struct gmem_vm *vm, uint64_t gpa, uint64_t last, uint64_t max,
 		       struct gmem_wait_budget *budget, struct gmem_claim *claim,
 		       struct gmem_region **ret);
+/* The same without a claim: true at this moment only. */
+int gmem_vm_look_at_sections(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses,
+			     gmem_section_fn fn, void *data);
+/*
+ * How much of [@gpa, @gpa + @size) to work on next: about GMEM_SECTION_PIECE, in whole pages of
+ * the memory, which may be larger.
+ */
+uint64_t gmem_section_piece(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 /*
  * -ENOENT or -ENXIO if part of the range is no memory, at this moment; -EOPNOTSUPP, and a
  * sentence that ends with @otherwise, if all of it is of kinds that lack one of @uses. @ret_bytes

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/kernel_number.h"
 #include "os/sys.h"
+#include "region/host_mapping.h"
 #include "region/region_memory.h"
 
 /* File names of one version of the memory controller */
@@ -18,7 +19,13 @@ struct controller {
 	const char *mounts[2];
 	const char *limits[2];
 	const char *usage;
-	const char *reclaimable;	/* a line of memory.stat */
+	const char *reclaimable;	/* a line of memory.stat; NULL: nothing is */
+};
+
+/* A controller in both versions, with its name in /proc/self/cgroup */
+struct resource {
+	const char *name;
+	const struct controller *v2, *v1;
 };
 
 static const struct controller v2 = {
@@ -34,6 +41,8 @@ static const struct controller v1 = {
 	.usage = "memory.usage_in_bytes",
 	.reclaimable = "\ntotal_inactive_file ",
 };
+
+static const struct resource memory = { "memory", &v2, &v1 };
 
 /* ---- the machine ---- */
 
@@ -67,7 +76,7 @@ static int check_limit(const struct controller *controller, const char *director
 
 	/* Page cache counts as used, but the kernel reclaims it before it gives up. */
 	left = limit > usage ? limit - usage : 0;
-	if (need > left &&
+	if (need > left && controller->reclaimable &&
 	    gmem_kernel_number(directory, "memory.stat", controller->reclaimable, &reclaimable))
 		left += reclaimable;
 	if (need <= left)
@@ -110,7 +119,7 @@ static int check_groups(const struct controller *controller, const char *mount, 
 }
 
 /* @line: of /proc/self/cgroup, "NUMBER:CONTROLLERS:PATH"; CONTROLLERS is empty for v2 */
-static int check_line(char *line, uint64_t need)
+static int check_line(const struct resource *resource, char *line, uint64_t need)
 {
 	char *controllers = strchr(line, ':'), *end, *word, *rest;
 	const char *path;
@@ -125,16 +134,16 @@ static int check_line(char *line, uint64_t need)
 	if (strcmp(path, "/") == 0)
 		path = "";
 	if (*++controllers == '\0') {
-		err = check_groups(&v2, v2.mounts[0], path, need);
-		return err ? err : check_groups(&v2, v2.mounts[1], path, need);
+		err = check_groups(resource->v2, resource->v2->mounts[0], path, need);
+		return err ? err : check_groups(resource->v2, resource->v2->mounts[1], path, need);
 	}
 	for (word = strtok_r(controllers, ",", &rest); word; word = strtok_r(NULL, ",", &rest))
-		if (strcmp(word, "memory") == 0)
-			return check_groups(&v1, v1.mounts[0], path, need);
+		if (strcmp(word, resource->name) == 0)
+			return check_groups(resource->v1, resource->v1->mounts[0], path, need);
 	return 0;
 }
 
-static int check_cgroups(uint64_t need)
+static int check_cgroups(const struct resource *resource, uint64_t need)
 {
 	char text[8192], *line, *rest;
 	int err = 0;
@@ -143,7 +152,7 @@ static int check_cgroups(uint64_t need)
 		return 0;
 
 	for (line = strtok_r(text, "\n", &rest); line && !err; line = strtok_r(NULL, "\n", &rest))
-		err = check_line(line, need);
+		err = check_line(resource, line, need);
 	return err;
 }
 
@@ -151,7 +160,94 @@ int gmem_check_available_memory(uint64_t need)
 {
 	int err = check_machine(need);
 
-	return err ? err : check_cgroups(need);
+	return err ? err : check_cgroups(&memory, need);
+}
+
+/* ---- huge pages ---- */
+
+/* "2MB", as the names of files in a hugetlb cgroup have it */
+static void cgroup_size(uint64_t bytes, char text[GMEM_SIZE_TEXT])
+{
+	uint64_t unit = bytes >> 30 ? 30 : bytes >> 20 ? 20 : 10;
+
+	snprintf(text, GMEM_SIZE_TEXT, "%" PRIu64 "%cB", bytes >> unit, unit == 30 ? 'G' : unit == 20 ? 'M' : 'K');
+}
+
+static int check_huge_cgroups(uint64_t page_size, uint64_t need)
+{
+	char max[64], current[64], limit[64], usage[64], size[GMEM_SIZE_TEXT];
+	const struct controller new = { .mounts = { "/sys/fs/cgroup", "/sys/fs/cgroup/unified" },
+					.limits = { max, NULL }, .usage = current };
+	const struct controller old = { .mounts = { "/sys/fs/cgroup/hugetlb", NULL },
+					.limits = { limit, NULL }, .usage = usage };
+	const struct resource hugetlb = { "hugetlb", &new, &old };
+
+	cgroup_size(page_size, size);
+	snprintf(max, sizeof(max), "hugetlb.%s.max", size);
+	snprintf(current, sizeof(current), "hugetlb.%s.current", size);
+	snprintf(limit, sizeof(limit), "hugetlb.%s.limit_in_bytes", size);
+	snprintf(usage, sizeof(usage), "hugetlb.%s.usage_in_bytes", size);
+	return check_cgroups(&hugetlb, need);
+}
+
+static int note_reserved(void *data, const struct gmem_host_mapping *mapping)
+{
+	*(bool *)data = mapping->known & GMEM_MAPPING_NORESERVE && !(mapping->flags & GMEM_MAPPING_NORESERVE);
+	return 1;
+}
+
+/* Did mmap() set huge pages aside for what is mapped here? */
+static bool is_reserved(const void *hva)
+{
+	bool reserved = false;
+
+	(void)gmem_host_mappings(hva, 1, true, note_reserved, &reserved);
+	return reserved;
+}
+
+/* The kernel makes surplus pages of ordinary memory, if it is allowed to. */
+static uint64_t surplus_left(const char *directory)
+{
+	uint64_t most, now;
+
+	if (!gmem_kernel_number(directory, "nr_overcommit_hugepages", "\n", &most) ||
+	    !gmem_kernel_number(directory, "surplus_hugepages", "\n", &now))
+		return 0;
+	return most > now ? most - now : 0;
+}
+
+int gmem_check_huge_pages_fit(uint64_t page_size, uint64_t pages, const void *hva)
+{
+	uint64_t is_free, reserved = 0, others, extra;
+	char directory[128], size[GMEM_SIZE_TEXT];
+
+	snprintf(directory, sizeof(directory), "/sys/kernel/mm/hugepages/hugepages-%" PRIu64 "kB",
+		 page_size / 1024);
+	if (!pages || !gmem_kernel_number(directory, "free_hugepages", "\n", &is_free))
+		return 0;
+
+	(void)gmem_kernel_number(directory, "resv_hugepages", "\n", &reserved);
+	extra = surplus_left(directory);
+	others = reserved < is_free ? reserved : is_free;
+	if (pages > is_free - others + extra && (!hva || is_reserved(hva)))
+		others = 0;
+	if (pages <= is_free - others + extra)
+		return check_huge_cgroups(page_size, pages * page_size);
+
+	gmem_size_text(page_size, size);
+	return gmem_fail(-ENOMEM, "%" PRIu64 " huge pages of %s are missing: %" PRIu64 " are free, %" PRIu64
+			 " of them reserved for other mappings (free_hugepages, resv_hugepages), and %" PRIu64
+			 " may be made (nr_overcommit_hugepages)", pages, size, is_free, others, extra);
+}
+
+uint64_t gmem_count_missing_huge_pages(const void *hva, uint64_t size, uint64_t page_size,
+				       uint64_t bytes)
+{
+	uint64_t start = (uintptr_t)hva, missing = bytes < size ? size - bytes : 0;
+
+	if (bytes)
+		return (missing + page_size - 1) / page_size;
+	return (start + size - 1) / page_size - start / page_size + 1;
 }
 
 /* ---- guest memory ---- */
@@ -167,10 +263,17 @@ int gmem_check_memory_fits(uint64_t size)
 int gmem_region_check_fits(const struct gmem_region *region, uint32_t side, uint64_t offset,
 			   uint64_t size)
 {
-	uint64_t bytes;
+	struct gmem_region_memory what;
+	uint64_t bytes, page;
 
-	if (gmem_region_memory_resident(region, side, offset, size, &bytes))
+	if (gmem_region_memory_get(region, side, offset, size, &what) ||
+	    gmem_region_memory_resident(region, side, offset, size, &bytes))
 		return 0;
+	page = what.page_size;
+	if (page > gmem_sys_page_size())
+		return gmem_check_huge_pages_fit(page, gmem_count_missing_huge_pages(what.hva, size,
+										      page, bytes),
+						 NULL);
 	/* The count can exceed the size if pages came and went while it was taken. */
 	return gmem_check_memory_fits(bytes < size ? size - bytes : 0);
 }

@@ -23,6 +23,16 @@ int gmem_check_available_memory(uint64_t need);
 /* The same for @size bytes of guest memory, with the page tables and the like that they take */
 int gmem_check_memory_fits(uint64_t size);
 /*
+ * The same for @pages huge pages of hugetlb, of @page_size, that are missing in a mapping with
+ * @hva: -ENOMEM if fewer are free, but for those set aside for other mappings and with those that
+ * the kernel may still make, or if a limit of the hugetlb cgroup is in the way. To know for which
+ * mappings they are set aside takes a walk of the page tables; with NULL they count as free.
+ */
+int gmem_check_huge_pages_fit(uint64_t page_size, uint64_t pages, const void *hva);
+/* The huge pages that are missing of a range of host memory, of which @bytes are there */
+uint64_t gmem_count_missing_huge_pages(const void *hva, uint64_t size, uint64_t page_size,
+				       uint64_t bytes);
+/*
  * The same for what is missing of a range of a region; GMEM_SIDE_*, @offset from its start. What
  * cannot be counted sets no limit.
  */

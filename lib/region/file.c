@@ -175,7 +175,7 @@ static int check_is_of_vm(const struct gmem_vm_identity *vm, int gmemfd, uint64_
 	struct gmem_probe_slot scratch;
 	int err;
 
-	err = gmem_probe_slot_open(&scratch, vm->asked);
+	err = gmem_probe_slot_open(&scratch, vm->asked, 0);
 	if (err)
 		return gmem_fail(err, "VM fd %d has no spare memslot to check fd %d with: %s",
 				 vm->number, gmemfd, gmem_errno_name(err));

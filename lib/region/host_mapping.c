@@ -30,27 +30,25 @@ struct walk {
  * Advice that does nothing worth mention to one page, and is refused for memory that is locked,
  * a device's or hugetlb's: if it is not refused, it is none of them.
  */
-static bool is_ordinary(uint64_t at)
+bool gmem_host_mapping_is_ordinary(uint64_t hva)
 {
-	return gmem_sys_madvise((void *)(uintptr_t)at, gmem_sys_page_size(), MADV_COLD) == 0;
+	return gmem_sys_madvise((void *)(uintptr_t)hva, gmem_sys_page_size(), MADV_COLD) == 0;
 }
 
 static void look_closer(const struct walk *walk, struct gmem_host_mapping *mapping)
 {
 	uint64_t at = mapping->start > walk->start ? mapping->start : walk->start;
 
-	mapping->known = GMEM_MAPPING_SHARED | GMEM_MAPPING_FILE;
-	if (mapping->page_size) {
-		mapping->known |= GMEM_MAPPING_HUGETLB;
-		if (mapping->page_size > gmem_sys_page_size())
-			mapping->flags |= GMEM_MAPPING_HUGETLB;
-	}
-
-	if (mapping->flags & GMEM_MAPPING_HUGETLB) {
-		mapping->known |= GMEM_MAPPING_DEVICE;
-	} else if (is_ordinary(at)) {
-		mapping->known |= GMEM_MAPPING_HUGETLB | GMEM_MAPPING_DEVICE | GMEM_MAPPING_LOCKED;
+	mapping->known = GMEM_MAPPING_SHARED | GMEM_MAPPING_FILE | GMEM_MAPPING_NAMELESS;
+	if (!mapping->page_size && gmem_host_mapping_is_ordinary(at)) {
 		mapping->page_size = gmem_sys_page_size();
+		mapping->known |= GMEM_MAPPING_DEVICE | GMEM_MAPPING_LOCKED;
+	}
+	if (mapping->page_size)
+		mapping->known |= GMEM_MAPPING_HUGETLB;
+	if (mapping->page_size > gmem_sys_page_size()) {
+		mapping->known |= GMEM_MAPPING_DEVICE;
+		mapping->flags |= GMEM_MAPPING_HUGETLB;
 	}
 }
 
@@ -74,7 +72,8 @@ static struct gmem_host_mapping as_mapping(const struct gmem_sys_mapping *from)
 		.offset = from->offset,
 		.prot = from->prot,
 		.flags = (from->is_shared ? GMEM_MAPPING_SHARED : 0) |
-			 (from->inode ? GMEM_MAPPING_FILE : 0),
+			 (from->inode ? GMEM_MAPPING_FILE : 0) |
+			 (from->is_nameless ? GMEM_MAPPING_NAMELESS : 0),
 	};
 }
 
@@ -146,8 +145,9 @@ static bool read_head(const char *line, struct gmem_host_mapping *ret)
 	ret->prot = (rights[0] == 'r' ? PROT_READ : 0) | (rights[1] == 'w' ? PROT_WRITE : 0) |
 		    (rights[2] == 'x' ? PROT_EXEC : 0);
 	ret->flags = (rights[3] == 's' ? GMEM_MAPPING_SHARED : 0) |
-		     (ret->inode ? GMEM_MAPPING_FILE : 0);
-	ret->known = GMEM_MAPPING_SHARED | GMEM_MAPPING_FILE;
+		     (ret->inode ? GMEM_MAPPING_FILE : 0) |
+		     (gmem_sys_is_nameless(line + strspn(line, " ")) ? GMEM_MAPPING_NAMELESS : 0);
+	ret->known = GMEM_MAPPING_SHARED | GMEM_MAPPING_FILE | GMEM_MAPPING_NAMELESS;
 	return true;
 }
 
@@ -160,7 +160,7 @@ static void read_flags(const char *words, struct gmem_host_mapping *mapping)
 	} flags[] = {
 		{ "ht", GMEM_MAPPING_HUGETLB }, { "io", GMEM_MAPPING_DEVICE }, { "pf", GMEM_MAPPING_DEVICE },
 		{ "lo", GMEM_MAPPING_LOCKED }, { "um", GMEM_MAPPING_UFFD_MISSING },
-		{ "ui", GMEM_MAPPING_UFFD_MINOR },
+		{ "ui", GMEM_MAPPING_UFFD_MINOR }, { "nr", GMEM_MAPPING_NORESERVE },
 	};
 
 	mapping->known |= GMEM_MAPPING_HUGETLB | GMEM_MAPPING_IN_FULL;
@@ -267,39 +267,45 @@ int gmem_host_mappings(const void *hva, uint64_t size, bool in_full, gmem_host_m
 }
 
 struct search {
-	bool found;
-	bool open;	/* the question, after the first answer */
+	uint64_t start;		/* of the range */
+	uint32_t wanted;	/* flags that must be known */
+	bool is_open;		/* the question, after the first answer */
+	bool found;		/* a device */
 	uint64_t page_size;
 };
 
 static int note(void *data, const struct gmem_host_mapping *mapping)
 {
+	uint64_t at = mapping->start;
 	struct search *search = data;
 
+	at = at > search->start ? at : search->start;
+	if (search->wanted & ~mapping->known && !gmem_host_mapping_is_ordinary(at))
+		search->is_open = true;
 	if (mapping->flags & GMEM_MAPPING_DEVICE)
 		search->found = true;
-	if (!(mapping->known & GMEM_MAPPING_DEVICE))
-		search->open = true;
 	if (mapping->page_size > search->page_size)
 		search->page_size = mapping->page_size;
 	return 0;
 }
 
-static int ask(const void *hva, uint64_t size, struct search *search)
+static int ask(const void *hva, uint64_t size, uint32_t wanted, struct search *search)
 {
-	int err = gmem_host_mappings(hva, size, false, note, search);
+	int err;
 
-	if (!err && search->open) {
-		*search = (struct search){ 0 };
+	*search = (struct search){ .start = (uintptr_t)hva, .wanted = wanted };
+	err = gmem_host_mappings(hva, size, false, note, search);
+	if (!err && search->is_open) {
+		*search = (struct search){ .start = (uintptr_t)hva, .wanted = wanted };
 		err = gmem_host_mappings(hva, size, true, note, search);
 	}
-	return err ? err : search->open ? -ENODATA : 0;
+	return err ? err : search->is_open ? -ENODATA : 0;
 }
 
 int gmem_host_mapping_find_device(const void *hva, uint64_t size, bool *ret)
 {
-	struct search search = { 0 };
-	int err = ask(hva, size, &search);
+	struct search search;
+	int err = ask(hva, size, GMEM_MAPPING_DEVICE, &search);
 
 	if (!err)
 		*ret = search.found;
@@ -308,7 +314,7 @@ int gmem_host_mapping_find_device(const void *hva, uint64_t size, bool *ret)
 
 uint64_t gmem_host_mapping_page_size(const void *hva, uint64_t size)
 {
-	struct search search = { 0 };
+	struct search search;
 
-	return ask(hva, size, &search) ? 0 : search.page_size;
+	return ask(hva, size, GMEM_MAPPING_HUGETLB, &search) ? 0 : search.page_size;
 }

@@ -19,6 +19,8 @@
 #define GMEM_MAPPING_SHARED		(1u << 0)
 /* Of a file, also of the nameless one behind shared anonymous memory */
 #define GMEM_MAPPING_FILE		(1u << 1)
+/* That file is nobody's but of these mappings: the memory is anonymous. */
+#define GMEM_MAPPING_NAMELESS		(1u << 7)
 /* Its pages are huge pages of hugetlb. */
 #define GMEM_MAPPING_HUGETLB		(1u << 2)
 /* VM_IO or VM_PFNMAP: a device's registers or memory */
@@ -28,9 +30,12 @@
 #define GMEM_MAPPING_UFFD_MISSING	(1u << 5)
 #define GMEM_MAPPING_UFFD_MINOR		(1u << 6)
 
+/* MAP_NORESERVE: huge pages are not set aside for it. */
+#define GMEM_MAPPING_NORESERVE		(1u << 8)
+
 /* What only the second question tells */
-#define GMEM_MAPPING_IN_FULL (GMEM_MAPPING_DEVICE | GMEM_MAPPING_LOCKED | \
-			      GMEM_MAPPING_UFFD_MISSING | GMEM_MAPPING_UFFD_MINOR)
+#define GMEM_MAPPING_IN_FULL (GMEM_MAPPING_DEVICE | GMEM_MAPPING_LOCKED | GMEM_MAPPING_UFFD_MISSING | \
+			      GMEM_MAPPING_UFFD_MINOR | GMEM_MAPPING_NORESERVE)
 
 struct gmem_host_mapping {
 	uint64_t start;		/* host addresses: of the whole mapping */
@@ -61,6 +66,11 @@ int gmem_host_mappings(const void *hva, uint64_t size, bool in_full, gmem_host_m
  * leaves it open, as it does for locked memory. -errno: it cannot be known.
  */
 int gmem_host_mapping_find_device(const void *hva, uint64_t size, bool *ret);
+/*
+ * Tell by one call that the memory at @hva is neither a device's nor locked nor hugetlb's; false
+ * says nothing.
+ */
+bool gmem_host_mapping_is_ordinary(uint64_t hva);
 /*
  * The largest page in the range, in bytes: that of hugetlb, or the host's; 0 if it cannot be
  * known. Huge pages that the kernel made on its own (THP) are split when needed and do not count.

@@ -8,17 +8,22 @@
  * what it knows. mincore() leaves out a page that was allocated and never touched; such
  * a page is zero.
  *
- * Host memory that the region made is private and anonymous: the pagemap knows its
- * pages in memory and in swap, of which mincore() knows only the first.
+ * Host memory is looked at mapping by mapping: see walk_host(). Of anonymous memory the
+ * pagemap knows the pages in memory and in swap, of which mincore() knows only the first. A
+ * page of shared memory that is in swap is in neither; its file knows it (SEEK_DATA).
  */
 #include "region/present_pages.h"
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdbool.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "os/sys.h"
 #include "region/file.h"
+#include "region/host_look.h"
+#include "region/host_mapping.h"
 #include "region/region.h"
 #include "region/region_memory.h"
 
@@ -34,6 +39,7 @@ struct walk {
 	uint64_t offset;	/* from the start of the region, of what.offset and what.hva */
 	gmem_present_pages_fn fn;
 	void *data;
+	struct gmem_host_look *look;
 	uint64_t start;		/* of the run that is not reported yet */
 	uint64_t size;
 };
@@ -166,25 +172,166 @@ static int walk_file(struct walk *walk, uint64_t start, uint64_t size)
 
 /* ---- host memory ---- */
 
-static int walk_host(struct walk *walk, uint64_t start, uint64_t size)
+/* What a file has from @from on: nothing up to @start, then something up to @end */
+struct data {
+	uint64_t from;
+	uint64_t start;
+	uint64_t end;
+};
+
+/* Bytes of a file of hugetlbfs read at once, to see whether they are zero */
+#define READ_SIZE 16384
+
+/* Files of hugetlbfs do not tell their holes, but reading one does not fill it. */
+static struct data read_huge_page(const struct gmem_host_look *look, uint64_t offset)
 {
-	uint64_t entries[HOST_PAGES], i;
+	uint64_t size = look->mapping.page_size, first = offset / size * size, done = 0;
+	struct data is_zero = { first, first + size, first + size }, is_data = { first, first, first + size };
+	char bytes[READ_SIZE];
+	int64_t n;
+
+	while (done < size) {
+		n = gmem_sys_read_at(look->file, bytes, sizeof(bytes), first + done);
+		if (n == -EINTR)
+			continue;
+		if (n <= 0 || bytes[0] || memcmp(bytes, bytes + 1, (size_t)n - 1) != 0)
+			return is_data;
+		done += (uint64_t)n;
+	}
+	return is_zero;
+}
+
+static bool has_data(const struct gmem_host_look *look, struct data *data, uint64_t offset)
+{
 	int err;
 
-	if (walk->what.is_callers || walk->what.host_file ||
-	    gmem_sys_pagemap((char *)walk->what.hva + start, size / walk->page, entries))
+	if (offset >= look->file_size)
+		return true;	/* Past its end there is no memory, not even zeros. */
+	if (offset < data->from || offset >= data->end) {
+		if (look->mapping.flags & GMEM_MAPPING_HUGETLB) {
+			*data = read_huge_page(look, offset);
+		} else {
+			*data = (struct data){ .from = offset };
+			err = gmem_sys_find_data(look->file, offset, &data->start, &data->end);
+			/* Blocks of the file may be smaller than pages. */
+			data->start -= data->start % gmem_sys_page_size();
+			if (err == -ENXIO)
+				data->start = data->end = UINT64_MAX;
+			else if (err)
+				*data = (struct data){ offset, offset, offset + 1 };
+		}
+	}
+	return offset >= data->start;
+}
+
+/* Nothing is in swap while there is none. */
+static bool has_swap(void)
+{
+	char text[512], *line;
+
+	if (gmem_sys_read_file("/proc/swaps", text, sizeof(text)) <= 0)
+		return true;
+	line = strchr(text, '\n');
+	return !line || line[1] != '\0';
+}
+
+/*
+ * Which pages are known to be there: by the page tables and the swap entries in them, which is
+ * all there is of anonymous memory; of shared memory without an fd, by the page cache.
+ */
+static int look_at_pages(const struct walk *walk, const char *hva, uint64_t pages, uint64_t *there)
+{
+	uint32_t flags = walk->look->mapping.flags;
+	unsigned char marks[HOST_PAGES];
+	bool may_swap;
+	int err;
+
+	if (!(flags & GMEM_MAPPING_SHARED) || flags & GMEM_MAPPING_HUGETLB)
+		return gmem_sys_pagemap(hva, pages, there);
+
+	memset(there, 0, pages * sizeof(*there));
+	if (gmem_host_look_file(walk->look) == 0)
+		return 0;
+	if (!(flags & GMEM_MAPPING_NAMELESS))
+		return -ENODATA;
+
+	may_swap = has_swap();
+	err = gmem_sys_mincore((char *)(uintptr_t)hva, pages * walk->page, marks);
+	for (uint64_t i = 0; i < pages && !err; i++)
+		there[i] = marks[i] & 1 ? PAGEMAP_THERE : 0;
+	return err ? err : may_swap || has_swap() ? -ENODATA : 0;
+}
+
+/* Is what is absent in the page tables in a file? -errno: that cannot be known. */
+static int look_for_file(struct gmem_host_look *look, bool *ret)
+{
+	uint32_t flags = look->mapping.flags;
+
+	*ret = false;
+	if (!(flags & GMEM_MAPPING_FILE))
+		return 0;
+	/* Nobody else has mapped the nameless file of private memory. */
+	if (flags & GMEM_MAPPING_NAMELESS && !(flags & GMEM_MAPPING_SHARED))
+		return 0;
+	if (gmem_host_look_file(look) == 0) {
+		*ret = true;
+		return 0;
+	}
+	return flags & GMEM_MAPPING_NAMELESS && !(flags & GMEM_MAPPING_HUGETLB) ? 0 : -ENODATA;
+}
+
+/* @size bytes of one mapping, at most HOST_PAGES */
+static int walk_mapping(struct walk *walk, uint64_t start, uint64_t size)
+{
+	struct gmem_host_look *look = walk->look;
+	uint64_t there[HOST_PAGES], hva = (uintptr_t)walk->what.hva + start, now, offset;
+	struct data data = { 0 };
+	bool in_file, is_present;
+	int err;
+
+	if (look_for_file(look, &in_file) ||
+	    look_at_pages(walk, (char *)walk->what.hva + start, size / walk->page, there))
 		return add_run(walk, start, size);
 
-	for (i = 0, err = 0; i < size / walk->page && !err; i++)
-		if (entries[i] & PAGEMAP_THERE)
-			err = add_run(walk, start + i * walk->page, walk->page);
+	for (now = 0, err = 0; now < size && !err; now += walk->page) {
+		offset = look->mapping.offset + (hva + now - look->mapping.start);
+		is_present = there[now / walk->page] & PAGEMAP_THERE ||
+			     (in_file && has_data(look, &data, offset)) ||
+			     gmem_host_look_is_owed(look, hva + now);
+		if (is_present)
+			err = add_run(walk, start + now, walk->page);
+	}
+	return err;
+}
+
+/*
+ * A page that is absent is zero only where the kernel would make a new page for it: not if
+ * userfaultfd is asked, nor if a file has it. Where nothing is mapped, a look at it will fail.
+ */
+static int walk_host(struct walk *walk, uint64_t start, uint64_t size)
+{
+	uint64_t now, at, next, end = start + size;
+	int err = 0;
+
+	for (; start < end && !err; start += now) {
+		at = (uintptr_t)walk->what.hva + start;
+		err = gmem_host_look_at(walk->look, at, &next);
+		if (!err)
+			next = walk->look->mapping.end;
+		else if (err != -ENOENT)
+			next = UINT64_MAX;
+		now = next - at < end - start ? next - at : end - start;
+		err = err ? add_run(walk, start, now) : walk_mapping(walk, start, now);
+	}
 	return err;
 }
 
 int gmem_region_present_pages(const struct gmem_region *region, uint32_t side, uint64_t offset,
-			      uint64_t size, gmem_present_pages_fn fn, void *data)
+			      uint64_t size, struct gmem_host_look *look, gmem_present_pages_fn fn,
+			      void *data)
 {
-	struct walk walk = { .page = gmem_sys_page_size(), .offset = offset, .fn = fn, .data = data };
+	struct walk walk = { .page = gmem_sys_page_size(), .offset = offset, .look = look, .fn = fn,
+			     .data = data };
 	uint64_t chunk, start, now;
 	int err;
 
@@ -192,6 +339,7 @@ int gmem_region_present_pages(const struct gmem_region *region, uint32_t side, u
 	if (err)
 		return err;
 
+	look->hint = walk.what.host_file ? walk.what.host_file->fd : -1;
 	chunk = (walk.what.file ? FILE_PAGES : HOST_PAGES) * walk.page;
 	for (start = 0; start < size && !err; start += now) {
 		now = size - start < chunk ? size - start : chunk;

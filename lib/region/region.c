@@ -72,6 +72,18 @@ static int fail_too_large(uint64_t gpa, uint64_t size)
 			 size, gpa, GMEM_MEMSLOT_PAGES, count);
 }
 
+/* KVM has one set of attributes for all address spaces, and would apply it to each. */
+static int check_space(const struct gmem_vm *vm, const struct gmem_region_params *params)
+{
+	const struct gmem_backing_traits *traits = gmem_backing_traits(params->plan->backing);
+
+	if (vm->address_space == 0 || traits->attributes == GMEM_ATTRIBUTES_NONE)
+		return 0;
+	return gmem_fail(-EOPNOTSUPP, "backing \"%s\" is for address space 0, not %" PRIu32
+			 ": what is private belongs to guest addresses, whatever the address space",
+			 traits->name, vm->address_space);
+}
+
 int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
 	uint64_t bits = gmem_caps_value(&vm->caps, GMEM_CAP_ADDRESS_BITS);
@@ -254,6 +266,8 @@ int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	if (!err)
 		err = check_slot_flags(vm, params);
 	if (!err)
+		err = check_space(vm, params);
+	if (!err)
 		err = check_file(vm, params, size);
 	if (!err)
 		err = check_hva(params, size);
@@ -270,6 +284,7 @@ struct gmem_kvm_slot gmem_region_memslot(const struct gmem_region *region)
 {
 	return (struct gmem_kvm_slot){
 		.number = region->slot,
+		.space = region->vm->address_space,
 		.flags = region->slot_flags,
 		.gmemfd = region->file ? region->file->fd : -1,
 		.gmemfd_offset = region->file_offset,
@@ -277,6 +292,11 @@ struct gmem_kvm_slot gmem_region_memslot(const struct gmem_region *region)
 		.size = region->gpa.size,
 		.hva = (void *)(uintptr_t)region->hva.start,
 	};
+}
+
+uint32_t gmem_region_slot_id(const struct gmem_region *region)
+{
+	return gmem_kvm_slot_id(region->vm->address_space, region->slot);
 }
 
 static int get_file(struct gmem_vm *vm, struct gmem_region *region, const struct gmem_region_params *params)
@@ -393,7 +413,6 @@ static int map_host_memory(struct gmem_region *region, const struct gmem_region_
 	} else {
 		if (region->host_file && !gmem_host_file_is_writable(region->host_file))
 			place.flags |= GMEM_MAP_READONLY;
-		region->huge_page = gmem_host_memory_page(&params->memory, region->host_file);
 		err = gmem_host_memory_pin(&params->memory, region->host_file, region->host_offset,
 					   region->gpa.size, &place, &region->pin);
 	}
@@ -401,6 +420,15 @@ static int map_host_memory(struct gmem_region *region, const struct gmem_region_
 		region->hva.start = region->pin.hva.start;
 	region->owns_memory = !err;
 	return err;
+}
+
+/* What cannot be known now is asked again when it matters, see region/host_look. */
+static void learn_page_size(struct gmem_region *region)
+{
+	uint64_t page = gmem_host_mapping_page_size((void *)(uintptr_t)region->hva.start, region->hva.size);
+
+	if (page)
+		region->page_size = page;
 }
 
 static int get_host_memory(struct gmem_region *region, const struct gmem_region_params *params)
@@ -421,6 +449,10 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 		region->hva.start = (uintptr_t)params->opts.hva;
 	if (err)
 		put_host_file(region);
+	else if (region->borrows_memory)
+		learn_page_size(region);
+	else if (gmem_host_memory_page(&params->memory, region->host_file))
+		region->page_size = gmem_host_memory_page(&params->memory, region->host_file);
 	return err;
 }
 
@@ -467,6 +499,7 @@ int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		.gpa = { .start = gpa, .size = size },
 		.hva = { .size = size },
 		.align = params->opts.align,
+		.page_size = gmem_sys_page_size(),
 		.congruent = params->opts.flags & GMEM_REGION_CONGRUENT,
 		.hva_chosen = params->opts.flags & AT_HVA,
 		.is_device = params->opts.flags & GMEM_REGION_DEVICE,
@@ -589,8 +622,8 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 		.file_offset = region->file_offset,
 		.host_file = region->host_file,
 		.host_offset = region->host_offset,
-		.huge_page = region->huge_page,
 		.align = region->align,
+		.page_size = region->page_size,
 		.slot = region->slot,
 		.backing = region->backing,
 		.kind = region->kind,
@@ -629,18 +662,28 @@ void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck
 
 /* ---- split ---- */
 
+/* A huge page in two regions could be given back by neither. */
+static int check_between_pages(const struct gmem_region *region, uint64_t offset)
+{
+	char text[GMEM_SIZE_TEXT];
+
+	if ((region->hva.start + offset) % region->page_size == 0)
+		return 0;
+	gmem_size_text(region->page_size, text);
+	return gmem_fail(-EINVAL, "offset 0x%" PRIx64 " of the region at gpa 0x%" PRIx64
+			 " is inside a huge page of %s", offset, region->gpa.start, text);
+}
+
 int gmem_region_prepare_split(const struct gmem_region *region, uint64_t offset,
 			      struct gmem_region *lower, struct gmem_region *upper)
 {
 	uint32_t slot = 0;
 	int err;
 
-	/* The parts are unmapped each for itself. */
-	if (region->huge_page && offset & (region->huge_page - 1))
-		return gmem_fail(-EINVAL, "offset 0x%" PRIx64 " is inside a huge page of 0x%" PRIx64
-				 " bytes, and both parts would have it", offset, region->huge_page);
-
 	if (!region->is_device) {
+		err = check_between_pages(region, offset);
+		if (err)
+			return err;
 		err = gmem_slots_take_any(&region->vm->slots, &slot);
 		if (err)
 			return err;
@@ -809,7 +852,7 @@ GMEM_API void *gmem_region_hva(const struct gmem_region *region)
 
 GMEM_API uint32_t gmem_region_slot(const struct gmem_region *region)
 {
-	return region && !region->is_device ? region->slot : UINT32_MAX;
+	return region && !region->is_device ? gmem_region_slot_id(region) : UINT32_MAX;
 }
 
 GMEM_API uint32_t gmem_region_backing(const struct gmem_region *region)

@@ -55,8 +55,8 @@ struct gmem_region {
 	uint64_t *kept_log;		/* see kept_log.h; NULL: nothing is kept */
 	uint64_t file_offset;
 	uint64_t host_offset;		/* in @host_file */
-	uint64_t huge_page;		/* of hugetlb that the library mapped, bytes; else 0 */
 	uint64_t align;
+	uint64_t page_size;		/* of the host memory: the host's, or that of hugetlb */
 	uint32_t slot;
 	uint32_t slot_flags;
 	uint32_t backing;
@@ -74,6 +74,7 @@ struct gmem_region {
 	bool owns_memory;		/* the mapping at @hva goes with this region */
 	uint8_t window;			/* the one of windows that readers use */
 	struct gmem_window windows[2];
+	uint32_t small_discards;	/* of its host memory, see region_memory.c; atomic */
 	struct gmem_states states;
 	struct gmem_counters counters;
 };
@@ -157,6 +158,8 @@ void gmem_region_hand_over(struct gmem_region *region, struct gmem_region *stuck
 void gmem_region_hand_over_memory(struct gmem_region *region, struct gmem_region *stuck);
 
 struct gmem_kvm_slot gmem_region_memslot(const struct gmem_region *region);
+/* The number that KVM's ioctls have for it */
+uint32_t gmem_region_slot_id(const struct gmem_region *region);
 
 /*
  * Fill in @lower, a copy of @region, and @upper, with a number of its own: what the parts

@@ -13,14 +13,10 @@
 #include "base/lock.h"
 #include "os/sys.h"
 #include "region/file.h"
+#include "region/host_discard.h"
 #include "region/memory_users.h"
 #include "region/region.h"
 #include "region/vm_core.h"
-
-/*
- * Bytes of one call: enough for its cost not to show, few enough to tell how far it got
- */
-#define MADVISE_CHUNK (UINT64_C(1) << 30)
 
 /* Pages that one mincore() looks at; a byte each, on the stack */
 #define LOOK_PAGES 16384
@@ -62,7 +58,10 @@ int gmem_region_memory_get(const struct gmem_region *region, uint32_t side, uint
 		return err;
 
 	in_file = is_in_file(region, side);
-	*ret = (struct gmem_region_memory){ .is_callers = !in_file && region->borrows_memory };
+	*ret = (struct gmem_region_memory){
+		.is_callers = !in_file && region->borrows_memory,
+		.page_size = in_file ? gmem_sys_page_size() : region->page_size,
+	};
 	if (in_file) {
 		ret->file = region->file;
 		ret->offset = region->file_offset + offset;
@@ -76,50 +75,6 @@ int gmem_region_memory_get(const struct gmem_region *region, uint32_t side, uint
 }
 
 /* ---- discard ---- */
-
-/*
- * MADV_DONTNEED of shared memory only drops this mapping; MADV_REMOVE frees it, and is
- * refused for private memory. Memory locked with mlock() takes an advice of its own.
- */
-static int free_host_memory(const struct gmem_region_memory *side, void *hva, uint64_t size)
-{
-	int err = -EINVAL;
-
-	if (side->is_callers || side->host_file)
-		err = gmem_sys_madvise(hva, size, MADV_REMOVE);
-	if (err == -EINVAL || err == -EACCES)
-		err = gmem_sys_madvise(hva, size, MADV_DONTNEED);
-	if (err == -EINVAL)
-		err = gmem_sys_madvise(hva, size, MADV_DONTNEED_LOCKED);
-	return err;
-}
-
-/* Of all seals these two alone forbid it; F_SEAL_EXEC adds them to a memfd that is executable. */
-static const char forbidden_by_seal[] =
-	", as for a file that is sealed with F_SEAL_FUTURE_WRITE or F_SEAL_WRITE: its pages cannot be "
-	"freed";
-
-static int discard_host_memory(const struct gmem_region_memory *side, uint64_t size, uint64_t *ret_done)
-{
-	uint64_t done = 0, now;
-	int err = 0;
-
-	while (done < size && !err) {
-		now = size - done < MADVISE_CHUNK ? size - done : MADVISE_CHUNK;
-		err = free_host_memory(side, (char *)side->hva + done, now);
-		if (!err)
-			done += now;
-	}
-	if (ret_done)
-		*ret_done = done;
-	if (err)
-		return gmem_fail(err,
-				 "hva 0x%" PRIxPTR ", 0x%" PRIx64
-				 " bytes, was given back only up to 0x%" PRIx64 ": %s%s",
-				 (uintptr_t)side->hva, size, done, gmem_errno_name(err),
-				 err == -EPERM ? forbidden_by_seal : "");
-	return 0;
-}
 
 /* A discard of host memory: by its address, and by its place in the file behind it, if there is one */
 struct host_discard {
@@ -163,7 +118,9 @@ static void end_discard(struct gmem_vm *vm, struct host_discard *discard)
 }
 
 static int discard_unless_leased(struct gmem_vm *vm, const struct gmem_region_memory *what,
-				 uint64_t size, uint64_t *ret_done)
+				 uint64_t size,
+				 const struct gmem_discard_how *how, bool is_known,
+				 uint64_t *ret_done)
 {
 	uint64_t start = (uintptr_t)what->hva, offset = what->host_offset;
 	struct host_discard discard = {
@@ -177,16 +134,34 @@ static int discard_unless_leased(struct gmem_vm *vm, const struct gmem_region_me
 	err = begin_discard(vm, &discard);
 	if (err)
 		return err;
-	err = discard_host_memory(what, size, ret_done);
+	err = gmem_host_discard(how->look, what->hva, size, how->flags, is_known, ret_done);
 	end_discard(vm, &discard);
 	return err;
 }
 
-static int discard(struct gmem_vm *vm, const struct gmem_region_memory *what, uint64_t size,
-		   uint64_t *ret_done)
+/*
+ * To look for userfaultfd takes as long as to discard a few pages. So small discards look now and
+ * then, and the first one; memory that is registered later is noticed a little later.
+ */
+#define SMALL_DISCARD	(UINT64_C(256) << 10)
+#define LOOK_ONCE_IN	16
+
+static bool is_known(struct gmem_region *region, const struct gmem_region_memory *what, uint64_t size)
+{
+	uint32_t before;
+
+	if (size > SMALL_DISCARD || what->page_size > gmem_sys_page_size())
+		return false;
+	before = __atomic_fetch_add(&region->small_discards, 1, __ATOMIC_RELAXED);
+	return before % LOOK_ONCE_IN != 0;
+}
+
+static int discard(struct gmem_region *region, const struct gmem_region_memory *what, uint64_t size,
+		   const struct gmem_discard_how *how, uint64_t *ret_done)
 {
 	if (!what->file)
-		return discard_unless_leased(vm, what, size, ret_done);
+		return discard_unless_leased(region->vm, what, size, how, is_known(region, what, size),
+					     ret_done);
 
 	/*
 	 * Punching a hole unmaps page by page; MADV_DONTNEED does so in bulk, in less
@@ -198,7 +173,7 @@ static int discard(struct gmem_vm *vm, const struct gmem_region_memory *what, ui
 }
 
 int gmem_region_memory_discard(struct gmem_region *region, uint32_t side, uint64_t offset,
-			       uint64_t size, uint64_t *ret_done)
+			       uint64_t size, const struct gmem_discard_how *how, uint64_t *ret_done)
 {
 	struct gmem_region_memory what;
 	uint64_t done = 0;
@@ -206,7 +181,7 @@ int gmem_region_memory_discard(struct gmem_region *region, uint32_t side, uint64
 
 	err = gmem_region_memory_get(region, side, offset, size, &what);
 	if (!err) {
-		err = discard(region->vm, &what, size, &done);
+		err = discard(region, &what, size, how, &done);
 		gmem_region_count(region, GMEM_COUNT_DISCARDS, 1);
 		gmem_region_count(region, GMEM_COUNT_DISCARDED, done);
 	}

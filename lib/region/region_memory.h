@@ -16,6 +16,7 @@
 #include <stdint.h>
 
 struct gmem_file;
+struct gmem_host_look;
 struct gmem_host_file;
 struct gmem_region;
 
@@ -27,6 +28,7 @@ struct gmem_region_memory {
 	struct gmem_file *file;		/* NULL: host memory */
 	uint64_t offset;		/* in the file */
 	void *hva;			/* where the region maps it; NULL: nowhere */
+	uint64_t page_size;		/* the least that can be given back */
 	struct gmem_host_file *host_file;	/* behind host memory; NULL: not known, or none */
 	uint64_t host_offset;		/* in @host_file */
 	bool is_callers;		/* host memory that the region borrowed */
@@ -43,14 +45,19 @@ int gmem_region_memory_get(const struct gmem_region *region, uint32_t side, uint
  * GMEM_CREATE_MMAP. After a conversion nothing of such a region is stale.
  */
 bool gmem_region_is_both_sides(const struct gmem_region *region);
+/* How to discard: GMEM_DISCARD_NOT_ZERO or 0, and what this call has learned of host memory */
+struct gmem_discard_how {
+	uint64_t flags;
+	struct gmem_host_look *look;
+};
+
 /*
- * Give the memory back to the host. It reads as zero afterwards, except the
- * caller's own memory if that is locked or a private mapping of a file. @ret_done
- * (or NULL) gets the bytes finished, also on failure. -EBUSY somebody holds a lease on
- * that memory, at whatever guest address. Takes the VM's lock, or the file's.
+ * Give the memory back to the host, in whole pages of it: see gmem_host_discard(). @ret_done (or
+ * NULL) gets the bytes given back, also on failure. -EBUSY somebody holds a lease on that
+ * memory, at whatever guest address. Takes the VM's lock, or the file's.
  */
 int gmem_region_memory_discard(struct gmem_region *region, uint32_t side, uint64_t offset,
-			       uint64_t size, uint64_t *ret_done);
+			       uint64_t size, const struct gmem_discard_how *how, uint64_t *ret_done);
 /*
  * Bytes that are in memory: of a file what is allocated, by whomever; of host
  * memory what is mapped here, pages of zeros included. -EOPNOTSUPP: the file

@@ -54,6 +54,7 @@ struct gmem_vm {
 	/* set by gmem_vm_new(), never changed */
 	int fd;				/* identity->fd, which is its owner */
 	struct gmem_vm_identity *identity;	/* NULL: an import */
+	uint32_t address_space;		/* of KVM's, the one that all of the handle's memslots are in */
 	bool has_default_plan;
 	struct gmem_caps caps;
 	struct gmem_plan default_plan;

@@ -249,21 +249,30 @@ static int append(struct list *list, const struct entry *entry)
 	return 0;
 }
 
+static int list_region(const struct gmem_export *exporter, const struct gmem_region *region,
+		       struct list *list)
+{
+	struct entry entry;
+	int err;
+
+	if (!gmem_extent_is_offered(&exporter->memory, region))
+		return 0;
+	err = gmem_extent_of_region(&exporter->memory, exporter->flags & GMEM_EXPORT_UNSEALED, region,
+				    &entry.extent, &entry.file);
+	if (!err)
+		return append(list, &entry);
+	return exporter->flags & GMEM_EXPORT_SKIP ? 0 : err;
+}
+
 /* With both locks held: it is the layout of one moment. */
 static int walk_regions(const struct gmem_export *exporter, struct list *list)
 {
 	const struct gmem_region *region;
-	struct entry entry;
 	uint64_t gpa = 0;
 	int err;
 
 	while ((region = gmem_regions_next_memory(exporter->vm, gpa))) {
-		err = gmem_extent_of_region(&exporter->memory, exporter->flags & GMEM_EXPORT_UNSEALED,
-					    region, &entry.extent, &entry.file);
-		if (!err)
-			err = append(list, &entry);
-		else if (exporter->flags & GMEM_EXPORT_SKIP)
-			err = 0;
+		err = list_region(exporter, region, list);
 		if (err)
 			return err;
 
@@ -331,14 +340,16 @@ static bool continues(const struct entry *last, const struct entry *next)
 	       next->extent.hva == (char *)last->extent.hva + last->extent.size;
 }
 
-/* Join extents that one entry can describe. */
-static int join(struct list *list)
+/* Join extents that one entry can describe; @skips: without those that no entry can. */
+static int join(struct list *list, bool skips)
 {
 	size_t count = 0;
 
 	for (size_t i = 0; i < list->count; i++) {
 		const struct entry *entry = &list->entries[i];
 
+		if (!(entry->extent.rights & GMEM_RIGHT_WRITE) && skips)
+			continue;
 		if (!(entry->extent.rights & GMEM_RIGHT_WRITE))
 			return gmem_fail(-EOPNOTSUPP, "the region at gpa 0x%" PRIx64
 					 " may only be read, which vhost-user cannot say",
@@ -363,7 +374,7 @@ GMEM_API int gmem_export_vhost_user(struct gmem_export *exporter,
 
 	ret = list_all(exporter, &list);
 	if (!ret)
-		ret = join(&list);
+		ret = join(&list, exporter->flags & GMEM_EXPORT_SKIP);
 	if (!ret)
 		ret = check_room(list.count, max);
 	for (size_t i = 0; !ret && max && i < list.count; i++) {

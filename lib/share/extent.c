@@ -9,6 +9,7 @@
 
 #include "base/backing.h"
 #include "base/error.h"
+#include "base/kind.h"
 #include "base/limit.h"
 #include "base/macros.h"
 #include "os/sys.h"
@@ -234,6 +235,12 @@ static int find_memory(const struct gmem_range_map *map, bool unsealed, const st
 		return gmem_extent_inspect(extent->fd, extent->offset, extent->size, file);
 	*file = memory->file;
 	return 0;
+}
+
+bool gmem_extent_is_offered(const struct gmem_range_map *memory, const struct gmem_region *region)
+{
+	return gmem_region_has_use(region, GMEM_USE_EXPORT) ||
+	       gmem_range_find(memory, region->hva.start, 1);
 }
 
 int gmem_extent_of_region(const struct gmem_range_map *memory, bool unsealed,

@@ -56,6 +56,11 @@ int gmem_callers_memory_remove(struct gmem_range_map *map, const void *hva);
 void gmem_callers_memory_clear(struct gmem_range_map *map);
 
 /*
+ * Whether processes get the region at all: a device's memory only if the caller named its file.
+ * With the same locks as the next function.
+ */
+bool gmem_extent_is_offered(const struct gmem_range_map *memory, const struct gmem_region *region);
+/*
  * Describe a region as part of a file. With the export's lock, which guards @memory, and
  * the VM's lock held; @ret->fd is borrowed and valid as long as they are. Makes system
  * calls only for a file that can change. Files of host memory must be sealed, unless

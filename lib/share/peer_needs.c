@@ -129,6 +129,8 @@ static enum gmem_search look_at(const struct gmem_peer *peer, uint64_t gpa, stru
 		ret->start = ret->region->gpa.start;
 	if (ret->last > gmem_range_last(&ret->region->gpa))
 		ret->last = gmem_range_last(&ret->region->gpa);
+	if (!gmem_extent_is_offered(&peer->exporter->memory, ret->region))
+		return GMEM_SEARCH_MORE;
 	other = find_unavailable(peer, ret);
 	if (other && other->start <= ret->start) {
 		ret->last = gmem_range_last(other);

@@ -172,6 +172,10 @@ void print_layout_json(const struct layout *layout)
 	print_number_or_null("address_bits", layout->address_bits);
 	putchar(',');
 	print_number("memslots", layout->memslots);
+	if (layout->address_space != UNKNOWN) {
+		putchar(',');
+		print_number("address_space", layout->address_space);
+	}
 	printf(",\n");
 	print_regions("regions", layout->regions, layout->region_count);
 	printf(",\n");

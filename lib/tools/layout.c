@@ -295,6 +295,9 @@ static void take_head(struct taker *t, const struct json *root, struct layout *l
 	layout->architecture = string(t, root, "architecture", false);
 	layout->address_bits = number_or_unknown(t, root, "address_bits");
 	layout->memslots = number(t, root, "memslots");
+	layout->address_space = UNKNOWN;
+	if (!t->failed && find_member(root, "address_space"))
+		layout->address_space = number_or_unknown(t, root, "address_space");
 	layout->page_size = t->page_size = number(t, root, "page_size");
 	if (!t->failed && (t->page_size < 1024 || t->page_size & (t->page_size - 1)))
 		complain(t, root, "a page of %" PRIu64 " bytes", t->page_size);

@@ -63,6 +63,7 @@ struct layout {
 	uint64_t page_size;
 	uint64_t address_bits;		/* or UNKNOWN */
 	uint64_t memslots;
+	uint64_t address_space;		/* of KVM's; UNKNOWN: the dump does not say */
 	struct region *regions;
 	size_t region_count;
 	struct region *stuck;

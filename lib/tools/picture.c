@@ -279,6 +279,8 @@ static void print_head(const struct style *style, const struct layout *layout)
 	}
 	print_clean(layout->architecture, strlen(layout->architecture));
 	printf(", pages of %s", size_text(layout->page_size, size));
+	if (layout->address_space != UNKNOWN && layout->address_space)
+		printf(", address space %" PRIu64, layout->address_space);
 	if (layout->address_bits != UNKNOWN)
 		printf(", %" PRIu64 " bits of guest address", layout->address_bits);
 	printf(", libgmem ");

@@ -242,7 +242,10 @@ static void print_head(const struct layout *layout, const struct totals *totals)
 		printf(", %s private to the guest", size_text(totals->private, size));
 	printf("; ");
 	print_text(layout->architecture);
-	printf(", pages of %s</text>\n", size_text(layout->page_size, size));
+	printf(", pages of %s", size_text(layout->page_size, size));
+	if (layout->address_space != UNKNOWN && layout->address_space)
+		printf(", address space %" PRIu64, layout->address_space);
+	printf("</text>\n");
 	if (layout->stuck_count)
 		printf("<text x=\"%d\" y=\"76\" class=\"warning\">%zu memslots are stuck</text>\n", MARGIN,
 		       layout->stuck_count);

@@ -13,7 +13,10 @@
 #define IMAGE_UNIT	((uint64_t)1 << 20)	/* no record crosses a multiple of it */
 #define IMAGE_BLOCK	((uint64_t)4096)	/* all sizes and addresses are multiples of it */
 
-enum image_kind { IMAGE_HEAD, IMAGE_REGIONS, IMAGE_PRIVATE, IMAGE_DATA, IMAGE_END, IMAGE_KINDS };
+enum image_kind {
+	IMAGE_HEAD, IMAGE_REGIONS, IMAGE_ELSEWHERE, IMAGE_PRIVATE, IMAGE_DATA, IMAGE_LOST, IMAGE_END,
+	IMAGE_KINDS
+};
 
 extern const char gmem_image_kinds[IMAGE_KINDS][8];
 
@@ -41,6 +44,15 @@ struct image_region {
 	uint32_t reserved[3];
 };
 
+/* A region whose contents are not in the image for its kind */
+struct image_elsewhere {
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t identity;
+	uint32_t kind;		/* enum gmem_kind */
+	uint32_t reserved;
+};
+
 struct image_range {
 	uint64_t gpa;
 	uint64_t size;
@@ -57,6 +69,7 @@ struct image_run {
 
 _Static_assert(sizeof(struct image_record) == 64, "the beginning of a record");
 _Static_assert(sizeof(struct image_region) == 32, "a region's entry");
+_Static_assert(sizeof(struct image_elsewhere) == 32, "the entry of a region without contents");
 
 #define IMAGE_MAX_RUNS ((IMAGE_BLOCK - sizeof(struct image_record)) / sizeof(struct image_run))
 #define IMAGE_MAX_REGIONS 65536u

@@ -9,9 +9,11 @@
 
 #include "gmem.h"
 #include "base/error.h"
+#include "base/kind.h"
 #include "base/lock.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
+#include "region/host_look.h"
 #include "region/available.h"
 #include "region/present_pages.h"
 #include "region/region_memory.h"
@@ -68,9 +70,25 @@ static int add_part(struct gmem_part **parts, size_t *count, uint64_t start, uin
 struct listing {
 	struct gmem_vm *vm;
 	struct gmem_leased_memory *memory;
+	uint32_t use;
 	struct gmem_part *shared;	/* ranges to be leased */
 	size_t shared_count;
 };
+
+static int add_region(struct gmem_leased_region **regions, size_t *count, const struct gmem_stretch *at)
+{
+	int err = grow((void **)regions, *count, sizeof(**regions));
+
+	if (!err)
+		(*regions)[(*count)++] = (struct gmem_leased_region){
+			.gpa = at->gpa,
+			.size = at->size,
+			.backing = at->region->backing,
+			.kind = at->region->kind,
+			.identity = at->region->identity,
+		};
+	return err;
+}
 
 static int list_region(struct listing *listing, const struct gmem_stretch *at)
 {
@@ -79,12 +97,11 @@ static int list_region(struct listing *listing, const struct gmem_stretch *at)
 	struct gmem_stretch part = GMEM_REGIONS_WALK(listing->vm, at->gpa, at->gpa + at->size - 1);
 	int err;
 
-	err = grow((void **)&memory->regions, memory->region_count, sizeof(*memory->regions));
+	if (!gmem_region_has_use(at->region, listing->use))
+		return add_region(&memory->elsewhere, &memory->elsewhere_count, at);
+	err = add_region(&memory->regions, &memory->region_count, at);
 	if (err)
 		return err;
-	memory->regions[memory->region_count++] = (struct gmem_leased_region){
-		.gpa = at->gpa, .size = at->size, .backing = at->region->backing,
-	};
 
 	if (all_private)
 		return add_part(&memory->privates, &memory->private_count, at->gpa,
@@ -171,14 +188,25 @@ static int lease(struct listing *listing, const char *holder)
 	return err;
 }
 
-int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, const char *holder,
-			    struct gmem_leased_memory *ret)
+static int make_look(struct gmem_leased_memory *memory)
 {
-	struct listing listing = { .vm = vm, .memory = ret };
+	memory->look = malloc(sizeof(*memory->look));
+	if (!memory->look)
+		return gmem_fail(-ENOMEM, "no memory for what is known of host memory");
+	*memory->look = (struct gmem_host_look)GMEM_HOST_LOOK;
+	return 0;
+}
+
+int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, uint32_t use,
+			    const char *holder, struct gmem_leased_memory *ret)
+{
+	struct listing listing = { .vm = vm, .memory = ret, .use = use };
 	int err;
 
 	ret->fast = gmem_nofault_is_recoverable();
-	err = list(&listing, start, last);
+	err = make_look(ret);
+	if (!err)
+		err = list(&listing, start, last);
 
 	/* Fails if a range was removed or became private since it was listed. */
 	if (!err)
@@ -200,8 +228,12 @@ void gmem_leased_memory_drop(struct gmem_leased_memory *memory)
 {
 	for (size_t i = 0; i < memory->lease_count; i++)
 		gmem_lease_free(memory->leases[i]);
+	if (memory->look)
+		gmem_host_look_end(memory->look);
+	free(memory->look);
 	free(memory->leases);
 	free(memory->regions);
+	free(memory->elsewhere);
 	free(memory->privates);
 	free(memory->all);
 	*memory = (struct gmem_leased_memory){ 0 };
@@ -224,13 +256,23 @@ uint64_t gmem_leased_memory_bytes(const struct gmem_leased_memory *memory)
 	return bytes;
 }
 
-uint64_t gmem_leased_memory_region_bytes(const struct gmem_leased_memory *memory)
+static uint64_t sum(const struct gmem_leased_region *regions, size_t count)
 {
 	uint64_t bytes = 0;
 
-	for (size_t i = 0; i < memory->region_count; i++)
-		bytes += memory->regions[i].size;
+	for (size_t i = 0; i < count; i++)
+		bytes += regions[i].size;
 	return bytes;
+}
+
+uint64_t gmem_leased_memory_region_bytes(const struct gmem_leased_memory *memory)
+{
+	return sum(memory->regions, memory->region_count);
+}
+
+uint64_t gmem_leased_memory_elsewhere_bytes(const struct gmem_leased_memory *memory)
+{
+	return sum(memory->elsewhere, memory->elsewhere_count);
 }
 
 uint64_t gmem_leased_memory_private_bytes(const struct gmem_leased_memory *memory)
@@ -273,21 +315,25 @@ uint64_t gmem_leased_memory_reach(const struct gmem_leased_memory *memory, uint6
 	return size;
 }
 
-static const struct gmem_leased_region *region_at(const struct gmem_leased_memory *memory,
-						  uint64_t gpa)
+static const struct gmem_leased_region *region_at(const struct gmem_leased_region *regions,
+						  size_t count, uint64_t gpa)
 {
-	size_t low = 0, high = memory->region_count, middle;
+	size_t low = 0, high = count, middle;
 
 	while (low < high) {
 		middle = low + (high - low) / 2;
-		if (memory->regions[middle].gpa + (memory->regions[middle].size - 1) < gpa)
+		if (regions[middle].gpa + (regions[middle].size - 1) < gpa)
 			low = middle + 1;
 		else
 			high = middle;
 	}
-	if (low == memory->region_count || memory->regions[low].gpa > gpa)
-		return NULL;
-	return &memory->regions[low];
+	return low == count || regions[low].gpa > gpa ? NULL : &regions[low];
+}
+
+const struct gmem_leased_region *gmem_leased_memory_elsewhere(const struct gmem_leased_memory *memory,
+							      uint64_t gpa)
+{
+	return region_at(memory->elsewhere, memory->elsewhere_count, gpa);
 }
 
 uint64_t gmem_leased_memory_region_reach(const struct gmem_leased_memory *memory, uint64_t gpa,
@@ -296,7 +342,8 @@ uint64_t gmem_leased_memory_region_reach(const struct gmem_leased_memory *memory
 	const struct gmem_leased_region *region;
 	uint64_t size = 0;
 
-	while (size < enough && (region = region_at(memory, gpa + size)) != NULL) {
+	while (size < enough &&
+	       (region = region_at(memory->regions, memory->region_count, gpa + size)) != NULL) {
 		size = region->gpa - gpa + region->size;
 		if (gpa + size == 0)
 			break;
@@ -308,8 +355,11 @@ uint64_t gmem_leased_memory_region_reach(const struct gmem_leased_memory *memory
 
 static int fail_access(const struct gmem_leased_range *range, const char *hva, bool writes, int err)
 {
-	const char *why = gmem_nofault_why(hva, writes, err);
+	const char *why;
 
+	if (gmem_nofault_is_lost(hva, err))
+		err = -EHWPOISON;
+	why = gmem_nofault_why(hva, writes, err);
 	return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be %s: %s, %s",
 			 range->gpa + (uint64_t)(hva - range->hva), (uintptr_t)hva,
 			 writes ? "written" : "read", gmem_errno_name(err),
@@ -338,6 +388,10 @@ int gmem_leased_memory_check_fits(const struct gmem_leased_memory *memory, uint6
 {
 	uint64_t there = 0, now;
 
+	/* Huge pages are asked for as they are needed. */
+	for (size_t i = 0; i < memory->count; i++)
+		if (memory->all[i].region->page_size > gmem_sys_page_size())
+			return 0;
 	if (memory->is_unchecked || !gmem_check_memory_fits(bytes))
 		return 0;
 	for (size_t i = 0; i < memory->count && there < bytes; i++) {
@@ -359,12 +413,14 @@ static int check_fits(struct gmem_leased_memory *memory, const struct gmem_lease
 		      const char *hva, uint64_t size)
 {
 	struct gmem_part pages;
+	bool is_huge;
 
 	if (memory->is_unchecked)
 		return 0;
-	if (memory->granted < size && !gmem_check_memory_fits(GRANT))
+	is_huge = range->region->page_size > gmem_sys_page_size();
+	if (!is_huge && memory->granted < size && !gmem_check_memory_fits(GRANT))
 		memory->granted = GRANT;
-	if (memory->granted >= size) {
+	if (!is_huge && memory->granted >= size) {
 		memory->granted -= size;
 		return 0;
 	}
@@ -432,7 +488,7 @@ static int clear(const struct gmem_leased_memory *memory, const struct gmem_leas
 	struct gmem_part pages = pages_of(range, range->hva + offset, size);
 
 	return gmem_region_present_pages(range->region, GMEM_SIDE_SHARED, pages.start,
-					 pages.last - pages.start + 1, clear_run, &clearing);
+					 pages.last - pages.start + 1, memory->look, clear_run, &clearing);
 }
 
 int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, uint64_t gpa, uint64_t size)
@@ -470,6 +526,31 @@ static uint64_t same_kind(const char *bytes, uint64_t gpa, uint64_t size, bool *
 	return done;
 }
 
+/* So that memory that cannot be written can be restored, if it is what it was. */
+static int copy_differences(struct gmem_leased_memory *memory,
+			    const struct gmem_leased_range *range, char *hva, const char *bytes,
+			    uint64_t size)
+{
+	char present[GRAIN];
+	uint64_t done, now;
+	int err = 0;
+
+	for (done = 0; done < size && !err; done += now) {
+		now = size - done < GRAIN ? size - done : GRAIN;
+		gmem_nofault_copy(memory->fast, present, hva + done, now, &err);
+		if (err)
+			return fail_access(range, hva + done, false, err);
+		if (memcmp(present, bytes + done, now) != 0)
+			err = copy_in(memory, range, hva + done, bytes + done, now);
+		if (err == -EFAULT)
+			err = gmem_fail(-EACCES, "gpa 0x%" PRIx64 " has other contents than it should get, in "
+					"memory of kind \"%s\" that cannot be written",
+					range->gpa + (uint64_t)(hva + done - range->hva),
+					gmem_kind_name(range->region->kind));
+	}
+	return err;
+}
+
 int gmem_leased_memory_store(struct gmem_leased_memory *memory, uint64_t gpa, const char *bytes,
 			     uint64_t size, struct gmem_stored *stored)
 {
@@ -486,8 +567,12 @@ int gmem_leased_memory_store(struct gmem_leased_memory *memory, uint64_t gpa, co
 		offset = gpa - range->gpa;
 		now = range->size - offset < size ? range->size - offset : size;
 		now = same_kind(bytes, gpa, now, &zero);
-		err = zero ? clear(memory, range, offset, now)
-			   : copy_in(memory, range, range->hva + offset, bytes, now);
+		if (zero)
+			err = clear(memory, range, offset, now);
+		else if (gmem_kind_traits(range->region->kind)->is_compared)
+			err = copy_differences(memory, range, range->hva + offset, bytes, now);
+		else
+			err = copy_in(memory, range, range->hva + offset, bytes, now);
 		if (err)
 			return err;
 		*(zero ? &stored->zero : &stored->data) += now;

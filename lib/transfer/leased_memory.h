@@ -16,6 +16,8 @@
 #include "region/region.h"
 #include "region/vm_core.h"
 
+struct gmem_host_look;
+
 struct gmem_leased_range {
 	struct gmem_region *region;
 	uint64_t gpa;
@@ -30,6 +32,8 @@ struct gmem_leased_region {
 	uint64_t gpa;
 	uint64_t size;
 	uint32_t backing;
+	uint32_t kind;
+	uint64_t identity;
 };
 
 /* All lists are in GPA order. */
@@ -38,10 +42,13 @@ struct gmem_leased_memory {
 	size_t count;
 	struct gmem_leased_region *regions;
 	size_t region_count;
+	struct gmem_leased_region *elsewhere;	/* left out for their kind: without leases */
+	size_t elsewhere_count;
 	struct gmem_part *privates;		/* private memory of these regions: without leases */
 	size_t private_count;
 	struct gmem_lease **leases;
 	size_t lease_count;
+	struct gmem_host_look *look;		/* what is known of the host memory in it */
 	bool fast;				/* the fault handler recovers: copy directly */
 	bool is_unchecked;			/* store without asking how much memory the host has */
 	uint64_t granted;			/* bytes that may be stored before it is asked again */
@@ -55,15 +62,18 @@ struct gmem_stored {
 bool gmem_is_zero(const void *bytes, size_t size);
 
 /*
- * Take leases on the shared memory in [@start, @last]; until the drop it cannot be converted. @ret
- * is zeroed, but for is_unchecked.
+ * Take leases on the shared memory in [@start, @last]; until the drop it cannot be converted.
+ * Regions of kinds that lack @use (enum gmem_kind_use) are only listed. @ret is zeroed, but for
+ * is_unchecked.
  */
-int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, const char *holder,
-			    struct gmem_leased_memory *ret);
+int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, uint32_t use,
+			    const char *holder, struct gmem_leased_memory *ret);
 void gmem_leased_memory_drop(struct gmem_leased_memory *memory);
 bool gmem_leased_memory_is_private(const struct gmem_leased_memory *memory, uint64_t gpa);
 uint64_t gmem_leased_memory_bytes(const struct gmem_leased_memory *memory);
 uint64_t gmem_leased_memory_private_bytes(const struct gmem_leased_memory *memory);
+/* Count the bytes that are left out for their kind. */
+uint64_t gmem_leased_memory_elsewhere_bytes(const struct gmem_leased_memory *memory);
 /* Find the range with @gpa, or NULL. */
 const struct gmem_leased_range *gmem_leased_memory_at(const struct gmem_leased_memory *memory,
 						      uint64_t gpa);
@@ -73,6 +83,9 @@ uint64_t gmem_leased_memory_reach(const struct gmem_leased_memory *memory, uint6
 /* The same of memory of any kind: shared or private. */
 uint64_t gmem_leased_memory_region_reach(const struct gmem_leased_memory *memory, uint64_t gpa,
 					 uint64_t enough);
+/* Find the region with @gpa that is left out for its kind, or NULL. */
+const struct gmem_leased_region *gmem_leased_memory_elsewhere(const struct gmem_leased_memory *memory,
+							      uint64_t gpa);
 /* Count the bytes of all regions, shared or private. */
 uint64_t gmem_leased_memory_region_bytes(const struct gmem_leased_memory *memory);
 /* Make a range zero; any alignment. */
@@ -80,8 +93,9 @@ int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, uint64_t g
 /* -ENOMEM if the host has not the memory for @bytes to come, less all that is there already */
 int gmem_leased_memory_check_fits(const struct gmem_leased_memory *memory, uint64_t bytes);
 /*
- * Store @bytes at @gpa, and count them in @stored; any alignment. -ENOMEM before the host's
- * memory runs out, which would be no errno.
+ * Store @bytes at @gpa, and count them in @stored; any alignment. Memory of kinds that are
+ * compared is written only where it differs. -ENOMEM before the host's memory runs out, which
+ * would be no errno.
  */
 int gmem_leased_memory_store(struct gmem_leased_memory *memory, uint64_t gpa, const char *bytes,
 			     uint64_t size, struct gmem_stored *stored);

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 
 #include "base/error.h"
+#include "base/kind.h"
 #include "transfer/file_queue.h"
 #include "transfer/leased_memory.h"
 #include "transfer/transfer.h"
@@ -104,6 +105,7 @@ static int find_size(const struct gmem_io_params *params, uint64_t asked, uint64
 static int lease_target(struct gmem_transfer *transfer, uint64_t gpa, uint64_t size)
 {
 	struct gmem_leased_memory *memory = &transfer->memory;
+	const struct gmem_leased_region *other;
 	uint64_t reach;
 	int err;
 
@@ -112,7 +114,7 @@ static int lease_target(struct gmem_transfer *transfer, uint64_t gpa, uint64_t s
 				 size);
 
 	err = gmem_leased_memory_take(transfer->vm, gpa, size ? gpa + size - 1 : UINT64_MAX,
-				      "gmem_vm_load", memory);
+				      GMEM_USE_LOAD, "gmem_vm_load", memory);
 	if (err)
 		return err;
 
@@ -122,6 +124,11 @@ static int lease_target(struct gmem_transfer *transfer, uint64_t gpa, uint64_t s
 	if (gmem_leased_memory_is_private(memory, gpa + reach))
 		return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " is private, 0x%" PRIx64
 				 " bytes were to go to gpa 0x%" PRIx64, gpa + reach, size, gpa);
+	other = gmem_leased_memory_elsewhere(memory, gpa + reach);
+	if (other)
+		return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " is memory of kind \"%s\", into which nothing is "
+				 "loaded; 0x%" PRIx64 " bytes were to go to gpa 0x%" PRIx64, gpa + reach,
+				 gmem_kind_name(other->kind), size, gpa);
 	return gmem_fail(-ENOENT, "there is no region at gpa 0x%" PRIx64 ", 0x%" PRIx64
 			 " bytes were to go to gpa 0x%" PRIx64, gpa + reach, size, gpa);
 }

@@ -25,6 +25,7 @@
 
 #include "base/crc32c.h"
 #include "base/error.h"
+#include "base/kind.h"
 #include "base/part.h"
 #include "region/vm_core.h"
 #include "transfer/file_queue.h"
@@ -52,6 +53,8 @@ struct restore {
 	struct image_region *regions;
 	struct image_range *privates;
 	size_t regions_read;
+	struct image_elsewhere *elsewhere;
+	size_t elsewhere_read, elsewhere_room;
 	uint64_t privates_read;
 	size_t private_ranges;		/* entries in privates: ranges that touch are one */
 	size_t region_room, private_room;
@@ -63,6 +66,7 @@ struct restore {
 	uint32_t run;			/* next run in data */
 	uint64_t page;			/* next page in data */
 	uint64_t reached;		/* all memory below this gpa is done */
+	uint64_t lost_end;		/* no data may come below this gpa: it was lost */
 	bool at_end;			/* all records are read; the rest is to be cleared */
 };
 
@@ -172,6 +176,17 @@ static enum image_kind kind_of(const struct image_record *record)
 	return kind;
 }
 
+/* What a later library writes where this one knows nothing to write: the record itself is whole. */
+static int fail_unknown_kind(const struct restore *restore, const struct image_record *record)
+{
+	char kind[sizeof(record->kind) + 1] = { 0 };
+
+	for (size_t i = 0; i < sizeof(record->kind); i++)
+		kind[i] = record->kind[i] >= 'A' && record->kind[i] <= 'Z' ? record->kind[i] : '_';
+	return gmem_fail(-EOPNOTSUPP, "record %" PRIu64 " of the image is of a kind, \"%s\", that libgmem %s "
+			 "does not know", restore->records, kind, gmem_version());
+}
+
 static int check_record(const struct restore *restore, const struct image_record *record,
 			uint64_t left)
 {
@@ -179,7 +194,7 @@ static int check_record(const struct restore *restore, const struct image_record
 
 	if (!restore->has_head && kind != IMAGE_HEAD)
 		return bad(restore, "an image does not begin like this");
-	if (kind == IMAGE_KINDS)
+	if (kind == IMAGE_KINDS && memcmp(record->kind, gmem_image_kinds[IMAGE_HEAD], 4) != 0)
 		return bad(restore, "it is of no kind there is");
 	if (kind == IMAGE_HEAD && record->version != IMAGE_VERSION)
 		return gmem_fail(-EOPNOTSUPP, "the image is of version %" PRIu32 ", libgmem %s reads %u",
@@ -195,7 +210,7 @@ static int check_record(const struct restore *restore, const struct image_record
 		return bad(restore, "it is number %" PRIu64, record->number);
 	if (kind != IMAGE_HEAD && record->version)
 		return bad(restore, "a reserved field is not 0");
-	return 0;
+	return kind == IMAGE_KINDS ? fail_unknown_kind(restore, record) : 0;
 }
 
 /* ---- head and tables ---- */
@@ -265,6 +280,7 @@ static bool fits(const struct image_record *record, size_t entry_size)
 
 static int check_target_has(const struct gmem_transfer *transfer, const struct image_region *region)
 {
+	const struct gmem_leased_region *other;
 	uint64_t reach;
 
 	if (!transfer->vm)
@@ -272,6 +288,12 @@ static int check_target_has(const struct gmem_transfer *transfer, const struct i
 	reach = gmem_leased_memory_region_reach(&transfer->memory, region->gpa, region->size);
 	if (reach >= region->size)
 		return 0;
+	other = gmem_leased_memory_elsewhere(&transfer->memory, region->gpa + reach);
+	if (other)
+		return gmem_fail(-ENOENT, "the image has contents for gpa 0x%" PRIx64 " up to 0x%" PRIx64
+				 ", the VM has memory of kind \"%s\" at 0x%" PRIx64 ", which is not restored",
+				 region->gpa, region->gpa + (region->size - 1), gmem_kind_name(other->kind),
+				 region->gpa + reach);
 	return gmem_fail(-ENOENT, "the image has memory at gpa 0x%" PRIx64 " up to 0x%" PRIx64
 			 ", the VM's memory ends at 0x%" PRIx64, region->gpa,
 			 region->gpa + (region->size - 1), region->gpa + reach);
@@ -306,6 +328,142 @@ static int read_regions(const struct gmem_transfer *transfer, struct restore *re
 	}
 	return err;
 }
+
+/* ---- regions whose contents are elsewhere ---- */
+
+/* Where the VM's memory of this kind and identity ends, from the region's start on */
+static uint64_t elsewhere_reach(const struct gmem_leased_memory *memory,
+				const struct image_elsewhere *region)
+{
+	const struct gmem_leased_region *part;
+	uint64_t size = 0;
+
+	while (size < region->size &&
+	       (part = gmem_leased_memory_elsewhere(memory, region->gpa + size)) != NULL &&
+	       part->kind == region->kind &&
+	       (!region->identity || part->identity == region->identity))
+		size = part->gpa - region->gpa + part->size;
+	return size;
+}
+
+static int fail_elsewhere(const struct gmem_leased_memory *memory,
+			  const struct image_elsewhere *region, uint64_t reach)
+{
+	const struct gmem_leased_region *part = gmem_leased_memory_elsewhere(memory, region->gpa + reach);
+	const char *name = gmem_kind_name(region->kind);
+	char what[96];
+
+	if (!part)
+		snprintf(what, sizeof(what), "no memory of that kind");
+	else if (part->kind != region->kind)
+		snprintf(what, sizeof(what), "memory of kind \"%s\"", gmem_kind_name(part->kind));
+	else
+		snprintf(what, sizeof(what), "one of identity 0x%" PRIx64, part->identity);
+	return gmem_fail(-ENOENT, "the saved VM had memory of kind \"%s\", identity 0x%" PRIx64
+			 ", at gpa 0x%" PRIx64 " up to 0x%" PRIx64 ", which is not in the image; at gpa 0x%"
+			 PRIx64 " this VM has %s", name, region->identity, region->gpa,
+			 region->gpa + (region->size - 1), region->gpa + reach, what);
+}
+
+static int check_target_has_elsewhere(const struct gmem_transfer *transfer,
+				      const struct image_elsewhere *region)
+{
+	uint64_t reach;
+
+	if (!transfer->vm || transfer->opts.flags & GMEM_TRANSFER_LEAVE_REST)
+		return 0;
+	reach = elsewhere_reach(&transfer->memory, region);
+	return reach < region->size ? fail_elsewhere(&transfer->memory, region, reach) : 0;
+}
+
+static bool overlaps_a_region(const struct restore *restore, const struct image_elsewhere *region)
+{
+	size_t r = region_at(restore, region->gpa);
+
+	return r < restore->regions_read &&
+	       restore->regions[r].gpa <= region->gpa + (region->size - 1);
+}
+
+static int check_elsewhere(const struct gmem_transfer *transfer, const struct restore *restore,
+			   const struct image_elsewhere *region)
+{
+	const struct image_elsewhere *last = restore->elsewhere_read
+						     ? &restore->elsewhere[restore->elsewhere_read - 1]
+						     : NULL;
+	int err = check_range(restore, region->gpa, region->size, last ? last->gpa + last->size : 0);
+
+	if (err)
+		return err;
+	if (!gmem_kind_name(region->kind) || gmem_kind_has(region->kind, GMEM_USE_SAVE))
+		return bad(restore, "%" PRIu32 " is no kind of memory whose contents are elsewhere",
+			   region->kind);
+	if (region->reserved)
+		return bad(restore, "a reserved field is not 0");
+	if (overlaps_a_region(restore, region))
+		return bad(restore, "gpa 0x%" PRIx64 ", whose contents are elsewhere, is in a region",
+			   region->gpa);
+	return check_target_has_elsewhere(transfer, region);
+}
+
+static int read_elsewhere(struct gmem_transfer *transfer, struct restore *restore,
+			  const struct image_record *record)
+{
+	const struct image_elsewhere *entries = (const void *)(record + 1);
+	int err;
+
+	if (!fits(record, sizeof(*entries)) ||
+	    record->count > IMAGE_MAX_REGIONS - restore->elsewhere_read)
+		return bad(restore, "%" PRIu32 " regions whose contents are elsewhere", record->count);
+	if (restore->regions_read != restore->region_count)
+		return bad(restore, "the list of regions is not complete");
+	err = make_room((void **)&restore->elsewhere, &restore->elsewhere_room, restore->elsewhere_read,
+			record->count, sizeof(*entries));
+
+	for (uint32_t i = 0; i < record->count && !err; i++) {
+		err = check_elsewhere(transfer, restore, &entries[i]);
+		if (!err)
+			restore->elsewhere[restore->elsewhere_read++] = entries[i];
+		if (!err)
+			transfer->left_out_bytes += entries[i].size;
+	}
+	return err;
+}
+
+static bool is_elsewhere(const struct restore *restore, uint64_t gpa, uint64_t *ret_last)
+{
+	size_t low = 0, high = restore->elsewhere_read, middle;
+
+	while (low < high) {
+		middle = low + (high - low) / 2;
+		*ret_last = restore->elsewhere[middle].gpa + (restore->elsewhere[middle].size - 1);
+		if (*ret_last < gpa)
+			low = middle + 1;
+		else if (restore->elsewhere[middle].gpa > gpa)
+			high = middle;
+		else
+			return true;
+	}
+	return false;
+}
+
+/* That kind and identity agree was seen when the image's entries were read. */
+static int check_image_has_elsewhere(const struct gmem_leased_memory *memory,
+				     const struct restore *restore)
+{
+	for (size_t i = 0; i < memory->elsewhere_count; i++) {
+		const struct gmem_leased_region *region = &memory->elsewhere[i];
+		uint64_t at = region->gpa, last = region->gpa + (region->size - 1), end;
+
+		for (; at <= last; at = end + 1)
+			if (!is_elsewhere(restore, at, &end))
+				return gmem_fail(-EEXIST, "the VM has memory of kind \"%s\" at gpa 0x%" PRIx64
+						 " that the image does not have",
+						 gmem_kind_name(region->kind), at);
+	}
+	return 0;
+}
+
+/* ---- private ranges ---- */
 
 static bool is_in_a_region(const struct restore *restore, const struct image_range *range)
 {
@@ -431,11 +589,19 @@ static int end_tables(struct gmem_transfer *transfer, struct restore *restore)
 		err = check_target_has_all(&transfer->memory, restore, &all);
 	if (!err && all && transfer->vm && !(transfer->opts.flags & GMEM_TRANSFER_LEAVE_REST))
 		err = check_target_has_no_more(&transfer->memory, restore);
+	if (!err && all && transfer->vm && !(transfer->opts.flags & GMEM_TRANSFER_LEAVE_REST))
+		err = check_image_has_elsewhere(&transfer->memory, restore);
 	restore->has_tables = !err && all;
 	return err;
 }
 
 /* ---- data ---- */
+
+/* Nothing below this gpa may come any more. */
+static uint64_t next_address(const struct restore *restore)
+{
+	return restore->lost_end > restore->reached ? restore->lost_end : restore->reached;
+}
 
 static struct image_range run_range(const struct image_record *record, uint32_t i)
 {
@@ -450,7 +616,7 @@ static struct image_range run_range(const struct image_record *record, uint32_t 
 /* Check a whole data record before any byte of it is stored. */
 static int check_data(const struct restore *restore, const struct image_record *record)
 {
-	uint64_t after = restore->reached, pages = 0;
+	uint64_t after = next_address(restore), pages = 0;
 	int err = 0;
 
 	if (record->count > IMAGE_MAX_RUNS || record->data.base % IMAGE_BLOCK ||
@@ -548,6 +714,50 @@ static int store_data(struct gmem_transfer *transfer, struct restore *restore)
 	return 0;
 }
 
+/* ---- lost pages ---- */
+
+static int check_lost(const struct restore *restore, const struct image_record *record)
+{
+	const struct image_range *entries = (const void *)(record + 1);
+	uint64_t after = next_address(restore);
+	int err = 0;
+
+	if (!fits(record, sizeof(*entries)))
+		return bad(restore, "%" PRIu32 " lost ranges", record->count);
+	for (uint32_t i = 0; i < record->count && !err; i++) {
+		err = check_range(restore, entries[i].gpa, entries[i].size, after);
+		if (!err && !is_shared(restore, entries[i].gpa, entries[i].size))
+			err = bad(restore, "gpa 0x%" PRIx64 ", 0x%" PRIx64
+				  " bytes, was lost and is not the image's memory", entries[i].gpa,
+				  entries[i].size);
+		after = entries[i].gpa + entries[i].size;
+	}
+	return err;
+}
+
+/* They are cleared as all that has no data, but counted apart. */
+static int read_lost(struct gmem_transfer *transfer, struct restore *restore,
+		     const struct image_record *record)
+{
+	const struct image_range *entries = (const void *)(record + 1);
+	int err = check_lost(restore, record);
+
+	if (err)
+		return err;
+	if (!(transfer->opts.flags & GMEM_TRANSFER_ALLOW_LOST))
+		return gmem_fail(-EHWPOISON, "the image has no contents for gpa 0x%" PRIx64 ", 0x%" PRIx64
+				 " bytes, which the hardware had lost: only without them "
+				 "(GMEM_TRANSFER_ALLOW_LOST) can it be restored", entries[0].gpa,
+				 entries[0].size);
+
+	for (uint32_t i = 0; i < record->count; i++) {
+		if (!restore->verify_first)
+			gmem_transfer_tell_lost(transfer, entries[i].gpa, entries[i].size);
+		restore->lost_end = entries[i].gpa + entries[i].size;
+	}
+	return 0;
+}
+
 /* ---- the last record ---- */
 
 static int read_end(struct restore *restore, const struct image_record *record)
@@ -560,13 +770,20 @@ static int read_end(struct restore *restore, const struct image_record *record)
 	return 0;
 }
 
-static void start_over(struct gmem_transfer *transfer, struct restore *restore)
+static void restore_free(struct restore *restore)
 {
 	free(restore->regions);
+	free(restore->elsewhere);
 	free(restore->privates);
+}
+
+static void start_over(struct gmem_transfer *transfer, struct restore *restore)
+{
+	restore_free(restore);
 	*restore = (struct restore){ .start = restore->start };
 	transfer->bytes = (struct gmem_stored){ 0 };
 	transfer->private_bytes = 0;
+	transfer->left_out_bytes = 0;
 	transfer->done = transfer->total / 2;	/* not all of the file need be an image */
 }
 
@@ -578,6 +795,7 @@ static int finish(struct gmem_transfer *transfer, struct restore *restore, bool 
 		return err;
 
 	if (!restore->verify_first) {
+		transfer->bytes.zero -= transfer->lost_bytes;
 		transfer->done = transfer->total ? transfer->total : transfer->done;
 		transfer->is_done = true;
 		return 0;
@@ -596,14 +814,14 @@ static int read_record(struct gmem_transfer *transfer, struct restore *restore,
 	enum image_kind kind = kind_of(record);
 	int err = check_record(restore, record, left);
 
-	if (!err && (kind == IMAGE_DATA || kind == IMAGE_END)) {
+	if (!err && (kind == IMAGE_DATA || kind == IMAGE_LOST || kind == IMAGE_END)) {
 		err = end_tables(transfer, restore);
 		if (!err && !restore->has_tables)
 			return 0;
 	}
-	if (!err && restore->has_tables && (kind == IMAGE_REGIONS || kind == IMAGE_PRIVATE))
+	if (!err && restore->has_tables && kind < IMAGE_DATA)
 		err = bad(restore, "a list among the data");
-	if (!err && kind == IMAGE_REGIONS && restore->privates_read)
+	if (!err && (kind == IMAGE_REGIONS || kind == IMAGE_ELSEWHERE) && restore->privates_read)
 		err = bad(restore, "regions after private ranges");
 	if (err)
 		return err;
@@ -615,11 +833,17 @@ static int read_record(struct gmem_transfer *transfer, struct restore *restore,
 	case IMAGE_REGIONS:
 		err = read_regions(transfer, restore, record);
 		break;
+	case IMAGE_ELSEWHERE:
+		err = read_elsewhere(transfer, restore, record);
+		break;
 	case IMAGE_PRIVATE:
 		err = read_privates(transfer, restore, record);
 		break;
 	case IMAGE_DATA:
 		err = check_data(restore, record);
+		break;
+	case IMAGE_LOST:
+		err = read_lost(transfer, restore, record);
 		break;
 	default:
 		err = read_end(restore, record);
@@ -674,10 +898,7 @@ static int restore_step(struct gmem_transfer *transfer, bool wait)
 
 static void restore_end(struct gmem_transfer *transfer)
 {
-	struct restore *restore = transfer->state;
-
-	free(restore->regions);
-	free(restore->privates);
+	restore_free(transfer->state);
 }
 
 /* ---- beginning ---- */
@@ -688,7 +909,8 @@ static int take_target(struct gmem_transfer *transfer, const struct gmem_io_para
 	uint64_t bytes, all;
 	int err;
 
-	err = gmem_leased_memory_take(transfer->vm, 0, UINT64_MAX, "gmem_vm_restore", memory);
+	err = gmem_leased_memory_take(transfer->vm, 0, UINT64_MAX, GMEM_USE_SAVE,
+				      "gmem_vm_restore", memory);
 	if (err || !params->kind.has_size)
 		return err;
 
@@ -748,7 +970,8 @@ GMEM_API int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
 {
 	const uint64_t flags = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING |
 			       GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_LEAVE_REST |
-			       GMEM_TRANSFER_VERIFY | GMEM_TRANSFER_UNCHECKED;
+			       GMEM_TRANSFER_VERIFY | GMEM_TRANSFER_UNCHECKED |
+			       GMEM_TRANSFER_ALLOW_LOST;
 
 	if (!vm || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
@@ -768,7 +991,8 @@ GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 			       struct gmem_transfer_result *ret)
 {
 	struct gmem_transfer *transfer = NULL;
-	int err = begin(NULL, fd, opts, GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING, &transfer);
+	int err = begin(NULL, fd, opts, GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING |
+			GMEM_TRANSFER_ALLOW_LOST, &transfer);
 
 	return gmem_transfer_run(err, transfer, ret);
 }

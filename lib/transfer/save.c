@@ -3,6 +3,9 @@
  * Only pages that exist are read, since reading a page that does not exist would allocate
  * it. Only pages that are not zero are written, packed. The last record has the number of
  * pages and a checksum over all checksums, so that a truncated image is recognised.
+ *
+ * A page that the hardware lost has a record of its own, or one with its neighbours, in
+ * its place among the data.
  */
 #include "transfer/save.h"
 
@@ -13,8 +16,10 @@
 
 #include "base/crc32c.h"
 #include "base/error.h"
+#include "base/kind.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
+#include "region/host_mapping.h"
 #include "region/present_pages.h"
 #include "region/region_memory.h"
 #include "region/vm_core.h"
@@ -38,7 +43,7 @@ struct run {
 	uint64_t size;
 };
 
-enum stage { HEAD, REGIONS, PRIVATES, DATA, END, DRAIN };
+enum stage { HEAD, REGIONS, ELSEWHERE, PRIVATES, DATA, END, DRAIN };
 
 struct save {
 	uint64_t id, records, pages;
@@ -59,6 +64,8 @@ struct save {
 	uint64_t gpa;			/* of chunk's first byte */
 	uint64_t at, size;		/* next byte of chunk, and its bytes; equal: all packed */
 	char chunk[CHUNK];
+
+	struct image_range lost;	/* pages that the hardware lost, not written yet; or size 0 */
 };
 
 /* ---- records ---- */
@@ -113,12 +120,32 @@ static struct image_region region_entry(const struct gmem_leased_memory *memory,
 	};
 }
 
+static struct image_elsewhere elsewhere_entry(const struct gmem_leased_memory *memory, size_t i)
+{
+	return (struct image_elsewhere){
+		.gpa = memory->elsewhere[i].gpa,
+		.size = memory->elsewhere[i].size,
+		.identity = memory->elsewhere[i].identity,
+		.kind = memory->elsewhere[i].kind,
+	};
+}
+
 static struct image_range private_entry(const struct gmem_leased_memory *memory, size_t i)
 {
 	return (struct image_range){
 		.gpa = memory->privates[i].start,
 		.size = memory->privates[i].last - memory->privates[i].start + 1,
 	};
+}
+
+static void put_entry(const struct gmem_leased_memory *memory, enum image_kind kind, size_t i, void *at)
+{
+	if (kind == IMAGE_REGIONS)
+		*(struct image_region *)at = region_entry(memory, i);
+	else if (kind == IMAGE_ELSEWHERE)
+		*(struct image_elsewhere *)at = elsewhere_entry(memory, i);
+	else
+		*(struct image_range *)at = private_entry(memory, i);
 }
 
 /* Write the entries that fit into this unit; true: all entries are written. */
@@ -138,17 +165,29 @@ static bool list(struct gmem_transfer *transfer, struct save *save, enum image_k
 	if (now > (room - sizeof(*record)) / entry_size)
 		now = (room - sizeof(*record)) / entry_size;
 	record->count = (uint32_t)now;
-	for (size_t i = 0; i < now; i++) {
-		if (kind == IMAGE_REGIONS)
-			((struct image_region *)(record + 1))[i] =
-				region_entry(&transfer->memory, save->listed + i);
-		else
-			((struct image_range *)(record + 1))[i] =
-				private_entry(&transfer->memory, save->listed + i);
-	}
+	for (size_t i = 0; i < now; i++)
+		put_entry(&transfer->memory, kind, save->listed + i,
+			  (char *)(record + 1) + i * entry_size);
 	end_record(save, record, sizeof(*record) + now * entry_size);
 	save->listed += now;
 	return save->listed == count;
+}
+
+static bool list_all(struct gmem_transfer *transfer, struct save *save)
+{
+	const struct gmem_leased_memory *memory = &transfer->memory;
+
+	switch (save->stage) {
+	case REGIONS:
+		return list(transfer, save, IMAGE_REGIONS, memory->region_count,
+			    sizeof(struct image_region));
+	case ELSEWHERE:
+		return list(transfer, save, IMAGE_ELSEWHERE, memory->elsewhere_count,
+			    sizeof(struct image_elsewhere));
+	default:
+		return list(transfer, save, IMAGE_PRIVATE, memory->private_count,
+			    sizeof(struct image_range));
+	}
 }
 
 static void write_head(struct gmem_transfer *transfer, struct save *save)
@@ -264,7 +303,7 @@ static bool find_pages(struct gmem_transfer *transfer, struct save *save, int *r
 	save->run = 0;
 	save->run_count = 0;
 	*ret_err = gmem_region_present_pages(range->region, GMEM_SIDE_SHARED, range->offset + save->looked,
-					     size, note_run, save);
+					     size, transfer->memory.look, note_run, save);
 	if (*ret_err) {
 		save->run_count = 0;
 		return true;
@@ -277,26 +316,95 @@ static bool find_pages(struct gmem_transfer *transfer, struct save *save, int *r
 	return true;
 }
 
-static int read_chunk(struct gmem_transfer *transfer, struct save *save)
+/* The address of the next page to be read; without one, no address */
+static uint64_t next_gpa(const struct gmem_transfer *transfer, const struct save *save)
 {
 	const struct gmem_leased_range *range = &transfer->memory.all[save->range];
+
+	if (save->at < save->size || save->run == save->run_count)
+		return UINT64_MAX;
+	return range->gpa + (save->runs[save->run].offset - range->offset);
+}
+
+/* Write what was lost, unless the next page may be lost, too; false: the unit is full. */
+static bool put_lost(struct gmem_transfer *transfer, struct save *save)
+{
+	struct image_record *record;
+
+	if (!save->lost.size || next_gpa(transfer, save) == save->lost.gpa + save->lost.size)
+		return true;
+	if (save->open)
+		end_data(save);
+	if (save->used + IMAGE_BLOCK > IMAGE_UNIT)
+		return false;
+
+	record = begin_record(save, IMAGE_LOST);
+	record->count = 1;
+	*(struct image_range *)(record + 1) = save->lost;
+	end_record(save, record, sizeof(*record) + sizeof(save->lost));
+	gmem_transfer_tell_lost(transfer, save->lost.gpa, save->lost.size);
+	save->lost.size = 0;
+	return true;
+}
+
+static void use_run(struct save *save, uint64_t size)
+{
 	struct run *run = &save->runs[save->run];
-	uint64_t size = run->size < CHUNK ? run->size : CHUNK;
-	int err = 0;
 
-	gmem_nofault_copy(transfer->memory.fast, save->chunk, range->hva + (run->offset - range->offset),
-			  size, &err);
-	save->gpa = range->gpa + (run->offset - range->offset);
-	if (err)
-		return gmem_fail(err, "gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes, cannot be read: %s",
-				 save->gpa, size, gmem_errno_name(err));
-
-	save->at = 0;
-	save->size = size;
 	run->offset += size;
 	run->size -= size;
 	if (run->size == 0)
 		save->run++;
+}
+
+static int fail_page(uint64_t gpa, const char *hva, int err)
+{
+	uint64_t page = gmem_host_mapping_page_size(hva, gmem_sys_page_size());
+	const char *why = gmem_nofault_why(hva, false, err);
+
+	if (err != -EHWPOISON)
+		return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be read: %s, %s", gpa,
+				 (uintptr_t)hva, gmem_errno_name(err), why ? why : "but can be now");
+	return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ": the hardware lost the page, 0x%" PRIx64
+			 " bytes; only with GMEM_TRANSFER_ALLOW_LOST can the rest be saved", gpa,
+			 (uintptr_t)hva, page ? page : gmem_sys_page_size());
+}
+
+/* The page at @hva, the next of its run, could not be read. */
+static int lose_page(struct gmem_transfer *transfer, struct save *save, const char *hva, int err)
+{
+	uint64_t gpa = next_gpa(transfer, save), page = gmem_sys_page_size();
+
+	if (gmem_nofault_is_lost(hva, err))
+		err = -EHWPOISON;
+	if (err != -EHWPOISON || !(transfer->opts.flags & GMEM_TRANSFER_ALLOW_LOST))
+		return fail_page(gpa, hva, err);
+
+	if (!save->lost.size)
+		save->lost.gpa = gpa;
+	save->lost.size += page;
+	use_run(save, page);
+	return 0;
+}
+
+static int read_chunk(struct gmem_transfer *transfer, struct save *save)
+{
+	const struct gmem_leased_range *range = &transfer->memory.all[save->range];
+	const struct run *run = &save->runs[save->run];
+	const char *hva = range->hva + (run->offset - range->offset);
+	uint64_t size = run->size < CHUNK ? run->size : CHUNK;
+	int err = 0;
+
+	/* Pages before one that cannot be read are packed first; then the error comes again. */
+	size = gmem_nofault_copy(transfer->memory.fast, save->chunk, hva, size, &err);
+	size -= size % gmem_sys_page_size();
+	if (size == 0)
+		return lose_page(transfer, save, hva, err);
+
+	save->gpa = next_gpa(transfer, save);
+	save->at = 0;
+	save->size = size;
+	use_run(save, size);
 	return 0;
 }
 
@@ -307,7 +415,7 @@ static int pack(struct gmem_transfer *transfer, struct save *save, bool *ret_ful
 
 	*ret_full = false;
 	while (!err) {
-		if (!pack_chunk(transfer, save)) {
+		if (!put_lost(transfer, save) || !pack_chunk(transfer, save)) {
 			*ret_full = true;
 			return 0;
 		}
@@ -328,7 +436,6 @@ static int pack(struct gmem_transfer *transfer, struct save *save, bool *ret_ful
 static int build(struct gmem_transfer *transfer, struct save *save, bool *ret_full)
 {
 	const struct gmem_leased_memory *memory = &transfer->memory;
-	bool all;
 
 	*ret_full = false;
 	switch (save->stage) {
@@ -337,16 +444,12 @@ static int build(struct gmem_transfer *transfer, struct save *save, bool *ret_fu
 		save->stage = REGIONS;
 		return 0;
 	case REGIONS:
+	case ELSEWHERE:
 	case PRIVATES:
-		all = save->stage == REGIONS
-			      ? list(transfer, save, IMAGE_REGIONS, memory->region_count,
-				     sizeof(struct image_region))
-			      : list(transfer, save, IMAGE_PRIVATE, memory->private_count,
-				     sizeof(struct image_range));
-		*ret_full = !all;
-		if (all) {
+		*ret_full = !list_all(transfer, save);
+		if (!*ret_full) {
 			save->listed = 0;
-			save->stage = save->stage == REGIONS ? PRIVATES : memory->count ? DATA : END;
+			save->stage = save->stage != PRIVATES ? save->stage + 1 : memory->count ? DATA : END;
 		}
 		return 0;
 	case DATA:
@@ -415,7 +518,7 @@ GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
 				struct gmem_transfer **ret)
 {
 	const uint64_t flags = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING | GMEM_TRANSFER_SYNC |
-			       GMEM_TRANSFER_OMIT_PRIVATE;
+			       GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_ALLOW_LOST;
 	struct gmem_transfer *transfer;
 	struct gmem_transfer_opts opts;
 	struct gmem_io_params params;
@@ -436,7 +539,8 @@ GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
 	if (err)
 		return err;
 
-	err = gmem_leased_memory_take(vm, 0, UINT64_MAX, "gmem_vm_save", &transfer->memory);
+	err = gmem_leased_memory_take(vm, 0, UINT64_MAX, GMEM_USE_SAVE, "gmem_vm_save",
+				      &transfer->memory);
 	if (!err)
 		err = check_privates(&transfer->memory, opts.flags);
 	if (!err)
@@ -450,6 +554,7 @@ GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
 	save->id = gmem_sys_random();
 	transfer->step = save_step;
 	transfer->total = gmem_leased_memory_bytes(&transfer->memory);
+	transfer->left_out_bytes = gmem_leased_memory_elsewhere_bytes(&transfer->memory);
 	transfer->private_bytes = gmem_leased_memory_private_bytes(&transfer->memory);
 	*ret = transfer;
 	return 0;

@@ -19,7 +19,7 @@ int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t fla
 {
 	const uint64_t all = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING | GMEM_TRANSFER_SYNC |
 			     GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_LEAVE_REST |
-			     GMEM_TRANSFER_VERIFY | GMEM_TRANSFER_UNCHECKED;
+			     GMEM_TRANSFER_VERIFY | GMEM_TRANSFER_UNCHECKED | GMEM_TRANSFER_ALLOW_LOST;
 	int err;
 
 	err = GMEM_COPY_OPTS(gmem_transfer_opts, ret, user_opts, reserved);
@@ -110,6 +110,13 @@ int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 	transfer->state = state;
 	*ret = transfer;
 	return 0;
+}
+
+void gmem_transfer_tell_lost(struct gmem_transfer *transfer, uint64_t gpa, uint64_t size)
+{
+	transfer->lost_bytes += size;
+	if (transfer->opts.lost)
+		transfer->opts.lost(transfer->opts.lost_data, gpa, size);
 }
 
 GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer)
@@ -223,8 +230,10 @@ static struct gmem_transfer_result make_result(const struct gmem_transfer *trans
 		.data_bytes = transfer->bytes.data,
 		.zero_bytes = transfer->bytes.zero,
 		.private_bytes = transfer->private_bytes,
+		.left_out_bytes = transfer->left_out_bytes,
 		.engine = io->ring ? GMEM_ENGINE_IO_URING : GMEM_ENGINE_PLAIN,
 		.no_ring = io->no_ring,
+		.lost_bytes = transfer->lost_bytes,
 	};
 }
 

@@ -29,7 +29,7 @@ struct gmem_transfer {
 	void *state;			/* the step function's; zeroed at first, freed at the end */
 	uint64_t done, total;
 	struct gmem_stored bytes;
-	uint64_t private_bytes;
+	uint64_t private_bytes, lost_bytes, left_out_bytes;
 	bool is_done;
 };
 
@@ -44,6 +44,8 @@ uint64_t gmem_transfer_file_bytes(const struct gmem_io_params *params);
 /* Allocate a transfer that has neither memory nor a file yet. */
 int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 		      size_t state_size, struct gmem_transfer **ret);
+/* Count a range that the hardware lost, and tell the caller. */
+void gmem_transfer_tell_lost(struct gmem_transfer *transfer, uint64_t gpa, uint64_t size);
 /* Put a failure of @transfer->io into a sentence; returns @err. */
 int gmem_transfer_fail_io(const struct gmem_transfer *transfer, int err);
 /*

@@ -6,6 +6,7 @@
 
 #include "bench.h"
 #include "os/sys.h"
+#include "region/host_look.h"
 #include "region/present_pages.h"
 #include "region/region_memory.h"
 #include "transfer/leased_memory.h"
@@ -32,8 +33,11 @@ static int add(void *data, uint64_t offset, uint64_t size)
 
 static void walk(void)
 {
-	bench_gmem_must(gmem_region_present_pages(move.region, GMEM_SIDE_SHARED, 0, move.size, add, NULL),
-			"gmem_region_present_pages");
+	struct gmem_host_look look = GMEM_HOST_LOOK;
+
+	bench_gmem_must(gmem_region_present_pages(move.region, GMEM_SIDE_SHARED, 0, move.size, &look, add,
+						  NULL), "gmem_region_present_pages");
+	gmem_host_look_end(&look);
 }
 
 /* Every eighth page, alone: what the walk cannot skip */

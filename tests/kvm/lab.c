@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: MIT */
+#include <setjmp.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -107,4 +109,44 @@ void lab_for_each_way(uint32_t ways, void (*run)(int type, uint32_t backing, voi
 	}
 	if (!count)
 		skip("no VM here has any of the ways of backing this is about");
+}
+
+/* ---- poison ---- */
+
+static void on_poison(int number)
+{
+	(void)number;
+	siglongjmp(catch_point, 1);
+}
+
+int lab_poison(void *hva, uint64_t size)
+{
+	struct sigaction action = { .sa_handler = on_poison }, old;
+	volatile int err = 0;
+
+	WORKS(sigaction(SIGBUS, &action, &old));
+	if (!sigsetjmp(catch_point, 1))
+		err = (int)SYS(madvise(hva, size, MADV_HWPOISON));
+	WORKS(sigaction(SIGBUS, &old, NULL));
+	return err;
+}
+
+void lab_require_poison(void)
+{
+	uint64_t page = page_size();
+	char *hva;
+	int err;
+
+	if (expect()->is_native)
+		skip("would take a page of memory from this machine until it is started again");
+	hva = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK((void *)hva != MAP_FAILED);
+	*(volatile char *)hva = 1;
+	err = lab_poison(hva, page);
+	munmap(hva, page);
+	if (err == -EPERM)
+		skip("only root can poison pages");
+	if (err == -EINVAL)
+		skip("this kernel cannot poison pages (CONFIG_MEMORY_FAILURE)");
+	CHECK_RESULT(err, 0);
 }

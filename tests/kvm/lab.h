@@ -37,4 +37,14 @@ int lab_convert(struct lab *lab, uint64_t gpa, uint64_t size, uint64_t attribute
  */
 bool lab_reaches_file(struct lab *lab);
 
+/* ---- poison ---- */
+
+/*
+ * Poison memory that is in use. The kernel tells whoever does so by the signal that it will
+ * raise there; call it before anything blocks or handles SIGBUS.
+ */
+int lab_poison(void *hva, uint64_t size);
+/* A poisoned page is lost for good: skip unless the machine is about to end anyway. */
+void lab_require_poison(void);
+
 #endif

@@ -272,7 +272,7 @@ static bool write_file(const char *path, const char *text)
 #define GROUP_MIB 96
 
 /* Into a cgroup of our own with a limit, where the whole tree is ours */
-static void enter_group(void)
+static void enter_group(const char *file)
 {
 	char text[64] = "", limit[32];
 	int fd = open("/proc/self/cgroup", O_RDONLY | O_CLOEXEC);
@@ -288,7 +288,7 @@ static void enter_group(void)
 		skip("no cgroup can be made: %s", strerror(errno));
 
 	snprintf(limit, sizeof(limit), "%d", GROUP_MIB << 20);
-	CHECK(write_file(GROUP "/memory.max", limit));
+	CHECK(write_file(file, limit));
 	CHECK(write_file(GROUP "/cgroup.procs", "0"));
 }
 
@@ -296,6 +296,22 @@ static void leave_group(void)
 {
 	CHECK(write_file("/sys/fs/cgroup/cgroup.procs", "0"));
 	rmdir(GROUP);
+}
+
+static const char *group_limit;
+static int group_file;
+
+/* A file with twice what the limit is; written outside of the group */
+static void make_group_file(void)
+{
+	char *bytes = malloc(MIB);
+
+	CHECK(bytes);
+	memset(bytes, 1, MIB);
+	group_file = (int)WORKS(memfd_create("file", MFD_CLOEXEC));
+	for (int i = 0; i < 2 * GROUP_MIB; i++)
+		CHECK_EQ(write(group_file, bytes, MIB), MIB);
+	free(bytes);
 }
 
 static void fill_group(struct site *s)
@@ -306,18 +322,35 @@ static void fill_group(struct site *s)
 	lab_add(&s->lab, s->backing, 2 * BASE, 2 * GROUP_MIB * MIB / s->page, NULL);
 	REFUSED(gmem_vm_populate(s->lab.vm, 2 * BASE, 2 * GROUP_MIB * MIB, NULL, &footprint),
 		-ENOMEM);
-	CHECK(strstr(gmem_last_error(), "memory.max of " GROUP));
+	CHECK(strstr(gmem_last_error(), group_limit));
 	CHECK_EQ(footprint.done, 0);
+	REFUSED(gmem_vm_load(s->lab.vm, 2 * BASE, group_file, 0, 2 * GROUP_MIB * MIB, NULL, NULL),
+		-ENOMEM);
+	CHECK(strstr(gmem_last_error(), group_limit));
 	OK(gmem_vm_populate(s->lab.vm, BASE, SIZE, NULL, &footprint));
 	check_footprint(&footprint, SIZE, 0, SIZE);
 }
 
-TEST(more_than_a_memory_cgroup_may_have_is_refused)
+static void check_group(const char *file, const char *words)
 {
-	enter_group();
+	make_group_file();
+	enter_group(file);
+	group_limit = words;
 	for_each_way(EVERY_WAY, fill_group);
 	note("%s", gmem_last_error());
+	close(group_file);
 	leave_group();
+}
+
+TEST(more_than_a_memory_cgroup_may_have_is_refused)
+{
+	check_group(GROUP "/memory.max", "memory.max of " GROUP);
+}
+
+/* The kernel would not kill, but put the process to sleep for seconds at a time. */
+TEST(more_than_a_memory_cgroup_has_before_it_is_throttled_is_refused)
+{
+	check_group(GROUP "/memory.high", "memory.high of " GROUP);
 }
 
 static void overfill_group(void)
@@ -337,7 +370,7 @@ TEST(without_the_check_the_kernel_kills)
 	int status = 0;
 	pid_t child;
 
-	enter_group();
+	enter_group(GROUP "/memory.max");
 	if (!write_file(GROUP "/memory.swap.max", "0"))
 		note("no limit for swap");
 	child = (pid_t)WORKS(fork());

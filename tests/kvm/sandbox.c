@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/fs.h>
 #include <linux/seccomp.h>
 #include <signal.h>
 #include <stdio.h>
@@ -24,6 +25,10 @@
 
 #ifndef __NR_cachestat
 #define __NR_cachestat 451	/* Linux 6.5 */
+#endif
+
+#ifndef PROCMAP_QUERY
+#define PROCMAP_QUERY 0xc0686611	/* Linux 6.11 */
 #endif
 
 struct entry {

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -18,8 +19,10 @@
  * The ways a view touches memory: with ordinary instructions, or by asking the
  * kernel, because nobody enabled recovery or because the thread blocks SIGBUS.
  */
-enum engine { RECOVERING, ASKING, SIGBUS_BLOCKED, ENGINES };
-static const char *const engine_names[] = { "recovering", "asking", "SIGBUS blocked" };
+enum engine { RECOVERING, ASKING, SIGBUS_BLOCKED, SIGSEGV_BLOCKED, ENGINES };
+static const char *const engine_names[] = {
+	"recovering", "asking", "SIGBUS blocked", "SIGSEGV blocked",
+};
 
 struct site {
 	struct lab lab;
@@ -52,13 +55,13 @@ static void *run_with_view(void *data)
 	return NULL;
 }
 
-static void run_with_sigbus_blocked(struct site *s)
+static void run_with_blocked(struct site *s, int number)
 {
 	pthread_t thread;
 	sigset_t set;
 
 	sigemptyset(&set);
-	sigaddset(&set, SIGBUS);
+	sigaddset(&set, number);
 	CHECK_EQ(pthread_sigmask(SIG_BLOCK, &set, NULL), 0);
 	CHECK_EQ(pthread_create(&thread, NULL, run_with_view, s), 0);
 	CHECK_EQ(pthread_join(thread, NULL), 0);
@@ -69,8 +72,8 @@ static void run_engine(struct site *s)
 {
 	if (s->engine != ASKING)
 		OK(gmem_recovery_enable());
-	if (s->engine == SIGBUS_BLOCKED)
-		run_with_sigbus_blocked(s);
+	if (s->engine == SIGBUS_BLOCKED || s->engine == SIGSEGV_BLOCKED)
+		run_with_blocked(s, s->engine == SIGBUS_BLOCKED ? SIGBUS : SIGSEGV);
 	else
 		run_with_view(s);
 	if (s->engine != ASKING)
@@ -661,47 +664,114 @@ TEST(missing_pages_in_the_middle_leave_the_others_in_use)
 	for_each_way(HOST_MEMORY, holes_in_mappings_end_accesses);
 }
 
+/* ---- memory that is protected, or not mapped ---- */
+
+static void protect(struct site *s, int prot)
+{
+	WORKS(mprotect((char *)gmem_region_hva(s->region) + s->page, s->page, prot));
+}
+
+static void check_not_written(struct site *s, uint64_t gpa, uint64_t size, uint64_t wanted)
+{
+	uint64_t done = 99, expected = 0, number = 0;
+	uint8_t *buf = must_malloc(size);
+
+	OK(gmem_view_read(s->view, gpa, buf, size, NULL));
+	CHECK_RESULT(gmem_view_write(s->view, gpa, buf, size, &done), -EFAULT);
+	CHECK_EQ(done, wanted);
+	CHECK(strstr(gmem_last_error(), "cannot be written: EFAULT, it is mapped for reading only"));
+	CHECK_RESULT(gmem_view_fill(s->view, gpa, 5, size, &done), -EFAULT);
+	CHECK_EQ(done, wanted);
+	CHECK_RESULT(gmem_view_copy(s->view, gpa, BASE + 3 * s->page, size, &done), -EFAULT);
+	CHECK_EQ(done, wanted);
+	CHECK(strstr(gmem_last_error(), "written"));
+	for (uint32_t width = 1; width <= 8; width *= 2) {
+		OK(gmem_view_load(s->view, BASE + s->page, width, GMEM_ACQUIRE, &number));
+		CHECK_RESULT(gmem_view_store(s->view, BASE + s->page, width, GMEM_SEQ_CST, 1), -EFAULT);
+		CHECK_RESULT(gmem_view_compare_exchange(s->view, BASE + s->page, width, GMEM_SEQ_CST,
+							&expected, 1), -EFAULT);
+		CHECK_EQ(expected, 0);
+	}
+	free(buf);
+}
+
+static void protected_pages_end_accesses(struct site *s)
+{
+	static const uint64_t sizes[] = { 1, 8, 16, 40, 100, 1000, 4096 };
+	uint64_t edge = BASE + s->page, hva = (uintptr_t)gmem_region_hva(s->region) + s->page;
+	char text[80];
+
+	memset(gmem_region_hva(s->region), 0, REGION_PAGES * s->page);
+	protect(s, PROT_READ);
+	for (size_t i = 0; i < ARRAY_SIZE(sizes); i++) {
+		check_not_written(s, edge - 1, sizes[i] + 1, 1);
+		check_not_written(s, edge + 3, sizes[i] - (sizes[i] == 4096 ? 3 : 0), 0);
+	}
+	guest_stores(s, BASE + 2 * s->page, 7);
+
+	protect(s, PROT_NONE);
+	for (size_t i = 0; sizes[i] < 4096; i++) {
+		check_ends(s, edge - 1, sizes[i] + 1, -EFAULT, 1);
+		check_ends(s, edge - 70, sizes[i] + 70, -EFAULT, 70);
+		check_ends(s, edge + 3, sizes[i], -EFAULT, 0);
+	}
+	for (uint32_t width = 1; width <= 8; width *= 2)
+		check_number_ends(s, edge, width, -EFAULT);
+	CHECK_RESULT(gmem_view_fill(s->view, edge, 1, 4, NULL), -EFAULT);
+	snprintf(text, sizeof(text), "gpa 0x%llx + 0x0, hva 0x%llx, cannot be written: EFAULT, no page",
+		 (unsigned long long)edge, (unsigned long long)hva);
+	CHECK(strstr(gmem_last_error(), text));
+
+	protect(s, PROT_READ | PROT_WRITE);
+	OK(gmem_view_fill(s->view, BASE, 3, 3 * s->page, NULL));
+	guest_loads(s, edge, 0x03030303);
+}
+
+TEST(protected_pages_end_an_access_with_the_exact_count)
+{
+	for_each_way(EVERY_WAY, protected_pages_end_accesses);
+}
+
+static void unmapped_pages_end_accesses(struct site *s)
+{
+	uint64_t edge = SHRINKING_GPA + s->page;
+	struct shrinking m;
+
+	shrinking_new(s, &m);
+	WORKS(munmap((char *)m.hva + s->page, s->page));
+	check_ends(s, edge - 300, 900, -EFAULT, 300);
+	check_ends(s, edge, 9, -EFAULT, 0);
+	for (uint32_t width = 1; width <= 8; width *= 2)
+		check_number_ends(s, edge, width, -EFAULT);
+	OK(gmem_view_fill(s->view, edge + s->page, 1, s->page, NULL));
+	shrinking_free(&m);
+}
+
+TEST(memory_that_was_unmapped_ends_an_access_with_the_exact_count)
+{
+	for_each_way(HOST_MEMORY, unmapped_pages_end_accesses);
+}
+
+static void a_bad_buffer_is_blamed(struct site *s)
+{
+	char *page = mmap(NULL, s->page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint64_t done = 99;
+
+	CHECK(page != MAP_FAILED);
+	CHECK_RESULT(gmem_view_read(s->view, BASE, page, 100, &done), -EFAULT);
+	CHECK_EQ(done, 0);
+	CHECK(strstr(gmem_last_error(), "the buffer cannot"));
+	CHECK_RESULT(gmem_view_write(s->view, BASE, page, 100, &done), -EFAULT);
+	CHECK(strstr(gmem_last_error(), "the buffer cannot"));
+	munmap(page, s->page);
+}
+
+TEST(a_buffer_that_cannot_be_reached_is_an_error_too)
+{
+	for_each_way(HOST_MEMORY, a_bad_buffer_is_blamed);
+}
+
 /* ---- poison ---- */
-
-static void on_poison(int number)
-{
-	(void)number;
-	siglongjmp(catch_point, 1);
-}
-
-/* The kernel tells whoever poisons a page that is in use, by the signal it will raise there. */
-static int poison(void *hva, uint64_t size)
-{
-	struct sigaction action = { .sa_handler = on_poison }, old;
-	volatile int err = 0;
-
-	WORKS(sigaction(SIGBUS, &action, &old));
-	if (!sigsetjmp(catch_point, 1))
-		err = (int)SYS(madvise(hva, size, MADV_HWPOISON));
-	WORKS(sigaction(SIGBUS, &old, NULL));
-	return err;
-}
-
-/* A poisoned page is lost for good: only for machines that are about to end anyway */
-static void require_poison(void)
-{
-	uint64_t page = page_size();
-	char *hva;
-	int err;
-
-	if (expect()->is_native)
-		skip("would take a page of memory from this machine until it is started again");
-	hva = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	CHECK((void *)hva != MAP_FAILED);
-	*(volatile char *)hva = 1;
-	err = poison(hva, page);
-	munmap(hva, page);
-	if (err == -EPERM)
-		skip("only root can poison pages");
-	if (err == -EINVAL)
-		skip("this kernel cannot poison pages (CONFIG_MEMORY_FAILURE)");
-	CHECK_RESULT(err, 0);
-}
 
 static bool is_poison_error(const struct site *s, int err)
 {
@@ -744,12 +814,12 @@ static void poison_second_page(struct site *s)
 	char *hva = gmem_region_hva(s->region);
 
 	memset(hva, 1, REGION_PAGES * s->page);
-	CHECK_RESULT(poison(hva + s->page, s->page), 0);
+	CHECK_RESULT(lab_poison(hva + s->page, s->page), 0);
 }
 
 TEST(poisoned_pages_end_an_access_with_the_exact_count)
 {
-	require_poison();
+	lab_require_poison();
 	prepare_site = poison_second_page;
 	for_each_way(EVERY_WAY, poisoned_pages_end_accesses);
 }

@@ -712,7 +712,7 @@ TEST(a_stack_that_overflows_is_passed_on)
 	touch_missing(true);
 }
 
-/* The kernel gives no address here. */
+/* The kernel gives no address here; QEMU's emulated processors make a page fault of it. */
 TEST(an_address_that_no_page_has_is_passed_on)
 {
 #if defined(__x86_64__)
@@ -725,8 +725,7 @@ TEST(an_address_that_no_page_has_is_passed_on)
 		*(volatile char *)(UINT64_C(0x8000) << 32) = 1;
 		FAIL("no SIGSEGV");
 	}
-	CHECK_EQ(saw_code, SI_KERNEL);
-	CHECK(saw_address == NULL);
+	CHECK(saw_code == SEGV_MAPERR || (saw_code == SI_KERNEL && saw_address == NULL));
 #else
 	skip("every address has one");
 #endif

@@ -21,6 +21,7 @@ NUMBER, NUMBER_OR_NULL = (int,), (int, NONE)
 
 DUMP = {"gmem_dump": NUMBER, "library": (str,), "name": (str, NONE), "architecture": (str,),
         "page_size": NUMBER, "address_bits": NUMBER_OR_NULL, "memslots": NUMBER,
+        "address_space": NUMBER,
         "regions": (list,), "stuck": (list,), "leases": (list,)}
 REGION = {"gpa": NUMBER, "size": NUMBER, "backing": (str,), "slot": NUMBER_OR_NULL,
           "kind": (str, NONE), "identity": NUMBER, "lost": (bool,), "readonly": (bool,), "dirty_log": (bool,), "file": (dict, NONE),

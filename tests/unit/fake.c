@@ -287,6 +287,7 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_CACHESTAT] = "cachestat",
 	[FAKE_PAGEMAP] = "read the pagemap",
 	[FAKE_MAPPING_AT] = "ask for a mapping",
+	[FAKE_OPEN_MAPPED] = "open a mapping's file",
 	[FAKE_TRY_READ] = "read through /proc/self/mem",
 	[FAKE_WRITE] = "write",
 	[FAKE_MBIND] = "mbind",

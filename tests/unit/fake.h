@@ -70,6 +70,7 @@ struct fake_kernel {
 	bool private_memory;
 	bool mmap_is_shared;		/* MMAP alone makes pages shared */
 	bool no_proc;
+	bool no_map_files;		/* /proc/self/map_files is for privileged processes */
 	bool no_mapping_query;		/* PROCMAP_QUERY, before Linux 6.11 */
 	bool no_cachestat;
 	bool no_same_file;		/* it does not tell whether two fds are one open file */
@@ -123,6 +124,7 @@ enum fake_call {
 	FAKE_PAGEMAP,
 	FAKE_MAPPING_AT,
 	FAKE_TRY_READ,
+	FAKE_OPEN_MAPPED,
 	FAKE_WRITE,
 	FAKE_MBIND,
 	FAKE_GET_MEMPOLICY,

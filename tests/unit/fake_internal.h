@@ -12,7 +12,8 @@
 #include "os/sys.h"
 
 #define MAX_FDS		1024
-#define MAX_SLOTS	32768
+#define MAX_SLOTS	32768		/* in each of the address spaces */
+#define SPACES		2
 #define TRACKED_PAGES	4096
 #define DIRTY_SLOTS	64		/* of which dirty pages are kept, and their words */
 #define DIRTY_WORDS	4
@@ -44,12 +45,24 @@ struct vm {
 	uint64_t legal_flags;
 	struct fake_caps caps;
 	struct spans privates;		/* gpas with the attribute, number 0 */
-	struct spans by_gpa;
-	struct fake_slot *slots;	/* MAX_SLOTS, size 0: none */
-	uint64_t dirty[DIRTY_SLOTS][DIRTY_WORDS];
+	struct spans by_gpa;		/* by span_of_gpa() */
+	struct fake_slot *slots;	/* by slot_index(); size 0: none */
+	uint64_t dirty[SPACES][DIRTY_SLOTS][DIRTY_WORDS];
 	bool clears_by_hand;		/* KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 */
 	enum fake_ring ring;
 };
+
+/* A memslot's number has its address space above the lowest 16 bits. */
+static inline uint32_t slot_index(uint32_t number)
+{
+	return (number >> 16) * MAX_SLOTS + (number & 0xffff) % MAX_SLOTS;
+}
+
+/* What the address spaces have at one address does not overlap. */
+static inline uint64_t span_of_gpa(uint32_t number, uint64_t gpa)
+{
+	return (uint64_t)(number >> 16) << 62 | gpa;
+}
 
 /* A NUMA policy: a MPOL_* and its nodes */
 struct policy {

@@ -39,7 +39,7 @@ int create_vm(uint64_t type)
 		return -EINVAL;
 
 	vm = must(calloc(1, sizeof(*vm)));
-	vm->slots = must(calloc(MAX_SLOTS, sizeof(*vm->slots)));
+	vm->slots = must(calloc(SPACES * MAX_SLOTS, sizeof(*vm->slots)));
 	vm->id = ++kernel.last_id;
 	vm->caps = fake.vm;
 	vm->private_memory = fake.private_memory;
@@ -120,6 +120,14 @@ static int check_slot_numbers(const struct vm *vm, const struct slot_args *a)
 	return 0;
 }
 
+#define DIRTY_BYTES (DIRTY_WORDS * sizeof(uint64_t))
+
+/* The bits of a memslot's dirty pages, or NULL if none are kept */
+static uint64_t *dirty_of(struct vm *vm, uint32_t number)
+{
+	return (number & 0xffff) < DIRTY_SLOTS ? vm->dirty[number >> 16][number & 0xffff] : NULL;
+}
+
 static void drop_slot(struct vm *vm, struct fake_slot *slot)
 {
 	struct file *file;
@@ -127,9 +135,9 @@ static void drop_slot(struct vm *vm, struct fake_slot *slot)
 	for (file = kernel.files; file; file = file->next)
 		if (file->id == slot->file)
 			span_remove(&file->bound, slot->offset, slot->number);
-	span_remove(&vm->by_gpa, slot->gpa, slot->number);
-	if (slot->number < DIRTY_SLOTS)
-		memset(vm->dirty[slot->number], 0, sizeof(vm->dirty[slot->number]));
+	span_remove(&vm->by_gpa, span_of_gpa(slot->number, slot->gpa), slot_index(slot->number));
+	if (dirty_of(vm, slot->number))
+		memset(dirty_of(vm, slot->number), 0, DIRTY_BYTES);
 	memset(slot, 0, sizeof(*slot));
 }
 
@@ -182,10 +190,7 @@ int set_slot(struct vm *vm, const struct slot_args *a)
 		err = check_slot_numbers(vm, a);
 	if (err)
 		return err;
-	if (a->number >= MAX_SLOTS)
-		return -ENOSYS;	/* the second address space is not played */
-
-	slot = &vm->slots[a->number];
+	slot = &vm->slots[slot_index(a->number)];
 	if (a->size == 0) {
 		if (!slot->size)
 			return -EINVAL;
@@ -195,7 +200,8 @@ int set_slot(struct vm *vm, const struct slot_args *a)
 
 	if (slot->size)
 		err = check_slot_change(slot, a);
-	if (!err && span_overlaps(&vm->by_gpa, a->gpa, a->gpa + a->size, a->number))
+	if (!err && span_overlaps(&vm->by_gpa, span_of_gpa(a->number, a->gpa),
+				  span_of_gpa(a->number, a->gpa) + a->size, slot_index(a->number)))
 		err = -EEXIST;
 	if (!err && (a->flags & KVM_MEM_GUEST_MEMFD))
 		err = find_file_to_bind(vm, a, &file);
@@ -205,12 +211,12 @@ int set_slot(struct vm *vm, const struct slot_args *a)
 		return err;
 
 	/* A memslot that moves takes its log along. */
-	if (a->number < DIRTY_SLOTS && slot->flags & a->flags & KVM_MEM_LOG_DIRTY_PAGES)
-		memcpy(dirty, vm->dirty[a->number], sizeof(dirty));
+	if (dirty_of(vm, a->number) && slot->flags & a->flags & KVM_MEM_LOG_DIRTY_PAGES)
+		memcpy(dirty, dirty_of(vm, a->number), sizeof(dirty));
 	if (slot->size)
 		drop_slot(vm, slot);
-	if (a->number < DIRTY_SLOTS)
-		memcpy(vm->dirty[a->number], dirty, sizeof(dirty));
+	if (dirty_of(vm, a->number))
+		memcpy(dirty_of(vm, a->number), dirty, sizeof(dirty));
 	*slot = (struct fake_slot){
 		.number = a->number,
 		.flags = a->flags,
@@ -220,7 +226,8 @@ int set_slot(struct vm *vm, const struct slot_args *a)
 		.offset = file ? a->offset : 0,
 		.file = file ? file->id : 0,
 	};
-	span_add(&vm->by_gpa, a->gpa, a->gpa + a->size, a->number);
+	span_add(&vm->by_gpa, span_of_gpa(a->number, a->gpa), span_of_gpa(a->number, a->gpa) + a->size,
+		 slot_index(a->number));
 	if (file)
 		span_add(&file->bound, a->offset, a->offset + a->size, a->number);
 	return 0;
@@ -264,7 +271,7 @@ static size_t words_of(const struct fake_slot *slot)
 
 static int get_dirty_log(struct vm *vm, const struct kvm_dirty_log *args)
 {
-	const struct fake_slot *slot = &vm->slots[args->slot % MAX_SLOTS];
+	const struct fake_slot *slot = &vm->slots[slot_index(args->slot)];
 	uint64_t *to = args->dirty_bitmap, *from;
 
 	if (vm->ring == FAKE_RING_ALONE)
@@ -272,10 +279,10 @@ static int get_dirty_log(struct vm *vm, const struct kvm_dirty_log *args)
 	if (!(slot->flags & KVM_MEM_LOG_DIRTY_PAGES))
 		return -ENOENT;
 	memset(to, 0, words_of(slot) * 8);
-	if (args->slot >= DIRTY_SLOTS)
+	from = dirty_of(vm, args->slot);
+	if (!from)
 		return 0;
 
-	from = vm->dirty[args->slot];
 	for (size_t i = 0; i < words_of(slot) && i < DIRTY_WORDS; i++) {
 		to[i] = from[i];
 		if (!vm->clears_by_hand)
@@ -287,7 +294,7 @@ static int get_dirty_log(struct vm *vm, const struct kvm_dirty_log *args)
 /* It works without manual protection, too. */
 static int clear_dirty_log(struct vm *vm, const struct kvm_clear_dirty_log *args)
 {
-	const struct fake_slot *slot = &vm->slots[args->slot % MAX_SLOTS];
+	const struct fake_slot *slot = &vm->slots[slot_index(args->slot)];
 	uint64_t pages = slot->size / fake.page_size, first = args->first_page / 64;
 	const uint64_t *bits = args->dirty_bitmap;
 
@@ -302,8 +309,8 @@ static int clear_dirty_log(struct vm *vm, const struct kvm_clear_dirty_log *args
 		return -EINVAL;
 
 	for (size_t i = 0; i < (args->num_pages + 63) / 64; i++)
-		if (args->slot < DIRTY_SLOTS && first + i < DIRTY_WORDS)
-			vm->dirty[args->slot][first + i] &= ~bits[i];
+		if (dirty_of(vm, args->slot) && first + i < DIRTY_WORDS)
+			dirty_of(vm, args->slot)[first + i] &= ~bits[i];
 	return 0;
 }
 
@@ -313,8 +320,8 @@ void fake_write_page(int vm_fd, uint32_t number, uint64_t page)
 
 	enter();
 	vm = vm_of(vm_fd);
-	if (vm->slots[number].flags & KVM_MEM_LOG_DIRTY_PAGES && vm->ring != FAKE_RING_ALONE)
-		vm->dirty[number][page / 64] |= UINT64_C(1) << (page % 64);
+	if (vm->slots[slot_index(number)].flags & KVM_MEM_LOG_DIRTY_PAGES && vm->ring != FAKE_RING_ALONE)
+		dirty_of(vm, number)[page / 64] |= UINT64_C(1) << (page % 64);
 	leave(0);
 }
 
@@ -533,9 +540,9 @@ bool fake_guest_stores(int vm_fd, uint64_t gpa, struct fake_slot *ret)
 	if (hit) {
 		*ret = vm->slots[vm->by_gpa.v[at].number];
 		page = (gpa - ret->gpa) / fake.page_size;
-		if (ret->flags & KVM_MEM_LOG_DIRTY_PAGES && ret->number < DIRTY_SLOTS &&
+		if (ret->flags & KVM_MEM_LOG_DIRTY_PAGES && dirty_of(vm, ret->number) &&
 		    page / 64 < DIRTY_WORDS)
-			vm->dirty[ret->number][page / 64] |= UINT64_C(1) << page % 64;
+			dirty_of(vm, ret->number)[page / 64] |= UINT64_C(1) << page % 64;
 	}
 	leave(0);
 	return hit;

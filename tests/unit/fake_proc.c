@@ -4,6 +4,7 @@
  * the ranges that a test marked.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,6 +74,7 @@ struct line {
 	unsigned long start, end, offset, inode;
 	unsigned int major, minor;
 	char rights[5];
+	char name[4096];
 };
 
 /* The next part of a mapping that ends above @at */
@@ -83,8 +85,9 @@ static bool next_part(FILE *maps, struct line *line, uint64_t at, uint64_t *ret_
 	while (line->end <= at) {
 		if (!fgets(text, sizeof(text), maps))
 			return false;
-		if (sscanf(text, "%lx-%lx %4s %lx %x:%x %lu", &line->start, &line->end, line->rights,
-			   &line->offset, &line->major, &line->minor, &line->inode) != 7)
+		line->name[0] = '\0';
+		if (sscanf(text, "%lx-%lx %4s %lx %x:%x %lu %4095[^\n]", &line->start, &line->end, line->rights,
+			   &line->offset, &line->major, &line->minor, &line->inode, line->name) < 7)
 			abort();
 	}
 	*ret_start = line->start > at ? line->start : at;
@@ -105,7 +108,7 @@ static void write_part(FILE *to, const struct line *line, uint64_t start, uint64
 
 	fprintf(to, "%lx-%lx %s %08lx %02x:%02x %lu      %s\n", (unsigned long)start, (unsigned long)end,
 		line->rights, line->offset + (unsigned long)(start - line->start), line->major,
-		line->minor, line->inode, line->inode ? "/memfd:File with a name (deleted)" : "");
+		line->minor, line->inode, line->name);
 	if (!in_full)
 		return;
 	fprintf(to, "Size: %lu kB\nKernelPageSize: %lu kB\nMMUPageSize: 4 kB\nRss: 4 kB\nSwap: %lu kB\n"
@@ -162,6 +165,7 @@ static int do_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret)
 		.prot = (line.rights[0] == 'r' ? PROT_READ : 0) | (line.rights[1] == 'w' ? PROT_WRITE : 0) |
 			(line.rights[2] == 'x' ? PROT_EXEC : 0),
 		.is_shared = line.rights[3] == 's',
+		.is_nameless = gmem_sys_is_nameless(line.name),
 	};
 	return 0;
 }
@@ -177,6 +181,40 @@ int gmem_sys_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret)
 	if (!err)
 		err = do_mapping_at(addr, ret);
 	return leave(err);
+}
+
+/* A mark may have divided what is one mapping in truth. */
+static int do_open_mapped(uint64_t addr)
+{
+	FILE *maps = must(fopen("/proc/self/maps", "r"));
+	struct line line = { .end = 0 };
+	uint64_t start, end;
+	char path[64];
+	bool found;
+	int fd;
+
+	found = next_part(maps, &line, addr, &start, &end);
+	fclose(maps);
+	if (!found)
+		return -ENOENT;
+	snprintf(path, sizeof(path), "/proc/self/map_files/%lx-%lx", line.start, line.end);
+	fd = open(path, O_PATH | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	open_handle(fd, OTHER, NULL, NULL)->cloexec = true;
+	return fd;
+}
+
+int gmem_sys_open_mapped(uint64_t start, uint64_t end)
+{
+	int fd;
+
+	(void)end;
+	enter();
+	fd = attempt(FAKE_OPEN_MAPPED);
+	if (!fd)
+		fd = fake.no_proc || fake.no_map_files ? -EPERM : do_open_mapped(start);
+	return leave(fd);
 }
 
 int gmem_sys_try_read(const void *addr)

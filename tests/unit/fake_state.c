@@ -220,9 +220,9 @@ bool fake_get_slot(int vm_fd, uint32_t number, struct fake_slot *ret)
 {
 	const struct vm *vm = vm_of(vm_fd);
 
-	if (!vm || number >= MAX_SLOTS || !vm->slots[number].size)
+	if (!vm || number >> 16 >= SPACES || !vm->slots[slot_index(number)].size)
 		return false;
-	*ret = vm->slots[number];
+	*ret = vm->slots[slot_index(number)];
 	return true;
 }
 

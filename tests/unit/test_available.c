@@ -153,6 +153,84 @@ static void group_that_would_be_put_to_sleep_has_no_more(void **state)
 	end();
 }
 
+/* ---- huge pages ---- */
+
+#define HUGE	((uint64_t)2 << 20)
+#define POOL	"/sys/kernel/mm/hugepages/hugepages-2048kB/"
+
+static void begin_pool(const char *is_free, const char *reserved)
+{
+	begin();
+	fake_set_file(POOL "free_hugepages", is_free);
+	fake_set_file(POOL "resv_hugepages", reserved);
+}
+
+static void free_huge_pages_are_those_that_nobody_reserved(void **state)
+{
+	char page[4096];
+
+	(void)state;
+	begin_pool("8\n", "3\n");
+	fake_mark_mapping(page, sizeof(page), 0, "nr", 0);
+	assert_ok(gmem_check_huge_pages_fit(HUGE, 5, page));
+	assert_refused(-ENOMEM, "6 huge pages of 2 MiB are missing: 8 are free, 3 of them reserved",
+		       gmem_check_huge_pages_fit(HUGE, 6, page));
+	fake_set_file(POOL "nr_overcommit_hugepages", "4\n");
+	fake_set_file(POOL "surplus_hugepages", "1\n");
+	assert_ok(gmem_check_huge_pages_fit(HUGE, 8, page));
+	assert_refused(-ENOMEM, "and 3 may be made", gmem_check_huge_pages_fit(HUGE, 9, page));
+	end();
+}
+
+static void huge_pages_may_be_reserved_for_the_very_mapping(void **state)
+{
+	char page[4096];
+
+	(void)state;
+	begin_pool("8\n", "8\n");
+	assert_ok(gmem_check_huge_pages_fit(HUGE, 8, page));
+	assert_ok(gmem_check_huge_pages_fit(HUGE, 8, NULL));
+	assert_refused(-ENOMEM, "9 huge pages of 2 MiB are missing: 8 are free, 0",
+		       gmem_check_huge_pages_fit(HUGE, 9, page));
+	end();
+}
+
+static void unknown_pool_sets_no_limit(void **state)
+{
+	(void)state;
+	begin();
+	assert_ok(gmem_check_huge_pages_fit(HUGE, UINT64_C(1) << 40, NULL));
+	end();
+}
+
+static void cgroup_limits_huge_pages_too(void **state)
+{
+	(void)state;
+	begin_pool("100\n", "0\n");
+	fake_set_file("/proc/self/cgroup", "3:cpu,hugetlb:/old\n0::/new\n");
+	fake_set_file("/sys/fs/cgroup/new/hugetlb.2MB.max", "8388608\n");
+	fake_set_file("/sys/fs/cgroup/new/hugetlb.2MB.current", "2097152\n");
+	assert_ok(gmem_check_huge_pages_fit(HUGE, 3, NULL));
+	assert_refused(-ENOMEM, "hugetlb.2MB.max of /sys/fs/cgroup/new is 0x800000",
+		       gmem_check_huge_pages_fit(HUGE, 4, NULL));
+	fake_set_file("/sys/fs/cgroup/hugetlb/old/hugetlb.2MB.limit_in_bytes", "2097152\n");
+	fake_set_file("/sys/fs/cgroup/hugetlb/old/hugetlb.2MB.usage_in_bytes", "0\n");
+	assert_refused(-ENOMEM, "hugetlb.2MB.limit_in_bytes of", gmem_check_huge_pages_fit(HUGE, 2, NULL));
+	end();
+}
+
+static void missing_huge_pages_are_counted_whole(void **state)
+{
+	const char *hva = (const char *)(uintptr_t)(16 * HUGE);
+
+	(void)state;
+	assert_int_equal(gmem_count_missing_huge_pages(hva, 4 * HUGE, HUGE, 0), 4);
+	assert_int_equal(gmem_count_missing_huge_pages(hva + 4096, 2 * HUGE, HUGE, 0), 3);
+	assert_int_equal(gmem_count_missing_huge_pages(hva, 4096, HUGE, 0), 1);
+	assert_int_equal(gmem_count_missing_huge_pages(hva, 4096, HUGE, 4096), 0);
+	assert_int_equal(gmem_count_missing_huge_pages(hva, 4 * HUGE, HUGE, HUGE), 3);
+}
+
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(unknown_numbers_set_no_limit),
 	cmocka_unit_test(machine_has_what_is_available),
@@ -163,6 +241,11 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(unified_hierarchy_may_stand_beside_the_first_version),
 	cmocka_unit_test(group_that_would_be_put_to_sleep_has_no_more),
 	cmocka_unit_test(endless_paths_are_no_limit),
+	cmocka_unit_test(free_huge_pages_are_those_that_nobody_reserved),
+	cmocka_unit_test(huge_pages_may_be_reserved_for_the_very_mapping),
+	cmocka_unit_test(unknown_pool_sets_no_limit),
+	cmocka_unit_test(cgroup_limits_huge_pages_too),
+	cmocka_unit_test(missing_huge_pages_are_counted_whole),
 };
 
 UNIT_MAIN(tests)

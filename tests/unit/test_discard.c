@@ -331,7 +331,7 @@ static void discard_that_a_seal_forbids_names_the_seal(void **state)
 		assert_ok(gmem_region_add(unit.vm, 0, size, &opts, &region));
 		memset(hva, 1, size);
 		if (seals[i] & F_SEAL_FUTURE_WRITE)
-			assert_refused(-EPERM, "sealed with F_SEAL_FUTURE_WRITE or F_SEAL_WRITE",
+			assert_refused(-EPERM, "the file is sealed with F_SEAL_FUTURE_WRITE: its pages cannot be freed",
 				       gmem_vm_discard(unit.vm, 0, size, NULL, NULL));
 		else
 			assert_ok(gmem_vm_discard(unit.vm, 0, size, NULL, &footprint));

@@ -81,7 +81,7 @@ static void dump_of_nothing_is_whole(void **state)
 	text = dump(&unit);
 	assert_string_equal(text, "{\"gmem_dump\":1,\"library\":\"0.1.0\",\"name\":null,\n"
 				  "\"architecture\":\"x86_64\",\"page_size\":4096,"
-				  "\"address_bits\":48,\"memslots\":32764,\n"
+				  "\"address_bits\":48,\"memslots\":32764,\"address_space\":0,\n"
 				  "\"regions\":[],\n\"stuck\":[],\n\"leases\":[]}\n");
 	free(text);
 	unit_end(&unit);

@@ -158,8 +158,8 @@ static void a_refused_region_leaves_the_reservation(void **state)
 		enum fake_call call;
 		unsigned skip;
 	} calls[] = {
-		{ FAKE_FACTS, 0 }, { FAKE_MAPPING_AT, 0 }, { FAKE_MMAP, 0 }, { FAKE_MMAP, 1 },
-		{ FAKE_MADVISE, 1 }, { FAKE_SET_SLOT2, 0 },
+		{ FAKE_FACTS, 0 }, { FAKE_MMAP, 0 }, { FAKE_MMAP, 1 },
+		{ FAKE_MADVISE, 0 }, { FAKE_SET_SLOT2, 0 },
 	};
 	struct gmem_region *region;
 	struct scene s;

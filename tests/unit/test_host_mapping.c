@@ -110,7 +110,8 @@ static void files_are_told_with_their_offset(void **state)
 		struct seen seen = look(2, 1, in_full);
 
 		assert_int_equal(seen.count, 1);
-		assert_int_equal(seen.all[0].flags, GMEM_MAPPING_SHARED | GMEM_MAPPING_FILE);
+		assert_int_equal(seen.all[0].flags,
+				 GMEM_MAPPING_SHARED | GMEM_MAPPING_FILE | GMEM_MAPPING_NAMELESS);
 		assert_int_equal(seen.all[0].offset, 0);
 		assert_int_not_equal(seen.all[0].inode, 0);
 		assert_true(inode == 0 || inode == seen.all[0].inode);

@@ -82,9 +82,9 @@ static void options_that_exclude_each_other_are_refused(void **state)
 		{ 0, HUGE, HUGE, "page_size 0x200000 without GMEM_MEMORY_HUGETLB" },
 		{ GMEM_MEMORY_HUGETLB, HUGE + 1, HUGE, "is no size of huge pages" },
 		{ GMEM_MEMORY_HUGETLB, PAGE, HUGE, "is no size of huge pages" },
-		{ GMEM_MEMORY_HUGETLB, HUGE, HUGE + PAGE, "multiple of the huge page of 0x200000 bytes" },
-		{ GMEM_MEMORY_HUGETLB, 0, PAGE, "multiple of the huge page of 0x200000 bytes" },
-		{ GMEM_MEMORY_HUGETLB, 8 * HUGE, HUGE, "multiple of the huge page of 0x1000000 bytes" },
+		{ GMEM_MEMORY_HUGETLB, HUGE, HUGE + PAGE, "multiple of the huge page of 2 MiB" },
+		{ GMEM_MEMORY_HUGETLB, 0, PAGE, "multiple of the huge page of 2 MiB" },
+		{ GMEM_MEMORY_HUGETLB, 8 * HUGE, HUGE, "multiple of the huge page of 16 MiB" },
 	};
 	struct gmem_region *region;
 	struct scene s;
@@ -223,7 +223,7 @@ static void memory_of_huge_pages_is_split_between_them(void **state)
 	scene_begin(&s);
 	for (uint64_t memfd = 0; memfd <= GMEM_MEMORY_MEMFD; memfd++) {
 		region = add(&s, 0, 2 * HUGE, GMEM_MEMORY_HUGETLB | memfd);
-		assert_refused(-EINVAL, "inside a huge page of 0x200000 bytes",
+		assert_refused(-EINVAL, "inside a huge page of 2 MiB",
 			       gmem_region_split(region, HUGE + PAGE, &upper));
 		assert_ok(gmem_region_remove(region));
 	}

@@ -2,6 +2,7 @@
 /* image, save and restore: memory comes back bit for bit, anything else is refused */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -756,6 +757,7 @@ static void odd_page(struct image_record *r) { r->head.page_size = 4097; }
 static void other_number(struct image_record *r) { r->number++; }
 static void other_id(struct image_record *r) { r->id++; }
 static void other_kind(struct image_record *r) { r->kind[4] = 'X'; }
+static void no_kind(struct image_record *r) { r->kind[0] = 'X'; }
 static void reserved_field(struct image_record *r) { r->version = 1; }
 static void many_entries(struct image_record *r) { r->count = UINT32_MAX; }
 static void overlap(struct image_record *r) { regions(r)[1].gpa = regions(r)[0].gpa; }
@@ -782,7 +784,7 @@ static void contradictory_records_are_refused(void **state)
 		{ 0, many_privates, -EACCES }, { 0, odd_page, -EBADMSG }, { 0, other_number, -EBADMSG },
 		{ 0, other_id, -EBADMSG }, { 0, other_kind, -EBADMSG },
 		{ 4096, other_number, -EBADMSG }, { 4096, other_id, -EBADMSG },
-		{ 4096, other_kind, -EBADMSG }, { 4096, reserved_field, -EBADMSG },
+		{ 4096, other_kind, -EOPNOTSUPP }, { 4096, no_kind, -EBADMSG }, { 4096, reserved_field, -EBADMSG },
 		{ 4096, many_entries, -EBADMSG }, { 4096, overlap, -EBADMSG },
 		{ 4096, unaligned, -EBADMSG }, { 4096, empty, -EBADMSG }, { 4096, wraps, -EBADMSG },
 		{ 4096, no_backing, -EBADMSG }, { 4096, larger_region, -ENOENT },
@@ -836,6 +838,129 @@ static void other_files_are_no_images(void **state)
 	assert_refused(-EBADF, "EBADF", gmem_vm_save(g.unit.vm, -1, NULL, NULL));
 	close(fd);
 	end(&g);
+}
+
+/* ---- pages that the hardware lost ---- */
+
+struct lost {
+	unsigned count;
+	struct image_range ranges[8];
+};
+
+static void hear_lost(void *data, uint64_t gpa, uint64_t size)
+{
+	struct lost *lost = data;
+
+	assert_true(lost->count < 8);
+	lost->ranges[lost->count++] = (struct image_range){ gpa, size };
+}
+
+static void check_lost(struct lost *lost, const struct guest *g)
+{
+	assert_int_equal(lost->count, 2);
+	assert_int_equal(lost->ranges[0].gpa, PAGES(&g->unit, HOST_PAGE + 2));
+	assert_int_equal(lost->ranges[0].size, 2 * g->unit.page);
+	assert_int_equal(lost->ranges[1].gpa, PAGES(&g->unit, HOST_PAGE + HOST_PAGES - 1));
+	assert_int_equal(lost->ranges[1].size, g->unit.page);
+	lost->count = 0;
+}
+
+/*
+ * The real kernel cannot copy what is protected, and the scripted one says why: the pages 2,
+ * 3 and the last of the host memory.
+ */
+static void poison(struct guest *g)
+{
+	char *hva = gmem_region_hva(g->regions[2]);
+
+	memset(hva, 3, HOST_PAGES * g->unit.page);
+	assert_int_equal(mprotect(hva + 2 * g->unit.page, 2 * g->unit.page, PROT_NONE), 0);
+	assert_int_equal(mprotect(hva + (HOST_PAGES - 1) * g->unit.page, g->unit.page, PROT_NONE), 0);
+	fake_fail_kind(FAKE_MADVISE, 0, UINT_MAX, -EHWPOISON);
+}
+
+static void lost_pages_are_left_out_by_wish_and_named(void **state)
+{
+	struct lost lost = { 0 };
+	GMEM_OPTS(gmem_transfer_opts, allow, .flags = GMEM_TRANSFER_ALLOW_LOST, .lost = hear_lost,
+		  .lost_data = &lost);
+	GMEM_OPTS(gmem_transfer_opts, verify, .flags = GMEM_TRANSFER_VERIFY);
+	struct gmem_transfer_result out = { .size = sizeof(out) }, in = out;
+	char text[64], *hva;
+	struct guest g;
+	int fd = new_file();
+
+	(void)state;
+	begin(&g);
+	fill(&g, 5);
+	poison(&g);
+	hva = gmem_region_hva(g.regions[2]);
+	snprintf(text, sizeof(text), "gpa 0x%llx, hva 0x%llx",
+		 (unsigned long long)PAGES(&g.unit, HOST_PAGE + 2),
+		 (unsigned long long)(uintptr_t)hva + 2 * g.unit.page);
+	assert_refused(-EHWPOISON, text, gmem_vm_save(g.unit.vm, fd, NULL, NULL));
+	assert_non_null(strstr(gmem_last_error(), "the page, 0x1000 bytes"));
+
+	assert_ok(gmem_vm_save(g.unit.vm, fd, &allow, &out));
+	check_lost(&lost, &g);
+	assert_int_equal(out.lost_bytes, 3 * g.unit.page);
+	assert_int_equal(out.data_bytes + out.zero_bytes + out.lost_bytes, total(&g));
+	fake_fail_struck();
+
+	assert_refused(-EHWPOISON, "has no contents for gpa 0x7d2000, 0x2000 bytes",
+		       gmem_image_verify(fd, NULL, NULL));
+	assert_ok(gmem_image_verify(fd, &allow, &in));
+	check_lost(&lost, &g);
+	assert_int_equal(in.lost_bytes, out.lost_bytes);
+	assert_int_equal(in.zero_bytes, out.zero_bytes);
+	assert_int_equal(in.data_bytes, out.data_bytes);
+
+	reboot(&g);
+	soil(&g, 9);
+	hva = gmem_region_hva(g.regions[2]);
+	assert_refused(-EHWPOISON, "GMEM_TRANSFER_ALLOW_LOST", gmem_vm_restore(g.unit.vm, fd, &verify, NULL));
+	assert_int_equal(*(char *)gmem_region_hva(g.regions[0]), 9);
+	assert_int_equal(gmem_vm_restore(g.unit.vm, fd, NULL, NULL), -EHWPOISON);
+	allow.flags |= GMEM_TRANSFER_VERIFY;
+	assert_ok(gmem_vm_restore(g.unit.vm, fd, &allow, &in));
+	check_lost(&lost, &g);
+	assert_int_equal(in.lost_bytes, out.lost_bytes);
+	assert_int_equal(in.zero_bytes, out.zero_bytes);
+	for (size_t i = 0; i < HOST_PAGES; i++)
+		assert_int_equal(hva[i * g.unit.page + 7], i == 2 || i == 3 || i == HOST_PAGES - 1 ? 0 : 3);
+	close(fd);
+	end(&g);
+}
+
+/* In units that are full, in steps, and over holes */
+static void lost_pages_have_records_wherever_they_come(void **state)
+{
+	(void)state;
+	for (uint64_t first = 240; first < 262; first++) {
+		struct lost lost = { 0 };
+		GMEM_OPTS(gmem_transfer_opts, allow, .flags = GMEM_TRANSFER_ALLOW_LOST,
+			  .lost = hear_lost, .lost_data = &lost);
+		struct gmem_transfer_result in = { .size = sizeof(in) };
+		int fd = new_file();
+		struct guest g;
+		char *hva;
+
+		begin(&g);
+		hva = gmem_region_hva(g.regions[1]);
+		memset(hva, 6, HIGH_PAGES * g.unit.page);
+		assert_int_equal(mprotect(hva + first * g.unit.page, g.unit.page, PROT_NONE), 0);
+		fake_fail_kind(FAKE_MADVISE, 0, UINT_MAX, -EHWPOISON);
+		assert_ok(gmem_vm_save(g.unit.vm, fd, &allow, NULL));
+		fake_fail_struck();
+		lost.count = 0;
+		assert_ok(gmem_image_verify(fd, &allow, &in));
+		assert_int_equal(lost.count, 1);
+		assert_int_equal(lost.ranges[0].gpa, gmem_region_gpa(g.regions[1]) + first * g.unit.page);
+		assert_int_equal(in.data_bytes, (HIGH_PAGES - 1) * g.unit.page);
+		assert_int_equal(in.lost_bytes, g.unit.page);
+		close(fd);
+		end(&g);
+	}
 }
 
 /* ---- what it costs ---- */
@@ -938,6 +1063,67 @@ static int tell(void *data, uint64_t done, uint64_t all)
 	told->done = done;
 	told->total = all;
 	return ++told->calls == told->stop_at;
+}
+
+/* Two ranges in a record; the second without bytes is left out. */
+static void put_lost(struct made *made, struct image_range first, struct image_range second)
+{
+	struct image_record *record = next_record(made, IMAGE_LOST);
+	struct image_range *ranges = (void *)(record + 1);
+
+	record->count = second.size ? 2 : first.size ? 1 : 0;
+	ranges[0] = first;
+	ranges[1] = second;
+	put_record(made, 4096);
+}
+
+static void put_page(struct made *made, uint64_t gpa)
+{
+	struct image_record *record = next_record(made, IMAGE_DATA);
+
+	record->count = 1;
+	record->data.base = gpa;
+	*runs(record) = (struct image_run){ 0, 1 };
+	put_record(made, 8192);
+}
+
+static void contradictory_lost_ranges_are_refused(void **state)
+{
+	static const struct { uint64_t data, data_after; struct image_range lost, more; int err; } lies[] = {
+		{ 0, 0x9000, { 0x3000, 0x2000 }, { 0x6000, 0x1000 }, 0 },
+		{ 0, 0x9000, { 0x3000, 0x2000 }, { 0x5000, 0x1000 }, 0 },
+		{ 0, 0x9000, { 0, 0 }, { 0, 0 }, -EBADMSG },		/* none */
+		{ 0, 0x9000, { 0x3001, 0x1000 }, { 0, 0 }, -EBADMSG },
+		{ 0, 0x9000, { 0x3000, 0x1001 }, { 0, 0 }, -EBADMSG },
+		{ 0, 0x9000, { 0x3000, 0x2000 }, { 0x4000, 0x1000 }, -EBADMSG },
+		{ 0x3000, 0x9000, { 0x3000, 0x1000 }, { 0, 0 }, -EBADMSG },	/* data there */
+		{ 0, 0x3000, { 0x3000, 0x1000 }, { 0, 0 }, -EBADMSG },
+		{ 0, 0x2000, { 0x3000, 0x1000 }, { 0, 0 }, -EBADMSG },
+		{ 0, 0x9000, { 0x20000, 0x1000 }, { 0, 0 }, -EBADMSG },	/* no memory */
+		{ 0, 0x9000, { 0x3000, UINT64_MAX - 0xfff }, { 0, 0 }, -EBADMSG },
+	};
+	GMEM_OPTS(gmem_transfer_opts, allow, .flags = GMEM_TRANSFER_ALLOW_LOST);
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(lies); i++) {
+		struct gmem_transfer_result result = { .size = sizeof(result) };
+		struct made made;
+
+		make(&made);
+		put_head(&made, 1, 0);
+		put_region(&made, 0, 0x10000);
+		put_page(&made, lies[i].data);
+		put_lost(&made, lies[i].lost, lies[i].more);
+		put_page(&made, lies[i].data_after);
+		next_record(&made, IMAGE_END)->end.pages = 2;
+		made.unit->record.end.checksums = made.checksums;
+		put_record(&made, 4096);
+		free(made.unit);
+		assert_int_equal(gmem_image_verify(made.fd, &allow, &result), lies[i].err);
+		if (!lies[i].err)
+			assert_int_equal(result.zero_bytes + result.data_bytes + result.lost_bytes, 0x10000);
+		close(made.fd);
+	}
 }
 
 static void sizes_that_are_only_claimed_cost_nothing(void **state)
@@ -1174,6 +1360,9 @@ int main(void)
 		cmocka_unit_test(an_older_image_underneath_does_not_show_through),
 		cmocka_unit_test(contradictory_records_are_refused),
 		cmocka_unit_test(other_files_are_no_images),
+		cmocka_unit_test(lost_pages_are_left_out_by_wish_and_named),
+		cmocka_unit_test(lost_pages_have_records_wherever_they_come),
+		cmocka_unit_test(contradictory_lost_ranges_are_refused),
 		cmocka_unit_test(sizes_that_are_only_claimed_cost_nothing),
 		cmocka_unit_test(private_ranges_are_kept_up_to_a_limit),
 		cmocka_unit_test(no_list_is_kept_of_what_the_vm_cannot_have),

@@ -103,7 +103,7 @@ static void attach_rejects_bad_arguments(void **state)
 	kvm_fd = fake_new_kvm();
 	other = dup(STDERR_FILENO);
 	assert_refused(-EINVAL, "NULL", gmem_vm_new(fd, NULL, NULL));
-	for (bit = 2; bit < 64; bit++) {
+	for (bit = 3; bit < 64; bit++) {
 		opts.flags = (uint64_t)1 << bit;
 		assert_refused(-EINVAL, "flags", gmem_vm_new(fd, &opts, &vm));
 	}
@@ -601,7 +601,196 @@ static void two_handles_keep_apart(void **state)
 	unit_end(&a);
 }
 
+/* ---- address spaces ---- */
+
+/* The handle of the second address space of the unit's VM */
+static struct gmem_vm *second_space(const struct unit *unit)
+{
+	GMEM_OPTS(gmem_vm_opts, opts, .flags = GMEM_VM_ADDRESS_SPACE, .caps = unit->caps,
+		  .address_space = 1);
+	struct gmem_vm *vm = NULL;
+
+	assert_ok(gmem_vm_new(unit->vm_fd, &opts, &vm));
+	return vm;
+}
+
+static void address_spaces_have_memslots_and_regions_of_their_own(void **state)
+{
+	struct gmem_region *first, *second, *upper;
+	struct fake_slot slot;
+	struct unit unit;
+	struct gmem_vm *vm;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	vm = second_space(&unit);
+	first = unit_region(&unit, 16, 4, NULL);
+	assert_ok(gmem_region_add(vm, PAGES(&unit, 16), PAGES(&unit, 4), NULL, &second));
+	assert_int_equal(gmem_region_slot(first), 0);
+	assert_int_equal(gmem_region_slot(second), 0x10000);
+	assert_true(fake_get_slot(unit.vm_fd, 0x10000, &slot));
+	assert_ptr_equal((void *)slot.hva, gmem_region_hva(second));
+
+	assert_ok(gmem_region_split(second, unit.page, &upper));
+	assert_int_equal(gmem_region_slot(upper), 0x10001);
+	assert_ok(gmem_region_move(upper, PAGES(&unit, 64)));
+	assert_ok(gmem_region_remove(second));
+	assert_int_equal(fake_slot_count(unit.vm_fd), 2);
+	assert_true(fake_get_slot(unit.vm_fd, 0, &slot));
+
+	/* Each handle deletes its own. */
+	gmem_vm_free(vm);
+	assert_int_equal(fake_slot_count(unit.vm_fd), 1);
+	unit_check_region(&unit, first);
+	vm = second_space(&unit);
+	assert_ok(gmem_region_add(vm, PAGES(&unit, 16), PAGES(&unit, 4), NULL, &second));
+	assert_ok(gmem_region_remove(first));
+	assert_true(fake_get_slot(unit.vm_fd, 0x10000, &slot));
+	gmem_vm_free(vm);
+	unit_end(&unit);
+}
+
+static void dirty_log_is_that_of_the_address_space(void **state)
+{
+	struct gmem_region *first, *second;
+	struct gmem_plan *plan;
+	struct gmem_vm *vm;
+	struct unit unit;
+	uint64_t bits;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	vm = second_space(&unit);
+	plan = unit_plan(&unit, GMEM_BACKING_HOST);
+	GMEM_OPTS(gmem_region_opts, opts, .plan = plan, .flags = GMEM_REGION_DIRTY_LOG);
+	assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 4), &opts, &first));
+	assert_ok(gmem_region_add(vm, 0, PAGES(&unit, 4), &opts, &second));
+	fake_write_page(unit.vm_fd, gmem_region_slot(second), 2);
+	assert_ok(gmem_region_get_dirty_log(first, &bits, 1));
+	assert_int_equal(bits, 0);
+	assert_ok(gmem_region_get_dirty_log(second, &bits, 1));
+	assert_int_equal(bits, 1 << 2);
+	assert_ok(gmem_region_set_dirty_log(second, 0));
+	assert_ok(gmem_region_get_dirty_log(first, &bits, 1));
+	gmem_plan_free(plan);
+	gmem_vm_free(vm);
+	unit_end(&unit);
+}
+
+static void address_space_that_is_not_there_is_refused(void **state)
+{
+	GMEM_OPTS(gmem_vm_opts, opts, .flags = GMEM_VM_ADDRESS_SPACE, .address_space = 2);
+	struct gmem_vm *vm = NO_VM_HANDLE;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	opts.caps = unit.caps;
+	assert_refused(-EINVAL, "has 2", gmem_vm_new(unit.vm_fd, &opts, &vm));
+	opts.address_space = UINT32_MAX;
+	assert_refused(-EINVAL, "4294967295", gmem_vm_new(unit.vm_fd, &opts, &vm));
+	assert_ptr_equal(vm, NO_VM_HANDLE);
+	/* Without the flag the member is not read, and an older program has none. */
+	opts.flags = 0;
+	assert_ok(gmem_vm_new(unit.vm_fd, &opts, &vm));
+	gmem_vm_free(vm);
+	opts.flags = GMEM_VM_ADDRESS_SPACE;
+	opts.address_space = 0;
+	assert_ok(gmem_vm_new(unit.vm_fd, &opts, &vm));
+	gmem_vm_free(vm);
+	unit_end(&unit);
+}
+
+static void memory_is_in_both_address_spaces_by_its_host_address(void **state)
+{
+	struct gmem_region *ram, *again;
+	struct gmem_plan *host, *mapped;
+	struct gmem_file *file;
+	struct gmem_vm *vm;
+	struct unit unit;
+	uint64_t offset;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	vm = second_space(&unit);
+	host = unit_plan(&unit, GMEM_BACKING_HOST);
+	mapped = unit_plan(&unit, GMEM_BACKING_MAPPED);
+	ram = unit_region(&unit, 16, 4, NULL);
+	file = gmem_region_file(ram, &offset);
+	GMEM_OPTS(gmem_region_opts, opts, .file = file, .file_offset = offset);
+	assert_refused(-EEXIST, "bound already",
+		       gmem_region_add(vm, 0, PAGES(&unit, 4), &opts, &again));
+	opts.plan = mapped;
+	assert_ok(gmem_region_add(vm, 0, PAGES(&unit, 4), &opts, &again));
+	assert_ok(gmem_region_remove(again));
+
+	GMEM_OPTS(gmem_region_opts, by_hva, .plan = host, .flags = GMEM_REGION_HVA,
+		  .hva = gmem_region_hva(ram));
+	assert_ok(gmem_region_add(vm, PAGES(&unit, 16), PAGES(&unit, 4), &by_hva, &again));
+	assert_ptr_equal(gmem_region_hva(again), gmem_region_hva(ram));
+	gmem_plan_free(host);
+	gmem_plan_free(mapped);
+	gmem_vm_free(vm);
+	unit_check_region(&unit, ram);
+	unit_end(&unit);
+}
+
+static void private_memory_is_for_the_first_address_space(void **state)
+{
+	struct gmem_region *region;
+	struct gmem_vcpu *vcpu;
+	struct gmem_plan *plan;
+	struct gmem_vm *vm;
+	struct unit unit;
+
+	(void)state;
+	fake_boot("7.3-swp-t1");
+	fake.vm.address_spaces = 2;
+	unit.vm_fd = fake_new_vm();
+	unit.page = 4096;
+	assert_ok(gmem_caps_new(unit.vm_fd, NULL, &unit.caps));
+	vm = second_space(&unit);
+	plan = unit_plan(&unit, GMEM_BACKING_PRIVATE);
+	GMEM_OPTS(gmem_region_opts, opts, .plan = plan);
+	assert_refused(-EOPNOTSUPP, "address space 0, not 1",
+		       gmem_region_add(vm, 0, unit.page, &opts, &region));
+	assert_refused(-EOPNOTSUPP, "address space", gmem_vcpu_new(vm, 3, NULL, &vcpu));
+	gmem_plan_free(plan);
+	gmem_vm_free(vm);
+	gmem_caps_free(unit.caps);
+	fake_close(unit.vm_fd);
+	assert_int_equal(fake_halt(), 0);
+}
+
+static void memslot_of_another_handle_is_recognised_in_its_address_space(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_SLOT, .slot = 0);
+	struct gmem_region *region;
+	struct gmem_vm *vm, *other;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	unit_region(&unit, 16, 4, NULL);
+	vm = second_space(&unit);
+	other = second_space(&unit);
+	assert_ok(gmem_region_add(vm, 0, unit.page, &opts, &region));
+	assert_refused(-EEXIST, "this handle did not set it",
+		       gmem_region_add(other, PAGES(&unit, 16), PAGES(&unit, 2), &opts, &region));
+	opts.slot = 1;
+	assert_refused(-EEXIST, "overlaps", gmem_region_add(other, 0, unit.page, &opts, &region));
+	gmem_vm_free(other);
+	gmem_vm_free(vm);
+	unit_end(&unit);
+}
+
 static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(address_spaces_have_memslots_and_regions_of_their_own),
+	cmocka_unit_test(dirty_log_is_that_of_the_address_space),
+	cmocka_unit_test(address_space_that_is_not_there_is_refused),
+	cmocka_unit_test(memory_is_in_both_address_spaces_by_its_host_address),
+	cmocka_unit_test(private_memory_is_for_the_first_address_space),
+	cmocka_unit_test(memslot_of_another_handle_is_recognised_in_its_address_space),
 	cmocka_unit_test(handle_makes_its_own_report),
 	cmocka_unit_test(handle_without_self_test_only_asks),
 	cmocka_unit_test(handle_copies_the_report_it_is_given),

@@ -470,22 +470,6 @@ static void a_limit_of_the_vm_is_for_calls_that_have_none(void **state)
 	scene_end(&s);
 }
 
-static void what_is_reserved_of_the_vms_options_is_zero(void **state)
-{
-	GMEM_OPTS(gmem_vm_opts, opts, .wait_ms = UINT32_MAX, .reserved = 1);
-	struct gmem_vm *vm = NULL;
-	struct unit unit;
-
-	(void)state;
-	unit_begin_vm(&unit, "7.3-swp-t1");
-	assert_refused(-EINVAL, "reserved is 1, not 0", gmem_vm_new(unit.vm_fd, &opts, &vm));
-	assert_null(vm);
-	opts.reserved = 0;
-	assert_ok(gmem_vm_new(unit.vm_fd, &opts, &vm));
-	gmem_vm_free(vm);
-	unit_end(&unit);
-}
-
 /* A lease is in the way at once all the same, and a change waits in time for another change. */
 static void a_limit_of_the_vm_is_not_for_leases(void **state)
 {
@@ -911,7 +895,6 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(a_view_that_does_not_end_is_waited_for_in_time),
 	cmocka_unit_test(earlier_work_is_waited_for_in_time),
 	cmocka_unit_test(a_limit_of_the_vm_is_for_calls_that_have_none),
-	cmocka_unit_test(what_is_reserved_of_the_vms_options_is_zero),
 	cmocka_unit_test(a_limit_of_the_vm_is_not_for_leases),
 	cmocka_unit_test(listeners_do_not_wait_for_those_who_wait),
 	cmocka_unit_test(a_storm_holds_up_one_conversion_at_most),

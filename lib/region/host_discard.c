@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: MIT */
+#include "region/host_discard.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/falloc.h>
+#include <stdbool.h>
+#include <sys/mman.h>
+
+#include "gmem.h"
+#include "base/error.h"
+#include "os/sys.h"
+#include "region/host_look.h"
+#include "region/host_mapping.h"
+
+/* Bytes of one call: enough for its cost not to show, few enough to tell how far it got */
+#define MADVISE_CHUNK (UINT64_C(1) << 30)
+
+struct discard {
+	struct gmem_host_look *look;
+	uint64_t flags;
+	bool is_known;		/* that it is not userfaultfd's */
+	uint64_t hva;		/* all that was asked for */
+	uint64_t size;
+	uint64_t done;
+};
+
+static void *at(uint64_t hva)
+{
+	return (void *)(uintptr_t)hva;
+}
+
+/* ---- refusals ---- */
+
+static int refuse(const struct discard *discard, int err, uint64_t hva, const char *why)
+{
+	return gmem_fail(err, "hva 0x%" PRIx64 ", 0x%" PRIx64 " bytes, was given back only up to 0x%" PRIx64
+			 " bytes: %s%s%s", discard->hva, discard->size, hva - discard->hva,
+			 gmem_errno_name(err), *why ? ", " : "", why);
+}
+
+/* Of all seals these two alone forbid it; F_SEAL_EXEC adds them to a memfd that is executable. */
+static int refuse_sealed(const struct discard *discard, uint64_t hva)
+{
+	struct gmem_sys_facts facts = { .seals = 0 };
+
+	if (gmem_host_look_file(discard->look) == 0)
+		(void)gmem_sys_facts(discard->look->file, &facts);
+	if (facts.seals & F_SEAL_WRITE)
+		return refuse(discard, -EPERM, hva, "the file is sealed with F_SEAL_WRITE: its pages cannot be freed");
+	if (facts.seals & F_SEAL_FUTURE_WRITE)
+		return refuse(discard, -EPERM, hva,
+			      "the file is sealed with F_SEAL_FUTURE_WRITE: its pages cannot be freed");
+	return refuse(discard, -EPERM, hva, "as for a file that is sealed with F_SEAL_FUTURE_WRITE or "
+		      "F_SEAL_WRITE: its pages cannot be freed");
+}
+
+static int refuse_private(const struct discard *discard, uint64_t hva)
+{
+	return refuse(discard, -EOPNOTSUPP, hva,
+		      "a private mapping of a file: it would show the file again, not zeros "
+		      "(GMEM_DISCARD_NOT_ZERO allows that)");
+}
+
+static int refuse_owed(const struct discard *discard, uint64_t hva)
+{
+	return refuse(discard, -EOPNOTSUPP, hva,
+		      "userfaultfd would ask its handler for the pages again, and they need not be zeros "
+		      "(GMEM_DISCARD_NOT_ZERO allows that)");
+}
+
+static int refuse_locked(const struct discard *discard, uint64_t hva)
+{
+	return refuse(discard, -EOPNOTSUPP, hva, "shared memory that is locked with mlock(): it stays allocated");
+}
+
+/* ---- one mapping ---- */
+
+/* Memory locked with mlock() takes an advice of its own. */
+static int drop(uint64_t hva, uint64_t size)
+{
+	int err = gmem_sys_madvise(at(hva), size, MADV_DONTNEED);
+
+	return err == -EINVAL ? gmem_sys_madvise(at(hva), size, MADV_DONTNEED_LOCKED) : err;
+}
+
+/* MADV_REMOVE does not take locked memory; the same call on the file does. */
+static int punch(struct gmem_host_look *look, uint64_t hva, uint64_t size)
+{
+	int fd, err = gmem_host_look_file(look);
+
+	if (err)
+		return -EOPNOTSUPP;
+	fd = gmem_sys_reopen(look->file, O_RDWR);
+	if (fd < 0)
+		return -EOPNOTSUPP;
+	err = gmem_sys_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				 look->mapping.offset + (hva - look->mapping.start), size);
+	gmem_sys_close(fd);
+	return err;
+}
+
+/* MADV_DONTNEED of shared memory would only drop this mapping of it. */
+static int free_pages(const struct discard *discard, uint64_t hva, uint64_t size)
+{
+	int err;
+
+	if (!(discard->look->mapping.flags & GMEM_MAPPING_SHARED)) {
+		err = drop(hva, size);
+		return err ? refuse(discard, err, hva, "") : 0;
+	}
+
+	err = gmem_sys_madvise(at(hva), size, MADV_REMOVE);
+	if (err == -EINVAL) {
+		err = punch(discard->look, hva, size);
+		if (err == -EOPNOTSUPP)
+			return refuse_locked(discard, hva);
+	}
+	if (err == -EPERM)
+		return refuse_sealed(discard, hva);
+	return err ? refuse(discard, err, hva, "") : 0;
+}
+
+/*
+ * Does userfaultfd ask for pages here? Only a page that is absent tells, by a read that fails at
+ * once; so the first page goes before the others. What the read allocates goes with them.
+ */
+static int try_owed(const struct discard *discard, uint64_t hva)
+{
+	const struct gmem_host_mapping *mapping = &discard->look->mapping;
+	bool may_be_device = mapping->flags & GMEM_MAPPING_FILE && !(mapping->known & GMEM_MAPPING_DEVICE);
+	int err;
+
+	/* A read of a device is not to be tried. */
+	if (may_be_device && !gmem_host_mapping_is_ordinary(hva))
+		return gmem_host_look_is_owed(discard->look, hva) ? refuse_owed(discard, hva) : 0;
+
+	err = free_pages(discard, hva, mapping->page_size);
+	if (!err && gmem_sys_try_read(at(hva)) == -EIO && gmem_host_look_is_owed(discard->look, hva))
+		err = refuse_owed(discard, hva);
+	return err;
+}
+
+static int check_mapping(const struct discard *discard, uint64_t hva)
+{
+	uint32_t flags = discard->look->mapping.flags;
+	int err;
+
+	if (discard->flags & GMEM_DISCARD_NOT_ZERO)
+		return 0;
+	if (flags & GMEM_MAPPING_FILE && !(flags & (GMEM_MAPPING_NAMELESS | GMEM_MAPPING_SHARED)))
+		return refuse_private(discard, hva);
+	if (discard->is_known || discard->look->is_tried)
+		return 0;
+
+	err = try_owed(discard, hva);
+	discard->look->is_tried = !err;
+	return err;
+}
+
+/* The whole pages of [@start, @end) in one mapping */
+static int discard_mapping(struct discard *discard, uint64_t start, uint64_t end)
+{
+	uint64_t page = discard->look->mapping.page_size, now;
+	int err;
+
+	page = page ? page : gmem_sys_page_size();
+	start = (start + page - 1) / page * page;
+	end = end / page * page;
+	if (start >= end)
+		return 0;
+
+	err = check_mapping(discard, start);
+	for (; start < end && !err; start += now) {
+		now = end - start < MADVISE_CHUNK ? end - start : MADVISE_CHUNK;
+		err = free_pages(discard, start, now);
+		if (!err)
+			discard->done += now;
+	}
+	return err;
+}
+
+/* ---- without /proc ---- */
+
+static bool is_there(uint64_t hva)
+{
+	unsigned char mark = 1;
+
+	return gmem_sys_mincore(at(hva), gmem_sys_page_size(), &mark) || mark & 1;
+}
+
+/* The kernel refuses MADV_REMOVE for private memory: by -EACCES if it is a file's. */
+static int discard_unknown(struct discard *discard, uint64_t start, uint64_t end)
+{
+	bool may_show_file = discard->flags & GMEM_DISCARD_NOT_ZERO;
+	uint64_t size = end - start;
+	int err;
+
+	err = gmem_sys_madvise(at(start), size, MADV_REMOVE);
+	if (err == -EACCES && !may_show_file)
+		return refuse_private(discard, start);
+	if (err == -EPERM)
+		return refuse_sealed(discard, start);
+	if (err == -EACCES || err == -EINVAL) {
+		err = gmem_sys_madvise(at(start), size, MADV_DONTNEED);
+		if (err == -EINVAL) {
+			err = gmem_sys_madvise(at(start), size, MADV_DONTNEED_LOCKED);
+			if (!err && is_there(start))
+				return refuse_locked(discard, start);
+		}
+	}
+	if (err)
+		return refuse(discard, err, start, "");
+	discard->done += size;
+	return 0;
+}
+
+/*
+ * One page is of one mapping, and what the kernel answers tells which: it takes MADV_REMOVE for
+ * shared memory, and MADV_DONTNEED for memory that is not locked.
+ */
+static bool discard_page(uint64_t hva)
+{
+	uint64_t page = gmem_sys_page_size();
+	int err = gmem_sys_madvise(at(hva), page, MADV_REMOVE);
+
+	return err == 0 || (err == -EINVAL && gmem_sys_madvise(at(hva), page, MADV_DONTNEED) == 0);
+}
+
+int gmem_host_discard(struct gmem_host_look *look, void *hva, uint64_t size, uint64_t flags,
+		      bool is_known, uint64_t *ret_done)
+{
+	struct discard discard = { .look = look, .flags = flags, .is_known = is_known,
+				   .hva = (uintptr_t)hva, .size = size };
+	uint64_t start, next, end = discard.hva + size;
+	int err = 0;
+
+	if (is_known && size == gmem_sys_page_size() && discard_page(discard.hva)) {
+		*ret_done = size;
+		return 0;
+	}
+
+	for (start = discard.hva; start < end && !err; start = next) {
+		err = gmem_host_look_at(look, start, &next);
+		if (!err) {
+			next = look->mapping.end < end ? look->mapping.end : end;
+			err = discard_mapping(&discard, start, next);
+		} else if (err == -ENOENT) {
+			err = refuse(&discard, -ENOMEM, start, "nothing is mapped there");
+		} else {
+			next = end;
+			err = discard_unknown(&discard, start, end);
+		}
+	}
+	*ret_done = discard.done;
+	return err;
+}

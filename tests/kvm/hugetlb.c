@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Memory of hugetlb: what is asked of it goes by its pages, and there may be too few. Skips if the
+ * pool cannot be set.
+ */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "lab.h"
+
+#ifndef MFD_HUGETLB
+#define MFD_HUGETLB 4
+#endif
+
+#define BASE (256 * MIB)
+#define COUNT 4			/* huge pages of a region */
+#define POOL 6
+
+static uint64_t meminfo(const char *label)
+{
+	char text[8192], *at;
+	int fd = (int)WORKS(open("/proc/meminfo", O_RDONLY | O_CLOEXEC));
+	ssize_t n = read(fd, text, sizeof(text) - 1);
+
+	close(fd);
+	CHECK(n > 0);
+	text[n] = '\0';
+	at = strstr(text, label);
+	return at ? strtoull(at + strlen(label), NULL, 10) : 0;
+}
+
+static uint64_t huge_page(void)
+{
+	return meminfo("Hugepagesize:") * 1024;
+}
+
+static uint64_t free_pages(void)
+{
+	return meminfo("HugePages_Free:");
+}
+
+static long set_pool(uint64_t pages)
+{
+	char text[32];
+	int fd = (int)SYS(open("/proc/sys/vm/nr_hugepages", O_WRONLY | O_CLOEXEC));
+	long ret = fd;
+
+	snprintf(text, sizeof(text), "%llu", (unsigned long long)pages);
+	if (fd >= 0) {
+		ret = SYS(write(fd, text, strlen(text)));
+		close(fd);
+	}
+	return ret;
+}
+
+/* Other programs may use the pool, too: ask for what is missing. */
+static uint64_t old_pool;
+
+static void begin_pool(void)
+{
+	old_pool = meminfo("HugePages_Total:");
+	if (free_pages() < POOL && set_pool(old_pool - free_pages() + POOL) < 0)
+		skip("the pool of huge pages cannot be set");
+	if (free_pages() < POOL || huge_page() != 2 * MIB)
+		skip("there are %llu huge pages of 0x%llx bytes", (unsigned long long)free_pages(),
+		     (unsigned long long)huge_page());
+}
+
+static void end_pool(void)
+{
+	set_pool(old_pool);
+}
+
+struct memory {
+	char *hva;
+	uint64_t size;
+	int fd;
+};
+
+static struct memory map_memory(uint64_t pages, bool is_shared)
+{
+	struct memory memory = { .size = pages * huge_page(), .fd = -1 };
+
+	if (is_shared) {
+		memory.fd = (int)WORKS(memfd_create("huge", MFD_HUGETLB | MFD_CLOEXEC));
+		WORKS(ftruncate(memory.fd, (off_t)memory.size));
+	}
+	memory.hva = mmap(NULL, memory.size, PROT_READ | PROT_WRITE, MAP_NORESERVE |
+			  (is_shared ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB), memory.fd, 0);
+	CHECK(memory.hva != MAP_FAILED);
+	return memory;
+}
+
+static void unmap_memory(struct memory *memory)
+{
+	WORKS(munmap(memory->hva, memory->size));
+	if (memory->fd >= 0)
+		WORKS(close(memory->fd));
+}
+
+static struct gmem_region *add(struct lab *lab, const struct memory *memory)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA, .hva = memory->hva);
+
+	lab_new(lab, DEFAULT_VM);
+	return lab_add(lab, GMEM_BACKING_HOST, BASE, memory->size / page_size(), &opts);
+}
+
+/* Memory of each kind, all of it allocated and not zero */
+static struct gmem_region *begin(struct lab *lab, struct memory *memory, int is_shared)
+{
+	struct gmem_region *region;
+
+	in_case("%s", is_shared ? "shared" : "anonymous");
+	*memory = map_memory(COUNT, is_shared);
+	region = add(lab, memory);
+	memset(memory->hva, 1, memory->size);
+	return region;
+}
+
+TEST(part_of_a_huge_page_is_not_discarded_and_not_said_to_be)
+{
+	GMEM_OPTS(gmem_discard_opts, inward, .flags = GMEM_DISCARD_INWARD);
+	struct gmem_footprint footprint;
+	struct memory memory;
+	struct lab lab;
+
+	begin_pool();
+	for (int is_shared = 0; is_shared < 2; is_shared++) {
+		uint64_t page = huge_page(), before;
+
+		begin(&lab, &memory, is_shared);
+		before = free_pages();
+		REFUSED(gmem_vm_discard(lab.vm, BASE, page_size(), NULL, &footprint), -EINVAL);
+		CHECK(strstr(gmem_last_error(), "huge page of 2 MiB"));
+		CHECK_EQ(footprint.done, 0);
+		REFUSED(gmem_vm_discard(lab.vm, BASE, page + page_size(), NULL, &footprint), -EINVAL);
+		CHECK_EQ(footprint.done, 0);
+
+		OK(gmem_vm_discard(lab.vm, BASE + page_size(), page, &inward, &footprint));
+		CHECK_EQ(footprint.done, 0);
+		CHECK_EQ(footprint.before, footprint.after);
+		CHECK_EQ(free_pages(), before);
+		for (uint64_t i = 0; i < memory.size; i += page_size())
+			CHECK_EQ(memory.hva[i], 1);
+
+		OK(gmem_vm_discard(lab.vm, BASE + page_size(), 2 * page, &inward, &footprint));
+		CHECK_EQ(footprint.done, page);
+		CHECK_EQ(footprint.before - footprint.after, page);
+		CHECK_EQ(free_pages(), before + 1);
+		CHECK_EQ(memory.hva[page - 1], 1);
+		CHECK_EQ(memory.hva[page], 0);
+		lab_free(&lab);
+		unmap_memory(&memory);
+	}
+	end_pool();
+}
+
+TEST(small_ranges_that_make_up_huge_pages_free_them)
+{
+	struct gmem_gpa_range ranges[512];
+	struct gmem_footprint footprint;
+	struct memory memory;
+	struct lab lab;
+
+	begin_pool();
+	for (int is_shared = 0; is_shared < 2; is_shared++) {
+		uint64_t small = huge_page() / ARRAY_SIZE(ranges), before;
+
+		begin(&lab, &memory, is_shared);
+		before = free_pages();
+		for (uint64_t i = 0; i < ARRAY_SIZE(ranges); i++)
+			ranges[i] = (struct gmem_gpa_range){ BASE + huge_page() + (511 - i) * small, small };
+		OK(gmem_vm_discard_list(lab.vm, ranges, ARRAY_SIZE(ranges), NULL, &footprint));
+		CHECK_EQ(footprint.done, huge_page());
+		CHECK_EQ(free_pages(), before + 1);
+		lab_free(&lab);
+		unmap_memory(&memory);
+	}
+	end_pool();
+}
+
+TEST(region_is_not_split_inside_a_huge_page)
+{
+	struct gmem_region *region, *upper;
+	struct memory memory;
+	struct lab lab;
+
+	begin_pool();
+	region = begin(&lab, &memory, 1);
+	REFUSED(gmem_region_split(region, page_size(), &upper), -EINVAL);
+	CHECK(strstr(gmem_last_error(), "huge page of 2 MiB"));
+	CHECK_EQ(gmem_region_size(region), memory.size);
+	OK(gmem_region_split(region, huge_page(), &upper));
+	lab_free(&lab);
+	unmap_memory(&memory);
+	end_pool();
+}
+
+TEST(populate_says_how_many_huge_pages_are_missing_before_it_takes_one)
+{
+	struct gmem_footprint footprint;
+	char wanted[64];
+	struct lab lab;
+
+	begin_pool();
+	for (int is_shared = 0; is_shared < 2; is_shared++) {
+		uint64_t before = free_pages();
+		struct memory memory = map_memory(before + 2, is_shared);
+
+		add(&lab, &memory);
+		REFUSED(gmem_vm_populate(lab.vm, BASE, memory.size, NULL, &footprint), -ENOMEM);
+		snprintf(wanted, sizeof(wanted), "%llu huge pages of 2 MiB are missing: %llu are free",
+			 (unsigned long long)before + 2, (unsigned long long)before);
+		CHECK(strstr(gmem_last_error(), wanted));
+		CHECK_EQ(footprint.done, 0);
+		CHECK_EQ(free_pages(), before);
+
+		OK(gmem_vm_populate(lab.vm, BASE, 2 * huge_page(), NULL, &footprint));
+		CHECK_EQ(footprint.after, 2 * huge_page());
+		CHECK_EQ(free_pages(), before - 2);
+		lab_free(&lab);
+		unmap_memory(&memory);
+	}
+	end_pool();
+}
+
+TEST(access_to_a_huge_page_that_nobody_has_is_an_error)
+{
+	struct gmem_view *view;
+	struct memory memory;
+	struct lab lab;
+
+	begin_pool();
+	memory = map_memory(free_pages() + 1, true);
+	add(&lab, &memory);
+	memset(memory.hva, 1, memory.size - huge_page());
+	OK(gmem_view_new(lab.vm, &view));
+	for (int recover = 0; recover < 2; recover++) {
+		if (recover)
+			OK(gmem_recovery_enable());
+		REFUSED(gmem_view_write(view, BASE + memory.size - huge_page(), "x", 1, NULL), -EFAULT);
+	}
+	gmem_recovery_disable();
+	REFUSED(gmem_vm_populate(lab.vm, BASE, memory.size,
+				 &(struct gmem_populate_opts){ .size = sizeof(struct gmem_populate_opts),
+							       .flags = GMEM_POPULATE_UNCHECKED }, NULL), -EFAULT);
+	gmem_view_free(view);
+	lab_free(&lab);
+	unmap_memory(&memory);
+	end_pool();
+}
+
+/* Also what another mapping of the file put there, and this one has not touched */
+TEST(sparse_memory_of_hugetlb_stays_sparse_and_is_saved_whole)
+{
+	struct gmem_transfer_result result = { .size = sizeof(result) };
+	struct memory memory;
+	struct lab lab;
+
+	begin_pool();
+	for (int is_shared = 0; is_shared < 2; is_shared++) {
+		int fd = (int)WORKS(memfd_create("image", MFD_CLOEXEC));
+		uint64_t before = free_pages();
+		char *other;
+
+		in_case("%s", is_shared ? "shared" : "anonymous");
+		memory = map_memory(COUNT, is_shared);
+		add(&lab, &memory);
+		memory.hva[0] = 1;
+		if (is_shared) {
+			other = mmap(NULL, memory.size, PROT_READ | PROT_WRITE, MAP_SHARED, memory.fd, 0);
+			CHECK(other != MAP_FAILED);
+			other[3 * huge_page()] = 3;
+			WORKS(munmap(other, memory.size));
+		}
+		OK(gmem_vm_save(lab.vm, fd, NULL, &result));
+		CHECK_EQ(result.data_bytes, (is_shared ? 2 : 1) * page_size());
+		CHECK_EQ(free_pages(), before - (is_shared ? 2 : 1));
+		OK(gmem_vm_restore(lab.vm, fd, NULL, NULL));
+		CHECK_EQ(free_pages(), before - (is_shared ? 2 : 1));
+		CHECK_EQ(memory.hva[0], 1);
+		CHECK_EQ(memory.hva[3 * huge_page()], is_shared ? 3 : 0);
+		close(fd);
+		lab_free(&lab);
+		unmap_memory(&memory);
+	}
+	end_pool();
+}
+
+int main(int argc, char **argv)
+{
+	return run_tests(argc, argv);
+}

@@ -1,0 +1,414 @@
+/* SPDX-License-Identifier: MIT */
+/* host_discard and host_look: host memory is freed, and looked at, by what is mapped there */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "os/sys.h"
+#include "region/host_look.h"
+#include "region/present_pages.h"
+#include "region/region_memory.h"
+#include "unit.h"
+
+#define COUNT	8		/* pages of the region */
+
+enum kind { ANONYMOUS, SHARED_ANONYMOUS, SHARED_FILE, PRIVATE_FILE };
+
+/* A region of the caller's memory, every page of it written */
+struct memory {
+	struct unit unit;
+	struct gmem_region *region;
+	enum kind kind;
+	uint64_t size;
+	char *hva;
+	int fd;
+};
+
+static void map(struct memory *memory)
+{
+	static const int flags[] = { MAP_PRIVATE | MAP_ANONYMOUS, MAP_SHARED | MAP_ANONYMOUS, MAP_SHARED,
+				     MAP_PRIVATE };
+
+	memory->fd = -1;
+	if (memory->kind >= SHARED_FILE) {
+		memory->fd = memfd_create("memory", MFD_ALLOW_SEALING | MFD_CLOEXEC);
+		assert_int_equal(ftruncate(memory->fd, (off_t)memory->size), 0);
+	}
+	memory->hva = mmap(NULL, memory->size, PROT_READ | PROT_WRITE, flags[memory->kind], memory->fd, 0);
+	assert_ptr_not_equal(memory->hva, MAP_FAILED);
+}
+
+static void begin_unwritten(struct memory *memory, enum kind kind)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	struct gmem_plan *plan;
+
+	memory->kind = kind;
+	unit_begin_vm(&memory->unit, "6.18");
+	memory->size = PAGES(&memory->unit, COUNT);
+	map(memory);
+	plan = unit_plan(&memory->unit, GMEM_BACKING_HOST);
+	opts.plan = plan;
+	opts.hva = memory->hva;
+	assert_ok(gmem_region_add(memory->unit.vm, 0, memory->size, &opts, &memory->region));
+	gmem_plan_free(plan);
+}
+
+static void begin(struct memory *memory, enum kind kind)
+{
+	begin_unwritten(memory, kind);
+	memset(memory->hva, 1, memory->size);
+}
+
+static void end(struct memory *memory)
+{
+	unit_end(&memory->unit);
+	munmap(memory->hva, memory->size);
+	if (memory->fd >= 0)
+		close(memory->fd);
+}
+
+static int discard(struct memory *memory, uint64_t page, uint64_t pages, uint64_t flags, uint64_t *ret_done)
+{
+	GMEM_OPTS(gmem_discard_opts, opts, .flags = flags);
+	struct gmem_footprint footprint;
+	uint64_t size = memory->unit.page;
+	int err = gmem_vm_discard(memory->unit.vm, page * size, pages * size, &opts, &footprint);
+
+	*ret_done = footprint.done / size;
+	return err;
+}
+
+/* "1" for a page that has its bytes, "0" for one of zeros */
+static void assert_pages(const struct memory *memory, const char *expected)
+{
+	char pages[COUNT + 1] = "";
+
+	for (uint64_t i = 0; i < COUNT; i++)
+		pages[i] = memory->hva[PAGES(&memory->unit, i)] == 1 ? '1' : '0';
+	assert_string_equal(pages, expected);
+}
+
+/* ---- discard ---- */
+
+static void shared_and_private_memory_is_freed(void **state)
+{
+	struct memory memory;
+	uint64_t done;
+
+	(void)state;
+	for (enum kind kind = ANONYMOUS; kind <= SHARED_FILE; kind++) {
+		for (int proc = 0; proc < 2; proc++) {
+			begin(&memory, kind);
+			fake.no_proc = !proc;
+			assert_ok(discard(&memory, 2, 3, 0, &done));
+			assert_int_equal(done, 3);
+			assert_ok(discard(&memory, 6, 1, 0, &done));
+			assert_int_equal(done, 1);
+			assert_pages(&memory, "11000101");
+			end(&memory);
+		}
+	}
+}
+
+static void private_file_is_not_freed_unless_its_bytes_may_come_back(void **state)
+{
+	struct memory memory;
+	uint64_t done;
+
+	(void)state;
+	for (int proc = 0; proc < 2; proc++) {
+		begin(&memory, PRIVATE_FILE);
+		fake.no_proc = !proc;
+		/* A single page, too, and not only the first time */
+		for (uint64_t pages = 1; pages <= 3; pages++) {
+			assert_refused(-EOPNOTSUPP, "it would show the file again, not zeros (GMEM_DISCARD_NOT_ZERO",
+				       discard(&memory, 0, pages, 0, &done));
+			assert_int_equal(done, 0);
+		}
+		assert_pages(&memory, "11111111");
+		assert_ok(discard(&memory, 0, 3, GMEM_DISCARD_NOT_ZERO, &done));
+		assert_int_equal(done, 3);
+		assert_pages(&memory, "00011111");
+		end(&memory);
+	}
+}
+
+static void userfaultfds_memory_is_not_freed_unless_its_handler_may_be_asked(void **state)
+{
+	struct memory memory;
+	uint64_t done;
+
+	(void)state;
+	for (enum kind kind = ANONYMOUS; kind <= SHARED_FILE; kind++) {
+		begin(&memory, kind);
+		fake_mark_mapping(memory.hva, memory.size, 0, "um", 0);
+		assert_refused(-EOPNOTSUPP, "userfaultfd would ask its handler", discard(&memory, 0, 4, 0, &done));
+		assert_int_equal(done, 0);
+		assert_pages(&memory, "01111111");
+		assert_ok(discard(&memory, 0, 4, GMEM_DISCARD_NOT_ZERO, &done));
+		assert_int_equal(done, 4);
+		end(&memory);
+	}
+}
+
+/* The walk of all page tables is for the case that something is wrong. */
+static void small_discards_look_for_userfaultfd_now_and_then_and_never_walk_page_tables(void **state)
+{
+	struct memory memory;
+	unsigned int before;
+	uint64_t done;
+
+	(void)state;
+	begin(&memory, ANONYMOUS);
+	before = fake_count(FAKE_MAPPING_AT);
+	for (int i = 0; i < 17; i++)
+		assert_ok(discard(&memory, 1, 1, 0, &done));
+	assert_int_equal(fake_count(FAKE_TRY_READ), 2);
+	assert_int_equal(fake_count(FAKE_MAPPING_AT) - before, 2);
+	fake_fail_next(FAKE_OPEN, -EIO);
+	assert_ok(discard(&memory, 0, COUNT, 0, &done));
+	assert_false(fake_fail_struck());
+	end(&memory);
+}
+
+static void locked_shared_memory_needs_its_file(void **state)
+{
+	struct memory memory;
+	uint64_t done;
+
+	(void)state;
+	for (int proc = 0; proc < 2; proc++) {
+		begin(&memory, SHARED_ANONYMOUS);
+		if (mlock(memory.hva, memory.size)) {
+			end(&memory);
+			skip();
+		}
+		fake.no_proc = !proc;
+		fake.no_map_files = true;
+		assert_refused(-EOPNOTSUPP, "shared memory that is locked with mlock()",
+			       discard(&memory, 0, 2, 0, &done));
+		assert_int_equal(done, 0);
+		assert_pages(&memory, "11111111");
+		end(&memory);
+	}
+}
+
+static void gap_ends_a_discard_and_what_was_freed_is_told(void **state)
+{
+	struct memory memory;
+	uint64_t done;
+
+	(void)state;
+	begin(&memory, ANONYMOUS);
+	assert_int_equal(munmap(memory.hva + PAGES(&memory.unit, 2), memory.unit.page), 0);
+	assert_refused(-ENOMEM, "nothing is mapped there", discard(&memory, 0, COUNT, 0, &done));
+	assert_int_equal(done, 2);
+	end(&memory);
+}
+
+/* ---- pages of hugetlb ---- */
+
+/* Pages 0 to 3 and 4 to 7 pass for two huge pages */
+static void begin_huge(struct memory *memory)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	struct gmem_plan *plan;
+
+	memory->kind = ANONYMOUS;
+	memory->fd = -1;
+	unit_begin_vm(&memory->unit, "6.18");
+	memory->size = PAGES(&memory->unit, COUNT);
+	memory->hva = mmap(NULL, 2 * memory->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(memory->hva, MAP_FAILED);
+	opts.hva = (void *)(((uintptr_t)memory->hva + memory->size - 1) / memory->size * memory->size);
+	munmap((char *)opts.hva + memory->size, (size_t)(memory->hva + memory->size - (char *)opts.hva));
+	munmap(memory->hva, (size_t)((char *)opts.hva - memory->hva));
+	memory->hva = opts.hva;
+	fake_mark_mapping(memory->hva, memory->size, memory->size / 2, "ht", 0);
+	plan = unit_plan(&memory->unit, GMEM_BACKING_HOST);
+	opts.plan = plan;
+	assert_ok(gmem_region_add(memory->unit.vm, 0, memory->size, &opts, &memory->region));
+	gmem_plan_free(plan);
+	memset(memory->hva, 1, memory->size);
+}
+
+static void part_of_a_huge_page_is_refused_or_left_out(void **state)
+{
+	struct memory memory;
+	uint64_t done;
+
+	(void)state;
+	begin_huge(&memory);
+	assert_refused(-EINVAL, "inside a huge page of 16 KiB", discard(&memory, 0, 3, 0, &done));
+	assert_refused(-EINVAL, "inside a huge page of 16 KiB", discard(&memory, 1, 7, 0, &done));
+	assert_pages(&memory, "11111111");
+	assert_ok(discard(&memory, 1, 3, GMEM_DISCARD_INWARD, &done));
+	assert_int_equal(done, 0);
+	assert_pages(&memory, "11111111");
+	assert_ok(discard(&memory, 1, 7, GMEM_DISCARD_INWARD, &done));
+	assert_int_equal(done, 4);
+	assert_pages(&memory, "11110000");
+	assert_ok(discard(&memory, 0, 4, 0, &done));
+	assert_int_equal(done, 4);
+	end(&memory);
+}
+
+static void single_pages_that_fill_a_huge_page_free_it(void **state)
+{
+	struct gmem_footprint footprint;
+	struct gmem_gpa_range ranges[4];
+	struct memory memory;
+
+	(void)state;
+	begin_huge(&memory);
+	for (size_t i = 0; i < 4; i++)
+		ranges[i] = (struct gmem_gpa_range){ PAGES(&memory.unit, 7 - i), memory.unit.page };
+	assert_refused(-EINVAL, "huge page", gmem_vm_discard_list(memory.unit.vm, ranges, 3, NULL, NULL));
+	assert_ok(gmem_vm_discard_list(memory.unit.vm, ranges, 4, NULL, &footprint));
+	assert_int_equal(footprint.done, PAGES(&memory.unit, 4));
+	assert_pages(&memory, "11110000");
+	end(&memory);
+}
+
+static void region_is_split_between_huge_pages_only(void **state)
+{
+	struct gmem_region *upper;
+	struct memory memory;
+
+	(void)state;
+	begin_huge(&memory);
+	assert_refused(-EINVAL, "is inside a huge page of 16 KiB",
+		       gmem_region_split(memory.region, memory.unit.page, &upper));
+	assert_ok(gmem_region_split(memory.region, memory.size / 2, &upper));
+	end(&memory);
+}
+
+/* ---- which pages may hold something ---- */
+
+struct picture {
+	uint64_t page;
+	char pages[COUNT + 1];
+};
+
+static int draw(void *data, uint64_t offset, uint64_t size)
+{
+	struct picture *picture = data;
+
+	memset(picture->pages + offset / picture->page, '#', size / picture->page);
+	return 0;
+}
+
+static void assert_present(const struct memory *memory, const char *expected)
+{
+	struct picture picture = { .page = memory->unit.page, .pages = "........" };
+	struct gmem_host_look look = GMEM_HOST_LOOK;
+
+	assert_ok(gmem_region_present_pages(memory->region, GMEM_SIDE_SHARED, 0, memory->size, &look, draw,
+					    &picture));
+	gmem_host_look_end(&look);
+	assert_string_equal(picture.pages, expected);
+}
+
+/* Page 2 is written through the mapping, page 5 only to the file, if there is one. */
+static void begin_sparse(struct memory *memory, enum kind kind)
+{
+	begin_unwritten(memory, kind);
+	memory->hva[PAGES(&memory->unit, 2)] = 1;
+	if (memory->fd >= 0)
+		assert_int_equal(pwrite(memory->fd, "x", 1, (off_t)PAGES(&memory->unit, 5)), 1);
+}
+
+static void pages_that_are_absent_are_known_for_each_kind(void **state)
+{
+	static const char *const expected[] = {
+		[ANONYMOUS] = "..#.....", [SHARED_ANONYMOUS] = "..#.....", [SHARED_FILE] = "..#..#..",
+		[PRIVATE_FILE] = "..#..#..",
+	};
+	struct memory memory;
+
+	(void)state;
+	for (enum kind kind = ANONYMOUS; kind <= PRIVATE_FILE; kind++) {
+		begin_sparse(&memory, kind);
+		fake_set_file("/proc/swaps", "Filename Type Size Used Priority\n");
+		assert_present(&memory, expected[kind]);
+		/* Without the privilege there is an fd in this process, or the page cache. */
+		fake.no_map_files = true;
+		assert_present(&memory, expected[kind]);
+		fake.no_mapping_query = true;
+		assert_present(&memory, expected[kind]);
+		fake.no_proc = true;
+		assert_present(&memory, "########");
+		end(&memory);
+	}
+}
+
+static void what_may_be_in_swap_or_in_an_unknown_file_is_present(void **state)
+{
+	struct memory memory;
+
+	(void)state;
+	begin_sparse(&memory, SHARED_ANONYMOUS);
+	fake.no_map_files = true;
+	assert_present(&memory, "########");
+	fake_set_file("/proc/swaps", "Filename Type Size Used Priority\n/swap file 9 0 -2\n");
+	assert_present(&memory, "########");
+	end(&memory);
+
+	for (enum kind kind = SHARED_FILE; kind <= PRIVATE_FILE; kind++) {
+		begin_sparse(&memory, kind);
+		fake.no_map_files = true;
+		close(memory.fd);
+		memory.fd = -1;
+		assert_present(&memory, "########");
+		end(&memory);
+	}
+}
+
+static void what_userfaultfd_owes_is_present_and_asked_for_once(void **state)
+{
+	struct memory memory;
+
+	(void)state;
+	for (enum kind kind = ANONYMOUS; kind <= SHARED_FILE; kind++) {
+		begin_sparse(&memory, kind);
+		fake_set_file("/proc/swaps", "Filename Type Size Used Priority\n");
+		fake_mark_mapping(memory.hva + PAGES(&memory.unit, 6), memory.unit.page, 0, "um", 0);
+		assert_present(&memory, kind == SHARED_FILE ? "..#..##." : "..#...#.");
+		fake_fail_next(FAKE_OPEN, -EMFILE);
+		assert_present(&memory, "########");
+		assert_true(fake_fail_struck());
+		end(&memory);
+	}
+}
+
+static void file_that_ends_early_has_no_zeros_behind_its_end(void **state)
+{
+	struct memory memory;
+
+	(void)state;
+	begin_sparse(&memory, SHARED_FILE);
+	assert_int_equal(ftruncate(memory.fd, (off_t)PAGES(&memory.unit, 6)), 0);
+	assert_present(&memory, "..#..###");
+	end(&memory);
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(shared_and_private_memory_is_freed),
+	cmocka_unit_test(private_file_is_not_freed_unless_its_bytes_may_come_back),
+	cmocka_unit_test(userfaultfds_memory_is_not_freed_unless_its_handler_may_be_asked),
+	cmocka_unit_test(small_discards_look_for_userfaultfd_now_and_then_and_never_walk_page_tables),
+	cmocka_unit_test(locked_shared_memory_needs_its_file),
+	cmocka_unit_test(gap_ends_a_discard_and_what_was_freed_is_told),
+	cmocka_unit_test(part_of_a_huge_page_is_refused_or_left_out),
+	cmocka_unit_test(single_pages_that_fill_a_huge_page_free_it),
+	cmocka_unit_test(region_is_split_between_huge_pages_only),
+	cmocka_unit_test(pages_that_are_absent_are_known_for_each_kind),
+	cmocka_unit_test(what_may_be_in_swap_or_in_an_unknown_file_is_present),
+	cmocka_unit_test(what_userfaultfd_owes_is_present_and_asked_for_once),
+	cmocka_unit_test(file_that_ends_early_has_no_zeros_behind_its_end),
+};
+
+UNIT_MAIN(tests)
