@@ -13,10 +13,11 @@
  *   guest_memfd files     gmem_file: create, adopt, map, allocate, punch
  *   VMs                   gmem_vm: a VM fd you own, and its memslots
  *   regions               gmem_region: guest addresses with memory behind them
+ *   regions, found again  gmem_vm_regions(): what a region is, by gpa, slot or hva
  *   RAM layout            gmem_ram_layout(): where the RAM of a machine goes
  *   shared and private    gmem_vm_state(): which memory the host can reach
  *   leases                gmem_lease: keeps a range shared while it is in use
- *   listeners             gmem_listener: callbacks on conversions and removals
+ *   listeners             gmem_listener: callbacks on memory that comes, goes, changes
  *   views                 gmem_view: one thread translates, reads and writes
  *   layout changes        gmem_change: several regions changed at once, or none
  *   conversion            gmem_vm_convert(): shared to private, and back
@@ -956,8 +957,8 @@ struct gmem_inplace_opts {
  * is the limit then, if it is not 0, and that of all calls whose options have
  * none: changes of the layout, gmem_region_set_dirty_log(), gmem_vm_reserve_slots(),
  * populating, for each thread, gmem_vm_discard_owed(), gmem_vm_adopt_private(),
- * dirty logs, NUMA queries and policies, statistics with GMEM_STATS_RESIDENT, and dumps,
- * which leave out what they cannot count in time. Each of these fails with -EBUSY then.
+ * dirty logs, NUMA queries and policies, gmem_listener_new() with region_added, statistics
+ * with GMEM_STATS_RESIDENT, and dumps, which leave out what they cannot count in time. Each of these fails with -EBUSY then.
  *
  * Two waits have no limit. A change of the layout waits for views when the kernel has
  * made it already: it cannot be undone, and the memory cannot go while a view may
@@ -1120,24 +1121,6 @@ GMEM_API const struct gmem_caps *gmem_vm_caps(const struct gmem_vm *vm);
  */
 GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t count);
 
-/**
- * gmem_vm_find_hva() - region behind a host address
- * @vm: handle
- * @hva: any address
- * @ret_region: the region whose host mapping holds @hva
- * @ret_offset: distance from the start of that region; NULL if not wanted
- *
- * Finds memory that libgmem mapped, also where you chose the place
- * (GMEM_REGION_RESERVED). It does not find your own memory (GMEM_REGION_HVA with
- * GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE), which may be behind several regions.
- *
- * Thread-safe; @ret_region is valid until it is removed. Since: 0.1.
- *
- * Return: 0, or -ENOENT no region has that address, -EINVAL NULL argument.
- */
-GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
-			      struct gmem_region **ret_region, uint64_t *ret_offset);
-
 /* --------------------------------------------------------------- regions -- */
 
 /* Flags of struct gmem_region_opts */
@@ -1243,6 +1226,7 @@ struct gmem_memory_opts {
  * @memory_offset: start of the region in that file, a multiple of the page; else 0
  * @identity: of what the memory holds, as you choose it: images record it for kinds whose
  *	contents they do not have, and are restored only where it is the same; 0: any
+ * @data: a pointer of yours for gmem_region_data()
  *
  * GMEM_REGION_MEMORY_FD says of which file the host memory of GMEM_BACKING_HOST, or the
  * shared side of GMEM_BACKING_PRIVATE, is a part: a memfd, or a file on hugetlbfs, tmpfs or
@@ -1282,6 +1266,13 @@ struct gmem_memory_opts {
  * as RAM. The kind belongs to the region, not to the memory: GMEM_REGION_KEEP_STATE
  * does not keep it.
  *
+ * Memory at @hva may be of any kind: anonymous, a file mapped shared or private, of
+ * hugetlb or tmpfs, registered with userfaultfd, locked. What a page holds that is not
+ * there is found out when it matters, and not assumed: see gmem_vm_save() and
+ * gmem_vm_discard(). The size of its pages is asked for when the region is added: a
+ * huge page of hugetlb is discarded, and a region split, as a whole only. The memory
+ * must not change its mapping during a call that works on it.
+ *
  * GMEM_REGION_KEEP_STATE is for gmem_change_add(), to lay out memory anew
  * without converting it anew; with gmem_region_add() it has no effect. It
  * applies to the memory that the same change removes and adds: the same part of
@@ -1310,6 +1301,7 @@ struct gmem_region_opts {
 	uint32_t reserved;
 	uint64_t memory_offset;
 	uint64_t identity;
+	void    *data;
 };
 
 /**
@@ -1512,7 +1504,8 @@ GMEM_API struct gmem_file *gmem_region_file(const struct gmem_region *region,
 /**
  * gmem_region_split() - split a region in two
  * @region: region; keeps the part below @offset
- * @offset: bytes from the start of the region, a multiple of the page inside it
+ * @offset: bytes from the start of the region, a multiple of the page inside it; not
+ *	inside a huge page of hugetlb
  * @ret_upper: the new region with the rest; ends like one of gmem_region_add()
  *
  * Contents, host addresses, file and dirty log stay, and so do states of pages.
@@ -1594,6 +1587,146 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
  */
 GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bitmap,
 				       size_t words);
+
+/* --------------------------------------------------- regions, found again -- */
+
+/**
+ * struct gmem_region_info - what a region is
+ * @region: the region
+ * @data: its gmem_region_data()
+ * @hva: host address of its first byte, as gmem_region_hva(); NULL for a device's range
+ * @file: its guest_memfd, borrowed, as gmem_region_file(); NULL: it has none
+ * @gpa: guest physical address
+ * @size: bytes
+ * @gmemfd_offset: start of the region in @file
+ * @host_offset: start of the region in @host_fd
+ * @page_size: bytes of the pages that the memory at @hva consists of: those of a file on
+ *	hugetlbfs, otherwise the host page. 0: not known, your own memory without a file that
+ *	the library knows; or a device's range
+ * @flags: of GMEM_REGION_READONLY, GMEM_REGION_DIRTY_LOG, GMEM_REGION_DEVICE, and
+ *	GMEM_REGION_HVA (the memory at @hva is yours), those that hold now
+ * @gmemfd: fd of @file, borrowed; -1: none
+ * @host_fd: fd of the file that the memory at @hva is a mapping of, borrowed, where that is
+ *	host memory whose file the library knows; -1 otherwise
+ * @slot: memslot number; UINT32_MAX: a device's range, or the memslot was lost
+ * @backing: an enum gmem_backing
+ * @kind: an enum gmem_kind; GMEM_KIND_DEFAULT for a device's range
+ * @zero: 0; place for what later versions have to say
+ *
+ * The memory that host and guest share is at @hva. With GMEM_BACKING_MAPPED and
+ * GMEM_BACKING_SHARED that is a mapping of @gmemfd; with GMEM_BACKING_HOST and
+ * GMEM_BACKING_PRIVATE of @host_fd, if there is one, and @gmemfd then is the private side.
+ * Fds, @file and @hva are valid as long as the region has them: until it is removed or
+ * rebound.
+ */
+struct gmem_region_info {
+	struct gmem_region *region;
+	void    *data;
+	void    *hva;
+	struct gmem_file *file;
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t gmemfd_offset;
+	uint64_t host_offset;
+	uint64_t page_size;
+	uint64_t flags;
+	int32_t  gmemfd;
+	int32_t  host_fd;
+	uint32_t slot;
+	uint32_t backing;
+	uint32_t kind;
+	uint32_t zero[5];
+};
+
+/**
+ * gmem_vm_regions() - all regions of a VM, as they are at one moment
+ * @vm: handle
+ * @ret: filled in GPA order, ranges of devices included; untouched on failure. NULL, with
+ *	@max 0: only return the number of regions
+ * @max: entries in @ret
+ *
+ * A change of the layout is in the answer as a whole, or not at all. What regions
+ * are may change as soon as this returns: see struct gmem_listener_opts.
+ *
+ * Thread-safe, never waits for other work. Since: 0.1.
+ *
+ * Return: number of regions, or -EINVAL NULL argument, -ENOSPC there are more than @max.
+ */
+GMEM_API int gmem_vm_regions(struct gmem_vm *vm, struct gmem_region_info *ret, size_t max);
+
+/**
+ * gmem_vm_find_gpa() - region at a guest address
+ * @vm: handle
+ * @gpa: guest physical address, any alignment
+ * @ret: what the region is, the range of a device included; untouched on failure
+ *
+ * To access memory use a view: gmem_view_hva() is faster, and the memory stays.
+ *
+ * Thread-safe, never waits for other work; @ret says what is so at this moment.
+ * Since: 0.1.
+ *
+ * Return: 0, or -ENOENT there is no region at @gpa, -EINVAL NULL argument.
+ */
+GMEM_API int gmem_vm_find_gpa(struct gmem_vm *vm, uint64_t gpa, struct gmem_region_info *ret);
+
+/**
+ * gmem_vm_find_slot() - region with a memslot number
+ * @vm: handle
+ * @slot: memslot number, such as an entry of a dirty ring has
+ * @ret: what the region is; untouched on failure
+ *
+ * Looks at one region after the other. To translate many numbers at a time, make a
+ * table with gmem_vm_regions().
+ *
+ * Thread-safe, never waits for other work; @ret says what is so at this moment.
+ * Since: 0.1.
+ *
+ * Return: 0, or -ENOENT no region has the number, -EINVAL NULL argument.
+ */
+GMEM_API int gmem_vm_find_slot(struct gmem_vm *vm, uint32_t slot, struct gmem_region_info *ret);
+
+/**
+ * gmem_vm_find_hva() - region behind a host address
+ * @vm: handle
+ * @hva: any address
+ * @ret_region: the region whose host mapping holds @hva
+ * @ret_offset: distance from the start of that region; NULL if not wanted
+ *
+ * Finds memory that libgmem mapped, also where you chose the place
+ * (GMEM_REGION_RESERVED). It does not find your own memory (GMEM_REGION_HVA with
+ * GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE), which may be behind several regions.
+ *
+ * Thread-safe; @ret_region is valid until it is removed. Since: 0.1.
+ *
+ * Return: 0, or -ENOENT no region has that address, -EINVAL NULL argument.
+ */
+GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
+			      struct gmem_region **ret_region, uint64_t *ret_offset);
+
+/**
+ * gmem_region_data() - pointer that the user gave a region
+ * @region: region
+ *
+ * The pointer is that of struct gmem_region_opts, or what gmem_region_set_data() set
+ * last. It stays when the region is moved or rebound. Both parts of a split region have
+ * it: give the upper one its own. The library does nothing else with it; what it points
+ * to is yours to free, when the region has been removed.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: the pointer; NULL for NULL.
+ */
+GMEM_API void *gmem_region_data(const struct gmem_region *region);
+
+/**
+ * gmem_region_set_data() - give a region another pointer of the user's
+ * @region: region, or NULL
+ * @data: for gmem_region_data()
+ *
+ * Thread-safe; whoever reads the pointer sees what was written before this call.
+ * Since: 0.1.
+ */
+GMEM_API void gmem_region_set_data(struct gmem_region *region, void *data);
 
 /* ------------------------------------------------------------ RAM layout -- */
 
@@ -1842,6 +1975,28 @@ typedef void (*gmem_listener_fn)(void *data, uint64_t gpa, uint64_t size);
 typedef int (*gmem_listener_veto_fn)(void *data, uint64_t gpa, uint64_t size);
 
 /**
+ * gmem_listener_region_fn - is told of memory that came, went or moved
+ * @data: data of struct gmem_listener_opts
+ * @region: the region, until this returns; see the callback for the time it is of
+ * @gpa: start of the range that is meant
+ * @size: bytes
+ */
+typedef void (*gmem_listener_region_fn)(void *data, const struct gmem_region_info *region,
+					uint64_t gpa, uint64_t size);
+
+/**
+ * gmem_listener_region_veto_fn - is told before memory goes, and may refuse it
+ * @data: data of struct gmem_listener_opts
+ * @region: the region
+ * @gpa: start of the range that is meant
+ * @size: bytes
+ *
+ * Return: 0, or a negative errno to refuse it.
+ */
+typedef int (*gmem_listener_region_veto_fn)(void *data, const struct gmem_region_info *region,
+					    uint64_t gpa, uint64_t size);
+
+/**
  * struct gmem_listener_opts - callbacks of a listener
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @name: name for error messages, copied, cut after 63 bytes; NULL: "unnamed"
@@ -1856,12 +2011,52 @@ typedef int (*gmem_listener_veto_fn)(void *data, uint64_t gpa, uint64_t size);
  *	device. Guest and views no longer reach the old memory through the old
  *	address; its host address stays mapped until this returns.
  *
- * Callbacks run in the thread that converts or changes the layout. That call
- * keeps its ranges to itself until they return: a conversion the range that it
- * converts, a change of the layout the ranges that its regions leave and enter.
- * These are a callback's own ranges. Callbacks of other calls may run at the
- * same time in other threads. When @removed is called, the new layout is in
- * force: the range has no memory, or other memory.
+ * @region_added: memory came into the layout, or was there when the listener came: map it.
+ *	Called for each part of a region that is shared, lowest first; a part that is
+ *	private is told by @after_shared when it becomes shared
+ * @region_moved: the region moved from [@gpa, @gpa + @size); @region says where to, and all
+ *	else of it stayed. NULL: the move is told by @region_removed and @region_added
+ * @region_removed: the memory of @region, which is as it was before, is not at that
+ *	guest address any more, as with @removed: unmap it. @gpa and @size are all of it
+ * @before_discard: shared memory is to be discarded: unmap it. It still is as it was
+ * @undo_discard: the memory was not discarded after all: map it again
+ * @populated: shared memory was populated, with gmem_vm_populate() or gmem_populate_run(),
+ *	which plugs in what was discarded: map what is not mapped
+ *
+ * Callbacks run in the thread that makes the call they are about: that converts, changes
+ * the layout, discards, populates (with workers in threads that the library started, in
+ * which signals are blocked), or creates the listener. That call keeps its ranges to
+ * itself until they return: a conversion the range that it converts, a change of the
+ * layout the ranges that its regions leave and enter, a discard and a populate the piece
+ * that it works on, and gmem_listener_new() with region_added all addresses. Populating
+ * shares its range with other populating, so two threads can tell of one range at the same
+ * time. These are a callback's own ranges. Callbacks of other calls may run at the
+ * same time in other threads.
+ *
+ * A change of the layout is told when it is made and the kernel has agreed; a change that
+ * fails is told to nobody. The new layout is in force then: the memslots of added
+ * regions are there, those of removed ones are gone, and views use the new ones. First,
+ * in the order of the steps, all that is removed is told (@removed, then
+ * @region_removed), then all moves, then all that is added, so that a listener without
+ * @region_moved never has two regions at one address; with it, one that trades its place
+ * with another comes there first. The old host addresses stay mapped and the old fds open
+ * until the last callback has returned. gmem_region_rebind() is told as removed and added.
+ * A split is not told: guest and host addresses, files and offsets of all memory stay; only
+ * the handle and the memslot number of the upper part are new. Ranges of devices
+ * (GMEM_REGION_DEVICE) are not told. Memory of every kind is: look at kind of
+ * struct gmem_region_info. gmem_vm_free() tells nothing. If the kernel refuses to undo a
+ * change (-ENOTRECOVERABLE), states of memory may be what nobody was told.
+ *
+ * A discard asks for each piece, 64 MiB in one region at most, right before it. If a
+ * listener refuses, those that agreed get undo_discard, last first, and the discard ends
+ * there; so they do if the kernel refuses. What was discarded is not told again: it is as
+ * before_discard left it, until it is populated. Not told are: gmem_file_punch(); the
+ * same memory at another guest address, which a discard frees, too; the other side that
+ * conversions discard, at once or later, which no device has; and memory that comes back
+ * because a guest, a view, gmem_vm_load() or gmem_vm_restore() touches it. The library
+ * does not record what was discarded: region_added tells a listener that comes of all
+ * shared memory. A VMM that unplugs memory populates it when it is plugged in again, and
+ * does not map what is unplugged at the moment.
  *
  * A callback must not call these functions for the same VM. They fail with
  * -EDEADLK:
@@ -1891,7 +2086,7 @@ typedef int (*gmem_listener_veto_fn)(void *data, uint64_t gpa, uint64_t size);
  * gmem_populate_result() does not fail, but leaves counted at 0.
  *
  * A callback may always call all other functions, such as views,
- * gmem_vm_state(), gmem_vm_find_hva(), gmem_vm_stats() without
+ * gmem_vm_state(), gmem_vm_regions(), gmem_vm_find_gpa(), gmem_vm_find_hva(), gmem_vm_stats() without
  * GMEM_STATS_RESIDENT, gmem_lease_new(), gmem_lease_free(), functions of files
  * such as gmem_file_punch(), gmem_change_new() and the functions that add
  * steps, transfers, gmem_export_dispatch(), gmem_export_table(),
@@ -1912,10 +2107,16 @@ struct gmem_listener_opts {
 	gmem_listener_fn undo_private;
 	gmem_listener_fn after_shared;
 	gmem_listener_fn removed;
+	gmem_listener_region_fn region_added;
+	gmem_listener_region_fn region_moved;
+	gmem_listener_region_fn region_removed;
+	gmem_listener_region_veto_fn before_discard;
+	gmem_listener_region_fn undo_discard;
+	gmem_listener_region_fn populated;
 };
 
 /**
- * gmem_listener_new() - register callbacks for conversions and removals
+ * gmem_listener_new() - register callbacks for memory that comes, goes and changes
  * @vm: handle
  * @opts: the callbacks; copied. NULL: none
  * @ret: the listener, yours to free with gmem_listener_free() before @vm
@@ -1926,15 +2127,22 @@ struct gmem_listener_opts {
  * for the same parts, last listener first, and nothing changes. Each listener is
  * told of a conversion as a whole or not at all.
  *
+ * A listener with region_added is told the present layout before this returns: the shared
+ * memory of each region, lowest address first. What it is told is one moment: no change is
+ * between that and the first that the listener hears of, and none is told twice. So what it
+ * keeps is, whenever no call is under way, what gmem_vm_regions() and gmem_vm_state() say.
+ *
  * What callbacks may call says struct gmem_listener_opts.
  *
  * Thread-safe. Waits for the work on memory that is under way, such as a conversion
  * that asks other listeners, but not for work that waits itself; nobody waits for this
- * call. Work that begins from now on knows the listener, perhaps before this returns,
- * when @ret is set already. Since: 0.1.
+ * call. With region_added it waits, in its turn, for all work that came before, and all
+ * later work waits until the layout has been told. Work that begins from now on knows the
+ * listener, perhaps before this returns, when @ret is set already. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -ENOMEM, -EDEADLK called from a callback.
+ * the library, -ENOMEM, -EDEADLK called from a callback, -EBUSY with region_added: what is
+ * waited for has not ended within wait_ms of struct gmem_vm_opts.
  */
 GMEM_API GMEM_CHECKED int gmem_listener_new(struct gmem_vm *vm,
 					    const struct gmem_listener_opts *opts,
@@ -2523,7 +2731,9 @@ struct gmem_conversion {
  * of it.
  *
  * With GMEM_BACKING_PRIVATE contents are not copied: the guest finds the previous
- * contents of the side it now uses, or zeros if that was discarded. The discard
+ * contents of the side it now uses, or, if that was discarded, zeros, or what a file
+ * mapped privately or the handler of userfaultfd has for it. Of a huge page of hugetlb
+ * that a conversion lets go of only in part, nothing is freed. The discard
  * policy holds for all of the range. If the kernel refuses to free memory, the
  * conversion succeeds nevertheless; the refusal goes to the log, and the memory
  * counts as owed. Memory that is one for both sides, as with GMEM_BACKING_INPLACE,
@@ -2953,8 +3163,9 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 
 /**
  * struct gmem_footprint - memory that a range took before and after a call
- * @done: bytes of the range, or of all ranges, that were processed. Memory that is left out
- *	for its kind counts when populating, not when discarding.
+ * @done: bytes of the range, or of all ranges, that were processed: populated, or given
+ *	back to the host. Memory that is left out for its kind counts when populating, not
+ *	when discarding.
  * @before: bytes that were allocated before
  * @after: bytes that were allocated afterwards
  * @counted: 1 if @before and @after are valid, 0 if they could not be counted
@@ -2962,7 +3173,10 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  *
  * Both counts come from the kernel, for the side the guest uses: pages allocated
  * to a file by any process, and pages of host memory that are mapped in this
- * process. Pages that guests and others allocate or free meanwhile are in them.
+ * process, or in the page cache of a file mapped shared; of a private mapping of a file,
+ * the pages that are its own. Of hugetlb that is the part of
+ * each huge page that is in the range. Pages that guests and others allocate or free
+ * meanwhile are in them.
  * Pages of a file that cannot be mapped are counted from Linux 6.5 on.
  */
 struct gmem_footprint {
@@ -3044,11 +3258,17 @@ struct gmem_populate_opts {
  * much others take meanwhile. Swap does not count, because guest_memfd cannot use
  * it. GMEM_POPULATE_UNCHECKED leaves these checks out.
  *
+ * Memory of hugetlb is compared with the huge pages of its size instead: those that are
+ * free, less those reserved for other mappings, and those that nr_overcommit_hugepages
+ * allows, and the limits of the hugetlb cgroups. A range that begins or ends inside a
+ * huge page populates all of it.
+ *
  * Memory populated before a failure stays; @ret has the exact amount.
  *
  * Thread-safe; conversions and changes of the layout can run after each piece.
  * Source: madvise(2) with MADV_POPULATE_READ or MADV_POPULATE_WRITE (before Linux
- * 5.14 an access to each page), fallocate(2). Since: 0.1.
+ * 5.14 an access to each page), fallocate(2), /proc/meminfo,
+ * /sys/kernel/mm/hugepages. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
  * -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its kind:
@@ -3158,12 +3378,26 @@ struct gmem_discard_opts {
  *	which saves the counting
  *
  * For balloons and free page reporting. The call frees the side the guest uses,
- * and guest and host read zeros there afterwards. There are two exceptions in the
- * caller's own host memory (GMEM_REGION_HVA): a private mapping of a file shows
- * the file again, and shared memory locked with mlock(2) is not freed, which @ret
- * shows. Only RAM is freed, and the rest of the range stays as it is, unless
- * GMEM_DISCARD_ALL_KINDS asks for it (enum gmem_kind). Memory of a memfd sealed with F_SEAL_WRITE or F_SEAL_FUTURE_WRITE cannot
- * be freed: -EPERM.
+ * and guest and host read zeros there afterwards. Only RAM is freed, and the rest of
+ * the range stays as it is, unless GMEM_DISCARD_ALL_KINDS asks for it (enum gmem_kind).
+ *
+ * Some memory would not read as zero: a private mapping of a file shows the file again,
+ * and userfaultfd, registered for missing pages, asks its handler again. It is not
+ * freed, -EOPNOTSUPP, unless GMEM_DISCARD_NOT_ZERO says that the guest does not care:
+ * what a page holds afterwards is then the file's or the handler's to say
+ * (UFFD_EVENT_REMOVE tells the handler). That memory is userfaultfd's is found out by
+ * one page: it is made absent, so that its contents are the handler's, and the rest of
+ * the range is not touched. Calls for 256 KiB or less try that for the first one in
+ * a region and for one in 16, so register memory before you discard it; calls with
+ * the flag never try.
+ *
+ * Only whole pages of the memory can be freed. A range that begins or ends inside a
+ * huge page of hugetlb is -EINVAL; with GMEM_DISCARD_INWARD that huge page stays, and
+ * does not count as done. Memory of a memfd sealed with F_SEAL_WRITE or
+ * F_SEAL_FUTURE_WRITE cannot be freed: -EPERM, and the sentence names the seal. Locked
+ * memory (mlock(2)) is freed; if it is shared, through its file, which the library must
+ * find: with GMEM_REGION_MEMORY_FD, among the file descriptors of the process, or with
+ * CAP_CHECKPOINT_RESTORE in /proc/self/map_files; else it is -EOPNOTSUPP.
  *
  * The range must not be in use: the guest loses its contents, and I/O that began
  * before goes to pages that nobody sees any more. A lease prevents the discard, also
@@ -3171,14 +3405,17 @@ struct gmem_discard_opts {
  *
  * Thread-safe; changes of the layout and conversions of the range wait, for one piece
  * of 64 MiB at most.
- * Source: madvise(2) and fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
+ * Source: madvise(2) with MADV_DONTNEED, MADV_DONTNEED_LOCKED (Linux 5.18) and
+ * MADV_REMOVE, fallocate(2) with FALLOC_FL_PUNCH_HOLE, PROCMAP_QUERY (Linux 6.11),
+ * before that /proc/self/maps; /proc/self/mem. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
- * -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its kind,
- * -EBUSY somebody holds a lease on it, -ENOMEM, -E2BIG options newer than the library: nothing was freed; or -EBUSY,
- * -ENOENT or -ENXIO if a lease was taken or the layout changed meanwhile,
- * -EDEADLK a callback calls it for its own range, or the kernel's own errno:
- * @ret says how much was freed.
+ * Return: 0, or -EINVAL bad range or options, or part of a huge page, -ENOENT the range
+ * has a hole, -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its
+ * kind, -EBUSY somebody holds a lease on it, -ENOMEM, -E2BIG options newer than the
+ * library: nothing was freed; or -EBUSY, -ENOENT or -ENXIO if a lease was taken or the
+ * layout changed meanwhile, -EOPNOTSUPP memory that would not read as zero or is locked,
+ * -EPERM a seal, -ENOMEM nothing is mapped there, -EDEADLK a callback calls it for its
+ * own range, or the kernel's own errno: @ret says how much was freed.
  */
 GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			     const struct gmem_discard_opts *opts, struct gmem_footprint *ret);
@@ -3193,7 +3430,7 @@ GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  *
  * Adjacent ranges are freed together, which for single pages takes a third of the
  * time. With GMEM_DISCARD_INWARD, pages of the guest that are smaller than the
- * host's are freed where adjacent ones fill a page of the host; the others stay,
+ * host's, or than a huge page of hugetlb, are freed where adjacent ones fill it; the others stay,
  * and do not count as done.
  *
  * Everything is checked before the first range is freed, in the order of
@@ -3519,7 +3756,7 @@ struct gmem_transfer_result {
  *
  * Afterwards the guest memory at @gpa has the contents of the file at @offset.
  * Holes of the file are not read, and zeros are not written to pages that the
- * guest does not have yet, so they take no memory. Data in the page cache is
+ * guest does not have yet (see gmem_vm_restore()), so they take no memory. Data in the page cache is
  * copied from there; the rest bypasses the page cache if the file system can.
  *
  * Running out of memory would be no error, but kill: see gmem_vm_populate(). So the
@@ -3574,7 +3811,13 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * @ret: result, filled in on failure, too; NULL if not wanted
  *
  * Writes the pages of all regions that exist and are not zero, and allocates no
- * guest memory. Memory of devices, and memory whose contents are elsewhere, is not
+ * guest memory. A page of host memory that is not there counts as zero only if that is
+ * known: no userfaultfd is asked for it, no file has it, none of it is in swap. What
+ * userfaultfd owes is faulted in, which waits for its handler, so run the handler in
+ * another thread. Files are asked for their holes: that of GMEM_REGION_MEMORY_FD, or one
+ * that the library finds as for gmem_vm_discard(). Where the kernel does not say what is
+ * behind a page, as without /proc, it is read, which allocates it if it is of a shared
+ * file or of hugetlb. Memory of devices, and memory whose contents are elsewhere, is not
  * looked at: the image says only where it is (enum gmem_kind). Readers recognise an incomplete image, such as one left by a
  * process that died, a full disk or a host that went down. After a failure the
  * image is incomplete; with gmem_vm_save_begin() the save can go on.
@@ -3596,7 +3839,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  *
  * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
  *
- * Thread-safe. Source: mincore(2), cachestat(2), write(2), io_uring(7), open(2)
+ * Thread-safe. Source: mincore(2), cachestat(2), lseek(2) with SEEK_DATA, PROCMAP_QUERY,
+ * /proc/self/pagemap, and /proc/self/smaps at most once, write(2), io_uring(7), open(2)
  * with O_DIRECT, fdatasync(2), getrlimit(2). Since: 0.1.
  *
  * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is
@@ -3634,7 +3878,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * @ret: result, filled in on failure, too; NULL if not wanted
  *
  * Afterwards the memory has the contents it had when the image was saved. Pages
- * that are not in the image are zero, and take no memory if they did not exist.
+ * that are not in the image are zero, and take no memory if they did not exist. Which
+ * do not is found out as by gmem_vm_save(): where a private mapping of a file or
+ * userfaultfd has something else, zeros are written.
  * The VM may have other regions and other ways of backing than the saved one, and
  * the host another page size.
  *
@@ -3672,10 +3918,11 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  *
  * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
  * early, -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT
- * the image has memory, or more private ranges, than the VM has room for, -EEXIST the
- * VM has memory that the image
- * does not have, -EACCES memory of the image or the VM is private, or ROM differs from
- * the image and cannot be written, -ESPIPE a pipe cannot be verified first, -EHWPOISON
+ * the image has memory, or more private ranges, than the VM has room for, or the VM
+ * lacks memory whose contents the image does not have, -EEXIST the VM has memory that
+ * the image does not have, -EACCES memory of the image or the VM is private, or ROM
+ * differs from the image and cannot be written, -ESPIPE a pipe cannot be verified
+ * first, -EHWPOISON
  * pages are lost, in the image or in the VM's memory, -EBUSY, -ECANCELED, -EINVAL,
  * -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as gmem_vm_load().
  */

@@ -19,6 +19,7 @@
 #include "region/kept_log.h"
 #include "region/page_states.h"
 #include "region/region.h"
+#include "region/region_info.h"
 #include "region/regions.h"
 #include "state/claim.h"
 #include "state/listener.h"
@@ -263,6 +264,8 @@ static void note_memslot(struct gmem_step *step)
 {
 	if (step->has_old)
 		step->old = gmem_region_memslot(step->region);
+	if (step->kind != GMEM_STEP_ADD)
+		gmem_region_fill_info(step->region, &step->before);
 	if (step->after)
 		step->after->slot_flags = step->region->slot_flags;
 }
@@ -858,11 +861,51 @@ drop_table:
 	return err;
 }
 
-/* Listeners hear of the old range while its memory is still there for the host. */
-static void tell_listeners(const struct change *change, const struct gmem_step *step)
+/* ---- listeners ---- */
+
+static void tell_removed(const struct change *change, const struct gmem_step *step)
 {
-	if (step->kind != GMEM_STEP_ADD && step->kind != GMEM_STEP_SPLIT && !step->region->is_device)
-		gmem_listeners_removed(change->claims, step->old_gpa, step->region->gpa.size);
+	if (leaves(step) || step->kind == GMEM_STEP_REBIND)
+		gmem_listeners_removed(change->claims, &step->before, step->kind == GMEM_STEP_MOVE);
+}
+
+static void tell_moved(const struct change *change, const struct gmem_step *step)
+{
+	struct gmem_region_info now;
+
+	if (step->kind != GMEM_STEP_MOVE)
+		return;
+	gmem_region_fill_info(step->region, &now);
+	gmem_listeners_moved(change->claims, &step->before, &now);
+}
+
+static void tell_added(const struct change *change, const struct gmem_step *step)
+{
+	struct gmem_region_info now;
+
+	if (!comes(step) && step->kind != GMEM_STEP_REBIND)
+		return;
+	gmem_region_fill_info(step->region, &now);
+	gmem_listeners_added(change->claims, &now, step->kind == GMEM_STEP_MOVE);
+}
+
+/* A device's range has no memory to tell of. */
+static void tell_each(const struct change *change,
+		      void (*tell)(const struct change *change, const struct gmem_step *step))
+{
+	for (size_t i = 0; i < change->count; i++)
+		if (!change->steps[i].region->is_device)
+			tell(change, &change->steps[i]);
+}
+
+/* They hear of old memory while it is still there for the host. */
+static void tell_listeners(const struct change *change)
+{
+	if (!gmem_listeners_are_there(change->vm))
+		return;
+	tell_each(change, tell_removed);
+	tell_each(change, tell_moved);
+	tell_each(change, tell_added);
 }
 
 static int apply_claimed(struct change *change)
@@ -875,8 +918,7 @@ static int apply_claimed(struct change *change)
 	if (err)
 		return err;
 
-	for (size_t i = 0; i < change->count; i++)
-		tell_listeners(change, &change->steps[i]);
+	tell_listeners(change);
 	return 0;
 }
 

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "gmem.h"
 #include "os/kvm.h"
 #include "region/region.h"
 
@@ -30,6 +31,7 @@ struct gmem_step {
 	/* while it is applied */
 	struct gmem_region *after;		/* what the region will be; ADD: itself; REMOVE: NULL */
 	uint64_t old_gpa;
+	struct gmem_region_info before;		/* what the region was; not with ADD */
 	struct gmem_kvm_slot old, new[2];
 	uint64_t *log;				/* to read a dirty log into, or NULL: nothing to keep */
 	unsigned int new_count, added;

@@ -229,26 +229,3 @@ GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t 
 	gmem_vm_end_change(vm);
 	return gmem_vm_log_error(vm, err);
 }
-
-GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
-			      struct gmem_region **ret_region, uint64_t *ret_offset)
-{
-	uint64_t address = (uintptr_t)hva;
-	struct gmem_range *range;
-
-	if (!vm || !ret_region)
-		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret_region" : "vm");
-
-	gmem_lock_take(&vm->lock);
-	range = gmem_range_find(&vm->hvas, address, 1);
-	if (range) {
-		*ret_region = GMEM_CONTAINER_OF(range, struct gmem_region, hva);
-		if (ret_offset)
-			*ret_offset = address - range->start;
-	}
-	gmem_lock_drop(&vm->lock);
-
-	if (!range)
-		return gmem_fail(-ENOENT, "hva 0x%" PRIx64 " belongs to no region", address);
-	return 0;
-}

@@ -21,6 +21,7 @@
 #include "region/vm_core.h"
 #include "state/claim.h"
 #include "state/lease.h"
+#include "state/listener.h"
 
 /* Guests have no address from here on, so no sum of two addresses wraps. */
 #define GPA_END (UINT64_C(1) << 63)
@@ -158,18 +159,47 @@ static void count(struct work *work, const struct gmem_section *piece, uint64_t 
 		work->is_counting = false;
 }
 
-static int discard_piece(void *data, const struct gmem_section *piece)
+/* Listeners have let go of it; what was not discarded after all is theirs again. */
+static int discard_counted(struct work *work, const struct gmem_section *piece, uint64_t *done)
 {
-	struct work *work = data;
 	const struct gmem_discard_how how = { work->opts.flags & GMEM_DISCARD_NOT_ZERO, &work->look };
-	uint64_t done;
 	int err;
 
 	count(work, piece, &work->result.before);
 	err = gmem_region_memory_discard(piece->region, piece->side, piece->offset, piece->size, &how,
-					 &done);
-	work->result.done += done;
+					 done);
+	work->result.done += *done;
 	count(work, piece, &work->result.after);
+	return err;
+}
+
+static void tell_undone(const struct gmem_section *piece, uint64_t done, int err)
+{
+	struct gmem_region_info region;
+	struct gmem_listener_part part;
+	struct gmem_failure failure;
+
+	if (!err || done == piece->size || !gmem_section_part(piece, done, &region, &part))
+		return;
+	gmem_failure_keep(&failure, err);
+	gmem_listeners_undo_discard(piece->claim, &part);
+	gmem_failure_restore(&failure);
+}
+
+static int discard_piece(void *data, const struct gmem_section *piece)
+{
+	struct gmem_region_info region;
+	struct gmem_listener_part part;
+	uint64_t done;
+	int err = 0;
+
+	if (gmem_section_part(piece, 0, &region, &part))
+		err = gmem_listeners_ask_discard(piece->claim, &part);
+	if (err)
+		return err;
+
+	err = discard_counted(data, piece, &done);
+	tell_undone(piece, done, err);
 	return err;
 }
 

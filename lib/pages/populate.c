@@ -37,6 +37,7 @@
 #include "region/region_memory.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
+#include "state/listener.h"
 
 /* Calls for more than 64 MiB are no faster, calls for less than 2 MiB are slower. */
 #define LARGEST_CHUNK	(UINT64_C(64) << 20)
@@ -222,6 +223,17 @@ static uint32_t uses_of(const struct gmem_populate *job)
 	return job->opts.flags & GMEM_POPULATE_ALL_KINDS ? 0 : GMEM_USE_POPULATE;
 }
 
+static int populate_and_tell(void *data, const struct gmem_section *section)
+{
+	struct gmem_region_info region;
+	struct gmem_listener_part part;
+	int err = populate_section(data, section);
+
+	if (!err && gmem_section_part(section, 0, &region, &part))
+		gmem_listeners_populated(section->claim, &part);
+	return err;
+}
+
 /* ---- chunks and lanes ---- */
 
 /* Make all threads stop; the first failure is the outcome of the job. */
@@ -296,7 +308,7 @@ static void run_lane(struct worker *worker, struct lane *lane)
 
 	while (may_go_on(job) && take_chunk(job, lane, &start, &size)) {
 		err = gmem_vm_each_section(job->vm, job->gpa + start, size, uses_of(job),
-					   GMEM_CLAIM_SHARED, &worker->budget, populate_section,
+					   GMEM_CLAIM_SHARED, &worker->budget, populate_and_tell,
 					   worker);
 		if (err)
 			stop(job, err);

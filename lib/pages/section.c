@@ -5,12 +5,12 @@
 #include <inttypes.h>
 #include <stddef.h>
 
-#include "gmem.h"
 #include "base/error.h"
 #include "base/kind.h"
 #include "base/lock.h"
 #include "base/wait_budget.h"
 #include "os/sys.h"
+#include "region/region_info.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
 
@@ -47,8 +47,24 @@ static int find_section_locked(struct gmem_vm *vm, uint64_t gpa, uint64_t last,
 	return err;
 }
 
-static int walk(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses, gmem_section_fn fn,
-		void *data)
+bool gmem_section_part(const struct gmem_section *section, uint64_t done,
+		       struct gmem_region_info *region, struct gmem_listener_part *part)
+{
+	if (section->is_private || !gmem_listeners_are_there(section->region->vm))
+		return false;
+
+	gmem_region_fill_info(section->region, region);
+	*part = (struct gmem_listener_part){
+		.region = region,
+		.gpa = region->gpa + section->offset + done,
+		.size = section->size - done,
+	};
+	return true;
+}
+
+/* @claim is on the whole range, or NULL. */
+static int walk(struct gmem_vm *vm, uint64_t gpa, uint64_t size, const struct gmem_claim *claim,
+		uint32_t uses, gmem_section_fn fn, void *data)
 {
 	uint64_t last = gpa + size - 1;
 	struct gmem_section section;
@@ -56,7 +72,10 @@ static int walk(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses, 
 
 	do {
 		err = find_section_locked(vm, gpa, last, &section);
-		if (!err && gmem_region_has_use(section.region, uses))
+		if (err)
+			return err;
+		section.claim = claim;
+		if (gmem_region_has_use(section.region, uses))
 			err = fn(data, &section);
 		if (err)
 			return err;
@@ -85,7 +104,7 @@ static int check_section(void *data, const struct gmem_section *section)
 int gmem_vm_look_at_sections(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses,
 			     gmem_section_fn fn, void *data)
 {
-	return walk(vm, gpa, size, uses, fn, data);
+	return walk(vm, gpa, size, NULL, uses, fn, data);
 }
 
 uint64_t gmem_section_piece(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
@@ -114,7 +133,7 @@ int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32
 			 const char *otherwise, uint64_t *ret_bytes)
 {
 	struct check check = { .uses = uses };
-	int err = walk(vm, gpa, size, 0, check_section, &check);
+	int err = walk(vm, gpa, size, NULL, 0, check_section, &check);
 
 	if (err)
 		return err;
@@ -145,7 +164,7 @@ int gmem_vm_each_section(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32
 	if (err)
 		return err;
 
-	err = walk(vm, gpa, size, uses, fn, data);
+	err = walk(vm, gpa, size, &claim, uses, fn, data);
 
 	gmem_lock_take(&vm->lock);
 	gmem_claim_drop(vm, &claim);

@@ -12,17 +12,27 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "gmem.h"
 #include "region/region.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
+#include "state/listener.h"
 
 struct gmem_section {
 	struct gmem_region *region;
+	const struct gmem_claim *claim;	/* on all of the range */
 	uint32_t side;		/* the one the guest uses; in place there is only one */
 	bool is_private;	/* the host cannot reach it by the region's address */
 	uint64_t offset;	/* in the region */
 	uint64_t size;
 };
+
+/*
+ * What listeners are told of a section, if they are: of its memory from @done on. Returns false
+ * if nobody listens, or the host cannot reach it. @part borrows @region.
+ */
+bool gmem_section_part(const struct gmem_section *section, uint64_t done,
+		       struct gmem_region_info *region, struct gmem_listener_part *part);
 
 typedef int (*gmem_section_fn)(void *data, const struct gmem_section *section);
 

@@ -144,12 +144,11 @@ static int try_owed(const struct discard *discard, uint64_t hva)
 
 static int check_mapping(const struct discard *discard, uint64_t hva)
 {
-	uint32_t flags = discard->look->mapping.flags;
 	int err;
 
 	if (discard->flags & GMEM_DISCARD_NOT_ZERO)
 		return 0;
-	if (flags & GMEM_MAPPING_FILE && !(flags & (GMEM_MAPPING_NAMELESS | GMEM_MAPPING_SHARED)))
+	if (gmem_host_mapping_is_private_file(&discard->look->mapping))
 		return refuse_private(discard, hva);
 	if (discard->is_known || discard->look->is_tried)
 		return 0;

@@ -423,12 +423,14 @@ static int map_host_memory(struct gmem_region *region, const struct gmem_region_
 }
 
 /* What cannot be known now is asked again when it matters, see region/host_look. */
-static void learn_page_size(struct gmem_region *region)
+static void learn_mapping(struct gmem_region *region)
 {
-	uint64_t page = gmem_host_mapping_page_size((void *)(uintptr_t)region->hva.start, region->hva.size);
+	const void *hva = (const void *)(uintptr_t)region->hva.start;
+	uint64_t page = gmem_host_mapping_page_size(hva, region->hva.size);
 
 	if (page)
 		region->page_size = page;
+	region->has_private_file = gmem_host_mapping_find_private_file(hva, region->hva.size);
 }
 
 static int get_host_memory(struct gmem_region *region, const struct gmem_region_params *params)
@@ -450,7 +452,7 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 	if (err)
 		put_host_file(region);
 	else if (region->borrows_memory)
-		learn_page_size(region);
+		learn_mapping(region);
 	else if (gmem_host_memory_page(&params->memory, region->host_file))
 		region->page_size = gmem_host_memory_page(&params->memory, region->host_file);
 	return err;
@@ -505,6 +507,7 @@ int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		.is_device = params->opts.flags & GMEM_REGION_DEVICE,
 		.kind = params->opts.kind,
 		.identity = params->opts.identity,
+		.data = params->opts.data,
 	};
 	if (!region->is_device) {
 		region->backing = params->plan->backing;
@@ -629,6 +632,7 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 		.kind = region->kind,
 		.identity = region->identity,
 		.congruent = region->congruent,
+		.has_private_file = region->has_private_file,
 		.hva_chosen = region->hva_chosen,
 		.borrows_memory = region->borrows_memory,
 		.is_device = region->is_device,
@@ -718,6 +722,7 @@ void gmem_region_commit_split(struct gmem_region *region, struct gmem_region *up
 	uint64_t offset = region->gpa.size - upper->gpa.size;
 
 	gmem_states_commit_split(&region->states, &upper->states);
+	upper->data = __atomic_load_n(&region->data, __ATOMIC_ACQUIRE);
 	gmem_range_split(&vm->regions, &region->gpa, offset, &upper->gpa);
 	if (region->is_device)
 		return;

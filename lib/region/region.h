@@ -62,7 +62,9 @@ struct gmem_region {
 	uint32_t backing;
 	uint32_t kind;			/* GMEM_KIND_DEFAULT: a device's range, without memory */
 	uint64_t identity;
+	void *data;			/* the user's; atomic */
 	bool congruent;
+	bool has_private_file;		/* a private mapping of a file is part of the host memory */
 	bool hva_chosen;		/* by the caller, with GMEM_REGION_HVA or _RESERVED */
 	bool borrows_memory;		/* the host memory is the caller's mapping */
 	bool is_device;

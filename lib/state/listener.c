@@ -26,7 +26,10 @@
 #include "base/lock.h"
 #include "base/opts.h"
 #include "base/part.h"
+#include "base/wait_budget.h"
 #include "region/page_states.h"
+#include "region/region_info.h"
+#include "region/regions.h"
 #include "state/private_state.h"
 
 struct gmem_listener {
@@ -125,8 +128,8 @@ static void tell(const struct gmem_listener *listener, gmem_listener_fn fn, uint
 }
 
 /* With the listener's own reason, if it has one: its sentence then is not the one of before. */
-static int fail_refused(const struct gmem_listener *listener, const struct gmem_part *run, int err,
-			const struct gmem_failure *before)
+static int fail_refused(const struct gmem_listener *listener, const struct gmem_part *run,
+			const char *what, int err, const struct gmem_failure *before)
 {
 	struct gmem_failure reason;
 	bool has_reason;
@@ -134,8 +137,8 @@ static int fail_refused(const struct gmem_listener *listener, const struct gmem_
 	gmem_failure_keep(&reason, err);
 	has_reason = gmem_error_of_sentence() == err && strcmp(reason.sentence, before->sentence) != 0;
 	return gmem_fail(err, "\"%s\" refuses that gpa 0x%" PRIx64 ", 0x%" PRIx64
-			 " bytes, becomes private: %s%s%s", listener->name, run->start,
-			 run->last - run->start + 1, gmem_errno_name(err), has_reason ? ": " : "",
+			 " bytes, %s: %s%s%s", listener->name, run->start, run->last - run->start + 1,
+			 what, gmem_errno_name(err), has_reason ? ": " : "",
 			 has_reason ? reason.sentence : "");
 }
 
@@ -154,7 +157,7 @@ static int ask(const struct gmem_listener *listener, uint64_t gpa, uint64_t last
 						    run.last - run.start + 1);
 		if (err < 0) {
 			*ret = run;
-			return fail_refused(listener, &run, err, &before);
+			return fail_refused(listener, &run, "becomes private", err, &before);
 		}
 	}
 	return 0;
@@ -211,16 +214,136 @@ void gmem_listeners_settled(const struct gmem_claim *claim, uint64_t gpa, uint64
 			listener->settled(listener->opts.data, gpa, last - gpa + 1);
 }
 
-void gmem_listeners_removed(const struct gmem_claim *claim, uint64_t gpa, uint64_t size)
+/* ---- regions ---- */
+
+/* Tell one listener each shared part of a region: what is private is none of a device's. */
+static void tell_added(const struct gmem_listener *listener, const struct gmem_region_info *region)
+{
+	const struct gmem_states *states = &region->region->states;
+	struct gmem_states_walk at = GMEM_STATES_WALK(states, GMEM_PAGE_PRIVATE, false, 0, region->size);
+	const gmem_listener_region_fn fn = listener->opts.region_added;
+
+	while (fn && !is_over(listener) && gmem_states_walk(&at))
+		fn(listener->opts.data, region, region->gpa + at.offset, at.size);
+}
+
+static void tell_moved(const struct gmem_listener *listener, const struct gmem_region_info *before,
+		       const struct gmem_region_info *now)
+{
+	if (listener->opts.region_moved && !is_over(listener))
+		listener->opts.region_moved(listener->opts.data, now, before->gpa, before->size);
+}
+
+static void tell_removed(const struct gmem_listener *listener, const struct gmem_region_info *region)
+{
+	if (listener->opts.removed && !is_over(listener))
+		listener->opts.removed(listener->opts.data, region->gpa, region->size);
+}
+
+static void tell_region_removed(const struct gmem_listener *listener,
+				const struct gmem_region_info *region)
+{
+	if (listener->opts.region_removed && !is_over(listener))
+		listener->opts.region_removed(listener->opts.data, region, region->gpa, region->size);
+}
+
+/* The layout's hook lock is held: callbacks may take others of its rank and below. */
+
+void gmem_listeners_removed(const struct gmem_claim *claim, const struct gmem_region_info *before,
+			    bool has_moved)
+{
+	const struct gmem_listener *listener;
+	struct gmem_locks_aside aside;
+
+	gmem_locks_set_aside(&aside);
+	for (listener = first(claim); listener; listener = after(listener, claim)) {
+		tell_removed(listener, before);
+		if (!has_moved || !listener->opts.region_moved)
+			tell_region_removed(listener, before);
+	}
+	gmem_locks_restore(&aside);
+}
+
+void gmem_listeners_moved(const struct gmem_claim *claim, const struct gmem_region_info *before,
+			  const struct gmem_region_info *now)
 {
 	const struct gmem_listener *listener;
 	struct gmem_locks_aside aside;
 
 	gmem_locks_set_aside(&aside);
 	for (listener = first(claim); listener; listener = after(listener, claim))
-		if (listener->opts.removed && !is_over(listener))
-			listener->opts.removed(listener->opts.data, gpa, size);
+		tell_moved(listener, before, now);
 	gmem_locks_restore(&aside);
+}
+
+void gmem_listeners_added(const struct gmem_claim *claim, const struct gmem_region_info *now,
+			  bool has_moved)
+{
+	const struct gmem_listener *listener;
+	struct gmem_locks_aside aside;
+
+	gmem_locks_set_aside(&aside);
+	for (listener = first(claim); listener; listener = after(listener, claim))
+		if (!has_moved || !listener->opts.region_moved)
+			tell_added(listener, now);
+	gmem_locks_restore(&aside);
+}
+
+/* ---- memory that goes and comes ---- */
+
+static int ask_discard(const struct gmem_listener *listener, const struct gmem_listener_part *part)
+{
+	const struct gmem_part run = { part->gpa, part->gpa + part->size - 1 };
+	struct gmem_failure before;
+	int err;
+
+	if (!listener->opts.before_discard || is_over(listener))
+		return 0;
+	gmem_failure_keep(&before, 0);
+	err = listener->opts.before_discard(listener->opts.data, part->region, part->gpa, part->size);
+	return err < 0 ? fail_refused(listener, &run, "is discarded", err, &before) : 0;
+}
+
+static void tell_part(const struct gmem_listener *listener, gmem_listener_region_fn fn,
+		      const struct gmem_listener_part *part)
+{
+	if (fn && !is_over(listener))
+		fn(listener->opts.data, part->region, part->gpa, part->size);
+}
+
+int gmem_listeners_ask_discard(const struct gmem_claim *claim, const struct gmem_listener_part *part)
+{
+	const struct gmem_listener *listener;
+	struct gmem_failure failure;
+	int err;
+
+	for (listener = first(claim); listener; listener = after(listener, claim)) {
+		err = ask_discard(listener, part);
+		if (!err)
+			continue;
+
+		gmem_failure_keep(&failure, err);
+		while ((listener = before(listener, claim)))
+			tell_part(listener, listener->opts.undo_discard, part);
+		return gmem_failure_restore(&failure);
+	}
+	return 0;
+}
+
+void gmem_listeners_undo_discard(const struct gmem_claim *claim, const struct gmem_listener_part *part)
+{
+	const struct gmem_listener *listener;
+
+	for (listener = last_of(claim); listener; listener = before(listener, claim))
+		tell_part(listener, listener->opts.undo_discard, part);
+}
+
+void gmem_listeners_populated(const struct gmem_claim *claim, const struct gmem_listener_part *part)
+{
+	const struct gmem_listener *listener;
+
+	for (listener = first(claim); listener; listener = after(listener, claim))
+		tell_part(listener, listener->opts.populated, part);
 }
 
 /* ---- the list ---- */
@@ -300,10 +423,82 @@ void gmem_listeners_sweep(struct gmem_vm *vm)
 	free_old(vm->old_listeners);
 }
 
+/*
+ * Tell a listener that comes the layout, with a claim on all of it: no work is under way, and
+ * what begins later knows the listener. So there is nothing between what it is told here and
+ * the first change that it hears of, and nothing twice.
+ */
+static void tell_layout(struct gmem_listener *listener)
+{
+	struct gmem_stretch at = GMEM_REGIONS_WALK(listener->vm, 0, UINT64_MAX);
+	struct gmem_region_info region;
+
+	while (gmem_state_next_region(listener->vm, &at)) {
+		if (!at.region || at.region->is_device)
+			continue;
+		gmem_region_fill_info(at.region, &region);
+		tell_added(listener, &region);
+	}
+}
+
+static int join_with_layout(struct gmem_listener *listener)
+{
+	struct gmem_vm *vm = listener->vm;
+	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
+	struct gmem_claim claim = {
+		.size = UINT64_MAX,
+		.mode = GMEM_CLAIM_EXCLUSIVE,
+		.allows_leases = true,
+	};
+	int err;
+
+	gmem_lock_take(&vm->lock);
+	err = gmem_claim_take(vm, &claim, &budget);
+	if (!err)
+		append(listener);
+	gmem_lock_drop(&vm->lock);
+	if (err)
+		return err;
+
+	tell_layout(listener);
+
+	gmem_lock_take(&vm->lock);
+	gmem_claim_drop(vm, &claim);
+	gmem_lock_drop(&vm->lock);
+	return 0;
+}
+
+static int join(struct gmem_listener *listener)
+{
+	struct gmem_vm *vm = listener->vm;
+
+	gmem_lock_take(&vm->lock);
+	append(listener);
+	wait_for_work(vm);
+	gmem_lock_drop(&vm->lock);
+	return 0;
+}
+
+static int set_up(struct gmem_listener *listener, struct gmem_vm *vm,
+		  const struct gmem_listener_opts *opts, gmem_listener_fn settled)
+{
+	int err;
+
+	err = GMEM_COPY_OPTS(gmem_listener_opts, &listener->opts, opts, removed);
+	if (err)
+		return err;
+
+	listener->vm = vm;
+	listener->settled = settled;
+	snprintf(listener->name, sizeof(listener->name), "%s",
+		 listener->opts.name ? listener->opts.name : "unnamed");
+	return 0;
+}
+
 int gmem_listener_add(struct gmem_vm *vm, const struct gmem_listener_opts *opts,
 		      gmem_listener_fn settled, struct gmem_listener **ret)
 {
-	struct gmem_listener *listener;
+	struct gmem_listener *listener, *untouched;
 	int err;
 
 	if (!vm || !ret)
@@ -316,23 +511,17 @@ int gmem_listener_add(struct gmem_vm *vm, const struct gmem_listener_opts *opts,
 	if (!listener)
 		return gmem_fail(-ENOMEM, "no memory for a listener");
 
-	err = GMEM_COPY_OPTS(gmem_listener_opts, &listener->opts, opts, removed);
-	if (err) {
-		free(listener);
-		return err;
-	}
-	listener->vm = vm;
-	listener->settled = settled;
-	snprintf(listener->name, sizeof(listener->name), "%s",
-		 listener->opts.name ? listener->opts.name : "unnamed");
-
-	/* Nothing fails any more, and callbacks may need it. */
+	/* Callbacks may need it. */
+	untouched = *ret;
 	*ret = listener;
-	gmem_lock_take(&vm->lock);
-	append(listener);
-	wait_for_work(vm);
-	gmem_lock_drop(&vm->lock);
-	return 0;
+	err = set_up(listener, vm, opts, settled);
+	if (!err)
+		err = listener->opts.region_added ? join_with_layout(listener) : join(listener);
+	if (err) {
+		*ret = untouched;
+		free(listener);
+	}
+	return err;
 }
 
 GMEM_API int gmem_listener_new(struct gmem_vm *vm, const struct gmem_listener_opts *opts,

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * listener: who is told of conversions and removals.
+ * listener: who is told of conversions, of changes of the layout, and of discards.
  *
  * Called with a claim on the range, @claim, whose number of work says which listeners hear of
  * it. A callback that calls the library again in a way that would wait for this claim gets
@@ -36,8 +36,31 @@ void gmem_listeners_undo(const struct gmem_claim *claim, uint64_t gpa, uint64_t 
 void gmem_listeners_shared(const struct gmem_claim *claim, uint64_t gpa, uint64_t last);
 /* Call settled of the listeners that have it, for [@gpa, @last]. */
 void gmem_listeners_settled(const struct gmem_claim *claim, uint64_t gpa, uint64_t last);
-/* Tell that the memory of a region is going, while it is still there for the host. */
-void gmem_listeners_removed(const struct gmem_claim *claim, uint64_t gpa, uint64_t size);
+
+/*
+ * Changes of the layout, when they are made and while the old memory is still there for the
+ * host: first all that is removed, then all that is moved, then all that is added. What moves
+ * is told as removed and added to listeners that hear of no moves.
+ */
+void gmem_listeners_removed(const struct gmem_claim *claim, const struct gmem_region_info *before,
+			    bool has_moved);
+void gmem_listeners_moved(const struct gmem_claim *claim, const struct gmem_region_info *before,
+			  const struct gmem_region_info *now);
+void gmem_listeners_added(const struct gmem_claim *claim, const struct gmem_region_info *now,
+			  bool has_moved);
+
+/* Shared memory of a region */
+struct gmem_listener_part {
+	const struct gmem_region_info *region;
+	uint64_t gpa;
+	uint64_t size;
+};
+
+/* Ask whether it may be discarded; undo_discard of those that agreed is called if not. */
+int gmem_listeners_ask_discard(const struct gmem_claim *claim, const struct gmem_listener_part *part);
+/* Tell that it was not discarded after all, last listener first. */
+void gmem_listeners_undo_discard(const struct gmem_claim *claim, const struct gmem_listener_part *part);
+void gmem_listeners_populated(const struct gmem_claim *claim, const struct gmem_listener_part *part);
 
 /* Tell whether there may be listeners that hear of the work. */
 static inline bool gmem_listeners_are_there(const struct gmem_vm *vm)

@@ -247,6 +247,19 @@ static void make_data(void)
 	seal(record);
 }
 
+static void make_lost(void)
+{
+	struct image_record *record = new_record(IMAGE_LOST, 1);
+	struct image_range *entry = record ? (void *)(record + 1) : NULL;
+
+	if (!record)
+		return;
+	for (unsigned n = 1 + take() % 3; n--;)
+		entry[record->count++] = take_range();
+	record->count = (uint32_t)take_number(record->count);
+	seal(record);
+}
+
 static void make_end(void)
 {
 	struct image_record *record = new_record(IMAGE_END, 1);
@@ -274,6 +287,8 @@ static void take_lists(void)
 
 static void forge(void)
 {
+	unsigned how;
+
 	image.blocks = image.records = image.pages = image.region_count = image.private_count = 0;
 	image.checksums = 0;
 	memset(image.data, 0, sizeof(image.data));
@@ -282,8 +297,12 @@ static void forge(void)
 	make_head(image.region_count, image.private_count);
 	make_regions();
 	make_privates();
-	for (unsigned n = take() % 12; n--;)
+	how = take();
+	for (unsigned n = how % 12; n--;) {
 		make_data();
+		if (how >> 7 && take() % 2)
+			make_lost();
+	}
 	if (take() % 16)
 		make_end();
 }
@@ -392,18 +411,21 @@ static void use(void)
 	unsigned how = take();
 	GMEM_OPTS(gmem_transfer_opts, opts, .depth = 1 + (how >> 6),
 		  .flags = (how & 1 ? GMEM_TRANSFER_OMIT_PRIVATE : 0) |
-			   (how & 2 ? GMEM_TRANSFER_LEAVE_REST : 0) | (how & 4 ? GMEM_TRANSFER_VERIFY : 0));
+			   (how & 2 ? GMEM_TRANSFER_LEAVE_REST : 0) | (how & 4 ? GMEM_TRANSFER_VERIFY : 0) |
+			   (how & 64 ? GMEM_TRANSFER_ALLOW_LOST : 0));
 	uint64_t offset = how & 8 ? take() * PAGE : 0;
 	uint64_t size = image.blocks * PAGE - (how & 16 ? take() * 16 : 0);
 	int fd = new_file(offset, size), pipe = how & 32 ? new_pipe(size) : -1, verified, restored;
-	GMEM_OPTS(gmem_transfer_opts, verify_opts, .depth = 1, .image_offset = offset);
+	GMEM_OPTS(gmem_transfer_opts, verify_opts, .depth = 1, .image_offset = offset,
+		  .flags = opts.flags & GMEM_TRANSFER_ALLOW_LOST);
 	double start = seconds();
 
 	opts.image_offset = offset;
 	/* Buffers of 1 MiB, lists as long as the file has entries, and what a VM of this size costs */
 	allocation_limit = (1 + opts.depth) * MIB + 8 * size + 64 * PAGES + MIB;
 	verified = gmem_image_verify(fd, &verify_opts, NULL);
-	CHECK(verified == 0 || verified == -EBADMSG || verified == -ENODATA || verified == -EOPNOTSUPP);
+	CHECK(verified == 0 || verified == -EBADMSG || verified == -ENODATA || verified == -EOPNOTSUPP ||
+	      (verified == -EHWPOISON && !verify_opts.flags));
 	check_memory(false, false);
 
 	if (pipe >= 0) {
