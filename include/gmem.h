@@ -722,7 +722,7 @@ GMEM_API GMEM_CHECKED int gmem_file_adopt(int vm_fd, int gmemfd,
  * @file: file, or NULL
  *
  * Unmaps what gmem_file_map() mapped of it, except where another mapping
- * replaced it (GMEM_MAP_REPLACE). Closes the fd now, or with the last region
+ * replaced it (GMEM_MAP_REPLACE), or a region is over it (GMEM_REGION_RESERVED). Closes the fd now, or with the last region
  * that uses the file: a memslot does not keep its file alive, so the library
  * does.
  *
@@ -1147,8 +1147,47 @@ GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t 
  * struct gmem_memory_opts - host memory that the library makes for a region
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_MEMORY_*; unknown bits are -EINVAL
- * @page_size: size of the huge pages, bytes, read only with GMEM_MEMORY_HUGETLB; 0:
- *	the kernel's default size
+ * @page_size: size of the huge pages, bytes, a power of two, read only with
+ *	GMEM_MEMORY_HUGETLB; 0: the kernel's default size. The region's size must be a
+ *	multiple of it.
+ *
+ * For memory with GMEM_BACKING_HOST, and the shared side of GMEM_BACKING_PRIVATE, that the
+ * library makes. Without these options it is private and anonymous, of ordinary pages.
+ *
+ * GMEM_MEMORY_MEMFD makes it a memfd of just the region's size, sealed with F_SEAL_SHRINK,
+ * F_SEAL_GROW and F_SEAL_SEAL: gmem_export_new() gives it to other processes as it does a
+ * guest_memfd. A discard frees pages for all that have the file.
+ *
+ * GMEM_MEMORY_HUGETLB takes huge pages of the host's pool when the memory is mapped: if
+ * they do not suffice, that is refused, and no later access is. It has no transparent huge
+ * pages and cannot be merged. Such a region can be split only between huge pages.
+ *
+ * GMEM_MEMORY_THP and GMEM_MEMORY_NO_THP are advice, which the kernel takes where
+ * /sys/kernel/mm/transparent_hugepage allows it: "enabled" for anonymous memory,
+ * "shmem_enabled", which most distributions have at "never", for a memfd. With THP the
+ * host address is congruent with the guest address modulo the size of such a page, so that
+ * KVM can map both as one, unless @align or @hva of struct gmem_region_opts say something
+ * else.
+ *
+ * Core dumps of this process do not have guest memory that the library maps (MADV_DONTDUMP):
+ * that of regions, a guest_memfd's too, and of imports. GMEM_MEMORY_DUMP leaves host
+ * memory in, as far as /proc/PID/coredump_filter says: by default anonymous memory, memfds and
+ * private huge pages. For other memory, madvise(2) with MADV_DODUMP changes it. A mapping of
+ * gmem_file_map(), or of your own of a guest_memfd, is as the kernel has it: dumped only
+ * if bit 3 of the filter is set, which it is not by default.
+ *
+ * A child of fork(2) has the memory, unless GMEM_MEMORY_DONTFORK. A memfd or guest_memfd is
+ * the same memory in both. Anonymous memory is copied, page by page, when one of them
+ * writes: from the fork on, each page that the guest writes costs a copy, and takes memory
+ * twice as long as the child lives. docs/performance.md has the numbers. KVM uses the
+ * parent's memory alone.
+ *
+ * GMEM_MEMORY_MERGEABLE lets KSM merge equal pages (MADV_MERGEABLE), of anonymous memory
+ * alone. A guest can find out by timing what pages of others hold: do not merge memory of
+ * guests that do not trust each other.
+ *
+ * An option that this kernel does not have is -EOPNOTSUPP, and the sentence names it: no
+ * transparent huge pages, or no KSM. Options that exclude each other are -EINVAL.
  */
 struct gmem_memory_opts {
 	size_t   size;
@@ -1165,27 +1204,53 @@ struct gmem_memory_opts {
  * @file: file to use, created with the plan's create flags; the region keeps it
  *	alive. NULL: a new file of just the region's size.
  * @file_offset: start in @file, a multiple of the page; 0 without @file
- * @hva: page-aligned host address, read only with GMEM_REGION_HVA. With
- *	GMEM_BACKING_HOST and GMEM_BACKING_PRIVATE, your own (shared) memory,
+ * @hva: page-aligned host address, read only with GMEM_REGION_HVA or
+ *	GMEM_REGION_RESERVED, see below. With GMEM_REGION_HVA alone and
+ *	GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE, your own (shared) memory,
  *	borrowed until the region is removed. Neither the library nor KVM refuses an
  *	address where nothing is mapped, or not with the permission: accesses of the
- *	library's fail there (-EFAULT), and a vCPU's end its run. With other backings, the
- *	address to map the file at, where nothing may be mapped yet.
+ *	library's fail there (-EFAULT), and a vCPU's end its run. With GMEM_REGION_HVA and
+ *	other backings, the address to map the file at, where nothing may be mapped yet.
  * @align: alignment of the host address, as in struct gmem_map_opts. With
  *	GMEM_REGION_CONGRUENT the distance between host address and @gpa is a
  *	multiple of @align, as large pages need it, and not the address itself;
- *	@align must not be 0 then. Must be 0 with GMEM_REGION_HVA.
+ *	@align must not be 0 then. Must be 0 with @hva.
  * @slot: memslot number in the handle's address space, read only with GMEM_REGION_SLOT
  * @kind: what the memory is, an enum gmem_kind
- * @memory: options of host memory that the library makes, borrowed for the call; NULL
- *	for defaults
- * @memory_fd: file that host memory is a mapping of, read only with
- *	GMEM_REGION_MEMORY_FD; duplicated: yours stays yours
+ * @memory: how to make the host memory, copied. NULL: private and anonymous memory. Must be
+ *	NULL where the library makes none: with your own memory, or for a guest_memfd
+ *	without a shared side beside it.
+ * @memory_fd: file that the host memory is part of, read only with GMEM_REGION_MEMORY_FD;
+ *	duplicated when the region is added, else 0
  * @reserved: must be 0
- * @memory_offset: start of the memory in @memory_fd, a multiple of the page
+ * @memory_offset: start of the region in that file, a multiple of the page; else 0
  * @identity: of what the memory holds, as you choose it: images record it for kinds whose
  *	contents they do not have, and are restored only where it is the same; 0: any
  * @data: a pointer of yours for gmem_region_data()
+ *
+ * GMEM_REGION_MEMORY_FD says of which file the host memory of GMEM_BACKING_HOST, or the
+ * shared side of GMEM_BACKING_PRIVATE, is a part: a memfd, or a file on hugetlbfs, tmpfs or
+ * another file system. With GMEM_REGION_HVA your own memory at @hva must be a shared
+ * mapping of just this part, which is checked by device, inode and offset; without, the
+ * library maps it, for which the fd must be open for writing unless
+ * GMEM_REGION_READONLY. The region can then be given to other processes
+ * (gmem_export_new()), holes of the file are known to be zero, and several regions of one
+ * file are known to be one memory. A guest_memfd is not for @memory_fd, but a @file with
+ * GMEM_BACKING_MAPPED.
+ *
+ * GMEM_REGION_RESERVED puts the region at @hva over address space that you keep for it: a
+ * reservation (mmap(2) of private anonymous memory with PROT_NONE), or a shared mapping of
+ * the same part of the same file, of gmem_file_map() or your own. All of the range must be
+ * of one kind, with one protection; anything else there is -EEXIST, and nothing at all
+ * -EINVAL. The library replaces it in one step, and when the region ends it puts back what
+ * was there, a mapping with the protection that it had; advice that you gave the kernel on it
+ * is lost. If gmem_file_free() has ended the mapping meanwhile, nothing is. So regions of one file
+ * can lie side by side in the host, and are one entry of a table for vhost-user
+ * (gmem_export_vhost_user()). It is for all ways of backing: with host memory, the library
+ * makes that memory, or maps @memory_fd, at @hva. What is there is read from
+ * /proc/self/maps: where that cannot be read, the flag is -EOPNOTSUPP. No other thread may
+ * map or unmap anything there meanwhile; the mapping that the region has can be replaced by
+ * nobody (GMEM_MAP_REPLACE is -EBUSY).
  *
  * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
  * memory and no memslot, so the guest's accesses exit, and lookups return
@@ -1212,14 +1277,14 @@ struct gmem_memory_opts {
  * without converting it anew; with gmem_region_add() it has no effect. It
  * applies to the memory that the same change removes and adds: the same part of
  * the same @file or, where the way of backing has no file, your own memory at the
- * same @hva. That memory stays private where it was private, pending where its
+ * same @hva, or the same part of the same @memory_fd. That memory stays private where it was private, pending where its
  * other side was to be discarded, and dirty where a dirty log said so that nobody
  * had read; without GMEM_REGION_DIRTY_LOG on the new region, too, the dirty bits
  * are lost. The kernel's attributes, which belong to guest addresses, are set and
  * cleared accordingly. All else begins shared, as do all pages without the flag.
  * The shared side of memory with GMEM_BACKING_PRIVATE is new, unless it is your
- * own. The flag needs @file or GMEM_REGION_HVA; a file that the library makes for
- * the region is new, too.
+ * own or of the same @memory_fd. The flag needs @file, your own memory or
+ * GMEM_REGION_MEMORY_FD; a file that the library makes for the region is new, too.
  */
 struct gmem_region_opts {
 	size_t   size;
@@ -1333,7 +1398,7 @@ GMEM_API int gmem_region_move(struct gmem_region *region, uint64_t gpa);
  *
  * Return: as gmem_region_move(), but -EACCES only with GMEM_BACKING_INPLACE;
  * -EXDEV the file belongs to another VM, -EOPNOTSUPP the region has no file, or
- * its host address is the caller's choice (GMEM_REGION_HVA).
+ * its host address is the caller's choice (GMEM_REGION_HVA, GMEM_REGION_RESERVED).
  */
 GMEM_API int gmem_region_rebind(struct gmem_region *region, struct gmem_file *file,
 				uint64_t file_offset);
@@ -1628,9 +1693,9 @@ GMEM_API int gmem_vm_find_slot(struct gmem_vm *vm, uint32_t slot, struct gmem_re
  * @ret_region: the region whose host mapping holds @hva
  * @ret_offset: distance from the start of that region; NULL if not wanted
  *
- * Finds memory that libgmem mapped. It does not find your own memory
- * (GMEM_REGION_HVA with GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE), which may be
- * behind several regions.
+ * Finds memory that libgmem mapped, also where you chose the place
+ * (GMEM_REGION_RESERVED). It does not find your own memory (GMEM_REGION_HVA with
+ * GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE), which may be behind several regions.
  *
  * Thread-safe; @ret_region is valid until it is removed. Since: 0.1.
  *
@@ -4066,9 +4131,10 @@ struct gmem_export_opts {
  *
  * Other processes get a region with backing shared or mapped as its guest_memfd.
  * They get a region with backing host, or the shared side of one with backing
- * private, if it is your own memory (GMEM_REGION_HVA) and
- * gmem_export_add_memory() was called for it. Anonymous memory cannot be given,
- * because no fd refers to it. Memory of kind GMEM_KIND_DEVICE is left out, unless
+ * private, if the library made it as a memfd (GMEM_MEMORY_MEMFD), if you said of which
+ * file it is a part (GMEM_REGION_MEMORY_FD), or if gmem_export_add_memory() was called for
+ * it. Anonymous memory cannot be given, because no fd refers to it. No kernel is too old for
+ * that: it needs no guest_memfd. Memory of kind GMEM_KIND_DEVICE is left out, unless
  * gmem_export_add_memory() was called for it.
  *
  * Thread-safe; waits as gmem_listener_new(), then for changes of the layout under
@@ -4102,7 +4168,9 @@ GMEM_API void gmem_export_free(struct gmem_export *exporter);
  *	is open for reading only, the memory is given with GMEM_RIGHT_READ.
  * @offset: offset of @hva in the file, a multiple of the page
  *
- * Call it before you add the region that uses the memory, or later, before the
+ * For memory that was not added with GMEM_REGION_MEMORY_FD, whose file the export knows by
+ * itself; if both name one, this one counts. The same is asked of the seals of
+ * both. Call it before you add the region that uses the memory, or later, before the
  * memory is given. Any process that has a file can cut it, grow it, or add seals to
  * it that make this process's mappings, exports and discards fail. So create the
  * memfd with MFD_ALLOW_SEALING, map it, and seal it with F_SEAL_SHRINK |
@@ -4137,8 +4205,8 @@ GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void 
 /**
  * gmem_export_table() - get the memory that other processes can map
  * @exporter: export
- * @extents: filled in GPA order; untouched on failure
- * @max: entries in @extents
+ * @extents: filled in GPA order; untouched on failure; may be NULL if @max is 0
+ * @max: entries in @extents; 0 only asks how many there are
  *
  * There is one extent for each region that has memory. For backing private it is
  * all of the shared side, whatever is shared at the moment.
@@ -4148,7 +4216,8 @@ GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void 
  *
  * Return: number of extents filled in, or -EOPNOTSUPP a region cannot be given
  * (gmem_last_error() says why and what would help; GMEM_EXPORT_SKIP leaves it
- * out), -ENOSPC there are more than @max, -ENOMEM, -EINVAL NULL argument.
+ * out), -EPERM the file of a GMEM_REGION_MEMORY_FD lacks a seal (the same), -ENOSPC there
+ * are more than @max, and the sentence says how many, -ENOMEM, -EINVAL NULL argument.
  */
 GMEM_API int gmem_export_table(struct gmem_export *exporter, struct gmem_extent *extents,
 			       size_t max);
@@ -4172,13 +4241,16 @@ struct gmem_vhost_user_region {
 /**
  * gmem_export_vhost_user() - get the table for VHOST_USER_SET_MEM_TABLE
  * @exporter: export
- * @regions: filled in GPA order; untouched on failure
+ * @regions: filled in GPA order; untouched on failure; may be NULL if @max is 0
  * @fds: the file of each region, borrowed, to send in this order with the message;
- *	untouched on failure
- * @max: entries in both arrays: 8, or the number that the back-end accepts
+ *	untouched on failure; may be NULL if @max is 0
+ * @max: entries in both arrays: 8, or the number that the back-end accepts; 0 only asks
+ *	how many are needed
  *
  * Back-ends accept few entries, so regions that are adjacent in the guest, in one
- * file and in this process share an entry. vhost-user has no message to take memory
+ * file and in this process share an entry. GMEM_REGION_RESERVED makes them adjacent in this
+ * process: sixteen DIMMs of one file, in address space that was reserved for them, are one
+ * entry. vhost-user has no message to take memory
  * back, so do not give it memory that is converted.
  *
  * Thread-safe; the fds are valid as those of gmem_export_table(). Since: 0.1.

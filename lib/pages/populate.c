@@ -120,6 +120,12 @@ static int advise(const struct gmem_region_memory *memory, uint64_t size, int ad
 	return err;
 }
 
+/* For the host, too: the caller's mapping, or that of a file which is not for writing */
+static bool may_be_read_only(const struct gmem_region *region, const struct gmem_region_memory *memory)
+{
+	return (memory->is_callers || memory->host_file) && gmem_region_is_read_only(region);
+}
+
 static int populate_mapped(const struct gmem_region *region,
 			   const struct gmem_region_memory *memory, uint64_t size)
 {
@@ -127,8 +133,7 @@ static int populate_mapped(const struct gmem_region *region,
 	int err;
 
 	err = advise(memory, size, for_writing ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
-	if (err == -EINVAL && memory->is_callers && gmem_region_is_read_only(region)) {
-		/* The caller may have mapped it read-only for the host, too. */
+	if (err == -EINVAL && may_be_read_only(region, memory)) {
 		for_writing = false;
 		err = advise(memory, size, MADV_POPULATE_READ);
 	}
@@ -157,7 +162,7 @@ static int fail_populating(const struct gmem_section *section,
 			   const struct gmem_region_memory *memory, int err)
 {
 	const struct gmem_region *region = section->region;
-	bool writes = !memory->file && !(memory->is_callers && gmem_region_is_read_only(region));
+	bool writes = !memory->file && !may_be_read_only(region, memory);
 	uint64_t gpa = region->gpa.start + section->offset, page = gmem_sys_page_size(), done;
 	struct gmem_region_memory at = *memory;
 	const char *why;

@@ -17,6 +17,11 @@
 #define MFD_NOEXEC_SEAL 0x0008U
 #endif
 
+/* Linux 5.1 */
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+
 #define FIXING_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 static int new_handle(int fd, const struct gmem_sys_facts *facts, struct gmem_host_file **ret)
@@ -170,6 +175,11 @@ void gmem_host_file_unref(struct gmem_host_file *file)
 bool gmem_host_file_same(const struct gmem_host_file *a, const struct gmem_host_file *b)
 {
 	return a && b && a->facts.device == b->facts.device && a->facts.inode == b->facts.inode;
+}
+
+bool gmem_host_file_is_writable(const struct gmem_host_file *file)
+{
+	return file->facts.access.writes && !(file->facts.seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE));
 }
 
 bool gmem_host_file_is_fixed(const struct gmem_host_file *file)

@@ -40,6 +40,9 @@ void gmem_host_file_unref(struct gmem_host_file *file);
 /* One file, whatever fds and handles lead to it; NULL is none */
 bool gmem_host_file_same(const struct gmem_host_file *a, const struct gmem_host_file *b);
 
+/* It can be mapped for writing, as its fd was opened and its file is sealed. */
+bool gmem_host_file_is_writable(const struct gmem_host_file *file);
+
 /* Nothing that a process can do to the file changes its size or its seals any more. */
 bool gmem_host_file_is_fixed(const struct gmem_host_file *file);
 

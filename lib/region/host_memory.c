@@ -67,6 +67,7 @@ static int find_huge_page(uint64_t *ret)
 static int check_huge_page(const struct gmem_memory_opts *opts, uint64_t size, uint64_t *ret)
 {
 	uint64_t page = opts->page_size;
+	char text[GMEM_SIZE_TEXT];
 	int err = 0;
 
 	if (!(opts->flags & GMEM_MEMORY_HUGETLB))
@@ -77,9 +78,11 @@ static int check_huge_page(const struct gmem_memory_opts *opts, uint64_t size, u
 		err = find_huge_page(&page);
 	if (err)
 		return err;
-	if (size & (page - 1))
-		return gmem_fail(-EINVAL, "size 0x%" PRIx64 " is not a multiple of the huge page of 0x%" PRIx64
-				 " bytes", size, page);
+	if (size & (page - 1)) {
+		gmem_size_text(page, text);
+		return gmem_fail(-EINVAL, "size 0x%" PRIx64 " is not a multiple of the huge page of %s", size,
+				 text);
+	}
 	*ret = page;
 	return 0;
 }
@@ -215,25 +218,29 @@ uint64_t gmem_host_memory_page(const struct gmem_host_params *params, const stru
 static int check_place(uint64_t huge_page, uint64_t offset, uint64_t size, const struct gmem_place *place)
 {
 	const uint64_t rest = huge_page - 1, hva = (uintptr_t)place->hva;
+	char text[GMEM_SIZE_TEXT];
 
+	gmem_size_text(huge_page, text);
 	if ((offset | size) & rest)
 		return gmem_fail(-EINVAL, "offset 0x%" PRIx64 ", size 0x%" PRIx64 ": not multiples of the huge page "
-				 "of 0x%" PRIx64 " bytes", offset, size, huge_page);
+				 "of %s", offset, size, text);
 	if (hva & rest)
-		return gmem_fail(-EINVAL, "hva 0x%" PRIx64 " is not a multiple of the huge page of 0x%" PRIx64
-				 " bytes", hva, huge_page);
+		return gmem_fail(-EINVAL, "hva 0x%" PRIx64 " is not a multiple of the huge page of %s", hva, text);
 	if (place->remainder & rest)
-		return gmem_fail(-EINVAL, "the host address of huge pages of 0x%" PRIx64 " bytes cannot be 0x%"
-				 PRIx64 " modulo 0x%" PRIx64, huge_page, place->remainder, place->align);
+		return gmem_fail(-EINVAL, "the host address of huge pages of %s cannot be 0x%" PRIx64 " modulo 0x%"
+				 PRIx64, text, place->remainder, place->align);
 	return 0;
 }
 
 static int fail_to_pin(uint64_t huge_page, uint64_t size, int err)
 {
-	if (huge_page && err == -ENOMEM)
-		return gmem_fail(err, "0x%" PRIx64 " bytes of host memory cannot be had in huge pages of 0x%"
-				 PRIx64 " bytes: there are too few (vm.nr_hugepages): %s", size,
-				 huge_page, gmem_errno_name(err));
+	char text[GMEM_SIZE_TEXT];
+
+	if (huge_page && err == -ENOMEM) {
+		gmem_size_text(huge_page, text);
+		return gmem_fail(err, "0x%" PRIx64 " bytes of host memory cannot be had in huge pages of %s: there "
+				 "are too few (vm.nr_hugepages): %s", size, text, gmem_errno_name(err));
+	}
 	return gmem_fail_by_limit(err, size, "0x%" PRIx64 " bytes of host memory cannot be had", size);
 }
 

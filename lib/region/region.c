@@ -219,8 +219,7 @@ static uint32_t find_kind(const struct gmem_region_params *params, uint64_t size
 	const struct gmem_region_opts *opts = &params->opts;
 	bool is_device = false;
 
-	if (opts->flags & GMEM_REGION_HVA &&
-	    gmem_backing_traits(params->plan->backing)->hva_source == GMEM_HVA_MEMORY &&
+	if (borrows_memory(params) &&
 	    gmem_host_mapping_find_device(opts->hva, size, &is_device) == 0 && is_device)
 		return GMEM_KIND_DEVICE;
 	return opts->flags & GMEM_REGION_READONLY ? GMEM_KIND_ROM : GMEM_KIND_RAM;
@@ -239,8 +238,7 @@ static int settle_kind(struct gmem_region_params *params, uint64_t size)
 		opts->kind = find_kind(params, size);
 
 	kind = gmem_kind_traits(opts->kind);
-	if (kind->is_callers &&
-	    (!(opts->flags & GMEM_REGION_HVA) || backing->hva_source != GMEM_HVA_MEMORY))
+	if (kind->is_callers && !borrows_memory(params))
 		return gmem_fail(-EINVAL, "memory of kind \"%s\" is yours: it needs GMEM_REGION_HVA, and a "
 				 "backing without a guest_memfd, not \"%s\"", kind->name, backing->name);
 	if (kind->is_never_private && backing->attributes != GMEM_ATTRIBUTES_NONE)
@@ -371,6 +369,12 @@ static int pin_file(struct gmem_file *file, uint64_t offset, uint64_t size,
 	return err;
 }
 
+static void put_host_file(struct gmem_region *region)
+{
+	gmem_host_file_unref(region->host_file);
+	region->host_file = NULL;
+}
+
 static int get_host_file(struct gmem_region *region, const struct gmem_region_params *params)
 {
 	const struct gmem_region_opts *opts = &params->opts;
@@ -384,15 +388,15 @@ static int get_host_file(struct gmem_region *region, const struct gmem_region_pa
 
 	err = gmem_host_file_adopt(&region->vm->host_files, opts->memory_fd, opts->memory_offset, size,
 				   &region->host_file);
-	if (!err)
-		region->host_offset = opts->memory_offset;
-	return err;
-}
-
-static void put_host_file(struct gmem_region *region)
-{
-	gmem_host_file_unref(region->host_file);
-	region->host_file = NULL;
+	if (err)
+		return err;
+	region->host_offset = opts->memory_offset;
+	if (region->borrows_memory || opts->flags & GMEM_REGION_READONLY ||
+	    gmem_host_file_is_writable(region->host_file))
+		return 0;
+	put_host_file(region);
+	return gmem_fail(-EBADF, "memory_fd %" PRId32 " is open for reading only, or sealed against writing, and "
+			 "the guest may write: GMEM_REGION_READONLY", opts->memory_fd);
 }
 
 static int map_host_memory(struct gmem_region *region, const struct gmem_region_params *params)
@@ -407,9 +411,8 @@ static int map_host_memory(struct gmem_region *region, const struct gmem_region_
 		region->map = &region->pin;
 		err = pin_file(region->file, region->file_offset, region->gpa.size, &place, region->map);
 	} else {
-		if (region->host_file && !region->host_file->facts.access.writes)
+		if (region->host_file && !gmem_host_file_is_writable(region->host_file))
 			place.flags |= GMEM_MAP_READONLY;
-		region->huge_page = gmem_host_memory_page(&params->memory, region->host_file);
 		err = gmem_host_memory_pin(&params->memory, region->host_file, region->host_offset,
 					   region->gpa.size, &place, &region->pin);
 	}
@@ -449,8 +452,10 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 		region->hva.start = (uintptr_t)params->opts.hva;
 	if (err)
 		put_host_file(region);
-	else if (region->borrows_memory || region->host_file || params->memory.huge_page)
+	else if (region->borrows_memory)
 		learn_mapping(region);
+	else if (gmem_host_memory_page(&params->memory, region->host_file))
+		region->page_size = gmem_host_memory_page(&params->memory, region->host_file);
 	return err;
 }
 
@@ -621,7 +626,6 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 		.file_offset = region->file_offset,
 		.host_file = region->host_file,
 		.host_offset = region->host_offset,
-		.huge_page = region->huge_page,
 		.align = region->align,
 		.page_size = region->page_size,
 		.slot = region->slot,
@@ -681,11 +685,6 @@ int gmem_region_prepare_split(const struct gmem_region *region, uint64_t offset,
 {
 	uint32_t slot = 0;
 	int err;
-
-	/* The parts are unmapped each for itself. */
-	if (region->huge_page && offset & (region->huge_page - 1))
-		return gmem_fail(-EINVAL, "offset 0x%" PRIx64 " is inside a huge page of 0x%" PRIx64
-				 " bytes, and both parts would have it", offset, region->huge_page);
 
 	if (!region->is_device) {
 		err = check_between_pages(region, offset);

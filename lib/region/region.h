@@ -55,7 +55,6 @@ struct gmem_region {
 	uint64_t *kept_log;		/* see kept_log.h; NULL: nothing is kept */
 	uint64_t file_offset;
 	uint64_t host_offset;		/* in @host_file */
-	uint64_t huge_page;		/* of hugetlb that the library mapped, bytes; else 0 */
 	uint64_t align;
 	uint64_t page_size;		/* of the host memory: the host's, or that of hugetlb */
 	uint32_t slot;

@@ -152,8 +152,12 @@ static int device_stores(struct device *device, uint64_t gpa, uint32_t value)
 
 /* ---- the VMM's side ---- */
 
+/* How an export knows the file behind host memory */
+enum naming { NAMED_TO_IT, NAMED_BY_REGION, MAPPED_BY_LIBRARY, MADE_BY_LIBRARY, NAMINGS };
+
 struct site {
 	struct lab lab;
+	enum naming naming;
 	struct gmem_export *exporter;
 	struct gmem_peer *peer;
 	struct device device;
@@ -162,6 +166,7 @@ struct site {
 /* The device first: it is to inherit nothing of the VM. */
 static void site_new(struct site *s, int type, const struct gmem_peer_opts *opts)
 {
+	s->naming = NAMED_TO_IT;
 	device_start(&s->device);
 	lab_new(&s->lab, type);
 	OK(gmem_export_new(s->lab.vm, NULL, &s->exporter));
@@ -208,15 +213,28 @@ static void *name_memory(struct site *s, uint64_t size, int seals, int *ret_fd)
 
 static struct gmem_region *add_memory(struct site *s, uint32_t backing, uint64_t gpa)
 {
+	GMEM_OPTS(gmem_memory_opts, memory, .flags = GMEM_MEMORY_MEMFD);
 	struct gmem_region_opts opts = { .size = sizeof(opts) };
-	int fd;
+	struct gmem_region *region;
+	int fd = -1;
 
 	if (backing == GMEM_BACKING_SHARED || backing == GMEM_BACKING_MAPPED)
 		return lab_add(&s->lab, backing, gpa, PAGES, NULL);
-	opts.flags = GMEM_REGION_HVA;
+	if (s->naming == MADE_BY_LIBRARY) {
+		opts.memory = &memory;
+		return lab_add(&s->lab, backing, gpa, PAGES, &opts);
+	}
+
+	opts.flags = s->naming == MAPPED_BY_LIBRARY ? 0 : GMEM_REGION_HVA;
 	opts.hva = name_memory(s, PAGES * s->lab.page, 0, &fd);
+	if (s->naming != NAMED_TO_IT) {
+		OK(gmem_export_remove_memory(s->exporter, opts.hva));
+		opts.flags |= GMEM_REGION_MEMORY_FD;
+		opts.memory_fd = fd;
+	}
+	region = lab_add(&s->lab, backing, gpa, PAGES, &opts);
 	close(fd);
-	return lab_add(&s->lab, backing, gpa, PAGES, &opts);
+	return region;
 }
 
 /* ---- what guest and device see of each other ---- */
@@ -227,15 +245,19 @@ static unsigned int for_each_way(void (*run)(struct site *, uint32_t backing))
 	unsigned int count = 0;
 
 	for (uint32_t backing = GMEM_BACKING_HOST; backing <= GMEM_BACKING_SHARED; backing++) {
+		unsigned int namings = backing == GMEM_BACKING_HOST ? NAMINGS : 1;
 		struct site s;
 
 		if (!(expect_vm(DEFAULT_VM)->backings & 1u << backing))
 			continue;
-		in_case("%s memory", gmem_backing_name(backing));
-		site_new(&s, DEFAULT_VM, &opts);
-		run(&s, backing);
-		site_free(&s);
-		count++;
+		for (unsigned int naming = 0; naming < namings; naming++) {
+			in_case("%s memory, named in way %u", gmem_backing_name(backing), naming);
+			site_new(&s, DEFAULT_VM, &opts);
+			s.naming = naming;
+			run(&s, backing);
+			site_free(&s);
+			count++;
+		}
 	}
 	return count;
 }
@@ -513,22 +535,23 @@ TEST(memory_for_reading_cannot_be_written_by_any_way_round)
 
 /* ---- conversion ---- */
 
-static void private_site(struct site *s, uint32_t wait_ms)
+static void private_site(struct site *s, uint32_t wait_ms, enum naming naming)
 {
 	GMEM_OPTS(gmem_peer_opts, opts, .wait_ms = wait_ms);
 
 	if (!expect_vm(PRIVATE_VM)->exists)
 		skip("no VM here has private memory");
 	site_new(s, PRIVATE_VM, &opts);
+	s->naming = naming;
 	add_memory(s, GMEM_BACKING_PRIVATE, BASE);
 	settle(s);
 }
 
-TEST(memory_that_becomes_private_is_taken_from_a_device)
+static void take_what_becomes_private(enum naming naming)
 {
 	struct site s;
 
-	private_site(&s, PATIENT);
+	private_site(&s, PATIENT, naming);
 	CHECK_RESULT(device_stores(&s.device, BASE + s.lab.page, 1), 0);
 	for (int i = 0; i < 10; i++) {
 		OK(gmem_vm_convert(s.lab.vm, BASE + s.lab.page, s.lab.page, GMEM_STATE_PRIVATE, NULL,
@@ -548,12 +571,18 @@ TEST(memory_that_becomes_private_is_taken_from_a_device)
 	site_free(&s);
 }
 
+TEST(memory_that_becomes_private_is_taken_from_a_device)
+{
+	for (enum naming naming = NAMED_TO_IT; naming < NAMINGS; naming++)
+		take_what_becomes_private(naming);
+}
+
 TEST(without_a_devices_answer_memory_does_not_become_private)
 {
 	struct task stop = { .order = STOP_ANSWERING };
 	struct site s;
 
-	private_site(&s, 20);
+	private_site(&s, 20, NAMED_TO_IT);
 	CHECK_RESULT(device_does(&s.device, &stop), 0);
 	REFUSED(gmem_vm_convert(s.lab.vm, BASE, s.lab.page, GMEM_STATE_PRIVATE, NULL, NULL),
 		-ETIMEDOUT);

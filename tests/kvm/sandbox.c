@@ -239,6 +239,25 @@ static void populate(struct site *s)
 	OK(gmem_vm_populate(s->lab.vm, BASE, s->size, &opts, &footprint));
 }
 
+/* Host memory that is a memfd, over a reservation of the program's */
+static void run_host_memory(struct site *s)
+{
+	GMEM_OPTS(gmem_memory_opts, memory, .flags = GMEM_MEMORY_MEMFD);
+	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_HOST });
+	GMEM_OPTS(gmem_region_opts, opts, .memory = &memory, .flags = GMEM_REGION_RESERVED);
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+
+	opts.hva = mmap(NULL, s->size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	CHECK(opts.hva != MAP_FAILED);
+	OK(gmem_plan_new(gmem_vm_caps(s->lab.vm), &request, &plan));
+	opts.plan = plan;
+	OK(gmem_region_add(s->lab.vm, 3 * GIB, s->size, &opts, &region));
+	OK(gmem_region_remove(region));
+	gmem_plan_free(plan);
+	munmap(opts.hva, s->size);
+}
+
 static void run_layout(struct site *s)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .plan = s->plan);
@@ -248,6 +267,7 @@ static void run_layout(struct site *s)
 
 	populate(s);
 	OK(gmem_view_new(s->lab.vm, &view));
+	run_host_memory(s);
 	OK(gmem_region_add(s->lab.vm, GIB, s->size, &opts, &other));
 	OK(gmem_region_move(other, 2 * GIB));
 	OK(gmem_region_split(other, s->lab.page, &upper));

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "unit.h"
@@ -237,6 +238,26 @@ static int run_add(struct scene *s)
 	return add(s, &opts);
 }
 
+static int run_add_memfd(struct scene *s)
+{
+	GMEM_OPTS(gmem_memory_opts, memory, .flags = GMEM_MEMORY_MEMFD | GMEM_MEMORY_DONTFORK);
+	GMEM_OPTS(gmem_region_opts, opts, .plan = s->plan, .memory = &memory);
+
+	return add(s, &opts);
+}
+
+static int run_add_memory_fd(struct scene *s)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .plan = s->plan, .flags = GMEM_REGION_MEMORY_FD,
+		  .memory_fd = memfd_create("caller's", MFD_CLOEXEC));
+	int err;
+
+	assert_int_equal(ftruncate(opts.memory_fd, 64 << 20), 0);
+	err = add(s, &opts);
+	close(opts.memory_fd);
+	return err;
+}
+
 static int run_add_aligned(struct scene *s)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .plan = s->plan, .align = 1 << 21);
@@ -371,6 +392,9 @@ static const struct operation operations[] = {
 	{ "VM with report", "6.18", HOST, NULL, run_vm_new_with_caps, free_vm, false },
 	{ "reserve", "6.18", HOST, NULL, run_reserve, NULL, false },
 	{ "add host", "6.1", HOST, NULL, run_add, NULL, false },
+	{ "add host memfd", "6.1", HOST, NULL, run_add_memfd, NULL, true },
+	{ "add part of a file", "6.1", HOST, NULL, run_add_memory_fd, NULL, false },
+	{ "add private memfd", "7.3-swp-t1", PRIVATE, NULL, run_add_memfd, NULL, true },
 	{ "add mapped", "6.18", MAPPED, NULL, run_add, NULL, false },
 	{ "add shared", "6.18", SHARED, NULL, run_add, NULL, false },
 	{ "add shared", "arm64-7.3-64k", SHARED, NULL, run_add, NULL, false },
