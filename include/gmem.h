@@ -1167,9 +1167,9 @@ struct gmem_memory_opts {
  * @file_offset: start in @file, a multiple of the page; 0 without @file
  * @hva: page-aligned host address, read only with GMEM_REGION_HVA. With
  *	GMEM_BACKING_HOST and GMEM_BACKING_PRIVATE, your own (shared) memory,
- *	borrowed until the region is removed. It must stay mapped, with the
- *	protection that accesses need. Nobody checks that: neither the library nor
- *	KVM refuses an address where nothing is mapped. With other backings, the
+ *	borrowed until the region is removed. Neither the library nor KVM refuses an
+ *	address where nothing is mapped, or not with the permission: accesses of the
+ *	library's fail there (-EFAULT), and a vCPU's end its run. With other backings, the
  *	address to map the file at, where nothing may be mapped yet.
  * @align: alignment of the host address, as in struct gmem_map_opts. With
  *	GMEM_REGION_CONGRUENT the distance between host address and @gpa is a
