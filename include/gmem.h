@@ -1600,9 +1600,8 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
  * @size: bytes
  * @gmemfd_offset: start of the region in @file
  * @host_offset: start of the region in @host_fd
- * @page_size: bytes of the pages that the memory at @hva consists of: those of hugetlb, as
- *	the kernel told when the region was added, otherwise the host page. Less than a page
- *	cannot be discarded. 0: a device's range; or not known, your own memory without /proc
+ * @page_size: bytes of the pages that the memory at @hva consists of: the huge pages of
+ *	hugetlb, otherwise the host page; 0 for a device's range
  * @flags: of GMEM_REGION_READONLY, GMEM_REGION_DIRTY_LOG, GMEM_REGION_DEVICE, and
  *	GMEM_REGION_HVA (the memory at @hva is yours), those that hold now
  * @gmemfd: fd of @file, borrowed; -1: none
