@@ -1600,15 +1600,15 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
  * @size: bytes
  * @gmemfd_offset: start of the region in @file
  * @host_offset: start of the region in @host_fd
- * @page_size: bytes of the pages that the memory at @hva consists of: those of a file on
- *	hugetlbfs, otherwise the host page. 0: not known, your own memory without a file that
- *	the library knows; or a device's range
+ * @page_size: bytes of the pages that the memory at @hva consists of: the huge pages of
+ *	hugetlb, otherwise the host page; 0 for a device's range
  * @flags: of GMEM_REGION_READONLY, GMEM_REGION_DIRTY_LOG, GMEM_REGION_DEVICE, and
  *	GMEM_REGION_HVA (the memory at @hva is yours), those that hold now
  * @gmemfd: fd of @file, borrowed; -1: none
  * @host_fd: fd of the file that the memory at @hva is a mapping of, borrowed, where that is
  *	host memory whose file the library knows; -1 otherwise
- * @slot: memslot number; UINT32_MAX: a device's range, or the memslot was lost
+ * @slot: memslot number, as gmem_region_slot(); UINT32_MAX: a device's range, or the
+ *	memslot was lost
  * @backing: an enum gmem_backing
  * @kind: an enum gmem_kind; GMEM_KIND_DEFAULT for a device's range
  * @zero: 0; place for what later versions have to say

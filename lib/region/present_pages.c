@@ -212,7 +212,7 @@ static bool has_data(const struct gmem_host_look *look, struct data *data, uint6
 			*data = read_huge_page(look, offset);
 		} else {
 			*data = (struct data){ .from = offset };
-			err = gmem_sys_find_data(look->file, offset, &data->start, &data->end);
+			err = gmem_sys_seek_data(look->file, offset, &data->start, &data->end);
 			/* Blocks of the file may be smaller than pages. */
 			data->start -= data->start % gmem_sys_page_size();
 			if (err == -ENXIO)

@@ -2,11 +2,15 @@
 /* listener: who follows the layout hears of all that changes, once and in order */
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "base/lock.h"
+#include "region/vm_core.h"
 #include "unit.h"
 
 #define LOG_SIZE 2048
@@ -507,6 +511,138 @@ static void listener_may_leave_while_it_is_told_the_layout(void **state)
 	scene_end(&s);
 }
 
+/* ---- coming while others work ---- */
+
+/* A conversion that is under way, in a callback, until it is let go */
+struct holdup {
+	struct scene *s;
+	sem_t is_in, may_go;
+	struct ear ear;
+};
+
+static int hold_up(void *data, uint64_t gpa, uint64_t size)
+{
+	struct holdup *h = data;
+
+	(void)gpa;
+	(void)size;
+	sem_post(&h->is_in);
+	sem_wait(&h->may_go);
+	return 0;
+}
+
+static void *convert_first_page(void *data)
+{
+	struct holdup *h = data;
+
+	return gmem_vm_convert(h->s->unit.vm, 0, h->s->unit.page, GMEM_STATE_PRIVATE, NULL, NULL) ? h : NULL;
+}
+
+static void *convert_all_back(void *data)
+{
+	struct holdup *h = data;
+
+	return gmem_vm_convert(h->s->unit.vm, 0, PAGES(&h->s->unit, 8), GMEM_STATE_SHARED, NULL, NULL)
+		       ? h : NULL;
+}
+
+static void *come(void *data)
+{
+	struct holdup *h = data;
+
+	listen_with(&h->ear, h->s, 'y', h->ear.log, true);
+	return NULL;
+}
+
+/* Returns when so many claims came in all, or never will: a wrong answer shows that then. */
+static void wait_for_claims(struct gmem_vm *vm, uint64_t order)
+{
+	uint64_t now;
+
+	for (int i = 0; i < 5000; i++) {
+		gmem_lock_take(&vm->lock);
+		now = vm->claim_order;
+		gmem_lock_drop(&vm->lock);
+		if (now >= order)
+			return;
+		usleep(1000);
+	}
+}
+
+static void listener_is_told_one_moment_after_the_work_before_it(void **state)
+{
+	struct holdup h = { .s = NULL };
+	GMEM_OPTS(gmem_listener_opts, opts, .data = &h, .before_private = hold_up);
+	struct gmem_listener *listener;
+	char log[LOG_SIZE] = "";
+	pthread_t threads[3];
+	struct scene s;
+	uint64_t order;
+	void *failed;
+
+	(void)state;
+	scene_begin(&s);
+	add(&s, 0, 8, 0);
+	make_private(&s, 2, 1);
+	h.s = &s;
+	h.ear.log = log;
+	sem_init(&h.is_in, 0, 0);
+	sem_init(&h.may_go, 0, 0);
+	assert_ok(gmem_listener_new(s.unit.vm, &opts, &listener));
+	order = s.unit.vm->claim_order;
+
+	/* each waits for the one before */
+	assert_int_equal(pthread_create(&threads[0], NULL, convert_first_page, &h), 0);
+	sem_wait(&h.is_in);
+	assert_int_equal(pthread_create(&threads[1], NULL, convert_all_back, &h), 0);
+	wait_for_claims(s.unit.vm, order + 2);
+	assert_int_equal(pthread_create(&threads[2], NULL, come, &h), 0);
+	wait_for_claims(s.unit.vm, order + 3);
+	sem_post(&h.may_go);
+	for (int i = 0; i < 3; i++) {
+		pthread_join(threads[i], &failed);
+		assert_null(failed);
+	}
+
+	assert_heard(log, "+y0-7 ");
+	gmem_listener_free(listener);
+	gmem_listener_free(h.ear.listener);
+	sem_destroy(&h.is_in);
+	sem_destroy(&h.may_go);
+	scene_end(&s);
+}
+
+static void listener_waits_only_as_long_as_the_vm_says(void **state)
+{
+	struct holdup h = { .s = NULL };
+	GMEM_OPTS(gmem_listener_opts, opts, .data = &h, .before_private = hold_up);
+	GMEM_OPTS(gmem_listener_opts, late, .region_added = hear_added);
+	struct gmem_listener *listener, *untouched = UNTOUCHED(struct gmem_listener);
+	pthread_t thread;
+	struct scene s;
+	void *failed;
+
+	(void)state;
+	scene_begin(&s);
+	add(&s, 0, 8, 0);
+	h.s = &s;
+	sem_init(&h.is_in, 0, 0);
+	sem_init(&h.may_go, 0, 0);
+	s.unit.vm->wait_ms = 5;
+	assert_ok(gmem_listener_new(s.unit.vm, &opts, &listener));
+	assert_int_equal(pthread_create(&thread, NULL, convert_first_page, &h), 0);
+	sem_wait(&h.is_in);
+	assert_int_equal(gmem_listener_new(s.unit.vm, &late, &untouched), -EBUSY);
+	assert_ptr_equal(untouched, UNTOUCHED(struct gmem_listener));
+	sem_post(&h.may_go);
+	pthread_join(thread, &failed);
+	assert_null(failed);
+	gmem_listener_free(listener);
+	sem_destroy(&h.is_in);
+	sem_destroy(&h.may_go);
+	scene_end(&s);
+}
+
 /* ---- mirrors, while threads change everything ---- */
 
 #define PLACES		8	/* of regions; each has room for PLACE pages */
@@ -778,6 +914,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(discard_that_is_refused_is_undone),
 	cmocka_unit_test(callbacks_get_edeadlk_where_they_would_wait_for_themselves),
 	cmocka_unit_test(listener_may_leave_while_it_is_told_the_layout),
+	cmocka_unit_test(listener_is_told_one_moment_after_the_work_before_it),
+	cmocka_unit_test(listener_waits_only_as_long_as_the_vm_says),
 	cmocka_unit_test(mirrors_are_right_whatever_threads_do),
 };
 

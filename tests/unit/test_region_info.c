@@ -92,7 +92,7 @@ static void region_is_what_its_flags_say(void **state)
 	assert_ok(gmem_vm_find_gpa(unit.vm, 0, &info));
 	assert_int_equal(info.flags, GMEM_REGION_READONLY | GMEM_REGION_HVA);
 	assert_int_equal(info.kind, GMEM_KIND_ROM);
-	assert_int_equal(info.page_size, 0);
+	assert_int_equal(info.page_size, unit.page);
 	assert_ptr_equal(info.hva, memory);
 
 	assert_ok(gmem_region_set_dirty_log(region, 1));
