@@ -1167,9 +1167,9 @@ struct gmem_memory_opts {
  * @file_offset: start in @file, a multiple of the page; 0 without @file
  * @hva: page-aligned host address, read only with GMEM_REGION_HVA. With
  *	GMEM_BACKING_HOST and GMEM_BACKING_PRIVATE, your own (shared) memory,
- *	borrowed until the region is removed. It must stay mapped, with the
- *	protection that accesses need. Nobody checks that: neither the library nor
- *	KVM refuses an address where nothing is mapped. With other backings, the
+ *	borrowed until the region is removed. Neither the library nor KVM refuses an
+ *	address where nothing is mapped, or not with the permission: accesses of the
+ *	library's fail there (-EFAULT), and a vCPU's end its run. With other backings, the
  *	address to map the file at, where nothing may be mapped yet.
  * @align: alignment of the host address, as in struct gmem_map_opts. With
  *	GMEM_REGION_CONGRUENT the distance between host address and @gpa is a
@@ -1535,8 +1535,9 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
  * @size: bytes
  * @gmemfd_offset: start of the region in @file
  * @host_offset: start of the region in @host_fd
- * @page_size: bytes of the pages that the memory at @hva consists of: the huge pages of
- *	hugetlb, otherwise the host page; 0 for a device's range
+ * @page_size: bytes of the pages that the memory at @hva consists of: those of hugetlb, as
+ *	the kernel told when the region was added, otherwise the host page. Less than a page
+ *	cannot be discarded. 0: a device's range; or not known, your own memory without /proc
  * @flags: of GMEM_REGION_READONLY, GMEM_REGION_DIRTY_LOG, GMEM_REGION_DEVICE, and
  *	GMEM_REGION_HVA (the memory at @hva is yours), those that hold now
  * @gmemfd: fd of @file, borrowed; -1: none

@@ -101,7 +101,10 @@ static int punch(struct gmem_host_look *look, uint64_t hva, uint64_t size)
 	return err;
 }
 
-/* MADV_DONTNEED of shared memory would only drop this mapping of it. */
+/*
+ * MADV_DONTNEED of shared memory alone would only drop this mapping of it. Without it, a page
+ * that the hardware lost stays marked in the mapping when its file has let it go.
+ */
 static int free_pages(const struct discard *discard, uint64_t hva, uint64_t size)
 {
 	int err;
@@ -111,6 +114,7 @@ static int free_pages(const struct discard *discard, uint64_t hva, uint64_t size
 		return err ? refuse(discard, err, hva, "") : 0;
 	}
 
+	gmem_sys_madvise(at(hva), size, MADV_DONTNEED);
 	err = gmem_sys_madvise(at(hva), size, MADV_REMOVE);
 	if (err == -EINVAL) {
 		err = punch(discard->look, hva, size);

@@ -427,6 +427,7 @@ static void learn_mapping(struct gmem_region *region)
 
 	if (page)
 		region->page_size = page;
+	region->page_size_is_assumed = !page;
 	region->has_private_file = gmem_host_mapping_find_private_file(hva, region->hva.size);
 }
 
@@ -628,6 +629,7 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 		.kind = region->kind,
 		.identity = region->identity,
 		.congruent = region->congruent,
+		.page_size_is_assumed = region->page_size_is_assumed,
 		.has_private_file = region->has_private_file,
 		.hva_chosen = region->hva_chosen,
 		.borrows_memory = region->borrows_memory,

@@ -278,11 +278,14 @@ static void single_pages_that_fill_a_huge_page_free_it(void **state)
 
 static void region_is_split_between_huge_pages_only(void **state)
 {
+	struct gmem_region_info info;
 	struct gmem_region *upper;
 	struct memory memory;
 
 	(void)state;
 	begin_huge(&memory);
+	assert_ok(gmem_vm_find_gpa(memory.unit.vm, 0, &info));
+	assert_int_equal(info.page_size, memory.size / 2);
 	assert_refused(-EINVAL, "is inside a huge page of 16 KiB",
 		       gmem_region_split(memory.region, memory.unit.page, &upper));
 	assert_ok(gmem_region_split(memory.region, memory.size / 2, &upper));
