@@ -355,13 +355,19 @@ uint64_t gmem_leased_memory_region_reach(const struct gmem_leased_memory *memory
 
 static int fail_access(const struct gmem_leased_range *range, const char *hva, bool writes, int err)
 {
+	uint64_t gpa = range->gpa + (uint64_t)(hva - range->hva);
 	const char *why;
 
 	if (gmem_nofault_is_lost(hva, err))
 		err = -EHWPOISON;
 	why = gmem_nofault_why(hva, writes, err);
+	/* It was compared before: it would have been written only because it differs. */
+	if (writes && err == -EFAULT && gmem_kind_traits(range->region->kind)->is_compared)
+		return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " has other contents than it should get, in memory "
+				 "of kind \"%s\" that cannot be written", gpa,
+				 gmem_kind_name(range->region->kind));
 	return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be %s: %s, %s",
-			 range->gpa + (uint64_t)(hva - range->hva), (uintptr_t)hva,
+			 gpa, (uintptr_t)hva,
 			 writes ? "written" : "read", gmem_errno_name(err),
 			 why ? why : "but can be now");
 }
@@ -542,11 +548,6 @@ static int copy_differences(struct gmem_leased_memory *memory,
 			return fail_access(range, hva + done, false, err);
 		if (memcmp(present, bytes + done, now) != 0)
 			err = copy_in(memory, range, hva + done, bytes + done, now);
-		if (err == -EFAULT)
-			err = gmem_fail(-EACCES, "gpa 0x%" PRIx64 " has other contents than it should get, in "
-					"memory of kind \"%s\" that cannot be written",
-					range->gpa + (uint64_t)(hva + done - range->hva),
-					gmem_kind_name(range->region->kind));
 	}
 	return err;
 }

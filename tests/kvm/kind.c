@@ -338,7 +338,7 @@ TEST(rom_is_restored_where_it_is_the_same)
 	uint64_t left_out;
 	struct lab lab;
 	void *right, *wrong;
-	int fd;
+	int fd, image;
 
 	lab_new(&lab, DEFAULT_VM);
 	right = map_rom(&lab, 'R');
@@ -356,6 +356,17 @@ TEST(rom_is_restored_where_it_is_the_same)
 	REFUSED(restore(lab.vm, fd, 0), -EACCES);
 	CHECK(says("\"rom\"") && says("other contents"));
 	OK(gmem_region_remove(rom));
+
+	/* Zeros differ, too. */
+	rom = add_rom(&lab, memory(&lab, 0));
+	image = save(lab.vm, &left_out);
+	munmap(gmem_region_hva(rom), PAGES * lab.page);
+	OK(gmem_region_remove(rom));
+	rom = add_rom(&lab, right);
+	REFUSED(restore(lab.vm, image, 0), -EACCES);
+	CHECK(says("other contents"));
+	OK(gmem_region_remove(rom));
+	close(image);
 
 	rom = add_rom(&lab, memory(&lab, 0));
 	OK(restore(lab.vm, fd, 0));
