@@ -1167,9 +1167,9 @@ struct gmem_memory_opts {
  * @file_offset: start in @file, a multiple of the page; 0 without @file
  * @hva: page-aligned host address, read only with GMEM_REGION_HVA. With
  *	GMEM_BACKING_HOST and GMEM_BACKING_PRIVATE, your own (shared) memory,
- *	borrowed until the region is removed. It must stay mapped, with the
- *	protection that accesses need. Nobody checks that: neither the library nor
- *	KVM refuses an address where nothing is mapped. With other backings, the
+ *	borrowed until the region is removed. Neither the library nor KVM refuses an
+ *	address where nothing is mapped, or not with the permission: accesses of the
+ *	library's fail there (-EFAULT), and a vCPU's end its run. With other backings, the
  *	address to map the file at, where nothing may be mapped yet.
  * @align: alignment of the host address, as in struct gmem_map_opts. With
  *	GMEM_REGION_CONGRUENT the distance between host address and @gpa is a
@@ -1200,6 +1200,13 @@ struct gmem_memory_opts {
  * meanings. If /proc cannot be read then, memory that looks locked or hugetlb counts
  * as RAM. The kind belongs to the region, not to the memory: GMEM_REGION_KEEP_STATE
  * does not keep it.
+ *
+ * Memory at @hva may be of any kind: anonymous, a file mapped shared or private, of
+ * hugetlb or tmpfs, registered with userfaultfd, locked. What a page holds that is not
+ * there is found out when it matters, and not assumed: see gmem_vm_save() and
+ * gmem_vm_discard(). The size of its pages is asked for when the region is added: a
+ * huge page of hugetlb is discarded, and a region split, as a whole only. The memory
+ * must not change its mapping during a call that works on it.
  *
  * GMEM_REGION_KEEP_STATE is for gmem_change_add(), to lay out memory anew
  * without converting it anew; with gmem_region_add() it has no effect. It
@@ -1432,7 +1439,8 @@ GMEM_API struct gmem_file *gmem_region_file(const struct gmem_region *region,
 /**
  * gmem_region_split() - split a region in two
  * @region: region; keeps the part below @offset
- * @offset: bytes from the start of the region, a multiple of the page inside it
+ * @offset: bytes from the start of the region, a multiple of the page inside it; not
+ *	inside a huge page of hugetlb
  * @ret_upper: the new region with the rest; ends like one of gmem_region_add()
  *
  * Contents, host addresses, file and dirty log stay, and so do states of pages.
@@ -1527,14 +1535,16 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
  * @size: bytes
  * @gmemfd_offset: start of the region in @file
  * @host_offset: start of the region in @host_fd
- * @page_size: bytes of the pages that the memory at @hva consists of: the huge pages of
- *	hugetlb, otherwise the host page; 0 for a device's range
+ * @page_size: bytes of the pages that the memory at @hva consists of: those of hugetlb, as
+ *	the kernel told when the region was added, otherwise the host page. Less than a page
+ *	cannot be discarded. 0: a device's range; or not known, your own memory without /proc
  * @flags: of GMEM_REGION_READONLY, GMEM_REGION_DIRTY_LOG, GMEM_REGION_DEVICE, and
  *	GMEM_REGION_HVA (the memory at @hva is yours), those that hold now
  * @gmemfd: fd of @file, borrowed; -1: none
  * @host_fd: fd of the file that the memory at @hva is a mapping of, borrowed, where that is
  *	host memory whose file the library knows; -1 otherwise
- * @slot: memslot number; UINT32_MAX: a device's range, or the memslot was lost
+ * @slot: memslot number, as gmem_region_slot(); UINT32_MAX: a device's range, or the
+ *	memslot was lost
  * @backing: an enum gmem_backing
  * @kind: an enum gmem_kind; GMEM_KIND_DEFAULT for a device's range
  * @zero: 0; place for what later versions have to say
@@ -2659,7 +2669,9 @@ struct gmem_conversion {
  * of it.
  *
  * With GMEM_BACKING_PRIVATE contents are not copied: the guest finds the previous
- * contents of the side it now uses, or zeros if that was discarded. The discard
+ * contents of the side it now uses, or, if that was discarded, zeros, or what a file
+ * mapped privately or the handler of userfaultfd has for it. Of a huge page of hugetlb
+ * that a conversion lets go of only in part, nothing is freed. The discard
  * policy holds for all of the range. If the kernel refuses to free memory, the
  * conversion succeeds nevertheless; the refusal goes to the log, and the memory
  * counts as owed. Memory that is one for both sides, as with GMEM_BACKING_INPLACE,
@@ -3089,8 +3101,9 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 
 /**
  * struct gmem_footprint - memory that a range took before and after a call
- * @done: bytes of the range, or of all ranges, that were processed. Memory that is left out
- *	for its kind counts when populating, not when discarding.
+ * @done: bytes of the range, or of all ranges, that were processed: populated, or given
+ *	back to the host. Memory that is left out for its kind counts when populating, not
+ *	when discarding.
  * @before: bytes that were allocated before
  * @after: bytes that were allocated afterwards
  * @counted: 1 if @before and @after are valid, 0 if they could not be counted
@@ -3098,7 +3111,10 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  *
  * Both counts come from the kernel, for the side the guest uses: pages allocated
  * to a file by any process, and pages of host memory that are mapped in this
- * process. Pages that guests and others allocate or free meanwhile are in them.
+ * process, or in the page cache of a file mapped shared; of a private mapping of a file,
+ * the pages that are its own. Of hugetlb that is the part of
+ * each huge page that is in the range. Pages that guests and others allocate or free
+ * meanwhile are in them.
  * Pages of a file that cannot be mapped are counted from Linux 6.5 on.
  */
 struct gmem_footprint {
@@ -3180,11 +3196,17 @@ struct gmem_populate_opts {
  * much others take meanwhile. Swap does not count, because guest_memfd cannot use
  * it. GMEM_POPULATE_UNCHECKED leaves these checks out.
  *
+ * Memory of hugetlb is compared with the huge pages of its size instead: those that are
+ * free, less those reserved for other mappings, and those that nr_overcommit_hugepages
+ * allows, and the limits of the hugetlb cgroups. A range that begins or ends inside a
+ * huge page populates all of it.
+ *
  * Memory populated before a failure stays; @ret has the exact amount.
  *
  * Thread-safe; conversions and changes of the layout can run after each piece.
  * Source: madvise(2) with MADV_POPULATE_READ or MADV_POPULATE_WRITE (before Linux
- * 5.14 an access to each page), fallocate(2). Since: 0.1.
+ * 5.14 an access to each page), fallocate(2), /proc/meminfo,
+ * /sys/kernel/mm/hugepages. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
  * -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its kind:
@@ -3294,12 +3316,26 @@ struct gmem_discard_opts {
  *	which saves the counting
  *
  * For balloons and free page reporting. The call frees the side the guest uses,
- * and guest and host read zeros there afterwards. There are two exceptions in the
- * caller's own host memory (GMEM_REGION_HVA): a private mapping of a file shows
- * the file again, and shared memory locked with mlock(2) is not freed, which @ret
- * shows. Only RAM is freed, and the rest of the range stays as it is, unless
- * GMEM_DISCARD_ALL_KINDS asks for it (enum gmem_kind). Memory of a memfd sealed with F_SEAL_WRITE or F_SEAL_FUTURE_WRITE cannot
- * be freed: -EPERM.
+ * and guest and host read zeros there afterwards. Only RAM is freed, and the rest of
+ * the range stays as it is, unless GMEM_DISCARD_ALL_KINDS asks for it (enum gmem_kind).
+ *
+ * Some memory would not read as zero: a private mapping of a file shows the file again,
+ * and userfaultfd, registered for missing pages, asks its handler again. It is not
+ * freed, -EOPNOTSUPP, unless GMEM_DISCARD_NOT_ZERO says that the guest does not care:
+ * what a page holds afterwards is then the file's or the handler's to say
+ * (UFFD_EVENT_REMOVE tells the handler). That memory is userfaultfd's is found out by
+ * one page: it is made absent, so that its contents are the handler's, and the rest of
+ * the range is not touched. Calls for 256 KiB or less try that for the first one in
+ * a region and for one in 16, so register memory before you discard it; calls with
+ * the flag never try.
+ *
+ * Only whole pages of the memory can be freed. A range that begins or ends inside a
+ * huge page of hugetlb is -EINVAL; with GMEM_DISCARD_INWARD that huge page stays, and
+ * does not count as done. Memory of a memfd sealed with F_SEAL_WRITE or
+ * F_SEAL_FUTURE_WRITE cannot be freed: -EPERM, and the sentence names the seal. Locked
+ * memory (mlock(2)) is freed; if it is shared, through its file, which the library must
+ * find: with GMEM_REGION_MEMORY_FD, among the file descriptors of the process, or with
+ * CAP_CHECKPOINT_RESTORE in /proc/self/map_files; else it is -EOPNOTSUPP.
  *
  * The range must not be in use: the guest loses its contents, and I/O that began
  * before goes to pages that nobody sees any more. A lease prevents the discard, also
@@ -3307,14 +3343,17 @@ struct gmem_discard_opts {
  *
  * Thread-safe; changes of the layout and conversions of the range wait, for one piece
  * of 64 MiB at most.
- * Source: madvise(2) and fallocate(2) with FALLOC_FL_PUNCH_HOLE. Since: 0.1.
+ * Source: madvise(2) with MADV_DONTNEED, MADV_DONTNEED_LOCKED (Linux 5.18) and
+ * MADV_REMOVE, fallocate(2) with FALLOC_FL_PUNCH_HOLE, PROCMAP_QUERY (Linux 6.11),
+ * before that /proc/self/maps; /proc/self/mem. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
- * -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its kind,
- * -EBUSY somebody holds a lease on it, -ENOMEM, -E2BIG options newer than the library: nothing was freed; or -EBUSY,
- * -ENOENT or -ENXIO if a lease was taken or the layout changed meanwhile,
- * -EDEADLK a callback calls it for its own range, or the kernel's own errno:
- * @ret says how much was freed.
+ * Return: 0, or -EINVAL bad range or options, or part of a huge page, -ENOENT the range
+ * has a hole, -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its
+ * kind, -EBUSY somebody holds a lease on it, -ENOMEM, -E2BIG options newer than the
+ * library: nothing was freed; or -EBUSY, -ENOENT or -ENXIO if a lease was taken or the
+ * layout changed meanwhile, -EOPNOTSUPP memory that would not read as zero or is locked,
+ * -EPERM a seal, -ENOMEM nothing is mapped there, -EDEADLK a callback calls it for its
+ * own range, or the kernel's own errno: @ret says how much was freed.
  */
 GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			     const struct gmem_discard_opts *opts, struct gmem_footprint *ret);
@@ -3329,7 +3368,7 @@ GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  *
  * Adjacent ranges are freed together, which for single pages takes a third of the
  * time. With GMEM_DISCARD_INWARD, pages of the guest that are smaller than the
- * host's are freed where adjacent ones fill a page of the host; the others stay,
+ * host's, or than a huge page of hugetlb, are freed where adjacent ones fill it; the others stay,
  * and do not count as done.
  *
  * Everything is checked before the first range is freed, in the order of
@@ -3655,7 +3694,7 @@ struct gmem_transfer_result {
  *
  * Afterwards the guest memory at @gpa has the contents of the file at @offset.
  * Holes of the file are not read, and zeros are not written to pages that the
- * guest does not have yet, so they take no memory. Data in the page cache is
+ * guest does not have yet (see gmem_vm_restore()), so they take no memory. Data in the page cache is
  * copied from there; the rest bypasses the page cache if the file system can.
  *
  * Running out of memory would be no error, but kill: see gmem_vm_populate(). So the
@@ -3710,7 +3749,13 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * @ret: result, filled in on failure, too; NULL if not wanted
  *
  * Writes the pages of all regions that exist and are not zero, and allocates no
- * guest memory. Memory of devices, and memory whose contents are elsewhere, is not
+ * guest memory. A page of host memory that is not there counts as zero only if that is
+ * known: no userfaultfd is asked for it, no file has it, none of it is in swap. What
+ * userfaultfd owes is faulted in, which waits for its handler, so run the handler in
+ * another thread. Files are asked for their holes: that of GMEM_REGION_MEMORY_FD, or one
+ * that the library finds as for gmem_vm_discard(). Where the kernel does not say what is
+ * behind a page, as without /proc, it is read, which allocates it if it is of a shared
+ * file or of hugetlb. Memory of devices, and memory whose contents are elsewhere, is not
  * looked at: the image says only where it is (enum gmem_kind). Readers recognise an incomplete image, such as one left by a
  * process that died, a full disk or a host that went down. After a failure the
  * image is incomplete; with gmem_vm_save_begin() the save can go on.
@@ -3732,7 +3777,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  *
  * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
  *
- * Thread-safe. Source: mincore(2), cachestat(2), write(2), io_uring(7), open(2)
+ * Thread-safe. Source: mincore(2), cachestat(2), lseek(2) with SEEK_DATA, PROCMAP_QUERY,
+ * /proc/self/pagemap, and /proc/self/smaps at most once, write(2), io_uring(7), open(2)
  * with O_DIRECT, fdatasync(2), getrlimit(2). Since: 0.1.
  *
  * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is
@@ -3770,7 +3816,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * @ret: result, filled in on failure, too; NULL if not wanted
  *
  * Afterwards the memory has the contents it had when the image was saved. Pages
- * that are not in the image are zero, and take no memory if they did not exist.
+ * that are not in the image are zero, and take no memory if they did not exist. Which
+ * do not is found out as by gmem_vm_save(): where a private mapping of a file or
+ * userfaultfd has something else, zeros are written.
  * The VM may have other regions and other ways of backing than the saved one, and
  * the host another page size.
  *
@@ -3808,10 +3856,11 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  *
  * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
  * early, -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT
- * the image has memory, or more private ranges, than the VM has room for, -EEXIST the
- * VM has memory that the image
- * does not have, -EACCES memory of the image or the VM is private, or ROM differs from
- * the image and cannot be written, -ESPIPE a pipe cannot be verified first, -EHWPOISON
+ * the image has memory, or more private ranges, than the VM has room for, or the VM
+ * lacks memory whose contents the image does not have, -EEXIST the VM has memory that
+ * the image does not have, -EACCES memory of the image or the VM is private, or ROM
+ * differs from the image and cannot be written, -ESPIPE a pipe cannot be verified
+ * first, -EHWPOISON
  * pages are lost, in the image or in the VM's memory, -EBUSY, -ECANCELED, -EINVAL,
  * -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as gmem_vm_load().
  */

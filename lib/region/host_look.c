@@ -27,38 +27,42 @@ void gmem_host_look_end(struct gmem_host_look *look)
 	*look = (struct gmem_host_look)GMEM_HOST_LOOK;
 }
 
-struct first {
-	uint64_t hva;
-	struct gmem_host_mapping mapping;
-};
-
 static int keep_first(void *data, const struct gmem_host_mapping *mapping)
 {
-	struct first *first = data;
-
-	first->mapping = *mapping;
+	*(struct gmem_host_mapping *)data = *mapping;
 	return 1;
+}
+
+/* The first mapping that ends above @hva; 0: there is none */
+static int find_first(uint64_t hva, struct gmem_host_mapping *ret)
+{
+	const void *start = (const void *)(uintptr_t)hva;
+	int found = gmem_host_mappings(start, UINT64_MAX - hva, false, keep_first, ret);
+
+	/* Before Linux 6.11, of memory that is locked, a device's or hugetlb's */
+	if (found > 0 && ret->start <= hva && !ret->page_size)
+		found = gmem_host_mappings(start, 1, true, keep_first, ret);
+	return found == -ENOENT ? -ENODATA : found;
 }
 
 int gmem_host_look_at(struct gmem_host_look *look, uint64_t hva, uint64_t *ret_next)
 {
-	struct first first = { .hva = hva };
-	int ret;
+	struct gmem_host_mapping first;
+	int found;
 
 	if (hva >= look->mapping.start && hva < look->mapping.end)
 		return 0;
 
-	/* To the end of the address space: the next one may be wanted. */
-	ret = gmem_host_mappings((const void *)(uintptr_t)hva, UINT64_MAX - hva, false, keep_first, &first);
-	if (ret < 0 && ret != -ENOENT)
-		return ret;
-	if (ret <= 0 || first.mapping.start > hva) {
-		*ret_next = ret > 0 ? first.mapping.start : UINT64_MAX;
-		return ret == -ENOENT ? -ENODATA : -ENOENT;
+	found = find_first(hva, &first);
+	if (found < 0)
+		return found;
+	if (!found || first.start > hva) {
+		*ret_next = found ? first.start : UINT64_MAX;
+		return -ENOENT;
 	}
 
 	forget_file(look);
-	look->mapping = first.mapping;
+	look->mapping = first;
 	look->is_tried = false;
 	return 0;
 }

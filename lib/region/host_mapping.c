@@ -318,3 +318,14 @@ uint64_t gmem_host_mapping_page_size(const void *hva, uint64_t size)
 
 	return ask(hva, size, GMEM_MAPPING_HUGETLB, &search) ? 0 : search.page_size;
 }
+
+static int note_private_file(void *data, const struct gmem_host_mapping *mapping)
+{
+	(void)data;
+	return gmem_host_mapping_is_private_file(mapping);
+}
+
+bool gmem_host_mapping_find_private_file(const void *hva, uint64_t size)
+{
+	return gmem_host_mappings(hva, size, false, note_private_file, NULL) > 0;
+}

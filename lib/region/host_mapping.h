@@ -76,5 +76,14 @@ bool gmem_host_mapping_is_ordinary(uint64_t hva);
  * known. Huge pages that the kernel made on its own (THP) are split when needed and do not count.
  */
 uint64_t gmem_host_mapping_page_size(const void *hva, uint64_t size);
+/* A private mapping of a file: pages that were written are its own, the others the file's. */
+static inline bool gmem_host_mapping_is_private_file(const struct gmem_host_mapping *mapping)
+{
+	return mapping->flags & GMEM_MAPPING_FILE &&
+	       !(mapping->flags & (GMEM_MAPPING_SHARED | GMEM_MAPPING_NAMELESS));
+}
+
+/* Tell whether there is one in the range; false also if that cannot be known. */
+bool gmem_host_mapping_find_private_file(const void *hva, uint64_t size);
 
 #endif

@@ -212,7 +212,7 @@ static bool has_data(const struct gmem_host_look *look, struct data *data, uint6
 			*data = read_huge_page(look, offset);
 		} else {
 			*data = (struct data){ .from = offset };
-			err = gmem_sys_find_data(look->file, offset, &data->start, &data->end);
+			err = gmem_sys_seek_data(look->file, offset, &data->start, &data->end);
 			/* Blocks of the file may be smaller than pages. */
 			data->start -= data->start % gmem_sys_page_size();
 			if (err == -ENXIO)
@@ -235,18 +235,30 @@ static bool has_swap(void)
 	return !line || line[1] != '\0';
 }
 
+static int look_with_mincore(const struct walk *walk, const char *hva, uint64_t pages, uint64_t *there)
+{
+	unsigned char marks[HOST_PAGES];
+	int err = gmem_sys_mincore((char *)(uintptr_t)hva, pages * walk->page, marks);
+
+	for (uint64_t i = 0; i < pages && !err; i++)
+		there[i] = marks[i] & 1 ? PAGEMAP_THERE : 0;
+	return err;
+}
+
 /*
  * Which pages are known to be there: by the page tables and the swap entries in them, which is
- * all there is of anonymous memory; of shared memory without an fd, by the page cache.
+ * all there is of anonymous memory; of shared memory without an fd, by the page cache. Of huge
+ * pages that were lost by the hardware, or that are being moved, only mincore() knows.
  */
 static int look_at_pages(const struct walk *walk, const char *hva, uint64_t pages, uint64_t *there)
 {
 	uint32_t flags = walk->look->mapping.flags;
-	unsigned char marks[HOST_PAGES];
 	bool may_swap;
 	int err;
 
-	if (!(flags & GMEM_MAPPING_SHARED) || flags & GMEM_MAPPING_HUGETLB)
+	if (flags & GMEM_MAPPING_HUGETLB)
+		return look_with_mincore(walk, hva, pages, there);
+	if (!(flags & GMEM_MAPPING_SHARED))
 		return gmem_sys_pagemap(hva, pages, there);
 
 	memset(there, 0, pages * sizeof(*there));
@@ -256,9 +268,7 @@ static int look_at_pages(const struct walk *walk, const char *hva, uint64_t page
 		return -ENODATA;
 
 	may_swap = has_swap();
-	err = gmem_sys_mincore((char *)(uintptr_t)hva, pages * walk->page, marks);
-	for (uint64_t i = 0; i < pages && !err; i++)
-		there[i] = marks[i] & 1 ? PAGEMAP_THERE : 0;
+	err = look_with_mincore(walk, hva, pages, there);
 	return err ? err : may_swap || has_swap() ? -ENODATA : 0;
 }
 

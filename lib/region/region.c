@@ -420,12 +420,15 @@ static int map_host_memory(struct gmem_region *region, const struct gmem_region_
 }
 
 /* What cannot be known now is asked again when it matters, see region/host_look. */
-static void learn_page_size(struct gmem_region *region)
+static void learn_mapping(struct gmem_region *region)
 {
-	uint64_t page = gmem_host_mapping_page_size((void *)(uintptr_t)region->hva.start, region->hva.size);
+	const void *hva = (const void *)(uintptr_t)region->hva.start;
+	uint64_t page = gmem_host_mapping_page_size(hva, region->hva.size);
 
 	if (page)
 		region->page_size = page;
+	region->page_size_is_assumed = !page;
+	region->has_private_file = gmem_host_mapping_find_private_file(hva, region->hva.size);
 }
 
 static int get_host_memory(struct gmem_region *region, const struct gmem_region_params *params)
@@ -447,7 +450,7 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 	if (err)
 		put_host_file(region);
 	else if (region->borrows_memory || region->host_file || params->memory.huge_page)
-		learn_page_size(region);
+		learn_mapping(region);
 	return err;
 }
 
@@ -626,6 +629,8 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 		.kind = region->kind,
 		.identity = region->identity,
 		.congruent = region->congruent,
+		.page_size_is_assumed = region->page_size_is_assumed,
+		.has_private_file = region->has_private_file,
 		.hva_chosen = region->hva_chosen,
 		.borrows_memory = region->borrows_memory,
 		.is_device = region->is_device,

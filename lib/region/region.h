@@ -65,6 +65,8 @@ struct gmem_region {
 	uint64_t identity;
 	void *data;			/* the user's; atomic */
 	bool congruent;
+	bool page_size_is_assumed;	/* the kernel does not say what is mapped */
+	bool has_private_file;		/* a private mapping of a file is part of the host memory */
 	bool hva_chosen;		/* by the caller, with GMEM_REGION_HVA or _RESERVED */
 	bool borrows_memory;		/* the host memory is the caller's mapping */
 	bool is_device;

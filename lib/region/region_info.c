@@ -26,6 +26,11 @@ static uint64_t flags_of(const struct gmem_region *region)
 	       (region->borrows_memory ? GMEM_REGION_HVA : 0);
 }
 
+static uint64_t page_size_of(const struct gmem_region *region)
+{
+	return region->is_device || region->page_size_is_assumed ? 0 : region->page_size;
+}
+
 void gmem_region_fill_info(const struct gmem_region *region, struct gmem_region_info *ret)
 {
 	*ret = (struct gmem_region_info){
@@ -39,9 +44,9 @@ void gmem_region_fill_info(const struct gmem_region *region, struct gmem_region_
 		.gmemfd_offset = region->file ? region->file_offset : 0,
 		.host_fd = region->host_file ? region->host_file->fd : -1,
 		.host_offset = region->host_file ? region->host_offset : 0,
-		.page_size = region->is_device ? 0 : region->page_size,
+		.page_size = page_size_of(region),
 		.flags = flags_of(region),
-		.slot = region->has_slot ? region->slot : UINT32_MAX,
+		.slot = region->has_slot ? gmem_region_slot_id(region) : UINT32_MAX,
 		.backing = region->backing,
 		.kind = region->kind,
 	};
@@ -108,7 +113,7 @@ static const struct gmem_region *with_slot(const struct gmem_vm *vm, uint32_t sl
 	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
 
 	while (gmem_regions_walk_whole(&at))
-		if (at.region && at.region->has_slot && at.region->slot == slot)
+		if (at.region && at.region->has_slot && gmem_region_slot_id(at.region) == slot)
 			return at.region;
 	return NULL;
 }

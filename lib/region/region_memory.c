@@ -14,6 +14,7 @@
 #include "os/sys.h"
 #include "region/file.h"
 #include "region/host_discard.h"
+#include "region/host_mapping.h"
 #include "region/memory_users.h"
 #include "region/region.h"
 #include "region/vm_core.h"
@@ -216,6 +217,63 @@ static int count_mapped(const struct gmem_region_memory *side, uint64_t size, ui
 	return 0;
 }
 
+/* Pagemap: a page is in memory; it is the file's, or shared */
+#define PAGEMAP_PRESENT	(UINT64_C(1) << 63)
+#define PAGEMAP_FILE	(UINT64_C(1) << 61)
+#define PAGEMAP_PAGES	2048
+
+/* Pages of its own, which is what a private mapping of a file takes beside the page cache */
+static int count_own(const char *hva, uint64_t size, uint64_t *ret_bytes)
+{
+	uint64_t page = gmem_sys_page_size(), entries[PAGEMAP_PAGES], done, now, bytes = 0;
+	int err;
+
+	for (done = 0; done < size; done += now) {
+		now = size - done < PAGEMAP_PAGES * page ? size - done : PAGEMAP_PAGES * page;
+		err = gmem_sys_pagemap(hva + done, now / page, entries);
+		if (err)
+			return err;
+		for (uint64_t i = 0; i < now / page; i++)
+			bytes += (entries[i] & (PAGEMAP_PRESENT | PAGEMAP_FILE)) == PAGEMAP_PRESENT ? page : 0;
+	}
+	*ret_bytes = bytes;
+	return 0;
+}
+
+struct counting {
+	uint64_t start, end;	/* host addresses */
+	uint64_t covered;
+	uint64_t bytes;
+};
+
+static int count_mapping(void *data, const struct gmem_host_mapping *mapping)
+{
+	struct counting *counting = data;
+	uint64_t start = mapping->start > counting->start ? mapping->start : counting->start;
+	uint64_t end = mapping->end < counting->end ? mapping->end : counting->end, bytes;
+	struct gmem_region_memory part = { .hva = (void *)(uintptr_t)start };
+	int err;
+
+	err = gmem_host_mapping_is_private_file(mapping) ? count_own(part.hva, end - start, &bytes)
+							  : count_mapped(&part, end - start, &bytes);
+	if (err)
+		return err;
+	counting->covered += end - start;
+	counting->bytes += bytes;
+	return 0;
+}
+
+/* By what each part is; what cannot be told apart is counted as it is mapped. */
+static int count_by_mapping(const struct gmem_region_memory *side, uint64_t size, uint64_t *ret_bytes)
+{
+	struct counting counting = { .start = (uintptr_t)side->hva, .end = (uintptr_t)side->hva + size };
+
+	if (gmem_host_mappings(side->hva, size, false, count_mapping, &counting) || counting.covered != size)
+		return count_mapped(side, size, ret_bytes);
+	*ret_bytes = counting.bytes;
+	return 0;
+}
+
 int gmem_region_memory_resident(const struct gmem_region *region, uint32_t side, uint64_t offset,
 				uint64_t size, uint64_t *ret_bytes)
 {
@@ -226,6 +284,8 @@ int gmem_region_memory_resident(const struct gmem_region *region, uint32_t side,
 	err = gmem_region_memory_get(region, side, offset, size, &what);
 	if (err)
 		return err;
+	if (!what.file && region->has_private_file)
+		return count_by_mapping(&what, size, ret_bytes);
 	if (!what.file)
 		return count_mapped(&what, size, ret_bytes);
 

@@ -60,7 +60,8 @@ int gmem_region_memory_discard(struct gmem_region *region, uint32_t side, uint64
 			       uint64_t size, const struct gmem_discard_how *how, uint64_t *ret_done);
 /*
  * Bytes that are in memory: of a file what is allocated, by whomever; of host
- * memory what is mapped here, pages of zeros included. -EOPNOTSUPP: the file
+ * memory what is mapped here, pages of zeros included, or in the page cache; of a private
+ * mapping of a file only its own pages. -EOPNOTSUPP: the file
  * cannot be mapped, and this kernel has no cachestat(2).
  */
 int gmem_region_memory_resident(const struct gmem_region *region, uint32_t side,

@@ -62,10 +62,14 @@ static union {
 } image;
 static uint64_t image_size;
 
-static struct gmem_region *add(uint64_t page, uint64_t pages)
+/* What a device has, which no image has contents for */
+static unsigned char registers[4 * PAGE] __attribute__((aligned(4096)));
+
+static struct gmem_region *add(uint64_t page, uint64_t pages, void *device)
 {
 	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_HOST });
-	GMEM_OPTS(gmem_region_opts, opts);
+	GMEM_OPTS(gmem_region_opts, opts, .flags = device ? GMEM_REGION_HVA : 0, .hva = device,
+		  .kind = device ? GMEM_KIND_DEVICE : GMEM_KIND_RAM);
 	struct gmem_region *region;
 	struct gmem_plan *plan;
 
@@ -86,8 +90,10 @@ static void begin(void)
 	CHECK(gmem_caps_new(world.vm_fd, NULL, &world.caps) == 0);
 	opts.caps = world.caps;
 	CHECK(gmem_vm_new(world.vm_fd, &opts, &world.vm) == 0);
-	world.regions[0] = add(16, 16);
-	world.regions[1] = add(40, 8);
+	world.regions[0] = add(16, 16, NULL);
+	world.regions[1] = add(40, 8, NULL);
+	add(56, 4, registers);
+	memset(registers, CANARY, sizeof(registers));
 	world.file = memfd_create("image", MFD_CLOEXEC);
 	CHECK(world.file >= 0);
 
@@ -100,7 +106,7 @@ static void begin(void)
 	CHECK(image_size > 8 * PAGE && image_size < MAX_IMAGE);
 	memset(hva, 0, 16 * PAGE);
 
-	world.regions[2] = add(32, 8);
+	world.regions[2] = add(32, 8, NULL);
 	memset(gmem_region_hva(world.regions[2]), CANARY, 8 * PAGE);
 }
 
@@ -267,6 +273,10 @@ static void use(void)
 
 	restored = gmem_vm_restore(world.vm, world.file, &opts, NULL);
 	CHECK(restored == verified || is_refusal_of_target(restored));
+	restored = gmem_vm_restore(world.vm, world.file, &plain, NULL);
+	CHECK(restored == verified || is_refusal_of_target(restored));
+	for (size_t i = 0; i < sizeof(registers); i++)
+		CHECK(registers[i] == CANARY);
 
 	/* An edited list of regions may name the third one, too; then it is fair game. */
 	has_the_canarys_place = false;

@@ -322,7 +322,9 @@ TEST(discard_of_a_private_mapping_of_a_file_is_refused_unless_it_is_allowed)
 	CHECK_EQ(footprint.done, 0);
 	check_bytes(memory.hva, memory.size, 1);
 
-	OK(gmem_vm_discard(lab.vm, BASE, memory.size, &opts, NULL));
+	OK(gmem_vm_discard(lab.vm, BASE, memory.size, &opts, &footprint));
+	CHECK_EQ(footprint.before, memory.size);
+	CHECK_EQ(footprint.after, 0);
 	check_bytes(memory.hva, memory.size, 'F');
 	lab_free(&lab);
 	unmap_memory(&memory);

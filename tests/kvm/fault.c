@@ -339,14 +339,38 @@ TEST(lost_pages_of_every_backing_are_named_and_can_be_left_out)
 	}
 }
 
+/* Memory of our own, private and shared, which are found in different ways */
+static void own_memory_is_lost(struct own *own)
+{
+	if (own->recovers)
+		gmem_recovery_disable();
+	CHECK_RESULT(lab_poison(at(own, FIRST), own->lab.page), 0);
+	if (own->recovers)
+		OK(gmem_recovery_enable());
+	check_lost(own, FIRST, own->lab.page);
+}
+
+TEST(a_lost_page_of_memory_of_ones_own_is_named)
+{
+	lab_require_poison();
+	for_each_own(0, own_memory_is_lost);
+}
+
+static bool set_huge_pages(unsigned int count)
+{
+	FILE *file = fopen("/proc/sys/vm/nr_hugepages", "w");
+
+	return file && fprintf(file, "%u", count) > 0 && fclose(file) == 0;
+}
+
 /* Bytes of a huge page, of which the machine now has some; or skip */
 static uint64_t require_huge_pages(void)
 {
 	unsigned long long kib = 0;
 	char line[128];
-	FILE *file = fopen("/proc/sys/vm/nr_hugepages", "w");
+	FILE *file;
 
-	if (!file || fprintf(file, "6") < 0 || fclose(file))
+	if (!set_huge_pages(6))
 		skip("no huge pages can be had");
 	file = fopen("/proc/meminfo", "r");
 	CHECK(file);
@@ -388,6 +412,7 @@ TEST(a_lost_huge_page_is_lost_as_a_whole)
 		own_free(&own);
 		close(image);
 	}
+	set_huge_pages(0);
 }
 
 int main(int argc, char **argv)

@@ -358,24 +358,57 @@ TEST(setup_calls_what_the_table_says)
 	leave();
 }
 
+static void protect(struct site *s)
+{
+	WORKS(mprotect((char *)gmem_region_hva(s->region) + s->lab.page, s->lab.page, PROT_READ));
+}
+
+/* The sentences ask the kernel, too. */
+static void use_protected(struct site *s)
+{
+	uint64_t at = BASE + s->lab.page, expected = 0;
+
+	REFUSED(gmem_view_fill(s->view, at, 7, 100, NULL), -EFAULT);
+	REFUSED(gmem_view_store(s->view, at, 8, GMEM_RELEASE, 42), -EFAULT);
+	REFUSED(gmem_view_compare_exchange(s->view, at, 4, GMEM_SEQ_CST, &expected, 1), -EFAULT);
+}
+
 static void running(uint32_t backing)
 {
 	struct site s;
 
 	site_new(&s, DEFAULT_VM, backing, false);
+	protect(&s);
 	enter(PHASE_RUNNING);
 	run_running(&s);
+	use_protected(&s);
 	leave();
+}
+
+static volatile sig_atomic_t passed_on;
+
+static void count_signal(int number)
+{
+	(void)number;
+	passed_on++;
 }
 
 static void running_recovered(uint32_t backing)
 {
 	struct site s;
 
+	CHECK(signal(SIGBUS, count_signal) != SIG_ERR);
+	CHECK(signal(SIGSEGV, count_signal) != SIG_ERR);
 	site_new(&s, DEFAULT_VM, backing, true);
+	protect(&s);
 	enter(PHASE_RUNNING);
 	run_running(&s);
+	use_protected(&s);
+	raise(SIGBUS);
+	raise(SIGSEGV);
 	leave();
+	CHECK_EQ(passed_on % 2, 0);
+	CHECK(passed_on > 0);
 }
 
 TEST(running_calls_what_the_table_says)

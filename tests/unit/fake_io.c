@@ -177,6 +177,11 @@ int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *r
 	return 0;
 }
 
+int gmem_sys_seek_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end)
+{
+	return gmem_sys_find_data(fd, offset, ret_start, ret_end);
+}
+
 int gmem_sys_datasync(int fd)
 {
 	int err = tried(FAKE_DATASYNC);

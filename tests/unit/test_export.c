@@ -384,6 +384,43 @@ static void a_vhost_user_table_has_only_what_may_be_written(void **state)
 	scene_end(&s);
 }
 
+static void what_cannot_be_written_may_be_left_out_of_it(void **state)
+{
+	struct gmem_vhost_user_region regions[MOST];
+	struct gmem_file *file;
+	int fds[MOST];
+	struct scene s;
+
+	(void)state;
+	scene_begin_sealed(&s, GMEM_EXPORT_SKIP, UNIT_SEALED | F_SEAL_FUTURE_WRITE);
+	file = unit_file(&s.unit, 4);
+	assert_ok(gmem_export_add_memory(s.exporter, s.hva, 16 * PAGE, s.memfd, 0));
+	add(&s, 0, 16, (struct gmem_region_opts){ .plan = s.host, .flags = GMEM_REGION_HVA,
+						  .hva = s.hva });
+	add(&s, 32, 4, (struct gmem_region_opts){ .file = file });
+	assert_int_equal(gmem_export_vhost_user(s.exporter, regions, fds, MOST), 1);
+	assert_int_equal(regions[0].guest_phys_addr, 32 * PAGE);
+	gmem_file_free(file);
+	scene_end(&s);
+}
+
+static void memory_of_a_device_is_given_if_it_is_named(void **state)
+{
+	struct gmem_vhost_user_region regions[MOST];
+	int fds[MOST];
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, 0);
+	add(&s, 0, 16, (struct gmem_region_opts){ .plan = s.host, .flags = GMEM_REGION_HVA,
+						  .hva = s.hva, .kind = GMEM_KIND_DEVICE });
+	assert_int_equal(table(&s), 0);
+	assert_int_equal(gmem_export_vhost_user(s.exporter, regions, fds, MOST), 0);
+	assert_ok(gmem_export_add_memory(s.exporter, s.hva, 16 * PAGE, s.memfd, 0));
+	assert_int_equal(table(&s), 1);
+	scene_end(&s);
+}
+
 /* ---- failures ---- */
 
 static void options_are_checked(void **state)
@@ -437,6 +474,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(memory_is_named_once_and_forgotten),
 	cmocka_unit_test(a_vhost_user_table_joins_what_is_one_piece),
 	cmocka_unit_test(a_vhost_user_table_has_only_what_may_be_written),
+	cmocka_unit_test(what_cannot_be_written_may_be_left_out_of_it),
+	cmocka_unit_test(memory_of_a_device_is_given_if_it_is_named),
 	cmocka_unit_test(options_are_checked),
 	cmocka_unit_test(failures_leave_nothing_behind),
 };

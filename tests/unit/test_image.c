@@ -1022,6 +1022,27 @@ static void put_region(struct made *made, uint64_t gpa, uint64_t size)
 	put_record(made, 4096);
 }
 
+static struct image_elsewhere *elsewhere(struct image_record *r)
+{
+	return (void *)(r + 1);
+}
+
+/* Regions of one page each without contents, one in two pages from @gpa on */
+static void put_elsewhere(struct made *made, uint64_t gpa, uint32_t count,
+			  void (*edit)(struct image_record *))
+{
+	struct image_record *record = next_record(made, IMAGE_ELSEWHERE);
+
+	record->count = count;
+	for (uint32_t i = 0; i < count; i++)
+		elsewhere(record)[i] = (struct image_elsewhere){
+			.gpa = gpa + i * 8192, .size = 4096, .kind = GMEM_KIND_DEVICE,
+		};
+	if (edit)
+		edit(record);
+	put_record(made, (uint32_t)((64 + count * 32 + 4095) / 4096 * 4096));
+}
+
 /* @count private pages from gpa 0 on, one in @every, in records that end with their unit */
 static void put_privates(struct made *made, uint64_t count, unsigned every)
 {
@@ -1046,6 +1067,156 @@ static void put_end(struct made *made)
 	record->end.checksums = made->checksums;
 	put_record(made, 4096);
 	free(made->unit);
+}
+
+/* ---- regions whose contents are elsewhere ---- */
+
+static void kind_of_contents(struct image_record *r) { elsewhere(r)[1].kind = GMEM_KIND_ROM; }
+static void no_kind_of_memory(struct image_record *r) { elsewhere(r)[1].kind = 9; }
+static void reserved_of_an_entry(struct image_record *r) { elsewhere(r)[1].reserved = 1; }
+static void same_place(struct image_record *r) { elsewhere(r)[1].gpa = elsewhere(r)[0].gpa; }
+static void in_the_region(struct image_record *r) { elsewhere(r)[0].gpa = 4096; }
+static void around_the_region(struct image_record *r)
+{
+	elsewhere(r)[0].gpa = 0;
+	elsewhere(r)[0].size = 65536 * 2;
+}
+static void no_size(struct image_record *r) { elsewhere(r)[1].size = 0; }
+static void to_the_end(struct image_record *r) { elsewhere(r)[1].size = 0 - elsewhere(r)[1].gpa; }
+static void no_entries(struct image_record *r) { r->count = 0; }
+static void more_entries(struct image_record *r) { r->count = 127; }
+
+static void list_of_what_is_elsewhere_is_checked(void **state)
+{
+	static void (*const lies[])(struct image_record *) = {
+		kind_of_contents, no_kind_of_memory, reserved_of_an_entry, same_place, in_the_region,
+		around_the_region, no_size, to_the_end, no_entries, more_entries,
+	};
+	GMEM_OPTS(gmem_transfer_result, result);
+	struct made made;
+
+	(void)state;
+	fake_boot("6.18");
+	for (size_t i = 0; i <= ARRAY_SIZE(lies); i++) {
+		make(&made);
+		put_head(&made, 1, 0);
+		put_region(&made, 4096, 4096);
+		put_elsewhere(&made, 65536, 2, i < ARRAY_SIZE(lies) ? lies[i] : NULL);
+		put_end(&made);
+		assert_int_equal(gmem_image_verify(made.fd, NULL, &result),
+				 i < ARRAY_SIZE(lies) ? -EBADMSG : 0);
+		close(made.fd);
+	}
+	assert_int_equal(result.left_out_bytes, 8192);
+	assert_int_equal(fake_halt(), 0);
+}
+
+static void lists_of_an_image_have_their_order(void **state)
+{
+	struct made made;
+
+	(void)state;
+	fake_boot("6.18");
+	/* before the regions are complete */
+	make(&made);
+	put_head(&made, 1, 0);
+	put_elsewhere(&made, 65536, 1, NULL);
+	put_region(&made, 4096, 4096);
+	put_end(&made);
+	assert_refused(-EBADMSG, "not complete", gmem_image_verify(made.fd, NULL, NULL));
+	close(made.fd);
+	/* after private ranges */
+	make(&made);
+	put_head(&made, 1, 1);
+	put_region(&made, 0, 4096);
+	put_privates(&made, 1, 1);
+	put_elsewhere(&made, 65536, 1, NULL);
+	put_end(&made);
+	assert_refused(-EBADMSG, "private", gmem_image_verify(made.fd, NULL, NULL));
+	close(made.fd);
+	/* an image may have nothing else */
+	make(&made);
+	put_head(&made, 0, 0);
+	put_elsewhere(&made, 65536, 100, NULL);
+	put_elsewhere(&made, 65536 * 1024, 100, NULL);
+	put_end(&made);
+	assert_ok(gmem_image_verify(made.fd, NULL, NULL));
+	close(made.fd);
+	assert_int_equal(fake_halt(), 0);
+}
+
+static void regions_without_contents_are_counted_to_a_limit(void **state)
+{
+	struct made made;
+
+	(void)state;
+	fake_boot("6.18");
+	make(&made);
+	put_head(&made, 0, 0);
+	for (uint32_t i = 0; i < IMAGE_MAX_REGIONS / 126; i++)
+		put_elsewhere(&made, (uint64_t)i << 32, 126, NULL);
+	put_elsewhere(&made, (uint64_t)1 << 48, IMAGE_MAX_REGIONS % 126 + 1, NULL);
+	put_end(&made);
+	assert_refused(-EBADMSG, "17 regions", gmem_image_verify(made.fd, NULL, NULL));
+	close(made.fd);
+	assert_int_equal(fake_halt(), 0);
+}
+
+/* Records of a later library, which are whole, are named; what is damaged is not. */
+static void records_of_later_libraries_are_refused_by_name(void **state)
+{
+	struct image_record *record;
+	struct made made;
+
+	(void)state;
+	fake_boot("6.18");
+	make(&made);
+	put_head(&made, 0, 0);
+	record = next_record(&made, IMAGE_ELSEWHERE);
+	memcpy(record->kind, "GMEM_\033Z\n", 8);
+	put_record(&made, 4096);
+	put_end(&made);
+	assert_refused(-EOPNOTSUPP, "\"GMEM__Z_\", that libgmem", gmem_image_verify(made.fd, NULL, NULL));
+	close(made.fd);
+	assert_int_equal(fake_halt(), 0);
+}
+
+static void memory_of_a_device_is_never_touched(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA, .kind = GMEM_KIND_DEVICE,
+		  .identity = 3);
+	GMEM_OPTS(gmem_transfer_result, result);
+	struct gmem_region *bar;
+	struct gmem_plan *host;
+	struct guest g;
+	void *memory;
+	int fd;
+
+	(void)state;
+	begin(&g);
+	host = unit_plan(&g.unit, GMEM_BACKING_HOST);
+	memory = mmap(NULL, 4 * g.unit.page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(memory, MAP_FAILED);
+	opts.plan = host;
+	opts.hva = memory;
+	assert_ok(gmem_region_add(g.unit.vm, PAGES(&g.unit, 5000), PAGES(&g.unit, 4), &opts, &bar));
+	fill(&g, 8);
+	fd = new_file();
+	assert_ok(gmem_vm_save(g.unit.vm, fd, NULL, &result));
+	assert_int_equal(result.left_out_bytes, PAGES(&g.unit, 4));
+	assert_ok(gmem_image_verify(fd, NULL, &result));
+	assert_int_equal(result.left_out_bytes, PAGES(&g.unit, 4));
+	soil(&g, 1);
+	assert_ok(gmem_vm_restore(g.unit.vm, fd, NULL, &result));
+	assert_int_equal(result.left_out_bytes, PAGES(&g.unit, 4));
+	check(&g, 8);
+	assert_ok(gmem_region_remove(bar));
+	assert_refused(-ENOENT, "\"device\", identity 0x3",
+		       gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
+	close(fd);
+	gmem_plan_free(host);
+	munmap(memory, 4 * g.unit.page);
+	end(&g);
 }
 
 struct told {
@@ -1368,7 +1539,12 @@ int main(void)
 		cmocka_unit_test(no_list_is_kept_of_what_the_vm_cannot_have),
 		cmocka_unit_test(many_ranges_are_compared_in_steps),
 		cmocka_unit_test(a_hole_of_a_file_is_no_record),
-		cmocka_unit_test(the_second_pass_checks_what_the_first_did),
+		cmocka_unit_test(list_of_what_is_elsewhere_is_checked),
+	cmocka_unit_test(lists_of_an_image_have_their_order),
+	cmocka_unit_test(regions_without_contents_are_counted_to_a_limit),
+	cmocka_unit_test(records_of_later_libraries_are_refused_by_name),
+	cmocka_unit_test(memory_of_a_device_is_never_touched),
+	cmocka_unit_test(the_second_pass_checks_what_the_first_did),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* kind: what memory is, said by the caller or found out; and what it follows from that */
 #include <errno.h>
+#include <sys/mman.h>
 
 #include "base/kind.h"
 #include "unit.h"
@@ -130,6 +131,53 @@ static void device_memory_is_the_caller_s(void **state)
 	unit_memory_free(memory);
 }
 
+static uint32_t found(const struct unit *unit, const struct gmem_plan *plan, void *hva, uint32_t kind,
+		      uint64_t flags)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .plan = plan, .flags = GMEM_REGION_HVA | flags, .hva = hva,
+		  .kind = kind);
+	struct gmem_region *region;
+	uint32_t ret;
+
+	assert_ok(gmem_region_add(unit->vm, 0, PAGES(unit, 4), &opts, &region));
+	ret = gmem_region_kind(region);
+	assert_ok(gmem_region_remove(region));
+	return ret;
+}
+
+static void kind_is_what_the_kernel_says_of_the_mappings(void **state)
+{
+	struct gmem_plan *plan;
+	struct unit unit;
+	void *memory;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	plan = unit_plan(&unit, GMEM_BACKING_HOST);
+	memory = mmap(NULL, PAGES(&unit, 4), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(memory, MAP_FAILED);
+	assert_int_equal(found(&unit, plan, memory, 0, 0), GMEM_KIND_RAM);
+	assert_int_equal(found(&unit, plan, memory, 0, GMEM_REGION_READONLY), GMEM_KIND_ROM);
+
+	fake_mark_mapping(memory, PAGES(&unit, 4), unit.page, "lo", 0);
+	assert_int_equal(found(&unit, plan, memory, 0, 0), GMEM_KIND_RAM);
+
+	/* one page of it is enough, whatever may be done with it */
+	fake_mark_mapping(unit_at(memory, unit.page), unit.page, unit.page, "io pf", 0);
+	assert_int_equal(found(&unit, plan, memory, 0, 0), GMEM_KIND_DEVICE);
+	assert_int_equal(found(&unit, plan, memory, 0, GMEM_REGION_READONLY), GMEM_KIND_DEVICE);
+	assert_int_equal(found(&unit, plan, memory, GMEM_KIND_RAM, 0), GMEM_KIND_RAM);
+	assert_int_equal(found(&unit, plan, memory, GMEM_KIND_EXTERNAL, 0), GMEM_KIND_EXTERNAL);
+
+	/* What is left out of an image by mistake is lost: rather take it for RAM. */
+	fake.no_proc = true;
+	assert_int_equal(found(&unit, plan, memory, 0, 0), GMEM_KIND_RAM);
+	assert_int_equal(found(&unit, plan, memory, GMEM_KIND_DEVICE, 0), GMEM_KIND_DEVICE);
+	gmem_plan_free(plan);
+	unit_end(&unit);
+	munmap(memory, 4 * 4096);
+}
+
 static void range_of_a_device_has_no_kind(void **state)
 {
 	struct gmem_region *region;
@@ -156,6 +204,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(regions_say_their_kind),
 	cmocka_unit_test(read_only_memory_is_ram_if_told_so),
 	cmocka_unit_test(device_memory_is_the_caller_s),
+	cmocka_unit_test(kind_is_what_the_kernel_says_of_the_mappings),
 	cmocka_unit_test(range_of_a_device_has_no_kind),
 };
 

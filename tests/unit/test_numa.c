@@ -354,6 +354,33 @@ static void policies_of_guest_memory_reach_every_region(void **state)
 	unit_end(&unit);
 }
 
+static void memory_of_devices_has_no_policy(void **state)
+{
+	struct gmem_region *ram, *bar;
+	struct gmem_plan *host;
+	struct unit unit;
+	uint64_t done;
+	void *memory;
+
+	(void)state;
+	begin(&unit, "6.19");
+	host = unit_plan(&unit, GMEM_BACKING_HOST);
+	memory = unit_memory(&unit, 4);
+	GMEM_OPTS(gmem_region_opts, opts, .plan = host, .flags = GMEM_REGION_HVA, .hva = memory,
+		  .kind = GMEM_KIND_DEVICE);
+	ram = unit_region(&unit, 16, 4, host);
+	assert_ok(gmem_region_add(unit.vm, PAGES(&unit, 20), PAGES(&unit, 4), &opts, &bar));
+	assert_ok(set_vm(&unit, 16, 8, GMEM_NUMA_BIND, NODE(1), 0, &done));
+	assert_int_equal(done, PAGES(&unit, 8));
+	assert_policy_at(gmem_region_hva(ram), MPOL_BIND, NODE(1));
+	assert_policy_at(memory, MPOL_DEFAULT, 0);
+	assert_refused(-EOPNOTSUPP, "no NUMA policy",
+		       set_vm(&unit, 20, 4, GMEM_NUMA_BIND, NODE(1), 0, &done));
+	gmem_plan_free(host);
+	unit_end(&unit);
+	unit_memory_free(memory);
+}
+
 static void a_range_with_a_gap_gets_no_policy_at_all(void **state)
 {
 	GMEM_OPTS(gmem_region_opts, device, .flags = GMEM_REGION_DEVICE);
@@ -505,7 +532,8 @@ int main(void)
 		cmocka_unit_test(a_file_that_cannot_be_mapped_cannot_be_told),
 		cmocka_unit_test(bad_arguments_are_refused),
 		cmocka_unit_test(policies_of_guest_memory_reach_every_region),
-		cmocka_unit_test(a_range_with_a_gap_gets_no_policy_at_all),
+		cmocka_unit_test(memory_of_devices_has_no_policy),
+	cmocka_unit_test(a_range_with_a_gap_gets_no_policy_at_all),
 		cmocka_unit_test(policy_too_late_for_host_memory_is_reported),
 		cmocka_unit_test(policy_is_for_both_sides_or_the_shared_one_alone),
 		cmocka_unit_test(private_memory_whose_sides_are_one_has_one_policy),

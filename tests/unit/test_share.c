@@ -280,6 +280,29 @@ static void later_region_that_cannot_be_given_is_left_out(void **state)
 	scene_end(&s);
 }
 
+static void memory_of_a_device_does_not_arrive(void **state)
+{
+	int fd = unit_memfd(4 * PAGE, UNIT_SEALED);
+	struct gmem_region *more;
+	struct scene s;
+	char *hva;
+
+	(void)state;
+	scene_begin(&s);
+	hva = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	assert_ptr_not_equal(hva, MAP_FAILED);
+	add(&s, 16, 4, (struct gmem_region_opts){ .plan = s.host, .flags = GMEM_REGION_HVA,
+						  .hva = hva, .kind = GMEM_KIND_DEVICE });
+	more = add(&s, 20, 1, (struct gmem_region_opts){ .align = 0 });
+	put(more, 0, 7);
+	exchange(&s);
+	assert_int_equal(look(&s, 16 * PAGE), -ENOENT);
+	assert_int_equal(load(&s, 20 * PAGE), 7);
+	scene_end(&s);
+	munmap(hva, 4 * PAGE);
+	close(fd);
+}
+
 /* ---- what a peer may have ---- */
 
 static void a_peer_gets_its_ranges_and_nothing_else(void **state)
@@ -969,6 +992,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(a_rebound_region_shows_the_other_file),
 	cmocka_unit_test(memory_of_the_callers_arrives),
 	cmocka_unit_test(later_region_that_cannot_be_given_is_left_out),
+	cmocka_unit_test(memory_of_a_device_does_not_arrive),
 	cmocka_unit_test(a_peer_gets_its_ranges_and_nothing_else),
 	cmocka_unit_test(memory_for_reading_is_not_written),
 	cmocka_unit_test(imported_memory_is_not_mapped_over),

@@ -617,6 +617,7 @@ static struct gmem_vm *second_space(const struct unit *unit)
 static void address_spaces_have_memslots_and_regions_of_their_own(void **state)
 {
 	struct gmem_region *first, *second, *upper;
+	struct gmem_region_info info;
 	struct fake_slot slot;
 	struct unit unit;
 	struct gmem_vm *vm;
@@ -628,6 +629,10 @@ static void address_spaces_have_memslots_and_regions_of_their_own(void **state)
 	assert_ok(gmem_region_add(vm, PAGES(&unit, 16), PAGES(&unit, 4), NULL, &second));
 	assert_int_equal(gmem_region_slot(first), 0);
 	assert_int_equal(gmem_region_slot(second), 0x10000);
+	assert_ok(gmem_vm_find_slot(vm, 0x10000, &info));
+	assert_ptr_equal(info.region, second);
+	assert_int_equal(info.slot, 0x10000);
+	assert_refused(-ENOENT, "memslot 0", gmem_vm_find_slot(vm, 0, &info));
 	assert_true(fake_get_slot(unit.vm_fd, 0x10000, &slot));
 	assert_ptr_equal((void *)slot.hva, gmem_region_hva(second));
 
