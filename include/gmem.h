@@ -2050,7 +2050,8 @@ typedef int (*gmem_listener_region_veto_fn)(void *data, const struct gmem_region
  * A discard asks for each piece, 64 MiB in one region at most, right before it. If a
  * listener refuses, those that agreed get undo_discard, last first, and the discard ends
  * there; so they do if the kernel refuses. What was discarded is not told again: it is as
- * before_discard left it, until it is populated. Not told are: gmem_file_punch(); the
+ * before_discard left it, until it is populated. Of a huge page of which only a part is
+ * discarded nothing is freed, but the part is told. Not told are: gmem_file_punch(); the
  * same memory at another guest address, which a discard frees, too; the other side that
  * conversions discard, at once or later, which no device has; and memory that comes back
  * because a guest, a view, gmem_vm_load() or gmem_vm_restore() touches it. The library
@@ -2138,7 +2139,8 @@ struct gmem_listener_opts {
  * that asks other listeners, but not for work that waits itself; nobody waits for this
  * call. With region_added it waits, in its turn, for all work that came before, and all
  * later work waits until the layout has been told. Work that begins from now on knows the
- * listener, perhaps before this returns, when @ret is set already. Since: 0.1.
+ * listener, perhaps before this returns, when @ret is set already. Do not call it between
+ * gmem_view_begin() and gmem_view_end(). Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
  * the library, -ENOMEM, -EDEADLK called from a callback, -EBUSY with region_added: what is

@@ -62,7 +62,7 @@ bool gmem_section_part(const struct gmem_section *section, uint64_t done,
 	return true;
 }
 
-/* @claim is on the whole range, or NULL. */
+/* @claim is on the whole range. */
 static int walk(struct gmem_vm *vm, uint64_t gpa, uint64_t size, const struct gmem_claim *claim,
 		uint32_t uses, gmem_section_fn fn, void *data)
 {
@@ -77,6 +77,27 @@ static int walk(struct gmem_vm *vm, uint64_t gpa, uint64_t size, const struct gm
 		section.claim = claim;
 		if (gmem_region_has_use(section.region, uses))
 			err = fn(data, &section);
+		if (err)
+			return err;
+		gpa += section.size;
+	} while (gpa - 1 != last);
+	return 0;
+}
+
+/* Nothing keeps a region there but the lock, so @fn, which must be quick, is called with it. */
+static int look(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses, gmem_section_fn fn,
+		void *data)
+{
+	uint64_t last = gpa + size - 1;
+	struct gmem_section section;
+	int err;
+
+	do {
+		gmem_lock_take(&vm->lock);
+		err = find_section(vm, gpa, last, &section);
+		if (!err && gmem_region_has_use(section.region, uses))
+			err = fn(data, &section);
+		gmem_lock_drop(&vm->lock);
 		if (err)
 			return err;
 		gpa += section.size;
@@ -104,7 +125,7 @@ static int check_section(void *data, const struct gmem_section *section)
 int gmem_vm_look_at_sections(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses,
 			     gmem_section_fn fn, void *data)
 {
-	return walk(vm, gpa, size, NULL, uses, fn, data);
+	return look(vm, gpa, size, uses, fn, data);
 }
 
 uint64_t gmem_section_piece(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
@@ -133,7 +154,7 @@ int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32
 			 const char *otherwise, uint64_t *ret_bytes)
 {
 	struct check check = { .uses = uses };
-	int err = walk(vm, gpa, size, NULL, 0, check_section, &check);
+	int err = look(vm, gpa, size, 0, check_section, &check);
 
 	if (err)
 		return err;
