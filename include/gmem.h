@@ -3388,10 +3388,10 @@ struct gmem_discard_opts {
  * freed, -EOPNOTSUPP, unless GMEM_DISCARD_NOT_ZERO says that the guest does not care:
  * what a page holds afterwards is then the file's or the handler's to say
  * (UFFD_EVENT_REMOVE tells the handler). That memory is userfaultfd's is found out by
- * one page: it is made absent, so that its contents are the handler's, and the rest of
- * the range is not touched. Calls for 256 KiB or less try that for the first one in
- * a region and for one in 16, so register memory before you discard it; calls with
- * the flag never try.
+ * one page of each call: it is made absent, so that its contents are the handler's, and
+ * the rest of the range is not touched. That takes longer than to discard a page of host
+ * memory does, so give a list where you can (gmem_vm_discard_list()); calls with the flag
+ * do not try.
  *
  * Only whole pages of the memory can be freed. A range that begins or ends inside a
  * huge page of hugetlb is -EINVAL; with GMEM_DISCARD_INWARD that huge page stays, and

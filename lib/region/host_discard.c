@@ -20,7 +20,6 @@
 struct discard {
 	struct gmem_host_look *look;
 	uint64_t flags;
-	bool is_known;		/* that it is not userfaultfd's */
 	uint64_t hva;		/* all that was asked for */
 	uint64_t size;
 	uint64_t done;
@@ -154,7 +153,7 @@ static int check_mapping(const struct discard *discard, uint64_t hva)
 		return 0;
 	if (gmem_host_mapping_is_private_file(&discard->look->mapping))
 		return refuse_private(discard, hva);
-	if (discard->is_known || discard->look->is_tried)
+	if (discard->look->is_tried)
 		return 0;
 
 	err = try_owed(discard, hva);
@@ -219,30 +218,12 @@ static int discard_unknown(struct discard *discard, uint64_t start, uint64_t end
 	return 0;
 }
 
-/*
- * One page is of one mapping, and what the kernel answers tells which: it takes MADV_REMOVE for
- * shared memory, and MADV_DONTNEED for memory that is not locked.
- */
-static bool discard_page(uint64_t hva)
-{
-	uint64_t page = gmem_sys_page_size();
-	int err = gmem_sys_madvise(at(hva), page, MADV_REMOVE);
-
-	return err == 0 || (err == -EINVAL && gmem_sys_madvise(at(hva), page, MADV_DONTNEED) == 0);
-}
-
 int gmem_host_discard(struct gmem_host_look *look, void *hva, uint64_t size, uint64_t flags,
-		      bool is_known, uint64_t *ret_done)
+		      uint64_t *ret_done)
 {
-	struct discard discard = { .look = look, .flags = flags, .is_known = is_known,
-				   .hva = (uintptr_t)hva, .size = size };
+	struct discard discard = { .look = look, .flags = flags, .hva = (uintptr_t)hva, .size = size };
 	uint64_t start, next, end = discard.hva + size;
 	int err = 0;
-
-	if (is_known && size == gmem_sys_page_size() && discard_page(discard.hva)) {
-		*ret_done = size;
-		return 0;
-	}
 
 	for (start = discard.hva; start < end && !err; start = next) {
 		err = gmem_host_look_at(look, start, &next);

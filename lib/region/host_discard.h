@@ -15,10 +15,9 @@ struct gmem_host_look;
  * unless @flags has GMEM_DISCARD_NOT_ZERO. @ret_done gets the bytes that were freed, also on
  * failure: none of a huge page of which only a part is in the range, which is no failure. Only a
  * page that userfaultfd cares for may be gone and not be counted, as it comes back. Without /proc
- * what is mapped is found out by what the kernel refuses. @look: of this call. @is_known: the pages
- * are the host's, and a short time ago they were not userfaultfd's, which is not asked again.
+ * what is mapped is found out by what the kernel refuses. @look: of this call.
  */
 int gmem_host_discard(struct gmem_host_look *look, void *hva, uint64_t size, uint64_t flags,
-		      bool is_known, uint64_t *ret_done);
+		      uint64_t *ret_done);
 
 #endif

@@ -76,7 +76,6 @@ struct gmem_region {
 	bool owns_memory;		/* the mapping at @hva goes with this region */
 	uint8_t window;			/* the one of windows that readers use */
 	struct gmem_window windows[2];
-	uint32_t small_discards;	/* of its host memory, see region_memory.c; atomic */
 	struct gmem_states states;
 	struct gmem_counters counters;
 };

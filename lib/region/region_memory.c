@@ -119,8 +119,7 @@ static void end_discard(struct gmem_vm *vm, struct host_discard *discard)
 }
 
 static int discard_unless_leased(struct gmem_vm *vm, const struct gmem_region_memory *what,
-				 uint64_t size,
-				 const struct gmem_discard_how *how, bool is_known,
+				 uint64_t size, const struct gmem_discard_how *how,
 				 uint64_t *ret_done)
 {
 	uint64_t start = (uintptr_t)what->hva, offset = what->host_offset;
@@ -135,34 +134,16 @@ static int discard_unless_leased(struct gmem_vm *vm, const struct gmem_region_me
 	err = begin_discard(vm, &discard);
 	if (err)
 		return err;
-	err = gmem_host_discard(how->look, what->hva, size, how->flags, is_known, ret_done);
+	err = gmem_host_discard(how->look, what->hva, size, how->flags, ret_done);
 	end_discard(vm, &discard);
 	return err;
-}
-
-/*
- * To look for userfaultfd takes as long as to discard a few pages. So small discards look now and
- * then, and the first one; memory that is registered later is noticed a little later.
- */
-#define SMALL_DISCARD	(UINT64_C(256) << 10)
-#define LOOK_ONCE_IN	16
-
-static bool is_known(struct gmem_region *region, const struct gmem_region_memory *what, uint64_t size)
-{
-	uint32_t before;
-
-	if (size > SMALL_DISCARD || what->page_size > gmem_sys_page_size())
-		return false;
-	before = __atomic_fetch_add(&region->small_discards, 1, __ATOMIC_RELAXED);
-	return before % LOOK_ONCE_IN != 0;
 }
 
 static int discard(struct gmem_region *region, const struct gmem_region_memory *what, uint64_t size,
 		   const struct gmem_discard_how *how, uint64_t *ret_done)
 {
 	if (!what->file)
-		return discard_unless_leased(region->vm, what, size, how, is_known(region, what, size),
-					     ret_done);
+		return discard_unless_leased(region->vm, what, size, how, ret_done);
 
 	/*
 	 * Punching a hole unmaps page by page; MADV_DONTNEED does so in bulk, in less
