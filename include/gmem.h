@@ -721,10 +721,10 @@ GMEM_API GMEM_CHECKED int gmem_file_adopt(int vm_fd, int gmemfd,
  * gmem_file_free() - free a file
  * @file: file, or NULL
  *
- * Unmaps what gmem_file_map() mapped of it, except where another mapping
- * replaced it (GMEM_MAP_REPLACE), or a region is over it (GMEM_REGION_RESERVED). Closes the fd now, or with the last region
- * that uses the file: a memslot does not keep its file alive, so the library
- * does.
+ * Unmaps what gmem_file_map() mapped of it, except where another mapping replaced it
+ * (GMEM_MAP_REPLACE), or a region is over it (GMEM_REGION_RESERVED). Closes the fd now,
+ * or with the last region that uses the file: a memslot does not keep its file alive,
+ * so the library does.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
@@ -954,11 +954,12 @@ struct gmem_inplace_opts {
  * With a wait_ms of 0 a lease in the way is refused at once, and there is no other
  * limit: earlier work ends in its time, since it has limits itself, but there may be
  * much of it, and views end when the program ends them. wait_ms of struct gmem_vm_opts
- * is the limit then, if it is not 0, and that of all calls whose options have
- * none: changes of the layout, gmem_region_set_dirty_log(), gmem_vm_reserve_slots(),
- * populating, for each thread, gmem_vm_discard_owed(), gmem_vm_adopt_private(),
- * dirty logs, NUMA queries and policies, gmem_listener_new() with region_added, statistics
- * with GMEM_STATS_RESIDENT, and dumps, which leave out what they cannot count in time. Each of these fails with -EBUSY then.
+ * is the limit then, if it is not 0, and that of all calls whose options have none:
+ * changes of the layout, gmem_region_set_dirty_log(), gmem_vm_reserve_slots(),
+ * populating, for each thread, gmem_vm_discard_owed(), gmem_vm_adopt_private(), dirty
+ * logs, NUMA queries and policies, gmem_listener_new() with region_added, statistics
+ * with GMEM_STATS_RESIDENT, and dumps, which leave out what they cannot count in time.
+ * Each of these fails with -EBUSY then.
  *
  * Two waits have no limit. A change of the layout waits for views when the kernel has
  * made it already: it cannot be undone, and the memory cannot go while a view may
@@ -1037,13 +1038,13 @@ struct gmem_vm_opts {
  * until it is freed: you may close @vm_fd at any time, and it does not matter what
  * gets the number next.
  *
- * The library hands out memslot numbers from 0 upwards. Reserve the numbers of
- * memslots that you set yourself with gmem_vm_reserve_slots(), and have one handle
- * for an address space of a VM: KVM does not say which numbers are in use. Where it refuses a memslot
- * because of one that this handle did not set, the sentence says so. But it takes
- * a number that is in use with the same host address and the same size as a move of
- * that memslot, and does not refuse it. Without a report in @opts the library
- * probes the VM, with a self-test: see gmem_caps_new().
+ * The library hands out memslot numbers from 0 upwards. Reserve the numbers of memslots
+ * that you set yourself with gmem_vm_reserve_slots(), and have one handle for an
+ * address space of a VM: KVM does not say which numbers are in use. Where it refuses a
+ * memslot because of one that this handle did not set, the sentence says so. But it
+ * takes a number that is in use with the same host address and the same size as a move
+ * of that memslot, and does not refuse it. Without a report in @opts the library probes
+ * the VM, with a self-test: see gmem_caps_new().
  *
  * Thread-safe. Source: as gmem_caps_new(). Since: 0.1.
  *
@@ -1151,36 +1152,38 @@ GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t 
  *	GMEM_MEMORY_HUGETLB; 0: the kernel's default size. The region's size must be a
  *	multiple of it.
  *
- * For memory with GMEM_BACKING_HOST, and the shared side of GMEM_BACKING_PRIVATE, that the
- * library makes. Without these options it is private and anonymous, of ordinary pages.
+ * For memory with GMEM_BACKING_HOST, and the shared side of GMEM_BACKING_PRIVATE, that
+ * the library makes. Without these options it is private and anonymous, of ordinary
+ * pages.
  *
- * GMEM_MEMORY_MEMFD makes it a memfd of just the region's size, sealed with F_SEAL_SHRINK,
- * F_SEAL_GROW and F_SEAL_SEAL: gmem_export_new() gives it to other processes as it does a
- * guest_memfd. A discard frees pages for all that have the file.
+ * GMEM_MEMORY_MEMFD makes it a memfd of just the region's size, sealed with
+ * F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_SEAL: gmem_export_new() gives it to other
+ * processes as it does a guest_memfd. A discard frees pages for all that have the file.
  *
  * GMEM_MEMORY_HUGETLB takes huge pages of the host's pool when the memory is mapped: if
- * they do not suffice, that is refused, and no later access is. It has no transparent huge
- * pages and cannot be merged. Such a region can be split only between huge pages.
+ * they do not suffice, that is refused, and no later access is. It has no transparent
+ * huge pages and cannot be merged. Such a region can be split only between huge pages.
  *
  * GMEM_MEMORY_THP and GMEM_MEMORY_NO_THP are advice, which the kernel takes where
  * /sys/kernel/mm/transparent_hugepage allows it: "enabled" for anonymous memory,
  * "shmem_enabled", which most distributions have at "never", for a memfd. With THP the
- * host address is congruent with the guest address modulo the size of such a page, so that
- * KVM can map both as one, unless @align or @hva of struct gmem_region_opts say something
- * else.
+ * host address is congruent with the guest address modulo the size of such a page, so
+ * that KVM can map both as one, unless @align or @hva of struct gmem_region_opts say
+ * something else.
  *
- * Core dumps of this process do not have guest memory that the library maps (MADV_DONTDUMP):
- * that of regions, a guest_memfd's too, and of imports. GMEM_MEMORY_DUMP leaves host
- * memory in, as far as /proc/PID/coredump_filter says: by default anonymous memory, memfds and
- * private huge pages. For other memory, madvise(2) with MADV_DODUMP changes it. A mapping of
- * gmem_file_map(), or of your own of a guest_memfd, is as the kernel has it: dumped only
- * if bit 3 of the filter is set, which it is not by default.
+ * Core dumps of this process do not have guest memory that the library maps
+ * (MADV_DONTDUMP): that of regions, a guest_memfd's too, and of imports.
+ * GMEM_MEMORY_DUMP leaves host memory in, as far as /proc/PID/coredump_filter says: by
+ * default anonymous memory, memfds and private huge pages. For other memory, madvise(2)
+ * with MADV_DODUMP changes it. A mapping of gmem_file_map(), or of your own of a
+ * guest_memfd, is as the kernel has it: dumped only if bit 3 of the filter is set,
+ * which it is not by default.
  *
- * A child of fork(2) has the memory, unless GMEM_MEMORY_DONTFORK. A memfd or guest_memfd is
- * the same memory in both. Anonymous memory is copied, page by page, when one of them
- * writes: from the fork on, each page that the guest writes costs a copy, and takes memory
- * twice as long as the child lives. docs/performance.md has the numbers. KVM uses the
- * parent's memory alone.
+ * A child of fork(2) has the memory, unless GMEM_MEMORY_DONTFORK. A memfd or
+ * guest_memfd is the same memory in both. Anonymous memory is copied, page by page,
+ * when one of them writes: from the fork on, each page that the guest writes costs a
+ * copy, and takes memory twice as long as the child lives. docs/performance.md has the
+ * numbers. KVM uses the parent's memory alone.
  *
  * GMEM_MEMORY_MERGEABLE lets KSM merge equal pages (MADV_MERGEABLE), of anonymous memory
  * alone. A guest can find out by timing what pages of others hold: do not merge memory of
@@ -1217,9 +1220,9 @@ struct gmem_memory_opts {
  *	@align must not be 0 then. Must be 0 with @hva.
  * @slot: memslot number in the handle's address space, read only with GMEM_REGION_SLOT
  * @kind: what the memory is, an enum gmem_kind
- * @memory: how to make the host memory, copied. NULL: private and anonymous memory. Must be
- *	NULL where the library makes none: with your own memory, or for a guest_memfd
- *	without a shared side beside it.
+ * @memory: how to make the host memory, copied. NULL: private and anonymous memory.
+ *	Must be NULL where the library makes none: with your own memory, or for a
+ *	guest_memfd without a shared side beside it.
  * @memory_fd: file that the host memory is part of, read only with GMEM_REGION_MEMORY_FD;
  *	duplicated when the region is added, else 0
  * @reserved: must be 0
@@ -1229,28 +1232,28 @@ struct gmem_memory_opts {
  * @data: a pointer of yours for gmem_region_data()
  *
  * GMEM_REGION_MEMORY_FD says of which file the host memory of GMEM_BACKING_HOST, or the
- * shared side of GMEM_BACKING_PRIVATE, is a part: a memfd, or a file on hugetlbfs, tmpfs or
- * another file system. With GMEM_REGION_HVA your own memory at @hva must be a shared
- * mapping of just this part, which is checked by device, inode and offset; without, the
- * library maps it, for which the fd must be open for writing unless
+ * shared side of GMEM_BACKING_PRIVATE, is a part: a memfd, or a file on hugetlbfs,
+ * tmpfs or another file system. With GMEM_REGION_HVA your own memory at @hva must be a
+ * shared mapping of just this part, which is checked by device, inode and offset;
+ * without, the library maps it, for which the fd must be open for writing unless
  * GMEM_REGION_READONLY. The region can then be given to other processes
- * (gmem_export_new()), holes of the file are known to be zero, and several regions of one
- * file are known to be one memory. A guest_memfd is not for @memory_fd, but a @file with
- * GMEM_BACKING_MAPPED.
+ * (gmem_export_new()), holes of the file are known to be zero, and several regions of
+ * one file are known to be one memory. A guest_memfd is not for @memory_fd, but a @file
+ * with GMEM_BACKING_MAPPED.
  *
- * GMEM_REGION_RESERVED puts the region at @hva over address space that you keep for it: a
- * reservation (mmap(2) of private anonymous memory with PROT_NONE), or a shared mapping of
- * the same part of the same file, of gmem_file_map() or your own. All of the range must be
- * of one kind, with one protection; anything else there is -EEXIST, and nothing at all
- * -EINVAL. The library replaces it in one step, and when the region ends it puts back what
- * was there, a mapping with the protection that it had; advice that you gave the kernel on it
- * is lost. If gmem_file_free() has ended the mapping meanwhile, nothing is. So regions of one file
- * can lie side by side in the host, and are one entry of a table for vhost-user
- * (gmem_export_vhost_user()). It is for all ways of backing: with host memory, the library
- * makes that memory, or maps @memory_fd, at @hva. What is there is read from
- * /proc/self/maps: where that cannot be read, the flag is -EOPNOTSUPP. No other thread may
- * map or unmap anything there meanwhile; the mapping that the region has can be replaced by
- * nobody (GMEM_MAP_REPLACE is -EBUSY).
+ * GMEM_REGION_RESERVED puts the region at @hva over address space that you keep for it:
+ * a reservation (mmap(2) of private anonymous memory with PROT_NONE), or a shared
+ * mapping of the same part of the same file, of gmem_file_map() or your own. All of the
+ * range must be of one kind, with one protection; anything else there is -EEXIST, and
+ * nothing at all -EINVAL. The library replaces it in one step, and when the region ends
+ * it puts back what was there, a mapping with the protection that it had; advice that
+ * you gave the kernel on it is lost. If gmem_file_free() has ended the mapping
+ * meanwhile, nothing is. So regions of one file can lie side by side in the host, and
+ * are one entry of a table for vhost-user (gmem_export_vhost_user()). It is for all
+ * ways of backing: with host memory, the library makes that memory, or maps @memory_fd,
+ * at @hva. What is there is read from /proc/self/maps: where that cannot be read, the
+ * flag is -EOPNOTSUPP. No other thread may map or unmap anything there meanwhile; the
+ * mapping that the region has can be replaced by nobody (GMEM_MAP_REPLACE is -EBUSY).
  *
  * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
  * memory and no memslot, so the guest's accesses exit, and lookups return
@@ -1273,18 +1276,18 @@ struct gmem_memory_opts {
  * huge page of hugetlb is discarded, and a region split, as a whole only. The memory
  * must not change its mapping during a call that works on it.
  *
- * GMEM_REGION_KEEP_STATE is for gmem_change_add(), to lay out memory anew
- * without converting it anew; with gmem_region_add() it has no effect. It
- * applies to the memory that the same change removes and adds: the same part of
- * the same @file or, where the way of backing has no file, your own memory at the
- * same @hva, or the same part of the same @memory_fd. That memory stays private where it was private, pending where its
- * other side was to be discarded, and dirty where a dirty log said so that nobody
- * had read; without GMEM_REGION_DIRTY_LOG on the new region, too, the dirty bits
- * are lost. The kernel's attributes, which belong to guest addresses, are set and
- * cleared accordingly. All else begins shared, as do all pages without the flag.
- * The shared side of memory with GMEM_BACKING_PRIVATE is new, unless it is your
- * own or of the same @memory_fd. The flag needs @file, your own memory or
- * GMEM_REGION_MEMORY_FD; a file that the library makes for the region is new, too.
+ * GMEM_REGION_KEEP_STATE is for gmem_change_add(), to lay out memory anew without
+ * converting it anew; with gmem_region_add() it has no effect. It applies to the memory
+ * that the same change removes and adds: the same part of the same @file or, where the
+ * way of backing has no file, your own memory at the same @hva, or the same part of the
+ * same @memory_fd. That memory stays private where it was private, pending where its
+ * other side was to be discarded, and dirty where a dirty log said so that nobody had
+ * read; without GMEM_REGION_DIRTY_LOG on the new region, too, the dirty bits are lost.
+ * The kernel's attributes, which belong to guest addresses, are set and cleared
+ * accordingly. All else begins shared, as do all pages without the flag. The shared
+ * side of memory with GMEM_BACKING_PRIVATE is new, unless it is your own or of the same
+ * @memory_fd. The flag needs @file, your own memory or GMEM_REGION_MEMORY_FD; a file
+ * that the library makes for the region is new, too.
  */
 struct gmem_region_opts {
 	size_t   size;
@@ -1605,8 +1608,8 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
  * @flags: of GMEM_REGION_READONLY, GMEM_REGION_DIRTY_LOG, GMEM_REGION_DEVICE, and
  *	GMEM_REGION_HVA (the memory at @hva is yours), those that hold now
  * @gmemfd: fd of @file, borrowed; -1: none
- * @host_fd: fd of the file that the memory at @hva is a mapping of, borrowed, where that is
- *	host memory whose file the library knows; -1 otherwise
+ * @host_fd: fd of the file that the memory at @hva is a mapping of, borrowed, where
+ *	that is host memory whose file the library knows; -1 otherwise
  * @slot: memslot number, as gmem_region_slot(); UINT32_MAX: a device's range, or the
  *	memslot was lost
  * @backing: an enum gmem_backing
@@ -1615,9 +1618,9 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
  *
  * The memory that host and guest share is at @hva. With GMEM_BACKING_MAPPED and
  * GMEM_BACKING_SHARED that is a mapping of @gmemfd; with GMEM_BACKING_HOST and
- * GMEM_BACKING_PRIVATE of @host_fd, if there is one, and @gmemfd then is the private side.
- * Fds, @file and @hva are valid as long as the region has them: until it is removed or
- * rebound.
+ * GMEM_BACKING_PRIVATE of @host_fd, if there is one, and @gmemfd then is the private
+ * side. Fds, @file and @hva are valid as long as the region has them: until it is
+ * removed or rebound.
  */
 struct gmem_region_info {
 	struct gmem_region *region;
@@ -1810,9 +1813,9 @@ struct gmem_ram_range {
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: number of ranges, or -EINVAL bad size, hole, flag or machine, or the holes leave
- * no room for @ram, -ENOSPC there are more than @max, and gmem_last_error() says how
- * many, -E2BIG options newer than the library.
+ * Return: number of ranges, or -EINVAL bad size, hole, flag or machine, or the holes
+ * leave no room for @ram, -ENOSPC there are more than @max, and gmem_last_error() says
+ * how many, -E2BIG options newer than the library.
  */
 GMEM_API int gmem_ram_layout(uint64_t ram, const struct gmem_ram_layout_opts *opts,
 			     struct gmem_ram_range *ret, size_t max);
@@ -2011,27 +2014,28 @@ typedef int (*gmem_listener_region_veto_fn)(void *data, const struct gmem_region
  *	device. Guest and views no longer reach the old memory through the old
  *	address; its host address stays mapped until this returns.
  *
- * @region_added: memory came into the layout, or was there when the listener came: map it.
- *	Called for each part of a region that is shared, lowest first; a part that is
- *	private is told by @after_shared when it becomes shared
- * @region_moved: the region moved from [@gpa, @gpa + @size); @region says where to, and all
- *	else of it stayed. NULL: the move is told by @region_removed and @region_added
+ * @region_added: memory came into the layout, or was there when the listener came: map
+ *	it. Called for each part of a region that is shared, lowest first; a part that
+ *	is private is told by @after_shared when it becomes shared
+ * @region_moved: the region moved from [@gpa, @gpa + @size); @region says where to, and
+ *	all else of it stayed. NULL: the move is told by @region_removed and
+ *	@region_added
  * @region_removed: the memory of @region, which is as it was before, is not at that
  *	guest address any more, as with @removed: unmap it. @gpa and @size are all of it
  * @before_discard: shared memory is to be discarded: unmap it. It still is as it was
  * @undo_discard: the memory was not discarded after all: map it again
- * @populated: shared memory was populated, with gmem_vm_populate() or gmem_populate_run(),
- *	which plugs in what was discarded: map what is not mapped
+ * @populated: shared memory was populated, with gmem_vm_populate() or
+ *	gmem_populate_run(), which plugs in what was discarded: map what is not mapped
  *
- * Callbacks run in the thread that makes the call they are about: that converts, changes
- * the layout, discards, populates (with workers in threads that the library started, in
- * which signals are blocked), or creates the listener. That call keeps its ranges to
- * itself until they return: a conversion the range that it converts, a change of the
- * layout the ranges that its regions leave and enter, a discard and a populate the piece
- * that it works on, and gmem_listener_new() with region_added all addresses. Populating
- * shares its range with other populating, so two threads can tell of one range at the same
- * time. These are a callback's own ranges. Callbacks of other calls may run at the
- * same time in other threads.
+ * Callbacks run in the thread that makes the call they are about: that converts,
+ * changes the layout, discards, populates (with workers in threads that the library
+ * started, in which signals are blocked), or creates the listener. That call keeps its
+ * ranges to itself until they return: a conversion the range that it converts, a change
+ * of the layout the ranges that its regions leave and enter, a discard and a populate
+ * the piece that it works on, and gmem_listener_new() with region_added all addresses.
+ * Populating shares its range with other populating, so two threads can tell of one
+ * range at the same time. These are a callback's own ranges. Callbacks of other calls
+ * may run at the same time in other threads.
  *
  * A change of the layout is told when it is made and the kernel has agreed; a change that
  * fails is told to nobody. The new layout is in force then: the memslots of added
@@ -2039,13 +2043,13 @@ typedef int (*gmem_listener_region_veto_fn)(void *data, const struct gmem_region
  * in the order of the steps, all that is removed is told (@removed, then
  * @region_removed), then all moves, then all that is added, so that a listener without
  * @region_moved never has two regions at one address; with it, one that trades its place
- * with another comes there first. The old host addresses stay mapped and the old fds open
- * until the last callback has returned. gmem_region_rebind() is told as removed and added.
- * A split is not told: guest and host addresses, files and offsets of all memory stay; only
- * the handle and the memslot number of the upper part are new. Ranges of devices
- * (GMEM_REGION_DEVICE) are not told. Memory of every kind is: look at kind of
- * struct gmem_region_info. gmem_vm_free() tells nothing. If the kernel refuses to undo a
- * change (-ENOTRECOVERABLE), states of memory may be what nobody was told.
+ * with another comes there first. The old host addresses stay mapped and the old fds
+ * open until the last callback has returned. gmem_region_rebind() is told as removed
+ * and added. A split is not told: guest and host addresses, files and offsets of all
+ * memory stay; only the handle and the memslot number of the upper part are new. Ranges
+ * of devices (GMEM_REGION_DEVICE) are not told. Memory of every kind is: look at kind
+ * of struct gmem_region_info. gmem_vm_free() tells nothing. If the kernel refuses to
+ * undo a change (-ENOTRECOVERABLE), states of memory may be what nobody was told.
  *
  * A discard asks for each piece, 64 MiB in one region at most, right before it. If a
  * listener refuses, those that agreed get undo_discard, last first, and the discard ends
@@ -2086,14 +2090,14 @@ typedef int (*gmem_listener_region_veto_fn)(void *data, const struct gmem_region
  * looks at all memory, and gmem_vm_discard_owed() at all memory that is owed.
  * gmem_populate_result() does not fail, but leaves counted at 0.
  *
- * A callback may always call all other functions, such as views,
- * gmem_vm_state(), gmem_vm_regions(), gmem_vm_find_gpa(), gmem_vm_find_hva(), gmem_vm_stats() without
- * GMEM_STATS_RESIDENT, gmem_lease_new(), gmem_lease_free(), functions of files
- * such as gmem_file_punch(), gmem_change_new() and the functions that add
- * steps, transfers, gmem_export_dispatch(), gmem_export_table(),
- * gmem_peer_add() and gmem_peer_remove(). On memory that is becoming private or
- * being removed, leases and transfers are refused with -EBUSY. A callback must
- * end every view that it begins. For gmem_listener_free(), see there.
+ * A callback may always call all other functions, such as views, gmem_vm_state(),
+ * gmem_vm_regions(), gmem_vm_find_gpa(), gmem_vm_find_hva(), gmem_vm_stats() without
+ * GMEM_STATS_RESIDENT, gmem_lease_new(), gmem_lease_free(), functions of files such as
+ * gmem_file_punch(), gmem_change_new() and the functions that add steps, transfers,
+ * gmem_export_dispatch(), gmem_export_table(), gmem_peer_add() and gmem_peer_remove().
+ * On memory that is becoming private or being removed, leases and transfers are refused
+ * with -EBUSY. A callback must end every view that it begins. For gmem_listener_free(),
+ * see there.
  *
  * A callback must not wait for another thread that makes a call which must wait
  * for the callback: the library cannot see that. Calls for other VMs are not
@@ -2128,10 +2132,11 @@ struct gmem_listener_opts {
  * for the same parts, last listener first, and nothing changes. Each listener is
  * told of a conversion as a whole or not at all.
  *
- * A listener with region_added is told the present layout before this returns: the shared
- * memory of each region, lowest address first. What it is told is one moment: no change is
- * between that and the first that the listener hears of, and none is told twice. So what it
- * keeps is, whenever no call is under way, what gmem_vm_regions() and gmem_vm_state() say.
+ * A listener with region_added is told the present layout before this returns: the
+ * shared memory of each region, lowest address first. What it is told is one moment: no
+ * change is between that and the first that the listener hears of, and none is told
+ * twice. So what it keeps is, whenever no call is under way, what gmem_vm_regions() and
+ * gmem_vm_state() say.
  *
  * What callbacks may call says struct gmem_listener_opts.
  *
@@ -2142,8 +2147,8 @@ struct gmem_listener_opts {
  * listener, perhaps before this returns, when @ret is set already. Do not call it between
  * gmem_view_begin() and gmem_view_end(). Since: 0.1.
  *
- * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
- * the library, -ENOMEM, -EDEADLK called from a callback, -EBUSY with region_added: what is
+ * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than the
+ * library, -ENOMEM, -EDEADLK called from a callback, -EBUSY with region_added: what is
  * waited for has not ended within wait_ms of struct gmem_vm_opts.
  */
 GMEM_API GMEM_CHECKED int gmem_listener_new(struct gmem_vm *vm,
@@ -3430,9 +3435,9 @@ GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  * @opts: as gmem_vm_discard()
  * @ret: as gmem_vm_discard(), for all of them
  *
- * Adjacent ranges are freed together, which for single pages takes a third of the
- * time. With GMEM_DISCARD_INWARD, pages of the guest that are smaller than the
- * host's, or than a huge page of hugetlb, are freed where adjacent ones fill it; the others stay,
+ * Adjacent ranges are freed together, which for single pages takes a third of the time.
+ * With GMEM_DISCARD_INWARD, pages of the guest that are smaller than the host's, or
+ * than a huge page of hugetlb, are freed where adjacent ones fill it; the others stay,
  * and do not count as done.
  *
  * Everything is checked before the first range is freed, in the order of
@@ -3756,9 +3761,9 @@ struct gmem_transfer_result {
  * @opts: NULL for defaults
  * @ret: result, filled in on failure, too; NULL if not wanted
  *
- * Afterwards the guest memory at @gpa has the contents of the file at @offset.
- * Holes of the file are not read, and zeros are not written to pages that the
- * guest does not have yet (see gmem_vm_restore()), so they take no memory. Data in the page cache is
+ * Afterwards the guest memory at @gpa has the contents of the file at @offset. Holes of
+ * the file are not read, and zeros are not written to pages that the guest does not
+ * have yet (see gmem_vm_restore()), so they take no memory. Data in the page cache is
  * copied from there; the rest bypasses the page cache if the file system can.
  *
  * Running out of memory would be no error, but kill: see gmem_vm_populate(). So the
@@ -3771,15 +3776,15 @@ struct gmem_transfer_result {
  * Thread-safe. Source: read(2), preadv2(2), io_uring(7), open(2) with O_DIRECT,
  * MADV_POPULATE_READ. Since: 0.1.
  *
- * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO
- * the range is not all memory, -EACCES part of it is private, or a kind of memory that
- * nothing is loaded into (enum gmem_kind), -EBUSY it is being converted or removed,
- * -ECANCELED the callback stopped it, -EINVAL bad arguments, -ESPIPE @offset is not 0 and @fd has no offsets, -EBADF @fd is not
- * open, or not for reading, -E2BIG options newer than the library, -EFAULT a
- * page cannot be written: it is not there, or mapped without the permission or not at
- * all; -EHWPOISON the hardware lost a page of the guest's, which gmem_vm_discard()
- * replaces; -ENOMEM, also if the host has not the memory for it, or the
- * kernel's own errno from reading.
+ * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO the range
+ * is not all memory, -EACCES part of it is private, or a kind of memory that nothing is
+ * loaded into (enum gmem_kind), -EBUSY it is being converted or removed, -ECANCELED the
+ * callback stopped it, -EINVAL bad arguments, -ESPIPE @offset is not 0 and @fd has no
+ * offsets, -EBADF @fd is not open, or not for reading, -E2BIG options newer than the
+ * library, -EFAULT a page cannot be written: it is not there, or mapped without the
+ * permission or not at all; -EHWPOISON the hardware lost a page of the guest's, which
+ * gmem_vm_discard() replaces; -ENOMEM, also if the host has not the memory for it, or
+ * the kernel's own errno from reading.
  */
 GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
 			  uint64_t size, const struct gmem_transfer_opts *opts,
@@ -3812,17 +3817,18 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * @opts: NULL for defaults
  * @ret: result, filled in on failure, too; NULL if not wanted
  *
- * Writes the pages of all regions that exist and are not zero, and allocates no
- * guest memory. A page of host memory that is not there counts as zero only if that is
- * known: no userfaultfd is asked for it, no file has it, none of it is in swap. What
+ * Writes the pages of all regions that exist and are not zero, and allocates no guest
+ * memory. A page of host memory that is not there counts as zero only if that is known:
+ * no userfaultfd is asked for it, no file has it, none of it is in swap. What
  * userfaultfd owes is faulted in, which waits for its handler, so run the handler in
- * another thread. Files are asked for their holes: that of GMEM_REGION_MEMORY_FD, or one
- * that the library finds as for gmem_vm_discard(). Where the kernel does not say what is
- * behind a page, as without /proc, it is read, which allocates it if it is of a shared
- * file or of hugetlb. Memory of devices, and memory whose contents are elsewhere, is not
- * looked at: the image says only where it is (enum gmem_kind). Readers recognise an incomplete image, such as one left by a
- * process that died, a full disk or a host that went down. After a failure the
- * image is incomplete; with gmem_vm_save_begin() the save can go on.
+ * another thread. Files are asked for their holes: that of GMEM_REGION_MEMORY_FD, or
+ * one that the library finds as for gmem_vm_discard(). Where the kernel does not say
+ * what is behind a page, as without /proc, it is read, which allocates it if it is of a
+ * shared file or of hugetlb. Memory of devices, and memory whose contents are
+ * elsewhere, is not looked at: the image says only where it is (enum gmem_kind).
+ * Readers recognise an incomplete image, such as one left by a process that died, a
+ * full disk or a host that went down. After a failure the image is incomplete; with
+ * gmem_vm_save_begin() the save can go on.
  *
  * With GMEM_TRANSFER_SYNC the image is on its disk before the save is done. A sync
  * that fails is the end of the save: the kernel may have dropped what it could not
@@ -3845,13 +3851,13 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * /proc/self/pagemap, and /proc/self/smaps at most once, write(2), io_uring(7), open(2)
  * with O_DIRECT, fdatasync(2), getrlimit(2). Since: 0.1.
  *
- * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is
- * being converted or removed, -ECANCELED the callback stopped it, -EINVAL bad
- * arguments, @fd is open with O_APPEND, or has no disk to sync, -EBADF @fd is not
- * open, or not for writing, -E2BIG options newer than the library, -EFAULT a page
- * that exists cannot be read: it is mapped without the permission or not at all;
- * -EHWPOISON the hardware lost a page, -ENOMEM, -EFBIG a write would end past RLIMIT_FSIZE, or the
- * kernel's own errno from writing or syncing, such as -ENOSPC.
+ * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is being
+ * converted or removed, -ECANCELED the callback stopped it, -EINVAL bad arguments, @fd
+ * is open with O_APPEND, or has no disk to sync, -EBADF @fd is not open, or not for
+ * writing, -E2BIG options newer than the library, -EFAULT a page that exists cannot be
+ * read: it is mapped without the permission or not at all; -EHWPOISON the hardware lost
+ * a page, -ENOMEM, -EFBIG a write would end past RLIMIT_FSIZE, or the kernel's own
+ * errno from writing or syncing, such as -ENOSPC.
  */
 GMEM_API int gmem_vm_save(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			  struct gmem_transfer_result *ret);
@@ -4130,13 +4136,13 @@ struct gmem_export_opts {
  * @opts: NULL for defaults
  * @ret: the export, yours to free with gmem_export_free()
  *
- * Other processes get a region with backing shared or mapped as its guest_memfd.
- * They get a region with backing host, or the shared side of one with backing
- * private, if the library made it as a memfd (GMEM_MEMORY_MEMFD), if you said of which
- * file it is a part (GMEM_REGION_MEMORY_FD), or if gmem_export_add_memory() was called for
- * it. Anonymous memory cannot be given, because no fd refers to it. No kernel is too old for
- * that: it needs no guest_memfd. Memory of kind GMEM_KIND_DEVICE is left out, unless
- * gmem_export_add_memory() was called for it.
+ * Other processes get a region with backing shared or mapped as its guest_memfd. They
+ * get a region with backing host, or the shared side of one with backing private, if
+ * the library made it as a memfd (GMEM_MEMORY_MEMFD), if you said of which file it is a
+ * part (GMEM_REGION_MEMORY_FD), or if gmem_export_add_memory() was called for it.
+ * Anonymous memory cannot be given, because no fd refers to it. No kernel is too old
+ * for that: it needs no guest_memfd. Memory of kind GMEM_KIND_DEVICE is left out,
+ * unless gmem_export_add_memory() was called for it.
  *
  * Thread-safe; waits as gmem_listener_new(), then for changes of the layout under
  * way. Source: eventfd(2), timerfd_create(2), epoll(7). Since: 0.1.
@@ -4169,16 +4175,15 @@ GMEM_API void gmem_export_free(struct gmem_export *exporter);
  *	is open for reading only, the memory is given with GMEM_RIGHT_READ.
  * @offset: offset of @hva in the file, a multiple of the page
  *
- * For memory that was not added with GMEM_REGION_MEMORY_FD, whose file the export knows by
- * itself; if both name one, this one counts. The same is asked of the seals of
- * both. Call it before you add the region that uses the memory, or later, before the
- * memory is given. Any process that has a file can cut it, grow it, or add seals to
- * it that make this process's mappings, exports and discards fail. So create the
- * memfd with MFD_ALLOW_SEALING, map it, and seal it with F_SEAL_SHRINK |
- * F_SEAL_GROW | F_SEAL_SEAL. If it is to be given for reading only, add
- * F_SEAL_FUTURE_WRITE in the same call; its memory can then not be discarded. A
- * file on tmpfs or hugetlbfs that memfd_create(2) did not make cannot be sealed: it
- * needs GMEM_EXPORT_UNSEALED.
+ * For memory that was not added with GMEM_REGION_MEMORY_FD, whose file the export knows
+ * by itself; if both name one, this one counts. The same is asked of the seals of both.
+ * Call it before you add the region that uses the memory, or later, before the memory
+ * is given. Any process that has a file can cut it, grow it, or add seals to it that
+ * make this process's mappings, exports and discards fail. So create the memfd with
+ * MFD_ALLOW_SEALING, map it, and seal it with F_SEAL_SHRINK | F_SEAL_GROW |
+ * F_SEAL_SEAL. If it is to be given for reading only, add F_SEAL_FUTURE_WRITE in the
+ * same call; its memory can then not be discarded. A file on tmpfs or hugetlbfs that
+ * memfd_create(2) did not make cannot be sealed: it needs GMEM_EXPORT_UNSEALED.
  *
  * Thread-safe. Source: fstat(2), fstatfs(2), F_GET_SEALS. Since: 0.1.
  *
@@ -4248,11 +4253,11 @@ struct gmem_vhost_user_region {
  * @max: entries in both arrays: 8, or the number that the back-end accepts; 0 only asks
  *	how many are needed
  *
- * Back-ends accept few entries, so regions that are adjacent in the guest, in one
- * file and in this process share an entry. GMEM_REGION_RESERVED makes them adjacent in this
- * process: sixteen DIMMs of one file, in address space that was reserved for them, are one
- * entry. vhost-user has no message to take memory
- * back, so do not give it memory that is converted.
+ * Back-ends accept few entries, so regions that are adjacent in the guest, in one file
+ * and in this process share an entry. GMEM_REGION_RESERVED makes them adjacent in this
+ * process: sixteen DIMMs of one file, in address space that was reserved for them, are
+ * one entry. vhost-user has no message to take memory back, so do not give it memory
+ * that is converted.
  *
  * Thread-safe; the fds are valid as those of gmem_export_table(). Since: 0.1.
  *

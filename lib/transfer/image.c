@@ -1,7 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 #include "transfer/image.h"
 
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+
 #include "base/crc32c.h"
+#include "base/error.h"
 
 const char gmem_image_kinds[IMAGE_KINDS][8] = {
 	[IMAGE_HEAD] = "GMEMHEAD",
@@ -12,6 +18,22 @@ const char gmem_image_kinds[IMAGE_KINDS][8] = {
 	[IMAGE_LOST] = "GMEMLOST",
 	[IMAGE_END] = "GMEM_END",
 };
+
+int gmem_image_bad(uint64_t number, const char *format, ...)
+{
+	char what[160];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(what, sizeof(what), format, args);
+	va_end(args);
+	return gmem_fail(-EBADMSG, "record %" PRIu64 " of the image: %s", number, what);
+}
+
+bool gmem_image_has_entries(const struct image_record *record, size_t size)
+{
+	return record->count && record->count <= (record->size - sizeof(*record)) / size;
+}
 
 uint32_t gmem_image_checksum(const struct image_record *record)
 {

@@ -3,6 +3,8 @@
 #ifndef GMEM_IMAGE_H
 #define GMEM_IMAGE_H
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -78,6 +80,12 @@ _Static_assert(sizeof(struct image_elsewhere) == 32, "the entry of a region with
 #define IMAGE_MAX_PRIVATES ((size_t)1 << 22)
 
 /* CRC-32C of the whole record, with 0 in place of its checksum */
+/* Returns -EBADMSG, with the sentence that something is wrong with record @number. */
+int gmem_image_bad(uint64_t number, const char *format, ...)
+	__attribute__((format(printf, 2, 3)));
+
+/* Has the record entries, of @size bytes each, and are all of them in it? */
+bool gmem_image_has_entries(const struct image_record *record, size_t size);
 uint32_t gmem_image_checksum(const struct image_record *record);
 
 #endif
