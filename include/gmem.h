@@ -2705,8 +2705,9 @@ struct gmem_convert_opts {
  *	part that the kernel refused to convert back
  * @converted: bytes whose state changed
  * @discarded: bytes of the other side that were given back to the host
- * @owed: bytes of the other side that gmem_vm_discard_owed() has yet to give back,
- *	with those that the kernel refused to free
+ * @owed: bytes of the other side that gmem_vm_discard_owed() has yet to give back, with
+ *	those that the kernel refused to free, and with parts of huge pages of hugetlb,
+ *	which are freed by it when all of the huge page is private
  * @ioctls: number of ioctls made, KVM_SET_MEMORY_ATTRIBUTES or that of
  *	struct gmem_inplace_opts
  */

@@ -459,6 +459,29 @@ static void defer_discard(struct work *work, uint64_t gpa)
 	}
 }
 
+/*
+ * Of the first @size bytes nothing is pending any more, but for parts of huge pages, which wait
+ * for the rest of them. Returns the bytes of those.
+ */
+static uint64_t note_discarded(struct gmem_region *region, uint64_t offset, uint64_t size,
+			       bool is_private)
+{
+	uint32_t side = is_private ? GMEM_SIDE_SHARED : GMEM_SIDE_PRIVATE;
+	uint64_t head, tail;
+
+	if (!size || !has_other_side(region))
+		return 0;
+	gmem_region_memory_cut_pages(region, side, offset, size, &head, &tail);
+	if (head)
+		gmem_states_set(&region->states, GMEM_PAGE_PENDING, offset, head, true);
+	if (tail)
+		gmem_states_set(&region->states, GMEM_PAGE_PENDING, offset + size - tail, tail, true);
+	if (head + tail < size)
+		gmem_states_set(&region->states, GMEM_PAGE_PENDING, offset + head, size - head - tail,
+				false);
+	return head + tail;
+}
+
 /* A refusal leaves the rest pending: the conversion itself is done. */
 static void discard(struct work *work)
 {
@@ -469,8 +492,8 @@ static void discard(struct work *work)
 	while (next_region(work, &at)) {
 		err = discard_part(at.region, offset_in(&at), at.size, work->to_private, &done);
 		work->result.discarded += done;
-		gmem_states_set(&at.region->states, GMEM_PAGE_PENDING, offset_in(&at), err ? done : at.size,
-				false);
+		work->result.owed += note_discarded(at.region, offset_in(&at), err ? done : at.size,
+						    work->to_private);
 		if (err) {
 			gmem_vm_log_error(work->vm, err);
 			defer_discard(work, at.gpa + done);
@@ -687,15 +710,14 @@ static bool look_for_pending(const struct gmem_vm *vm, uint64_t *gpa, struct gme
 		*gpa = start + last + 1;
 		return true;
 	}
-	if (last - offset >= MAX_RUN)
-		last = offset + MAX_RUN - 1;
+	last = offset - 1 + gmem_region_memory_piece(region, offset, last - offset + 1, MAX_RUN);
 	*gpa = start + last + 1;
 	if (!gmem_states_find(&region->states, GMEM_PAGE_PENDING, true, offset, last, ret)) {
 		ret->start = ret->last = *gpa;
 		return true;
 	}
-	if (ret->last - ret->start >= PENDING_PIECE)
-		ret->last = ret->start + PENDING_PIECE - 1;
+	ret->last = ret->start - 1 + gmem_region_memory_piece(region, ret->start,
+							      ret->last - ret->start + 1, PENDING_PIECE);
 	ret->start += start;
 	ret->last += start;
 	*gpa = ret->last + 1;
@@ -720,8 +742,7 @@ static int discard_pending(struct gmem_vm *vm, const struct gmem_part *claimed, 
 
 		err = discard_part(at.region, offset_in(&at), at.size, at.is_private, &done);
 		*total += done;
-		gmem_states_set(&at.region->states, GMEM_PAGE_PENDING, offset_in(&at), err ? done : at.size,
-				false);
+		note_discarded(at.region, offset_in(&at), err ? done : at.size, at.is_private);
 	}
 	return err;
 }

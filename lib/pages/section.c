@@ -9,7 +9,6 @@
 #include "base/kind.h"
 #include "base/lock.h"
 #include "base/wait_budget.h"
-#include "os/sys.h"
 #include "region/region_info.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
@@ -131,23 +130,17 @@ int gmem_vm_look_at_sections(struct gmem_vm *vm, uint64_t gpa, uint64_t size, ui
 uint64_t gmem_section_piece(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
 	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, gpa, gpa + size - 1);
-	uint64_t page = 0, hva = 0, end;
+	uint64_t piece = size < GMEM_SECTION_PIECE ? size : GMEM_SECTION_PIECE;
 
-	if (size <= GMEM_SECTION_PIECE)
+	if (size == piece)
 		return size;
 
 	gmem_lock_take(&vm->lock);
 	gmem_regions_walk(&at);
-	if (at.region && !at.region->is_device) {
-		page = at.region->page_size;
-		hva = at.region->hva.start + (gpa - at.region->gpa.start);
-	}
+	if (at.region)
+		piece = gmem_region_memory_piece(at.region, gpa - at.region->gpa.start, size, piece);
 	gmem_lock_drop(&vm->lock);
-
-	if (page <= gmem_sys_page_size())
-		return GMEM_SECTION_PIECE;
-	end = page < GMEM_SECTION_PIECE ? (hva + GMEM_SECTION_PIECE) / page * page : (hva / page + 1) * page;
-	return end - hva < size ? end - hva : size;
+	return piece;
 }
 
 int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses,

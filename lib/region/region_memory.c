@@ -172,6 +172,32 @@ int gmem_region_memory_discard(struct gmem_region *region, uint32_t side, uint64
 	return err;
 }
 
+/* ---- pages larger than the host's ---- */
+
+uint64_t gmem_region_memory_piece(const struct gmem_region *region, uint64_t offset, uint64_t size,
+				  uint64_t most)
+{
+	uint64_t hva = region->hva.start + offset, page = region->page_size, end;
+
+	if (size <= most)
+		return size;
+	if (region->is_device || page <= gmem_sys_page_size())
+		return most;
+	end = page < most ? (hva + most) / page * page : (hva / page + 1) * page;
+	return end - hva < size ? end - hva : size;
+}
+
+void gmem_region_memory_cut_pages(const struct gmem_region *region, uint32_t side, uint64_t offset,
+				  uint64_t size, uint64_t *ret_head, uint64_t *ret_tail)
+{
+	uint64_t page = is_in_file(region, side) ? gmem_sys_page_size() : region->page_size;
+	uint64_t start = region->hva.start + offset, end = start + size;
+	uint64_t first = (start + page - 1) / page * page, last = end / page * page;
+
+	*ret_head = first < last ? first - start : size;
+	*ret_tail = first < last ? end - last : 0;
+}
+
 /* ---- how much there is ---- */
 
 static int count_mapped(const struct gmem_region_memory *side, uint64_t size, uint64_t *ret_bytes)

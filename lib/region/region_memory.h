@@ -59,6 +59,18 @@ struct gmem_discard_how {
 int gmem_region_memory_discard(struct gmem_region *region, uint32_t side, uint64_t offset,
 			       uint64_t size, const struct gmem_discard_how *how, uint64_t *ret_done);
 /*
+ * How much of @size bytes at @offset to work on at once: about @most, in whole pages of the
+ * region's host memory, which may be larger.
+ */
+uint64_t gmem_region_memory_piece(const struct gmem_region *region, uint64_t offset, uint64_t size,
+				  uint64_t most);
+/*
+ * The bytes at the start and at the end of a range that a discard leaves, because pages of the
+ * side are freed only as a whole. If it leaves all, they are at the start.
+ */
+void gmem_region_memory_cut_pages(const struct gmem_region *region, uint32_t side, uint64_t offset,
+				  uint64_t size, uint64_t *ret_head, uint64_t *ret_tail);
+/*
  * Bytes that are in memory: of a file what is allocated, by whomever; of host
  * memory what is mapped here, pages of zeros included, or in the page cache; of a private
  * mapping of a file only its own pages. -EOPNOTSUPP: the file

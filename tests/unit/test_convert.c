@@ -630,6 +630,46 @@ static void deferred_discards_are_done_together(void **state)
 	scene_end(&s);
 }
 
+/* Pages of the shared side pass for two huge pages of four each. */
+static void huge_page_is_discarded_when_all_of_it_is_private(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	struct gmem_conversion done;
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	uint64_t page, bytes;
+	struct unit unit;
+	char *hva;
+
+	(void)state;
+	unit_begin_vm(&unit, "7.3-swp-t1");
+	page = unit.page;
+	plan = unit_plan(&unit, GMEM_BACKING_PRIVATE);
+	opts.plan = plan;
+	hva = mmap(NULL, 12 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(hva, MAP_FAILED);
+	opts.hva = hva + (4 * page - (uintptr_t)hva % (4 * page)) % (4 * page);
+	fake_mark_mapping(opts.hva, 8 * page, 4 * page, "ht", 0);
+	assert_ok(gmem_region_add(unit.vm, 0, 8 * page, &opts, &region));
+
+	for (uint64_t i = 1; i < 8; i++) {
+		assert_ok(gmem_vm_convert(unit.vm, i * page, page, GMEM_STATE_PRIVATE, NULL, &done));
+		assert_int_equal(done.discarded, 0);
+		assert_int_equal(done.owed, page);
+	}
+	assert_ok(gmem_vm_discard_owed(unit.vm, &bytes));
+	assert_int_equal(bytes, 4 * page);
+	assert_ok(gmem_vm_discard_owed(unit.vm, &bytes));
+	assert_int_equal(bytes, 0);
+	assert_ok(gmem_vm_convert(unit.vm, 0, page, GMEM_STATE_PRIVATE, NULL, &done));
+	assert_ok(gmem_vm_discard_owed(unit.vm, &bytes));
+	assert_int_equal(bytes, 4 * page);
+
+	gmem_plan_free(plan);
+	unit_end(&unit);
+	munmap(hva, 12 * page);
+}
+
 static void both_sides_may_await_their_discard(void **state)
 {
 	GMEM_OPTS(gmem_convert_opts, later, .discard = GMEM_DISCARD_LATER);
@@ -1551,6 +1591,7 @@ static void a_long_run_takes_one_call_for_each_gib_of_it(void **state)
 
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(conversion_is_seen_by_readers_record_and_kernel),
+	cmocka_unit_test(huge_page_is_discarded_when_all_of_it_is_private),
 	cmocka_unit_test(adjacent_regions_take_one_call),
 	cmocka_unit_test(pages_converted_already_cost_no_system_call),
 	cmocka_unit_test(convert_all_overrides_what_another_program_set),
