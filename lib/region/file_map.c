@@ -431,13 +431,20 @@ static int map_before(const struct gmem_map *map, int flags)
 	return err;
 }
 
-/* Its memory goes, whatever the kernel says to what should be there instead. */
-static void unmap(const struct gmem_map *map)
+/*
+ * If the kernel refuses, as for a mapping in the middle of another one when there are too many,
+ * the memory goes all the same, and its place stays taken: it may be the user's.
+ */
+static int unmap(const struct gmem_map *map)
 {
 	bool comes_back = map->before && (map->before != GMEM_BEFORE_MADE || has_made(map));
+	void *hva = (void *)(uintptr_t)map->hva.start;
+	int err;
 
-	if (!comes_back || map_before(map, MAP_FIXED))
-		gmem_sys_munmap((void *)(uintptr_t)map->hva.start, map->hva.size);
+	err = comes_back ? map_before(map, MAP_FIXED) : gmem_sys_munmap(hva, map->hva.size);
+	if (err)
+		gmem_sys_madvise(hva, map->hva.size, MADV_DONTNEED);
+	return err;
 }
 
 /*
@@ -697,14 +704,17 @@ void gmem_maps_split_pin(struct gmem_map *map, uint64_t offset, struct gmem_map 
 	gmem_lock_drop(&record.lock);
 }
 
-void gmem_maps_unpin(struct gmem_map *map)
+int gmem_maps_unpin(struct gmem_map *map)
 {
+	int err = 0;
+
 	gmem_lock_take(&record.lock);
 	if (!map->is_lost) {
 		gmem_range_remove(record_of(map), &map->hva);
-		unmap(map);
+		err = unmap(map);
 	}
 	gmem_lock_drop(&record.lock);
+	return err;
 }
 
 int gmem_maps_unpin_some(struct gmem_map *map, uint64_t size)

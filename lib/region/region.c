@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/limit.h"
 #include "base/opts.h"
 #include "caps/caps.h"
 #include "caps/plan.h"
@@ -458,10 +459,24 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 	return err;
 }
 
+/* The region ends all the same, and the failure that may be the reason for it is told later. */
+static void log_stays_mapped(struct gmem_region *region, int err)
+{
+	struct gmem_failure failure;
+
+	gmem_failure_keep(&failure, gmem_error_of_sentence());
+	gmem_vm_log_error(region->vm, gmem_fail_by_limit(err, region->pin.hva.size, "hva 0x%" PRIx64 ", 0x%"
+			  PRIx64 " bytes, of a region that ended, stays mapped, without its contents",
+			  region->pin.hva.start, region->pin.hva.size));
+	gmem_failure_restore(&failure);
+}
+
 static void put_host_memory(struct gmem_region *region)
 {
-	if (region->owns_memory)
-		gmem_maps_unpin(&region->pin);
+	int err = region->owns_memory ? gmem_maps_unpin(&region->pin) : 0;
+
+	if (err)
+		log_stays_mapped(region, err);
 	put_host_file(region);
 }
 
