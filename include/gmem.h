@@ -87,7 +87,8 @@ extern "C" {
  * @...: designated initialisers; every field left out is zero, its default
  *
  * For C only. In C++ value-initialise the struct (`gmem_vm_opts opts{};`), then
- * set its size member to sizeof(opts).
+ * set its size member to sizeof(opts). Before C23, compilers that are asked to be pedantic
+ * want at least one initialiser, such as `.flags = 0`.
  */
 #define GMEM_OPTS(type, name, ...) \
 	struct type name = { .size = sizeof(struct type), __VA_ARGS__ }
@@ -240,8 +241,13 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  * left out: the call goes on with the rest of the range; if there is no rest, it is
  *	refused with -EOPNOTSUPP, and nothing was done.
  * *: with the flag GMEM_POPULATE_ALL_KINDS or GMEM_DISCARD_ALL_KINDS the memory is
- *	treated as RAM.
+ *	treated as RAM. A discard of a file that is mapped shared punches a hole into the
+ *	file itself: persistent memory, or a file on disk, has then lost these contents.
  * +: exported if gmem_export_add_memory() was called for it.
+ *
+ * A range of GMEM_REGION_DEVICE is no memory and has no kind: its kind is
+ * GMEM_KIND_DEFAULT, and dumps call its way of backing "device", whereas memory of
+ * GMEM_KIND_DEVICE has backing "host" and "device" as its kind.
  *
  * What should be treated as RAM by every call is GMEM_KIND_RAM, whatever is mapped
  * there. The numbers are ABI.
@@ -958,8 +964,8 @@ struct gmem_inplace_opts {
  * changes of the layout, gmem_region_set_dirty_log(), gmem_vm_reserve_slots(),
  * populating, for each thread, gmem_vm_discard_owed(), gmem_vm_adopt_private(), dirty
  * logs, NUMA queries and policies, gmem_listener_new() with region_added, statistics
- * with GMEM_STATS_RESIDENT, and dumps, which leave out what they cannot count in time.
- * Each of these fails with -EBUSY then.
+ * with GMEM_STATS_RESIDENT, and dumps. Each of these fails with -EBUSY then, but a dump
+ * leaves out what it could not count in time.
  *
  * Two waits have no limit. A change of the layout waits for views when the kernel has
  * made it already: it cannot be undone, and the memory cannot go while a view may
@@ -1004,7 +1010,11 @@ struct gmem_inplace_opts {
  *	whatever their way of backing is; or the same file with GMEM_BACKING_MAPPED.
  *	GMEM_BACKING_SHARED is for memory of its own, such as SMRAM: KVM binds a part of a
  *	guest_memfd to one memslot, in whatever address space, and refuses a second one.
- *	Remove such regions before those whose memory they use.
+ *	A save takes all regions of its handle: give those that have the memory of space 0
+ *	GMEM_KIND_EXTERNAL, so that an image of space 1 holds SMRAM and not the RAM once
+ *	more. Statistics do not count it twice then, either.
+ *	Nothing refuses to take the memory from under such regions: remove them before
+ *	those whose memory they use, and free the handle of space 1 first.
  *   GMEM_BACKING_PRIVATE and GMEM_BACKING_INPLACE are refused there: KVM has one set of
  *	attributes for the addresses of all spaces, and VMs that have private memory
  *	have one address space.
@@ -1148,9 +1158,8 @@ GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t 
  * struct gmem_memory_opts - host memory that the library makes for a region
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_MEMORY_*; unknown bits are -EINVAL
- * @page_size: size of the huge pages, bytes, a power of two, read only with
- *	GMEM_MEMORY_HUGETLB; 0: the kernel's default size. The region's size must be a
- *	multiple of it.
+ * @page_size: size of the huge pages, bytes, a power of two; 0: the kernel's default size.
+ *	The region's size must be a multiple of it. Must be 0 without GMEM_MEMORY_HUGETLB.
  *
  * For memory with GMEM_BACKING_HOST, and the shared side of GMEM_BACKING_PRIVATE, that
  * the library makes. Without these options it is private and anonymous, of ordinary
@@ -1221,14 +1230,18 @@ struct gmem_memory_opts {
  * @slot: memslot number in the handle's address space, read only with GMEM_REGION_SLOT
  * @kind: what the memory is, an enum gmem_kind
  * @memory: how to make the host memory, copied. NULL: private and anonymous memory.
- *	Must be NULL where the library makes none: with your own memory, or for a
- *	guest_memfd without a shared side beside it.
- * @memory_fd: file that the host memory is part of, read only with GMEM_REGION_MEMORY_FD;
- *	duplicated when the region is added, else 0
+ *	Must be NULL where the library maps none: with your own memory, or for a
+ *	guest_memfd without a shared side beside it. For memory that it maps from your
+ *	@memory_fd, THP, NO_THP, DUMP and DONTFORK of GMEM_MEMORY_* are taken, and MEMFD,
+ *	HUGETLB and MERGEABLE are -EINVAL: the file is what it is.
+ * @memory_fd: file that the host memory is part of, duplicated when the region is added;
+ *	must be 0 without GMEM_REGION_MEMORY_FD
  * @reserved: must be 0
- * @memory_offset: start of the region in that file, a multiple of the page; else 0
+ * @memory_offset: start of the region in that file, a multiple of the page; must be 0
+ *	without GMEM_REGION_MEMORY_FD
  * @identity: of what the memory holds, as you choose it: images record it for kinds whose
- *	contents they do not have, and are restored only where it is the same; 0: any
+ *	contents they do not have. An image with 0 is restored whatever the VM has here;
+ *	any other number must be the VM's, so a VM with 0 takes only images with 0.
  * @data: a pointer of yours for gmem_region_data()
  *
  * GMEM_REGION_MEMORY_FD says of which file the host memory of GMEM_BACKING_HOST, or the
@@ -1614,7 +1627,7 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
  *	memslot was lost
  * @backing: an enum gmem_backing
  * @kind: an enum gmem_kind; GMEM_KIND_DEFAULT for a device's range
- * @zero: 0; place for what later versions have to say
+ * @reserved: 0; place for what later versions have to say
  *
  * The memory that host and guest share is at @hva. With GMEM_BACKING_MAPPED and
  * GMEM_BACKING_SHARED that is a mapping of @gmemfd; with GMEM_BACKING_HOST and
@@ -1638,7 +1651,7 @@ struct gmem_region_info {
 	uint32_t slot;
 	uint32_t backing;
 	uint32_t kind;
-	uint32_t zero[5];
+	uint32_t reserved[5];
 };
 
 /**
@@ -2018,8 +2031,8 @@ typedef int (*gmem_listener_region_veto_fn)(void *data, const struct gmem_region
  *	it. Called for each part of a region that is shared, lowest first; a part that
  *	is private is told by @after_shared when it becomes shared
  * @region_moved: the region moved from [@gpa, @gpa + @size); @region says where to, and
- *	all else of it stayed. NULL: the move is told by @region_removed and
- *	@region_added
+ *	all else of it stayed. Between the moves of one change two regions can be at one
+ *	address, see below. NULL: the move is told by @region_removed and @region_added
  * @region_removed: the memory of @region, which is as it was before, is not at that
  *	guest address any more, as with @removed: unmap it. @gpa and @size are all of it
  * @before_discard: shared memory is to be discarded: unmap it. It still is as it was
@@ -2041,15 +2054,22 @@ typedef int (*gmem_listener_region_veto_fn)(void *data, const struct gmem_region
  * fails is told to nobody. The new layout is in force then: the memslots of added
  * regions are there, those of removed ones are gone, and views use the new ones. First,
  * in the order of the steps, all that is removed is told (@removed, then
- * @region_removed), then all moves, then all that is added, so that a listener without
- * @region_moved never has two regions at one address; with it, one that trades its place
- * with another comes there first. The old host addresses stay mapped and the old fds
- * open until the last callback has returned. gmem_region_rebind() is told as removed
- * and added. A split is not told: guest and host addresses, files and offsets of all
- * memory stay; only the handle and the memslot number of the upper part are new. Ranges
- * of devices (GMEM_REGION_DEVICE) are not told. Memory of every kind is: look at kind
- * of struct gmem_region_info. gmem_vm_free() tells nothing. If the kernel refuses to
- * undo a change (-ENOTRECOVERABLE), states of memory may be what nobody was told.
+ * @region_removed), then all moves, then all that is added. The old host addresses stay
+ * mapped and the old fds open until the last callback has returned. gmem_region_rebind()
+ * is told as removed and added. A split is not told: guest and host addresses, files and
+ * offsets of all memory stay; only the handle and the memslot number of the upper part
+ * are new. Ranges of devices (GMEM_REGION_DEVICE) are not told. Memory of every kind is:
+ * look at kind of struct gmem_region_info. gmem_vm_free() tells nothing. If the kernel
+ * refuses to undo a change (-ENOTRECOVERABLE), states of memory may be what nobody was
+ * told.
+ *
+ * When two regions trade places, @region_moved is called for one and then for the other.
+ * Between these calls a listener has two regions at one guest address: the one that came
+ * there, and the one that has yet to be told to leave. So find what moves by its old
+ * guest address and its host address together. "Unmap the old range, map the new one"
+ * does not do: it unmaps what has just come. A listener that keeps one entry for each
+ * guest address leaves @region_moved NULL, and never has two at one: it is told of all
+ * that leaves before anything comes.
  *
  * A discard asks for each piece, 64 MiB in one region at most, right before it. If a
  * listener refuses, those that agreed get undo_discard, last first, and the discard ends
@@ -2136,7 +2156,8 @@ struct gmem_listener_opts {
  * shared memory of each region, lowest address first. What it is told is one moment: no
  * change is between that and the first that the listener hears of, and none is told
  * twice. So what it keeps is, whenever no call is under way, what gmem_vm_regions() and
- * gmem_vm_state() say.
+ * gmem_vm_state() say, less the ranges of devices, and less what was discarded and has
+ * not been populated since.
  *
  * What callbacks may call says struct gmem_listener_opts.
  *
