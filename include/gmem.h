@@ -2777,16 +2777,15 @@ struct gmem_conversion {
  * the same thread. Source: KVM_SET_MEMORY_ATTRIBUTES; for discarding madvise(2)
  * and fallocate(2). Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range, state or options, -ENOENT the range has a
- * hole, -ENXIO part of it is a device's, -EOPNOTSUPP memory in it cannot be
- * converted, -EBUSY somebody holds a lease, or earlier work or a view has not ended
- * within wait_ms, the errno of a listener that refused, -ETIMEDOUT a peer did not
- * give it back (gmem_peer_add()) in its time or within wait_ms, -EREMOTEIO or another
- * errno named there if it refused, -EDEADLK a
- * callback calls it for its own range, -ENOMEM, -E2BIG options newer than the
- * library, or the kernel's own errno: nothing changed; -ENOTRECOVERABLE the
- * kernel refused to undo, see @ret, or a region in the range has lost its
- * memslot.
+ * Return: 0, or -EINVAL bad range, state or options, -ENOENT the range has a hole,
+ * -ENXIO part of it is a device's, -EOPNOTSUPP memory in it cannot be converted,
+ * -EBUSY somebody holds a lease, or earlier work or a view has not ended within
+ * wait_ms, the errno of a listener that refused, -ETIMEDOUT a peer did not give it
+ * back (gmem_peer_add()) in its time or within wait_ms, -EREMOTEIO or another errno
+ * named there if it refused, -EDEADLK a callback calls it for its own range, -ENOMEM,
+ * -E2BIG options newer than the library, or the kernel's own errno: nothing changed;
+ * -ENOTRECOVERABLE the kernel refused to undo, see @ret, or a region in the range has
+ * lost its memslot.
  */
 GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t state,
 			     const struct gmem_convert_opts *opts, struct gmem_conversion *ret);
@@ -3000,10 +2999,10 @@ GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
  * wait for the range get their turn, and if immediate_exit of @run is set, the call
  * ends with -EINTR: call it again with the same arguments to go on. A piece that is
  * refused leaves those before it converted; a guest that asks again gets past them
- * at no cost. If a fault comes back although the
- * memory has the state it needs, something else is wrong: after max_stuck_faults
- * of them the call fails with -ELOOP. With repeats in @ret the VMM can stop
- * earlier. gmem_vm_stats() has counts of all of these.
+ * at no cost. If a fault comes back although the memory has the state it needs,
+ * something else is wrong: after max_stuck_faults of them the call fails with
+ * -ELOOP. With repeats in @ret the VMM can stop earlier. gmem_vm_stats() has counts
+ * of all of these.
  *
  * One thread at a time per object; different objects in parallel. Do not call it
  * between gmem_view_begin() and gmem_view_end() of the same thread. Source: KVM
@@ -3200,13 +3199,12 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  * @counted: 1 if @before and @after are valid, 0 if they could not be counted
  * @reserved: 0
  *
- * Both counts come from the kernel, for the side the guest uses: pages allocated
- * to a file by any process, and pages of host memory that are mapped in this
- * process, or in the page cache of a file mapped shared; of a private mapping of a file,
- * the pages that are its own. Of hugetlb that is the part of
- * each huge page that is in the range. Pages that guests and others allocate or free
- * meanwhile are in them.
- * Pages of a file that cannot be mapped are counted from Linux 6.5 on.
+ * Both counts come from the kernel, for the side the guest uses: pages allocated to a
+ * file by any process, and pages of host memory that are mapped in this process, or in
+ * the page cache of a file mapped shared; of a private mapping of a file, the pages that
+ * are its own. Of hugetlb that is the part of each huge page that is in the range. Pages
+ * that guests and others allocate or free meanwhile are in them. Pages of a file that
+ * cannot be mapped are counted from Linux 6.5 on.
  */
 struct gmem_footprint {
 	uint64_t done;
@@ -3269,12 +3267,12 @@ struct gmem_populate_opts {
  *
  * Populates the side the guest uses; allocated pages stay as they are. Your own memory
  * that is mapped PROT_READ is populated for reading if the region is read-only, and
- * cannot be populated if it is not. With more
- * than one worker the call starts threads, which block all signals except those of
- * faults, and have ended when it returns; if the system refuses threads, fewer do
- * the work. If a NUMA policy takes memory from a single node (gmem_vm_set_numa()),
- * the workers move to processors of that node. The caller's thread handles signals
- * meanwhile, and they do not stop the call; @progress can.
+ * cannot be populated if it is not. With more than one worker the call starts threads,
+ * which block all signals except those of faults, and have ended when it returns; if
+ * the system refuses threads, fewer do the work. If a NUMA policy takes memory from a
+ * single node (gmem_vm_set_numa()), the workers move to processors of that node. The
+ * caller's thread handles signals meanwhile, and they do not stop the call; @progress
+ * can.
  *
  * Running out of memory does not give an error: in a memory cgroup at its limit
  * the kernel kills the process, and on a full machine it kills other processes and
@@ -3299,14 +3297,14 @@ struct gmem_populate_opts {
  * 5.14 an access to each page), fallocate(2), /proc/meminfo,
  * /sys/kernel/mm/hugepages. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
- * -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its kind:
- * nothing was populated; -ENOMEM the memory
- * does not fit, or the kernel had none left, -ECANCELED @progress stopped it,
- * -EFAULT a page cannot be allocated, or its memory is mapped without the permission
- * or not at all, -EHWPOISON the hardware lost a page (the sentence says which),
- * -EDEADLK a callback calls it for its own range, or with more than one worker,
- * -E2BIG options newer than the library, or the kernel's own errno.
+ * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole, -ENXIO
+ * part of it is a device's, -EOPNOTSUPP all of it is left out for its kind: nothing
+ * was populated; -ENOMEM the memory does not fit, or the kernel had none left,
+ * -ECANCELED @progress stopped it, -EFAULT a page cannot be allocated, or its memory
+ * is mapped without the permission or not at all, -EHWPOISON the hardware lost a
+ * page (the sentence says which), -EDEADLK a callback calls it for its own range, or
+ * with more than one worker, -E2BIG options newer than the library, or the kernel's
+ * own errno.
  */
 GMEM_API int gmem_vm_populate(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			      const struct gmem_populate_opts *opts,
@@ -3433,10 +3431,9 @@ struct gmem_discard_opts {
  * one on the same memory at another guest address.
  *
  * Thread-safe; changes of the layout and conversions of the range wait, for one piece
- * of 64 MiB at most.
- * Source: madvise(2) with MADV_DONTNEED, MADV_DONTNEED_LOCKED (Linux 5.18) and
- * MADV_REMOVE, fallocate(2) with FALLOC_FL_PUNCH_HOLE, PROCMAP_QUERY (Linux 6.11),
- * before that /proc/self/maps; /proc/self/mem. Since: 0.1.
+ * of 64 MiB at most. Source: madvise(2) with MADV_DONTNEED, MADV_DONTNEED_LOCKED
+ * (Linux 5.18) and MADV_REMOVE, fallocate(2) with FALLOC_FL_PUNCH_HOLE, PROCMAP_QUERY
+ * (Linux 6.11), before that /proc/self/maps; /proc/self/mem. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, or part of a huge page, -ENOENT the range
  * has a hole, -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its
@@ -3627,8 +3624,7 @@ struct gmem_dump_opts {
  * and readers can tell.
  *
  * Thread-safe. Source: cachestat(2), mincore(2), move_pages(2), write(2),
- * getrlimit(2).
- * Since: 0.1.
+ * getrlimit(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
  * the library, -EDEADLK called from a listener's callback, -ENOMEM, -EBADF @fd
@@ -3907,12 +3903,11 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * @opts: NULL for defaults
  * @ret: result, filled in on failure, too; NULL if not wanted
  *
- * Afterwards the memory has the contents it had when the image was saved. Pages
- * that are not in the image are zero, and take no memory if they did not exist. Which
- * do not is found out as by gmem_vm_save(): where a private mapping of a file or
- * userfaultfd has something else, zeros are written.
- * The VM may have other regions and other ways of backing than the saved one, and
- * the host another page size.
+ * Afterwards the memory has the contents it had when the image was saved. Pages that
+ * are not in the image are zero, and take no memory if they did not exist. Which do
+ * not is found out as by gmem_vm_save(): where a private mapping of a file or
+ * userfaultfd has something else, zeros are written. The VM may have other regions
+ * and other ways of backing than the saved one, and the host another page size.
  *
  * The VM must have exactly the memory that the image has; with
  * GMEM_TRANSFER_LEAVE_REST it may have more, which stays as it is. An image has no
@@ -3946,15 +3941,15 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
- * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
- * early, -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT
- * the image has memory, or more private ranges, than the VM has room for, or the VM
- * lacks memory whose contents the image does not have, -EEXIST the VM has memory that
- * the image does not have, -EACCES memory of the image or the VM is private, or ROM
+ * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too early,
+ * -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT the
+ * image has memory, or more private ranges, than the VM has room for, or the VM lacks
+ * memory whose contents the image does not have, -EEXIST the VM has memory that the
+ * image does not have, -EACCES memory of the image or the VM is private, or ROM
  * differs from the image and cannot be written, -ESPIPE a pipe cannot be verified
- * first, -EHWPOISON
- * pages are lost, in the image or in the VM's memory, -EBUSY, -ECANCELED, -EINVAL,
- * -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as gmem_vm_load().
+ * first, -EHWPOISON pages are lost, in the image or in the VM's memory, -EBUSY,
+ * -ECANCELED, -EINVAL, -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as
+ * gmem_vm_load().
  */
 GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			     struct gmem_transfer_result *ret);
