@@ -87,8 +87,8 @@ extern "C" {
  * @...: designated initialisers; every field left out is zero, its default
  *
  * For C only. In C++ value-initialise the struct (`gmem_vm_opts opts{};`), then
- * set its size member to sizeof(opts). Before C23, compilers that are asked to be pedantic
- * want at least one initialiser, such as `.flags = 0`.
+ * set its size member to sizeof(opts). Before C23, compilers that are asked to be
+ * pedantic want at least one initialiser, such as `.flags = 0`.
  */
 #define GMEM_OPTS(type, name, ...) \
 	struct type name = { .size = sizeof(struct type), __VA_ARGS__ }
@@ -1158,8 +1158,9 @@ GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t 
  * struct gmem_memory_opts - host memory that the library makes for a region
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_MEMORY_*; unknown bits are -EINVAL
- * @page_size: size of the huge pages, bytes, a power of two; 0: the kernel's default size.
- *	The region's size must be a multiple of it. Must be 0 without GMEM_MEMORY_HUGETLB.
+ * @page_size: size of the huge pages, bytes, a power of two; 0: the kernel's default
+ *	size. The region's size must be a multiple of it. Must be 0 without
+ *	GMEM_MEMORY_HUGETLB.
  *
  * For memory with GMEM_BACKING_HOST, and the shared side of GMEM_BACKING_PRIVATE, that
  * the library makes. Without these options it is private and anonymous, of ordinary
