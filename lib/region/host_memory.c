@@ -246,11 +246,12 @@ static int fail_to_pin(uint64_t huge_page, uint64_t size, int err)
 
 static int huge_flags(uint64_t huge_page)
 {
-	int shift = 0;
+	unsigned int shift = 0;
 
 	while (UINT64_C(1) << shift < huge_page)
 		shift++;
-	return huge_page ? MAP_HUGETLB | shift << MAP_HUGE_SHIFT : MAP_NORESERVE;
+	/* Of 16 GiB the number needs all bits of the flags. */
+	return huge_page ? MAP_HUGETLB | (int)(shift << MAP_HUGE_SHIFT) : MAP_NORESERVE;
 }
 
 int gmem_host_memory_pin(const struct gmem_host_params *params, struct gmem_host_file *file,
