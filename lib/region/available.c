@@ -57,7 +57,7 @@ static int check_machine(uint64_t need)
 	available *= 1024;
 	if (need > available)
 		return gmem_fail(-ENOMEM,
-				 "0x%" PRIx64 " bytes more do not fit: the machine has 0x%" PRIx64
+				 "0x%" PRIx64 " bytes more, with page tables, do not fit: the machine has 0x%" PRIx64
 				 " available (MemAvailable)", need, available);
 	return 0;
 }
@@ -83,7 +83,7 @@ static int check_limit(const struct controller *controller, const char *director
 		return 0;
 
 	return gmem_fail(-ENOMEM,
-			 "0x%" PRIx64 " bytes more do not fit: %s of %s%.100s is 0x%" PRIx64
+			 "0x%" PRIx64 " bytes more, with page tables, do not fit: %s of %s%.100s is 0x%" PRIx64
 			 ", 0x%" PRIx64 " are in use, 0x%" PRIx64 " of them can be reclaimed",
 			 need, name, length > 100 ? "..." : "",
 			 directory + (length > 100 ? length - 100 : 0), limit, usage, reclaimable);

@@ -325,16 +325,31 @@ static bool is_same_part(const struct survey *survey, const struct gmem_host_map
 	       mapping->offset - mapping->start == survey->offset - survey->start;
 }
 
+/* PROT_*, in words */
+static const char *protection(const struct gmem_host_mapping *mapping)
+{
+	switch (mapping->prot & (PROT_READ | PROT_WRITE)) {
+	case PROT_READ | PROT_WRITE:
+		return "readable and writable";
+	case PROT_READ:
+		return "only readable";
+	case PROT_WRITE:
+		return "only writable";
+	default:
+		return mapping->prot == PROT_NONE ? "without access (PROT_NONE)" : "only executable";
+	}
+}
+
 static int fail_to_see(const struct survey *survey, const struct gmem_host_mapping *mapping)
 {
 	if (!mapping || mapping->start > survey->seen)
 		return gmem_fail(-EINVAL, "nothing is mapped at hva 0x%" PRIx64 ", so nothing is reserved",
 				 survey->seen);
-	return gmem_fail(-EEXIST, "hva 0x%" PRIx64 ", 0x%" PRIx64 " bytes, is %s, protection %d: a region goes "
+	return gmem_fail(-EEXIST, "hva 0x%" PRIx64 ", 0x%" PRIx64 " bytes, is %s, %s: a region goes "
 			 "over a reservation (private, anonymous, PROT_NONE), or over a mapping of the same "
 			 "part of its file, and all of it over one", mapping->start,
 			 mapping->end - mapping->start, mapping->flags & GMEM_MAPPING_FILE ?
-			 "a mapping of a file" : "memory", mapping->prot);
+			 "a mapping of a file" : "memory", protection(mapping));
 }
 
 /* Ends the walk with 1 if this is neither, or not like what was seen so far. */

@@ -70,9 +70,9 @@ int gmem_host_file_make(uint64_t size, uint64_t huge_page, struct gmem_host_file
 
 	fd = make_memfd(huge_page);
 	if (fd < 0)
-		return gmem_fail_by_limit(fd, 0, "no memfd%s with pages of 0x%" PRIx64 " bytes",
-					  huge_page ? " of hugetlb" : "",
-					  huge_page ? huge_page : gmem_sys_page_size());
+		return huge_page ? gmem_fail_by_limit(fd, 0, "no memfd of hugetlb with pages of 0x%" PRIx64
+						      " bytes", huge_page) :
+				   gmem_fail_by_limit(fd, 0, "no memfd");
 
 	err = fill_in(fd, size, &facts);
 	if (err)

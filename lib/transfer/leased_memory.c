@@ -406,7 +406,7 @@ static int fail_access(const struct gmem_leased_range *range, const char *hva, b
 	return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be %s: %s, %s",
 			 gpa, (uintptr_t)hva,
 			 writes ? "written" : "read", gmem_errno_name(err),
-			 why ? why : "but can be now");
+			 why ? why : "but the page came meanwhile");
 }
 
 /* The pages of a part of the range, by offset in the region */

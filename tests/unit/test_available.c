@@ -50,7 +50,7 @@ static void machine_has_what_is_available(void **state)
 	begin();
 	fake_set_file("/proc/meminfo", "MemTotal: 9 kB\nMemAvailable:   1024 kB\n");
 	assert_ok(gmem_check_available_memory(MIB));
-	assert_refused(-ENOMEM, "0x100001 bytes more do not fit: the machine has 0x100000",
+	assert_refused(-ENOMEM, "0x100001 bytes more, with page tables, do not fit: the machine has 0x100000",
 		       gmem_check_available_memory(MIB + 1));
 	end();
 }

@@ -265,8 +265,8 @@ static void only_what_is_kept_is_replaced(void **state)
 	(void)state;
 	scene_begin(&s);
 	put(s.space + PAGE, 1, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	assert_refused(-EEXIST, "is memory, protection 3", try_add(&s, 1, 2, &region));
-	assert_refused(-EEXIST, "is memory, protection 3", try_add(&s, 0, 2, &region));
+	assert_refused(-EEXIST, "is memory, readable and writable", try_add(&s, 1, 2, &region));
+	assert_refused(-EEXIST, "is memory, readable and writable", try_add(&s, 0, 2, &region));
 	put(s.space + PAGE, 1, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	assert_refused(-EEXIST, "a mapping of a file", try_add(&s, 1, 2, &region));
 	put(s.space + PAGE, 1, RW, MAP_SHARED, gmem_file_fd(s.file), 2 * PAGE);

@@ -186,7 +186,7 @@ static void a_memfd_that_cannot_be_had_leaves_nothing(void **state)
 		int err;
 		const char *sentence;
 	} cases[] = {
-		{ FAKE_MEMFD, -EMFILE, "no memfd" },
+		{ FAKE_MEMFD, -EMFILE, "no memfd: EMFILE" },
 		{ FAKE_RESIZE, -ENOMEM, "cannot be made 0x4000 bytes large" },
 		{ FAKE_SEAL, -EPERM, "cannot be made 0x4000 bytes large, and sealed" },
 		{ FAKE_FACTS, -ENOMEM, "cannot be made" },
