@@ -1239,9 +1239,9 @@ struct gmem_memory_opts {
  * shared mapping of just this part, which is checked by device, inode and offset;
  * without, the library maps it, for which the fd must be open for writing unless
  * GMEM_REGION_READONLY. The region can then be given to other processes, if the file is
- * on tmpfs or hugetlbfs, as a memfd is (gmem_export_new()), holes of the file are known to be zero, and several regions of
- * one file are known to be one memory. A guest_memfd is not for @memory_fd, but a @file
- * with GMEM_BACKING_MAPPED.
+ * on tmpfs or hugetlbfs, as a memfd is (gmem_export_new()), holes of the file are known
+ * to be zero, and several regions of one file are known to be one memory. A guest_memfd
+ * is not for @memory_fd, but a @file with GMEM_BACKING_MAPPED.
  *
  * GMEM_REGION_RESERVED puts the region at @hva over address space that you keep for it:
  * a reservation (mmap(2) of private anonymous memory with PROT_NONE), or a shared
@@ -1326,18 +1326,17 @@ struct gmem_region_opts {
  * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION2, or
  * KVM_SET_USER_MEMORY_REGION where the plan needs no more. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range or options, past the VM's address bits, past
- * the end of the file, a file without the plan's create flags, a slot number
- * past the limit, GMEM_REGION_CONGRUENT without @align, or options that exclude each
- * other, such as GMEM_REGION_HVA and GMEM_REGION_RESERVED, -EEXIST overlaps a region, a bound
- * range of the file, a used slot number, or a mapping at @hva, -EXDEV the file belongs
- * to another VM (see gmem_file_adopt()), -EBADF @memory_fd is not open for reading, or
- * not for writing, which it need not be with GMEM_REGION_READONLY, -EPERM it is sealed
+ * Return: 0, or -EINVAL bad range or options, past the VM's address bits, past the end
+ * of the file, a file without the plan's create flags, a slot number past the limit,
+ * GMEM_REGION_CONGRUENT without @align, or options that exclude each other, such as
+ * GMEM_REGION_HVA and GMEM_REGION_RESERVED, -EEXIST overlaps a region, a bound range of
+ * the file, a used slot number, or a mapping at @hva, -EXDEV the file belongs to
+ * another VM (see gmem_file_adopt()), -EBADF @memory_fd is not open for reading, or not
+ * for writing, which it need not be with GMEM_REGION_READONLY, -EPERM it is sealed
  * against writing (the same), -EOPNOTSUPP the way of backing cannot do what the flags
  * ask, the kernel has not what @memory asks, or the default plan is not possible here,
- * -ENOSPC no memslot left, -EDEADLK a callback of the library
- * calls it, -ENOMEM, -EMFILE, -E2BIG options newer than the library, or the
- * kernel's own errno.
+ * -ENOSPC no memslot left, -EDEADLK a callback of the library calls it, -ENOMEM,
+ * -EMFILE, -E2BIG options newer than the library, or the kernel's own errno.
  */
 GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 					  const struct gmem_region_opts *opts,
@@ -3551,11 +3550,11 @@ struct gmem_stats {
  * Thread-safe. Source: mincore(2), cachestat(2), PROCMAP_QUERY or /proc/self/maps where
  * part of the memory is not mapped. Since: 0.1.
  *
- * Return: 0, or -EINVAL NULL argument or bad flags, -EOPNOTSUPP the kernel has
- * no cachestat(2) to count private memory, -EFAULT part of the memory is not mapped, and
+ * Return: 0, or -EINVAL NULL argument or bad flags, -EOPNOTSUPP the kernel has no
+ * cachestat(2) to count private memory, -EFAULT part of the memory is not mapped, and
  * /proc does not say which, -EDEADLK a callback that has memory to itself calls it with
- * GMEM_STATS_RESIDENT, -E2BIG @stats is newer than the
- * library and what that does not know is not 0, or the kernel's own errno.
+ * GMEM_STATS_RESIDENT, -E2BIG @stats is newer than the library and what that does not
+ * know is not 0, or the kernel's own errno.
  */
 GMEM_API int gmem_vm_stats(struct gmem_vm *vm, struct gmem_stats *stats);
 
@@ -3787,8 +3786,8 @@ struct gmem_transfer_result {
  *
  * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO the range
  * is not all memory, -EACCES part of it is private, -EOPNOTSUPP part of it is a kind of
- * memory that nothing is loaded into (enum gmem_kind), -EROFS it is ROM that differs and
- * cannot be written, -EBUSY it is being converted or removed, -ECANCELED the
+ * memory that nothing is loaded into (enum gmem_kind), -EROFS it is ROM that differs
+ * and cannot be written, -EBUSY it is being converted or removed, -ECANCELED the
  * callback stopped it, -EINVAL bad arguments, -ESPIPE @offset is not 0 and @fd has no
  * offsets, -EBADF @fd is not open, or not for reading, -E2BIG options newer than the
  * library, -EFAULT a page cannot be written: it is not there, or mapped without the
@@ -3934,14 +3933,15 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
- * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
- * early, -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT
- * the image has memory, or more private ranges, than the VM has room for, or the VM
- * lacks memory whose contents the image does not have, -EEXIST the VM has memory that
- * the image does not have, -EACCES memory of the image or the VM is private, -EROFS ROM
+ * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too early,
+ * -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT the
+ * image has memory, or more private ranges, than the VM has room for, or the VM lacks
+ * memory whose contents the image does not have, -EEXIST the VM has memory that the
+ * image does not have, -EACCES memory of the image or the VM is private, -EROFS ROM
  * differs from the image and cannot be written, -ESPIPE a pipe cannot be verified
- * first, -EHWPOISON pages are lost, in the image or in the VM's memory, -EBUSY, -ECANCELED, -EINVAL,
- * -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as gmem_vm_load().
+ * first, -EHWPOISON pages are lost, in the image or in the VM's memory, -EBUSY,
+ * -ECANCELED, -EINVAL, -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as
+ * gmem_vm_load().
  */
 GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			     struct gmem_transfer_result *ret);
@@ -4237,8 +4237,9 @@ GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void 
  *
  * Return: number of extents filled in, or -EOPNOTSUPP a region cannot be given: it is
  * no part of a file, or of one that is not on tmpfs or hugetlbfs (gmem_last_error()
- * says why and what would help; GMEM_EXPORT_SKIP leaves it out), -EPERM the file of a GMEM_REGION_MEMORY_FD lacks a seal (the same), -ENOSPC there
- * are more than @max, and the sentence says how many, -ENOMEM, -EINVAL NULL argument.
+ * says why and what would help; GMEM_EXPORT_SKIP leaves it out), -EPERM the file of a
+ * GMEM_REGION_MEMORY_FD lacks a seal (the same), -ENOSPC there are more than @max, and
+ * the sentence says how many, -ENOMEM, -EINVAL NULL argument.
  */
 GMEM_API int gmem_export_table(struct gmem_export *exporter, struct gmem_extent *extents,
 			       size_t max);

@@ -439,11 +439,10 @@ int gmem_sys_read_file(const char *path, char *buf, size_t size)
 
 uint64_t gmem_sys_limit(int resource)
 {
-	struct rlimit limit;
+	/* C libraries differ in the type of a resource. */
+	struct { uint64_t soft, hard; } limit;
 
-	if (getrlimit(resource, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY)
-		return UINT64_MAX;
-	return limit.rlim_cur;
+	return syscall(__NR_prlimit64, 0, resource, NULL, &limit) < 0 ? UINT64_MAX : limit.soft;
 }
 
 int64_t gmem_sys_count_lines(const char *path)

@@ -262,7 +262,10 @@ static int fail_to_pin(uint64_t huge_page, uint64_t size, int err)
 
 static int huge_flags(uint64_t huge_page)
 {
-	return huge_page ? MAP_HUGETLB | (int)gmem_huge_page_shift(huge_page) << MAP_HUGE_SHIFT : MAP_NORESERVE;
+	const unsigned int shift = gmem_huge_page_shift(huge_page);
+
+	/* Of 16 GiB the number needs all bits of the flags. */
+	return huge_page ? MAP_HUGETLB | (int)(shift << MAP_HUGE_SHIFT) : MAP_NORESERVE;
 }
 
 int gmem_host_memory_pin(const struct gmem_host_params *params, struct gmem_host_file *file,

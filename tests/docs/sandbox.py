@@ -19,7 +19,7 @@ CALLS = {
     "recvmsg": ["recvmsg"], "sendmsg": ["sendmsg"], "shutdown": ["shutdown"],
     "fcntl": ["fcntl"], "fdatasync": ["fdatasync"], "fstat": ["fstat", "newfstatat"],
     "fstatfs": ["fstatfs"], "ftruncate": ["ftruncate"], "memfd_create": ["memfd_create"],
-    "getrlimit": ["prlimit64"], "getpid": ["getpid"], "getrandom": ["getrandom"],
+    "getpid": ["getpid"], "getrandom": ["getrandom"],
     "io_uring_queue_init": ["io_uring_setup", "mmap"], "io_uring_queue_exit": ["munmap", "close"],
     "io_uring_submit": ["io_uring_enter"], "io_uring_wait_cqe": ["io_uring_enter"],
     "io_uring_peek_cqe": ["io_uring_enter"], "io_uring_sqring_wait": ["io_uring_enter"],

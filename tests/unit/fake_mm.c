@@ -162,7 +162,7 @@ static int do_mmap(void *hint, uint64_t size, int prot, int flags, int fd,
 
 	/* There need be no pool of huge pages here. */
 	if (anonymous && flags & MAP_HUGETLB)
-		flags &= ~(MAP_HUGETLB | 0x3f << MAP_HUGE_SHIFT);
+		flags &= ~(MAP_HUGETLB | (int)(0x3fu << MAP_HUGE_SHIFT));
 
 	map.size = (size + fake.page_size - 1) / fake.page_size * fake.page_size;
 	addr = aligned_mmap(hint, map.size, prot, flags, fd, offset);

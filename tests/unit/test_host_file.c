@@ -213,13 +213,15 @@ static void no_other_fd_is_accepted(void **state)
 	struct gmem_region_opts opts;
 	struct gmem_region *region;
 	struct gmem_file *file;
+	char name[32];
 	int pipes[2], path;
 	struct scene s;
 
 	(void)state;
 	scene_begin(&s);
 	assert_ok(pipe(pipes));
-	path = open("/proc/self/exe", O_PATH | O_CLOEXEC);
+	snprintf(name, sizeof(name), "/proc/self/fd/%d", s.memfd);
+	path = open(name, O_PATH | O_CLOEXEC);
 	file = unit_file(&s.unit, 4);
 #define REFUSED(err, sentence) assert_refused(err, sentence, try_add(&s, 0, 2, &opts, &region))
 	opts = opts_of(&s, -1, 0, 0);
