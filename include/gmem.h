@@ -1200,7 +1200,9 @@ GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t 
  * guests that do not trust each other.
  *
  * An option that this kernel does not have is -EOPNOTSUPP, and the sentence names it: no
- * transparent huge pages, or no KSM. Options that exclude each other are -EINVAL.
+ * transparent huge pages, no KSM, or no huge pages of that size. Options that exclude each
+ * other, and a size of huge pages that is no power of two or an ordinary page's, are
+ * -EINVAL. Too few huge pages are -ENOMEM.
  */
 struct gmem_memory_opts {
 	size_t   size;
@@ -1218,7 +1220,7 @@ struct gmem_memory_opts {
  *	alive. NULL: a new file of just the region's size.
  * @file_offset: start in @file, a multiple of the page; 0 without @file
  * @hva: page-aligned host address, read only with GMEM_REGION_HVA or
- *	GMEM_REGION_RESERVED, see below. With GMEM_REGION_HVA alone and
+ *	GMEM_REGION_RESERVED, which exclude each other, see below. With GMEM_REGION_HVA and
  *	GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE, your own (shared) memory,
  *	borrowed until the region is removed. Neither the library nor KVM refuses an
  *	address where nothing is mapped, or not with the permission: accesses of the
@@ -1250,10 +1252,10 @@ struct gmem_memory_opts {
  * tmpfs or another file system. With GMEM_REGION_HVA your own memory at @hva must be a
  * shared mapping of just this part, which is checked by device, inode and offset;
  * without, the library maps it, for which the fd must be open for writing unless
- * GMEM_REGION_READONLY. The region can then be given to other processes
- * (gmem_export_new()), holes of the file are known to be zero, and several regions of
- * one file are known to be one memory. A guest_memfd is not for @memory_fd, but a @file
- * with GMEM_BACKING_MAPPED.
+ * GMEM_REGION_READONLY. The region can then be given to other processes, if the file is
+ * on tmpfs or hugetlbfs, as a memfd is (gmem_export_new()), holes of the file are known
+ * to be zero, and several regions of one file are known to be one memory. A guest_memfd
+ * is not for @memory_fd, but a @file with GMEM_BACKING_MAPPED.
  *
  * GMEM_REGION_RESERVED puts the region at @hva over address space that you keep for it:
  * a reservation (mmap(2) of private anonymous memory with PROT_NONE), or a shared
@@ -1338,15 +1340,17 @@ struct gmem_region_opts {
  * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION2, or
  * KVM_SET_USER_MEMORY_REGION where the plan needs no more. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range or options, past the VM's address bits, past
- * the end of the file, a file without the plan's create flags, a slot number
- * past the limit, or GMEM_REGION_CONGRUENT without @align, -EEXIST overlaps a
- * region, a bound range of the file, a used slot number, or a mapping at @hva,
- * -EXDEV the file belongs to another VM (see gmem_file_adopt()), -EOPNOTSUPP
- * the way of backing cannot do what the flags ask, or the default plan is not
- * possible here, -ENOSPC no memslot left, -EDEADLK a callback of the library
- * calls it, -ENOMEM, -EMFILE, -E2BIG options newer than the library, or the
- * kernel's own errno.
+ * Return: 0, or -EINVAL bad range or options, past the VM's address bits, past the end
+ * of the file, a file without the plan's create flags, a slot number past the limit,
+ * GMEM_REGION_CONGRUENT without @align, or options that exclude each other, such as
+ * GMEM_REGION_HVA and GMEM_REGION_RESERVED, -EEXIST overlaps a region, a bound range of
+ * the file, a used slot number, or a mapping at @hva, -EXDEV the file belongs to
+ * another VM (see gmem_file_adopt()), -EBADF @memory_fd is not open for reading, or not
+ * for writing, which it need not be with GMEM_REGION_READONLY, -EPERM it is sealed
+ * against writing (the same), -EOPNOTSUPP the way of backing cannot do what the flags
+ * ask, the kernel has not what @memory asks, or the default plan is not possible here,
+ * -ENOSPC no memslot left, -EDEADLK a callback of the library calls it, -ENOMEM,
+ * -EMFILE, -E2BIG options newer than the library, or the kernel's own errno.
  */
 GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 					  const struct gmem_region_opts *opts,
@@ -3441,7 +3445,7 @@ struct gmem_discard_opts {
  * kind, -EBUSY somebody holds a lease on it, -ENOMEM, -E2BIG options newer than the
  * library: nothing was freed; or -EBUSY, -ENOENT or -ENXIO if a lease was taken or the
  * layout changed meanwhile, -EOPNOTSUPP memory that would not read as zero or is locked,
- * -EPERM a seal, -ENOMEM nothing is mapped there, -EDEADLK a callback calls it for its
+ * -EPERM a seal, -EFAULT nothing is mapped there, -EDEADLK a callback calls it for its
  * own range, or the kernel's own errno: @ret says how much was freed.
  */
 GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
@@ -3559,14 +3563,17 @@ struct gmem_stats {
  * The library always counts, without locks. Each counter is exact, but two of them
  * may be of different moments while other threads work. GMEM_STATS_RESIDENT
  * examines all memory, without touching it, in pieces of 64 MiB; conversions of a
- * piece wait meanwhile. Host memory counts if it is mapped in this process.
+ * piece wait meanwhile. Host memory counts if it is mapped in this process: where nothing
+ * is mapped at its host address, nothing is resident.
  *
- * Thread-safe. Source: mincore(2), cachestat(2). Since: 0.1.
+ * Thread-safe. Source: mincore(2), cachestat(2), PROCMAP_QUERY or /proc/self/maps where
+ * part of the memory is not mapped. Since: 0.1.
  *
- * Return: 0, or -EINVAL NULL argument or bad flags, -EOPNOTSUPP the kernel has
- * no cachestat(2) to count private memory, -EDEADLK a callback that has memory
- * to itself calls it with GMEM_STATS_RESIDENT, -E2BIG @stats is newer than the
- * library and what that does not know is not 0, or the kernel's own errno.
+ * Return: 0, or -EINVAL NULL argument or bad flags, -EOPNOTSUPP the kernel has no
+ * cachestat(2) to count private memory, -EFAULT part of the memory is not mapped, and
+ * /proc does not say which, -EDEADLK a callback that has memory to itself calls it with
+ * GMEM_STATS_RESIDENT, -E2BIG @stats is newer than the library and what that does not
+ * know is not 0, or the kernel's own errno.
  */
 GMEM_API int gmem_vm_stats(struct gmem_vm *vm, struct gmem_stats *stats);
 
@@ -3796,8 +3803,9 @@ struct gmem_transfer_result {
  * MADV_POPULATE_READ. Since: 0.1.
  *
  * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO the range
- * is not all memory, -EACCES part of it is private, or a kind of memory that nothing is
- * loaded into (enum gmem_kind), -EBUSY it is being converted or removed, -ECANCELED the
+ * is not all memory, -EACCES part of it is private, -EOPNOTSUPP part of it is a kind of
+ * memory that nothing is loaded into (enum gmem_kind), -EROFS it is ROM that differs
+ * and cannot be written, -EBUSY it is being converted or removed, -ECANCELED the
  * callback stopped it, -EINVAL bad arguments, -ESPIPE @offset is not 0 and @fd has no
  * offsets, -EBADF @fd is not open, or not for reading, -E2BIG options newer than the
  * library, -EFAULT a page cannot be written: it is not there, or mapped without the
@@ -3946,7 +3954,7 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT the
  * image has memory, or more private ranges, than the VM has room for, or the VM lacks
  * memory whose contents the image does not have, -EEXIST the VM has memory that the
- * image does not have, -EACCES memory of the image or the VM is private, or ROM
+ * image does not have, -EACCES memory of the image or the VM is private, -EROFS ROM
  * differs from the image and cannot be written, -ESPIPE a pipe cannot be verified
  * first, -EHWPOISON pages are lost, in the image or in the VM's memory, -EBUSY,
  * -ECANCELED, -EINVAL, -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as
@@ -4162,6 +4170,12 @@ struct gmem_export_opts {
  * for that: it needs no guest_memfd. Memory of kind GMEM_KIND_DEVICE is left out,
  * unless gmem_export_add_memory() was called for it.
  *
+ * What the guest may only read (GMEM_REGION_READONLY), and a file that is open for
+ * reading only, are given with GMEM_RIGHT_READ. Importers of the library's then map them
+ * for reading only, but what keeps another process from writing to the file is a seal
+ * alone, F_SEAL_FUTURE_WRITE: where that is missing, gmem_peer_add() refuses a range whose
+ * rights are GMEM_RIGHT_READ.
+ *
  * Thread-safe; waits as gmem_listener_new(), then for changes of the layout under
  * way. Source: eventfd(2), timerfd_create(2), epoll(7). Since: 0.1.
  *
@@ -4238,10 +4252,11 @@ GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void 
  * Thread-safe; each fd is valid until its region is removed or rebound, or
  * gmem_export_remove_memory(). Since: 0.1.
  *
- * Return: number of extents filled in, or -EOPNOTSUPP a region cannot be given
- * (gmem_last_error() says why and what would help; GMEM_EXPORT_SKIP leaves it
- * out), -EPERM the file of a GMEM_REGION_MEMORY_FD lacks a seal (the same), -ENOSPC there
- * are more than @max, and the sentence says how many, -ENOMEM, -EINVAL NULL argument.
+ * Return: number of extents filled in, or -EOPNOTSUPP a region cannot be given: it is
+ * no part of a file, or of one that is not on tmpfs or hugetlbfs (gmem_last_error()
+ * says why and what would help; GMEM_EXPORT_SKIP leaves it out), -EPERM the file of a
+ * GMEM_REGION_MEMORY_FD lacks a seal (the same), -ENOSPC there are more than @max, and
+ * the sentence says how many, -ENOMEM, -EINVAL NULL argument.
  */
 GMEM_API int gmem_export_table(struct gmem_export *exporter, struct gmem_extent *extents,
 			       size_t max);
@@ -4280,8 +4295,8 @@ struct gmem_vhost_user_region {
  * Thread-safe; the fds are valid as those of gmem_export_table(). Since: 0.1.
  *
  * Return: number of entries filled in, or as gmem_export_table(), and -EOPNOTSUPP
- * for a region that may only be read, because a back-end maps all memory for
- * writing.
+ * for a region that may only be read, by the guest or through its file, because a
+ * back-end maps all memory for writing (GMEM_EXPORT_SKIP leaves it out).
  */
 GMEM_API int gmem_export_vhost_user(struct gmem_export *exporter,
 				    struct gmem_vhost_user_region *regions, int *fds,

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "base/huge_pages.h"
 #include "base/limit.h"
 #include "region/file.h"
 
@@ -41,14 +42,11 @@ static int new_handle(int fd, const struct gmem_sys_facts *facts, struct gmem_ho
 /* Where memory must not be executable (vm.memfd_noexec), a memfd without the flag is refused. */
 static int make_memfd(uint64_t huge_page)
 {
-	unsigned int flags = MFD_ALLOW_SEALING, shift = 0;
+	unsigned int flags = MFD_ALLOW_SEALING;
 	int fd;
 
-	if (huge_page) {
-		while (UINT64_C(1) << shift < huge_page)
-			shift++;
-		flags |= MFD_HUGETLB | shift << MFD_HUGE_SHIFT;
-	}
+	if (huge_page)
+		flags |= MFD_HUGETLB | gmem_huge_page_shift(huge_page) << MFD_HUGE_SHIFT;
 
 	fd = gmem_sys_memfd("gmem-host", flags | MFD_NOEXEC_SEAL);
 	return fd == -EINVAL ? gmem_sys_memfd("gmem-host", flags) : fd;

@@ -136,6 +136,9 @@ static int check_hva(const struct gmem_region_params *params, uint64_t size)
 
 	if (!(params->opts.flags & AT_HVA))
 		return 0;
+	if ((params->opts.flags & AT_HVA) == AT_HVA)
+		return gmem_fail(-EINVAL, "GMEM_REGION_HVA, memory at hva, and GMEM_REGION_RESERVED, address "
+				 "space without any, exclude each other");
 
 	if (params->opts.align)
 		return gmem_fail(-EINVAL, "an alignment, 0x%" PRIx64 ", and an address exclude each other",
@@ -149,7 +152,7 @@ static int check_hva(const struct gmem_region_params *params, uint64_t size)
 static bool borrows_memory(const struct gmem_region_params *params)
 {
 	return gmem_backing_traits(params->plan->backing)->hva_source == GMEM_HVA_MEMORY &&
-	       (params->opts.flags & AT_HVA) == GMEM_REGION_HVA;
+	       params->opts.flags & GMEM_REGION_HVA;
 }
 
 static int check_memory_fd(const struct gmem_region_params *params, uint64_t size)
@@ -395,9 +398,10 @@ static int get_host_file(struct gmem_region *region, const struct gmem_region_pa
 	if (region->borrows_memory || opts->flags & GMEM_REGION_READONLY ||
 	    gmem_host_file_is_writable(region->host_file))
 		return 0;
+	err = region->host_file->facts.access.writes ? -EPERM : -EBADF;
 	put_host_file(region);
-	return gmem_fail(-EBADF, "memory_fd %" PRId32 " is open for reading only, or sealed against writing, and "
-			 "the guest may write: GMEM_REGION_READONLY", opts->memory_fd);
+	return gmem_fail(err, "memory_fd %" PRId32 " is %s, and the guest may write: GMEM_REGION_READONLY",
+			 opts->memory_fd, err == -EPERM ? "sealed against writing" : "open for reading only");
 }
 
 static int map_host_memory(struct gmem_region *region, const struct gmem_region_params *params)

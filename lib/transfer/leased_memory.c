@@ -400,7 +400,7 @@ static int fail_access(const struct gmem_leased_range *range, const char *hva, b
 	why = gmem_nofault_why(hva, writes, err);
 	/* It was compared before: it would have been written only because it differs. */
 	if (writes && err == -EFAULT && gmem_kind_traits(range->region->kind)->is_compared)
-		return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " has other contents than it should get, in memory "
+		return gmem_fail(-EROFS, "gpa 0x%" PRIx64 " has other contents than it should get, in memory "
 				 "of kind \"%s\" that cannot be written", gpa,
 				 gmem_kind_name(range->region->kind));
 	return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be %s: %s, %s",
