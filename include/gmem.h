@@ -1199,10 +1199,10 @@ GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t 
  * alone. A guest can find out by timing what pages of others hold: do not merge memory of
  * guests that do not trust each other.
  *
- * An option that this kernel does not have is -EOPNOTSUPP, and the sentence names it: no
- * transparent huge pages, no KSM, or no huge pages of that size. Options that exclude each
- * other, and a size of huge pages that is no power of two or an ordinary page's, are
- * -EINVAL. Too few huge pages are -ENOMEM.
+ * An option that this kernel does not have is -EOPNOTSUPP, and the sentence names it:
+ * no transparent huge pages, no KSM, or no huge pages of that size. Options that
+ * exclude each other, and a size of huge pages that is no power of two or an ordinary
+ * page's, are -EINVAL. Too few huge pages are -ENOMEM.
  */
 struct gmem_memory_opts {
 	size_t   size;
@@ -1220,12 +1220,13 @@ struct gmem_memory_opts {
  *	alive. NULL: a new file of just the region's size.
  * @file_offset: start in @file, a multiple of the page; 0 without @file
  * @hva: page-aligned host address, read only with GMEM_REGION_HVA or
- *	GMEM_REGION_RESERVED, which exclude each other, see below. With GMEM_REGION_HVA and
- *	GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE, your own (shared) memory,
+ *	GMEM_REGION_RESERVED, which exclude each other, see below. With GMEM_REGION_HVA
+ *	and GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE, your own (shared) memory,
  *	borrowed until the region is removed. Neither the library nor KVM refuses an
  *	address where nothing is mapped, or not with the permission: accesses of the
- *	library's fail there (-EFAULT), and a vCPU's end its run. With GMEM_REGION_HVA and
- *	other backings, the address to map the file at, where nothing may be mapped yet.
+ *	library's fail there (-EFAULT), and a vCPU's end its run. With GMEM_REGION_HVA
+ *	and other backings, the address to map the file at, where nothing may be mapped
+ *	yet.
  * @align: alignment of the host address, as in struct gmem_map_opts. With
  *	GMEM_REGION_CONGRUENT the distance between host address and @gpa is a
  *	multiple of @align, as large pages need it, and not the address itself;
@@ -1264,12 +1265,16 @@ struct gmem_memory_opts {
  * nothing at all -EINVAL. The library replaces it in one step, and when the region ends
  * it puts back what was there, a mapping with the protection that it had; advice that
  * you gave the kernel on it is lost. If gmem_file_free() has ended the mapping
- * meanwhile, nothing is. So regions of one file can lie side by side in the host, and
- * are one entry of a table for vhost-user (gmem_export_vhost_user()). It is for all
- * ways of backing: with host memory, the library makes that memory, or maps @memory_fd,
- * at @hva. What is there is read from /proc/self/maps: where that cannot be read, the
- * flag is -EOPNOTSUPP. No other thread may map or unmap anything there meanwhile; the
- * mapping that the region has can be replaced by nobody (GMEM_MAP_REPLACE is -EBUSY).
+ * meanwhile, nothing is. If the kernel refuses, as it can at vm.max_map_count, the
+ * region's memory is freed, its mapping stays, empty, and the refusal goes to the VM's
+ * log. A change cannot put a region over one that it removes (GMEM_REGION_KEEP_STATE):
+ * at that moment the other is still there, -EEXIST. So regions of one file can lie side
+ * by side in the host, and are one entry of a table for vhost-user
+ * (gmem_export_vhost_user()). It is for all ways of backing: with host memory, the
+ * library makes that memory, or maps @memory_fd, at @hva. What is there is read from
+ * /proc/self/maps: where that cannot be read, the flag is -EOPNOTSUPP. No other thread
+ * may map or unmap anything there meanwhile; the mapping that the region has can be
+ * replaced by nobody (GMEM_MAP_REPLACE is -EBUSY).
  *
  * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
  * memory and no memslot, so the guest's accesses exit, and lookups return
@@ -1857,7 +1862,8 @@ GMEM_API int gmem_ram_layout(uint64_t ram, const struct gmem_ram_layout_opts *op
  *
  *   Views refuse private memory with -EACCES. The host address of the shared
  *   side stays mapped all the time and keeps its old contents, or zeros after a
- *   discard. KVM's own accesses for the guest (paravirtual clocks, emulated
+ *   discard; your own memory that is a private mapping of a file, or userfaultfd's,
+ *   has what GMEM_DISCARD_NOT_ZERO would leave. KVM's own accesses for the guest (paravirtual clocks, emulated
  *   instructions, page-table walks of emulation) go to that address even where
  *   the guest has made it private: so a guest can make KVM read and write the
  *   shared side, but never private memory.
@@ -4171,10 +4177,10 @@ struct gmem_export_opts {
  * unless gmem_export_add_memory() was called for it.
  *
  * What the guest may only read (GMEM_REGION_READONLY), and a file that is open for
- * reading only, are given with GMEM_RIGHT_READ. Importers of the library's then map them
- * for reading only, but what keeps another process from writing to the file is a seal
- * alone, F_SEAL_FUTURE_WRITE: where that is missing, gmem_peer_add() refuses a range whose
- * rights are GMEM_RIGHT_READ.
+ * reading only, are given with GMEM_RIGHT_READ. Importers of the library's then map
+ * them for reading only, but what keeps another process from writing to the file is a
+ * seal alone, F_SEAL_FUTURE_WRITE: where that is missing, gmem_peer_add() refuses a
+ * range whose rights are GMEM_RIGHT_READ.
  *
  * Thread-safe; waits as gmem_listener_new(), then for changes of the layout under
  * way. Source: eventfd(2), timerfd_create(2), epoll(7). Since: 0.1.
