@@ -1265,8 +1265,8 @@ struct gmem_memory_opts {
  * nothing at all -EINVAL. The library replaces it in one step, and when the region ends
  * it puts back what was there, a mapping with the protection that it had; advice that
  * you gave the kernel on it is lost. If gmem_file_free() has ended the mapping
- * meanwhile, nothing is. If the kernel refuses, as it can at vm.max_map_count, the
- * region's memory is freed, its mapping stays, empty, and the refusal goes to the VM's
+ * meanwhile, nothing is. If the kernel refuses, as it can at vm.max_map_count, anonymous
+ * memory is freed, the region's mapping stays, and the refusal goes to the VM's
  * log. A change cannot put a region over one that it removes (GMEM_REGION_KEEP_STATE):
  * at that moment the other is still there, -EEXIST. So regions of one file can lie side
  * by side in the host, and are one entry of a table for vhost-user
