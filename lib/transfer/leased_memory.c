@@ -402,6 +402,21 @@ static int check_pages_fit(uint64_t page_size, uint64_t bytes, const char *hva)
 	return gmem_check_huge_pages_fit(page_size, (bytes + page_size - 1) / page_size, hva);
 }
 
+/* Huge pages may be set aside for any of the mappings. */
+static int check_any_fits(const struct gmem_leased_memory *memory, uint64_t page_size, uint64_t bytes)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < memory->count; i++) {
+		if (page_size_of(&memory->all[i]) != page_size)
+			continue;
+		err = check_pages_fit(page_size, bytes, memory->all[i].hva);
+		if (!err || page_size <= gmem_sys_page_size())
+			break;
+	}
+	return err;
+}
+
 /* Do those of @bytes fit that must come into memory with the pages of @first, wherever the others go? */
 static int check_page_size(const struct gmem_leased_memory *memory, const struct gmem_leased_range *first,
 			   uint64_t bytes)
@@ -427,7 +442,7 @@ static int check_page_size(const struct gmem_leased_memory *memory, const struct
 			return 0;
 		there += now.most;
 	}
-	return there < bytes ? check_pages_fit(page_size, bytes - there, first->hva) : 0;
+	return there < bytes ? check_any_fits(memory, page_size, bytes - there) : 0;
 }
 
 int gmem_leased_memory_check_fits(const struct gmem_leased_memory *memory, uint64_t bytes)
