@@ -1251,8 +1251,8 @@ struct gmem_memory_opts {
  * meanwhile, nothing is. So regions of one file can lie side by side in the host, and
  * are one entry of a table for vhost-user (gmem_export_vhost_user()). It is for all
  * ways of backing: with host memory, the library makes that memory, or maps @memory_fd,
- * at @hva. What is there is read from /proc/self/maps: where that cannot be read, the
- * flag is -EOPNOTSUPP. No other thread may map or unmap anything there meanwhile; the
+ * at @hva. What is there is read from /proc/self/maps: where that is out of reach, the
+ * flag is -EOPNOTSUPP, and for want of a file descriptor -EMFILE or -ENFILE. No other thread may map or unmap anything there meanwhile; the
  * mapping that the region has can be replaced by nobody (GMEM_MAP_REPLACE is -EBUSY).
  *
  * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
@@ -3399,6 +3399,15 @@ struct gmem_discard_opts {
  * memory does, so give a list where you can (gmem_vm_discard_list()); calls with the flag
  * do not try.
  *
+ * Where /proc is out of reach, as after chroot(2), what is mapped is found out by what the
+ * kernel refuses. Private anonymous memory and shared memory that is not locked are freed as
+ * ever; locked memory and anonymous memory of hugetlb are -EOPNOTSUPP without
+ * GMEM_DISCARD_NOT_ZERO. That memory is userfaultfd's cannot be found out there: it is freed,
+ * counts as done, and its handler is asked again. Let such a VMM have /proc, or a handler
+ * that answers UFFD_EVENT_REMOVE with zeros. If /proc cannot be read only for now, for want
+ * of a file descriptor, nothing is guessed: -EMFILE, -ENFILE or -ENOMEM, unless
+ * GMEM_DISCARD_NOT_ZERO.
+ *
  * Only whole pages of the memory can be freed. A range that begins or ends inside a
  * huge page of hugetlb is -EINVAL; with GMEM_DISCARD_INWARD that huge page stays, and
  * does not count as done. Memory of a memfd sealed with F_SEAL_WRITE or
@@ -3413,7 +3422,7 @@ struct gmem_discard_opts {
  *
  * Thread-safe; changes of the layout and conversions of the range wait, for one piece
  * of 64 MiB at most.
- * Source: madvise(2) with MADV_DONTNEED, MADV_DONTNEED_LOCKED (Linux 5.18) and
+ * Source: madvise(2) with MADV_DONTNEED, MADV_DONTNEED_LOCKED (Linux 5.18), MADV_FREE and
  * MADV_REMOVE, fallocate(2) with FALLOC_FL_PUNCH_HOLE, PROCMAP_QUERY (Linux 6.11),
  * before that /proc/self/maps; /proc/self/mem. Since: 0.1.
  *
@@ -3422,7 +3431,7 @@ struct gmem_discard_opts {
  * kind, -EBUSY somebody holds a lease on it, -ENOMEM, -E2BIG options newer than the
  * library: nothing was freed; or -EBUSY, -ENOENT or -ENXIO if a lease was taken or the
  * layout changed meanwhile, -EOPNOTSUPP memory that would not read as zero or is locked,
- * -EPERM a seal, -ENOMEM nothing is mapped there, -EDEADLK a callback calls it for its
+ * -EPERM a seal, -ENOMEM nothing is mapped there, -EMFILE, -ENFILE, -EDEADLK a callback calls it for its
  * own range, or the kernel's own errno: @ret says how much was freed.
  */
 GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,

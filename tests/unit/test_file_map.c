@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "os/sys.h"
@@ -290,6 +291,9 @@ static void only_what_is_kept_is_replaced(void **state)
 	fake.no_proc = true;
 	assert_refused(-EOPNOTSUPP, "only /proc/self/maps tells", try_add(&s, 1, 2, &region));
 	fake.no_proc = false;
+	fake_set_limit(RLIMIT_NOFILE, 9);
+	fake_fail_next(FAKE_MAPPING_AT, -EMFILE);
+	assert_refused(-EMFILE, "RLIMIT_NOFILE is 9", try_add(&s, 1, 2, &region));
 	scene_end(&s);
 }
 
