@@ -1265,16 +1265,17 @@ struct gmem_memory_opts {
  * nothing at all -EINVAL. The library replaces it in one step, and when the region ends
  * it puts back what was there, a mapping with the protection that it had; advice that
  * you gave the kernel on it is lost. If gmem_file_free() has ended the mapping
- * meanwhile, nothing is. If the kernel refuses, as it can at vm.max_map_count, anonymous
- * memory is freed, the region's mapping stays, and the refusal goes to the VM's
- * log. A change cannot put a region over one that it removes (GMEM_REGION_KEEP_STATE):
- * at that moment the other is still there, -EEXIST. So regions of one file can lie side
- * by side in the host, and are one entry of a table for vhost-user
- * (gmem_export_vhost_user()). It is for all ways of backing: with host memory, the
- * library makes that memory, or maps @memory_fd, at @hva. What is there is read from
- * /proc/self/maps: where that cannot be read, the flag is -EOPNOTSUPP. No other thread
- * may map or unmap anything there meanwhile; the mapping that the region has can be
- * replaced by nobody (GMEM_MAP_REPLACE is -EBUSY).
+ * meanwhile, nothing is. If the kernel refuses, as it can at vm.max_map_count,
+ * anonymous memory is freed, the region's mapping stays, and the refusal goes to the
+ * VM's log. A change cannot put a region over one that it removes
+ * (GMEM_REGION_KEEP_STATE): at that moment the other is still there, -EEXIST. So
+ * regions of one file can lie side by side in the host, and are one entry of a table
+ * for vhost-user (gmem_export_vhost_user()). It is for all ways of backing: with host
+ * memory, the library makes that memory, or maps @memory_fd, at @hva. What is there is
+ * read from /proc/self/maps: where that is out of reach, the flag is -EOPNOTSUPP, and
+ * for want of a file descriptor -EMFILE or -ENFILE. No other thread may map or unmap
+ * anything there meanwhile; the mapping that the region has can be replaced by nobody
+ * (GMEM_MAP_REPLACE is -EBUSY).
  *
  * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
  * memory and no memslot, so the guest's accesses exit, and lookups return
@@ -3304,8 +3305,8 @@ struct gmem_populate_opts {
  * free, less those reserved for other mappings, and those that nr_overcommit_hugepages
  * allows, and the limits of the hugetlb cgroups. A range that begins or ends inside a
  * huge page populates all of it. Pages that may be in a file of hugetlbfs without being
- * mapped here (see struct gmem_footprint) are taken to be there: where that is wrong and no
- * page is free, the kernel refuses, -EFAULT, after the pages before.
+ * mapped here (see struct gmem_footprint) are taken to be there: where that is wrong
+ * and no page is free, the kernel refuses, -EFAULT, after the pages before.
  *
  * Memory populated before a failure stays; @ret has the exact amount.
  *
@@ -3435,6 +3436,15 @@ struct gmem_discard_opts {
  * memory does, so give a list where you can (gmem_vm_discard_list()); calls with the flag
  * do not try.
  *
+ * Where /proc is out of reach, as after chroot(2), what is mapped is found out by what
+ * the kernel refuses. Private anonymous memory and shared memory that is not locked are
+ * freed as ever; locked memory and anonymous memory of hugetlb are -EOPNOTSUPP without
+ * GMEM_DISCARD_NOT_ZERO. That memory is userfaultfd's cannot be found out there: it is
+ * freed, counts as done, and its handler is asked again. Let such a VMM have /proc, or
+ * a handler that answers UFFD_EVENT_REMOVE with zeros. If /proc cannot be read only for
+ * now, for want of a file descriptor, nothing is guessed: -EMFILE, -ENFILE or -ENOMEM,
+ * unless GMEM_DISCARD_NOT_ZERO.
+ *
  * Only whole pages of the memory can be freed. A range that begins or ends inside a
  * huge page of hugetlb is -EINVAL; with GMEM_DISCARD_INWARD that huge page stays, and
  * does not count as done. Memory of a memfd sealed with F_SEAL_WRITE or
@@ -3448,17 +3458,18 @@ struct gmem_discard_opts {
  * one on the same memory at another guest address.
  *
  * Thread-safe; changes of the layout and conversions of the range wait, for one piece
- * of 64 MiB at most. Source: madvise(2) with MADV_DONTNEED, MADV_DONTNEED_LOCKED
- * (Linux 5.18) and MADV_REMOVE, fallocate(2) with FALLOC_FL_PUNCH_HOLE, PROCMAP_QUERY
- * (Linux 6.11), before that /proc/self/maps; /proc/self/mem. Since: 0.1.
+ * of 64 MiB at most. Source: madvise(2) with MADV_DONTNEED, MADV_DONTNEED_LOCKED (Linux
+ * 5.18), MADV_FREE and MADV_REMOVE, fallocate(2) with FALLOC_FL_PUNCH_HOLE,
+ * PROCMAP_QUERY (Linux 6.11), before that /proc/self/maps; /proc/self/mem. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, or part of a huge page, -ENOENT the range
- * has a hole, -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its
- * kind, -EBUSY somebody holds a lease on it, -ENOMEM, -E2BIG options newer than the
+ * has a hole, -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for
+ * its kind, -EBUSY somebody holds a lease on it, -ENOMEM, -E2BIG options newer than the
  * library: nothing was freed; or -EBUSY, -ENOENT or -ENXIO if a lease was taken or the
- * layout changed meanwhile, -EOPNOTSUPP memory that would not read as zero or is locked,
- * -EPERM a seal, -EFAULT nothing is mapped there, -EDEADLK a callback calls it for its
- * own range, or the kernel's own errno: @ret says how much was freed.
+ * layout changed meanwhile, -EOPNOTSUPP memory that would not read as zero or is
+ * locked, -EPERM a seal, -EFAULT nothing is mapped there, -EMFILE, -ENFILE, -EDEADLK a
+ * callback calls it for its own range, or the kernel's own errno: @ret says how much
+ * was freed.
  */
 GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			     const struct gmem_discard_opts *opts, struct gmem_footprint *ret);
@@ -3476,10 +3487,10 @@ GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  * than a huge page of hugetlb, are freed where adjacent ones fill it; the others stay,
  * and do not count as done.
  *
- * Everything is checked before the first range is freed, in the order of
- * addresses. Ranges of memory that is left out for its kind stay as they are; only if there
- * is no other memory in any of the ranges, the call is -EOPNOTSUPP. If somebody takes a lease after the check, the call ends with -EBUSY,
- * and the ranges below the lease are freed.
+ * Everything is checked before the first range is freed, in the order of addresses.
+ * Ranges of memory that is left out for its kind stay as they are; only if there is no
+ * other memory in any of the ranges, the call is -EOPNOTSUPP. If somebody takes a lease
+ * after the check, the call ends with -EBUSY, and the ranges below the lease are freed.
  *
  * Thread-safe, as gmem_vm_discard(). Since: 0.1.
  *

@@ -85,6 +85,29 @@ static bool is_commit(uint64_t mapped, char *text, size_t size)
 	return true;
 }
 
+static bool is_data(uint64_t mapped, char *text, size_t size)
+{
+	uint64_t limit = gmem_sys_limit(RLIMIT_DATA), used;
+
+	/* The number in statm has the stack, too, which does not count here. */
+	if (!gmem_kernel_number("/proc/self", "status", "\nVmData:", &used) ||
+	    !exceeds(used * 1024, mapped, limit))
+		return false;
+	snprintf(text, size, "RLIMIT_DATA is 0x%" PRIx64 ", 0x%" PRIx64 " are mapped as data", limit,
+		 used * 1024);
+	return true;
+}
+
+static bool is_file_size(uint64_t bytes, char *text, size_t size)
+{
+	uint64_t limit = gmem_sys_limit(RLIMIT_FSIZE);
+
+	if (!exceeds(0, bytes, limit))
+		return false;
+	snprintf(text, size, "RLIMIT_FSIZE is 0x%" PRIx64, limit);
+	return true;
+}
+
 /* Of a process that called mlockall() for mappings to come */
 static bool is_memlock(uint64_t mapped, char *text, size_t size)
 {
@@ -108,6 +131,8 @@ static const struct {
 	{ -ENOMEM, true, is_address_space },
 	{ -ENOMEM, true, is_map_count },
 	{ -ENOMEM, true, is_commit },
+	{ -ENOMEM, true, is_data },
+	{ -EFBIG, true, is_file_size },
 	{ -EAGAIN, true, is_memlock },
 };
 
@@ -120,6 +145,11 @@ void gmem_limit_describe(int err, uint64_t mapped, char text[GMEM_LIMIT_TEXT])
 		    limits[i].is_reached(mapped, text + length, GMEM_LIMIT_TEXT - length))
 			return;
 	text[length - 2] = '\0';
+}
+
+bool gmem_is_about_limit(int err)
+{
+	return err == -EMFILE || err == -ENFILE || err == -ENOMEM;
 }
 
 int gmem_fail_by_limit(int err, uint64_t mapped, const char *format, ...)

@@ -9,16 +9,23 @@
 #ifndef GMEM_LIMIT_H
 #define GMEM_LIMIT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 /*
- * As gmem_fail(), for the refusal of a file descriptor, or of a mapping of @mapped bytes;
- * 0: of none. The sentence ends with the name of @err, and with the limit and its number if
+ * As gmem_fail(), for the refusal of a file descriptor, or of a mapping or a memfd of
+ * @mapped bytes; 0: of none. The sentence ends with the name of @err, and with the limit and its number if
  * one is known to be reached.
  */
 int gmem_fail_by_limit(int err, uint64_t mapped, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
+
+/*
+ * The refusal of a file that was to be read says that a limit is reached, which may be otherwise
+ * the next time, and not that the file is out of reach.
+ */
+bool gmem_is_about_limit(int err);
 
 /* Longest text of gmem_limit_describe(), with its end */
 #define GMEM_LIMIT_TEXT 160

@@ -109,8 +109,8 @@ static inline bool gmem_sys_is_nameless(const char *name)
 }
 
 /*
- * Finds the mapping at @addr, or the next one above; -ENOENT if there is none. -ENOTTY
- * before Linux 6.11.
+ * Finds the mapping at @addr, or the next one above; if there is none, one that starts at
+ * UINT64_MAX. -ENOTTY before Linux 6.11.
  */
 int gmem_sys_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret);
 /*

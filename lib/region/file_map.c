@@ -383,6 +383,9 @@ static int look(struct survey *survey, const struct gmem_place *place)
 	err = gmem_host_mappings(place->hva, survey->end - survey->start, false, see, survey);
 	if (err > 0)
 		return survey->err;
+	if (gmem_is_about_limit(err))
+		return gmem_fail_by_limit(err, 0, "what is mapped at hva 0x%" PRIx64 " cannot be asked",
+					  survey->start);
 	if (err)
 		return gmem_fail(-EOPNOTSUPP, "what is mapped at hva 0x%" PRIx64 " only /proc/self/maps tells: %s",
 				 survey->start, gmem_errno_name(err));

@@ -10,12 +10,15 @@
 
 #include "gmem.h"
 #include "base/error.h"
+#include "base/limit.h"
 #include "os/sys.h"
 #include "region/host_look.h"
 #include "region/host_mapping.h"
 
 /* Bytes of one call: enough for its cost not to show, few enough to tell how far it got */
 #define MADVISE_CHUNK (UINT64_C(1) << 30)
+/* Pages that are looked at in one call */
+#define PAGES_AT_ONCE 4096
 
 struct discard {
 	struct gmem_host_look *look;
@@ -72,6 +75,18 @@ static int refuse_owed(const struct discard *discard, uint64_t hva)
 static int refuse_locked(const struct discard *discard, uint64_t hva)
 {
 	return refuse(discard, -EOPNOTSUPP, hva, "shared memory that is locked with mlock(): it stays allocated");
+}
+
+static int refuse_gap(const struct discard *discard, uint64_t hva)
+{
+	return refuse(discard, -EFAULT, hva, "nothing is mapped there");
+}
+
+static int refuse_limit(const struct discard *discard, uint64_t hva, int err)
+{
+	return gmem_fail_by_limit(err, 0, "hva 0x%" PRIx64 ", 0x%" PRIx64 " bytes, was given back only up to 0x%"
+				  PRIx64 " bytes: what is mapped there cannot be asked", discard->hva,
+				  discard->size, hva - discard->hva);
 }
 
 /* ---- one mapping ---- */
@@ -140,9 +155,12 @@ static int try_owed(const struct discard *discard, uint64_t hva)
 		return gmem_host_look_is_owed(discard->look, hva) ? refuse_owed(discard, hva) : 0;
 
 	err = free_pages(discard, hva, mapping->page_size);
-	if (!err && gmem_sys_try_read(at(hva)) == -EIO && gmem_host_look_is_owed(discard->look, hva))
-		err = refuse_owed(discard, hva);
-	return err;
+	if (err)
+		return err;
+	err = gmem_sys_try_read(at(hva));
+	if (gmem_is_about_limit(err))
+		return refuse_limit(discard, hva, err);
+	return err == -EIO && gmem_host_look_is_owed(discard->look, hva) ? refuse_owed(discard, hva) : 0;
 }
 
 static int check_mapping(const struct discard *discard, uint64_t hva)
@@ -192,32 +210,97 @@ static bool is_there(uint64_t hva)
 	return gmem_sys_mincore(at(hva), gmem_sys_page_size(), &mark) || mark & 1;
 }
 
-/* The kernel refuses MADV_REMOVE for private memory: by -EACCES if it is a file's. */
-static int discard_unknown(struct discard *discard, uint64_t start, uint64_t end)
+/* The first page of [@start, @end) where nothing is mapped, or @end */
+static uint64_t find_gap(uint64_t start, uint64_t end)
 {
-	bool may_show_file = discard->flags & GMEM_DISCARD_NOT_ZERO;
-	uint64_t size = end - start;
+	const uint64_t page = gmem_sys_page_size();
+	uint64_t pages = PAGES_AT_ONCE, now;
+	unsigned char marks[PAGES_AT_ONCE];
+
+	for (; start < end; start += now) {
+		now = end - start < pages * page ? end - start : pages * page;
+		if (gmem_sys_mincore(at(start), now, marks) != -ENOMEM)
+			continue;
+		if (pages == 1)
+			return start;
+		pages = 1;
+		now = 0;
+	}
+	return end;
+}
+
+/*
+ * Free what is alike: MADV_FREE is refused for all but private anonymous memory, MADV_REMOVE for
+ * all that is not shared: by -EACCES if it is a file's, and by -EINVAL if it is locked. What
+ * is refused for a part may have been done to the memory in front of that.
+ */
+static int free_alike(uint64_t hva, uint64_t size)
+{
+	if (gmem_sys_madvise(at(hva), size, MADV_FREE) == 0)
+		return gmem_sys_madvise(at(hva), size, MADV_DONTNEED);
+	return gmem_sys_madvise(at(hva), size, MADV_REMOVE);
+}
+
+/* A page that is refused by @err; @dropped: what the kernel said when it was to be dropped */
+static int settle(const struct discard *discard, uint64_t hva, int err, int dropped)
+{
+	if (err == -EPERM)
+		return refuse_sealed(discard, hva);
+	if (err != -EACCES && err != -EINVAL)
+		return refuse(discard, err, hva, "");
+	if (discard->flags & GMEM_DISCARD_NOT_ZERO) {
+		if (dropped)
+			return refuse(discard, dropped, hva, "");
+		return err == -EINVAL && is_there(hva) ? refuse_locked(discard, hva) : 0;
+	}
+	if (err == -EACCES)
+		return refuse_private(discard, hva);
+	return refuse(discard, -EOPNOTSUPP, hva, "memory that is locked with mlock(), and whether it would "
+		      "read as zero only /proc tells");
+}
+
+/* The pieces double where memory is alike, and halve where it is not. */
+static int discard_alike(struct discard *discard, uint64_t start, uint64_t end)
+{
+	const uint64_t page = gmem_sys_page_size();
+	uint64_t size = MADVISE_CHUNK;
+	int err, dropped = -EINVAL;
+
+	if (discard->flags & GMEM_DISCARD_NOT_ZERO)
+		dropped = drop(start, end - start);
+
+	while (start < end) {
+		size = end - start < size ? end - start : size;
+		err = free_alike(start, size);
+		if (err && size > page) {
+			size = size / page / 2 * page;
+			continue;
+		}
+		if (err)
+			err = settle(discard, start, err, dropped);
+		if (err)
+			return err;
+		discard->done += size;
+		start += size;
+		size = size < MADVISE_CHUNK ? 2 * size : size;
+	}
+	return 0;
+}
+
+static int discard_unknown(struct discard *discard, uint64_t start, uint64_t end, int why)
+{
+	uint64_t gap;
 	int err;
 
-	err = gmem_sys_madvise(at(start), size, MADV_REMOVE);
-	if (err == -EACCES && !may_show_file)
-		return refuse_private(discard, start);
-	if (err == -EPERM)
-		return refuse_sealed(discard, start);
-	if (err == -EACCES || err == -EINVAL) {
-		err = gmem_sys_madvise(at(start), size, MADV_DONTNEED);
-		if (err == -EINVAL) {
-			err = gmem_sys_madvise(at(start), size, MADV_DONTNEED_LOCKED);
-			if (!err && is_there(start))
-				return refuse_locked(discard, start);
-		}
-	}
-	if (err == -ENOMEM)
-		return refuse(discard, -EFAULT, start, "not all of it is mapped");
-	if (err)
-		return refuse(discard, err, start, "");
-	discard->done += size;
-	return 0;
+	/* The next call may learn what this one cannot. */
+	if (gmem_is_about_limit(why) && !(discard->flags & GMEM_DISCARD_NOT_ZERO))
+		return refuse_limit(discard, start, why);
+
+	gap = find_gap(start, end);
+	err = discard_alike(discard, start, gap);
+	if (!err && gap < end)
+		err = refuse_gap(discard, gap);
+	return err;
 }
 
 int gmem_host_discard(struct gmem_host_look *look, void *hva, uint64_t size, uint64_t flags,
@@ -233,10 +316,10 @@ int gmem_host_discard(struct gmem_host_look *look, void *hva, uint64_t size, uin
 			next = look->mapping.end < end ? look->mapping.end : end;
 			err = discard_mapping(&discard, start, next);
 		} else if (err == -ENOENT) {
-			err = refuse(&discard, -EFAULT, start, "nothing is mapped there");
+			err = refuse_gap(&discard, start);
 		} else {
 			next = end;
-			err = discard_unknown(&discard, start, end);
+			err = discard_unknown(&discard, start, end, err);
 		}
 	}
 	*ret_done = discard.done;

@@ -74,8 +74,7 @@ int gmem_host_file_make(uint64_t size, uint64_t huge_page, struct gmem_host_file
 
 	err = fill_in(fd, size, &facts);
 	if (err)
-		gmem_fail(err, "a memfd cannot be made 0x%" PRIx64 " bytes large, and sealed: %s", size,
-			  gmem_errno_name(err));
+		gmem_fail_by_limit(err, size, "a memfd cannot be made 0x%" PRIx64 " bytes large, and sealed", size);
 	else
 		err = new_handle(fd, &facts, ret);
 	if (err)

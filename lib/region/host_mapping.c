@@ -88,7 +88,7 @@ static int query(struct walk *walk)
 	while (at < walk->end) {
 		err = gmem_sys_mapping_at(at, &found);
 		if (err)
-			return err == -ENOENT && at > walk->start ? 0 : err;
+			return err;
 		if (found.start >= walk->end)
 			return 0;
 		mapping = as_mapping(&found);

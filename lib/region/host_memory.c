@@ -211,6 +211,9 @@ int gmem_host_memory_check_mapping(const struct gmem_host_file *file, uint64_t o
 
 	if (err > 0)
 		return compare.err;
+	if (gmem_is_about_limit(err))
+		return gmem_fail_by_limit(err, 0, "whether hva 0x%" PRIx64 " is a mapping of memory_fd cannot be "
+					  "asked", start);
 	if (err)
 		return gmem_fail(-EOPNOTSUPP, "whether hva 0x%" PRIx64 " is a mapping of memory_fd only "
 				 "/proc/self/maps tells (%s): without GMEM_REGION_HVA the library maps it", start,
@@ -288,8 +291,7 @@ int gmem_host_memory_pin(const struct gmem_host_params *params, struct gmem_host
 		place.mmap_flags = huge_flags(params->huge_page);
 	err = gmem_maps_pin(NULL, file ? file->fd : -1, offset, size, &place, map);
 	if (err)
-		return err == -EEXIST || err == -EINVAL || err == -EOPNOTSUPP ? err :
-		       fail_to_pin(huge_page, size, err);
+		return err == -ENOMEM || err == -EAGAIN ? fail_to_pin(huge_page, size, err) : err;
 
 	err = gmem_host_memory_advise(params, map);
 	if (err)

@@ -323,6 +323,23 @@ TEST(dimms_of_a_guest_memfd_fill_a_reservation)
 	lab_free(&lab);
 }
 
+TEST(nothing_is_reserved_among_the_kernels_addresses)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_RESERVED);
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	struct lab lab;
+
+	lab_new(&lab, DEFAULT_VM);
+	plan = plan_of(&lab, GMEM_BACKING_HOST);
+	opts.plan = plan;
+	opts.hva = (void *)0xffff800000000000;
+	REFUSED(gmem_region_add(lab.vm, BASE, MIB, &opts, &region), -EINVAL);
+	CHECK(strstr(gmem_last_error(), "nothing is mapped"));
+	gmem_plan_free(plan);
+	lab_free(&lab);
+}
+
 /* As on a kernel without guest_memfd that can be mapped */
 TEST(dimms_of_a_memfd_fill_a_reservation)
 {

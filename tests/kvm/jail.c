@@ -117,6 +117,42 @@ TEST(a_jail_without_dev_kvm_has_guest_memory_as_before)
 	leave();
 }
 
+/* Anonymous but for pages 2, of a memfd, and 3, of a memfd that is mapped privately */
+TEST(a_discard_in_the_jail_frees_up_to_what_would_not_be_zero)
+{
+	const uint64_t flags[] = { MAP_SHARED, MAP_PRIVATE };
+	struct gmem_footprint footprint;
+	struct lab lab;
+	uint64_t page;
+	char *hva;
+	int fd;
+
+	lab_new(&lab, DEFAULT_VM);
+	page = page_size();
+	hva = gmem_region_hva(add(lab.vm, GMEM_BACKING_HOST, BASE));
+	fd = (int)WORKS(memfd_create("over", MFD_CLOEXEC));
+	WORKS(ftruncate(fd, (off_t)(PAGES * page)));
+	CHECK_EQ(pwrite(fd, "file", 4, (off_t)(3 * page)), 4);
+
+	enter_jail();
+	memset(hva, 1, PAGES * page);
+	OK(gmem_vm_discard(lab.vm, BASE, PAGES * page, NULL, &footprint));
+	CHECK_EQ(footprint.done, PAGES * page);
+	for (uint64_t i = 0; i < PAGES * page; i++)
+		CHECK_EQ(hva[i], 0);
+
+	for (uint64_t i = 0; i < ARRAY_SIZE(flags); i++)
+		CHECK(mmap(hva + (2 + i) * page, page, PROT_READ | PROT_WRITE, MAP_FIXED | (int)flags[i], fd,
+			   (off_t)((2 + i) * page)) != MAP_FAILED);
+	memset(hva, 1, PAGES * page);
+	REFUSED(gmem_vm_discard(lab.vm, BASE, PAGES * page, NULL, &footprint), -EOPNOTSUPP);
+	CHECK(strstr(gmem_last_error(), "show the file again"));
+	CHECK_EQ(footprint.done, 3 * page);
+	for (uint64_t i = 0; i < PAGES * page; i++)
+		CHECK_EQ(hva[i], i >= 3 * page);
+	leave();
+}
+
 TEST(a_handle_can_be_made_in_the_jail)
 {
 	struct gmem_vm *vm;

@@ -77,6 +77,56 @@ TEST(address_space_is_named)
 	lab_free(&lab);
 }
 
+TEST(data_is_named)
+{
+	struct lab lab;
+
+	lab_new(&lab, DEFAULT_VM);
+	set_limit(RLIMIT_DATA, 256 * MIB);
+	check_refused_region(&lab, GIB, -ENOMEM, "RLIMIT_DATA is 0x10000000");
+	lab_free(&lab);
+}
+
+/* A refusal that another moment would not give, and nothing freed */
+TEST(number_of_files_is_named_where_mappings_cannot_be_asked_for)
+{
+	uint64_t size = 16 * page_size();
+	struct gmem_footprint footprint;
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	unsigned int count = 0;
+	struct lab lab;
+	int fds[64];
+	char *hva;
+
+	lab_new(&lab, DEFAULT_VM);
+	hva = gmem_region_hva(lab_add(&lab, GMEM_BACKING_HOST, BASE, 16, NULL));
+	memset(hva, 1, size);
+	require_backing(&lab.m, GMEM_BACKING_HOST, &plan);
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_RESERVED, .plan = plan);
+	opts.hva = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(opts.hva != MAP_FAILED);
+
+	set_limit(RLIMIT_NOFILE, ARRAY_SIZE(fds));
+	while ((fds[count] = dup(0)) >= 0)
+		count++;
+	REFUSED(gmem_vm_discard(lab.vm, BASE, size, NULL, &footprint), -EMFILE);
+	check_says("RLIMIT_NOFILE is 64");
+	CHECK_EQ(footprint.done, 0);
+	for (uint64_t i = 0; i < size; i++)
+		CHECK_EQ(hva[i], 1);
+	REFUSED(gmem_region_add(lab.vm, 2 * BASE, size, &opts, &region), -EMFILE);
+	check_says("RLIMIT_NOFILE is 64");
+
+	while (count)
+		close(fds[--count]);
+	OK(gmem_region_add(lab.vm, 2 * BASE, size, &opts, &region));
+	OK(gmem_vm_discard(lab.vm, BASE, size, NULL, &footprint));
+	CHECK_EQ(footprint.done, size);
+	gmem_plan_free(plan);
+	lab_free(&lab);
+}
+
 /* Neighbours that differ in what they allow are mappings of their own. */
 static void use_up_mappings(void)
 {
@@ -117,6 +167,23 @@ TEST(locked_memory_is_named)
 	WORKS(setresuid(65534, 65534, 65534));
 	check_refused_region(&lab, GIB, -EAGAIN, "RLIMIT_MEMLOCK is 0x400000");
 	munlockall();
+	lab_free(&lab);
+}
+
+TEST(size_of_a_file_is_named)
+{
+	GMEM_OPTS(gmem_memory_opts, memory, .flags = GMEM_MEMORY_MEMFD);
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	struct lab lab;
+
+	lab_new(&lab, DEFAULT_VM);
+	require_backing(&lab.m, GMEM_BACKING_HOST, &plan);
+	GMEM_OPTS(gmem_region_opts, opts, .plan = plan, .memory = &memory);
+	set_limit(RLIMIT_FSIZE, MIB);
+	REFUSED(gmem_region_add(lab.vm, BASE, 2 * MIB, &opts, &region), -EFBIG);
+	check_says("RLIMIT_FSIZE is 0x100000");
+	gmem_plan_free(plan);
 	lab_free(&lab);
 }
 

@@ -153,8 +153,9 @@ static int do_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret)
 
 	found = next_part(maps, &line, addr, &start, &end);
 	fclose(maps);
+	*ret = (struct gmem_sys_mapping){ .start = UINT64_MAX, .end = UINT64_MAX };
 	if (!found)
-		return -ENOENT;
+		return 0;
 	*ret = (struct gmem_sys_mapping){
 		.start = start,
 		.end = end,

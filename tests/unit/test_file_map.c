@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "os/sys.h"
@@ -341,6 +342,9 @@ static void only_what_is_kept_is_replaced(void **state)
 	fake.no_proc = true;
 	assert_refused(-EOPNOTSUPP, "only /proc/self/maps tells", try_add(&s, 1, 2, &region));
 	fake.no_proc = false;
+	fake_set_limit(RLIMIT_NOFILE, 9);
+	fake_fail_next(FAKE_MAPPING_AT, -EMFILE);
+	assert_refused(-EMFILE, "RLIMIT_NOFILE is 9", try_add(&s, 1, 2, &region));
 	scene_end(&s);
 }
 

@@ -4,6 +4,8 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -190,7 +192,8 @@ static void locked_shared_memory_needs_its_file(void **state)
 		}
 		fake.no_proc = !proc;
 		fake.no_map_files = true;
-		assert_refused(-EOPNOTSUPP, "shared memory that is locked with mlock()",
+		assert_refused(-EOPNOTSUPP, proc ? "shared memory that is locked with mlock()" :
+			       "locked with mlock(), and whether it would read as zero only /proc tells",
 			       discard(&memory, 0, 2, 0, &done));
 		assert_int_equal(done, 0);
 		assert_pages(&memory, "11111111");
@@ -231,6 +234,126 @@ static void gap_is_not_in_memory(void **state)
 		fake.no_proc = true;
 		if (kind != PRIVATE_FILE)
 			assert_refused(-EFAULT, "gpa 0x0, hva", gmem_vm_stats(memory.unit.vm, &stats));
+		end(&memory);
+	}
+}
+
+/* ---- without /proc ---- */
+
+static void map_over(struct memory *memory, uint64_t page, uint64_t pages, int flags, int fd)
+{
+	void *at = memory->hva + PAGES(&memory->unit, page);
+
+	assert_ptr_equal(mmap(at, pages * memory->unit.page, PROT_READ | PROT_WRITE, MAP_FIXED | flags, fd,
+			      (off_t)PAGES(&memory->unit, page)), at);
+}
+
+/* Pages 0 and 1 are anonymous, 2 and 3 shared, 4 a private file's, 5 to 7 shared again. */
+static void begin_mixed(struct memory *memory, int *ret_fd)
+{
+	begin_unwritten(memory, ANONYMOUS);
+	*ret_fd = memfd_create("over", MFD_CLOEXEC);
+	assert_int_equal(ftruncate(*ret_fd, (off_t)memory->size), 0);
+	assert_int_equal(pwrite(*ret_fd, "\2", 1, (off_t)PAGES(&memory->unit, 4)), 1);
+	map_over(memory, 2, 2, MAP_SHARED, *ret_fd);
+	map_over(memory, 4, 1, MAP_PRIVATE, *ret_fd);
+	map_over(memory, 5, 3, MAP_SHARED, *ret_fd);
+	memset(memory->hva, 1, memory->size);
+	fake.no_proc = true;
+}
+
+static uint64_t pages_of_file(int fd, uint64_t page)
+{
+	struct stat st;
+
+	assert_int_equal(fstat(fd, &st), 0);
+	return (uint64_t)st.st_blocks * 512 / page;
+}
+
+static void mixed_memory_is_freed_up_to_what_would_not_be_zero(void **state)
+{
+	struct memory memory;
+	uint64_t done;
+	int fd;
+
+	(void)state;
+	begin_mixed(&memory, &fd);
+	assert_refused(-EOPNOTSUPP, "it would show the file again", discard(&memory, 0, COUNT, 0, &done));
+	assert_int_equal(done, 4);
+	/* To look at a page of a file is to have it. */
+	assert_int_equal(pages_of_file(fd, memory.unit.page), 4);
+	assert_pages(&memory, "00001111");
+
+	/* What is shared behind it is freed in the file, too. */
+	assert_ok(discard(&memory, 0, COUNT, GMEM_DISCARD_NOT_ZERO, &done));
+	assert_int_equal(done, COUNT);
+	assert_int_equal(memory.hva[PAGES(&memory.unit, 4)], 2);
+	assert_pages(&memory, "00000000");
+	end(&memory);
+	close(fd);
+}
+
+static void gap_ends_a_discard_without_proc_and_nothing_behind_it_is_freed(void **state)
+{
+	struct memory memory;
+	uint64_t done;
+
+	(void)state;
+	for (uint64_t flags = 0; flags <= GMEM_DISCARD_NOT_ZERO; flags += GMEM_DISCARD_NOT_ZERO) {
+		begin(&memory, ANONYMOUS);
+		fake.no_proc = true;
+		assert_int_equal(munmap(memory.hva + PAGES(&memory.unit, 2), memory.unit.page), 0);
+		assert_refused(-EFAULT, "only up to 0x2000 bytes: EFAULT, nothing is mapped there",
+			       discard(&memory, 0, COUNT, flags, &done));
+		assert_int_equal(done, 2);
+		for (uint64_t i = 0; i < COUNT; i++)
+			assert_true(i == 2 || memory.hva[PAGES(&memory.unit, i)] == (i > 2));
+		end(&memory);
+	}
+}
+
+static void locked_file_is_not_freed_without_proc(void **state)
+{
+	struct memory memory;
+	uint64_t done;
+
+	(void)state;
+	begin(&memory, PRIVATE_FILE);
+	if (mlock(memory.hva, memory.size)) {
+		end(&memory);
+		skip();
+	}
+	fake.no_proc = true;
+	assert_refused(-EOPNOTSUPP, "only /proc tells", discard(&memory, 0, 2, 0, &done));
+	assert_int_equal(done, 0);
+	assert_pages(&memory, "11111111");
+	end(&memory);
+}
+
+/* It is over when somebody closes a file, so it is no reason to guess. */
+static void limit_of_file_descriptors_is_told_and_nothing_is_guessed(void **state)
+{
+	static const int errors[] = { -EMFILE, -ENFILE, -ENOMEM };
+	struct memory memory;
+	uint64_t done;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
+		begin(&memory, ANONYMOUS);
+		fake_set_limit(RLIMIT_NOFILE, 9);
+		fake_fail_next(FAKE_MAPPING_AT, errors[i]);
+		assert_refused(errors[i], errors[i] == -EMFILE ? "RLIMIT_NOFILE is 9" : "cannot be asked",
+			       discard(&memory, 0, 2, 0, &done));
+		assert_int_equal(done, 0);
+		assert_pages(&memory, "11111111");
+		/* The one page that was tried may be gone. */
+		fake_fail_next(FAKE_TRY_READ, errors[i]);
+		assert_refused(errors[i], "cannot be asked", discard(&memory, 0, 2, 0, &done));
+		assert_int_equal(done, 0);
+		assert_pages(&memory, "01111111");
+		fake_fail_next(FAKE_MAPPING_AT, errors[i]);
+		assert_ok(discard(&memory, 0, 2, GMEM_DISCARD_NOT_ZERO, &done));
+		assert_int_equal(done, 2);
 		end(&memory);
 	}
 }
@@ -435,6 +558,10 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(locked_shared_memory_needs_its_file),
 	cmocka_unit_test(gap_ends_a_discard_and_what_was_freed_is_told),
 	cmocka_unit_test(gap_is_not_in_memory),
+	cmocka_unit_test(mixed_memory_is_freed_up_to_what_would_not_be_zero),
+	cmocka_unit_test(gap_ends_a_discard_without_proc_and_nothing_behind_it_is_freed),
+	cmocka_unit_test(locked_file_is_not_freed_without_proc),
+	cmocka_unit_test(limit_of_file_descriptors_is_told_and_nothing_is_guessed),
 	cmocka_unit_test(part_of_a_huge_page_is_refused_or_left_out),
 	cmocka_unit_test(single_pages_that_fill_a_huge_page_free_it),
 	cmocka_unit_test(region_is_split_between_huge_pages_only),

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "unit.h"
@@ -283,6 +284,10 @@ static void the_caller_s_mapping_must_be_of_that_part(void **state)
 	fake.no_proc = true;
 	REFUSED(-EOPNOTSUPP, "only /proc/self/maps tells");
 	fake.no_proc = false;
+	fake_set_limit(RLIMIT_NOFILE, 9);
+	fake_fail_kind(FAKE_MAPPING_AT, 0, 16, -EMFILE);
+	REFUSED(-EMFILE, "RLIMIT_NOFILE is 9");
+	assert_true(fake_fail_struck());
 	assert_ok(try_add(&s, 0, 2, &opts, &region));
 	close(other);
 	scene_end(&s);

@@ -91,6 +91,29 @@ static void locked_memory_is_named_where_mappings_are_locked(void **state)
 	end();
 }
 
+static void data_is_counted_without_the_stack(void **state)
+{
+	(void)state;
+	begin();
+	fake_set_limit(RLIMIT_DATA, 0x3000);
+	assert_limit("ENOMEM", -ENOMEM, 0x3001);
+	fake_set_file("/proc/self/status", "Name: x\nVmData:	       4 kB\nVmStk:	     132 kB\n");
+	assert_limit("ENOMEM", -ENOMEM, 0x2000);
+	assert_limit("ENOMEM: RLIMIT_DATA is 0x3000, 0x1000 are mapped as data", -ENOMEM, 0x2001);
+	end();
+}
+
+static void file_size_is_named_if_the_file_would_be_larger(void **state)
+{
+	(void)state;
+	begin();
+	assert_limit("EFBIG", -EFBIG, UINT64_MAX);
+	fake_set_limit(RLIMIT_FSIZE, 0x1000);
+	assert_limit("EFBIG", -EFBIG, 0x1000);
+	assert_limit("EFBIG: RLIMIT_FSIZE is 0x1000", -EFBIG, 0x1001);
+	end();
+}
+
 static void nothing_is_claimed_without_the_numbers(void **state)
 {
 	static const int errors[] = { -ENFILE, -ENOMEM, -EAGAIN, -EINVAL };
@@ -121,6 +144,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(mappings_are_counted),
 	cmocka_unit_test(commit_limit_counts_only_where_it_is_kept),
 	cmocka_unit_test(locked_memory_is_named_where_mappings_are_locked),
+	cmocka_unit_test(data_is_counted_without_the_stack),
+	cmocka_unit_test(file_size_is_named_if_the_file_would_be_larger),
 	cmocka_unit_test(nothing_is_claimed_without_the_numbers),
 	cmocka_unit_test(sentence_says_what_was_refused_and_by_which_limit),
 };
