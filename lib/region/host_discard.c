@@ -212,6 +212,8 @@ static int discard_unknown(struct discard *discard, uint64_t start, uint64_t end
 				return refuse_locked(discard, start);
 		}
 	}
+	if (err == -ENOMEM)
+		return refuse(discard, -EFAULT, start, "not all of it is mapped");
 	if (err)
 		return refuse(discard, err, start, "");
 	discard->done += size;
@@ -231,7 +233,7 @@ int gmem_host_discard(struct gmem_host_look *look, void *hva, uint64_t size, uin
 			next = look->mapping.end < end ? look->mapping.end : end;
 			err = discard_mapping(&discard, start, next);
 		} else if (err == -ENOENT) {
-			err = refuse(&discard, -ENOMEM, start, "nothing is mapped there");
+			err = refuse(&discard, -EFAULT, start, "nothing is mapped there");
 		} else {
 			next = end;
 			err = discard_unknown(&discard, start, end);

@@ -201,6 +201,7 @@ void gmem_region_memory_cut_pages(const struct gmem_region *region, uint32_t sid
 
 /* ---- how much there is ---- */
 
+/* Memory that is mapped; -EFAULT if not all is. No failure has a sentence. */
 static int count_mapped(const struct gmem_region_memory *side, uint64_t size, uint64_t *ret_bytes)
 {
 	uint64_t page = gmem_sys_page_size(), bytes = 0, done, now, i;
@@ -210,13 +211,8 @@ static int count_mapped(const struct gmem_region_memory *side, uint64_t size, ui
 	for (done = 0; done < size; done += now) {
 		now = size - done < LOOK_PAGES * page ? size - done : LOOK_PAGES * page;
 		err = gmem_sys_mincore((char *)side->hva + done, now, in_memory);
-		if (err == -ENOMEM)
-			return gmem_fail(-EFAULT, "hva 0x%" PRIxPTR ", 0x%" PRIx64
-					 " bytes, is not all mapped", (uintptr_t)side->hva + done, now);
 		if (err)
-			return gmem_fail(err, "hva 0x%" PRIxPTR ", 0x%" PRIx64
-					 " bytes: what is in memory cannot be had: %s",
-					 (uintptr_t)side->hva + done, now, gmem_errno_name(err));
+			return err == -ENOMEM ? -EFAULT : err;
 		for (i = 0; i < now / page; i++)
 			bytes += in_memory[i] & 1 ? page : 0;
 	}
@@ -250,7 +246,6 @@ static int count_own(const char *hva, uint64_t size, uint64_t *ret_bytes)
 
 struct counting {
 	uint64_t start, end;	/* host addresses */
-	uint64_t covered;
 	uint64_t bytes;
 };
 
@@ -266,19 +261,39 @@ static int count_mapping(void *data, const struct gmem_host_mapping *mapping)
 							  : count_mapped(&part, end - start, &bytes);
 	if (err)
 		return err;
-	counting->covered += end - start;
 	counting->bytes += bytes;
 	return 0;
 }
 
-/* By what each part is; what cannot be told apart is counted as it is mapped. */
+/*
+ * By what each part is: where nothing is mapped, nothing is in memory. What cannot be told
+ * apart is counted as it is mapped.
+ */
 static int count_by_mapping(const struct gmem_region_memory *side, uint64_t size, uint64_t *ret_bytes)
 {
 	struct counting counting = { .start = (uintptr_t)side->hva, .end = (uintptr_t)side->hva + size };
 
-	if (gmem_host_mappings(side->hva, size, false, count_mapping, &counting) || counting.covered != size)
+	if (gmem_host_mappings(side->hva, size, false, count_mapping, &counting))
 		return count_mapped(side, size, ret_bytes);
 	*ret_bytes = counting.bytes;
+	return 0;
+}
+
+static int count_here(const struct gmem_region *region, const struct gmem_region_memory *side,
+		      uint64_t size, uint64_t *ret_bytes)
+{
+	int err = -EFAULT;
+
+	if (side->file || !region->has_private_file)
+		err = count_mapped(side, size, ret_bytes);
+	if (err == -EFAULT)
+		err = count_by_mapping(side, size, ret_bytes);
+	if (err)
+		return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", 0x%" PRIx64 " bytes: %s: %s",
+				 region->gpa.start + ((uintptr_t)side->hva - region->hva.start),
+				 (uintptr_t)side->hva, size,
+				 err == -EFAULT ? "not all is mapped, and /proc does not say what is" :
+				 "what is in memory cannot be had", gmem_errno_name(err));
 	return 0;
 }
 
@@ -331,18 +346,20 @@ static int add_huge_part(struct gmem_host_look *look, uint64_t hva, uint64_t siz
 static int count_huge(const struct gmem_region_memory *side, uint64_t size, struct gmem_resident *ret)
 {
 	struct gmem_host_look look = GMEM_HOST_LOOK;
-	uint64_t at = (uintptr_t)side->hva, end = at + size, next, now;
+	uint64_t at = (uintptr_t)side->hva, end = at + size, next = at, now;
 	int err = 0;
 
 	look.hint = side->host_file ? side->host_file->fd : -1;
 	*ret = (struct gmem_resident){ 0 };
 	for (; at < end && !err; at += now) {
-		now = 0;
 		err = gmem_host_look_at(&look, at, &next);
-		if (err)
-			break;
-		now = look.mapping.end < end ? look.mapping.end - at : end - at;
-		err = add_huge_part(&look, at, now, ret);
+		if (!err)
+			next = look.mapping.end;
+		now = next < end ? next - at : end - at;
+		if (!err)
+			err = add_huge_part(&look, at, now, ret);
+		else if (err == -ENOENT)
+			err = 0;	/* Nothing is mapped there. */
 	}
 	gmem_host_look_end(&look);
 	return err;
@@ -353,18 +370,18 @@ static int count_huge(const struct gmem_region_memory *side, uint64_t size, stru
 static int count_host(const struct gmem_region *region, const struct gmem_region_memory *side,
 		      uint64_t size, struct gmem_resident *ret)
 {
-	int err = region->has_private_file ? count_by_mapping(side, size, &ret->least)
-					   : count_mapped(side, size, &ret->least);
+	struct gmem_resident huge;
+	int err = count_here(region, side, size, &ret->least);
 
 	ret->most = ret->least;
 	if (err || ret->least >= size || side->page_size <= gmem_sys_page_size())
 		return err;
-	if (count_huge(side, size, ret)) {
-		/* What cannot be known may all be there. */
-		err = count_mapped(side, size, &ret->least);
+	/* What cannot be known may all be there. */
+	if (count_huge(side, size, &huge))
 		ret->most = size;
-	}
-	return err;
+	else
+		*ret = huge;
+	return 0;
 }
 
 int gmem_region_memory_bounds(const struct gmem_region *region, uint32_t side, uint64_t offset,
@@ -385,11 +402,8 @@ int gmem_region_memory_bounds(const struct gmem_region *region, uint32_t side, u
 		ret->least = ret->most = pages * gmem_sys_page_size();
 		return 0;
 	}
-	if (what.hva) {
-		err = count_mapped(&what, size, &ret->least);
-		ret->most = ret->least;
-		return err;
-	}
+	if (what.hva)
+		return count_host(region, &what, size, ret);
 	return gmem_fail(err == -ENOSYS ? -EOPNOTSUPP : err,
 			 "how much of the %s side of gpa 0x%" PRIx64
 			 " is in memory only cachestat(2) can say: %s",
