@@ -1265,8 +1265,8 @@ struct gmem_memory_opts {
  * nothing at all -EINVAL. The library replaces it in one step, and when the region ends
  * it puts back what was there, a mapping with the protection that it had; advice that
  * you gave the kernel on it is lost. If gmem_file_free() has ended the mapping
- * meanwhile, nothing is. If the kernel refuses, as it can at vm.max_map_count, the
- * region's memory is freed, its mapping stays, empty, and the refusal goes to the VM's
+ * meanwhile, nothing is. If the kernel refuses, as it can at vm.max_map_count, anonymous
+ * memory is freed, the region's mapping stays, and the refusal goes to the VM's
  * log. A change cannot put a region over one that it removes (GMEM_REGION_KEEP_STATE):
  * at that moment the other is still there, -EEXIST. So regions of one file can lie side
  * by side in the host, and are one entry of a table for vhost-user
@@ -3213,12 +3213,13 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  * Both counts come from the kernel, for the side the guest uses: pages allocated to a
  * file by any process, and pages of host memory that are mapped in this process, or in
  * the page cache of a file mapped shared; of a private mapping of a file, the pages that
- * are its own. Of hugetlb that is the part of each huge page that is in the range. A file
- * of hugetlbfs, mapped shared, tells only which of its pages are mapped here and how many
- * it has in all (st_blocks of fstat(2)): counted is what must be in the range by both. That
- * is exact if the range is all of the file; if the library finds no fd of the file, it is
- * what is mapped here. Pages that guests and others allocate or free meanwhile are in
- * them. Pages of a file that cannot be mapped are counted from Linux 6.5 on.
+ * are its own. Of hugetlb that is the part of each huge page that is in the range; of a
+ * file of hugetlbfs that is mapped shared, the kernel tells which pages are mapped here,
+ * and how many the file has in all (st_blocks of fstat(2)): counted is what must be in
+ * the range by both, which is exact if the range is all of the file, and if the library
+ * finds no fd of the file, what is mapped here. Pages that guests and others allocate or
+ * free meanwhile are in them. Pages of a file that cannot be mapped are counted from
+ * Linux 6.5 on.
  */
 struct gmem_footprint {
 	uint64_t done;

@@ -470,7 +470,7 @@ static void log_stays_mapped(struct gmem_region *region, int err)
 
 	gmem_failure_keep(&failure, gmem_error_of_sentence());
 	gmem_vm_log_error(region->vm, gmem_fail_by_limit(err, region->pin.hva.size, "hva 0x%" PRIx64 ", 0x%"
-			  PRIx64 " bytes, of a region that ended, stays mapped, without its contents",
+			  PRIx64 " bytes, of a region that ended, stays mapped",
 			  region->pin.hva.start, region->pin.hva.size));
 	gmem_failure_restore(&failure);
 }

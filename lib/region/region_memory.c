@@ -279,8 +279,8 @@ static int count_by_mapping(const struct gmem_region_memory *side, uint64_t size
 	return 0;
 }
 
-static int count_here(const struct gmem_region *region, const struct gmem_region_memory *side,
-		      uint64_t size, uint64_t *ret_bytes)
+static int count_bytes(const struct gmem_region *region, const struct gmem_region_memory *side,
+		       uint64_t size, uint64_t *ret_bytes)
 {
 	int err = -EFAULT;
 
@@ -346,20 +346,18 @@ static int add_huge_part(struct gmem_host_look *look, uint64_t hva, uint64_t siz
 static int count_huge(const struct gmem_region_memory *side, uint64_t size, struct gmem_resident *ret)
 {
 	struct gmem_host_look look = GMEM_HOST_LOOK;
-	uint64_t at = (uintptr_t)side->hva, end = at + size, next = at, now;
+	uint64_t at = (uintptr_t)side->hva, end = at + size, next, now;
 	int err = 0;
 
 	look.hint = side->host_file ? side->host_file->fd : -1;
 	*ret = (struct gmem_resident){ 0 };
 	for (; at < end && !err; at += now) {
+		now = 0;
 		err = gmem_host_look_at(&look, at, &next);
-		if (!err)
-			next = look.mapping.end;
-		now = next < end ? next - at : end - at;
-		if (!err)
-			err = add_huge_part(&look, at, now, ret);
-		else if (err == -ENOENT)
-			err = 0;	/* Nothing is mapped there. */
+		if (err)
+			break;
+		now = look.mapping.end < end ? look.mapping.end - at : end - at;
+		err = add_huge_part(&look, at, now, ret);
 	}
 	gmem_host_look_end(&look);
 	return err;
@@ -370,17 +368,16 @@ static int count_huge(const struct gmem_region_memory *side, uint64_t size, stru
 static int count_host(const struct gmem_region *region, const struct gmem_region_memory *side,
 		      uint64_t size, struct gmem_resident *ret)
 {
+	int err = count_bytes(region, side, size, &ret->least);
 	struct gmem_resident huge;
-	int err = count_here(region, side, size, &ret->least);
 
 	ret->most = ret->least;
-	if (err || ret->least >= size || side->page_size <= gmem_sys_page_size())
+	if (err || ret->least >= size || side->file || side->page_size <= gmem_sys_page_size())
 		return err;
-	/* What cannot be known may all be there. */
-	if (count_huge(side, size, &huge))
-		ret->most = size;
-	else
+	if (!count_huge(side, size, &huge))
 		*ret = huge;
+	else
+		ret->most = size;	/* What cannot be known may all be there. */
 	return 0;
 }
 
