@@ -219,14 +219,24 @@ def prose(text, page, header):
     return lines
 
 
+def list_items(part):
+    """(name, text) of lines such as "name: text", further lines of each behind a tab"""
+    found = re.findall(r"^([\w*+][\w ]*): (.*(?:\n\t.*)*)$", part, re.M)
+    lines = sum(1 + text.count("\n") for _, text in found)
+    return found if len(found) > 1 and lines == len(part.split("\n")) else []
+
+
 def paragraphs(parts, page, header, first=True):
     lines = []
     for part in parts:
         is_literal = all(line.startswith(("  ", "\t")) for line in part.split("\n"))
-        if not first and not is_literal:
+        items = list_items(part)
+        if not first and not is_literal and not items:
             lines.append(".Pp")
         first = False
-        if is_literal:
+        if items:
+            lines += tagged(items, page, header, "Sy")
+        elif is_literal:
             lines += [".Bd -literal -offset indent", *literal(textwrap.dedent(part)), ".Ed"]
         else:
             lines += prose(part, page, header)

@@ -87,7 +87,8 @@ extern "C" {
  * @...: designated initialisers; every field left out is zero, its default
  *
  * For C only. In C++ value-initialise the struct (`gmem_vm_opts opts{};`), then
- * set its size member to sizeof(opts).
+ * set its size member to sizeof(opts). Before C23, compilers that are asked to be
+ * pedantic want at least one initialiser, such as `.flags = 0`.
  */
 #define GMEM_OPTS(type, name, ...) \
 	struct type name = { .size = sizeof(struct type), __VA_ARGS__ }
@@ -240,8 +241,13 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  * left out: the call goes on with the rest of the range; if there is no rest, it is
  *	refused with -EOPNOTSUPP, and nothing was done.
  * *: with the flag GMEM_POPULATE_ALL_KINDS or GMEM_DISCARD_ALL_KINDS the memory is
- *	treated as RAM.
+ *	treated as RAM. A discard of a file that is mapped shared punches a hole into the
+ *	file itself: persistent memory, or a file on disk, has then lost these contents.
  * +: exported if gmem_export_add_memory() was called for it.
+ *
+ * A range of GMEM_REGION_DEVICE is no memory and has no kind: its kind is
+ * GMEM_KIND_DEFAULT, and dumps call its way of backing "device", whereas memory of
+ * GMEM_KIND_DEVICE has backing "host" and "device" as its kind.
  *
  * What should be treated as RAM by every call is GMEM_KIND_RAM, whatever is mapped
  * there. The numbers are ABI.
@@ -958,8 +964,8 @@ struct gmem_inplace_opts {
  * changes of the layout, gmem_region_set_dirty_log(), gmem_vm_reserve_slots(),
  * populating, for each thread, gmem_vm_discard_owed(), gmem_vm_adopt_private(), dirty
  * logs, NUMA queries and policies, gmem_listener_new() with region_added, statistics
- * with GMEM_STATS_RESIDENT, and dumps, which leave out what they cannot count in time.
- * Each of these fails with -EBUSY then.
+ * with GMEM_STATS_RESIDENT, and dumps. Each of these fails with -EBUSY then, but a dump
+ * leaves out what it could not count in time.
  *
  * Two waits have no limit. A change of the layout waits for views when the kernel has
  * made it already: it cannot be undone, and the memory cannot go while a view may
@@ -1004,7 +1010,11 @@ struct gmem_inplace_opts {
  *	whatever their way of backing is; or the same file with GMEM_BACKING_MAPPED.
  *	GMEM_BACKING_SHARED is for memory of its own, such as SMRAM: KVM binds a part of a
  *	guest_memfd to one memslot, in whatever address space, and refuses a second one.
- *	Remove such regions before those whose memory they use.
+ *	A save takes all regions of its handle: give those that have the memory of space 0
+ *	GMEM_KIND_EXTERNAL, so that an image of space 1 holds SMRAM and not the RAM once
+ *	more. Statistics do not count it twice then, either.
+ *	Nothing refuses to take the memory from under such regions: remove them before
+ *	those whose memory they use, and free the handle of space 1 first.
  *   GMEM_BACKING_PRIVATE and GMEM_BACKING_INPLACE are refused there: KVM has one set of
  *	attributes for the addresses of all spaces, and VMs that have private memory
  *	have one address space.
@@ -1148,9 +1158,9 @@ GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t 
  * struct gmem_memory_opts - host memory that the library makes for a region
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_MEMORY_*; unknown bits are -EINVAL
- * @page_size: size of the huge pages, bytes, a power of two, read only with
- *	GMEM_MEMORY_HUGETLB; 0: the kernel's default size. The region's size must be a
- *	multiple of it.
+ * @page_size: size of the huge pages, bytes, a power of two; 0: the kernel's default
+ *	size. The region's size must be a multiple of it. Must be 0 without
+ *	GMEM_MEMORY_HUGETLB.
  *
  * For memory with GMEM_BACKING_HOST, and the shared side of GMEM_BACKING_PRIVATE, that
  * the library makes. Without these options it is private and anonymous, of ordinary
@@ -1189,8 +1199,10 @@ GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t 
  * alone. A guest can find out by timing what pages of others hold: do not merge memory of
  * guests that do not trust each other.
  *
- * An option that this kernel does not have is -EOPNOTSUPP, and the sentence names it: no
- * transparent huge pages, or no KSM. Options that exclude each other are -EINVAL.
+ * An option that this kernel does not have is -EOPNOTSUPP, and the sentence names it:
+ * no transparent huge pages, no KSM, or no huge pages of that size. Options that
+ * exclude each other, and a size of huge pages that is no power of two or an ordinary
+ * page's, are -EINVAL. Too few huge pages are -ENOMEM.
  */
 struct gmem_memory_opts {
 	size_t   size;
@@ -1208,12 +1220,13 @@ struct gmem_memory_opts {
  *	alive. NULL: a new file of just the region's size.
  * @file_offset: start in @file, a multiple of the page; 0 without @file
  * @hva: page-aligned host address, read only with GMEM_REGION_HVA or
- *	GMEM_REGION_RESERVED, see below. With GMEM_REGION_HVA alone and
- *	GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE, your own (shared) memory,
+ *	GMEM_REGION_RESERVED, which exclude each other, see below. With GMEM_REGION_HVA
+ *	and GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE, your own (shared) memory,
  *	borrowed until the region is removed. Neither the library nor KVM refuses an
  *	address where nothing is mapped, or not with the permission: accesses of the
- *	library's fail there (-EFAULT), and a vCPU's end its run. With GMEM_REGION_HVA and
- *	other backings, the address to map the file at, where nothing may be mapped yet.
+ *	library's fail there (-EFAULT), and a vCPU's end its run. With GMEM_REGION_HVA
+ *	and other backings, the address to map the file at, where nothing may be mapped
+ *	yet.
  * @align: alignment of the host address, as in struct gmem_map_opts. With
  *	GMEM_REGION_CONGRUENT the distance between host address and @gpa is a
  *	multiple of @align, as large pages need it, and not the address itself;
@@ -1221,14 +1234,18 @@ struct gmem_memory_opts {
  * @slot: memslot number in the handle's address space, read only with GMEM_REGION_SLOT
  * @kind: what the memory is, an enum gmem_kind
  * @memory: how to make the host memory, copied. NULL: private and anonymous memory.
- *	Must be NULL where the library makes none: with your own memory, or for a
- *	guest_memfd without a shared side beside it.
- * @memory_fd: file that the host memory is part of, read only with GMEM_REGION_MEMORY_FD;
- *	duplicated when the region is added, else 0
+ *	Must be NULL where the library maps none: with your own memory, or for a
+ *	guest_memfd without a shared side beside it. For memory that it maps from your
+ *	@memory_fd, THP, NO_THP, DUMP and DONTFORK of GMEM_MEMORY_* are taken, and MEMFD,
+ *	HUGETLB and MERGEABLE are -EINVAL: the file is what it is.
+ * @memory_fd: file that the host memory is part of, duplicated when the region is added;
+ *	must be 0 without GMEM_REGION_MEMORY_FD
  * @reserved: must be 0
- * @memory_offset: start of the region in that file, a multiple of the page; else 0
+ * @memory_offset: start of the region in that file, a multiple of the page; must be 0
+ *	without GMEM_REGION_MEMORY_FD
  * @identity: of what the memory holds, as you choose it: images record it for kinds whose
- *	contents they do not have, and are restored only where it is the same; 0: any
+ *	contents they do not have. An image with 0 is restored whatever the VM has here;
+ *	any other number must be the VM's, so a VM with 0 takes only images with 0.
  * @data: a pointer of yours for gmem_region_data()
  *
  * GMEM_REGION_MEMORY_FD says of which file the host memory of GMEM_BACKING_HOST, or the
@@ -1236,10 +1253,10 @@ struct gmem_memory_opts {
  * tmpfs or another file system. With GMEM_REGION_HVA your own memory at @hva must be a
  * shared mapping of just this part, which is checked by device, inode and offset;
  * without, the library maps it, for which the fd must be open for writing unless
- * GMEM_REGION_READONLY. The region can then be given to other processes
- * (gmem_export_new()), holes of the file are known to be zero, and several regions of
- * one file are known to be one memory. A guest_memfd is not for @memory_fd, but a @file
- * with GMEM_BACKING_MAPPED.
+ * GMEM_REGION_READONLY. The region can then be given to other processes, if the file is
+ * on tmpfs or hugetlbfs, as a memfd is (gmem_export_new()), holes of the file are known
+ * to be zero, and several regions of one file are known to be one memory. A guest_memfd
+ * is not for @memory_fd, but a @file with GMEM_BACKING_MAPPED.
  *
  * GMEM_REGION_RESERVED puts the region at @hva over address space that you keep for it:
  * a reservation (mmap(2) of private anonymous memory with PROT_NONE), or a shared
@@ -1248,12 +1265,17 @@ struct gmem_memory_opts {
  * nothing at all -EINVAL. The library replaces it in one step, and when the region ends
  * it puts back what was there, a mapping with the protection that it had; advice that
  * you gave the kernel on it is lost. If gmem_file_free() has ended the mapping
- * meanwhile, nothing is. So regions of one file can lie side by side in the host, and
- * are one entry of a table for vhost-user (gmem_export_vhost_user()). It is for all
- * ways of backing: with host memory, the library makes that memory, or maps @memory_fd,
- * at @hva. What is there is read from /proc/self/maps: where that is out of reach, the
- * flag is -EOPNOTSUPP, and for want of a file descriptor -EMFILE or -ENFILE. No other thread may map or unmap anything there meanwhile; the
- * mapping that the region has can be replaced by nobody (GMEM_MAP_REPLACE is -EBUSY).
+ * meanwhile, nothing is. If the kernel refuses, as it can at vm.max_map_count, anonymous
+ * memory is freed, the region's mapping stays, and the refusal goes to the VM's
+ * log. A change cannot put a region over one that it removes (GMEM_REGION_KEEP_STATE):
+ * at that moment the other is still there, -EEXIST. So regions of one file can lie side
+ * by side in the host, and are one entry of a table for vhost-user
+ * (gmem_export_vhost_user()). It is for all ways of backing: with host memory, the
+ * library makes that memory, or maps @memory_fd, at @hva. What is there is read from
+ * /proc/self/maps: where that is out of reach, the flag is -EOPNOTSUPP, and for want of
+ * a file descriptor -EMFILE or -ENFILE. No other thread may map or unmap anything there
+ * meanwhile; the mapping that the region has can be replaced by nobody
+ * (GMEM_MAP_REPLACE is -EBUSY).
  *
  * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
  * memory and no memslot, so the guest's accesses exit, and lookups return
@@ -1324,15 +1346,17 @@ struct gmem_region_opts {
  * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION2, or
  * KVM_SET_USER_MEMORY_REGION where the plan needs no more. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range or options, past the VM's address bits, past
- * the end of the file, a file without the plan's create flags, a slot number
- * past the limit, or GMEM_REGION_CONGRUENT without @align, -EEXIST overlaps a
- * region, a bound range of the file, a used slot number, or a mapping at @hva,
- * -EXDEV the file belongs to another VM (see gmem_file_adopt()), -EOPNOTSUPP
- * the way of backing cannot do what the flags ask, or the default plan is not
- * possible here, -ENOSPC no memslot left, -EDEADLK a callback of the library
- * calls it, -ENOMEM, -EMFILE, -E2BIG options newer than the library, or the
- * kernel's own errno.
+ * Return: 0, or -EINVAL bad range or options, past the VM's address bits, past the end
+ * of the file, a file without the plan's create flags, a slot number past the limit,
+ * GMEM_REGION_CONGRUENT without @align, or options that exclude each other, such as
+ * GMEM_REGION_HVA and GMEM_REGION_RESERVED, -EEXIST overlaps a region, a bound range of
+ * the file, a used slot number, or a mapping at @hva, -EXDEV the file belongs to
+ * another VM (see gmem_file_adopt()), -EBADF @memory_fd is not open for reading, or not
+ * for writing, which it need not be with GMEM_REGION_READONLY, -EPERM it is sealed
+ * against writing (the same), -EOPNOTSUPP the way of backing cannot do what the flags
+ * ask, the kernel has not what @memory asks, or the default plan is not possible here,
+ * -ENOSPC no memslot left, -EDEADLK a callback of the library calls it, -ENOMEM,
+ * -EMFILE, -E2BIG options newer than the library, or the kernel's own errno.
  */
 GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 					  const struct gmem_region_opts *opts,
@@ -1614,7 +1638,7 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
  *	memslot was lost
  * @backing: an enum gmem_backing
  * @kind: an enum gmem_kind; GMEM_KIND_DEFAULT for a device's range
- * @zero: 0; place for what later versions have to say
+ * @reserved: 0; place for what later versions have to say
  *
  * The memory that host and guest share is at @hva. With GMEM_BACKING_MAPPED and
  * GMEM_BACKING_SHARED that is a mapping of @gmemfd; with GMEM_BACKING_HOST and
@@ -1638,7 +1662,7 @@ struct gmem_region_info {
 	uint32_t slot;
 	uint32_t backing;
 	uint32_t kind;
-	uint32_t zero[5];
+	uint32_t reserved[5];
 };
 
 /**
@@ -1839,7 +1863,8 @@ GMEM_API int gmem_ram_layout(uint64_t ram, const struct gmem_ram_layout_opts *op
  *
  *   Views refuse private memory with -EACCES. The host address of the shared
  *   side stays mapped all the time and keeps its old contents, or zeros after a
- *   discard. KVM's own accesses for the guest (paravirtual clocks, emulated
+ *   discard; your own memory that is a private mapping of a file, or userfaultfd's,
+ *   has what GMEM_DISCARD_NOT_ZERO would leave. KVM's own accesses for the guest (paravirtual clocks, emulated
  *   instructions, page-table walks of emulation) go to that address even where
  *   the guest has made it private: so a guest can make KVM read and write the
  *   shared side, but never private memory.
@@ -2018,8 +2043,8 @@ typedef int (*gmem_listener_region_veto_fn)(void *data, const struct gmem_region
  *	it. Called for each part of a region that is shared, lowest first; a part that
  *	is private is told by @after_shared when it becomes shared
  * @region_moved: the region moved from [@gpa, @gpa + @size); @region says where to, and
- *	all else of it stayed. NULL: the move is told by @region_removed and
- *	@region_added
+ *	all else of it stayed. Between the moves of one change two regions can be at one
+ *	address, see below. NULL: the move is told by @region_removed and @region_added
  * @region_removed: the memory of @region, which is as it was before, is not at that
  *	guest address any more, as with @removed: unmap it. @gpa and @size are all of it
  * @before_discard: shared memory is to be discarded: unmap it. It still is as it was
@@ -2041,15 +2066,22 @@ typedef int (*gmem_listener_region_veto_fn)(void *data, const struct gmem_region
  * fails is told to nobody. The new layout is in force then: the memslots of added
  * regions are there, those of removed ones are gone, and views use the new ones. First,
  * in the order of the steps, all that is removed is told (@removed, then
- * @region_removed), then all moves, then all that is added, so that a listener without
- * @region_moved never has two regions at one address; with it, one that trades its place
- * with another comes there first. The old host addresses stay mapped and the old fds
- * open until the last callback has returned. gmem_region_rebind() is told as removed
- * and added. A split is not told: guest and host addresses, files and offsets of all
- * memory stay; only the handle and the memslot number of the upper part are new. Ranges
- * of devices (GMEM_REGION_DEVICE) are not told. Memory of every kind is: look at kind
- * of struct gmem_region_info. gmem_vm_free() tells nothing. If the kernel refuses to
- * undo a change (-ENOTRECOVERABLE), states of memory may be what nobody was told.
+ * @region_removed), then all moves, then all that is added. The old host addresses stay
+ * mapped and the old fds open until the last callback has returned. gmem_region_rebind()
+ * is told as removed and added. A split is not told: guest and host addresses, files and
+ * offsets of all memory stay; only the handle and the memslot number of the upper part
+ * are new. Ranges of devices (GMEM_REGION_DEVICE) are not told. Memory of every kind is:
+ * look at kind of struct gmem_region_info. gmem_vm_free() tells nothing. If the kernel
+ * refuses to undo a change (-ENOTRECOVERABLE), states of memory may be what nobody was
+ * told.
+ *
+ * When two regions trade places, @region_moved is called for one and then for the other.
+ * Between these calls a listener has two regions at one guest address: the one that came
+ * there, and the one that has yet to be told to leave. So find what moves by its old
+ * guest address and its host address together. "Unmap the old range, map the new one"
+ * does not do: it unmaps what has just come. A listener that keeps one entry for each
+ * guest address leaves @region_moved NULL, and never has two at one: it is told of all
+ * that leaves before anything comes.
  *
  * A discard asks for each piece, 64 MiB in one region at most, right before it. If a
  * listener refuses, those that agreed get undo_discard, last first, and the discard ends
@@ -2136,7 +2168,8 @@ struct gmem_listener_opts {
  * shared memory of each region, lowest address first. What it is told is one moment: no
  * change is between that and the first that the listener hears of, and none is told
  * twice. So what it keeps is, whenever no call is under way, what gmem_vm_regions() and
- * gmem_vm_state() say.
+ * gmem_vm_state() say, less the ranges of devices, and less what was discarded and has
+ * not been populated since.
  *
  * What callbacks may call says struct gmem_listener_opts.
  *
@@ -2756,16 +2789,15 @@ struct gmem_conversion {
  * the same thread. Source: KVM_SET_MEMORY_ATTRIBUTES; for discarding madvise(2)
  * and fallocate(2). Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range, state or options, -ENOENT the range has a
- * hole, -ENXIO part of it is a device's, -EOPNOTSUPP memory in it cannot be
- * converted, -EBUSY somebody holds a lease, or earlier work or a view has not ended
- * within wait_ms, the errno of a listener that refused, -ETIMEDOUT a peer did not
- * give it back (gmem_peer_add()) in its time or within wait_ms, -EREMOTEIO or another
- * errno named there if it refused, -EDEADLK a
- * callback calls it for its own range, -ENOMEM, -E2BIG options newer than the
- * library, or the kernel's own errno: nothing changed; -ENOTRECOVERABLE the
- * kernel refused to undo, see @ret, or a region in the range has lost its
- * memslot.
+ * Return: 0, or -EINVAL bad range, state or options, -ENOENT the range has a hole,
+ * -ENXIO part of it is a device's, -EOPNOTSUPP memory in it cannot be converted,
+ * -EBUSY somebody holds a lease, or earlier work or a view has not ended within
+ * wait_ms, the errno of a listener that refused, -ETIMEDOUT a peer did not give it
+ * back (gmem_peer_add()) in its time or within wait_ms, -EREMOTEIO or another errno
+ * named there if it refused, -EDEADLK a callback calls it for its own range, -ENOMEM,
+ * -E2BIG options newer than the library, or the kernel's own errno: nothing changed;
+ * -ENOTRECOVERABLE the kernel refused to undo, see @ret, or a region in the range has
+ * lost its memslot.
  */
 GMEM_API int gmem_vm_convert(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t state,
 			     const struct gmem_convert_opts *opts, struct gmem_conversion *ret);
@@ -2979,10 +3011,10 @@ GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
  * wait for the range get their turn, and if immediate_exit of @run is set, the call
  * ends with -EINTR: call it again with the same arguments to go on. A piece that is
  * refused leaves those before it converted; a guest that asks again gets past them
- * at no cost. If a fault comes back although the
- * memory has the state it needs, something else is wrong: after max_stuck_faults
- * of them the call fails with -ELOOP. With repeats in @ret the VMM can stop
- * earlier. gmem_vm_stats() has counts of all of these.
+ * at no cost. If a fault comes back although the memory has the state it needs,
+ * something else is wrong: after max_stuck_faults of them the call fails with
+ * -ELOOP. With repeats in @ret the VMM can stop earlier. gmem_vm_stats() has counts
+ * of all of these.
  *
  * One thread at a time per object; different objects in parallel. Do not call it
  * between gmem_view_begin() and gmem_view_end() of the same thread. Source: KVM
@@ -3179,13 +3211,12 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  * @counted: 1 if @before and @after are valid, 0 if they could not be counted
  * @reserved: 0
  *
- * Both counts come from the kernel, for the side the guest uses: pages allocated
- * to a file by any process, and pages of host memory that are mapped in this
- * process, or in the page cache of a file mapped shared; of a private mapping of a file,
- * the pages that are its own. Of hugetlb that is the part of
- * each huge page that is in the range. Pages that guests and others allocate or free
- * meanwhile are in them.
- * Pages of a file that cannot be mapped are counted from Linux 6.5 on.
+ * Both counts come from the kernel, for the side the guest uses: pages allocated to a
+ * file by any process, and pages of host memory that are mapped in this process, or in
+ * the page cache of a file mapped shared; of a private mapping of a file, the pages that
+ * are its own. Of hugetlb that is the part of each huge page that is in the range. Pages
+ * that guests and others allocate or free meanwhile are in them. Pages of a file that
+ * cannot be mapped are counted from Linux 6.5 on.
  */
 struct gmem_footprint {
 	uint64_t done;
@@ -3248,12 +3279,12 @@ struct gmem_populate_opts {
  *
  * Populates the side the guest uses; allocated pages stay as they are. Your own memory
  * that is mapped PROT_READ is populated for reading if the region is read-only, and
- * cannot be populated if it is not. With more
- * than one worker the call starts threads, which block all signals except those of
- * faults, and have ended when it returns; if the system refuses threads, fewer do
- * the work. If a NUMA policy takes memory from a single node (gmem_vm_set_numa()),
- * the workers move to processors of that node. The caller's thread handles signals
- * meanwhile, and they do not stop the call; @progress can.
+ * cannot be populated if it is not. With more than one worker the call starts threads,
+ * which block all signals except those of faults, and have ended when it returns; if
+ * the system refuses threads, fewer do the work. If a NUMA policy takes memory from a
+ * single node (gmem_vm_set_numa()), the workers move to processors of that node. The
+ * caller's thread handles signals meanwhile, and they do not stop the call; @progress
+ * can.
  *
  * Running out of memory does not give an error: in a memory cgroup at its limit
  * the kernel kills the process, and on a full machine it kills other processes and
@@ -3278,14 +3309,14 @@ struct gmem_populate_opts {
  * 5.14 an access to each page), fallocate(2), /proc/meminfo,
  * /sys/kernel/mm/hugepages. Since: 0.1.
  *
- * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole,
- * -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its kind:
- * nothing was populated; -ENOMEM the memory
- * does not fit, or the kernel had none left, -ECANCELED @progress stopped it,
- * -EFAULT a page cannot be allocated, or its memory is mapped without the permission
- * or not at all, -EHWPOISON the hardware lost a page (the sentence says which),
- * -EDEADLK a callback calls it for its own range, or with more than one worker,
- * -E2BIG options newer than the library, or the kernel's own errno.
+ * Return: 0, or -EINVAL bad range or options, -ENOENT the range has a hole, -ENXIO
+ * part of it is a device's, -EOPNOTSUPP all of it is left out for its kind: nothing
+ * was populated; -ENOMEM the memory does not fit, or the kernel had none left,
+ * -ECANCELED @progress stopped it, -EFAULT a page cannot be allocated, or its memory
+ * is mapped without the permission or not at all, -EHWPOISON the hardware lost a
+ * page (the sentence says which), -EDEADLK a callback calls it for its own range, or
+ * with more than one worker, -E2BIG options newer than the library, or the kernel's
+ * own errno.
  */
 GMEM_API int gmem_vm_populate(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 			      const struct gmem_populate_opts *opts,
@@ -3421,17 +3452,17 @@ struct gmem_discard_opts {
  * one on the same memory at another guest address.
  *
  * Thread-safe; changes of the layout and conversions of the range wait, for one piece
- * of 64 MiB at most.
- * Source: madvise(2) with MADV_DONTNEED, MADV_DONTNEED_LOCKED (Linux 5.18), MADV_FREE and
- * MADV_REMOVE, fallocate(2) with FALLOC_FL_PUNCH_HOLE, PROCMAP_QUERY (Linux 6.11),
- * before that /proc/self/maps; /proc/self/mem. Since: 0.1.
+ * of 64 MiB at most. Source: madvise(2) with MADV_DONTNEED, MADV_DONTNEED_LOCKED
+ * (Linux 5.18), MADV_FREE and MADV_REMOVE, fallocate(2) with FALLOC_FL_PUNCH_HOLE,
+ * PROCMAP_QUERY (Linux 6.11), before that /proc/self/maps; /proc/self/mem. Since: 0.1.
  *
  * Return: 0, or -EINVAL bad range or options, or part of a huge page, -ENOENT the range
  * has a hole, -ENXIO part of it is a device's, -EOPNOTSUPP all of it is left out for its
  * kind, -EBUSY somebody holds a lease on it, -ENOMEM, -E2BIG options newer than the
  * library: nothing was freed; or -EBUSY, -ENOENT or -ENXIO if a lease was taken or the
  * layout changed meanwhile, -EOPNOTSUPP memory that would not read as zero or is locked,
- * -EPERM a seal, -ENOMEM nothing is mapped there, -EMFILE, -ENFILE, -EDEADLK a callback calls it for its
+ * -EPERM a seal, -EFAULT nothing is mapped there, -EMFILE or -ENFILE no file descriptor
+ * is left to look at the memory with, -EDEADLK a callback calls it for its
  * own range, or the kernel's own errno: @ret says how much was freed.
  */
 GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
@@ -3549,14 +3580,17 @@ struct gmem_stats {
  * The library always counts, without locks. Each counter is exact, but two of them
  * may be of different moments while other threads work. GMEM_STATS_RESIDENT
  * examines all memory, without touching it, in pieces of 64 MiB; conversions of a
- * piece wait meanwhile. Host memory counts if it is mapped in this process.
+ * piece wait meanwhile. Host memory counts if it is mapped in this process: where nothing
+ * is mapped at its host address, nothing is resident.
  *
- * Thread-safe. Source: mincore(2), cachestat(2). Since: 0.1.
+ * Thread-safe. Source: mincore(2), cachestat(2), PROCMAP_QUERY or /proc/self/maps where
+ * part of the memory is not mapped. Since: 0.1.
  *
- * Return: 0, or -EINVAL NULL argument or bad flags, -EOPNOTSUPP the kernel has
- * no cachestat(2) to count private memory, -EDEADLK a callback that has memory
- * to itself calls it with GMEM_STATS_RESIDENT, -E2BIG @stats is newer than the
- * library and what that does not know is not 0, or the kernel's own errno.
+ * Return: 0, or -EINVAL NULL argument or bad flags, -EOPNOTSUPP the kernel has no
+ * cachestat(2) to count private memory, -EFAULT part of the memory is not mapped, and
+ * /proc does not say which, -EDEADLK a callback that has memory to itself calls it with
+ * GMEM_STATS_RESIDENT, -E2BIG @stats is newer than the library and what that does not
+ * know is not 0, or the kernel's own errno.
  */
 GMEM_API int gmem_vm_stats(struct gmem_vm *vm, struct gmem_stats *stats);
 
@@ -3615,8 +3649,7 @@ struct gmem_dump_opts {
  * and readers can tell.
  *
  * Thread-safe. Source: cachestat(2), mincore(2), move_pages(2), write(2),
- * getrlimit(2).
- * Since: 0.1.
+ * getrlimit(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad options, -E2BIG options newer than
  * the library, -EDEADLK called from a listener's callback, -ENOMEM, -EBADF @fd
@@ -3787,8 +3820,9 @@ struct gmem_transfer_result {
  * MADV_POPULATE_READ. Since: 0.1.
  *
  * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO the range
- * is not all memory, -EACCES part of it is private, or a kind of memory that nothing is
- * loaded into (enum gmem_kind), -EBUSY it is being converted or removed, -ECANCELED the
+ * is not all memory, -EACCES part of it is private, -EOPNOTSUPP part of it is a kind of
+ * memory that nothing is loaded into (enum gmem_kind), -EROFS it is ROM that differs
+ * and cannot be written, -EBUSY it is being converted or removed, -ECANCELED the
  * callback stopped it, -EINVAL bad arguments, -ESPIPE @offset is not 0 and @fd has no
  * offsets, -EBADF @fd is not open, or not for reading, -E2BIG options newer than the
  * library, -EFAULT a page cannot be written: it is not there, or mapped without the
@@ -3895,12 +3929,11 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * @opts: NULL for defaults
  * @ret: result, filled in on failure, too; NULL if not wanted
  *
- * Afterwards the memory has the contents it had when the image was saved. Pages
- * that are not in the image are zero, and take no memory if they did not exist. Which
- * do not is found out as by gmem_vm_save(): where a private mapping of a file or
- * userfaultfd has something else, zeros are written.
- * The VM may have other regions and other ways of backing than the saved one, and
- * the host another page size.
+ * Afterwards the memory has the contents it had when the image was saved. Pages that
+ * are not in the image are zero, and take no memory if they did not exist. Which do
+ * not is found out as by gmem_vm_save(): where a private mapping of a file or
+ * userfaultfd has something else, zeros are written. The VM may have other regions
+ * and other ways of backing than the saved one, and the host another page size.
  *
  * The VM must have exactly the memory that the image has; with
  * GMEM_TRANSFER_LEAVE_REST it may have more, which stays as it is. An image has no
@@ -3934,15 +3967,15 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
- * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too
- * early, -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT
- * the image has memory, or more private ranges, than the VM has room for, or the VM
- * lacks memory whose contents the image does not have, -EEXIST the VM has memory that
- * the image does not have, -EACCES memory of the image or the VM is private, or ROM
+ * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too early,
+ * -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT the
+ * image has memory, or more private ranges, than the VM has room for, or the VM lacks
+ * memory whose contents the image does not have, -EEXIST the VM has memory that the
+ * image does not have, -EACCES memory of the image or the VM is private, -EROFS ROM
  * differs from the image and cannot be written, -ESPIPE a pipe cannot be verified
- * first, -EHWPOISON
- * pages are lost, in the image or in the VM's memory, -EBUSY, -ECANCELED, -EINVAL,
- * -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as gmem_vm_load().
+ * first, -EHWPOISON pages are lost, in the image or in the VM's memory, -EBUSY,
+ * -ECANCELED, -EINVAL, -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as
+ * gmem_vm_load().
  */
 GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			     struct gmem_transfer_result *ret);
@@ -4154,6 +4187,12 @@ struct gmem_export_opts {
  * for that: it needs no guest_memfd. Memory of kind GMEM_KIND_DEVICE is left out,
  * unless gmem_export_add_memory() was called for it.
  *
+ * What the guest may only read (GMEM_REGION_READONLY), and a file that is open for
+ * reading only, are given with GMEM_RIGHT_READ. Importers of the library's then map
+ * them for reading only, but what keeps another process from writing to the file is a
+ * seal alone, F_SEAL_FUTURE_WRITE: where that is missing, gmem_peer_add() refuses a
+ * range whose rights are GMEM_RIGHT_READ.
+ *
  * Thread-safe; waits as gmem_listener_new(), then for changes of the layout under
  * way. Source: eventfd(2), timerfd_create(2), epoll(7). Since: 0.1.
  *
@@ -4230,10 +4269,11 @@ GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void 
  * Thread-safe; each fd is valid until its region is removed or rebound, or
  * gmem_export_remove_memory(). Since: 0.1.
  *
- * Return: number of extents filled in, or -EOPNOTSUPP a region cannot be given
- * (gmem_last_error() says why and what would help; GMEM_EXPORT_SKIP leaves it
- * out), -EPERM the file of a GMEM_REGION_MEMORY_FD lacks a seal (the same), -ENOSPC there
- * are more than @max, and the sentence says how many, -ENOMEM, -EINVAL NULL argument.
+ * Return: number of extents filled in, or -EOPNOTSUPP a region cannot be given: it is
+ * no part of a file, or of one that is not on tmpfs or hugetlbfs (gmem_last_error()
+ * says why and what would help; GMEM_EXPORT_SKIP leaves it out), -EPERM the file of a
+ * GMEM_REGION_MEMORY_FD lacks a seal (the same), -ENOSPC there are more than @max, and
+ * the sentence says how many, -ENOMEM, -EINVAL NULL argument.
  */
 GMEM_API int gmem_export_table(struct gmem_export *exporter, struct gmem_extent *extents,
 			       size_t max);
@@ -4272,8 +4312,8 @@ struct gmem_vhost_user_region {
  * Thread-safe; the fds are valid as those of gmem_export_table(). Since: 0.1.
  *
  * Return: number of entries filled in, or as gmem_export_table(), and -EOPNOTSUPP
- * for a region that may only be read, because a back-end maps all memory for
- * writing.
+ * for a region that may only be read, by the guest or through its file, because a
+ * back-end maps all memory for writing (GMEM_EXPORT_SKIP leaves it out).
  */
 GMEM_API int gmem_export_vhost_user(struct gmem_export *exporter,
 				    struct gmem_vhost_user_region *regions, int *fds,

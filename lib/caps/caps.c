@@ -302,7 +302,7 @@ static void ask_numbers(struct gmem_caps *caps, int fd)
 	set_value(caps, GMEM_CAP_MEMSLOTS, slots);
 	say_yes(caps, GMEM_CAP_MEMSLOTS, "%d in each address space", slots);
 	set_value(caps, GMEM_CAP_ADDRESS_SPACES, spaces);
-	say_yes(caps, GMEM_CAP_ADDRESS_SPACES, "%d, each with its own memslots", spaces);
+	say_yes(caps, GMEM_CAP_ADDRESS_SPACES, spaces > 1 ? "%d, each with its own memslots" : "%d", spaces);
 }
 
 static bool has_private_attribute(const struct gmem_caps *caps)

@@ -17,7 +17,8 @@ static int explain_number(const struct gmem_vm *vm, const struct gmem_kvm_slot *
 	return gmem_fail(-EEXIST,
 			 "memslot %" PRIu32 ", for gpa 0x%" PRIx64 ", 0x%" PRIx64
 			 " bytes, exists already on VM fd %d, though this handle did not set it: "
-			 "another handle of the VM, or the program's own code, did",
+			 "another handle of the VM, or the program's own code, did; reserve its numbers with "
+			 "gmem_vm_reserve_slots()",
 			 slot->number, slot->gpa, slot->size, gmem_vm_number(vm));
 }
 

@@ -138,6 +138,12 @@ int gmem_sys_mprotect(void *addr, uint64_t size, int prot)
 	return mprotect(addr, size, prot) < 0 ? -errno : 0;
 }
 
+int gmem_sys_check_mapped(void *addr, uint64_t size)
+{
+	/* Since Linux 2.6.19 that is all that it does. */
+	return msync(addr, size, MS_ASYNC) < 0 ? -errno : 0;
+}
+
 int gmem_sys_madvise(void *addr, uint64_t size, int advice)
 {
 	return madvise(addr, size, advice) < 0 ? -errno : 0;

@@ -73,6 +73,8 @@ int gmem_sys_mmap(void *hint, uint64_t size, int prot, int flags, int fd,
 	     uint64_t offset, void **ret);
 int gmem_sys_munmap(void *addr, uint64_t size);
 int gmem_sys_mprotect(void *addr, uint64_t size, int prot);
+/* -ENOMEM if part of the pages is not mapped; does nothing to them. */
+int gmem_sys_check_mapped(void *addr, uint64_t size);
 int gmem_sys_madvise(void *addr, uint64_t size, int advice);
 /* Returns the fd of a new memfd; @flags: MFD_*, close-on-exec is added. */
 int gmem_sys_memfd(const char *name, unsigned int flags);

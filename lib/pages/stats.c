@@ -104,6 +104,23 @@ static int count_run(const struct gmem_region_memory *other, uint64_t offset, ui
 	return err;
 }
 
+/* mincore(2); where nothing is mapped, nothing is in memory. */
+static int look(char *hva, uint64_t count, unsigned char *in_memory)
+{
+	uint64_t page = gmem_sys_page_size(), half = count / 2;
+	int err;
+
+	err = gmem_sys_mincore(hva, count * page, in_memory);
+	if (err != -ENOMEM)
+		return err;
+	if (count == 1) {
+		*in_memory = 0;
+		return 0;
+	}
+	err = look(hva, half, in_memory);
+	return err ? err : look(hva + half * page, count - half, in_memory + half);
+}
+
 static int count_both(const struct gmem_region_memory *shared, const struct gmem_region_memory *other,
 		      uint64_t offset, uint64_t size, uint64_t *bytes)
 {
@@ -111,7 +128,7 @@ static int count_both(const struct gmem_region_memory *shared, const struct gmem
 	unsigned char in_memory[LOOK_PAGES];
 	int err;
 
-	err = gmem_sys_mincore((char *)shared->hva + offset, size, in_memory);
+	err = look((char *)shared->hva + offset, count, in_memory);
 	while (i < count && !err) {
 		for (; i < count && !(in_memory[i] & 1); i++)
 			;

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/huge_pages.h"
 #include "base/kernel_number.h"
 #include "os/sys.h"
 #include "region/host_mapping.h"
@@ -57,7 +58,7 @@ static int check_machine(uint64_t need)
 	available *= 1024;
 	if (need > available)
 		return gmem_fail(-ENOMEM,
-				 "0x%" PRIx64 " bytes more do not fit: the machine has 0x%" PRIx64
+				 "0x%" PRIx64 " bytes more, with page tables, do not fit: the machine has 0x%" PRIx64
 				 " available (MemAvailable)", need, available);
 	return 0;
 }
@@ -83,7 +84,7 @@ static int check_limit(const struct controller *controller, const char *director
 		return 0;
 
 	return gmem_fail(-ENOMEM,
-			 "0x%" PRIx64 " bytes more do not fit: %s of %s%.100s is 0x%" PRIx64
+			 "0x%" PRIx64 " bytes more, with page tables, do not fit: %s of %s%.100s is 0x%" PRIx64
 			 ", 0x%" PRIx64 " are in use, 0x%" PRIx64 " of them can be reclaimed",
 			 need, name, length > 100 ? "..." : "",
 			 directory + (length > 100 ? length - 100 : 0), limit, usage, reclaimable);
@@ -205,39 +206,18 @@ static bool is_reserved(const void *hva)
 	return reserved;
 }
 
-/* The kernel makes surplus pages of ordinary memory, if it is allowed to. */
-static uint64_t surplus_left(const char *directory)
-{
-	uint64_t most, now;
-
-	if (!gmem_kernel_number(directory, "nr_overcommit_hugepages", "\n", &most) ||
-	    !gmem_kernel_number(directory, "surplus_hugepages", "\n", &now))
-		return 0;
-	return most > now ? most - now : 0;
-}
-
 int gmem_check_huge_pages_fit(uint64_t page_size, uint64_t pages, const void *hva)
 {
-	uint64_t is_free, reserved = 0, others, extra;
-	char directory[128], size[GMEM_SIZE_TEXT];
+	struct gmem_huge_pool pool;
 
-	snprintf(directory, sizeof(directory), "/sys/kernel/mm/hugepages/hugepages-%" PRIu64 "kB",
-		 page_size / 1024);
-	if (!pages || !gmem_kernel_number(directory, "free_hugepages", "\n", &is_free))
+	if (!pages || !gmem_huge_pool_get(page_size, &pool))
 		return 0;
 
-	(void)gmem_kernel_number(directory, "resv_hugepages", "\n", &reserved);
-	extra = surplus_left(directory);
-	others = reserved < is_free ? reserved : is_free;
-	if (pages > is_free - others + extra && (!hva || is_reserved(hva)))
-		others = 0;
-	if (pages <= is_free - others + extra)
+	if (pages > pool.is_free - pool.reserved + pool.extra && (!hva || is_reserved(hva)))
+		pool.reserved = 0;
+	if (pages <= pool.is_free - pool.reserved + pool.extra)
 		return check_huge_cgroups(page_size, pages * page_size);
-
-	gmem_size_text(page_size, size);
-	return gmem_fail(-ENOMEM, "%" PRIu64 " huge pages of %s are missing: %" PRIu64 " are free, %" PRIu64
-			 " of them reserved for other mappings (free_hugepages, resv_hugepages), and %" PRIu64
-			 " may be made (nr_overcommit_hugepages)", pages, size, is_free, others, extra);
+	return gmem_huge_pool_fail(&pool, pages);
 }
 
 uint64_t gmem_count_missing_huge_pages(const void *hva, uint64_t size, uint64_t page_size,

@@ -325,16 +325,31 @@ static bool is_same_part(const struct survey *survey, const struct gmem_host_map
 	       mapping->offset - mapping->start == survey->offset - survey->start;
 }
 
+/* PROT_*, in words */
+static const char *protection(const struct gmem_host_mapping *mapping)
+{
+	switch (mapping->prot & (PROT_READ | PROT_WRITE)) {
+	case PROT_READ | PROT_WRITE:
+		return "readable and writable";
+	case PROT_READ:
+		return "only readable";
+	case PROT_WRITE:
+		return "only writable";
+	default:
+		return mapping->prot == PROT_NONE ? "without access (PROT_NONE)" : "only executable";
+	}
+}
+
 static int fail_to_see(const struct survey *survey, const struct gmem_host_mapping *mapping)
 {
 	if (!mapping || mapping->start > survey->seen)
 		return gmem_fail(-EINVAL, "nothing is mapped at hva 0x%" PRIx64 ", so nothing is reserved",
 				 survey->seen);
-	return gmem_fail(-EEXIST, "hva 0x%" PRIx64 ", 0x%" PRIx64 " bytes, is %s, protection %d: a region goes "
+	return gmem_fail(-EEXIST, "hva 0x%" PRIx64 ", 0x%" PRIx64 " bytes, is %s, %s: a region goes "
 			 "over a reservation (private, anonymous, PROT_NONE), or over a mapping of the same "
 			 "part of its file, and all of it over one", mapping->start,
 			 mapping->end - mapping->start, mapping->flags & GMEM_MAPPING_FILE ?
-			 "a mapping of a file" : "memory", mapping->prot);
+			 "a mapping of a file" : "memory", protection(mapping));
 }
 
 /* Ends the walk with 1 if this is neither, or not like what was seen so far. */
@@ -434,13 +449,20 @@ static int map_before(const struct gmem_map *map, int flags)
 	return err;
 }
 
-/* Its memory goes, whatever the kernel says to what should be there instead. */
-static void unmap(const struct gmem_map *map)
+/*
+ * If the kernel refuses, as for a mapping in the middle of another one when there are too many,
+ * the memory goes all the same, and its place stays taken: it may be the user's.
+ */
+static int unmap(const struct gmem_map *map)
 {
 	bool comes_back = map->before && (map->before != GMEM_BEFORE_MADE || has_made(map));
+	void *hva = (void *)(uintptr_t)map->hva.start;
+	int err;
 
-	if (!comes_back || map_before(map, MAP_FIXED))
-		gmem_sys_munmap((void *)(uintptr_t)map->hva.start, map->hva.size);
+	err = comes_back ? map_before(map, MAP_FIXED) : gmem_sys_munmap(hva, map->hva.size);
+	if (err)
+		gmem_sys_madvise(hva, map->hva.size, MADV_DONTNEED);
+	return err;
 }
 
 /*
@@ -700,14 +722,17 @@ void gmem_maps_split_pin(struct gmem_map *map, uint64_t offset, struct gmem_map 
 	gmem_lock_drop(&record.lock);
 }
 
-void gmem_maps_unpin(struct gmem_map *map)
+int gmem_maps_unpin(struct gmem_map *map)
 {
+	int err = 0;
+
 	gmem_lock_take(&record.lock);
 	if (!map->is_lost) {
 		gmem_range_remove(record_of(map), &map->hva);
-		unmap(map);
+		err = unmap(map);
 	}
 	gmem_lock_drop(&record.lock);
+	return err;
 }
 
 int gmem_maps_unpin_some(struct gmem_map *map, uint64_t size)

@@ -84,7 +84,11 @@ int gmem_maps_pin(struct gmem_file_maps *maps, int fd, uint64_t offset, uint64_t
 		  const struct gmem_place *place, struct gmem_map *map);
 /* Likewise, what the caller has just mapped. */
 void gmem_maps_pin_mapped(void *hva, uint64_t size, struct gmem_map *map);
-void gmem_maps_unpin(struct gmem_map *map);
+/*
+ * Returns -errno, without a sentence, if the kernel refused: then its memory was freed, if it is
+ * private, and an empty mapping stays.
+ */
+int gmem_maps_unpin(struct gmem_map *map);
 /*
  * Unmap @size bytes at its end, if it has more. Returns 1, 0 if it has not, or -errno: they stay
  * mapped, and are nobody's any more.

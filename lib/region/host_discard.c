@@ -79,7 +79,7 @@ static int refuse_locked(const struct discard *discard, uint64_t hva)
 
 static int refuse_gap(const struct discard *discard, uint64_t hva)
 {
-	return refuse(discard, -ENOMEM, hva, "nothing is mapped there");
+	return refuse(discard, -EFAULT, hva, "nothing is mapped there");
 }
 
 static int refuse_limit(const struct discard *discard, uint64_t hva, int err)

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "base/huge_pages.h"
 #include "base/limit.h"
 #include "region/file.h"
 
@@ -41,14 +42,11 @@ static int new_handle(int fd, const struct gmem_sys_facts *facts, struct gmem_ho
 /* Where memory must not be executable (vm.memfd_noexec), a memfd without the flag is refused. */
 static int make_memfd(uint64_t huge_page)
 {
-	unsigned int flags = MFD_ALLOW_SEALING, shift = 0;
+	unsigned int flags = MFD_ALLOW_SEALING;
 	int fd;
 
-	if (huge_page) {
-		while (UINT64_C(1) << shift < huge_page)
-			shift++;
-		flags |= MFD_HUGETLB | shift << MFD_HUGE_SHIFT;
-	}
+	if (huge_page)
+		flags |= MFD_HUGETLB | gmem_huge_page_shift(huge_page) << MFD_HUGE_SHIFT;
 
 	fd = gmem_sys_memfd("gmem-host", flags | MFD_NOEXEC_SEAL);
 	return fd == -EINVAL ? gmem_sys_memfd("gmem-host", flags) : fd;
@@ -70,9 +68,9 @@ int gmem_host_file_make(uint64_t size, uint64_t huge_page, struct gmem_host_file
 
 	fd = make_memfd(huge_page);
 	if (fd < 0)
-		return gmem_fail_by_limit(fd, 0, "no memfd%s with pages of 0x%" PRIx64 " bytes",
-					  huge_page ? " of hugetlb" : "",
-					  huge_page ? huge_page : gmem_sys_page_size());
+		return huge_page ? gmem_fail_by_limit(fd, 0, "no memfd of hugetlb with pages of 0x%" PRIx64
+						      " bytes", huge_page) :
+				   gmem_fail_by_limit(fd, 0, "no memfd");
 
 	err = fill_in(fd, size, &facts);
 	if (err)

@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/huge_pages.h"
 #include "base/limit.h"
 #include "base/macros.h"
 #include "base/opts.h"
@@ -46,16 +47,28 @@ static int check_flags(uint64_t flags, bool has_file)
 	return 0;
 }
 
-/* The size of the huge pages of a memfd; without a flag that says one, the kernel's default */
-static int find_huge_page(uint64_t *ret)
+static int fail_to_find(uint64_t page, int err)
+{
+	char text[GMEM_SIZE_TEXT] = "the default size", sizes[GMEM_HUGE_SIZES_TEXT];
+
+	if (err != -ENODEV && err != -EINVAL && err != -ENOSYS)
+		return gmem_fail_by_limit(err, 0, "the kernel says no size of huge pages: a memfd of hugetlb "
+					  "is refused");
+	if (page)
+		gmem_size_text(page, text);
+	return gmem_fail(-EOPNOTSUPP, "this kernel has no huge pages of %s, but of %s "
+			 "(/sys/kernel/mm/hugepages)", text, gmem_huge_page_sizes(sizes));
+}
+
+/* The size of the huge pages of a memfd; @page: which are asked for, 0: the kernel's default */
+static int find_huge_page(uint64_t page, uint64_t *ret)
 {
 	struct gmem_sys_facts facts;
 	int fd, err;
 
-	fd = gmem_sys_memfd("gmem-host", MFD_HUGETLB);
+	fd = gmem_sys_memfd("gmem-host", MFD_HUGETLB | gmem_huge_page_shift(page) << MFD_HUGE_SHIFT);
 	if (fd < 0)
-		return gmem_fail_by_limit(fd, 0, "the kernel says no size of huge pages: a memfd of hugetlb "
-					  "is refused");
+		return fail_to_find(page, fd);
 	err = gmem_sys_facts(fd, &facts);
 	gmem_sys_close(fd);
 	if (err)
@@ -68,14 +81,13 @@ static int check_huge_page(const struct gmem_memory_opts *opts, uint64_t size, u
 {
 	uint64_t page = opts->page_size;
 	char text[GMEM_SIZE_TEXT];
-	int err = 0;
+	int err;
 
 	if (!(opts->flags & GMEM_MEMORY_HUGETLB))
 		return page ? gmem_fail(-EINVAL, "page_size 0x%" PRIx64 " without GMEM_MEMORY_HUGETLB", page) : 0;
 	if (page & (page - 1) || (page && page <= gmem_sys_page_size()))
 		return gmem_fail(-EINVAL, "page_size 0x%" PRIx64 " is no size of huge pages", page);
-	if (!page)
-		err = find_huge_page(&page);
+	err = find_huge_page(page, &page);
 	if (err)
 		return err;
 	if (size & (page - 1)) {
@@ -237,22 +249,24 @@ static int check_place(uint64_t huge_page, uint64_t offset, uint64_t size, const
 
 static int fail_to_pin(uint64_t huge_page, uint64_t size, int err)
 {
+	struct gmem_huge_pool pool;
 	char text[GMEM_SIZE_TEXT];
 
 	if (huge_page && err == -ENOMEM) {
+		if (gmem_huge_pool_get(huge_page, &pool))
+			return gmem_huge_pool_fail(&pool, size / huge_page);
 		gmem_size_text(huge_page, text);
-		return gmem_fail(err, "0x%" PRIx64 " bytes of host memory cannot be had in huge pages of %s: there "
-				 "are too few (vm.nr_hugepages): %s", size, text, gmem_errno_name(err));
+		return gmem_fail(-ENOMEM, "0x%" PRIx64 " bytes of host memory cannot be had in huge pages of %s: "
+				 "ENOMEM, there are too few (/sys/kernel/mm/hugepages/hugepages-%" PRIu64
+				 "kB/nr_hugepages)", size, text, huge_page / 1024);
 	}
 	return gmem_fail_by_limit(err, size, "0x%" PRIx64 " bytes of host memory cannot be had", size);
 }
 
 static int huge_flags(uint64_t huge_page)
 {
-	unsigned int shift = 0;
+	const unsigned int shift = gmem_huge_page_shift(huge_page);
 
-	while (UINT64_C(1) << shift < huge_page)
-		shift++;
 	/* Of 16 GiB the number needs all bits of the flags. */
 	return huge_page ? MAP_HUGETLB | (int)(shift << MAP_HUGE_SHIFT) : MAP_NORESERVE;
 }

@@ -58,7 +58,11 @@ static int check(uint64_t ram, const struct gmem_ram_layout_opts *opts)
 
 	err = gmem_check_aligned("hole_start", opts->hole_start);
 	if (!err)
+		err = gmem_check_aligned("base", opts->base);
+	if (!err && opts->machine == GMEM_MACHINE_ARM64)
 		err = gmem_check_range("base", opts->base, ram);
+	else if (!err)
+		err = gmem_check_range("gpa", 0, ram);
 	return err ? err : check_holes(opts);
 }
 

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/limit.h"
 #include "base/opts.h"
 #include "caps/caps.h"
 #include "caps/plan.h"
@@ -135,6 +136,9 @@ static int check_hva(const struct gmem_region_params *params, uint64_t size)
 
 	if (!(params->opts.flags & AT_HVA))
 		return 0;
+	if ((params->opts.flags & AT_HVA) == AT_HVA)
+		return gmem_fail(-EINVAL, "GMEM_REGION_HVA, memory at hva, and GMEM_REGION_RESERVED, address "
+				 "space without any, exclude each other");
 
 	if (params->opts.align)
 		return gmem_fail(-EINVAL, "an alignment, 0x%" PRIx64 ", and an address exclude each other",
@@ -148,7 +152,7 @@ static int check_hva(const struct gmem_region_params *params, uint64_t size)
 static bool borrows_memory(const struct gmem_region_params *params)
 {
 	return gmem_backing_traits(params->plan->backing)->hva_source == GMEM_HVA_MEMORY &&
-	       (params->opts.flags & AT_HVA) == GMEM_REGION_HVA;
+	       params->opts.flags & GMEM_REGION_HVA;
 }
 
 static int check_memory_fd(const struct gmem_region_params *params, uint64_t size)
@@ -394,9 +398,10 @@ static int get_host_file(struct gmem_region *region, const struct gmem_region_pa
 	if (region->borrows_memory || opts->flags & GMEM_REGION_READONLY ||
 	    gmem_host_file_is_writable(region->host_file))
 		return 0;
+	err = region->host_file->facts.access.writes ? -EPERM : -EBADF;
 	put_host_file(region);
-	return gmem_fail(-EBADF, "memory_fd %" PRId32 " is open for reading only, or sealed against writing, and "
-			 "the guest may write: GMEM_REGION_READONLY", opts->memory_fd);
+	return gmem_fail(err, "memory_fd %" PRId32 " is %s, and the guest may write: GMEM_REGION_READONLY",
+			 opts->memory_fd, err == -EPERM ? "sealed against writing" : "open for reading only");
 }
 
 static int map_host_memory(struct gmem_region *region, const struct gmem_region_params *params)
@@ -458,10 +463,24 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 	return err;
 }
 
+/* The region ends all the same, and the failure that may be the reason for it is told later. */
+static void log_stays_mapped(struct gmem_region *region, int err)
+{
+	struct gmem_failure failure;
+
+	gmem_failure_keep(&failure, gmem_error_of_sentence());
+	gmem_vm_log_error(region->vm, gmem_fail_by_limit(err, region->pin.hva.size, "hva 0x%" PRIx64 ", 0x%"
+			  PRIx64 " bytes, of a region that ended, stays mapped",
+			  region->pin.hva.start, region->pin.hva.size));
+	gmem_failure_restore(&failure);
+}
+
 static void put_host_memory(struct gmem_region *region)
 {
-	if (region->owns_memory)
-		gmem_maps_unpin(&region->pin);
+	int err = region->owns_memory ? gmem_maps_unpin(&region->pin) : 0;
+
+	if (err)
+		log_stays_mapped(region, err);
 	put_host_file(region);
 }
 

@@ -200,6 +200,7 @@ void gmem_region_memory_cut_pages(const struct gmem_region *region, uint32_t sid
 
 /* ---- how much there is ---- */
 
+/* Memory that is mapped; -EFAULT if not all is. No failure has a sentence. */
 static int count_mapped(const struct gmem_region_memory *side, uint64_t size, uint64_t *ret_bytes)
 {
 	uint64_t page = gmem_sys_page_size(), bytes = 0, done, now, i;
@@ -209,13 +210,8 @@ static int count_mapped(const struct gmem_region_memory *side, uint64_t size, ui
 	for (done = 0; done < size; done += now) {
 		now = size - done < LOOK_PAGES * page ? size - done : LOOK_PAGES * page;
 		err = gmem_sys_mincore((char *)side->hva + done, now, in_memory);
-		if (err == -ENOMEM)
-			return gmem_fail(-EFAULT, "hva 0x%" PRIxPTR ", 0x%" PRIx64
-					 " bytes, is not all mapped", (uintptr_t)side->hva + done, now);
 		if (err)
-			return gmem_fail(err, "hva 0x%" PRIxPTR ", 0x%" PRIx64
-					 " bytes: what is in memory cannot be had: %s",
-					 (uintptr_t)side->hva + done, now, gmem_errno_name(err));
+			return err == -ENOMEM ? -EFAULT : err;
 		for (i = 0; i < now / page; i++)
 			bytes += in_memory[i] & 1 ? page : 0;
 	}
@@ -249,7 +245,6 @@ static int count_own(const char *hva, uint64_t size, uint64_t *ret_bytes)
 
 struct counting {
 	uint64_t start, end;	/* host addresses */
-	uint64_t covered;
 	uint64_t bytes;
 };
 
@@ -265,19 +260,39 @@ static int count_mapping(void *data, const struct gmem_host_mapping *mapping)
 							  : count_mapped(&part, end - start, &bytes);
 	if (err)
 		return err;
-	counting->covered += end - start;
 	counting->bytes += bytes;
 	return 0;
 }
 
-/* By what each part is; what cannot be told apart is counted as it is mapped. */
+/*
+ * By what each part is: where nothing is mapped, nothing is in memory. What cannot be told
+ * apart is counted as it is mapped.
+ */
 static int count_by_mapping(const struct gmem_region_memory *side, uint64_t size, uint64_t *ret_bytes)
 {
 	struct counting counting = { .start = (uintptr_t)side->hva, .end = (uintptr_t)side->hva + size };
 
-	if (gmem_host_mappings(side->hva, size, false, count_mapping, &counting) || counting.covered != size)
+	if (gmem_host_mappings(side->hva, size, false, count_mapping, &counting))
 		return count_mapped(side, size, ret_bytes);
 	*ret_bytes = counting.bytes;
+	return 0;
+}
+
+static int count_host(const struct gmem_region *region, const struct gmem_region_memory *side,
+		      uint64_t size, uint64_t *ret_bytes)
+{
+	int err = -EFAULT;
+
+	if (side->file || !region->has_private_file)
+		err = count_mapped(side, size, ret_bytes);
+	if (err == -EFAULT)
+		err = count_by_mapping(side, size, ret_bytes);
+	if (err)
+		return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", 0x%" PRIx64 " bytes: %s: %s",
+				 region->gpa.start + ((uintptr_t)side->hva - region->hva.start),
+				 (uintptr_t)side->hva, size,
+				 err == -EFAULT ? "not all is mapped, and /proc does not say what is" :
+				 "what is in memory cannot be had", gmem_errno_name(err));
 	return 0;
 }
 
@@ -291,10 +306,8 @@ int gmem_region_memory_resident(const struct gmem_region *region, uint32_t side,
 	err = gmem_region_memory_get(region, side, offset, size, &what);
 	if (err)
 		return err;
-	if (!what.file && region->has_private_file)
-		return count_by_mapping(&what, size, ret_bytes);
 	if (!what.file)
-		return count_mapped(&what, size, ret_bytes);
+		return count_host(region, &what, size, ret_bytes);
 
 	err = gmem_sys_cachestat(what.file->fd, what.offset, size, &pages);
 	if (!err) {
@@ -302,7 +315,7 @@ int gmem_region_memory_resident(const struct gmem_region *region, uint32_t side,
 		return 0;
 	}
 	if (what.hva)
-		return count_mapped(&what, size, ret_bytes);
+		return count_host(region, &what, size, ret_bytes);
 	return gmem_fail(err == -ENOSYS ? -EOPNOTSUPP : err,
 			 "how much of the %s side of gpa 0x%" PRIx64
 			 " is in memory only cachestat(2) can say: %s",

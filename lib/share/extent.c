@@ -200,9 +200,17 @@ static int inspect_host_file(bool unsealed, const struct gmem_region *region,
 	const struct gmem_host_file *host = region->host_file;
 	int err = 0;
 
+	/* The caller's file is as it should be: only for other processes it is not fit. */
+	if (!is_memory(&host->facts))
+		return gmem_fail(-EOPNOTSUPP,
+				 "the region at gpa 0x%" PRIx64 " is part of a file that is no memfd, hugetlbfs "
+				 "file or guest_memfd (file system type 0x%" PRIx64 "), and other processes "
+				 "are given no other: GMEM_EXPORT_SKIP leaves it out", region->gpa.start,
+				 host->facts.filesystem_type);
+
 	extent->fd = host->fd;
 	extent->offset = region->host_offset;
-	if (gmem_host_file_is_fixed(host) && is_memory(&host->facts))
+	if (gmem_host_file_is_fixed(host))
 		*file = describe(&host->facts);
 	else
 		err = gmem_extent_inspect(extent->fd, extent->offset, extent->size, file);
@@ -272,7 +280,8 @@ int gmem_extent_of_region(const struct gmem_range_map *memory, bool unsealed,
 
 	extent.file_size = file.size;
 	extent.page_size = file.page_size;
-	extent.rights = file.rights;
+	/* A peer, and whoever it serves, has no more rights than the guest. */
+	extent.rights = gmem_region_is_read_only(region) ? GMEM_RIGHT_READ : file.rights;
 	*ret = extent;
 	*ret_file = file;
 	return 0;

@@ -360,6 +360,17 @@ static void add_piece(const struct region *region, const struct piece *piece,
 	}
 }
 
+static void add_device(const struct region *region, struct totals *totals)
+{
+	totals->devices += region->size;
+	if (strcmp(region->backing, "device") == 0) {
+		totals->range_count++;
+	} else {
+		totals->elsewhere += region->size;
+		totals->elsewhere_count++;
+	}
+}
+
 void add_up(const struct region *regions, size_t count, struct totals *ret)
 {
 	*ret = (struct totals){ .lowest_node = UNKNOWN, .highest_node = UNKNOWN };
@@ -368,8 +379,7 @@ void add_up(const struct region *regions, size_t count, struct totals *ret)
 		uint64_t described = 0;
 
 		if (region->is_device) {
-			ret->devices += region->size;
-			ret->device_count++;
+			add_device(region, ret);
 			continue;
 		}
 		ret->memory += region->size;

@@ -84,9 +84,11 @@ void free_layout(struct layout *layout);
 /* ---- sums ---- */
 
 struct totals {
-	uint64_t memory;		/* bytes of all regions that are not devices */
-	uint64_t devices;		/* bytes of all regions that are, or hold device memory */
-	uint64_t device_count;
+	uint64_t memory;		/* bytes of all regions that have pages of the host's */
+	uint64_t devices;		/* bytes of all regions that have no pages of the host's */
+	uint64_t range_count;		/* of them without any memory: the guest's accesses exit */
+	uint64_t elsewhere;		/* bytes of the others, of kind device or external */
+	uint64_t elsewhere_count;
 	uint64_t private;		/* bytes that are private */
 	uint64_t resident[SIDES];	/* bytes known to be in memory */
 	uint64_t unknown;		/* bytes of pieces for which a side is unknown */

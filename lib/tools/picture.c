@@ -297,12 +297,15 @@ static void print_sums(const struct layout *layout, const struct totals *totals)
 {
 	char size[SIZE_TEXT];
 	uint64_t resident = totals->resident[SHARED] + totals->resident[PRIVATE];
-	size_t count = layout->region_count - totals->device_count;
+	uint64_t count = layout->region_count - totals->range_count - totals->elsewhere_count;
 
-	printf("%s of memory in %zu region%s", size_text(totals->memory, size), count, plural(count));
-	if (totals->device_count)
-		printf(", and %" PRIu64 " range%s of devices", totals->device_count,
-		       plural(totals->device_count));
+	printf("%s of memory in %" PRIu64 " region%s", size_text(totals->memory, size), count, plural(count));
+	if (totals->elsewhere_count)
+		printf(", %s of kind device or external in %" PRIu64, size_text(totals->elsewhere, size),
+		       totals->elsewhere_count);
+	if (totals->range_count)
+		printf(", and %" PRIu64 " range%s of devices", totals->range_count,
+		       plural(totals->range_count));
 	putchar('\n');
 
 	if (totals->memory && totals->unknown < totals->memory) {

@@ -76,6 +76,8 @@ static int map_staging(struct gmem_io *io)
 
 	start = ((uintptr_t)io->staging + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
 	gmem_sys_madvise((void *)(uintptr_t)start, need, MADV_HUGEPAGE);
+	/* They hold what the guest has, which is not in core dumps either. */
+	gmem_sys_madvise(io->staging, io->staging_size, MADV_DONTDUMP);
 	for (uint32_t i = 0; i < io->depth; i++)
 		io->buffers[i].data = (char *)(uintptr_t)(start + i * GMEM_IO_UNIT);
 	io->small = (char *)(uintptr_t)(start + io->depth * GMEM_IO_UNIT);

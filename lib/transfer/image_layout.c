@@ -147,7 +147,7 @@ static int check_target_has(const struct gmem_transfer *transfer, const struct i
 				 region->gpa, region->gpa + (region->size - 1), gmem_kind_name(other->kind),
 				 region->gpa + reach);
 	return gmem_fail(-ENOENT, "the image has memory at gpa 0x%" PRIx64 " up to 0x%" PRIx64
-			 ", the VM's memory ends at 0x%" PRIx64, region->gpa,
+			 ", the VM has no memory at 0x%" PRIx64, region->gpa,
 			 region->gpa + (region->size - 1), region->gpa + reach);
 }
 
@@ -398,7 +398,7 @@ static int check_target_has_all(const struct gmem_leased_memory *memory, struct 
 		if (reach < part.last - part.start + 1)
 			return gmem_fail(gmem_leased_memory_is_private(memory, part.start + reach) ? -EACCES : -ENOENT,
 					 "the image has memory at gpa 0x%" PRIx64 " up to 0x%" PRIx64
-					 ", the VM's shared memory ends at 0x%" PRIx64, part.start,
+					 ", the VM has no shared memory at 0x%" PRIx64, part.start,
 					 part.last, part.start + reach);
 		layout->checked = part.last + 1;
 	}

@@ -139,6 +139,41 @@ static int list(struct listing *listing, uint64_t start, uint64_t last)
 	return err;
 }
 
+/* The first page that is not mapped, of some of which one is not: by halves */
+static char *find_unmapped(char *hva, uint64_t pages)
+{
+	uint64_t page = gmem_sys_page_size(), half;
+
+	while (pages > 1) {
+		half = pages / 2;
+		if (gmem_sys_check_mapped(hva, half * page) == -ENOMEM) {
+			pages = half;
+		} else {
+			hva += half * page;
+			pages -= half;
+		}
+	}
+	return hva;
+}
+
+/*
+ * Where nothing is mapped, the next mapping may come: that is a buffer of this transfer, which
+ * would then be taken for guest memory. So this is asked before there is any.
+ */
+static int check_mapped(const struct gmem_stretch *at, char *hva, uint64_t offset)
+{
+	uint64_t page = gmem_sys_page_size(), start = offset / page * page;
+	uint64_t size = offset + at->size - start;
+	char *unmapped;
+
+	if (gmem_sys_check_mapped(hva + start, size) != -ENOMEM)
+		return 0;
+	unmapped = find_unmapped(hva + start, (size + page - 1) / page);
+	return gmem_fail(-EFAULT, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be reached: EFAULT, nothing "
+			 "is mapped there", at->region->gpa.start + (uint64_t)(unmapped - hva),
+			 (uintptr_t)unmapped);
+}
+
 /* Note the host addresses of leased memory, which cannot go away any more. */
 static int locate(struct listing *listing, const struct gmem_part *part)
 {
@@ -153,6 +188,8 @@ static int locate(struct listing *listing, const struct gmem_part *part)
 		/* All of the region: the part may have any alignment. */
 		err = gmem_region_memory_get(at.region, GMEM_SIDE_SHARED, 0, at.region->gpa.size,
 					     &side);
+		if (!err)
+			err = check_mapped(&at, side.hva, offset);
 		if (!err)
 			err = grow((void **)&memory->all, memory->count, sizeof(*memory->all));
 		if (err)
@@ -363,13 +400,13 @@ static int fail_access(const struct gmem_leased_range *range, const char *hva, b
 	why = gmem_nofault_why(hva, writes, err);
 	/* It was compared before: it would have been written only because it differs. */
 	if (writes && err == -EFAULT && gmem_kind_traits(range->region->kind)->is_compared)
-		return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " has other contents than it should get, in memory "
+		return gmem_fail(-EROFS, "gpa 0x%" PRIx64 " has other contents than it should get, in memory "
 				 "of kind \"%s\" that cannot be written", gpa,
 				 gmem_kind_name(range->region->kind));
 	return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be %s: %s, %s",
 			 gpa, (uintptr_t)hva,
 			 writes ? "written" : "read", gmem_errno_name(err),
-			 why ? why : "but can be now");
+			 why ? why : "but the page came meanwhile");
 }
 
 /* The pages of a part of the range, by offset in the region */

@@ -126,7 +126,7 @@ static int lease_target(struct gmem_transfer *transfer, uint64_t gpa, uint64_t s
 				 " bytes were to go to gpa 0x%" PRIx64, gpa + reach, size, gpa);
 	other = gmem_leased_memory_elsewhere(memory, gpa + reach);
 	if (other)
-		return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " is memory of kind \"%s\", into which nothing is "
+		return gmem_fail(-EOPNOTSUPP, "gpa 0x%" PRIx64 " is memory of kind \"%s\", into which nothing is "
 				 "loaded; 0x%" PRIx64 " bytes were to go to gpa 0x%" PRIx64, gpa + reach,
 				 gmem_kind_name(other->kind), size, gpa);
 	return gmem_fail(-ENOENT, "there is no region at gpa 0x%" PRIx64 ", 0x%" PRIx64

@@ -364,7 +364,7 @@ static int fail_page(uint64_t gpa, const char *hva, int err)
 
 	if (err != -EHWPOISON)
 		return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be read: %s, %s", gpa,
-				 (uintptr_t)hva, gmem_errno_name(err), why ? why : "but can be now");
+				 (uintptr_t)hva, gmem_errno_name(err), why ? why : "but the page came meanwhile");
 	return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ": the hardware lost the page, 0x%" PRIx64
 			 " bytes; only with GMEM_TRANSFER_ALLOW_LOST can the rest be saved", gpa,
 			 (uintptr_t)hva, page ? page : gmem_sys_page_size());

@@ -31,7 +31,10 @@ int gmem_access_fail(const struct gmem_access_failure *failure)
 	const char *verb = failure->writes ? "written" : "read";
 
 	if (!why)
-		why = "but can be now, or the buffer cannot";
+		why = failure->writes ? "but the guest's page can be written now: it came meanwhile, or your "
+					"buffer cannot be read" :
+					"but the guest's page can be read now: it came meanwhile, or your "
+					"buffer cannot be written";
 	return gmem_fail(failure->err,
 			 "gpa 0x%" PRIx64 " + 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be %s: %s, %s; "
 			 "0x%" PRIx64 " bytes of 0x%" PRIx64 " were done",

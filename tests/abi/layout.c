@@ -96,7 +96,7 @@ FIELD(gmem_region_info, host_fd, 84);
 FIELD(gmem_region_info, slot, 88);
 FIELD(gmem_region_info, backing, 92);
 FIELD(gmem_region_info, kind, 96);
-FIELD(gmem_region_info, zero, 100);
+FIELD(gmem_region_info, reserved, 100);
 SIZE(gmem_memory_opts, 24);
 FIELD(gmem_memory_opts, size, 0);
 FIELD(gmem_memory_opts, flags, 8);

@@ -24,7 +24,7 @@ CALLS = {
     "io_uring_submit": ["io_uring_enter"], "io_uring_wait_cqe": ["io_uring_enter"],
     "io_uring_peek_cqe": ["io_uring_enter"], "io_uring_sqring_wait": ["io_uring_enter"],
     "ioctl": ["ioctl"], "lseek": ["lseek"], "madvise": ["madvise"], "mincore": ["mincore"],
-    "mmap": ["mmap"], "mprotect": ["mprotect"], "munmap": ["munmap"],
+    "mmap": ["mmap"], "msync": ["msync"], "mprotect": ["mprotect"], "munmap": ["munmap"],
     "nanosleep": ["nanosleep", "clock_nanosleep"], "open": ["openat"],
     "poll": ["poll", "ppoll"], "pread": ["pread64"], "process_vm_readv": ["process_vm_readv"],
     "pthread_sigmask": ["rt_sigprocmask"], "pwrite": ["pwrite64"], "raise": ["tgkill", "gettid"],

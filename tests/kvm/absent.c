@@ -477,6 +477,9 @@ TEST(sparse_anonymous_memory_stays_sparse_down_to_its_page_tables)
 	struct memory memory = map_memory(SPARSE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
 	uint64_t before;
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+	skip("a sanitizer's shadow of the memory has page tables, too");
+#endif
 	WORKS(madvise(memory.hva, memory.size, MADV_NOHUGEPAGE));
 	before = status_kb("VmPTE:");
 	check_sparse(&memory, used_of_pages, page_size());
@@ -492,7 +495,7 @@ TEST(locked_shared_memory_is_freed_through_its_file)
 	struct gmem_footprint footprint;
 	struct lab lab;
 
-	if (SYS(mlock(memory.hva, memory.size)))
+	if (SYS(syscall(SYS_mlock, memory.hva, memory.size)))
 		skip("no memory may be locked here");
 	lab_new(&lab, DEFAULT_VM);
 	add_memory(&lab, &memory);

@@ -160,16 +160,17 @@ TEST(ram_that_is_mapped_for_reading_cannot_be_populated)
 
 /* ---- without permission, or not mapped ---- */
 
-static void check_out_of_reach(struct own *own, int image, int file, bool can_be_found)
+static void check_out_of_reach(struct own *own, int image, int file, bool is_mapped)
 {
-	const char *why = "no page of memory is there, or it is mapped without the permission";
+	const char *why = is_mapped ? "no page of memory is there, or it is mapped without the permission"
+				    : "nothing is mapped there";
 
 	REFUSED(gmem_vm_load(own->lab.vm, BASE, file, 0, 0, NULL, NULL), -EFAULT);
 	check_sentence(own, FIRST, why);
 	REFUSED(gmem_vm_restore(own->lab.vm, image, NULL, NULL), -EFAULT);
 	check_sentence(own, FIRST, why);
 	REFUSED(gmem_vm_populate(own->lab.vm, BASE, own->size, NULL, NULL), -EFAULT);
-	if (can_be_found)
+	if (is_mapped)
 		check_sentence(own, FIRST, why);
 }
 
@@ -210,6 +211,31 @@ static void unmapped_memory_is_not_reached(struct own *own)
 TEST(memory_that_is_not_mapped_is_an_error_of_every_transfer)
 {
 	for_each_own(0, unmapped_memory_is_not_reached);
+}
+
+/* A hole that is as large as a transfer's own buffers is where the kernel puts them. */
+TEST(buffers_of_a_transfer_do_not_pass_for_memory_that_is_not_mapped)
+{
+	for (unsigned int mib = 1; mib <= 64; mib *= 2) {
+		GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+		struct lab lab;
+		int image = new_file(), out = new_file();
+		char *hva = mmap(NULL, mib * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		CHECK(hva != MAP_FAILED);
+		lab_new(&lab, DEFAULT_VM);
+		opts.hva = hva;
+		lab_add(&lab, GMEM_BACKING_HOST, BASE, mib * MIB / lab.page, &opts);
+		memset(hva, 5, mib * MIB);
+		OK(gmem_vm_save(lab.vm, image, NULL, NULL));
+		WORKS(munmap(hva, mib * MIB));
+		REFUSED(gmem_vm_save(lab.vm, out, NULL, NULL), -EFAULT);
+		REFUSED(gmem_vm_restore(lab.vm, image, NULL, NULL), -EFAULT);
+		REFUSED(gmem_vm_load(lab.vm, BASE, image, 0, MIB, NULL, NULL), -EFAULT);
+		close(image);
+		close(out);
+		lab_free(&lab);
+	}
 }
 
 /* The library's own mappings, protected by somebody else in the program */

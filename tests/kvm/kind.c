@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "lab.h"
@@ -157,7 +158,7 @@ TEST(a_range_of_device_memory_alone_is_refused)
 	CHECK(says("GMEM_POPULATE_ALL_KINDS"));
 	fd = new_file();
 	CHECK_EQ(write(fd, "x", 1), 1);
-	REFUSED(gmem_vm_load(s.lab.vm, BASE + s.size, fd, 0, 1, NULL, NULL), -EACCES);
+	REFUSED(gmem_vm_load(s.lab.vm, BASE + s.size, fd, 0, 1, NULL, NULL), -EOPNOTSUPP);
 	CHECK_EQ(*(unsigned char *)s.hva, 0xba);
 
 	OK(gmem_vm_populate(s.lab.vm, BASE + s.size, s.size, &populate, &print));
@@ -353,7 +354,7 @@ TEST(rom_is_restored_where_it_is_the_same)
 	OK(gmem_region_remove(rom));
 
 	rom = add_rom(&lab, wrong);
-	REFUSED(restore(lab.vm, fd, 0), -EACCES);
+	REFUSED(restore(lab.vm, fd, 0), -EROFS);
 	CHECK(says("\"rom\"") && says("other contents"));
 	OK(gmem_region_remove(rom));
 
@@ -363,7 +364,7 @@ TEST(rom_is_restored_where_it_is_the_same)
 	munmap(gmem_region_hva(rom), PAGES * lab.page);
 	OK(gmem_region_remove(rom));
 	rom = add_rom(&lab, right);
-	REFUSED(restore(lab.vm, image, 0), -EACCES);
+	REFUSED(restore(lab.vm, image, 0), -EROFS);
 	CHECK(says("other contents"));
 	OK(gmem_region_remove(rom));
 	close(image);
@@ -454,7 +455,7 @@ TEST(memory_that_looks_like_a_device_s_is_ram)
 	lab_new(&lab, DEFAULT_VM);
 	p = memory(&lab, 1);
 	CHECK_EQ(found_kind(&lab, p, PAGES, 0), GMEM_KIND_RAM);
-	if (mlock(p, PAGES * lab.page) == 0)
+	if (syscall(SYS_mlock, p, PAGES * lab.page) == 0)
 		CHECK_EQ(found_kind(&lab, p, PAGES, 0), GMEM_KIND_RAM);
 	munmap(p, PAGES * lab.page);
 

@@ -760,9 +760,9 @@ static void a_bad_buffer_is_blamed(struct site *s)
 	CHECK(page != MAP_FAILED);
 	CHECK_RESULT(gmem_view_read(s->view, BASE, page, 100, &done), -EFAULT);
 	CHECK_EQ(done, 0);
-	CHECK(strstr(gmem_last_error(), "the buffer cannot"));
+	CHECK(strstr(gmem_last_error(), "your buffer cannot be "));
 	CHECK_RESULT(gmem_view_write(s->view, BASE, page, 100, &done), -EFAULT);
-	CHECK(strstr(gmem_last_error(), "the buffer cannot"));
+	CHECK(strstr(gmem_last_error(), "your buffer cannot be "));
 	munmap(page, s->page);
 }
 

@@ -239,6 +239,8 @@ def kinds_are_shown_and_memory_of_the_host_is_counted():
             equal(f"memslot {[k for k, _ in kinds].index(kind)}, kind {kind}" in text, kind != "ram", kind)
     sums = json.loads(show(dump, "--json"))["sums"]
     equal([sums["memory"], sums["devices"], sums["unknown"]], [2 * MIB, 2 * MIB, 0], "sums")
+    text = show(dump, "--ascii")
+    check("\n2 MiB of memory in 2 regions, 2 MiB of kind device or external in 2\n" in text, text)
 
 
 def leases_name_their_holders():

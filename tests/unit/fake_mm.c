@@ -268,6 +268,15 @@ int gmem_sys_madvise(void *addr, uint64_t size, int advice)
 	return leave(err);
 }
 
+int gmem_sys_check_mapped(void *addr, uint64_t size)
+{
+	int err;
+
+	enter();
+	err = msync(addr, size, MS_ASYNC) < 0 ? -errno : 0;
+	return leave(err);
+}
+
 int gmem_sys_mprotect(void *addr, uint64_t size, int prot)
 {
 	int err;

@@ -50,7 +50,7 @@ static void machine_has_what_is_available(void **state)
 	begin();
 	fake_set_file("/proc/meminfo", "MemTotal: 9 kB\nMemAvailable:   1024 kB\n");
 	assert_ok(gmem_check_available_memory(MIB));
-	assert_refused(-ENOMEM, "0x100001 bytes more do not fit: the machine has 0x100000",
+	assert_refused(-ENOMEM, "0x100001 bytes more, with page tables, do not fit: the machine has 0x100000",
 		       gmem_check_available_memory(MIB + 1));
 	end();
 }
@@ -175,6 +175,7 @@ static void free_huge_pages_are_those_that_nobody_reserved(void **state)
 	assert_ok(gmem_check_huge_pages_fit(HUGE, 5, page));
 	assert_refused(-ENOMEM, "6 huge pages of 2 MiB are missing: 8 are free, 3 of them reserved",
 		       gmem_check_huge_pages_fit(HUGE, 6, page));
+	assert_refused(-ENOMEM, "raise " POOL "nr_hugepages", gmem_check_huge_pages_fit(HUGE, 6, page));
 	fake_set_file(POOL "nr_overcommit_hugepages", "4\n");
 	fake_set_file(POOL "surplus_hugepages", "1\n");
 	assert_ok(gmem_check_huge_pages_fit(HUGE, 8, page));

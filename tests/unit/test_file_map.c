@@ -2,6 +2,7 @@
 /* Regions over address space that is kept for them, and what is there afterwards */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -127,6 +128,24 @@ static void a_reservation_comes_back_when_its_region_ends(void **state)
 	scene_end(&s);
 }
 
+static void memory_of_the_callers_is_never_over_a_reservation(void **state)
+{
+	struct gmem_region *region;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	for (int with_file = 0; with_file < 2; with_file++) {
+		GMEM_OPTS(gmem_region_opts, opts, .plan = with_file ? NULL : s.host,
+			  .flags = GMEM_REGION_RESERVED | GMEM_REGION_HVA, .hva = s.space + PAGE);
+
+		assert_refused(-EINVAL, "exclude each other",
+			       gmem_region_add(s.unit.vm, 0, 2 * PAGE, &opts, &region));
+		check_reserved_at(&s, 1);
+	}
+	scene_end(&s);
+}
+
 static void host_memory_can_be_there_too(void **state)
 {
 	static const uint64_t flags[] = { 0, GMEM_MEMORY_MEMFD, GMEM_MEMORY_NO_THP };
@@ -139,7 +158,7 @@ static void host_memory_can_be_there_too(void **state)
 	for (size_t i = 0; i < ARRAY_SIZE(flags); i++) {
 		GMEM_OPTS(gmem_memory_opts, memory, .flags = flags[i]);
 		GMEM_OPTS(gmem_region_opts, opts, .plan = s.host, .memory = &memory,
-			  .flags = GMEM_REGION_RESERVED | GMEM_REGION_HVA, .hva = s.space + PAGE);
+			  .flags = GMEM_REGION_RESERVED, .hva = s.space + PAGE);
 
 		assert_ok(gmem_region_add(s.unit.vm, 0, 2 * PAGE, &opts, &region));
 		assert_ptr_equal(gmem_region_hva(region), s.space + PAGE);
@@ -150,6 +169,38 @@ static void host_memory_can_be_there_too(void **state)
 		assert_ok(gmem_region_remove(region));
 		check_reserved_at(&s, 1);
 	}
+	scene_end(&s);
+}
+
+static void note_log(void *data, int error, const char *message)
+{
+	assert_int_equal(error, -ENOMEM);
+	snprintf(data, 256, "%s", message);
+}
+
+/* As in the middle of other mappings, when there are too many */
+static void a_place_that_cannot_come_back_stays_taken_and_is_logged(void **state)
+{
+	char message[256] = "";
+	GMEM_OPTS(gmem_vm_opts, vm_opts, .log = note_log, .log_data = message);
+	struct gmem_region *region;
+	struct gmem_vm *vm;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	vm_opts.caps = s.unit.caps;
+	assert_ok(gmem_vm_new(s.unit.vm_fd, &vm_opts, &vm));
+	GMEM_OPTS(gmem_region_opts, opts, .plan = s.host, .flags = GMEM_REGION_RESERVED, .hva = s.space);
+
+	assert_ok(gmem_region_add(vm, 0, 2 * PAGE, &opts, &region));
+	*s.space = 1;
+	fake_fail_next(FAKE_MMAP, -ENOMEM);
+	assert_ok(gmem_region_remove(region));
+	assert_non_null(strstr(message, "stays mapped"));
+	assert_int_equal(fake_protection_at(s.space), RW);
+	assert_int_equal(*s.space, 0);
+	gmem_vm_free(vm);
 	scene_end(&s);
 }
 
@@ -266,8 +317,8 @@ static void only_what_is_kept_is_replaced(void **state)
 	(void)state;
 	scene_begin(&s);
 	put(s.space + PAGE, 1, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	assert_refused(-EEXIST, "is memory, protection 3", try_add(&s, 1, 2, &region));
-	assert_refused(-EEXIST, "is memory, protection 3", try_add(&s, 0, 2, &region));
+	assert_refused(-EEXIST, "is memory, readable and writable", try_add(&s, 1, 2, &region));
+	assert_refused(-EEXIST, "is memory, readable and writable", try_add(&s, 0, 2, &region));
 	put(s.space + PAGE, 1, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	assert_refused(-EEXIST, "a mapping of a file", try_add(&s, 1, 2, &region));
 	put(s.space + PAGE, 1, RW, MAP_SHARED, gmem_file_fd(s.file), 2 * PAGE);
@@ -323,7 +374,9 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_reservation_comes_back_when_its_region_ends),
+		cmocka_unit_test(memory_of_the_callers_is_never_over_a_reservation),
 		cmocka_unit_test(host_memory_can_be_there_too),
+		cmocka_unit_test(a_place_that_cannot_come_back_stays_taken_and_is_logged),
 		cmocka_unit_test(a_refused_region_leaves_the_reservation),
 		cmocka_unit_test(a_mapping_of_gmem_file_map_goes_on_beneath),
 		cmocka_unit_test(a_freed_file_is_not_mapped_again),

@@ -174,6 +174,39 @@ static void a_read_only_file_is_for_read_only_memory(void **state)
 	scene_end(&s);
 }
 
+static void a_memfd_sealed_against_writing_is_for_read_only_regions(void **state)
+{
+	struct gmem_region_opts opts;
+	struct gmem_region *region;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	assert_ok(fcntl(s.memfd, F_ADD_SEALS, SEALS | 0x0010 /* F_SEAL_FUTURE_WRITE */));
+	opts = opts_of(&s, s.memfd, 0, 0);
+	assert_refused(-EPERM, "sealed against writing", try_add(&s, 0, 1, &opts, &region));
+	opts.flags |= GMEM_REGION_READONLY;
+	assert_ok(try_add(&s, 0, 1, &opts, &region));
+	scene_end(&s);
+}
+
+static void a_file_of_another_file_system_is_not_given_to_others(void **state)
+{
+	const int file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	struct gmem_region_opts opts;
+	struct gmem_region *region;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	opts = opts_of(&s, file, 0, GMEM_REGION_READONLY);
+	assert_ok(try_add(&s, 4, 1, &opts, &region));
+	assert_refused(-EOPNOTSUPP, "the region at gpa 0x4000 is part of a file that is no memfd", table(&s));
+	assert_refused(-EOPNOTSUPP, "GMEM_EXPORT_SKIP leaves it out", gmem_export_vhost_user(s.exporter, NULL, NULL, 0));
+	close(file);
+	scene_end(&s);
+}
+
 /* ---- what is refused ---- */
 
 static void no_other_fd_is_accepted(void **state)
@@ -313,6 +346,8 @@ int main(void)
 		cmocka_unit_test(neighbours_of_one_file_are_one_entry),
 		cmocka_unit_test(memory_named_in_parts_is_one_entry),
 		cmocka_unit_test(a_read_only_file_is_for_read_only_memory),
+		cmocka_unit_test(a_memfd_sealed_against_writing_is_for_read_only_regions),
+		cmocka_unit_test(a_file_of_another_file_system_is_not_given_to_others),
 		cmocka_unit_test(no_other_fd_is_accepted),
 		cmocka_unit_test(the_caller_s_mapping_must_be_of_that_part),
 		cmocka_unit_test(a_lease_keeps_the_memory_at_another_host_address),

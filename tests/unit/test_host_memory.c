@@ -99,6 +99,27 @@ static void options_that_exclude_each_other_are_refused(void **state)
 	scene_end(&s);
 }
 
+static void size_of_huge_pages_that_the_kernel_lacks_is_named(void **state)
+{
+	static const int errs[] = { -ENODEV, -EINVAL, -ENOSYS };
+	struct gmem_region *region;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	for (size_t i = 0; i < ARRAY_SIZE(errs); i++) {
+		fake_fail_next(FAKE_MEMFD, errs[i]);
+		assert_refused(-EOPNOTSUPP, "no huge pages of 2 MiB, but of ",
+			       try_add(&s, 0, HUGE, GMEM_MEMORY_HUGETLB, HUGE, &region));
+		fake_fail_next(FAKE_MEMFD, errs[i]);
+		assert_refused(-EOPNOTSUPP, "no huge pages of the default size",
+			       try_add(&s, 0, HUGE, GMEM_MEMORY_HUGETLB, 0, &region));
+	}
+	fake_fail_next(FAKE_MEMFD, -EMFILE);
+	assert_refused(-EMFILE, "", try_add(&s, 0, HUGE, GMEM_MEMORY_HUGETLB, HUGE, &region));
+	scene_end(&s);
+}
+
 static void options_are_for_memory_of_the_library_s(void **state)
 {
 	GMEM_OPTS(gmem_memory_opts, memory, .flags = 0);
@@ -186,7 +207,7 @@ static void a_memfd_that_cannot_be_had_leaves_nothing(void **state)
 		int err;
 		const char *sentence;
 	} cases[] = {
-		{ FAKE_MEMFD, -EMFILE, "no memfd" },
+		{ FAKE_MEMFD, -EMFILE, "no memfd: EMFILE" },
 		{ FAKE_RESIZE, -ENOMEM, "cannot be made 0x4000 bytes large" },
 		{ FAKE_SEAL, -EPERM, "cannot be made 0x4000 bytes large, and sealed" },
 		{ FAKE_FACTS, -ENOMEM, "cannot be made" },
@@ -295,6 +316,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(options_that_exclude_each_other_are_refused),
+		cmocka_unit_test(size_of_huge_pages_that_the_kernel_lacks_is_named),
 		cmocka_unit_test(options_are_for_memory_of_the_library_s),
 		cmocka_unit_test(a_memfd_is_sealed_and_lives_as_long_as_its_regions),
 		cmocka_unit_test(a_discard_of_a_memfd_frees_its_pages),

@@ -254,7 +254,7 @@ static void what_the_host_has_no_memory_for_is_refused_first(void **state)
 	reboot(&g);
 	snprintf(text, sizeof(text), "MemAvailable: %d kB\n", (int)(size_of(fd) / 1024) - 4);
 	fake_set_file("/proc/meminfo", text);
-	assert_refused(-ENOMEM, "bytes more do not fit", gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
+	assert_refused(-ENOMEM, "bytes more, with page tables, do not fit", gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
 	assert_int_equal(allocated(&g), 0);
 	assert_ok(gmem_vm_restore(g.unit.vm, fd, &unchecked, NULL));
 	check(&g, 3);
@@ -1390,7 +1390,7 @@ static void no_list_is_kept_of_what_the_vm_cannot_have(void **state)
 	put_head(&made, 1, 0);
 	put_region(&made, 16 * 4096, (LOW_PAGES + HIGH_PAGES + 1) * 4096);
 	put_end(&made);
-	assert_refused(-ENOENT, "ends at 0x2cc000", gmem_vm_restore(g.unit.vm, made.fd, &omit, NULL));
+	assert_refused(-ENOENT, "no memory at 0x2cc000", gmem_vm_restore(g.unit.vm, made.fd, &omit, NULL));
 	close(made.fd);
 
 	/* part of it, over two regions */

@@ -572,7 +572,7 @@ static void what_does_not_fit_is_refused_before_the_first_byte(void **state)
 	memset(b.source, 1, b.size);
 	write_dense(&b);
 	leave(b.size - b.unit.page);
-	assert_refused(-ENOMEM, "bytes more do not fit",
+	assert_refused(-ENOMEM, "bytes more, with page tables, do not fit",
 		       gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, b.size, NULL, NULL));
 	assert_false(is_allocated(&b, 0));
 
@@ -619,7 +619,7 @@ static void stream_ends_where_memory_does(void **state)
 	assert_int_equal(write(ends[1], "guest", 5), 5);
 	close(ends[1]);
 	assert_ok(gmem_vm_load_begin(b.unit.vm, b.gpa, ends[0], 0, 5, NULL, &transfer));
-	assert_refused(-ENOMEM, "bytes more do not fit", gmem_transfer_step(transfer, 1));
+	assert_refused(-ENOMEM, "bytes more, with page tables, do not fit", gmem_transfer_step(transfer, 1));
 
 	/* It goes on when others have given some back. */
 	leave(MIB);

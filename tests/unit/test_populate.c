@@ -373,7 +373,7 @@ static void size_that_does_not_fit_is_refused_before_the_first_page(void **state
 	begin(&unit, &shared_way, 4 * MIB);
 	/* 4 MiB, and what the kernel needs besides: not quite 16 KiB */
 	set_available("MemTotal: 1 kB\nMemAvailable: 4111 kB\n");
-	assert_refused(-ENOMEM, "0x404000 bytes more do not fit: the machine has 0x403c00",
+	assert_refused(-ENOMEM, "0x404000 bytes more, with page tables, do not fit: the machine has 0x403c00",
 		       gmem_vm_populate(unit.vm, 0, 4 * MIB, NULL, &footprint));
 	assert_int_equal(footprint.done, 0);
 	assert_int_equal(footprint.counted, 0);

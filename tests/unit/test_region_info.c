@@ -52,7 +52,7 @@ static void regions_are_listed_in_order_of_their_addresses(void **state)
 	assert_int_equal(info[2].gmemfd_offset, PAGES(&unit, 4));
 	assert_int_equal(info[2].backing, GMEM_BACKING_SHARED);
 	assert_ptr_equal(info[2].data, &unit);
-	assert_int_equal(info[2].zero[0], 0);
+	assert_int_equal(info[2].reserved[0], 0);
 	/* not beyond what it says */
 	assert_int_equal(info[3].gpa, 0x5a5a5a5a5a5a5a5a);
 	gmem_file_free(opts.file);
