@@ -3214,9 +3214,13 @@ GMEM_API int gmem_vm_numa(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  * Both counts come from the kernel, for the side the guest uses: pages allocated to a
  * file by any process, and pages of host memory that are mapped in this process, or in
  * the page cache of a file mapped shared; of a private mapping of a file, the pages that
- * are its own. Of hugetlb that is the part of each huge page that is in the range. Pages
- * that guests and others allocate or free meanwhile are in them. Pages of a file that
- * cannot be mapped are counted from Linux 6.5 on.
+ * are its own. Of hugetlb that is the part of each huge page that is in the range; of a
+ * file of hugetlbfs that is mapped shared, the kernel tells which pages are mapped here,
+ * and how many the file has in all (st_blocks of fstat(2)): counted is what must be in
+ * the range by both, which is exact if the range is all of the file, and if the library
+ * finds no fd of the file, what is mapped here. Pages that guests and others allocate or
+ * free meanwhile are in them. Pages of a file that cannot be mapped are counted from
+ * Linux 6.5 on.
  */
 struct gmem_footprint {
 	uint64_t done;
@@ -3300,7 +3304,9 @@ struct gmem_populate_opts {
  * Memory of hugetlb is compared with the huge pages of its size instead: those that are
  * free, less those reserved for other mappings, and those that nr_overcommit_hugepages
  * allows, and the limits of the hugetlb cgroups. A range that begins or ends inside a
- * huge page populates all of it.
+ * huge page populates all of it. Pages that may be in a file of hugetlbfs without being
+ * mapped here (see struct gmem_footprint) are taken to be there: where that is wrong and no
+ * page is free, the kernel refuses, -EFAULT, after the pages before.
  *
  * Memory populated before a failure stays; @ret has the exact amount.
  *
@@ -3482,7 +3488,8 @@ GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  * and do not count as done.
  *
  * Everything is checked before the first range is freed, in the order of
- * addresses. If somebody takes a lease after the check, the call ends with -EBUSY,
+ * addresses. Ranges of memory that is left out for its kind stay as they are; only if there
+ * is no other memory in any of the ranges, the call is -EOPNOTSUPP. If somebody takes a lease after the check, the call ends with -EBUSY,
  * and the ranges below the lease are freed.
  *
  * Thread-safe, as gmem_vm_discard(). Since: 0.1.

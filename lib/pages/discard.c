@@ -124,11 +124,9 @@ static uint32_t uses_of(const struct work *work)
 	return work->opts.flags & GMEM_DISCARD_ALL_KINDS ? 0 : GMEM_USE_DISCARD;
 }
 
-static int check_one(struct work *work, const struct gmem_gpa_range *range)
+static int check_one(struct work *work, const struct gmem_gpa_range *range, uint64_t *ret_bytes)
 {
-	uint64_t bytes;
-	int err = gmem_vm_check_memory(work->vm, range->gpa, range->size, uses_of(work),
-				       "which only GMEM_DISCARD_ALL_KINDS gives back", &bytes);
+	int err = gmem_vm_check_memory(work->vm, range->gpa, range->size, uses_of(work), NULL, ret_bytes);
 
 	if (!err)
 		err = gmem_vm_look_at_sections(work->vm, range->gpa, range->size, uses_of(work),
@@ -144,6 +142,22 @@ static int check_one(struct work *work, const struct gmem_gpa_range *range)
 	err = gmem_lease_check_memory(work->vm, range->gpa, range->size);
 	gmem_lock_drop(&work->vm->lock);
 	return err;
+}
+
+/* A discard that can free nothing is refused, not one that has to leave out part of its ranges. */
+static int check_all(struct work *work)
+{
+	uint64_t bytes, sum = 0;
+	int err = 0;
+
+	for (size_t i = 0; i < work->count && !err; i++) {
+		err = check_one(work, &work->ranges[i], &bytes);
+		sum += err ? 0 : bytes;
+	}
+	if (err || sum || !work->count)
+		return err;
+	return gmem_vm_check_memory(work->vm, work->ranges[0].gpa, work->ranges[0].size, uses_of(work),
+				    "which only GMEM_DISCARD_ALL_KINDS gives back", &bytes);
 }
 
 /* ---- the memory ---- */
@@ -220,11 +234,10 @@ static int discard_one(struct work *work, const struct gmem_gpa_range *range)
 
 static int discard(struct work *work)
 {
-	int err = 0;
+	int err;
 
 	work->budget = gmem_vm_budget(work->vm, work->opts.wait_ms);
-	for (size_t i = 0; i < work->count && !err; i++)
-		err = check_one(work, &work->ranges[i]);
+	err = check_all(work);
 	for (size_t i = 0; i < work->count && !err; i++)
 		err = discard_one(work, &work->ranges[i]);
 	return err;

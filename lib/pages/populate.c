@@ -391,25 +391,26 @@ static int add_huge_need(void *data, const struct gmem_section *section)
 {
 	struct huge_need *need = data;
 	struct gmem_region_memory memory;
-	uint64_t bytes;
+	struct gmem_resident bytes;
 	int err;
 
 	err = gmem_region_memory_get(section->region, section->side, section->offset, section->size,
 				     &memory);
 	if (err || memory.page_size <= gmem_sys_page_size())
 		return err;
-	err = gmem_region_memory_resident(section->region, section->side, section->offset, section->size,
-					  &bytes);
+	err = gmem_region_memory_bounds(section->region, section->side, section->offset, section->size,
+					&bytes);
 	if (err)
 		return err;
 
-	need->bytes += bytes < section->size ? section->size - bytes : 0;
+	/* As prepare() counted it; but what may be there after all is no reason to refuse. */
+	need->bytes += bytes.least < section->size ? section->size - bytes.least : 0;
 	for (size_t i = 0; i < MAX_HUGE_SIZES; i++) {
 		if (need->sizes[i].page_size && need->sizes[i].page_size != memory.page_size)
 			continue;
 		need->sizes[i].page_size = memory.page_size;
 		need->sizes[i].pages += gmem_count_missing_huge_pages(memory.hva, section->size,
-								      memory.page_size, bytes);
+								      memory.page_size, bytes.most);
 		need->sizes[i].hva = memory.hva;
 		break;
 	}

@@ -151,7 +151,7 @@ int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32
 
 	if (err)
 		return err;
-	if (!check.bytes)
+	if (!check.bytes && otherwise)
 		return gmem_fail(-EOPNOTSUPP, "all of gpa 0x%" PRIx64 ", 0x%" PRIx64
 				 " bytes, is memory of kind \"%s\", %s", gpa, size,
 				 gmem_kind_name(check.left_out), otherwise);

@@ -71,8 +71,8 @@ int gmem_vm_look_at_sections(struct gmem_vm *vm, uint64_t gpa, uint64_t size, ui
 uint64_t gmem_section_piece(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 /*
  * -ENOENT or -ENXIO if part of the range is no memory, at this moment; -EOPNOTSUPP, and a
- * sentence that ends with @otherwise, if all of it is of kinds that lack one of @uses. @ret_bytes
- * is how much is not.
+ * sentence that ends with @otherwise, unless that is NULL, if all of it is of kinds that lack one
+ * of @uses. @ret_bytes is how much is not.
  */
 int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses,
 			 const char *otherwise, uint64_t *ret_bytes);

@@ -244,16 +244,17 @@ int gmem_region_check_fits(const struct gmem_region *region, uint32_t side, uint
 			   uint64_t size)
 {
 	struct gmem_region_memory what;
-	uint64_t bytes, page;
+	struct gmem_resident bytes;
+	uint64_t page;
 
 	if (gmem_region_memory_get(region, side, offset, size, &what) ||
-	    gmem_region_memory_resident(region, side, offset, size, &bytes))
+	    gmem_region_memory_bounds(region, side, offset, size, &bytes))
 		return 0;
 	page = what.page_size;
 	if (page > gmem_sys_page_size())
 		return gmem_check_huge_pages_fit(page, gmem_count_missing_huge_pages(what.hva, size,
-										      page, bytes),
+										      page, bytes.most),
 						 NULL);
 	/* The count can exceed the size if pages came and went while it was taken. */
-	return gmem_check_memory_fits(bytes < size ? size - bytes : 0);
+	return gmem_check_memory_fits(bytes.most < size ? size - bytes.most : 0);
 }

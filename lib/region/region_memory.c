@@ -14,6 +14,7 @@
 #include "os/sys.h"
 #include "region/file.h"
 #include "region/host_discard.h"
+#include "region/host_look.h"
 #include "region/host_mapping.h"
 #include "region/memory_users.h"
 #include "region/region.h"
@@ -278,8 +279,8 @@ static int count_by_mapping(const struct gmem_region_memory *side, uint64_t size
 	return 0;
 }
 
-static int count_host(const struct gmem_region *region, const struct gmem_region_memory *side,
-		      uint64_t size, uint64_t *ret_bytes)
+static int count_bytes(const struct gmem_region *region, const struct gmem_region_memory *side,
+		       uint64_t size, uint64_t *ret_bytes)
 {
 	int err = -EFAULT;
 
@@ -296,8 +297,92 @@ static int count_host(const struct gmem_region *region, const struct gmem_region
 	return 0;
 }
 
-int gmem_region_memory_resident(const struct gmem_region *region, uint32_t side, uint64_t offset,
-				uint64_t size, uint64_t *ret_bytes)
+/* ---- pages of hugetlb, which may be in a file and not be mapped here ---- */
+
+/* Limit @ret, for @size bytes at @offset, to what a file with @allocated bytes in all can have. */
+static void limit_to_file(const struct gmem_fd_kind *file, uint64_t offset, uint64_t size,
+			  struct gmem_resident *ret)
+{
+	uint64_t inside = offset < file->size ? file->size - offset : 0, outside;
+
+	inside = inside < size ? inside : size;
+	outside = file->size - inside;
+	if (file->allocated > outside && file->allocated - outside > ret->least)
+		ret->least = file->allocated - outside;
+	if (file->allocated < ret->most)
+		ret->most = file->allocated;
+	/* Pages come and go meanwhile. */
+	if (ret->least > size)
+		ret->least = size;
+	if (ret->most < ret->least)
+		ret->most = ret->least;
+}
+
+/* Add a part of look->mapping. */
+static int add_huge_part(struct gmem_host_look *look, uint64_t hva, uint64_t size,
+			 struct gmem_resident *sum)
+{
+	const struct gmem_host_mapping *mapping = &look->mapping;
+	const struct gmem_region_memory part = { .hva = (void *)(uintptr_t)hva };
+	struct gmem_resident bytes;
+	struct gmem_fd_kind file;
+	int err;
+
+	err = gmem_host_mapping_is_private_file(mapping) ? count_own(part.hva, size, &bytes.least)
+							  : count_mapped(&part, size, &bytes.least);
+	if (err)
+		return err;
+	bytes.most = bytes.least;
+	if (bytes.least < size && mapping->flags & GMEM_MAPPING_SHARED) {
+		bytes.most = size;
+		if (!gmem_host_look_file(look) && !gmem_sys_fd_kind(look->file, &file))
+			limit_to_file(&file, mapping->offset + (hva - mapping->start), size, &bytes);
+	}
+	sum->least += bytes.least;
+	sum->most += bytes.most;
+	return 0;
+}
+
+static int count_huge(const struct gmem_region_memory *side, uint64_t size, struct gmem_resident *ret)
+{
+	struct gmem_host_look look = GMEM_HOST_LOOK;
+	uint64_t at = (uintptr_t)side->hva, end = at + size, next, now;
+	int err = 0;
+
+	look.hint = side->host_file ? side->host_file->fd : -1;
+	*ret = (struct gmem_resident){ 0 };
+	for (; at < end && !err; at += now) {
+		now = 0;
+		err = gmem_host_look_at(&look, at, &next);
+		if (err)
+			break;
+		now = look.mapping.end < end ? look.mapping.end - at : end - at;
+		err = add_huge_part(&look, at, now, ret);
+	}
+	gmem_host_look_end(&look);
+	return err;
+}
+
+/* ---- all memory ---- */
+
+static int count_host(const struct gmem_region *region, const struct gmem_region_memory *side,
+		      uint64_t size, struct gmem_resident *ret)
+{
+	int err = count_bytes(region, side, size, &ret->least);
+	struct gmem_resident huge;
+
+	ret->most = ret->least;
+	if (err || ret->least >= size || side->file || side->page_size <= gmem_sys_page_size())
+		return err;
+	if (!count_huge(side, size, &huge))
+		*ret = huge;
+	else
+		ret->most = size;	/* What cannot be known may all be there. */
+	return 0;
+}
+
+int gmem_region_memory_bounds(const struct gmem_region *region, uint32_t side, uint64_t offset,
+			      uint64_t size, struct gmem_resident *ret)
 {
 	struct gmem_region_memory what;
 	uint64_t pages;
@@ -307,17 +392,28 @@ int gmem_region_memory_resident(const struct gmem_region *region, uint32_t side,
 	if (err)
 		return err;
 	if (!what.file)
-		return count_host(region, &what, size, ret_bytes);
+		return count_host(region, &what, size, ret);
 
 	err = gmem_sys_cachestat(what.file->fd, what.offset, size, &pages);
 	if (!err) {
-		*ret_bytes = pages * gmem_sys_page_size();
+		ret->least = ret->most = pages * gmem_sys_page_size();
 		return 0;
 	}
 	if (what.hva)
-		return count_host(region, &what, size, ret_bytes);
+		return count_host(region, &what, size, ret);
 	return gmem_fail(err == -ENOSYS ? -EOPNOTSUPP : err,
 			 "how much of the %s side of gpa 0x%" PRIx64
 			 " is in memory only cachestat(2) can say: %s",
 			 name_of(side), region->gpa.start + offset, gmem_errno_name(err));
+}
+
+int gmem_region_memory_resident(const struct gmem_region *region, uint32_t side, uint64_t offset,
+				uint64_t size, uint64_t *ret_bytes)
+{
+	struct gmem_resident bytes;
+	int err = gmem_region_memory_bounds(region, side, offset, size, &bytes);
+
+	if (!err)
+		*ret_bytes = bytes.least;
+	return err;
 }

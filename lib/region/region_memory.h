@@ -79,4 +79,17 @@ void gmem_region_memory_cut_pages(const struct gmem_region *region, uint32_t sid
 int gmem_region_memory_resident(const struct gmem_region *region, uint32_t side,
 				uint64_t offset, uint64_t size, uint64_t *ret_bytes);
 
+/*
+ * A file of hugetlbfs has pages that are not mapped here, and says only how many it has in all.
+ * So many bytes of a range are there at least, which is what gmem_region_memory_resident() tells,
+ * and at most. The two are one if the range is all of the file, and for all other memory.
+ */
+struct gmem_resident {
+	uint64_t least;
+	uint64_t most;
+};
+
+int gmem_region_memory_bounds(const struct gmem_region *region, uint32_t side, uint64_t offset,
+			      uint64_t size, struct gmem_resident *ret);
+
 #endif

@@ -427,26 +427,76 @@ static void populate(const struct gmem_leased_range *range, char *hva, uint64_t 
 		gmem_sys_madvise(hva - before, (before + size + page - 1) / page * page, advice);
 }
 
-int gmem_leased_memory_check_fits(const struct gmem_leased_memory *memory, uint64_t bytes)
+static uint64_t page_size_of(const struct gmem_leased_range *range)
 {
-	uint64_t there = 0, now;
+	return range->in_file ? gmem_sys_page_size() : range->region->page_size;
+}
 
-	/* Huge pages are asked for as they are needed. */
+static int check_pages_fit(uint64_t page_size, uint64_t bytes, const char *hva)
+{
+	if (page_size <= gmem_sys_page_size())
+		return gmem_check_memory_fits(bytes);
+	return gmem_check_huge_pages_fit(page_size, (bytes + page_size - 1) / page_size, hva);
+}
+
+/* Huge pages may be set aside for any of the mappings. */
+static int check_any_fits(const struct gmem_leased_memory *memory, uint64_t page_size, uint64_t bytes)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < memory->count; i++) {
+		if (page_size_of(&memory->all[i]) != page_size)
+			continue;
+		err = check_pages_fit(page_size, bytes, memory->all[i].hva);
+		if (!err || page_size <= gmem_sys_page_size())
+			break;
+	}
+	return err;
+}
+
+/* Do those of @bytes fit that must come into memory with the pages of @first, wherever the others go? */
+static int check_page_size(const struct gmem_leased_memory *memory, const struct gmem_leased_range *first,
+			   uint64_t bytes)
+{
+	uint64_t page_size = page_size_of(first), elsewhere = 0, there = 0;
+	struct gmem_resident now;
+
 	for (size_t i = 0; i < memory->count; i++)
-		if (memory->all[i].region->page_size > gmem_sys_page_size())
-			return 0;
-	if (memory->is_unchecked || !gmem_check_memory_fits(bytes))
+		elsewhere += page_size_of(&memory->all[i]) != page_size ? memory->all[i].size : 0;
+	bytes = bytes > elsewhere ? bytes - elsewhere : 0;
+	if (!check_pages_fit(page_size, bytes, first->hva))
 		return 0;
+
+	/* So little is left that it matters what is there already. */
 	for (size_t i = 0; i < memory->count && there < bytes; i++) {
 		const struct gmem_leased_range *range = &memory->all[i];
 		struct gmem_part pages = pages_of(range, range->hva, range->size);
 
-		if (gmem_region_memory_resident(range->region, GMEM_SIDE_SHARED, pages.start,
-						pages.last - pages.start + 1, &now))
+		if (page_size_of(range) != page_size)
+			continue;
+		if (gmem_region_memory_bounds(range->region, GMEM_SIDE_SHARED, pages.start,
+					      pages.last - pages.start + 1, &now))
 			return 0;
-		there += now;
+		there += now.most;
 	}
-	return there < bytes ? gmem_check_memory_fits(bytes - there) : 0;
+	return there < bytes ? check_any_fits(memory, page_size, bytes - there) : 0;
+}
+
+int gmem_leased_memory_check_fits(const struct gmem_leased_memory *memory, uint64_t bytes)
+{
+	uint64_t checked = 0, page_size;
+	int err = 0;
+
+	if (memory->is_unchecked)
+		return 0;
+	/* Page sizes are powers of two: once for each */
+	for (size_t i = 0; i < memory->count && !err; i++) {
+		page_size = page_size_of(&memory->all[i]);
+		if (!(checked & page_size))
+			err = check_page_size(memory, &memory->all[i], bytes);
+		checked |= page_size;
+	}
+	return err;
 }
 
 /* How much is asked for at once: asking reads a few files of the kernel's. */
@@ -460,7 +510,7 @@ static int check_fits(struct gmem_leased_memory *memory, const struct gmem_lease
 
 	if (memory->is_unchecked)
 		return 0;
-	is_huge = range->region->page_size > gmem_sys_page_size();
+	is_huge = page_size_of(range) > gmem_sys_page_size();
 	if (!is_huge && memory->granted < size && !gmem_check_memory_fits(GRANT))
 		memory->granted = GRANT;
 	if (!is_huge && memory->granted >= size) {

@@ -16,6 +16,10 @@
 #define MFD_HUGETLB 4
 #endif
 
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+
 #define BASE (256 * MIB)
 #define COUNT 4			/* huge pages of a region */
 #define POOL 6
@@ -86,7 +90,7 @@ static struct memory map_memory(uint64_t pages, bool is_shared)
 	struct memory memory = { .size = pages * huge_page(), .fd = -1 };
 
 	if (is_shared) {
-		memory.fd = (int)WORKS(memfd_create("huge", MFD_HUGETLB | MFD_CLOEXEC));
+		memory.fd = (int)WORKS(memfd_create("huge", MFD_HUGETLB | MFD_CLOEXEC | MFD_ALLOW_SEALING));
 		WORKS(ftruncate(memory.fd, (off_t)memory.size));
 	}
 	memory.hva = mmap(NULL, memory.size, PROT_READ | PROT_WRITE, MAP_NORESERVE |
@@ -285,6 +289,145 @@ TEST(sparse_memory_of_hugetlb_stays_sparse_and_is_saved_whole)
 		CHECK_EQ(free_pages(), before - (is_shared ? 2 : 1));
 		CHECK_EQ(memory.hva[0], 1);
 		CHECK_EQ(memory.hva[3 * huge_page()], is_shared ? 3 : 0);
+		close(fd);
+		lab_free(&lab);
+		unmap_memory(&memory);
+	}
+	end_pool();
+}
+
+/* ---- pages of a file that this mapping of it has not touched ---- */
+
+static void fill_elsewhere(const struct memory *memory, uint64_t first, uint64_t pages)
+{
+	char *other = mmap(NULL, memory->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, memory->fd, 0);
+
+	CHECK(other != MAP_FAILED);
+	memset(other + first * huge_page(), 3, pages * huge_page());
+	WORKS(munmap(other, memory->size));
+}
+
+TEST(pages_that_others_put_into_the_file_are_there)
+{
+	GMEM_OPTS(gmem_stats, stats, .flags = GMEM_STATS_RESIDENT);
+	struct gmem_footprint footprint;
+	struct memory memory;
+	uint64_t pages, page;
+	struct lab lab;
+
+	begin_pool();
+	pages = free_pages();
+	page = huge_page();
+	memory = map_memory(pages, true);
+	add(&lab, &memory);
+	fill_elsewhere(&memory, 0, pages);
+	OK(gmem_vm_stats(lab.vm, &stats));
+	CHECK_EQ(stats.resident_shared, memory.size);
+	OK(gmem_vm_discard(lab.vm, BASE, 2 * page, NULL, &footprint));
+	CHECK_EQ(footprint.before, 2 * page);
+	CHECK_EQ(footprint.after, 0);
+	CHECK_EQ(free_pages(), 2);
+
+	OK(gmem_vm_populate(lab.vm, BASE, memory.size, NULL, &footprint));
+	CHECK_EQ(footprint.before, memory.size - 2 * page);
+	CHECK_EQ(footprint.after, memory.size);
+	CHECK_EQ(memory.hva[0], 0);
+	CHECK_EQ(memory.hva[memory.size - 1], 3);
+	lab_free(&lab);
+	unmap_memory(&memory);
+	end_pool();
+}
+
+/* Only the kernel knows which pages of the file there are. */
+TEST(what_may_be_in_the_file_is_not_refused)
+{
+	GMEM_OPTS(gmem_stats, stats, .flags = GMEM_STATS_RESIDENT);
+	struct gmem_footprint footprint;
+	struct memory memory;
+	uint64_t pages, page;
+	struct lab lab;
+
+	begin_pool();
+	pages = free_pages();
+	page = huge_page();
+	memory = map_memory(pages + 2, true);
+	add(&lab, &memory);
+	fill_elsewhere(&memory, 1, pages);
+	REFUSED(gmem_vm_populate(lab.vm, BASE, memory.size, NULL, &footprint), -ENOMEM);
+	CHECK(strstr(gmem_last_error(), "2 huge pages of 2 MiB are missing: 0 are free"));
+	OK(gmem_vm_stats(lab.vm, &stats));
+	CHECK_EQ(stats.resident_shared, pages * page);
+	OK(gmem_vm_populate(lab.vm, BASE + page, pages * page, NULL, &footprint));
+	CHECK_EQ(footprint.after, pages * page);
+	REFUSED(gmem_vm_populate(lab.vm, BASE, page, NULL, &footprint), -EFAULT);
+	CHECK_EQ(footprint.done, 0);
+	lab_free(&lab);
+	unmap_memory(&memory);
+	end_pool();
+}
+
+TEST(refused_discard_of_sealed_huge_pages_counts_none_as_freed)
+{
+	struct gmem_footprint footprint;
+	struct memory memory;
+	struct lab lab;
+
+	begin_pool();
+	begin(&lab, &memory, true);
+	if (SYS(fcntl(memory.fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE)) < 0)
+		skip("no F_SEAL_FUTURE_WRITE");
+	REFUSED(gmem_vm_discard(lab.vm, BASE, memory.size, NULL, &footprint), -EPERM);
+	CHECK_EQ(footprint.done, 0);
+	CHECK_EQ(footprint.before, memory.size);
+	CHECK_EQ(footprint.after, memory.size);
+	lab_free(&lab);
+	unmap_memory(&memory);
+	end_pool();
+}
+
+/* ---- load and restore ---- */
+
+static int save_ordinary(uint64_t size)
+{
+	int fd = (int)WORKS(memfd_create("image", MFD_CLOEXEC));
+	struct gmem_region *region;
+	struct lab lab;
+
+	lab_new(&lab, DEFAULT_VM);
+	region = lab_add(&lab, GMEM_BACKING_HOST, BASE, size / page_size(), NULL);
+	memset(gmem_region_hva(region), 5, size);
+	OK(gmem_vm_save(lab.vm, fd, NULL, NULL));
+	lab_free(&lab);
+	return fd;
+}
+
+TEST(load_and_restore_ask_for_huge_pages_before_the_first_byte)
+{
+	GMEM_OPTS(gmem_transfer_opts, unchecked, .flags = GMEM_TRANSFER_UNCHECKED);
+	struct memory memory;
+	struct lab lab;
+
+	begin_pool();
+	for (int is_shared = 0; is_shared < 2; is_shared++) {
+		GMEM_OPTS(gmem_transfer_result, result);
+		uint64_t before = free_pages(), size = (before + 2) * huge_page();
+		int fd = save_ordinary(size);
+
+		in_case("%s", is_shared ? "shared" : "anonymous");
+		memory = map_memory(before + 2, is_shared);
+		add(&lab, &memory);
+		memory.hva[0] = 1;
+		REFUSED(gmem_vm_restore(lab.vm, fd, NULL, &result), -ENOMEM);
+		CHECK(strstr(gmem_last_error(), "huge pages of 2 MiB are missing"));
+		CHECK_EQ(result.data_bytes, 0);
+		REFUSED(gmem_vm_load(lab.vm, BASE, fd, 0, size, NULL, &result), -ENOMEM);
+		CHECK_EQ(result.data_bytes, 0);
+		CHECK_EQ(memory.hva[0], 1);
+		CHECK_EQ(free_pages(), before - 1);
+
+		/* Half of it fits. */
+		OK(gmem_vm_load(lab.vm, BASE, fd, 0, size / 2, NULL, NULL));
+		REFUSED(gmem_vm_load(lab.vm, BASE, fd, 0, size, &unchecked, NULL), -EFAULT);
 		close(fd);
 		lab_free(&lab);
 		unmap_memory(&memory);

@@ -169,6 +169,31 @@ TEST(a_range_of_device_memory_alone_is_refused)
 	site_free(&s);
 }
 
+TEST(device_memory_in_a_list_does_not_keep_the_rest_from_being_discarded)
+{
+	struct gmem_footprint print;
+	struct site s;
+
+	site_new(&s, GMEM_KIND_DEVICE, 0);
+	for (uint64_t apart = 0; apart < 2; apart++) {
+		struct gmem_gpa_range ranges[] = {
+			{ BASE + s.size + apart * s.lab.page, s.lab.page },
+			{ BASE + s.size - s.lab.page, s.lab.page },
+			{ BASE + 2 * s.size + apart * s.lab.page, s.lab.page },
+		};
+
+		OK(gmem_vm_discard_list(s.lab.vm, ranges, ARRAY_SIZE(ranges), NULL, &print));
+		CHECK_EQ(print.done, 2 * s.lab.page);
+		CHECK_EQ(*((char *)gmem_region_hva(s.more) + apart * s.lab.page), 0);
+		ranges[1].gpa = BASE + s.size + 3 * s.lab.page;
+		REFUSED(gmem_vm_discard_list(s.lab.vm, ranges, 2, NULL, &print), -EOPNOTSUPP);
+		CHECK(says("\"device\"") && says("GMEM_DISCARD_ALL_KINDS"));
+		CHECK_EQ(print.done, 0);
+	}
+	CHECK_EQ(*(unsigned char *)s.hva, 0xba);
+	site_free(&s);
+}
+
 TEST(exports_leave_device_memory_out)
 {
 	struct gmem_region *other;

@@ -593,6 +593,51 @@ static void what_does_not_fit_is_refused_before_the_first_byte(void **state)
 	end(&b);
 }
 
+/* Memory of two huge pages of four pages each, one of them there, with @is_free left in the pool */
+static void load_into_huge_pages(const char *is_free, const char *reserved, uint64_t pages, int expected)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	struct gmem_region *region;
+	uint64_t page, size;
+	struct gmem_plan *plan;
+	char *memory;
+	struct bench b;
+
+	begin(&b, MIB);
+	page = b.unit.page;
+	size = 8 * page;
+	memory = mmap(NULL, 2 * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(memory, MAP_FAILED);
+	opts.hva = (void *)(((uintptr_t)memory + size - 1) / size * size);
+	opts.plan = plan = unit_plan(&b.unit, GMEM_BACKING_HOST);
+	fake_mark_mapping(opts.hva, size, 4 * page, "ht nr", 0);
+	fake_set_file("/sys/kernel/mm/hugepages/hugepages-16kB/free_hugepages", is_free);
+	fake_set_file("/sys/kernel/mm/hugepages/hugepages-16kB/resv_hugepages", reserved);
+	assert_ok(gmem_region_add(b.unit.vm, 1024 * page, size, &opts, &region));
+	memset(opts.hva, 1, 4 * page);
+	memset(b.source, 2, size);
+	assert_int_equal(pwrite(b.fd, b.source, pages * page, 0), pages * page);
+	if (expected)
+		assert_refused(expected, "1 huge pages of 16 KiB are missing",
+			       gmem_vm_load(b.unit.vm, 1024 * page, b.fd, 0, pages * page, NULL, NULL));
+	else
+		assert_ok(gmem_vm_load(b.unit.vm, 1024 * page, b.fd, 0, pages * page, NULL, NULL));
+	assert_int_equal(*(char *)opts.hva, expected ? 1 : 2);
+	assert_ok(gmem_region_remove(region));
+	gmem_plan_free(plan);
+	munmap(memory, 2 * size);
+	end(&b);
+}
+
+static void huge_pages_that_are_missing_are_told_before_the_first_byte(void **state)
+{
+	(void)state;
+	load_into_huge_pages("0\n", "0\n", 8, -ENOMEM);
+	load_into_huge_pages("3\n", "3\n", 8, -ENOMEM);
+	load_into_huge_pages("0\n", "0\n", 4, 0);
+	load_into_huge_pages("1\n", "0\n", 8, 0);
+}
+
 static void holes_of_a_file_need_no_memory(void **state)
 {
 	struct bench b;
@@ -692,6 +737,7 @@ int main(void)
 		cmocka_unit_test(the_callers_ring_is_used_as_the_caller_says),
 		cmocka_unit_test(result_of_a_wrong_size_is_refused),
 		cmocka_unit_test(what_does_not_fit_is_refused_before_the_first_byte),
+		cmocka_unit_test(huge_pages_that_are_missing_are_told_before_the_first_byte),
 	cmocka_unit_test(holes_of_a_file_need_no_memory),
 	cmocka_unit_test(stream_ends_where_memory_does),
 	cmocka_unit_test(larger_pages_and_host_memory_work_too),
