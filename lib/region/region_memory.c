@@ -346,18 +346,20 @@ static int add_huge_part(struct gmem_host_look *look, uint64_t hva, uint64_t siz
 static int count_huge(const struct gmem_region_memory *side, uint64_t size, struct gmem_resident *ret)
 {
 	struct gmem_host_look look = GMEM_HOST_LOOK;
-	uint64_t at = (uintptr_t)side->hva, end = at + size, next, now;
+	uint64_t at = (uintptr_t)side->hva, end = at + size, next = at, now;
 	int err = 0;
 
 	look.hint = side->host_file ? side->host_file->fd : -1;
 	*ret = (struct gmem_resident){ 0 };
 	for (; at < end && !err; at += now) {
-		now = 0;
 		err = gmem_host_look_at(&look, at, &next);
-		if (err)
-			break;
-		now = look.mapping.end < end ? look.mapping.end - at : end - at;
-		err = add_huge_part(&look, at, now, ret);
+		if (!err)
+			next = look.mapping.end;
+		now = next < end ? next - at : end - at;
+		if (!err)
+			err = add_huge_part(&look, at, now, ret);
+		else if (err == -ENOENT)
+			err = 0;	/* Nothing is mapped there. */
 	}
 	gmem_host_look_end(&look);
 	return err;

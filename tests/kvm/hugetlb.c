@@ -333,6 +333,13 @@ TEST(pages_that_others_put_into_the_file_are_there)
 	CHECK_EQ(footprint.after, memory.size);
 	CHECK_EQ(memory.hva[0], 0);
 	CHECK_EQ(memory.hva[memory.size - 1], 3);
+
+	/* Beside a gap, too */
+	WORKS(madvise(memory.hva, memory.size, MADV_DONTNEED));
+	WORKS(munmap(memory.hva, page));
+	OK(gmem_vm_stats(lab.vm, &stats));
+	CHECK_EQ(stats.resident_shared, memory.size - page);
+	CHECK(mmap(memory.hva, page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == memory.hva);
 	lab_free(&lab);
 	unmap_memory(&memory);
 	end_pool();
