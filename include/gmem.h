@@ -123,7 +123,11 @@ struct io_uring;
 /**
  * gmem_last_error() - describe the last failure in this thread
  *
- * The sentence is English, has no newline, and gives the numbers involved. Names in
+ * The sentence is English, has no newline, and gives the numbers involved. If a limit of
+ * the process or of the host is reached, it names that and its number: RLIMIT_NOFILE,
+ * RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK and RLIMIT_FSIZE, fs.file-max,
+ * vm.max_map_count, the commit limit, memory.max and memory.high of a cgroup, huge pages
+ * of a size. All but the first numbers come from /proc and /sys. Names in
  * it, of the holder of a lease for instance, have a "?" for each character that could
  * steer a terminal. It is meaningful only right after a libgmem function returned a
  * negative errno in the same thread.
@@ -229,7 +233,8 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  *	populate         yes       to read    left out *  left out *
  *	discard          yes       left out * left out *  left out *
  *	statistics, dump counted   counted    not counted not counted
- *	export           yes       yes        left out +  yes
+ *	export, if its   yes       to read    left out +  yes
+ *	file can be given
  *	NUMA policies    yes       yes        left out    left out
  *
  * recorded: the image says that there is memory of this kind, and which
@@ -1264,18 +1269,19 @@ struct gmem_memory_opts {
  * range must be of one kind, with one protection; anything else there is -EEXIST, and
  * nothing at all -EINVAL. The library replaces it in one step, and when the region ends
  * it puts back what was there, a mapping with the protection that it had; advice that
- * you gave the kernel on it is lost. If gmem_file_free() has ended the mapping
- * meanwhile, nothing is. If the kernel refuses, as it can at vm.max_map_count,
- * anonymous memory is freed, the region's mapping stays, and the refusal goes to the
- * VM's log. A change cannot put a region over one that it removes
- * (GMEM_REGION_KEEP_STATE): at that moment the other is still there, -EEXIST. So
- * regions of one file can lie side by side in the host, and are one entry of a table
- * for vhost-user (gmem_export_vhost_user()). It is for all ways of backing: with host
- * memory, the library makes that memory, or maps @memory_fd, at @hva. What is there is
- * read from /proc/self/maps: where that is out of reach, the flag is -EOPNOTSUPP, and
- * for want of a file descriptor -EMFILE or -ENFILE. No other thread may map or unmap
- * anything there meanwhile; the mapping that the region has can be replaced by nobody
- * (GMEM_MAP_REPLACE is -EBUSY).
+ * you gave the kernel on it is lost. So regions of one file can lie side by side in the
+ * host, and are one entry of a table for vhost-user (gmem_export_vhost_user()). It is
+ * for all ways of backing: with host memory, the library makes that memory, or maps
+ * @memory_fd, at @hva.
+ *
+ * Nothing is put back if gmem_file_free() has ended the mapping meanwhile. If the
+ * kernel refuses to put it back, as it can at vm.max_map_count, anonymous memory is
+ * freed, the region's mapping stays, and the refusal goes to the VM's log. A change
+ * cannot put a region over one that it removes (GMEM_REGION_KEEP_STATE): at that moment
+ * the other is still there, -EEXIST. What is there is read from /proc/self/maps: where
+ * that is out of reach, the flag is -EOPNOTSUPP, and for want of a file descriptor
+ * -EMFILE or -ENFILE. No other thread may map or unmap anything there meanwhile; the
+ * mapping that the region has can be replaced by nobody (GMEM_MAP_REPLACE is -EBUSY).
  *
  * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
  * memory and no memslot, so the guest's accesses exit, and lookups return
@@ -1353,10 +1359,11 @@ struct gmem_region_opts {
  * the file, a used slot number, or a mapping at @hva, -EXDEV the file belongs to
  * another VM (see gmem_file_adopt()), -EBADF @memory_fd is not open for reading, or not
  * for writing, which it need not be with GMEM_REGION_READONLY, -EPERM it is sealed
- * against writing (the same), -EOPNOTSUPP the way of backing cannot do what the flags
+ * against writing (the same), -EFBIG a memfd of the size exceeds RLIMIT_FSIZE,
+ * -EOPNOTSUPP the way of backing cannot do what the flags
  * ask, the kernel has not what @memory asks, or the default plan is not possible here,
  * -ENOSPC no memslot left, -EDEADLK a callback of the library calls it, -ENOMEM,
- * -EMFILE, -E2BIG options newer than the library, or the kernel's own errno.
+ * -EMFILE, -ENFILE, -E2BIG options newer than the library, or the kernel's own errno.
  */
 GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 					  const struct gmem_region_opts *opts,
@@ -1864,10 +1871,10 @@ GMEM_API int gmem_ram_layout(uint64_t ram, const struct gmem_ram_layout_opts *op
  *   Views refuse private memory with -EACCES. The host address of the shared
  *   side stays mapped all the time and keeps its old contents, or zeros after a
  *   discard; your own memory that is a private mapping of a file, or userfaultfd's,
- *   has what GMEM_DISCARD_NOT_ZERO would leave. KVM's own accesses for the guest (paravirtual clocks, emulated
- *   instructions, page-table walks of emulation) go to that address even where
- *   the guest has made it private: so a guest can make KVM read and write the
- *   shared side, but never private memory.
+ *   has what GMEM_DISCARD_NOT_ZERO would leave. KVM's own accesses for the guest
+ *   (paravirtual clocks, emulated instructions, page-table walks of emulation) go to
+ *   that address even where the guest has made it private: so a guest can make KVM
+ *   read and write the shared side, but never private memory.
  *
  *   GMEM_BACKING_INPLACE has one memory for both states. A conversion keeps the
  *   contents, discards nothing, and takes one ioctl for each region. If somebody
@@ -2773,8 +2780,8 @@ struct gmem_conversion {
  *
  * With GMEM_BACKING_PRIVATE contents are not copied: the guest finds the previous
  * contents of the side it now uses, or, if that was discarded, zeros, or what a file
- * mapped privately or the handler of userfaultfd has for it. Of a huge page of hugetlb
- * that a conversion lets go of only in part, nothing is freed. The discard
+ * mapped privately or the handler of userfaultfd has for it. A huge page of hugetlb
+ * that a conversion lets go of only in part counts as owed. The discard
  * policy holds for all of the range. If the kernel refuses to free memory, the
  * conversion succeeds nevertheless; the refusal goes to the log, and the memory
  * counts as owed. Memory that is one for both sides, as with GMEM_BACKING_INPLACE,
@@ -3898,8 +3905,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  *
  * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
  *
- * Thread-safe. Source: mincore(2), cachestat(2), lseek(2) with SEEK_DATA, PROCMAP_QUERY,
- * /proc/self/pagemap, and /proc/self/smaps at most once, write(2), io_uring(7), open(2)
+ * Thread-safe. Source: mincore(2), cachestat(2), lseek(2) with SEEK_DATA,
+ * PROCMAP_QUERY, /proc/self/pagemap, and /proc/self/smaps at most once, msync(2) with
+ * MS_ASYNC, to see whether all of the memory is mapped, write(2), io_uring(7), open(2)
  * with O_DIRECT, fdatasync(2), getrlimit(2). Since: 0.1.
  *
  * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is being

@@ -392,6 +392,7 @@ static int add_huge_need(void *data, const struct gmem_section *section)
 	struct huge_need *need = data;
 	struct gmem_region_memory memory;
 	struct gmem_resident bytes;
+	uint64_t missing;
 	int err;
 
 	err = gmem_region_memory_get(section->region, section->side, section->offset, section->size,
@@ -405,13 +406,14 @@ static int add_huge_need(void *data, const struct gmem_section *section)
 
 	/* As prepare() counted it; but what may be there after all is no reason to refuse. */
 	need->bytes += bytes.least < section->size ? section->size - bytes.least : 0;
+	missing = gmem_count_missing_huge_pages(memory.hva, section->size, memory.page_size, bytes.most);
 	for (size_t i = 0; i < MAX_HUGE_SIZES; i++) {
 		if (need->sizes[i].page_size && need->sizes[i].page_size != memory.page_size)
 			continue;
 		need->sizes[i].page_size = memory.page_size;
-		need->sizes[i].pages += gmem_count_missing_huge_pages(memory.hva, section->size,
-								      memory.page_size, bytes.most);
-		need->sizes[i].hva = memory.hva;
+		/* Of several mappings, some may have pages reserved and some not. */
+		need->sizes[i].hva = need->sizes[i].pages ? NULL : memory.hva;
+		need->sizes[i].pages += missing;
 		break;
 	}
 	return 0;

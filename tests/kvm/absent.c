@@ -23,41 +23,21 @@
 
 /* ---- memory of the caller's ---- */
 
-struct memory {
-	char *hva;
-	uint64_t size;
-	int fd;			/* -1: of no file */
-};
-
-static struct memory map_memory(uint64_t size, int flags, int fd)
+static struct lab_memory map_memory(uint64_t size, int flags, int fd)
 {
-	struct memory memory = { .size = size, .fd = fd };
+	struct lab_memory memory = { .size = size, .fd = fd };
 
 	memory.hva = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, fd, 0);
 	CHECK(memory.hva != MAP_FAILED);
 	return memory;
 }
 
-static struct memory map_memfd(uint64_t size, int flags)
+static struct lab_memory map_memfd(uint64_t size, int flags)
 {
 	int fd = (int)WORKS(memfd_create("guest", MFD_CLOEXEC));
 
 	WORKS(ftruncate(fd, (off_t)size));
 	return map_memory(size, flags, fd);
-}
-
-static void unmap_memory(struct memory *memory)
-{
-	WORKS(munmap(memory->hva, memory->size));
-	if (memory->fd >= 0)
-		WORKS(close(memory->fd));
-}
-
-static struct gmem_region *add_memory(struct lab *lab, const struct memory *memory)
-{
-	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA, .hva = memory->hva);
-
-	return lab_add(lab, GMEM_BACKING_HOST, BASE, memory->size / page_size(), &opts);
 }
 
 static uint64_t file_bytes(int fd)
@@ -167,11 +147,11 @@ static void end_handler(struct handler *handler, char *hva, uint64_t size)
 }
 
 /* The kinds of memory that userfaultfd cares for; NULL: no more */
-static bool owed_memory(unsigned int which, struct lab *lab, struct memory *memory, char **ret_hva)
+static bool owed_memory(unsigned int which, struct lab *lab, struct lab_memory *memory, char **ret_hva)
 {
 	uint64_t size = PAGES * page_size();
 
-	*memory = (struct memory){ .fd = -1 };
+	*memory = (struct lab_memory){ .fd = -1 };
 	in_case("memory %u", which);
 	if (which > 2)
 		return false;
@@ -181,7 +161,7 @@ static bool owed_memory(unsigned int which, struct lab *lab, struct memory *memo
 		return true;
 	}
 	*memory = which == 1 ? map_memory(size, MAP_PRIVATE | MAP_ANONYMOUS, -1) : map_memfd(size, MAP_SHARED);
-	*ret_hva = gmem_region_hva(add_memory(lab, memory));
+	*ret_hva = gmem_region_hva(lab_add_memory(lab, BASE, memory));
 	return true;
 }
 
@@ -189,7 +169,7 @@ TEST(pages_that_userfaultfd_owes_are_saved_with_what_they_hold)
 {
 	struct gmem_transfer_result result;
 	struct handler handler;
-	struct memory memory;
+	struct lab_memory memory;
 	struct lab lab, copy;
 	char *hva;
 	int fd;
@@ -203,7 +183,7 @@ TEST(pages_that_userfaultfd_owes_are_saved_with_what_they_hold)
 		end_handler(&handler, hva, PAGES * page_size());
 		lab_free(&lab);
 		if (memory.hva)
-			unmap_memory(&memory);
+			lab_unmap_memory(&memory);
 
 		lab_new(&copy, DEFAULT_VM);
 		hva = gmem_region_hva(lab_add(&copy, GMEM_BACKING_HOST, BASE, PAGES, NULL));
@@ -217,7 +197,7 @@ TEST(pages_that_userfaultfd_owes_are_saved_with_what_they_hold)
 TEST(zeros_are_restored_over_what_userfaultfd_owes)
 {
 	struct handler handler;
-	struct memory memory;
+	struct lab_memory memory;
 	struct lab lab;
 	char *hva;
 	int fd = image_of_zeros(PAGES * page_size());
@@ -230,7 +210,7 @@ TEST(zeros_are_restored_over_what_userfaultfd_owes)
 		end_handler(&handler, hva, PAGES * page_size());
 		lab_free(&lab);
 		if (memory.hva)
-			unmap_memory(&memory);
+			lab_unmap_memory(&memory);
 	}
 	close(fd);
 }
@@ -241,7 +221,7 @@ TEST(discard_of_userfaultfds_memory_is_refused_at_once_unless_it_is_allowed)
 	GMEM_OPTS(gmem_discard_opts, opts, .flags = GMEM_DISCARD_NOT_ZERO);
 	struct gmem_footprint footprint;
 	struct handler handler;
-	struct memory memory;
+	struct lab_memory memory;
 	struct lab lab;
 	char *hva;
 
@@ -269,15 +249,15 @@ TEST(discard_of_userfaultfds_memory_is_refused_at_once_unless_it_is_allowed)
 		check_bytes(hva + page, size - page, 0);
 		lab_free(&lab);
 		if (memory.hva)
-			unmap_memory(&memory);
+			lab_unmap_memory(&memory);
 	}
 }
 
 /* ---- files ---- */
 
-static struct memory map_image_file(int flags)
+static struct lab_memory map_image_file(int flags)
 {
-	struct memory memory = map_memfd(PAGES * page_size(), MAP_SHARED);
+	struct lab_memory memory = map_memfd(PAGES * page_size(), MAP_SHARED);
 	int fd = memory.fd;
 
 	memset(memory.hva, 'F', memory.size);
@@ -287,13 +267,13 @@ static struct memory map_image_file(int flags)
 
 TEST(private_mapping_of_a_file_is_saved_and_cleared_as_it_reads)
 {
-	struct memory memory = map_image_file(MAP_PRIVATE);
+	struct lab_memory memory = map_image_file(MAP_PRIVATE);
 	struct gmem_transfer_result result;
 	struct lab lab;
 	int fd;
 
 	lab_new(&lab, DEFAULT_VM);
-	add_memory(&lab, &memory);
+	lab_add_memory(&lab, BASE, &memory);
 	memory.hva[0] = 1;
 	fd = save(&lab, &result);
 	CHECK_EQ(result.data_bytes, memory.size);
@@ -305,18 +285,18 @@ TEST(private_mapping_of_a_file_is_saved_and_cleared_as_it_reads)
 	check_bytes(memory.hva + 1, memory.size - 1, 0);
 	close(fd);
 	lab_free(&lab);
-	unmap_memory(&memory);
+	lab_unmap_memory(&memory);
 }
 
 TEST(discard_of_a_private_mapping_of_a_file_is_refused_unless_it_is_allowed)
 {
 	GMEM_OPTS(gmem_discard_opts, opts, .flags = GMEM_DISCARD_NOT_ZERO);
-	struct memory memory = map_image_file(MAP_PRIVATE);
+	struct lab_memory memory = map_image_file(MAP_PRIVATE);
 	struct gmem_footprint footprint;
 	struct lab lab;
 
 	lab_new(&lab, DEFAULT_VM);
-	add_memory(&lab, &memory);
+	lab_add_memory(&lab, BASE, &memory);
 	memset(memory.hva, 1, memory.size);
 	REFUSED(gmem_vm_discard(lab.vm, BASE, page_size(), NULL, NULL), -EOPNOTSUPP);
 	REFUSED(gmem_vm_discard(lab.vm, BASE, page_size(), NULL, NULL), -EOPNOTSUPP);
@@ -330,12 +310,12 @@ TEST(discard_of_a_private_mapping_of_a_file_is_refused_unless_it_is_allowed)
 	CHECK_EQ(footprint.after, 0);
 	check_bytes(memory.hva, memory.size, 'F');
 	lab_free(&lab);
-	unmap_memory(&memory);
+	lab_unmap_memory(&memory);
 }
 
 TEST(file_that_is_mapped_over_a_region_is_seen)
 {
-	struct memory over = map_image_file(MAP_PRIVATE);
+	struct lab_memory over = map_image_file(MAP_PRIVATE);
 	struct gmem_transfer_result result;
 	struct lab lab;
 	char *hva;
@@ -351,22 +331,22 @@ TEST(file_that_is_mapped_over_a_region_is_seen)
 	check_bytes(hva + 4 * page_size(), 4 * page_size(), 'F');
 	close(fd);
 	lab_free(&lab);
-	unmap_memory(&over);
+	lab_unmap_memory(&over);
 }
 
 TEST(memory_past_the_end_of_its_file_is_not_taken_for_zeros)
 {
-	struct memory memory = map_memfd(PAGES * page_size(), MAP_SHARED);
+	struct lab_memory memory = map_memfd(PAGES * page_size(), MAP_SHARED);
 	struct lab lab;
 	int fd = (int)WORKS(memfd_create("image", MFD_CLOEXEC));
 
 	lab_new(&lab, DEFAULT_VM);
-	add_memory(&lab, &memory);
+	lab_add_memory(&lab, BASE, &memory);
 	WORKS(ftruncate(memory.fd, (off_t)(8 * page_size())));
 	REFUSED(gmem_vm_save(lab.vm, fd, NULL, NULL), -EFAULT);
 	close(fd);
 	lab_free(&lab);
-	unmap_memory(&memory);
+	lab_unmap_memory(&memory);
 }
 
 /* ---- sparse memory ---- */
@@ -388,7 +368,7 @@ static uint64_t status_kb(const char *label)
 #define SPARSE (64 * MIB)
 
 /* Saved with one page, restored as it is, restored anew, and loaded from a file of zeros */
-static void check_sparse(struct memory *memory, uint64_t (*used)(const struct memory *memory),
+static void check_sparse(struct lab_memory *memory, uint64_t (*used)(const struct lab_memory *memory),
 			 uint64_t wanted)
 {
 	struct gmem_transfer_result result = { .size = sizeof(result) };
@@ -397,7 +377,7 @@ static void check_sparse(struct memory *memory, uint64_t (*used)(const struct me
 
 	WORKS(ftruncate(zeros, (off_t)SPARSE));
 	lab_new(&lab, DEFAULT_VM);
-	add_memory(&lab, memory);
+	lab_add_memory(&lab, BASE, memory);
 	memory->hva[0] = 1;
 	fd = save(&lab, &result);
 	CHECK_EQ(result.data_bytes, IMAGE_PAGE);
@@ -413,12 +393,12 @@ static void check_sparse(struct memory *memory, uint64_t (*used)(const struct me
 	lab_free(&lab);
 }
 
-static uint64_t used_of_file(const struct memory *memory)
+static uint64_t used_of_file(const struct lab_memory *memory)
 {
 	return file_bytes(memory->fd);
 }
 
-static uint64_t used_of_pages(const struct memory *memory)
+static uint64_t used_of_pages(const struct lab_memory *memory)
 {
 	unsigned char *marks = malloc(memory->size / page_size());
 	uint64_t sum = 0;
@@ -432,25 +412,25 @@ static uint64_t used_of_pages(const struct memory *memory)
 
 TEST(sparse_memfd_stays_sparse)
 {
-	struct memory memory = map_memfd(SPARSE, MAP_SHARED);
+	struct lab_memory memory = map_memfd(SPARSE, MAP_SHARED);
 
 	check_sparse(&memory, used_of_file, page_size());
-	unmap_memory(&memory);
+	lab_unmap_memory(&memory);
 }
 
 TEST(hole_of_a_memfd_that_is_mapped_privately_stays_one)
 {
-	struct memory memory = map_memfd(SPARSE, MAP_PRIVATE);
+	struct lab_memory memory = map_memfd(SPARSE, MAP_PRIVATE);
 
 	WORKS(madvise(memory.hva, memory.size, MADV_NOHUGEPAGE));
 	/* The kernel copies a page of the file when it is written, and makes it for that. */
 	check_sparse(&memory, used_of_file, page_size());
-	unmap_memory(&memory);
+	lab_unmap_memory(&memory);
 }
 
 TEST(sparse_file_of_tmpfs_stays_sparse)
 {
-	struct memory memory;
+	struct lab_memory memory;
 	int fd = (int)SYS(open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
 
 	if (fd < 0)
@@ -458,23 +438,23 @@ TEST(sparse_file_of_tmpfs_stays_sparse)
 	WORKS(ftruncate(fd, (off_t)SPARSE));
 	memory = map_memory(SPARSE, MAP_SHARED, fd);
 	check_sparse(&memory, used_of_file, page_size());
-	unmap_memory(&memory);
+	lab_unmap_memory(&memory);
 }
 
 TEST(sparse_shared_anonymous_memory_stays_sparse)
 {
-	struct memory memory;
+	struct lab_memory memory;
 
 	if (geteuid() != 0)
 		skip("without privileges it takes a machine without swap");
 	memory = map_memory(SPARSE, MAP_SHARED | MAP_ANONYMOUS, -1);
 	check_sparse(&memory, used_of_pages, page_size());
-	unmap_memory(&memory);
+	lab_unmap_memory(&memory);
 }
 
 TEST(sparse_anonymous_memory_stays_sparse_down_to_its_page_tables)
 {
-	struct memory memory = map_memory(SPARSE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+	struct lab_memory memory = map_memory(SPARSE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
 	uint64_t before;
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -484,21 +464,21 @@ TEST(sparse_anonymous_memory_stays_sparse_down_to_its_page_tables)
 	before = status_kb("VmPTE:");
 	check_sparse(&memory, used_of_pages, page_size());
 	CHECK(status_kb("VmPTE:") - before <= 64);
-	unmap_memory(&memory);
+	lab_unmap_memory(&memory);
 }
 
 /* ---- what a discard frees ---- */
 
 TEST(locked_shared_memory_is_freed_through_its_file)
 {
-	struct memory memory = map_memfd(PAGES * page_size(), MAP_SHARED);
+	struct lab_memory memory = map_memfd(PAGES * page_size(), MAP_SHARED);
 	struct gmem_footprint footprint;
 	struct lab lab;
 
 	if (SYS(syscall(SYS_mlock, memory.hva, memory.size)))
 		skip("no memory may be locked here");
 	lab_new(&lab, DEFAULT_VM);
-	add_memory(&lab, &memory);
+	lab_add_memory(&lab, BASE, &memory);
 	memset(memory.hva, 1, memory.size);
 	OK(gmem_vm_discard(lab.vm, BASE + page_size(), memory.size - page_size(), NULL, &footprint));
 	CHECK_EQ(footprint.done, memory.size - page_size());
@@ -506,28 +486,28 @@ TEST(locked_shared_memory_is_freed_through_its_file)
 	CHECK_EQ(file_bytes(memory.fd), page_size());
 	check_bytes(memory.hva + page_size(), memory.size - page_size(), 0);
 	lab_free(&lab);
-	unmap_memory(&memory);
+	lab_unmap_memory(&memory);
 }
 
 TEST(memory_of_several_mappings_is_freed_by_what_each_is)
 {
-	struct memory memory = map_memory(PAGES * page_size(), MAP_PRIVATE | MAP_ANONYMOUS, -1);
-	struct memory over = map_memfd(4 * page_size(), MAP_SHARED);
+	struct lab_memory memory = map_memory(PAGES * page_size(), MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	struct lab_memory over = map_memfd(4 * page_size(), MAP_SHARED);
 	struct gmem_footprint footprint;
 	struct lab lab;
 
 	CHECK(mmap(memory.hva + 4 * page_size(), 4 * page_size(), PROT_READ | PROT_WRITE,
 		   MAP_SHARED | MAP_FIXED, over.fd, 0) != MAP_FAILED);
 	lab_new(&lab, DEFAULT_VM);
-	add_memory(&lab, &memory);
+	lab_add_memory(&lab, BASE, &memory);
 	memset(memory.hva, 1, memory.size);
 	OK(gmem_vm_discard(lab.vm, BASE, memory.size, NULL, &footprint));
 	CHECK_EQ(footprint.done, memory.size);
 	CHECK_EQ(footprint.after, 0);
 	CHECK_EQ(file_bytes(over.fd), 0);
 	lab_free(&lab);
-	unmap_memory(&over);
-	unmap_memory(&memory);
+	lab_unmap_memory(&over);
+	lab_unmap_memory(&memory);
 }
 
 int main(int argc, char **argv)

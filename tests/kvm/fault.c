@@ -54,6 +54,20 @@ static char *at(const struct own *own, uint64_t page)
 	return own->hva + page * own->lab.page;
 }
 
+/* The same with memory of the library's; false if this VM cannot have it. Recovery is not on yet. */
+static bool own_new_of_librarys(struct own *own, uint32_t backing)
+{
+	if (!(expect_vm(DEFAULT_VM)->backings & 1u << backing))
+		return false;
+	in_case("backing %s, recovers %d", gmem_backing_name(backing), own->recovers);
+	lab_new(&own->lab, DEFAULT_VM);
+	own->size = PAGES * own->lab.page;
+	own->region = lab_add(&own->lab, backing, BASE, PAGES, NULL);
+	own->hva = gmem_region_hva(own->region);
+	memset(own->hva, 5, own->size);
+	return true;
+}
+
 /* With private and shared memory, with recovery and without */
 static void for_each_own(uint64_t region_flags, void (*run)(struct own *))
 {
@@ -249,14 +263,8 @@ TEST(memory_of_the_library_may_be_protected_too)
 		struct own own = { .recovers = i % 2 };
 		int image, file;
 
-		if (!(expect_vm(DEFAULT_VM)->backings & 1u << backings[i / 2]))
+		if (!own_new_of_librarys(&own, backings[i / 2]))
 			continue;
-		in_case("backing %s, recovers %d", gmem_backing_name(backings[i / 2]), own.recovers);
-		lab_new(&own.lab, DEFAULT_VM);
-		own.size = PAGES * own.lab.page;
-		own.region = lab_add(&own.lab, backings[i / 2], BASE, PAGES, NULL);
-		own.hva = gmem_region_hva(own.region);
-		memset(own.hva, 5, own.size);
 		if (own.recovers)
 			OK(gmem_recovery_enable());
 		make_files(&own, &image, &file);
@@ -346,14 +354,8 @@ TEST(lost_pages_of_every_backing_are_named_and_can_be_left_out)
 	for (size_t i = 0; i < 2 * ARRAY_SIZE(backings); i++) {
 		struct own own = { .recovers = i % 2 };
 
-		if (!(expect_vm(DEFAULT_VM)->backings & 1u << backings[i / 2]))
+		if (!own_new_of_librarys(&own, backings[i / 2]))
 			continue;
-		in_case("backing %s, recovers %d", gmem_backing_name(backings[i / 2]), own.recovers);
-		lab_new(&own.lab, DEFAULT_VM);
-		own.size = PAGES * own.lab.page;
-		own.region = lab_add(&own.lab, backings[i / 2], BASE, PAGES, NULL);
-		own.hva = gmem_region_hva(own.region);
-		memset(own.hva, 5, own.size);
 		CHECK_RESULT(lab_poison(at(&own, FIRST), own.lab.page), 0);
 		CHECK_RESULT(lab_poison(at(&own, FIRST + 1), own.lab.page), 0);
 		if (own.recovers)

@@ -79,15 +79,9 @@ static void end_pool(void)
 	set_pool(old_pool);
 }
 
-struct memory {
-	char *hva;
-	uint64_t size;
-	int fd;
-};
-
-static struct memory map_memory(uint64_t pages, bool is_shared)
+static struct lab_memory map_memory(uint64_t pages, bool is_shared)
 {
-	struct memory memory = { .size = pages * huge_page(), .fd = -1 };
+	struct lab_memory memory = { .size = pages * huge_page(), .fd = -1 };
 
 	if (is_shared) {
 		memory.fd = (int)WORKS(memfd_create("huge", MFD_HUGETLB | MFD_CLOEXEC | MFD_ALLOW_SEALING));
@@ -99,23 +93,14 @@ static struct memory map_memory(uint64_t pages, bool is_shared)
 	return memory;
 }
 
-static void unmap_memory(struct memory *memory)
+static struct gmem_region *add(struct lab *lab, const struct lab_memory *memory)
 {
-	WORKS(munmap(memory->hva, memory->size));
-	if (memory->fd >= 0)
-		WORKS(close(memory->fd));
-}
-
-static struct gmem_region *add(struct lab *lab, const struct memory *memory)
-{
-	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA, .hva = memory->hva);
-
 	lab_new(lab, DEFAULT_VM);
-	return lab_add(lab, GMEM_BACKING_HOST, BASE, memory->size / page_size(), &opts);
+	return lab_add_memory(lab, BASE, memory);
 }
 
 /* Memory of each kind, all of it allocated and not zero */
-static struct gmem_region *begin(struct lab *lab, struct memory *memory, int is_shared)
+static struct gmem_region *begin(struct lab *lab, struct lab_memory *memory, int is_shared)
 {
 	struct gmem_region *region;
 
@@ -130,7 +115,7 @@ TEST(part_of_a_huge_page_is_not_discarded_and_not_said_to_be)
 {
 	GMEM_OPTS(gmem_discard_opts, inward, .flags = GMEM_DISCARD_INWARD);
 	struct gmem_footprint footprint;
-	struct memory memory;
+	struct lab_memory memory;
 	struct lab lab;
 
 	begin_pool();
@@ -159,7 +144,7 @@ TEST(part_of_a_huge_page_is_not_discarded_and_not_said_to_be)
 		CHECK_EQ(memory.hva[page - 1], 1);
 		CHECK_EQ(memory.hva[page], 0);
 		lab_free(&lab);
-		unmap_memory(&memory);
+		lab_unmap_memory(&memory);
 	}
 	end_pool();
 }
@@ -168,7 +153,7 @@ TEST(small_ranges_that_make_up_huge_pages_free_them)
 {
 	struct gmem_gpa_range ranges[512];
 	struct gmem_footprint footprint;
-	struct memory memory;
+	struct lab_memory memory;
 	struct lab lab;
 
 	begin_pool();
@@ -183,7 +168,7 @@ TEST(small_ranges_that_make_up_huge_pages_free_them)
 		CHECK_EQ(footprint.done, huge_page());
 		CHECK_EQ(free_pages(), before + 1);
 		lab_free(&lab);
-		unmap_memory(&memory);
+		lab_unmap_memory(&memory);
 	}
 	end_pool();
 }
@@ -191,7 +176,7 @@ TEST(small_ranges_that_make_up_huge_pages_free_them)
 TEST(region_is_not_split_inside_a_huge_page)
 {
 	struct gmem_region *region, *upper;
-	struct memory memory;
+	struct lab_memory memory;
 	struct lab lab;
 
 	begin_pool();
@@ -201,7 +186,7 @@ TEST(region_is_not_split_inside_a_huge_page)
 	CHECK_EQ(gmem_region_size(region), memory.size);
 	OK(gmem_region_split(region, huge_page(), &upper));
 	lab_free(&lab);
-	unmap_memory(&memory);
+	lab_unmap_memory(&memory);
 	end_pool();
 }
 
@@ -214,7 +199,7 @@ TEST(populate_says_how_many_huge_pages_are_missing_before_it_takes_one)
 	begin_pool();
 	for (int is_shared = 0; is_shared < 2; is_shared++) {
 		uint64_t before = free_pages();
-		struct memory memory = map_memory(before + 2, is_shared);
+		struct lab_memory memory = map_memory(before + 2, is_shared);
 
 		add(&lab, &memory);
 		REFUSED(gmem_vm_populate(lab.vm, BASE, memory.size, NULL, &footprint), -ENOMEM);
@@ -228,7 +213,7 @@ TEST(populate_says_how_many_huge_pages_are_missing_before_it_takes_one)
 		CHECK_EQ(footprint.after, 2 * huge_page());
 		CHECK_EQ(free_pages(), before - 2);
 		lab_free(&lab);
-		unmap_memory(&memory);
+		lab_unmap_memory(&memory);
 	}
 	end_pool();
 }
@@ -236,7 +221,7 @@ TEST(populate_says_how_many_huge_pages_are_missing_before_it_takes_one)
 TEST(access_to_a_huge_page_that_nobody_has_is_an_error)
 {
 	struct gmem_view *view;
-	struct memory memory;
+	struct lab_memory memory;
 	struct lab lab;
 
 	begin_pool();
@@ -255,7 +240,7 @@ TEST(access_to_a_huge_page_that_nobody_has_is_an_error)
 							       .flags = GMEM_POPULATE_UNCHECKED }, NULL), -EFAULT);
 	gmem_view_free(view);
 	lab_free(&lab);
-	unmap_memory(&memory);
+	lab_unmap_memory(&memory);
 	end_pool();
 }
 
@@ -263,7 +248,7 @@ TEST(access_to_a_huge_page_that_nobody_has_is_an_error)
 TEST(sparse_memory_of_hugetlb_stays_sparse_and_is_saved_whole)
 {
 	struct gmem_transfer_result result = { .size = sizeof(result) };
-	struct memory memory;
+	struct lab_memory memory;
 	struct lab lab;
 
 	begin_pool();
@@ -291,14 +276,14 @@ TEST(sparse_memory_of_hugetlb_stays_sparse_and_is_saved_whole)
 		CHECK_EQ(memory.hva[3 * huge_page()], is_shared ? 3 : 0);
 		close(fd);
 		lab_free(&lab);
-		unmap_memory(&memory);
+		lab_unmap_memory(&memory);
 	}
 	end_pool();
 }
 
 /* ---- pages of a file that this mapping of it has not touched ---- */
 
-static void fill_elsewhere(const struct memory *memory, uint64_t first, uint64_t pages)
+static void fill_elsewhere(const struct lab_memory *memory, uint64_t first, uint64_t pages)
 {
 	char *other = mmap(NULL, memory->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, memory->fd, 0);
 
@@ -311,7 +296,7 @@ TEST(pages_that_others_put_into_the_file_are_there)
 {
 	GMEM_OPTS(gmem_stats, stats, .flags = GMEM_STATS_RESIDENT);
 	struct gmem_footprint footprint;
-	struct memory memory;
+	struct lab_memory memory;
 	uint64_t pages, page;
 	struct lab lab;
 
@@ -341,7 +326,7 @@ TEST(pages_that_others_put_into_the_file_are_there)
 	CHECK_EQ(stats.resident_shared, memory.size - page);
 	CHECK(mmap(memory.hva, page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == memory.hva);
 	lab_free(&lab);
-	unmap_memory(&memory);
+	lab_unmap_memory(&memory);
 	end_pool();
 }
 
@@ -350,7 +335,7 @@ TEST(what_may_be_in_the_file_is_not_refused)
 {
 	GMEM_OPTS(gmem_stats, stats, .flags = GMEM_STATS_RESIDENT);
 	struct gmem_footprint footprint;
-	struct memory memory;
+	struct lab_memory memory;
 	uint64_t pages, page;
 	struct lab lab;
 
@@ -369,14 +354,14 @@ TEST(what_may_be_in_the_file_is_not_refused)
 	REFUSED(gmem_vm_populate(lab.vm, BASE, page, NULL, &footprint), -EFAULT);
 	CHECK_EQ(footprint.done, 0);
 	lab_free(&lab);
-	unmap_memory(&memory);
+	lab_unmap_memory(&memory);
 	end_pool();
 }
 
 TEST(refused_discard_of_sealed_huge_pages_counts_none_as_freed)
 {
 	struct gmem_footprint footprint;
-	struct memory memory;
+	struct lab_memory memory;
 	struct lab lab;
 
 	begin_pool();
@@ -388,7 +373,7 @@ TEST(refused_discard_of_sealed_huge_pages_counts_none_as_freed)
 	CHECK_EQ(footprint.before, memory.size);
 	CHECK_EQ(footprint.after, memory.size);
 	lab_free(&lab);
-	unmap_memory(&memory);
+	lab_unmap_memory(&memory);
 	end_pool();
 }
 
@@ -411,7 +396,7 @@ static int save_ordinary(uint64_t size)
 TEST(load_and_restore_ask_for_huge_pages_before_the_first_byte)
 {
 	GMEM_OPTS(gmem_transfer_opts, unchecked, .flags = GMEM_TRANSFER_UNCHECKED);
-	struct memory memory;
+	struct lab_memory memory;
 	struct lab lab;
 
 	begin_pool();
@@ -437,7 +422,7 @@ TEST(load_and_restore_ask_for_huge_pages_before_the_first_byte)
 		REFUSED(gmem_vm_load(lab.vm, BASE, fd, 0, size, &unchecked, NULL), -EFAULT);
 		close(fd);
 		lab_free(&lab);
-		unmap_memory(&memory);
+		lab_unmap_memory(&memory);
 	}
 	end_pool();
 }

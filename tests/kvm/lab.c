@@ -48,6 +48,20 @@ struct gmem_region *lab_add(struct lab *lab, uint32_t backing, uint64_t gpa, uin
 	return region;
 }
 
+struct gmem_region *lab_add_memory(struct lab *lab, uint64_t gpa, const struct lab_memory *memory)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA, .hva = memory->hva);
+
+	return lab_add(lab, GMEM_BACKING_HOST, gpa, memory->size / lab->page, &opts);
+}
+
+void lab_unmap_memory(struct lab_memory *memory)
+{
+	WORKS(munmap(memory->hva, memory->size));
+	if (memory->fd >= 0)
+		WORKS(close(memory->fd));
+}
+
 int lab_convert(struct lab *lab, uint64_t gpa, uint64_t size, uint64_t attributes)
 {
 	struct gmem_kvm_memory_attributes args = {

@@ -21,6 +21,17 @@ void lab_free(struct lab *lab);
 struct gmem_region *lab_add(struct lab *lab, uint32_t backing, uint64_t gpa, uint64_t pages,
 			    const struct gmem_region_opts *opts);
 
+/* Memory of the test's own, to be added as a region */
+struct lab_memory {
+	char *hva;
+	uint64_t size;
+	int fd;			/* -1: of no file */
+};
+
+struct gmem_region *lab_add_memory(struct lab *lab, uint64_t gpa, const struct lab_memory *memory);
+/* Unmap it, and close its file. */
+void lab_unmap_memory(struct lab_memory *memory);
+
 /*
  * Call @run with each type of VM, and each of these ways of backing (1 << enum
  * gmem_backing), that this kernel has. Skips if there is none.

@@ -533,7 +533,7 @@ int main(void)
 		cmocka_unit_test(bad_arguments_are_refused),
 		cmocka_unit_test(policies_of_guest_memory_reach_every_region),
 		cmocka_unit_test(memory_of_devices_has_no_policy),
-	cmocka_unit_test(a_range_with_a_gap_gets_no_policy_at_all),
+		cmocka_unit_test(a_range_with_a_gap_gets_no_policy_at_all),
 		cmocka_unit_test(policy_too_late_for_host_memory_is_reported),
 		cmocka_unit_test(policy_is_for_both_sides_or_the_shared_one_alone),
 		cmocka_unit_test(private_memory_whose_sides_are_one_has_one_policy),
