@@ -125,20 +125,6 @@ static int collect_holders(const struct gmem_export *exporter, const struct gmem
 	return count;
 }
 
-/* Most conversions are of memory that no peer has: they need not do the work of a dispatch. */
-static bool is_held(struct gmem_export *exporter, const struct gmem_recall *recall)
-{
-	struct gmem_part kept;
-	struct gmem_peer *peer;
-	bool held = false;
-
-	gmem_lock_take(&exporter->lock);
-	for (peer = exporter->peers; peer && !held; peer = peer->next)
-		held = still_has(peer, recall, &kept);
-	gmem_lock_drop(&exporter->lock);
-	return held;
-}
-
 /* Returns 0 as soon as no peer has memory of the recall any more, whatever time it is. */
 static int wait_for_peers(struct gmem_export *exporter, const struct gmem_recall *recall,
 			  const struct gmem_wait_budget *budget, uint64_t start)
@@ -170,33 +156,29 @@ static int wait_for_peers(struct gmem_export *exporter, const struct gmem_recall
 	}
 }
 
-static int take_back(struct gmem_export *exporter, const struct gmem_recall *recall,
-		     struct gmem_wait_budget *budget)
+/* Most conversions are of memory that no peer has: they need not do the work of a dispatch. */
+static bool has_holder(const struct gmem_export *exporter, const struct gmem_recall *recall)
 {
-	uint64_t start = gmem_sys_now();
-	int err;
+	const struct gmem_peer *peer;
+	struct gmem_part kept;
 
-	if (!is_held(exporter, recall))
-		return 0;
-	err = wait_for_peers(exporter, recall, budget, start);
-	gmem_wait_spend(budget, start);
-	return err;
+	for (peer = exporter->peers; peer; peer = peer->next)
+		if (still_has(peer, recall, &kept))
+			return true;
+	return false;
 }
 
-/* ---- before a region is removed ---- */
-
-static bool takes_memory(const struct gmem_step *step)
-{
-	return !step->region->is_device &&
-	       (step->kind == GMEM_STEP_REMOVE || step->kind == GMEM_STEP_MOVE ||
-		step->kind == GMEM_STEP_REBIND);
-}
-
-static void begin_recall(struct gmem_export *exporter, struct gmem_recall *recall)
+/*
+ * From now on any thread asks for the memory, and reads the answers. Returns whether there is
+ * something to wait for, found before a peer can have refused it: peers are done with a recall
+ * they refused, too.
+ */
+static bool begin_recall(struct gmem_export *exporter, struct gmem_recall *recall)
 {
 	recall->number = ++exporter->last_recall;
 	recall->next = exporter->recalls;
 	exporter->recalls = recall;
+	return has_holder(exporter, recall);
 }
 
 /* Answers that come later are to no recall. */
@@ -208,6 +190,25 @@ static void end_recall(struct gmem_export *exporter, const struct gmem_recall *r
 		;
 	if (*link)
 		*link = recall->next;
+}
+
+static int take_back(struct gmem_export *exporter, const struct gmem_recall *recall,
+		     struct gmem_wait_budget *budget)
+{
+	uint64_t start = gmem_sys_now();
+	int err = wait_for_peers(exporter, recall, budget, start);
+
+	gmem_wait_spend(budget, start);
+	return err;
+}
+
+/* ---- before a region is removed ---- */
+
+static bool takes_memory(const struct gmem_step *step)
+{
+	return !step->region->is_device &&
+	       (step->kind == GMEM_STEP_REMOVE || step->kind == GMEM_STEP_MOVE ||
+		step->kind == GMEM_STEP_REBIND);
 }
 
 /* Note what of the layout changes, for peers to look at it afterwards. */
@@ -246,6 +247,7 @@ int gmem_peers_before(struct gmem_change_hook *hook, const struct gmem_step *ste
 	struct gmem_recall *recall = &exporter->leaving_recall;
 	struct gmem_range *nodes = NULL;
 	size_t taken_count = 0;
+	bool is_held = false;
 
 	for (size_t i = 0; i < count; i++)
 		taken_count += takes_memory(&steps[i]);
@@ -261,10 +263,10 @@ int gmem_peers_before(struct gmem_change_hook *hook, const struct gmem_step *ste
 		note_step(exporter, &steps[i]);
 	if (taken_count) {
 		*recall = (struct gmem_recall){ .is_leaving = true };
-		begin_recall(exporter, recall);
+		is_held = begin_recall(exporter, recall);
 	}
 	gmem_lock_drop(&exporter->lock);
-	return taken_count ? take_back(exporter, recall, budget) : 0;
+	return is_held ? take_back(exporter, recall, budget) : 0;
 }
 
 void gmem_peers_after(struct gmem_change_hook *hook)
@@ -309,13 +311,15 @@ int gmem_peers_revoke(void *data, uint64_t gpa, uint64_t size)
 {
 	struct gmem_export *exporter = data;
 	struct gmem_recall recall = { .part = part_to_take(exporter, gpa, size) };
-	int err;
+	bool is_held;
+	int err = 0;
 
 	gmem_lock_take(&exporter->lock);
-	begin_recall(exporter, &recall);
+	is_held = begin_recall(exporter, &recall);
 	gmem_lock_drop(&exporter->lock);
 
-	err = take_back(exporter, &recall, gmem_claim_own(exporter->vm)->budget);
+	if (is_held)
+		err = take_back(exporter, &recall, gmem_claim_own(exporter->vm)->budget);
 
 	gmem_lock_take(&exporter->lock);
 	end_recall(exporter, &recall);

@@ -110,7 +110,7 @@ struct gmem_peer {
 	uint64_t recall;		/* number of the one that UNMAP or REVOKE is for */
 
 	/* Recalls are searched one after the other, in the order of their numbers. */
-	uint64_t recalls_done;		/* of all up to this one, the peer has nothing */
+	uint64_t recalls_done;		/* up to this one, the peer has nothing or refused */
 	uint64_t searched_recall;	/* of this one, the peer has nothing below recall_from */
 	uint64_t recall_from;
 };
