@@ -157,28 +157,34 @@ bool span_has(const struct spans *s, uint64_t at)
 
 void fake_fail_call(unsigned n, int err)
 {
+	enter();
 	memset(&failure, 0, sizeof(failure));
 	failure.countdown = n;
 	failure.err = err;
+	leave(0);
 }
 
 void fake_fail_kind(enum fake_call call, unsigned skip, unsigned count, int err)
 {
+	enter();
 	memset(&failure, 0, sizeof(failure));
 	failure.by_kind = true;
 	failure.kind = call;
 	failure.skip = skip;
 	failure.count = count;
 	failure.kind_err = err;
+	leave(0);
 }
 
 void fake_fail_at_random(unsigned skip, unsigned one_in, uint64_t seed)
 {
+	enter();
 	memset(&failure, 0, sizeof(failure));
 	failure.at_random = true;
 	failure.skip = skip;
 	failure.one_in = one_in;
 	failure.random = seed | 1;
+	leave(0);
 }
 
 void fake_fail_next(enum fake_call call, int err)
@@ -188,29 +194,38 @@ void fake_fail_next(enum fake_call call, int err)
 
 bool fake_fail_struck(void)
 {
-	bool struck = failure.struck;
-	enum fake_call victim = failure.victim;
+	bool struck;
+	enum fake_call victim;
 
+	enter();
+	struck = failure.struck;
+	victim = failure.victim;
 	memset(&failure, 0, sizeof(failure));
 	failure.victim = victim;
+	leave(0);
 	return struck;
 }
 
 enum fake_call fake_fail_victim(void)
 {
-	return failure.victim;
+	enter();
+	return (enum fake_call)leave((int)failure.victim);
 }
 
 void fake_interrupt(unsigned times, uint64_t pages)
 {
+	enter();
 	kernel.interrupt_times = times;
 	kernel.interrupt_pages = pages;
+	leave(0);
 }
 
 void fake_limit_prefault(uint64_t pages, unsigned times)
 {
+	enter();
 	kernel.prefault_most = pages;
 	kernel.prefault_interruptions = times;
+	leave(0);
 }
 
 static int strike(enum fake_call call, int err)
@@ -340,7 +355,8 @@ const char *fake_call_name(enum fake_call call)
 
 unsigned fake_count(enum fake_call call)
 {
-	return kernel.counts[call];
+	enter();
+	return (unsigned)leave((int)kernel.counts[call]);
 }
 
 unsigned fake_count_all(void)
@@ -348,14 +364,16 @@ unsigned fake_count_all(void)
 	unsigned sum = 0;
 	size_t i;
 
+	enter();
 	for (i = 0; i < FAKE_CALLS; i++)
 		sum += kernel.counts[i];
-	return sum;
+	return (unsigned)leave((int)sum);
 }
 
 unsigned fake_complaints(void)
 {
-	return kernel.complaints;
+	enter();
+	return (unsigned)leave((int)kernel.complaints);
 }
 
 /* ------------------------------------------------- VMs, files and their fds -- */
@@ -585,7 +603,9 @@ static int do_file_size(int fd, uint64_t *ret)
 
 void fake_shorten_writes(size_t most)
 {
+	enter();
 	kernel.max_written = most;
+	leave(0);
 }
 
 static int64_t do_write(int fd, const void *buf, size_t size)
@@ -692,6 +712,7 @@ static struct {
 
 void fake_set_file(const char *path, const char *contents)
 {
+	enter();
 	size_t i = 0;
 
 	while (files[i].path && strcmp(files[i].path, path) != 0)
@@ -699,6 +720,7 @@ void fake_set_file(const char *path, const char *contents)
 			abort();
 	files[i].path = path;
 	files[i].contents = contents;
+	leave(0);
 }
 
 static int do_read_file(const char *path, char *buf, size_t size)
@@ -763,7 +785,9 @@ static uint64_t copies;
 
 void fake_refuse_membarrier(int err)
 {
+	enter();
 	membarrier_refusal = err;
+	leave(0);
 }
 
 void fake_refuse_copies(int err)
@@ -985,7 +1009,7 @@ void fake_close(int fd)
 
 void fake_kill_vm(int vm_fd)
 {
-	struct vm *vm = must(vm_of(vm_fd));
-
-	vm->dead = true;
+	enter();
+	((struct vm *)must(vm_of(vm_fd)))->dead = true;
+	leave(0);
 }

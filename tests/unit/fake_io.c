@@ -326,7 +326,9 @@ bool fake_queue_foreign(void)
 
 void fake_set_ring_entries(uint32_t entries)
 {
+	enter();
 	kernel.ring_entries = entries;
+	leave(0);
 }
 
 static int cancel(struct gmem_ring *ring, uint32_t victim)
@@ -433,20 +435,28 @@ bool fake_take_completion(uint64_t *ret_tag, int *ret_result)
 
 void fake_shorten_io(uint64_t most)
 {
+	enter();
 	kernel.io_most = most;
+	leave(0);
 }
 
 void fake_set_direct(enum fake_direct direct)
 {
+	enter();
 	kernel.direct = direct;
+	leave(0);
 }
 
 void fake_set_limit(int resource, uint64_t limit)
 {
+	enter();
 	kernel.limits[resource] = limit;
+	leave(0);
 }
 
 void fake_cache_files(void)
 {
+	enter();
 	kernel.files_are_cached = true;
+	leave(0);
 }

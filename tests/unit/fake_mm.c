@@ -253,7 +253,8 @@ static int last_advice;
 
 int fake_last_advice(void)
 {
-	return last_advice;
+	enter();
+	return leave(last_advice);
 }
 
 int gmem_sys_madvise(void *addr, uint64_t size, int advice)

@@ -250,28 +250,36 @@ int gmem_sys_query_pages(const void *const *pages, uint64_t count, int *ret_node
 
 void fake_set_node(unsigned node)
 {
+	enter();
 	kernel.node = (uint8_t)node;
+	leave(0);
 }
 
 void fake_race_mbind(bool yes)
 {
+	enter();
 	kernel.races = yes;
+	leave(0);
 }
 
 int fake_policy_of_file(int fd, uint64_t offset, uint64_t *ret_nodes)
 {
-	struct policy policy = policy_of_file(must(handle_of(fd)->file), offset);
+	struct policy policy;
 
+	enter();
+	policy = policy_of_file(must(handle_of(fd)->file), offset);
 	*ret_nodes = policy.nodes;
-	return policy.mode;
+	return leave(policy.mode);
 }
 
 int fake_policy_at(const void *hva, uint64_t *ret_nodes)
 {
-	struct policy policy = policy_of_mapping((uintptr_t)hva);
+	struct policy policy;
 
+	enter();
+	policy = policy_of_mapping((uintptr_t)hva);
 	*ret_nodes = policy.nodes;
-	return policy.mode;
+	return leave(policy.mode);
 }
 
 /* ----------------------------------------------------------------- affinity -- */
@@ -281,7 +289,9 @@ static pthread_t last_thread;
 
 void fake_set_cpus(uint64_t cpus)
 {
+	enter();
 	cpus_allowed = cpus;
+	leave(0);
 }
 
 uint64_t fake_last_affinity(bool *ret_is_ours)

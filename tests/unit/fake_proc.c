@@ -33,9 +33,11 @@ void fake_mark_mapping(const void *hva, uint64_t size, uint64_t page_size, const
 {
 	uint64_t start = (uintptr_t)hva;
 
+	enter();
 	if (mark_count == MAX_MARKS)
 		abort();
 	marks[mark_count++] = (struct mark){ start, start + size, page_size, swap, flags };
+	leave(0);
 }
 
 static const struct mark *mark_at(uint64_t addr)

@@ -20,8 +20,10 @@ void fake_pretend_huge(int fd, uint64_t page_size)
 {
 	struct stat st;
 
+	enter();
 	kernel.huge_page_size = fstat(fd, &st) < 0 ? 0 : page_size;
 	kernel.huge_inode = st.st_ino;
+	leave(0);
 }
 
 static int do_facts(int fd, struct gmem_sys_facts *ret)

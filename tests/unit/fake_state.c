@@ -218,19 +218,24 @@ bool fake_equal(struct fake_snapshot *before)
 
 bool fake_get_slot(int vm_fd, uint32_t number, struct fake_slot *ret)
 {
-	const struct vm *vm = vm_of(vm_fd);
+	const struct vm *vm;
+	bool found;
 
-	if (!vm || number >> 16 >= SPACES || !vm->slots[slot_index(number)].size)
-		return false;
-	*ret = vm->slots[slot_index(number)];
-	return true;
+	enter();
+	vm = vm_of(vm_fd);
+	found = vm && number >> 16 < SPACES && vm->slots[slot_index(number)].size;
+	if (found)
+		*ret = vm->slots[slot_index(number)];
+	return leave(found);
 }
 
 unsigned fake_slot_count(int vm_fd)
 {
-	const struct vm *vm = vm_of(vm_fd);
+	const struct vm *vm;
 
-	return vm ? (unsigned)vm->by_gpa.count : 0;
+	enter();
+	vm = vm_of(vm_fd);
+	return (unsigned)leave(vm ? (int)vm->by_gpa.count : 0);
 }
 
 bool fake_is_private(int vm_fd, uint64_t gpa)
@@ -283,44 +288,50 @@ int fake_add_slot(int vm_fd, uint32_t number, uint64_t gpa, uint64_t size)
 
 bool fake_vm_exists(int vm_fd)
 {
-	return vm_of(vm_fd) != NULL;
+	enter();
+	return leave(vm_of(vm_fd) != NULL);
 }
 
 int fake_file_of_fd(int fd)
 {
 	const struct handle *h = handle_of(fd);
 
-	return h && h->kind == GMEM ? h->file->id : 0;
+	enter();
+	return leave(h && h->kind == GMEM ? h->file->id : 0);
 }
 
 int fake_file_at(const void *hva, uint64_t *ret_offset)
 {
-	const struct mapping *map = map_at((uintptr_t)hva);
+	const struct mapping *map;
 
+	enter();
+	map = map_at((uintptr_t)hva);
 	if (!map || !map->file)
-		return 0;
+		return leave(0);
 	*ret_offset = map->offset + ((uintptr_t)hva - map->start);
-	return map->file->id;
+	return leave(map->file->id);
 }
 
 int fake_protection_at(const void *hva)
 {
-	const struct mapping *map = map_at((uintptr_t)hva);
+	const struct mapping *map;
 
-	return map ? map->prot : -1;
+	enter();
+	map = map_at((uintptr_t)hva);
+	return leave(map ? map->prot : -1);
 }
 
 bool fake_is_allocated(int fd, uint64_t offset, uint64_t size)
 {
 	const struct handle *h = handle_of(fd);
-	uint64_t i;
+	bool is_allocated;
 
-	if (!h || h->kind != GMEM)
-		return false;
-	for (i = offset / fake.page_size; i < (offset + size) / fake.page_size; i++)
-		if (i >= TRACKED_PAGES || !h->file->allocated[i])
-			return false;
-	return true;
+	enter();
+	is_allocated = h && h->kind == GMEM;
+	for (uint64_t i = offset / fake.page_size;
+	     is_allocated && i < (offset + size) / fake.page_size; i++)
+		is_allocated = i < TRACKED_PAGES && h->file->allocated[i];
+	return leave(is_allocated);
 }
 
 unsigned fake_open_fds(void)
@@ -328,12 +339,14 @@ unsigned fake_open_fds(void)
 	unsigned count = 0;
 	int fd;
 
+	enter();
 	for (fd = 0; fd < MAX_FDS; fd++)
 		count += kernel.fds[fd].kind != CLOSED;
-	return count;
+	return (unsigned)leave((int)count);
 }
 
 unsigned fake_open_mappings(void)
 {
-	return (unsigned)kernel.map_count;
+	enter();
+	return (unsigned)leave((int)kernel.map_count);
 }
