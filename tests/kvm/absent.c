@@ -351,20 +351,6 @@ TEST(memory_past_the_end_of_its_file_is_not_taken_for_zeros)
 
 /* ---- sparse memory ---- */
 
-static uint64_t status_kb(const char *label)
-{
-	char text[4096], *at;
-	int fd = (int)WORKS(open("/proc/self/status", O_RDONLY | O_CLOEXEC));
-	ssize_t n = read(fd, text, sizeof(text) - 1);
-
-	close(fd);
-	CHECK(n > 0);
-	text[n] = '\0';
-	at = strstr(text, label);
-	CHECK(at);
-	return strtoull(at + strlen(label), NULL, 10);
-}
-
 #define SPARSE (64 * MIB)
 
 /* Saved with one page, restored as it is, restored anew, and loaded from a file of zeros */
@@ -461,9 +447,10 @@ TEST(sparse_anonymous_memory_stays_sparse_down_to_its_page_tables)
 	skip("a sanitizer's shadow of the memory has page tables, too");
 #endif
 	WORKS(madvise(memory.hva, memory.size, MADV_NOHUGEPAGE));
-	before = status_kb("VmPTE:");
+	before = lab_read_number("/proc/self/status", "VmPTE:");
+	CHECK(before);
 	check_sparse(&memory, used_of_pages, page_size());
-	CHECK(status_kb("VmPTE:") - before <= 64);
+	CHECK(lab_read_number("/proc/self/status", "VmPTE:") - before <= 64);
 	lab_unmap_memory(&memory);
 }
 

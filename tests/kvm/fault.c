@@ -394,19 +394,13 @@ static bool set_huge_pages(unsigned int count)
 /* Bytes of a huge page, of which the machine now has some; or skip */
 static uint64_t require_huge_pages(void)
 {
-	unsigned long long kib = 0;
-	char line[128];
-	FILE *file;
+	uint64_t kib;
 
 	if (!set_huge_pages(6))
 		skip("no huge pages can be had");
-	file = fopen("/proc/meminfo", "r");
-	CHECK(file);
-	while (!kib && fgets(line, sizeof(line), file))
-		sscanf(line, "Hugepagesize: %llu kB", &kib);
-	fclose(file);
+	kib = lab_read_number("/proc/meminfo", "Hugepagesize:");
 	if (!kib || kib > 32 * 1024)
-		skip("no huge pages of a size to be wasted: %llu KiB", kib);
+		skip("no huge pages of a size to be wasted: %llu KiB", (unsigned long long)kib);
 	return kib * KIB;
 }
 

@@ -24,27 +24,14 @@
 #define COUNT 4			/* huge pages of a region */
 #define POOL 6
 
-static uint64_t meminfo(const char *label)
-{
-	char text[8192], *at;
-	int fd = (int)WORKS(open("/proc/meminfo", O_RDONLY | O_CLOEXEC));
-	ssize_t n = read(fd, text, sizeof(text) - 1);
-
-	close(fd);
-	CHECK(n > 0);
-	text[n] = '\0';
-	at = strstr(text, label);
-	return at ? strtoull(at + strlen(label), NULL, 10) : 0;
-}
-
 static uint64_t huge_page(void)
 {
-	return meminfo("Hugepagesize:") * 1024;
+	return lab_read_number("/proc/meminfo", "Hugepagesize:") * 1024;
 }
 
 static uint64_t free_pages(void)
 {
-	return meminfo("HugePages_Free:");
+	return lab_read_number("/proc/meminfo", "HugePages_Free:");
 }
 
 static long set_pool(uint64_t pages)
@@ -66,7 +53,7 @@ static uint64_t old_pool;
 
 static void begin_pool(void)
 {
-	old_pool = meminfo("HugePages_Total:");
+	old_pool = lab_read_number("/proc/meminfo", "HugePages_Total:");
 	if (free_pages() < POOL && set_pool(old_pool - free_pages() + POOL) < 0)
 		skip("the pool of huge pages cannot be set");
 	if (free_pages() < POOL || huge_page() != 2 * MIB)

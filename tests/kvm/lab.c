@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include <setjmp.h>
 #include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -123,6 +126,20 @@ void lab_for_each_way(uint32_t ways, void (*run)(int type, uint32_t backing, voi
 	}
 	if (!count)
 		skip("no VM here has any of the ways of backing this is about");
+}
+
+uint64_t lab_read_number(const char *path, const char *label)
+{
+	FILE *file = fopen(path, "re");
+	uint64_t number = 0;
+	char line[256];
+
+	CHECK(file);
+	while (!number && fgets(line, sizeof(line), file))
+		if (strncmp(line, label, strlen(label)) == 0)
+			number = strtoull(line + strlen(label), NULL, 10);
+	fclose(file);
+	return number;
 }
 
 /* ---- poison ---- */

@@ -48,6 +48,9 @@ int lab_convert(struct lab *lab, uint64_t gpa, uint64_t size, uint64_t attribute
  */
 bool lab_reaches_file(struct lab *lab);
 
+/* The number after @label, such as "MemAvailable:", in a file of /proc; 0: there is none */
+uint64_t lab_read_number(const char *path, const char *label);
+
 /* ---- poison ---- */
 
 /*

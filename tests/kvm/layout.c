@@ -651,20 +651,6 @@ TEST(a_guest_uses_all_the_ram_of_a_common_machine)
 
 /* ---- RAM of many memslots ---- */
 
-static uint64_t available_memory(void)
-{
-	FILE *file = fopen("/proc/meminfo", "r");
-	unsigned long long kib = 0;
-	char line[128];
-
-	while (file && fgets(line, sizeof(line), file) &&
-	       sscanf(line, "MemAvailable: %llu kB", &kib) != 1)
-		;
-	if (file)
-		fclose(file);
-	return kib << 10;
-}
-
 /* With shadow paging KVM takes 8 bytes and more for each page of a memslot at once. */
 static void skip_unless_kvm_can_have(const struct site *s, const struct gmem_ram_range *range)
 {
@@ -673,7 +659,7 @@ static void skip_unless_kvm_can_have(const struct site *s, const struct gmem_ram
 	OK(gmem_caps_get(gmem_vm_caps(s->lab.vm), GMEM_CAP_ADDRESS_BITS, &bits));
 	if (bits.value < 64 && (range->gpa + range->size - 1) >> bits.value)
 		skip("guest addresses have %d bits here", (int)bits.value);
-	if (range->size / s->lab.page * 16 > available_memory())
+	if (range->size / s->lab.page * 16 > lab_read_number("/proc/meminfo", "MemAvailable:") * KIB)
 		skip("a memslot of %u TiB may take more memory than this host has",
 		     (unsigned int)(range->size >> 40));
 }

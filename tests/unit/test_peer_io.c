@@ -1107,7 +1107,7 @@ struct crowd {
 	struct gmem_region *lanes[LANES];
 	pthread_t thread;
 	int stop;
-	uint32_t seed;
+	uint32_t seed, second_seed;
 };
 
 static uint32_t chance(uint32_t *seed, uint32_t below)
@@ -1154,13 +1154,23 @@ static void lane_comes_or_goes(struct crowd *c, uint32_t n)
 		c->lanes[n] = NULL;
 }
 
-static void convert_something(struct crowd *c)
+static void convert_something(struct crowd *c, uint32_t *seed)
 {
-	uint64_t page = chance(&c->seed, SIZE / PAGE), pages = 1 + chance(&c->seed, LANE / PAGE);
+	uint64_t page = chance(seed, SIZE / PAGE), pages = 1 + chance(seed, LANE / PAGE);
 
 	pages = page + pages > SIZE / PAGE ? SIZE / PAGE - page : pages;
 	/* Where a lane is missing or a far end refuses, nothing changes. */
-	convert(&c->s, page, pages, chance(&c->seed, 2) ? GMEM_STATE_PRIVATE : GMEM_STATE_SHARED);
+	convert(&c->s, page, pages, chance(seed, 2) ? GMEM_STATE_PRIVATE : GMEM_STATE_SHARED);
+}
+
+/* What it is answered, the other thread may read, and the other way round. */
+static void *convert_beside(void *data)
+{
+	struct crowd *c = data;
+
+	for (int n = 0; n < 8; n++)
+		convert_something(c, &c->second_seed);
+	return NULL;
 }
 
 static bool is_anybody_without(const struct crowd *c)
@@ -1215,6 +1225,7 @@ static void crowd_begin(struct crowd *c, uint64_t page_size, uint32_t seed)
 	memset(c, 0, sizeof(*c));
 	scene_begin(&c->s, page_size);
 	c->seed = seed;
+	c->second_seed = seed + FARS;
 	for (uint32_t i = 0; i < LANES; i++)
 		lane_comes_or_goes(c, i);
 	for (uint32_t i = 0; i < FARS; i++) {
@@ -1237,6 +1248,7 @@ static void crowd_end(struct crowd *c)
 
 static void peers_end_with_what_is_shared_whatever_they_answered(void **state)
 {
+	pthread_t beside;
 	struct crowd c;
 
 	(void)state;
@@ -1250,13 +1262,15 @@ static void peers_end_with_what_is_shared_whatever_they_answered(void **state)
 			}
 			c.stop = 0;
 			assert_int_equal(pthread_create(&c.thread, NULL, serve_crowd, &c), 0);
+			assert_int_equal(pthread_create(&beside, NULL, convert_beside, &c), 0);
 			for (int n = 0; n < 8; n++) {
 				if (chance(&c.seed, 4) == 0)
 					lane_comes_or_goes(&c, chance(&c.seed, LANES));
 				else
-					convert_something(&c);
+					convert_something(&c, &c.seed);
 				assert_ok(gmem_export_dispatch(c.s.exporter));
 			}
+			assert_int_equal(pthread_join(beside, NULL), 0);
 			__atomic_store_n(&c.stop, 1, __ATOMIC_RELEASE);
 			assert_int_equal(pthread_join(c.thread, NULL), 0);
 			calm_down(&c);
