@@ -261,8 +261,25 @@ static void handle_request(struct vmm *vmm, const char *snapshot)
 	pthread_cond_signal(&vmm->room);
 }
 
+/*
+ * QEMU's emulation of SVM keeps the type of the last exception that the guest took where
+ * KVM, from Linux 6.14 on, looks for an event under delivery. During a delivery it does
+ * not emulate an access to a device. The vCPU has not changed, and a second attempt
+ * succeeds. On a real processor there is an event, which fails the second time, too.
+ */
+static bool is_worth_another_try(struct vmm *vmm)
+{
+	const bool undelivered = vmm->run->exit_reason == KVM_EXIT_INTERNAL_ERROR &&
+				 vmm->run->internal.suberror == KVM_INTERNAL_ERROR_DELIVERY_EV;
+
+	vmm->tried_again = undelivered && !vmm->tried_again;
+	return vmm->tried_again;
+}
+
 static void handle_exit(struct vmm *vmm)
 {
+	if (is_worth_another_try(vmm))
+		return;
 	switch (vmm->run->exit_reason) {
 	case KVM_EXIT_IO:
 		handle_io(vmm);
@@ -273,6 +290,11 @@ static void handle_exit(struct vmm *vmm)
 	case KVM_EXIT_SHUTDOWN:
 		say("the guest reset itself");
 		stop(vmm, EXIT_SUCCESS);
+		break;
+	case KVM_EXIT_INTERNAL_ERROR:
+		say("KVM cannot run the guest: internal error %" PRIu32,
+		    vmm->run->internal.suberror);
+		stop(vmm, EXIT_FAILURE);
 		break;
 	default:
 		say("the vCPU left with exit reason %" PRIu32 ", and that is the end",

@@ -119,6 +119,7 @@ struct vmm {
 	pthread_mutex_t lock;		/* guards devices and requests */
 	pthread_cond_t room;		/* serial.received has space, or a request is done */
 	enum request request;
+	bool tried_again;		/* after an internal error of KVM */
 	bool stop;
 	int status;			/* exit status */
 	struct device_state devices;
