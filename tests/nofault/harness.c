@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -22,24 +23,19 @@ const char *__tsan_default_options(void)
 	return "handle_sigbus=0:handle_segv=0";
 }
 
-/* An emulated machine shows itself by this. */
-static __attribute__((unused)) uint64_t system_call_ns(void)
+static __attribute__((unused)) uint64_t system_call_ns;
+
+static __attribute__((unused)) void time_system_calls(void)
 {
-	static uint64_t ns;
 	struct timespec start, end;
 	int i;
-
-	if (ns)
-		return ns;
 
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	for (i = 0; i < 256; i++)
 		syscall(SYS_getppid);
 	clock_gettime(CLOCK_MONOTONIC, &end);
-	ns = (uint64_t)(end.tv_sec - start.tv_sec) * 1000000000 + (uint64_t)end.tv_nsec -
-	     (uint64_t)start.tv_nsec;
-	ns /= 256;
-	return ns;
+	system_call_ns = ((uint64_t)(end.tv_sec - start.tv_sec) * 1000000000 +
+			  (uint64_t)end.tv_nsec - (uint64_t)start.tv_nsec) / 256;
 }
 
 bool is_slow(void)
@@ -51,7 +47,11 @@ bool is_slow(void)
 	return true;
 #endif
 #endif
-	return system_call_ns() > 2000;
+	/* An emulated machine shows itself by this. All threads get the same answer. */
+	static pthread_once_t timed = PTHREAD_ONCE_INIT;
+
+	pthread_once(&timed, time_system_calls);
+	return system_call_ns > 2000;
 }
 
 /* ---- memory ---- */
