@@ -67,6 +67,15 @@ static void check_refused_region(struct lab *lab, uint64_t size, int err, const 
 	gmem_plan_free(plan);
 }
 
+static void skip_with_a_sanitizer(const char *which)
+{
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+	skip("a sanitizer %s", which);
+#else
+	(void)which;
+#endif
+}
+
 TEST(address_space_is_named)
 {
 	struct lab lab;
@@ -81,9 +90,7 @@ TEST(data_is_named)
 {
 	struct lab lab;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-	skip("a sanitizer maps memory of its own, and ends the program where it cannot");
-#endif
+	skip_with_a_sanitizer("maps memory of its own, and ends the program where it cannot");
 	lab_new(&lab, DEFAULT_VM);
 	set_limit(RLIMIT_DATA, 256 * MIB);
 	check_refused_region(&lab, GIB, -ENOMEM, "RLIMIT_DATA is 0x10000000");
@@ -146,9 +153,7 @@ TEST(number_of_mappings_is_named)
 {
 	struct lab lab;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-	skip("a sanitizer maps memory of its own, and ends the program where it cannot");
-#endif
+	skip_with_a_sanitizer("maps memory of its own, and ends the program where it cannot");
 	lab_new(&lab, DEFAULT_VM);
 	use_up_mappings();
 	check_refused_region(&lab, MIB, -ENOMEM, "vm.max_map_count is ");
@@ -159,9 +164,7 @@ TEST(locked_memory_is_named)
 {
 	struct lab lab;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-	skip("a sanitizer locks no memory, as its shadow is too large");
-#endif
+	skip_with_a_sanitizer("locks no memory, as its shadow is too large");
 	lab_new(&lab, DEFAULT_VM);
 	/* Who may exceed the limit, as root may, has none. */
 	set_limit(RLIMIT_MEMLOCK, 4 * MIB);

@@ -807,24 +807,32 @@ static void what_is_given_back_too_late_is_given_again(void **state)
 	scene_end(&s);
 }
 
-static void *convert_page_9(void *data)
-{
-	struct scene *s = data;
-
-	return (void *)(intptr_t)convert(s, 9, 1, GMEM_STATE_PRIVATE);
-}
-
-struct one_page {
+/* Pages that a thread of their own makes private; its result is that of the conversion. */
+struct conversion {
 	struct scene *s;
-	uint64_t page;
+	uint64_t page, pages;
 	pthread_t thread;
 };
 
 static void *make_private(void *data)
 {
-	struct one_page *one = data;
+	struct conversion *c = data;
 
-	return (void *)(intptr_t)convert(one->s, one->page, 1, GMEM_STATE_PRIVATE);
+	return (void *)(intptr_t)convert(c->s, c->page, c->pages, GMEM_STATE_PRIVATE);
+}
+
+static void start_conversion(struct conversion *c, struct scene *s)
+{
+	c->s = s;
+	assert_int_equal(pthread_create(&c->thread, NULL, make_private, c), 0);
+}
+
+static int end_conversion(struct conversion *c)
+{
+	void *result;
+
+	assert_int_equal(pthread_join(c->thread, &result), 0);
+	return (int)(intptr_t)result;
 }
 
 /*
@@ -833,9 +841,11 @@ static void *make_private(void *data)
  */
 static void a_refusal_fails_the_conversion_it_answers_alone(void **state)
 {
-	struct one_page all[] = { { .page = 2 }, { .page = 4 }, { .page = 6 }, { .page = 9 } };
+	struct conversion all[] = {
+		{ .page = 2, .pages = 1 }, { .page = 4, .pages = 1 },
+		{ .page = 6, .pages = 1 }, { .page = 9, .pages = 1 },
+	};
 	struct scene s;
-	void *result;
 
 	(void)state;
 	scene_begin_given(&s, PAGE, (struct gmem_peer_opts){ .flags = 0 });
@@ -849,14 +859,10 @@ static void a_refusal_fails_the_conversion_it_answers_alone(void **state)
 		s.far.refused_gpa = refused * PAGE;
 		s.far.refusals = 1;
 		start_serving(&s);
-		for (size_t i = 0; i < ARRAY_SIZE(all); i++) {
-			all[i].s = &s;
-			assert_int_equal(pthread_create(&all[i].thread, NULL, make_private, &all[i]), 0);
-		}
-		for (size_t i = 0; i < ARRAY_SIZE(all); i++) {
-			assert_int_equal(pthread_join(all[i].thread, &result), 0);
-			assert_int_equal((int)(intptr_t)result, all[i].page == refused ? -EBUSY : 0);
-		}
+		for (size_t i = 0; i < ARRAY_SIZE(all); i++)
+			start_conversion(&all[i], &s);
+		for (size_t i = 0; i < ARRAY_SIZE(all); i++)
+			assert_int_equal(end_conversion(&all[i]), all[i].page == refused ? -EBUSY : 0);
 		stop_serving(&s);
 		settle(&s);
 		compare(&s);
@@ -1012,21 +1018,13 @@ static bool has_work(struct scene *s)
 	return poll(&fd, 1, 0) == 1;
 }
 
-static void *convert_pages_4_to_7(void *data)
-{
-	struct scene *s = data;
-
-	return (void *)(intptr_t)convert(s, 4, 4, GMEM_STATE_PRIVATE);
-}
-
 /* They wait for a peer that is silent; another one, which gave back at once, is no work. */
 static void conversions_that_wait_are_no_work_for_others(void **state)
 {
 	struct far quick = { .page_size = PAGE }, silent;
 	struct gmem_peer *first;
-	pthread_t others[2];
+	struct conversion others[] = { { .page = 9, .pages = 1 }, { .page = 4, .pages = 4 } };
 	struct scene s;
-	void *result;
 
 	(void)state;
 	scene_begin_given(&s, PAGE, (struct gmem_peer_opts){ .flags = 0 });
@@ -1039,8 +1037,8 @@ static void conversions_that_wait_are_no_work_for_others(void **state)
 	s.far = quick;
 	settle(&s);
 
-	assert_int_equal(pthread_create(&others[0], NULL, convert_page_9, &s), 0);
-	assert_int_equal(pthread_create(&others[1], NULL, convert_pages_4_to_7, &s), 0);
+	for (int i = 0; i < 2; i++)
+		start_conversion(&others[i], &s);
 	while (s.far.has[4] || s.far.has[9] || count_recalls(&s) < 2) {
 		serve(&s.far);
 		serve(&silent);
@@ -1065,10 +1063,8 @@ static void conversions_that_wait_are_no_work_for_others(void **state)
 		serve(&silent);
 		usleep(1000);
 	}
-	for (int i = 0; i < 2; i++) {
-		assert_int_equal(pthread_join(others[i], &result), 0);
-		assert_int_equal((int)(intptr_t)result, 0);
-	}
+	for (int i = 0; i < 2; i++)
+		assert_ok(end_conversion(&others[i]));
 	gmem_peer_remove(first);
 	close(silent.sock);
 	close(quick.sock);
@@ -1077,19 +1073,17 @@ static void conversions_that_wait_are_no_work_for_others(void **state)
 
 static void a_peer_that_is_removed_is_not_waited_for(void **state)
 {
-	pthread_t other;
+	struct conversion other = { .page = 9, .pages = 1 };
 	struct scene s;
-	void *result;
 
 	(void)state;
 	scene_begin_given(&s, PAGE, (struct gmem_peer_opts){ .flags = 0 });
 	settle(&s);
-	assert_int_equal(pthread_create(&other, NULL, convert_page_9, &s), 0);
+	start_conversion(&other, &s);
 	while (!serve(&s.far))
 		s.far.decide = keep_revokes;
 	gmem_peer_remove(s.peer);
-	assert_int_equal(pthread_join(other, &result), 0);
-	assert_int_equal((int)(intptr_t)result, 0);
+	assert_ok(end_conversion(&other));
 	scene_end(&s);
 }
 
