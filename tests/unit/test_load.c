@@ -190,8 +190,8 @@ static void zeros_take_no_memory_where_there_was_none(void **state)
 	write_dense(&b);
 	assert_ok(gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, b.size, NULL, &result));
 	/* before anything is compared: looking at a hole allocates */
-	for (uint64_t at = 0; at < b.size; at += 4096)
-		assert_int_equal(is_allocated(&b, at), !gmem_is_zero(b.source + at, 4096));
+	for (uint64_t at = 0; at < b.size; at += b.unit.page)
+		assert_int_equal(is_allocated(&b, at), !gmem_is_zero(b.source + at, b.unit.page));
 	end(&b);
 }
 
@@ -577,8 +577,8 @@ static void what_does_not_fit_is_refused_before_the_first_byte(void **state)
 	assert_false(is_allocated(&b, 0));
 
 	/* What the guest has already is not needed again. */
-	leave(b.size - 256 * b.unit.page);
-	assert_ok(gmem_vm_populate(b.unit.vm, b.gpa, 256 * b.unit.page, NULL, NULL));
+	leave(b.size - MIB);
+	assert_ok(gmem_vm_populate(b.unit.vm, b.gpa, MIB, NULL, NULL));
 	assert_ok(gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, b.size, NULL, NULL));
 	check_guest(&b, 0, b.source, b.size);
 	leave(0);
@@ -593,11 +593,24 @@ static void what_does_not_fit_is_refused_before_the_first_byte(void **state)
 	end(&b);
 }
 
+static void set_pool(uint64_t page_size, const char *is_free, const char *reserved)
+{
+	static char paths[2][96];
+	const char *values[] = { is_free, reserved };
+
+	for (int i = 0; i < 2; i++) {
+		snprintf(paths[i], sizeof(paths[i]), "/sys/kernel/mm/hugepages/hugepages-%" PRIu64 "kB/%s",
+			 page_size / 1024, i ? "resv_hugepages" : "free_hugepages");
+		fake_set_file(paths[i], values[i]);
+	}
+}
+
 /* Memory of two huge pages of four pages each, one of them there, with @is_free left in the pool */
 static void load_into_huge_pages(const char *is_free, const char *reserved, uint64_t pages, int expected)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
 	struct gmem_region *region;
+	char text[GMEM_SIZE_TEXT], missing[64];
 	uint64_t page, size;
 	struct gmem_plan *plan;
 	char *memory;
@@ -606,19 +619,20 @@ static void load_into_huge_pages(const char *is_free, const char *reserved, uint
 	begin(&b, MIB);
 	page = b.unit.page;
 	size = 8 * page;
+	gmem_size_text(4 * page, text);
+	snprintf(missing, sizeof(missing), "1 huge pages of %s are missing", text);
 	memory = mmap(NULL, 2 * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert_ptr_not_equal(memory, MAP_FAILED);
 	opts.hva = (void *)(((uintptr_t)memory + size - 1) / size * size);
 	opts.plan = plan = unit_plan(&b.unit, GMEM_BACKING_HOST);
 	fake_mark_mapping(opts.hva, size, 4 * page, "ht nr", 0);
-	fake_set_file("/sys/kernel/mm/hugepages/hugepages-16kB/free_hugepages", is_free);
-	fake_set_file("/sys/kernel/mm/hugepages/hugepages-16kB/resv_hugepages", reserved);
+	set_pool(4 * page, is_free, reserved);
 	assert_ok(gmem_region_add(b.unit.vm, 1024 * page, size, &opts, &region));
 	memset(opts.hva, 1, 4 * page);
 	memset(b.source, 2, size);
 	assert_int_equal(pwrite(b.fd, b.source, pages * page, 0), pages * page);
 	if (expected)
-		assert_refused(expected, "1 huge pages of 16 KiB are missing",
+		assert_refused(expected, missing,
 			       gmem_vm_load(b.unit.vm, 1024 * page, b.fd, 0, pages * page, NULL, NULL));
 	else
 		assert_ok(gmem_vm_load(b.unit.vm, 1024 * page, b.fd, 0, pages * page, NULL, NULL));
