@@ -3826,12 +3826,14 @@ struct gmem_transfer_result {
  * Running out of memory would be no error, but kill: see gmem_vm_populate(). So the
  * library makes the same checks as that call, before the first byte, for what the file
  * has on its disk less what the guest's memory has already, and again before each 64
- * MiB; of a pipe, only the latter. GMEM_TRANSFER_UNCHECKED leaves them out.
+ * MiB; of a pipe, only the latter. GMEM_TRANSFER_UNCHECKED leaves them out. Whether
+ * memory is mapped is asked before the first byte, too, but with a pipe and @size 0,
+ * which may end before it gets there.
  *
  * After a failure, the first data_bytes + zero_bytes of the range are loaded.
  *
  * Thread-safe. Source: read(2), preadv2(2), io_uring(7), open(2) with O_DIRECT,
- * MADV_POPULATE_READ. Since: 0.1.
+ * MADV_POPULATE_READ, msync(2) with MS_ASYNC as for gmem_vm_save(). Since: 0.1.
  *
  * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO the range
  * is not all memory, -EACCES part of it is private, -EOPNOTSUPP part of it is a kind of
@@ -3951,9 +3953,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * and other ways of backing than the saved one, and the host another page size.
  *
  * The VM must have exactly the memory that the image has; with
- * GMEM_TRANSFER_LEAVE_REST it may have more, which stays as it is. An image has no
- * contents for ranges that were private; with GMEM_TRANSFER_OMIT_PRIVATE these
- * stay as they are.
+ * GMEM_TRANSFER_LEAVE_REST it may have more, which stays as it is and need not be
+ * mapped. An image has no contents for ranges that were private; with
+ * GMEM_TRANSFER_OMIT_PRIVATE these stay as they are.
  *
  * Nor has it contents for memory of devices and memory whose contents are elsewhere
  * (enum gmem_kind), which stays as it is. Of such memory the VM must have what the
@@ -4060,7 +4062,9 @@ GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
  *
  * After a failure it may be called again and repeats what failed. So a transfer can
  * go on when the disk has space again, or after the callback stopped it. One failure
- * is told of all requests that were under way. Only a failed sync is final.
+ * is told of all requests that were under way. Only a failed sync is final, and so is
+ * -EFAULT where nothing was mapped when the transfer began: a later mapping there may
+ * be somebody else's.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *

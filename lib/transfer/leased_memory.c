@@ -158,20 +158,37 @@ static char *find_unmapped(char *hva, uint64_t pages)
 
 /*
  * Where nothing is mapped, the next mapping may come: that is a buffer of this transfer, which
- * would then be taken for guest memory. So this is asked before there is any.
+ * would then be taken for guest memory. So this is asked before there is any. Only a list of
+ * very many ranges, for which malloc() makes a mapping, can come before.
  */
-static int check_mapped(const struct gmem_stretch *at, char *hva, uint64_t offset)
+static void note_unmapped(struct gmem_leased_range *range)
 {
-	uint64_t page = gmem_sys_page_size(), start = offset / page * page;
-	uint64_t size = offset + at->size - start;
-	char *unmapped;
+	uint64_t page = gmem_sys_page_size(), before = (uintptr_t)range->hva % page;
+	uint64_t size = before + range->size;
 
-	if (gmem_sys_check_mapped(hva + start, size) != -ENOMEM)
+	if (gmem_sys_check_mapped(range->hva - before, size) != -ENOMEM)
+		return;
+	range->unmapped = find_unmapped(range->hva - before, (size + page - 1) / page);
+	if (range->unmapped < range->hva)
+		range->unmapped = range->hva;
+}
+
+static int check_mapped(const struct gmem_leased_range *range, uint64_t offset, uint64_t size)
+{
+	if (!range->unmapped || range->hva + offset + size <= range->unmapped)
 		return 0;
-	unmapped = find_unmapped(hva + start, (size + page - 1) / page);
 	return gmem_fail(-EFAULT, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be reached: EFAULT, nothing "
-			 "is mapped there", at->region->gpa.start + (uint64_t)(unmapped - hva),
-			 (uintptr_t)unmapped);
+			 "was mapped there when the transfer began",
+			 range->gpa + (uint64_t)(range->unmapped - range->hva), (uintptr_t)range->unmapped);
+}
+
+int gmem_leased_memory_check_mapped(const struct gmem_leased_memory *memory)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < memory->count && !err; i++)
+		err = check_mapped(&memory->all[i], 0, memory->all[i].size);
+	return err;
 }
 
 /* Note the host addresses of leased memory, which cannot go away any more. */
@@ -189,12 +206,10 @@ static int locate(struct listing *listing, const struct gmem_part *part)
 		err = gmem_region_memory_get(at.region, GMEM_SIDE_SHARED, 0, at.region->gpa.size,
 					     &side);
 		if (!err)
-			err = check_mapped(&at, side.hva, offset);
-		if (!err)
 			err = grow((void **)&memory->all, memory->count, sizeof(*memory->all));
 		if (err)
 			return err;
-		memory->all[memory->count++] = (struct gmem_leased_range){
+		memory->all[memory->count] = (struct gmem_leased_range){
 			.region = at.region,
 			.gpa = at.gpa,
 			.size = at.size,
@@ -202,6 +217,7 @@ static int locate(struct listing *listing, const struct gmem_part *part)
 			.hva = (char *)side.hva + offset,
 			.in_file = side.file != NULL,
 		};
+		note_unmapped(&memory->all[memory->count++]);
 	}
 	return 0;
 }
@@ -596,7 +612,9 @@ int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, uint64_t g
 			return gmem_fail_no_region(gpa);
 		offset = gpa - range->gpa;
 		now = range->size - offset < size ? range->size - offset : size;
-		err = clear(memory, range, offset, now);
+		err = check_mapped(range, offset, now);
+		if (!err)
+			err = clear(memory, range, offset, now);
 	}
 	return err;
 }
@@ -655,6 +673,9 @@ int gmem_leased_memory_store(struct gmem_leased_memory *memory, uint64_t gpa, co
 		offset = gpa - range->gpa;
 		now = range->size - offset < size ? range->size - offset : size;
 		now = same_kind(bytes, gpa, now, &zero);
+		err = check_mapped(range, offset, now);
+		if (err)
+			return err;
 		if (zero)
 			err = clear(memory, range, offset, now);
 		else if (gmem_kind_traits(range->region->kind)->is_compared)

@@ -24,6 +24,7 @@ struct gmem_leased_range {
 	uint64_t size;
 	uint64_t offset;	/* from the start of the region */
 	char *hva;		/* host address of gpa */
+	char *unmapped;		/* the first of its bytes where nothing was mapped, or NULL */
 	bool in_file;		/* memory of a guest_memfd */
 };
 
@@ -88,6 +89,11 @@ const struct gmem_leased_region *gmem_leased_memory_elsewhere(const struct gmem_
 							      uint64_t gpa);
 /* Count the bytes of all regions, shared or private. */
 uint64_t gmem_leased_memory_region_bytes(const struct gmem_leased_memory *memory);
+/*
+ * -EFAULT if nothing was mapped at part of it when it was taken. To store and to clear there is
+ * refused, too: ask only where all of it is used.
+ */
+int gmem_leased_memory_check_mapped(const struct gmem_leased_memory *memory);
 /* Make a range zero; any alignment. */
 int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, uint64_t gpa, uint64_t size);
 /* -ENOMEM if the host has not the memory for @bytes to come, less all that is there already */

@@ -120,7 +120,7 @@ static int lease_target(struct gmem_transfer *transfer, uint64_t gpa, uint64_t s
 
 	reach = gmem_leased_memory_reach(memory, gpa, size ? size : UINT64_MAX);
 	if (reach >= size && reach > 0)
-		return 0;
+		return size ? gmem_leased_memory_check_mapped(memory) : 0;
 	if (gmem_leased_memory_is_private(memory, gpa + reach))
 		return gmem_fail(-EACCES, "gpa 0x%" PRIx64 " is private, 0x%" PRIx64
 				 " bytes were to go to gpa 0x%" PRIx64, gpa + reach, size, gpa);

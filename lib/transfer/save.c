@@ -544,6 +544,8 @@ GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
 	if (!err)
 		err = check_privates(&transfer->memory, opts.flags);
 	if (!err)
+		err = gmem_leased_memory_check_mapped(&transfer->memory);
+	if (!err)
 		err = gmem_io_open(&transfer->io, &params);
 	if (err) {
 		gmem_transfer_free(transfer);

@@ -177,7 +177,7 @@ TEST(ram_that_is_mapped_for_reading_cannot_be_populated)
 static void check_out_of_reach(struct own *own, int image, int file, bool is_mapped)
 {
 	const char *why = is_mapped ? "no page of memory is there, or it is mapped without the permission"
-				    : "nothing is mapped there";
+				    : "nothing was mapped there";
 
 	REFUSED(gmem_vm_load(own->lab.vm, BASE, file, 0, 0, NULL, NULL), -EFAULT);
 	check_sentence(own, FIRST, why);

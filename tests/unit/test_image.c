@@ -587,6 +587,34 @@ static void targets_that_differ_are_refused(void **state)
 	end(&g);
 }
 
+/* The caller took the memory away, but not the region. */
+static void memory_that_is_left_alone_may_be_unmapped(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, leave, .flags = GMEM_TRANSFER_LEAVE_REST);
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	struct gmem_region *more;
+	struct guest g;
+	int fd, out = new_file();
+
+	(void)state;
+	begin(&g);
+	fd = saved(&g, 2);
+	opts.plan = g.host;
+	opts.hva = unit_free_address(&g.unit, 3);
+	assert_ok(gmem_region_add(g.unit.vm, PAGES(&g.unit, 4000), PAGES(&g.unit, 3), &opts, &more));
+	soil(&g, 3);
+	assert_ok(gmem_vm_restore(g.unit.vm, fd, &leave, NULL));
+	check(&g, 2);
+	assert_refused(-EEXIST, "the image does not have", gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
+	assert_refused(-EFAULT, "nothing was mapped there when the transfer began",
+		       gmem_vm_save(g.unit.vm, out, NULL, NULL));
+	assert_int_equal(size_of(out), 0);
+	assert_ok(gmem_region_remove(more));
+	close(out);
+	close(fd);
+	end(&g);
+}
+
 static void regions_cannot_be_removed_during_a_transfer(void **state)
 {
 	struct gmem_transfer *transfer;
@@ -1524,6 +1552,7 @@ int main(void)
 		cmocka_unit_test(callbacks_stop_saving_and_restoring),
 		cmocka_unit_test(every_call_may_fail_and_nothing_leaks),
 		cmocka_unit_test(targets_that_differ_are_refused),
+	cmocka_unit_test(memory_that_is_left_alone_may_be_unmapped),
 		cmocka_unit_test(regions_cannot_be_removed_during_a_transfer),
 		cmocka_unit_test(private_ranges_are_declared_and_left_out),
 		cmocka_unit_test(missing_block_is_found),

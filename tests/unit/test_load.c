@@ -690,6 +690,46 @@ static void stream_ends_where_memory_does(void **state)
 	end(&b);
 }
 
+/* A pipe may have as much as there is memory from its start on. */
+static void memory_that_a_stream_does_not_reach_may_be_unmapped(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	GMEM_OPTS(gmem_transfer_result, result);
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	struct bench b;
+	int ends[2];
+
+	(void)state;
+	begin(&b, MIB);
+	opts.plan = plan = unit_plan(&b.unit, GMEM_BACKING_HOST);
+	opts.hva = unit_free_address(&b.unit, 2);
+	assert_ok(gmem_region_add(b.unit.vm, b.gpa + b.size, 2 * b.unit.page, &opts, &region));
+	assert_int_equal(pipe(ends), 0);
+	assert_int_equal(write(ends[1], "guest" "guest", 10), 10);
+	assert_ok(gmem_vm_load(b.unit.vm, b.gpa, ends[0], 0, 5, NULL, NULL));
+	assert_refused(-EFAULT, "nothing was mapped there when the transfer began",
+		       gmem_vm_load(b.unit.vm, b.gpa + b.size - 2, ends[0], 0, 5, NULL, NULL));
+	close(ends[1]);
+	assert_ok(gmem_vm_load(b.unit.vm, b.gpa + 5, ends[0], 0, 0, NULL, &result));
+	assert_int_equal(result.data_bytes, 5);
+	check_guest(&b, 0, "guest" "guest", 10);
+	close(ends[0]);
+
+	/* One that gets as far keeps what it has. */
+	assert_int_equal(pipe(ends), 0);
+	assert_int_equal(write(ends[1], "guest", 5), 5);
+	close(ends[1]);
+	assert_refused(-EFAULT, "nothing was mapped there when the transfer began",
+		       gmem_vm_load(b.unit.vm, b.gpa + b.size - 2, ends[0], 0, 0, NULL, &result));
+	assert_int_equal(result.data_bytes, 2);
+	check_guest(&b, b.size - 2, "gu", 2);
+	close(ends[0]);
+	assert_ok(gmem_region_remove(region));
+	gmem_plan_free(plan);
+	end(&b);
+}
+
 static void larger_pages_and_host_memory_work_too(void **state)
 {
 	struct gmem_transfer_result result = { .size = sizeof(result) };
@@ -754,6 +794,7 @@ int main(void)
 		cmocka_unit_test(huge_pages_that_are_missing_are_told_before_the_first_byte),
 	cmocka_unit_test(holes_of_a_file_need_no_memory),
 	cmocka_unit_test(stream_ends_where_memory_does),
+	cmocka_unit_test(memory_that_a_stream_does_not_reach_may_be_unmapped),
 	cmocka_unit_test(larger_pages_and_host_memory_work_too),
 		cmocka_unit_test(checksums_are_crc32c),
 	};
