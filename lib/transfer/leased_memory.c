@@ -215,6 +215,7 @@ static int locate(struct listing *listing, const struct gmem_part *part)
 			.size = at.size,
 			.offset = offset,
 			.hva = (char *)side.hva + offset,
+			.page_size = side.page_size,
 			.in_file = side.file != NULL,
 		};
 		note_unmapped(&memory->all[memory->count++]);
@@ -443,11 +444,6 @@ static void populate(const struct gmem_leased_range *range, char *hva, uint64_t 
 		gmem_sys_madvise(hva - before, (before + size + page - 1) / page * page, advice);
 }
 
-static uint64_t page_size_of(const struct gmem_leased_range *range)
-{
-	return range->in_file ? gmem_sys_page_size() : range->region->page_size;
-}
-
 static int check_pages_fit(uint64_t page_size, uint64_t bytes, const char *hva)
 {
 	if (page_size <= gmem_sys_page_size())
@@ -455,17 +451,29 @@ static int check_pages_fit(uint64_t page_size, uint64_t bytes, const char *hva)
 	return gmem_check_huge_pages_fit(page_size, (bytes + page_size - 1) / page_size, hva);
 }
 
-/* Huge pages may be set aside for any of the mappings. */
+/* Regions that are asked whether huge pages are set aside for them: each takes a walk of the page tables. */
+#define MAX_ASKED 16
+
+/* Huge pages may be set aside for any of the mappings; those of very many may have some. */
 static int check_any_fits(const struct gmem_leased_memory *memory, uint64_t page_size, uint64_t bytes)
 {
-	int err = 0;
+	const struct gmem_region *asked = NULL;
+	int err = check_pages_fit(page_size, bytes, NULL);
+	unsigned int count = 0;
 
+	if (err || page_size <= gmem_sys_page_size())
+		return err;
 	for (size_t i = 0; i < memory->count; i++) {
-		if (page_size_of(&memory->all[i]) != page_size)
+		const struct gmem_leased_range *range = &memory->all[i];
+
+		if (range->page_size != page_size || range->region == asked)
 			continue;
-		err = check_pages_fit(page_size, bytes, memory->all[i].hva);
-		if (!err || page_size <= gmem_sys_page_size())
-			break;
+		if (count++ == MAX_ASKED)
+			return 0;
+		asked = range->region;
+		err = check_pages_fit(page_size, bytes, range->hva);
+		if (!err)
+			return 0;
 	}
 	return err;
 }
@@ -474,11 +482,11 @@ static int check_any_fits(const struct gmem_leased_memory *memory, uint64_t page
 static int check_page_size(const struct gmem_leased_memory *memory, const struct gmem_leased_range *first,
 			   uint64_t bytes)
 {
-	uint64_t page_size = page_size_of(first), elsewhere = 0, there = 0;
+	uint64_t page_size = first->page_size, elsewhere = 0, there = 0;
 	struct gmem_resident now;
 
 	for (size_t i = 0; i < memory->count; i++)
-		elsewhere += page_size_of(&memory->all[i]) != page_size ? memory->all[i].size : 0;
+		elsewhere += memory->all[i].page_size != page_size ? memory->all[i].size : 0;
 	bytes = bytes > elsewhere ? bytes - elsewhere : 0;
 	if (!check_pages_fit(page_size, bytes, first->hva))
 		return 0;
@@ -488,7 +496,7 @@ static int check_page_size(const struct gmem_leased_memory *memory, const struct
 		const struct gmem_leased_range *range = &memory->all[i];
 		struct gmem_part pages = pages_of(range, range->hva, range->size);
 
-		if (page_size_of(range) != page_size)
+		if (range->page_size != page_size)
 			continue;
 		if (gmem_region_memory_bounds(range->region, GMEM_SIDE_SHARED, pages.start,
 					      pages.last - pages.start + 1, &now))
@@ -507,7 +515,7 @@ int gmem_leased_memory_check_fits(const struct gmem_leased_memory *memory, uint6
 		return 0;
 	/* Page sizes are powers of two: once for each */
 	for (size_t i = 0; i < memory->count && !err; i++) {
-		page_size = page_size_of(&memory->all[i]);
+		page_size = memory->all[i].page_size;
 		if (!(checked & page_size))
 			err = check_page_size(memory, &memory->all[i], bytes);
 		checked |= page_size;
@@ -526,7 +534,7 @@ static int check_fits(struct gmem_leased_memory *memory, const struct gmem_lease
 
 	if (memory->is_unchecked)
 		return 0;
-	is_huge = page_size_of(range) > gmem_sys_page_size();
+	is_huge = range->page_size > gmem_sys_page_size();
 	if (!is_huge && memory->granted < size && !gmem_check_memory_fits(GRANT))
 		memory->granted = GRANT;
 	if (!is_huge && memory->granted >= size) {

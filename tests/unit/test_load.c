@@ -652,6 +652,51 @@ static void huge_pages_that_are_missing_are_told_before_the_first_byte(void **st
 	load_into_huge_pages("1\n", "0\n", 8, 0);
 }
 
+/* A load into regions of one huge page of four pages each, none of them there */
+static void load_into_many_regions(unsigned regions, const char *reserved, int expected)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	uint64_t huge, size;
+	struct bench b;
+	unsigned asked;
+	char *memory;
+	int ret;
+
+	begin(&b, MIB);
+	huge = 4 * b.unit.page;
+	size = regions * huge;
+	memory = mmap(NULL, size + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(memory, MAP_FAILED);
+	opts.hva = (void *)(((uintptr_t)memory + huge - 1) / huge * huge);
+	opts.plan = plan = unit_plan(&b.unit, GMEM_BACKING_HOST);
+	set_pool(huge, reserved, reserved);
+	fake_mark_mapping(opts.hva, size, huge, "ht nr", 0);
+	for (unsigned i = 0; i < regions; i++) {
+		assert_ok(gmem_region_add(b.unit.vm, (256 + i) * huge, huge, &opts, &region));
+		opts.hva = (char *)opts.hva + huge;
+	}
+	assert_int_equal(posix_fallocate(b.fd, 0, (off_t)size), 0);
+	asked = fake_count(FAKE_READ_FILE);
+	ret = gmem_vm_load(b.unit.vm, 256 * huge, b.fd, 0, size, NULL, NULL);
+	assert_true(fake_count(FAKE_READ_FILE) - asked < 200);
+	assert_int_equal(ret, expected);
+	gmem_plan_free(plan);
+	end(&b);
+	munmap(memory, size + huge);
+}
+
+/* Which mapping they are set aside for takes a walk of the page tables. */
+static void few_of_many_regions_are_asked_about_huge_pages(void **state)
+{
+	(void)state;
+	load_into_many_regions(10, "9\n", -ENOMEM);
+	load_into_many_regions(10, "10\n", -ENOMEM);
+	load_into_many_regions(300, "299\n", -ENOMEM);
+	load_into_many_regions(300, "300\n", 0);
+}
+
 static void holes_of_a_file_need_no_memory(void **state)
 {
 	struct bench b;
@@ -795,6 +840,7 @@ int main(void)
 	cmocka_unit_test(holes_of_a_file_need_no_memory),
 	cmocka_unit_test(stream_ends_where_memory_does),
 	cmocka_unit_test(memory_that_a_stream_does_not_reach_may_be_unmapped),
+	cmocka_unit_test(few_of_many_regions_are_asked_about_huge_pages),
 	cmocka_unit_test(larger_pages_and_host_memory_work_too),
 		cmocka_unit_test(checksums_are_crc32c),
 	};
