@@ -426,8 +426,8 @@ static int check_target_has_no_more(const struct gmem_leased_memory *memory,
 }
 
 /* Regions come first, then what is private in them, then what they hold. */
-int gmem_image_layout_read(struct gmem_transfer *transfer, struct gmem_image_layout *layout,
-			   const struct image_record *record, enum image_kind kind)
+static int read_list(struct gmem_transfer *transfer, struct gmem_image_layout *layout,
+		     const struct image_record *record, enum image_kind kind)
 {
 	if (layout->is_complete)
 		return gmem_image_bad(record->number, "a list among the data");
@@ -437,6 +437,31 @@ int gmem_image_layout_read(struct gmem_transfer *transfer, struct gmem_image_lay
 		return gmem_image_bad(record->number, "regions after private ranges");
 	return kind == IMAGE_REGIONS ? read_regions(transfer, layout, record)
 				     : read_elsewhere(transfer, layout, record);
+}
+
+/* Forget all entries of a record of which one failed: with it the step may be repeated. */
+int gmem_image_layout_read(struct gmem_transfer *transfer, struct gmem_image_layout *layout,
+			   const struct image_record *record, enum image_kind kind)
+{
+	const struct gmem_image_layout before = *layout;
+	const uint64_t private_bytes = transfer->private_bytes, left_out = transfer->left_out_bytes;
+	const size_t ranges = before.private_ranges;
+	const uint64_t last_size = ranges ? before.privates[ranges - 1].size : 0;
+	int err = read_list(transfer, layout, record, kind);
+
+	if (!err)
+		return 0;
+
+	layout->regions_read = before.regions_read;
+	layout->elsewhere_read = before.elsewhere_read;
+	layout->privates_read = before.privates_read;
+	layout->private_ranges = ranges;
+	/* The list may have moved, and its last range grown. */
+	if (ranges)
+		layout->privates[ranges - 1].size = last_size;
+	transfer->private_bytes = private_bytes;
+	transfer->left_out_bytes = left_out;
+	return err;
 }
 
 int gmem_image_layout_end(struct gmem_transfer *transfer, struct gmem_image_layout *layout,

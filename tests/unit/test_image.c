@@ -15,6 +15,7 @@
 #include "transfer/image.h"
 #include "transfer/transfer.h"
 #include "unit.h"
+#include "unit_alloc.h"
 
 #define MIB ((uint64_t)1 << 20)
 
@@ -587,6 +588,34 @@ static void targets_that_differ_are_refused(void **state)
 	end(&g);
 }
 
+static int steps_of(struct gmem_transfer *transfer)
+{
+	int ret;
+
+	do
+		ret = gmem_transfer_step(transfer, 1);
+	while (ret > 0);
+	return ret;
+}
+
+static void a_target_that_lacks_memory_is_refused_as_often_as_asked(void **state)
+{
+	struct gmem_transfer *transfer;
+	struct guest g;
+	int fd;
+
+	(void)state;
+	begin(&g);
+	fd = saved(&g, 2);
+	assert_ok(gmem_region_remove(g.regions[2]));
+	assert_ok(gmem_vm_restore_begin(g.unit.vm, fd, NULL, &transfer));
+	for (int i = 0; i < 3; i++)
+		assert_refused(-ENOENT, "no memory at 0x", steps_of(transfer));
+	assert_ok(gmem_transfer_free(transfer));
+	close(fd);
+	end(&g);
+}
+
 /* The caller took the memory away, but not the region. */
 static void memory_that_is_left_alone_may_be_unmapped(void **state)
 {
@@ -1097,6 +1126,60 @@ static void put_end(struct made *made)
 	free(made->unit);
 }
 
+/* Private pages from @page on, one in two; the first touches what is private below it. */
+static void put_more_privates(struct made *made, uint64_t page, uint32_t count)
+{
+	struct image_record *record = next_record(made, IMAGE_PRIVATE);
+	struct image_range *ranges = (void *)(record + 1);
+
+	record->count = count;
+	for (uint32_t i = 0; i < count; i++)
+		ranges[i] = (struct image_range){ (page + 2 * i) * 4096, 4096 };
+	put_record(made, 4096);
+}
+
+static void a_list_that_found_no_memory_is_read_again(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_OMIT_PRIVATE |
+		  GMEM_TRANSFER_LEAVE_REST);
+	GMEM_OPTS(gmem_transfer_result, result);
+	struct gmem_transfer *transfer;
+	struct made made;
+	struct unit unit;
+	bool struck;
+	int ret;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	unit_region(&unit, 0, 64, NULL);
+	make(&made);
+	put_head(&made, 1, 11);
+	put_region(&made, 0, 64 * 4096);
+	put_elsewhere(&made, 1 << 24, 5, NULL);
+	put_privates(&made, 1, 1);
+	put_more_privates(&made, 1, 5);
+	put_more_privates(&made, 10, 5);
+	put_end(&made);
+	for (unsigned n = 1;; n++) {
+		assert_int_equal(lseek(made.fd, 0, SEEK_SET), 0);
+		assert_ok(gmem_vm_restore_begin(unit.vm, made.fd, &opts, &transfer));
+		unit_fail_alloc(n);
+		ret = steps_of(transfer);
+		struck = unit_alloc_struck();
+		assert_int_equal(ret, struck ? -ENOMEM : 0);
+		assert_ok(steps_of(transfer));
+		assert_ok(gmem_transfer_get_result(transfer, &result));
+		assert_int_equal(result.private_bytes, 11 * 4096);
+		assert_int_equal(result.left_out_bytes, 5 * 4096);
+		assert_int_equal(result.zero_bytes, (64 - 11) * 4096);
+		assert_ok(gmem_transfer_free(transfer));
+		if (!struck)
+			break;
+	}
+	close(made.fd);
+	unit_end(&unit);
+}
+
 /* ---- regions whose contents are elsewhere ---- */
 
 static void kind_of_contents(struct image_record *r) { elsewhere(r)[1].kind = GMEM_KIND_ROM; }
@@ -1552,7 +1635,9 @@ int main(void)
 		cmocka_unit_test(callbacks_stop_saving_and_restoring),
 		cmocka_unit_test(every_call_may_fail_and_nothing_leaks),
 		cmocka_unit_test(targets_that_differ_are_refused),
+	cmocka_unit_test(a_target_that_lacks_memory_is_refused_as_often_as_asked),
 	cmocka_unit_test(memory_that_is_left_alone_may_be_unmapped),
+	cmocka_unit_test(a_list_that_found_no_memory_is_read_again),
 		cmocka_unit_test(regions_cannot_be_removed_during_a_transfer),
 		cmocka_unit_test(private_ranges_are_declared_and_left_out),
 		cmocka_unit_test(missing_block_is_found),
