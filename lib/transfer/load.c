@@ -14,10 +14,12 @@
 /* Bytes of a hole cleared in one step */
 #define HOLE_STEP ((uint64_t)64 << 20)
 
-/* The start of the transfer; transfer->done is added to both. */
 struct load {
+	/* The start of the transfer; transfer->done is added to both. */
 	uint64_t gpa;
 	uint64_t offset;
+	/* Up to transfer->done: after a failure transfer->bytes has what came behind it, too. */
+	struct gmem_stored done;
 };
 
 static uint64_t gpa_now(const struct gmem_transfer *transfer)
@@ -36,6 +38,7 @@ static uint64_t offset_now(const struct gmem_transfer *transfer)
 
 static int load_hole(struct gmem_transfer *transfer, uint64_t size)
 {
+	struct load *load = transfer->state;
 	int err;
 
 	size = size < HOLE_STEP ? size : HOLE_STEP;
@@ -44,6 +47,7 @@ static int load_hole(struct gmem_transfer *transfer, uint64_t size)
 		return err;
 
 	transfer->bytes.zero += size;
+	load->done = transfer->bytes;
 	transfer->done += size;
 	return 0;
 }
@@ -65,6 +69,7 @@ static int load_end(struct gmem_transfer *transfer)
 
 static int load_step(struct gmem_transfer *transfer, bool wait)
 {
+	struct load *load = transfer->state;
 	struct gmem_io_piece piece;
 	int err;
 
@@ -76,11 +81,13 @@ static int load_step(struct gmem_transfer *transfer, bool wait)
 	if (piece.offset > offset_now(transfer))
 		return load_hole(transfer, piece.offset - offset_now(transfer));
 
+	transfer->bytes = load->done;
 	err = gmem_leased_memory_store(&transfer->memory, gpa_now(transfer), piece.data, piece.size,
 				       &transfer->bytes);
 	if (err)
 		return err;
 
+	load->done = transfer->bytes;
 	transfer->done += piece.size;
 	gmem_io_take(&transfer->io);
 	return 0;

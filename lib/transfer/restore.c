@@ -12,10 +12,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/crc32c.h"
@@ -213,19 +210,22 @@ static int store_run(struct gmem_transfer *transfer, struct restore *restore)
 	const struct image_record *record = restore->data;
 	struct image_range range = run_range(record, restore->run);
 	const char *bytes = (const char *)record + (1 + restore->page) * IMAGE_BLOCK;
+	struct gmem_stored stored = { 0 };
 	int err = 0;
 
 	if (clear_some(transfer, restore, range.gpa, &err))
 		return err;
 
 	if (restore->verify_only)
-		transfer->bytes.data += range.size;
+		stored.data = range.size;
 	else
-		err = gmem_leased_memory_store(&transfer->memory, range.gpa, bytes, range.size,
-					       &transfer->bytes);
+		err = gmem_leased_memory_store(&transfer->memory, range.gpa, bytes, range.size, &stored);
+	/* What a failure leaves of a run is stored, and counted, when it is repeated. */
 	if (err)
 		return err;
 
+	transfer->bytes.data += stored.data;
+	transfer->bytes.zero += stored.zero;
 	restore->reached = range.gpa + range.size;
 	restore->page += range.size / IMAGE_BLOCK;
 	restore->run++;

@@ -644,6 +644,33 @@ static void memory_that_is_left_alone_may_be_unmapped(void **state)
 	end(&g);
 }
 
+/* A run of data that begins in one region and ends in the next */
+static void what_is_stored_again_after_a_failure_is_counted_once(void **state)
+{
+	GMEM_OPTS(gmem_transfer_result, result);
+	struct gmem_transfer *transfer;
+	struct guest g;
+	int fd = new_file();
+
+	(void)state;
+	begin(&g);
+	soil(&g, 5);
+	assert_ok(gmem_vm_save(g.unit.vm, fd, NULL, NULL));
+	reboot(&g);
+	assert_ok(gmem_vm_restore_begin(g.unit.vm, fd, NULL, &transfer));
+	memset(gmem_region_hva(g.regions[0]), 1, gmem_region_size(g.regions[0]));
+	fake_set_file("/proc/meminfo", "MemAvailable: 0 kB\n");
+	for (int i = 0; i < 3; i++)
+		assert_refused(-ENOMEM, "do not fit", steps_of(transfer));
+	fake_set_file("/proc/meminfo", "MemAvailable: 999999999 kB\n");
+	assert_ok(steps_of(transfer));
+	assert_ok(gmem_transfer_get_result(transfer, &result));
+	assert_int_equal(result.data_bytes, total(&g));
+	assert_ok(gmem_transfer_free(transfer));
+	close(fd);
+	end(&g);
+}
+
 static void regions_cannot_be_removed_during_a_transfer(void **state)
 {
 	struct gmem_transfer *transfer;
@@ -1637,6 +1664,7 @@ int main(void)
 		cmocka_unit_test(targets_that_differ_are_refused),
 	cmocka_unit_test(a_target_that_lacks_memory_is_refused_as_often_as_asked),
 	cmocka_unit_test(memory_that_is_left_alone_may_be_unmapped),
+	cmocka_unit_test(what_is_stored_again_after_a_failure_is_counted_once),
 	cmocka_unit_test(a_list_that_found_no_memory_is_read_again),
 		cmocka_unit_test(regions_cannot_be_removed_during_a_transfer),
 		cmocka_unit_test(private_ranges_are_declared_and_left_out),
