@@ -590,6 +590,8 @@ static int clear_run(void *data, uint64_t offset, uint64_t size)
 		if (err)
 			err = fail_access(range, hva + done, writes, err);
 	}
+	/* For core dumps, which have the stack. */
+	explicit_bzero(bytes, sizeof(bytes));
 	return err;
 }
 
@@ -658,10 +660,11 @@ static int copy_differences(struct gmem_leased_memory *memory,
 		now = size - done < GRAIN ? size - done : GRAIN;
 		gmem_nofault_copy(memory->fast, present, hva + done, now, &err);
 		if (err)
-			return fail_access(range, hva + done, false, err);
-		if (memcmp(present, bytes + done, now) != 0)
+			err = fail_access(range, hva + done, false, err);
+		else if (memcmp(present, bytes + done, now) != 0)
 			err = copy_in(memory, range, hva + done, bytes + done, now);
 	}
+	explicit_bzero(present, sizeof(present));
 	return err;
 }
 

@@ -63,7 +63,7 @@ struct save {
 
 	uint64_t gpa;			/* of chunk's first byte */
 	uint64_t at, size;		/* next byte of chunk, and its bytes; equal: all packed */
-	char chunk[CHUNK];
+	char *chunk;			/* CHUNK bytes, in a buffer of the queue that writing does not use */
 
 	struct image_range lost;	/* pages that the hardware lost, not written yet; or size 0 */
 };
@@ -554,6 +554,7 @@ GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
 
 	save = transfer->state;
 	save->id = gmem_sys_random();
+	save->chunk = transfer->io.small;
 	transfer->step = save_step;
 	transfer->total = gmem_leased_memory_bytes(&transfer->memory);
 	transfer->left_out_bytes = gmem_leased_memory_elsewhere_bytes(&transfer->memory);

@@ -264,6 +264,98 @@ TEST(private_ranges_are_declared_and_not_in_it)
 
 /* ---- how it goes ---- */
 
+/* ---- what a core dump has ---- */
+
+#define PATTERN 64
+
+/* Never as a whole in memory of the test */
+static unsigned char pattern(uint64_t at)
+{
+	return (unsigned char)((at % PATTERN * 37 + 11) ^ 0xa5);
+}
+
+static bool is_pattern(const volatile unsigned char *bytes)
+{
+	for (unsigned int i = 0; i < PATTERN; i++)
+		if (bytes[i] != pattern(i))
+			return false;
+	return true;
+}
+
+/* Is the pattern in heap or other memory without a file that is not left out of core dumps? */
+static bool dump_has_pattern(void)
+{
+	struct { uintptr_t start, end; } found[512], now = { 0, 0 };
+	FILE *smaps = fopen("/proc/self/smaps", "re");
+	unsigned long start, end, inode = 1;
+	char line[512], name[32] = "", mode[5];
+	unsigned int count = 0;
+
+	CHECK(smaps);
+	while (fgets(line, sizeof(line), smaps)) {
+		if (sscanf(line, "%lx-%lx %4s %*s %*s %lu", &start, &end, mode, &inode) == 4) {
+			now.start = start;
+			now.end = end;
+			name[0] = '\0';
+			(void)sscanf(line, "%*s %*s %*s %*s %*s %31s", name);
+		}
+		/* A sanitizer's shadow is larger, and empty. */
+		if (strncmp(line, "VmFlags:", 8) == 0 && strstr(line, " rd ") && !strstr(line, " dd") && !inode &&
+		    (!name[0] || strcmp(name, "[heap]") == 0) && now.end - now.start < (64 << 20) && count < 512) {
+			found[count].start = now.start;
+			found[count++].end = now.end;
+		}
+	}
+	fclose(smaps);
+	for (unsigned int i = 0; i < count; i++)
+		for (uintptr_t at = found[i].start; at + PATTERN <= found[i].end; at += 8)
+			if (is_pattern((const unsigned char *)at))
+				return true;
+	return false;
+}
+
+/* At every step, and afterwards, when the heap is used for something else */
+static void transfer_and_look(int err, struct gmem_transfer *transfer)
+{
+	int ret;
+
+	OK(err);
+	do {
+		ret = gmem_transfer_step(transfer, 1);
+		CHECK(ret >= 0);
+		CHECK(!dump_has_pattern());
+	} while (ret);
+	OK(gmem_transfer_free(transfer));
+	CHECK(!dump_has_pattern());
+}
+
+TEST(no_copy_of_guest_memory_is_left_for_core_dumps)
+{
+	static const uint64_t flags[] = { 0, GMEM_TRANSFER_NO_RING };
+
+	for (unsigned int i = 0; i < 2; i++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = flags[i]);
+		struct gmem_transfer *transfer = NULL;
+		struct gmem_region *region;
+		unsigned char *memory;
+		struct lab lab;
+		int image = new_file(), err;
+
+		region = new_guest(&lab, 1);
+		memory = gmem_region_hva(region);
+		for (uint64_t at = 0; at < gmem_region_size(region); at++)
+			memory[at] = pattern(at);
+		CHECK(!dump_has_pattern());
+		err = gmem_vm_save_begin(lab.vm, image, &opts, &transfer);
+		transfer_and_look(err, transfer);
+		err = gmem_vm_restore_begin(lab.vm, image, &opts, &transfer);
+		transfer_and_look(err, transfer);
+		CHECK(is_pattern(memory));
+		close(image);
+		lab_free(&lab);
+	}
+}
+
 TEST(io_uring_is_used_where_the_report_says_it_may_be)
 {
 	struct gmem_transfer_result result = no_result();
