@@ -79,13 +79,13 @@ _Static_assert(sizeof(struct image_elsewhere) == 32, "the entry of a region with
 /* Private ranges kept without a VM that bounds them; those that touch are one. */
 #define IMAGE_MAX_PRIVATES ((size_t)1 << 22)
 
-/* CRC-32C of the whole record, with 0 in place of its checksum */
 /* Returns -EBADMSG, with the sentence that something is wrong with record @number. */
 int gmem_image_bad(uint64_t number, const char *format, ...)
 	__attribute__((format(printf, 2, 3)));
 
 /* Has the record entries, of @size bytes each, and are all of them in it? */
 bool gmem_image_has_entries(const struct image_record *record, size_t size);
+/* CRC-32C of the whole record, with 0 in place of its checksum */
 uint32_t gmem_image_checksum(const struct image_record *record);
 
 #endif
