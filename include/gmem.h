@@ -230,10 +230,10 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  *	gmem_vm_save     contents  contents   recorded    recorded
  *	gmem_vm_restore  written   compared   checked     checked
  *	gmem_vm_load     written   compared   refused     written
- *	populate         yes       to read    left out *  left out *
+ *	populate         yes       yes        left out *  left out *
  *	discard          yes       left out * left out *  left out *
  *	statistics, dump counted   counted    not counted not counted
- *	export, if its   yes       to read    left out +  yes
+ *	export, if its   yes       yes        left out +  yes
  *	file can be given
  *	NUMA policies    yes       yes        left out    left out
  *
@@ -249,6 +249,9 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  *	treated as RAM. A discard of a file that is mapped shared punches a hole into the
  *	file itself: persistent memory, or a file on disk, has then lost these contents.
  * +: exported if gmem_export_add_memory() was called for it.
+ *
+ * GMEM_REGION_READONLY counts whatever the kind: memory that is added with it is
+ * exported to read, and populated to read where it is mapped for reading only.
  *
  * A range of GMEM_REGION_DEVICE is no memory and has no kind: its kind is
  * GMEM_KIND_DEFAULT, and dumps call its way of backing "device", whereas memory of
@@ -3288,14 +3291,14 @@ struct gmem_populate_opts {
  * @opts: NULL for defaults: in this thread, cleared and mapped
  * @ret: memory before and after, filled in on failure, too; NULL if not wanted
  *
- * Populates the side the guest uses; allocated pages stay as they are. Your own memory
- * that is mapped PROT_READ is populated for reading if the region is read-only, and
- * cannot be populated if it is not. With more than one worker the call starts threads,
- * which block all signals except those of faults, and have ended when it returns; if
- * the system refuses threads, fewer do the work. If a NUMA policy takes memory from a
- * single node (gmem_vm_set_numa()), the workers move to processors of that node. The
- * caller's thread handles signals meanwhile, and they do not stop the call; @progress
- * can.
+ * Populates the side the guest uses; allocated pages stay as they are. Memory that is
+ * mapped for reading only, your own or a file's (GMEM_REGION_MEMORY_FD), is populated
+ * for reading if the region is read-only, and cannot be populated if it is not. With
+ * more than one worker the call starts threads, which block all signals except those of
+ * faults, and have ended when it returns; if the system refuses threads, fewer do the
+ * work. If a NUMA policy takes memory from a single node (gmem_vm_set_numa()), the
+ * workers move to processors of that node. The caller's thread handles signals
+ * meanwhile, and they do not stop the call; @progress can.
  *
  * Running out of memory does not give an error: in a memory cgroup at its limit
  * the kernel kills the process, and on a full machine it kills other processes and
@@ -4205,8 +4208,10 @@ struct gmem_export_opts {
  * What the guest may only read (GMEM_REGION_READONLY), and a file that is open for
  * reading only, are given with GMEM_RIGHT_READ. Importers of the library's then map
  * them for reading only, but what keeps another process from writing to the file is a
- * seal alone, F_SEAL_FUTURE_WRITE: where that is missing, gmem_peer_add() refuses a
- * range whose rights are GMEM_RIGHT_READ.
+ * seal alone, F_SEAL_FUTURE_WRITE. Where that is missing, gmem_peer_add() refuses a
+ * range of @ranges in struct gmem_peer_opts whose rights are GMEM_RIGHT_READ, but not
+ * memory that is for reading only by its region or its fd: a hostile peer can write
+ * there.
  *
  * Thread-safe; waits as gmem_listener_new(), then for changes of the layout under
  * way. Source: eventfd(2), timerfd_create(2), epoll(7). Since: 0.1.
@@ -4408,12 +4413,13 @@ struct gmem_peer_opts {
  * readable then. Meanwhile everything else goes on.
  *
  * A process that has a file can map all of it. So a file is given only if one range of
- * one region that the peer may have is the whole file, or with
- * GMEM_PEER_WHOLE_FILES: use one memfd for each region. A file is given for
- * reading only if its seals enforce that (F_SEAL_FUTURE_WRITE); an fd that is open for
- * reading only does not, as the peer can open the file anew. If present memory
- * cannot be given under these rules, the call fails; memory added later is left
- * out, with a message in the VM's log.
+ * one region that the peer may have is the whole file, or with GMEM_PEER_WHOLE_FILES:
+ * use one memfd for each region. A range whose rights are GMEM_RIGHT_READ is given only
+ * if the seals of its file enforce that (F_SEAL_FUTURE_WRITE); an fd that is open for
+ * reading only does not, as the peer can open the file anew. Without such a range that
+ * seal is not asked for, so a hostile peer can write to memory that is added with
+ * GMEM_REGION_READONLY. If present memory cannot be given under these rules, the call
+ * fails; memory added later is left out, with a message in the VM's log.
  *
  * A peer can write anything to the memory it has, free its pages, and, by keeping a
  * guest_memfd, keep the VM in the kernel's memory. It gets nothing else, and can
