@@ -3834,7 +3834,8 @@ struct gmem_transfer_result {
  * After a failure, the first data_bytes + zero_bytes of the range are loaded.
  *
  * Thread-safe. Source: read(2), preadv2(2), io_uring(7), open(2) with O_DIRECT,
- * MADV_POPULATE_READ. Since: 0.1.
+ * lseek(2) with SEEK_DATA, MADV_POPULATE_READ, MADV_POPULATE_WRITE; to find out which
+ * pages exist, and whether all of the memory is mapped, as gmem_vm_save(). Since: 0.1.
  *
  * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO the range
  * is not all memory, -EACCES part of it is private, -EOPNOTSUPP part of it is a kind of
