@@ -1280,11 +1280,12 @@ struct gmem_memory_opts {
  * Nothing is put back if gmem_file_free() has ended the mapping meanwhile. If the
  * kernel refuses to put it back, as it can at vm.max_map_count, anonymous memory is
  * freed, the region's mapping stays, and the refusal goes to the VM's log. A change
- * cannot put a region over one that it removes (GMEM_REGION_KEEP_STATE): at that moment
- * the other is still there, -EEXIST. What is there is read from /proc/self/maps: where
- * that is out of reach, the flag is -EOPNOTSUPP, and for want of a file descriptor
- * -EMFILE or -ENFILE. No other thread may map or unmap anything there meanwhile; the
- * mapping that the region has can be replaced by nobody (GMEM_MAP_REPLACE is -EBUSY).
+ * cannot put a region over one that it removes (GMEM_REGION_KEEP_STATE) and whose
+ * memory the library mapped: at that moment that is still there, -EEXIST. What is there
+ * is read from /proc/self/maps: where that is out of reach, the flag is -EOPNOTSUPP,
+ * and for want of a file descriptor -EMFILE or -ENFILE. No other thread may map or
+ * unmap anything there meanwhile; the mapping that the region has can be replaced by
+ * nobody (GMEM_MAP_REPLACE is -EBUSY).
  *
  * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
  * memory and no memslot, so the guest's accesses exit, and lookups return
@@ -1361,12 +1362,13 @@ struct gmem_region_opts {
  * GMEM_REGION_HVA and GMEM_REGION_RESERVED, -EEXIST overlaps a region, a bound range of
  * the file, a used slot number, or a mapping at @hva, -EXDEV the file belongs to
  * another VM (see gmem_file_adopt()), -EBADF @memory_fd is not open for reading, or not
- * for writing, which it need not be with GMEM_REGION_READONLY, -EPERM it is sealed
- * against writing (the same), -EFBIG a memfd of the size exceeds RLIMIT_FSIZE,
- * -EOPNOTSUPP the way of backing cannot do what the flags
- * ask, the kernel has not what @memory asks, or the default plan is not possible here,
- * -ENOSPC no memslot left, -EDEADLK a callback of the library calls it, -ENOMEM,
- * -EMFILE, -ENFILE, -E2BIG options newer than the library, or the kernel's own errno.
+ * for writing, which it need not be with GMEM_REGION_READONLY or GMEM_REGION_HVA,
+ * -EPERM it is sealed against writing (the same), -EFBIG a memfd of the size exceeds
+ * RLIMIT_FSIZE, -EOPNOTSUPP the way of backing cannot do what the flags ask, the kernel
+ * has not what @memory asks, or the default plan is not possible here, -ENOSPC no
+ * memslot left, -EDEADLK a callback of the library calls it, -ENOMEM, -EMFILE, -ENFILE,
+ * also to ask what is mapped at its host address, -E2BIG options newer than the
+ * library, or the kernel's own errno.
  */
 GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 					  const struct gmem_region_opts *opts,
