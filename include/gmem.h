@@ -3596,18 +3596,20 @@ struct gmem_stats {
  * @vm: handle
  * @stats: set its size and flags; receives the numbers
  *
- * The library always counts, without locks. Each counter is exact, but two of them
- * may be of different moments while other threads work. GMEM_STATS_RESIDENT
- * examines all memory, without touching it, in pieces of 64 MiB; conversions of a
- * piece wait meanwhile. Host memory counts if it is mapped in this process: where nothing
- * is mapped at its host address, nothing is resident.
+ * The library always counts, without locks. Each counter is exact, but two of them may
+ * be of different moments while other threads work. GMEM_STATS_RESIDENT examines all
+ * memory, without touching it, in pieces of 64 MiB; conversions of a piece wait
+ * meanwhile. Host memory counts as in struct gmem_footprint; where nothing is mapped at
+ * its host address, nothing is resident.
  *
  * Thread-safe. Source: mincore(2), cachestat(2), PROCMAP_QUERY or /proc/self/maps where
- * part of the memory is not mapped. Since: 0.1.
+ * part of the memory is not mapped, hugetlb, or a private mapping of a file, for these
+ * fstat(2) and /proc/self/pagemap. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad flags, -EOPNOTSUPP the kernel has no
  * cachestat(2) to count private memory, -EFAULT part of the memory is not mapped, and
- * /proc does not say which, -EDEADLK a callback that has memory to itself calls it with
+ * /proc does not say which, -EMFILE, -ENFILE, -ENOMEM what is mapped cannot be asked
+ * for now, -EDEADLK a callback that has memory to itself calls it with
  * GMEM_STATS_RESIDENT, -E2BIG @stats is newer than the library and what that does not
  * know is not 0, or the kernel's own errno.
  */
