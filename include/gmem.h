@@ -123,14 +123,14 @@ struct io_uring;
 /**
  * gmem_last_error() - describe the last failure in this thread
  *
- * The sentence is English, has no newline, and gives the numbers involved. If a limit of
- * the process or of the host is reached, it names that and its number: RLIMIT_NOFILE,
- * RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK and RLIMIT_FSIZE, fs.file-max,
- * vm.max_map_count, the commit limit, memory.max and memory.high of a cgroup, huge pages
- * of a size. All but the first numbers come from /proc and /sys. Names in
- * it, of the holder of a lease for instance, have a "?" for each character that could
- * steer a terminal. It is meaningful only right after a libgmem function returned a
- * negative errno in the same thread.
+ * The sentence is English, has no newline, and gives the numbers involved. If a limit
+ * of the process or of the host is reached, it names that and its number:
+ * RLIMIT_NOFILE, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK and RLIMIT_FSIZE, fs.file-max,
+ * vm.max_map_count, the commit limit, memory.max and memory.high of a cgroup, huge
+ * pages of a size. Without /proc and /sys only RLIMIT_NOFILE and RLIMIT_FSIZE are
+ * always named. Names in it, of the holder of a lease for instance, have a "?" for each
+ * character that could steer a terminal. It is meaningful only right after a libgmem
+ * function returned a negative errno in the same thread.
  *
  * Thread-safe. Since: 0.1.
  *
