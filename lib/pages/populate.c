@@ -397,7 +397,7 @@ static int add_huge_need(void *data, const struct gmem_section *section)
 
 	err = gmem_region_memory_get(section->region, section->side, section->offset, section->size,
 				     &memory);
-	if (err || memory.page_size <= gmem_sys_page_size())
+	if (err || memory.pool_page <= gmem_sys_page_size())
 		return err;
 	err = gmem_region_memory_bounds(section->region, section->side, section->offset, section->size,
 					&bytes);

@@ -250,7 +250,7 @@ int gmem_region_check_fits(const struct gmem_region *region, uint32_t side, uint
 	if (gmem_region_memory_get(region, side, offset, size, &what) ||
 	    gmem_region_memory_bounds(region, side, offset, size, &bytes))
 		return 0;
-	page = what.page_size;
+	page = what.pool_page;
 	if (page > gmem_sys_page_size())
 		return gmem_check_huge_pages_fit(page, gmem_count_missing_huge_pages(what.hva, size,
 										      page, bytes.most),

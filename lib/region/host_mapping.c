@@ -271,7 +271,7 @@ struct search {
 	uint32_t wanted;	/* flags that must be known */
 	bool is_open;		/* the question, after the first answer */
 	bool found;		/* a device */
-	uint64_t page_size;
+	uint64_t page_size, least_page;	/* the largest and the smallest; 0: not known */
 };
 
 static int note(void *data, const struct gmem_host_mapping *mapping)
@@ -286,6 +286,8 @@ static int note(void *data, const struct gmem_host_mapping *mapping)
 		search->found = true;
 	if (mapping->page_size > search->page_size)
 		search->page_size = mapping->page_size;
+	if (mapping->page_size && (!search->least_page || mapping->page_size < search->least_page))
+		search->least_page = mapping->page_size;
 	return 0;
 }
 
@@ -317,6 +319,13 @@ uint64_t gmem_host_mapping_page_size(const void *hva, uint64_t size)
 	struct search search;
 
 	return ask(hva, size, GMEM_MAPPING_HUGETLB, &search) ? 0 : search.page_size;
+}
+
+bool gmem_host_mapping_mixes_pages(const void *hva, uint64_t size)
+{
+	struct search search;
+
+	return !ask(hva, size, GMEM_MAPPING_HUGETLB, &search) && search.least_page < search.page_size;
 }
 
 static int note_private_file(void *data, const struct gmem_host_mapping *mapping)

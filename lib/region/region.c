@@ -435,6 +435,8 @@ static void learn_mapping(struct gmem_region *region)
 
 	if (page)
 		region->page_size = page;
+	if (page > gmem_sys_page_size())
+		region->mixes_pages = gmem_host_mapping_mixes_pages(hva, region->hva.size);
 	region->has_private_file = gmem_host_mapping_find_private_file(hva, region->hva.size);
 }
 
@@ -646,6 +648,7 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 		.host_offset = region->host_offset,
 		.align = region->align,
 		.page_size = region->page_size,
+		.mixes_pages = region->mixes_pages,
 		.slot = region->slot,
 		.backing = region->backing,
 		.kind = region->kind,

@@ -64,6 +64,7 @@ struct gmem_region {
 	uint64_t identity;
 	void *data;			/* the user's; atomic */
 	bool congruent;
+	bool mixes_pages;		/* page_size is the largest of several */
 	bool has_private_file;		/* a private mapping of a file is part of the host memory */
 	bool hva_chosen;		/* by the caller, with GMEM_REGION_HVA or _RESERVED */
 	bool borrows_memory;		/* the host memory is the caller's mapping */

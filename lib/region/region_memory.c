@@ -64,6 +64,7 @@ int gmem_region_memory_get(const struct gmem_region *region, uint32_t side, uint
 		.is_callers = !in_file && region->borrows_memory,
 		.page_size = in_file ? gmem_sys_page_size() : region->page_size,
 	};
+	ret->pool_page = region->mixes_pages ? gmem_sys_page_size() : ret->page_size;
 	if (in_file) {
 		ret->file = region->file;
 		ret->offset = region->file_offset + offset;

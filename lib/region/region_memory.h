@@ -29,6 +29,7 @@ struct gmem_region_memory {
 	uint64_t offset;		/* in the file */
 	void *hva;			/* where the region maps it; NULL: nowhere */
 	uint64_t page_size;		/* the least that can be given back */
+	uint64_t pool_page;		/* huge pages that all of it is made of, or the host's page */
 	struct gmem_host_file *host_file;	/* behind host memory; NULL: not known, or none */
 	uint64_t host_offset;		/* in @host_file */
 	bool is_callers;		/* host memory that the region borrowed */

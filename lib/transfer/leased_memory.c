@@ -215,7 +215,7 @@ static int locate(struct listing *listing, const struct gmem_part *part)
 			.size = at.size,
 			.offset = offset,
 			.hva = (char *)side.hva + offset,
-			.page_size = side.page_size,
+			.page_size = side.pool_page,
 			.in_file = side.file != NULL,
 		};
 		note_unmapped(&memory->all[memory->count++]);

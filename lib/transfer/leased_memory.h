@@ -25,7 +25,7 @@ struct gmem_leased_range {
 	uint64_t offset;	/* from the start of the region */
 	char *hva;		/* host address of gpa */
 	char *unmapped;		/* the first of its bytes where nothing was mapped, or NULL */
-	uint64_t page_size;	/* of this memory */
+	uint64_t page_size;	/* in which the host must have memory for it */
 	bool in_file;		/* memory of a guest_memfd */
 };
 

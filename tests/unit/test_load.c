@@ -652,6 +652,45 @@ static void huge_pages_that_are_missing_are_told_before_the_first_byte(void **st
 	load_into_huge_pages("1\n", "0\n", 8, 0);
 }
 
+/* Half of a region that the caller put together has huge pages, of which none are free. */
+static void ordinary_pages_beside_huge_ones_are_no_huge_pages(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	struct bench b;
+	uint64_t half;
+	char *memory;
+
+	(void)state;
+	begin(&b, MIB);
+	half = 16 * b.unit.page;
+	memory = mmap(NULL, 3 * half, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(memory, MAP_FAILED);
+	opts.hva = (void *)(((uintptr_t)memory + half - 1) / half * half);
+	opts.plan = plan = unit_plan(&b.unit, GMEM_BACKING_HOST);
+	fake_mark_mapping(opts.hva, half, half, "ht nr", 0);
+	set_pool(half, "0\n", "0\n");
+	assert_ok(gmem_region_add(b.unit.vm, 64 * half, 2 * half, &opts, &region));
+	memset(b.source, 2, half);
+	assert_int_equal(pwrite(b.fd, b.source, half, 0), half);
+	assert_ok(gmem_vm_populate(b.unit.vm, 65 * half, half, NULL, NULL));
+	assert_int_equal(madvise((char *)opts.hva + half, half, MADV_DONTNEED), 0);
+	assert_ok(gmem_vm_load(b.unit.vm, 65 * half, b.fd, 0, half, NULL, NULL));
+	assert_memory_equal((char *)opts.hva + half, b.source, half);
+
+	/* As ordinary memory it is asked for all the same. */
+	assert_int_equal(madvise((char *)opts.hva + half, half, MADV_DONTNEED), 0);
+	leave(half - b.unit.page);
+	assert_refused(-ENOMEM, "bytes more, with page tables, do not fit",
+		       gmem_vm_populate(b.unit.vm, 65 * half, half, NULL, NULL));
+	assert_refused(-ENOMEM, "bytes more, with page tables, do not fit",
+		       gmem_vm_load(b.unit.vm, 65 * half, b.fd, 0, half, NULL, NULL));
+	gmem_plan_free(plan);
+	end(&b);
+	munmap(memory, 3 * half);
+}
+
 /* A load into regions of one huge page of four pages each, none of them there */
 static void load_into_many_regions(unsigned regions, const char *reserved, int expected)
 {
@@ -851,6 +890,7 @@ int main(void)
 	cmocka_unit_test(stream_ends_where_memory_does),
 	cmocka_unit_test(memory_that_a_stream_does_not_reach_may_be_unmapped),
 	cmocka_unit_test(few_of_many_regions_are_asked_about_huge_pages),
+	cmocka_unit_test(ordinary_pages_beside_huge_ones_are_no_huge_pages),
 	cmocka_unit_test(larger_pages_and_host_memory_work_too),
 		cmocka_unit_test(checksums_are_crc32c),
 	};
