@@ -194,8 +194,11 @@ static struct data read_huge_page(const struct gmem_host_look *look, uint64_t of
 		n = gmem_sys_read_at(look->file, bytes, sizeof(bytes), first + done);
 		if (n == -EINTR)
 			continue;
-		if (n <= 0 || bytes[0] || memcmp(bytes, bytes + 1, (size_t)n - 1) != 0)
+		if (n <= 0 || bytes[0] || memcmp(bytes, bytes + 1, (size_t)n - 1) != 0) {
+			/* For core dumps, which have the stack. */
+			explicit_bzero(bytes, sizeof(bytes));
 			return is_data;
+		}
 		done += (uint64_t)n;
 	}
 	return is_zero;
