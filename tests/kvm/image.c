@@ -274,6 +274,8 @@ static unsigned char pattern(uint64_t at)
 	return (unsigned char)((at % PATTERN * 37 + 11) ^ 0xa5);
 }
 
+/* The heap has bytes that are nobody's. */
+__attribute__((no_sanitize("address")))
 static bool is_pattern(const volatile unsigned char *bytes)
 {
 	for (unsigned int i = 0; i < PATTERN; i++)
