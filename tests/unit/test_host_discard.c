@@ -2,6 +2,8 @@
 /* host_discard and host_look: host memory is freed, and looked at, by what is mapped there */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -16,6 +18,11 @@
 #include "unit.h"
 
 #define COUNT	8		/* pages of the region */
+
+/* What a limit that is reached may be told as */
+static const int limits[] = { -EMFILE, -ENFILE, -ENOMEM };
+
+#define LIMITS (sizeof(limits) / sizeof(limits[0]))
 
 enum kind { ANONYMOUS, SHARED_ANONYMOUS, SHARED_FILE, PRIVATE_FILE };
 
@@ -43,20 +50,25 @@ static void map(struct memory *memory)
 	assert_ptr_not_equal(memory->hva, MAP_FAILED);
 }
 
+static int add(struct memory *memory)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA, .hva = memory->hva);
+	struct gmem_plan *plan = unit_plan(&memory->unit, GMEM_BACKING_HOST);
+	int err;
+
+	opts.plan = plan;
+	err = gmem_region_add(memory->unit.vm, 0, memory->size, &opts, &memory->region);
+	gmem_plan_free(plan);
+	return err;
+}
+
 static void begin_unwritten(struct memory *memory, enum kind kind)
 {
-	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
-	struct gmem_plan *plan;
-
 	memory->kind = kind;
 	unit_begin_vm(&memory->unit, "6.18");
 	memory->size = PAGES(&memory->unit, COUNT);
 	map(memory);
-	plan = unit_plan(&memory->unit, GMEM_BACKING_HOST);
-	opts.plan = plan;
-	opts.hva = memory->hva;
-	assert_ok(gmem_region_add(memory->unit.vm, 0, memory->size, &opts, &memory->region));
-	gmem_plan_free(plan);
+	assert_ok(add(memory));
 }
 
 static void begin(struct memory *memory, enum kind kind)
@@ -296,15 +308,17 @@ static void mixed_memory_is_freed_up_to_what_would_not_be_zero(void **state)
 static void gap_ends_a_discard_without_proc_and_nothing_behind_it_is_freed(void **state)
 {
 	struct memory memory;
+	char expected[80];
 	uint64_t done;
 
 	(void)state;
 	for (uint64_t flags = 0; flags <= GMEM_DISCARD_NOT_ZERO; flags += GMEM_DISCARD_NOT_ZERO) {
 		begin(&memory, ANONYMOUS);
+		snprintf(expected, sizeof(expected), "only up to 0x%" PRIx64 " bytes: EFAULT, nothing is mapped there",
+			 PAGES(&memory.unit, 2));
 		fake.no_proc = true;
 		assert_int_equal(munmap(memory.hva + PAGES(&memory.unit, 2), memory.unit.page), 0);
-		assert_refused(-EFAULT, "only up to 0x2000 bytes: EFAULT, nothing is mapped there",
-			       discard(&memory, 0, COUNT, flags, &done));
+		assert_refused(-EFAULT, expected, discard(&memory, 0, COUNT, flags, &done));
 		assert_int_equal(done, 2);
 		for (uint64_t i = 0; i < COUNT; i++)
 			assert_true(i == 2 || memory.hva[PAGES(&memory.unit, i)] == (i > 2));
@@ -334,25 +348,24 @@ static void locked_file_is_not_freed_without_proc(void **state)
 /* It is over when somebody closes a file, so it is no reason to guess. */
 static void limit_of_file_descriptors_is_told_and_nothing_is_guessed(void **state)
 {
-	static const int errors[] = { -EMFILE, -ENFILE, -ENOMEM };
 	struct memory memory;
 	uint64_t done;
 
 	(void)state;
-	for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
+	for (size_t i = 0; i < LIMITS; i++) {
 		begin(&memory, ANONYMOUS);
 		fake_set_limit(RLIMIT_NOFILE, 9);
-		fake_fail_next(FAKE_MAPPING_AT, errors[i]);
-		assert_refused(errors[i], errors[i] == -EMFILE ? "RLIMIT_NOFILE is 9" : "cannot be asked",
+		fake_fail_next(FAKE_MAPPING_AT, limits[i]);
+		assert_refused(limits[i], limits[i] == -EMFILE ? "RLIMIT_NOFILE is 9" : "cannot be asked",
 			       discard(&memory, 0, 2, 0, &done));
 		assert_int_equal(done, 0);
 		assert_pages(&memory, "11111111");
 		/* The one page that was tried may be gone. */
-		fake_fail_next(FAKE_TRY_READ, errors[i]);
-		assert_refused(errors[i], "cannot be asked", discard(&memory, 0, 2, 0, &done));
+		fake_fail_next(FAKE_TRY_READ, limits[i]);
+		assert_refused(limits[i], "cannot be asked", discard(&memory, 0, 2, 0, &done));
 		assert_int_equal(done, 0);
 		assert_pages(&memory, "01111111");
-		fake_fail_next(FAKE_MAPPING_AT, errors[i]);
+		fake_fail_next(FAKE_MAPPING_AT, limits[i]);
 		assert_ok(discard(&memory, 0, 2, GMEM_DISCARD_NOT_ZERO, &done));
 		assert_int_equal(done, 2);
 		end(&memory);
@@ -362,10 +375,9 @@ static void limit_of_file_descriptors_is_told_and_nothing_is_guessed(void **stat
 /* ---- pages of hugetlb ---- */
 
 /* Pages 0 to 3 and 4 to 7 pass for two huge pages */
-static void begin_huge(struct memory *memory)
+static void map_huge(struct memory *memory)
 {
-	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
-	struct gmem_plan *plan;
+	char *hva;
 
 	memory->kind = ANONYMOUS;
 	memory->fd = -1;
@@ -373,16 +385,26 @@ static void begin_huge(struct memory *memory)
 	memory->size = PAGES(&memory->unit, COUNT);
 	memory->hva = mmap(NULL, 2 * memory->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert_ptr_not_equal(memory->hva, MAP_FAILED);
-	opts.hva = (void *)(((uintptr_t)memory->hva + memory->size - 1) / memory->size * memory->size);
-	munmap((char *)opts.hva + memory->size, (size_t)(memory->hva + memory->size - (char *)opts.hva));
-	munmap(memory->hva, (size_t)((char *)opts.hva - memory->hva));
-	memory->hva = opts.hva;
+	hva = (void *)(((uintptr_t)memory->hva + memory->size - 1) / memory->size * memory->size);
+	munmap(hva + memory->size, (size_t)(memory->hva + memory->size - hva));
+	munmap(memory->hva, (size_t)(hva - memory->hva));
+	memory->hva = hva;
 	fake_mark_mapping(memory->hva, memory->size, memory->size / 2, "ht", 0);
-	plan = unit_plan(&memory->unit, GMEM_BACKING_HOST);
-	opts.plan = plan;
-	assert_ok(gmem_region_add(memory->unit.vm, 0, memory->size, &opts, &memory->region));
-	gmem_plan_free(plan);
+}
+
+static void begin_huge(struct memory *memory)
+{
+	map_huge(memory);
+	assert_ok(add(memory));
 	memset(memory->hva, 1, memory->size);
+}
+
+static const char *inside_huge_page(const struct memory *memory)
+{
+	static char text[80];
+
+	snprintf(text, sizeof(text), "inside a huge page of %" PRIu64 " KiB", memory->size / 2 / 1024);
+	return text;
 }
 
 static void part_of_a_huge_page_is_refused_or_left_out(void **state)
@@ -394,8 +416,8 @@ static void part_of_a_huge_page_is_refused_or_left_out(void **state)
 	for (int query = 0; query < 2; query++) {
 		begin_huge(&memory);
 		fake.no_mapping_query = !query;
-		assert_refused(-EINVAL, "inside a huge page of 16 KiB", discard(&memory, 0, 3, 0, &done));
-		assert_refused(-EINVAL, "inside a huge page of 16 KiB", discard(&memory, 1, 7, 0, &done));
+		assert_refused(-EINVAL, inside_huge_page(&memory), discard(&memory, 0, 3, 0, &done));
+		assert_refused(-EINVAL, inside_huge_page(&memory), discard(&memory, 1, 7, 0, &done));
 		assert_pages(&memory, "11111111");
 		assert_ok(discard(&memory, 1, 3, GMEM_DISCARD_INWARD, &done));
 		assert_int_equal(done, 0);
@@ -436,7 +458,7 @@ static void region_is_split_between_huge_pages_only(void **state)
 	begin_huge(&memory);
 	assert_ok(gmem_vm_find_gpa(memory.unit.vm, 0, &info));
 	assert_int_equal(info.page_size, memory.size / 2);
-	assert_refused(-EINVAL, "is inside a huge page of 16 KiB",
+	assert_refused(-EINVAL, inside_huge_page(&memory),
 		       gmem_region_split(memory.region, memory.unit.page, &upper));
 	assert_ok(gmem_region_split(memory.region, memory.size / 2, &upper));
 	end(&memory);
