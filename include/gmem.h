@@ -1293,7 +1293,7 @@ struct gmem_memory_opts {
  * a way of backing without private memory. Without a @kind the library asks the kernel
  * what is mapped at @hva, once and without touching it: madvise(2) with MADV_COLD for
  * one page of each mapping, and /proc/self/smaps where the answer has several
- * meanings. If /proc cannot be read then, memory that looks locked or hugetlb counts
+ * meanings. Where /proc is out of reach, memory that looks locked or hugetlb counts
  * as RAM. The kind belongs to the region, not to the memory: GMEM_REGION_KEEP_STATE
  * does not keep it.
  *
@@ -1301,7 +1301,9 @@ struct gmem_memory_opts {
  * hugetlb or tmpfs, registered with userfaultfd, locked. What a page holds that is not
  * there is found out when it matters, and not assumed: see gmem_vm_save() and
  * gmem_vm_discard(). The size of its pages is asked for when the region is added: a
- * huge page of hugetlb is discarded, and a region split, as a whole only. The memory
+ * huge page of hugetlb is discarded, and a region split, as a whole only. Where /proc
+ * is out of reach, pages count as ordinary; if it cannot be read only for now, for want
+ * of a file descriptor, the region is refused, -EMFILE, -ENFILE or -ENOMEM. The memory
  * must not change its mapping during a call that works on it.
  *
  * GMEM_REGION_KEEP_STATE is for gmem_change_add(), to lay out memory anew without

@@ -464,6 +464,34 @@ static void region_is_split_between_huge_pages_only(void **state)
 	end(&memory);
 }
 
+/* What a region was found to be when it was added is never asked again. */
+static void limit_met_while_a_region_is_added_refuses_it(void **state)
+{
+	struct fake_snapshot *before;
+	struct gmem_region_info info;
+	struct memory memory;
+
+	(void)state;
+	/* What kind it is, which pages it has, whether it is a private mapping of a file */
+	for (unsigned question = 0; question < 4; question++) {
+		for (size_t i = 0; i < LIMITS; i++) {
+			map_huge(&memory);
+			fake_set_limit(RLIMIT_NOFILE, 9);
+			fake.no_mapping_query = question == 3;
+			before = fake_snapshot();
+			fake_fail_kind(question == 3 ? FAKE_OPEN : FAKE_MAPPING_AT, question % 3, 1, limits[i]);
+			assert_refused(limits[i], limits[i] == -EMFILE ? "RLIMIT_NOFILE is 9" : "what is mapped at hva 0x",
+				       add(&memory));
+			assert_true(fake_fail_struck());
+			assert_true(fake_equal(before));
+			assert_ok(add(&memory));
+			assert_ok(gmem_vm_find_gpa(memory.unit.vm, 0, &info));
+			assert_int_equal(info.page_size, memory.size / 2);
+			end(&memory);
+		}
+	}
+}
+
 /* ---- which pages may hold something ---- */
 
 struct picture {
@@ -588,6 +616,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(part_of_a_huge_page_is_refused_or_left_out),
 	cmocka_unit_test(single_pages_that_fill_a_huge_page_free_it),
 	cmocka_unit_test(region_is_split_between_huge_pages_only),
+	cmocka_unit_test(limit_met_while_a_region_is_added_refuses_it),
 	cmocka_unit_test(pages_that_are_absent_are_known_for_each_kind),
 	cmocka_unit_test(what_may_be_in_swap_or_in_an_unknown_file_is_present),
 	cmocka_unit_test(what_userfaultfd_owes_is_present_and_asked_for_once),
