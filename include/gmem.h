@@ -3460,7 +3460,8 @@ struct gmem_discard_opts {
  * F_SEAL_FUTURE_WRITE cannot be freed: -EPERM, and the sentence names the seal. Locked
  * memory (mlock(2)) is freed; if it is shared, through its file, which the library must
  * find: with GMEM_REGION_MEMORY_FD, among the file descriptors of the process, or with
- * CAP_CHECKPOINT_RESTORE in /proc/self/map_files; else it is -EOPNOTSUPP.
+ * CAP_CHECKPOINT_RESTORE in /proc/self/map_files; else it is -EOPNOTSUPP, and -EMFILE,
+ * -ENFILE or -ENOMEM if a limit was in the way, whatever the flags.
  *
  * The range must not be in use: the guest loses its contents, and I/O that began
  * before goes to pages that nobody sees any more. A lease prevents the discard, also

@@ -372,6 +372,86 @@ static void limit_of_file_descriptors_is_told_and_nothing_is_guessed(void **stat
 	}
 }
 
+static void limit_met_on_the_way_to_the_file_of_locked_memory_is_told(void **state)
+{
+	static const struct {
+		enum fake_call call;
+		unsigned skip;
+		uint64_t flags;
+	} refusals[] = {
+		{ FAKE_REOPEN, 0, 0 }, { FAKE_REOPEN, 1, 0 }, { FAKE_OPEN_MAPPED, 0, 0 },
+		{ FAKE_MAPPING_AT, 0, GMEM_DISCARD_NOT_ZERO },
+	};
+	struct memory memory;
+	uint64_t done;
+
+	(void)state;
+	for (size_t i = 0; i < LIMITS * sizeof(refusals) / sizeof(refusals[0]); i++) {
+		begin(&memory, SHARED_FILE);
+		if (syscall(SYS_mlock, memory.hva, memory.size)) {
+			end(&memory);
+			skip();
+		}
+		fake.no_map_files = true;
+		fake_set_limit(RLIMIT_NOFILE, 9);
+		if (refusals[i / LIMITS].call == FAKE_OPEN_MAPPED) {
+			close(memory.fd);
+			memory.fd = -1;
+		}
+		fake_fail_kind(refusals[i / LIMITS].call, refusals[i / LIMITS].skip, 1, limits[i % LIMITS]);
+		assert_refused(limits[i % LIMITS], limits[i % LIMITS] == -EMFILE ? "RLIMIT_NOFILE is 9" : "cannot be",
+			       discard(&memory, 0, 2, refusals[i / LIMITS].flags, &done));
+		assert_true(fake_fail_struck());
+		assert_int_equal(done, 0);
+		assert_pages(&memory, "11111111");
+		end(&memory);
+	}
+}
+
+static void file_that_a_limit_hides_is_looked_for_again(void **state)
+{
+	struct gmem_host_look look = GMEM_HOST_LOOK;
+	struct memory memory;
+	uint64_t next;
+
+	(void)state;
+	begin(&memory, SHARED_FILE);
+	fake.no_map_files = true;
+	assert_ok(gmem_host_look_at(&look, (uintptr_t)memory.hva, &next));
+	fake_fail_next(FAKE_REOPEN, -EMFILE);
+	assert_int_equal(gmem_host_look_file(&look), -EMFILE);
+	assert_ok(gmem_host_look_file(&look));
+	gmem_host_look_end(&look);
+
+	/* If one way fails another may do. */
+	assert_ok(gmem_host_look_at(&look, (uintptr_t)memory.hva, &next));
+	fake_fail_next(FAKE_OPEN_MAPPED, -EMFILE);
+	assert_ok(gmem_host_look_file(&look));
+	assert_true(fake_fail_struck());
+	gmem_host_look_end(&look);
+	end(&memory);
+}
+
+static void limit_met_while_userfaultfd_is_looked_for_is_told(void **state)
+{
+	struct memory memory;
+	uint64_t done;
+
+	(void)state;
+	for (size_t i = 0; i < 2 * LIMITS; i++) {
+		begin(&memory, i % 2 ? SHARED_FILE : ANONYMOUS);
+		fake_mark_mapping(memory.hva, memory.size, 0, i % 2 ? "lo um" : "um", 0);
+		fake_set_limit(RLIMIT_NOFILE, 9);
+		fake_fail_next(FAKE_OPEN, limits[i / 2]);
+		assert_refused(limits[i / 2], limits[i / 2] == -EMFILE ? "RLIMIT_NOFILE is 9" : "cannot be asked",
+			       discard(&memory, 0, 4, 0, &done));
+		assert_int_equal(done, 0);
+		assert_refused(-EOPNOTSUPP, "userfaultfd would ask its handler", discard(&memory, 0, 4, 0, &done));
+		assert_int_equal(done, 0);
+		end(&memory);
+	}
+}
+
 /* ---- pages of hugetlb ---- */
 
 /* Pages 0 to 3 and 4 to 7 pass for two huge pages */
@@ -613,6 +693,9 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(gap_ends_a_discard_without_proc_and_nothing_behind_it_is_freed),
 	cmocka_unit_test(locked_file_is_not_freed_without_proc),
 	cmocka_unit_test(limit_of_file_descriptors_is_told_and_nothing_is_guessed),
+	cmocka_unit_test(limit_met_on_the_way_to_the_file_of_locked_memory_is_told),
+	cmocka_unit_test(file_that_a_limit_hides_is_looked_for_again),
+	cmocka_unit_test(limit_met_while_userfaultfd_is_looked_for_is_told),
 	cmocka_unit_test(part_of_a_huge_page_is_refused_or_left_out),
 	cmocka_unit_test(single_pages_that_fill_a_huge_page_free_it),
 	cmocka_unit_test(region_is_split_between_huge_pages_only),
