@@ -3605,7 +3605,8 @@ struct gmem_stats {
  *
  * Return: 0, or -EINVAL NULL argument or bad flags, -EOPNOTSUPP the kernel has no
  * cachestat(2) to count private memory, -EFAULT part of the memory is not mapped, and
- * /proc does not say which, -EDEADLK a callback that has memory to itself calls it with
+ * /proc does not say which, -EMFILE, -ENFILE or -ENOMEM it cannot be read for now,
+ * -EDEADLK a callback that has memory to itself calls it with
  * GMEM_STATS_RESIDENT, -E2BIG @stats is newer than the library and what that does not
  * know is not 0, or the kernel's own errno.
  */

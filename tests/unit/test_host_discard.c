@@ -544,6 +544,44 @@ static void region_is_split_between_huge_pages_only(void **state)
 	end(&memory);
 }
 
+/* Of what is counted by its mapping, and of huge pages, which are the file's */
+static void limit_met_while_memory_is_counted_is_told(void **state)
+{
+	GMEM_OPTS(gmem_stats, stats, .flags = GMEM_STATS_RESIDENT);
+	enum { GAP, OWN_MAPPING, OWN_PAGES, HUGE_MAPPING, HUGE_FILE, COUNTS };
+	static const enum fake_call calls[] = { FAKE_MAPPING_AT, FAKE_MAPPING_AT, FAKE_PAGEMAP,
+						FAKE_MAPPING_AT, FAKE_REOPEN };
+	struct memory memory;
+	int fd;
+
+	(void)state;
+	for (size_t i = 0; i < COUNTS * LIMITS; i++) {
+		const size_t what = i / LIMITS;
+		const int err = limits[i % LIMITS];
+
+		if (what >= HUGE_MAPPING)
+			begin_huge(&memory);
+		else
+			begin(&memory, what == GAP ? ANONYMOUS : PRIVATE_FILE);
+		fake.no_map_files = true;
+		fake_set_limit(RLIMIT_NOFILE, 9);
+		fd = memfd_create("over", MFD_CLOEXEC);
+		assert_int_equal(ftruncate(fd, (off_t)memory.size), 0);
+		if (what == GAP)
+			assert_int_equal(munmap(memory.hva, memory.unit.page), 0);
+		if (what >= HUGE_MAPPING)
+			map_over(&memory, 0, COUNT, MAP_SHARED, fd);
+
+		fake_fail_next(calls[what], err);
+		assert_refused(err, err == -EMFILE ? "RLIMIT_NOFILE is 9" : "what is in memory cannot be asked",
+			       gmem_vm_stats(memory.unit.vm, &stats));
+		assert_true(fake_fail_struck());
+		assert_ok(gmem_vm_stats(memory.unit.vm, &stats));
+		close(fd);
+		end(&memory);
+	}
+}
+
 /* What a region was found to be when it was added is never asked again. */
 static void limit_met_while_a_region_is_added_refuses_it(void **state)
 {
@@ -700,6 +738,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(single_pages_that_fill_a_huge_page_free_it),
 	cmocka_unit_test(region_is_split_between_huge_pages_only),
 	cmocka_unit_test(limit_met_while_a_region_is_added_refuses_it),
+	cmocka_unit_test(limit_met_while_memory_is_counted_is_told),
 	cmocka_unit_test(pages_that_are_absent_are_known_for_each_kind),
 	cmocka_unit_test(what_may_be_in_swap_or_in_an_unknown_file_is_present),
 	cmocka_unit_test(what_userfaultfd_owes_is_present_and_asked_for_once),
