@@ -276,30 +276,33 @@ static int settle(const struct discard *discard, uint64_t hva, int err, int drop
 		      "read as zero only /proc tells");
 }
 
-/* The pieces double where memory is alike, and halve where it is not. */
+/*
+ * The pieces double where memory is alike, and halve where it is not. Of pages that are refused each
+ * is asked about alone: the refusal of many does not tell whether there is shared memory behind.
+ */
 static int discard_alike(struct discard *discard, uint64_t start, uint64_t end)
 {
 	const uint64_t page = gmem_sys_page_size();
 	uint64_t size = MADVISE_CHUNK;
-	int err, dropped = -EINVAL;
+	int err, refused, dropped = -EINVAL;
 
 	if (discard->flags & GMEM_DISCARD_NOT_ZERO)
 		dropped = drop(start, end - start);
 
 	while (start < end) {
 		size = end - start < size ? end - start : size;
-		err = free_alike(start, size);
-		if (err && size > page) {
+		refused = free_alike(start, size);
+		if (refused && size > page) {
 			size = size / page / 2 * page;
 			continue;
 		}
-		if (err)
-			err = settle(discard, start, err, dropped);
+		err = refused ? settle(discard, start, refused, dropped) : 0;
 		if (err)
 			return err;
 		discard->done += size;
 		start += size;
-		size = size < MADVISE_CHUNK ? 2 * size : size;
+		if (!refused && size < MADVISE_CHUNK)
+			size *= 2;
 	}
 	return 0;
 }

@@ -452,6 +452,23 @@ static void limit_met_while_userfaultfd_is_looked_for_is_told(void **state)
 	}
 }
 
+/* The halves are tried once, not again for each page. */
+static void pages_refused_alike_are_asked_about_one_after_the_other(void **state)
+{
+	struct memory memory;
+	unsigned int before;
+	uint64_t done;
+
+	(void)state;
+	begin(&memory, PRIVATE_FILE);
+	fake.no_proc = true;
+	before = fake_count(FAKE_MADVISE);
+	assert_ok(discard(&memory, 0, COUNT, GMEM_DISCARD_NOT_ZERO, &done));
+	assert_int_equal(done, COUNT);
+	assert_int_equal(fake_count(FAKE_MADVISE) - before, 1 + 2 * 3 + 2 * COUNT);
+	end(&memory);
+}
+
 /* ---- pages of hugetlb ---- */
 
 /* Pages 0 to 3 and 4 to 7 pass for two huge pages */
@@ -734,6 +751,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(limit_met_on_the_way_to_the_file_of_locked_memory_is_told),
 	cmocka_unit_test(file_that_a_limit_hides_is_looked_for_again),
 	cmocka_unit_test(limit_met_while_userfaultfd_is_looked_for_is_told),
+	cmocka_unit_test(pages_refused_alike_are_asked_about_one_after_the_other),
 	cmocka_unit_test(part_of_a_huge_page_is_refused_or_left_out),
 	cmocka_unit_test(single_pages_that_fill_a_huge_page_free_it),
 	cmocka_unit_test(region_is_split_between_huge_pages_only),
