@@ -372,6 +372,7 @@ static int do_mincore(void *addr, uint64_t size, unsigned char *ret)
 		ret[i] = map && map->file && fake.mincore_hides;
 		for (k = 0; k < part; k++)
 			ret[i] |= vec[k] & 1;
+		ret[i] &= is_seen_mapped(start + i * fake.page_size);
 	}
 	return 0;
 }
