@@ -213,9 +213,9 @@ int gmem_check_huge_pages_fit(uint64_t page_size, uint64_t pages, const void *hv
 	if (!pages || !gmem_huge_pool_get(page_size, &pool))
 		return 0;
 
-	if (pages > pool.is_free - pool.reserved + pool.extra && (!hva || is_reserved(hva)))
+	if (pages > gmem_huge_pool_room(&pool) && (!hva || is_reserved(hva)))
 		pool.reserved = 0;
-	if (pages <= pool.is_free - pool.reserved + pool.extra)
+	if (pages <= gmem_huge_pool_room(&pool))
 		return check_huge_cgroups(page_size, pages * page_size);
 	return gmem_huge_pool_fail(&pool, pages);
 }
