@@ -255,22 +255,22 @@ static int check_place(uint64_t huge_page, uint64_t offset, uint64_t size, const
 	return 0;
 }
 
-static int fail_to_pin(uint64_t huge_page, uint64_t size, int err)
+static int fail_to_pin(const struct gmem_host_file *file, uint64_t huge_page, uint64_t size, int err)
 {
 	struct gmem_huge_pool pool;
 	char text[GMEM_SIZE_TEXT];
 	bool is_known;
 
 	if (!huge_page)
-		return gmem_fail_by_limit(err, size, "0x%" PRIx64 " bytes of host memory cannot be had", size);
+		return gmem_fail_to_map(err, size, file, "0x%" PRIx64 " bytes of host memory cannot be had", size);
 
 	is_known = gmem_huge_pool_get(huge_page, &pool);
 	if (err == -ENOMEM && is_known && size / huge_page > gmem_huge_pool_room(&pool))
 		return gmem_huge_pool_fail(&pool, size / huge_page);
 	gmem_size_text(huge_page, text);
-	return gmem_fail_by_limit(err, size, "0x%" PRIx64 " bytes of host memory cannot be had in huge pages of "
-				  "%s%s", size, text, is_known ? "" :
-				  ", of which there may be too few (/sys/kernel/mm/hugepages)");
+	return gmem_fail_to_map(err, size, file, "0x%" PRIx64 " bytes of host memory cannot be had in huge pages of "
+				"%s%s", size, text, is_known ? "" :
+				", of which there may be too few (/sys/kernel/mm/hugepages)");
 }
 
 static int huge_flags(uint64_t huge_page)
@@ -301,7 +301,7 @@ int gmem_host_memory_pin(const struct gmem_host_params *params, struct gmem_host
 		place.mmap_flags = huge_flags(params->huge_page);
 	err = gmem_maps_pin(NULL, file ? file->fd : -1, offset, size, &place, map);
 	if (err == -ENOMEM || err == -EAGAIN)
-		return fail_to_pin(huge_page, size, err);
+		return fail_to_pin(file, huge_page, size, err);
 	/* Where space is kept, the place may be what is invalid. */
 	if (err == -EINVAL && !file && huge_page && !(place.flags & GMEM_PLACE_RESERVED))
 		return fail_to_find(huge_page);
@@ -309,7 +309,5 @@ int gmem_host_memory_pin(const struct gmem_host_params *params, struct gmem_host
 		return err;
 
 	err = gmem_host_memory_advise(params, map);
-	if (err)
-		gmem_maps_unpin(map);
-	return err;
+	return err ? gmem_maps_unpin_failed(map, err) : 0;
 }
