@@ -4582,7 +4582,8 @@ GMEM_API int gmem_import_fd(const struct gmem_import *import);
  * Return: 1 if the import has all memory it should have, 0 if more is to come; or
  * -EPIPE the exporting process is gone, -EPROTO it broke the protocol or has pages
  * of another size, -ENOMEM in the middle of a large range, which can then neither be
- * finished nor undone, -EINVAL for NULL.
+ * finished nor undone, or for memory that the kernel refuses to unmap (munmap(2)),
+ * -EINVAL for NULL.
  */
 GMEM_API int gmem_import_dispatch(struct gmem_import *import);
 
