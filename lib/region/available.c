@@ -21,6 +21,7 @@ struct controller {
 	const char *limits[2];
 	const char *usage;
 	const char *reclaimable;	/* a line of memory.stat; NULL: nothing is */
+	bool has_tables;		/* page tables count there, too */
 };
 
 /* A controller in both versions, with its name in /proc/self/cgroup */
@@ -34,6 +35,7 @@ static const struct controller v2 = {
 	.limits = { "memory.max", "memory.high" },
 	.usage = "memory.current",
 	.reclaimable = "\ninactive_file ",
+	.has_tables = true,
 };
 
 static const struct controller v1 = {
@@ -41,6 +43,7 @@ static const struct controller v1 = {
 	.limits = { "memory.limit_in_bytes", NULL },
 	.usage = "memory.usage_in_bytes",
 	.reclaimable = "\ntotal_inactive_file ",
+	.has_tables = true,
 };
 
 static const struct resource memory = { "memory", &v2, &v1 };
@@ -84,9 +87,9 @@ static int check_limit(const struct controller *controller, const char *director
 		return 0;
 
 	return gmem_fail(-ENOMEM,
-			 "0x%" PRIx64 " bytes more, with page tables, do not fit: %s of %s%.100s is 0x%" PRIx64
+			 "0x%" PRIx64 " bytes more%s do not fit: %s of %s%.100s is 0x%" PRIx64
 			 ", 0x%" PRIx64 " are in use, 0x%" PRIx64 " of them can be reclaimed",
-			 need, name, length > 100 ? "..." : "",
+			 need, controller->has_tables ? ", with page tables," : "", name, length > 100 ? "..." : "",
 			 directory + (length > 100 ? length - 100 : 0), limit, usage, reclaimable);
 }
 
