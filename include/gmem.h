@@ -123,14 +123,14 @@ struct io_uring;
 /**
  * gmem_last_error() - describe the last failure in this thread
  *
- * The sentence is English, has no newline, and gives the numbers involved. If a limit of
- * the process or of the host is reached, it names that and its number: RLIMIT_NOFILE,
- * RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK and RLIMIT_FSIZE, fs.file-max,
- * vm.max_map_count, the commit limit, memory.max and memory.high of a cgroup, huge pages
- * of a size. All but the first numbers come from /proc and /sys. Names in
- * it, of the holder of a lease for instance, have a "?" for each character that could
- * steer a terminal. It is meaningful only right after a libgmem function returned a
- * negative errno in the same thread.
+ * The sentence is English, has no newline, and gives the numbers involved. If a limit
+ * of the process or of the host is reached, it names that and its number:
+ * RLIMIT_NOFILE, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK and RLIMIT_FSIZE, fs.file-max,
+ * vm.max_map_count, the commit limit, memory.max and memory.high of a cgroup, huge
+ * pages of a size. Without /proc and /sys only RLIMIT_NOFILE and RLIMIT_FSIZE are
+ * always named. Names in it, of the holder of a lease for instance, have a "?" for each
+ * character that could steer a terminal. It is meaningful only right after a libgmem
+ * function returned a negative errno in the same thread.
  *
  * Thread-safe. Since: 0.1.
  *
@@ -230,10 +230,10 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  *	gmem_vm_save     contents  contents   recorded    recorded
  *	gmem_vm_restore  written   compared   checked     checked
  *	gmem_vm_load     written   compared   refused     written
- *	populate         yes       to read    left out *  left out *
+ *	populate         yes       yes        left out *  left out *
  *	discard          yes       left out * left out *  left out *
  *	statistics, dump counted   counted    not counted not counted
- *	export, if its   yes       to read    left out +  yes
+ *	export, if its   yes       yes        left out +  yes
  *	file can be given
  *	NUMA policies    yes       yes        left out    left out
  *
@@ -249,6 +249,9 @@ GMEM_API uint32_t gmem_backing_from_name(const char *name);
  *	treated as RAM. A discard of a file that is mapped shared punches a hole into the
  *	file itself: persistent memory, or a file on disk, has then lost these contents.
  * +: exported if gmem_export_add_memory() was called for it.
+ *
+ * GMEM_REGION_READONLY counts whatever the kind: memory that is added with it is
+ * exported to read, and populated to read where it is mapped for reading only.
  *
  * A range of GMEM_REGION_DEVICE is no memory and has no kind: its kind is
  * GMEM_KIND_DEFAULT, and dumps call its way of backing "device", whereas memory of
@@ -1277,11 +1280,12 @@ struct gmem_memory_opts {
  * Nothing is put back if gmem_file_free() has ended the mapping meanwhile. If the
  * kernel refuses to put it back, as it can at vm.max_map_count, anonymous memory is
  * freed, the region's mapping stays, and the refusal goes to the VM's log. A change
- * cannot put a region over one that it removes (GMEM_REGION_KEEP_STATE): at that moment
- * the other is still there, -EEXIST. What is there is read from /proc/self/maps: where
- * that is out of reach, the flag is -EOPNOTSUPP, and for want of a file descriptor
- * -EMFILE or -ENFILE. No other thread may map or unmap anything there meanwhile; the
- * mapping that the region has can be replaced by nobody (GMEM_MAP_REPLACE is -EBUSY).
+ * cannot put a region over one that it removes (GMEM_REGION_KEEP_STATE) and whose
+ * memory the library mapped: at that moment that is still there, -EEXIST. What is there
+ * is read from /proc/self/maps: where that is out of reach, the flag is -EOPNOTSUPP,
+ * and for want of a file descriptor -EMFILE or -ENFILE. No other thread may map or
+ * unmap anything there meanwhile; the mapping that the region has can be replaced by
+ * nobody (GMEM_MAP_REPLACE is -EBUSY).
  *
  * GMEM_REGION_DEVICE reserves the range in the layout for a device. It has no
  * memory and no memslot, so the guest's accesses exit, and lookups return
@@ -1358,12 +1362,13 @@ struct gmem_region_opts {
  * GMEM_REGION_HVA and GMEM_REGION_RESERVED, -EEXIST overlaps a region, a bound range of
  * the file, a used slot number, or a mapping at @hva, -EXDEV the file belongs to
  * another VM (see gmem_file_adopt()), -EBADF @memory_fd is not open for reading, or not
- * for writing, which it need not be with GMEM_REGION_READONLY, -EPERM it is sealed
- * against writing (the same), -EFBIG a memfd of the size exceeds RLIMIT_FSIZE,
- * -EOPNOTSUPP the way of backing cannot do what the flags
- * ask, the kernel has not what @memory asks, or the default plan is not possible here,
- * -ENOSPC no memslot left, -EDEADLK a callback of the library calls it, -ENOMEM,
- * -EMFILE, -ENFILE, -E2BIG options newer than the library, or the kernel's own errno.
+ * for writing, which it need not be with GMEM_REGION_READONLY or GMEM_REGION_HVA,
+ * -EPERM it is sealed against writing (the same), -EFBIG a memfd of the size exceeds
+ * RLIMIT_FSIZE, -EOPNOTSUPP the way of backing cannot do what the flags ask, the kernel
+ * has not what @memory asks, or the default plan is not possible here, -ENOSPC no
+ * memslot left, -EDEADLK a callback of the library calls it, -ENOMEM, -EMFILE, -ENFILE,
+ * also to ask what is mapped at its host address, -E2BIG options newer than the
+ * library, or the kernel's own errno.
  */
 GMEM_API GMEM_CHECKED int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 					  const struct gmem_region_opts *opts,
@@ -3288,14 +3293,14 @@ struct gmem_populate_opts {
  * @opts: NULL for defaults: in this thread, cleared and mapped
  * @ret: memory before and after, filled in on failure, too; NULL if not wanted
  *
- * Populates the side the guest uses; allocated pages stay as they are. Your own memory
- * that is mapped PROT_READ is populated for reading if the region is read-only, and
- * cannot be populated if it is not. With more than one worker the call starts threads,
- * which block all signals except those of faults, and have ended when it returns; if
- * the system refuses threads, fewer do the work. If a NUMA policy takes memory from a
- * single node (gmem_vm_set_numa()), the workers move to processors of that node. The
- * caller's thread handles signals meanwhile, and they do not stop the call; @progress
- * can.
+ * Populates the side the guest uses; allocated pages stay as they are. Memory that is
+ * mapped for reading only, your own or a file's (GMEM_REGION_MEMORY_FD), is populated
+ * for reading if the region is read-only, and cannot be populated if it is not. With
+ * more than one worker the call starts threads, which block all signals except those of
+ * faults, and have ended when it returns; if the system refuses threads, fewer do the
+ * work. If a NUMA policy takes memory from a single node (gmem_vm_set_numa()), the
+ * workers move to processors of that node. The caller's thread handles signals
+ * meanwhile, and they do not stop the call; @progress can.
  *
  * Running out of memory does not give an error: in a memory cgroup at its limit
  * the kernel kills the process, and on a full machine it kills other processes and
@@ -3591,18 +3596,20 @@ struct gmem_stats {
  * @vm: handle
  * @stats: set its size and flags; receives the numbers
  *
- * The library always counts, without locks. Each counter is exact, but two of them
- * may be of different moments while other threads work. GMEM_STATS_RESIDENT
- * examines all memory, without touching it, in pieces of 64 MiB; conversions of a
- * piece wait meanwhile. Host memory counts if it is mapped in this process: where nothing
- * is mapped at its host address, nothing is resident.
+ * The library always counts, without locks. Each counter is exact, but two of them may
+ * be of different moments while other threads work. GMEM_STATS_RESIDENT examines all
+ * memory, without touching it, in pieces of 64 MiB; conversions of a piece wait
+ * meanwhile. Host memory counts as in struct gmem_footprint; where nothing is mapped at
+ * its host address, nothing is resident.
  *
  * Thread-safe. Source: mincore(2), cachestat(2), PROCMAP_QUERY or /proc/self/maps where
- * part of the memory is not mapped. Since: 0.1.
+ * part of the memory is not mapped, hugetlb, or a private mapping of a file, for these
+ * fstat(2) and /proc/self/pagemap. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad flags, -EOPNOTSUPP the kernel has no
  * cachestat(2) to count private memory, -EFAULT part of the memory is not mapped, and
- * /proc does not say which, -EDEADLK a callback that has memory to itself calls it with
+ * /proc does not say which, -EMFILE, -ENFILE, -ENOMEM what is mapped cannot be asked
+ * for now, -EDEADLK a callback that has memory to itself calls it with
  * GMEM_STATS_RESIDENT, -E2BIG @stats is newer than the library and what that does not
  * know is not 0, or the kernel's own errno.
  */
@@ -3831,7 +3838,8 @@ struct gmem_transfer_result {
  * After a failure, the first data_bytes + zero_bytes of the range are loaded.
  *
  * Thread-safe. Source: read(2), preadv2(2), io_uring(7), open(2) with O_DIRECT,
- * MADV_POPULATE_READ. Since: 0.1.
+ * lseek(2) with SEEK_DATA, MADV_POPULATE_READ, MADV_POPULATE_WRITE; to find out which
+ * pages exist, and whether all of the memory is mapped, as gmem_vm_save(). Since: 0.1.
  *
  * Return: 0, or -ENODATA the file ends before @size bytes, -ENOENT or -ENXIO the range
  * is not all memory, -EACCES part of it is private, -EOPNOTSUPP part of it is a kind of
@@ -4205,8 +4213,10 @@ struct gmem_export_opts {
  * What the guest may only read (GMEM_REGION_READONLY), and a file that is open for
  * reading only, are given with GMEM_RIGHT_READ. Importers of the library's then map
  * them for reading only, but what keeps another process from writing to the file is a
- * seal alone, F_SEAL_FUTURE_WRITE: where that is missing, gmem_peer_add() refuses a
- * range whose rights are GMEM_RIGHT_READ.
+ * seal alone, F_SEAL_FUTURE_WRITE. Where that is missing, gmem_peer_add() refuses a
+ * range of @ranges in struct gmem_peer_opts whose rights are GMEM_RIGHT_READ, but not
+ * memory that is for reading only by its region or its fd: a hostile peer can write
+ * there.
  *
  * Thread-safe; waits as gmem_listener_new(), then for changes of the layout under
  * way. Source: eventfd(2), timerfd_create(2), epoll(7). Since: 0.1.
@@ -4408,12 +4418,13 @@ struct gmem_peer_opts {
  * readable then. Meanwhile everything else goes on.
  *
  * A process that has a file can map all of it. So a file is given only if one range of
- * one region that the peer may have is the whole file, or with
- * GMEM_PEER_WHOLE_FILES: use one memfd for each region. A file is given for
- * reading only if its seals enforce that (F_SEAL_FUTURE_WRITE); an fd that is open for
- * reading only does not, as the peer can open the file anew. If present memory
- * cannot be given under these rules, the call fails; memory added later is left
- * out, with a message in the VM's log.
+ * one region that the peer may have is the whole file, or with GMEM_PEER_WHOLE_FILES:
+ * use one memfd for each region. A range whose rights are GMEM_RIGHT_READ is given only
+ * if the seals of its file enforce that (F_SEAL_FUTURE_WRITE); an fd that is open for
+ * reading only does not, as the peer can open the file anew. Without such a range that
+ * seal is not asked for, so a hostile peer can write to memory that is added with
+ * GMEM_REGION_READONLY. If present memory cannot be given under these rules, the call
+ * fails; memory added later is left out, with a message in the VM's log.
  *
  * A peer can write anything to the memory it has, free its pages, and, by keeping a
  * guest_memfd, keep the VM in the kernel's memory. It gets nothing else, and can

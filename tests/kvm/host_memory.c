@@ -374,6 +374,50 @@ TEST(dimms_of_a_memfd_fill_a_reservation)
 	lab_free(&lab);
 }
 
+static int remove_and_reserve(struct lab *lab, struct gmem_region *old, struct gmem_region_opts *opts,
+			      struct gmem_region **ret)
+{
+	struct gmem_change *change;
+	int err;
+
+	OK(gmem_change_new(lab->vm, &change));
+	OK(gmem_change_remove(change, old));
+	OK(gmem_change_add(change, BASE, MIB, opts, ret));
+	err = gmem_change_apply(change);
+	gmem_change_free(change);
+	return err;
+}
+
+TEST(a_change_takes_the_place_of_memory_it_removes_if_that_is_the_callers)
+{
+	const uint64_t flags = GMEM_REGION_MEMORY_FD | GMEM_REGION_KEEP_STATE;
+	GMEM_OPTS(gmem_region_opts, opts, .flags = flags | GMEM_REGION_HVA);
+	struct gmem_region *callers, *made, *other;
+	struct gmem_plan *plan;
+	struct lab lab;
+
+	lab_new(&lab, DEFAULT_VM);
+	plan = plan_of(&lab, GMEM_BACKING_HOST);
+	opts.plan = plan;
+	opts.memory_fd = (int)WORKS(memfd_create("memory", MFD_CLOEXEC));
+	WORKS(ftruncate(opts.memory_fd, MIB));
+	opts.hva = mmap(NULL, MIB, PROT_READ | PROT_WRITE, MAP_SHARED, opts.memory_fd, 0);
+	CHECK(opts.hva != MAP_FAILED);
+	OK(gmem_region_add(lab.vm, BASE, MIB, &opts, &callers));
+	GUEST_STORES(&lab.guest, BASE, 7);
+
+	opts.flags = flags | GMEM_REGION_RESERVED;
+	OK(remove_and_reserve(&lab, callers, &opts, &made));
+	GUEST_LOADS(&lab.guest, BASE, 7);
+	REFUSED(remove_and_reserve(&lab, made, &opts, &other), -EEXIST);
+	GUEST_LOADS(&lab.guest, BASE, 7);
+	OK(gmem_region_remove(made));
+	WORKS(munmap(opts.hva, MIB));
+	close(opts.memory_fd);
+	gmem_plan_free(plan);
+	lab_free(&lab);
+}
+
 /* MAP_FIXED of huge pages unmaps what is there before it finds that there are too few. */
 TEST(a_region_that_cannot_be_had_leaves_the_reservation)
 {

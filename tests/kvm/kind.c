@@ -404,6 +404,29 @@ TEST(rom_is_restored_where_it_is_the_same)
 	lab_free(&lab);
 }
 
+TEST(rom_is_loaded_where_it_is_the_same)
+{
+	GMEM_OPTS(gmem_transfer_result, result);
+	char byte = 'R';
+	struct lab lab;
+	void *rom;
+	int fd;
+
+	lab_new(&lab, DEFAULT_VM);
+	rom = map_rom(&lab, byte);
+	add_rom(&lab, rom);
+	fd = new_file();
+	CHECK_EQ(write(fd, &byte, 1), 1);
+	OK(gmem_vm_load(lab.vm, BASE, fd, 0, 1, NULL, &result));
+	CHECK_EQ(result.data_bytes, 1);
+	REFUSED(gmem_vm_load(lab.vm, BASE + 1, fd, 0, 1, NULL, NULL), -EROFS);
+	CHECK(says("\"rom\"") && says("other contents"));
+	CHECK_EQ(((char *)rom)[1], 0);
+	close(fd);
+	munmap(rom, PAGES * lab.page);
+	lab_free(&lab);
+}
+
 /* ---- found out ---- */
 
 /* What smaps says of one of the kernel's own mappings, whose pages may be none of memory's */

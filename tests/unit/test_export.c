@@ -384,7 +384,7 @@ static void a_vhost_user_table_has_only_what_may_be_written(void **state)
 	scene_end(&s);
 }
 
-static void what_the_guest_may_only_read_is_given_for_reading(void **state)
+static void what_the_guest_may_only_read_is_given_for_reading_whatever_its_kind(void **state)
 {
 	struct gmem_vhost_user_region regions[MOST];
 	int fds[MOST];
@@ -394,10 +394,10 @@ static void what_the_guest_may_only_read_is_given_for_reading(void **state)
 	for (int skips = 0; skips < 2; skips++) {
 		scene_begin(&s, skips ? GMEM_EXPORT_SKIP : 0);
 		assert_ok(gmem_export_add_memory(s.exporter, s.hva, 16 * PAGE, s.memfd, 0));
-		add(&s, 0, 8, (struct gmem_region_opts){ .plan = s.host, .hva = s.hva,
+		add(&s, 0, 8, (struct gmem_region_opts){ .plan = s.host, .hva = s.hva, .kind = GMEM_KIND_RAM,
 			.flags = GMEM_REGION_HVA | GMEM_REGION_READONLY });
 		add(&s, 8, 8, (struct gmem_region_opts){ .plan = s.host, .flags = GMEM_REGION_HVA,
-							 .hva = (char *)s.hva + 8 * PAGE });
+			.hva = (char *)s.hva + 8 * PAGE, .kind = GMEM_KIND_ROM });
 		assert_int_equal(table(&s), 2);
 		assert_int_equal(s.extents[0].rights, GMEM_RIGHT_READ);
 		assert_int_equal(s.extents[1].rights, GMEM_RIGHT_READ | GMEM_RIGHT_WRITE);
@@ -502,7 +502,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(memory_is_named_once_and_forgotten),
 	cmocka_unit_test(a_vhost_user_table_joins_what_is_one_piece),
 	cmocka_unit_test(a_vhost_user_table_has_only_what_may_be_written),
-	cmocka_unit_test(what_the_guest_may_only_read_is_given_for_reading),
+	cmocka_unit_test(what_the_guest_may_only_read_is_given_for_reading_whatever_its_kind),
 	cmocka_unit_test(what_cannot_be_written_may_be_left_out_of_it),
 	cmocka_unit_test(memory_of_a_device_is_given_if_it_is_named),
 	cmocka_unit_test(options_are_checked),

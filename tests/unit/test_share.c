@@ -489,6 +489,27 @@ static void an_fd_open_for_reading_keeps_no_peer_from_writing(void **state)
 	}
 }
 
+static void rom_is_given_without_the_seal_that_a_range_for_reading_needs(void **state)
+{
+	const struct gmem_export_range reading = { .gpa = 0, .size = 4 * PAGE, .rights = GMEM_RIGHT_READ };
+	GMEM_OPTS(gmem_memory_opts, memory, .flags = GMEM_MEMORY_MEMFD);
+	struct gmem_extent extents[MOST];
+	struct scene s;
+
+	(void)state;
+	scene_begin_raw(&s);
+	add(&s, 0, 4, (struct gmem_region_opts){ .plan = s.host, .memory = &memory,
+						 .flags = GMEM_REGION_READONLY });
+	assert_refused(-EOPNOTSUPP, "F_SEAL_FUTURE_WRITE",
+		       try_peer(&s, (struct gmem_peer_opts){ .ranges = &reading, .range_count = 1 }));
+	assert_ok(try_peer(&s, (struct gmem_peer_opts){ .flags = 0 }));
+	assert_ok(gmem_import_new(s.sockets[1], NULL, &s.import));
+	exchange(&s);
+	assert_int_equal(gmem_import_table(s.import, extents, MOST), 1);
+	assert_int_equal(extents[0].rights, GMEM_RIGHT_READ);
+	scene_end(&s);
+}
+
 static void peer_options_are_checked(void **state)
 {
 	const uint32_t all = GMEM_RIGHT_READ | GMEM_RIGHT_WRITE;
@@ -998,6 +1019,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(imported_memory_is_not_mapped_over),
 	cmocka_unit_test(ranges_that_cannot_be_kept_from_a_peer_are_refused),
 	cmocka_unit_test(an_fd_open_for_reading_keeps_no_peer_from_writing),
+	cmocka_unit_test(rom_is_given_without_the_seal_that_a_range_for_reading_needs),
 	cmocka_unit_test(peer_options_are_checked),
 	cmocka_unit_test(without_an_answer_memory_stays),
 	cmocka_unit_test(without_an_answer_a_peer_is_cut_off),
