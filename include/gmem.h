@@ -1798,8 +1798,8 @@ struct gmem_gpa_range {
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @machine: GMEM_MACHINE_*; 0: this one
  * @flags: GMEM_RAM_LAYOUT_*; unknown bits are -EINVAL
- * @hole_start: x86_64: start of the hole for devices, which ends at 4 GiB; 0: 3 GiB
- * @base: arm64: first address of RAM; 0: 1 GiB
+ * @hole_start: x86_64 alone: start of the hole for devices, which ends at 4 GiB; 0: 3 GiB
+ * @base: arm64 alone: first address of RAM; 0: 1 GiB
  * @holes: more ranges without RAM, each a multiple of the page, in any order; they
  *	may overlap each other and the machine's own, and be where no RAM would come.
  *	Borrowed for the call
@@ -4596,7 +4596,8 @@ GMEM_API int gmem_import_fd(const struct gmem_import *import);
  * Return: 1 if the import has all memory it should have, 0 if more is to come; or
  * -EPIPE the exporting process is gone, -EPROTO it broke the protocol or has pages
  * of another size, -ENOMEM in the middle of a large range, which can then neither be
- * finished nor undone, -EINVAL for NULL.
+ * finished nor undone, or for memory that the kernel refuses to unmap (munmap(2)),
+ * -EINVAL for NULL.
  */
 GMEM_API int gmem_import_dispatch(struct gmem_import *import);
 

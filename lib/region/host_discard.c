@@ -101,7 +101,7 @@ static int refuse_locked(const struct discard *discard, uint64_t hva, int err)
 /* ---- one mapping ---- */
 
 /* Memory locked with mlock() takes an advice of its own. */
-static int drop(uint64_t hva, uint64_t size)
+int gmem_host_drop(uint64_t hva, uint64_t size)
 {
 	int err = gmem_sys_madvise(at(hva), size, MADV_DONTNEED);
 
@@ -134,7 +134,7 @@ static int free_pages(const struct discard *discard, uint64_t hva, uint64_t size
 	int err;
 
 	if (!(discard->look->mapping.flags & GMEM_MAPPING_SHARED)) {
-		err = drop(hva, size);
+		err = gmem_host_drop(hva, size);
 		return err ? refuse(discard, err, hva, "") : 0;
 	}
 
@@ -287,7 +287,7 @@ static int discard_alike(struct discard *discard, uint64_t start, uint64_t end)
 	int err, refused, dropped = -EINVAL;
 
 	if (discard->flags & GMEM_DISCARD_NOT_ZERO)
-		dropped = drop(start, end - start);
+		dropped = gmem_host_drop(start, end - start);
 
 	while (start < end) {
 		size = end - start < size ? end - start : size;

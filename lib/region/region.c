@@ -382,9 +382,7 @@ static int pin_file(struct gmem_file *file, uint64_t offset, uint64_t size,
 	if (err)
 		return err;
 	err = gmem_host_memory_advise(&no_options, map);
-	if (err)
-		gmem_maps_unpin(map);
-	return err;
+	return err ? gmem_maps_unpin_failed(map, err) : 0;
 }
 
 static void put_host_file(struct gmem_region *region)
@@ -497,7 +495,7 @@ static void log_stays_mapped(struct gmem_region *region, int err)
 	struct gmem_failure failure;
 
 	gmem_failure_keep(&failure, gmem_error_of_sentence());
-	gmem_vm_log_error(region->vm, gmem_fail_by_limit(err, region->pin.hva.size, "hva 0x%" PRIx64 ", 0x%"
+	gmem_vm_log_error(region->vm, gmem_fail_by_limit(err, 1, "hva 0x%" PRIx64 ", 0x%"
 			  PRIx64 " bytes, of a region that ended, stays mapped",
 			  region->pin.hva.start, region->pin.hva.size));
 	gmem_failure_restore(&failure);
