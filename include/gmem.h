@@ -1297,7 +1297,7 @@ struct gmem_memory_opts {
  * a way of backing without private memory. Without a @kind the library asks the kernel
  * what is mapped at @hva, once and without touching it: madvise(2) with MADV_COLD for
  * one page of each mapping, and /proc/self/smaps where the answer has several
- * meanings. If /proc cannot be read then, memory that looks locked or hugetlb counts
+ * meanings. Where /proc is out of reach, memory that looks locked or hugetlb counts
  * as RAM. The kind belongs to the region, not to the memory: GMEM_REGION_KEEP_STATE
  * does not keep it.
  *
@@ -1305,7 +1305,9 @@ struct gmem_memory_opts {
  * hugetlb or tmpfs, registered with userfaultfd, locked. What a page holds that is not
  * there is found out when it matters, and not assumed: see gmem_vm_save() and
  * gmem_vm_discard(). The size of its pages is asked for when the region is added: a
- * huge page of hugetlb is discarded, and a region split, as a whole only. The memory
+ * huge page of hugetlb is discarded, and a region split, as a whole only. Where /proc
+ * is out of reach, pages count as ordinary; if it cannot be read only for now, for want
+ * of a file descriptor, the region is refused, -EMFILE, -ENFILE or -ENOMEM. The memory
  * must not change its mapping during a call that works on it.
  *
  * GMEM_REGION_KEEP_STATE is for gmem_change_add(), to lay out memory anew without
@@ -1796,8 +1798,8 @@ struct gmem_gpa_range {
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @machine: GMEM_MACHINE_*; 0: this one
  * @flags: GMEM_RAM_LAYOUT_*; unknown bits are -EINVAL
- * @hole_start: x86_64: start of the hole for devices, which ends at 4 GiB; 0: 3 GiB
- * @base: arm64: first address of RAM; 0: 1 GiB
+ * @hole_start: x86_64 alone: start of the hole for devices, which ends at 4 GiB; 0: 3 GiB
+ * @base: arm64 alone: first address of RAM; 0: 1 GiB
  * @holes: more ranges without RAM, each a multiple of the page, in any order; they
  *	may overlap each other and the machine's own, and be where no RAM would come.
  *	Borrowed for the call
@@ -3463,7 +3465,8 @@ struct gmem_discard_opts {
  * F_SEAL_FUTURE_WRITE cannot be freed: -EPERM, and the sentence names the seal. Locked
  * memory (mlock(2)) is freed; if it is shared, through its file, which the library must
  * find: with GMEM_REGION_MEMORY_FD, among the file descriptors of the process, or with
- * CAP_CHECKPOINT_RESTORE in /proc/self/map_files; else it is -EOPNOTSUPP.
+ * CAP_CHECKPOINT_RESTORE in /proc/self/map_files; else it is -EOPNOTSUPP, and -EMFILE,
+ * -ENFILE or -ENOMEM if a limit was in the way, whatever the flags.
  *
  * The range must not be in use: the guest loses its contents, and I/O that began
  * before goes to pages that nobody sees any more. A lease prevents the discard, also
@@ -4597,7 +4600,8 @@ GMEM_API int gmem_import_fd(const struct gmem_import *import);
  * Return: 1 if the import has all memory it should have, 0 if more is to come; or
  * -EPIPE the exporting process is gone, -EPROTO it broke the protocol or has pages
  * of another size, -ENOMEM in the middle of a large range, which can then neither be
- * finished nor undone, -EINVAL for NULL.
+ * finished nor undone, or for memory that the kernel refuses to unmap (munmap(2)),
+ * -EINVAL for NULL.
  */
 GMEM_API int gmem_import_dispatch(struct gmem_import *import);
 

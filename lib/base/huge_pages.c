@@ -49,6 +49,11 @@ bool gmem_huge_pool_get(uint64_t page_size, struct gmem_huge_pool *ret)
 	return true;
 }
 
+uint64_t gmem_huge_pool_room(const struct gmem_huge_pool *pool)
+{
+	return pool->is_free - pool->reserved + pool->extra;
+}
+
 int gmem_huge_pool_fail(const struct gmem_huge_pool *pool, uint64_t pages)
 {
 	char size[GMEM_SIZE_TEXT], path[PATH_SIZE];
@@ -76,6 +81,7 @@ const char *gmem_huge_page_sizes(char text[GMEM_HUGE_SIZES_TEXT])
 	char size[GMEM_SIZE_TEXT];
 	size_t length = 0;
 
+	text[0] = '\0';
 	for (uint64_t page_size = SMALLEST; page_size <= LARGEST; page_size *= 2) {
 		if (!gmem_huge_pool_get(page_size, &pool))
 			continue;
@@ -85,7 +91,5 @@ const char *gmem_huge_page_sizes(char text[GMEM_HUGE_SIZES_TEXT])
 		length += (size_t)snprintf(text + length, GMEM_HUGE_SIZES_TEXT - length, "%s%s",
 					   length ? ", " : "", size);
 	}
-	if (!length)
-		snprintf(text, GMEM_HUGE_SIZES_TEXT, "no size");
 	return text;
 }

@@ -17,6 +17,8 @@ struct gmem_huge_pool {
 
 /* False if the kernel has no pages of that size, or does not say. */
 bool gmem_huge_pool_get(uint64_t page_size, struct gmem_huge_pool *ret);
+/* The pages that a new mapping can have */
+uint64_t gmem_huge_pool_room(const struct gmem_huge_pool *pool);
 /* -ENOMEM: @pages huge pages are more than the pool has. */
 int gmem_huge_pool_fail(const struct gmem_huge_pool *pool, uint64_t pages);
 
@@ -24,7 +26,7 @@ int gmem_huge_pool_fail(const struct gmem_huge_pool *pool, uint64_t pages);
 unsigned int gmem_huge_page_shift(uint64_t page_size);
 
 #define GMEM_HUGE_SIZES_TEXT 256
-/* The sizes that the kernel has, such as "64 KiB, 2 MiB", or "no size"; returns @text. */
+/* The sizes that the kernel has, such as "64 KiB, 2 MiB", or "" if it does not say; returns @text. */
 const char *gmem_huge_page_sizes(char text[GMEM_HUGE_SIZES_TEXT]);
 
 #endif

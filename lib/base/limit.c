@@ -123,28 +123,34 @@ static bool is_memlock(uint64_t mapped, char *text, size_t size)
 
 static const struct {
 	int err;
-	bool is_mapping;
+	bool is_mapping, is_private;	/* of what it is a limit */
 	limit_fn is_reached;
 } limits[] = {
-	{ -EMFILE, false, is_nofile },
-	{ -ENFILE, false, is_file_max },
-	{ -ENOMEM, true, is_address_space },
-	{ -ENOMEM, true, is_map_count },
-	{ -ENOMEM, true, is_commit },
-	{ -ENOMEM, true, is_data },
-	{ -EFBIG, true, is_file_size },
-	{ -EAGAIN, true, is_memlock },
+	{ -EMFILE, false, false, is_nofile },
+	{ -ENFILE, false, false, is_file_max },
+	{ -ENOMEM, true, false, is_address_space },
+	{ -ENOMEM, true, false, is_map_count },
+	{ -ENOMEM, true, true, is_commit },
+	{ -ENOMEM, true, true, is_data },
+	{ -EFBIG, true, false, is_file_size },
+	{ -EAGAIN, true, false, is_memlock },
 };
 
-void gmem_limit_describe(int err, uint64_t mapped, char text[GMEM_LIMIT_TEXT])
+static void describe(int err, uint64_t mapped, bool is_shared, char text[GMEM_LIMIT_TEXT])
 {
 	size_t length = (size_t)snprintf(text, GMEM_LIMIT_TEXT, "%s: ", gmem_errno_name(err)), i;
 
 	for (i = 0; i < GMEM_ARRAY_SIZE(limits); i++)
 		if (limits[i].err == err && limits[i].is_mapping == (mapped > 0) &&
+		    !(limits[i].is_private && is_shared) &&
 		    limits[i].is_reached(mapped, text + length, GMEM_LIMIT_TEXT - length))
 			return;
 	text[length - 2] = '\0';
+}
+
+void gmem_limit_describe(int err, uint64_t mapped, char text[GMEM_LIMIT_TEXT])
+{
+	describe(err, mapped, false, text);
 }
 
 bool gmem_is_about_limit(int err)
@@ -152,14 +158,31 @@ bool gmem_is_about_limit(int err)
 	return err == -EMFILE || err == -ENFILE || err == -ENOMEM;
 }
 
-int gmem_fail_by_limit(int err, uint64_t mapped, const char *format, ...)
+static void fail(int err, uint64_t mapped, bool is_shared, const char *format, va_list args)
 {
 	char what[GMEM_SENTENCE_SIZE - GMEM_LIMIT_TEXT], limit[GMEM_LIMIT_TEXT];
+
+	vsnprintf(what, sizeof(what), format, args);
+	describe(err, mapped, is_shared, limit);
+	gmem_fail(err, "%s: %s", what, limit);
+}
+
+int gmem_fail_by_limit(int err, uint64_t mapped, const char *format, ...)
+{
 	va_list args;
 
 	va_start(args, format);
-	vsnprintf(what, sizeof(what), format, args);
+	fail(err, mapped, false, format, args);
 	va_end(args);
-	gmem_limit_describe(err, mapped, limit);
-	return gmem_fail(err, "%s: %s", what, limit);
+	return err;
+}
+
+int gmem_fail_to_map(int err, uint64_t mapped, bool is_shared, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	fail(err, mapped, is_shared, format, args);
+	va_end(args);
+	return err;
 }

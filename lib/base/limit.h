@@ -21,6 +21,10 @@
 int gmem_fail_by_limit(int err, uint64_t mapped, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
 
+/* As gmem_fail_by_limit(), for a mapping; @is_shared: of a file, so that it is no data of the process */
+int gmem_fail_to_map(int err, uint64_t mapped, bool is_shared, const char *format, ...)
+	__attribute__((format(printf, 4, 5)));
+
 /*
  * The refusal of a file that was to be read says that a limit is reached, which may be otherwise
  * the next time, and not that the file is out of reach.

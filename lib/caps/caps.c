@@ -400,6 +400,17 @@ static void start_report(struct gmem_caps *caps, const char *reason)
 		    "no kernel had it when this version was written, so there is no number to ask for it by");
 }
 
+/* A limit was in the way; of KVM that says nothing. */
+static void say_kvm_unknown(struct gmem_caps *caps, int err)
+{
+	char limit[GMEM_LIMIT_TEXT];
+
+	gmem_limit_describe(err, 0, limit);
+	for (uint32_t cap = GMEM_CAP_KVM; cap < GMEM_CAP_ARCHITECTURE; cap++)
+		if (cap != GMEM_CAP_IN_PLACE)
+			say_unknown(caps, (enum gmem_cap)cap, KVM_PATH " cannot be opened for now: %s", limit);
+}
+
 static void say_no_kvm(struct gmem_caps *caps, int err)
 {
 	bool forbidden = err == -EACCES || err == -EPERM;
@@ -512,7 +523,7 @@ static void try_gmemfd(struct gmem_caps *caps, int vm_fd, struct gmem_probe_slot
 	int fd = gmem_kvm_create_gmemfd(vm_fd, gmem_sys_page_size(), flags);
 	char limit[GMEM_LIMIT_TEXT];
 
-	if (fd == -EMFILE || fd == -ENFILE || fd == -ENOMEM) {
+	if (gmem_is_about_limit(fd)) {
 		gmem_limit_describe(fd, 0, limit);
 		say_unknown(caps, GMEM_CAP_CREATE, "no resources to try it with: %s", limit);
 		return;
@@ -723,6 +734,8 @@ static int fill(struct gmem_caps *caps, int vm_fd, const struct gmem_caps_opts *
 			    gmem_errno_name(kvm_fd));
 	else if (kvm_fd >= 0)
 		ask_system(caps, kvm_fd);
+	else if (gmem_is_about_limit(kvm_fd))
+		say_kvm_unknown(caps, kvm_fd);
 	else
 		say_no_kvm(caps, kvm_fd);
 

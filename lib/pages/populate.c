@@ -60,7 +60,7 @@ struct gmem_populate {
 	uint64_t gpa;
 	uint64_t size;
 	uint64_t chunk;
-	uint64_t before;	/* resident bytes at first, if is_counting */
+	struct gmem_vm_resident before;	/* at first; nothing, unless is_counting */
 	bool is_counting;	/* the kernel can count resident bytes */
 	uint32_t lane_count;
 	uint32_t next_lane;	/* atomic */
@@ -375,11 +375,11 @@ static void make_lanes(struct gmem_populate *job)
 	}
 }
 
-/* What is missing in huge pages, of which a range can have several sizes */
+/* What is needed of huge pages, of which a range can have several sizes */
 #define MAX_HUGE_SIZES 4
 
 struct huge_need {
-	uint64_t bytes;
+	uint64_t bytes;		/* also those that are there */
 	struct {
 		uint64_t page_size;
 		uint64_t pages;
@@ -404,8 +404,8 @@ static int add_huge_need(void *data, const struct gmem_section *section)
 	if (err)
 		return err;
 
-	/* As prepare() counted it; but what may be there after all is no reason to refuse. */
-	need->bytes += bytes.least < section->size ? section->size - bytes.least : 0;
+	need->bytes += section->size;
+	/* What may be there after all is no reason to refuse. */
 	missing = gmem_count_missing_huge_pages(memory.hva, section->size, memory.page_size, bytes.most);
 	for (size_t i = 0; i < MAX_HUGE_SIZES; i++) {
 		if (need->sizes[i].page_size && need->sizes[i].page_size != memory.page_size)
@@ -432,10 +432,16 @@ static int check_huge_need(struct gmem_populate *job, uint64_t *ret_bytes)
 	return err;
 }
 
+/* A count can exceed the size if pages came and went while it was taken. */
+static uint64_t minus(uint64_t a, uint64_t b)
+{
+	return a > b ? a - b : 0;
+}
+
 /* Make all checks that are possible before the first page is populated. */
 static int prepare(struct gmem_populate *job)
 {
-	uint64_t need, huge;
+	uint64_t need, huge, there;
 	int err;
 
 	err = gmem_vm_check_memory(job->vm, job->gpa, job->size, uses_of(job),
@@ -447,17 +453,17 @@ static int prepare(struct gmem_populate *job)
 	job->is_counting = !err;
 	if (err && err != -EOPNOTSUPP)
 		return err;
-	err = 0;
 	if (job->opts.flags & GMEM_POPULATE_UNCHECKED)
 		return 0;
 
-	/* The count can exceed the size if pages came and went while it was taken. */
-	if (job->is_counting) {
-		need = job->before < need ? need - job->before : 0;
-		err = check_huge_need(job, &huge);
-		need = huge < need ? need - huge : 0;
-	}
-	return err ? err : gmem_check_memory_fits(need);
+	err = check_huge_need(job, &huge);
+	if (err)
+		return err;
+
+	/* Huge pages take no ordinary memory, be they there or not: their counts are all left out. */
+	need = minus(need, huge);
+	there = minus(job->before.bytes, job->before.in_huge_pages);
+	return gmem_check_memory_fits(minus(need, there));
 }
 
 static int check_opts(const struct gmem_populate_opts *opts)
@@ -536,6 +542,7 @@ GMEM_API void gmem_populate_free(struct gmem_populate *job)
 GMEM_API int gmem_populate_result(struct gmem_populate *job, struct gmem_footprint *ret)
 {
 	struct gmem_footprint result = { .done = 0 };
+	struct gmem_vm_resident now;
 
 	if (!job || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", job ? "ret" : "job");
@@ -544,9 +551,10 @@ GMEM_API int gmem_populate_result(struct gmem_populate *job, struct gmem_footpri
 	result.done = job->done;
 	gmem_lock_drop(&job->lock);
 
-	result.before = job->before;
-	result.counted = job->is_counting &&
-			 gmem_vm_resident(job->vm, job->gpa, job->size, &result.after) == 0;
+	result.before = job->before.bytes;
+	result.counted = job->is_counting && gmem_vm_resident(job->vm, job->gpa, job->size, &now) == 0;
+	if (result.counted)
+		result.after = now.bytes;
 	*ret = result;
 	return 0;
 }

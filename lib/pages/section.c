@@ -9,6 +9,7 @@
 #include "base/kind.h"
 #include "base/lock.h"
 #include "base/wait_budget.h"
+#include "os/sys.h"
 #include "region/region_info.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
@@ -217,19 +218,27 @@ int gmem_section_claim(struct gmem_vm *vm, uint64_t gpa, uint64_t last, uint64_t
 
 static int add_resident(void *data, const struct gmem_section *section)
 {
-	uint64_t *sum = data, bytes;
+	struct gmem_vm_resident *sum = data;
+	struct gmem_region_memory memory;
+	uint64_t bytes;
 	int err;
 
 	err = gmem_region_memory_resident(section->region, section->side, section->offset, section->size, &bytes);
 	if (!err)
-		*sum += bytes;
-	return err;
+		err = gmem_region_memory_get(section->region, section->side, section->offset, section->size,
+					     &memory);
+	if (err)
+		return err;
+	sum->bytes += bytes;
+	sum->in_huge_pages += memory.page_size > gmem_sys_page_size() ? bytes : 0;
+	return 0;
 }
 
-int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint64_t *ret_bytes)
+int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, struct gmem_vm_resident *ret)
 {
 	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
-	uint64_t sum = 0, done, now;
+	struct gmem_vm_resident sum = { 0 };
+	uint64_t done, now;
 	int err;
 
 	for (done = 0; done < size; done += now) {
@@ -240,6 +249,6 @@ int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint64_t *
 			return err;
 	}
 
-	*ret_bytes = sum;
+	*ret = sum;
 	return 0;
 }

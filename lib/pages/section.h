@@ -76,10 +76,16 @@ uint64_t gmem_section_piece(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
  */
 int gmem_vm_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t uses,
 			 const char *otherwise, uint64_t *ret_bytes);
+
+struct gmem_vm_resident {
+	uint64_t bytes;
+	uint64_t in_huge_pages;		/* of them, those of hugetlb */
+};
+
 /*
- * Bytes in memory, of the side the guest uses: see gmem_region_memory_resident(). Kinds whose
- * pages are not counted have none.
+ * What is in memory, of the side the guest uses: see gmem_region_memory_resident(). Kinds whose
+ * pages are not counted have nothing.
  */
-int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint64_t *ret_bytes);
+int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, struct gmem_vm_resident *ret);
 
 #endif

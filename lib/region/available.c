@@ -21,6 +21,7 @@ struct controller {
 	const char *limits[2];
 	const char *usage;
 	const char *reclaimable;	/* a line of memory.stat; NULL: nothing is */
+	bool has_tables;		/* page tables count there, too */
 };
 
 /* A controller in both versions, with its name in /proc/self/cgroup */
@@ -34,6 +35,7 @@ static const struct controller v2 = {
 	.limits = { "memory.max", "memory.high" },
 	.usage = "memory.current",
 	.reclaimable = "\ninactive_file ",
+	.has_tables = true,
 };
 
 static const struct controller v1 = {
@@ -41,6 +43,7 @@ static const struct controller v1 = {
 	.limits = { "memory.limit_in_bytes", NULL },
 	.usage = "memory.usage_in_bytes",
 	.reclaimable = "\ntotal_inactive_file ",
+	.has_tables = true,
 };
 
 static const struct resource memory = { "memory", &v2, &v1 };
@@ -84,9 +87,9 @@ static int check_limit(const struct controller *controller, const char *director
 		return 0;
 
 	return gmem_fail(-ENOMEM,
-			 "0x%" PRIx64 " bytes more, with page tables, do not fit: %s of %s%.100s is 0x%" PRIx64
+			 "0x%" PRIx64 " bytes more%s do not fit: %s of %s%.100s is 0x%" PRIx64
 			 ", 0x%" PRIx64 " are in use, 0x%" PRIx64 " of them can be reclaimed",
-			 need, name, length > 100 ? "..." : "",
+			 need, controller->has_tables ? ", with page tables," : "", name, length > 100 ? "..." : "",
 			 directory + (length > 100 ? length - 100 : 0), limit, usage, reclaimable);
 }
 
@@ -213,9 +216,9 @@ int gmem_check_huge_pages_fit(uint64_t page_size, uint64_t pages, const void *hv
 	if (!pages || !gmem_huge_pool_get(page_size, &pool))
 		return 0;
 
-	if (pages > pool.is_free - pool.reserved + pool.extra && (!hva || is_reserved(hva)))
+	if (pages > gmem_huge_pool_room(&pool) && (!hva || is_reserved(hva)))
 		pool.reserved = 0;
-	if (pages <= pool.is_free - pool.reserved + pool.extra)
+	if (pages <= gmem_huge_pool_room(&pool))
 		return check_huge_cgroups(page_size, pages * page_size);
 	return gmem_huge_pool_fail(&pool, pages);
 }

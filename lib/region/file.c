@@ -211,7 +211,7 @@ static int find_create_flags(int fd, uint64_t *ret)
 	if (err == -ENODEV)
 		return 0;
 	if (err)
-		return gmem_fail_by_limit(err, page, "fd %d cannot be mapped to find its create flags", fd);
+		return gmem_fail_to_map(err, page, true, "fd %d cannot be mapped to find its create flags", fd);
 
 	*ret = GMEM_CREATE_MMAP;
 	err = gmem_sys_madvise(hva, page, MADV_POPULATE_READ);

@@ -13,6 +13,7 @@
 #include "base/lock.h"
 #include "base/macros.h"
 #include "os/sys.h"
+#include "region/host_discard.h"
 #include "region/host_mapping.h"
 
 /*
@@ -218,13 +219,13 @@ static void take_out_all(uint64_t start, uint64_t size, struct gmem_map **spare)
 
 /* ---- mapping ---- */
 
-static int fail_to_map(uint64_t offset, uint64_t size, const struct gmem_place *place, int err)
+static int fail_to_map(int fd, uint64_t offset, uint64_t size, const struct gmem_place *place, int err)
 {
 	if (err == -EEXIST)
 		return gmem_fail(err, "something is mapped between hva 0x%" PRIx64 " and 0x%" PRIx64,
 				 address(place->hva), address(place->hva) + size);
-	return gmem_fail_by_limit(err, size, "offset 0x%" PRIx64 ", 0x%" PRIx64
-				  " bytes, cannot be mapped", offset, size);
+	return gmem_fail_to_map(err, size, fd >= 0, "offset 0x%" PRIx64 ", 0x%" PRIx64
+				" bytes, cannot be mapped", offset, size);
 }
 
 static int prot_of(const struct gmem_place *place)
@@ -251,7 +252,7 @@ static int check_replace(int fd, uint64_t offset, uint64_t size, const struct gm
 
 	err = gmem_sys_mmap(NULL, page, prot_of(place), MAP_SHARED, fd, offset, &hva);
 	if (err)
-		return fail_to_map(offset, size, place, err);
+		return fail_to_map(fd, offset, size, place, err);
 
 	gmem_sys_munmap(hva, page);
 	return 0;
@@ -281,7 +282,7 @@ static int replace(int fd, uint64_t offset, uint64_t size, const struct gmem_pla
 	old = find(start, size);
 	if (old && (!err || is_gone(old, place)))
 		take_out_all(start, size, spare);
-	return err ? fail_to_map(offset, size, place, err) : 0;
+	return err ? fail_to_map(fd, offset, size, place, err) : 0;
 }
 
 /*
@@ -461,7 +462,7 @@ static int unmap(const struct gmem_map *map)
 
 	err = comes_back ? map_before(map, MAP_FIXED) : gmem_sys_munmap(hva, map->hva.size);
 	if (err)
-		gmem_sys_madvise(hva, map->hva.size, MADV_DONTNEED);
+		gmem_host_drop(map->hva.start, map->hva.size);
 	return err;
 }
 
@@ -501,7 +502,7 @@ static int reserve(int fd, uint64_t offset, uint64_t size, int flags, const stru
 		return err;
 	err = map_over(fd, offset, size, prot_of(place), flags, place, map);
 	if (err)
-		return fail_to_map(offset, size, place, err);
+		return fail_to_map(fd, offset, size, place, err);
 
 	/* What else the record has there is stale. */
 	if (map->before != GMEM_BEFORE_MADE)
@@ -525,7 +526,7 @@ static int map_locked(int fd, uint64_t offset, uint64_t size, const struct gmem_
 	} else {
 		err = map_at(fd, offset, size, prot_of(place), flags, place, &hva);
 		if (err)
-			fail_to_map(offset, size, place, err);
+			fail_to_map(fd, offset, size, place, err);
 		else
 			forget_stale(hva, size, spare);
 	}
@@ -729,9 +730,23 @@ int gmem_maps_unpin(struct gmem_map *map)
 	gmem_lock_take(&record.lock);
 	if (!map->is_lost) {
 		gmem_range_remove(record_of(map), &map->hva);
+		map->is_lost = true;
 		err = unmap(map);
 	}
 	gmem_lock_drop(&record.lock);
+	return err;
+}
+
+int gmem_maps_unpin_failed(struct gmem_map *map, int err)
+{
+	struct gmem_failure failure;
+	int refused;
+
+	gmem_failure_keep(&failure, err);
+	refused = gmem_maps_unpin(map);
+	if (refused)
+		gmem_fail(err, "%.300s; and hva 0x%" PRIx64 ", 0x%" PRIx64 " bytes, stays mapped: %s",
+			  failure.sentence, map->hva.start, map->hva.size, gmem_errno_name(refused));
 	return err;
 }
 

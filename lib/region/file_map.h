@@ -55,7 +55,7 @@ struct gmem_map {
 	struct gmem_map *next;		/* in owner->made; not of a pinned one */
 	struct gmem_map *previous;
 	bool is_pinned;
-	bool is_lost;			/* pinned once: somebody else unmapped it */
+	bool is_lost;			/* pinned once: unmapped, by somebody else too */
 	enum gmem_map_before before;
 	int fd;				/* of a pinned one, borrowed, and */
 	int prot;			/* for what was before */
@@ -89,6 +89,8 @@ void gmem_maps_pin_mapped(void *hva, uint64_t size, struct gmem_map *map);
  * private, and an empty mapping stays.
  */
 int gmem_maps_unpin(struct gmem_map *map);
+/* The same because of the failure @err, which is returned, and the sentence of which then has both. */
+int gmem_maps_unpin_failed(struct gmem_map *map, int err);
 /*
  * Unmap @size bytes at its end, if it has more. Returns 1, 0 if it has not, or -errno: they stay
  * mapped, and are nobody's any more.

@@ -26,6 +26,7 @@ struct discard {
 	uint64_t hva;		/* all that was asked for */
 	uint64_t size;
 	uint64_t done;
+	int unknown;		/* why it is not known what is mapped */
 };
 
 static void *at(uint64_t hva)
@@ -72,27 +73,35 @@ static int refuse_owed(const struct discard *discard, uint64_t hva)
 		      "(GMEM_DISCARD_NOT_ZERO allows that)");
 }
 
-static int refuse_locked(const struct discard *discard, uint64_t hva)
-{
-	return refuse(discard, -EOPNOTSUPP, hva, "shared memory that is locked with mlock(): it stays allocated");
-}
-
 static int refuse_gap(const struct discard *discard, uint64_t hva)
 {
 	return refuse(discard, -EFAULT, hva, "nothing is mapped there");
 }
 
-static int refuse_limit(const struct discard *discard, uint64_t hva, int err)
+/* What could not be done for now */
+static int refuse_limit(const struct discard *discard, uint64_t hva, int err, const char *what)
 {
 	return gmem_fail_by_limit(err, 0, "hva 0x%" PRIx64 ", 0x%" PRIx64 " bytes, was given back only up to 0x%"
-				  PRIx64 " bytes: what is mapped there cannot be asked", discard->hva,
-				  discard->size, hva - discard->hva);
+				  PRIx64 " bytes: %s", discard->hva, discard->size, hva - discard->hva, what);
+}
+
+static int refuse_to_guess(const struct discard *discard, uint64_t hva, int err)
+{
+	return refuse_limit(discard, hva, err, "what is mapped there cannot be asked");
+}
+
+/* @err: why the file behind locked memory, through which it is freed, cannot be had */
+static int refuse_locked(const struct discard *discard, uint64_t hva, int err)
+{
+	if (gmem_is_about_limit(err))
+		return refuse_limit(discard, hva, err, "the file of locked memory cannot be opened");
+	return refuse(discard, -EOPNOTSUPP, hva, "shared memory that is locked with mlock(): it stays allocated");
 }
 
 /* ---- one mapping ---- */
 
 /* Memory locked with mlock() takes an advice of its own. */
-static int drop(uint64_t hva, uint64_t size)
+int gmem_host_drop(uint64_t hva, uint64_t size)
 {
 	int err = gmem_sys_madvise(at(hva), size, MADV_DONTNEED);
 
@@ -100,19 +109,20 @@ static int drop(uint64_t hva, uint64_t size)
 }
 
 /* MADV_REMOVE does not take locked memory; the same call on the file does. */
-static int punch(struct gmem_host_look *look, uint64_t hva, uint64_t size)
+static int punch(const struct discard *discard, uint64_t hva, uint64_t size)
 {
+	struct gmem_host_look *look = discard->look;
 	int fd, err = gmem_host_look_file(look);
 
-	if (err)
-		return -EOPNOTSUPP;
-	fd = gmem_sys_reopen(look->file, O_RDWR);
+	fd = err ? err : gmem_sys_reopen(look->file, O_RDWR);
 	if (fd < 0)
-		return -EOPNOTSUPP;
+		return refuse_locked(discard, hva, fd);
 	err = gmem_sys_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 				 look->mapping.offset + (hva - look->mapping.start), size);
 	gmem_sys_close(fd);
-	return err;
+	if (err == -EPERM)
+		return refuse_sealed(discard, hva);
+	return err ? refuse(discard, err, hva, "") : 0;
 }
 
 /*
@@ -124,20 +134,27 @@ static int free_pages(const struct discard *discard, uint64_t hva, uint64_t size
 	int err;
 
 	if (!(discard->look->mapping.flags & GMEM_MAPPING_SHARED)) {
-		err = drop(hva, size);
+		err = gmem_host_drop(hva, size);
 		return err ? refuse(discard, err, hva, "") : 0;
 	}
 
 	gmem_sys_madvise(at(hva), size, MADV_DONTNEED);
 	err = gmem_sys_madvise(at(hva), size, MADV_REMOVE);
-	if (err == -EINVAL) {
-		err = punch(discard->look, hva, size);
-		if (err == -EOPNOTSUPP)
-			return refuse_locked(discard, hva);
-	}
+	if (err == -EINVAL)
+		return punch(discard, hva, size);
 	if (err == -EPERM)
 		return refuse_sealed(discard, hva);
 	return err ? refuse(discard, err, hva, "") : 0;
+}
+
+/* A page that is absent, and that the kernel does not just make */
+static int check_owed(const struct discard *discard, uint64_t hva)
+{
+	bool is_owed = gmem_host_look_is_owed(discard->look, hva);
+
+	if (gmem_is_about_limit(discard->look->owed_err))
+		return refuse_to_guess(discard, hva, discard->look->owed_err);
+	return is_owed ? refuse_owed(discard, hva) : 0;
 }
 
 /*
@@ -152,15 +169,15 @@ static int try_owed(const struct discard *discard, uint64_t hva)
 
 	/* A read of a device is not to be tried. */
 	if (may_be_device && !gmem_host_mapping_is_ordinary(hva))
-		return gmem_host_look_is_owed(discard->look, hva) ? refuse_owed(discard, hva) : 0;
+		return check_owed(discard, hva);
 
 	err = free_pages(discard, hva, mapping->page_size);
 	if (err)
 		return err;
 	err = gmem_sys_try_read(at(hva));
 	if (gmem_is_about_limit(err))
-		return refuse_limit(discard, hva, err);
-	return err == -EIO && gmem_host_look_is_owed(discard->look, hva) ? refuse_owed(discard, hva) : 0;
+		return refuse_to_guess(discard, hva, err);
+	return err == -EIO ? check_owed(discard, hva) : 0;
 }
 
 static int check_mapping(const struct discard *discard, uint64_t hva)
@@ -251,7 +268,7 @@ static int settle(const struct discard *discard, uint64_t hva, int err, int drop
 	if (discard->flags & GMEM_DISCARD_NOT_ZERO) {
 		if (dropped)
 			return refuse(discard, dropped, hva, "");
-		return err == -EINVAL && is_there(hva) ? refuse_locked(discard, hva) : 0;
+		return err == -EINVAL && is_there(hva) ? refuse_locked(discard, hva, discard->unknown) : 0;
 	}
 	if (err == -EACCES)
 		return refuse_private(discard, hva);
@@ -259,42 +276,45 @@ static int settle(const struct discard *discard, uint64_t hva, int err, int drop
 		      "read as zero only /proc tells");
 }
 
-/* The pieces double where memory is alike, and halve where it is not. */
+/*
+ * The pieces double where memory is alike, and halve where it is not. Of pages that are refused each
+ * is asked about alone: the refusal of many does not tell whether there is shared memory behind.
+ */
 static int discard_alike(struct discard *discard, uint64_t start, uint64_t end)
 {
 	const uint64_t page = gmem_sys_page_size();
 	uint64_t size = MADVISE_CHUNK;
-	int err, dropped = -EINVAL;
+	int err, refused, dropped = -EINVAL;
 
 	if (discard->flags & GMEM_DISCARD_NOT_ZERO)
-		dropped = drop(start, end - start);
+		dropped = gmem_host_drop(start, end - start);
 
 	while (start < end) {
 		size = end - start < size ? end - start : size;
-		err = free_alike(start, size);
-		if (err && size > page) {
+		refused = free_alike(start, size);
+		if (refused && size > page) {
 			size = size / page / 2 * page;
 			continue;
 		}
-		if (err)
-			err = settle(discard, start, err, dropped);
+		err = refused ? settle(discard, start, refused, dropped) : 0;
 		if (err)
 			return err;
 		discard->done += size;
 		start += size;
-		size = size < MADVISE_CHUNK ? 2 * size : size;
+		if (!refused && size < MADVISE_CHUNK)
+			size *= 2;
 	}
 	return 0;
 }
 
-static int discard_unknown(struct discard *discard, uint64_t start, uint64_t end, int why)
+static int discard_unknown(struct discard *discard, uint64_t start, uint64_t end)
 {
 	uint64_t gap;
 	int err;
 
 	/* The next call may learn what this one cannot. */
-	if (gmem_is_about_limit(why) && !(discard->flags & GMEM_DISCARD_NOT_ZERO))
-		return refuse_limit(discard, start, why);
+	if (gmem_is_about_limit(discard->unknown) && !(discard->flags & GMEM_DISCARD_NOT_ZERO))
+		return refuse_to_guess(discard, start, discard->unknown);
 
 	gap = find_gap(start, end);
 	err = discard_alike(discard, start, gap);
@@ -319,7 +339,8 @@ int gmem_host_discard(struct gmem_host_look *look, void *hva, uint64_t size, uin
 			err = refuse_gap(&discard, start);
 		} else {
 			next = end;
-			err = discard_unknown(&discard, start, end, err);
+			discard.unknown = err;
+			err = discard_unknown(&discard, start, end);
 		}
 	}
 	*ret_done = discard.done;

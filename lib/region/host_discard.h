@@ -8,6 +8,9 @@
 
 struct gmem_host_look;
 
+/* Drop what a process has of its pages where they are mapped, also if they are locked; or -errno. */
+int gmem_host_drop(uint64_t hva, uint64_t size);
+
 /*
  * Give back the whole pages in a range of host addresses; of hugetlb, whole huge pages. They
  * read as zero afterwards: where they would not (a private mapping of a file shows the file

@@ -40,15 +40,11 @@ static int new_handle(int fd, const struct gmem_sys_facts *facts, struct gmem_ho
 /* ---- files of the library's ---- */
 
 /* Where memory must not be executable (vm.memfd_noexec), a memfd without the flag is refused. */
-static int make_memfd(uint64_t huge_page)
+int gmem_host_file_memfd(unsigned int hugetlb)
 {
-	unsigned int flags = MFD_ALLOW_SEALING;
-	int fd;
+	const unsigned int flags = MFD_ALLOW_SEALING | hugetlb;
+	int fd = gmem_sys_memfd("gmem-host", flags | MFD_NOEXEC_SEAL);
 
-	if (huge_page)
-		flags |= MFD_HUGETLB | gmem_huge_page_shift(huge_page) << MFD_HUGE_SHIFT;
-
-	fd = gmem_sys_memfd("gmem-host", flags | MFD_NOEXEC_SEAL);
 	return fd == -EINVAL ? gmem_sys_memfd("gmem-host", flags) : fd;
 }
 
@@ -63,10 +59,11 @@ static int fill_in(int fd, uint64_t size, struct gmem_sys_facts *facts)
 
 int gmem_host_file_make(uint64_t size, uint64_t huge_page, struct gmem_host_file **ret)
 {
+	const unsigned int shift = gmem_huge_page_shift(huge_page);
 	struct gmem_sys_facts facts;
 	int fd, err;
 
-	fd = make_memfd(huge_page);
+	fd = gmem_host_file_memfd(huge_page ? MFD_HUGETLB | shift << MFD_HUGE_SHIFT : 0);
 	if (fd < 0)
 		return huge_page ? gmem_fail_by_limit(fd, 0, "no memfd of hugetlb with pages of 0x%" PRIx64
 						      " bytes", huge_page) :

@@ -24,6 +24,8 @@ struct gmem_host_file {
 	struct gmem_sys_facts facts;	/* as they were first; for ever, if its seals are complete */
 };
 
+/* A memfd whose memory is not executable, or -errno; @hugetlb: 0, or MFD_HUGETLB with a size or none */
+int gmem_host_file_memfd(unsigned int hugetlb);
 /* Makes a memfd of @size bytes, sealed but for writing; @huge_page: 0, or bytes, for hugetlb */
 int gmem_host_file_make(uint64_t size, uint64_t huge_page, struct gmem_host_file **ret);
 /*

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 
+#include "base/limit.h"
 #include "os/sys.h"
 
 /* File descriptors of the process that are looked at for a mapping's file */
@@ -95,23 +96,35 @@ static int open_again(const struct gmem_host_mapping *mapping, int fd, uint64_t 
 	return own;
 }
 
-/* Privileged processes can open what they map. Others mostly have an fd of it still. */
+static void note_limit(int err, int *limit)
+{
+	if (!*limit && gmem_is_about_limit(err))
+		*limit = err;
+}
+
+/*
+ * Privileged processes can open what they map. Others mostly have an fd of it still. A limit that
+ * one way met is told unless another way leads there: there may be a file.
+ */
 static int find_file(const struct gmem_host_mapping *mapping, int hint, uint64_t *ret_size)
 {
-	int fd, own = hint < 0 ? -ENOENT : open_again(mapping, hint, ret_size);
+	int fd, limit = 0, own = hint < 0 ? -ENOENT : open_again(mapping, hint, ret_size);
 
 	if (own >= 0)
 		return own;
+	note_limit(own, &limit);
 	fd = gmem_sys_open_mapped(mapping->start, mapping->end);
+	note_limit(fd, &limit);
 	if (fd >= 0) {
 		own = open_again(mapping, fd, ret_size);
 		gmem_sys_close(fd);
+		note_limit(own, &limit);
 	}
-	if (mapping->flags & GMEM_MAPPING_NAMELESS)
-		return own;
-	for (fd = 0; own < 0 && fd < MAX_FDS; fd++)
+	for (fd = mapping->flags & GMEM_MAPPING_NAMELESS ? MAX_FDS : 0; own < 0 && fd < MAX_FDS; fd++) {
 		own = open_again(mapping, fd, ret_size);
-	return own;
+		note_limit(own, &limit);
+	}
+	return own < 0 && limit ? limit : own;
 }
 
 int gmem_host_look_file(struct gmem_host_look *look)
@@ -119,7 +132,8 @@ int gmem_host_look_file(struct gmem_host_look *look)
 	if (!look->has_file) {
 		look->file = look->mapping.flags & GMEM_MAPPING_FILE
 				     ? find_file(&look->mapping, look->hint, &look->file_size) : -ENOENT;
-		look->has_file = true;
+		/* A limit may be out of the way the next time. */
+		look->has_file = !gmem_is_about_limit(look->file);
 	}
 	return look->file < 0 ? look->file : 0;
 }

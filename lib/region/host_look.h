@@ -26,7 +26,7 @@ struct gmem_host_look {
 	int hint;				/* an fd that may be of the file, or -1 */
 	uint64_t file_size;
 	bool has_owed;				/* @owed is filled in, or @owed_err is not 0 */
-	int owed_err;
+	int owed_err;				/* why nothing is known of userfaultfd */
 	struct gmem_part *owed;			/* host addresses */
 	size_t owed_count;
 };
@@ -42,7 +42,7 @@ void gmem_host_look_end(struct gmem_host_look *look);
 int gmem_host_look_at(struct gmem_host_look *look, uint64_t hva, uint64_t *ret_next);
 /*
  * Open the file of look->mapping for reading: look->file and its size, until another mapping is
- * looked at. -errno: it is no file, or cannot be had.
+ * looked at. -errno: it is no file, or cannot be had; of a limit, not for now.
  */
 int gmem_host_look_file(struct gmem_host_look *look);
 /*

@@ -314,11 +314,14 @@ int gmem_host_mapping_find_device(const void *hva, uint64_t size, bool *ret)
 	return err;
 }
 
-uint64_t gmem_host_mapping_page_size(const void *hva, uint64_t size)
+int gmem_host_mapping_page_size(const void *hva, uint64_t size, uint64_t *ret)
 {
 	struct search search;
+	int err = ask(hva, size, GMEM_MAPPING_HUGETLB, &search);
 
-	return ask(hva, size, GMEM_MAPPING_HUGETLB, &search) ? 0 : search.page_size;
+	if (!err)
+		*ret = search.page_size;
+	return err;
 }
 
 bool gmem_host_mapping_mixes_pages(const void *hva, uint64_t size)
@@ -334,7 +337,11 @@ static int note_private_file(void *data, const struct gmem_host_mapping *mapping
 	return gmem_host_mapping_is_private_file(mapping);
 }
 
-bool gmem_host_mapping_find_private_file(const void *hva, uint64_t size)
+int gmem_host_mapping_find_private_file(const void *hva, uint64_t size, bool *ret)
 {
-	return gmem_host_mappings(hva, size, false, note_private_file, NULL) > 0;
+	int found = gmem_host_mappings(hva, size, false, note_private_file, NULL);
+
+	if (found >= 0)
+		*ret = found;
+	return found < 0 ? found : 0;
 }

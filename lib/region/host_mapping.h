@@ -74,10 +74,11 @@ bool gmem_host_mapping_mixes_pages(const void *hva, uint64_t size);
  */
 bool gmem_host_mapping_is_ordinary(uint64_t hva);
 /*
- * The largest page in the range, in bytes: that of hugetlb, or the host's; 0 if it cannot be
- * known. Huge pages that the kernel made on its own (THP) are split when needed and do not count.
+ * Get the largest page in the range, in bytes: that of hugetlb, or the host's; 0 where nothing is
+ * mapped. Huge pages that the kernel made on its own (THP) are split when needed and do not count.
+ * -errno: it cannot be known.
  */
-uint64_t gmem_host_mapping_page_size(const void *hva, uint64_t size);
+int gmem_host_mapping_page_size(const void *hva, uint64_t size, uint64_t *ret);
 /* A private mapping of a file: pages that were written are its own, the others the file's. */
 static inline bool gmem_host_mapping_is_private_file(const struct gmem_host_mapping *mapping)
 {
@@ -85,7 +86,7 @@ static inline bool gmem_host_mapping_is_private_file(const struct gmem_host_mapp
 	       !(mapping->flags & (GMEM_MAPPING_SHARED | GMEM_MAPPING_NAMELESS));
 }
 
-/* Tell whether there is one in the range; false also if that cannot be known. */
-bool gmem_host_mapping_find_private_file(const void *hva, uint64_t size);
+/* Tell whether there is one in the range. -errno: it cannot be known. */
+int gmem_host_mapping_find_private_file(const void *hva, uint64_t size, bool *ret);
 
 #endif

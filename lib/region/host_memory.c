@@ -47,28 +47,36 @@ static int check_flags(uint64_t flags, bool has_file)
 	return 0;
 }
 
-static int fail_to_find(uint64_t page, int err)
+static int fail_to_find(uint64_t page)
 {
 	char text[GMEM_SIZE_TEXT] = "the default size", sizes[GMEM_HUGE_SIZES_TEXT];
 
-	if (err != -ENODEV && err != -EINVAL && err != -ENOSYS)
-		return gmem_fail_by_limit(err, 0, "the kernel says no size of huge pages: a memfd of hugetlb "
-					  "is refused");
 	if (page)
 		gmem_size_text(page, text);
-	return gmem_fail(-EOPNOTSUPP, "this kernel has no huge pages of %s, but of %s "
-			 "(/sys/kernel/mm/hugepages)", text, gmem_huge_page_sizes(sizes));
+	gmem_huge_page_sizes(sizes);
+	return gmem_fail(-EOPNOTSUPP, "this kernel has no huge pages of %s%s%s (/sys/kernel/mm/hugepages)",
+			 text, *sizes ? ", but of " : "", sizes);
 }
 
-/* The size of the huge pages of a memfd; @page: which are asked for, 0: the kernel's default */
+/*
+ * The size of the huge pages of a memfd; @page: which are asked for, 0: the kernel's default. That
+ * is what the memfd is for: a size that is asked for may do without, and mmap() decides.
+ */
 static int find_huge_page(uint64_t page, uint64_t *ret)
 {
 	struct gmem_sys_facts facts;
 	int fd, err;
 
-	fd = gmem_sys_memfd("gmem-host", MFD_HUGETLB | gmem_huge_page_shift(page) << MFD_HUGE_SHIFT);
+	fd = gmem_host_file_memfd(MFD_HUGETLB | gmem_huge_page_shift(page) << MFD_HUGE_SHIFT);
+	if (fd == -ENODEV || fd == -EINVAL)
+		return fail_to_find(page);
+	if (fd < 0 && page) {
+		*ret = page;
+		return 0;
+	}
 	if (fd < 0)
-		return fail_to_find(page, fd);
+		return gmem_fail_by_limit(fd == -ENOSYS ? -EOPNOTSUPP : fd, 0, "the kernel says no default size of "
+					  "huge pages: a memfd of hugetlb is refused");
 	err = gmem_sys_facts(fd, &facts);
 	gmem_sys_close(fd);
 	if (err)
@@ -247,20 +255,22 @@ static int check_place(uint64_t huge_page, uint64_t offset, uint64_t size, const
 	return 0;
 }
 
-static int fail_to_pin(uint64_t huge_page, uint64_t size, int err)
+static int fail_to_pin(const struct gmem_host_file *file, uint64_t huge_page, uint64_t size, int err)
 {
 	struct gmem_huge_pool pool;
 	char text[GMEM_SIZE_TEXT];
+	bool is_known;
 
-	if (huge_page && err == -ENOMEM) {
-		if (gmem_huge_pool_get(huge_page, &pool))
-			return gmem_huge_pool_fail(&pool, size / huge_page);
-		gmem_size_text(huge_page, text);
-		return gmem_fail(-ENOMEM, "0x%" PRIx64 " bytes of host memory cannot be had in huge pages of %s: "
-				 "ENOMEM, there are too few (/sys/kernel/mm/hugepages/hugepages-%" PRIu64
-				 "kB/nr_hugepages)", size, text, huge_page / 1024);
-	}
-	return gmem_fail_by_limit(err, size, "0x%" PRIx64 " bytes of host memory cannot be had", size);
+	if (!huge_page)
+		return gmem_fail_to_map(err, size, file, "0x%" PRIx64 " bytes of host memory cannot be had", size);
+
+	is_known = gmem_huge_pool_get(huge_page, &pool);
+	if (err == -ENOMEM && is_known && size / huge_page > gmem_huge_pool_room(&pool))
+		return gmem_huge_pool_fail(&pool, size / huge_page);
+	gmem_size_text(huge_page, text);
+	return gmem_fail_to_map(err, size, file, "0x%" PRIx64 " bytes of host memory cannot be had in huge pages of "
+				"%s%s", size, text, is_known ? "" :
+				", of which there may be too few (/sys/kernel/mm/hugepages)");
 }
 
 static int huge_flags(uint64_t huge_page)
@@ -290,11 +300,14 @@ int gmem_host_memory_pin(const struct gmem_host_params *params, struct gmem_host
 	if (!file)
 		place.mmap_flags = huge_flags(params->huge_page);
 	err = gmem_maps_pin(NULL, file ? file->fd : -1, offset, size, &place, map);
+	if (err == -ENOMEM || err == -EAGAIN)
+		return fail_to_pin(file, huge_page, size, err);
+	/* Where space is kept, the place may be what is invalid. */
+	if (err == -EINVAL && !file && huge_page && !(place.flags & GMEM_PLACE_RESERVED))
+		return fail_to_find(huge_page);
 	if (err)
-		return err == -ENOMEM || err == -EAGAIN ? fail_to_pin(huge_page, size, err) : err;
+		return err;
 
 	err = gmem_host_memory_advise(params, map);
-	if (err)
-		gmem_maps_unpin(map);
-	return err;
+	return err ? gmem_maps_unpin_failed(map, err) : 0;
 }

@@ -43,6 +43,21 @@ static int check_holes(const struct gmem_ram_layout_opts *opts)
 	return err;
 }
 
+/* What is for the other machine is not read. */
+static int check_place(uint64_t ram, const struct gmem_ram_layout_opts *opts)
+{
+	int err;
+
+	if (opts->machine == GMEM_MACHINE_ARM64)
+		return gmem_check_range("base", opts->base, ram);
+
+	if (opts->hole_start > X86_HOLE_END)
+		return gmem_fail(-EINVAL, "the hole starts at 0x%" PRIx64 ", above 4 GiB, where it ends",
+				 opts->hole_start);
+	err = gmem_check_aligned("hole_start", opts->hole_start);
+	return err ? err : gmem_check_range("gpa", 0, ram);
+}
+
 static int check(uint64_t ram, const struct gmem_ram_layout_opts *opts)
 {
 	int err;
@@ -52,17 +67,7 @@ static int check(uint64_t ram, const struct gmem_ram_layout_opts *opts)
 		return err;
 	if (opts->machine != GMEM_MACHINE_X86_64 && opts->machine != GMEM_MACHINE_ARM64)
 		return gmem_fail(-EINVAL, "%" PRIu32 " is no machine", opts->machine);
-	if (opts->hole_start > X86_HOLE_END)
-		return gmem_fail(-EINVAL, "the hole starts at 0x%" PRIx64 ", above 4 GiB, where it ends",
-				 opts->hole_start);
-
-	err = gmem_check_aligned("hole_start", opts->hole_start);
-	if (!err)
-		err = gmem_check_aligned("base", opts->base);
-	if (!err && opts->machine == GMEM_MACHINE_ARM64)
-		err = gmem_check_range("base", opts->base, ram);
-	else if (!err)
-		err = gmem_check_range("gpa", 0, ram);
+	err = check_place(ram, opts);
 	return err ? err : check_holes(opts);
 }
 

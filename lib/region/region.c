@@ -214,19 +214,30 @@ static int check_device(const struct gmem_region_params *params)
 	return 0;
 }
 
+/* The kernel did not say what is at @hva. Without /proc it never will; but a limit is told. */
+static int check_answer(const void *hva, int err)
+{
+	if (!gmem_is_about_limit(err))
+		return 0;
+	return gmem_fail_by_limit(err, 0, "what is mapped at hva 0x%" PRIxPTR " cannot be asked", (uintptr_t)hva);
+}
+
 /*
  * What nobody named. If the kernel does not tell whether it is a device's, it is not taken
  * for one: what is left out of images by mistake is lost.
  */
-static uint32_t find_kind(const struct gmem_region_params *params, uint64_t size)
+static int find_kind(const struct gmem_region_params *params, uint64_t size, uint32_t *ret)
 {
 	const struct gmem_region_opts *opts = &params->opts;
 	bool is_device = false;
+	int err = 0;
 
-	if (borrows_memory(params) &&
-	    gmem_host_mapping_find_device(opts->hva, size, &is_device) == 0 && is_device)
-		return GMEM_KIND_DEVICE;
-	return opts->flags & GMEM_REGION_READONLY ? GMEM_KIND_ROM : GMEM_KIND_RAM;
+	if (borrows_memory(params))
+		err = check_answer(opts->hva, gmem_host_mapping_find_device(opts->hva, size, &is_device));
+	if (err)
+		return err;
+	*ret = is_device ? GMEM_KIND_DEVICE : opts->flags & GMEM_REGION_READONLY ? GMEM_KIND_ROM : GMEM_KIND_RAM;
+	return 0;
 }
 
 /* Fill in the kind, and check that there can be such memory with this plan. */
@@ -235,11 +246,14 @@ static int settle_kind(struct gmem_region_params *params, uint64_t size)
 	const struct gmem_backing_traits *backing = gmem_backing_traits(params->plan->backing);
 	struct gmem_region_opts *opts = &params->opts;
 	const struct gmem_kind_traits *kind;
+	int err = 0;
 
 	if (opts->kind >= GMEM_KINDS)
 		return gmem_fail(-EINVAL, "%" PRIu32 " is no kind of memory", opts->kind);
 	if (opts->kind == GMEM_KIND_DEFAULT)
-		opts->kind = find_kind(params, size);
+		err = find_kind(params, size, &opts->kind);
+	if (err)
+		return err;
 
 	kind = gmem_kind_traits(opts->kind);
 	if (kind->is_callers && !borrows_memory(params))
@@ -368,9 +382,7 @@ static int pin_file(struct gmem_file *file, uint64_t offset, uint64_t size,
 	if (err)
 		return err;
 	err = gmem_host_memory_advise(&no_options, map);
-	if (err)
-		gmem_maps_unpin(map);
-	return err;
+	return err ? gmem_maps_unpin_failed(map, err) : 0;
 }
 
 static void put_host_file(struct gmem_region *region)
@@ -427,21 +439,39 @@ static int map_host_memory(struct gmem_region *region, const struct gmem_region_
 	return err;
 }
 
-/* What cannot be known now is asked again when it matters, see region/host_look. */
-static void learn_mapping(struct gmem_region *region)
+/* This is asked once. What is unknown without /proc stays so: ordinary pages, no private file. */
+static int learn_mapping(struct gmem_region *region)
 {
 	const void *hva = (const void *)(uintptr_t)region->hva.start;
-	uint64_t page = gmem_host_mapping_page_size(hva, region->hva.size);
+	uint64_t page = 0;
+	int err;
 
+	err = check_answer(hva, gmem_host_mapping_page_size(hva, region->hva.size, &page));
+	if (err)
+		return err;
 	if (page)
 		region->page_size = page;
 	if (page > gmem_sys_page_size())
 		region->mixes_pages = gmem_host_mapping_mixes_pages(hva, region->hva.size);
-	region->has_private_file = gmem_host_mapping_find_private_file(hva, region->hva.size);
+	return check_answer(hva, gmem_host_mapping_find_private_file(hva, region->hva.size,
+								      &region->has_private_file));
+}
+
+/* The caller has it mapped. */
+static int borrow_host_memory(struct gmem_region *region, const struct gmem_region_params *params)
+{
+	int err = 0;
+
+	region->hva.start = (uintptr_t)params->opts.hva;
+	if (region->host_file)
+		err = gmem_host_memory_check_mapping(region->host_file, region->host_offset,
+						     params->opts.hva, region->gpa.size);
+	return err ? err : learn_mapping(region);
 }
 
 static int get_host_memory(struct gmem_region *region, const struct gmem_region_params *params)
 {
+	uint64_t huge_page;
 	int err;
 
 	region->hva.size = region->gpa.size;
@@ -449,19 +479,15 @@ static int get_host_memory(struct gmem_region *region, const struct gmem_region_
 	if (err)
 		return err;
 
-	if (!region->borrows_memory)
+	if (region->borrows_memory) {
+		err = borrow_host_memory(region, params);
+	} else {
 		err = map_host_memory(region, params);
-	else if (region->host_file)
-		err = gmem_host_memory_check_mapping(region->host_file, region->host_offset,
-						     params->opts.hva, region->gpa.size);
-	if (region->borrows_memory)
-		region->hva.start = (uintptr_t)params->opts.hva;
+		huge_page = gmem_host_memory_page(&params->memory, region->host_file);
+		region->page_size = huge_page ? huge_page : region->page_size;
+	}
 	if (err)
 		put_host_file(region);
-	else if (region->borrows_memory)
-		learn_mapping(region);
-	else if (gmem_host_memory_page(&params->memory, region->host_file))
-		region->page_size = gmem_host_memory_page(&params->memory, region->host_file);
 	return err;
 }
 
@@ -471,7 +497,7 @@ static void log_stays_mapped(struct gmem_region *region, int err)
 	struct gmem_failure failure;
 
 	gmem_failure_keep(&failure, gmem_error_of_sentence());
-	gmem_vm_log_error(region->vm, gmem_fail_by_limit(err, region->pin.hva.size, "hva 0x%" PRIx64 ", 0x%"
+	gmem_vm_log_error(region->vm, gmem_fail_by_limit(err, 1, "hva 0x%" PRIx64 ", 0x%"
 			  PRIx64 " bytes, of a region that ended, stays mapped",
 			  region->pin.hva.start, region->pin.hva.size));
 	gmem_failure_restore(&failure);

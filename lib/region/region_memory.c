@@ -10,6 +10,7 @@
 #include "base/counters.h"
 #include "base/error.h"
 #include "base/interval_tree.h"
+#include "base/limit.h"
 #include "base/lock.h"
 #include "os/sys.h"
 #include "region/file.h"
@@ -268,16 +269,31 @@ static int count_mapping(void *data, const struct gmem_host_mapping *mapping)
 
 /*
  * By what each part is: where nothing is mapped, nothing is in memory. What cannot be told
- * apart is counted as it is mapped.
+ * apart is counted as it is mapped, unless a limit is in the way only for now.
  */
 static int count_by_mapping(const struct gmem_region_memory *side, uint64_t size, uint64_t *ret_bytes)
 {
 	struct counting counting = { .start = (uintptr_t)side->hva, .end = (uintptr_t)side->hva + size };
+	int err = gmem_host_mappings(side->hva, size, false, count_mapping, &counting);
 
-	if (gmem_host_mappings(side->hva, size, false, count_mapping, &counting))
+	if (err && !gmem_is_about_limit(err))
 		return count_mapped(side, size, ret_bytes);
-	*ret_bytes = counting.bytes;
-	return 0;
+	if (!err)
+		*ret_bytes = counting.bytes;
+	return err;
+}
+
+static int fail_to_count(const struct gmem_region *region, const struct gmem_region_memory *side,
+			 uint64_t size, int err)
+{
+	const uint64_t hva = (uintptr_t)side->hva, gpa = region->gpa.start + (hva - region->hva.start);
+
+	if (gmem_is_about_limit(err))
+		return gmem_fail_by_limit(err, 0, "gpa 0x%" PRIx64 ", hva 0x%" PRIx64 ", 0x%" PRIx64
+					  " bytes: what is in memory cannot be asked", gpa, hva, size);
+	return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIx64 ", 0x%" PRIx64 " bytes: %s: %s", gpa, hva, size,
+			 err == -EFAULT ? "not all is mapped, and /proc does not say what is" :
+			 "what is in memory cannot be had", gmem_errno_name(err));
 }
 
 static int count_bytes(const struct gmem_region *region, const struct gmem_region_memory *side,
@@ -289,13 +305,7 @@ static int count_bytes(const struct gmem_region *region, const struct gmem_regio
 		err = count_mapped(side, size, ret_bytes);
 	if (err == -EFAULT)
 		err = count_by_mapping(side, size, ret_bytes);
-	if (err)
-		return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", 0x%" PRIx64 " bytes: %s: %s",
-				 region->gpa.start + ((uintptr_t)side->hva - region->hva.start),
-				 (uintptr_t)side->hva, size,
-				 err == -EFAULT ? "not all is mapped, and /proc does not say what is" :
-				 "what is in memory cannot be had", gmem_errno_name(err));
-	return 0;
+	return err ? fail_to_count(region, side, size, err) : 0;
 }
 
 /* ---- pages of hugetlb, which may be in a file and not be mapped here ---- */
@@ -336,7 +346,10 @@ static int add_huge_part(struct gmem_host_look *look, uint64_t hva, uint64_t siz
 	bytes.most = bytes.least;
 	if (bytes.least < size && mapping->flags & GMEM_MAPPING_SHARED) {
 		bytes.most = size;
-		if (!gmem_host_look_file(look) && !gmem_sys_fd_kind(look->file, &file))
+		err = gmem_host_look_file(look);
+		if (gmem_is_about_limit(err))
+			return err;
+		if (!err && !gmem_sys_fd_kind(look->file, &file))
 			limit_to_file(&file, mapping->offset + (hva - mapping->start), size, &bytes);
 	}
 	sum->least += bytes.least;
@@ -377,7 +390,10 @@ static int count_host(const struct gmem_region *region, const struct gmem_region
 	ret->most = ret->least;
 	if (err || ret->least >= size || side->file || side->page_size <= gmem_sys_page_size())
 		return err;
-	if (!count_huge(side, size, &huge))
+	err = count_huge(side, size, &huge);
+	if (gmem_is_about_limit(err))
+		return fail_to_count(region, side, size, err);
+	if (!err)
 		*ret = huge;
 	else
 		ret->most = size;	/* What cannot be known may all be there. */

@@ -179,6 +179,23 @@ static void free_extent(struct gmem_import *import, struct gmem_mapped_extent *e
 	gmem_mapped_extent_free(extent);
 }
 
+/*
+ * After a failure, which the exporter is told: it takes the memory for not mapped. Returns false,
+ * and keeps the extent, if it is mapped all the same.
+ */
+static bool take_back(struct gmem_import *import, struct gmem_mapped_extent *extent, int err)
+{
+	struct gmem_failure failure;
+	int refused;
+
+	gmem_failure_keep(&failure, err);
+	refused = gmem_mapped_extent_unmap_some(extent, extent->region.gpa.size);
+	gmem_failure_restore(&failure);
+	if (!refused)
+		free_extent(import, extent);
+	return !refused;
+}
+
 /* ---- map ---- */
 
 static int check_room(const struct gmem_import *import, uint64_t size)
@@ -251,15 +268,12 @@ static int begin_map(struct gmem_import *import, const struct gmem_message *mess
 		return err;
 
 	charge(import, extent);
-	if (message->rights & GMEM_WIRE_WITHHELD)
-		err = gmem_mapped_extent_protect(extent, 0, message->size, false);
-	if (err) {
-		free_extent(import, extent);
+	err = gmem_mapped_extent_prepare(extent, message);
+	if (err && take_back(import, extent, err))
 		return err;
-	}
 	import->work = (struct work){ .message = *message, .extent = extent, .size = message->size,
-				      .is_outside = true };
-	return 0;
+				      .is_outside = true, .is_broken = err != 0 };
+	return err;
 }
 
 /* Bytes done at once, whole pages of the file. While it is being mapped, none of them is in use. */
@@ -287,9 +301,7 @@ static int map_some(struct gmem_import *import, struct work *work)
 		gmem_states_set(&work->extent->region.states, GMEM_PAGE_PRIVATE, work->done, size, true);
 	err = publish(&import->vm, work->extent, work->done, size, false);
 	if (err) {
-		work->is_broken = work->done != 0;
-		if (!work->is_broken)
-			free_extent(import, work->extent);
+		work->is_broken = work->done != 0 || !take_back(import, work->extent, err);
 		return err;
 	}
 
@@ -572,7 +584,7 @@ static int take_message(struct gmem_import *import)
 	err = begin(import, &message, fd);
 	if (fd >= 0)
 		gmem_sys_close(fd);
-	if (err == -EPROTO)
+	if (err == -EPROTO || import->work.is_broken)
 		return err;
 	if (!err && import->work.message.type)
 		return 1;

@@ -33,7 +33,6 @@ static int prot_of(const struct gmem_mapped_extent *extent)
 
 static int map(struct gmem_mapped_extent *extent, int fd)
 {
-	const struct gmem_host_params no_options = { .flags = 0 };
 	struct gmem_region *region = &extent->region;
 	uint64_t size = region->gpa.size;
 	void *hva;
@@ -43,14 +42,11 @@ static int map(struct gmem_mapped_extent *extent, int fd)
 	err = gmem_sys_mmap(NULL, size, prot_of(extent), MAP_SHARED | MAP_NORESERVE, fd,
 			    region->file_offset, &hva);
 	if (err)
-		return gmem_fail_by_limit(err, size, "0x%" PRIx64 " bytes of a file cannot be mapped", size);
+		return gmem_fail_to_map(err, size, true, "0x%" PRIx64 " bytes of a file cannot be mapped", size);
 
 	region->hva = (struct gmem_range){ .start = (uintptr_t)hva, .size = size };
 	gmem_maps_pin_mapped(hva, size, &region->pin);
-	err = gmem_host_memory_advise(&no_options, &region->pin);
-	if (err)
-		gmem_maps_unpin(&region->pin);
-	return err;
+	return 0;
 }
 
 int gmem_mapped_extent_new(struct gmem_vm *vm, const struct gmem_message *message, int fd,
@@ -89,20 +85,33 @@ int gmem_mapped_extent_new(struct gmem_vm *vm, const struct gmem_message *messag
 	return 0;
 }
 
+int gmem_mapped_extent_prepare(struct gmem_mapped_extent *extent, const struct gmem_message *message)
+{
+	const struct gmem_host_params no_options = { .flags = 0 };
+	int err = gmem_host_memory_advise(&no_options, &extent->region.pin);
+
+	if (!err && message->rights & GMEM_WIRE_WITHHELD)
+		err = gmem_mapped_extent_protect(extent, 0, message->size, false);
+	return err;
+}
+
 void gmem_mapped_extent_free(struct gmem_mapped_extent *extent)
 {
-	gmem_maps_unpin(&extent->region.pin);
+	(void)gmem_maps_unpin(&extent->region.pin);
 	gmem_states_free(&extent->region.states);
 	free(extent);
 }
 
 int gmem_mapped_extent_unmap_some(struct gmem_mapped_extent *extent, uint64_t size)
 {
+	uint64_t left = extent->region.pin.hva.size;
 	int ret = gmem_maps_unpin_some(&extent->region.pin, size);
 
+	if (!ret)
+		ret = gmem_maps_unpin(&extent->region.pin);
 	if (ret < 0)
-		return gmem_fail(ret, "0x%" PRIx64 " bytes at gpa 0x%" PRIx64 " stay mapped: %s", size,
-				 extent->region.gpa.start, gmem_errno_name(ret));
+		return gmem_fail(ret, "0x%" PRIx64 " bytes at gpa 0x%" PRIx64 " stay mapped: %s",
+				 left < size ? left : size, extent->region.gpa.start, gmem_errno_name(ret));
 	return ret;
 }
 

@@ -37,13 +37,16 @@ struct gmem_mapped_extent {
 /* Returns the bytes that an extent of @size costs this process in tables and bits. */
 uint64_t gmem_mapped_extent_cost(uint64_t size);
 
-/* Map what a message "map" says of @fd; all is granted, in its rights and in its states. */
+/* Map what a message "map" says of @fd; all is granted in its states. */
 int gmem_mapped_extent_new(struct gmem_vm *vm, const struct gmem_message *message, int fd,
 			   struct gmem_mapped_extent **ret);
+/* Give the advice for guest memory, and take the access rights if the message has it withheld. */
+int gmem_mapped_extent_prepare(struct gmem_mapped_extent *extent, const struct gmem_message *message);
+/* Unmaps what is still mapped, if the kernel lets it: only the function below says so. */
 void gmem_mapped_extent_free(struct gmem_mapped_extent *extent);
 /*
- * Unmap @size bytes at the end. Returns 1, 0 if no more than those are left, which the free
- * function unmaps, or -errno: then they stay mapped for good, and nobody's.
+ * Unmap @size bytes at the end. Returns 1, 0 if no more were left, or -errno: then they stay
+ * mapped for good, and nobody's.
  */
 int gmem_mapped_extent_unmap_some(struct gmem_mapped_extent *extent, uint64_t size);
 

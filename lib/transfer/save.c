@@ -359,15 +359,16 @@ static void use_run(struct save *save, uint64_t size)
 
 static int fail_page(uint64_t gpa, const char *hva, int err)
 {
-	uint64_t page = gmem_host_mapping_page_size(hva, gmem_sys_page_size());
 	const char *why = gmem_nofault_why(hva, false, err);
+	uint64_t page = gmem_sys_page_size();
 
 	if (err != -EHWPOISON)
 		return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be read: %s, %s", gpa,
 				 (uintptr_t)hva, gmem_errno_name(err), why ? why : "but the page came meanwhile");
+	(void)gmem_host_mapping_page_size(hva, page, &page);
 	return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ": the hardware lost the page, 0x%" PRIx64
 			 " bytes; only with GMEM_TRANSFER_ALLOW_LOST can the rest be saved", gpa,
-			 (uintptr_t)hva, page ? page : gmem_sys_page_size());
+			 (uintptr_t)hva, page);
 }
 
 /* The page at @hva, the next of its run, could not be read. */

@@ -578,10 +578,11 @@ int gmem_sys_same_file(int a, int b)
 
 int gmem_sys_set_cloexec(int fd)
 {
-	struct handle *h = handle_of(fd);
+	struct handle *h;
 	int err;
 
 	enter();
+	h = handle_of(fd);
 	err = attempt(FAKE_SET_CLOEXEC);
 	if (!err && fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
 		err = -errno;

@@ -77,6 +77,8 @@ struct fake_kernel {
 	bool no_numa;
 	bool no_move_pages;
 	bool forgets_policy;		/* mbind() succeeds and reaches the mapping alone */
+	bool memfd_noexec;		/* vm.memfd_noexec is 2 */
+	bool cannot_unmap;		/* neighbours are one mapping, and there are too many: -ENOMEM */
 	bool mincore_hides;		/* mincore() says "in memory" of all pages to all but a file's owner */
 };
 

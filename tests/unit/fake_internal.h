@@ -214,6 +214,7 @@ void forget_marks(void);
 int open_mappings(const char *path);
 /* Is advice for pages in lists refused there? */
 bool refuses_cold(uint64_t addr);
+bool is_seen_mapped(uint64_t addr);
 
 /* ---- fake_mm.c ---- */
 

@@ -216,6 +216,8 @@ int gmem_sys_munmap(void *addr, uint64_t size)
 	kernel.counts[FAKE_MUNMAP]++;
 	err = is_part_of_mapping((uintptr_t)addr, size) ? fate(FAKE_MUNMAP) : 0;
 	check_no_request((uintptr_t)addr, (uintptr_t)addr + size);
+	if (fake.cannot_unmap)
+		err = -ENOMEM;
 	if (!err)
 		err = do_munmap(addr, size);
 	return leave(err);
@@ -372,6 +374,7 @@ static int do_mincore(void *addr, uint64_t size, unsigned char *ret)
 		ret[i] = map && map->file && fake.mincore_hides;
 		for (k = 0; k < part; k++)
 			ret[i] |= vec[k] & 1;
+		ret[i] &= is_seen_mapped(start + i * fake.page_size);
 	}
 	return 0;
 }

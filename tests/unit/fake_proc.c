@@ -53,11 +53,29 @@ static bool has_flag(const struct mark *mark, const char *flag)
 	return mark && strstr(mark->flags, flag);
 }
 
+static bool is_in_page_tables(uint64_t addr)
+{
+	off_t at = (off_t)(addr / (uint64_t)sysconf(_SC_PAGESIZE) * sizeof(uint64_t));
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	uint64_t entry = 0;
+
+	if (fd < 0 || pread(fd, &entry, sizeof(entry), at) != sizeof(entry))
+		abort();
+	close(fd);
+	return entry >> 63;
+}
+
 bool refuses_cold(uint64_t addr)
 {
 	const struct mark *mark = mark_at(addr);
 
 	return has_flag(mark, "lo") || has_flag(mark, "pf") || has_flag(mark, "ht");
+}
+
+/* mincore() sees pages of hugetlb only where they are mapped. */
+bool is_seen_mapped(uint64_t addr)
+{
+	return !has_flag(mark_at(addr), "ht") || is_in_page_tables(addr);
 }
 
 /* Where what is told of @addr may change */

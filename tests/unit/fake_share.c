@@ -16,6 +16,10 @@
 
 #include "fake_internal.h"
 
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008U
+#endif
+
 void fake_pretend_huge(int fd, uint64_t page_size)
 {
 	struct stat st;
@@ -79,6 +83,8 @@ static int do_memfd(const char *name, unsigned int flags)
 	struct stat st;
 	int fd;
 
+	if (fake.memfd_noexec && !(flags & MFD_NOEXEC_SEAL))
+		return -EACCES;
 	fd = memfd_create(name, (flags & MFD_ALLOW_SEALING) | MFD_CLOEXEC);
 	if (fd < 0)
 		return -errno;

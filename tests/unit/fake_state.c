@@ -250,10 +250,11 @@ bool fake_is_private(int vm_fd, uint64_t gpa)
 
 bool fake_is_file_private(int fd, uint64_t offset)
 {
-	const struct handle *h = handle_of(fd);
+	const struct handle *h;
 	bool ret;
 
 	enter();
+	h = handle_of(fd);
 	ret = h && h->kind == GMEM && span_has(&h->file->privates, offset);
 	leave(0);
 	return ret;
@@ -261,9 +262,10 @@ bool fake_is_file_private(int fd, uint64_t offset)
 
 void fake_pin(int fd, uint64_t offset, unsigned times)
 {
-	struct handle *h = must(handle_of(fd));
+	struct handle *h;
 
 	enter();
+	h = must(handle_of(fd));
 	h->file->pinned = offset;
 	h->file->pinned_times = times;
 	leave(0);
@@ -294,9 +296,10 @@ bool fake_vm_exists(int vm_fd)
 
 int fake_file_of_fd(int fd)
 {
-	const struct handle *h = handle_of(fd);
+	const struct handle *h;
 
 	enter();
+	h = handle_of(fd);
 	return leave(h && h->kind == GMEM ? h->file->id : 0);
 }
 
@@ -323,10 +326,11 @@ int fake_protection_at(const void *hva)
 
 bool fake_is_allocated(int fd, uint64_t offset, uint64_t size)
 {
-	const struct handle *h = handle_of(fd);
+	const struct handle *h;
 	bool is_allocated;
 
 	enter();
+	h = handle_of(fd);
 	is_allocated = h && h->kind == GMEM;
 	for (uint64_t i = offset / fake.page_size;
 	     is_allocated && i < (offset + size) / fake.page_size; i++)

@@ -212,7 +212,7 @@ static void cgroup_limits_huge_pages_too(void **state)
 	fake_set_file("/sys/fs/cgroup/new/hugetlb.2MB.max", "8388608\n");
 	fake_set_file("/sys/fs/cgroup/new/hugetlb.2MB.current", "2097152\n");
 	assert_ok(gmem_check_huge_pages_fit(HUGE, 3, NULL));
-	assert_refused(-ENOMEM, "hugetlb.2MB.max of /sys/fs/cgroup/new is 0x800000",
+	assert_refused(-ENOMEM, "0x800000 bytes more do not fit: hugetlb.2MB.max of /sys/fs/cgroup/new is 0x800000",
 		       gmem_check_huge_pages_fit(HUGE, 4, NULL));
 	fake_set_file("/sys/fs/cgroup/hugetlb/old/hugetlb.2MB.limit_in_bytes", "2097152\n");
 	fake_set_file("/sys/fs/cgroup/hugetlb/old/hugetlb.2MB.usage_in_bytes", "0\n");

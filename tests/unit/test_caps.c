@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "unit.h"
@@ -277,6 +278,23 @@ static void report_without_permission_says_how_to_get_it(void **state)
 		check_line("without permission", &f);
 	/* what could not be asked is unknown, not absent */
 	assert_int_equal(line_of(caps, GMEM_CAP_GUEST_MEMFD).answer, GMEM_UNKNOWN);
+	gmem_caps_free(caps);
+	fake_halt();
+}
+
+static void limit_on_file_descriptors_says_nothing_of_kvm(void **state)
+{
+	struct gmem_finding f;
+	struct gmem_caps *caps;
+
+	(void)state;
+	fake_boot("6.18");
+	fake.kvm_errno = -EMFILE;
+	fake_set_limit(RLIMIT_NOFILE, 9);
+	caps = report(GMEM_NO_VM, 0);
+	check_report("limit", caps, "??????????? ???????? yyn?y");
+	f = line_of(caps, GMEM_CAP_KVM);
+	assert_non_null(strstr(f.reason, "EMFILE: RLIMIT_NOFILE is 9"));
 	gmem_caps_free(caps);
 	fake_halt();
 }
@@ -572,6 +590,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(names_are_stable),
 	cmocka_unit_test(report_without_a_vm_leaves_open_what_only_a_vm_answers),
 	cmocka_unit_test(report_without_permission_says_how_to_get_it),
+	cmocka_unit_test(limit_on_file_descriptors_says_nothing_of_kvm),
 	cmocka_unit_test(report_distrusts_another_api_version),
 	cmocka_unit_test(report_without_a_vm_uses_the_kvm_fd_it_is_given),
 	cmocka_unit_test(report_leaves_nothing_behind),

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "os/sys.h"
@@ -178,8 +179,8 @@ static void note_log(void *data, int error, const char *message)
 	snprintf(data, 256, "%s", message);
 }
 
-/* As in the middle of other mappings, when there are too many */
-static void a_place_that_cannot_come_back_stays_taken_and_is_logged(void **state)
+/* As in the middle of other mappings, when there are too many: @lock: of locked memory */
+static void end_in_the_middle(bool lock)
 {
 	char message[256] = "";
 	GMEM_OPTS(gmem_vm_opts, vm_opts, .log = note_log, .log_data = message);
@@ -187,7 +188,6 @@ static void a_place_that_cannot_come_back_stays_taken_and_is_logged(void **state
 	struct gmem_vm *vm;
 	struct scene s;
 
-	(void)state;
 	scene_begin(&s);
 	vm_opts.caps = s.unit.caps;
 	assert_ok(gmem_vm_new(s.unit.vm_fd, &vm_opts, &vm));
@@ -195,12 +195,59 @@ static void a_place_that_cannot_come_back_stays_taken_and_is_logged(void **state
 
 	assert_ok(gmem_region_add(vm, 0, 2 * PAGE, &opts, &region));
 	*s.space = 1;
+	/* Not mlock(3), which does nothing under a sanitizer */
+	if (lock && syscall(SYS_mlock, s.space, 2 * PAGE))
+		print_message("mlock() is refused\n");
+
+	/* To be mapped again it takes no room, but a mapping. */
+	fake_set_file("/proc/self/statm", "2000 1 1\n");
+	fake_set_limit(RLIMIT_AS, 2001 * PAGE);
+	fake_set_file("/proc/sys/vm/max_map_count", "3\n");
+	fake_set_file("/proc/self/maps", "a\nb\n");
 	fake_fail_next(FAKE_MMAP, -ENOMEM);
 	assert_ok(gmem_region_remove(region));
-	assert_non_null(strstr(message, "stays mapped"));
+	assert_non_null(strstr(message, "stays mapped: ENOMEM: vm.max_map_count is 3"));
 	assert_int_equal(fake_protection_at(s.space), RW);
 	assert_int_equal(*s.space, 0);
 	gmem_vm_free(vm);
+	scene_end(&s);
+}
+
+static void a_place_that_cannot_come_back_stays_taken_and_is_logged(void **state)
+{
+	(void)state;
+	end_in_the_middle(false);
+}
+
+static void locked_memory_whose_place_stays_taken_is_freed(void **state)
+{
+	(void)state;
+	end_in_the_middle(true);
+}
+
+static void memory_that_a_refused_region_leaves_is_told(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+	struct gmem_region *region;
+	const char *addition;
+	unsigned long hva;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	for (int host = 0; host < 2; host++) {
+		opts.plan = host ? s.host : s.shared;
+		opts.file = host ? NULL : s.file;
+		fake_fail_next(FAKE_MADVISE, -ENOMEM);
+		fake.cannot_unmap = true;
+		assert_int_equal(gmem_region_add(s.unit.vm, 0, PAGE, &opts, &region), -ENOMEM);
+		fake.cannot_unmap = false;
+		assert_non_null(strstr(gmem_last_error(), "MADV_DONTDUMP is refused"));
+		addition = strstr(gmem_last_error(), "; and hva 0x");
+		assert_non_null(addition);
+		assert_int_equal(sscanf(addition, "; and hva 0x%lx, 0x1000 bytes, stays mapped: ENOMEM", &hva), 1);
+		assert_ok(gmem_sys_munmap((void *)hva, PAGE));
+	}
 	scene_end(&s);
 }
 
@@ -377,6 +424,8 @@ int main(void)
 		cmocka_unit_test(memory_of_the_callers_is_never_over_a_reservation),
 		cmocka_unit_test(host_memory_can_be_there_too),
 		cmocka_unit_test(a_place_that_cannot_come_back_stays_taken_and_is_logged),
+		cmocka_unit_test(locked_memory_whose_place_stays_taken_is_freed),
+		cmocka_unit_test(memory_that_a_refused_region_leaves_is_told),
 		cmocka_unit_test(a_refused_region_leaves_the_reservation),
 		cmocka_unit_test(a_mapping_of_gmem_file_map_goes_on_beneath),
 		cmocka_unit_test(a_freed_file_is_not_mapped_again),

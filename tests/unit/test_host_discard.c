@@ -2,6 +2,8 @@
 /* host_discard and host_look: host memory is freed, and looked at, by what is mapped there */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -16,6 +18,11 @@
 #include "unit.h"
 
 #define COUNT	8		/* pages of the region */
+
+/* What a limit that is reached may be told as */
+static const int limits[] = { -EMFILE, -ENFILE, -ENOMEM };
+
+#define LIMITS (sizeof(limits) / sizeof(limits[0]))
 
 enum kind { ANONYMOUS, SHARED_ANONYMOUS, SHARED_FILE, PRIVATE_FILE };
 
@@ -43,20 +50,25 @@ static void map(struct memory *memory)
 	assert_ptr_not_equal(memory->hva, MAP_FAILED);
 }
 
+static int add(struct memory *memory)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA, .hva = memory->hva);
+	struct gmem_plan *plan = unit_plan(&memory->unit, GMEM_BACKING_HOST);
+	int err;
+
+	opts.plan = plan;
+	err = gmem_region_add(memory->unit.vm, 0, memory->size, &opts, &memory->region);
+	gmem_plan_free(plan);
+	return err;
+}
+
 static void begin_unwritten(struct memory *memory, enum kind kind)
 {
-	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
-	struct gmem_plan *plan;
-
 	memory->kind = kind;
 	unit_begin_vm(&memory->unit, "6.18");
 	memory->size = PAGES(&memory->unit, COUNT);
 	map(memory);
-	plan = unit_plan(&memory->unit, GMEM_BACKING_HOST);
-	opts.plan = plan;
-	opts.hva = memory->hva;
-	assert_ok(gmem_region_add(memory->unit.vm, 0, memory->size, &opts, &memory->region));
-	gmem_plan_free(plan);
+	assert_ok(add(memory));
 }
 
 static void begin(struct memory *memory, enum kind kind)
@@ -296,15 +308,17 @@ static void mixed_memory_is_freed_up_to_what_would_not_be_zero(void **state)
 static void gap_ends_a_discard_without_proc_and_nothing_behind_it_is_freed(void **state)
 {
 	struct memory memory;
+	char expected[80];
 	uint64_t done;
 
 	(void)state;
 	for (uint64_t flags = 0; flags <= GMEM_DISCARD_NOT_ZERO; flags += GMEM_DISCARD_NOT_ZERO) {
 		begin(&memory, ANONYMOUS);
+		snprintf(expected, sizeof(expected), "only up to 0x%" PRIx64 " bytes: EFAULT, nothing is mapped there",
+			 PAGES(&memory.unit, 2));
 		fake.no_proc = true;
 		assert_int_equal(munmap(memory.hva + PAGES(&memory.unit, 2), memory.unit.page), 0);
-		assert_refused(-EFAULT, "only up to 0x2000 bytes: EFAULT, nothing is mapped there",
-			       discard(&memory, 0, COUNT, flags, &done));
+		assert_refused(-EFAULT, expected, discard(&memory, 0, COUNT, flags, &done));
 		assert_int_equal(done, 2);
 		for (uint64_t i = 0; i < COUNT; i++)
 			assert_true(i == 2 || memory.hva[PAGES(&memory.unit, i)] == (i > 2));
@@ -334,38 +348,133 @@ static void locked_file_is_not_freed_without_proc(void **state)
 /* It is over when somebody closes a file, so it is no reason to guess. */
 static void limit_of_file_descriptors_is_told_and_nothing_is_guessed(void **state)
 {
-	static const int errors[] = { -EMFILE, -ENFILE, -ENOMEM };
 	struct memory memory;
 	uint64_t done;
 
 	(void)state;
-	for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
+	for (size_t i = 0; i < LIMITS; i++) {
 		begin(&memory, ANONYMOUS);
 		fake_set_limit(RLIMIT_NOFILE, 9);
-		fake_fail_next(FAKE_MAPPING_AT, errors[i]);
-		assert_refused(errors[i], errors[i] == -EMFILE ? "RLIMIT_NOFILE is 9" : "cannot be asked",
+		fake_fail_next(FAKE_MAPPING_AT, limits[i]);
+		assert_refused(limits[i], limits[i] == -EMFILE ? "RLIMIT_NOFILE is 9" : "cannot be asked",
 			       discard(&memory, 0, 2, 0, &done));
 		assert_int_equal(done, 0);
 		assert_pages(&memory, "11111111");
 		/* The one page that was tried may be gone. */
-		fake_fail_next(FAKE_TRY_READ, errors[i]);
-		assert_refused(errors[i], "cannot be asked", discard(&memory, 0, 2, 0, &done));
+		fake_fail_next(FAKE_TRY_READ, limits[i]);
+		assert_refused(limits[i], "cannot be asked", discard(&memory, 0, 2, 0, &done));
 		assert_int_equal(done, 0);
 		assert_pages(&memory, "01111111");
-		fake_fail_next(FAKE_MAPPING_AT, errors[i]);
+		fake_fail_next(FAKE_MAPPING_AT, limits[i]);
 		assert_ok(discard(&memory, 0, 2, GMEM_DISCARD_NOT_ZERO, &done));
 		assert_int_equal(done, 2);
 		end(&memory);
 	}
 }
 
+static void limit_met_on_the_way_to_the_file_of_locked_memory_is_told(void **state)
+{
+	static const struct {
+		enum fake_call call;
+		unsigned skip;
+		uint64_t flags;
+	} refusals[] = {
+		{ FAKE_REOPEN, 0, 0 }, { FAKE_REOPEN, 1, 0 }, { FAKE_OPEN_MAPPED, 0, 0 },
+		{ FAKE_MAPPING_AT, 0, GMEM_DISCARD_NOT_ZERO },
+	};
+	struct memory memory;
+	uint64_t done;
+
+	(void)state;
+	for (size_t i = 0; i < LIMITS * sizeof(refusals) / sizeof(refusals[0]); i++) {
+		begin(&memory, SHARED_FILE);
+		if (syscall(SYS_mlock, memory.hva, memory.size)) {
+			end(&memory);
+			skip();
+		}
+		fake.no_map_files = true;
+		fake_set_limit(RLIMIT_NOFILE, 9);
+		if (refusals[i / LIMITS].call == FAKE_OPEN_MAPPED) {
+			close(memory.fd);
+			memory.fd = -1;
+		}
+		fake_fail_kind(refusals[i / LIMITS].call, refusals[i / LIMITS].skip, 1, limits[i % LIMITS]);
+		assert_refused(limits[i % LIMITS], limits[i % LIMITS] == -EMFILE ? "RLIMIT_NOFILE is 9" : "cannot be",
+			       discard(&memory, 0, 2, refusals[i / LIMITS].flags, &done));
+		assert_true(fake_fail_struck());
+		assert_int_equal(done, 0);
+		assert_pages(&memory, "11111111");
+		end(&memory);
+	}
+}
+
+static void file_that_a_limit_hides_is_looked_for_again(void **state)
+{
+	struct gmem_host_look look = GMEM_HOST_LOOK;
+	struct memory memory;
+	uint64_t next;
+
+	(void)state;
+	begin(&memory, SHARED_FILE);
+	fake.no_map_files = true;
+	assert_ok(gmem_host_look_at(&look, (uintptr_t)memory.hva, &next));
+	fake_fail_next(FAKE_REOPEN, -EMFILE);
+	assert_int_equal(gmem_host_look_file(&look), -EMFILE);
+	assert_ok(gmem_host_look_file(&look));
+	gmem_host_look_end(&look);
+
+	/* If one way fails another may do. */
+	assert_ok(gmem_host_look_at(&look, (uintptr_t)memory.hva, &next));
+	fake_fail_next(FAKE_OPEN_MAPPED, -EMFILE);
+	assert_ok(gmem_host_look_file(&look));
+	assert_true(fake_fail_struck());
+	gmem_host_look_end(&look);
+	end(&memory);
+}
+
+static void limit_met_while_userfaultfd_is_looked_for_is_told(void **state)
+{
+	struct memory memory;
+	uint64_t done;
+
+	(void)state;
+	for (size_t i = 0; i < 2 * LIMITS; i++) {
+		begin(&memory, i % 2 ? SHARED_FILE : ANONYMOUS);
+		fake_mark_mapping(memory.hva, memory.size, 0, i % 2 ? "lo um" : "um", 0);
+		fake_set_limit(RLIMIT_NOFILE, 9);
+		fake_fail_next(FAKE_OPEN, limits[i / 2]);
+		assert_refused(limits[i / 2], limits[i / 2] == -EMFILE ? "RLIMIT_NOFILE is 9" : "cannot be asked",
+			       discard(&memory, 0, 4, 0, &done));
+		assert_int_equal(done, 0);
+		assert_refused(-EOPNOTSUPP, "userfaultfd would ask its handler", discard(&memory, 0, 4, 0, &done));
+		assert_int_equal(done, 0);
+		end(&memory);
+	}
+}
+
+/* The halves are tried once, not again for each page. */
+static void pages_refused_alike_are_asked_about_one_after_the_other(void **state)
+{
+	struct memory memory;
+	unsigned int before;
+	uint64_t done;
+
+	(void)state;
+	begin(&memory, PRIVATE_FILE);
+	fake.no_proc = true;
+	before = fake_count(FAKE_MADVISE);
+	assert_ok(discard(&memory, 0, COUNT, GMEM_DISCARD_NOT_ZERO, &done));
+	assert_int_equal(done, COUNT);
+	assert_int_equal(fake_count(FAKE_MADVISE) - before, 1 + 2 * 3 + 2 * COUNT);
+	end(&memory);
+}
+
 /* ---- pages of hugetlb ---- */
 
 /* Pages 0 to 3 and 4 to 7 pass for two huge pages */
-static void begin_huge(struct memory *memory)
+static void map_huge(struct memory *memory)
 {
-	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_HVA);
-	struct gmem_plan *plan;
+	char *hva;
 
 	memory->kind = ANONYMOUS;
 	memory->fd = -1;
@@ -373,16 +482,26 @@ static void begin_huge(struct memory *memory)
 	memory->size = PAGES(&memory->unit, COUNT);
 	memory->hva = mmap(NULL, 2 * memory->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert_ptr_not_equal(memory->hva, MAP_FAILED);
-	opts.hva = (void *)(((uintptr_t)memory->hva + memory->size - 1) / memory->size * memory->size);
-	munmap((char *)opts.hva + memory->size, (size_t)(memory->hva + memory->size - (char *)opts.hva));
-	munmap(memory->hva, (size_t)((char *)opts.hva - memory->hva));
-	memory->hva = opts.hva;
+	hva = (void *)(((uintptr_t)memory->hva + memory->size - 1) / memory->size * memory->size);
+	munmap(hva + memory->size, (size_t)(memory->hva + memory->size - hva));
+	munmap(memory->hva, (size_t)(hva - memory->hva));
+	memory->hva = hva;
 	fake_mark_mapping(memory->hva, memory->size, memory->size / 2, "ht", 0);
-	plan = unit_plan(&memory->unit, GMEM_BACKING_HOST);
-	opts.plan = plan;
-	assert_ok(gmem_region_add(memory->unit.vm, 0, memory->size, &opts, &memory->region));
-	gmem_plan_free(plan);
+}
+
+static void begin_huge(struct memory *memory)
+{
+	map_huge(memory);
+	assert_ok(add(memory));
 	memset(memory->hva, 1, memory->size);
+}
+
+static const char *inside_huge_page(const struct memory *memory)
+{
+	static char text[80];
+
+	snprintf(text, sizeof(text), "inside a huge page of %" PRIu64 " KiB", memory->size / 2 / 1024);
+	return text;
 }
 
 static void part_of_a_huge_page_is_refused_or_left_out(void **state)
@@ -394,8 +513,8 @@ static void part_of_a_huge_page_is_refused_or_left_out(void **state)
 	for (int query = 0; query < 2; query++) {
 		begin_huge(&memory);
 		fake.no_mapping_query = !query;
-		assert_refused(-EINVAL, "inside a huge page of 16 KiB", discard(&memory, 0, 3, 0, &done));
-		assert_refused(-EINVAL, "inside a huge page of 16 KiB", discard(&memory, 1, 7, 0, &done));
+		assert_refused(-EINVAL, inside_huge_page(&memory), discard(&memory, 0, 3, 0, &done));
+		assert_refused(-EINVAL, inside_huge_page(&memory), discard(&memory, 1, 7, 0, &done));
 		assert_pages(&memory, "11111111");
 		assert_ok(discard(&memory, 1, 3, GMEM_DISCARD_INWARD, &done));
 		assert_int_equal(done, 0);
@@ -436,10 +555,76 @@ static void region_is_split_between_huge_pages_only(void **state)
 	begin_huge(&memory);
 	assert_ok(gmem_vm_find_gpa(memory.unit.vm, 0, &info));
 	assert_int_equal(info.page_size, memory.size / 2);
-	assert_refused(-EINVAL, "is inside a huge page of 16 KiB",
+	assert_refused(-EINVAL, inside_huge_page(&memory),
 		       gmem_region_split(memory.region, memory.unit.page, &upper));
 	assert_ok(gmem_region_split(memory.region, memory.size / 2, &upper));
 	end(&memory);
+}
+
+/* Of what is counted by its mapping, and of huge pages, which are the file's */
+static void limit_met_while_memory_is_counted_is_told(void **state)
+{
+	GMEM_OPTS(gmem_stats, stats, .flags = GMEM_STATS_RESIDENT);
+	enum { GAP, OWN_MAPPING, OWN_PAGES, HUGE_MAPPING, HUGE_FILE, COUNTS };
+	static const enum fake_call calls[] = { FAKE_MAPPING_AT, FAKE_MAPPING_AT, FAKE_PAGEMAP,
+						FAKE_MAPPING_AT, FAKE_REOPEN };
+	struct memory memory;
+	int fd;
+
+	(void)state;
+	for (size_t i = 0; i < COUNTS * LIMITS; i++) {
+		const size_t what = i / LIMITS;
+		const int err = limits[i % LIMITS];
+
+		if (what >= HUGE_MAPPING)
+			begin_huge(&memory);
+		else
+			begin(&memory, what == GAP ? ANONYMOUS : PRIVATE_FILE);
+		fake.no_map_files = true;
+		fake_set_limit(RLIMIT_NOFILE, 9);
+		fd = memfd_create("over", MFD_CLOEXEC);
+		assert_int_equal(ftruncate(fd, (off_t)memory.size), 0);
+		if (what == GAP)
+			assert_int_equal(munmap(memory.hva, memory.unit.page), 0);
+		if (what >= HUGE_MAPPING)
+			map_over(&memory, 0, COUNT, MAP_SHARED, fd);
+
+		fake_fail_next(calls[what], err);
+		assert_refused(err, err == -EMFILE ? "RLIMIT_NOFILE is 9" : "what is in memory cannot be asked",
+			       gmem_vm_stats(memory.unit.vm, &stats));
+		assert_true(fake_fail_struck());
+		assert_ok(gmem_vm_stats(memory.unit.vm, &stats));
+		close(fd);
+		end(&memory);
+	}
+}
+
+/* What a region was found to be when it was added is never asked again. */
+static void limit_met_while_a_region_is_added_refuses_it(void **state)
+{
+	struct fake_snapshot *before;
+	struct gmem_region_info info;
+	struct memory memory;
+
+	(void)state;
+	/* What kind it is, which pages it has, whether it is a private mapping of a file */
+	for (unsigned question = 0; question < 4; question++) {
+		for (size_t i = 0; i < LIMITS; i++) {
+			map_huge(&memory);
+			fake_set_limit(RLIMIT_NOFILE, 9);
+			fake.no_mapping_query = question == 3;
+			before = fake_snapshot();
+			fake_fail_kind(question == 3 ? FAKE_OPEN : FAKE_MAPPING_AT, question % 3, 1, limits[i]);
+			assert_refused(limits[i], limits[i] == -EMFILE ? "RLIMIT_NOFILE is 9" : "what is mapped at hva 0x",
+				       add(&memory));
+			assert_true(fake_fail_struck());
+			assert_true(fake_equal(before));
+			assert_ok(add(&memory));
+			assert_ok(gmem_vm_find_gpa(memory.unit.vm, 0, &info));
+			assert_int_equal(info.page_size, memory.size / 2);
+			end(&memory);
+		}
+	}
 }
 
 /* ---- which pages may hold something ---- */
@@ -563,9 +748,15 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(gap_ends_a_discard_without_proc_and_nothing_behind_it_is_freed),
 	cmocka_unit_test(locked_file_is_not_freed_without_proc),
 	cmocka_unit_test(limit_of_file_descriptors_is_told_and_nothing_is_guessed),
+	cmocka_unit_test(limit_met_on_the_way_to_the_file_of_locked_memory_is_told),
+	cmocka_unit_test(file_that_a_limit_hides_is_looked_for_again),
+	cmocka_unit_test(limit_met_while_userfaultfd_is_looked_for_is_told),
+	cmocka_unit_test(pages_refused_alike_are_asked_about_one_after_the_other),
 	cmocka_unit_test(part_of_a_huge_page_is_refused_or_left_out),
 	cmocka_unit_test(single_pages_that_fill_a_huge_page_free_it),
 	cmocka_unit_test(region_is_split_between_huge_pages_only),
+	cmocka_unit_test(limit_met_while_a_region_is_added_refuses_it),
+	cmocka_unit_test(limit_met_while_memory_is_counted_is_told),
 	cmocka_unit_test(pages_that_are_absent_are_known_for_each_kind),
 	cmocka_unit_test(what_may_be_in_swap_or_in_an_unknown_file_is_present),
 	cmocka_unit_test(what_userfaultfd_owes_is_present_and_asked_for_once),

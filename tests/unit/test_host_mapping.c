@@ -173,17 +173,25 @@ static void device_is_found_behind_other_memory(void **state)
 	end();
 }
 
+static uint64_t page_size(uint64_t pages)
+{
+	uint64_t size;
+
+	assert_ok(gmem_host_mapping_page_size(base, pages * PAGE, &size));
+	return size;
+}
+
 static void size_of_huge_pages_is_known_to_each_source(void **state)
 {
 	(void)state;
 	begin();
 	fake_mark_mapping(base + 5 * PAGE, PAGE, HUGE, "ht", 0);
-	assert_int_equal(gmem_host_mapping_page_size(base, 5 * PAGE), PAGE);
-	assert_int_equal(gmem_host_mapping_page_size(base, 6 * PAGE), HUGE);
+	assert_int_equal(page_size(5), PAGE);
+	assert_int_equal(page_size(6), HUGE);
 	assert_int_equal(fake_count(FAKE_OPEN), 0);
 	assert_int_equal(look(5, 1, false).all[0].flags, GMEM_MAPPING_HUGETLB);
 	fake.no_mapping_query = true;
-	assert_int_equal(gmem_host_mapping_page_size(base, 6 * PAGE), HUGE);
+	assert_int_equal(page_size(6), HUGE);
 	assert_int_equal(look(5, 1, true).all[0].flags, GMEM_MAPPING_HUGETLB);
 	end();
 }
@@ -191,6 +199,7 @@ static void size_of_huge_pages_is_known_to_each_source(void **state)
 static void without_proc_nothing_is_known(void **state)
 {
 	struct seen seen = { .count = 0 };
+	uint64_t size;
 	bool found;
 
 	(void)state;
@@ -199,7 +208,8 @@ static void without_proc_nothing_is_known(void **state)
 	assert_int_equal(gmem_host_mappings(base, PAGE, false, see, &seen), -ENOENT);
 	assert_int_equal(gmem_host_mappings(base, PAGE, true, see, &seen), -ENOENT);
 	assert_int_equal(gmem_host_mapping_find_device(base, PAGE, &found), -ENOENT);
-	assert_int_equal(gmem_host_mapping_page_size(base, PAGE), 0);
+	assert_int_equal(gmem_host_mapping_page_size(base, PAGE, &size), -ENOENT);
+	assert_int_equal(gmem_host_mapping_find_private_file(base, PAGE, &found), -ENOENT);
 	assert_int_equal(seen.count, 0);
 	end();
 }

@@ -11,6 +11,7 @@
 
 #define PAGE	UINT64_C(4096)
 #define HUGE	(512 * PAGE)
+#define POOL	"/sys/kernel/mm/hugepages/hugepages-2048kB/"
 
 struct scene {
 	struct unit unit;
@@ -101,22 +102,63 @@ static void options_that_exclude_each_other_are_refused(void **state)
 
 static void size_of_huge_pages_that_the_kernel_lacks_is_named(void **state)
 {
-	static const int errs[] = { -ENODEV, -EINVAL, -ENOSYS };
+	static const int errs[] = { -ENODEV, -EINVAL };
 	struct gmem_region *region;
 	struct scene s;
 
 	(void)state;
 	scene_begin(&s);
 	for (size_t i = 0; i < ARRAY_SIZE(errs); i++) {
-		fake_fail_next(FAKE_MEMFD, errs[i]);
-		assert_refused(-EOPNOTSUPP, "no huge pages of 2 MiB, but of ",
+		/* -EINVAL is first taken for a flag that the kernel does not know. */
+		fake_fail_kind(FAKE_MEMFD, 0, 2, errs[i]);
+		assert_refused(-EOPNOTSUPP, "no huge pages of 2 MiB (/sys",
 			       try_add(&s, 0, HUGE, GMEM_MEMORY_HUGETLB, HUGE, &region));
-		fake_fail_next(FAKE_MEMFD, errs[i]);
-		assert_refused(-EOPNOTSUPP, "no huge pages of the default size",
+		fake_fail_kind(FAKE_MEMFD, 0, 2, errs[i]);
+		assert_refused(-EOPNOTSUPP, "no huge pages of the default size (/sys",
 			       try_add(&s, 0, HUGE, GMEM_MEMORY_HUGETLB, 0, &region));
 	}
-	fake_fail_next(FAKE_MEMFD, -EMFILE);
-	assert_refused(-EMFILE, "", try_add(&s, 0, HUGE, GMEM_MEMORY_HUGETLB, HUGE, &region));
+	fake_set_file("/sys/kernel/mm/hugepages/hugepages-64kB/free_hugepages", "0\n");
+	fake_fail_kind(FAKE_MEMFD, 0, 2, -ENODEV);
+	assert_refused(-EOPNOTSUPP, "no huge pages of 2 MiB, but of 64 KiB (/sys",
+		       try_add(&s, 0, HUGE, GMEM_MEMORY_HUGETLB, HUGE, &region));
+	scene_end(&s);
+}
+
+/* A filter of system calls refuses memfds alone. */
+static void huge_pages_of_a_size_that_is_asked_for_need_no_memfd(void **state)
+{
+	static const int errs[] = { -EPERM, -ENOSYS, -EACCES, -EMFILE };
+	struct gmem_region *region;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	for (size_t i = 0; i < ARRAY_SIZE(errs); i++) {
+		fake_fail_kind(FAKE_MEMFD, 0, UINT32_MAX, errs[i]);
+		assert_ok(try_add(&s, 0, HUGE, GMEM_MEMORY_HUGETLB, HUGE, &region));
+		assert_ok(gmem_region_remove(region));
+		assert_refused(errs[i] == -ENOSYS ? -EOPNOTSUPP : errs[i], "no default size of huge pages",
+			       try_add(&s, 0, HUGE, GMEM_MEMORY_HUGETLB, 0, &region));
+	}
+
+	/* Then it is the mapping that says so. */
+	fake_fail_kind(FAKE_MMAP, 0, UINT32_MAX, -EINVAL);
+	assert_refused(-EOPNOTSUPP, "no huge pages of 2 MiB",
+		       try_add(&s, 0, HUGE, GMEM_MEMORY_HUGETLB, HUGE, &region));
+	scene_end(&s);
+}
+
+/* Before Linux 6.6, vm.memfd_noexec=2 refuses each memfd that could be executable. */
+static void no_memfd_is_executable(void **state)
+{
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	fake.memfd_noexec = true;
+	add(&s, 0, HUGE, GMEM_MEMORY_HUGETLB);
+	add(&s, HUGE, HUGE, GMEM_MEMORY_HUGETLB | GMEM_MEMORY_MEMFD);
+	add(&s, 2 * HUGE, PAGE, GMEM_MEMORY_MEMFD);
 	scene_end(&s);
 }
 
@@ -251,6 +293,33 @@ static void memory_of_huge_pages_is_split_between_them(void **state)
 	scene_end(&s);
 }
 
+static void pool_of_huge_pages_is_blamed_only_if_it_is_short(void **state)
+{
+	struct gmem_region *region;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	fake_set_file(POOL "free_hugepages", "5\n");
+	fake_set_file(POOL "resv_hugepages", "3\n");
+	fake_fail_next(FAKE_MMAP, -ENOMEM);
+	assert_refused(-ENOMEM, "3 huge pages of 2 MiB are missing: 5 are free",
+		       try_add(&s, 0, 3 * HUGE, GMEM_MEMORY_HUGETLB, HUGE, &region));
+
+	fake_set_file("/proc/self/statm", "100 1 1\n");
+	fake_set_limit(RLIMIT_AS, HUGE);
+	fake_fail_next(FAKE_MMAP, -ENOMEM);
+	assert_refused(-ENOMEM, "cannot be had in huge pages of 2 MiB: ENOMEM: RLIMIT_AS is 0x200000",
+		       try_add(&s, 0, 2 * HUGE, GMEM_MEMORY_HUGETLB, HUGE, &region));
+
+	/* Where the pool cannot be looked at, it is only a guess. */
+	fake_set_file(POOL "free_hugepages", NULL);
+	fake_fail_next(FAKE_MMAP, -ENOMEM);
+	assert_refused(-ENOMEM, "there may be too few (/sys/kernel/mm/hugepages): ENOMEM: RLIMIT_AS",
+		       try_add(&s, 0, 2 * HUGE, GMEM_MEMORY_HUGETLB, HUGE, &region));
+	scene_end(&s);
+}
+
 static void advice_for_huge_pages_makes_addresses_congruent(void **state)
 {
 	struct gmem_region *region;
@@ -317,11 +386,14 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(options_that_exclude_each_other_are_refused),
 		cmocka_unit_test(size_of_huge_pages_that_the_kernel_lacks_is_named),
+		cmocka_unit_test(huge_pages_of_a_size_that_is_asked_for_need_no_memfd),
+		cmocka_unit_test(no_memfd_is_executable),
 		cmocka_unit_test(options_are_for_memory_of_the_library_s),
 		cmocka_unit_test(a_memfd_is_sealed_and_lives_as_long_as_its_regions),
 		cmocka_unit_test(a_discard_of_a_memfd_frees_its_pages),
 		cmocka_unit_test(a_memfd_that_cannot_be_had_leaves_nothing),
 		cmocka_unit_test(memory_of_huge_pages_is_split_between_them),
+		cmocka_unit_test(pool_of_huge_pages_is_blamed_only_if_it_is_short),
 		cmocka_unit_test(advice_for_huge_pages_makes_addresses_congruent),
 		cmocka_unit_test(advice_that_the_kernel_lacks_is_named),
 		cmocka_unit_test(guest_memory_is_not_dumped_unless_asked),

@@ -482,6 +482,51 @@ static void failures_in_the_middle_leave_nothing_behind(void **state)
 	close(fd);
 }
 
+/* The exporter would take it for unmapped: the import ends, and answers nothing. */
+static void memory_that_stays_mapped_is_not_said_to_be_gone(void **state)
+{
+	const struct gmem_message unmap_it = { .type = GMEM_WIRE_UNMAP, .id = 1 };
+	const struct gmem_message withheld = map_of(1, 0, 4 * PAGE, RW | GMEM_WIRE_WITHHELD);
+	const struct {
+		struct gmem_message message;
+		enum fake_call call;	/* that fails, and what it did is undone */
+		bool allocation;
+		const char *sentence;
+	} cases[] = {
+		{ unmap_it, FAKE_CALLS, false, "0x4000 bytes at gpa 0x0 stay mapped: ENOMEM" },
+		{ withheld, FAKE_MADVISE, false, "MADV_DONTDUMP" },
+		{ withheld, FAKE_MPROTECT, false, "cannot be made inaccessible" },
+		{ withheld, FAKE_CALLS, true, "" },
+	};
+	int fd = unit_memfd(4 * PAGE, F_SEAL_SHRINK), none;
+	struct gmem_message answer;
+	struct scene s;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+		greet(&s);
+		if (cases[i].message.type == GMEM_WIRE_UNMAP)
+			assert_ok(tell(&s, map_of(1, 0, 4 * PAGE, RW), fd));
+		send_message(&s, cases[i].message, cases[i].message.type == GMEM_WIRE_MAP ? fd : -1);
+		fake.cannot_unmap = true;
+		if (cases[i].call != FAKE_CALLS)
+			fake_fail_next(cases[i].call, -ENOMEM);
+		if (cases[i].allocation)
+			unit_fail_alloc(3);
+		for (int calls = 0; calls < 8 && gmem_import_dispatch(s.import) >= 0; calls++)
+			;
+		assert_non_null(strstr(gmem_last_error(), cases[i].sentence));
+		assert_true(!cases[i].allocation || unit_alloc_struck());
+		assert_true(gmem_wire_receive(s.sock, &answer, &none) < 0);
+		fake.cannot_unmap = false;
+		assert_int_equal(gmem_import_dispatch(s.import), -ENOMEM);
+		assert_non_null(strstr(gmem_last_error(), "ended before"));
+		assert_int_equal(scene_end_with(&s), 1);
+	}
+	close(fd);
+}
+
 static void file_that_does_not_arrive_is_not_the_end(void **state)
 {
 	int fd = unit_memfd(4 * PAGE, F_SEAL_SHRINK);
@@ -571,6 +616,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(large_ranges_take_several_calls),
 	cmocka_unit_test(import_may_end_in_the_middle_of_a_large_range),
 	cmocka_unit_test(failures_in_the_middle_leave_nothing_behind),
+	cmocka_unit_test(memory_that_stays_mapped_is_not_said_to_be_gone),
 	cmocka_unit_test(file_that_does_not_arrive_is_not_the_end),
 	cmocka_unit_test(message_that_cannot_be_received_now_is_received_later),
 	cmocka_unit_test(import_that_has_ended_is_quiet_and_says_what_it_refused),

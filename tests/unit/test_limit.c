@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* limit: which limit is behind a refusal */
 #include <errno.h>
+#include <string.h>
 #include <sys/resource.h>
 
 #include "base/limit.h"
@@ -103,6 +104,24 @@ static void data_is_counted_without_the_stack(void **state)
 	end();
 }
 
+static void what_is_shared_with_a_file_is_no_data(void **state)
+{
+	(void)state;
+	begin();
+	fake_set_limit(RLIMIT_DATA, 0x3000);
+	fake_set_file("/proc/self/status", "Name: x\nVmData:	       4 kB\n");
+	fake_set_file("/proc/meminfo", "MemTotal: 9 kB\nCommitLimit:  4 kB\nCommitted_AS:  4 kB\n");
+	fake_set_file("/proc/sys/vm/overcommit_memory", "2\n");
+	assert_refused(-ENOMEM, "a file: ENOMEM", gmem_fail_to_map(-ENOMEM, 0x9000, true, "a file"));
+	assert_null(strchr(gmem_last_error(), '0'));
+	assert_refused(-ENOMEM, "memory: ENOMEM: vm.overcommit_memory is 2",
+		       gmem_fail_to_map(-ENOMEM, 0x9000, false, "memory"));
+	fake_set_file("/proc/sys/vm/overcommit_memory", "0\n");
+	assert_refused(-ENOMEM, "memory: ENOMEM: RLIMIT_DATA is 0x3000",
+		       gmem_fail_to_map(-ENOMEM, 0x9000, false, "memory"));
+	end();
+}
+
 static void file_size_is_named_if_the_file_would_be_larger(void **state)
 {
 	(void)state;
@@ -145,6 +164,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(commit_limit_counts_only_where_it_is_kept),
 	cmocka_unit_test(locked_memory_is_named_where_mappings_are_locked),
 	cmocka_unit_test(data_is_counted_without_the_stack),
+	cmocka_unit_test(what_is_shared_with_a_file_is_no_data),
 	cmocka_unit_test(file_size_is_named_if_the_file_would_be_larger),
 	cmocka_unit_test(nothing_is_claimed_without_the_numbers),
 	cmocka_unit_test(sentence_says_what_was_refused_and_by_which_limit),

@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: MIT */
 /* populate: memory is allocated before the guest asks for it */
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "unit.h"
 #include "unit_alloc.h"
 
 #define MIB	((uint64_t)1 << 20)
+#define POOL	"/sys/kernel/mm/hugepages/hugepages-2048kB/"
 
 static const struct unit_way shared_way = { "6.18", GMEM_BACKING_SHARED };
 static const struct unit_way private_way = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
@@ -387,6 +390,69 @@ static void size_that_does_not_fit_is_refused_before_the_first_page(void **state
 	unit_end(&unit);
 }
 
+/* Half of a file of hugetlb is there, which only its count of pages tells. */
+static struct gmem_region *begin_huge(struct unit *unit, uint64_t size, int *ret_fd)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_MEMORY_FD);
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+
+	unit_begin_vm(unit, private_way.kernel);
+	opts.memory_fd = *ret_fd = memfd_create("huge", MFD_CLOEXEC);
+	assert_int_equal(ftruncate(opts.memory_fd, (off_t)size), 0);
+	assert_int_equal(posix_fallocate(opts.memory_fd, 0, (off_t)size / 2), 0);
+	fake_pretend_huge(opts.memory_fd, 2 * MIB);
+	plan = unit_plan(unit, GMEM_BACKING_HOST);
+	opts.plan = plan;
+	assert_ok(gmem_region_add(unit->vm, 0, size, &opts, &region));
+	gmem_plan_free(plan);
+	fake_mark_mapping(gmem_region_hva(region), size, 2 * MIB, "ht", 0);
+	fake_set_file(POOL "free_hugepages", "32\n");
+	fake_set_file(POOL "resv_hugepages", "0\n");
+	return region;
+}
+
+static void huge_pages_are_not_checked_against_ordinary_memory(void **state)
+{
+	const uint64_t size = 128 * MIB, ordinary = 4 * MIB;
+	struct unit unit;
+	int fd;
+
+	(void)state;
+	begin_huge(&unit, size, &fd);
+	set_available("MemTotal: 9 kB\nMemAvailable: 1024 kB\n");
+	assert_ok(gmem_vm_populate(unit.vm, 0, size, NULL, NULL));
+	assert_ok(gmem_vm_populate(unit.vm, 0, size, NULL, NULL));
+
+	/* Nor does what is there in huge pages stand for ordinary memory that is missing. */
+	unit_region_backed(&unit, size / unit.page, ordinary / unit.page, GMEM_BACKING_PRIVATE);
+	assert_refused(-ENOMEM, "0x404000 bytes more",
+		       gmem_vm_populate(unit.vm, 0, size + ordinary, NULL, NULL));
+
+	/* All the same if ordinary memory cannot be counted */
+	fake.no_cachestat = true;
+	assert_ok(gmem_vm_convert(unit.vm, size, ordinary, GMEM_STATE_PRIVATE, NULL, NULL));
+	assert_refused(-ENOMEM, "0x404000 bytes more",
+		       gmem_vm_populate(unit.vm, 0, size + ordinary, NULL, NULL));
+	unit_end(&unit);
+	close(fd);
+}
+
+static void huge_pages_that_are_missing_are_counted_by_their_pool(void **state)
+{
+	const uint64_t size = 128 * MIB;
+	struct unit unit;
+	int fd;
+
+	(void)state;
+	begin_huge(&unit, size, &fd);
+	fake_set_file(POOL "free_hugepages", "31\n");
+	assert_refused(-ENOMEM, "32 huge pages of 2 MiB are missing: 31 are free",
+		       gmem_vm_populate(unit.vm, 0, size, NULL, NULL));
+	unit_end(&unit);
+	close(fd);
+}
+
 static void memory_cgroup_sets_the_limit_too(void **state)
 {
 	struct unit unit;
@@ -585,6 +651,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(threads_of_the_callers_share_a_job),
 	cmocka_unit_test(cancelled_job_stays_cancelled),
 	cmocka_unit_test(size_that_does_not_fit_is_refused_before_the_first_page),
+	cmocka_unit_test(huge_pages_are_not_checked_against_ordinary_memory),
+	cmocka_unit_test(huge_pages_that_are_missing_are_counted_by_their_pool),
 	cmocka_unit_test(memory_cgroup_sets_the_limit_too),
 	cmocka_unit_test(available_memory_is_checked_again_on_the_way),
 	cmocka_unit_test(running_out_tells_what_was_populated),

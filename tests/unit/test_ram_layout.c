@@ -61,6 +61,10 @@ static const struct {
 	},
 	{ GIB, ARM64, 0, 2 * GIB + PAGE, 1, { { 2 * GIB + PAGE, GIB, 0 } } },
 	{ GIB, ARM64, 0, 0 - GIB, 1, { { 0 - GIB, GIB, 0 } } },
+	/* what is for the other machine is not read */
+	{ 2 * GIB, X86, 0, 0 - GIB, 1, { { 0, 2 * GIB, 0 } } },
+	{ GIB, X86, 0, 1, 1, { { 0, GIB, 0 } } },
+	{ GIB, ARM64, 8 * GIB + 1, 0, 1, { { GIB, GIB, 0 } } },
 };
 
 static void ram_goes_where_the_machine_has_it(void **state)
