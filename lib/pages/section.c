@@ -230,7 +230,7 @@ static int add_resident(void *data, const struct gmem_section *section)
 	if (err)
 		return err;
 	sum->bytes += bytes;
-	sum->in_huge_pages += memory.page_size > gmem_sys_page_size() ? bytes : 0;
+	sum->in_huge_pages += memory.pool_page > gmem_sys_page_size() ? bytes : 0;
 	return 0;
 }
 

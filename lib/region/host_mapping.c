@@ -324,11 +324,14 @@ int gmem_host_mapping_page_size(const void *hva, uint64_t size, uint64_t *ret)
 	return err;
 }
 
-bool gmem_host_mapping_mixes_pages(const void *hva, uint64_t size)
+int gmem_host_mapping_mixes_pages(const void *hva, uint64_t size, bool *ret)
 {
 	struct search search;
+	int err = ask(hva, size, GMEM_MAPPING_HUGETLB, &search);
 
-	return !ask(hva, size, GMEM_MAPPING_HUGETLB, &search) && search.least_page < search.page_size;
+	if (!err)
+		*ret = search.least_page < search.page_size;
+	return err;
 }
 
 static int note_private_file(void *data, const struct gmem_host_mapping *mapping)

@@ -66,8 +66,8 @@ int gmem_host_mappings(const void *hva, uint64_t size, bool in_full, gmem_host_m
  * leaves it open, as it does for locked memory. -errno: it cannot be known.
  */
 int gmem_host_mapping_find_device(const void *hva, uint64_t size, bool *ret);
-/* Does the range have pages of several sizes? False also if that cannot be known. */
-bool gmem_host_mapping_mixes_pages(const void *hva, uint64_t size);
+/* Tell whether the range has pages of several sizes. -errno: it cannot be known. */
+int gmem_host_mapping_mixes_pages(const void *hva, uint64_t size, bool *ret);
 /*
  * Tell by one call that the memory at @hva is neither a device's nor locked nor hugetlb's; false
  * says nothing.

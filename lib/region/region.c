@@ -452,7 +452,9 @@ static int learn_mapping(struct gmem_region *region)
 	if (page)
 		region->page_size = page;
 	if (page > gmem_sys_page_size())
-		region->mixes_pages = gmem_host_mapping_mixes_pages(hva, region->hva.size);
+		err = check_answer(hva, gmem_host_mapping_mixes_pages(hva, region->hva.size, &region->mixes_pages));
+	if (err)
+		return err;
 	return check_answer(hva, gmem_host_mapping_find_private_file(hva, region->hva.size,
 								      &region->has_private_file));
 }
