@@ -158,6 +158,7 @@ bool gmem_is_about_limit(int err)
 	return err == -EMFILE || err == -ENFILE || err == -ENOMEM;
 }
 
+__attribute__((format(printf, 4, 0)))
 static void fail(int err, uint64_t mapped, bool is_shared, const char *format, va_list args)
 {
 	char what[GMEM_SENTENCE_SIZE - GMEM_LIMIT_TEXT], limit[GMEM_LIMIT_TEXT];

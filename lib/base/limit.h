@@ -15,8 +15,8 @@
 
 /*
  * As gmem_fail(), for the refusal of a file descriptor, or of a mapping or a memfd of
- * @mapped bytes; 0: of none. The sentence ends with the name of @err, and with the limit and its number if
- * one is known to be reached.
+ * @mapped bytes; 0: of none. The sentence ends with the name of @err, and with the limit and
+ * its number if one is known to be reached.
  */
 int gmem_fail_by_limit(int err, uint64_t mapped, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/huge_pages.h"
 #include "base/kernel_number.h"
+#include "base/limit.h"
 #include "os/sys.h"
 #include "region/host_mapping.h"
 #include "region/region_memory.h"
@@ -200,13 +201,16 @@ static int note_reserved(void *data, const struct gmem_host_mapping *mapping)
 	return 1;
 }
 
-/* Did mmap() set huge pages aside for what is mapped here? */
-static bool is_reserved(const void *hva)
+/*
+ * May mmap() have set huge pages aside for what is mapped here? If the answer cannot be read
+ * for want of a file descriptor, this is no reason to refuse.
+ */
+static bool may_be_reserved(const void *hva)
 {
 	bool reserved = false;
+	int err = gmem_host_mappings(hva, 1, true, note_reserved, &reserved);
 
-	(void)gmem_host_mappings(hva, 1, true, note_reserved, &reserved);
-	return reserved;
+	return reserved || gmem_is_about_limit(err);
 }
 
 int gmem_check_huge_pages_fit(uint64_t page_size, uint64_t pages, const void *hva)
@@ -216,7 +220,7 @@ int gmem_check_huge_pages_fit(uint64_t page_size, uint64_t pages, const void *hv
 	if (!pages || !gmem_huge_pool_get(page_size, &pool))
 		return 0;
 
-	if (pages > gmem_huge_pool_room(&pool) && (!hva || is_reserved(hva)))
+	if (pages > gmem_huge_pool_room(&pool) && (!hva || may_be_reserved(hva)))
 		pool.reserved = 0;
 	if (pages <= gmem_huge_pool_room(&pool))
 		return check_huge_cgroups(page_size, pages * page_size);

@@ -196,6 +196,23 @@ static void huge_pages_may_be_reserved_for_the_very_mapping(void **state)
 	end();
 }
 
+static void reservation_that_cannot_be_asked_for_is_no_refusal(void **state)
+{
+	char page[4096];
+	unsigned int files;
+
+	(void)state;
+	begin_pool("8\n", "3\n");
+	fake_mark_mapping(page, sizeof(page), 0, "nr", 0);
+	files = fake_count(FAKE_OPEN);
+	assert_refused(-ENOMEM, "8 are free, 3", gmem_check_huge_pages_fit(HUGE, 6, page));
+	files = fake_count(FAKE_OPEN) - files;
+	/* the last one is smaps, where the kernel says that nothing is reserved */
+	fake_fail_kind(FAKE_OPEN, files - 1, 1, -EMFILE);
+	assert_ok(gmem_check_huge_pages_fit(HUGE, 6, page));
+	end();
+}
+
 static void unknown_pool_sets_no_limit(void **state)
 {
 	(void)state;
@@ -244,6 +261,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(endless_paths_are_no_limit),
 	cmocka_unit_test(free_huge_pages_are_those_that_nobody_reserved),
 	cmocka_unit_test(huge_pages_may_be_reserved_for_the_very_mapping),
+	cmocka_unit_test(reservation_that_cannot_be_asked_for_is_no_refusal),
 	cmocka_unit_test(unknown_pool_sets_no_limit),
 	cmocka_unit_test(cgroup_limits_huge_pages_too),
 	cmocka_unit_test(missing_huge_pages_are_counted_whole),
