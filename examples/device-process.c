@@ -22,7 +22,6 @@
 #include <linux/filter.h>
 #include <linux/kvm.h>
 #include <linux/seccomp.h>
-#include <poll.h>
 #include <sched.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -170,8 +169,6 @@ static void serve(struct gmem_view *view)
 
 static int run_device(void)
 {
-	struct pollfd fds[] = { { .fd = IMPORT_FD, .events = POLLIN },
-				{ .fd = DOORBELL_FD, .events = POLLIN } };
 	struct gmem_import *import;
 	struct gmem_view *view;
 	char byte;
@@ -184,18 +181,14 @@ static int run_device(void)
 	if (ret < 0)
 		fprintf(stderr, "device-process: no seccomp filter here: %s\n", strerror(-ret));
 
-	for (;;) {
-		must(poll(fds, 2, -1), "poll");
-		/* Answer the export first: the VMM waits for it. */
-		ret = gmem_import_dispatch(import);
-		if (ret == -EPIPE)
-			break;
-		gmem_must(ret, "the exporting process");
-		if (fds[1].revents & POLLIN && read(DOORBELL_FD, &byte, 1) == 1) {
-			serve(view);
-			must((int)write(DOORBELL_FD, &byte, 1), "ringing back");
-		}
+	/* Answers the export while it waits for the doorbell. */
+	while ((ret = gmem_import_wait(import, DOORBELL_FD, -1)) == 1 &&
+	       read(DOORBELL_FD, &byte, 1) == 1) {
+		serve(view);
+		must((int)write(DOORBELL_FD, &byte, 1), "ringing back");
 	}
+	if (ret != -EPIPE)
+		gmem_must(ret, "the exporting process");
 	gmem_view_free(view);
 	gmem_import_free(import);
 	return 0;
@@ -286,34 +279,16 @@ static struct gmem_region *add_memory(struct vmm *vmm, uint64_t gpa)
 	return region;
 }
 
-/* Runs the export until the device has all memory or, if @for_doorbell, rings back. */
-static void wait_for_device(struct vmm *vmm, int for_doorbell)
+/* Waits until the device has all memory. */
+static void wait_for_device(struct vmm *vmm)
 {
-	struct pollfd fds[] = { { .fd = gmem_export_fd(vmm->exporter), .events = POLLIN },
-				{ .fd = vmm->doorbell, .events = POLLIN } };
-	int status;
-	char byte;
-
-	for (;;) {
-		gmem_must(gmem_export_dispatch(vmm->exporter), "dispatch");
-		status = gmem_peer_status(vmm->device);
-		gmem_must(status, "the device");
-		if (!for_doorbell && status == 1)
-			return;
-		must(poll(fds, 2, -1), "poll");
-		if (!(fds[1].revents & (POLLIN | POLLHUP)))
-			continue;
-		if (read(vmm->doorbell, &byte, 1) == 1 && for_doorbell)
-			return;
-		fprintf(stderr, "device-process: the device is gone\n");
-		exit(EXIT_FAILURE);
-	}
+	gmem_must(gmem_peer_wait(vmm->device, -1), "the device");
 }
 
 /* Makes a request as a driver in the guest would, and checks the device's answer. */
 static void request(struct vmm *vmm, const char *what, uint64_t gpa, int expected)
 {
-	char text[] = "hello from the guest";
+	char text[] = "hello from the guest", byte;
 	uint64_t result;
 
 	if (!expected)
@@ -323,7 +298,10 @@ static void request(struct vmm *vmm, const char *what, uint64_t gpa, int expecte
 	gmem_must(gmem_view_store(vmm->view, FIELD(avail), 4, GMEM_RELEASE, ++vmm->requests),
 		  "the ring");
 	must((int)write(vmm->doorbell, "", 1), "ringing");
-	wait_for_device(vmm, 1);
+	if (read(vmm->doorbell, &byte, 1) != 1) {
+		fprintf(stderr, "device-process: the device is gone\n");
+		exit(EXIT_FAILURE);
+	}
 
 	gmem_must(gmem_view_load(vmm->view, FIELD(result), 4, GMEM_ACQUIRE, &result), "the ring");
 	if (!expected)
@@ -343,7 +321,7 @@ static void show_hotplug(struct vmm *vmm)
 {
 	struct gmem_region *more = add_memory(vmm, HOTPLUG);
 
-	wait_for_device(vmm, 0);
+	wait_for_device(vmm);
 	request(vmm, "memory that was added", HOTPLUG + BUFFER, 0);
 	gmem_must(gmem_region_remove(more), "removing memory");
 	request(vmm, "memory that was removed", HOTPLUG + BUFFER, -ESTALE);
@@ -360,7 +338,7 @@ static void show_conversion(struct vmm *vmm)
 	gmem_must(gmem_vm_convert(vmm->vm, BUFFER, page, GMEM_STATE_PRIVATE, NULL, NULL), "converting");
 	request(vmm, "memory that is private", BUFFER, -EACCES);
 	gmem_must(gmem_vm_convert(vmm->vm, BUFFER, page, GMEM_STATE_SHARED, NULL, NULL), "converting");
-	wait_for_device(vmm, 0);
+	wait_for_device(vmm);
 	request(vmm, "memory that is shared again", BUFFER, 0);
 }
 
@@ -410,7 +388,7 @@ static int run_vmm(void)
 	close(sockets[0]);
 	printf("The device runs as another process; guest memory has backing \"%s\".\n",
 	       gmem_backing_name(gmem_plan_backing(vmm.plan)));
-	wait_for_device(&vmm, 0);
+	wait_for_device(&vmm);
 	request(&vmm, "memory that was there", BUFFER, 0);
 	show_hotplug(&vmm);
 	show_conversion(&vmm);
