@@ -3854,8 +3854,13 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
 /*
  * A transfer copies guest memory from a file or pipe, or to one, through buffers of
  * its own, so no I/O is ever under way to guest memory itself. With io_uring it
- * reads or writes many buffers at a time. Where io_uring is forbidden, or was not
- * built in, the transfer uses read(2) and write(2), and its result says so.
+ * reads or writes many buffers at a time. Where io_uring or the thread for it is
+ * forbidden, or it was not built in, the transfer uses read(2) and write(2), and its
+ * result says so.
+ *
+ * A ring of the library's own belongs to a thread that submits to it, blocks all signals
+ * except those of faults, and ends with the transfer. So the ring interrupts no system
+ * call of another thread, as it would those of a thread that uses it itself, with EINTR.
  *
  * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore() and gmem_image_verify() do
  * a whole transfer and block. A program with an event loop begins a transfer, which
@@ -3866,11 +3871,10 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  *
  * An fd is used for what it is open for, whatever the file's permissions are. Files are
  * read and written at given offsets, and the position of the fd does not change.
- * Pipes and sockets are read and written at their present position; writing to a
- * pipe without a reader raises SIGPIPE. RLIMIT_FSIZE is asked before each write
- * to a file, so that none raises SIGXFSZ: with io_uring, one may if another process
- * lowers the limit while it is under way. If vCPUs or devices write to memory while it
- * is saved or loaded, the result mixes old and new contents.
+ * Pipes and sockets are read and written at their present position. Writes raise no
+ * SIGPIPE or SIGXFSZ, except on a ring of the caller's: to a pipe without a reader, or if
+ * another process lowers RLIMIT_FSIZE while they are under way. If vCPUs or devices
+ * write to memory while it is saved or loaded, the result mixes old and new contents.
  *
  * gmem-image(5) describes the image that save writes and restore reads.
  */
