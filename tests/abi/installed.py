@@ -85,6 +85,7 @@ def exactly_the_expected_files_are_installed():
     install()
     found = sorted(str(path.relative_to(TREE)) for path in TREE.rglob("*") if not path.is_dir())
     equal(found, sorted([
+        "bin/gmem-image",
         "bin/gmem-probe",
         "bin/gmem-show",
         "include/gmem-sandbox.h",

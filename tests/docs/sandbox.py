@@ -32,7 +32,7 @@ COMBINATIONS = [(a, p) for a in made.ARCHITECTURES for p in made.PHASES]
 CALLS = {
     "clock_gettime": ["clock_gettime"], "close": ["close"], "fallocate": ["fallocate"],
     "epoll_create1": ["epoll_create1"], "epoll_ctl": ["epoll_ctl"], "eventfd": ["eventfd2"],
-    "eventfd_read": ["read"], "eventfd_write": ["write"], "getsockopt": ["getsockopt"],
+    "eventfd_read": ["read"], "eventfd_write": ["write"], "getsockopt": ["getsockopt"], "accept4": ["accept4"],
     "recvmsg": ["recvmsg"], "sendmsg": ["sendmsg"], "shutdown": ["shutdown"],
     "fcntl": ["fcntl"], "fdatasync": ["fdatasync"], "fstat": ["fstat", "newfstatat"],
     "fstatfs": ["fstatfs"], "ftruncate": ["ftruncate"], "memfd_create": ["memfd_create"],
