@@ -18,10 +18,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <linux/audit.h>
-#include <linux/filter.h>
 #include <linux/kvm.h>
-#include <linux/seccomp.h>
 #include <sched.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -29,12 +26,11 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <gmem-sandbox.h>
 #include <gmem.h>
 
 #define EXIT_CANNOT_RUN 77
@@ -84,52 +80,24 @@ static void say(const char *what)
 
 /* ---------------------------------------------------------- the device -- */
 
-#if defined(__aarch64__)
-#define ARCHITECTURE AUDIT_ARCH_AARCH64
-#else
-#define ARCHITECTURE AUDIT_ARCH_X86_64
-#endif
-
-/* System calls of the device after its set-up; mmap() and close() are for memory added later */
-static const int allowed[] = {
-	__NR_recvmsg, __NR_sendmsg, __NR_mmap, __NR_munmap, __NR_close, __NR_newfstatat,
-	__NR_fstat, __NR_fstatfs, __NR_fcntl, __NR_membarrier, __NR_sched_yield,
-	__NR_clock_nanosleep, __NR_nanosleep, __NR_shutdown, __NR_epoll_ctl,
-	__NR_ppoll, __NR_read, __NR_write, __NR_brk, __NR_mprotect, __NR_madvise,
-	__NR_rt_sigaction, __NR_rt_sigprocmask, __NR_rt_sigreturn, __NR_exit_group,
-#ifdef __NR_poll
-	__NR_poll,
-#endif
-};
-
-#define ALLOWED (sizeof(allowed) / sizeof(allowed[0]))
-
-/* Any other system call kills the process. */
+/*
+ * The device waits for work itself, rings back, and ends; all other calls are of the library, for
+ * importing. Any other system call kills the process.
+ */
 static int close_the_door(void)
 {
-	struct sock_filter filter[6 + 2 * ALLOWED] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ARCHITECTURE, 1, 0),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+	static const uint32_t calls[] = {
+		__NR_ppoll, __NR_read, __NR_write, __NR_exit_group,
+#ifdef __NR_poll
+		__NR_poll,
+#endif
 	};
-	struct sock_fprog program = { .len = 4, .filter = filter };
-
-	for (size_t i = 0; i < ALLOWED; i++) {
-		filter[program.len++] = (struct sock_filter)
-			BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned int)allowed[i], 0, 1);
-		filter[program.len++] = (struct sock_filter)
-			BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-	}
-	filter[program.len++] = (struct sock_filter)
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+	const struct gmem_sandbox_own own = { .calls = calls, .call_count = sizeof(calls) / sizeof(calls[0]) };
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 	return -ENOTSUP;	/* sanitizers make calls of their own */
 #endif
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-		return -errno;
-	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0 ? -errno : 0;
+	return gmem_sandbox_enter(GMEM_SANDBOX_IMPORT, &own, 0);
 }
 
 /* Returns 0, or the error of the first access that failed. */
