@@ -4214,8 +4214,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
  * Return: 0, or -ENOMSG, -EBADMSG, -ENODATA, -EOPNOTSUPP, -EHWPOISON, -ECANCELED, -EINVAL,
- * -EBADF, -E2BIG, -ENOMEM (also: too many private ranges) and errnos from reading as
- * gmem_vm_restore().
+ * -EBADF, -E2BIG or -ENOMEM as gmem_vm_restore(), and its errnos from reading, -ENOMEM
+ * also for too many private ranges.
  */
 GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 			       struct gmem_transfer_result *ret);
@@ -4686,7 +4686,7 @@ struct gmem_peer_opts {
  * Return: 0, or -EINVAL bad options, or another kind of socket, -EOPNOTSUPP
  * memory cannot be given as the options ask (see gmem_export_table(), too),
  * -EACCES a file has more than the peer may have, -EBADF @sock is not open,
- * -ENOTSOCK, -E2BIG options newer than the library, -EMFILE, -ENOMEM.
+ * -ENOTSOCK it is no socket, -E2BIG options newer than the library, -EMFILE, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_peer_add(struct gmem_export *exporter, int sock,
 					const struct gmem_peer_opts *opts,
@@ -4809,7 +4809,7 @@ struct gmem_import_opts {
  * Thread-safe. Source: unix(7), SCM_RIGHTS, eventfd(2), epoll(7). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad options, or another kind of socket, -EBADF @sock is
- * not open, -ENOTSOCK, -E2BIG options newer than the library, -EMFILE, -ENOMEM.
+ * not open, -ENOTSOCK it is no socket, -E2BIG options newer than the library, -EMFILE, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_import_new(int sock, const struct gmem_import_opts *opts,
 					  struct gmem_import **ret);
