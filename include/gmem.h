@@ -308,7 +308,9 @@ GMEM_API const char *gmem_kind_name(uint32_t kind);
  * Calls nest: each needs its gmem_recovery_disable(). Each call installs
  * libgmem's handlers again where another one has replaced them.
  *
- * A handler installed later must pass on every SIGBUS and SIGSEGV that is not its own.
+ * A handler installed later must pass on every SIGBUS and SIGSEGV that is not its own:
+ * until gmem_recovery_disable() the library does not look again who handles them, so
+ * that a sandbox may forbid sigaction(2).
  * For a handler installed earlier, five things differ from what it asked for: neither
  * signal is blocked while it runs, even without SA_NODEFER; it runs on the alternate
  * signal stack where the thread has one, even without SA_ONSTACK; the signal
@@ -3686,6 +3688,40 @@ struct gmem_dump_opts {
  */
 GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opts *opts);
 
+/**
+ * gmem_vm_serve_dump() - give a dump to a program that connects to a socket of yours
+ * @vm: handle
+ * @listening_fd: stream socket that listens, O_NONBLOCK, borrowed; of any family
+ * @opts: as gmem_vm_dump(); NULL for defaults
+ * @wait_ms: milliseconds that the call may wait for a slow reader, in all; 0: none
+ *
+ * Accepts one connection, writes a dump to it, and closes it. `gmem-show --socket PATH
+ * --watch 1` is such a reader. Call it whenever poll(2) says that @listening_fd is
+ * readable, in your event loop or in a thread that you made for it; if nobody is
+ * there, it returns at once.
+ *
+ * Who may connect is for you to say, by the permissions of the socket's directory, or
+ * SO_PEERCRED in a proxy of yours: a reader learns where the guest's memory is and how
+ * much is in use, and each dump costs the time of gmem_vm_dump(). Nothing is read from
+ * the connection. A reader that does not read delays the calling thread by @wait_ms and is
+ * cut off then, with -EAGAIN; a socket takes about 200 KiB without a reader, a dump has
+ * 50 KiB and 500 bytes for each region. vCPUs never wait for a reader: no lock is held
+ * while one is waited for. One that goes away raises no SIGPIPE.
+ *
+ * Failures of single readers are no failures of the VM, and are not logged. After -EMFILE,
+ * -ENFILE or -ENOMEM the connection still waits, and poll(2) says so at once: try again
+ * a second later.
+ *
+ * Thread-safe. Source: accept4(2), poll(2), and as gmem_vm_dump(). Since: 0.1.
+ *
+ * Return: 1 a dump was given, 0 nobody wants one, or -EAGAIN the reader was too slow,
+ * -EPIPE or -ECONNRESET it has gone, -EINVAL NULL argument, bad options, or
+ * @listening_fd blocks or does not listen, -ENOTSOCK, -EBADF, -EMFILE, -ENFILE, and the
+ * errors of gmem_vm_dump().
+ */
+GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
+				const struct gmem_dump_opts *opts, uint32_t wait_ms);
+
 /* ------------------------------------------------------------- transfers -- */
 
 /*
@@ -3999,8 +4035,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
- * Return: 0, or -EBADMSG it is no image or a damaged one, -ENODATA it ends too early,
- * -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT the
+ * Return: 0, or -ENOMSG it is no image, -EBADMSG it is a damaged one, -ENODATA it ends too
+ * early, -EOPNOTSUPP it is of a later version, or has records of a later one, -ENOENT the
  * image has memory, or more private ranges, than the VM has room for, or the VM lacks
  * memory whose contents the image does not have, -EEXIST the VM has memory that the
  * image does not have, -EACCES memory of the image or the VM is private, -EROFS ROM
@@ -4046,12 +4082,83 @@ GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
- * Return: 0, or -EBADMSG, -ENODATA, -EOPNOTSUPP, -EHWPOISON, -ECANCELED, -EINVAL,
+ * Return: 0, or -ENOMSG, -EBADMSG, -ENODATA, -EOPNOTSUPP, -EHWPOISON, -ECANCELED, -EINVAL,
  * -EBADF, -E2BIG, -ENOMEM (also: too many private ranges) and errnos from reading as
  * gmem_vm_restore().
  */
 GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 			       struct gmem_transfer_result *ret);
+
+/**
+ * struct gmem_image_region - a region of the VM that an image was saved of
+ * @gpa: guest physical address, a multiple of 4096
+ * @size: bytes, a multiple of 4096
+ * @private_bytes: bytes of it that were private, whose contents are not in the image
+ * @identity: of memory whose contents are not in the image: the identity that the saved
+ *	VM gave it (struct gmem_region_opts)
+ * @backing: how it was backed, an enum gmem_backing; 0 if its contents are not in the image
+ * @kind: GMEM_KIND_DEVICE or GMEM_KIND_EXTERNAL: its contents are not in the image.
+ *	GMEM_KIND_DEFAULT: they are; an image does not tell RAM from ROM.
+ * @reserved: 0; place for what later versions have to say
+ */
+struct gmem_image_region {
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t private_bytes;
+	uint64_t identity;
+	uint32_t backing;
+	uint32_t kind;
+	uint64_t reserved[3];
+};
+
+/**
+ * struct gmem_image_summary - what the lists at the start of an image say
+ * @size: sizeof this struct, set by the caller; GMEM_OPTS() fills it in
+ * @id: identity of the image: every save makes a new one
+ * @page_size: bytes of a page of the host that saved it
+ * @memory_bytes: bytes of all regions whose contents are in the image, what is private of
+ *	them included
+ * @private_bytes: bytes of these that were private, whose contents are not in the image
+ * @left_out_bytes: bytes of the regions whose contents are not in the image because of
+ *	their kind
+ * @version: version of the format, as in gmem-image(5)
+ * @region_count: number of regions, of both sorts
+ */
+struct gmem_image_summary {
+	size_t   size;
+	uint64_t id;
+	uint64_t page_size;
+	uint64_t memory_bytes;
+	uint64_t private_bytes;
+	uint64_t left_out_bytes;
+	uint32_t version;
+	uint32_t region_count;
+};
+
+/**
+ * gmem_image_info() - read which regions an image has, without the rest of it
+ * @fd: file, block device, pipe or socket to read, borrowed
+ * @opts: as gmem_image_verify(); NULL for defaults
+ * @ret: set its size; receives sums; untouched on failure; NULL if not wanted
+ * @regions: filled in the order of their addresses; untouched on failure. NULL, with
+ *	@max 0: only the number is wanted
+ * @max: entries in @regions; an image has 131072 regions at most
+ *
+ * This needs no VM: a program can make the regions that a restore needs. It reads the
+ * lists, which are at the start of the image, and checks them as gmem_image_verify() does;
+ * whether the rest is whole, only that tells. The lists take as much memory there.
+ *
+ * A pipe or a socket has then lost what was read, 1 MiB at a time, so the image cannot be
+ * restored from it any more.
+ *
+ * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
+ *
+ * Return: number of regions, or -ENOSPC there are more than @max, -EINVAL NULL argument
+ * or bad size, and the errors of gmem_image_verify() but -EHWPOISON.
+ */
+GMEM_API int gmem_image_info(int fd, const struct gmem_transfer_opts *opts,
+			     struct gmem_image_summary *ret, struct gmem_image_region *regions,
+			     size_t max);
 
 /* Results of gmem_transfer_step() without a failure */
 #define GMEM_TRANSFER_DONE 0	/* the transfer is done */

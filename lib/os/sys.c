@@ -684,6 +684,16 @@ int gmem_sys_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *ret_
 	return (int)n;
 }
 
+int gmem_sys_accept(int sock)
+{
+	int fd;
+
+	do {
+		fd = accept4(sock, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	} while (fd < 0 && errno == EINTR);
+	return fd < 0 ? -errno : fd;
+}
+
 void gmem_sys_shutdown(int sock)
 {
 	shutdown(sock, SHUT_RDWR);

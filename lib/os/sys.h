@@ -241,6 +241,8 @@ int gmem_sys_send(int sock, const void *buf, size_t size, int passed);
  * caller closes @ret_fds->first whatever the message says.
  */
 int gmem_sys_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *ret_fds);
+/* Accepts a connection: a new fd, which is non-blocking. Waits if @sock may block. */
+int gmem_sys_accept(int sock);
 /* Ends both directions of a connection. */
 void gmem_sys_shutdown(int sock);
 

@@ -11,6 +11,7 @@
 #include "base/kind.h"
 #include "base/lock.h"
 #include "base/opts.h"
+#include "base/sort.h"
 #include "base/wait_budget.h"
 #include "os/sys.h"
 #include "os/usdt.h"
@@ -73,7 +74,7 @@ static void merge(struct work *work)
 {
 	struct gmem_gpa_range *ranges = work->ranges, *into = ranges;
 
-	qsort(ranges, work->count, sizeof(*ranges), by_gpa);
+	gmem_sort(ranges, work->count, sizeof(*ranges), by_gpa);
 	for (size_t i = 1; i < work->count; i++) {
 		if (ranges[i].gpa > end_of(into))
 			*++into = ranges[i];

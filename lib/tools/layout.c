@@ -457,21 +457,3 @@ void look_at_cell(const struct region *region, size_t index, size_t count, struc
 	if (ret->size == 0)
 		ret->state_known = ret->known[SHARED] = ret->known[PRIVATE] = false;
 }
-
-const char *size_text(uint64_t bytes, char *buf)
-{
-	static const char *const units[] = { "bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB" };
-	unsigned int unit = 0;
-	uint64_t scale = 1;
-
-	while (unit < 6 && bytes / scale >= 1024) {
-		scale *= 1024;
-		unit++;
-	}
-	if (bytes % scale == 0)
-		snprintf(buf, SIZE_TEXT, "%" PRIu64 " %s", bytes / scale, units[unit]);
-	else
-		snprintf(buf, SIZE_TEXT, bytes / scale < 10 ? "%.2f %s" : bytes / scale < 100 ? "%.1f %s"
-			 : "%.0f %s", (double)bytes / (double)scale, units[unit]);
-	return buf;
-}

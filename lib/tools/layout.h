@@ -112,11 +112,6 @@ struct cell {
 /* Describes stretch @index of a region that is divided in @count equal ones. */
 void look_at_cell(const struct region *region, size_t index, size_t count, struct cell *ret);
 
-#define SIZE_TEXT 24
-
-/* Writes a size such as "64 MiB" or "1.5 GiB" to @buf, which has SIZE_TEXT bytes. */
-const char *size_text(uint64_t bytes, char *buf);
-
 /* ---- pictures ---- */
 
 struct style {

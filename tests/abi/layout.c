@@ -439,6 +439,25 @@ FIELD(gmem_transfer_opts, reserved, 60);
 FIELD(gmem_transfer_opts, lost, 64);
 FIELD(gmem_transfer_opts, lost_data, 72);
 
+SIZE(gmem_image_region, 64);
+FIELD(gmem_image_region, gpa, 0);
+FIELD(gmem_image_region, size, 8);
+FIELD(gmem_image_region, private_bytes, 16);
+FIELD(gmem_image_region, identity, 24);
+FIELD(gmem_image_region, backing, 32);
+FIELD(gmem_image_region, kind, 36);
+FIELD(gmem_image_region, reserved, 40);
+
+SIZE(gmem_image_summary, 56);
+FIELD(gmem_image_summary, size, 0);
+FIELD(gmem_image_summary, id, 8);
+FIELD(gmem_image_summary, page_size, 16);
+FIELD(gmem_image_summary, memory_bytes, 24);
+FIELD(gmem_image_summary, private_bytes, 32);
+FIELD(gmem_image_summary, left_out_bytes, 40);
+FIELD(gmem_image_summary, version, 48);
+FIELD(gmem_image_summary, region_count, 52);
+
 SIZE(gmem_transfer_result, 72);
 FIELD(gmem_transfer_result, size, 0);
 FIELD(gmem_transfer_result, file_bytes, 8);

@@ -10,7 +10,7 @@ import images
 import initramfs
 
 # Debian's kernels have the rest of virtio built in.
-MODULES = ["virtio_mmio", "virtio_blk", "virtio_mem"]
+MODULES = ["virtio_mmio", "virtio_blk", "virtio_mem", "virtio_balloon"]
 
 
 def plain(image):

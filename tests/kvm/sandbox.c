@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Each phase of gmem-sandbox(7) under a seccomp filter made of its very tables:
+ * Each phase of gmem-sandbox(7) under the filter of gmem-sandbox.h, which is made of its table:
  * whatever else is called ends the test, by name.
  */
 #include <fcntl.h>
-#include <linux/audit.h>
-#include <linux/filter.h>
-#include <linux/fs.h>
-#include <linux/seccomp.h>
+#include <gmem-sandbox.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +13,6 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <ucontext.h>
@@ -23,105 +20,37 @@
 
 #include "lab.h"
 
-#ifndef __NR_cachestat
-#define __NR_cachestat 451	/* Linux 6.5 */
-#endif
-
-#ifndef PROCMAP_QUERY
-#define PROCMAP_QUERY 0xc0686611	/* Linux 6.11 */
-#endif
-
-struct entry {
-	uint32_t number;
-	uint32_t phases;
-};
-
-#include "sandbox_table.h"
-
-#if defined(__x86_64__)
-#define ARCHITECTURE AUDIT_ARCH_X86_64
-#else
-#define ARCHITECTURE AUDIT_ARCH_AARCH64
-#endif
-
 #define BASE (256 * MIB)
 #define PAGES 8
 
 /* ---- the filter ---- */
 
-struct program {
-	struct sock_filter code[512];
-	unsigned short length;
+/* The test's own calls, before the filter that is installed: to print its result, and to end */
+static const struct sock_filter report[] = {
+	BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_exit_group, 3, 0),
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_write, 0, 3),
+	BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args)),
+	BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, STDERR_FILENO, 1, 0),
+	BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 };
-
-static void emit(struct program *p, unsigned int code, uint32_t k, uint8_t yes, uint8_t no)
-{
-	CHECK(p->length < ARRAY_SIZE(p->code));
-	p->code[p->length++] = (struct sock_filter){ (uint16_t)code, yes, no, k };
-}
-
-static void load_word(struct program *p, size_t offset)
-{
-	emit(p, BPF_LD | BPF_W | BPF_ABS, (uint32_t)offset, 0, 0);
-}
-
-/* the word that is loaded: allow @number */
-static void allow(struct program *p, uint32_t number)
-{
-	emit(p, BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1);
-	emit(p, BPF_RET | BPF_K, SECCOMP_RET_ALLOW, 0, 0);
-}
-
-/* system call @number, if it is the one, with its low word of @argument as allowed by @list */
-static void allow_requests(struct program *p, uint32_t phases)
-{
-	unsigned short jump = p->length;
-
-	emit(p, BPF_JMP | BPF_JEQ | BPF_K, __NR_ioctl, 0, 0);
-	load_word(p, offsetof(struct seccomp_data, args[1]));
-	for (size_t i = 0; i < ARRAY_SIZE(requests); i++)
-		if (requests[i].phases & phases)
-			allow(p, requests[i].number);
-	emit(p, BPF_RET | BPF_K, SECCOMP_RET_TRAP, 0, 0);
-	p->code[jump].jf = (uint8_t)(p->length - jump - 1);
-}
-
-/* the test's own calls: to print its result, and to end */
-static void allow_report(struct program *p)
-{
-	allow(p, __NR_exit_group);
-	emit(p, BPF_JMP | BPF_JEQ | BPF_K, __NR_write, 0, 3);
-	load_word(p, offsetof(struct seccomp_data, args[0]));
-	emit(p, BPF_JMP | BPF_JGT | BPF_K, STDERR_FILENO, 1, 0);
-	emit(p, BPF_RET | BPF_K, SECCOMP_RET_ALLOW, 0, 0);
-	load_word(p, offsetof(struct seccomp_data, nr));
-}
-
-static void compile(struct program *p, uint32_t phases, uint32_t otherwise)
-{
-	p->length = 0;
-	load_word(p, offsetof(struct seccomp_data, arch));
-	emit(p, BPF_JMP | BPF_JEQ | BPF_K, ARCHITECTURE, 1, 0);
-	emit(p, BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS, 0, 0);
-	load_word(p, offsetof(struct seccomp_data, nr));
-	allow_report(p);
-	for (size_t i = 0; i < ARRAY_SIZE(calls); i++)
-		if (calls[i].phases & phases && calls[i].number != __NR_ioctl)
-			allow(p, calls[i].number);
-	allow_requests(p, phases);
-	emit(p, BPF_RET | BPF_K, otherwise, 0, 0);
-}
 
 static void install(uint32_t phases, uint32_t otherwise)
 {
-	struct program p;
-	struct sock_fprog fprog;
+	struct sock_filter code[ARRAY_SIZE(report) + GMEM_SANDBOX_LENGTH];
+	struct gmem_sandbox_filter filter;
+	struct sock_fprog program = { .filter = code };
+	long ret;
 
-	compile(&p, phases, otherwise);
-	fprog = (struct sock_fprog){ p.length, p.code };
+	gmem_sandbox_compile(&filter, phases, NULL, otherwise);
+	memcpy(code, report, sizeof(report));
+	memcpy(code + ARRAY_SIZE(report), filter.code, filter.length * sizeof(filter.code[0]));
+	program.len = (unsigned short)(ARRAY_SIZE(report) + filter.length);
 	WORKS(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
-	if (SYS(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &fprog, 0, 0)) == -EINVAL)
+	ret = SYS(syscall(__NR_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program));
+	if (ret == -EINVAL || ret == -ENOSYS)
 		skip("this kernel is built without seccomp filters");
+	CHECK_EQ(ret, 0);
 }
 
 static unsigned long second_argument(const ucontext_t *context)
@@ -133,18 +62,25 @@ static unsigned long second_argument(const ucontext_t *context)
 #endif
 }
 
+/* For messages, and for reach.py */
+static const char *the_phase = "nothing";
+
 static void on_trap(int signal, siginfo_t *info, void *context)
 {
-	char line[128];
+	char line[160];
 	int length;
 
 	(void)signal;
-	length = snprintf(line, sizeof(line), "# system call %d (second argument %#lx) is not in the "
-			  "table of this phase\n", info->si_syscall, second_argument(context));
+	length = snprintf(line, sizeof(line), "# phase %s: system call %d (second argument %#lx) is not in "
+			  "its table\n", the_phase, info->si_syscall, second_argument(context));
 	if (write(STDOUT_FILENO, line, (size_t)length) != length)
 		_exit(3);
 	_exit(2);
 }
+
+static const char *const phase_names[] = {
+	"setup", "layout", "running", "convert", "share", "import", "snapshot",
+};
 
 /* Allow only the calls of these phases from now on; end the test with leave(). */
 static void enter(uint32_t phases)
@@ -154,8 +90,12 @@ static void enter(uint32_t phases)
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 	skip("what a sanitizer calls is in no table");
 #endif
+	for (size_t i = 0; i < ARRAY_SIZE(phase_names); i++)
+		if (phases & 1u << i)
+			the_phase = phase_names[i];
 	fflush(stdout);
 	WORKS(sigaction(SIGSYS, &action, NULL));
+	WORKS(prctl(PR_SET_NAME, the_phase));
 	install(phases, SECCOMP_RET_TRAP);
 }
 
@@ -330,7 +270,7 @@ static void each_backing(void (*run)(uint32_t backing))
 
 TEST(every_phase_kills_whoever_calls_anything_else)
 {
-	for (uint32_t phases = PHASE_SETUP; phases <= PHASE_SNAPSHOT; phases <<= 1) {
+	for (uint32_t phases = GMEM_SANDBOX_SETUP; phases <= GMEM_SANDBOX_SNAPSHOT; phases <<= 1) {
 		pid_t child = (pid_t)WORKS(fork());
 		int status;
 
@@ -357,7 +297,7 @@ TEST(setup_calls_what_the_table_says)
 	struct machine m;
 
 	machine_new(&m, DEFAULT_VM);
-	enter(PHASE_SETUP);
+	enter(GMEM_SANDBOX_SETUP);
 	OK(gmem_caps_new(GMEM_NO_VM, NULL, &caps));
 	gmem_caps_free(caps);
 	OK(gmem_caps_new(m.vm_fd, &opts, &caps));
@@ -399,7 +339,7 @@ static void running(uint32_t backing)
 
 	site_new(&s, DEFAULT_VM, backing, false);
 	protect(&s);
-	enter(PHASE_RUNNING);
+	enter(GMEM_SANDBOX_RUNNING);
 	run_running(&s);
 	use_protected(&s);
 	leave();
@@ -421,7 +361,7 @@ static void running_recovered(uint32_t backing)
 	CHECK(signal(SIGSEGV, count_signal) != SIG_ERR);
 	site_new(&s, DEFAULT_VM, backing, true);
 	protect(&s);
-	enter(PHASE_RUNNING);
+	enter(GMEM_SANDBOX_RUNNING);
 	run_running(&s);
 	use_protected(&s);
 	raise(SIGBUS);
@@ -477,7 +417,7 @@ static void layout(uint32_t backing)
 	struct site s;
 
 	site_new(&s, DEFAULT_VM, backing, recovers);
-	enter(PHASE_LAYOUT);
+	enter(GMEM_SANDBOX_LAYOUT);
 	run_layout(&s);
 	leave();
 }
@@ -492,7 +432,7 @@ TEST(convert_calls_what_the_table_says)
 	struct site s;
 
 	site_new(&s, PRIVATE_VM, GMEM_BACKING_PRIVATE, false);
-	enter(PHASE_CONVERT);
+	enter(GMEM_SANDBOX_CONVERT);
 	run_convert(&s);
 	leave();
 }
@@ -527,7 +467,7 @@ static void snapshot(uint32_t backing)
 	fd = image_fd(s.size / 2);
 	WORKS(pipe(pipes));
 	CHECK_EQ(write(pipes[1], "0123456789", 10), 10);
-	enter(PHASE_SNAPSHOT);
+	enter(GMEM_SANDBOX_SNAPSHOT);
 	load(s.lab.vm, fd, s.size, 0);
 	load(s.lab.vm, fd, s.size, GMEM_TRANSFER_NO_RING);
 	OK(gmem_vm_load(s.lab.vm, BASE, pipes[0], 0, 10, NULL, NULL));
@@ -564,7 +504,7 @@ static void share(uint32_t backing)
 
 	site_new(&s, DEFAULT_VM, backing, recovers);
 	WORKS(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets));
-	enter(PHASE_SHARE);
+	enter(GMEM_SANDBOX_SHARE);
 	OK(gmem_export_new(s.lab.vm, NULL, &exporter));
 	OK(gmem_peer_add(exporter, sockets[0], NULL, &peer));
 	OK(gmem_import_new(sockets[1], NULL, &import));

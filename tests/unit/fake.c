@@ -325,6 +325,7 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_FILE_SIZE] = "fstat",
 	[FAKE_FILESYSTEM_TYPE] = "fstatfs",
 	[FAKE_FACTS] = "fstat and others",
+	[FAKE_ACCEPT] = "accept4",
 	[FAKE_SEND] = "sendmsg",
 	[FAKE_RECEIVE] = "recvmsg",
 	[FAKE_RECEIVE_FD] = "a file received",
