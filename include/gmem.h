@@ -2538,6 +2538,10 @@ GMEM_API int gmem_view_iovec_read(const struct gmem_view *view, uint64_t gpa, ui
  * is accessed with one instruction in any case: without recovery, the library asks the
  * kernel just before whether the page is there, and a page that goes away in between
  * kills the process. Nothing else can.
+ *
+ * With recovery, 2, 4 or 8 bytes at a multiple of that are copied and filled as one
+ * number, of which nobody sees a part. Use gmem_view_load() and gmem_view_store()
+ * where the order matters, too.
  */
 
 /**
