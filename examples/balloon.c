@@ -8,8 +8,8 @@
  * get their lists from the guest's driver through a virtqueue; here the lists
  * are made up.
  *
- * For each step it prints how many bytes were done, and how many bytes were in
- * memory before and after, as the kernel counts them.
+ * For each step it prints how much memory was done, and how much of that was
+ * allocated before and after, as the kernel counts it.
  *
  * Exit status: 0, 1 if something failed, 77 if this host cannot run it.
  */
@@ -25,7 +25,8 @@
 
 #include <gmem.h>
 
-#define EXIT_CANNOT_RUN	77
+#include "start.h"
+
 #define MIB		((uint64_t)1 << 20)
 #define RAM		(64 * MIB)
 
@@ -45,10 +46,10 @@ static void expect(int truth, const char *what)
 
 static void say(const char *who, const struct gmem_footprint *footprint)
 {
-	printf("%-20s 0x%07" PRIx64 " bytes done", who, footprint->done);
+	printf("%-20s %2" PRIu64 " MiB done", who, footprint->done / MIB);
 	if (footprint->counted)
-		printf(", in memory 0x%07" PRIx64 " before, 0x%07" PRIx64 " after",
-		       footprint->before, footprint->after);
+		printf(", of it in memory %2" PRIu64 " MiB before, %2" PRIu64 " MiB after",
+		       footprint->before / MIB, footprint->after / MIB);
 	printf("\n");
 }
 
@@ -99,7 +100,11 @@ static void run_devices(struct gmem_vm *vm, char *ram)
 	say("deflated:", &footprint);
 }
 
-int main(void)
+static const char help[] =
+"usage: balloon\n"
+"Gives memory of a guest back to the host, as a balloon and free page reporting do.\n";
+
+int main(int argc, char **argv)
 {
 	GMEM_OPTS(gmem_request, request,
 		  .backings = { GMEM_BACKING_SHARED, GMEM_BACKING_HOST });
@@ -109,14 +114,9 @@ int main(void)
 	struct gmem_vm *vm;
 	int kvm, vm_fd;
 
-	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (kvm < 0) {
-		printf("cannot run here: /dev/kvm: %s\n", strerror(errno));
-		return EXIT_CANNOT_RUN;
-	}
-	do
-		vm_fd = ioctl(kvm, KVM_CREATE_VM, 0);
-	while (vm_fd < 0 && errno == EINTR);
+	no_arguments(argc, argv, help);
+	kvm = open_kvm("balloon");
+	vm_fd = create_vm(kvm, 0);
 	if (vm_fd < 0)
 		err(1, "KVM_CREATE_VM");
 
@@ -124,7 +124,7 @@ int main(void)
 	must(gmem_plan_new(gmem_vm_caps(vm), &request, &plan), "planning");
 	opts.plan = plan;
 	must(gmem_region_add(vm, 0, RAM, &opts, &region), "adding RAM");
-	printf("RAM of 0x%" PRIx64 " bytes, backed by \"%s\"\n", RAM,
+	printf("%" PRIu64 " MiB of RAM, backed by \"%s\"\n", RAM / MIB,
 	       gmem_backing_name(gmem_region_backing(region)));
 	memset(gmem_region_hva(region), 1, RAM);
 

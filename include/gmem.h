@@ -2538,6 +2538,10 @@ GMEM_API int gmem_view_iovec_read(const struct gmem_view *view, uint64_t gpa, ui
  * is accessed with one instruction in any case: without recovery, the library asks the
  * kernel just before whether the page is there, and a page that goes away in between
  * kills the process. Nothing else can.
+ *
+ * With recovery, 2, 4 or 8 bytes at a multiple of that are copied and filled as one
+ * number, of which nobody sees a part. Use gmem_view_load() and gmem_view_store()
+ * where the order matters, too.
  */
 
 /**
@@ -3854,8 +3858,13 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
 /*
  * A transfer copies guest memory from a file or pipe, or to one, through buffers of
  * its own, so no I/O is ever under way to guest memory itself. With io_uring it
- * reads or writes many buffers at a time. Where io_uring is forbidden, or was not
- * built in, the transfer uses read(2) and write(2), and its result says so.
+ * reads or writes many buffers at a time. Where io_uring or the thread for it is
+ * forbidden, or it was not built in, the transfer uses read(2) and write(2), and its
+ * result says so.
+ *
+ * A ring of the library's own belongs to a thread that submits to it, blocks all signals
+ * except those of faults, and ends with the transfer. So the ring interrupts no system
+ * call of another thread, as it would those of a thread that uses it itself, with EINTR.
  *
  * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore() and gmem_image_verify() do
  * a whole transfer and block. A program with an event loop begins a transfer, which
@@ -3866,11 +3875,10 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  *
  * An fd is used for what it is open for, whatever the file's permissions are. Files are
  * read and written at given offsets, and the position of the fd does not change.
- * Pipes and sockets are read and written at their present position; writing to a
- * pipe without a reader raises SIGPIPE. RLIMIT_FSIZE is asked before each write
- * to a file, so that none raises SIGXFSZ: with io_uring, one may if another process
- * lowers the limit while it is under way. If vCPUs or devices write to memory while it
- * is saved or loaded, the result mixes old and new contents.
+ * Pipes and sockets are read and written at their present position. Writes raise no
+ * SIGPIPE or SIGXFSZ, except on a ring of the caller's: to a pipe without a reader, or if
+ * another process lowers RLIMIT_FSIZE while they are under way. If vCPUs or devices
+ * write to memory while it is saved or loaded, the result mixes old and new contents.
  *
  * gmem-image(5) describes the image that save writes and restore reads.
  */
@@ -4210,8 +4218,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
  * Return: 0, or -ENOMSG, -EBADMSG, -ENODATA, -EOPNOTSUPP, -EHWPOISON, -ECANCELED, -EINVAL,
- * -EBADF, -E2BIG, -ENOMEM (also: too many private ranges) and errnos from reading as
- * gmem_vm_restore().
+ * -EBADF, -E2BIG or -ENOMEM as gmem_vm_restore(), and its errnos from reading, -ENOMEM
+ * also for too many private ranges.
  */
 GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 			       struct gmem_transfer_result *ret);
@@ -4682,7 +4690,7 @@ struct gmem_peer_opts {
  * Return: 0, or -EINVAL bad options, or another kind of socket, -EOPNOTSUPP
  * memory cannot be given as the options ask (see gmem_export_table(), too),
  * -EACCES a file has more than the peer may have, -EBADF @sock is not open,
- * -ENOTSOCK, -E2BIG options newer than the library, -EMFILE, -ENOMEM.
+ * -ENOTSOCK it is no socket, -E2BIG options newer than the library, -EMFILE, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_peer_add(struct gmem_export *exporter, int sock,
 					const struct gmem_peer_opts *opts,
@@ -4805,7 +4813,7 @@ struct gmem_import_opts {
  * Thread-safe. Source: unix(7), SCM_RIGHTS, eventfd(2), epoll(7). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad options, or another kind of socket, -EBADF @sock is
- * not open, -ENOTSOCK, -E2BIG options newer than the library, -EMFILE, -ENOMEM.
+ * not open, -ENOTSOCK it is no socket, -E2BIG options newer than the library, -EMFILE, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_import_new(int sock, const struct gmem_import_opts *opts,
 					  struct gmem_import **ret);

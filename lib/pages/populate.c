@@ -14,7 +14,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,11 +23,11 @@
 #include "base/error.h"
 #include "base/kind.h"
 #include "base/lock.h"
-#include "base/macros.h"
 #include "base/opts.h"
 #include "base/wait_budget.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
+#include "os/thread.h"
 #include "os/usdt.h"
 #include "pages/numa_thread.h"
 #include "pages/section.h"
@@ -593,30 +592,14 @@ static void *work(void *data)
 	return NULL;
 }
 
-/* Leave signals to the caller's threads, except those that the thread's own faults raise. */
-static void block_signals(sigset_t *ret_old)
-{
-	static const int faults[] = { SIGBUS, SIGSEGV, SIGILL, SIGFPE, SIGTRAP, SIGSYS };
-	sigset_t blocked;
-
-	sigfillset(&blocked);
-	for (size_t i = 0; i < GMEM_ARRAY_SIZE(faults); i++)
-		sigdelset(&blocked, faults[i]);
-	gmem_sys_sigmask(SIG_BLOCK, &blocked, ret_old);
-}
-
 /* Start as many threads as possible: the calling thread can do all the work alone. */
 static size_t start_threads(struct gmem_populate *job, pthread_t *threads, size_t count)
 {
 	size_t started = 0;
-	sigset_t old;
 
-	if (!threads)
-		return 0;
-	block_signals(&old);
-	while (started < count && pthread_create(&threads[started], NULL, work, job) == 0)
+	while (threads && started < count &&
+	       gmem_thread_start(work, job, &threads[started]) == 0)
 		started++;
-	gmem_sys_sigmask(SIG_SETMASK, &old, NULL);
 	return started;
 }
 
