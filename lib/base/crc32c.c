@@ -10,6 +10,7 @@
 #include <string.h>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <nmmintrin.h>
 #elif defined(__aarch64__)
 #include <arm_acle.h>
@@ -46,9 +47,19 @@ static uint32_t plain(uint32_t crc, const unsigned char *bytes, size_t size)
 #define add8(crc, word) ((uint32_t)_mm_crc32_u64((crc), (word)))
 #define add1(crc, byte) _mm_crc32_u8((crc), (byte))
 
+/* Set before main(), as hypervisors take their time over the instruction that tells. */
+static bool has_sse42;
+
+__attribute__((constructor)) static void ask_processor(void)
+{
+	unsigned int a, b, c, d;
+
+	has_sse42 = __get_cpuid(1, &a, &b, &c, &d) && c & bit_SSE4_2;
+}
+
 static bool has_instruction(void)
 {
-	return __builtin_cpu_supports("sse4.2");
+	return has_sse42;
 }
 #elif defined(__aarch64__)
 #ifdef __clang__

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/range_map.h"
+#include "base/sort.h"
 #include "base/wait_budget.h"
 #include "layout/apply_slots.h"
 #include "layout/keep_state.h"
@@ -205,7 +206,7 @@ static void merge_claims(struct change *change)
 
 	if (change->claim_count < 2)
 		return;
-	qsort(claims, change->claim_count, sizeof(*claims), compare_claims);
+	gmem_sort(claims, change->claim_count, sizeof(*claims), compare_claims);
 	for (size_t i = 1; i < change->claim_count; i++) {
 		uint64_t last = claims[i].gpa + (claims[i].size - 1);
 		uint64_t kept_last = claims[kept].gpa + (claims[kept].size - 1);

@@ -175,13 +175,22 @@ static struct sigaction action_of(const struct chain *chain, const struct layer 
 
 /*
  * Does what the kernel does for SIG_DFL: it kills the program, with a core dump that shows
- * the faulting instruction. The signal is queued again and blocked until this handler
- * returns. So it is delivered before the instruction runs again, and perhaps succeeds.
+ * the faulting instruction. A fault comes again when the instruction does, and the kernel
+ * calls no handler for a fault whose signal is blocked: it kills, and that takes no system
+ * call that a sandbox could forbid.
+ *
+ * A signal that was sent does not come again. It is queued anew, and blocked until this
+ * handler returns.
  */
 static void die(int signal, siginfo_t *info, ucontext_t *context)
 {
 	struct sigaction standard = { .sa_handler = SIG_DFL };
 	sigset_t set;
+
+	if (is_fault(info, context)) {
+		sigaddset(&context->uc_sigmask, signal);
+		return;
+	}
 
 	sigemptyset(&set);
 	sigaddset(&set, signal);
@@ -189,16 +198,15 @@ static void die(int signal, siginfo_t *info, ucontext_t *context)
 	sigdelset(&context->uc_sigmask, signal);
 	gmem_sys_sigaction(signal, &standard, NULL);
 
-	/* A seccomp filter may refuse it. A fault comes again by itself, other signals do not. */
-	if (gmem_sys_requeue_signal(signal, info) && !is_fault(info, context))
+	/* A seccomp filter may refuse it. */
+	if (gmem_sys_requeue_signal(signal, info))
 		gmem_sys_raise(signal);
 }
 
 /*
  * A handler may give up by installing the default and returning: then the instruction runs
- * again and kills, as Rust's runtime has it. The default then belongs below our handler and
- * not in its place, because a signal that was sent does not come again, and the program
- * lives on.
+ * again and kills, as Rust's runtime has it. After a signal that was sent, the program lives
+ * on. So then the default belongs below our handler and not in its place.
  */
 static void stay_installed(const struct chain *chain, struct layer *layer)
 {
@@ -245,7 +253,8 @@ static void pass_on(const struct chain *chain, struct layer *layer, siginfo_t *i
 		die(chain->signal, info, context);
 	} else if (below.sa_handler != SIG_IGN) {
 		call_below(&below, chain->signal, info, context);
-		stay_installed(chain, layer);
+		if (!is_fault(info, context))
+			stay_installed(chain, layer);
 	}
 }
 
@@ -424,21 +433,14 @@ GMEM_API void gmem_recovery_disable(void)
 
 bool gmem_nofault_is_recoverable(void)
 {
-	struct sigaction now = { .sa_flags = 0 };
 	sigset_t blocked;
 
 	sigemptyset(&blocked);
 	if (!atomic_load(&users) || gmem_sys_sigmask(SIG_BLOCK, NULL, &blocked))
 		return false;
 
-	for (size_t i = 0; i < GMEM_ARRAY_SIZE(chains); i++) {
-		if (sigismember(&blocked, chains[i].signal) ||
-		    gmem_sys_sigaction(chains[i].signal, NULL, &now))
+	for (size_t i = 0; i < GMEM_ARRAY_SIZE(chains); i++)
+		if (sigismember(&blocked, chains[i].signal))
 			return false;
-		/* Assume that a handler over ours passes signals on to it. */
-		if (!(now.sa_flags & SA_SIGINFO) &&
-		    (now.sa_handler == SIG_DFL || now.sa_handler == SIG_IGN))
-			return false;
-	}
 	return true;
 }

@@ -52,19 +52,40 @@ static bool has_fast_strings(void)
 	return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & 1u << 9);
 }
 
+/* Returns which registers the system saves: without a bit here their instructions fault. */
+static unsigned int saved_registers(void)
+{
+	unsigned int a, b, c, d;
+
+	if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE))
+		return 0;
+	__asm__("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+	return a;
+}
+
+/* Asked here: __builtin_cpu_supports() would bring 4 KiB of code about all processors. */
+static unsigned int widest_vector(void)
+{
+	const unsigned int ymm = 1 << 1 | 1 << 2, zmm = ymm | 1 << 5 | 1 << 6 | 1 << 7;
+	unsigned int saved = saved_registers(), a, b, c, d;
+
+	if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (saved & ymm) != ymm || !(b & bit_AVX2))
+		return 16;
+	/* Processors without VBMI2 run slower for a while after a 64-byte vector. */
+	return (saved & zmm) == zmm && b & bit_AVX512VL && c & bit_AVX512VBMI2 ? 64 : 32;
+}
+
 unsigned int gmem_nofault_choose(unsigned int max)
 {
+	const unsigned int widest = widest_vector();
 	/* Measured: the size at which string instructions begin to beat wide vectors */
 	const size_t strings = has_fast_strings() ? 4 << 10 : SIZE_MAX;
 
-	__builtin_cpu_init();
-	/* Processors without VBMI2 run slower for a while after a 64-byte vector. */
-	if (max >= 64 && __builtin_cpu_supports("avx512vbmi2") &&
-	    __builtin_cpu_supports("avx512vl")) {
+	if (max >= 64 && widest == 64) {
 		choose(gmem_nofault_copy_avx512, gmem_nofault_fill_avx512, strings);
 		return 64;
 	}
-	if (max >= 32 && __builtin_cpu_supports("avx2")) {
+	if (max >= 32 && widest >= 32) {
 		choose(gmem_nofault_copy_avx2, gmem_nofault_fill_avx2, strings);
 		return 32;
 	}

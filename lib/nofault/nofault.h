@@ -51,8 +51,9 @@
 #endif
 
 /*
- * Returns whether recovery is enabled and SIGBUS and SIGSEGV reach it in this thread, which
- * takes up to three system calls.
+ * Returns whether recovery is enabled and this thread does not block SIGBUS and SIGSEGV. It
+ * does not ask who handles the signals: whoever comes over our handlers passes them on, and
+ * sandboxes forbid sigaction(2) once the handlers are there.
  */
 bool gmem_nofault_is_recoverable(void);
 

@@ -241,6 +241,8 @@ int gmem_sys_send(int sock, const void *buf, size_t size, int passed);
  * caller closes @ret_fds->first whatever the message says.
  */
 int gmem_sys_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *ret_fds);
+/* Accepts a connection: a new fd, which is non-blocking. Waits if @sock may block. */
+int gmem_sys_accept(int sock);
 /* Ends both directions of a connection. */
 void gmem_sys_shutdown(int sock);
 
@@ -271,8 +273,11 @@ void gmem_sys_pause(unsigned int microseconds);
 uint64_t gmem_sys_now(void);
 /* Returns a number that is unlikely to come twice. It is not a secret. */
 uint64_t gmem_sys_random(void);
-/* Sets up an io_uring and closes it again; 0 if that worked. */
-int gmem_sys_try_io_uring(void);
+/*
+ * Asks whether this process may use io_uring, without making a ring, whose end would
+ * interrupt later system calls of this thread. 0, or the -errno of the refusal.
+ */
+int gmem_sys_ask_io_uring(void);
 
 /* ---- signals ---- */
 

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -56,10 +57,25 @@
 struct writer {
 	int fd;
 	int err;
+	uint64_t wait;			/* nanoseconds to wait for the reader of a non-blocking fd */
 	size_t used;
 	uint64_t done;
 	char buf[8192];
 };
+
+/* Returns 0 if the reader may have made room; waits no longer than is left of w->wait. */
+static int await_reader(struct writer *w)
+{
+	uint64_t start = gmem_sys_now(), spent;
+	int n;
+
+	if (!w->wait)
+		return -EAGAIN;
+	n = gmem_sys_poll(w->fd, POLLOUT, (int)((w->wait - 1) / GMEM_NANOSECONDS_PER_MS + 1));
+	spent = gmem_sys_now() - start;
+	w->wait -= spent < w->wait ? spent : w->wait;
+	return n >= 0 || n == -EINTR ? 0 : n;
+}
 
 static void flush(struct writer *w)
 {
@@ -70,6 +86,8 @@ static void flush(struct writer *w)
 		n = gmem_sys_write(w->fd, w->buf + at, w->used - at);
 		if (n > 0)
 			at += (size_t)n;
+		else if (n == -EAGAIN)
+			w->err = await_reader(w);
 		else if (n != -EINTR)
 			w->err = n ? (int)n : -EIO;
 	}
@@ -622,29 +640,25 @@ static int check(const struct gmem_vm *vm, int fd, const struct gmem_dump_opts *
 	return err ? err : gmem_check_alignment(opts->cell);
 }
 
-GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opts *user_opts)
+static int write_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opts *opts, uint32_t wait_ms)
 {
 	struct layout layout = { 0 };
-	struct gmem_dump_opts opts;
 	struct writer *w;
 	uint64_t limit;
 	int err;
-
-	err = check(vm, fd, user_opts, &opts);
-	if (err)
-		return err;
 
 	w = calloc(1, sizeof(*w));
 	if (!w)
 		return gmem_fail(-ENOMEM, "no memory to write a dump with");
 	w->fd = fd;
+	w->wait = wait_ms * GMEM_NANOSECONDS_PER_MS;
 
 	err = take_layout(vm, &layout);
 	if (err)
 		goto free_writer;
 
-	put_head(w, vm, opts.name);
-	put_regions(w, vm, &layout, &opts);
+	put_head(w, vm, opts->name);
+	put_regions(w, vm, &layout, opts);
 	put_leases(w, &layout);
 	put(w, "}\n");
 	flush(w);
@@ -659,5 +673,49 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 
 free_writer:
 	free(w);
-	return gmem_vm_log_error(vm, err);
+	return err;
+}
+
+GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opts *user_opts)
+{
+	struct gmem_dump_opts opts;
+	int err = check(vm, fd, user_opts, &opts);
+
+	return err ? err : gmem_vm_log_error(vm, write_dump(vm, fd, &opts, 0));
+}
+
+/* ---- serving dumps ---- */
+
+/* If another thread took the connection, accept4(2) on a blocking socket would wait for the next. */
+static int check_listens(int fd)
+{
+	struct gmem_fd_kind kind;
+	int err = gmem_sys_fd_kind(fd, &kind);
+
+	if (err)
+		return gmem_fail(err, "fd %d: %s", fd, gmem_errno_name(err));
+	return kind.never_blocks ? 0 : gmem_fail(-EINVAL, "fd %d is not O_NONBLOCK: accepting could block", fd);
+}
+
+GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
+				const struct gmem_dump_opts *user_opts, uint32_t wait_ms)
+{
+	struct gmem_dump_opts opts;
+	int err = check(vm, listening_fd, user_opts, &opts), fd;
+
+	if (!err)
+		err = check_listens(listening_fd);
+	if (err)
+		return err;
+
+	fd = gmem_sys_accept(listening_fd);
+	/* ECONNABORTED: whoever it was has gone. */
+	if (fd == -EAGAIN || fd == -ECONNABORTED)
+		return 0;
+	if (fd < 0)
+		return gmem_fail(fd, "accepting on fd %d: %s", listening_fd, gmem_errno_name(fd));
+
+	err = write_dump(vm, fd, &opts, wait_ms);
+	gmem_sys_close(fd);
+	return err ? err : 1;
 }

@@ -458,20 +458,39 @@ void look_at_cell(const struct region *region, size_t index, size_t count, struc
 		ret->state_known = ret->known[SHARED] = ret->known[PRIVATE] = false;
 }
 
-const char *size_text(uint64_t bytes, char *buf)
-{
-	static const char *const units[] = { "bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB" };
-	unsigned int unit = 0;
-	uint64_t scale = 1;
+/* ---- lengths of bars ---- */
 
-	while (unit < 6 && bytes / scale >= 1024) {
-		scale *= 1024;
-		unit++;
+void make_scale(const struct layout *layout, bool with_devices, double least, struct scale *ret)
+{
+	*ret = (struct scale){ .least = least };
+	for (size_t i = 0; i < layout->region_count; i++) {
+		const struct region *region = &layout->regions[i];
+
+		if (region->is_device && !with_devices)
+			continue;
+		if (!ret->shortest || region->size < ret->shortest)
+			ret->shortest = region->size;
+		if (region->size > ret->longest)
+			ret->longest = region->size;
 	}
-	if (bytes % scale == 0)
-		snprintf(buf, SIZE_TEXT, "%" PRIu64 " %s", bytes / scale, units[unit]);
-	else
-		snprintf(buf, SIZE_TEXT, bytes / scale < 10 ? "%.2f %s" : bytes / scale < 100 ? "%.1f %s"
-			 : "%.0f %s", (double)bytes / (double)scale, units[unit]);
-	return buf;
+	ret->is_log = (double)ret->shortest < least * (double)ret->longest;
+}
+
+/* Exact for powers of two, and a straight line between them */
+static double logarithm(uint64_t size)
+{
+	int whole = 63 - __builtin_clzll(size);
+
+	return whole + (double)size / (double)(UINT64_C(1) << whole) - 1;
+}
+
+double scaled(const struct scale *scale, uint64_t size)
+{
+	double low, all;
+
+	if (!scale->is_log)
+		return scale->longest ? (double)size / (double)scale->longest : 1;
+	low = logarithm(scale->shortest);
+	all = logarithm(scale->longest) - low;
+	return scale->least + (1 - scale->least) * (logarithm(size) - low) / all;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -162,4 +163,22 @@ unsigned int terminal_width(void)
 	else if (from_shell)
 		width = strtol(from_shell, NULL, 10);
 	return width > 0 && width < 10000 ? (unsigned int)width : 80;
+}
+
+const char *size_text(uint64_t bytes, char *buf)
+{
+	static const char *const units[] = { "bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB" };
+	unsigned int unit = 0;
+	uint64_t scale = 1;
+
+	while (unit < 6 && bytes / scale >= 1024) {
+		scale *= 1024;
+		unit++;
+	}
+	if (bytes % scale == 0)
+		snprintf(buf, SIZE_TEXT, "%" PRIu64 " %s", bytes / scale, units[unit]);
+	else
+		snprintf(buf, SIZE_TEXT, bytes / scale < 10 ? "%.2f %s" : bytes / scale < 100 ? "%.1f %s"
+			 : "%.0f %s", (double)bytes / (double)scale, units[unit]);
+	return buf;
 }

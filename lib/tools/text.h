@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-/* text: output to terminals and as JSON, which both programs share. */
+/* text: output to terminals and as JSON, which the programs share. */
 #ifndef TOOLS_TEXT_H
 #define TOOLS_TEXT_H
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 /* Returns @p. If it is NULL, prints a message and exits with status 3. */
 void *check_memory(void *p);
@@ -37,6 +38,11 @@ unsigned int columns(const char *s, size_t size);
 void print_clean(const char *s, size_t size);
 /* Returns how many bytes the first @max characters of a string have. */
 size_t first_columns(const char *s, unsigned int max);
+
+#define SIZE_TEXT 24
+
+/* Writes a size such as "64 MiB" or "1.5 GiB" to @buf, which has SIZE_TEXT bytes. */
+const char *size_text(uint64_t bytes, char *buf);
 
 enum color { COLOR_AUTO, COLOR_ALWAYS, COLOR_NEVER };
 

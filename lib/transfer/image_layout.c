@@ -379,6 +379,55 @@ static int read_privates(struct gmem_transfer *transfer, struct gmem_image_layou
 	return err;
 }
 
+/* ---- the list of regions ---- */
+
+/* Bytes of a region that are private; *@at goes on from the ranges of the region before it. */
+static uint64_t private_bytes_in(const struct gmem_image_layout *layout,
+				 const struct image_region *region, size_t *at)
+{
+	uint64_t last = region->gpa + (region->size - 1), sum = 0;
+
+	for (; *at < layout->private_ranges && layout->privates[*at].gpa <= last; (*at)++) {
+		const struct image_range *range = &layout->privates[*at];
+		uint64_t start = range->gpa > region->gpa ? range->gpa : region->gpa;
+		uint64_t end = range->gpa + (range->size - 1);
+
+		sum += (end < last ? end : last) - start + 1;
+		/* It goes on in the next region. */
+		if (end > last)
+			break;
+	}
+	return sum;
+}
+
+void gmem_image_layout_list(const struct gmem_image_layout *layout, struct gmem_image_region *ret)
+{
+	const struct image_region *region = layout->regions, *end = region + layout->regions_read;
+	const struct image_elsewhere *other = layout->elsewhere;
+	const struct image_elsewhere *other_end = other + layout->elsewhere_read;
+	size_t at = 0;
+
+	while (region < end || other < other_end) {
+		if (other == other_end || (region < end && region->gpa < other->gpa)) {
+			*ret++ = (struct gmem_image_region){
+				.gpa = region->gpa,
+				.size = region->size,
+				.private_bytes = private_bytes_in(layout, region, &at),
+				.backing = region->backing,
+			};
+			region++;
+		} else {
+			*ret++ = (struct gmem_image_region){
+				.gpa = other->gpa,
+				.size = other->size,
+				.identity = other->identity,
+				.kind = other->kind,
+			};
+			other++;
+		}
+	}
+}
+
 /* ---- image and target ---- */
 
 /* Compares CHECK_STEP ranges at most; *@ret_all: these were the last. */

@@ -16,6 +16,7 @@
 #include "base/part.h"
 #include "transfer/image.h"
 
+struct gmem_image_region;
 struct gmem_transfer;
 
 /* Zeroed, and with the two counts of the head, it is ready for the first list. */
@@ -48,6 +49,9 @@ bool gmem_image_layout_next_shared(const struct gmem_image_layout *layout, uint6
 				   uint64_t last, struct gmem_part *ret);
 /* Is the whole range in the image's regions and not private? */
 bool gmem_image_layout_is_shared(const struct gmem_image_layout *layout, uint64_t gpa, uint64_t size);
+
+/* List all regions, with contents and without, in the order of their addresses. */
+void gmem_image_layout_list(const struct gmem_image_layout *layout, struct gmem_image_region *ret);
 
 /* 0, or -EBADMSG if it is no range, or begins below @after */
 int gmem_image_check_range(const struct image_record *record, uint64_t gpa, uint64_t size,

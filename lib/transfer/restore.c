@@ -32,12 +32,22 @@
 /* No run ends further from its record's base, in pages: first and count have 32 bits each. */
 #define MAX_RUN_END ((uint64_t)1 << 33)
 
+/* What gmem_image_info() wants to know */
+struct wanted_info {
+	struct gmem_image_summary *info;	/* of the caller's version; NULL: not wanted */
+	struct gmem_image_region *regions;
+	size_t max;
+	size_t count;			/* regions that the image has */
+};
+
 struct restore {
+	struct wanted_info *wanted;	/* read the lists alone, for this; or NULL */
 	bool verify_only;		/* write nothing: no target, or first pass of verify_first */
 	bool verify_first;		/* two passes: verify, then store */
 	uint64_t start;			/* offset of the image in the file */
 
 	uint64_t id, records, pages;
+	uint64_t page_size;		/* of the host that wrote the image */
 	uint32_t checksums;
 	struct gmem_image_layout layout;
 	bool has_head;
@@ -52,6 +62,24 @@ struct restore {
 };
 
 /* ---- checking a record ---- */
+
+/* Tell an image, of which little may be there, from anything else. */
+static int check_beginning(const struct gmem_transfer *transfer, const char *bytes, uint64_t size)
+{
+	const char *head = gmem_image_kinds[IMAGE_HEAD];
+	unsigned char first[sizeof(gmem_image_kinds[0])] = { 0 };
+
+	size = size < sizeof(first) ? size : sizeof(first);
+	if (size)
+		memcpy(first, bytes, size);
+	if (memcmp(first, head, size) == 0)
+		return 0;
+	if (memcmp(first, head, 4) == 0)
+		return gmem_image_bad(0, "an image does not begin like this");
+	return gmem_fail(-ENOMSG, "this is no image: at offset 0x%" PRIx64 " it has the bytes %02x %02x %02x "
+			 "%02x, an image has \"GMEMHEAD\"", transfer->opts.image_offset, first[0], first[1],
+			 first[2], first[3]);
+}
 
 static enum image_kind kind_of(const struct image_record *record)
 {
@@ -79,8 +107,6 @@ static int check_record(const struct restore *restore, const struct image_record
 {
 	enum image_kind kind = kind_of(record);
 
-	if (!restore->has_head && kind != IMAGE_HEAD)
-		return gmem_image_bad(restore->records, "an image does not begin like this");
 	if (kind == IMAGE_KINDS && memcmp(record->kind, gmem_image_kinds[IMAGE_HEAD], 4) != 0)
 		return gmem_image_bad(restore->records, "it is of no kind there is");
 	if (kind == IMAGE_HEAD && record->version != IMAGE_VERSION)
@@ -124,6 +150,7 @@ static int read_head(struct gmem_transfer *transfer, struct restore *restore,
 				 PRIx64 " pages", record->head.privates, pages);
 
 	restore->id = record->id;
+	restore->page_size = page;
 	restore->layout.region_count = record->head.regions;
 	restore->layout.private_count = record->head.privates;
 	restore->has_head = true;
@@ -338,6 +365,37 @@ static int finish(struct gmem_transfer *transfer, struct restore *restore, bool 
 	return err == -EAGAIN ? err : err ? gmem_transfer_fail_io(transfer, err) : 0;
 }
 
+/* ---- what an image has ---- */
+
+static int tell_info(struct gmem_transfer *transfer, const struct restore *restore)
+{
+	struct wanted_info *wanted = restore->wanted;
+	const struct gmem_image_layout *layout = &restore->layout;
+	struct gmem_image_summary info = {
+		.id = restore->id,
+		.page_size = restore->page_size,
+		.private_bytes = transfer->private_bytes,
+		.left_out_bytes = transfer->left_out_bytes,
+		.version = IMAGE_VERSION,
+		.region_count = (uint32_t)(layout->regions_read + layout->elsewhere_read),
+	};
+
+	if (wanted->regions && info.region_count > wanted->max)
+		return gmem_fail(-ENOSPC, "the image has %" PRIu32 " regions, there is room for %zu",
+				 info.region_count, wanted->max);
+	for (size_t i = 0; i < layout->regions_read; i++)
+		info.memory_bytes += layout->regions[i].size;
+	if (wanted->regions)
+		gmem_image_layout_list(layout, wanted->regions);
+	if (wanted->info) {
+		info.size = wanted->info->size;
+		memcpy(wanted->info, &info, info.size < sizeof(info) ? info.size : sizeof(info));
+	}
+	wanted->count = info.region_count;
+	transfer->is_done = true;
+	return 0;
+}
+
 /* ---- steps ---- */
 
 static int read_record(struct gmem_transfer *transfer, struct restore *restore,
@@ -350,6 +408,8 @@ static int read_record(struct gmem_transfer *transfer, struct restore *restore,
 		err = gmem_image_layout_end(transfer, &restore->layout, record);
 		if (!err && !restore->layout.is_complete)
 			return 0;
+		if (!err && restore->wanted)
+			return tell_info(transfer, restore);
 	}
 	if (err)
 		return err;
@@ -414,6 +474,9 @@ static int restore_step(struct gmem_transfer *transfer, bool wait)
 		restore->used = 0;
 		return 0;
 	}
+	err = restore->has_head ? 0 : check_beginning(transfer, piece.data, piece.size);
+	if (err)
+		return err;
 	if (piece.size - restore->used < IMAGE_BLOCK)
 		return no_end(transfer, restore);
 	return read_record(transfer, restore, (const void *)(piece.data + restore->used),
@@ -519,4 +582,26 @@ GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 			GMEM_TRANSFER_ALLOW_LOST, &transfer);
 
 	return gmem_transfer_run(err, transfer, ret);
+}
+
+GMEM_API int gmem_image_info(int fd, const struct gmem_transfer_opts *opts,
+			     struct gmem_image_summary *ret, struct gmem_image_region *regions,
+			     size_t max)
+{
+	const size_t first_version = offsetof(struct gmem_image_summary, region_count) +
+				     sizeof(ret->region_count);
+	struct wanted_info wanted = { .info = ret, .regions = regions, .max = max };
+	struct gmem_transfer *transfer = NULL;
+	int err;
+
+	if (!regions && max)
+		return gmem_fail(-EINVAL, "regions is NULL and max is %zu", max);
+	if (ret && ret->size < first_version)
+		return gmem_fail(-EINVAL, "struct gmem_image_summary says its size is %zu bytes, at least %zu "
+				 "expected", ret->size, first_version);
+	err = begin(NULL, fd, opts, GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING, &transfer);
+	if (!err)
+		((struct restore *)transfer->state)->wanted = &wanted;
+	err = gmem_transfer_run(err, transfer, NULL);
+	return err ? err : (int)wanted.count;
 }

@@ -34,6 +34,9 @@
 #define CODE_PRIVATE	6
 #define LAST_CODE	CODE_PRIVATE
 
+/* Not in an entry: the code of every address once the VM is over */
+#define CODE_OVER	8
+
 #define ENTRY_WINDOW	2
 
 /* A slice is as large as the largest page of a host, so most slices have one piece. */
@@ -65,6 +68,7 @@ struct granule {
 #define MAX_REMEMBERED_PIECES	64
 
 struct gmem_full_table {
+	const uint64_t *const *empty_top;	/* holes alone; made with the first table of a VM */
 	uint32_t idle_gibs;
 	uint32_t idle_granules;
 	struct gmem_table head;
@@ -75,23 +79,30 @@ _Static_assert(offsetof(struct gmem_full_table, tops) ==
 	       offsetof(struct gmem_full_table, head) + sizeof(struct gmem_table),
 	       "inline functions find the tops behind the public part");
 
-/* The arrays of addresses without regions; never written, never freed */
+/* The entries of a GiB without regions; never written, never freed */
 static const uint64_t empty_gib[ENTRIES];
-static const uint64_t *const empty_top[ENTRIES] = { [0 ... ENTRIES - 1] = empty_gib };
+
+const struct gmem_table gmem_table_of_nothing = { .count = 0 };
 
 static const struct gmem_full_table *full(const struct gmem_table *table)
 {
 	return GMEM_CONTAINER_OF(table, struct gmem_full_table, head);
 }
 
+/* Returns NULL beyond the end of the table, which is no table if NULL. */
 static const uint64_t *const *top_of(const struct gmem_table *table, uint64_t top)
 {
-	return table && top < table->count ? full(table)->tops[top] : empty_top;
+	return table && top < table->count ? full(table)->tops[top] : NULL;
+}
+
+static const uint64_t *gib_in(const uint64_t *const *top, uint64_t gib)
+{
+	return top ? top[gib] : empty_gib;
 }
 
 static const uint64_t *gib_of(const struct gmem_table *table, uint64_t gpa)
 {
-	return top_of(table, gpa >> TOP_SHIFT)[gpa >> GIB_SHIFT & (ENTRIES - 1)];
+	return gib_in(top_of(table, gpa >> TOP_SHIFT), gpa >> GIB_SHIFT & (ENTRIES - 1));
 }
 
 /* Pairs with the store in gmem_table_show_states(). */
@@ -163,7 +174,7 @@ struct gmem_translation gmem_table_translate(const struct gmem_table *table, uin
 	uint64_t last;
 
 	if (gpa >> TOP_SHIFT >= table->count)
-		return (struct gmem_translation){ CODE_HOLE, UINT64_MAX };
+		return (struct gmem_translation){ table->count ? CODE_HOLE : CODE_OVER, UINT64_MAX };
 
 	piece = find_piece(entry_of(table, gpa), gpa, &last);
 	if (piece.window && piece.window->bits)
@@ -177,6 +188,7 @@ int gmem_translation_error(struct gmem_translation translation)
 	case CODE_HOLE:
 		return -ENOENT;
 	case CODE_REMOVED:
+	case CODE_OVER:
 		return -ESTALE;
 	case CODE_DEVICE:
 		return -ENXIO;
@@ -399,12 +411,12 @@ static void *own_array(const void *array, const void *old, const void *empty)
 static uint64_t *own_gib(struct gmem_full_table *table, const struct gmem_table *old, uint64_t gpa)
 {
 	uint64_t top = gpa >> TOP_SHIFT, gib = gpa >> GIB_SHIFT & (ENTRIES - 1), *entries;
-	const uint64_t **gibs = own_array(table->tops[top], top_of(old, top), empty_top);
+	const uint64_t **gibs = own_array(table->tops[top], top_of(old, top), table->empty_top);
 
 	if (!gibs)
 		return NULL;
 	table->tops[top] = gibs;
-	entries = own_array(gibs[gib], top_of(old, top)[gib], empty_gib);
+	entries = own_array(gibs[gib], gib_of(old, gpa), empty_gib);
 	if (entries)
 		gibs[gib] = entries;
 	return entries;
@@ -468,14 +480,14 @@ static void forget_gib(struct gmem_full_table *table, const struct gmem_table *o
 
 	for (size_t i = 0; i < ENTRIES; i++)
 		table->idle_granules -= is_idle_granule(gibs[gib][i]);
-	free_gib(gibs[gib], top_of(old, top)[gib]);
+	free_gib(gibs[gib], gib_of(old, gpa));
 	gibs[gib] = empty_gib;
 
 	for (size_t i = 0; i < ENTRIES; i++)
 		if (gibs[i] != empty_gib)
 			return;
 	free(gibs);
-	table->tops[top] = empty_top;
+	table->tops[top] = table->empty_top;
 }
 
 /* Called with the change of the entries of a GiB done */
@@ -563,6 +575,15 @@ int gmem_table_remove(struct gmem_table *table, const struct gmem_table *old, ui
 	return change_range(table, old, &change, gpa, size);
 }
 
+static const uint64_t *const *new_empty_top(void)
+{
+	const uint64_t **gibs = malloc(ENTRIES * sizeof(gibs[0]));
+
+	for (size_t i = 0; gibs && i < ENTRIES; i++)
+		gibs[i] = empty_gib;
+	return gibs;
+}
+
 int gmem_table_new(const struct gmem_table *old, uint64_t last, struct gmem_table **ret)
 {
 	uint64_t count = (last >> TOP_SHIFT) + 1;
@@ -574,12 +595,17 @@ int gmem_table_new(const struct gmem_table *old, uint64_t last, struct gmem_tabl
 	table = malloc(sizeof(*table) + count * sizeof(table->tops[0]));
 	if (!table)
 		return -ENOMEM;
+	table->empty_top = old ? full(old)->empty_top : new_empty_top();
+	if (!table->empty_top) {
+		free(table);
+		return -ENOMEM;
+	}
 
 	table->head.count = count;
 	table->idle_gibs = old ? full(old)->idle_gibs : 0;
 	table->idle_granules = old ? full(old)->idle_granules : 0;
 	for (uint64_t i = 0; i < count; i++)
-		table->tops[i] = top_of(old, i);
+		table->tops[i] = old && i < old->count ? full(old)->tops[i] : table->empty_top;
 	*ret = &table->head;
 	return 0;
 }
@@ -589,8 +615,8 @@ int gmem_table_new(const struct gmem_table *old, uint64_t last, struct gmem_tabl
 static void free_top(const uint64_t *const *gibs, const uint64_t *const *kept)
 {
 	for (size_t i = 0; i < ENTRIES; i++)
-		if (gibs[i] != empty_gib && gibs[i] != kept[i])
-			free_gib(gibs[i], kept[i]);
+		if (gibs[i] != empty_gib && gibs[i] != gib_in(kept, i))
+			free_gib(gibs[i], gib_in(kept, i));
 	free((void *)(uintptr_t)gibs);
 }
 
@@ -598,12 +624,14 @@ void gmem_table_free(const struct gmem_table *head, const struct gmem_table *kep
 {
 	const struct gmem_full_table *table;
 
-	if (!head)
+	if (!head || head == &gmem_table_of_nothing)
 		return;
 
 	table = full(head);
 	for (uint64_t i = 0; i < head->count; i++)
-		if (table->tops[i] != empty_top && table->tops[i] != top_of(kept, i))
+		if (table->tops[i] != table->empty_top && table->tops[i] != top_of(kept, i))
 			free_top(table->tops[i], top_of(kept, i));
+	if (!kept)
+		free((void *)(uintptr_t)table->empty_top);
 	free((void *)(uintptr_t)table);
 }

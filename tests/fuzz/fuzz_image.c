@@ -268,7 +268,7 @@ static void use(void)
 		opts.flags |= GMEM_TRANSFER_VERIFY;
 
 	verified = gmem_image_verify(world.file, NULL, NULL);
-	CHECK(verified == 0 || verified == -EBADMSG || verified == -ENODATA || verified == -EOPNOTSUPP);
+	CHECK(verified == 0 || verified == -ENOMSG || verified == -EBADMSG || verified == -ENODATA || verified == -EOPNOTSUPP);
 	CHECK(gmem_image_verify(world.file, &plain, NULL) == verified);
 
 	restored = gmem_vm_restore(world.vm, world.file, &opts, NULL);

@@ -325,6 +325,7 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_FILE_SIZE] = "fstat",
 	[FAKE_FILESYSTEM_TYPE] = "fstatfs",
 	[FAKE_FACTS] = "fstat and others",
+	[FAKE_ACCEPT] = "accept4",
 	[FAKE_SEND] = "sendmsg",
 	[FAKE_RECEIVE] = "recvmsg",
 	[FAKE_RECEIVE_FD] = "a file received",
@@ -769,7 +770,7 @@ int64_t gmem_sys_count_lines(const char *path)
 	return leave(ret < 0 ? ret : (int)lines);
 }
 
-int gmem_sys_try_io_uring(void)
+int gmem_sys_ask_io_uring(void)
 {
 	int err;
 

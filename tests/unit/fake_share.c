@@ -242,6 +242,22 @@ int gmem_sys_receive(int sock, void *buf, size_t size, struct gmem_sys_fds *ret_
 	return leave(ret);
 }
 
+int gmem_sys_accept(int sock)
+{
+	int fd;
+
+	enter();
+	fd = attempt(FAKE_ACCEPT);
+	if (!fd) {
+		fd = accept4(sock, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		if (fd < 0)
+			fd = -errno;
+		else
+			open_handle(fd, OTHER, NULL, NULL)->cloexec = true;
+	}
+	return leave(fd);
+}
+
 void gmem_sys_shutdown(int sock)
 {
 	shutdown(sock, SHUT_RDWR);

@@ -4,10 +4,14 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "unit.h"
@@ -710,6 +714,169 @@ static void region_removed_meanwhile_has_no_more_ranges(void **state)
 	unit_end(&r.unit);
 }
 
+/* ---- readers that connect ---- */
+
+static int listening_socket(struct sockaddr_un *ret_address)
+{
+	socklen_t size = sizeof(*ret_address);
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+	/* The kernel chooses an abstract name. */
+	*ret_address = (struct sockaddr_un){ .sun_family = AF_UNIX };
+	assert_true(fd >= 0);
+	assert_int_equal(bind(fd, (struct sockaddr *)ret_address, sizeof(sa_family_t)), 0);
+	assert_int_equal(getsockname(fd, (struct sockaddr *)ret_address, &size), 0);
+	assert_int_equal(listen(fd, 8), 0);
+	return fd;
+}
+
+static int connect_to(const struct sockaddr_un *address)
+{
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	assert_true(fd >= 0);
+	assert_int_equal(connect(fd, (const struct sockaddr *)address,
+				 sizeof(sa_family_t) + 6), 0);
+	return fd;
+}
+
+static void who_connects_gets_a_dump(void **state)
+{
+	GMEM_OPTS(gmem_dump_opts, opts, .name = "served");
+	struct sockaddr_un address;
+	struct unit unit;
+	int sock, readers[3];
+	char buf[65536];
+	ssize_t n;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	unit_region(&unit, 0, 4, NULL);
+	sock = listening_socket(&address);
+	assert_int_equal(gmem_vm_serve_dump(unit.vm, sock, &opts, 0), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(readers); i++)
+		readers[i] = connect_to(&address);
+	for (size_t i = 0; i < ARRAY_SIZE(readers); i++) {
+		assert_int_equal(gmem_vm_serve_dump(unit.vm, sock, &opts, 0), 1);
+		n = recv(readers[i], buf, sizeof(buf) - 1, MSG_WAITALL);
+		assert_in_range(n, 100, sizeof(buf) - 1);
+		buf[n] = '\0';
+		assert_non_null(strstr(buf, "\"name\":\"served\""));
+		assert_string_equal(buf + n - 3, "]}\n");
+		close(readers[i]);
+	}
+	assert_int_equal(gmem_vm_serve_dump(unit.vm, sock, &opts, 0), 0);
+	close(sock);
+	unit_end(&unit);
+}
+
+/* One reads nothing, one has gone, one sends much, one reads a byte now and then. */
+static void a_bad_reader_costs_no_more_than_it_may(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, device, .flags = GMEM_REGION_DEVICE);
+	struct sockaddr_un address;
+	struct timespec before, after;
+	struct unit unit;
+	int sock, slow, other, spent;
+	char byte;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	for (uint64_t i = 0; i < 3000; i++)
+		add(&unit, 2 * i, 1, &device);
+	sock = listening_socket(&address);
+	slow = connect_to(&address);
+	assert_refused(-EAGAIN, "no more", gmem_vm_serve_dump(unit.vm, sock, NULL, 0));
+	close(slow);
+
+	slow = connect_to(&address);
+	clock_gettime(CLOCK_MONOTONIC, &before);
+	assert_refused(-EAGAIN, "no more", gmem_vm_serve_dump(unit.vm, sock, NULL, 200));
+	clock_gettime(CLOCK_MONOTONIC, &after);
+	spent = (int)((after.tv_sec - before.tv_sec) * 1000 + (after.tv_nsec - before.tv_nsec) / 1000000);
+	assert_true(spent >= 199);
+	assert_int_equal(read(slow, &byte, 1), 1);
+	close(slow);
+
+	/* The scripted kernel writes as any program; tests/kvm/dump.c sees that no signal comes. */
+	signal(SIGPIPE, SIG_IGN);
+	other = connect_to(&address);
+	close(other);
+	assert_refused(-EPIPE, "EPIPE", gmem_vm_serve_dump(unit.vm, sock, NULL, 200));
+	signal(SIGPIPE, SIG_DFL);
+	close(sock);
+	unit_end(&unit);
+}
+
+static void *read_all_slowly(void *data)
+{
+	static char buf[4096];
+	size_t *sum = data;
+	int fd = (int)*sum;
+	ssize_t n;
+
+	for (*sum = 0; (n = read(fd, buf, sizeof(buf))) > 0; usleep(500))
+		*sum += (size_t)n;
+	return NULL;
+}
+
+static void a_reader_that_goes_on_reading_is_waited_for(void **state)
+{
+	GMEM_OPTS(gmem_region_opts, device, .flags = GMEM_REGION_DEVICE);
+	struct sockaddr_un address;
+	pthread_t thread;
+	struct unit unit;
+	int sock, reader;
+	size_t sum;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	for (uint64_t i = 0; i < 3000; i++)
+		add(&unit, 2 * i, 1, &device);
+	sock = listening_socket(&address);
+	reader = connect_to(&address);
+	sum = (size_t)reader;
+	assert_int_equal(pthread_create(&thread, NULL, read_all_slowly, &sum), 0);
+	assert_int_equal(gmem_vm_serve_dump(unit.vm, sock, NULL, 60000), 1);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_true(sum > 500000);
+	close(reader);
+	close(sock);
+	unit_end(&unit);
+}
+
+static void only_sockets_that_listen_and_never_block_serve(void **state)
+{
+	struct sockaddr_un address;
+	struct unit unit;
+	int sock, reader, pair[2];
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	sock = listening_socket(&address);
+	assert_refused(-EINVAL, "vm is NULL", gmem_vm_serve_dump(NULL, sock, NULL, 0));
+	assert_refused(-EBADF, "-1", gmem_vm_serve_dump(unit.vm, -1, NULL, 0));
+	assert_refused(-EBADF, "900", gmem_vm_serve_dump(unit.vm, 900, NULL, 0));
+	assert_int_equal(fcntl(sock, F_SETFL, 0), 0);
+	assert_refused(-EINVAL, "O_NONBLOCK", gmem_vm_serve_dump(unit.vm, sock, NULL, 0));
+	assert_int_equal(fcntl(sock, F_SETFL, O_NONBLOCK), 0);
+	assert_int_equal(pipe2(pair, O_NONBLOCK), 0);
+	assert_refused(-ENOTSOCK, "ENOTSOCK", gmem_vm_serve_dump(unit.vm, pair[0], NULL, 0));
+	close(pair[0]);
+	close(pair[1]);
+
+	/* without a number for the connection, it goes on waiting */
+	reader = connect_to(&address);
+	fake_fail_kind(FAKE_ACCEPT, 0, 1, -EMFILE);
+	assert_refused(-EMFILE, "accepting", gmem_vm_serve_dump(unit.vm, sock, NULL, 0));
+	fake_fail_kind(FAKE_ACCEPT, 0, 1, -ECONNABORTED);
+	assert_int_equal(gmem_vm_serve_dump(unit.vm, sock, NULL, 0), 0);
+	assert_int_equal(gmem_vm_serve_dump(unit.vm, sock, NULL, 0), 1);
+	close(reader);
+	close(sock);
+	unit_end(&unit);
+}
+
 /* ---- refusals ---- */
 
 static void dump_rejects_bad_arguments(void **state)
@@ -774,6 +941,10 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(dump_without_memory_is_refused),
 	cmocka_unit_test(layout_changes_while_a_slow_reader_reads),
 	cmocka_unit_test(region_removed_meanwhile_has_no_more_ranges),
+	cmocka_unit_test(who_connects_gets_a_dump),
+	cmocka_unit_test(a_bad_reader_costs_no_more_than_it_may),
+	cmocka_unit_test(a_reader_that_goes_on_reading_is_waited_for),
+	cmocka_unit_test(only_sockets_that_listen_and_never_block_serve),
 	cmocka_unit_test(dump_rejects_bad_arguments),
 };
 

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <unistd.h>
 
 #include "base/crc32c.h"
@@ -906,10 +907,12 @@ static void other_files_are_no_images(void **state)
 	assert_refused(-ENODATA, "0 records", gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
 	assert_refused(-ENODATA, "0 records", gmem_vm_restore(g.unit.vm, fd, &far, NULL));
 	assert_int_equal(write(fd, bytes, sizeof(bytes)), sizeof(bytes));
-	assert_refused(-EBADMSG, "does not begin", gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
+	assert_refused(-ENOMSG, "no image", gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
 	memset(bytes, 'x', sizeof(bytes));
 	assert_int_equal(pwrite(fd, bytes, sizeof(bytes), 0), sizeof(bytes));
-	assert_refused(-EBADMSG, "does not begin", gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
+	assert_refused(-ENOMSG, "bytes 78 78 78 78", gmem_vm_restore(g.unit.vm, fd, NULL, NULL));
+	assert_refused(-ENOMSG, "no image", gmem_image_verify(fd, NULL, NULL));
+	assert_refused(-ENOMSG, "no image", gmem_image_info(fd, NULL, NULL, NULL, 0));
 	assert_refused(-EINVAL, "bits", gmem_vm_restore(g.unit.vm, fd, &sync, NULL));
 	assert_refused(-EINVAL, "bits", gmem_vm_save(g.unit.vm, fd, &verify, NULL));
 	assert_refused(-EINVAL, "bits", gmem_image_verify(fd, &verify, NULL));
@@ -922,6 +925,28 @@ static void other_files_are_no_images(void **state)
 	assert_refused(-EBADF, "EBADF", gmem_vm_save(g.unit.vm, -1, NULL, NULL));
 	close(fd);
 	end(&g);
+}
+
+/* What an image could begin with is an image that is not complete, or that is damaged. */
+static void little_of_a_file_tells_what_it_is(void **state)
+{
+	static const struct { const char *bytes; int err; } files[] = {
+		{ "G", -ENODATA }, { "GMEMHEAD", -ENODATA }, { "GMEMHEAD and more", -ENODATA },
+		{ "GMEMREGN", -EBADMSG }, { "GMEMX", -EBADMSG },
+		{ "g", -ENOMSG }, { "GMEN", -ENOMSG }, { "hello\n", -ENOMSG }, { "QEVM\0\0\0\3", -ENOMSG },
+	};
+
+	(void)state;
+	fake_boot("6.18");
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
+		int fd = new_file(), size = (int)strlen(files[i].bytes);
+
+		assert_int_equal(write(fd, files[i].bytes, (size_t)size), size);
+		assert_int_equal(gmem_image_verify(fd, NULL, NULL), files[i].err);
+		assert_int_equal(gmem_image_info(fd, NULL, NULL, NULL, 0), files[i].err);
+		close(fd);
+	}
+	assert_int_equal(fake_halt(), 0);
 }
 
 /* ---- pages that the hardware lost ---- */
@@ -1300,6 +1325,131 @@ static void regions_without_contents_are_counted_to_a_limit(void **state)
 	assert_int_equal(fake_halt(), 0);
 }
 
+/* ---- what an image has ---- */
+
+static void an_image_tells_the_regions_it_was_saved_of(void **state)
+{
+	struct gmem_region_info of_vm[8];
+	struct gmem_image_region of_image[8];
+	GMEM_OPTS(gmem_image_summary, summary, .id = 0);
+	struct guest g;
+	int fd, count, ends[2];
+
+	(void)state;
+	begin(&g);
+	fd = saved(&g, 3);
+	count = gmem_vm_regions(g.unit.vm, of_vm, ARRAY_SIZE(of_vm));
+	assert_in_range(count, 2, 8);
+	assert_int_equal(gmem_image_info(fd, NULL, &summary, of_image, (size_t)count), count);
+	assert_int_equal(gmem_image_info(fd, NULL, NULL, NULL, 0), count);
+	assert_int_equal(summary.region_count, count);
+	assert_int_equal(summary.page_size, g.unit.page);
+	assert_int_equal(summary.version, 1);
+	assert_int_not_equal(summary.id, 0);
+	for (int i = 0; i < count; i++) {
+		assert_int_equal(of_image[i].gpa, of_vm[i].gpa);
+		assert_int_equal(of_image[i].size, of_vm[i].size);
+		assert_int_equal(of_image[i].backing, of_vm[i].backing);
+		summary.memory_bytes -= of_vm[i].size;
+	}
+	assert_int_equal(summary.memory_bytes, 0);
+
+	/* from a pipe, too */
+	assert_int_equal(pipe(ends), 0);
+	assert_true(fcntl(ends[1], F_SETPIPE_SZ, MIB) > 0);
+	assert_int_equal(sendfile(ends[1], fd, &(off_t){ 0 }, MIB), MIB);
+	close(ends[1]);
+	assert_int_equal(gmem_image_info(ends[0], NULL, NULL, of_image, ARRAY_SIZE(of_image)), count);
+	close(ends[0]);
+	close(fd);
+	end(&g);
+}
+
+static void what_an_image_has_not_is_told(void **state)
+{
+	static const struct { size_t at; uint64_t bytes; } privates[] = { { 0, 4096 }, { 1, 65536 }, { 4, 0 } };
+	GMEM_OPTS(gmem_image_summary, summary, .id = 0);
+	struct gmem_image_region regions[6];
+	struct made made;
+
+	(void)state;
+	fake_boot("6.18");
+	make(&made);
+	put_head(&made, 3, 17);
+	put_region(&made, 0, 65536);
+	put_region(&made, 65536, 65536);
+	put_region(&made, 1 << 24, 4096);
+	put_elsewhere(&made, 1 << 20, 2, NULL);
+	put_elsewhere(&made, 1 << 28, 1, NULL);
+	/* the last page of the first region, and all of the second */
+	{
+		struct image_record *record = next_record(&made, IMAGE_PRIVATE);
+		struct image_range *ranges = (void *)(record + 1);
+
+		record->count = 17;
+		ranges[0] = (struct image_range){ 65536 - 4096, 4096 };
+		for (uint32_t i = 0; i < 16; i++)
+			ranges[1 + i] = (struct image_range){ 65536 + i * 4096, 4096 };
+		put_record(&made, 4096);
+	}
+	put_end(&made);
+
+	assert_int_equal(gmem_image_info(made.fd, NULL, &summary, regions, 6), 6);
+	for (size_t i = 0; i < 3; i++) {
+		const struct gmem_image_region *region = &regions[privates[i].at];
+
+		assert_int_equal(region->private_bytes, privates[i].bytes);
+		assert_int_equal(region->kind, GMEM_KIND_DEFAULT);
+		assert_int_equal(region->backing, GMEM_BACKING_HOST);
+	}
+	assert_int_equal(regions[2].gpa, 1 << 20);
+	assert_int_equal(regions[2].kind, GMEM_KIND_DEVICE);
+	assert_int_equal(regions[2].backing, 0);
+	assert_int_equal(regions[5].gpa, 1 << 28);
+	assert_int_equal(summary.memory_bytes, 2 * 65536 + 4096);
+	assert_int_equal(summary.private_bytes, 65536 + 4096);
+	assert_int_equal(summary.left_out_bytes, 3 * 4096);
+	close(made.fd);
+	assert_int_equal(fake_halt(), 0);
+}
+
+static void lists_are_checked_before_they_are_told(void **state)
+{
+	struct gmem_image_region region, before;
+	GMEM_OPTS(gmem_image_summary, summary, .id = 99);
+	struct made made;
+	struct guest g;
+	int fd;
+
+	(void)state;
+	memset(&before, 0x55, sizeof(before));
+	region = before;
+	begin(&g);
+	fd = saved(&g, 3);
+	assert_refused(-ENOSPC, "room for 1", gmem_image_info(fd, NULL, &summary, &region, 1));
+	assert_refused(-EINVAL, "regions is NULL", gmem_image_info(fd, NULL, NULL, NULL, 1));
+	summary.size = 8;
+	assert_refused(-EINVAL, "8 bytes", gmem_image_info(fd, NULL, &summary, NULL, 0));
+	summary.size = sizeof(summary);
+	change(fd, 4096, unaligned);
+	assert_refused(-EBADMSG, "no range", gmem_image_info(fd, NULL, &summary, &region, 1));
+	change(fd, 0, later_version);
+	assert_refused(-EOPNOTSUPP, "version", gmem_image_info(fd, NULL, &summary, &region, 1));
+	close(fd);
+	end(&g);
+
+	fake_boot("6.18");
+	make(&made);
+	put_head(&made, 2, 0);
+	put_region(&made, 0, 4096);
+	put_end(&made);
+	assert_refused(-EBADMSG, "not complete", gmem_image_info(made.fd, NULL, &summary, &region, 1));
+	close(made.fd);
+	assert_int_equal(fake_halt(), 0);
+	assert_memory_equal(&region, &before, sizeof(region));
+	assert_int_equal(summary.id, 99);
+}
+
 /* Records of a later library, which are whole, are named; what is damaged is not. */
 static void records_of_later_libraries_are_refused_by_name(void **state)
 {
@@ -1588,7 +1738,7 @@ static void a_hole_of_a_file_is_no_record(void **state)
 	/* all of it is a hole */
 	fd = new_file();
 	assert_int_equal(ftruncate(fd, sixteen_tib), 0);
-	assert_refused(-EBADMSG, "does not begin", gmem_image_verify(fd, NULL, NULL));
+	assert_refused(-ENOMSG, "no image", gmem_image_verify(fd, NULL, NULL));
 	/* its end is far away */
 	make(&made);
 	put_head(&made, 1, 0);
@@ -1673,6 +1823,7 @@ int main(void)
 		cmocka_unit_test(an_older_image_underneath_does_not_show_through),
 		cmocka_unit_test(contradictory_records_are_refused),
 		cmocka_unit_test(other_files_are_no_images),
+		cmocka_unit_test(little_of_a_file_tells_what_it_is),
 		cmocka_unit_test(lost_pages_are_left_out_by_wish_and_named),
 		cmocka_unit_test(lost_pages_have_records_wherever_they_come),
 		cmocka_unit_test(contradictory_lost_ranges_are_refused),
@@ -1684,7 +1835,10 @@ int main(void)
 		cmocka_unit_test(list_of_what_is_elsewhere_is_checked),
 	cmocka_unit_test(lists_of_an_image_have_their_order),
 	cmocka_unit_test(regions_without_contents_are_counted_to_a_limit),
-	cmocka_unit_test(records_of_later_libraries_are_refused_by_name),
+		cmocka_unit_test(an_image_tells_the_regions_it_was_saved_of),
+		cmocka_unit_test(what_an_image_has_not_is_told),
+		cmocka_unit_test(lists_are_checked_before_they_are_told),
+		cmocka_unit_test(records_of_later_libraries_are_refused_by_name),
 	cmocka_unit_test(memory_of_a_device_is_never_touched),
 	cmocka_unit_test(the_second_pass_checks_what_the_first_did),
 	};
