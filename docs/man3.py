@@ -2,8 +2,12 @@
 # SPDX-License-Identifier: MIT
 """Section 3 of the manual, out of gmem.h: the two cannot disagree.
 
-usage: man3.py --list HEADER               names of the pages, one a line
-       man3.py HEADER GMEM.7 DIRECTORY     write them; the date is that of GMEM.7
+usage: man3.py --list HEADER                          names of the pages, one a line
+       man3.py HEADER GMEM.7 EXAMPLE.C... DIRECTORY   write them
+
+The date is that of GMEM.7, which also says what an errno means in general. An
+EXAMPLE.C has the name of a function, and what is between the two marks in it is
+on that function's page: docs/examples/examples.h.
 
 A page for each function, callback, struct and enum that has a kernel-doc
 comment, with the constants its text names, and libgmem(3) with all of them.
@@ -13,6 +17,8 @@ import pathlib
 import re
 import sys
 import textwrap
+
+import returns
 
 INDEX = "libgmem"
 
@@ -50,6 +56,8 @@ class Header:
     constants: list
     notes: list         # (module, comment)
     modules: list
+    general: dict = dataclasses.field(default_factory=dict)     # errno -> lines of mdoc
+    examples: dict = dataclasses.field(default_factory=dict)    # function -> (title, code)
 
     def page(self, name):
         return next((page for page in self.pages if page.name == name), None)
@@ -368,12 +376,64 @@ def write_page(page, header, date):
     groups = [group for group in header.constants if mentioned(group, page.text())]
     lines += constant_lines(groups, page, header)
     lines += facts_lines(facts, page, header)
-    if page.returns:
-        lines += [".Sh RETURN VALUES", *prose(page.returns, page, header)]
+    lines += returns_lines(page, header)
     lines += [".Sh SEE ALSO", *see_also(page, header)]
     if "since" in facts:
         lines += [".Sh HISTORY", f"Since libgmem {facts['since']}."]
     return lines
+
+
+def returns_lines(page, header):
+    """RETURN VALUES, EXAMPLES and ERRORS"""
+    parts = returns.parse(page.returns)
+    value = page.returns
+    if parts.groups:
+        more = "" if parts.value == parts.like else \
+            ("; or" if ";" in parts.value else ", or") + " a negative errno"
+        value = returns.sentence(parts.value + more)
+    lines = [".Sh RETURN VALUES", *prose(value, page, header)] if value else []
+    if page.name in header.examples:
+        title, code = header.examples[page.name]
+        lines += [".Sh EXAMPLES", *prose(title, page, header),
+                  ".Bd -literal -offset indent", *literal(code), ".Ed"]
+    if parts.groups:
+        lines += [".Sh ERRORS", *errors_lines(parts, page, header)]
+    return lines
+
+
+def errors_lines(parts, page, header):
+    lines = prose(returns.sentence(parts.like + ", and"), page, header) if parts.like else []
+    for group in parts.groups:
+        if group.condition:
+            lines += [".Pp", *prose(f"If one of these is returned, {group.condition}:",
+                                    page, header)]
+        if group.errors:
+            lines.append(".Bl -tag -width Er")
+        for names, text in group.errors:
+            lines.append(".It " + " , ".join(rf"Er \-{name}" for name in names))
+            lines += prose(text, page, header) if text else header.general[names[0]]
+        if group.errors:
+            lines.append(".El")
+        for text in group.rest:
+            lines += [".Pp", *prose(returns.sentence(text), page, header)]
+    return lines
+
+
+def general_errors(overview):
+    """What gmem(7) says of each errno"""
+    found = {}
+    for names, text in re.findall(r"^\.It (Er .*)\n((?:(?!\.It|\.El).*\n)+)", overview, re.M):
+        for name in re.findall(r"Er (\w+)", names):
+            found[name] = text.splitlines()
+    return found
+
+
+def example(path):
+    """(title, code) between the marks of an example"""
+    text = path.read_text(encoding="utf-8")
+    match = re.search(r"^\t/\* EXAMPLE: (.*?) \*/\n(.*?)\n\t/\* END \*/$", text, re.S | re.M)
+    title = re.sub(r"\n\t \* ", " ", match[1])
+    return title, textwrap.dedent(match[2]).replace("\t", " " * 4)
 
 
 def top(name, date, brief):
@@ -422,14 +482,16 @@ def main():
         header = parse(pathlib.Path(sys.argv[2]).read_text(encoding="utf-8"))
         print("\n".join([INDEX] + [page.name for page in header.pages]))
         return 0
-    if len(sys.argv) != 4:
+    if len(sys.argv) < 4:
         print(__doc__, file=sys.stderr)
         return 2
 
     header = parse(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))
     overview = pathlib.Path(sys.argv[2]).read_text(encoding="utf-8")
+    header.general = general_errors(overview)
+    header.examples = {path.stem: example(path) for path in map(pathlib.Path, sys.argv[3:-1])}
     date = re.search(r"^\.Dd (.*)$", overview, re.M)[1]
-    directory = pathlib.Path(sys.argv[3])
+    directory = pathlib.Path(sys.argv[-1])
     (directory / f"{INDEX}.3").write_text(tidy(write_index(header, date)), encoding="utf-8")
     for page in header.pages:
         text = tidy(write_page(page, header, date))

@@ -21,7 +21,8 @@
 
 #include <gmem.h>
 
-#define EXIT_CANNOT_RUN 77
+#include "start.h"
+
 #define MIB ((uint64_t)1 << 20)
 
 #define HOLE (64 * MIB)		/* RAM ends here and continues at 4 GiB */
@@ -78,20 +79,19 @@ static void lay_out(struct gmem_vm *vm)
 	gmem_plan_free(for_firmware);
 }
 
-int main(void)
+static const char help[] =
+"usage: describe | gmem-show\n"
+"Lays out the memory of a VM, and writes where it is as JSON, for gmem-show.\n";
+
+int main(int argc, char **argv)
 {
 	GMEM_OPTS(gmem_dump_opts, opts, .name = "describe");
 	int kvm, vm_fd;
 	struct gmem_vm *vm;
 
-	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (kvm < 0) {
-		warn("cannot run here: /dev/kvm");
-		return EXIT_CANNOT_RUN;
-	}
-	do
-		vm_fd = ioctl(kvm, KVM_CREATE_VM, 0);
-	while (vm_fd < 0 && errno == EINTR);
+	no_arguments(argc, argv, help);
+	kvm = open_kvm("describe");
+	vm_fd = create_vm(kvm, 0);
 	if (vm_fd < 0)
 		err(1, "KVM_CREATE_VM");
 

@@ -59,4 +59,21 @@ static inline void gmem_wait_spend(struct gmem_wait_budget *budget, uint64_t sta
 		budget->spent += spent;
 }
 
+/* Until when a wait of @ms from now on lasts; below 0: without a limit */
+static inline uint64_t gmem_wait_end_of_ms(int ms)
+{
+	return ms < 0 ? UINT64_MAX : gmem_sys_now() + (uint64_t)ms * GMEM_NANOSECONDS_PER_MS;
+}
+
+/* What is left until then, as poll(2) takes it; 0: nothing */
+static inline unsigned int gmem_wait_left_ms(uint64_t end)
+{
+	uint64_t now;
+
+	if (end == UINT64_MAX)
+		return UINT32_MAX;
+	now = gmem_sys_now();
+	return now < end ? (unsigned int)((end - now - 1) / GMEM_NANOSECONDS_PER_MS + 1) : 0;
+}
+
 #endif

@@ -199,10 +199,10 @@ static void ask_numa_nodes(struct gmem_caps *caps)
 
 static void ask_io_uring(struct gmem_caps *caps)
 {
-	int err = gmem_sys_try_io_uring();
+	int err = gmem_sys_ask_io_uring();
 
 	if (!err)
-		say_yes(caps, GMEM_CAP_IO_URING, "a ring was set up");
+		say_yes(caps, GMEM_CAP_IO_URING, "this process may use it");
 	else if (err == -ENOSYS)
 		say_no(caps, GMEM_CAP_IO_URING, "needs a kernel with CONFIG_IO_URING",
 		       "the kernel is built without it, or a seccomp filter hides it");
@@ -211,7 +211,7 @@ static void ask_io_uring(struct gmem_caps *caps)
 		       "sysctl kernel.io_uring_disabled=0, or allow it in the seccomp filter",
 		       "forbidden to this process: %s", gmem_errno_name(err));
 	else
-		say_unknown(caps, GMEM_CAP_IO_URING, "setting up a ring failed: %s",
+		say_unknown(caps, GMEM_CAP_IO_URING, "asking for it failed: %s",
 			    gmem_errno_name(err));
 }
 

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +14,9 @@
 #include "base/limit.h"
 #include "base/lock.h"
 #include "base/opts.h"
+#include "base/wait_budget.h"
 #include "os/sys.h"
+#include "region/vm_core.h"
 #include "share/extent.h"
 #include "share/peer_io.h"
 #include "share/peer_needs.h"
@@ -151,6 +154,8 @@ GMEM_API int gmem_peer_add(struct gmem_export *exporter, int sock,
 	if (!err)
 		err = check_opts(&opts);
 	if (!err)
+		err = gmem_vm_check_alive(exporter->vm);
+	if (!err)
 		err = gmem_wire_check_socket(sock);
 	if (err)
 		return err;
@@ -182,6 +187,9 @@ GMEM_API int gmem_peer_status(struct gmem_peer *peer)
 
 	if (!peer)
 		return gmem_fail(-EINVAL, "peer is NULL");
+	status = gmem_vm_check_alive(peer->exporter->vm);
+	if (status)
+		return status;
 
 	gmem_lock_take(&peer->exporter->lock);
 	status = peer->status;
@@ -191,4 +199,30 @@ GMEM_API int gmem_peer_status(struct gmem_peer *peer)
 		status = 1;
 	gmem_lock_drop(&peer->exporter->lock);
 	return status;
+}
+
+GMEM_API int gmem_peer_wait(struct gmem_peer *peer, int ms)
+{
+	struct pollfd fd = { .events = POLLIN };
+	uint64_t end = gmem_wait_end_of_ms(ms);
+	unsigned int left;
+	int ret;
+
+	if (!peer)
+		return gmem_fail(-EINVAL, "peer is NULL");
+
+	fd.fd = peer->exporter->epoll;
+	for (;;) {
+		ret = gmem_vm_check_alive(peer->exporter->vm);
+		if (ret)
+			return ret;
+		gmem_peers_dispatch(peer->exporter);
+		ret = gmem_peer_status(peer);
+		left = gmem_wait_left_ms(end);
+		if (ret || !left)
+			return ret;
+		ret = gmem_sys_poll_many(&fd, 1, left);
+		if (ret < 0)
+			return gmem_fail(ret, "the export's fd cannot be waited for: %s", gmem_errno_name(ret));
+	}
 }

@@ -25,6 +25,8 @@
 /* When to try again: after the first refusal, and after many */
 #define MIN_RETRY_MS	100
 #define MAX_RETRY_MS	2000
+/* Time after which a dispatch leaves the rest to the next */
+#define DISPATCH_TIME	(10 * GMEM_NANOSECONDS_PER_MS)
 
 static void free_block(struct gmem_peer *peer, struct gmem_block *block)
 {
@@ -570,4 +572,12 @@ void gmem_peers_pump(struct gmem_export *exporter, uint64_t nanoseconds)
 	for (peer = exporter->peers; peer; peer = peer->next)
 		watch_for_room(peer);
 	set_timer(exporter);
+}
+
+void gmem_peers_dispatch(struct gmem_export *exporter)
+{
+	gmem_lock_take(&exporter->lock);
+	gmem_sys_event_clear(exporter->event);
+	gmem_peers_pump(exporter, DISPATCH_TIME);
+	gmem_lock_drop(&exporter->lock);
 }

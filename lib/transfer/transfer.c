@@ -103,7 +103,7 @@ int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 		return gmem_fail(-ENOMEM, "no memory for a transfer");
 	}
 
-	transfer->vm = vm;
+	transfer->vm = vm ? gmem_vm_ref(vm) : NULL;
 	transfer->opts = *opts;
 	transfer->io.direct_fd = -1;
 	transfer->memory.is_unchecked = opts->flags & GMEM_TRANSFER_UNCHECKED;
@@ -134,6 +134,8 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer)
 		transfer->end(transfer);
 	free(transfer->state);
 	gmem_leased_memory_drop(&transfer->memory);
+	if (transfer->vm)
+		gmem_vm_unref(transfer->vm);
 	free(transfer);
 	return 0;
 }
@@ -188,6 +190,9 @@ GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
 		return gmem_fail(-EINVAL, "the transfer is being freed");
 	if (transfer->is_done)
 		return GMEM_TRANSFER_DONE;
+	err = transfer->vm ? gmem_vm_check_alive(transfer->vm) : 0;
+	if (err)
+		return err;
 
 	err = transfer->step(transfer, wait);
 	/* With nothing under way, nothing makes the fd of a ring ready. */
