@@ -27,9 +27,9 @@
 #include <gmem-sandbox.h>
 #include <gmem.h>
 
+#include "start.h"
 #include "vcpu.h"
 
-#define EXIT_CANNOT_RUN 77
 #define HOTPLUG ((uint64_t)1 << 30)
 
 /* What the two programs call, beside libgmem; the last two make the jail narrower */
@@ -167,7 +167,7 @@ static void set_up(struct vmm *vmm, int kvm)
 {
 	GMEM_OPTS(gmem_request, want, .backings = { GMEM_BACKING_SHARED, GMEM_BACKING_HOST });
 
-	vmm->vm_fd = must(create_vm(kvm), "KVM_CREATE_VM");
+	vmm->vm_fd = must(create_vm(kvm, 0), "KVM_CREATE_VM");
 	vmm->image = must(memfd_create("image", MFD_CLOEXEC), "an image");
 	gmem_must(gmem_recovery_enable(), "recovery");
 	gmem_must(gmem_vm_new(vmm->vm_fd, NULL, &vmm->vm), "the VM");
@@ -250,20 +250,16 @@ static void work(struct vmm *vmm, int escapes)
 
 int main(int argc, char **argv)
 {
-	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), escapes = argc == 2 && !strcmp(argv[1], "--escape");
+	int kvm, escapes = argc == 2 && !strcmp(argv[1], "--escape");
 	static char buffer[BUFSIZ];
 	int socks[2], doorbells[2];
 	struct vmm vmm;
 
-	if (argc > 1 && !escapes) {
-		printf("usage: jailed-vmm [--escape]\n"
-		       "Runs a guest and a device in processes with few system calls.\n");
-		return argc == 2 && !strcmp(argv[1], "--help") ? EXIT_SUCCESS : EXIT_FAILURE;
-	}
-	if (kvm < 0) {
-		printf("jailed-vmm cannot run here: /dev/kvm: %s\n", strerror(errno));
-		return EXIT_CANNOT_RUN;
-	}
+	if (!escapes)
+		no_arguments(argc, argv,
+			     "usage: jailed-vmm [--escape]\n"
+			     "Runs a guest and a device in processes with few system calls.\n");
+	kvm = open_kvm("jailed-vmm");
 	/* The first line of output would otherwise ask what kind of file it goes to. */
 	setvbuf(stdout, buffer, _IOFBF, sizeof(buffer));
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
