@@ -100,7 +100,7 @@ def in_a_machine():
         command = [TREE / "tests/kernels/run", "--limit", "580", "--story", KERNEL]
         for path in [*files, inside]:
             command += ["--file", path]
-        result = subprocess.run([*command, "--", "/bin/busybox", "sh", "/f/inside"], check=False,
+        result = subprocess.run([*command, "--", shutil.which("busybox"), "sh", "/f/inside"], check=False,
                                 capture_output=True, text=True, timeout=900)
     parts = re.split(r"^=== (\S+)\r?$", result.stdout, flags=re.M)
     check("end" in parts, "the machine said:", result.stdout[-3000:], result.stderr[-2000:])
@@ -137,8 +137,9 @@ OUTPUTS = {}
 
 def output_of(script):
     if not OUTPUTS:
-        if not shutil.which("bpftrace"):
-            raise Skip("bpftrace is missing")
+        for program in ["bpftrace", *(["busybox"] if KERNEL else [])]:
+            if not shutil.which(program):
+                raise Skip(program + " is missing")
         if KERNEL:
             OUTPUTS.update(in_a_machine())
         else:
