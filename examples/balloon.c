@@ -30,9 +30,7 @@
 #define MIB		((uint64_t)1 << 20)
 #define RAM		(64 * MIB)
 
-/* The unit of a balloon, whatever the host's page size is */
-#define BALLOON_PAGE	((uint64_t)4096)
-#define BALLOON_PAGES	256	/* most pages in one message of the driver */
+#define BALLOON_PAGES	256	/* most pages in one message of the driver, each of 4 KiB */
 
 static void must(int result, const char *what)
 {
@@ -53,21 +51,6 @@ static void say(const char *who, const struct gmem_footprint *footprint)
 		printf(", of it in memory %2" PRIu64 " MiB before, %2" PRIu64 " MiB after",
 		       footprint->before / MIB, footprint->after / MIB);
 	printf("\n");
-}
-
-/*
- * The balloon inflates. If the host's pages are larger than 4 KiB,
- * GMEM_DISCARD_INWARD frees those of which all parts are in the balloon.
- */
-static void inflate(struct gmem_vm *vm, const uint32_t *pfns, size_t count,
-		    struct gmem_footprint *ret)
-{
-	GMEM_OPTS(gmem_discard_opts, opts, .flags = GMEM_DISCARD_INWARD);
-	struct gmem_gpa_range ranges[BALLOON_PAGES];
-
-	for (size_t i = 0; i < count; i++)
-		ranges[i] = (struct gmem_gpa_range){ pfns[i] * BALLOON_PAGE, BALLOON_PAGE };
-	must(gmem_vm_discard_list(vm, ranges, count, &opts, ret), "inflating");
 }
 
 /*
@@ -94,8 +77,9 @@ static void run_devices(struct gmem_vm *vm, char *ram)
 
 	/* The pages of 1 MiB, from 8 MiB on, not in order */
 	for (uint32_t i = 0; i < BALLOON_PAGES; i++)
-		pfns[i] = (uint32_t)(8 * MIB / BALLOON_PAGE) + i * 101 % BALLOON_PAGES;
-	inflate(vm, pfns, BALLOON_PAGES, &footprint);
+		pfns[i] = (uint32_t)(8 * MIB / 4096) + i * 101 % BALLOON_PAGES;
+	/* Of host pages larger than 4 KiB, those are freed of which all parts are in the list. */
+	must(gmem_vm_discard_pfns(vm, pfns, BALLOON_PAGES, NULL, &footprint), "inflating");
 	say("balloon:", &footprint);
 	expect(footprint.done == MIB, "all of the balloon's pages done");
 	expect(ram[8 * MIB] == 0 && ram[9 * MIB - 1] == 0, "zeroes in the balloon");

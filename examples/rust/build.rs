@@ -17,12 +17,13 @@ fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The minor version of the vm-memory in the Cargo.lock of whoever builds us.
-fn vm_memory(out_dir: &Path) -> u32 {
-    let locks = out_dir.ancestors().map(|dir| dir.join("Cargo.lock"));
-    let lock = locks.filter_map(|path| fs::read_to_string(path).ok()).next();
-    let lock = lock.or_else(|| fs::read_to_string("Cargo.lock").ok());
-    let lock = lock.expect("no Cargo.lock above the target directory");
+/// The minor version of the vm-memory in the Cargo.lock of whoever builds us. Cargo does not say
+/// where that is: above the target directory, or above the one that Cargo was called in.
+fn vm_memory(out_dir: &str) -> u32 {
+    let called_in = env::var("PWD").unwrap_or_default();
+    let above = Path::new(out_dir).ancestors().chain(Path::new(&called_in).ancestors());
+    let mut locks = above.filter_map(|dir| fs::read_to_string(dir.join("Cargo.lock")).ok());
+    let lock = locks.next().expect("no Cargo.lock above the target directory");
 
     let mut lines = lock.lines();
     lines.find(|line| *line == "name = \"vm-memory\"");
@@ -61,7 +62,7 @@ fn main() {
         }
     }
 
-    let minor = vm_memory(Path::new(&out_dir));
+    let minor = vm_memory(&out_dir);
     if minor < 16 {
         println!("cargo:rustc-cfg=vm_memory_before_0_16");
     }

@@ -76,12 +76,14 @@ function gmem_nofault_fast_copy
 
 .Lcopy_below_4:
 	cbz	x2, .Lcopy_all
-	/* 1, 2 or 3 bytes: copy the first, and if there are more the last two. */
+	/* The first byte of 1 or 3, and the last two of 2 or 3: a number of two is whole. */
 	access	.Lcopy_nothing, ldrb	w6, [x1]
-	cmp	x2, #1
-	b.eq	.Lcopy_first
+	cmp	x2, #2
+	b.lo	.Lcopy_first
 	access	.Lcopy_nothing, ldurh	w7, [x4, #-2]
+	b.eq	.Lcopy_last_two
 	access	.Lcopy_nothing, strb	w6, [x0]
+.Lcopy_last_two:
 	access	.Lcopy_nothing, sturh	w7, [x5, #-2]
 	b	.Lcopy_all
 .Lcopy_first:
@@ -179,8 +181,11 @@ function gmem_nofault_fast_fill
 	b	.Lfill_all
 .Lfill_below_4:
 	cbz	x2, .Lfill_all
+	cmp	x2, #2
+	b.eq	.Lfill_last_two
 	access	.Lfill_some, strb	w1, [x0]
-	tbz	x2, #1, .Lfill_all
+	b.lo	.Lfill_all
+.Lfill_last_two:
 	access	.Lfill_some, stur	h0, [x5, #-2]
 
 .Lfill_all:

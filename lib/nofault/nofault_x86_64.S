@@ -86,12 +86,14 @@ function gmem_nofault_fast_copy
 .Lcopy_below_4:
 	testl	%edx, %edx
 	jz	.Lcopy_empty
-	/* 1, 2 or 3 bytes: copy the first, and if there are more the last two. */
+	/* The first byte of 1 or 3, and the last two of 2 or 3: a number of two is whole. */
 	access	.Lcopy_nothing, movzbl	(%rsi), %ecx
-	cmpl	$1, %edx
-	je	.Lcopy_first
+	cmpl	$2, %edx
+	jb	.Lcopy_first
 	access	.Lcopy_nothing, movzwl	-2(%rsi,%rdx), %r8d
+	je	.Lcopy_last_two
 	access	.Lcopy_nothing, movb	%cl, (%rdi)
+.Lcopy_last_two:
 	access	.Lcopy_nothing, movw	%r8w, -2(%rdi,%rdx)
 	xorl	%edx, %edx
 	ret
@@ -274,9 +276,11 @@ function gmem_nofault_fast_fill
 .Lfill_below_4:
 	testl	%edx, %edx
 	jz	.Lfill_empty
+	cmpl	$2, %edx
+	je	.Lfill_last_two
 	access	.Lfill_fault, movb	%cl, (%rdi)
-	cmpl	$1, %edx
-	je	.Lfill_empty
+	jb	.Lfill_empty
+.Lfill_last_two:
 	access	.Lfill_fault, movw	%cx, -2(%rdi,%rdx)
 .Lfill_empty:
 	xorl	%edx, %edx

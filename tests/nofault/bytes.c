@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* nofault: copy, fill, compare and strings where some of the memory is not there. */
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -481,6 +482,57 @@ WRITTEN_HOLE_TEST(string_counts_exactly_where_the_destination_ends)
 			for (i = 0; i < there; i++)
 				CHECK(dst[page - there + i] == 'x');
 		}
+	}
+}
+
+/* ---- numbers that others read and write meanwhile ---- */
+
+struct shared_number {
+	uint64_t memory;
+	size_t width;
+	bool stop;
+	size_t torn;
+};
+
+static bool is_whole(uint64_t number, size_t width)
+{
+	const uint64_t all = ~(uint64_t)0 >> (64 - 8 * width);
+
+	return (number & all) == 0 || (number & all) == all;
+}
+
+/* What the copies and fills of the other thread leave there */
+static void *watch_number(void *data)
+{
+	struct shared_number *shared = data;
+
+	while (!__atomic_load_n(&shared->stop, __ATOMIC_RELAXED))
+		if (!is_whole(__atomic_load_n(&shared->memory, __ATOMIC_RELAXED), shared->width))
+			shared->torn++;
+	return NULL;
+}
+
+TEST(a_number_is_copied_and_filled_as_a_whole)
+{
+	static const uint64_t numbers[] = { 0, ~(uint64_t)0 };
+	struct shared_number shared = { .width = 1 };
+	const size_t rounds = is_slow() ? 2000 : 10000000;
+	pthread_t watcher;
+	size_t i;
+	int err;
+
+	with_recovery();
+	for (; shared.width <= sizeof(shared.memory); shared.width *= 2) {
+		in_case("%zu bytes", shared.width);
+		shared.stop = false;
+		CHECK_EQ(pthread_create(&watcher, NULL, watch_number, &shared), 0);
+		for (i = 0; i < rounds; i++)
+			gmem_nofault_copy(true, &shared.memory, &numbers[i % 2], shared.width, &err);
+		for (i = 0; i < rounds; i++)
+			gmem_nofault_fill(true, &shared.memory, i % 2 ? 0xff : 0, shared.width, &err);
+		__atomic_store_n(&shared.stop, true, __ATOMIC_RELAXED);
+		CHECK_EQ(pthread_join(watcher, NULL), 0);
+		CHECK_EQ(shared.torn, 0);
 	}
 }
 

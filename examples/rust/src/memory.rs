@@ -152,11 +152,11 @@ impl GuestMemoryBackend for Memory {
         let regions = &self.reader.regions;
         let after = regions.partition_point(|region| region.start <= addr);
         let region = regions[..after].last()?;
-        (addr.0 - region.start.0 < region.size).then(|| region)
+        (addr.0 - region.start.0 < region.size).then_some(region)
     }
 
     #[cfg(vm_memory_before_0_16)]
-    fn iter(&self) -> std::slice::Iter<Region> {
+    fn iter(&self) -> std::slice::Iter<'_, Region> {
         self.reader.regions.iter()
     }
 

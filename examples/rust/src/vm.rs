@@ -47,7 +47,7 @@ unsafe extern "C" fn changed(
     changes.fetch_add(1, Ordering::Release);
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
