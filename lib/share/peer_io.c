@@ -395,6 +395,7 @@ static void refuse_recall(struct gmem_peer *peer, const struct gmem_part *part, 
 	if (!recall)
 		return;
 	if (peer->flags & GMEM_PEER_CUT_OFF) {
+		peer->refused = peer->type;
 		gmem_fail(refusal, "a peer refuses to give back 0x%" PRIx64 " bytes at gpa 0x%" PRIx64
 			  ": %s", part->last - part->start + 1, part->start, gmem_errno_name(refusal));
 		gmem_peer_disconnect(peer, gmem_vm_log_error(peer->exporter->vm, refusal));
@@ -431,6 +432,7 @@ static void be_refused(struct gmem_peer *peer, struct gmem_block *block, const s
 	const bool is_grant = peer->type == GMEM_WIRE_GRANT;
 
 	if ((!is_grant && peer->type != GMEM_WIRE_MAP) || !may_try_again(refusal)) {
+		peer->refused = peer->type;
 		gmem_fail(refusal, "a peer refuses the message \"%s\": %s", gmem_wire_name(peer->type),
 			  gmem_errno_name(refusal));
 		gmem_peer_disconnect(peer, gmem_vm_log_error(peer->exporter->vm, refusal));
