@@ -590,19 +590,25 @@ static void load(struct gmem_vm *vm, int fd, uint64_t size, uint64_t flags)
 
 static void snapshot(uint32_t backing)
 {
-	int fd, pipes[2];
+	int fd, pipes[2], sock, reader;
 	struct site s;
 
 	site_new(&s, DEFAULT_VM, backing, PAGES, recovers);
 	fd = image_fd(s.size / 2);
 	WORKS(pipe(pipes));
+	sock = lab_listen();
+	reader = lab_connect(sock);
 	CHECK_EQ(write(pipes[1], "0123456789", 10), 10);
 	enter(GMEM_SANDBOX_SNAPSHOT);
 	load(s.lab.vm, fd, s.size, 0);
 	load(s.lab.vm, fd, s.size, GMEM_TRANSFER_NO_RING);
 	OK(gmem_vm_load(s.lab.vm, BASE, pipes[0], 0, 10, NULL, NULL));
 	OK(gmem_vm_dump(s.lab.vm, pipes[1], NULL));
+	CHECK_RESULT(gmem_vm_serve_dump(s.lab.vm, sock, NULL, 1000), 1);
+	CHECK_RESULT(gmem_vm_serve_dump(s.lab.vm, sock, NULL, 1000), 0);
+	close(reader);
 	OK(gmem_vm_save(s.lab.vm, fd, NULL, NULL));
+	CHECK(gmem_image_info(fd, NULL, NULL, NULL, 0) > 0);
 	OK(gmem_vm_restore(s.lab.vm, fd, NULL, NULL));
 	leave();
 }
