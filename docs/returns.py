@@ -35,6 +35,13 @@ class Returns:
     like: str           # "as gmem_x() ..." in front of the errors, or ""
     groups: list
 
+    def success(self):
+        """A sentence that says what is returned, and that errors are negative"""
+        if self.value == self.like:
+            return sentence(self.value)
+        return sentence(self.value + ("; or" if ";" in self.value else ", or") +
+                        " a negative errno")
+
 
 def sentence(text):
     text = text.strip(" ,;:.")

@@ -1010,14 +1010,32 @@ struct gmem_inplace_opts {
  *   earlier work: calls that work on part of the same range and came before, each
  *	in its turn. A change of the layout goes in front of those that wait: it waits
  *	for the work that is under way there, and for other changes of the layout.
- *   leases: a conversion to private and a discard. Others are refused at once.
+ *   leases: a conversion to private and a discard. Others are refused at once. A
+ *	transfer has leases, too.
  *   peers: a conversion to private, and a change that takes memory away. All peers of
  *	an export are asked at once for all that the call takes from them, and none has
  *	more than its own wait_ms (struct gmem_peer_opts) for that. So the call waits
  *	no longer than the longest of these, whatever the number of peers, of parts of
  *	the range, of regions, and of messages. Several exports follow each other, and
  *	so do the pieces of a guest's request (gmem_vcpu_handle_exit()).
- *   views: a conversion to private, and a change that replaces or takes memory.
+ *   views: a conversion to private, and every change of the layout, also one that only
+ *	adds memory: views that began before look into the older table.
+ *
+ * In short:
+ *
+ *	                                earlier work  leases   peers  views
+ *	conversion to private           waits         waits    waits  waits
+ *	conversion to shared            waits         -        -      -
+ *	discard                         waits         waits    -      -
+ *	remove, move, rebind a region   waits         refused  waits  waits
+ *	add, split a region             waits         refused  -      waits
+ *	populate, set NUMA, dirty log   waits         -        -      -
+ *	statistics, dump                waits         -        -      -
+ *	make a lease, begin transfer    refused       -        -      -
+ *	use a view, find a region       -             -        -      -
+ *
+ * "Refused" is -EBUSY at once. Adding refuses for a lease only where the same change
+ * removes the leased memory.
  *
  * wait_ms of struct gmem_convert_opts, struct gmem_vcpu_opts and
  * struct gmem_discard_opts is one limit for all of this together, for the whole call.
@@ -3881,6 +3899,11 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * another process lowers RLIMIT_FSIZE while they are under way. If vCPUs or devices
  * write to memory while it is saved or loaded, the result mixes old and new contents.
  *
+ * A transfer has leases on all memory that it reads or writes, from its beginning until
+ * it is freed; their holder is the name of the function, such as "gmem_vm_save". So no
+ * range of it becomes private, is discarded, removed or moved meanwhile: see "Waiting" at
+ * struct gmem_vm_opts. Nor can a transfer begin where such work is under way, -EBUSY.
+ *
  * gmem-image(5) describes the image that save writes and restore reads.
  */
 
@@ -3937,7 +3960,7 @@ typedef void (*gmem_transfer_lost_fn)(void *data, uint64_t gpa, uint64_t size);
  * @ring: the caller's ring, of liburing, borrowed until the transfer is freed; NULL:
  *	the transfer makes its own. Only for gmem_transfer_step() without waiting,
  *	in the thread that uses the ring. A ring of IORING_SETUP_IOPOLL, where most
- *	requests never complete, is -EINVAL.
+ *	requests never complete, is -EINVAL, and so is GMEM_TRANSFER_NO_RING with it.
  * @ring_tag: with @ring: lowest user_data of the transfer's requests, which use
  *	GMEM_TRANSFER_TAGS numbers from here on. Transfers that share a ring need
  *	tags that differ.
@@ -4091,6 +4114,10 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * the save goes on without such pages, tells @opts->lost which they are, and the image
  * says so: it can be restored only with that flag, too. Huge pages of hugetlb are lost
  * as a whole. Before Linux 5.14, only a transfer with recovery recognises them.
+ *
+ * A file that was longer than the image, or than @opts->image_offset and the image, keeps
+ * what is behind: it may be yours, and readers stop at the end of the image. Use a new
+ * file, or truncate it before, if its size matters.
  *
  * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
  *
@@ -4337,8 +4364,12 @@ GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait);
  * @transfer: transfer
  * @ret_events: POLLIN or POLLOUT, as in poll(2)
  *
- * This is the fd of the transfer's ring, or without a ring that of the pipe. It is
- * borrowed, and lives as long as the transfer.
+ * This is the fd of the transfer's ring, or without a ring that of the file or pipe. It
+ * is borrowed, and lives as long as the transfer.
+ *
+ * Without a ring there is nothing to wait for in a file: poll(2) says at once that it is
+ * ready, and epoll_ctl(2) refuses it, EPERM. No step returns GMEM_TRANSFER_WAIT then, so a
+ * loop that polls only after this value needs no special case.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *

@@ -52,9 +52,10 @@ static int check_opts(const struct gmem_peer_opts *opts)
 		return err;
 	if (opts->reserved)
 		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", opts->reserved);
-	if (!opts->ranges != !opts->range_count)
-		return gmem_fail(-EINVAL, "%zu ranges at %p", opts->range_count,
-				 (const void *)opts->ranges);
+	if (!opts->ranges && opts->range_count)
+		return gmem_fail(-EINVAL, "range_count is %zu, but ranges is NULL", opts->range_count);
+	if (opts->ranges && !opts->range_count)
+		return gmem_fail(-EINVAL, "ranges has no entries, range_count is 0: NULL is all memory");
 
 	for (size_t i = 0; i < opts->range_count; i++) {
 		err = check_range(&opts->ranges[i], above);
@@ -193,7 +194,10 @@ GMEM_API int gmem_peer_status(struct gmem_peer *peer)
 
 	gmem_lock_take(&peer->exporter->lock);
 	status = peer->status;
-	if (status)
+	if (status && peer->refused)
+		gmem_fail(status, "the peer is lost: it refused the message \"%s\": %s",
+			  gmem_wire_name(peer->refused), gmem_errno_name(status));
+	else if (status)
 		gmem_fail(status, "the peer is lost: %s", gmem_errno_name(status));
 	else if (peer->sent_ready && peer->maps.is_done && peer->grants.is_done && !peer->awaits_answer)
 		status = 1;

@@ -37,6 +37,8 @@ int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t fla
 	if (ret->depth > GMEM_IO_DEPTH)
 		return gmem_fail(-EINVAL, "depth is %" PRIu32 ", at most %d buffers are used", ret->depth,
 				 GMEM_IO_DEPTH);
+	if (ret->ring && ret->flags & GMEM_TRANSFER_NO_RING)
+		return gmem_fail(-EINVAL, "a ring and GMEM_TRANSFER_NO_RING exclude each other");
 	if (ret->ring && ret->ring_tag > UINT64_MAX - GMEM_TRANSFER_TAGS)
 		return gmem_fail(-EINVAL, "ring_tag 0x%" PRIx64 " leaves no room for %d numbers",
 				 ret->ring_tag, GMEM_TRANSFER_TAGS);

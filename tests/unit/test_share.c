@@ -534,8 +534,10 @@ static void peer_options_are_checked(void **state)
 		assert_refused(-EINVAL, "",
 			       try_peer(&s, (struct gmem_peer_opts){ .ranges = ranges[i],
 								     .range_count = 2 }));
-	assert_refused(-EINVAL, "1 ranges at",
+	assert_refused(-EINVAL, "range_count is 1, but ranges is NULL",
 		       try_peer(&s, (struct gmem_peer_opts){ .range_count = 1 }));
+	assert_refused(-EINVAL, "range_count is 0",
+		       try_peer(&s, (struct gmem_peer_opts){ .ranges = ranges[0] }));
 	assert_refused(-EINVAL, "does not know",
 		       try_peer(&s, (struct gmem_peer_opts){ .flags = UNIT_UNKNOWN_BIT }));
 	assert_refused(-EINVAL, "reserved", try_peer(&s, (struct gmem_peer_opts){ .reserved = 1 }));
