@@ -167,6 +167,16 @@ void gmem_caps_set_vm_type(struct gmem_caps *caps, uint64_t vm_type)
 #define NEEDS_POLICY                                                                  \
 	"allow it in the security policy: SELinux, AppArmor or a seccomp filter"
 
+/*
+ * The kernel protects such a VM from the host. KVM_CHECK_EXTENSION has fewer yeses for it, of
+ * which read-only memslots are one that every other VM on arm64 has.
+ */
+static bool is_pkvm(const struct gmem_caps *caps)
+{
+	return is_arm64() && caps->has_vm &&
+	       (caps->vm_type & GMEM_VM_TYPE_PKVM || gmem_caps_says(caps, GMEM_CAP_READONLY, GMEM_NO));
+}
+
 /* No kernel refuses these calls for want of a permission, but a policy does. */
 static bool is_policy(int err)
 {
@@ -177,7 +187,8 @@ static bool is_policy(int err)
 static void say_refused(struct gmem_caps *caps, enum gmem_cap cap, int err, const char *otherwise,
 			const char *what)
 {
-	if (is_policy(err))
+	/* pKVM has -EPERM for what it does not do. */
+	if (is_policy(err) && !is_pkvm(caps))
 		say_no(caps, cap, NEEDS_POLICY, "%s: %s, by a security policy", what,
 		       gmem_errno_name(err));
 	else
@@ -616,6 +627,18 @@ static void try_bind(struct gmem_caps *caps, struct gmem_probe_slot *probe, int 
 			    "the kernel refuses the memslot");
 }
 
+/* KVM makes and binds them, and then fails KVM_RUN with -EIO, as seen in Linux 7.3. */
+static void deny_gmemfd(struct gmem_caps *caps)
+{
+	static const enum gmem_cap lines[] = { GMEM_CAP_GUEST_MEMFD, GMEM_CAP_CREATE, GMEM_CAP_BIND,
+					       GMEM_CAP_HOST_ACCESS };
+
+	set_value(caps, GMEM_CAP_GUEST_MEMFD, 0);
+	for (size_t i = 0; i < GMEM_ARRAY_SIZE(lines); i++)
+		say_no(caps, lines[i], "use host memory, or a VM that is not protected",
+		       "a pKVM guest does not run on one, though KVM binds it");
+}
+
 static void try_gmemfd(struct gmem_caps *caps, int vm_fd, struct gmem_probe_slot *probe)
 {
 	static const enum gmem_cap lines[] = { GMEM_CAP_CREATE, GMEM_CAP_BIND, GMEM_CAP_HOST_ACCESS,
@@ -794,7 +817,9 @@ static void ask_guest(struct gmem_caps *caps, int kvm_fd)
 	const char *type = gmem_vm_type_name(caps->vm_type, is_arm64());
 
 	if (!offers_gmemfd(caps) && !is_private)
-		say_no(caps, GMEM_CAP_GUEST_USES_FILE, NEEDS_6_18, "there is no file to use");
+		say_no(caps, GMEM_CAP_GUEST_USES_FILE,
+		       is_pkvm(caps) ? caps->lines[GMEM_CAP_GUEST_MEMFD].remedy : NEEDS_6_18,
+		       "there is no file to use");
 	/* The default type stands in for an unknown one, but cannot have private memory. */
 	else if (is_private && !caps->has_vm_type)
 		say_unknown(caps, GMEM_CAP_GUEST_USES_FILE,
@@ -807,14 +832,6 @@ static void ask_guest(struct gmem_caps *caps, int kvm_fd)
 }
 
 /* ---- the report ---- */
-
-/* KVM offers and binds them, and then fails KVM_RUN with EIO (seen in Linux 7.3). */
-static void deny_gmemfd(struct gmem_caps *caps)
-{
-	set_value(caps, GMEM_CAP_GUEST_MEMFD, 0);
-	say_no(caps, GMEM_CAP_GUEST_MEMFD, "use host memory, or a VM that is not protected",
-	       "KVM binds them for pKVM, but the guest then does not run");
-}
 
 static int ask_vm(struct gmem_caps *caps, int vm_fd, uint64_t flags)
 {
@@ -830,11 +847,13 @@ static int ask_vm(struct gmem_caps *caps, int vm_fd, uint64_t flags)
 
 	say_yes(caps, GMEM_CAP_KVM, "there is a VM, and it answers");
 	ask_kvm(caps, vm_fd);
-	if (is_arm64() && caps->vm_type & GMEM_VM_TYPE_PKVM)
+	if (!(flags & GMEM_CAPS_NO_SELFTEST))
+		err = try_vm(caps, vm_fd);
+	else
+		err = 0;
+	if (is_pkvm(caps))
 		deny_gmemfd(caps);
-	if (flags & GMEM_CAPS_NO_SELFTEST)
-		return 0;
-	return try_vm(caps, vm_fd);
+	return err;
 }
 
 static void ask_system(struct gmem_caps *caps, int kvm_fd)

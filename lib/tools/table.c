@@ -114,6 +114,7 @@ static void print_line(const struct layout *layout, const char *title, uint32_t 
 		       bool harms, const char *reason, const char *remedy)
 {
 	unsigned int title_columns = columns(title, strlen(title));
+	const char *color;
 
 	print_spaces(INDENT);
 	print_clean(title, strlen(title));
@@ -124,11 +125,8 @@ static void print_line(const struct layout *layout, const char *title, uint32_t 
 	}
 	print_spaces(layout->title - title_columns + GAP);
 
-	if (layout->color)
-		fputs(answer_color(answer, harms), stdout);
-	fputs(answer_name(answer), stdout);
-	if (layout->color)
-		fputs("\033[0m", stdout);
+	color = layout->color ? answer_color(answer, harms) : "";
+	printf("%s%s%s", color, answer_name(answer), *color ? "\033[0m" : "");
 
 	print_spaces(ANSWER - (unsigned int)strlen(answer_name(answer)) + GAP);
 	print_wrapped("", reason, layout->reason, layout->width);

@@ -583,6 +583,20 @@ static void pkvm_guests_are_not_backed_by_a_file(void **state)
 	assert_int_equal(plan_of(caps, GMEM_BACKING_MAPPED), -EOPNOTSUPP);
 	assert_ok(plan_of(caps, GMEM_BACKING_HOST));
 	free_and_halt(caps, fd);
+
+	/* Its type was not told, but such a VM has no read-only memslots. */
+	fake_boot("arm64-7.3-4k");
+	fake.vm.readonly = 0;
+	fd = fake_new_vm();
+	fake_fail_kind(FAKE_SET_SLOT, 13, 1, -EPERM);
+	caps = report(fd, 0);
+	assert_int_equal(plan_of(caps, GMEM_BACKING_SHARED), -EOPNOTSUPP);
+	assert_ok(plan_of(caps, GMEM_BACKING_HOST));
+	/* what it refuses is no policy's */
+	f = line_of(caps, GMEM_CAP_DIRTY_LOG);
+	assert_int_equal(f.answer, GMEM_NO);
+	assert_null(strstr(f.remedy, "SELinux"));
+	free_and_halt(caps, fd);
 }
 
 static void file_that_stops_the_guest_backs_none(void **state)
