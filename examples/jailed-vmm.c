@@ -13,6 +13,9 @@
  * Exit status: 0, 1 if something failed, 77 if this host cannot run it. With --escape the
  * guest has taken over the VMM, which tries to read a file: it dies of SIGSYS.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE	/* memfd_create() */
+#endif
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -8,8 +8,10 @@ int ten_lines_main(int argc, char **argv);
 
 int main(int argc, char **argv)
 {
-	int status = ten_lines_main(argc, argv);
+	int status;
 
+	printf("# ");	/* what it says is no result */
+	status = ten_lines_main(argc, argv);
 	printf("%s 1 - the README's lines run\n1..1\n", status ? "not ok" : "ok");
 	return status;
 }
