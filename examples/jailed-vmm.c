@@ -16,7 +16,6 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,11 +33,7 @@
 
 /* What the two programs call, beside libgmem; the last two make the jail narrower */
 static const uint32_t own_calls[] = {
-	__NR_exit_group, __NR_read, __NR_write, __NR_ppoll,
-#ifdef __NR_poll
-	__NR_poll,
-#endif
-	__NR_prctl, __NR_seccomp,
+	__NR_exit_group, __NR_read, __NR_write, __NR_prctl, __NR_seccomp,
 };
 static const uint32_t own_requests[] = { KVM_RUN };
 
@@ -91,22 +86,16 @@ static void serve(struct gmem_view *view, int doorbell)
 
 static int run_device(int sock, int doorbell)
 {
-	struct pollfd fds[] = { { .fd = sock, .events = POLLIN }, { .fd = doorbell, .events = POLLIN } };
-	struct gmem_view *view = NULL;
+	struct gmem_view *view;
 	struct gmem_import *import;
 	int ret;
 
 	gmem_must(gmem_recovery_enable(), "recovery");
 	jail(GMEM_SANDBOX_IMPORT, &device_own);
 	gmem_must(gmem_import_new(sock, NULL, &import), "the import");
-	fds[0].fd = gmem_import_fd(import);
-	while ((ret = gmem_import_dispatch(import)) >= 0) {
-		if (!view)
-			gmem_must(gmem_import_view_new(import, &view), "a view");
-		must(poll(fds, 2, -1), "poll");
-		if (fds[1].revents & POLLIN)
-			serve(view, doorbell);
-	}
+	gmem_must(gmem_import_view_new(import, &view), "a view");
+	while ((ret = gmem_import_wait(import, doorbell, -1)) == 1)
+		serve(view, doorbell);
 	if (ret != -EPIPE)
 		errx(EXIT_FAILURE, "the import: %s", gmem_last_error());
 	gmem_view_free(view);
@@ -193,14 +182,7 @@ static void run_guest(struct vmm *vmm)
 /* Until the device has all memory */
 static void wait_for_device(struct vmm *vmm)
 {
-	struct pollfd ready = { .fd = gmem_export_fd(vmm->exporter), .events = POLLIN };
-	int status;
-
-	while ((status = gmem_peer_status(vmm->device)) == 0) {
-		must(poll(&ready, 1, -1), "poll");
-		gmem_must(gmem_export_dispatch(vmm->exporter), "the device");
-	}
-	gmem_must(status, "the device");
+	gmem_must(gmem_peer_wait(vmm->device, -1), "the device");
 }
 
 static void give_to_device(struct vmm *vmm)

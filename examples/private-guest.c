@@ -294,8 +294,8 @@ static void tell_by_touching(void)
 static void cannot_run(const char *why)
 {
 	printf("private-guest cannot run here: %s\n"
-	       "In a libgmem source tree, this runs it in an emulated machine with such a kernel:\n"
-	       "    examples/run --emulated private-guest\n", why);
+	       "In the source tree, this runs it in an emulated machine, on the kernel x86_64-private:\n"
+	       "    examples/run private-guest\n", why);
 	exit(EXIT_CANNOT_RUN);
 }
 
@@ -310,8 +310,8 @@ int main(int argc, char **argv)
 	kvm = open_kvm("private-guest");
 	host.vm_fd = create_vm(kvm, SW_PROTECTED_VM);
 	if (host.vm_fd < 0)
-		cannot_run("this host's KVM makes no VM with private memory that needs no special\n"
-			   "hardware (KVM_X86_SW_PROTECTED_VM: Linux 6.8, built with CONFIG_KVM_SW_PROTECTED_VM).");
+		cannot_run("KVM has no KVM_X86_SW_PROTECTED_VM here. It needs Linux 6.8 and nested paging,\n"
+			   "and a kernel built with CONFIG_KVM_SW_PROTECTED_VM, as few are.");
 
 	gmem_must(gmem_vm_new(host.vm_fd, NULL, &host.vm), "attaching to the VM");
 	error = gmem_plan_new(gmem_vm_caps(host.vm), &request, &host.plan);

@@ -510,10 +510,11 @@ struct gmem_caps_opts {
  * of a process take turns. A memslot that other code sets at that number or address
  * meanwhile can be refused, with -EINVAL or -EEXIST, or spoil the test. With
  * GMEM_CAPS_RUN_GUEST a few guest instructions run in a scratch VM, which is
- * created from /dev/kvm, to see which bytes a guest really reads.
+ * created from /dev/kvm, to see which bytes a guest really reads. None is run in types
+ * that take memory from the host or need more than memory to run: SEV, SNP, TDX, pKVM.
  *
  * Thread-safe. Source: KVM_CHECK_EXTENSION, KVM_CREATE_GUEST_MEMFD,
- * KVM_SET_USER_MEMORY_REGION2, mmap(2). Since: 0.1.
+ * KVM_SET_USER_MEMORY_REGION2, mmap(2), mbind(2), io_uring_setup(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad options or @vm_fd is /dev/kvm itself, -E2BIG
  * options newer than the library, -EBADF, -ENOTTY or the kernel's own errno if

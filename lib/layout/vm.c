@@ -21,6 +21,7 @@
 #include "region/vm_core.h"
 #include "region/vm_identity.h"
 #include "state/inplace.h"
+#include "state/lease.h"
 #include "state/listener.h"
 #include "state/claim.h"
 #include "view/view.h"
@@ -196,6 +197,7 @@ GMEM_API void gmem_vm_free(struct gmem_vm *vm)
 		return;
 
 	gmem_vm_end_views(vm);
+	gmem_leases_end(vm);
 	release_all(vm, true);
 	drop_identity(vm);
 	gmem_vm_unref(vm);
@@ -211,6 +213,7 @@ GMEM_API void gmem_vm_free_with_vm(struct gmem_vm *vm)
 		return;
 
 	gmem_vm_end_views(vm);
+	gmem_leases_end(vm);
 	drop_identity(vm);
 	release_all(vm, false);
 	gmem_vm_unref(vm);

@@ -66,7 +66,7 @@ static int wait_for_change(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 	is_mine = !vm->is_changing;
 	vm->is_changing = true;
 	gmem_lock_drop(&vm->lock);
-	gmem_wait_spend(budget, start);
+	gmem_wait_spend(budget, start, GMEM_WAIT_CHANGE);
 	return is_mine ? 0 : gmem_fail(-EBUSY, "another change of the layout was to be waited for %" PRIu32
 				       " ms, and has not ended", budget->wait_ms);
 }

@@ -14,6 +14,7 @@
 #include "base/part.h"
 #include "base/range_map.h"
 #include "os/sys.h"
+#include "os/usdt.h"
 #include "region/vm_core.h"
 #include "share/granted.h"
 #include "share/peer_needs.h"
@@ -34,11 +35,22 @@ static void free_block(struct gmem_peer *peer, struct gmem_block *block)
 	free(block);
 }
 
+/* How long the answer took; @err 0: the peer did what it was asked */
+static void tell_answer(const struct gmem_peer *peer, int err)
+{
+	GMEM_PROBE(answer, gmem_vm_number(peer->exporter->vm), peer->sock, peer->type,
+		   gmem_sys_now() - peer->sent_at, err);
+	(void)peer;
+	(void)err;
+}
+
 void gmem_peer_disconnect(struct gmem_peer *peer, int err)
 {
 	if (peer->sock < 0)
 		return;
 
+	if (peer->awaits_answer)
+		tell_answer(peer, err);
 	gmem_sys_epoll_watch(peer->exporter->epoll, peer->sock, 0, false);
 	gmem_sys_shutdown(peer->sock);
 	gmem_sys_close(peer->sock);
@@ -120,6 +132,7 @@ static enum sent transmit(struct gmem_peer *peer, struct gmem_message *message, 
 	peer->sent_at = gmem_sys_now();
 	peer->type = (enum gmem_wire_type)message->type;
 	peer->block = block;
+	GMEM_PROBE(ask, gmem_vm_number(peer->exporter->vm), peer->sock, peer->type, message->gpa, message->size);
 	return DID_SOMETHING;
 }
 
@@ -448,6 +461,7 @@ static void take_answer(struct gmem_peer *peer, int refusal)
 	struct gmem_part part = peer->part;
 
 	peer->awaits_answer = false;
+	tell_answer(peer, refusal);
 	if (peer->type == GMEM_WIRE_MAP || peer->type == GMEM_WIRE_UNMAP)
 		part = (struct gmem_part){ peer->block->gpa.start, gmem_range_last(&peer->block->gpa) };
 

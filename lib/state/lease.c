@@ -474,6 +474,21 @@ GMEM_API void gmem_lease_free(struct gmem_lease *lease)
 	gmem_vm_unref(vm);
 }
 
+void gmem_leases_end(struct gmem_vm *vm)
+{
+	struct gmem_interval *at = NULL;
+
+	gmem_lock_take(&vm->lock);
+	while ((at = gmem_interval_find_next(&vm->leases, at, 0, UINT64_MAX))) {
+		struct gmem_memory_places *places = &lease_of(at)->memory;
+
+		for (size_t i = 0; i < places->count; i++)
+			leave_lease(vm, &places->all[i]);
+		places->count = 0;
+	}
+	gmem_lock_drop(&vm->lock);
+}
+
 const struct gmem_lease *gmem_lease_next(const struct gmem_vm *vm, const struct gmem_lease *previous)
 {
 	return lease_of(gmem_interval_find_next(&vm->leases, previous ? &previous->at : NULL, 0,

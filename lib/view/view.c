@@ -347,7 +347,7 @@ static bool wait_for_busy(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 		is_over = wait_for(vm, number, epoch, end);
 		number--;
 	}
-	gmem_wait_spend(budget, start);
+	gmem_wait_spend(budget, start, GMEM_WAIT_VIEWS);
 	return is_over;
 }
 

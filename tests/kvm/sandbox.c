@@ -49,9 +49,15 @@ static void use_view(struct site *s)
 static void run_running(struct site *s)
 {
 	struct gmem_state_range range;
-	uint64_t bitmap[1];
+	uint64_t bitmap[1], word;
+	struct gmem_view *view;
 
 	use_view(s);
+	OK(gmem_vm_thread_view(s->lab.vm, &view));
+	OK(gmem_view_load(view, BASE, 8, GMEM_RELAXED, &word));
+	OK(gmem_hva_write(gmem_region_hva(s->region), &word, sizeof(word), NULL));
+	OK(gmem_hva_read(gmem_region_hva(s->region), &word, sizeof(word), NULL));
+	CHECK_RESULT(gmem_hva_read((void *)(uintptr_t)8, &word, sizeof(word), NULL), -EFAULT);
 	CHECK_EQ(gmem_vm_state(s->lab.vm, BASE, s->size, &range, 1), 1);
 	if (s->backing == GMEM_BACKING_HOST || s->backing == GMEM_BACKING_MAPPED)
 		OK(gmem_region_get_dirty_log(s->region, bitmap, ARRAY_SIZE(bitmap)));
@@ -430,6 +436,7 @@ static void discard_list(struct site *s, uint64_t count)
 		ranges[i] = (struct gmem_gpa_range){ BASE + (i * 7919 % count) * 2 * s->lab.page, s->lab.page };
 	OK(gmem_vm_discard_list(s->lab.vm, ranges, count, NULL, &footprint));
 	free(ranges);
+	OK(gmem_vm_discard_pfns(s->lab.vm, &(uint32_t){ BASE >> 12 }, 1, NULL, NULL));
 }
 
 static void discard_lists(uint32_t backing)
@@ -583,19 +590,25 @@ static void load(struct gmem_vm *vm, int fd, uint64_t size, uint64_t flags)
 
 static void snapshot(uint32_t backing)
 {
-	int fd, pipes[2];
+	int fd, pipes[2], sock, reader;
 	struct site s;
 
 	site_new(&s, DEFAULT_VM, backing, PAGES, recovers);
 	fd = image_fd(s.size / 2);
 	WORKS(pipe(pipes));
+	sock = lab_listen();
+	reader = lab_connect(sock);
 	CHECK_EQ(write(pipes[1], "0123456789", 10), 10);
 	enter(GMEM_SANDBOX_SNAPSHOT);
 	load(s.lab.vm, fd, s.size, 0);
 	load(s.lab.vm, fd, s.size, GMEM_TRANSFER_NO_RING);
 	OK(gmem_vm_load(s.lab.vm, BASE, pipes[0], 0, 10, NULL, NULL));
 	OK(gmem_vm_dump(s.lab.vm, pipes[1], NULL));
+	CHECK_RESULT(gmem_vm_serve_dump(s.lab.vm, sock, NULL, 1000), 1);
+	CHECK_RESULT(gmem_vm_serve_dump(s.lab.vm, sock, NULL, 1000), 0);
+	close(reader);
 	OK(gmem_vm_save(s.lab.vm, fd, NULL, NULL));
+	CHECK(gmem_image_info(fd, NULL, NULL, NULL, 0) > 0);
 	OK(gmem_vm_restore(s.lab.vm, fd, NULL, NULL));
 	leave();
 }
@@ -699,14 +712,13 @@ __attribute__((noreturn)) static void be_device(int socket)
 		OK(gmem_recovery_enable());
 	enter(GMEM_SANDBOX_IMPORT);
 	OK(gmem_import_new(socket, &opts, &import));
-	while ((ret = gmem_import_dispatch(import)) >= 0) {
+	while ((ret = gmem_import_wait(import, -1, 10)) >= 0) {
 		if (!s.view)
 			OK(gmem_import_view_new(import, &s.view));
 		if (gmem_view_store(s.view, BASE, 8, GMEM_RELEASE, 42) == 0) {
 			use_view(&s);
 			tell(DEVICE_HAS_USED);
 		}
-		poll(&(struct pollfd){ .fd = gmem_import_fd(import), .events = POLLIN }, 1, 10000);
 	}
 	CHECK_RESULT(ret, -EPIPE);
 	gmem_view_free(s.view);
@@ -733,14 +745,8 @@ static int start_device(void)
 
 static void give_all(struct gmem_export *exporter, struct gmem_peer *peer)
 {
-	struct pollfd ready = { .fd = gmem_export_fd(exporter), .events = POLLIN };
-	int status;
-
-	while ((status = gmem_peer_status(peer)) == 0) {
-		CHECK(poll(&ready, 1, 10000) == 1);
-		OK(gmem_export_dispatch(exporter));
-	}
-	CHECK_RESULT(status, 1);
+	OK(gmem_export_dispatch(exporter));
+	CHECK_RESULT(gmem_peer_wait(peer, 10000), 1);
 }
 
 /* @more: a list of regions that come, go and come while the device has them */

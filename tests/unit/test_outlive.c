@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* vm_core: what was made of a VM may be freed after it, and does nothing else any more */
 #include <errno.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -21,7 +22,6 @@ struct things {
 	struct gmem_transfer *transfer;
 	struct gmem_export *exporter;
 	struct gmem_peer *peer;
-	struct gmem_region *region;
 	int sockets[2];
 	int memfd;
 };
@@ -34,24 +34,26 @@ static void told(void *data, const struct gmem_region_info *region, uint64_t gpa
 	++*(int *)data;
 }
 
-static void make(struct things *things, struct gmem_vm *vm, int *ret_told)
+static void make(struct things *things, struct gmem_vm *vm, uint64_t page, int *ret_told)
 {
 	GMEM_OPTS(gmem_listener_opts, tells, .data = ret_told, .region_added = told);
 	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_DEVICE);
+	GMEM_OPTS(gmem_export_opts, skips, .flags = GMEM_EXPORT_SKIP);
 	struct gmem_region *added;
 
-	assert_ok(gmem_lease_new(vm, 0, PAGE, NULL, &things->lease));
+	assert_ok(gmem_lease_new(vm, 0, page + 1, NULL, &things->lease));
 	assert_ok(gmem_listener_new(vm, NULL, &things->listener));
 	assert_ok(gmem_listener_new(vm, &tells, &things->with_layout));
 	assert_ok(gmem_change_new(vm, &things->change));
-	assert_ok(gmem_change_add(things->change, 64 * PAGE, PAGE, &opts, &added));
-	assert_ok(gmem_populate_new(vm, 0, PAGE, NULL, &things->job));
+	assert_ok(gmem_change_add(things->change, 64 * page, page, &opts, &added));
+	assert_ok(gmem_populate_new(vm, 0, page, NULL, &things->job));
 	assert_ok(gmem_vcpu_new(vm, -1, NULL, &things->vcpu));
-	things->memfd = unit_memfd(PAGE, 0);
-	assert_ok(gmem_vm_load_begin(vm, PAGE, things->memfd, 0, PAGE, NULL, &things->transfer));
-	assert_ok(gmem_export_new(vm, NULL, &things->exporter));
+	things->memfd = unit_memfd(2 * page, 0);
+	assert_ok(gmem_vm_load_begin(vm, 0, things->memfd, 0, 2 * page, NULL, &things->transfer));
+	assert_ok(gmem_export_new(vm, &skips, &things->exporter));
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, things->sockets), 0);
 	assert_ok(gmem_peer_add(things->exporter, things->sockets[0], NULL, &things->peer));
+	assert_ok(gmem_export_dispatch(things->exporter));
 }
 
 static void check(const struct things *things, struct gmem_region *region)
@@ -99,33 +101,38 @@ static void free_all(struct things *things)
 	close(things->memfd);
 }
 
+static void end(struct unit *unit, bool with_vm)
+{
+	if (with_vm) {
+		fake_kill_vm(unit->vm_fd);
+		fake_close(unit->vm_fd);
+		unit->vm_fd = -1;
+		gmem_vm_free_with_vm(unit->vm);
+	} else {
+		gmem_vm_free(unit->vm);
+	}
+	unit->vm = NULL;
+}
+
 static void what_outlives_a_vm_is_stale_and_can_be_freed(void **state)
 {
 	struct gmem_region *region;
 	struct things things;
 	struct unit unit;
-	int count, before;
+	int count;
 
 	(void)state;
-	for (int with_vm = 0; with_vm < 2; with_vm++) {
+	for (size_t i = 0; i < 2 * UNIT_WAYS; i++) {
 		count = 0;
-		unit_begin_vm(&unit, "6.18");
-		region = unit_region(&unit, 0, 4, NULL);
-		make(&things, unit.vm, &count);
-		assert_int_equal(count, 1);
-		before = count;
-		if (with_vm) {
-			fake_kill_vm(unit.vm_fd);
-			fake_close(unit.vm_fd);
-			unit.vm_fd = -1;
-			gmem_vm_free_with_vm(unit.vm);
-		} else {
-			gmem_vm_free(unit.vm);
-		}
-		unit.vm = NULL;
+		unit_begin_vm(&unit, unit_ways[i / 2].kernel);
+		region = unit_region_backed(&unit, 0, 1, unit_ways[i / 2].backing);
+		unit_region_backed(&unit, 1, 4, unit_ways[i / 2].backing);
+		make(&things, unit.vm, unit.page, &count);
+		assert_int_equal(count, 2);
+		end(&unit, i % 2);
 		check(&things, region);
 		free_all(&things);
-		assert_int_equal(count, before);
+		assert_int_equal(count, 2);
 		unit_end(&unit);
 	}
 }
@@ -134,14 +141,18 @@ static void what_goes_before_its_vm_leaves_nothing(void **state)
 {
 	struct things things;
 	struct unit unit;
-	int count = 0;
+	int count;
 
 	(void)state;
-	unit_begin_vm(&unit, "6.18");
-	unit_region(&unit, 0, 4, NULL);
-	make(&things, unit.vm, &count);
-	free_all(&things);
-	unit_end(&unit);
+	for (size_t i = 0; i < UNIT_WAYS; i++) {
+		count = 0;
+		unit_begin_vm(&unit, unit_ways[i].kernel);
+		unit_region_backed(&unit, 0, 1, unit_ways[i].backing);
+		unit_region_backed(&unit, 1, 4, unit_ways[i].backing);
+		make(&things, unit.vm, unit.page, &count);
+		free_all(&things);
+		unit_end(&unit);
+	}
 }
 
 static const struct CMUnitTest tests[] = {

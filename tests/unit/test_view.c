@@ -541,6 +541,44 @@ static void views_of_threads_end_with_them(void **state)
 	unit_end(&unit);
 }
 
+static void *view_and_end(void *data)
+{
+	struct other_thread *other = data;
+	uint64_t value;
+
+	other->failures += gmem_vm_thread_view(other->vm, &other->view) != 0;
+	pthread_barrier_wait(&other->turns);
+	/* Before the VM's end, or after it */
+	other->failures += gmem_view_load(other->view, PAGE, 8, 0, &value) != 0 &&
+			   gmem_view_load(other->view, PAGE, 8, 0, &value) != -ESTALE;
+	return NULL;
+}
+
+static void threads_and_their_vm_end_at_once(void **state)
+{
+	struct other_thread other = { .failures = 0 };
+	struct unit unit;
+	pthread_t thread;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps);
+	pthread_barrier_init(&other.turns, NULL, 2);
+	for (int i = 0; i < 200; i++) {
+		assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
+		unit_region(&unit, 0, 4, NULL);
+		other.vm = unit.vm;
+		assert_int_equal(pthread_create(&thread, NULL, view_and_end, &other), 0);
+		pthread_barrier_wait(&other.turns);
+		gmem_vm_free(unit.vm);
+		pthread_join(thread, NULL);
+		assert_int_equal(other.failures, 0);
+	}
+	unit.vm = NULL;
+	pthread_barrier_destroy(&other.turns);
+	unit_end(&unit);
+}
+
 static void view_of_a_thread_needs_a_key_and_memory(void **state)
 {
 	struct gmem_view *view = UNTOUCHED(struct gmem_view);
@@ -1029,6 +1067,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(end_of_a_vm_does_not_wait_for_ever),
 	cmocka_unit_test(thread_has_a_view_of_its_own),
 	cmocka_unit_test(views_of_threads_end_with_them),
+	cmocka_unit_test(threads_and_their_vm_end_at_once),
 	cmocka_unit_test(view_of_a_thread_needs_a_key_and_memory),
 	cmocka_unit_test(accesses_span_regions),
 	cmocka_unit_test(long_accesses_begin_anew),

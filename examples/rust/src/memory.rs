@@ -2,6 +2,7 @@
 //! Access to guest memory: vm-memory's traits over a view.
 
 use std::cell::RefCell;
+use std::marker::PhantomData;
 use std::mem::size_of;
 use std::ptr::{self, NonNull};
 use std::rc::{Rc, Weak};
@@ -24,6 +25,7 @@ use crate::{sys, Error};
 type Result<T> = std::result::Result<T, GuestMemoryError>;
 
 /// A view, and the regions there were when it was last used.
+#[derive(Debug)]
 pub(crate) struct Reader {
     view: *mut sys::gmem_view,
     regions: Vec<Region>,
@@ -85,9 +87,17 @@ thread_local! {
 ///
 /// Host addresses from here, in a [`VolatileSlice`] for example, stay mapped and shared until it
 /// is dropped. A thread has one of each VM at a time: a second `memory()` returns the first.
+/// It stays in its thread:
+///
+/// ```compile_fail
+/// fn send<T: Send>() {}
+/// send::<gmem::Memory>();
+/// ```
+#[derive(Debug)]
 pub struct Memory {
     reader: Reader,
     vm: Arc<Handle>,
+    here: PhantomData<Rc<()>>,
 }
 
 impl Memory {
@@ -109,7 +119,7 @@ impl Memory {
         // SAFETY: no other thread has this view, until drop() ends what this begins.
         unsafe { sys::gmem_view_begin(reader.view) };
         let vm = vm.clone();
-        let mut memory = Memory { reader, vm };
+        let mut memory = Memory { reader, vm, here: PhantomData };
         memory.reader.list_regions(&memory.vm)?;
         if let Some(parts) = parts {
             memory.reader.show(parts);
@@ -181,6 +191,7 @@ fn c_order(order: Ordering) -> u32 {
 }
 
 /// A region of a [`Memory`]. An access of it that fails says why, in an [`Error`].
+#[derive(Debug)]
 pub struct Region {
     view: *mut sys::gmem_view,
     start: GuestAddress,

@@ -18,6 +18,7 @@ use crate::{sys, Backing, Error, State};
 const EDEADLK: i32 = 35;
 
 /// What all clones of a [`Vm`], and what they made, share.
+#[derive(Debug)]
 pub(crate) struct Handle {
     vm: NonNull<sys::gmem_vm>,
     listener: *mut sys::gmem_listener,
@@ -114,7 +115,7 @@ impl Drop for Handle {
 /// The guest memory of a VM, for all threads. Clones are the same memory.
 ///
 /// The memory is there until the last clone, [`Memory`] and [`Lease`] are dropped.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Vm(Arc<Handle>);
 
 impl Vm {
@@ -140,8 +141,10 @@ impl Vm {
         self.0.as_ptr()
     }
 
-    /// Gives the guest memory, backed in the first of these ways that is possible here.
+    /// Gives the guest memory, backed in the first of these ways that is possible here. None at
+    /// all is libgmem's default, [`Backing::Shared`].
     pub fn add(&self, start: GuestAddress, size: u64, backings: &[Backing]) -> Result<(), Error> {
+        self.can_wait()?;
         let mut request = sys::gmem_request {
             size: std::mem::size_of::<sys::gmem_request>() as _,
             ..Default::default()
@@ -168,12 +171,12 @@ impl Vm {
         }
     }
 
-    /// A thread that has a [`Memory`] cannot wait until that is dropped: EDEADLK.
+    /// Changes wait for each [`Memory`]: a thread that has one would wait for itself.
     fn can_wait(&self) -> Result<(), Error> {
         match Memory::mine(&self.0) {
             Some(_) => Err(Error {
                 errno: EDEADLK,
-                sentence: "this thread has the memory in use that it would change".into(),
+                sentence: "this thread would wait for itself: it has a Memory of this VM".into(),
             }),
             None => Ok(()),
         }
@@ -245,6 +248,7 @@ impl GuestAddressSpace for Vm {
 }
 
 /// Memory that stays shared and in its place until this is dropped: see [`Vm::lease`].
+#[derive(Debug)]
 pub struct Lease {
     lease: *mut sys::gmem_lease,
     hva: *mut u8,
