@@ -36,6 +36,20 @@ int temporary_file(void)
 	return fd;
 }
 
+/* arm64 runs no vCPU that was not told what it is. */
+static int initialise_vcpu(void)
+{
+#ifdef __aarch64__
+	struct kvm_vcpu_init init;
+
+	if (ioctl(vm_fd, KVM_ARM_PREFERRED_TARGET, &init) < 0)
+		return -1;
+	return ioctl(vcpu_fd, KVM_ARM_VCPU_INIT, &init);
+#else
+	return 0;
+#endif
+}
+
 static void set_up(void)
 {
 	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_HOST });
@@ -45,7 +59,7 @@ static void set_up(void)
 
 	vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, 0);
 	vcpu_fd = ioctl(vm_fd, KVM_CREATE_VCPU, 0);
-	if (size < 0 || vm_fd < 0 || vcpu_fd < 0)
+	if (size < 0 || vm_fd < 0 || vcpu_fd < 0 || initialise_vcpu() < 0)
 		err(1, "a VM");
 	run = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu_fd, 0);
 	if (run == MAP_FAILED)

@@ -5,7 +5,7 @@ EXAMPLE(gmem_vm_save)
 {
 	const int fd = temporary_file();
 
-	check(gmem_view_fill(view, MIB, 'x', 8192, NULL) == 0);
+	check(gmem_view_fill(view, MIB, 'x', 65536, NULL) == 0);
 
 	/* EXAMPLE: Save to a new file. vCPUs and devices are stopped. */
 	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_NO_DIRECT);
@@ -16,5 +16,5 @@ EXAMPLE(gmem_vm_save)
 	printf("%" PRIu64 " bytes of memory in %" PRIu64 " bytes of the file\n",
 	       result.data_bytes + result.zero_bytes, result.file_bytes);
 	/* END */
-	check(result.data_bytes == 8192 && gmem_image_verify(fd, NULL, NULL) == 0);
+	check(result.data_bytes == 65536 && gmem_image_verify(fd, NULL, NULL) == 0);
 }
