@@ -2,145 +2,28 @@
 # SPDX-License-Identifier: MIT
 """Section 3 of the manual, out of gmem.h: the two cannot disagree.
 
-usage: man3.py --list HEADER               names of the pages, one a line
-       man3.py HEADER GMEM.7 DIRECTORY     write them; the date is that of GMEM.7
+usage: man3.py --list HEADER                          names of the pages, one a line
+       man3.py HEADER GMEM.7 EXAMPLE.C... DIRECTORY   write them
+
+The date is that of GMEM.7, which also says what an errno means in general. An
+EXAMPLE.C has the name of a function, and what is between the two marks in it is
+on that function's page: docs/examples/examples.h.
 
 A page for each function, callback, struct and enum that has a kernel-doc
 comment, with the constants its text names, and libgmem(3) with all of them.
 """
-import dataclasses
 import pathlib
 import re
 import sys
 import textwrap
 
+# The source directory may not be ours to write to.
+sys.dont_write_bytecode = True
+
+import gmem_header
+import returns
+
 INDEX = "libgmem"
-
-
-# ---- reading the header ----
-
-@dataclasses.dataclass
-class Constants:
-    """#defines that stand together, and the comment above them"""
-    title: str
-    rows: list          # (name, value, comment)
-    module: str
-
-
-@dataclasses.dataclass
-class Page:
-    name: str
-    kind: str           # function, callback, macro, struct or enum
-    brief: str
-    parameters: list    # (name, text)
-    paragraphs: list
-    returns: str
-    declaration: str
-    module: str
-
-    def text(self):
-        parts = [self.brief, *self.paragraphs, self.returns, self.declaration]
-        return "\n".join(parts + [text for _, text in self.parameters])
-
-
-@dataclasses.dataclass
-class Header:
-    title: str
-    pages: list
-    constants: list
-    notes: list         # (module, comment)
-    modules: list
-
-    def page(self, name):
-        return next((page for page in self.pages if page.name == name), None)
-
-
-DEFINE = re.compile(r"^#define (GMEM_\w+)[ \t]+(.*?)\s*(?:/\*(.*?)\*/)?\s*$", re.M)
-IGNORED = ("GMEM_API", "GMEM_CHECKED", "GMEM_H", "GMEM_INLINE", "GMEM_VERSION")
-
-
-def bare(comment):
-    """A comment without its stars and margin"""
-    return textwrap.dedent(re.sub(r"^ \* ?", "", comment, flags=re.M)).strip("\n ")
-
-
-def parse_doc(doc, declared, module):
-    head, *rest = bare(doc).split("\n")
-    subject, _, brief = head.partition(" - ")
-    name = re.search(r"(\w+)(?:\(\))?$", subject.strip()).group(1)
-    body = "\n".join(rest)
-
-    parameters = []
-    for match in re.finditer(r"^@(\w+|\.\.\.):(.*?)(?=^@|^\s*$|\Z)", body, re.S | re.M):
-        parameters.append((match.group(1), " ".join(match.group(2).split())))
-    body = re.sub(r"^@(?:\w+|\.\.\.):.*?(?=^@|^\s*$|\Z)", "", body, flags=re.S | re.M)
-    paragraphs = [part.strip("\n") for part in re.split(r"\n\s*\n", body) if part.strip()]
-    returns = [part for part in paragraphs if part.startswith("Return:")]
-    return Page(name, kind_of(subject, declared), brief, parameters,
-                [part for part in paragraphs if part not in returns],
-                " ".join(" ".join(returns).removeprefix("Return:").split()),
-                declared, module)
-
-
-def kind_of(subject, declared):
-    for kind in ("struct", "enum"):
-        if subject.startswith(kind + " "):
-            return kind
-    if declared.startswith("typedef"):
-        return "callback"
-    return "macro" if declared.startswith("#define") else "function"
-
-
-def blocks(text):
-    """The header in pieces: ("doc" | "comment", text, what is declared below it)"""
-    lines = text.split("\n")
-    at = next(i for i, line in enumerate(lines) if line.startswith('extern "C"'))
-    while at < len(lines):
-        comment = None
-        if lines[at].startswith("/*"):
-            end = next(i for i in range(at, len(lines)) if "*/" in lines[i])
-            comment = "\n".join(lines[at:end + 1])
-            at = end + 1
-        start = at
-        while at < len(lines) and lines[at].strip() and not lines[at].startswith("/*"):
-            if re.search(r"\{$", lines[at]) and not lines[at].startswith("extern"):
-                # A body, empty lines and all
-                while not lines[at].startswith("}"):
-                    at += 1
-            at += 1
-        declared = "\n".join(lines[start:at])
-        if comment or declared:
-            yield comment or "", declared
-        else:
-            at += 1
-
-
-def parse(text):
-    title = bare(re.search(r"/\*\n(.*?)\*/", text, re.S).group(1))
-    header = Header(title, [], [], [], [])
-    module = ""
-    for comment, declared in blocks(text):
-        heading = re.match(r"/\* -+ (.*?) -+ \*/", comment)
-        inside = re.sub(r"^/\*+\n?|\s*\*/$", "", comment)
-        rows = constants_of(declared)
-        if heading:
-            module = heading[1]
-            header.modules.append(module)
-        elif comment.startswith("/**"):
-            header.pages.append(parse_doc(inside, declared, module))
-        elif rows:
-            header.constants.append(Constants(bare(inside), rows, module))
-        elif comment and not declared:
-            header.notes.append((module, bare(inside)))
-    return header
-
-
-def constants_of(declared):
-    rows = {}
-    for name, value, comment in DEFINE.findall(declared):
-        if not name.startswith(IGNORED):
-            rows.setdefault(name, (name, value, (comment or "").strip()))
-    return list(rows.values())
 
 
 # ---- writing mdoc ----
@@ -219,18 +102,11 @@ def prose(text, page, header):
     return lines
 
 
-def list_items(part):
-    """(name, text) of lines such as "name: text", further lines of each behind a tab"""
-    found = re.findall(r"^([\w*+][\w ]*): (.*(?:\n\t.*)*)$", part, re.M)
-    lines = sum(1 + text.count("\n") for _, text in found)
-    return found if len(found) > 1 and lines == len(part.split("\n")) else []
-
-
 def paragraphs(parts, page, header, first=True):
     lines = []
     for part in parts:
         is_literal = all(line.startswith(("  ", "\t")) for line in part.split("\n"))
-        items = list_items(part)
+        items = gmem_header.list_items(part)
         if not first and not is_literal and not items:
             lines.append(".Pp")
         first = False
@@ -304,25 +180,6 @@ def constant_lines(groups, page, header):
     return lines
 
 
-def split_facts(page):
-    """Paragraphs without the closing facts, and the facts: threads, source, since"""
-    keep, facts = [], {}
-    for part in page.paragraphs:
-        flat = " ".join(part.split())
-        if not re.search(r"\bSince: \d", flat):
-            keep.append(part)
-            continue
-        since = re.search(r"Since: (\d[\d.]*\d)\.?", flat)
-        facts["since"] = since[1]
-        flat = flat.replace(since[0], "").strip()
-        threads, _, source = flat.partition("Source: ")
-        if threads.strip():
-            facts["threads"] = threads.strip()
-        if source.strip():
-            facts["source"] = source.strip()
-    return keep, facts
-
-
 def see_also(page, header):
     names = set(re.findall(r"\b(gmem_\w+|GMEM_OPTS)\b", page.text())) - {page.name}
     names = sorted((name for name in names if header.page(name)), key=str.lower)
@@ -346,19 +203,13 @@ def capitalised(text):
     return text[0].upper() + text[1:]
 
 
-def enumerators(page):
-    """(name, text) of an enum that explains them where they stand"""
-    found = re.findall(r"^\s*(GMEM_\w+)(?: = \w+)?,?\s*/\*(.*?)\*/", page.declaration, re.M)
-    return [(name, text.strip()) for name, text in found]
-
-
 def write_page(page, header, date):
-    keep, facts = split_facts(page)
+    keep, facts = gmem_header.split_facts(page)
     macro = {"enum": "Dv", "struct": "Va"}.get(page.kind, "Fa")
     lines = top(page.name, date, page.brief)
     lines += [".Sh SYNOPSIS", ".In gmem.h", *prototype(page), ".Sh DESCRIPTION"]
     lines += paragraphs(keep, page, header)
-    rows = page.parameters or (enumerators(page) if page.kind == "enum" else [])
+    rows = page.parameters or (gmem_header.enumerators(page) if page.kind == "enum" else [])
     if rows:
         what = {"struct": "The members are:", "enum": "The values are:"}
         if keep:
@@ -368,11 +219,42 @@ def write_page(page, header, date):
     groups = [group for group in header.constants if mentioned(group, page.text())]
     lines += constant_lines(groups, page, header)
     lines += facts_lines(facts, page, header)
-    if page.returns:
-        lines += [".Sh RETURN VALUES", *prose(page.returns, page, header)]
+    lines += returns_lines(page, header)
     lines += [".Sh SEE ALSO", *see_also(page, header)]
     if "since" in facts:
         lines += [".Sh HISTORY", f"Since libgmem {facts['since']}."]
+    return lines
+
+
+def returns_lines(page, header):
+    """RETURN VALUES, EXAMPLES and ERRORS"""
+    parts = returns.parse(page.returns)
+    value = parts.success() if parts.groups else page.returns
+    lines = [".Sh RETURN VALUES", *prose(value, page, header)] if value else []
+    if page.name in header.examples:
+        title, code = header.examples[page.name]
+        lines += [".Sh EXAMPLES", *prose(title, page, header),
+                  ".Bd -literal -offset indent", *literal(code), ".Ed"]
+    if parts.groups:
+        lines += [".Sh ERRORS", *errors_lines(parts, page, header)]
+    return lines
+
+
+def errors_lines(parts, page, header):
+    lines = prose(returns.sentence(parts.like + ", and"), page, header) if parts.like else []
+    for group in parts.groups:
+        if group.condition:
+            lines += [".Pp", *prose(f"If one of these is returned, {group.condition}:",
+                                    page, header)]
+        if group.errors:
+            lines.append(".Bl -tag -width Er")
+        for names, text in group.errors:
+            lines.append(".It " + " , ".join(rf"Er \-{name}" for name in names))
+            lines += prose(text, page, header) if text else header.general[names[0]]
+        if group.errors:
+            lines.append(".El")
+        for text in group.rest:
+            lines += [".Pp", *prose(returns.sentence(text), page, header)]
     return lines
 
 
@@ -419,17 +301,19 @@ def tidy(lines):
 
 def main():
     if len(sys.argv) == 3 and sys.argv[1] == "--list":
-        header = parse(pathlib.Path(sys.argv[2]).read_text(encoding="utf-8"))
+        header = gmem_header.parse(pathlib.Path(sys.argv[2]).read_text(encoding="utf-8"))
         print("\n".join([INDEX] + [page.name for page in header.pages]))
         return 0
-    if len(sys.argv) != 4:
+    if len(sys.argv) < 4:
         print(__doc__, file=sys.stderr)
         return 2
 
-    header = parse(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))
+    header = gmem_header.parse(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))
     overview = pathlib.Path(sys.argv[2]).read_text(encoding="utf-8")
+    header.general = gmem_header.general_errors(overview)
+    header.examples = {path.stem: gmem_header.example(path) for path in map(pathlib.Path, sys.argv[3:-1])}
     date = re.search(r"^\.Dd (.*)$", overview, re.M)[1]
-    directory = pathlib.Path(sys.argv[3])
+    directory = pathlib.Path(sys.argv[-1])
     (directory / f"{INDEX}.3").write_text(tidy(write_index(header, date)), encoding="utf-8")
     for page in header.pages:
         text = tidy(write_page(page, header, date))

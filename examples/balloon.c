@@ -8,8 +8,8 @@
  * get their lists from the guest's driver through a virtqueue; here the lists
  * are made up.
  *
- * For each step it prints how many bytes were done, and how many bytes were in
- * memory before and after, as the kernel counts them.
+ * For each step it prints how much memory was done, and how much of that was
+ * allocated before and after, as the kernel counts it.
  *
  * Exit status: 0, 1 if something failed, 77 if this host cannot run it.
  */
@@ -25,13 +25,12 @@
 
 #include <gmem.h>
 
-#define EXIT_CANNOT_RUN	77
+#include "start.h"
+
 #define MIB		((uint64_t)1 << 20)
 #define RAM		(64 * MIB)
 
-/* The unit of a balloon, whatever the host's page size is */
-#define BALLOON_PAGE	((uint64_t)4096)
-#define BALLOON_PAGES	256	/* most pages in one message of the driver */
+#define BALLOON_PAGES	256	/* most pages in one message of the driver, each of 4 KiB */
 
 static void must(int result, const char *what)
 {
@@ -47,26 +46,11 @@ static void expect(int truth, const char *what)
 
 static void say(const char *who, const struct gmem_footprint *footprint)
 {
-	printf("%-20s 0x%07" PRIx64 " bytes done", who, footprint->done);
+	printf("%-20s %2" PRIu64 " MiB done", who, footprint->done / MIB);
 	if (footprint->counted)
-		printf(", in memory 0x%07" PRIx64 " before, 0x%07" PRIx64 " after",
-		       footprint->before, footprint->after);
+		printf(", of it in memory %2" PRIu64 " MiB before, %2" PRIu64 " MiB after",
+		       footprint->before / MIB, footprint->after / MIB);
 	printf("\n");
-}
-
-/*
- * The balloon inflates. If the host's pages are larger than 4 KiB,
- * GMEM_DISCARD_INWARD frees those of which all parts are in the balloon.
- */
-static void inflate(struct gmem_vm *vm, const uint32_t *pfns, size_t count,
-		    struct gmem_footprint *ret)
-{
-	GMEM_OPTS(gmem_discard_opts, opts, .flags = GMEM_DISCARD_INWARD);
-	struct gmem_gpa_range ranges[BALLOON_PAGES];
-
-	for (size_t i = 0; i < count; i++)
-		ranges[i] = (struct gmem_gpa_range){ pfns[i] * BALLOON_PAGE, BALLOON_PAGE };
-	must(gmem_vm_discard_list(vm, ranges, count, &opts, ret), "inflating");
 }
 
 /*
@@ -93,8 +77,9 @@ static void run_devices(struct gmem_vm *vm, char *ram)
 
 	/* The pages of 1 MiB, from 8 MiB on, not in order */
 	for (uint32_t i = 0; i < BALLOON_PAGES; i++)
-		pfns[i] = (uint32_t)(8 * MIB / BALLOON_PAGE) + i * 101 % BALLOON_PAGES;
-	inflate(vm, pfns, BALLOON_PAGES, &footprint);
+		pfns[i] = (uint32_t)(8 * MIB / 4096) + i * 101 % BALLOON_PAGES;
+	/* Of host pages larger than 4 KiB, those are freed of which all parts are in the list. */
+	must(gmem_vm_discard_pfns(vm, pfns, BALLOON_PAGES, NULL, &footprint), "inflating");
 	say("balloon:", &footprint);
 	expect(footprint.done == MIB, "all of the balloon's pages done");
 	expect(ram[8 * MIB] == 0 && ram[9 * MIB - 1] == 0, "zeroes in the balloon");
@@ -115,7 +100,11 @@ static void run_devices(struct gmem_vm *vm, char *ram)
 	say("deflated:", &footprint);
 }
 
-int main(void)
+static const char help[] =
+"usage: balloon\n"
+"Gives memory of a guest back to the host, as a balloon and free page reporting do.\n";
+
+int main(int argc, char **argv)
 {
 	GMEM_OPTS(gmem_request, request,
 		  .backings = { GMEM_BACKING_SHARED, GMEM_BACKING_HOST });
@@ -125,14 +114,9 @@ int main(void)
 	struct gmem_vm *vm;
 	int kvm, vm_fd;
 
-	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (kvm < 0) {
-		printf("cannot run here: /dev/kvm: %s\n", strerror(errno));
-		return EXIT_CANNOT_RUN;
-	}
-	do
-		vm_fd = ioctl(kvm, KVM_CREATE_VM, 0);
-	while (vm_fd < 0 && errno == EINTR);
+	no_arguments(argc, argv, help);
+	kvm = open_kvm("balloon");
+	vm_fd = create_vm(kvm, 0);
 	if (vm_fd < 0)
 		err(1, "KVM_CREATE_VM");
 
@@ -140,7 +124,7 @@ int main(void)
 	must(gmem_plan_new(gmem_vm_caps(vm), &request, &plan), "planning");
 	opts.plan = plan;
 	must(gmem_region_add(vm, 0, RAM, &opts, &region), "adding RAM");
-	printf("RAM of 0x%" PRIx64 " bytes, backed by \"%s\"\n", RAM,
+	printf("%" PRIu64 " MiB of RAM, backed by \"%s\"\n", RAM / MIB,
 	       gmem_backing_name(gmem_region_backing(region)));
 	memset(gmem_region_hva(region), 1, RAM);
 

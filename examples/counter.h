@@ -7,22 +7,10 @@
 #ifndef COUNTER_H
 #define COUNTER_H
 
-#include <errno.h>
 #include <linux/kvm.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/ioctl.h>
-
-/* KVM_CREATE_VM can fail with EINTR even if no signal was sent. */
-static int create_vm_of_type(int kvm, int type)
-{
-	int vm;
-
-	do
-		vm = ioctl(kvm, KVM_CREATE_VM, type);
-	while (vm < 0 && errno == EINTR);
-	return vm;
-}
 
 #if defined(__x86_64__)
 
@@ -37,11 +25,6 @@ struct registers {
 	struct kvm_regs regs;
 	struct kvm_sregs sregs;
 };
-
-static int create_vm(int kvm)
-{
-	return create_vm_of_type(kvm, 0);
-}
 
 static int get_registers(int vcpu, struct registers *registers)
 {
@@ -97,16 +80,6 @@ struct registers {
 	uint64_t x[3];
 	uint64_t pc;
 };
-
-static int create_vm(int kvm)
-{
-	int vm = create_vm_of_type(kvm, 0);
-
-	/* Type 0 means 40 bits of guest address, which some hosts do not support. */
-	if (vm < 0 && errno == EINVAL)
-		vm = create_vm_of_type(kvm, ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_ARM_VM_IPA_SIZE));
-	return vm;
-}
 
 static int one_register(int vcpu, unsigned long request, size_t offset, uint64_t *value)
 {

@@ -3,11 +3,13 @@
  * describe: dumps the memory layout of a VM for gmem-show(1).
  *
  *     describe | gmem-show
+ *     describe --serve /tmp/vm.sock & gmem-show --socket /tmp/vm.sock --watch 1
  *
  * It lays out 96 MiB of RAM around the hole for devices below 4 GiB, with
  * firmware and a device's range in the hole, and writes some of the memory as a
- * guest would. Then it prints a dump in the format of gmem-dump(5). A VMM needs
- * only this last step; it could write a dump to each client of a socket.
+ * guest would. Then it prints a dump in the format of gmem-dump(5), or, until Ctrl-C,
+ * gives one to whoever connects to a socket, while the "guest" goes on writing. A VMM
+ * needs only these last steps.
  *
  * Exit status: 0, 1 if something failed, 77 if this host cannot run it.
  */
@@ -15,13 +17,19 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <poll.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <gmem.h>
 
-#define EXIT_CANNOT_RUN 77
+#include "start.h"
+
 #define MIB ((uint64_t)1 << 20)
 
 #define HOLE (64 * MIB)		/* RAM ends here and continues at 4 GiB */
@@ -78,26 +86,80 @@ static void lay_out(struct gmem_vm *vm)
 	gmem_plan_free(for_firmware);
 }
 
-int main(void)
+/* ---- dumps for whoever connects ---- */
+
+static volatile sig_atomic_t stopped;
+
+static void stop(int number)
+{
+	(void)number;
+	stopped = 1;
+}
+
+static int listen_at(const char *path)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	mode_t before;
+
+	if (strlen(path) >= sizeof(address.sun_path))
+		errx(1, "%s: too long for a socket", path);
+	strcpy(address.sun_path, path);
+	/* Only this user may connect: a dump tells where the guest's memory is. */
+	before = umask(077);
+	if (sock < 0 || bind(sock, (struct sockaddr *)&address, sizeof(address)) < 0 ||
+	    listen(sock, 8) < 0)
+		err(1, "%s", path);
+	umask(before);
+	return sock;
+}
+
+/* The loop of a VMM: dumps are one of the things that it waits for. */
+static void serve(struct gmem_vm *vm, const char *path, const struct gmem_dump_opts *opts)
+{
+	const struct sigaction action = { .sa_handler = stop };
+	struct pollfd pollfd = { .fd = listen_at(path), .events = POLLIN };
+	struct gmem_region_info ram;
+	uint64_t at = 0;
+
+	sigaction(SIGINT, &action, NULL);
+	sigaction(SIGTERM, &action, NULL);
+	must(gmem_vm_find_gpa(vm, 0, &ram), "finding RAM");
+	while (!stopped) {
+		if (poll(&pollfd, 1, 100) > 0 && gmem_vm_serve_dump(vm, pollfd.fd, opts, 1000) < 0)
+			warnx("%s", gmem_last_error());
+		/* As if the guest went on */
+		memset((char *)ram.hva + at, 0x90, MIB / 4);
+		at = (at + MIB / 4) % ram.size;
+	}
+	unlink(path);
+	close(pollfd.fd);
+}
+
+static const char help[] =
+"usage: describe | gmem-show\n"
+"       describe --serve SOCKET & gmem-show --socket SOCKET --watch 1\n"
+"Lays out the memory of a VM, and writes where it is as JSON, for gmem-show.\n";
+
+int main(int argc, char **argv)
 {
 	GMEM_OPTS(gmem_dump_opts, opts, .name = "describe");
 	int kvm, vm_fd;
 	struct gmem_vm *vm;
 
-	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (kvm < 0) {
-		warn("cannot run here: /dev/kvm");
-		return EXIT_CANNOT_RUN;
-	}
-	do
-		vm_fd = ioctl(kvm, KVM_CREATE_VM, 0);
-	while (vm_fd < 0 && errno == EINTR);
+	if (argc != 3 || strcmp(argv[1], "--serve") != 0)
+		no_arguments(argc, argv, help);
+	kvm = open_kvm("describe");
+	vm_fd = create_vm(kvm, 0);
 	if (vm_fd < 0)
 		err(1, "KVM_CREATE_VM");
 
 	must(gmem_vm_new(vm_fd, NULL, &vm), "attaching to the VM");
 	lay_out(vm);
-	must(gmem_vm_dump(vm, STDOUT_FILENO, &opts), "dumping");
+	if (argc == 3)
+		serve(vm, argv[2], &opts);
+	else
+		must(gmem_vm_dump(vm, STDOUT_FILENO, &opts), "dumping");
 	gmem_vm_free(vm);
 	close(vm_fd);
 	close(kvm);

@@ -11,18 +11,17 @@
  *
  * There is no guest: the VMM puts requests into the ring as a driver would. Each
  * request asks for a string to be put in capitals. The program prints the
- * result of each request: the string, or the error.
+ * result of each request: the string, or why the device could not.
  *
  * Exit status: 0, 1 if something failed, 77 if this host cannot run it.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE	/* unshare(), memfd_create() */
+#endif
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <linux/audit.h>
-#include <linux/filter.h>
 #include <linux/kvm.h>
-#include <linux/seccomp.h>
-#include <poll.h>
 #include <sched.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -30,15 +29,16 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <gmem-sandbox.h>
 #include <gmem.h>
 
-#define EXIT_CANNOT_RUN 77
+#include "start.h"
+
+#define DEVICE_OPTION "--device"	/* how this program starts itself as the device */
 
 /* File descriptors of the device process */
 #define IMPORT_FD 3
@@ -85,52 +85,24 @@ static void say(const char *what)
 
 /* ---------------------------------------------------------- the device -- */
 
-#if defined(__aarch64__)
-#define ARCHITECTURE AUDIT_ARCH_AARCH64
-#else
-#define ARCHITECTURE AUDIT_ARCH_X86_64
-#endif
-
-/* System calls of the device after its set-up; mmap() and close() are for memory added later */
-static const int allowed[] = {
-	__NR_recvmsg, __NR_sendmsg, __NR_mmap, __NR_munmap, __NR_close, __NR_newfstatat,
-	__NR_fstat, __NR_fstatfs, __NR_fcntl, __NR_membarrier, __NR_sched_yield,
-	__NR_clock_nanosleep, __NR_nanosleep, __NR_shutdown, __NR_epoll_ctl,
-	__NR_ppoll, __NR_read, __NR_write, __NR_brk, __NR_mprotect, __NR_madvise,
-	__NR_rt_sigaction, __NR_rt_sigprocmask, __NR_rt_sigreturn, __NR_exit_group,
-#ifdef __NR_poll
-	__NR_poll,
-#endif
-};
-
-#define ALLOWED (sizeof(allowed) / sizeof(allowed[0]))
-
-/* Any other system call kills the process. */
+/*
+ * The device waits for work itself, rings back, and ends; all other calls are of the library, for
+ * importing. Any other system call kills the process.
+ */
 static int close_the_door(void)
 {
-	struct sock_filter filter[6 + 2 * ALLOWED] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ARCHITECTURE, 1, 0),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+	static const uint32_t calls[] = {
+		__NR_ppoll, __NR_read, __NR_write, __NR_exit_group,
+#ifdef __NR_poll
+		__NR_poll,
+#endif
 	};
-	struct sock_fprog program = { .len = 4, .filter = filter };
-
-	for (size_t i = 0; i < ALLOWED; i++) {
-		filter[program.len++] = (struct sock_filter)
-			BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned int)allowed[i], 0, 1);
-		filter[program.len++] = (struct sock_filter)
-			BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-	}
-	filter[program.len++] = (struct sock_filter)
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+	const struct gmem_sandbox_own own = { .calls = calls, .call_count = sizeof(calls) / sizeof(calls[0]) };
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 	return -ENOTSUP;	/* sanitizers make calls of their own */
 #endif
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-		return -errno;
-	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0 ? -errno : 0;
+	return gmem_sandbox_enter(GMEM_SANDBOX_IMPORT, &own, 0);
 }
 
 /* Returns 0, or the error of the first access that failed. */
@@ -164,14 +136,14 @@ static void serve(struct gmem_view *view)
 	gmem_must(gmem_view_load(view, FIELD(gpa), 8, GMEM_RELAXED, &gpa), "the ring");
 	gmem_must(gmem_view_load(view, FIELD(size), 4, GMEM_RELAXED, &size), "the ring");
 	result = serve_request(view, gpa, size);
+	if (result < 0)
+		say(gmem_last_error());
 	gmem_must(gmem_view_store(view, FIELD(result), 4, GMEM_RELAXED, (uint32_t)result), "the ring");
 	gmem_must(gmem_view_store(view, FIELD(used), 4, GMEM_RELEASE, avail), "the ring");
 }
 
 static int run_device(void)
 {
-	struct pollfd fds[] = { { .fd = IMPORT_FD, .events = POLLIN },
-				{ .fd = DOORBELL_FD, .events = POLLIN } };
 	struct gmem_import *import;
 	struct gmem_view *view;
 	char byte;
@@ -184,18 +156,14 @@ static int run_device(void)
 	if (ret < 0)
 		fprintf(stderr, "device-process: no seccomp filter here: %s\n", strerror(-ret));
 
-	for (;;) {
-		must(poll(fds, 2, -1), "poll");
-		/* Answer the export first: the VMM waits for it. */
-		ret = gmem_import_dispatch(import);
-		if (ret == -EPIPE)
-			break;
-		gmem_must(ret, "the exporting process");
-		if (fds[1].revents & POLLIN && read(DOORBELL_FD, &byte, 1) == 1) {
-			serve(view);
-			must((int)write(DOORBELL_FD, &byte, 1), "ringing back");
-		}
+	/* Answers the export while it waits for the doorbell. */
+	while ((ret = gmem_import_wait(import, DOORBELL_FD, -1)) == 1 &&
+	       read(DOORBELL_FD, &byte, 1) == 1) {
+		serve(view);
+		must((int)write(DOORBELL_FD, &byte, 1), "ringing back");
 	}
+	if (ret != -EPIPE)
+		gmem_must(ret, "the exporting process");
 	gmem_view_free(view);
 	gmem_import_free(import);
 	return 0;
@@ -214,7 +182,7 @@ static int get_namespaces(void)
 /* Executes by fd: in its new namespaces the process may not find the file by path. */
 static void exec_device(int self, int import, int doorbell)
 {
-	char name[] = "device-process", option[] = "--device";
+	char name[] = "device-process", option[] = DEVICE_OPTION;
 	char *arguments[] = { name, option, NULL }, *none[] = { NULL };
 
 	/* Duplicate to high numbers, so that neither dup2() below overwrites the other fd. */
@@ -286,34 +254,16 @@ static struct gmem_region *add_memory(struct vmm *vmm, uint64_t gpa)
 	return region;
 }
 
-/* Runs the export until the device has all memory or, if @for_doorbell, rings back. */
-static void wait_for_device(struct vmm *vmm, int for_doorbell)
+/* Waits until the device has all memory. */
+static void wait_for_device(struct vmm *vmm)
 {
-	struct pollfd fds[] = { { .fd = gmem_export_fd(vmm->exporter), .events = POLLIN },
-				{ .fd = vmm->doorbell, .events = POLLIN } };
-	int status;
-	char byte;
-
-	for (;;) {
-		gmem_must(gmem_export_dispatch(vmm->exporter), "dispatch");
-		status = gmem_peer_status(vmm->device);
-		gmem_must(status, "the device");
-		if (!for_doorbell && status == 1)
-			return;
-		must(poll(fds, 2, -1), "poll");
-		if (!(fds[1].revents & (POLLIN | POLLHUP)))
-			continue;
-		if (read(vmm->doorbell, &byte, 1) == 1 && for_doorbell)
-			return;
-		fprintf(stderr, "device-process: the device is gone\n");
-		exit(EXIT_FAILURE);
-	}
+	gmem_must(gmem_peer_wait(vmm->device, -1), "the device");
 }
 
 /* Makes a request as a driver in the guest would, and checks the device's answer. */
 static void request(struct vmm *vmm, const char *what, uint64_t gpa, int expected)
 {
-	char text[] = "hello from the guest";
+	char text[] = "hello from the guest", byte;
 	uint64_t result;
 
 	if (!expected)
@@ -322,8 +272,13 @@ static void request(struct vmm *vmm, const char *what, uint64_t gpa, int expecte
 	gmem_must(gmem_view_store(vmm->view, FIELD(size), 4, GMEM_RELAXED, sizeof(text)), "the ring");
 	gmem_must(gmem_view_store(vmm->view, FIELD(avail), 4, GMEM_RELEASE, ++vmm->requests),
 		  "the ring");
+	printf("%s: ", what);
+	fflush(stdout);	/* the device says why it cannot */
 	must((int)write(vmm->doorbell, "", 1), "ringing");
-	wait_for_device(vmm, 1);
+	if (read(vmm->doorbell, &byte, 1) != 1) {
+		fprintf(stderr, "device-process: the device is gone\n");
+		exit(EXIT_FAILURE);
+	}
 
 	gmem_must(gmem_view_load(vmm->view, FIELD(result), 4, GMEM_ACQUIRE, &result), "the ring");
 	if (!expected)
@@ -331,19 +286,19 @@ static void request(struct vmm *vmm, const char *what, uint64_t gpa, int expecte
 	/* The device may have written anything, without an end or to steer a terminal. */
 	if ((int32_t)result != expected ||
 	    (!expected && memcmp(text, "HELLO FROM THE GUEST", sizeof(text)) != 0)) {
-		fprintf(stderr, "device-process: %s: %s, or not the right bytes\n", what,
-			strerror(-(int32_t)result));
+		fprintf(stderr, "device-process: %s: result %" PRId32 ", or not the right bytes\n",
+			what, (int32_t)result);
 		exit(EXIT_FAILURE);
 	}
-	printf("%s: %s\n", what, expected ? strerror(-expected) : text);
-	fflush(stdout);
+	if (!expected)
+		say(text);
 }
 
 static void show_hotplug(struct vmm *vmm)
 {
 	struct gmem_region *more = add_memory(vmm, HOTPLUG);
 
-	wait_for_device(vmm, 0);
+	wait_for_device(vmm);
 	request(vmm, "memory that was added", HOTPLUG + BUFFER, 0);
 	gmem_must(gmem_region_remove(more), "removing memory");
 	request(vmm, "memory that was removed", HOTPLUG + BUFFER, -ESTALE);
@@ -360,17 +315,17 @@ static void show_conversion(struct vmm *vmm)
 	gmem_must(gmem_vm_convert(vmm->vm, BUFFER, page, GMEM_STATE_PRIVATE, NULL, NULL), "converting");
 	request(vmm, "memory that is private", BUFFER, -EACCES);
 	gmem_must(gmem_vm_convert(vmm->vm, BUFFER, page, GMEM_STATE_SHARED, NULL, NULL), "converting");
-	wait_for_device(vmm, 0);
+	wait_for_device(vmm);
 	request(vmm, "memory that is shared again", BUFFER, 0);
 }
 
 /* Makes a VM with private memory, if the host has such a type of VM. */
-static int create_vm(int kvm_fd)
+static int create_vm_of_best_type(int kvm_fd)
 {
 	const int types = ioctl(kvm_fd, KVM_CHECK_EXTENSION, 235 /* KVM_CAP_VM_TYPES */);
-	int fd = types > 0 && types & 2 ? ioctl(kvm_fd, KVM_CREATE_VM, 1UL) : -1;
+	int fd = types > 0 && types & 2 ? create_vm(kvm_fd, 1) : -1;
 
-	return fd >= 0 ? fd : must(ioctl(kvm_fd, KVM_CREATE_VM, 0UL), "KVM_CREATE_VM");
+	return fd >= 0 ? fd : must(create_vm(kvm_fd, 0), "KVM_CREATE_VM");
 }
 
 static void begin(struct vmm *vmm, int vm_fd, int sock)
@@ -389,14 +344,10 @@ static void begin(struct vmm *vmm, int vm_fd, int sock)
 
 static int run_vmm(void)
 {
-	int kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC), vm_fd, sockets[2], doorbells[2], status;
+	int kvm_fd = open_kvm("device-process"), vm_fd, sockets[2], doorbells[2], status;
 	struct vmm vmm = { .requests = 0 };
 	pid_t pid;
 
-	if (kvm_fd < 0) {
-		printf("SKIP: /dev/kvm cannot be opened: %s\n", strerror(errno));
-		return EXIT_CANNOT_RUN;
-	}
 	must(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets), "socketpair");
 	must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, doorbells), "socketpair");
 	/* Start the device before there is a VM or anything else that it could inherit. */
@@ -405,12 +356,12 @@ static int run_vmm(void)
 	close(doorbells[1]);
 	vmm.doorbell = doorbells[0];
 
-	vm_fd = create_vm(kvm_fd);
+	vm_fd = create_vm_of_best_type(kvm_fd);
 	begin(&vmm, vm_fd, sockets[0]);
 	close(sockets[0]);
 	printf("The device runs as another process; guest memory has backing \"%s\".\n",
 	       gmem_backing_name(gmem_plan_backing(vmm.plan)));
-	wait_for_device(&vmm, 0);
+	wait_for_device(&vmm);
 	request(&vmm, "memory that was there", BUFFER, 0);
 	show_hotplug(&vmm);
 	show_conversion(&vmm);
@@ -429,7 +380,14 @@ static int run_vmm(void)
 	return EXIT_SUCCESS;
 }
 
+static const char help[] =
+"usage: device-process\n"
+"Has a device in a sandboxed process serve requests in guest memory that comes and goes.\n";
+
 int main(int argc, char **argv)
 {
-	return argc > 1 && strcmp(argv[1], "--device") == 0 ? run_device() : run_vmm();
+	if (argc == 2 && !strcmp(argv[1], DEVICE_OPTION))
+		return run_device();
+	no_arguments(argc, argv, help);
+	return run_vmm();
 }

@@ -34,7 +34,8 @@
 
 #include <gmem.h>
 
-#define EXIT_CANNOT_RUN	77
+#include "start.h"
+
 #define GRANULE		((uint64_t)1 << 20)
 #define GRANULES	32
 #define REGIONS		8
@@ -287,17 +288,11 @@ static void run(struct vmm *vmm, struct device *d)
 	gmem_listener_free(listener);
 }
 
-static int new_vm(int kvm, unsigned long type)
-{
-	int fd;
+static const char help[] =
+"usage: follower\n"
+"Maps guest memory for a device, and keeps that so while the memory changes.\n";
 
-	do
-		fd = ioctl(kvm, KVM_CREATE_VM, type);
-	while (fd < 0 && errno == EINTR);
-	return fd;
-}
-
-int main(void)
+int main(int argc, char **argv)
 {
 	GMEM_OPTS(gmem_request, request,
 		  .backings = { GMEM_BACKING_PRIVATE, GMEM_BACKING_SHARED, GMEM_BACKING_HOST });
@@ -306,20 +301,17 @@ int main(void)
 	struct device device = { .is_quiet = false };
 	int kvm, vm_fd;
 
-	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (kvm < 0) {
-		printf("cannot run here: /dev/kvm: %s\n", strerror(errno));
-		return EXIT_CANNOT_RUN;
-	}
-	vm_fd = new_vm(kvm, PRIVATE_VM);
+	no_arguments(argc, argv, help);
+	kvm = open_kvm("follower");
+	vm_fd = create_vm(kvm, PRIVATE_VM);
 	if (vm_fd < 0)
-		vm_fd = new_vm(kvm, 0);
+		vm_fd = create_vm(kvm, 0);
 	if (vm_fd < 0)
 		err(1, "KVM_CREATE_VM");
 
 	must(gmem_vm_new(vm_fd, NULL, &vmm.vm), "looking at the VM");
 	must(gmem_plan_new(gmem_vm_caps(vmm.vm), &request, &vmm.plan), "planning");
-	printf("Backing \"%s\"\n", gmem_backing_name(gmem_plan_backing(vmm.plan)));
+	printf("follower: guest memory with backing \"%s\"\n", gmem_backing_name(gmem_plan_backing(vmm.plan)));
 	if (gmem_plan_backing(vmm.plan) != GMEM_BACKING_SHARED)
 		vmm.memory = &memfd;
 	device.vm = vmm.vm;

@@ -24,9 +24,9 @@
 
 #include <gmem.h>
 
+#include "start.h"
 #include "vcpu.h"
 
-#define EXIT_CANNOT_RUN 77
 
 static uint64_t page;
 
@@ -62,9 +62,9 @@ static struct gmem_region *add_ram(struct gmem_vm *vm, const struct gmem_plan *p
 	struct gmem_region *ram;
 
 	gmem_must(gmem_region_add(vm, 0, 3 * page, &opts, &ram), "adding RAM");
-	printf("1. The VM's only memory is \"%s\": %" PRIu64 " bytes at guest address 0x%" PRIx64 ",\n"
+	printf("1. The VM's only memory is \"%s\": %" PRIu64 " KiB at guest address 0x%" PRIx64 ",\n"
 	       "   create flags 0x%" PRIx64 ", memslot %" PRIu32 ", host address %p.\n",
-	       gmem_backing_name(gmem_region_backing(ram)), gmem_region_size(ram),
+	       gmem_backing_name(gmem_region_backing(ram)), gmem_region_size(ram) / 1024,
 	       gmem_region_gpa(ram), gmem_plan_create_flags(plan), gmem_region_slot(ram),
 	       gmem_region_hva(ram));
 	return ram;
@@ -129,8 +129,8 @@ static void show_private(int vm_fd)
 	error = errno;
 	expect(written == -1 && error == EFAULT, "EFAULT from write(2) of private memory");
 	printf("5. A private file, create flags 0x%" PRIx64 ", can be mapped but not read:\n"
-	       "   write(2) of its first byte into a pipe says \"%s\".\n",
-	       gmem_file_create_flags(mappable), strerror(error));
+	       "   write(2) of its first byte into a pipe fails with EFAULT.\n",
+	       gmem_file_create_flags(mappable));
 
 	gmem_must(gmem_file_new_raw(vm_fd, page, 0, &unmappable), "private file");
 	error = gmem_file_map(unmappable, 0, page, NULL, &hva);
@@ -159,6 +159,11 @@ static void parse_backings(char *list, struct gmem_request *request)
 	}
 }
 
+static const char help[] =
+"usage: hello-guest [--backing NAME[,NAME...]]\n"
+"Runs a guest in memory backed the first of these ways that this host can:\n"
+"shared (the default), mapped, or host, which is no guest_memfd.\n";
+
 int main(int argc, char **argv)
 {
 	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_SHARED });
@@ -167,22 +172,14 @@ int main(int argc, char **argv)
 	struct gmem_vm *vm;
 	const char *why;
 
-	if (argc == 3 && !strcmp(argv[1], "--backing")) {
+	if (argc == 3 && !strcmp(argv[1], "--backing"))
 		parse_backings(argv[2], &request);
-	} else if (argc != 1) {
-		printf("usage: hello-guest [--backing NAME[,NAME...]]\n"
-		       "Runs a guest in memory backed the first of these ways that this host can:\n"
-		       "shared (the default), mapped, or host, which is no guest_memfd.\n");
-		return argc == 2 && !strcmp(argv[1], "--help") ? EXIT_SUCCESS : EXIT_FAILURE;
-	}
+	else
+		no_arguments(argc, argv, help);
 	page = (uint64_t)sysconf(_SC_PAGESIZE);
 
-	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (kvm < 0) {
-		printf("hello-guest cannot run here: /dev/kvm: %s\n", strerror(errno));
-		return EXIT_CANNOT_RUN;
-	}
-	vm_fd = must(create_vm(kvm), "KVM_CREATE_VM");
+	kvm = open_kvm("hello-guest");
+	vm_fd = must(create_vm(kvm, 0), "KVM_CREATE_VM");
 
 	/* Find out what this VM supports, then choose how its memory is backed. */
 	gmem_must(gmem_vm_new(vm_fd, NULL, &vm), "attaching to the VM");

@@ -25,12 +25,18 @@
 
 #include <gmem.h>
 
-#define EXIT_CANNOT_RUN 77
+#include "start.h"
+
+
+static const char help[] =
+"usage: private-guest\n"
+"Runs a guest that takes memory away from its host, and gives some of it back.\n";
 
 #ifndef __x86_64__
 
-int main(void)
+int main(int argc, char **argv)
 {
+	no_arguments(argc, argv, help);
 	printf("private-guest cannot run here: only x86 has VMs with private memory that need\n"
 	       "no special hardware (KVM_X86_SW_PROTECTED_VM)\n");
 	return EXIT_CANNOT_RUN;
@@ -284,33 +290,33 @@ static void tell_by_touching(void)
 	printf("   The host put a page there, the touch made it private, and the guest went on.\n");
 }
 
-int main(void)
+/* Few hosts can, and an emulated one always does. */
+static void cannot_run(const char *why)
+{
+	printf("private-guest cannot run here: %s\n"
+	       "In the source tree, this runs it in an emulated machine, on the kernel x86_64-private:\n"
+	       "    examples/run private-guest\n", why);
+	exit(EXIT_CANNOT_RUN);
+}
+
+int main(int argc, char **argv)
 {
 	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_PRIVATE });
 	struct gmem_region *code;
 	struct gmem_stats stats;
 	int kvm, error;
 
-	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (kvm < 0) {
-		printf("private-guest cannot run here: /dev/kvm: %s\n", strerror(errno));
-		return EXIT_CANNOT_RUN;
-	}
-	do
-		host.vm_fd = ioctl(kvm, KVM_CREATE_VM, SW_PROTECTED_VM);
-	while (host.vm_fd < 0 && errno == EINTR);
-	if (host.vm_fd < 0) {
-		printf("private-guest cannot run here: this kernel makes no VM with private memory\n"
-		       "(KVM_X86_SW_PROTECTED_VM): %s\n", strerror(errno));
-		return EXIT_CANNOT_RUN;
-	}
+	no_arguments(argc, argv, help);
+	kvm = open_kvm("private-guest");
+	host.vm_fd = create_vm(kvm, SW_PROTECTED_VM);
+	if (host.vm_fd < 0)
+		cannot_run("KVM has no KVM_X86_SW_PROTECTED_VM here. It needs Linux 6.8 and nested paging,\n"
+			   "and a kernel built with CONFIG_KVM_SW_PROTECTED_VM, as few are.");
 
 	gmem_must(gmem_vm_new(host.vm_fd, NULL, &host.vm), "attaching to the VM");
 	error = gmem_plan_new(gmem_vm_caps(host.vm), &request, &host.plan);
-	if (error == -EOPNOTSUPP) {
-		printf("private-guest cannot run here: %s\n", gmem_last_error());
-		return EXIT_CANNOT_RUN;
-	}
+	if (error == -EOPNOTSUPP)
+		cannot_run(gmem_last_error());
 	gmem_must(error, "planning");
 	gmem_must(gmem_view_new(host.vm, &host.view), "a view");
 

@@ -29,8 +29,8 @@
 #include <gmem.h>
 
 #include "counter.h"
+#include "start.h"
 
-#define EXIT_CANNOT_RUN 77
 
 #define RAM	((uint64_t)64 << 20)
 #define CODE	((uint64_t)0x4000)
@@ -80,7 +80,7 @@ static void new_machine(int kvm, struct machine *m)
 	struct gmem_region *ram;
 	struct gmem_plan *plan;
 
-	m->vm_fd = must(create_vm(kvm), "KVM_CREATE_VM");
+	m->vm_fd = must(create_vm(kvm, 0), "KVM_CREATE_VM");
 	gmem_must(gmem_vm_new(m->vm_fd, NULL, &m->vm), "attaching to the VM");
 	gmem_must(gmem_plan_new(gmem_vm_caps(m->vm), &request, &plan), "planning");
 	opts.plan = plan;
@@ -158,13 +158,18 @@ static int show_progress(void *what, uint64_t done, uint64_t total)
 	return 0;
 }
 
+static double in_mib(uint64_t bytes)
+{
+	return (double)bytes / (1 << 20);
+}
+
 static void report(const char *what, const struct gmem_transfer_result *result)
 {
 	if (isatty(STDERR_FILENO))
 		fprintf(stderr, "\n");
-	printf("   %s %" PRIu64 " KiB of memory, %" PRIu64 " KiB are zero; the image has %" PRIu64
-	       " KiB,\n   through %s.\n", what, result->data_bytes >> 10, result->zero_bytes >> 10,
-	       result->file_bytes >> 10,
+	printf("   %s %.1f MiB of memory, another %.1f MiB are zero; the image has %.1f MiB,\n"
+	       "   through %s.\n", what, in_mib(result->data_bytes), in_mib(result->zero_bytes),
+	       in_mib(result->file_bytes),
 	       result->engine == GMEM_ENGINE_IO_URING ? "io_uring" : "read and write");
 }
 
@@ -236,6 +241,11 @@ static int open_image(const char *path)
 	return must(fcntl(fileno(file), F_DUPFD_CLOEXEC, 0), "a temporary file");
 }
 
+static const char help[] =
+"usage: snapshot [FILE]\n"
+"Saves the memory of a guest that counts, and continues it in another VM.\n"
+"FILE is where the snapshot is kept; without it a temporary file is used.\n";
+
 int main(int argc, char **argv)
 {
 	struct registers registers;
@@ -243,15 +253,9 @@ int main(int argc, char **argv)
 	uint32_t number = 0;
 	int kvm, fd;
 
-	if (argc > 2 || (argc == 2 && argv[1][0] == '-')) {
-		printf("usage: snapshot [FILE]\n");
-		return argc == 2 && !strcmp(argv[1], "--help") ? EXIT_SUCCESS : EXIT_FAILURE;
-	}
-	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (kvm < 0) {
-		printf("snapshot cannot run here: /dev/kvm: %s\n", strerror(errno));
-		return EXIT_CANNOT_RUN;
-	}
+	if (argc != 2 || argv[1][0] == '-')
+		no_arguments(argc, argv, help);
+	kvm = open_kvm("snapshot");
 	fd = open_image(argc == 2 ? argv[1] : NULL);
 
 	new_machine(kvm, &m);

@@ -7,7 +7,6 @@
 #ifndef VCPU_H
 #define VCPU_H
 
-#include <errno.h>
 #include <linux/kvm.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -21,17 +20,6 @@ struct vcpu_addresses {
 	uint64_t nowhere;
 };
 
-/* KVM_CREATE_VM can fail with EINTR even if no signal was sent. */
-static int create_vm_of_type(int kvm, int type)
-{
-	int vm;
-
-	do
-		vm = ioctl(kvm, KVM_CREATE_VM, type);
-	while (vm < 0 && errno == EINTR);
-	return vm;
-}
-
 #if defined(__x86_64__)
 
 static const uint8_t instructions[] = {		/* in real mode */
@@ -41,11 +29,6 @@ static const uint8_t instructions[] = {		/* in real mode */
 	0xf4,					/* hlt			*/
 };
 static const char exit_name[] = "a halt";
-
-static int create_vm(int kvm)
-{
-	return create_vm_of_type(kvm, 0);
-}
 
 static int set_up_vcpu(int vm, int vcpu, const struct vcpu_addresses *at)
 {
@@ -84,16 +67,6 @@ static const uint32_t instructions[] = {	/* with the MMU off */
 	0xb9000043,				/* str  w3, [x2]	*/
 };
 static const char exit_name[] = "a store to where there is no memory";
-
-static int create_vm(int kvm)
-{
-	int vm = create_vm_of_type(kvm, 0);
-
-	/* Type 0 means 40 bits of guest address, which some hosts do not support. */
-	if (vm < 0 && errno == EINVAL)
-		vm = create_vm_of_type(kvm, ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_ARM_VM_IPA_SIZE));
-	return vm;
-}
 
 static int set_register(int vcpu, size_t offset, uint64_t value)
 {

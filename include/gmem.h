@@ -42,6 +42,11 @@
  *   "Source:" names the kernel interface that a function stands on.
  *   Each function says how it may be called: "Thread-safe", or "One thread at
  *   a time per object; different objects in parallel".
+ *   What is made of a VM's handle, and freed with a function of its own, may outlive
+ *   the handle: views, leases, listeners, changes, jobs, transfers, vCPUs' records,
+ *   exports and their peers, and views of an import. After gmem_vm_free() it can still
+ *   be freed, every other call with it returns -ESTALE, and none touches memory that is
+ *   gone. Regions, and pointers to what a VM or a region has, end with the handle.
  *   Work on a range of guest memory waits for other work on the range that came
  *   before it: "Waiting", at struct gmem_vm_opts, says for what, and how long. A call
  *   from inside a listener's callback that would have to wait for this callback
@@ -346,6 +351,42 @@ GMEM_API GMEM_CHECKED int gmem_recovery_enable(void);
  */
 GMEM_API void gmem_recovery_disable(void);
 
+/**
+ * gmem_hva_read() - copy from memory of this process that may not be there
+ * @hva: host address to read from, any alignment
+ * @buf: receives the bytes
+ * @size: bytes; 0 does nothing; must not wrap
+ * @ret_done: bytes copied, also on failure; NULL if not wanted
+ *
+ * For memory without a region, such as a mapping of gmem_file_map() or of a file that
+ * may become shorter. For guest memory there are views, which know whether it is still
+ * there, and are faster for small sizes: this call asks each time how to copy, as
+ * gmem_view_new() does once. @hva may be any address; what is mapped there must not
+ * change meanwhile to something that you do not want to read.
+ *
+ * Thread-safe. Source: sigaction(2), process_vm_readv(2). Since: 0.1.
+ *
+ * Return: 0 if all bytes were copied, or -EFAULT a page of @hva, or of @buf, is not
+ * there or mapped without the permission, with gmem_recovery_enable() also -EHWPOISON
+ * the hardware lost a page, -EINVAL NULL argument, or the range wraps.
+ */
+GMEM_API int gmem_hva_read(const void *hva, void *buf, uint64_t size, uint64_t *ret_done);
+
+/**
+ * gmem_hva_write() - copy to memory of this process that may not be there
+ * @hva: host address to write to, any alignment
+ * @buf: the bytes
+ * @size: bytes; 0 does nothing; must not wrap
+ * @ret_done: bytes copied, also on failure; NULL if not wanted
+ *
+ * As gmem_hva_read(). What you write to a wrong address is overwritten there.
+ *
+ * Thread-safe. Source: sigaction(2), process_vm_readv(2). Since: 0.1.
+ *
+ * Return: as gmem_hva_read().
+ */
+GMEM_API int gmem_hva_write(void *hva, const void *buf, uint64_t size, uint64_t *ret_done);
+
 /* ----------------------------------------------------- capability report -- */
 
 /**
@@ -469,10 +510,11 @@ struct gmem_caps_opts {
  * of a process take turns. A memslot that other code sets at that number or address
  * meanwhile can be refused, with -EINVAL or -EEXIST, or spoil the test. With
  * GMEM_CAPS_RUN_GUEST a few guest instructions run in a scratch VM, which is
- * created from /dev/kvm, to see which bytes a guest really reads.
+ * created from /dev/kvm, to see which bytes a guest really reads. None is run in types
+ * that take memory from the host or need more than memory to run: SEV, SNP, TDX, pKVM.
  *
  * Thread-safe. Source: KVM_CHECK_EXTENSION, KVM_CREATE_GUEST_MEMFD,
- * KVM_SET_USER_MEMORY_REGION2, mmap(2). Since: 0.1.
+ * KVM_SET_USER_MEMORY_REGION2, mmap(2), mbind(2), io_uring_setup(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad options or @vm_fd is /dev/kvm itself, -E2BIG
  * options newer than the library, -EBADF, -ENOTTY or the kernel's own errno if
@@ -677,13 +719,29 @@ GMEM_API GMEM_CHECKED int gmem_file_new(int vm_fd, uint64_t size,
 GMEM_API GMEM_CHECKED int gmem_file_new_raw(int vm_fd, uint64_t size, uint64_t flags,
 					    struct gmem_file **ret);
 
+/**
+ * gmem_fd_is_guest_memfd() - tell whether a file descriptor is a guest_memfd
+ * @fd: any fd, such as one that another process sent
+ *
+ * From Linux 6.19 on the kernel's file system says so. Before, guest_memfds are
+ * anonymous inodes, which only the link in /proc/self/fd tells apart: where /proc is out
+ * of reach, the answer for an anonymous inode is an errno, and never a guess.
+ *
+ * Thread-safe. Source: fstatfs(2), the link in /proc/self/fd. Since: 0.1.
+ *
+ * Return: 1 it is a guest_memfd, 0 it is something else; or -EBADF @fd is not open, or
+ * the errno with which the kernel did not tell.
+ */
+GMEM_API int gmem_fd_is_guest_memfd(int fd);
+
 /* Flags of struct gmem_adopt_opts */
 #define GMEM_ADOPT_CREATE_FLAGS	(1ull << 0) /* @create_flags is known */
+#define GMEM_ADOPT_OF_VM	(1ull << 1) /* the file is of @vm_fd: do not ask KVM */
 
 /**
  * struct gmem_adopt_opts - properties of an fd created elsewhere
  * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_ADOPT_*; unknown bits are -EINVAL
+ * @flags: GMEM_ADOPT_*; unknown bits are -EINVAL. GMEM_ADOPT_OF_VM needs a VM.
  * @create_flags: the create flags of the file, read only with
  *	GMEM_ADOPT_CREATE_FLAGS. Without that flag the library finds them by
  *	trying, which allocates the first page of a mappable file.
@@ -708,15 +766,17 @@ struct gmem_adopt_opts {
  * memslot and deleting that memslot again, as in the self-test of gmem_caps_new();
  * no other call tells whose a guest_memfd is. With GMEM_NO_VM this check happens
  * when the file is first used for a region. So adopt files before the guest runs,
- * or it has to fault in all of its memory again.
+ * or it has to fault in all of its memory again. Up to Linux 7.1 the check cannot succeed
+ * while memslots have the first and the last page of the file.
  *
- * Later, when a region uses the file, the library compares VM fds. For that it
- * needs Linux 6.10 or kcmp(2), but no memslot, if the file is from
- * gmem_file_new(), was adopted with a VM fd, or had a region before; else it
- * checks with a memslot. But adopting always takes a memslot, even for the fd
- * of a file that the library created. It cannot succeed, up to Linux 7.1, while
- * memslots have the first and the last page of the file: use the struct
- * gmem_file that you have.
+ * No memslot is taken, and the guest not disturbed, if the fd is a duplicate of one of a
+ * file of this VM that the library has (gmem_file_new(), or adopted before), which the
+ * kernel tells with Linux 6.10 or kcmp(2): then the create flags are known, too. Nor is
+ * one with GMEM_ADOPT_OF_VM: what you say is believed, and if it is wrong KVM refuses
+ * the first region.
+ *
+ * Later, when a region uses the file, the library compares VM fds, in the same way, and
+ * if the kernel does not tell it checks with a memslot.
  *
  * Thread-safe. Source: fstatfs(2) and the link in /proc/self/fd to recognise
  * the file, KVM_SET_USER_MEMORY_REGION2 to recognise its VM. Since: 0.1.
@@ -950,14 +1010,32 @@ struct gmem_inplace_opts {
  *   earlier work: calls that work on part of the same range and came before, each
  *	in its turn. A change of the layout goes in front of those that wait: it waits
  *	for the work that is under way there, and for other changes of the layout.
- *   leases: a conversion to private and a discard. Others are refused at once.
+ *   leases: a conversion to private and a discard. Others are refused at once. A
+ *	transfer has leases, too.
  *   peers: a conversion to private, and a change that takes memory away. All peers of
  *	an export are asked at once for all that the call takes from them, and none has
  *	more than its own wait_ms (struct gmem_peer_opts) for that. So the call waits
  *	no longer than the longest of these, whatever the number of peers, of parts of
  *	the range, of regions, and of messages. Several exports follow each other, and
  *	so do the pieces of a guest's request (gmem_vcpu_handle_exit()).
- *   views: a conversion to private, and a change that replaces or takes memory.
+ *   views: a conversion to private, and every change of the layout, also one that only
+ *	adds memory: views that began before look into the older table.
+ *
+ * In short:
+ *
+ *	                                earlier work  leases   peers  views
+ *	conversion to private           waits         waits    waits  waits
+ *	conversion to shared            waits         -        -      -
+ *	discard                         waits         waits    -      -
+ *	remove, move, rebind a region   waits         refused  waits  waits
+ *	add, split a region             waits         refused  -      waits
+ *	populate, set NUMA, dirty log   waits         -        -      -
+ *	statistics, dump                waits         -        -      -
+ *	make a lease, begin transfer    refused       -        -      -
+ *	use a view, find a region       -             -        -      -
+ *
+ * "Refused" is -EBUSY at once. Adding refuses for a lease only where the same change
+ * removes the leased memory.
  *
  * wait_ms of struct gmem_convert_opts, struct gmem_vcpu_opts and
  * struct gmem_discard_opts is one limit for all of this together, for the whole call.
@@ -1082,6 +1160,11 @@ GMEM_API GMEM_CHECKED int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *opts
  * not own; all regions of the handle and their host addresses become invalid.
  * Afterwards only your own files keep the VM alive, until gmem_file_free().
  * vCPUs must not run any more. It does not matter whether the VM fd is still open.
+ *
+ * Views of other threads need not be freed before: what they look up from now on is
+ * -ESTALE. The call waits for those between gmem_view_begin() and gmem_view_end(), for
+ * wait_ms of struct gmem_vm_opts, or a second if that is 0; then the memory goes all the
+ * same. The calling thread's gmem_vm_thread_view() is freed.
  *
  * Deleting a memslot takes KVM longer than all else here: if the VM ends, too,
  * gmem_vm_free_with_vm() does without.
@@ -1739,6 +1822,8 @@ GMEM_API int gmem_vm_find_slot(struct gmem_vm *vm, uint32_t slot, struct gmem_re
  * (GMEM_REGION_RESERVED). It does not find your own memory (GMEM_REGION_HVA with
  * GMEM_BACKING_HOST or GMEM_BACKING_PRIVATE), which may be behind several regions.
  *
+ * A miss costs no more than a hit: the sentence is written when it is asked for.
+ *
  * Thread-safe; @ret_region is valid until it is removed. Since: 0.1.
  *
  * Return: 0, or -ENOENT no region has that address, -EINVAL NULL argument.
@@ -1953,7 +2038,7 @@ struct gmem_lease_opts {
 
 /**
  * gmem_lease_new() - keep a range shared, and where it is
- * @vm: handle, which must outlive the lease
+ * @vm: handle
  * @gpa: guest physical address, any alignment
  * @size: bytes, non-zero; must not wrap; may span regions
  * @opts: NULL for defaults
@@ -2172,7 +2257,7 @@ struct gmem_listener_opts {
  * gmem_listener_new() - register callbacks for memory that comes, goes and changes
  * @vm: handle
  * @opts: the callbacks; copied. NULL: none
- * @ret: the listener, yours to free with gmem_listener_free() before @vm
+ * @ret: the listener, yours to free with gmem_listener_free()
  *
  * A conversion to private calls before_private of each listener, in the order in
  * which they were created, for all parts of the range that are not private yet. If
@@ -2257,7 +2342,7 @@ struct gmem_view {
 
 /**
  * gmem_view_new() - create a view of a VM's memory
- * @vm: handle, which must outlive the view
+ * @vm: handle
  * @ret: the view, for one thread at a time; yours to free with gmem_view_free()
  *
  * Where membarrier(2) is forbidden, each gmem_view_begin() executes a barrier.
@@ -2276,6 +2361,28 @@ GMEM_API GMEM_CHECKED int gmem_view_new(struct gmem_vm *vm, struct gmem_view **r
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
 GMEM_API void gmem_view_free(struct gmem_view *view);
+
+/**
+ * gmem_vm_thread_view() - the calling thread's own view of a VM's memory
+ * @vm: handle
+ * @ret: the view, for this thread alone; not yours to free
+ *
+ * The first call in a thread makes the view as gmem_view_new() does, later ones return
+ * the same, at the cost of pthread_getspecific(3). It ends with the thread. The thread
+ * that frees the VM loses it then; in every other thread it answers -ESTALE from then on,
+ * as any view.
+ *
+ * The first call for a VM takes one of the process's keys (pthread_key_create(3): glibc
+ * has 1024 for all), and gives it back when the VM and the last of these views are gone.
+ * Let threads that have such a view end before you unload the library. After fork(2) the
+ * child's thread has the view that it had in the parent.
+ *
+ * Thread-safe. Do not call it first between gmem_view_begin() and gmem_view_end() of
+ * another view. Source: pthread_setspecific(3), membarrier(2). Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, -EAGAIN the process has no key left, -ENOMEM.
+ */
+GMEM_API GMEM_CHECKED int gmem_vm_thread_view(struct gmem_vm *vm, struct gmem_view **ret);
 
 /**
  * gmem_view_begin() - keep the present layout until gmem_view_end()
@@ -2617,7 +2724,7 @@ GMEM_API int gmem_view_compare_exchange(struct gmem_view *view, uint64_t gpa, ui
 
 /**
  * gmem_change_new() - begin a change of a VM's layout
- * @vm: handle, which must outlive the change
+ * @vm: handle
  * @ret: the change, empty; yours to free with gmem_change_free()
  *
  * The functions below add steps to the change; gmem_change_apply() does all of
@@ -2980,7 +3087,7 @@ struct gmem_vcpu_opts {
 
 /**
  * gmem_vcpu_new() - create the record of a vCPU, to handle its exits
- * @vm: handle, which must outlive the record
+ * @vm: handle
  * @vcpu_fd: vCPU fd, borrowed: keep it open until gmem_vcpu_free(); or -1 to do
  *	without gmem_vcpu_prefault()
  * @opts: NULL for defaults
@@ -3268,6 +3375,8 @@ typedef int (*gmem_progress_fn)(void *data, uint64_t done, uint64_t total);
 #define GMEM_POPULATE_RESERVE	(1ull << 0) /* allocate in files, without clearing or mapping */
 #define GMEM_POPULATE_UNCHECKED	(1ull << 1) /* do not check whether the memory fits */
 #define GMEM_POPULATE_ALL_KINDS	(1ull << 2) /* also memory that is left out for its kind */
+#define GMEM_POPULATE_SHARED_SIDE	(1ull << 3) /* the shared side, whatever the state */
+#define GMEM_POPULATE_PRIVATE_SIDE	(1ull << 4) /* the guest_memfd beside it */
 
 /**
  * struct gmem_populate_opts - how to populate
@@ -3282,6 +3391,12 @@ typedef int (*gmem_progress_fn)(void *data, uint64_t done, uint64_t total);
  * GMEM_POPULATE_RESERVE allocates the pages of files, and leaves half or more of
  * the cost to the first access. The kernel has no such call for host memory, which
  * is populated as without the flag.
+ *
+ * GMEM_POPULATE_SHARED_SIDE and GMEM_POPULATE_PRIVATE_SIDE choose one of the two sides
+ * of memory with GMEM_BACKING_PRIVATE, as before a conversion that is to be quick. Memory
+ * that has only one, of every other way of backing or of a file with GMEM_CREATE_MMAP, is
+ * -EOPNOTSUPP, and both flags together are -EINVAL. Listeners are told of the side that
+ * the guest uses alone.
  */
 struct gmem_populate_opts {
 	size_t   size;
@@ -3350,7 +3465,7 @@ GMEM_API int gmem_vm_populate(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 
 /**
  * gmem_populate_new() - create a populate job for the caller's own threads
- * @vm: handle, which must outlive the job
+ * @vm: handle
  * @gpa: as gmem_vm_populate()
  * @size: as gmem_vm_populate()
  * @opts: as gmem_vm_populate(); workers is the number of threads expected
@@ -3416,6 +3531,8 @@ GMEM_API void gmem_populate_free(struct gmem_populate *job);
 #define GMEM_DISCARD_INWARD	(1ull << 0) /* any alignment: discard the whole pages inside */
 #define GMEM_DISCARD_ALL_KINDS	(1ull << 1) /* also memory that is left out for its kind */
 #define GMEM_DISCARD_NOT_ZERO	(1ull << 2) /* also what does not read as zero afterwards */
+#define GMEM_DISCARD_SHARED_SIDE	(1ull << 3) /* the shared side, whatever the state */
+#define GMEM_DISCARD_PRIVATE_SIDE	(1ull << 4) /* the guest_memfd beside it */
 
 /**
  * struct gmem_discard_opts - how to discard
@@ -3424,6 +3541,14 @@ GMEM_API void gmem_populate_free(struct gmem_populate *job);
  * @wait_ms: milliseconds to wait in all, for leases and earlier work; 0: fail at once
  *	if there is a lease. See "Waiting" at struct gmem_vm_opts.
  * @reserved: must be 0
+ *
+ * GMEM_DISCARD_SHARED_SIDE and GMEM_DISCARD_PRIVATE_SIDE choose one of the two sides of
+ * memory with GMEM_BACKING_PRIVATE, used by the guest or not: the side that the guest
+ * does not use is what GMEM_DISCARD_NEVER left, or what was populated ahead. Memory that
+ * has only one side, of every other way of backing or of a file with GMEM_CREATE_MMAP, is
+ * -EOPNOTSUPP: so a list of all RAM never frees what it did not mean. Both flags together
+ * are -EINVAL. A lease prevents both. Listeners are told of the side that the guest uses
+ * alone.
  */
 struct gmem_discard_opts {
 	size_t   size;
@@ -3519,6 +3644,31 @@ GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
  */
 GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_range *ranges,
 				  size_t count, const struct gmem_discard_opts *opts,
+				  struct gmem_footprint *ret);
+
+/**
+ * gmem_vm_discard_pfns() - give the pages of a balloon back to the host
+ * @vm: handle
+ * @pfns: numbers of guest pages of 4 KiB, in any order, little-endian as virtio-balloon
+ *	has them in its queues; the same number may come several times
+ * @count: entries in @pfns; 0 does nothing
+ * @opts: as gmem_vm_discard(); GMEM_DISCARD_INWARD is implied
+ * @ret: as gmem_vm_discard(), for all of them
+ *
+ * As gmem_vm_discard_list(): adjacent pages are freed together, and pages of the host that
+ * are larger, or huge, where all of one is in the list. Pages of it that come in different
+ * lists are not joined: such a page stays, and does not count as done.
+ *
+ * Every number is a guest address below 16 TiB, and checked before the first page is
+ * freed: a guest that names a page without memory, -ENOENT, or of a device, -ENXIO, gets
+ * nothing freed. Memory that is left out for its kind stays as it is.
+ *
+ * Thread-safe, as gmem_vm_discard(). Since: 0.1.
+ *
+ * Return: as gmem_vm_discard_list().
+ */
+GMEM_API int gmem_vm_discard_pfns(struct gmem_vm *vm, const uint32_t *pfns, size_t count,
+				  const struct gmem_discard_opts *opts,
 				  struct gmem_footprint *ret);
 
 /* ------------------------------------------------------------ statistics -- */
@@ -3727,8 +3877,13 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
 /*
  * A transfer copies guest memory from a file or pipe, or to one, through buffers of
  * its own, so no I/O is ever under way to guest memory itself. With io_uring it
- * reads or writes many buffers at a time. Where io_uring is forbidden, or was not
- * built in, the transfer uses read(2) and write(2), and its result says so.
+ * reads or writes many buffers at a time. Where io_uring or the thread for it is
+ * forbidden, or it was not built in, the transfer uses read(2) and write(2), and its
+ * result says so.
+ *
+ * A ring of the library's own belongs to a thread that submits to it, blocks all signals
+ * except those of faults, and ends with the transfer. So the ring interrupts no system
+ * call of another thread, as it would those of a thread that uses it itself, with EINTR.
  *
  * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore() and gmem_image_verify() do
  * a whole transfer and block. A program with an event loop begins a transfer, which
@@ -3739,11 +3894,15 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  *
  * An fd is used for what it is open for, whatever the file's permissions are. Files are
  * read and written at given offsets, and the position of the fd does not change.
- * Pipes and sockets are read and written at their present position; writing to a
- * pipe without a reader raises SIGPIPE. RLIMIT_FSIZE is asked before each write
- * to a file, so that none raises SIGXFSZ: with io_uring, one may if another process
- * lowers the limit while it is under way. If vCPUs or devices write to memory while it
- * is saved or loaded, the result mixes old and new contents.
+ * Pipes and sockets are read and written at their present position. Writes raise no
+ * SIGPIPE or SIGXFSZ, except on a ring of the caller's: to a pipe without a reader, or if
+ * another process lowers RLIMIT_FSIZE while they are under way. If vCPUs or devices
+ * write to memory while it is saved or loaded, the result mixes old and new contents.
+ *
+ * A transfer has leases on all memory that it reads or writes, from its beginning until
+ * it is freed; their holder is the name of the function, such as "gmem_vm_save". So no
+ * range of it becomes private, is discarded, removed or moved meanwhile: see "Waiting" at
+ * struct gmem_vm_opts. Nor can a transfer begin where such work is under way, -EBUSY.
  *
  * gmem-image(5) describes the image that save writes and restore reads.
  */
@@ -3801,7 +3960,7 @@ typedef void (*gmem_transfer_lost_fn)(void *data, uint64_t gpa, uint64_t size);
  * @ring: the caller's ring, of liburing, borrowed until the transfer is freed; NULL:
  *	the transfer makes its own. Only for gmem_transfer_step() without waiting,
  *	in the thread that uses the ring. A ring of IORING_SETUP_IOPOLL, where most
- *	requests never complete, is -EINVAL.
+ *	requests never complete, is -EINVAL, and so is GMEM_TRANSFER_NO_RING with it.
  * @ring_tag: with @ring: lowest user_data of the transfer's requests, which use
  *	GMEM_TRANSFER_TAGS numbers from here on. Transfers that share a ring need
  *	tags that differ.
@@ -3903,7 +4062,7 @@ GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t off
 
 /**
  * gmem_vm_load_begin() - begin a gmem_vm_load() that is done in steps
- * @vm: as gmem_vm_load(); must outlive the transfer
+ * @vm: as gmem_vm_load()
  * @gpa: as gmem_vm_load()
  * @fd: as gmem_vm_load(); borrowed until the transfer is freed
  * @offset: as gmem_vm_load()
@@ -3956,6 +4115,10 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * says so: it can be restored only with that flag, too. Huge pages of hugetlb are lost
  * as a whole. Before Linux 5.14, only a transfer with recovery recognises them.
  *
+ * A file that was longer than the image, or than @opts->image_offset and the image, keeps
+ * what is behind: it may be yours, and readers stop at the end of the image. Use a new
+ * file, or truncate it before, if its size matters.
+ *
  * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
  *
  * Thread-safe. Source: mincore(2), cachestat(2), lseek(2) with SEEK_DATA,
@@ -3976,7 +4139,7 @@ GMEM_API int gmem_vm_save(struct gmem_vm *vm, int fd, const struct gmem_transfer
 
 /**
  * gmem_vm_save_begin() - begin a gmem_vm_save() that is done in steps
- * @vm: as gmem_vm_save(); must outlive the transfer
+ * @vm: as gmem_vm_save()
  * @fd: as gmem_vm_save(); borrowed until the transfer is freed
  * @opts: as gmem_vm_save()
  * @ret: the transfer, for gmem_transfer_step(); yours to free with
@@ -4050,7 +4213,7 @@ GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_trans
 
 /**
  * gmem_vm_restore_begin() - begin a gmem_vm_restore() that is done in steps
- * @vm: as gmem_vm_restore(); must outlive the transfer
+ * @vm: as gmem_vm_restore()
  * @fd: as gmem_vm_restore(); borrowed until the transfer is freed
  * @opts: as gmem_vm_restore()
  * @ret: the transfer, for gmem_transfer_step(); yours to free with
@@ -4083,8 +4246,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
  * Return: 0, or -ENOMSG, -EBADMSG, -ENODATA, -EOPNOTSUPP, -EHWPOISON, -ECANCELED, -EINVAL,
- * -EBADF, -E2BIG, -ENOMEM (also: too many private ranges) and errnos from reading as
- * gmem_vm_restore().
+ * -EBADF, -E2BIG or -ENOMEM as gmem_vm_restore(), and its errnos from reading, -ENOMEM
+ * also for too many private ranges.
  */
 GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 			       struct gmem_transfer_result *ret);
@@ -4201,8 +4364,12 @@ GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait);
  * @transfer: transfer
  * @ret_events: POLLIN or POLLOUT, as in poll(2)
  *
- * This is the fd of the transfer's ring, or without a ring that of the pipe. It is
- * borrowed, and lives as long as the transfer.
+ * This is the fd of the transfer's ring, or without a ring that of the file or pipe. It
+ * is borrowed, and lives as long as the transfer.
+ *
+ * Without a ring there is nothing to wait for in a file: poll(2) says at once that it is
+ * ready, and epoll_ctl(2) refuses it, EPERM. No step returns GMEM_TRANSFER_WAIT then, so a
+ * loop that polls only after this value needs no special case.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -4316,7 +4483,7 @@ struct gmem_export_opts {
 
 /**
  * gmem_export_new() - prepare a VM's memory for other processes
- * @vm: handle, which must outlive the export
+ * @vm: handle
  * @opts: NULL for defaults
  * @ret: the export, yours to free with gmem_export_free()
  *
@@ -4555,7 +4722,7 @@ struct gmem_peer_opts {
  * Return: 0, or -EINVAL bad options, or another kind of socket, -EOPNOTSUPP
  * memory cannot be given as the options ask (see gmem_export_table(), too),
  * -EACCES a file has more than the peer may have, -EBADF @sock is not open,
- * -ENOTSOCK, -E2BIG options newer than the library, -EMFILE, -ENOMEM.
+ * -ENOTSOCK it is no socket, -E2BIG options newer than the library, -EMFILE, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_peer_add(struct gmem_export *exporter, int sock,
 					const struct gmem_peer_opts *opts,
@@ -4584,6 +4751,21 @@ GMEM_API void gmem_peer_remove(struct gmem_peer *peer);
  * NULL.
  */
 GMEM_API int gmem_peer_status(struct gmem_peer *peer);
+
+/**
+ * gmem_peer_wait() - wait until a peer has all the memory it should have
+ * @peer: peer
+ * @ms: milliseconds to wait; 0: only look, below 0: no limit
+ *
+ * Does what gmem_export_dispatch() does, for all peers of the export, whenever
+ * gmem_export_fd() is readable, so a VMM that starts a device, or has added memory, needs
+ * no loop of its own. Signals do not end the wait.
+ *
+ * Thread-safe. No thread may free the peer meanwhile. Source: poll(2). Since: 0.1.
+ *
+ * Return: as gmem_peer_status(): 0 the time is over.
+ */
+GMEM_API int gmem_peer_wait(struct gmem_peer *peer, int ms);
 
 /**
  * gmem_export_fd() - fd to poll for an export
@@ -4663,7 +4845,7 @@ struct gmem_import_opts {
  * Thread-safe. Source: unix(7), SCM_RIGHTS, eventfd(2), epoll(7). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad options, or another kind of socket, -EBADF @sock is
- * not open, -ENOTSOCK, -E2BIG options newer than the library, -EMFILE, -ENOMEM.
+ * not open, -ENOTSOCK it is no socket, -E2BIG options newer than the library, -EMFILE, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_import_new(int sock, const struct gmem_import_opts *opts,
 					  struct gmem_import **ret);
@@ -4717,6 +4899,24 @@ GMEM_API int gmem_import_fd(const struct gmem_import *import);
 GMEM_API int gmem_import_dispatch(struct gmem_import *import);
 
 /**
+ * gmem_import_wait() - serve the exporting process until an fd is readable
+ * @import: import
+ * @fd: fd to wait for, such as a device's doorbell; borrowed. -1: none
+ * @ms: milliseconds to wait; 0: only look, below 0: no limit
+ *
+ * Does what gmem_import_dispatch() does whenever gmem_import_fd() is readable, so a device
+ * process needs no loop of its own. What the exporting process waits for is done before
+ * this returns for @fd. Signals do not end the wait.
+ *
+ * Thread-safe, and as gmem_import_dispatch() not to be called between gmem_view_begin()
+ * and gmem_view_end(). Source: poll(2). Since: 0.1.
+ *
+ * Return: 1 @fd is readable, or its other end is gone; 0 the time is over; or the errors
+ * of gmem_import_dispatch(), -EBADF @fd is not open.
+ */
+GMEM_API int gmem_import_wait(struct gmem_import *import, int fd, int ms);
+
+/**
  * gmem_import_table() - get the memory that is mapped
  * @import: import
  * @extents: filled in GPA order, without an fd; untouched on failure
@@ -4732,7 +4932,7 @@ GMEM_API int gmem_import_table(struct gmem_import *import, struct gmem_extent *e
 
 /**
  * gmem_import_view_new() - create a view of imported memory
- * @import: import, which must outlive the view
+ * @import: import
  * @ret: the view, for one thread at a time; yours to free with gmem_view_free()
  *
  * All functions of views work with it. They return -ESTALE for memory that was

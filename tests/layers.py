@@ -26,17 +26,18 @@ import tempfile
 
 KERNEL_DOOR = "os"
 # What tools share with the library, beside the public header
-SHARED_WITH_TOOLS = {"base/macros.h", "base/utf8.h"}
+SHARED_WITH_TOOLS = {"base/macros.h", "base/utf8.h", "base/vm_type.h"}
 # Names of the kernel's own headers, which are only to be had through these
 BRINGS = {"os/kvm_compat.h": r"KVM_\w+|__u\d+"}
 # Functions of the C library that work without the kernel, or, like malloc() and the
 # mutexes, with it in ways that no caller sees; fprintf() and abort() are for lock checks.
 HARMLESS = re.compile(
-    r"gmem_|__(start|stop)_gmem_|__(stack_chk_fail|tls_get_addr|cpu_model|cpu_indicator_init|errno_location|"
+    r"gmem_|__(start|stop)_gmem_|__(stack_chk_fail|tls_get_addr|errno_location|"
     r"popcountdi2)$|"
     r"_GLOBAL_OFFSET_TABLE_$|__aarch64_|__(mem|str|v?snprintf|fprintf)\w*_chk$|__isoc\d+_strto\w+$|"
     r"mem(cpy|set|cmp|move|chr)$|(__)?explicit_bzero(_chk)?$|str\w+$|v?snprintf$|(m|c|re|aligned_)alloc$|free$|"
-    r"pthread_(mutex|cond|condattr)_\w+$|pthread_(create|join|self)$|sig\w+set$|sigismember$|"
+    r"pthread_(mutex|cond|condattr)_\w+$|pthread_(create|join|self)$|"
+    r"pthread_(key_create|key_delete|getspecific|setspecific)$|sig\w+set$|sigismember$|"
     r"fprintf$|fwrite$|abort$|stderr$|getauxval$")
 
 

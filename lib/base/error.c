@@ -15,17 +15,42 @@
 static __thread char sentence[GMEM_SENTENCE_SIZE];
 static __thread int sentence_err;
 
+/* What gmem_fail_at() was told last, unless before is NULL: then the sentence is written. */
+static __thread struct {
+	const char *before;
+	const char *after;
+	uint64_t number;
+} unwritten;
+
 int gmem_fail(int err, const char *format, ...)
 {
 	va_list args;
 
 	sentence_err = err;
+	unwritten.before = NULL;
 	va_start(args, format);
 	vsnprintf(sentence, sizeof(sentence), format, args);
 	va_end(args);
 	/* Names in it come from the caller, who may have them from anywhere. */
 	gmem_utf8_clean(sentence);
 	return err;
+}
+
+int gmem_fail_at(int err, const char *before, uint64_t number, const char *after)
+{
+	sentence_err = err;
+	unwritten.before = before;
+	unwritten.after = after;
+	unwritten.number = number;
+	return err;
+}
+
+static const char *written_sentence(void)
+{
+	if (unwritten.before)
+		gmem_fail(sentence_err, "%s0x%" PRIx64 "%s", unwritten.before, unwritten.number,
+			  unwritten.after);
+	return sentence;
 }
 
 int gmem_error_of_sentence(void)
@@ -40,7 +65,7 @@ void gmem_error_check(int err)
 	if (err == sentence_err)
 		return;
 	fprintf(stderr, "libgmem: %s is returned with the sentence of %s: %s\n",
-		gmem_errno_name(err), gmem_errno_name(sentence_err), sentence);
+		gmem_errno_name(err), gmem_errno_name(sentence_err), written_sentence());
 	abort();
 }
 
@@ -49,7 +74,7 @@ void gmem_error_check(int err)
 void gmem_failure_keep(struct gmem_failure *failure, int err)
 {
 	failure->err = err;
-	memcpy(failure->sentence, sentence, sizeof(sentence));
+	memcpy(failure->sentence, written_sentence(), sizeof(sentence));
 }
 
 int gmem_failure_restore(const struct gmem_failure *failure)
@@ -70,7 +95,7 @@ const char *gmem_errno_name(int err)
 
 GMEM_API const char *gmem_last_error(void)
 {
-	return sentence;
+	return written_sentence();
 }
 
 #define STRING(x) #x

@@ -24,6 +24,12 @@
  */
 int gmem_fail(int err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/*
+ * The same for lookups that often find nothing: the sentence is @before, @number in
+ * hexadecimal and @after, and is written only if it is asked for. Both texts live for ever.
+ */
+int gmem_fail_at(int err, const char *before, uint64_t number, const char *after);
+
 /* Returns the errno that belongs to this thread's sentence; 0 before the first failure. */
 int gmem_error_of_sentence(void);
 

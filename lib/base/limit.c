@@ -26,8 +26,12 @@ static bool exceeds(uint64_t used, uint64_t more, uint64_t limit)
 
 static bool is_nofile(uint64_t mapped, char *text, size_t size)
 {
+	uint64_t limit = gmem_sys_limit(RLIMIT_NOFILE);
+
 	(void)mapped;
-	snprintf(text, size, "RLIMIT_NOFILE is %" PRIu64, gmem_sys_limit(RLIMIT_NOFILE));
+	if (limit == UINT64_MAX)
+		return false;
+	snprintf(text, size, "RLIMIT_NOFILE is %" PRIu64, limit);
 	return true;
 }
 

@@ -14,6 +14,16 @@
 #include <stdint.h>
 
 #include "os/sys.h"
+#include "os/usdt.h"
+
+/* What is waited for, as gmem(7) numbers it for the probe "wait" */
+enum gmem_wait_reason {
+	GMEM_WAIT_CHANGE = 1,		/* another change of the layout */
+	GMEM_WAIT_WORK = 2,		/* other work on the same range */
+	GMEM_WAIT_LEASES = 3,		/* and pages that are pinned, in place */
+	GMEM_WAIT_VIEWS = 4,
+	GMEM_WAIT_PEERS = 5,
+};
 
 struct gmem_wait_budget {
 	uint32_t wait_ms;	/* all of it, as the caller gave it; 0: no limit */
@@ -38,10 +48,32 @@ static inline uint64_t gmem_wait_end(const struct gmem_wait_budget *budget, uint
 }
 
 /* Take a wait from @start until now from the budget. */
-static inline void gmem_wait_spend(struct gmem_wait_budget *budget, uint64_t start)
+static inline void gmem_wait_spend(struct gmem_wait_budget *budget, uint64_t start,
+				   enum gmem_wait_reason reason)
 {
+	uint64_t spent = gmem_sys_now() - start;
+
+	GMEM_PROBE(wait, reason, spent);
+	(void)reason;
 	if (budget)
-		budget->spent += gmem_sys_now() - start;
+		budget->spent += spent;
+}
+
+/* Until when a wait of @ms from now on lasts; below 0: without a limit */
+static inline uint64_t gmem_wait_end_of_ms(int ms)
+{
+	return ms < 0 ? UINT64_MAX : gmem_sys_now() + (uint64_t)ms * GMEM_NANOSECONDS_PER_MS;
+}
+
+/* What is left until then, as poll(2) takes it; 0: nothing */
+static inline unsigned int gmem_wait_left_ms(uint64_t end)
+{
+	uint64_t now;
+
+	if (end == UINT64_MAX)
+		return UINT32_MAX;
+	now = gmem_sys_now();
+	return now < end ? (unsigned int)((end - now - 1) / GMEM_NANOSECONDS_PER_MS + 1) : 0;
 }
 
 #endif

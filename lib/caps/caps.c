@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/mempolicy.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,9 +13,11 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/kernel_number.h"
 #include "base/limit.h"
 #include "base/macros.h"
 #include "base/opts.h"
+#include "base/vm_type.h"
 #include "caps/probe_guest.h"
 #include "caps/probe_slot.h"
 #include "os/kvm.h"
@@ -155,6 +158,32 @@ void gmem_caps_set_vm_type(struct gmem_caps *caps, uint64_t vm_type)
 	caps->vm_type = vm_type;
 }
 
+/* ---- remedies ---- */
+
+#define NEEDS_6_8 "run Linux 6.8 or later, or a backport"
+#define NEEDS_6_18 "run Linux 6.18 or later, or a backport"
+#define NEEDS_PRIVATE_TYPE                                                            \
+	"create the VM with a type that has private memory, on a kernel built for it"
+#define NEEDS_POLICY                                                                  \
+	"allow it in the security policy: SELinux, AppArmor or a seccomp filter"
+
+/* No kernel refuses these calls for want of a permission, but a policy does. */
+static bool is_policy(int err)
+{
+	return err == -EACCES || err == -EPERM;
+}
+
+/* Says no because of @err, with the remedy @otherwise unless a policy is behind it. */
+static void say_refused(struct gmem_caps *caps, enum gmem_cap cap, int err, const char *otherwise,
+			const char *what)
+{
+	if (is_policy(err))
+		say_no(caps, cap, NEEDS_POLICY, "%s: %s, by a security policy", what,
+		       gmem_errno_name(err));
+	else
+		say_no(caps, cap, otherwise, "%s: %s", what, gmem_errno_name(err));
+}
+
 /* ---- looking at the host ---- */
 
 /* Counts the numbers of a list such as "0-1,4"; 0 if @text is no list. */
@@ -193,25 +222,40 @@ static void ask_numa_nodes(struct gmem_caps *caps)
 	if (nodes > 1)
 		say_yes(caps, GMEM_CAP_NUMA_NODES, "%" PRId64 " nodes online", nodes);
 	else
-		say_no(caps, GMEM_CAP_NUMA_NODES, "a machine with several nodes",
+		say_no(caps, GMEM_CAP_NUMA_NODES, "use a machine with several nodes",
 		       "one node: there is nothing to choose between");
+}
+
+/* The sysctl, or else a policy: they refuse it with the same errno. */
+static void say_io_uring_is_forbidden(struct gmem_caps *caps, int err)
+{
+	uint64_t disabled;
+
+	if (!gmem_kernel_number("/proc/sys/kernel", "io_uring_disabled", "\n", &disabled))
+		disabled = 0;
+	if (disabled == 0)
+		say_refused(caps, GMEM_CAP_IO_URING, err, NULL, "io_uring_setup(2) is refused");
+	else
+		say_no(caps, GMEM_CAP_IO_URING,
+		       disabled == 1 ? "join the group of sysctl kernel.io_uring_group, or set "
+				       "kernel.io_uring_disabled to 0"
+				     : "set sysctl kernel.io_uring_disabled to 0",
+		       "sysctl kernel.io_uring_disabled is %" PRIu64, disabled);
 }
 
 static void ask_io_uring(struct gmem_caps *caps)
 {
-	int err = gmem_sys_try_io_uring();
+	int err = gmem_sys_ask_io_uring();
 
 	if (!err)
-		say_yes(caps, GMEM_CAP_IO_URING, "a ring was set up");
+		say_yes(caps, GMEM_CAP_IO_URING, "this process may use it");
+	else if (is_policy(err))
+		say_io_uring_is_forbidden(caps, err);
 	else if (err == -ENOSYS)
-		say_no(caps, GMEM_CAP_IO_URING, "needs a kernel with CONFIG_IO_URING",
-		       "the kernel is built without it, or a seccomp filter hides it");
-	else if (err == -EPERM || err == -EACCES)
-		say_no(caps, GMEM_CAP_IO_URING,
-		       "sysctl kernel.io_uring_disabled=0, or allow it in the seccomp filter",
-		       "forbidden to this process: %s", gmem_errno_name(err));
+		say_no(caps, GMEM_CAP_IO_URING, "run a kernel with CONFIG_IO_URING, or "
+		       "allow it in the seccomp filter", "the kernel has none, or a seccomp filter hides it");
 	else
-		say_unknown(caps, GMEM_CAP_IO_URING, "setting up a ring failed: %s",
+		say_unknown(caps, GMEM_CAP_IO_URING, "asking for it failed: %s",
 			    gmem_errno_name(err));
 }
 
@@ -228,11 +272,6 @@ static void ask_host(struct gmem_caps *caps)
 }
 
 /* ---- asking KVM ---- */
-
-#define NEEDS_6_8 "needs Linux 6.8 or a backport"
-#define NEEDS_6_18 "needs Linux 6.18 or a backport"
-#define NEEDS_PRIVATE_TYPE                                                            \
-	"create the VM with a type that has private memory, on a kernel built for it"
 
 struct extension {
 	enum gmem_cap line;
@@ -253,13 +292,13 @@ static const struct extension extensions[] = {
 	  NEEDS_PRIVATE_TYPE },
 	{ GMEM_CAP_GUEST_MEMFD, KVM_CAP_GUEST_MEMFD, true,
 	  "memslots can be backed by one", "memslots cannot be backed by one",
-	  "needs Linux 6.18 or a backport; before, only VM types with private memory had it" },
+	  NEEDS_6_18 "; before, only VM types with private memory had it" },
 	{ GMEM_CAP_PRE_FAULT, KVM_CAP_PRE_FAULT_MEMORY, true,
 	  "guest page tables can be filled ahead", "KVM cannot fill guest page tables ahead",
-	  "needs Linux 6.11 or a backport, on x86 with nested paging" },
+	  "run Linux 6.11 or later, or a backport, on x86 with nested paging" },
 	{ GMEM_CAP_READONLY, KVM_CAP_READONLY_MEM, false,
-	  "for memslots without guest_memfd", "KVM has no read-only memslots",
-	  "needs a KVM with KVM_CAP_READONLY_MEM" },
+	  "for memslots without guest_memfd", "KVM does not have KVM_CAP_READONLY_MEM",
+	  "run a KVM with KVM_CAP_READONLY_MEM" },
 };
 
 static void say_extension(struct gmem_caps *caps, const struct extension *ext, int value)
@@ -274,20 +313,36 @@ static void say_extension(struct gmem_caps *caps, const struct extension *ext, i
 		say_yes(caps, ext->line, "%s", ext->yes);
 }
 
+static void name_vm_types(unsigned int mask, char *text, size_t size)
+{
+	size_t length = 0;
+
+	text[0] = '\0';
+	for (unsigned int type = 0; type < 32 && length < size; type++) {
+		const char *name = gmem_vm_type_name(type, false), *comma = length ? ", " : "";
+
+		if (!(mask >> type & 1))
+			continue;
+		length += (size_t)(name ? snprintf(text + length, size - length, "%s%s", comma, name)
+					: snprintf(text + length, size - length, "%s%u", comma, type));
+	}
+}
+
 static void ask_vm_types(struct gmem_caps *caps, int fd)
 {
 	int value = gmem_kvm_check(fd, KVM_CAP_VM_TYPES);
+	char names[160];
 
 	set_value(caps, GMEM_CAP_VM_TYPES, value < 0 ? 0 : value);
+	name_vm_types((unsigned int)value, names, sizeof(names));
 	if (is_arm64())
 		say_unknown(caps, GMEM_CAP_VM_TYPES,
-			    "not a mask on arm64: the type is the number of address bits");
+			    "not listed on arm64: a type is a number of address bits, or pKVM");
 	else if (value < 1)
 		say_no(caps, GMEM_CAP_VM_TYPES, NEEDS_6_8,
 		       "KVM does not list them: only the default type is sure");
 	else
-		say_yes(caps, GMEM_CAP_VM_TYPES, "mask 0x%x: %s", (unsigned int)value,
-			value > 1 ? "more than the default type" : "only the default type");
+		say_yes(caps, GMEM_CAP_VM_TYPES, "%s", names);
 }
 
 static void ask_numbers(struct gmem_caps *caps, int fd)
@@ -302,7 +357,7 @@ static void ask_numbers(struct gmem_caps *caps, int fd)
 	set_value(caps, GMEM_CAP_MEMSLOTS, slots);
 	say_yes(caps, GMEM_CAP_MEMSLOTS, "%d in each address space", slots);
 	set_value(caps, GMEM_CAP_ADDRESS_SPACES, spaces);
-	say_yes(caps, GMEM_CAP_ADDRESS_SPACES, spaces > 1 ? "%d, each with its own memslots" : "%d", spaces);
+	say_yes(caps, GMEM_CAP_ADDRESS_SPACES, spaces > 1 ? "%d, each with its own memslots" : "%d, for all memslots", spaces);
 }
 
 static bool has_private_attribute(const struct gmem_caps *caps)
@@ -318,11 +373,12 @@ static void ask_private_memory(struct gmem_caps *caps)
 	else if (has_private_attribute(caps))
 		say_yes(caps, GMEM_CAP_PRIVATE_MEMORY, "ranges convert through VM attributes");
 	else if (is_arm64())
-		say_no(caps, GMEM_CAP_PRIVATE_MEMORY, "needs a kernel to come",
+		say_no(caps, GMEM_CAP_PRIVATE_MEMORY, "wait for a kernel that has one",
 		       "arm64 has no VM type with memory that converts");
 	else
 		say_no(caps, GMEM_CAP_PRIVATE_MEMORY, NEEDS_PRIVATE_TYPE,
-		       "%s has no private memory", caps->has_vm ? "this VM" : "no VM here");
+		       caps->has_vm ? "this VM has no private memory"
+				    : "no type of VM has private memory here");
 }
 
 /*
@@ -355,11 +411,11 @@ static void ask_create_flags(struct gmem_caps *caps, int fd)
 		say_no(caps, GMEM_CAP_CREATE_FLAGS, NEEDS_6_18,
 		       "none: a guest_memfd cannot be mapped or begin shared");
 	else if (is_ambiguous_mask(caps, mask))
-		say_no(caps, GMEM_CAP_CREATE_FLAGS, "needs Linux 6.18 as released",
+		say_no(caps, GMEM_CAP_CREATE_FLAGS, "run Linux 6.18 as released, or later",
 		       "%s without private memory: a pre-release kernel on which MMAP meant shared",
 		       names);
 	else if (!caps->has_vm)
-		say_unknown(caps, GMEM_CAP_CREATE_FLAGS, "%s compiled in; a VM may have fewer",
+		say_unknown(caps, GMEM_CAP_CREATE_FLAGS, "%s, compiled in; a VM may have fewer",
 			    names);
 	else if (mask & GMEM_CREATE_INIT_SHARED)
 		say_yes(caps, GMEM_CAP_CREATE_FLAGS, "%s", names);
@@ -397,7 +453,7 @@ static void start_report(struct gmem_caps *caps, const char *reason)
 		say_unknown(caps, (enum gmem_cap)i, "%s", reason);
 
 	say_unknown(caps, GMEM_CAP_IN_PLACE,
-		    "no kernel had it when this version was written, so there is no number to ask for it by");
+		    "no kernel had it when this version was written");
 }
 
 /* A limit was in the way; of KVM that says nothing. */
@@ -408,26 +464,51 @@ static void say_kvm_unknown(struct gmem_caps *caps, int err)
 	gmem_limit_describe(err, 0, limit);
 	for (uint32_t cap = GMEM_CAP_KVM; cap < GMEM_CAP_ARCHITECTURE; cap++)
 		if (cap != GMEM_CAP_IN_PLACE)
-			say_unknown(caps, (enum gmem_cap)cap, KVM_PATH " cannot be opened for now: %s", limit);
+			say_unknown(caps, (enum gmem_cap)cap, KVM_PATH " cannot be opened until a limit is raised or room made: %s", limit);
+}
+
+static bool file_has(const char *path, const char *text)
+{
+	char content[2048];
+
+	return gmem_sys_read_file(path, content, sizeof(content)) > 0 && strstr(content, text);
+}
+
+/* What to do about an error of opening KVM_PATH, or of asking what is there */
+static const char *kvm_remedy(int err)
+{
+	if (err == -EACCES)
+		return "join group kvm: sudo usermod -aG kvm $USER, then log in again; if that is so, "
+		       NEEDS_POLICY;
+	if (err == -EPERM)
+		return "give " KVM_PATH " to the container, or " NEEDS_POLICY;
+	if (err == -EBUSY)
+		return "stop the other hypervisor that has the processor, such as VirtualBox or VMware";
+	if (err != -ENOENT && err != -ENODEV && err != -ENXIO)
+		return "make sure that " KVM_PATH " is the KVM device";
+	/* Kernels list their drivers there, also for processes in containers. */
+	if (file_has("/proc/misc", " kvm\n"))
+		return "give " KVM_PATH " to the container: the kernel has it";
+	if (is_arm64())
+		return "boot the kernel at EL2: in a VM, that needs nested virtualisation";
+	return "load the module kvm_intel or kvm_amd; virtualisation must be on in the firmware, "
+	       "and nested if this is a VM";
 }
 
 static void say_no_kvm(struct gmem_caps *caps, int err)
 {
-	bool forbidden = err == -EACCES || err == -EPERM;
-	const char *remedy =
-		forbidden ? "join group kvm, or whoever may open " KVM_PATH " here"
-			  : "load the kvm module; virtualisation must be on in the firmware, "
-			    "and nested if this is a VM";
+	const char *remedy = kvm_remedy(err);
 
 	say_no(caps, GMEM_CAP_KVM, remedy, "%s: %s",
-	       forbidden ? "no permission on the KVM device" : "the KVM device cannot be used",
+	       is_policy(err) ? "no permission to open " KVM_PATH
+	       : err == -ENOENT ? "there is no " KVM_PATH : KVM_PATH " cannot be used",
 	       gmem_errno_name(err));
 
 	/* The lines that need KVM, to ask it or to try something with it */
 	for (uint32_t cap = GMEM_CAP_KVM + 1; cap < GMEM_CAP_ARCHITECTURE; cap++) {
 		if (cap == GMEM_CAP_IN_PLACE)
 			continue;
-		if (forbidden)
+		if (is_policy(err))
 			say_unknown(caps, (enum gmem_cap)cap, "no permission to ask KVM");
 		else
 			say_no(caps, (enum gmem_cap)cap, remedy, "there is no KVM");
@@ -455,19 +536,37 @@ static uint64_t flags_to_try(const struct gmem_caps *caps)
 	return mask;
 }
 
+/* Sets the policy that a page has: this needs the call, but changes nothing. */
+static int try_mbind(void)
+{
+	const uint64_t page = gmem_sys_page_size(), no_nodes = 0;
+	void *addr;
+	int err;
+
+	err = gmem_sys_mmap(NULL, page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, &addr);
+	if (err)
+		return err;
+	err = gmem_sys_mbind(addr, page, MPOL_DEFAULT, &no_nodes, 64);
+	gmem_sys_munmap(addr, page);
+	return err;
+}
+
 static void try_numa_policy(struct gmem_caps *caps, int gmemfd)
 {
 	uint64_t type;
 	int err = gmem_sys_filesystem_type(gmemfd, &type);
 
-	if (err)
-		say_unknown(caps, GMEM_CAP_NUMA_POLICY, "statfs on a guest_memfd: %s",
+	if (caps->mbind_refusal)
+		say_refused(caps, GMEM_CAP_NUMA_POLICY, caps->mbind_refusal,
+			    "run a kernel with CONFIG_NUMA", "mbind(2) is refused");
+	else if (err)
+		say_unknown(caps, GMEM_CAP_NUMA_POLICY, "statfs(2) of a guest_memfd failed: %s",
 			    gmem_errno_name(err));
 	else if (type == GUEST_MEMFD_MAGIC)
-		say_yes(caps, GMEM_CAP_NUMA_POLICY, "pages go where mbind() said before first use");
+		say_yes(caps, GMEM_CAP_NUMA_POLICY, "its pages go where mbind(2) said before first use");
 	else
-		say_no(caps, GMEM_CAP_NUMA_POLICY, "needs Linux 6.19 or a backport",
-		       "mbind() succeeds and guest_memfd pages do not follow it");
+		say_no(caps, GMEM_CAP_NUMA_POLICY, "run Linux 6.19 or later, or a backport",
+		       "mbind(2) succeeds, but pages of a guest_memfd do not follow it");
 }
 
 static void try_host_access(struct gmem_caps *caps, int gmemfd, uint64_t flags)
@@ -479,7 +578,7 @@ static void try_host_access(struct gmem_caps *caps, int gmemfd, uint64_t flags)
 	if ((flags & HOST_ACCESS_FLAGS) != HOST_ACCESS_FLAGS) {
 		bool private = has_private_attribute(caps);
 
-		say_no(caps, GMEM_CAP_HOST_ACCESS, private ? "a VM without private memory" : NEEDS_6_18,
+		say_no(caps, GMEM_CAP_HOST_ACCESS, private ? "use a VM without private memory" : NEEDS_6_18,
 		       private ? "private memory is out of the host's reach"
 			       : "a guest_memfd cannot begin shared here");
 		return;
@@ -494,9 +593,8 @@ static void try_host_access(struct gmem_caps *caps, int gmemfd, uint64_t flags)
 
 	if (!err)
 		say_yes(caps, GMEM_CAP_HOST_ACCESS, "a page was mapped and made writable");
-	else if (err == -EFAULT || err == -ENODEV)
-		say_no(caps, GMEM_CAP_HOST_ACCESS, NEEDS_6_18, "the kernel refused the mapping: %s",
-		       gmem_errno_name(err));
+	else if (err == -EFAULT || err == -ENODEV || is_policy(err))
+		say_refused(caps, GMEM_CAP_HOST_ACCESS, err, NEEDS_6_18, "mapping it is refused");
 	else
 		say_unknown(caps, GMEM_CAP_HOST_ACCESS, "mapping a page failed: %s",
 			    gmem_errno_name(err));
@@ -511,30 +609,33 @@ static void try_bind(struct gmem_caps *caps, struct gmem_probe_slot *probe, int 
 	else if (err == -ENOMEM)
 		say_unknown(caps, GMEM_CAP_BIND, "no memory to try it with");
 	else
-		say_no(caps, GMEM_CAP_BIND, caps->lines[GMEM_CAP_GUEST_MEMFD].remedy
-						    ? caps->lines[GMEM_CAP_GUEST_MEMFD].remedy
-						    : "a VM without features that exclude guest_memfd",
-		       "the kernel refuses the memslot: %s", gmem_errno_name(err));
+		say_refused(caps, GMEM_CAP_BIND, err,
+			    caps->lines[GMEM_CAP_GUEST_MEMFD].remedy
+				    ? caps->lines[GMEM_CAP_GUEST_MEMFD].remedy
+				    : "make the VM without features that exclude guest_memfd",
+			    "the kernel refuses the memslot");
 }
 
 static void try_gmemfd(struct gmem_caps *caps, int vm_fd, struct gmem_probe_slot *probe)
 {
+	static const enum gmem_cap lines[] = { GMEM_CAP_CREATE, GMEM_CAP_BIND, GMEM_CAP_HOST_ACCESS,
+					       GMEM_CAP_NUMA_POLICY };
 	uint64_t flags = flags_to_try(caps);
 	int fd = gmem_kvm_create_gmemfd(vm_fd, gmem_sys_page_size(), flags);
 	char limit[GMEM_LIMIT_TEXT];
 
 	if (gmem_is_about_limit(fd)) {
 		gmem_limit_describe(fd, 0, limit);
-		say_unknown(caps, GMEM_CAP_CREATE, "no resources to try it with: %s", limit);
+		for (uint32_t i = 0; i < GMEM_ARRAY_SIZE(lines); i++)
+			say_unknown(caps, lines[i], "no guest_memfd could be had to try it with: %s", limit);
 		return;
 	}
 
 	if (fd < 0) {
 		const char *remedy = caps->lines[GMEM_CAP_GUEST_MEMFD].remedy;
 
-		remedy = remedy ? remedy : NEEDS_6_18;
-		say_no(caps, GMEM_CAP_CREATE, remedy, "the kernel refuses: %s",
-		       gmem_errno_name(fd));
+		remedy = is_policy(fd) ? NEEDS_POLICY : remedy ? remedy : NEEDS_6_18;
+		say_refused(caps, GMEM_CAP_CREATE, fd, remedy, "the kernel refuses");
 		say_no(caps, GMEM_CAP_BIND, remedy, "there is no guest_memfd to bind");
 		say_no(caps, GMEM_CAP_HOST_ACCESS, remedy, "there is no guest_memfd to map");
 		say_no(caps, GMEM_CAP_NUMA_POLICY, remedy, "there is no guest_memfd to place");
@@ -581,15 +682,19 @@ static void try_dirty_log(struct gmem_caps *caps, struct gmem_probe_slot *probe)
 	} else if (err == -ENOMEM) {
 		say_unknown(caps, GMEM_CAP_DIRTY_LOG, "no memory to try it with");
 	} else {
-		say_no(caps, GMEM_CAP_DIRTY_LOG, "needs a KVM that logs writes",
-		       "the kernel refuses: %s", gmem_errno_name(err));
+		say_refused(caps, GMEM_CAP_DIRTY_LOG, err, "run a KVM that logs writes",
+			    "the kernel refuses a memslot with a dirty log");
 	}
 }
 
 static int try_vm(struct gmem_caps *caps, int vm_fd)
 {
 	struct gmem_probe_slot probe;
-	int err = gmem_probe_slot_open(&probe, vm_fd, 0);
+	int err;
+
+	err = try_mbind();
+	caps->mbind_refusal = is_policy(err) || err == -ENOSYS ? err : 0;
+	err = gmem_probe_slot_open(&probe, vm_fd, 0);
 
 	if (err == -EIO || err == -EBADF || err == -ENOTTY)
 		return gmem_fail(err, "VM fd %d refuses memslots: %s", vm_fd, gmem_errno_name(err));
@@ -599,7 +704,7 @@ static int try_vm(struct gmem_caps *caps, int vm_fd)
 						       GMEM_CAP_ADDRESS_BITS };
 
 		for (size_t i = 0; i < GMEM_ARRAY_SIZE(lines); i++)
-			say_unknown(caps, lines[i], "no spare memslot and address to try with: %s",
+			say_unknown(caps, lines[i], "no memslot could be had to try it with: %s",
 				    gmem_errno_name(err));
 		try_gmemfd(caps, vm_fd, NULL);
 		return 0;
@@ -626,46 +731,90 @@ static void say_probe_result(struct gmem_caps *caps, const struct gmem_probe_res
 			"a guest loaded and stored there, past another host address");
 	else
 		say_no(caps, GMEM_CAP_GUEST_USES_FILE,
-		       "needs KVM with nested paging; harmless where the host address maps the file",
-		       "loads met the %s, stores the %s, though the file was bound",
-		       result->load_from_hva ? "host address" : "file",
-		       result->store_to_hva ? "host address" : "file");
+		       "run KVM with nested paging; where the host address maps the file, it is harmless",
+		       "%s the host address beside it, though a file was bound",
+		       !result->store_to_hva ? "loads met" : result->load_from_hva ? "loads and stores met"
+									: "stores met");
 
 	if (result->fault_exit)
 		say_yes(caps, GMEM_CAP_MEMORY_FAULT_INFO, "one came when the guest's file was gone");
 }
 
-static void ask_guest(struct gmem_caps *caps, int kvm_fd, const struct gmem_caps_opts *opts)
+static void describe_run(const struct gmem_probe_result *result, char *text, size_t size)
 {
-	bool type_known = opts->flags & GMEM_CAPS_VM_TYPE;
-	bool private = has_private_attribute(caps);
-	struct gmem_probe_result result;
-	uint64_t flags;
+	if (result->run_err == -EPROTO)
+		snprintf(text, size, "KVM_RUN ended with exit %u", result->strange_exit);
+	else
+		snprintf(text, size, "KVM_RUN failed with %s", gmem_errno_name(result->run_err));
+}
+
+/* Runs the guest without the file, too, to know whether the file is in its way. */
+static void say_guest_stopped(struct gmem_caps *caps, int kvm_fd, uint64_t vm_type,
+			      const struct gmem_probe_result *result)
+{
+	struct gmem_probe_result plain;
+	char how[60];
 	int err;
 
-	if (!offers_gmemfd(caps) && !private) {
-		say_no(caps, GMEM_CAP_GUEST_USES_FILE, NEEDS_6_18, "there is no file to use");
-		return;
-	}
-
-	/* The default type stands in for an unknown one, but cannot have private memory. */
-	if (private && !type_known) {
+	describe_run(result, how, sizeof(how));
+	err = gmem_probe_guest(kvm_fd, vm_type, 0, GMEM_PROBE_HOST, &plain);
+	if (err || plain.run_err) {
 		say_unknown(caps, GMEM_CAP_GUEST_USES_FILE,
-			    "the VM's type was not told, so no VM like it could be made");
+			    "no guest runs in such a VM, with or without the file: %s", how);
 		return;
 	}
 
-	flags = flags_to_try(caps);
-	err = gmem_probe_guest(kvm_fd, type_known ? opts->vm_type : 0, flags,
-			       private && !(flags & GMEM_CREATE_INIT_SHARED), &result);
+	for (uint32_t i = 0; i < 2; i++)
+		say_no(caps, i ? GMEM_CAP_BIND : GMEM_CAP_GUEST_USES_FILE,
+		       "use host memory, or a type of VM whose guests run on guest_memfd",
+		       "guests run here without the file in a memslot, but not with it: %s", how);
+}
+
+static void run_guest(struct gmem_caps *caps, int kvm_fd, uint64_t vm_type, bool is_private)
+{
+	uint64_t flags = flags_to_try(caps);
+	bool must_convert = is_private && !(flags & GMEM_CREATE_INIT_SHARED);
+	struct gmem_probe_result result;
+	int err;
+
+	err = gmem_probe_guest(kvm_fd, vm_type, flags,
+			       must_convert ? GMEM_PROBE_PRIVATE : GMEM_PROBE_SHARED, &result);
 	if (err)
-		say_unknown(caps, GMEM_CAP_GUEST_USES_FILE, "a guest could not be run: %s",
+		say_unknown(caps, GMEM_CAP_GUEST_USES_FILE, "a guest could not be made: %s",
 			    gmem_errno_name(err));
+	else if (result.run_err)
+		say_guest_stopped(caps, kvm_fd, vm_type, &result);
 	else
 		say_probe_result(caps, &result);
 }
 
+static void ask_guest(struct gmem_caps *caps, int kvm_fd)
+{
+	bool is_private = has_private_attribute(caps);
+	const char *type = gmem_vm_type_name(caps->vm_type, is_arm64());
+
+	if (!offers_gmemfd(caps) && !is_private)
+		say_no(caps, GMEM_CAP_GUEST_USES_FILE, NEEDS_6_18, "there is no file to use");
+	/* The default type stands in for an unknown one, but cannot have private memory. */
+	else if (is_private && !caps->has_vm_type)
+		say_unknown(caps, GMEM_CAP_GUEST_USES_FILE,
+			    "the VM's type was not told, so no VM like it could be made");
+	else if (!gmem_vm_type_is_plain(caps->vm_type, is_arm64()))
+		say_unknown(caps, GMEM_CAP_GUEST_USES_FILE,
+			    "not tried: %s guests need more than memory to run", type ? type : "such");
+	else
+		run_guest(caps, kvm_fd, caps->vm_type, is_private);
+}
+
 /* ---- the report ---- */
+
+/* KVM offers and binds them, and then fails KVM_RUN with EIO (seen in Linux 7.3). */
+static void deny_gmemfd(struct gmem_caps *caps)
+{
+	set_value(caps, GMEM_CAP_GUEST_MEMFD, 0);
+	say_no(caps, GMEM_CAP_GUEST_MEMFD, "use host memory, or a VM that is not protected",
+	       "KVM binds them for pKVM, but the guest then does not run");
+}
 
 static int ask_vm(struct gmem_caps *caps, int vm_fd, uint64_t flags)
 {
@@ -681,6 +830,8 @@ static int ask_vm(struct gmem_caps *caps, int vm_fd, uint64_t flags)
 
 	say_yes(caps, GMEM_CAP_KVM, "there is a VM, and it answers");
 	ask_kvm(caps, vm_fd);
+	if (is_arm64() && caps->vm_type & GMEM_VM_TYPE_PKVM)
+		deny_gmemfd(caps);
 	if (flags & GMEM_CAPS_NO_SELFTEST)
 		return 0;
 	return try_vm(caps, vm_fd);
@@ -697,7 +848,7 @@ static void ask_system(struct gmem_caps *caps, int kvm_fd)
 
 	set_value(caps, GMEM_CAP_KVM, version);
 	if (version != KVM_API_VERSION) {
-		say_no(caps, GMEM_CAP_KVM, "needs KVM API version 12",
+		say_no(caps, GMEM_CAP_KVM, "run a kernel with KVM API version 12",
 		       "API version %d is not the one everybody speaks", version);
 		return;
 	}
@@ -728,7 +879,7 @@ static int fill(struct gmem_caps *caps, int vm_fd, const struct gmem_caps_opts *
 	}
 
 	if (caps->has_vm && kvm_fd >= 0)
-		ask_guest(caps, kvm_fd, opts);
+		ask_guest(caps, kvm_fd);
 	else if (caps->has_vm)
 		say_unknown(caps, GMEM_CAP_GUEST_USES_FILE, "no " KVM_PATH " to make a VM with: %s",
 			    gmem_errno_name(kvm_fd));

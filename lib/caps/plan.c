@@ -69,11 +69,11 @@ static void judge_flags(struct verdict *verdict, const struct gmem_caps *caps,
 	uint64_t needed = implied | request->required_flags;
 
 	if (needed & ~mask)
-		miss(verdict, "needs create flags 0x%" PRIx64 " and this VM offers 0x%" PRIx64,
+		miss(verdict, "it needs create flags 0x%" PRIx64 ", this VM offers 0x%" PRIx64,
 		     needed, mask);
 
 	if (implied & request->forbidden_flags)
-		miss(verdict, "needs create flags 0x%" PRIx64 ", of which 0x%" PRIx64 " are forbidden",
+		miss(verdict, "it needs create flags 0x%" PRIx64 ", of which 0x%" PRIx64 " are forbidden",
 		     implied, implied & request->forbidden_flags);
 
 	verdict->create_flags = needed;
@@ -115,8 +115,11 @@ static void judge_host(struct verdict *verdict, const struct gmem_caps *caps,
 		       const struct gmem_request *request)
 {
 	judge_plain_slot(verdict, caps, request->needs);
+	if (request->needs & GMEM_NEED_NUMA && caps->mbind_refusal)
+		miss(verdict, "no NUMA policy: mbind(2) is refused: %s",
+		     gmem_errno_name(caps->mbind_refusal));
 	if (request->required_flags)
-		miss(verdict, "has no guest_memfd to give create flags 0x%" PRIx64 " to",
+		miss(verdict, "it has no guest_memfd to give create flags 0x%" PRIx64 " to",
 		     request->required_flags);
 }
 
@@ -159,7 +162,7 @@ static void judge_private(struct verdict *verdict, const struct gmem_caps *caps,
 	if (request->required_flags & GMEM_CREATE_INIT_SHARED)
 		miss(verdict, "a file with INIT_SHARED begins shared, not private");
 	else if (unoffered)
-		miss(verdict, "needs create flags 0x%" PRIx64 " and this VM offers 0x%" PRIx64,
+		miss(verdict, "it needs create flags 0x%" PRIx64 ", this VM offers 0x%" PRIx64,
 		     request->required_flags, mask);
 
 	/*

@@ -75,7 +75,8 @@ static int reported_byte(const struct guest *guest)
 {
 	const struct kvm_run *run = guest->run;
 
-	if (run->exit_reason != KVM_EXIT_IO || run->io.size != 1)
+	if (run->exit_reason != KVM_EXIT_IO || run->io.size != 1 ||
+	    run->io.data_offset >= guest->run_size)
 		return -EPROTO;
 	return ((const unsigned char *)run)[run->io.data_offset];
 }
@@ -169,13 +170,33 @@ static int map_page(struct guest *guest, int fd, unsigned char **ret)
 	return err;
 }
 
-static int add_memory(struct guest *guest, uint64_t create_flags, bool private_memory)
+static int add_file(struct guest *guest, uint64_t create_flags)
 {
 	const uint64_t host_access = GMEM_CREATE_MMAP | GMEM_CREATE_INIT_SHARED;
+	int err;
+
+	guest->gmemfd = gmem_kvm_create_gmemfd(guest->vm_fd, guest->page, create_flags);
+	if (guest->gmemfd < 0)
+		return guest->gmemfd;
+	gmem_sys_set_cloexec(guest->gmemfd);
+	if ((create_flags & host_access) != host_access)
+		return 0;
+
+	err = map_page(guest, guest->gmemfd, &guest->file);
+	/* Where a store would raise SIGBUS, this fails. */
+	if (!err)
+		err = gmem_sys_madvise(guest->file, guest->page, MADV_POPULATE_WRITE);
+	if (!err)
+		guest->file[1] = BYTE_OF_FILE;
+	return err;
+}
+
+static int add_memory(struct guest *guest, uint64_t create_flags, enum gmem_probe_memory memory)
+{
 	struct gmem_kvm_slot code = { .number = 0, .size = guest->page };
 	struct gmem_kvm_slot data = {
 		.number = 1,
-		.flags = KVM_MEM_GUEST_MEMFD,
+		.flags = memory == GMEM_PROBE_HOST ? 0 : KVM_MEM_GUEST_MEMFD,
 		.gpa = guest->page,
 		.size = guest->page,
 	};
@@ -184,22 +205,12 @@ static int add_memory(struct guest *guest, uint64_t create_flags, bool private_m
 	err = map_page(guest, -1, &guest->code);
 	if (!err)
 		err = map_page(guest, -1, &guest->hva);
+	if (!err && memory != GMEM_PROBE_HOST)
+		err = add_file(guest, create_flags);
 	if (err)
 		return err;
 
-	guest->gmemfd = gmem_kvm_create_gmemfd(guest->vm_fd, guest->page, create_flags);
-	if (guest->gmemfd < 0)
-		return guest->gmemfd;
-	gmem_sys_set_cloexec(guest->gmemfd);
-
 	guest->hva[1] = BYTE_OF_HVA;
-	if ((create_flags & host_access) == host_access) {
-		err = map_page(guest, guest->gmemfd, &guest->file);
-		if (err)
-			return err;
-		guest->file[1] = BYTE_OF_FILE;
-	}
-
 	write_code(guest);
 	code.hva = guest->code;
 	data.hva = guest->hva;
@@ -207,7 +218,7 @@ static int add_memory(struct guest *guest, uint64_t create_flags, bool private_m
 	err = gmem_kvm_set_slot(guest->vm_fd, &code);
 	if (!err)
 		err = gmem_kvm_set_slot(guest->vm_fd, &data);
-	if (!err && private_memory)
+	if (!err && memory == GMEM_PROBE_PRIVATE)
 		err = gmem_kvm_set_attributes(guest->vm_fd, guest->page, guest->page,
 					      KVM_MEMORY_ATTRIBUTE_PRIVATE);
 	return err;
@@ -246,17 +257,20 @@ static void drop_file(struct guest *guest)
 	guest->gmemfd = -1;
 }
 
-static int run_guest(struct guest *guest, struct gmem_probe_result *result)
+static void run_guest(struct guest *guest, struct gmem_probe_result *result)
 {
-	int err, byte;
+	int byte;
 
-	err = ioctl_retry(guest->vcpu_fd, KVM_RUN, NULL);
-	if (err)
-		return err;
+	result->run_err = ioctl_retry(guest->vcpu_fd, KVM_RUN, NULL);
+	if (result->run_err)
+		return;
 
 	byte = reported_byte(guest);
-	if (byte < 0)
-		return byte;
+	if (byte < 0) {
+		result->run_err = byte;
+		result->strange_exit = guest->run->exit_reason;
+		return;
+	}
 
 	result->load_from_hva = byte == BYTE_OF_HVA;
 	result->store_to_hva = guest->hva[0] == STORED;
@@ -272,14 +286,15 @@ static int run_guest(struct guest *guest, struct gmem_probe_result *result)
 		result->store_to_file = !result->store_to_hva;
 	}
 
+	if (guest->gmemfd < 0)
+		return;
 	drop_file(guest);
-	err = ioctl_retry(guest->vcpu_fd, KVM_RUN, NULL);
-	result->fault_exit = err == -EFAULT && guest->run->exit_reason == KVM_EXIT_MEMORY_FAULT;
-	return 0;
+	result->fault_exit = ioctl_retry(guest->vcpu_fd, KVM_RUN, NULL) == -EFAULT &&
+			     guest->run->exit_reason == KVM_EXIT_MEMORY_FAULT;
 }
 
-int gmem_probe_guest(int kvm_fd, uint64_t vm_type, uint64_t create_flags, bool private_memory,
-		     struct gmem_probe_result *ret)
+int gmem_probe_guest(int kvm_fd, uint64_t vm_type, uint64_t create_flags,
+		     enum gmem_probe_memory memory, struct gmem_probe_result *ret)
 {
 	struct guest guest = { .gmemfd = -1, .vcpu_fd = -1 };
 	struct gmem_probe_result result = { .fault_exit = false };
@@ -290,11 +305,11 @@ int gmem_probe_guest(int kvm_fd, uint64_t vm_type, uint64_t create_flags, bool p
 	if (guest.vm_fd < 0)
 		return guest.vm_fd;
 
-	err = add_memory(&guest, create_flags, private_memory);
+	err = add_memory(&guest, create_flags, memory);
 	if (!err)
 		err = add_vcpu(&guest, kvm_fd);
 	if (!err)
-		err = run_guest(&guest, &result);
+		run_guest(&guest, &result);
 	if (!err)
 		*ret = result;
 

@@ -32,7 +32,7 @@ GMEM_API int gmem_change_new(struct gmem_vm *vm, struct gmem_change **ret)
 	if (!change)
 		return gmem_fail(-ENOMEM, "no memory for a change");
 
-	change->vm = vm;
+	change->vm = gmem_vm_ref(vm);
 	*ret = change;
 	return 0;
 }
@@ -47,6 +47,7 @@ GMEM_API void gmem_change_free(struct gmem_change *change)
 			free(change->steps[i].region);
 	free(change->steps);
 	free(change->places);
+	gmem_vm_unref(change->vm);
 	free(change);
 }
 
@@ -101,9 +102,13 @@ static int add_step(struct gmem_change *change, const struct gmem_step *step)
 static int check_unused(const struct gmem_change *change, const struct gmem_region *region)
 {
 	uint32_t number;
+	int err;
 
 	if (!change || !region)
 		return gmem_fail(-EINVAL, "%s is NULL", change ? "region" : "change");
+	err = gmem_vm_check_alive(change->vm);
+	if (err)
+		return err;
 	if (region->vm != change->vm)
 		return gmem_fail(-EINVAL, "the region at gpa 0x%" PRIx64 " is of another VM",
 				 region->gpa.start);
@@ -125,7 +130,9 @@ GMEM_API int gmem_change_add(struct gmem_change *change, uint64_t gpa, uint64_t 
 	if (!change || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", change ? "ret" : "change");
 
-	err = gmem_step_make_add(change->vm, gpa, size, opts, &step);
+	err = gmem_vm_check_alive(change->vm);
+	if (!err)
+		err = gmem_step_make_add(change->vm, gpa, size, opts, &step);
 	if (err)
 		return err;
 
@@ -180,6 +187,9 @@ GMEM_API int gmem_change_apply(struct gmem_change *change)
 
 	if (!change)
 		return gmem_fail(-EINVAL, "change is NULL");
+	err = gmem_vm_check_alive(change->vm);
+	if (err)
+		return err;
 
 	for (size_t i = 0; i < change->count; i++)
 		if (!change->steps[i].region)

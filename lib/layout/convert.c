@@ -337,7 +337,7 @@ static int set_run(struct work *work, const struct gmem_part *run, bool to_priva
 	gmem_region_count(region, GMEM_COUNT_CONVERT_IOCTLS, 1);
 	err = gmem_region_set_private(region, run, to_private, (uint32_t)left_ms);
 	if (start)
-		gmem_wait_spend(work->budget, start);
+		gmem_wait_spend(work->budget, start, GMEM_WAIT_LEASES);
 	return err;
 }
 

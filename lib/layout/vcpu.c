@@ -74,7 +74,7 @@ GMEM_API int gmem_vcpu_new(struct gmem_vm *vm, int vcpu_fd, const struct gmem_vc
 	if (!vcpu)
 		return gmem_fail(-ENOMEM, "no memory for a vCPU's record");
 
-	vcpu->vm = vm;
+	vcpu->vm = gmem_vm_ref(vm);
 	vcpu->fd = vcpu_fd;
 	vcpu->opts = opts;
 	vcpu->last_gpa = UINT64_MAX;
@@ -86,6 +86,9 @@ GMEM_API int gmem_vcpu_new(struct gmem_vm *vm, int vcpu_fd, const struct gmem_vc
 
 GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu)
 {
+	if (!vcpu)
+		return;
+	gmem_vm_unref(vcpu->vm);
 	free(vcpu);
 }
 
@@ -338,7 +341,9 @@ GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, 
 	if (!vcpu)
 		return gmem_fail(-EINVAL, "vcpu is NULL");
 
-	err = gmem_exit_decode(run, result, error, &exit);
+	err = gmem_vm_check_alive(vcpu->vm);
+	if (!err)
+		err = gmem_exit_decode(run, result, error, &exit);
 	if (err)
 		return err;
 
@@ -407,7 +412,9 @@ GMEM_API int gmem_vcpu_prefault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t s
 	if (!vcpu)
 		return gmem_fail(-EINVAL, "vcpu is NULL");
 
-	err = gmem_check_range("gpa", gpa, size);
+	err = gmem_vm_check_alive(vcpu->vm);
+	if (!err)
+		err = gmem_check_range("gpa", gpa, size);
 	if (!err && vcpu->fd < 0)
 		err = gmem_fail(-EBADF, "%d is no vCPU fd", vcpu->fd);
 	if (!err && gmem_caps_says(&vcpu->vm->caps, GMEM_CAP_PRE_FAULT, GMEM_NO))

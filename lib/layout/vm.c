@@ -21,6 +21,7 @@
 #include "region/vm_core.h"
 #include "region/vm_identity.h"
 #include "state/inplace.h"
+#include "state/lease.h"
 #include "state/listener.h"
 #include "state/claim.h"
 #include "view/view.h"
@@ -79,6 +80,15 @@ static int take_address_space(struct gmem_vm *vm, const struct gmem_vm_opts *opt
 	return 0;
 }
 
+static void dispose(struct gmem_vm *vm)
+{
+	gmem_listeners_sweep(vm);
+	gmem_slots_destroy(&vm->slots);
+	gmem_vm_drop_table(vm);
+	gmem_vm_end(vm);
+	free(vm);
+}
+
 GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct gmem_vm **ret)
 {
 	struct gmem_vm_opts opts;
@@ -116,6 +126,7 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 		goto free_identity;
 
 	gmem_vm_begin(vm);
+	vm->dispose = dispose;
 	vm->fd = vm->identity->asked;
 	vm->log = opts.log;
 	vm->log_data = opts.log_data;
@@ -173,13 +184,11 @@ static void release_all(struct gmem_vm *vm, bool delete)
 	gmem_lock_drop(&vm->lock);
 }
 
-static void free_handle(struct gmem_vm *vm)
+static void drop_identity(struct gmem_vm *vm)
 {
-	gmem_listeners_sweep(vm);
-	gmem_slots_destroy(&vm->slots);
-	gmem_vm_drop_table(vm);
-	gmem_vm_end(vm);
-	free(vm);
+	gmem_vm_identity_unref(vm->identity);
+	vm->identity = NULL;
+	vm->fd = -1;
 }
 
 GMEM_API void gmem_vm_free(struct gmem_vm *vm)
@@ -187,9 +196,11 @@ GMEM_API void gmem_vm_free(struct gmem_vm *vm)
 	if (!vm)
 		return;
 
+	gmem_vm_end_views(vm);
+	gmem_leases_end(vm);
 	release_all(vm, true);
-	gmem_vm_identity_unref(vm->identity);
-	free_handle(vm);
+	drop_identity(vm);
+	gmem_vm_unref(vm);
 }
 
 /*
@@ -201,9 +212,11 @@ GMEM_API void gmem_vm_free_with_vm(struct gmem_vm *vm)
 	if (!vm)
 		return;
 
-	gmem_vm_identity_unref(vm->identity);
+	gmem_vm_end_views(vm);
+	gmem_leases_end(vm);
+	drop_identity(vm);
 	release_all(vm, false);
-	free_handle(vm);
+	gmem_vm_unref(vm);
 }
 
 GMEM_API const struct gmem_caps *gmem_vm_caps(const struct gmem_vm *vm)

@@ -6,6 +6,11 @@
 
 #ifdef HAVE_LIBURING
 #include <liburing.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <unistd.h>
+
+#include "os/thread.h"
 #endif
 
 #ifdef HAVE_LIBURING
@@ -14,11 +19,77 @@ struct gmem_ring {
 	struct io_uring own;
 	struct io_uring *callers;	/* NULL: the ring is @own */
 	uint64_t tag;
+
+	/* The thread of our own ring. Between asked and answered it has the ring to itself. */
+	pthread_t thread;
+	pid_t process;			/* a child of fork() has no such thread */
+	uint32_t entries;
+	sem_t asked, answered;
+	bool is_ending;
+	int answer;
 };
 
 static struct io_uring *ring_of(struct gmem_ring *ring)
 {
 	return ring->callers ? ring->callers : &ring->own;
+}
+
+/* ---- the thread of a ring ---- */
+
+/*
+ * The kernel ties a ring to the threads that made it and submitted to it. For completions,
+ * and once more some time after the ring was closed, it interrupts their system calls as a
+ * signal does (task_work_add() with TWA_SIGNAL): KVM_CREATE_VM and fallocate() fail with
+ * EINTR. Writes raise SIGPIPE in them, and workers of the kernel's stay with them. So a ring
+ * of our own has a thread that does nothing else, and that takes all this with it.
+ */
+
+static void await(sem_t *semaphore)
+{
+	while (sem_wait(semaphore))
+		;
+}
+
+/*
+ * The kernel stops after a request that it refuses, and has then taken fewer than all. With
+ * a thread of the kernel's that polls the queue, what is there is as good as taken.
+ */
+static int submit(struct io_uring *uring)
+{
+	int n;
+
+	do {
+		n = io_uring_submit(uring);
+		if (uring->flags & IORING_SETUP_SQPOLL || !io_uring_sq_ready(uring))
+			return n < 0 && n != -EINTR ? n : 0;
+	} while (n == -EINTR || n > 0);
+	return n < 0 ? n : -EAGAIN;
+}
+
+static void *serve(void *data)
+{
+	struct gmem_ring *ring = data;
+
+	ring->answer = io_uring_queue_init(ring->entries, &ring->own, 0);
+	for (;;) {
+		sem_post(&ring->answered);
+		await(&ring->asked);
+		if (ring->is_ending)
+			return NULL;
+		ring->answer = submit(&ring->own);
+	}
+}
+
+static void end_thread(struct gmem_ring *ring)
+{
+	ring->is_ending = true;
+	sem_post(&ring->asked);
+	pthread_join(ring->thread, NULL);
+}
+
+static bool is_of_this_process(const struct gmem_ring *ring)
+{
+	return ring->process == getpid();
 }
 
 int gmem_ring_new(uint32_t entries, struct gmem_ring **ret)
@@ -29,13 +100,26 @@ int gmem_ring_new(uint32_t entries, struct gmem_ring **ret)
 	if (!ring)
 		return -ENOMEM;
 
-	err = io_uring_queue_init(entries, &ring->own, 0);
-	if (err) {
-		free(ring);
-		return err;
-	}
+	ring->process = getpid();
+	ring->entries = entries;
+	sem_init(&ring->asked, 0, 0);
+	sem_init(&ring->answered, 0, 0);
+	err = gmem_thread_start(serve, ring, &ring->thread);
+	if (err)
+		goto free_ring;
+
+	await(&ring->answered);
+	err = ring->answer;
+	if (err)
+		goto end_thread;
 	*ret = ring;
 	return 0;
+
+end_thread:
+	end_thread(ring);
+free_ring:
+	free(ring);
+	return err;
 }
 
 int gmem_ring_wrap(struct io_uring *callers, uint64_t tag, struct gmem_ring **ret)
@@ -56,8 +140,11 @@ int gmem_ring_wrap(struct io_uring *callers, uint64_t tag, struct gmem_ring **re
 
 void gmem_ring_free(struct gmem_ring *ring)
 {
-	if (ring && !ring->callers)
+	if (ring && !ring->callers) {
+		if (is_of_this_process(ring))
+			end_thread(ring);
 		io_uring_queue_exit(&ring->own);
+	}
 	free(ring);
 }
 
@@ -102,21 +189,16 @@ int gmem_ring_queue(struct gmem_ring *ring, const struct gmem_ring_request *requ
 	return 0;
 }
 
-/*
- * The kernel stops after a request that it refuses, and has then taken fewer than all. With
- * a thread of the kernel's that polls the queue, what is there is as good as taken.
- */
 int gmem_ring_submit(struct gmem_ring *ring)
 {
-	struct io_uring *uring = ring_of(ring);
-	int n;
+	if (ring->callers)
+		return submit(ring->callers);
+	if (!is_of_this_process(ring))
+		return -EIO;
 
-	do {
-		n = io_uring_submit(uring);
-		if (uring->flags & IORING_SETUP_SQPOLL || !io_uring_sq_ready(uring))
-			return n < 0 && n != -EINTR ? n : 0;
-	} while (n == -EINTR || n > 0);
-	return n < 0 ? n : -EAGAIN;
+	sem_post(&ring->asked);
+	await(&ring->answered);
+	return ring->answer;
 }
 
 int gmem_ring_await_room(struct gmem_ring *ring)
@@ -141,6 +223,8 @@ int gmem_ring_reap(struct gmem_ring *ring, bool wait, uint32_t *ret_number, int 
 
 	if (ring->callers)
 		return 0;
+	if (!is_of_this_process(ring))
+		return -EIO;
 
 	do {
 		err = wait ? io_uring_wait_cqe(&ring->own, &cqe)

@@ -35,7 +35,11 @@ struct gmem_ring_request {
 	uint64_t offset;	/* or GMEM_NO_OFFSET */
 };
 
-/* Sets up a ring of our own. */
+/*
+ * Sets up a ring of our own, and a thread that submits what is queued. The calling threads
+ * have no tie to the ring: nothing of it shows in their system calls, then or later. A child
+ * of fork() cannot use the ring (-EIO), but free it.
+ */
 int gmem_ring_new(uint32_t entries, struct gmem_ring **ret);
 /*
  * Wraps a ring of the caller, who reaps its completions. The user_data of a request is

@@ -273,8 +273,11 @@ void gmem_sys_pause(unsigned int microseconds);
 uint64_t gmem_sys_now(void);
 /* Returns a number that is unlikely to come twice. It is not a secret. */
 uint64_t gmem_sys_random(void);
-/* Sets up an io_uring and closes it again; 0 if that worked. */
-int gmem_sys_try_io_uring(void);
+/*
+ * Asks whether this process may use io_uring, without making a ring, whose end would
+ * interrupt later system calls of this thread. 0, or the -errno of the refusal.
+ */
+int gmem_sys_ask_io_uring(void);
 
 /* ---- signals ---- */
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "pages/discard.h"
 
+#include <endian.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
@@ -26,6 +27,10 @@
 
 /* Guests have no address from here on, so no sum of two addresses wraps. */
 #define GPA_END (UINT64_C(1) << 63)
+
+#define BOTH_SIDES (GMEM_DISCARD_SHARED_SIDE | GMEM_DISCARD_PRIVATE_SIDE)
+
+#define BALLOON_PAGE_SHIFT 12
 
 struct work {
 	struct gmem_vm *vm;
@@ -99,24 +104,35 @@ static void shrink(struct work *work)
 	work->count = kept;
 }
 
-/* Of a part of a huge page nothing can be freed. */
-static int check_section(void *data, const struct gmem_section *section)
+/* The side that the caller chose; 0: the one that the guest uses */
+static uint32_t side_of(const struct work *work)
 {
-	const struct gmem_region *region = section->region;
+	if (work->opts.flags & GMEM_DISCARD_SHARED_SIDE)
+		return GMEM_SIDE_SHARED;
+	return work->opts.flags & GMEM_DISCARD_PRIVATE_SIDE ? GMEM_SIDE_PRIVATE : 0;
+}
+
+/* Of a part of a huge page nothing can be freed. */
+static int check_section(void *data, const struct gmem_section *found)
+{
+	const struct gmem_region *region = found->region;
+	struct gmem_section section = *found;
 	const struct work *work = data;
 	struct gmem_region_memory memory;
 	char text[GMEM_SIZE_TEXT];
 	int err;
 
-	err = gmem_region_memory_get(region, section->side, section->offset, section->size, &memory);
+	err = gmem_section_take_side(&section, side_of(work));
+	if (!err)
+		err = gmem_region_memory_get(region, section.side, section.offset, section.size, &memory);
 	if (err || work->opts.flags & GMEM_DISCARD_INWARD ||
-	    ((uintptr_t)memory.hva | section->size) % memory.page_size == 0)
+	    ((uintptr_t)memory.hva | section.size) % memory.page_size == 0)
 		return err;
 
 	gmem_size_text(memory.page_size, text);
 	return gmem_fail(-EINVAL, "gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes, begins or ends inside a huge page "
 			 "of %s, which is not freed in part (GMEM_DISCARD_INWARD leaves it out)",
-			 region->gpa.start + section->offset, section->size, text);
+			 region->gpa.start + section.offset, section.size, text);
 }
 
 /* Which memory goes */
@@ -201,20 +217,22 @@ static void tell_undone(const struct gmem_section *piece, uint64_t done, int err
 	gmem_failure_restore(&failure);
 }
 
-static int discard_piece(void *data, const struct gmem_section *piece)
+static int discard_piece(void *data, const struct gmem_section *found)
 {
+	struct gmem_section piece = *found;
 	struct gmem_region_info region;
 	struct gmem_listener_part part;
 	uint64_t done;
-	int err = 0;
+	int err;
 
-	if (gmem_section_part(piece, 0, &region, &part))
-		err = gmem_listeners_ask_discard(piece->claim, &part);
+	err = gmem_section_take_side(&piece, side_of(data));
+	if (!err && gmem_section_part(&piece, 0, &region, &part))
+		err = gmem_listeners_ask_discard(piece.claim, &part);
 	if (err)
 		return err;
 
-	err = discard_counted(data, piece, &done);
-	tell_undone(piece, done, err);
+	err = discard_counted(data, &piece, &done);
+	tell_undone(&piece, done, err);
 	return err;
 }
 
@@ -283,7 +301,9 @@ GMEM_API int gmem_vm_discard_list(struct gmem_vm *vm, const struct gmem_gpa_rang
 	err = GMEM_COPY_OPTS(gmem_discard_opts, &work.opts, opts, reserved);
 	if (!err)
 		err = gmem_check_flags("flags", work.opts.flags, GMEM_DISCARD_INWARD |
-				       GMEM_DISCARD_ALL_KINDS | GMEM_DISCARD_NOT_ZERO);
+				       GMEM_DISCARD_ALL_KINDS | GMEM_DISCARD_NOT_ZERO | BOTH_SIDES);
+	if (!err && (work.opts.flags & BOTH_SIDES) == BOTH_SIDES)
+		err = gmem_fail(-EINVAL, "the flags ask for the shared side and for the private one");
 	if (!err && work.opts.reserved)
 		err = gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", work.opts.reserved);
 	if (!err)
@@ -302,4 +322,47 @@ GMEM_API int gmem_vm_discard(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	const struct gmem_gpa_range range = { gpa, size };
 
 	return gmem_vm_discard_list(vm, &range, 1, opts, ret);
+}
+
+/* Neighbours that come in order are one range from the beginning. */
+static size_t ranges_of(const uint32_t *pfns, size_t count, struct gmem_gpa_range *ranges)
+{
+	uint64_t page = UINT64_C(1) << BALLOON_PAGE_SHIFT, gpa;
+	size_t used = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		gpa = (uint64_t)le32toh(pfns[i]) << BALLOON_PAGE_SHIFT;
+		if (used && end_of(&ranges[used - 1]) == gpa)
+			ranges[used - 1].size += page;
+		else
+			ranges[used++] = (struct gmem_gpa_range){ gpa, page };
+	}
+	return used;
+}
+
+GMEM_API int gmem_vm_discard_pfns(struct gmem_vm *vm, const uint32_t *pfns, size_t count,
+				  const struct gmem_discard_opts *user_opts,
+				  struct gmem_footprint *ret)
+{
+	struct gmem_gpa_range *ranges;
+	struct gmem_discard_opts opts;
+	int err;
+
+	if (ret)
+		*ret = (struct gmem_footprint){ .done = 0 };
+	if (!vm || (!pfns && count))
+		return gmem_fail(-EINVAL, "%s is NULL", vm ? "pfns" : "vm");
+	err = GMEM_COPY_OPTS(gmem_discard_opts, &opts, user_opts, reserved);
+	if (err)
+		return gmem_vm_log_error(vm, err);
+
+	ranges = count > SIZE_MAX / sizeof(*ranges) ? NULL : malloc(count * sizeof(*ranges) + 1);
+	if (!ranges)
+		return gmem_vm_log_error(vm, gmem_fail(-ENOMEM, "no memory for a list of %zu pages", count));
+
+	opts.size = sizeof(opts);
+	opts.flags |= GMEM_DISCARD_INWARD;
+	err = gmem_vm_discard_list(vm, ranges, ranges_of(pfns, count, ranges), &opts, ret);
+	free(ranges);
+	return err;
 }

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -66,12 +67,13 @@ struct writer {
 /* Returns 0 if the reader may have made room; waits no longer than is left of w->wait. */
 static int await_reader(struct writer *w)
 {
-	uint64_t start = gmem_sys_now(), spent;
+	uint64_t start = gmem_sys_now(), ms = (w->wait + GMEM_NANOSECONDS_PER_MS - 1) / GMEM_NANOSECONDS_PER_MS;
+	uint64_t spent;
 	int n;
 
 	if (!w->wait)
 		return -EAGAIN;
-	n = gmem_sys_poll(w->fd, POLLOUT, (int)((w->wait - 1) / GMEM_NANOSECONDS_PER_MS + 1));
+	n = gmem_sys_poll(w->fd, POLLOUT, ms < INT_MAX ? (int)ms : INT_MAX);
 	spent = gmem_sys_now() - start;
 	w->wait -= spent < w->wait ? spent : w->wait;
 	return n >= 0 || n == -EINTR ? 0 : n;

@@ -14,7 +14,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,11 +23,11 @@
 #include "base/error.h"
 #include "base/kind.h"
 #include "base/lock.h"
-#include "base/macros.h"
 #include "base/opts.h"
 #include "base/wait_budget.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
+#include "os/thread.h"
 #include "os/usdt.h"
 #include "pages/numa_thread.h"
 #include "pages/section.h"
@@ -45,6 +44,8 @@
 #define CHUNKS_PER_LANE	4
 
 #define MAX_WORKERS	1024
+
+#define BOTH_SIDES	(GMEM_POPULATE_SHARED_SIDE | GMEM_POPULATE_PRIVATE_SIDE)
 
 /* Retries of madvise() after -EINTR */
 #define MAX_INTERRUPTIONS 1000
@@ -193,9 +194,8 @@ static int check_section_fits(const struct gmem_populate *job, const struct gmem
 	return gmem_region_check_fits(section->region, section->side, section->offset, section->size);
 }
 
-static int populate_section(void *data, const struct gmem_section *section)
+static int populate_section(struct worker *worker, const struct gmem_section *section)
 {
-	struct worker *worker = data;
 	const struct gmem_populate *job = worker->job;
 	struct gmem_region_memory memory;
 	int err;
@@ -217,20 +217,33 @@ static int populate_section(void *data, const struct gmem_section *section)
 	return err ? fail_populating(section, &memory, err) : 0;
 }
 
+/* The side that the caller chose; 0: the one that the guest uses */
+static uint32_t side_of(const struct gmem_populate *job)
+{
+	if (job->opts.flags & GMEM_POPULATE_SHARED_SIDE)
+		return GMEM_SIDE_SHARED;
+	return job->opts.flags & GMEM_POPULATE_PRIVATE_SIDE ? GMEM_SIDE_PRIVATE : 0;
+}
+
 /* Which memory is populated */
 static uint32_t uses_of(const struct gmem_populate *job)
 {
 	return job->opts.flags & GMEM_POPULATE_ALL_KINDS ? 0 : GMEM_USE_POPULATE;
 }
 
-static int populate_and_tell(void *data, const struct gmem_section *section)
+static int populate_and_tell(void *data, const struct gmem_section *found)
 {
+	struct gmem_section section = *found;
+	struct worker *worker = data;
 	struct gmem_region_info region;
 	struct gmem_listener_part part;
-	int err = populate_section(data, section);
+	int err;
 
-	if (!err && gmem_section_part(section, 0, &region, &part))
-		gmem_listeners_populated(section->claim, &part);
+	err = gmem_section_take_side(&section, side_of(worker->job));
+	if (!err)
+		err = populate_section(worker, &section);
+	if (!err && gmem_section_part(&section, 0, &region, &part))
+		gmem_listeners_populated(section.claim, &part);
 	return err;
 }
 
@@ -341,10 +354,13 @@ static int run(struct gmem_populate *job, bool is_ours)
 
 GMEM_API int gmem_populate_run(struct gmem_populate *job)
 {
+	int err;
+
 	if (!job)
 		return gmem_fail(-EINVAL, "job is NULL");
 
-	return run(job, false);
+	err = gmem_vm_check_alive(job->vm);
+	return err ? err : run(job, false);
 }
 
 GMEM_API void gmem_populate_cancel(struct gmem_populate *job)
@@ -379,6 +395,7 @@ static void make_lanes(struct gmem_populate *job)
 #define MAX_HUGE_SIZES 4
 
 struct huge_need {
+	uint32_t side;		/* as gmem_section_take_side() */
 	uint64_t bytes;		/* also those that are there */
 	struct {
 		uint64_t page_size;
@@ -387,26 +404,29 @@ struct huge_need {
 	} sizes[MAX_HUGE_SIZES];
 };
 
-static int add_huge_need(void *data, const struct gmem_section *section)
+static int add_huge_need(void *data, const struct gmem_section *found)
 {
+	struct gmem_section section = *found;
 	struct huge_need *need = data;
 	struct gmem_region_memory memory;
 	struct gmem_resident bytes;
 	uint64_t missing;
 	int err;
 
-	err = gmem_region_memory_get(section->region, section->side, section->offset, section->size,
-				     &memory);
+	err = gmem_section_take_side(&section, need->side);
+	if (!err)
+		err = gmem_region_memory_get(section.region, section.side, section.offset, section.size,
+					     &memory);
 	if (err || memory.pool_page <= gmem_sys_page_size())
 		return err;
-	err = gmem_region_memory_bounds(section->region, section->side, section->offset, section->size,
+	err = gmem_region_memory_bounds(section.region, section.side, section.offset, section.size,
 					&bytes);
 	if (err)
 		return err;
 
-	need->bytes += section->size;
+	need->bytes += section.size;
 	/* What may be there after all is no reason to refuse. */
-	missing = gmem_count_missing_huge_pages(memory.hva, section->size, memory.page_size, bytes.most);
+	missing = gmem_count_missing_huge_pages(memory.hva, section.size, memory.page_size, bytes.most);
 	for (size_t i = 0; i < MAX_HUGE_SIZES; i++) {
 		if (need->sizes[i].page_size && need->sizes[i].page_size != memory.page_size)
 			continue;
@@ -421,7 +441,7 @@ static int add_huge_need(void *data, const struct gmem_section *section)
 
 static int check_huge_need(struct gmem_populate *job, uint64_t *ret_bytes)
 {
-	struct huge_need need = { 0 };
+	struct huge_need need = { .side = side_of(job) };
 	int err = gmem_vm_look_at_sections(job->vm, job->gpa, job->size, uses_of(job), add_huge_need, &need);
 
 	for (size_t i = 0; i < MAX_HUGE_SIZES && !err; i++)
@@ -449,7 +469,7 @@ static int prepare(struct gmem_populate *job)
 	if (err)
 		return err;
 
-	err = gmem_vm_resident(job->vm, job->gpa, job->size, &job->before);
+	err = gmem_vm_resident(job->vm, job->gpa, job->size, side_of(job), &job->before);
 	job->is_counting = !err;
 	if (err && err != -EOPNOTSUPP)
 		return err;
@@ -471,9 +491,11 @@ static int check_opts(const struct gmem_populate_opts *opts)
 	int err;
 
 	err = gmem_check_flags("flags", opts->flags, GMEM_POPULATE_RESERVE | GMEM_POPULATE_UNCHECKED |
-			       GMEM_POPULATE_ALL_KINDS);
+			       GMEM_POPULATE_ALL_KINDS | BOTH_SIDES);
 	if (err)
 		return err;
+	if ((opts->flags & BOTH_SIDES) == BOTH_SIDES)
+		return gmem_fail(-EINVAL, "the flags ask for the shared side and for the private one");
 	if (opts->reserved)
 		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", opts->reserved);
 	if (opts->workers > MAX_WORKERS)
@@ -503,7 +525,7 @@ static int new_job(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	if (!job)
 		return gmem_fail(-ENOMEM, "no memory for a job of %" PRIu32 " lanes", lanes);
 
-	job->vm = vm;
+	job->vm = gmem_vm_ref(vm);
 	job->opts = opts;
 	job->gpa = gpa;
 	job->size = size;
@@ -511,6 +533,7 @@ static int new_job(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	make_lanes(job);
 	err = prepare(job);
 	if (err) {
+		gmem_vm_unref(vm);
 		free(job);
 		return err;
 	}
@@ -536,6 +559,7 @@ GMEM_API void gmem_populate_free(struct gmem_populate *job)
 
 	GMEM_PROBE(populate, gmem_vm_number(job->vm), job->gpa, job->size, job->done);
 	gmem_lock_destroy(&job->lock);
+	gmem_vm_unref(job->vm);
 	free(job);
 }
 
@@ -552,7 +576,8 @@ GMEM_API int gmem_populate_result(struct gmem_populate *job, struct gmem_footpri
 	gmem_lock_drop(&job->lock);
 
 	result.before = job->before.bytes;
-	result.counted = job->is_counting && gmem_vm_resident(job->vm, job->gpa, job->size, &now) == 0;
+	result.counted = job->is_counting &&
+			 gmem_vm_resident(job->vm, job->gpa, job->size, side_of(job), &now) == 0;
 	if (result.counted)
 		result.after = now.bytes;
 	*ret = result;
@@ -567,30 +592,14 @@ static void *work(void *data)
 	return NULL;
 }
 
-/* Leave signals to the caller's threads, except those that the thread's own faults raise. */
-static void block_signals(sigset_t *ret_old)
-{
-	static const int faults[] = { SIGBUS, SIGSEGV, SIGILL, SIGFPE, SIGTRAP, SIGSYS };
-	sigset_t blocked;
-
-	sigfillset(&blocked);
-	for (size_t i = 0; i < GMEM_ARRAY_SIZE(faults); i++)
-		sigdelset(&blocked, faults[i]);
-	gmem_sys_sigmask(SIG_BLOCK, &blocked, ret_old);
-}
-
 /* Start as many threads as possible: the calling thread can do all the work alone. */
 static size_t start_threads(struct gmem_populate *job, pthread_t *threads, size_t count)
 {
 	size_t started = 0;
-	sigset_t old;
 
-	if (!threads)
-		return 0;
-	block_signals(&old);
-	while (started < count && pthread_create(&threads[started], NULL, work, job) == 0)
+	while (threads && started < count &&
+	       gmem_thread_start(work, job, &threads[started]) == 0)
 		started++;
-	gmem_sys_sigmask(SIG_SETMASK, &old, NULL);
 	return started;
 }
 

@@ -47,10 +47,26 @@ static int find_section_locked(struct gmem_vm *vm, uint64_t gpa, uint64_t last,
 	return err;
 }
 
+int gmem_section_take_side(struct gmem_section *section, uint32_t side)
+{
+	const struct gmem_region *region = section->region;
+
+	if (!side)
+		return 0;
+	if (!gmem_region_traits(region)->has_sides || gmem_region_is_both_sides(region))
+		return gmem_fail(-EOPNOTSUPP, "the region at gpa 0x%" PRIx64 ", backed by \"%s\", has one "
+				 "memory and not two sides", region->gpa.start,
+				 gmem_backing_name(region->backing));
+	section->is_unused = side != section->side;
+	section->side = side;
+	section->is_private = side == GMEM_SIDE_PRIVATE;
+	return 0;
+}
+
 bool gmem_section_part(const struct gmem_section *section, uint64_t done,
 		       struct gmem_region_info *region, struct gmem_listener_part *part)
 {
-	if (section->is_private || !gmem_listeners_are_there(section->region->vm))
+	if (section->is_private || section->is_unused || !gmem_listeners_are_there(section->region->vm))
 		return false;
 
 	gmem_region_fill_info(section->region, region);
@@ -216,39 +232,49 @@ int gmem_section_claim(struct gmem_vm *vm, uint64_t gpa, uint64_t last, uint64_t
 	return 0;
 }
 
-static int add_resident(void *data, const struct gmem_section *section)
+struct count {
+	uint32_t side;
+	struct gmem_vm_resident sum;
+};
+
+static int add_resident(void *data, const struct gmem_section *found)
 {
-	struct gmem_vm_resident *sum = data;
+	struct gmem_section section = *found;
 	struct gmem_region_memory memory;
+	struct count *count = data;
 	uint64_t bytes;
 	int err;
 
-	err = gmem_region_memory_resident(section->region, section->side, section->offset, section->size, &bytes);
+	err = gmem_section_take_side(&section, count->side);
 	if (!err)
-		err = gmem_region_memory_get(section->region, section->side, section->offset, section->size,
+		err = gmem_region_memory_resident(section.region, section.side, section.offset,
+						  section.size, &bytes);
+	if (!err)
+		err = gmem_region_memory_get(section.region, section.side, section.offset, section.size,
 					     &memory);
 	if (err)
 		return err;
-	sum->bytes += bytes;
-	sum->in_huge_pages += memory.pool_page > gmem_sys_page_size() ? bytes : 0;
+	count->sum.bytes += bytes;
+	count->sum.in_huge_pages += memory.pool_page > gmem_sys_page_size() ? bytes : 0;
 	return 0;
 }
 
-int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, struct gmem_vm_resident *ret)
+int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t side,
+		     struct gmem_vm_resident *ret)
 {
 	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
-	struct gmem_vm_resident sum = { 0 };
+	struct count count = { .side = side };
 	uint64_t done, now;
 	int err;
 
 	for (done = 0; done < size; done += now) {
 		now = size - done < GMEM_SECTION_PIECE ? size - done : GMEM_SECTION_PIECE;
 		err = gmem_vm_each_section(vm, gpa + done, now, GMEM_USE_COUNT, GMEM_CLAIM_SHARED,
-					   &budget, add_resident, &sum);
+					   &budget, add_resident, &count);
 		if (err)
 			return err;
 	}
 
-	*ret = sum;
+	*ret = count.sum;
 	return 0;
 }

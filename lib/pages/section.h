@@ -23,9 +23,16 @@ struct gmem_section {
 	const struct gmem_claim *claim;	/* on all of the range */
 	uint32_t side;		/* the one the guest uses; in place there is only one */
 	bool is_private;	/* the host cannot reach it by the region's address */
+	bool is_unused;		/* the guest uses the other side */
 	uint64_t offset;	/* in the region */
 	uint64_t size;
 };
+
+/*
+ * Has @section be of @side, whichever the guest uses; 0: of the side that the guest uses.
+ * -EOPNOTSUPP if its region has not both.
+ */
+int gmem_section_take_side(struct gmem_section *section, uint32_t side);
 
 /*
  * What listeners are told of a section, if they are: of its memory from @done on. Returns false
@@ -83,9 +90,10 @@ struct gmem_vm_resident {
 };
 
 /*
- * What is in memory, of the side the guest uses: see gmem_region_memory_resident(). Kinds whose
- * pages are not counted have nothing.
+ * What is in memory, of a side as gmem_section_take_side(): see gmem_region_memory_resident().
+ * Kinds whose pages are not counted have nothing.
  */
-int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, struct gmem_vm_resident *ret);
+int gmem_vm_resident(struct gmem_vm *vm, uint64_t gpa, uint64_t size, uint32_t side,
+		     struct gmem_vm_resident *ret);
 
 #endif

@@ -51,8 +51,21 @@ static struct gmem_file *new_file(struct gmem_vm_identity *vm, uint64_t size,
 	return file;
 }
 
+static void set_fd(struct gmem_file *file, int fd)
+{
+	file->fd = fd;
+	file->known = (struct gmem_vm_file){ .fd = fd, .create_flags = file->create_flags };
+	if (file->vm)
+		gmem_vm_identity_add_file(file->vm, &file->known);
+}
+
 static void free_file(struct gmem_file *file)
 {
+	if (file->fd >= 0) {
+		if (file->vm)
+			gmem_vm_identity_remove_file(file->vm, &file->known);
+		gmem_sys_close(file->fd);
+	}
 	gmem_vm_identity_unref(file->vm);
 	gmem_lock_destroy(&file->lock);
 	free(file);
@@ -83,18 +96,18 @@ static int make_file(struct gmem_vm_identity *vm, uint64_t size, uint64_t flags,
 		     struct gmem_file **ret)
 {
 	struct gmem_file *file = new_file(vm, size, flags);
-	int err;
+	int fd;
 
 	if (!file)
 		return -ENOMEM;
 
-	file->fd = create(vm, size, flags);
-	if (file->fd < 0) {
-		err = file->fd;
+	fd = create(vm, size, flags);
+	if (fd < 0) {
 		free_file(file);
-		return err;
+		return fd;
 	}
 
+	set_fd(file, fd);
 	*ret = file;
 	return 0;
 }
@@ -144,27 +157,40 @@ bool gmem_file_is_gmemfd(const struct gmem_sys_facts *facts)
 	return facts->filesystem_type == GUEST_MEMFD_MAGIC || facts->filesystem_type == ANON_INODE_FS_MAGIC;
 }
 
-static int check_is_gmemfd(int fd)
+/* Returns 1 or 0, or -errno and a sentence if the kernel does not tell. */
+static int ask_is_gmemfd(int fd, uint64_t *ret_type)
 {
-	uint64_t type;
 	char link[64];
 	int err;
 
-	err = gmem_sys_filesystem_type(fd, &type);
+	err = gmem_sys_filesystem_type(fd, ret_type);
 	if (err)
 		return gmem_fail(err, "fd %d cannot be looked at: %s", fd, gmem_errno_name(err));
+	if (*ret_type != ANON_INODE_FS_MAGIC)
+		return *ret_type == GUEST_MEMFD_MAGIC;
 
-	if (type == GUEST_MEMFD_MAGIC)
-		return 0;
+	/* Before Linux 6.19 only the name tells a guest_memfd from other anonymous inodes. */
+	err = gmem_sys_fd_link(fd, link, sizeof(link));
+	if (err < 0)
+		return gmem_fail(err, "fd %d is an anonymous inode, and what it is cannot be read in "
+				 "/proc/self/fd: %s", fd, gmem_errno_name(err));
+	return strcmp(link, "anon_inode:[kvm-gmem]") == 0;
+}
 
-	/*
-	 * Before Linux 6.19 only the name tells a guest_memfd from other anonymous
-	 * inodes.
-	 */
-	if (type == ANON_INODE_FS_MAGIC && gmem_sys_fd_link(fd, link, sizeof(link)) > 0 &&
-	    strcmp(link, "anon_inode:[kvm-gmem]") == 0)
-		return 0;
+GMEM_API int gmem_fd_is_guest_memfd(int fd)
+{
+	uint64_t type;
 
+	return ask_is_gmemfd(fd, &type);
+}
+
+static int check_is_gmemfd(int fd)
+{
+	uint64_t type = 0;
+	int ret = ask_is_gmemfd(fd, &type);
+
+	if (ret)
+		return ret < 0 ? ret : 0;
 	return gmem_fail(-EINVAL, "fd %d is not a guest_memfd (file system type 0x%" PRIx64 ")", fd,
 			 type);
 }
@@ -229,6 +255,7 @@ static int inspect(const struct gmem_vm_identity *vm, int gmemfd, const struct g
 		   uint64_t *ret_size, uint64_t *ret_flags)
 {
 	struct gmem_fd_kind kind;
+	bool is_known;
 	int err;
 
 	err = check_is_gmemfd(gmemfd);
@@ -246,16 +273,18 @@ static int inspect(const struct gmem_vm_identity *vm, int gmemfd, const struct g
 		return gmem_fail(-EBADF, "fd %d is not open for reading and writing: no memory can be had "
 				 "from it", gmemfd);
 
-	if (vm) {
+	is_known = vm && gmem_vm_identity_has_file(vm, gmemfd, ret_flags);
+	if (vm && !is_known && !(opts->flags & GMEM_ADOPT_OF_VM)) {
 		err = check_is_of_vm(vm, gmemfd, *ret_size);
 		if (err)
 			return err;
 	}
 
-	*ret_flags = opts->create_flags;
 	if (opts->flags & GMEM_ADOPT_CREATE_FLAGS)
-		return 0;
-	return find_create_flags(gmemfd, ret_flags);
+		*ret_flags = opts->create_flags;
+	else if (!is_known)
+		return find_create_flags(gmemfd, ret_flags);
+	return 0;
 }
 
 /* Takes @vm, on failure, too. */
@@ -282,7 +311,7 @@ static int adopt(struct gmem_vm_identity *vm, int gmemfd, const struct gmem_adop
 		return gmem_fail_by_limit(fd, 0, "fd %d cannot be duplicated", gmemfd);
 	}
 
-	file->fd = fd;
+	set_fd(file, fd);
 	*ret = file;
 	return 0;
 }
@@ -299,7 +328,9 @@ GMEM_API int gmem_file_adopt(int vm_fd, int gmemfd, const struct gmem_adopt_opts
 
 	err = GMEM_COPY_OPTS(gmem_adopt_opts, &opts, user_opts, create_flags);
 	if (!err)
-		err = gmem_check_flags("flags", opts.flags, GMEM_ADOPT_CREATE_FLAGS);
+		err = gmem_check_flags("flags", opts.flags, GMEM_ADOPT_CREATE_FLAGS | GMEM_ADOPT_OF_VM);
+	if (!err && vm_fd == GMEM_NO_VM && opts.flags & GMEM_ADOPT_OF_VM)
+		err = gmem_fail(-EINVAL, "without a VM the file cannot be of it (GMEM_ADOPT_OF_VM)");
 	if (!err && vm_fd != GMEM_NO_VM)
 		err = gmem_vm_identity_get(vm_fd, &vm);
 	return err ? err : adopt(vm, gmemfd, &opts, ret);
@@ -318,7 +349,6 @@ void gmem_file_unref(struct gmem_file *file)
 
 	/* A user may have mapped a region's own file and never freed it. */
 	gmem_maps_clear(&file->maps);
-	gmem_sys_close(file->fd);
 	free_file(file);
 }
 
@@ -549,7 +579,10 @@ static void set_vm(struct gmem_file *file, struct gmem_vm_identity *vm)
 
 	gmem_lock_take(&file->lock);
 	old = file->vm;
+	if (old)
+		gmem_vm_identity_remove_file(old, &file->known);
 	file->vm = gmem_vm_identity_ref(vm);
+	gmem_vm_identity_add_file(vm, &file->known);
 	gmem_lock_drop(&file->lock);
 	gmem_vm_identity_unref(old);
 }

@@ -27,6 +27,7 @@ struct gmem_file {
 	struct gmem_file_maps maps;
 	struct gmem_lock lock;		/* rank FILE: vm, bound, memory_users */
 	struct gmem_vm_identity *vm;	/* the VM it belongs to; NULL: not known yet */
+	struct gmem_vm_file known;	/* on the list of @vm */
 	struct gmem_range_map bound;	/* offsets that are in a memslot */
 	struct gmem_memory_users memory_users;	/* by offset */
 };

@@ -416,6 +416,14 @@ static int get_host_file(struct gmem_region *region, const struct gmem_region_pa
 			 opts->memory_fd, err == -EPERM ? "sealed against writing" : "open for reading only");
 }
 
+/* Most often the memory there is what the caller wants to have in the region. */
+static void fail_as_taken(const struct gmem_region *region, const void *hva)
+{
+	gmem_fail(-EEXIST, "something is mapped at hva 0x%" PRIxPTR ", where backing \"%s\" maps a file: to "
+		  "give memory of yours with GMEM_REGION_HVA, give a plan for \"host\", too", (uintptr_t)hva,
+		  gmem_backing_name(region->backing));
+}
+
 static int map_host_memory(struct gmem_region *region, const struct gmem_region_params *params)
 {
 	struct gmem_place place = place_of(region);
@@ -427,6 +435,8 @@ static int map_host_memory(struct gmem_region *region, const struct gmem_region_
 	if (hva_is_files(region)) {
 		region->map = &region->pin;
 		err = pin_file(region->file, region->file_offset, region->gpa.size, &place, region->map);
+		if (err == -EEXIST && place.flags == GMEM_MAP_FIXED)
+			fail_as_taken(region, place.hva);
 	} else {
 		if (region->host_file && !gmem_host_file_is_writable(region->host_file))
 			place.flags |= GMEM_MAP_READONLY;

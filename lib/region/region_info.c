@@ -147,7 +147,7 @@ GMEM_API int gmem_vm_find_hva(struct gmem_vm *vm, const void *hva,
 	gmem_lock_drop(&vm->lock);
 
 	if (!range)
-		return gmem_fail(-ENOENT, "hva 0x%" PRIx64 " belongs to no region", address);
+		return gmem_fail_at(-ENOENT, "hva ", address, " belongs to no region");
 	return 0;
 }
 

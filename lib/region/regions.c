@@ -90,7 +90,7 @@ bool gmem_regions_walk(struct gmem_stretch *at)
 
 int gmem_fail_no_region(uint64_t gpa)
 {
-	return gmem_fail(-ENOENT, "there is no region at gpa 0x%" PRIx64, gpa);
+	return gmem_fail_at(-ENOENT, "there is no region at gpa ", gpa, "");
 }
 
 int gmem_regions_check_memory(const struct gmem_region *region, uint64_t gpa)

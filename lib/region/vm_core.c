@@ -9,6 +9,7 @@
 
 void gmem_vm_begin(struct gmem_vm *vm)
 {
+	vm->users = 1;
 	gmem_lock_init(&vm->hook_lock, GMEM_RANK_HOOKS);
 	gmem_lock_init(&vm->change_lock, GMEM_RANK_CHANGE);
 	gmem_lock_init(&vm->lock, GMEM_RANK_VM);
@@ -25,6 +26,26 @@ void gmem_vm_end(struct gmem_vm *vm)
 	gmem_lock_destroy(&vm->lock);
 	gmem_lock_destroy(&vm->change_lock);
 	gmem_lock_destroy(&vm->hook_lock);
+}
+
+struct gmem_vm *gmem_vm_ref(struct gmem_vm *vm)
+{
+	__atomic_add_fetch(&vm->users, 1, __ATOMIC_RELAXED);
+	return vm;
+}
+
+void gmem_vm_unref(struct gmem_vm *vm)
+{
+	/* Pairs with itself: the last user sees what the others did. */
+	if (__atomic_sub_fetch(&vm->users, 1, __ATOMIC_ACQ_REL) == 0)
+		vm->dispose(vm);
+}
+
+int gmem_vm_check_alive(const struct gmem_vm *vm)
+{
+	if (__atomic_load_n(&vm->is_over, __ATOMIC_ACQUIRE))
+		return gmem_fail(-ESTALE, "the VM's handle was freed: what was made of it can only be freed, too");
+	return 0;
 }
 
 static bool is_changer(const struct gmem_vm *vm)
@@ -45,7 +66,7 @@ static int wait_for_change(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 	is_mine = !vm->is_changing;
 	vm->is_changing = true;
 	gmem_lock_drop(&vm->lock);
-	gmem_wait_spend(budget, start);
+	gmem_wait_spend(budget, start, GMEM_WAIT_CHANGE);
 	return is_mine ? 0 : gmem_fail(-EBUSY, "another change of the layout was to be waited for %" PRIu32
 				       " ms, and has not ended", budget->wait_ms);
 }

@@ -51,7 +51,11 @@ struct gmem_change_hook {
 };
 
 struct gmem_vm {
-	/* set by gmem_vm_new(), never changed */
+	uint32_t users;			/* atomic: the handle's owner, and each object made of it */
+	bool is_over;			/* atomic: the owner freed it, its regions are gone */
+	void (*dispose)(struct gmem_vm *vm);	/* called with the last user gone */
+
+	/* set by gmem_vm_new(), never changed until it is over */
 	int fd;				/* identity->fd, which is its owner */
 	struct gmem_vm_identity *identity;	/* NULL: an import */
 	uint32_t address_space;		/* of KVM's, the one that all of the handle's memslots are in */
@@ -102,17 +106,31 @@ struct gmem_vm {
 	/* With change_lock: has @change make the table that follows @old; NULL: none is under way */
 	int (*build_next_table)(struct gmem_vm *vm, const struct gmem_table *old);
 	const void *change;
-	struct gmem_lock views_lock;	/* rank VIEWS: views, views_made, fence */
+	struct gmem_lock views_lock;	/* rank VIEWS: views, views_made, fence, thread_key */
 	struct gmem_reader *views;
 	uint64_t views_made;		/* numbers them */
 	bool fence;			/* atomic; readers need one: membarrier() cannot be used */
+	bool has_thread_key;		/* atomic; each thread's own view is thread_key's */
+	pthread_key_t thread_key;
 	struct gmem_counters counters;
 };
 
-/* Initialise the locks of @vm, which is zeroed; an import does so, too. */
+/*
+ * Initialise the locks of @vm, which is zeroed, with one user; an import does so, too. The
+ * owner sets @dispose.
+ */
 void gmem_vm_begin(struct gmem_vm *vm);
 /* The readers' table is gone already, see gmem_vm_drop_table(). */
 void gmem_vm_end(struct gmem_vm *vm);
+
+/*
+ * Each object that a VM's user frees, such as a view, keeps the handle's memory: freed after
+ * the VM, it finds locks and lists as they were, and every other call -ESTALE.
+ */
+struct gmem_vm *gmem_vm_ref(struct gmem_vm *vm);
+void gmem_vm_unref(struct gmem_vm *vm);
+/* Returns 0, or -ESTALE and a sentence if the VM's owner has freed it. */
+int gmem_vm_check_alive(const struct gmem_vm *vm);
 
 /* The number of the caller's VM fd, for sentences and tracers; -1: none */
 static inline int gmem_vm_number(const struct gmem_vm *vm)

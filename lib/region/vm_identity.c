@@ -113,6 +113,39 @@ void gmem_vm_identity_unref(struct gmem_vm_identity *identity)
 	free(identity);
 }
 
+void gmem_vm_identity_add_file(struct gmem_vm_identity *identity, struct gmem_vm_file *file)
+{
+	gmem_lock_take(&identities.lock);
+	file->next = identity->files;
+	identity->files = file;
+	gmem_lock_drop(&identities.lock);
+}
+
+void gmem_vm_identity_remove_file(struct gmem_vm_identity *identity, struct gmem_vm_file *file)
+{
+	struct gmem_vm_file **link;
+
+	gmem_lock_take(&identities.lock);
+	for (link = &identity->files; *link != file; link = &(*link)->next)
+		;
+	*link = file->next;
+	gmem_lock_drop(&identities.lock);
+}
+
+bool gmem_vm_identity_has_file(const struct gmem_vm_identity *identity, int fd,
+			       uint64_t *ret_create_flags)
+{
+	const struct gmem_vm_file *file;
+
+	gmem_lock_take(&identities.lock);
+	for (file = identity->files; file && gmem_sys_same_file(fd, file->fd) != 1; file = file->next)
+		;
+	if (file)
+		*ret_create_flags = file->create_flags;
+	gmem_lock_drop(&identities.lock);
+	return file;
+}
+
 /* KVM makes one open file for a VM, and no way opens a second. */
 int gmem_vm_identity_same(const struct gmem_vm_identity *a, const struct gmem_vm_identity *b)
 {

@@ -13,12 +13,23 @@
 #ifndef GMEM_VM_IDENTITY_H
 #define GMEM_VM_IDENTITY_H
 
+#include <stdbool.h>
+#include <stdint.h>
+
+/* An open guest_memfd that the library knows to be of the VM */
+struct gmem_vm_file {
+	int fd;
+	uint64_t create_flags;
+	struct gmem_vm_file *next;
+};
+
 struct gmem_vm_identity {
 	int fd;			/* the library's own */
 	int asked;		/* the fd for ioctls: @fd, unless the caller's alone takes them */
 	int number;		/* of the caller's, when it was duplicated: for sentences only */
 	unsigned int users;
 	struct gmem_vm_identity *next;
+	struct gmem_vm_file *files;
 };
 
 /* Finds the identity of the VM behind @vm_fd, or makes it; -errno with a sentence. */
@@ -26,6 +37,12 @@ int gmem_vm_identity_get(int vm_fd, struct gmem_vm_identity **ret);
 struct gmem_vm_identity *gmem_vm_identity_ref(struct gmem_vm_identity *identity);
 /* @identity may be NULL. */
 void gmem_vm_identity_unref(struct gmem_vm_identity *identity);
+/* @file stays on the list until it is taken off, before its fd is closed. */
+void gmem_vm_identity_add_file(struct gmem_vm_identity *identity, struct gmem_vm_file *file);
+void gmem_vm_identity_remove_file(struct gmem_vm_identity *identity, struct gmem_vm_file *file);
+/* Tells whether @fd is a duplicate of one on the list; false if the kernel does not tell. */
+bool gmem_vm_identity_has_file(const struct gmem_vm_identity *identity, int fd,
+			       uint64_t *ret_create_flags);
 /* Returns 1 if both are one VM and 0 if not; -errno if the kernel does not tell. */
 int gmem_vm_identity_same(const struct gmem_vm_identity *a, const struct gmem_vm_identity *b);
 

@@ -25,9 +25,6 @@
 #include "share/peer_state.h"
 #include "share/peer_recall.h"
 
-/* Nanoseconds after which a dispatch leaves the rest to the next */
-#define DISPATCH_TIME	(10 * GMEM_NANOSECONDS_PER_MS)
-
 /* ---- the export ---- */
 
 static int open_fds(struct gmem_export *exporter)
@@ -105,7 +102,7 @@ GMEM_API int gmem_export_new(struct gmem_vm *vm, const struct gmem_export_opts *
 	}
 
 	gmem_lock_init(&exporter->lock, GMEM_RANK_EXPORT);
-	exporter->vm = vm;
+	exporter->vm = gmem_vm_ref(vm);
 	exporter->flags = opts.flags;
 	exporter->hook.before = gmem_peers_before;
 	exporter->hook.after = gmem_peers_after;
@@ -124,6 +121,7 @@ free_listener:
 close_fds:
 	gmem_lock_destroy(&exporter->lock);
 	close_fds(exporter);
+	gmem_vm_unref(vm);
 	free(exporter);
 	return err;
 }
@@ -146,6 +144,7 @@ GMEM_API void gmem_export_free(struct gmem_export *exporter)
 	close_fds(exporter);
 	gmem_callers_memory_clear(&exporter->memory);
 	gmem_lock_destroy(&exporter->lock);
+	gmem_vm_unref(exporter->vm);
 	free(exporter);
 }
 
@@ -158,13 +157,15 @@ GMEM_API int gmem_export_fd(const struct gmem_export *exporter)
 
 GMEM_API int gmem_export_dispatch(struct gmem_export *exporter)
 {
+	int err;
+
 	if (!exporter)
 		return gmem_fail(-EINVAL, "exporter is NULL");
+	err = gmem_vm_check_alive(exporter->vm);
+	if (err)
+		return err;
 
-	gmem_lock_take(&exporter->lock);
-	gmem_sys_event_clear(exporter->event);
-	gmem_peers_pump(exporter, DISPATCH_TIME);
-	gmem_lock_drop(&exporter->lock);
+	gmem_peers_dispatch(exporter);
 	return 0;
 }
 
@@ -285,9 +286,11 @@ static int walk_regions(const struct gmem_export *exporter, struct list *list)
 
 static int list_all(struct gmem_export *exporter, struct list *list)
 {
-	int err;
+	int err = gmem_vm_check_alive(exporter->vm);
 
 	*list = (struct list){ .count = 0 };
+	if (err)
+		return err;
 	gmem_lock_take(&exporter->lock);
 	gmem_lock_take(&exporter->vm->lock);
 	err = walk_regions(exporter, list);

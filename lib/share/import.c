@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -14,6 +15,7 @@
 #include "base/macros.h"
 #include "base/opts.h"
 #include "base/range_map.h"
+#include "base/wait_budget.h"
 #include "os/sys.h"
 #include "region/page_states.h"
 #include "region/region.h"
@@ -656,6 +658,33 @@ GMEM_API int gmem_import_dispatch(struct gmem_import *import)
 	return ret;
 }
 
+GMEM_API int gmem_import_wait(struct gmem_import *import, int fd, int ms)
+{
+	struct pollfd fds[2] = { { .events = POLLIN }, { .fd = fd, .events = POLLIN } };
+	uint64_t end = gmem_wait_end_of_ms(ms);
+	int ret;
+
+	if (!import)
+		return gmem_fail(-EINVAL, "import is NULL");
+
+	fds[0].fd = import->epoll;
+	for (;;) {
+		ret = gmem_sys_poll_many(fds, 2, gmem_wait_left_ms(end));
+		if (ret < 0)
+			return gmem_fail(ret, "fd %d cannot be waited for: %s", fd, gmem_errno_name(ret));
+		/* The exporting process first, which waits for the answer. */
+		ret = fds[0].revents ? gmem_import_dispatch(import) : 0;
+		if (ret < 0)
+			return ret;
+		if (fds[1].revents & POLLNVAL)
+			return gmem_fail(-EBADF, "fd %d is not open", fd);
+		if (fds[1].revents)
+			return 1;
+		if (!gmem_wait_left_ms(end))
+			return 0;
+	}
+}
+
 /* ---- the import ---- */
 
 static int check_opts(const struct gmem_import_opts *opts)
@@ -740,6 +769,14 @@ static int start(struct gmem_import *import, int sock)
 	return err;
 }
 
+/* Views may outlive the rest of the import. */
+static void dispose(struct gmem_vm *vm)
+{
+	gmem_vm_drop_table(vm);
+	gmem_vm_end(vm);
+	free(GMEM_CONTAINER_OF(vm, struct gmem_import, vm));
+}
+
 GMEM_API int gmem_import_new(int sock, const struct gmem_import_opts *user_opts,
 			     struct gmem_import **ret)
 {
@@ -763,6 +800,7 @@ GMEM_API int gmem_import_new(int sock, const struct gmem_import_opts *user_opts,
 		return gmem_fail(-ENOMEM, "no memory for an import");
 
 	gmem_vm_begin(&import->vm);
+	import->vm.dispose = dispose;
 	import->vm.fd = -1;
 	set_limits(import, &opts);
 	err = start(import, sock);
@@ -782,6 +820,7 @@ GMEM_API void gmem_import_free(struct gmem_import *import)
 	if (!import)
 		return;
 
+	gmem_vm_end_views(&import->vm);
 	if (import->work.is_outside)
 		free_extent(import, import->work.extent);
 	while (import->vm.regions.root) {
@@ -790,10 +829,8 @@ GMEM_API void gmem_import_free(struct gmem_import *import)
 		free_extent(import, extent);
 	}
 	close_fds(import);
-	gmem_vm_drop_table(&import->vm);
 	gmem_states_free(&import->before);
-	gmem_vm_end(&import->vm);
-	free(import);
+	gmem_vm_unref(&import->vm);
 }
 
 GMEM_API int gmem_import_fd(const struct gmem_import *import)

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +14,9 @@
 #include "base/limit.h"
 #include "base/lock.h"
 #include "base/opts.h"
+#include "base/wait_budget.h"
 #include "os/sys.h"
+#include "region/vm_core.h"
 #include "share/extent.h"
 #include "share/peer_io.h"
 #include "share/peer_needs.h"
@@ -49,9 +52,10 @@ static int check_opts(const struct gmem_peer_opts *opts)
 		return err;
 	if (opts->reserved)
 		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", opts->reserved);
-	if (!opts->ranges != !opts->range_count)
-		return gmem_fail(-EINVAL, "%zu ranges at %p", opts->range_count,
-				 (const void *)opts->ranges);
+	if (!opts->ranges && opts->range_count)
+		return gmem_fail(-EINVAL, "range_count is %zu, but ranges is NULL", opts->range_count);
+	if (opts->ranges && !opts->range_count)
+		return gmem_fail(-EINVAL, "ranges has no entries, range_count is 0: NULL is all memory");
 
 	for (size_t i = 0; i < opts->range_count; i++) {
 		err = check_range(&opts->ranges[i], above);
@@ -151,6 +155,8 @@ GMEM_API int gmem_peer_add(struct gmem_export *exporter, int sock,
 	if (!err)
 		err = check_opts(&opts);
 	if (!err)
+		err = gmem_vm_check_alive(exporter->vm);
+	if (!err)
 		err = gmem_wire_check_socket(sock);
 	if (err)
 		return err;
@@ -182,13 +188,45 @@ GMEM_API int gmem_peer_status(struct gmem_peer *peer)
 
 	if (!peer)
 		return gmem_fail(-EINVAL, "peer is NULL");
+	status = gmem_vm_check_alive(peer->exporter->vm);
+	if (status)
+		return status;
 
 	gmem_lock_take(&peer->exporter->lock);
 	status = peer->status;
-	if (status)
+	if (status && peer->refused)
+		gmem_fail(status, "the peer is lost: it refused the message \"%s\": %s",
+			  gmem_wire_name(peer->refused), gmem_errno_name(status));
+	else if (status)
 		gmem_fail(status, "the peer is lost: %s", gmem_errno_name(status));
 	else if (peer->sent_ready && peer->maps.is_done && peer->grants.is_done && !peer->awaits_answer)
 		status = 1;
 	gmem_lock_drop(&peer->exporter->lock);
 	return status;
+}
+
+GMEM_API int gmem_peer_wait(struct gmem_peer *peer, int ms)
+{
+	struct pollfd fd = { .events = POLLIN };
+	uint64_t end = gmem_wait_end_of_ms(ms);
+	unsigned int left;
+	int ret;
+
+	if (!peer)
+		return gmem_fail(-EINVAL, "peer is NULL");
+
+	fd.fd = peer->exporter->epoll;
+	for (;;) {
+		ret = gmem_vm_check_alive(peer->exporter->vm);
+		if (ret)
+			return ret;
+		gmem_peers_dispatch(peer->exporter);
+		ret = gmem_peer_status(peer);
+		left = gmem_wait_left_ms(end);
+		if (ret || !left)
+			return ret;
+		ret = gmem_sys_poll_many(&fd, 1, left);
+		if (ret < 0)
+			return gmem_fail(ret, "the export's fd cannot be waited for: %s", gmem_errno_name(ret));
+	}
 }

@@ -14,6 +14,7 @@
 #include "base/part.h"
 #include "base/range_map.h"
 #include "os/sys.h"
+#include "os/usdt.h"
 #include "region/vm_core.h"
 #include "share/granted.h"
 #include "share/peer_needs.h"
@@ -24,6 +25,8 @@
 /* When to try again: after the first refusal, and after many */
 #define MIN_RETRY_MS	100
 #define MAX_RETRY_MS	2000
+/* Time after which a dispatch leaves the rest to the next */
+#define DISPATCH_TIME	(10 * GMEM_NANOSECONDS_PER_MS)
 
 static void free_block(struct gmem_peer *peer, struct gmem_block *block)
 {
@@ -32,11 +35,22 @@ static void free_block(struct gmem_peer *peer, struct gmem_block *block)
 	free(block);
 }
 
+/* How long the answer took; @err 0: the peer did what it was asked */
+static void tell_answer(const struct gmem_peer *peer, int err)
+{
+	GMEM_PROBE(answer, gmem_vm_number(peer->exporter->vm), peer->sock, peer->type,
+		   gmem_sys_now() - peer->sent_at, err);
+	(void)peer;
+	(void)err;
+}
+
 void gmem_peer_disconnect(struct gmem_peer *peer, int err)
 {
 	if (peer->sock < 0)
 		return;
 
+	if (peer->awaits_answer)
+		tell_answer(peer, err);
 	gmem_sys_epoll_watch(peer->exporter->epoll, peer->sock, 0, false);
 	gmem_sys_shutdown(peer->sock);
 	gmem_sys_close(peer->sock);
@@ -118,6 +132,7 @@ static enum sent transmit(struct gmem_peer *peer, struct gmem_message *message, 
 	peer->sent_at = gmem_sys_now();
 	peer->type = (enum gmem_wire_type)message->type;
 	peer->block = block;
+	GMEM_PROBE(ask, gmem_vm_number(peer->exporter->vm), peer->sock, peer->type, message->gpa, message->size);
 	return DID_SOMETHING;
 }
 
@@ -380,6 +395,7 @@ static void refuse_recall(struct gmem_peer *peer, const struct gmem_part *part, 
 	if (!recall)
 		return;
 	if (peer->flags & GMEM_PEER_CUT_OFF) {
+		peer->refused = peer->type;
 		gmem_fail(refusal, "a peer refuses to give back 0x%" PRIx64 " bytes at gpa 0x%" PRIx64
 			  ": %s", part->last - part->start + 1, part->start, gmem_errno_name(refusal));
 		gmem_peer_disconnect(peer, gmem_vm_log_error(peer->exporter->vm, refusal));
@@ -416,6 +432,7 @@ static void be_refused(struct gmem_peer *peer, struct gmem_block *block, const s
 	const bool is_grant = peer->type == GMEM_WIRE_GRANT;
 
 	if ((!is_grant && peer->type != GMEM_WIRE_MAP) || !may_try_again(refusal)) {
+		peer->refused = peer->type;
 		gmem_fail(refusal, "a peer refuses the message \"%s\": %s", gmem_wire_name(peer->type),
 			  gmem_errno_name(refusal));
 		gmem_peer_disconnect(peer, gmem_vm_log_error(peer->exporter->vm, refusal));
@@ -444,6 +461,7 @@ static void take_answer(struct gmem_peer *peer, int refusal)
 	struct gmem_part part = peer->part;
 
 	peer->awaits_answer = false;
+	tell_answer(peer, refusal);
 	if (peer->type == GMEM_WIRE_MAP || peer->type == GMEM_WIRE_UNMAP)
 		part = (struct gmem_part){ peer->block->gpa.start, gmem_range_last(&peer->block->gpa) };
 
@@ -556,4 +574,12 @@ void gmem_peers_pump(struct gmem_export *exporter, uint64_t nanoseconds)
 	for (peer = exporter->peers; peer; peer = peer->next)
 		watch_for_room(peer);
 	set_timer(exporter);
+}
+
+void gmem_peers_dispatch(struct gmem_export *exporter)
+{
+	gmem_lock_take(&exporter->lock);
+	gmem_sys_event_clear(exporter->event);
+	gmem_peers_pump(exporter, DISPATCH_TIME);
+	gmem_lock_drop(&exporter->lock);
 }

@@ -22,5 +22,7 @@ void gmem_peer_disconnect(struct gmem_peer *peer, int err);
  * @nanoseconds; if more is left, the event stays set.
  */
 void gmem_peers_pump(struct gmem_export *exporter, uint64_t nanoseconds);
+/* The same with the export's lock taken, for a user: about 10 ms of it. */
+void gmem_peers_dispatch(struct gmem_export *exporter);
 
 #endif

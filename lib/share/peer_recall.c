@@ -198,7 +198,7 @@ static int take_back(struct gmem_export *exporter, const struct gmem_recall *rec
 	uint64_t start = gmem_sys_now();
 	int err = wait_for_peers(exporter, recall, budget, start);
 
-	gmem_wait_spend(budget, start);
+	gmem_wait_spend(budget, start, GMEM_WAIT_PEERS);
 	return err;
 }
 

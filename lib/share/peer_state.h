@@ -88,6 +88,7 @@ struct gmem_peer {
 	uint32_t wait_ms;
 	int sock;			/* -1 once disconnected */
 	int status;			/* 0, or the -errno that disconnected it */
+	enum gmem_wire_type refused;	/* the message that it refused with status; 0: none */
 
 	struct gmem_range_map blocks;
 	uint64_t last_id;

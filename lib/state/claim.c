@@ -378,7 +378,7 @@ static int wait_until_turn(struct gmem_vm *vm, struct gmem_claim_wait *wait,
 	vm->nested_waits -= wait->is_nested;
 	set_wait(vm, NULL);
 	pthread_cond_destroy(&wait->turn);
-	gmem_wait_spend(budget, start);
+	gmem_wait_spend(budget, start, GMEM_WAIT_WORK);
 	return wait->blocked ? fail_in_use(wait->claims, budget) : 0;
 }
 
@@ -412,7 +412,7 @@ static int wait_for_leases_on(struct gmem_vm *vm, struct gmem_claim *claim)
 
 	start = gmem_sys_now();
 	err = gmem_lease_bar_wait(vm, &claim->bar, gmem_wait_end(claim->budget, start));
-	gmem_wait_spend(claim->budget, start);
+	gmem_wait_spend(claim->budget, start, GMEM_WAIT_LEASES);
 	return err;
 }
 

@@ -435,7 +435,7 @@ GMEM_API int gmem_lease_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	lease = calloc(1, sizeof(*lease));
 	if (!lease)
 		return gmem_fail(-ENOMEM, "no memory for a lease");
-	lease->vm = vm;
+	lease->vm = gmem_vm_ref(vm);
 	lease->at.start = gpa;
 	lease->at.last = gpa + size - 1;
 	snprintf(lease->holder, sizeof(lease->holder), "%s", opts.holder ? opts.holder : "unnamed");
@@ -443,10 +443,12 @@ GMEM_API int gmem_lease_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	gmem_lock_take(&vm->lock);
 	err = grant(lease);
 	gmem_lock_drop(&vm->lock);
-	if (err)
+	if (err) {
+		gmem_vm_unref(vm);
 		free(lease);
-	else
+	} else {
 		*ret = lease;
+	}
 	return err;
 }
 
@@ -469,6 +471,22 @@ GMEM_API void gmem_lease_free(struct gmem_lease *lease)
 	gmem_lock_drop(&vm->lock);
 	free_places(&lease->memory);
 	free(lease);
+	gmem_vm_unref(vm);
+}
+
+void gmem_leases_end(struct gmem_vm *vm)
+{
+	struct gmem_interval *at = NULL;
+
+	gmem_lock_take(&vm->lock);
+	while ((at = gmem_interval_find_next(&vm->leases, at, 0, UINT64_MAX))) {
+		struct gmem_memory_places *places = &lease_of(at)->memory;
+
+		for (size_t i = 0; i < places->count; i++)
+			leave_lease(vm, &places->all[i]);
+		places->count = 0;
+	}
+	gmem_lock_drop(&vm->lock);
 }
 
 const struct gmem_lease *gmem_lease_next(const struct gmem_vm *vm, const struct gmem_lease *previous)

@@ -60,6 +60,12 @@ int gmem_lease_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 /* The same for leases on them or their memory, unless all of it is private */
 int gmem_lease_check_memory(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 
+/*
+ * The VM ends, and its memory goes whoever has leases on it: from now on they are of none, and
+ * can only be freed.
+ */
+void gmem_leases_end(struct gmem_vm *vm);
+
 /* The lease after @previous, in the order of their gpa; NULL stands for none. */
 const struct gmem_lease *gmem_lease_next(const struct gmem_vm *vm,
 					 const struct gmem_lease *previous);

@@ -510,6 +510,7 @@ int gmem_listener_add(struct gmem_vm *vm, const struct gmem_listener_opts *opts,
 	listener = calloc(1, sizeof(*listener));
 	if (!listener)
 		return gmem_fail(-ENOMEM, "no memory for a listener");
+	gmem_vm_ref(vm);
 
 	/* Callbacks may need it. */
 	untouched = *ret;
@@ -520,6 +521,7 @@ int gmem_listener_add(struct gmem_vm *vm, const struct gmem_listener_opts *opts,
 	if (err) {
 		*ret = untouched;
 		free(listener);
+		gmem_vm_unref(vm);
 	}
 	return err;
 }
@@ -545,4 +547,5 @@ GMEM_API void gmem_listener_free(struct gmem_listener *listener)
 	if (!is_in_callback)
 		wait_for_work(vm);
 	gmem_lock_drop(&vm->lock);
+	gmem_vm_unref(vm);
 }

@@ -81,11 +81,12 @@ static const char help[] =
 	"Usage: gmem-probe [OPTION]...\n"
 	"Say what this host, and a VM on it, can do with guest memory, and why not.\n"
 	"\n"
-	"  --vm-type TYPE   the type of VM to ask: a number, \"default\"\n"
 #ifdef __x86_64__
-	"                   or \"sw-protected\"\n"
+	"  --vm-type TYPE   the type of VM to ask: default, sw-protected, sev, sev-es,\n"
+	"                   snp, tdx, or a number\n"
 #else
-	"                   (on arm64 the number is its bits of guest address)\n"
+	"  --vm-type TYPE   the type of VM to ask: default, pkvm, or its bits of guest\n"
+	"                   address\n"
 #endif
 	"  --host           make no VM, ask only the host\n"
 	"  --no-guest       do not run a guest to see whose memory it uses\n"
@@ -95,30 +96,12 @@ static const char help[] =
 	"  --json           print JSON, see gmem-probe(1)\n"
 	"  --quiet          print no report\n"
 	"  --color=WHEN     \"auto\", \"always\" or \"never\"\n"
-	"  --version        print the version of libgmem\n"
-	"  --help           print this\n"
+	"  -V, --version    print the version of libgmem\n"
+	"  -h, --help       print this\n"
 	"\n"
 	"Ways of backing: shared, private, mapped, host, in-place; see gmem(7).\n"
 	"Exit status: 0 fine, 1 something required is not there, 2 wrong usage,\n"
 	"3 no report could be made.\n";
-
-static uint64_t parse_vm_type(const char *text)
-{
-	unsigned long long type;
-	char *end;
-
-	if (!strcmp(text, "default"))
-		return 0;
-#ifdef __x86_64__
-	if (!strcmp(text, "sw-protected"))
-		return 1;
-#endif
-	errno = 0;
-	type = strtoull(text, &end, 0);
-	if (*text < '0' || *text > '9' || *end || errno)
-		usage_error("--vm-type %s: no such type of VM", text);
-	return type;
-}
 
 enum {
 	OPTION_VM_TYPE = 256,
@@ -129,8 +112,8 @@ enum {
 	OPTION_JSON,
 	OPTION_QUIET,
 	OPTION_COLOR,
-	OPTION_VERSION,
-	OPTION_HELP,
+	OPTION_VERSION = 'V',
+	OPTION_HELP = 'h',
 };
 
 static const struct option known_options[] = {
@@ -151,7 +134,8 @@ static void take_option(int option, const char *argument, struct options *option
 {
 	switch (option) {
 	case OPTION_VM_TYPE:
-		options->question.vm_type = parse_vm_type(optarg);
+		if (!parse_vm_type(optarg, &options->question.vm_type))
+			usage_error("--vm-type %s: no such type of VM", optarg);
 		options->vm_type_given = true;
 		break;
 	case OPTION_HOST:
@@ -192,7 +176,7 @@ static void parse_options(int argc, char **argv, struct options *options)
 	int option;
 
 	opterr = 0;
-	while ((option = getopt_long(argc, argv, "", known_options, NULL)) != -1)
+	while ((option = getopt_long(argc, argv, "hV", known_options, NULL)) != -1)
 		take_option(option, argv[optind - 1], options);
 
 	if (optind < argc)

@@ -13,7 +13,9 @@
 #include "gmem.h"
 #include "layout.h"
 #include "reader.h"
+#include "socket.h"
 #include "text.h"
+#include "watch.h"
 
 enum exit_status {
 	EXIT_FINE = 0,
@@ -21,22 +23,27 @@ enum exit_status {
 	EXIT_NO_DUMP = 3,
 };
 
-/* No dump is longer, even if every memslot of a VM is in use. */
-#define MAX_BYTES ((size_t)256 << 20)
+/* How long a program may take to begin its answer, or to go on with it */
+#define ANSWER_SECONDS 10
 
 enum output { OUTPUT_PICTURE, OUTPUT_JSON, OUTPUT_SVG, OUTPUT_NOTHING };
 
 struct options {
 	const char *path;
+	const char *socket;		/* NULL: a file */
+	double seconds;			/* from one picture to the next; 0: one alone */
 	enum output output;
 	enum color color;
 	struct style style;
 };
 
 static const char help[] =
-	"Usage: gmem-show [OPTION]... [FILE]\n"
-	"Show a VM's memory, from a dump in FILE or on standard input.\n"
+	"Usage: gmem-show [OPTION]... [FILE | --socket PATH [--watch SECONDS]]\n"
+	"Show a VM's memory, from a dump in FILE, on standard input, or from a program\n"
+	"that runs a VM and serves dumps on a socket.\n"
 	"\n"
+	"  --socket PATH    ask the program that listens at this Unix socket\n"
+	"  --watch SECONDS  show it again and again, until Ctrl-C or the program's end\n"
 	"  --svg            write a picture as SVG\n"
 	"  --json           write JSON: sums, and the dump made clean; see gmem-show(1)\n"
 	"  --quiet          write nothing: the exit status tells\n"
@@ -45,8 +52,8 @@ static const char help[] =
 	"  --unicode        draw with block elements, whatever the locale\n"
 	"  --width COLUMNS  of the picture, instead of the terminal's\n"
 	"  --color=WHEN     \"auto\", \"always\" or \"never\"\n"
-	"  --version        print the version of libgmem\n"
-	"  --help           print this\n"
+	"  -V, --version    print the version of libgmem\n"
+	"  -h, --help       print this\n"
 	"\n"
 	"Exit status: 0 fine, 1 the layout has memslots that are lost or stuck,\n"
 	"2 wrong usage, 3 there is no dump, or it is broken.\n";
@@ -61,6 +68,17 @@ static unsigned int parse_width(const char *text)
 	if (*text < '0' || *text > '9' || *end || errno || width < 32 || width > 1000)
 		usage_error("--width %s: columns, from 32 to 1000", text);
 	return (unsigned int)width;
+}
+
+static double parse_seconds(const char *text)
+{
+	double seconds;
+	char *end;
+
+	seconds = strtod(text, &end);
+	if (*text < '0' || *text > '9' || *end || !(seconds >= 0.1 && seconds <= 3600))
+		usage_error("--watch %s: seconds, from 0.1 to 3600", text);
+	return seconds;
 }
 
 static void set_output(struct options *options, enum output output)
@@ -79,8 +97,8 @@ enum {
 	OPTION_UNICODE,
 	OPTION_WIDTH,
 	OPTION_COLOR,
-	OPTION_VERSION,
-	OPTION_HELP,
+	OPTION_SOCKET,
+	OPTION_WATCH,
 };
 
 static const struct option known_options[] = {
@@ -92,8 +110,10 @@ static const struct option known_options[] = {
 	{ "unicode", no_argument, NULL, OPTION_UNICODE },
 	{ "width", required_argument, NULL, OPTION_WIDTH },
 	{ "color", required_argument, NULL, OPTION_COLOR },
-	{ "version", no_argument, NULL, OPTION_VERSION },
-	{ "help", no_argument, NULL, OPTION_HELP },
+	{ "socket", required_argument, NULL, OPTION_SOCKET },
+	{ "watch", required_argument, NULL, OPTION_WATCH },
+	{ "version", no_argument, NULL, 'V' },
+	{ "help", no_argument, NULL, 'h' },
 	{ NULL, 0, NULL, 0 },
 };
 
@@ -125,10 +145,16 @@ static void take_option(int option, const char *argument, struct options *option
 		if (!parse_color(optarg, &options->color))
 			usage_error("--color %s: auto, always or never", optarg);
 		break;
-	case OPTION_VERSION:
+	case OPTION_SOCKET:
+		options->socket = optarg;
+		break;
+	case OPTION_WATCH:
+		options->seconds = parse_seconds(optarg);
+		break;
+	case 'V':
 		printf("gmem-show %s\n", gmem_version());
 		exit(EXIT_FINE);
-	case OPTION_HELP:
+	case 'h':
 		fputs(help, stdout);
 		exit(EXIT_FINE);
 	default:
@@ -141,12 +167,18 @@ static void parse_options(int argc, char **argv, struct options *options)
 	int option;
 
 	opterr = 0;
-	while ((option = getopt_long(argc, argv, "", known_options, NULL)) != -1)
+	while ((option = getopt_long(argc, argv, "hV", known_options, NULL)) != -1)
 		take_option(option, argv[optind - 1], options);
 
 	if (optind + 1 < argc)
 		usage_error("%s: one dump at a time", argv[optind + 1]);
 	options->path = argv[optind];
+	if (options->socket && options->path)
+		usage_error("%s: a dump from a socket or from a file, not both", options->path);
+	if (options->seconds > 0 && !options->socket)
+		usage_error("--watch needs --socket");
+	if (options->seconds > 0 && (options->output == OUTPUT_SVG || options->output == OUTPUT_NOTHING))
+		usage_error("--watch shows pictures in the terminal, or JSON");
 	options->style.color = use_color(options->color);
 }
 
@@ -163,36 +195,6 @@ static int open_dump(const char *path)
 	if (fd < 0)
 		print_error("%s: %s", path, strerror(errno));
 	return fd;
-}
-
-/* Returns all of the dump, NUL-terminated; NULL after printing a message. */
-static char *read_all(int fd, size_t *ret_size)
-{
-	size_t size = 0, room = (size_t)1 << 16;
-	char *text = check_memory(malloc(room + 1));
-	ssize_t n;
-
-	for (;;) {
-		n = read(fd, text + size, room - size);
-		if (n == 0 || (n < 0 && errno != EINTR))
-			break;
-		size += n > 0 ? (size_t)n : 0;
-		if (size > MAX_BYTES) {
-			print_error("no dump is longer than %zu bytes", MAX_BYTES);
-			free(text);
-			return NULL;
-		}
-		if (size == room)
-			text = check_memory(realloc(text, (room *= 2) + 1));
-	}
-	if (n < 0) {
-		print_error("the dump cannot be read: %s", strerror(errno));
-		free(text);
-		return NULL;
-	}
-	text[size] = '\0';
-	*ret_size = size;
-	return text;
 }
 
 static enum exit_status show_layout(const struct options *options, const struct layout *layout)
@@ -230,6 +232,10 @@ static enum exit_status show_text(const struct options *options, const char *tex
 		return EXIT_NO_DUMP;
 	}
 
+	if (size >= 8 && !memcmp(text, "GMEMHEAD", 8)) {
+		print_error("this is an image, and no dump; see gmem-image");
+		return EXIT_NO_DUMP;
+	}
 	if (!read_json(text, size, &document)) {
 		print_error("this is no JSON: %s", document.error);
 		free_document(&document);
@@ -244,24 +250,67 @@ static enum exit_status show_text(const struct options *options, const char *tex
 	return status;
 }
 
+static int show_again(void *data, const char *text, size_t size)
+{
+	struct options options = *(const struct options *)data;
+
+	/* The terminal's, which may have changed */
+	if (!options.style.width)
+		options.style.width = terminal_width();
+	return (int)show_text(&options, text, size);
+}
+
+/* Returns NULL after printing a message. */
+static char *take_dump(const struct options *options, size_t *ret_size)
+{
+	struct answered answered;
+	int fd;
+
+	if (!options->socket) {
+		fd = open_dump(options->path);
+		return fd < 0 ? NULL : read_whole(fd, ret_size);
+	}
+	ask_for_dump(options->socket, ANSWER_SECONDS, NULL, &answered);
+	if (answered.answer != ANSWER_DUMP)
+		print_error("%s: %s", options->socket, answered.error);
+	*ret_size = answered.size;
+	return answered.text;
+}
+
+static int show_once(struct options *options)
+{
+	int status = EXIT_NO_DUMP;
+	size_t size;
+	char *text = take_dump(options, &size);
+
+	if (text)
+		status = show_again(options, text, size);
+	free(text);
+	return status;
+}
+
+static int show_all_the_time(struct options *options)
+{
+	const struct watch watch = {
+		.path = options->socket,
+		.seconds = options->seconds,
+		.has_head = options->output == OUTPUT_PICTURE,
+		.show = show_again,
+		.data = options,
+	};
+
+	return watch_socket(&watch, EXIT_NO_DUMP);
+}
+
 int main(int argc, char **argv)
 {
-	struct options options = { .style.width = terminal_width() };
-	int status = EXIT_NO_DUMP;
-	char *text = NULL;
-	size_t size;
-	int fd;
+	struct options options = { 0 };
+	int status;
 
 	setlocale(LC_CTYPE, "");
 	options.style.unicode = !strcmp(nl_langinfo(CODESET), "UTF-8");
 	parse_options(argc, argv, &options);
-
-	fd = open_dump(options.path);
-	if (fd >= 0)
-		text = read_all(fd, &size);
-	if (text)
-		status = (int)show_text(&options, text, size);
-	free(text);
+	status = options.seconds > 0 ? show_all_the_time(&options) : show_once(&options);
 
 	if (fflush(stdout) || ferror(stdout)) {
 		print_error("standard output: %s", strerror(errno));

@@ -457,3 +457,40 @@ void look_at_cell(const struct region *region, size_t index, size_t count, struc
 	if (ret->size == 0)
 		ret->state_known = ret->known[SHARED] = ret->known[PRIVATE] = false;
 }
+
+/* ---- lengths of bars ---- */
+
+void make_scale(const struct layout *layout, bool with_devices, double least, struct scale *ret)
+{
+	*ret = (struct scale){ .least = least };
+	for (size_t i = 0; i < layout->region_count; i++) {
+		const struct region *region = &layout->regions[i];
+
+		if (region->is_device && !with_devices)
+			continue;
+		if (!ret->shortest || region->size < ret->shortest)
+			ret->shortest = region->size;
+		if (region->size > ret->longest)
+			ret->longest = region->size;
+	}
+	ret->is_log = (double)ret->shortest < least * (double)ret->longest;
+}
+
+/* Exact for powers of two, and a straight line between them */
+static double logarithm(uint64_t size)
+{
+	int whole = 63 - __builtin_clzll(size);
+
+	return whole + (double)size / (double)(UINT64_C(1) << whole) - 1;
+}
+
+double scaled(const struct scale *scale, uint64_t size)
+{
+	double low, all;
+
+	if (!scale->is_log)
+		return scale->longest ? (double)size / (double)scale->longest : 1;
+	low = logarithm(scale->shortest);
+	all = logarithm(scale->longest) - low;
+	return scale->least + (1 - scale->least) * (logarithm(size) - low) / all;
+}

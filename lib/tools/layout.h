@@ -112,6 +112,23 @@ struct cell {
 /* Describes stretch @index of a region that is divided in @count equal ones. */
 void look_at_cell(const struct region *region, size_t index, size_t count, struct cell *ret);
 
+/* ---- lengths of bars ---- */
+
+/*
+ * Makes the lengths of bars tell the sizes of their regions: to scale, or, where the shortest
+ * would be too short to see, on a logarithmic scale. Whoever uses it says which of the two.
+ */
+struct scale {
+	uint64_t shortest, longest;	/* sizes of regions, bytes; 0: there are none */
+	double least;			/* length of the shortest on a logarithmic scale */
+	bool is_log;
+};
+
+/* No bar is shorter than @least of the longest, which is 1. */
+void make_scale(const struct layout *layout, bool with_devices, double least, struct scale *ret);
+/* Returns the length of a bar, from 0 to 1. */
+double scaled(const struct scale *scale, uint64_t size);
+
 /* ---- pictures ---- */
 
 struct style {

@@ -109,9 +109,19 @@ static void print_node_cell(const struct style *style, const struct cell *cell)
 
 enum row { ROW_SHARED, ROW_PRIVATE, ROW_STATE, ROW_NODES };
 
-static void print_row(const struct style *style, const struct region *region, enum row row,
-		      unsigned int width)
+/* The characters that a bar of @width ones at most has */
+static unsigned int bar_length(const struct scale *scale, const struct region *region, unsigned int width)
 {
+	unsigned int length = (unsigned int)(scaled(scale, region->size) * width + 0.5);
+
+	return length ? length : 1;
+}
+
+/* Prints a bar, and spaces up to the end of the longest one if something follows. */
+static void print_row(const struct style *style, const struct scale *scale, const struct region *region,
+		      enum row row, unsigned int max_width, bool fill)
+{
+	unsigned int width = bar_length(scale, region, max_width);
 	struct cell cell;
 
 	paint(style, DIM, mark(style, "▕", "["));
@@ -125,9 +135,14 @@ static void print_row(const struct style *style, const struct region *region, en
 			print_side_cell(style, &cell, row == ROW_PRIVATE ? PRIVATE : SHARED);
 	}
 	paint(style, DIM, mark(style, "▏", "]"));
+	if (fill)
+		printf("%*s", (int)(max_width - width), "");
 }
 
 /* ---- a region with a picture ---- */
+
+/* No bar is shorter, in characters. */
+#define SHORTEST_BAR 4
 
 static unsigned int bar_width(const struct style *style, unsigned int beside)
 {
@@ -149,7 +164,8 @@ static void print_percent(uint64_t part, uint64_t whole, bool unknown)
 		printf("%4u%%\n", percent(part, whole));
 }
 
-static void print_side(const struct style *style, const struct region *region, int side)
+static void print_side(const struct style *style, const struct scale *scale,
+		       const struct region *region, int side)
 {
 	const char *label = !region->has_private_side ? "memory" : side == SHARED ? "shared" : "private";
 	struct totals totals;
@@ -159,26 +175,27 @@ static void print_side(const struct style *style, const struct region *region, i
 	for (size_t i = 0; i < region->piece_count; i++)
 		unknown |= region->pieces[i].resident[side] == UNKNOWN;
 	printf("%*s ", LABEL - 1, label);
-	print_row(style, region, side == PRIVATE ? ROW_PRIVATE : ROW_SHARED,
-		  bar_width(style, LABEL + PERCENT));
+	print_row(style, scale, region, side == PRIVATE ? ROW_PRIVATE : ROW_SHARED,
+		  bar_width(style, LABEL + PERCENT), true);
 	print_percent(totals.resident[side], region->size, unknown);
 }
 
-static void print_bars(const struct style *style, const struct region *region, bool show_nodes)
+static void print_bars(const struct style *style, const struct scale *scale,
+		       const struct region *region, bool show_nodes)
 {
 	unsigned int width = bar_width(style, LABEL + PERCENT);
 
 	if (region->has_private_side) {
 		printf("%*s ", LABEL - 1, "state");
-		print_row(style, region, ROW_STATE, width);
+		print_row(style, scale, region, ROW_STATE, width, false);
 		putchar('\n');
 	}
-	print_side(style, region, SHARED);
+	print_side(style, scale, region, SHARED);
 	if (region->has_private_side)
-		print_side(style, region, PRIVATE);
+		print_side(style, scale, region, PRIVATE);
 	if (show_nodes) {
 		printf("%*s ", LABEL - 1, "node");
-		print_row(style, region, ROW_NODES, width);
+		print_row(style, scale, region, ROW_NODES, width, false);
 		putchar('\n');
 	}
 }
@@ -203,7 +220,8 @@ static void print_facts(const struct region *region)
 		printf(", hva 0x%" PRIx64, region->hva);
 }
 
-static void print_region(const struct style *style, const struct region *region, bool show_nodes)
+static void print_region(const struct style *style, const struct scale *scale,
+			 const struct region *region, bool show_nodes)
 {
 	char address[24], size[SIZE_TEXT];
 
@@ -216,7 +234,7 @@ static void print_region(const struct style *style, const struct region *region,
 		paint(style, RED, ", MEMSLOT LOST");
 	putchar('\n');
 	if (!region->is_device)
-		print_bars(style, region, show_nodes);
+		print_bars(style, scale, region, show_nodes);
 }
 
 /* ---- a region in a line ---- */
@@ -224,7 +242,8 @@ static void print_region(const struct style *style, const struct region *region,
 /* Columns before the bar of a line, and for its frame */
 #define LINE_LABEL 52
 
-static void print_line(const struct style *style, const struct region *region)
+static void print_line(const struct style *style, const struct scale *scale,
+		       const struct region *region)
 {
 	char address[24], size[SIZE_TEXT], resident[SIZE_TEXT], slot[24] = "";
 	size_t backing_size = first_columns(region->backing, 8);
@@ -244,8 +263,9 @@ static void print_line(const struct style *style, const struct region *region)
 
 	printf(" %9s ", totals.unknown == region->size ? "?"
 		: size_text(totals.resident[SHARED] + totals.resident[PRIVATE], resident));
-	print_row(style, region, totals.resident[PRIVATE] > totals.resident[SHARED] ? ROW_PRIVATE : ROW_SHARED,
-		  bar_width(style, LINE_LABEL));
+	print_row(style, scale, region,
+		  totals.resident[PRIVATE] > totals.resident[SHARED] ? ROW_PRIVATE : ROW_SHARED,
+		  bar_width(style, LINE_LABEL), region->lost);
 	paint(style, RED, region->lost ? " LOST" : "");
 	putchar('\n');
 }
@@ -349,6 +369,17 @@ static void print_leases(const struct layout *layout)
 		printf("and %zu more in use\n", layout->lease_count - MAX_LEASES);
 }
 
+static void print_scale(const struct scale *scale)
+{
+	char shortest[SIZE_TEXT], longest[SIZE_TEXT];
+
+	if (scale->is_log)
+		printf("bars are on a logarithmic scale, from %s to %s\n", size_text(scale->shortest, shortest),
+		       size_text(scale->longest, longest));
+	else if (scale->shortest != scale->longest)
+		printf("bars are to scale: the longest is %s\n", size_text(scale->longest, longest));
+}
+
 static void print_legend(const struct style *style, bool has_private, bool show_nodes)
 {
 	const char *const *shades = style->unicode ? unicode_shades : ascii_shades;
@@ -366,10 +397,13 @@ void print_picture(const struct layout *layout, const struct style *style)
 	bool in_lines = layout->region_count > MANY && !style->every_region, has_private = false;
 	const struct region *before = NULL;
 	struct totals totals;
+	struct scale scale;
 	bool show_nodes;
 
 	add_up(layout->regions, layout->region_count, &totals);
 	show_nodes = totals.lowest_node != totals.highest_node && !in_lines;
+	make_scale(layout, false,
+		   (double)SHORTEST_BAR / bar_width(style, in_lines ? LINE_LABEL : LABEL + PERCENT), &scale);
 
 	print_head(style, layout);
 	print_sums(layout, &totals);
@@ -384,13 +418,15 @@ void print_picture(const struct layout *layout, const struct style *style)
 		else if (!in_lines)
 			putchar('\n');
 		if (in_lines)
-			print_line(style, region);
+			print_line(style, &scale, region);
 		else
-			print_region(style, region, show_nodes);
+			print_region(style, &scale, region, show_nodes);
 		before = region;
 	}
 	print_stuck(style, layout);
 	print_leases(layout);
-	if (totals.memory)
+	if (totals.memory) {
 		print_legend(style, has_private, show_nodes);
+		print_scale(&scale);
+	}
 }

@@ -46,6 +46,9 @@ struct report {
 
 	bool has_vm;
 	uint64_t vm_type;
+	bool ran_guest;		/* or tried to */
+	bool needs_group;	/* DEFAULT_KVM_PATH is not open to this user */
+	bool group_has_none;	/* nor to its group */
 	char *note;		/* says why there is KVM but no VM, or NULL */
 	char *kvm_reason;	/* the reason of findings[GMEM_CAP_KVM], if we wrote it */
 };
@@ -56,6 +59,10 @@ struct report {
 int make_report(const struct question *question, struct report *report);
 void free_report(struct report *report);
 
+/* Returns the name of a type of VM, or its number; to be freed. */
+char *vm_type_text(uint64_t type);
+/* Returns false if there is no type of this name or number. */
+bool parse_vm_type(const char *text, uint64_t *ret);
 /* Returns "yes", "no" or "unknown". */
 const char *answer_name(uint32_t answer);
 /* For an unknown name, these return NULL. */

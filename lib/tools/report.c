@@ -9,10 +9,18 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/vm_type.h"
 #include "probe.h"
 #include "text.h"
+
+#ifdef __aarch64__
+#define IS_ARM64 true
+#else
+#define IS_ARM64 false
+#endif
 
 /* Most wanted first; the table and the JSON use this order. */
 static const uint32_t backing_order[BACKING_COUNT] = {
@@ -65,6 +73,49 @@ static int create_vm(int kvm_fd, uint64_t *type)
 	}
 #endif
 	return vm_fd < 0 ? -errno : vm_fd;
+}
+
+char *vm_type_text(uint64_t type)
+{
+	const char *name = gmem_vm_type_name(type, IS_ARM64);
+
+	return name ? sentence("%s", name) : sentence("%" PRIu64, type);
+}
+
+bool parse_vm_type(const char *text, uint64_t *ret)
+{
+	unsigned long long type;
+	char *end;
+
+	if (gmem_vm_type_find(text, IS_ARM64, ret))
+		return true;
+	errno = 0;
+	type = strtoull(text, &end, 0);
+	if (*text < '0' || *text > '9' || *end || errno)
+		return false;
+	*ret = type;
+	return true;
+}
+
+/* Says why there is no VM. KVM answers EINVAL for a type that it does not have. */
+static char *no_vm_text(const struct report *report, int err)
+{
+	const struct gmem_finding *types = &report->findings[GMEM_CAP_VM_TYPES];
+	char *type = vm_type_text(report->vm_type);
+	char *text;
+
+	if (err == -EBUSY)
+		text = sentence("No VM can be made: another hypervisor has the processor, such as "
+				"VirtualBox or VMware; stop its VMs");
+	else if (err == -EACCES || err == -EPERM)
+		text = sentence("No VM can be made: a security policy forbids it (%s): SELinux, "
+				"AppArmor or a seccomp filter", strerror(-err));
+	else if (err == -EINVAL && types->answer == GMEM_YES)
+		text = sentence("No VM of type %s can be made: KVM has here: %s", type, types->reason);
+	else
+		text = sentence("No VM of type %s can be made: %s", type, strerror(-err));
+	free(type);
+	return text;
 }
 
 static char *plan_text(const struct backing *backing, uint32_t number)
@@ -195,6 +246,7 @@ static int ask(const struct question *question, int kvm_fd, int vm_fd, struct re
 {
 	GMEM_OPTS(gmem_caps_opts, opts, .kvm_fd = kvm_fd);
 	bool own_device = strcmp(question->kvm_path, DEFAULT_KVM_PATH) != 0;
+	struct stat device;
 	int err;
 
 	if (kvm_fd >= 0 || own_device)
@@ -204,7 +256,11 @@ static int ask(const struct question *question, int kvm_fd, int vm_fd, struct re
 		opts.vm_type = report->vm_type;
 		if (question->run_guest)
 			opts.flags |= GMEM_CAPS_RUN_GUEST;
+		report->ran_guest = question->run_guest;
 	}
+	report->needs_group = kvm_fd == -EACCES && !own_device && geteuid() != 0;
+	report->group_has_none = stat(DEFAULT_KVM_PATH, &device) == 0 &&
+				 (device.st_mode & (S_IRGRP | S_IWGRP)) != (S_IRGRP | S_IWGRP);
 
 	err = gmem_caps_new(vm_fd, &opts, &report->caps);
 	if (err)
@@ -234,22 +290,21 @@ static int open_kvm(const char *path)
 
 int make_report(const struct question *question, struct report *report)
 {
-	int vm_fd = GMEM_NO_VM;
+	int vm_fd = GMEM_NO_VM, vm_err = 0;
 	int kvm_fd, err;
 
 	kvm_fd = open_kvm(question->kvm_path);
 	if (kvm_fd >= 0 && !question->no_vm) {
 		report->vm_type = question->vm_type;
-		vm_fd = create_vm(kvm_fd, &report->vm_type);
-		if (vm_fd < 0) {
-			report->note = sentence("No VM of type %" PRIu64 " can be made: %s",
-						report->vm_type, strerror(-vm_fd));
-			vm_fd = GMEM_NO_VM;
-		}
+		vm_err = create_vm(kvm_fd, &report->vm_type);
+		if (vm_err >= 0)
+			vm_fd = vm_err;
 	}
 	report->has_vm = vm_fd >= 0;
 
 	err = ask(question, kvm_fd, vm_fd, report);
+	if (!err && vm_err < 0)
+		report->note = no_vm_text(report, vm_err);
 
 	if (vm_fd >= 0)
 		close(vm_fd);

@@ -2,6 +2,7 @@
 /* Prints the report as a table. The reasons contain the values, so these need no column. */
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "probe.h"
@@ -33,16 +34,23 @@ const char *answer_name(uint32_t answer)
 	}
 }
 
-static const char *answer_color(uint32_t answer)
+static const char *answer_color(uint32_t answer, bool harms)
 {
 	switch (answer) {
 	case GMEM_YES:
 		return "\033[32m";
 	case GMEM_NO:
-		return "\033[31m";
+		return harms ? "\033[31m" : "";
 	default:
 		return "\033[33m";
 	}
+}
+
+/* A no to one of these is why guest_memfd cannot back guests; other noes harm nobody. */
+static bool finding_harms(size_t cap)
+{
+	return cap == GMEM_CAP_KVM || cap == GMEM_CAP_USER_MEMORY2 || cap == GMEM_CAP_GUEST_MEMFD ||
+	       cap == GMEM_CAP_CREATE || cap == GMEM_CAP_BIND;
 }
 
 static void print_spaces(unsigned int count)
@@ -103,7 +111,7 @@ static void measure(const struct report *report, struct layout *layout)
 }
 
 static void print_line(const struct layout *layout, const char *title, uint32_t answer,
-		       const char *reason, const char *remedy)
+		       bool harms, const char *reason, const char *remedy)
 {
 	unsigned int title_columns = columns(title, strlen(title));
 
@@ -117,7 +125,7 @@ static void print_line(const struct layout *layout, const char *title, uint32_t 
 	print_spaces(layout->title - title_columns + GAP);
 
 	if (layout->color)
-		fputs(answer_color(answer), stdout);
+		fputs(answer_color(answer, harms), stdout);
 	fputs(answer_name(answer), stdout);
 	if (layout->color)
 		fputs("\033[0m", stdout);
@@ -147,13 +155,11 @@ static void print_findings(const struct report *report, const struct layout *lay
 	for (i = first; i < end; i++) {
 		const struct gmem_finding *finding = &report->findings[i];
 
+		bool is_told = remedy && finding->remedy && !strcmp(remedy, finding->remedy);
+
 		/* Do not repeat a remedy: without KVM all lines have the same. */
-		if (remedy && finding->remedy && !strcmp(remedy, finding->remedy))
-			print_line(layout, finding->title, finding->answer,
-				   finding->reason, NULL);
-		else
-			print_line(layout, finding->title, finding->answer,
-				   finding->reason, finding->remedy);
+		print_line(layout, finding->title, finding->answer, finding_harms(i),
+			   finding->reason, is_told ? NULL : finding->remedy);
 		remedy = finding->remedy;
 	}
 }
@@ -179,35 +185,59 @@ static const char *best_backing(const struct report *report)
 	return "Nothing that libgmem knows can back guests here.";
 }
 
-static void print_verdict(const struct report *report, const struct layout *layout)
+static void print_verdict(const struct report *report, unsigned int width)
 {
 	const struct gmem_finding *kvm = &report->findings[GMEM_CAP_KVM];
+	const struct gmem_finding *guest = &report->findings[GMEM_CAP_GUEST_USES_FILE];
 
-	if (kvm->answer == GMEM_NO)
-		print_wrapped("No guest can run here: ", kvm->reason, 0, layout->width);
-	else if (!report->has_vm)
-		print_wrapped("", "Only a VM can tell what can back guests here.", 0,
-			      layout->width);
+	if (report->needs_group) {
+		printf("No permission to open " DEFAULT_KVM_PATH ". Join its group, then log in again:\n"
+		       "%s  sudo usermod -aG kvm $USER\n", report->group_has_none ?
+		       "  sudo chgrp kvm " DEFAULT_KVM_PATH " && sudo chmod g+rw " DEFAULT_KVM_PATH "\n" : "");
+		return;
+	}
+	if (kvm->answer == GMEM_NO) {
+		print_wrapped("No guest can run here: ", kvm->reason, 0, width);
+		return;
+	}
+	if (!report->has_vm) {
+		print_wrapped("", report->note ? report->note
+			      : kvm->answer == GMEM_YES ? "Only a VM can tell what can back guests here."
+							: kvm->reason, 0, width);
+		return;
+	}
+
+	print_wrapped("", best_backing(report), 0, width);
+	if (report->ran_guest && guest->answer == GMEM_UNKNOWN)
+		print_wrapped("No guest has proved it: ", guest->reason, 0, width);
+}
+
+static void print_source(const struct report *report)
+{
+	char *type = vm_type_text(report->vm_type);
+
+	printf("\nlibgmem %s, ", gmem_version());
+	if (report->has_vm)
+		printf("tried in a VM of type %s\n", type);
 	else
-		print_wrapped("", best_backing(report), 0, layout->width);
+		printf("this host without a VM\n");
+	free(type);
 }
 
 void print_table(const struct report *report, unsigned int width, bool color)
 {
 	struct layout layout = { .width = width, .color = color };
+	bool none = find_backing(report, "host")->answer == GMEM_NO;
 	size_t i;
 
 	measure(report, &layout);
-
-	printf("libgmem %s, ", gmem_version());
-	if (report->has_vm)
-		printf("tried in a VM of type %" PRIu64 "\n", report->vm_type);
-	else
-		printf("this host without a VM\n");
-	if (report->note)
-		print_wrapped("", report->note, 0, layout.width);
-
+	print_verdict(report, layout.width);
+	print_source(report);
 	print_findings(report, &layout, "Host", GMEM_CAP_ARCHITECTURE, GMEM_CAP_COUNT);
+	/* What remains is that it cannot be asked. */
+	if (report->needs_group)
+		return;
+
 	print_findings(report, &layout, "What KVM says", GMEM_CAP_KVM, GMEM_CAP_CREATE);
 	print_findings(report, &layout, "What trying it proved", GMEM_CAP_CREATE,
 		       GMEM_CAP_ARCHITECTURE);
@@ -216,9 +246,6 @@ void print_table(const struct report *report, unsigned int width, bool color)
 
 	printf("\nWays of backing\n");
 	for (i = 0; i < BACKING_COUNT; i++)
-		print_line(&layout, report->backings[i].name, report->backings[i].answer,
+		print_line(&layout, report->backings[i].name, report->backings[i].answer, none,
 			   report->backings[i].reason, NULL);
-
-	putchar('\n');
-	print_verdict(report, &layout);
 }

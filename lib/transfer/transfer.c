@@ -37,6 +37,8 @@ int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t fla
 	if (ret->depth > GMEM_IO_DEPTH)
 		return gmem_fail(-EINVAL, "depth is %" PRIu32 ", at most %d buffers are used", ret->depth,
 				 GMEM_IO_DEPTH);
+	if (ret->ring && ret->flags & GMEM_TRANSFER_NO_RING)
+		return gmem_fail(-EINVAL, "a ring and GMEM_TRANSFER_NO_RING exclude each other");
 	if (ret->ring && ret->ring_tag > UINT64_MAX - GMEM_TRANSFER_TAGS)
 		return gmem_fail(-EINVAL, "ring_tag 0x%" PRIx64 " leaves no room for %d numbers",
 				 ret->ring_tag, GMEM_TRANSFER_TAGS);
@@ -103,7 +105,7 @@ int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 		return gmem_fail(-ENOMEM, "no memory for a transfer");
 	}
 
-	transfer->vm = vm;
+	transfer->vm = vm ? gmem_vm_ref(vm) : NULL;
 	transfer->opts = *opts;
 	transfer->io.direct_fd = -1;
 	transfer->memory.is_unchecked = opts->flags & GMEM_TRANSFER_UNCHECKED;
@@ -134,6 +136,8 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer)
 		transfer->end(transfer);
 	free(transfer->state);
 	gmem_leased_memory_drop(&transfer->memory);
+	if (transfer->vm)
+		gmem_vm_unref(transfer->vm);
 	free(transfer);
 	return 0;
 }
@@ -188,6 +192,9 @@ GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
 		return gmem_fail(-EINVAL, "the transfer is being freed");
 	if (transfer->is_done)
 		return GMEM_TRANSFER_DONE;
+	err = transfer->vm ? gmem_vm_check_alive(transfer->vm) : 0;
+	if (err)
+		return err;
 
 	err = transfer->step(transfer, wait);
 	/* With nothing under way, nothing makes the fd of a ring ready. */

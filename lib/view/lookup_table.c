@@ -34,6 +34,9 @@
 #define CODE_PRIVATE	6
 #define LAST_CODE	CODE_PRIVATE
 
+/* Not in an entry: the code of every address once the VM is over */
+#define CODE_OVER	8
+
 #define ENTRY_WINDOW	2
 
 /* A slice is as large as the largest page of a host, so most slices have one piece. */
@@ -78,6 +81,8 @@ _Static_assert(offsetof(struct gmem_full_table, tops) ==
 
 /* The entries of a GiB without regions; never written, never freed */
 static const uint64_t empty_gib[ENTRIES];
+
+const struct gmem_table gmem_table_of_nothing = { .count = 0 };
 
 static const struct gmem_full_table *full(const struct gmem_table *table)
 {
@@ -169,7 +174,7 @@ struct gmem_translation gmem_table_translate(const struct gmem_table *table, uin
 	uint64_t last;
 
 	if (gpa >> TOP_SHIFT >= table->count)
-		return (struct gmem_translation){ CODE_HOLE, UINT64_MAX };
+		return (struct gmem_translation){ table->count ? CODE_HOLE : CODE_OVER, UINT64_MAX };
 
 	piece = find_piece(entry_of(table, gpa), gpa, &last);
 	if (piece.window && piece.window->bits)
@@ -183,6 +188,7 @@ int gmem_translation_error(struct gmem_translation translation)
 	case CODE_HOLE:
 		return -ENOENT;
 	case CODE_REMOVED:
+	case CODE_OVER:
 		return -ESTALE;
 	case CODE_DEVICE:
 		return -ENXIO;
@@ -618,7 +624,7 @@ void gmem_table_free(const struct gmem_table *head, const struct gmem_table *kep
 {
 	const struct gmem_full_table *table;
 
-	if (!head)
+	if (!head || head == &gmem_table_of_nothing)
 		return;
 
 	table = full(head);

@@ -80,6 +80,9 @@ static inline void *gmem_translation_hva(struct gmem_translation translation, ui
 	return (void *)(uintptr_t)(gpa + (translation.code & ~(uint64_t)GMEM_CODE_READ_ONLY) - 1);
 }
 
+/* The table of a VM that is over: each translation is -ESTALE. */
+extern const struct gmem_table gmem_table_of_nothing;
+
 struct gmem_translation gmem_table_translate(const struct gmem_table *table, uint64_t gpa);
 /* Returns 0 for memory, or the reason why there is none: -ENOENT, -ESTALE, -ENXIO, -EACCES. */
 int gmem_translation_error(struct gmem_translation translation);

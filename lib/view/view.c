@@ -44,7 +44,9 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <linux/membarrier.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/uio.h>
 
@@ -67,6 +69,9 @@
 
 /* Far more than any processor takes to make a store visible */
 #define SETTLE_MICROSECONDS 10000
+
+/* What a VM's end waits for views, if the VM's owner said nothing */
+#define END_MS 1000
 
 static struct gmem_reader *reader_of(struct gmem_view *view)
 {
@@ -150,7 +155,7 @@ GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 	gmem_lock_take(&vm->views_lock);
 	*reader = (struct gmem_reader){
 		.view = { .current = &vm->table, .fence = vm->fence },
-		.vm = vm,
+		.vm = gmem_vm_ref(vm),
 		.next = vm->views,
 		.number = ++vm->views_made,
 		.fast = gmem_nofault_is_recoverable(),
@@ -175,7 +180,71 @@ GMEM_API void gmem_view_free(struct gmem_view *view)
 		;
 	*link = reader->next;
 	gmem_lock_drop(&reader->vm->views_lock);
+	gmem_vm_unref(reader->vm);
 	free(reader);
+}
+
+/* ---- a thread's own view ---- */
+
+static void free_thread_view(void *view)
+{
+	gmem_view_free(view);
+}
+
+static int start_thread_views(struct gmem_vm *vm)
+{
+	int err = 0;
+
+	gmem_lock_take(&vm->views_lock);
+	if (!vm->has_thread_key)
+		err = pthread_key_create(&vm->thread_key, free_thread_view);
+	if (!err)
+		__atomic_store_n(&vm->has_thread_key, true, __ATOMIC_RELEASE);
+	gmem_lock_drop(&vm->views_lock);
+	return err ? gmem_fail(-err, "the process has no key left for the VM's threads: all %d of "
+			       "pthread_key_create(3) are in use", PTHREAD_KEYS_MAX) : 0;
+}
+
+GMEM_API int gmem_vm_thread_view(struct gmem_vm *vm, struct gmem_view **ret)
+{
+	struct gmem_view *view;
+	int err;
+
+	if (!vm || !ret)
+		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
+
+	/* Pairs with the store, after which the key does not change. */
+	err = __atomic_load_n(&vm->has_thread_key, __ATOMIC_ACQUIRE) ? 0 : start_thread_views(vm);
+	if (err)
+		return err;
+	view = pthread_getspecific(vm->thread_key);
+	if (!view) {
+		err = gmem_view_new(vm, &view);
+		if (err)
+			return err;
+		err = pthread_setspecific(vm->thread_key, view);
+		if (err) {
+			gmem_view_free(view);
+			return gmem_fail(-err, "no memory for a thread's view");
+		}
+	}
+	*ret = view;
+	return 0;
+}
+
+/*
+ * Another thread may be about to free its view with the key's function, as it ends. So the
+ * key stays until the last view is gone; only this thread's own can go now.
+ */
+static void free_own_view(struct gmem_vm *vm)
+{
+	struct gmem_view *view;
+
+	if (!__atomic_load_n(&vm->has_thread_key, __ATOMIC_ACQUIRE))
+		return;
+	view = pthread_getspecific(vm->thread_key);
+	pthread_setspecific(vm->thread_key, NULL);
+	gmem_view_free(view);
 }
 
 /* ---- the writer's side ---- */
@@ -190,6 +259,9 @@ void gmem_vm_publish(struct gmem_vm *vm, const struct gmem_table *table)
 void gmem_vm_drop_table(struct gmem_vm *vm)
 {
 	gmem_table_free(vm->table, NULL);
+	gmem_table_free(vm->next_table, NULL);
+	if (vm->has_thread_key)
+		pthread_key_delete(vm->thread_key);
 }
 
 /*
@@ -275,7 +347,7 @@ static bool wait_for_busy(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 		is_over = wait_for(vm, number, epoch, end);
 		number--;
 	}
-	gmem_wait_spend(budget, start);
+	gmem_wait_spend(budget, start, GMEM_WAIT_VIEWS);
 	return is_over;
 }
 
@@ -292,6 +364,25 @@ int gmem_vm_wait_for_views(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 	gmem_lock_drop(&vm->views_lock);
 	return is_over ? 0 : gmem_fail(-EBUSY, "a view was to be waited for %" PRIu32 " ms, and is still "
 				       "between begin and end", budget->wait_ms);
+}
+
+void gmem_vm_end_views(struct gmem_vm *vm)
+{
+	struct gmem_wait_budget budget = gmem_vm_budget(vm, vm->wait_ms ? 0 : END_MS);
+	const struct gmem_table *old;
+
+	__atomic_store_n(&vm->is_over, true, __ATOMIC_RELEASE);
+	free_own_view(vm);
+	gmem_lock_take(&vm->change_lock);
+	old = vm->table;
+	if (old)
+		gmem_vm_publish(vm, &gmem_table_of_nothing);
+	gmem_lock_drop(&vm->change_lock);
+
+	if (old && gmem_vm_wait_for_views(vm, &budget) == 0)
+		gmem_table_free(old, NULL);
+	else
+		vm->next_table = old;	/* a view still has it; freed with the last one */
 }
 
 static void show_part(struct gmem_vm *vm, const struct gmem_region *region, uint64_t gpa,
@@ -323,11 +414,13 @@ void gmem_vm_show_states(struct gmem_vm *vm, const struct gmem_region *region, u
 
 static int fail_no_memory(struct gmem_translation piece, uint64_t gpa)
 {
-	static const char *const what[] = { "no region", "only a region that was removed or moved",
-					    "a device", "private memory" };
+	static const char *const what[] = {
+		"there is no region at gpa ", "there is only a region that was removed or moved at gpa ",
+		"there is a device at gpa ", "there is private memory at gpa ",
+		"the VM's handle was freed: nothing can be had at gpa ",
+	};
 
-	return gmem_fail(gmem_translation_error(piece), "there is %s at gpa 0x%" PRIx64,
-			 what[piece.code / 2], gpa);
+	return gmem_fail_at(gmem_translation_error(piece), what[piece.code / 2], gpa, "");
 }
 
 int gmem_view_contiguous(const struct gmem_view *view, uint64_t gpa, uint64_t size,

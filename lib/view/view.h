@@ -64,7 +64,12 @@ int gmem_vm_wait_for_views(struct gmem_vm *vm, struct gmem_wait_budget *budget);
  */
 void gmem_vm_show_states(struct gmem_vm *vm, const struct gmem_region *region, uint64_t gpa,
 			 uint64_t size, bool is_private);
-/* Frees the table of a VM that has no views any more. */
+/*
+ * From now on the VM is over, and what views find is -ESTALE. Waits for those that are between
+ * begin and end, as the owner's wait_ms says, or for a second: a thread may have died there.
+ */
+void gmem_vm_end_views(struct gmem_vm *vm);
+/* Frees what is left of a VM that has no views any more. */
 void gmem_vm_drop_table(struct gmem_vm *vm);
 
 /* ---- for readers, between gmem_view_begin() and gmem_view_end() ---- */

@@ -61,7 +61,7 @@ def install():
     build = pathlib.Path(WORK.name) / "build"
     plain = {"CC": " ".join(COMPILER), "CFLAGS": "", "LDFLAGS": "", "DESTDIR": ""}
     command(meson, "setup", build, SOURCE, f"--prefix=/{PREFIX}", "--libdir=lib",
-            "-Ddefault_library=both", "-Dtests=false", **plain)
+            "-Ddefault_library=both", **plain)
     command(meson, "compile", "-C", build)
     command(meson, "install", "-C", build, "--no-rebuild", "--quiet", "--destdir", ROOT)
 
@@ -74,6 +74,12 @@ def section3():
 def written():
     """Pages by hand; one that meson.build forgets is a file that is missing."""
     return (SOURCE / "docs").glob("*.[1-8]")
+
+
+def examples():
+    """Sources and pages; one that meson.build forgets is a file that is missing."""
+    return [path.relative_to(SOURCE) for path in (SOURCE / "examples").rglob("*")
+            if path.suffix in (".c", ".h", ".md")]
 
 
 SANDBOX = [f"{architecture}{ending}" for architecture in ("arm64", "x86_64") for ending in (
@@ -95,10 +101,14 @@ def exactly_the_expected_files_are_installed():
         "lib/libgmem.so.0",
         f"lib/libgmem.so.{VERSION}",
         "lib/pkgconfig/libgmem.pc",
+        *(f"share/bash-completion/completions/gmem-{name}" for name in ("image", "probe", "show")),
+        "share/zsh/site-functions/_gmem",
+        *(f"share/libgmem/bpftrace/{path.stem}" for path in (SOURCE / "lib/tools/bpftrace").glob("*.bt.in")),
         *(f"share/libgmem/sandbox/{name}" for name in SANDBOX),
         "share/man/man7/gmem-sandbox.7",
         *(f"share/man/man{page.suffix[1:]}/{page.name}" for page in written()),
         *(f"share/man/man3/{name}.3" for name in section3()),
+        *(f"share/doc/libgmem/{name}" for name in examples()),
     ]), "installed files")
     outside = [path for path in ROOT.rglob("*") if not path.is_dir() and TREE not in path.parents]
     equal(outside, [], "files outside the prefix")

@@ -65,7 +65,7 @@ def unpacked(name):
 def installed(name, *options):
     tree = unpacked(name)
     command("meson", "setup", tree / "build", tree, "--prefix=/usr", "--libdir=lib",
-            "-Ddefault_library=both", "-Dbuildtype=release", "-Dtests=false", *options)
+            "-Ddefault_library=both", "-Dbuildtype=release", *options)
     command("meson", "compile", "-C", tree / "build")
     root = TOP / f"{name}-root"
     command("meson", "install", "-C", tree / "build", "--no-rebuild", "--quiet", DESTDIR=str(root))
@@ -87,7 +87,7 @@ def the_tarball_has_what_git_has():
 def the_tarball_builds_and_passes_alone():
     """As a developer builds it: this one checks the ranks of locks, too"""
     tree = unpacked("alone")
-    command("meson", "setup", "--werror", "-Dbuildtype=debug", tree / "tests-build", tree)
+    command("meson", "setup", "--werror", "-Dtests=true", "-Dbuildtype=debug", tree / "tests-build", tree)
     command("meson", "compile", "-C", tree / "tests-build")
     said = command("meson", "test", "-C", tree / "tests-build", "--no-rebuild", "--suite", "unit",
                    "--timeout-multiplier", "10")
@@ -145,15 +145,14 @@ def as_a_meson_subproject():
     shutil.copytree(unpacked("alone"), project / "subprojects/libgmem",
                     ignore=shutil.ignore_patterns("build", "tests-build"))
     command("meson", "setup", project / "build", project, "--wrap-mode=forcefallback",
-            "-Dlibgmem:tests=false", QUICK)
+            QUICK)
     command("meson", "compile", "-C", project / "build", "vmm")
     run_consumer(project / "build/vmm")
 
 
 def as_a_meson_wrap():
     project = TOP / "wrap"
-    meson_project(project, "gmem = dependency('libgmem', default_options: ['tests=false', "
-                           "'default_library=static'])")
+    meson_project(project, "gmem = dependency('libgmem', default_options: ['default_library=static'])")
     archive = tarball()
     cache = project / "subprojects/packagecache"
     cache.mkdir()

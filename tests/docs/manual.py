@@ -50,6 +50,29 @@ def every_parameter_is_explained():
             check(f"\n.It Fa {word}\n" in rest, f"{name}.3 does not explain {word}")
 
 
+def the_most_used_functions_have_examples():
+    with_examples = [name for name in exported() if "\n.Sh EXAMPLES\n" in SECTION3[name]]
+    check(len(with_examples) >= 20, "functions with examples:", with_examples)
+    for name in with_examples:
+        code = re.search(r"^\.Sh EXAMPLES\n.*?^\.Bd .*?\n(.*?)^\.Ed$", SECTION3[name], re.S | re.M)
+        check(code and re.search(rf"\b{name}\(", code[1]), f"the example of {name} does not call it")
+        check("\t" not in code[1] and all(len(line) <= 92 for line in code[1].split("\n")),
+              f"the example of {name} is too wide")
+
+
+def every_errno_of_the_header_is_in_ERRORS():
+    """All that a "Return:" names, but for what a sentence tells of another call"""
+    found = re.findall(r"\n \* Return: ((?:(?!\*/).)*)\*/\s*GMEM_(?:API|INLINE)[^;{]*?\b(gmem_\w+)\(",
+                       HEADER, re.S)
+    check(len(found) > 100, "functions of the header are not found")
+    for returns, name in found:
+        returns = re.sub(r"\s*\n \* ?", " ", returns)
+        returns = re.sub(r"(without|such as|after|returned) -E\w+", "", returns)
+        _, _, errors = SECTION3[name].partition("\n.Sh ERRORS\n")
+        for errno in re.findall(r"-(E[A-Z0-9]+)\b(?! included)", returns):
+            check(rf"Er \-{errno}" in errors, f"{name}.3 does not explain {errno}")
+
+
 def every_struct_and_enum_has_a_page():
     names = re.findall(r"^(?:struct|enum) (gmem_\w+) \{", HEADER, re.M)
     check(len(names) > 10, "structs of the header are not found")
@@ -87,13 +110,25 @@ def no_page_has_lint():
     equal(lines, [], "what mandoc finds")
 
 
+def groff_formats_every_page():
+    if not shutil.which("groff"):
+        raise Skip("groff is missing")
+    result = subprocess.run(["groff", "-mandoc", "-Tutf8", "-ww", "-Wbreak", "-z",
+                             *map(str, FILES)],
+                            capture_output=True, text=True, check=False)
+    equal(result.stderr.splitlines(), [], "what groff warns of")
+
+
 run([
     every_function_has_a_page,
     every_page_of_a_function_has_its_sections,
     every_parameter_is_explained,
+    the_most_used_functions_have_examples,
+    every_errno_of_the_header_is_in_ERRORS,
     every_struct_and_enum_has_a_page,
     every_constant_is_in_the_index,
     every_function_is_in_the_index,
     every_reference_to_our_pages_leads_somewhere,
     no_page_has_lint,
+    groff_formats_every_page,
 ])

@@ -44,14 +44,15 @@ CALLS = {
     "mmap": ["mmap"], "msync": ["msync"], "mprotect": ["mprotect"], "munmap": ["munmap"],
     "nanosleep": ["nanosleep", "clock_nanosleep"], "open": ["openat"],
     "poll": ["poll", "ppoll"], "pread": ["pread64"], "process_vm_readv": ["process_vm_readv"],
-    "pthread_sigmask": ["rt_sigprocmask"], "pwrite": ["pwrite64"], "raise": ["tgkill", "gettid"],
-    "read": ["read"], "readlink": ["readlink", "readlinkat"], "sched_yield": ["sched_yield"],
+    "pthread_create": ["clone", "clone3", "exit", "mmap", "mprotect", "rseq", "set_robust_list"],
+    "pthread_join": ["futex"], "pthread_sigmask": ["rt_sigprocmask"], "pwrite": ["pwrite64"], "raise": ["tgkill", "gettid"],
+    "read": ["read"], "sem_post": ["futex"], "sem_wait": ["futex"], "readlink": ["readlink", "readlinkat"], "sched_yield": ["sched_yield"],
     "sigaction": ["rt_sigaction"], "sigpending": ["rt_sigpending"],
     "sigtimedwait": ["rt_sigtimedwait"], "timerfd_create": ["timerfd_create"],
     "timerfd_settime": ["timerfd_settime"], "write": ["write"],
 }
 # Functions that stay in the process
-PURE = {"snprintf", "memset", "memcpy", "memcmp", "strlen", "calloc", "malloc", "free", "getpagesize",
+PURE = {"snprintf", "memset", "memcpy", "memcmp", "strlen", "calloc", "malloc", "free", "getpagesize", "sem_init",
         "sigemptyset", "sigaddset", "sigismember", "io_uring_get_sqe", "io_uring_prep_read",
         "io_uring_prep_write", "io_uring_prep_fsync", "io_uring_prep_poll_add",
         "io_uring_prep_cancel64", "io_uring_prep_cancel",

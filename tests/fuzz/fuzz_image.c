@@ -253,6 +253,23 @@ static void check_canary(void)
 		CHECK(bytes[i] == CANARY);
 }
 
+/* The lists of a whole image can be told; what they have does not overlap. */
+static void check_info(int verified)
+{
+	static struct gmem_image_region regions[1024];
+	GMEM_OPTS(gmem_image_summary, summary, .id = 0);
+	int count = gmem_image_info(world.file, NULL, &summary, regions, 1024);
+	uint64_t end = 0;
+
+	CHECK(count >= 0 || count == -ENOSPC || verified != 0);
+	CHECK(count < 0 || (uint32_t)count == summary.region_count);
+	for (int i = 0; i < count; i++) {
+		CHECK(regions[i].gpa >= end && regions[i].size && regions[i].private_bytes <= regions[i].size);
+		CHECK(!regions[i].backing == (regions[i].kind != GMEM_KIND_DEFAULT));
+		end = regions[i].gpa + regions[i].size;
+	}
+}
+
 static void use(void)
 {
 	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_LEAVE_REST);
@@ -268,8 +285,10 @@ static void use(void)
 		opts.flags |= GMEM_TRANSFER_VERIFY;
 
 	verified = gmem_image_verify(world.file, NULL, NULL);
-	CHECK(verified == 0 || verified == -ENOMSG || verified == -EBADMSG || verified == -ENODATA || verified == -EOPNOTSUPP);
+	CHECK(verified == 0 || verified == -ENOMSG || verified == -EBADMSG || verified == -ENODATA ||
+	      verified == -EOPNOTSUPP);
 	CHECK(gmem_image_verify(world.file, &plain, NULL) == verified);
+	check_info(verified);
 
 	restored = gmem_vm_restore(world.vm, world.file, &opts, NULL);
 	CHECK(restored == verified || is_refusal_of_target(restored));

@@ -424,7 +424,8 @@ static void use(void)
 	/* Buffers of 1 MiB, lists as long as the file has entries, and what a VM of this size costs */
 	allocation_limit = (1 + opts.depth) * MIB + 8 * size + 64 * PAGES + MIB;
 	verified = gmem_image_verify(fd, &verify_opts, NULL);
-	CHECK(verified == 0 || verified == -ENOMSG || verified == -EBADMSG || verified == -ENODATA || verified == -EOPNOTSUPP ||
+	CHECK(verified == 0 || verified == -ENOMSG || verified == -EBADMSG || verified == -ENODATA ||
+	      verified == -EOPNOTSUPP ||
 	      (verified == -EHWPOISON && !verify_opts.flags));
 	check_memory(false, false);
 

@@ -21,6 +21,7 @@ from processes import Problem
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 SUITES = ["bookworm", "trixie", "trixie-backports"]
 PACKAGES = r"linux-(image|binary|modules|source)-[0-9]|busybox-static$"
+LISTS_MB = 38  # they grow slowly
 FRESH = 24 * 3600  # seconds
 
 CONFIGURATION = """\
@@ -72,10 +73,16 @@ def _update():
         raise Problem(f"{KEYRING} is missing: install debian-archive-keyring.")
     cache.need_space(0.5, "The archive's index")
     _set_up()
-    status, output = _apt("apt-get", "-q", "update", "-o", "APT::Update::Error-Mode=any")
+    with processes.telling(_say, f"downloading Debian's package lists ({LISTS_MB} MB)"):
+        status, output = _apt("apt-get", "-q", "update", "-o", "APT::Update::Error-Mode=any")
     if status:
         raise Problem(f"Debian's archive cannot be read: {_reason(output)}")
-    return _list_packages()
+    with processes.telling(_say, "looking for kernels in them"):
+        return _list_packages()
+
+
+def _say(text):
+    print(text, file=sys.stderr, flush=True)
 
 
 def _reason(output):
@@ -94,6 +101,13 @@ def _list_packages():
         # The newest comes first; a foreign package has its architecture appended.
         packages.setdefault(name.split(":")[0], version)
     return packages
+
+
+def _size(name):
+    """"34 MB", of a package file."""
+    _, output = _apt("apt-get", "-qq", "download", "--print-uris", name)
+    found = re.search(r"^'[^']*' \S+ (\d+) ", output, re.M)
+    return f"{int(found[1]) / 1e6:.0f} MB" if found else "size unknown"
 
 
 class Archive:
@@ -132,15 +146,16 @@ class Archive:
         temporary.rename(self._index)
         return packages
 
-    def download(self, package, directory, architecture=""):
+    def download(self, package, directory, architecture="", say=_say):
         """Fetches one package file into DIRECTORY and returns its path."""
         with cache.lock("archive"):
             if not (cache.root() / "apt" / "apt.conf").exists():
                 self._packages = self._refresh()
             name = f"{package}:{architecture}" if architecture else package
             environment = dict(os.environ, APT_CONFIG=str(cache.root() / "apt" / "apt.conf"))
-            status, output = processes.run(["apt-get", "-q", "download", name],
-                                           cwd=directory, env=environment)
+            with processes.telling(say, f"downloading {package} ({_size(name)})"):
+                status, output = processes.run(["apt-get", "-q", "download", name],
+                                               cwd=directory, env=environment)
         found = sorted(Path(directory).glob(f"{package}_*.deb"))
         if status or not found:
             raise Problem(f"Could not download {package}: {_reason(output)}")

@@ -154,8 +154,7 @@ def _unpack(image, the_archive, directory, say):
     with cache.temporary() as work:
         files = []
         for package in image.packages:
-            say(f"downloading {package}")
-            files.append(the_archive.download(package, work))
+            files.append(the_archive.download(package, work, say=say))
         _take(files, r"/boot/vmlinuz-|/lib/modules/[^/]*/vmlinuz$", work / "image")
         found = next((work / "image").iterdir(), None)
         if found is None:
@@ -177,8 +176,7 @@ def other_modules(image, wanted, the_archive, say):
             if not image.packages or image.kernel.config:
                 raise Problem(f"There are no packages with modules of {image.kernel.name}.")
             with cache.entry(path) as directory, cache.temporary() as work:
-                say(f"downloading modules of {image.kernel.name}")
-                files = [the_archive.download(package, work) for package in image.packages]
+                files = [the_archive.download(package, work, say=say) for package in image.packages]
                 order = _take_modules(files, wanted, directory)
                 (directory / "modules").write_text("".join(f"{m}\n" for m in order))
     return path

@@ -1,15 +1,36 @@
 # SPDX-License-Identifier: MIT
 """Every process we start, so that none outlives us."""
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import threading
+import time
 
 
 class Problem(Exception):
     """Something this machine lacks, said in one sentence."""
+
+
+@contextlib.contextmanager
+def telling(say, what, every=15):
+    """Says what is being done and, while that takes long, that it still is."""
+    begun, over = time.monotonic(), threading.Event()
+
+    def remind():
+        while not over.wait(every):
+            say(f"  still {what.split(',')[0].split('(')[0].strip()}, {time.monotonic() - begun:.0f} s")
+
+    say(f"{what}...")
+    reminder = threading.Thread(target=remind, daemon=True)
+    reminder.start()
+    try:
+        yield
+    finally:
+        over.set()
+        reminder.join()
 
 
 _running = set()

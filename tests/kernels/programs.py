@@ -91,7 +91,7 @@ def _configure(directory, cross):
         return
     directory.mkdir(parents=True, exist_ok=True)
     processes.must("configure the tests", [
-        "meson", "setup", *cross, "-Ddefault_library=static", "-Dc_link_args=-static",
+        "meson", "setup", *cross, "-Dtests=true", "-Ddefault_library=static", "-Dc_link_args=-static",
         directory, TREE])
 
 

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: MIT
 """What the user sees, and the table for other programs."""
 
+import contextlib
+import os
+import re
 import sys
 import threading
+
+import processes
 
 _console = threading.Lock()
 
@@ -91,23 +96,41 @@ class KernelReport:
 
 
 class Story:
-    """Passes on what the programs write, and nothing else."""
+    """Passes on what the programs write; what is done before goes to standard error.
+
+    They write to a console, and so in colour, which goes to a terminal only.
+    """
 
     def __init__(self, out):
         self._out = out
+        self._is_plain = not out.isatty() or "NO_COLOR" in os.environ
+        self._held = ""
+        self._boot = contextlib.ExitStack()
 
     def output(self, text):
+        if self._is_plain:
+            text, self._held = without_colors(self._held + text)
         self._out.write(text)
         self._out.flush()
 
     def note(self, text):
-        print(text, file=sys.stderr)
+        print(text, file=sys.stderr, flush=True)
 
-    def booted(self, seconds):
-        pass
+    def booting(self, what):
+        self._boot.enter_context(processes.telling(self.note, f"booting {what}"))
+
+    def booted(self, _seconds=None):
+        self._boot.close()
 
     def ended(self, program):
         pass
+
+
+def without_colors(text):
+    """TEXT without escape sequences, and the beginning of one at its end, which may go on."""
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
+    begun = re.search(r"\x1b(\[[0-9;]*)?$", text)
+    return (text[:begun.start()], text[begun.start():]) if begun else (text, "")
 
 
 def table(outcomes):

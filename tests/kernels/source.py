@@ -6,6 +6,7 @@ that boots in seconds. The unpacked source, over a gigabyte, is not kept.
 """
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -46,26 +47,30 @@ def build(kernel, package, archive, directory, say):
     cache.need_space(5, "Building a kernel")
     install(TOOLS + PACKAGES[kernel.arch])
     with cache.temporary() as work:
-        say(f"downloading {package}")
-        tree = _unpack(archive.download(package, work), work)
+        file = archive.download(package, work, say=say)
+        with processes.telling(say, "unpacking it"):
+            tree = _unpack(file, work)
         make = ["make", "-s", "-C", tree, f"O={work / 'out'}", *MAKE[kernel.arch],
                 "KBUILD_BUILD_USER=libgmem", "KBUILD_BUILD_HOST=libgmem"]
         _configure(kernel, make, work)
-        say(f"building {package} with config/{' config/'.join(kernel.config)},"
-            " which takes minutes, once")
-        processes.must("build the kernel",
-                       [*make, f"-j{os.cpu_count()}", TARGET[kernel.arch]])
+        with processes.telling(say, f"building {package} with config/"
+                               f"{' config/'.join(kernel.config)}, which takes minutes, once"):
+            processes.must("build the kernel",
+                           [*make, f"-j{os.cpu_count()}", TARGET[kernel.arch]])
         (work / "out" / BOOT[kernel.arch]).rename(directory / "vmlinuz")
         (work / "out" / ".config").rename(directory / "config")
 
 
 def install(packages):
     """Installs the Debian packages that are missing, saying so."""
-    status, output = processes.run([HERE.parent / "packages", *dict.fromkeys(packages)])
+    process = processes.start([HERE.parent / "packages", *dict.fromkeys(packages)],
+                              stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    try:
+        status = process.wait()
+    finally:
+        processes.stop(process)
     if status:
-        raise Problem(f"This machine needs {' '.join(packages)}:\n{output.strip()}")
-    if output:
-        print(output.strip(), file=sys.stderr)
+        raise Problem(f"This machine needs {' '.join(packages)}.")
 
 
 def _unpack(package_file, work):

@@ -222,6 +222,41 @@ TEST(what_is_owed_is_there_twice_until_it_is_discarded)
 	scene_free(&s);
 }
 
+/* What the guest does not use is freed and populated, and the guest does not notice. */
+TEST(one_side_is_discarded_and_populated)
+{
+	GMEM_OPTS(gmem_discard_opts, shared, .flags = GMEM_DISCARD_SHARED_SIDE);
+	GMEM_OPTS(gmem_discard_opts, private, .flags = GMEM_DISCARD_PRIVATE_SIDE);
+	GMEM_OPTS(gmem_populate_opts, ahead, .flags = GMEM_POPULATE_PRIVATE_SIDE);
+	GMEM_OPTS(gmem_populate_opts, back, .flags = GMEM_POPULATE_SHARED_SIDE);
+	struct scene s;
+
+	require_cachestat();
+	scene_new(&s);
+	for (uint64_t i = 0; i < 4; i++)
+		GUEST_STORES(&s.lab.guest, at(&s, i), 1);
+	OK(gmem_vm_populate(s.lab.vm, BASE, 2 * s.lab.page, &ahead, NULL));
+	CHECK_EQ(allocated(s.region), 2);
+	GUEST_LOADS(&s.lab.guest, at(&s, 1), 1);
+	OK(convert_as(&s, 0, 2, GMEM_STATE_PRIVATE, GMEM_DISCARD_NEVER));
+	GUEST_STORES(&s.lab.guest, at(&s, 1), 2);
+	CHECK_EQ(resident(s.region), 4);
+
+	OK(gmem_vm_discard(s.lab.vm, BASE, 2 * s.lab.page, &shared, NULL));
+	CHECK_EQ(resident(s.region), 2);
+	CHECK_EQ(allocated(s.region), 2);
+	GUEST_LOADS(&s.lab.guest, at(&s, 1), 2);
+	OK(gmem_vm_populate(s.lab.vm, BASE, 4 * s.lab.page, &back, NULL));
+	CHECK_EQ(resident(s.region), 4);
+	OK(convert_as(&s, 1, 1, GMEM_STATE_SHARED, GMEM_DISCARD_NEVER));
+	GUEST_LOADS(&s.lab.guest, at(&s, 1), 0);
+	OK(gmem_vm_discard(s.lab.vm, at(&s, 1), s.lab.page, &private, NULL));
+	CHECK_EQ(allocated(s.region), 1);
+	GUEST_STORES(&s.lab.guest, at(&s, 1), 3);
+	CHECK_EQ(host_load(s.hva + s.lab.page), 3);
+	scene_free(&s);
+}
+
 TEST(a_mappable_file_keeps_its_bytes_across_conversions)
 {
 	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_PRIVATE },

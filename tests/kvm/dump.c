@@ -8,8 +8,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "lab.h"
@@ -221,33 +219,17 @@ TEST(a_SIGPIPE_of_the_program_stays)
 	lab_free(&lab);
 }
 
-static int listening_socket(struct sockaddr_un *ret_address, socklen_t *ret_size)
-{
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-
-	*ret_address = (struct sockaddr_un){ .sun_family = AF_UNIX };
-	*ret_size = sizeof(*ret_address);
-	WORKS(fd);
-	WORKS(bind(fd, (struct sockaddr *)ret_address, sizeof(sa_family_t)));
-	WORKS(getsockname(fd, (struct sockaddr *)ret_address, ret_size));
-	WORKS(listen(fd, 8));
-	return fd;
-}
-
 /* Each is accepted, gets what it takes, and leaves neither an fd nor a signal behind. */
 TEST(readers_that_connect_and_go_raise_no_signal)
 {
-	struct sockaddr_un address;
-	socklen_t size;
 	struct lab lab;
 	sigset_t pending;
-	int sock, reader, next;
+	int sock, reader = -1, next;
 
 	lab_new(&lab, DEFAULT_VM);
-	sock = listening_socket(&address, &size);
+	sock = lab_listen();
 	for (int i = 0; i < 8; i++) {
-		reader = socket(AF_UNIX, SOCK_STREAM, 0);
-		WORKS(connect(reader, (struct sockaddr *)&address, size));
+		reader = lab_connect(sock);
 		close(reader);
 	}
 	for (int i = 0; i < 8; i++)

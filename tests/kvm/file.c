@@ -11,6 +11,7 @@
 #include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -707,7 +708,7 @@ TEST(known_create_flags_are_believed)
 	/* nothing had to be tried */
 	CHECK_EQ(allocated_pages(fd), 0);
 	gmem_file_free(adopted);
-	opts.flags = 1 << 1;
+	opts.flags = 1 << 2;
 	REFUSED(gmem_file_adopt(m.vm_fd, fd, &opts, &adopted), -EINVAL);
 	close(fd);
 	machine_free(&m);
@@ -795,6 +796,79 @@ TEST(a_wholly_bound_file_is_recognised_where_the_kernel_tells)
 		REFUSED(gmem_file_adopt(m.vm_fd, fd, NULL, &adopted), -EXDEV);
 	gmem_file_free(adopted);
 	close(fd);
+	machine_free(&m);
+}
+
+/* KVM refuses the trial of such a file on most kernels. */
+TEST(a_file_the_library_knows_needs_no_trial)
+{
+	GMEM_OPTS(gmem_adopt_opts, believed, .flags = GMEM_ADOPT_OF_VM);
+	struct gmem_file *first, *second;
+	struct machine m;
+	int fd;
+
+	machine_new(&m, DEFAULT_VM);
+	require_create_flags(&m, SHARED_FLAGS);
+	fd = (int)WORKS(raw_create(m.vm_fd, page_size(), SHARED_FLAGS));
+	OK(gmem_file_adopt(m.vm_fd, fd, NULL, &first));
+	WORKS(raw_gmem_slot(m.vm_fd, 0, 0, GIB, page_size(), NULL, fd, 0));
+	if (syscall(__NR_kcmp, getpid(), getpid(), 0 /* KCMP_FILE */, fd, fd) == 0 ||
+	    fcntl(fd, 1027 /* F_DUPFD_QUERY */, fd) == 1) {
+		OK(gmem_file_adopt(m.vm_fd, fd, NULL, &second));
+		CHECK_EQ(gmem_file_create_flags(second), SHARED_FLAGS);
+		gmem_file_free(second);
+	}
+	gmem_file_free(first);
+	OK(gmem_file_adopt(m.vm_fd, fd, &believed, &second));
+	CHECK_EQ(gmem_file_create_flags(second), SHARED_FLAGS);
+	gmem_file_free(second);
+	close(fd);
+	machine_free(&m);
+}
+
+TEST(a_guest_memfd_is_told_from_other_files)
+{
+	int fds[2], memfd = memfd_create("[kvm-gmem]", MFD_CLOEXEC);
+	struct machine m;
+	int fd;
+
+	machine_new(&m, DEFAULT_VM);
+	require_create_flags(&m, SHARED_FLAGS);
+	fd = (int)WORKS(raw_create(m.vm_fd, page_size(), SHARED_FLAGS));
+	WORKS(pipe(fds));
+	CHECK_EQ(gmem_fd_is_guest_memfd(fd), 1);
+	CHECK_EQ(gmem_fd_is_guest_memfd(memfd), 0);
+	CHECK_EQ(gmem_fd_is_guest_memfd(m.vm_fd), 0);
+	CHECK_EQ(gmem_fd_is_guest_memfd(fds[0]), 0);
+	close(fd);
+	REFUSED(gmem_fd_is_guest_memfd(fd), -EBADF);
+	close(memfd);
+	close(fds[0]);
+	close(fds[1]);
+	machine_free(&m);
+}
+
+TEST(memory_of_a_file_is_copied_where_no_region_is)
+{
+	struct gmem_file *file;
+	uint64_t page = page_size(), done;
+	struct machine m;
+	char bytes[8] = "";
+	void *hva;
+
+	machine_new(&m, DEFAULT_VM);
+	require_create_flags(&m, GMEM_CREATE_MMAP);
+	OK(gmem_file_new_raw(m.vm_fd, 2 * page, GMEM_CREATE_MMAP, &file));
+	OK(gmem_file_map(file, 0, 2 * page, NULL, &hva));
+	/* Every page of it is private. */
+	REFUSED(gmem_hva_read(hva, bytes, 8, &done), -EFAULT);
+	CHECK_EQ(done, 0);
+	REFUSED(gmem_hva_write(hva, bytes, 8, NULL), -EFAULT);
+	OK(gmem_recovery_enable());
+	REFUSED(gmem_hva_read(hva, bytes, 8, &done), -EFAULT);
+	REFUSED(gmem_hva_write(hva, bytes, 8, NULL), -EFAULT);
+	gmem_recovery_disable();
+	gmem_file_free(file);
 	machine_free(&m);
 }
 

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "lab.h"
@@ -180,4 +182,28 @@ void lab_require_poison(void)
 	if (err == -EINVAL)
 		skip("this kernel cannot poison pages (CONFIG_MEMORY_FAILURE)");
 	CHECK_RESULT(err, 0);
+}
+
+int lab_listen(void)
+{
+	/* The kernel chooses an abstract name. */
+	const struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+	WORKS(sock);
+	WORKS(bind(sock, (const struct sockaddr *)&address, sizeof(sa_family_t)));
+	WORKS(listen(sock, 8));
+	return sock;
+}
+
+int lab_connect(int listening)
+{
+	struct sockaddr_un address;
+	socklen_t size = sizeof(address);
+	int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	WORKS(sock);
+	WORKS(getsockname(listening, (struct sockaddr *)&address, &size));
+	WORKS(connect(sock, (const struct sockaddr *)&address, size));
+	return sock;
 }

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Transfers on rings of the caller's, real ones: small, shared, polled by the kernel */
+#include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
 #include <linux/audit.h>
@@ -7,12 +9,16 @@
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <semaphore.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "lab.h"
@@ -347,6 +353,196 @@ TEST(no_step_makes_a_call_that_waits_for_the_file)
 		if (i < 3)
 			check_guest(&g, 1);
 	}
+	end(&g);
+}
+
+/* ---- what the library's own rings leave to the threads that use them ---- */
+
+/*
+ * To end a ring the kernel interrupts threads that made it or submitted to it, a while after.
+ * No signal comes with that, but a wait for one ends with EINTR.
+ */
+static void check_nothing_interrupts(void)
+{
+	const struct timespec some_time = { .tv_nsec = 60 * 1000000 };
+	sigset_t signals;
+
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGUSR2);
+	errno = 0;
+	CHECK_EQ(sigtimedwait(&signals, NULL, &some_time), -1);
+	CHECK_EQ(errno, EAGAIN);
+}
+
+static unsigned count_threads(void)
+{
+	DIR *tasks = opendir("/proc/self/task");
+	unsigned count = 0;
+
+	CHECK(tasks);
+	while (readdir(tasks))
+		count++;
+	closedir(tasks);
+	return count - 2;
+}
+
+struct work {
+	struct bench *g;
+	struct gmem_transfer *transfer;
+	void (*part)(struct work *work);
+	sem_t done, end;
+};
+
+static void *do_part(void *data)
+{
+	struct work *work = data;
+
+	work->part(work);
+	sem_post(&work->done);
+	check_nothing_interrupts();
+	sem_wait(&work->end);
+	check_nothing_interrupts();
+	return NULL;
+}
+
+static void begin_save(struct work *work)
+{
+	GMEM_OPTS(gmem_transfer_opts, sync, .flags = GMEM_TRANSFER_SYNC);
+
+	OK(gmem_vm_save_begin(work->g->lab.vm, work->g->fd, &sync, &work->transfer));
+}
+
+static void step_some(struct work *work)
+{
+	step_until_it_waits(work->transfer, 4);
+	check_nothing_interrupts();
+}
+
+static void step_to_the_end(struct work *work)
+{
+	int ret;
+
+	do {
+		ret = gmem_transfer_step(work->transfer, 1);
+		CHECK(ret >= 0);
+	} while (ret != GMEM_TRANSFER_DONE);
+}
+
+static void free_it(struct work *work)
+{
+	OK(gmem_transfer_free(work->transfer));
+}
+
+/* Threads do the parts one after the other, but outlive the last. */
+static void do_in_threads(struct bench *g, void (*const parts[4])(struct work *work))
+{
+	struct gmem_transfer *transfer = NULL;
+	struct work works[4];
+	pthread_t threads[4];
+
+	for (unsigned i = 0; i < 4; i++) {
+		works[i] = (struct work){ .g = g, .part = parts[i], .transfer = transfer };
+		sem_init(&works[i].done, 0, 0);
+		sem_init(&works[i].end, 0, 0);
+		CHECK_EQ(pthread_create(&threads[i], NULL, do_part, &works[i]), 0);
+		while (sem_wait(&works[i].done))
+			;
+		transfer = works[i].transfer;
+	}
+	for (unsigned i = 0; i < 4; i++)
+		sem_post(&works[i].end);
+	for (unsigned i = 0; i < 4; i++)
+		pthread_join(threads[i], NULL);
+}
+
+TEST(a_ring_interrupts_no_thread_that_uses_it)
+{
+	static void (*const ways[][4])(struct work *work) = {
+		{ begin_save, step_some, step_to_the_end, free_it },
+		{ begin_save, step_some, step_some, free_it },
+		{ begin_save, step_to_the_end, step_to_the_end, free_it },
+	};
+	GMEM_OPTS(gmem_transfer_opts, sync, .flags = GMEM_TRANSFER_SYNC);
+	GMEM_OPTS(gmem_transfer_result, result);
+	struct gmem_transfer *transfer;
+	unsigned threads;
+	struct bench g;
+	int ends[2], empty;
+
+	begin(&g);
+	threads = count_threads();
+	OK(gmem_vm_save(g.lab.vm, g.fd, &sync, &result));
+	if (result.engine != GMEM_ENGINE_IO_URING)
+		skip("there is no io_uring here");
+	check_nothing_interrupts();
+	posix_fadvise(g.fd, 0, 0, POSIX_FADV_DONTNEED);
+	OK(gmem_image_verify(g.fd, NULL, NULL));
+	check_nothing_interrupts();
+	OK(gmem_vm_restore(g.lab.vm, g.fd, NULL, NULL));
+	check_nothing_interrupts();
+
+	/* a request that is cancelled, a failure, a pipe that nobody reads */
+	WORKS(pipe(ends));
+	OK(gmem_vm_load_begin(g.lab.vm, BASE, ends[0], 0, MIB, NULL, &transfer));
+	CHECK_EQ(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_WAIT);
+	OK(gmem_transfer_free(transfer));
+	check_nothing_interrupts();
+	empty = new_file();
+	CHECK_RESULT(gmem_vm_load(g.lab.vm, BASE, empty, 0, MIB, NULL, NULL), -ENODATA);
+	close(empty);
+	close(ends[0]);
+	CHECK_RESULT(gmem_vm_save(g.lab.vm, ends[1], NULL, NULL), -EPIPE);
+	close(ends[1]);
+	check_nothing_interrupts();
+
+	for (size_t i = 0; i < ARRAY_SIZE(ways); i++) {
+		in_case("way %zu", i);
+		do_in_threads(&g, ways[i]);
+	}
+	check_nothing_interrupts();
+	/* also of the kernel's, as those that write and sync */
+	CHECK_EQ(count_threads(), threads);
+	end(&g);
+}
+
+TEST(asking_for_io_uring_interrupts_nothing)
+{
+	GMEM_OPTS(gmem_caps_opts, opts, .flags = GMEM_CAPS_NO_SELFTEST);
+	struct gmem_caps *caps;
+	struct bench g;
+
+	begin(&g);
+	for (unsigned i = 0; i < 5; i++) {
+		OK(gmem_caps_new(g.lab.m.vm_fd, &opts, &caps));
+		gmem_caps_free(caps);
+		check_nothing_interrupts();
+	}
+	end(&g);
+}
+
+TEST(a_forked_child_can_only_free_a_transfer)
+{
+	struct gmem_transfer *transfer;
+	struct bench g;
+	int status;
+	pid_t pid;
+
+	begin(&g);
+	OK(gmem_vm_save_begin(g.lab.vm, g.fd, NULL, &transfer));
+	step_until_it_waits(transfer, 2);
+	pid = (pid_t)WORKS(fork());
+	if (pid == 0) {
+		do {
+			status = gmem_transfer_step(transfer, 1);
+		} while (status > 0);
+		_exit(status == -EIO && gmem_transfer_free(transfer) == 0 ? 0 : 1);
+	}
+	WORKS(waitpid(pid, &status, 0));
+	CHECK_EQ(status, 0);
+	while (gmem_transfer_step(transfer, 1) > 0)
+		;
+	OK(gmem_transfer_free(transfer));
+	OK(gmem_image_verify(g.fd, NULL, NULL));
 	end(&g);
 }
 

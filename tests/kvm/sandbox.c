@@ -4,164 +4,60 @@
  * whatever else is called ends the test, by name.
  */
 #include <fcntl.h>
-#include <gmem-sandbox.h>
-#include <pthread.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
-#include <ucontext.h>
 #include <unistd.h>
 
-#include "lab.h"
+#include "confine.h"
 
-#define BASE (256 * MIB)
-#define PAGES 8
+/* ---- what a phase does ---- */
 
-/* ---- the filter ---- */
-
-/* The test's own calls, before the filter that is installed: to print its result, and to end */
-static const struct sock_filter report[] = {
-	BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_exit_group, 3, 0),
-	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_write, 0, 3),
-	BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args)),
-	BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, STDERR_FILENO, 1, 0),
-	BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-};
-
-static void install(uint32_t phases, uint32_t otherwise)
-{
-	struct sock_filter code[ARRAY_SIZE(report) + GMEM_SANDBOX_LENGTH];
-	struct gmem_sandbox_filter filter;
-	struct sock_fprog program = { .filter = code };
-	long ret;
-
-	gmem_sandbox_compile(&filter, phases, NULL, otherwise);
-	memcpy(code, report, sizeof(report));
-	memcpy(code + ARRAY_SIZE(report), filter.code, filter.length * sizeof(filter.code[0]));
-	program.len = (unsigned short)(ARRAY_SIZE(report) + filter.length);
-	WORKS(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
-	ret = SYS(syscall(__NR_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program));
-	if (ret == -EINVAL || ret == -ENOSYS)
-		skip("this kernel is built without seccomp filters");
-	CHECK_EQ(ret, 0);
-}
-
-static unsigned long second_argument(const ucontext_t *context)
-{
-#if defined(__x86_64__)
-	return (unsigned long)context->uc_mcontext.gregs[REG_RSI];
-#else
-	return (unsigned long)context->uc_mcontext.regs[1];
-#endif
-}
-
-/* For messages, and for reach.py */
-static const char *the_phase = "nothing";
-
-static void on_trap(int signal, siginfo_t *info, void *context)
-{
-	char line[160];
-	int length;
-
-	(void)signal;
-	length = snprintf(line, sizeof(line), "# phase %s: system call %d (second argument %#lx) is not in "
-			  "its table\n", the_phase, info->si_syscall, second_argument(context));
-	if (write(STDOUT_FILENO, line, (size_t)length) != length)
-		_exit(3);
-	_exit(2);
-}
-
-static const char *const phase_names[] = {
-	"setup", "layout", "running", "convert", "share", "import", "snapshot",
-};
-
-/* Allow only the calls of these phases from now on; end the test with leave(). */
-static void enter(uint32_t phases)
-{
-	struct sigaction action = { .sa_sigaction = on_trap, .sa_flags = SA_SIGINFO };
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-	skip("what a sanitizer calls is in no table");
-#endif
-	for (size_t i = 0; i < ARRAY_SIZE(phase_names); i++)
-		if (phases & 1u << i)
-			the_phase = phase_names[i];
-	fflush(stdout);
-	WORKS(sigaction(SIGSYS, &action, NULL));
-	WORKS(prctl(PR_SET_NAME, the_phase));
-	install(phases, SECCOMP_RET_TRAP);
-}
-
-/* Ends the test at once: the harness's checks need calls that are in no table. */
-__attribute__((noreturn)) static void leave(void)
-{
-	fflush(stdout);
-	_exit(EXIT_SUCCESS);
-}
-
-/* ---- what phases work on ---- */
-
-struct site {
-	struct lab lab;
-	struct gmem_plan *plan;
-	struct gmem_region *region;
-	struct gmem_view *view;
-	uint32_t backing;
-	uint64_t size;
-};
-
-static void site_new(struct site *s, int type, uint32_t backing, bool recovers)
-{
-	GMEM_OPTS(gmem_region_opts, opts);
-
-	lab_new(&s->lab, type);
-	require_backing(&s->lab.m, backing, &s->plan);
-	s->backing = backing;
-	s->size = PAGES * s->lab.page;
-	if (backing == GMEM_BACKING_HOST || backing == GMEM_BACKING_MAPPED)
-		opts.flags = GMEM_REGION_DIRTY_LOG;
-	opts.plan = s->plan;
-	OK(gmem_region_add(s->lab.vm, BASE, s->size, &opts, &s->region));
-	if (recovers)
-		OK(gmem_recovery_enable());
-	OK(gmem_view_new(s->lab.vm, &s->view));
-}
-
-static void use_view(struct site *s)
+static void use_view_at(struct site *s, uint64_t gpa)
 {
 	uint8_t bytes[64] = { 1, 2, 3 }, back[64];
 	struct iovec iov[2];
 	uint64_t done, word;
 	void *hva;
 
-	OK(gmem_view_write(s->view, BASE + 8, bytes, sizeof(bytes), &done));
-	OK(gmem_view_read(s->view, BASE + 8, back, sizeof(back), &done));
+	OK(gmem_view_write(s->view, gpa + 8, bytes, sizeof(bytes), &done));
+	OK(gmem_view_read(s->view, gpa + 8, back, sizeof(back), &done));
 	CHECK_EQ(memcmp(bytes, back, sizeof(bytes)), 0);
-	OK(gmem_view_fill(s->view, BASE, 7, s->lab.page, NULL));
-	OK(gmem_view_store(s->view, BASE, 8, GMEM_RELEASE, 42));
-	OK(gmem_view_load(s->view, BASE, 8, GMEM_ACQUIRE, &word));
+	OK(gmem_view_fill(s->view, gpa, 7, s->lab.page, NULL));
+	OK(gmem_view_store(s->view, gpa, 8, GMEM_RELEASE, 42));
+	OK(gmem_view_load(s->view, gpa, 8, GMEM_ACQUIRE, &word));
 	CHECK_EQ(word, 42);
 	REFUSED(gmem_view_read(s->view, GIB, back, 1, &done), -ENOENT);
 
 	gmem_view_begin(s->view);
-	OK(gmem_view_hva(s->view, BASE, s->size, &hva));
-	CHECK_EQ(gmem_view_iovec(s->view, BASE, s->size, iov, 2), 1);
+	OK(gmem_view_hva(s->view, gpa, s->lab.page, &hva));
+	CHECK_EQ(gmem_view_iovec(s->view, gpa, s->lab.page, iov, 2), 1);
 	gmem_view_end(s->view);
+}
+
+static void use_view(struct site *s)
+{
+	use_view_at(s, BASE);
 }
 
 static void run_running(struct site *s)
 {
 	struct gmem_state_range range;
-	uint64_t bitmap[1];
+	uint64_t bitmap[1], word;
+	struct gmem_view *view;
 
 	use_view(s);
+	OK(gmem_vm_thread_view(s->lab.vm, &view));
+	OK(gmem_view_load(view, BASE, 8, GMEM_RELAXED, &word));
+	OK(gmem_hva_write(gmem_region_hva(s->region), &word, sizeof(word), NULL));
+	OK(gmem_hva_read(gmem_region_hva(s->region), &word, sizeof(word), NULL));
+	CHECK_RESULT(gmem_hva_read((void *)(uintptr_t)8, &word, sizeof(word), NULL), -EFAULT);
 	CHECK_EQ(gmem_vm_state(s->lab.vm, BASE, s->size, &range, 1), 1);
 	if (s->backing == GMEM_BACKING_HOST || s->backing == GMEM_BACKING_MAPPED)
 		OK(gmem_region_get_dirty_log(s->region, bitmap, ARRAY_SIZE(bitmap)));
@@ -243,31 +139,6 @@ static void run_convert(struct site *s)
 	use_view(s);
 }
 
-/* ---- each phase ---- */
-
-/* in a VM that has it; the caller's @run ends with leave() */
-static void each_backing(void (*run)(uint32_t backing))
-{
-	unsigned int count = 0;
-
-	for (uint32_t backing = GMEM_BACKING_HOST; backing <= GMEM_BACKING_SHARED; backing++) {
-		pid_t child;
-		int status;
-
-		if (!(expect_vm(DEFAULT_VM)->backings & 1u << backing))
-			continue;
-		in_case("%s memory", gmem_backing_name(backing));
-		fflush(stdout);
-		child = (pid_t)WORKS(fork());
-		if (child == 0)
-			run(backing);
-		WORKS(waitpid(child, &status, 0));
-		CHECK_EQ(status, 0);
-		count++;
-	}
-	CHECK(count > 0);
-}
-
 TEST(every_phase_kills_whoever_calls_anything_else)
 {
 	for (uint32_t phases = GMEM_SANDBOX_SETUP; phases <= GMEM_SANDBOX_SNAPSHOT; phases <<= 1) {
@@ -337,7 +208,7 @@ static void running(uint32_t backing)
 {
 	struct site s;
 
-	site_new(&s, DEFAULT_VM, backing, false);
+	site_new(&s, DEFAULT_VM, backing, PAGES, false);
 	protect(&s);
 	enter(GMEM_SANDBOX_RUNNING);
 	run_running(&s);
@@ -359,7 +230,7 @@ static void running_recovered(uint32_t backing)
 
 	CHECK(signal(SIGBUS, count_signal) != SIG_ERR);
 	CHECK(signal(SIGSEGV, count_signal) != SIG_ERR);
-	site_new(&s, DEFAULT_VM, backing, true);
+	site_new(&s, DEFAULT_VM, backing, PAGES, true);
 	protect(&s);
 	enter(GMEM_SANDBOX_RUNNING);
 	run_running(&s);
@@ -386,7 +257,7 @@ static void running_without_calls(uint32_t backing)
 {
 	struct site s;
 
-	site_new(&s, DEFAULT_VM, backing, true);
+	site_new(&s, DEFAULT_VM, backing, PAGES, true);
 	OK(gmem_view_fill(s.view, BASE, 0, s.size, NULL));
 	enter(0);
 	use_view(&s);
@@ -412,11 +283,55 @@ static void with_and_without_recovery(void (*phase)(uint32_t backing))
 	each_backing(phase);
 }
 
+/* Lists that are short, longer than what sorts without memory, and long */
+static uint64_t the_count;
+
+static void with_each_count(void (*phase)(uint32_t backing))
+{
+	static const uint64_t counts[] = { 64, 256, 4096 };
+
+	recovers = true;
+	for (size_t i = 0; i < (getenv("GMEM_TEST_SHORT") ? 1 : ARRAY_SIZE(counts)); i++) {
+		the_count = counts[i];
+		/* a file of its own for each region, in two processes */
+		if (get_fds(2 * the_count + 64))
+			each_backing(phase);
+	}
+}
+
+/* Regions of one page, which come and go in one change */
+static struct gmem_region **list;
+
+static void list_new(struct site *s)
+{
+	list = calloc(s->count + 1, sizeof(struct gmem_region *));
+	CHECK(list);
+}
+
+static void change_list(struct site *s, bool add)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .plan = s->plan);
+	struct gmem_change *change;
+
+	OK(gmem_change_new(s->lab.vm, &change));
+	for (uint64_t i = 0; i < s->count; i++) {
+		/* downwards, so that the library has to sort */
+		uint64_t gpa = 4 * GIB + 2 * (s->count - i) * s->lab.page;
+
+		if (add)
+			OK(gmem_change_add(change, gpa, s->lab.page, &opts, &list[i]));
+		else
+			OK(gmem_change_remove(change, list[i]));
+	}
+	OK(gmem_change_apply(change));
+	gmem_change_free(change);
+}
+
 static void layout(uint32_t backing)
 {
 	struct site s;
 
-	site_new(&s, DEFAULT_VM, backing, recovers);
+	site_new(&s, DEFAULT_VM, backing, PAGES, recovers);
 	enter(GMEM_SANDBOX_LAYOUT);
 	run_layout(&s);
 	leave();
@@ -427,13 +342,228 @@ TEST(layout_calls_what_the_table_says)
 	with_and_without_recovery(layout);
 }
 
-TEST(convert_calls_what_the_table_says)
+static void layout_lists(uint32_t backing)
 {
 	struct site s;
 
-	site_new(&s, PRIVATE_VM, GMEM_BACKING_PRIVATE, false);
+	site_new(&s, DEFAULT_VM, backing, PAGES, recovers);
+	s.count = the_count;
+	list_new(&s);
+	enter(GMEM_SANDBOX_LAYOUT);
+	change_list(&s, true);
+	change_list(&s, false);
+	gmem_vm_free(s.lab.vm);
+	leave();
+}
+
+TEST(layout_of_lists_calls_what_the_table_says)
+{
+	with_each_count(layout_lists);
+}
+
+static void layout_in_a_thread(void *data, unsigned int number)
+{
+	GMEM_OPTS(gmem_populate_opts, opts, .workers = 2);
+	const uint64_t gpa = (8 + number) * GIB;
+	struct site *s = data;
+	GMEM_OPTS(gmem_region_opts, add, .plan = s->plan);
+	struct gmem_region *region;
+	struct gmem_view *view;
+
+	for (unsigned int round = 0; round < 20; round++) {
+		OK(gmem_region_add(s->lab.vm, gpa, s->size, &add, &region));
+		OK(gmem_vm_populate(s->lab.vm, gpa, s->size, &opts, NULL));
+		OK(gmem_view_new(s->lab.vm, &view));
+		OK(gmem_view_fill(view, gpa, 1, s->size, NULL));
+		gmem_view_free(view);
+		OK(gmem_region_remove(region));
+	}
+}
+
+static void layout_with_threads(uint32_t backing)
+{
+	struct site s;
+
+	site_new(&s, DEFAULT_VM, backing, PAGES, recovers);
+	enter_with_threads(GMEM_SANDBOX_LAYOUT, 4, layout_in_a_thread, &s);
+	leave();
+}
+
+TEST(layout_in_threads_calls_what_the_table_says)
+{
+	with_and_without_recovery(layout_with_threads);
+}
+
+static void run_in_a_thread(void *data, unsigned int number)
+{
+	struct site *s = data, own = *s;
+	struct gmem_state_range range;
+
+	/* A view is of one thread at a time; its making is layout's. */
+	own.view = s->views[number];
+	for (unsigned int round = 0; round < 100; round++) {
+		use_view_at(&own, BASE + number * s->lab.page);
+		CHECK_EQ(gmem_vm_state(s->lab.vm, BASE, s->size, &range, 1), 1);
+	}
+}
+
+static void running_with_threads(uint32_t backing)
+{
+	struct site s;
+
+	site_new(&s, DEFAULT_VM, backing, PAGES, recovers);
+	for (size_t i = 0; i < ARRAY_SIZE(s.views); i++)
+		OK(gmem_view_new(s.lab.vm, &s.views[i]));
+	enter_with_threads(GMEM_SANDBOX_RUNNING, ARRAY_SIZE(s.views), run_in_a_thread, &s);
+	leave();
+}
+
+TEST(running_in_threads_calls_what_the_table_says)
+{
+	with_and_without_recovery(running_with_threads);
+}
+
+/* ---- convert: discards, which every VM has ---- */
+
+/* Every other page of the region, in no order */
+static void discard_list(struct site *s, uint64_t count)
+{
+	struct gmem_gpa_range *ranges = calloc(count, sizeof(*ranges));
+	struct gmem_footprint footprint;
+
+	CHECK(ranges);
+	for (uint64_t i = 0; i < count; i++)
+		ranges[i] = (struct gmem_gpa_range){ BASE + (i * 7919 % count) * 2 * s->lab.page, s->lab.page };
+	OK(gmem_vm_discard_list(s->lab.vm, ranges, count, NULL, &footprint));
+	free(ranges);
+	OK(gmem_vm_discard_pfns(s->lab.vm, &(uint32_t){ BASE >> 12 }, 1, NULL, NULL));
+}
+
+static void discard_lists(uint32_t backing)
+{
+	struct gmem_listener *listener;
+	struct gmem_lease *lease;
+	struct site s;
+
+	site_new(&s, DEFAULT_VM, backing, 2 * the_count, recovers);
+	OK(gmem_view_fill(s.view, BASE, 1, s.size, NULL));
+	enter(GMEM_SANDBOX_CONVERT);
+	OK(gmem_listener_new(s.lab.vm, NULL, &listener));
+	discard_list(&s, the_count);
+	OK(gmem_lease_new(s.lab.vm, BASE, s.size, NULL, &lease));
+	REFUSED(gmem_vm_discard(s.lab.vm, BASE, s.size, NULL, NULL), -EBUSY);
+	gmem_lease_free(lease);
+	gmem_listener_free(listener);
+	leave();
+}
+
+TEST(discards_of_lists_call_what_the_table_says)
+{
+	with_each_count(discard_lists);
+}
+
+static void discard_in_a_thread(void *data, unsigned int number)
+{
+	struct site *s = data;
+	struct gmem_lease *lease;
+
+	for (unsigned int round = 0; round < 50; round++) {
+		uint64_t gpa = BASE + number * s->lab.page;
+
+		OK(gmem_lease_new(s->lab.vm, gpa, s->lab.page, NULL, &lease));
+		gmem_lease_free(lease);
+		OK(gmem_vm_discard(s->lab.vm, gpa, s->lab.page, NULL, NULL));
+	}
+}
+
+static void discard_with_threads(uint32_t backing)
+{
+	struct site s;
+
+	site_new(&s, DEFAULT_VM, backing, PAGES, recovers);
+	enter_with_threads(GMEM_SANDBOX_CONVERT, 4, discard_in_a_thread, &s);
+	leave();
+}
+
+TEST(discards_in_threads_call_what_the_table_says)
+{
+	with_and_without_recovery(discard_with_threads);
+}
+
+/* ---- convert ---- */
+
+static void convert(bool recovery)
+{
+	struct site s;
+
+	site_new(&s, PRIVATE_VM, GMEM_BACKING_PRIVATE, PAGES, recovery);
 	enter(GMEM_SANDBOX_CONVERT);
 	run_convert(&s);
+	leave();
+}
+
+TEST(convert_calls_what_the_table_says)
+{
+	convert(false);
+}
+
+TEST(convert_with_recovery_calls_what_the_table_says)
+{
+	convert(true);
+}
+
+/* Every other page, then all */
+static void convert_in_parts(struct site *s, uint64_t gpa, uint64_t count)
+{
+	struct gmem_conversion done;
+
+	for (uint64_t i = 0; i < count; i++)
+		OK(gmem_vm_convert(s->lab.vm, gpa + 2 * i * s->lab.page, s->lab.page, GMEM_STATE_PRIVATE, NULL, &done));
+	OK(gmem_vm_convert(s->lab.vm, gpa, 2 * count * s->lab.page, GMEM_STATE_PRIVATE, NULL, &done));
+	CHECK_EQ(done.converted, count * s->lab.page);
+	OK(gmem_vm_convert(s->lab.vm, gpa, 2 * count * s->lab.page, GMEM_STATE_SHARED, NULL, &done));
+}
+
+static void convert_lists(uint64_t count)
+{
+	struct site s;
+
+	site_new(&s, PRIVATE_VM, GMEM_BACKING_PRIVATE, 2 * count, true);
+	enter(GMEM_SANDBOX_CONVERT);
+	convert_in_parts(&s, BASE, count);
+	discard_list(&s, count);
+	leave();
+}
+
+TEST(convert_of_64_parts_calls_what_the_table_says)
+{
+	convert_lists(64);
+}
+
+TEST(convert_of_256_parts_calls_what_the_table_says)
+{
+	convert_lists(256);
+}
+
+TEST(convert_of_4096_parts_calls_what_the_table_says)
+{
+	convert_lists(4096);
+}
+
+static void convert_in_a_thread(void *data, unsigned int number)
+{
+	struct site *s = data;
+
+	for (unsigned int round = 0; round < 20; round++)
+		convert_in_parts(s, BASE + number * 8 * s->lab.page, 4);
+}
+
+TEST(convert_in_threads_calls_what_the_table_says)
+{
+	struct site s;
+
+	site_new(&s, PRIVATE_VM, GMEM_BACKING_PRIVATE, 32, true);
+	enter_with_threads(GMEM_SANDBOX_CONVERT, 4, convert_in_a_thread, &s);
 	leave();
 }
 
@@ -460,19 +590,25 @@ static void load(struct gmem_vm *vm, int fd, uint64_t size, uint64_t flags)
 
 static void snapshot(uint32_t backing)
 {
-	int fd, pipes[2];
+	int fd, pipes[2], sock, reader;
 	struct site s;
 
-	site_new(&s, DEFAULT_VM, backing, recovers);
+	site_new(&s, DEFAULT_VM, backing, PAGES, recovers);
 	fd = image_fd(s.size / 2);
 	WORKS(pipe(pipes));
+	sock = lab_listen();
+	reader = lab_connect(sock);
 	CHECK_EQ(write(pipes[1], "0123456789", 10), 10);
 	enter(GMEM_SANDBOX_SNAPSHOT);
 	load(s.lab.vm, fd, s.size, 0);
 	load(s.lab.vm, fd, s.size, GMEM_TRANSFER_NO_RING);
 	OK(gmem_vm_load(s.lab.vm, BASE, pipes[0], 0, 10, NULL, NULL));
 	OK(gmem_vm_dump(s.lab.vm, pipes[1], NULL));
+	CHECK_RESULT(gmem_vm_serve_dump(s.lab.vm, sock, NULL, 1000), 1);
+	CHECK_RESULT(gmem_vm_serve_dump(s.lab.vm, sock, NULL, 1000), 0);
+	close(reader);
 	OK(gmem_vm_save(s.lab.vm, fd, NULL, NULL));
+	CHECK(gmem_image_info(fd, NULL, NULL, NULL, 0) > 0);
 	OK(gmem_vm_restore(s.lab.vm, fd, NULL, NULL));
 	leave();
 }
@@ -482,58 +618,194 @@ TEST(snapshot_calls_what_the_table_says)
 	with_and_without_recovery(snapshot);
 }
 
-/* ---- share ---- */
-
-/* Plays both ends in one process: the VMM, and a process without KVM. */
-static void give(struct gmem_export *exporter, struct gmem_peer *peer, struct gmem_import *import)
+/* Save, restore, load and count memory of which every other page is there. */
+static void snapshot_of(struct site *s, int fd, uint64_t flags)
 {
-	while (gmem_peer_status(peer) == 0) {
-		OK(gmem_export_dispatch(exporter));
-		CHECK(gmem_import_dispatch(import) >= 0);
-	}
-	CHECK_RESULT(gmem_peer_status(peer), 1);
+	GMEM_OPTS(gmem_transfer_opts, opts, .flags = flags);
+	GMEM_OPTS(gmem_stats, stats, .flags = GMEM_STATS_RESIDENT);
+
+	OK(gmem_vm_save(s->lab.vm, fd, &opts, NULL));
+	opts.flags &= ~GMEM_TRANSFER_SYNC;
+	OK(gmem_vm_restore(s->lab.vm, fd, &opts, NULL));
+	OK(gmem_vm_stats(s->lab.vm, &stats));
 }
 
-static void share(uint32_t backing)
+static void snapshot_lists(uint32_t backing)
 {
-	struct gmem_export *exporter;
-	struct gmem_import *import;
-	struct gmem_peer *peer;
 	struct site s;
-	int sockets[2];
+	int fd;
 
-	site_new(&s, DEFAULT_VM, backing, recovers);
-	WORKS(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets));
-	enter(GMEM_SANDBOX_SHARE);
-	OK(gmem_export_new(s.lab.vm, NULL, &exporter));
-	OK(gmem_peer_add(exporter, sockets[0], NULL, &peer));
-	OK(gmem_import_new(sockets[1], NULL, &import));
-	give(exporter, peer, import);
-
-	gmem_view_free(s.view);
-	OK(gmem_import_view_new(import, &s.view));
-	use_view(&s);
-	gmem_view_free(s.view);
-	gmem_import_free(import);
-	gmem_peer_remove(peer);
-	gmem_export_free(exporter);
+	site_new(&s, DEFAULT_VM, backing, 2 * the_count, recovers);
+	for (uint64_t i = 0; i < the_count; i++)
+		OK(gmem_view_fill(s.view, BASE + 2 * i * s.lab.page, (uint8_t)(1 + i % 200), s.lab.page, NULL));
+	fd = image_fd(0);
+	enter(GMEM_SANDBOX_SNAPSHOT);
+	snapshot_of(&s, fd, GMEM_TRANSFER_NO_RING);
+	snapshot_of(&s, fd, GMEM_TRANSFER_SYNC);
 	leave();
 }
 
-static void share_file(uint32_t backing)
+TEST(snapshots_of_many_parts_call_what_the_table_says)
 {
-	/* Anonymous memory cannot be given: nothing names it. */
-	if (backing == GMEM_BACKING_HOST)
-		leave();
-	share(backing);
+	with_each_count(snapshot_lists);
 }
 
-TEST(share_calls_what_the_table_says)
+struct snapshots {
+	struct site s;
+	int fds[4];
+};
+
+static void snapshot_in_a_thread(void *data, unsigned int number)
 {
-	with_and_without_recovery(share_file);
+	struct snapshots *all = data;
+	GMEM_OPTS(gmem_transfer_opts, opts, .flags = number % 2 ? GMEM_TRANSFER_NO_RING : 0);
+
+	for (unsigned int round = 0; round < 3; round++)
+		OK(gmem_vm_save(all->s.lab.vm, all->fds[number], &opts, NULL));
+	OK(gmem_vm_dump(all->s.lab.vm, all->fds[number], NULL));
+}
+
+static void snapshot_with_threads(uint32_t backing)
+{
+	struct snapshots all;
+
+	site_new(&all.s, DEFAULT_VM, backing, 64, recovers);
+	OK(gmem_view_fill(all.s.view, BASE, 1, all.s.size, NULL));
+	for (size_t i = 0; i < ARRAY_SIZE(all.fds); i++)
+		all.fds[i] = image_fd(0);
+	enter_with_threads(GMEM_SANDBOX_SNAPSHOT, ARRAY_SIZE(all.fds), snapshot_in_a_thread, &all);
+	leave();
+}
+
+TEST(snapshots_in_threads_call_what_the_table_says)
+{
+	with_and_without_recovery(snapshot_with_threads);
+}
+
+/* ---- share, import ---- */
+
+/* What the device tells, in memory that both have: its filter has no other way */
+enum news { DEVICE_WORKS, DEVICE_HAS_USED, DEVICE_IS_DONE };
+static int *device_news;
+
+static void tell(enum news news)
+{
+	__atomic_store_n(device_news, news, __ATOMIC_RELEASE);
+}
+
+static void hear(enum news news)
+{
+	for (unsigned int i = 0; i < 5000 && __atomic_load_n(device_news, __ATOMIC_ACQUIRE) < (int)news; i++)
+		poll(NULL, 0, 1);
+	CHECK(__atomic_load_n(device_news, __ATOMIC_ACQUIRE) >= (int)news);
+}
+
+/* The device process: it uses what the VMM gives, gives it back, and ends with the VMM. */
+__attribute__((noreturn)) static void be_device(int socket)
+{
+	struct site s = { .lab = { .page = page_size() }, .size = PAGES * page_size() };
+	GMEM_OPTS(gmem_import_opts, opts, .max_extents = 1 << 16);
+	struct gmem_import *import;
+	int ret;
+
+	if (recovers)
+		OK(gmem_recovery_enable());
+	enter(GMEM_SANDBOX_IMPORT);
+	OK(gmem_import_new(socket, &opts, &import));
+	while ((ret = gmem_import_wait(import, -1, 10)) >= 0) {
+		if (!s.view)
+			OK(gmem_import_view_new(import, &s.view));
+		if (gmem_view_store(s.view, BASE, 8, GMEM_RELEASE, 42) == 0) {
+			use_view(&s);
+			tell(DEVICE_HAS_USED);
+		}
+	}
+	CHECK_RESULT(ret, -EPIPE);
+	gmem_view_free(s.view);
+	gmem_import_free(import);
+	tell(DEVICE_IS_DONE);
+	leave();
+}
+
+static int start_device(void)
+{
+	int sockets[2];
+
+	device_news = mmap(NULL, page_size(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	CHECK(device_news != MAP_FAILED);
+	WORKS(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets));
+	fflush(stdout);
+	if (WORKS(fork()) == 0) {
+		close(sockets[0]);
+		be_device(sockets[1]);
+	}
+	close(sockets[1]);
+	return sockets[0];
+}
+
+static void give_all(struct gmem_export *exporter, struct gmem_peer *peer)
+{
+	OK(gmem_export_dispatch(exporter));
+	CHECK_RESULT(gmem_peer_wait(peer, 10000), 1);
+}
+
+/* @more: a list of regions that come, go and come while the device has them */
+static void share_with_device(uint32_t backing, uint64_t more)
+{
+	GMEM_OPTS(gmem_peer_opts, opts, .wait_ms = 30000);
+	struct gmem_export *exporter;
+	struct gmem_peer *peer;
+	struct site s;
+	int socket = start_device();
+
+	site_new(&s, DEFAULT_VM, backing, PAGES, recovers);
+	s.count = more;
+	list_new(&s);
+	enter(more ? GMEM_SANDBOX_SHARE | GMEM_SANDBOX_LAYOUT : GMEM_SANDBOX_SHARE);
+	OK(gmem_export_new(s.lab.vm, NULL, &exporter));
+	OK(gmem_peer_add(exporter, socket, &opts, &peer));
+	for (unsigned int round = 0; round < (more ? 3 : 1); round++) {
+		if (more)
+			change_list(&s, round != 1);
+		give_all(exporter, peer);
+	}
+	hear(DEVICE_HAS_USED);
+	gmem_peer_remove(peer);
+	gmem_export_free(exporter);
+	hear(DEVICE_IS_DONE);
+	leave();
+}
+
+/* Anonymous memory cannot be given: nothing names it. */
+static void share(uint32_t backing)
+{
+	if (backing == GMEM_BACKING_HOST)
+		leave();
+	share_with_device(backing, 0);
+}
+
+TEST(share_and_import_call_what_the_tables_say)
+{
+	with_and_without_recovery(share);
+}
+
+static void share_lists(uint32_t backing)
+{
+	if (backing == GMEM_BACKING_HOST)
+		leave();
+	share_with_device(backing, the_count);
+}
+
+TEST(share_of_lists_calls_what_the_tables_say)
+{
+	with_each_count(share_lists);
 }
 
 int main(int argc, char **argv)
 {
+	static char buffer[1 << 16];
+
+	/* Otherwise the first message asks what the file is. */
+	setvbuf(stdout, buffer, _IOFBF, sizeof(buffer));
 	return run_tests(argc, argv);
 }

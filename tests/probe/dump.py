@@ -6,10 +6,15 @@ usage: dump.py SAMPLE DESCRIBE GMEM-DUMP.5
 """
 import functools
 import json
+import os
 import pathlib
 import re
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 
 from tap import Skip, check, equal, run
 
@@ -128,6 +133,30 @@ def a_real_machine_s_dump_is_well_formed():
     equal(dump["stuck"], [], "stuck memslots")
 
 
+def a_real_machine_is_served_to_who_connects():
+    with tempfile.TemporaryDirectory() as directory:
+        path = directory + "/vm.sock"
+        program = subprocess.Popen([DESCRIBE, "--serve", path], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        deadline = time.monotonic() + 30
+        while not os.path.exists(path) and program.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if program.poll() == 77:
+            raise Skip(program.communicate()[0].decode().strip().splitlines()[0])
+        used = []
+        for _ in range(3):
+            with socket.socket(socket.AF_UNIX) as reader:
+                reader.connect(path)
+                dump = json.loads(b"".join(iter(lambda: reader.recv(65536), b"")))
+            well_formed(dump)
+            used.append(sum(part["shared_resident"] or 0 for region in dump["regions"] for part in region["ranges"]))
+            time.sleep(0.3)
+        check(used[0] < used[2], f"the guest's memory does not grow: {used}")
+        program.send_signal(signal.SIGINT)
+        equal(program.communicate(timeout=30)[1], b"", "standard error")
+        equal(program.returncode, 0, "exit status")
+        check(not os.path.exists(path), "the socket is left behind")
+
+
 def the_manual_has_every_member():
     documented = set(re.findall(r"^\.It Cm (\w+)", MANUAL, re.M))
     equal(sorted(documented), sorted({*DUMP, *REGION, *RANGE, *FILE}), "members in the manual")
@@ -145,6 +174,7 @@ run([
     leases_have_their_holders,
     the_name_comes_through,
     a_real_machine_s_dump_is_well_formed,
+    a_real_machine_is_served_to_who_connects,
     the_manual_has_every_member,
     the_example_in_the_manual_is_well_formed,
 ])

@@ -206,14 +206,52 @@ def a_useless_width_does_no_harm():
         check("Ways of backing" in result.stdout, result.stdout)
 
 
-def the_last_line_is_the_verdict():
-    def last(*options):
-        return words(probe(*options).stdout.strip().split("\n\n")[-1])
+def the_verdict_comes_first():
+    def first(*options):
+        return words(probe(*options).stdout.split("\n\n")[0])
 
-    check(last("--kvm", NOWHERE).startswith("No guest can run here: "), last("--kvm", NOWHERE))
+    check(first("--kvm", NOWHERE).startswith("No guest can run here: "), first("--kvm", NOWHERE))
     answers = {line["name"]: line["answer"] for line in with_vm()["backings"]}
-    equal(last() == "Shared guest_memfd can back guests here.", answers["shared"] == "yes",
+    equal(first("--no-guest") == "Shared guest_memfd can back guests here.", answers["shared"] == "yes",
           "shared, says the verdict")
+
+
+def red_is_for_what_keeps_guests_from_running():
+    def red(*options):
+        table = probe("--color=always", *options, environment={"COLUMNS": "9999"}).stdout
+        return set(re.findall(r"^  (\S.*?) +\033\[31m", table, re.M))
+
+    titles = {line["title"]: line["name"] for line in report()["findings"]}
+    harms = {"kvm", "user-memory2", "guest-memfd", "create", "bind"}
+    with_vm()
+    check({titles[title] for title in red() - set(BACKINGS)} <= harms, red())
+    equal(red() & set(BACKINGS), set(), "red though a guest can be backed")
+    check({"KVM", *BACKINGS} <= red("--kvm", NOWHERE), red("--kvm", NOWHERE))
+
+
+def somebody():
+    """How to run a program as a user who is in no group, if we may"""
+    return {"user": 65534, "group": 65534, "extra_groups": []} if os.getuid() == 0 else {}
+
+
+def without_permission_the_report_is_the_command_that_gives_it():
+    try:
+        result = probe(**somebody())
+        of_kvm = probe("--json", **somebody())
+    except PermissionError as error:
+        raise Skip(f"cannot run it as another user: {error}") from error
+    if result.returncode == 127:
+        raise Skip(f"another user cannot run it: {result.stderr.strip()}")
+    line = finding(load(of_kvm), "kvm")
+    if "EACCES" not in line["reason"]:
+        raise Skip("other users may use KVM, or nobody may")
+    check("sudo usermod -aG kvm $USER" in line["remedy"], line)
+    verdict = result.stdout.split("\n\n")[0].splitlines()
+    equal(verdict[0], "No permission to open /dev/kvm. Join its group, then log in again:", "the beginning")
+    equal(verdict[-1], "  sudo usermod -aG kvm $USER", "the command")
+    # where its group may not open it either, it is given to one
+    equal(len(verdict), 2 if os.stat("/dev/kvm").st_mode & 0o60 == 0o60 else 3, "lines")
+    check("What KVM says" not in result.stdout, result.stdout)
 
 
 def colours_are_for_terminals():
@@ -291,7 +329,7 @@ def require_of_a_name_that_does_not_exist_is_wrong_usage():
 
 
 def wrong_usage_is_status_2_and_prints_no_report():
-    for options in (["--warp"], ["extra"], ["--vm-type"], ["--vm-type", "banana"],
+    for options in (["--warp"], ["-x"], ["extra"], ["help"], ["--vm-type"], ["--vm-type", "banana"],
                     ["--vm-type", ""], ["--vm-type", "-1"], ["--vm-type", " 1"],
                     ["--vm-type", "1x"], ["--vm-type", "99999999999999999999"],
                     ["--require"], ["--kvm"], ["--color=sometimes"], ["--json", "--quiet"],
@@ -323,6 +361,21 @@ def the_report_is_of_the_VM_type_asked_for():
     check(vm_type == 0 or os.uname().machine == "aarch64", "the default type is", vm_type)
     equal(report("--vm-type", "default"), report(), "--vm-type default")
     equal(report("--vm-type", "0x0"), report(), "--vm-type 0x0")
+
+
+def vm_types_have_names():
+    names = ["default", "sw-protected", "SEV", "sev-es", "SNP", "tdx"]
+    if os.uname().machine == "aarch64":
+        names = ["default", "pKVM"]
+    with_vm()
+    for name in names:
+        whole = report("--vm-type", name)
+        if whole["vm"] is None:
+            check(re.search(rf" type {name} can", whole["note"], re.I), name, whole["note"])
+            equal(probe("--vm-type", name).stdout.split("\n\n")[0].replace("\n", " "), whole["note"],
+                  "the verdict")
+        elif name != "default":
+            check(re.search(rf"in a VM of type {name}$", probe("--vm-type", name).stdout, re.I | re.M), name)
 
 
 def an_impossible_VM_type_is_a_host_report_with_a_note():
@@ -364,9 +417,8 @@ def a_KVM_device_without_permission_is_a_report():
         closed = pathlib.Path(directory) / "closed"
         closed.mkdir(mode=0)
         os.chmod(directory, 0o755)
-        somebody = {"user": 65534, "group": 65534, "extra_groups": []} if os.getuid() == 0 else {}
         try:
-            result = probe("--json", "--kvm", str(closed / "kvm"), **somebody)
+            result = probe("--json", "--kvm", str(closed / "kvm"), **somebody())
         except PermissionError as error:
             raise Skip(f"cannot run it as another user: {error}") from error
         if result.returncode == 127:
@@ -378,6 +430,8 @@ def version_and_help_say_so():
     equal(probe("--version").stdout, f"gmem-probe {report()['version']}\n", "--version")
     shown = probe("--help")
     equal(shown.returncode, 0, "status of --help")
+    equal(probe("-V").stdout, probe("--version").stdout, "-V")
+    equal(probe("-h").stdout, shown.stdout, "-h")
     check(max(map(len, shown.stdout.splitlines())) <= 80, "--help is wider than 80 columns")
 
 
@@ -428,7 +482,9 @@ run([
     the_table_has_its_groups_in_order,
     the_table_fits_its_width,
     a_useless_width_does_no_harm,
-    the_last_line_is_the_verdict,
+    the_verdict_comes_first,
+    red_is_for_what_keeps_guests_from_running,
+    without_permission_the_report_is_the_command_that_gives_it,
     colours_are_for_terminals,
     a_terminal_has_colours_unless_NO_COLOR,
     file_names_do_not_steer_the_terminal,
@@ -439,6 +495,7 @@ run([
     output_that_cannot_be_written_is_status_3,
     the_host_report_makes_no_VM,
     the_report_is_of_the_VM_type_asked_for,
+    vm_types_have_names,
     an_impossible_VM_type_is_a_host_report_with_a_note,
     without_a_guest_the_guest_line_is_unknown,
     a_missing_KVM_device_is_a_report,

@@ -4,6 +4,8 @@
 
 usage: show.py GMEM-SHOW SAMPLE GMEM-SHOW.1
 """
+import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -11,8 +13,15 @@ import pathlib
 import pty
 import random
 import re
+import signal
+import socket
+import struct
 import subprocess
 import sys
+import tempfile
+import termios
+import threading
+import time
 import xml.etree.ElementTree
 
 from tap import check, equal, run
@@ -24,6 +33,7 @@ SAMPLES = [("6.1", "host"), ("6.18", "mapped"), ("6.18", "shared"), ("7.3-swp-t1
            ("arm64-7.3-64k", "shared")]
 ESCAPE = "\033"
 MIB = 1 << 20
+GIB = 1 << 30
 
 
 @functools.lru_cache(maxsize=None)
@@ -43,7 +53,8 @@ def run_show(dump, *options, **variables):
 
 def show(dump, *options, status=0, **variables):
     result = run_show(dump, *options, **variables)
-    equal(result.returncode, status, "exit status, " + result.stderr.decode())
+    if status is not None:
+        equal(result.returncode, status, "exit status, " + result.stderr.decode())
     return result.stdout.decode("utf-8")
 
 
@@ -250,6 +261,25 @@ def leases_name_their_holders():
     check("\nand 2 more in use\n" in text, text)
 
 
+def lengths_of_bars_tell_sizes():
+    """To scale if the shortest can be seen, else on a logarithmic scale, which says so"""
+    text = show(encode(dump_of(region(0, 64 * MIB), region(64 * MIB, 32 * MIB), region(128 * MIB, 4 * MIB))), "--ascii")
+    equal([len(bar) for bar in rows(text, "memory")], [64, 32, 4], "characters")
+    check("bars are to scale: the longest is 64 MiB\n" in text, text)
+    equal(re.findall(r"\] *(\S+)$", text, re.M), ["0%"] * 3, "percentages in one column")
+    equal(len({len(line) for line in text.splitlines() if "memory [" in line}), 1, "ends of lines")
+
+    text = show(encode(dump_of(region(0, MIB), region(MIB, 15 * MIB), region(16 * MIB, 16 * MIB), region(GIB, GIB))), "--ascii")
+    lengths = [len(bar) for bar in rows(text, "memory")]
+    equal([lengths[0], lengths[2], lengths[3]], [4, 28, 64], "characters")
+    check(lengths[1] in (27, 28), lengths)
+    check("bars are on a logarithmic scale, from 1 MiB to 1 GiB\n" in text, text)
+
+    equal("scale" in show(encode(dump_of(region(0, MIB), region(MIB, MIB)))), False, "bars of one length")
+    lines = show(encode(dump_of(*[region(i * GIB, MIB << i % 10, slot=i) for i in range(40)])), "--ascii")
+    check("logarithmic scale, from 1 MiB to 512 MiB" in lines, lines)
+
+
 def an_empty_machine_is_a_picture():
     check("0 bytes of memory in 0 regions" in show(encode(dump_of())), "nothing")
 
@@ -266,6 +296,204 @@ def svg_is_well_formed():
             x, y, w, h = (float(rect.get(name, "0")) for name in ("x", "y", "width", "height"))
             check(x >= 0 and y >= 0 and w > 0 and x + w <= width + 1 and y + h <= height, rect.attrib)
     check("a&lt;b&gt;&amp;" in show(encode(strange), "--svg"), "escapes")
+
+
+def frames(dump):
+    """The frames of the regions' bars: left, width"""
+    root = xml.etree.ElementTree.fromstring(show(encode(dump), "--svg", status=None))
+    return [float(rect.get("width")) for rect in root.iter("{http://www.w3.org/2000/svg}rect")
+            if rect.get("class") in ("frame", "lost") and float(rect.get("x")) == 150 and rect.get("height") != "12"]
+
+
+def svg_has_bars_to_scale_and_marks_a_logarithmic_one():
+    dump = dump_of(region(0, 64 * MIB), region(64 * MIB, 16 * MIB), region(128 * MIB, 2 * MIB, "device", None, []))
+    equal(frames(dump), [700, 175, 21.9], "widths")
+    text = show(encode(dump), "--svg")
+    check(">to scale<" in text and "log scale" not in text, text)
+    equal(re.findall(r'class="tick">(.*?)<', text), ["0", "16 MiB", "32 MiB", "48 MiB", "64 MiB"], "marks")
+
+    dump = dump_of(region(0, MIB), region(MIB, MIB), region(32 * MIB, 32 * MIB), region(GIB, GIB))
+    equal(frames(dump), [14, 14, 357, 700], "widths")
+    text = show(encode(dump), "--svg")
+    check(">log scale<" in text and "to scale" not in text, text)
+    equal(re.findall(r'class="tick">(.*?)<', text), ["1 MiB", "4 MiB", "16 MiB", "64 MiB", "256 MiB", "1 GiB"], "marks")
+
+
+def svg_shows_a_lost_memslot_in_red():
+    text = show(encode(dump_of(region(0, MIB), region(MIB, MIB, lost=True))), "--svg", status=1)
+    equal(text.count('<tspan class="warning">MEMSLOT LOST</tspan>'), 1, "words")
+    equal(text.count('class="lost"'), 1, "frames")
+    check(re.search(r"^\.warning \{ fill: #b00000;", text, re.M), "colour of words")
+    check(re.search(r"^\.lost \{ .*stroke: #b00000;", text, re.M), "colour of the frame")
+
+
+def svg_has_words_for_who_cannot_see_it():
+    dump = dump_of(region(0, MIB, ranges=[piece(0, MIB, 0, MIB // 2)], lost=True),
+                   *[region(i * MIB, MIB, slot=i) for i in range(1, 40)], name="a<b>&",
+                   stuck=[region(0, MIB, slot=7, ranges=[])])
+    root = xml.etree.ElementTree.fromstring(show(encode(dump), "--svg", status=1))
+    space = "{http://www.w3.org/2000/svg}"
+    equal(root.get("role"), "img", "role")
+    words = {element.get("id"): element for element in root if element.tag in (space + "title", space + "desc")}
+    equal(root.get("aria-labelledby").split(), list(words), "what labels it")
+    equal(root[0].tag, space + "title", "first element")
+    equal(root[0].text, "Guest memory of a<b>&", "title")
+    text = root[1].text
+    for sentence in ("40 MiB of memory, 512 KiB of host memory used. 1 memslot is stuck.",
+                     "At 0x0: 1 MiB shared, memslot 0, 512 KiB used, MEMSLOT LOST.",
+                     "At 0x1f00000: 1 MiB shared, memslot 31, 0 bytes used.", "And 8 more regions."):
+        check(sentence in text, sentence, "is not in", text)
+
+
+# ---- programs that serve dumps ----
+
+@contextlib.contextmanager
+def server(*answers, backlog=8):
+    """Serves one answer after the other, then ends. A number among them is a pause in seconds;
+    None: the connection stays open without an answer."""
+    def serve(listener):
+        kept = []
+        for answer in answers:
+            if isinstance(answer, (int, float)):
+                time.sleep(answer)
+                continue
+            connection, _ = listener.accept()
+            if answer is None:
+                kept.append(connection)
+                continue
+            with contextlib.suppress(OSError):
+                connection.sendall(answer)
+            connection.close()
+        listener.close()
+        for connection in kept:
+            connection.close()
+    with tempfile.TemporaryDirectory() as directory:
+        path = directory + "/vm.sock"
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen(backlog)
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        yield path
+        thread.join(timeout=20)
+
+
+def a_program_is_asked_through_its_socket():
+    for dump in (encode(two_nodes()), sample()):
+        with server(dump) as path:
+            equal(show(b"", "--socket", path, "--ascii"), show(dump, "--ascii"), "picture")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(b"\0")
+    listener.listen(1)
+    name = listener.getsockname().decode().replace("\0", "@", 1)
+    thread = threading.Thread(target=lambda: listener.accept()[0].sendall(sample()), daemon=True)
+    thread.start()
+    check("memslot" in show(b"", "--socket", name), "an abstract name")
+    listener.close()
+
+
+def whoever_does_not_serve_is_status_3():
+    for path, pattern in (("/nothing/of/the/kind", b"there is no such socket"), (SHOW, b"no program listens"),
+                          ("x" * 200, b"1 to 107 bytes, this one 200")):
+        for options in ((), ("--watch", "1")):
+            result = run_show(b"", "--socket", path, *options)
+            equal(result.returncode, 3, result.stderr)
+            check(pattern in result.stderr, result.stderr)
+    for answer, pattern in ((b"", b"dump is empty"), (sample()[:-3], b"no JSON"), (b"\x1b[2J\n", b"no JSON")):
+        with server(answer) as path:
+            result = run_show(b"", "--socket", path)
+            equal(result.returncode, 3, result.stderr)
+            check(pattern in result.stderr, result.stderr)
+            check(not re.search(rb"[\x00-\x09\x0b-\x1f\x7f]", result.stderr + result.stdout), result)
+
+
+def a_watch_shows_until_the_program_ends():
+    lost = encode(dump_of(region(0, MIB, lost=True)))
+    with server(sample(), encode(two_nodes()), lost) as path:
+        result = run_show(b"", "--socket", path, "--watch", "0.1", "--ascii", TERM="xterm")
+    equal(result.returncode, 1, "status of the last picture")
+    text = result.stdout.decode()
+    equal(len(re.findall(rf"^\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d  {re.escape(path)}  every 0.1 s$", text, re.M)), 3, "heads")
+    check(ESCAPE not in text, "colour codes in a file")
+    check(b"the program that ran the VM has ended, or serves no dumps any more" in result.stderr, result.stderr)
+    with server(sample(), sample()) as path:
+        result = run_show(b"", "--socket", path, "--watch", "0.1", "--json")
+    decoder, text, count = json.JSONDecoder(), result.stdout.decode(), 0
+    while text.strip():
+        _, end = decoder.raw_decode(text.lstrip())
+        text, count = text.lstrip()[end:], count + 1
+    equal(count, 2, "objects")
+
+
+def a_watch_outlives_broken_answers():
+    with server(sample(), sample()[:100], b"", sample()) as path:
+        result = run_show(b"", "--socket", path, "--watch", "0.1", "--ascii")
+    equal(result.stdout.count(b"every 0.1 s"), 4, "heads")
+    equal(result.stdout.count(b"nothing there"), 2, "pictures")
+
+
+class Terminal:
+    """gmem-show on a terminal of 20 lines"""
+    def __init__(self, *arguments, reads=True):
+        self.main, other = pty.openpty()
+        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 80, 0, 0))
+        self.process = subprocess.Popen([SHOW, *arguments], stdout=other, stderr=other, stdin=subprocess.DEVNULL,
+                                        env={**os.environ, "LC_ALL": "C.UTF-8", "NO_COLOR": ""})
+        os.close(other)
+        self.text = b""
+        self.thread = threading.Thread(target=self.read, daemon=True)
+        if reads:
+            self.thread.start()
+
+    def read(self):
+        with contextlib.suppress(OSError):
+            while data := os.read(self.main, 65536):
+                self.text += data
+
+    def end(self, signal_number):
+        self.process.send_signal(signal_number)
+        status = self.process.wait(timeout=20)
+        if not self.thread.ident:
+            self.thread.start()
+        self.thread.join(timeout=20)
+        os.close(self.main)
+        return status
+
+
+def a_watch_draws_in_place_and_ends_on_a_signal():
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with server(*[sample()] * 4, 0) as path:
+            terminal = Terminal("--socket", path, "--watch", "0.3")
+            deadline = time.monotonic() + 20
+            while terminal.text.count(b"\033[H") < 2 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            equal(terminal.end(number), 0, "exit status")
+            with contextlib.suppress(OSError):      # what is left of the answers
+                for _ in range(4):
+                    socket.socket(socket.AF_UNIX).connect(path)
+        pictures = terminal.text.decode().split("\033[H")[1:]
+        check(len(pictures) >= 2, terminal.text)
+        for picture in pictures:
+            check(picture.endswith("\033[J"), repr(picture))
+            check(picture.count("\n") <= 19, "lines of a picture", picture)
+        check(b"\033[2J" not in terminal.text, "the screen is cleared, which flickers")
+
+
+def a_terminal_that_is_held_does_not_keep_a_watch():
+    with server(*[sample("7.3-swp-t1", "private")] * 1, 0) as path:
+        terminal = Terminal("--socket", path, "--watch", "5", "--color=always", "--all", reads=False)
+        time.sleep(1.5)
+        equal(terminal.end(signal.SIGTERM), 0, "exit status")
+
+
+def a_program_that_hangs_is_told_of():
+    with server(sample(), None, 5) as path:
+        terminal = Terminal("--socket", path, "--watch", "0.1")
+        deadline = time.monotonic() + 20
+        while b"does not answer" not in terminal.text and time.monotonic() < deadline:
+            time.sleep(0.1)
+        check(b"the program that runs the VM does not answer; trying again" in terminal.text, terminal.text[-300:])
+        equal(terminal.end(signal.SIGINT), 0, "exit status")
 
 
 # ---- JSON ----
@@ -503,8 +731,19 @@ run([
     many_regions_get_a_line_each,
     kinds_are_shown_and_memory_of_the_host_is_counted,
     leases_name_their_holders,
+    lengths_of_bars_tell_sizes,
     an_empty_machine_is_a_picture,
     svg_is_well_formed,
+    svg_has_bars_to_scale_and_marks_a_logarithmic_one,
+    svg_shows_a_lost_memslot_in_red,
+    svg_has_words_for_who_cannot_see_it,
+    a_program_is_asked_through_its_socket,
+    whoever_does_not_serve_is_status_3,
+    a_watch_shows_until_the_program_ends,
+    a_watch_outlives_broken_answers,
+    a_watch_draws_in_place_and_ends_on_a_signal,
+    a_terminal_that_is_held_does_not_keep_a_watch,
+    a_program_that_hangs_is_told_of,
     json_has_the_dump_as_it_was,
     json_can_be_shown_again,
     no_number_is_taken_for_null,

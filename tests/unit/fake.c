@@ -770,7 +770,7 @@ int64_t gmem_sys_count_lines(const char *path)
 	return leave(ret < 0 ? ret : (int)lines);
 }
 
-int gmem_sys_try_io_uring(void)
+int gmem_sys_ask_io_uring(void)
 {
 	int err;
 

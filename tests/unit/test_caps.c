@@ -1,12 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /* caps, probe_slot and probe_guest: the capability report of every kernel, line by line */
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include "unit.h"
+
+#include "base/error.h"
+#include "caps/caps.h"
 
 /*
  * The answers, one letter a line: y, n or ?. In the order of enum gmem_cap:
@@ -504,6 +509,333 @@ static void refusal_names_a_kernel_that_would_do(void **state)
 	free_and_halt(caps, fd);
 }
 
+/* ---- guests that do not run ---- */
+
+static struct gmem_caps *report_of_type(int vm_fd, uint64_t type)
+{
+	GMEM_OPTS(gmem_caps_opts, opts, .flags = PROVEN, .vm_type = type);
+	struct gmem_caps *caps = NULL;
+
+	assert_ok(gmem_caps_new(vm_fd, &opts, &caps));
+	return caps;
+}
+
+static int plan_of(const struct gmem_caps *caps, uint32_t backing)
+{
+	GMEM_OPTS(gmem_request, request, .backings = { backing });
+	struct gmem_plan *plan;
+	int err = gmem_plan_new(caps, &request, &plan);
+
+	if (!err)
+		gmem_plan_free(plan);
+	return err;
+}
+
+/* The kernel takes their memory from the host, which dies if it looks, or refuses to run them. */
+static void no_guest_is_run_whose_memory_is_protected(void **state)
+{
+	static const struct {
+		const char *kernel;
+		uint64_t type;
+		const char *name;
+	} types[] = {
+		{ "6.18", 2, "SEV" }, { "6.18", 3, "SEV-ES" }, { "7.3-swp-t1", 4, "SNP" },
+		{ "7.3-swp-t1", 5, "TDX" }, { "6.18", 6, "such" }, { "6.18", UINT64_MAX, "such" },
+		{ "arm64-7.3-4k", (UINT64_C(1) << 31) + 40, NULL }, { "arm64-6.18", 1 << 9, "such" },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(types); i++) {
+		struct gmem_caps *caps;
+		struct gmem_finding f;
+		unsigned vms;
+		int fd;
+
+		fake_boot(types[i].kernel);
+		fd = fake_new_vm();
+		vms = fake_count(FAKE_CREATE_VM);
+		caps = report_of_type(fd, types[i].type);
+		assert_int_equal(fake_count(FAKE_CREATE_VM), vms);
+		f = line_of(caps, GMEM_CAP_GUEST_USES_FILE);
+		check_line(types[i].kernel, &f);
+		assert_int_not_equal(f.answer, GMEM_YES);
+		if (types[i].name)
+			assert_non_null(strstr(f.reason, types[i].name));
+		free_and_halt(caps, fd);
+	}
+}
+
+static void pkvm_guests_are_not_backed_by_a_file(void **state)
+{
+	struct gmem_caps *caps;
+	struct gmem_finding f;
+	int fd;
+
+	(void)state;
+	fake_boot("arm64-7.3-4k");
+	fd = fake_new_vm();
+	caps = report_of_type(fd, UINT64_C(1) << 31);
+	f = line_of(caps, GMEM_CAP_GUEST_MEMFD);
+	check_line("pKVM", &f);
+	assert_int_equal(f.answer, GMEM_NO);
+	assert_non_null(strstr(f.reason, "pKVM"));
+	assert_int_equal(plan_of(caps, GMEM_BACKING_SHARED), -EOPNOTSUPP);
+	assert_int_equal(plan_of(caps, GMEM_BACKING_MAPPED), -EOPNOTSUPP);
+	assert_ok(plan_of(caps, GMEM_BACKING_HOST));
+	free_and_halt(caps, fd);
+}
+
+static void file_that_stops_the_guest_backs_none(void **state)
+{
+	static const int errors[] = { -EIO, -EFAULT, -EINVAL, -ENOEXEC };
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(errors); i++) {
+		struct gmem_caps *caps;
+		struct gmem_finding f;
+		int fd;
+
+		fake_boot("6.18");
+		fd = fake_new_vm();
+		fake_fail_kind(FAKE_RUN, 0, 1, errors[i]);
+		caps = report(fd, PROVEN);
+		f = line_of(caps, GMEM_CAP_GUEST_USES_FILE);
+		check_line("stopped", &f);
+		assert_int_equal(f.answer, GMEM_NO);
+		assert_non_null(strstr(f.reason, gmem_errno_name(errors[i])));
+		assert_int_equal(plan_of(caps, GMEM_BACKING_SHARED), -EOPNOTSUPP);
+		assert_ok(plan_of(caps, GMEM_BACKING_MAPPED));
+		free_and_halt(caps, fd);
+	}
+}
+
+static void guest_that_never_runs_says_nothing_of_the_file(void **state)
+{
+	struct gmem_caps *caps;
+	struct gmem_finding f;
+	int fd;
+
+	(void)state;
+	fake_boot("6.18");
+	fd = fake_new_vm();
+	fake_fail_kind(FAKE_RUN, 0, 2, -EIO);
+	caps = report(fd, PROVEN);
+	f = line_of(caps, GMEM_CAP_GUEST_USES_FILE);
+	assert_int_equal(f.answer, GMEM_UNKNOWN);
+	assert_non_null(strstr(f.reason, "EIO"));
+	assert_int_equal(line_of(caps, GMEM_CAP_BIND).answer, GMEM_YES);
+	free_and_halt(caps, fd);
+
+	/* a signal is no answer */
+	fake_boot("6.18");
+	fd = fake_new_vm();
+	fake_fail_kind(FAKE_RUN, 0, 3, -EINTR);
+	caps = report(fd, PROVEN);
+	assert_int_equal(line_of(caps, GMEM_CAP_GUEST_USES_FILE).answer, GMEM_YES);
+	free_and_halt(caps, fd);
+}
+
+/* ---- remedies ---- */
+
+static void policy_is_named_where_it_refuses(void **state)
+{
+	static const struct {
+		enum fake_call call;
+		enum gmem_cap cap;
+	} calls[] = {
+		{ FAKE_CREATE_GMEMFD, GMEM_CAP_CREATE },
+		{ FAKE_MBIND, GMEM_CAP_NUMA_POLICY },
+		{ FAKE_IO_URING, GMEM_CAP_IO_URING },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < 2 * ARRAY_SIZE(calls); i++) {
+		struct gmem_caps *caps;
+		struct gmem_finding f;
+		int fd;
+
+		fake_boot("7.3-swp-t0");
+		fd = fake_new_vm();
+		fake_fail_kind(calls[i / 2].call, 0, 1, i % 2 ? -EACCES : -EPERM);
+		caps = report(fd, 0);
+		f = line_of(caps, calls[i / 2].cap);
+		check_line("policy", &f);
+		assert_int_equal(f.answer, GMEM_NO);
+		assert_non_null(strstr(f.remedy, "SELinux"));
+		assert_null(strstr(f.remedy, "6.1"));
+		free_and_halt(caps, fd);
+	}
+}
+
+static void policy_that_forbids_mbind_forbids_numa_to_all_memory(void **state)
+{
+	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_HOST }, .needs = GMEM_NEED_NUMA);
+	struct gmem_plan *plan;
+	struct gmem_caps *caps;
+	int fd;
+
+	(void)state;
+	fake_boot("6.18");
+	fd = fake_new_vm();
+	fake_fail_kind(FAKE_MBIND, 0, 1, -EPERM);
+	caps = report(fd, 0);
+	assert_int_equal(gmem_plan_new(caps, &request, &plan), -EOPNOTSUPP);
+	assert_non_null(strstr(gmem_last_error(), "mbind(2)"));
+	free_and_halt(caps, fd);
+}
+
+static void missing_kvm_has_the_remedy_of_its_cause(void **state)
+{
+	static const struct {
+		const char *kernel, *misc, *remedy;
+		int err;
+	} cases[] = {
+		{ "6.18", NULL, "kvm_intel", -ENOENT },
+		{ "6.18", NULL, "kvm_intel", -ENODEV },
+		{ "6.18", "229 fuse\n232 kvm\n", "container", -ENOENT },
+		{ "arm64-6.18", NULL, "EL2", -ENOENT },
+		{ "6.18", NULL, "other hypervisor", -EBUSY },
+		{ "6.18", NULL, "usermod -aG kvm $USER", -EACCES },
+		{ "6.18", NULL, "container", -EPERM },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		struct gmem_finding f;
+		struct gmem_caps *caps;
+
+		fake_boot(cases[i].kernel);
+		fake.kvm_errno = cases[i].err;
+		if (cases[i].misc)
+			fake_set_file("/proc/misc", cases[i].misc);
+		caps = report(GMEM_NO_VM, 0);
+		f = line_of(caps, GMEM_CAP_KVM);
+		assert_int_equal(f.answer, GMEM_NO);
+		assert_non_null(strstr(f.remedy, cases[i].remedy));
+		gmem_caps_free(caps);
+		fake_halt();
+	}
+}
+
+static void io_uring_that_is_switched_off_names_the_switch(void **state)
+{
+	static const char *const values[] = { "0\n", "1\n", "2\n" };
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(values); i++) {
+		struct gmem_finding f;
+		struct gmem_caps *caps;
+
+		fake_boot("6.18");
+		fake.io_uring = -EPERM;
+		fake_set_file("/proc/sys/kernel/io_uring_disabled", values[i]);
+		caps = report(GMEM_NO_VM, 0);
+		f = line_of(caps, GMEM_CAP_IO_URING);
+		assert_non_null(strstr(f.remedy, i ? "io_uring_disabled" : "seccomp"));
+		gmem_caps_free(caps);
+		fake_halt();
+	}
+}
+
+static void vm_types_are_named(void **state)
+{
+	struct gmem_caps *caps;
+	int fd;
+
+	(void)state;
+	fake_boot("6.18");
+	fake.vm.vm_types = 0x7f;
+	fd = fake_new_vm();
+	caps = report(fd, GMEM_CAPS_NO_SELFTEST);
+	assert_string_equal(line_of(caps, GMEM_CAP_VM_TYPES).reason,
+			    "default, sw-protected, SEV, SEV-ES, SNP, TDX, 6");
+	free_and_halt(caps, fd);
+}
+
+/*
+ * What a sentence must be to read well. With GMEM_TEST_SENTENCES set they are printed, to be
+ * read aloud.
+ */
+static void check_sentence(const char *where, const char *what, const char *sentence)
+{
+	static const char *const bad[] = { "  ", "no VM here has no", ": :", "::", "?", "(null)" };
+	static const char *const verbs[] = { "allow", "boot", "create", "give", "join", "load", "make",
+					     "run", "set", "stop", "use", "wait" };
+	size_t length = strlen(sentence), i;
+	bool is_verb = false;
+
+	for (i = 0; i < ARRAY_SIZE(bad); i++)
+		if (strstr(sentence, bad[i]))
+			fail_msg("%s: \"%s\" has \"%s\"", where, sentence, bad[i]);
+	if (length < 4 || length >= sizeof(((struct gmem_line *)NULL)->reason) - 1 ||
+	    strchr(".:, ", sentence[length - 1]))
+		fail_msg("%s: \"%s\" ends like this", where, sentence);
+	for (i = 0; i < ARRAY_SIZE(verbs); i++)
+		is_verb |= strncmp(sentence, verbs[i], strlen(verbs[i])) == 0;
+	if (strcmp(what, "remedy") == 0 && !is_verb)
+		fail_msg("%s: \"%s\" says not what to do", where, sentence);
+	if (getenv("GMEM_TEST_SENTENCES"))
+		printf("# %s: %s: %s\n", where, what, sentence);
+}
+
+static void check_sentences(const struct gmem_caps *caps)
+{
+	static const uint64_t needs[] = { 0, GMEM_NEED_HOST_ACCESS, GMEM_NEED_CONVERSION,
+					  GMEM_NEED_DIRTY_LOG, GMEM_NEED_NUMA, GMEM_NEED_READONLY };
+	struct gmem_finding f;
+
+	for (uint32_t i = 0; gmem_caps_get(caps, i, &f) == 0; i++) {
+		check_sentence(f.name, f.answer == GMEM_YES ? "yes" : f.answer == GMEM_NO ? "no" : "unknown", f.reason);
+		if (f.remedy)
+			check_sentence(f.name, "remedy", f.remedy);
+	}
+	for (uint32_t i = 0; caps->has_vm && i < ARRAY_SIZE(needs) * 20; i++) {
+		GMEM_OPTS(gmem_request, request, .backings = { 1 + i % 5 }, .needs = needs[i / 20],
+			  .required_flags = i / 5 % 4);
+		struct gmem_plan *plan;
+
+		if (gmem_plan_new(caps, &request, &plan))
+			check_sentence("plan", "refused", gmem_last_error());
+		else
+			gmem_plan_free(plan);
+	}
+}
+
+static void sentences_read_well_whatever_the_kernel(void **state)
+{
+	static const int errors[] = { 0, -EACCES, -EIO, -EMFILE, -ENOENT };
+
+	(void)state;
+	for (size_t k = 0; k < fake_kernel_count; k++) {
+		for (size_t i = 0; i < ARRAY_SIZE(errors) * 4; i++) {
+			static const enum fake_call calls[] = { FAKE_CREATE_GMEMFD, FAKE_SET_SLOT, FAKE_RUN,
+								FAKE_FILESYSTEM_TYPE };
+			struct gmem_caps *caps = NULL;
+			int fd;
+
+			fake_boot(fake_kernels[k].name);
+			fake.kvm_errno = i % 4 ? 0 : errors[i / 4];
+			caps = report(GMEM_NO_VM, 0);
+			check_sentences(caps);
+			gmem_caps_free(caps);
+			fake.kvm_errno = fake_kernels[k].kvm_errno;
+			if (!fake.kvm_errno) {
+				GMEM_OPTS(gmem_caps_opts, opts, .flags = PROVEN, .vm_type = fake.vm_type);
+
+				fd = fake_new_vm();
+				if (errors[i / 4])
+					fake_fail_kind(calls[i % 4], 0, 1, errors[i / 4]);
+				if (gmem_caps_new(fd, &opts, &caps) == 0) {
+					check_sentences(caps);
+					gmem_caps_free(caps);
+				}
+				fake_close(fd);
+			}
+			fake_halt();
+		}
+	}
+}
+
 /* ---- bad input ---- */
 
 static void report_rejects_bad_arguments(void **state)
@@ -602,6 +934,16 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(counts_that_are_absent_are_the_oldest_kernel_s),
 	cmocka_unit_test(report_names_bits_it_does_not_know),
 	cmocka_unit_test(refusal_names_a_kernel_that_would_do),
+	cmocka_unit_test(no_guest_is_run_whose_memory_is_protected),
+	cmocka_unit_test(pkvm_guests_are_not_backed_by_a_file),
+	cmocka_unit_test(file_that_stops_the_guest_backs_none),
+	cmocka_unit_test(guest_that_never_runs_says_nothing_of_the_file),
+	cmocka_unit_test(policy_is_named_where_it_refuses),
+	cmocka_unit_test(policy_that_forbids_mbind_forbids_numa_to_all_memory),
+	cmocka_unit_test(missing_kvm_has_the_remedy_of_its_cause),
+	cmocka_unit_test(io_uring_that_is_switched_off_names_the_switch),
+	cmocka_unit_test(vm_types_are_named),
+	cmocka_unit_test(sentences_read_well_whatever_the_kernel),
 	cmocka_unit_test(report_rejects_bad_arguments),
 	cmocka_unit_test(report_of_a_dead_vm_is_eio),
 };

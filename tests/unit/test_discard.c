@@ -222,6 +222,136 @@ static void neighbours_in_a_list_are_one_call(void **state)
 	unit_end(&unit);
 }
 
+/* What a balloon sends is in any order, and has what it likes. */
+static void pages_of_a_balloon_are_freed_in_whole_pages_of_the_host(void **state)
+{
+	static const struct unit_way ways[] = {
+		{ "6.18", GMEM_BACKING_SHARED },
+		{ "arm64-7.3-16k", GMEM_BACKING_SHARED },
+		{ "6.18", GMEM_BACKING_HOST },
+	};
+	struct gmem_footprint footprint;
+	struct gmem_region *region;
+	uint32_t pfns[64], count, of_page;
+	unsigned int before;
+	struct unit unit;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(ways); i++) {
+		region = begin(&unit, &ways[i], 8);
+		of_page = (uint32_t)(unit.page / 4096);
+		/* pages 17, 18 and 20 of the host, backwards and each twice; of 22 only a part */
+		for (count = 0; count < 2 * of_page; count++)
+			pfns[count] = 19 * of_page - 1 - count;
+		for (uint32_t n = 0; n < of_page; n++)
+			pfns[count++] = 20 * of_page + n;
+		memcpy(pfns + count, pfns, count * sizeof(pfns[0]));
+		count *= 2;
+		if (of_page > 1)
+			pfns[count++] = 22 * of_page;
+
+		before = fake_count(FAKE_FALLOCATE);
+		assert_ok(gmem_vm_discard_pfns(unit.vm, pfns, count, NULL, &footprint));
+		unit_check_footprint(&footprint, PAGES(&unit, 3), PAGES(&unit, 3), 0);
+		assert_left(&unit, region, "#..#.###");
+		if (ways[i].backing == GMEM_BACKING_SHARED)
+			assert_int_equal(fake_count(FAKE_FALLOCATE), before + 2);
+
+		unit_end(&unit);
+	}
+}
+
+static void lists_of_a_balloon_are_checked(void **state)
+{
+	GMEM_OPTS(gmem_discard_opts, opts, .flags = UNIT_UNKNOWN_BIT);
+	uint32_t pfns[2] = { 16, UINT32_MAX };
+	struct gmem_footprint footprint;
+	struct gmem_region *region;
+	struct unit unit;
+
+	(void)state;
+	region = begin_shared(&unit, 2);
+	assert_refused(-EINVAL, "vm is NULL", gmem_vm_discard_pfns(NULL, pfns, 1, NULL, NULL));
+	assert_refused(-EINVAL, "pfns is NULL", gmem_vm_discard_pfns(unit.vm, NULL, 1, NULL, NULL));
+	assert_refused(-EINVAL, "flags", gmem_vm_discard_pfns(unit.vm, pfns, 1, &opts, NULL));
+	assert_refused(-ENOMEM, "pages", gmem_vm_discard_pfns(unit.vm, pfns, SIZE_MAX, NULL, NULL));
+	assert_refused(-ENOENT, "0xffffffff000", gmem_vm_discard_pfns(unit.vm, pfns, 2, NULL, NULL));
+	assert_left(&unit, region, "##");
+	for (unsigned n = 1; n <= 2; n++) {
+		unit_fail_alloc(n);
+		assert_refused(-ENOMEM, "no memory", gmem_vm_discard_pfns(unit.vm, pfns, 1, NULL, NULL));
+		assert_true(unit_alloc_struck());
+	}
+	assert_ok(gmem_vm_discard_pfns(unit.vm, NULL, 0, NULL, &footprint));
+	unit_check_footprint(&footprint, 0, 0, 0);
+	unit_end(&unit);
+}
+
+/* ---- one of two sides ---- */
+
+/* Pages 18 to 21 are private, and all pages are there on both sides. */
+static void side_may_be_chosen(void **state)
+{
+	static const struct unit_way way = { "7.3-swp-t1", GMEM_BACKING_PRIVATE };
+	GMEM_OPTS(gmem_convert_opts, keep, .discard = GMEM_DISCARD_NEVER);
+	GMEM_OPTS(gmem_discard_opts, shared, .flags = GMEM_DISCARD_SHARED_SIDE);
+	GMEM_OPTS(gmem_discard_opts, private, .flags = GMEM_DISCARD_PRIVATE_SIDE);
+	struct gmem_footprint footprint;
+	struct gmem_region *region;
+	struct unit unit;
+	int fd;
+
+	(void)state;
+	region = begin(&unit, &way, 8);
+	fd = gmem_file_fd(gmem_region_file(region, NULL));
+	assert_ok(gmem_file_allocate(gmem_region_file(region, NULL), 0, PAGES(&unit, 8), NULL));
+	assert_ok(gmem_vm_convert(unit.vm, PAGES(&unit, 18), PAGES(&unit, 4), GMEM_STATE_PRIVATE,
+				  &keep, NULL));
+
+	assert_ok(gmem_vm_discard(unit.vm, PAGES(&unit, 17), PAGES(&unit, 2), &shared, &footprint));
+	unit_check_footprint(&footprint, PAGES(&unit, 2), PAGES(&unit, 2), 0);
+	assert_left(&unit, region, "#..#####");
+	assert_true(fake_is_allocated(fd, 0, PAGES(&unit, 8)));
+
+	assert_ok(gmem_vm_discard(unit.vm, PAGES(&unit, 20), PAGES(&unit, 4), &private, &footprint));
+	unit_check_footprint(&footprint, PAGES(&unit, 4), PAGES(&unit, 4), 0);
+	assert_left(&unit, region, "#..#####");
+	assert_true(fake_is_allocated(fd, 0, PAGES(&unit, 4)));
+	for (uint64_t page = 4; page < 8; page++)
+		assert_false(fake_is_allocated(fd, PAGES(&unit, page), unit.page));
+	unit_end(&unit);
+}
+
+static void memory_with_one_side_has_none_to_choose(void **state)
+{
+	static const uint64_t sides[] = { GMEM_DISCARD_SHARED_SIDE, GMEM_DISCARD_PRIVATE_SIDE };
+	GMEM_OPTS(gmem_discard_opts, opts, .flags = sides[0] | sides[1]);
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	struct unit unit;
+
+	(void)state;
+	for (size_t i = 0; i < 2 * ARRAY_SIZE(unit_ways); i++) {
+		if (unit_ways[i / 2].backing == GMEM_BACKING_PRIVATE)
+			continue;
+		region = begin(&unit, &unit_ways[i / 2], 4);
+		opts.flags = sides[i % 2];
+		assert_refused(-EOPNOTSUPP, "one memory", gmem_vm_discard(unit.vm, PAGES(&unit, 16),
+									   unit.page, &opts, NULL));
+		assert_left(&unit, region, "####");
+		unit_end(&unit);
+	}
+
+	unit_begin_vm(&unit, "7.3-swp-t1");
+	plan = unit_plan_mappable_private(&unit);
+	unit_region(&unit, 0, 1, plan);
+	gmem_plan_free(plan);
+	assert_refused(-EOPNOTSUPP, "one memory", gmem_vm_discard(unit.vm, 0, unit.page, &opts, NULL));
+	opts.flags = sides[0] | sides[1];
+	assert_refused(-EINVAL, "the shared side and", gmem_vm_discard(unit.vm, 0, unit.page, &opts, NULL));
+	unit_end(&unit);
+}
+
 /* A guest of 4 KiB pages on a host of 16 KiB pages */
 static void small_pages_free_the_large_ones_they_make_up(void **state)
 {
@@ -401,6 +531,10 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(bad_arguments_are_refused),
 	cmocka_unit_test(neighbours_in_a_list_are_one_call),
 	cmocka_unit_test(small_pages_free_the_large_ones_they_make_up),
+	cmocka_unit_test(pages_of_a_balloon_are_freed_in_whole_pages_of_the_host),
+	cmocka_unit_test(lists_of_a_balloon_are_checked),
+	cmocka_unit_test(side_may_be_chosen),
+	cmocka_unit_test(memory_with_one_side_has_none_to_choose),
 	cmocka_unit_test(bad_entry_leaves_the_others_alone),
 	cmocka_unit_test(failure_tells_what_was_freed),
 	cmocka_unit_test(discard_that_a_seal_forbids_names_the_seal),

@@ -22,6 +22,25 @@ static void sentence_is_that_of_the_last_failure(void **state)
 	assert_string_equal(gmem_last_error(), "second one");
 }
 
+/* As lookups do that often find nothing */
+static void sentence_may_be_written_when_it_is_asked_for(void **state)
+{
+	struct gmem_failure failure;
+
+	(void)state;
+	gmem_fail(-EINVAL, "another");
+	assert_int_equal(gmem_fail_at(-ENOENT, "nothing at ", 0x1234, ", sorry"), -ENOENT);
+	assert_int_equal(gmem_error_of_sentence(), -ENOENT);
+	assert_string_equal(gmem_last_error(), "nothing at 0x1234, sorry");
+	assert_string_equal(gmem_last_error(), "nothing at 0x1234, sorry");
+	gmem_fail_at(-ENOENT, "nothing at ", 7, "");
+	gmem_failure_keep(&failure, -ENOENT);
+	gmem_fail(-EINVAL, "a later one");
+	assert_string_equal(gmem_last_error(), "a later one");
+	assert_int_equal(gmem_failure_restore(&failure), -ENOENT);
+	assert_string_equal(gmem_last_error(), "nothing at 0x7");
+}
+
 static void sentence_that_is_too_long_is_cut_and_terminated(void **state)
 {
 	char text[2000];
@@ -99,6 +118,7 @@ static void version_is_the_header_s(void **state)
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(sentence_is_never_null),
 	cmocka_unit_test(sentence_is_that_of_the_last_failure),
+	cmocka_unit_test(sentence_may_be_written_when_it_is_asked_for),
 	cmocka_unit_test(sentence_that_is_too_long_is_cut_and_terminated),
 	cmocka_unit_test(names_in_sentences_do_not_steer_a_terminal),
 	cmocka_unit_test(each_thread_has_its_own_sentence),

@@ -313,7 +313,9 @@ static void adopt_rejects_what_is_no_guest_memfd(void **state)
 	fd = fake_new_gmemfd(unit.vm_fd, unit.page, MAPPABLE);
 	assert_refused(-EBADF, "900", gmem_file_adopt(900, fd, NULL, &file));
 	assert_refused(-EINVAL, "NULL", gmem_file_adopt(unit.vm_fd, fd, NULL, NULL));
-	for (bit = 1; bit < 64; bit++) {
+	opts.flags = GMEM_ADOPT_OF_VM;
+	assert_refused(-EINVAL, "without a VM", gmem_file_adopt(GMEM_NO_VM, fd, &opts, &file));
+	for (bit = 2; bit < 64; bit++) {
 		opts.flags = (uint64_t)1 << bit;
 		assert_refused(-EINVAL, "flags", gmem_file_adopt(unit.vm_fd, fd, &opts, &file));
 	}
@@ -334,7 +336,7 @@ static void adopt_needs_proc_only_before_6_19(void **state)
 	unit_begin(&unit, "6.18");
 	fake.no_proc = true;
 	fd = fake_new_gmemfd(unit.vm_fd, unit.page, MAPPABLE);
-	assert_refused(-EINVAL, "", gmem_file_adopt(unit.vm_fd, fd, NULL, &file));
+	assert_refused(-ENOENT, "/proc/self/fd", gmem_file_adopt(unit.vm_fd, fd, NULL, &file));
 	fake_close(fd);
 	unit_end(&unit);
 
@@ -375,12 +377,14 @@ static void adopt_of_a_bound_file_works(void **state)
 	static const struct {
 		const char *kernel;
 		uint64_t bound_pages;
+		bool is_told;		/* whether two fds are one file */
 		int err;
 	} cases[] = {
-		{ "6.18", 1, 0 },
-		{ "6.18", 2, -EXDEV },
-		{ "7.2", 1, 0 },
-		{ "7.2", 2, 0 },
+		{ "6.18", 1, false, 0 },
+		{ "6.18", 2, false, -EXDEV },
+		{ "6.18", 2, true, 0 },
+		{ "7.2", 1, false, 0 },
+		{ "7.2", 2, false, 0 },
 	};
 	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
 	struct gmem_file *first, *second;
@@ -391,6 +395,7 @@ static void adopt_of_a_bound_file_works(void **state)
 	(void)state;
 	for (i = 0; i < ARRAY_SIZE(cases); i++) {
 		unit_begin_vm(&unit, cases[i].kernel);
+		fake.no_same_file = !cases[i].is_told;
 		first = unit_file(&unit, 2);
 		opts.file = first;
 		assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, cases[i].bound_pages),
@@ -419,6 +424,76 @@ static void adopt_without_a_spare_slot_is_busy(void **state)
 	assert_refused(-EBUSY, "spare", gmem_file_adopt(unit.vm_fd, fd, NULL, &file));
 	fake_close(fd);
 	unit_end(&unit);
+}
+
+/* Nor does it look at the file for its create flags. */
+static void adopt_of_a_known_file_takes_no_memslot(void **state)
+{
+	GMEM_OPTS(gmem_adopt_opts, believed, .flags = GMEM_ADOPT_OF_VM);
+	struct gmem_file *first, *second, *third;
+	unsigned slots, maps;
+	struct unit unit;
+	int fd;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	fd = fake_new_gmemfd(unit.vm_fd, PAGES(&unit, 2), MAPPABLE);
+	slots = fake_count(FAKE_SET_SLOT2);
+	assert_ok(gmem_file_adopt(unit.vm_fd, fd, NULL, &first));
+	assert_true(fake_count(FAKE_SET_SLOT2) > slots);
+	slots = fake_count(FAKE_SET_SLOT2);
+	maps = fake_count(FAKE_MADVISE);
+	assert_ok(gmem_file_adopt(unit.vm_fd, fd, NULL, &second));
+	assert_int_equal(gmem_file_create_flags(second), MAPPABLE);
+	gmem_file_free(first);
+	assert_ok(gmem_file_adopt(unit.vm_fd, fd, NULL, &third));
+	assert_int_equal(gmem_file_create_flags(third), MAPPABLE);
+	assert_int_equal(fake_count(FAKE_SET_SLOT2), slots);
+	assert_int_equal(fake_count(FAKE_MADVISE), maps);
+	gmem_file_free(second);
+	gmem_file_free(third);
+
+	/* With the last of them the library has forgotten the file. */
+	assert_ok(gmem_file_adopt(unit.vm_fd, fd, &believed, &first));
+	assert_int_equal(fake_count(FAKE_SET_SLOT2), slots);
+	gmem_file_free(first);
+	assert_ok(gmem_file_adopt(unit.vm_fd, fd, NULL, &first));
+	assert_true(fake_count(FAKE_SET_SLOT2) > slots);
+	gmem_file_free(first);
+	fake_close(fd);
+	unit_end(&unit);
+}
+
+static void fd_is_a_guest_memfd_or_not_or_unknown(void **state)
+{
+	static const char *const kernels[] = { "6.12-swp-t1", "6.18", "6.19", "7.2" };
+	int fd, memfd = memfd_create("[kvm-gmem]", MFD_CLOEXEC);
+	struct unit unit;
+	bool needs_proc;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(kernels); i++) {
+		unit_begin(&unit, kernels[i]);
+		needs_proc = i < 2;
+		fd = fake_new_gmemfd(unit.vm_fd, unit.page, fake.private_memory ? 0 : MAPPABLE);
+		assert_int_equal(gmem_fd_is_guest_memfd(fd), 1);
+		assert_int_equal(gmem_fd_is_guest_memfd(memfd), 0);
+		assert_int_equal(gmem_fd_is_guest_memfd(unit.vm_fd), 0);
+		assert_refused(-EBADF, "-1", gmem_fd_is_guest_memfd(-1));
+		assert_refused(-EBADF, "900", gmem_fd_is_guest_memfd(900));
+
+		fake.no_proc = true;
+		assert_int_equal(gmem_fd_is_guest_memfd(memfd), 0);
+		if (needs_proc) {
+			assert_refused(-ENOENT, "/proc/self/fd", gmem_fd_is_guest_memfd(fd));
+			assert_refused(-ENOENT, "/proc/self/fd", gmem_fd_is_guest_memfd(unit.vm_fd));
+		} else {
+			assert_int_equal(gmem_fd_is_guest_memfd(fd), 1);
+		}
+		fake_close(fd);
+		unit_end(&unit);
+	}
+	close(memfd);
 }
 
 /* ---- map ---- */
@@ -1136,6 +1211,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(adopt_rejects_the_file_of_another_vm),
 	cmocka_unit_test(adopt_of_a_bound_file_works),
 	cmocka_unit_test(adopt_without_a_spare_slot_is_busy),
+	cmocka_unit_test(adopt_of_a_known_file_takes_no_memslot),
+	cmocka_unit_test(fd_is_a_guest_memfd_or_not_or_unknown),
 	cmocka_unit_test(mapping_shows_the_file_at_its_offset),
 	cmocka_unit_test(mapping_may_be_read_only),
 	cmocka_unit_test(mapping_goes_where_it_is_told_if_that_is_free),

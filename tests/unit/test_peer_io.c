@@ -573,7 +573,8 @@ static void any_other_refusal_ends_a_peer(void **state)
 		s.far.refusal = cases[i].refusal;
 		s.far.refused_type = cases[i].type;
 		run_until_quiet(&s, 20);
-		assert_int_equal(gmem_peer_status(s.peer), -cases[i].refusal);
+		assert_refused(-cases[i].refusal, gmem_wire_name(cases[i].type), gmem_peer_status(s.peer));
+		assert_refused(-cases[i].refusal, "refused the message", gmem_peer_status(s.peer));
 		scene_end(&s);
 	}
 }

@@ -103,6 +103,37 @@ static void side_is_the_one_the_guest_uses(void **state)
 	unit_end(&unit);
 }
 
+/* Ahead of a conversion, or of one back */
+static void side_may_be_chosen(void **state)
+{
+	GMEM_OPTS(gmem_populate_opts, shared, .flags = GMEM_POPULATE_SHARED_SIDE);
+	GMEM_OPTS(gmem_populate_opts, private, .flags = GMEM_POPULATE_PRIVATE_SIDE);
+	struct gmem_footprint footprint;
+	struct gmem_region *region;
+	struct unit unit;
+	int fd;
+
+	(void)state;
+	region = begin(&unit, &private_way, MIB);
+	fd = gmem_file_fd(gmem_region_file(region, NULL));
+	assert_ok(gmem_vm_convert(unit.vm, 0, PAGES(&unit, 2), GMEM_STATE_PRIVATE, NULL, NULL));
+	assert_ok(gmem_vm_populate(unit.vm, 0, PAGES(&unit, 4), &shared, &footprint));
+	unit_check_footprint(&footprint, PAGES(&unit, 4), 0, PAGES(&unit, 4));
+	assert_false(fake_is_allocated(fd, 0, unit.page));
+	assert_ok(gmem_vm_populate(unit.vm, PAGES(&unit, 1), PAGES(&unit, 4), &private, &footprint));
+	unit_check_footprint(&footprint, PAGES(&unit, 4), 0, PAGES(&unit, 4));
+	assert_false(fake_is_allocated(fd, 0, unit.page));
+	assert_true(fake_is_allocated(fd, PAGES(&unit, 1), PAGES(&unit, 4)));
+
+	shared.flags |= GMEM_POPULATE_PRIVATE_SIDE;
+	assert_refused(-EINVAL, "the shared side and",
+		       gmem_vm_populate(unit.vm, 0, unit.page, &shared, NULL));
+	unit_region_backed(&unit, 2 * MIB / unit.page, 1, GMEM_BACKING_HOST);
+	assert_refused(-EOPNOTSUPP, "one memory",
+		       gmem_vm_populate(unit.vm, 2 * MIB, unit.page, &private, NULL));
+	unit_end(&unit);
+}
+
 static void reserving_allocates_without_mapping(void **state)
 {
 	GMEM_OPTS(gmem_populate_opts, reserve, .flags = GMEM_POPULATE_RESERVE);
@@ -640,6 +671,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(every_page_is_there_and_keeps_what_it_has),
 	cmocka_unit_test(files_are_populated_by_reading_and_host_memory_by_writing),
 	cmocka_unit_test(side_is_the_one_the_guest_uses),
+	cmocka_unit_test(side_may_be_chosen),
 	cmocka_unit_test(reserving_allocates_without_mapping),
 	cmocka_unit_test(range_must_be_memory_throughout),
 	cmocka_unit_test(bad_arguments_are_refused),

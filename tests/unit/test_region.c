@@ -216,7 +216,7 @@ static void mapping_of_a_region_goes_where_it_is_told(void **state)
 	assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 2), &opts, &region));
 	assert_ptr_equal(gmem_region_hva(region), opts.hva);
 	unit_check_region(&unit, region);
-	assert_refused(-EEXIST, "0x", gmem_region_add(unit.vm, PAGES(&unit, 2),
+	assert_refused(-EEXIST, "give a plan for \"host\"", gmem_region_add(unit.vm, PAGES(&unit, 2),
 						      PAGES(&unit, 2), &opts, &none));
 	assert_ok(gmem_region_remove(region));
 

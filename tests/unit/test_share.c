@@ -534,8 +534,10 @@ static void peer_options_are_checked(void **state)
 		assert_refused(-EINVAL, "",
 			       try_peer(&s, (struct gmem_peer_opts){ .ranges = ranges[i],
 								     .range_count = 2 }));
-	assert_refused(-EINVAL, "1 ranges at",
+	assert_refused(-EINVAL, "range_count is 1, but ranges is NULL",
 		       try_peer(&s, (struct gmem_peer_opts){ .range_count = 1 }));
+	assert_refused(-EINVAL, "range_count is 0",
+		       try_peer(&s, (struct gmem_peer_opts){ .ranges = ranges[0] }));
 	assert_refused(-EINVAL, "does not know",
 		       try_peer(&s, (struct gmem_peer_opts){ .flags = UNIT_UNKNOWN_BIT }));
 	assert_refused(-EINVAL, "reserved", try_peer(&s, (struct gmem_peer_opts){ .reserved = 1 }));
@@ -1006,6 +1008,102 @@ static void taking_back_survives_failures(void **state)
 	scene_end(&s);
 }
 
+struct device {
+	struct gmem_import *import;
+	int doorbell;
+	int ret;
+};
+
+static void *wait_for_doorbell(void *data)
+{
+	struct device *device = data;
+
+	device->ret = gmem_import_wait(device->import, device->doorbell, -1);
+	return NULL;
+}
+
+static void both_sides_wait_without_a_loop_of_their_own(void **state)
+{
+	struct device device;
+	struct gmem_region *a;
+	pthread_t thread;
+	struct scene s;
+	int bell[2];
+
+	(void)state;
+	scene_begin(&s);
+	assert_int_equal(pipe(bell), 0);
+	device = (struct device){ .import = s.import, .doorbell = bell[0] };
+	a = add(&s, 16, 4, (struct gmem_region_opts){ .flags = 0 });
+	memset(gmem_region_hva(a), 0x11, PAGE);
+	assert_int_equal(pthread_create(&thread, NULL, wait_for_doorbell, &device), 0);
+	assert_int_equal(gmem_peer_wait(s.peer, PATIENT), 1);
+	assert_int_equal(gmem_peer_wait(s.peer, -1), 1);
+	assert_int_equal(gmem_peer_wait(s.peer, 0), 1);
+	assert_int_equal(write(bell[1], "", 1), 1);
+	pthread_join(thread, NULL);
+	assert_int_equal(device.ret, 1);
+	assert_int_equal(load(&s, 16 * PAGE), 0x1111111111111111);
+	/* It still rings, and without it the time is over. */
+	assert_int_equal(gmem_import_wait(s.import, bell[0], -1), 1);
+	assert_int_equal(gmem_import_wait(s.import, -1, 0), 0);
+	assert_int_equal(gmem_import_wait(s.import, bell[1], 5), 0);
+	close(bell[0]);
+	close(bell[1]);
+	scene_end(&s);
+}
+
+static void waits_end_with_the_time_or_the_other_side(void **state)
+{
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	assert_refused(-EINVAL, "peer is NULL", gmem_peer_wait(NULL, 0));
+	assert_refused(-EINVAL, "import is NULL", gmem_import_wait(NULL, -1, 0));
+	assert_refused(-EBADF, "fd 900", gmem_import_wait(s.import, 900, -1));
+	/* nobody answers */
+	add(&s, 16, 4, (struct gmem_region_opts){ .flags = 0 });
+	assert_int_equal(gmem_peer_wait(s.peer, 0), 0);
+	assert_int_equal(gmem_peer_wait(s.peer, 5), 0);
+	fake_fail_kind(FAKE_POLL_MANY, 0, 1, -EPERM);
+	assert_int_equal(gmem_peer_wait(s.peer, 5), -EPERM);
+	fake_fail_kind(FAKE_POLL_MANY, 0, 1, -EPERM);
+	assert_int_equal(gmem_import_wait(s.import, -1, 5), -EPERM);
+
+	gmem_peer_remove(s.peer);
+	assert_int_equal(gmem_import_wait(s.import, -1, -1), -EPIPE);
+	scene_end(&s);
+
+	scene_begin(&s);
+	gmem_view_free(s.view);
+	gmem_import_free(s.import);
+	s.view = NULL;
+	s.import = NULL;
+	close(s.sockets[1]);
+	s.sockets[1] = -1;
+	assert_int_equal(gmem_peer_wait(s.peer, -1), -EPIPE);
+	scene_end(&s);
+}
+
+static void view_that_outlives_its_import_is_stale(void **state)
+{
+	struct gmem_region *a;
+	struct scene s;
+	uint64_t value;
+
+	(void)state;
+	scene_begin(&s);
+	a = add(&s, 16, 4, (struct gmem_region_opts){ .flags = 0 });
+	memset(gmem_region_hva(a), 0x11, PAGE);
+	exchange(&s);
+	assert_int_equal(load(&s, 16 * PAGE), 0x1111111111111111);
+	gmem_import_free(s.import);
+	s.import = NULL;
+	assert_refused(-ESTALE, "was freed", gmem_view_load(s.view, 16 * PAGE, 8, 0, &value));
+	scene_end(&s);
+}
+
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(what_one_side_writes_the_other_reads),
 	cmocka_unit_test(regions_come_and_go_while_it_looks),
@@ -1034,6 +1132,9 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(import_options_are_checked),
 	cmocka_unit_test(every_failure_is_survived),
 	cmocka_unit_test(taking_back_survives_failures),
+	cmocka_unit_test(both_sides_wait_without_a_loop_of_their_own),
+	cmocka_unit_test(waits_end_with_the_time_or_the_other_side),
+	cmocka_unit_test(view_that_outlives_its_import_is_stale),
 };
 
 UNIT_MAIN(tests)

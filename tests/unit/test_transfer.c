@@ -93,6 +93,40 @@ static void save_on_ring(struct guest *g, uint64_t flags, struct gmem_transfer *
 
 static const uint64_t engines[] = { 0, GMEM_TRANSFER_NO_RING };
 
+static void a_ring_of_the_callers_is_used_or_refused(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_NO_RING,
+		  .ring = UNTOUCHED(struct io_uring), .ring_tag = TAG);
+	struct gmem_transfer *transfer = UNTOUCHED(struct gmem_transfer);
+	struct guest g;
+
+	(void)state;
+	begin(&g);
+	assert_refused(-EINVAL, "exclude each other",
+		       gmem_vm_save_begin(g.unit.vm, g.fd, &opts, &transfer));
+	assert_ptr_equal(transfer, UNTOUCHED(struct gmem_transfer));
+	end(&g);
+}
+
+/* What the header says of gmem_transfer_fd() */
+static void a_file_without_a_ring_is_never_waited_for(void **state)
+{
+	struct gmem_transfer *transfer;
+	struct guest g;
+	int16_t events;
+	int ret;
+
+	(void)state;
+	begin(&g);
+	save_with(&g, GMEM_TRANSFER_NO_RING, &transfer);
+	assert_int_equal(gmem_transfer_fd(transfer, &events), g.fd);
+	while ((ret = gmem_transfer_step(transfer, 0)) == GMEM_TRANSFER_MORE)
+		;
+	assert_int_equal(ret, GMEM_TRANSFER_DONE);
+	assert_ok(gmem_transfer_free(transfer));
+	end(&g);
+}
+
 /* ---- what the fd is open for ---- */
 
 /* To open the file anew, for direct I/O, would work in each case. */
@@ -738,6 +772,8 @@ static void buffers_stay_mapped_if_a_request_cannot_be_ended(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_ring_of_the_callers_is_used_or_refused),
+		cmocka_unit_test(a_file_without_a_ring_is_never_waited_for),
 		cmocka_unit_test(an_fd_is_used_only_for_what_it_is_open_for),
 		cmocka_unit_test(a_sync_that_failed_is_final),
 		cmocka_unit_test(a_sync_that_a_signal_interrupts_is_repeated),

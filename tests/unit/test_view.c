@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /* view, access and atomic: a thread looks up and accesses guest memory */
 #include <errno.h>
+#include <limits.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "region/vm_core.h"
 #include "unit.h"
 #include "unit_alloc.h"
+#include "view/view.h"
 
 #define PAGE	((uint64_t)4096)
 #define MIB	((uint64_t)1 << 20)
@@ -362,6 +366,238 @@ static void view_needs_a_vm_and_memory(void **state)
 	gmem_view_free(NULL);
 	assert_ok(gmem_view_new(unit.vm, &view));
 	gmem_view_free(view);
+	unit_end(&unit);
+}
+
+/* ---- the VM's end, and views of threads ---- */
+
+static void check_stale(struct gmem_view *view)
+{
+	uint64_t value = 0, done = 7;
+	const void *to_read;
+	struct iovec iov[2];
+	char bytes[8] = "";
+	void *hva;
+	int order;
+
+	gmem_view_begin(view);
+	assert_refused(-ESTALE, "handle was freed", gmem_view_hva(view, 0, 1, &hva));
+	assert_refused(-ESTALE, "handle was freed", gmem_view_hva(view, UINT64_MAX, 1, &hva));
+	assert_refused(-ESTALE, "handle was freed", gmem_view_hva_read(view, PAGE, 8, &to_read));
+	assert_refused(-ESTALE, "handle was freed", gmem_view_iovec(view, 0, MIB, iov, 2));
+	assert_refused(-ESTALE, "handle was freed", gmem_view_iovec_read(view, 0, MIB, iov, 2));
+	gmem_view_end(view);
+	assert_refused(-ESTALE, "handle was freed", gmem_view_read(view, 0, bytes, 8, &done));
+	assert_int_equal(done, 0);
+	assert_refused(-ESTALE, "handle was freed", gmem_view_write(view, 0, bytes, 8, NULL));
+	assert_refused(-ESTALE, "handle was freed", gmem_view_copy(view, 0, PAGE, 8, NULL));
+	assert_refused(-ESTALE, "handle was freed", gmem_view_fill(view, 0, 1, 8, NULL));
+	assert_refused(-ESTALE, "handle was freed",
+		       gmem_view_compare(view, 0, bytes, 8, &order, NULL));
+	assert_refused(-ESTALE, "handle was freed", gmem_view_string(view, 0, bytes, 8, &done));
+	assert_refused(-ESTALE, "handle was freed", gmem_view_load(view, 0, 8, 0, &value));
+	assert_refused(-ESTALE, "handle was freed", gmem_view_store(view, 0, 8, 0, value));
+	assert_refused(-ESTALE, "handle was freed",
+		       gmem_view_compare_exchange(view, 0, 8, 0, &value, 1));
+}
+
+static void view_that_outlives_its_vm_is_stale(void **state)
+{
+	struct gmem_view *view, *second;
+	struct unit unit;
+	void *hva;
+	int with_vm;
+
+	(void)state;
+	for (with_vm = 0; with_vm < 2; with_vm++) {
+		unit_begin_vm(&unit, "6.18");
+		unit_region(&unit, 0, 4, NULL);
+		assert_ok(gmem_view_new(unit.vm, &view));
+		assert_ok(gmem_view_new(unit.vm, &second));
+		gmem_view_begin(view);
+		assert_ok(gmem_view_hva(view, 0, 1, &hva));
+		gmem_view_end(view);
+		if (with_vm) {
+			fake_kill_vm(unit.vm_fd);
+			fake_close(unit.vm_fd);
+			unit.vm_fd = -1;
+			gmem_vm_free_with_vm(unit.vm);
+		} else {
+			gmem_vm_free(unit.vm);
+		}
+		unit.vm = NULL;
+		check_stale(view);
+		gmem_view_free(view);
+		check_stale(second);
+		gmem_view_free(second);
+		unit_end(&unit);
+	}
+}
+
+/* As after a fork(), where the thread between begin and end is not there any more. */
+static void end_of_a_vm_does_not_wait_for_ever(void **state)
+{
+	GMEM_OPTS(gmem_vm_opts, opts, .wait_ms = 1);
+	struct gmem_view *view;
+	struct unit unit;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	opts.caps = unit.caps;
+	assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
+	unit_region(&unit, 0, 4, NULL);
+	assert_ok(gmem_view_new(unit.vm, &view));
+	gmem_view_begin(view);
+	gmem_vm_free(unit.vm);
+	unit.vm = NULL;
+	gmem_view_end(view);
+	check_stale(view);
+	gmem_view_free(view);
+	unit_end(&unit);
+}
+
+struct other_thread {
+	struct gmem_vm *vm;
+	struct gmem_view *view;
+	pthread_barrier_t turns;
+	int failures;
+};
+
+static void *use_own_view(void *data)
+{
+	struct other_thread *other = data;
+	struct gmem_view *again;
+	uint64_t value;
+
+	other->failures += gmem_vm_thread_view(other->vm, &other->view) != 0;
+	other->failures += gmem_vm_thread_view(other->vm, &again) != 0 || again != other->view;
+	other->failures += gmem_view_load(other->view, 0, 8, 0, &value) != 0;
+	pthread_barrier_wait(&other->turns);
+	/* the VM ends */
+	pthread_barrier_wait(&other->turns);
+	other->failures += gmem_view_load(other->view, 0, 8, 0, &value) != -ESTALE;
+	return NULL;
+}
+
+static void thread_has_a_view_of_its_own(void **state)
+{
+	struct other_thread other = { .failures = 0 };
+	struct gmem_view *view, *again;
+	struct unit unit;
+	pthread_t thread;
+	uint64_t value;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	unit_region(&unit, 0, 4, NULL);
+	assert_refused(-EINVAL, "vm is NULL", gmem_vm_thread_view(NULL, &view));
+	assert_refused(-EINVAL, "ret is NULL", gmem_vm_thread_view(unit.vm, NULL));
+	assert_ok(gmem_vm_thread_view(unit.vm, &view));
+	assert_ok(gmem_vm_thread_view(unit.vm, &again));
+	assert_ptr_equal(view, again);
+	assert_ok(gmem_view_load(view, 0, 8, 0, &value));
+
+	other.vm = unit.vm;
+	pthread_barrier_init(&other.turns, NULL, 2);
+	assert_int_equal(pthread_create(&thread, NULL, use_own_view, &other), 0);
+	pthread_barrier_wait(&other.turns);
+	assert_ptr_not_equal(other.view, view);
+	gmem_vm_free(unit.vm);
+	unit.vm = NULL;
+	pthread_barrier_wait(&other.turns);
+	pthread_join(thread, NULL);
+	pthread_barrier_destroy(&other.turns);
+	assert_int_equal(other.failures, 0);
+	unit_end(&unit);
+}
+
+static void *make_a_view(void *vm)
+{
+	struct gmem_view *view;
+
+	return gmem_vm_thread_view(vm, &view) ? vm : NULL;
+}
+
+/* More VMs than there are keys, and more threads than a list should have */
+static void views_of_threads_end_with_them(void **state)
+{
+	struct gmem_vm *vm;
+	struct unit unit;
+	pthread_t thread;
+	void *failed;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps);
+	for (int i = 0; i < 1100; i++) {
+		assert_ok(gmem_vm_new(unit.vm_fd, &opts, &vm));
+		assert_null(make_a_view(vm));
+		assert_int_equal(pthread_create(&thread, NULL, make_a_view, vm), 0);
+		assert_int_equal(pthread_join(thread, &failed), 0);
+		assert_null(failed);
+		assert_null(vm->views->next);
+		gmem_vm_free(vm);
+	}
+	unit_end(&unit);
+}
+
+static void *view_and_end(void *data)
+{
+	struct other_thread *other = data;
+	uint64_t value;
+
+	other->failures += gmem_vm_thread_view(other->vm, &other->view) != 0;
+	pthread_barrier_wait(&other->turns);
+	/* Before the VM's end, or after it */
+	other->failures += gmem_view_load(other->view, PAGE, 8, 0, &value) != 0 &&
+			   gmem_view_load(other->view, PAGE, 8, 0, &value) != -ESTALE;
+	return NULL;
+}
+
+static void threads_and_their_vm_end_at_once(void **state)
+{
+	struct other_thread other = { .failures = 0 };
+	struct unit unit;
+	pthread_t thread;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps);
+	pthread_barrier_init(&other.turns, NULL, 2);
+	for (int i = 0; i < 200; i++) {
+		assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
+		unit_region(&unit, 0, 4, NULL);
+		other.vm = unit.vm;
+		assert_int_equal(pthread_create(&thread, NULL, view_and_end, &other), 0);
+		pthread_barrier_wait(&other.turns);
+		gmem_vm_free(unit.vm);
+		pthread_join(thread, NULL);
+		assert_int_equal(other.failures, 0);
+	}
+	unit.vm = NULL;
+	pthread_barrier_destroy(&other.turns);
+	unit_end(&unit);
+}
+
+static void view_of_a_thread_needs_a_key_and_memory(void **state)
+{
+	struct gmem_view *view = UNTOUCHED(struct gmem_view);
+	pthread_key_t keys[PTHREAD_KEYS_MAX];
+	struct unit unit;
+	int count = 0;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	while (count < PTHREAD_KEYS_MAX && !pthread_key_create(&keys[count], NULL))
+		count++;
+	assert_refused(-EAGAIN, "no key", gmem_vm_thread_view(unit.vm, &view));
+	while (count)
+		pthread_key_delete(keys[--count]);
+	unit_fail_alloc(1);
+	assert_refused(-ENOMEM, "no memory for a view", gmem_vm_thread_view(unit.vm, &view));
+	assert_true(unit_alloc_struck());
+	assert_ptr_equal(view, UNTOUCHED(struct gmem_view));
+	assert_ok(gmem_vm_thread_view(unit.vm, &view));
 	unit_end(&unit);
 }
 
@@ -827,6 +1063,12 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(first_view_knows_all_regions),
 	cmocka_unit_test(view_needs_a_vm_and_memory),
 	cmocka_unit_test(views_fence_where_membarrier_is_forbidden),
+	cmocka_unit_test(view_that_outlives_its_vm_is_stale),
+	cmocka_unit_test(end_of_a_vm_does_not_wait_for_ever),
+	cmocka_unit_test(thread_has_a_view_of_its_own),
+	cmocka_unit_test(views_of_threads_end_with_them),
+	cmocka_unit_test(threads_and_their_vm_end_at_once),
+	cmocka_unit_test(view_of_a_thread_needs_a_key_and_memory),
 	cmocka_unit_test(accesses_span_regions),
 	cmocka_unit_test(long_accesses_begin_anew),
 	cmocka_unit_test(stops_are_exact),

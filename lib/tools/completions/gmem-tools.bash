@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+# Completion of gmem-probe, gmem-show and gmem-image for bash.
+# The options are those that the program's --help has.
+
+_gmem_files() {
+	compopt -o filenames 2>/dev/null
+	mapfile -t COMPREPLY < <(compgen -f -- "$1")
+}
+
+_gmem_words() {
+	mapfile -t COMPREPLY < <(compgen -W "$1" -- "$2")
+}
+
+_gmem_options() {
+	local program=${1/#\~\//$HOME/}
+
+	"$program" --help 2>/dev/null | sed -n 's/^  \(-[a-zA-Z], \)\{0,1\}\(--[a-z-]*=\{0,1\}\).*/\2/p'
+}
+
+# What may follow an option, or nothing that is known; returns 1 if that is for no option.
+_gmem_argument() {
+	case $1 in
+	--color) _gmem_words "auto always never" "$2" ;;
+	--vm-type) _gmem_words "default sw-protected sev sev-es snp tdx pkvm" "$2" ;;
+	--require) _gmem_words "shared private mapped host in-place" "$2" ;;
+	--kvm | --socket) _gmem_files "$2" ;;
+	--offset | --watch | --width) COMPREPLY=() ;;
+	*) return 1 ;;
+	esac
+}
+
+_gmem_has_command() {
+	local word
+
+	for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+		case $word in info | regions | verify) return 0 ;; esac
+	done
+	return 1
+}
+
+_gmem_tools() {
+	local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]}
+
+	# bash makes three words of --color=auto.
+	if [ "$word" = "=" ]; then
+		word=
+	elif [ "$before" = "=" ]; then
+		before=${COMP_WORDS[COMP_CWORD - 2]}
+	fi
+
+	COMPREPLY=()
+	_gmem_argument "$before" "$word" && return
+	if [[ $word == -* ]]; then
+		_gmem_words "$(_gmem_options "$1")" "$word"
+		[[ ${COMPREPLY[*]} == *= ]] && compopt -o nospace 2>/dev/null
+	elif [[ ${1##*/} == gmem-image ]] && ! _gmem_has_command; then
+		_gmem_words "info regions verify" "$word"
+	elif [[ ${1##*/} != gmem-probe ]]; then
+		_gmem_files "$word"
+	fi
+	return 0
+}
+
+complete -F _gmem_tools gmem-probe gmem-show gmem-image

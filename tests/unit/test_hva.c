@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: MIT */
+/* hva: memory of this process is read and written where it may not be there */
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "unit.h"
+
+#define PAGE ((uint64_t)4096)
+
+/* Four pages of a file that has two, and one that may only be read behind them */
+static char *map_file(void)
+{
+	int fd = memfd_create("short", MFD_CLOEXEC);
+	char *hva;
+
+	assert_true(fd >= 0);
+	assert_int_equal(ftruncate(fd, (off_t)(2 * PAGE)), 0);
+	hva = mmap(NULL, 5 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	assert_ptr_not_equal(hva, MAP_FAILED);
+	assert_ptr_not_equal(mmap(hva + 4 * PAGE, PAGE, PROT_READ,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), MAP_FAILED);
+	close(fd);
+	memset(hva, 'h', 2 * PAGE);
+	return hva;
+}
+
+static void check(char *hva)
+{
+	static char buf[4 * 4096];
+	uint64_t done = 7;
+
+	assert_ok(gmem_hva_read(hva, buf, 2 * PAGE, &done));
+	assert_int_equal(done, 2 * PAGE);
+	assert_int_equal(buf[2 * PAGE - 1], 'h');
+	assert_ok(gmem_hva_write(hva + 5, "12345", 5, NULL));
+	assert_memory_equal(hva + 4, "h12345h", 7);
+
+	assert_refused(-EFAULT, "cannot be read", gmem_hva_read(hva + 100, buf, 3 * PAGE, &done));
+	assert_int_equal(done, 2 * PAGE - 100);
+	assert_refused(-EFAULT, "cannot be written", gmem_hva_write(hva + 2 * PAGE - 3, buf, 8, &done));
+	assert_int_equal(done, 3);
+	assert_refused(-EFAULT, "for reading only", gmem_hva_write(hva + 4 * PAGE, buf, 8, &done));
+	assert_int_equal(done, 0);
+	assert_ok(gmem_hva_read(hva + 4 * PAGE, buf, 8, &done));
+}
+
+/* Whatever a guest or a caller makes of an address */
+static void check_wrong_addresses(char *hva)
+{
+	static const uint64_t wrong[] = { 8, 0xffff800000000000, 0x8000000000000000,
+					  0xfffffffffffff000, 0x00ff000000000000 };
+	char buf[64] = "";
+
+	for (size_t i = 0; i < ARRAY_SIZE(wrong); i++) {
+		assert_refused(-EFAULT, "cannot be read",
+			       gmem_hva_read((void *)(uintptr_t)wrong[i], buf, 8, NULL));
+		assert_refused(-EFAULT, "cannot be written",
+			       gmem_hva_write((void *)(uintptr_t)wrong[i], buf, 64, NULL));
+		assert_refused(-EFAULT, "buf cannot",
+			       gmem_hva_read(hva, (void *)(uintptr_t)wrong[i], 8, NULL));
+	}
+	assert_refused(-EINVAL, "hva is NULL", gmem_hva_read(NULL, buf, 8, NULL));
+	assert_refused(-EINVAL, "buf is NULL", gmem_hva_write(hva, NULL, 8, NULL));
+	assert_refused(-EINVAL, "wrap", gmem_hva_read((void *)UINTPTR_MAX, buf, 8, NULL));
+	assert_refused(-EINVAL, "wrap", gmem_hva_read(hva, buf, UINT64_MAX, NULL));
+	assert_ok(gmem_hva_read(NULL, NULL, 0, NULL));
+}
+
+static void memory_that_is_not_there_is_an_error(void **state)
+{
+	char *hva = map_file();
+
+	(void)state;
+	fake_boot("6.18");
+	for (int recovery = 0; recovery < 2; recovery++) {
+		if (recovery)
+			assert_ok(gmem_recovery_enable());
+		memset(hva, 'h', PAGE);
+		check(hva);
+		check_wrong_addresses(hva);
+		if (recovery)
+			gmem_recovery_disable();
+	}
+	munmap(hva, 5 * PAGE);
+	fake_halt();
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(memory_that_is_not_there_is_an_error),
+};
+
+UNIT_MAIN(tests)

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: MIT */
+/* vm_core: what was made of a VM may be freed after it, and does nothing else any more */
+#include <errno.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "os/kvm_compat.h"
+#include "unit.h"
+#include "unit_share.h"
+
+#define PAGE ((uint64_t)4096)
+
+/* One of each */
+struct things {
+	struct gmem_lease *lease;
+	struct gmem_listener *listener, *with_layout;
+	struct gmem_change *change;
+	struct gmem_populate *job;
+	struct gmem_vcpu *vcpu;
+	struct gmem_transfer *transfer;
+	struct gmem_export *exporter;
+	struct gmem_peer *peer;
+	int sockets[2];
+	int memfd;
+};
+
+static void told(void *data, const struct gmem_region_info *region, uint64_t gpa, uint64_t size)
+{
+	(void)region;
+	(void)gpa;
+	(void)size;
+	++*(int *)data;
+}
+
+static void make(struct things *things, struct gmem_vm *vm, uint64_t page, int *ret_told)
+{
+	GMEM_OPTS(gmem_listener_opts, tells, .data = ret_told, .region_added = told);
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_DEVICE);
+	GMEM_OPTS(gmem_export_opts, skips, .flags = GMEM_EXPORT_SKIP);
+	struct gmem_region *added;
+
+	assert_ok(gmem_lease_new(vm, 0, page + 1, NULL, &things->lease));
+	assert_ok(gmem_listener_new(vm, NULL, &things->listener));
+	assert_ok(gmem_listener_new(vm, &tells, &things->with_layout));
+	assert_ok(gmem_change_new(vm, &things->change));
+	assert_ok(gmem_change_add(things->change, 64 * page, page, &opts, &added));
+	assert_ok(gmem_populate_new(vm, 0, page, NULL, &things->job));
+	assert_ok(gmem_vcpu_new(vm, -1, NULL, &things->vcpu));
+	things->memfd = unit_memfd(2 * page, 0);
+	assert_ok(gmem_vm_load_begin(vm, 0, things->memfd, 0, 2 * page, NULL, &things->transfer));
+	assert_ok(gmem_export_new(vm, &skips, &things->exporter));
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, things->sockets), 0);
+	assert_ok(gmem_peer_add(things->exporter, things->sockets[0], NULL, &things->peer));
+	assert_ok(gmem_export_dispatch(things->exporter));
+}
+
+static void check(const struct things *things, struct gmem_region *region)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .flags = GMEM_REGION_DEVICE);
+	struct gmem_region *untouched = UNTOUCHED(struct gmem_region);
+	struct gmem_peer *peer = UNTOUCHED(struct gmem_peer);
+	struct gmem_vhost_user_region vhost[2];
+	struct gmem_extent extents[2];
+	struct kvm_run run = { .exit_reason = KVM_EXIT_MEMORY_FAULT };
+	struct gmem_exit exit;
+	int fds[2];
+
+	assert_refused(-ESTALE, "was freed", gmem_change_add(things->change, 0, PAGE, &opts, &untouched));
+	assert_refused(-ESTALE, "was freed", gmem_change_remove(things->change, region));
+	assert_refused(-ESTALE, "was freed", gmem_change_move(things->change, region, 0));
+	assert_refused(-ESTALE, "was freed", gmem_change_apply(things->change));
+	assert_refused(-ESTALE, "was freed", gmem_populate_run(things->job));
+	assert_refused(-ESTALE, "was freed",
+		       gmem_vcpu_handle_exit(things->vcpu, &run, -1, EFAULT, &exit));
+	assert_refused(-ESTALE, "was freed", gmem_vcpu_prefault(things->vcpu, 0, PAGE, NULL));
+	assert_refused(-ESTALE, "was freed", gmem_transfer_step(things->transfer, 1));
+	assert_refused(-ESTALE, "was freed", gmem_export_dispatch(things->exporter));
+	assert_refused(-ESTALE, "was freed", gmem_export_table(things->exporter, extents, 2));
+	assert_refused(-ESTALE, "was freed", gmem_export_vhost_user(things->exporter, vhost, fds, 2));
+	assert_refused(-ESTALE, "was freed",
+		       gmem_peer_add(things->exporter, things->sockets[0], NULL, &peer));
+	assert_refused(-ESTALE, "was freed", gmem_peer_status(things->peer));
+	assert_refused(-ESTALE, "was freed", gmem_peer_wait(things->peer, -1));
+}
+
+static void free_all(struct things *things)
+{
+	gmem_peer_remove(things->peer);
+	gmem_export_free(things->exporter);
+	assert_ok(gmem_transfer_free(things->transfer));
+	gmem_vcpu_free(things->vcpu);
+	gmem_populate_free(things->job);
+	gmem_change_free(things->change);
+	gmem_listener_free(things->with_layout);
+	gmem_listener_free(things->listener);
+	gmem_lease_free(things->lease);
+	close(things->sockets[0]);
+	close(things->sockets[1]);
+	close(things->memfd);
+}
+
+static void end(struct unit *unit, bool with_vm)
+{
+	if (with_vm) {
+		fake_kill_vm(unit->vm_fd);
+		fake_close(unit->vm_fd);
+		unit->vm_fd = -1;
+		gmem_vm_free_with_vm(unit->vm);
+	} else {
+		gmem_vm_free(unit->vm);
+	}
+	unit->vm = NULL;
+}
+
+static void what_outlives_a_vm_is_stale_and_can_be_freed(void **state)
+{
+	struct gmem_region *region;
+	struct things things;
+	struct unit unit;
+	int count;
+
+	(void)state;
+	for (size_t i = 0; i < 2 * UNIT_WAYS; i++) {
+		count = 0;
+		unit_begin_vm(&unit, unit_ways[i / 2].kernel);
+		region = unit_region_backed(&unit, 0, 1, unit_ways[i / 2].backing);
+		unit_region_backed(&unit, 1, 4, unit_ways[i / 2].backing);
+		make(&things, unit.vm, unit.page, &count);
+		assert_int_equal(count, 2);
+		end(&unit, i % 2);
+		check(&things, region);
+		free_all(&things);
+		assert_int_equal(count, 2);
+		unit_end(&unit);
+	}
+}
+
+static void what_goes_before_its_vm_leaves_nothing(void **state)
+{
+	struct things things;
+	struct unit unit;
+	int count;
+
+	(void)state;
+	for (size_t i = 0; i < UNIT_WAYS; i++) {
+		count = 0;
+		unit_begin_vm(&unit, unit_ways[i].kernel);
+		unit_region_backed(&unit, 0, 1, unit_ways[i].backing);
+		unit_region_backed(&unit, 1, 4, unit_ways[i].backing);
+		make(&things, unit.vm, unit.page, &count);
+		free_all(&things);
+		unit_end(&unit);
+	}
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(what_outlives_a_vm_is_stale_and_can_be_freed),
+	cmocka_unit_test(what_goes_before_its_vm_leaves_nothing),
+};
+
+UNIT_MAIN(tests)
