@@ -17,7 +17,6 @@
 
 #include "start.h"
 
-
 /* A guest that only halts (hlt of x86) */
 static const unsigned char first_instructions[] = { 0xf4 };
 

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The README's ten lines run on every kernel: examples/ten-lines.c, told as TAP. */
+int ten_lines_main(int argc, char **argv);
+
 #define main ten_lines_main
 #include "../../examples/ten-lines.c"
 #undef main
