@@ -79,7 +79,8 @@ def written():
 def examples():
     """Sources and pages; one that meson.build forgets is a file that is missing."""
     return [path.relative_to(SOURCE) for path in (SOURCE / "examples").rglob("*")
-            if path.suffix in (".c", ".h", ".md")]
+            if path.suffix in (".c", ".h", ".md", ".py", ".rs", ".toml")
+            and "target" not in path.parts]
 
 
 SANDBOX = [f"{architecture}{ending}" for architecture in ("arm64", "x86_64") for ending in (

@@ -10,7 +10,10 @@ use gmem::{Backing, Error, Lease, Memory, State, Vm};
 use vm_memory::*;
 
 mod common;
-use common::{add, vm};
+use common::{add, vm, vm_of_type};
+
+/// A type of VM that has private memory, for tests
+const KVM_X86_SW_PROTECTED_VM: libc::c_ulong = 1;
 
 const RAM: u64 = 4 << 20;
 const FAR: GuestAddress = GuestAddress(1 << 32);
@@ -159,7 +162,7 @@ fn numbers_have_all_widths_and_must_be_aligned() {
 
 #[test]
 fn private_memory_is_refused() {
-    let vm = match vm() {
+    let vm = match vm_of_type(KVM_X86_SW_PROTECTED_VM) {
         Some(vm) => vm,
         None => return,
     };
