@@ -75,32 +75,32 @@ static void jail(uint32_t phases, const struct gmem_sandbox_own *own)
 /* ------------------------------------------------------------ the device -- */
 
 /* For each byte that comes: read the guest's answer, and store its successor beside it. */
-static void serve(struct gmem_view *view, int doorbell)
+static int serve(struct gmem_view *view, int doorbell)
 {
 	uint64_t answer = 0;
 	char byte;
 
 	if (read(doorbell, &byte, 1) != 1)
-		return;
+		return 0;	/* the VMM is gone */
 	gmem_must(gmem_view_load(view, 2 * page, 4, GMEM_ACQUIRE, &answer), "the device reads");
 	gmem_must(gmem_view_store(view, 2 * page + 4, 4, GMEM_RELEASE, answer + 1), "the device writes");
-	must((int)write(doorbell, &byte, 1), "ringing back");
+	return must((int)write(doorbell, &byte, 1), "ringing back");
 }
 
 static int run_device(int sock, int doorbell)
 {
-	struct gmem_view *view;
 	struct gmem_import *import;
+	struct gmem_view *view;
 	int ret;
 
 	gmem_must(gmem_recovery_enable(), "recovery");
 	jail(GMEM_SANDBOX_IMPORT, &device_own);
 	gmem_must(gmem_import_new(sock, NULL, &import), "the import");
 	gmem_must(gmem_import_view_new(import, &view), "a view");
-	while ((ret = gmem_import_wait(import, doorbell, -1)) == 1)
-		serve(view, doorbell);
+	while ((ret = gmem_import_wait(import, doorbell, -1)) == 1 && serve(view, doorbell))
+		;
 	if (ret != -EPIPE)
-		errx(EXIT_FAILURE, "the import: %s", gmem_last_error());
+		gmem_must(ret, "the import");
 	gmem_view_free(view);
 	gmem_import_free(import);
 	return EXIT_SUCCESS;
@@ -182,17 +182,11 @@ static void run_guest(struct vmm *vmm)
 		errx(EXIT_FAILURE, "the guest did not do as it was told");
 }
 
-/* Until the device has all memory */
-static void wait_for_device(struct vmm *vmm)
-{
-	gmem_must(gmem_peer_wait(vmm->device, -1), "the device");
-}
-
 static void give_to_device(struct vmm *vmm)
 {
 	gmem_must(gmem_export_new(vmm->vm, NULL, &vmm->exporter), "an export");
 	gmem_must(gmem_peer_add(vmm->exporter, vmm->sock, NULL, &vmm->device), "the device");
-	wait_for_device(vmm);
+	gmem_must(gmem_peer_wait(vmm->device, -1), "the device");
 }
 
 static uint64_t ask_device(struct vmm *vmm)
@@ -212,7 +206,7 @@ static void work(struct vmm *vmm, int escapes)
 	jail(GMEM_SANDBOX_LAYOUT | GMEM_SANDBOX_RUNNING | GMEM_SANDBOX_SHARE | GMEM_SANDBOX_SNAPSHOT, &vmm_own);
 	give_to_device(vmm);
 	add_memory(vmm, HOTPLUG);
-	wait_for_device(vmm);
+	gmem_must(gmem_peer_wait(vmm->device, -1), "the device");
 	printf("layout is over: the device has the memory, also what was hot-added\n");
 
 	jail(GMEM_SANDBOX_RUNNING | GMEM_SANDBOX_SHARE | GMEM_SANDBOX_SNAPSHOT, &vmm_own);
@@ -235,15 +229,14 @@ static void work(struct vmm *vmm, int escapes)
 
 int main(int argc, char **argv)
 {
-	int kvm, escapes = argc == 2 && !strcmp(argv[1], "--escape");
+	int escapes = argc == 2 && !strcmp(argv[1], "--escape");
+	int kvm, socks[2], doorbells[2];
 	static char buffer[BUFSIZ];
-	int socks[2], doorbells[2];
 	struct vmm vmm;
 
-	if (!escapes)
-		no_arguments(argc, argv,
-			     "usage: jailed-vmm [--escape]\n"
-			     "Runs a guest and a device in processes with few system calls.\n");
+	no_arguments(argc - escapes, argv, "usage: jailed-vmm [--escape]\n"
+		     "Runs a guest and a device in processes with few system calls. With --escape the\n"
+		     "VMM tries to open a file in the end, and is killed.\n");
 	kvm = open_kvm("jailed-vmm");
 	/* The first line of output would otherwise ask what kind of file it goes to. */
 	setvbuf(stdout, buffer, _IOFBF, sizeof(buffer));

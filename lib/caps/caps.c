@@ -20,6 +20,7 @@
 #include "base/vm_type.h"
 #include "caps/probe_guest.h"
 #include "caps/probe_slot.h"
+#include "nofault/nofault.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
@@ -599,6 +600,9 @@ static void try_host_access(struct gmem_caps *caps, int gmemfd, uint64_t flags)
 	if (!err) {
 		/* Populating fails with -EFAULT if a load would raise SIGBUS. */
 		err = gmem_sys_madvise(hva, page, MADV_POPULATE_WRITE);
+		/* A sandbox that refuses the advice does not forbid access. */
+		if (err == -EPERM || err == -ENOSYS)
+			err = gmem_nofault_probe_write(hva, sizeof(uint32_t));
 		gmem_sys_munmap(hva, page);
 	}
 

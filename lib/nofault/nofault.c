@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/error.h"
 #include "os/sys.h"
 
 #define WORD sizeof(uint64_t)
@@ -416,6 +417,9 @@ static size_t slow_string(char *dst, const char *src, size_t max, int *ret_err)
 	return done;
 }
 
+static const char needs_recovery[] = "process_vm_readv(2) is refused, which copies unless "
+				     "gmem_recovery_enable() was called";
+
 int gmem_nofault_probe(const void *p, size_t size)
 {
 	uint64_t word;
@@ -441,12 +445,32 @@ bool gmem_nofault_is_lost(const void *p, int err)
 	       (err == -EFAULT && gmem_sys_madvise(start, page, MADV_POPULATE_READ) == -EHWPOISON);
 }
 
+int gmem_nofault_check_slow(void)
+{
+	const uint64_t word = 0;
+	int err = gmem_nofault_probe(&word, sizeof(word));
+
+	return err ? gmem_fail(err, "%s: %s", needs_recovery, gmem_errno_name(err)) : 0;
+}
+
+/* Of the slow engine: which call is refused, also for memory that is there */
+static const char *why_refused(bool writes, int err)
+{
+	uint64_t word = 0;
+
+	if (gmem_nofault_probe(&word, sizeof(word)) == err)
+		return needs_recovery;
+	if (writes && gmem_nofault_probe_write(&word, sizeof(word)) == err)
+		return "futex(2) is refused, by which the kernel is asked unless gmem_recovery_enable() was called";
+	return NULL;
+}
+
 const char *gmem_nofault_why(const void *p, bool writes, int err)
 {
 	if (err == -EHWPOISON)
 		return "the hardware lost the page";
 	if (err != -EFAULT)
-		return "the kernel does not copy";
+		return why_refused(writes, err);
 	if (gmem_nofault_probe(p, 1))
 		return "no page of memory is there, or it is mapped without the permission or not at all";
 	if (writes && gmem_nofault_probe_write((void *)(uintptr_t)p, 1))

@@ -201,6 +201,9 @@ size_t gmem_nofault_string(bool fast, char *dst, const char *src, size_t max, in
 
 /* ---- why not ---- */
 
+/* 0 if the slow engine can copy here at all; otherwise it has the sentence. */
+int gmem_nofault_check_slow(void);
+
 /*
  * Returns why the byte at @p can be neither read nor, if @writes, written, for the sentence
  * of an access that failed with @err. Asks the kernel, which knows the same after either

@@ -78,9 +78,9 @@ static int check_allowed(const uint64_t *nodes)
 
 	err = gmem_sys_get_mempolicy(NULL, allowed, NODES, NULL, MPOL_F_MEMS_ALLOWED);
 	if (err == -ENOSYS)
-		return gmem_fail(-EOPNOTSUPP, "this kernel has no NUMA");
+		return gmem_fail(-EOPNOTSUPP, "this kernel has no NUMA: get_mempolicy(2) is ENOSYS");
 	if (err)
-		return gmem_fail(err, "which nodes may be used cannot be had: %s",
+		return gmem_fail(err, "get_mempolicy(2) does not tell which nodes may be used: %s",
 				 gmem_errno_name(err));
 
 	for (unsigned int node = 0; node < NODES; node++)
@@ -294,7 +294,7 @@ static int query_host_pages(struct query *query, uint64_t start, uint64_t size)
 
 	err = gmem_sys_mincore(query->hva + start, size, in_memory);
 	if (err)
-		return gmem_fail(err, "what is in memory cannot be had: %s", gmem_errno_name(err));
+		return gmem_fail(err, "mincore(2) does not tell what is in memory: %s", gmem_errno_name(err));
 	err = ask_nodes(query, start, size, in_memory, nodes);
 	if (err)
 		return err;

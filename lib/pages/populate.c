@@ -133,12 +133,13 @@ static int populate_mapped(const struct gmem_region *region,
 	bool for_writing = !memory->file;
 	int err;
 
+	/* A sandbox that does not know the advice is as a kernel before Linux 5.14. */
 	err = advise(memory, size, for_writing ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
 	if (err == -EINVAL && may_be_read_only(region, memory)) {
 		for_writing = false;
 		err = advise(memory, size, MADV_POPULATE_READ);
 	}
-	return err == -EINVAL ? fault_in_pages(memory, size, for_writing) : err;
+	return err == -EINVAL || err == -EPERM || err == -ENOSYS ? fault_in_pages(memory, size, for_writing) : err;
 }
 
 /*
@@ -471,7 +472,8 @@ static int prepare(struct gmem_populate *job)
 
 	err = gmem_vm_resident(job->vm, job->gpa, job->size, side_of(job), &job->before);
 	job->is_counting = !err;
-	if (err && err != -EOPNOTSUPP)
+	/* A sandbox that refuses mincore(2) is as a file that cannot be counted. */
+	if (err && err != -EOPNOTSUPP && err != -EPERM && err != -ENOSYS)
 		return err;
 	if (job->opts.flags & GMEM_POPULATE_UNCHECKED)
 		return 0;

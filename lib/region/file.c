@@ -17,6 +17,7 @@
 #include "base/limit.h"
 #include "base/opts.h"
 #include "caps/probe_slot.h"
+#include "nofault/nofault.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 
@@ -241,6 +242,8 @@ static int find_create_flags(int fd, uint64_t *ret)
 
 	*ret = GMEM_CREATE_MMAP;
 	err = gmem_sys_madvise(hva, page, MADV_POPULATE_READ);
+	if (err == -EPERM || err == -ENOSYS)
+		err = gmem_nofault_probe(hva, 1);
 	if (!err)
 		*ret |= GMEM_CREATE_INIT_SHARED;
 	gmem_sys_munmap(hva, page);
@@ -503,7 +506,7 @@ static int change_pages(struct gmem_file *file, int mode, const char *verb, uint
 	if (err)
 		return gmem_fail(err,
 				 "%s offset 0x%" PRIx64 ", 0x%" PRIx64 " bytes, stopped after 0x%" PRIx64
-				 ": %s", verb, offset, size, done, gmem_errno_name(err));
+				 ": %s of fallocate(2)", verb, offset, size, done, gmem_errno_name(err));
 	return 0;
 }
 

@@ -47,14 +47,18 @@ static int refuse(const struct discard *discard, int err, uint64_t hva, const ch
 static int refuse_sealed(const struct discard *discard, uint64_t hva)
 {
 	struct gmem_sys_facts facts = { .seals = 0 };
+	int err = gmem_host_look_file(discard->look);
 
-	if (gmem_host_look_file(discard->look) == 0)
-		(void)gmem_sys_facts(discard->look->file, &facts);
+	if (!err)
+		err = gmem_sys_facts(discard->look->file, &facts);
 	if (facts.seals & F_SEAL_WRITE)
 		return refuse(discard, -EPERM, hva, "the file is sealed with F_SEAL_WRITE: its pages cannot be freed");
 	if (facts.seals & F_SEAL_FUTURE_WRITE)
 		return refuse(discard, -EPERM, hva,
 			      "the file is sealed with F_SEAL_FUTURE_WRITE: its pages cannot be freed");
+	if (!err)
+		return refuse(discard, -EPERM, hva, "says the kernel of MADV_REMOVE and fallocate(2), although the "
+			      "file is not sealed: a sandbox refuses them");
 	return refuse(discard, -EPERM, hva, "as for a file that is sealed with F_SEAL_FUTURE_WRITE or "
 		      "F_SEAL_WRITE: its pages cannot be freed");
 }
@@ -122,7 +126,7 @@ static int punch(const struct discard *discard, uint64_t hva, uint64_t size)
 	gmem_sys_close(fd);
 	if (err == -EPERM)
 		return refuse_sealed(discard, hva);
-	return err ? refuse(discard, err, hva, "") : 0;
+	return err ? refuse(discard, err, hva, "says fallocate(2)") : 0;
 }
 
 /*
@@ -135,7 +139,7 @@ static int free_pages(const struct discard *discard, uint64_t hva, uint64_t size
 
 	if (!(discard->look->mapping.flags & GMEM_MAPPING_SHARED)) {
 		err = gmem_host_drop(hva, size);
-		return err ? refuse(discard, err, hva, "") : 0;
+		return err ? refuse(discard, err, hva, "says madvise(2) with MADV_DONTNEED") : 0;
 	}
 
 	gmem_sys_madvise(at(hva), size, MADV_DONTNEED);
@@ -144,7 +148,7 @@ static int free_pages(const struct discard *discard, uint64_t hva, uint64_t size
 		return punch(discard, hva, size);
 	if (err == -EPERM)
 		return refuse_sealed(discard, hva);
-	return err ? refuse(discard, err, hva, "") : 0;
+	return err ? refuse(discard, err, hva, "says madvise(2) with MADV_REMOVE") : 0;
 }
 
 /* A page that is absent, and that the kernel does not just make */
@@ -264,10 +268,10 @@ static int settle(const struct discard *discard, uint64_t hva, int err, int drop
 	if (err == -EPERM)
 		return refuse_sealed(discard, hva);
 	if (err != -EACCES && err != -EINVAL)
-		return refuse(discard, err, hva, "");
+		return refuse(discard, err, hva, "says madvise(2)");
 	if (discard->flags & GMEM_DISCARD_NOT_ZERO) {
 		if (dropped)
-			return refuse(discard, dropped, hva, "");
+			return refuse(discard, dropped, hva, "says madvise(2) with MADV_DONTNEED");
 		return err == -EINVAL && is_there(hva) ? refuse_locked(discard, hva, discard->unknown) : 0;
 	}
 	if (err == -EACCES)

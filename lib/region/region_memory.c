@@ -293,7 +293,7 @@ static int fail_to_count(const struct gmem_region *region, const struct gmem_reg
 					  " bytes: what is in memory cannot be asked", gpa, hva, size);
 	return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIx64 ", 0x%" PRIx64 " bytes: %s: %s", gpa, hva, size,
 			 err == -EFAULT ? "not all is mapped, and /proc does not say what is" :
-			 "what is in memory cannot be had", gmem_errno_name(err));
+			 "mincore(2) does not tell what is in memory", gmem_errno_name(err));
 }
 
 static int count_bytes(const struct gmem_region *region, const struct gmem_region_memory *side,

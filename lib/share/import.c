@@ -71,7 +71,7 @@ struct gmem_import {
 	int event;			/* set while there is work */
 	int epoll;			/* watches event and the socket */
 	int status;			/* 0, or the -errno that ended the import */
-	int refused;			/* the last answer that was not 0 */
+	struct gmem_failure refused;	/* the last answer that was not 0 */
 	bool greeted;			/* HELLO came */
 	bool complete;			/* READY came, and no MAP or GRANT since */
 	struct work work;
@@ -558,7 +558,7 @@ static int send_answer(struct gmem_import *import, uint32_t sequence, int result
 	int err = gmem_wire_send(import->sock, &message, -1);
 
 	if (result)
-		import->refused = result;
+		gmem_failure_keep(&import->refused, result);
 
 	/*
 	 * The exporter waits for each answer, so the socket has room for this one unless the
@@ -632,9 +632,9 @@ static int dispatch(struct gmem_import *import)
 		import->status = n;
 		gmem_sys_epoll_watch(import->epoll, import->sock, 0, false);
 		gmem_sys_shutdown(import->sock);
-		if (n == -EPIPE && import->refused)
-			gmem_fail(n, "the exporting side has closed the connection, after it was told %s",
-				  gmem_errno_name(import->refused));
+		if (n == -EPIPE && import->refused.err)
+			gmem_fail(n, "the exporting side has closed the connection, after it was told %s: %s",
+				  gmem_errno_name(import->refused.err), import->refused.sentence);
 		return n;
 	}
 	if (import->status)

@@ -258,7 +258,9 @@ int gmem_leased_memory_take(struct gmem_vm *vm, uint64_t start, uint64_t last, u
 	int err;
 
 	ret->fast = gmem_nofault_is_recoverable();
-	err = make_look(ret);
+	err = ret->fast ? 0 : gmem_nofault_check_slow();
+	if (!err)
+		err = make_look(ret);
 	if (!err)
 		err = list(&listing, start, last);
 
