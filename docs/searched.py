@@ -17,8 +17,9 @@ os.environ["PATH"] += ":/usr/sbin:/sbin"
 
 
 def output(*command):
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout
+    """What it says, of errors too."""
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          env=dict(os.environ, LC_ALL="C"), check=False).stdout
 
 
 def one_of(directory, directories):
@@ -27,7 +28,8 @@ def one_of(directory, directories):
 
 def look_at_loader():
     """It searches the directories that ldconfig reads, and the first file of a name wins."""
-    searched = re.findall(r"^(/[^:]*):", output("ldconfig", "-v", "-N", "-X"), re.M)
+    # Of directories that do not exist yet it complains only.
+    searched = re.findall(r"^(?:\S*ldconfig: Can't stat )?(/[^:]*):", output("ldconfig", "-v", "-N", "-X"), re.M)
     if searched and not one_of(LIBDIR, searched):
         print(f"programs will not find {SONAME}: this system does not search {LIBDIR}.\n"
               f"    export LD_LIBRARY_PATH={LIBDIR}        # or set up with another --libdir")
