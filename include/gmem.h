@@ -4759,11 +4759,13 @@ GMEM_API int gmem_peer_status(struct gmem_peer *peer);
  *
  * Does what gmem_export_dispatch() does, for all peers of the export, whenever
  * gmem_export_fd() is readable, so a VMM that starts a device, or has added memory, needs
- * no loop of its own. Signals do not end the wait.
+ * no loop of its own. Other threads may wait or dispatch at the same time: what they read
+ * is noticed within 10 ms, and so is gmem_vm_free(). Signals do not end the wait.
  *
  * Thread-safe. No thread may free the peer meanwhile. Source: poll(2). Since: 0.1.
  *
- * Return: as gmem_peer_status(): 0 the time is over.
+ * Return: as gmem_peer_status(): 0 the time is over; -ESTALE also if the VM's handle is
+ * freed meanwhile.
  */
 GMEM_API int gmem_peer_wait(struct gmem_peer *peer, int ms);
 
@@ -4906,7 +4908,8 @@ GMEM_API int gmem_import_dispatch(struct gmem_import *import);
  *
  * Does what gmem_import_dispatch() does whenever gmem_import_fd() is readable, so a device
  * process needs no loop of its own. What the exporting process waits for is done before
- * this returns for @fd. Signals do not end the wait.
+ * this returns for @fd. Once the import has ended, every call returns why, in all threads.
+ * Signals do not end the wait.
  *
  * Thread-safe, and as gmem_import_dispatch() not to be called between gmem_view_begin()
  * and gmem_view_end(). Source: poll(2). Since: 0.1.
