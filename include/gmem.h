@@ -44,9 +44,12 @@
  *   a time per object; different objects in parallel".
  *   What is made of a VM's handle, and freed with a function of its own, may outlive
  *   the handle: views, leases, listeners, changes, jobs, transfers, vCPUs' records,
- *   exports and their peers, and views of an import. After gmem_vm_free() it can still
- *   be freed, every other call with it returns -ESTALE, and none touches memory that is
- *   gone. Regions, and pointers to what a VM or a region has, end with the handle.
+ *   exports and their peers; so may views of an import outlive the import. After
+ *   gmem_vm_free() it can still be freed, and says what it did and what to poll:
+ *   gmem_populate_result(), gmem_transfer_get_result(), gmem_transfer_complete(),
+ *   gmem_transfer_fd() and gmem_export_fd() go on. Every other call with it returns
+ *   -ESTALE, and none touches memory that is gone. Regions, and pointers to what a VM or
+ *   a region has, end with the handle.
  *   Work on a range of guest memory waits for other work on the range that came
  *   before it: "Waiting", at struct gmem_vm_opts, says for what, and how long. A call
  *   from inside a listener's callback that would have to wait for this callback
@@ -4854,7 +4857,11 @@ GMEM_API GMEM_CHECKED int gmem_import_new(int sock, const struct gmem_import_opt
 
 /**
  * gmem_import_free() - unmap all memory and close the connection
- * @import: import, or NULL; its views must be freed before
+ * @import: import, or NULL
+ *
+ * Its views may be freed later: what they look up from now on is -ESTALE. The call waits a
+ * second at most for those between gmem_view_begin() and gmem_view_end(); then the memory
+ * goes all the same.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */

@@ -1220,7 +1220,7 @@ static void view_that_outlives_its_import_is_stale(void **state)
 	assert_int_equal(load(&s, 16 * PAGE), 0x1111111111111111);
 	gmem_import_free(s.import);
 	s.import = NULL;
-	assert_refused(-ESTALE, "was freed", gmem_view_load(s.view, 16 * PAGE, 8, 0, &value));
+	assert_refused(-ESTALE, "or the import", gmem_view_load(s.view, 16 * PAGE, 8, 0, &value));
 	scene_end(&s);
 }
 
