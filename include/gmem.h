@@ -364,10 +364,11 @@ GMEM_API void gmem_recovery_disable(void);
  * For memory without a region, such as a mapping of gmem_file_map() or of a file that
  * may become shorter. For guest memory there are views, which know whether it is still
  * there, and are faster for small sizes: this call asks each time how to copy, as
- * gmem_view_new() does once. @hva may be any address; what is mapped there must not
+ * gmem_view_new() does once, since a thread that blocks SIGBUS or SIGSEGV now would die of
+ * a page that is not there. @hva may be any address; what is mapped there must not
  * change meanwhile to something that you do not want to read.
  *
- * Thread-safe. Source: sigaction(2), process_vm_readv(2). Since: 0.1.
+ * Thread-safe. Source: sigaction(2), sigprocmask(2), process_vm_readv(2). Since: 0.1.
  *
  * Return: 0 if all bytes were copied, or -EFAULT a page of @hva, or of @buf, is not
  * there or mapped without the permission, with gmem_recovery_enable() also -EHWPOISON
@@ -728,7 +729,9 @@ GMEM_API GMEM_CHECKED int gmem_file_new_raw(int vm_fd, uint64_t size, uint64_t f
  *
  * From Linux 6.19 on the kernel's file system says so. Before, guest_memfds are
  * anonymous inodes, which only the link in /proc/self/fd tells apart: where /proc is out
- * of reach, the answer for an anonymous inode is an errno, and never a guess.
+ * of reach, the answer for an anonymous inode is an errno, and never a guess. A sandbox
+ * has to allow readlink(2), or readlinkat(2), for that: phase import of gmem-sandbox(7)
+ * does not, since an import, which can do without /proc, never asks.
  *
  * Thread-safe. Source: fstatfs(2), the link in /proc/self/fd. Since: 0.1.
  *
