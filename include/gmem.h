@@ -48,8 +48,12 @@
  *   gmem_vm_free() it can still be freed, and says what it did and what to poll:
  *   gmem_populate_result(), gmem_transfer_get_result(), gmem_transfer_complete(),
  *   gmem_transfer_fd() and gmem_export_fd() go on. Every other call with it returns
- *   -ESTALE, and none touches memory that is gone. Regions, and pointers to what a VM or
- *   a region has, end with the handle.
+ *   -ESTALE, and none touches memory that is gone: a view that is between begin and
+ *   end meanwhile keeps it, see gmem_vm_free(). Regions, and pointers to what a VM or a
+ *   region has, end with the handle.
+ *   A child of fork(2) may call the library only if no other thread of its parent was
+ *   inside a call at the fork; otherwise it may use the views that its thread has
+ *   already, and must end with _exit(2) or execve(2): see gmem-sandbox(7).
  *   Work on a range of guest memory waits for other work on the range that came
  *   before it: "Waiting", at struct gmem_vm_opts, says for what, and how long. A call
  *   from inside a listener's callback that would have to wait for this callback
@@ -1061,6 +1065,9 @@ struct gmem_inplace_opts {
  * with GMEM_STATS_RESIDENT, and dumps. Each of these fails with -EBUSY then, but a dump
  * leaves out what it could not count in time.
  *
+ * The end of a VM or an import waits for views for at most wait_ms of struct
+ * gmem_vm_opts, or a second; then they keep the memory, see gmem_vm_free().
+ *
  * Two waits have no limit. A change of the layout waits for views when the kernel has
  * made it already: it cannot be undone, and the memory cannot go while a view may
  * have its address. gmem_listener_new(), gmem_listener_free(), gmem_export_new() and
@@ -1169,8 +1176,16 @@ GMEM_API GMEM_CHECKED int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *opts
  *
  * Views of other threads need not be freed before: what they look up from now on is
  * -ESTALE. The call waits for those between gmem_view_begin() and gmem_view_end(), for
- * wait_ms of struct gmem_vm_opts, or a second if that is 0; then the memory goes all the
- * same. The calling thread's gmem_vm_thread_view() is freed.
+ * wait_ms of struct gmem_vm_opts, or a second if that is 0. The calling thread's
+ * gmem_vm_thread_view() is freed.
+ *
+ * A view that is between the two for longer keeps the memory until it is freed: the call
+ * tells the log so (-EBUSY), and returns. The guest has lost the memory then, as always,
+ * but what the view looks up and accesses is still there until its gmem_view_end(), and
+ * the next VM gets other addresses. Until then all of the handle's mappings stay, and
+ * the files that you do not own; if one of these is a guest_memfd, it keeps the VM.
+ * The thread that frees the last such view unmaps and closes them, in gmem_view_free()
+ * or at its end. Leave memory of your own (GMEM_REGION_HVA) mapped for as long.
  *
  * Deleting a memslot takes KVM longer than all else here: if the VM ends, too,
  * gmem_vm_free_with_vm() does without.
@@ -2364,6 +2379,9 @@ GMEM_API GMEM_CHECKED int gmem_view_new(struct gmem_vm *vm, struct gmem_view **r
  * gmem_view_free() - free a view
  * @view: view, not between gmem_view_begin() and gmem_view_end(); or NULL
  *
+ * If a VM's end waited for the view in vain, and for no other that is left, the memory of
+ * the VM is unmapped now: see gmem_vm_free().
+ *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
 GMEM_API void gmem_view_free(struct gmem_view *view);
@@ -2395,8 +2413,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_thread_view(struct gmem_vm *vm, struct gmem_vi
  * @view: view
  *
  * Host addresses from @view stay mapped until gmem_view_end(), even if their
- * region is removed meanwhile: the removal waits. A conversion waits likewise,
- * but addresses asked for after it began are refused with -EACCES. So keep the
+ * region is removed meanwhile: the removal waits. So they do if the VM's handle or the
+ * import is freed, whether that waits long enough or not. A conversion waits likewise, but addresses asked for after it began are refused with -EACCES. So keep the
  * time in between short, do not sleep, and neither change the layout nor
  * convert memory nor create or free views. Calls nest.
  *
@@ -4862,9 +4880,10 @@ GMEM_API GMEM_CHECKED int gmem_import_new(int sock, const struct gmem_import_opt
  * gmem_import_free() - unmap all memory and close the connection
  * @import: import, or NULL
  *
- * Its views may be freed later: what they look up from now on is -ESTALE. The call waits a
- * second at most for those between gmem_view_begin() and gmem_view_end(); then the memory
- * goes all the same.
+ * Views need not be freed before: what they look up from now on is -ESTALE. The call waits
+ * for a second for those between gmem_view_begin() and gmem_view_end(). If one is there for
+ * longer, the connection is closed all the same, but the memory stays mapped until that
+ * view is freed, as for gmem_vm_free(); an import has no log to tell so.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */

@@ -771,6 +771,20 @@ static int start(struct gmem_import *import, int sock)
 	return err;
 }
 
+static void release_memory(struct gmem_vm *vm)
+{
+	struct gmem_import *import = GMEM_CONTAINER_OF(vm, struct gmem_import, vm);
+	struct gmem_mapped_extent *extent;
+
+	if (import->work.is_outside)
+		free_extent(import, import->work.extent);
+	while (vm->regions.root) {
+		extent = extent_of_gpa(vm->regions.root);
+		take_out(import, extent);
+		free_extent(import, extent);
+	}
+}
+
 /* Views may outlive the rest of the import. */
 static void dispose(struct gmem_vm *vm)
 {
@@ -803,6 +817,7 @@ GMEM_API int gmem_import_new(int sock, const struct gmem_import_opts *user_opts,
 
 	gmem_vm_begin(&import->vm);
 	import->vm.dispose = dispose;
+	import->vm.release_memory = release_memory;
 	import->vm.fd = -1;
 	import->vm.number = -1;
 	set_limits(import, &opts);
@@ -818,21 +833,13 @@ GMEM_API int gmem_import_new(int sock, const struct gmem_import_opts *user_opts,
 
 GMEM_API void gmem_import_free(struct gmem_import *import)
 {
-	struct gmem_mapped_extent *extent;
-
 	if (!import)
 		return;
 
 	gmem_vm_end_views(&import->vm);
-	if (import->work.is_outside)
-		free_extent(import, import->work.extent);
-	while (import->vm.regions.root) {
-		extent = extent_of_gpa(import->vm.regions.root);
-		take_out(import, extent);
-		free_extent(import, extent);
-	}
 	close_fds(import);
 	gmem_states_free(&import->before);
+	gmem_vm_drop_memory(&import->vm);
 	gmem_vm_unref(&import->vm);
 }
 
