@@ -375,8 +375,10 @@ GMEM_API void gmem_recovery_disable(void);
  * Thread-safe. Source: sigaction(2), sigprocmask(2), process_vm_readv(2). Since: 0.1.
  *
  * Return: 0 if all bytes were copied, or -EFAULT a page of @hva, or of @buf, is not
- * there or mapped without the permission, with gmem_recovery_enable() also -EHWPOISON
- * the hardware lost a page, -EINVAL NULL argument, or the range wraps.
+ * there or mapped without the permission, -EHWPOISON the hardware lost a page (only with
+ * gmem_recovery_enable()), -EINVAL NULL argument, or the range wraps, -EPERM, -ENOSYS a
+ * sandbox refuses process_vm_readv(2) or futex(2), which do it without
+ * gmem_recovery_enable(); or whatever errno it refuses them with.
  */
 GMEM_API int gmem_hva_read(const void *hva, void *buf, uint64_t size, uint64_t *ret_done);
 
@@ -3388,8 +3390,8 @@ struct gmem_footprint {
  * @total: bytes in all
  *
  * The library calls it after each piece of 64 MiB or less, in the thread that
- * finished the piece, but never in two threads at once. The callback must not call
- * libgmem with the same VM.
+ * finished the piece, but never in two threads at once. Threads of the library's have 1 MiB
+ * of stack. The callback must not call libgmem with the same VM.
  *
  * Return: 0 to go on; anything else cancels the call.
  */
@@ -3890,8 +3892,9 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
  *
  * Return: 1 a dump was given, 0 nobody wants one, or -EAGAIN the reader was too slow,
  * -EPIPE or -ECONNRESET it has gone, -EINVAL NULL argument, bad options, or
- * @listening_fd blocks or does not listen, -ENOTSOCK, -EBADF, -EMFILE, -ENFILE, and the
- * errors of gmem_vm_dump().
+ * @listening_fd blocks or does not listen, -EOPNOTSUPP it is a socket that never does, such
+ * as one of datagrams, -ENOTSOCK, -EBADF, -EMFILE, -ENFILE, and the errors of
+ * gmem_vm_dump().
  */
 GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
 				const struct gmem_dump_opts *opts, uint32_t wait_ms);
@@ -3902,11 +3905,12 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * A transfer copies guest memory from a file or pipe, or to one, through buffers of
  * its own, so no I/O is ever under way to guest memory itself. With io_uring it
  * reads or writes many buffers at a time. Where io_uring or the thread for it is
- * forbidden, or it was not built in, the transfer uses read(2) and write(2), and its
- * result says so.
+ * forbidden, or it was not built in, or its buffers (33 MiB at most) do not fit, the
+ * transfer uses read(2), write(2) and one buffer, and its result says so.
  *
  * A ring of the library's own belongs to a thread that submits to it, blocks all signals
- * except those of faults, and ends with the transfer. So the ring interrupts no system
+ * except those of faults, has a stack of about 80 KiB (which counts where memory is locked),
+ * and ends with the transfer, in gmem_transfer_free(). So the ring interrupts no system
  * call of another thread, as it would those of a thread that uses it itself, with EINTR.
  *
  * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore() and gmem_image_verify() do
