@@ -314,8 +314,9 @@ GMEM_API const char *gmem_kind_name(uint32_t kind);
  * libgmem's handlers again where another one has replaced them.
  *
  * A handler installed later must pass on every SIGBUS and SIGSEGV that is not its own:
- * until gmem_recovery_disable() the library does not look again who handles them, so
- * that a sandbox may forbid sigaction(2).
+ * until gmem_recovery_disable() the library does not look again who handles them. A
+ * sandbox may forbid sigaction(2) then, but a signal that is not the library's calls it,
+ * to put the default in place that kills, and to stay where a handler installed that.
  * For a handler installed earlier, five things differ from what it asked for: neither
  * signal is blocked while it runs, even without SA_NODEFER; it runs on the alternate
  * signal stack where the thread has one, even without SA_ONSTACK; the signal
