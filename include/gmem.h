@@ -2369,14 +2369,17 @@ GMEM_API void gmem_view_free(struct gmem_view *view);
  * @ret: the view, for this thread alone; not yours to free
  *
  * The first call in a thread makes the view as gmem_view_new() does, later ones return
- * the same, at the cost of pthread_getspecific(3). It ends with the thread. The thread
- * that frees the VM loses it then; in every other thread it answers -ESTALE from then on,
- * as any view.
+ * the same, in a few nanoseconds: faster than making a view, slower than keeping @ret. A
+ * thread may have views of several VMs; the one it asked for last is found first.
  *
- * The first call for a VM takes one of the process's keys (pthread_key_create(3): glibc
- * has 1024 for all), and gives it back when the VM and the last of these views are gone.
- * Let threads that have such a view end before you unload the library. After fork(2) the
- * child's thread has the view that it had in the parent.
+ * A view ends with its thread. The thread that frees the VM loses it then. In every other
+ * thread it answers -ESTALE from then on, as any view, until that thread's first call for
+ * another VM frees it; so a thread that lives longer than its VMs keeps the last of them.
+ *
+ * The first call of all takes one of the process's keys (pthread_key_create(3): glibc has
+ * 1024 for all), which is given back when the library is unloaded. The views of threads
+ * that live longer than the library are never freed. After fork(2) the child's thread has
+ * the view that it had in the parent.
  *
  * Thread-safe. Do not call it first between gmem_view_begin() and gmem_view_end() of
  * another view. Source: pthread_setspecific(3), membarrier(2). Since: 0.1.

@@ -31,6 +31,7 @@ struct gmem_reader {
 	struct gmem_vm *vm;
 	struct gmem_reader *next;	/* in vm->views, the newest first */
 	uint64_t number;		/* higher than those of older ones; never used again */
+	struct gmem_reader *next_own;	/* in the list of its thread, see gmem_vm_thread_view() */
 	bool fast;	/* accesses use the fast engine of nofault.h */
 };
 
