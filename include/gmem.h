@@ -1165,7 +1165,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *opts
  * Views of other threads need not be freed before: what they look up from now on is
  * -ESTALE. The call waits for those between gmem_view_begin() and gmem_view_end(), for
  * wait_ms of struct gmem_vm_opts, or a second if that is 0; then the memory goes all the
- * same. The calling thread's gmem_vm_thread_view() is freed.
+ * same. The calling thread's gmem_vm_thread_view() is freed. A child of fork(2) waits
+ * for its own threads alone.
  *
  * Deleting a memslot takes KVM longer than all else here: if the VM ends, too,
  * gmem_vm_free_with_vm() does without.

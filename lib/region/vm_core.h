@@ -21,6 +21,7 @@
 #include "base/wait_budget.h"
 #include "caps/caps.h"
 #include "caps/plan.h"
+#include "os/process.h"
 #include "region/memory_users.h"
 #include "region/slots.h"
 #include "region/vm_identity.h"
@@ -109,6 +110,7 @@ struct gmem_vm {
 	struct gmem_lock views_lock;	/* rank VIEWS: everything below up to fence */
 	struct gmem_reader *views;
 	uint64_t views_made;		/* numbers them */
+	struct gmem_process process;	/* from the table on */
 	bool fence;			/* atomic; readers need one: membarrier() cannot be used */
 	struct gmem_counters counters;
 };

@@ -54,6 +54,7 @@
 #include "base/lock.h"
 #include "base/range_map.h"
 #include "nofault/nofault.h"
+#include "os/process.h"
 #include "os/sys.h"
 #include "region/regions.h"
 #include "view/lookup_table.h"
@@ -116,6 +117,7 @@ static int start_table(struct gmem_vm *vm)
 	}
 
 	vm->fence = gmem_sys_membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) != 0;
+	gmem_process_begin(&vm->process);
 	gmem_vm_publish(vm, table);
 	return 0;
 }
@@ -158,6 +160,7 @@ GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 		.vm = gmem_vm_ref(vm),
 		.next = vm->views,
 		.number = ++vm->views_made,
+		.process = gmem_process_number(&vm->process),
 		.fast = gmem_nofault_is_recoverable(),
 	};
 	vm->views = reader;
@@ -336,6 +339,7 @@ void gmem_vm_drop_table(struct gmem_vm *vm)
 {
 	gmem_table_free(vm->table, NULL);
 	gmem_table_free(vm->next_table, NULL);
+	gmem_process_end(&vm->process);
 }
 
 /*
@@ -357,15 +361,16 @@ static void do_without_membarrier(struct gmem_vm *vm)
 
 /*
  * The first reader from @number downwards that uses what it began with before the barrier.
- * W3, ordered after W1 against R1 and R2; acquires R3 if the epoch is even.
+ * W3, ordered after W1 against R1 and R2; acquires R3 if the epoch is even. In a child of
+ * fork(), readers of the parent are as they were then, for ever, and use nothing.
  */
-static const struct gmem_reader *find_busy(const struct gmem_vm *vm, uint64_t number,
-					   uint64_t *ret_epoch)
+static const struct gmem_reader *find_busy(struct gmem_vm *vm, uint64_t number, uint64_t *ret_epoch)
 {
+	uint32_t process = gmem_process_number(&vm->process);
 	const struct gmem_reader *reader;
 
 	for (reader = vm->views; reader; reader = reader->next) {
-		if (reader->number > number)
+		if (reader->number > number || reader->process != process)
 			continue;
 		*ret_epoch = __atomic_load_n(&reader->view.epoch, __ATOMIC_SEQ_CST);
 		if (*ret_epoch % 2)
@@ -427,14 +432,16 @@ static bool wait_for_busy(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 
 int gmem_vm_wait_for_views(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 {
-	bool is_over;
+	bool is_over = true;
 
 	/* The lock orders a view made meanwhile: it is in the list, or its R2 comes after W1. */
 	gmem_lock_take(&vm->views_lock);
-	/* W2 */
-	if (vm->views && !vm->fence && gmem_sys_membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0)
-		do_without_membarrier(vm);
-	is_over = wait_for_busy(vm, budget);
+	if (vm->views) {
+		/* W2 */
+		if (!vm->fence && gmem_sys_membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0)
+			do_without_membarrier(vm);
+		is_over = wait_for_busy(vm, budget);
+	}
 	gmem_lock_drop(&vm->views_lock);
 	return is_over ? 0 : gmem_fail(-EBUSY, "a view was to be waited for %" PRIu32 " ms, and is still "
 				       "between begin and end", budget->wait_ms);

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "region/vm_core.h"
@@ -434,7 +435,7 @@ static void view_that_outlives_its_vm_is_stale(void **state)
 	}
 }
 
-/* As after a fork(), where the thread between begin and end is not there any more. */
+/* A thread may have died between begin and end. */
 static void end_of_a_vm_does_not_wait_for_ever(void **state)
 {
 	GMEM_OPTS(gmem_vm_opts, opts, .wait_ms = 1);
@@ -637,23 +638,27 @@ static void thread_that_outlives_its_vms_keeps_nothing(void **state)
 	struct worker worker = { .failures = 0 };
 	struct unit unit;
 	pthread_t thread;
+	unsigned maps;
 
 	(void)state;
 	unit_begin(&unit, "6.18");
 	GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps);
 	pthread_barrier_init(&worker.turns, NULL, 2);
 	assert_int_equal(pthread_create(&thread, NULL, work_for_each, &worker), 0);
+	maps = fake_count(FAKE_MMAP) - fake_count(FAKE_MUNMAP);
 	for (int i = 0; i < 1100; i++) {
 		assert_ok(gmem_vm_new(unit.vm_fd, &opts, &worker.vm));
 		pthread_barrier_wait(&worker.turns);
 		pthread_barrier_wait(&worker.turns);
 		assert_int_equal(worker.failures, 0);
 		gmem_vm_free(worker.vm);
+		assert_int_equal(fake_count(FAKE_MMAP) - fake_count(FAKE_MUNMAP), maps + 1);
 	}
 	worker.vm = NULL;
 	pthread_barrier_wait(&worker.turns);
 	pthread_join(thread, NULL);
 	pthread_barrier_destroy(&worker.turns);
+	assert_int_equal(fake_count(FAKE_MMAP) - fake_count(FAKE_MUNMAP), maps);
 	unit_end(&unit);
 }
 
@@ -704,6 +709,99 @@ static void thread_has_a_view_of_each_vm(void **state)
 		assert_null(vms[i]->views);
 		gmem_vm_free(vms[i]);
 	}
+	unit_end(&unit);
+}
+
+/* ---- fork ---- */
+
+static void *stay_between_begin_and_end(void *data)
+{
+	struct other_thread *other = data;
+
+	other->failures += gmem_vm_thread_view(other->vm, &other->view) != 0;
+	gmem_view_begin(other->view);
+	pthread_barrier_wait(&other->turns);
+	/* whatever is to happen meanwhile */
+	pthread_barrier_wait(&other->turns);
+	gmem_view_end(other->view);
+	return NULL;
+}
+
+static pthread_t start_reader(struct other_thread *reader, struct gmem_vm *vm)
+{
+	pthread_t thread;
+
+	*reader = (struct other_thread){ .vm = vm };
+	if (pthread_barrier_init(&reader->turns, NULL, 2) ||
+	    pthread_create(&thread, NULL, stay_between_begin_and_end, reader))
+		_exit(9);
+	pthread_barrier_wait(&reader->turns);
+	return thread;
+}
+
+static void end_reader(struct other_thread *reader, pthread_t thread)
+{
+	pthread_barrier_wait(&reader->turns);
+	pthread_join(thread, NULL);
+	pthread_barrier_destroy(&reader->turns);
+	assert_int_equal(reader->failures, 0);
+}
+
+static int make_private(struct gmem_vm *vm, uint64_t page)
+{
+	struct gmem_conversion done;
+
+	return gmem_vm_convert(vm, page * PAGE, PAGE, GMEM_STATE_PRIVATE, NULL, &done);
+}
+
+static int do_without_the_parents_threads(struct gmem_vm *vm, struct gmem_region *region)
+{
+	struct other_thread reader;
+	pthread_t thread;
+
+	if (make_private(vm, 0))
+		return 1;
+#ifndef __SANITIZE_THREAD__
+	/* ThreadSanitizer has no threads in children. */
+	thread = start_reader(&reader, vm);
+	if (make_private(vm, 1) != -EBUSY)
+		return 2;
+	end_reader(&reader, thread);
+#else
+	(void)reader;
+	(void)thread;
+#endif
+	/* These would wait as long as it takes. */
+	if (gmem_region_remove(region))
+		return 3;
+	gmem_vm_free_with_vm(vm);
+	return 0;
+}
+
+static void child_waits_for_its_own_views_alone(void **state)
+{
+	struct gmem_region *region;
+	struct other_thread reader;
+	struct unit unit;
+	pthread_t thread;
+	int status = -1;
+	pid_t child;
+
+	(void)state;
+	unit_begin(&unit, "7.3-swp-t1");
+	GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps, .wait_ms = 300);
+	assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
+	region = unit_region_backed(&unit, 0, 4, GMEM_BACKING_PRIVATE);
+	thread = start_reader(&reader, unit.vm);
+	child = fork();
+	if (child == 0) {
+		alarm(20);
+		_exit(do_without_the_parents_threads(unit.vm, region));
+	}
+	assert_int_equal(waitpid(child, &status, 0), child);
+	assert_int_equal(status, 0);
+	assert_int_equal(make_private(unit.vm, 0), -EBUSY);
+	end_reader(&reader, thread);
 	unit_end(&unit);
 }
 
@@ -1177,6 +1275,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(threads_and_their_vm_end_at_once),
 	cmocka_unit_test(thread_that_outlives_its_vms_keeps_nothing),
 	cmocka_unit_test(thread_has_a_view_of_each_vm),
+	cmocka_unit_test(child_waits_for_its_own_views_alone),
 	cmocka_unit_test(accesses_span_regions),
 	cmocka_unit_test(long_accesses_begin_anew),
 	cmocka_unit_test(stops_are_exact),
