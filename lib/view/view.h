@@ -34,6 +34,7 @@ struct gmem_reader {
 	struct gmem_reader *next_own;	/* in the list of its thread, see gmem_vm_thread_view() */
 	uint32_t process;	/* that made it, of vm->process: no other has its thread */
 	bool fast;	/* accesses use the fast engine of nofault.h */
+	bool keeps_memory;	/* of a VM that is over: it was waited for in vain */
 };
 
 /* Returns the argument @fast for the functions of nofault.h. */
@@ -69,6 +70,7 @@ void gmem_vm_show_states(struct gmem_vm *vm, const struct gmem_region *region, u
 /*
  * From now on the VM is over, and what views find is -ESTALE. Waits for those that are between
  * begin and end, as the owner's wait_ms says, or for a second: a thread may have died there.
+ * Those that are still there then keep the memory, and the old table, until they are freed.
  */
 void gmem_vm_end_views(struct gmem_vm *vm);
 /* Frees what is left of a VM that has no views any more. */
