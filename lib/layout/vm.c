@@ -129,6 +129,7 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 	err = gmem_vm_identity_get(vm_fd, &vm->identity);
 	if (err)
 		goto free_vm;
+	vm->number = vm->identity->number;
 
 	err = find_out(vm, vm_fd, &opts);
 	if (!err)

@@ -61,6 +61,7 @@ struct gmem_vm {
 	/* set by gmem_vm_new(), never changed until it is over */
 	int fd;				/* identity->fd, which is its owner */
 	struct gmem_vm_identity *identity;	/* NULL: an import */
+	int number;			/* identity->number, also when it is over; -1: an import */
 	uint32_t address_space;		/* of KVM's, the one that all of the handle's memslots are in */
 	bool has_default_plan;
 	struct gmem_caps caps;
@@ -148,7 +149,7 @@ int gmem_vm_check_alive(const struct gmem_vm *vm);
 /* The number of the caller's VM fd, for sentences and tracers; -1: none */
 static inline int gmem_vm_number(const struct gmem_vm *vm)
 {
-	return vm->identity ? vm->identity->number : -1;
+	return vm->number;
 }
 
 /* The budget of a call whose own options say @wait_ms; 0: they say nothing */

@@ -529,7 +529,7 @@ static int fail_no_memory(struct gmem_translation piece, uint64_t gpa)
 	static const char *const what[] = {
 		"there is no region at gpa ", "there is only a region that was removed or moved at gpa ",
 		"there is a device at gpa ", "there is private memory at gpa ",
-		"the VM's handle was freed: nothing can be had at gpa ",
+		"the VM's handle was freed, or the import: nothing can be had at gpa ",
 	};
 
 	return gmem_fail_at(gmem_translation_error(piece), what[piece.code / 2], gpa, "");
