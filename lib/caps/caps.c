@@ -570,7 +570,8 @@ static void try_numa_policy(struct gmem_caps *caps, int gmemfd)
 
 	if (caps->mbind_refusal)
 		say_refused(caps, GMEM_CAP_NUMA_POLICY, caps->mbind_refusal,
-			    "run a kernel with CONFIG_NUMA", "mbind(2) is refused");
+			    "run a kernel with CONFIG_NUMA, or allow it in the seccomp filter",
+			    "mbind(2) is refused");
 	else if (err)
 		say_unknown(caps, GMEM_CAP_NUMA_POLICY, "statfs(2) of a guest_memfd failed: %s",
 			    gmem_errno_name(err));
