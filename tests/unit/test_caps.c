@@ -681,6 +681,23 @@ static void policy_is_named_where_it_refuses(void **state)
 	}
 }
 
+static void a_filter_may_hide_mbind(void **state)
+{
+	struct gmem_finding finding;
+	struct gmem_caps *caps;
+	int fd;
+
+	(void)state;
+	fake_boot("7.2");
+	fd = fake_new_vm();
+	fake_fail_kind(FAKE_MBIND, 0, 1, -ENOSYS);
+	caps = report(fd, 0);
+	assert_ok(gmem_caps_get(caps, GMEM_CAP_NUMA_POLICY, &finding));
+	assert_int_equal(finding.answer, GMEM_NO);
+	assert_non_null(strstr(finding.remedy, "seccomp"));
+	free_and_halt(caps, fd);
+}
+
 static void policy_that_forbids_mbind_forbids_numa_to_all_memory(void **state)
 {
 	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_HOST }, .needs = GMEM_NEED_NUMA);
@@ -979,6 +996,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(file_that_stops_the_guest_backs_none),
 	cmocka_unit_test(guest_that_never_runs_says_nothing_of_the_file),
 	cmocka_unit_test(policy_is_named_where_it_refuses),
+	cmocka_unit_test(a_filter_may_hide_mbind),
 	cmocka_unit_test(policy_that_forbids_mbind_forbids_numa_to_all_memory),
 	cmocka_unit_test(policy_that_forbids_madvise_leaves_no_plan),
 	cmocka_unit_test(missing_kvm_has_the_remedy_of_its_cause),
