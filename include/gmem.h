@@ -3859,9 +3859,11 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
  * SO_PEERCRED in a proxy of yours: a reader learns where the guest's memory is and how
  * much is in use, and each dump costs the time of gmem_vm_dump(). Nothing is read from
  * the connection. A reader that does not read delays the calling thread by @wait_ms and is
- * cut off then, with -EAGAIN; a socket takes about 200 KiB without a reader, a dump has
- * 50 KiB and 500 bytes for each region. vCPUs never wait for a reader: no lock is held
- * while one is waited for. One that goes away raises no SIGPIPE.
+ * cut off then, with -EAGAIN. A socket takes about 200 KiB without a reader. With cells
+ * of the default size a dump has up to 90 KiB, 600 bytes for each region, 60 bytes and the
+ * holder's name for each lease, and 12 KiB for each NUMA node but the first. vCPUs never
+ * wait for a reader: no lock is held while one is waited for. One that goes away raises
+ * no SIGPIPE.
  *
  * Failures of single readers are no failures of the VM, and are not logged. After -EMFILE,
  * -ENFILE or -ENOMEM the connection still waits, and poll(2) says so at once: try again
