@@ -44,9 +44,16 @@
  *   a time per object; different objects in parallel".
  *   What is made of a VM's handle, and freed with a function of its own, may outlive
  *   the handle: views, leases, listeners, changes, jobs, transfers, vCPUs' records,
- *   exports and their peers, and views of an import. After gmem_vm_free() it can still
- *   be freed, every other call with it returns -ESTALE, and none touches memory that is
- *   gone. Regions, and pointers to what a VM or a region has, end with the handle.
+ *   exports and their peers; so may views of an import outlive the import. After
+ *   gmem_vm_free() it can still be freed, and says what it did and what to poll:
+ *   gmem_populate_result(), gmem_transfer_get_result(), gmem_transfer_complete(),
+ *   gmem_transfer_fd() and gmem_export_fd() go on. Every other call with it returns
+ *   -ESTALE, and none touches memory that is gone: a view that is between begin and
+ *   end meanwhile keeps it, see gmem_vm_free(). Regions, and pointers to what a VM or a
+ *   region has, end with the handle.
+ *   A child of fork(2) may call the library only if no other thread of its parent was
+ *   inside a call at the fork; otherwise it may use the views that its thread has
+ *   already, and must end with _exit(2) or execve(2): see gmem-sandbox(7).
  *   Work on a range of guest memory waits for other work on the range that came
  *   before it: "Waiting", at struct gmem_vm_opts, says for what, and how long. A call
  *   from inside a listener's callback that would have to wait for this callback
@@ -361,10 +368,11 @@ GMEM_API void gmem_recovery_disable(void);
  * For memory without a region, such as a mapping of gmem_file_map() or of a file that
  * may become shorter. For guest memory there are views, which know whether it is still
  * there, and are faster for small sizes: this call asks each time how to copy, as
- * gmem_view_new() does once. @hva may be any address; what is mapped there must not
+ * gmem_view_new() does once, since a thread that blocks SIGBUS or SIGSEGV now would die of
+ * a page that is not there. @hva may be any address; what is mapped there must not
  * change meanwhile to something that you do not want to read.
  *
- * Thread-safe. Source: sigaction(2), process_vm_readv(2). Since: 0.1.
+ * Thread-safe. Source: sigaction(2), sigprocmask(2), process_vm_readv(2). Since: 0.1.
  *
  * Return: 0 if all bytes were copied, or -EFAULT a page of @hva, or of @buf, is not
  * there or mapped without the permission, -EHWPOISON the hardware lost a page (only with
@@ -728,7 +736,9 @@ GMEM_API GMEM_CHECKED int gmem_file_new_raw(int vm_fd, uint64_t size, uint64_t f
  *
  * From Linux 6.19 on the kernel's file system says so. Before, guest_memfds are
  * anonymous inodes, which only the link in /proc/self/fd tells apart: where /proc is out
- * of reach, the answer for an anonymous inode is an errno, and never a guess.
+ * of reach, the answer for an anonymous inode is an errno, and never a guess. A sandbox
+ * has to allow readlink(2), or readlinkat(2), for that: phase import of gmem-sandbox(7)
+ * does not, since an import, which can do without /proc, never asks.
  *
  * Thread-safe. Source: fstatfs(2), the link in /proc/self/fd. Since: 0.1.
  *
@@ -1058,6 +1068,9 @@ struct gmem_inplace_opts {
  * with GMEM_STATS_RESIDENT, and dumps. Each of these fails with -EBUSY then, but a dump
  * leaves out what it could not count in time.
  *
+ * The end of a VM or an import waits for views for at most wait_ms of struct
+ * gmem_vm_opts, or a second; then they keep the memory, see gmem_vm_free().
+ *
  * Two waits have no limit. A change of the layout waits for views when the kernel has
  * made it already: it cannot be undone, and the memory cannot go while a view may
  * have its address. gmem_listener_new(), gmem_listener_free(), gmem_export_new() and
@@ -1166,8 +1179,16 @@ GMEM_API GMEM_CHECKED int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *opts
  *
  * Views of other threads need not be freed before: what they look up from now on is
  * -ESTALE. The call waits for those between gmem_view_begin() and gmem_view_end(), for
- * wait_ms of struct gmem_vm_opts, or a second if that is 0; then the memory goes all the
- * same. The calling thread's gmem_vm_thread_view() is freed.
+ * wait_ms of struct gmem_vm_opts, or a second if that is 0. The calling thread's
+ * gmem_vm_thread_view() is freed.
+ *
+ * A view that is between the two for longer keeps the memory until it is freed: the call
+ * tells the log so (-EBUSY), and returns. The guest has lost the memory then, as always,
+ * but what the view looks up and accesses is still there until its gmem_view_end(), and
+ * the next VM gets other addresses. Until then all of the handle's mappings stay, and
+ * the files that you do not own; if one of these is a guest_memfd, it keeps the VM.
+ * The thread that frees the last such view unmaps and closes them, in gmem_view_free()
+ * or at its end. Leave memory of your own (GMEM_REGION_HVA) mapped for as long.
  *
  * Deleting a memslot takes KVM longer than all else here: if the VM ends, too,
  * gmem_vm_free_with_vm() does without.
@@ -2361,6 +2382,9 @@ GMEM_API GMEM_CHECKED int gmem_view_new(struct gmem_vm *vm, struct gmem_view **r
  * gmem_view_free() - free a view
  * @view: view, not between gmem_view_begin() and gmem_view_end(); or NULL
  *
+ * If a VM's end waited for the view in vain, and for no other that is left, the memory of
+ * the VM is unmapped now: see gmem_vm_free().
+ *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
 GMEM_API void gmem_view_free(struct gmem_view *view);
@@ -2392,8 +2416,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_thread_view(struct gmem_vm *vm, struct gmem_vi
  * @view: view
  *
  * Host addresses from @view stay mapped until gmem_view_end(), even if their
- * region is removed meanwhile: the removal waits. A conversion waits likewise,
- * but addresses asked for after it began are refused with -EACCES. So keep the
+ * region is removed meanwhile: the removal waits. So they do if the VM's handle or the
+ * import is freed, whether that waits long enough or not. A conversion waits likewise, but addresses asked for after it began are refused with -EACCES. So keep the
  * time in between short, do not sleep, and neither change the layout nor
  * convert memory nor create or free views. Calls nest.
  *
@@ -3369,8 +3393,8 @@ struct gmem_footprint {
  * @total: bytes in all
  *
  * The library calls it after each piece of 64 MiB or less, in the thread that
- * finished the piece, but never in two threads at once. The callback must not call
- * libgmem with the same VM.
+ * finished the piece, but never in two threads at once. Threads of the library's have 1 MiB
+ * of stack. The callback must not call libgmem with the same VM.
  *
  * Return: 0 to go on; anything else cancels the call.
  */
@@ -3886,11 +3910,12 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * A transfer copies guest memory from a file or pipe, or to one, through buffers of
  * its own, so no I/O is ever under way to guest memory itself. With io_uring it
  * reads or writes many buffers at a time. Where io_uring or the thread for it is
- * forbidden, or it was not built in, the transfer uses read(2) and write(2), and its
- * result says so.
+ * forbidden, or it was not built in, or its buffers (33 MiB at most) do not fit, the
+ * transfer uses read(2), write(2) and one buffer, and its result says so.
  *
  * A ring of the library's own belongs to a thread that submits to it, blocks all signals
- * except those of faults, and ends with the transfer. So the ring interrupts no system
+ * except those of faults, has a stack of about 80 KiB (which counts where memory is locked),
+ * and ends with the transfer, in gmem_transfer_free(). So the ring interrupts no system
  * call of another thread, as it would those of a thread that uses it itself, with EINTR.
  *
  * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore() and gmem_image_verify() do
@@ -4769,7 +4794,8 @@ GMEM_API int gmem_peer_status(struct gmem_peer *peer);
  *
  * Does what gmem_export_dispatch() does, for all peers of the export, whenever
  * gmem_export_fd() is readable, so a VMM that starts a device, or has added memory, needs
- * no loop of its own. Signals do not end the wait.
+ * no loop of its own. Other threads may wait or dispatch at the same time: what they read
+ * is noticed within 10 ms, and so is gmem_vm_free(). Signals do not end the wait.
  *
  * Thread-safe. No thread may free the peer meanwhile. Source: poll(2). Since: 0.1.
  *
@@ -4863,7 +4889,12 @@ GMEM_API GMEM_CHECKED int gmem_import_new(int sock, const struct gmem_import_opt
 
 /**
  * gmem_import_free() - unmap all memory and close the connection
- * @import: import, or NULL; its views must be freed before
+ * @import: import, or NULL
+ *
+ * Views need not be freed before: what they look up from now on is -ESTALE. The call waits
+ * for a second for those between gmem_view_begin() and gmem_view_end(). If one is there for
+ * longer, the connection is closed all the same, but the memory stays mapped until that
+ * view is freed, as for gmem_vm_free(); an import has no log to tell so.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
@@ -4917,7 +4948,8 @@ GMEM_API int gmem_import_dispatch(struct gmem_import *import);
  *
  * Does what gmem_import_dispatch() does whenever gmem_import_fd() is readable, so a device
  * process needs no loop of its own. What the exporting process waits for is done before
- * this returns for @fd. Signals do not end the wait.
+ * this returns for @fd. Once the import has ended, every call returns why, in all threads.
+ * Signals do not end the wait.
  *
  * Thread-safe, and as gmem_import_dispatch() not to be called between gmem_view_begin()
  * and gmem_view_end(). Source: poll(2). Since: 0.1.
