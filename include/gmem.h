@@ -4583,7 +4583,8 @@ GMEM_API void gmem_export_free(struct gmem_export *exporter);
  *
  * Return: 0, or -EINVAL bad range, @fd is no such file or ends before the
  * range does, -EPERM it lacks a seal, -EEXIST part of the range was added
- * already, -EBADF @fd is not open, or not for reading, -EMFILE, -ENOMEM.
+ * already, -EBADF @fd is not open, or not for reading, -ESTALE after gmem_vm_free(),
+ * -EMFILE, -ENOMEM.
  */
 GMEM_API int gmem_export_add_memory(struct gmem_export *exporter, void *hva, uint64_t size,
 				    int fd, uint64_t offset);
@@ -4598,7 +4599,8 @@ GMEM_API int gmem_export_add_memory(struct gmem_export *exporter, void *hva, uin
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: 0, or -ENOENT no memory was added with that start, -EINVAL NULL argument.
+ * Return: 0, or -ENOENT no memory was added with that start, -ESTALE after
+ * gmem_vm_free(), -EINVAL NULL argument.
  */
 GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void *hva);
 
