@@ -402,9 +402,11 @@ static int read_record(struct gmem_transfer *transfer, struct restore *restore,
 		       const struct image_record *record, uint64_t left)
 {
 	enum image_kind kind = kind_of(record);
-	int err = check_record(restore, record, left);
+	bool ends_lists = kind == IMAGE_DATA || kind == IMAGE_LOST || kind == IMAGE_END;
+	/* Who wants the lists alone has them by this record's beginning, be the rest damaged. */
+	int err = restore->wanted && restore->has_head && ends_lists ? 0 : check_record(restore, record, left);
 
-	if (!err && (kind == IMAGE_DATA || kind == IMAGE_LOST || kind == IMAGE_END)) {
+	if (!err && ends_lists) {
 		err = gmem_image_layout_end(transfer, &restore->layout, record);
 		if (!err && !restore->layout.is_complete)
 			return 0;
