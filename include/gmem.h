@@ -3887,9 +3887,11 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
  * SO_PEERCRED in a proxy of yours: a reader learns where the guest's memory is and how
  * much is in use, and each dump costs the time of gmem_vm_dump(). Nothing is read from
  * the connection. A reader that does not read delays the calling thread by @wait_ms and is
- * cut off then, with -EAGAIN; a socket takes about 200 KiB without a reader, a dump has
- * 50 KiB and 500 bytes for each region. vCPUs never wait for a reader: no lock is held
- * while one is waited for. One that goes away raises no SIGPIPE.
+ * cut off then, with -EAGAIN. A socket takes about 200 KiB without a reader. With cells
+ * of the default size a dump has up to 90 KiB, 600 bytes for each region, 60 bytes and the
+ * holder's name for each lease, and 12 KiB for each NUMA node but the first. vCPUs never
+ * wait for a reader: no lock is held while one is waited for. One that goes away raises
+ * no SIGPIPE.
  *
  * Failures of single readers are no failures of the VM, and are not logged. After -EMFILE,
  * -ENFILE or -ENOMEM the connection still waits, and poll(2) says so at once: try again
@@ -4585,7 +4587,8 @@ GMEM_API void gmem_export_free(struct gmem_export *exporter);
  *
  * Return: 0, or -EINVAL bad range, @fd is no such file or ends before the
  * range does, -EPERM it lacks a seal, -EEXIST part of the range was added
- * already, -EBADF @fd is not open, or not for reading, -EMFILE, -ENOMEM.
+ * already, -EBADF @fd is not open, or not for reading, -ESTALE after gmem_vm_free(),
+ * -EMFILE, -ENOMEM.
  */
 GMEM_API int gmem_export_add_memory(struct gmem_export *exporter, void *hva, uint64_t size,
 				    int fd, uint64_t offset);
@@ -4600,7 +4603,8 @@ GMEM_API int gmem_export_add_memory(struct gmem_export *exporter, void *hva, uin
  *
  * Thread-safe. Since: 0.1.
  *
- * Return: 0, or -ENOENT no memory was added with that start, -EINVAL NULL argument.
+ * Return: 0, or -ENOENT no memory was added with that start, -ESTALE after
+ * gmem_vm_free(), -EINVAL NULL argument.
  */
 GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void *hva);
 

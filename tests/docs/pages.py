@@ -152,6 +152,9 @@ def every_link_leads_somewhere():
             there = (page.parent / path).resolve() if path else page
             check(there.exists(), f"{page.name}: {target} is not there")
             check(SOURCE in [there, *there.parents], f"{page.name}: {target} is outside")
+            # They are installed without the rest.
+            if (SOURCE / "examples") in page.parents:
+                check((SOURCE / "examples") in there.parents, f"{page.name}: {target} is not installed")
             if anchor and there.suffix == ".md":
                 check(anchor in anchors(there), f"{page.name}: no heading for {target}")
     check(count, "no links found")

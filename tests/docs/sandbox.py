@@ -181,6 +181,22 @@ def the_manual_adds_up_policies():
     equal(read_policy(added), wanted, "the sum")
 
 
+def the_manual_says_what_is_lost_by_each_call_that_may_be_refused():
+    page = (BUILT / "gmem-sandbox.7").read_text(encoding="utf-8")
+    section = page.partition(".Ss Calls that may be refused")[2].partition("\n.Ss ")[0]
+    told = {}
+    for names, text in re.findall(r"^\.It (.*)\n((?:(?!\.It|\.El).*\n)+)", section, re.M):
+        for name in re.split(r" , (?:Cm )?", re.sub(r"^(Cm|Dv) | No .*", "", names)):
+            told[name] = text
+    known = {row.name for row in TABLE.calls + TABLE.requests}
+    equal(sorted(set(told) - known), [], "calls that are not in the table")
+    check(all(len(text) > 8 for text in told.values()), "a row says nothing:", told)
+    refused = (LIBRARY.parent / "tests/kvm/denied.c").read_text(encoding="utf-8")
+    tried = set(re.findall(r"__NR_(\w+), \d", refused)) - {"ioctl", "fcntl"}
+    check(len(tried) > 20, "the calls that tests/kvm/denied refuses are not found")
+    equal(sorted(tried - set(told)), [], "refused in tests/kvm/denied, and not told")
+
+
 def the_filters_of_seccompiler_say_what_the_table_says():
     for architecture in made.ARCHITECTURES:
         text = json.loads((BUILT / f"{architecture}.json").read_text(encoding="utf-8"))
@@ -222,6 +238,7 @@ run([
     each_architecture_has_the_calls_of_its_rows,
     the_policies_say_what_the_table_says,
     the_manual_adds_up_policies,
+    the_manual_says_what_is_lost_by_each_call_that_may_be_refused,
     the_filters_of_seccompiler_say_what_the_table_says,
     the_header_compiles_alone_in_c_and_cxx,
 ])

@@ -179,6 +179,37 @@ TEST(a_dump_leaves_no_fd_and_no_mapping)
 	lab_free(&lab);
 }
 
+/* Every cell is unlike its neighbours, and numbers are long. gmem_vm_serve_dump() has the sizes. */
+static void is_no_larger_than_promised(struct lab *lab, uint32_t backing)
+{
+	const uint64_t cell = 16 * MIB, leases = 100;
+	GMEM_OPTS(gmem_lease_opts, opts, .holder = "somebody");
+	struct gmem_lease *lease[100];
+	int fd = (int)WORKS(memfd_create("dump", MFD_CLOEXEC));
+	uint64_t gpa = 1ull << 36, size = 90 * KIB + 600 + leases * 70;
+	char *hva;
+
+	hva = gmem_region_hva(lab_add(lab, backing, gpa, 512 * cell / lab->page, NULL));
+	for (uint64_t i = 0; i < 512; i += 2)
+		memset(hva + i * cell, 1, (1 + i / 2 % 3) * lab->page);
+	for (uint64_t i = 0; i < leases; i++)
+		OK(gmem_lease_new(lab->vm, gpa + i * lab->page, lab->page, &opts, &lease[i]));
+	OK(gmem_vm_dump(lab->vm, fd, NULL));
+	note("%" PRIu64 " of at most %" PRIu64 " bytes", (uint64_t)WORKS(lseek(fd, 0, SEEK_END)), size);
+	CHECK(WORKS(lseek(fd, 0, SEEK_END)) <= (long)size);
+	CHECK(WORKS(lseek(fd, 0, SEEK_END)) > (long)size / 2);
+	for (uint64_t i = 0; i < leases; i++)
+		gmem_lease_free(lease[i]);
+	close(fd);
+}
+
+TEST(a_dump_is_no_larger_than_the_header_says)
+{
+	if (access("/sys/devices/system/node/node1", F_OK) == 0)
+		skip("more than one NUMA node");
+	for_each_way(1u << GMEM_BACKING_HOST | WITH_SHARED_FILE, is_no_larger_than_promised);
+}
+
 /* ---- readers ---- */
 
 TEST(a_reader_that_has_gone_is_an_error_and_no_signal)
