@@ -119,7 +119,7 @@ int main(void)
 			continue;
 		}
 		failures += status != 0;
-		while (status && (line = strsep(&rest, "\n")) && *line)
+		while (status && (line = strsep(&rest, "\n")))
 			printf("# %s\n", line);
 		printf("%sok %zu - %s\n", status ? "not " : "", i + 1, examples[i].name);
 	}

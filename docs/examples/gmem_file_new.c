@@ -21,4 +21,5 @@ EXAMPLE(gmem_file_new)
 		errx(1, "%s", gmem_last_error());
 	/* END */
 	check(gmem_region_file(low, NULL) == gmem_region_file(high, NULL));
+	gmem_plan_free(file_plan);
 }

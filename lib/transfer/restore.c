@@ -576,12 +576,14 @@ GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_trans
 	return gmem_transfer_run(err, transfer, ret);
 }
 
+/* Flags of transfers without a VM */
+static const uint64_t of_an_image = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING | GMEM_TRANSFER_ALLOW_LOST;
+
 GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 			       struct gmem_transfer_result *ret)
 {
 	struct gmem_transfer *transfer = NULL;
-	int err = begin(NULL, fd, opts, GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING |
-			GMEM_TRANSFER_ALLOW_LOST, &transfer);
+	int err = begin(NULL, fd, opts, of_an_image, &transfer);
 
 	return gmem_transfer_run(err, transfer, ret);
 }
@@ -601,7 +603,7 @@ GMEM_API int gmem_image_info(int fd, const struct gmem_transfer_opts *opts,
 	if (ret && ret->size < first_version)
 		return gmem_fail(-EINVAL, "struct gmem_image_summary says its size is %zu bytes, at least %zu "
 				 "expected", ret->size, first_version);
-	err = begin(NULL, fd, opts, GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING, &transfer);
+	err = begin(NULL, fd, opts, of_an_image, &transfer);
 	if (!err)
 		((struct restore *)transfer->state)->wanted = &wanted;
 	err = gmem_transfer_run(err, transfer, NULL);

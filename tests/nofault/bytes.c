@@ -525,6 +525,7 @@ TEST(a_number_is_copied_and_filled_as_a_whole)
 	for (; shared.width <= sizeof(shared.memory); shared.width *= 2) {
 		in_case("%zu bytes", shared.width);
 		shared.stop = false;
+		shared.memory = 0;	/* What is left of a narrower number is torn. */
 		CHECK_EQ(pthread_create(&watcher, NULL, watch_number, &shared), 0);
 		for (i = 0; i < rounds; i++)
 			gmem_nofault_copy(true, &shared.memory, &numbers[i % 2], shared.width, &err);
