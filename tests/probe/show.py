@@ -393,7 +393,15 @@ def a_program_is_asked_through_its_socket():
 
 
 def whoever_does_not_serve_is_status_3():
-    for path, pattern in (("/nothing/of/the/kind", b"there is no such socket"), (SHOW, b"no program listens"),
+    with tempfile.TemporaryDirectory() as directory:
+        dead = f"{directory}/dead.sock"
+        socket.socket(socket.AF_UNIX).bind(dead)
+        check_who_does_not_serve(dead)
+
+
+def check_who_does_not_serve(dead):
+    for path, pattern in (("/nothing/of/the/kind", b"there is no such socket"), (SHOW, b"this is no socket"),
+                          (dead, b"no program listens"),
                           ("x" * 200, b"1 to 107 bytes, this one 200")):
         for options in ((), ("--watch", "1")):
             result = run_show(b"", "--socket", path, *options)
