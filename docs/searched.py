@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Will an installed library be found? Prints what a user has to do if not, and nothing if so.
 
-usage: searched.py LIBDIR SONAME
+usage: searched.py LIBDIR [SONAME]    without SONAME, no shared library is installed
 """
 import os
 import re
@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 
-LIBDIR, SONAME = sys.argv[1:]
+LIBDIR, SONAME = (sys.argv[1:] + [None])[:2]
 
 # A user's path, and root's after su, may lack them.
 os.environ["PATH"] += ":/usr/sbin:/sbin"
@@ -30,7 +30,8 @@ def look_at_loader():
     """It searches the directories that ldconfig reads, and the first file of a name wins."""
     # Of directories that do not exist yet it complains only.
     searched = re.findall(r"^(?:\S*ldconfig: Can't stat )?(/[^:]*):", output("ldconfig", "-v", "-N", "-X"), re.M)
-    if searched and not one_of(LIBDIR, searched):
+    asked_for = os.environ.get("LD_LIBRARY_PATH", "").split(":")
+    if searched and not one_of(LIBDIR, searched + asked_for):
         print(f"programs will not find {SONAME}: this system does not search {LIBDIR}.\n"
               f"    export LD_LIBRARY_PATH={LIBDIR}        # or set up with another --libdir")
     known = re.findall(rf"^\t{re.escape(SONAME)} .* => (.*)/[^/]*$", output("ldconfig", "-p"), re.M)
@@ -46,7 +47,7 @@ def look_at_pkg_config():
               f"    export PKG_CONFIG_PATH={LIBDIR}/pkgconfig")
 
 
-if shutil.which("ldconfig"):
+if SONAME and shutil.which("ldconfig"):
     look_at_loader()
 if shutil.which("pkg-config"):
     look_at_pkg_config()

@@ -133,5 +133,5 @@ int main(int argc, char **argv)
 	gmem_vm_free(vm);
 	close(vm_fd);
 	close(kvm);
-	return 0;
+	return exit_status();
 }

@@ -109,7 +109,7 @@ static int listen_at(const char *path)
 	before = umask(077);
 	if (sock < 0 || bind(sock, (struct sockaddr *)&address, sizeof(address)) < 0 ||
 	    listen(sock, 8) < 0)
-		err(1, "%s", path);
+		err(1, "%s%s", path, errno == EADDRINUSE ? " is there already: remove it if nobody listens" : "");
 	umask(before);
 	return sock;
 }

@@ -144,11 +144,14 @@ static void serve(struct gmem_view *view)
 
 static int run_device(void)
 {
+	static char buffer[BUFSIZ];
 	struct gmem_import *import;
 	struct gmem_view *view;
 	char byte;
 	int ret;
 
+	/* The first line of output would otherwise ask what kind of file it goes to. */
+	setvbuf(stdout, buffer, _IOFBF, sizeof(buffer));
 	gmem_must(gmem_recovery_enable(), "recovery");
 	gmem_must(gmem_import_new(IMPORT_FD, NULL, &import), "the import");
 	gmem_must(gmem_import_view_new(import, &view), "a view");
@@ -381,7 +384,7 @@ static int run_vmm(void)
 	}
 	close(vm_fd);
 	close(kvm_fd);
-	return EXIT_SUCCESS;
+	return exit_status();
 }
 
 static const char help[] =

@@ -322,5 +322,5 @@ int main(int argc, char **argv)
 	run(&vmm, &device);
 	gmem_plan_free(vmm.plan);
 	gmem_vm_free(vmm.vm);
-	return 0;
+	return exit_status();
 }

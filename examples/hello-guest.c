@@ -207,5 +207,5 @@ int main(int argc, char **argv)
 	gmem_vm_free(vm);
 	must(close(vm_fd), "close");
 	must(close(kvm), "close");
-	return EXIT_SUCCESS;
+	return exit_status();
 }

@@ -221,7 +221,9 @@ static void work(struct vmm *vmm, int escapes)
 
 	jail(GMEM_SANDBOX_RUNNING, &vmm_own);
 	gmem_must(gmem_view_fill(vmm->view, 2 * page, 0, 8, NULL), "clearing");
-	printf("only running is left\n");
+	printf("the guest has run: only what phase running needs is still allowed\n");
+	if (escapes)
+		printf("opening a file, for which the kernel kills this process: SIGSYS\n");
 	fflush(stdout);
 	if (escapes)
 		must(open("/etc/passwd", O_RDONLY | O_CLOEXEC), "escaping");
@@ -260,5 +262,5 @@ int main(int argc, char **argv)
 	vmm.doorbell = doorbells[0];
 	set_up(&vmm, kvm);
 	work(&vmm, escapes);
-	return EXIT_SUCCESS;
+	return exit_status();
 }

@@ -345,7 +345,7 @@ int main(int argc, char **argv)
 	close(host.vcpu_fd);
 	close(host.vm_fd);
 	close(kvm);
-	return EXIT_SUCCESS;
+	return exit_status();
 }
 
 #endif

@@ -24,6 +24,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <gmem.h>
@@ -229,9 +230,15 @@ static void restore(struct machine *m, int fd)
 
 static int open_image(const char *path)
 {
+	struct stat old;
 	FILE *file;
 
 	if (path) {
+		/* The last step, a rename, would also replace a device, or fail for a directory. */
+		if (stat(path, &old) == 0 && !S_ISREG(old.st_mode)) {
+			fprintf(stderr, "snapshot: %s is no regular file\n", path);
+			exit(2);
+		}
 		unlink(unfinished_name(path));
 		return must(open(unfinished_name(path), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600),
 			    path);
@@ -292,5 +299,5 @@ int main(int argc, char **argv)
 	free_machine(&m);
 	must(close(fd), "closing the image");
 	must(close(kvm), "closing /dev/kvm");
-	return EXIT_SUCCESS;
+	return exit_status();
 }

@@ -16,6 +16,15 @@
 
 #define EXIT_CANNOT_RUN 77
 
+/* Fails if standard output did not take all that was printed. */
+static inline int exit_status(void)
+{
+	if (fflush(stdout) == 0 && !ferror(stdout))
+		return EXIT_SUCCESS;
+	fprintf(stderr, "standard output: %s\n", strerror(errno));
+	return EXIT_FAILURE;
+}
+
 /* For an example without arguments: answers --help, refuses all else. */
 static inline void no_arguments(int argc, char **argv, const char *help)
 {

@@ -63,5 +63,5 @@ int main(int argc, char **argv)
 	ten_lines(vm_fd);
 	close(vm_fd);
 	close(kvm);
-	return EXIT_SUCCESS;
+	return exit_status();
 }

@@ -111,6 +111,15 @@ static void judge_gmemfd_slot(struct verdict *verdict, uint64_t needs)
 		   "memslots with guest_memfd cannot be read-only");
 }
 
+/* Host memory may do without the advice: it is the caller's, or GMEM_MEMORY_DUMP leaves it in. */
+static void judge_mapping(struct verdict *verdict, const struct gmem_caps *caps)
+{
+	if (caps->madvise_refusal)
+		miss(verdict, "its mapping cannot be kept out of core dumps: madvise(2) is refused: %s",
+		     gmem_errno_name(caps->madvise_refusal));
+	miss_if_no(verdict, caps, GMEM_CAP_HOST_ACCESS, "no host access");
+}
+
 static void judge_host(struct verdict *verdict, const struct gmem_caps *caps,
 		       const struct gmem_request *request)
 {
@@ -128,7 +137,7 @@ static void judge_mapped(struct verdict *verdict, const struct gmem_caps *caps,
 {
 	judge_file(verdict, caps);
 	judge_flags(verdict, caps, request, SHARED_FLAGS);
-	miss_if_no(verdict, caps, GMEM_CAP_HOST_ACCESS, "no host access");
+	judge_mapping(verdict, caps);
 	judge_plain_slot(verdict, caps, request->needs);
 	judge_numa_of_file(verdict, caps, request->needs);
 }
@@ -138,7 +147,7 @@ static void judge_shared(struct verdict *verdict, const struct gmem_caps *caps,
 {
 	judge_file(verdict, caps);
 	judge_flags(verdict, caps, request, SHARED_FLAGS);
-	miss_if_no(verdict, caps, GMEM_CAP_HOST_ACCESS, "no host access");
+	judge_mapping(verdict, caps);
 	judge_bound_slot(verdict, caps);
 	judge_gmemfd_slot(verdict, request->needs);
 	miss_needs(verdict, request->needs, GMEM_NEED_CONVERSION, "its memory is always shared");
@@ -293,12 +302,8 @@ int gmem_plan_make(const struct gmem_caps *caps, const struct gmem_request *user
 		request.backings[0] = GMEM_BACKING_SHARED;
 	}
 
-	for (uint32_t backing = 1; backing < GMEM_BACKINGS; backing++) {
-		if (caps->madvise_refusal)
-			miss(&verdicts[backing], "memory cannot be kept out of core dumps: madvise(2) is "
-			     "refused: %s", gmem_errno_name(caps->madvise_refusal));
+	for (uint32_t backing = 1; backing < GMEM_BACKINGS; backing++)
 		judges[backing](&verdicts[backing], caps, &request);
-	}
 
 	for (int i = 0; i < GMEM_REQUEST_BACKINGS && request.backings[i] && !chosen; i++)
 		if (!verdicts[request.backings[i]].misses)

@@ -166,8 +166,9 @@ int gmem_host_memory_advise(const struct gmem_host_params *params, const struct 
 					 " bytes: this kernel has no %s", advices[i].name, map->hva.start,
 					 map->hva.size, advices[i].needs);
 		if (err)
-			return gmem_fail(err, "%s is refused for hva 0x%" PRIx64 ", 0x%" PRIx64 " bytes: %s",
-					 advices[i].name, map->hva.start, map->hva.size, gmem_errno_name(err));
+			return gmem_fail(err, "%s is refused for hva 0x%" PRIx64 ", 0x%" PRIx64 " bytes: %s%s",
+					 advices[i].name, map->hva.start, map->hva.size, gmem_errno_name(err),
+					 advices[i].unless ? "; with GMEM_MEMORY_DUMP host memory does without" : "");
 	}
 	return 0;
 }

@@ -110,6 +110,12 @@ static char *no_vm_text(const struct report *report, int err)
 	else if (err == -EACCES || err == -EPERM)
 		text = sentence("No VM can be made: a security policy forbids it (%s): SELinux, "
 				"AppArmor or a seccomp filter", strerror(-err));
+	else if (err == -EMFILE)
+		text = sentence("No VM can be made: this process has as many open files as it may; raise its "
+				"limit (ulimit -n)");
+	else if (err == -ENFILE)
+		text = sentence("No VM can be made: the host has as many open files as it may; raise sysctl "
+				"fs.file-max");
 	else if (err == -EINVAL && types->answer == GMEM_YES)
 		text = sentence("No VM of type %s can be made here: KVM makes only these types: %s", type,
 				types->reason);

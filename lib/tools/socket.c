@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -27,7 +28,7 @@ char *read_whole(int fd, size_t *ret_size)
 			break;
 		size += n > 0 ? (size_t)n : 0;
 		if (size > MAX_DUMP_BYTES) {
-			print_error("no dump is longer than %zu bytes", MAX_DUMP_BYTES);
+			print_error("no dump is longer than %zu MiB", MAX_DUMP_BYTES >> 20);
 			free(text);
 			return NULL;
 		}
@@ -106,6 +107,7 @@ static bool connect_to(int fd, const char *path, time_t until, const sigset_t *w
 {
 	struct sockaddr_un address;
 	socklen_t size = 0;
+	struct stat file;
 
 	if (!fill_address(path, &address, &size, ret))
 		return false;
@@ -116,6 +118,7 @@ static bool connect_to(int fd, const char *path, time_t until, const sigset_t *w
 			continue;
 		if (errno == ECONNREFUSED || errno == ENOENT)
 			return fail(ret, ANSWER_NOBODY, "%s", errno == ENOENT ? "there is no such socket"
+				    : stat(path, &file) == 0 && !S_ISSOCK(file.st_mode) ? "this is no socket"
 				    : "no program listens at this socket");
 		if (errno != EAGAIN)
 			return fail(ret, ANSWER_BROKEN, "%s", strerror(errno));
@@ -146,7 +149,7 @@ static bool receive(int fd, unsigned int seconds, const sigset_t *waiting, struc
 			return fail(ret, ANSWER_BROKEN, "the dump cannot be read: %s", strerror(errno));
 		ret->size += (size_t)n;
 		if (ret->size > MAX_DUMP_BYTES)
-			return fail(ret, ANSWER_BROKEN, "no dump is longer than %zu bytes", MAX_DUMP_BYTES);
+			return fail(ret, ANSWER_BROKEN, "no dump is longer than %zu MiB", MAX_DUMP_BYTES >> 20);
 		if (ret->size == room)
 			ret->text = check_memory(realloc(ret->text, (room *= 2) + 1));
 	}

@@ -63,8 +63,12 @@ void refuse_option(const char *argument)
 {
 	if (optopt > 0 && optopt < 256)
 		usage_error("-%c: no such option", optopt);
-	usage_error("%s: %s", argument, optopt ? "it wants an argument, or may have none"
-					       : "no such option, or the beginning of several");
+	/* getopt_long() sets optopt only for an option that it knows. */
+	if (!optopt)
+		usage_error("%s: no such option, or the beginning of several; see --help", argument);
+	if (strchr(argument, '='))
+		usage_error("%s: this option takes no value", argument);
+	usage_error("%s: a value must follow; see --help", argument);
 }
 
 void print_json_string(const char *s)

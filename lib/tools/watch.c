@@ -23,6 +23,7 @@
 #define ANSWER_SECONDS 3
 
 #define CURSOR_HOME	"\033[H"
+#define NO_COLOR	"\033[0m"
 #define CLEAR_LINE	"\033[K"
 #define CLEAR_BELOW	"\033[J"
 
@@ -44,6 +45,12 @@ static void block_signals(sigset_t *ret_before)
 
 	sigemptyset(&set);
 	for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++) {
+		struct sigaction before;
+
+		/* nohup(1), and a shell for what it runs in the background, have them ignored. */
+		sigaction(signals[i], NULL, &before);
+		if (before.sa_handler == SIG_IGN)
+			continue;
 		sigaddset(&set, signals[i]);
 		sigaction(signals[i], &action, NULL);
 	}
@@ -77,8 +84,24 @@ static void print_head(const struct watch *watch)
 	printf("  every %g s\n", watch->seconds);
 }
 
+/* Returns the bytes of a line that fit into a row: a terminal has no columns for its colours. */
+static size_t fitting(const char *line, size_t length, unsigned int width)
+{
+	size_t at = 0;
+
+	while (at < length) {
+		if (line[at] == '\033')
+			at += strcspn(line + at, "m") + 1;
+		else if (width--)
+			at += first_columns(line + at, 1);
+		else
+			break;
+	}
+	return at;
+}
+
 /* Writes over what is there, without clearing it first, which would flicker. */
-static void print_in_place(FILE *out, const char *text, unsigned int rows)
+static void print_in_place(FILE *out, const char *text, unsigned int rows, unsigned int width)
 {
 	fputs(CURSOR_HOME, out);
 	for (unsigned int row = 1; *text; row++) {
@@ -89,8 +112,11 @@ static void print_in_place(FILE *out, const char *text, unsigned int rows)
 			fputs("(the terminal has no more lines)" CLEAR_LINE "\n", out);
 			break;
 		}
-		fwrite(text, 1, length, out);
-		fputs(CLEAR_LINE "\n", out);
+		/* A line that goes on in a second row would move the others out. */
+		size_t shown = fitting(text, length, width);
+
+		fwrite(text, 1, shown, out);
+		fputs(shown < length ? NO_COLOR CLEAR_LINE "\n" : CLEAR_LINE "\n", out);
 		text += length + (text[length] == '\n');
 	}
 	fputs(CLEAR_BELOW, out);
@@ -149,7 +175,7 @@ static bool show(const struct watch *watch, const struct answered *answered, con
 	if (watch->has_head && isatty(STDOUT_FILENO)) {
 		FILE *out = check_memory(open_memstream(&placed, &size));
 
-		print_in_place(out, picture, terminal_rows());
+		print_in_place(out, picture, terminal_rows(), terminal_width());
 		fclose(out);
 		check_memory(placed);
 	}

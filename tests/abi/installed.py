@@ -90,6 +90,7 @@ SANDBOX = [f"{architecture}{ending}" for architecture in ("arm64", "x86_64") for
 
 def exactly_the_expected_files_are_installed():
     install()
+    has_probes = b".note.stapsdt" in SHARED.read_bytes()
     found = sorted(str(path.relative_to(TREE)) for path in TREE.rglob("*") if not path.is_dir())
     equal(found, sorted([
         "bin/gmem-image",
@@ -104,7 +105,8 @@ def exactly_the_expected_files_are_installed():
         "lib/pkgconfig/libgmem.pc",
         *(f"share/bash-completion/completions/gmem-{name}" for name in ("image", "probe", "show")),
         "share/zsh/site-functions/_gmem",
-        *(f"share/libgmem/bpftrace/{path.stem}" for path in (SOURCE / "lib/tools/bpftrace").glob("*.bt.in")),
+        *(f"share/libgmem/bpftrace/{path.stem}" for path in (SOURCE / "lib/tools/bpftrace").glob("*.bt.in")
+          if has_probes),
         *(f"share/libgmem/sandbox/{name}" for name in SANDBOX),
         "share/man/man7/gmem-sandbox.7",
         *(f"share/man/man{page.suffix[1:]}/{page.name}" for page in written()),

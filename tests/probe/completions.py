@@ -111,22 +111,34 @@ def zsh_offers_every_option():
 def bash_offers_arguments():
     equal(bash("gmem-show", "--color", "="), ["always", "auto", "never"], "--color=")
     equal(bash("gmem-show", "--color", "=", "al"), ["always"], "--color=al")
-    equal(bash("gmem-probe", "--require", "in"), ["in-place"], "--require in")
+    equal(bash("gmem-probe", "--require", "in-"), ["in-place", "in-place"], "--require in-, of both kinds")
+    check("guest-memfd" in bash("gmem-probe", "--require", ""), "names of findings")
     equal(bash("gmem-show", "--watch", ""), [], "--watch")
     equal(bash("gmem-show", ""), FILES, "files")
     equal(bash("gmem-show", "--socket", "du"), FILES[:1], "--socket")
     equal(bash("gmem-image", ""), ["info", "regions", "verify"], "commands")
     equal(bash("gmem-image", "verify", ""), FILES, "images")
     equal(bash("gmem-image", "verify", "--al"), ["--allow-lost"], "--al")
+    equal(bash("gmem-image", "verify", "--js"), [], "what verify refuses")
+    equal(bash("gmem-image", "info", "--al"), [], "what info refuses")
+    equal(bash("gmem-image", "info", "--js"), ["--json"], "--js")
     equal(bash("gmem-probe", ""), [], "gmem-probe has no arguments")
 
 
 def zsh_offers_arguments():
     equal(zsh("gmem-show --color="), ["always", "auto", "never"], "--color=")
-    check("in-place" in zsh("gmem-probe --require "), "--require")
+    check({"in-place", "guest-memfd"} <= set(zsh("gmem-probe --require ")), "--require")
+    check("--json" not in zsh("gmem-image verify --"), "what verify refuses")
+    check("--allow-lost" not in zsh("gmem-image regions --"), "what regions refuses")
     equal(zsh("gmem-image "), ["info", "regions", "verify"], "commands")
     check("guest.img" in zsh("gmem-image verify g"), "images")
     check("guest.img" in zsh("gmem-show g"), "dumps")
+
+
+def every_type_that_is_offered_is_known():
+    for kind in bash("gmem-probe", "--vm-type", ""):
+        result = subprocess.run([PROGRAMS["gmem-probe"], "--vm-type", kind], capture_output=True, check=False)
+        check(result.returncode != 2, kind, result.stderr)
 
 
 def the_files_are_well_formed():
@@ -139,6 +151,7 @@ run([
     the_files_are_well_formed,
     bash_offers_every_option,
     bash_offers_arguments,
+    every_type_that_is_offered_is_known,
     zsh_offers_every_option,
     zsh_offers_arguments,
 ])

@@ -6,6 +6,7 @@ usage: examples.py EXAMPLE...
 """
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -59,6 +60,31 @@ def arguments_that_are_refused_are_named():
         equal(result.stderr.split("\n")[0], "unexpected or incomplete: " + " ".join(arguments), name)
 
 
+def output_that_is_lost_is_a_failure():
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        for name, path in EXAMPLES.items():
+            result = subprocess.run([path], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+            # 77 is what cannot run here
+            check(result.returncode == 77 or
+                  (result.returncode == 1 and re.search("No space left|ENOSPC", result.stderr)), name, result)
+
+
+def output_may_go_to_any_device():
+    for name, path in EXAMPLES.items():
+        result = subprocess.run([path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
+                                timeout=60)
+        check(result.returncode in (0, 77), name, result)
+
+
+def snapshot_replaces_files_only():
+    for path in ("/dev/null", "/"):
+        before = os.stat(path)
+        result = ask(EXAMPLES["snapshot"], path)
+        check(result.returncode == 77 or (result.returncode, result.stderr) ==
+              (2, f"snapshot: {path} is no regular file\n"), result)
+        equal(os.stat(path).st_mode, before.st_mode, path)
+
+
 def device_ends_with_its_VMM():
     reader, writer = os.pipe()
     os.close(reader)
@@ -72,5 +98,8 @@ run([
     what_is_not_KVM_is_said_not_to_be,
     no_remedy_is_told_that_may_not_fit,
     arguments_that_are_refused_are_named,
+    output_that_is_lost_is_a_failure,
+    output_may_go_to_any_device,
+    snapshot_replaces_files_only,
     device_ends_with_its_VMM,
 ])

@@ -262,6 +262,14 @@ def without_permission_the_report_is_the_command_that_gives_it():
     check("What KVM says" not in result.stdout, result.stdout)
 
 
+def a_limit_is_named_with_what_raises_it():
+    with_vm()
+    result = subprocess.run(["sh", "-c", 'ulimit -n 4 && exec "$0"', PROBE], capture_output=True, text=True,
+                            check=False, timeout=60)
+    check("No VM can be made: this process has as many open files as it may" in words(result.stdout) and
+          "ulimit -n" in result.stdout.split("\n\n")[0], result)
+
+
 def colours_are_for_terminals():
     check(ESCAPE not in probe().stdout, "colours in a pipe")
     check(ESCAPE not in probe("--color=never").stdout, "colours though never")
@@ -493,6 +501,7 @@ run([
     the_verdict_comes_first,
     red_is_for_what_keeps_guests_from_running,
     without_permission_the_report_is_the_command_that_gives_it,
+    a_limit_is_named_with_what_raises_it,
     colours_are_for_terminals,
     a_terminal_has_colours_unless_NO_COLOR,
     file_names_do_not_steer_the_terminal,

@@ -393,7 +393,15 @@ def a_program_is_asked_through_its_socket():
 
 
 def whoever_does_not_serve_is_status_3():
-    for path, pattern in (("/nothing/of/the/kind", b"there is no such socket"), (SHOW, b"no program listens"),
+    with tempfile.TemporaryDirectory() as directory:
+        dead = f"{directory}/dead.sock"
+        socket.socket(socket.AF_UNIX).bind(dead)
+        check_who_does_not_serve(dead)
+
+
+def check_who_does_not_serve(dead):
+    for path, pattern in (("/nothing/of/the/kind", b"there is no such socket"), (SHOW, b"this is no socket"),
+                          (dead, b"no program listens"),
                           ("x" * 200, b"1 to 107 bytes, this one 200")):
         for options in ((), ("--watch", "1")):
             result = run_show(b"", "--socket", path, *options)
@@ -434,11 +442,14 @@ def a_watch_outlives_broken_answers():
 
 class Terminal:
     """gmem-show on a terminal of 20 lines"""
-    def __init__(self, *arguments, reads=True):
+    def __init__(self, *arguments, reads=True, columns=80, ignored=()):
         self.main, other = pty.openpty()
-        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 80, 0, 0))
+        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 20, columns, 0, 0))
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
         self.process = subprocess.Popen([SHOW, *arguments], stdout=other, stderr=other, stdin=subprocess.DEVNULL,
                                         env={**os.environ, "LC_ALL": "C.UTF-8", "NO_COLOR": ""})
+        for number, handler in before.items():
+            signal.signal(number, handler)
         os.close(other)
         self.text = b""
         self.thread = threading.Thread(target=self.read, daemon=True)
@@ -477,6 +488,31 @@ def a_watch_draws_in_place_and_ends_on_a_signal():
             check(picture.endswith("\033[J"), repr(picture))
             check(picture.count("\n") <= 19, "lines of a picture", picture)
         check(b"\033[2J" not in terminal.text, "the screen is cleared, which flickers")
+
+
+def a_line_of_a_watch_takes_one_row():
+    for columns, color in ((40, "never"), (50, "always")):
+        with server(*[sample()] * 2) as path:
+            terminal = Terminal("--socket", path, "--watch", "0.1", f"--color={color}", columns=columns)
+            terminal.process.wait(timeout=20)
+            terminal.end(0)
+        for picture in terminal.text.decode().split("\033[H")[1:]:
+            lines = re.sub(r"\033\[[0-9;]*[mKJ]", "", picture).split("\n")
+            widths = [len(line.rstrip("\r")) for line in lines if not line.startswith("gmem-show: ")]
+            check(max(widths) <= columns, columns, picture)
+
+
+def a_watch_leaves_signals_ignored_that_nohup_ignores():
+    with server(*[sample()] * 4) as path:
+        terminal = Terminal("--socket", path, "--watch", "0.3", ignored=[signal.SIGHUP, signal.SIGINT])
+        deadline = time.monotonic() + 20
+        while b"\033[H" not in terminal.text and time.monotonic() < deadline:
+            time.sleep(0.05)
+        terminal.process.send_signal(signal.SIGHUP)
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.process.wait(timeout=20)
+        equal(terminal.end(0), 0, "exit status")
+    equal(terminal.text.count(b"\033[H"), 4, "pictures, to the last")
 
 
 def a_terminal_that_is_held_does_not_keep_a_watch():
@@ -742,6 +778,8 @@ run([
     a_watch_shows_until_the_program_ends,
     a_watch_outlives_broken_answers,
     a_watch_draws_in_place_and_ends_on_a_signal,
+    a_line_of_a_watch_takes_one_row,
+    a_watch_leaves_signals_ignored_that_nohup_ignores,
     a_terminal_that_is_held_does_not_keep_a_watch,
     a_program_that_hangs_is_told_of,
     json_has_the_dump_as_it_was,

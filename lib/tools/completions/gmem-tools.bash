@@ -17,25 +17,46 @@ _gmem_options() {
 	"$program" --help 2>/dev/null | sed -n 's/^  \(-[a-zA-Z], \)\{0,1\}\(--[a-z-]*=\{0,1\}\).*/\2/p'
 }
 
-# What may follow an option, or nothing that is known; returns 1 if that is for no option.
+# What --require takes, as the program lists it
+_gmem_required() {
+	local program=${1/#\~\//$HOME/}
+
+	"$program" --host --require "?" 2>&1 >/dev/null | sed -n 's/^Ways of backing: \(.*\)\. Findings: \(.*\)\.$/\1 \2/p'
+}
+
+# _gmem_argument OPTION WORD PROGRAM: what may follow an option, or nothing that is known; returns 1 if that is for no option.
 _gmem_argument() {
 	case $1 in
 	--color) _gmem_words "auto always never" "$2" ;;
-	--vm-type) _gmem_words "default sw-protected sev sev-es snp tdx pkvm" "$2" ;;
-	--require) _gmem_words "shared private mapped host in-place" "$2" ;;
+	--vm-type)
+		case $HOSTTYPE in
+		aarch64) _gmem_words "default pkvm" "$2" ;;
+		*) _gmem_words "default sw-protected sev sev-es snp tdx" "$2" ;;
+		esac
+		;;
+	--require) _gmem_words "$(_gmem_required "$3")" "$2" ;;
 	--kvm | --socket) _gmem_files "$2" ;;
 	--offset | --watch | --width) COMPREPLY=() ;;
 	*) return 1 ;;
 	esac
 }
 
-_gmem_has_command() {
+# Prints gmem-image's command, if there is one before the word.
+_gmem_command() {
 	local word
 
 	for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-		case $word in info | regions | verify) return 0 ;; esac
+		case $word in info | regions | verify) echo "$word"; return ;; esac
 	done
-	return 1
+}
+
+# The options that gmem-image's command, or any, has
+_gmem_options_here() {
+	case $(_gmem_command) in
+	verify) _gmem_options "$1" | grep -vx -e --json ;;
+	info | regions) _gmem_options "$1" | grep -vx -e --allow-lost ;;
+	*) _gmem_options "$1" ;;
+	esac
 }
 
 _gmem_tools() {
@@ -49,11 +70,11 @@ _gmem_tools() {
 	fi
 
 	COMPREPLY=()
-	_gmem_argument "$before" "$word" && return
+	_gmem_argument "$before" "$word" "$1" && return
 	if [[ $word == -* ]]; then
-		_gmem_words "$(_gmem_options "$1")" "$word"
+		_gmem_words "$(_gmem_options_here "$1")" "$word"
 		[[ ${COMPREPLY[*]} == *= ]] && compopt -o nospace 2>/dev/null
-	elif [[ ${1##*/} == gmem-image ]] && ! _gmem_has_command; then
+	elif [[ ${1##*/} == gmem-image ]] && [[ -z $(_gmem_command) ]]; then
 		_gmem_words "info regions verify" "$word"
 	elif [[ ${1##*/} != gmem-probe ]]; then
 		_gmem_files "$word"
