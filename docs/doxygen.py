@@ -87,20 +87,19 @@ class Writer:
         return "/**\n" + "\n".join(f" * {line}".rstrip() for line in body.split("\n")) + "\n */"
 
     def errors(self, parts):
-        out = []
-        for group in parts.groups:
+        out = [self.text(parts.start())] if parts.start() else []
+        for previous, group in zip([None, *parts.groups], parts.groups):
             if group.condition:
                 out.append(self.text(f"If one of these is returned, {group.condition}:"))
+            elif previous:
+                out.append("Otherwise:")
             rows = []
             for names, text in group.errors:
                 text = text or " ".join(self._header.general[names[0]])
                 rows.append((", ".join(f"-{name}" for name in names), text))
             out.append(self.table(rows))
             out += [self.text(returns.sentence(text)) for text in group.rest]
-        if out:
-            start = self.text(returns.sentence(parts.like + ", and")) if parts.like else ""
-            out[0] = f"@par Errors\n{start} {out[0]}"
-        return out
+        return [f"@par Errors\n{out[0]}", *out[1:]] if out else []
 
     def page(self, page):
         """The comment of a function, callback, struct or enum"""
@@ -111,7 +110,7 @@ class Writer:
                                  for name, text in page.parameters))
         if page.returns:
             parts = returns.parse(page.returns)
-            out.append(f"@return {self.text(parts.success() if parts.groups else page.returns)}")
+            out.append(f"@return {self.text(parts.success())}")
             out += self.errors(parts)
         if page.name in self._header.examples:
             title, code = self._header.examples[page.name]

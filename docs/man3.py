@@ -229,23 +229,24 @@ def write_page(page, header, date):
 def returns_lines(page, header):
     """RETURN VALUES, EXAMPLES and ERRORS"""
     parts = returns.parse(page.returns)
-    value = parts.success() if parts.groups else page.returns
-    lines = [".Sh RETURN VALUES", *prose(value, page, header)] if value else []
+    lines = [".Sh RETURN VALUES", *prose(parts.success(), page, header)] if page.returns else []
     if page.name in header.examples:
         title, code = header.examples[page.name]
         lines += [".Sh EXAMPLES", *prose(title, page, header),
                   ".Bd -literal -offset indent", *literal(code), ".Ed"]
-    if parts.groups:
+    if parts.has_errors():
         lines += [".Sh ERRORS", *errors_lines(parts, page, header)]
     return lines
 
 
 def errors_lines(parts, page, header):
-    lines = prose(returns.sentence(parts.like + ", and"), page, header) if parts.like else []
-    for group in parts.groups:
+    lines = prose(parts.start(), page, header)
+    for previous, group in zip([None, *parts.groups], parts.groups):
         if group.condition:
             lines += [".Pp", *prose(f"If one of these is returned, {group.condition}:",
                                     page, header)]
+        elif previous:
+            lines += [".Pp", "Otherwise:"]
         if group.errors:
             lines.append(".Bl -tag -width Er")
         for names, text in group.errors:

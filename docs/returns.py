@@ -16,10 +16,11 @@ BOUNDARY = re.compile(r"(; or |; |\. |: |, or |, and |, but |, | or |^)-(E[A-Z0-
 CONDITION = re.compile(r": ((?:nothing|the region is|the layout is|the rest is|the handlers are|"
                        r"@ret says)\b[^:;.]*)[.;]?$")
 # A text that is about all errnos of an enumeration, and not about its last alone
-SHARED = re.compile(r"(as|if|for|and|or|\(also)\b")
+SHARED = re.compile(r"(as|if|for|\(also)\b")
 # What comes after the last errno, and is about none of them
 REST = re.compile(r",? (?=or the kernel's own errno)|, (?=(?:or )?the errno (?:of|with which)|"
-                  r"and every errno of|and as gmem_|or io_uring_enter)|(?<=[\w)])\. (?=[A-Z])")
+                  r"(?:or|and) (?:whatever errno|every errno of|the errors of|errnos from|its errnos|"
+                  r"as gmem_|io_uring_enter))|(?<=[\w)])\. (?=[A-Z])")
 
 
 @dataclasses.dataclass
@@ -35,12 +36,21 @@ class Returns:
     like: str           # "as gmem_x() ..." in front of the errors, or ""
     groups: list
 
+    def has_errors(self):
+        return bool(self.like or self.groups)
+
     def success(self):
         """A sentence that says what is returned, and that errors are negative"""
-        if self.value == self.like:
+        if self.value == self.like or not self.has_errors():
             return sentence(self.value)
         return sentence(self.value + ("; or" if ";" in self.value else ", or") +
                         " a negative errno")
+
+    def start(self):
+        """A sentence before the first errno, or """""
+        if self.like and self.groups:
+            return sentence(self.like).rstrip(".") + ", and:"
+        return sentence(self.like) if self.like else ""
 
 
 def sentence(text):
@@ -51,10 +61,10 @@ def sentence(text):
 def head(text):
     """What is returned, and what the errors are like, from the text before the first errno"""
     text = re.sub(r"(?:[,;:]? (?:or|and|but))?[ ,;:]*$", "", text)
-    match = re.match(r"(?:(.*?),? or )?((?:as|the errors of) .*)$", text)
+    match = re.match(r"(?:(.*?)[,;]? or )?((?:as|the errors (?:of|that)) .*)$", text)
     if match:
         return match[1] or match[2], match[2]
-    return re.sub(r"; or (the reason.*)$", r", or \1", text), ""
+    return text, ""
 
 
 def pieces(text):
@@ -90,7 +100,7 @@ def grouped(found):
         else:
             group.errors += [([name], "") for name, _ in waiting] + [([errno], said)]
             waiting = []
-        group.rest += [re.sub(r"^(or|and) (.*)", r"also \2", part) for part in rest]
+        group.rest += [re.sub(r"^(?:(?:or|and) )?([a-z].*)", r"also \1", part) for part in rest]
         if rest or group.condition:
             group.errors += [([name], "") for name, _ in waiting]
             waiting = []

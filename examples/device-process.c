@@ -197,15 +197,21 @@ static void exec_device(int self, int import, int doorbell)
 	must(-1, "exec");
 }
 
-static pid_t start_device(int import, int doorbell)
+/* The VMM keeps the first end of each, the device gets the second. */
+static pid_t start_device(const int sockets[2], const int doorbells[2])
 {
 	int self = must(open("/proc/self/exe", O_RDONLY | O_CLOEXEC), "/proc/self/exe"), err, status;
 	pid_t pid = must(fork(), "fork");
 
 	if (pid) {
 		close(self);
+		close(sockets[1]);
+		close(doorbells[1]);
 		return pid;
 	}
+	/* Else the device would not see the VMM's end: this process had it open. */
+	close(sockets[0]);
+	close(doorbells[0]);
 
 	err = get_namespaces();
 	if (err)
@@ -213,9 +219,9 @@ static pid_t start_device(int import, int doorbell)
 	/* The next child will be the first process in the new PID namespace. */
 	pid = must(fork(), "fork");
 	if (!pid)
-		exec_device(self, import, doorbell);
-	close(import);
-	close(doorbell);
+		exec_device(self, sockets[1], doorbells[1]);
+	close(sockets[1]);
+	close(doorbells[1]);
 	must(waitpid(pid, &status, 0), "waitpid");
 	_exit(WIFEXITED(status) ? WEXITSTATUS(status) : EXIT_FAILURE);
 }
@@ -351,9 +357,7 @@ static int run_vmm(void)
 	must(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets), "socketpair");
 	must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, doorbells), "socketpair");
 	/* Start the device before there is a VM or anything else that it could inherit. */
-	pid = start_device(sockets[1], doorbells[1]);
-	close(sockets[1]);
-	close(doorbells[1]);
+	pid = start_device(sockets, doorbells);
 	vmm.doorbell = doorbells[0];
 
 	vm_fd = create_vm_of_best_type(kvm_fd);

@@ -24,7 +24,10 @@ static inline void no_arguments(int argc, char **argv, const char *help)
 		exit(EXIT_SUCCESS);
 	}
 	if (argc > 1) {
-		fprintf(stderr, "unexpected argument: %s\n%s", argv[argc - 1], help);
+		fputs("unexpected or incomplete:", stderr);
+		for (int i = 1; i < argc; i++)
+			fprintf(stderr, " %s", argv[i]);
+		fprintf(stderr, "\n%s", help);
 		exit(2);
 	}
 }
@@ -34,18 +37,23 @@ static inline int open_kvm(const char *example)
 {
 	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 
-	if (kvm >= 0)
-		return kvm;
-	if (errno == ENOENT)
+	if (kvm < 0 && errno == ENOENT)
 		printf("%s cannot run here: there is no /dev/kvm. The kernel has no KVM, the\n"
 		       "processor's virtualization is off, or a container was not given the device.\n",
 		       example);
-	else if (errno == EACCES || errno == EPERM)
-		printf("%s cannot run here: no permission to open /dev/kvm. Its group, kvm, has it:\n"
-		       "    sudo usermod -aG kvm $USER        # then log in again\n", example);
-	else
+	else if (kvm < 0 && (errno == EACCES || errno == EPERM))
+		printf("%s cannot run here: no permission to open /dev/kvm.\n"
+		       "gmem-probe says which command gives it.\n", example);
+	else if (kvm < 0)
 		printf("%s cannot run here: /dev/kvm cannot be opened: %s.\n", example,
 		       strerror(errno));
+	else if (ioctl(kvm, KVM_GET_API_VERSION, 0) >= 0)
+		return kvm;
+	else if (errno == EACCES || errno == EPERM)
+		printf("%s cannot run here: a security policy forbids to use /dev/kvm: %s.\n", example,
+		       strerror(errno));
+	else
+		printf("%s cannot run here: /dev/kvm is not KVM.\n", example);
 	exit(EXIT_CANNOT_RUN);
 }
 

@@ -44,9 +44,16 @@
  *   a time per object; different objects in parallel".
  *   What is made of a VM's handle, and freed with a function of its own, may outlive
  *   the handle: views, leases, listeners, changes, jobs, transfers, vCPUs' records,
- *   exports and their peers, and views of an import. After gmem_vm_free() it can still
- *   be freed, every other call with it returns -ESTALE, and none touches memory that is
- *   gone. Regions, and pointers to what a VM or a region has, end with the handle.
+ *   exports and their peers; so may views of an import outlive the import. After
+ *   gmem_vm_free() it can still be freed, and says what it did and what to poll:
+ *   gmem_populate_result(), gmem_transfer_get_result(), gmem_transfer_complete(),
+ *   gmem_transfer_fd() and gmem_export_fd() go on. Every other call with it returns
+ *   -ESTALE, and none touches memory that is gone: a view that is between begin and
+ *   end meanwhile keeps it, see gmem_vm_free(). Regions, and pointers to what a VM or a
+ *   region has, end with the handle.
+ *   A child of fork(2) may call the library only if no other thread of its parent was
+ *   inside a call at the fork; otherwise it may use the views that its thread has
+ *   already, and must end with _exit(2) or execve(2): see gmem-sandbox(7).
  *   Work on a range of guest memory waits for other work on the range that came
  *   before it: "Waiting", at struct gmem_vm_opts, says for what, and how long. A call
  *   from inside a listener's callback that would have to wait for this callback
@@ -361,14 +368,17 @@ GMEM_API void gmem_recovery_disable(void);
  * For memory without a region, such as a mapping of gmem_file_map() or of a file that
  * may become shorter. For guest memory there are views, which know whether it is still
  * there, and are faster for small sizes: this call asks each time how to copy, as
- * gmem_view_new() does once. @hva may be any address; what is mapped there must not
+ * gmem_view_new() does once, since a thread that blocks SIGBUS or SIGSEGV now would die of
+ * a page that is not there. @hva may be any address; what is mapped there must not
  * change meanwhile to something that you do not want to read.
  *
- * Thread-safe. Source: sigaction(2), process_vm_readv(2). Since: 0.1.
+ * Thread-safe. Source: sigaction(2), sigprocmask(2), process_vm_readv(2). Since: 0.1.
  *
  * Return: 0 if all bytes were copied, or -EFAULT a page of @hva, or of @buf, is not
- * there or mapped without the permission, with gmem_recovery_enable() also -EHWPOISON
- * the hardware lost a page, -EINVAL NULL argument, or the range wraps.
+ * there or mapped without the permission, -EHWPOISON the hardware lost a page (only with
+ * gmem_recovery_enable()), -EINVAL NULL argument, or the range wraps, -EPERM or -ENOSYS
+ * a sandbox refuses process_vm_readv(2) or futex(2), which do it without
+ * gmem_recovery_enable(), or whatever errno it refuses them with.
  */
 GMEM_API int gmem_hva_read(const void *hva, void *buf, uint64_t size, uint64_t *ret_done);
 
@@ -517,8 +527,9 @@ struct gmem_caps_opts {
  * KVM_SET_USER_MEMORY_REGION2, mmap(2), mbind(2), io_uring_setup(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad options or @vm_fd is /dev/kvm itself, -E2BIG
- * options newer than the library, -EBADF, -ENOTTY or the kernel's own errno if
- * @vm_fd is no VM fd, -EIO the VM belongs to another process or is dead, -ENOMEM.
+ * options newer than the library, -EBADF @vm_fd is not open, -ENOTTY it is no VM fd,
+ * -EIO the VM belongs to another process or is dead, -ENOMEM, or the kernel's own errno
+ * if @vm_fd is something else.
  */
 GMEM_API GMEM_CHECKED int gmem_caps_new(int vm_fd, const struct gmem_caps_opts *opts,
 					struct gmem_caps **ret);
@@ -725,7 +736,9 @@ GMEM_API GMEM_CHECKED int gmem_file_new_raw(int vm_fd, uint64_t size, uint64_t f
  *
  * From Linux 6.19 on the kernel's file system says so. Before, guest_memfds are
  * anonymous inodes, which only the link in /proc/self/fd tells apart: where /proc is out
- * of reach, the answer for an anonymous inode is an errno, and never a guess.
+ * of reach, the answer for an anonymous inode is an errno, and never a guess. A sandbox
+ * has to allow readlink(2), or readlinkat(2), for that: phase import of gmem-sandbox(7)
+ * does not, since an import, which can do without /proc, never asks.
  *
  * Thread-safe. Source: fstatfs(2), the link in /proc/self/fd. Since: 0.1.
  *
@@ -787,12 +800,13 @@ struct gmem_adopt_opts {
  * the file, KVM_SET_USER_MEMORY_REGION2 to recognise its VM. Since: 0.1.
  *
  * Return: 0, or -EBADF a bad fd, -EINVAL @gmemfd is no guest_memfd, @vm_fd is
- * /dev/kvm itself, bad options, or other create flags than the file has, -EXDEV the file belongs to another VM (up to Linux 7.1 also: its
- * first and last page are bound already; on arm64 also: it was created without
+ * /dev/kvm itself, bad options, or other create flags than the file has, -EXDEV the file
+ * belongs to another VM (up to Linux 7.1 also: its first and last page are bound
+ * already; on arm64 also: it was created without
  * GMEM_CREATE_MMAP and cannot be bound), -EBUSY no spare memslot or address to
- * check with, -ENOTTY @vm_fd is no VM fd (-EINVAL one of a vCPU), -EIO the VM
- * belongs to another process or is dead, -E2BIG options newer than the library,
- * -EMFILE, -ENFILE, -ENOMEM.
+ * check with, -ENOTTY @vm_fd is no VM fd, -EIO the VM belongs to another process or is
+ * dead, -E2BIG options newer than the library, -EMFILE, -ENFILE, -ENOMEM, or the
+ * kernel's own errno: @vm_fd is something else, or /proc/self/fd cannot be read.
  */
 GMEM_API GMEM_CHECKED int gmem_file_adopt(int vm_fd, int gmemfd,
 					  const struct gmem_adopt_opts *opts,
@@ -1060,6 +1074,9 @@ struct gmem_inplace_opts {
  * with GMEM_STATS_RESIDENT, and dumps. Each of these fails with -EBUSY then, but a dump
  * leaves out what it could not count in time.
  *
+ * The end of a VM or an import waits for views for at most wait_ms of struct
+ * gmem_vm_opts, or a second; then they keep the memory, see gmem_vm_free().
+ *
  * Two waits have no limit. A change of the layout waits for views when the kernel has
  * made it already: it cannot be undone, and the memory cannot go while a view may
  * have its address. gmem_listener_new(), gmem_listener_free(), gmem_export_new() and
@@ -1168,8 +1185,16 @@ GMEM_API GMEM_CHECKED int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *opts
  *
  * Views of other threads need not be freed before: what they look up from now on is
  * -ESTALE. The call waits for those between gmem_view_begin() and gmem_view_end(), for
- * wait_ms of struct gmem_vm_opts, or a second if that is 0; then the memory goes all the
- * same. The calling thread's gmem_vm_thread_view() is freed.
+ * wait_ms of struct gmem_vm_opts, or a second if that is 0. The calling thread's
+ * gmem_vm_thread_view() is freed.
+ *
+ * A view that is between the two for longer keeps the memory until it is freed: the call
+ * tells the log so (-EBUSY), and returns. The guest has lost the memory then, as always,
+ * but what the view looks up and accesses is still there until its gmem_view_end(), and
+ * the next VM gets other addresses. Until then all of the handle's mappings stay, and
+ * the files that you do not own; if one of these is a guest_memfd, it keeps the VM.
+ * The thread that frees the last such view unmaps and closes them, in gmem_view_free()
+ * or at its end. Leave memory of your own (GMEM_REGION_HVA) mapped for as long.
  *
  * Deleting a memslot takes KVM longer than all else here: if the VM ends, too,
  * gmem_vm_free_with_vm() does without.
@@ -2207,8 +2232,8 @@ typedef int (*gmem_listener_region_veto_fn)(void *data, const struct gmem_region
  *	gmem_region_add(), gmem_region_remove(), gmem_region_move(),
  *	gmem_region_split(), gmem_region_rebind(), gmem_change_apply(),
  *	gmem_region_set_dirty_log(), gmem_vm_reserve_slots(), gmem_listener_new(),
- *	gmem_export_new(), gmem_vm_dump(), and gmem_vm_populate() with more than
- *	one thread.
+ *	gmem_export_new(), gmem_vm_dump(), gmem_vm_serve_dump(), and gmem_vm_populate()
+ *	with more than one thread.
  *
  * Nor must it call gmem_export_free(), which does nothing then, or
  * gmem_vm_free() and gmem_vm_free_with_vm(), which do not notice.
@@ -2216,8 +2241,8 @@ typedef int (*gmem_listener_region_veto_fn)(void *data, const struct gmem_region
  * A callback may call these functions for other ranges than its own:
  *
  *	gmem_vm_convert(), gmem_vm_adopt_private(), gmem_vcpu_handle_exit(),
- *	gmem_vm_discard(), gmem_vm_discard_list(), gmem_vm_discard_owed(),
- *	gmem_populate_new(), gmem_populate_run(), gmem_populate_result(),
+ *	gmem_vm_discard(), gmem_vm_discard_list(), gmem_vm_discard_pfns(),
+ *	gmem_vm_discard_owed(), gmem_populate_new(), gmem_populate_run(), gmem_populate_result(),
  *	gmem_vm_populate() with one thread, gmem_vm_numa(), gmem_vm_set_numa(),
  *	gmem_region_get_dirty_log(), and gmem_region_stats() and gmem_vm_stats()
  *	with GMEM_STATS_RESIDENT.
@@ -2363,6 +2388,9 @@ GMEM_API GMEM_CHECKED int gmem_view_new(struct gmem_vm *vm, struct gmem_view **r
  * gmem_view_free() - free a view
  * @view: view, not between gmem_view_begin() and gmem_view_end(); or NULL
  *
+ * If a VM's end waited for the view in vain, and for no other that is left, the memory of
+ * the VM is unmapped now: see gmem_vm_free().
+ *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
 GMEM_API void gmem_view_free(struct gmem_view *view);
@@ -2394,8 +2422,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_thread_view(struct gmem_vm *vm, struct gmem_vi
  * @view: view
  *
  * Host addresses from @view stay mapped until gmem_view_end(), even if their
- * region is removed meanwhile: the removal waits. A conversion waits likewise,
- * but addresses asked for after it began are refused with -EACCES. So keep the
+ * region is removed meanwhile: the removal waits. So they do if the VM's handle or the
+ * import is freed, whether that waits long enough or not. A conversion waits likewise, but addresses asked for after it began are refused with -EACCES. So keep the
  * time in between short, do not sleep, and neither change the layout nor
  * convert memory nor create or free views. Calls nest.
  *
@@ -2465,9 +2493,10 @@ GMEM_API int gmem_view_hva_slow(const struct gmem_view *view, uint64_t gpa, uint
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
  * Return: 0, or -ENOENT there is no region at @gpa, -ESTALE there was one and it
- * was removed (a limited number of those is remembered), -ENXIO the range of a
- * device, -EACCES private memory, -EROFS it may only be read, -ERANGE there is
- * memory at @gpa but @size bytes are not contiguous, -EINVAL @size is 0.
+ * was removed (a limited number of those is remembered), or the VM's handle was freed,
+ * -ENXIO the range of a device, -EACCES private memory, -EROFS it may only be read,
+ * -ERANGE there is memory at @gpa but @size bytes are not contiguous, -EINVAL @size
+ * is 0.
  */
 GMEM_INLINE int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64_t size,
 				void **ret_hva)
@@ -2762,7 +2791,8 @@ GMEM_API void gmem_change_free(struct gmem_change *change);
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0, or the errors that gmem_region_add() finds in the arguments alone.
+ * Return: 0, or the errors that gmem_region_add() finds in the arguments alone, -ESTALE
+ * after gmem_vm_free().
  */
 GMEM_API GMEM_CHECKED int gmem_change_add(struct gmem_change *change, uint64_t gpa,
 					  uint64_t size, const struct gmem_region_opts *opts,
@@ -2782,7 +2812,7 @@ GMEM_API GMEM_CHECKED int gmem_change_add(struct gmem_change *change, uint64_t g
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or a region of another VM, -EEXIST the
- * region is in another step of this change, -ENOMEM.
+ * region is in another step of this change, -ENOMEM, -ESTALE after gmem_vm_free().
  */
 GMEM_API int gmem_change_remove(struct gmem_change *change, struct gmem_region *region);
 
@@ -2799,7 +2829,7 @@ GMEM_API int gmem_change_remove(struct gmem_change *change, struct gmem_region *
  *
  * Return: 0, or -EINVAL as gmem_region_move(), or a region of another VM,
  * -EEXIST the region is in another step of this change, -ENOTRECOVERABLE it has
- * lost its memslot, -ENOMEM.
+ * lost its memslot, -ENOMEM, -ESTALE after gmem_vm_free().
  */
 GMEM_API int gmem_change_move(struct gmem_change *change, struct gmem_region *region,
 			      uint64_t gpa);
@@ -2830,9 +2860,9 @@ GMEM_API int gmem_change_move(struct gmem_change *change, struct gmem_region *re
  * and gmem_view_end(), so do not call it between these. Source:
  * KVM_SET_USER_MEMORY_REGION2 and KVM_SET_USER_MEMORY_REGION. Since: 0.1.
  *
- * Return: 0, or as gmem_region_add() and gmem_region_move(): the layout is as
- * it was; or -ENOTRECOVERABLE the kernel refused to undo, too: gmem_last_error()
- * says what was refused first, and what could not be undone.
+ * Return: 0, or as gmem_region_add() and gmem_region_move(), where the layout is as it
+ * was, -ESTALE after gmem_vm_free(), or -ENOTRECOVERABLE the kernel refused to undo, too:
+ * gmem_last_error() says what was refused first, and what could not be undone.
  */
 GMEM_API int gmem_change_apply(struct gmem_change *change);
 
@@ -2924,10 +2954,10 @@ struct gmem_conversion {
  * Return: 0, or -EINVAL bad range, state or options, -ENOENT the range has a hole,
  * -ENXIO part of it is a device's, -EOPNOTSUPP memory in it cannot be converted,
  * -EBUSY somebody holds a lease, or earlier work or a view has not ended within
- * wait_ms, the errno of a listener that refused, -ETIMEDOUT a peer did not give it
- * back (gmem_peer_add()) in its time or within wait_ms, -EREMOTEIO or another errno
- * named there if it refused, -EDEADLK a callback calls it for its own range, -ENOMEM,
- * -E2BIG options newer than the library, or the kernel's own errno: nothing changed;
+ * wait_ms, -ETIMEDOUT a peer did not give it back (gmem_peer_add()) in its time or
+ * within wait_ms, -EREMOTEIO it refused (other errnos are named there), -EDEADLK a
+ * callback calls it for its own range, -ENOMEM, -E2BIG options newer than the library,
+ * the errno of a listener that refused, or the kernel's own errno: nothing changed;
  * -ENOTRECOVERABLE the kernel refused to undo, see @ret, or a region in the range has
  * lost its memslot.
  */
@@ -2969,8 +2999,8 @@ GMEM_API int gmem_vm_discard_owed(struct gmem_vm *vm, uint64_t *ret_done);
  * Thread-safe, as gmem_vm_convert(). Since: 0.1.
  *
  * Return: 0, or -EINVAL, -ENOENT, -ENXIO, -EOPNOTSUPP, -EBUSY, -EDEADLK,
- * -ENOMEM, the errno of a listener that refused, and -ENOTRECOVERABLE as
- * gmem_vm_convert().
+ * -ENOMEM or -ENOTRECOVERABLE as gmem_vm_convert(), or the errno of a listener that
+ * refused.
  */
 GMEM_API int gmem_vm_adopt_private(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 
@@ -3157,10 +3187,10 @@ GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
  * private access where there is no memory, -ENXIO one in the range of a device,
  * -ELOOP see above, -EHWPOISON the hardware lost the memory, -EFAULT a fault
  * for which KVM gives no address, -EPROTO a fault for an unknown reason,
- * -EACCES a fault that needs a conversion, with GMEM_VCPU_EXPLICIT, -EINTR see
- * above, and every errno of gmem_vm_convert(), -EDEADLK included. If the vCPU
- * runs again after an error, a fault comes again; a request has its answer,
- * which after -EINTR is EAGAIN.
+ * -EACCES a fault that needs a conversion, with GMEM_VCPU_EXPLICIT, -ESTALE after
+ * gmem_vm_free(), -EINTR see above, and every errno of gmem_vm_convert(), -EDEADLK
+ * included. If the vCPU runs again after an error, a fault comes again; a request has
+ * its answer, which after -EINTR is EAGAIN.
  */
 GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, int result,
 				   int error, struct gmem_exit *ret);
@@ -3182,8 +3212,8 @@ GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, 
  * Return: 0, or -EINVAL bad range, -EBADF the record has no vCPU fd, -EOPNOTSUPP
  * this VM does not support it (GMEM_CAP_PRE_FAULT), -ENOENT the range has a hole,
  * -EFAULT the memory's file is gone, its host address is not mapped, or it is
- * private without a guest_memfd, -EHWPOISON the hardware lost the memory, -EINTR
- * signals kept arriving, or the kernel's own errno.
+ * private without a guest_memfd, -EHWPOISON the hardware lost the memory, -ESTALE after
+ * gmem_vm_free(), -EINTR signals kept arriving, or the kernel's own errno.
  */
 GMEM_API int gmem_vcpu_prefault(struct gmem_vcpu *vcpu, uint64_t gpa, uint64_t size,
 				uint64_t *ret_done);
@@ -3369,8 +3399,8 @@ struct gmem_footprint {
  * @total: bytes in all
  *
  * The library calls it after each piece of 64 MiB or less, in the thread that
- * finished the piece, but never in two threads at once. The callback must not call
- * libgmem with the same VM.
+ * finished the piece, but never in two threads at once. Threads of the library's have 1 MiB
+ * of stack. The callback must not call libgmem with the same VM.
  *
  * Return: 0 to go on; anything else cancels the call.
  */
@@ -3497,9 +3527,9 @@ GMEM_API GMEM_CHECKED int gmem_populate_new(struct gmem_vm *vm, uint64_t gpa, ui
  *
  * Thread-safe. Source: as gmem_vm_populate(). Since: 0.1.
  *
- * Return: as gmem_populate_new(). After a failure in one thread, -EDEADLK
- * included, all calls return its errno; -ECANCELED also after
- * gmem_populate_cancel().
+ * Return: as gmem_populate_new(), -ECANCELED also after gmem_populate_cancel(), -ESTALE
+ * after gmem_vm_free(). After a failure in one thread, -EDEADLK included, all calls
+ * return its errno.
  */
 GMEM_API int gmem_populate_run(struct gmem_populate *job);
 
@@ -3871,8 +3901,9 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
  *
  * Return: 1 a dump was given, 0 nobody wants one, or -EAGAIN the reader was too slow,
  * -EPIPE or -ECONNRESET it has gone, -EINVAL NULL argument, bad options, or
- * @listening_fd blocks or does not listen, -ENOTSOCK, -EBADF, -EMFILE, -ENFILE, and the
- * errors of gmem_vm_dump().
+ * @listening_fd blocks or does not listen, -EOPNOTSUPP it is a socket that never does, such
+ * as one of datagrams, -ENOTSOCK it is no socket, -EBADF it is not open, -EMFILE, -ENFILE,
+ * and the errors of gmem_vm_dump().
  */
 GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
 				const struct gmem_dump_opts *opts, uint32_t wait_ms);
@@ -3883,11 +3914,12 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * A transfer copies guest memory from a file or pipe, or to one, through buffers of
  * its own, so no I/O is ever under way to guest memory itself. With io_uring it
  * reads or writes many buffers at a time. Where io_uring or the thread for it is
- * forbidden, or it was not built in, the transfer uses read(2) and write(2), and its
- * result says so.
+ * forbidden, or it was not built in, or its buffers (33 MiB at most) do not fit, the
+ * transfer uses read(2), write(2) and one buffer, and its result says so.
  *
  * A ring of the library's own belongs to a thread that submits to it, blocks all signals
- * except those of faults, and ends with the transfer. So the ring interrupts no system
+ * except those of faults, has a stack of about 80 KiB (which counts where memory is locked),
+ * and ends with the transfer, in gmem_transfer_free(). So the ring interrupts no system
  * call of another thread, as it would those of a thread that uses it itself, with EINTR.
  *
  * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore() and gmem_image_verify() do
@@ -4210,8 +4242,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * image does not have, -EACCES memory of the image or the VM is private, -EROFS ROM
  * differs from the image and cannot be written, -ESPIPE a pipe cannot be verified
  * first, -EHWPOISON pages are lost, in the image or in the VM's memory, -EBUSY,
- * -ECANCELED, -EINVAL, -EBADF, -E2BIG, -EFAULT, -ENOMEM and errnos from reading as
- * gmem_vm_load().
+ * -ECANCELED, -EINVAL, -EBADF, -E2BIG, -EFAULT or -ENOMEM as gmem_vm_load(), or errnos
+ * from reading.
  */
 GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			     struct gmem_transfer_result *ret);
@@ -4250,9 +4282,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
- * Return: 0, or -ENOMSG, -EBADMSG, -ENODATA, -EOPNOTSUPP, -EHWPOISON, -ECANCELED, -EINVAL,
- * -EBADF, -E2BIG or -ENOMEM as gmem_vm_restore(), and its errnos from reading, -ENOMEM
- * also for too many private ranges.
+ * Return: 0, or -ENOMEM also for too many private ranges, -ENOMSG, -EBADMSG, -ENODATA,
+ * -EOPNOTSUPP, -EHWPOISON, -ECANCELED, -EINVAL, -EBADF, -E2BIG or -ENOMEM as
+ * gmem_vm_restore(), or errnos from reading.
  */
 GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 			       struct gmem_transfer_result *ret);
@@ -4322,7 +4354,8 @@ struct gmem_image_summary {
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
  * Return: number of regions, or -ENOSPC there are more than @max, -EINVAL NULL argument
- * or bad size, and the errors of gmem_image_verify() but -EHWPOISON.
+ * or bad size, -ENOMSG, -EBADMSG, -ENODATA, -EOPNOTSUPP, -ECANCELED, -EBADF, -E2BIG or
+ * -ENOMEM as gmem_image_verify(), or errnos from reading.
  */
 GMEM_API int gmem_image_info(int fd, const struct gmem_transfer_opts *opts,
 			     struct gmem_image_summary *ret, struct gmem_image_region *regions,
@@ -4360,7 +4393,8 @@ GMEM_API int gmem_image_info(int fd, const struct gmem_transfer_opts *opts,
  *
  * Return: GMEM_TRANSFER_DONE, GMEM_TRANSFER_MORE or GMEM_TRANSFER_WAIT, or as
  * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore(); -EINVAL also after
- * gmem_transfer_free() returned -EBUSY, or io_uring_enter(2)'s own errno.
+ * gmem_transfer_free() returned -EBUSY, -ESTALE after gmem_vm_free(), or
+ * io_uring_enter(2)'s own errno.
  */
 GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait);
 
@@ -4588,7 +4622,7 @@ GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void 
  * no part of a file, or of one that is not on tmpfs or hugetlbfs (gmem_last_error()
  * says why and what would help; GMEM_EXPORT_SKIP leaves it out), -EPERM the file of a
  * GMEM_REGION_MEMORY_FD lacks a seal (the same), -ENOSPC there are more than @max, and
- * the sentence says how many, -ENOMEM, -EINVAL NULL argument.
+ * the sentence says how many, -ESTALE after gmem_vm_free(), -ENOMEM, -EINVAL NULL argument.
  */
 GMEM_API int gmem_export_table(struct gmem_export *exporter, struct gmem_extent *extents,
 			       size_t max);
@@ -4727,7 +4761,8 @@ struct gmem_peer_opts {
  * Return: 0, or -EINVAL bad options, or another kind of socket, -EOPNOTSUPP
  * memory cannot be given as the options ask (see gmem_export_table(), too),
  * -EACCES a file has more than the peer may have, -EBADF @sock is not open,
- * -ENOTSOCK it is no socket, -E2BIG options newer than the library, -EMFILE, -ENOMEM.
+ * -ENOTSOCK it is no socket, -E2BIG options newer than the library, -ESTALE after
+ * gmem_vm_free(), -EMFILE, -ENOMEM.
  */
 GMEM_API GMEM_CHECKED int gmem_peer_add(struct gmem_export *exporter, int sock,
 					const struct gmem_peer_opts *opts,
@@ -4750,10 +4785,9 @@ GMEM_API void gmem_peer_remove(struct gmem_peer *peer);
  * Thread-safe. Since: 0.1.
  *
  * Return: 1 the peer has all the memory it should have; 0 messages or answers are
- * under way, or memory is to be offered again; or the reason why it gets no more:
- * -EPIPE the process is gone, -EPROTO it sent a message that no import sends,
- * -ETIMEDOUT it was cut off, or the errno with which it refused memory; -EINVAL for
- * NULL.
+ * under way, or memory is to be offered again; or -EPIPE the process is gone, -EPROTO it
+ * sent a message that no import sends, -ETIMEDOUT it was cut off, or the errno with which
+ * it refused memory, all of which end it; -ESTALE after gmem_vm_free(), -EINVAL for NULL.
  */
 GMEM_API int gmem_peer_status(struct gmem_peer *peer);
 
@@ -4764,11 +4798,13 @@ GMEM_API int gmem_peer_status(struct gmem_peer *peer);
  *
  * Does what gmem_export_dispatch() does, for all peers of the export, whenever
  * gmem_export_fd() is readable, so a VMM that starts a device, or has added memory, needs
- * no loop of its own. Signals do not end the wait.
+ * no loop of its own. Other threads may wait or dispatch at the same time: what they read
+ * is noticed within 10 ms, and so is gmem_vm_free(). Signals do not end the wait.
  *
  * Thread-safe. No thread may free the peer meanwhile. Source: poll(2). Since: 0.1.
  *
- * Return: as gmem_peer_status(): 0 the time is over.
+ * Return: 1 as gmem_peer_status(); 0 the time is over; or the errors of
+ * gmem_peer_status(), -ESTALE also if the VM's handle is freed meanwhile.
  */
 GMEM_API int gmem_peer_wait(struct gmem_peer *peer, int ms);
 
@@ -4797,7 +4833,7 @@ GMEM_API int gmem_export_fd(const struct gmem_export *exporter);
  *
  * Thread-safe. Source: sendmsg(2), recvmsg(2), timerfd_settime(2). Since: 0.1.
  *
- * Return: 0, or -EINVAL for NULL.
+ * Return: 0, or -ESTALE after gmem_vm_free(), -EINVAL for NULL.
  */
 GMEM_API int gmem_export_dispatch(struct gmem_export *exporter);
 
@@ -4857,7 +4893,12 @@ GMEM_API GMEM_CHECKED int gmem_import_new(int sock, const struct gmem_import_opt
 
 /**
  * gmem_import_free() - unmap all memory and close the connection
- * @import: import, or NULL; its views must be freed before
+ * @import: import, or NULL
+ *
+ * Views need not be freed before: what they look up from now on is -ESTALE. The call waits
+ * for a second for those between gmem_view_begin() and gmem_view_end(). If one is there for
+ * longer, the connection is closed all the same, but the memory stays mapped until that
+ * view is freed, as for gmem_vm_free(); an import has no log to tell so.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
@@ -4911,7 +4952,8 @@ GMEM_API int gmem_import_dispatch(struct gmem_import *import);
  *
  * Does what gmem_import_dispatch() does whenever gmem_import_fd() is readable, so a device
  * process needs no loop of its own. What the exporting process waits for is done before
- * this returns for @fd. Signals do not end the wait.
+ * this returns for @fd. Once the import has ended, every call returns why, in all threads.
+ * Signals do not end the wait.
  *
  * Thread-safe, and as gmem_import_dispatch() not to be called between gmem_view_begin()
  * and gmem_view_end(). Source: poll(2). Since: 0.1.

@@ -486,9 +486,11 @@ static bool file_has(const char *path, const char *text)
 	return gmem_sys_read_file(path, content, sizeof(content)) > 0 && strstr(content, text);
 }
 
-/* What to do about an error of opening KVM_PATH, or of asking what is there */
-static const char *kvm_remedy(int err)
+/* What to do about an error of opening KVM_PATH, or, if it @opened, of asking what is there */
+static const char *kvm_remedy(int err, bool opened)
 {
+	if (opened && is_policy(err))
+		return NEEDS_POLICY;
 	if (err == -EACCES)
 		return "join group kvm: sudo usermod -aG kvm $USER, then log in again; if that is so, "
 		       NEEDS_POLICY;
@@ -500,20 +502,25 @@ static const char *kvm_remedy(int err)
 		return "make sure that " KVM_PATH " is the KVM device";
 	/* Kernels list their drivers there, also for processes in containers. */
 	if (file_has("/proc/misc", " kvm\n"))
-		return "give " KVM_PATH " to the container: the kernel has it";
+		return err == -ENOENT ? "give " KVM_PATH " to the container: the kernel has it"
+		       : "make the node " KVM_PATH " anew, with the numbers in /sys/class/misc/kvm/dev";
 	if (is_arm64())
 		return "boot the kernel at EL2: in a VM, that needs nested virtualisation";
 	return "load the module kvm_intel or kvm_amd; virtualisation must be on in the firmware, "
 	       "and nested if this is a VM";
 }
 
-static void say_no_kvm(struct gmem_caps *caps, int err)
+static void say_no_kvm(struct gmem_caps *caps, int err, bool opened)
 {
-	const char *remedy = kvm_remedy(err);
+	const char *remedy = kvm_remedy(err, opened);
 
 	say_no(caps, GMEM_CAP_KVM, remedy, "%s: %s",
-	       is_policy(err) ? "no permission to open " KVM_PATH
-	       : err == -ENOENT ? "there is no " KVM_PATH : KVM_PATH " cannot be used",
+	       is_policy(err) && opened ? "a security policy forbids to use " KVM_PATH
+	       : is_policy(err) ? "no permission to open " KVM_PATH
+	       : err == -ENOENT ? "there is no " KVM_PATH
+	       : err == -ENOTTY || err == -EISDIR ? KVM_PATH " is not KVM"
+	       : err == -ENODEV || err == -ENXIO ? KVM_PATH " is a node without a driver"
+						 : KVM_PATH " cannot be used",
 	       gmem_errno_name(err));
 
 	/* The lines that need KVM, to ask it or to try something with it */
@@ -548,19 +555,22 @@ static uint64_t flags_to_try(const struct gmem_caps *caps)
 	return mask;
 }
 
-/* Sets the policy that a page has: this needs the call, but changes nothing. */
-static int try_mbind(void)
+static int refusal(int err)
+{
+	return is_policy(err) || err == -ENOSYS ? err : 0;
+}
+
+/* Tries calls on a page that has no use: sets the policy that it has, and the advice of all memory. */
+static void try_calls(struct gmem_caps *caps)
 {
 	const uint64_t page = gmem_sys_page_size(), no_nodes = 0;
 	void *addr;
-	int err;
 
-	err = gmem_sys_mmap(NULL, page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, &addr);
-	if (err)
-		return err;
-	err = gmem_sys_mbind(addr, page, MPOL_DEFAULT, &no_nodes, 64);
+	if (gmem_sys_mmap(NULL, page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, &addr))
+		return;
+	caps->mbind_refusal = refusal(gmem_sys_mbind(addr, page, MPOL_DEFAULT, &no_nodes, 64));
+	caps->madvise_refusal = refusal(gmem_sys_madvise(addr, page, MADV_DONTDUMP));
 	gmem_sys_munmap(addr, page);
-	return err;
 }
 
 static void try_numa_policy(struct gmem_caps *caps, int gmemfd)
@@ -570,7 +580,8 @@ static void try_numa_policy(struct gmem_caps *caps, int gmemfd)
 
 	if (caps->mbind_refusal)
 		say_refused(caps, GMEM_CAP_NUMA_POLICY, caps->mbind_refusal,
-			    "run a kernel with CONFIG_NUMA", "mbind(2) is refused");
+			    "run a kernel with CONFIG_NUMA, or allow mbind(2) in the seccomp filter",
+			    "mbind(2) is refused");
 	else if (err)
 		say_unknown(caps, GMEM_CAP_NUMA_POLICY, "statfs(2) of a guest_memfd failed: %s",
 			    gmem_errno_name(err));
@@ -609,7 +620,7 @@ static void try_host_access(struct gmem_caps *caps, int gmemfd, uint64_t flags)
 	if (!err)
 		say_yes(caps, GMEM_CAP_HOST_ACCESS, "a page was mapped and made writable");
 	else if (err == -EFAULT || err == -ENODEV || is_policy(err))
-		say_refused(caps, GMEM_CAP_HOST_ACCESS, err, NEEDS_6_18, "mapping it is refused");
+		say_refused(caps, GMEM_CAP_HOST_ACCESS, err, NEEDS_6_18, "mapping it, or writing there, is refused");
 	else
 		say_unknown(caps, GMEM_CAP_HOST_ACCESS, "mapping a page failed: %s",
 			    gmem_errno_name(err));
@@ -719,8 +730,7 @@ static int try_vm(struct gmem_caps *caps, int vm_fd)
 	struct gmem_probe_slot probe;
 	int err;
 
-	err = try_mbind();
-	caps->mbind_refusal = is_policy(err) || err == -ENOSYS ? err : 0;
+	try_calls(caps);
 	err = gmem_probe_slot_open(&probe, vm_fd, 0);
 
 	if (err == -EIO || err == -EBADF || err == -ENOTTY)
@@ -874,7 +884,7 @@ static void ask_system(struct gmem_caps *caps, int kvm_fd)
 	int version = gmem_sys_ioctl(kvm_fd, KVM_GET_API_VERSION, NULL);
 
 	if (version < 0) {
-		say_no_kvm(caps, version);
+		say_no_kvm(caps, version, true);
 		return;
 	}
 
@@ -920,7 +930,7 @@ static int fill(struct gmem_caps *caps, int vm_fd, const struct gmem_caps_opts *
 	else if (gmem_is_about_limit(kvm_fd))
 		say_kvm_unknown(caps, kvm_fd);
 	else
-		say_no_kvm(caps, kvm_fd);
+		say_no_kvm(caps, kvm_fd, false);
 
 	if (opened)
 		gmem_sys_close(kvm_fd);

@@ -31,7 +31,9 @@ struct gmem_caps {
 	bool has_vm;
 	bool has_vm_type;	/* the caller told it */
 	uint64_t vm_type;
-	int mbind_refusal;	/* -errno if mbind(2) cannot be used, whatever the memory */
+	/* -errno if these calls cannot be used, whatever the memory */
+	int mbind_refusal;
+	int madvise_refusal;
 	struct gmem_line lines[GMEM_CAP_COUNT];
 };
 

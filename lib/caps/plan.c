@@ -293,8 +293,12 @@ int gmem_plan_make(const struct gmem_caps *caps, const struct gmem_request *user
 		request.backings[0] = GMEM_BACKING_SHARED;
 	}
 
-	for (uint32_t backing = 1; backing < GMEM_BACKINGS; backing++)
+	for (uint32_t backing = 1; backing < GMEM_BACKINGS; backing++) {
+		if (caps->madvise_refusal)
+			miss(&verdicts[backing], "memory cannot be kept out of core dumps: madvise(2) is "
+			     "refused: %s", gmem_errno_name(caps->madvise_refusal));
 		judges[backing](&verdicts[backing], caps, &request);
+	}
 
 	for (int i = 0; i < GMEM_REQUEST_BACKINGS && request.backings[i] && !chosen; i++)
 		if (!verdicts[request.backings[i]].misses)

@@ -80,6 +80,20 @@ static int take_address_space(struct gmem_vm *vm, const struct gmem_vm_opts *opt
 	return 0;
 }
 
+/* The rest of the regions that end_regions() took from the guest; views may use it longer. */
+static void release_memory(struct gmem_vm *vm)
+{
+	struct gmem_region *region;
+
+	gmem_lock_take(&vm->lock);
+	while ((region = vm->stuck)) {
+		vm->stuck = region->next_stuck;
+		gmem_region_release(region);
+		free(region);
+	}
+	gmem_lock_drop(&vm->lock);
+}
+
 static void dispose(struct gmem_vm *vm)
 {
 	gmem_listeners_sweep(vm);
@@ -115,6 +129,7 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 	err = gmem_vm_identity_get(vm_fd, &vm->identity);
 	if (err)
 		goto free_vm;
+	vm->number = vm->identity->number;
 
 	err = find_out(vm, vm_fd, &opts);
 	if (!err)
@@ -127,6 +142,7 @@ GMEM_API int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *user_opts, struct
 
 	gmem_vm_begin(vm);
 	vm->dispose = dispose;
+	vm->release_memory = release_memory;
 	vm->fd = vm->identity->asked;
 	vm->log = opts.log;
 	vm->log_data = opts.log_data;
@@ -157,29 +173,30 @@ static void delete_slot(struct gmem_vm *vm, const struct gmem_region *region)
 						gmem_errno_name(err)));
 }
 
-static void release(struct gmem_vm *vm, struct gmem_region *region, bool delete)
+static void end_region(struct gmem_vm *vm, struct gmem_region *region, bool delete)
 {
 	if (delete && region->has_slot)
 		delete_slot(vm, region);
 	gmem_region_detach(region);
-	gmem_region_release(region);
-	free(region);
 }
 
-static void release_all(struct gmem_vm *vm, bool delete)
+/*
+ * Takes the regions from the guest, and puts them behind those that are stuck. In order:
+ * neighbours are mostly neighbours for the host, too, and KVM finds them faster.
+ */
+static void end_regions(struct gmem_vm *vm, bool delete)
 {
-	struct gmem_region *region;
+	struct gmem_region **end = &vm->stuck;
 	struct gmem_range *gpa;
 
 	gmem_lock_take(&vm->lock);
-	/* In order: neighbours are mostly neighbours for the host, too, and KVM finds them faster. */
+	for (; *end; end = &(*end)->next_stuck)
+		end_region(vm, *end, delete);
 	while ((gpa = gmem_range_find(&vm->regions, 0, UINT64_MAX))) {
 		gmem_range_remove(&vm->regions, gpa);
-		release(vm, GMEM_CONTAINER_OF(gpa, struct gmem_region, gpa), delete);
-	}
-	while ((region = vm->stuck)) {
-		vm->stuck = region->next_stuck;
-		release(vm, region, delete);
+		*end = GMEM_CONTAINER_OF(gpa, struct gmem_region, gpa);
+		end_region(vm, *end, delete);
+		end = &(*end)->next_stuck;
 	}
 	gmem_lock_drop(&vm->lock);
 }
@@ -191,32 +208,39 @@ static void drop_identity(struct gmem_vm *vm)
 	vm->fd = -1;
 }
 
-GMEM_API void gmem_vm_free(struct gmem_vm *vm)
+/* What outlives the handle may log, too, but the log's data need not be there any more. */
+static void end_log(struct gmem_vm *vm)
 {
-	if (!vm)
-		return;
+	__atomic_store_n(&vm->log, NULL, __ATOMIC_RELAXED);
+}
 
+static void end_vm(struct gmem_vm *vm, bool delete)
+{
 	gmem_vm_end_views(vm);
 	gmem_leases_end(vm);
-	release_all(vm, true);
+	end_regions(vm, delete);
 	drop_identity(vm);
+	if (gmem_vm_memory_is_kept(vm))
+		end_log(vm);
+	gmem_vm_drop_memory(vm);
+	end_log(vm);
 	gmem_vm_unref(vm);
 }
 
+GMEM_API void gmem_vm_free(struct gmem_vm *vm)
+{
+	if (vm)
+		end_vm(vm, true);
+}
+
 /*
- * The fd goes first: if it is the VM's last, KVM takes all memslots down at once, and
- * unmapping the memory no longer has to look for them.
+ * The handle's fd goes before the memory: if it is the VM's last, KVM takes all memslots down
+ * at once, and unmapping no longer has to look for them.
  */
 GMEM_API void gmem_vm_free_with_vm(struct gmem_vm *vm)
 {
-	if (!vm)
-		return;
-
-	gmem_vm_end_views(vm);
-	gmem_leases_end(vm);
-	drop_identity(vm);
-	release_all(vm, false);
-	gmem_vm_unref(vm);
+	if (vm)
+		end_vm(vm, false);
 }
 
 GMEM_API const struct gmem_caps *gmem_vm_caps(const struct gmem_vm *vm)

@@ -119,7 +119,7 @@ int gmem_ring_new(uint32_t entries, struct gmem_ring **ret)
 	ring->entries = entries;
 	sem_init(&ring->asked, 0, 0);
 	sem_init(&ring->answered, 0, 0);
-	err = gmem_thread_start(serve, ring, &ring->thread);
+	err = gmem_thread_start(serve, ring, GMEM_THREAD_PLAIN, &ring->thread);
 	if (err)
 		goto free_ring;
 

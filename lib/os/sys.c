@@ -524,12 +524,7 @@ int64_t gmem_sys_read_cached(int fd, void *buf, uint64_t size, uint64_t offset)
 
 int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offset)
 {
-	ssize_t n;
-
-	if (offset != GMEM_NO_OFFSET)
-		return write_quietly(fd, buf, size, offset);
-	n = write(fd, buf, size);
-	return n < 0 ? -errno : n;
+	return write_quietly(fd, buf, size, offset);
 }
 
 int gmem_sys_seek_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end)

@@ -600,7 +600,7 @@ static size_t start_threads(struct gmem_populate *job, pthread_t *threads, size_
 	size_t started = 0;
 
 	while (threads && started < count &&
-	       gmem_thread_start(work, job, &threads[started]) == 0)
+	       gmem_thread_start(work, job, GMEM_THREAD_CALLBACKS, &threads[started]) == 0)
 		started++;
 	return started;
 }

@@ -10,6 +10,7 @@
 void gmem_vm_begin(struct gmem_vm *vm)
 {
 	vm->users = 1;
+	vm->memory_keepers = 1;
 	gmem_lock_init(&vm->hook_lock, GMEM_RANK_HOOKS);
 	gmem_lock_init(&vm->change_lock, GMEM_RANK_CHANGE);
 	gmem_lock_init(&vm->lock, GMEM_RANK_VM);
@@ -39,6 +40,18 @@ void gmem_vm_unref(struct gmem_vm *vm)
 	/* Pairs with itself: the last user sees what the others did. */
 	if (__atomic_sub_fetch(&vm->users, 1, __ATOMIC_ACQ_REL) == 0)
 		vm->dispose(vm);
+}
+
+void gmem_vm_keep_memory(struct gmem_vm *vm)
+{
+	__atomic_add_fetch(&vm->memory_keepers, 1, __ATOMIC_RELAXED);
+}
+
+void gmem_vm_drop_memory(struct gmem_vm *vm)
+{
+	/* Pairs with itself, as above. */
+	if (__atomic_sub_fetch(&vm->memory_keepers, 1, __ATOMIC_ACQ_REL) == 0)
+		vm->release_memory(vm);
 }
 
 int gmem_vm_check_alive(const struct gmem_vm *vm)
@@ -182,16 +195,18 @@ int gmem_vm_log_error(struct gmem_vm *vm, int err)
 {
 	struct gmem_locks_aside aside;
 	struct gmem_failure failure;
+	gmem_log_fn log;
 
 	if (err >= 0)
 		return err;
 	gmem_error_check(err);
-	if (!vm->log)
+	log = __atomic_load_n(&vm->log, __ATOMIC_RELAXED);
+	if (!log)
 		return err;
 
 	gmem_failure_keep(&failure, err);
 	gmem_locks_set_aside(&aside);
-	vm->log(vm->log_data, err, failure.sentence);
+	log(vm->log_data, err, failure.sentence);
 	gmem_locks_restore(&aside);
 	return gmem_failure_restore(&failure);
 }

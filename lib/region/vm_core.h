@@ -54,16 +54,19 @@ struct gmem_vm {
 	uint32_t users;			/* atomic: the handle's owner, and each object made of it */
 	bool is_over;			/* atomic: the owner freed it, its regions are gone */
 	void (*dispose)(struct gmem_vm *vm);	/* called with the last user gone */
+	uint32_t memory_keepers;	/* atomic: the owner, and views that its end waited for in vain */
+	void (*release_memory)(struct gmem_vm *vm);	/* called with the last of these gone */
 
 	/* set by gmem_vm_new(), never changed until it is over */
 	int fd;				/* identity->fd, which is its owner */
 	struct gmem_vm_identity *identity;	/* NULL: an import */
+	int number;			/* identity->number, also when it is over; -1: an import */
 	uint32_t address_space;		/* of KVM's, the one that all of the handle's memslots are in */
 	bool has_default_plan;
 	struct gmem_caps caps;
 	struct gmem_plan default_plan;
 	struct gmem_inplace inplace;
-	gmem_log_fn log;
+	gmem_log_fn log;		/* atomic: NULL once the owner has freed it */
 	void *log_data;
 	uint32_t wait_ms;		/* of calls that have none of their own; 0: no limit */
 
@@ -79,7 +82,7 @@ struct gmem_vm {
 	struct gmem_lock lock;		/* rank VM: everything below up to change_ended */
 	struct gmem_range_map regions;	/* by gpa; written with hook_lock, too; read with any of the three */
 	struct gmem_range_map hvas;	/* the regions by host address */
-	struct gmem_region *stuck;	/* their memslots could not be deleted, see apply_slots.c */
+	struct gmem_region *stuck;	/* see apply_slots.c; all others, too, once the VM is over */
 
 	struct gmem_interval_tree leases;	/* by gpa, see lease.h */
 	struct gmem_interval_tree lease_bars;
@@ -117,7 +120,7 @@ struct gmem_vm {
 
 /*
  * Initialise the locks of @vm, which is zeroed, with one user; an import does so, too. The
- * owner sets @dispose.
+ * owner sets @dispose and @release_memory.
  */
 void gmem_vm_begin(struct gmem_vm *vm);
 /* The readers' table is gone already, see gmem_vm_drop_table(). */
@@ -129,13 +132,24 @@ void gmem_vm_end(struct gmem_vm *vm);
  */
 struct gmem_vm *gmem_vm_ref(struct gmem_vm *vm);
 void gmem_vm_unref(struct gmem_vm *vm);
+/*
+ * Whoever still uses the mapped memory of a VM that is over, and what says where it is, keeps
+ * it. The last one releases it, whichever thread that is; it has no locks.
+ */
+void gmem_vm_keep_memory(struct gmem_vm *vm);
+void gmem_vm_drop_memory(struct gmem_vm *vm);
+/* For the owner, before it drops the memory: whether another does so, perhaps later */
+static inline bool gmem_vm_memory_is_kept(const struct gmem_vm *vm)
+{
+	return __atomic_load_n(&vm->memory_keepers, __ATOMIC_RELAXED) > 1;
+}
 /* Returns 0, or -ESTALE and a sentence if the VM's owner has freed it. */
 int gmem_vm_check_alive(const struct gmem_vm *vm);
 
 /* The number of the caller's VM fd, for sentences and tracers; -1: none */
 static inline int gmem_vm_number(const struct gmem_vm *vm)
 {
-	return vm->identity ? vm->identity->number : -1;
+	return vm->number;
 }
 
 /* The budget of a call whose own options say @wait_ms; 0: they say nothing */

@@ -197,7 +197,9 @@ GMEM_API int gmem_export_add_memory(struct gmem_export *exporter, void *hva, uin
 
 	if (!exporter || !hva)
 		return gmem_fail(-EINVAL, "%s is NULL", exporter ? "hva" : "exporter");
-	err = check_memory(exporter, hva, size, fd, offset, &file);
+	err = gmem_vm_check_alive(exporter->vm);
+	if (!err)
+		err = check_memory(exporter, hva, size, fd, offset, &file);
 	if (err)
 		return err;
 
@@ -213,6 +215,9 @@ GMEM_API int gmem_export_remove_memory(struct gmem_export *exporter, const void 
 
 	if (!exporter)
 		return gmem_fail(-EINVAL, "exporter is NULL");
+	err = gmem_vm_check_alive(exporter->vm);
+	if (err)
+		return err;
 
 	gmem_lock_take(&exporter->lock);
 	err = gmem_callers_memory_remove(&exporter->memory, hva);

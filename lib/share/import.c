@@ -660,7 +660,8 @@ GMEM_API int gmem_import_dispatch(struct gmem_import *import)
 
 GMEM_API int gmem_import_wait(struct gmem_import *import, int fd, int ms)
 {
-	struct pollfd fds[2] = { { .events = POLLIN }, { .fd = fd, .events = POLLIN } };
+	/* The socket itself stays POLLHUP for every thread once the import has ended. */
+	struct pollfd fds[] = { { .events = POLLIN }, { .fd = fd, .events = POLLIN }, { .events = 0 } };
 	uint64_t end = gmem_wait_end_of_ms(ms);
 	int ret;
 
@@ -668,12 +669,13 @@ GMEM_API int gmem_import_wait(struct gmem_import *import, int fd, int ms)
 		return gmem_fail(-EINVAL, "import is NULL");
 
 	fds[0].fd = import->epoll;
+	fds[2].fd = import->sock;
 	for (;;) {
-		ret = gmem_sys_poll_many(fds, 2, gmem_wait_left_ms(end));
+		ret = gmem_sys_poll_many(fds, GMEM_ARRAY_SIZE(fds), gmem_wait_left_ms(end));
 		if (ret < 0)
 			return gmem_fail(ret, "fd %d cannot be waited for: %s", fd, gmem_errno_name(ret));
 		/* The exporting process first, which waits for the answer. */
-		ret = fds[0].revents ? gmem_import_dispatch(import) : 0;
+		ret = fds[0].revents || fds[2].revents ? gmem_import_dispatch(import) : 0;
 		if (ret < 0)
 			return ret;
 		if (fds[1].revents & POLLNVAL)
@@ -769,6 +771,20 @@ static int start(struct gmem_import *import, int sock)
 	return err;
 }
 
+static void release_memory(struct gmem_vm *vm)
+{
+	struct gmem_import *import = GMEM_CONTAINER_OF(vm, struct gmem_import, vm);
+	struct gmem_mapped_extent *extent;
+
+	if (import->work.is_outside)
+		free_extent(import, import->work.extent);
+	while (vm->regions.root) {
+		extent = extent_of_gpa(vm->regions.root);
+		take_out(import, extent);
+		free_extent(import, extent);
+	}
+}
+
 /* Views may outlive the rest of the import. */
 static void dispose(struct gmem_vm *vm)
 {
@@ -801,7 +817,9 @@ GMEM_API int gmem_import_new(int sock, const struct gmem_import_opts *user_opts,
 
 	gmem_vm_begin(&import->vm);
 	import->vm.dispose = dispose;
+	import->vm.release_memory = release_memory;
 	import->vm.fd = -1;
+	import->vm.number = -1;
 	set_limits(import, &opts);
 	err = start(import, sock);
 	if (err) {
@@ -815,21 +833,13 @@ GMEM_API int gmem_import_new(int sock, const struct gmem_import_opts *user_opts,
 
 GMEM_API void gmem_import_free(struct gmem_import *import)
 {
-	struct gmem_mapped_extent *extent;
-
 	if (!import)
 		return;
 
 	gmem_vm_end_views(&import->vm);
-	if (import->work.is_outside)
-		free_extent(import, import->work.extent);
-	while (import->vm.regions.root) {
-		extent = extent_of_gpa(import->vm.regions.root);
-		take_out(import, extent);
-		free_extent(import, extent);
-	}
 	close_fds(import);
 	gmem_states_free(&import->before);
+	gmem_vm_drop_memory(&import->vm);
 	gmem_vm_unref(&import->vm);
 }
 

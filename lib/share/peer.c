@@ -225,7 +225,8 @@ GMEM_API int gmem_peer_wait(struct gmem_peer *peer, int ms)
 		left = gmem_wait_left_ms(end);
 		if (ret || !left)
 			return ret;
-		ret = gmem_sys_poll_many(&fd, 1, left);
+		/* Neither another thread's dispatch nor the end of the VM makes the fd readable. */
+		ret = gmem_sys_poll_many(&fd, 1, left < GMEM_PEERS_SLICE_MS ? left : GMEM_PEERS_SLICE_MS);
 		if (ret < 0)
 			return gmem_fail(ret, "the export's fd cannot be waited for: %s", gmem_errno_name(ret));
 	}

@@ -13,6 +13,9 @@
 
 #include "share/peer_state.h"
 
+/* How often a thread that waits looks again: another one may have read what it waits for. */
+#define GMEM_PEERS_SLICE_MS	10
+
 /* Call the functions below with the export's lock held. */
 
 /* Disconnect the peer. Memory it has mapped stays mapped there. */

@@ -22,13 +22,10 @@
 #include "state/claim.h"
 #include "state/private_state.h"
 
-/* How often to look again: another thread may have read the answer this one waits for */
-#define SLICE_MS	10
-
 /* Nanoseconds for messages each time; other peers' messages, which go on meanwhile, are in it */
 #define PUMP_TIME	GMEM_NANOSECONDS_PER_MS
 
-/* Sockets in one poll(); further peers are looked at every SLICE_MS */
+/* Sockets in one poll(); further peers are looked at every GMEM_PEERS_SLICE_MS */
 #define MAX_POLLED	16
 
 /* Find memory of the recall that the peer still has. */
@@ -151,8 +148,8 @@ static int wait_for_peers(struct gmem_export *exporter, const struct gmem_recall
 					 count);
 
 		/* Without the lock, so that other threads can dispatch meanwhile. */
-		if (gmem_sys_poll_many(fds, (unsigned int)count, SLICE_MS) < 0)
-			gmem_sys_pause(SLICE_MS * 1000);
+		if (gmem_sys_poll_many(fds, (unsigned int)count, GMEM_PEERS_SLICE_MS) < 0)
+			gmem_sys_pause(GMEM_PEERS_SLICE_MS * 1000);
 	}
 }
 

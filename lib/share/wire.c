@@ -187,7 +187,8 @@ int gmem_wire_check_socket(int fd)
 
 	err = gmem_sys_socket_kind(fd, &family, &type);
 	if (err)
-		return gmem_fail(err, "fd %d is no socket: %s", fd, gmem_errno_name(err));
+		return gmem_fail(err, err == -ENOTSOCK || err == -EBADF ? "fd %d is no socket: %s" :
+				 "getsockopt(2) does not tell what socket fd %d is: %s", fd, gmem_errno_name(err));
 	if (family != AF_UNIX || type != SOCK_SEQPACKET)
 		return gmem_fail(-EINVAL, "fd %d is a socket of family %d and type %d, not AF_UNIX, %d, "
 				 "and SOCK_SEQPACKET, %d", fd, family, type, AF_UNIX, SOCK_SEQPACKET);

@@ -140,6 +140,23 @@ static void parse_options(int argc, char **argv, struct options *options)
 
 /* ---- what is no image ---- */
 
+/* Returns the path as one word of a shell, and no option; to be freed. */
+static char *shell_word(const char *path)
+{
+	static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._-+,:@";
+	const char *quote = path[strspn(path, plain)] ? "'" : "";
+	char *word = check_memory(malloc(4 * strlen(path) + sizeof("'./'"))), *to = word;
+
+	to = stpcpy(stpcpy(to, quote), *path == '-' ? "./" : "");
+	for (; *path; path++) {
+		if (*path == '\'')
+			to = stpcpy(to, "'\\'");
+		*to++ = *path;
+	}
+	strcpy(to, quote);
+	return word;
+}
+
 /* Says how to go on, if these are the first bytes of something known. */
 static void suggest(const struct options *options, const unsigned char first[8])
 {
@@ -150,13 +167,16 @@ static void suggest(const struct options *options, const unsigned char first[8])
 		{ "\x04\x22\x4d\x18", 4, "lz4" },
 	};
 
+	char *word = shell_word(options->path);
+
 	for (size_t i = 0; i < GMEM_ARRAY_SIZE(packers); i++)
 		if (!memcmp(first, packers[i].magic, packers[i].size))
 			print_error("It is compressed with %s. Try: %s -dc %s | gmem-image %s -",
-				    packers[i].program, packers[i].program, options->path,
+				    packers[i].program, packers[i].program, word,
 				    command_names[options->command]);
 	if (!memcmp(first, "{\"gmem_d", 8))
-		print_error("It looks like a dump. Try: gmem-show %s", options->path);
+		print_error("It looks like a dump. Try: gmem-show %s", word);
+	free(word);
 }
 
 static enum exit_status fail(const struct options *options, int fd, int err)

@@ -48,7 +48,9 @@ struct report {
 	uint64_t vm_type;
 	bool ran_guest;		/* or tried to */
 	bool needs_group;	/* DEFAULT_KVM_PATH is not open to this user */
-	bool group_has_none;	/* nor to its group */
+	char group[33];		/* which to join */
+	bool makes_group;	/* it has to be made first, */
+	bool gives_group;	/* or given DEFAULT_KVM_PATH */
 	char *note;		/* says why there is KVM but no VM, or NULL */
 	char *kvm_reason;	/* the reason of findings[GMEM_CAP_KVM], if we wrote it */
 };

@@ -111,7 +111,8 @@ static char *no_vm_text(const struct report *report, int err)
 		text = sentence("No VM can be made: a security policy forbids it (%s): SELinux, "
 				"AppArmor or a seccomp filter", strerror(-err));
 	else if (err == -EINVAL && types->answer == GMEM_YES)
-		text = sentence("No VM of type %s can be made: KVM has here: %s", type, types->reason);
+		text = sentence("No VM of type %s can be made here: KVM makes only these types: %s", type,
+				types->reason);
 	else
 		text = sentence("No VM of type %s can be made: %s", type, strerror(-err));
 	free(type);
@@ -242,11 +243,43 @@ static void explain_kvm(struct report *report, const char *path, int err)
 			report->findings[i].remedy = remedy;
 }
 
+/* Finds the line of /etc/group of this name, or of this number; false: there is none. */
+static bool find_group(const char *name, gid_t gid, char ret_name[33])
+{
+	char line[512], found[33];
+	unsigned int number;
+	bool is_it = false;
+	FILE *groups = fopen("/etc/group", "re");
+
+	while (groups && !is_it && fgets(line, sizeof(line), groups)) {
+		is_it = sscanf(line, "%32[^:]:%*[^:]:%u:", found, &number) == 2 &&
+			(name ? !strcmp(found, name) : number == gid);
+		if (is_it)
+			strcpy(ret_name, found);
+	}
+	if (groups)
+		fclose(groups);
+	return is_it;
+}
+
+/* Which group to join for KVM: the device's, or the one that udev would have given it. */
+static void find_way_in(struct report *report)
+{
+	const mode_t both = S_IRGRP | S_IWGRP;
+	struct stat device;
+
+	if (stat(DEFAULT_KVM_PATH, &device) == 0 && (device.st_mode & both) == both && device.st_gid &&
+	    find_group(NULL, device.st_gid, report->group))
+		return;
+	report->gives_group = true;
+	report->makes_group = !find_group("kvm", 0, report->group);
+	strcpy(report->group, "kvm");
+}
+
 static int ask(const struct question *question, int kvm_fd, int vm_fd, struct report *report)
 {
 	GMEM_OPTS(gmem_caps_opts, opts, .kvm_fd = kvm_fd);
 	bool own_device = strcmp(question->kvm_path, DEFAULT_KVM_PATH) != 0;
-	struct stat device;
 	int err;
 
 	if (kvm_fd >= 0 || own_device)
@@ -258,9 +291,10 @@ static int ask(const struct question *question, int kvm_fd, int vm_fd, struct re
 			opts.flags |= GMEM_CAPS_RUN_GUEST;
 		report->ran_guest = question->run_guest;
 	}
-	report->needs_group = kvm_fd == -EACCES && !own_device && geteuid() != 0;
-	report->group_has_none = stat(DEFAULT_KVM_PATH, &device) == 0 &&
-				 (device.st_mode & (S_IRGRP | S_IWGRP)) != (S_IRGRP | S_IWGRP);
+	report->needs_group = kvm_fd == -EACCES && !own_device && geteuid() != 0 &&
+			      access(DEFAULT_KVM_PATH, R_OK | W_OK) < 0;
+	if (report->needs_group)
+		find_way_in(report);
 
 	err = gmem_caps_new(vm_fd, &opts, &report->caps);
 	if (err)

@@ -189,9 +189,14 @@ static void print_verdict(const struct report *report, unsigned int width)
 	const struct gmem_finding *guest = &report->findings[GMEM_CAP_GUEST_USES_FILE];
 
 	if (report->needs_group) {
-		printf("No permission to open " DEFAULT_KVM_PATH ". Join its group, then log in again:\n"
-		       "%s  sudo usermod -aG kvm $USER\n", report->group_has_none ?
-		       "  sudo chgrp kvm " DEFAULT_KVM_PATH " && sudo chmod g+rw " DEFAULT_KVM_PATH "\n" : "");
+		printf("No permission to open " DEFAULT_KVM_PATH ". %s, then log in again:\n%s%s"
+		       "  sudo usermod -aG ",
+		       report->gives_group ? "Give it to a group and join that" : "Join its group",
+		       report->makes_group ? "  sudo groupadd --system kvm\n" : "",
+		       report->gives_group ? "  sudo chgrp kvm " DEFAULT_KVM_PATH " && sudo chmod g+rw "
+					     DEFAULT_KVM_PATH "\n" : "");
+		print_clean(report->group, strlen(report->group));
+		printf(" $USER\n");
 		return;
 	}
 	if (kvm->answer == GMEM_NO) {

@@ -71,8 +71,7 @@ static int map_staging(struct gmem_io *io)
 	err = gmem_sys_mmap(NULL, io->staging_size, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, &io->staging);
 	if (err)
-		return gmem_fail_by_limit(err, io->staging_size, "no memory for %" PRIu32 " buffers of 1 MiB",
-					  io->depth);
+		return err;
 
 	start = ((uintptr_t)io->staging + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
 	gmem_sys_madvise((void *)(uintptr_t)start, need, MADV_HUGEPAGE);
@@ -82,6 +81,18 @@ static int map_staging(struct gmem_io *io)
 		io->buffers[i].data = (char *)(uintptr_t)(start + i * GMEM_IO_UNIT);
 	io->small = (char *)(uintptr_t)(start + io->depth * GMEM_IO_UNIT);
 	return 0;
+}
+
+/* What is too much for many buffers may be enough for one. */
+static void go_without_ring(struct gmem_io *io, int why)
+{
+	gmem_ring_free(io->ring);
+	io->ring = NULL;
+	io->no_ring = why;
+	io->depth = 1;
+	if (io->direct_fd >= 0)
+		gmem_sys_close(io->direct_fd);
+	io->direct_fd = -1;
 }
 
 static uint32_t useful_depth(const struct gmem_io_params *params)
@@ -102,6 +113,8 @@ static uint32_t useful_depth(const struct gmem_io_params *params)
 
 int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params)
 {
+	int err;
+
 	*io = (struct gmem_io){
 		.fd = params->fd,
 		.direct_fd = -1,
@@ -132,7 +145,13 @@ int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params)
 		io->depth = gmem_ring_room(io->ring);
 
 	open_direct(io, params);
-	return map_staging(io);
+	err = map_staging(io);
+	if (err && io->ring && io->own_ring) {
+		go_without_ring(io, err);
+		err = map_staging(io);
+	}
+	return err ? gmem_fail_by_limit(err, io->staging_size, "no memory for %" PRIu32 " buffers of 1 MiB",
+					io->depth) : 0;
 }
 
 /* ---- completions ---- */

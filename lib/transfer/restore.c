@@ -402,9 +402,11 @@ static int read_record(struct gmem_transfer *transfer, struct restore *restore,
 		       const struct image_record *record, uint64_t left)
 {
 	enum image_kind kind = kind_of(record);
-	int err = check_record(restore, record, left);
+	bool ends_lists = kind == IMAGE_DATA || kind == IMAGE_LOST || kind == IMAGE_END;
+	/* Who wants the lists alone has them by this record's beginning, be the rest damaged. */
+	int err = restore->wanted && restore->has_head && ends_lists ? 0 : check_record(restore, record, left);
 
-	if (!err && (kind == IMAGE_DATA || kind == IMAGE_LOST || kind == IMAGE_END)) {
+	if (!err && ends_lists) {
 		err = gmem_image_layout_end(transfer, &restore->layout, record);
 		if (!err && !restore->layout.is_complete)
 			return 0;
@@ -574,12 +576,14 @@ GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_trans
 	return gmem_transfer_run(err, transfer, ret);
 }
 
+/* Flags of transfers without a VM */
+static const uint64_t of_an_image = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING | GMEM_TRANSFER_ALLOW_LOST;
+
 GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 			       struct gmem_transfer_result *ret)
 {
 	struct gmem_transfer *transfer = NULL;
-	int err = begin(NULL, fd, opts, GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING |
-			GMEM_TRANSFER_ALLOW_LOST, &transfer);
+	int err = begin(NULL, fd, opts, of_an_image, &transfer);
 
 	return gmem_transfer_run(err, transfer, ret);
 }
@@ -599,7 +603,7 @@ GMEM_API int gmem_image_info(int fd, const struct gmem_transfer_opts *opts,
 	if (ret && ret->size < first_version)
 		return gmem_fail(-EINVAL, "struct gmem_image_summary says its size is %zu bytes, at least %zu "
 				 "expected", ret->size, first_version);
-	err = begin(NULL, fd, opts, GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING, &transfer);
+	err = begin(NULL, fd, opts, of_an_image, &transfer);
 	if (!err)
 		((struct restore *)transfer->state)->wanted = &wanted;
 	err = gmem_transfer_run(err, transfer, NULL);

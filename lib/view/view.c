@@ -170,6 +170,7 @@ GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 GMEM_API void gmem_view_free(struct gmem_view *view)
 {
 	struct gmem_reader *reader, **link;
+	bool keeps_memory;
 
 	if (!view)
 		return;
@@ -179,7 +180,10 @@ GMEM_API void gmem_view_free(struct gmem_view *view)
 	for (link = &reader->vm->views; *link != reader; link = &(*link)->next)
 		;
 	*link = reader->next;
+	keeps_memory = reader->keeps_memory;
 	gmem_lock_drop(&reader->vm->views_lock);
+	if (keeps_memory)
+		gmem_vm_drop_memory(reader->vm);
 	gmem_vm_unref(reader->vm);
 	free(reader);
 }
@@ -285,10 +289,10 @@ static void do_without_membarrier(struct gmem_vm *vm)
  * The first reader from @number downwards that uses what it began with before the barrier.
  * W3, ordered after W1 against R1 and R2; acquires R3 if the epoch is even.
  */
-static const struct gmem_reader *find_busy(const struct gmem_vm *vm, uint64_t number,
-					   uint64_t *ret_epoch)
+static struct gmem_reader *find_busy(const struct gmem_vm *vm, uint64_t number,
+				     uint64_t *ret_epoch)
 {
-	const struct gmem_reader *reader;
+	struct gmem_reader *reader;
 
 	for (reader = vm->views; reader; reader = reader->next) {
 		if (reader->number > number)
@@ -366,10 +370,29 @@ int gmem_vm_wait_for_views(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 				       "between begin and end", budget->wait_ms);
 }
 
+/* Returns how many views do so. One that begins from now on finds nothing. */
+static unsigned int have_busy_keep_memory(struct gmem_vm *vm)
+{
+	struct gmem_reader *reader;
+	unsigned int count = 0;
+	uint64_t epoch;
+
+	gmem_lock_take(&vm->views_lock);
+	reader = find_busy(vm, UINT64_MAX, &epoch);
+	for (; reader; reader = find_busy(vm, reader->number - 1, &epoch)) {
+		reader->keeps_memory = true;
+		gmem_vm_keep_memory(vm);
+		count++;
+	}
+	gmem_lock_drop(&vm->views_lock);
+	return count;
+}
+
 void gmem_vm_end_views(struct gmem_vm *vm)
 {
 	struct gmem_wait_budget budget = gmem_vm_budget(vm, vm->wait_ms ? 0 : END_MS);
 	const struct gmem_table *old;
+	unsigned int busy;
 
 	__atomic_store_n(&vm->is_over, true, __ATOMIC_RELEASE);
 	free_own_view(vm);
@@ -379,10 +402,18 @@ void gmem_vm_end_views(struct gmem_vm *vm)
 		gmem_vm_publish(vm, &gmem_table_of_nothing);
 	gmem_lock_drop(&vm->change_lock);
 
-	if (old && gmem_vm_wait_for_views(vm, &budget) == 0)
+	if (!old)
+		return;
+	if (gmem_vm_wait_for_views(vm, &budget) == 0) {
 		gmem_table_free(old, NULL);
-	else
-		vm->next_table = old;	/* a view still has it; freed with the last one */
+		return;
+	}
+	vm->next_table = old;	/* freed with the last view */
+	busy = have_busy_keep_memory(vm);
+	if (busy)
+		gmem_vm_log_error(vm, gmem_fail(-EBUSY, "views that are between begin and end still after %"
+						PRIu32 " ms keep the memory of the freed handle until "
+						"they are freed, too: %u of them", budget.wait_ms, busy));
 }
 
 static void show_part(struct gmem_vm *vm, const struct gmem_region *region, uint64_t gpa,
@@ -417,7 +448,7 @@ static int fail_no_memory(struct gmem_translation piece, uint64_t gpa)
 	static const char *const what[] = {
 		"there is no region at gpa ", "there is only a region that was removed or moved at gpa ",
 		"there is a device at gpa ", "there is private memory at gpa ",
-		"the VM's handle was freed: nothing can be had at gpa ",
+		"the VM's handle was freed, or the import: nothing can be had at gpa ",
 	};
 
 	return gmem_fail_at(gmem_translation_error(piece), what[piece.code / 2], gpa, "");

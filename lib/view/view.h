@@ -32,6 +32,7 @@ struct gmem_reader {
 	struct gmem_reader *next;	/* in vm->views, the newest first */
 	uint64_t number;		/* higher than those of older ones; never used again */
 	bool fast;	/* accesses use the fast engine of nofault.h */
+	bool keeps_memory;	/* of a VM that is over: it was waited for in vain */
 };
 
 /* Returns the argument @fast for the functions of nofault.h. */
@@ -67,6 +68,7 @@ void gmem_vm_show_states(struct gmem_vm *vm, const struct gmem_region *region, u
 /*
  * From now on the VM is over, and what views find is -ESTALE. Waits for those that are between
  * begin and end, as the owner's wait_ms says, or for a second: a thread may have died there.
+ * Those that are still there then keep the memory, and the old table, until they are freed.
  */
 void gmem_vm_end_views(struct gmem_vm *vm);
 /* Frees what is left of a VM that has no views any more. */

@@ -73,6 +73,58 @@ def every_errno_of_the_header_is_in_ERRORS():
             check(rf"Er \-{errno}" in errors, f"{name}.3 does not explain {errno}")
 
 
+def errors_of(name):
+    """[what is before the list, (errnos, text of an entry), ...] of a page's ERRORS, as text"""
+    section = re.search(r"^\.Sh ERRORS\n(.*?)^\.Sh ", SECTION3[name], re.S | re.M)
+    text = re.sub(r"^\.(?:Xr|Er|Fa|Dv|Vt|Fn) ", "", section[1] if section else "", flags=re.M)
+    start, *entries = re.split(r"^\.It (.*)\n", re.sub(r"^\.(Bl .*|El)\n", "", text, flags=re.M),
+                               flags=re.M)
+    return [("", start), *zip(entries[::2], entries[1::2])]
+
+
+def no_sentence_of_ERRORS_is_cut_off():
+    for name, page in SECTION3.items():
+        for sign in (";;", ", and.", ", or.", "\nand.", "\nor."):
+            check(sign not in page, f"{name}.3 has {sign!r}")
+        for errnos, text in errors_of(name):
+            check(not re.match(r"(and|or|but)\b", text), f"{name}.3 says of {errnos} only {text!r}")
+
+
+def no_errno_is_hidden_in_the_text_of_another():
+    told = r"(without|such as|after|returned|After a failure in one thread,|but)\s\\-E\w+|\\-E\w+\s+included"
+    for name in exported():
+        for errnos, text in errors_of(name):
+            text = re.sub(told, "", re.sub(r"(\\-E\w+) ,", r"\1", text))
+            check(r"\-E" not in text, f"{name}.3 hides an errno in that of {errnos}: {text}")
+
+
+def a_page_whose_errors_are_those_of_another_says_so_under_ERRORS():
+    found = re.findall(r"\n \* Return: ((?:(?!\*/).)*)\*/\s*GMEM_(?:API|INLINE)[^;{]*?\b(gmem_\w+)\(",
+                       HEADER, re.S)
+    for returns, name in found:
+        if re.search(r"(^|or )(as gmem_|the errors (of|that) )", re.sub(r"\s*\n \* ?", " ", returns)):
+            check("\n.Sh ERRORS\n" in SECTION3[name], f"{name}.3 has no ERRORS")
+
+
+def every_call_with_what_outlives_a_VM_names_ESTALE():
+    """Itself, or a page that its ERRORS refer to"""
+    def names(name, seen):
+        text = "".join(errnos + text for errnos, text in errors_of(name))
+        return "ESTALE" in text or any(
+            names(other, seen | {other}) for other in set(re.findall(r"\b(gmem_\w+) 3", text)) - seen
+            if other in exported())
+
+    lasting = "view|change|populate|transfer|vcpu|export|peer"
+    # They do not ask the VM, or are for its end.
+    spared = re.compile(r"_(free|new|end|cancel|result|get_result|complete|fd|remove_memory)$|"
+                        r"^gmem_(view_begin|export_add_memory)$")
+    for name in exported():
+        first = re.search(r'^\.Fa "(.*)"$', SECTION3[name], re.M)
+        if first and re.match(rf"struct gmem_({lasting}) \*", first[1]) and not spared.search(name) \
+           and '\n.Ft "int"' in SECTION3[name]:
+            check(names(name, {name}), f"{name}.3 says nothing of ESTALE")
+
+
 def every_struct_and_enum_has_a_page():
     names = re.findall(r"^(?:struct|enum) (gmem_\w+) \{", HEADER, re.M)
     check(len(names) > 10, "structs of the header are not found")
@@ -125,6 +177,10 @@ run([
     every_parameter_is_explained,
     the_most_used_functions_have_examples,
     every_errno_of_the_header_is_in_ERRORS,
+    no_sentence_of_ERRORS_is_cut_off,
+    no_errno_is_hidden_in_the_text_of_another,
+    a_page_whose_errors_are_those_of_another_says_so_under_ERRORS,
+    every_call_with_what_outlives_a_VM_names_ESTALE,
     every_struct_and_enum_has_a_page,
     every_constant_is_in_the_index,
     every_function_is_in_the_index,

@@ -98,6 +98,23 @@ def the_search_finds_a_name_by_its_words():
         check(re.search(rf"^  \['{word}\w*',\['{name}',", text, re.M), f"{word!r} does not find {name}")
 
 
+def the_search_finds_who_returns_an_errno():
+    text = "".join(path.read_text(encoding="utf-8") for path in DIRECTORY.glob("search/all_*.js"))
+    found = dict(re.findall(r"^  \['(e[a-z0-9]+)_\d+',\['E[A-Z0-9]+',(.*)\],?$", text, re.M))
+    check(len(found) > 20, "errnos are not found:", found)
+    for errno, name in (("ebusy", "gmem_vm_discard()"), ("einval", "gmem_image_info()"),
+                        ("enomsg", "gmem_image_info()")):
+        check(f"'{name}'" in found[errno], f"{errno} does not find {name}")
+
+
+def no_heading_has_nothing_below_it():
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        found = re.search(r'<h2 class="groupheader">([^<]*)</h2>\s*(<h2 class="groupheader">|</div><!-- contents)',
+                          text)
+        check(not found, f"{path.name}: nothing is below {found and found[1]!r}")
+
+
 def a_page_says_what_the_manual_says():
     text = " ".join("".join(PAGES[DIRECTORY / "group__module__populate__and__discard.html"].text)
                     .split())
@@ -112,5 +129,7 @@ run([
     the_menu_leads_somewhere,
     the_search_finds_every_name_of_the_header,
     the_search_finds_a_name_by_its_words,
+    the_search_finds_who_returns_an_errno,
+    no_heading_has_nothing_below_it,
     a_page_says_what_the_manual_says,
 ])

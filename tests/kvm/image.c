@@ -19,6 +19,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -377,6 +378,33 @@ TEST(io_uring_is_used_where_the_report_says_it_may_be)
 	OK(gmem_vm_restore(lab.vm, fd, NULL, &result));
 	check_memory(gmem_region_hva(region), gmem_region_size(region), 3);
 	close(fd);
+	lab_free(&lab);
+}
+
+/* Also where there is no io_uring, or where it is of no use, as for O_NONBLOCK */
+TEST(a_reader_that_has_gone_raises_no_signal)
+{
+	static const uint64_t flags[] = { 0, GMEM_TRANSFER_NO_RING };
+	struct lab lab;
+
+	new_guest(&lab, 6);
+	for (unsigned way = 0; way < 6; way++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = flags[way % 2]);
+		sigset_t pending;
+		int fds[2];
+
+		in_case("way %u", way);
+		if (way < 4)
+			WORKS(pipe2(fds, way < 2 ? 0 : O_NONBLOCK));
+		else
+			WORKS(socketpair(AF_UNIX, SOCK_STREAM, 0, fds));
+		close(fds[0]);
+		/* SIGPIPE would end this process. */
+		REFUSED(gmem_vm_save(lab.vm, fds[1], &opts, NULL), -EPIPE);
+		sigpending(&pending);
+		CHECK(!sigismember(&pending, SIGPIPE));
+		close(fds[1]);
+	}
 	lab_free(&lab);
 }
 

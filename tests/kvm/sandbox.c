@@ -63,16 +63,25 @@ static void run_running(struct site *s)
 		OK(gmem_region_get_dirty_log(s->region, bitmap, ARRAY_SIZE(bitmap)));
 }
 
+/* As much as it takes for threads to be placed near the memory */
+#define FOR_THREADS (64 * MIB)
+
 /* alone, and with threads of the library's */
 static void populate(struct site *s)
 {
+	GMEM_OPTS(gmem_region_opts, add, .plan = s->plan);
 	GMEM_OPTS(gmem_populate_opts, opts);
 	struct gmem_footprint footprint;
+	struct gmem_region *large;
 
 	OK(gmem_vm_populate(s->lab.vm, BASE, s->size, &opts, &footprint));
 	OK(gmem_vm_discard(s->lab.vm, BASE, s->size, NULL, &footprint));
-	opts.workers = 2;
-	OK(gmem_vm_populate(s->lab.vm, BASE, s->size, &opts, &footprint));
+	OK(gmem_region_add(s->lab.vm, 8 * GIB, FOR_THREADS, &add, &large));
+	for (opts.workers = 2; opts.workers <= 8; opts.workers *= 2) {
+		OK(gmem_vm_populate(s->lab.vm, 8 * GIB, FOR_THREADS, &opts, &footprint));
+		OK(gmem_vm_discard(s->lab.vm, 8 * GIB, FOR_THREADS, NULL, &footprint));
+	}
+	OK(gmem_region_remove(large));
 }
 
 /* Host memory that is a memfd, over a reservation of the program's */
@@ -116,7 +125,9 @@ static void run_layout(struct site *s)
 	if (gmem_region_file(s->region, NULL)) {
 		OK(gmem_file_allocate(gmem_region_file(s->region, NULL), 0, s->size, NULL));
 		OK(gmem_file_punch(gmem_region_file(s->region, NULL), 0, s->lab.page, NULL));
+		CHECK_EQ(gmem_fd_is_guest_memfd(gmem_file_fd(gmem_region_file(s->region, NULL))), 1);
 	}
+	CHECK_EQ(gmem_fd_is_guest_memfd(s->lab.m.vm_fd), 0);
 	gmem_view_free(view);
 	gmem_view_free(s->view);
 	gmem_vm_free(s->lab.vm);
@@ -169,17 +180,19 @@ static void set_up_more(struct gmem_vm *vm, const struct gmem_plan *plan, struct
 	struct gmem_region *region;
 	struct gmem_view *view;
 
-	OK(gmem_region_add(vm, 8 * GIB, 16 * MIB, &opts, &region));
-	OK(gmem_vm_set_numa(vm, 8 * GIB, 16 * MIB, &numa, NULL));
-	OK(gmem_vm_populate(vm, 8 * GIB, 16 * MIB, &populate, NULL));
-	OK(gmem_vm_numa(vm, 8 * GIB, 16 * MIB, &pages));
+	OK(gmem_region_add(vm, 8 * GIB, FOR_THREADS, &opts, &region));
+	OK(gmem_vm_set_numa(vm, 8 * GIB, FOR_THREADS, &numa, NULL));
+	OK(gmem_vm_populate(vm, 8 * GIB, FOR_THREADS, &populate, NULL));
+	OK(gmem_vm_numa(vm, 8 * GIB, FOR_THREADS, &pages));
 	opts.memory = NULL;
 	opts.flags = GMEM_REGION_HVA;
 	opts.hva = mmap(NULL, 16 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	CHECK(opts.hva != MAP_FAILED);
 	OK(gmem_region_add(vm, 9 * GIB, 16 * MIB, &opts, &region));
-	if (file)
+	if (file) {
 		OK(gmem_file_allocate(file, 0, page_size(), NULL));
+		CHECK_EQ(gmem_fd_is_guest_memfd(gmem_file_fd(file)), 1);
+	}
 	OK(gmem_view_new(vm, &view));
 	WORKS(mprotect(opts.hva, page_size(), PROT_READ));
 	REFUSED(gmem_view_fill(view, 9 * GIB, 1, 8, NULL), -EFAULT);

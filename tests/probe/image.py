@@ -156,6 +156,18 @@ def lost_pages_are_named_on_request():
 
 # ---- what is no image ----
 
+def damage_behind_the_lists_is_not_noticed_by_info():
+    whole = usual()
+    data = len(whole) - 4096 - 4 * 4096     # where the record with the memory begins
+    equal(whole[data:data + 8], b"GMEMDATA", "the test's own place")
+    info, regions = tell("info", data=whole), tell("regions", data=whole)
+    for damaged in (whole[:data + 5000] + b"?" + whole[data + 5001:], whole[:data + 100] + b"?" + whole[data + 101:],
+                    whole[:data + 4096], whole[:data + 8192], whole[:-4096]):
+        equal(tell("info", data=damaged).split("the file has")[0], info.split("the file has")[0], "info")
+        equal(tell("regions", data=damaged), regions, "regions")
+        equal(run_image("verify", "FILE", data=damaged).returncode, 1, "verify")
+
+
 def other_files_are_no_images():
     for data in (b"hello\n", b"\0" * 8192, b"\x7fELF" + b"\0" * 100, b"QEVM\0\0\0\3", os.urandom(64).replace(b"G", b"x")):
         for command in ("info", "regions", "verify"):
@@ -172,6 +184,19 @@ def what_packed_an_image_is_named():
                           (b"\xfd7zXZ\0\0", "xz"), (b"\x04\x22\x4d\x18" + b"\0" * 9, "lz4")):
         refused(3, rf"Try: {program} -dc FILE \| gmem-image verify -\n", "verify", "FILE", data=data)
     refused(3, "looks like a dump. Try: gmem-show FILE", "info", "FILE", data=b'{"gmem_dump":1}')
+
+
+def commands_to_paste_have_the_name_as_one_word():
+    with tempfile.TemporaryDirectory() as directory:
+        for name in ("a; touch pwned", "it's", "$(touch pwned)", "two words", "-x", "plain.gz"):
+            pathlib.Path(directory, name).write_bytes(b"\x1f\x8b\x08" + b"\0" * 9)
+            said = subprocess.run([IMAGE, "info", "--", name], cwd=directory, capture_output=True, check=False,
+                                  text=True).stderr
+            command = re.search(r"Try: gzip -dc (.*) \| gmem-image info -\n", said)[1]
+            words = subprocess.run(["sh", "-c", f"printf '%s\\n' {command}"], cwd=directory, capture_output=True,
+                                   check=True, text=True).stdout
+            equal(words, ("./" if name[0] == "-" else "") + name + "\n", "what a shell makes of it")
+        check(not pathlib.Path(directory, "pwned").exists(), "a name was run")
 
 
 def damage_is_no_other_file():
@@ -245,8 +270,10 @@ run([
     a_whole_image_is_verified,
     an_image_may_begin_anywhere_and_come_through_a_pipe,
     lost_pages_are_named_on_request,
+    damage_behind_the_lists_is_not_noticed_by_info,
     other_files_are_no_images,
     what_packed_an_image_is_named,
+    commands_to_paste_have_the_name_as_one_word,
     damage_is_no_other_file,
     a_newer_image_is_neither,
     what_an_image_only_claims_costs_nothing,

@@ -698,6 +698,30 @@ static void policy_that_forbids_mbind_forbids_numa_to_all_memory(void **state)
 	free_and_halt(caps, fd);
 }
 
+/* Memory that would be in core dumps is no way of backing: no plan is made for what an add refuses. */
+static void policy_that_forbids_madvise_leaves_no_plan(void **state)
+{
+	static const int errors[] = { -EPERM, -EACCES, -ENOSYS };
+
+	(void)state;
+	for (uint32_t backing = GMEM_BACKING_HOST; backing <= GMEM_BACKING_PRIVATE; backing++) {
+		for (size_t i = 0; i < ARRAY_SIZE(errors); i++) {
+			GMEM_OPTS(gmem_request, request, .backings = { backing });
+			struct gmem_plan *plan;
+			struct gmem_caps *caps;
+			int fd;
+
+			fake_boot("6.18");
+			fd = fake_new_vm();
+			fake_fail_kind(FAKE_MADVISE, 0, 1, errors[i]);
+			caps = report(fd, 0);
+			assert_int_equal(gmem_plan_new(caps, &request, &plan), -EOPNOTSUPP);
+			assert_non_null(strstr(gmem_last_error(), "madvise(2)"));
+			free_and_halt(caps, fd);
+		}
+	}
+}
+
 static void missing_kvm_has_the_remedy_of_its_cause(void **state)
 {
 	static const struct {
@@ -706,6 +730,8 @@ static void missing_kvm_has_the_remedy_of_its_cause(void **state)
 	} cases[] = {
 		{ "6.18", NULL, "kvm_intel", -ENOENT },
 		{ "6.18", NULL, "kvm_intel", -ENODEV },
+		{ "6.18", "232 kvm\n", "/sys/class/misc/kvm/dev", -ENODEV },
+		{ "6.18", "232 kvm\n", "/sys/class/misc/kvm/dev", -ENXIO },
 		{ "6.18", "229 fuse\n232 kvm\n", "container", -ENOENT },
 		{ "arm64-6.18", NULL, "EL2", -ENOENT },
 		{ "6.18", NULL, "other hypervisor", -EBUSY },
@@ -954,6 +980,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(guest_that_never_runs_says_nothing_of_the_file),
 	cmocka_unit_test(policy_is_named_where_it_refuses),
 	cmocka_unit_test(policy_that_forbids_mbind_forbids_numa_to_all_memory),
+	cmocka_unit_test(policy_that_forbids_madvise_leaves_no_plan),
 	cmocka_unit_test(missing_kvm_has_the_remedy_of_its_cause),
 	cmocka_unit_test(io_uring_that_is_switched_off_names_the_switch),
 	cmocka_unit_test(vm_types_are_named),

@@ -1426,6 +1426,12 @@ static void lists_are_checked_before_they_are_told(void **state)
 	region = before;
 	begin(&g);
 	fd = saved(&g, 3);
+	for (uint64_t flag = 1; flag; flag <<= 1) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = flag);
+
+		assert_int_equal(gmem_image_info(fd, &opts, NULL, NULL, 0) == -EINVAL,
+				 gmem_image_verify(fd, &opts, NULL) == -EINVAL);
+	}
 	assert_refused(-ENOSPC, "room for 1", gmem_image_info(fd, NULL, &summary, &region, 1));
 	assert_refused(-EINVAL, "regions is NULL", gmem_image_info(fd, NULL, NULL, NULL, 1));
 	summary.size = 8;

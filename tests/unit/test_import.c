@@ -604,6 +604,37 @@ static void extents_keep_no_file_descriptors(void **state)
 	scene_end(&s);
 }
 
+/* It was waited for in vain. The connection ends at once, the memory with the view. */
+static void section_that_outlives_its_import_keeps_the_memory(void **state)
+{
+	int fd = unit_memfd(4 * PAGE, F_SEAL_SHRINK);
+	uint64_t value = 0;
+	char *hva, byte;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+	greet(&s);
+	assert_ok(tell(&s, map_of(1, 16 * PAGE, 4 * PAGE, RW), fd));
+	hva = hva_of(&s, 16 * PAGE);
+	gmem_view_begin(s.view);
+	assert_ok(gmem_view_store(s.view, 16 * PAGE, 8, 0, 0x600d));
+
+	gmem_import_free(s.import);
+	s.import = NULL;
+	assert_int_equal(recv(s.sock, &byte, 1, MSG_DONTWAIT), 0);
+	assert_true(is_mapped(hva));
+	assert_ok(gmem_view_load(s.view, 16 * PAGE, 8, 0, &value));
+	assert_int_equal(value, 0x600d);
+	gmem_view_end(s.view);
+	assert_int_equal(look(&s, 16 * PAGE), -ESTALE);
+	gmem_view_free(s.view);
+	s.view = NULL;
+	assert_false(is_mapped(hva));
+	close(fd);
+	scene_end(&s);
+}
+
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(file_that_cannot_be_mapped_is_refused_when_it_comes),
 	cmocka_unit_test(file_open_for_less_than_was_said_is_refused),
@@ -621,6 +652,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(message_that_cannot_be_received_now_is_received_later),
 	cmocka_unit_test(import_that_has_ended_is_quiet_and_says_what_it_refused),
 	cmocka_unit_test(extents_keep_no_file_descriptors),
+	cmocka_unit_test(section_that_outlives_its_import_keeps_the_memory),
 };
 
 int main(void)

@@ -179,6 +179,28 @@ static void every_way_of_reading_gives_the_same_bytes(void **state)
 	}
 }
 
+static void buffers_that_do_not_fit_are_done_without(void **state)
+{
+	struct gmem_transfer_result result = { .size = sizeof(result) };
+	unsigned int fds;
+	struct bench b;
+
+	(void)state;
+	begin(&b, 5 * MIB);
+	invent(&b, 3);
+	write_dense(&b);
+	fds = fake_open_fds();
+	fake_fail_next(FAKE_MMAP, -ENOMEM);
+	load_all(&b, NULL, &result);
+	assert_int_equal(result.engine, GMEM_ENGINE_PLAIN);
+	assert_int_equal(result.no_ring, -ENOMEM);
+	assert_int_equal(result.direct_bytes, 0);
+	fake_fail_kind(FAKE_MMAP, 0, 2, -ENOMEM);
+	assert_refused(-ENOMEM, "no memory for 1 buffers", gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, b.size, NULL, NULL));
+	assert_int_equal(fake_open_fds(), fds);
+	end(&b);
+}
+
 static void zeros_take_no_memory_where_there_was_none(void **state)
 {
 	struct gmem_transfer_result result = { .size = sizeof(result) };
@@ -873,7 +895,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_way_of_reading_gives_the_same_bytes),
-		cmocka_unit_test(zeros_take_no_memory_where_there_was_none),
+		cmocka_unit_test(buffers_that_do_not_fit_are_done_without),
+	cmocka_unit_test(zeros_take_no_memory_where_there_was_none),
 		cmocka_unit_test(file_and_guest_may_have_any_alignment),
 		cmocka_unit_test(size_0_is_up_to_the_end_of_the_file),
 		cmocka_unit_test(malformed_load_is_refused_before_anything_changes),

@@ -65,6 +65,9 @@ static void check(const struct things *things, struct gmem_region *region)
 	struct gmem_extent extents[2];
 	struct kvm_run run = { .exit_reason = KVM_EXIT_MEMORY_FAULT };
 	struct gmem_exit exit;
+	struct gmem_transfer_result result = { .size = sizeof(result) };
+	struct gmem_footprint footprint;
+	int16_t events;
 	int fds[2];
 
 	assert_refused(-ESTALE, "was freed", gmem_change_add(things->change, 0, PAGE, &opts, &untouched));
@@ -81,8 +84,17 @@ static void check(const struct things *things, struct gmem_region *region)
 	assert_refused(-ESTALE, "was freed", gmem_export_vhost_user(things->exporter, vhost, fds, 2));
 	assert_refused(-ESTALE, "was freed",
 		       gmem_peer_add(things->exporter, things->sockets[0], NULL, &peer));
+	assert_refused(-ESTALE, "was freed",
+		       gmem_export_add_memory(things->exporter, fds, PAGE, things->memfd, 0));
+	assert_refused(-ESTALE, "was freed", gmem_export_remove_memory(things->exporter, fds));
 	assert_refused(-ESTALE, "was freed", gmem_peer_status(things->peer));
 	assert_refused(-ESTALE, "was freed", gmem_peer_wait(things->peer, -1));
+	/* What was done, and what to poll, is still told. */
+	assert_true(gmem_export_fd(things->exporter) >= 0);
+	assert_int_equal(gmem_populate_result(things->job, &footprint), 0);
+	assert_int_equal(footprint.counted, 0);
+	assert_int_equal(gmem_transfer_get_result(things->transfer, &result), 0);
+	assert_true(gmem_transfer_fd(things->transfer, &events) >= 0);
 }
 
 static void free_all(struct things *things)

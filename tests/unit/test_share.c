@@ -1086,6 +1086,126 @@ static void waits_end_with_the_time_or_the_other_side(void **state)
 	scene_end(&s);
 }
 
+/* ---- waiting while other threads do the work ---- */
+
+struct waiter {
+	struct scene *s;
+	pthread_t thread;
+	int ret;
+};
+
+static void *wait_for_peer(void *data)
+{
+	struct waiter *waiter = data;
+
+	waiter->ret = gmem_peer_wait(waiter->s->peer, -1);
+	return NULL;
+}
+
+static void *wait_for_import(void *data)
+{
+	struct waiter *waiter = data;
+
+	waiter->ret = gmem_import_wait(waiter->s->import, -1, -1);
+	return NULL;
+}
+
+static void begin_waiting(struct waiter *waiter, struct scene *s, void *(*wait)(void *))
+{
+	*waiter = (struct waiter){ .s = s };
+	assert_int_equal(pthread_create(&waiter->thread, NULL, wait, waiter), 0);
+}
+
+/* They are most likely asleep then. */
+static void let_sleep(void)
+{
+	usleep(20000);
+}
+
+static int end_waiting(const struct waiter *waiter)
+{
+	assert_int_equal(pthread_join(waiter->thread, NULL), 0);
+	return waiter->ret;
+}
+
+/* Whichever thread reads the answer, nobody sleeps on. */
+static void all_that_wait_for_a_peer_notice_that_it_has_its_memory(void **state)
+{
+	struct waiter waiters[3];
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	start_answering(&s);
+	for (unsigned round = 0; round < 20; round++) {
+		add(&s, 16 + 4 * round, 4, (struct gmem_region_opts){ .flags = 0 });
+		for (size_t i = 0; i < 3; i++)
+			begin_waiting(&waiters[i], &s, wait_for_peer);
+		while (gmem_peer_status(s.peer) == 0)
+			assert_ok(gmem_export_dispatch(s.exporter));
+		for (size_t i = 0; i < 3; i++)
+			assert_int_equal(end_waiting(&waiters[i]), 1);
+	}
+	stop_answering(&s);
+	scene_end(&s);
+}
+
+static void who_waits_for_a_peer_notices_that_it_was_cut_off(void **state)
+{
+	struct waiter waiter;
+	struct gmem_region *a;
+	struct scene s;
+
+	(void)state;
+	scene_begin_raw(&s);
+	add_peer(&s, (struct gmem_peer_opts){ .wait_ms = 50, .flags = GMEM_PEER_CUT_OFF });
+	assert_ok(gmem_import_new(s.sockets[1], NULL, &s.import));
+	a = add(&s, 16, 4, (struct gmem_region_opts){ .flags = 0 });
+	exchange(&s);
+	add(&s, 32, 4, (struct gmem_region_opts){ .flags = 0 });
+	begin_waiting(&waiter, &s, wait_for_peer);
+	let_sleep();
+	assert_ok(gmem_region_remove(a));
+	assert_int_equal(end_waiting(&waiter), -ETIMEDOUT);
+	scene_end(&s);
+}
+
+static void who_waits_for_a_peer_notices_the_end_of_the_vm(void **state)
+{
+	struct waiter waiter;
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	add(&s, 16, 4, (struct gmem_region_opts){ .flags = 0 });
+	begin_waiting(&waiter, &s, wait_for_peer);
+	let_sleep();
+	gmem_vm_free(s.unit.vm);
+	s.unit.vm = NULL;
+	assert_int_equal(end_waiting(&waiter), -ESTALE);
+	scene_end(&s);
+}
+
+static void all_that_wait_for_an_import_notice_its_end(void **state)
+{
+	struct waiter waiters[4];
+	struct scene s;
+
+	(void)state;
+	for (unsigned round = 0; round < 10; round++) {
+		scene_begin(&s);
+		for (size_t i = 0; i < 4; i++)
+			begin_waiting(&waiters[i], &s, wait_for_import);
+		let_sleep();
+		gmem_peer_remove(s.peer);
+		for (size_t i = 0; i < 4; i++)
+			assert_int_equal(end_waiting(&waiters[i]), -EPIPE);
+		assert_refused(-EPIPE, "ended before", gmem_import_wait(s.import, -1, -1));
+		assert_refused(-EPIPE, "ended before", gmem_import_wait(s.import, s.sockets[0], 0));
+		scene_end(&s);
+	}
+}
+
 static void view_that_outlives_its_import_is_stale(void **state)
 {
 	struct gmem_region *a;
@@ -1100,7 +1220,7 @@ static void view_that_outlives_its_import_is_stale(void **state)
 	assert_int_equal(load(&s, 16 * PAGE), 0x1111111111111111);
 	gmem_import_free(s.import);
 	s.import = NULL;
-	assert_refused(-ESTALE, "was freed", gmem_view_load(s.view, 16 * PAGE, 8, 0, &value));
+	assert_refused(-ESTALE, "or the import", gmem_view_load(s.view, 16 * PAGE, 8, 0, &value));
 	scene_end(&s);
 }
 
@@ -1134,6 +1254,10 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(taking_back_survives_failures),
 	cmocka_unit_test(both_sides_wait_without_a_loop_of_their_own),
 	cmocka_unit_test(waits_end_with_the_time_or_the_other_side),
+	cmocka_unit_test(all_that_wait_for_a_peer_notice_that_it_has_its_memory),
+	cmocka_unit_test(who_waits_for_a_peer_notices_that_it_was_cut_off),
+	cmocka_unit_test(who_waits_for_a_peer_notices_the_end_of_the_vm),
+	cmocka_unit_test(all_that_wait_for_an_import_notice_its_end),
 	cmocka_unit_test(view_that_outlives_its_import_is_stale),
 };
 

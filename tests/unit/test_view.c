@@ -401,6 +401,19 @@ static void check_stale(struct gmem_view *view)
 		       gmem_view_compare_exchange(view, 0, 8, 0, &value, 1));
 }
 
+static void free_vm(struct unit *unit, bool with_vm)
+{
+	if (with_vm) {
+		fake_kill_vm(unit->vm_fd);
+		fake_close(unit->vm_fd);
+		unit->vm_fd = -1;
+		gmem_vm_free_with_vm(unit->vm);
+	} else {
+		gmem_vm_free(unit->vm);
+	}
+	unit->vm = NULL;
+}
+
 static void view_that_outlives_its_vm_is_stale(void **state)
 {
 	struct gmem_view *view, *second;
@@ -417,15 +430,7 @@ static void view_that_outlives_its_vm_is_stale(void **state)
 		gmem_view_begin(view);
 		assert_ok(gmem_view_hva(view, 0, 1, &hva));
 		gmem_view_end(view);
-		if (with_vm) {
-			fake_kill_vm(unit.vm_fd);
-			fake_close(unit.vm_fd);
-			unit.vm_fd = -1;
-			gmem_vm_free_with_vm(unit.vm);
-		} else {
-			gmem_vm_free(unit.vm);
-		}
-		unit.vm = NULL;
+		free_vm(&unit, with_vm);
 		check_stale(view);
 		gmem_view_free(view);
 		check_stale(second);
@@ -456,10 +461,107 @@ static void end_of_a_vm_does_not_wait_for_ever(void **state)
 	unit_end(&unit);
 }
 
+struct entries {
+	int count;
+	char last[200];
+};
+
+static void note_entry(void *data, int error, const char *message)
+{
+	struct entries *entries = data;
+
+	assert_int_equal(error, -EBUSY);
+	entries->count++;
+	strncpy(entries->last, message, sizeof(entries->last) - 1);
+}
+
+/* The memory is not the next VM's, which has its memslots and guest addresses already. */
+static void check_next_vm_has_memory_of_its_own(struct unit *unit, uint32_t backing, void *hva)
+{
+	struct gmem_region *region;
+	struct gmem_view *view;
+	uint64_t value = 1;
+
+	GMEM_OPTS(gmem_vm_opts, opts, .caps = unit->caps);
+	assert_ok(gmem_vm_new(unit->vm_fd, &opts, &unit->vm));
+	region = unit_region_backed(unit, 0, 4, backing);
+	assert_ptr_not_equal(gmem_region_hva(region), hva);
+	assert_ok(gmem_view_new(unit->vm, &view));
+	assert_ok(gmem_view_load(view, 8, 8, 0, &value));
+	assert_int_equal(value, 0);
+	gmem_view_free(view);
+	gmem_vm_free(unit->vm);
+	unit->vm = NULL;
+}
+
+/* @view, which the VM's end has waited for in vain, between begin and end */
+static void check_goes_on(struct gmem_view *view, void *hva)
+{
+	uint64_t value = 0;
+	void *again;
+
+	assert_ok(gmem_view_hva(view, 0, 16, &again));
+	assert_ptr_equal(again, hva);
+	assert_ok(gmem_view_load(view, 0, 8, 0, &value));
+	assert_int_equal(value, 0x600d);
+	assert_ok(gmem_view_store(view, 8, 8, 0, 0xbad));
+	assert_ok(gmem_view_load(view, 8, 8, 0, &value));
+	assert_int_equal(value, 0xbad);
+}
+
+static void check_end_during_sections(const struct unit_way *way, bool with_vm)
+{
+	struct entries entries = { .count = 0 };
+	struct gmem_view *views[3];
+	struct unit unit;
+	void *hva;
+
+	unit_begin(&unit, way->kernel);
+	GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps, .log = note_entry, .log_data = &entries,
+		  .wait_ms = 1);
+	assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
+	unit_region_backed(&unit, 0, 4, way->backing);
+	unit_region_backed(&unit, 8, 1, way->backing);
+	for (size_t i = 0; i < ARRAY_SIZE(views); i++)
+		assert_ok(gmem_view_new(unit.vm, &views[i]));
+	gmem_view_begin(views[0]);
+	gmem_view_begin(views[2]);
+	assert_ok(gmem_view_store(views[0], 0, 8, 0, 0x600d));
+	assert_ok(gmem_view_hva(views[0], 0, 16, &hva));
+
+	free_vm(&unit, with_vm);
+	assert_int_equal(entries.count, 1);
+	assert_non_null(strstr(entries.last, "still after 1 ms"));
+	assert_non_null(strstr(entries.last, "2 of them"));
+	check_goes_on(views[0], hva);
+	check_stale(views[1]);
+	gmem_view_free(views[1]);
+	if (!with_vm)
+		check_next_vm_has_memory_of_its_own(&unit, way->backing, hva);
+
+	gmem_view_end(views[0]);
+	check_stale(views[0]);
+	gmem_view_free(views[0]);
+	check_goes_on(views[2], hva);
+	gmem_view_end(views[2]);
+	gmem_view_free(views[2]);
+	assert_int_equal(entries.count, 1);
+	unit_end(&unit);
+}
+
+/* The memory goes with the last view that was waited for: unit_end() finds nothing left. */
+static void section_that_outlives_its_vm_keeps_the_memory(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < 2 * UNIT_WAYS; i++)
+		check_end_during_sections(&unit_ways[i / 2], i % 2);
+}
+
 struct other_thread {
 	struct gmem_vm *vm;
 	struct gmem_view *view;
 	pthread_barrier_t turns;
+	int length;
 	int failures;
 };
 
@@ -576,6 +678,55 @@ static void threads_and_their_vm_end_at_once(void **state)
 	}
 	unit.vm = NULL;
 	pthread_barrier_destroy(&other.turns);
+	unit_end(&unit);
+}
+
+static void *use_after_the_end(void *data)
+{
+	struct other_thread *other = data;
+	uint64_t value;
+
+	other->failures += gmem_view_new(other->vm, &other->view) != 0;
+	gmem_view_begin(other->view);
+	other->failures += gmem_view_store(other->view, 0, 8, 0, 7) != 0;
+	pthread_barrier_wait(&other->turns);
+	for (int i = 0; i < other->length; i++) {
+		other->failures += gmem_view_load(other->view, 0, 8, 0, &value) != 0 || value != 7;
+		usleep(50);
+	}
+	gmem_view_end(other->view);
+	gmem_view_free(other->view);
+	return NULL;
+}
+
+/* The VM's end waits for 1 ms, some of the sections are shorter. */
+static void sections_and_their_vm_end_at_once(void **state)
+{
+	struct other_thread others[2] = { { .failures = 0 } };
+	pthread_t threads[2];
+	struct unit unit;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps, .wait_ms = 1);
+	for (int i = 0; i < 100; i++) {
+		assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
+		unit_region(&unit, 0, 4, NULL);
+		for (int n = 0; n < 2; n++) {
+			others[n].vm = unit.vm;
+			others[n].length = (i + n) % 20;
+			pthread_barrier_init(&others[n].turns, NULL, 2);
+			assert_int_equal(pthread_create(&threads[n], NULL, use_after_the_end, &others[n]), 0);
+			pthread_barrier_wait(&others[n].turns);
+		}
+		gmem_vm_free(unit.vm);
+		for (int n = 0; n < 2; n++) {
+			pthread_join(threads[n], NULL);
+			pthread_barrier_destroy(&others[n].turns);
+			assert_int_equal(others[n].failures, 0);
+		}
+	}
+	unit.vm = NULL;
 	unit_end(&unit);
 }
 
@@ -1065,6 +1216,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(views_fence_where_membarrier_is_forbidden),
 	cmocka_unit_test(view_that_outlives_its_vm_is_stale),
 	cmocka_unit_test(end_of_a_vm_does_not_wait_for_ever),
+	cmocka_unit_test(section_that_outlives_its_vm_keeps_the_memory),
+	cmocka_unit_test(sections_and_their_vm_end_at_once),
 	cmocka_unit_test(thread_has_a_view_of_its_own),
 	cmocka_unit_test(views_of_threads_end_with_them),
 	cmocka_unit_test(threads_and_their_vm_end_at_once),

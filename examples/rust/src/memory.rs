@@ -101,13 +101,14 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The one that this thread has.
+    /// The one that this thread has. While a thread ends it may have no list any more.
     pub(crate) fn mine(vm: &Arc<Handle>) -> Option<Rc<Memory>> {
-        MINE.with(|mine| {
+        let of_this_thread = MINE.try_with(|mine| {
             let mine = mine.borrow();
             let mut mine = mine.iter().filter_map(Weak::upgrade);
             mine.find(|memory| Arc::ptr_eq(&memory.vm, vm))
-        })
+        });
+        of_this_thread.unwrap_or(None)
     }
 
     /// A new one. It has all regions, or, for tests, these parts of them.
@@ -126,7 +127,7 @@ impl Memory {
         }
 
         let memory = Rc::new(memory);
-        MINE.with(|mine| mine.borrow_mut().push(Rc::downgrade(&memory)));
+        let _ = MINE.try_with(|mine| mine.borrow_mut().push(Rc::downgrade(&memory)));
         Ok(memory)
     }
 
@@ -144,7 +145,6 @@ impl Drop for Memory {
         // SAFETY: ends what new() began. All slices borrow from `self`, so there are none left.
         unsafe { sys::gmem_view_end(reader.view) };
         self.vm.give_back(reader);
-        // While a thread ends it may have no list any more.
         let _ = MINE.try_with(|mine| mine.borrow_mut().retain(|memory| memory.strong_count() > 0));
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! What libgmem adds to vm-memory: memory that goes, is refused, or is held.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -183,4 +184,33 @@ fn private_memory_is_refused() {
     assert!(memory.get_slice(FAR, 4097).is_err());
     assert!(memory.get_slice(GuestAddress(FAR.0 + 4096), 1).is_ok());
     assert!(vm.lease(FAR, 1, "a disk").is_err());
+}
+
+#[test]
+fn a_thread_has_memory_to_its_end() {
+    struct AtTheEnd(Vm);
+    impl Drop for AtTheEnd {
+        fn drop(&mut self) {
+            assert_eq!(self.0.memory().read_obj::<u8>(FAR).unwrap(), 9);
+            self.0.lease(FAR, 1, "a disk").unwrap();
+            self.0.remove(GuestAddress(0)).unwrap();
+        }
+    }
+    thread_local! {
+        static LAST: RefCell<Option<AtTheEnd>> = RefCell::default();
+    }
+
+    let vm = match vm_with_ram() {
+        Some(vm) => vm,
+        None => return,
+    };
+    vm.memory().write_obj(9u8, FAR).unwrap();
+    let of_thread = vm.clone();
+    let thread = thread::spawn(move || {
+        // Set first, so that it is the last that the thread drops.
+        LAST.with(|last| *last.borrow_mut() = Some(AtTheEnd(of_thread.clone())));
+        drop(of_thread.memory());
+    });
+    thread.join().unwrap();
+    assert!(vm.memory().read_obj::<u8>(GuestAddress(0)).is_err());
 }
