@@ -321,8 +321,9 @@ GMEM_API const char *gmem_kind_name(uint32_t kind);
  * libgmem's handlers again where another one has replaced them.
  *
  * A handler installed later must pass on every SIGBUS and SIGSEGV that is not its own:
- * until gmem_recovery_disable() the library does not look again who handles them, so
- * that a sandbox may forbid sigaction(2).
+ * until gmem_recovery_disable() the library does not look again who handles them. A
+ * sandbox may forbid sigaction(2) then, but a signal that is not the library's calls it,
+ * to put the default in place that kills, and to stay where a handler installed that.
  * For a handler installed earlier, five things differ from what it asked for: neither
  * signal is blocked while it runs, even without SA_NODEFER; it runs on the alternate
  * signal stack where the thread has one, even without SA_ONSTACK; the signal
@@ -1186,7 +1187,7 @@ GMEM_API GMEM_CHECKED int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *opts
  * Views of other threads need not be freed before: what they look up from now on is
  * -ESTALE. The call waits for those between gmem_view_begin() and gmem_view_end(), for
  * wait_ms of struct gmem_vm_opts, or a second if that is 0. The calling thread's
- * gmem_vm_thread_view() is freed.
+ * gmem_vm_thread_view() is freed. A child of fork(2) waits for its own threads alone.
  *
  * A view that is between the two for longer keeps the memory until it is freed: the call
  * tells the log so (-EBUSY), and returns. The guest has lost the memory then, as always,
@@ -2401,14 +2402,17 @@ GMEM_API void gmem_view_free(struct gmem_view *view);
  * @ret: the view, for this thread alone; not yours to free
  *
  * The first call in a thread makes the view as gmem_view_new() does, later ones return
- * the same, at the cost of pthread_getspecific(3). It ends with the thread. The thread
- * that frees the VM loses it then; in every other thread it answers -ESTALE from then on,
- * as any view.
+ * the same, in a few nanoseconds: faster than making a view, slower than keeping @ret. A
+ * thread may have views of several VMs; the one it asked for last is found first.
  *
- * The first call for a VM takes one of the process's keys (pthread_key_create(3): glibc
- * has 1024 for all), and gives it back when the VM and the last of these views are gone.
- * Let threads that have such a view end before you unload the library. After fork(2) the
- * child's thread has the view that it had in the parent.
+ * A view ends with its thread. The thread that frees the VM loses it then. In every other
+ * thread it answers -ESTALE from then on, as any view, until that thread's first call for
+ * another VM frees it; so a thread that lives longer than its VMs keeps the last of them.
+ *
+ * The first call of all takes one of the process's keys (pthread_key_create(3): glibc has
+ * 1024 for all), which is given back when the library is unloaded. The views of threads
+ * that live longer than the library are never freed. After fork(2) the child's thread has
+ * the view that it had in the parent.
  *
  * Thread-safe. Do not call it first between gmem_view_begin() and gmem_view_end() of
  * another view. Source: pthread_setspecific(3), membarrier(2). Since: 0.1.

@@ -175,38 +175,38 @@ static struct sigaction action_of(const struct chain *chain, const struct layer 
 
 /*
  * Does what the kernel does for SIG_DFL: it kills the program, with a core dump that shows
- * the faulting instruction. A fault comes again when the instruction does, and the kernel
- * calls no handler for a fault whose signal is blocked: it kills, and that takes no system
- * call that a sandbox could forbid.
+ * the faulting instruction. The signal is queued again and blocked until this handler
+ * returns. So it is delivered before the instruction runs again, and perhaps succeeds.
  *
- * A signal that was sent does not come again. It is queued anew, and blocked until this
- * handler returns.
+ * A seccomp filter may refuse that. Then a fault comes again with the instruction, nearly
+ * always, and the kernel calls no handler for a fault whose signal is blocked: it kills. A
+ * signal that was sent does not come again.
  */
 static void die(int signal, siginfo_t *info, ucontext_t *context)
 {
 	struct sigaction standard = { .sa_handler = SIG_DFL };
+	bool handled;
 	sigset_t set;
-
-	if (is_fault(info, context)) {
-		sigaddset(&context->uc_sigmask, signal);
-		return;
-	}
 
 	sigemptyset(&set);
 	sigaddset(&set, signal);
 	gmem_sys_sigmask(SIG_BLOCK, &set, NULL);
 	sigdelset(&context->uc_sigmask, signal);
-	gmem_sys_sigaction(signal, &standard, NULL);
+	handled = gmem_sys_sigaction(signal, &standard, NULL) != 0;
+	if (!handled && gmem_sys_requeue_signal(signal, info) == 0)
+		return;
 
-	/* A seccomp filter may refuse it. */
-	if (gmem_sys_requeue_signal(signal, info))
-		gmem_sys_raise(signal);
+	if (is_fault(info, context))
+		sigaddset(&context->uc_sigmask, signal);
+	else
+		gmem_sys_raise(handled ? SIGKILL : signal);
 }
 
 /*
  * A handler may give up by installing the default and returning: then the instruction runs
- * again and kills, as Rust's runtime has it. After a signal that was sent, the program lives
- * on. So then the default belongs below our handler and not in its place.
+ * again and kills, as Rust's runtime has it. The default then belongs below our handler and
+ * not in its place, because the program may live on: a signal that was sent does not come
+ * again, and an instruction may succeed.
  */
 static void stay_installed(const struct chain *chain, struct layer *layer)
 {
@@ -253,8 +253,7 @@ static void pass_on(const struct chain *chain, struct layer *layer, siginfo_t *i
 		die(chain->signal, info, context);
 	} else if (below.sa_handler != SIG_IGN) {
 		call_below(&below, chain->signal, info, context);
-		if (!is_fault(info, context))
-			stay_installed(chain, layer);
+		stay_installed(chain, layer);
 	}
 }
 

@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "os/process.h"
 #include "os/thread.h"
 #endif
 
@@ -23,7 +24,8 @@ struct gmem_ring {
 
 	/* The thread of our own ring. Between asked and answered it has the ring to itself. */
 	pthread_t thread;
-	pid_t process;			/* a child of fork() has no such thread */
+	struct gmem_process process;
+	uint32_t made_by;		/* the process that has such a thread */
 	uint32_t entries;
 	sem_t asked, answered;
 	bool is_ending;
@@ -102,9 +104,9 @@ static void end_thread(struct gmem_ring *ring)
 	pthread_join(ring->thread, NULL);
 }
 
-static bool is_of_this_process(const struct gmem_ring *ring)
+static bool is_of_this_process(struct gmem_ring *ring)
 {
-	return ring->process == getpid();
+	return ring->made_by == gmem_process_number(&ring->process);
 }
 
 int gmem_ring_new(uint32_t entries, struct gmem_ring **ret)
@@ -115,7 +117,8 @@ int gmem_ring_new(uint32_t entries, struct gmem_ring **ret)
 	if (!ring)
 		return -ENOMEM;
 
-	ring->process = getpid();
+	gmem_process_begin(&ring->process);
+	ring->made_by = gmem_process_number(&ring->process);
 	ring->entries = entries;
 	sem_init(&ring->asked, 0, 0);
 	sem_init(&ring->answered, 0, 0);
@@ -133,6 +136,7 @@ int gmem_ring_new(uint32_t entries, struct gmem_ring **ret)
 end_thread:
 	end_thread(ring);
 free_ring:
+	gmem_process_end(&ring->process);
 	free(ring);
 	return err;
 }
@@ -159,6 +163,7 @@ void gmem_ring_free(struct gmem_ring *ring)
 		if (is_of_this_process(ring))
 			end_thread(ring);
 		io_uring_queue_exit(&ring->own);
+		gmem_process_end(&ring->process);
 	}
 	free(ring);
 }

@@ -565,6 +565,11 @@ int gmem_sys_poll(int fd, short events, int milliseconds)
 	return n < 0 ? -errno : n;
 }
 
+pid_t gmem_sys_pid(void)
+{
+	return getpid();
+}
+
 uint64_t gmem_sys_random(void)
 {
 	struct timespec now;

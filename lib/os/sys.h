@@ -18,6 +18,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/types.h>
 
 /* Linux 4.17, 5.14 and 5.18; older C libraries do not define these. */
 #ifndef MAP_FIXED_NOREPLACE
@@ -271,6 +272,8 @@ void gmem_sys_pause(unsigned int microseconds);
 #define GMEM_NANOSECONDS_PER_MS UINT64_C(1000000)
 /* Returns CLOCK_MONOTONIC in nanoseconds. */
 uint64_t gmem_sys_now(void);
+/* Returns the process id, in the PID namespace of the process. */
+pid_t gmem_sys_pid(void);
 /* Returns a number that is unlikely to come twice. It is not a secret. */
 uint64_t gmem_sys_random(void);
 /*

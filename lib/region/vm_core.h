@@ -21,6 +21,7 @@
 #include "base/wait_budget.h"
 #include "caps/caps.h"
 #include "caps/plan.h"
+#include "os/process.h"
 #include "region/memory_users.h"
 #include "region/slots.h"
 #include "region/vm_identity.h"
@@ -109,12 +110,11 @@ struct gmem_vm {
 	/* With change_lock: has @change make the table that follows @old; NULL: none is under way */
 	int (*build_next_table)(struct gmem_vm *vm, const struct gmem_table *old);
 	const void *change;
-	struct gmem_lock views_lock;	/* rank VIEWS: views, views_made, fence, thread_key */
+	struct gmem_lock views_lock;	/* rank VIEWS: everything below up to fence */
 	struct gmem_reader *views;
 	uint64_t views_made;		/* numbers them */
+	struct gmem_process process;	/* from the table on */
 	bool fence;			/* atomic; readers need one: membarrier() cannot be used */
-	bool has_thread_key;		/* atomic; each thread's own view is thread_key's */
-	pthread_key_t thread_key;
 	struct gmem_counters counters;
 };
 

@@ -54,6 +54,7 @@
 #include "base/lock.h"
 #include "base/range_map.h"
 #include "nofault/nofault.h"
+#include "os/process.h"
 #include "os/sys.h"
 #include "region/regions.h"
 #include "view/lookup_table.h"
@@ -116,6 +117,7 @@ static int start_table(struct gmem_vm *vm)
 	}
 
 	vm->fence = gmem_sys_membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) != 0;
+	gmem_process_begin(&vm->process);
 	gmem_vm_publish(vm, table);
 	return 0;
 }
@@ -158,6 +160,7 @@ GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 		.vm = gmem_vm_ref(vm),
 		.next = vm->views,
 		.number = ++vm->views_made,
+		.process = gmem_process_number(&vm->process),
 		.fast = gmem_nofault_is_recoverable(),
 	};
 	vm->views = reader;
@@ -188,67 +191,143 @@ GMEM_API void gmem_view_free(struct gmem_view *view)
 	free(reader);
 }
 
-/* ---- a thread's own view ---- */
+/* ---- a thread's own views ---- */
 
-static void free_thread_view(void *view)
+/*
+ * One key of the process has each thread's views freed when the thread ends; only a key does
+ * that with every C library. It is made with the first of these views and deleted when the
+ * library is unloaded, so that a thread that ends later does not call what is gone.
+ */
+static uint32_t shared_key;	/* atomic: its pthread_key_t plus 1, or 0 */
+
+/* Those of this thread, the one that was asked for last first */
+static __thread struct gmem_reader *own_views;
+
+static void free_views(void *views)
 {
-	gmem_view_free(view);
+	struct gmem_reader **first = views, *reader;
+
+	while ((reader = *first)) {
+		*first = reader->next_own;
+		gmem_view_free(&reader->view);
+	}
 }
 
-static int start_thread_views(struct gmem_vm *vm)
+__attribute__((destructor)) static void delete_key(void)
 {
-	int err = 0;
+	uint32_t key = __atomic_exchange_n(&shared_key, 0, __ATOMIC_RELAXED);
 
-	gmem_lock_take(&vm->views_lock);
-	if (!vm->has_thread_key)
-		err = pthread_key_create(&vm->thread_key, free_thread_view);
+	if (key)
+		pthread_key_delete((pthread_key_t)(key - 1));
+}
+
+static int find_key(pthread_key_t *ret)
+{
+	uint32_t known = __atomic_load_n(&shared_key, __ATOMIC_RELAXED);
+	int err;
+
+	if (known) {
+		*ret = (pthread_key_t)(known - 1);
+		return 0;
+	}
+
+	err = pthread_key_create(ret, free_views);
+	if (err)
+		return gmem_fail(-err, "the process has no key left for the views of threads: all %d of "
+				 "pthread_key_create(3) are in use", PTHREAD_KEYS_MAX);
+	if (!__atomic_compare_exchange_n(&shared_key, &known, *ret + 1, false, __ATOMIC_RELAXED,
+					 __ATOMIC_RELAXED)) {
+		pthread_key_delete(*ret);
+		*ret = (pthread_key_t)(known - 1);
+	}
+	return 0;
+}
+
+/* Has the views of this thread freed when it ends. */
+static int use_key(void)
+{
+	pthread_key_t key;
+	int err = find_key(&key);
+
+	if (err)
+		return err;
+	err = pthread_setspecific(key, &own_views);
+	return err ? gmem_fail(-err, "no memory for a thread's view") : 0;
+}
+
+/* Finds this thread's view of @vm and moves it to the front. NULL: it has none. */
+static struct gmem_reader *find_own_view(const struct gmem_vm *vm)
+{
+	struct gmem_reader **link, *reader;
+
+	for (link = &own_views; (reader = *link) && reader->vm != vm; link = &reader->next_own)
+		;
+	if (reader && link != &own_views) {
+		*link = reader->next_own;
+		reader->next_own = own_views;
+		own_views = reader;
+	}
+	return reader;
+}
+
+/* A thread may live longer than VM after VM. Spares a view that is in use. */
+static void free_ended_views(void)
+{
+	struct gmem_reader **link = &own_views, *reader;
+
+	while ((reader = *link)) {
+		if (__atomic_load_n(&reader->vm->is_over, __ATOMIC_ACQUIRE) && !reader->view.depth) {
+			*link = reader->next_own;
+			gmem_view_free(&reader->view);
+		} else {
+			link = &reader->next_own;
+		}
+	}
+}
+
+static int make_own_view(struct gmem_vm *vm, struct gmem_reader **ret)
+{
+	struct gmem_view *view;
+	int err;
+
+	free_ended_views();
+	err = use_key();
 	if (!err)
-		__atomic_store_n(&vm->has_thread_key, true, __ATOMIC_RELEASE);
-	gmem_lock_drop(&vm->views_lock);
-	return err ? gmem_fail(-err, "the process has no key left for the VM's threads: all %d of "
-			       "pthread_key_create(3) are in use", PTHREAD_KEYS_MAX) : 0;
+		err = gmem_view_new(vm, &view);
+	if (err)
+		return err;
+
+	*ret = reader_of(view);
+	(*ret)->next_own = own_views;
+	own_views = *ret;
+	return 0;
 }
 
 GMEM_API int gmem_vm_thread_view(struct gmem_vm *vm, struct gmem_view **ret)
 {
-	struct gmem_view *view;
+	struct gmem_reader *reader;
 	int err;
 
 	if (!vm || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
 
-	/* Pairs with the store, after which the key does not change. */
-	err = __atomic_load_n(&vm->has_thread_key, __ATOMIC_ACQUIRE) ? 0 : start_thread_views(vm);
+	reader = find_own_view(vm);
+	err = reader ? 0 : make_own_view(vm, &reader);
 	if (err)
 		return err;
-	view = pthread_getspecific(vm->thread_key);
-	if (!view) {
-		err = gmem_view_new(vm, &view);
-		if (err)
-			return err;
-		err = pthread_setspecific(vm->thread_key, view);
-		if (err) {
-			gmem_view_free(view);
-			return gmem_fail(-err, "no memory for a thread's view");
-		}
-	}
-	*ret = view;
+	*ret = &reader->view;
 	return 0;
 }
 
-/*
- * Another thread may be about to free its view with the key's function, as it ends. So the
- * key stays until the last view is gone; only this thread's own can go now.
- */
+/* Those of other threads go when these need another one, or end. */
 static void free_own_view(struct gmem_vm *vm)
 {
-	struct gmem_view *view;
+	struct gmem_reader *reader = find_own_view(vm);
 
-	if (!__atomic_load_n(&vm->has_thread_key, __ATOMIC_ACQUIRE))
-		return;
-	view = pthread_getspecific(vm->thread_key);
-	pthread_setspecific(vm->thread_key, NULL);
-	gmem_view_free(view);
+	if (reader) {
+		own_views = reader->next_own;
+		gmem_view_free(&reader->view);
+	}
 }
 
 /* ---- the writer's side ---- */
@@ -264,8 +343,7 @@ void gmem_vm_drop_table(struct gmem_vm *vm)
 {
 	gmem_table_free(vm->table, NULL);
 	gmem_table_free(vm->next_table, NULL);
-	if (vm->has_thread_key)
-		pthread_key_delete(vm->thread_key);
+	gmem_process_end(&vm->process);
 }
 
 /*
@@ -287,15 +365,16 @@ static void do_without_membarrier(struct gmem_vm *vm)
 
 /*
  * The first reader from @number downwards that uses what it began with before the barrier.
- * W3, ordered after W1 against R1 and R2; acquires R3 if the epoch is even.
+ * W3, ordered after W1 against R1 and R2; acquires R3 if the epoch is even. In a child of
+ * fork(), readers of the parent are as they were then, for ever, and use nothing.
  */
-static struct gmem_reader *find_busy(const struct gmem_vm *vm, uint64_t number,
-				     uint64_t *ret_epoch)
+static struct gmem_reader *find_busy(struct gmem_vm *vm, uint64_t number, uint64_t *ret_epoch)
 {
+	uint32_t process = gmem_process_number(&vm->process);
 	struct gmem_reader *reader;
 
 	for (reader = vm->views; reader; reader = reader->next) {
-		if (reader->number > number)
+		if (reader->number > number || reader->process != process)
 			continue;
 		*ret_epoch = __atomic_load_n(&reader->view.epoch, __ATOMIC_SEQ_CST);
 		if (*ret_epoch % 2)
@@ -357,14 +436,16 @@ static bool wait_for_busy(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 
 int gmem_vm_wait_for_views(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 {
-	bool is_over;
+	bool is_over = true;
 
 	/* The lock orders a view made meanwhile: it is in the list, or its R2 comes after W1. */
 	gmem_lock_take(&vm->views_lock);
-	/* W2 */
-	if (vm->views && !vm->fence && gmem_sys_membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0)
-		do_without_membarrier(vm);
-	is_over = wait_for_busy(vm, budget);
+	if (vm->views) {
+		/* W2 */
+		if (!vm->fence && gmem_sys_membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0)
+			do_without_membarrier(vm);
+		is_over = wait_for_busy(vm, budget);
+	}
 	gmem_lock_drop(&vm->views_lock);
 	return is_over ? 0 : gmem_fail(-EBUSY, "a view was to be waited for %" PRIu32 " ms, and is still "
 				       "between begin and end", budget->wait_ms);

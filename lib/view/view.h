@@ -31,6 +31,8 @@ struct gmem_reader {
 	struct gmem_vm *vm;
 	struct gmem_reader *next;	/* in vm->views, the newest first */
 	uint64_t number;		/* higher than those of older ones; never used again */
+	struct gmem_reader *next_own;	/* in the list of its thread, see gmem_vm_thread_view() */
+	uint32_t process;	/* that made it, of vm->process: no other has its thread */
 	bool fast;	/* accesses use the fast engine of nofault.h */
 	bool keeps_memory;	/* of a VM that is over: it was waited for in vain */
 };

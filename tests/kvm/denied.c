@@ -66,6 +66,7 @@ static const struct denial denials[] = {
 	{ "MADV_POPULATE_WRITE", __NR_madvise, 2, 23, "MADV_POPULATE_WRITE" },
 	{ "MADV_DONTNEED", __NR_madvise, 2, MADV_DONTNEED, "MADV_DONTNEED" },
 	{ "MADV_REMOVE", __NR_madvise, 2, MADV_REMOVE, "MADV_REMOVE" },
+	{ "MADV_WIPEONFORK", __NR_madvise, 2, 18, "MADV_WIPEONFORK" },
 	{ "futex FUTEX_WAKE_OP", __NR_futex, 1, 5 | 128, "futex" },
 };
 

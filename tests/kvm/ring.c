@@ -9,9 +9,11 @@
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -520,7 +522,7 @@ TEST(asking_for_io_uring_interrupts_nothing)
 	end(&g);
 }
 
-TEST(a_forked_child_can_only_free_a_transfer)
+static void fork_in_a_transfer(int namespaces)
 {
 	struct gmem_transfer *transfer;
 	struct bench g;
@@ -530,8 +532,12 @@ TEST(a_forked_child_can_only_free_a_transfer)
 	begin(&g);
 	OK(gmem_vm_save_begin(g.lab.vm, g.fd, NULL, &transfer));
 	step_until_it_waits(transfer, 2);
+	WORKS(unshare(namespaces));
 	pid = (pid_t)WORKS(fork());
 	if (pid == 0) {
+		alarm(30);
+		if (namespaces && getpid() != 1)
+			_exit(2);
 		do {
 			status = gmem_transfer_step(transfer, 1);
 		} while (status > 0);
@@ -544,6 +550,31 @@ TEST(a_forked_child_can_only_free_a_transfer)
 	OK(gmem_transfer_free(transfer));
 	OK(gmem_image_verify(g.fd, NULL, NULL));
 	end(&g);
+}
+
+TEST(a_forked_child_can_only_free_a_transfer)
+{
+	fork_in_a_transfer(0);
+}
+
+/* Each of them the first process of its PID namespace */
+TEST(a_child_with_its_parents_pid_can_only_free_a_transfer)
+{
+	int status;
+	pid_t pid;
+
+	if (unshare(CLONE_NEWPID))
+		skip("no PID namespaces: %s", strerror(errno));
+	fflush(stdout);
+	pid = (pid_t)WORKS(fork());
+	if (pid == 0) {
+		CHECK_EQ(getpid(), 1);
+		fork_in_a_transfer(CLONE_NEWPID);
+		fflush(stdout);
+		_exit(0);
+	}
+	WORKS(waitpid(pid, &status, 0));
+	CHECK_EQ(status, 0);
 }
 
 int main(int argc, char **argv)

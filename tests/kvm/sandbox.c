@@ -169,6 +169,29 @@ TEST(every_phase_kills_whoever_calls_anything_else)
 	}
 }
 
+/* Of the fault, and not of what the library calls then */
+TEST(every_phase_lets_a_fault_of_the_program_kill)
+{
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+	skip("what a sanitizer calls is in no table");
+#endif
+	for (uint32_t phases = GMEM_SANDBOX_SETUP; phases <= GMEM_SANDBOX_SNAPSHOT; phases <<= 1) {
+		volatile uintptr_t nowhere = 8;
+		pid_t child = (pid_t)WORKS(fork());
+		int status;
+
+		if (child == 0) {
+			OK(gmem_recovery_enable());
+			install(phases, SECCOMP_RET_KILL_PROCESS);
+			*(volatile char *)nowhere = 1;
+			_exit(0);
+		}
+		WORKS(waitpid(child, &status, 0));
+		CHECK(WIFSIGNALED(status));
+		CHECK_EQ(WTERMSIG(status), SIGSEGV);
+	}
+}
+
 /* Memory as VMMs have it: memfds, their own, with policies, allocated ahead, in threads */
 static void set_up_more(struct gmem_vm *vm, const struct gmem_plan *plan, struct gmem_file *file)
 {

@@ -6,6 +6,8 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -14,6 +16,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
@@ -502,6 +505,79 @@ SIGNAL_TEST(a_sent_signal_kills_or_is_ignored_as_before)
 	CHECK_EQ(watch(dies_by_kill).signal, 0);
 }
 
+/* The page that a fault was about is there when the handlers are done. */
+static void mend(void)
+{
+	CHECK(mmap(missing, page_size(), PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == missing);
+}
+
+static void passing_and_mending(int signal, siginfo_t *info, void *context)
+{
+	under[0].sa_sigaction(signal, info, context);
+	mend();
+}
+
+static void faults_once(void)
+{
+	struct sigaction action = { .sa_flags = SA_SIGINFO | SA_NODEFER };
+
+	enable();
+	action.sa_sigaction = passing_and_mending;
+	WORKS(sigaction(the_signal(), &action, &under[0]));
+	*(volatile char *)(missing + 77) = 1;
+}
+
+SIGNAL_TEST(a_fault_kills_even_if_the_instruction_would_succeed_now)
+{
+	prepare();
+	check_died_of_the_fault(watch(faults_once));
+}
+
+static long refused;
+
+/* As a sandbox does that knows nothing of the library */
+static void refuse(void)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)refused, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { .len = sizeof(code) / sizeof(code[0]), .filter = code };
+
+	WORKS(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+	WORKS(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0));
+}
+
+static void faults_where_calls_are_refused(void)
+{
+	enable();
+	refuse();
+	*(volatile char *)(missing + 77) = 1;
+}
+
+static void is_killed_where_calls_are_refused(void)
+{
+	enable();
+	refuse();
+	kill(getpid(), the_signal());
+}
+
+SIGNAL_TEST(what_is_nobodys_kills_where_calls_are_refused)
+{
+	prepare();
+	if (prctl(PR_GET_SECCOMP, 0, 0, 0, 0) < 0)
+		skip("this kernel is built without seccomp filters");
+	refused = SYS_rt_tgsigqueueinfo;
+	check_died_of_the_fault(watch(faults_where_calls_are_refused));
+	CHECK_EQ(watch(is_killed_where_calls_are_refused).signal, the_signal());
+	refused = SYS_rt_sigaction;
+	check_died_of_the_fault(watch(faults_where_calls_are_refused));
+	CHECK_EQ(watch(is_killed_where_calls_are_refused).signal, SIGKILL);
+}
+
 static void faults_twice(void)
 {
 	struct sigaction action = { .sa_flags = SA_SIGINFO | (int)SA_RESETHAND };
@@ -810,6 +886,13 @@ static void like_rust(int signal, siginfo_t *info, void *context)
 	sigaction(signal, &standard, NULL);
 }
 
+/* and the instruction succeeds */
+static void like_rust_mending(int signal, siginfo_t *info, void *context)
+{
+	like_rust(signal, info, context);
+	mend();
+}
+
 static void install_like_rust(void)
 {
 	struct sigaction action = { .sa_flags = SA_SIGINFO | SA_ONSTACK };
@@ -841,6 +924,20 @@ static void is_sent_two_signals(void)
 {
 	is_sent_one_signal();
 	kill(getpid(), the_signal());
+}
+
+SIGNAL_TEST(recovery_stays_if_an_instruction_succeeds_after_all)
+{
+	struct sigaction action = { .sa_flags = SA_SIGINFO, .sa_sigaction = like_rust_mending };
+
+	prepare();
+	WORKS(sigaction(the_signal(), &action, NULL));
+	enable();
+	*(volatile char *)(missing + 77) = 1;
+	CHECK_EQ(calls[0], 1);
+	CHECK(gmem_nofault_is_recoverable());
+	prepare();
+	touch_missing(true);
 }
 
 SIGNAL_TEST(a_runtime_like_rusts_dies_of_the_real_fault)

@@ -855,6 +855,11 @@ int gmem_sys_sigmask(int how, const sigset_t *set, sigset_t *ret_old)
 	return -pthread_sigmask(how, set, ret_old);
 }
 
+pid_t gmem_sys_pid(void)
+{
+	return getpid();
+}
+
 int gmem_sys_requeue_signal(int signal, siginfo_t *info)
 {
 	long tid = syscall(__NR_gettid);

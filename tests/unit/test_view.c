@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "region/vm_core.h"
@@ -439,7 +440,7 @@ static void view_that_outlives_its_vm_is_stale(void **state)
 	}
 }
 
-/* As after a fork(), where the thread between begin and end is not there any more. */
+/* A thread may have died between begin and end. */
 static void end_of_a_vm_does_not_wait_for_ever(void **state)
 {
 	GMEM_OPTS(gmem_vm_opts, opts, .wait_ms = 1);
@@ -730,25 +731,228 @@ static void sections_and_their_vm_end_at_once(void **state)
 	unit_end(&unit);
 }
 
-static void view_of_a_thread_needs_a_key_and_memory(void **state)
+/* One for all VMs: this is the first test, because a later one would find it. */
+static void views_of_threads_need_one_key_and_memory(void **state)
 {
-	struct gmem_view *view = UNTOUCHED(struct gmem_view);
+	struct gmem_view *view = UNTOUCHED(struct gmem_view), *other;
 	pthread_key_t keys[PTHREAD_KEYS_MAX];
+	struct gmem_vm *vm;
 	struct unit unit;
 	int count = 0;
 
 	(void)state;
 	unit_begin_vm(&unit, "6.18");
+	GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps);
 	while (count < PTHREAD_KEYS_MAX && !pthread_key_create(&keys[count], NULL))
 		count++;
 	assert_refused(-EAGAIN, "no key", gmem_vm_thread_view(unit.vm, &view));
-	while (count)
-		pthread_key_delete(keys[--count]);
+	assert_ptr_equal(view, UNTOUCHED(struct gmem_view));
+	pthread_key_delete(keys[--count]);
+	assert_ok(gmem_vm_new(unit.vm_fd, &opts, &vm));
+	assert_ok(gmem_vm_thread_view(vm, &other));
 	unit_fail_alloc(1);
 	assert_refused(-ENOMEM, "no memory for a view", gmem_vm_thread_view(unit.vm, &view));
 	assert_true(unit_alloc_struck());
 	assert_ptr_equal(view, UNTOUCHED(struct gmem_view));
 	assert_ok(gmem_vm_thread_view(unit.vm, &view));
+	assert_ptr_not_equal(view, other);
+	while (count)
+		pthread_key_delete(keys[--count]);
+	gmem_vm_free(vm);
+	unit_end(&unit);
+}
+
+struct worker {
+	struct gmem_vm *vm;	/* NULL: that was all */
+	pthread_barrier_t turns;
+	int failures;
+};
+
+static void *work_for_each(void *data)
+{
+	struct worker *worker = data;
+	struct gmem_view *view, *again;
+
+	for (;;) {
+		pthread_barrier_wait(&worker->turns);
+		if (!worker->vm)
+			return NULL;
+		worker->failures += gmem_vm_thread_view(worker->vm, &view) != 0;
+		worker->failures += gmem_vm_thread_view(worker->vm, &again) != 0 || again != view;
+		pthread_barrier_wait(&worker->turns);
+	}
+}
+
+/* More VMs than there are keys. The last one's view and table are there until the next. */
+static void thread_that_outlives_its_vms_keeps_nothing(void **state)
+{
+	struct worker worker = { .failures = 0 };
+	struct unit unit;
+	pthread_t thread;
+	unsigned maps;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps);
+	pthread_barrier_init(&worker.turns, NULL, 2);
+	assert_int_equal(pthread_create(&thread, NULL, work_for_each, &worker), 0);
+	maps = fake_count(FAKE_MMAP) - fake_count(FAKE_MUNMAP);
+	for (int i = 0; i < 1100; i++) {
+		assert_ok(gmem_vm_new(unit.vm_fd, &opts, &worker.vm));
+		pthread_barrier_wait(&worker.turns);
+		pthread_barrier_wait(&worker.turns);
+		assert_int_equal(worker.failures, 0);
+		gmem_vm_free(worker.vm);
+		assert_int_equal(fake_count(FAKE_MMAP) - fake_count(FAKE_MUNMAP), maps + 1);
+	}
+	worker.vm = NULL;
+	pthread_barrier_wait(&worker.turns);
+	pthread_join(thread, NULL);
+	pthread_barrier_destroy(&worker.turns);
+	assert_int_equal(fake_count(FAKE_MMAP) - fake_count(FAKE_MUNMAP), maps);
+	unit_end(&unit);
+}
+
+/* Each asked for in turn, and one of them while a view of one that ended is in use */
+static void *work_for_all(void *data)
+{
+	struct gmem_vm **vms = data;
+	struct gmem_view *views[4], *view;
+
+	for (unsigned i = 0; i < 3; i++)
+		if (gmem_vm_thread_view(vms[i], &views[i]))
+			return data;
+	for (unsigned i = 0; i < 9; i++)
+		if (gmem_vm_thread_view(vms[i * 2 % 3], &view) || view != views[i * 2 % 3])
+			return data;
+	gmem_vm_free(vms[1]);
+	gmem_view_begin(views[2]);
+	__atomic_store_n(&vms[2]->is_over, true, __ATOMIC_RELEASE);
+	if (gmem_vm_thread_view(vms[3], &views[3]))
+		return data;
+	gmem_view_end(views[2]);
+	__atomic_store_n(&vms[2]->is_over, false, __ATOMIC_RELEASE);
+	if (gmem_vm_thread_view(vms[2], &view) || view != views[2] ||
+	    gmem_vm_thread_view(vms[0], &view) || view != views[0] ||
+	    gmem_vm_thread_view(vms[3], &view) || view != views[3])
+		return data;
+	return NULL;
+}
+
+static void thread_has_a_view_of_each_vm(void **state)
+{
+	struct gmem_vm *vms[4];
+	struct unit unit;
+	pthread_t thread;
+	void *failed;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps);
+	for (unsigned i = 0; i < ARRAY_SIZE(vms); i++)
+		assert_ok(gmem_vm_new(unit.vm_fd, &opts, &vms[i]));
+	assert_int_equal(pthread_create(&thread, NULL, work_for_all, vms), 0);
+	assert_int_equal(pthread_join(thread, &failed), 0);
+	assert_null(failed);
+	for (unsigned i = 0; i < ARRAY_SIZE(vms); i++) {
+		if (i == 1)
+			continue;
+		assert_null(vms[i]->views);
+		gmem_vm_free(vms[i]);
+	}
+	unit_end(&unit);
+}
+
+/* ---- fork ---- */
+
+static void *stay_between_begin_and_end(void *data)
+{
+	struct other_thread *other = data;
+
+	other->failures += gmem_vm_thread_view(other->vm, &other->view) != 0;
+	gmem_view_begin(other->view);
+	pthread_barrier_wait(&other->turns);
+	/* whatever is to happen meanwhile */
+	pthread_barrier_wait(&other->turns);
+	gmem_view_end(other->view);
+	return NULL;
+}
+
+static pthread_t start_reader(struct other_thread *reader, struct gmem_vm *vm)
+{
+	pthread_t thread;
+
+	*reader = (struct other_thread){ .vm = vm };
+	if (pthread_barrier_init(&reader->turns, NULL, 2) ||
+	    pthread_create(&thread, NULL, stay_between_begin_and_end, reader))
+		_exit(9);
+	pthread_barrier_wait(&reader->turns);
+	return thread;
+}
+
+static void end_reader(struct other_thread *reader, pthread_t thread)
+{
+	pthread_barrier_wait(&reader->turns);
+	pthread_join(thread, NULL);
+	pthread_barrier_destroy(&reader->turns);
+	assert_int_equal(reader->failures, 0);
+}
+
+static int make_private(struct gmem_vm *vm, uint64_t page)
+{
+	struct gmem_conversion done;
+
+	return gmem_vm_convert(vm, page * PAGE, PAGE, GMEM_STATE_PRIVATE, NULL, &done);
+}
+
+static int do_without_the_parents_threads(struct gmem_vm *vm, struct gmem_region *region)
+{
+	struct other_thread reader;
+	pthread_t thread;
+
+	if (make_private(vm, 0))
+		return 1;
+#ifndef __SANITIZE_THREAD__
+	/* ThreadSanitizer has no threads in children. */
+	thread = start_reader(&reader, vm);
+	if (make_private(vm, 1) != -EBUSY)
+		return 2;
+	end_reader(&reader, thread);
+#else
+	(void)reader;
+	(void)thread;
+#endif
+	/* These would wait as long as it takes. */
+	if (gmem_region_remove(region))
+		return 3;
+	gmem_vm_free_with_vm(vm);
+	return 0;
+}
+
+static void child_waits_for_its_own_views_alone(void **state)
+{
+	struct gmem_region *region;
+	struct other_thread reader;
+	struct unit unit;
+	pthread_t thread;
+	int status = -1;
+	pid_t child;
+
+	(void)state;
+	unit_begin(&unit, "7.3-swp-t1");
+	GMEM_OPTS(gmem_vm_opts, opts, .caps = unit.caps, .wait_ms = 300);
+	assert_ok(gmem_vm_new(unit.vm_fd, &opts, &unit.vm));
+	region = unit_region_backed(&unit, 0, 4, GMEM_BACKING_PRIVATE);
+	thread = start_reader(&reader, unit.vm);
+	child = fork();
+	if (child == 0) {
+		alarm(20);
+		_exit(do_without_the_parents_threads(unit.vm, region));
+	}
+	assert_int_equal(waitpid(child, &status, 0), child);
+	assert_int_equal(status, 0);
+	assert_int_equal(make_private(unit.vm, 0), -EBUSY);
+	end_reader(&reader, thread);
 	unit_end(&unit);
 }
 
@@ -1205,6 +1409,7 @@ static void system_calls_are_made_only_without_recovery(void **state)
 }
 
 static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(views_of_threads_need_one_key_and_memory),
 	cmocka_unit_test(hva_is_where_the_region_is),
 	cmocka_unit_test(errors_say_what_is_there_instead),
 	cmocka_unit_test(iovec_has_one_entry_for_each_piece),
@@ -1221,7 +1426,9 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(thread_has_a_view_of_its_own),
 	cmocka_unit_test(views_of_threads_end_with_them),
 	cmocka_unit_test(threads_and_their_vm_end_at_once),
-	cmocka_unit_test(view_of_a_thread_needs_a_key_and_memory),
+	cmocka_unit_test(thread_that_outlives_its_vms_keeps_nothing),
+	cmocka_unit_test(thread_has_a_view_of_each_vm),
+	cmocka_unit_test(child_waits_for_its_own_views_alone),
 	cmocka_unit_test(accesses_span_regions),
 	cmocka_unit_test(long_accesses_begin_anew),
 	cmocka_unit_test(stops_are_exact),
