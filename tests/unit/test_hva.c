@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* hva: memory of this process is read and written where it may not be there */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
