@@ -786,8 +786,13 @@ struct gmem_adopt_opts {
  * No memslot is taken, and the guest not disturbed, if the fd is a duplicate of one of a
  * file of this VM that the library has (gmem_file_new(), or adopted before), which the
  * kernel tells with Linux 6.10 or kcmp(2): then the create flags are known, too. Nor is
- * one with GMEM_ADOPT_OF_VM: what you say is believed, and if it is wrong KVM refuses
- * the first region.
+ * one with GMEM_ADOPT_OF_VM: what you say is believed for this handle alone, and if it is
+ * wrong KVM refuses the first region.
+ *
+ * What the library knows of a file that it has, because it made the file or asked the
+ * kernel, wins over what you say with GMEM_ADOPT_OF_VM (-EXDEV) and
+ * GMEM_ADOPT_CREATE_FLAGS (-EINVAL). Of flags that it found, it is sure of
+ * GMEM_CREATE_MMAP.
  *
  * Later, when a region uses the file, the library compares VM fds, in the same way, and
  * if the kernel does not tell it checks with a memslot.
@@ -795,9 +800,10 @@ struct gmem_adopt_opts {
  * Thread-safe. Source: fstatfs(2) and the link in /proc/self/fd to recognise
  * the file, KVM_SET_USER_MEMORY_REGION2 to recognise its VM. Since: 0.1.
  *
- * Return: 0, or -EBADF a bad fd, -EINVAL @gmemfd is no guest_memfd, or bad
- * options, -EXDEV the file belongs to another VM (up to Linux 7.1 also: its
- * first and last page are bound already; on arm64 also: it was created without
+ * Return: 0, or -EBADF a bad fd, -EINVAL @gmemfd is no guest_memfd, @vm_fd is
+ * /dev/kvm itself, bad options, or other create flags than the file has, -EXDEV the file
+ * belongs to another VM (up to Linux 7.1 also: its first and last page are bound
+ * already; on arm64 also: it was created without
  * GMEM_CREATE_MMAP and cannot be bound), -EBUSY no spare memslot or address to
  * check with, -ENOTTY @vm_fd is no VM fd, -EIO the VM belongs to another process or is
  * dead, -E2BIG options newer than the library, -EMFILE, -ENFILE, -ENOMEM, or the

@@ -847,7 +847,7 @@ static void ask_guest(struct gmem_caps *caps, int kvm_fd)
 
 /* ---- the report ---- */
 
-static int ask_vm(struct gmem_caps *caps, int vm_fd, uint64_t flags)
+int gmem_caps_check_vm(int vm_fd)
 {
 	int err;
 
@@ -858,6 +858,15 @@ static int ask_vm(struct gmem_caps *caps, int vm_fd, uint64_t flags)
 	if (err < 0)
 		return gmem_fail(err, "fd %d is not a VM's, or not usable from this process: %s",
 				 vm_fd, gmem_errno_name(err));
+	return 0;
+}
+
+static int ask_vm(struct gmem_caps *caps, int vm_fd, uint64_t flags)
+{
+	int err = gmem_caps_check_vm(vm_fd);
+
+	if (err)
+		return err;
 
 	say_yes(caps, GMEM_CAP_KVM, "there is a VM, and it answers");
 	ask_kvm(caps, vm_fd);

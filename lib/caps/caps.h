@@ -37,6 +37,8 @@ struct gmem_caps {
 	struct gmem_line lines[GMEM_CAP_COUNT];
 };
 
+/* Checks that @vm_fd is a VM's that this process can use; -errno with a sentence. */
+int gmem_caps_check_vm(int vm_fd);
 /* Returns whether the line has this answer: GMEM_YES, GMEM_NO or GMEM_UNKNOWN. */
 bool gmem_caps_says(const struct gmem_caps *caps, enum gmem_cap cap, uint32_t answer);
 /* Returns the value of the line, or 0 if it has none. */

@@ -18,6 +18,7 @@
 #include "os/kvm_compat.h"
 #include "os/sys.h"
 #include "os/usdt.h"
+#include "region/file.h"
 #include "region/kept_log.h"
 #include "region/page_states.h"
 #include "region/region.h"
@@ -193,6 +194,8 @@ static int add_new(struct gmem_vm *vm, struct gmem_step *step)
 			step->failed = true;
 			return fail_new_slot(vm, step, slot, err);
 		}
+		if (slot->gmemfd >= 0 && step->after)
+			gmem_file_prove_vm(step->after->file);
 		step->added++;
 	}
 	return 0;

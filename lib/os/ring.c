@@ -151,6 +151,8 @@ int gmem_ring_wrap(struct io_uring *callers, uint64_t tag, struct gmem_ring **re
 	if (!ring)
 		return -ENOMEM;
 
+	gmem_process_begin(&ring->process);
+	ring->made_by = gmem_process_number(&ring->process);
 	ring->callers = callers;
 	ring->tag = tag;
 	*ret = ring;
@@ -163,8 +165,9 @@ void gmem_ring_free(struct gmem_ring *ring)
 		if (is_of_this_process(ring))
 			end_thread(ring);
 		io_uring_queue_exit(&ring->own);
-		gmem_process_end(&ring->process);
 	}
+	if (ring)
+		gmem_process_end(&ring->process);
 	free(ring);
 }
 
@@ -178,10 +181,14 @@ uint32_t gmem_ring_room(const struct gmem_ring *ring)
 	return ring->callers ? ring->callers->cq.ring_entries : ring->own.cq.ring_entries;
 }
 
+/* A child has the queue mapped as its parent has: what it wrote there, the parent would submit. */
 int gmem_ring_queue(struct gmem_ring *ring, const struct gmem_ring_request *request)
 {
-	struct io_uring_sqe *sqe = io_uring_get_sqe(ring_of(ring));
+	struct io_uring_sqe *sqe;
 
+	if (!is_of_this_process(ring))
+		return -EIO;
+	sqe = io_uring_get_sqe(ring_of(ring));
 	if (!sqe)
 		return -EAGAIN;
 
@@ -211,10 +218,10 @@ int gmem_ring_queue(struct gmem_ring *ring, const struct gmem_ring_request *requ
 
 int gmem_ring_submit(struct gmem_ring *ring)
 {
-	if (ring->callers)
-		return submit(ring->callers);
 	if (!is_of_this_process(ring))
 		return -EIO;
+	if (ring->callers)
+		return submit(ring->callers);
 
 	sem_post(&ring->asked);
 	await(&ring->answered);

@@ -53,7 +53,10 @@ void gmem_ring_free(struct gmem_ring *ring);
 int gmem_ring_fd(const struct gmem_ring *ring);
 /* Returns how many completions the ring has room for. */
 uint32_t gmem_ring_room(const struct gmem_ring *ring);
-/* Queues a request for the next submit; -EAGAIN if the queue is full. */
+/*
+ * Queues a request for the next submit; -EAGAIN if the queue is full, -EIO in a child of the
+ * process that made or wrapped the ring, also from submit.
+ */
 int gmem_ring_queue(struct gmem_ring *ring, const struct gmem_ring_request *request);
 /*
  * Gives all queued requests to the kernel, those of other users of the caller's ring

@@ -55,7 +55,7 @@ static struct gmem_file *new_file(struct gmem_vm_identity *vm, uint64_t size,
 static void set_fd(struct gmem_file *file, int fd)
 {
 	file->fd = fd;
-	file->known = (struct gmem_vm_file){ .fd = fd, .create_flags = file->create_flags };
+	file->known.fd = fd;
 	if (file->vm)
 		gmem_vm_identity_add_file(file->vm, &file->known);
 }
@@ -108,6 +108,11 @@ static int make_file(struct gmem_vm_identity *vm, uint64_t size, uint64_t flags,
 		return fd;
 	}
 
+	file->known = (struct gmem_vm_file){
+		.is_of_vm = true,
+		.create_flags = flags,
+		.certain = UINT64_MAX,
+	};
 	set_fd(file, fd);
 	*ret = file;
 	return 0;
@@ -253,12 +258,60 @@ static int find_create_flags(int fd, uint64_t *ret)
 	return 0;
 }
 
+/* What the library knows wins over what the caller says. */
+static int check_claims(const struct gmem_vm_identity *vm, int gmemfd,
+			const struct gmem_adopt_opts *opts, const struct gmem_vm_file_facts *facts)
+{
+	uint64_t differ = (opts->create_flags ^ facts->create_flags) & facts->certain;
+
+	if (facts->is_of_other)
+		return gmem_fail(-EXDEV, "the guest_memfd fd %d, known to be VM fd %d's, belongs to another VM "
+				 "than fd %d", gmemfd, facts->other, vm->number);
+	if (opts->flags & GMEM_ADOPT_CREATE_FLAGS && differ)
+		return gmem_fail(-EINVAL, "create_flags is 0x%" PRIx64 ", but the guest_memfd fd %d was created "
+				 "with 0x%" PRIx64, opts->create_flags, gmemfd, facts->create_flags);
+	return 0;
+}
+
+/*
+ * Fills in what the library knows of the file, or else asks KVM. What the caller says is
+ * not asked, and so does not become known.
+ */
+static int find_known(const struct gmem_vm_identity *vm, int gmemfd, uint64_t size,
+		      const struct gmem_adopt_opts *opts, struct gmem_vm_file *ret)
+{
+	struct gmem_vm_file_facts facts;
+	int err;
+
+	gmem_vm_identity_find_file(vm, gmemfd, &facts);
+	err = check_claims(vm, gmemfd, opts, &facts);
+	if (err)
+		return err;
+
+	*ret = (struct gmem_vm_file){
+		.is_of_vm = facts.is_of_vm,
+		.create_flags = facts.create_flags,
+		.certain = facts.certain,
+	};
+	if (vm && !ret->is_of_vm && !(opts->flags & GMEM_ADOPT_OF_VM)) {
+		err = check_is_of_vm(vm, gmemfd, size);
+		if (err)
+			return err;
+		ret->is_of_vm = true;
+	}
+	if (ret->certain || opts->flags & GMEM_ADOPT_CREATE_FLAGS)
+		return 0;
+
+	/* Whether it can be mapped does not change; the first page may have been converted. */
+	ret->certain = GMEM_CREATE_MMAP;
+	return find_create_flags(gmemfd, &ret->create_flags);
+}
+
 /* @vm: NULL if the VM does not matter */
 static int inspect(const struct gmem_vm_identity *vm, int gmemfd, const struct gmem_adopt_opts *opts,
-		   uint64_t *ret_size, uint64_t *ret_flags)
+		   uint64_t *ret_size, struct gmem_vm_file *ret)
 {
 	struct gmem_fd_kind kind;
-	bool is_known;
 	int err;
 
 	err = check_is_gmemfd(gmemfd);
@@ -275,36 +328,26 @@ static int inspect(const struct gmem_vm_identity *vm, int gmemfd, const struct g
 	if (!kind.access.reads || !kind.access.writes)
 		return gmem_fail(-EBADF, "fd %d is not open for reading and writing: no memory can be had "
 				 "from it", gmemfd);
-
-	is_known = vm && gmem_vm_identity_has_file(vm, gmemfd, ret_flags);
-	if (vm && !is_known && !(opts->flags & GMEM_ADOPT_OF_VM)) {
-		err = check_is_of_vm(vm, gmemfd, *ret_size);
-		if (err)
-			return err;
-	}
-
-	if (opts->flags & GMEM_ADOPT_CREATE_FLAGS)
-		*ret_flags = opts->create_flags;
-	else if (!is_known)
-		return find_create_flags(gmemfd, ret_flags);
-	return 0;
+	return find_known(vm, gmemfd, *ret_size, opts, ret);
 }
 
 /* Takes @vm, on failure, too. */
 static int adopt(struct gmem_vm_identity *vm, int gmemfd, const struct gmem_adopt_opts *opts,
 		 struct gmem_file **ret)
 {
+	bool is_told = opts->flags & GMEM_ADOPT_CREATE_FLAGS;
+	struct gmem_vm_file known = { .fd = -1 };
 	struct gmem_file *file;
-	uint64_t size = 0, flags = 0;
+	uint64_t size = 0;
 	int err, fd;
 
-	err = inspect(vm, gmemfd, opts, &size, &flags);
+	err = inspect(vm, gmemfd, opts, &size, &known);
 	if (err) {
 		gmem_vm_identity_unref(vm);
 		return err;
 	}
 
-	file = new_file(vm, size, flags);
+	file = new_file(vm, size, is_told ? opts->create_flags : known.create_flags);
 	if (!file)
 		return -ENOMEM;
 
@@ -314,6 +357,7 @@ static int adopt(struct gmem_vm_identity *vm, int gmemfd, const struct gmem_adop
 		return gmem_fail_by_limit(fd, 0, "fd %d cannot be duplicated", gmemfd);
 	}
 
+	file->known = known;
 	set_fd(file, fd);
 	*ret = file;
 	return 0;
@@ -565,18 +609,22 @@ GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t s
 
 /* ---- for regions ---- */
 
-/* Returns what @file knows of its VM, for the caller to give back; NULL: nothing. */
-static struct gmem_vm_identity *get_vm(struct gmem_file *file)
+/*
+ * Returns the VM that @file is of, for the caller to give back; NULL: it was not told.
+ * *@ret_is_known: not merely said.
+ */
+static struct gmem_vm_identity *get_vm(struct gmem_file *file, bool *ret_is_known)
 {
 	struct gmem_vm_identity *vm;
 
 	gmem_lock_take(&file->lock);
 	vm = file->vm ? gmem_vm_identity_ref(file->vm) : NULL;
+	*ret_is_known = file->known.is_of_vm;
 	gmem_lock_drop(&file->lock);
 	return vm;
 }
 
-static void set_vm(struct gmem_file *file, struct gmem_vm_identity *vm)
+static void set_vm(struct gmem_file *file, struct gmem_vm_identity *vm, bool is_checked)
 {
 	struct gmem_vm_identity *old;
 
@@ -585,6 +633,7 @@ static void set_vm(struct gmem_file *file, struct gmem_vm_identity *vm)
 	if (old)
 		gmem_vm_identity_remove_file(old, &file->known);
 	file->vm = gmem_vm_identity_ref(vm);
+	file->known.is_of_vm |= is_checked;
 	gmem_vm_identity_add_file(vm, &file->known);
 	gmem_lock_drop(&file->lock);
 	gmem_vm_identity_unref(old);
@@ -592,23 +641,31 @@ static void set_vm(struct gmem_file *file, struct gmem_vm_identity *vm)
 
 int gmem_file_check_vm(struct gmem_file *file, struct gmem_vm_identity *vm)
 {
-	struct gmem_vm_identity *known = get_vm(file);
+	bool is_known;
+	struct gmem_vm_identity *known = get_vm(file, &is_known);
 	bool is_new = known != vm;
 	int err = 0, same = -ENOENT;
 
 	if (known)
 		same = gmem_vm_identity_same(known, vm);
-	if (!same)
+	if (!same && is_known)
 		err = gmem_fail(-EXDEV,
 				"the guest_memfd fd %d, made on VM fd %d, belongs to another VM than "
 				"fd %d", file->fd, known->number, vm->number);
-	else if (same < 0)
+	else if (same <= 0)
 		err = check_is_of_vm(vm, file->fd, file->size);
 	gmem_vm_identity_unref(known);
 
 	if (!err && is_new)
-		set_vm(file, vm);
+		set_vm(file, vm, same <= 0);
 	return err;
+}
+
+void gmem_file_prove_vm(struct gmem_file *file)
+{
+	gmem_lock_take(&file->lock);
+	gmem_vm_identity_prove_file(&file->known);
+	gmem_lock_drop(&file->lock);
 }
 
 int gmem_file_pin(struct gmem_file *file, uint64_t offset, uint64_t size,

@@ -27,7 +27,7 @@ struct gmem_file {
 	struct gmem_file_maps maps;
 	struct gmem_lock lock;		/* rank FILE: vm, bound, memory_users */
 	struct gmem_vm_identity *vm;	/* the VM it belongs to; NULL: not known yet */
-	struct gmem_vm_file known;	/* on the list of @vm */
+	struct gmem_vm_file known;	/* on the list of @vm; what is known, not said */
 	struct gmem_range_map bound;	/* offsets that are in a memslot */
 	struct gmem_memory_users memory_users;	/* by offset */
 };
@@ -41,6 +41,8 @@ int gmem_file_new_of_vm(struct gmem_vm_identity *vm, uint64_t size, const struct
  * shares @vm.
  */
 int gmem_file_check_vm(struct gmem_file *file, struct gmem_vm_identity *vm);
+/* Note that KVM has taken a memslot with the file: it is of the VM that it was checked for. */
+void gmem_file_prove_vm(struct gmem_file *file);
 
 /* Whether @facts can be those of a guest_memfd; before Linux 6.19, of any anonymous inode */
 bool gmem_file_is_gmemfd(const struct gmem_sys_facts *facts);

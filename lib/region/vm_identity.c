@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/limit.h"
 #include "base/lock.h"
+#include "caps/caps.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
@@ -26,22 +27,31 @@ static struct gmem_vm_identity *find(int vm_fd)
 	return identity;
 }
 
+static bool is_clear_no(int answer)
+{
+	return answer == 0 || answer == -ENOTTY || answer == -EINVAL;
+}
+
 /*
  * The duplicate is the VM whatever becomes of the caller's number. But who stands between a
  * program and KVM, as the stub of a test does, may know the VM by that number alone. Only
- * a clear no says so: a sandbox may refuse the question.
+ * a clear no says so, or that this is no VM: a sandbox may refuse the question.
  */
-static int find_asked(int fd, int vm_fd)
+static int find_asked(int fd, int vm_fd, int *ret)
 {
-	int answer = gmem_kvm_check(fd, KVM_CAP_USER_MEMORY);
+	bool is_number = is_clear_no(gmem_kvm_check(fd, KVM_CAP_USER_MEMORY));
+	int err = 0;
 
-	return answer == 0 || answer == -ENOTTY || answer == -EINVAL ? vm_fd : fd;
+	if (is_number || gmem_sys_ioctl(fd, KVM_GET_API_VERSION, NULL) >= 0)
+		err = gmem_caps_check_vm(vm_fd);
+	*ret = is_number ? vm_fd : fd;
+	return is_clear_no(err) ? err : 0;
 }
 
 static int make(int vm_fd, struct gmem_vm_identity **ret)
 {
 	struct gmem_vm_identity *identity = malloc(sizeof(*identity));
-	int fd;
+	int fd, asked, err;
 
 	if (!identity)
 		return gmem_fail(-ENOMEM, "no memory to remember VM fd %d", vm_fd);
@@ -52,9 +62,16 @@ static int make(int vm_fd, struct gmem_vm_identity **ret)
 		return gmem_fail_by_limit(fd, 0, "VM fd %d cannot be duplicated", vm_fd);
 	}
 
+	err = find_asked(fd, vm_fd, &asked);
+	if (err) {
+		gmem_sys_close(fd);
+		free(identity);
+		return err;
+	}
+
 	*identity = (struct gmem_vm_identity){
 		.fd = fd,
-		.asked = find_asked(fd, vm_fd),
+		.asked = asked,
 		.number = vm_fd,
 		.users = 1,
 		.next = identities.first,
@@ -132,18 +149,42 @@ void gmem_vm_identity_remove_file(struct gmem_vm_identity *identity, struct gmem
 	gmem_lock_drop(&identities.lock);
 }
 
-bool gmem_vm_identity_has_file(const struct gmem_vm_identity *identity, int fd,
-			       uint64_t *ret_create_flags)
+void gmem_vm_identity_prove_file(struct gmem_vm_file *file)
 {
+	gmem_lock_take(&identities.lock);
+	file->is_of_vm = true;
+	gmem_lock_drop(&identities.lock);
+}
+
+static void add_facts(const struct gmem_vm_identity *identity, const struct gmem_vm_identity *owner,
+		      const struct gmem_vm_file *file, struct gmem_vm_file_facts *facts)
+{
+	int same = identity && file->is_of_vm ? gmem_vm_identity_same(identity, owner) : -ENOENT;
+
+	if (file->certain & ~facts->certain) {
+		facts->create_flags = file->create_flags;
+		facts->certain = file->certain;
+	}
+	facts->is_of_vm |= same == 1;
+	if (!same) {
+		facts->is_of_other = true;
+		facts->other = owner->number;
+	}
+}
+
+void gmem_vm_identity_find_file(const struct gmem_vm_identity *identity, int fd,
+				struct gmem_vm_file_facts *ret)
+{
+	const struct gmem_vm_identity *owner;
 	const struct gmem_vm_file *file;
 
+	*ret = (struct gmem_vm_file_facts){ .certain = 0 };
 	gmem_lock_take(&identities.lock);
-	for (file = identity->files; file && gmem_sys_same_file(fd, file->fd) != 1; file = file->next)
-		;
-	if (file)
-		*ret_create_flags = file->create_flags;
+	for (owner = identities.first; owner; owner = owner->next)
+		for (file = owner->files; file; file = file->next)
+			if (gmem_sys_same_file(fd, file->fd) == 1)
+				add_facts(identity, owner, file, ret);
 	gmem_lock_drop(&identities.lock);
-	return file;
 }
 
 /* KVM makes one open file for a VM, and no way opens a second. */

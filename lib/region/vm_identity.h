@@ -16,11 +16,25 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* An open guest_memfd that the library knows to be of the VM */
+/*
+ * An open guest_memfd, and what the library knows of it, because it made the file or asked
+ * the kernel. What a caller says of a file is not known.
+ */
 struct gmem_vm_file {
 	int fd;
-	uint64_t create_flags;
+	bool is_of_vm;		/* else it is on the VM's list because a caller says so */
+	uint64_t create_flags;	/* as the file was made, or as they were found */
+	uint64_t certain;	/* the bits of @create_flags that cannot be others; 0: nobody looked */
 	struct gmem_vm_file *next;
+};
+
+/* What all records say of one file */
+struct gmem_vm_file_facts {
+	bool is_of_vm;
+	bool is_of_other;
+	int other;		/* the number of the other VM's fd, for sentences only */
+	uint64_t create_flags;
+	uint64_t certain;	/* as in struct gmem_vm_file */
 };
 
 struct gmem_vm_identity {
@@ -32,7 +46,10 @@ struct gmem_vm_identity {
 	struct gmem_vm_file *files;
 };
 
-/* Finds the identity of the VM behind @vm_fd, or makes it; -errno with a sentence. */
+/*
+ * Finds the identity of the VM behind @vm_fd, or makes it; -errno with a sentence, also if
+ * the kernel says that this is no VM.
+ */
 int gmem_vm_identity_get(int vm_fd, struct gmem_vm_identity **ret);
 struct gmem_vm_identity *gmem_vm_identity_ref(struct gmem_vm_identity *identity);
 /* @identity may be NULL. */
@@ -40,9 +57,14 @@ void gmem_vm_identity_unref(struct gmem_vm_identity *identity);
 /* @file stays on the list until it is taken off, before its fd is closed. */
 void gmem_vm_identity_add_file(struct gmem_vm_identity *identity, struct gmem_vm_file *file);
 void gmem_vm_identity_remove_file(struct gmem_vm_identity *identity, struct gmem_vm_file *file);
-/* Tells whether @fd is a duplicate of one on the list; false if the kernel does not tell. */
-bool gmem_vm_identity_has_file(const struct gmem_vm_identity *identity, int fd,
-			       uint64_t *ret_create_flags);
+/* Records that @file, on a list, is of its VM. */
+void gmem_vm_identity_prove_file(struct gmem_vm_file *file);
+/*
+ * Collects what is known of the file behind @fd, for @identity or NULL. That is nothing if
+ * the kernel does not tell whether @fd is a duplicate of one on a list.
+ */
+void gmem_vm_identity_find_file(const struct gmem_vm_identity *identity, int fd,
+				struct gmem_vm_file_facts *ret);
 /* Returns 1 if both are one VM and 0 if not; -errno if the kernel does not tell. */
 int gmem_vm_identity_same(const struct gmem_vm_identity *a, const struct gmem_vm_identity *b);
 

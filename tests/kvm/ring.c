@@ -577,6 +577,34 @@ TEST(a_child_with_its_parents_pid_can_only_free_a_transfer)
 	CHECK_EQ(status, 0);
 }
 
+/* Both have the ring's queue: the child must not write there what the parent submits. */
+TEST(a_forked_child_that_frees_leaves_the_requests_of_its_parent)
+{
+	struct gmem_transfer *transfer;
+	struct bench g;
+	int status, ret;
+	pid_t pid;
+
+	for (unsigned steps = 1; steps < 9; steps++) {
+		begin(&g);
+		OK(gmem_vm_save_begin(g.lab.vm, g.fd, NULL, &transfer));
+		for (unsigned i = 0; i < steps; i++)
+			CHECK(gmem_transfer_step(transfer, 0) >= 0);
+		pid = (pid_t)WORKS(fork());
+		if (pid == 0)
+			_exit(gmem_transfer_free(transfer) == 0 ? 0 : 1);
+		WORKS(waitpid(pid, &status, 0));
+		CHECK_EQ(status, 0);
+		do {
+			ret = gmem_transfer_step(transfer, 1);
+		} while (ret > 0);
+		OK(ret);
+		OK(gmem_transfer_free(transfer));
+		OK(gmem_image_verify(g.fd, NULL, NULL));
+		end(&g);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	return run_tests(argc, argv);

@@ -464,6 +464,149 @@ static void adopt_of_a_known_file_takes_no_memslot(void **state)
 	unit_end(&unit);
 }
 
+/* Of its VM and of its create flags, while the first handle that heard it is there, too */
+static void what_a_caller_says_of_a_file_is_not_known(void **state)
+{
+	GMEM_OPTS(gmem_adopt_opts, said, .flags = GMEM_ADOPT_OF_VM | GMEM_ADOPT_CREATE_FLAGS);
+	struct gmem_file *first, *second, *third;
+	struct unit unit;
+	int fd, other;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	other = fake_new_vm();
+	fd = fake_new_gmemfd(other, PAGES(&unit, 2), MAPPABLE);
+	assert_ok(gmem_file_adopt(unit.vm_fd, fd, &said, &first));
+	assert_int_equal(gmem_file_create_flags(first), 0);
+	assert_refused(-EXDEV, "belongs to another VM", gmem_file_adopt(unit.vm_fd, fd, NULL, &second));
+
+	assert_ok(gmem_file_adopt(other, fd, NULL, &second));
+	assert_int_equal(gmem_file_create_flags(second), MAPPABLE);
+	said.create_flags = MAPPABLE | 4;
+	assert_ok(gmem_file_adopt(other, fd, &said, &third));
+	assert_int_equal(gmem_file_create_flags(third), MAPPABLE | 4);
+	gmem_file_free(second);
+	assert_ok(gmem_file_adopt(other, fd, NULL, &second));
+	assert_int_equal(gmem_file_create_flags(second), MAPPABLE);
+	gmem_file_free(first);
+	gmem_file_free(second);
+	gmem_file_free(third);
+	fake_close(fd);
+	fake_close(other);
+	unit_end(&unit);
+}
+
+static void what_is_known_of_a_file_wins_over_what_is_said(void **state)
+{
+	GMEM_OPTS(gmem_adopt_opts, of_vm, .flags = GMEM_ADOPT_OF_VM);
+	GMEM_OPTS(gmem_adopt_opts, flags, .flags = GMEM_ADOPT_CREATE_FLAGS);
+	struct gmem_file *made, *file = NO_FILE;
+	struct unit unit;
+	unsigned slots;
+	int other, fd;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	other = fake_new_vm();
+	assert_ok(gmem_file_new_raw(unit.vm_fd, PAGES(&unit, 2), MAPPABLE, &made));
+	fd = gmem_file_fd(made);
+	slots = fake_count(FAKE_SET_SLOT2);
+	assert_refused(-EXDEV, "known to be VM fd", gmem_file_adopt(other, fd, &of_vm, &file));
+	assert_refused(-EXDEV, "known to be VM fd", gmem_file_adopt(other, fd, NULL, &file));
+	assert_int_equal(fake_count(FAKE_SET_SLOT2), slots);
+	assert_refused(-EINVAL, "created with 0x3", gmem_file_adopt(unit.vm_fd, fd, &flags, &file));
+	assert_refused(-EINVAL, "created with 0x3", gmem_file_adopt(GMEM_NO_VM, fd, &flags, &file));
+	flags.create_flags = MAPPABLE | 4;
+	assert_refused(-EINVAL, "created with 0x3", gmem_file_adopt(unit.vm_fd, fd, &flags, &file));
+	assert_ptr_equal(file, NO_FILE);
+	gmem_file_free(made);
+
+	/* Found, whether it can be mapped is certain; the rest may have changed since. */
+	fd = fake_new_gmemfd(unit.vm_fd, PAGES(&unit, 2), MAPPABLE);
+	assert_ok(gmem_file_adopt(unit.vm_fd, fd, NULL, &made));
+	flags.create_flags = GMEM_CREATE_INIT_SHARED;
+	assert_refused(-EINVAL, "created with 0x3", gmem_file_adopt(unit.vm_fd, fd, &flags, &file));
+	flags.create_flags = GMEM_CREATE_MMAP;
+	assert_ok(gmem_file_adopt(unit.vm_fd, fd, &flags, &file));
+	assert_int_equal(gmem_file_create_flags(file), GMEM_CREATE_MMAP);
+	gmem_file_free(file);
+	gmem_file_free(made);
+	fake_close(fd);
+	fake_close(other);
+	unit_end(&unit);
+}
+
+/* A region that KVM takes proves what was said; one that it refuses does not. */
+static void a_region_tells_whose_a_file_is(void **state)
+{
+	GMEM_OPTS(gmem_adopt_opts, said, .flags = GMEM_ADOPT_OF_VM);
+	GMEM_OPTS(gmem_region_opts, opts, .flags = 0);
+	struct gmem_file *file, *again, *wrong;
+	struct gmem_region *region;
+	struct gmem_plan *plan;
+	struct unit unit;
+	int fd, other;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	plan = unit_plan(&unit, GMEM_BACKING_SHARED);
+	opts.plan = plan;
+	fd = fake_new_gmemfd(unit.vm_fd, PAGES(&unit, 2), MAPPABLE);
+	assert_ok(gmem_file_adopt(unit.vm_fd, fd, &said, &file));
+	opts.file = file;
+	assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 2), &opts, &region));
+	assert_ok(gmem_file_adopt(unit.vm_fd, fd, NULL, &again));
+	gmem_file_free(again);
+	assert_ok(gmem_region_remove(region));
+	gmem_file_free(file);
+	fake_close(fd);
+
+	other = fake_new_vm();
+	fd = fake_new_gmemfd(other, PAGES(&unit, 2), MAPPABLE);
+	assert_ok(gmem_file_adopt(unit.vm_fd, fd, &said, &wrong));
+	opts.file = wrong;
+	assert_int_equal(gmem_region_add(unit.vm, 0, PAGES(&unit, 2), &opts, &region), -EINVAL);
+	assert_refused(-EXDEV, "another VM", gmem_file_adopt(unit.vm_fd, fd, NULL, &again));
+	gmem_file_free(wrong);
+
+	/* and what was said wrongly is in the way of no VM that the file is of */
+	fake_close(fd);
+	fd = fake_new_gmemfd(unit.vm_fd, PAGES(&unit, 2), MAPPABLE);
+	assert_ok(gmem_file_adopt(other, fd, &said, &file));
+	opts.file = file;
+	assert_ok(gmem_region_add(unit.vm, 0, PAGES(&unit, 2), &opts, &region));
+	gmem_file_free(file);
+	fake_close(fd);
+	fake_close(other);
+	gmem_plan_free(plan);
+	unit_end(&unit);
+}
+
+static void adopt_refuses_an_fd_that_is_no_vms(void **state)
+{
+	GMEM_OPTS(gmem_adopt_opts, said, .flags = GMEM_ADOPT_OF_VM);
+	const struct gmem_adopt_opts *const ways[] = { NULL, &said };
+	struct gmem_file *file = NO_FILE;
+	struct unit unit;
+	int fd, kvm_fd, null_fd;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	fd = fake_new_gmemfd(unit.vm_fd, PAGES(&unit, 2), MAPPABLE);
+	kvm_fd = fake_new_kvm();
+	null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	for (size_t i = 0; i < 2; i++) {
+		assert_refused(-EINVAL, "/dev/kvm itself", gmem_file_adopt(kvm_fd, fd, ways[i], &file));
+		assert_refused(-ENOTTY, "is not a VM's", gmem_file_adopt(null_fd, fd, ways[i], &file));
+		assert_refused(-ENOTTY, "is not a VM's", gmem_file_adopt(fd, fd, ways[i], &file));
+	}
+	assert_ptr_equal(file, NO_FILE);
+	close(null_fd);
+	fake_close(kvm_fd);
+	fake_close(fd);
+	unit_end(&unit);
+}
+
 static void fd_is_a_guest_memfd_or_not_or_unknown(void **state)
 {
 	static const char *const kernels[] = { "6.12-swp-t1", "6.18", "6.19", "7.2" };
@@ -1212,6 +1355,10 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(adopt_of_a_bound_file_works),
 	cmocka_unit_test(adopt_without_a_spare_slot_is_busy),
 	cmocka_unit_test(adopt_of_a_known_file_takes_no_memslot),
+	cmocka_unit_test(what_a_caller_says_of_a_file_is_not_known),
+	cmocka_unit_test(what_is_known_of_a_file_wins_over_what_is_said),
+	cmocka_unit_test(a_region_tells_whose_a_file_is),
+	cmocka_unit_test(adopt_refuses_an_fd_that_is_no_vms),
 	cmocka_unit_test(fd_is_a_guest_memfd_or_not_or_unknown),
 	cmocka_unit_test(mapping_shows_the_file_at_its_offset),
 	cmocka_unit_test(mapping_may_be_read_only),

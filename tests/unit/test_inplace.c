@@ -131,9 +131,9 @@ static void conversion_in_place_is_proved_by_doing_it(void **state)
 
 	/*
 	 * a failure anywhere in the proof is a no; there are more than five calls, after
-	 * the two that duplicate the VM fd and ask whether the duplicate is a VM
+	 * the three that duplicate the VM fd and ask whether the duplicate is a VM
 	 */
-	for (n = 3;; n++) {
+	for (n = 4;; n++) {
 		fake_fail_call(n, -EPERM);
 		assert_ok(new_vm(&unit, REQUEST, BOTH));
 		if (!fake_fail_struck())
