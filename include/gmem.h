@@ -4959,9 +4959,11 @@ GMEM_API int gmem_import_dispatch(struct gmem_import *import);
  * @ms: milliseconds to wait; 0: only look, below 0: no limit
  *
  * Does what gmem_import_dispatch() does whenever gmem_import_fd() is readable, so a device
- * process needs no loop of its own. What the exporting process waits for is done before
- * this returns for @fd. Once the import has ended, every call returns why, in all threads.
- * Signals do not end the wait.
+ * process needs no loop of its own. One dispatch comes before this returns for @fd. If the
+ * exporting process waits for more than it does at once, some 10 ms of unmapping,
+ * gmem_import_fd() is readable still: call again before you work for long, or the
+ * removal waits for you. Once the import has ended, every call returns why, in all
+ * threads. Signals do not end the wait.
  *
  * Thread-safe, and as gmem_import_dispatch() not to be called between gmem_view_begin()
  * and gmem_view_end(). Source: poll(2). Since: 0.1.
