@@ -115,7 +115,7 @@ static void judge_gmemfd_slot(struct verdict *verdict, uint64_t needs)
 static void judge_mapping(struct verdict *verdict, const struct gmem_caps *caps)
 {
 	if (caps->madvise_refusal)
-		miss(verdict, "its mapping cannot be kept out of core dumps: madvise(2) is refused: %s",
+		miss(verdict, "its mapping cannot be kept out of core dumps: MADV_DONTDUMP is refused: %s",
 		     gmem_errno_name(caps->madvise_refusal));
 	miss_if_no(verdict, caps, GMEM_CAP_HOST_ACCESS, "no host access");
 }

@@ -258,12 +258,14 @@ static int use_key(void)
 /* Finds this thread's view of @vm and moves it to the front. NULL: it has none. */
 static struct gmem_reader *find_own_view(const struct gmem_vm *vm)
 {
-	struct gmem_reader **link, *reader;
+	struct gmem_reader *reader = own_views, *before = NULL;
 
-	for (link = &own_views; (reader = *link) && reader->vm != vm; link = &reader->next_own)
-		;
-	if (reader && link != &own_views) {
-		*link = reader->next_own;
+	while (reader && reader->vm != vm) {
+		before = reader;
+		reader = reader->next_own;
+	}
+	if (reader && before) {
+		before->next_own = reader->next_own;
 		reader->next_own = own_views;
 		own_views = reader;
 	}

@@ -782,7 +782,7 @@ static int *device_news;
 
 static void tell(enum news news)
 {
-	__atomic_store_n(device_news, news, __ATOMIC_RELEASE);
+	__atomic_store_n(device_news, (int)news, __ATOMIC_RELEASE);
 }
 
 static void hear(enum news news)
