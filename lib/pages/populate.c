@@ -360,8 +360,8 @@ GMEM_API int gmem_populate_run(struct gmem_populate *job)
 	if (!job)
 		return gmem_fail(-EINVAL, "job is NULL");
 
-	err = gmem_vm_check_alive(job->vm);
-	return err ? err : run(job, false);
+	err = gmem_vm_enter(job->vm);
+	return err ? err : gmem_vm_leave(job->vm, run(job, false));
 }
 
 GMEM_API void gmem_populate_cancel(struct gmem_populate *job)

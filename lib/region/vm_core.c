@@ -61,6 +61,29 @@ int gmem_vm_check_alive(const struct gmem_vm *vm)
 	return 0;
 }
 
+int gmem_vm_enter(struct gmem_vm *vm)
+{
+	uint32_t keepers = __atomic_load_n(&vm->memory_keepers, __ATOMIC_RELAXED);
+	int err;
+
+	/* What has been released does not come back. */
+	while (keepers && !__atomic_compare_exchange_n(&vm->memory_keepers, &keepers, keepers + 1, true,
+						       __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+		;
+	err = gmem_vm_check_alive(vm);
+	if (err && keepers)
+		gmem_vm_drop_memory(vm);
+	return err;
+}
+
+int gmem_vm_leave(struct gmem_vm *vm, int result)
+{
+	int err = result < 0 ? gmem_vm_check_alive(vm) : 0;
+
+	gmem_vm_drop_memory(vm);
+	return err ? err : result;
+}
+
 static bool is_changer(const struct gmem_vm *vm)
 {
 	/* Another thread's value, whichever it is, is not this one's. */

@@ -55,7 +55,7 @@ struct gmem_vm {
 	uint32_t users;			/* atomic: the handle's owner, and each object made of it */
 	bool is_over;			/* atomic: the owner freed it, its regions are gone */
 	void (*dispose)(struct gmem_vm *vm);	/* called with the last user gone */
-	uint32_t memory_keepers;	/* atomic: the owner, and views that its end waited for in vain */
+	uint32_t memory_keepers;	/* atomic: the owner, calls, and views that its end waited for in vain */
 	void (*release_memory)(struct gmem_vm *vm);	/* called with the last of these gone */
 
 	/* set by gmem_vm_new(), never changed until it is over */
@@ -145,6 +145,13 @@ static inline bool gmem_vm_memory_is_kept(const struct gmem_vm *vm)
 }
 /* Returns 0, or -ESTALE and a sentence if the VM's owner has freed it. */
 int gmem_vm_check_alive(const struct gmem_vm *vm);
+/*
+ * For a call that works on the memory of a VM which another thread may end meanwhile: it keeps
+ * the memory if the VM is there, or returns -ESTALE. Leaving returns @result, or -ESTALE where
+ * that is an error and the VM has ended.
+ */
+int gmem_vm_enter(struct gmem_vm *vm);
+int gmem_vm_leave(struct gmem_vm *vm, int result);
 
 /* The number of the caller's VM fd, for sentences and tracers; -1: none */
 static inline int gmem_vm_number(const struct gmem_vm *vm)

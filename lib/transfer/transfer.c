@@ -180,6 +180,21 @@ static int tell_progress(struct gmem_transfer *transfer)
 			 transfer->done, transfer->total);
 }
 
+static int step_and_tell(struct gmem_transfer *transfer, bool wait)
+{
+	int err = transfer->step(transfer, wait);
+
+	/* With nothing under way, nothing makes the fd of a ring ready. */
+	if (err == -EAGAIN)
+		return transfer->io.ring && !transfer->io.under_way ? GMEM_TRANSFER_MORE
+								    : GMEM_TRANSFER_WAIT;
+	if (!err)
+		err = tell_progress(transfer);
+	if (err)
+		return err;
+	return transfer->is_done ? GMEM_TRANSFER_DONE : GMEM_TRANSFER_MORE;
+}
+
 GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
 {
 	int err;
@@ -192,22 +207,11 @@ GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
 		return gmem_fail(-EINVAL, "the transfer is being freed");
 	if (transfer->is_done)
 		return GMEM_TRANSFER_DONE;
-	err = transfer->vm ? gmem_vm_check_alive(transfer->vm) : 0;
-	if (err)
-		return err;
+	if (!transfer->vm)
+		return step_and_tell(transfer, wait);
 
-	err = transfer->step(transfer, wait);
-	/* With nothing under way, nothing makes the fd of a ring ready. */
-	if (err == -EAGAIN)
-		return transfer->io.ring && !transfer->io.under_way ? GMEM_TRANSFER_MORE
-								    : GMEM_TRANSFER_WAIT;
-	if (err)
-		return err;
-
-	err = tell_progress(transfer);
-	if (err)
-		return err;
-	return transfer->is_done ? GMEM_TRANSFER_DONE : GMEM_TRANSFER_MORE;
+	err = gmem_vm_enter(transfer->vm);
+	return err ? err : gmem_vm_leave(transfer->vm, step_and_tell(transfer, wait));
 }
 
 GMEM_API int gmem_transfer_fd(const struct gmem_transfer *transfer, int16_t *ret_events)

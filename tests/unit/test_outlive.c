@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* vm_core: what was made of a VM may be freed after it, and does nothing else any more */
 #include <errno.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -167,9 +169,97 @@ static void what_goes_before_its_vm_leaves_nothing(void **state)
 	}
 }
 
+/* ---- calls that are under way at the VM's end ---- */
+
+struct call {
+	struct gmem_populate *job;
+	struct gmem_transfer *transfer;
+	sem_t begun, ended;
+	int result;
+};
+
+static void wait_for(sem_t *sem)
+{
+	while (sem_wait(sem) < 0)
+		;
+}
+
+static int tell_and_wait(void *data, uint64_t done, uint64_t total)
+{
+	struct call *call = data;
+
+	(void)done;
+	(void)total;
+	sem_post(&call->begun);
+	wait_for(&call->ended);
+	sem_post(&call->ended);
+	return 0;
+}
+
+static void *run_job(void *data)
+{
+	struct call *call = data;
+
+	call->result = gmem_populate_run(call->job);
+	return NULL;
+}
+
+static void *step(void *data)
+{
+	struct call *call = data;
+
+	sem_post(&call->begun);
+	call->result = gmem_transfer_step(call->transfer, 1);
+	return NULL;
+}
+
+/* What a step waits for comes when the VM has ended. Returns what the call did. */
+static int end_during(struct unit *unit, struct call *call, void *(*run)(void *), int writes, bool with_vm)
+{
+	static const char page[PAGE] = "late";
+	pthread_t thread;
+
+	sem_init(&call->begun, 0, 0);
+	sem_init(&call->ended, 0, 0);
+	assert_int_equal(pthread_create(&thread, NULL, run, call), 0);
+	wait_for(&call->begun);
+	usleep(10000);
+	end(unit, with_vm);
+	sem_post(&call->ended);
+	assert_int_equal(write(writes, page, sizeof(page)), sizeof(page));
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	return call->result;
+}
+
+static void calls_that_outlive_a_vm_keep_its_memory(void **state)
+{
+	struct call call = { 0 };
+	GMEM_OPTS(gmem_populate_opts, opts, .progress = tell_and_wait, .progress_data = &call);
+	struct unit unit;
+	int ends[2], ret;
+
+	(void)state;
+	for (size_t i = 0; i < 4 * UNIT_WAYS; i++) {
+		unit_begin_vm(&unit, unit_ways[i / 4].kernel);
+		unit_region_backed(&unit, 0, 2, unit_ways[i / 4].backing);
+		assert_int_equal(pipe(ends), 0);
+		assert_ok(gmem_populate_new(unit.vm, 0, 2 * unit.page, &opts, &call.job));
+		assert_ok(gmem_vm_load_begin(unit.vm, 0, ends[0], 0, PAGE, NULL, &call.transfer));
+		ret = end_during(&unit, &call, i & 2 ? step : run_job, ends[1], i & 1);
+		assert_true(ret == -ESTALE || ret >= 0);
+		assert_refused(-ESTALE, "was freed", gmem_transfer_step(call.transfer, 0));
+		assert_ok(gmem_transfer_free(call.transfer));
+		gmem_populate_free(call.job);
+		close(ends[0]);
+		close(ends[1]);
+		unit_end(&unit);
+	}
+}
+
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(what_outlives_a_vm_is_stale_and_can_be_freed),
 	cmocka_unit_test(what_goes_before_its_vm_leaves_nothing),
+	cmocka_unit_test(calls_that_outlive_a_vm_keep_its_memory),
 };
 
 UNIT_MAIN(tests)
