@@ -119,8 +119,10 @@ def another_architecture_is_built_with_a_cross_file():
     root = installed("cross", "--cross-file", CROSS, "-Dio_uring=disabled", QUICK)
     header = command("readelf", "-h", root / "usr/lib/libgmem.so")
     check("AArch64" in header, header)
-    native, cross = files(installed("one")), files(root)
-    equal(sorted(native), sorted(cross), "names of installed files")
+    # <sys/sdt.h> may be there for one of the two alone, and what needs it with it.
+    native, cross = ([name for name in sorted(files(tree)) if "/bpftrace/" not in str(name)]
+                     for tree in (installed("one"), root))
+    equal(native, cross, "names of installed files")
 
 
 # ---- how others use it ----
