@@ -400,30 +400,38 @@ static uint64_t private_bytes_in(const struct gmem_image_layout *layout,
 	return sum;
 }
 
+/* Whether the next of the two lists by address is @regions'; each may be empty, or at its end. */
+static bool is_before(const struct gmem_image_layout *layout, size_t region, size_t other)
+{
+	if (region == layout->regions_read || other == layout->elsewhere_read)
+		return other == layout->elsewhere_read;
+	return layout->regions[region].gpa < layout->elsewhere[other].gpa;
+}
+
 void gmem_image_layout_list(const struct gmem_image_layout *layout, struct gmem_image_region *ret)
 {
-	const struct image_region *region = layout->regions, *end = region + layout->regions_read;
-	const struct image_elsewhere *other = layout->elsewhere;
-	const struct image_elsewhere *other_end = other + layout->elsewhere_read;
+	size_t region = 0, other = 0;
 	size_t at = 0;
 
-	while (region < end || other < other_end) {
-		if (other == other_end || (region < end && region->gpa < other->gpa)) {
+	while (region < layout->regions_read || other < layout->elsewhere_read) {
+		if (is_before(layout, region, other)) {
+			const struct image_region *entry = &layout->regions[region++];
+
 			*ret++ = (struct gmem_image_region){
-				.gpa = region->gpa,
-				.size = region->size,
-				.private_bytes = private_bytes_in(layout, region, &at),
-				.backing = region->backing,
+				.gpa = entry->gpa,
+				.size = entry->size,
+				.private_bytes = private_bytes_in(layout, entry, &at),
+				.backing = entry->backing,
 			};
-			region++;
 		} else {
+			const struct image_elsewhere *entry = &layout->elsewhere[other++];
+
 			*ret++ = (struct gmem_image_region){
-				.gpa = other->gpa,
-				.size = other->size,
-				.identity = other->identity,
-				.kind = other->kind,
+				.gpa = entry->gpa,
+				.size = entry->size,
+				.identity = entry->identity,
+				.kind = entry->kind,
 			};
-			other++;
 		}
 	}
 }
