@@ -115,19 +115,6 @@ static void free_all(struct things *things)
 	close(things->memfd);
 }
 
-static void end(struct unit *unit, bool with_vm)
-{
-	if (with_vm) {
-		fake_kill_vm(unit->vm_fd);
-		fake_close(unit->vm_fd);
-		unit->vm_fd = -1;
-		gmem_vm_free_with_vm(unit->vm);
-	} else {
-		gmem_vm_free(unit->vm);
-	}
-	unit->vm = NULL;
-}
-
 static void what_outlives_a_vm_is_stale_and_can_be_freed(void **state)
 {
 	struct gmem_region *region;
@@ -143,7 +130,7 @@ static void what_outlives_a_vm_is_stale_and_can_be_freed(void **state)
 		unit_region_backed(&unit, 1, 4, unit_ways[i / 2].backing);
 		make(&things, unit.vm, unit.page, &count);
 		assert_int_equal(count, 2);
-		end(&unit, i % 2);
+		unit_free_vm(&unit, i % 2);
 		check(&things, region);
 		free_all(&things);
 		assert_int_equal(count, 2);
@@ -224,7 +211,7 @@ static int end_during(struct unit *unit, struct call *call, void *(*run)(void *)
 	assert_int_equal(pthread_create(&thread, NULL, run, call), 0);
 	wait_for(&call->begun);
 	usleep(10000);
-	end(unit, with_vm);
+	unit_free_vm(unit, with_vm);
 	sem_post(&call->ended);
 	assert_int_equal(write(writes, page, sizeof(page)), sizeof(page));
 	assert_int_equal(pthread_join(thread, NULL), 0);

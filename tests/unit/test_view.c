@@ -402,19 +402,6 @@ static void check_stale(struct gmem_view *view)
 		       gmem_view_compare_exchange(view, 0, 8, 0, &value, 1));
 }
 
-static void free_vm(struct unit *unit, bool with_vm)
-{
-	if (with_vm) {
-		fake_kill_vm(unit->vm_fd);
-		fake_close(unit->vm_fd);
-		unit->vm_fd = -1;
-		gmem_vm_free_with_vm(unit->vm);
-	} else {
-		gmem_vm_free(unit->vm);
-	}
-	unit->vm = NULL;
-}
-
 static void view_that_outlives_its_vm_is_stale(void **state)
 {
 	struct gmem_view *view, *second;
@@ -431,7 +418,7 @@ static void view_that_outlives_its_vm_is_stale(void **state)
 		gmem_view_begin(view);
 		assert_ok(gmem_view_hva(view, 0, 1, &hva));
 		gmem_view_end(view);
-		free_vm(&unit, with_vm);
+		unit_free_vm(&unit, with_vm);
 		check_stale(view);
 		gmem_view_free(view);
 		check_stale(second);
@@ -530,7 +517,7 @@ static void check_end_during_sections(const struct unit_way *way, bool with_vm)
 	assert_ok(gmem_view_store(views[0], 0, 8, 0, 0x600d));
 	assert_ok(gmem_view_hva(views[0], 0, 16, &hva));
 
-	free_vm(&unit, with_vm);
+	unit_free_vm(&unit, with_vm);
 	assert_int_equal(entries.count, 1);
 	assert_non_null(strstr(entries.last, "still after 1 ms"));
 	assert_non_null(strstr(entries.last, "2 of them"));

@@ -42,6 +42,19 @@ void unit_begin_vm_pages(struct unit *unit, const char *kernel, uint64_t page_si
 	make_vm(unit);
 }
 
+void unit_free_vm(struct unit *unit, bool with_vm)
+{
+	if (with_vm) {
+		fake_kill_vm(unit->vm_fd);
+		fake_close(unit->vm_fd);
+		unit->vm_fd = -1;
+		gmem_vm_free_with_vm(unit->vm);
+	} else {
+		gmem_vm_free(unit->vm);
+	}
+	unit->vm = NULL;
+}
+
 void unit_end(struct unit *unit)
 {
 	gmem_vm_free(unit->vm);

@@ -33,6 +33,8 @@ void unit_begin_vm(struct unit *unit, const char *kernel);
 void unit_begin_vm_pages(struct unit *unit, const char *kernel, uint64_t page_size);
 /* Free all of it; nothing may be left in the kernel */
 void unit_end(struct unit *unit);
+/* Frees the handle alone, before unit_end(): with gmem_vm_free_with_vm() the VM has ended, too. */
+void unit_free_vm(struct unit *unit, bool with_vm);
 
 struct gmem_plan *unit_plan(const struct unit *unit, uint32_t backing);
 /* Private memory in files that can be mapped: both states have the same pages */
