@@ -1198,9 +1198,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_new(int vm_fd, const struct gmem_vm_opts *opts
  * or at its end. Leave memory of your own (GMEM_REGION_HVA) mapped for as long.
  *
  * So does a gmem_populate_run() or a gmem_transfer_step() that another thread is in, until
- * it returns; it is not waited for. gmem_peer_wait(), and what gets a peer or an export
- * going, may be under way, too. All other calls with the handle, its changes and its vCPUs'
- * records have returned before.
+ * it returns; it is not waited for. gmem_peer_wait() and gmem_export_dispatch() may be
+ * under way, too. All other calls with the handle, its changes and its vCPUs' records have
+ * returned before.
  *
  * Deleting a memslot takes KVM longer than all else here: if the VM ends, too,
  * gmem_vm_free_with_vm() does without.

@@ -272,11 +272,13 @@ static void denied_late(uint32_t backing)
 	leave();
 }
 
-static void each_call(void (*run)(uint32_t backing))
+static void each_call(void (*run)(uint32_t backing), bool with_recovery, int error)
 {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 	skip("a sanitizer cannot do without all of its calls");
 #endif
+	recovers = with_recovery;
+	the_errno = error;
 	for (size_t i = 0; i < ARRAY_SIZE(denials); i++) {
 		the_denial = &denials[i];
 		note("%s: %s%s", the_denial->name, the_errno == EPERM ? "EPERM" : "ENOSYS", recovers ? ", with recovery" : "");
@@ -286,16 +288,12 @@ static void each_call(void (*run)(uint32_t backing))
 
 TEST(each_call_that_is_refused_is_done_without_or_named)
 {
-	recovers = false;
-	the_errno = ENOSYS;
-	each_call(denied_late);
+	each_call(denied_late, false, ENOSYS);
 }
 
 TEST(each_call_that_is_refused_is_done_without_or_named_with_recovery)
 {
-	recovers = true;
-	the_errno = EPERM;
-	each_call(denied_late);
+	each_call(denied_late, true, EPERM);
 }
 
 /* From the beginning: reports, plans, handles */
@@ -330,16 +328,12 @@ static void denied_early(uint32_t backing)
 /* A report takes the two for different things: old kernels, and policies. */
 TEST(each_call_that_is_refused_from_the_beginning_is_done_without_or_named)
 {
-	recovers = true;
-	the_errno = EPERM;
-	each_call(denied_early);
+	each_call(denied_early, true, EPERM);
 }
 
 TEST(each_call_that_is_missing_from_the_beginning_is_done_without_or_named)
 {
-	recovers = true;
-	the_errno = ENOSYS;
-	each_call(denied_early);
+	each_call(denied_early, true, ENOSYS);
 }
 
 int main(int argc, char **argv)
