@@ -208,13 +208,13 @@ static void print_row(const struct bench *bench, double goal)
 	else if (bench->count > PEER)
 		bench_print_against("vm-memory", bench_ratio(bench, BARE, PEER), goal);
 	else
-		bench_print_absent("vm-memory", "no peer");
+		bench_print_nothing();
 	bench_row_figure(bench_time(bench, HELD), "ns");
 	if (bench->count > PEER_ATOMIC)
 		bench_print_against("vm-memory, atomic", bench_ratio(bench, HELD, PEER_ATOMIC),
 				    ATOMIC_GOAL);
 	else
-		bench_print_absent("vm-memory, atomic", "no peer");
+		bench_print_nothing();
 	bench_print_against("unprotected", bench_ratio(bench, HELD, BARE), HELD_GOAL);
 	printf("\n");
 }

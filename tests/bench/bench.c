@@ -417,15 +417,6 @@ void bench_print_amount(const char *unit, struct bench_figure figure, double goa
 	record_figure(unit, figure, goal, "=");
 }
 
-void bench_print_absent(const char *base, const char *why)
-{
-	char rest[128];
-
-	bench_print_nothing();
-	snprintf(rest, sizeof(rest), "absent\t%s", why);
-	record(base, rest);
-}
-
 void bench_progress(size_t round, size_t rounds)
 {
 	double now = seconds();

@@ -69,14 +69,13 @@ void bench_row_figure(struct bench_figure figure, const char *unit);
 void bench_print(struct bench_figure figure);
 /*
  * Print and record the row's @ratio, the library's time as a share of the time of
- * @base, which says what is done instead. The goal (0: none) is a maximum and stands
- * here and nowhere else; a median above it gets a "!" and is remembered.
+ * @base, which says what is done instead; the peer's name begins with "vm-memory". The
+ * goal (0: none) is a maximum and stands here and nowhere else; a median above it gets
+ * a "!" and is remembered.
  */
 void bench_print_against(const char *base, struct bench_figure ratio, double goal);
 /* The same for a figure that is no ratio: @unit says of what, "ms", "allocations". */
 void bench_print_amount(const char *unit, struct bench_figure figure, double goal);
-/* Print "-", and record why there is nothing to compare with: "no peer". */
-void bench_print_absent(const char *base, const char *why);
 /* As bench_print_against(), without a record: for ratios that are no row's own. */
 void bench_print_ratio(struct bench_figure figure, double goal);
 void bench_print_column(const char *name);
