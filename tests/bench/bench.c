@@ -267,6 +267,12 @@ struct bench_figure bench_figure_of(double *values, size_t count)
 	return (struct bench_figure){ values[0], values[count / 2], values[count - 1] };
 }
 
+struct bench_figure bench_quartiles_of(double *values, size_t count)
+{
+	qsort(values, count, sizeof(double), by_value);
+	return (struct bench_figure){ values[count / 4], values[count / 2], values[count * 3 / 4] };
+}
+
 struct bench_figure bench_time(const struct bench *bench, size_t side)
 {
 	double values[BENCH_ROUNDS];

@@ -48,6 +48,8 @@ struct bench_figure {
 
 /* The figure of @values, which it sorts */
 struct bench_figure bench_figure_of(double *values, size_t count);
+/* The same with the quartiles: for samples so short that an interrupt makes the most */
+struct bench_figure bench_quartiles_of(double *values, size_t count);
 struct bench_figure bench_time(const struct bench *bench, size_t side);
 struct bench_figure bench_ratio(const struct bench *bench, size_t side, size_t base);
 
