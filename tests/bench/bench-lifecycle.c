@@ -302,11 +302,9 @@ static void gmem_default_lifecycle(struct twins *b)
 
 static void print_allocations(const char *name, unsigned long count)
 {
-	struct bench_figure figure = { (double)count, (double)count, (double)count };
-
 	bench_row("%s", name);
 	printf("  %-28s", name);
-	bench_print_amount("allocations", figure, 2);
+	bench_print_amount("allocations", bench_single((double)count), 2);
 	printf("\n");
 }
 

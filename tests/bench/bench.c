@@ -273,6 +273,11 @@ struct bench_figure bench_quartiles_of(double *values, size_t count)
 	return (struct bench_figure){ values[count / 4], values[count / 2], values[count * 3 / 4] };
 }
 
+struct bench_figure bench_single(double value)
+{
+	return (struct bench_figure){ value, value, value };
+}
+
 struct bench_figure bench_time(const struct bench *bench, size_t side)
 {
 	double values[BENCH_ROUNDS];

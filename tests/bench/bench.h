@@ -50,6 +50,8 @@ struct bench_figure {
 struct bench_figure bench_figure_of(double *values, size_t count);
 /* The same with the quartiles: for samples so short that an interrupt makes the most */
 struct bench_figure bench_quartiles_of(double *values, size_t count);
+/* A figure that was measured once */
+struct bench_figure bench_single(double value);
 struct bench_figure bench_time(const struct bench *bench, size_t side);
 struct bench_figure bench_ratio(const struct bench *bench, size_t side, size_t base);
 
