@@ -126,7 +126,7 @@ static struct gmem_region *add(struct gmem_vm *vm, const struct kind *kind, uint
 		gmem_plan_free(plan);
 	}
 	if (err)
-		printf("%-24s %s\n", kind->name, gmem_last_error());
+		bench_row_absent(gmem_last_error());
 	return err ? NULL : region;
 }
 
@@ -147,13 +147,14 @@ static void run_kind(struct gmem_vm *vm, const struct kind *kind, uint64_t size,
 {
 	double values[COLUMNS][MOST_ROUNDS], *columns[COLUMNS], ratio[MOST_ROUNDS];
 	struct bench_figure figures[COLUMNS];
-	struct gmem_region *region = add(vm, kind, size);
+	struct gmem_region *region;
 
+	name_row(kind);
+	region = add(vm, kind, size);
 	if (!region)
 		return;
 	for (int i = 0; i < COLUMNS; i++)
 		columns[i] = values[i];
-	name_row(kind);
 	for (size_t round = 0; round < rounds; round++) {
 		bench_progress(round, rounds);
 		measure(gmem_region_hva(region), size, columns, round);

@@ -428,6 +428,12 @@ void bench_print_amount(const char *unit, struct bench_figure figure, double goa
 	record_figure(unit, figure, goal, "=");
 }
 
+void bench_row_absent(const char *why)
+{
+	printf("%s: left out: %s\n", row, why);
+	record("absent", why);
+}
+
 void bench_progress(size_t round, size_t rounds)
 {
 	double now = seconds();

@@ -80,6 +80,8 @@ void bench_print(struct bench_figure figure);
 void bench_print_against(const char *base, struct bench_figure ratio, double goal);
 /* The same for a figure that is no ratio: @unit says of what, "ms", "allocations". */
 void bench_print_amount(const char *unit, struct bench_figure figure, double goal);
+/* The row, and those whose names continue it, cannot be had here: @why is a sentence. */
+void bench_row_absent(const char *why);
 /* As bench_print_against(), without a record: for ratios that are no row's own. */
 void bench_print_ratio(struct bench_figure figure, double goal);
 void bench_print_column(const char *name);
