@@ -143,6 +143,13 @@ static void load_gmem(int fd)
 	bench_gmem_must(gmem_vm_load(guest.vm, 0, fd, 0, size, NULL, NULL), "load");
 }
 
+static void load_with_two(int fd)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 2);
+
+	bench_gmem_must(gmem_vm_load(guest.vm, 0, fd, 0, size, &opts, NULL), "load");
+}
+
 static void load_plain(int fd)
 {
 	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_NO_RING);
@@ -297,12 +304,13 @@ static void measure_load(const char *title, uint64_t full_of_16, bool sparse, bo
 {
 	struct side sides[MAX_SIDES] = {
 		{ .name = "gmem_vm_load()", .run = load_gmem },
+		{ .name = "gmem_vm_load(), 2 workers", .run = load_with_two },
 		{ .name = "the same without io_uring", .run = load_plain },
 		{ .name = "read() of 1 MiB", .run = load_read },
 		{ .name = "mmap() and memcpy()", .run = load_mmap },
 		{ .name = "pread() of 1 MiB, O_DIRECT", .run = load_direct },
 	};
-	size_t count = 5;
+	size_t count = 6;
 	int fd = make_file(full_of_16, sparse);
 
 	if (peer)
