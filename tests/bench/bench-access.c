@@ -20,6 +20,7 @@
 #define REGIONS		32
 #define REGION_SIZE	(UINT64_C(2) << 20)
 #define ADDRESSES	1024	/* in a pass, at most */
+#define SETS		16	/* of addresses, in turn */
 #define HOT_BUFFERS	64
 #define BIGGEST		((size_t)1 << 20)
 
@@ -61,19 +62,37 @@ static const struct peer_functions *peer_functions;
 struct access {
 	struct gmem_view *view;
 	const struct peer *peer;
-	uint64_t gpas[ADDRESSES];
-	void *hvas[ADDRESSES];
+	uint64_t all_gpas[SETS][ADDRESSES];
+	void *all_hvas[SETS][ADDRESSES];
+	const uint64_t *gpas;		/* the set in use */
+	void *const *hvas;
+	size_t turn;
 	size_t count;
 	size_t size;
 	void *buf;
 	uint64_t sum;		/* of the numbers loaded */
 };
 
+/*
+ * Begins a pass, with the next set of addresses. A processor can take a store for one that
+ * a load waits for if both have the same place in their pages: one set is then slow for
+ * as long as it is used, by luck.
+ */
+static struct access *next_set(void *data)
+{
+	struct access *access = data;
+	size_t set = access->turn++ % SETS;
+
+	access->gpas = access->all_gpas[set];
+	access->hvas = access->all_hvas[set];
+	return access;
+}
+
 /* ------------------------------------------------------------- the sides -- */
 
 static void read_memcpy(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 
 	for (size_t i = 0; i < access->count; i++)
 		memcpy(access->buf, access->hvas[i], access->size);
@@ -81,7 +100,7 @@ static void read_memcpy(void *data)
 
 static void write_memcpy(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 
 	for (size_t i = 0; i < access->count; i++)
 		memcpy(access->hvas[i], access->buf, access->size);
@@ -89,7 +108,7 @@ static void write_memcpy(void *data)
 
 static void read_libgmem(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 	int err;
 
 	for (size_t i = 0; i < access->count; i++) {
@@ -101,7 +120,7 @@ static void read_libgmem(void *data)
 
 static void write_libgmem(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 	int err;
 
 	for (size_t i = 0; i < access->count; i++) {
@@ -138,7 +157,7 @@ static ssize_t ask_kernel(void *to, void *from, size_t size)
 
 static void read_kernel(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 
 	for (size_t i = 0; i < access->count; i++)
 		bench_must((int)ask_kernel(access->buf, access->hvas[i], access->size),
@@ -147,7 +166,7 @@ static void read_kernel(void *data)
 
 static void write_kernel(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 
 	for (size_t i = 0; i < access->count; i++)
 		bench_must((int)ask_kernel(access->hvas[i], access->buf, access->size),
@@ -156,7 +175,7 @@ static void write_kernel(void *data)
 
 static void read_peer(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 
 	peer_functions->read_slice(access->peer, access->gpas, access->count, access->buf,
 				   access->size);
@@ -164,7 +183,7 @@ static void read_peer(void *data)
 
 static void write_peer(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 
 	peer_functions->write_slice(access->peer, access->gpas, access->count, access->buf,
 				    access->size);
@@ -172,14 +191,14 @@ static void write_peer(void *data)
 
 static void read_peer_obj(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 
 	(void)peer_functions->read_obj(access->peer, access->gpas, access->count);
 }
 
 static void write_peer_obj(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 
 	peer_functions->write_obj(access->peer, access->gpas, access->count, 1);
 }
@@ -188,7 +207,7 @@ static void write_peer_obj(void *data)
 
 static void load_plain(void *data)
 {
-	struct access *access = data;
+	struct access *access = next_set(data);
 	uint64_t sum = 0;
 
 	for (size_t i = 0; i < access->count; i++)
@@ -198,7 +217,7 @@ static void load_plain(void *data)
 
 static void store_plain(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 
 	for (size_t i = 0; i < access->count; i++)
 		__atomic_store_n((uint64_t *)access->hvas[i], 1, __ATOMIC_RELEASE);
@@ -206,7 +225,7 @@ static void store_plain(void *data)
 
 static void load_libgmem(void *data)
 {
-	struct access *access = data;
+	struct access *access = next_set(data);
 	uint64_t value = 0, sum = 0;
 	int err;
 
@@ -221,7 +240,7 @@ static void load_libgmem(void *data)
 
 static void store_libgmem(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 	int err;
 
 	for (size_t i = 0; i < access->count; i++) {
@@ -251,14 +270,14 @@ static void store_held(void *data)
 
 static void load_peer(void *data)
 {
-	struct access *access = data;
+	struct access *access = next_set(data);
 
 	access->sum = peer_functions->load(access->peer, access->gpas, access->count);
 }
 
 static void store_peer(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 
 	peer_functions->store(access->peer, access->gpas, access->count, 1);
 }
@@ -343,29 +362,35 @@ static void tear_down(struct machine *machine)
 
 /* ------------------------------------------------------------- addresses -- */
 
-static void put_address(struct access *access, size_t i, const struct peer_range *range,
-			uint64_t offset)
+static void put_address(struct access *access, size_t set, size_t i,
+			const struct peer_range *range, uint64_t offset)
 {
-	access->gpas[i] = range->gpa + offset;
-	access->hvas[i] = (char *)range->hva + offset;
+	access->all_gpas[set][i] = range->gpa + offset;
+	access->all_hvas[set][i] = (char *)range->hva + offset;
 }
 
-static void fill_addresses(struct access *access, const struct machine *machine)
+static void fill_set(struct access *access, size_t set, const struct machine *machine)
 {
 	bool big = access->size > 4096;
 	uint64_t room = big ? REGION_SIZE : 4096, align = big ? 4096 : 8;
 
-	access->count = big ? REGIONS : ADDRESSES;
 	for (size_t i = 0; i < access->count; i++) {
 		size_t buffer = bench_random(HOT_BUFFERS);
 		uint64_t offset = bench_random((room - access->size) / align + 1) * align;
 
 		if (big)
-			put_address(access, i, &machine->ranges[i], offset);
+			put_address(access, set, i, &machine->ranges[i], offset);
 		else
-			put_address(access, i, &machine->ranges[buffer % REGIONS],
+			put_address(access, set, i, &machine->ranges[buffer % REGIONS],
 				    offset + buffer * 3 * 4096);
 	}
+}
+
+static void fill_addresses(struct access *access, const struct machine *machine)
+{
+	access->count = access->size > 4096 ? REGIONS : ADDRESSES;
+	for (size_t set = 0; set < SETS; set++)
+		fill_set(access, set, machine);
 }
 
 /* ---------------------------------------------------------------- tables -- */
@@ -476,8 +501,10 @@ static void add_short_file(const struct machine *machine, struct access *access)
 	bench_gmem_must(gmem_region_add(machine->vm, gpa, 2 * page, &opts, &region),
 			"gmem_region_add");
 	gmem_plan_free(plan);
-	access->gpas[0] = gpa + page;
-	access->hvas[0] = hva + page;
+	access->all_gpas[0][0] = gpa + page;
+	access->all_hvas[0][0] = hva + page;
+	access->turn = 0;
+	next_set(access);
 }
 
 static void bench_failure(struct bench *bench, const struct machine *machine,
