@@ -273,21 +273,25 @@ static void print_times(const struct bench *bench)
 	}
 }
 
-static void run_row(struct bench *bench, const struct access *access)
+static void run_row(struct bench *bench, const struct access *access, const char *what)
 {
 	bench->operations = access->count;
+	bench_row("access/%s/%zu", what, access->size);
 	bench_run(bench);
 
+	bench_row_figure(bench_time(bench, LIBGMEM), "ns");
 	printf("%-10zu", access->size);
 	print_times(bench);
-	bench_print_ratio(bench_ratio(bench, LIBGMEM, MEMCPY), access->size < 4096 ? 1.1 : 1.03);
-	bench_print_ratio(bench_ratio(bench, LIBGMEM, KERNEL), access->size == 8 ? 0.02 : 0);
+	bench_print_against("memcpy", bench_ratio(bench, LIBGMEM, MEMCPY),
+			    access->size < 4096 ? 1.1 : 1.03);
+	bench_print_against("process_vm_readv", bench_ratio(bench, LIBGMEM, KERNEL),
+			    access->size == 8 ? 0.02 : 0);
 	if (bench->count > PEER)
-		bench_print_ratio(bench_ratio(bench, LIBGMEM, PEER), access->size <= 64 ? 0.25 : 0);
+		bench_print_against("vm-memory", bench_ratio(bench, LIBGMEM, PEER),
+				    access->size <= 64 ? 0.25 : 0);
 	else
 		bench_print_nothing();
 	printf("\n");
-	fflush(stdout);
 }
 
 static void bench_table(struct bench *bench, const struct machine *machine, struct access *access,
@@ -310,7 +314,7 @@ static void bench_table(struct bench *bench, const struct machine *machine, stru
 			bench->sides[side].run = writes ? writes_run[side] : reads_run[side];
 			bench->sides[side].data[0] = access;
 		}
-		run_row(bench, access);
+		run_row(bench, access, writes ? "write" : "read");
 	}
 }
 
@@ -348,7 +352,9 @@ static void bench_failure(struct bench *bench, const struct machine *machine,
 	bench->operations = 1;
 	bench->sides[FAIL_LIBGMEM].run = fail_libgmem;
 	bench->sides[FAIL_KERNEL].run = fail_kernel;
+	bench_row("access/failure/%zu", access->size);
 	bench_run(bench);
+	bench_row_figure(bench_time(bench, FAIL_LIBGMEM), "ns");
 
 	printf("\n%-10s", "failure");
 	bench_print_column("libgmem");
@@ -357,7 +363,7 @@ static void bench_failure(struct bench *bench, const struct machine *machine,
 	printf("\n%-10zu", access->size);
 	bench_print(bench_time(bench, FAIL_LIBGMEM));
 	bench_print(bench_time(bench, FAIL_KERNEL));
-	bench_print_ratio(bench_ratio(bench, FAIL_LIBGMEM, FAIL_KERNEL), 5);
+	bench_print_against("process_vm_readv", bench_ratio(bench, FAIL_LIBGMEM, FAIL_KERNEL), 5);
 	printf("\n");
 }
 

@@ -205,17 +205,21 @@ static void print_row(const struct bench *bench, double goal)
 			bench_print_nothing();
 	}
 	/* A peer whose layout cannot change has no writer to compare with. */
-	if (bench->count > PEER && !bench->writer)
-		bench_print_ratio(bench_ratio(bench, BARE, PEER), goal);
+	bench_row_figure(bench_time(bench, BARE), "ns");
+	if (bench->writer)
+		bench_print_nothing();
+	else if (bench->count > PEER)
+		bench_print_against("vm-memory", bench_ratio(bench, BARE, PEER), goal);
 	else
 		bench_print_nothing();
+	bench_row_figure(bench_time(bench, HELD), "ns");
 	if (bench->count > PEER_ATOMIC)
-		bench_print_ratio(bench_ratio(bench, HELD, PEER_ATOMIC), ATOMIC_GOAL);
+		bench_print_against("vm-memory, atomic", bench_ratio(bench, HELD, PEER_ATOMIC),
+				    ATOMIC_GOAL);
 	else
 		bench_print_nothing();
-	bench_print_ratio(bench_ratio(bench, HELD, BARE), HELD_GOAL);
+	bench_print_against("unprotected", bench_ratio(bench, HELD, BARE), HELD_GOAL);
 	printf("\n");
-	fflush(stdout);
 }
 
 static void print_header(void)
@@ -235,6 +239,8 @@ static void run_row(struct bench *bench, const char *access, const struct layout
 	char writer[16] = "no";
 
 	bench->sample_us = bench->writer ? 4000 : 500;
+	bench_row("translate/%s/%zu/%s/%u%s", tiny ? "tiny" : "aligned", layout->name, access,
+		  bench->threads, bench->writer ? "/writer" : "");
 	bench_run(bench);
 	if (bench->writer)
 		snprintf(writer, sizeof(writer), "yes (%.0f)", bench->changes_per_second);

@@ -29,6 +29,7 @@ struct move_side {
 
 struct move_table {
 	const char *title;
+	const char *row;		/* the name of its rows begins like this */
 	uint64_t bytes;			/* that a run goes through */
 	size_t base;			/* side that the others are compared with */
 	struct move_side sides[MOVE_SIDES];
