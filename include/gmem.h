@@ -2530,28 +2530,40 @@ GMEM_INLINE int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64
 {
 	const struct gmem_table *table = view->table;
 	const uint64_t *entries = (const uint64_t *)(table + 1);
-	uint64_t entry, beyond = 0x3fffffff;
+	uint64_t entry;
 
 	if (__builtin_expect(gpa >> 30 >= table->count, 0))
-		return gmem_view_hva_slow(view, gpa, size, ret_hva);
+		goto slow;
 
-	/* The loads pair with the store of a conversion to shared. */
+	/* Each level compares with its own size, and jumps only where the next one is needed. */
 	entry = entries[gpa >> 30];
-	if (entry & 2) {
-		entries = (const uint64_t *)(uintptr_t)(entry - 2);
-		entry = __atomic_load_n(&entries[gpa >> 21 & 511], __ATOMIC_ACQUIRE);
-		beyond = 0x1fffff;
-		if (__builtin_expect(entry & 2, 0)) {
-			entries = (const uint64_t *)(uintptr_t)(entry - 2);
-			entry = __atomic_load_n(&entries[gpa >> 16 & 31], __ATOMIC_ACQUIRE);
-			beyond = 0xffff;
-		}
+	if (entry & 1) {
+		if (__builtin_expect(size - 1 > (~gpa & 0x3fffffff), 0))
+			goto slow;
+		goto found;
 	}
+	if (__builtin_expect(!(entry & 2), 0))
+		goto slow;
 
-	if (__builtin_expect((entry & 1) && size - 1 <= (~gpa & beyond), 1)) {
-		*ret_hva = (void *)(uintptr_t)(gpa + entry - 1);
-		return 0;
+	/* This load and the next one pair with the stores of a conversion to shared. */
+	entries = (const uint64_t *)(uintptr_t)(entry - 2);
+	entry = __atomic_load_n(&entries[gpa >> 21 & 511], __ATOMIC_ACQUIRE);
+	if (__builtin_expect(entry & 1, 1)) {
+		if (__builtin_expect(size - 1 > (~gpa & 0x1fffff), 0))
+			goto slow;
+		goto found;
 	}
+	if (!(entry & 2))
+		goto slow;
+
+	entries = (const uint64_t *)(uintptr_t)(entry - 2);
+	entry = __atomic_load_n(&entries[gpa >> 16 & 31], __ATOMIC_ACQUIRE);
+	if (!(entry & 1) || __builtin_expect(size - 1 > (~gpa & 0xffff), 0))
+		goto slow;
+found:
+	*ret_hva = (void *)(uintptr_t)(gpa + entry - 1);
+	return 0;
+slow:
 	return gmem_view_hva_slow(view, gpa, size, ret_hva);
 }
 
