@@ -7,8 +7,9 @@
  * and waits until no reader uses an older one. Only then it frees the old table, and unmaps
  * or discards memory that only the old table has. Readers take no lock and never wait.
  *
- * Each reader has an epoch, which begin and end increment: it is odd in between. The
- * writer waits until each epoch that was odd has changed. view.c argues why this is enough.
+ * The VM has a period, which grows with each wait. A reader stores it at the beginning, and 0
+ * at the end. The writer waits for each reader that has an older period than its own. view.c
+ * argues why this is enough.
  *
  * Not supported: a change of the layout by a thread between begin and end, which would
  * wait for itself.
@@ -48,7 +49,7 @@ static inline bool gmem_view_is_fast(const struct gmem_view *view)
 /* The newest table, for a change under way: nobody else makes another. Needs no lock. */
 static inline const struct gmem_table *gmem_vm_table(const struct gmem_vm *vm)
 {
-	return __atomic_load_n(&vm->table, __ATOMIC_RELAXED);
+	return __atomic_load_n(&vm->newest.table, __ATOMIC_RELAXED);
 }
 
 /* Makes the table, if this is the first time. Later changes keep it up to date. */
