@@ -61,7 +61,7 @@ static void open_direct(struct gmem_io *io, const struct gmem_io_params *params)
 
 static int map_staging(struct gmem_io *io, uint32_t workers)
 {
-	uint64_t need = (io->depth + 1) * GMEM_IO_UNIT + workers * GMEM_IO_SMALL, start;
+	uint64_t need = (io->depth + 1 + workers) * GMEM_IO_UNIT, start;
 	int err;
 
 	io->staging_size = need + HUGE_PAGE;
@@ -565,14 +565,16 @@ static uint32_t list_unit(const struct gmem_io *io, const struct gmem_io_buffer 
 	return n;
 }
 
-uint32_t gmem_io_list(struct gmem_io *io, struct gmem_io_part *parts, uint32_t max)
+uint32_t gmem_io_list(struct gmem_io *io, bool wait, struct gmem_io_part *parts, uint32_t max)
 {
 	uint32_t n = 0, more = 1;
 
-	if (io->serial || fill(io) || io->ended)
+	if (io->serial || fill(io) || io->ended || !io->count)
 		return 0;
 	while (io->ring && reap(io, false) > 0)
 		;
+	if (wait && !nth(io, 0)->later && await_first(io, true))
+		return 0;
 	for (uint32_t i = 0; i < io->count && more && is_at_hand(nth(io, i)); i++) {
 		more = list_unit(io, nth(io, i), parts + n, max - n);
 		n += more;
@@ -597,7 +599,7 @@ bool gmem_io_read_part(const struct gmem_io *io, uint64_t offset, char *to, uint
 
 char *gmem_io_scratch(const struct gmem_io *io, uint32_t number)
 {
-	return io->small + (number ? GMEM_IO_UNIT + (number - 1) * GMEM_IO_SMALL : 0);
+	return io->small + number * GMEM_IO_UNIT;
 }
 
 void gmem_io_take_up_to(struct gmem_io *io, uint64_t offset)

@@ -89,7 +89,7 @@ struct gmem_io {
 	uint64_t file_bytes, direct_bytes;
 	uint64_t staging_size;
 	void *staging;
-	char *small;		/* GMEM_IO_SMALL bytes for each worker; a unit for the first of them */
+	char *small;		/* a unit for each worker, for what is read when its turn comes */
 };
 
 struct gmem_io_params {
@@ -142,13 +142,13 @@ int gmem_io_next(struct gmem_io *io, bool wait, struct gmem_io_piece *ret);
 void gmem_io_take(struct gmem_io *io);
 /*
  * Reading by several threads: list up to @max parts at the front of the queue that can be had
- * without waiting for requests, in order. 0 if there are none, for whatever reason:
+ * now, in order; waits for the first if @wait. 0 if there are none, for whatever reason:
  * gmem_io_next() tells. What was listed can be read and taken until that is called.
  */
-uint32_t gmem_io_list(struct gmem_io *io, struct gmem_io_part *parts, uint32_t max);
+uint32_t gmem_io_list(struct gmem_io *io, bool wait, struct gmem_io_part *parts, uint32_t max);
 /* Read @size bytes at @offset, all of them or false. Any thread may do so. */
 bool gmem_io_read_part(const struct gmem_io *io, uint64_t offset, char *to, uint64_t size, bool wait);
-/* Memory of the worker @number, GMEM_IO_SMALL bytes */
+/* Memory of the worker @number, GMEM_IO_UNIT bytes; that of the first is gmem_io_next()'s, too */
 char *gmem_io_scratch(const struct gmem_io *io, uint32_t number);
 /* Take all that is in front of @offset. */
 void gmem_io_take_up_to(struct gmem_io *io, uint64_t offset);

@@ -184,7 +184,8 @@ static size_t list_pieces(struct gmem_transfer *transfer)
 	uint64_t at = offset_now(transfer), holes = 0;
 	size_t count, i;
 
-	count = gmem_io_list(&transfer->io, parts, transfer->hands.count > 1 ? MAX_PARTS : 1);
+	count = gmem_io_list(&transfer->io, load->wait && transfer->hands.count > 1, parts,
+			     transfer->hands.count > 1 ? MAX_PARTS : 1);
 	for (i = 0; i < count; i++) {
 		load->pieces[i] = (struct piece){
 			.gpa = load->gpa + (at - load->offset),
