@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 #include "region/file.h"
-#include "base/crc32c.h"
 #include "base/error.h"
 #include "transfer/transfer.h"
 #include "unit.h"
@@ -877,20 +876,6 @@ static void larger_pages_and_host_memory_work_too(void **state)
 	unit_end(&unit);
 }
 
-static void checksums_are_crc32c(void **state)
-{
-	static char bytes[50000];
-
-	(void)state;
-	assert_int_equal(gmem_crc32c(0, "123456789", 9), 0xe3069283);
-	assert_int_equal(gmem_crc32c_plain(0, "123456789", 9), 0xe3069283);
-	for (size_t i = 0; i < sizeof(bytes); i++)
-		bytes[i] = (char)(i * i >> 3);
-	for (size_t size = 0; size < sizeof(bytes) - 9; size += 1 + size / 7)
-		assert_int_equal(gmem_crc32c(gmem_crc32c(0, bytes, size), bytes + size, 9),
-				 gmem_crc32c_plain(0, bytes, size + 9));
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -917,7 +902,6 @@ int main(void)
 	cmocka_unit_test(few_of_many_regions_are_asked_about_huge_pages),
 	cmocka_unit_test(ordinary_pages_beside_huge_ones_are_no_huge_pages),
 	cmocka_unit_test(larger_pages_and_host_memory_work_too),
-		cmocka_unit_test(checksums_are_crc32c),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
