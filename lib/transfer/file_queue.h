@@ -15,6 +15,9 @@
  * all others. A unit that would end past RLIMIT_FSIZE fails without the kernel, which
  * would raise SIGXFSZ.
  *
+ * If all calls wait anyway, a ring is made when the first unit is not in the page cache, or
+ * the third one is written: it takes as long to make as a unit.
+ *
  * The bytes of a pipe have an order, so only one request is under way at a time. Where
  * io_uring refuses to wait for one of O_NONBLOCK, that is polled for first.
  *
@@ -69,6 +72,7 @@ struct gmem_io {
 	bool sparse;		/* skip holes */
 	bool whole;		/* the user wants whole units */
 	bool own_ring;
+	bool late_ring;		/* a ring of our own is made once it pays */
 	bool never_blocks;
 	bool unsubmitted;	/* requests are queued in the ring but not submitted */
 	bool refused_direct;	/* O_DIRECT failed once: no longer tried */
@@ -96,6 +100,7 @@ struct gmem_io_params {
 	int fd;
 	struct gmem_fd_kind kind;
 	bool writing, sparse, whole, no_direct, no_ring;
+	bool waits;		/* every call will wait: nobody polls for the ring */
 	uint32_t workers;	/* threads that may read at the same time, see gmem_io_list() */
 	uint32_t depth;
 	uint64_t position, end;

@@ -734,7 +734,7 @@ static int take_target(struct gmem_transfer *transfer, const struct gmem_io_para
 }
 
 static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *user_opts,
-		 uint64_t flags, struct wanted_info *wanted, struct gmem_transfer **ret)
+		 uint64_t flags, struct wanted_info *wanted, bool waits, struct gmem_transfer **ret)
 {
 	struct gmem_transfer *transfer;
 	struct gmem_transfer_opts opts;
@@ -753,6 +753,7 @@ static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *us
 		return err;
 
 	params.whole = true;
+	params.waits = waits;
 	if (wanted)
 		params.workers = 0;
 	params.end = params.kind.has_size ? params.kind.size : UINT64_MAX;
@@ -785,9 +786,8 @@ static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *us
 	return 0;
 }
 
-GMEM_API int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
-				   const struct gmem_transfer_opts *opts,
-				   struct gmem_transfer **ret)
+static int begin_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts, bool waits,
+			 struct gmem_transfer **ret)
 {
 	const uint64_t flags = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING |
 			       GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_LEAVE_REST |
@@ -796,14 +796,21 @@ GMEM_API int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
 
 	if (!vm || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
-	return begin(vm, fd, opts, flags, NULL, ret);
+	return begin(vm, fd, opts, flags, NULL, waits, ret);
+}
+
+GMEM_API int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
+				   const struct gmem_transfer_opts *opts,
+				   struct gmem_transfer **ret)
+{
+	return begin_restore(vm, fd, opts, false, ret);
 }
 
 GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			     struct gmem_transfer_result *ret)
 {
 	struct gmem_transfer *transfer = NULL;
-	int err = gmem_vm_restore_begin(vm, fd, opts, &transfer);
+	int err = begin_restore(vm, fd, opts, true, &transfer);
 
 	return gmem_transfer_run(err, transfer, ret);
 }
@@ -815,7 +822,7 @@ GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 			       struct gmem_transfer_result *ret)
 {
 	struct gmem_transfer *transfer = NULL;
-	int err = begin(NULL, fd, opts, of_an_image, NULL, &transfer);
+	int err = begin(NULL, fd, opts, of_an_image, NULL, true, &transfer);
 
 	return gmem_transfer_run(err, transfer, ret);
 }
@@ -835,7 +842,7 @@ GMEM_API int gmem_image_info(int fd, const struct gmem_transfer_opts *opts,
 	if (ret && ret->size < first_version)
 		return gmem_fail(-EINVAL, "struct gmem_image_summary says its size is %zu bytes, at least %zu "
 				 "expected", ret->size, first_version);
-	err = begin(NULL, fd, opts, of_an_image, &wanted, &transfer);
+	err = begin(NULL, fd, opts, of_an_image, &wanted, true, &transfer);
 	err = gmem_transfer_run(err, transfer, NULL);
 	return err ? err : (int)wanted.count;
 }
