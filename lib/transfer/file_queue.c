@@ -818,7 +818,7 @@ int gmem_io_space(struct gmem_io *io, bool wait, char **ret)
 {
 	int err = 0;
 
-	if (io->late_ring && io->count >= LATE_UNITS)
+	if (io->late_ring && (io->count >= LATE_UNITS || io->count == io->depth))
 		make_late_ring(io);
 	/* Without a ring, the buffer that was put last is written now: a delay gains nothing. */
 	while (!err && io->count && !io->late_ring && (!io->ring || io->count == io->depth))
