@@ -3983,7 +3983,8 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * goes on without these threads.
  *
  * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore() and gmem_image_verify() do
- * a whole transfer and block. A program with an event loop begins a transfer, which
+ * a whole transfer and block. They make a ring only where it pays: not for what is in the
+ * page cache, nor for an image of up to 2 MiB. A program with an event loop begins a transfer, which
  * may block, and calls gmem_transfer_step() whenever gmem_transfer_fd() is ready.
  *
  * Call gmem_recovery_enable() before a transfer begins: then copies cost what
@@ -4097,7 +4098,7 @@ struct gmem_transfer_opts {
  * @private_bytes: bytes of guest memory that are private, and were left out
  * @engine: GMEM_ENGINE_*
  * @no_ring: 0 with io_uring; otherwise a negative errno as the reason without:
- *	-ECANCELED not wanted, -ENOTSUP not built in, or the kernel's own
+ *	-ECANCELED not wanted or not needed, -ENOTSUP not built in, or the kernel's own
  * @lost_bytes: bytes of guest memory that the hardware lost, and the image lacks; after
  *	a restore they are zero, and not in @zero_bytes
  * @left_out_bytes: bytes of guest memory whose contents are not in the image because
