@@ -2352,28 +2352,38 @@ GMEM_API void gmem_listener_free(struct gmem_listener *listener);
 
 /**
  * struct gmem_table - translation of guest addresses to host addresses
- * @count: number of pointers that follow this struct in memory, one for each 512 GiB of
- *	guest addresses; each points to 512 pointers, one for each GiB, and each of
- *	these to 512 entries, one for each 2 MiB
+ * @count: number of entries that follow this struct in memory, one for each GiB of guest
+ *	addresses. An entry that is odd is the code of memory, hva - gpa + 1, of the whole GiB.
+ *	An even entry with the bit 2 is the address of 512 entries, and 2: one for each
+ *	2 MiB, and likewise for 64 KiB, of which a 2 MiB has 32. Others tell nothing here
  */
 struct gmem_table {
 	uint64_t count;
 };
 
 /**
+ * struct gmem_newest - what the views of a VM begin with
+ * @table: the VM's newest table
+ * @period: grows whenever a thread begins to wait for views; never 0. Odd: membarrier(2)
+ *	is not available, so that readers need a barrier
+ */
+struct gmem_newest {
+	const struct gmem_table *table;
+	uint64_t period;
+};
+
+/**
  * struct gmem_view - access of one thread to guest memory
- * @current: place of the pointer to the VM's newest table
+ * @newest: of the VM
  * @table: the table of this view, between gmem_view_begin() and gmem_view_end()
- * @epoch: odd between these two, even otherwise
- * @fence: 1 if membarrier(2) is not available, so that readers need a barrier
- * @depth: number of calls of gmem_view_begin() without their gmem_view_end()
+ * @period: of @newest when the view began, between these two; otherwise 0
+ * @depth: number of further calls of gmem_view_begin() without their gmem_view_end()
  */
 struct gmem_view {
-	const struct gmem_table *const *current;
+	const struct gmem_newest *newest;
 	const struct gmem_table *table;
-	uint64_t epoch;
-	uint32_t fence;
-	uint32_t depth;
+	uint64_t period;
+	uint64_t depth;
 };
 
 /**
@@ -2440,20 +2450,26 @@ GMEM_API GMEM_CHECKED int gmem_vm_thread_view(struct gmem_vm *vm, struct gmem_vi
  */
 GMEM_INLINE void gmem_view_begin(struct gmem_view *view)
 {
-	if (view->depth++)
-		return;
+	const struct gmem_newest *newest = view->newest;
+	uint64_t period;
 
-	/* Pairs with the writer, which stores the table and then loads the epoch. */
-	if (__builtin_expect(__atomic_load_n(&view->fence, __ATOMIC_RELAXED) != 0, 0)) {
-		__atomic_store_n(&view->epoch, view->epoch + 1, __ATOMIC_SEQ_CST);
-		view->table = __atomic_load_n(view->current, __ATOMIC_SEQ_CST);
+	if (__builtin_expect(__atomic_load_n(&view->period, __ATOMIC_RELAXED) != 0, 0)) {
+		view->depth++;
+		return;
+	}
+
+	/* Pairs with the writer, which stores the table and the period, then loads view->period. */
+	period = __atomic_load_n(&newest->period, __ATOMIC_ACQUIRE);
+	if (__builtin_expect(period & 1, 0)) {
+		__atomic_store_n(&view->period, period, __ATOMIC_SEQ_CST);
+		view->table = __atomic_load_n(&newest->table, __ATOMIC_SEQ_CST);
 		return;
 	}
 
 	/* The compiler must keep this order; the writer's membarrier(2) makes the CPU keep it. */
-	__atomic_store_n(&view->epoch, view->epoch + 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&view->period, period, __ATOMIC_RELAXED);
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
-	view->table = __atomic_load_n(view->current, __ATOMIC_ACQUIRE);
+	view->table = __atomic_load_n(&newest->table, __ATOMIC_ACQUIRE);
 }
 
 /**
@@ -2464,11 +2480,13 @@ GMEM_INLINE void gmem_view_begin(struct gmem_view *view)
  */
 GMEM_INLINE void gmem_view_end(struct gmem_view *view)
 {
-	if (--view->depth)
+	if (__builtin_expect(view->depth != 0, 0)) {
+		view->depth--;
 		return;
+	}
 
 	/* Pairs with the acquire load of the thread that waits to unmap. */
-	__atomic_store_n(&view->epoch, view->epoch + 1, __ATOMIC_RELEASE);
+	__atomic_store_n(&view->period, 0, __ATOMIC_RELEASE);
 }
 
 /**
@@ -2511,22 +2529,41 @@ GMEM_INLINE int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64
 				void **ret_hva)
 {
 	const struct gmem_table *table = view->table;
-	const uint64_t *const *const *tops = (const uint64_t *const *const *)(table + 1);
-	const uint64_t within = gpa & 0x1fffff;
+	const uint64_t *entries = (const uint64_t *)(table + 1);
+	uint64_t entry;
 
-	/*
-	 * An odd entry is hva - gpa + 1, for 2 MiB of shared memory that are contiguous. The
-	 * load pairs with the store of a conversion to shared.
-	 */
-	if (gpa >> 39 < table->count && size - 1 <= 0x1fffff - within) {
-		const uint64_t entry = __atomic_load_n(
-			&tops[gpa >> 39][gpa >> 30 & 511][gpa >> 21 & 511], __ATOMIC_ACQUIRE);
+	if (__builtin_expect(gpa >> 30 >= table->count, 0))
+		goto slow;
 
-		if (entry & 1) {
-			*ret_hva = (void *)(uintptr_t)(gpa + entry - 1);
-			return 0;
-		}
+	/* Each level compares with its own size, and jumps only where the next one is needed. */
+	entry = entries[gpa >> 30];
+	if (entry & 1) {
+		if (__builtin_expect(size - 1 > (~gpa & 0x3fffffff), 0))
+			goto slow;
+		goto found;
 	}
+	if (__builtin_expect(!(entry & 2), 0))
+		goto slow;
+
+	/* This load and the next one pair with the stores of a conversion to shared. */
+	entries = (const uint64_t *)(uintptr_t)(entry - 2);
+	entry = __atomic_load_n(&entries[gpa >> 21 & 511], __ATOMIC_ACQUIRE);
+	if (__builtin_expect(entry & 1, 1)) {
+		if (__builtin_expect(size - 1 > (~gpa & 0x1fffff), 0))
+			goto slow;
+		goto found;
+	}
+	if (!(entry & 2))
+		goto slow;
+
+	entries = (const uint64_t *)(uintptr_t)(entry - 2);
+	entry = __atomic_load_n(&entries[gpa >> 16 & 31], __ATOMIC_ACQUIRE);
+	if (!(entry & 1) || __builtin_expect(size - 1 > (~gpa & 0xffff), 0))
+		goto slow;
+found:
+	*ret_hva = (void *)(uintptr_t)(gpa + entry - 1);
+	return 0;
+slow:
 	return gmem_view_hva_slow(view, gpa, size, ret_hva);
 }
 
