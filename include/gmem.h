@@ -1416,9 +1416,9 @@ struct gmem_memory_opts {
  *
  * GMEM_KIND_DEVICE needs GMEM_REGION_HVA and GMEM_BACKING_HOST, and GMEM_KIND_EXTERNAL
  * a way of backing without private memory. Without a @kind the library asks the kernel
- * what is mapped at @hva, once and without touching it: madvise(2) with MADV_COLD for
- * one page of each mapping, and /proc/self/smaps where the answer has several
- * meanings. Where /proc is out of reach, memory that looks locked or hugetlb counts
+ * what is mapped at @hva, once and without touching it: /proc/self/maps, madvise(2) with
+ * MADV_COLD for one page of each mapping of a file, and /proc/self/smaps where the answer
+ * has several meanings. Where /proc is out of reach, memory that looks locked or hugetlb counts
  * as RAM. The kind belongs to the region, not to the memory: GMEM_REGION_KEEP_STATE
  * does not keep it.
  *
@@ -1428,8 +1428,10 @@ struct gmem_memory_opts {
  * gmem_vm_discard(). The size of its pages is asked for when the region is added: a
  * huge page of hugetlb is discarded, and a region split, as a whole only. Where /proc
  * is out of reach, pages count as ordinary; if it cannot be read only for now, for want
- * of a file descriptor, the region is refused, -EMFILE, -ENFILE or -ENOMEM. The memory
- * must not change its mapping during a call that works on it.
+ * of a file descriptor, the region is refused, -EMFILE, -ENFILE or -ENOMEM. The first
+ * such region opens /proc/self/maps, close-on-exec, until the VM's handle is freed: the
+ * library asks there, and for more regions it need not be opened again. The memory must
+ * not change its mapping during a call that works on it.
  *
  * GMEM_REGION_KEEP_STATE is for gmem_change_add(), to lay out memory anew without
  * converting it anew; with gmem_region_add() it has no effect. It applies to the memory
