@@ -120,35 +120,56 @@ static inline bool is_plain(const struct gmem_view *view, uint64_t gpa, uint32_t
 	return view && gmem_view_is_fast(view) && !(gpa & (width - 1));
 }
 
+static inline __attribute__((always_inline)) bool
+load_by_table(const struct gmem_table *table, uint64_t gpa, uint32_t width, uint32_t order,
+	      uint64_t *ret)
+{
+	void *hva;
+
+	return __builtin_expect(gmem_table_hva(table, gpa, width, &hva), 1) &&
+	       load(true, hva, width, atomic_orders[order], ret) == 0;
+}
+
+/* Each case has code of its own: see access.c on registers. */
 static inline bool load_at_once(struct gmem_view *view, uint64_t gpa, uint32_t width,
 				uint32_t order, uint64_t *ret)
 {
 	const struct gmem_table *table;
-	uint64_t before;
-	int err = -EFAULT;
+	bool is_done;
+
+	if (gmem_view_is_begun(view))
+		return load_by_table(view->table, gpa, width, order, ret);
+
+	table = gmem_view_enter(view);
+	is_done = load_by_table(table, gpa, width, order, ret);
+	gmem_view_leave(view);
+	return is_done;
+}
+
+static inline __attribute__((always_inline)) bool
+store_by_table(const struct gmem_table *table, uint64_t gpa, uint32_t width, uint32_t order,
+	       uint64_t value)
+{
+	const int atomic_order = order == GMEM_RELEASE ? __ATOMIC_RELEASE : __ATOMIC_RELAXED;
 	void *hva;
 
-	table = gmem_view_enter(view, &before);
-	if (__builtin_expect(gmem_table_hva(table, gpa, width, &hva), 1))
-		err = load(true, hva, width, atomic_orders[order], ret);
-	gmem_view_leave(view, before);
-	return !err;
+	return __builtin_expect(gmem_table_hva(table, gpa, width, &hva), 1) &&
+	       store(true, hva, width, atomic_order, value) == 0;
 }
 
 static inline bool store_at_once(struct gmem_view *view, uint64_t gpa, uint32_t width,
 				 uint32_t order, uint64_t value)
 {
 	const struct gmem_table *table;
-	uint64_t before;
-	int err = -EFAULT;
-	void *hva;
+	bool is_done;
 
-	table = gmem_view_enter(view, &before);
-	if (__builtin_expect(gmem_table_hva(table, gpa, width, &hva), 1))
-		err = store(true, hva, width, order == GMEM_RELEASE ? __ATOMIC_RELEASE : __ATOMIC_RELAXED,
-			    value);
-	gmem_view_leave(view, before);
-	return !err;
+	if (gmem_view_is_begun(view))
+		return store_by_table(view->table, gpa, width, order, value);
+
+	table = gmem_view_enter(view);
+	is_done = store_by_table(table, gpa, width, order, value);
+	gmem_view_leave(view);
+	return is_done;
 }
 
 static __attribute__((noinline)) int load_checked(struct gmem_view *view, uint64_t gpa,
