@@ -3960,7 +3960,8 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
 
 /*
  * A transfer copies guest memory from a file or pipe, or to one, through buffers of
- * its own, so no I/O is ever under way to guest memory itself. With io_uring it
+ * its own, or between the page cache and guest memory, so no disk's I/O is ever under way
+ * to guest memory itself. With io_uring it
  * reads or writes many buffers at a time. Where io_uring or the thread for it is
  * forbidden, or it was not built in, or its buffers (33 MiB at most) do not fit, the
  * transfer uses read(2), write(2) and one buffer, and its result says so.
@@ -3969,6 +3970,17 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * except those of faults, has a stack of about 80 KiB (which counts where memory is locked),
  * and ends with the transfer, in gmem_transfer_free(). So the ring interrupts no system
  * call of another thread, as it would those of a thread that uses it itself, with EINTR.
+ *
+ * With workers of struct gmem_transfer_opts, several threads load and restore, each its own
+ * pieces, while a step of the transfer is under way. The library starts them when the
+ * transfer begins, if there are 8 MiB to do or more; they block signals as that of a ring
+ * does, take 128 KiB of stack, and end when the transfer is done, has failed or is freed.
+ * Where it is refused threads, as in a sandbox, the others do the work, and threads of the
+ * caller's can help: gmem_transfer_work(). Callbacks are called in the thread of the
+ * transfer alone. Contents, counts, failures and their order are those of one worker, but
+ * after a failure up to 16 MiB behind the place where it occurred, and the holes between
+ * them, may be loaded, too. A pipe is read by one thread. After a failure, the transfer
+ * goes on without these threads.
  *
  * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore() and gmem_image_verify() do
  * a whole transfer and block. A program with an event loop begins a transfer, which
@@ -4015,7 +4027,8 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * have to wait, also if @done is what it was: a step that only clears memory, or packs
  * what was read, does not change it. A save gets further by 64 MiB of guest memory or
  * less, a load by 1 MiB or by 64 MiB of a hole, a restore or gmem_image_verify() by
- * one record of the image, 1 MiB or less. With GMEM_TRANSFER_VERIFY, @total is twice
+ * one record of the image, 1 MiB or less. With workers, a load gets further by 16 MiB, and
+ * by 64 MiB of holes, the two others by 16 MiB. With GMEM_TRANSFER_VERIFY, @total is twice
  * the bytes of the file.
  *
  * Return: 0 to go on, anything else to stop with -ECANCELED.
@@ -4050,7 +4063,8 @@ typedef void (*gmem_transfer_lost_fn)(void *data, uint64_t gpa, uint64_t size);
  *	GMEM_TRANSFER_TAGS numbers from here on. Transfers that share a ring need
  *	tags that differ.
  * @depth: number of buffers of 1 MiB, at most 32; 0: the library chooses
- * @reserved: must be 0
+ * @workers: number of threads that load, restore or verify, with the calling one; 0 or 1:
+ *	only the calling thread. At most 1024, of which up to 64 work at a time.
  * @lost: with GMEM_TRANSFER_ALLOW_LOST: is told what the image lacks, NULL for none
  * @lost_data: passed to @lost
  */
@@ -4063,7 +4077,7 @@ struct gmem_transfer_opts {
 	struct io_uring *ring;
 	uint64_t ring_tag;
 	uint32_t depth;
-	uint32_t reserved;
+	uint32_t workers;
 	gmem_transfer_lost_fn lost;
 	void    *lost_data;
 };
@@ -4115,7 +4129,10 @@ struct gmem_transfer_result {
  * Afterwards the guest memory at @gpa has the contents of the file at @offset. Holes of
  * the file are not read, and zeros are not written to pages that the guest does not
  * have yet (see gmem_vm_restore()), so they take no memory. Data in the page cache is
- * copied from there; the rest bypasses the page cache if the file system can.
+ * copied from there; the rest bypasses the page cache if the file system can. A page that
+ * did not exist before may exist for a moment and be given back, if it is all zeros and
+ * nobody else has a lease on it. So take a lease before a device pins memory that is being
+ * loaded: a pinned page must not be replaced.
  *
  * Running out of memory would be no error, but kill: see gmem_vm_populate(). So the
  * library makes the same checks as that call, before the first byte, for what the file
@@ -4420,7 +4437,7 @@ GMEM_API int gmem_image_info(int fd, const struct gmem_transfer_opts *opts,
  * @wait: 0: never wait for the file (but see below); 1: block until there is
  *	progress. Must be 0 with the caller's ring.
  *
- * A step copies at most one buffer of 1 MiB. With io_uring and @wait 0 it waits for no
+ * A step copies at most one buffer of 1 MiB, or 16 MiB with workers. With io_uring and @wait 0 it waits for no
  * data of the file, and for no sync: these are requests of the ring. It does what it
  * does to guest memory itself, which may take as long as the kernel needs to allocate
  * a page, to read it from swap, or to have a userfaultfd serve it; and a load asks a
@@ -4445,6 +4462,32 @@ GMEM_API int gmem_image_info(int fd, const struct gmem_transfer_opts *opts,
  * io_uring_enter(2)'s own errno.
  */
 GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait);
+
+/**
+ * gmem_transfer_work() - lend the calling thread to a transfer
+ * @transfer: transfer with workers
+ *
+ * The thread loads or restores whenever a step of the transfer is under way in another
+ * thread, and sleeps in between. It returns when the transfer is done, when a step has
+ * failed, or when the transfer is freed, which waits for it; at once where that was
+ * before, and for a transfer without workers, of a pipe, or that saves. It is not
+ * interrupted by signals, whose handlers run.
+ *
+ * For programs that may start no threads later on, or want theirs to do the work. Threads
+ * of the library's count first: of those that are lent, as many work as workers are
+ * missing. None may be lent to a transfer that is freed: join them before, once a
+ * step returned GMEM_TRANSFER_DONE or failed. The progress callback can have it fail.
+ *
+ * A thread that was lent cannot step or free the transfer. In a child of fork() it returns
+ * at once.
+ *
+ * Any number of threads, also while another one steps; not from a callback of the
+ * transfer. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL @transfer is NULL, or the thread blocks SIGBUS or SIGSEGV although
+ * the transfer relies on gmem_recovery_enable().
+ */
+GMEM_API int gmem_transfer_work(struct gmem_transfer *transfer);
 
 /**
  * gmem_transfer_fd() - fd to poll before the next step

@@ -29,13 +29,13 @@
 
 struct gmem_reader {
 	struct gmem_view view;
+	bool fast;	/* accesses use the fast engine of nofault.h */
+	bool keeps_memory;	/* of a VM that is over: it was waited for in vain */
+	uint32_t process;	/* that made it, of vm->process: no other has its thread */
 	struct gmem_vm *vm;
 	struct gmem_reader *next;	/* in vm->views, the newest first */
 	uint64_t number;		/* higher than those of older ones; never used again */
 	struct gmem_reader *next_own;	/* in the list of its thread, see gmem_vm_thread_view() */
-	uint32_t process;	/* that made it, of vm->process: no other has its thread */
-	bool fast;	/* accesses use the fast engine of nofault.h */
-	bool keeps_memory;	/* of a VM that is over: it was waited for in vain */
 };
 
 /* Returns the argument @fast for the functions of nofault.h. */
@@ -78,6 +78,36 @@ void gmem_vm_end_views(struct gmem_vm *vm);
 void gmem_vm_drop_table(struct gmem_vm *vm);
 
 /* ---- for readers, between gmem_view_begin() and gmem_view_end() ---- */
+
+/*
+ * For one access, without a call in between that could begin the view again: as
+ * gmem_view_begin() and gmem_view_end(), with the same argument why the wait misses no
+ * reader, but loads the epoch once and leaves the depth alone. @ret_after is the epoch to
+ * end with, or 0 between gmem_view_begin() and gmem_view_end(), which have begun.
+ */
+static inline const struct gmem_table *gmem_view_enter(struct gmem_view *view, uint64_t *ret_before)
+{
+	const struct gmem_newest *newest = view->newest;
+	uint64_t period;
+
+	*ret_before = __atomic_load_n(&view->period, __ATOMIC_RELAXED);
+	if (*ret_before)
+		return view->table;
+
+	period = __atomic_load_n(&newest->period, __ATOMIC_ACQUIRE);
+	if (__builtin_expect(period & 1, 0)) {
+		__atomic_fetch_add(&view->period, period, __ATOMIC_SEQ_CST);
+		return __atomic_load_n(&newest->table, __ATOMIC_SEQ_CST);
+	}
+	__atomic_store_n(&view->period, period, __ATOMIC_RELAXED);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	return __atomic_load_n(&newest->table, __ATOMIC_ACQUIRE);
+}
+
+static inline void gmem_view_leave(struct gmem_view *view, uint64_t before)
+{
+	__atomic_store_n(&view->period, before, __ATOMIC_RELEASE);
+}
 
 /* Finds the memory at @gpa: as much of @size as is contiguous for the host. */
 int gmem_view_contiguous(const struct gmem_view *view, uint64_t gpa, uint64_t size,

@@ -443,7 +443,7 @@ FIELD(gmem_transfer_opts, progress_data, 32);
 FIELD(gmem_transfer_opts, ring, 40);
 FIELD(gmem_transfer_opts, ring_tag, 48);
 FIELD(gmem_transfer_opts, depth, 56);
-FIELD(gmem_transfer_opts, reserved, 60);
+FIELD(gmem_transfer_opts, workers, 60);
 FIELD(gmem_transfer_opts, lost, 64);
 FIELD(gmem_transfer_opts, lost_data, 72);
 

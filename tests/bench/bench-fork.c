@@ -170,7 +170,7 @@ static void run_kind(struct gmem_vm *vm, const struct kind *kind, uint64_t size,
 			bench_print_amount("ms of fork()", figures[i], 0);
 	}
 	bench_row_figure(figures[WRITE], "ms");
-	bench_print_against("without a child", bench_figure_of(ratio, rounds), 0);
+	bench_print_against("no child", bench_figure_of(ratio, rounds), 0);
 	printf("\n");
 	bench_gmem_must(gmem_region_remove(region), "remove");
 }

@@ -53,27 +53,30 @@ static const char usage[] =
 
 static unsigned long allocations;
 
-/* glibc's own, under the names it keeps for whoever replaces the usual ones */
-void *__libc_malloc(size_t size);
-void *__libc_calloc(size_t n, size_t size);
-void *__libc_realloc(void *p, size_t size);
+/* The linker puts these in the place of the usual ones: see meson.build. */
+void *__real_malloc(size_t size);
+void *__real_calloc(size_t n, size_t size);
+void *__real_realloc(void *p, size_t size);
+void *__wrap_malloc(size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_realloc(void *p, size_t size);
 
-void *malloc(size_t size)
+void *__wrap_malloc(size_t size)
 {
 	allocations++;
-	return __libc_malloc(size);
+	return __real_malloc(size);
 }
 
-void *calloc(size_t n, size_t size)
+void *__wrap_calloc(size_t n, size_t size)
 {
 	allocations++;
-	return __libc_calloc(n, size);
+	return __real_calloc(n, size);
 }
 
-void *realloc(void *p, size_t size)
+void *__wrap_realloc(void *p, size_t size)
 {
 	allocations++;
-	return __libc_realloc(p, size);
+	return __real_realloc(p, size);
 }
 
 /* --------------------------------------------------------------- helpers -- */

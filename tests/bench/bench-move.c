@@ -24,6 +24,7 @@ static const char usage[] =
 	"  populate  guest memory in place before it is touched\n"
 	"  discard   guest memory given back to the host\n"
 	"  scan      which pages exist, and which are zero\n"
+	"  bulk      much memory written at once\n"
 	"\n"
 	"Columns: GiB each second of CPU time (of the process) and on the wall, and\n"
 	"the time as a part of the base's, taken within each round: medians, with the\n"
@@ -125,6 +126,16 @@ static void print_ratios(const struct move_table *table, const struct move_side 
 		bench_print_ratio(ratio(samples, base, 1), 0);
 }
 
+static void print_ms(const struct move_table *table, const struct sample *samples)
+{
+	double ms[MOVE_ROUNDS];
+
+	for (size_t i = 0; i < move.rounds; i++)
+		ms[i] = samples[i].cpu * 1e3 * 1024 * MIB / (double)table->bytes;
+	printf(" ms for a GiB");
+	bench_print_amount("ms for a GiB", bench_figure_of(ms, move.rounds), table->most_ms);
+}
+
 void move_run(struct move_table *table)
 {
 	static struct sample samples[MOVE_SIDES][MOVE_ROUNDS];
@@ -154,6 +165,8 @@ void move_run(struct move_table *table)
 		bench_print(rate(samples[i], table->bytes, 0));
 		bench_print(rate(samples[i], table->bytes, 1));
 		print_ratios(table, side, samples[i], samples[table->base]);
+		if (table->most_ms > 0 && !strncmp(side->name, "gmem_", 5))
+			print_ms(table, samples[i]);
 		printf("\n");
 	}
 }
@@ -205,6 +218,7 @@ static const struct {
 	{ "populate", move_populate_tables },
 	{ "discard", move_discard_tables },
 	{ "scan", move_scan_tables },
+	{ "bulk", move_bulk_tables },
 };
 
 #define TABLES (sizeof(tables) / sizeof(tables[0]))

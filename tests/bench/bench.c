@@ -402,8 +402,7 @@ static void record(const char *base, const char *rest)
 	bench_must(to_stdout ? 0 : fclose(file), path);
 }
 
-static void record_figure(const char *base, struct bench_figure figure, double goal,
-			  const char *unit)
+static void record_figure(const char *base, struct bench_figure figure, double goal)
 {
 	char rest[256], goal_text[32] = "-", own[32] = "-";
 
@@ -412,20 +411,21 @@ static void record_figure(const char *base, struct bench_figure figure, double g
 	if (row_unit)
 		snprintf(own, sizeof(own), "%.4g", row_figure.median);
 	snprintf(rest, sizeof(rest), "%.4g\t%.4g\t%.4g\t%s\t%s\t%s", figure.median, figure.min,
-		 figure.max, goal_text, own, unit ? unit : "-");
+		 figure.max, goal_text, own, row_unit ? row_unit : "-");
 	record(base, rest);
 }
 
 void bench_print_against(const char *base, struct bench_figure ratio, double goal)
 {
 	bench_print_ratio(ratio, goal);
-	record_figure(base, ratio, goal, row_unit);
+	record_figure(base, ratio, goal);
 }
 
 void bench_print_amount(const char *unit, struct bench_figure figure, double goal)
 {
 	bench_print_ratio(figure, goal);
-	record_figure(unit, figure, goal, "=");
+	row_unit = NULL;
+	record_figure(unit, figure, goal);
 }
 
 void bench_row_absent(const char *why)

@@ -59,8 +59,8 @@ struct bench_figure bench_ratio(const struct bench *bench, size_t side, size_t b
  * Rows. A program prints its tables for people, and each row is recorded, too, in the file
  * that $GMEM_BENCH_ROWS names ("-": standard output, after "@row"), for tests/bench/run,
  * which keeps the results of machines by the rows' names. So a name is stable and says
- * the row: TABLE/WHAT[/HOW...], "translate/8192/random". In docs/performance.md rows
- * whose first three parts are the same are one, with the worst of them.
+ * the row: TABLE/WHAT[/HOW...], "translate/aligned/8192/random". In docs/performance.md
+ * rows whose names begin alike are one line, with the worst of them: see results.py.
  *
  *	bench_row("populate/%s", name);			first: a row begins
  *	bench_row_figure(bench_time(...), "ns");	the library's own figure, not printed

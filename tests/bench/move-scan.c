@@ -69,6 +69,7 @@ void move_scan_tables(void)
 	static struct move_table holes = {
 		.title = "scan of holes; base: mincore()",
 		.row = "scan/holes",
+		.most_ms = 15,
 		.sides = {
 			{ "mincore", move_empty, ask_mincore, NULL, 0, 0 },
 			{ "gmem_region_present_pages", move_empty, walk, NULL, 1, 0 },
