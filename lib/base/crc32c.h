@@ -10,9 +10,20 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Ways to compute it, each faster than the one before */
+enum gmem_crc32c_way {
+	GMEM_CRC32C_PLAIN,	/* without special instructions */
+	GMEM_CRC32C_ONE,	/* with the instruction for eight bytes of a CRC */
+	GMEM_CRC32C_THREE,	/* three of those side by side, joined by a carry-less product */
+	GMEM_CRC32C_FOLD,	/* carry-less products of 64 bytes; AVX-512 alone has them */
+};
+
+/* The best way of this processor. All ways before it work, too. */
+enum gmem_crc32c_way gmem_crc32c_best(void);
+
 /* Returns the CRC of @bytes, continuing from @crc (0 to start). */
 uint32_t gmem_crc32c(uint32_t crc, const void *bytes, size_t size);
-/* Does the same without special instructions, so that tests can compare the two. */
-uint32_t gmem_crc32c_plain(uint32_t crc, const void *bytes, size_t size);
+/* Does the same in one of the ways that work here, so that tests can compare them. */
+uint32_t gmem_crc32c_by(enum gmem_crc32c_way way, uint32_t crc, const void *bytes, size_t size);
 
 #endif

@@ -29,6 +29,7 @@ static const char *const names[GMEM_RANKS] = {
 	[GMEM_RANK_IDENTITY] = "identity",
 	[GMEM_RANK_MAPS] = "maps",
 	[GMEM_RANK_VIEWS] = "views",
+	[GMEM_RANK_CREW] = "crew",
 };
 
 /* For each rank, the lock that this thread holds, or NULL */

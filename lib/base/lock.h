@@ -33,6 +33,7 @@ enum gmem_lock_rank {
 	GMEM_RANK_IDENTITY,	/* region/vm_identity.c */
 	GMEM_RANK_MAPS,		/* region/file_map.c */
 	GMEM_RANK_VIEWS,	/* struct gmem_vm */
+	GMEM_RANK_CREW,		/* struct gmem_crew */
 	GMEM_RANKS
 };
 

@@ -136,6 +136,7 @@ GMEM_API int gmem_change_add(struct gmem_change *change, uint64_t gpa, uint64_t 
 	if (err)
 		return err;
 
+	step.params.nature_is_old = true;
 	err = add_step(change, &step);
 	if (err)
 		free(step.region);

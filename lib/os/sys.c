@@ -259,13 +259,9 @@ struct mapping_query {
 #define QUERY_MAPPING _IOWR('f', 17, struct mapping_query)
 #define QUERY_COVERING_OR_NEXT 0x10
 
-static int query_mapping(uint64_t addr, struct mapping_query *query, char *name, uint32_t size)
+static int query_mapping(int fd, uint64_t addr, struct mapping_query *query, char *name, uint32_t size)
 {
-	int fd, err;
-
-	fd = gmem_sys_open("/proc/self/maps", O_RDONLY);
-	if (fd < 0)
-		return fd;
+	int err;
 
 	*query = (struct mapping_query){ .size = sizeof(*query), .query_addr = addr,
 					 .query_flags = QUERY_COVERING_OR_NEXT,
@@ -275,7 +271,6 @@ static int query_mapping(uint64_t addr, struct mapping_query *query, char *name,
 		query->name = query->name_size = 0;
 		err = gmem_sys_ioctl(fd, QUERY_MAPPING, query);
 	}
-	gmem_sys_close(fd);
 	/* Not to be taken for the answer that there is no /proc */
 	if (err == -ENOENT) {
 		query->start = query->end = UINT64_MAX;
@@ -284,13 +279,13 @@ static int query_mapping(uint64_t addr, struct mapping_query *query, char *name,
 	return err;
 }
 
-int gmem_sys_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret)
+int gmem_sys_mapping_at(int fd, uint64_t addr, struct gmem_sys_mapping *ret)
 {
 	struct mapping_query query;
 	char name[64] = "";
 	int err;
 
-	err = query_mapping(addr, &query, name, sizeof(name));
+	err = query_mapping(fd, addr, &query, name, sizeof(name));
 	if (err)
 		return err;
 

@@ -136,9 +136,9 @@ static inline bool gmem_sys_is_nameless(const char *name)
 
 /*
  * Finds the mapping at @addr, or the next one above; if there is none, one that starts at
- * UINT64_MAX. -ENOTTY before Linux 6.11.
+ * UINT64_MAX. @fd is /proc/self/maps, open. -ENOTTY before Linux 6.11.
  */
-int gmem_sys_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret);
+int gmem_sys_mapping_at(int fd, uint64_t addr, struct gmem_sys_mapping *ret);
 /*
  * Reads one byte of this process through /proc/self/mem: -EIO if it cannot be read now, as
  * where userfaultfd is asked for the page, which this call does not wait for. Never use it

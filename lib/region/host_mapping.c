@@ -77,8 +77,8 @@ static struct gmem_host_mapping as_mapping(const struct gmem_sys_mapping *from)
 	};
 }
 
-/* -ENOTTY if the kernel does not have the call, before Linux 6.11 */
-static int query(struct walk *walk)
+/* @fd: /proc/self/maps. -ENOTTY if the kernel does not have the call, before Linux 6.11 */
+static int query(struct walk *walk, int fd)
 {
 	struct gmem_sys_mapping found;
 	struct gmem_host_mapping mapping;
@@ -86,7 +86,7 @@ static int query(struct walk *walk)
 	int err;
 
 	while (at < walk->end) {
-		err = gmem_sys_mapping_at(at, &found);
+		err = gmem_sys_mapping_at(fd, at, &found);
 		if (err)
 			return err;
 		if (found.start >= walk->end)
@@ -222,17 +222,13 @@ static int read_lines(struct walk *walk, char *text, size_t *size, bool *in_long
 	return err;
 }
 
-static int read_text(struct walk *walk, const char *path)
+static int read_text(struct walk *walk, int fd)
 {
 	bool in_long = false;
 	char text[BUFFER];
 	size_t kept = 0;
 	int64_t n = 0;
-	int fd, err = 0;
-
-	fd = gmem_sys_open(path, O_RDONLY);
-	if (fd < 0)
-		return fd;
+	int err = 0;
 
 	while (!err && walk->now.start < walk->end) {
 		n = gmem_sys_read_at(fd, text + kept, sizeof(text) - 1 - kept, GMEM_NO_OFFSET);
@@ -243,7 +239,6 @@ static int read_text(struct walk *walk, const char *path)
 		kept += (size_t)n;
 		err = read_lines(walk, text, &kept, &in_long);
 	}
-	gmem_sys_close(fd);
 	if (!err)
 		err = n < 0 ? (int)n : finish(walk);
 	return err;
@@ -257,94 +252,64 @@ int gmem_host_mappings(const void *hva, uint64_t size, bool in_full, gmem_host_m
 	struct walk walk = { .start = (uintptr_t)hva, .end = (uintptr_t)hva + size, .fn = fn,
 			     .data = data };
 	struct walk cheap = { .start = walk.start, .end = walk.end, .fn = tell_cheaply, .data = &walk };
-	int err;
+	int fd, err;
 
-	if (in_full)
-		return read_text(&walk, "/proc/self/smaps");
-
-	err = query(&walk);
-	return err == -ENOTTY || err == -EINVAL ? read_text(&cheap, "/proc/self/maps") : err;
+	fd = gmem_sys_open(in_full ? "/proc/self/smaps" : "/proc/self/maps", O_RDONLY);
+	if (fd < 0)
+		return fd;
+	err = in_full ? read_text(&walk, fd) : query(&walk, fd);
+	if (!in_full && (err == -ENOTTY || err == -EINVAL))
+		err = read_text(&cheap, fd);
+	gmem_sys_close(fd);
+	return err;
 }
 
 struct search {
 	uint64_t start;		/* of the range */
 	uint32_t wanted;	/* flags that must be known */
 	bool is_open;		/* the question, after the first answer */
-	bool found;		/* a device */
-	uint64_t page_size, least_page;	/* the largest and the smallest; 0: not known */
+	uint64_t least_page;	/* 0: not known */
+	struct gmem_host_nature found;
 };
 
 static int note(void *data, const struct gmem_host_mapping *mapping)
 {
-	uint64_t at = mapping->start;
 	struct search *search = data;
+	struct gmem_host_nature *found = &search->found;
+	uint64_t at = mapping->start > search->start ? mapping->start : search->start;
 
-	at = at > search->start ? at : search->start;
 	if (search->wanted & ~mapping->known && !gmem_host_mapping_is_ordinary(at))
 		search->is_open = true;
-	if (mapping->flags & GMEM_MAPPING_DEVICE)
-		search->found = true;
-	if (mapping->page_size > search->page_size)
-		search->page_size = mapping->page_size;
+	found->has_device |= (mapping->flags & GMEM_MAPPING_DEVICE) != 0;
+	found->has_private_file |= gmem_host_mapping_is_private_file(mapping);
+	if (mapping->page_size > found->page_size)
+		found->page_size = mapping->page_size;
 	if (mapping->page_size && (!search->least_page || mapping->page_size < search->least_page))
 		search->least_page = mapping->page_size;
+	found->mixes_pages = search->least_page < found->page_size;
 	return 0;
 }
 
-static int ask(const void *hva, uint64_t size, uint32_t wanted, struct search *search)
+static int ask(const void *hva, uint64_t size, uint32_t wanted, bool in_full, struct search *search)
 {
+	*search = (struct search){ .start = (uintptr_t)hva, .wanted = wanted };
+	return gmem_host_mappings(hva, size, in_full, note, search);
+}
+
+int gmem_host_mapping_learn(const void *hva, uint64_t size, uint32_t wanted,
+			    struct gmem_host_nature *ret)
+{
+	struct search first, second;
 	int err;
 
-	*search = (struct search){ .start = (uintptr_t)hva, .wanted = wanted };
-	err = gmem_host_mappings(hva, size, false, note, search);
-	if (!err && search->is_open) {
-		*search = (struct search){ .start = (uintptr_t)hva, .wanted = wanted };
-		err = gmem_host_mappings(hva, size, true, note, search);
-	}
-	return err ? err : search->is_open ? -ENODATA : 0;
-}
+	err = ask(hva, size, wanted, false, &first);
+	*ret = err ? (struct gmem_host_nature){ .page_size = 0 } : first.found;
+	if (err || !first.is_open)
+		return err;
 
-int gmem_host_mapping_find_device(const void *hva, uint64_t size, bool *ret)
-{
-	struct search search;
-	int err = ask(hva, size, GMEM_MAPPING_DEVICE, &search);
-
-	if (!err)
-		*ret = search.found;
-	return err;
-}
-
-int gmem_host_mapping_page_size(const void *hva, uint64_t size, uint64_t *ret)
-{
-	struct search search;
-	int err = ask(hva, size, GMEM_MAPPING_HUGETLB, &search);
-
-	if (!err)
-		*ret = search.page_size;
-	return err;
-}
-
-int gmem_host_mapping_mixes_pages(const void *hva, uint64_t size, bool *ret)
-{
-	struct search search;
-	int err = ask(hva, size, GMEM_MAPPING_HUGETLB, &search);
-
-	if (!err)
-		*ret = search.least_page < search.page_size;
-	return err;
-}
-
-static int note_private_file(void *data, const struct gmem_host_mapping *mapping)
-{
-	(void)data;
-	return gmem_host_mapping_is_private_file(mapping);
-}
-
-int gmem_host_mapping_find_private_file(const void *hva, uint64_t size, bool *ret)
-{
-	int found = gmem_host_mappings(hva, size, false, note_private_file, NULL);
-
-	if (found >= 0)
-		*ret = found;
-	return found < 0 ? found : 0;
+	err = ask(hva, size, wanted, true, &second);
+	if (err)
+		return err;
+	*ret = second.found;
+	return second.is_open ? -ENODATA : 0;
 }

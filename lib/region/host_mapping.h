@@ -62,23 +62,10 @@ typedef int (*gmem_host_mapping_fn)(void *data, const struct gmem_host_mapping *
 int gmem_host_mappings(const void *hva, uint64_t size, bool in_full, gmem_host_mapping_fn fn,
 		       void *data);
 /*
- * Tell whether a device's memory is in the range. Asks the second question only if the first
- * leaves it open, as it does for locked memory. -errno: it cannot be known.
- */
-int gmem_host_mapping_find_device(const void *hva, uint64_t size, bool *ret);
-/* Tell whether the range has pages of several sizes. -errno: it cannot be known. */
-int gmem_host_mapping_mixes_pages(const void *hva, uint64_t size, bool *ret);
-/*
  * Tell by one call that the memory at @hva is neither a device's nor locked nor hugetlb's; false
  * says nothing.
  */
 bool gmem_host_mapping_is_ordinary(uint64_t hva);
-/*
- * Get the largest page in the range, in bytes: that of hugetlb, or the host's; 0 where nothing is
- * mapped. Huge pages that the kernel made on its own (THP) are split when needed and do not count.
- * -errno: it cannot be known.
- */
-int gmem_host_mapping_page_size(const void *hva, uint64_t size, uint64_t *ret);
 /* A private mapping of a file: pages that were written are its own, the others the file's. */
 static inline bool gmem_host_mapping_is_private_file(const struct gmem_host_mapping *mapping)
 {
@@ -86,7 +73,25 @@ static inline bool gmem_host_mapping_is_private_file(const struct gmem_host_mapp
 	       !(mapping->flags & (GMEM_MAPPING_SHARED | GMEM_MAPPING_NAMELESS));
 }
 
-/* Tell whether there is one in the range. -errno: it cannot be known. */
-int gmem_host_mapping_find_private_file(const void *hva, uint64_t size, bool *ret);
+/* What the memory of a range is */
+struct gmem_host_nature {
+	/*
+	 * Of the largest page, bytes: that of hugetlb, or the host's; 0: not known, or nothing is
+	 * mapped. Huge pages that the kernel made on its own (THP) are split when needed and do not
+	 * count.
+	 */
+	uint64_t page_size;
+	bool mixes_pages;	/* there are pages of several sizes */
+	bool has_device;	/* a device's memory is part of it */
+	bool has_private_file;	/* a private mapping of a file is part of it */
+};
+
+/*
+ * Learn all of that in one look. Asks the second question only if the first leaves open which
+ * mappings are of @wanted, GMEM_MAPPING_DEVICE or _HUGETLB or both, as it does for locked memory.
+ * -errno: not all that is wanted can be known, and @ret has what is.
+ */
+int gmem_host_mapping_learn(const void *hva, uint64_t size, uint32_t wanted,
+			    struct gmem_host_nature *ret);
 
 #endif

@@ -14,7 +14,6 @@
 #include "caps/plan.h"
 #include "os/sys.h"
 #include "region/file.h"
-#include "region/host_mapping.h"
 #include "region/kept_log.h"
 #include "region/ram_layout.h"
 #include "region/slots.h"
@@ -222,22 +221,28 @@ static int check_answer(const void *hva, int err)
 	return gmem_fail_by_limit(err, 0, "what is mapped at hva 0x%" PRIxPTR " cannot be asked", (uintptr_t)hva);
 }
 
+/* Memory of the caller's is looked at once, for all that the region has to know. */
+static int learn_memory(struct gmem_region_params *params, uint64_t size)
+{
+	const struct gmem_region_opts *opts = &params->opts;
+	uint32_t wanted = GMEM_MAPPING_HUGETLB | (opts->kind == GMEM_KIND_DEFAULT ? GMEM_MAPPING_DEVICE : 0);
+	int err = 0;
+
+	params->nature_is_old = false;
+	params->nature = (struct gmem_host_nature){ .page_size = 0 };
+	if (borrows_memory(params))
+		err = gmem_host_mapping_learn(opts->hva, size, wanted, &params->nature);
+	return check_answer(opts->hva, err);
+}
+
 /*
  * What nobody named. If the kernel does not tell whether it is a device's, it is not taken
  * for one: what is left out of images by mistake is lost.
  */
-static int find_kind(const struct gmem_region_params *params, uint64_t size, uint32_t *ret)
+static uint32_t find_kind(const struct gmem_region_params *params)
 {
-	const struct gmem_region_opts *opts = &params->opts;
-	bool is_device = false;
-	int err = 0;
-
-	if (borrows_memory(params))
-		err = check_answer(opts->hva, gmem_host_mapping_find_device(opts->hva, size, &is_device));
-	if (err)
-		return err;
-	*ret = is_device ? GMEM_KIND_DEVICE : opts->flags & GMEM_REGION_READONLY ? GMEM_KIND_ROM : GMEM_KIND_RAM;
-	return 0;
+	return params->nature.has_device ? GMEM_KIND_DEVICE :
+	       params->opts.flags & GMEM_REGION_READONLY ? GMEM_KIND_ROM : GMEM_KIND_RAM;
 }
 
 /* Fill in the kind, and check that there can be such memory with this plan. */
@@ -246,14 +251,15 @@ static int settle_kind(struct gmem_region_params *params, uint64_t size)
 	const struct gmem_backing_traits *backing = gmem_backing_traits(params->plan->backing);
 	struct gmem_region_opts *opts = &params->opts;
 	const struct gmem_kind_traits *kind;
-	int err = 0;
+	int err;
 
 	if (opts->kind >= GMEM_KINDS)
 		return gmem_fail(-EINVAL, "%" PRIu32 " is no kind of memory", opts->kind);
-	if (opts->kind == GMEM_KIND_DEFAULT)
-		err = find_kind(params, size, &opts->kind);
+	err = learn_memory(params, size);
 	if (err)
 		return err;
+	if (opts->kind == GMEM_KIND_DEFAULT)
+		opts->kind = find_kind(params);
 
 	kind = gmem_kind_traits(opts->kind);
 	if (kind->is_callers && !borrows_memory(params))
@@ -449,24 +455,21 @@ static int map_host_memory(struct gmem_region *region, const struct gmem_region_
 	return err;
 }
 
-/* This is asked once. What is unknown without /proc stays so: ordinary pages, no private file. */
-static int learn_mapping(struct gmem_region *region)
+/* What is unknown without /proc stays so: ordinary pages, no private file. */
+static int take_nature(struct gmem_region *region, const struct gmem_region_params *params)
 {
-	const void *hva = (const void *)(uintptr_t)region->hva.start;
-	uint64_t page = 0;
-	int err;
+	struct gmem_host_nature nature = params->nature;
+	int err = 0;
 
-	err = check_answer(hva, gmem_host_mapping_page_size(hva, region->hva.size, &page));
-	if (err)
-		return err;
-	if (page)
-		region->page_size = page;
-	if (page > gmem_sys_page_size())
-		err = check_answer(hva, gmem_host_mapping_mixes_pages(hva, region->hva.size, &region->mixes_pages));
-	if (err)
-		return err;
-	return check_answer(hva, gmem_host_mapping_find_private_file(hva, region->hva.size,
-								      &region->has_private_file));
+	/* The kind was settled when the step was made; what is mapped may be new since. */
+	if (params->nature_is_old)
+		err = check_answer(params->opts.hva, gmem_host_mapping_learn(params->opts.hva, region->hva.size,
+									     GMEM_MAPPING_HUGETLB, &nature));
+	if (nature.page_size)
+		region->page_size = nature.page_size;
+	region->mixes_pages = nature.mixes_pages;
+	region->has_private_file = nature.has_private_file;
+	return err;
 }
 
 /* The caller has it mapped. */
@@ -478,7 +481,7 @@ static int borrow_host_memory(struct gmem_region *region, const struct gmem_regi
 	if (region->host_file)
 		err = gmem_host_memory_check_mapping(region->host_file, region->host_offset,
 						     params->opts.hva, region->gpa.size);
-	return err ? err : learn_mapping(region);
+	return err ? err : take_nature(region, params);
 }
 
 static int get_host_memory(struct gmem_region *region, const struct gmem_region_params *params)

@@ -21,6 +21,7 @@
 #include "os/kvm_compat.h"
 #include "region/file_map.h"
 #include "region/host_file.h"
+#include "region/host_mapping.h"
 #include "region/host_memory.h"
 #include "region/page_states.h"
 #include "region/vm_core.h"
@@ -110,6 +111,8 @@ static inline void gmem_region_count(struct gmem_region *region, enum gmem_count
 struct gmem_region_params {
 	struct gmem_region_opts opts;
 	struct gmem_host_params memory;
+	struct gmem_host_nature nature;	/* of the caller's memory, */
+	bool nature_is_old;		/* when the step was made: to be asked again */
 	const struct gmem_plan *plan;
 };
 

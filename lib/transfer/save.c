@@ -361,11 +361,13 @@ static int fail_page(uint64_t gpa, const char *hva, int err)
 {
 	const char *why = gmem_nofault_why(hva, false, err);
 	uint64_t page = gmem_sys_page_size();
+	struct gmem_host_nature nature;
 
 	if (err != -EHWPOISON)
 		return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be read: %s, %s", gpa,
 				 (uintptr_t)hva, gmem_errno_name(err), why ? why : "but the page came meanwhile");
-	(void)gmem_host_mapping_page_size(hva, page, &page);
+	if (!gmem_host_mapping_learn(hva, page, GMEM_MAPPING_HUGETLB, &nature))
+		page = nature.page_size;
 	return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ": the hardware lost the page, 0x%" PRIx64
 			 " bytes; only with GMEM_TRANSFER_ALLOW_LOST can the rest be saved", gpa,
 			 (uintptr_t)hva, page);

@@ -98,11 +98,12 @@ static void convert_later(struct work *w, uint64_t gpa, uint64_t size, int to_pr
 
 static const struct side {
 	const char *name;
+	const char *row;
 	void (*convert)(struct work *w, uint64_t gpa, uint64_t size, int to_private);
 } sides[] = {
-	{ "by hand", convert_by_hand },
-	{ "libgmem", convert_by_libgmem },
-	{ "libgmem, later", convert_later },
+	{ "by hand", NULL, convert_by_hand },
+	{ "libgmem", "now", convert_by_libgmem },
+	{ "libgmem, later", "later", convert_later },
 };
 #define SIDES (sizeof(sides) / sizeof(sides[0]))
 
@@ -110,13 +111,14 @@ static const struct side {
 
 static const struct pattern {
 	const char *name;
+	const char *row;
 	uint64_t size;		/* bytes of a piece */
 	uint64_t stride;
 	size_t count;
 } patterns[] = {
-	{ "1 GiB in one call", GIB, GIB, 1 },
-	{ "1 GiB in pieces of 2 MiB", 2 * MIB, 2 * MIB, 512 },
-	{ "every second 4 KiB of 64 MiB", PAGE, 2 * PAGE, 8192 },
+	{ "1 GiB in one call", "1G", GIB, GIB, 1 },
+	{ "1 GiB in pieces of 2 MiB", "2M-of-1G", 2 * MIB, 2 * MIB, 512 },
+	{ "every second 4 KiB of 64 MiB", "4K-of-64M", PAGE, 2 * PAGE, 8192 },
 };
 
 /* Visits all of them, far apart; @count is a power of two. */
@@ -144,12 +146,15 @@ static void measure(struct work *w, const struct pattern *p, size_t rounds)
 	double ns[SIDES][BENCH_ROUNDS], ratio[SIDES][BENCH_ROUNDS];
 	uint64_t ioctls[SIDES];
 
-	for (size_t r = 0; r < rounds; r++)
+	bench_row("convert/%s", p->row);
+	for (size_t r = 0; r < rounds; r++) {
+		bench_progress(r, rounds);
 		for (size_t i = 0; i < SIDES; i++) {
 			size_t side = (r + i) % SIDES;
 
 			ns[side][r] = pass(w, &sides[side], p, &ioctls[side]);
 		}
+	}
 
 	printf("%s, there and back:\n", p->name);
 	for (size_t i = 0; i < SIDES; i++) {
@@ -157,8 +162,12 @@ static void measure(struct work *w, const struct pattern *p, size_t rounds)
 			ratio[i][r] = ns[i][r] / ns[0][r];
 		printf("  %-16s %6" PRIu64 " ioctls  %12.1f us a call", sides[i].name, ioctls[i],
 		       bench_figure_of(ns[i], rounds).median / 1000);
-		printf("  ratio %.2f", bench_figure_of(ratio[i], rounds).median);
-		printf(" (%.2f-%.2f)\n", ratio[i][0], ratio[i][rounds - 1]);
+		if (i > 0) {
+			bench_row("convert/%s/%s", sides[i].row, p->row);
+			bench_row_figure(bench_figure_of(ns[i], rounds), "ns");
+			bench_print_against("the system calls", bench_figure_of(ratio[i], rounds), 0);
+		}
+		printf("\n");
 	}
 }
 
@@ -233,9 +242,12 @@ static void measure_record(struct work *w, const struct gmem_caps *caps,
 			views[r] = look_through_view(w, counts[i]);
 		}
 		printf("%6" PRIu64 " ranges: record %" PRIu64 " KiB, readers' table %" PRIu64
-		       " KiB, gmem_vm_state() %.0f ns, gmem_view_hva() %.1f ns\n", counts[i],
-		       record / 1024, table / 1024, bench_figure_of(states, 5).median,
-		       bench_figure_of(views, 5).median);
+		       " KiB, gmem_vm_state() ns", counts[i], record / 1024, table / 1024);
+		bench_row("convert/ranges/%" PRIu64, counts[i]);
+		bench_print_amount("ns of gmem_vm_state()", bench_figure_of(states, 5), 0);
+		printf(" gmem_view_hva() ns");
+		bench_print_amount("ns of gmem_view_hva()", bench_figure_of(views, 5), 0);
+		printf("\n");
 		gmem_view_free(w->view);
 		gmem_vm_free(w->vm);
 	}

@@ -47,7 +47,7 @@ static const struct part {
 int main(int argc, char **argv)
 {
 	const char *wanted = argc > 1 ? argv[1] : "abcdefg";
-	size_t rounds = argc > 2 ? strtoul(argv[2], NULL, 10) : 5;
+	size_t rounds = argc > 2 ? strtoul(argv[2], NULL, 10) : bench_quick() ? 2 : 5;
 
 	if (argc > 3 || rounds < 1 || rounds > BENCH_ROUNDS || wanted[strspn(wanted, "abcdefg")]) {
 		fputs(usage, argc == 2 && strcmp(wanted, "--help") == 0 ? stdout : stderr);
@@ -60,5 +60,6 @@ int main(int argc, char **argv)
 			printf("%c: ", parts[i].letter);
 			parts[i].run(rounds);
 		}
+	bench_print_goals();
 	return EXIT_SUCCESS;
 }

@@ -35,6 +35,7 @@ static const char usage[] =
 	"  write    ms to write each page, with the child\n"
 	"  alone    the same, without one\n"
 	"  more     MiB that the host has less after it, with the child\n"
+	"  ratio    write/alone\n"
 	"\n"
 	"Exit status: 0, 1 if something failed, 77 if this host cannot run it.\n";
 
@@ -125,36 +126,60 @@ static struct gmem_region *add(struct gmem_vm *vm, const struct kind *kind, uint
 		gmem_plan_free(plan);
 	}
 	if (err)
-		printf("%-24s %s\n", kind->name, gmem_last_error());
+		bench_row_absent(gmem_last_error());
 	return err ? NULL : region;
+}
+
+/* "fork/host+THP+DONTFORK" */
+static void name_row(const struct kind *kind)
+{
+	char row[64];
+	size_t n = 0;
+
+	for (const char *c = kind->name; *c && n < sizeof(row) - 1; c++)
+		if (*c != ' ' || (c > kind->name && c[-1] != ','))
+			row[n++] = *c == ' ' ? '-' : *c == ',' ? '+' : *c;
+	row[n] = '\0';
+	bench_row("fork/%s", row);
 }
 
 static void run_kind(struct gmem_vm *vm, const struct kind *kind, uint64_t size, size_t rounds)
 {
-	double values[COLUMNS][MOST_ROUNDS], *columns[COLUMNS];
-	struct gmem_region *region = add(vm, kind, size);
+	double values[COLUMNS][MOST_ROUNDS], *columns[COLUMNS], ratio[MOST_ROUNDS];
+	struct bench_figure figures[COLUMNS];
+	struct gmem_region *region;
 
+	name_row(kind);
+	region = add(vm, kind, size);
 	if (!region)
 		return;
 	for (int i = 0; i < COLUMNS; i++)
 		columns[i] = values[i];
-	for (size_t round = 0; round < rounds; round++)
+	for (size_t round = 0; round < rounds; round++) {
+		bench_progress(round, rounds);
 		measure(gmem_region_hva(region), size, columns, round);
+	}
+	for (size_t round = 0; round < rounds; round++)
+		ratio[round] = values[WRITE][round] / values[ALONE][round];
 	printf("%-24s", kind->name);
 	for (int i = 0; i < COLUMNS; i++) {
-		struct bench_figure figure = bench_figure_of(values[i], rounds);
-
-		printf("  %8.1f (%.1f-%.1f)", figure.median, figure.min, figure.max);
+		figures[i] = bench_figure_of(values[i], rounds);
+		if (i != FORK)
+			bench_print(figures[i]);
+		else
+			bench_print_amount("ms of fork()", figures[i], 0);
 	}
+	bench_row_figure(figures[WRITE], "ms");
+	bench_print_against("no child", bench_figure_of(ratio, rounds), 0);
 	printf("\n");
-	fflush(stdout);
 	bench_gmem_must(gmem_region_remove(region), "remove");
 }
 
 int main(int argc, char **argv)
 {
-	uint64_t mib = argc > 1 ? strtoull(argv[1], NULL, 10) : 1024;
-	size_t rounds = argc > 2 ? strtoul(argv[2], NULL, 10) : 5;
+	uint64_t mib = argc > 1 ? strtoull(argv[1], NULL, 10) : bench_quick() ? 16 : 1024;
+	size_t rounds = argc > 2 ? strtoul(argv[2], NULL, 10) : bench_quick() ? 2 : 5;
+	static const char *const names[] = { "fork ms", "write ms", "alone ms", "more MiB", "ratio" };
 	int kvm_fd, vm_fd;
 	struct gmem_vm *vm;
 
@@ -167,7 +192,10 @@ int main(int argc, char **argv)
 		return EXIT_CANNOT_RUN;
 	vm_fd = bench_must(ioctl(kvm_fd, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
 	bench_gmem_must(gmem_vm_new(vm_fd, NULL, &vm), "gmem_vm_new");
-	printf("%" PRIu64 " MiB, %zu rounds: fork ms, write ms, alone ms, more MiB\n", mib, rounds);
+	printf("%" PRIu64 " MiB, %zu rounds\n%-24s", mib, rounds, "");
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+		bench_print_column(names[i]);
+	printf("\n");
 	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
 		run_kind(vm, &kinds[i], mib * MIB, rounds);
 	gmem_vm_free(vm);

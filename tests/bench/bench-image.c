@@ -3,7 +3,8 @@
  * Files into guest memory and guest memory into files: what libgmem takes
  * against what one does by hand and against the peer. Sides take turns, each
  * time with memory nobody has touched; times are of the whole operation, the
- * process's CPU time and the wall's, in ms, median over the rounds (least-most).
+ * process's CPU time and the wall's, in ms, median over the rounds (least-most). Then the
+ * library's as a share of the others'; sides of the library begin with "gmem_".
  *
  * Free page reporting gives free memory back to the host underneath, so each
  * sample first touches and frees as much as it will need.
@@ -11,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +36,12 @@
 #define MAX_AT_ONCE (1024 * MIB)
 #define MAX_ROUNDS 99
 #define MAX_SIDES 8
+
+/* Sides that goals are about */
+#define READ		"read() of 1 MiB"
+#define DIRECT_READ	"pread(), O_DIRECT"
+#define DIRECT_WRITE	"pwrite(), O_DIRECT"
+#define PEER		"vm-memory"
 
 static uint64_t size;
 static size_t rounds;
@@ -141,6 +149,13 @@ static const struct peer_functions *peer;
 static void load_gmem(int fd)
 {
 	bench_gmem_must(gmem_vm_load(guest.vm, 0, fd, 0, size, NULL, NULL), "load");
+}
+
+static void load_with_two(int fd)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 2);
+
+	bench_gmem_must(gmem_vm_load(guest.vm, 0, fd, 0, size, &opts, NULL), "load");
 }
 
 static void load_plain(int fd)
@@ -264,23 +279,105 @@ static struct bench_figure figure(const double *values, const double *base)
 	return bench_figure_of(sorted, rounds);
 }
 
-static void print(const char *title, const struct side *sides, size_t count)
+/*
+ * Goals: the library's time as a share of another's, at most. A row is what the table says,
+ * with what follows the comma in the name of the library's side.
+ */
+static const struct goal {
+	const char *row, *base;
+	double cpu, wall;		/* 0: none */
+} goals[] = {
+	{ "load/warm-dense", PEER, 0.75, 0 },
+	{ "load/warm-dense", READ, 0.9, 0 },
+	{ "load/warm-half-zero", PEER, 0.6, 0 },
+	{ "load/warm-holes", PEER, 0.3, 0 },
+	{ "load/cold-dense", DIRECT_READ, 0, 0.55 },
+	{ "load/cold-holes", DIRECT_READ, 0, 0.55 },
+	{ "save/1-4-used", DIRECT_WRITE, 0, 0.4 },
+	{ "save/dense", DIRECT_WRITE, 0, 0.95 },
+};
+
+static const struct goal *goal_of(const char *row, const char *base)
+{
+	static const struct goal none;
+
+	for (size_t i = 0; i < sizeof(goals) / sizeof(goals[0]); i++)
+		if (!strcmp(goals[i].row, row) && !strcmp(goals[i].base, base))
+			return &goals[i];
+	return &none;
+}
+
+static bool is_ours(const struct side *side)
+{
+	return !strncmp(side->name, "gmem_", 5);
+}
+
+/* "load/warm-dense", and "/no-ring" of "gmem_vm_load(), no ring" */
+static void name_row(char *row, size_t room, const char *table, const struct side *side)
+{
+	const char *how = is_ours(side) ? strchr(side->name, ',') : NULL;
+
+	snprintf(row, room, "%s%s%s", table, how ? "/" : "", how ? how + 2 : "");
+	for (char *c = row; *c; c++)
+		if (*c == ' ')
+			*c = '-';
+}
+
+static void record_wall(const char *row, const struct side *ours, const struct side *base)
+{
+	bench_row("%s", row);
+	bench_row_figure(figure(ours->wall, NULL), "ms");
+	bench_print_against(base->name, figure(ours->wall, base->wall),
+			    goal_of(row, base->name)->wall);
+}
+
+static void record_cpu(const char *row, const struct side *ours, const struct side *base)
+{
+	bench_row("%s/cpu", row);
+	bench_row_figure(figure(ours->cpu, NULL), "ms");
+	bench_print_against(base->name, figure(ours->cpu, base->cpu),
+			    goal_of(row, base->name)->cpu);
+}
+
+/* The first side of the library with those of others; more of them with the first, and by goals */
+static void print_ratios(const char *table, const struct side *sides, size_t count,
+			 const struct side *ours)
+{
+	char row[96];
+
+	name_row(row, sizeof(row), table, ours);
+	printf("%s, as a share of\n", ours->name);
+	for (size_t i = 0; i < count; i++) {
+		const struct goal *goal = goal_of(row, sides[i].name);
+
+		if (&sides[i] == ours || (i && is_ours(&sides[i])))
+			continue;
+		if (i && ours != sides && goal->cpu == 0 && goal->wall == 0)
+			continue;
+		printf("  %-32s", sides[i].name);
+		printf("CPU");
+		record_cpu(row, ours, &sides[i]);
+		printf("wall");
+		record_wall(row, ours, &sides[i]);
+		printf("\n");
+	}
+}
+
+static void print(const char *title, const char *table, const struct side *sides, size_t count)
 {
 	printf("\n%s, %" PRIu64 " MiB, %zu rounds\n%-34s", title, size / MIB, rounds, "");
 	bench_print_column("CPU ms");
-	bench_print_column("of the first's");
 	bench_print_column("wall ms");
-	bench_print_column("of the first's");
 	printf("\n");
 	for (size_t i = 0; i < count; i++) {
 		printf("%-34s", sides[i].name);
 		bench_print(figure(sides[i].cpu, NULL));
-		bench_print(figure(sides[i].cpu, sides[0].cpu));
 		bench_print(figure(sides[i].wall, NULL));
-		bench_print(figure(sides[i].wall, sides[0].wall));
 		printf("\n");
 	}
-	fflush(stdout);
+	for (size_t i = 0; i < count; i++)
+		if (is_ours(&sides[i]))
+			print_ratios(table, sides, count, &sides[i]);
 }
 
 static void check_loaded(int fd)
@@ -293,22 +390,24 @@ static void check_loaded(int fd)
 	}
 }
 
-static void measure_load(const char *title, uint64_t full_of_16, bool sparse, bool cold)
+static void measure_load(const char *title, const char *table, uint64_t full_of_16, bool sparse, bool cold)
 {
 	struct side sides[MAX_SIDES] = {
 		{ .name = "gmem_vm_load()", .run = load_gmem },
-		{ .name = "the same without io_uring", .run = load_plain },
-		{ .name = "read() of 1 MiB", .run = load_read },
+		{ .name = "gmem_vm_load(), 2 workers", .run = load_with_two },
+		{ .name = "gmem_vm_load(), no ring", .run = load_plain },
+		{ .name = READ, .run = load_read },
 		{ .name = "mmap() and memcpy()", .run = load_mmap },
-		{ .name = "pread() of 1 MiB, O_DIRECT", .run = load_direct },
+		{ .name = DIRECT_READ, .run = load_direct },
 	};
-	size_t count = 5;
+	size_t count = 6;
 	int fd = make_file(full_of_16, sparse);
 
+	bench_row("%s", table);
 	if (peer)
-		sides[count++] = (struct side){ .name = "vm-memory read_exact_volatile_from",
-						.run = load_peer };
+		sides[count++] = (struct side){ .name = PEER, .run = load_peer };
 	for (size_t round = 0; round < rounds; round++) {
+		bench_progress(round, rounds);
 		for (size_t i = 0; i < count; i++) {
 			touch_and_free();
 			begin_guest();
@@ -323,19 +422,21 @@ static void measure_load(const char *title, uint64_t full_of_16, bool sparse, bo
 		}
 	}
 	close(fd);
-	print(title, sides, count);
+	print(title, table, sides, count);
 }
 
-static void measure_save(const char *title, uint64_t full_of_16)
+static void measure_save(const char *title, const char *table, uint64_t full_of_16)
 {
 	struct side sides[MAX_SIDES] = {
-		{ .name = "gmem_vm_save(), on the disk", .run = save_gmem },
-		{ .name = "the same without io_uring", .run = save_plain },
-		{ .name = "write() of 1 MiB, fdatasync()", .run = save_write },
-		{ .name = "pwrite() of 1 MiB, O_DIRECT", .run = save_direct },
+		{ .name = "gmem_vm_save()", .run = save_gmem },
+		{ .name = "gmem_vm_save(), no ring", .run = save_plain },
+		{ .name = "write() of 1 MiB", .run = save_write },
+		{ .name = DIRECT_WRITE, .run = save_direct },
 	};
 
+	bench_row("%s", table);
 	for (size_t round = 0; round < rounds; round++) {
+		bench_progress(round, rounds);
 		for (size_t i = 0; i < 4; i++) {
 			int fd = bench_must(open(directory, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600), directory);
 
@@ -351,7 +452,7 @@ static void measure_save(const char *title, uint64_t full_of_16)
 			end_guest();
 		}
 	}
-	print(title, sides, 4);
+	print(title, table, sides, 4);
 }
 
 /* Reset the peak of resident memory. */
@@ -390,6 +491,10 @@ int main(int argc, char **argv)
 
 	size = (argc > 2 ? strtoull(argv[2], NULL, 0) : 1024) * MIB;
 	rounds = argc > 3 ? strtoul(argv[3], NULL, 0) : 5;
+	if (argc <= 2 && bench_quick()) {
+		size = 4 * MIB;
+		rounds = 2;
+	}
 	if (argc > 4 || !size || !rounds || rounds > MAX_ROUNDS || *what == '-') {
 		printf("%s", usage);
 		return argc == 2 && !strcmp(what, "--help") ? 0 : 1;
@@ -405,19 +510,20 @@ int main(int argc, char **argv)
 	if (!strcmp(what, "memory") || !strcmp(what, "all"))
 		measure_memory();
 	if (!strcmp(what, "load") || !strcmp(what, "all")) {
-		measure_load("load, in the page cache, dense", 16, false, false);
-		measure_load("load, in the page cache, half zero", 8, false, false);
-		measure_load("load, in the page cache, 3/4 holes", 4, true, false);
+		measure_load("load, in the page cache, dense", "load/warm-dense", 16, false, false);
+		measure_load("load, in the page cache, half zero", "load/warm-half-zero", 8, false, false);
+		measure_load("load, in the page cache, 3/4 holes", "load/warm-holes", 4, true, false);
 	}
 	if (!strcmp(what, "cold") || !strcmp(what, "all")) {
-		measure_load("load, from the disk, dense", 16, false, true);
-		measure_load("load, from the disk, 3/4 holes", 4, true, true);
+		measure_load("load, from the disk, dense", "load/cold-dense", 16, false, true);
+		measure_load("load, from the disk, 3/4 holes", "load/cold-holes", 4, true, true);
 	}
 	if (!strcmp(what, "save") || !strcmp(what, "all")) {
-		measure_save("save, 1/8 in use", 2);
-		measure_save("save, 1/4 in use", 4);
-		measure_save("save, all in use", 16);
+		measure_save("save, 1/8 in use", "save/1-8-used", 2);
+		measure_save("save, 1/4 in use", "save/1-4-used", 4);
+		measure_save("save, all in use", "save/dense", 16);
 	}
+	bench_print_goals();
 	gmem_recovery_disable();
 	gmem_caps_free(caps);
 	close(kvm);

@@ -21,13 +21,13 @@
 
 #include <gmem.h>
 
+#include "bench.h"
 #include "caps/plan.h"
 #include "os/kvm_compat.h"
 #include "region/file.h"
 #include "region/region.h"
 #include "region/vm_core.h"
 
-#define EXIT_CANNOT_RUN 77
 #define BATCH_MIN	2001
 #define GUEST_MEMFD	(GMEM_CREATE_MMAP | GMEM_CREATE_INIT_SHARED)
 
@@ -44,9 +44,8 @@ static const char usage[] =
 	"               with 1, 1000 and 30000 other memslots in the VM\n"
 	"  allocations  what add and remove together take from the heap\n"
 	"\n"
-	"Columns: microseconds of CPU time by hand and with libgmem (medians), their\n"
-	"ratio (the median over all pairs; a pair is measured back to back), and its\n"
-	"quartiles. ROUNDS pairs make a batch: at least and by default 2001.\n"
+	"Columns: microseconds of CPU time by hand and with libgmem, and their ratio (a\n"
+	"pair is measured back to back): medians, with the quartiles. ROUNDS pairs make a batch: at least and by default 2001.\n"
 	"\n"
 	"Exit status: 0, 1 if something failed, 77 if this host cannot run it.\n";
 
@@ -54,69 +53,48 @@ static const char usage[] =
 
 static unsigned long allocations;
 
-/* glibc's own, under the names it keeps for whoever replaces the usual ones */
-void *__libc_malloc(size_t size);
-void *__libc_calloc(size_t n, size_t size);
-void *__libc_realloc(void *p, size_t size);
+/* The linker puts these in the place of the usual ones: see meson.build. */
+void *__real_malloc(size_t size);
+void *__real_calloc(size_t n, size_t size);
+void *__real_realloc(void *p, size_t size);
+void *__wrap_malloc(size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_realloc(void *p, size_t size);
 
-void *malloc(size_t size)
+void *__wrap_malloc(size_t size)
 {
 	allocations++;
-	return __libc_malloc(size);
+	return __real_malloc(size);
 }
 
-void *calloc(size_t n, size_t size)
+void *__wrap_calloc(size_t n, size_t size)
 {
 	allocations++;
-	return __libc_calloc(n, size);
+	return __real_calloc(n, size);
 }
 
-void *realloc(void *p, size_t size)
+void *__wrap_realloc(void *p, size_t size)
 {
 	allocations++;
-	return __libc_realloc(p, size);
+	return __real_realloc(p, size);
 }
 
 /* --------------------------------------------------------------- helpers -- */
 
 static uint64_t page;
 
-static int must(int result, const char *what)
-{
-	if (result < 0) {
-		fprintf(stderr, "bench-lifecycle: %s: %s\n", what, strerror(errno));
-		exit(EXIT_FAILURE);
-	}
-	return result;
-}
-
-static void gmem_must(int result, const char *what)
-{
-	if (result < 0) {
-		fprintf(stderr, "bench-lifecycle: %s: %s\n", what, gmem_last_error());
-		exit(EXIT_FAILURE);
-	}
-}
-
 static double cpu_us(void)
 {
 	struct timespec t;
 
-	must(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t), "clock_gettime");
+	bench_must(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t), "clock_gettime");
 	return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
-}
-
-static int by_value(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return (x > y) - (x < y);
 }
 
 /* ---------------------------------------------------------- the two sides -- */
 
 /* One VM for each side, so that their memslots do not meet */
-struct bench {
+struct twins {
 	int raw_vm;
 	int raw_gmemfd;		/* for the memslots table */
 	int vm_fd;
@@ -140,14 +118,14 @@ static void raw_set_slot(int vm, uint32_t slot, uint64_t size, int gmemfd, uint6
 		.guest_memfd = (uint32_t)gmemfd,
 	};
 
-	must(ioctl(vm, KVM_SET_USER_MEMORY_REGION2, &region), "KVM_SET_USER_MEMORY_REGION2");
+	bench_must(ioctl(vm, KVM_SET_USER_MEMORY_REGION2, &region), "KVM_SET_USER_MEMORY_REGION2");
 }
 
 static void *raw_map(int gmemfd, uint64_t offset, uint64_t size)
 {
 	void *hva = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, gmemfd, (off_t)offset);
 
-	must(hva == MAP_FAILED ? -1 : 0, "mmap");
+	bench_must(hva == MAP_FAILED ? -1 : 0, "mmap");
 	return hva;
 }
 
@@ -155,61 +133,61 @@ static int raw_create(int vm, uint64_t size)
 {
 	struct gmem_kvm_create_guest_memfd create = { .size = size, .flags = GUEST_MEMFD };
 
-	return must(ioctl(vm, KVM_CREATE_GUEST_MEMFD, &create), "KVM_CREATE_GUEST_MEMFD");
+	return bench_must(ioctl(vm, KVM_CREATE_GUEST_MEMFD, &create), "KVM_CREATE_GUEST_MEMFD");
 }
 
-static void raw_lifecycle(struct bench *b)
+static void raw_lifecycle(struct twins *b)
 {
 	int gmemfd = raw_create(b->raw_vm, b->size);
 	void *hva;
 
-	must(fcntl(gmemfd, F_SETFD, FD_CLOEXEC), "F_SETFD");
+	bench_must(fcntl(gmemfd, F_SETFD, FD_CLOEXEC), "F_SETFD");
 	hva = raw_map(gmemfd, 0, b->size);
 	raw_set_slot(b->raw_vm, 0, b->size, gmemfd, 0, hva);
 	raw_set_slot(b->raw_vm, 0, 0, -1, 0, NULL);
-	must(munmap(hva, b->size), "munmap");
-	must(close(gmemfd), "close");
+	bench_must(munmap(hva, b->size), "munmap");
+	bench_must(close(gmemfd), "close");
 }
 
-static void gmem_lifecycle(struct bench *b)
+static void gmem_lifecycle(struct twins *b)
 {
 	GMEM_OPTS(gmem_region_opts, opts, .plan = b->plan);
 	struct gmem_region *region;
 
-	gmem_must(gmem_region_add(b->vm, 0, b->size, &opts, &region), "gmem_region_add");
-	gmem_must(gmem_region_remove(region), "gmem_region_remove");
+	bench_gmem_must(gmem_region_add(b->vm, 0, b->size, &opts, &region), "gmem_region_add");
+	bench_gmem_must(gmem_region_remove(region), "gmem_region_remove");
 }
 
-static void raw_bind(struct bench *b)
+static void raw_bind(struct twins *b)
 {
 	uint64_t offset = b->slot * page;
 	void *hva = raw_map(b->raw_gmemfd, offset, page);
 
 	raw_set_slot(b->raw_vm, b->slot, page, b->raw_gmemfd, offset, hva);
 	raw_set_slot(b->raw_vm, b->slot, 0, -1, 0, NULL);
-	must(munmap(hva, page), "munmap");
+	bench_must(munmap(hva, page), "munmap");
 }
 
-static struct gmem_region *gmem_add_page(struct bench *b, uint32_t n)
+static struct gmem_region *gmem_add_page(struct twins *b, uint32_t n)
 {
 	GMEM_OPTS(gmem_region_opts, opts,
 		  .plan = b->plan, .file = b->file, .file_offset = n * page);
 	struct gmem_region *region;
 
-	gmem_must(gmem_region_add(b->vm, n * page, page, &opts, &region), "gmem_region_add");
+	bench_gmem_must(gmem_region_add(b->vm, n * page, page, &opts, &region), "gmem_region_add");
 	return region;
 }
 
-static void gmem_bind(struct bench *b)
+static void gmem_bind(struct twins *b)
 {
-	gmem_must(gmem_region_remove(gmem_add_page(b, b->slot)), "gmem_region_remove");
+	bench_gmem_must(gmem_region_remove(gmem_add_page(b, b->slot)), "gmem_region_remove");
 }
 
 /* ----------------------------------------------------------- measurement -- */
 
-typedef void (*bench_side)(struct bench *b);
+typedef void (*bench_side)(struct twins *b);
 
-static double sample(bench_side side, struct bench *b)
+static double sample(bench_side side, struct twins *b)
 {
 	double start = cpu_us();
 
@@ -218,19 +196,21 @@ static double sample(bench_side side, struct bench *b)
 }
 
 /* One row: ROUNDS pairs, the side that goes first taking turns */
-static void compare(const char *name, bench_side raw, bench_side lib, struct bench *b,
-		    size_t rounds)
+static void compare(const char *name, bench_side raw, bench_side lib, struct twins *b,
+		    size_t rounds, double goal)
 {
 	double *by_hand = malloc(rounds * sizeof(double));
 	double *with_gmem = malloc(rounds * sizeof(double));
 	double *ratio = malloc(rounds * sizeof(double));
 
-	must(by_hand && with_gmem && ratio ? 0 : -1, "malloc");
-	for (size_t i = 0; i < 100; i++) {
+	bench_must(by_hand && with_gmem && ratio ? 0 : -1, "malloc");
+	bench_row("%s", name);
+	for (size_t i = 0; i < (bench_quick() ? 1 : 100); i++) {
 		raw(b);
 		lib(b);
 	}
 	for (size_t i = 0; i < rounds; i++) {
+		bench_progress(i, rounds);
 		if (i % 2) {
 			by_hand[i] = sample(raw, b);
 			with_gmem[i] = sample(lib, b);
@@ -240,12 +220,12 @@ static void compare(const char *name, bench_side raw, bench_side lib, struct ben
 		}
 		ratio[i] = with_gmem[i] / by_hand[i];
 	}
-	qsort(by_hand, rounds, sizeof(double), by_value);
-	qsort(with_gmem, rounds, sizeof(double), by_value);
-	qsort(ratio, rounds, sizeof(double), by_value);
-	printf("  %-18s %10.2f %10.2f %8.3f   %.3f - %.3f\n", name, by_hand[rounds / 2],
-	       with_gmem[rounds / 2], ratio[rounds / 2], ratio[rounds / 4], ratio[rounds * 3 / 4]);
-	fflush(stdout);
+	printf("  %-28s", name);
+	bench_print(bench_quartiles_of(by_hand, rounds));
+	bench_row_figure(bench_quartiles_of(with_gmem, rounds), "us");
+	bench_print(bench_quartiles_of(with_gmem, rounds));
+	bench_print_against("the system calls", bench_quartiles_of(ratio, rounds), goal);
+	printf("\n");
 	free(by_hand);
 	free(with_gmem);
 	free(ratio);
@@ -253,36 +233,44 @@ static void compare(const char *name, bench_side raw, bench_side lib, struct ben
 
 static void print_columns(const char *table)
 {
-	printf("%-20s %10s %10s %8s   %s\n", table, "by hand us", "libgmem us", "ratio", "quartiles");
+	printf("%-30s", table);
+	bench_print_column("by hand us");
+	bench_print_column("libgmem us");
+	bench_print_column("libgmem/by hand");
+	printf("\n");
 }
 
-static void bench_lifecycle(struct bench *b, size_t rounds)
+static void bench_lifecycle(struct twins *b, size_t rounds)
 {
 	print_columns("lifecycle");
 	b->size = page;
-	compare("1 page", raw_lifecycle, gmem_lifecycle, b, rounds);
+	compare("layout/add-remove/1-page", raw_lifecycle, gmem_lifecycle, b, rounds, 1.05);
 	b->size = 2 << 20;
-	compare("2 MiB", raw_lifecycle, gmem_lifecycle, b, rounds);
+	compare("layout/add-remove/2M", raw_lifecycle, gmem_lifecycle, b, rounds, 1.05);
 	b->size = 64 << 20;
-	compare("64 MiB", raw_lifecycle, gmem_lifecycle, b, rounds);
+	compare("layout/add-remove/64M", raw_lifecycle, gmem_lifecycle, b, rounds, 1.05);
 }
 
 /* Every page is a mapping by itself, on both sides; Linux's default allows 65530. */
-static void bench_memslots(struct bench *b, size_t rounds)
+static void bench_memslots(struct twins *b, size_t rounds)
 {
 	static const struct {
 		uint32_t slots;
 		const char *name;
-	} rows[] = { { 1, "1 slot" }, { 1000, "1000 slots" }, { 30000, "30000 slots" } };
+	} rows[] = {
+		{ 1, "layout/bind/1-slot" },
+		{ 1000, "layout/bind/1000-slots" },
+		{ 30000, "layout/bind/30000-slots" },
+	};
 	uint64_t size = 30001 * page;
 	uint32_t present = 0;
 
 	b->raw_gmemfd = raw_create(b->raw_vm, size);
-	gmem_must(gmem_file_new(b->vm_fd, size, b->plan, &b->file), "gmem_file_new");
+	bench_gmem_must(gmem_file_new(b->vm_fd, size, b->plan, &b->file), "gmem_file_new");
 
 	print_columns("memslots");
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
-		for (; present < rows[i].slots; present++) {
+		for (; present < (bench_quick() ? 1 + i : rows[i].slots); present++) {
 			uint64_t offset = present * page;
 
 			raw_set_slot(b->raw_vm, present, page, b->raw_gmemfd, offset,
@@ -290,14 +278,14 @@ static void bench_memslots(struct bench *b, size_t rounds)
 			(void)gmem_add_page(b, present);
 		}
 		b->slot = present;
-		compare(rows[i].name, raw_bind, gmem_bind, b, rounds);
+		compare(rows[i].name, raw_bind, gmem_bind, b, rounds, 1.1);
 	}
 
 	gmem_file_free(b->file);
-	must(close(b->raw_gmemfd), "close");
+	bench_must(close(b->raw_gmemfd), "close");
 }
 
-static unsigned long count_allocations(bench_side side, struct bench *b)
+static unsigned long count_allocations(bench_side side, struct twins *b)
 {
 	unsigned long before;
 
@@ -307,25 +295,33 @@ static unsigned long count_allocations(bench_side side, struct bench *b)
 	return allocations - before;
 }
 
-static void gmem_default_lifecycle(struct bench *b)
+static void gmem_default_lifecycle(struct twins *b)
 {
 	struct gmem_region *region;
 
-	gmem_must(gmem_region_add(b->vm, 0, b->size, NULL, &region), "gmem_region_add");
-	gmem_must(gmem_region_remove(region), "gmem_region_remove");
+	bench_gmem_must(gmem_region_add(b->vm, 0, b->size, NULL, &region), "gmem_region_add");
+	bench_gmem_must(gmem_region_remove(region), "gmem_region_remove");
 }
 
-static void bench_allocations(struct bench *b)
+static void print_allocations(const char *name, unsigned long count)
+{
+	bench_row("%s", name);
+	printf("  %-28s", name);
+	bench_print_amount("allocations", bench_single((double)count), 2);
+	printf("\n");
+}
+
+static void bench_allocations(struct twins *b)
 {
 	b->size = page;
 	printf("allocations from the heap, for one add and remove\n");
-	printf("  with a plan        %10lu\n", count_allocations(gmem_lifecycle, b));
-	printf("  with defaults      %10lu\n", count_allocations(gmem_default_lifecycle, b));
+	print_allocations("layout/allocations/plan", count_allocations(gmem_lifecycle, b));
+	print_allocations("layout/allocations/defaults", count_allocations(gmem_default_lifecycle, b));
 }
 
 /* ------------------------------------------------------------------ main -- */
 
-static int set_up(struct bench *b)
+static int set_up(struct twins *b)
 {
 	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	int error;
@@ -334,27 +330,27 @@ static int set_up(struct bench *b)
 		printf("bench-lifecycle cannot run here: /dev/kvm: %s\n", strerror(errno));
 		return EXIT_CANNOT_RUN;
 	}
-	b->raw_vm = must(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
-	b->vm_fd = must(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
-	must(close(kvm), "close");
+	b->raw_vm = bench_must(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
+	b->vm_fd = bench_must(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
+	bench_must(close(kvm), "close");
 
-	gmem_must(gmem_vm_new(b->vm_fd, NULL, &b->vm), "gmem_vm_new");
+	bench_gmem_must(gmem_vm_new(b->vm_fd, NULL, &b->vm), "gmem_vm_new");
 	error = gmem_plan_new(gmem_vm_caps(b->vm), NULL, &b->plan);
 	if (error == -EOPNOTSUPP) {
 		printf("bench-lifecycle cannot run here: %s\n", gmem_last_error());
 		return EXIT_CANNOT_RUN;
 	}
-	gmem_must(error, "gmem_plan_new");
+	bench_gmem_must(error, "gmem_plan_new");
 	return EXIT_SUCCESS;
 }
 
 int main(int argc, char **argv)
 {
-	size_t rounds = argc == 2 ? strtoul(argv[1], NULL, 10) : BATCH_MIN;
-	struct bench b = { 0 };
+	size_t rounds = argc == 2 ? strtoul(argv[1], NULL, 10) : bench_quick() ? 3 : BATCH_MIN;
+	struct twins b = { 0 };
 	int status;
 
-	if (argc > 2 || rounds < BATCH_MIN) {
+	if (argc > 2 || (argc == 2 && rounds < BATCH_MIN)) {
 		fputs(usage, stdout);
 		return argc == 2 && !strcmp(argv[1], "--help") ? EXIT_SUCCESS : EXIT_FAILURE;
 	}
@@ -369,10 +365,11 @@ int main(int argc, char **argv)
 	bench_allocations(&b);
 	printf("\n");
 	bench_memslots(&b, rounds);
+	bench_print_goals();
 
 	gmem_vm_free(b.vm);
 	gmem_plan_free(b.plan);
-	must(close(b.vm_fd), "close");
-	must(close(b.raw_vm), "close");
+	bench_must(close(b.vm_fd), "close");
+	bench_must(close(b.raw_vm), "close");
 	return EXIT_SUCCESS;
 }

@@ -24,6 +24,7 @@ static const char usage[] =
 	"  populate  guest memory in place before it is touched\n"
 	"  discard   guest memory given back to the host\n"
 	"  scan      which pages exist, and which are zero\n"
+	"  bulk      much memory written at once\n"
 	"\n"
 	"Columns: GiB each second of CPU time (of the process) and on the wall, and\n"
 	"the time as a part of the base's, taken within each round: medians, with the\n"
@@ -92,18 +93,64 @@ static struct bench_figure ratio(const struct sample *samples, const struct samp
 	return bench_figure_of(values, move.rounds);
 }
 
+/* "populate/write", and "/2-threads" of "gmem_vm_populate, 2 threads" */
+static void name_row(const struct move_table *table, const struct move_side *side)
+{
+	const char *how = strchr(side->name, ',');
+	char part[64] = "";
+
+	if (how)
+		snprintf(part, sizeof(part), "/%s", how + 2);
+	for (char *c = part; *c; c++)
+		if (*c == ' ')
+			*c = '-';
+	bench_row("%s%s", table->row, part);
+}
+
+/* The library's sides are rows, compared with the base by the clock of the goal. */
+static void print_ratios(const struct move_table *table, const struct move_side *side,
+			 const struct sample *samples, const struct sample *base)
+{
+	const char *by_hand = table->sides[table->base].name;
+	bool ours = !strncmp(side->name, "gmem_", 5) && side != &table->sides[table->base];
+
+	name_row(table, side);
+	bench_row_figure(rate(samples, table->bytes, side->by_wall), "GiB/s");
+	if (ours && !side->by_wall)
+		bench_print_against(by_hand, ratio(samples, base, 0), side->goal);
+	else
+		bench_print_ratio(ratio(samples, base, 0), 0);
+	if (ours && side->by_wall)
+		bench_print_against(by_hand, ratio(samples, base, 1), side->goal);
+	else
+		bench_print_ratio(ratio(samples, base, 1), 0);
+}
+
+static void print_ms(const struct move_table *table, const struct sample *samples)
+{
+	double ms[MOVE_ROUNDS];
+
+	for (size_t i = 0; i < move.rounds; i++)
+		ms[i] = samples[i].cpu * 1e3 * 1024 * MIB / (double)table->bytes;
+	printf(" ms for a GiB");
+	bench_print_amount("ms for a GiB", bench_figure_of(ms, move.rounds), table->most_ms);
+}
+
 void move_run(struct move_table *table)
 {
 	static struct sample samples[MOVE_SIDES][MOVE_ROUNDS];
 
+	bench_row("%s", table->row);
 	for (size_t i = 0; i < table->count; i++)
 		take(&table->sides[i], table->bytes);
-	for (size_t round = 0; round < move.rounds; round++)
+	for (size_t round = 0; round < move.rounds; round++) {
+		bench_progress(round, move.rounds);
 		for (size_t i = 0; i < table->count; i++) {
 			size_t turn = (round + i) % table->count;
 
 			samples[turn][round] = take(&table->sides[turn], table->bytes);
 		}
+	}
 
 	printf("\n%s, %llu MiB\n%-34s", table->title, (unsigned long long)(table->bytes / MIB), "");
 	bench_print_column("GiB/s CPU");
@@ -117,10 +164,9 @@ void move_run(struct move_table *table)
 		printf("%-34s", side->name);
 		bench_print(rate(samples[i], table->bytes, 0));
 		bench_print(rate(samples[i], table->bytes, 1));
-		bench_print_ratio(ratio(samples[i], samples[table->base], 0),
-				  side->by_wall ? 0 : side->goal);
-		bench_print_ratio(ratio(samples[i], samples[table->base], 1),
-				  side->by_wall ? side->goal : 0);
+		print_ratios(table, side, samples[i], samples[table->base]);
+		if (table->most_ms > 0 && !strncmp(side->name, "gmem_", 5))
+			print_ms(table, samples[i]);
 		printf("\n");
 	}
 }
@@ -172,6 +218,7 @@ static const struct {
 	{ "populate", move_populate_tables },
 	{ "discard", move_discard_tables },
 	{ "scan", move_scan_tables },
+	{ "bulk", move_bulk_tables },
 };
 
 #define TABLES (sizeof(tables) / sizeof(tables[0]))
@@ -214,6 +261,10 @@ static unsigned int parse(int argc, char **argv)
 			exit(EXIT_FAILURE);
 		}
 		wanted |= 1u << t;
+	}
+	if (bench_quick()) {
+		move.rounds = 2;
+		move.size = 8 * MIB;
 	}
 	return wanted ? wanted : ~0u;
 }

@@ -11,11 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <gmem.h>
 
+#include "bench.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
 
@@ -33,8 +33,8 @@ static const char usage[] =
 	"                 last 4000 are missing, against process_vm_readv()\n"
 	"  slow           8 bytes with the engine that asks the kernel, against memcpy()\n"
 	"\n"
-	"Columns: nanoseconds of CPU time, plain and with libgmem (medians), their\n"
-	"ratio (the median over all pairs, measured back to back) and its quartiles.\n"
+	"Columns: nanoseconds of CPU time, plain and with libgmem, and their ratio (of\n"
+	"pairs, measured back to back): medians, with the quartiles.\n"
 	"ROUNDS pairs for each line: at least 101, by default 501.\n"
 	"\n"
 	"Exit status: 0, or 1 if something failed.\n";
@@ -190,33 +190,18 @@ static void do_slow(unsigned long n)
 	}
 }
 
-static double now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-	return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
-}
-
 static double time_of(void (*run)(unsigned long), unsigned long n)
 {
-	double start = now_ns();
+	double start = bench_thread_ns();
 
 	run(n);
-	return (now_ns() - start) / (double)n;
-}
-
-static int by_value(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return (x > y) - (x < y);
+	return (bench_thread_ns() - start) / (double)n;
 }
 
 static unsigned int rounds = 501;
 
-static void compare(const char *name, size_t bytes, void (*plain)(unsigned long),
-		    void (*safe)(unsigned long))
+static void compare(const char *name, size_t bytes, const char *base,
+		    void (*plain)(unsigned long), void (*safe)(unsigned long), double goal)
 {
 	double *plains = calloc(3 * rounds, sizeof(*plains));
 	double *safes = plains + rounds, *ratios = safes + rounds;
@@ -226,7 +211,7 @@ static void compare(const char *name, size_t bytes, void (*plain)(unsigned long)
 	if (!plains)
 		exit(EXIT_FAILURE);
 	size = bytes;
-	while (time_of(plain, n) * (double)n < SAMPLE_NS)
+	while (time_of(plain, n) * (double)n < (bench_quick() ? SAMPLE_NS / 10 : SAMPLE_NS))
 		n *= 2;
 	time_of(safe, n);
 
@@ -241,11 +226,13 @@ static void compare(const char *name, size_t bytes, void (*plain)(unsigned long)
 		ratios[i] = safes[i] / plains[i];
 	}
 
-	qsort(plains, rounds, sizeof(*plains), by_value);
-	qsort(safes, rounds, sizeof(*safes), by_value);
-	qsort(ratios, rounds, sizeof(*ratios), by_value);
-	printf("%-18s %8zu %10.1f %10.1f %8.3f   %.3f-%.3f\n", name, bytes, plains[rounds / 2],
-	       safes[rounds / 2], ratios[rounds / 2], ratios[rounds / 4], ratios[rounds * 3 / 4]);
+	bench_row("nofault/%s/%zu", name, bytes);
+	bench_row_figure(bench_quartiles_of(safes, rounds), "ns");
+	printf("%-18s %8zu", name, bytes);
+	bench_print(bench_quartiles_of(plains, rounds));
+	bench_print(bench_quartiles_of(safes, rounds));
+	bench_print_against(base, bench_quartiles_of(ratios, rounds), goal);
+	printf("\n");
 	free(plains);
 }
 
@@ -277,6 +264,8 @@ int main(int argc, char **argv)
 	}
 	if (argc == 2)
 		rounds = (unsigned int)atoi(argv[1]);
+	else if (bench_quick())
+		rounds = 3;
 	if (gmem_recovery_enable()) {
 		fprintf(stderr, "bench-nofault: %s\n", gmem_last_error());
 		return EXIT_FAILURE;
@@ -286,25 +275,29 @@ int main(int argc, char **argv)
 	from = map(room, 65536);
 	missing = from + room;
 
-	printf("%-18s %8s %10s %10s %8s   %s\n", "", "bytes", "plain ns", "gmem ns", "ratio",
-	       "quartiles");
+	printf("%-18s %8s", "", "bytes");
+	bench_print_column("plain ns");
+	bench_print_column("libgmem ns");
+	bench_print_column("libgmem/plain");
+	printf("\n");
 	for (i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
-		compare("copy", sizes[i], do_memcpy, do_copy);
+		compare("copy", sizes[i], "memcpy", do_memcpy, do_copy, sizes[i] < 8 ? 0 : 1.1);
 	from += 7;
 	to += 3;
 	for (i = 1; i < sizeof(sizes) / sizeof(sizes[0]); i++)
-		compare("copy unaligned", sizes[i], do_memcpy, do_copy);
+		compare("copy-unaligned", sizes[i], "memcpy", do_memcpy, do_copy, 0);
 	from -= 7;
 	to -= 3;
 	for (i = 1; i < sizeof(sizes) / sizeof(sizes[0]); i++)
-		compare("fill", sizes[i], do_memset, do_fill);
-	compare("load acquire", 8, do_plain_load, do_load);
-	compare("store release", 8, do_plain_store, do_store);
-	compare("store seq_cst", 8, do_plain_store_seq, do_store_seq);
-	compare("cmpxchg", 8, do_plain_cmpxchg, do_cmpxchg);
-	compare("fault", 8, do_readv_fault, do_fault);
-	compare("fault in 8000", 8, do_readv_fault, do_edge);
-	compare("slow", 8, do_memcpy, do_slow);
-	compare("slow", 4096, do_memcpy, do_slow);
+		compare("fill", sizes[i], "memset", do_memset, do_fill, 0);
+	compare("load-acquire", 8, "plain", do_plain_load, do_load, 0);
+	compare("store-release", 8, "plain", do_plain_store, do_store, 0);
+	compare("store-seq_cst", 8, "plain", do_plain_store_seq, do_store_seq, 0);
+	compare("cmpxchg", 8, "plain", do_plain_cmpxchg, do_cmpxchg, 0);
+	compare("fault", 8, "process_vm_readv", do_readv_fault, do_fault, 5);
+	compare("fault", 8000, "process_vm_readv", do_readv_fault, do_edge, 0);
+	compare("slow", 8, "memcpy", do_memcpy, do_slow, 0);
+	compare("slow", 4096, "memcpy", do_memcpy, do_slow, 0);
+	bench_print_goals();
 	return EXIT_SUCCESS;
 }

@@ -25,6 +25,7 @@
 
 #define BATCH	16	/* regions that come and go in a sample */
 #define MOST	30000
+#define QUICK_MOST 100
 
 static const char usage[] =
 	"usage: bench-slots [ROUNDS]\n"
@@ -180,6 +181,7 @@ static double remove_all(struct sides *sides, int side)
 static void run(struct sides *sides, struct bench *add, struct bench *remove)
 {
 	for (size_t round = 0; round < add->rounds; round++) {
+		bench_progress(round, add->rounds);
 		for (size_t i = 0; i < SIDES; i++) {
 			int side = (int)((round + i) % SIDES);
 
@@ -203,19 +205,32 @@ static struct bench_figure growth(const struct bench *bench, int side, double *w
 	return figure;
 }
 
-static void print_row(const struct sides *sides, const char *what, const struct bench *bench,
-		      double *with_one)
+static void name_row(const struct sides *sides, const char *what, uint32_t present)
+{
+	bench_row("slots/%s/%s-%" PRIu64 "K/%u", what, sides->shared ? "shared" : "host",
+		  sides->size >> 10, present);
+}
+
+static void print_row(const struct sides *sides, const char *what, uint32_t present,
+		      const struct bench *bench, double *with_one)
 {
 	printf("%-7s %4" PRIu64 " KiB %7u %-6s", sides->shared ? "shared" : "host",
-	       sides->size >> 10, sides->present, what);
+	       sides->size >> 10, present, what);
 	for (size_t i = 0; i < SIDES; i++)
 		bench_print(bench_time(bench, i));
-	bench_print_ratio(bench_ratio(bench, LIBGMEM, BY_HAND), 1.1);
-	bench_print_ratio(bench_ratio(bench, TABLE, BY_HAND), 1);
-	bench_print_ratio(growth(bench, LIBGMEM, with_one), sides->present == MOST ? 1.6 : 0);
+	name_row(sides, what, present);
+	bench_row_figure(bench_time(bench, LIBGMEM), "us");
+	bench_print_against("the system calls", bench_ratio(bench, LIBGMEM, BY_HAND), 1.1);
+	bench_row_figure(bench_time(bench, TABLE), "us");
+	bench_print_against("the system calls, table alone", bench_ratio(bench, TABLE, BY_HAND), 1);
+	bench_row_figure(bench_time(bench, LIBGMEM), "us");
+	if (present > 1)
+		bench_print_against("1 present", growth(bench, LIBGMEM, with_one),
+				    present == MOST ? 1.6 : 0);
+	else
+		bench_print(growth(bench, LIBGMEM, with_one));
 	bench_print(growth(bench, BY_HAND, with_one));
 	printf("\n");
-	fflush(stdout);
 }
 
 static void print_header(void)
@@ -246,19 +261,29 @@ static void bench_rows(struct sides *sides, size_t rounds)
 	for (size_t i = 0; i < sizeof(present) / sizeof(present[0]); i++) {
 		struct gmem_view *view;
 
-		fill_up(sides, present[i]);
+		fill_up(sides, bench_quick() && present[i] > QUICK_MOST ? QUICK_MOST + (uint32_t)i
+									: present[i]);
 		bench_gmem_must(gmem_view_new(sides->vm, &view), "gmem_view_new");
+		name_row(sides, "add", present[i]);
 		add.rounds = remove.rounds = 5;
 		run(sides, &add, &remove);
 		add.rounds = remove.rounds = rounds;
 		run(sides, &add, &remove);
 		gmem_view_free(view);
-		print_row(sides, "add", &add, add_one);
-		print_row(sides, "remove", &remove, remove_one);
+		print_row(sides, "add", present[i], &add, add_one);
+		print_row(sides, "remove", present[i], &remove, remove_one);
 	}
 }
 
 /* ----------------------------------------------------------------- setup -- */
+
+static void leave_out(const struct sides *sides, const char *why)
+{
+	bench_row("slots/add/shared-%" PRIu64 "K", sides->size >> 10);
+	bench_row_absent(why);
+	bench_row("slots/remove/shared-%" PRIu64 "K", sides->size >> 10);
+	bench_row_absent(why);
+}
 
 /* False if this host cannot back memory like this */
 static bool make_plan(struct sides *sides)
@@ -268,7 +293,7 @@ static bool make_plan(struct sides *sides)
 	int err = gmem_plan_new(gmem_vm_caps(sides->vm), &request, &sides->plan);
 
 	if (err == -EOPNOTSUPP) {
-		printf("%s\n", gmem_last_error());
+		leave_out(sides, gmem_last_error());
 		return false;
 	}
 	bench_gmem_must(err, "gmem_plan_new");

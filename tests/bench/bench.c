@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,9 @@
 #define NO_SIDE		SIZE_MAX
 #define TICK_NS		1000000
 #define SECOND_NS	1000000000
+#define QUICK_ROUNDS	2
+#define QUICK_SAMPLE_US	20
+#define SILENCE		3	/* seconds, after which bench_progress() speaks */
 
 /* --------------------------------------------------------------- helpers -- */
 
@@ -42,6 +46,14 @@ double bench_thread_ns(void)
 	return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
 }
 
+static double seconds(void)
+{
+	struct timespec t;
+
+	bench_must(clock_gettime(CLOCK_MONOTONIC, &t), "clock_gettime");
+	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
 uint64_t bench_random(uint64_t limit)
 {
 	static uint64_t state = 0x9e3779b97f4a7c15;
@@ -62,6 +74,8 @@ size_t bench_arguments(int argc, char **argv, const char *usage, size_t rounds)
 	}
 	if (argc == 2)
 		rounds = strtoul(argv[1], &end, 10);
+	if (argc == 1 && bench_quick())
+		return QUICK_ROUNDS;
 	if (argc > 2 || (end && *end) || rounds < 5 || rounds > BENCH_ROUNDS) {
 		fputs(usage, stderr);
 		exit(EXIT_FAILURE);
@@ -99,19 +113,13 @@ static double sample(const struct bench_side *side, unsigned int thread)
 
 static void calibrate(struct bench *bench)
 {
+	if (bench_quick())
+		bench->sample_us = QUICK_SAMPLE_US;
 	for (size_t i = 0; i < bench->count; i++) {
 		bench->sides[i].passes = 1;
 		while (sample(&bench->sides[i], 0) < bench->sample_us * 1000)
 			bench->sides[i].passes *= 2;
 	}
-}
-
-static double seconds(void)
-{
-	struct timespec t;
-
-	bench_must(clock_gettime(CLOCK_MONOTONIC, &t), "clock_gettime");
-	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
 /* From now on the writer changes @turn. */
@@ -133,6 +141,8 @@ static void *work(void *data)
 	struct bench *bench = run->bench;
 
 	for (size_t round = 0; round < bench->rounds; round++) {
+		if (worker->number == 0)
+			bench_progress(round, bench->rounds);
 		for (size_t i = 0; i < bench->count; i++) {
 			size_t turn = (round + i) % bench->count;
 
@@ -257,6 +267,17 @@ struct bench_figure bench_figure_of(double *values, size_t count)
 	return (struct bench_figure){ values[0], values[count / 2], values[count - 1] };
 }
 
+struct bench_figure bench_quartiles_of(double *values, size_t count)
+{
+	qsort(values, count, sizeof(double), by_value);
+	return (struct bench_figure){ values[count / 4], values[count / 2], values[count * 3 / 4] };
+}
+
+struct bench_figure bench_single(double value)
+{
+	return (struct bench_figure){ value, value, value };
+}
+
 struct bench_figure bench_time(const struct bench *bench, size_t side)
 {
 	double values[BENCH_ROUNDS];
@@ -295,6 +316,8 @@ static void print_figure(struct bench_figure figure, const char *mark)
 	printf(" %-19s", cell);
 }
 
+static double last_words;	/* when something was printed */
+
 void bench_print(struct bench_figure figure)
 {
 	print_figure(figure, "");
@@ -307,6 +330,7 @@ void bench_print_ratio(struct bench_figure figure, double goal)
 	goals += goal > 0;
 	goals_missed += missed;
 	print_figure(figure, missed ? "!" : "");
+	last_words = seconds();
 }
 
 void bench_print_column(const char *name)
@@ -323,4 +347,99 @@ void bench_print_goals(void)
 {
 	printf("\n%u of %u goals are missed%s\n", goals_missed, goals,
 	       goals_missed ? ", marked \"!\" above." : ".");
+}
+
+/* Tables come line by line, whoever reads them. */
+static void __attribute__((constructor)) begin_output(void)
+{
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	last_words = seconds();
+}
+
+bool bench_quick(void)
+{
+	return getenv("GMEM_BENCH_QUICK") != NULL;
+}
+
+/* ------------------------------------------------------------------ rows -- */
+
+static char row[128];
+static struct bench_figure row_figure;
+static const char *row_unit;
+
+void bench_row(const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(row, sizeof(row), format, args);
+	va_end(args);
+	row_unit = NULL;
+}
+
+void bench_row_figure(struct bench_figure figure, const char *unit)
+{
+	row_figure = figure;
+	row_unit = unit;
+}
+
+/*
+ * One line, fields separated by tabs: name, what it is compared with, median, minimum,
+ * maximum, goal, the library's own figure, its unit. It is written at once, so that what
+ * was measured before a program fails is kept.
+ */
+static void record(const char *base, const char *rest)
+{
+	const char *path = getenv("GMEM_BENCH_ROWS");
+	bool to_stdout = path && !strcmp(path, "-");
+	FILE *file;
+
+	if (!path || !row[0])
+		return;
+	file = to_stdout ? stdout : fopen(path, "a");
+	bench_must(file ? 0 : -1, path);
+	fprintf(file, "%s%s\t%s\t%s\n", to_stdout ? "\n@row\t" : "", row, base, rest);
+	bench_must(to_stdout ? 0 : fclose(file), path);
+}
+
+static void record_figure(const char *base, struct bench_figure figure, double goal)
+{
+	char rest[256], goal_text[32] = "-", own[32] = "-";
+
+	if (goal > 0)
+		snprintf(goal_text, sizeof(goal_text), "%.3g", goal);
+	if (row_unit)
+		snprintf(own, sizeof(own), "%.4g", row_figure.median);
+	snprintf(rest, sizeof(rest), "%.4g\t%.4g\t%.4g\t%s\t%s\t%s", figure.median, figure.min,
+		 figure.max, goal_text, own, row_unit ? row_unit : "-");
+	record(base, rest);
+}
+
+void bench_print_against(const char *base, struct bench_figure ratio, double goal)
+{
+	bench_print_ratio(ratio, goal);
+	record_figure(base, ratio, goal);
+}
+
+void bench_print_amount(const char *unit, struct bench_figure figure, double goal)
+{
+	bench_print_ratio(figure, goal);
+	row_unit = NULL;
+	record_figure(unit, figure, goal);
+}
+
+void bench_row_absent(const char *why)
+{
+	printf("%s: left out: %s\n", row, why);
+	record("absent", why);
+}
+
+void bench_progress(size_t round, size_t rounds)
+{
+	double now = seconds();
+
+	if (now < last_words + SILENCE)
+		return;
+	fprintf(stderr, "  %s: round %zu of %zu\n", row[0] ? row : "measuring", round + 1, rounds);
+	last_words = now;
 }

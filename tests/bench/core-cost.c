@@ -16,7 +16,7 @@
 #include "layout.h"
 
 /* Every second page of this much is converted, there and back. */
-#define SCATTERED	(32 * MIB)
+#define SCATTERED	(bench_quick() ? MIB : 32 * MIB)
 #define SCATTERED_PAGES	(SCATTERED / (2 * PAGE))
 
 static double median(double *values, size_t count)
@@ -33,7 +33,7 @@ static double convert_scattered(const struct core_vm *vm, uint64_t base, uint32_
 	for (int to_private = 1; to_private >= 0; to_private--)
 		for (uint64_t i = 0; i < SCATTERED_PAGES; i++)
 			core_convert(vm, base + i * 2 * PAGE, PAGE, to_private, discard);
-	return (bench_thread_ns() - start) / (2 * SCATTERED_PAGES) / 1000;
+	return (bench_thread_ns() - start) / (double)(2 * SCATTERED_PAGES) / 1000;
 }
 
 /* The system calls that discard the other side, on memory of the same kind and size */
@@ -46,7 +46,7 @@ static double discard_by_hand(char *hva, int fd)
 	for (uint64_t i = 0; i < SCATTERED_PAGES; i++)
 		bench_must(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 				     (off_t)(i * 2 * PAGE), PAGE), "fallocate");
-	return (bench_thread_ns() - start) / (2 * SCATTERED_PAGES) / 1000;
+	return (bench_thread_ns() - start) / (double)(2 * SCATTERED_PAGES) / 1000;
 }
 
 static double measure_by_hand(size_t rounds)
@@ -98,23 +98,31 @@ static void measure_size(const struct size *size, size_t rounds, double us[2])
 void core_conversions_by_size(size_t rounds)
 {
 	static const struct size sizes[] = {
-		{ "1 GiB", 0, GIB, 1 },
-		{ "1 TiB", 0, TIB, 1 },
-		{ "4 TiB", 0, 4 * TIB, 1 },
-		{ "7 TiB", 0, 7 * TIB, 1 },
-		{ "1 GiB, from 16 TiB", 16 * TIB, GIB, 1 },
-		{ "28 TiB", 0, 7 * TIB, 4 },
+		{ "1GiB", 0, GIB, 1 },
+		{ "1TiB", 0, TIB, 1 },
+		{ "4TiB", 0, 4 * TIB, 1 },
+		{ "7TiB", 0, 7 * TIB, 1 },
+		{ "1GiB-at-16TiB", 16 * TIB, GIB, 1 },
+		{ "28TiB", 0, 7 * TIB, 4 },
 	};
 	double first = 0, by_hand = measure_by_hand(rounds), us[2];
 
 	printf("a page converted, every second one of %" PRIu64 " MiB there and back, with a view\n"
 	       "  its other side discarded by hand: %.2f us of CPU\n", SCATTERED / MIB, by_hand);
 	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+		bench_row("core/convert/%s", sizes[i].name);
+		bench_progress(i, sizeof(sizes) / sizeof(sizes[0]));
 		measure_size(&sizes[i], rounds, us);
 		first = first > 0 ? first : us[1];
-		printf("  %-20s %7.2f us, %5.2f of by hand; without discarding %7.2f us, %5.2f of 1 GiB\n",
-		       sizes[i].name, us[0], us[0] / by_hand, us[1], us[1] / first);
-		fflush(stdout);
+		printf("  %-16s %7.2f us, of by hand", sizes[i].name, us[0]);
+		bench_row("core/convert/%s", sizes[i].name);
+		bench_row_figure(bench_single(us[0]), "us");
+		bench_print_against("discarding by hand", bench_single(us[0] / by_hand), 0);
+		printf(" without discarding %7.2f us, of 1 GiB", us[1]);
+		bench_row("core/convert-alone/%s", sizes[i].name);
+		bench_row_figure(bench_single(us[1]), "us");
+		bench_print_against("1 GiB", bench_single(us[1] / first), 0);
+		printf("\n");
 	}
 }
 
@@ -131,6 +139,7 @@ void core_leases_elsewhere(size_t rounds)
 	core_vm_new(&vm);
 	core_add(&vm, 0, GIB);
 	for (size_t r = 0; r < rounds; r++) {
+		bench_progress(r, rounds);
 		without[r] = convert_scattered(&vm, 0, GMEM_DISCARD_NEVER);
 		for (uint64_t i = 0; i < LEASES; i++)
 			bench_gmem_must(gmem_lease_new(vm.vm, 512 * MIB + i * PAGE, PAGE, NULL, &leases[i]),
@@ -140,14 +149,18 @@ void core_leases_elsewhere(size_t rounds)
 			gmem_lease_free(leases[i]);
 		ratio[r] = with[r] / without[r];
 	}
-	printf("a page converted, with no lease: %.2f us of CPU; with %d leases elsewhere: %.2f us, %.2f of"
-	       " none\n", median(without, rounds), LEASES, median(with, rounds), median(ratio, rounds));
+	printf("a page converted, with no lease: %.2f us of CPU; with %d leases elsewhere: %.2f us, of none",
+	       median(without, rounds), LEASES, median(with, rounds));
+	bench_row("core/convert-alone/10000-leases");
+	bench_row_figure(bench_figure_of(with, rounds), "us");
+	bench_print_against("no lease", bench_figure_of(ratio, rounds), 0);
+	printf("\n");
 	core_vm_free(&vm);
 }
 
 /* ---- readers ---- */
 
-#define LOOKS 1000000
+#define LOOKS (bench_quick() ? 10000 : 1000000)
 
 struct converter {
 	const struct core_vm *vm;
@@ -186,7 +199,7 @@ static double look(struct gmem_view *view)
 
 void core_readers(size_t rounds)
 {
-	double quiet[BENCH_ROUNDS], beside[BENCH_ROUNDS];
+	double quiet[BENCH_ROUNDS], beside[BENCH_ROUNDS], ratio[BENCH_ROUNDS];
 	struct gmem_view *view;
 	struct core_vm vm;
 
@@ -205,9 +218,14 @@ void core_readers(size_t rounds)
 		__atomic_store_n(&converter.is_over, true, __ATOMIC_RELAXED);
 		pthread_join(thread, NULL);
 	}
+	for (size_t r = 0; r < rounds; r++)
+		ratio[r] = beside[r] / quiet[r];
 	printf("gmem_view_begin(), _hva() and _end(): quiet %.1f ns of CPU, beside a converting thread"
-	       " %.1f ns, %.2f of quiet\n", median(quiet, rounds), median(beside, rounds),
-	       beside[rounds / 2] / quiet[rounds / 2]);
+	       " %.1f ns, of quiet", median(quiet, rounds), median(beside, rounds));
+	bench_row("core/reader/beside-conversions");
+	bench_row_figure(bench_figure_of(beside, rounds), "ns");
+	bench_print_against("quiet", bench_figure_of(ratio, rounds), 0);
+	printf("\n");
 	gmem_view_free(view);
 	core_vm_free(&vm);
 }
@@ -216,6 +234,7 @@ void core_readers(size_t rounds)
 
 #define COME_AND_GO	30000
 #define ALL		32764
+#define QUICK_SLOTS	100
 
 struct slots {
 	int raw_fd;
@@ -271,15 +290,19 @@ static double remove_regions(const struct slots *s, uint32_t count)
 	return (bench_thread_ns() - start) / count / 1000;
 }
 
-static void print_slots(const char *what, uint32_t count, double *raw, double *ours, size_t rounds)
+static void print_slots(const char *what, const char *row, uint32_t count, double *raw,
+			double *ours, size_t rounds)
 {
 	double ratio[BENCH_ROUNDS];
 
 	for (size_t r = 0; r < rounds; r++)
 		ratio[r] = ours[r] / raw[r];
-	printf("  %-14s of %u: by hand %6.2f us of CPU each, libgmem %6.2f us, %.2f of by hand\n", what,
-	       count, median(raw, rounds), median(ours, rounds), median(ratio, rounds));
-	fflush(stdout);
+	printf("  %-14s of %u: by hand %6.2f us of CPU each, libgmem %6.2f us, of by hand", what,
+	       count, median(raw, rounds), median(ours, rounds));
+	bench_row("slots/many/%s", row);
+	bench_row_figure(bench_figure_of(ours, rounds), "us");
+	bench_print_against("the system calls", bench_figure_of(ratio, rounds), 1.1);
+	printf("\n");
 }
 
 static void open_slots(struct slots *s)
@@ -305,27 +328,30 @@ static double close_slots(struct slots *s, uint32_t count)
 void core_many_slots(size_t rounds)
 {
 	static double raw[3][BENCH_ROUNDS], ours[3][BENCH_ROUNDS];
+	uint32_t some = bench_quick() ? QUICK_SLOTS : COME_AND_GO, all = bench_quick() ? QUICK_SLOTS : ALL;
 	static struct slots s;
 
 	s.raw_fd = layout_make_vm();
 	s.pool = mmap(NULL, ALL * PAGE, PROT_READ | PROT_WRITE,
 		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	bench_must(s.pool == MAP_FAILED ? -1 : 0, "mmap");
+	bench_row("slots/many");
 	for (size_t r = 0; r < rounds; r++) {
+		bench_progress(r, rounds);
 		open_slots(&s);
-		raw[0][r] = set_all_raw(&s, COME_AND_GO, PAGE);
-		ours[0][r] = add_regions(&s, COME_AND_GO);
-		raw[1][r] = set_all_raw(&s, COME_AND_GO, 0);
-		ours[1][r] = remove_regions(&s, COME_AND_GO);
-		set_all_raw(&s, ALL, PAGE);
-		add_regions(&s, ALL);
-		raw[2][r] = set_all_raw(&s, ALL, 0);
-		ours[2][r] = close_slots(&s, ALL);
+		raw[0][r] = set_all_raw(&s, some, PAGE);
+		ours[0][r] = add_regions(&s, some);
+		raw[1][r] = set_all_raw(&s, some, 0);
+		ours[1][r] = remove_regions(&s, some);
+		set_all_raw(&s, all, PAGE);
+		add_regions(&s, all);
+		raw[2][r] = set_all_raw(&s, all, 0);
+		ours[2][r] = close_slots(&s, all);
 	}
 	printf("memslots of the real KVM, lowest first, a page each\n");
-	print_slots("added", COME_AND_GO, raw[0], ours[0], rounds);
-	print_slots("removed", COME_AND_GO, raw[1], ours[1], rounds);
-	print_slots("gmem_vm_free()", ALL, raw[2], ours[2], rounds);
+	print_slots("added", "add", some, raw[0], ours[0], rounds);
+	print_slots("removed", "remove", some, raw[1], ours[1], rounds);
+	print_slots("gmem_vm_free()", "free", all, raw[2], ours[2], rounds);
 	munmap(s.pool, ALL * PAGE);
 	close(s.raw_fd);
 }

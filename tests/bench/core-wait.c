@@ -68,7 +68,7 @@ static void storm_with(unsigned int threads)
 	uint64_t conversions = 0;
 	bool is_over = false;
 	struct core_vm vm;
-	double worst, took, until = core_seconds() + LONGEST;
+	double worst, took, until = core_seconds() + (bench_quick() ? LONGEST / 50.0 : LONGEST);
 
 	core_vm_new(&vm);
 	region = core_add(&vm, 0, 64 * MIB);
@@ -86,9 +86,11 @@ static void storm_with(unsigned int threads)
 		pthread_join(ids[i], NULL);
 		conversions += storms[i].count;
 	}
-	printf("  %u threads: worst of up to %d splits %9.2f ms, beside %.0f conversions/s\n", threads, CHANGES,
-	       worst, (double)conversions / took);
-	fflush(stdout);
+	printf("  %u threads, %8.0f conversions/s: worst of up to %d splits, ms", threads,
+	       (double)conversions / took, CHANGES);
+	bench_row("core/split/%u-threads", threads);
+	bench_print_amount("ms", bench_single(worst), 0);
+	printf("\n");
 	core_vm_free(&vm);
 }
 
@@ -145,7 +147,10 @@ static void fault_together(struct crowd *crowd, unsigned int threads)
 		pthread_join(ids[i], NULL);
 	took = core_seconds() - took;
 	getrusage(RUSAGE_SELF, &after);
-	printf("  %4u threads: %9.1f ms, CPU %9.1f ms, %ld context switches\n", threads, took * 1000,
+	printf("  %4u threads: ms", threads);
+	bench_row("core/one-page/%u-threads", threads);
+	bench_print_amount("ms", bench_single(took * 1000), 0);
+	printf(" CPU %9.1f ms, %ld context switches\n",
 	       (seconds_of(&after.ru_utime) - seconds_of(&before.ru_utime) +
 		seconds_of(&after.ru_stime) - seconds_of(&before.ru_stime)) * 1000,
 	       after.ru_nvcsw + after.ru_nivcsw - before.ru_nvcsw - before.ru_nivcsw);
@@ -172,6 +177,8 @@ void core_one_page(size_t rounds)
 }
 
 /* ---- what a conversion elsewhere waits for ---- */
+
+#define UNIT	(bench_quick() ? 16 * MIB : GIB)
 
 struct scene {
 	struct core_vm vm;
@@ -203,12 +210,12 @@ static void *convert_elsewhere(void *data)
 static void do_nothing(struct scene *scene)
 {
 	(void)scene;
-	usleep(500000);
+	usleep(bench_quick() ? 1000 : 500000);
 }
 
 static void read_much(struct scene *scene)
 {
-	bench_gmem_must(gmem_view_read(scene->view, 4 * GIB, scene->buffer, GIB, NULL),
+	bench_gmem_must(gmem_view_read(scene->view, 4 * UNIT, scene->buffer, UNIT, NULL),
 			"gmem_view_read");
 }
 
@@ -217,12 +224,12 @@ static void query_nodes(struct scene *scene)
 	uint64_t on_node[4];
 	GMEM_OPTS(gmem_numa_pages, pages, .on_node = on_node, .nodes = 4);
 
-	bench_gmem_must(gmem_vm_numa(scene->vm.vm, 4 * GIB, 2 * GIB, &pages), "gmem_vm_numa");
+	bench_gmem_must(gmem_vm_numa(scene->vm.vm, 4 * UNIT, 2 * UNIT, &pages), "gmem_vm_numa");
 }
 
 static void add_slowly(struct scene *scene)
 {
-	core_set_delays(0, 1000000);
+	core_set_delays(0, bench_quick() ? 1000 : 1000000);
 	core_add(&scene->vm, TIB, PAGE);
 	core_set_delays(0, 0);
 }
@@ -231,12 +238,12 @@ static void discard_much(struct scene *scene)
 {
 	GMEM_OPTS(gmem_discard_opts, opts, .flags = 0);
 
-	bench_gmem_must(gmem_vm_discard(scene->vm.vm, 4 * GIB, 2 * GIB, &opts, NULL), "gmem_vm_discard");
+	bench_gmem_must(gmem_vm_discard(scene->vm.vm, 4 * UNIT, 2 * UNIT, &opts, NULL), "gmem_vm_discard");
 }
 
 static void populate_much(struct scene *scene)
 {
-	bench_gmem_must(gmem_vm_populate(scene->vm.vm, 4 * GIB, 2 * GIB, NULL, NULL),
+	bench_gmem_must(gmem_vm_populate(scene->vm.vm, 4 * UNIT, 2 * UNIT, NULL, NULL),
 			"gmem_vm_populate");
 }
 
@@ -260,8 +267,10 @@ static void measure_beside(struct scene *scene, const char *what, void (*act)(st
 	took = core_seconds() - took;
 	__atomic_store_n(&scene->is_over, true, __ATOMIC_RELAXED);
 	pthread_join(thread, NULL);
-	printf("  %-48s took %6.2f s: worst %9.2f ms\n", what, took, scene->worst * 1000);
-	fflush(stdout);
+	printf("  %-24s took %6.2f s: worst, ms", what, took);
+	bench_row("core/wait/%s", what);
+	bench_print_amount("ms", bench_single(scene->worst * 1000), 0);
+	printf("\n");
 }
 
 void core_waits(size_t rounds)
@@ -270,24 +279,24 @@ void core_waits(size_t rounds)
 
 	(void)rounds;
 	core_vm_new(&scene.vm);
-	core_add(&scene.vm, 0, GIB);
-	scene.large = core_add(&scene.vm, 4 * GIB, 2 * GIB);
+	core_add(&scene.vm, 0, UNIT);
+	scene.large = core_add(&scene.vm, 4 * UNIT, 2 * UNIT);
 	bench_gmem_must(gmem_view_new(scene.vm.vm, &scene.view), "gmem_view_new");
-	scene.buffer = mmap(NULL, GIB, PROT_READ | PROT_WRITE,
+	scene.buffer = mmap(NULL, UNIT, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	bench_must(scene.buffer == MAP_FAILED ? -1 : 0, "mmap");
 
 	printf("a page converted elsewhere, each ms, beside\n");
 	measure_beside(&scene, "nothing", do_nothing);
-	measure_beside(&scene, "gmem_vm_populate() of 2 GiB", populate_much);
-	measure_beside(&scene, "gmem_view_read() of 1 GiB", read_much);
-	measure_beside(&scene, "gmem_view_read() of 1 GiB, again", read_much);
-	munmap(scene.buffer, GIB);
-	measure_beside(&scene, "gmem_vm_numa() of 2 GiB", query_nodes);
-	measure_beside(&scene, "gmem_region_add(), 1 s in the kernel", add_slowly);
-	measure_beside(&scene, "gmem_vm_discard() of 2 GiB", discard_much);
-	bench_gmem_must(gmem_vm_populate(scene.vm.vm, 4 * GIB, 2 * GIB, NULL, NULL), "gmem_vm_populate");
-	measure_beside(&scene, "gmem_region_remove() of 2 GiB, populated", remove_much);
+	measure_beside(&scene, "populate-2G", populate_much);
+	measure_beside(&scene, "read-1G", read_much);
+	measure_beside(&scene, "read-1G-again", read_much);
+	munmap(scene.buffer, UNIT);
+	measure_beside(&scene, "numa-2G", query_nodes);
+	measure_beside(&scene, "add-1s-in-kernel", add_slowly);
+	measure_beside(&scene, "discard-2G", discard_much);
+	bench_gmem_must(gmem_vm_populate(scene.vm.vm, 4 * UNIT, 2 * UNIT, NULL, NULL), "gmem_vm_populate");
+	measure_beside(&scene, "remove-2G", remove_much);
 	gmem_view_free(scene.view);
 	core_vm_free(&scene.vm);
 }

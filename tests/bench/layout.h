@@ -13,6 +13,7 @@
 
 struct layout {
 	struct peer_range *ranges;	/* in order of gpa */
+	size_t name;			/* regions wanted, as rows say; fewer if bench_quick() */
 	size_t count;
 	struct peer_range spare;	/* nothing is here, among the others */
 	int vm_fd;

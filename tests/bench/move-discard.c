@@ -90,6 +90,7 @@ void move_discard_tables(void)
 {
 	static struct move_table whole = {
 		.title = "discard, all at once; base: PUNCH_HOLE",
+		.row = "discard/all",
 		.sides = {
 			{ "PUNCH_HOLE", move_fill, punch_all, move_empty, 0, 0 },
 			{ "gmem_vm_discard", move_fill, discard_all, move_empty, 0.55, 0 },
@@ -100,6 +101,7 @@ void move_discard_tables(void)
 	};
 	static struct move_table pieces = {
 		.title = "discard, pieces of 2 MiB; base: PUNCH_HOLE",
+		.row = "discard/pieces",
 		.sides = {
 			{ "PUNCH_HOLE", move_fill, punch_pieces, move_empty, 0, 0 },
 			{ "gmem_vm_discard", move_fill, discard_pieces, move_empty, 0.55, 0 },
@@ -108,6 +110,7 @@ void move_discard_tables(void)
 	};
 	static struct move_table scattered = {
 		.title = "discard, a list of pages (every second 64 KiB); base: PUNCH_HOLE for each",
+		.row = "discard/list",
 		.sides = {
 			{ "PUNCH_HOLE for each page", move_fill, punch_list, move_empty, 0, 0 },
 			{ "gmem_vm_discard_list", move_fill, discard_list, move_empty, 0.35, 0 },

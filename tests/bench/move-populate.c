@@ -99,6 +99,7 @@ void move_populate_tables(void)
 {
 	static struct move_table by_write = {
 		.title = "populate; base: MADV_POPULATE_WRITE",
+		.row = "populate/write",
 		.base = 0,
 		.sides = {
 			{ "MADV_POPULATE_WRITE", move_empty, populate_write, move_empty, 0, 0 },
@@ -116,6 +117,7 @@ void move_populate_tables(void)
 	};
 	static struct move_table by_read = {
 		.title = "populate; base: one MADV_POPULATE_READ",
+		.row = "populate/read",
 		.base = 0,
 		.sides = {
 			{ "MADV_POPULATE_READ", move_empty, populate_read, move_empty, 0, 0 },
@@ -125,6 +127,7 @@ void move_populate_tables(void)
 	};
 	static struct move_table by_touch = {
 		.title = "populate; base: a loop that touches",
+		.row = "populate/touch",
 		.base = 0,
 		.sides = {
 			{ "a loop that touches", move_empty, touch, move_empty, 0, 0 },
@@ -134,6 +137,7 @@ void move_populate_tables(void)
 	};
 	static struct move_table by_memfd = {
 		.title = "populate; base: a memfd, MADV_POPULATE_WRITE",
+		.row = "populate/memfd",
 		.base = 0,
 		.sides = {
 			{ "memfd, MADV_POPULATE_WRITE", map_memfd, populate_other, unmap_other, 0, 0 },
@@ -143,6 +147,7 @@ void move_populate_tables(void)
 	};
 	static struct move_table by_one = {
 		.title = "populate; base: one thread",
+		.row = "populate/workers",
 		.base = 0,
 		.sides = {
 			{ "gmem_vm_populate", move_empty, populate_1, move_empty, 0, 0 },

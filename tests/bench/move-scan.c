@@ -89,6 +89,8 @@ void move_scan_tables(void)
 {
 	static struct move_table holes = {
 		.title = "scan of holes; base: mincore()",
+		.row = "scan/holes",
+		.most_ms = 15,
 		.sides = {
 			{ "mincore", move_empty, ask_mincore, NULL, 0, 0 },
 			{ "gmem_region_present_pages", move_empty, walk, NULL, 0.1, 0 },
@@ -97,6 +99,7 @@ void move_scan_tables(void)
 	};
 	static struct move_table full = {
 		.title = "scan of memory that exists; base: mincore()",
+		.row = "scan/full",
 		.sides = {
 			{ "mincore", move_fill, ask_mincore, move_empty, 0, 0 },
 			{ "gmem_region_present_pages", move_fill, walk, move_empty, 1.2, 0 },
@@ -114,6 +117,7 @@ void move_scan_tables(void)
 	};
 	static struct move_table thin = {
 		.title = "scan, every eighth page exists; base: mincore()",
+		.row = "scan/thin",
 		.sides = {
 			{ "mincore", fill_thinly, ask_mincore, move_empty, 0, 0 },
 			{ "gmem_region_present_pages", fill_thinly, walk, move_empty, 1, 0 },
@@ -130,6 +134,7 @@ void move_scan_tables(void)
 	};
 	static struct move_table zero = {
 		.title = "which pages are zero (all); base: memcmp() with a page of zeros",
+		.row = "scan/zero",
 		.sides = {
 			{ "memcmp", populate, compare, NULL, 0, 0 },
 			{ "gmem_is_zero", populate, test_zero, NULL, 1 / 0.8, 0 },

@@ -29,7 +29,9 @@ struct move_side {
 
 struct move_table {
 	const char *title;
+	const char *row;		/* the name of its rows begins like this */
 	uint64_t bytes;			/* that a run goes through */
+	double most_ms;			/* goal of the library's CPU time for a GiB; 0: none */
 	size_t base;			/* side that the others are compared with */
 	struct move_side sides[MOVE_SIDES];
 	size_t count;
@@ -56,5 +58,6 @@ void move_fill(void);
 void move_populate_tables(void);
 void move_discard_tables(void);
 void move_scan_tables(void);
+void move_bulk_tables(void);
 
 #endif

@@ -16,6 +16,8 @@ import processes
 import source
 
 HERE = Path(__file__).resolve().parent
+# Of our environment, to the programs
+PASSED_ON = ["GMEM_STRESS_SECONDS", "GMEM_BENCH_ROWS", "GMEM_BENCH_QUICK"]
 
 
 class Initramfs:
@@ -92,8 +94,7 @@ def write(path, image, programs, limit, shell=None, extras=()):
     plan = [["env", f"GMEM_TEST_HOST={image.kernel.name}"],
             ["env", "GMEM_TEST_REQUIRE_KVM=1"],
             ["limit", str(limit)]]
-    if "GMEM_STRESS_SECONDS" in os.environ:
-        plan.append(["env", f"GMEM_STRESS_SECONDS={os.environ['GMEM_STRESS_SECONDS']}"])
+    plan += [["env", f"{name}={os.environ[name]}"] for name in PASSED_ON if name in os.environ]
 
     for module in image.modules():
         files.add(f"m/{module}.ko", (image.path / f"{module}.ko").read_bytes())

@@ -196,10 +196,11 @@ static int do_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret)
 	return 0;
 }
 
-int gmem_sys_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret)
+int gmem_sys_mapping_at(int fd, uint64_t addr, struct gmem_sys_mapping *ret)
 {
 	int err;
 
+	(void)fd;
 	enter();
 	err = attempt(FAKE_MAPPING_AT);
 	if (!err && (fake.no_proc || fake.no_mapping_query))

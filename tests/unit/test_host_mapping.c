@@ -82,10 +82,10 @@ static void every_source_tells_of_each_mapping_and_no_gap(void **state)
 	fake_mark_mapping(base, 2 * PAGE, PAGE, "ac", 0);
 	seen = look(0, 6, false);
 	check_three(&seen);
-	assert_int_equal(fake_count(FAKE_OPEN), 0);
+	assert_int_equal(fake_count(FAKE_OPEN), 1);
 	seen = look(0, 6, true);
 	check_three(&seen);
-	assert_int_equal(fake_count(FAKE_OPEN), 1);
+	assert_int_equal(fake_count(FAKE_OPEN), 2);
 	fake.no_mapping_query = true;
 	seen = look(0, 6, false);
 	check_three(&seen);
@@ -139,46 +139,41 @@ static void only_smaps_knows_what_userfaultfd_owes(void **state)
 	end();
 }
 
+static struct gmem_host_nature learn(uint64_t pages, uint32_t wanted)
+{
+	struct gmem_host_nature nature;
+
+	assert_ok(gmem_host_mapping_learn(base, pages * PAGE, wanted, &nature));
+	return nature;
+}
+
 static void locked_memory_is_asked_about_twice_and_is_no_device(void **state)
 {
-	bool found = true;
-
 	(void)state;
 	begin();
-	assert_ok(gmem_host_mapping_find_device(base, 2 * PAGE, &found));
-	assert_false(found);
-	assert_int_equal(fake_count(FAKE_OPEN), 0);
+	assert_false(learn(2, GMEM_MAPPING_DEVICE).has_device);
+	assert_int_equal(fake_count(FAKE_OPEN), 1);
 
 	fake_mark_mapping(base, PAGE, 0, "lo", 0);
-	assert_ok(gmem_host_mapping_find_device(base, 2 * PAGE, &found));
-	assert_false(found);
-	assert_int_equal(fake_count(FAKE_OPEN), 1);
+	assert_false(learn(2, GMEM_MAPPING_DEVICE).has_device);
+	assert_int_equal(fake_count(FAKE_OPEN), 3);
+
+	/* The size of its pages is known from the first answer. */
+	assert_int_equal(learn(2, GMEM_MAPPING_HUGETLB).page_size, PAGE);
+	assert_int_equal(fake_count(FAKE_OPEN), 4);
 	end();
 }
 
 static void device_is_found_behind_other_memory(void **state)
 {
-	bool found = false;
-
 	(void)state;
 	begin();
 	fake_mark_mapping(base + 5 * PAGE, PAGE, 0, "io pf dd", 0);
-	assert_ok(gmem_host_mapping_find_device(base, 6 * PAGE, &found));
-	assert_true(found);
+	assert_true(learn(6, GMEM_MAPPING_DEVICE).has_device);
 	fake.no_mapping_query = true;
-	assert_ok(gmem_host_mapping_find_device(base, 5 * PAGE, &found));
-	assert_false(found);
-	assert_ok(gmem_host_mapping_find_device(base, 6 * PAGE, &found));
-	assert_true(found);
+	assert_false(learn(5, GMEM_MAPPING_DEVICE).has_device);
+	assert_true(learn(6, GMEM_MAPPING_DEVICE).has_device);
 	end();
-}
-
-static uint64_t page_size(uint64_t pages)
-{
-	uint64_t size;
-
-	assert_ok(gmem_host_mapping_page_size(base, pages * PAGE, &size));
-	return size;
 }
 
 static void size_of_huge_pages_is_known_to_each_source(void **state)
@@ -186,30 +181,49 @@ static void size_of_huge_pages_is_known_to_each_source(void **state)
 	(void)state;
 	begin();
 	fake_mark_mapping(base + 5 * PAGE, PAGE, HUGE, "ht", 0);
-	assert_int_equal(page_size(5), PAGE);
-	assert_int_equal(page_size(6), HUGE);
-	assert_int_equal(fake_count(FAKE_OPEN), 0);
+	assert_int_equal(learn(5, GMEM_MAPPING_HUGETLB).page_size, PAGE);
+	assert_false(learn(5, GMEM_MAPPING_HUGETLB).mixes_pages);
+	assert_int_equal(learn(6, GMEM_MAPPING_HUGETLB).page_size, HUGE);
+	assert_true(learn(6, GMEM_MAPPING_HUGETLB).mixes_pages);
 	assert_int_equal(look(5, 1, false).all[0].flags, GMEM_MAPPING_HUGETLB);
 	fake.no_mapping_query = true;
-	assert_int_equal(page_size(6), HUGE);
+	assert_int_equal(learn(6, GMEM_MAPPING_HUGETLB).page_size, HUGE);
 	assert_int_equal(look(5, 1, true).all[0].flags, GMEM_MAPPING_HUGETLB);
+	end();
+}
+
+/* One look tells all of it, and what it leaves open does not hide the rest. */
+static void everything_is_learned_in_one_look(void **state)
+{
+	struct gmem_host_nature nature;
+
+	(void)state;
+	begin();
+	fake_mark_mapping(base + 5 * PAGE, PAGE, HUGE, "ht", 0);
+	nature = learn(6, GMEM_MAPPING_DEVICE | GMEM_MAPPING_HUGETLB);
+	assert_true(nature.mixes_pages);
+	assert_false(nature.has_device || nature.has_private_file);
+	assert_int_equal(fake_count(FAKE_OPEN), 1);
+
+	fake_mark_mapping(base, PAGE, 0, "lo", 0);
+	fake_fail_kind(FAKE_OPEN, 1, 1, -EMFILE);
+	assert_int_equal(gmem_host_mapping_learn(base, 6 * PAGE, GMEM_MAPPING_DEVICE, &nature), -EMFILE);
+	assert_int_equal(nature.page_size, HUGE);
 	end();
 }
 
 static void without_proc_nothing_is_known(void **state)
 {
 	struct seen seen = { .count = 0 };
-	uint64_t size;
-	bool found;
+	struct gmem_host_nature nature;
 
 	(void)state;
 	begin();
 	fake.no_proc = true;
 	assert_int_equal(gmem_host_mappings(base, PAGE, false, see, &seen), -ENOENT);
 	assert_int_equal(gmem_host_mappings(base, PAGE, true, see, &seen), -ENOENT);
-	assert_int_equal(gmem_host_mapping_find_device(base, PAGE, &found), -ENOENT);
-	assert_int_equal(gmem_host_mapping_page_size(base, PAGE, &size), -ENOENT);
-	assert_int_equal(gmem_host_mapping_find_private_file(base, PAGE, &found), -ENOENT);
+	assert_int_equal(gmem_host_mapping_learn(base, PAGE, GMEM_MAPPING_DEVICE, &nature), -ENOENT);
+	assert_int_equal(nature.page_size, 0);
 	assert_int_equal(seen.count, 0);
 	end();
 }
@@ -234,6 +248,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(locked_memory_is_asked_about_twice_and_is_no_device),
 	cmocka_unit_test(device_is_found_behind_other_memory),
 	cmocka_unit_test(size_of_huge_pages_is_known_to_each_source),
+		cmocka_unit_test(everything_is_learned_in_one_look),
 	cmocka_unit_test(without_proc_nothing_is_known),
 	cmocka_unit_test(walk_ends_when_it_is_told_to),
 };
