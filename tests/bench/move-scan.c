@@ -109,6 +109,7 @@ void move_scan_tables(void)
 	/* As a guest leaves it, whose accesses map nothing here */
 	static struct move_table unmapped = {
 		.title = "scan of memory that exists and is not mapped; base: mincore()",
+		.row = "scan/unmapped",
 		.sides = {
 			{ "mincore", fill_unmapped, ask_mincore, move_empty, 0, 0 },
 			{ "gmem_region_present_pages", fill_unmapped, walk, move_empty, 1, 0 },
@@ -126,6 +127,8 @@ void move_scan_tables(void)
 	};
 	static struct move_table extents = {
 		.title = "scan, every fourth 64 KiB exist and are not mapped; base: mincore()",
+		.row = "scan/extents",
+		.most_ms = 15,
 		.sides = {
 			{ "mincore", fill_extents, ask_mincore, move_empty, 0, 0 },
 			{ "gmem_region_present_pages", fill_extents, walk, move_empty, 1.3, 0 },
