@@ -3861,7 +3861,7 @@ struct gmem_stats {
  *
  * Thread-safe. Source: mincore(2), cachestat(2), PROCMAP_QUERY or /proc/self/maps where
  * part of the memory is not mapped, hugetlb, or a private mapping of a file, for these
- * fstat(2) and /proc/self/pagemap. Since: 0.1.
+ * fstat(2), and /proc/self/pagemap. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad flags, -EOPNOTSUPP the kernel has no
  * cachestat(2) to count private memory, -EFAULT part of the memory is not mapped, and
@@ -4244,9 +4244,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
  *
  * Thread-safe. Source: mincore(2), cachestat(2), lseek(2) with SEEK_DATA,
- * PROCMAP_QUERY, /proc/self/pagemap, and /proc/self/smaps at most once, msync(2) with
- * MS_ASYNC, to see whether all of the memory is mapped, write(2), io_uring(7), open(2)
- * with O_DIRECT, fdatasync(2), getrlimit(2). Since: 0.1.
+ * PROCMAP_QUERY, PAGEMAP_SCAN or /proc/self/pagemap, /proc/self/smaps at most once,
+ * msync(2) with MS_ASYNC, to see whether all of the memory is mapped, write(2),
+ * io_uring(7), open(2) with O_DIRECT, fdatasync(2), getrlimit(2). Since: 0.1.
  *
  * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is being
  * converted or removed, -ECANCELED the callback stopped it, -EINVAL bad arguments, @fd
