@@ -2352,28 +2352,38 @@ GMEM_API void gmem_listener_free(struct gmem_listener *listener);
 
 /**
  * struct gmem_table - translation of guest addresses to host addresses
- * @count: number of pointers that follow this struct in memory, one for each 512 GiB of
- *	guest addresses; each points to 512 pointers, one for each GiB, and each of
- *	these to 512 entries, one for each 2 MiB
+ * @count: number of entries that follow this struct in memory, one for each GiB of guest
+ *	addresses. An entry that is odd is the code of memory, hva - gpa + 1, of the whole GiB.
+ *	An even entry with the bit 2 is the address of 512 entries, and 2: one for each
+ *	2 MiB, and likewise for 64 KiB, of which a 2 MiB has 32. Others tell nothing here
  */
 struct gmem_table {
 	uint64_t count;
 };
 
 /**
+ * struct gmem_newest - what the views of a VM begin with
+ * @table: the VM's newest table
+ * @period: grows whenever a thread begins to wait for views; never 0. Odd: membarrier(2)
+ *	is not available, so that readers need a barrier
+ */
+struct gmem_newest {
+	const struct gmem_table *table;
+	uint64_t period;
+};
+
+/**
  * struct gmem_view - access of one thread to guest memory
- * @current: place of the pointer to the VM's newest table
+ * @newest: of the VM
  * @table: the table of this view, between gmem_view_begin() and gmem_view_end()
- * @epoch: odd between these two, even otherwise
- * @fence: 1 if membarrier(2) is not available, so that readers need a barrier
- * @depth: number of calls of gmem_view_begin() without their gmem_view_end()
+ * @period: of @newest when the view began, between these two; otherwise 0
+ * @depth: number of further calls of gmem_view_begin() without their gmem_view_end()
  */
 struct gmem_view {
-	const struct gmem_table *const *current;
+	const struct gmem_newest *newest;
 	const struct gmem_table *table;
-	uint64_t epoch;
-	uint32_t fence;
-	uint32_t depth;
+	uint64_t period;
+	uint64_t depth;
 };
 
 /**
@@ -2440,20 +2450,26 @@ GMEM_API GMEM_CHECKED int gmem_vm_thread_view(struct gmem_vm *vm, struct gmem_vi
  */
 GMEM_INLINE void gmem_view_begin(struct gmem_view *view)
 {
-	if (view->depth++)
-		return;
+	const struct gmem_newest *newest = view->newest;
+	uint64_t period;
 
-	/* Pairs with the writer, which stores the table and then loads the epoch. */
-	if (__builtin_expect(__atomic_load_n(&view->fence, __ATOMIC_RELAXED) != 0, 0)) {
-		__atomic_store_n(&view->epoch, view->epoch + 1, __ATOMIC_SEQ_CST);
-		view->table = __atomic_load_n(view->current, __ATOMIC_SEQ_CST);
+	if (__builtin_expect(__atomic_load_n(&view->period, __ATOMIC_RELAXED) != 0, 0)) {
+		view->depth++;
+		return;
+	}
+
+	/* Pairs with the writer, which stores the table and the period, then loads view->period. */
+	period = __atomic_load_n(&newest->period, __ATOMIC_ACQUIRE);
+	if (__builtin_expect(period & 1, 0)) {
+		__atomic_store_n(&view->period, period, __ATOMIC_SEQ_CST);
+		view->table = __atomic_load_n(&newest->table, __ATOMIC_SEQ_CST);
 		return;
 	}
 
 	/* The compiler must keep this order; the writer's membarrier(2) makes the CPU keep it. */
-	__atomic_store_n(&view->epoch, view->epoch + 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&view->period, period, __ATOMIC_RELAXED);
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
-	view->table = __atomic_load_n(view->current, __ATOMIC_ACQUIRE);
+	view->table = __atomic_load_n(&newest->table, __ATOMIC_ACQUIRE);
 }
 
 /**
@@ -2464,11 +2480,13 @@ GMEM_INLINE void gmem_view_begin(struct gmem_view *view)
  */
 GMEM_INLINE void gmem_view_end(struct gmem_view *view)
 {
-	if (--view->depth)
+	if (__builtin_expect(view->depth != 0, 0)) {
+		view->depth--;
 		return;
+	}
 
 	/* Pairs with the acquire load of the thread that waits to unmap. */
-	__atomic_store_n(&view->epoch, view->epoch + 1, __ATOMIC_RELEASE);
+	__atomic_store_n(&view->period, 0, __ATOMIC_RELEASE);
 }
 
 /**
@@ -2511,22 +2529,41 @@ GMEM_INLINE int gmem_view_hva(const struct gmem_view *view, uint64_t gpa, uint64
 				void **ret_hva)
 {
 	const struct gmem_table *table = view->table;
-	const uint64_t *const *const *tops = (const uint64_t *const *const *)(table + 1);
-	const uint64_t within = gpa & 0x1fffff;
+	const uint64_t *entries = (const uint64_t *)(table + 1);
+	uint64_t entry;
 
-	/*
-	 * An odd entry is hva - gpa + 1, for 2 MiB of shared memory that are contiguous. The
-	 * load pairs with the store of a conversion to shared.
-	 */
-	if (gpa >> 39 < table->count && size - 1 <= 0x1fffff - within) {
-		const uint64_t entry = __atomic_load_n(
-			&tops[gpa >> 39][gpa >> 30 & 511][gpa >> 21 & 511], __ATOMIC_ACQUIRE);
+	if (__builtin_expect(gpa >> 30 >= table->count, 0))
+		goto slow;
 
-		if (entry & 1) {
-			*ret_hva = (void *)(uintptr_t)(gpa + entry - 1);
-			return 0;
-		}
+	/* Each level compares with its own size, and jumps only where the next one is needed. */
+	entry = entries[gpa >> 30];
+	if (entry & 1) {
+		if (__builtin_expect(size - 1 > (~gpa & 0x3fffffff), 0))
+			goto slow;
+		goto found;
 	}
+	if (__builtin_expect(!(entry & 2), 0))
+		goto slow;
+
+	/* This load and the next one pair with the stores of a conversion to shared. */
+	entries = (const uint64_t *)(uintptr_t)(entry - 2);
+	entry = __atomic_load_n(&entries[gpa >> 21 & 511], __ATOMIC_ACQUIRE);
+	if (__builtin_expect(entry & 1, 1)) {
+		if (__builtin_expect(size - 1 > (~gpa & 0x1fffff), 0))
+			goto slow;
+		goto found;
+	}
+	if (!(entry & 2))
+		goto slow;
+
+	entries = (const uint64_t *)(uintptr_t)(entry - 2);
+	entry = __atomic_load_n(&entries[gpa >> 16 & 31], __ATOMIC_ACQUIRE);
+	if (!(entry & 1) || __builtin_expect(size - 1 > (~gpa & 0xffff), 0))
+		goto slow;
+found:
+	*ret_hva = (void *)(uintptr_t)(gpa + entry - 1);
+	return 0;
+slow:
 	return gmem_view_hva_slow(view, gpa, size, ret_hva);
 }
 
@@ -3923,7 +3960,8 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
 
 /*
  * A transfer copies guest memory from a file or pipe, or to one, through buffers of
- * its own, so no I/O is ever under way to guest memory itself. With io_uring it
+ * its own, or between the page cache and guest memory, so no disk's I/O is ever under way
+ * to guest memory itself. With io_uring it
  * reads or writes many buffers at a time. Where io_uring or the thread for it is
  * forbidden, or it was not built in, or its buffers (33 MiB at most) do not fit, the
  * transfer uses read(2), write(2) and one buffer, and its result says so.
@@ -3932,6 +3970,17 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * except those of faults, has a stack of about 80 KiB (which counts where memory is locked),
  * and ends with the transfer, in gmem_transfer_free(). So the ring interrupts no system
  * call of another thread, as it would those of a thread that uses it itself, with EINTR.
+ *
+ * With workers of struct gmem_transfer_opts, several threads load and restore, each its own
+ * pieces, while a step of the transfer is under way. The library starts them when the
+ * transfer begins, if there are 8 MiB to do or more; they block signals as that of a ring
+ * does, take 128 KiB of stack, and end when the transfer is done, has failed or is freed.
+ * Where it is refused threads, as in a sandbox, the others do the work, and threads of the
+ * caller's can help: gmem_transfer_work(). Callbacks are called in the thread of the
+ * transfer alone. Contents, counts, failures and their order are those of one worker, but
+ * after a failure up to 16 MiB behind the place where it occurred, and the holes between
+ * them, may be loaded, too. A pipe is read by one thread. After a failure, the transfer
+ * goes on without these threads.
  *
  * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore() and gmem_image_verify() do
  * a whole transfer and block. A program with an event loop begins a transfer, which
@@ -3978,7 +4027,8 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * have to wait, also if @done is what it was: a step that only clears memory, or packs
  * what was read, does not change it. A save gets further by 64 MiB of guest memory or
  * less, a load by 1 MiB or by 64 MiB of a hole, a restore or gmem_image_verify() by
- * one record of the image, 1 MiB or less. With GMEM_TRANSFER_VERIFY, @total is twice
+ * one record of the image, 1 MiB or less. With workers, a load gets further by 16 MiB, and
+ * by 64 MiB of holes, the two others by 16 MiB. With GMEM_TRANSFER_VERIFY, @total is twice
  * the bytes of the file.
  *
  * Return: 0 to go on, anything else to stop with -ECANCELED.
@@ -4013,7 +4063,8 @@ typedef void (*gmem_transfer_lost_fn)(void *data, uint64_t gpa, uint64_t size);
  *	GMEM_TRANSFER_TAGS numbers from here on. Transfers that share a ring need
  *	tags that differ.
  * @depth: number of buffers of 1 MiB, at most 32; 0: the library chooses
- * @reserved: must be 0
+ * @workers: number of threads that load, restore or verify, with the calling one; 0 or 1:
+ *	only the calling thread. At most 1024, of which up to 64 work at a time.
  * @lost: with GMEM_TRANSFER_ALLOW_LOST: is told what the image lacks, NULL for none
  * @lost_data: passed to @lost
  */
@@ -4026,7 +4077,7 @@ struct gmem_transfer_opts {
 	struct io_uring *ring;
 	uint64_t ring_tag;
 	uint32_t depth;
-	uint32_t reserved;
+	uint32_t workers;
 	gmem_transfer_lost_fn lost;
 	void    *lost_data;
 };
@@ -4078,7 +4129,10 @@ struct gmem_transfer_result {
  * Afterwards the guest memory at @gpa has the contents of the file at @offset. Holes of
  * the file are not read, and zeros are not written to pages that the guest does not
  * have yet (see gmem_vm_restore()), so they take no memory. Data in the page cache is
- * copied from there; the rest bypasses the page cache if the file system can.
+ * copied from there; the rest bypasses the page cache if the file system can. A page that
+ * did not exist before may exist for a moment and be given back, if it is all zeros and
+ * nobody else has a lease on it. So take a lease before a device pins memory that is being
+ * loaded: a pinned page must not be replaced.
  *
  * Running out of memory would be no error, but kill: see gmem_vm_populate(). So the
  * library makes the same checks as that call, before the first byte, for what the file
@@ -4383,7 +4437,7 @@ GMEM_API int gmem_image_info(int fd, const struct gmem_transfer_opts *opts,
  * @wait: 0: never wait for the file (but see below); 1: block until there is
  *	progress. Must be 0 with the caller's ring.
  *
- * A step copies at most one buffer of 1 MiB. With io_uring and @wait 0 it waits for no
+ * A step copies at most one buffer of 1 MiB, or 16 MiB with workers. With io_uring and @wait 0 it waits for no
  * data of the file, and for no sync: these are requests of the ring. It does what it
  * does to guest memory itself, which may take as long as the kernel needs to allocate
  * a page, to read it from swap, or to have a userfaultfd serve it; and a load asks a
@@ -4408,6 +4462,32 @@ GMEM_API int gmem_image_info(int fd, const struct gmem_transfer_opts *opts,
  * io_uring_enter(2)'s own errno.
  */
 GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait);
+
+/**
+ * gmem_transfer_work() - lend the calling thread to a transfer
+ * @transfer: transfer with workers
+ *
+ * The thread loads or restores whenever a step of the transfer is under way in another
+ * thread, and sleeps in between. It returns when the transfer is done, when a step has
+ * failed, or when the transfer is freed, which waits for it; at once where that was
+ * before, and for a transfer without workers, of a pipe, or that saves. It is not
+ * interrupted by signals, whose handlers run.
+ *
+ * For programs that may start no threads later on, or want theirs to do the work. Threads
+ * of the library's count first: of those that are lent, as many work as workers are
+ * missing. None may be lent to a transfer that is freed: join them before, once a
+ * step returned GMEM_TRANSFER_DONE or failed. The progress callback can have it fail.
+ *
+ * A thread that was lent cannot step or free the transfer. In a child of fork() it returns
+ * at once.
+ *
+ * Any number of threads, also while another one steps; not from a callback of the
+ * transfer. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL @transfer is NULL, or the thread blocks SIGBUS or SIGSEGV although
+ * the transfer relies on gmem_recovery_enable().
+ */
+GMEM_API int gmem_transfer_work(struct gmem_transfer *transfer);
 
 /**
  * gmem_transfer_fd() - fd to poll before the next step

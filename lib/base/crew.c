@@ -101,8 +101,12 @@ void gmem_crew_run(struct gmem_crew *crew, void (*work)(void *data), void *data)
 	gmem_lock_drop(&crew->lock);
 }
 
-static void dismiss(struct gmem_crew *crew)
+void gmem_crew_dismiss(struct gmem_crew *crew)
 {
+	/* In a child the lock may be taken for ever, and the members wait for ever. */
+	if (!crew->made_by || !has_members_here(crew))
+		return;
+
 	gmem_lock_take(&crew->lock);
 	crew->is_ending = true;
 	pthread_cond_broadcast(&crew->called);
@@ -111,7 +115,10 @@ static void dismiss(struct gmem_crew *crew)
 	gmem_lock_drop(&crew->lock);
 	while (crew->count)
 		pthread_join(crew->threads[--crew->count], NULL);
+}
 
+static void destroy(struct gmem_crew *crew)
+{
 	pthread_cond_destroy(&crew->called);
 	pthread_cond_destroy(&crew->left);
 	gmem_lock_destroy(&crew->lock);
@@ -122,9 +129,9 @@ void gmem_crew_end(struct gmem_crew *crew)
 	if (!crew->made_by)
 		return;
 
-	/* In a child the lock may be taken for ever, and the members wait for ever. */
+	gmem_crew_dismiss(crew);
 	if (has_members_here(crew))
-		dismiss(crew);
+		destroy(crew);
 	free(crew->threads);
 	gmem_process_end(&crew->process);
 	*crew = (struct gmem_crew){ 0 };

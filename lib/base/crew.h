@@ -43,14 +43,16 @@ struct gmem_crew {
  * how many could be started: a crew without members works, too.
  */
 unsigned int gmem_crew_begin(struct gmem_crew *crew, unsigned int threads, size_t stack);
-/* Makes the calling thread a member, until gmem_crew_end() is called in another one. */
+/* Makes the calling thread a member, until another one dismisses the members. */
 void gmem_crew_join(struct gmem_crew *crew);
 /*
  * Runs work(@data) once in each member, also those that join meanwhile, and in the calling
  * thread, all at the same time. Returns when all of them have returned. One thread at a time.
  */
 void gmem_crew_run(struct gmem_crew *crew, void (*work)(void *data), void *data);
-/* Waits until all members have left. Does nothing for a struct of zeros. */
+/* Waits until all members have left. Who joins later leaves at once, and the leader works alone. */
+void gmem_crew_dismiss(struct gmem_crew *crew);
+/* Dismisses the members and frees the rest. Both do nothing for a struct of zeros. */
 void gmem_crew_end(struct gmem_crew *crew);
 
 #endif

@@ -561,15 +561,6 @@ static int prepare(struct change *change)
 
 /* ---- the readers' table ---- */
 
-static uint64_t highest_gpa(const struct change *change)
-{
-	const struct gmem_range *highest = change->coming.root;
-
-	while (highest && highest->right)
-		highest = highest->right;
-	return highest ? gmem_range_last(highest) : 0;
-}
-
 /* One part of a table after the other; between them conversions get their turn. */
 struct filling {
 	const struct change *change;
@@ -588,13 +579,21 @@ static void end_part(struct filling *filling)
 	gmem_lock_take(&filling->change->vm->change_lock);
 }
 
+/* How much of a range is one part: no entry of the table should be entered in two. */
+static uint64_t table_part(uint64_t gpa, uint64_t size)
+{
+	uint64_t part = TABLE_PART - gpa % TABLE_PART;
+
+	return part < size ? part : size;
+}
+
 static int remove_old(struct filling *filling, const struct gmem_step *step)
 {
 	uint64_t size = step->region->gpa.size, part;
 	int err = 0;
 
 	for (uint64_t done = 0; done < size && !err; done += part) {
-		part = size - done < TABLE_PART ? size - done : TABLE_PART;
+		part = table_part(step->old_gpa + done, size - done);
 		err = gmem_table_remove(filling->table, filling->old, step->old_gpa + done, part);
 		end_part(filling);
 	}
@@ -609,7 +608,7 @@ static int enter_new(struct filling *filling, const struct gmem_step *step)
 	int err = 0;
 
 	for (uint64_t done = 0; done < size && !err; done += part) {
-		part = size - done < TABLE_PART ? size - done : TABLE_PART;
+		part = table_part(after->gpa.start + done, size - done);
 		err = gmem_table_enter_part(filling->table, filling->old, region, after->gpa.start,
 					    after->hva.start, done, part);
 		end_part(filling);
@@ -635,7 +634,7 @@ static int fill_table(struct filling *filling)
 static int new_table(const struct change *change, const struct gmem_table *old,
 		     struct gmem_table **ret)
 {
-	if (gmem_table_new(old, highest_gpa(change), ret))
+	if (gmem_table_new(old, gmem_table_reach_over(&change->coming), ret))
 		return gmem_fail(-ENOMEM, "no memory for the readers' new table");
 	return 0;
 }
@@ -667,7 +666,7 @@ static int begin_table(struct change *change)
 
 	gmem_lock_take(&vm->change_lock);
 	vm->change = change;
-	filling.old = vm->table;
+	filling.old = gmem_vm_table(vm);
 	if (!filling.old) {
 		vm->build_next_table = build_table;
 	} else {
@@ -758,7 +757,7 @@ static const struct gmem_table *commit(struct change *change)
 		commit_step(&change->steps[i]);
 	gmem_lock_drop(&vm->lock);
 
-	old = vm->next_table ? vm->table : NULL;
+	old = vm->next_table ? gmem_vm_table(vm) : NULL;
 	gmem_vm_publish(vm, vm->next_table);
 	vm->next_table = NULL;
 	vm->build_next_table = NULL;

@@ -2,7 +2,9 @@
 #include "region/region_memory.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
+#include <linux/falloc.h>
 #include <sys/mman.h>
 
 #include "gmem.h"
@@ -173,6 +175,33 @@ int gmem_region_memory_discard(struct gmem_region *region, uint32_t side, uint64
 	if (ret_done)
 		*ret_done = done;
 	return err;
+}
+
+static bool has_one_lease(const struct gmem_memory_users *users, uint64_t start, uint64_t size)
+{
+	const struct gmem_interval *first = gmem_interval_find(&users->leases, start, start + size - 1);
+
+	return first && !gmem_interval_find_next(&users->leases, first, start, start + size - 1);
+}
+
+/*
+ * The locks keep new leases away until the pages are gone, which takes microseconds: nobody is
+ * to be refused a lease for this. One by host address may be of another guest address.
+ */
+void gmem_region_memory_give_back(struct gmem_region *region, uint64_t offset, uint64_t size)
+{
+	uint64_t start = region->hva.start + offset, at = region->file_offset + offset;
+	struct gmem_file *file = region->file;
+	struct gmem_vm *vm = region->vm;
+
+	/* As for a discard; it frees nothing. */
+	gmem_sys_madvise((void *)(uintptr_t)start, size, MADV_DONTNEED);
+	gmem_lock_take(&vm->lock);
+	gmem_lock_take(&file->lock);
+	if (has_one_lease(&vm->memory_users, start, size) && has_one_lease(&file->memory_users, at, size))
+		gmem_sys_fallocate(file->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, size);
+	gmem_lock_drop(&file->lock);
+	gmem_lock_drop(&vm->lock);
 }
 
 /* ---- pages larger than the host's ---- */

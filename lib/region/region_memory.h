@@ -60,6 +60,12 @@ struct gmem_discard_how {
 int gmem_region_memory_discard(struct gmem_region *region, uint32_t side, uint64_t offset,
 			       uint64_t size, const struct gmem_discard_how *how, uint64_t *ret_done);
 /*
+ * Give back whole pages of a guest_memfd's shared side, few of them, which the caller made and
+ * has a lease on. They stay if there is another lease by now.
+ */
+void gmem_region_memory_give_back(struct gmem_region *region, uint64_t offset, uint64_t size);
+
+/*
  * How much of @size bytes at @offset to work on at once: about @most, in whole pages of the
  * region's host memory, which may be larger.
  */

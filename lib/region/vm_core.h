@@ -65,6 +65,11 @@ struct gmem_vm {
 	uint32_t address_space;		/* of KVM's, the one that all of the handle's memslots are in */
 	bool has_default_plan;
 	struct gmem_caps caps;
+	/*
+	 * What views begin with, read without a lock. The table is NULL before the first view. It
+	 * stands between things that nobody writes, so readers have it in a cache line of their own.
+	 */
+	struct gmem_newest newest __attribute__((aligned(16)));
 	struct gmem_plan default_plan;
 	struct gmem_inplace inplace;
 	gmem_log_fn log;		/* atomic: NULL once the owner has freed it */
@@ -78,7 +83,7 @@ struct gmem_vm {
 	struct gmem_host_file *host_files;	/* that callers named */
 	bool has_stray_private;		/* the kernel keeps addresses private where no region is */
 
-	/* rank CHANGE: table, next_table and their entries, and with lock: regions */
+	/* rank CHANGE: newest.table, next_table and their entries, and with lock: regions */
 	struct gmem_lock change_lock;
 	struct gmem_lock lock;		/* rank VM: everything below up to change_ended */
 	struct gmem_range_map regions;	/* by gpa; written with hook_lock, too; read with any of the three */
@@ -105,16 +110,14 @@ struct gmem_vm {
 	bool is_changing;		/* a thread has the hook lock for a change, or takes it next */
 	pthread_cond_t change_ended;
 
-	const struct gmem_table *table;	/* read without a lock; NULL before the first view */
 	const struct gmem_table *next_table;	/* with change_lock: of a change under way, or NULL */
 	/* With change_lock: has @change make the table that follows @old; NULL: none is under way */
 	int (*build_next_table)(struct gmem_vm *vm, const struct gmem_table *old);
 	const void *change;
-	struct gmem_lock views_lock;	/* rank VIEWS: everything below up to fence */
+	struct gmem_lock views_lock;	/* rank VIEWS: newest.period, and everything below up to process */
 	struct gmem_reader *views;
 	uint64_t views_made;		/* numbers them */
 	struct gmem_process process;	/* from the table on */
-	bool fence;			/* atomic; readers need one: membarrier() cannot be used */
 	struct gmem_counters counters;
 };
 

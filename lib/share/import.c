@@ -94,22 +94,23 @@ static struct gmem_mapped_extent *extent_of_id(const struct gmem_import *import,
 /* ---- the layout ---- */
 
 /* Make the readers' next table, in which part of the extent is entered or removed. */
-static int build_table(const struct gmem_vm *vm, struct gmem_mapped_extent *extent, uint64_t offset,
-		       uint64_t size, bool removes, struct gmem_table **ret)
+static int build_table(const struct gmem_table *old, struct gmem_mapped_extent *extent,
+		       uint64_t offset, uint64_t size, bool removes, struct gmem_table **ret)
 {
 	struct gmem_region *region = &extent->region;
 	uint64_t gpa = region->gpa.start;
+	struct gmem_table_reach reach = { 0 };
 	struct gmem_table *table = NULL;
 	int err;
 
-	err = gmem_table_new(vm->table, gmem_region_last(region), &table);
+	gmem_table_reach_to(&reach, gpa, region->gpa.size);
+	err = gmem_table_new(old, reach, &table);
 	if (!err && removes)
-		err = gmem_table_remove(table, vm->table, gpa + offset, size);
+		err = gmem_table_remove(table, old, gpa + offset, size);
 	else if (!err)
-		err = gmem_table_enter_part(table, vm->table, region, gpa, region->hva.start, offset,
-					    size);
+		err = gmem_table_enter_part(table, old, region, gpa, region->hva.start, offset, size);
 	if (err) {
-		gmem_table_free(table, vm->table);
+		gmem_table_free(table, old);
 		return gmem_fail(-ENOMEM, "no memory for the readers' new table");
 	}
 	*ret = table;
@@ -125,8 +126,8 @@ static int publish(struct gmem_vm *vm, struct gmem_mapped_extent *extent, uint64
 	int err;
 
 	gmem_lock_take(&vm->change_lock);
-	old = vm->table;
-	err = build_table(vm, extent, offset, size, removes, &table);
+	old = gmem_vm_table(vm);
+	err = build_table(old, extent, offset, size, removes, &table);
 	if (!err)
 		gmem_vm_publish(vm, table);
 	gmem_lock_drop(&vm->change_lock);

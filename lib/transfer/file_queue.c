@@ -19,9 +19,6 @@
 /* Alignment for O_DIRECT that every block device accepts */
 #define BLOCK ((uint64_t)4096)
 
-/* Bytes read at once when a unit's turn comes, unless the user wants whole units */
-#define SMALL_PIECE ((uint64_t)256 << 10)
-
 /* Buffers of a file that has one request at a time */
 #define SERIAL_DEPTH 4
 
@@ -62,9 +59,9 @@ static void open_direct(struct gmem_io *io, const struct gmem_io_params *params)
 	io->direct_fd = gmem_sys_reopen(io->fd, flags);
 }
 
-static int map_staging(struct gmem_io *io)
+static int map_staging(struct gmem_io *io, uint32_t workers)
 {
-	uint64_t need = (io->depth + 1) * GMEM_IO_UNIT, start;
+	uint64_t need = (io->depth + 1) * GMEM_IO_UNIT + workers * GMEM_IO_SMALL, start;
 	int err;
 
 	io->staging_size = need + HUGE_PAGE;
@@ -137,18 +134,18 @@ int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params)
 	if (io->no_ring && params->ring)
 		return gmem_fail(io->no_ring, "the ring cannot be used: %s",
 				 gmem_errno_name(io->no_ring));
-	/* A single buffer stays in the processor's caches. */
-	if (io->no_ring)
+	/* A single buffer stays in the processor's caches, unless several threads read. */
+	if (io->no_ring && (params->workers < 2 || io->serial))
 		io->depth = 1;
 	/* What a ring has no room for the kernel keeps in memory of its own, if it has any. */
-	else if (io->depth > gmem_ring_room(io->ring))
+	else if (io->ring && io->depth > gmem_ring_room(io->ring))
 		io->depth = gmem_ring_room(io->ring);
 
 	open_direct(io, params);
-	err = map_staging(io);
-	if (err && io->ring && io->own_ring) {
+	err = map_staging(io, params->workers);
+	if (err && io->own_ring && (io->ring || io->depth > 1)) {
 		go_without_ring(io, err);
-		err = map_staging(io);
+		err = map_staging(io, params->workers);
 	}
 	return err ? gmem_fail_by_limit(err, io->staging_size, "no memory for %" PRIu32 " buffers of 1 MiB",
 					io->depth) : 0;
@@ -538,6 +535,92 @@ static int fill(struct gmem_io *io)
 	return submit_pending(io);
 }
 
+/* ---- reading by several threads ---- */
+
+/* A unit that can be had now, which begins with @buffer->skip bytes that nobody wants */
+static bool is_at_hand(const struct gmem_io_buffer *buffer)
+{
+	return buffer->later || (buffer->state == DONE && buffer->done >= buffer->skip + buffer->wanted);
+}
+
+static uint32_t list_unit(const struct gmem_io *io, const struct gmem_io_buffer *buffer,
+			  struct gmem_io_part *parts, uint32_t max)
+{
+	uint64_t at = buffer->taken, most = io->whole ? GMEM_IO_UNIT : GMEM_IO_SMALL, now;
+	uint32_t n = 0;
+
+	/* It can only be taken as a whole. */
+	if (!buffer->later && (buffer->wanted + most - 1) / most > max)
+		return 0;
+	for (; n < max && at < buffer->wanted; at += now) {
+		now = buffer->wanted - at < most ? buffer->wanted - at : most;
+		parts[n++] = (struct gmem_io_part){
+			.data = buffer->data + buffer->skip + at,
+			.offset = buffer->start + buffer->skip + at,
+			.size = now,
+			.is_read = !buffer->later,
+			.ends = buffer->later || at + now == buffer->wanted,
+		};
+	}
+	return n;
+}
+
+uint32_t gmem_io_list(struct gmem_io *io, struct gmem_io_part *parts, uint32_t max)
+{
+	uint32_t n = 0, more = 1;
+
+	if (io->serial || fill(io) || io->ended)
+		return 0;
+	while (io->ring && reap(io, false) > 0)
+		;
+	for (uint32_t i = 0; i < io->count && more && is_at_hand(nth(io, i)); i++) {
+		more = list_unit(io, nth(io, i), parts + n, max - n);
+		n += more;
+	}
+	return n;
+}
+
+bool gmem_io_read_part(const struct gmem_io *io, uint64_t offset, char *to, uint64_t size, bool wait)
+{
+	uint64_t done = 0;
+	int64_t n;
+
+	while (done < size) {
+		n = io->ring && !wait ? gmem_sys_read_cached(io->fd, to + done, size - done, offset + done)
+				      : gmem_sys_read_at(io->fd, to + done, size - done, offset + done);
+		if (n <= 0 && n != -EINTR)
+			return false;
+		done += n > 0 ? (uint64_t)n : 0;
+	}
+	return true;
+}
+
+char *gmem_io_scratch(const struct gmem_io *io, uint32_t number)
+{
+	return io->small + (number ? GMEM_IO_UNIT + (number - 1) * GMEM_IO_SMALL : 0);
+}
+
+void gmem_io_take_up_to(struct gmem_io *io, uint64_t offset)
+{
+	while (io->count) {
+		struct gmem_io_buffer *buffer = nth(io, 0);
+		uint64_t start = buffer->start + buffer->skip, end = start + buffer->wanted;
+
+		if (buffer->later && offset > start + buffer->taken) {
+			uint64_t taken = (offset < end ? offset : end) - start;
+
+			io->file_bytes += taken - buffer->taken - buffer->done;
+			buffer->taken = taken;
+			buffer->done = 0;
+		}
+		if (offset < end)
+			return;
+		pop(io);
+	}
+}
+
+/* ---- reading by the calling thread ---- */
+
 static int64_t read_cached(struct gmem_io *io, char *data, uint64_t size, uint64_t offset)
 {
 	int64_t n = gmem_sys_read_cached(io->fd, data, size, offset);
@@ -577,7 +660,7 @@ static int read_later(struct gmem_io *io, struct gmem_io_buffer *buffer, bool wa
 		      struct gmem_io_piece *ret)
 {
 	uint64_t left = buffer->wanted - buffer->taken;
-	uint64_t want = !io->whole && left > SMALL_PIECE ? SMALL_PIECE : left;
+	uint64_t want = !io->whole && left > GMEM_IO_SMALL ? GMEM_IO_SMALL : left;
 	int64_t n;
 
 	while (buffer->done < want && !buffer->ended) {

@@ -37,6 +37,9 @@
 #define GMEM_IO_UNIT ((uint64_t)1 << 20)
 #define GMEM_IO_DEPTH 32
 
+/* Bytes read at once when a unit's turn comes, unless the user wants whole units */
+#define GMEM_IO_SMALL ((uint64_t)256 << 10)
+
 struct gmem_io_buffer {
 	char *data;
 	uint64_t start;		/* offset in the file of the first byte of data */
@@ -86,13 +89,14 @@ struct gmem_io {
 	uint64_t file_bytes, direct_bytes;
 	uint64_t staging_size;
 	void *staging;
-	char *small;
+	char *small;		/* GMEM_IO_SMALL bytes for each worker; a unit for the first of them */
 };
 
 struct gmem_io_params {
 	int fd;
 	struct gmem_fd_kind kind;
 	bool writing, sparse, whole, no_direct, no_ring;
+	uint32_t workers;	/* threads that may read at the same time, see gmem_io_list() */
 	uint32_t depth;
 	uint64_t position, end;
 	struct io_uring *ring;
@@ -103,6 +107,15 @@ struct gmem_io_piece {
 	char *data;
 	uint64_t offset;	/* in the file */
 	uint64_t size;		/* 0: the file has ended */
+};
+
+/* A unit at the front of the queue, or a part of one */
+struct gmem_io_part {
+	char *data;		/* room in the unit's buffer */
+	uint64_t offset;	/* in the file */
+	uint64_t size;
+	bool is_read;		/* data has it */
+	bool ends;		/* the queue can be taken up to the end of this part */
 };
 
 /* On failure, too, call gmem_io_close(). */
@@ -127,6 +140,18 @@ int gmem_io_poll_fd(const struct gmem_io *io, int16_t *ret_events);
 /* Reading: get the next piece; it stays valid until gmem_io_take(). */
 int gmem_io_next(struct gmem_io *io, bool wait, struct gmem_io_piece *ret);
 void gmem_io_take(struct gmem_io *io);
+/*
+ * Reading by several threads: list up to @max parts at the front of the queue that can be had
+ * without waiting for requests, in order. 0 if there are none, for whatever reason:
+ * gmem_io_next() tells. What was listed can be read and taken until that is called.
+ */
+uint32_t gmem_io_list(struct gmem_io *io, struct gmem_io_part *parts, uint32_t max);
+/* Read @size bytes at @offset, all of them or false. Any thread may do so. */
+bool gmem_io_read_part(const struct gmem_io *io, uint64_t offset, char *to, uint64_t size, bool wait);
+/* Memory of the worker @number, GMEM_IO_SMALL bytes */
+char *gmem_io_scratch(const struct gmem_io *io, uint32_t number);
+/* Take all that is in front of @offset. */
+void gmem_io_take_up_to(struct gmem_io *io, uint64_t offset);
 /* Wait until no request is under way, then read from @position again. */
 int gmem_io_rewind(struct gmem_io *io, uint64_t position, bool wait);
 

@@ -13,6 +13,7 @@
 #include "base/lock.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
+#include "region/file.h"
 #include "region/host_look.h"
 #include "region/available.h"
 #include "region/present_pages.h"
@@ -528,6 +529,20 @@ int gmem_leased_memory_check_fits(const struct gmem_leased_memory *memory, uint6
 /* How much is asked for at once: asking reads a few files of the kernel's. */
 #define GRANT ((uint64_t)64 << 20)
 
+/* Threads that ask at the same time get one grant together. */
+static bool take_grant(struct gmem_leased_memory *memory, uint64_t size)
+{
+	uint64_t granted = __atomic_load_n(&memory->granted, __ATOMIC_RELAXED);
+
+	do {
+		if (granted < size && gmem_check_memory_fits(GRANT))
+			return false;
+	} while (!__atomic_compare_exchange_n(&memory->granted, &granted,
+					      (granted < size ? GRANT : granted) - size, true,
+					      __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+	return true;
+}
+
 static int check_fits(struct gmem_leased_memory *memory, const struct gmem_leased_range *range,
 		      const char *hva, uint64_t size)
 {
@@ -537,12 +552,8 @@ static int check_fits(struct gmem_leased_memory *memory, const struct gmem_lease
 	if (memory->is_unchecked)
 		return 0;
 	is_huge = range->page_size > gmem_sys_page_size();
-	if (!is_huge && memory->granted < size && !gmem_check_memory_fits(GRANT))
-		memory->granted = GRANT;
-	if (!is_huge && memory->granted >= size) {
-		memory->granted -= size;
+	if (!is_huge && take_grant(memory, size))
 		return 0;
-	}
 	/* So little is left that it matters what is there already. */
 	pages = pages_of(range, hva, size);
 	return gmem_region_check_fits(range->region, GMEM_SIDE_SHARED, pages.start,
@@ -597,8 +608,8 @@ static int clear_run(void *data, uint64_t offset, uint64_t size)
 	return err;
 }
 
-static int clear(const struct gmem_leased_memory *memory, const struct gmem_leased_range *range,
-		 uint64_t offset, uint64_t size)
+static int clear(const struct gmem_leased_memory *memory, struct gmem_host_look *look,
+		 const struct gmem_leased_range *range, uint64_t offset, uint64_t size)
 {
 	struct clearing clearing = {
 		.memory = memory,
@@ -609,10 +620,11 @@ static int clear(const struct gmem_leased_memory *memory, const struct gmem_leas
 	struct gmem_part pages = pages_of(range, range->hva + offset, size);
 
 	return gmem_region_present_pages(range->region, GMEM_SIDE_SHARED, pages.start,
-					 pages.last - pages.start + 1, memory->look, clear_run, &clearing);
+					 pages.last - pages.start + 1, look, clear_run, &clearing);
 }
 
-int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, uint64_t gpa, uint64_t size)
+int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, struct gmem_host_look *look,
+			     uint64_t gpa, uint64_t size)
 {
 	const struct gmem_leased_range *range;
 	uint64_t now, offset;
@@ -626,7 +638,7 @@ int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, uint64_t g
 		now = range->size - offset < size ? range->size - offset : size;
 		err = check_mapped(range, offset, now);
 		if (!err)
-			err = clear(memory, range, offset, now);
+			err = clear(memory, look, range, offset, now);
 	}
 	return err;
 }
@@ -670,8 +682,9 @@ static int copy_differences(struct gmem_leased_memory *memory,
 	return err;
 }
 
-int gmem_leased_memory_store(struct gmem_leased_memory *memory, uint64_t gpa, const char *bytes,
-			     uint64_t size, struct gmem_stored *stored)
+int gmem_leased_memory_store(struct gmem_leased_memory *memory, struct gmem_host_look *look,
+			     uint64_t gpa, const char *bytes, uint64_t size,
+			     struct gmem_stored *stored)
 {
 	const struct gmem_leased_range *range;
 	uint64_t now, offset;
@@ -690,7 +703,7 @@ int gmem_leased_memory_store(struct gmem_leased_memory *memory, uint64_t gpa, co
 		if (err)
 			return err;
 		if (zero)
-			err = clear(memory, range, offset, now);
+			err = clear(memory, look, range, offset, now);
 		else if (gmem_kind_traits(range->region->kind)->is_compared)
 			err = copy_differences(memory, range, range->hva + offset, bytes, now);
 		else
@@ -700,4 +713,91 @@ int gmem_leased_memory_store(struct gmem_leased_memory *memory, uint64_t gpa, co
 		*(zero ? &stored->zero : &stored->data) += now;
 	}
 	return 0;
+}
+
+/* ---- to the guest, without a buffer ---- */
+
+/* Bytes at the start of a page that mostly tell that it is not zero */
+#define GLANCE 64
+
+/* Where a file of ours alone decides what a page is, and it can be reached as the kernel reads */
+static bool can_fill(const struct gmem_leased_memory *memory, const struct gmem_leased_range *range,
+		     uint64_t offset, uint64_t size)
+{
+	uint64_t page = gmem_sys_page_size();
+
+	return memory->fast && range && range->in_file && !range->unmapped && range->size - offset >= size &&
+	       (uintptr_t)(range->hva + offset) % page == 0 && size % page == 0 &&
+	       !gmem_kind_traits(range->region->kind)->is_compared;
+}
+
+/* Are the bytes zero? false also if they cannot be read, with *@ret_err. */
+static bool is_zero_there(char *hva, uint64_t size, int *ret_err)
+{
+	char bytes[GRAIN];
+	bool zero;
+
+	gmem_nofault_copy(true, bytes, hva, GLANCE, ret_err);
+	zero = !*ret_err && gmem_is_zero(bytes, GLANCE);
+	if (zero)
+		gmem_nofault_copy(true, bytes, hva, size, ret_err);
+	zero = zero && !*ret_err && gmem_is_zero(bytes, size);
+	explicit_bzero(bytes, GLANCE);
+	return zero;
+}
+
+/* Count what was read, and give back pages of zeros if @all_new. -errno: a page cannot be read. */
+static int settle(const struct gmem_leased_range *range, uint64_t offset, uint64_t size, bool all_new,
+		  struct gmem_stored *stored)
+{
+	uint64_t page = gmem_sys_page_size(), start = 0, zero_from = 0, zeros;
+	int err = 0;
+
+	for (; start < size; start += page) {
+		zeros = 0;
+		for (uint64_t at = start; at < start + page && !err; at += GRAIN)
+			zeros += is_zero_there(range->hva + offset + at, GRAIN, &err) ? GRAIN : 0;
+		if (err)
+			return err;
+		stored->zero += zeros;
+		stored->data += page - zeros;
+		if (zeros == page)
+			continue;
+		if (all_new && zero_from < start)
+			gmem_region_memory_give_back(range->region, range->offset + offset + zero_from,
+						     start - zero_from);
+		zero_from = start + page;
+	}
+	if (all_new && zero_from < size)
+		gmem_region_memory_give_back(range->region, range->offset + offset + zero_from, size - zero_from);
+	return 0;
+}
+
+bool gmem_leased_memory_fill(struct gmem_leased_memory *memory, uint64_t gpa, uint64_t size,
+			     gmem_fill_fn fill, void *data, struct gmem_stored *stored)
+{
+	const struct gmem_leased_range *range = gmem_leased_memory_at(memory, gpa);
+	uint64_t offset = range ? gpa - range->gpa : 0, before;
+	const struct gmem_region *region;
+	struct gmem_stored found = { 0 };
+
+	if (!can_fill(memory, range, offset, size))
+		return false;
+	region = range->region;
+	/* Where some pages are there and some not, nobody could tell later which are to stay. */
+	if (gmem_sys_cachestat(region->file->fd, region->file_offset + range->offset + offset, size, &before) ||
+	    (before && before != size / gmem_sys_page_size()))
+		return false;
+	if (check_fits(memory, range, range->hva + offset, size) ||
+	    gmem_sys_madvise(range->hva + offset, size, MADV_POPULATE_READ))
+		return false;
+
+	if (!fill(data, range->hva + offset, size) || settle(range, offset, size, !before, &found)) {
+		if (!before)
+			gmem_region_memory_give_back(range->region, range->offset + offset, size);
+		return false;
+	}
+	stored->data += found.data;
+	stored->zero += found.zero;
+	return true;
 }

@@ -53,7 +53,7 @@ struct gmem_leased_memory {
 	struct gmem_host_look *look;		/* what is known of the host memory in it */
 	bool fast;				/* the fault handler recovers: copy directly */
 	bool is_unchecked;			/* store without asking how much memory the host has */
-	uint64_t granted;			/* bytes that may be stored before it is asked again */
+	uint64_t granted;			/* atomic: bytes that may be stored before it is asked again */
 };
 
 struct gmem_stored {
@@ -95,16 +95,29 @@ uint64_t gmem_leased_memory_region_bytes(const struct gmem_leased_memory *memory
  * refused, too: ask only where all of it is used.
  */
 int gmem_leased_memory_check_mapped(const struct gmem_leased_memory *memory);
-/* Make a range zero; any alignment. */
-int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, uint64_t gpa, uint64_t size);
+/* Make a range zero; any alignment. @look: the calling thread's, as below */
+int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, struct gmem_host_look *look,
+			     uint64_t gpa, uint64_t size);
 /* -ENOMEM if the host has not the memory for @bytes to come, less all that is there already */
 int gmem_leased_memory_check_fits(const struct gmem_leased_memory *memory, uint64_t bytes);
 /*
  * Store @bytes at @gpa, and count them in @stored; any alignment. Memory of kinds that are
  * compared is written only where it differs. -ENOMEM before the host's memory runs out, which
- * would be no errno.
+ * would be no errno. Several threads may store at the same time.
  */
-int gmem_leased_memory_store(struct gmem_leased_memory *memory, uint64_t gpa, const char *bytes,
-			     uint64_t size, struct gmem_stored *stored);
+int gmem_leased_memory_store(struct gmem_leased_memory *memory, struct gmem_host_look *look,
+			     uint64_t gpa, const char *bytes, uint64_t size,
+			     struct gmem_stored *stored);
+
+/* Reads exactly @size bytes to guest memory, or fails, perhaps after a part of them. */
+typedef bool (*gmem_fill_fn)(void *data, char *hva, uint64_t size);
+
+/*
+ * The same without a buffer: @fill reads them to where they belong. Pages that did not exist
+ * and turn out to be zero are given back. False if this cannot be done here, or failed: then
+ * what is in the range is to be stored in the other way.
+ */
+bool gmem_leased_memory_fill(struct gmem_leased_memory *memory, uint64_t gpa, uint64_t size,
+			     gmem_fill_fn fill, void *data, struct gmem_stored *stored);
 
 #endif

@@ -216,7 +216,7 @@ static bool clear_some(struct gmem_transfer *transfer, struct restore *restore, 
 	size = part.last - part.start + 1;
 	if (!restore->verify_only) {
 		size = size < CLEAR_STEP ? size : CLEAR_STEP;
-		*ret_err = gmem_leased_memory_clear(&transfer->memory, part.start, size);
+		*ret_err = gmem_leased_memory_clear(&transfer->memory, transfer->memory.look, part.start, size);
 	}
 	if (!*ret_err) {
 		transfer->bytes.zero += size;
@@ -246,7 +246,7 @@ static int store_run(struct gmem_transfer *transfer, struct restore *restore)
 	if (restore->verify_only)
 		stored.data = range.size;
 	else
-		err = gmem_leased_memory_store(&transfer->memory, range.gpa, bytes, range.size, &stored);
+		err = gmem_leased_memory_store(&transfer->memory, transfer->memory.look, range.gpa, bytes, range.size, &stored);
 	/* What a failure leaves of a run is stored, and counted, when it is repeated. */
 	if (err)
 		return err;

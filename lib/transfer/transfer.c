@@ -9,8 +9,12 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "base/opts.h"
+#include "nofault/nofault.h"
 #include "os/sys.h"
 #include "os/usdt.h"
+
+/* As for gmem_vm_populate() */
+#define MAX_WORKERS 1024
 
 /* ---- beginning and ending ---- */
 
@@ -22,7 +26,7 @@ int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t fla
 			     GMEM_TRANSFER_VERIFY | GMEM_TRANSFER_UNCHECKED | GMEM_TRANSFER_ALLOW_LOST;
 	int err;
 
-	err = GMEM_COPY_OPTS(gmem_transfer_opts, ret, user_opts, reserved);
+	err = GMEM_COPY_OPTS(gmem_transfer_opts, ret, user_opts, workers);
 	if (!err)
 		err = gmem_check_flags("flags", ret->flags, all);
 	if (err)
@@ -32,8 +36,8 @@ int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t fla
 		return gmem_fail(-EINVAL, "flags 0x%" PRIx64 " has bits 0x%" PRIx64
 				 " that are for another kind of transfer", ret->flags,
 				 ret->flags & ~flags);
-	if (ret->reserved)
-		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", ret->reserved);
+	if (ret->workers > MAX_WORKERS)
+		return gmem_fail(-EINVAL, "%" PRIu32 " workers are more than %d", ret->workers, MAX_WORKERS);
 	if (ret->depth > GMEM_IO_DEPTH)
 		return gmem_fail(-EINVAL, "depth is %" PRIu32 ", at most %d buffers are used", ret->depth,
 				 GMEM_IO_DEPTH);
@@ -74,6 +78,9 @@ int gmem_transfer_inspect(const struct gmem_transfer_opts *opts, int fd, bool wr
 	if (err)
 		return gmem_fail(err, "fd %d: %s", fd, gmem_errno_name(err));
 
+	/* The bytes of a pipe have an order: no two threads can read it. */
+	if (!writing && ret->kind.has_offsets)
+		ret->workers = opts->workers < GMEM_MAX_HANDS ? opts->workers : GMEM_MAX_HANDS;
 	err = check_access(fd, &ret->kind.access, writing);
 	if (err)
 		return err;
@@ -114,6 +121,13 @@ int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 	return 0;
 }
 
+void gmem_transfer_begin_hands(struct gmem_transfer *transfer, const struct gmem_io_params *params)
+{
+	gmem_hands_begin(&transfer->hands, params->workers,
+			 params->kind.has_size ? gmem_transfer_file_bytes(params) : UINT64_MAX,
+			 transfer->memory.look);
+}
+
 void gmem_transfer_tell_lost(struct gmem_transfer *transfer, uint64_t gpa, uint64_t size)
 {
 	transfer->lost_bytes += size;
@@ -130,6 +144,7 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer)
 		return gmem_fail(-EBUSY, "%u completions are still to come on the ring",
 				 gmem_io_under_way(&transfer->io));
 
+	gmem_hands_end(&transfer->hands);
 	GMEM_PROBE(transfer, transfer->vm ? gmem_vm_number(transfer->vm) : -1, transfer->io.writing,
 		   transfer->done, transfer->total, transfer->is_done);
 	if (transfer->end)
@@ -165,9 +180,11 @@ int gmem_transfer_fail_io(const struct gmem_transfer *transfer, int err)
 /*
  * Called after each step that neither failed nor would have had to wait. One step moves
  * transfer->done at most by:
- *   load     1 MiB of data, or 256 KiB if read from the page cache; 64 MiB of a hole
+ *   load     1 MiB of data, or 256 KiB if read from the page cache; 64 MiB of a hole; with
+ *            workers 16 MiB of data, and of holes as much
  *   save     64 MiB, in windows of 16 MiB: a window is done once its pages are found
- *   restore  1 MiB of the file, a record; nothing in steps that clear memory
+ *   restore  1 MiB of the file, a record; with workers 16 MiB; nothing in steps that clear
+ *            memory
  */
 static int tell_progress(struct gmem_transfer *transfer)
 {
@@ -183,6 +200,9 @@ static int tell_progress(struct gmem_transfer *transfer)
 static int step_and_tell(struct gmem_transfer *transfer, bool wait)
 {
 	int err = transfer->step(transfer, wait);
+
+	if (transfer->is_done || (err && err != -EAGAIN))
+		gmem_hands_dismiss(&transfer->hands);
 
 	/* With nothing under way, nothing makes the fd of a ring ready. */
 	if (err == -EAGAIN)
@@ -212,6 +232,18 @@ GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
 
 	err = gmem_vm_enter(transfer->vm);
 	return err ? err : gmem_vm_leave(transfer->vm, step_and_tell(transfer, wait));
+}
+
+GMEM_API int gmem_transfer_work(struct gmem_transfer *transfer)
+{
+	if (!transfer)
+		return gmem_fail(-EINVAL, "transfer is NULL");
+	/* What the fault handler is to recover from would kill this thread. */
+	if (transfer->memory.fast && !gmem_nofault_is_recoverable())
+		return gmem_fail(-EINVAL, "the thread blocks SIGBUS or SIGSEGV, and the transfer relies on "
+				 "gmem_recovery_enable()");
+	gmem_hands_join(&transfer->hands);
+	return 0;
 }
 
 GMEM_API int gmem_transfer_fd(const struct gmem_transfer *transfer, int16_t *ret_events)

@@ -15,6 +15,7 @@
 
 #include "gmem.h"
 #include "region/vm_core.h"
+#include "transfer/batch.h"
 #include "transfer/file_queue.h"
 #include "transfer/leased_memory.h"
 
@@ -23,6 +24,7 @@ struct gmem_transfer {
 	struct gmem_transfer_opts opts;
 	struct gmem_leased_memory memory;
 	struct gmem_io io;
+	struct gmem_hands hands;	/* threads that help, if the caller wants any */
 	/* Returns 0, -EAGAIN if it would have to wait, or another -errno; may be called again. */
 	int (*step)(struct gmem_transfer *transfer, bool wait);
 	void (*end)(struct gmem_transfer *transfer);
@@ -44,6 +46,8 @@ uint64_t gmem_transfer_file_bytes(const struct gmem_io_params *params);
 /* Allocate a transfer that has neither memory nor a file yet. */
 int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 		      size_t state_size, struct gmem_transfer **ret);
+/* Have the threads that @params asks for, if what it says there is to do is worth them. */
+void gmem_transfer_begin_hands(struct gmem_transfer *transfer, const struct gmem_io_params *params);
 /* Count a range that the hardware lost, and tell the caller. */
 void gmem_transfer_tell_lost(struct gmem_transfer *transfer, uint64_t gpa, uint64_t size);
 /* Put a failure of @transfer->io into a sentence; returns @err. */

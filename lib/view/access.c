@@ -9,6 +9,7 @@
 #include "gmem.h"
 #include "base/error.h"
 #include "nofault/nofault.h"
+#include "nofault/small_copy.h"
 #include "view/lookup_table.h"
 #include "view/view.h"
 
@@ -175,68 +176,97 @@ static size_t string_part(struct walk *walk, uint64_t done, void *hva, size_t si
 	return length;
 }
 
-static int read_in_parts(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
-			  uint64_t *ret_done)
+/* Out of line, as everything is that a small copy without a fault does not need */
+static __attribute__((noinline)) int copy_in_parts(struct gmem_view *view, uint64_t gpa, void *buf,
+						   uint64_t size, uint64_t *ret_done, bool to_guest)
 {
 	struct walk walk = { .view = view, .gpa = gpa, .size = size, .buf = buf,
-			     .access = read_part };
-
-	return run(&walk, ret_done);
-}
-
-static int write_in_parts(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
-			   uint64_t *ret_done)
-{
-	struct walk walk = { .view = view, .gpa = gpa, .size = size, .buf = buf,
-			     .access = write_part, .writes = true };
+			     .access = to_guest ? write_part : read_part, .writes = to_guest };
 
 	return run(&walk, ret_done);
 }
 
 /*
- * Most copies lie in one entry of the lookup table, and every page can be reached. This
- * path does these and no others: if it returns false, the walk does the copy from the
- * start, and counts.
+ * Most copies lie in one entry of the lookup table, and every page can be reached. The next
+ * two do these and no others: otherwise the walk does the copy from the start, and counts.
+ * They leave it to the walk, too, to find out whether @buf is NULL.
  */
-static inline bool copy_at_once(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
-				bool to_guest)
+static inline __attribute__((always_inline)) bool
+copy_small(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size, bool to_guest)
 {
-	struct gmem_nofault_stop stop = { .fault = 1 };
+	const struct gmem_table *table;
+	bool is_done = false;
+	uint64_t after;
 	void *hva;
 
-	if (!view || !buf || !size || size > SPAN || !gmem_view_is_fast(view))
-		return false;
+	table = gmem_view_enter(view, &after);
+	if (__builtin_expect(gmem_table_hva(table, gpa, size, &hva), 1))
+		is_done = to_guest ? gmem_small_copy(hva, buf, size) : gmem_small_copy(buf, hva, size);
+	gmem_view_leave(view, after);
+	return is_done;
+}
 
-	gmem_view_begin(view);
-	if (gmem_table_hva(view->table, gpa, size, &hva))
+static inline __attribute__((always_inline)) int
+copy_large(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size, uint64_t *ret_done,
+	   bool to_guest)
+{
+	struct gmem_nofault_stop stop = { .fault = 1 };
+	const struct gmem_table *table;
+	uint64_t after;
+	void *hva;
+
+	table = gmem_view_enter(view, &after);
+	if (__builtin_expect(gmem_table_hva(table, gpa, size, &hva), 1))
 		stop = to_guest ? gmem_nofault_fast_copy(hva, buf, size)
 				: gmem_nofault_fast_copy(buf, hva, size);
-	gmem_view_end(view);
-	return !stop.fault;
+	gmem_view_leave(view, after);
+	if (__builtin_expect(stop.fault != 0, 0))
+		return copy_in_parts(view, gpa, buf, size, ret_done, to_guest);
+
+	if (ret_done)
+		*ret_done = size;
+	return 0;
+}
+
+static __attribute__((noinline)) int read_large(struct gmem_view *view, uint64_t gpa, void *buf,
+						uint64_t size, uint64_t *ret_done)
+{
+	return copy_large(view, gpa, buf, size, ret_done, false);
+}
+
+static __attribute__((noinline)) int write_large(struct gmem_view *view, uint64_t gpa, void *buf,
+						 uint64_t size, uint64_t *ret_done)
+{
+	return copy_large(view, gpa, buf, size, ret_done, true);
+}
+
+static inline __attribute__((always_inline)) int
+copy(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size, uint64_t *ret_done,
+     bool to_guest)
+{
+	if (__builtin_expect(!view || !gmem_view_is_fast(view), 0))
+		return copy_in_parts(view, gpa, buf, size, ret_done, to_guest);
+	if (size - 1 >= GMEM_SMALL_COPY)
+		return size - 1 < SPAN ? (to_guest ? write_large : read_large)(view, gpa, buf, size, ret_done)
+			: copy_in_parts(view, gpa, buf, size, ret_done, to_guest);
+	if (__builtin_expect(!copy_small(view, gpa, buf, size, to_guest), 0))
+		return copy_in_parts(view, gpa, buf, size, ret_done, to_guest);
+
+	if (ret_done)
+		*ret_done = size;
+	return 0;
 }
 
 GMEM_API int gmem_view_read(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
 			    uint64_t *ret_done)
 {
-	if (!copy_at_once(view, gpa, buf, size, false))
-		return read_in_parts(view, gpa, buf, size, ret_done);
-
-	if (ret_done)
-		*ret_done = size;
-	return 0;
+	return copy(view, gpa, buf, size, ret_done, false);
 }
 
 GMEM_API int gmem_view_write(struct gmem_view *view, uint64_t gpa, const void *buf, uint64_t size,
 			     uint64_t *ret_done)
 {
-	void *from = (void *)(uintptr_t)buf;
-
-	if (!copy_at_once(view, gpa, from, size, true))
-		return write_in_parts(view, gpa, from, size, ret_done);
-
-	if (ret_done)
-		*ret_done = size;
-	return 0;
+	return copy(view, gpa, (void *)(uintptr_t)buf, size, ret_done, true);
 }
 
 GMEM_API int gmem_view_fill(struct gmem_view *view, uint64_t gpa, uint8_t byte, uint64_t size,

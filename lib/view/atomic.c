@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "nofault/nofault.h"
 #include "view/access.h"
+#include "view/lookup_table.h"
 #include "view/view.h"
 
 static int check_number(const struct gmem_view *view, uint64_t gpa, uint32_t width,
@@ -51,7 +52,7 @@ static const int atomic_orders[] = {
 		return err;                                                           \
 	}
 
-static int load(bool fast, const void *hva, uint32_t width, int order, uint64_t *ret)
+static inline __attribute__((always_inline)) int load(bool fast, const void *hva, uint32_t width, int order, uint64_t *ret)
 {
 	switch (width) {
 		FOR_EACH_WIDTH(LOAD_CASE)
@@ -63,7 +64,7 @@ static int load(bool fast, const void *hva, uint32_t width, int order, uint64_t 
 	case bits / 8:                                                                \
 		return gmem_nofault_store##bits(fast, hva, (uint##bits##_t)value, order);
 
-static int store(bool fast, void *hva, uint32_t width, int order, uint64_t value)
+static inline __attribute__((always_inline)) int store(bool fast, void *hva, uint32_t width, int order, uint64_t value)
 {
 	switch (width) {
 		FOR_EACH_WIDTH(STORE_CASE)
@@ -101,16 +102,60 @@ static int fail(uint64_t gpa, uint32_t width, const void *hva, bool writes, int 
 	return gmem_access_fail(&failure);
 }
 
-GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width, uint32_t order,
-			    uint64_t *ret)
+#define LOAD_ORDERS  (1u << GMEM_RELAXED | 1u << GMEM_ACQUIRE | 1u << GMEM_SEQ_CST)
+#define STORE_ORDERS (1u << GMEM_RELAXED | 1u << GMEM_RELEASE | 1u << GMEM_SEQ_CST)
+
+/*
+ * Most accesses have arguments that fit, and find their number in one entry of the lookup
+ * table. The functions "at once" do these. Whatever they do not do, or what fails, is done
+ * by the others from the start. Widths that there are not are found by load() and store().
+ */
+static inline bool is_plain(const struct gmem_view *view, uint64_t gpa, uint32_t width,
+			    uint32_t order, uint32_t orders)
 {
-	const uint32_t orders = 1u << GMEM_RELAXED | 1u << GMEM_ACQUIRE | 1u << GMEM_SEQ_CST;
+	return view && gmem_view_is_fast(view) && !(gpa & (width - 1)) && order <= GMEM_SEQ_CST &&
+	       orders & 1u << order;
+}
+
+static inline bool load_at_once(struct gmem_view *view, uint64_t gpa, uint32_t width,
+				uint32_t order, uint64_t *ret)
+{
+	const struct gmem_table *table;
+	uint64_t after;
+	int err = -EFAULT;
+	void *hva;
+
+	table = gmem_view_enter(view, &after);
+	if (__builtin_expect(gmem_table_hva(table, gpa, width, &hva), 1))
+		err = load(true, hva, width, atomic_orders[order], ret);
+	gmem_view_leave(view, after);
+	return !err;
+}
+
+static inline bool store_at_once(struct gmem_view *view, uint64_t gpa, uint32_t width,
+				 uint32_t order, uint64_t value)
+{
+	const struct gmem_table *table;
+	uint64_t after;
+	int err = -EFAULT;
+	void *hva;
+
+	table = gmem_view_enter(view, &after);
+	if (__builtin_expect(gmem_table_hva(table, gpa, width, &hva), 1))
+		err = store(true, hva, width, atomic_orders[order], value);
+	gmem_view_leave(view, after);
+	return !err;
+}
+
+static __attribute__((noinline)) int load_checked(struct gmem_view *view, uint64_t gpa,
+						  uint32_t width, uint32_t order, uint64_t *ret)
+{
 	const void *hva;
 	int err;
 
 	if (!ret)
 		return gmem_fail(-EINVAL, "ret is NULL");
-	err = check_number(view, gpa, width, order, orders);
+	err = check_number(view, gpa, width, order, LOAD_ORDERS);
 	if (err)
 		return err;
 
@@ -126,14 +171,13 @@ GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width
 	return err;
 }
 
-GMEM_API int gmem_view_store(struct gmem_view *view, uint64_t gpa, uint32_t width, uint32_t order,
-			     uint64_t value)
+static __attribute__((noinline)) int store_checked(struct gmem_view *view, uint64_t gpa,
+						   uint32_t width, uint32_t order, uint64_t value)
 {
-	const uint32_t orders = 1u << GMEM_RELAXED | 1u << GMEM_RELEASE | 1u << GMEM_SEQ_CST;
 	void *hva;
 	int err;
 
-	err = check_number(view, gpa, width, order, orders);
+	err = check_number(view, gpa, width, order, STORE_ORDERS);
 	if (!err)
 		err = check_fits(value, width);
 	if (err)
@@ -148,6 +192,25 @@ GMEM_API int gmem_view_store(struct gmem_view *view, uint64_t gpa, uint32_t widt
 	}
 	gmem_view_end(view);
 	return err;
+}
+
+GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width, uint32_t order,
+			    uint64_t *ret)
+{
+	if (__builtin_expect(ret && is_plain(view, gpa, width, order, LOAD_ORDERS), 1) &&
+	    __builtin_expect(load_at_once(view, gpa, width, order, ret), 1))
+		return 0;
+	return load_checked(view, gpa, width, order, ret);
+}
+
+GMEM_API int gmem_view_store(struct gmem_view *view, uint64_t gpa, uint32_t width, uint32_t order,
+			     uint64_t value)
+{
+	if (__builtin_expect(is_plain(view, gpa, width, order, STORE_ORDERS), 1) &&
+	    __builtin_expect(width == 8 || value >> (8 * width & 63) == 0, 1) &&
+	    __builtin_expect(store_at_once(view, gpa, width, order, value), 1))
+		return 0;
+	return store_checked(view, gpa, width, order, value);
 }
 
 GMEM_API int gmem_view_compare_exchange(struct gmem_view *view, uint64_t gpa, uint32_t width,

@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A new table copies the array of tops, whose arrays it shares with the old table until
- * something in them changes. So the cost of a change depends on the size of what changed,
- * and hardly on the highest address or on how much memory there is. An array or a
- * granule belongs to the new table if the old table does not point to it from the same
- * place; this comparison decides what to free.
+ * A new table copies the entries of the first level, and shares the arrays that they lead to
+ * with the old table until something in them changes. So the cost of a change depends on the
+ * size of what changed, and hardly on the highest address or on how much memory there is. An
+ * array belongs to the new table if the old table does not point to it from the same place;
+ * this comparison decides what to free.
+ *
+ * An entry that says all by itself is of one region, or of none: neighbours that are one piece
+ * for the host are not joined, so a conversion may rewrite an entry that it finds. Only
+ * arrays in which all entries are the same reason for no memory give way to one entry.
  */
 #include "view/lookup_table.h"
 
@@ -15,139 +19,123 @@
 
 #include "base/bits.h"
 #include "base/macros.h"
+#include "base/range_map.h"
 #include "os/sys.h"
 #include "region/page_states.h"
 #include "region/region.h"
 #include "region/region_memory.h"
 
-#define TOP_SHIFT	39
-#define GIB_SHIFT	30
-#define ENTRY_SHIFT	21
-#define ENTRIES		512
-#define ENTRY_SIZE	(UINT64_C(1) << ENTRY_SHIFT)
-#define ENTRY_MASK	(ENTRY_SIZE - 1)
-
-/* Codes of addresses without memory: even, and below the address of any granule */
+/* Codes of addresses without memory: multiples of 4, below the address of any window */
 #define CODE_HOLE	0
-#define CODE_REMOVED	2
-#define CODE_DEVICE	4
-#define CODE_PRIVATE	6
+#define CODE_REMOVED	4
+#define CODE_DEVICE	8
+#define CODE_PRIVATE	12
 #define LAST_CODE	CODE_PRIVATE
 
 /* Not in an entry: the code of every address once the VM is over */
-#define CODE_OVER	8
+#define CODE_OVER	16
 
-#define ENTRY_WINDOW	2
+/* The flag of an entry that is the address of an array of entries of the next level */
+#define ENTRY_ARRAY	2
 
-/* A slice is as large as the largest page of a host, so most slices have one piece. */
-#define SLICE_SHIFT	16
-#define SLICES		(1 << (ENTRY_SHIFT - SLICE_SHIFT))
+/* What an entry is for, by the bits of an address within it */
+enum level { LEVEL_TOP, LEVEL_GIB, LEVEL_GRANULE, LEVEL_SLICE, LEVEL_PAGE, LEVELS };
 
-/* A page of a host has at least 4 KiB. */
-#define MAX_PIECES	(ENTRY_SIZE >> 12)
+static const uint8_t shifts[LEVELS] = { 39, 30, 21, 16, 12 };
 
-struct piece {
-	uint64_t start;
-	uint64_t code;
-	const struct gmem_window *window;	/* whose bits count; NULL: all is as @code says */
-};
-
-struct granule {
-	uint64_t count;
-	uint16_t first[SLICES];	/* the piece at the beginning of each slice */
-	struct piece pieces[];	/* count of them, and one that has only the end */
-};
+/* The first level has an entry for each GiB below this one; each has to be copied. */
+#define MAX_GIBS	4096
 
 /*
- * Arrays and granules without memory are kept only to tell that there was some, and at most
- * this many in a table. Beyond, what is removed leaves a hole; likewise in a granule that
- * would have more pieces than this.
+ * Arrays without memory are kept only to tell that there was some, and at most this many in a
+ * table. Beyond, what is removed leaves a hole.
  */
-#define MAX_IDLE_GIBS		256
-#define MAX_IDLE_GRANULES	1024
-#define MAX_REMEMBERED_PIECES	64
+static const uint32_t max_idle[LEVELS] = { 256, 256, 1024, 1024, 0 };
 
 struct gmem_full_table {
-	const uint64_t *const *empty_top;	/* holes alone; made with the first table of a VM */
-	uint32_t idle_gibs;
-	uint32_t idle_granules;
+	uint64_t tops;			/* entries for 512 GiB each, behind those of head.count GiBs */
+	uint32_t idle[LEVELS];		/* arrays without memory that entries of this level lead to */
 	struct gmem_table head;
-	const uint64_t *const *tops[];
+	uint64_t entries[];
 };
 
-_Static_assert(offsetof(struct gmem_full_table, tops) ==
+_Static_assert(offsetof(struct gmem_full_table, entries) ==
 	       offsetof(struct gmem_full_table, head) + sizeof(struct gmem_table),
-	       "inline functions find the tops behind the public part");
-
-/* The entries of a GiB without regions; never written, never freed */
-static const uint64_t empty_gib[ENTRIES];
+	       "inline functions find the entries behind the public part");
 
 const struct gmem_table gmem_table_of_nothing = { .count = 0 };
 
-static const struct gmem_full_table *full(const struct gmem_table *table)
+static struct gmem_full_table *full(const struct gmem_table *table)
 {
-	return GMEM_CONTAINER_OF(table, struct gmem_full_table, head);
+	return GMEM_CONTAINER_OF((struct gmem_table *)(uintptr_t)table, struct gmem_full_table, head);
 }
 
-/* Returns NULL beyond the end of the table, which is no table if NULL. */
-static const uint64_t *const *top_of(const struct gmem_table *table, uint64_t top)
+static uint64_t mask_of(enum level level)
 {
-	return table && top < table->count ? full(table)->tops[top] : NULL;
+	return (UINT64_C(1) << shifts[level]) - 1;
 }
 
-static const uint64_t *gib_in(const uint64_t *const *top, uint64_t gib)
+/* The number of entries in an array that an entry of @level leads to */
+static size_t length_of(enum level level)
 {
-	return top ? top[gib] : empty_gib;
+	return (size_t)1 << (shifts[level] - shifts[level + 1]);
 }
 
-static const uint64_t *gib_of(const struct gmem_table *table, uint64_t gpa)
+static uint64_t *array_of(uint64_t entry)
 {
-	return gib_in(top_of(table, gpa >> TOP_SHIFT), gpa >> GIB_SHIFT & (ENTRIES - 1));
-}
-
-/* Pairs with the store in gmem_table_show_states(). */
-static uint64_t entry_of(const struct gmem_table *table, uint64_t gpa)
-{
-	return __atomic_load_n(&gib_of(table, gpa)[gpa >> ENTRY_SHIFT & (ENTRIES - 1)],
-			       __ATOMIC_ACQUIRE);
-}
-
-static bool is_code(uint64_t entry)
-{
-	return entry & 1 || entry <= LAST_CODE;
+	return entry & ENTRY_ARRAY ? (uint64_t *)(uintptr_t)(entry - ENTRY_ARRAY) : NULL;
 }
 
 static const struct gmem_window *window_of(uint64_t entry)
 {
-	return !is_code(entry) && entry & ENTRY_WINDOW
-		       ? (const struct gmem_window *)(uintptr_t)(entry - ENTRY_WINDOW) : NULL;
+	return entry & 3 || entry <= LAST_CODE ? NULL
+					       : (const struct gmem_window *)(uintptr_t)entry;
 }
 
-static struct granule *granule_of(uint64_t entry)
+/* Where the entry for @gpa is in the array that an entry of @level leads to */
+static uint64_t *entry_in(uint64_t *array, enum level level, uint64_t gpa)
 {
-	return is_code(entry) || entry & ENTRY_WINDOW ? NULL : (struct granule *)(uintptr_t)entry;
+	return &array[gpa >> shifts[level + 1] & (length_of(level) - 1)];
+}
+
+/* The @i-th entry of the array that @entry leads to; a hole if it does not. May be read at any time. */
+static uint64_t child_of(uint64_t entry, size_t i)
+{
+	const uint64_t *array = array_of(entry);
+
+	return array ? __atomic_load_n(&array[i], __ATOMIC_RELAXED) : CODE_HOLE;
+}
+
+/* The entry of the first level for @gpa; NULL beyond the end of the table, which is no table if NULL */
+static uint64_t *first_entry(const struct gmem_table *table, uint64_t gpa, enum level *ret_level)
+{
+	struct gmem_full_table *all;
+
+	*ret_level = LEVEL_GIB;
+	if (!table)
+		return NULL;
+	all = full(table);
+	if (gpa >> shifts[LEVEL_GIB] < table->count)
+		return &all->entries[gpa >> shifts[LEVEL_GIB]];
+	*ret_level = LEVEL_TOP;
+	return gpa >> shifts[LEVEL_TOP] < all->tops
+		       ? &all->entries[table->count + (gpa >> shifts[LEVEL_TOP])] : NULL;
 }
 
 /* ---- looking up ---- */
 
-/* The piece of an entry that has @gpa, and where the piece ends */
-static struct piece find_piece(uint64_t entry, uint64_t gpa, uint64_t *ret_last)
+/* The entry that says what is at @gpa, and the last gpa that it says so of */
+static uint64_t find_entry(const struct gmem_table *table, uint64_t gpa, uint64_t *ret_last)
 {
-	const struct gmem_window *window = window_of(entry);
-	const struct granule *granule = granule_of(entry);
-	uint64_t n;
+	enum level level;
+	const uint64_t *first = first_entry(table, gpa, &level);
+	uint64_t entry = first ? *first : CODE_HOLE, *array;
 
-	*ret_last = gpa | ENTRY_MASK;
-	if (!granule)
-		return (struct piece){ .start = gpa & ~ENTRY_MASK, .window = window,
-				       .code = window ? window->code : entry };
-
-	/* In most slices the first piece is the one. */
-	n = granule->first[gpa >> SLICE_SHIFT & (SLICES - 1)];
-	while (granule->pieces[n + 1].start <= gpa)
-		n++;
-	*ret_last = granule->pieces[n + 1].start - 1;
-	return granule->pieces[n];
+	/* Pairs with the store in show_entry(). */
+	for (; (array = array_of(entry)); level++)
+		entry = __atomic_load_n(entry_in(array, level, gpa), __ATOMIC_ACQUIRE);
+	*ret_last = first ? gpa | mask_of(level) : UINT64_MAX;
+	return entry;
 }
 
 static uint64_t bit_of(const struct gmem_window *window, uint64_t gpa)
@@ -170,16 +158,17 @@ static struct gmem_translation translate_bits(const struct gmem_window *window, 
 
 struct gmem_translation gmem_table_translate(const struct gmem_table *table, uint64_t gpa)
 {
-	struct piece piece;
-	uint64_t last;
+	const struct gmem_window *window;
+	uint64_t entry, last;
 
-	if (gpa >> TOP_SHIFT >= table->count)
-		return (struct gmem_translation){ table->count ? CODE_HOLE : CODE_OVER, UINT64_MAX };
+	if (!table->count)
+		return (struct gmem_translation){ CODE_OVER, UINT64_MAX };
 
-	piece = find_piece(entry_of(table, gpa), gpa, &last);
-	if (piece.window && piece.window->bits)
-		return translate_bits(piece.window, gpa, last);
-	return (struct gmem_translation){ piece.code, last };
+	entry = find_entry(table, gpa, &last);
+	window = window_of(entry);
+	if (window && window->bits)
+		return translate_bits(window, gpa, last);
+	return (struct gmem_translation){ window ? window->code : entry, last };
 }
 
 int gmem_translation_error(struct gmem_translation translation)
@@ -258,290 +247,248 @@ void gmem_table_settle(struct gmem_region *region)
 		region->window = !region->window;
 }
 
-/* The entry of 2 MiB from @start that the window's region has whole */
-static uint64_t entry_in(const struct gmem_window *window, uint64_t start)
+/* The entry of @level for addresses from @start on, all of which the window's region has */
+static uint64_t entry_for(const struct gmem_window *window, uint64_t start, enum level level)
 {
-	uint64_t first = bit_of(window, start), end = bit_of(window, start + ENTRY_MASK) + 1;
+	uint64_t first = bit_of(window, start), end = bit_of(window, start + mask_of(level)) + 1;
 	bool has_private = window->bits &&
 			   gmem_bits_find(window->bits, true, first, end) != end;
 
 	/* For the inline functions every odd entry is memory to read and to write. */
-	if (has_private || window->code & GMEM_CODE_READ_ONLY)
-		return (uintptr_t)window | ENTRY_WINDOW;
-	return window->code;
+	return has_private || window->code & GMEM_CODE_READ_ONLY ? (uintptr_t)window : window->code;
+}
+
+/* ---- conversions ---- */
+
+/* What becomes visible of a region's bits */
+struct states {
+	const struct gmem_window *window;
+	bool is_private;	/* all of the range */
+};
+
+static void show_entry(uint64_t *entry, const struct states *states, enum level level, uint64_t gpa)
+{
+	uint64_t now;
+
+	/* What has no memory for readers stays as it is. */
+	if (!(*entry & 1) && !window_of(*entry))
+		return;
+	now = states->is_private ? (uintptr_t)states->window
+				 : entry_for(states->window, gpa & ~mask_of(level), level);
+	if (now != *entry)
+		__atomic_store_n(entry, now, __ATOMIC_SEQ_CST);
+}
+
+/* Shows [@gpa, @last], for which there is an entry of @level that leads to an array. */
+static void show_array(uint64_t *array, const struct states *states, enum level level, uint64_t gpa,
+		       uint64_t last)
+{
+	uint64_t end, *entry;
+
+	for (;; gpa = end + 1) {
+		end = gpa | mask_of(level + 1);
+		end = end < last ? end : last;
+		entry = entry_in(array, level, gpa);
+		if (array_of(*entry))
+			show_array(array_of(*entry), states, level + 1, gpa, end);
+		else
+			show_entry(entry, states, level + 1, gpa);
+		if (end == last)
+			return;
+	}
 }
 
 void gmem_table_show_states(const struct gmem_table *table, const struct gmem_region *region,
 			    uint64_t gpa, uint64_t size, bool is_private)
 {
-	const struct gmem_window *window = &region->windows[region->window];
-	uint64_t last = gpa + size - 1, index, entry, *entries;
+	const struct states states = { &region->windows[region->window], is_private };
+	uint64_t last = gpa + size - 1, end;
+	const uint64_t *first;
+	enum level level;
 
-	for (uint64_t start = gpa & ~ENTRY_MASK; start <= last; start += ENTRY_SIZE) {
-		entries = (uint64_t *)(uintptr_t)gib_of(table, start);
-		index = start >> ENTRY_SHIFT & (ENTRIES - 1);
-		/* Who looks into a granule, or at codes without memory, needs no entry changed. */
-		if (!(entries[index] & 1) && !window_of(entries[index]))
-			continue;
-		entry = is_private ? (uintptr_t)window | ENTRY_WINDOW : entry_in(window, start);
-		if (entry != entries[index])
-			__atomic_store_n(&entries[index], entry, __ATOMIC_SEQ_CST);
-	}
-}
-
-/* ---- building ---- */
-
-/* The pieces of 2 MiB while they are collected */
-struct builder {
-	size_t count;
-	struct piece pieces[MAX_PIECES];
-};
-
-static void add_piece(struct builder *builder, uint64_t start, uint64_t code,
-		      const struct gmem_window *window)
-{
-	struct piece *last = builder->count ? &builder->pieces[builder->count - 1] : NULL;
-
-	if (!last || last->code != code || last->window != window)
-		builder->pieces[builder->count++] = (struct piece){ start, code, window };
-}
-
-/* Makes holes of the parts that were removed. */
-static void forget_removed(struct builder *builder)
-{
-	struct builder all = *builder;
-
-	builder->count = 0;
-	for (size_t i = 0; i < all.count; i++)
-		add_piece(builder, all.pieces[i].start,
-			  all.pieces[i].code == CODE_REMOVED ? CODE_HOLE : all.pieces[i].code,
-			  all.pieces[i].window);
-}
-
-/* Adds [@start, @last] as @entry has it. If @removed, all that is no hole is gone. */
-static void copy_pieces(struct builder *builder, uint64_t entry, uint64_t start, uint64_t last,
-			bool removed)
-{
-	struct piece piece;
-	uint64_t end;
-
-	for (;;) {
-		piece = find_piece(entry, start, &end);
-		if (removed && piece.code != CODE_HOLE)
-			piece = (struct piece){ .code = CODE_REMOVED };
-		add_piece(builder, start, piece.code, piece.window);
-		if (end >= last)
+	for (;; gpa = end + 1) {
+		first = first_entry(table, gpa, &level);
+		end = gpa | mask_of(level);
+		end = end < last ? end : last;
+		/* No entry of this level is a convertible region's, see is_leaf(). */
+		if (first && array_of(*first))
+			show_array(array_of(*first), &states, level, gpa, end);
+		if (end == last)
 			return;
-		start = end + 1;
 	}
 }
 
-static struct granule *make_granule(const struct builder *builder)
+/* ---- arrays of a table that is being built ---- */
+
+/*
+ * Makes @entry lead to an array that the new table alone has, and returns it, or NULL without
+ * memory. The entry was @old in the old table.
+ */
+static uint64_t *own_array(uint64_t *entry, uint64_t old, enum level level, uint64_t start)
 {
-	uint64_t base = builder->pieces[0].start & ~ENTRY_MASK, n = 0;
-	struct granule *granule;
+	size_t length = length_of(level);
+	uint64_t *array = array_of(*entry), *copy;
+	const struct gmem_window *window = window_of(*entry);
 
-	granule = malloc(sizeof(*granule) + (builder->count + 1) * sizeof(granule->pieces[0]));
-	if (!granule)
+	if (array && *entry != old)
+		return array;
+	copy = malloc(length * sizeof(copy[0]));
+	if (!copy)
 		return NULL;
-
-	granule->count = builder->count;
-	memcpy(granule->pieces, builder->pieces, builder->count * sizeof(granule->pieces[0]));
-	granule->pieces[builder->count] = (struct piece){ .start = base + ENTRY_SIZE };
-	for (uint64_t slice = 0; slice < SLICES; slice++) {
-		while (n + 1 < builder->count &&
-		       granule->pieces[n + 1].start <= base + (slice << SLICE_SHIFT))
-			n++;
-		granule->first[slice] = (uint16_t)n;
-	}
-	return granule;
+	for (size_t i = 0; i < length; i++)
+		copy[i] = array ? array[i]
+			: window ? entry_for(window, start + (i << shifts[level + 1]), level + 1)
+			: *entry;
+	*entry = (uintptr_t)copy | ENTRY_ARRAY;
+	return copy;
 }
+
+static bool is_idle(uint64_t entry, enum level level)
+{
+	const uint64_t *array = array_of(entry);
+
+	for (size_t i = 0; array && i < length_of(level); i++)
+		if (array[i] != CODE_HOLE && array[i] != CODE_REMOVED && !is_idle(array[i], level + 1))
+			return false;
+	return array;
+}
+
+/* Frees the arrays that @entry leads to and @kept, at the same place, does not. */
+static void free_arrays(uint64_t entry, uint64_t kept, enum level level)
+{
+	uint64_t *array = array_of(entry);
+
+	if (!array || entry == kept)
+		return;
+	for (size_t i = 0; i < length_of(level); i++)
+		free_arrays(array[i], child_of(kept, i), level + 1);
+	free(array);
+}
+
+/* Counts the idle arrays that @entry leads to as gone. */
+static void uncount_idle(struct gmem_full_table *table, uint64_t entry, enum level level)
+{
+	const uint64_t *array = array_of(entry);
+
+	if (!array)
+		return;
+	table->idle[level] -= is_idle(entry, level);
+	for (size_t i = 0; i < length_of(level); i++)
+		uncount_idle(table, array[i], level + 1);
+}
+
+/* Stores @now in @entry, which was @old in the old table. */
+static void replace(struct gmem_full_table *table, uint64_t *entry, uint64_t old, enum level level,
+		    uint64_t now)
+{
+	uncount_idle(table, *entry, level);
+	free_arrays(*entry, old, level);
+	*entry = now;
+}
+
+/* Tell whether all of an array's entries are the same reason why there is no memory. */
+static bool is_uniform(const uint64_t *array, enum level level)
+{
+	for (size_t i = 1; i < length_of(level); i++)
+		if (array[i] != array[0])
+			return false;
+	return array[0] <= LAST_CODE;
+}
+
+/* Called when @array, to which @entry leads and which the new table alone has, was changed */
+static void settle(struct gmem_full_table *table, uint64_t *entry, uint64_t *array,
+		   enum level level, bool was_idle)
+{
+	bool idle;
+
+	table->idle[level] -= was_idle;
+	if (is_uniform(array, level)) {
+		*entry = array[0];
+		free(array);
+		return;
+	}
+	idle = is_idle(*entry, level);
+	table->idle[level] += idle;
+	if (idle && table->idle[level] > max_idle[level])
+		replace(table, entry, CODE_HOLE, level, CODE_HOLE);
+}
+
+/* ---- entering and removing ---- */
 
 /* What is entered: a region's memory, or that the regions there were removed */
 struct change {
+	struct gmem_full_table *table;
+	const struct gmem_table *old;
 	bool is_shared;		/* all of it: no need to look at each page */
 	uint64_t code;
 	const struct gmem_window *window;
 	bool removes;
 };
 
-static int make_entry(uint64_t before, const struct change *change, uint64_t start, uint64_t last,
-		      uint64_t *ret)
+/* Tell whether one entry of @level, which is @before now, can have the change all by itself. */
+static bool is_leaf(const struct change *change, uint64_t before, enum level level)
 {
-	uint64_t first = start & ~ENTRY_MASK;
-	struct granule *granule;
-	struct builder builder;
-
-	builder.count = 0;
-	if (start > first)
-		copy_pieces(&builder, before, first, start - 1, false);
 	if (change->removes)
-		copy_pieces(&builder, before, start, last, true);
-	else
-		add_piece(&builder, start, change->code, change->window);
-	if (last < (first | ENTRY_MASK))
-		copy_pieces(&builder, before, last + 1, first | ENTRY_MASK, false);
-	if (builder.count > MAX_REMEMBERED_PIECES)
-		forget_removed(&builder);
-
-	if (builder.count == 1 && (!builder.pieces[0].window || last - first == ENTRY_MASK)) {
-		if (!builder.pieces[0].window || change->is_shared)
-			*ret = builder.pieces[0].code;
-		else
-			*ret = entry_in(builder.pieces[0].window, first);
-		return 0;
-	}
-	granule = make_granule(&builder);
-	*ret = (uintptr_t)granule;
-	return granule ? 0 : -ENOMEM;
+		return !array_of(before);
+	return !change->window || level >= LEVEL_GRANULE;
 }
 
-/* Returns an array of 512 words to write to: a copy if @array is the old one or the empty one. */
-static void *own_array(const void *array, const void *old, const void *empty)
+static uint64_t leaf(const struct change *change, uint64_t before, enum level level, uint64_t start)
 {
-	void *copy;
-
-	if (array != old && array != empty)
-		return (void *)(uintptr_t)array;
-	copy = malloc(ENTRIES * sizeof(uint64_t));
-	return copy ? memcpy(copy, array, ENTRIES * sizeof(uint64_t)) : NULL;
+	if (change->removes)
+		return before == CODE_HOLE ? CODE_HOLE : CODE_REMOVED;
+	if (!change->window || change->is_shared)
+		return change->code;
+	return entry_for(change->window, start, level);
 }
 
-/* Returns the entries of the GiB that has @gpa, to write to, or NULL without memory. */
-static uint64_t *own_gib(struct gmem_full_table *table, const struct gmem_table *old, uint64_t gpa)
+/* Changes [@gpa, @last], which is in @entry; @old is what the old table has there. */
+static int change_entry(const struct change *change, uint64_t *entry, uint64_t old, enum level level,
+			uint64_t gpa, uint64_t last)
 {
-	uint64_t top = gpa >> TOP_SHIFT, gib = gpa >> GIB_SHIFT & (ENTRIES - 1), *entries;
-	const uint64_t **gibs = own_array(table->tops[top], top_of(old, top), table->empty_top);
-
-	if (!gibs)
-		return NULL;
-	table->tops[top] = gibs;
-	entries = own_array(gibs[gib], gib_of(old, gpa), empty_gib);
-	if (entries)
-		gibs[gib] = entries;
-	return entries;
-}
-
-/* ---- what is remembered of removed regions ---- */
-
-/* Conversions may rewrite entries of @kept meanwhile, but not to or from granules. */
-static void free_gib(const uint64_t *entries, const uint64_t *kept)
-{
-	uint64_t entry;
-
-	for (size_t i = 0; i < ENTRIES; i++) {
-		entry = entries[i];
-		if (granule_of(entry) && entry != __atomic_load_n(&kept[i], __ATOMIC_RELAXED))
-			free(granule_of(entry));
-	}
-	free((void *)(uintptr_t)entries);
-}
-
-static bool is_idle_granule(uint64_t entry)
-{
-	const struct granule *granule = granule_of(entry);
-
-	for (uint64_t i = 0; granule && i < granule->count; i++)
-		if (granule->pieces[i].code != CODE_HOLE && granule->pieces[i].code != CODE_REMOVED)
-			return false;
-	return granule != NULL;
-}
-
-static bool is_idle(const uint64_t *entries)
-{
-	for (size_t i = 0; i < ENTRIES; i++)
-		if (entries[i] != CODE_HOLE && entries[i] != CODE_REMOVED &&
-		    !is_idle_granule(entries[i]))
-			return false;
-	return true;
-}
-
-/* Stores @entry in place of @before, which only the new table has if @is_own. */
-static void replace_entry(struct gmem_full_table *table, uint64_t *entry, uint64_t now, bool is_own)
-{
-	uint64_t before = *entry;
-
-	table->idle_granules -= is_idle_granule(before);
-	if (is_own)
-		free(granule_of(before));
-	if (is_idle_granule(now) && table->idle_granules == MAX_IDLE_GRANULES) {
-		free(granule_of(now));
-		now = CODE_HOLE;
-	}
-	table->idle_granules += is_idle_granule(now);
-	*entry = now;
-}
-
-/* Makes a hole of the GiB that has @gpa, whose entries only the new table has. */
-static void forget_gib(struct gmem_full_table *table, const struct gmem_table *old, uint64_t gpa)
-{
-	uint64_t top = gpa >> TOP_SHIFT, gib = gpa >> GIB_SHIFT & (ENTRIES - 1);
-	const uint64_t **gibs = (const uint64_t **)(uintptr_t)table->tops[top];
-
-	for (size_t i = 0; i < ENTRIES; i++)
-		table->idle_granules -= is_idle_granule(gibs[gib][i]);
-	free_gib(gibs[gib], gib_of(old, gpa));
-	gibs[gib] = empty_gib;
-
-	for (size_t i = 0; i < ENTRIES; i++)
-		if (gibs[i] != empty_gib)
-			return;
-	free(gibs);
-	table->tops[top] = table->empty_top;
-}
-
-/* Called with the change of the entries of a GiB done */
-static void settle_gib(struct gmem_full_table *table, const struct gmem_table *old, uint64_t gpa,
-		       const uint64_t *entries, bool was_idle)
-{
-	table->idle_gibs -= was_idle;
-	if (!is_idle(entries))
-		return;
-	if (table->idle_gibs < MAX_IDLE_GIBS)
-		table->idle_gibs++;
-	else
-		forget_gib(table, old, gpa);
-}
-
-/* ---- entering and removing ---- */
-
-/* Changes [@start, @last], which is in one GiB. */
-static int change_gib(struct gmem_full_table *table, const struct gmem_table *old,
-		      const struct change *change, uint64_t start, uint64_t last)
-{
-	bool was_idle = gib_of(&table->head, start) != empty_gib && is_idle(gib_of(&table->head, start));
-	uint64_t *entries = own_gib(table, old, start);
-	uint64_t at = start, end, now, *entry;
-	bool is_own;
+	uint64_t start = gpa & ~mask_of(level), end, *array, *child;
+	bool is_whole = gpa == start && last == (start | mask_of(level)), was_idle;
 	int err;
 
-	if (!entries)
+	if (change->removes && (*entry == CODE_HOLE || *entry == CODE_REMOVED))
+		return 0;
+	if (is_whole && is_leaf(change, *entry, level)) {
+		replace(change->table, entry, old, level, leaf(change, *entry, level, start));
+		return 0;
+	}
+
+	was_idle = is_idle(*entry, level);
+	array = own_array(entry, old, level, start);
+	if (!array)
 		return -ENOMEM;
-	do {
-		end = (at | ENTRY_MASK) < last ? at | ENTRY_MASK : last;
-		entry = &entries[at >> ENTRY_SHIFT & (ENTRIES - 1)];
-		err = make_entry(*entry, change, at, end, &now);
+	for (;; gpa = end + 1) {
+		end = gpa | mask_of(level + 1);
+		end = end < last ? end : last;
+		child = entry_in(array, level, gpa);
+		err = change_entry(change, child, child_of(old, (size_t)(child - array)), level + 1, gpa,
+				   end);
 		if (err)
 			return err;
-		is_own = *entry != entry_of(old, at);
-		replace_entry(table, entry, now, is_own);
-		at = end + 1;
-	} while (end < last);
-	settle_gib(table, old, start, entries, was_idle);
+		if (end == last)
+			break;
+	}
+	settle(change->table, entry, array, level, was_idle);
 	return 0;
 }
 
-static int change_range(struct gmem_table *head, const struct gmem_table *old,
-			const struct change *change, uint64_t start, uint64_t size)
+static int change_range(const struct change *change, uint64_t gpa, uint64_t size)
 {
-	struct gmem_full_table *table = GMEM_CONTAINER_OF(head, struct gmem_full_table, head);
-	uint64_t last = start + size - 1, end;
+	uint64_t last = gpa + size - 1, end, *entry, *old;
+	enum level level, old_level;
 	int err;
 
-	for (;; start = end + 1) {
-		end = start | ((UINT64_C(1) << GIB_SHIFT) - 1);
+	for (;; gpa = end + 1) {
+		entry = first_entry(&change->table->head, gpa, &level);
+		old = first_entry(change->old, gpa, &old_level);
+		end = gpa | mask_of(level);
 		end = end < last ? end : last;
-		err = change_gib(table, old, change, start, end);
+		err = change_entry(change, entry, old && old_level == level ? *old : CODE_HOLE, level, gpa,
+				   end);
 		if (err || end == last)
 			return err;
 	}
@@ -553,12 +500,14 @@ int gmem_table_enter_part(struct gmem_table *table, const struct gmem_table *old
 {
 	uint64_t code = code_at(region, gpa, hva);
 	const struct change change = {
+		.table = full(table),
+		.old = old,
 		.code = code,
 		.window = make_window(region, gpa, code),
 		.is_shared = !region->read_only && !gmem_states_total(&region->states, GMEM_PAGE_PRIVATE),
 	};
 
-	return change_range(table, old, &change, gpa + offset, size);
+	return change_range(&change, gpa + offset, size);
 }
 
 int gmem_table_enter(struct gmem_table *table, const struct gmem_table *old,
@@ -570,68 +519,95 @@ int gmem_table_enter(struct gmem_table *table, const struct gmem_table *old,
 int gmem_table_remove(struct gmem_table *table, const struct gmem_table *old, uint64_t gpa,
 		      uint64_t size)
 {
-	const struct change change = { .removes = true };
+	const struct change change = { .table = full(table), .old = old, .removes = true };
 
-	return change_range(table, old, &change, gpa, size);
+	return change_range(&change, gpa, size);
 }
 
-static const uint64_t *const *new_empty_top(void)
-{
-	const uint64_t **gibs = malloc(ENTRIES * sizeof(gibs[0]));
+/* ---- making and freeing ---- */
 
-	for (size_t i = 0; gibs && i < ENTRIES; i++)
-		gibs[i] = empty_gib;
-	return gibs;
+void gmem_table_reach_to(struct gmem_table_reach *reach, uint64_t gpa, uint64_t size)
+{
+	uint64_t last = gpa + size - 1, gibs = (last >> shifts[LEVEL_GIB]) + 1;
+	uint64_t tops = (last >> shifts[LEVEL_TOP]) + 1;
+
+	if (gibs > MAX_GIBS) {
+		gibs = gpa >> shifts[LEVEL_GIB] < MAX_GIBS ? MAX_GIBS : 0;
+		reach->tops = tops > reach->tops ? tops : reach->tops;
+	}
+	reach->gibs = gibs > reach->gibs ? gibs : reach->gibs;
 }
 
-int gmem_table_new(const struct gmem_table *old, uint64_t last, struct gmem_table **ret)
+/* The highest range that starts below @end */
+static void reach_below(struct gmem_table_reach *reach, const struct gmem_range *range, uint64_t end)
 {
-	uint64_t count = (last >> TOP_SHIFT) + 1;
-	struct gmem_full_table *table;
+	const struct gmem_range *highest = NULL;
+
+	while (range) {
+		if (range->start < end)
+			highest = range;
+		range = range->start < end ? range->right : range->left;
+	}
+	if (highest)
+		gmem_table_reach_to(reach, highest->start, highest->size);
+}
+
+struct gmem_table_reach gmem_table_reach_over(const struct gmem_range_map *regions)
+{
+	struct gmem_table_reach reach = { 0 };
+
+	reach_below(&reach, regions->root, (uint64_t)MAX_GIBS << shifts[LEVEL_GIB]);
+	reach_below(&reach, regions->root, UINT64_MAX);
+	return reach;
+}
+
+int gmem_table_new(const struct gmem_table *old, struct gmem_table_reach reach,
+		   struct gmem_table **ret)
+{
+	struct gmem_full_table *table, *before = old ? full(old) : NULL;
 
 	/* Never fewer than before: entries remember that a region was removed. */
-	if (old && old->count > count)
-		count = old->count;
-	table = malloc(sizeof(*table) + count * sizeof(table->tops[0]));
+	if (old && old->count > reach.gibs)
+		reach.gibs = old->count;
+	if (old && before->tops > reach.tops)
+		reach.tops = before->tops;
+	if (!reach.gibs)
+		reach.gibs = 1;
+	table = calloc(1, sizeof(*table) + (reach.gibs + reach.tops) * sizeof(table->entries[0]));
 	if (!table)
 		return -ENOMEM;
-	table->empty_top = old ? full(old)->empty_top : new_empty_top();
-	if (!table->empty_top) {
-		free(table);
-		return -ENOMEM;
-	}
 
-	table->head.count = count;
-	table->idle_gibs = old ? full(old)->idle_gibs : 0;
-	table->idle_granules = old ? full(old)->idle_granules : 0;
-	for (uint64_t i = 0; i < count; i++)
-		table->tops[i] = old && i < old->count ? full(old)->tops[i] : table->empty_top;
+	table->head.count = reach.gibs;
+	table->tops = reach.tops;
+	if (old) {
+		memcpy(table->idle, before->idle, sizeof(table->idle));
+		memcpy(table->entries, before->entries, old->count * sizeof(table->entries[0]));
+		memcpy(table->entries + reach.gibs, before->entries + old->count,
+		       before->tops * sizeof(table->entries[0]));
+	}
 	*ret = &table->head;
 	return 0;
 }
 
-/* ---- freeing ---- */
-
-static void free_top(const uint64_t *const *gibs, const uint64_t *const *kept)
+/* Frees what @count entries of the first level lead to and the first @kept_count of @kept do not. */
+static void free_level(const uint64_t *entries, uint64_t count, const uint64_t *kept,
+		       uint64_t kept_count, enum level level)
 {
-	for (size_t i = 0; i < ENTRIES; i++)
-		if (gibs[i] != empty_gib && gibs[i] != gib_in(kept, i))
-			free_gib(gibs[i], gib_in(kept, i));
-	free((void *)(uintptr_t)gibs);
+	for (uint64_t i = 0; i < count; i++)
+		free_arrays(entries[i], i < kept_count ? kept[i] : CODE_HOLE, level);
 }
 
-void gmem_table_free(const struct gmem_table *head, const struct gmem_table *kept)
+void gmem_table_free(const struct gmem_table *head, const struct gmem_table *kept_head)
 {
-	const struct gmem_full_table *table;
+	static const struct gmem_full_table nothing;
+	const struct gmem_full_table *table, *kept = kept_head ? full(kept_head) : &nothing;
 
 	if (!head || head == &gmem_table_of_nothing)
 		return;
 
 	table = full(head);
-	for (uint64_t i = 0; i < head->count; i++)
-		if (table->tops[i] != table->empty_top && table->tops[i] != top_of(kept, i))
-			free_top(table->tops[i], top_of(kept, i));
-	if (!kept)
-		free((void *)(uintptr_t)table->empty_top);
+	free_level(table->entries, head->count, kept->entries, kept->head.count, LEVEL_GIB);
+	free_level(table->entries + head->count, table->tops, kept->entries + kept->head.count,
+		   kept->tops, LEVEL_TOP);
 	free((void *)(uintptr_t)table);
 }

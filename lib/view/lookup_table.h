@@ -8,52 +8,64 @@
  * look at the bits of the region (region/page_states.h), and the conversion rewrites, in
  * place, entries that say whether there is need to.
  *
- * There are three levels. Each 512 GiB of guest addresses have an array of 512 pointers,
- * one per GiB, each GiB has an array of 512 entries, one per 2 MiB. An entry is
+ * A table has an entry for each GiB of guest addresses. An entry says all by itself what is
+ * there, or leads to an array of entries for smaller parts:
  *
- *   - a code, if the code describes all 2 MiB. The code of memory is odd, hva - gpa + 1, so
- *     all addresses of contiguous memory have the same code. Small even codes say why
- *     there is no memory.
- *   - the address of a window and the bit ENTRY_WINDOW, if one region has all 2 MiB and they
- *     are not all shared memory to read and to write. The window, which is in the
- *     region, has the code of its memory and says where the bits of its pages are.
- *   - the address of a granule, which has the pieces of these 2 MiB in order, if more than
- *     one region or a region and a hole share them. A piece has a code and perhaps a window.
+ *   level     an entry is for  it leads to an array of
+ *   GiB       1 GiB            512 entries for 2 MiB
+ *   granule   2 MiB            32 entries for 64 KiB
+ *   slice     64 KiB           16 entries for 4 KiB
+ *   page      4 KiB
  *
- * Windows and granules are aligned, and lie above every even code, so the cases exclude
- * each other.
+ * The largest page of a host has 64 KiB and the smallest 4 KiB, so most entries of slices lead
+ * nowhere, and entries of pages never. An entry is
  *
- * A granule has an index of 32 slices of 64 KiB, which is as large as the largest page
- * of a host: first[s] is the piece at the beginning of slice s. Piece n begins at
- * pieces[n].start and ends before pieces[n + 1].start.
+ *   - a code. The code of memory is odd, hva - gpa + 1, so all addresses of contiguous memory
+ *     have the same code. Multiples of 4, which are small, say why there is no memory.
+ *   - the address of a window, if one region has all of it and it is not all shared memory
+ *     to read and to write. The window, which is in the region, has the code of its memory
+ *     and says where the bits of its pages are. A GiB's entry is never of a region that has a
+ *     window: a conversion rewrites entries of the levels below, which are in arrays.
+ *   - the address of an array, and the bit 2.
+ *
+ * Windows and arrays are aligned, and lie above every code of no memory, so the cases
+ * exclude each other.
  *
  * For example, a region that can be converted has 6 MiB from gpa 0 at hva 0x7f0000000000, and
- * 64 KiB of them are private; another region has 64 KiB behind it:
+ * 64 KiB of them are private; another region has 64 KiB behind it, and a third one, which
+ * cannot be converted, has 2 GiB from 1 GiB on:
  *
  *   table
- *   count 1
- *   tops[0] ---> GiBs of the first 512 GiB
- *                [0] ---> entries of GiB 0
- *                         [0]   0x7f0000000001, all shared
- *                         [1]   window of the region ---> gpa 0, code 0x7f0000000001, bits
- *                         [2]   0x7f0000000001
- *                         [3]   granule ---> first  [0] [1] [2] ... [31]
- *                         [4]   0, a hole            0   1   1  ...  1
- *                         ...
- *                         [511] 0, a hole    n  pieces[n].start  code
- *                [1] ---> 512 holes          0  0x600000         0x7e0000000001
- *                ...                         1  0x610000         0, a hole
- *                                            2  0x800000         the end
+ *   count 3
+ *   [0] array ---> [0]   0x7f0000000001, all shared
+ *                  [1]   window of the region ---> gpa 0, code 0x7f0000000001, bits
+ *                  [2]   0x7f0000000001
+ *                  [3]   array ---> [0]   0x7e0000000001
+ *                                   [1]   0, a hole
+ *                                   ...
+ *                                   [31]  0, a hole
+ *                  [4]   0, a hole
+ *                  ...
+ *                  [511] 0, a hole
+ *   [1] 0x7d0000000001
+ *   [2] 0x7d0000000001
  *
- *   gpa 0x2345      entry 0 is odd: the hva is 0x2345 + 0x7f0000000001 - 1
- *   gpa 0x23abcd    entry 1 is a window: the bit of page 0x23a says whether it is private
- *   gpa 0x60abcd    entry 3 is a granule; slice 0 begins in piece 0, which has gpa
- *   gpa 2^39        is not below count * 2^39: there is a hole
+ *   gpa 0x2345      the entry of the granule is odd: the hva is 0x2345 + 0x7f0000000001 - 1
+ *   gpa 0x23abcd    the entry is a window: the bit of page 0x23a says whether it is private
+ *   gpa 0x60abcd    the entry leads to an array, where that of slice 0 is odd
+ *   gpa 0x40abcdef  the entry of the GiB is odd
+ *   gpa 0xc0000000  is not below count GiB: there is a hole
+ *
+ * Beyond 4 TiB a table has an entry for each 512 GiB, which leads to 512 entries for 1 GiB. The
+ * inline functions leave these addresses to gmem_table_translate(). No processor has more than
+ * 52 bits of guest address, so there are 8192 of these entries at most.
  *
  * That a region was removed is remembered within a bound: a table has a limited number of
- * arrays and granules that hold no memory. Beyond it there are holes.
+ * arrays that hold no memory. Beyond it there are holes.
  *
- * No processor has more than 52 bits of guest address, so there are 8192 tops at most.
+ * The memory of a table: 8 bytes for each GiB that large regions have, 4 KiB more if they can be
+ * converted or are smaller, 256 bytes for each 2 MiB with regions of less, 128 bytes for each
+ * 64 KiB with regions of less.
  */
 #ifndef GMEM_LOOKUP_TABLE_H
 #define GMEM_LOOKUP_TABLE_H
@@ -63,6 +75,7 @@
 
 #include "gmem.h"
 
+struct gmem_range_map;
 struct gmem_region;
 
 /* The piece that has a guest address, from this address on */
@@ -94,18 +107,40 @@ int gmem_translation_error(struct gmem_translation translation);
 static inline bool gmem_table_hva(const struct gmem_table *table, uint64_t gpa, uint64_t size,
 				  void **ret)
 {
-	const uint64_t *const *const *tops = (const uint64_t *const *const *)(table + 1);
-	const uint64_t within = gpa & 0x1fffff;
+	const uint64_t *entries = (const uint64_t *)(table + 1);
 	uint64_t entry;
 
-	if (gpa >> 39 >= table->count || size - 1 > 0x1fffff - within)
+	if (__builtin_expect(gpa >> 30 >= table->count, 0))
 		return false;
 
-	/* Pairs with the store of a conversion to shared. */
-	entry = __atomic_load_n(&tops[gpa >> 39][gpa >> 30 & 511][gpa >> 21 & 511],
-				__ATOMIC_ACQUIRE);
+	/* Each level compares with its own size, and jumps only where the next one is needed. */
+	entry = entries[gpa >> 30];
+	if (entry & 1) {
+		if (__builtin_expect(size - 1 > (~gpa & 0x3fffffff), 0))
+			return false;
+		goto found;
+	}
+	if (__builtin_expect(!(entry & 2), 0))
+		return false;
+
+	/* This load and the next one pair with the stores of a conversion to shared. */
+	entries = (const uint64_t *)(uintptr_t)(entry - 2);
+	entry = __atomic_load_n(&entries[gpa >> 21 & 511], __ATOMIC_ACQUIRE);
+	if (__builtin_expect(entry & 1, 1)) {
+		if (__builtin_expect(size - 1 > (~gpa & 0x1fffff), 0))
+			return false;
+		goto found;
+	}
+	if (!(entry & 2))
+		return false;
+
+	entries = (const uint64_t *)(uintptr_t)(entry - 2);
+	entry = __atomic_load_n(&entries[gpa >> 16 & 31], __ATOMIC_ACQUIRE);
+	if (!(entry & 1) || __builtin_expect(size - 1 > (~gpa & 0xffff), 0))
+		return false;
+found:
 	*ret = (void *)(uintptr_t)(gpa + entry - 1);
-	return entry & 1;
+	return true;
 }
 
 /*
@@ -115,8 +150,19 @@ static inline bool gmem_table_hva(const struct gmem_table *table, uint64_t gpa, 
  * the old one is as before.
  */
 
-/* Makes a table that shares everything with @old (or NULL), with space up to @last. */
-int gmem_table_new(const struct gmem_table *old, uint64_t last, struct gmem_table **ret);
+/* How far a table reaches: its entries for a GiB, and its entries for 512 GiB */
+struct gmem_table_reach {
+	uint64_t gibs;
+	uint64_t tops;
+};
+
+/* Has @reach go at least as far as the end of the range. */
+void gmem_table_reach_to(struct gmem_table_reach *reach, uint64_t gpa, uint64_t size);
+/* Returns how far a table of @regions, by gpa, has to reach. */
+struct gmem_table_reach gmem_table_reach_over(const struct gmem_range_map *regions);
+/* Makes a table that shares everything with @old (or NULL), and reaches at least so far. */
+int gmem_table_new(const struct gmem_table *old, struct gmem_table_reach reach,
+		   struct gmem_table **ret);
 /*
  * Enters @region, as if it were at @gpa with its memory at @hva, in the new @table, which
  * readers cannot see yet.

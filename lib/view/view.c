@@ -3,41 +3,51 @@
  * Why the wait misses no reader. These are the accesses, in program order:
  *
  *   reader                                   writer
- *   R1  store epoch, odd   (view_begin)      W1  store vm->table   (gmem_vm_publish)
- *   R2  load vm->table     (view_begin)      W2  membarrier        (gmem_vm_wait_for_views)
- *       use the table and the memory         W3  load epoch        (find_busy)
- *   R3  store epoch, even  (view_end)        W4  load epoch again  (wait_for)
+ *   R0  load newest.period  (view_begin)     W1  store newest.table   (gmem_vm_publish)
+ *   R1  store view.period   (view_begin)     W2  store newest.period  (begin_period)
+ *   R2  load newest.table   (view_begin)     W3  membarrier           (gmem_vm_wait_for_views)
+ *       use the table and the memory         W4  load view.period     (find_busy)
+ *   R3  store view.period 0 (view_end)       W5  load it again        (wait_for)
  *                                                free the old table, unmap memory
+ *
+ * Each wait begins a period. A view that is in use has the period that it began in, so the
+ * writer need not wait for those of its own period and of later ones. Readers only store what
+ * they loaded: to count, they would have to wait for their last store, each time.
  *
  * 1. The table is complete. R2 acquires what W1 releases: a reader that loads the new
  *    table sees its contents.
  *
- * 2. A reader with an old table is waited for: either R2 loads the new table, or W3 sees
- *    that the epoch is odd. On both sides a store must be visible before a load, which
- *    takes a full barrier each. Readers have none of their own, only a compiler barrier
- *    between R1 and R2. W2 has each thread of the process execute a full barrier somewhere
- *    between W1 and W3; for a thread that does not run, switching it out was one. If a
- *    reader executes it before R2, then R2 comes after W1, and loads the new table. If it
- *    does so after R1, then R1 comes before W3, which sees it.
+ * 2. A reader with an old table is waited for: either R2 loads the new table, or W4 sees
+ *    an older period, which is not 0. On both sides a store must be visible before a load,
+ *    which takes a full barrier each. Readers have none of their own, only a compiler
+ *    barrier between R1 and R2. W3 has each thread of the process execute a full barrier
+ *    somewhere between W2 and W4; for a thread that does not run, switching it out was one.
+ *    If a reader executes it before R2, then R2 comes after W1, and loads the new table. If
+ *    it does so after R1, then R1 comes before W4, which sees it.
  *
- * 3. The wait ends after the last use. W3 and W4 acquire what R3 releases, so the reader's
- *    accesses to the table and to the memory are over before the writer frees them.
+ * 3. A reader of the writer's period or of a later one has the new table: its R0 acquired
+ *    what W2 released, so W1 happened before its R2.
  *
- * 4. A change of the epoch is enough, even if the reader has begun once more before W4.
- *    W3 saw the epoch before that R1, so the barrier of W2 came before that R1, too, and
- *    its R2 loads the new table.
+ * 4. The wait ends after the last use. W4 and W5 acquire what R3 releases, or see the R1
+ *    after it, which is in the release sequence of R3. So the reader's accesses to the table
+ *    and to the memory are over before the writer frees them.
+ *
+ * 5. A change of the period is enough, even if the reader has begun once more before W5.
+ *    W4 saw the period before that R1, so the barrier of W3 came before that R1, too, and
+ *    its R2 loads the new table. A reader that executed the barrier between R0 and R1 has an
+ *    older period and the new table: it is waited for though it need not be, once.
  *
  * A conversion to private is the same with other stores in place of W1: it sets the bits of
  * its pages and the entries that lead to them (gmem_vm_show_states). A reader that loads
- * an entry or a bit does so after its R2; so either it sees the new ones, or W3 sees that its
- * epoch is odd. Within one begin and end a page may thus turn private, but a host address
+ * an entry or a bit does so after its R2; so either it sees the new ones, or W4 sees its
+ * older period. Within one begin and end a page may thus turn private, but a host address
  * that was returned before stays good until the end. A conversion to shared stores with
  * release order after the kernel agreed, readers load with acquire order, and nothing is
  * waited for: nothing is freed.
  *
- * If membarrier(2) is forbidden, view->fence is set: then R1, R2, W1 and W3 are all
- * sequentially consistent, and their single order replaces the barriers in 2 and 4. A
- * conversion then stores vm->table once more, unchanged: a reader that W3 does not see comes
+ * If membarrier(2) is forbidden, periods are odd: then R1, R2, W1 and W4 are all
+ * sequentially consistent, and their single order replaces the barriers in 2 and 5. A
+ * conversion then stores the table once more, unchanged: a reader that W4 does not see comes
  * after that in the single order, and its R2 acquires the bits and entries with the pointer.
  */
 #include "view/view.h"
@@ -52,7 +62,6 @@
 
 #include "base/error.h"
 #include "base/lock.h"
-#include "base/range_map.h"
 #include "nofault/nofault.h"
 #include "os/process.h"
 #include "os/sys.h"
@@ -61,7 +70,11 @@
 
 #define CACHE_LINE 64
 
-/* Loads of an odd epoch that only yield the processor; later ones sleep in between. */
+/* Periods are counted in steps of 2: the lowest bit tells readers that they need a fence. */
+#define PERIOD 2
+#define PERIOD_FENCE 1
+
+/* Loads of a busy view's period that only yield the processor; later ones sleep in between. */
 #define LOADS_AWAKE 100
 #define SLEEP_MICROSECONDS 50
 
@@ -95,16 +108,14 @@ static int enter_all(struct gmem_vm *vm, struct gmem_table *table)
 
 static int start_table(struct gmem_vm *vm)
 {
-	const struct gmem_range *highest = vm->regions.root;
 	struct gmem_table *table;
+	bool has_membarrier;
 	int err;
 
-	if (vm->table)
+	if (gmem_vm_table(vm))
 		return 0;
 
-	while (highest && highest->right)
-		highest = highest->right;
-	err = gmem_table_new(NULL, highest ? gmem_range_last(highest) : 0, &table);
+	err = gmem_table_new(NULL, gmem_table_reach_over(&vm->regions), &table);
 	if (err)
 		return err;
 
@@ -116,7 +127,8 @@ static int start_table(struct gmem_vm *vm)
 		return err;
 	}
 
-	vm->fence = gmem_sys_membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) != 0;
+	has_membarrier = gmem_sys_membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) == 0;
+	vm->newest.period = PERIOD + (has_membarrier ? 0 : PERIOD_FENCE);
 	gmem_process_begin(&vm->process);
 	gmem_vm_publish(vm, table);
 	return 0;
@@ -143,7 +155,7 @@ GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 	if (!vm || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
 
-	/* Each reader has cache lines of its own, so that their epochs do not compete. */
+	/* Each reader has cache lines of its own, so that their stores do not compete. */
 	reader = aligned_alloc(CACHE_LINE, (sizeof(*reader) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
 	if (!reader)
 		return gmem_fail(-ENOMEM, "no memory for a view");
@@ -156,7 +168,7 @@ GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 
 	gmem_lock_take(&vm->views_lock);
 	*reader = (struct gmem_reader){
-		.view = { .current = &vm->table, .fence = vm->fence },
+		.view = { .newest = &vm->newest },
 		.vm = gmem_vm_ref(vm),
 		.next = vm->views,
 		.number = ++vm->views_made,
@@ -278,7 +290,7 @@ static void free_ended_views(void)
 	struct gmem_reader **link = &own_views, *reader;
 
 	while ((reader = *link)) {
-		if (__atomic_load_n(&reader->vm->is_over, __ATOMIC_ACQUIRE) && !reader->view.depth) {
+		if (__atomic_load_n(&reader->vm->is_over, __ATOMIC_ACQUIRE) && !reader->view.period) {
 			*link = reader->next_own;
 			gmem_view_free(&reader->view);
 		} else {
@@ -338,14 +350,31 @@ void gmem_vm_publish(struct gmem_vm *vm, const struct gmem_table *table)
 {
 	/* W1, releases the contents of the table to R2. */
 	if (table)
-		__atomic_store_n(&vm->table, table, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&vm->newest.table, table, __ATOMIC_SEQ_CST);
 }
 
 void gmem_vm_drop_table(struct gmem_vm *vm)
 {
-	gmem_table_free(vm->table, NULL);
+	gmem_table_free(gmem_vm_table(vm), NULL);
 	gmem_table_free(vm->next_table, NULL);
 	gmem_process_end(&vm->process);
+}
+
+static bool needs_fence(const struct gmem_vm *vm)
+{
+	return __atomic_load_n(&vm->newest.period, __ATOMIC_RELAXED) & PERIOD_FENCE;
+}
+
+/*
+ * Returns the period that begins. W2, releases what was stored before, such as W1, to the R0
+ * of readers that begin in it. With views_lock.
+ */
+static uint64_t begin_period(struct gmem_vm *vm)
+{
+	uint64_t period = vm->newest.period + PERIOD;
+
+	__atomic_store_n(&vm->newest.period, period, __ATOMIC_RELEASE);
+	return period;
 }
 
 /*
@@ -353,24 +382,21 @@ void gmem_vm_drop_table(struct gmem_vm *vm)
  * installed since. From now on readers use sequentially consistent accesses. A reader may
  * have decided against them, and be about to execute R1 and R2 with only a compiler barrier
  * in between. Nothing can order these two, but after a pause either its R1 is visible to
- * W3, or its R2 comes after W1.
+ * W4, or its R2 comes after W1.
  */
 static void do_without_membarrier(struct gmem_vm *vm)
 {
-	struct gmem_reader *reader;
-
-	__atomic_store_n(&vm->fence, true, __ATOMIC_RELAXED);
-	for (reader = vm->views; reader; reader = reader->next)
-		__atomic_store_n(&reader->view.fence, 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&vm->newest.period, vm->newest.period | PERIOD_FENCE, __ATOMIC_RELEASE);
 	gmem_sys_pause(SETTLE_MICROSECONDS);
 }
 
 /*
- * The first reader from @number downwards that uses what it began with before the barrier.
- * W3, ordered after W1 against R1 and R2; acquires R3 if the epoch is even. In a child of
+ * The first reader from @number downwards that uses what it began with before @period.
+ * W4, ordered after W1 against R1 and R2; acquires R3 if the reader is not busy. In a child of
  * fork(), readers of the parent are as they were then, for ever, and use nothing.
  */
-static struct gmem_reader *find_busy(struct gmem_vm *vm, uint64_t number, uint64_t *ret_epoch)
+static struct gmem_reader *find_busy(struct gmem_vm *vm, uint64_t number, uint64_t period,
+				     uint64_t *ret_period)
 {
 	uint32_t process = gmem_process_number(&vm->process);
 	struct gmem_reader *reader;
@@ -378,19 +404,19 @@ static struct gmem_reader *find_busy(struct gmem_vm *vm, uint64_t number, uint64
 	for (reader = vm->views; reader; reader = reader->next) {
 		if (reader->number > number || reader->process != process)
 			continue;
-		*ret_epoch = __atomic_load_n(&reader->view.epoch, __ATOMIC_SEQ_CST);
-		if (*ret_epoch % 2)
+		*ret_period = __atomic_load_n(&reader->view.period, __ATOMIC_SEQ_CST);
+		if (*ret_period && *ret_period < period)
 			break;
 	}
 	return reader;
 }
 
 /*
- * Wait, without the lock meanwhile, until reader @number is gone or its epoch is not @epoch
- * any more. W4, acquires R3, or the R1 after it, which is in the release sequence of R3.
+ * Wait, without the lock meanwhile, until reader @number is gone or its period is not @period
+ * any more. W5, acquires R3, or the R1 after it, which is in the release sequence of R3.
  * Returns false at the time @end.
  */
-static bool wait_for(struct gmem_vm *vm, uint64_t number, uint64_t epoch, uint64_t end)
+static bool wait_for(struct gmem_vm *vm, uint64_t number, uint64_t period, uint64_t end)
 {
 	unsigned int loads = 0;
 	uint64_t now;
@@ -402,8 +428,8 @@ static bool wait_for(struct gmem_vm *vm, uint64_t number, uint64_t epoch, uint64
 			reader = reader->next;
 		if (!reader || reader->number < number)
 			return true;
-		now = __atomic_load_n(&reader->view.epoch, __ATOMIC_ACQUIRE);
-		if (now != epoch)
+		now = __atomic_load_n(&reader->view.period, __ATOMIC_ACQUIRE);
+		if (now != period)
 			return true;
 		if (end != UINT64_MAX && gmem_sys_now() >= end)
 			return false;
@@ -414,22 +440,22 @@ static bool wait_for(struct gmem_vm *vm, uint64_t number, uint64_t epoch, uint64
 	}
 }
 
-/* Wait for those that are busy already. With views_lock; most conversions find none. */
-static bool wait_for_busy(struct gmem_vm *vm, struct gmem_wait_budget *budget)
+/* Wait for those that are busy since before @period. With views_lock; most find none. */
+static bool wait_for_busy(struct gmem_vm *vm, uint64_t period, struct gmem_wait_budget *budget)
 {
 	const struct gmem_reader *reader;
-	uint64_t number = UINT64_MAX, epoch, start, end;
+	uint64_t number = UINT64_MAX, since, start, end;
 	bool is_over = true;
 
-	reader = find_busy(vm, number, &epoch);
+	reader = find_busy(vm, number, period, &since);
 	if (!reader)
 		return true;
 
 	start = gmem_sys_now();
 	end = gmem_wait_end(budget, start);
-	for (; reader && is_over; reader = find_busy(vm, number, &epoch)) {
+	for (; reader && is_over; reader = find_busy(vm, number, period, &since)) {
 		number = reader->number;
-		is_over = wait_for(vm, number, epoch, end);
+		is_over = wait_for(vm, number, since, end);
 		number--;
 	}
 	gmem_wait_spend(budget, start, GMEM_WAIT_VIEWS);
@@ -439,14 +465,17 @@ static bool wait_for_busy(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 int gmem_vm_wait_for_views(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 {
 	bool is_over = true;
+	uint64_t period;
 
 	/* The lock orders a view made meanwhile: it is in the list, or its R2 comes after W1. */
 	gmem_lock_take(&vm->views_lock);
 	if (vm->views) {
-		/* W2 */
-		if (!vm->fence && gmem_sys_membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0)
+		period = begin_period(vm);
+		/* W3 */
+		if (!needs_fence(vm) &&
+		    gmem_sys_membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0)
 			do_without_membarrier(vm);
-		is_over = wait_for_busy(vm, budget);
+		is_over = wait_for_busy(vm, period, budget);
 	}
 	gmem_lock_drop(&vm->views_lock);
 	return is_over ? 0 : gmem_fail(-EBUSY, "a view was to be waited for %" PRIu32 " ms, and is still "
@@ -458,11 +487,11 @@ static unsigned int have_busy_keep_memory(struct gmem_vm *vm)
 {
 	struct gmem_reader *reader;
 	unsigned int count = 0;
-	uint64_t epoch;
+	uint64_t since;
 
 	gmem_lock_take(&vm->views_lock);
-	reader = find_busy(vm, UINT64_MAX, &epoch);
-	for (; reader; reader = find_busy(vm, reader->number - 1, &epoch)) {
+	reader = find_busy(vm, UINT64_MAX, vm->newest.period, &since);
+	for (; reader; reader = find_busy(vm, reader->number - 1, vm->newest.period, &since)) {
 		reader->keeps_memory = true;
 		gmem_vm_keep_memory(vm);
 		count++;
@@ -480,7 +509,7 @@ void gmem_vm_end_views(struct gmem_vm *vm)
 	__atomic_store_n(&vm->is_over, true, __ATOMIC_RELEASE);
 	free_own_view(vm);
 	gmem_lock_take(&vm->change_lock);
-	old = vm->table;
+	old = gmem_vm_table(vm);
 	if (old)
 		gmem_vm_publish(vm, &gmem_table_of_nothing);
 	gmem_lock_drop(&vm->change_lock);
@@ -502,14 +531,17 @@ void gmem_vm_end_views(struct gmem_vm *vm)
 static void show_part(struct gmem_vm *vm, const struct gmem_region *region, uint64_t gpa,
 		      uint64_t size, bool is_private)
 {
+	const struct gmem_table *table;
+
 	gmem_lock_take(&vm->change_lock);
-	if (vm->table)
-		gmem_table_show_states(vm->table, region, gpa, size, is_private);
+	table = gmem_vm_table(vm);
+	if (table)
+		gmem_table_show_states(table, region, gpa, size, is_private);
 	if (vm->next_table)
 		gmem_table_show_states(vm->next_table, region, gpa, size, is_private);
-	/* Readers with a fence are ordered by what they load from vm->table, see above. */
-	if (__atomic_load_n(&vm->fence, __ATOMIC_RELAXED))
-		gmem_vm_publish(vm, vm->table);
+	/* Readers with a fence are ordered by the table that they load, see above. */
+	if (needs_fence(vm))
+		gmem_vm_publish(vm, table);
 	gmem_lock_drop(&vm->change_lock);
 }
 
@@ -534,7 +566,7 @@ static int fail_no_memory(struct gmem_translation piece, uint64_t gpa)
 		"the VM's handle was freed, or the import: nothing can be had at gpa ",
 	};
 
-	return gmem_fail_at(gmem_translation_error(piece), what[piece.code / 2], gpa, "");
+	return gmem_fail_at(gmem_translation_error(piece), what[piece.code / 4], gpa, "");
 }
 
 int gmem_view_contiguous(const struct gmem_view *view, uint64_t gpa, uint64_t size,

@@ -7,8 +7,9 @@
  * and waits until no reader uses an older one. Only then it frees the old table, and unmaps
  * or discards memory that only the old table has. Readers take no lock and never wait.
  *
- * Each reader has an epoch, which begin and end increment: it is odd in between. The
- * writer waits until each epoch that was odd has changed. view.c argues why this is enough.
+ * The VM has a period, which grows with each wait. A reader stores it at the beginning, and 0
+ * at the end. The writer waits for each reader that has an older period than its own. view.c
+ * argues why this is enough.
  *
  * Not supported: a change of the layout by a thread between begin and end, which would
  * wait for itself.
@@ -28,13 +29,13 @@
 
 struct gmem_reader {
 	struct gmem_view view;
+	bool fast;	/* accesses use the fast engine of nofault.h */
+	bool keeps_memory;	/* of a VM that is over: it was waited for in vain */
+	uint32_t process;	/* that made it, of vm->process: no other has its thread */
 	struct gmem_vm *vm;
 	struct gmem_reader *next;	/* in vm->views, the newest first */
 	uint64_t number;		/* higher than those of older ones; never used again */
 	struct gmem_reader *next_own;	/* in the list of its thread, see gmem_vm_thread_view() */
-	uint32_t process;	/* that made it, of vm->process: no other has its thread */
-	bool fast;	/* accesses use the fast engine of nofault.h */
-	bool keeps_memory;	/* of a VM that is over: it was waited for in vain */
 };
 
 /* Returns the argument @fast for the functions of nofault.h. */
@@ -48,7 +49,7 @@ static inline bool gmem_view_is_fast(const struct gmem_view *view)
 /* The newest table, for a change under way: nobody else makes another. Needs no lock. */
 static inline const struct gmem_table *gmem_vm_table(const struct gmem_vm *vm)
 {
-	return __atomic_load_n(&vm->table, __ATOMIC_RELAXED);
+	return __atomic_load_n(&vm->newest.table, __ATOMIC_RELAXED);
 }
 
 /* Makes the table, if this is the first time. Later changes keep it up to date. */
@@ -77,6 +78,37 @@ void gmem_vm_end_views(struct gmem_vm *vm);
 void gmem_vm_drop_table(struct gmem_vm *vm);
 
 /* ---- for readers, between gmem_view_begin() and gmem_view_end() ---- */
+
+/*
+ * For one access, without a call in between that could begin the view again: as
+ * gmem_view_begin() and gmem_view_end(), with the same argument why the wait misses no
+ * reader, but loads the epoch once and leaves the depth alone. @ret_after is the epoch to
+ * end with, or 0 between gmem_view_begin() and gmem_view_end(), which have begun.
+ */
+static inline const struct gmem_table *gmem_view_enter(struct gmem_view *view, uint64_t *ret_after)
+{
+	uint64_t epoch;
+
+	*ret_after = 0;
+	if (__builtin_expect(view->depth != 0, 0))
+		return view->table;
+
+	epoch = view->epoch;
+	*ret_after = epoch + 2;
+	if (__builtin_expect(__atomic_load_n(&view->fence, __ATOMIC_RELAXED) != 0, 0)) {
+		__atomic_fetch_add(&view->epoch, 1, __ATOMIC_SEQ_CST);
+		return __atomic_load_n(view->current, __ATOMIC_SEQ_CST);
+	}
+	__atomic_store_n(&view->epoch, epoch + 1, __ATOMIC_RELAXED);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	return __atomic_load_n(view->current, __ATOMIC_ACQUIRE);
+}
+
+static inline void gmem_view_leave(struct gmem_view *view, uint64_t after)
+{
+	if (__builtin_expect(after != 0, 1))
+		__atomic_store_n(&view->epoch, after, __ATOMIC_RELEASE);
+}
 
 /* Finds the memory at @gpa: as much of @size as is contiguous for the host. */
 int gmem_view_contiguous(const struct gmem_view *view, uint64_t gpa, uint64_t size,

@@ -126,12 +126,15 @@ FIELD(gmem_dump_opts, cell, 24);
 SIZE(gmem_table, 8);
 FIELD(gmem_table, count, 0);
 
+SIZE(gmem_newest, 16);
+FIELD(gmem_newest, table, 0);
+FIELD(gmem_newest, period, 8);
+
 SIZE(gmem_view, 32);
-FIELD(gmem_view, current, 0);
+FIELD(gmem_view, newest, 0);
 FIELD(gmem_view, table, 8);
-FIELD(gmem_view, epoch, 16);
-FIELD(gmem_view, fence, 24);
-FIELD(gmem_view, depth, 28);
+FIELD(gmem_view, period, 16);
+FIELD(gmem_view, depth, 24);
 
 SIZE(gmem_numa_opts, 152);
 FIELD(gmem_numa_opts, size, 0);
@@ -440,7 +443,7 @@ FIELD(gmem_transfer_opts, progress_data, 32);
 FIELD(gmem_transfer_opts, ring, 40);
 FIELD(gmem_transfer_opts, ring_tag, 48);
 FIELD(gmem_transfer_opts, depth, 56);
-FIELD(gmem_transfer_opts, reserved, 60);
+FIELD(gmem_transfer_opts, workers, 60);
 FIELD(gmem_transfer_opts, lost, 64);
 FIELD(gmem_transfer_opts, lost_data, 72);
 

@@ -16,16 +16,20 @@ GIB, MIB = 1 << 30, 1 << 20
 
 
 class Table(ctypes.Structure):
-    _fields_ = [("gib_count", ctypes.c_uint64),
-                ("gibs", ctypes.POINTER(ctypes.POINTER(ctypes.c_uint64)))]
+    _fields_ = [("count", ctypes.c_uint64),
+                ("entries", ctypes.c_uint64 * 2)]
+
+
+class Newest(ctypes.Structure):
+    _fields_ = [("table", ctypes.POINTER(Table)),
+                ("period", ctypes.c_uint64)]
 
 
 class View(ctypes.Structure):
-    _fields_ = [("current", ctypes.POINTER(ctypes.POINTER(Table))),
+    _fields_ = [("newest", ctypes.POINTER(Newest)),
                 ("table", ctypes.POINTER(Table)),
-                ("epoch", ctypes.c_uint64),
-                ("fence", ctypes.c_uint32),
-                ("depth", ctypes.c_uint32)]
+                ("period", ctypes.c_uint64),
+                ("depth", ctypes.c_uint64)]
 
 
 for name, result, arguments in (
@@ -45,24 +49,28 @@ def find(view, gpa, size):
 
 
 def they_find_the_host_address_that_a_table_has():
-    """A table with one entry: the host has the 2 MiB at 4 MiB at 64 GiB"""
-    gpa, host = 4 * MIB, 64 * GIB
-    entries = (ctypes.c_uint64 * 512)()
-    entries[gpa // (2 * MIB)] = host - gpa + 1
-    gibs = (ctypes.POINTER(ctypes.c_uint64) * 1)(
-        ctypes.cast(entries, ctypes.POINTER(ctypes.c_uint64)))
-    current = ctypes.pointer(Table(1, gibs))
+    """The host has a GiB at 8 GiB, the 2 MiB at 4 MiB at 64 GiB, and 64 KiB in the next 2 MiB"""
+    slices, granules = (ctypes.c_uint64 * 32)(), (ctypes.c_uint64 * 512)()
+    granules[2] = 64 * GIB - 4 * MIB + 1
+    granules[3] = ctypes.addressof(slices) + 2
+    slices[5] = 96 * GIB + 1
+    table = Table(2, (ctypes.addressof(granules) + 2, 7 * GIB + 1))
 
-    for fence in (0, 1):
-        view = View(ctypes.pointer(current), None, 0, fence, 0)
+    for period in (2, 3):
+        newest = Newest(ctypes.pointer(table), period)
+        view = View(ctypes.pointer(newest), None, 0, 0)
         LIBRARY.gmem_view_begin(ctypes.byref(view))
-        equal((view.epoch, view.depth, bool(view.table)), (1, 1, True), "a view that has begun")
+        equal((view.period, view.depth, bool(view.table)), (period, 0, True),
+              "a view that has begun")
         LIBRARY.gmem_view_begin(ctypes.byref(view))
-        equal((view.epoch, view.depth), (1, 2), "a view that has begun twice")
-        equal(find(ctypes.byref(view), gpa + 0x123, 16), (0, host + 0x123), "the host address")
+        equal((view.period, view.depth), (period, 1), "a view that has begun twice")
+        for gpa, host in ((GIB + 0x12345, 8 * GIB + 0x12345), (4 * MIB + 0x123, 64 * GIB + 0x123),
+                          (6 * MIB + 0x50123, 96 * GIB + 6 * MIB + 0x50123)):
+            equal(find(ctypes.byref(view), gpa, 16), (0, host), "the host address")
         LIBRARY.gmem_view_end(ctypes.byref(view))
+        equal((view.period, view.depth), (period, 0), "a view that has ended once")
         LIBRARY.gmem_view_end(ctypes.byref(view))
-        equal((view.epoch, view.depth), (2, 0), "a view that has ended")
+        equal((view.period, view.depth), (0, 0), "a view that has ended")
 
 
 def they_work_with_a_view_of_the_library():

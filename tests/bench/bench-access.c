@@ -20,6 +20,7 @@
 #define REGIONS		32
 #define REGION_SIZE	(UINT64_C(2) << 20)
 #define ADDRESSES	1024	/* in a pass, at most */
+#define SETS		16	/* of addresses, in turn */
 #define HOT_BUFFERS	64
 #define BIGGEST		((size_t)1 << 20)
 
@@ -28,7 +29,7 @@ static const char usage[] =
 	"\n"
 	"Reads and writes guest memory in a VM of 32 regions of 2 MiB: populated shared\n"
 	"guest_memfd, where this host has it, else ordinary memory, as the first line\n"
-	"says. Up to 4 KiB in 64 pages that are in use, 1 MiB anywhere. The peer is\n"
+	"says. Up to 4 KiB in 64 pages that are in use, more anywhere. The peer is\n"
 	"rust-vmm's vm-memory on the same memory.\n"
 	"\n"
 	"Columns: ns of CPU time for one access, median (least - most) of ROUNDS rounds,\n"
@@ -37,37 +38,61 @@ static const char usage[] =
 	"  memcpy     from or to the host address, found beforehand; not safe\n"
 	"  libgmem    gmem_view_read(), gmem_view_write(), with gmem_recovery_enable();\n"
 	"             the address is found each time\n"
-	"  peer       read_slice(), write_slice(); not safe\n"
-	"  read_obj   the peer's read_obj::<u64>()\n"
+	"  held       the same between gmem_view_begin() and gmem_view_end() around all\n"
 	"  kernel     process_vm_readv() within this process\n"
+	"  peer       read_slice(), write_slice(); not safe\n"
+	"  obj        the peer's read_obj() or write_obj() of a u64\n"
+	"\n"
+	"Load and store are single numbers, with acquire and release order: a plain one in\n"
+	"place of memcpy, gmem_view_load() and gmem_view_store(), the peer's load() and\n"
+	"store().\n"
 	"\n"
 	"The last table reads 8 bytes past the end of a file: from SIGBUS to an error\n"
 	"code, against the kernel's refusal.\n"
 	"\n"
-	"Goals: libgmem/memcpy 1.1, from 4 KiB on 1.03; libgmem/peer 0.25 up to 64 bytes;\n"
-	"libgmem/kernel 0.02 at 8 bytes, and 5 where the read fails.\n"
+	"Goals: libgmem/memcpy 1.1, from 4 KiB on 1.03; libgmem/peer and held/peer 0.25 up\n"
+	"to 64 bytes; libgmem/kernel 0.02 at 8 bytes, and 5 where the read fails.\n"
 	"\n"
 	"Exit status: 0, 1 if something failed, 77 if this host cannot run it.\n";
 
-enum { MEMCPY, LIBGMEM, KERNEL, PEER, PEER_OBJ };
+enum { MEMCPY, LIBGMEM, HELD, KERNEL, PEER, PEER_OBJ, SIDES };
 
 static const struct peer_functions *peer_functions;
 
 struct access {
 	struct gmem_view *view;
 	const struct peer *peer;
-	uint64_t gpas[ADDRESSES];
-	void *hvas[ADDRESSES];
+	uint64_t all_gpas[SETS][ADDRESSES];
+	void *all_hvas[SETS][ADDRESSES];
+	const uint64_t *gpas;		/* the set in use */
+	void *const *hvas;
+	size_t turn;
 	size_t count;
 	size_t size;
 	void *buf;
+	uint64_t sum;		/* of the numbers loaded */
 };
+
+/*
+ * Begins a pass, with the next set of addresses. A processor can take a store for one that
+ * a load waits for if both have the same place in their pages: one set is then slow for
+ * as long as it is used, by luck.
+ */
+static struct access *next_set(void *data)
+{
+	struct access *access = data;
+	size_t set = access->turn++ % SETS;
+
+	access->gpas = access->all_gpas[set];
+	access->hvas = access->all_hvas[set];
+	return access;
+}
 
 /* ------------------------------------------------------------- the sides -- */
 
 static void read_memcpy(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 
 	for (size_t i = 0; i < access->count; i++)
 		memcpy(access->buf, access->hvas[i], access->size);
@@ -75,7 +100,7 @@ static void read_memcpy(void *data)
 
 static void write_memcpy(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 
 	for (size_t i = 0; i < access->count; i++)
 		memcpy(access->hvas[i], access->buf, access->size);
@@ -83,20 +108,44 @@ static void write_memcpy(void *data)
 
 static void read_libgmem(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
+	int err;
 
-	for (size_t i = 0; i < access->count; i++)
-		bench_gmem_must(gmem_view_read(access->view, access->gpas[i], access->buf,
-					       access->size, NULL), "gmem_view_read");
+	for (size_t i = 0; i < access->count; i++) {
+		err = gmem_view_read(access->view, access->gpas[i], access->buf, access->size, NULL);
+		if (err)
+			bench_gmem_must(err, "gmem_view_read");
+	}
 }
 
 static void write_libgmem(void *data)
 {
+	const struct access *access = next_set(data);
+	int err;
+
+	for (size_t i = 0; i < access->count; i++) {
+		err = gmem_view_write(access->view, access->gpas[i], access->buf, access->size, NULL);
+		if (err)
+			bench_gmem_must(err, "gmem_view_write");
+	}
+}
+
+static void read_held(void *data)
+{
 	const struct access *access = data;
 
-	for (size_t i = 0; i < access->count; i++)
-		bench_gmem_must(gmem_view_write(access->view, access->gpas[i], access->buf,
-						access->size, NULL), "gmem_view_write");
+	gmem_view_begin(access->view);
+	read_libgmem(data);
+	gmem_view_end(access->view);
+}
+
+static void write_held(void *data)
+{
+	const struct access *access = data;
+
+	gmem_view_begin(access->view);
+	write_libgmem(data);
+	gmem_view_end(access->view);
 }
 
 static ssize_t ask_kernel(void *to, void *from, size_t size)
@@ -108,7 +157,7 @@ static ssize_t ask_kernel(void *to, void *from, size_t size)
 
 static void read_kernel(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 
 	for (size_t i = 0; i < access->count; i++)
 		bench_must((int)ask_kernel(access->buf, access->hvas[i], access->size),
@@ -117,7 +166,7 @@ static void read_kernel(void *data)
 
 static void write_kernel(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 
 	for (size_t i = 0; i < access->count; i++)
 		bench_must((int)ask_kernel(access->hvas[i], access->buf, access->size),
@@ -126,7 +175,7 @@ static void write_kernel(void *data)
 
 static void read_peer(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 
 	peer_functions->read_slice(access->peer, access->gpas, access->count, access->buf,
 				   access->size);
@@ -134,7 +183,7 @@ static void read_peer(void *data)
 
 static void write_peer(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 
 	peer_functions->write_slice(access->peer, access->gpas, access->count, access->buf,
 				    access->size);
@@ -142,10 +191,98 @@ static void write_peer(void *data)
 
 static void read_peer_obj(void *data)
 {
-	const struct access *access = data;
+	const struct access *access = next_set(data);
 
 	(void)peer_functions->read_obj(access->peer, access->gpas, access->count);
 }
+
+static void write_peer_obj(void *data)
+{
+	const struct access *access = next_set(data);
+
+	peer_functions->write_obj(access->peer, access->gpas, access->count, 1);
+}
+
+/* -------------------------------------------------- the sides, of numbers -- */
+
+static void load_plain(void *data)
+{
+	struct access *access = next_set(data);
+	uint64_t sum = 0;
+
+	for (size_t i = 0; i < access->count; i++)
+		sum += __atomic_load_n((uint64_t *)access->hvas[i], __ATOMIC_ACQUIRE);
+	access->sum = sum;
+}
+
+static void store_plain(void *data)
+{
+	const struct access *access = next_set(data);
+
+	for (size_t i = 0; i < access->count; i++)
+		__atomic_store_n((uint64_t *)access->hvas[i], 1, __ATOMIC_RELEASE);
+}
+
+static void load_libgmem(void *data)
+{
+	struct access *access = next_set(data);
+	uint64_t value = 0, sum = 0;
+	int err;
+
+	for (size_t i = 0; i < access->count; i++) {
+		err = gmem_view_load(access->view, access->gpas[i], 8, GMEM_ACQUIRE, &value);
+		if (err)
+			bench_gmem_must(err, "gmem_view_load");
+		sum += value;
+	}
+	access->sum = sum;
+}
+
+static void store_libgmem(void *data)
+{
+	const struct access *access = next_set(data);
+	int err;
+
+	for (size_t i = 0; i < access->count; i++) {
+		err = gmem_view_store(access->view, access->gpas[i], 8, GMEM_RELEASE, 1);
+		if (err)
+			bench_gmem_must(err, "gmem_view_store");
+	}
+}
+
+static void load_held(void *data)
+{
+	const struct access *access = data;
+
+	gmem_view_begin(access->view);
+	load_libgmem(data);
+	gmem_view_end(access->view);
+}
+
+static void store_held(void *data)
+{
+	const struct access *access = data;
+
+	gmem_view_begin(access->view);
+	store_libgmem(data);
+	gmem_view_end(access->view);
+}
+
+static void load_peer(void *data)
+{
+	struct access *access = next_set(data);
+
+	access->sum = peer_functions->load(access->peer, access->gpas, access->count);
+}
+
+static void store_peer(void *data)
+{
+	const struct access *access = next_set(data);
+
+	peer_functions->store(access->peer, access->gpas, access->count, 1);
+}
+
+/* ---------------------------------------------------- the sides, failing -- */
 
 static void fail_libgmem(void *data)
 {
@@ -225,37 +362,61 @@ static void tear_down(struct machine *machine)
 
 /* ------------------------------------------------------------- addresses -- */
 
-static void put_address(struct access *access, size_t i, const struct peer_range *range,
-			uint64_t offset)
+static void put_address(struct access *access, size_t set, size_t i,
+			const struct peer_range *range, uint64_t offset)
 {
-	access->gpas[i] = range->gpa + offset;
-	access->hvas[i] = (char *)range->hva + offset;
+	access->all_gpas[set][i] = range->gpa + offset;
+	access->all_hvas[set][i] = (char *)range->hva + offset;
 }
 
-static void fill_addresses(struct access *access, const struct machine *machine)
+static void fill_set(struct access *access, size_t set, const struct machine *machine)
 {
 	bool big = access->size > 4096;
 	uint64_t room = big ? REGION_SIZE : 4096, align = big ? 4096 : 8;
 
-	access->count = big ? REGIONS : ADDRESSES;
 	for (size_t i = 0; i < access->count; i++) {
 		size_t buffer = bench_random(HOT_BUFFERS);
 		uint64_t offset = bench_random((room - access->size) / align + 1) * align;
 
 		if (big)
-			put_address(access, i, &machine->ranges[i], offset);
+			put_address(access, set, i, &machine->ranges[i], offset);
 		else
-			put_address(access, i, &machine->ranges[buffer % REGIONS],
+			put_address(access, set, i, &machine->ranges[buffer % REGIONS],
 				    offset + buffer * 3 * 4096);
 	}
 }
 
+static void fill_addresses(struct access *access, const struct machine *machine)
+{
+	access->count = access->size > 4096 ? REGIONS : ADDRESSES;
+	for (size_t set = 0; set < SETS; set++)
+		fill_set(access, set, machine);
+}
+
 /* ---------------------------------------------------------------- tables -- */
+
+struct table {
+	const char *name;
+	void (*run[SIDES])(void *data);		/* of PEER_OBJ only 8 bytes */
+	size_t sizes[12];
+};
+
+static const struct table tables[] = {
+	{ "read",
+	  { read_memcpy, read_libgmem, read_held, read_kernel, read_peer, read_peer_obj },
+	  { 1, 2, 4, 8, 16, 32, 64, 256, 4096, 64 << 10, BIGGEST } },
+	{ "write",
+	  { write_memcpy, write_libgmem, write_held, write_kernel, write_peer, write_peer_obj },
+	  { 1, 2, 4, 8, 16, 32, 64, 256, 4096, 64 << 10, BIGGEST } },
+	{ "load", { load_plain, load_libgmem, load_held, read_kernel, load_peer }, { 8 } },
+	{ "store", { store_plain, store_libgmem, store_held, write_kernel, store_peer }, { 8 } },
+};
 
 static void print_header(const char *what)
 {
-	static const char *const names[] = { "memcpy", "libgmem", "kernel", "peer", "read_obj",
-					     "libgmem/memcpy", "libgmem/kernel", "libgmem/peer" };
+	static const char *const names[] = { "memcpy", "libgmem", "held", "kernel", "peer", "obj",
+					     "libgmem/memcpy", "libgmem/kernel", "libgmem/peer",
+					     "held/peer" };
 
 	printf("\n%-10s", what);
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
@@ -265,11 +426,24 @@ static void print_header(const char *what)
 
 static void print_times(const struct bench *bench)
 {
-	for (size_t i = 0; i <= PEER_OBJ; i++) {
+	for (size_t i = 0; i < SIDES; i++) {
 		if (i < bench->count)
 			bench_print(bench_time(bench, i));
 		else
 			bench_print_nothing();
+	}
+}
+
+static void print_peer_ratios(const struct bench *bench, size_t size)
+{
+	double goal = size <= 64 ? 0.25 : 0;
+
+	if (bench->count > PEER) {
+		bench_print_against("vm-memory", bench_ratio(bench, LIBGMEM, PEER), goal);
+		bench_print_against("vm-memory, held", bench_ratio(bench, HELD, PEER), goal);
+	} else {
+		bench_print_nothing();
+		bench_print_nothing();
 	}
 }
 
@@ -286,35 +460,25 @@ static void run_row(struct bench *bench, const struct access *access, const char
 			    access->size < 4096 ? 1.1 : 1.03);
 	bench_print_against("process_vm_readv", bench_ratio(bench, LIBGMEM, KERNEL),
 			    access->size == 8 ? 0.02 : 0);
-	if (bench->count > PEER)
-		bench_print_against("vm-memory", bench_ratio(bench, LIBGMEM, PEER),
-				    access->size <= 64 ? 0.25 : 0);
-	else
-		bench_print_nothing();
+	print_peer_ratios(bench, access->size);
 	printf("\n");
 }
 
 static void bench_table(struct bench *bench, const struct machine *machine, struct access *access,
-			bool writes)
+			const struct table *table)
 {
-	static const size_t sizes[] = { 8, 64, 4096, BIGGEST };
-	static void (*const reads_run[])(void *) = { read_memcpy, read_libgmem, read_kernel,
-						     read_peer, read_peer_obj };
-	static void (*const writes_run[])(void *) = { write_memcpy, write_libgmem, write_kernel,
-						      write_peer };
-
-	print_header(writes ? "write" : "read");
-	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
-		access->size = sizes[i];
+	print_header(table->name);
+	for (const size_t *size = table->sizes; *size; size++) {
+		access->size = *size;
 		fill_addresses(access, machine);
 		bench->count = machine->peer ? PEER + 1 : PEER;
-		if (machine->peer && !writes && sizes[i] == 8)
-			bench->count = PEER_OBJ + 1;
+		if (machine->peer && *size == 8 && table->run[PEER_OBJ])
+			bench->count = SIDES;
 		for (size_t side = 0; side < bench->count; side++) {
-			bench->sides[side].run = writes ? writes_run[side] : reads_run[side];
+			bench->sides[side].run = table->run[side];
 			bench->sides[side].data[0] = access;
 		}
-		run_row(bench, access, writes ? "write" : "read");
+		run_row(bench, access, table->name);
 	}
 }
 
@@ -337,8 +501,10 @@ static void add_short_file(const struct machine *machine, struct access *access)
 	bench_gmem_must(gmem_region_add(machine->vm, gpa, 2 * page, &opts, &region),
 			"gmem_region_add");
 	gmem_plan_free(plan);
-	access->gpas[0] = gpa + page;
-	access->hvas[0] = hva + page;
+	access->all_gpas[0][0] = gpa + page;
+	access->all_hvas[0][0] = hva + page;
+	access->turn = 0;
+	next_set(access);
 }
 
 static void bench_failure(struct bench *bench, const struct machine *machine,
@@ -386,8 +552,8 @@ int main(int argc, char **argv)
 	bench_must(access.buf ? 0 : -1, "aligned_alloc");
 	memset(access.buf, 1, BIGGEST);
 
-	bench_table(&bench, &machine, &access, false);
-	bench_table(&bench, &machine, &access, true);
+	for (size_t i = 0; i < sizeof(tables) / sizeof(tables[0]); i++)
+		bench_table(&bench, &machine, &access, &tables[i]);
 	bench_failure(&bench, &machine, &access);
 	bench_print_goals();
 

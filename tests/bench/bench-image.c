@@ -151,6 +151,13 @@ static void load_gmem(int fd)
 	bench_gmem_must(gmem_vm_load(guest.vm, 0, fd, 0, size, NULL, NULL), "load");
 }
 
+static void load_with_two(int fd)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 2);
+
+	bench_gmem_must(gmem_vm_load(guest.vm, 0, fd, 0, size, &opts, NULL), "load");
+}
+
 static void load_plain(int fd)
 {
 	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_NO_RING);
@@ -387,12 +394,13 @@ static void measure_load(const char *title, const char *table, uint64_t full_of_
 {
 	struct side sides[MAX_SIDES] = {
 		{ .name = "gmem_vm_load()", .run = load_gmem },
+		{ .name = "gmem_vm_load(), 2 workers", .run = load_with_two },
 		{ .name = "gmem_vm_load(), no ring", .run = load_plain },
 		{ .name = READ, .run = load_read },
 		{ .name = "mmap() and memcpy()", .run = load_mmap },
 		{ .name = DIRECT_READ, .run = load_direct },
 	};
-	size_t count = 5;
+	size_t count = 6;
 	int fd = make_file(full_of_16, sparse);
 
 	bench_row("%s", table);

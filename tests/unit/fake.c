@@ -784,6 +784,7 @@ int gmem_sys_ask_io_uring(void)
 static int membarrier_refusal;
 static int copy_refusal;
 static uint64_t copies;
+void (*fake_before_copy)(void);
 
 void fake_refuse_membarrier(int err)
 {
@@ -880,6 +881,8 @@ int64_t gmem_sys_process_vm_readv(void *dst, const void *src, size_t size)
 	ssize_t n;
 
 	__atomic_fetch_add(&copies, 1, __ATOMIC_RELAXED);
+	if (fake_before_copy)
+		fake_before_copy();
 	if (err)
 		return err;
 	n = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);

@@ -219,6 +219,8 @@ void fake_limit_prefault(uint64_t pages, unsigned times);
  */
 void fake_refuse_copies(int err);
 uint64_t fake_copies(void);
+/* Called before each process_vm_readv(); NULL: no longer */
+extern void (*fake_before_copy)(void);
 
 /* From now on membarrier() is refused with @err; 0: no longer. fake_boot() ends it, too. */
 void fake_refuse_membarrier(int err);

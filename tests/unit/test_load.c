@@ -267,7 +267,7 @@ static void size_0_is_up_to_the_end_of_the_file(void **state)
 static void malformed_load_is_refused_before_anything_changes(void **state)
 {
 	GMEM_OPTS(gmem_transfer_opts, unknown, .flags = UNIT_UNKNOWN_BIT);
-	GMEM_OPTS(gmem_transfer_opts, reserved, .reserved = 1);
+	GMEM_OPTS(gmem_transfer_opts, crowd, .workers = 1025);
 	GMEM_OPTS(gmem_transfer_opts, deep, .depth = 33);
 	GMEM_OPTS(gmem_transfer_opts, image, .image_offset = 4096);
 	struct gmem_transfer *transfer = UNTOUCHED(struct gmem_transfer);
@@ -283,7 +283,7 @@ static void malformed_load_is_refused_before_anything_changes(void **state)
 
 	assert_refused(-EINVAL, "vm", gmem_vm_load(NULL, b.gpa, b.fd, 0, 1, NULL, NULL));
 	assert_refused(-EINVAL, "bits", gmem_vm_load(vm, b.gpa, b.fd, 0, 1, &unknown, NULL));
-	assert_refused(-EINVAL, "reserved", gmem_vm_load(vm, b.gpa, b.fd, 0, 1, &reserved, NULL));
+	assert_refused(-EINVAL, "1025 workers", gmem_vm_load(vm, b.gpa, b.fd, 0, 1, &crowd, NULL));
 	assert_refused(-EINVAL, "33", gmem_vm_load(vm, b.gpa, b.fd, 0, 1, &deep, NULL));
 	assert_refused(-EINVAL, "image", gmem_vm_load(vm, b.gpa, b.fd, 0, 1, &image, NULL));
 	assert_refused(-EBADF, "EBADF", gmem_vm_load(vm, b.gpa, -1, 0, 1, NULL, NULL));

@@ -55,6 +55,13 @@ static int find_all(void *library, struct peer_functions *functions)
 	err |= find(library, "peer_read_slice", &functions->read_slice);
 	err |= find(library, "peer_write_slice", &functions->write_slice);
 	err |= find(library, "peer_read_obj", &functions->read_obj);
+	err |= find(library, "peer_write_obj", &functions->write_obj);
+	err |= find(library, "peer_load", &functions->load);
+	err |= find(library, "peer_store", &functions->store);
+	err |= find(library, "peer_serve", &functions->serve);
+	err |= find(library, "peer_serve_queue", &functions->serve_queue);
+	err |= find(library, "peer_queue_new", &functions->queue_new);
+	err |= find(library, "peer_queue_free", &functions->queue_free);
 	err |= find(library, "peer_read_from", &functions->read_from);
 	err |= find(library, "peer_change", &functions->change);
 	return err;
