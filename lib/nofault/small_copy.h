@@ -49,7 +49,13 @@
 #define GMEM_COPY_4	GMEM_COPY_WHOLE("movl", "movl %%r11d", "%%r11d")
 #define GMEM_COPY_8	GMEM_COPY_WHOLE("movq", "movq %%r11", "%%r11")
 #define GMEM_COPY_16	GMEM_COPY_WHOLE("movups", "movups %%xmm0", "%%xmm0", "xmm0")
-#define GMEM_COPY_3	GMEM_COPY_ENDS("movw", "2", "%%r11w", "%%ax", "rax")
+#define GMEM_COPY_3                                                              \
+	__asm__ goto(GMEM_TRY("movzwl (%[from]), %%r11d")                        \
+		     GMEM_TRY("movzbl 2(%[from]), %%eax")                        \
+		     GMEM_TRY("movw %%r11w, (%[to])")                            \
+		     GMEM_TRY("movb %%al, 2(%[to])")                             \
+		     : : [to] "r"(dst), [from] "r"(src)                          \
+		     : "memory", GMEM_FAULT_REGISTER, "rax" : fault)
 #define GMEM_COPY_5_7	GMEM_COPY_ENDS("movl", "4", "%%r11d", "%%eax", "rax")
 #define GMEM_COPY_9_15	GMEM_COPY_ENDS("movq", "8", "%%r11", "%%rax", "rax")
 #define GMEM_COPY_17_32 GMEM_COPY_ENDS("movups", "16", "%%xmm0", "%%xmm1", "xmm0", "xmm1")

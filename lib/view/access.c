@@ -196,13 +196,13 @@ copy_small(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size, bool 
 {
 	const struct gmem_table *table;
 	bool is_done = false;
-	uint64_t after;
+	uint64_t before;
 	void *hva;
 
-	table = gmem_view_enter(view, &after);
+	table = gmem_view_enter(view, &before);
 	if (__builtin_expect(gmem_table_hva(table, gpa, size, &hva), 1))
 		is_done = to_guest ? gmem_small_copy(hva, buf, size) : gmem_small_copy(buf, hva, size);
-	gmem_view_leave(view, after);
+	gmem_view_leave(view, before);
 	return is_done;
 }
 
@@ -212,14 +212,14 @@ copy_large(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size, uint6
 {
 	struct gmem_nofault_stop stop = { .fault = 1 };
 	const struct gmem_table *table;
-	uint64_t after;
+	uint64_t before;
 	void *hva;
 
-	table = gmem_view_enter(view, &after);
+	table = gmem_view_enter(view, &before);
 	if (__builtin_expect(gmem_table_hva(table, gpa, size, &hva), 1))
 		stop = to_guest ? gmem_nofault_fast_copy(hva, buf, size)
 				: gmem_nofault_fast_copy(buf, hva, size);
-	gmem_view_leave(view, after);
+	gmem_view_leave(view, before);
 	if (__builtin_expect(stop.fault != 0, 0))
 		return copy_in_parts(view, gpa, buf, size, ret_done, to_guest);
 

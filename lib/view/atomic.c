@@ -121,14 +121,14 @@ static inline bool load_at_once(struct gmem_view *view, uint64_t gpa, uint32_t w
 				uint32_t order, uint64_t *ret)
 {
 	const struct gmem_table *table;
-	uint64_t after;
+	uint64_t before;
 	int err = -EFAULT;
 	void *hva;
 
-	table = gmem_view_enter(view, &after);
+	table = gmem_view_enter(view, &before);
 	if (__builtin_expect(gmem_table_hva(table, gpa, width, &hva), 1))
 		err = load(true, hva, width, atomic_orders[order], ret);
-	gmem_view_leave(view, after);
+	gmem_view_leave(view, before);
 	return !err;
 }
 
@@ -136,14 +136,14 @@ static inline bool store_at_once(struct gmem_view *view, uint64_t gpa, uint32_t 
 				 uint32_t order, uint64_t value)
 {
 	const struct gmem_table *table;
-	uint64_t after;
+	uint64_t before;
 	int err = -EFAULT;
 	void *hva;
 
-	table = gmem_view_enter(view, &after);
+	table = gmem_view_enter(view, &before);
 	if (__builtin_expect(gmem_table_hva(table, gpa, width, &hva), 1))
 		err = store(true, hva, width, atomic_orders[order], value);
-	gmem_view_leave(view, after);
+	gmem_view_leave(view, before);
 	return !err;
 }
 

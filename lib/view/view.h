@@ -85,29 +85,28 @@ void gmem_vm_drop_table(struct gmem_vm *vm);
  * reader, but loads the epoch once and leaves the depth alone. @ret_after is the epoch to
  * end with, or 0 between gmem_view_begin() and gmem_view_end(), which have begun.
  */
-static inline const struct gmem_table *gmem_view_enter(struct gmem_view *view, uint64_t *ret_after)
+static inline const struct gmem_table *gmem_view_enter(struct gmem_view *view, uint64_t *ret_before)
 {
-	uint64_t epoch;
+	const struct gmem_newest *newest = view->newest;
+	uint64_t period;
 
-	*ret_after = 0;
-	if (__builtin_expect(view->depth != 0, 0))
+	*ret_before = __atomic_load_n(&view->period, __ATOMIC_RELAXED);
+	if (*ret_before)
 		return view->table;
 
-	epoch = view->epoch;
-	*ret_after = epoch + 2;
-	if (__builtin_expect(__atomic_load_n(&view->fence, __ATOMIC_RELAXED) != 0, 0)) {
-		__atomic_fetch_add(&view->epoch, 1, __ATOMIC_SEQ_CST);
-		return __atomic_load_n(view->current, __ATOMIC_SEQ_CST);
+	period = __atomic_load_n(&newest->period, __ATOMIC_ACQUIRE);
+	if (__builtin_expect(period & 1, 0)) {
+		__atomic_fetch_add(&view->period, period, __ATOMIC_SEQ_CST);
+		return __atomic_load_n(&newest->table, __ATOMIC_SEQ_CST);
 	}
-	__atomic_store_n(&view->epoch, epoch + 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&view->period, period, __ATOMIC_RELAXED);
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
-	return __atomic_load_n(view->current, __ATOMIC_ACQUIRE);
+	return __atomic_load_n(&newest->table, __ATOMIC_ACQUIRE);
 }
 
-static inline void gmem_view_leave(struct gmem_view *view, uint64_t after)
+static inline void gmem_view_leave(struct gmem_view *view, uint64_t before)
 {
-	if (__builtin_expect(after != 0, 1))
-		__atomic_store_n(&view->epoch, after, __ATOMIC_RELEASE);
+	__atomic_store_n(&view->period, before, __ATOMIC_RELEASE);
 }
 
 /* Finds the memory at @gpa: as much of @size as is contiguous for the host. */
