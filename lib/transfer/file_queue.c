@@ -814,18 +814,21 @@ static int finish_first(struct gmem_io *io, bool wait)
 	return err;
 }
 
-int gmem_io_space(struct gmem_io *io, bool wait, char **ret)
+int gmem_io_space(struct gmem_io *io, bool wait, uint32_t units)
 {
 	int err = 0;
 
-	if (io->late_ring && (io->count >= LATE_UNITS || io->count == io->depth))
+	if (io->late_ring && (io->count >= LATE_UNITS || io->count + units > io->depth))
 		make_late_ring(io);
-	/* Without a ring, the buffer that was put last is written now: a delay gains nothing. */
-	while (!err && io->count && !io->late_ring && (!io->ring || io->count == io->depth))
+	/* Without a ring, what was put last is written now: a delay gains nothing. */
+	while (!err && io->count && !io->late_ring && (!io->ring || io->count + units > io->depth))
 		err = finish_first(io, wait);
-	if (!err)
-		*ret = nth(io, io->count)->data;
 	return err;
+}
+
+char *gmem_io_buffer(const struct gmem_io *io, uint32_t n)
+{
+	return io->buffers[(io->first + io->count + n) % io->depth].data;
 }
 
 int gmem_io_put(struct gmem_io *io, uint64_t size)

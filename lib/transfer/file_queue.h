@@ -161,10 +161,13 @@ void gmem_io_take_up_to(struct gmem_io *io, uint64_t offset);
 int gmem_io_rewind(struct gmem_io *io, uint64_t position, bool wait);
 
 /*
- * Writing: get a buffer of GMEM_IO_UNIT bytes, submit the @size bytes put there, wait for
- * all and, if @sync, for the disk. After io->sync_err is set, the last returns it for ever.
+ * Writing: wait until @units buffers are free, submit the @size bytes put into the first of
+ * them, wait for all and, if @sync, for the disk. After io->sync_err is set, the last returns
+ * it for ever.
  */
-int gmem_io_space(struct gmem_io *io, bool wait, char **ret);
+int gmem_io_space(struct gmem_io *io, bool wait, uint32_t units);
+/* The @n-th of the free buffers, of GMEM_IO_UNIT bytes; it stays so when those before it are put. */
+char *gmem_io_buffer(const struct gmem_io *io, uint32_t n);
 int gmem_io_put(struct gmem_io *io, uint64_t size);
 int gmem_io_drain(struct gmem_io *io, bool sync, bool wait);
 
