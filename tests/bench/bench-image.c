@@ -282,6 +282,13 @@ static void save_plain(int fd)
 	bench_gmem_must(gmem_vm_save(guest.vm, fd, &opts, NULL), "save");
 }
 
+static void save_with_two(int fd)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_SYNC, .workers = 2);
+
+	bench_gmem_must(gmem_vm_save(guest.vm, fd, &opts, NULL), "save");
+}
+
 static void save_write(int fd)
 {
 	for (uint64_t at = 0; at < size;) {
@@ -567,12 +574,13 @@ static void measure_save(const char *title, const char *table, uint64_t full_of_
 {
 	struct side sides[MAX_SIDES] = {
 		{ .name = "gmem_vm_save()", .run = save_gmem },
+		{ .name = "gmem_vm_save(), 2 workers", .run = save_with_two },
 		{ .name = "gmem_vm_save(), no ring", .run = save_plain },
 		{ .name = "write() of 1 MiB", .run = save_write },
 		{ .name = DIRECT_WRITE, .run = save_direct },
 		{ .name = DEVICE_WRITE, .run = save_device },
 	};
-	size_t count = 5;
+	size_t count = 6;
 
 	bench_row("%s", table);
 	for (size_t round = 0; round < rounds; round++) {
