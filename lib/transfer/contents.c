@@ -44,7 +44,7 @@ static int fail_block(uint64_t gpa, const char *hva, int err)
 	if (err != -EHWPOISON)
 		return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be read: %s, %s", gpa,
 				 (uintptr_t)hva, gmem_errno_name(err), why ? why : "but the page came meanwhile");
-	if (!gmem_host_mapping_learn(hva, page, GMEM_MAPPING_HUGETLB, &nature))
+	if (!gmem_host_mapping_learn(NULL, hva, page, GMEM_MAPPING_HUGETLB, &nature))
 		page = nature.page_size;
 	return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ": the hardware lost the page, 0x%" PRIx64
 			 " bytes; only with GMEM_TRANSFER_ALLOW_LOST can the rest be saved", gpa,

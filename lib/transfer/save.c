@@ -555,9 +555,8 @@ static int check_privates(const struct gmem_leased_memory *memory, uint64_t flag
 	return 0;
 }
 
-GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
-				const struct gmem_transfer_opts *user_opts,
-				struct gmem_transfer **ret)
+static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *user_opts, bool waits,
+		 struct gmem_transfer **ret)
 {
 	const uint64_t flags = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING | GMEM_TRANSFER_SYNC |
 			       GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_ALLOW_LOST;
@@ -583,6 +582,7 @@ GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
 	if (err)
 		return err;
 
+	params.waits = waits;
 	err = gmem_leased_memory_take(vm, 0, UINT64_MAX, GMEM_USE_SAVE, "gmem_vm_save",
 				      &transfer->memory);
 	if (!err)
@@ -611,11 +611,17 @@ GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
 	return 0;
 }
 
+GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
+				struct gmem_transfer **ret)
+{
+	return begin(vm, fd, opts, false, ret);
+}
+
 GMEM_API int gmem_vm_save(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			  struct gmem_transfer_result *ret)
 {
 	struct gmem_transfer *transfer = NULL;
-	int err = gmem_vm_save_begin(vm, fd, opts, &transfer);
+	int err = begin(vm, fd, opts, true, &transfer);
 
 	return gmem_transfer_run(err, transfer, ret);
 }
