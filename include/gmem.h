@@ -4239,14 +4239,19 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  *
  * A file that was longer than the image, or than @opts->image_offset and the image, keeps
  * what is behind: it may be yours, and readers stop at the end of the image. Use a new
- * file, or truncate it before, if its size matters.
+ * file, or truncate it before, if its size matters. A file that becomes longer by 8 MiB or
+ * more, and is written with O_DIRECT, has room for more than was written so far until the
+ * save is done or freed: twice that, or 256 MiB more. A process that dies
+ * meanwhile leaves it so. Nothing that others write behind the image is cut off with it.
+ * Steps that may not wait give no room.
  *
  * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
  *
  * Thread-safe. Source: mincore(2), cachestat(2), lseek(2) with SEEK_DATA,
  * PROCMAP_QUERY, PAGEMAP_SCAN or /proc/self/pagemap, /proc/self/smaps at most once,
  * msync(2) with MS_ASYNC, to see whether all of the memory is mapped, write(2),
- * io_uring(7), open(2) with O_DIRECT, fdatasync(2), getrlimit(2). Since: 0.1.
+ * io_uring(7), open(2) with O_DIRECT, fallocate(2), ftruncate(2), fdatasync(2),
+ * getrlimit(2). Since: 0.1.
  *
  * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is being
  * converted or removed, -ECANCELED the callback stopped it, -EINVAL bad arguments, @fd
