@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdlib.h>
 
 #include "gmem.h"
@@ -186,13 +187,6 @@ static int plan(struct change *change)
 
 /* ---- claims ---- */
 
-static int compare_claims(const void *a, const void *b)
-{
-	const struct gmem_claim *first = a, *second = b;
-
-	return first->gpa < second->gpa ? -1 : first->gpa > second->gpa;
-}
-
 /*
  * Nobody has a lease where nothing is yet, nor gets one before readers have the table: who
  * has a lease may look there.
@@ -216,7 +210,7 @@ static void merge_claims(struct change *change)
 
 	if (change->claim_count < 2)
 		return;
-	gmem_sort(claims, change->claim_count, sizeof(*claims), compare_claims);
+	gmem_sort(claims, change->claim_count, sizeof(*claims), offsetof(struct gmem_claim, gpa));
 	for (size_t i = 1; i < change->claim_count; i++) {
 		uint64_t last = claims[i].gpa + (claims[i].size - 1);
 		uint64_t kept_last = claims[kept].gpa + (claims[kept].size - 1);

@@ -153,6 +153,11 @@ int open_mappings(const char *path)
 	FILE *to;
 	int fd;
 
+	if (strcmp(path, "/proc/self/pagemap") == 0 && !fake.no_proc) {
+		fd = memfd_create("pagemap", MFD_CLOEXEC);
+		open_handle(fd, OTHER, NULL, NULL)->cloexec = true;
+		return fd;
+	}
 	if (fake.no_proc || (strcmp(path, "/proc/self/maps") != 0 && strcmp(path, "/proc/self/smaps") != 0))
 		return -ENOENT;
 	fd = memfd_create("maps", MFD_CLOEXEC);
