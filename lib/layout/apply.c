@@ -225,8 +225,6 @@ static void merge_claims(struct change *change)
 
 static int collect_claims(struct change *change)
 {
-	change->claims = change->first_claims;
-	change->claim_count = 0;
 	if (change->count > 1) {
 		change->claims = malloc(2 * change->count * sizeof(*change->claims));
 		if (!change->claims)
@@ -958,8 +956,17 @@ static void end_step(struct gmem_step *step, bool is_done)
 
 int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 {
-	struct change change = { .vm = vm, .steps = steps, .count = count, .budget = gmem_vm_budget(vm, 0) };
+	struct change change;
 	int err;
+
+	/* Not its claims, which are filled in where they are needed. */
+	change.vm = vm;
+	change.steps = steps;
+	change.count = count;
+	change.coming.root = NULL;
+	change.claims = change.first_claims;
+	change.claim_count = 0;
+	change.budget = gmem_vm_budget(vm, 0);
 
 	/* Who holds the hook lock may wait for the callback that this is called from. */
 	err = gmem_claim_check_not_owner(vm);
