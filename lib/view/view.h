@@ -82,8 +82,8 @@ void gmem_vm_drop_table(struct gmem_vm *vm);
 /*
  * For one access, without a call in between that could begin the view again: as
  * gmem_view_begin() and gmem_view_end(), with the same argument why the wait misses no
- * reader, but loads the epoch once and leaves the depth alone. @ret_after is the epoch to
- * end with, or 0 between gmem_view_begin() and gmem_view_end(), which have begun.
+ * reader, but leaves the depth and the table of the view alone. @ret_before is the period to
+ * end with: 0, or that of the gmem_view_begin() before.
  */
 static inline const struct gmem_table *gmem_view_enter(struct gmem_view *view, uint64_t *ret_before)
 {
