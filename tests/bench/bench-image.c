@@ -324,13 +324,6 @@ static void save_plain(int fd)
 	bench_gmem_must(gmem_vm_save(guest.vm, fd, &opts, NULL), "save");
 }
 
-static void save_with_two(int fd)
-{
-	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_SYNC, .workers = 2);
-
-	bench_gmem_must(gmem_vm_save(guest.vm, fd, &opts, NULL), "save");
-}
-
 static void save_write(int fd)
 {
 	for (uint64_t at = 0; at < size;) {
