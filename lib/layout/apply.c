@@ -259,7 +259,8 @@ static void note_memslot(struct gmem_step *step)
 {
 	if (step->has_old)
 		step->old = gmem_region_memslot(step->region);
-	if (step->kind != GMEM_STEP_ADD)
+	/* Listeners that come from now on do not hear of this change. */
+	if (step->kind != GMEM_STEP_ADD && gmem_listeners_are_there(step->region->vm))
 		gmem_region_fill_info(step->region, &step->before);
 	if (step->after)
 		step->after->slot_flags = step->region->slot_flags;

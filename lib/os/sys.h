@@ -126,6 +126,7 @@ struct gmem_sys_mapping {
 	int prot;
 	bool is_shared;
 	bool is_nameless;	/* of the file that the kernel made for anonymous memory */
+	bool is_anonymous;	/* of no file, nor one of the kernel's own, which have names */
 };
 
 /* Shared anonymous memory, and that of hugetlb, is mapped from files of these names. */

@@ -335,10 +335,10 @@ static uint64_t *own_array(uint64_t *entry, uint64_t old, enum level level, uint
 	copy = malloc(length * sizeof(copy[0]));
 	if (!copy)
 		return NULL;
-	for (size_t i = 0; i < length; i++)
-		copy[i] = array ? array[i]
-			: window ? entry_for(window, start + (i << shifts[level + 1]), level + 1)
-			: *entry;
+	if (array)
+		memcpy(copy, array, length * sizeof(copy[0]));
+	for (size_t i = 0; !array && i < length; i++)
+		copy[i] = window ? entry_for(window, start + (i << shifts[level + 1]), level + 1) : *entry;
 	*entry = (uintptr_t)copy | ENTRY_ARRAY;
 	return copy;
 }
@@ -353,6 +353,18 @@ static bool is_idle(uint64_t entry, enum level level)
 	return array;
 }
 
+/* Most entries lead to no array, so they are looked at in groups, as many as the shortest array has. */
+#define GROUP 16
+
+static bool has_arrays(const uint64_t *group)
+{
+	uint64_t all = 0;
+
+	for (size_t i = 0; i < GROUP; i++)
+		all |= group[i];
+	return all & ENTRY_ARRAY;
+}
+
 /* Frees the arrays that @entry leads to and @kept, at the same place, does not. */
 static void free_arrays(uint64_t entry, uint64_t kept, enum level level)
 {
@@ -360,8 +372,10 @@ static void free_arrays(uint64_t entry, uint64_t kept, enum level level)
 
 	if (!array || entry == kept)
 		return;
-	for (size_t i = 0; i < length_of(level); i++)
-		free_arrays(array[i], child_of(kept, i), level + 1);
+	for (size_t i = 0; i < length_of(level); i += GROUP)
+		if (has_arrays(&array[i]))
+			for (size_t j = i; j < i + GROUP; j++)
+				free_arrays(array[j], child_of(kept, j), level + 1);
 	free(array);
 }
 
@@ -374,7 +388,8 @@ static void uncount_idle(struct gmem_full_table *table, uint64_t entry, enum lev
 		return;
 	table->idle[level] -= is_idle(entry, level);
 	for (size_t i = 0; i < length_of(level); i++)
-		uncount_idle(table, array[i], level + 1);
+		if (array_of(array[i]))
+			uncount_idle(table, array[i], level + 1);
 }
 
 /* Stores @now in @entry, which was @old in the old table. */

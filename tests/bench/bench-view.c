@@ -41,9 +41,12 @@ static const char usage[] =
 	"  hva         gmem_view_hva() alone\n"
 	"  get_slice   the peer's; its map cannot change\n"
 	"  atomic      the peer's GuestMemoryAtomic and get_slice, which can\n"
+	"  search      by hand: a binary search without branches; the last two columns\n"
+	"  linear      by hand: one region after the other, for 32 to 512\n"
 	"\n"
 	"Goals: hva/get_slice 0.5, 0.3, 0.3, 0.15, 0.1, 0.1 for 1, 4, 32, 512, 8192 and\n"
-	"32000 aligned regions, 0.5 for tiny ones; held/atomic 0.2; held/hva 1.25.\n"
+	"32000 aligned regions, 0.5 for tiny ones; held/atomic 0.2; held/hva 1.25;\n"
+	"hva/search 1; hva/linear 0.3.\n"
 	"\n"
 	"Exit status: 0, 1 if something failed, 77 if this host cannot run it.\n";
 
@@ -55,18 +58,25 @@ static const struct {
 } sizes[] = { { 1, 0.5 }, { 4, 0.3 }, { 32, 0.3 }, { 512, 0.15 }, { 8192, 0.1 }, { 32000, 0.1 } };
 
 #define SIZES	   (sizeof(sizes) / sizeof(sizes[0]))
-#define TINY_FROM  32
+#define TINY_FROM  4
 #define TINY_GOAL  0.5
 #define HELD_GOAL  1.25
 #define ATOMIC_GOAL 0.2
+#define LINEAR_GOAL 0.3
+#define SEARCH_GOAL 1
+/* Regions that a linear search is tried with; among fewer than 32 it is as good as any. */
+#define LINEAR_MOST  512
+#define LINEAR_LEAST 32
 
 static const struct peer_functions *peer_functions;
+static size_t rounds;
 
 /* ------------------------------------------------------------- the sides -- */
 
 struct reader {
 	struct gmem_view *view;
 	const struct peer *peer;
+	const struct layout *layout;
 	uint64_t gpas[ADDRESSES];
 	uint64_t sum;		/* of the host addresses found */
 };
@@ -115,6 +125,48 @@ static void run_peer_atomic(void *data)
 	struct reader *reader = data;
 
 	reader->sum = peer_functions->translate_atomic(reader->peer, reader->gpas, ADDRESSES, WIDTH);
+}
+
+/* The address in @range, or 0 if not all of it is there */
+static uint64_t hva_in(const struct peer_range *range, uint64_t gpa)
+{
+	uint64_t offset = gpa - range->gpa;
+
+	return offset < range->size && range->size - offset >= WIDTH
+		       ? (uintptr_t)range->hva + offset : 0;
+}
+
+static void __attribute__((noinline)) run_linear(void *data)
+{
+	struct reader *reader = data;
+	const struct layout *layout = reader->layout;
+	uint64_t sum = 0;
+
+	for (size_t i = 0; i < ADDRESSES; i++) {
+		const struct peer_range *range = layout->ranges;
+
+		while (reader->gpas[i] - range->gpa >= range->size)
+			range++;
+		sum += hva_in(range, reader->gpas[i]);
+	}
+	reader->sum = sum;
+}
+
+/* A binary search whose halves are chosen by arithmetic, not by branches */
+static void __attribute__((noinline)) run_search(void *data)
+{
+	struct reader *reader = data;
+	const struct layout *layout = reader->layout;
+	uint64_t sum = 0;
+
+	for (size_t i = 0; i < ADDRESSES; i++) {
+		const struct peer_range *range = layout->ranges;
+
+		for (size_t rest = layout->count; rest > 1; rest -= rest / 2)
+			range = range[rest / 2].gpa <= reader->gpas[i] ? range + rest / 2 : range;
+		sum += hva_in(range, reader->gpas[i]);
+	}
+	reader->sum = sum;
 }
 
 /* ------------------------------------------------------------ the writers -- */
@@ -219,13 +271,36 @@ static void print_row(const struct bench *bench, double goal)
 	else
 		bench_print_nothing();
 	bench_print_against("unprotected", bench_ratio(bench, HELD, BARE), HELD_GOAL);
-	printf("\n");
+}
+
+/* The same among tiny regions, by hand */
+static void print_by_hand(struct reader *reader)
+{
+	static struct bench bench;
+	static void (*const run[])(void *) = { run_bare, run_search, run_linear };
+	static const char *const names[] = { NULL, "a branchless search", "a linear search" };
+	static const double goals[] = { 0, SEARCH_GOAL, LINEAR_GOAL };
+
+	bench.rounds = rounds;
+	bench.operations = ADDRESSES;
+	bench.threads = 1;
+	bench.sample_us = 500;
+	bench.warm = true;
+	bench.count = reader->layout->count < LINEAR_LEAST || reader->layout->count > LINEAR_MOST ? 2 : 3;
+	for (size_t i = 0; i < bench.count; i++) {
+		bench.sides[i].run = run[i];
+		bench.sides[i].data[0] = reader;
+	}
+	bench_run(&bench);
+	for (size_t i = 1; i < bench.count; i++)
+		bench_print_against(names[i], bench_ratio(&bench, 0, i), goals[i]);
 }
 
 static void print_header(void)
 {
 	static const char *const names[] = { "held", "hva", "get_slice", "atomic",
-					     "hva/get_slice", "held/atomic", "held/hva" };
+					     "hva/get_slice", "held/atomic", "held/hva",
+					     "hva/search", "hva/linear" };
 
 	printf("%-7s %-8s %-7s %s %-12s", "regions", "layout", "access", "threads", "writer");
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
@@ -247,6 +322,9 @@ static void run_row(struct bench *bench, const char *access, const struct layout
 	printf("%7zu %-8s %-7s %7u %-12s", layout->count, tiny ? "tiny" : "aligned", access,
 	       bench->threads, writer);
 	print_row(bench, goal);
+	if (tiny && !bench->writer && bench->threads == 1)
+		print_by_hand(bench->sides[BARE].data[0]);
+	printf("\n");
 }
 
 static void run_rows(struct bench *bench, struct layout *layout, bool tiny, double goal)
@@ -274,6 +352,7 @@ static void set_up_sides(struct bench *bench, struct reader *readers, struct wri
 	static void (*const run[])(void *) = { run_held, run_bare, run_peer, run_peer_atomic };
 
 	bench->count = writer->peer ? PEER_ATOMIC + 1 : PEER;
+	bench->warm = true;
 	bench->operations = ADDRESSES;
 	for (size_t i = 0; i < bench->count; i++) {
 		bench->sides[i].run = run[i];
@@ -300,6 +379,7 @@ static void bench_layout(struct bench *bench, size_t count, bool tiny, double go
 	for (unsigned int i = 0; i < BENCH_THREADS; i++) {
 		bench_gmem_must(gmem_view_new(layout.vm, &readers[i].view), "gmem_view_new");
 		readers[i].peer = peer;
+		readers[i].layout = &layout;
 	}
 
 	set_up_sides(bench, readers, &writer);
@@ -316,8 +396,8 @@ int main(int argc, char **argv)
 {
 	static struct bench bench;
 
-	bench.rounds = bench_arguments(argc, argv, usage, 21);
-	printf("libgmem %s, %zu rounds\n", gmem_version(), bench.rounds);
+	bench.rounds = rounds = bench_arguments(argc, argv, usage, 21);
+	printf("libgmem %s, %zu rounds\n", gmem_version(), rounds);
 	peer_functions = peer_load();
 
 	printf("\n");

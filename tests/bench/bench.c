@@ -149,6 +149,8 @@ static void *work(void *data)
 			pthread_barrier_wait(&run->barrier);
 			if (worker->number == 0)
 				set_turn(run, turn);
+			if (bench->warm)
+				bench->sides[turn].run(bench->sides[turn].data[worker->number]);
 			run->ns[worker->number][turn][round] =
 				sample(&bench->sides[turn], worker->number);
 		}

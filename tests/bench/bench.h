@@ -34,6 +34,7 @@ struct bench {
 	unsigned int threads;		/* that run a side at the same time */
 	double sample_us;		/* least CPU time of a sample */
 	bool writer;			/* one more thread makes changes, one each millisecond */
+	bool warm;			/* a pass before each sample brings what it uses into caches */
 	double changes_per_second;	/* made by the writer */
 };
 

@@ -169,6 +169,13 @@ int open_mappings(const char *path)
 	return fd;
 }
 
+static bool is_marked_as_device(uint64_t addr)
+{
+	const struct mark *mark = mark_at(addr);
+
+	return mark && (strstr(mark->flags, "io") || strstr(mark->flags, "pf"));
+}
+
 static int do_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret)
 {
 	FILE *maps = must(fopen("/proc/self/maps", "r"));
@@ -192,6 +199,7 @@ static int do_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret)
 			(line.rights[2] == 'x' ? PROT_EXEC : 0),
 		.is_shared = line.rights[3] == 's',
 		.is_nameless = gmem_sys_is_nameless(line.name),
+		.is_anonymous = !line.inode && !line.name[0] && !is_marked_as_device(start),
 	};
 	return 0;
 }
