@@ -12,7 +12,6 @@
 
 #include "base/error.h"
 #include "base/limit.h"
-#include "os/process.h"
 #include "os/ring.h"
 
 #define HUGE_PAGE ((uint64_t)2 << 20)
