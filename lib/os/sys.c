@@ -300,7 +300,7 @@ int gmem_sys_mapping_at(int fd, uint64_t addr, struct gmem_sys_mapping *ret)
 			(query.flags & 4 ? PROT_EXEC : 0),
 		.is_shared = query.flags & 8,
 		.is_nameless = gmem_sys_is_nameless(name),
-		.is_anonymous = !query.inode && !name[0],
+		.is_anonymous = gmem_sys_is_anonymous(query.inode, name),
 	};
 	return 0;
 }

@@ -126,13 +126,19 @@ struct gmem_sys_mapping {
 	int prot;
 	bool is_shared;
 	bool is_nameless;	/* of the file that the kernel made for anonymous memory */
-	bool is_anonymous;	/* of no file, nor one of the kernel's own, which have names */
+	bool is_anonymous;	/* of no file, nor one of the kernel's own */
 };
 
 /* Shared anonymous memory, and that of hugetlb, is mapped from files of these names. */
 static inline bool gmem_sys_is_nameless(const char *name)
 {
 	return strcmp(name, "/dev/zero (deleted)") == 0 || strcmp(name, "/anon_hugepage (deleted)") == 0;
+}
+
+/* Memory without a file: of malloc(), or named by prctl(2). Else the kernel's own have names. */
+static inline bool gmem_sys_is_anonymous(uint64_t inode, const char *name)
+{
+	return !inode && (!*name || strcmp(name, "[heap]") == 0 || strncmp(name, "[anon:", 6) == 0);
 }
 
 /*

@@ -46,6 +46,7 @@
 #define DEVICE_READ	"the device, 8 reads at once"
 #define DEVICE_WRITE	"the device, 8 writes at once"
 #define LOAD		"gmem_vm_load()"
+#define RESTORE		"gmem_vm_restore()"
 #define SAVE		"gmem_vm_save()"
 #define READ_GUEST	"reading the memory once"
 #define AT_ONCE		8
@@ -408,6 +409,7 @@ static const struct goal {
 	{ "load/cold-dense/2-workers", LOAD, 0, 0.6 },
 	{ "load/cold-holes", DIRECT_READ, 0, 0.55 },
 	{ "load/cold-holes/2-workers", LOAD, 0, 0.6 },
+	{ "load/restore-dense/2-workers", RESTORE, 0, 0.6 },
 	{ "save/1-4-used", DEVICE_WRITE, 0, 0.4 },
 	{ "save/half-zero", DEVICE_WRITE, 0, 0.65 },
 	{ "save/dense", DEVICE_WRITE, 0, 0.95 },
@@ -508,6 +510,56 @@ static void check_loaded(int fd)
 		bench_must((int)pread(fd, bytes, MIB, (off_t)at), "pread");
 		bench_must(memcmp(bytes, guest.hva + at, MIB) ? -1 : 0, "comparing what was loaded");
 	}
+}
+
+static void restore_gmem(int fd)
+{
+	bench_must((int)lseek(fd, 0, SEEK_SET), "lseek");
+	bench_gmem_must(gmem_vm_restore(guest.vm, fd, NULL, NULL), "restore");
+}
+
+static void restore_with_two(int fd)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 2);
+
+	bench_must((int)lseek(fd, 0, SEEK_SET), "lseek");
+	bench_gmem_must(gmem_vm_restore(guest.vm, fd, &opts, NULL), "restore");
+}
+
+/* An image of a guest all of whose memory is in use, in the page cache */
+static int make_image(void)
+{
+	int fd = bench_must(open(directory, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600), directory);
+
+	begin_guest();
+	make_contents(guest.hva, 16);
+	bench_gmem_must(gmem_vm_save(guest.vm, fd, NULL, NULL), "save");
+	end_guest();
+	return fd;
+}
+
+static void measure_restore(void)
+{
+	struct side sides[] = {
+		{ .name = RESTORE, .run = restore_gmem },
+		{ .name = "gmem_vm_restore(), 2 workers", .run = restore_with_two },
+		{ .name = READ, .run = load_read },
+	};
+	int fd = make_image();
+
+	bench_row("load/restore-dense");
+	for (size_t round = 0; round < rounds; round++) {
+		bench_progress(round, rounds);
+		for (size_t i = 0; i < 3; i++) {
+			touch_and_free();
+			begin_guest();
+			cache(fd);
+			sample(&sides[i], round, fd);
+			end_guest();
+		}
+	}
+	close(fd);
+	print("restore, in the page cache, dense; read() of as much", "load/restore-dense", sides, 3);
 }
 
 static void measure_load(const char *title, const char *table, uint64_t full_of_16, bool sparse, bool cold)
@@ -631,7 +683,7 @@ static void measure_memory(void)
 int main(int argc, char **argv)
 {
 	static const char usage[] =
-		"usage: bench-image [load|cold|save|memory [MIB [ROUNDS]]]\n"
+		"usage: bench-image [load|restore|cold|save|memory [MIB [ROUNDS]]]\n"
 		"Files of MIB (default 1024) in /var/tmp; ROUNDS are 5.\n";
 	const char *what = argc > 1 ? argv[1] : "all";
 
@@ -660,6 +712,8 @@ int main(int argc, char **argv)
 		measure_load("load, in the page cache, half zero", "load/warm-half-zero", 8, false, false);
 		measure_load("load, in the page cache, 3/4 holes", "load/warm-holes", 4, true, false);
 	}
+	if (!strcmp(what, "restore") || !strcmp(what, "all"))
+		measure_restore();
 	if (!strcmp(what, "cold") || !strcmp(what, "all")) {
 		measure_load("load, from the disk, dense", "load/cold-dense", 16, false, true);
 		measure_load("load, from the disk, 3/4 holes", "load/cold-holes", 4, true, true);

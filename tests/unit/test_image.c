@@ -166,19 +166,24 @@ static void every_way_gives_the_same_bytes(void **state)
 		uint32_t depth;
 		int io_uring;
 		uint32_t workers;
+		bool is_cached;
 	} ways[] = {
-		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, 0, 0 },
-		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, 0, 2 },
-		{ 0, 30000, 777, FAKE_DIRECT_LIE, 4, 0, 3 },
-		{ GMEM_TRANSFER_NO_RING, 0, 0, FAKE_DIRECT_DISK, 0, 0, 2 },
-		{ 0, 0, 0, FAKE_DIRECT_NEVER, 1, 0, 0 },
-		{ 0, 0, 8192, FAKE_DIRECT_LIE, 2, 0, 0 },
-		{ 0, 30000, 777, FAKE_DIRECT_DISK, 0, 0, 0 },
-		{ 0, 4096, 4096, FAKE_DIRECT_DISK, 3, 0, 0 },
-		{ GMEM_TRANSFER_NO_RING, 0, 0, FAKE_DIRECT_DISK, 0, 0, 0 },
-		{ GMEM_TRANSFER_NO_RING, 1000, 512, FAKE_DIRECT_DISK, 0, 0, 0 },
-		{ GMEM_TRANSFER_NO_DIRECT, 0, 0, FAKE_DIRECT_DISK, 32, 0, 0 },
-		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, -EPERM, 0 },
+		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, 0, 0, false },
+		{ 0, 0, 0, FAKE_DIRECT_NEVER, 1, 0, 0, false },
+		{ 0, 0, 8192, FAKE_DIRECT_LIE, 2, 0, 0, false },
+		{ 0, 30000, 777, FAKE_DIRECT_DISK, 0, 0, 0, false },
+		{ 0, 4096, 4096, FAKE_DIRECT_DISK, 3, 0, 0, false },
+		{ GMEM_TRANSFER_NO_RING, 0, 0, FAKE_DIRECT_DISK, 0, 0, 0, false },
+		{ GMEM_TRANSFER_NO_RING, 1000, 512, FAKE_DIRECT_DISK, 0, 0, 0, false },
+		{ GMEM_TRANSFER_NO_DIRECT, 0, 0, FAKE_DIRECT_DISK, 32, 0, 0, false },
+		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, -EPERM, 0, false },
+		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, 0, 4, false },
+		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, 0, 2, true },
+		{ 0, 30000, 777, FAKE_DIRECT_DISK, 0, 0, 1024, true },
+		{ GMEM_TRANSFER_NO_RING, 0, 4096, FAKE_DIRECT_DISK, 0, 0, 3, true },
+		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, 0, 2, false },
+		{ 0, 30000, 777, FAKE_DIRECT_LIE, 4, 0, 3, false },
+		{ GMEM_TRANSFER_NO_RING, 0, 0, FAKE_DIRECT_DISK, 0, 0, 2, false },
 	};
 
 	(void)state;
@@ -194,6 +199,8 @@ static void every_way_gives_the_same_bytes(void **state)
 		fake.io_uring = ways[i].io_uring;
 		fake_set_direct(ways[i].direct);
 		fake_shorten_io(ways[i].most);
+		if (ways[i].is_cached)
+			fake_cache_files();
 
 		assert_ok(gmem_vm_save(g.unit.vm, fd, &opts, &out));
 		assert_int_equal(out.data_bytes + out.zero_bytes, total(&g));
@@ -997,6 +1004,7 @@ static void turned_bit_is_found(void **state)
 		assert_int_equal(pread(fd, &old, 1, (off_t)at), 1);
 		new = (char)(old ^ (1 << at % 8));
 		assert_int_equal(pwrite(fd, &new, 1, (off_t)at), 1);
+		verify.workers = (uint32_t)(at % 3);
 		assert_true(gmem_vm_restore(g.unit.vm, fd, &verify, NULL) < 0);
 		assert_int_equal(pwrite(fd, &old, 1, (off_t)at), 1);
 	}
@@ -1006,6 +1014,46 @@ static void turned_bit_is_found(void **state)
 			assert_int_equal(((char *)gmem_region_hva(g.regions[i]))[at], 0x33);
 	assert_ok(gmem_vm_restore(g.unit.vm, fd, &verify, NULL));
 	check(&g, 7);
+	close(fd);
+	end(&g);
+}
+
+static void workers_refuse_what_one_refuses(void **state)
+{
+	static const uint64_t at[] = { 0, 20, 24, 4096, 4100, 8192 + 16, MIB, MIB + 24, MIB + 5000, 2 * MIB + 40, 2 * MIB + 99999 };
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 4);
+	GMEM_OPTS(gmem_transfer_result, one);
+	GMEM_OPTS(gmem_transfer_result, many);
+	char sentence[512], old, new;
+	struct guest g;
+	int fd, err;
+
+	(void)state;
+	begin(&g);
+	soil(&g, 7);
+	fd = new_file();
+	assert_ok(gmem_vm_save(g.unit.vm, fd, NULL, NULL));
+	for (size_t i = 0; i < 2 * ARRAY_SIZE(at); i++) {
+		uint64_t where = at[i / 2];
+
+		if (i == 1)
+			fake_cache_files();
+		if (where >= size_of(fd))
+			break;
+		assert_int_equal(pread(fd, &old, 1, (off_t)where), 1);
+		new = old ^ 4;
+		assert_int_equal(pwrite(fd, &new, 1, (off_t)where), 1);
+		err = gmem_vm_restore(g.unit.vm, fd, NULL, &one);
+		snprintf(sentence, sizeof(sentence), "%s", gmem_last_error());
+		assert_true(err < 0);
+		assert_int_equal(gmem_vm_restore(g.unit.vm, fd, &opts, &many), err);
+		assert_string_equal(gmem_last_error(), sentence);
+		assert_int_equal(many.data_bytes, one.data_bytes);
+		assert_int_equal(many.zero_bytes, one.zero_bytes);
+		assert_int_equal(pwrite(fd, &old, 1, (off_t)where), 1);
+	}
+	assert_ok(gmem_vm_restore(g.unit.vm, fd, &opts, &many));
+	assert_int_equal(many.data_bytes, total(&g));
 	close(fd);
 	end(&g);
 }
@@ -2087,6 +2135,7 @@ int main(void)
 		cmocka_unit_test(private_ranges_are_declared_and_left_out),
 		cmocka_unit_test(missing_block_is_found),
 		cmocka_unit_test(turned_bit_is_found),
+	cmocka_unit_test(workers_refuse_what_one_refuses),
 		cmocka_unit_test(an_older_image_underneath_does_not_show_through),
 		cmocka_unit_test(contradictory_records_are_refused),
 		cmocka_unit_test(other_files_are_no_images),
