@@ -128,13 +128,16 @@ static void serve(struct gmem_view *view)
 	uint64_t avail, used, gpa, size;
 	int result;
 
+	/* Accesses that belong together: one layout for all, and the least that each can cost */
+	gmem_view_begin(view);
 	gmem_must(gmem_view_load(view, FIELD(avail), 4, GMEM_ACQUIRE, &avail), "the ring");
 	gmem_must(gmem_view_load(view, FIELD(used), 4, GMEM_RELAXED, &used), "the ring");
+	gmem_must(gmem_view_load(view, FIELD(gpa), 8, GMEM_RELAXED, &gpa), "the ring");
+	gmem_must(gmem_view_load(view, FIELD(size), 4, GMEM_RELAXED, &size), "the ring");
+	gmem_view_end(view);
 	if (avail == used)
 		return;
 
-	gmem_must(gmem_view_load(view, FIELD(gpa), 8, GMEM_RELAXED, &gpa), "the ring");
-	gmem_must(gmem_view_load(view, FIELD(size), 4, GMEM_RELAXED, &size), "the ring");
 	result = serve_request(view, gpa, size);
 	if (result < 0)
 		say(gmem_last_error());

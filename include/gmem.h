@@ -1416,9 +1416,9 @@ struct gmem_memory_opts {
  *
  * GMEM_KIND_DEVICE needs GMEM_REGION_HVA and GMEM_BACKING_HOST, and GMEM_KIND_EXTERNAL
  * a way of backing without private memory. Without a @kind the library asks the kernel
- * what is mapped at @hva, once and without touching it: madvise(2) with MADV_COLD for
- * one page of each mapping, and /proc/self/smaps where the answer has several
- * meanings. Where /proc is out of reach, memory that looks locked or hugetlb counts
+ * what is mapped at @hva, once and without touching it: /proc/self/maps, madvise(2) with
+ * MADV_COLD for one page of each mapping of a file, and /proc/self/smaps where the answer
+ * has several meanings. Where /proc is out of reach, memory that looks locked or hugetlb counts
  * as RAM. The kind belongs to the region, not to the memory: GMEM_REGION_KEEP_STATE
  * does not keep it.
  *
@@ -1428,8 +1428,10 @@ struct gmem_memory_opts {
  * gmem_vm_discard(). The size of its pages is asked for when the region is added: a
  * huge page of hugetlb is discarded, and a region split, as a whole only. Where /proc
  * is out of reach, pages count as ordinary; if it cannot be read only for now, for want
- * of a file descriptor, the region is refused, -EMFILE, -ENFILE or -ENOMEM. The memory
- * must not change its mapping during a call that works on it.
+ * of a file descriptor, the region is refused, -EMFILE, -ENFILE or -ENOMEM. The first
+ * such region opens /proc/self/maps, close-on-exec, until the VM's handle is freed: the
+ * library asks there, and for more regions it need not be opened again. The memory must
+ * not change its mapping during a call that works on it.
  *
  * GMEM_REGION_KEEP_STATE is for gmem_change_add(), to lay out memory anew without
  * converting it anew; with gmem_region_add() it has no effect. It applies to the memory
@@ -2641,6 +2643,21 @@ GMEM_API int gmem_view_iovec_read(const struct gmem_view *view, uint64_t gpa, ui
  * With recovery, 2, 4 or 8 bytes at a multiple of that are copied and filled as one
  * number, of which nobody sees a part. Use gmem_view_load() and gmem_view_store()
  * where the order matters, too.
+ *
+ * Several accesses that belong together, such as those of one request of a virtqueue,
+ * may be made between one gmem_view_begin() and one gmem_view_end():
+ *
+ *	gmem_view_begin(view);
+ *	err = gmem_view_load(view, avail + 2, 2, GMEM_ACQUIRE, &index);
+ *	if (!err)
+ *		err = gmem_view_read(view, avail + 4 + 2 * (next % size), &head, 2, NULL);
+ *	if (!err && head < size)
+ *		err = gmem_view_read(view, table + 16 * head, &descriptor, 16, NULL);
+ *	gmem_view_end(view);
+ *
+ * All of them use one layout, and each costs its lookup and its loads and stores alone,
+ * for up to 64 bytes a few nanoseconds. What gmem_view_begin() says of the time in between
+ * holds.
  */
 
 /**
@@ -3844,7 +3861,7 @@ struct gmem_stats {
  *
  * Thread-safe. Source: mincore(2), cachestat(2), PROCMAP_QUERY or /proc/self/maps where
  * part of the memory is not mapped, hugetlb, or a private mapping of a file, for these
- * fstat(2) and /proc/self/pagemap. Since: 0.1.
+ * fstat(2), and /proc/self/pagemap. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument or bad flags, -EOPNOTSUPP the kernel has no
  * cachestat(2) to count private memory, -EFAULT part of the memory is not mapped, and
@@ -3971,7 +3988,7 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * and ends with the transfer, in gmem_transfer_free(). So the ring interrupts no system
  * call of another thread, as it would those of a thread that uses it itself, with EINTR.
  *
- * With workers of struct gmem_transfer_opts, several threads load and restore, each its own
+ * With workers of struct gmem_transfer_opts, several threads load, save and restore, each its own
  * pieces, while a step of the transfer is under way. The library starts them when the
  * transfer begins, if there are 8 MiB to do or more; they block signals as that of a ring
  * does, take 128 KiB of stack, and end when the transfer is done, has failed or is freed.
@@ -3979,11 +3996,13 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * caller's can help: gmem_transfer_work(). Callbacks are called in the thread of the
  * transfer alone. Contents, counts, failures and their order are those of one worker, but
  * after a failure up to 16 MiB behind the place where it occurred, and the holes between
- * them, may be loaded, too. A pipe is read by one thread. After a failure, the transfer
+ * them, may be loaded, too. An image has the same bytes, but for its random identity and the
+ * checksums over it, whatever the number of threads was. A pipe is read by one thread. After a failure, the transfer
  * goes on without these threads.
  *
  * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore() and gmem_image_verify() do
- * a whole transfer and block. A program with an event loop begins a transfer, which
+ * a whole transfer and block. They make a ring only where it pays: not for what is in the
+ * page cache, nor for an image of up to 2 MiB. A program with an event loop begins a transfer, which
  * may block, and calls gmem_transfer_step() whenever gmem_transfer_fd() is ready.
  *
  * Call gmem_recovery_enable() before a transfer begins: then copies cost what
@@ -4039,7 +4058,8 @@ typedef int (*gmem_transfer_progress_fn)(void *data, uint64_t done, uint64_t tot
  * gmem_transfer_lost_fn - is told a range that the hardware lost, and an image lacks
  * @data: lost_data of struct gmem_transfer_opts
  * @gpa: guest physical address, a multiple of 4096
- * @size: bytes, a multiple of the page of the memory that was saved
+ * @size: bytes, a multiple of 4096: whole pages of the memory that was saved, but of a page
+ *	that was lost while it was being saved the rest
  *
  * The library calls it in the thread of the transfer, once for each range, in the order
  * of their addresses; ranges that touch may come as one or as several.
@@ -4063,8 +4083,8 @@ typedef void (*gmem_transfer_lost_fn)(void *data, uint64_t gpa, uint64_t size);
  *	GMEM_TRANSFER_TAGS numbers from here on. Transfers that share a ring need
  *	tags that differ.
  * @depth: number of buffers of 1 MiB, at most 32; 0: the library chooses
- * @workers: number of threads that load, restore or verify, with the calling one; 0 or 1:
- *	only the calling thread. At most 1024, of which up to 64 work at a time.
+ * @workers: number of threads that transfer, with the calling one; 0 or 1: only the
+ *	calling thread. At most 1024, of which up to 64 work at a time.
  * @lost: with GMEM_TRANSFER_ALLOW_LOST: is told what the image lacks, NULL for none
  * @lost_data: passed to @lost
  */
@@ -4097,7 +4117,7 @@ struct gmem_transfer_opts {
  * @private_bytes: bytes of guest memory that are private, and were left out
  * @engine: GMEM_ENGINE_*
  * @no_ring: 0 with io_uring; otherwise a negative errno as the reason without:
- *	-ECANCELED not wanted, -ENOTSUP not built in, or the kernel's own
+ *	-ECANCELED not wanted or not needed, -ENOTSUP not built in, or the kernel's own
  * @lost_bytes: bytes of guest memory that the hardware lost, and the image lacks; after
  *	a restore they are zero, and not in @zero_bytes
  * @left_out_bytes: bytes of guest memory whose contents are not in the image because
@@ -4224,9 +4244,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
  *
  * Thread-safe. Source: mincore(2), cachestat(2), lseek(2) with SEEK_DATA,
- * PROCMAP_QUERY, /proc/self/pagemap, and /proc/self/smaps at most once, msync(2) with
- * MS_ASYNC, to see whether all of the memory is mapped, write(2), io_uring(7), open(2)
- * with O_DIRECT, fdatasync(2), getrlimit(2). Since: 0.1.
+ * PROCMAP_QUERY, PAGEMAP_SCAN or /proc/self/pagemap, /proc/self/smaps at most once,
+ * msync(2) with MS_ASYNC, to see whether all of the memory is mapped, write(2),
+ * io_uring(7), open(2) with O_DIRECT, fdatasync(2), getrlimit(2). Since: 0.1.
  *
  * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is being
  * converted or removed, -ECANCELED the callback stopped it, -EINVAL bad arguments, @fd

@@ -27,6 +27,8 @@
 #include <sys/auxv.h>
 #endif
 
+#define POLYNOMIAL 0x82f63b78u
+
 /* Bytes of each of the three that are computed side by side */
 #define STRETCH ((size_t)336)
 
@@ -235,4 +237,31 @@ uint32_t gmem_crc32c_by(enum gmem_crc32c_way way, uint32_t crc, const void *byte
 uint32_t gmem_crc32c(uint32_t crc, const void *bytes, size_t size)
 {
 	return gmem_crc32c_by(best, crc, bytes, size);
+}
+
+/* ---- pieces ---- */
+
+/* Multiplies two polynomials, modulo the polynomial. */
+static uint32_t multiply(uint32_t a, uint32_t b)
+{
+	uint32_t product = 0;
+
+	for (; a; a <<= 1) {
+		product ^= b & (0 - (a >> 31));
+		b = b >> 1 ^ (POLYNOMIAL & (0 - (b & 1)));
+	}
+	return product;
+}
+
+/* To append a byte of zeros is to multiply by x to the power of 8. */
+uint32_t gmem_crc32c_join(uint32_t first, uint32_t second, size_t size)
+{
+	uint32_t power = 1u << 23;
+
+	for (; size; size /= 2) {
+		if (size & 1)
+			first = multiply(power, first);
+		power = multiply(power, power);
+	}
+	return first ^ second;
 }

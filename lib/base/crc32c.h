@@ -23,7 +23,9 @@ enum gmem_crc32c_way gmem_crc32c_best(void);
 
 /* Returns the CRC of @bytes, continuing from @crc (0 to start). */
 uint32_t gmem_crc32c(uint32_t crc, const void *bytes, size_t size);
-/* Does the same in one of the ways that work here, so that tests can compare them. */
+/* Returns the CRC of two pieces, one behind the other, from the CRC of each; @size is of the second. */
+uint32_t gmem_crc32c_join(uint32_t first, uint32_t second, size_t size);
+/* Does the same as gmem_crc32c() in one of the ways that work here, so that tests can compare them. */
 uint32_t gmem_crc32c_by(enum gmem_crc32c_way way, uint32_t crc, const void *bytes, size_t size);
 
 #endif

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdlib.h>
 
 #include "gmem.h"
@@ -176,13 +177,6 @@ static int plan(struct change *change)
 
 /* ---- claims ---- */
 
-static int compare_claims(const void *a, const void *b)
-{
-	const struct gmem_claim *first = a, *second = b;
-
-	return first->gpa < second->gpa ? -1 : first->gpa > second->gpa;
-}
-
 /*
  * Nobody has a lease where nothing is yet, nor gets one before readers have the table: who
  * has a lease may look there.
@@ -206,7 +200,7 @@ static void merge_claims(struct change *change)
 
 	if (change->claim_count < 2)
 		return;
-	gmem_sort(claims, change->claim_count, sizeof(*claims), compare_claims);
+	gmem_sort(claims, change->claim_count, sizeof(*claims), offsetof(struct gmem_claim, gpa));
 	for (size_t i = 1; i < change->claim_count; i++) {
 		uint64_t last = claims[i].gpa + (claims[i].size - 1);
 		uint64_t kept_last = claims[kept].gpa + (claims[kept].size - 1);
@@ -265,7 +259,8 @@ static void note_memslot(struct gmem_step *step)
 {
 	if (step->has_old)
 		step->old = gmem_region_memslot(step->region);
-	if (step->kind != GMEM_STEP_ADD)
+	/* Listeners that come from now on do not hear of this change. */
+	if (step->kind != GMEM_STEP_ADD && gmem_listeners_are_there(step->region->vm))
 		gmem_region_fill_info(step->region, &step->before);
 	if (step->after)
 		step->after->slot_flags = step->region->slot_flags;

@@ -77,9 +77,15 @@ GMEM_API int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 
 GMEM_API int gmem_region_remove(struct gmem_region *region)
 {
-	struct gmem_step step = { .kind = GMEM_STEP_REMOVE, .region = region };
+	struct gmem_step step;
 
-	return region ? apply_one(region->vm, &step) : 0;
+	if (!region)
+		return 0;
+	/* The rest is for steps of other kinds. */
+	step.kind = GMEM_STEP_REMOVE;
+	step.region = region;
+	step.upper = NULL;
+	return apply_one(region->vm, &step);
 }
 
 GMEM_API int gmem_region_move(struct gmem_region *region, uint64_t gpa)

@@ -16,6 +16,7 @@
 #include "caps/caps.h"
 #include "caps/plan.h"
 #include "os/kvm.h"
+#include "region/host_mapping.h"
 #include "region/region.h"
 #include "region/slots.h"
 #include "region/vm_core.h"
@@ -206,6 +207,7 @@ static void drop_identity(struct gmem_vm *vm)
 	gmem_vm_identity_unref(vm->identity);
 	vm->identity = NULL;
 	vm->fd = -1;
+	gmem_host_maps_close(&vm->host_maps);
 }
 
 /* What outlives the handle may log, too, but the log's data need not be there any more. */

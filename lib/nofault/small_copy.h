@@ -25,7 +25,8 @@
 
 /*
  * These name their registers: an asm that jumps has no outputs. The register that the
- * handler sets carries data until there is a fault.
+ * handler sets carries data until there is a fault. No other that is not a vector is used, to
+ * leave them to the code around: see view/access.c.
  */
 #if defined(__x86_64__)
 
@@ -49,15 +50,18 @@
 #define GMEM_COPY_4	GMEM_COPY_WHOLE("movl", "movl %%r11d", "%%r11d")
 #define GMEM_COPY_8	GMEM_COPY_WHOLE("movq", "movq %%r11", "%%r11")
 #define GMEM_COPY_16	GMEM_COPY_WHOLE("movups", "movups %%xmm0", "%%xmm0", "xmm0")
+/* The second word of the register has the last two bytes, before and after. */
 #define GMEM_COPY_3                                                              \
-	__asm__ goto(GMEM_TRY("movzwl (%[from]), %%r11d")                        \
-		     GMEM_TRY("movzbl 2(%[from]), %%eax")                        \
+	__asm__ goto(GMEM_TRY("pinsrw $0, (%[from]), %%xmm0")                    \
+		     GMEM_TRY("pinsrw $1, 1(%[from]), %%xmm0")                   \
+		     "movd %%xmm0, %%r11d\n"                                     \
 		     GMEM_TRY("movw %%r11w, (%[to])")                            \
-		     GMEM_TRY("movb %%al, 2(%[to])")                             \
+		     "shrl $16, %%r11d\n"                                        \
+		     GMEM_TRY("movw %%r11w, 1(%[to])")                           \
 		     : : [to] "r"(dst), [from] "r"(src)                          \
-		     : "memory", GMEM_FAULT_REGISTER, "rax" : fault)
-#define GMEM_COPY_5_7	GMEM_COPY_ENDS("movl", "4", "%%r11d", "%%eax", "rax")
-#define GMEM_COPY_9_15	GMEM_COPY_ENDS("movq", "8", "%%r11", "%%rax", "rax")
+		     : "memory", "cc", GMEM_FAULT_REGISTER, "xmm0" : fault)
+#define GMEM_COPY_5_7	GMEM_COPY_ENDS("movd", "4", "%%xmm0", "%%xmm1", "xmm0", "xmm1")
+#define GMEM_COPY_9_15	GMEM_COPY_ENDS("movq", "8", "%%xmm0", "%%xmm1", "xmm0", "xmm1")
 #define GMEM_COPY_17_32 GMEM_COPY_ENDS("movups", "16", "%%xmm0", "%%xmm1", "xmm0", "xmm1")
 #define GMEM_COPY_33_64                                                          \
 	__asm__ goto(GMEM_TRY("movups (%[from]), %%xmm0")                        \

@@ -214,6 +214,40 @@ int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret)
 	return err;
 }
 
+/* Linux 6.7: struct pm_scan_arg under a name that no header has */
+struct page_scan {
+	uint64_t size, flags;
+	uint64_t start, end, walk_end;
+	uint64_t vec, vec_len, max_pages;
+	uint64_t inverted, all_of, any_of, returned;
+};
+
+#define SCAN_PAGES _IOWR('f', 16, struct page_scan)
+
+int gmem_sys_find_absent(int fd, uint64_t start, uint64_t end, uint32_t kinds, uint64_t *ret)
+{
+	struct gmem_sys_pages found = { .start = end };
+	struct page_scan scan = { .size = sizeof(scan), .start = start, .end = end,
+				  .vec = (uintptr_t)&found, .vec_len = 1, .max_pages = 1,
+				  .inverted = kinds, .all_of = kinds, .returned = kinds };
+	int n = gmem_sys_ioctl(fd, SCAN_PAGES, &scan);
+
+	*ret = n > 0 ? found.start : end;
+	return n < 0 ? n : 0;
+}
+
+int gmem_sys_find_mapped(int fd, uint64_t start, uint64_t end, uint32_t kinds,
+			 struct gmem_sys_pages *ret, size_t max, uint64_t *ret_until)
+{
+	struct page_scan scan = { .size = sizeof(scan), .start = start, .end = end,
+				  .vec = (uintptr_t)ret, .vec_len = max, .any_of = kinds,
+				  .returned = kinds };
+	int n = gmem_sys_ioctl(fd, SCAN_PAGES, &scan);
+
+	*ret_until = n > 0 && (size_t)n == max ? ret[n - 1].end : end;
+	return n;
+}
+
 /* Linux 6.11: struct procmap_query under a name that no header has */
 struct mapping_query {
 	uint64_t size, query_flags, query_addr;
@@ -266,6 +300,7 @@ int gmem_sys_mapping_at(int fd, uint64_t addr, struct gmem_sys_mapping *ret)
 			(query.flags & 4 ? PROT_EXEC : 0),
 		.is_shared = query.flags & 8,
 		.is_nameless = gmem_sys_is_nameless(name),
+		.is_anonymous = !query.inode && !name[0],
 	};
 	return 0;
 }

@@ -90,6 +90,31 @@ int gmem_sys_mincore(void *addr, uint64_t size, unsigned char *ret);
 int gmem_sys_cachestat(int fd, uint64_t offset, uint64_t size, uint64_t *ret_pages);
 /* Fills in one word per page of this process: bit 63 if in memory, bit 62 if in swap. */
 int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret);
+
+/* As struct page_region of Linux 6.7, which older headers lack */
+struct gmem_sys_pages {
+	uint64_t start;		/* addresses */
+	uint64_t end;
+	uint64_t kinds;
+};
+
+#define GMEM_PAGES_PRESENT	(1u << 3)
+#define GMEM_PAGES_SWAPPED	(1u << 4)
+
+/*
+ * What the page tables of this process say, PAGEMAP_SCAN on @fd, which is of /proc/self/pagemap;
+ * -ENOTTY before Linux 6.7. A page that is not mapped here may exist all the same.
+ *
+ * Finds the first page in [@start, @end) that is of none of @kinds, GMEM_PAGES_*: @ret, or @end.
+ */
+int gmem_sys_find_absent(int fd, uint64_t start, uint64_t end, uint32_t kinds, uint64_t *ret);
+/*
+ * Finds the pages in [@start, @end) that are of one of @kinds, in order. Returns how many ranges
+ * of them are in @ret, @max at most; no more are below @ret_until.
+ */
+int gmem_sys_find_mapped(int fd, uint64_t start, uint64_t end, uint32_t kinds,
+			 struct gmem_sys_pages *ret, size_t max, uint64_t *ret_until);
+
 /* A mapping of this process, as PROCMAP_QUERY tells it */
 struct gmem_sys_mapping {
 	uint64_t start;
@@ -101,6 +126,7 @@ struct gmem_sys_mapping {
 	int prot;
 	bool is_shared;
 	bool is_nameless;	/* of the file that the kernel made for anonymous memory */
+	bool is_anonymous;	/* of no file, nor one of the kernel's own, which have names */
 };
 
 /* Shared anonymous memory, and that of hugetlb, is mapped from files of these names. */

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdlib.h>
 
 #include "base/check.h"
@@ -62,13 +63,6 @@ static int check_list(const struct work *work, const struct gmem_gpa_range *rang
 	return err;
 }
 
-static int by_gpa(const void *a, const void *b)
-{
-	const struct gmem_gpa_range *x = a, *y = b;
-
-	return x->gpa < y->gpa ? -1 : x->gpa > y->gpa;
-}
-
 static uint64_t end_of(const struct gmem_gpa_range *range)
 {
 	return range->gpa + range->size;
@@ -79,7 +73,7 @@ static void merge(struct work *work)
 {
 	struct gmem_gpa_range *ranges = work->ranges, *into = ranges;
 
-	gmem_sort(ranges, work->count, sizeof(*ranges), by_gpa);
+	gmem_sort(ranges, work->count, sizeof(*ranges), offsetof(struct gmem_gpa_range, gpa));
 	for (size_t i = 1; i < work->count; i++) {
 		if (ranges[i].gpa > end_of(into))
 			*++into = ranges[i];

@@ -64,7 +64,7 @@ static void free_file(struct gmem_file *file)
 {
 	if (file->fd >= 0) {
 		if (file->vm)
-			gmem_vm_identity_remove_file(file->vm, &file->known);
+			gmem_vm_identity_remove_file(&file->known);
 		gmem_sys_close(file->fd);
 	}
 	gmem_vm_identity_unref(file->vm);
@@ -619,7 +619,7 @@ static struct gmem_vm_identity *get_vm(struct gmem_file *file, bool *ret_is_know
 
 	gmem_lock_take(&file->lock);
 	vm = file->vm ? gmem_vm_identity_ref(file->vm) : NULL;
-	*ret_is_known = file->known.is_of_vm;
+	*ret_is_known = __atomic_load_n(&file->known.is_of_vm, __ATOMIC_RELAXED);
 	gmem_lock_drop(&file->lock);
 	return vm;
 }
@@ -631,9 +631,10 @@ static void set_vm(struct gmem_file *file, struct gmem_vm_identity *vm, bool is_
 	gmem_lock_take(&file->lock);
 	old = file->vm;
 	if (old)
-		gmem_vm_identity_remove_file(old, &file->known);
+		gmem_vm_identity_remove_file(&file->known);
 	file->vm = gmem_vm_identity_ref(vm);
-	file->known.is_of_vm |= is_checked;
+	if (is_checked)
+		gmem_vm_identity_prove_file(&file->known);
 	gmem_vm_identity_add_file(vm, &file->known);
 	gmem_lock_drop(&file->lock);
 	gmem_vm_identity_unref(old);
@@ -659,13 +660,6 @@ int gmem_file_check_vm(struct gmem_file *file, struct gmem_vm_identity *vm)
 	if (!err && is_new)
 		set_vm(file, vm, same <= 0);
 	return err;
-}
-
-void gmem_file_prove_vm(struct gmem_file *file)
-{
-	gmem_lock_take(&file->lock);
-	gmem_vm_identity_prove_file(&file->known);
-	gmem_lock_drop(&file->lock);
 }
 
 int gmem_file_pin(struct gmem_file *file, uint64_t offset, uint64_t size,

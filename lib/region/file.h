@@ -42,7 +42,10 @@ int gmem_file_new_of_vm(struct gmem_vm_identity *vm, uint64_t size, const struct
  */
 int gmem_file_check_vm(struct gmem_file *file, struct gmem_vm_identity *vm);
 /* Note that KVM has taken a memslot with the file: it is of the VM that it was checked for. */
-void gmem_file_prove_vm(struct gmem_file *file);
+static inline void gmem_file_prove_vm(struct gmem_file *file)
+{
+	gmem_vm_identity_prove_file(&file->known);
+}
 
 /* Whether @facts can be those of a guest_memfd; before Linux 6.19, of any anonymous inode */
 bool gmem_file_is_gmemfd(const struct gmem_sys_facts *facts);

@@ -573,6 +573,7 @@ int gmem_maps_add(struct gmem_file_maps *maps, int fd, uint64_t offset, uint64_t
 	if (!map)
 		return gmem_fail(-ENOMEM, "no memory to remember a mapping");
 
+	__atomic_store_n(&maps->had_any, true, __ATOMIC_RELAXED);
 	map->owner = maps;
 	map->is_pinned = false;
 	map->before = GMEM_BEFORE_NOTHING;
@@ -643,6 +644,9 @@ void gmem_maps_clear(struct gmem_file_maps *maps)
 {
 	struct gmem_map *map;
 
+	/* Others than the file's users do not ask for one. */
+	if (!__atomic_load_n(&maps->had_any, __ATOMIC_RELAXED))
+		return;
 	gmem_lock_take(&record.lock);
 	while ((map = maps->made)) {
 		strike(map);

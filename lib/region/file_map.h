@@ -64,6 +64,7 @@ struct gmem_map {
 /* The mappings of one file; zeroed, there are none */
 struct gmem_file_maps {
 	struct gmem_map *made;		/* by the user; of malloc() */
+	bool had_any;			/* atomic: the user has asked for one */
 };
 
 /* @fd: the file's, here and below. -EBUSY: it would replace what is pinned. */

@@ -19,6 +19,7 @@ static void forget_file(struct gmem_host_look *look)
 		gmem_sys_close(look->file);
 	look->has_file = false;
 	look->file = -1;
+	look->data = (struct gmem_host_data){ 0 };
 }
 
 void gmem_host_look_end(struct gmem_host_look *look)

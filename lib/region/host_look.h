@@ -18,6 +18,13 @@
 #include "base/part.h"
 #include "region/host_mapping.h"
 
+/* What a file has from @from on: nothing up to @start, then something up to @end */
+struct gmem_host_data {
+	uint64_t from;
+	uint64_t start;
+	uint64_t end;
+};
+
 struct gmem_host_look {
 	struct gmem_host_mapping mapping;	/* the last one; end 0: none yet */
 	bool is_tried;				/* @mapping is not userfaultfd's */
@@ -25,6 +32,7 @@ struct gmem_host_look {
 	int file;
 	int hint;				/* an fd that may be of the file, or -1 */
 	uint64_t file_size;
+	struct gmem_host_data data;		/* of @file, as far as somebody asked */
 	bool has_owed;				/* @owed is filled in, or @owed_err is not 0 */
 	int owed_err;				/* why nothing is known of userfaultfd */
 	struct gmem_part *owed;			/* host addresses */

@@ -39,7 +39,7 @@ static void look_closer(const struct walk *walk, struct gmem_host_mapping *mappi
 {
 	uint64_t at = mapping->start > walk->start ? mapping->start : walk->start;
 
-	mapping->known = GMEM_MAPPING_SHARED | GMEM_MAPPING_FILE | GMEM_MAPPING_NAMELESS;
+	mapping->known |= GMEM_MAPPING_SHARED | GMEM_MAPPING_FILE | GMEM_MAPPING_NAMELESS;
 	if (!mapping->page_size && gmem_host_mapping_is_ordinary(at)) {
 		mapping->page_size = gmem_sys_page_size();
 		mapping->known |= GMEM_MAPPING_DEVICE | GMEM_MAPPING_LOCKED;
@@ -61,6 +61,7 @@ static int tell_cheaply(void *data, const struct gmem_host_mapping *mapping)
 	return walk->fn(walk->data, &copy);
 }
 
+/* Devices map their memory from files; else only the kernel's own mappings are like theirs. */
 static struct gmem_host_mapping as_mapping(const struct gmem_sys_mapping *from)
 {
 	return (struct gmem_host_mapping){
@@ -74,6 +75,7 @@ static struct gmem_host_mapping as_mapping(const struct gmem_sys_mapping *from)
 		.flags = (from->is_shared ? GMEM_MAPPING_SHARED : 0) |
 			 (from->inode ? GMEM_MAPPING_FILE : 0) |
 			 (from->is_nameless ? GMEM_MAPPING_NAMELESS : 0),
+		.known = from->is_anonymous ? GMEM_MAPPING_DEVICE : 0,
 	};
 }
 
@@ -246,20 +248,73 @@ static int read_text(struct walk *walk, int fd)
 
 /* ---- both ---- */
 
+static bool has_no_query(int err)
+{
+	return err == -ENOTTY || err == -EINVAL;
+}
+
+/* The same from the text of @fd, which is read from where it is */
+static int read_list(struct walk *walk, int fd)
+{
+	struct walk cheap = { .start = walk->start, .end = walk->end, .fn = tell_cheaply, .data = walk };
+
+	return read_text(&cheap, fd);
+}
+
 int gmem_host_mappings(const void *hva, uint64_t size, bool in_full, gmem_host_mapping_fn fn,
 		       void *data)
 {
 	struct walk walk = { .start = (uintptr_t)hva, .end = (uintptr_t)hva + size, .fn = fn,
 			     .data = data };
-	struct walk cheap = { .start = walk.start, .end = walk.end, .fn = tell_cheaply, .data = &walk };
 	int fd, err;
 
 	fd = gmem_sys_open(in_full ? "/proc/self/smaps" : "/proc/self/maps", O_RDONLY);
 	if (fd < 0)
 		return fd;
 	err = in_full ? read_text(&walk, fd) : query(&walk, fd);
-	if (!in_full && (err == -ENOTTY || err == -EINVAL))
-		err = read_text(&cheap, fd);
+	if (!in_full && has_no_query(err))
+		err = read_list(&walk, fd);
+	gmem_sys_close(fd);
+	return err;
+}
+
+/* ---- the file that stays open ---- */
+
+/* Of what several threads open at the same time, one stays open. */
+static void keep_maps(struct gmem_host_maps *maps, int fd)
+{
+	int none = 0;
+
+	if (!__atomic_compare_exchange_n(&maps->opened, &none, fd + 1, false, __ATOMIC_RELAXED,
+					 __ATOMIC_RELAXED))
+		gmem_sys_close(fd);
+}
+
+void gmem_host_maps_close(struct gmem_host_maps *maps)
+{
+	if (maps->opened)
+		gmem_sys_close(maps->opened - 1);
+	maps->opened = 0;
+}
+
+/* The first question. Only a file that is asked stays open, not one that is read. */
+static int ask_maps(struct gmem_host_maps *maps, struct walk *walk)
+{
+	int opened = __atomic_load_n(&maps->opened, __ATOMIC_RELAXED), fd, err;
+
+	if (opened)
+		return query(walk, opened - 1);
+
+	fd = gmem_sys_open("/proc/self/maps", O_RDONLY);
+	if (fd < 0)
+		return fd;
+	err = query(walk, fd);
+	if (!err) {
+		keep_maps(maps, fd);
+		return 0;
+	}
+	if (has_no_query(err))
+		err = read_list(walk, fd);
 	gmem_sys_close(fd);
 	return err;
 }
@@ -290,24 +345,19 @@ static int note(void *data, const struct gmem_host_mapping *mapping)
 	return 0;
 }
 
-static int ask(const void *hva, uint64_t size, uint32_t wanted, bool in_full, struct search *search)
+int gmem_host_mapping_learn(struct gmem_host_maps *maps, const void *hva, uint64_t size,
+			    uint32_t wanted, struct gmem_host_nature *ret)
 {
-	*search = (struct search){ .start = (uintptr_t)hva, .wanted = wanted };
-	return gmem_host_mappings(hva, size, in_full, note, search);
-}
-
-int gmem_host_mapping_learn(const void *hva, uint64_t size, uint32_t wanted,
-			    struct gmem_host_nature *ret)
-{
-	struct search first, second;
+	struct search first = { .start = (uintptr_t)hva, .wanted = wanted }, second = first;
+	struct walk walk = { .start = first.start, .end = first.start + size, .fn = note, .data = &first };
 	int err;
 
-	err = ask(hva, size, wanted, false, &first);
+	err = maps ? ask_maps(maps, &walk) : gmem_host_mappings(hva, size, false, note, &first);
 	*ret = err ? (struct gmem_host_nature){ .page_size = 0 } : first.found;
 	if (err || !first.is_open)
 		return err;
 
-	err = ask(hva, size, wanted, true, &second);
+	err = gmem_host_mappings(hva, size, true, note, &second);
 	if (err)
 		return err;
 	*ret = second.found;

@@ -73,6 +73,16 @@ static inline bool gmem_host_mapping_is_private_file(const struct gmem_host_mapp
 	       !(mapping->flags & (GMEM_MAPPING_SHARED | GMEM_MAPPING_NAMELESS));
 }
 
+/*
+ * /proc/self/maps, which stays open for whoever asks often: opening it takes longer than asking.
+ * In a child of fork() it tells of the parent. Zeroed, it is not open.
+ */
+struct gmem_host_maps {
+	int opened;	/* atomic: the fd plus 1, or 0 */
+};
+
+void gmem_host_maps_close(struct gmem_host_maps *maps);
+
 /* What the memory of a range is */
 struct gmem_host_nature {
 	/*
@@ -89,9 +99,10 @@ struct gmem_host_nature {
 /*
  * Learn all of that in one look. Asks the second question only if the first leaves open which
  * mappings are of @wanted, GMEM_MAPPING_DEVICE or _HUGETLB or both, as it does for locked memory.
+ * @maps: opened if need be; NULL: a file of this call's.
  * -errno: not all that is wanted can be known, and @ret has what is.
  */
-int gmem_host_mapping_learn(const void *hva, uint64_t size, uint32_t wanted,
-			    struct gmem_host_nature *ret);
+int gmem_host_mapping_learn(struct gmem_host_maps *maps, const void *hva, uint64_t size,
+			    uint32_t wanted, struct gmem_host_nature *ret);
 
 #endif

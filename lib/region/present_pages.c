@@ -2,14 +2,18 @@
 /*
  * Finds pages without reading any: reading a hole of a file would allocate it.
  *
+ * The page tables of the process are asked first: that takes 2 to 10 ns a page that is mapped
+ * here, and next to nothing where none is, while a file takes 30 ns or more for each page. Memory
+ * that is all mapped, and host memory that is nobody else's, needs no other question.
+ *
  * For a file, cachestat(2) counts the pages of a range, and mincore(2) on a mapping
  * tells them apart. Neither is enough alone: counting down to single pages is slow, and
  * mincore() says "in memory" of every page of a file that another user made, to hide
- * what it knows. mincore() leaves out a page that was allocated and never touched; such
- * a page is zero.
+ * what it knows; it is believed once it said of a page that it is not. mincore() leaves out a
+ * page that was allocated and never touched; such a page is zero.
  *
  * Host memory is looked at mapping by mapping: see walk_host(). Of anonymous memory the
- * pagemap knows the pages in memory and in swap, of which mincore() knows only the first. A
+ * page tables know the pages in memory and in swap, of which mincore() knows only the first. A
  * page of shared memory that is in swap is in neither; its file knows it (SEEK_DATA).
  */
 #include "region/present_pages.h"
@@ -24,12 +28,13 @@
 #include "region/file.h"
 #include "region/host_look.h"
 #include "region/host_mapping.h"
+#include "region/mapped_pages.h"
 #include "region/region.h"
 #include "region/region_memory.h"
 
-/* Pages looked at in one go: a byte each, and a word each, on the stack */
-#define FILE_PAGES 16384
-#define HOST_PAGES 2048
+/* Pages looked at in one go, a byte each on the stack; and those read of the pagemap, a word each */
+#define PAGES_AT_ONCE 16384
+#define PAGEMAP_PAGES 512
 
 #define PAGEMAP_THERE (UINT64_C(3) << 62)
 
@@ -40,6 +45,7 @@ struct walk {
 	gmem_present_pages_fn fn;
 	void *data;
 	struct gmem_host_look *look;
+	int page_tables;	/* fd, or -errno */
 	uint64_t start;		/* of the run that is not reported yet */
 	uint64_t size;
 };
@@ -131,9 +137,18 @@ static uint64_t count_marks(const unsigned char *marks, uint64_t count)
 	return sum;
 }
 
-static int walk_mapped(struct walk *walk, uint64_t start, uint64_t size, uint64_t pages)
+/* That all pages are there may be what mincore() tells everybody: count them. */
+static int doubt(struct walk *walk, uint64_t start, uint64_t size)
 {
-	unsigned char marks[FILE_PAGES];
+	uint64_t pages;
+
+	if (gmem_sys_cachestat(walk->what.file->fd, walk->what.offset + start, size, &pages))
+		return add_run(walk, start, size);
+	return bisect(walk, start, size, pages);
+}
+
+static int walk_mapped(struct walk *walk, uint64_t start, uint64_t size, unsigned char *marks)
+{
 	int err;
 
 	err = gmem_sys_mincore((char *)walk->what.hva + start, size, marks);
@@ -145,19 +160,21 @@ static int walk_mapped(struct walk *walk, uint64_t start, uint64_t size, uint64_
 				 " bytes: its pages cannot be told apart: %s",
 				 walk->what.offset + start, size, gmem_errno_name(err));
 
-	if (count_marks(marks, size / walk->page) > pages)
-		return bisect(walk, start, size, pages);
+	if (count_marks(marks, size / walk->page) == size / walk->page)
+		return doubt(walk, start, size);
 	return add_marked(walk, start, marks, size / walk->page);
 }
 
-static int walk_file(struct walk *walk, uint64_t start, uint64_t size)
+/* Count the pages first, and tell them apart only if need be: @marks has the @mapped pages. */
+static int walk_counted(struct walk *walk, uint64_t start, uint64_t size, int64_t mapped,
+			unsigned char *marks)
 {
 	uint64_t pages;
 	int err;
 
 	err = count(walk, start, size, &pages);
 	if (err && walk->what.hva)
-		return walk_mapped(walk, start, size, UINT64_MAX);
+		return walk_mapped(walk, start, size, marks);
 	if (err == -ENOSYS)
 		return add_run(walk, start, size);
 	if (err)
@@ -165,30 +182,49 @@ static int walk_file(struct walk *walk, uint64_t start, uint64_t size)
 
 	if (pages == 0)
 		return 0;
+	/* Counted after the others were marked: a page that came meanwhile makes the count larger. */
+	if (mapped > 0 && pages <= (uint64_t)mapped)
+		return add_marked(walk, start, marks, size / walk->page);
 	if (pages < size / walk->page && walk->what.hva)
-		return walk_mapped(walk, start, size, pages);
+		return walk_mapped(walk, start, size, marks);
 	return bisect(walk, start, size, pages);
+}
+
+static int walk_file(struct walk *walk, uint64_t start, uint64_t size)
+{
+	int64_t mapped, pages = (int64_t)(size / walk->page);
+	unsigned char marks[PAGES_AT_ONCE];
+
+	mapped = gmem_mapped_pages_mark(walk->page_tables, (uintptr_t)walk->what.hva + start, size,
+					GMEM_PAGES_PRESENT, marks);
+	if (mapped == pages)
+		return add_run(walk, start, size);
+	/* mincore() is quicker than a count where pages are mapped, and slower where they are not. */
+	if (mapped >= pages - pages / 4)
+		return walk_mapped(walk, start, size, marks);
+	return walk_counted(walk, start, size, mapped, marks);
 }
 
 /* ---- host memory ---- */
 
-/* What a file has from @from on: nothing up to @start, then something up to @end */
-struct data {
-	uint64_t from;
-	uint64_t start;
-	uint64_t end;
-};
-
 /* Bytes of a file of hugetlbfs read at once, to see whether they are zero */
 #define READ_SIZE 16384
 
-/* Files of hugetlbfs do not tell their holes, but reading one does not fill it. */
-static struct data read_huge_page(const struct gmem_host_look *look, uint64_t offset)
+/*
+ * Files of hugetlbfs do not tell their holes, but whether they have any page, and reading a hole
+ * does not fill it.
+ */
+static struct gmem_host_data read_huge_page(const struct gmem_host_look *look, uint64_t offset)
 {
 	uint64_t size = look->mapping.page_size, first = offset / size * size, done = 0;
-	struct data is_zero = { first, first + size, first + size }, is_data = { first, first, first + size };
+	struct gmem_host_data is_zero = { first, first + size, first + size };
+	struct gmem_host_data is_data = { first, first, first + size };
+	struct gmem_fd_kind file;
 	char bytes[READ_SIZE];
 	int64_t n;
+
+	if (gmem_sys_fd_kind(look->file, &file) == 0 && !file.allocated)
+		return (struct gmem_host_data){ first, UINT64_MAX, UINT64_MAX };
 
 	while (done < size) {
 		n = gmem_sys_read_at(look->file, bytes, sizeof(bytes), first + done);
@@ -204,8 +240,9 @@ static struct data read_huge_page(const struct gmem_host_look *look, uint64_t of
 	return is_zero;
 }
 
-static bool has_data(const struct gmem_host_look *look, struct data *data, uint64_t offset)
+static bool has_data(struct gmem_host_look *look, uint64_t offset)
 {
+	struct gmem_host_data *data = &look->data;
 	int err;
 
 	if (offset >= look->file_size)
@@ -214,14 +251,14 @@ static bool has_data(const struct gmem_host_look *look, struct data *data, uint6
 		if (look->mapping.flags & GMEM_MAPPING_HUGETLB) {
 			*data = read_huge_page(look, offset);
 		} else {
-			*data = (struct data){ .from = offset };
+			*data = (struct gmem_host_data){ .from = offset };
 			err = gmem_sys_seek_data(look->file, offset, &data->start, &data->end);
 			/* Blocks of the file may be smaller than pages. */
 			data->start -= data->start % gmem_sys_page_size();
 			if (err == -ENXIO)
 				data->start = data->end = UINT64_MAX;
 			else if (err)
-				*data = (struct data){ offset, offset, offset + 1 };
+				*data = (struct gmem_host_data){ offset, offset, offset + 1 };
 		}
 	}
 	return offset >= data->start;
@@ -238,40 +275,52 @@ static bool has_swap(void)
 	return !line || line[1] != '\0';
 }
 
-static int look_with_mincore(const struct walk *walk, const char *hva, uint64_t pages, uint64_t *there)
+/* Where the page tables cannot be asked for ranges, before Linux 6.7 */
+static int read_pagemap(const struct walk *walk, const char *hva, uint64_t pages, unsigned char *marks)
 {
-	unsigned char marks[HOST_PAGES];
-	int err = gmem_sys_mincore((char *)(uintptr_t)hva, pages * walk->page, marks);
+	uint64_t entries[PAGEMAP_PAGES], done, now;
+	int err = 0;
 
-	for (uint64_t i = 0; i < pages && !err; i++)
-		there[i] = marks[i] & 1 ? PAGEMAP_THERE : 0;
+	for (done = 0; done < pages && !err; done += now) {
+		now = pages - done < PAGEMAP_PAGES ? pages - done : PAGEMAP_PAGES;
+		err = gmem_sys_pagemap(hva + done * walk->page, now, entries);
+		for (uint64_t i = 0; i < now && !err; i++)
+			marks[done + i] = (entries[i] & PAGEMAP_THERE) != 0;
+	}
 	return err;
 }
 
 /*
- * Which pages are known to be there: by the page tables and the swap entries in them, which is
- * all there is of anonymous memory; of shared memory without an fd, by the page cache. Of huge
+ * Mark the pages that are known to be there: by the page tables and the swap entries in them, which
+ * is all there is of anonymous memory; of shared memory without an fd, by the page cache. Of huge
  * pages that were lost by the hardware, or that are being moved, only mincore() knows.
  */
-static int look_at_pages(const struct walk *walk, const char *hva, uint64_t pages, uint64_t *there)
+static int look_at_pages(const struct walk *walk, const char *hva, uint64_t pages, unsigned char *marks)
 {
 	uint32_t flags = walk->look->mapping.flags;
 	bool may_swap;
 	int err;
 
 	if (flags & GMEM_MAPPING_HUGETLB)
-		return look_with_mincore(walk, hva, pages, there);
-	if (!(flags & GMEM_MAPPING_SHARED))
-		return gmem_sys_pagemap(hva, pages, there);
+		return gmem_sys_mincore((char *)(uintptr_t)hva, pages * walk->page, marks);
+	if (!(flags & GMEM_MAPPING_SHARED)) {
+		if (gmem_mapped_pages_mark(walk->page_tables, (uintptr_t)hva, pages * walk->page,
+					   GMEM_PAGES_PRESENT | GMEM_PAGES_SWAPPED, marks) >= 0)
+			return 0;
+		return read_pagemap(walk, hva, pages, marks);
+	}
 
-	memset(there, 0, pages * sizeof(*there));
-	if (gmem_host_look_file(walk->look) == 0)
+	if (gmem_host_look_file(walk->look) == 0) {
+		if (gmem_mapped_pages_mark(walk->page_tables, (uintptr_t)hva, pages * walk->page,
+					   GMEM_PAGES_PRESENT, marks) < 0)
+			memset(marks, 0, pages);
 		return 0;
+	}
 	if (!(flags & GMEM_MAPPING_NAMELESS))
 		return -ENODATA;
 
 	may_swap = has_swap();
-	err = look_with_mincore(walk, hva, pages, there);
+	err = gmem_sys_mincore((char *)(uintptr_t)hva, pages * walk->page, marks);
 	return err ? err : may_swap || has_swap() ? -ENODATA : 0;
 }
 
@@ -293,23 +342,33 @@ static int look_for_file(struct gmem_host_look *look, bool *ret)
 	return flags & GMEM_MAPPING_NAMELESS && !(flags & GMEM_MAPPING_HUGETLB) ? 0 : -ENODATA;
 }
 
-/* @size bytes of one mapping, at most HOST_PAGES */
+/* Are the pages of a range all there, by the page tables alone? */
+static bool are_all_mapped(const struct walk *walk, uint64_t hva, uint64_t size)
+{
+	bool may_swap = !(walk->look->mapping.flags & GMEM_MAPPING_SHARED);
+
+	return gmem_mapped_pages_are_all(walk->page_tables, hva, size,
+					 GMEM_PAGES_PRESENT | (may_swap ? GMEM_PAGES_SWAPPED : 0));
+}
+
+/* @size bytes of one mapping, at most PAGES_AT_ONCE */
 static int walk_mapping(struct walk *walk, uint64_t start, uint64_t size)
 {
+	uint64_t hva = (uintptr_t)walk->what.hva + start, now, offset;
 	struct gmem_host_look *look = walk->look;
-	uint64_t there[HOST_PAGES], hva = (uintptr_t)walk->what.hva + start, now, offset;
-	struct data data = { 0 };
+	unsigned char marks[PAGES_AT_ONCE];
 	bool in_file, is_present;
 	int err;
 
-	if (look_for_file(look, &in_file) ||
-	    look_at_pages(walk, (char *)walk->what.hva + start, size / walk->page, there))
+	if (are_all_mapped(walk, hva, size) || look_for_file(look, &in_file) ||
+	    look_at_pages(walk, (char *)walk->what.hva + start, size / walk->page, marks))
 		return add_run(walk, start, size);
 
+	/* What had data may be kept for the whole transfer; a hole may be filled. */
+	look->data.from = look->data.start;
 	for (now = 0, err = 0; now < size && !err; now += walk->page) {
 		offset = look->mapping.offset + (hva + now - look->mapping.start);
-		is_present = there[now / walk->page] & PAGEMAP_THERE ||
-			     (in_file && has_data(look, &data, offset)) ||
+		is_present = marks[now / walk->page] & 1 || (in_file && has_data(look, offset)) ||
 			     gmem_host_look_is_owed(look, hva + now);
 		if (is_present)
 			err = add_run(walk, start + now, walk->page);
@@ -345,7 +404,7 @@ int gmem_region_present_pages(const struct gmem_region *region, uint32_t side, u
 {
 	struct walk walk = { .page = gmem_sys_page_size(), .offset = offset, .look = look, .fn = fn,
 			     .data = data };
-	uint64_t chunk, start, now;
+	uint64_t chunk = PAGES_AT_ONCE * walk.page, start, now;
 	int err;
 
 	err = gmem_region_memory_get(region, side, offset, size, &walk.what);
@@ -353,10 +412,12 @@ int gmem_region_present_pages(const struct gmem_region *region, uint32_t side, u
 		return err;
 
 	look->hint = walk.what.host_file ? walk.what.host_file->fd : -1;
-	chunk = (walk.what.file ? FILE_PAGES : HOST_PAGES) * walk.page;
+	walk.page_tables = walk.what.hva ? gmem_mapped_pages_open(size) : -ENODATA;
 	for (start = 0; start < size && !err; start += now) {
 		now = size - start < chunk ? size - start : chunk;
 		err = walk.what.file ? walk_file(&walk, start, now) : walk_host(&walk, start, now);
 	}
+	if (walk.page_tables >= 0)
+		gmem_sys_close(walk.page_tables);
 	return err ? err : tell(&walk);
 }

@@ -222,7 +222,7 @@ static int check_answer(const void *hva, int err)
 }
 
 /* Memory of the caller's is looked at once, for all that the region has to know. */
-static int learn_memory(struct gmem_region_params *params, uint64_t size)
+static int learn_memory(struct gmem_vm *vm, struct gmem_region_params *params, uint64_t size)
 {
 	const struct gmem_region_opts *opts = &params->opts;
 	uint32_t wanted = GMEM_MAPPING_HUGETLB | (opts->kind == GMEM_KIND_DEFAULT ? GMEM_MAPPING_DEVICE : 0);
@@ -231,7 +231,7 @@ static int learn_memory(struct gmem_region_params *params, uint64_t size)
 	params->nature_is_old = false;
 	params->nature = (struct gmem_host_nature){ .page_size = 0 };
 	if (borrows_memory(params))
-		err = gmem_host_mapping_learn(opts->hva, size, wanted, &params->nature);
+		err = gmem_host_mapping_learn(&vm->host_maps, opts->hva, size, wanted, &params->nature);
 	return check_answer(opts->hva, err);
 }
 
@@ -246,7 +246,7 @@ static uint32_t find_kind(const struct gmem_region_params *params)
 }
 
 /* Fill in the kind, and check that there can be such memory with this plan. */
-static int settle_kind(struct gmem_region_params *params, uint64_t size)
+static int settle_kind(struct gmem_vm *vm, struct gmem_region_params *params, uint64_t size)
 {
 	const struct gmem_backing_traits *backing = gmem_backing_traits(params->plan->backing);
 	struct gmem_region_opts *opts = &params->opts;
@@ -255,7 +255,7 @@ static int settle_kind(struct gmem_region_params *params, uint64_t size)
 
 	if (opts->kind >= GMEM_KINDS)
 		return gmem_fail(-EINVAL, "%" PRIu32 " is no kind of memory", opts->kind);
-	err = learn_memory(params, size);
+	err = learn_memory(vm, params, size);
 	if (err)
 		return err;
 	if (opts->kind == GMEM_KIND_DEFAULT)
@@ -271,7 +271,7 @@ static int settle_kind(struct gmem_region_params *params, uint64_t size)
 	return 0;
 }
 
-int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+int gmem_region_check(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		      const struct gmem_region_opts *user_opts, struct gmem_region_params *params)
 {
 	int err;
@@ -299,7 +299,7 @@ int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		err = check_memory(params, size);
 	if (!err)
 		err = check_keep(params);
-	return err ? err : settle_kind(params, size);
+	return err ? err : settle_kind(vm, params, size);
 }
 
 /* ---- what a region is made of ---- */
@@ -463,8 +463,9 @@ static int take_nature(struct gmem_region *region, const struct gmem_region_para
 
 	/* The kind was settled when the step was made; what is mapped may be new since. */
 	if (params->nature_is_old)
-		err = check_answer(params->opts.hva, gmem_host_mapping_learn(params->opts.hva, region->hva.size,
-									     GMEM_MAPPING_HUGETLB, &nature));
+		err = check_answer(params->opts.hva,
+				   gmem_host_mapping_learn(&region->vm->host_maps, params->opts.hva,
+							   region->hva.size, GMEM_MAPPING_HUGETLB, &nature));
 	if (nature.page_size)
 		region->page_size = nature.page_size;
 	region->mixes_pages = nature.mixes_pages;

@@ -117,7 +117,7 @@ struct gmem_region_params {
 };
 
 /* Fill in @params, which borrows the plan of @opts. Needs no lock. */
-int gmem_region_check(const struct gmem_vm *vm, uint64_t gpa, uint64_t size,
+int gmem_region_check(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		      const struct gmem_region_opts *opts, struct gmem_region_params *params);
 int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 

@@ -19,10 +19,13 @@
 #include "region/host_discard.h"
 #include "region/host_look.h"
 #include "region/host_mapping.h"
+#include "region/mapped_pages.h"
 #include "region/memory_users.h"
 #include "region/region.h"
 #include "region/vm_core.h"
 
+/* Pages that are not unmapped in bulk */
+#define FEW_PAGES 2
 /* Pages that one mincore() looks at; a byte each, on the stack */
 #define LOOK_PAGES 16384
 
@@ -152,9 +155,10 @@ static int discard(struct gmem_region *region, const struct gmem_region_memory *
 
 	/*
 	 * Punching a hole unmaps page by page; MADV_DONTNEED does so in bulk, in less
-	 * than half the time. It frees nothing, so nothing is lost if it is refused.
+	 * than half the time, but costs 1 us, which does not pay for a page or two.
+	 * It frees nothing, so nothing is lost if it is refused.
 	 */
-	if (what->hva)
+	if (what->hva && size > FEW_PAGES * gmem_sys_page_size())
 		gmem_sys_madvise(what->hva, size, MADV_DONTNEED);
 	return gmem_file_punch(what->file, what->offset, size, ret_done);
 }
@@ -429,6 +433,19 @@ static int count_host(const struct gmem_region *region, const struct gmem_region
 	return 0;
 }
 
+/* The page tables say so in a tenth of the time that it takes to count the pages of a file. */
+static bool is_all_mapped(const struct gmem_region_memory *what, uint64_t size)
+{
+	int fd = what->hva ? gmem_mapped_pages_open(size) : -ENODATA;
+	bool is_all;
+
+	if (fd < 0)
+		return false;
+	is_all = gmem_mapped_pages_are_all(fd, (uintptr_t)what->hva, size, GMEM_PAGES_PRESENT);
+	gmem_sys_close(fd);
+	return is_all;
+}
+
 int gmem_region_memory_bounds(const struct gmem_region *region, uint32_t side, uint64_t offset,
 			      uint64_t size, struct gmem_resident *ret)
 {
@@ -442,6 +459,10 @@ int gmem_region_memory_bounds(const struct gmem_region *region, uint32_t side, u
 	if (!what.file)
 		return count_host(region, &what, size, ret);
 
+	if (is_all_mapped(&what, size)) {
+		ret->least = ret->most = size;
+		return 0;
+	}
 	err = gmem_sys_cachestat(what.file->fd, what.offset, size, &pages);
 	if (!err) {
 		ret->least = ret->most = pages * gmem_sys_page_size();

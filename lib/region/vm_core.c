@@ -90,6 +90,18 @@ static bool is_changer(const struct gmem_vm *vm)
 	return __atomic_load_n(&vm->changer, __ATOMIC_RELAXED) == (uintptr_t)pthread_self();
 }
 
+/*
+ * Make it this thread's turn. Both sides are sequentially consistent: either the one who ends
+ * sees that somebody waits, or the one who waits sees that it is nobody's turn.
+ */
+static bool take_turn(struct gmem_vm *vm)
+{
+	bool is_changing = false;
+
+	return __atomic_compare_exchange_n(&vm->is_changing, &is_changing, true, false, __ATOMIC_SEQ_CST,
+					   __ATOMIC_RELAXED);
+}
+
 /* A lock cannot be waited for in time, so whose turn it is comes before it. */
 static int wait_for_change(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 {
@@ -97,10 +109,10 @@ static int wait_for_change(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 	bool is_mine;
 
 	gmem_lock_take(&vm->lock);
-	while (vm->is_changing && gmem_sys_now() < end)
+	__atomic_add_fetch(&vm->change_waits, 1, __ATOMIC_SEQ_CST);
+	while (!(is_mine = take_turn(vm)) && gmem_sys_now() < end)
 		gmem_condition_wait_until(&vm->change_ended, &vm->lock, end);
-	is_mine = !vm->is_changing;
-	vm->is_changing = true;
+	__atomic_sub_fetch(&vm->change_waits, 1, __ATOMIC_RELAXED);
 	gmem_lock_drop(&vm->lock);
 	gmem_wait_spend(budget, start, GMEM_WAIT_CHANGE);
 	return is_mine ? 0 : gmem_fail(-EBUSY, "another change of the layout was to be waited for %" PRIu32
@@ -114,7 +126,7 @@ int gmem_vm_begin_change(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 	if (is_changer(vm))
 		return gmem_fail(-EDEADLK, "this thread is in a change of the layout already: "
 				 "a callback cannot begin another");
-	err = wait_for_change(vm, budget);
+	err = take_turn(vm) ? 0 : wait_for_change(vm, budget);
 	if (err)
 		return err;
 
@@ -127,8 +139,10 @@ void gmem_vm_end_change(struct gmem_vm *vm)
 {
 	__atomic_store_n(&vm->changer, 0, __ATOMIC_RELAXED);
 	gmem_lock_drop(&vm->hook_lock);
+	__atomic_store_n(&vm->is_changing, false, __ATOMIC_SEQ_CST);
+	if (!__atomic_load_n(&vm->change_waits, __ATOMIC_SEQ_CST))
+		return;
 	gmem_lock_take(&vm->lock);
-	vm->is_changing = false;
 	pthread_cond_signal(&vm->change_ended);
 	gmem_lock_drop(&vm->lock);
 }
@@ -142,7 +156,7 @@ int gmem_vm_add_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hook)
 		return err;
 	gmem_lock_take(&vm->lock);
 	hook->next = vm->change_hooks;
-	vm->change_hooks = hook;
+	__atomic_store_n(&vm->change_hooks, hook, __ATOMIC_RELAXED);
 	gmem_lock_drop(&vm->lock);
 	gmem_vm_end_change(vm);
 	return 0;
@@ -155,7 +169,7 @@ void gmem_vm_remove_change_hook(struct gmem_vm *vm, struct gmem_change_hook *hoo
 	gmem_lock_take(&vm->lock);
 	for (link = &vm->change_hooks; *link != hook; link = &(*link)->next)
 		;
-	*link = hook->next;
+	__atomic_store_n(link, hook->next, __ATOMIC_RELAXED);
 	/* Inside of a callback the thread would wait for itself. */
 	while (vm->busy_hook == hook && !is_changer(vm))
 		gmem_condition_wait(&vm->hook_is_idle, &vm->lock);
@@ -190,6 +204,12 @@ static void end_round(struct gmem_vm *vm)
 	gmem_lock_drop(&vm->lock);
 }
 
+/* None comes while this change has the hook lock. One that goes meanwhile need not be called. */
+static bool has_hooks(const struct gmem_vm *vm)
+{
+	return __atomic_load_n(&vm->change_hooks, __ATOMIC_RELAXED);
+}
+
 int gmem_vm_ask_change_hooks(struct gmem_vm *vm, const struct gmem_step *steps, size_t count,
 			     struct gmem_wait_budget *budget)
 {
@@ -197,6 +217,8 @@ int gmem_vm_ask_change_hooks(struct gmem_vm *vm, const struct gmem_step *steps, 
 	struct gmem_change_hook *hook;
 	int err = 0;
 
+	if (!has_hooks(vm))
+		return 0;
 	while (!err && (hook = next_hook(vm, round)))
 		err = hook->before(hook, steps, count, budget);
 	if (err)
@@ -209,6 +231,8 @@ void gmem_vm_tell_change_hooks(struct gmem_vm *vm)
 	uint64_t round = ++vm->hook_rounds;
 	struct gmem_change_hook *hook;
 
+	if (!has_hooks(vm))
+		return;
 	while ((hook = next_hook(vm, round)))
 		hook->after(hook);
 }

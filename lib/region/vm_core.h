@@ -22,6 +22,7 @@
 #include "caps/caps.h"
 #include "caps/plan.h"
 #include "os/process.h"
+#include "region/host_mapping.h"
 #include "region/memory_users.h"
 #include "region/slots.h"
 #include "region/vm_identity.h"
@@ -72,6 +73,7 @@ struct gmem_vm {
 	struct gmem_newest newest __attribute__((aligned(16)));
 	struct gmem_plan default_plan;
 	struct gmem_inplace inplace;
+	struct gmem_host_maps host_maps;	/* for regions of memory that the caller has mapped */
 	gmem_log_fn log;		/* atomic: NULL once the owner has freed it */
 	void *log_data;
 	uint32_t wait_ms;		/* of calls that have none of their own; 0: no limit */
@@ -107,7 +109,8 @@ struct gmem_vm {
 	struct gmem_change_hook *busy_hook;	/* one of its functions is called; NULL: none is */
 	uint64_t hook_rounds;
 	pthread_cond_t hook_is_idle;
-	bool is_changing;		/* a thread has the hook lock for a change, or takes it next */
+	bool is_changing;		/* atomic: a thread has the hook lock for a change, or takes it next */
+	uint32_t change_waits;		/* atomic: threads that wait for its end */
 	pthread_cond_t change_ended;
 
 	const struct gmem_table *next_table;	/* with change_lock: of a change under way, or NULL */

@@ -81,6 +81,13 @@ static int make(int vm_fd, struct gmem_vm_identity **ret)
 	return 0;
 }
 
+/* Whoever calls this has the lock or is a user. */
+struct gmem_vm_identity *gmem_vm_identity_ref(struct gmem_vm_identity *identity)
+{
+	__atomic_add_fetch(&identity->users, 1, __ATOMIC_RELAXED);
+	return identity;
+}
+
 int gmem_vm_identity_get(int vm_fd, struct gmem_vm_identity **ret)
 {
 	struct gmem_vm_identity *identity;
@@ -89,7 +96,7 @@ int gmem_vm_identity_get(int vm_fd, struct gmem_vm_identity **ret)
 	gmem_lock_take(&identities.lock);
 	identity = find(vm_fd);
 	if (identity) {
-		identity->users++;
+		gmem_vm_identity_ref(identity);
 		*ret = identity;
 	} else {
 		err = make(vm_fd, ret);
@@ -98,12 +105,17 @@ int gmem_vm_identity_get(int vm_fd, struct gmem_vm_identity **ret)
 	return err;
 }
 
-struct gmem_vm_identity *gmem_vm_identity_ref(struct gmem_vm_identity *identity)
+/* Returns whether there is another user, who takes it off the list. */
+static bool has_other_user(struct gmem_vm_identity *identity)
 {
-	gmem_lock_take(&identities.lock);
-	identity->users++;
-	gmem_lock_drop(&identities.lock);
-	return identity;
+	unsigned int users = __atomic_load_n(&identity->users, __ATOMIC_RELAXED);
+
+	/* Pairs with the decrement below: the last user sees what the others did. */
+	while (users > 1)
+		if (__atomic_compare_exchange_n(&identity->users, &users, users - 1, true, __ATOMIC_RELEASE,
+						__ATOMIC_RELAXED))
+			return true;
+	return false;
 }
 
 /* Closing the last fd of a VM takes a while, so it is closed without the lock. */
@@ -112,11 +124,11 @@ void gmem_vm_identity_unref(struct gmem_vm_identity *identity)
 	struct gmem_vm_identity **link;
 	unsigned int users;
 
-	if (!identity)
+	if (!identity || has_other_user(identity))
 		return;
 
 	gmem_lock_take(&identities.lock);
-	users = --identity->users;
+	users = __atomic_sub_fetch(&identity->users, 1, __ATOMIC_ACQ_REL);
 	if (!users) {
 		for (link = &identities.first; *link != identity; link = &(*link)->next)
 			;
@@ -134,32 +146,27 @@ void gmem_vm_identity_add_file(struct gmem_vm_identity *identity, struct gmem_vm
 {
 	gmem_lock_take(&identities.lock);
 	file->next = identity->files;
+	file->link = &identity->files;
+	if (file->next)
+		file->next->link = &file->next;
 	identity->files = file;
 	gmem_lock_drop(&identities.lock);
 }
 
-void gmem_vm_identity_remove_file(struct gmem_vm_identity *identity, struct gmem_vm_file *file)
-{
-	struct gmem_vm_file **link;
-
-	gmem_lock_take(&identities.lock);
-	for (link = &identity->files; *link != file; link = &(*link)->next)
-		;
-	*link = file->next;
-	gmem_lock_drop(&identities.lock);
-}
-
-void gmem_vm_identity_prove_file(struct gmem_vm_file *file)
+void gmem_vm_identity_remove_file(struct gmem_vm_file *file)
 {
 	gmem_lock_take(&identities.lock);
-	file->is_of_vm = true;
+	*file->link = file->next;
+	if (file->next)
+		file->next->link = file->link;
 	gmem_lock_drop(&identities.lock);
 }
 
 static void add_facts(const struct gmem_vm_identity *identity, const struct gmem_vm_identity *owner,
 		      const struct gmem_vm_file *file, struct gmem_vm_file_facts *facts)
 {
-	int same = identity && file->is_of_vm ? gmem_vm_identity_same(identity, owner) : -ENOENT;
+	bool is_of_vm = __atomic_load_n(&file->is_of_vm, __ATOMIC_RELAXED);
+	int same = identity && is_of_vm ? gmem_vm_identity_same(identity, owner) : -ENOENT;
 
 	if (file->certain & ~facts->certain) {
 		facts->create_flags = file->create_flags;

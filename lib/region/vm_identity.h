@@ -22,10 +22,11 @@
  */
 struct gmem_vm_file {
 	int fd;
-	bool is_of_vm;		/* else it is on the VM's list because a caller says so */
+	bool is_of_vm;		/* atomic; else it is on the VM's list because a caller says so */
 	uint64_t create_flags;	/* as the file was made, or as they were found */
 	uint64_t certain;	/* the bits of @create_flags that cannot be others; 0: nobody looked */
 	struct gmem_vm_file *next;
+	struct gmem_vm_file **link;	/* what points to it */
 };
 
 /* What all records say of one file */
@@ -41,7 +42,7 @@ struct gmem_vm_identity {
 	int fd;			/* the library's own */
 	int asked;		/* the fd for ioctls: @fd, unless the caller's alone takes them */
 	int number;		/* of the caller's, when it was duplicated: for sentences only */
-	unsigned int users;
+	unsigned int users;	/* atomic; 1 or more on the list, from 0 to 1 and back with its lock */
 	struct gmem_vm_identity *next;
 	struct gmem_vm_file *files;
 };
@@ -51,14 +52,20 @@ struct gmem_vm_identity {
  * the kernel says that this is no VM.
  */
 int gmem_vm_identity_get(int vm_fd, struct gmem_vm_identity **ret);
+/* The caller is a user. Needs no lock. */
 struct gmem_vm_identity *gmem_vm_identity_ref(struct gmem_vm_identity *identity);
 /* @identity may be NULL. */
 void gmem_vm_identity_unref(struct gmem_vm_identity *identity);
 /* @file stays on the list until it is taken off, before its fd is closed. */
 void gmem_vm_identity_add_file(struct gmem_vm_identity *identity, struct gmem_vm_file *file);
-void gmem_vm_identity_remove_file(struct gmem_vm_identity *identity, struct gmem_vm_file *file);
-/* Records that @file, on a list, is of its VM. */
-void gmem_vm_identity_prove_file(struct gmem_vm_file *file);
+void gmem_vm_identity_remove_file(struct gmem_vm_file *file);
+/* Records that @file, on a list or not, is of its VM. Needs no lock. */
+static inline void gmem_vm_identity_prove_file(struct gmem_vm_file *file)
+{
+	if (!__atomic_load_n(&file->is_of_vm, __ATOMIC_RELAXED))
+		__atomic_store_n(&file->is_of_vm, true, __ATOMIC_RELAXED);
+}
+
 /*
  * Collects what is known of the file behind @fd, for @identity or NULL. That is nothing if
  * the kernel does not tell whether @fd is a duplicate of one on a list.

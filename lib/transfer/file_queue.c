@@ -22,6 +22,9 @@
 /* Buffers of a file that has one request at a time */
 #define SERIAL_DEPTH 4
 
+/* Units that are written without a ring that is still to be made */
+#define LATE_UNITS 2
+
 /* Times that the kernel may refuse to take or to cancel something before we give up */
 #define MAX_REFUSALS 3
 
@@ -43,14 +46,21 @@ static int open_ring(struct gmem_io *io, const struct gmem_io_params *params)
 	/* io_uring returns -EAGAIN for O_NONBLOCK files instead of waiting. */
 	if (io->serial && params->kind.never_blocks)
 		return -EAGAIN;
-	return gmem_ring_new(2 * GMEM_IO_DEPTH, &io->ring);
+	io->late_ring = params->waits && !io->serial;
+	return io->late_ring ? -ECANCELED : gmem_ring_new(2 * GMEM_IO_DEPTH, &io->ring);
+}
+
+static void make_late_ring(struct gmem_io *io)
+{
+	io->late_ring = false;
+	io->no_ring = gmem_ring_new(2 * GMEM_IO_DEPTH, &io->ring);
 }
 
 static void open_direct(struct gmem_io *io, const struct gmem_io_params *params)
 {
 	int flags = O_DIRECT | (io->writing ? O_WRONLY : O_RDONLY);
 
-	if (params->no_direct || io->serial || !io->ring)
+	if (params->no_direct || io->serial || !(io->ring || io->late_ring))
 		return;
 	/* Whole units cannot be moved to an aligned offset. */
 	if ((io->writing || io->whole) && params->position % BLOCK)
@@ -61,7 +71,7 @@ static void open_direct(struct gmem_io *io, const struct gmem_io_params *params)
 
 static int map_staging(struct gmem_io *io, uint32_t workers)
 {
-	uint64_t need = (io->depth + 1) * GMEM_IO_UNIT + workers * GMEM_IO_SMALL, start;
+	uint64_t need = (io->depth + 1 + workers) * GMEM_IO_UNIT, start;
 	int err;
 
 	io->staging_size = need + HUGE_PAGE;
@@ -85,6 +95,7 @@ static void go_without_ring(struct gmem_io *io, int why)
 {
 	gmem_ring_free(io->ring);
 	io->ring = NULL;
+	io->late_ring = false;
 	io->no_ring = why;
 	io->depth = 1;
 	if (io->direct_fd >= 0)
@@ -135,7 +146,7 @@ int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params)
 		return gmem_fail(io->no_ring, "the ring cannot be used: %s",
 				 gmem_errno_name(io->no_ring));
 	/* A single buffer stays in the processor's caches, unless several threads read. */
-	if (io->no_ring && (params->workers < 2 || io->serial))
+	if (io->no_ring && !io->late_ring && (params->workers < 2 || io->serial))
 		io->depth = 1;
 	/* What a ring has no room for the kernel keeps in memory of its own, if it has any. */
 	else if (io->ring && io->depth > gmem_ring_room(io->ring))
@@ -143,7 +154,7 @@ int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params)
 
 	open_direct(io, params);
 	err = map_staging(io, params->workers);
-	if (err && io->own_ring && (io->ring || io->depth > 1)) {
+	if (err && io->own_ring && (io->ring || io->late_ring || io->depth > 1)) {
 		go_without_ring(io, err);
 		err = map_staging(io, params->workers);
 	}
@@ -503,20 +514,24 @@ static void assign(struct gmem_io *io)
 	struct gmem_io_buffer *buffer = nth(io, io->count);
 	uint64_t skip = io->direct_fd >= 0 ? io->position % BLOCK : 0;
 	uint64_t size = GMEM_IO_UNIT - skip;
+	bool cached;
 
 	if (io->sparse && io->stretch_end - io->position < size)
 		size = io->stretch_end - io->position;
 	if (io->end - io->position < size)
 		size = io->end - io->position;
 
+	cached = (io->ring || io->late_ring) && !io->serial && !io->refused_cached &&
+		 is_cached(io, io->position, size);
+	if (io->late_ring && !cached)
+		make_late_ring(io);
 	*buffer = (struct gmem_io_buffer){
 		.data = buffer->data,
 		.state = PENDING,
 		.start = io->position,
 		.wanted = size,
 		.size = (uint32_t)size,
-		.later = !io->ring || (!io->serial && !io->refused_cached &&
-				       is_cached(io, io->position, size)),
+		.later = !io->ring || cached,
 	};
 	if (!buffer->later && io->direct_fd >= 0 && !io->refused_direct) {
 		buffer->direct = true;
@@ -565,14 +580,16 @@ static uint32_t list_unit(const struct gmem_io *io, const struct gmem_io_buffer 
 	return n;
 }
 
-uint32_t gmem_io_list(struct gmem_io *io, struct gmem_io_part *parts, uint32_t max)
+uint32_t gmem_io_list(struct gmem_io *io, bool wait, struct gmem_io_part *parts, uint32_t max)
 {
 	uint32_t n = 0, more = 1;
 
-	if (io->serial || fill(io) || io->ended)
+	if (io->serial || fill(io) || io->ended || !io->count)
 		return 0;
 	while (io->ring && reap(io, false) > 0)
 		;
+	if (wait && !nth(io, 0)->later && await_first(io, true))
+		return 0;
 	for (uint32_t i = 0; i < io->count && more && is_at_hand(nth(io, i)); i++) {
 		more = list_unit(io, nth(io, i), parts + n, max - n);
 		n += more;
@@ -597,7 +614,7 @@ bool gmem_io_read_part(const struct gmem_io *io, uint64_t offset, char *to, uint
 
 char *gmem_io_scratch(const struct gmem_io *io, uint32_t number)
 {
-	return io->small + (number ? GMEM_IO_UNIT + (number - 1) * GMEM_IO_SMALL : 0);
+	return io->small + number * GMEM_IO_UNIT;
 }
 
 void gmem_io_take_up_to(struct gmem_io *io, uint64_t offset)
@@ -797,16 +814,21 @@ static int finish_first(struct gmem_io *io, bool wait)
 	return err;
 }
 
-int gmem_io_space(struct gmem_io *io, bool wait, char **ret)
+int gmem_io_space(struct gmem_io *io, bool wait, uint32_t units)
 {
 	int err = 0;
 
-	/* Without a ring, the buffer that was put last is written now: a delay gains nothing. */
-	while (!err && io->count && (!io->ring || io->count == io->depth))
+	if (io->late_ring && (io->count >= LATE_UNITS || io->count + units > io->depth))
+		make_late_ring(io);
+	/* Without a ring, what was put last is written now: a delay gains nothing. */
+	while (!err && io->count && !io->late_ring && (!io->ring || io->count + units > io->depth))
 		err = finish_first(io, wait);
-	if (!err)
-		*ret = nth(io, io->count)->data;
 	return err;
+}
+
+char *gmem_io_buffer(const struct gmem_io *io, uint32_t n)
+{
+	return io->buffers[(io->first + io->count + n) % io->depth].data;
 }
 
 int gmem_io_put(struct gmem_io *io, uint64_t size)

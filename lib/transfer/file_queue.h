@@ -15,6 +15,9 @@
  * all others. A unit that would end past RLIMIT_FSIZE fails without the kernel, which
  * would raise SIGXFSZ.
  *
+ * If all calls wait anyway, a ring is made when the first unit is not in the page cache, or
+ * the third one is written: it takes as long to make as a unit.
+ *
  * The bytes of a pipe have an order, so only one request is under way at a time. Where
  * io_uring refuses to wait for one of O_NONBLOCK, that is polled for first.
  *
@@ -69,6 +72,7 @@ struct gmem_io {
 	bool sparse;		/* skip holes */
 	bool whole;		/* the user wants whole units */
 	bool own_ring;
+	bool late_ring;		/* a ring of our own is made once it pays */
 	bool never_blocks;
 	bool unsubmitted;	/* requests are queued in the ring but not submitted */
 	bool refused_direct;	/* O_DIRECT failed once: no longer tried */
@@ -89,13 +93,14 @@ struct gmem_io {
 	uint64_t file_bytes, direct_bytes;
 	uint64_t staging_size;
 	void *staging;
-	char *small;		/* GMEM_IO_SMALL bytes for each worker; a unit for the first of them */
+	char *small;		/* a unit for each worker, for what is read when its turn comes */
 };
 
 struct gmem_io_params {
 	int fd;
 	struct gmem_fd_kind kind;
 	bool writing, sparse, whole, no_direct, no_ring;
+	bool waits;		/* every call will wait: nobody polls for the ring */
 	uint32_t workers;	/* threads that may read at the same time, see gmem_io_list() */
 	uint32_t depth;
 	uint64_t position, end;
@@ -142,13 +147,13 @@ int gmem_io_next(struct gmem_io *io, bool wait, struct gmem_io_piece *ret);
 void gmem_io_take(struct gmem_io *io);
 /*
  * Reading by several threads: list up to @max parts at the front of the queue that can be had
- * without waiting for requests, in order. 0 if there are none, for whatever reason:
+ * now, in order; waits for the first if @wait. 0 if there are none, for whatever reason:
  * gmem_io_next() tells. What was listed can be read and taken until that is called.
  */
-uint32_t gmem_io_list(struct gmem_io *io, struct gmem_io_part *parts, uint32_t max);
+uint32_t gmem_io_list(struct gmem_io *io, bool wait, struct gmem_io_part *parts, uint32_t max);
 /* Read @size bytes at @offset, all of them or false. Any thread may do so. */
 bool gmem_io_read_part(const struct gmem_io *io, uint64_t offset, char *to, uint64_t size, bool wait);
-/* Memory of the worker @number, GMEM_IO_SMALL bytes */
+/* Memory of the worker @number, GMEM_IO_UNIT bytes; that of the first is gmem_io_next()'s, too */
 char *gmem_io_scratch(const struct gmem_io *io, uint32_t number);
 /* Take all that is in front of @offset. */
 void gmem_io_take_up_to(struct gmem_io *io, uint64_t offset);
@@ -156,10 +161,13 @@ void gmem_io_take_up_to(struct gmem_io *io, uint64_t offset);
 int gmem_io_rewind(struct gmem_io *io, uint64_t position, bool wait);
 
 /*
- * Writing: get a buffer of GMEM_IO_UNIT bytes, submit the @size bytes put there, wait for
- * all and, if @sync, for the disk. After io->sync_err is set, the last returns it for ever.
+ * Writing: wait until @units buffers are free, submit the @size bytes put into the first of
+ * them, wait for all and, if @sync, for the disk. After io->sync_err is set, the last returns
+ * it for ever.
  */
-int gmem_io_space(struct gmem_io *io, bool wait, char **ret);
+int gmem_io_space(struct gmem_io *io, bool wait, uint32_t units);
+/* The @n-th of the free buffers, of GMEM_IO_UNIT bytes; it stays so when those before it are put. */
+char *gmem_io_buffer(const struct gmem_io *io, uint32_t n);
 int gmem_io_put(struct gmem_io *io, uint64_t size);
 int gmem_io_drain(struct gmem_io *io, bool sync, bool wait);
 

@@ -35,11 +35,21 @@ bool gmem_image_has_entries(const struct image_record *record, size_t size)
 	return record->count && record->count <= (record->size - sizeof(*record)) / size;
 }
 
-uint32_t gmem_image_checksum(const struct image_record *record)
+/* The CRC-32C of the first @size bytes, with 0 in place of the checksum */
+static uint32_t checksum_of(const struct image_record *record, uint64_t size)
 {
 	struct image_record start = *record;
 
 	start.checksum = 0;
-	return gmem_crc32c(gmem_crc32c(0, &start, sizeof(start)), record + 1,
-			   record->size - sizeof(start));
+	return gmem_crc32c(gmem_crc32c(0, &start, sizeof(start)), record + 1, size - sizeof(start));
+}
+
+uint32_t gmem_image_checksum(const struct image_record *record)
+{
+	return checksum_of(record, record->size);
+}
+
+uint32_t gmem_image_join_checksum(const struct image_record *record, uint32_t rest)
+{
+	return gmem_crc32c_join(checksum_of(record, IMAGE_BLOCK), rest, record->size - IMAGE_BLOCK);
 }

@@ -87,5 +87,7 @@ int gmem_image_bad(uint64_t number, const char *format, ...)
 bool gmem_image_has_entries(const struct image_record *record, size_t size);
 /* CRC-32C of the whole record, with 0 in place of its checksum */
 uint32_t gmem_image_checksum(const struct image_record *record);
+/* The same, where @rest is the CRC-32C of all behind the record's first block */
+uint32_t gmem_image_join_checksum(const struct image_record *record, uint32_t rest);
 
 #endif

@@ -184,7 +184,8 @@ static size_t list_pieces(struct gmem_transfer *transfer)
 	uint64_t at = offset_now(transfer), holes = 0;
 	size_t count, i;
 
-	count = gmem_io_list(&transfer->io, parts, transfer->hands.count > 1 ? MAX_PARTS : 1);
+	count = gmem_io_list(&transfer->io, load->wait && transfer->hands.count > 1, parts,
+			     transfer->hands.count > 1 ? MAX_PARTS : 1);
 	for (i = 0; i < count; i++) {
 		load->pieces[i] = (struct piece){
 			.gpa = load->gpa + (at - load->offset),
@@ -291,9 +292,8 @@ static int lease_target(struct gmem_transfer *transfer, uint64_t gpa, uint64_t s
 			 " bytes were to go to gpa 0x%" PRIx64, gpa + reach, size, gpa);
 }
 
-GMEM_API int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
-				uint64_t size, const struct gmem_transfer_opts *user_opts,
-				struct gmem_transfer **ret)
+static int begin(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset, uint64_t size,
+		 const struct gmem_transfer_opts *user_opts, bool waits, struct gmem_transfer **ret)
 {
 	struct gmem_transfer *transfer;
 	struct gmem_transfer_opts opts;
@@ -318,6 +318,7 @@ GMEM_API int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, int fd, uint64
 		return err;
 
 	params.sparse = true;
+	params.waits = waits;
 	params.end = total ? offset + total : params.kind.has_size ? offset : UINT64_MAX;
 	err = lease_target(transfer, gpa, total);
 	if (!err && params.kind.has_size)
@@ -337,12 +338,19 @@ GMEM_API int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, int fd, uint64
 	return 0;
 }
 
+GMEM_API int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
+				uint64_t size, const struct gmem_transfer_opts *opts,
+				struct gmem_transfer **ret)
+{
+	return begin(vm, gpa, fd, offset, size, opts, false, ret);
+}
+
 GMEM_API int gmem_vm_load(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset,
 			  uint64_t size, const struct gmem_transfer_opts *opts,
 			  struct gmem_transfer_result *ret)
 {
 	struct gmem_transfer *transfer = NULL;
-	int err = gmem_vm_load_begin(vm, gpa, fd, offset, size, opts, &transfer);
+	int err = begin(vm, gpa, fd, offset, size, opts, true, &transfer);
 
 	return gmem_transfer_run(err, transfer, ret);
 }

@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/crc32c.h"
@@ -20,6 +21,7 @@
 #include "base/kind.h"
 #include "base/part.h"
 #include "region/vm_core.h"
+#include "transfer/batch.h"
 #include "transfer/file_queue.h"
 #include "transfer/image.h"
 #include "transfer/image_layout.h"
@@ -38,6 +40,30 @@ struct wanted_info {
 	struct gmem_image_region *regions;
 	size_t max;
 	size_t count;			/* regions that the image has */
+};
+
+/* Units that the threads of a transfer restore in one step, and records in them */
+#define MAX_UNITS 16
+#define MAX_RECORDS 64
+
+/* A data record that any thread may store, and what is so when it and all before it are stored */
+struct ready_record {
+	const struct image_record *head;	/* its first block, and if it is_read what follows */
+	bool is_read;
+	uint64_t from;			/* all memory below is done by those before */
+	struct gmem_stored stored;
+	uint64_t pages, reached;
+	uint32_t checksums;
+	uint64_t position;		/* in the file */
+	const struct gmem_io_part *unit;
+};
+
+/* For a step of several threads */
+struct many {
+	bool wait;
+	struct gmem_io_part units[MAX_UNITS];
+	struct ready_record ready[MAX_RECORDS];
+	char heads[MAX_RECORDS][IMAGE_BLOCK];
 };
 
 struct restore {
@@ -59,6 +85,7 @@ struct restore {
 	uint64_t reached;		/* all memory below this gpa is done */
 	uint64_t lost_end;		/* no data may come below this gpa: it was lost */
 	bool at_end;			/* all records are read; the rest is to be cleared */
+	struct many *many;		/* NULL: there is one thread */
 };
 
 /* ---- checking a record ---- */
@@ -102,8 +129,8 @@ static int fail_unknown_kind(const struct restore *restore, const struct image_r
 			 "does not know", restore->records, kind, gmem_version());
 }
 
-static int check_record(const struct restore *restore, const struct image_record *record,
-			uint64_t left)
+/* What the fields of a record must be wherever it is, */
+static int check_form(const struct restore *restore, const struct image_record *record, uint64_t left)
 {
 	enum image_kind kind = kind_of(record);
 
@@ -115,8 +142,14 @@ static int check_record(const struct restore *restore, const struct image_record
 	if (record->size < IMAGE_BLOCK || record->size % IMAGE_BLOCK || record->size > left)
 		return gmem_image_bad(restore->records, "it cannot have 0x%" PRIx32 " bytes, 0x%" PRIx64 " are there",
 			   record->size, left);
-	if (gmem_image_checksum(record) != record->checksum)
-		return gmem_image_bad(restore->records, "its checksum does not agree with its contents");
+	return 0;
+}
+
+/* and where it is */
+static int check_place(const struct restore *restore, const struct image_record *record)
+{
+	enum image_kind kind = kind_of(record);
+
 	if (restore->has_head && record->id != restore->id)
 		return gmem_image_bad(restore->records, "it is another image's");
 	if (record->number != restore->records || (restore->has_head && kind == IMAGE_HEAD))
@@ -124,6 +157,16 @@ static int check_record(const struct restore *restore, const struct image_record
 	if (kind != IMAGE_HEAD && record->version)
 		return gmem_image_bad(restore->records, "a reserved field is not 0");
 	return kind == IMAGE_KINDS ? fail_unknown_kind(restore, record) : 0;
+}
+
+static int check_record(const struct restore *restore, const struct image_record *record,
+			uint64_t left)
+{
+	int err = check_form(restore, record, left);
+
+	if (!err && gmem_image_checksum(record) != record->checksum)
+		err = gmem_image_bad(restore->records, "its checksum does not agree with its contents");
+	return err ? err : check_place(restore, record);
 }
 
 /* ---- head ---- */
@@ -155,6 +198,13 @@ static int read_head(struct gmem_transfer *transfer, struct restore *restore,
 	restore->layout.private_count = record->head.privates;
 	restore->has_head = true;
 	return 0;
+}
+
+static void count_record(struct restore *restore, const struct image_record *record)
+{
+	restore->records++;
+	restore->checksums = gmem_crc32c(restore->checksums, &record->checksum,
+					 sizeof(record->checksum));
 }
 
 /* ---- data ---- */
@@ -339,7 +389,7 @@ static int read_end(struct restore *restore, const struct image_record *record)
 static void start_over(struct gmem_transfer *transfer, struct restore *restore)
 {
 	gmem_image_layout_free(&restore->layout);
-	*restore = (struct restore){ .start = restore->start };
+	*restore = (struct restore){ .start = restore->start, .many = restore->many };
 	transfer->bytes = (struct gmem_stored){ 0 };
 	transfer->private_bytes = 0;
 	transfer->left_out_bytes = 0;
@@ -437,9 +487,7 @@ static int read_record(struct gmem_transfer *transfer, struct restore *restore,
 	if (err)
 		return err;
 
-	restore->records++;
-	restore->checksums = gmem_crc32c(restore->checksums, &record->checksum,
-					 sizeof(record->checksum));
+	count_record(restore, record);
 	if (kind == IMAGE_DATA) {
 		restore->data = record;
 		restore->run = 0;
@@ -457,16 +505,10 @@ static int no_end(const struct gmem_transfer *transfer, const struct restore *re
 			 transfer->io.file_bytes);
 }
 
-static int restore_step(struct gmem_transfer *transfer, bool wait)
+static int restore_next(struct gmem_transfer *transfer, struct restore *restore, bool wait)
 {
-	struct restore *restore = transfer->state;
 	struct gmem_io_piece piece;
 	int err;
-
-	if (restore->data)
-		return store_data(transfer, restore);
-	if (restore->at_end)
-		return finish(transfer, restore, wait);
 
 	err = gmem_io_next(&transfer->io, wait, &piece);
 	if (err)
@@ -485,9 +527,191 @@ static int restore_step(struct gmem_transfer *transfer, bool wait)
 			   piece.size - restore->used);
 }
 
+/* ---- data records, by several threads ---- */
+
+static bool clear_gap(struct gmem_transfer *transfer, const struct gmem_hand *hand, uint64_t start,
+		      uint64_t end, struct gmem_stored *stored)
+{
+	const struct restore *restore = transfer->state;
+	struct gmem_part part;
+
+	while (start < end && gmem_image_layout_next_shared(&restore->layout, start, end - 1, &part)) {
+		if (!restore->verify_only &&
+		    gmem_leased_memory_clear(&transfer->memory, hand->look, part.start,
+					     part.last - part.start + 1))
+			return false;
+		stored->zero += part.last - part.start + 1;
+		start = part.last + 1;
+	}
+	return true;
+}
+
+/* Read what is not read yet; NULL if that fails, or something else is there now. */
+static const struct image_record *get_record(const struct gmem_transfer *transfer,
+					     const struct gmem_hand *hand, const struct ready_record *ready)
+{
+	const struct restore *restore = transfer->state;
+	char *to = gmem_io_scratch(&transfer->io, hand->number);
+
+	if (ready->is_read)
+		return ready->head;
+	if (!gmem_io_read_part(&transfer->io, ready->position, to, ready->head->size, restore->many->wait) ||
+	    memcmp(to, ready->head, IMAGE_BLOCK) != 0)
+		return NULL;
+	return (const void *)to;
+}
+
+/* The records around it may turn out to be damaged. Each has what was checked, and nothing else. */
+static bool store_ready(void *data, const struct gmem_hand *hand, size_t index)
+{
+	struct gmem_transfer *transfer = data;
+	struct restore *restore = transfer->state;
+	struct ready_record *ready = &restore->many->ready[index];
+	const struct image_record *record = get_record(transfer, hand, ready);
+	const char *bytes = (const char *)record + IMAGE_BLOCK;
+	uint64_t reached = ready->from;
+
+	if (!record || gmem_image_checksum(record) != record->checksum)
+		return false;
+	for (uint32_t i = 0; i < record->count; i++) {
+		struct image_range range = run_range(record, i);
+
+		if (!clear_gap(transfer, hand, reached, range.gpa, &ready->stored))
+			return false;
+		if (restore->verify_only)
+			ready->stored.data += range.size;
+		else if (gmem_leased_memory_store(&transfer->memory, hand->look, range.gpa, bytes, range.size,
+						  &ready->stored))
+			return false;
+		reached = range.gpa + range.size;
+		bytes += range.size;
+	}
+	return true;
+}
+
+/* Check a record after all that @walk has seen; false: it is for restore_next(). */
+static bool get_ready(struct restore *walk, const struct image_record *record, uint64_t left,
+		      struct ready_record *ready)
+{
+	uint64_t reached = walk->reached;
+
+	if (check_form(walk, record, left) || kind_of(record) != IMAGE_DATA || check_place(walk, record) ||
+	    check_data(walk, record))
+		return false;
+
+	for (uint32_t i = 0; i < record->count; i++) {
+		struct image_range range = run_range(record, i);
+
+		reached = range.gpa + range.size;
+		walk->pages += range.size / IMAGE_BLOCK;
+	}
+	/* Much to clear takes steps of its own. */
+	if (!walk->verify_only && reached - walk->reached > CLEAR_STEP)
+		return false;
+	count_record(walk, record);
+	*ready = (struct ready_record){ .head = record, .from = walk->reached, .pages = walk->pages,
+					.reached = reached, .checksums = walk->checksums };
+	walk->reached = reached;
+	return true;
+}
+
+/* The first block of the record at @at of a unit; NULL if it cannot be had now */
+static const struct image_record *get_head(struct gmem_transfer *transfer, const struct gmem_io_part *unit,
+					   uint64_t at, size_t number)
+{
+	struct restore *restore = transfer->state;
+	char *head = restore->many->heads[number];
+
+	if (unit->size - at < IMAGE_BLOCK)
+		return NULL;
+	if (unit->is_read)
+		return (const void *)(unit->data + at);
+	if (!gmem_io_read_part(&transfer->io, unit->offset + at, head, IMAGE_BLOCK, restore->many->wait))
+		return NULL;
+	return (const void *)head;
+}
+
+/*
+ * List the data records at hand, as far as they can be told to be right before their checksums
+ * are known. What is in the page cache is read later, by the threads that store it.
+ */
+static size_t list_ready(struct gmem_transfer *transfer, struct restore *restore)
+{
+	struct many *many = restore->many;
+	size_t units = gmem_io_list(&transfer->io, many->wait, many->units, MAX_UNITS), count = 0;
+	struct restore walk = *restore;
+
+	for (size_t i = 0; i < units; i++) {
+		const struct gmem_io_part *unit = &many->units[i];
+
+		for (uint64_t at = i ? 0 : restore->used; at < unit->size; count++) {
+			struct ready_record *ready = &many->ready[count];
+			const struct image_record *head;
+
+			head = count < MAX_RECORDS ? get_head(transfer, unit, at, count) : NULL;
+			if (!head || !get_ready(&walk, head, unit->size - at, ready))
+				return count;
+			ready->is_read = unit->is_read;
+			ready->position = unit->offset + at;
+			ready->unit = unit;
+			at += head->size;
+		}
+	}
+	return count;
+}
+
+static void take_ready(struct gmem_transfer *transfer, struct restore *restore, size_t count)
+{
+	const struct ready_record *ready = restore->many->ready, *last = &ready[count - 1];
+	uint64_t end = last->position + last->head->size;
+	bool ends = end == last->unit->offset + last->unit->size;
+
+	for (size_t i = 0; i < count; i++) {
+		transfer->bytes.data += ready[i].stored.data;
+		transfer->bytes.zero += ready[i].stored.zero;
+		transfer->done += ready[i].head->size;
+	}
+	restore->records += count;
+	restore->checksums = last->checksums;
+	restore->pages = last->pages;
+	restore->reached = last->reached;
+	restore->used = ends ? 0 : end - last->unit->offset;
+	gmem_io_take_up_to(&transfer->io, ends ? end : last->unit->offset);
+}
+
+/* Restore what is at hand with all threads; false if nothing was. */
+static bool restore_many(struct gmem_transfer *transfer, struct restore *restore, bool wait)
+{
+	size_t count;
+
+	if (!restore->many || !restore->has_head || !restore->layout.is_complete)
+		return false;
+	restore->many->wait = wait;
+	count = list_ready(transfer, restore);
+	if (count)
+		count = gmem_hands_run(&transfer->hands, store_ready, transfer, count);
+	if (count)
+		take_ready(transfer, restore, count);
+	return count > 0;
+}
+
+static int restore_step(struct gmem_transfer *transfer, bool wait)
+{
+	struct restore *restore = transfer->state;
+
+	if (restore->data)
+		return store_data(transfer, restore);
+	if (restore->at_end)
+		return finish(transfer, restore, wait);
+	return restore_many(transfer, restore, wait) ? 0 : restore_next(transfer, restore, wait);
+}
+
 static void restore_end(struct gmem_transfer *transfer)
 {
-	gmem_image_layout_free(&((struct restore *)transfer->state)->layout);
+	struct restore *restore = transfer->state;
+
+	gmem_image_layout_free(&restore->layout);
+	free(restore->many);
 }
 
 /* ---- beginning ---- */
@@ -510,7 +734,7 @@ static int take_target(struct gmem_transfer *transfer, const struct gmem_io_para
 }
 
 static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *user_opts,
-		 uint64_t flags, struct gmem_transfer **ret)
+		 uint64_t flags, struct wanted_info *wanted, bool waits, struct gmem_transfer **ret)
 {
 	struct gmem_transfer *transfer;
 	struct gmem_transfer_opts opts;
@@ -529,6 +753,9 @@ static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *us
 		return err;
 
 	params.whole = true;
+	params.waits = waits;
+	if (wanted)
+		params.workers = 0;
 	params.end = params.kind.has_size ? params.kind.size : UINT64_MAX;
 	if (params.end < params.position)
 		params.end = params.position;
@@ -542,20 +769,25 @@ static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *us
 	}
 
 	restore = transfer->state;
+	restore->wanted = wanted;
 	restore->start = opts.image_offset;
 	restore->verify_first = opts.flags & GMEM_TRANSFER_VERIFY;
 	restore->verify_only = !vm || restore->verify_first;
 	transfer->step = restore_step;
 	transfer->end = restore_end;
+	/* Without that memory, one thread does it all. */
+	if (params.workers > 1)
+		restore->many = malloc(sizeof(*restore->many));
+	if (restore->many)
+		gmem_transfer_begin_hands(transfer, &params);
 	if (params.kind.has_size)
 		transfer->total = (params.end - params.position) << restore->verify_first;
 	*ret = transfer;
 	return 0;
 }
 
-GMEM_API int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
-				   const struct gmem_transfer_opts *opts,
-				   struct gmem_transfer **ret)
+static int begin_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts, bool waits,
+			 struct gmem_transfer **ret)
 {
 	const uint64_t flags = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING |
 			       GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_LEAVE_REST |
@@ -564,14 +796,21 @@ GMEM_API int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
 
 	if (!vm || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
-	return begin(vm, fd, opts, flags, ret);
+	return begin(vm, fd, opts, flags, NULL, waits, ret);
+}
+
+GMEM_API int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
+				   const struct gmem_transfer_opts *opts,
+				   struct gmem_transfer **ret)
+{
+	return begin_restore(vm, fd, opts, false, ret);
 }
 
 GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			     struct gmem_transfer_result *ret)
 {
 	struct gmem_transfer *transfer = NULL;
-	int err = gmem_vm_restore_begin(vm, fd, opts, &transfer);
+	int err = begin_restore(vm, fd, opts, true, &transfer);
 
 	return gmem_transfer_run(err, transfer, ret);
 }
@@ -583,7 +822,7 @@ GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 			       struct gmem_transfer_result *ret)
 {
 	struct gmem_transfer *transfer = NULL;
-	int err = begin(NULL, fd, opts, of_an_image, &transfer);
+	int err = begin(NULL, fd, opts, of_an_image, NULL, true, &transfer);
 
 	return gmem_transfer_run(err, transfer, ret);
 }
@@ -603,9 +842,7 @@ GMEM_API int gmem_image_info(int fd, const struct gmem_transfer_opts *opts,
 	if (ret && ret->size < first_version)
 		return gmem_fail(-EINVAL, "struct gmem_image_summary says its size is %zu bytes, at least %zu "
 				 "expected", ret->size, first_version);
-	err = begin(NULL, fd, opts, of_an_image, &transfer);
-	if (!err)
-		((struct restore *)transfer->state)->wanted = &wanted;
+	err = begin(NULL, fd, opts, of_an_image, &wanted, true, &transfer);
 	err = gmem_transfer_run(err, transfer, NULL);
 	return err ? err : (int)wanted.count;
 }

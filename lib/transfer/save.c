@@ -19,94 +19,115 @@
 #include "base/kind.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
-#include "region/host_mapping.h"
-#include "region/present_pages.h"
-#include "region/region_memory.h"
 #include "region/vm_core.h"
+#include "transfer/batch.h"
+#include "transfer/contents.h"
 #include "transfer/file_queue.h"
 #include "transfer/image.h"
 #include "transfer/leased_memory.h"
 #include "transfer/transfer.h"
 
-/* Bytes asked about at once for pages that exist; a run is at least a page and a hole */
-#define WINDOW ((uint64_t)16 << 20)
-#define MAX_RUNS (WINDOW / IMAGE_BLOCK / 2 + 1)
-
-/* Bytes copied at once: compared with zero while still in the caches */
+/* Bytes copied at once */
 #define CHUNK ((uint64_t)64 << 10)
 
-/* Windows without pages in one step */
-#define EMPTY_WINDOWS 4
-
-struct run {
-	uint64_t offset;	/* in the region */
-	uint64_t size;
-};
+/* Units packed side by side, for each thread and at most */
+#define UNITS_EACH 4
+#define MAX_UNITS 16
 
 enum stage { HEAD, REGIONS, ELSEWHERE, PRIVATES, DATA, END, DRAIN };
 
+/* A unit that is being filled. Without bytes, what would be in it is only counted. */
+struct unit {
+	char *bytes;
+	uint64_t used;			/* bytes of complete records */
+	uint64_t id, number;		/* of the image, and of the next record */
+	struct gmem_contents_place at;	/* what comes next */
+
+	bool is_open;			/* a record of data follows, not complete yet */
+	uint64_t base;			/* its data.base */
+	uint64_t filled;		/* its pages */
+	uint32_t checksum;		/* of them */
+	uint32_t run_count;
+	uint32_t run_end;		/* first page behind the last run */
+	int err;			/* the page at @at could not be read */
+};
+
 struct save {
-	uint64_t id, records, pages;
+	uint64_t id, pages;
 	uint32_t checksums;
 	enum stage stage;
 	size_t listed;			/* entries of the current table that are written */
+	struct gmem_contents contents;
 
-	char *unit;			/* being filled, or NULL */
-	uint64_t used;			/* bytes of it */
-	struct image_record *open;	/* the unit's unfinished data record, or NULL */
-	uint64_t filled;		/* pages in open */
-
-	size_t range;			/* index of the leased range being read */
-	uint64_t looked;		/* bytes of it whose pages were asked for */
-	size_t run, run_count;		/* runs of pages in the last window: next, and all */
-	struct run runs[MAX_RUNS];
-
-	uint64_t gpa;			/* of chunk's first byte */
-	uint64_t at, size;		/* next byte of chunk, and its bytes; equal: all packed */
-	char *chunk;			/* CHUNK bytes, in a buffer of the queue that writing does not use */
-
-	struct image_range lost;	/* pages that the hardware lost, not written yet; or size 0 */
+	/*
+	 * Units of which the first may have been begun in an earlier step, and the last may go
+	 * on in a later one. All others are full.
+	 */
+	struct unit units[MAX_UNITS];
+	uint32_t unit_count, written;
 };
+
+/* No record of data has more runs than there is room for. */
+_Static_assert(IMAGE_UNIT / IMAGE_BLOCK <= IMAGE_MAX_RUNS, "each page may be a run");
 
 /* ---- records ---- */
 
-static struct image_record *begin_record(struct save *save, enum image_kind kind)
+static struct image_record *begin_record(struct unit *unit, enum image_kind kind)
 {
-	struct image_record *record = (void *)(save->unit + save->used);
+	struct image_record *record = (void *)(unit->bytes + unit->used);
 
-	*record = (struct image_record){ .id = save->id, .number = save->records++ };
+	*record = (struct image_record){ .id = unit->id, .number = unit->number++ };
 	memcpy(record->kind, gmem_image_kinds[kind], sizeof(record->kind));
 	return record;
 }
 
 /* Pad the record after its first @bytes bytes, which are filled in, and seal it. */
-static void end_record(struct save *save, struct image_record *record, uint64_t bytes)
+static void end_record(struct unit *unit, struct image_record *record, uint64_t bytes)
 {
 	uint64_t size = (bytes + IMAGE_BLOCK - 1) / IMAGE_BLOCK * IMAGE_BLOCK;
 
 	memset((char *)record + bytes, 0, size - bytes);
 	record->size = (uint32_t)size;
 	record->checksum = gmem_image_checksum(record);
-	save->checksums = gmem_crc32c(save->checksums, &record->checksum, sizeof(record->checksum));
-	save->used += size;
+	unit->used += size;
 }
 
-static void end_data(struct save *save)
+static void end_data(struct unit *unit)
 {
-	struct image_record *record = save->open;
-	uint64_t header = sizeof(*record) + record->count * sizeof(struct image_run);
+	struct image_record *record = (void *)(unit->bytes + unit->used);
+	uint64_t header = sizeof(*record) + unit->run_count * sizeof(struct image_run);
+	uint64_t size = (1 + unit->filled) * IMAGE_BLOCK;
 
-	memset((char *)record + header, 0, IMAGE_BLOCK - header);
-	end_record(save, record, (1 + save->filled) * IMAGE_BLOCK);
-	save->pages += save->filled;
-	save->filled = 0;
-	save->open = NULL;
+	if (unit->bytes) {
+		record->count = unit->run_count;
+		record->size = (uint32_t)size;
+		memset((char *)record + header, 0, IMAGE_BLOCK - header);
+		record->checksum = gmem_image_join_checksum(record, unit->checksum);
+	}
+	unit->used += size;
+	unit->is_open = false;
+	unit->filled = 0;
+	unit->run_count = 0;
+	unit->checksum = 0;
 }
 
-static int flush(struct gmem_transfer *transfer, struct save *save)
+/* Count the records of a unit that will be written, in the order of the image. */
+static void count_records(struct gmem_transfer *transfer, struct save *save, const struct unit *unit)
 {
-	save->unit = NULL;
-	return gmem_io_put(&transfer->io, save->used);
+	const struct image_record *record;
+
+	for (uint64_t at = 0; at < unit->used; at += record->size) {
+		record = (const void *)(unit->bytes + at);
+		save->checksums = gmem_crc32c(save->checksums, &record->checksum, sizeof(record->checksum));
+		if (!memcmp(record->kind, gmem_image_kinds[IMAGE_DATA], sizeof(record->kind)))
+			save->pages += record->size / IMAGE_BLOCK - 1;
+		if (!memcmp(record->kind, gmem_image_kinds[IMAGE_LOST], sizeof(record->kind))) {
+			const struct image_range *lost = (const void *)(record + 1);
+
+			gmem_transfer_tell_lost(transfer, lost->gpa, lost->size);
+		}
+	}
+	transfer->bytes.data = save->pages * IMAGE_BLOCK;
 }
 
 /* ---- tables ---- */
@@ -152,7 +173,8 @@ static void put_entry(const struct gmem_leased_memory *memory, enum image_kind k
 static bool list(struct gmem_transfer *transfer, struct save *save, enum image_kind kind,
 		 size_t count, size_t entry_size)
 {
-	uint64_t room = IMAGE_UNIT - save->used;
+	struct unit *unit = &save->units[0];
+	uint64_t room = IMAGE_UNIT - unit->used;
 	struct image_record *record;
 	size_t now = count - save->listed;
 
@@ -161,14 +183,14 @@ static bool list(struct gmem_transfer *transfer, struct save *save, enum image_k
 	if (room < IMAGE_BLOCK)
 		return false;
 
-	record = begin_record(save, kind);
+	record = begin_record(unit, kind);
 	if (now > (room - sizeof(*record)) / entry_size)
 		now = (room - sizeof(*record)) / entry_size;
 	record->count = (uint32_t)now;
 	for (size_t i = 0; i < now; i++)
 		put_entry(&transfer->memory, kind, save->listed + i,
 			  (char *)(record + 1) + i * entry_size);
-	end_record(save, record, sizeof(*record) + now * entry_size);
+	end_record(unit, record, sizeof(*record) + now * entry_size);
 	save->listed += now;
 	return save->listed == count;
 }
@@ -190,285 +212,296 @@ static bool list_all(struct gmem_transfer *transfer, struct save *save)
 	}
 }
 
-static void write_head(struct gmem_transfer *transfer, struct save *save)
+static void write_head(struct gmem_transfer *transfer, struct unit *unit)
 {
-	struct image_record *record = begin_record(save, IMAGE_HEAD);
+	struct image_record *record = begin_record(unit, IMAGE_HEAD);
 
 	record->version = IMAGE_VERSION;
 	record->head.page_size = gmem_sys_page_size();
 	record->head.regions = transfer->memory.region_count;
 	record->head.privates = transfer->memory.private_count;
-	end_record(save, record, sizeof(*record));
+	end_record(unit, record, sizeof(*record));
 }
 
-static void write_end(struct gmem_transfer *transfer, struct save *save)
+/* The records before it have been counted. */
+static void write_end(struct gmem_transfer *transfer, struct save *save, struct unit *unit)
 {
-	struct image_record *record = begin_record(save, IMAGE_END);
+	struct image_record *record = begin_record(unit, IMAGE_END);
 	uint64_t bytes = sizeof(*record);
 
 	record->end.pages = save->pages;
 	record->end.checksums = save->checksums;
 	/* A reader of whole units from a pipe would wait for the rest of this one. */
 	if (transfer->io.serial) {
-		memset(record + 1, 0, IMAGE_UNIT - save->used - bytes);
-		bytes = IMAGE_UNIT - save->used;
+		memset(record + 1, 0, IMAGE_UNIT - unit->used - bytes);
+		bytes = IMAGE_UNIT - unit->used;
 	}
-	end_record(save, record, bytes);
+	end_record(unit, record, bytes);
 }
 
 /* ---- data ---- */
 
-/* Make room for a page in the open record, or in a new one; false: the unit is full. */
-static bool make_room(struct save *save, uint64_t gpa)
+static void open_data(struct unit *unit, uint64_t gpa)
 {
-	struct image_record *record = save->open;
-	uint64_t page;
-
-	if (record) {
-		page = (gpa - record->data.base) / IMAGE_BLOCK;
-		if (save->used + (save->filled + 2) * IMAGE_BLOCK <= IMAGE_UNIT &&
-		    record->count < IMAGE_MAX_RUNS && page < UINT32_MAX)
-			return true;
-		end_data(save);
-	}
-
-	if (save->used + IMAGE_BLOCK > IMAGE_UNIT)
-		return false;
-
-	/* The unit's last block has room for a record's first block, but not for a page. */
-	save->open = begin_record(save, IMAGE_DATA);
-	save->open->data.base = gpa;
-	if (save->used + 2 * IMAGE_BLOCK <= IMAGE_UNIT)
-		return true;
-	end_data(save);
-	return false;
-}
-
-static void append(struct save *save, uint64_t gpa, const char *bytes)
-{
-	struct image_record *record = save->open;
-	struct image_run *runs = (void *)(record + 1);
-	uint32_t page = (uint32_t)((gpa - record->data.base) / IMAGE_BLOCK);
-	struct image_run *last = record->count ? &runs[record->count - 1] : NULL;
-
-	memcpy(save->unit + save->used + (1 + save->filled++) * IMAGE_BLOCK, bytes, IMAGE_BLOCK);
-
-	if (last && last->first + last->count == page)
-		last->count++;
+	unit->is_open = true;
+	unit->base = gpa;
+	if (unit->bytes)
+		begin_record(unit, IMAGE_DATA)->data.base = gpa;
 	else
-		runs[record->count++] = (struct image_run){ .first = page, .count = 1 };
+		unit->number++;
 }
 
-/* Pack the chunk's pages that are not zero; false: the unit is full. */
-static bool pack_chunk(struct gmem_transfer *transfer, struct save *save)
+/* Returns how many pages from @gpa on there is room for; 0: the unit is full. */
+static uint64_t room_for(struct unit *unit, uint64_t gpa)
 {
-	for (; save->at < save->size; save->at += IMAGE_BLOCK) {
-		const char *page = save->chunk + save->at;
+	const uint64_t most = UINT32_MAX - IMAGE_UNIT / IMAGE_BLOCK;
+	uint64_t room;
 
-		if (gmem_is_zero(page, IMAGE_BLOCK)) {
-			transfer->bytes.zero += IMAGE_BLOCK;
-			continue;
-		}
-		if (!make_room(save, save->gpa + save->at))
-			return false;
-		append(save, save->gpa + save->at, page);
-		transfer->bytes.data += IMAGE_BLOCK;
+	if (unit->is_open && (gpa - unit->base) / IMAGE_BLOCK > most)
+		end_data(unit);
+	if (unit->used == IMAGE_UNIT)
+		return 0;
+
+	room = (IMAGE_UNIT - unit->used) / IMAGE_BLOCK - 1 - unit->filled;
+	/* The unit's last block has room for a record's first block, but not for a page. */
+	if (room == 0 && !unit->is_open)
+		open_data(unit, gpa);
+	if (room == 0)
+		end_data(unit);
+	return room;
+}
+
+/* Count pages in, whose contents are in their place already. */
+static void append(struct unit *unit, uint64_t gpa, uint64_t pages)
+{
+	struct image_run *runs = (void *)(unit->bytes + unit->used + sizeof(struct image_record));
+	uint32_t first;
+
+	if (!unit->is_open)
+		open_data(unit, gpa);
+
+	first = (uint32_t)((gpa - unit->base) / IMAGE_BLOCK);
+	if (!unit->run_count || unit->run_end != first) {
+		unit->run_count++;
+		if (unit->bytes)
+			runs[unit->run_count - 1] = (struct image_run){ .first = first };
 	}
-	return true;
+	if (unit->bytes)
+		runs[unit->run_count - 1].count += (uint32_t)pages;
+	unit->run_end = first + (uint32_t)pages;
+	unit->filled += pages;
 }
 
-static int note_run(void *data, uint64_t offset, uint64_t size)
+/*
+ * Copy pages to their place in the unit, as many as the caches keep until they are read again
+ * for the checksum; returns how many could be read.
+ */
+static uint64_t copy_pages(const struct gmem_transfer *transfer, struct unit *unit, const char *hva,
+			   uint64_t pages)
 {
-	struct save *save = data;
+	char *to = unit->bytes + unit->used + (1 + unit->filled) * IMAGE_BLOCK;
+	uint64_t size = pages * IMAGE_BLOCK < CHUNK ? pages * IMAGE_BLOCK : CHUNK, done, rest;
 
-	save->runs[save->run_count++] = (struct run){ offset, size };
-	return 0;
+	done = gmem_nofault_copy(transfer->memory.fast, to, hva, size, &unit->err);
+	rest = done < size ? ((uintptr_t)hva + done) % gmem_sys_page_size() : 0;
+	done = done > rest ? done - rest : 0;
+	unit->checksum = gmem_crc32c(unit->checksum, to, done);
+	return done / IMAGE_BLOCK;
 }
 
-/* Find the pages that exist in the next window; false: no memory is left. */
-static bool find_pages(struct gmem_transfer *transfer, struct save *save, int *ret_err)
+/* Write that pages are lost; false: the unit is full. */
+static bool put_lost(struct unit *unit, const struct gmem_contents_run *run)
 {
-	const struct gmem_leased_range *range = &transfer->memory.all[save->range];
-	uint64_t size = range->size - save->looked;
-
-	if (size == 0) {
-		save->looked = 0;
-		if (++save->range == transfer->memory.count)
-			return false;
-		range++;
-		size = range->size;
-	}
-
-	size = size < WINDOW ? size : WINDOW;
-	save->run = 0;
-	save->run_count = 0;
-	*ret_err = gmem_region_present_pages(range->region, GMEM_SIDE_SHARED, range->offset + save->looked,
-					     size, transfer->memory.look, note_run, save);
-	if (*ret_err) {
-		save->run_count = 0;
-		return true;
-	}
-	save->looked += size;
-	transfer->done += size;
-	transfer->bytes.zero += size;
-	for (size_t i = 0; i < save->run_count; i++)
-		transfer->bytes.zero -= save->runs[i].size;
-	return true;
-}
-
-/* The address of the next page to be read; without one, no address */
-static uint64_t next_gpa(const struct gmem_transfer *transfer, const struct save *save)
-{
-	const struct gmem_leased_range *range = &transfer->memory.all[save->range];
-
-	if (save->at < save->size || save->run == save->run_count)
-		return UINT64_MAX;
-	return range->gpa + (save->runs[save->run].offset - range->offset);
-}
-
-/* Write what was lost, unless the next page may be lost, too; false: the unit is full. */
-static bool put_lost(struct gmem_transfer *transfer, struct save *save)
-{
+	const struct image_range range = { .gpa = run->gpa, .size = run->blocks * IMAGE_BLOCK };
 	struct image_record *record;
 
-	if (!save->lost.size || next_gpa(transfer, save) == save->lost.gpa + save->lost.size)
-		return true;
-	if (save->open)
-		end_data(save);
-	if (save->used + IMAGE_BLOCK > IMAGE_UNIT)
+	if (unit->is_open)
+		end_data(unit);
+	if (unit->used == IMAGE_UNIT)
 		return false;
 
-	record = begin_record(save, IMAGE_LOST);
-	record->count = 1;
-	*(struct image_range *)(record + 1) = save->lost;
-	end_record(save, record, sizeof(*record) + sizeof(save->lost));
-	gmem_transfer_tell_lost(transfer, save->lost.gpa, save->lost.size);
-	save->lost.size = 0;
+	if (unit->bytes) {
+		record = begin_record(unit, IMAGE_LOST);
+		record->count = 1;
+		*(struct image_range *)(record + 1) = range;
+		end_record(unit, record, sizeof(*record) + sizeof(range));
+	} else {
+		unit->number++;
+		unit->used += IMAGE_BLOCK;
+	}
 	return true;
 }
 
-static void use_run(struct save *save, uint64_t size)
+/*
+ * Fill the unit, until it is full or all that was found is packed. False if a page could not be
+ * read: unit->at is there, and packing can go on from it.
+ */
+static bool pack(const struct gmem_transfer *transfer, struct unit *unit)
 {
-	struct run *run = &save->runs[save->run];
+	const struct save *save = transfer->state;
+	struct gmem_contents_run run;
+	uint64_t now;
 
-	run->offset += size;
-	run->size -= size;
-	if (run->size == 0)
-		save->run++;
+	while (gmem_contents_next(&save->contents, &unit->at, &run)) {
+		if (run.is_lost) {
+			if (!put_lost(unit, &run))
+				return true;
+			unit->at.block += run.blocks;
+			continue;
+		}
+		now = room_for(unit, run.gpa);
+		if (now == 0)
+			return true;
+		now = now < run.blocks ? now : run.blocks;
+		if (unit->bytes)
+			now = copy_pages(transfer, unit, run.hva, now);
+		if (now == 0)
+			return false;
+		append(unit, run.gpa, now);
+		unit->at.block += now;
+	}
+	return true;
 }
 
-static int fail_page(uint64_t gpa, const char *hva, int err)
+static bool pack_piece(void *data, const struct gmem_hand *hand, size_t piece)
 {
-	const char *why = gmem_nofault_why(hva, false, err);
-	uint64_t page = gmem_sys_page_size();
-	struct gmem_host_nature nature;
+	const struct gmem_transfer *transfer = data;
+	struct save *save = transfer->state;
+	struct unit unit = save->units[piece];	/* in no cache line of another thread's */
+	bool is_done = pack(transfer, &unit);
 
-	if (err != -EHWPOISON)
-		return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be read: %s, %s", gpa,
-				 (uintptr_t)hva, gmem_errno_name(err), why ? why : "but the page came meanwhile");
-	if (!gmem_host_mapping_learn(hva, page, GMEM_MAPPING_HUGETLB, &nature))
-		page = nature.page_size;
-	return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ": the hardware lost the page, 0x%" PRIx64
-			 " bytes; only with GMEM_TRANSFER_ALLOW_LOST can the rest be saved", gpa,
-			 (uintptr_t)hva, page);
+	(void)hand;
+	save->units[piece] = unit;
+	return is_done;
 }
 
-/* The page at @hva, the next of its run, could not be read. */
-static int lose_page(struct gmem_transfer *transfer, struct save *save, const char *hva, int err)
+static uint32_t most_units(const struct gmem_transfer *transfer)
 {
-	uint64_t gpa = next_gpa(transfer, save), page = gmem_sys_page_size();
+	uint32_t most = transfer->hands.count * UNITS_EACH, depth = transfer->io.depth / 2;
 
-	if (gmem_nofault_is_lost(hva, err))
-		err = -EHWPOISON;
-	if (err != -EHWPOISON || !(transfer->opts.flags & GMEM_TRANSFER_ALLOW_LOST))
-		return fail_page(gpa, hva, err);
-
-	if (!save->lost.size)
-		save->lost.gpa = gpa;
-	save->lost.size += page;
-	use_run(save, page);
-	return 0;
+	if (transfer->hands.count == 1 || depth == 0)
+		return 1;
+	most = most < MAX_UNITS ? most : MAX_UNITS;
+	return most < depth ? most : depth;
 }
 
-static int read_chunk(struct gmem_transfer *transfer, struct save *save)
+/* Find where each unit begins, which is where the one before it is full. */
+static void plan_units(const struct gmem_transfer *transfer, struct save *save, uint32_t most)
 {
-	const struct gmem_leased_range *range = &transfer->memory.all[save->range];
-	const struct run *run = &save->runs[save->run];
-	const char *hva = range->hva + (run->offset - range->offset);
-	uint64_t size = run->size < CHUNK ? run->size : CHUNK;
+	struct unit plan = save->units[0];
+
+	for (save->unit_count = 1; save->unit_count < most; save->unit_count++) {
+		plan.bytes = NULL;
+		pack(transfer, &plan);
+		if (plan.used < IMAGE_UNIT)
+			return;
+		plan = (struct unit){
+			.bytes = gmem_io_buffer(&transfer->io, save->unit_count),
+			.id = save->id,
+			.number = plan.number,
+			.at = plan.at,
+		};
+		save->units[save->unit_count] = plan;
+	}
+}
+
+/* Fill units with what was found. */
+static int pack_units(struct gmem_transfer *transfer, struct save *save)
+{
+	struct unit *unit;
+	size_t done;
+
+	plan_units(transfer, save, most_units(transfer));
+	done = gmem_hands_run(&transfer->hands, pack_piece, transfer, save->unit_count);
+	if (done == save->unit_count)
+		return 0;
+
+	/* A lost page takes a record: what comes behind has another place then. */
+	save->unit_count = (uint32_t)done + 1;
+	unit = &save->units[done];
+	return pack(transfer, unit) ? 0 : gmem_contents_lose(&save->contents, unit->at, unit->err);
+}
+
+static int save_data(struct gmem_transfer *transfer, struct save *save)
+{
+	struct gmem_contents_run run;
+	bool any = true;
 	int err = 0;
 
-	/* Pages before one that cannot be read are packed first; then the error comes again. */
-	size = gmem_nofault_copy(transfer->memory.fast, save->chunk, hva, size, &err);
-	size -= size % gmem_sys_page_size();
-	if (size == 0)
-		return lose_page(transfer, save, hva, err);
-
-	save->gpa = next_gpa(transfer, save);
-	save->at = 0;
-	save->size = size;
-	use_run(save, size);
-	return 0;
-}
-
-/* Pack pages until the unit is full, the memory has ended, or enough is done for one step. */
-static int pack(struct gmem_transfer *transfer, struct save *save, bool *ret_full)
-{
-	int err = 0, empty = 0;
-
-	*ret_full = false;
-	while (!err) {
-		if (!put_lost(transfer, save) || !pack_chunk(transfer, save)) {
-			*ret_full = true;
-			return 0;
-		}
-		if (save->run < save->run_count) {
-			err = read_chunk(transfer, save);
-		} else if (empty++ == EMPTY_WINDOWS) {
-			return 0;
-		} else if (!find_pages(transfer, save, &err)) {
-			save->stage = END;
-			return 0;
-		}
+	if (!gmem_contents_next(&save->contents, &save->units[0].at, &run)) {
+		save->units[0].at = (struct gmem_contents_place){ 0 };
+		err = gmem_contents_look(&save->contents, &any);
 	}
-	return err;
+	if (!any)
+		save->stage = END;
+	return err ? err : pack_units(transfer, save);
 }
 
 /* ---- steps ---- */
 
-static int build(struct gmem_transfer *transfer, struct save *save, bool *ret_full)
+/* Write the units that are full. The next one goes on with the rest of what was found. */
+static int write_units(struct gmem_transfer *transfer, struct save *save)
 {
-	const struct gmem_leased_memory *memory = &transfer->memory;
+	struct unit *unit = &save->units[save->written];
+	int err = 0;
 
-	*ret_full = false;
+	while (save->written < save->unit_count && unit->used == IMAGE_UNIT && !err) {
+		count_records(transfer, save, unit);
+		err = gmem_io_put(&transfer->io, IMAGE_UNIT);
+		save->written++;
+		if (save->written == save->unit_count)
+			*unit = (struct unit){ .id = save->id, .number = unit->number, .at = unit->at };
+		else
+			unit++;
+	}
+	if (err)
+		return gmem_transfer_fail_io(transfer, err);
+
+	save->units[0] = *unit;
+	save->unit_count = 1;
+	save->written = 0;
+	return 0;
+}
+
+/* Write the last record, or first what there is no room behind. */
+static int end_image(struct gmem_transfer *transfer, struct save *save)
+{
+	struct unit *unit = &save->units[0];
+	int err;
+
+	if (unit->is_open)
+		end_data(unit);
+	if (unit->used == IMAGE_UNIT)
+		return 0;
+
+	count_records(transfer, save, unit);
+	write_end(transfer, save, unit);
+	save->stage = DRAIN;
+	err = gmem_io_put(&transfer->io, unit->used);
+	return err ? gmem_transfer_fail_io(transfer, err) : 0;
+}
+
+static int build(struct gmem_transfer *transfer, struct save *save)
+{
 	switch (save->stage) {
 	case HEAD:
-		write_head(transfer, save);
+		write_head(transfer, &save->units[0]);
 		save->stage = REGIONS;
 		return 0;
 	case REGIONS:
 	case ELSEWHERE:
 	case PRIVATES:
-		*ret_full = !list_all(transfer, save);
-		if (!*ret_full) {
+		if (list_all(transfer, save)) {
 			save->listed = 0;
-			save->stage = save->stage != PRIVATES ? save->stage + 1 : memory->count ? DATA : END;
+			save->stage++;
 		}
 		return 0;
 	case DATA:
-		return pack(transfer, save, ret_full);
+		return save_data(transfer, save);
 	default:
-		if (save->open)
-			end_data(save);
-		*ret_full = true;
-		if (save->used + IMAGE_BLOCK <= IMAGE_UNIT) {
-			write_end(transfer, save);
-			save->stage = DRAIN;
-		}
-		return 0;
+		return end_image(transfer, save);
 	}
 }
-
 static int finish(struct gmem_transfer *transfer, bool wait)
 {
 	bool sync = transfer->opts.flags & GMEM_TRANSFER_SYNC;
@@ -484,26 +517,32 @@ static int finish(struct gmem_transfer *transfer, bool wait)
 static int save_step(struct gmem_transfer *transfer, bool wait)
 {
 	struct save *save = transfer->state;
-	bool full;
-	int err = 0;
+	int err;
 
-	if (save->stage == DRAIN && !save->unit)
+	if (save->stage == DRAIN)
 		return finish(transfer, wait);
 
-	if (!save->unit) {
-		err = gmem_io_space(&transfer->io, wait, &save->unit);
-		if (err)
-			return gmem_transfer_fail_io(transfer, err);
-		save->used = 0;
-	}
+	err = write_units(transfer, save);
+	if (err)
+		return err;
+	err = gmem_io_space(&transfer->io, wait, most_units(transfer));
+	if (err)
+		return gmem_transfer_fail_io(transfer, err);
 
-	err = build(transfer, save, &full);
-	if (!err && full) {
-		err = flush(transfer, save);
-		if (err)
-			return gmem_transfer_fail_io(transfer, err);
-	}
-	return err;
+	save->units[0].bytes = gmem_io_buffer(&transfer->io, 0);
+	err = build(transfer, save);
+	return err || save->stage == DRAIN ? err : write_units(transfer, save);
+}
+
+/*
+ * Buffers that stay in the processor's caches are filled in half the time. Eight keep a disk
+ * busy, and each more thread fills a few at the same time.
+ */
+static uint32_t default_depth(const struct gmem_transfer_opts *opts)
+{
+	uint32_t depth = 4 + UNITS_EACH * (opts->workers > 1 ? opts->workers : 1);
+
+	return depth < GMEM_IO_DEPTH ? depth : GMEM_IO_DEPTH;
 }
 
 static int check_privates(const struct gmem_leased_memory *memory, uint64_t flags)
@@ -516,9 +555,8 @@ static int check_privates(const struct gmem_leased_memory *memory, uint64_t flag
 	return 0;
 }
 
-GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
-				const struct gmem_transfer_opts *user_opts,
-				struct gmem_transfer **ret)
+static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *user_opts, bool waits,
+		 struct gmem_transfer **ret)
 {
 	const uint64_t flags = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING | GMEM_TRANSFER_SYNC |
 			       GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_ALLOW_LOST;
@@ -534,6 +572,8 @@ GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
 	err = gmem_transfer_check(user_opts, flags, &opts);
 	if (!err)
 		err = gmem_transfer_inspect(&opts, fd, true, opts.image_offset, &params);
+	if (!err && !params.depth)
+		params.depth = default_depth(&opts);
 	if (!err && opts.flags & GMEM_TRANSFER_SYNC && !params.kind.has_offsets)
 		err = gmem_fail(-EINVAL, "fd %d is neither file nor block device: there is no disk to sync",
 				fd);
@@ -542,6 +582,7 @@ GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
 	if (err)
 		return err;
 
+	params.waits = waits;
 	err = gmem_leased_memory_take(vm, 0, UINT64_MAX, GMEM_USE_SAVE, "gmem_vm_save",
 				      &transfer->memory);
 	if (!err)
@@ -555,9 +596,13 @@ GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
 		return err;
 	}
 
+	gmem_hands_begin(&transfer->hands, opts.workers, gmem_leased_memory_bytes(&transfer->memory),
+			 transfer->memory.look);
 	save = transfer->state;
 	save->id = gmem_sys_random();
-	save->chunk = transfer->io.small;
+	save->contents.transfer = transfer;
+	save->units[0].id = save->id;
+	save->unit_count = 1;
 	transfer->step = save_step;
 	transfer->total = gmem_leased_memory_bytes(&transfer->memory);
 	transfer->left_out_bytes = gmem_leased_memory_elsewhere_bytes(&transfer->memory);
@@ -566,11 +611,17 @@ GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
 	return 0;
 }
 
+GMEM_API int gmem_vm_save_begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
+				struct gmem_transfer **ret)
+{
+	return begin(vm, fd, opts, false, ret);
+}
+
 GMEM_API int gmem_vm_save(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			  struct gmem_transfer_result *ret)
 {
 	struct gmem_transfer *transfer = NULL;
-	int err = gmem_vm_save_begin(vm, fd, opts, &transfer);
+	int err = begin(vm, fd, opts, true, &transfer);
 
 	return gmem_transfer_run(err, transfer, ret);
 }

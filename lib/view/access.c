@@ -187,69 +187,49 @@ static __attribute__((noinline)) int copy_in_parts(struct gmem_view *view, uint6
 }
 
 /*
- * Most copies lie in one entry of the lookup table, and every page can be reached. The next
- * two do these and no others: otherwise the walk does the copy from the start, and counts.
- * They leave it to the walk, too, to find out whether @buf is NULL.
+ * Most copies lie in one entry of the lookup table, and every page can be reached. What
+ * follows does these and no others: otherwise the walk does the copy from the start, and
+ * counts. It leaves it to the walk, too, to find out whether @buf is NULL.
+ *
+ * Small copies save no register: one that is restored is loaded after the store to guest
+ * memory, whose address comes late. If the processor takes the two for the same memory
+ * because their last 12 bits are alike, the caller's next access waits for this one.
  */
 static inline __attribute__((always_inline)) bool
-copy_small(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size, bool to_guest)
+copy_by_table(const struct gmem_table *table, uint64_t gpa, void *buf, uint64_t size, bool to_guest)
+{
+	void *hva, *dst, *src;
+
+	if (__builtin_expect(!gmem_table_hva(table, gpa, size, &hva), 0))
+		return false;
+
+	src = to_guest ? buf : hva;
+	dst = to_guest ? hva : buf;
+	return size <= GMEM_SMALL_COPY ? gmem_small_copy(dst, src, size)
+				       : !gmem_nofault_fast_copy(dst, src, size).fault;
+}
+
+/* Each case has code of its own: one for both needs a register more than there are. */
+static inline __attribute__((always_inline)) bool
+copy_at_once(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size, bool to_guest)
 {
 	const struct gmem_table *table;
-	bool is_done = false;
-	uint64_t before;
-	void *hva;
+	bool is_done;
 
-	table = gmem_view_enter(view, &before);
-	if (__builtin_expect(gmem_table_hva(table, gpa, size, &hva), 1))
-		is_done = to_guest ? gmem_small_copy(hva, buf, size) : gmem_small_copy(buf, hva, size);
-	gmem_view_leave(view, before);
+	if (gmem_view_is_begun(view))
+		return copy_by_table(view->table, gpa, buf, size, to_guest);
+
+	table = gmem_view_enter(view);
+	is_done = copy_by_table(table, gpa, buf, size, to_guest);
+	gmem_view_leave(view);
 	return is_done;
-}
-
-static inline __attribute__((always_inline)) int
-copy_large(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size, uint64_t *ret_done,
-	   bool to_guest)
-{
-	struct gmem_nofault_stop stop = { .fault = 1 };
-	const struct gmem_table *table;
-	uint64_t before;
-	void *hva;
-
-	table = gmem_view_enter(view, &before);
-	if (__builtin_expect(gmem_table_hva(table, gpa, size, &hva), 1))
-		stop = to_guest ? gmem_nofault_fast_copy(hva, buf, size)
-				: gmem_nofault_fast_copy(buf, hva, size);
-	gmem_view_leave(view, before);
-	if (__builtin_expect(stop.fault != 0, 0))
-		return copy_in_parts(view, gpa, buf, size, ret_done, to_guest);
-
-	if (ret_done)
-		*ret_done = size;
-	return 0;
-}
-
-static __attribute__((noinline)) int read_large(struct gmem_view *view, uint64_t gpa, void *buf,
-						uint64_t size, uint64_t *ret_done)
-{
-	return copy_large(view, gpa, buf, size, ret_done, false);
-}
-
-static __attribute__((noinline)) int write_large(struct gmem_view *view, uint64_t gpa, void *buf,
-						 uint64_t size, uint64_t *ret_done)
-{
-	return copy_large(view, gpa, buf, size, ret_done, true);
 }
 
 static inline __attribute__((always_inline)) int
 copy(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size, uint64_t *ret_done,
      bool to_guest)
 {
-	if (__builtin_expect(!view || !gmem_view_is_fast(view), 0))
-		return copy_in_parts(view, gpa, buf, size, ret_done, to_guest);
-	if (size - 1 >= GMEM_SMALL_COPY)
-		return size - 1 < SPAN ? (to_guest ? write_large : read_large)(view, gpa, buf, size, ret_done)
-			: copy_in_parts(view, gpa, buf, size, ret_done, to_guest);
-	if (__builtin_expect(!copy_small(view, gpa, buf, size, to_guest), 0))
+	if (__builtin_expect(!copy_at_once(view, gpa, buf, size, to_guest), 0))
 		return copy_in_parts(view, gpa, buf, size, ret_done, to_guest);
 
 	if (ret_done)
@@ -257,16 +237,48 @@ copy(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size, uint64_t *r
 	return 0;
 }
 
+/* The call of these saves registers, so they are not inline; @size is above GMEM_SMALL_COPY. */
+static __attribute__((noinline)) int read_large(struct gmem_view *view, uint64_t gpa, void *buf,
+						uint64_t size, uint64_t *ret_done)
+{
+	if (size <= GMEM_SMALL_COPY)
+		__builtin_unreachable();
+	return copy(view, gpa, buf, size, ret_done, false);
+}
+
+static __attribute__((noinline)) int write_large(struct gmem_view *view, uint64_t gpa, void *buf,
+						 uint64_t size, uint64_t *ret_done)
+{
+	if (size <= GMEM_SMALL_COPY)
+		__builtin_unreachable();
+	return copy(view, gpa, buf, size, ret_done, true);
+}
+
+static inline bool can_copy_at_once(const struct gmem_view *view, uint64_t size)
+{
+	return view && gmem_view_is_fast(view) && size - 1 < SPAN;
+}
+
 GMEM_API int gmem_view_read(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size,
 			    uint64_t *ret_done)
 {
+	if (__builtin_expect(!can_copy_at_once(view, size), 0))
+		return copy_in_parts(view, gpa, buf, size, ret_done, false);
+	if (size > GMEM_SMALL_COPY)
+		return read_large(view, gpa, buf, size, ret_done);
 	return copy(view, gpa, buf, size, ret_done, false);
 }
 
 GMEM_API int gmem_view_write(struct gmem_view *view, uint64_t gpa, const void *buf, uint64_t size,
 			     uint64_t *ret_done)
 {
-	return copy(view, gpa, (void *)(uintptr_t)buf, size, ret_done, true);
+	void *from = (void *)(uintptr_t)buf;
+
+	if (__builtin_expect(!can_copy_at_once(view, size), 0))
+		return copy_in_parts(view, gpa, from, size, ret_done, true);
+	if (size > GMEM_SMALL_COPY)
+		return write_large(view, gpa, from, size, ret_done);
+	return copy(view, gpa, from, size, ret_done, true);
 }
 
 GMEM_API int gmem_view_fill(struct gmem_view *view, uint64_t gpa, uint8_t byte, uint64_t size,

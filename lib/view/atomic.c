@@ -52,7 +52,8 @@ static const int atomic_orders[] = {
 		return err;                                                           \
 	}
 
-static inline __attribute__((always_inline)) int load(bool fast, const void *hva, uint32_t width, int order, uint64_t *ret)
+static inline __attribute__((always_inline)) int load(bool fast, const void *hva, uint32_t width,
+						      int order, uint64_t *ret)
 {
 	switch (width) {
 		FOR_EACH_WIDTH(LOAD_CASE)
@@ -62,9 +63,12 @@ static inline __attribute__((always_inline)) int load(bool fast, const void *hva
 
 #define STORE_CASE(bits)                                                              \
 	case bits / 8:                                                                \
+		if ((uint##bits##_t)value != value)                                   \
+			return -EINVAL;                                               \
 		return gmem_nofault_store##bits(fast, hva, (uint##bits##_t)value, order);
 
-static inline __attribute__((always_inline)) int store(bool fast, void *hva, uint32_t width, int order, uint64_t value)
+static inline __attribute__((always_inline)) int store(bool fast, void *hva, uint32_t width,
+						       int order, uint64_t value)
 {
 	switch (width) {
 		FOR_EACH_WIDTH(STORE_CASE)
@@ -108,43 +112,64 @@ static int fail(uint64_t gpa, uint32_t width, const void *hva, bool writes, int 
 /*
  * Most accesses have arguments that fit, and find their number in one entry of the lookup
  * table. The functions "at once" do these. Whatever they do not do, or what fails, is done
- * by the others from the start. Widths that there are not are found by load() and store().
+ * by the others from the start. Widths that do not exist, and values that do not fit, are
+ * found by load() and store().
  */
-static inline bool is_plain(const struct gmem_view *view, uint64_t gpa, uint32_t width,
-			    uint32_t order, uint32_t orders)
+static inline bool is_plain(const struct gmem_view *view, uint64_t gpa, uint32_t width)
 {
-	return view && gmem_view_is_fast(view) && !(gpa & (width - 1)) && order <= GMEM_SEQ_CST &&
-	       orders & 1u << order;
+	return view && gmem_view_is_fast(view) && !(gpa & (width - 1));
 }
 
+static inline __attribute__((always_inline)) bool
+load_by_table(const struct gmem_table *table, uint64_t gpa, uint32_t width, uint32_t order,
+	      uint64_t *ret)
+{
+	void *hva;
+
+	return __builtin_expect(gmem_table_hva(table, gpa, width, &hva), 1) &&
+	       load(true, hva, width, atomic_orders[order], ret) == 0;
+}
+
+/* Each case has code of its own: see access.c on registers. */
 static inline bool load_at_once(struct gmem_view *view, uint64_t gpa, uint32_t width,
 				uint32_t order, uint64_t *ret)
 {
 	const struct gmem_table *table;
-	uint64_t before;
-	int err = -EFAULT;
+	bool is_done;
+
+	if (gmem_view_is_begun(view))
+		return load_by_table(view->table, gpa, width, order, ret);
+
+	table = gmem_view_enter(view);
+	is_done = load_by_table(table, gpa, width, order, ret);
+	gmem_view_leave(view);
+	return is_done;
+}
+
+static inline __attribute__((always_inline)) bool
+store_by_table(const struct gmem_table *table, uint64_t gpa, uint32_t width, uint32_t order,
+	       uint64_t value)
+{
+	const int atomic_order = order == GMEM_RELEASE ? __ATOMIC_RELEASE : __ATOMIC_RELAXED;
 	void *hva;
 
-	table = gmem_view_enter(view, &before);
-	if (__builtin_expect(gmem_table_hva(table, gpa, width, &hva), 1))
-		err = load(true, hva, width, atomic_orders[order], ret);
-	gmem_view_leave(view, before);
-	return !err;
+	return __builtin_expect(gmem_table_hva(table, gpa, width, &hva), 1) &&
+	       store(true, hva, width, atomic_order, value) == 0;
 }
 
 static inline bool store_at_once(struct gmem_view *view, uint64_t gpa, uint32_t width,
 				 uint32_t order, uint64_t value)
 {
 	const struct gmem_table *table;
-	uint64_t before;
-	int err = -EFAULT;
-	void *hva;
+	bool is_done;
 
-	table = gmem_view_enter(view, &before);
-	if (__builtin_expect(gmem_table_hva(table, gpa, width, &hva), 1))
-		err = store(true, hva, width, atomic_orders[order], value);
-	gmem_view_leave(view, before);
-	return !err;
+	if (gmem_view_is_begun(view))
+		return store_by_table(view->table, gpa, width, order, value);
+
+	table = gmem_view_enter(view);
+	is_done = store_by_table(table, gpa, width, order, value);
+	gmem_view_leave(view);
+	return is_done;
 }
 
 static __attribute__((noinline)) int load_checked(struct gmem_view *view, uint64_t gpa,
@@ -197,7 +222,8 @@ static __attribute__((noinline)) int store_checked(struct gmem_view *view, uint6
 GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width, uint32_t order,
 			    uint64_t *ret)
 {
-	if (__builtin_expect(ret && is_plain(view, gpa, width, order, LOAD_ORDERS), 1) &&
+	if (__builtin_expect(ret && is_plain(view, gpa, width), 1) &&
+	    __builtin_expect(order <= GMEM_SEQ_CST && LOAD_ORDERS >> order & 1, 1) &&
 	    __builtin_expect(load_at_once(view, gpa, width, order, ret), 1))
 		return 0;
 	return load_checked(view, gpa, width, order, ret);
@@ -206,8 +232,9 @@ GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width
 GMEM_API int gmem_view_store(struct gmem_view *view, uint64_t gpa, uint32_t width, uint32_t order,
 			     uint64_t value)
 {
-	if (__builtin_expect(is_plain(view, gpa, width, order, STORE_ORDERS), 1) &&
-	    __builtin_expect(width == 8 || value >> (8 * width & 63) == 0, 1) &&
+	/* One that is sequentially consistent takes long in any case. */
+	if (__builtin_expect(is_plain(view, gpa, width), 1) &&
+	    __builtin_expect(order == GMEM_RELEASE || order == GMEM_RELAXED, 1) &&
 	    __builtin_expect(store_at_once(view, gpa, width, order, value), 1))
 		return 0;
 	return store_checked(view, gpa, width, order, value);

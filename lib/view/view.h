@@ -80,23 +80,23 @@ void gmem_vm_drop_table(struct gmem_vm *vm);
 /* ---- for readers, between gmem_view_begin() and gmem_view_end() ---- */
 
 /*
- * For one access, without a call in between that could begin the view again: as
- * gmem_view_begin() and gmem_view_end(), with the same argument why the wait misses no
- * reader, but leaves the depth and the table of the view alone. @ret_before is the period to
- * end with: 0, or that of the gmem_view_begin() before.
+ * For one access, without a call in between that could begin the view again: of a view that is
+ * not begun, as gmem_view_begin() and gmem_view_end(), with the same argument why the wait
+ * misses no reader, but leaves alone what these need to nest. A view that is begun has its
+ * table.
  */
-static inline const struct gmem_table *gmem_view_enter(struct gmem_view *view, uint64_t *ret_before)
+static inline const struct gmem_table *gmem_view_enter(struct gmem_view *view)
 {
 	const struct gmem_newest *newest = view->newest;
-	uint64_t period;
+	uint64_t period = __atomic_load_n(&newest->period, __ATOMIC_ACQUIRE);
 
-	*ret_before = __atomic_load_n(&view->period, __ATOMIC_RELAXED);
-	if (*ret_before)
-		return view->table;
-
-	period = __atomic_load_n(&newest->period, __ATOMIC_ACQUIRE);
 	if (__builtin_expect(period & 1, 0)) {
+#if defined(__x86_64__)
+		/* From 0. GCC has an xchg in its place cost the likely way a register. */
 		__atomic_fetch_add(&view->period, period, __ATOMIC_SEQ_CST);
+#else
+		__atomic_store_n(&view->period, period, __ATOMIC_SEQ_CST);
+#endif
 		return __atomic_load_n(&newest->table, __ATOMIC_SEQ_CST);
 	}
 	__atomic_store_n(&view->period, period, __ATOMIC_RELAXED);
@@ -104,9 +104,15 @@ static inline const struct gmem_table *gmem_view_enter(struct gmem_view *view, u
 	return __atomic_load_n(&newest->table, __ATOMIC_ACQUIRE);
 }
 
-static inline void gmem_view_leave(struct gmem_view *view, uint64_t before)
+static inline void gmem_view_leave(struct gmem_view *view)
 {
-	__atomic_store_n(&view->period, before, __ATOMIC_RELEASE);
+	__atomic_store_n(&view->period, 0, __ATOMIC_RELEASE);
+}
+
+/* To be asked by the view's own thread */
+static inline bool gmem_view_is_begun(const struct gmem_view *view)
+{
+	return __atomic_load_n(&view->period, __ATOMIC_RELAXED) != 0;
 }
 
 /* Finds the memory at @gpa: as much of @size as is contiguous for the host. */

@@ -3,6 +3,7 @@
  * bench-fork: what a child of the VMM costs: fork() itself, and then the guest's memory
  * written once more while the child lives.
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/kvm.h>
@@ -188,8 +189,10 @@ int main(int argc, char **argv)
 		return argc > 1 && !strcmp(argv[1], "--help") ? 0 : 1;
 	}
 	kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (kvm_fd < 0)
+	if (kvm_fd < 0) {
+		printf("bench-fork cannot run here: /dev/kvm: %s\n", strerror(errno));
 		return EXIT_CANNOT_RUN;
+	}
 	vm_fd = bench_must(ioctl(kvm_fd, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
 	bench_gmem_must(gmem_vm_new(vm_fd, NULL, &vm), "gmem_vm_new");
 	printf("%" PRIu64 " MiB, %zu rounds\n%-24s", mib, rounds, "");

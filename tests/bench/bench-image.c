@@ -12,6 +12,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,12 +37,16 @@
 #define BLOCK 4096
 #define MAX_AT_ONCE (1024 * MIB)
 #define MAX_ROUNDS 99
-#define MAX_SIDES 8
+#define MAX_SIDES 10
 
 /* Sides that goals are about */
 #define READ		"read() of 1 MiB"
 #define DIRECT_READ	"pread(), O_DIRECT"
 #define DIRECT_WRITE	"pwrite(), O_DIRECT"
+#define DEVICE_READ	"the device, 8 reads at once"
+#define DEVICE_WRITE	"the device, 8 writes at once"
+#define LOAD		"gmem_vm_load()"
+#define AT_ONCE		8
 #define PEER		"vm-memory"
 
 static uint64_t size;
@@ -194,6 +200,57 @@ static void load_direct(int fd)
 	close(direct);
 }
 
+/* What the device does at most: O_DIRECT, several pieces at once */
+static struct {
+	int fd;
+	_Atomic uint64_t next;
+	char *buffers;		/* for reads: MIB for each thread; NULL: write the guest's memory */
+} device;
+
+static void *keep_busy(void *data)
+{
+	char *buffer = device.buffers ? device.buffers + (uintptr_t)data * MIB : NULL;
+	uint64_t at;
+
+	while ((at = atomic_fetch_add(&device.next, MIB)) < size) {
+		if (buffer)
+			bench_must((int)pread(device.fd, buffer, MIB, (off_t)at), "pread with O_DIRECT");
+		else
+			bench_must((int)pwrite(device.fd, guest.hva + at, MIB, (off_t)at),
+				   "pwrite with O_DIRECT");
+	}
+	return NULL;
+}
+
+static void use_device(int fd, char *buffers)
+{
+	pthread_t threads[AT_ONCE];
+
+	device.fd = fd;
+	device.next = 0;
+	device.buffers = buffers;
+	for (uintptr_t i = 0; i < AT_ONCE; i++)
+		bench_must(-pthread_create(&threads[i], NULL, keep_busy, (void *)i), "pthread_create");
+	for (size_t i = 0; i < AT_ONCE; i++)
+		pthread_join(threads[i], NULL);
+}
+
+/* Into the same buffers again and again, of huge pages: not a way of loading */
+static void read_device(int fd)
+{
+	static char *buffers;
+	int direct = open_again(fd, O_RDONLY | O_DIRECT);
+
+	if (!buffers) {
+		buffers = aligned_alloc(2 * MIB, AT_ONCE * MIB);
+		bench_must(buffers ? 0 : -1, "aligned_alloc");
+		madvise(buffers, AT_ONCE * MIB, MADV_HUGEPAGE);
+		memset(buffers, 1, AT_ONCE * MIB);
+	}
+	use_device(direct, buffers);
+	close(direct);
+}
+
 static void load_peer(int fd)
 {
 	struct peer_range range = { .size = size, .hva = guest.hva };
@@ -245,6 +302,15 @@ static void save_direct(int fd)
 	close(direct);
 }
 
+static void save_device(int fd)
+{
+	int direct = open_again(fd, O_WRONLY | O_DIRECT);
+
+	use_device(direct, NULL);
+	bench_must(fdatasync(direct), "fdatasync");
+	close(direct);
+}
+
 /* ---- measuring ---- */
 
 struct side {
@@ -289,12 +355,21 @@ static const struct goal {
 } goals[] = {
 	{ "load/warm-dense", PEER, 0.75, 0 },
 	{ "load/warm-dense", READ, 0.9, 0 },
+	{ "load/warm-dense/2-workers", LOAD, 0, 0.6 },
+	{ "load/warm-dense/2-workers", PEER, 0, 0.55 },
 	{ "load/warm-half-zero", PEER, 0.6, 0 },
+	{ "load/warm-half-zero/2-workers", LOAD, 0, 0.6 },
 	{ "load/warm-holes", PEER, 0.3, 0 },
+	{ "load/warm-holes/2-workers", LOAD, 0, 0.6 },
 	{ "load/cold-dense", DIRECT_READ, 0, 0.55 },
+	{ "load/cold-dense", DEVICE_READ, 0, 1 / 0.7 },
+	{ "load/cold-dense/2-workers", LOAD, 0, 0.6 },
 	{ "load/cold-holes", DIRECT_READ, 0, 0.55 },
-	{ "save/1-4-used", DIRECT_WRITE, 0, 0.4 },
-	{ "save/dense", DIRECT_WRITE, 0, 0.95 },
+	{ "load/cold-holes/2-workers", LOAD, 0, 0.6 },
+	{ "save/1-4-used", DEVICE_WRITE, 0, 0.4 },
+	{ "save/half-zero", DEVICE_WRITE, 0, 0.65 },
+	{ "save/dense", DEVICE_WRITE, 0, 0.95 },
+	{ "save/alternating", DEVICE_WRITE, 0, 1.1 },
 };
 
 static const struct goal *goal_of(const char *row, const char *base)
@@ -393,7 +468,7 @@ static void check_loaded(int fd)
 static void measure_load(const char *title, const char *table, uint64_t full_of_16, bool sparse, bool cold)
 {
 	struct side sides[MAX_SIDES] = {
-		{ .name = "gmem_vm_load()", .run = load_gmem },
+		{ .name = LOAD, .run = load_gmem },
 		{ .name = "gmem_vm_load(), 2 workers", .run = load_with_two },
 		{ .name = "gmem_vm_load(), no ring", .run = load_plain },
 		{ .name = READ, .run = load_read },
@@ -404,6 +479,8 @@ static void measure_load(const char *title, const char *table, uint64_t full_of_
 	int fd = make_file(full_of_16, sparse);
 
 	bench_row("%s", table);
+	if (cold)
+		sides[count++] = (struct side){ .name = DEVICE_READ, .run = read_device };
 	if (peer)
 		sides[count++] = (struct side){ .name = PEER, .run = load_peer };
 	for (size_t round = 0; round < rounds; round++) {
@@ -416,7 +493,7 @@ static void measure_load(const char *title, const char *table, uint64_t full_of_
 			else
 				cache(fd);
 			sample(&sides[i], round, fd);
-			if (round == 0)
+			if (round == 0 && sides[i].run != read_device)
 				check_loaded(fd);
 			end_guest();
 		}
@@ -425,34 +502,41 @@ static void measure_load(const char *title, const char *table, uint64_t full_of_
 	print(title, table, sides, count);
 }
 
-static void measure_save(const char *title, const char *table, uint64_t full_of_16)
+/* @full_of_16 blocks of 64 KiB of each MiB exist; every second @zero_unit of bytes is zero. */
+static void fill_guest(uint64_t full_of_16, uint64_t zero_unit)
+{
+	for (uint64_t at = 0; at < size; at += MIB)
+		memset(guest.hva + at, (int)(at >> 20 | 1), full_of_16 * 65536);
+	for (uint64_t at = 0; zero_unit && at < size; at += 2 * zero_unit)
+		memset(guest.hva + at, 0, zero_unit);
+}
+
+static void measure_save(const char *title, const char *table, uint64_t full_of_16, uint64_t zero_unit)
 {
 	struct side sides[MAX_SIDES] = {
 		{ .name = "gmem_vm_save()", .run = save_gmem },
 		{ .name = "gmem_vm_save(), no ring", .run = save_plain },
 		{ .name = "write() of 1 MiB", .run = save_write },
 		{ .name = DIRECT_WRITE, .run = save_direct },
+		{ .name = DEVICE_WRITE, .run = save_device },
 	};
+	size_t count = 5;
 
 	bench_row("%s", table);
 	for (size_t round = 0; round < rounds; round++) {
 		bench_progress(round, rounds);
-		for (size_t i = 0; i < 4; i++) {
+		for (size_t i = 0; i < count; i++) {
 			int fd = bench_must(open(directory, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600), directory);
 
 			touch_and_free();
 			begin_guest();
-			for (uint64_t at = 0; at < size; at += MIB) {
-				uint64_t now = full_of_16 * 65536;
-
-				memset(guest.hva + at, (int)(at >> 20 | 1), now);
-			}
+			fill_guest(full_of_16, zero_unit);
 			sample(&sides[i], round, fd);
 			close(fd);
 			end_guest();
 		}
 	}
-	print(title, table, sides, 4);
+	print(title, table, sides, count);
 }
 
 /* Reset the peak of resident memory. */
@@ -519,9 +603,11 @@ int main(int argc, char **argv)
 		measure_load("load, from the disk, 3/4 holes", "load/cold-holes", 4, true, true);
 	}
 	if (!strcmp(what, "save") || !strcmp(what, "all")) {
-		measure_save("save, 1/8 in use", "save/1-8-used", 2);
-		measure_save("save, 1/4 in use", "save/1-4-used", 4);
-		measure_save("save, all in use", "save/dense", 16);
+		measure_save("save, 1/8 in use", "save/1-8-used", 2, 0);
+		measure_save("save, 1/4 in use", "save/1-4-used", 4, 0);
+		measure_save("save, all in use", "save/dense", 16, 0);
+		measure_save("save, every second 64 KiB zero", "save/half-zero", 16, 65536);
+		measure_save("save, every second page zero", "save/alternating", 16, BLOCK);
 	}
 	bench_print_goals();
 	gmem_recovery_disable();

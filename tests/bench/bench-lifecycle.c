@@ -34,7 +34,7 @@
 static const char usage[] =
 	"usage: bench-lifecycle [ROUNDS]\n"
 	"\n"
-	"Compares libgmem with the same system calls made by hand. Three tables:\n"
+	"Compares libgmem with the same system calls made by hand. Four tables:\n"
 	"\n"
 	"  lifecycle    create a shared guest_memfd (close-on-exec), map it, bind it,\n"
 	"               unbind it, unmap it, close it: gmem_region_add() and\n"
@@ -43,6 +43,8 @@ static const char usage[] =
 	"  memslots     map and bind one page of a big file and take it away again,\n"
 	"               with 1, 1000 and 30000 other memslots in the VM\n"
 	"  allocations  what add and remove together take from the heap\n"
+	"  attach       gmem_vm_new() with a report at hand, and the report, by the clock on\n"
+	"               the wall\n"
 	"\n"
 	"Columns: microseconds of CPU time by hand and with libgmem, and their ratio (a\n"
 	"pair is measured back to back): medians, with the quartiles. ROUNDS pairs make a batch: at least and by default 2001.\n"
@@ -319,6 +321,93 @@ static void bench_allocations(struct twins *b)
 	print_allocations("layout/allocations/defaults", count_allocations(gmem_default_lifecycle, b));
 }
 
+/* ---------------------------------------------------------------- attach -- */
+
+#define ATTACH_ROUNDS	21
+
+static double wall_ms(void)
+{
+	struct timespec t;
+
+	bench_must(clock_gettime(CLOCK_MONOTONIC, &t), "clock_gettime");
+	return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
+}
+
+static int create_vm(int kvm)
+{
+	int vm;
+
+	do
+		vm = ioctl(kvm, KVM_CREATE_VM, 0);
+	while (vm < 0 && errno == EINTR);
+	return bench_must(vm, "KVM_CREATE_VM");
+}
+
+/* A VM made, attached to with a report at hand if @caps is one, and closed */
+static double attach(int kvm, const struct gmem_caps *caps)
+{
+	GMEM_OPTS(gmem_vm_opts, opts, .caps = caps);
+	double start = wall_ms();
+	int fd = create_vm(kvm);
+	struct gmem_vm *vm;
+
+	if (caps) {
+		bench_gmem_must(gmem_vm_new(fd, &opts, &vm), "gmem_vm_new");
+		gmem_vm_free(vm);
+	}
+	bench_must(close(fd), "close");
+	return wall_ms() - start;
+}
+
+static double report(int fd, uint64_t flags, struct gmem_caps **ret)
+{
+	GMEM_OPTS(gmem_caps_opts, opts, .flags = flags);
+	double start = wall_ms();
+
+	bench_gmem_must(gmem_caps_new(fd, &opts, ret), "gmem_caps_new");
+	return wall_ms() - start;
+}
+
+static void bench_attach(const struct twins *b)
+{
+	double alone[ATTACH_ROUNDS], with_gmem[ATTACH_ROUNDS], ratio[ATTACH_ROUNDS];
+	double ms[ATTACH_ROUNDS], full[ATTACH_ROUNDS];
+	int kvm = bench_must(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
+	size_t rounds = bench_quick() ? 2 : ATTACH_ROUNDS;
+	struct gmem_caps *caps;
+
+	bench_row("layout/attach");
+	for (size_t i = 0; i < rounds; i++) {
+		bench_progress(i, rounds);
+		full[i] = report(b->raw_vm, GMEM_CAPS_RUN_GUEST, &caps);
+		gmem_caps_free(caps);
+		ms[i] = report(b->raw_vm, 0, &caps);
+		alone[i] = attach(kvm, i % 2 ? caps : NULL);
+		with_gmem[i] = attach(kvm, i % 2 ? NULL : caps);
+		if (i % 2) {
+			double first = alone[i];
+
+			alone[i] = with_gmem[i];
+			with_gmem[i] = first;
+		}
+		ratio[i] = with_gmem[i] / alone[i];
+		gmem_caps_free(caps);
+	}
+	printf("a VM made and closed, on the wall\n  by hand ms  ");
+	bench_print(bench_figure_of(alone, rounds));
+	printf(" libgmem, a report at hand, of by hand");
+	bench_row_figure(bench_figure_of(with_gmem, rounds), "ms");
+	bench_print_against("KVM_CREATE_VM alone", bench_figure_of(ratio, rounds), 1.2);
+	bench_row("layout/report");
+	printf("\n  a report, ms");
+	bench_print_amount("ms", bench_figure_of(ms, rounds), 10);
+	bench_row("layout/report/guest");
+	printf(" with GMEM_CAPS_RUN_GUEST");
+	bench_print_amount("ms", bench_figure_of(full, rounds), 10);
+	printf("\n");
+	close(kvm);
+}
+
 /* ------------------------------------------------------------------ main -- */
 
 static int set_up(struct twins *b)
@@ -363,6 +452,8 @@ int main(int argc, char **argv)
 	bench_lifecycle(&b, rounds);
 	printf("\n");
 	bench_allocations(&b);
+	printf("\n");
+	bench_attach(&b);
 	printf("\n");
 	bench_memslots(&b, rounds);
 	bench_print_goals();

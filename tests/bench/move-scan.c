@@ -12,6 +12,8 @@
 #include "transfer/leased_memory.h"
 #include "move.h"
 
+#define EXTENT	((uint64_t)64 << 10)
+
 static unsigned char *marks;
 static char *zeros;		/* one page */
 static uint64_t found;
@@ -47,6 +49,25 @@ static void fill_thinly(void)
 		move.hva[at] = 1;
 }
 
+static void unmap(void)
+{
+	bench_must(madvise(move.hva, move.size, MADV_DONTNEED), "MADV_DONTNEED");
+}
+
+static void fill_unmapped(void)
+{
+	move_fill();
+	unmap();
+}
+
+static void fill_extents(void)
+{
+	for (uint64_t at = 0; at < move.size; at += move.page)
+		if (at / EXTENT % 4 == 0)
+			move.hva[at] = 1;
+	unmap();
+}
+
 static void populate(void)
 {
 	bench_must(madvise(move.hva, move.size, MADV_POPULATE_READ), "MADV_POPULATE_READ");
@@ -72,7 +93,7 @@ void move_scan_tables(void)
 		.most_ms = 15,
 		.sides = {
 			{ "mincore", move_empty, ask_mincore, NULL, 0, 0 },
-			{ "gmem_region_present_pages", move_empty, walk, NULL, 1, 0 },
+			{ "gmem_region_present_pages", move_empty, walk, NULL, 0.1, 0 },
 		},
 		.count = 2,
 	};
@@ -81,7 +102,17 @@ void move_scan_tables(void)
 		.row = "scan/full",
 		.sides = {
 			{ "mincore", move_fill, ask_mincore, move_empty, 0, 0 },
-			{ "gmem_region_present_pages", move_fill, walk, move_empty, 0, 0 },
+			{ "gmem_region_present_pages", move_fill, walk, move_empty, 1.2, 0 },
+		},
+		.count = 2,
+	};
+	/* As a guest leaves it, whose accesses map nothing here */
+	static struct move_table unmapped = {
+		.title = "scan of memory that exists and is not mapped; base: mincore()",
+		.row = "scan/unmapped",
+		.sides = {
+			{ "mincore", fill_unmapped, ask_mincore, move_empty, 0, 0 },
+			{ "gmem_region_present_pages", fill_unmapped, walk, move_empty, 1, 0 },
 		},
 		.count = 2,
 	};
@@ -90,7 +121,17 @@ void move_scan_tables(void)
 		.row = "scan/thin",
 		.sides = {
 			{ "mincore", fill_thinly, ask_mincore, move_empty, 0, 0 },
-			{ "gmem_region_present_pages", fill_thinly, walk, move_empty, 0, 0 },
+			{ "gmem_region_present_pages", fill_thinly, walk, move_empty, 1, 0 },
+		},
+		.count = 2,
+	};
+	static struct move_table extents = {
+		.title = "scan, every fourth 64 KiB exist and are not mapped; base: mincore()",
+		.row = "scan/extents",
+		.most_ms = 15,
+		.sides = {
+			{ "mincore", fill_extents, ask_mincore, move_empty, 0, 0 },
+			{ "gmem_region_present_pages", fill_extents, walk, move_empty, 1.3, 0 },
 		},
 		.count = 2,
 	};
@@ -103,7 +144,7 @@ void move_scan_tables(void)
 		},
 		.count = 2,
 	};
-	struct move_table *const all[] = { &holes, &full, &thin, &zero };
+	struct move_table *const all[] = { &holes, &full, &unmapped, &thin, &extents, &zero };
 
 	marks = malloc(move.size / move.page);
 	zeros = calloc(1, move.page);

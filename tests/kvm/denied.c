@@ -59,6 +59,7 @@ static const struct denial denials[] = {
 	{ "rt_sigtimedwait", __NR_rt_sigtimedwait, 0, 0, "rt_sigtimedwait" },
 	{ "rt_sigaction", __NR_rt_sigaction, 0, 0, "SIGBUS" },
 	{ "timerfd_create", __NR_timerfd_create, 0, 0, "timer" },
+	{ "PAGEMAP_SCAN", __NR_ioctl, 1, 0xc0606610, "PAGEMAP_SCAN" },
 	{ "PROCMAP_QUERY", __NR_ioctl, 1, 0xc0686611, "PROCMAP_QUERY" },
 	{ "open", __NR_openat, 0, 0, "open" },
 	{ "MADV_DONTDUMP", __NR_madvise, 2, MADV_DONTDUMP, "MADV_DONTDUMP" },

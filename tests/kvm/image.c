@@ -230,6 +230,68 @@ TEST(what_was_saved_comes_back_in_another_vm_bit_for_bit)
 	}
 }
 
+/* ---- which pages there are ---- */
+
+/* Enough for the page tables to be asked; one page in so many is used, and not all are mapped. */
+#define MANY_PAGES 2048
+
+static const struct {
+	unsigned int one_in;
+	uint64_t unmapped, count;	/* pages */
+} usages[] = {
+	{ 1, 0, 0 }, { 1, 0, MANY_PAGES }, { 1, 1000, 1 }, { 8, 0, 0 }, { 8, 0, MANY_PAGES }, { 8, 512, 700 },
+	{ 3, 0, 1 }, { 1000, 1000, 1 }, { MANY_PAGES, 0, 0 },
+};
+
+static void check_usage(struct lab *lab, struct gmem_region *region, unsigned int one_in, uint64_t unmapped,
+			uint64_t count)
+{
+	uint64_t page = page_size(), size = gmem_region_size(region);
+	struct gmem_transfer_result result = no_result();
+	GMEM_OPTS(gmem_stats, stats, .flags = GMEM_STATS_RESIDENT);
+	char *hva = gmem_region_hva(region);
+	int fd = new_file();
+
+	WORKS(madvise(hva, size, MADV_NOHUGEPAGE));
+	for (uint64_t i = 0; i < MANY_PAGES; i += one_in)
+		hva[i * page] = 1;
+	if (count)
+		WORKS(madvise(hva + unmapped * page, count * page, MADV_DONTNEED));
+
+	OK(gmem_vm_stats(lab->vm, &stats));
+	CHECK_EQ(stats.resident_shared, (MANY_PAGES + one_in - 1) / one_in * page);
+	OK(gmem_vm_save(lab->vm, fd, NULL, &result));
+	CHECK_EQ(result.data_bytes, (MANY_PAGES + one_in - 1) / one_in * BLOCK);
+	CHECK_EQ(result.data_bytes + result.zero_bytes, size);
+	OK(gmem_vm_stats(lab->vm, &stats));
+	CHECK_EQ(stats.resident_shared, (MANY_PAGES + one_in - 1) / one_in * page);
+	close(fd);
+}
+
+TEST(pages_are_found_mapped_or_not)
+{
+	static const uint32_t all[] = { GMEM_BACKING_SHARED, GMEM_BACKING_HOST };
+
+	require_cachestat();
+	for (size_t i = 0; i < ARRAY_SIZE(all) * ARRAY_SIZE(usages); i++) {
+		uint32_t backing = all[i % ARRAY_SIZE(all)];
+		size_t u = i / ARRAY_SIZE(all);
+		struct gmem_region *region;
+		struct lab lab;
+
+		/* What is private memory's own is gone when it is unmapped. */
+		if (backing == GMEM_BACKING_HOST && usages[u].count)
+			continue;
+		if (!(expect_vm(DEFAULT_VM)->backings & 1u << backing))
+			continue;
+		in_case("backing %s, usage %zu", gmem_backing_name(backing), u);
+		lab_new(&lab, DEFAULT_VM);
+		region = lab_add(&lab, backing, BASE, MANY_PAGES, NULL);
+		check_usage(&lab, region, usages[u].one_in, usages[u].unmapped, usages[u].count);
+		lab_free(&lab);
+	}
+}
+
 TEST(private_ranges_are_declared_and_not_in_it)
 {
 	GMEM_OPTS(gmem_transfer_opts, omit, .flags = GMEM_TRANSFER_OMIT_PRIVATE);

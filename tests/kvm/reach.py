@@ -35,6 +35,7 @@ THREADS = "strace does not tell in time whose thread begins"
 PRIVATE = "private memory, which this host has not; reached in emulated kernels"
 ADOPTED = "a file of the program's is adopted"
 LIMITS = "a limit is reached"
+LARGE = "256 pages or more are looked at, or counted, at once"
 OLD = "older kernels"
 
 # Why no test reaches a row here, in phases where none does
@@ -48,7 +49,7 @@ EXCUSED = {
     "get_mempolicy": "the host has one node", "cachestat": PRIVATE, "fcntl": PRIVATE, "fstatfs": PRIVATE,
     "KVM_SET_MEMORY_ATTRIBUTES": PRIVATE, "KVM_CLEAR_DIRTY_LOG": "VMs whose dirty logs are protected manually",
     "KVM_PRE_FAULT_MEMORY": "a vCPU is populated for", "KVM_RESET_DIRTY_RINGS": "VMs with dirty rings",
-    "kcmp": OLD, "readlink": ADOPTED, "newfstatat": ADOPTED, "pread64": "memory registered with userfaultfd",
+    "msync": LARGE, "PAGEMAP_SCAN": LARGE, "kcmp": OLD, "readlink": ADOPTED, "newfstatat": ADOPTED, "pread64": "memory registered with userfaultfd",
     "preadv2": "a file on a disk, that is read past the page cache", "poll": "a pipe is full, or empty",
     "openat": LIMITS, "prlimit64": LIMITS, "read": LIMITS,
     "getpid": "access without recovery", "process_vm_readv": "access without recovery",

@@ -301,6 +301,8 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_MINCORE] = "mincore",
 	[FAKE_CACHESTAT] = "cachestat",
 	[FAKE_PAGEMAP] = "read the pagemap",
+	[FAKE_FIND_ABSENT] = "find a page that is not mapped",
+	[FAKE_FIND_MAPPED] = "find the pages that are mapped",
 	[FAKE_MAPPING_AT] = "ask for a mapping",
 	[FAKE_OPEN_MAPPED] = "open a mapping's file",
 	[FAKE_TRY_READ] = "read through /proc/self/mem",
@@ -922,6 +924,8 @@ void fake_boot_kernel(const struct fake_kernel *row)
 	kernel.huge_page_size = 0;
 	kernel.node = 0;
 	kernel.races = false;
+	kernel.unmapped_end = 0;
+	fake_after_look = NULL;
 	fake_limit_prefault(0, 0);
 	kernel.io_most = 0;
 	kernel.files_are_cached = false;

@@ -72,6 +72,7 @@ struct fake_kernel {
 	bool no_proc;
 	bool no_map_files;		/* /proc/self/map_files is for privileged processes */
 	bool no_mapping_query;		/* PROCMAP_QUERY, before Linux 6.11 */
+	bool no_page_scan;		/* PAGEMAP_SCAN, before Linux 6.7 */
 	bool no_cachestat;
 	bool no_same_file;		/* it does not tell whether two fds are one open file */
 	bool no_numa;
@@ -124,6 +125,8 @@ enum fake_call {
 	FAKE_MINCORE,
 	FAKE_CACHESTAT,
 	FAKE_PAGEMAP,
+	FAKE_FIND_ABSENT,
+	FAKE_FIND_MAPPED,
 	FAKE_MAPPING_AT,
 	FAKE_TRY_READ,
 	FAKE_OPEN_MAPPED,
@@ -241,6 +244,14 @@ bool fake_queue_foreign(void);
 
 /* From now on files that are not guest_memfds are in the page cache. */
 void fake_cache_files(void);
+
+/*
+ * What happens to a mapping without the library: from now on the page tables have none of the
+ * pages in a range, whether these exist or not. The last range counts; fake_boot() forgets it.
+ */
+void fake_unmap_pages(const void *hva, uint64_t size);
+/* Called after each look at the page tables; NULL: no longer */
+extern void (*fake_after_look)(void);
 
 /* From now on RLIMIT_FSIZE is @limit; at first there is none, which is UINT64_MAX. */
 /* A limit of the process, RLIMIT_*; UINT64_MAX, as at first: none */

@@ -128,6 +128,8 @@ struct fake_state {
 	size_t max_written;
 	uint64_t populated_start;	/* the last range of a file that was mapped in whole */
 	uint64_t populated_end;
+	uint64_t unmapped_start;	/* pages that the page tables do not have */
+	uint64_t unmapped_end;
 	uint64_t prefault_most;		/* pages in one call; 0: all */
 	unsigned prefault_interruptions;
 	bool races;			/* a page is touched just before mbind() */

@@ -358,11 +358,10 @@ int gmem_sys_fallocate(int fd, int mode, uint64_t offset, uint64_t size)
 /* -------------------------------------------------- what is in memory -- */
 
 /* Pages of ours are many of the machine's if ours are larger. */
-static int do_mincore(void *addr, uint64_t size, unsigned char *ret)
+static int look_into_memory(uint64_t start, uint64_t size, unsigned char *ret)
 {
-	uint64_t start = (uintptr_t)addr, count = size / fake.page_size, i, k;
 	uint64_t small = (uint64_t)sysconf(_SC_PAGESIZE), part = fake.page_size / small;
-	const struct mapping *map = map_at(start);
+	uint64_t count = size / fake.page_size, i, k;
 	unsigned char vec[64];
 
 	if (!is_aligned(start))
@@ -370,14 +369,24 @@ static int do_mincore(void *addr, uint64_t size, unsigned char *ret)
 	if (part > sizeof(vec))
 		abort();
 	for (i = 0; i < count; i++) {
-		if (mincore((char *)addr + i * fake.page_size, fake.page_size, vec) < 0)
+		if (mincore((void *)(uintptr_t)(start + i * fake.page_size), fake.page_size, vec) < 0)
 			return -errno;
-		ret[i] = map && map->file && fake.mincore_hides;
+		ret[i] = 0;
 		for (k = 0; k < part; k++)
 			ret[i] |= vec[k] & 1;
 		ret[i] &= is_seen_mapped(start + i * fake.page_size);
 	}
 	return 0;
+}
+
+static int do_mincore(void *addr, uint64_t size, unsigned char *ret)
+{
+	const struct mapping *map = map_at((uintptr_t)addr);
+	int err = look_into_memory((uintptr_t)addr, size, ret);
+
+	if (!err && map && map->file && fake.mincore_hides)
+		memset(ret, 1, size / fake.page_size);
+	return err;
 }
 
 int gmem_sys_mincore(void *addr, uint64_t size, unsigned char *ret)
@@ -441,8 +450,7 @@ static int do_pagemap(const void *addr, uint64_t pages, uint64_t *ret)
 	if (fake.no_proc)
 		return -ENOENT;
 	for (i = 0; i < pages; i++) {
-		err = do_mincore((char *)(uintptr_t)addr + i * fake.page_size, fake.page_size,
-				 &in_memory);
+		err = look_into_memory((uintptr_t)addr + i * fake.page_size, fake.page_size, &in_memory);
 		if (err)
 			return err;
 		ret[i] = (uint64_t)in_memory << 63;
@@ -459,4 +467,84 @@ int gmem_sys_pagemap(const void *addr, uint64_t pages, uint64_t *ret)
 	if (!err)
 		err = do_pagemap(addr, pages, ret);
 	return leave(err);
+}
+
+/* ------------------------------------------------------- the page tables -- */
+
+void (*fake_after_look)(void);
+
+void fake_unmap_pages(const void *hva, uint64_t size)
+{
+	enter();
+	kernel.unmapped_start = (uintptr_t)hva;
+	kernel.unmapped_end = (uintptr_t)hva + size;
+	leave(0);
+}
+
+/* Nothing of the fake is swapped out, and what is in memory is mapped. */
+static bool is_mapped(uint64_t addr)
+{
+	unsigned char in_memory = 0;
+
+	if (addr >= kernel.unmapped_start && addr < kernel.unmapped_end)
+		return false;
+	return look_into_memory(addr, fake.page_size, &in_memory) == 0 && in_memory;
+}
+
+static int begin_look(enum fake_call call, int fd, uint64_t start, uint64_t end)
+{
+	int err = attempt(call);
+
+	if (!err && !is_open(fd))
+		err = -EBADF;
+	if (!err && fake.no_page_scan)
+		err = -ENOTTY;
+	if (!err && (!is_aligned(start) || !is_aligned(end)))
+		err = -EINVAL;
+	return err;
+}
+
+static int end_look(int result)
+{
+	leave(0);
+	if (fake_after_look)
+		fake_after_look();
+	return result;
+}
+
+int gmem_sys_find_absent(int fd, uint64_t start, uint64_t end, uint32_t kinds, uint64_t *ret)
+{
+	int err;
+
+	enter();
+	err = begin_look(FAKE_FIND_ABSENT, fd, start, end);
+	if (!err && !(kinds & GMEM_PAGES_PRESENT))
+		err = -EINVAL;
+	for (*ret = start; !err && *ret < end && is_mapped(*ret);)
+		*ret += fake.page_size;
+	return end_look(err);
+}
+
+int gmem_sys_find_mapped(int fd, uint64_t start, uint64_t end, uint32_t kinds,
+			 struct gmem_sys_pages *ret, size_t max, uint64_t *ret_until)
+{
+	size_t count = 0;
+	int err;
+
+	enter();
+	err = begin_look(FAKE_FIND_MAPPED, fd, start, end);
+	*ret_until = end;
+	for (; !err && start < end; start += fake.page_size) {
+		if (!is_mapped(start))
+			continue;
+		if (count && ret[count - 1].end == start) {
+			ret[count - 1].end += fake.page_size;
+		} else if (count < max) {
+			ret[count++] = (struct gmem_sys_pages){ start, start + fake.page_size, kinds };
+		} else {
+			*ret_until = start;
+			break;
+		}
+	}
+	return end_look(err ? err : (int)count);
 }

@@ -153,6 +153,11 @@ int open_mappings(const char *path)
 	FILE *to;
 	int fd;
 
+	if (strcmp(path, "/proc/self/pagemap") == 0 && !fake.no_proc) {
+		fd = memfd_create("pagemap", MFD_CLOEXEC);
+		open_handle(fd, OTHER, NULL, NULL)->cloexec = true;
+		return fd;
+	}
 	if (fake.no_proc || (strcmp(path, "/proc/self/maps") != 0 && strcmp(path, "/proc/self/smaps") != 0))
 		return -ENOENT;
 	fd = memfd_create("maps", MFD_CLOEXEC);
@@ -162,6 +167,13 @@ int open_mappings(const char *path)
 	lseek(fd, 0, SEEK_SET);
 	open_handle(fd, OTHER, NULL, NULL)->cloexec = true;
 	return fd;
+}
+
+static bool is_marked_as_device(uint64_t addr)
+{
+	const struct mark *mark = mark_at(addr);
+
+	return mark && (strstr(mark->flags, "io") || strstr(mark->flags, "pf"));
 }
 
 static int do_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret)
@@ -187,6 +199,7 @@ static int do_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret)
 			(line.rights[2] == 'x' ? PROT_EXEC : 0),
 		.is_shared = line.rights[3] == 's',
 		.is_nameless = gmem_sys_is_nameless(line.name),
+		.is_anonymous = !line.inode && !line.name[0] && !is_marked_as_device(start),
 	};
 	return 0;
 }

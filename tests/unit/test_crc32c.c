@@ -91,6 +91,20 @@ static void pieces_make_the_whole(void **state)
 	}
 }
 
+static void checksums_of_pieces_are_joined(void **state)
+{
+	size_t first, size;
+
+	(void)state;
+	for (unsigned int i = 0; i < 300; i++) {
+		size = i < 200 ? i : random_number() % ROOM;
+		first = i % 3 ? random_number() % (size + 1) : i % 9 ? size : 0;
+		assert_int_equal(gmem_crc32c_join(gmem_crc32c(0, bytes, first),
+						  gmem_crc32c(0, bytes + first, size - first), size - first),
+				 gmem_crc32c(0, bytes, size));
+	}
+}
+
 /* Nothing past the end is read, nor before the start: valgrind and ASan look at it, too. */
 static void only_the_bytes_are_read(void **state)
 {
@@ -115,6 +129,7 @@ int main(void)
 		cmocka_unit_test(all_ways_agree_on_small_sizes),
 		cmocka_unit_test(all_ways_agree_at_any_alignment),
 		cmocka_unit_test(pieces_make_the_whole),
+		cmocka_unit_test(checksums_of_pieces_are_joined),
 		cmocka_unit_test(only_the_bytes_are_read),
 	};
 

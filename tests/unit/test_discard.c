@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* discard and section: memory goes back to the host, range by range and in lists */
 #include <errno.h>
+#include <stdlib.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -220,6 +221,48 @@ static void neighbours_in_a_list_are_one_call(void **state)
 	assert_ok(gmem_vm_discard_list(unit.vm, NULL, 0, NULL, &footprint));
 	unit_check_footprint(&footprint, 0, 0, 0);
 	unit_end(&unit);
+}
+
+/* A long list, of pieces of all sizes that overlap and come again and again, in no order */
+#define LIST_PAGES 1500
+#define LIST_COUNT 100000
+
+static void long_lists_free_what_they_name(void **state)
+{
+	struct gmem_gpa_range *list = calloc(LIST_COUNT, sizeof(*list));
+	bool named[LIST_PAGES] = { false };
+	struct gmem_footprint footprint;
+	struct gmem_region *region;
+	unsigned int before, runs;
+	uint64_t page, pages;
+	struct unit unit;
+	uint32_t x = 1;
+
+	(void)state;
+	assert_non_null(list);
+	region = begin_shared(&unit, LIST_PAGES);
+	for (size_t i = 0; i < LIST_COUNT; i++) {
+		x = x * 1664525 + 1013904223;
+		page = (x >> 8) % (LIST_PAGES - 3);
+		pages = page % 7 ? 1 : 3;
+		page -= page % 3 ? 0 : page % 2;	/* leaves some out */
+		list[i] = (struct gmem_gpa_range){ PAGES(&unit, 16 + page), PAGES(&unit, pages) };
+		for (uint64_t k = page; k < page + pages; k++)
+			named[k] = true;
+	}
+	for (page = pages = runs = 0; page < LIST_PAGES; page++) {
+		pages += named[page];
+		runs += named[page] && (page == 0 || !named[page - 1]);
+	}
+
+	before = fake_count(FAKE_FALLOCATE);
+	assert_ok(gmem_vm_discard_list(unit.vm, list, LIST_COUNT, NULL, &footprint));
+	assert_int_equal(fake_count(FAKE_FALLOCATE), before + runs);
+	unit_check_footprint(&footprint, PAGES(&unit, pages), PAGES(&unit, pages), 0);
+	for (page = 0; page < LIST_PAGES; page++)
+		assert_int_equal(((char *)gmem_region_hva(region))[PAGES(&unit, page)] == 0, named[page]);
+	unit_end(&unit);
+	free(list);
 }
 
 /* What a balloon sends is in any order, and has what it likes. */
@@ -530,6 +573,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(range_must_be_memory_throughout),
 	cmocka_unit_test(bad_arguments_are_refused),
 	cmocka_unit_test(neighbours_in_a_list_are_one_call),
+	cmocka_unit_test(long_lists_free_what_they_name),
 	cmocka_unit_test(small_pages_free_the_large_ones_they_make_up),
 	cmocka_unit_test(pages_of_a_balloon_are_freed_in_whole_pages_of_the_host),
 	cmocka_unit_test(lists_of_a_balloon_are_checked),

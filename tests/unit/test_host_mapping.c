@@ -143,18 +143,27 @@ static struct gmem_host_nature learn(uint64_t pages, uint32_t wanted)
 {
 	struct gmem_host_nature nature;
 
-	assert_ok(gmem_host_mapping_learn(base, pages * PAGE, wanted, &nature));
+	assert_ok(gmem_host_mapping_learn(NULL, base, pages * PAGE, wanted, &nature));
 	return nature;
+}
+
+static void map_file_at_first_page(void)
+{
+	void *p = mmap(base, PAGE, PROT_READ, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+
+	assert_ptr_equal(p, base);
 }
 
 static void locked_memory_is_asked_about_twice_and_is_no_device(void **state)
 {
 	(void)state;
 	begin();
+	/* No device maps memory without a file. */
+	fake_mark_mapping(base, PAGE, 0, "lo", 0);
 	assert_false(learn(2, GMEM_MAPPING_DEVICE).has_device);
 	assert_int_equal(fake_count(FAKE_OPEN), 1);
 
-	fake_mark_mapping(base, PAGE, 0, "lo", 0);
+	map_file_at_first_page();
 	assert_false(learn(2, GMEM_MAPPING_DEVICE).has_device);
 	assert_int_equal(fake_count(FAKE_OPEN), 3);
 
@@ -205,9 +214,10 @@ static void everything_is_learned_in_one_look(void **state)
 	assert_false(nature.has_device || nature.has_private_file);
 	assert_int_equal(fake_count(FAKE_OPEN), 1);
 
+	map_file_at_first_page();
 	fake_mark_mapping(base, PAGE, 0, "lo", 0);
 	fake_fail_kind(FAKE_OPEN, 1, 1, -EMFILE);
-	assert_int_equal(gmem_host_mapping_learn(base, 6 * PAGE, GMEM_MAPPING_DEVICE, &nature), -EMFILE);
+	assert_int_equal(gmem_host_mapping_learn(NULL, base, 6 * PAGE, GMEM_MAPPING_DEVICE, &nature), -EMFILE);
 	assert_int_equal(nature.page_size, HUGE);
 	end();
 }
@@ -222,7 +232,7 @@ static void without_proc_nothing_is_known(void **state)
 	fake.no_proc = true;
 	assert_int_equal(gmem_host_mappings(base, PAGE, false, see, &seen), -ENOENT);
 	assert_int_equal(gmem_host_mappings(base, PAGE, true, see, &seen), -ENOENT);
-	assert_int_equal(gmem_host_mapping_learn(base, PAGE, GMEM_MAPPING_DEVICE, &nature), -ENOENT);
+	assert_int_equal(gmem_host_mapping_learn(NULL, base, PAGE, GMEM_MAPPING_DEVICE, &nature), -ENOENT);
 	assert_int_equal(nature.page_size, 0);
 	assert_int_equal(seen.count, 0);
 	end();

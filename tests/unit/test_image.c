@@ -164,22 +164,26 @@ static void every_way_gives_the_same_bytes(void **state)
 		enum fake_direct direct;
 		uint32_t depth;
 		int io_uring;
+		uint32_t workers;
 	} ways[] = {
-		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, 0 },
-		{ 0, 0, 0, FAKE_DIRECT_NEVER, 1, 0 },
-		{ 0, 0, 8192, FAKE_DIRECT_LIE, 2, 0 },
-		{ 0, 30000, 777, FAKE_DIRECT_DISK, 0, 0 },
-		{ 0, 4096, 4096, FAKE_DIRECT_DISK, 3, 0 },
-		{ GMEM_TRANSFER_NO_RING, 0, 0, FAKE_DIRECT_DISK, 0, 0 },
-		{ GMEM_TRANSFER_NO_RING, 1000, 512, FAKE_DIRECT_DISK, 0, 0 },
-		{ GMEM_TRANSFER_NO_DIRECT, 0, 0, FAKE_DIRECT_DISK, 32, 0 },
-		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, -EPERM },
+		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, 0, 0 },
+		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, 0, 2 },
+		{ 0, 30000, 777, FAKE_DIRECT_LIE, 4, 0, 3 },
+		{ GMEM_TRANSFER_NO_RING, 0, 0, FAKE_DIRECT_DISK, 0, 0, 2 },
+		{ 0, 0, 0, FAKE_DIRECT_NEVER, 1, 0, 0 },
+		{ 0, 0, 8192, FAKE_DIRECT_LIE, 2, 0, 0 },
+		{ 0, 30000, 777, FAKE_DIRECT_DISK, 0, 0, 0 },
+		{ 0, 4096, 4096, FAKE_DIRECT_DISK, 3, 0, 0 },
+		{ GMEM_TRANSFER_NO_RING, 0, 0, FAKE_DIRECT_DISK, 0, 0, 0 },
+		{ GMEM_TRANSFER_NO_RING, 1000, 512, FAKE_DIRECT_DISK, 0, 0, 0 },
+		{ GMEM_TRANSFER_NO_DIRECT, 0, 0, FAKE_DIRECT_DISK, 32, 0, 0 },
+		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, -EPERM, 0 },
 	};
 
 	(void)state;
 	for (unsigned i = 0; i < ARRAY_SIZE(ways); i++) {
 		GMEM_OPTS(gmem_transfer_opts, opts, .flags = ways[i].flags, .depth = ways[i].depth,
-			  .image_offset = ways[i].offset);
+			  .image_offset = ways[i].offset, .workers = ways[i].workers);
 		struct gmem_transfer_result out = { .size = sizeof(out) }, in = out, seen = out;
 		struct guest g;
 		int fd = new_file();
@@ -418,6 +422,141 @@ static void another_page_size_reads_it_too(void **state)
 	assert_memory_equal(gmem_region_hva(region), bytes, 4 * 65536);
 	close(fd);
 	free(bytes);
+	unit_end(&unit);
+}
+
+/* ---- by several threads ---- */
+
+/* Full, every other page, single pages, nothing; enough that threads are started for it */
+#define MANY_PAGES 4500
+
+static void fill_many(struct gmem_region *region, uint64_t from)
+{
+	for (uint64_t i = from; i < MANY_PAGES; i++) {
+		char *page = (char *)gmem_region_hva(region) + i * 4096;
+		unsigned int part = (unsigned int)(i / 600) % 5;
+
+		if (part == 0 || (part == 1 && i % 2) || (part == 2 && i % 97 == 5))
+			memset(page + i * 7 % 4096, (int)(i % 255 + 1), 4096 - i * 7 % 4096);
+		if (part == 3)
+			page[i] = 0;
+	}
+}
+
+static char *contents_of(int fd, uint64_t *ret_size)
+{
+	char *bytes;
+
+	*ret_size = size_of(fd);
+	bytes = mmap(NULL, *ret_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+	assert_true(bytes != MAP_FAILED);
+	return bytes;
+}
+
+/* All but the identity, which is random, and what depends on it */
+static void check_same_image(int one, int other)
+{
+	uint64_t size, other_size, at;
+	char *a = contents_of(one, &size), *b = contents_of(other, &other_size);
+
+	assert_int_equal(size, other_size);
+	for (at = 0; at < size; at += ((struct image_record *)(a + at))->size) {
+		struct image_record *x = (void *)(a + at), *y = (void *)(b + at);
+
+		assert_int_equal(y->checksum, gmem_image_checksum(y));
+		x->checksum = y->checksum = 0;
+		x->id = y->id;
+		if (!memcmp(x->kind, gmem_image_kinds[IMAGE_END], 8))
+			x->end.checksums = y->end.checksums;
+		assert_memory_equal(x, y, x->size);
+	}
+	munmap(a, size);
+	munmap(b, size);
+}
+
+static void any_number_of_workers_writes_the_same_image(void **state)
+{
+	static const struct { uint32_t workers, depth; uint64_t flags; } ways[] = {
+		{ 0, 0, 0 }, { 1, 3, 0 }, { 2, 0, 0 }, { 3, 1, 0 }, { 4, 32, 0 }, { 64, 8, 0 }, { 1024, 2, 0 },
+		{ 2, 0, GMEM_TRANSFER_NO_RING }, { 4, 0, GMEM_TRANSFER_ALLOW_LOST },
+	};
+	struct gmem_region *region, *host;
+	struct gmem_transfer_result out = { .size = sizeof(out) }, first = out;
+	struct gmem_plan *plan;
+	struct unit unit;
+	int one = -1, fd;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	plan = unit_plan(&unit, GMEM_BACKING_HOST);
+	region = unit_region(&unit, 16, MANY_PAGES, NULL);
+	host = unit_region(&unit, 9000, MANY_PAGES, plan);
+	fill_many(region, 0);
+	fill_many(host, 450);
+	for (size_t i = 0; i < ARRAY_SIZE(ways); i++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .workers = ways[i].workers, .depth = ways[i].depth,
+			  .flags = ways[i].flags);
+
+		fd = new_file();
+		assert_ok(gmem_vm_save(unit.vm, fd, &opts, &out));
+		assert_int_equal(out.data_bytes + out.zero_bytes, 2 * MANY_PAGES * 4096);
+		if (i == 0) {
+			one = fd;
+			first = out;
+			continue;
+		}
+		assert_int_equal(out.data_bytes, first.data_bytes);
+		assert_int_equal(out.file_bytes, first.file_bytes);
+		check_same_image(one, fd);
+		close(fd);
+	}
+	close(one);
+	gmem_plan_free(plan);
+	unit_end(&unit);
+}
+
+/* Lent threads, too, until the transfer is done */
+static void *lend(void *data)
+{
+	assert_ok(gmem_transfer_work(data));
+	return NULL;
+}
+
+static void saving_goes_on_after_a_failure_of_any_thread(void **state)
+{
+	static const uint64_t pages[] = { 0, 301, 599, 601, 999, 1801, 3001, 3599 };
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 3);
+	struct gmem_region *region;
+	struct gmem_transfer *transfer;
+	struct unit unit;
+	pthread_t thread;
+	int fd, one = new_file(), ret;
+	char *hva;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region(&unit, 16, MANY_PAGES, NULL);
+	fill_many(region, 0);
+	hva = gmem_region_hva(region);
+	assert_ok(gmem_vm_save(unit.vm, one, NULL, NULL));
+	for (size_t i = 0; i < ARRAY_SIZE(pages); i++) {
+		fd = new_file();
+		assert_ok(gmem_vm_save_begin(unit.vm, fd, &opts, &transfer));
+		assert_int_equal(pthread_create(&thread, NULL, lend, transfer), 0);
+		assert_int_equal(mprotect(hva + pages[i] * 4096, 4096, PROT_NONE), 0);
+		while ((ret = gmem_transfer_step(transfer, 1)) > 0)
+			;
+		assert_int_equal(ret, -EFAULT);
+		assert_int_equal(mprotect(hva + pages[i] * 4096, 4096, PROT_READ | PROT_WRITE), 0);
+		while ((ret = gmem_transfer_step(transfer, 1)) > 0)
+			;
+		assert_int_equal(ret, 0);
+		assert_ok(gmem_transfer_free(transfer));
+		assert_int_equal(pthread_join(thread, NULL), 0);
+		check_same_image(one, fd);
+		close(fd);
+	}
+	close(one);
 	unit_end(&unit);
 }
 
@@ -1048,7 +1187,7 @@ static void lost_pages_have_records_wherever_they_come(void **state)
 	for (uint64_t first = 240; first < 262; first++) {
 		struct lost lost = { 0 };
 		GMEM_OPTS(gmem_transfer_opts, allow, .flags = GMEM_TRANSFER_ALLOW_LOST,
-			  .lost = hear_lost, .lost_data = &lost);
+			  .lost = hear_lost, .lost_data = &lost, .workers = (uint32_t)first % 3);
 		struct gmem_transfer_result in = { .size = sizeof(in) };
 		int fd = new_file();
 		struct guest g;
@@ -1067,6 +1206,43 @@ static void lost_pages_have_records_wherever_they_come(void **state)
 		assert_int_equal(lost.ranges[0].gpa, gmem_region_gpa(g.regions[1]) + first * g.unit.page);
 		assert_int_equal(in.data_bytes, (HIGH_PAGES - 1) * g.unit.page);
 		assert_int_equal(in.lost_bytes, g.unit.page);
+		close(fd);
+		end(&g);
+	}
+}
+
+/* Found while it was there, and lost before it was copied */
+static void pages_lost_after_they_were_found_have_records(void **state)
+{
+	(void)state;
+	for (uint32_t workers = 1; workers < 4; workers++) {
+		struct lost lost = { 0 };
+		GMEM_OPTS(gmem_transfer_opts, allow, .flags = GMEM_TRANSFER_ALLOW_LOST,
+			  .lost = hear_lost, .lost_data = &lost, .workers = workers, .depth = 2);
+		struct gmem_transfer_result in = { .size = sizeof(in) };
+		struct gmem_transfer *transfer;
+		int fd = new_file(), ret;
+		struct guest g;
+		char *hva;
+
+		begin(&g);
+		hva = gmem_region_hva(g.regions[1]);
+		memset(hva, 6, HIGH_PAGES * g.unit.page);
+		assert_ok(gmem_vm_save_begin(g.unit.vm, fd, &allow, &transfer));
+		while (gmem_transfer_get_result(transfer, &in) == 0 && in.data_bytes == 0)
+			assert_int_equal(gmem_transfer_step(transfer, 1), GMEM_TRANSFER_MORE);
+		assert_int_equal(mprotect(hva + 300 * g.unit.page, 3 * g.unit.page, PROT_NONE), 0);
+		fake_fail_kind(FAKE_MADVISE, 0, UINT_MAX, -EHWPOISON);
+		while ((ret = gmem_transfer_step(transfer, 1)) > 0)
+			;
+		assert_int_equal(ret, 0);
+		fake_fail_struck();
+		assert_ok(gmem_transfer_free(transfer));
+		assert_int_equal(lost.count, 3);
+		lost.count = 0;
+		assert_ok(gmem_image_verify(fd, &allow, &in));
+		assert_int_equal(in.data_bytes, (HIGH_PAGES - 3) * g.unit.page);
+		assert_int_equal(in.lost_bytes, 3 * g.unit.page);
 		close(fd);
 		end(&g);
 	}
@@ -1813,6 +1989,8 @@ int main(void)
 		cmocka_unit_test(a_pipe_carries_an_image_and_what_follows),
 		cmocka_unit_test(regions_may_be_cut_and_backed_otherwise),
 		cmocka_unit_test(another_page_size_reads_it_too),
+		cmocka_unit_test(any_number_of_workers_writes_the_same_image),
+		cmocka_unit_test(saving_goes_on_after_a_failure_of_any_thread),
 		cmocka_unit_test(steps_never_wait_and_may_be_few),
 		cmocka_unit_test(a_full_disk_is_waited_for_and_gone_on_with),
 		cmocka_unit_test(callbacks_stop_saving_and_restoring),
@@ -1832,6 +2010,7 @@ int main(void)
 		cmocka_unit_test(little_of_a_file_tells_what_it_is),
 		cmocka_unit_test(lost_pages_are_left_out_by_wish_and_named),
 		cmocka_unit_test(lost_pages_have_records_wherever_they_come),
+		cmocka_unit_test(pages_lost_after_they_were_found_have_records),
 		cmocka_unit_test(contradictory_lost_ranges_are_refused),
 		cmocka_unit_test(sizes_that_are_only_claimed_cost_nothing),
 		cmocka_unit_test(private_ranges_are_kept_up_to_a_limit),

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -1026,6 +1027,185 @@ static void accesses_span_regions(void **state)
 	both_ways(check_reads_and_writes);
 }
 
+/* ---- small accesses ---- */
+
+#define SMALL 70	/* some bytes more than are copied inline */
+
+/* Across the end of a region: @before bytes are in it. */
+static void write_and_read(struct scene *s, uint64_t before, uint64_t size)
+{
+	const uint64_t gpa = 20 * PAGE - before;
+	const uint64_t here = before < size ? before : size;
+	char bytes[SMALL], back[SMALL + 1];
+	uint64_t i, done = 77;
+
+	for (i = 0; i < size; i++)
+		bytes[i] = (char)(1 + before + i);
+	memset(s->a + 4 * PAGE - SMALL - 1, 0, SMALL + 1);
+	memset(s->b, 0, SMALL + 1);
+	assert_ok(gmem_view_write(s->view, gpa, bytes, size, &done));
+	assert_int_equal(done, size);
+	assert_memory_equal(s->a + 4 * PAGE - before, bytes, here);
+	assert_memory_equal(s->b, bytes + here, size - here);
+	assert_int_equal(s->a[4 * PAGE - before - 1], 0);
+	assert_int_equal(before > size ? s->a[4 * PAGE - before + size] : s->b[size - here], 0);
+
+	memset(back, 0x5a, sizeof(back));
+	done = 77;
+	assert_ok(gmem_view_read(s->view, gpa, back, size, &done));
+	assert_int_equal(done, size);
+	assert_memory_equal(back, bytes, size);
+	assert_int_equal(back[size], 0x5a);
+	assert_ok(gmem_view_read(s->view, gpa, back, size, NULL));
+	assert_ok(gmem_view_write(s->view, gpa, bytes, size, NULL));
+}
+
+/* @there bytes of @size are there: of the guest's memory at first, then of the caller's. */
+static void stop_early(struct scene *s, char *end_of_buf, uint64_t there, uint64_t size)
+{
+	const int err = there < size ? -EFAULT : 0;
+	uint64_t done = 77;
+
+	memset(s->c + 2 * PAGE - SMALL, 'm', SMALL);
+	memset(buf, 0x5a, SMALL + 1);
+	assert_int_equal(gmem_view_read(s->view, 26 * PAGE - there, buf, size, &done), err);
+	assert_int_equal(done, there);
+	assert_memory_equal(buf, s->c + 2 * PAGE - there, there);
+	assert_int_equal(buf[size], 0x5a);
+	done = 77;
+	assert_int_equal(gmem_view_write(s->view, 26 * PAGE - there, buf, size, &done), err);
+	assert_int_equal(done, there);
+
+	done = 77;
+	assert_int_equal(gmem_view_read(s->view, 16 * PAGE, end_of_buf - there, size, &done), err);
+	assert_int_equal(done, there);
+	assert_memory_equal(end_of_buf - there, s->a, there);
+	done = 77;
+	assert_int_equal(gmem_view_write(s->view, 17 * PAGE, end_of_buf - there, size, &done), err);
+	assert_int_equal(done, there);
+	assert_memory_equal(s->a + PAGE, s->a, there);
+}
+
+static void check_small_accesses(struct scene *s)
+{
+	char *short_buf = mmap(NULL, 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint64_t size, at, period = s->view->period;
+
+	assert_ptr_not_equal(short_buf, MAP_FAILED);
+	assert_int_equal(mprotect(short_buf, PAGE, PROT_READ | PROT_WRITE), 0);
+	for (size = 1; size <= SMALL; size++) {
+		for (at = 0; at <= SMALL; at++)
+			write_and_read(s, at, size);
+		for (at = 0; at <= size; at++)
+			stop_early(s, short_buf + PAGE, at, size);
+	}
+	assert_int_equal(munmap(short_buf, 2 * PAGE), 0);
+	assert_int_equal(s->view->period, period);
+
+	assert_refused(-EINVAL, "buf is NULL", gmem_view_read(s->view, 16 * PAGE, NULL, 8, NULL));
+	assert_refused(-EINVAL, "buf is NULL", gmem_view_write(s->view, 16 * PAGE, NULL, 8, NULL));
+}
+
+static void check_small_accesses_held(struct scene *s)
+{
+	gmem_view_begin(s->view);
+	assert_int_not_equal(s->view->period, 0);
+	check_small_accesses(s);
+	gmem_view_end(s->view);
+	assert_int_equal(s->view->period, 0);
+}
+
+static void small_accesses_of_every_size_and_place(void **state)
+{
+	(void)state;
+	both_ways(check_small_accesses);
+	both_ways(check_small_accesses_held);
+}
+
+/* An access leaves the view as it was, with fences, too, and if it fails. */
+static void small_accesses_leave_the_view_as_it_was(void **state)
+{
+	struct gmem_view *view;
+	uint64_t value = 0, before;
+	struct unit unit;
+	int forbidden, held;
+
+	(void)state;
+	assert_ok(gmem_recovery_enable());
+	for (forbidden = 0; forbidden < 2; forbidden++) {
+		unit_begin_vm(&unit, "6.18");
+		fake_refuse_membarrier(forbidden ? -EPERM : 0);
+		unit_region(&unit, 0, 1, NULL);
+		assert_ok(gmem_view_new(unit.vm, &view));
+		for (held = 0; held < 2; held++) {
+			if (held)
+				gmem_view_begin(view);
+			before = view->period;
+			assert_int_equal(before % 2, held && forbidden);
+			assert_ok(gmem_view_store(view, 8, 8, GMEM_RELEASE, 5));
+			assert_int_equal(view->period, before);
+			assert_ok(gmem_view_load(view, 8, 8, GMEM_ACQUIRE, &value));
+			assert_int_equal(value, 5);
+			assert_int_equal(view->period, before);
+			assert_ok(gmem_view_write(view, 9, &value, 3, NULL));
+			assert_ok(gmem_view_read(view, 9, &value, 3, NULL));
+			assert_int_equal(view->period, before);
+			assert_int_equal(gmem_view_read(view, 8 * MIB, &value, 3, NULL), -ENOENT);
+			assert_int_equal(gmem_view_read(view, 0, (char *)8, 3, NULL), -EFAULT);
+			assert_int_equal(gmem_view_load(view, 8 * MIB, 4, GMEM_RELAXED, &value), -ENOENT);
+			assert_int_equal(view->period, before);
+			if (held)
+				gmem_view_end(view);
+		}
+		assert_int_equal(view->period, 0);
+		gmem_view_free(view);
+		unit_end(&unit);
+	}
+	gmem_recovery_disable();
+}
+
+static void *remove_region(void *region)
+{
+	assert_ok(gmem_region_remove(region));
+	return NULL;
+}
+
+/* Several accesses between begin and end are of one layout, while who changes it waits. */
+static void accesses_of_a_held_view_are_of_one_layout(void **state)
+{
+	struct gmem_region *region;
+	pthread_t thread;
+	uint64_t period, value = 0;
+	char byte = 0;
+	struct scene s;
+
+	(void)state;
+	assert_ok(gmem_recovery_enable());
+	scene_begin(&s);
+	assert_ok(gmem_vm_find_hva(s.unit.vm, s.b, &region, NULL));
+	gmem_view_begin(s.view);
+	period = s.view->period;
+	assert_int_equal(pthread_create(&thread, NULL, remove_region, region), 0);
+	while (__atomic_load_n(&s.view->newest->period, __ATOMIC_RELAXED) == period)
+		usleep(100);
+
+	assert_ok(gmem_view_read(s.view, 20 * PAGE, &byte, 1, NULL));
+	assert_int_equal(byte, 'x');
+	assert_ok(gmem_view_write(s.view, 20 * PAGE, "y", 1, NULL));
+	assert_ok(gmem_view_load(s.view, 20 * PAGE, 1, GMEM_ACQUIRE, &value));
+	assert_int_equal(value, 'y');
+	assert_ok(gmem_view_store(s.view, 20 * PAGE, 1, GMEM_RELEASE, 'z'));
+	assert_int_equal(s.b[0], 'z');
+	assert_int_equal(s.view->period, period);
+	gmem_view_end(s.view);
+
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_int_equal(gmem_view_read(s.view, 20 * PAGE, &byte, 1, NULL), -ESTALE);
+	assert_int_equal(gmem_view_load(s.view, 20 * PAGE, 1, GMEM_ACQUIRE, &value), -ESTALE);
+	scene_end(&s);
+	gmem_recovery_disable();
+}
+
 /* Each access, from the same place, stops at the same byte for the same reason. */
 static const struct {
 	uint64_t gpa;
@@ -1437,6 +1617,9 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(thread_has_a_view_of_each_vm),
 	cmocka_unit_test(child_waits_for_its_own_views_alone),
 	cmocka_unit_test(accesses_span_regions),
+	cmocka_unit_test(small_accesses_of_every_size_and_place),
+	cmocka_unit_test(small_accesses_leave_the_view_as_it_was),
+	cmocka_unit_test(accesses_of_a_held_view_are_of_one_layout),
 	cmocka_unit_test(long_accesses_begin_anew),
 	cmocka_unit_test(stops_are_exact),
 	cmocka_unit_test(accesses_check_their_arguments),

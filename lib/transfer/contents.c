@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: MIT */
+#include "transfer/contents.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "gmem.h"
+#include "base/bits.h"
+#include "base/error.h"
+#include "nofault/nofault.h"
+#include "os/sys.h"
+#include "region/host_mapping.h"
+#include "region/present_pages.h"
+#include "region/region_memory.h"
+#include "transfer/batch.h"
+#include "transfer/file_queue.h"
+#include "transfer/image.h"
+#include "transfer/leased_memory.h"
+#include "transfer/transfer.h"
+
+/* Bytes read to see whether a block needs to be read at all */
+#define HEAD 64
+
+/* Bytes read at once where each read is a system call */
+#define CHUNK ((uint64_t)16 << 10)
+
+_Static_assert(CONTENTS_WORDS * 64 * IMAGE_BLOCK == CONTENTS_WINDOW, "a bit for each block");
+_Static_assert(GMEM_MAX_HANDS * CHUNK <= GMEM_IO_UNIT, "a chunk for each thread");
+
+/* ---- blocks ---- */
+
+static const char *block_at(const struct gmem_contents_window *window, uint64_t block)
+{
+	return window->range->hva + window->offset + block * IMAGE_BLOCK;
+}
+
+static int fail_block(uint64_t gpa, const char *hva, int err)
+{
+	const char *why = gmem_nofault_why(hva, false, err);
+	uint64_t page = gmem_sys_page_size();
+	struct gmem_host_nature nature;
+
+	if (err != -EHWPOISON)
+		return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ", cannot be read: %s, %s", gpa,
+				 (uintptr_t)hva, gmem_errno_name(err), why ? why : "but the page came meanwhile");
+	if (!gmem_host_mapping_learn(NULL, hva, page, GMEM_MAPPING_HUGETLB, &nature))
+		page = nature.page_size;
+	return gmem_fail(err, "gpa 0x%" PRIx64 ", hva 0x%" PRIxPTR ": the hardware lost the page, 0x%" PRIx64
+			 " bytes; only with GMEM_TRANSFER_ALLOW_LOST can the rest be saved", gpa,
+			 (uintptr_t)hva, page);
+}
+
+/* Note that @block is lost, with its page from @first on, or fail. */
+static int lose(const struct gmem_transfer *transfer, struct gmem_contents_window *window,
+		uint64_t first, uint64_t block, int err)
+{
+	uint64_t blocks = gmem_sys_page_size() / IMAGE_BLOCK, start = block / blocks * blocks;
+	const char *hva = block_at(window, block);
+
+	if (gmem_nofault_is_lost(hva, err))
+		err = -EHWPOISON;
+	if (err != -EHWPOISON || !(transfer->opts.flags & GMEM_TRANSFER_ALLOW_LOST))
+		return fail_block(window->range->gpa + window->offset + block * IMAGE_BLOCK, hva, err);
+
+	start = start > first ? start : first;
+	gmem_bits_set(window->data, start, block / blocks * blocks + blocks, false);
+	gmem_bits_set(window->lost, start, block / blocks * blocks + blocks, true);
+	return 0;
+}
+
+int gmem_contents_lose(struct gmem_contents *contents, struct gmem_contents_place place, int err)
+{
+	/* Of a page larger than a block, what comes before may be in the image already. */
+	return lose(contents->transfer, &contents->windows[place.window], place.block, place.block, err);
+}
+
+/* ---- looking ---- */
+
+static int note_present(void *data, uint64_t offset, uint64_t size)
+{
+	struct gmem_contents_window *window = data;
+	uint64_t first = (offset - window->range->offset - window->offset) / IMAGE_BLOCK;
+
+	gmem_bits_set(window->data, first, first + size / IMAGE_BLOCK, true);
+	return 0;
+}
+
+static bool begins_with_zeros(const char *hva)
+{
+	uint64_t head[HEAD / sizeof(uint64_t)], all = 0;
+	int err;
+
+	if (gmem_nofault_copy(true, head, hva, HEAD, &err) < HEAD)
+		return true;
+	for (size_t i = 0; i < HEAD / sizeof(uint64_t); i++)
+		all |= head[i];
+	return !all;
+}
+
+/* Leave out blocks of zeros in [@first, @end), which all exist. */
+static int test_run(const struct gmem_transfer *transfer, struct gmem_contents_window *window,
+		    char *chunk, uint64_t first, uint64_t end)
+{
+	bool fast = transfer->memory.fast;
+	uint64_t most = fast ? 1 : CHUNK / IMAGE_BLOCK, now;
+	int err;
+
+	for (; first < end; first += now) {
+		now = end - first < most ? end - first : most;
+		if (fast && !begins_with_zeros(block_at(window, first)))
+			continue;
+		now = gmem_nofault_copy(fast, chunk, block_at(window, first), now * IMAGE_BLOCK, &err) /
+		      IMAGE_BLOCK;
+		for (uint64_t i = 0; i < now; i++)
+			if (gmem_is_zero(chunk + i * IMAGE_BLOCK, IMAGE_BLOCK))
+				gmem_bits_set(window->data, first + i, first + i + 1, false);
+		if (now)
+			continue;
+		err = lose(transfer, window, 0, first, err);
+		if (err)
+			return err;
+		now = 1;
+	}
+	return 0;
+}
+
+static int look_at(struct gmem_transfer *transfer, const struct gmem_hand *hand,
+		   struct gmem_contents_window *window)
+{
+	const struct gmem_leased_range *range = window->range;
+	uint64_t blocks = window->size / IMAGE_BLOCK, first = 0, end;
+	char *chunk = transfer->io.small + hand->number * CHUNK;
+	int err;
+
+	memset(window->data, 0, sizeof(window->data));
+	memset(window->lost, 0, sizeof(window->lost));
+	err = gmem_region_present_pages(range->region, GMEM_SIDE_SHARED, range->offset + window->offset,
+					window->size, hand->look, note_present, window);
+
+	while (!err && (first = gmem_bits_find(window->data, true, first, blocks)) < blocks) {
+		end = gmem_bits_find(window->data, false, first, blocks);
+		err = test_run(transfer, window, chunk, first, end);
+		first = end;
+	}
+	return err;
+}
+
+static bool look_at_piece(void *data, const struct gmem_hand *hand, size_t piece)
+{
+	struct gmem_contents *contents = data;
+
+	return look_at(contents->transfer, hand, &contents->windows[piece]) == 0;
+}
+
+/* Cut the next windows off the memory, up to @most. */
+static void take_windows(struct gmem_contents *contents, size_t most)
+{
+	const struct gmem_leased_memory *memory = &contents->transfer->memory;
+	uint64_t left;
+
+	contents->count = 0;
+	while (contents->count < most && contents->range < memory->count) {
+		const struct gmem_leased_range *range = &memory->all[contents->range];
+		struct gmem_contents_window *window = &contents->windows[contents->count++];
+
+		left = range->size - contents->looked;
+		window->range = range;
+		window->offset = contents->looked;
+		window->size = left < CONTENTS_WINDOW ? left : CONTENTS_WINDOW;
+		contents->looked += window->size;
+		if (window->size == left) {
+			contents->range++;
+			contents->looked = 0;
+		}
+	}
+}
+
+/* Forget the windows from @first on: the next look takes them again. */
+static void put_back(struct gmem_contents *contents, size_t first)
+{
+	const struct gmem_contents_window *window = &contents->windows[first];
+
+	contents->range = (size_t)(window->range - contents->transfer->memory.all);
+	contents->looked = window->offset;
+	contents->count = first;
+}
+
+static int look_at_windows(struct gmem_contents *contents)
+{
+	struct gmem_transfer *transfer = contents->transfer;
+	size_t done = gmem_hands_run(&transfer->hands, look_at_piece, contents, contents->count);
+	int err = 0;
+
+	/* What was not done, this thread does, which so learns the reason. */
+	while (done < contents->count && !err) {
+		err = look_at(transfer, transfer->hands.all, &contents->windows[done]);
+		done += !err;
+	}
+	if (err)
+		put_back(contents, done);
+	return err;
+}
+
+/* Count what was found in the progress; returns the number of blocks that are not zero. */
+static uint64_t count_blocks(struct gmem_contents *contents)
+{
+	uint64_t blocks, all = 0;
+
+	for (size_t i = 0; i < contents->count; i++) {
+		const struct gmem_contents_window *window = &contents->windows[i];
+
+		blocks = gmem_bits_count(window->data, 0, window->size / IMAGE_BLOCK) +
+			 gmem_bits_count(window->lost, 0, window->size / IMAGE_BLOCK);
+		contents->transfer->done += window->size;
+		contents->transfer->bytes.zero += window->size - blocks * IMAGE_BLOCK;
+		all += blocks;
+	}
+	return all;
+}
+
+/* One thread reads what it has found before it has left the caches. */
+int gmem_contents_look(struct gmem_contents *contents, bool *ret_any)
+{
+	size_t most = contents->transfer->hands.count > 1 ? CONTENTS_WINDOWS : 1, looked = 0;
+	int err;
+
+	do {
+		take_windows(contents, most);
+		*ret_any = contents->count != 0;
+		err = look_at_windows(contents);
+		looked += contents->count;
+	} while (count_blocks(contents) == 0 && *ret_any && !err && looked < CONTENTS_WINDOWS);
+	return err;
+}
+
+bool gmem_contents_next(const struct gmem_contents *contents, struct gmem_contents_place *place,
+			struct gmem_contents_run *ret)
+{
+	for (; place->window < contents->count; place->window++, place->block = 0) {
+		const struct gmem_contents_window *window = &contents->windows[place->window];
+		uint64_t end = window->size / IMAGE_BLOCK;
+		uint64_t data = gmem_bits_find(window->data, true, place->block, end);
+		uint64_t lost = gmem_bits_find(window->lost, true, place->block, data);
+		const uint64_t *bits = lost < data ? window->lost : window->data;
+
+		place->block = lost;
+		if (lost == end)
+			continue;
+		*ret = (struct gmem_contents_run){
+			.gpa = window->range->gpa + window->offset + lost * IMAGE_BLOCK,
+			.hva = block_at(window, lost),
+			.blocks = gmem_bits_find(bits, false, lost, end) - lost,
+			.is_lost = lost < data,
+		};
+		return true;
+	}
+	return false;
+}
