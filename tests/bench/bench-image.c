@@ -46,6 +46,9 @@
 #define DEVICE_READ	"the device, 8 reads at once"
 #define DEVICE_WRITE	"the device, 8 writes at once"
 #define LOAD		"gmem_vm_load()"
+#define RESTORE		"gmem_vm_restore()"
+#define SAVE		"gmem_vm_save()"
+#define READ_GUEST	"reading the memory once"
 #define AT_ONCE		8
 #define PEER		"vm-memory"
 
@@ -274,6 +277,46 @@ static void save_gmem(int fd)
 	bench_gmem_must(gmem_vm_save(guest.vm, fd, &opts, NULL), "save");
 }
 
+static void save_with_two(int fd)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_SYNC, .workers = 2);
+
+	bench_gmem_must(gmem_vm_save(guest.vm, fd, &opts, NULL), "save");
+}
+
+/* To nowhere: what the processors do for it */
+static void save_nowhere(uint32_t workers)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = workers);
+	int fd = bench_must(open("/dev/null", O_WRONLY | O_CLOEXEC), "/dev/null");
+
+	bench_gmem_must(gmem_vm_save(guest.vm, fd, &opts, NULL), "save");
+	close(fd);
+}
+
+static void save_nowhere_alone(int fd)
+{
+	(void)fd;
+	save_nowhere(1);
+}
+
+static void save_nowhere_with_two(int fd)
+{
+	(void)fd;
+	save_nowhere(2);
+}
+
+/* What finding the zeros takes at least */
+static void read_guest(int fd)
+{
+	uint64_t sum = 0;
+
+	(void)fd;
+	for (uint64_t at = 0; at < size; at += 8)
+		sum |= *(uint64_t *)(guest.hva + at);
+	(void)*(volatile uint64_t *)&sum;
+}
+
 static void save_plain(int fd)
 {
 	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_SYNC | GMEM_TRANSFER_NO_RING);
@@ -366,10 +409,14 @@ static const struct goal {
 	{ "load/cold-dense/2-workers", LOAD, 0, 0.6 },
 	{ "load/cold-holes", DIRECT_READ, 0, 0.55 },
 	{ "load/cold-holes/2-workers", LOAD, 0, 0.6 },
+	{ "load/restore-dense/2-workers", RESTORE, 0, 0.6 },
 	{ "save/1-4-used", DEVICE_WRITE, 0, 0.4 },
 	{ "save/half-zero", DEVICE_WRITE, 0, 0.65 },
 	{ "save/dense", DEVICE_WRITE, 0, 0.95 },
 	{ "save/alternating", DEVICE_WRITE, 0, 1.1 },
+	{ "save/nowhere-dense/2-workers", SAVE, 0, 0.8 },
+	{ "save/nowhere-zero", READ_GUEST, 0, 1 / 0.8 },
+	{ "save/nowhere-zero/2-workers", SAVE, 0, 0.8 },
 };
 
 static const struct goal *goal_of(const char *row, const char *base)
@@ -465,6 +512,56 @@ static void check_loaded(int fd)
 	}
 }
 
+static void restore_gmem(int fd)
+{
+	bench_must((int)lseek(fd, 0, SEEK_SET), "lseek");
+	bench_gmem_must(gmem_vm_restore(guest.vm, fd, NULL, NULL), "restore");
+}
+
+static void restore_with_two(int fd)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 2);
+
+	bench_must((int)lseek(fd, 0, SEEK_SET), "lseek");
+	bench_gmem_must(gmem_vm_restore(guest.vm, fd, &opts, NULL), "restore");
+}
+
+/* An image of a guest all of whose memory is in use, in the page cache */
+static int make_image(void)
+{
+	int fd = bench_must(open(directory, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600), directory);
+
+	begin_guest();
+	make_contents(guest.hva, 16);
+	bench_gmem_must(gmem_vm_save(guest.vm, fd, NULL, NULL), "save");
+	end_guest();
+	return fd;
+}
+
+static void measure_restore(void)
+{
+	struct side sides[] = {
+		{ .name = RESTORE, .run = restore_gmem },
+		{ .name = "gmem_vm_restore(), 2 workers", .run = restore_with_two },
+		{ .name = READ, .run = load_read },
+	};
+	int fd = make_image();
+
+	bench_row("load/restore-dense");
+	for (size_t round = 0; round < rounds; round++) {
+		bench_progress(round, rounds);
+		for (size_t i = 0; i < 3; i++) {
+			touch_and_free();
+			begin_guest();
+			cache(fd);
+			sample(&sides[i], round, fd);
+			end_guest();
+		}
+	}
+	close(fd);
+	print("restore, in the page cache, dense; read() of as much", "load/restore-dense", sides, 3);
+}
+
 static void measure_load(const char *title, const char *table, uint64_t full_of_16, bool sparse, bool cold)
 {
 	struct side sides[MAX_SIDES] = {
@@ -511,17 +608,9 @@ static void fill_guest(uint64_t full_of_16, uint64_t zero_unit)
 		memset(guest.hva + at, 0, zero_unit);
 }
 
-static void measure_save(const char *title, const char *table, uint64_t full_of_16, uint64_t zero_unit)
+static void measure_sides(const char *title, const char *table, uint64_t full_of_16, uint64_t zero_unit,
+			  struct side *sides, size_t count)
 {
-	struct side sides[MAX_SIDES] = {
-		{ .name = "gmem_vm_save()", .run = save_gmem },
-		{ .name = "gmem_vm_save(), no ring", .run = save_plain },
-		{ .name = "write() of 1 MiB", .run = save_write },
-		{ .name = DIRECT_WRITE, .run = save_direct },
-		{ .name = DEVICE_WRITE, .run = save_device },
-	};
-	size_t count = 5;
-
 	bench_row("%s", table);
 	for (size_t round = 0; round < rounds; round++) {
 		bench_progress(round, rounds);
@@ -537,6 +626,31 @@ static void measure_save(const char *title, const char *table, uint64_t full_of_
 		}
 	}
 	print(title, table, sides, count);
+}
+
+static void measure_save_nowhere(const char *title, const char *table, uint64_t full_of_16, uint64_t zero_unit)
+{
+	struct side sides[MAX_SIDES] = {
+		{ .name = "gmem_vm_save()", .run = save_nowhere_alone },
+		{ .name = "gmem_vm_save(), 2 workers", .run = save_nowhere_with_two },
+		{ .name = READ_GUEST, .run = read_guest },
+	};
+
+	measure_sides(title, table, full_of_16, zero_unit, sides, 3);
+}
+
+static void measure_save(const char *title, const char *table, uint64_t full_of_16, uint64_t zero_unit)
+{
+	struct side sides[MAX_SIDES] = {
+		{ .name = "gmem_vm_save()", .run = save_gmem },
+		{ .name = "gmem_vm_save(), 2 workers", .run = save_with_two },
+		{ .name = "gmem_vm_save(), no ring", .run = save_plain },
+		{ .name = "write() of 1 MiB", .run = save_write },
+		{ .name = DIRECT_WRITE, .run = save_direct },
+		{ .name = DEVICE_WRITE, .run = save_device },
+	};
+
+	measure_sides(title, table, full_of_16, zero_unit, sides, 6);
 }
 
 /* Reset the peak of resident memory. */
@@ -569,7 +683,7 @@ static void measure_memory(void)
 int main(int argc, char **argv)
 {
 	static const char usage[] =
-		"usage: bench-image [load|cold|save|memory [MIB [ROUNDS]]]\n"
+		"usage: bench-image [load|restore|cold|save|memory [MIB [ROUNDS]]]\n"
 		"Files of MIB (default 1024) in /var/tmp; ROUNDS are 5.\n";
 	const char *what = argc > 1 ? argv[1] : "all";
 
@@ -598,6 +712,8 @@ int main(int argc, char **argv)
 		measure_load("load, in the page cache, half zero", "load/warm-half-zero", 8, false, false);
 		measure_load("load, in the page cache, 3/4 holes", "load/warm-holes", 4, true, false);
 	}
+	if (!strcmp(what, "restore") || !strcmp(what, "all"))
+		measure_restore();
 	if (!strcmp(what, "cold") || !strcmp(what, "all")) {
 		measure_load("load, from the disk, dense", "load/cold-dense", 16, false, true);
 		measure_load("load, from the disk, 3/4 holes", "load/cold-holes", 4, true, true);
@@ -608,6 +724,8 @@ int main(int argc, char **argv)
 		measure_save("save, all in use", "save/dense", 16, 0);
 		measure_save("save, every second 64 KiB zero", "save/half-zero", 16, 65536);
 		measure_save("save, every second page zero", "save/alternating", 16, BLOCK);
+		measure_save_nowhere("save to nowhere, all in use", "save/nowhere-dense", 16, 0);
+		measure_save_nowhere("save to nowhere, all zero", "save/nowhere-zero", 16, size);
 	}
 	bench_print_goals();
 	gmem_recovery_disable();
