@@ -11,24 +11,30 @@
 #include "unit.h"
 #include "unit_alloc.h"
 
-#define PAGE	((uint64_t)4096)
+#define PAGE	page_size
 #define MIB	((uint64_t)1 << 20)
 #define GIB	((uint64_t)1 << 30)
 #define TIB	((uint64_t)1 << 40)
+
+static uint64_t page_size = 4096;
 
 /*
  * The model knows some windows of the address space, page by page: where
  * granules, GiBs and arrays of GiBs begin and end, and both ends of it all.
  */
-static const uint64_t windows[] = {
-	0,
-	2 * MIB - 8 * PAGE,
-	GIB - 2 * MIB - 8 * PAGE,
-	3 * GIB - 8 * PAGE,
-	3 * GIB + 2 * MIB,
-	16 * TIB - 8 * PAGE,
-	20 * TIB + GIB - 8 * PAGE,
-	((uint64_t)1 << 52) - 16 * PAGE,
+static const struct {
+	uint64_t at;
+	uint64_t pages_before;
+} windows[] = {
+	{ 0, 0 },
+	{ 2 * MIB, 8 },
+	{ GIB - 2 * MIB, 8 },
+	{ 3 * GIB, 8 },
+	{ 3 * GIB + 2 * MIB, 0 },
+	{ 4 * TIB, 8 },
+	{ 16 * TIB, 8 },
+	{ 20 * TIB + GIB, 8 },
+	{ (uint64_t)1 << 52, 16 },
 };
 
 #define WINDOWS		ARRAY_SIZE(windows)
@@ -58,7 +64,8 @@ static uint64_t pick(struct model *m, uint64_t below)
 
 static uint64_t gpa_of(uint64_t i)
 {
-	return windows[i / WINDOW_PAGES] + i % WINDOW_PAGES * PAGE;
+	return windows[i / WINDOW_PAGES].at - windows[i / WINDOW_PAGES].pages_before * PAGE +
+	       i % WINDOW_PAGES * PAGE;
 }
 
 static int new_table(const struct gmem_table *old, uint64_t last, struct gmem_table **ret)
@@ -300,7 +307,8 @@ static void table_agrees_with_a_naive_model(void **state)
 	int i;
 
 	(void)state;
-	for (seed = 1; seed <= 4; seed++) {
+	for (seed = 1; seed <= 6; seed++) {
+		page_size = seed % 2 ? 4096 : 65536;
 		model_begin(&m, seed);
 		for (i = 0; i < 250; i++) {
 			random_step(&m);
@@ -308,6 +316,7 @@ static void table_agrees_with_a_naive_model(void **state)
 		}
 		model_end(&m);
 	}
+	page_size = 4096;
 }
 
 /* ---- by hand, what chance may miss ---- */
@@ -344,7 +353,7 @@ static void empty_table_has_holes_everywhere(void **state)
 	(void)state;
 	model_begin(&m, 1);
 	for (i = 0; i < WINDOWS; i++)
-		assert_int_equal(error_at(&m, windows[i]), -ENOENT);
+		assert_int_equal(error_at(&m, gpa_of(i * WINDOW_PAGES)), -ENOENT);
 	assert_int_equal(error_at(&m, UINT64_MAX), -ENOENT);
 	model_end(&m);
 }
@@ -397,6 +406,66 @@ static void whole_entries_need_no_granule(void **state)
 	model_end(&m);
 }
 
+/* Does the inline part answer for @size bytes? */
+static bool is_inline(const struct model *m, uint64_t gpa, uint64_t size)
+{
+	void *hva;
+
+	return gmem_table_hva(m->table, gpa, size, &hva);
+}
+
+static void inline_answers_end_with_their_entry(void **state)
+{
+	struct model m;
+
+	(void)state;
+	model_begin(&m, 1);
+	/* two GiB, and then 64 KiB of them gone */
+	set_region(&m, 0, GIB, 2 * GIB, 8 * GIB);
+	assert_true(is_inline(&m, GIB, GIB));
+	assert_false(is_inline(&m, GIB, GIB + 1));
+	assert_false(is_inline(&m, GIB + 5, GIB - 4));
+	assert_ok(next_table(&m, NULL, GIB + 2 * MIB, 64 * 1024));
+	assert_int_equal(error_at(&m, GIB + 2 * MIB + 64 * 1024 - 1), -ESTALE);
+	assert_true(is_inline(&m, GIB + 2 * MIB + 64 * 1024, 64 * 1024));
+	assert_false(is_inline(&m, GIB + 2 * MIB + 64 * 1024, 64 * 1024 + 1));
+	assert_true(is_inline(&m, GIB, 2 * MIB));
+	assert_false(is_inline(&m, GIB, 2 * MIB + 1));
+	assert_true(is_inline(&m, 2 * GIB, GIB));
+	assert_false(is_inline(&m, 2 * GIB, 0));
+
+	/* pages in a slice are found by a call, all others in their 2 MiB inline */
+	set_region(&m, 1, 4 * GIB, MIB + PAGE, 32 * GIB);
+	assert_int_equal(inline_hva(&m, 4 * GIB + MIB - 1), 32 * GIB + MIB - 1);
+	assert_int_equal(inline_hva(&m, 4 * GIB + MIB), 0);
+	assert_int_equal(error_at(&m, 4 * GIB + MIB), 0);
+	assert_int_equal(error_at(&m, 4 * GIB + MIB + PAGE), -ENOENT);
+	model_end(&m);
+}
+
+/* Memory far up makes a table no longer than what is low does. */
+static void tables_reach_as_far_as_regions(void **state)
+{
+	struct gmem_range low = { .start = 3 * GIB, .size = 2 * GIB };
+	struct gmem_range across = { .start = 4 * TIB - GIB, .size = 2 * GIB };
+	struct gmem_range high = { .start = 56 * TIB, .size = GIB };
+	struct gmem_range_map map = { 0 };
+
+	(void)state;
+	assert_int_equal(gmem_table_reach_over(&map).gibs, 0);
+	gmem_range_insert(&map, &high);
+	assert_int_equal(gmem_table_reach_over(&map).gibs, 0);
+	assert_int_equal(gmem_table_reach_over(&map).tops, 113);
+	gmem_range_insert(&map, &low);
+	assert_int_equal(gmem_table_reach_over(&map).gibs, 5);
+	assert_int_equal(gmem_table_reach_over(&map).tops, 113);
+	gmem_range_remove(&map, &high);
+	assert_int_equal(gmem_table_reach_over(&map).tops, 0);
+	gmem_range_insert(&map, &across);
+	assert_int_equal(gmem_table_reach_over(&map).gibs, 4096);
+	assert_int_equal(gmem_table_reach_over(&map).tops, 9);
+}
+
 static void removed_is_remembered_until_something_comes(void **state)
 {
 	struct model m;
@@ -417,7 +486,6 @@ static void removed_is_remembered_until_something_comes(void **state)
 	model_end(&m);
 }
 
-/* Many small regions in one granule, found and forgotten one by one */
 /* Bytes of the heap that are in use; a sanitizer's allocator does not count them. */
 static uint64_t in_use(void)
 {
@@ -436,7 +504,7 @@ static void add_and_remove(struct model *m, uint64_t gpa)
 /* One page each in many GiB, in many entries, and as many as there are in one entry */
 static void what_is_remembered_is_bounded(void **state)
 {
-	static const struct { uint64_t from, step, count, bytes; } cases[] = {
+	const struct { uint64_t from, step, count, bytes; } cases[] = {
 		{ 0, GIB, 4096, 4 * MIB },
 		{ 0, (uint64_t)1 << 39, 4096, 4 * MIB },
 		{ 3 * GIB, 2 * MIB + 2 * PAGE, 20000, 12 * MIB },
@@ -612,6 +680,43 @@ static void entries_tell_whether_bits_must_be_looked_at(void **state)
 	model_end(&m);
 }
 
+/* In 2 MiB that regions share, too, memory is inline as long as no page there is private. */
+static void slices_tell_whether_bits_must_be_looked_at(void **state)
+{
+	const uint64_t slice = 64 * 1024;
+	struct gmem_region *region;
+	struct model m;
+
+	(void)state;
+	model_begin(&m, 1);
+	set_region(&m, 1, 2 * MIB + 4 * slice, slice, 8 * GIB);
+	region = &m.regions[0];
+	region->gpa = (struct gmem_range){ .start = 2 * MIB + slice, .size = 3 * slice };
+	region->hva.start = GIB;
+	assert_ok(gmem_states_new(&region->states, region->gpa.size, GMEM_PAGE_BITS));
+	m.used[0] = true;
+	assert_ok(enter_next(&m, 0));
+	for (uint64_t n = 0; n < 3; n++)
+		assert_int_equal(inline_hva(&m, 2 * MIB + (1 + n) * slice), GIB + n * slice);
+
+	gmem_states_set(&region->states, GMEM_PAGE_PRIVATE, slice + PAGE, slice, true);
+	gmem_table_show_states(m.table, region, 2 * MIB + 2 * slice + PAGE, slice, true);
+	assert_int_equal(inline_hva(&m, 2 * MIB + slice), GIB);
+	assert_int_equal(inline_hva(&m, 2 * MIB + 2 * slice), 0);
+	assert_int_equal(inline_hva(&m, 2 * MIB + 3 * slice), 0);
+	assert_int_equal(inline_hva(&m, 2 * MIB + 4 * slice), 8 * GIB);
+	assert_int_equal(error_at(&m, 2 * MIB + 2 * slice), 0);
+	assert_int_equal(error_at(&m, 2 * MIB + 2 * slice + PAGE), -EACCES);
+	assert_int_equal(error_at(&m, 2 * MIB + 3 * slice), -EACCES);
+	assert_int_equal(error_at(&m, 2 * MIB + 3 * slice + PAGE), 0);
+
+	gmem_states_set(&region->states, GMEM_PAGE_PRIVATE, slice + PAGE, slice, false);
+	gmem_table_show_states(m.table, region, 2 * MIB + 2 * slice + PAGE, slice, false);
+	for (uint64_t n = 0; n < 3; n++)
+		assert_int_equal(inline_hva(&m, 2 * MIB + (1 + n) * slice), GIB + n * slice);
+	model_end(&m);
+}
+
 /* A table that is being made for a move does not disturb readers of the present one. */
 static void moved_region_has_a_window_for_each_table(void **state)
 {
@@ -672,12 +777,15 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(empty_table_has_holes_everywhere),
 	cmocka_unit_test(regions_may_end_where_addresses_do),
 	cmocka_unit_test(whole_entries_need_no_granule),
+	cmocka_unit_test(inline_answers_end_with_their_entry),
+	cmocka_unit_test(tables_reach_as_far_as_regions),
 	cmocka_unit_test(removed_is_remembered_until_something_comes),
 	cmocka_unit_test(what_is_remembered_is_bounded),
 	cmocka_unit_test(granule_takes_as_many_pieces_as_pages),
 	cmocka_unit_test(old_table_stays_whole_beside_the_new_one),
 	cmocka_unit_test(every_allocation_may_fail_and_nothing_leaks),
 	cmocka_unit_test(entries_tell_whether_bits_must_be_looked_at),
+	cmocka_unit_test(slices_tell_whether_bits_must_be_looked_at),
 	cmocka_unit_test(moved_region_has_a_window_for_each_table),
 	cmocka_unit_test(freeing_no_table_is_harmless),
 };
