@@ -335,8 +335,9 @@ GMEM_API const char *gmem_kind_name(uint32_t kind);
  *
  * The kernel kills a thread that faults while it blocks the signal, whatever
  * handler there is. The library uses ordinary instructions only in views, and
- * transfers, that were made while neither signal was blocked. Keep both unblocked
- * in threads that access guest memory through libgmem.
+ * transfers, that were made while neither signal was blocked, and in gmem_hva_read() and
+ * gmem_hva_write() of threads that called one of them so. Keep both unblocked in threads
+ * that access guest memory through libgmem.
  *
  * Thread-safe, but not against a sigaction() for these signals in another thread.
  * Source: sigaction(2). Since: 0.1.
@@ -368,10 +369,12 @@ GMEM_API void gmem_recovery_disable(void);
  *
  * For memory without a region, such as a mapping of gmem_file_map() or of a file that
  * may become shorter. For guest memory there are views, which know whether it is still
- * there, and are faster for small sizes: this call asks each time how to copy, as
- * gmem_view_new() does once, since a thread that blocks SIGBUS or SIGSEGV now would die of
- * a page that is not there. @hva may be any address; what is mapped there must not
- * change meanwhile to something that you do not want to read.
+ * there. As gmem_view_new() does for a view, the first call of a thread after
+ * gmem_recovery_enable() that finds SIGBUS and SIGSEGV unblocked decides for the calls of
+ * that thread that follow: keep both unblocked in it, since the kernel kills a thread that
+ * blocks them at a page that is not there. Until then the kernel copies, with two system
+ * calls each time. @hva may be any address; what is mapped there must not change
+ * meanwhile to something that you do not want to read.
  *
  * Thread-safe. Source: sigaction(2), sigprocmask(2), process_vm_readv(2). Since: 0.1.
  *
@@ -4239,14 +4242,19 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  *
  * A file that was longer than the image, or than @opts->image_offset and the image, keeps
  * what is behind: it may be yours, and readers stop at the end of the image. Use a new
- * file, or truncate it before, if its size matters.
+ * file, or truncate it before, if its size matters. A file that becomes longer by 8 MiB or
+ * more, and is written with O_DIRECT, has room for more than was written so far until the
+ * save is done or freed: twice that, or 256 MiB more. A process that dies
+ * meanwhile leaves it so. Nothing that others write behind the image is cut off with it.
+ * Steps that may not wait give no room.
  *
  * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
  *
  * Thread-safe. Source: mincore(2), cachestat(2), lseek(2) with SEEK_DATA,
  * PROCMAP_QUERY, PAGEMAP_SCAN or /proc/self/pagemap, /proc/self/smaps at most once,
  * msync(2) with MS_ASYNC, to see whether all of the memory is mapped, write(2),
- * io_uring(7), open(2) with O_DIRECT, fdatasync(2), getrlimit(2). Since: 0.1.
+ * io_uring(7), open(2) with O_DIRECT, fallocate(2), ftruncate(2), fdatasync(2),
+ * getrlimit(2). Since: 0.1.
  *
  * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is being
  * converted or removed, -ECANCELED the callback stopped it, -EINVAL bad arguments, @fd

@@ -56,29 +56,28 @@ static bool comes(const struct gmem_step *step)
 
 /* ---- plan ---- */
 
-static int fail_overlap(const struct gmem_region *region, const struct gmem_range *other)
+static int fail_overlap(uint64_t gpa, uint64_t size, const struct gmem_range *other)
 {
 	return gmem_fail(-EEXIST,
 			 "gpa 0x%" PRIx64 " + size 0x%" PRIx64
 			 " overlaps the region at 0x%" PRIx64 ", 0x%" PRIx64 " bytes",
-			 region->gpa.start, region->gpa.size, other->start, other->size);
+			 gpa, size, other->start, other->size);
 }
 
 /* Look at what is there now; a region that leaves is no obstacle. */
-static int check_overlap(const struct change *change, struct gmem_step *step)
+static int check_overlap(const struct change *change, struct gmem_step *step, uint64_t size)
 {
-	const struct gmem_region *after = step->after;
-	uint64_t gpa = after->gpa.start, last = gmem_range_last(&after->gpa);
+	uint64_t gpa = step->gpa, last = gpa + (size - 1);
 	const struct gmem_region *other;
 	const struct gmem_range *range;
 
-	range = gmem_range_find(&change->coming, gpa, after->gpa.size);
+	range = gmem_range_find(&change->coming, gpa, size);
 	if (range)
-		return fail_overlap(after, range);
+		return fail_overlap(gpa, size, range);
 
 	while ((other = gmem_regions_next(change->vm, gpa, last))) {
 		if (!other->leaving)
-			return fail_overlap(after, &other->gpa);
+			return fail_overlap(step->gpa, size, &other->gpa);
 		if (other != step->region && gmem_step_may_move_slot(other->leaving))
 			step->is_blocked = true;
 		if (gmem_region_last(other) >= last)
@@ -103,7 +102,7 @@ static int make_after(struct gmem_step *step)
 {
 	int err;
 
-	if (step->kind == GMEM_STEP_ADD || step->kind == GMEM_STEP_REMOVE)
+	if (step->kind == GMEM_STEP_REMOVE)
 		return 0;
 
 	/* For a change of several steps again: another change came in between, perhaps. */
@@ -124,13 +123,24 @@ static int make_after(struct gmem_step *step)
 	return 0;
 }
 
+/* A refusal takes no memory. */
+static int plan_add(struct change *change, struct gmem_step *step)
+{
+	int err = check_overlap(change, step, step->size);
+
+	if (!err && !step->region)
+		err = gmem_region_new(change->vm, step->gpa, step->size, &step->params, &step->region);
+	step->after = step->region;
+	return err;
+}
+
 static int plan_step(struct change *change, struct gmem_step *step)
 {
 	int err;
 
-	err = make_after(step);
-	if (!err && comes(step))
-		err = check_overlap(change, step);
+	err = step->kind == GMEM_STEP_ADD ? plan_add(change, step) : make_after(step);
+	if (!err && step->kind == GMEM_STEP_MOVE)
+		err = check_overlap(change, step, step->region->gpa.size);
 	if (!err && step->after && step->kind != GMEM_STEP_SPLIT)
 		gmem_range_insert(&change->coming, &step->after->gpa);
 	return err;
@@ -140,7 +150,7 @@ static void begin_step(struct gmem_step *step)
 {
 	struct gmem_region *region = step->region;
 
-	step->after = step->kind == GMEM_STEP_ADD ? region : NULL;
+	step->after = step->kind == GMEM_STEP_ADD ? region : NULL;	/* while it is not planned */
 	step->log = NULL;
 	step->new_count = 0;
 	step->added = 0;
@@ -153,7 +163,7 @@ static void begin_step(struct gmem_step *step)
 	step->stuck[1] = false;
 	step->lost = false;
 	step->failed = false;
-	step->old_gpa = region->gpa.start;
+	step->old_gpa = step->kind == GMEM_STEP_ADD ? step->gpa : region->gpa.start;
 	step->has_old = step->kind != GMEM_STEP_ADD && region->has_slot;
 	if (leaves(step))
 		region->leaving = step;
@@ -215,8 +225,6 @@ static void merge_claims(struct change *change)
 
 static int collect_claims(struct change *change)
 {
-	change->claims = change->first_claims;
-	change->claim_count = 0;
 	if (change->count > 1) {
 		change->claims = malloc(2 * change->count * sizeof(*change->claims));
 		if (!change->claims)
@@ -948,8 +956,17 @@ static void end_step(struct gmem_step *step, bool is_done)
 
 int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 {
-	struct change change = { .vm = vm, .steps = steps, .count = count, .budget = gmem_vm_budget(vm, 0) };
+	struct change change;
 	int err;
+
+	/* Not its claims, which are filled in where they are needed. */
+	change.vm = vm;
+	change.steps = steps;
+	change.count = count;
+	change.coming.root = NULL;
+	change.claims = change.first_claims;
+	change.claim_count = 0;
+	change.budget = gmem_vm_budget(vm, 0);
 
 	/* Who holds the hook lock may wait for the callback that this is called from. */
 	err = gmem_claim_check_not_owner(vm);

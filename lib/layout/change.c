@@ -133,6 +133,8 @@ GMEM_API int gmem_change_add(struct gmem_change *change, uint64_t gpa, uint64_t 
 	err = gmem_vm_check_alive(change->vm);
 	if (!err)
 		err = gmem_step_make_add(change->vm, gpa, size, opts, &step);
+	if (!err)
+		err = gmem_region_new(change->vm, gpa, size, &step.params, &step.region);
 	if (err)
 		return err;
 

@@ -124,7 +124,7 @@ void gmem_keep_states(struct gmem_step *steps, size_t count)
 	struct common common;
 
 	for (size_t i = 0; i < count; i++)
-		if (steps[i].kind == GMEM_STEP_REMOVE)
+		if (steps[i].kind == GMEM_STEP_REMOVE && steps[i].region->states.pages)
 			mark_private(steps[i].region);
 
 	for (size_t to = 0; to < count; to++)

@@ -44,13 +44,11 @@ static int check_region(const struct gmem_region *region)
 int gmem_step_make_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		       const struct gmem_region_opts *opts, struct gmem_step *step)
 {
-	int err;
-
 	step->kind = GMEM_STEP_ADD;
-	err = gmem_region_check(vm, gpa, size, opts, &step->params);
-	if (err)
-		return err;
-	return gmem_region_new(vm, gpa, size, &step->params, &step->region);
+	step->region = NULL;
+	step->gpa = gpa;
+	step->size = size;
+	return gmem_region_check(vm, gpa, size, opts, &step->params);
 }
 
 GMEM_API int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,

@@ -12,7 +12,7 @@
 #include "layout/step.h"
 #include "region/region.h"
 
-/* Fill in a step that adds a region: its handle is made here, and freed by free(). */
+/* Fill in a step that adds a region, which has no handle yet. */
 int gmem_step_make_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		       const struct gmem_region_opts *opts, struct gmem_step *step);
 /* A check stays true until the step is applied: a region never grows. */

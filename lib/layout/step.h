@@ -20,10 +20,11 @@ enum gmem_step_kind {
 
 struct gmem_step {
 	enum gmem_step_kind kind;
-	struct gmem_region *region;
+	struct gmem_region *region;		/* ADD: may be NULL, to be made once there is room for it */
 	struct gmem_region **ret;		/* ADD */
 	struct gmem_region_params params;	/* ADD */
-	uint64_t gpa;				/* MOVE */
+	uint64_t gpa;				/* ADD, MOVE */
+	uint64_t size;				/* ADD */
 	uint64_t offset;			/* SPLIT */
 	struct gmem_region *upper;		/* SPLIT, else NULL */
 	struct gmem_binding binding;		/* REBIND */

@@ -443,3 +443,12 @@ bool gmem_nofault_is_recoverable(void)
 			return false;
 	return true;
 }
+
+bool gmem_nofault_was_recoverable(void)
+{
+	static __thread bool is_known;
+
+	if (!is_known)
+		is_known = gmem_nofault_is_recoverable();
+	return is_known && atomic_load_explicit(&users, memory_order_relaxed) > 0;
+}

@@ -45,7 +45,7 @@ static int copy(char *hva, char *buf, uint64_t size, bool writes, uint64_t *ret_
 	if (err)
 		return err;
 
-	done = gmem_nofault_copy(gmem_nofault_is_recoverable(), writes ? hva : buf, writes ? buf : hva,
+	done = gmem_nofault_copy(gmem_nofault_was_recoverable(), writes ? hva : buf, writes ? buf : hva,
 				 size, &err);
 	if (ret_done)
 		*ret_done = done;

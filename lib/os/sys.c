@@ -300,7 +300,7 @@ int gmem_sys_mapping_at(int fd, uint64_t addr, struct gmem_sys_mapping *ret)
 			(query.flags & 4 ? PROT_EXEC : 0),
 		.is_shared = query.flags & 8,
 		.is_nameless = gmem_sys_is_nameless(name),
-		.is_anonymous = !query.inode && !name[0],
+		.is_anonymous = gmem_sys_is_anonymous(query.inode, name),
 	};
 	return 0;
 }
@@ -321,7 +321,7 @@ int gmem_sys_try_read(const void *addr)
 
 /*
  * The signals of a write that fails belong to the program: block them, and consume the one
- * that this write() raised.
+ * that this write() raised. Without @buf, the file only gets room for it.
  */
 static int64_t write_quietly(int fd, const void *buf, size_t size, uint64_t offset)
 {
@@ -337,7 +337,10 @@ static int64_t write_quietly(int fd, const void *buf, size_t size, uint64_t offs
 	sigpending(&pending);
 	pthread_sigmask(SIG_BLOCK, &raised, &before);
 
-	n = offset == GMEM_NO_OFFSET ? write(fd, buf, size) : pwrite(fd, buf, size, (off_t)offset);
+	if (!buf)
+		n = fallocate(fd, 0, (off_t)offset, (off_t)size);
+	else
+		n = offset == GMEM_NO_OFFSET ? write(fd, buf, size) : pwrite(fd, buf, size, (off_t)offset);
 	n = n < 0 ? -errno : n;
 	signal = n == -EPIPE ? SIGPIPE : n == -EFBIG ? SIGXFSZ : 0;
 	if (signal && !sigismember(&pending, signal)) {
@@ -555,6 +558,11 @@ int64_t gmem_sys_read_cached(int fd, void *buf, uint64_t size, uint64_t offset)
 int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offset)
 {
 	return write_quietly(fd, buf, size, offset);
+}
+
+int gmem_sys_extend(int fd, uint64_t offset, uint64_t size)
+{
+	return (int)write_quietly(fd, NULL, size, offset);
 }
 
 int gmem_sys_seek_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end)

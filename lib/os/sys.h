@@ -126,13 +126,19 @@ struct gmem_sys_mapping {
 	int prot;
 	bool is_shared;
 	bool is_nameless;	/* of the file that the kernel made for anonymous memory */
-	bool is_anonymous;	/* of no file, nor one of the kernel's own, which have names */
+	bool is_anonymous;	/* of no file, nor one of the kernel's own */
 };
 
 /* Shared anonymous memory, and that of hugetlb, is mapped from files of these names. */
 static inline bool gmem_sys_is_nameless(const char *name)
 {
 	return strcmp(name, "/dev/zero (deleted)") == 0 || strcmp(name, "/anon_hugepage (deleted)") == 0;
+}
+
+/* Memory without a file: of malloc(), or named by prctl(2). Else the kernel's own have names. */
+static inline bool gmem_sys_is_anonymous(uint64_t inode, const char *name)
+{
+	return !inode && (!*name || strcmp(name, "[heap]") == 0 || strncmp(name, "[anon:", 6) == 0);
 }
 
 /*
@@ -241,6 +247,8 @@ int64_t gmem_sys_read_at(int fd, void *buf, uint64_t size, uint64_t offset);
 int64_t gmem_sys_read_cached(int fd, void *buf, uint64_t size, uint64_t offset);
 /* Returns the bytes written. Past RLIMIT_FSIZE: -EFBIG, and no SIGXFSZ. */
 int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offset);
+/* Gives a file room on its disk, and the size that takes. Past RLIMIT_FSIZE: as above. */
+int gmem_sys_extend(int fd, uint64_t offset, uint64_t size);
 /* Finds the next data at or after @offset; -ENXIO if only a hole follows. */
 int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end);
 /* The same in half the time: the position of the open file is not restored. */

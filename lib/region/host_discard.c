@@ -327,6 +327,28 @@ static int discard_unknown(struct discard *discard, uint64_t start, uint64_t end
 	return err;
 }
 
+/*
+ * Of a page alone, as conversions discard it, an advice that only private anonymous memory takes
+ * tells in 1 us what /proc tells in 4, and the discard itself takes 2. What the advice does is to
+ * be done, unless the page has to be zero afterwards.
+ */
+static void look_at_page(const struct discard *discard)
+{
+	const uint64_t hva = discard->hva, size = discard->size;
+	struct gmem_host_look *look = discard->look;
+
+	if (!(discard->flags & GMEM_DISCARD_NOT_ZERO) || look->mapping.end ||
+	    size != gmem_sys_page_size() || gmem_sys_madvise(at(hva), size, MADV_FREE))
+		return;
+	look->mapping = (struct gmem_host_mapping){
+		.start = hva,
+		.end = hva + size,
+		.page_size = size,
+		.known = GMEM_MAPPING_SHARED | GMEM_MAPPING_FILE | GMEM_MAPPING_NAMELESS |
+			 GMEM_MAPPING_HUGETLB | GMEM_MAPPING_DEVICE | GMEM_MAPPING_LOCKED,
+	};
+}
+
 int gmem_host_discard(struct gmem_host_look *look, void *hva, uint64_t size, uint64_t flags,
 		      uint64_t *ret_done)
 {
@@ -334,6 +356,7 @@ int gmem_host_discard(struct gmem_host_look *look, void *hva, uint64_t size, uin
 	uint64_t start, next, end = discard.hva + size;
 	int err = 0;
 
+	look_at_page(&discard);
 	for (start = discard.hva; start < end && !err; start = next) {
 		err = gmem_host_look_at(look, start, &next);
 		if (!err) {

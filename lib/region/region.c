@@ -597,19 +597,18 @@ int gmem_region_acquire(struct gmem_region *region, const struct gmem_region_par
 	if (region->is_device)
 		return 0;
 
-	if (gmem_region_traits(region)->attributes != GMEM_ATTRIBUTES_NONE) {
-		err = gmem_states_new(&region->states, region->gpa.size, GMEM_PAGE_BITS);
-		if (err)
-			return err;
-	}
-
 	err = take_slot(vm, region, params);
 	if (err)
-		goto free_states;
+		return err;
+
+	if (gmem_region_traits(region)->attributes != GMEM_ATTRIBUTES_NONE)
+		err = gmem_states_new(&region->states, region->gpa.size, GMEM_PAGE_BITS);
+	if (err)
+		goto give_slot;
 
 	err = get_file(vm, region, params);
 	if (err)
-		goto give_slot;
+		goto free_states;
 
 	err = bind_range(region);
 	if (err)
@@ -628,10 +627,10 @@ unbind_range:
 put_file:
 	put_file(region);
 	region->file = NULL;
-give_slot:
-	gmem_slots_give(&vm->slots, region->slot);
 free_states:
 	gmem_states_free(&region->states);
+give_slot:
+	gmem_slots_give(&vm->slots, region->slot);
 	return err;
 }
 

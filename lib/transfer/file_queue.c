@@ -12,12 +12,17 @@
 
 #include "base/error.h"
 #include "base/limit.h"
+#include "os/process.h"
 #include "os/ring.h"
 
 #define HUGE_PAGE ((uint64_t)2 << 20)
 
 /* Alignment for O_DIRECT that every block device accepts */
 #define BLOCK ((uint64_t)4096)
+
+/* Bytes written before a file gets room for more, which a small one does not pay for, and at once */
+#define EXTEND_FROM ((uint64_t)8 << 20)
+#define EXTEND_MOST ((uint64_t)256 << 20)
 
 /* Buffers of a file that has one request at a time */
 #define SERIAL_DEPTH 4
@@ -101,6 +106,7 @@ static void go_without_ring(struct gmem_io *io, int why)
 	if (io->direct_fd >= 0)
 		gmem_sys_close(io->direct_fd);
 	io->direct_fd = -1;
+	io->extends = false;
 }
 
 static uint32_t useful_depth(const struct gmem_io_params *params)
@@ -135,6 +141,7 @@ int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params)
 		.never_blocks = params->kind.never_blocks,
 		.depth = useful_depth(params),
 		.position = params->position,
+		.begin = params->position,
 		.end = params->end,
 	};
 
@@ -153,6 +160,7 @@ int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params)
 		io->depth = gmem_ring_room(io->ring);
 
 	open_direct(io, params);
+	io->extends = io->writing && params->kind.has_size && io->direct_fd >= 0;
 	err = map_staging(io, params->workers);
 	if (err && io->own_ring && (io->ring || io->late_ring || io->depth > 1)) {
 		go_without_ring(io, err);
@@ -814,6 +822,52 @@ static int finish_first(struct gmem_io *io, bool wait)
 	return err;
 }
 
+/*
+ * Give the file as much room as it has of this transfer's bytes. Where the file system, the disk
+ * or a limit refuses it, writes make the file longer.
+ */
+static void extend(struct gmem_io *io, uint64_t end)
+{
+	uint64_t more = io->position - io->begin, size;
+	int err;
+
+	if (!io->extends || more < EXTEND_FROM || end <= io->extended)
+		return;
+
+	err = gmem_sys_file_size(io->direct_fd, &size);
+	if (!err && (!io->extended || size > io->extended))
+		io->old_size = size;
+	if (!io->extended) {
+		gmem_process_begin(&io->process);
+		io->made_by = gmem_process_number(&io->process);
+	}
+	if (!err && size < end) {
+		more = end - size + (more < EXTEND_MOST ? more : EXTEND_MOST);
+		err = gmem_sys_limit(RLIMIT_FSIZE) < size + more ? -EFBIG
+								 : gmem_sys_extend(io->direct_fd, size, more);
+	}
+	/* After a failure, too, it may be longer. */
+	if (gmem_sys_file_size(io->direct_fd, &size) == 0)
+		io->extended = size;
+	io->extends = !err;
+}
+
+/*
+ * Take back the room behind what is written. Not from a file that somebody else has made longer
+ * or written to there meanwhile.
+ */
+static void trim(struct gmem_io *io)
+{
+	uint64_t keep = io->position > io->old_size ? io->position : io->old_size, size, start, end;
+
+	if (io->extended > keep && io->made_by == gmem_process_number(&io->process) &&
+	    gmem_sys_file_size(io->direct_fd, &size) == 0 && size == io->extended &&
+	    gmem_sys_seek_data(io->direct_fd, keep, &start, &end) == -ENXIO)
+		gmem_sys_resize(io->direct_fd, keep);
+	gmem_process_end(&io->process);
+	io->extended = 0;
+}
+
 int gmem_io_space(struct gmem_io *io, bool wait, uint32_t units)
 {
 	int err = 0;
@@ -823,6 +877,8 @@ int gmem_io_space(struct gmem_io *io, bool wait, uint32_t units)
 	/* Without a ring, what was put last is written now: a delay gains nothing. */
 	while (!err && io->count && !io->late_ring && (!io->ring || io->count + units > io->depth))
 		err = finish_first(io, wait);
+	if (!err && wait)
+		extend(io, io->position + units * GMEM_IO_UNIT);
 	return err;
 }
 
@@ -861,10 +917,14 @@ int gmem_io_drain(struct gmem_io *io, bool sync, bool wait)
 
 	while (!err && (io->count || (sync && !io->synced))) {
 		if (!io->count)
+			trim(io);
+		if (!io->count)
 			put_sync(io);
 		err = finish_first(io, wait);
 		err = io->sync_err ? io->sync_err : err;
 	}
+	if (!err)
+		trim(io);
 	return err;
 }
 
@@ -924,6 +984,7 @@ bool gmem_io_close(struct gmem_io *io)
 			return false;
 	}
 
+	trim(io);
 	gmem_ring_free(io->ring);
 	if (io->direct_fd >= 0)
 		gmem_sys_close(io->direct_fd);

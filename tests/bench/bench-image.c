@@ -47,6 +47,8 @@
 #define DEVICE_WRITE	"the device, 8 writes at once"
 #define LOAD		"gmem_vm_load()"
 #define RESTORE		"gmem_vm_restore()"
+#define SAVE		"gmem_vm_save()"
+#define READ_GUEST	"reading the memory once"
 #define AT_ONCE		8
 #define PEER		"vm-memory"
 
@@ -275,16 +277,49 @@ static void save_gmem(int fd)
 	bench_gmem_must(gmem_vm_save(guest.vm, fd, &opts, NULL), "save");
 }
 
-static void save_plain(int fd)
+static void save_with_two(int fd)
 {
-	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_SYNC | GMEM_TRANSFER_NO_RING);
+	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_SYNC, .workers = 2);
 
 	bench_gmem_must(gmem_vm_save(guest.vm, fd, &opts, NULL), "save");
 }
 
-static void save_with_two(int fd)
+/* To nowhere: what the processors do for it */
+static void save_nowhere(uint32_t workers)
 {
-	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_SYNC, .workers = 2);
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = workers);
+	int fd = bench_must(open("/dev/null", O_WRONLY | O_CLOEXEC), "/dev/null");
+
+	bench_gmem_must(gmem_vm_save(guest.vm, fd, &opts, NULL), "save");
+	close(fd);
+}
+
+static void save_nowhere_alone(int fd)
+{
+	(void)fd;
+	save_nowhere(1);
+}
+
+static void save_nowhere_with_two(int fd)
+{
+	(void)fd;
+	save_nowhere(2);
+}
+
+/* What finding the zeros takes at least */
+static void read_guest(int fd)
+{
+	uint64_t sum = 0;
+
+	(void)fd;
+	for (uint64_t at = 0; at < size; at += 8)
+		sum |= *(uint64_t *)(guest.hva + at);
+	(void)*(volatile uint64_t *)&sum;
+}
+
+static void save_plain(int fd)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_SYNC | GMEM_TRANSFER_NO_RING);
 
 	bench_gmem_must(gmem_vm_save(guest.vm, fd, &opts, NULL), "save");
 }
@@ -379,6 +414,9 @@ static const struct goal {
 	{ "save/half-zero", DEVICE_WRITE, 0, 0.65 },
 	{ "save/dense", DEVICE_WRITE, 0, 0.95 },
 	{ "save/alternating", DEVICE_WRITE, 0, 1.1 },
+	{ "save/nowhere-dense/2-workers", SAVE, 0, 0.8 },
+	{ "save/nowhere-zero", READ_GUEST, 0, 1 / 0.8 },
+	{ "save/nowhere-zero/2-workers", SAVE, 0, 0.8 },
 };
 
 static const struct goal *goal_of(const char *row, const char *base)
@@ -570,18 +608,9 @@ static void fill_guest(uint64_t full_of_16, uint64_t zero_unit)
 		memset(guest.hva + at, 0, zero_unit);
 }
 
-static void measure_save(const char *title, const char *table, uint64_t full_of_16, uint64_t zero_unit)
+static void measure_sides(const char *title, const char *table, uint64_t full_of_16, uint64_t zero_unit,
+			  struct side *sides, size_t count)
 {
-	struct side sides[MAX_SIDES] = {
-		{ .name = "gmem_vm_save()", .run = save_gmem },
-		{ .name = "gmem_vm_save(), 2 workers", .run = save_with_two },
-		{ .name = "gmem_vm_save(), no ring", .run = save_plain },
-		{ .name = "write() of 1 MiB", .run = save_write },
-		{ .name = DIRECT_WRITE, .run = save_direct },
-		{ .name = DEVICE_WRITE, .run = save_device },
-	};
-	size_t count = 6;
-
 	bench_row("%s", table);
 	for (size_t round = 0; round < rounds; round++) {
 		bench_progress(round, rounds);
@@ -597,6 +626,31 @@ static void measure_save(const char *title, const char *table, uint64_t full_of_
 		}
 	}
 	print(title, table, sides, count);
+}
+
+static void measure_save_nowhere(const char *title, const char *table, uint64_t full_of_16, uint64_t zero_unit)
+{
+	struct side sides[MAX_SIDES] = {
+		{ .name = "gmem_vm_save()", .run = save_nowhere_alone },
+		{ .name = "gmem_vm_save(), 2 workers", .run = save_nowhere_with_two },
+		{ .name = READ_GUEST, .run = read_guest },
+	};
+
+	measure_sides(title, table, full_of_16, zero_unit, sides, 3);
+}
+
+static void measure_save(const char *title, const char *table, uint64_t full_of_16, uint64_t zero_unit)
+{
+	struct side sides[MAX_SIDES] = {
+		{ .name = "gmem_vm_save()", .run = save_gmem },
+		{ .name = "gmem_vm_save(), 2 workers", .run = save_with_two },
+		{ .name = "gmem_vm_save(), no ring", .run = save_plain },
+		{ .name = "write() of 1 MiB", .run = save_write },
+		{ .name = DIRECT_WRITE, .run = save_direct },
+		{ .name = DEVICE_WRITE, .run = save_device },
+	};
+
+	measure_sides(title, table, full_of_16, zero_unit, sides, 6);
 }
 
 /* Reset the peak of resident memory. */
@@ -670,6 +724,8 @@ int main(int argc, char **argv)
 		measure_save("save, all in use", "save/dense", 16, 0);
 		measure_save("save, every second 64 KiB zero", "save/half-zero", 16, 65536);
 		measure_save("save, every second page zero", "save/alternating", 16, BLOCK);
+		measure_save_nowhere("save to nowhere, all in use", "save/nowhere-dense", 16, 0);
+		measure_save_nowhere("save to nowhere, all zero", "save/nowhere-zero", 16, size);
 	}
 	bench_print_goals();
 	gmem_recovery_disable();

@@ -29,19 +29,23 @@
 #include "region/vm_core.h"
 
 #define BATCH_MIN	2001
+#define MOST_SLOTS	30000
 #define GUEST_MEMFD	(GMEM_CREATE_MMAP | GMEM_CREATE_INIT_SHARED)
 
 static const char usage[] =
 	"usage: bench-lifecycle [ROUNDS]\n"
 	"\n"
-	"Compares libgmem with the same system calls made by hand. Four tables:\n"
+	"Compares libgmem with the same system calls made by hand. The tables:\n"
 	"\n"
 	"  lifecycle    create a shared guest_memfd (close-on-exec), map it, bind it,\n"
 	"               unbind it, unmap it, close it: gmem_region_add() and\n"
 	"               gmem_region_remove() against the seven calls. Pages are not\n"
-	"               touched.\n"
+	"               touched. Then with MADV_DONTDUMP by hand, too, which keeps the\n"
+	"               memory out of core dumps; and with memory of the caller's, where\n"
+	"               two calls are all there is to do\n"
 	"  memslots     map and bind one page of a big file and take it away again,\n"
 	"               with 1, 1000 and 30000 other memslots in the VM\n"
+	"  teardown     delete and unmap these 30000: gmem_vm_free(), once\n"
 	"  allocations  what add and remove together take from the heap\n"
 	"  attach       gmem_vm_new() with a report at hand, and the report, by the clock on\n"
 	"               the wall\n"
@@ -103,6 +107,10 @@ struct twins {
 	struct gmem_vm *vm;
 	struct gmem_plan *plan;
 	struct gmem_file *file;	/* for the memslots table */
+	void **raw_hvas;	/* likewise */
+	int kvm;
+	struct gmem_plan *host_plan;
+	void *memory;		/* of the caller's */
 	uint32_t slot;		/* the one that comes and goes */
 	uint64_t size;		/* of it */
 };
@@ -149,6 +157,49 @@ static void raw_lifecycle(struct twins *b)
 	raw_set_slot(b->raw_vm, 0, 0, -1, 0, NULL);
 	bench_must(munmap(hva, b->size), "munmap");
 	bench_must(close(gmemfd), "close");
+}
+
+static void raw_lifecycle_advised(struct twins *b)
+{
+	int gmemfd = raw_create(b->raw_vm, b->size);
+	void *hva;
+
+	bench_must(fcntl(gmemfd, F_SETFD, FD_CLOEXEC), "F_SETFD");
+	hva = raw_map(gmemfd, 0, b->size);
+	bench_must(madvise(hva, b->size, MADV_DONTDUMP), "madvise");
+	raw_set_slot(b->raw_vm, 0, b->size, gmemfd, 0, hva);
+	raw_set_slot(b->raw_vm, 0, 0, -1, 0, NULL);
+	bench_must(munmap(hva, b->size), "munmap");
+	bench_must(close(gmemfd), "close");
+}
+
+static void raw_set_plain_slot(int vm, uint32_t slot, uint64_t size, const void *hva)
+{
+	struct kvm_userspace_memory_region region = {
+		.slot = slot, .memory_size = size, .userspace_addr = (uintptr_t)hva,
+	};
+
+	bench_must(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region), "KVM_SET_USER_MEMORY_REGION");
+}
+
+static void raw_callers(struct twins *b)
+{
+	raw_set_plain_slot(b->raw_vm, 0, b->size, b->memory);
+	raw_set_plain_slot(b->raw_vm, 0, 0, NULL);
+}
+
+static void gmem_callers(struct twins *b)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .plan = b->host_plan, .flags = GMEM_REGION_HVA, .hva = b->memory);
+	struct gmem_region *region;
+
+	bench_gmem_must(gmem_region_add(b->vm, 0, b->size, &opts, &region), "gmem_region_add");
+	bench_gmem_must(gmem_region_remove(region), "gmem_region_remove");
+}
+
+static int make_vm(const struct twins *b)
+{
+	return bench_must(ioctl(b->kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
 }
 
 static void gmem_lifecycle(struct twins *b)
@@ -251,6 +302,42 @@ static void bench_lifecycle(struct twins *b, size_t rounds)
 	compare("layout/add-remove/2M", raw_lifecycle, gmem_lifecycle, b, rounds, 1.05);
 	b->size = 64 << 20;
 	compare("layout/add-remove/64M", raw_lifecycle, gmem_lifecycle, b, rounds, 1.05);
+	b->size = page;
+	compare("layout/add-remove-advised", raw_lifecycle_advised, gmem_lifecycle, b, rounds, 1.05);
+	compare("layout/add-remove-callers/1-page", raw_callers, gmem_callers, b, rounds, 1.05);
+	b->size = 2 << 20;
+	compare("layout/add-remove-callers/2M", raw_callers, gmem_callers, b, rounds, 1.05);
+}
+
+static void raw_teardown(struct twins *b)
+{
+	for (uint32_t i = 0; i < b->slot; i++)
+		raw_set_plain_slot(b->raw_vm, i, 0, NULL);
+	for (uint32_t i = 0; i < b->slot; i++)
+		bench_must(munmap(b->raw_hvas[i], page), "munmap");
+	bench_must(close(b->raw_gmemfd), "close");
+}
+
+static void gmem_teardown(struct twins *b)
+{
+	gmem_vm_free(b->vm);
+	gmem_file_free(b->file);
+}
+
+static void bench_teardown(struct twins *b, uint32_t present)
+{
+	double by_hand, with_gmem;
+
+	b->slot = present;
+	by_hand = sample(raw_teardown, b);
+	with_gmem = sample(gmem_teardown, b);
+	bench_row("layout/teardown/30000-slots");
+	printf("  %-28s", "layout/teardown/30000-slots");
+	bench_print(bench_single(by_hand));
+	bench_row_figure(bench_single(with_gmem), "us");
+	bench_print(bench_single(with_gmem));
+	bench_print_against("the system calls", bench_single(with_gmem / by_hand), 1.1);
+	printf("\n");
 }
 
 /* Every page is a mapping by itself, on both sides; Linux's default allows 65530. */
@@ -262,9 +349,9 @@ static void bench_memslots(struct twins *b, size_t rounds)
 	} rows[] = {
 		{ 1, "layout/bind/1-slot" },
 		{ 1000, "layout/bind/1000-slots" },
-		{ 30000, "layout/bind/30000-slots" },
+		{ MOST_SLOTS, "layout/bind/30000-slots" },
 	};
-	uint64_t size = 30001 * page;
+	uint64_t size = (MOST_SLOTS + 1) * page;
 	uint32_t present = 0;
 
 	b->raw_gmemfd = raw_create(b->raw_vm, size);
@@ -275,16 +362,15 @@ static void bench_memslots(struct twins *b, size_t rounds)
 		for (; present < (bench_quick() ? 1 + i : rows[i].slots); present++) {
 			uint64_t offset = present * page;
 
+			b->raw_hvas[present] = raw_map(b->raw_gmemfd, offset, page);
 			raw_set_slot(b->raw_vm, present, page, b->raw_gmemfd, offset,
-				     raw_map(b->raw_gmemfd, offset, page));
+				     b->raw_hvas[present]);
 			(void)gmem_add_page(b, present);
 		}
 		b->slot = present;
 		compare(rows[i].name, raw_bind, gmem_bind, b, rounds, 1.1);
 	}
-
-	gmem_file_free(b->file);
-	bench_must(close(b->raw_gmemfd), "close");
+	bench_teardown(b, present);
 }
 
 static unsigned long count_allocations(bench_side side, struct twins *b)
@@ -410,18 +496,28 @@ static void bench_attach(const struct twins *b)
 
 /* ------------------------------------------------------------------ main -- */
 
+static void make_memory(struct twins *b)
+{
+	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_HOST });
+
+	b->memory = mmap(NULL, 2 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	bench_must(b->memory == MAP_FAILED ? -1 : 0, "mmap");
+	b->raw_hvas = calloc(MOST_SLOTS, sizeof(*b->raw_hvas));
+	bench_must(b->raw_hvas ? 0 : -1, "calloc");
+	bench_gmem_must(gmem_plan_new(gmem_vm_caps(b->vm), &request, &b->host_plan), "gmem_plan_new");
+}
+
 static int set_up(struct twins *b)
 {
-	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	int error;
 
-	if (kvm < 0) {
+	b->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	if (b->kvm < 0) {
 		printf("bench-lifecycle cannot run here: /dev/kvm: %s\n", strerror(errno));
 		return EXIT_CANNOT_RUN;
 	}
-	b->raw_vm = bench_must(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
-	b->vm_fd = bench_must(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
-	bench_must(close(kvm), "close");
+	b->raw_vm = make_vm(b);
+	b->vm_fd = make_vm(b);
 
 	bench_gmem_must(gmem_vm_new(b->vm_fd, NULL, &b->vm), "gmem_vm_new");
 	error = gmem_plan_new(gmem_vm_caps(b->vm), NULL, &b->plan);
@@ -430,6 +526,7 @@ static int set_up(struct twins *b)
 		return EXIT_CANNOT_RUN;
 	}
 	bench_gmem_must(error, "gmem_plan_new");
+	make_memory(b);
 	return EXIT_SUCCESS;
 }
 
@@ -458,9 +555,12 @@ int main(int argc, char **argv)
 	bench_memslots(&b, rounds);
 	bench_print_goals();
 
-	gmem_vm_free(b.vm);
 	gmem_plan_free(b.plan);
+	gmem_plan_free(b.host_plan);
+	free(b.raw_hvas);
+	bench_must(munmap(b.memory, 2 << 20), "munmap");
 	bench_must(close(b.vm_fd), "close");
 	bench_must(close(b.raw_vm), "close");
+	bench_must(close(b.kvm), "close");
 	return EXIT_SUCCESS;
 }

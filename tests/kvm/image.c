@@ -421,6 +421,21 @@ TEST(no_copy_of_guest_memory_is_left_for_core_dumps)
 	}
 }
 
+/* In steps: a call that waits makes no ring for so little. */
+static void save_in_steps(struct gmem_vm *vm, int fd, struct gmem_transfer_result *result)
+{
+	struct gmem_transfer *transfer;
+	int ret;
+
+	OK(gmem_vm_save_begin(vm, fd, NULL, &transfer));
+	do {
+		ret = gmem_transfer_step(transfer, 1);
+	} while (ret > 0);
+	OK(ret);
+	OK(gmem_transfer_get_result(transfer, result));
+	OK(gmem_transfer_free(transfer));
+}
+
 TEST(io_uring_is_used_where_the_report_says_it_may_be)
 {
 	struct gmem_transfer_result result = no_result();
@@ -430,7 +445,7 @@ TEST(io_uring_is_used_where_the_report_says_it_may_be)
 	int fd = new_file();
 
 	region = new_guest(&lab, 3);
-	OK(gmem_vm_save(lab.vm, fd, NULL, &result));
+	save_in_steps(lab.vm, fd, &result);
 	if (result.no_ring == -ENOTSUP)
 		skip("libgmem was built without liburing");
 	OK(gmem_caps_get(gmem_vm_caps(lab.vm), GMEM_CAP_IO_URING, &finding));
@@ -495,7 +510,7 @@ TEST(without_io_uring_it_reads_and_writes_and_says_so)
 
 	region = new_guest(&lab, 4);
 	forbid_io_uring();
-	OK(gmem_vm_save(lab.vm, fd, NULL, &result));
+	save_in_steps(lab.vm, fd, &result);
 	CHECK_EQ(result.engine, GMEM_ENGINE_PLAIN);
 	CHECK(result.no_ring == -EPERM || result.no_ring == -ENOTSUP);
 	memset(gmem_region_hva(region), 0x55, gmem_region_size(region));
@@ -817,6 +832,154 @@ TEST(a_writer_that_is_killed_leaves_no_image)
 	}
 	close(fd);
 	lab_free(&lab);
+}
+
+/* ---- several threads ---- */
+
+#define BIG_PAGES ((uint64_t)(16 << 20) / page_size())
+
+/* Dense, but for a page now and then, or as any memory is */
+static int big_file(uint64_t size, bool is_dense)
+{
+	char *bytes = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int fd = new_file();
+
+	CHECK(bytes != MAP_FAILED);
+	if (is_dense)
+		memset(bytes, 0x5a, size);
+	else
+		fill(bytes, size, 3);
+	for (uint64_t at = size / 3; at < size; at += size / 3)
+		memset(bytes + at / page_size() * page_size(), 0, page_size());
+	CHECK(pwrite(fd, bytes, size, 0) == (ssize_t)size);
+	munmap(bytes, size);
+	return fd;
+}
+
+static void check_file(const void *memory, uint64_t size, int fd)
+{
+	char *bytes = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
+
+	CHECK(bytes != MAP_FAILED);
+	CHECK(memcmp(bytes, memory, size) == 0);
+	munmap(bytes, size);
+}
+
+static void *lend(void *data)
+{
+	OK(gmem_transfer_work(data));
+	return NULL;
+}
+
+TEST(workers_load_and_restore_what_one_does)
+{
+	OK(gmem_recovery_enable());
+	for (size_t i = 0; i < 2 * ARRAY_SIZE(backings); i++) {
+		struct gmem_transfer_result one = no_result(), many = no_result();
+		struct gmem_region *region;
+		int fd, image = new_file();
+		struct lab lab;
+		uint64_t size;
+
+		if (!begin_with(&lab, backings[i / 2], &region))
+			continue;
+		lab_free(&lab);
+		for (uint32_t workers = 1; workers <= 4; workers++) {
+			GMEM_OPTS(gmem_transfer_opts, opts, .workers = workers);
+
+			lab_new(&lab, DEFAULT_VM);
+			region = lab_add(&lab, backings[i / 2], BASE, BIG_PAGES, NULL);
+			size = gmem_region_size(region);
+			fd = big_file(size, i % 2);
+			OK(gmem_vm_load(lab.vm, BASE, fd, 0, 0, &opts, &many));
+			one = workers == 1 ? many : one;
+			CHECK(many.data_bytes == one.data_bytes && many.zero_bytes == one.zero_bytes);
+			check_file(gmem_region_hva(region), size, fd);
+
+			OK(gmem_vm_save(lab.vm, image, &opts, NULL));
+			memset(gmem_region_hva(region), 7, size);
+			OK(gmem_image_verify(image, &opts, &many));
+			OK(gmem_vm_restore(lab.vm, image, &opts, &many));
+			CHECK(many.data_bytes == one.data_bytes);
+			check_file(gmem_region_hva(region), size, fd);
+			close(fd);
+			lab_free(&lab);
+		}
+		close(image);
+	}
+	gmem_recovery_disable();
+}
+
+TEST(child_ends_a_transfer_whose_threads_it_does_not_have)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 3);
+	struct gmem_transfer *transfer;
+	struct gmem_region *region;
+	struct lab lab;
+	pthread_t thread;
+	uint64_t size;
+	int fd, status, ret;
+	pid_t child;
+
+	lab_new(&lab, DEFAULT_VM);
+	region = lab_add(&lab, GMEM_BACKING_HOST, BASE, BIG_PAGES, NULL);
+	size = gmem_region_size(region);
+	fd = big_file(size, false);
+	OK(gmem_vm_load_begin(lab.vm, BASE, fd, 0, 0, &opts, &transfer));
+	WORKS(-pthread_create(&thread, NULL, lend, transfer));
+	CHECK(gmem_transfer_step(transfer, 1) >= 0);
+	child = (pid_t)WORKS(fork());
+	if (child == 0) {
+		OK(gmem_transfer_work(transfer));
+		gmem_transfer_step(transfer, 1);
+		OK(gmem_transfer_free(transfer));
+		_exit(0);
+	}
+	WORKS(waitpid(child, &status, 0));
+	CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+	do {
+		ret = gmem_transfer_step(transfer, 1);
+	} while (ret > 0);
+	CHECK(ret == 0);
+	WORKS(-pthread_join(thread, NULL));
+	OK(gmem_transfer_free(transfer));
+	check_file(gmem_region_hva(region), size, fd);
+	close(fd);
+	lab_free(&lab);
+}
+
+/* A page in the middle that cannot be reached, with and without recovery */
+TEST(page_that_cannot_be_reached_stops_all_workers)
+{
+	for (uint32_t i = 0; i < 8; i++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .workers = i % 4 + 1);
+		struct gmem_transfer_result result = no_result();
+		struct gmem_region *region;
+		struct lab lab;
+		char *page;
+		int fd;
+
+		if (i >= 4)
+			OK(gmem_recovery_enable());
+		if (!begin_with(&lab, GMEM_BACKING_SHARED, &region))
+			continue;
+		lab_free(&lab);
+		lab_new(&lab, DEFAULT_VM);
+		region = lab_add(&lab, GMEM_BACKING_SHARED, BASE, BIG_PAGES, NULL);
+		fd = big_file(gmem_region_size(region), true);
+		page = (char *)gmem_region_hva(region) + 7 * (gmem_region_size(region) / 16);
+		WORKS(mprotect(page, page_size(), PROT_NONE));
+		REFUSED(gmem_vm_load(lab.vm, BASE, fd, 0, 0, &opts, &result), -EFAULT);
+		CHECK(strstr(gmem_last_error(), "cannot be written"));
+		CHECK(result.data_bytes + result.zero_bytes <= 7 * (gmem_region_size(region) / 16));
+		WORKS(mprotect(page, page_size(), PROT_READ | PROT_WRITE));
+		OK(gmem_vm_load(lab.vm, BASE, fd, 0, 0, &opts, &result));
+		check_file(gmem_region_hva(region), gmem_region_size(region), fd);
+		close(fd);
+		lab_free(&lab);
+		if (i >= 4)
+			gmem_recovery_disable();
+	}
 }
 
 int main(int argc, char **argv)

@@ -234,7 +234,7 @@ static int do_madvise(void *addr, uint64_t size, int advice)
 	/* Without a mapping of the fake's, there may be one of the test's own. */
 	if (map && size > map->start + map->size - start)
 		return -ENOMEM;
-	if (advice == MADV_COLD && refuses_cold(start))
+	if ((advice == MADV_COLD || advice == MADV_FREE) && refuses_cold(start))
 		return -EINVAL;
 	if (populate && map && map->file) {
 		uint64_t offset = map->offset + (start - map->start);

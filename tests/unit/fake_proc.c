@@ -199,7 +199,7 @@ static int do_mapping_at(uint64_t addr, struct gmem_sys_mapping *ret)
 			(line.rights[2] == 'x' ? PROT_EXEC : 0),
 		.is_shared = line.rights[3] == 's',
 		.is_nameless = gmem_sys_is_nameless(line.name),
-		.is_anonymous = !line.inode && !line.name[0] && !is_marked_as_device(start),
+		.is_anonymous = gmem_sys_is_anonymous(line.inode, line.name) && !is_marked_as_device(start),
 	};
 	return 0;
 }

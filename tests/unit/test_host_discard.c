@@ -190,6 +190,31 @@ static void each_discard_looks_for_userfaultfd_and_none_walks_page_tables(void *
 	end(&memory);
 }
 
+/* What conversions discard: a page at a time, of memory that need not be zero afterwards */
+static void page_of_anonymous_memory_is_freed_without_proc(void **state)
+{
+	struct memory memory;
+	unsigned int before;
+	uint64_t done;
+
+	(void)state;
+	for (enum kind kind = ANONYMOUS; kind <= SHARED_FILE; kind++) {
+		begin(&memory, kind);
+		before = fake_count(FAKE_OPEN);
+		assert_ok(discard(&memory, 3, 1, GMEM_DISCARD_NOT_ZERO, &done));
+		assert_int_equal(done, 1);
+		assert_pages(&memory, "11101111");
+		assert_int_equal(fake_count(FAKE_OPEN) == before, kind == ANONYMOUS);
+		/* The advice is refused: /proc is asked */
+		fake_fail_next(FAKE_MADVISE, -EPERM);
+		assert_ok(discard(&memory, 5, 1, GMEM_DISCARD_NOT_ZERO, &done));
+		assert_true(fake_fail_struck());
+		assert_int_equal(done, 1);
+		assert_pages(&memory, "11101011");
+		end(&memory);
+	}
+}
+
 static void locked_shared_memory_needs_its_file(void **state)
 {
 	struct memory memory;
@@ -742,6 +767,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(private_file_is_not_freed_unless_its_bytes_may_come_back),
 	cmocka_unit_test(userfaultfds_memory_is_not_freed_unless_its_handler_may_be_asked),
 	cmocka_unit_test(each_discard_looks_for_userfaultfd_and_none_walks_page_tables),
+	cmocka_unit_test(page_of_anonymous_memory_is_freed_without_proc),
 	cmocka_unit_test(locked_shared_memory_needs_its_file),
 	cmocka_unit_test(gap_ends_a_discard_and_what_was_freed_is_told),
 	cmocka_unit_test(gap_is_not_in_memory),

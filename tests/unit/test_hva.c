@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* hva: memory of this process is read and written where it may not be there */
 #include <errno.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -97,7 +99,55 @@ static void memory_that_is_not_there_is_an_error(void **state)
 	fake_halt();
 }
 
+/* Does a read here have the kernel copy? */
+static bool has_kernel_copy(char *hva)
+{
+	uint64_t before = fake_copies();
+	char buf[8];
+
+	assert_ok(gmem_hva_read(hva, buf, sizeof(buf), NULL));
+	return fake_copies() != before;
+}
+
+static void *read_blocked_and_unblocked(void *hva)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGBUS);
+	assert_int_equal(pthread_sigmask(SIG_BLOCK, &set, NULL), 0);
+	assert_true(has_kernel_copy(hva));
+	assert_ok(gmem_recovery_enable());
+	assert_true(has_kernel_copy(hva));
+	assert_refused(-EFAULT, "cannot be read", gmem_hva_read((char *)hva + 2 * PAGE, &set, 1, NULL));
+
+	assert_int_equal(pthread_sigmask(SIG_UNBLOCK, &set, NULL), 0);
+	assert_false(has_kernel_copy(hva));
+	assert_false(has_kernel_copy(hva));
+	assert_refused(-EFAULT, "cannot be read", gmem_hva_read((char *)hva + 2 * PAGE, &set, 1, NULL));
+	gmem_recovery_disable();
+	assert_true(has_kernel_copy(hva));
+	return NULL;
+}
+
+/* The answer is kept: what it is kept for is what a thread may not do later. */
+static void a_thread_is_asked_until_it_blocks_no_signal(void **state)
+{
+	char *hva = map_file();
+	pthread_t thread;
+
+	(void)state;
+	fake_boot("6.18");
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(pthread_create(&thread, NULL, read_blocked_and_unblocked, hva), 0);
+		assert_int_equal(pthread_join(thread, NULL), 0);
+	}
+	munmap(hva, 5 * PAGE);
+	fake_halt();
+}
+
 static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(a_thread_is_asked_until_it_blocks_no_signal),
 	cmocka_unit_test(memory_that_is_not_there_is_an_error),
 };
 

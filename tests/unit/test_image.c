@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <unistd.h>
 
@@ -165,19 +166,24 @@ static void every_way_gives_the_same_bytes(void **state)
 		uint32_t depth;
 		int io_uring;
 		uint32_t workers;
+		bool is_cached;
 	} ways[] = {
-		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, 0, 0 },
-		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, 0, 2 },
-		{ 0, 30000, 777, FAKE_DIRECT_LIE, 4, 0, 3 },
-		{ GMEM_TRANSFER_NO_RING, 0, 0, FAKE_DIRECT_DISK, 0, 0, 2 },
-		{ 0, 0, 0, FAKE_DIRECT_NEVER, 1, 0, 0 },
-		{ 0, 0, 8192, FAKE_DIRECT_LIE, 2, 0, 0 },
-		{ 0, 30000, 777, FAKE_DIRECT_DISK, 0, 0, 0 },
-		{ 0, 4096, 4096, FAKE_DIRECT_DISK, 3, 0, 0 },
-		{ GMEM_TRANSFER_NO_RING, 0, 0, FAKE_DIRECT_DISK, 0, 0, 0 },
-		{ GMEM_TRANSFER_NO_RING, 1000, 512, FAKE_DIRECT_DISK, 0, 0, 0 },
-		{ GMEM_TRANSFER_NO_DIRECT, 0, 0, FAKE_DIRECT_DISK, 32, 0, 0 },
-		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, -EPERM, 0 },
+		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, 0, 0, false },
+		{ 0, 0, 0, FAKE_DIRECT_NEVER, 1, 0, 0, false },
+		{ 0, 0, 8192, FAKE_DIRECT_LIE, 2, 0, 0, false },
+		{ 0, 30000, 777, FAKE_DIRECT_DISK, 0, 0, 0, false },
+		{ 0, 4096, 4096, FAKE_DIRECT_DISK, 3, 0, 0, false },
+		{ GMEM_TRANSFER_NO_RING, 0, 0, FAKE_DIRECT_DISK, 0, 0, 0, false },
+		{ GMEM_TRANSFER_NO_RING, 1000, 512, FAKE_DIRECT_DISK, 0, 0, 0, false },
+		{ GMEM_TRANSFER_NO_DIRECT, 0, 0, FAKE_DIRECT_DISK, 32, 0, 0, false },
+		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, -EPERM, 0, false },
+		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, 0, 4, false },
+		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, 0, 2, true },
+		{ 0, 30000, 777, FAKE_DIRECT_DISK, 0, 0, 1024, true },
+		{ GMEM_TRANSFER_NO_RING, 0, 4096, FAKE_DIRECT_DISK, 0, 0, 3, true },
+		{ 0, 0, 0, FAKE_DIRECT_DISK, 0, 0, 2, false },
+		{ 0, 30000, 777, FAKE_DIRECT_LIE, 4, 0, 3, false },
+		{ GMEM_TRANSFER_NO_RING, 0, 0, FAKE_DIRECT_DISK, 0, 0, 2, false },
 	};
 
 	(void)state;
@@ -193,6 +199,8 @@ static void every_way_gives_the_same_bytes(void **state)
 		fake.io_uring = ways[i].io_uring;
 		fake_set_direct(ways[i].direct);
 		fake_shorten_io(ways[i].most);
+		if (ways[i].is_cached)
+			fake_cache_files();
 
 		assert_ok(gmem_vm_save(g.unit.vm, fd, &opts, &out));
 		assert_int_equal(out.data_bytes + out.zero_bytes, total(&g));
@@ -514,6 +522,87 @@ static void any_number_of_workers_writes_the_same_image(void **state)
 	gmem_plan_free(plan);
 	unit_end(&unit);
 }
+
+/* ---- room ahead in the file ---- */
+
+static struct gmem_transfer *save_half(const struct unit *unit, int fd)
+{
+	struct gmem_transfer_result result = { .size = sizeof(result) };
+	struct gmem_transfer *transfer;
+
+	assert_ok(gmem_vm_save_begin(unit->vm, fd, NULL, &transfer));
+	while (gmem_transfer_get_result(transfer, &result) == 0 && result.data_bytes < 9 * MIB)
+		assert_int_equal(gmem_transfer_step(transfer, 1), GMEM_TRANSFER_MORE);
+	return transfer;
+}
+
+static void save_rest(struct gmem_transfer *transfer)
+{
+	int ret;
+
+	while ((ret = gmem_transfer_step(transfer, 1)) > 0)
+		;
+	assert_int_equal(ret, 0);
+	assert_ok(gmem_transfer_free(transfer));
+}
+
+/* The file ends with the image, or where it ended before, whatever room it had meanwhile. */
+static void room_ahead_is_taken_back(void **state)
+{
+	struct gmem_transfer_result result = { .size = sizeof(result) };
+	struct gmem_transfer *transfer;
+	struct gmem_region *region;
+	struct unit unit;
+	uint64_t size;
+	char byte = 1;
+	int fd;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region(&unit, 16, MANY_PAGES, NULL);
+	memset(gmem_region_hva(region), 3, MANY_PAGES * 4096);
+	fake_set_direct(FAKE_DIRECT_DISK);
+
+	fd = new_file();
+	transfer = save_half(&unit, fd);
+	assert_true(size_of(fd) >= 16 * MIB);
+	save_rest(transfer);
+	size = size_of(fd);
+	assert_ok(gmem_image_verify(fd, NULL, &result));
+	assert_int_equal(size, result.file_bytes);
+
+	/* a save that is given up */
+	assert_int_equal(ftruncate(fd, 0), 0);
+	assert_ok(gmem_transfer_free(save_half(&unit, fd)));
+	assert_true(size_of(fd) < 12 * MIB);
+
+	/* what is behind, before the save and during it */
+	assert_int_equal(pwrite(fd, &byte, 1, (off_t)(64 * MIB)), 1);
+	save_rest(save_half(&unit, fd));
+	assert_int_equal(size_of(fd), 64 * MIB + 1);
+	assert_int_equal(ftruncate(fd, 0), 0);
+	transfer = save_half(&unit, fd);
+	assert_int_equal(pwrite(fd, &byte, 1, (off_t)(64 * MIB)), 1);
+	save_rest(transfer);
+	assert_int_equal(size_of(fd), 64 * MIB + 1);
+	assert_ok(gmem_image_verify(fd, NULL, NULL));
+
+	/* no room, and no right to it */
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(ftruncate(fd, 0), 0);
+		if (i == 0)
+			fake_fail_kind(FAKE_EXTEND, 0, 1, -ENOSPC);
+		else
+			fake_set_limit(RLIMIT_FSIZE, size);
+		save_rest(save_half(&unit, fd));
+		assert_int_equal(size_of(fd), size);
+		assert_ok(gmem_image_verify(fd, NULL, NULL));
+	}
+	close(fd);
+	unit_end(&unit);
+}
+
+/* ---- failures of threads ---- */
 
 /* Lent threads, too, until the transfer is done */
 static void *lend(void *data)
@@ -915,6 +1004,7 @@ static void turned_bit_is_found(void **state)
 		assert_int_equal(pread(fd, &old, 1, (off_t)at), 1);
 		new = (char)(old ^ (1 << at % 8));
 		assert_int_equal(pwrite(fd, &new, 1, (off_t)at), 1);
+		verify.workers = (uint32_t)(at % 3);
 		assert_true(gmem_vm_restore(g.unit.vm, fd, &verify, NULL) < 0);
 		assert_int_equal(pwrite(fd, &old, 1, (off_t)at), 1);
 	}
@@ -924,6 +1014,46 @@ static void turned_bit_is_found(void **state)
 			assert_int_equal(((char *)gmem_region_hva(g.regions[i]))[at], 0x33);
 	assert_ok(gmem_vm_restore(g.unit.vm, fd, &verify, NULL));
 	check(&g, 7);
+	close(fd);
+	end(&g);
+}
+
+static void workers_refuse_what_one_refuses(void **state)
+{
+	static const uint64_t at[] = { 0, 20, 24, 4096, 4100, 8192 + 16, MIB, MIB + 24, MIB + 5000, 2 * MIB + 40, 2 * MIB + 99999 };
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 4);
+	GMEM_OPTS(gmem_transfer_result, one);
+	GMEM_OPTS(gmem_transfer_result, many);
+	char sentence[512], old, new;
+	struct guest g;
+	int fd, err;
+
+	(void)state;
+	begin(&g);
+	soil(&g, 7);
+	fd = new_file();
+	assert_ok(gmem_vm_save(g.unit.vm, fd, NULL, NULL));
+	for (size_t i = 0; i < 2 * ARRAY_SIZE(at); i++) {
+		uint64_t where = at[i / 2];
+
+		if (i == 1)
+			fake_cache_files();
+		if (where >= size_of(fd))
+			break;
+		assert_int_equal(pread(fd, &old, 1, (off_t)where), 1);
+		new = old ^ 4;
+		assert_int_equal(pwrite(fd, &new, 1, (off_t)where), 1);
+		err = gmem_vm_restore(g.unit.vm, fd, NULL, &one);
+		snprintf(sentence, sizeof(sentence), "%s", gmem_last_error());
+		assert_true(err < 0);
+		assert_int_equal(gmem_vm_restore(g.unit.vm, fd, &opts, &many), err);
+		assert_string_equal(gmem_last_error(), sentence);
+		assert_int_equal(many.data_bytes, one.data_bytes);
+		assert_int_equal(many.zero_bytes, one.zero_bytes);
+		assert_int_equal(pwrite(fd, &old, 1, (off_t)where), 1);
+	}
+	assert_ok(gmem_vm_restore(g.unit.vm, fd, &opts, &many));
+	assert_int_equal(many.data_bytes, total(&g));
 	close(fd);
 	end(&g);
 }
@@ -1990,6 +2120,7 @@ int main(void)
 		cmocka_unit_test(regions_may_be_cut_and_backed_otherwise),
 		cmocka_unit_test(another_page_size_reads_it_too),
 		cmocka_unit_test(any_number_of_workers_writes_the_same_image),
+		cmocka_unit_test(room_ahead_is_taken_back),
 		cmocka_unit_test(saving_goes_on_after_a_failure_of_any_thread),
 		cmocka_unit_test(steps_never_wait_and_may_be_few),
 		cmocka_unit_test(a_full_disk_is_waited_for_and_gone_on_with),
@@ -2004,6 +2135,7 @@ int main(void)
 		cmocka_unit_test(private_ranges_are_declared_and_left_out),
 		cmocka_unit_test(missing_block_is_found),
 		cmocka_unit_test(turned_bit_is_found),
+	cmocka_unit_test(workers_refuse_what_one_refuses),
 		cmocka_unit_test(an_older_image_underneath_does_not_show_through),
 		cmocka_unit_test(contradictory_records_are_refused),
 		cmocka_unit_test(other_files_are_no_images),

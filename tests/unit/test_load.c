@@ -4,6 +4,8 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -876,6 +878,262 @@ static void larger_pages_and_host_memory_work_too(void **state)
 	unit_end(&unit);
 }
 
+/* ---- several threads ---- */
+
+#define ZEROS_AT (5 * MIB)
+
+/* No zeros but in two pages at ZEROS_AT */
+static void invent_dense(struct bench *b)
+{
+	for (uint64_t at = 0; at < b->size; at += 8)
+		*(uint64_t *)(void *)(b->source + at) = at + 1;
+	memset(b->source + ZEROS_AT, 0, 2 * b->unit.page);
+}
+
+static void workers_load_what_one_loads(void **state)
+{
+	static const struct {
+		uint64_t flags, most;
+		bool sparse, is_dense, is_cached, recovers;
+	} ways[] = {
+		{ 0, 0, false, true, true, true }, { 0, 0, true, false, true, true },
+		{ 0, 0, false, true, false, false }, { 0, 0, true, false, false, false },
+		{ GMEM_TRANSFER_NO_RING, 0, false, true, false, true },
+		{ GMEM_TRANSFER_NO_RING, 5000, true, false, true, false },
+		{ 0, 70000, false, true, true, true }, { GMEM_TRANSFER_NO_DIRECT, 3000, true, true, false, true },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(ways); i++) {
+		struct gmem_transfer_result one = { .size = sizeof(one) }, many = one;
+		struct bench b;
+
+		begin(&b, 12 * MIB);
+		ways[i].is_dense ? invent_dense(&b) : invent(&b, 5);
+		ways[i].sparse ? write_sparse(&b, b.size) : write_dense(&b);
+		if (ways[i].is_cached)
+			fake_cache_files();
+		if (ways[i].recovers)
+			assert_ok(gmem_recovery_enable());
+		fake_set_direct(FAKE_DIRECT_DISK);
+		fake_shorten_io(ways[i].most);
+		for (uint32_t workers = 1; workers <= 81; workers *= 3) {
+			GMEM_OPTS(gmem_transfer_opts, opts, .flags = ways[i].flags, .workers = workers);
+
+			soil(&b);
+			load_all(&b, &opts, &many);
+			if (workers == 1)
+				one = many;
+			assert_int_equal(many.zero_bytes, one.zero_bytes);
+			assert_int_equal(many.data_bytes, one.data_bytes);
+			assert_int_equal(many.file_bytes, one.file_bytes);
+			assert_int_equal(many.engine, one.engine);
+		}
+		if (ways[i].recovers)
+			gmem_recovery_disable();
+		end(&b);
+	}
+}
+
+static void dense_data_needs_no_buffer_and_its_zeros_no_memory(void **state)
+{
+	(void)state;
+	for (uint32_t workers = 1; workers <= 4; workers += 3) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .workers = workers);
+		struct gmem_transfer_result result = { .size = sizeof(result) };
+		struct gmem_lease *lease;
+		struct bench b;
+
+		begin(&b, 12 * MIB);
+		invent_dense(&b);
+		write_dense(&b);
+		fake_cache_files();
+		assert_ok(gmem_recovery_enable());
+
+		/* somebody else relies on the second of the pages that turn out to be zero */
+		assert_ok(gmem_lease_new(b.unit.vm, b.gpa + ZEROS_AT + b.unit.page, b.unit.page, NULL, &lease));
+		assert_ok(gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, b.size, &opts, &result));
+		assert_int_equal(result.zero_bytes, 2 * b.unit.page);
+		assert_true(is_allocated(&b, ZEROS_AT - b.unit.page));
+		assert_true(is_allocated(&b, ZEROS_AT + 2 * b.unit.page));
+		gmem_lease_free(lease);
+		check_guest(&b, 0, b.source, b.size);
+
+		unit_end(&b.unit);
+		unit_begin_vm(&b.unit, "6.18");
+		b.low = unit_region(&b.unit, 16, b.low_size / b.unit.page, NULL);
+		b.high = unit_region(&b.unit, 16 + b.low_size / b.unit.page,
+				     (b.size - b.low_size) / b.unit.page, NULL);
+		fake_cache_files();
+		assert_ok(gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, b.size, &opts, &result));
+		assert_int_equal(result.zero_bytes, 2 * b.unit.page);
+		for (uint64_t at = 0; at < b.size; at += b.unit.page)
+			assert_int_equal(is_allocated(&b, at), at < ZEROS_AT || at >= ZEROS_AT + 2 * b.unit.page);
+
+		/* pages that were there before stay there */
+		soil(&b);
+		load_all(&b, &opts, &result);
+		assert_int_equal(result.zero_bytes, 2 * b.unit.page);
+		assert_true(is_allocated(&b, ZEROS_AT));
+		gmem_recovery_disable();
+		end(&b);
+	}
+}
+
+struct failure {
+	int err;
+	char sentence[512];
+	uint64_t bytes;
+};
+
+/* Step until a failure, which is put into @ret, or until it is done. */
+static void step_to_failure(struct gmem_transfer *transfer, struct failure *ret)
+{
+	struct gmem_transfer_result result = { .size = sizeof(result) };
+
+	do {
+		ret->err = gmem_transfer_step(transfer, 1);
+	} while (ret->err > 0);
+	snprintf(ret->sentence, sizeof(ret->sentence), "%s", ret->err ? gmem_last_error() : "");
+	assert_ok(gmem_transfer_get_result(transfer, &result));
+	ret->bytes = result.data_bytes + result.zero_bytes;
+}
+
+static void workers_fail_where_one_fails(void **state)
+{
+	static const uint64_t flags[] = { 0, 0, GMEM_TRANSFER_NO_RING };
+	enum { SHORTENED, UNREACHABLE };
+
+	(void)state;
+	for (size_t i = 0; i < 2 * ARRAY_SIZE(flags); i++) {
+		struct failure one = { .err = 0 }, many;
+
+		for (uint32_t workers = 1; workers <= 4; workers += 3) {
+			GMEM_OPTS(gmem_transfer_opts, opts, .flags = flags[i / 2], .workers = workers);
+			struct gmem_transfer *transfer;
+			struct bench b;
+
+			begin(&b, 12 * MIB);
+			invent_dense(&b);
+			write_dense(&b);
+			assert_ok(gmem_recovery_enable());
+			if (i / 2 == 1)
+				fake_cache_files();
+			assert_ok(gmem_vm_load_begin(b.unit.vm, b.gpa, b.fd, 0, b.size, &opts, &transfer));
+			if (i % 2 == SHORTENED)
+				assert_int_equal(ftruncate(b.fd, 9 * MIB + 5000), 0);
+			else
+				assert_int_equal(mprotect(guest(&b, 7 * MIB + b.unit.page), b.unit.page, PROT_NONE), 0);
+			step_to_failure(transfer, &many);
+			if (workers == 1)
+				one = many;
+			assert_int_equal(many.err, one.err);
+			assert_int_equal(many.bytes, one.bytes);
+			if (i % 2 == UNREACHABLE) {
+				assert_int_equal(many.err, -EFAULT);
+				assert_int_equal(many.bytes, 7 * MIB);
+				assert_int_equal(mprotect(guest(&b, 7 * MIB + b.unit.page), b.unit.page,
+							  PROT_READ | PROT_WRITE), 0);
+				step_to_failure(transfer, &many);
+				assert_int_equal(many.bytes, b.size);
+				check_guest(&b, 0, b.source, b.size);
+			} else {
+				assert_string_equal(many.sentence, one.sentence);
+				check_guest(&b, 0, b.source, 9 * MIB + 5000);
+			}
+			assert_ok(gmem_transfer_free(transfer));
+			gmem_recovery_disable();
+			end(&b);
+		}
+	}
+}
+
+static void *lend(void *data)
+{
+	return (void *)(intptr_t)gmem_transfer_work(data);
+}
+
+static void *lend_blocked(void *data)
+{
+	sigset_t signals;
+
+	sigfillset(&signals);
+	pthread_sigmask(SIG_BLOCK, &signals, NULL);
+	return lend(data);
+}
+
+static int stop_at_2_mib(void *data, uint64_t done, uint64_t total)
+{
+	(void)data;
+	(void)total;
+	return done >= 2 * MIB && done < 4 * MIB;
+}
+
+static void lent_threads_work_until_it_is_done_or_fails(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < 20; i++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .workers = i % 5,
+			  .progress = i % 2 ? stop_at_2_mib : NULL);
+		struct gmem_transfer *transfer;
+		struct failure outcome;
+		pthread_t threads[3];
+		struct bench b;
+		void *ret;
+
+		/* too little for threads of the library's */
+		begin(&b, 6 * MIB);
+		invent(&b, i);
+		write_dense(&b);
+		if (i % 3)
+			fake_cache_files();
+		assert_ok(gmem_vm_load_begin(b.unit.vm, b.gpa, b.fd, 0, b.size, &opts, &transfer));
+		for (size_t t = 0; t < 3; t++)
+			assert_int_equal(pthread_create(&threads[t], NULL, lend, transfer), 0);
+		step_to_failure(transfer, &outcome);
+		for (size_t t = 0; t < 3; t++) {
+			assert_int_equal(pthread_join(threads[t], &ret), 0);
+			assert_null(ret);
+		}
+		assert_ok(gmem_transfer_work(transfer));
+		while (outcome.err == -ECANCELED)
+			step_to_failure(transfer, &outcome);
+		assert_int_equal(outcome.err, 0);
+		check_guest(&b, 0, b.source, b.size);
+		assert_ok(gmem_transfer_work(transfer));
+		assert_ok(gmem_transfer_free(transfer));
+		end(&b);
+	}
+}
+
+static void lent_thread_has_to_be_able_to_recover(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 2);
+	struct gmem_transfer *transfer;
+	pthread_t thread;
+	struct bench b;
+	void *ret;
+
+	(void)state;
+	begin(&b, 2 * MIB);
+	write_dense(&b);
+	assert_ok(gmem_recovery_enable());
+	assert_refused(-EINVAL, "transfer is NULL", gmem_transfer_work(NULL));
+	assert_ok(gmem_vm_load_begin(b.unit.vm, b.gpa, b.fd, 0, b.size, &opts, &transfer));
+	assert_int_equal(pthread_create(&thread, NULL, lend_blocked, transfer), 0);
+	assert_int_equal(pthread_join(thread, &ret), 0);
+	assert_int_equal((intptr_t)ret, -EINVAL);
+
+	/* one that sleeps leaves when the transfer is freed */
+	assert_int_equal(pthread_create(&thread, NULL, lend, transfer), 0);
+	usleep(20000);
+	assert_ok(gmem_transfer_free(transfer));
+	assert_int_equal(pthread_join(thread, &ret), 0);
+	assert_null(ret);
+	gmem_recovery_disable();
+	end(&b);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -902,6 +1160,11 @@ int main(void)
 	cmocka_unit_test(few_of_many_regions_are_asked_about_huge_pages),
 	cmocka_unit_test(ordinary_pages_beside_huge_ones_are_no_huge_pages),
 	cmocka_unit_test(larger_pages_and_host_memory_work_too),
+	cmocka_unit_test(workers_load_what_one_loads),
+	cmocka_unit_test(dense_data_needs_no_buffer_and_its_zeros_no_memory),
+	cmocka_unit_test(workers_fail_where_one_fails),
+	cmocka_unit_test(lent_threads_work_until_it_is_done_or_fails),
+	cmocka_unit_test(lent_thread_has_to_be_able_to_recover),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

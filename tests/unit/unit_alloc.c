@@ -13,7 +13,7 @@ void *__wrap_calloc(size_t count, size_t size);
 void *__wrap_realloc(void *old, size_t size);
 void *__wrap_aligned_alloc(size_t align, size_t size);
 
-static unsigned countdown;
+static unsigned countdown, made;
 static bool struck;
 
 void unit_fail_alloc(unsigned n)
@@ -28,9 +28,17 @@ bool unit_alloc_struck(void)
 	return struck;
 }
 
+unsigned unit_alloc_count(void)
+{
+	return made;
+}
+
 static bool fails(void)
 {
-	if (fake_is_running() || !countdown || --countdown)
+	if (fake_is_running())
+		return false;
+	made++;
+	if (!countdown || --countdown)
 		return false;
 	struck = true;
 	return true;

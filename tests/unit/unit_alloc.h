@@ -9,5 +9,7 @@
 void unit_fail_alloc(unsigned n);
 /* Did it? No other will. */
 bool unit_alloc_struck(void);
+/* The library's allocations so far */
+unsigned unit_alloc_count(void);
 
 #endif

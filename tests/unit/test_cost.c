@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: MIT */
+/* cost: which system calls a change of the layout makes, and what it takes from the heap */
+#include <errno.h>
+#include <stdbool.h>
+#include <sys/mman.h>
+
+#include "unit.h"
+#include "unit_alloc.h"
+
+#define MOST_CALLS	6
+#define NONE		FAKE_CALLS
+
+/* A region as its user asks for it, and all calls that it takes, but for close() */
+struct ask {
+	const char *name;
+	const char *kernel;
+	uint32_t backing;
+	uint64_t flags;
+	bool has_file;
+	enum fake_call add[MOST_CALLS], remove[3];
+	unsigned int allocations;
+};
+
+static const struct ask asks[] = {
+	{ "shared", "6.18", GMEM_BACKING_SHARED, 0, false,
+	  { FAKE_CREATE_GMEMFD, FAKE_SET_CLOEXEC, FAKE_MMAP, FAKE_MADVISE, FAKE_SET_SLOT2, NONE },
+	  { FAKE_DELETE_SLOT, FAKE_MUNMAP, NONE }, 2 },
+	{ "shared, of a file", "6.18", GMEM_BACKING_SHARED, 0, true,
+	  { FAKE_MMAP, FAKE_MADVISE, FAKE_SET_SLOT2, NONE },
+	  { FAKE_DELETE_SLOT, FAKE_MUNMAP, NONE }, 1 },
+	{ "mapped", "6.18", GMEM_BACKING_MAPPED, 0, false,
+	  { FAKE_CREATE_GMEMFD, FAKE_SET_CLOEXEC, FAKE_MMAP, FAKE_MADVISE, FAKE_SET_SLOT, NONE },
+	  { FAKE_DELETE_SLOT, FAKE_MUNMAP, NONE }, 2 },
+	{ "host", "6.18", GMEM_BACKING_HOST, 0, false,
+	  { FAKE_MMAP, FAKE_MADVISE, FAKE_SET_SLOT, NONE },
+	  { FAKE_DELETE_SLOT, FAKE_MUNMAP, NONE }, 1 },
+	{ "the caller's", "6.18", GMEM_BACKING_HOST, GMEM_REGION_HVA, false,
+	  { FAKE_MAPPING_AT, FAKE_SET_SLOT, NONE }, { FAKE_DELETE_SLOT, NONE }, 1 },
+	{ "a device's range", "6.18", GMEM_BACKING_HOST, GMEM_REGION_DEVICE, false,
+	  { NONE }, { NONE }, 1 },
+};
+
+struct scene {
+	struct unit unit;
+	struct gmem_plan *plan;
+	struct gmem_file *file;
+	void *memory;
+	struct gmem_region_opts opts;
+};
+
+static void begin(struct scene *s, const struct ask *ask)
+{
+	unit_begin_vm(&s->unit, ask->kernel);
+	s->plan = unit_plan(&s->unit, ask->backing);
+	s->file = NULL;
+	s->memory = mmap(NULL, PAGES(&s->unit, 4), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(s->memory, MAP_FAILED);
+	s->opts = (struct gmem_region_opts){ .size = sizeof(s->opts), .flags = ask->flags };
+	if (ask->has_file)
+		assert_ok(gmem_file_new(s->unit.vm_fd, PAGES(&s->unit, 4), s->plan, &s->file));
+	if (ask->flags & GMEM_REGION_DEVICE)
+		return;
+	s->opts.plan = s->plan;
+	s->opts.file = s->file;
+	s->opts.hva = ask->flags & GMEM_REGION_HVA ? s->memory : NULL;
+}
+
+static void end(struct scene *s)
+{
+	gmem_file_free(s->file);
+	gmem_plan_free(s->plan);
+	munmap(s->memory, PAGES(&s->unit, 4));
+	unit_end(&s->unit);
+}
+
+static struct gmem_region *add(struct scene *s)
+{
+	struct gmem_region *region;
+
+	assert_ok(gmem_region_add(s->unit.vm, 0, PAGES(&s->unit, 4), &s->opts, &region));
+	return region;
+}
+
+/* Counts since boot, to be compared with those after a call */
+struct counts {
+	unsigned int calls[FAKE_CALLS], all, allocations;
+};
+
+static struct counts count(void)
+{
+	struct counts counts = { .all = fake_count_all(), .allocations = unit_alloc_count() };
+
+	for (unsigned int i = 0; i < FAKE_CALLS; i++)
+		counts.calls[i] = fake_count((enum fake_call)i);
+	return counts;
+}
+
+/* @made: each of them was called once since, and no other was; ends with NONE */
+static void check_calls(const struct ask *ask, const struct counts *before, const enum fake_call *made)
+{
+	struct counts now = count();
+	unsigned int expected = 0;
+
+	for (; made[expected] != NONE; expected++)
+		if (now.calls[made[expected]] - before->calls[made[expected]] != 1)
+			fail_msg("%s: %u times %s", ask->name,
+				 now.calls[made[expected]] - before->calls[made[expected]],
+				 fake_call_name(made[expected]));
+	for (unsigned int i = 0; i < FAKE_CALLS && now.all - before->all != expected; i++)
+		if (now.calls[i] != before->calls[i])
+			print_message("%s: %u times %s\n", ask->name, now.calls[i] - before->calls[i],
+				      fake_call_name((enum fake_call)i));
+	assert_int_equal(now.all - before->all, expected);
+}
+
+static void region_comes_and_goes_with_the_calls_it_needs(void **state)
+{
+	struct counts before;
+	struct scene s;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(asks); i++) {
+		const struct ask *ask = &asks[i];
+		struct gmem_region *region;
+
+		begin(&s, ask);
+		/* The first one opens what later ones ask, and no view is waited for once it is freed. */
+		assert_ok(gmem_region_remove(add(&s)));
+		before = count();
+		region = add(&s);
+		check_calls(ask, &before, ask->add);
+		before = count();
+		assert_ok(gmem_region_remove(region));
+		check_calls(ask, &before, ask->remove);
+		end(&s);
+	}
+}
+
+static void only_a_view_is_waited_for(void **state)
+{
+	struct counts before;
+	struct gmem_view *view;
+	struct scene s;
+
+	(void)state;
+	begin(&s, &asks[0]);
+	assert_ok(gmem_view_new(s.unit.vm, &view));
+	before = count();
+	assert_ok(gmem_region_remove(add(&s)));
+	assert_int_equal(count().calls[FAKE_MEMBARRIER] - before.calls[FAKE_MEMBARRIER], 2);
+	gmem_view_free(view);
+	before = count();
+	assert_ok(gmem_region_remove(add(&s)));
+	assert_int_equal(count().calls[FAKE_MEMBARRIER], before.calls[FAKE_MEMBARRIER]);
+	end(&s);
+}
+
+static void region_takes_two_allocations_at_most(void **state)
+{
+	struct counts before;
+	struct scene s;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(asks); i++) {
+		struct gmem_region *region;
+
+		begin(&s, &asks[i]);
+		before = count();
+		region = add(&s);
+		assert_int_equal(count().allocations - before.allocations, asks[i].allocations);
+		before = count();
+		assert_ok(gmem_region_remove(region));
+		assert_int_equal(count().allocations, before.allocations);
+		end(&s);
+	}
+}
+
+static void refusal_takes_no_memory(void **state)
+{
+	struct gmem_region *region, *first;
+	struct counts before;
+	struct scene s;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(asks); i++) {
+		begin(&s, &asks[i]);
+		first = add(&s);
+		before = count();
+		assert_int_equal(gmem_region_add(s.unit.vm, PAGES(&s.unit, 3), PAGES(&s.unit, 4), &s.opts, &region),
+				 -EEXIST);
+		assert_int_equal(gmem_region_add(s.unit.vm, 1, PAGES(&s.unit, 4), &s.opts, &region), -EINVAL);
+		s.opts.flags |= UNIT_UNKNOWN_BIT;
+		assert_int_equal(gmem_region_add(s.unit.vm, PAGES(&s.unit, 8), PAGES(&s.unit, 4), &s.opts,
+						 &region), -EINVAL);
+		assert_int_equal(gmem_region_move(first, 1), -EINVAL);
+		assert_int_equal(gmem_region_split(first, 0, &region), -EINVAL);
+		assert_non_null(gmem_last_error());
+		assert_int_equal(count().allocations, before.allocations);
+		end(&s);
+	}
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(region_comes_and_goes_with_the_calls_it_needs),
+	cmocka_unit_test(only_a_view_is_waited_for),
+	cmocka_unit_test(region_takes_two_allocations_at_most),
+	cmocka_unit_test(refusal_takes_no_memory),
+};
+
+int main(void)
+{
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
