@@ -286,7 +286,7 @@ static void print_by_hand(struct reader *reader)
 	bench.threads = 1;
 	bench.sample_us = 500;
 	bench.warm = true;
-	bench.count = reader->layout->count < LINEAR_LEAST || reader->layout->count > LINEAR_MOST ? 2 : 3;
+	bench.count = reader->layout->name < LINEAR_LEAST || reader->layout->name > LINEAR_MOST ? 2 : 3;
 	for (size_t i = 0; i < bench.count; i++) {
 		bench.sides[i].run = run[i];
 		bench.sides[i].data[0] = reader;

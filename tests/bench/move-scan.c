@@ -4,7 +4,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "base/crc32c.h"
 #include "bench.h"
 #include "os/sys.h"
 #include "region/host_look.h"
@@ -80,12 +79,6 @@ static void compare(void)
 		found += memcmp(move.hva + at, zeros, move.page) == 0;
 }
 
-static void sum_up(void)
-{
-	for (uint64_t at = 0; at < move.size; at += MIB)
-		found += gmem_crc32c(0, move.hva + at, MIB);
-}
-
 static void test_zero(void)
 {
 	for (uint64_t at = 0; at < move.size; at += move.page)
@@ -151,16 +144,7 @@ void move_scan_tables(void)
 		},
 		.count = 2,
 	};
-	static struct move_table sums = {
-		.title = "checksums of units of 1 MiB; base: memcmp() with a page of zeros",
-		.row = "scan/crc32c",
-		.sides = {
-			{ "memcmp", populate, compare, NULL, 0, 0 },
-			{ "gmem_crc32c", populate, sum_up, NULL, 1 / 0.9, 0 },
-		},
-		.count = 2,
-	};
-	struct move_table *const all[] = { &holes, &full, &unmapped, &thin, &extents, &zero, &sums };
+	struct move_table *const all[] = { &holes, &full, &unmapped, &thin, &extents, &zero };
 
 	marks = malloc(move.size / move.page);
 	zeros = calloc(1, move.page);

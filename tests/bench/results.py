@@ -21,7 +21,7 @@ PEER = "vm-memory"
 PARTS = {"nofault": 2, "slots": 2}
 MOST_PARTS = 3
 
-SECTION = re.compile(r"(<!-- rows: ([a-z ]+) -->\n).*?(<!-- end of rows -->)", re.S)
+SECTION = re.compile(r"(<!-- rows: ([a-z0-9 ]+) -->\n).*?(<!-- end of rows -->)", re.S)
 
 
 @dataclass(frozen=True)
