@@ -4497,10 +4497,10 @@ GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait);
  * gmem_transfer_work() - lend the calling thread to a transfer
  * @transfer: transfer with workers
  *
- * The thread loads or restores whenever a step of the transfer is under way in another
- * thread, and sleeps in between. It returns when the transfer is done, when a step has
- * failed, or when the transfer is freed, which waits for it; at once where that was
- * before, and for a transfer without workers, of a pipe, or that saves. It is not
+ * The thread transfers whenever a step of the transfer is under way in another thread, and
+ * sleeps in between. It returns when the transfer is done, when a step has failed, or when
+ * the transfer is freed, which waits for it; at once where that was before, and for a
+ * transfer without workers, or that reads a pipe. It is not
  * interrupted by signals, whose handlers run.
  *
  * For programs that may start no threads later on, or want theirs to do the work. Threads
