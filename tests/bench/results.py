@@ -124,6 +124,17 @@ class Results:
     def left_out(self) -> list[str]:
         return [fact.removeprefix("left out ") for fact in self.facts if fact.startswith("left out ")]
 
+    def keep(self, before: Results, table: str, has_peer: bool) -> None:
+        """Take from BEFORE what TABLE has measured nothing new for."""
+        is_measured = any(row.table == table for row in self.rows)
+        for (name, base), line in before.lines.items():
+            if name.partition("/")[0] == table and (not is_measured or not has_peer and base.startswith(PEER)):
+                self.lines.setdefault((name, base), line)
+        if not is_measured:
+            about = re.compile(rf"(table|left out) {table}\b")
+            self.facts = {fact: value for fact, value in self.facts.items() if not about.match(fact)} | \
+                         {fact: value for fact, value in before.facts.items() if about.match(fact)}
+
     def forget(self, table: str) -> None:
         """The rows and facts of a table that is measured again."""
         self.lines = {key: line for key, line in self.lines.items()
