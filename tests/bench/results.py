@@ -63,10 +63,9 @@ def is_in(name: str, prefixes: Iterable[str]) -> bool:
 
 def parse_row(line: str) -> Row:
     name, base, median, least, most, goal, own, unit = line.rstrip("\n").split("\t")
-    figures = [float(median), float(least), float(most)]
-    if not all(math.isfinite(figure) for figure in figures):
+    if not all(math.isfinite(float(figure)) for figure in (median, least, most)):
         raise ValueError(f"{name}: {median} ({least}-{most}) was not measured")
-    return Row(name, base, *figures,
+    return Row(name, base, float(median), float(least), float(most),
                None if goal == "-" else float(goal),
                "" if own == "-" else f"{own} {unit}")
 
