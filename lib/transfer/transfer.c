@@ -123,7 +123,7 @@ int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 
 void gmem_transfer_begin_hands(struct gmem_transfer *transfer, const struct gmem_io_params *params)
 {
-	gmem_hands_begin(&transfer->hands, params->workers,
+	gmem_hands_begin(&transfer->hands, transfer->io.workers,
 			 params->kind.has_size ? gmem_transfer_file_bytes(params) : UINT64_MAX,
 			 transfer->memory.look);
 }
