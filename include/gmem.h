@@ -371,10 +371,10 @@ GMEM_API void gmem_recovery_disable(void);
  * may become shorter. For guest memory there are views, which know whether it is still
  * there. As gmem_view_new() does for a view, the first call of a thread after
  * gmem_recovery_enable() that finds SIGBUS and SIGSEGV unblocked decides for the calls of
- * that thread that follow: keep both unblocked in it, since the kernel kills a thread that
- * blocks them at a page that is not there. Until then the kernel copies, with two system
- * calls each time. @hva may be any address; what is mapped there must not change
- * meanwhile to something that you do not want to read.
+ * that thread that follow, until recovery is disabled: keep both unblocked in it, since the
+ * kernel kills a thread that blocks them at a page that is not there. Until then the kernel
+ * copies, with two system calls each time. @hva may be any address; what is mapped there
+ * must not change meanwhile to something that you do not want to read.
  *
  * Thread-safe. Source: sigaction(2), sigprocmask(2), process_vm_readv(2). Since: 0.1.
  *
