@@ -236,8 +236,15 @@ GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
 
 GMEM_API int gmem_transfer_work(struct gmem_transfer *transfer)
 {
+	int err;
+
 	if (!transfer)
 		return gmem_fail(-EINVAL, "transfer is NULL");
+	err = transfer->vm ? gmem_vm_enter(transfer->vm) : 0;
+	if (err)
+		return err;
+	if (transfer->vm)
+		gmem_vm_leave(transfer->vm, 0);
 	/* What the fault handler is to recover from would kill this thread. */
 	if (transfer->memory.fast && !gmem_nofault_is_recoverable())
 		return gmem_fail(-EINVAL, "the thread blocks SIGBUS or SIGSEGV, and the transfer relies on "
