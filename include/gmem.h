@@ -3994,6 +3994,8 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * its own pieces, while a step of the transfer is under way. The library starts them when
  * the transfer begins, if there are 8 MiB to do or more; they block signals as that of a ring
  * does, take 128 KiB of stack, and end when the transfer is done, has failed or is freed.
+ * On a host of several NUMA nodes they move to processors of the node that a policy takes
+ * their memory from (gmem_vm_set_numa()); threads of the caller's never do.
  * Where it is refused threads, as in a sandbox, the others do the work, and threads of the
  * caller's can help: gmem_transfer_work(). Callbacks are called in the thread of the
  * transfer alone. Contents, counts, failures and their order are those of one worker, but
