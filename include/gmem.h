@@ -371,10 +371,10 @@ GMEM_API void gmem_recovery_disable(void);
  * may become shorter. For guest memory there are views, which know whether it is still
  * there. As gmem_view_new() does for a view, the first call of a thread after
  * gmem_recovery_enable() that finds SIGBUS and SIGSEGV unblocked decides for the calls of
- * that thread that follow: keep both unblocked in it, since the kernel kills a thread that
- * blocks them at a page that is not there. Until then the kernel copies, with two system
- * calls each time. @hva may be any address; what is mapped there must not change
- * meanwhile to something that you do not want to read.
+ * that thread that follow, until recovery is disabled: keep both unblocked in it, since the
+ * kernel kills a thread that blocks them at a page that is not there. Until then the kernel
+ * copies, with two system calls each time. @hva may be any address; what is mapped there
+ * must not change meanwhile to something that you do not want to read.
  *
  * Thread-safe. Source: sigaction(2), sigprocmask(2), process_vm_readv(2). Since: 0.1.
  *
@@ -3980,9 +3980,8 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
 
 /*
  * A transfer copies guest memory from a file or pipe, or to one, through buffers of
- * its own, or between the page cache and guest memory, so no disk's I/O is ever under way
- * to guest memory itself. With io_uring it
- * reads or writes many buffers at a time. Where io_uring or the thread for it is
+ * its own, or from the page cache, so no disk's I/O is ever under way to guest memory
+ * itself. With io_uring it reads or writes many buffers at a time. Where io_uring or the thread for it is
  * forbidden, or it was not built in, or its buffers (33 MiB at most) do not fit, the
  * transfer uses read(2), write(2) and one buffer, and its result says so.
  *
@@ -3991,9 +3990,9 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * and ends with the transfer, in gmem_transfer_free(). So the ring interrupts no system
  * call of another thread, as it would those of a thread that uses it itself, with EINTR.
  *
- * With workers of struct gmem_transfer_opts, several threads load, save and restore, each its own
- * pieces, while a step of the transfer is under way. The library starts them when the
- * transfer begins, if there are 8 MiB to do or more; they block signals as that of a ring
+ * With workers of struct gmem_transfer_opts, several threads load, save and restore, each
+ * its own pieces, while a step of the transfer is under way. The library starts them when
+ * the transfer begins, if there are 8 MiB to do or more; they block signals as that of a ring
  * does, take 128 KiB of stack, and end when the transfer is done, has failed or is freed.
  * On a host of several NUMA nodes they move to processors of the node that a policy takes
  * their memory from (gmem_vm_set_numa()); threads of the caller's never do.
@@ -4002,13 +4001,13 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * transfer alone. Contents, counts, failures and their order are those of one worker, but
  * after a failure up to 16 MiB behind the place where it occurred, and the holes between
  * them, may be loaded, too. An image has the same bytes, but for its random identity and the
- * checksums over it, whatever the number of threads was. A pipe is read by one thread. After a failure, the transfer
- * goes on without these threads.
+ * checksums over it, whatever the number of threads was. A pipe is read by one thread.
+ * After a failure, the transfer goes on without these threads.
  *
  * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore() and gmem_image_verify() do
  * a whole transfer and block. They make a ring only where it pays: not for what is in the
- * page cache, nor for an image of up to 2 MiB. A program with an event loop begins a transfer, which
- * may block, and calls gmem_transfer_step() whenever gmem_transfer_fd() is ready.
+ * page cache, nor for an image of up to 2 MiB. A program with an event loop begins a
+ * transfer, which may block, and calls gmem_transfer_step() whenever gmem_transfer_fd() is ready.
  *
  * Call gmem_recovery_enable() before a transfer begins: then copies cost what
  * memcpy(3) costs, otherwise each makes a system call.
@@ -4497,10 +4496,10 @@ GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait);
  * gmem_transfer_work() - lend the calling thread to a transfer
  * @transfer: transfer with workers
  *
- * The thread transfers whenever a step of the transfer is under way in another thread, and
- * sleeps in between. It returns when the transfer is done, when a step has failed, or when
- * the transfer is freed, which waits for it; at once where that was before, and for a
- * transfer without workers, or that reads a pipe. It is not
+ * The thread does pieces of the work whenever a step of the transfer is under way in
+ * another thread, and sleeps in between. It returns when the transfer is done, when a step
+ * has failed, or when the transfer is freed, which waits for it; at once where that was
+ * before, and for a transfer without workers or one that reads a pipe. It is not
  * interrupted by signals, whose handlers run.
  *
  * For programs that may start no threads later on, or want theirs to do the work. Threads
@@ -4511,11 +4510,12 @@ GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait);
  * A thread that was lent cannot step or free the transfer. In a child of fork() it returns
  * at once.
  *
- * Any number of threads, also while another one steps; not from a callback of the
- * transfer. Since: 0.1.
+ * Thread-safe, also while another thread steps, but not from a callback of the transfer.
+ * Since: 0.1.
  *
- * Return: 0, or -EINVAL @transfer is NULL, or the thread blocks SIGBUS or SIGSEGV although
- * the transfer relies on gmem_recovery_enable().
+ * Return: 0, also after a step failed, or -ESTALE after gmem_vm_free(), -EINVAL @transfer is
+ * NULL, or the thread blocks SIGBUS or SIGSEGV although the transfer relies on
+ * gmem_recovery_enable().
  */
 GMEM_API int gmem_transfer_work(struct gmem_transfer *transfer);
 

@@ -30,6 +30,9 @@ static void be_member(struct gmem_crew *crew)
 	/* A run that goes on has this one, too: threads take their time to start. */
 	uint64_t seen = crew->is_running ? crew->calls - 1 : crew->calls;
 
+	/* The leader works alone, and waits for nobody who comes now. */
+	if (crew->is_ending)
+		return;
 	crew->busy += crew->is_running;
 	crew->members++;
 	while (!crew->is_ending) {

@@ -521,7 +521,8 @@ static int restore_next(struct gmem_transfer *transfer, struct restore *restore,
 	err = restore->has_head ? 0 : check_beginning(transfer, piece.data, piece.size);
 	if (err)
 		return err;
-	if (piece.size - restore->used < IMAGE_BLOCK)
+	/* The file may have become shorter since what is used was read. */
+	if (piece.size < restore->used + IMAGE_BLOCK)
 		return no_end(transfer, restore);
 	return read_record(transfer, restore, (const void *)(piece.data + restore->used),
 			   piece.size - restore->used);
@@ -779,7 +780,7 @@ static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *us
 	transfer->step = restore_step;
 	transfer->end = restore_end;
 	/* Without that memory, one thread does it all. */
-	if (params.workers > 1)
+	if (transfer->io.workers)
 		restore->many = malloc(sizeof(*restore->many));
 	if (restore->many)
 		gmem_transfer_begin_hands(transfer, &params);

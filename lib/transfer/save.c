@@ -458,13 +458,14 @@ static int write_units(struct gmem_transfer *transfer, struct save *save)
 		else
 			unit++;
 	}
-	if (err)
+	/* What was put is in the queue even if its request was refused: the next step goes on behind it. */
+	if (err && save->written < save->unit_count)
 		return gmem_transfer_fail_io(transfer, err);
 
 	save->units[0] = *unit;
 	save->unit_count = 1;
 	save->written = 0;
-	return 0;
+	return err ? gmem_transfer_fail_io(transfer, err) : 0;
 }
 
 /* Write the last record, or first what there is no room behind. */

@@ -123,7 +123,7 @@ int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 
 void gmem_transfer_begin_hands(struct gmem_transfer *transfer, const struct gmem_io_params *params)
 {
-	gmem_hands_begin(&transfer->hands, params->workers,
+	gmem_hands_begin(&transfer->hands, transfer->io.workers,
 			 params->kind.has_size ? gmem_transfer_file_bytes(params) : UINT64_MAX,
 			 transfer->memory.look);
 }
@@ -151,6 +151,7 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer)
 	if (!transfer)
 		return 0;
 
+	gmem_hands_dismiss(&transfer->hands);
 	if (!gmem_io_close(&transfer->io))
 		return gmem_fail(-EBUSY, "%u completions are still to come on the ring",
 				 gmem_io_under_way(&transfer->io));
@@ -212,9 +213,6 @@ static int step_and_tell(struct gmem_transfer *transfer, bool wait)
 {
 	int err = transfer->step(transfer, wait);
 
-	if (transfer->is_done || (err && err != -EAGAIN))
-		gmem_hands_dismiss(&transfer->hands);
-
 	/* With nothing under way, nothing makes the fd of a ring ready. */
 	if (err == -EAGAIN)
 		return transfer->io.ring && !transfer->io.under_way ? GMEM_TRANSFER_MORE
@@ -226,12 +224,10 @@ static int step_and_tell(struct gmem_transfer *transfer, bool wait)
 	return transfer->is_done ? GMEM_TRANSFER_DONE : GMEM_TRANSFER_MORE;
 }
 
-GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
+static int check_and_step(struct gmem_transfer *transfer, bool wait)
 {
 	int err;
 
-	if (!transfer)
-		return gmem_fail(-EINVAL, "transfer is NULL");
 	if (wait && transfer->opts.ring)
 		return gmem_fail(-EINVAL, "waiting on the caller's ring would take completions of other users");
 	if (transfer->io.closing)
@@ -245,10 +241,31 @@ GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
 	return err ? err : gmem_vm_leave(transfer->vm, step_and_tell(transfer, wait));
 }
 
-GMEM_API int gmem_transfer_work(struct gmem_transfer *transfer)
+GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
 {
+	int ret;
+
 	if (!transfer)
 		return gmem_fail(-EINVAL, "transfer is NULL");
+
+	ret = check_and_step(transfer, wait);
+	/* Whatever ended it: who lent it a thread waits for that. */
+	if (ret <= GMEM_TRANSFER_DONE)
+		gmem_hands_dismiss(&transfer->hands);
+	return ret;
+}
+
+GMEM_API int gmem_transfer_work(struct gmem_transfer *transfer)
+{
+	int err;
+
+	if (!transfer)
+		return gmem_fail(-EINVAL, "transfer is NULL");
+	err = transfer->vm ? gmem_vm_enter(transfer->vm) : 0;
+	if (err)
+		return err;
+	if (transfer->vm)
+		gmem_vm_leave(transfer->vm, 0);
 	/* What the fault handler is to recover from would kill this thread. */
 	if (transfer->memory.fast && !gmem_nofault_is_recoverable())
 		return gmem_fail(-EINVAL, "the thread blocks SIGBUS or SIGSEGV, and the transfer relies on "

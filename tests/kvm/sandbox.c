@@ -774,6 +774,26 @@ TEST(snapshots_in_threads_call_what_the_table_says)
 	with_and_without_recovery(snapshot_with_threads);
 }
 
+/* Large enough that the file gets room ahead of what is written */
+static void snapshot_on_a_disk(uint32_t backing)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 2);
+	int fd = (int)WORKS(open("/var/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+	struct site s;
+
+	site_new(&s, DEFAULT_VM, backing, 24 * MIB / (uint64_t)sysconf(_SC_PAGESIZE), recovers);
+	OK(gmem_view_fill(s.view, BASE, 1, s.size, NULL));
+	enter(GMEM_SANDBOX_SNAPSHOT);
+	OK(gmem_vm_save(s.lab.vm, fd, &opts, NULL));
+	OK(gmem_vm_restore(s.lab.vm, fd, &opts, NULL));
+	leave();
+}
+
+TEST(snapshots_on_a_disk_call_what_the_table_says)
+{
+	with_and_without_recovery(snapshot_on_a_disk);
+}
+
 /* ---- share, import ---- */
 
 /* What the device tells, in memory that both have: its filter has no other way */

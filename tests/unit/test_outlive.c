@@ -81,6 +81,7 @@ static void check(const struct things *things, struct gmem_region *region)
 		       gmem_vcpu_handle_exit(things->vcpu, &run, -1, EFAULT, &exit));
 	assert_refused(-ESTALE, "was freed", gmem_vcpu_prefault(things->vcpu, 0, PAGE, NULL));
 	assert_refused(-ESTALE, "was freed", gmem_transfer_step(things->transfer, 1));
+	assert_refused(-ESTALE, "was freed", gmem_transfer_work(things->transfer));
 	assert_refused(-ESTALE, "was freed", gmem_export_dispatch(things->exporter));
 	assert_refused(-ESTALE, "was freed", gmem_export_table(things->exporter, extents, 2));
 	assert_refused(-ESTALE, "was freed", gmem_export_vhost_user(things->exporter, vhost, fds, 2));
