@@ -39,6 +39,7 @@ struct options {
 	uint64_t offset;
 	bool json;
 	bool allow_lost;
+	uint64_t workers;
 };
 
 static const char help[] =
@@ -52,6 +53,7 @@ static const char help[] =
 	"  --offset BYTES   where in FILE the image begins; 0x is understood\n"
 	"  --json           info, regions: write JSON, see gmem-image(1)\n"
 	"  --allow-lost     verify: accept an image without pages that the hardware lost\n"
+	"  --workers N      verify: with N threads\n"
 	"  -V, --version    print the version of libgmem\n"
 	"  -h, --help       print this\n"
 	"\n"
@@ -60,16 +62,19 @@ static const char help[] =
 
 /* ---- the command line ---- */
 
-static uint64_t parse_offset(const char *text)
+/* The library's limit, see struct gmem_transfer_opts */
+#define MAX_WORKERS 1024
+
+static uint64_t parse_number(const char *option, const char *text, uint64_t most, const char *what)
 {
-	unsigned long long offset;
+	unsigned long long number;
 	char *end;
 
 	errno = 0;
-	offset = strtoull(text, &end, 0);
-	if (*text < '0' || *text > '9' || *end || errno)
-		usage_error("--offset %s: this is no number of bytes", text);
-	return offset;
+	number = strtoull(text, &end, 0);
+	if (*text < '0' || *text > '9' || *end || errno || number > most)
+		usage_error("%s %s: this is no number of %s", option, text, what);
+	return number;
 }
 
 static enum command parse_command(const char *text)
@@ -80,12 +85,13 @@ static enum command parse_command(const char *text)
 	usage_error("%s: no such command; there are info, regions and verify", text);
 }
 
-enum { OPTION_OFFSET = 256, OPTION_JSON, OPTION_ALLOW_LOST };
+enum { OPTION_OFFSET = 256, OPTION_JSON, OPTION_ALLOW_LOST, OPTION_WORKERS };
 
 static const struct option known_options[] = {
 	{ "offset", required_argument, NULL, OPTION_OFFSET },
 	{ "json", no_argument, NULL, OPTION_JSON },
 	{ "allow-lost", no_argument, NULL, OPTION_ALLOW_LOST },
+	{ "workers", required_argument, NULL, OPTION_WORKERS },
 	{ "version", no_argument, NULL, 'V' },
 	{ "help", no_argument, NULL, 'h' },
 	{ NULL, 0, NULL, 0 },
@@ -95,13 +101,16 @@ static void take_option(int option, const char *argument, struct options *option
 {
 	switch (option) {
 	case OPTION_OFFSET:
-		options->offset = parse_offset(optarg);
+		options->offset = parse_number("--offset", optarg, UINT64_MAX, "bytes");
 		break;
 	case OPTION_JSON:
 		options->json = true;
 		break;
 	case OPTION_ALLOW_LOST:
 		options->allow_lost = true;
+		break;
+	case OPTION_WORKERS:
+		options->workers = parse_number("--workers", optarg, MAX_WORKERS, "threads up to 1024");
 		break;
 	case 'V':
 		printf("gmem-image %s\n", gmem_version());
@@ -136,6 +145,8 @@ static void parse_options(int argc, char **argv, struct options *options)
 		usage_error("--json is for info and regions; the exit status of verify tells");
 	if (options->allow_lost && options->command != COMMAND_VERIFY)
 		usage_error("--allow-lost is for verify");
+	if (options->workers && options->command != COMMAND_VERIFY)
+		usage_error("--workers is for verify");
 }
 
 /* ---- what is no image ---- */
@@ -379,6 +390,7 @@ static enum exit_status verify(const struct options *options, int fd)
 	struct watcher watcher = { .wants = isatty(STDERR_FILENO), .last = time(NULL) };
 	GMEM_OPTS(gmem_transfer_opts, opts, .image_offset = options->offset, .progress = tell_progress,
 		  .progress_data = &watcher, .lost = tell_lost, .lost_data = &watcher,
+		  .workers = (uint32_t)options->workers,
 		  .flags = options->allow_lost ? GMEM_TRANSFER_ALLOW_LOST : 0);
 	GMEM_OPTS(gmem_transfer_result, result, .file_bytes = 0);
 	int err = gmem_image_verify(fd, &opts, &result);

@@ -121,6 +121,8 @@ def bash_offers_arguments():
     equal(bash("gmem-image", "verify", "--al"), ["--allow-lost"], "--al")
     equal(bash("gmem-image", "verify", "--js"), [], "what verify refuses")
     equal(bash("gmem-image", "info", "--al"), [], "what info refuses")
+    equal(bash("gmem-image", "verify", "--wo"), ["--workers"], "--wo")
+    equal(bash("gmem-image", "info", "--wo"), [], "workers of info")
     equal(bash("gmem-image", "info", "--js"), ["--json"], "--js")
     equal(bash("gmem-probe", ""), [], "gmem-probe has no arguments")
 
@@ -130,6 +132,7 @@ def zsh_offers_arguments():
     check({"in-place", "guest-memfd"} <= set(zsh("gmem-probe --require ")), "--require")
     check("--json" not in zsh("gmem-image verify --"), "what verify refuses")
     check("--allow-lost" not in zsh("gmem-image regions --"), "what regions refuses")
+    check({"--allow-lost", "--workers"} <= set(zsh("gmem-image verify --")), "what verify takes")
     equal(zsh("gmem-image "), ["info", "regions", "verify"], "commands")
     check("guest.img" in zsh("gmem-image verify g"), "images")
     check("guest.img" in zsh("gmem-show g"), "dumps")

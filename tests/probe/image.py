@@ -143,6 +143,12 @@ def an_image_may_begin_anywhere_and_come_through_a_pipe():
     check(b"standard input: the image is whole" in result.stdout, result.stdout)
 
 
+def any_number_of_threads_verifies():
+    for workers in ("0", "1", "3", "1024"):
+        equal(tell("verify", "--workers", workers, data=usual()), tell("verify", data=usual()), workers)
+        refused(1, "not whole", "verify", "--workers", workers, "FILE", data=usual()[:-4096])
+
+
 def lost_pages_are_named_on_request():
     data = image_of([(0, MIB, HOST)], blocks=1, lost=[(64 * KIB, 8 * KIB)])
     refused(1, "not whole: .* gpa 0x10000, 0x2000 bytes", "verify", "FILE", data=data)
@@ -235,6 +241,8 @@ def wrong_usage_is_status_2():
             (["info", "a", "b"], "one image at a time"), (["verify", "--json", "a"], "--json is for"),
             (["info", "--allow-lost", "a"], "--allow-lost is for verify"), (["info", "--offset", "x", "a"], "no number"),
             (["info", "--offset", "-1", "a"], "no number"), (["info", "--offset", "99999999999999999999", "a"], "no number"),
+            (["info", "--workers", "2", "a"], "--workers is for verify"),
+            (["verify", "--workers", "1025", "a"], "no number of threads up to 1024"), (["verify", "--workers", "-2", "a"], "no number"),
             (["--nothing"], "no such option"), (["-x"], "no such option")):
         refused(2, pattern, *arguments)
 
@@ -269,6 +277,7 @@ run([
     json_has_it_all,
     a_whole_image_is_verified,
     an_image_may_begin_anywhere_and_come_through_a_pipe,
+    any_number_of_threads_verifies,
     lost_pages_are_named_on_request,
     damage_behind_the_lists_is_not_noticed_by_info,
     other_files_are_no_images,

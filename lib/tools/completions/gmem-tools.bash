@@ -54,7 +54,7 @@ _gmem_command() {
 _gmem_options_here() {
 	case $(_gmem_command) in
 	verify) _gmem_options "$1" | grep -vx -e --json ;;
-	info | regions) _gmem_options "$1" | grep -vx -e --allow-lost ;;
+	info | regions) _gmem_options "$1" | grep -vx -e --allow-lost -e --workers ;;
 	*) _gmem_options "$1" ;;
 	esac
 }
