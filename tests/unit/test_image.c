@@ -576,6 +576,17 @@ static void room_ahead_is_taken_back(void **state)
 	assert_ok(gmem_transfer_free(save_half(&unit, fd)));
 	assert_true(size_of(fd) < 12 * MIB);
 
+	/* a file that ends inside a block, and one whose file system does not tell its holes */
+	save_rest(save_half(&unit, fd));
+	assert_int_equal(pwrite(fd, &byte, 1, (off_t)size + 999), 1);
+	save_rest(save_half(&unit, fd));
+	assert_int_equal(size_of(fd), size + 1000);
+	assert_int_equal(ftruncate(fd, 0), 0);
+	fake_fail_kind(FAKE_FIND_DATA, 0, UINT_MAX, -EINVAL);
+	save_rest(save_half(&unit, fd));
+	fake_fail_struck();
+	assert_int_equal(size_of(fd), size);
+
 	/* what is behind, before the save and during it */
 	assert_int_equal(pwrite(fd, &byte, 1, (off_t)(64 * MIB)), 1);
 	save_rest(save_half(&unit, fd));
