@@ -371,10 +371,10 @@ GMEM_API void gmem_recovery_disable(void);
  * may become shorter. For guest memory there are views, which know whether it is still
  * there. As gmem_view_new() does for a view, the first call of a thread after
  * gmem_recovery_enable() that finds SIGBUS and SIGSEGV unblocked decides for the calls of
- * that thread that follow: keep both unblocked in it, since the kernel kills a thread that
- * blocks them at a page that is not there. Until then the kernel copies, with two system
- * calls each time. @hva may be any address; what is mapped there must not change
- * meanwhile to something that you do not want to read.
+ * that thread that follow, until recovery is disabled: keep both unblocked in it, since the
+ * kernel kills a thread that blocks them at a page that is not there. Until then the kernel
+ * copies, with two system calls each time. @hva may be any address; what is mapped there
+ * must not change meanwhile to something that you do not want to read.
  *
  * Thread-safe. Source: sigaction(2), sigprocmask(2), process_vm_readv(2). Since: 0.1.
  *
@@ -3994,6 +3994,8 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * its own pieces, while a step of the transfer is under way. The library starts them when
  * the transfer begins, if there are 8 MiB to do or more; they block signals as that of a ring
  * does, take 128 KiB of stack, and end when the transfer is done, has failed or is freed.
+ * On a host of several NUMA nodes they move to processors of the node that a policy takes
+ * their memory from (gmem_vm_set_numa()); threads of the caller's never do.
  * Where it is refused threads, as in a sandbox, the others do the work, and threads of the
  * caller's can help: gmem_transfer_work(). Each worker that reads has 1 MiB of buffers to itself;
  * where these do not fit, the calling thread does it all. Callbacks are called in the thread of the

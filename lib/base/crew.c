@@ -104,6 +104,15 @@ void gmem_crew_run(struct gmem_crew *crew, void (*work)(void *data), void *data)
 	gmem_lock_drop(&crew->lock);
 }
 
+unsigned int gmem_crew_number(const struct gmem_crew *crew)
+{
+	unsigned int number = crew->count;
+
+	while (number && !pthread_equal(pthread_self(), crew->threads[number - 1]))
+		number--;
+	return number;
+}
+
 void gmem_crew_dismiss(struct gmem_crew *crew)
 {
 	/* In a child the lock may be taken for ever, and the members wait for ever. */

@@ -338,6 +338,9 @@ static struct layer *take_layer(struct chain *chain, const struct action *below)
 /* ---- enable, disable ---- */
 
 static struct gmem_lock lock = GMEM_LOCK_INIT(GMEM_RANK_HANDLER);
+/* Each time that recovery is enabled has a number, of all of its users; 0: it is not enabled. */
+static atomic_uint enabled;
+static unsigned int last_enabled;
 
 /* @ret_installed: whether a layer was installed, and not there already */
 static int install(struct chain *chain, bool *ret_installed)
@@ -414,8 +417,8 @@ GMEM_API int gmem_recovery_enable(void)
 
 	gmem_lock_take(&lock);
 	err = install_all();
-	if (!err)
-		atomic_fetch_add(&users, 1);
+	if (!err && atomic_fetch_add(&users, 1) == 0)
+		atomic_store(&enabled, ++last_enabled);
 	gmem_lock_drop(&lock);
 	return err;
 }
@@ -424,6 +427,7 @@ GMEM_API void gmem_recovery_disable(void)
 {
 	gmem_lock_take(&lock);
 	if (atomic_load(&users) > 0 && atomic_fetch_sub(&users, 1) == 1) {
+		atomic_store(&enabled, 0);
 		for (size_t i = 0; i < GMEM_ARRAY_SIZE(chains); i++)
 			uninstall(&chains[i]);
 	}
@@ -446,9 +450,10 @@ bool gmem_nofault_is_recoverable(void)
 
 bool gmem_nofault_was_recoverable(void)
 {
-	static __thread bool is_known;
+	static __thread unsigned int known;
+	unsigned int now = atomic_load_explicit(&enabled, memory_order_relaxed);
 
-	if (!is_known)
-		is_known = gmem_nofault_is_recoverable();
-	return is_known && atomic_load_explicit(&users, memory_order_relaxed) > 0;
+	if (now && known != now && gmem_nofault_is_recoverable())
+		known = now;
+	return now && known == now;
 }

@@ -56,7 +56,10 @@
  * sandboxes forbid sigaction(2) once the handlers are there.
  */
 bool gmem_nofault_is_recoverable(void);
-/* The same without a system call: a thread that once did not block them does not do so later. */
+/*
+ * The same without a system call: a thread that once did not block them does not do so later, as
+ * long as recovery stays enabled.
+ */
 bool gmem_nofault_was_recoverable(void);
 
 /* ---- the recovery table ---- */

@@ -248,9 +248,10 @@ static int read_text(struct walk *walk, int fd)
 
 /* ---- both ---- */
 
+/* The kernel does not have the call, or a filter lets nobody have it. */
 static bool has_no_query(int err)
 {
-	return err == -ENOTTY || err == -EINVAL;
+	return err == -ENOTTY || err == -EINVAL || err == -EPERM || err == -ENOSYS;
 }
 
 /* The same from the text of @fd, which is read from where it is */
@@ -297,13 +298,16 @@ void gmem_host_maps_close(struct gmem_host_maps *maps)
 	maps->opened = 0;
 }
 
-/* The first question. Only a file that is asked stays open, not one that is read. */
+/*
+ * The first question. Only a file that is asked stays open, not one that is read. If it does not
+ * answer, a new one is asked: a filter may have come since, or the program has closed the file.
+ */
 static int ask_maps(struct gmem_host_maps *maps, struct walk *walk)
 {
 	int opened = __atomic_load_n(&maps->opened, __ATOMIC_RELAXED), fd, err;
 
-	if (opened)
-		return query(walk, opened - 1);
+	if (opened && !query(walk, opened - 1))
+		return 0;
 
 	fd = gmem_sys_open("/proc/self/maps", O_RDONLY);
 	if (fd < 0)

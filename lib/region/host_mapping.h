@@ -75,7 +75,8 @@ static inline bool gmem_host_mapping_is_private_file(const struct gmem_host_mapp
 
 /*
  * /proc/self/maps, which stays open for whoever asks often: opening it takes longer than asking.
- * In a child of fork() it tells of the parent. Zeroed, it is not open.
+ * In a child of fork() it tells of the parent; the VM refuses the child its memory (-EIO). Zeroed,
+ * it is not open.
  */
 struct gmem_host_maps {
 	int opened;	/* atomic: the fd plus 1, or 0 */

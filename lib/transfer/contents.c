@@ -148,11 +148,13 @@ static int look_at(struct gmem_transfer *transfer, const struct gmem_hand *hand,
 	return err;
 }
 
-static bool look_at_piece(void *data, const struct gmem_hand *hand, size_t piece)
+static bool look_at_piece(void *data, struct gmem_hand *hand, size_t piece)
 {
 	struct gmem_contents *contents = data;
+	struct gmem_contents_window *window = &contents->windows[piece];
 
-	return look_at(contents->transfer, hand, &contents->windows[piece]) == 0;
+	gmem_hand_come(hand, block_at(window, 0));
+	return look_at(contents->transfer, hand, window) == 0;
 }
 
 /* Cut the next windows off the memory, up to @most. */

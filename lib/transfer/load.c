@@ -168,12 +168,13 @@ static bool load_part(struct gmem_transfer *transfer, const struct gmem_hand *ha
 					&piece->stored) == 0;
 }
 
-static bool load_piece(void *data, const struct gmem_hand *hand, size_t index)
+static bool load_piece(void *data, struct gmem_hand *hand, size_t index)
 {
 	struct gmem_transfer *transfer = data;
 	struct load *load = transfer->state;
 	struct piece *piece = &load->pieces[index];
 
+	gmem_transfer_come(transfer, hand, piece->gpa);
 	if (piece->hole && gmem_leased_memory_clear(&transfer->memory, hand->look, piece->gpa, piece->hole))
 		return false;
 	if (!load_part(transfer, hand, piece))

@@ -563,15 +563,18 @@ static const struct image_record *get_record(const struct gmem_transfer *transfe
 }
 
 /* The records around it may turn out to be damaged. Each has what was checked, and nothing else. */
-static bool store_ready(void *data, const struct gmem_hand *hand, size_t index)
+static bool store_ready(void *data, struct gmem_hand *hand, size_t index)
 {
 	struct gmem_transfer *transfer = data;
 	struct restore *restore = transfer->state;
 	struct ready_record *ready = &restore->many->ready[index];
-	const struct image_record *record = get_record(transfer, hand, ready);
-	const char *bytes = (const char *)record + IMAGE_BLOCK;
+	const struct image_record *record;
 	uint64_t reached = ready->from;
+	const char *bytes;
 
+	gmem_transfer_come(transfer, hand, ready->head->data.base);
+	record = get_record(transfer, hand, ready);
+	bytes = (const char *)record + IMAGE_BLOCK;
 	if (!record || gmem_image_checksum(record) != record->checksum)
 		return false;
 	for (uint32_t i = 0; i < record->count; i++) {

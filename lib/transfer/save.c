@@ -363,14 +363,18 @@ static bool pack(const struct gmem_transfer *transfer, struct unit *unit)
 	return true;
 }
 
-static bool pack_piece(void *data, const struct gmem_hand *hand, size_t piece)
+static bool pack_piece(void *data, struct gmem_hand *hand, size_t piece)
 {
 	const struct gmem_transfer *transfer = data;
 	struct save *save = transfer->state;
 	struct unit unit = save->units[piece];	/* in no cache line of another thread's */
-	bool is_done = pack(transfer, &unit);
+	struct gmem_contents_place at = unit.at;
+	struct gmem_contents_run first;
+	bool is_done;
 
-	(void)hand;
+	if (hand->is_elsewhere && gmem_contents_next(&save->contents, &at, &first))
+		gmem_hand_come(hand, first.hva);
+	is_done = pack(transfer, &unit);
 	save->units[piece] = unit;
 	return is_done;
 }

@@ -128,6 +128,17 @@ void gmem_transfer_begin_hands(struct gmem_transfer *transfer, const struct gmem
 			 transfer->memory.look);
 }
 
+void gmem_transfer_come(const struct gmem_transfer *transfer, struct gmem_hand *hand, uint64_t gpa)
+{
+	const struct gmem_leased_range *range;
+
+	if (!hand->is_elsewhere)
+		return;
+	range = gmem_leased_memory_at(&transfer->memory, gpa);
+	if (range)
+		gmem_hand_come(hand, range->hva + (gpa - range->gpa));
+}
+
 void gmem_transfer_tell_lost(struct gmem_transfer *transfer, uint64_t gpa, uint64_t size)
 {
 	transfer->lost_bytes += size;

@@ -410,8 +410,11 @@ static bool is_uniform(const uint64_t *array, enum level level)
 	return array[0] <= LAST_CODE;
 }
 
-/* Called when @array, to which @entry leads and which the new table alone has, was changed */
-static void settle(struct gmem_full_table *table, uint64_t *entry, uint64_t *array,
+/*
+ * Called when @array, to which @entry leads and which the new table alone has, was changed. The
+ * entry was @old in the old table, which may have the arrays below, too.
+ */
+static void settle(struct gmem_full_table *table, uint64_t *entry, uint64_t old, uint64_t *array,
 		   enum level level, bool was_idle)
 {
 	bool idle;
@@ -425,7 +428,7 @@ static void settle(struct gmem_full_table *table, uint64_t *entry, uint64_t *arr
 	idle = is_idle(*entry, level);
 	table->idle[level] += idle;
 	if (idle && table->idle[level] > max_idle[level])
-		replace(table, entry, CODE_HOLE, level, CODE_HOLE);
+		replace(table, entry, old, level, CODE_HOLE);
 }
 
 /* ---- entering and removing ---- */
@@ -487,7 +490,7 @@ static int change_entry(const struct change *change, uint64_t *entry, uint64_t o
 		if (end == last)
 			break;
 	}
-	settle(change->table, entry, array, level, was_idle);
+	settle(change->table, entry, old, array, level, was_idle);
 	return 0;
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <pthread.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -420,7 +421,11 @@ static void record_figure(const char *base, struct bench_figure figure, double g
 void bench_print_against(const char *base, struct bench_figure ratio, double goal)
 {
 	bench_print_ratio(ratio, goal);
-	record_figure(base, ratio, goal);
+	/* A clock that did not move has measured nothing. */
+	if (ratio.min > 0 && isfinite(ratio.max))
+		record_figure(base, ratio, goal);
+	else
+		printf("  (too short for this machine's clock, not kept)\n");
 }
 
 void bench_print_amount(const char *unit, struct bench_figure figure, double goal)

@@ -8,6 +8,7 @@ table for each file in docs/performance.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ TREE = Path(__file__).resolve().parent.parent.parent
 PAGE = TREE / "docs/performance.md"
 DIRECTORY = TREE / "docs/performance"
 PEER = "vm-memory"
-# Parts of a name that make a line of docs/performance.md, by table
-PARTS = {"nofault": 2, "slots": 2}
+# Parts of a name that make a line of docs/performance.md, by the table or how the name begins
+PARTS = {"nofault": 2, "slots/add": 2, "slots/remove": 2, "load": 4, "save": 4}
 MOST_PARTS = 3
 
 SECTION = re.compile(r"(<!-- rows: ([a-z0-9 ]+) -->\n).*?(<!-- end of rows -->)", re.S)
@@ -62,6 +63,8 @@ def is_in(name: str, prefixes: Iterable[str]) -> bool:
 
 def parse_row(line: str) -> Row:
     name, base, median, least, most, goal, own, unit = line.rstrip("\n").split("\t")
+    if not all(math.isfinite(float(figure)) for figure in (median, least, most)):
+        raise ValueError(f"{name}: {median} ({least}-{most}) was not measured")
     return Row(name, base, float(median), float(least), float(most),
                None if goal == "-" else float(goal),
                "" if own == "-" else f"{own} {unit}")
@@ -98,6 +101,12 @@ class Results:
     def machine(self) -> str:
         return self.facts["machine"]
 
+    def heading(self, tables: list[str]) -> str:
+        """The machine, and whether it had other work while it measured TABLES"""
+        busy = any("NOT IDLE" in value for fact, value in self.facts.items()
+                   if fact.startswith("table ") and fact.split()[1] in tables)
+        return self.machine + (" (not idle)" if busy else "")
+
     def add(self, line: str) -> Row:
         row = parse_row(line)
         self.lines[row.key] = line.rstrip("\n")
@@ -114,12 +123,30 @@ class Results:
     def left_out(self) -> list[str]:
         return [fact.removeprefix("left out ") for fact in self.facts if fact.startswith("left out ")]
 
+    def about(self, table: str) -> dict[str, str]:
+        start = re.compile(rf"(table|left out) {table}\b")
+        return {fact: value for fact, value in self.facts.items() if start.match(fact)}
+
+    def lines_of(self, table: str) -> dict[tuple[str, str], str]:
+        return {key: line for key, line in self.lines.items() if key[0].partition("/")[0] == table}
+
+    def replace(self, fresh: Results, table: str, has_peer: bool) -> None:
+        """Take what FRESH has measured of TABLE; what it could not measure stays."""
+        new = fresh.lines_of(table)
+        if not new:
+            return
+        old = {key: line for key, line in self.lines_of(table).items()
+               if not has_peer and key[1].startswith(PEER)}
+        self.forget(table)
+        self.lines |= old | new
+        self.facts |= fresh.about(table)
+
     def forget(self, table: str) -> None:
         """The rows and facts of a table that is measured again."""
-        self.lines = {key: line for key, line in self.lines.items()
-                      if key[0].partition("/")[0] != table}
-        about = re.compile(rf"(table|left out) {table}\b")
-        self.facts = {fact: value for fact, value in self.facts.items() if not about.match(fact)}
+        for key in self.lines_of(table):
+            del self.lines[key]
+        for fact in self.about(table):
+            del self.facts[fact]
 
 
 def read(path: Path) -> Results:
@@ -148,8 +175,8 @@ Line = tuple[str, str]
 
 def line_of(row: Row) -> Line:
     """The line of the table in which ROW is: what is measured, and against what."""
-    parts = row.name.split("/")[:PARTS.get(row.table, MOST_PARTS)]
-    return "/".join(parts), row.base
+    count = next((count for start, count in PARTS.items() if is_in(row.name, [start])), MOST_PARTS)
+    return "/".join(row.name.split("/")[:count]), row.base
 
 
 def worst(rows: Iterable[Row]) -> Row:
@@ -188,7 +215,7 @@ def table(names: list[str], machines: list[Results]) -> str:
         by_machine.append(mine)
     shown = [(results, mine) for results, mine in zip(machines, by_machine) if mine]
 
-    head = ["row", "compared with", "goal", *(results.machine for results, _ in shown)]
+    head = ["row", "compared with", "goal", *(results.heading(names) for results, _ in shown)]
     text = [head, ["---"] * len(head)]
     for line, rows in sorted(lines.items(), key=lambda item: names.index(item[1][0].table)):
         text.append([f"`{line[0]}`", label(rows[0]), goal_of(rows),

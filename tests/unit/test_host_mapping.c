@@ -201,6 +201,37 @@ static void size_of_huge_pages_is_known_to_each_source(void **state)
 	end();
 }
 
+/* Whatever the file that stays open says, and whoever refuses the call: the size of pages is known. */
+static void file_that_stays_open_may_cease_to_answer(void **state)
+{
+	const int errors[] = { -ENOTTY, -EINVAL, -EPERM, -ENOSYS, -EBADF, -ESRCH, -EACCES };
+	struct gmem_host_maps maps = { 0 };
+	struct gmem_host_nature nature;
+	unsigned int times;
+
+	(void)state;
+	begin();
+	fake_mark_mapping(base + 5 * PAGE, PAGE, HUGE, "ht", 0);
+	for (size_t i = 0; i < ARRAY_SIZE(errors); i++) {
+		/* the file that stays open, and then the new one, too, where the kernel has no such call */
+		for (times = 1; times <= (i < 4 ? 2 : 1); times++) {
+			assert_ok(gmem_host_mapping_learn(&maps, base, 2 * PAGE, GMEM_MAPPING_HUGETLB, &nature));
+			assert_int_equal(nature.page_size, PAGE);
+			assert_true(maps.opened);
+			fake_fail_kind(FAKE_MAPPING_AT, 0, times, errors[i]);
+			assert_ok(gmem_host_mapping_learn(&maps, base, 6 * PAGE, GMEM_MAPPING_HUGETLB, &nature));
+			assert_int_equal(nature.page_size, HUGE);
+			assert_true(nature.mixes_pages);
+		}
+		if (i < 4) {
+			fake_fail_kind(FAKE_MAPPING_AT, 0, 1, errors[i]);
+			assert_int_equal(learn(6, GMEM_MAPPING_HUGETLB).page_size, HUGE);
+		}
+	}
+	gmem_host_maps_close(&maps);
+	end();
+}
+
 /* One look tells all of it, and what it leaves open does not hide the rest. */
 static void everything_is_learned_in_one_look(void **state)
 {
@@ -258,7 +289,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(locked_memory_is_asked_about_twice_and_is_no_device),
 	cmocka_unit_test(device_is_found_behind_other_memory),
 	cmocka_unit_test(size_of_huge_pages_is_known_to_each_source),
-		cmocka_unit_test(everything_is_learned_in_one_look),
+	cmocka_unit_test(file_that_stays_open_may_cease_to_answer),
+	cmocka_unit_test(everything_is_learned_in_one_look),
 	cmocka_unit_test(without_proc_nothing_is_known),
 	cmocka_unit_test(walk_ends_when_it_is_told_to),
 };

@@ -130,6 +130,44 @@ static void *read_blocked_and_unblocked(void *hva)
 	return NULL;
 }
 
+static void *read_blocked_once_it_may(void *hva)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGSEGV);
+	assert_ok(gmem_recovery_enable());
+	assert_false(has_kernel_copy(hva));
+	/* another user, for whom nothing changes */
+	assert_ok(gmem_recovery_enable());
+	gmem_recovery_disable();
+	assert_false(has_kernel_copy(hva));
+	gmem_recovery_disable();
+
+	assert_int_equal(pthread_sigmask(SIG_BLOCK, &set, NULL), 0);
+	assert_ok(gmem_recovery_enable());
+	assert_true(has_kernel_copy(hva));
+	assert_refused(-EFAULT, "cannot be read", gmem_hva_read((char *)hva + 2 * PAGE, &set, 1, NULL));
+	assert_int_equal(pthread_sigmask(SIG_UNBLOCK, &set, NULL), 0);
+	assert_false(has_kernel_copy(hva));
+	gmem_recovery_disable();
+	return NULL;
+}
+
+/* While recovery is not enabled a thread may block the signals, so it is asked again. */
+static void each_enabling_asks_anew(void **state)
+{
+	char *hva = map_file();
+	pthread_t thread;
+
+	(void)state;
+	fake_boot("6.18");
+	assert_int_equal(pthread_create(&thread, NULL, read_blocked_once_it_may, hva), 0);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	munmap(hva, 5 * PAGE);
+	fake_halt();
+}
+
 /* The answer is kept: what it is kept for is what a thread may not do later. */
 static void a_thread_is_asked_until_it_blocks_no_signal(void **state)
 {
@@ -148,6 +186,7 @@ static void a_thread_is_asked_until_it_blocks_no_signal(void **state)
 
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(a_thread_is_asked_until_it_blocks_no_signal),
+	cmocka_unit_test(each_enabling_asks_anew),
 	cmocka_unit_test(memory_that_is_not_there_is_an_error),
 };
 

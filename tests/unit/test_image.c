@@ -464,13 +464,14 @@ static char *contents_of(int fd, uint64_t *ret_size)
 /* All but the identity, which is random, and what depends on it */
 static void check_same_image(int one, int other)
 {
-	uint64_t size, other_size, at;
+	uint64_t size, other_size, at, next;
 	char *a = contents_of(one, &size), *b = contents_of(other, &other_size);
 
 	assert_int_equal(size, other_size);
-	for (at = 0; at < size; at += ((struct image_record *)(a + at))->size) {
+	for (at = 0; at < size; at = next) {
 		struct image_record *x = (void *)(a + at), *y = (void *)(b + at);
 
+		next = at + x->size;
 		assert_int_equal(y->checksum, gmem_image_checksum(y));
 		x->checksum = y->checksum = 0;
 		x->id = y->id;

@@ -607,6 +607,51 @@ static void old_table_stays_whole_beside_the_new_one(void **state)
 	model_end(&m);
 }
 
+#define RECENT 16
+
+/* Moves a region to @places[RECENT] in one table; the old one says of places what it said before. */
+static void move_beside(struct model *m, int r, const uint64_t *places)
+{
+	struct gmem_region *region = &m->regions[r];
+	uint64_t codes[RECENT + 1];
+	struct gmem_table *next;
+
+	for (size_t i = 0; i <= RECENT; i++)
+		codes[i] = gmem_table_translate(m->table, places[i]).code;
+	assert_ok(new_table(m->table, places[RECENT], &next));
+	assert_ok(gmem_table_remove(next, m->table, region->gpa.start, PAGE));
+	assert_ok(gmem_table_enter(next, m->table, region, places[RECENT], region->hva.start));
+	for (size_t i = 0; i <= RECENT; i++)
+		assert_int_equal(gmem_table_translate(m->table, places[i]).code, codes[i]);
+	gmem_table_free(m->table, next);
+	m->table = next;
+	region->gpa.start = places[RECENT];
+	assert_int_equal(error_at(m, places[RECENT]), 0);
+}
+
+/* An idle array beyond the bound leads to arrays that the old table has, too. */
+static void old_table_keeps_arrays_beyond_the_bound(void **state)
+{
+	/* Two pages in one entry, each of which needs an array of its own below it */
+	const struct { uint64_t step, apart; } cases[] = {
+		{ TIB / 2, GIB }, { GIB, 64 * MIB }, { 2 * MIB, 64 * 1024 }, { 64 * 1024, 2 * PAGE },
+	};
+	static uint64_t places[2 * 1200];
+	struct model m;
+
+	(void)state;
+	for (size_t c = 0; c < ARRAY_SIZE(cases); c++) {
+		for (uint64_t i = 0; i < ARRAY_SIZE(places); i++)
+			places[i] = i / 2 * cases[c].step + i % 2 * cases[c].apart;
+		model_begin(&m, 1);
+		set_region(&m, 0, places[0], PAGE, GIB);
+		set_region(&m, 1, places[1], PAGE, 2 * GIB);
+		for (size_t i = RECENT; i < ARRAY_SIZE(places); i++)
+			move_beside(&m, i % 2, &places[i - RECENT]);
+		model_end(&m);
+	}
+}
+
 /* Add and remove at a place with granules, and refuse each allocation in turn. */
 static bool refuse_allocation(unsigned n)
 {
@@ -783,6 +828,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(what_is_remembered_is_bounded),
 	cmocka_unit_test(granule_takes_as_many_pieces_as_pages),
 	cmocka_unit_test(old_table_stays_whole_beside_the_new_one),
+	cmocka_unit_test(old_table_keeps_arrays_beyond_the_bound),
 	cmocka_unit_test(every_allocation_may_fail_and_nothing_leaks),
 	cmocka_unit_test(entries_tell_whether_bits_must_be_looked_at),
 	cmocka_unit_test(slices_tell_whether_bits_must_be_looked_at),
