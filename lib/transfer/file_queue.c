@@ -846,6 +846,14 @@ static int finish_first(struct gmem_io *io, bool wait)
 	return err;
 }
 
+/* Can trim() tell it from what others write there? Not if it touches data, or holes are unknown. */
+static bool is_room(const struct gmem_io *io, uint64_t offset)
+{
+	uint64_t start, end;
+
+	return gmem_sys_seek_data(io->direct_fd, offset, &start, &end) == -ENXIO;
+}
+
 /*
  * Give the file as much room as it has of this transfer's bytes. Where the file system, the disk
  * or a limit refuses it, writes make the file longer.
@@ -869,6 +877,10 @@ static void extend(struct gmem_io *io, uint64_t end)
 		more = end - size + (more < EXTEND_MOST ? more : EXTEND_MOST);
 		err = gmem_sys_limit(RLIMIT_FSIZE) < size + more ? -EFBIG
 								 : gmem_sys_extend(io->direct_fd, size, more);
+		if (!err && !is_room(io, size)) {
+			gmem_sys_resize(io->direct_fd, size);
+			err = -EOPNOTSUPP;
+		}
 	}
 	/* After a failure, too, it may be longer. */
 	if (gmem_sys_file_size(io->direct_fd, &size) == 0)
@@ -882,11 +894,10 @@ static void extend(struct gmem_io *io, uint64_t end)
  */
 static void trim(struct gmem_io *io)
 {
-	uint64_t keep = io->position > io->old_size ? io->position : io->old_size, size, start, end;
+	uint64_t keep = io->position > io->old_size ? io->position : io->old_size, size;
 
 	if (io->extended > keep && io->made_by == gmem_process_number(&io->process) &&
-	    gmem_sys_file_size(io->direct_fd, &size) == 0 && size == io->extended &&
-	    gmem_sys_seek_data(io->direct_fd, keep, &start, &end) == -ENXIO)
+	    gmem_sys_file_size(io->direct_fd, &size) == 0 && size == io->extended && is_room(io, keep))
 		gmem_sys_resize(io->direct_fd, keep);
 	gmem_process_end(&io->process);
 	io->extended = 0;

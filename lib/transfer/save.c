@@ -422,7 +422,10 @@ static int pack_units(struct gmem_transfer *transfer, struct save *save)
 
 	/* A lost page takes a record: what comes behind has another place then. */
 	save->unit_count = (uint32_t)done + 1;
-	unit = &save->units[done];
+	/* What is full is written first, as one thread does. */
+	if (done)
+		return 0;
+	unit = &save->units[0];
 	return pack(transfer, unit) ? 0 : gmem_contents_lose(&save->contents, unit->at, unit->err);
 }
 

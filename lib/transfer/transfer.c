@@ -194,7 +194,7 @@ int gmem_transfer_fail_io(const struct gmem_transfer *transfer, int err)
  * transfer->done at most by:
  *   load     1 MiB of data, or 256 KiB if read from the page cache; 64 MiB of a hole; with
  *            workers 16 MiB of data, and of holes as much
- *   save     64 MiB, in windows of 16 MiB: a window is done once its pages are found
+ *   save     64 MiB, in windows of 4 MiB: a window is done once its pages are found
  *   restore  1 MiB of the file, a record; with workers 16 MiB; nothing in steps that clear
  *            memory
  */

@@ -550,7 +550,7 @@ static void save_rest(struct gmem_transfer *transfer)
 /* The file ends with the image, or where it ended before, whatever room it had meanwhile. */
 static void room_ahead_is_taken_back(void **state)
 {
-	struct gmem_transfer_result result = { .size = sizeof(result) };
+	GMEM_OPTS(gmem_transfer_opts, buffered, .flags = GMEM_TRANSFER_NO_DIRECT);
 	struct gmem_transfer *transfer;
 	struct gmem_region *region;
 	struct unit unit;
@@ -569,13 +569,26 @@ static void room_ahead_is_taken_back(void **state)
 	assert_true(size_of(fd) >= 16 * MIB);
 	save_rest(transfer);
 	size = size_of(fd);
-	assert_ok(gmem_image_verify(fd, NULL, &result));
-	assert_int_equal(size, result.file_bytes);
+	assert_ok(gmem_image_verify(fd, NULL, NULL));
+	assert_int_equal(ftruncate(fd, 0), 0);
+	assert_ok(gmem_vm_save(unit.vm, fd, &buffered, NULL));
+	assert_int_equal(size_of(fd), size);
 
 	/* a save that is given up */
 	assert_int_equal(ftruncate(fd, 0), 0);
 	assert_ok(gmem_transfer_free(save_half(&unit, fd)));
 	assert_true(size_of(fd) < 12 * MIB);
+
+	/* a file that ends inside a block, and one whose file system does not tell its holes */
+	save_rest(save_half(&unit, fd));
+	assert_int_equal(pwrite(fd, &byte, 1, (off_t)size + 999), 1);
+	save_rest(save_half(&unit, fd));
+	assert_int_equal(size_of(fd), size + 1000);
+	assert_int_equal(ftruncate(fd, 0), 0);
+	fake_fail_kind(FAKE_FIND_DATA, 0, UINT_MAX, -EINVAL);
+	save_rest(save_half(&unit, fd));
+	fake_fail_struck();
+	assert_int_equal(size_of(fd), size);
 
 	/* what is behind, before the save and during it */
 	assert_int_equal(pwrite(fd, &byte, 1, (off_t)(64 * MIB)), 1);
@@ -620,7 +633,8 @@ static void saving_goes_on_after_a_failure_of_any_thread(void **state)
 	struct gmem_transfer *transfer;
 	struct unit unit;
 	pthread_t thread;
-	int fd, one = new_file(), ret;
+	struct gmem_transfer_result result = { .size = sizeof(result) }, first = result;
+	int fd, one = new_file(), alone = new_file(), ret;
 	char *hva;
 
 	(void)state;
@@ -637,6 +651,11 @@ static void saving_goes_on_after_a_failure_of_any_thread(void **state)
 		while ((ret = gmem_transfer_step(transfer, 1)) > 0)
 			;
 		assert_int_equal(ret, -EFAULT);
+		assert_ok(gmem_transfer_get_result(transfer, &result));
+		opts.workers = 1;
+		assert_int_equal(gmem_vm_save(unit.vm, alone, &opts, &first), -EFAULT);
+		opts.workers = 3;
+		assert_int_equal(result.data_bytes, first.data_bytes);
 		assert_int_equal(mprotect(hva + pages[i] * 4096, 4096, PROT_READ | PROT_WRITE), 0);
 		while ((ret = gmem_transfer_step(transfer, 1)) > 0)
 			;
@@ -647,6 +666,7 @@ static void saving_goes_on_after_a_failure_of_any_thread(void **state)
 		close(fd);
 	}
 	close(one);
+	close(alone);
 	unit_end(&unit);
 }
 

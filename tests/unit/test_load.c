@@ -1141,6 +1141,52 @@ static void workers_fail_where_one_fails(void **state)
 	}
 }
 
+/* ---- core dumps ---- */
+
+#define SECRET 0x5ec2e75ec2e75ec2u
+#define STACK_SIZE MIB
+
+static void *load_and_save(void *data)
+{
+	struct bench *b = data;
+	int fd = memfd_create("image", MFD_CLOEXEC);
+
+	assert_ok(gmem_vm_load(b->unit.vm, b->gpa, b->fd, 0, b->size, NULL, NULL));
+	assert_ok(gmem_vm_save(b->unit.vm, fd, NULL, NULL));
+	close(fd);
+	return NULL;
+}
+
+/* A stack is in them. */
+static void guest_memory_does_not_stay_on_the_stack(void **state)
+{
+	(void)state;
+	for (uint64_t zeros = 0; zeros <= 64; zeros += 64) {
+		uint64_t *stack = aligned_alloc(65536, STACK_SIZE);
+		pthread_attr_t attributes;
+		pthread_t thread;
+		struct bench b;
+
+		begin(&b, 12 * MIB);
+		for (uint64_t at = 0; at < b.size; at += 8)
+			*(uint64_t *)(void *)(b.source + at) = at % 4096 < zeros ? 0 : SECRET;
+		write_dense(&b);
+		fake_cache_files();
+		assert_ok(gmem_recovery_enable());
+		memset(stack, 0, STACK_SIZE);
+		pthread_attr_init(&attributes);
+		assert_int_equal(pthread_attr_setstack(&attributes, stack, STACK_SIZE), 0);
+		assert_int_equal(pthread_create(&thread, &attributes, load_and_save, &b), 0);
+		assert_int_equal(pthread_join(thread, NULL), 0);
+		pthread_attr_destroy(&attributes);
+		for (size_t i = 0; i < STACK_SIZE / sizeof(*stack); i++)
+			assert_int_not_equal(stack[i], SECRET);
+		free(stack);
+		gmem_recovery_disable();
+		end(&b);
+	}
+}
+
 static void *lend(void *data)
 {
 	return (void *)(intptr_t)gmem_transfer_work(data);
@@ -1282,6 +1328,7 @@ int main(void)
 	cmocka_unit_test(few_of_many_regions_are_asked_about_huge_pages),
 	cmocka_unit_test(ordinary_pages_beside_huge_ones_are_no_huge_pages),
 	cmocka_unit_test(larger_pages_and_host_memory_work_too),
+	cmocka_unit_test(guest_memory_does_not_stay_on_the_stack),
 	cmocka_unit_test(workers_load_what_one_loads),
 	cmocka_unit_test(workers_count_what_one_counts),
 	cmocka_unit_test(less_memory_has_fewer_threads),
