@@ -146,7 +146,7 @@ def an_image_may_begin_anywhere_and_come_through_a_pipe():
 def any_number_of_threads_verifies():
     for workers in ("0", "1", "3", "1024"):
         equal(tell("verify", "--workers", workers, data=usual()), tell("verify", data=usual()), workers)
-        refused(1, "not whole", "verify", "--workers", workers, "FILE", data=usual()[:-4096])
+        refused(1, "not complete", "verify", "--workers", workers, "FILE", data=usual()[:-4096])
 
 
 def lost_pages_are_named_on_request():
