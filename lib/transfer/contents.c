@@ -235,7 +235,8 @@ int gmem_contents_look(struct gmem_contents *contents, bool *ret_any)
 		err = look_at_windows(contents);
 		looked += contents->count;
 	} while (count_blocks(contents) == 0 && *ret_any && !err && looked < CONTENTS_WINDOWS);
-	return err;
+	/* What was found before is saved first, as one thread does. The next look fails, too. */
+	return contents->count ? 0 : err;
 }
 
 bool gmem_contents_next(const struct gmem_contents *contents, struct gmem_contents_place *place,
