@@ -128,7 +128,7 @@ static void serve(struct gmem_view *view)
 	uint64_t avail, used, gpa, size;
 	int result;
 
-	/* Accesses that belong together: one layout for all, and the least that each can cost */
+	/* Accesses that belong together: one layout for all */
 	gmem_view_begin(view);
 	gmem_must(gmem_view_load(view, FIELD(avail), 4, GMEM_ACQUIRE, &avail), "the ring");
 	gmem_must(gmem_view_load(view, FIELD(used), 4, GMEM_RELAXED, &used), "the ring");

@@ -3996,8 +3996,9 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * does, take 128 KiB of stack, and end when the transfer is done, has failed or is freed.
  * On a host of several NUMA nodes they move to processors of the node that a policy takes
  * their memory from (gmem_vm_set_numa()); threads of the caller's never do.
- * Where it is refused threads, as in a sandbox, the others do the work, and threads of the
- * caller's can help: gmem_transfer_work(). Each worker that reads has 1 MiB of buffers to itself;
+ * Where it is refused threads, as in a sandbox, or shall start none, with
+ * GMEM_TRANSFER_NO_THREADS, the others do the work, and threads of the caller's can help:
+ * gmem_transfer_work(). Each worker that reads has 1 MiB of buffers to itself;
  * where these do not fit, the calling thread does it all. Callbacks are called in the thread of the
  * transfer alone. Contents, counts, failures and their order are those of one worker, but
  * after a failure up to 16 MiB behind the place where it occurred, and the holes between
@@ -4037,6 +4038,7 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
 #define GMEM_TRANSFER_VERIFY	(1ull << 5) /* restore: verify all of the image first */
 #define GMEM_TRANSFER_UNCHECKED	(1ull << 6) /* load, restore: do not check whether the memory fits */
 #define GMEM_TRANSFER_ALLOW_LOST (1ull << 7) /* save, restore, verify: without pages that were lost */
+#define GMEM_TRANSFER_NO_THREADS (1ull << 8) /* start none: no ring but the caller's; lent workers */
 
 /* Number of tags that one transfer uses on the caller's ring */
 #define GMEM_TRANSFER_TAGS 64
@@ -4507,10 +4509,11 @@ GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait);
  * reads a pipe, or has no memory for more buffers. It is not interrupted by signals, whose
  * handlers run.
  *
- * For programs that may start no threads later on, or want theirs to do the work. As many
- * threads work at a time as there are workers, the stepping one and of the others whichever
- * come first, the library's or those that are lent. None may be lent to a transfer that is freed: join them before, once a
- * step returned GMEM_TRANSFER_DONE or failed. The progress callback can have it fail.
+ * For programs that may start no threads later on, or want theirs to do the work
+ * (GMEM_TRANSFER_NO_THREADS). As many threads work at a time as there are workers, the
+ * stepping one and of the others whichever come first, the library's or those that are
+ * lent. None may be lent to a transfer that is freed: join them before, once a step
+ * returned GMEM_TRANSFER_DONE or failed. The progress callback can have it fail.
  *
  * A thread that was lent cannot step or free the transfer. In a child of fork() it returns
  * at once.

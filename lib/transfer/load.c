@@ -311,7 +311,7 @@ static int begin(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset, uint
 	if (!vm || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
 
-	err = gmem_transfer_check(user_opts, GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING | GMEM_TRANSFER_UNCHECKED,
+	err = gmem_transfer_check(user_opts, GMEM_TRANSFER_UNCHECKED,
 				  &opts);
 	if (!err && opts.image_offset)
 		err = gmem_fail(-EINVAL, "image_offset 0x%" PRIx64 ": there is no image", opts.image_offset);
@@ -343,7 +343,7 @@ static int begin(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset, uint
 		.offset = offset,
 		.is_direct = params.kind.is_direct,
 	};
-	gmem_transfer_begin_hands(transfer, &params);
+	gmem_transfer_begin_hands(transfer, transfer->io.workers, gmem_transfer_bytes_to_read(&params));
 	transfer->step = load_step;
 	transfer->total = total;
 	*ret = transfer;

@@ -783,7 +783,7 @@ static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *us
 	if (transfer->io.workers)
 		restore->many = malloc(sizeof(*restore->many));
 	if (restore->many)
-		gmem_transfer_begin_hands(transfer, &params);
+		gmem_transfer_begin_hands(transfer, transfer->io.workers, gmem_transfer_bytes_to_read(&params));
 	if (params.kind.has_size)
 		transfer->total = (params.end - params.position) << restore->verify_first;
 	*ret = transfer;
@@ -793,8 +793,7 @@ static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *us
 static int begin_restore(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts, bool waits,
 			 struct gmem_transfer **ret)
 {
-	const uint64_t flags = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING |
-			       GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_LEAVE_REST |
+	const uint64_t flags = GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_LEAVE_REST |
 			       GMEM_TRANSFER_VERIFY | GMEM_TRANSFER_UNCHECKED |
 			       GMEM_TRANSFER_ALLOW_LOST;
 
@@ -820,7 +819,7 @@ GMEM_API int gmem_vm_restore(struct gmem_vm *vm, int fd, const struct gmem_trans
 }
 
 /* Flags of transfers without a VM */
-static const uint64_t of_an_image = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING | GMEM_TRANSFER_ALLOW_LOST;
+static const uint64_t of_an_image = GMEM_TRANSFER_ALLOW_LOST;
 
 GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 			       struct gmem_transfer_result *ret)

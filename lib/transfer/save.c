@@ -566,8 +566,7 @@ static int check_privates(const struct gmem_leased_memory *memory, uint64_t flag
 static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *user_opts, bool waits,
 		 struct gmem_transfer **ret)
 {
-	const uint64_t flags = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING | GMEM_TRANSFER_SYNC |
-			       GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_ALLOW_LOST;
+	const uint64_t flags = GMEM_TRANSFER_SYNC | GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_ALLOW_LOST;
 	struct gmem_transfer *transfer;
 	struct gmem_transfer_opts opts;
 	struct gmem_io_params params;
@@ -604,8 +603,7 @@ static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *us
 		return err;
 	}
 
-	gmem_hands_begin(&transfer->hands, opts.workers, gmem_leased_memory_bytes(&transfer->memory),
-			 transfer->memory.look);
+	gmem_transfer_begin_hands(transfer, opts.workers, gmem_leased_memory_bytes(&transfer->memory));
 	save = transfer->state;
 	save->id = gmem_sys_random();
 	save->contents.transfer = transfer;

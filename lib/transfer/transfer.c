@@ -23,7 +23,8 @@ int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t fla
 {
 	const uint64_t all = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING | GMEM_TRANSFER_SYNC |
 			     GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_LEAVE_REST |
-			     GMEM_TRANSFER_VERIFY | GMEM_TRANSFER_UNCHECKED | GMEM_TRANSFER_ALLOW_LOST;
+			     GMEM_TRANSFER_VERIFY | GMEM_TRANSFER_UNCHECKED | GMEM_TRANSFER_ALLOW_LOST |
+			     GMEM_TRANSFER_NO_THREADS;
 	int err;
 
 	err = GMEM_COPY_OPTS(gmem_transfer_opts, ret, user_opts, workers);
@@ -32,6 +33,7 @@ int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t fla
 	if (err)
 		return err;
 
+	flags |= GMEM_TRANSFER_NO_RING | GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_THREADS;
 	if (ret->flags & ~flags)
 		return gmem_fail(-EINVAL, "flags 0x%" PRIx64 " has bits 0x%" PRIx64
 				 " that are for another kind of transfer", ret->flags,
@@ -68,7 +70,7 @@ int gmem_transfer_inspect(const struct gmem_transfer_opts *opts, int fd, bool wr
 		.fd = fd,
 		.writing = writing,
 		.no_direct = opts->flags & GMEM_TRANSFER_NO_DIRECT,
-		.no_ring = opts->flags & GMEM_TRANSFER_NO_RING,
+		.no_ring = opts->flags & (GMEM_TRANSFER_NO_RING | (opts->ring ? 0 : GMEM_TRANSFER_NO_THREADS)),
 		.depth = opts->depth,
 		.position = offset,
 		.ring = opts->ring,
@@ -121,11 +123,16 @@ int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 	return 0;
 }
 
-void gmem_transfer_begin_hands(struct gmem_transfer *transfer, const struct gmem_io_params *params)
+uint64_t gmem_transfer_bytes_to_read(const struct gmem_io_params *params)
 {
-	gmem_hands_begin(&transfer->hands, transfer->io.workers,
-			 params->kind.has_size ? gmem_transfer_file_bytes(params) : UINT64_MAX,
-			 transfer->memory.look);
+	return params->kind.has_size ? gmem_transfer_file_bytes(params) : UINT64_MAX;
+}
+
+void gmem_transfer_begin_hands(struct gmem_transfer *transfer, uint32_t workers, uint64_t bytes)
+{
+	bool starts_threads = !(transfer->opts.flags & GMEM_TRANSFER_NO_THREADS);
+
+	gmem_hands_begin(&transfer->hands, workers, starts_threads ? bytes : 0, transfer->memory.look);
 }
 
 void gmem_transfer_come(const struct gmem_transfer *transfer, struct gmem_hand *hand, uint64_t gpa)

@@ -35,7 +35,7 @@ struct gmem_transfer {
 	bool is_done;
 };
 
-/* Copy @user_opts to @ret and check them; @flags are the flags this kind of transfer has. */
+/* Copy @user_opts to @ret and check them; @flags are the flags this kind of transfer has beside those of all. */
 int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t flags,
 			struct gmem_transfer_opts *ret);
 /* Find out what kind of file @fd is, check @opts against it, and fill in @ret. */
@@ -46,8 +46,10 @@ uint64_t gmem_transfer_file_bytes(const struct gmem_io_params *params);
 /* Allocate a transfer that has neither memory nor a file yet. */
 int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 		      size_t state_size, struct gmem_transfer **ret);
-/* Have threads, as many as the queue has memory for, if what @params says there is to do is worth them. */
-void gmem_transfer_begin_hands(struct gmem_transfer *transfer, const struct gmem_io_params *params);
+/* Have up to @workers threads, of the library's if @bytes are worth them and it may start some. */
+void gmem_transfer_begin_hands(struct gmem_transfer *transfer, uint32_t workers, uint64_t bytes);
+/* Bytes that a transfer from the file reads, at most; UINT64_MAX: not known */
+uint64_t gmem_transfer_bytes_to_read(const struct gmem_io_params *params);
 /* A piece has its memory at @gpa: see gmem_hand_come(). */
 void gmem_transfer_come(const struct gmem_transfer *transfer, struct gmem_hand *hand, uint64_t gpa);
 /* Count a range that the hardware lost, and tell the caller. */

@@ -1248,6 +1248,26 @@ static void lent_threads_work_until_it_is_done_or_fails(void **state)
 	}
 }
 
+static void none_but_lent_threads_work_if_none_shall_start(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 4, .flags = GMEM_TRANSFER_NO_THREADS);
+	GMEM_OPTS(gmem_transfer_result, result);
+	struct gmem_transfer *transfer;
+	struct bench b;
+
+	(void)state;
+	begin(&b, 16 * MIB);
+	write_dense(&b);
+	assert_ok(gmem_vm_load_begin(b.unit.vm, b.gpa, b.fd, 0, 0, &opts, &transfer));
+	assert_int_equal(transfer->hands.count, 4);
+	assert_int_equal(transfer->hands.crew.count, 0);
+	assert_ok(gmem_transfer_get_result(transfer, &result));
+	assert_int_equal(result.engine, GMEM_ENGINE_PLAIN);
+	assert_int_equal(result.no_ring, -ECANCELED);
+	assert_ok(gmem_transfer_free(transfer));
+	end(&b);
+}
+
 static void lent_thread_returns_when_the_vm_is_over(void **state)
 {
 	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 2);
@@ -1336,6 +1356,7 @@ int main(void)
 	cmocka_unit_test(dense_data_needs_no_buffer_and_its_zeros_no_memory),
 	cmocka_unit_test(workers_fail_where_one_fails),
 	cmocka_unit_test(lent_threads_work_until_it_is_done_or_fails),
+	cmocka_unit_test(none_but_lent_threads_work_if_none_shall_start),
 	cmocka_unit_test(lent_thread_returns_when_the_vm_is_over),
 	cmocka_unit_test(lent_thread_has_to_be_able_to_recover),
 	};
