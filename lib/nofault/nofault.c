@@ -375,45 +375,45 @@ static size_t slow_compare(const void *a, const void *b, size_t size, int *ret_c
 	*ret_cmp = 0;
 	*ret_err = 0;
 
-	while (done < size && !*ret_err) {
+	while (done < size && !*ret_err && !*ret_cmp) {
 		n = min_size(size - done, sizeof(left));
 		n = gmem_nofault_slow_copy(left, (const char *)a + done, n, &err_left);
 		m = gmem_nofault_slow_copy(right, (const char *)b + done, n, &err_right);
 
-		for (i = 0; i < m; i++) {
-			if (left[i] != right[i]) {
-				*ret_cmp = left[i] < right[i] ? -1 : 1;
-				return done + i;
-			}
-		}
-		done += m;
-		*ret_err = m < n ? err_right : err_left;
+		for (i = 0; i < m && left[i] == right[i]; i++)
+			;
+		done += i;
+		if (i < m)
+			*ret_cmp = left[i] < right[i] ? -1 : 1;
+		else
+			*ret_err = m < n ? err_right : err_left;
 	}
+	/* For core dumps, which have the stack. */
+	explicit_bzero(left, sizeof(left));
+	explicit_bzero(right, sizeof(right));
 	return done;
 }
 
 static size_t slow_string(char *dst, const char *src, size_t max, int *ret_err)
 {
 	char chunk[SLOW_CHUNK];
-	size_t done = 0, n, text, stored;
+	size_t done = 0, n, text;
+	bool has_ended = false;
 	int err;
 
 	*ret_err = 0;
 
-	while (done < max) {
+	while (done < max && !has_ended && !*ret_err) {
 		/* Stop at the end of the page: the next one may be missing, behind the NUL. */
 		n = min_size(min_size(max - done, sizeof(chunk)), to_page_end(src + done));
 		n = gmem_nofault_slow_copy(chunk, src + done, n, &err);
 		text = strnlen(chunk, n);
-		stored = gmem_nofault_slow_copy(dst + done, chunk, text, ret_err);
-		done += stored;
-		if (*ret_err || text < n)
-			return done;
-		if (err) {
+		done += gmem_nofault_slow_copy(dst + done, chunk, text, ret_err);
+		has_ended = text < n;
+		if (!has_ended && !*ret_err)
 			*ret_err = err;
-			return done;
-		}
 	}
+	explicit_bzero(chunk, sizeof(chunk));
 	return done;
 }
 

@@ -583,6 +583,52 @@ TEST(wild_pointers_are_errors_of_every_function)
 	}
 }
 
+/* ---- what stays behind ---- */
+
+#define SECRET 0x5e
+#define STACK  (256 << 10)
+
+static void *compare_and_read_secrets(void *secrets)
+{
+	const char *a = secrets, *b = a + 10000;
+	char *text = (char *)secrets + 20000;
+	int cmp, err, fast;
+
+	FOR_EACH_ENGINE(fast) {
+		CHECK_EQ(gmem_nofault_compare(fast, a, b, 10000, &cmp, &err), 10000);
+		CHECK_EQ(cmp | err, 0);
+		CHECK_EQ(gmem_nofault_string(fast, text, a, 10000, &err), 10000);
+		CHECK_EQ(gmem_nofault_string(fast, text, a, 100, &err), 100);
+		CHECK_EQ(err, 0);
+	}
+	return NULL;
+}
+
+/* A core dump has the stack. */
+TEST(nothing_stays_on_the_stack)
+{
+	char *secrets = malloc(30000), *stack = aligned_alloc(4096, STACK);
+	pthread_attr_t attr;
+	pthread_t thread;
+	size_t left = 0;
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+	skip("a sanitizer's stacks are not looked at");
+#endif
+	with_recovery();
+	memset(secrets, SECRET, 30000);
+	memset(stack, 0, STACK);
+	CHECK_EQ(pthread_attr_init(&attr), 0);
+	CHECK_EQ(pthread_attr_setstack(&attr, stack, STACK), 0);
+	CHECK_EQ(pthread_create(&thread, &attr, compare_and_read_secrets, secrets), 0);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	for (size_t i = 0; i < STACK; i++)
+		left += stack[i] == SECRET;
+	/* registers that were saved */
+	if (left > 256)
+		FAIL("%zu bytes stay on the stack", left);
+}
+
 int main(int argc, char **argv)
 {
 	return run_tests(argc, argv);
