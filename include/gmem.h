@@ -4018,8 +4018,10 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * read and written at given offsets, and the position of the fd does not change.
  * Pipes and sockets are read and written at their present position. Writes raise no
  * SIGPIPE or SIGXFSZ, except on a ring of the caller's: to a pipe without a reader, or if
- * another process lowers RLIMIT_FSIZE while they are under way. If vCPUs or devices
- * write to memory while it is saved or loaded, the result mixes old and new contents.
+ * another process lowers RLIMIT_FSIZE while they are under way. What is read from the page
+ * cache, or without a ring, of an fd that has O_DIRECT itself may be refused where its offset
+ * or size is no multiple of a block, -EINVAL. If vCPUs or devices write to memory while it
+ * is saved or loaded, the result mixes old and new contents.
  *
  * A transfer has leases on all memory that it reads or writes, from its beginning until
  * it is freed; their holder is the name of the function, such as "gmem_vm_save". So no

@@ -860,7 +860,7 @@ static bool is_room(const struct gmem_io *io, uint64_t offset)
  */
 static void extend(struct gmem_io *io, uint64_t end)
 {
-	uint64_t more = io->position - io->begin, size;
+	uint64_t more = io->position - io->begin, size, used;
 	int err;
 
 	if (!io->extends || more < EXTEND_FROM || end <= io->extended)
@@ -877,8 +877,10 @@ static void extend(struct gmem_io *io, uint64_t end)
 		more = end - size + (more < EXTEND_MOST ? more : EXTEND_MOST);
 		err = gmem_sys_limit(RLIMIT_FSIZE) < size + more ? -EFBIG
 								 : gmem_sys_extend(io->direct_fd, size, more);
-		if (!err && !is_room(io, size)) {
-			gmem_sys_resize(io->direct_fd, size);
+		/* Writes may be under way up to the position. */
+		used = size > io->position ? size : io->position;
+		if (!err && !is_room(io, used)) {
+			gmem_sys_resize(io->direct_fd, used);
 			err = -EOPNOTSUPP;
 		}
 	}
