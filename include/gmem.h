@@ -3998,7 +3998,7 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * A transfer copies guest memory from a file or pipe, or to one, through buffers of
  * its own, or from the page cache, so no disk's I/O is ever under way to guest memory
  * itself. With io_uring it reads or writes many buffers at a time. Where io_uring or the thread for it is
- * forbidden, or it was not built in, or its buffers (33 MiB at most) do not fit, the
+ * forbidden, or it was not built in, or its buffers (33 MiB at most, with workers see below) do not fit, the
  * transfer uses read(2), write(2) and one buffer, and its result says so.
  *
  * A ring of the library's own belongs to a thread that submits to it, blocks all signals
@@ -4010,8 +4010,11 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * its own pieces, while a step of the transfer is under way. The library starts them when
  * the transfer begins, if there are 8 MiB to do or more; they block signals as that of a ring
  * does, take 128 KiB of stack, and end when the transfer is done, has failed or is freed.
+ * On a host of several NUMA nodes they move to processors of the node that a policy takes
+ * their memory from (gmem_vm_set_numa()); threads of the caller's never do.
  * Where it is refused threads, as in a sandbox, the others do the work, and threads of the
- * caller's can help: gmem_transfer_work(). Callbacks are called in the thread of the
+ * caller's can help: gmem_transfer_work(). Each worker that reads has 1 MiB of buffers to itself;
+ * where these do not fit, the calling thread does it all. Callbacks are called in the thread of the
  * transfer alone. Contents, counts, failures and their order are those of one worker, but
  * after a failure up to 16 MiB behind the place where it occurred, and the holes between
  * them, may be loaded, too. An image has the same bytes, but for its random identity and the
@@ -4170,7 +4173,8 @@ struct gmem_transfer_result {
  * copied from there; the rest bypasses the page cache if the file system can. A page that
  * did not exist before may exist for a moment and be given back, if it is all zeros and
  * nobody else has a lease on it. So take a lease before a device pins memory that is being
- * loaded: a pinned page must not be replaced.
+ * loaded: a pinned page must not be replaced. And populate before a load or after it: such a
+ * page may be one that gmem_vm_populate() made at the same time.
  *
  * Running out of memory would be no error, but kill: see gmem_vm_populate(). So the
  * library makes the same checks as that call, before the first byte, for what the file
@@ -4260,8 +4264,10 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * file, or truncate it before, if its size matters. A file that becomes longer by 8 MiB or
  * more, and is written with O_DIRECT, has room for more than was written so far until the
  * save is done or freed: twice that, or 256 MiB more. A process that dies
- * meanwhile leaves it so. Nothing that others write behind the image is cut off with it.
- * Steps that may not wait give no room.
+ * meanwhile leaves it so. What others have written behind the image by the time the room is
+ * taken back is not cut off, and where they read there meanwhile, the file may keep the room.
+ * Steps that may not wait give no room, nor has a file any that ends inside a block, or whose
+ * file system does not tell its holes.
  *
  * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
  *
@@ -4493,9 +4499,9 @@ GMEM_API int gmem_image_info(int fd, const struct gmem_transfer_opts *opts,
  *
  * After a failure it may be called again and repeats what failed. So a transfer can
  * go on when the disk has space again, or after the callback stopped it. One failure
- * is told of all requests that were under way. Only a failed sync is final, and so is
- * -EFAULT where nothing was mapped when the transfer began: a later mapping there may
- * be somebody else's.
+ * is told of all requests that were under way. Only a failed sync is final, and so are
+ * -ENODATA, an end that came too early, and -EFAULT where nothing was mapped when the
+ * transfer began: a later mapping there may be somebody else's.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -4513,12 +4519,13 @@ GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait);
  * The thread does pieces of the work whenever a step of the transfer is under way in
  * another thread, and sleeps in between. It returns when the transfer is done, when a step
  * has failed, or when the transfer is freed, which waits for it; at once where that was
- * before, and for a transfer without workers or one that reads a pipe. It is not
- * interrupted by signals, whose handlers run.
+ * before, and for a transfer without workers, or of which one thread does all: one that
+ * reads a pipe, or has no memory for more buffers. It is not interrupted by signals, whose
+ * handlers run.
  *
- * For programs that may start no threads later on, or want theirs to do the work. Threads
- * of the library's count first: of those that are lent, as many work as workers are
- * missing. None may be lent to a transfer that is freed: join them before, once a
+ * For programs that may start no threads later on, or want theirs to do the work. As many
+ * threads work at a time as there are workers, the stepping one and of the others whichever
+ * come first, the library's or those that are lent. None may be lent to a transfer that is freed: join them before, once a
  * step returned GMEM_TRANSFER_DONE or failed. The progress callback can have it fail.
  *
  * A thread that was lent cannot step or free the transfer. In a child of fork() it returns

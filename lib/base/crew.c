@@ -30,6 +30,9 @@ static void be_member(struct gmem_crew *crew)
 	/* A run that goes on has this one, too: threads take their time to start. */
 	uint64_t seen = crew->is_running ? crew->calls - 1 : crew->calls;
 
+	/* The leader works alone, and waits for nobody who comes now. */
+	if (crew->is_ending)
+		return;
 	crew->busy += crew->is_running;
 	crew->members++;
 	while (!crew->is_ending) {
@@ -99,6 +102,15 @@ void gmem_crew_run(struct gmem_crew *crew, void (*work)(void *data), void *data)
 		gmem_condition_wait(&crew->left, &crew->lock);
 	crew->is_running = false;
 	gmem_lock_drop(&crew->lock);
+}
+
+unsigned int gmem_crew_number(const struct gmem_crew *crew)
+{
+	unsigned int number = crew->count;
+
+	while (number && !pthread_equal(pthread_self(), crew->threads[number - 1]))
+		number--;
+	return number;
 }
 
 void gmem_crew_dismiss(struct gmem_crew *crew)

@@ -50,6 +50,8 @@ void gmem_crew_join(struct gmem_crew *crew);
  * thread, all at the same time. Returns when all of them have returned. One thread at a time.
  */
 void gmem_crew_run(struct gmem_crew *crew, void (*work)(void *data), void *data);
+/* Which of the threads that the crew started is this? From 1 on; 0: another one */
+unsigned int gmem_crew_number(const struct gmem_crew *crew);
 /* Waits until all members have left. Who joins later leaves at once, and the leader works alone. */
 void gmem_crew_dismiss(struct gmem_crew *crew);
 /* Dismisses the members and frees the rest. Both do nothing for a struct of zeros. */

@@ -123,11 +123,13 @@ static int make_after(struct gmem_step *step)
 	return 0;
 }
 
-/* A refusal takes no memory. */
+/* A refusal takes no memory. Of several steps, one may give back what another takes. */
 static int plan_add(struct change *change, struct gmem_step *step)
 {
 	int err = check_overlap(change, step, step->size);
 
+	if (!err && change->count == 1)
+		err = gmem_region_check_unused(change->vm, step->size, &step->params);
 	if (!err && !step->region)
 		err = gmem_region_new(change->vm, step->gpa, step->size, &step->params, &step->region);
 	step->after = step->region;
@@ -379,7 +381,7 @@ static void commit_gone_remove(struct gmem_step *step)
 static void finish_remove(struct gmem_step *step)
 {
 	gmem_region_release(step->region);
-	free(step->region);
+	gmem_region_free(step->region);
 }
 
 static void commit_gone_move(struct gmem_step *step)

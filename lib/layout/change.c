@@ -44,7 +44,7 @@ GMEM_API void gmem_change_free(struct gmem_change *change)
 
 	for (size_t i = 0; i < change->count; i++)
 		if (change->steps[i].kind == GMEM_STEP_ADD)
-			free(change->steps[i].region);
+			gmem_region_free(change->steps[i].region);
 	free(change->steps);
 	free(change->places);
 	gmem_vm_unref(change->vm);
@@ -141,7 +141,7 @@ GMEM_API int gmem_change_add(struct gmem_change *change, uint64_t gpa, uint64_t 
 	step.params.nature_is_old = true;
 	err = add_step(change, &step);
 	if (err)
-		free(step.region);
+		gmem_region_free(step.region);
 	return err;
 }
 

@@ -5,6 +5,8 @@
 #include <stdint.h>
 
 #include "gmem.h"
+#include "base/interval_tree.h"
+#include "base/macros.h"
 #include "os/sys.h"
 #include "region/host_file.h"
 #include "region/kept_log.h"
@@ -61,6 +63,93 @@ static bool find_common(const struct gmem_step *removed, const struct gmem_step 
 	*ret = (struct common){ from, to, start - a, start - b, end - start };
 	return true;
 }
+
+/* ---- pairs of steps ---- */
+
+/*
+ * What is removed, by where its memory is. Each file has a place of its own among numbers: what
+ * is far apart there has nothing in common, and what is not may have.
+ */
+struct removed {
+	struct gmem_interval_tree files;
+	struct gmem_interval_tree addresses;
+};
+
+/* Returns false if no file is known. Offsets in files are below 2^63. */
+static bool find_in_files(const struct gmem_region *region, struct gmem_interval *ret)
+{
+	uint64_t file, offset;
+
+	if (!region->file && !region->host_file)
+		return false;
+	file = region->file ? (uintptr_t)region->file :
+			      region->host_file->facts.device ^ region->host_file->facts.inode << 16;
+	offset = region->file ? region->file_offset : region->host_offset;
+	ret->start = (file * UINT64_C(0x9e3779b97f4a7c15) >> 1) + offset;
+	ret->last = ret->start + (region->gpa.size - 1);
+	return true;
+}
+
+static bool find_in_addresses(const struct gmem_region *region, struct gmem_interval *ret)
+{
+	ret->start = region->hva.start;
+	ret->last = ret->start + (region->gpa.size - 1);
+	return region->borrows_memory;
+}
+
+static void note_removed(struct removed *removed, struct gmem_step *step)
+{
+	step->in_files.order = 0;
+	step->in_addresses.order = 0;
+	if (find_in_files(step->region, &step->in_files))
+		gmem_interval_insert(&removed->files, &step->in_files);
+	if (find_in_addresses(step->region, &step->in_addresses))
+		gmem_interval_insert(&removed->addresses, &step->in_addresses);
+}
+
+/* A pair may come twice, which changes nothing. */
+static void keep_of(const struct removed *removed, const struct gmem_step *to,
+		    void (*keep)(const struct common *common))
+{
+	struct gmem_interval at, *i = NULL;
+	struct common common;
+
+	if (find_in_files(to->region, &at))
+		i = gmem_interval_find(&removed->files, at.start, at.last);
+	for (; i; i = gmem_interval_find_next(&removed->files, i, at.start, at.last))
+		if (find_common(GMEM_CONTAINER_OF(i, struct gmem_step, in_files), to, &common))
+			keep(&common);
+
+	if (find_in_addresses(to->region, &at))
+		i = gmem_interval_find(&removed->addresses, at.start, at.last);
+	for (; i; i = gmem_interval_find_next(&removed->addresses, i, at.start, at.last))
+		if (find_common(GMEM_CONTAINER_OF(i, struct gmem_step, in_addresses), to, &common))
+			keep(&common);
+}
+
+/* Calls @keep for all memory that a removed and an added region have in common. */
+static void keep_all(struct gmem_step *steps, size_t count, void (*keep)(const struct common *common))
+{
+	struct removed removed = { .files = { .root = NULL } };
+
+	for (size_t i = 0; i < count; i++)
+		if (steps[i].kind == GMEM_STEP_REMOVE)
+			note_removed(&removed, &steps[i]);
+	for (size_t i = 0; i < count; i++)
+		if (keeps(&steps[i]))
+			keep_of(&removed, &steps[i], keep);
+}
+
+static bool any_keeps(const struct gmem_step *steps, size_t count)
+{
+	/* One step removes nothing that another adds. */
+	for (size_t i = 0; i < count && count > 1; i++)
+		if (keeps(&steps[i]))
+			return true;
+	return false;
+}
+
+/* ---- states ---- */
 
 /* Where private and shared are told apart by guest address, a new address is news. */
 static bool has_same_attributes(const struct common *common)
@@ -119,22 +208,21 @@ static void mark_private(struct gmem_region *region)
 		gmem_states_set(&region->states, GMEM_PAGE_CHANGING, at.offset, at.size, true);
 }
 
+static void keep_state(const struct common *common)
+{
+	if (!common->from->states.pages || !common->to->states.pages)
+		return;
+	keep_private(common);
+	keep_pending(common);
+}
+
 void gmem_keep_states(struct gmem_step *steps, size_t count)
 {
-	struct common common;
-
 	for (size_t i = 0; i < count; i++)
 		if (steps[i].kind == GMEM_STEP_REMOVE && steps[i].region->states.pages)
 			mark_private(steps[i].region);
-
-	for (size_t to = 0; to < count; to++)
-		for (size_t from = 0; keeps(&steps[to]) && from < count; from++) {
-			if (!find_common(&steps[from], &steps[to], &common) ||
-			    !common.from->states.pages || !common.to->states.pages)
-				continue;
-			keep_private(&common);
-			keep_pending(&common);
-		}
+	if (any_keeps(steps, count))
+		keep_all(steps, count, keep_state);
 }
 
 void gmem_keep_states_end(struct gmem_step *steps, size_t count)
@@ -147,15 +235,20 @@ void gmem_keep_states_end(struct gmem_step *steps, size_t count)
 	}
 }
 
-void gmem_keep_logs(struct gmem_step *steps, size_t count)
+/* ---- dirty logs ---- */
+
+static void keep_log(const struct common *common)
 {
 	uint64_t page = gmem_sys_page_size();
-	struct common common;
 
-	for (size_t to = 0; to < count; to++)
-		for (size_t from = 0; steps[to].region->kept_log && keeps(&steps[to]) && from < count; from++)
-			if (find_common(&steps[from], &steps[to], &common) && common.from->kept_log)
-				gmem_kept_log_merge(common.to->kept_log, common.to_offset / page,
-						    common.from->kept_log, common.from_offset / page,
-						    common.size / page);
+	if (common->from->kept_log && common->to->kept_log)
+		gmem_kept_log_merge(common->to->kept_log, common->to_offset / page,
+				    common->from->kept_log, common->from_offset / page,
+				    common->size / page);
+}
+
+void gmem_keep_logs(struct gmem_step *steps, size_t count)
+{
+	if (any_keeps(steps, count))
+		keep_all(steps, count, keep_log);
 }

@@ -67,7 +67,7 @@ GMEM_API int gmem_region_add(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 
 	err = apply_one(vm, &step);
 	if (err)
-		free(step.region);
+		gmem_region_free(step.region);
 	else
 		*ret = step.region;
 	return err;

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "gmem.h"
+#include "base/interval_tree.h"
 #include "os/kvm.h"
 #include "region/region.h"
 
@@ -37,6 +38,8 @@ struct gmem_step {
 	uint64_t *log;				/* to read a dirty log into, or NULL: nothing to keep */
 	unsigned int new_count, added;
 	uint64_t told;				/* REMOVE, ADD: bytes from its start whose marks the kernel was told */
+	struct gmem_interval in_files;		/* REMOVE: where its memory is, see keep_state.c, if another */
+	struct gmem_interval in_addresses;	/* step may keep its state; likewise, borrowed memory */
 	bool has_old;
 	bool is_blocked;			/* MOVE: to where KVM may have a memslot until it is moved */
 	bool parked;				/* the old memslot is not where it was, to read its log */

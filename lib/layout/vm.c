@@ -90,7 +90,7 @@ static void release_memory(struct gmem_vm *vm)
 	while ((region = vm->stuck)) {
 		vm->stuck = region->next_stuck;
 		gmem_region_release(region);
-		free(region);
+		gmem_region_free(region);
 	}
 	gmem_lock_drop(&vm->lock);
 }

@@ -206,6 +206,7 @@ struct gmem_fd_kind {
 	bool has_size;
 	bool appends;
 	bool never_blocks;
+	bool is_direct;
 	struct gmem_fd_access access;
 	uint64_t size;
 	uint64_t allocated;	/* bytes on the disk, less than the size if there are holes */

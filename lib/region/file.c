@@ -670,20 +670,37 @@ int gmem_file_pin(struct gmem_file *file, uint64_t offset, uint64_t size,
 	return err == -ENODEV ? fail_without_mmap(file) : err;
 }
 
-int gmem_file_bind(struct gmem_file *file, struct gmem_range *range)
+/* With the lock held. */
+static int check_unbound(const struct gmem_file *file, uint64_t offset, uint64_t size)
 {
-	const struct gmem_range *other;
-	int err = 0;
+	const struct gmem_range *other = gmem_range_find(&file->bound, offset, size);
+
+	if (!other)
+		return 0;
+	return gmem_fail(-EEXIST,
+			 "offset 0x%" PRIx64 ", 0x%" PRIx64
+			 " bytes: 0x%" PRIx64 ", 0x%" PRIx64
+			 " bytes of the file, is bound already",
+			 offset, size, other->start, other->size);
+}
+
+int gmem_file_check_unbound(struct gmem_file *file, uint64_t offset, uint64_t size)
+{
+	int err;
 
 	gmem_lock_take(&file->lock);
-	other = gmem_range_find(&file->bound, range->start, range->size);
-	if (other)
-		err = gmem_fail(-EEXIST,
-				"offset 0x%" PRIx64 ", 0x%" PRIx64
-				" bytes: 0x%" PRIx64 ", 0x%" PRIx64
-				" bytes of the file, is bound already",
-				range->start, range->size, other->start, other->size);
-	else
+	err = check_unbound(file, offset, size);
+	gmem_lock_drop(&file->lock);
+	return err;
+}
+
+int gmem_file_bind(struct gmem_file *file, struct gmem_range *range)
+{
+	int err;
+
+	gmem_lock_take(&file->lock);
+	err = check_unbound(file, range->start, range->size);
+	if (!err)
 		gmem_range_insert(&file->bound, range);
 	gmem_lock_drop(&file->lock);
 	return err;

@@ -59,6 +59,8 @@ int gmem_file_pin(struct gmem_file *file, uint64_t offset, uint64_t size,
 
 /* Record that a range is in a memslot: -EEXIST if part of it is already. */
 int gmem_file_bind(struct gmem_file *file, struct gmem_range *range);
+/* 0, or what gmem_file_bind() would say */
+int gmem_file_check_unbound(struct gmem_file *file, uint64_t offset, uint64_t size);
 void gmem_file_unbind(struct gmem_file *file, struct gmem_range *range);
 /* Put @to in the place of @from. */
 void gmem_file_move_bound(struct gmem_file *file, struct gmem_range *from, struct gmem_range *to);

@@ -19,32 +19,46 @@ static uint64_t page_of(const struct gmem_states *states, uint64_t offset)
 	return states->first + (offset >> states->page_shift);
 }
 
-int gmem_states_new(struct gmem_states *states, uint64_t size, unsigned int kinds)
+size_t gmem_states_bytes(uint64_t size, unsigned int kinds)
 {
-	size_t words = gmem_bits_words(size / gmem_sys_page_size());
-	struct gmem_page_states *pages;
+	return sizeof(struct gmem_page_states) +
+	       kinds * gmem_bits_words(size / gmem_sys_page_size()) * sizeof(uint64_t);
+}
 
-	/* What no conversion touches of a large array is never allocated. */
-	pages = calloc(1, sizeof(*pages) + kinds * words * sizeof(pages->bits[0]));
-	if (!pages)
-		return gmem_fail(-ENOMEM, "no memory for the states of 0x%" PRIx64 " bytes", size);
-
+void gmem_states_init(struct gmem_states *states, uint64_t size, struct gmem_page_states *pages,
+		      void *block)
+{
+	pages->block = block;
 	pages->users = 1;
-	pages->words = words;
+	pages->words = gmem_bits_words(size / gmem_sys_page_size());
 	*states = (struct gmem_states){
 		.pages = pages,
 		.size = size,
 		.page_shift = (uint32_t)__builtin_ctzll(gmem_sys_page_size()),
 	};
+}
+
+int gmem_states_new(struct gmem_states *states, uint64_t size, unsigned int kinds)
+{
+	/* What no conversion touches of a large array is never allocated. */
+	struct gmem_page_states *pages = calloc(1, gmem_states_bytes(size, kinds));
+
+	if (!pages)
+		return gmem_fail(-ENOMEM, "no memory for the states of 0x%" PRIx64 " bytes", size);
+
+	gmem_states_init(states, size, pages, pages);
 	return 0;
 }
 
 void gmem_states_free(struct gmem_states *states)
 {
-	/* Pairs with itself: the last user sees what the others did. */
-	if (states->pages && !__atomic_sub_fetch(&states->pages->users, 1, __ATOMIC_ACQ_REL))
-		free(states->pages);
+	struct gmem_page_states *pages = states->pages;
+
+	/* @states may be in the block, too. */
 	states->pages = NULL;
+	/* Pairs with itself: the last user sees what the others did. */
+	if (pages && !__atomic_sub_fetch(&pages->users, 1, __ATOMIC_ACQ_REL))
+		free(pages->block);
 }
 
 void gmem_states_prepare_split(const struct gmem_states *states, uint64_t offset,

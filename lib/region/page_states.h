@@ -17,6 +17,7 @@
 #define GMEM_PAGE_STATES_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/part.h"
@@ -29,6 +30,7 @@ enum gmem_page_bit {
 };
 
 struct gmem_page_states {
+	void *block;		/* the allocation that it is in */
 	unsigned int users;	/* atomic: the regions that have part of it */
 	uint64_t words;		/* of each kind of bits */
 	uint64_t bits[];
@@ -45,6 +47,13 @@ struct gmem_states {
 
 /* Makes bits for @size bytes, all 0: of the first @kinds kinds, the only ones to be used then. */
 int gmem_states_new(struct gmem_states *states, uint64_t size, unsigned int kinds);
+/*
+ * Likewise, in an allocation of something else: @pages has as many bytes as the first function
+ * says, all 0, and the last user frees @block.
+ */
+size_t gmem_states_bytes(uint64_t size, unsigned int kinds);
+void gmem_states_init(struct gmem_states *states, uint64_t size, struct gmem_page_states *pages,
+		      void *block);
 void gmem_states_free(struct gmem_states *states);
 /*
  * Makes @upper have what is above @offset, which looks at each of its pages; then has @states

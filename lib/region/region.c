@@ -537,6 +537,13 @@ static int take_slot(struct gmem_vm *vm, struct gmem_region *region, const struc
 	return gmem_slots_take(&vm->slots, region->slot);
 }
 
+/* It can be private in part. */
+static bool has_states(const struct gmem_region_params *params)
+{
+	return !(params->opts.flags & GMEM_REGION_DEVICE) &&
+	       gmem_backing_traits(params->plan->backing)->attributes != GMEM_ATTRIBUTES_NONE;
+}
+
 static uint32_t slot_flags(const struct gmem_region_params *params)
 {
 	uint32_t flags = 0;
@@ -550,14 +557,54 @@ static uint32_t slot_flags(const struct gmem_region_params *params)
 	return flags;
 }
 
+int gmem_region_check_unused(const struct gmem_vm *vm, uint64_t size,
+			     const struct gmem_region_params *params)
+{
+	const struct gmem_region_opts *opts = &params->opts;
+	int err;
+
+	if (opts->flags & GMEM_REGION_DEVICE)
+		return 0;
+	err = opts->flags & GMEM_REGION_SLOT ? gmem_slots_check(&vm->slots, opts->slot) :
+					       gmem_slots_check_any(&vm->slots);
+	if (err || !opts->file || !gmem_backing_traits(params->plan->backing)->is_bound)
+		return err;
+	return gmem_file_check_unbound(opts->file, opts->file_offset, size);
+}
+
+/* Its states are behind the handle: one allocation. Most of those of a large region stay untouched. */
+static struct gmem_region *allocate(uint64_t size, const struct gmem_region_params *params)
+{
+	/* glibc's per-thread cache serves malloc() only. */
+	if (!has_states(params))
+		return malloc(sizeof(struct gmem_region));
+	return calloc(1, sizeof(struct gmem_region) + gmem_states_bytes(size, GMEM_PAGE_BITS));
+}
+
+static struct gmem_page_states *own_states(struct gmem_region *region)
+{
+	return (struct gmem_page_states *)(region + 1);
+}
+
+/* Parts that were split off may go on using the states of this region. */
+void gmem_region_free(struct gmem_region *region)
+{
+	bool has_own = region && region->states.pages == own_states(region);
+
+	if (region)
+		gmem_states_free(&region->states);
+	if (!has_own)
+		free(region);
+}
+
 int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		    const struct gmem_region_params *params, struct gmem_region **ret)
 {
-	/* malloc, not calloc: glibc's per-thread cache serves only the former. */
-	struct gmem_region *region = malloc(sizeof(*region));
+	struct gmem_region *region = allocate(size, params);
 
 	if (!region)
-		return gmem_fail(-ENOMEM, "no memory for a region handle");
+		return gmem_fail(-ENOMEM, "no memory for a region handle, and the states of 0x%" PRIx64
+				 " bytes", size);
 
 	*region = (struct gmem_region){
 		.vm = vm,
@@ -572,6 +619,8 @@ int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		.identity = params->opts.identity,
 		.data = params->opts.data,
 	};
+	if (has_states(params))
+		gmem_states_init(&region->states, size, own_states(region), region);
 	if (!region->is_device) {
 		region->backing = params->plan->backing;
 		region->slot_flags = slot_flags(params);
@@ -594,6 +643,8 @@ int gmem_region_acquire(struct gmem_region *region, const struct gmem_region_par
 	/* They may be from an attempt that failed. */
 	region->windows[0].code = 0;
 	region->windows[1].code = 0;
+	for (enum gmem_page_bit i = 0; i < GMEM_PAGE_BITS; i++)
+		gmem_states_set(&region->states, i, 0, region->gpa.size, false);
 	if (region->is_device)
 		return 0;
 
@@ -601,14 +652,9 @@ int gmem_region_acquire(struct gmem_region *region, const struct gmem_region_par
 	if (err)
 		return err;
 
-	if (gmem_region_traits(region)->attributes != GMEM_ATTRIBUTES_NONE)
-		err = gmem_states_new(&region->states, region->gpa.size, GMEM_PAGE_BITS);
-	if (err)
-		goto give_slot;
-
 	err = get_file(vm, region, params);
 	if (err)
-		goto free_states;
+		goto give_slot;
 
 	err = bind_range(region);
 	if (err)
@@ -627,8 +673,6 @@ unbind_range:
 put_file:
 	put_file(region);
 	region->file = NULL;
-free_states:
-	gmem_states_free(&region->states);
 give_slot:
 	gmem_slots_give(&vm->slots, region->slot);
 	return err;
@@ -653,7 +697,6 @@ void gmem_region_release(struct gmem_region *region)
 {
 	put_host_memory(region);
 	put_file(region);
-	gmem_states_free(&region->states);
 	gmem_kept_log_drop(&region->kept_log);
 }
 

@@ -131,9 +131,17 @@ int gmem_region_check_gpa(const struct gmem_vm *vm, uint64_t gpa, uint64_t size)
  * and cannot be undone.
  */
 
-/* A handle that owns nothing yet; free() frees it. */
+/*
+ * Whether @params name a memslot number, or part of a file, that is in use: only for a change
+ * that gives nothing back before. Allocates nothing.
+ */
+int gmem_region_check_unused(const struct gmem_vm *vm, uint64_t size,
+			     const struct gmem_region_params *params);
+/* A handle that owns nothing yet but the states of its pages, all shared */
 int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 		    const struct gmem_region_params *params, struct gmem_region **ret);
+/* Its memory was released, or never acquired. @region may be NULL. */
+void gmem_region_free(struct gmem_region *region);
 /* On failure the region owns nothing. */
 int gmem_region_acquire(struct gmem_region *region, const struct gmem_region_params *params);
 /*
@@ -142,7 +150,7 @@ int gmem_region_acquire(struct gmem_region *region, const struct gmem_region_par
  */
 void gmem_region_detach(struct gmem_region *region);
 void gmem_region_reattach(struct gmem_region *region);
-/* Give back the rest, once no reader can look at the memory any more. */
+/* Give back the rest, but for states, once no reader can look at the memory any more. */
 void gmem_region_release(struct gmem_region *region);
 
 /* Enter and remove its host address in the VM's record, if that is not the caller's. */

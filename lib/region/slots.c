@@ -40,7 +40,8 @@ void gmem_slots_destroy(struct gmem_slots *slots)
 	free(slots->used);
 }
 
-int gmem_slots_take_any(struct gmem_slots *slots, uint32_t *ret)
+/* Returns @slots->count if there is none. */
+static uint32_t find_free(const struct gmem_slots *slots)
 {
 	uint32_t words = (slots->count + BITS - 1) / BITS;
 
@@ -48,22 +49,37 @@ int gmem_slots_take_any(struct gmem_slots *slots, uint32_t *ret)
 		uint64_t free_bits = ~(slots->used[i] | slots->reserved[i]);
 		uint32_t number;
 
-		slots->first_free_word = i;
 		if (!free_bits)
 			continue;
-
 		number = i * BITS + (uint32_t)__builtin_ctzll(free_bits);
-		if (number >= slots->count)
-			break;
-
-		set_bit(slots->used, number);
-		*ret = number;
-		return 0;
+		return number < slots->count ? number : slots->count;
 	}
+	return slots->count;
+}
+
+static int fail_full(const struct gmem_slots *slots)
+{
 	return gmem_fail(-ENOSPC, "none of the VM's %" PRIu32 " memslots is free", slots->count);
 }
 
-int gmem_slots_take(struct gmem_slots *slots, uint32_t number)
+int gmem_slots_check_any(const struct gmem_slots *slots)
+{
+	return find_free(slots) < slots->count ? 0 : fail_full(slots);
+}
+
+int gmem_slots_take_any(struct gmem_slots *slots, uint32_t *ret)
+{
+	uint32_t number = find_free(slots);
+
+	slots->first_free_word = number / BITS;
+	if (number == slots->count)
+		return fail_full(slots);
+	set_bit(slots->used, number);
+	*ret = number;
+	return 0;
+}
+
+int gmem_slots_check(const struct gmem_slots *slots, uint32_t number)
 {
 	if (number >= slots->count)
 		return gmem_fail(-EINVAL, "memslot %" PRIu32 " is past the VM's last, %" PRIu32,
@@ -71,9 +87,16 @@ int gmem_slots_take(struct gmem_slots *slots, uint32_t number)
 
 	if (test_bit(slots->used, number))
 		return gmem_fail(-EEXIST, "memslot %" PRIu32 " is in use by another region", number);
-
-	set_bit(slots->used, number);
 	return 0;
+}
+
+int gmem_slots_take(struct gmem_slots *slots, uint32_t number)
+{
+	int err = gmem_slots_check(slots, number);
+
+	if (!err)
+		set_bit(slots->used, number);
+	return err;
 }
 
 void gmem_slots_give(struct gmem_slots *slots, uint32_t number)

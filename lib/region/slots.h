@@ -19,6 +19,9 @@ struct gmem_slots {
 
 int gmem_slots_init(struct gmem_slots *slots, uint32_t count);
 void gmem_slots_destroy(struct gmem_slots *slots);
+/* What the functions below would say; they take nothing. */
+int gmem_slots_check_any(const struct gmem_slots *slots);
+int gmem_slots_check(const struct gmem_slots *slots, uint32_t number);
 int gmem_slots_take_any(struct gmem_slots *slots, uint32_t *ret);
 int gmem_slots_take(struct gmem_slots *slots, uint32_t number);
 void gmem_slots_give(struct gmem_slots *slots, uint32_t number);

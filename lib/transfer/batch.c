@@ -24,7 +24,7 @@ struct batch {
 	gmem_batch_fn fn;
 	void *data;
 	size_t failed;		/* atomic: the first piece that is not done, or the count */
-	unsigned int joined;	/* atomic: members that take part */
+	unsigned int joined;	/* atomic: lent threads that take part */
 	pthread_t leader;
 	unsigned int lane_count;
 	struct lane lanes[GMEM_MAX_HANDS];
@@ -35,6 +35,15 @@ static void begin_hand(struct gmem_hand *hand, unsigned int number)
 	hand->number = number;
 	hand->own_look = (struct gmem_host_look)GMEM_HOST_LOOK;
 	hand->look = &hand->own_look;
+}
+
+static void begin_crew(struct gmem_hands *hands, unsigned int threads)
+{
+	unsigned int started = gmem_crew_begin(&hands->crew, threads, STACK);
+	bool may_move = started && gmem_numa_has_several_nodes();
+
+	for (unsigned int i = 1; i <= started; i++)
+		hands->all[i].may_move = may_move;
 }
 
 void gmem_hands_begin(struct gmem_hands *hands, unsigned int workers, uint64_t bytes,
@@ -50,7 +59,7 @@ void gmem_hands_begin(struct gmem_hands *hands, unsigned int workers, uint64_t b
 		begin_hand(&hands->all[i], i);
 	hands->all->look = look;
 	if (hands->count > 1)
-		gmem_crew_begin(&hands->crew, bytes >= THREADS_FROM ? count - 1 : 0, STACK);
+		begin_crew(hands, bytes >= THREADS_FROM ? hands->count - 1 : 0);
 }
 
 void gmem_hands_join(struct gmem_hands *hands)
@@ -93,23 +102,33 @@ static bool take_piece(struct batch *batch, struct lane *lane, size_t *ret)
 }
 
 /* Each lane goes up, so nothing in front of a piece that failed is left out. */
-static void do_pieces(struct batch *batch, const struct gmem_hand *hand)
+static void do_pieces(struct batch *batch, struct gmem_hand *hand)
 {
 	size_t piece;
 
-	for (unsigned int i = 0; i < batch->lane_count; i++)
+	for (unsigned int i = 0; i < batch->lane_count; i++) {
+		hand->is_elsewhere = hand->may_move;
 		while (take_piece(batch, &batch->lanes[(hand->number + i) % batch->lane_count], &piece))
 			if (!batch->fn(batch->data, hand, piece))
 				note_failure(batch, piece);
+	}
+}
+
+void gmem_hand_come(struct gmem_hand *hand, const void *hva)
+{
+	if (hand->is_elsewhere)
+		gmem_numa_move_thread(&hand->numa, hva);
+	hand->is_elsewhere = false;
 }
 
 static void work(void *data)
 {
 	struct batch *batch = data;
-	unsigned int number = 0;
+	const struct gmem_crew *crew = &batch->hands->crew;
+	unsigned int number = gmem_crew_number(crew);
 
-	if (!pthread_equal(pthread_self(), batch->leader))
-		number = __atomic_add_fetch(&batch->joined, 1, __ATOMIC_RELAXED);
+	if (!number && !pthread_equal(pthread_self(), batch->leader))
+		number = crew->count + __atomic_add_fetch(&batch->joined, 1, __ATOMIC_RELAXED);
 	/* More threads may have been lent than the user wants to work. */
 	if (number < batch->hands->count)
 		do_pieces(batch, &batch->hands->all[number]);

@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "base/crew.h"
+#include "base/numa_thread.h"
 #include "region/host_look.h"
 
 /* More threads find nothing to do in a step. */
@@ -25,6 +26,9 @@ struct gmem_hand {
 	struct gmem_host_look *look;
 	struct gmem_host_look own_look;
 	unsigned int number;		/* below the count */
+	bool may_move;			/* always a thread of the library's, and there are several nodes */
+	bool is_elsewhere;		/* it may move, and has come to another lane */
+	struct gmem_numa_thread numa;
 };
 
 struct gmem_hands {
@@ -35,7 +39,7 @@ struct gmem_hands {
 };
 
 /* Returns whether the piece is done; what it has done otherwise may be done again. */
-typedef bool (*gmem_batch_fn)(void *data, const struct gmem_hand *hand, size_t piece);
+typedef bool (*gmem_batch_fn)(void *data, struct gmem_hand *hand, size_t piece);
 
 /*
  * Have up to @workers threads, with the calling one, whose host look is @look; those that are
@@ -48,6 +52,8 @@ void gmem_hands_join(struct gmem_hands *hands);
 /* Wait until all threads have left: the calling one goes on alone. */
 void gmem_hands_dismiss(struct gmem_hands *hands);
 void gmem_hands_end(struct gmem_hands *hands);
+/* A piece has its memory at @hva: have the thread near it, if hand->is_elsewhere. */
+void gmem_hand_come(struct gmem_hand *hand, const void *hva);
 /* Do @count pieces. Returns how many are done: all in front of the first that is not. */
 size_t gmem_hands_run(struct gmem_hands *hands, gmem_batch_fn fn, void *data, size_t count);
 

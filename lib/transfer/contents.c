@@ -89,12 +89,14 @@ static int note_present(void *data, uint64_t offset, uint64_t size)
 static bool begins_with_zeros(const char *hva)
 {
 	uint64_t head[HEAD / sizeof(uint64_t)], all = 0;
+	bool is_read;
 	int err;
 
-	if (gmem_nofault_copy(true, head, hva, HEAD, &err) < HEAD)
-		return true;
-	for (size_t i = 0; i < HEAD / sizeof(uint64_t); i++)
+	is_read = gmem_nofault_copy(true, head, hva, HEAD, &err) == HEAD;
+	for (size_t i = 0; is_read && i < HEAD / sizeof(uint64_t); i++)
 		all |= head[i];
+	/* For core dumps, which have the stack. */
+	explicit_bzero(head, sizeof(head));
 	return !all;
 }
 
@@ -146,11 +148,13 @@ static int look_at(struct gmem_transfer *transfer, const struct gmem_hand *hand,
 	return err;
 }
 
-static bool look_at_piece(void *data, const struct gmem_hand *hand, size_t piece)
+static bool look_at_piece(void *data, struct gmem_hand *hand, size_t piece)
 {
 	struct gmem_contents *contents = data;
+	struct gmem_contents_window *window = &contents->windows[piece];
 
-	return look_at(contents->transfer, hand, &contents->windows[piece]) == 0;
+	gmem_hand_come(hand, block_at(window, 0));
+	return look_at(contents->transfer, hand, window) == 0;
 }
 
 /* Cut the next windows off the memory, up to @most. */

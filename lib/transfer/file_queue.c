@@ -73,9 +73,9 @@ static void open_direct(struct gmem_io *io, const struct gmem_io_params *params)
 	io->direct_fd = gmem_sys_reopen(io->fd, flags);
 }
 
-static int map_staging(struct gmem_io *io, uint32_t workers)
+static int map_staging(struct gmem_io *io)
 {
-	uint64_t need = (io->depth + 1 + workers) * GMEM_IO_UNIT, start;
+	uint64_t need = (io->depth + 1 + io->workers) * GMEM_IO_UNIT, start;
 	int err;
 
 	io->staging_size = need + HUGE_PAGE;
@@ -92,6 +92,16 @@ static int map_staging(struct gmem_io *io, uint32_t workers)
 		io->buffers[i].data = (char *)(uintptr_t)(start + i * GMEM_IO_UNIT);
 	io->small = (char *)(uintptr_t)(start + io->depth * GMEM_IO_UNIT);
 	return 0;
+}
+
+/* A single buffer stays in the processor's caches, unless several threads read. */
+static void limit_depth(struct gmem_io *io)
+{
+	if (io->no_ring && !io->late_ring && (!io->workers || io->serial))
+		io->depth = 1;
+	/* What a ring has no room for the kernel keeps in memory of its own, if it has any. */
+	else if (io->ring && io->depth > gmem_ring_room(io->ring))
+		io->depth = gmem_ring_room(io->ring);
 }
 
 /* What is too much for many buffers may be enough for one. */
@@ -139,6 +149,8 @@ int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params)
 		.own_ring = !params->ring,
 		.never_blocks = params->kind.never_blocks,
 		.depth = useful_depth(params),
+		.workers = params->workers > 1 ? params->workers : 0,
+		.to_gpa = params->to_gpa,
 		.position = params->position,
 		.begin = params->position,
 		.end = params->end,
@@ -151,22 +163,21 @@ int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params)
 	if (io->no_ring && params->ring)
 		return gmem_fail(io->no_ring, "the ring cannot be used: %s",
 				 gmem_errno_name(io->no_ring));
-	/* A single buffer stays in the processor's caches, unless several threads read. */
-	if (io->no_ring && !io->late_ring && (params->workers < 2 || io->serial))
-		io->depth = 1;
-	/* What a ring has no room for the kernel keeps in memory of its own, if it has any. */
-	else if (io->ring && io->depth > gmem_ring_room(io->ring))
-		io->depth = gmem_ring_room(io->ring);
-
+	limit_depth(io);
 	open_direct(io, params);
 	io->extends = io->writing && params->kind.has_size && io->direct_fd >= 0;
-	err = map_staging(io, params->workers);
+	err = map_staging(io);
+	if (err && io->workers) {
+		io->workers = 0;
+		limit_depth(io);
+		err = map_staging(io);
+	}
 	if (err && io->own_ring && (io->ring || io->late_ring || io->depth > 1)) {
 		go_without_ring(io, err);
-		err = map_staging(io, params->workers);
+		err = map_staging(io);
 	}
 	return err ? gmem_fail_by_limit(err, io->staging_size, "no memory for %" PRIu32 " buffers of 1 MiB",
-					io->depth) : 0;
+					io->depth + 1) : 0;
 }
 
 /* ---- completions ---- */
@@ -565,26 +576,40 @@ static bool is_at_hand(const struct gmem_io_buffer *buffer)
 	return buffer->later || (buffer->state == DONE && buffer->done >= buffer->skip + buffer->wanted);
 }
 
+/*
+ * One thread takes what has been read at once, so no page of the guest is cut here; the rest it
+ * takes in parts like these.
+ */
+static uint64_t size_of_part(const struct gmem_io *io, const struct gmem_io_buffer *buffer,
+			     uint64_t at, uint64_t offset)
+{
+	uint64_t left = buffer->wanted - at, most = GMEM_IO_SMALL;
+
+	if (!buffer->later)
+		most -= (offset + io->to_gpa) % BLOCK;
+	return io->whole || left < most ? left : most;
+}
+
 static uint32_t list_unit(const struct gmem_io *io, const struct gmem_io_buffer *buffer,
 			  struct gmem_io_part *parts, uint32_t max)
 {
-	uint64_t at = buffer->taken, most = io->whole ? GMEM_IO_UNIT : GMEM_IO_SMALL, now;
+	uint64_t at = buffer->taken, now;
 	uint32_t n = 0;
 
-	/* It can only be taken as a whole. */
-	if (!buffer->later && (buffer->wanted + most - 1) / most > max)
-		return 0;
 	for (; n < max && at < buffer->wanted; at += now) {
-		now = buffer->wanted - at < most ? buffer->wanted - at : most;
+		uint64_t offset = buffer->start + buffer->skip + at;
+
+		now = size_of_part(io, buffer, at, offset);
 		parts[n++] = (struct gmem_io_part){
 			.data = buffer->data + buffer->skip + at,
-			.offset = buffer->start + buffer->skip + at,
+			.offset = offset,
 			.size = now,
 			.is_read = !buffer->later,
 			.ends = buffer->later || at + now == buffer->wanted,
 		};
 	}
-	return n;
+	/* What has been read can only be taken as a whole. */
+	return buffer->later || at == buffer->wanted ? n : 0;
 }
 
 uint32_t gmem_io_list(struct gmem_io *io, bool wait, struct gmem_io_part *parts, uint32_t max)
@@ -621,7 +646,7 @@ bool gmem_io_read_part(const struct gmem_io *io, uint64_t offset, char *to, uint
 
 char *gmem_io_scratch(const struct gmem_io *io, uint32_t number)
 {
-	return io->small + number * GMEM_IO_UNIT;
+	return io->small + (1 + number) * GMEM_IO_UNIT;
 }
 
 void gmem_io_take_up_to(struct gmem_io *io, uint64_t offset)
@@ -821,6 +846,14 @@ static int finish_first(struct gmem_io *io, bool wait)
 	return err;
 }
 
+/* Can trim() tell it from what others write there? Not if it touches data, or holes are unknown. */
+static bool is_room(const struct gmem_io *io, uint64_t offset)
+{
+	uint64_t start, end;
+
+	return gmem_sys_seek_data(io->direct_fd, offset, &start, &end) == -ENXIO;
+}
+
 /*
  * Give the file as much room as it has of this transfer's bytes. Where the file system, the disk
  * or a limit refuses it, writes make the file longer.
@@ -844,6 +877,10 @@ static void extend(struct gmem_io *io, uint64_t end)
 		more = end - size + (more < EXTEND_MOST ? more : EXTEND_MOST);
 		err = gmem_sys_limit(RLIMIT_FSIZE) < size + more ? -EFBIG
 								 : gmem_sys_extend(io->direct_fd, size, more);
+		if (!err && !is_room(io, size)) {
+			gmem_sys_resize(io->direct_fd, size);
+			err = -EOPNOTSUPP;
+		}
 	}
 	/* After a failure, too, it may be longer. */
 	if (gmem_sys_file_size(io->direct_fd, &size) == 0)
@@ -857,11 +894,10 @@ static void extend(struct gmem_io *io, uint64_t end)
  */
 static void trim(struct gmem_io *io)
 {
-	uint64_t keep = io->position > io->old_size ? io->position : io->old_size, size, start, end;
+	uint64_t keep = io->position > io->old_size ? io->position : io->old_size, size;
 
 	if (io->extended > keep && io->made_by == gmem_process_number(&io->process) &&
-	    gmem_sys_file_size(io->direct_fd, &size) == 0 && size == io->extended &&
-	    gmem_sys_seek_data(io->direct_fd, keep, &start, &end) == -ENXIO)
+	    gmem_sys_file_size(io->direct_fd, &size) == 0 && size == io->extended && is_room(io, keep))
 		gmem_sys_resize(io->direct_fd, keep);
 	gmem_process_end(&io->process);
 	io->extended = 0;

@@ -101,7 +101,9 @@ struct gmem_io {
 	uint64_t file_bytes, direct_bytes;
 	uint64_t staging_size;
 	void *staging;
-	char *small;		/* a unit for each worker, for what is read when its turn comes */
+	char *small;		/* a unit for what is read when its turn comes, then one for each worker */
+	uint32_t workers;	/* that have one; 0: there is no need of any */
+	uint64_t to_gpa;
 };
 
 struct gmem_io_params {
@@ -110,6 +112,7 @@ struct gmem_io_params {
 	bool writing, sparse, whole, no_direct, no_ring;
 	bool waits;		/* every call will wait: nobody polls for the ring */
 	uint32_t workers;	/* threads that may read at the same time, see gmem_io_list() */
+	uint64_t to_gpa;	/* what added to an offset in the file gives its guest address */
 	uint32_t depth;
 	uint64_t position, end;
 	struct io_uring *ring;
@@ -156,12 +159,13 @@ void gmem_io_take(struct gmem_io *io);
 /*
  * Reading by several threads: list up to @max parts at the front of the queue that can be had
  * now, in order; waits for the first if @wait. 0 if there are none, for whatever reason:
- * gmem_io_next() tells. What was listed can be read and taken until that is called.
+ * gmem_io_next() tells. What was listed can be read and taken until that is called. No page of
+ * the guest is in two parts of a unit that has been read: the same is found in it as one thread finds.
  */
 uint32_t gmem_io_list(struct gmem_io *io, bool wait, struct gmem_io_part *parts, uint32_t max);
 /* Read @size bytes at @offset, all of them or false. Any thread may do so. */
 bool gmem_io_read_part(const struct gmem_io *io, uint64_t offset, char *to, uint64_t size, bool wait);
-/* Memory of the worker @number, GMEM_IO_UNIT bytes; that of the first is gmem_io_next()'s, too */
+/* Memory of the worker @number < io->workers, GMEM_IO_UNIT bytes, which nobody else uses */
 char *gmem_io_scratch(const struct gmem_io *io, uint32_t number);
 /* Take all that is in front of @offset. */
 void gmem_io_take_up_to(struct gmem_io *io, uint64_t offset);

@@ -735,14 +735,18 @@ static bool can_fill(const struct gmem_leased_memory *memory, const struct gmem_
 static bool is_zero_there(char *hva, uint64_t size, int *ret_err)
 {
 	char bytes[GRAIN];
+	uint64_t read = GLANCE;
 	bool zero;
 
-	gmem_nofault_copy(true, bytes, hva, GLANCE, ret_err);
-	zero = !*ret_err && gmem_is_zero(bytes, GLANCE);
-	if (zero)
-		gmem_nofault_copy(true, bytes, hva, size, ret_err);
-	zero = zero && !*ret_err && gmem_is_zero(bytes, size);
-	explicit_bzero(bytes, GLANCE);
+	gmem_nofault_copy(true, bytes, hva, read, ret_err);
+	zero = !*ret_err && gmem_is_zero(bytes, read);
+	if (zero) {
+		read = size;
+		gmem_nofault_copy(true, bytes, hva, read, ret_err);
+		zero = !*ret_err && gmem_is_zero(bytes, read);
+	}
+	/* For core dumps, which have the stack. */
+	explicit_bzero(bytes, read);
 	return zero;
 }
 

@@ -34,6 +34,7 @@ struct load {
 	struct gmem_stored done;
 	uint32_t dense;		/* atomic: pieces since the last one that had zeros */
 	bool wait;		/* of the step at hand */
+	bool is_direct;		/* a disk would write to where the fd is read to */
 	struct piece pieces[MAX_PARTS];
 };
 
@@ -54,10 +55,10 @@ static uint64_t offset_now(const struct gmem_transfer *transfer)
 /* Pages that turn out to be zero, and are given back, cost more than a copy of others. */
 #define DENSE_FROM 8
 
-/* Is it likely that there are no zeros? Threads may think differently of it meanwhile. */
+/* Is no buffer needed, for it is likely that there are no zeros? Threads may differ meanwhile. */
 static bool is_dense(const struct load *load)
 {
-	return __atomic_load_n(&load->dense, __ATOMIC_RELAXED) >= DENSE_FROM;
+	return !load->is_direct && __atomic_load_n(&load->dense, __ATOMIC_RELAXED) >= DENSE_FROM;
 }
 
 static void note_zeros(struct load *load, bool has_zeros)
@@ -154,6 +155,11 @@ static bool load_part(struct gmem_transfer *transfer, const struct gmem_hand *ha
 		if (is_dense(load) && gmem_leased_memory_fill(&transfer->memory, gpa, part->size, read_to_guest,
 							      &reading, &piece->stored))
 			return true;
+		/* One thread has gmem_io_next()'s buffer, and does not try this each time. */
+		if (transfer->hands.count < 2) {
+			note_zeros(load, true);
+			return false;
+		}
 		data = gmem_io_scratch(&transfer->io, hand->number);
 		if (!gmem_io_read_part(&transfer->io, part->offset, data, part->size, load->wait))
 			return false;
@@ -162,12 +168,13 @@ static bool load_part(struct gmem_transfer *transfer, const struct gmem_hand *ha
 					&piece->stored) == 0;
 }
 
-static bool load_piece(void *data, const struct gmem_hand *hand, size_t index)
+static bool load_piece(void *data, struct gmem_hand *hand, size_t index)
 {
 	struct gmem_transfer *transfer = data;
 	struct load *load = transfer->state;
 	struct piece *piece = &load->pieces[index];
 
+	gmem_transfer_come(transfer, hand, piece->gpa);
 	if (piece->hole && gmem_leased_memory_clear(&transfer->memory, hand->look, piece->gpa, piece->hole))
 		return false;
 	if (!load_part(transfer, hand, piece))
@@ -318,6 +325,7 @@ static int begin(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset, uint
 		return err;
 
 	params.sparse = true;
+	params.to_gpa = gpa - offset;
 	params.waits = waits;
 	params.end = total ? offset + total : params.kind.has_size ? offset : UINT64_MAX;
 	err = lease_target(transfer, gpa, total);
@@ -330,7 +338,11 @@ static int begin(struct gmem_vm *vm, uint64_t gpa, int fd, uint64_t offset, uint
 		return err;
 	}
 
-	*(struct load *)transfer->state = (struct load){ .gpa = gpa, .offset = offset };
+	*(struct load *)transfer->state = (struct load){
+		.gpa = gpa,
+		.offset = offset,
+		.is_direct = params.kind.is_direct,
+	};
 	gmem_transfer_begin_hands(transfer, &params);
 	transfer->step = load_step;
 	transfer->total = total;

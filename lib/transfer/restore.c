@@ -521,7 +521,8 @@ static int restore_next(struct gmem_transfer *transfer, struct restore *restore,
 	err = restore->has_head ? 0 : check_beginning(transfer, piece.data, piece.size);
 	if (err)
 		return err;
-	if (piece.size - restore->used < IMAGE_BLOCK)
+	/* The file may have become shorter since what is used was read. */
+	if (piece.size < restore->used + IMAGE_BLOCK)
 		return no_end(transfer, restore);
 	return read_record(transfer, restore, (const void *)(piece.data + restore->used),
 			   piece.size - restore->used);
@@ -562,15 +563,18 @@ static const struct image_record *get_record(const struct gmem_transfer *transfe
 }
 
 /* The records around it may turn out to be damaged. Each has what was checked, and nothing else. */
-static bool store_ready(void *data, const struct gmem_hand *hand, size_t index)
+static bool store_ready(void *data, struct gmem_hand *hand, size_t index)
 {
 	struct gmem_transfer *transfer = data;
 	struct restore *restore = transfer->state;
 	struct ready_record *ready = &restore->many->ready[index];
-	const struct image_record *record = get_record(transfer, hand, ready);
-	const char *bytes = (const char *)record + IMAGE_BLOCK;
+	const struct image_record *record;
 	uint64_t reached = ready->from;
+	const char *bytes;
 
+	gmem_transfer_come(transfer, hand, ready->head->data.base);
+	record = get_record(transfer, hand, ready);
+	bytes = (const char *)record + IMAGE_BLOCK;
 	if (!record || gmem_image_checksum(record) != record->checksum)
 		return false;
 	for (uint32_t i = 0; i < record->count; i++) {
@@ -776,7 +780,7 @@ static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *us
 	transfer->step = restore_step;
 	transfer->end = restore_end;
 	/* Without that memory, one thread does it all. */
-	if (params.workers > 1)
+	if (transfer->io.workers)
 		restore->many = malloc(sizeof(*restore->many));
 	if (restore->many)
 		gmem_transfer_begin_hands(transfer, &params);

@@ -363,14 +363,18 @@ static bool pack(const struct gmem_transfer *transfer, struct unit *unit)
 	return true;
 }
 
-static bool pack_piece(void *data, const struct gmem_hand *hand, size_t piece)
+static bool pack_piece(void *data, struct gmem_hand *hand, size_t piece)
 {
 	const struct gmem_transfer *transfer = data;
 	struct save *save = transfer->state;
 	struct unit unit = save->units[piece];	/* in no cache line of another thread's */
-	bool is_done = pack(transfer, &unit);
+	struct gmem_contents_place at = unit.at;
+	struct gmem_contents_run first;
+	bool is_done;
 
-	(void)hand;
+	if (hand->is_elsewhere && gmem_contents_next(&save->contents, &at, &first))
+		gmem_hand_come(hand, first.hva);
+	is_done = pack(transfer, &unit);
 	save->units[piece] = unit;
 	return is_done;
 }
@@ -418,7 +422,10 @@ static int pack_units(struct gmem_transfer *transfer, struct save *save)
 
 	/* A lost page takes a record: what comes behind has another place then. */
 	save->unit_count = (uint32_t)done + 1;
-	unit = &save->units[done];
+	/* What is full is written first, as one thread does. */
+	if (done)
+		return 0;
+	unit = &save->units[0];
 	return pack(transfer, unit) ? 0 : gmem_contents_lose(&save->contents, unit->at, unit->err);
 }
 
@@ -454,13 +461,14 @@ static int write_units(struct gmem_transfer *transfer, struct save *save)
 		else
 			unit++;
 	}
-	if (err)
+	/* What was put is in the queue even if its request was refused: the next step goes on behind it. */
+	if (err && save->written < save->unit_count)
 		return gmem_transfer_fail_io(transfer, err);
 
 	save->units[0] = *unit;
 	save->unit_count = 1;
 	save->written = 0;
-	return 0;
+	return err ? gmem_transfer_fail_io(transfer, err) : 0;
 }
 
 /* Write the last record, or first what there is no room behind. */

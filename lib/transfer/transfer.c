@@ -123,9 +123,20 @@ int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 
 void gmem_transfer_begin_hands(struct gmem_transfer *transfer, const struct gmem_io_params *params)
 {
-	gmem_hands_begin(&transfer->hands, params->workers,
+	gmem_hands_begin(&transfer->hands, transfer->io.workers,
 			 params->kind.has_size ? gmem_transfer_file_bytes(params) : UINT64_MAX,
 			 transfer->memory.look);
+}
+
+void gmem_transfer_come(const struct gmem_transfer *transfer, struct gmem_hand *hand, uint64_t gpa)
+{
+	const struct gmem_leased_range *range;
+
+	if (!hand->is_elsewhere)
+		return;
+	range = gmem_leased_memory_at(&transfer->memory, gpa);
+	if (range)
+		gmem_hand_come(hand, range->hva + (gpa - range->gpa));
 }
 
 void gmem_transfer_tell_lost(struct gmem_transfer *transfer, uint64_t gpa, uint64_t size)
@@ -140,6 +151,7 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer)
 	if (!transfer)
 		return 0;
 
+	gmem_hands_dismiss(&transfer->hands);
 	if (!gmem_io_close(&transfer->io))
 		return gmem_fail(-EBUSY, "%u completions are still to come on the ring",
 				 gmem_io_under_way(&transfer->io));
@@ -182,7 +194,7 @@ int gmem_transfer_fail_io(const struct gmem_transfer *transfer, int err)
  * transfer->done at most by:
  *   load     1 MiB of data, or 256 KiB if read from the page cache; 64 MiB of a hole; with
  *            workers 16 MiB of data, and of holes as much
- *   save     64 MiB, in windows of 16 MiB: a window is done once its pages are found
+ *   save     64 MiB, in windows of 4 MiB: a window is done once its pages are found
  *   restore  1 MiB of the file, a record; with workers 16 MiB; nothing in steps that clear
  *            memory
  */
@@ -201,9 +213,6 @@ static int step_and_tell(struct gmem_transfer *transfer, bool wait)
 {
 	int err = transfer->step(transfer, wait);
 
-	if (transfer->is_done || (err && err != -EAGAIN))
-		gmem_hands_dismiss(&transfer->hands);
-
 	/* With nothing under way, nothing makes the fd of a ring ready. */
 	if (err == -EAGAIN)
 		return transfer->io.ring && !transfer->io.under_way ? GMEM_TRANSFER_MORE
@@ -215,12 +224,10 @@ static int step_and_tell(struct gmem_transfer *transfer, bool wait)
 	return transfer->is_done ? GMEM_TRANSFER_DONE : GMEM_TRANSFER_MORE;
 }
 
-GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
+static int check_and_step(struct gmem_transfer *transfer, bool wait)
 {
 	int err;
 
-	if (!transfer)
-		return gmem_fail(-EINVAL, "transfer is NULL");
 	if (wait && transfer->opts.ring)
 		return gmem_fail(-EINVAL, "waiting on the caller's ring would take completions of other users");
 	if (transfer->io.closing)
@@ -232,6 +239,20 @@ GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
 
 	err = gmem_vm_enter(transfer->vm);
 	return err ? err : gmem_vm_leave(transfer->vm, step_and_tell(transfer, wait));
+}
+
+GMEM_API int gmem_transfer_step(struct gmem_transfer *transfer, int wait)
+{
+	int ret;
+
+	if (!transfer)
+		return gmem_fail(-EINVAL, "transfer is NULL");
+
+	ret = check_and_step(transfer, wait);
+	/* Whatever ended it: who lent it a thread waits for that. */
+	if (ret <= GMEM_TRANSFER_DONE)
+		gmem_hands_dismiss(&transfer->hands);
+	return ret;
 }
 
 GMEM_API int gmem_transfer_work(struct gmem_transfer *transfer)

@@ -46,8 +46,10 @@ uint64_t gmem_transfer_file_bytes(const struct gmem_io_params *params);
 /* Allocate a transfer that has neither memory nor a file yet. */
 int gmem_transfer_new(struct gmem_vm *vm, const struct gmem_transfer_opts *opts,
 		      size_t state_size, struct gmem_transfer **ret);
-/* Have the threads that @params asks for, if what it says there is to do is worth them. */
+/* Have threads, as many as the queue has memory for, if what @params says there is to do is worth them. */
 void gmem_transfer_begin_hands(struct gmem_transfer *transfer, const struct gmem_io_params *params);
+/* A piece has its memory at @gpa: see gmem_hand_come(). */
+void gmem_transfer_come(const struct gmem_transfer *transfer, struct gmem_hand *hand, uint64_t gpa);
 /* Count a range that the hardware lost, and tell the caller. */
 void gmem_transfer_tell_lost(struct gmem_transfer *transfer, uint64_t gpa, uint64_t size);
 /* Put a failure of @transfer->io into a sentence; returns @err. */

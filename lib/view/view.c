@@ -175,10 +175,13 @@ GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 		.view = { .newest = &vm->newest },
 		.vm = gmem_vm_ref(vm),
 		.next = vm->views,
+		.link = &vm->views,
 		.number = ++vm->views_made,
 		.process = gmem_process_number(&vm->process),
 		.fast = gmem_nofault_is_recoverable(),
 	};
+	if (reader->next)
+		reader->next->link = &reader->next;
 	vm->views = reader;
 	gmem_lock_drop(&vm->views_lock);
 
@@ -188,7 +191,7 @@ GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 
 GMEM_API void gmem_view_free(struct gmem_view *view)
 {
-	struct gmem_reader *reader, **link;
+	struct gmem_reader *reader;
 	bool keeps_memory;
 
 	if (!view)
@@ -196,9 +199,9 @@ GMEM_API void gmem_view_free(struct gmem_view *view)
 
 	reader = reader_of(view);
 	gmem_lock_take(&reader->vm->views_lock);
-	for (link = &reader->vm->views; *link != reader; link = &(*link)->next)
-		;
-	*link = reader->next;
+	*reader->link = reader->next;
+	if (reader->next)
+		reader->next->link = reader->link;
 	keeps_memory = reader->keeps_memory;
 	gmem_lock_drop(&reader->vm->views_lock);
 	if (keeps_memory)

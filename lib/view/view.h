@@ -34,6 +34,7 @@ struct gmem_reader {
 	uint32_t process;	/* that made it, of vm->process: no other has its thread */
 	struct gmem_vm *vm;
 	struct gmem_reader *next;	/* in vm->views, the newest first */
+	struct gmem_reader **link;	/* what points to it there */
 	uint64_t number;		/* higher than those of older ones; never used again */
 	struct gmem_reader *next_own;	/* in the list of its thread, see gmem_vm_thread_view() */
 };

@@ -309,11 +309,12 @@ static void save_nowhere_with_two(int fd)
 /* What finding the zeros takes at least */
 static void read_guest(int fd)
 {
+	const uint64_t *words = (const void *)guest.hva;
 	uint64_t sum = 0;
 
 	(void)fd;
-	for (uint64_t at = 0; at < size; at += 8)
-		sum |= *(uint64_t *)(guest.hva + at);
+	for (uint64_t at = 0; at < size / 8; at++)
+		sum |= words[at];
 	(void)*(volatile uint64_t *)&sum;
 }
 
@@ -445,12 +446,25 @@ static void name_row(char *row, size_t room, const char *table, const struct sid
 			*c = '-';
 }
 
-static void record_wall(const char *row, const struct side *ours, const struct side *base)
+/* More workers are no reason to be faster than 0.9 of the device. */
+static double wall_goal(const struct goal *goal, const struct side *base, const struct side *sides, size_t count)
+{
+	double wall = goal->wall, least;
+
+	for (size_t i = 0; i < count; i++) {
+		if (wall == 0 || !is_ours(base) || strcmp(sides[i].name, DEVICE_READ))
+			continue;
+		least = figure(sides[i].wall, base->wall).median / 0.9;
+		wall = least > wall ? least : wall;
+	}
+	return wall;
+}
+
+static void record_wall(const char *row, const struct side *ours, const struct side *base, double goal)
 {
 	bench_row("%s", row);
 	bench_row_figure(figure(ours->wall, NULL), "ms");
-	bench_print_against(base->name, figure(ours->wall, base->wall),
-			    goal_of(row, base->name)->wall);
+	bench_print_against(base->name, figure(ours->wall, base->wall), goal);
 }
 
 static void record_cpu(const char *row, const struct side *ours, const struct side *base)
@@ -480,7 +494,7 @@ static void print_ratios(const char *table, const struct side *sides, size_t cou
 		printf("CPU");
 		record_cpu(row, ours, &sides[i]);
 		printf("wall");
-		record_wall(row, ours, &sides[i]);
+		record_wall(row, ours, &sides[i], wall_goal(goal, &sides[i], sides, count));
 		printf("\n");
 	}
 }

@@ -139,7 +139,7 @@ static void fill_queue(const struct layout *layout, struct peer_virtqueue *queue
 {
 	const struct peer_range *rings = &layout->ranges[0];
 	struct descriptor *descriptors = rings->hva;
-	uint16_t *avail = (uint16_t *)((char *)rings->hva + 8192);
+	uint16_t *avail = (void *)((char *)rings->hva + 8192);
 
 	*queue = (struct peer_virtqueue){
 		.descriptors = rings->gpa, .avail = rings->gpa + 8192, .used = rings->gpa + 16384,
@@ -186,7 +186,7 @@ static void bench_requests(struct bench *bench, const struct layout *layout, str
 		devices[i].view = view;
 		devices[i].peer = peer;
 		fill_queue(layout, &devices[i].queue);
-		devices[i].avail_index = (uint16_t *)((char *)layout->ranges[0].hva + 8194);
+		devices[i].avail_index = (void *)((char *)layout->ranges[0].hva + 8194);
 		bench->sides[i].run = run[i];
 		bench->sides[i].data[0] = &devices[i];
 	}

@@ -19,7 +19,7 @@ PAGE = TREE / "docs/performance.md"
 DIRECTORY = TREE / "docs/performance"
 PEER = "vm-memory"
 # Parts of a name that make a line of docs/performance.md, by the table or how the name begins
-PARTS = {"nofault": 2, "slots/add": 2, "slots/remove": 2}
+PARTS = {"nofault": 2, "slots/add": 2, "slots/remove": 2, "load": 4, "save": 4}
 MOST_PARTS = 3
 
 SECTION = re.compile(r"(<!-- rows: ([a-z0-9 ]+) -->\n).*?(<!-- end of rows -->)", re.S)
@@ -123,23 +123,30 @@ class Results:
     def left_out(self) -> list[str]:
         return [fact.removeprefix("left out ") for fact in self.facts if fact.startswith("left out ")]
 
-    def keep(self, before: Results, table: str, has_peer: bool) -> None:
-        """Take from BEFORE what TABLE has measured nothing new for."""
-        is_measured = any(row.table == table for row in self.rows)
-        for (name, base), line in before.lines.items():
-            if name.partition("/")[0] == table and (not is_measured or not has_peer and base.startswith(PEER)):
-                self.lines.setdefault((name, base), line)
-        if not is_measured:
-            about = re.compile(rf"(table|left out) {table}\b")
-            self.facts = {fact: value for fact, value in self.facts.items() if not about.match(fact)} | \
-                         {fact: value for fact, value in before.facts.items() if about.match(fact)}
+    def about(self, table: str) -> dict[str, str]:
+        start = re.compile(rf"(table|left out) {table}\b")
+        return {fact: value for fact, value in self.facts.items() if start.match(fact)}
+
+    def lines_of(self, table: str) -> dict[tuple[str, str], str]:
+        return {key: line for key, line in self.lines.items() if key[0].partition("/")[0] == table}
+
+    def replace(self, fresh: Results, table: str, has_peer: bool) -> None:
+        """Take what FRESH has measured of TABLE; what it could not measure stays."""
+        new = fresh.lines_of(table)
+        if not new:
+            return
+        old = {key: line for key, line in self.lines_of(table).items()
+               if not has_peer and key[1].startswith(PEER)}
+        self.forget(table)
+        self.lines |= old | new
+        self.facts |= fresh.about(table)
 
     def forget(self, table: str) -> None:
         """The rows and facts of a table that is measured again."""
-        self.lines = {key: line for key, line in self.lines.items()
-                      if key[0].partition("/")[0] != table}
-        about = re.compile(rf"(table|left out) {table}\b")
-        self.facts = {fact: value for fact, value in self.facts.items() if not about.match(fact)}
+        for key in self.lines_of(table):
+            del self.lines[key]
+        for fact in self.about(table):
+            del self.facts[fact]
 
 
 def read(path: Path) -> Results:

@@ -274,6 +274,7 @@ static void use(void)
 {
 	GMEM_OPTS(gmem_transfer_opts, opts, .flags = GMEM_TRANSFER_LEAVE_REST);
 	GMEM_OPTS(gmem_transfer_opts, plain, .flags = GMEM_TRANSFER_NO_RING);
+	GMEM_OPTS(gmem_transfer_opts, many, .workers = 3);
 	bool has_the_canarys_place;
 	int verified, restored;
 
@@ -288,12 +289,15 @@ static void use(void)
 	CHECK(verified == 0 || verified == -ENOMSG || verified == -EBADMSG || verified == -ENODATA ||
 	      verified == -EOPNOTSUPP);
 	CHECK(gmem_image_verify(world.file, &plain, NULL) == verified);
+	CHECK(gmem_image_verify(world.file, &many, NULL) == verified);
 	check_info(verified);
 
 	restored = gmem_vm_restore(world.vm, world.file, &opts, NULL);
 	CHECK(restored == verified || is_refusal_of_target(restored));
 	restored = gmem_vm_restore(world.vm, world.file, &plain, NULL);
 	CHECK(restored == verified || is_refusal_of_target(restored));
+	many.flags = opts.flags;
+	CHECK(gmem_vm_restore(world.vm, world.file, &many, NULL) == gmem_vm_restore(world.vm, world.file, &opts, NULL));
 	for (size_t i = 0; i < sizeof(registers); i++)
 		CHECK(registers[i] == CANARY);
 

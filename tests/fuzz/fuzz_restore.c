@@ -409,7 +409,7 @@ static int new_pipe(uint64_t size)
 static void use(void)
 {
 	unsigned how = take();
-	GMEM_OPTS(gmem_transfer_opts, opts, .depth = 1 + (how >> 6),
+	GMEM_OPTS(gmem_transfer_opts, opts, .depth = 1 + (how >> 6), .workers = how >> 7 ? 3 : 0,
 		  .flags = (how & 1 ? GMEM_TRANSFER_OMIT_PRIVATE : 0) |
 			   (how & 2 ? GMEM_TRANSFER_LEAVE_REST : 0) | (how & 4 ? GMEM_TRANSFER_VERIFY : 0) |
 			   (how & 64 ? GMEM_TRANSFER_ALLOW_LOST : 0));

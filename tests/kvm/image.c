@@ -910,22 +910,202 @@ TEST(workers_load_and_restore_what_one_does)
 	gmem_recovery_disable();
 }
 
-TEST(child_ends_a_transfer_whose_threads_it_does_not_have)
+/* What a limit of the container says to a thread more */
+static void forbid_threads(void)
 {
-	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 3);
-	struct gmem_transfer *transfer;
+	struct sock_filter rules[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_clone, 1, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_clone3, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EAGAIN),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { .len = ARRAY_SIZE(rules), .filter = rules };
+	pthread_t thread;
+
+	WORKS(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+	if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
+		skip("this kernel has no seccomp filters");
+	CHECK_EQ(pthread_create(&thread, NULL, lend, NULL), EAGAIN);
+}
+
+TEST(threads_that_are_refused_are_done_without)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 4);
+	struct gmem_transfer_result one = no_result(), none = no_result();
+	int fd, image = new_file(), other = new_file();
 	struct gmem_region *region;
 	struct lab lab;
-	pthread_t thread;
 	uint64_t size;
-	int fd, status, ret;
-	pid_t child;
 
 	lab_new(&lab, DEFAULT_VM);
 	region = lab_add(&lab, GMEM_BACKING_HOST, BASE, BIG_PAGES, NULL);
 	size = gmem_region_size(region);
 	fd = big_file(size, false);
-	OK(gmem_vm_load_begin(lab.vm, BASE, fd, 0, 0, &opts, &transfer));
+	OK(gmem_vm_load(lab.vm, BASE, fd, 0, 0, NULL, &one));
+	OK(gmem_vm_save(lab.vm, image, NULL, NULL));
+	forbid_threads();
+	memset(gmem_region_hva(region), 7, size);
+	OK(gmem_vm_load(lab.vm, BASE, fd, 0, 0, &opts, &none));
+	CHECK(none.data_bytes == one.data_bytes && none.zero_bytes == one.zero_bytes);
+	check_file(gmem_region_hva(region), size, fd);
+	OK(gmem_vm_save(lab.vm, other, &opts, &none));
+	CHECK(none.data_bytes == one.data_bytes);
+	memset(gmem_region_hva(region), 7, size);
+	OK(gmem_vm_restore(lab.vm, other, &opts, &none));
+	CHECK(none.data_bytes == one.data_bytes);
+	check_file(gmem_region_hva(region), size, fd);
+	OK(gmem_image_verify(other, &opts, NULL));
+	close(fd);
+	close(image);
+	close(other);
+	lab_free(&lab);
+}
+
+/* ---- saves by several threads ---- */
+
+static int stop_halfway(void *data, uint64_t done, uint64_t total)
+{
+	return !*(bool *)data && done >= total / 2;
+}
+
+/* Stopped in the middle, and gone on with, it has what a save at one go has. */
+TEST(workers_save_what_one_saves)
+{
+	OK(gmem_recovery_enable());
+	for (size_t i = 0; i < 2 * ARRAY_SIZE(backings); i++) {
+		struct gmem_transfer_result one = no_result(), many = no_result();
+		struct gmem_region *region;
+		uint64_t size;
+		struct lab lab;
+		int fd;
+
+		if (!begin_with(&lab, backings[i / 2], &region))
+			continue;
+		lab_free(&lab);
+		lab_new(&lab, DEFAULT_VM);
+		region = lab_add(&lab, backings[i / 2], BASE, 5 * BIG_PAGES, NULL);
+		size = gmem_region_size(region);
+		fd = big_file(size, i % 2);
+		OK(gmem_vm_load(lab.vm, BASE, fd, 0, 0, NULL, NULL));
+		for (uint32_t workers = 1; workers <= 4; workers++) {
+			bool may_go_on = workers % 2;
+			GMEM_OPTS(gmem_transfer_opts, opts, .workers = workers, .progress = stop_halfway,
+				  .progress_data = &may_go_on);
+			struct gmem_transfer *transfer;
+			int image = new_file(), ret;
+
+			OK(gmem_vm_save_begin(lab.vm, image, &opts, &transfer));
+			while ((ret = gmem_transfer_step(transfer, 1)) > 0 || ret == -ECANCELED)
+				may_go_on |= ret < 0;
+			OK(ret);
+			CHECK(may_go_on);
+			OK(gmem_transfer_get_result(transfer, &many));
+			OK(gmem_transfer_free(transfer));
+			one = workers == 1 ? many : one;
+			CHECK(many.data_bytes == one.data_bytes && many.zero_bytes == one.zero_bytes &&
+			      many.file_bytes == one.file_bytes);
+			memset(gmem_region_hva(region), 7, size);
+			OK(gmem_vm_restore(lab.vm, image, NULL, NULL));
+			check_file(gmem_region_hva(region), size, fd);
+			close(image);
+		}
+		close(fd);
+		lab_free(&lab);
+	}
+	gmem_recovery_disable();
+}
+
+/* Freed in the middle, with the threads at hand */
+TEST(save_by_workers_may_be_given_up)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 4);
+	struct gmem_transfer *transfer;
+	struct gmem_region *region;
+	int image = new_file();
+	struct lab lab;
+
+	lab_new(&lab, DEFAULT_VM);
+	region = lab_add(&lab, GMEM_BACKING_HOST, BASE, BIG_PAGES, NULL);
+	memset(gmem_region_hva(region), 7, gmem_region_size(region));
+	for (int steps = 0; steps < 8; steps++) {
+		OK(gmem_vm_save_begin(lab.vm, image, &opts, &transfer));
+		for (int i = 0; i < steps; i++)
+			CHECK(gmem_transfer_step(transfer, 1) >= 0);
+		OK(gmem_transfer_free(transfer));
+	}
+	OK(gmem_vm_save(lab.vm, image, &opts, NULL));
+	OK(gmem_image_verify(image, NULL, NULL));
+	close(image);
+	lab_free(&lab);
+}
+
+static int cut_file(void *data, uint64_t done, uint64_t total)
+{
+	const struct lab_memory *memory = data;
+
+	(void)done;
+	(void)total;
+	WORKS(ftruncate(memory->fd, (off_t)(memory->size / 2)));
+	return 0;
+}
+
+/* Fails once the file is cut after the first step; is right once it is whole again. */
+static void transfer_to_the_cut(int err, struct gmem_transfer *transfer, const struct lab_memory *memory)
+{
+	int ret;
+
+	OK(err);
+	while ((ret = gmem_transfer_step(transfer, 1)) > 0)
+		;
+	CHECK_EQ(ret, -EFAULT);
+	WORKS(ftruncate(memory->fd, (off_t)memory->size));
+	OK(gmem_transfer_free(transfer));
+}
+
+/* The guest's memory loses its file while all threads work on it: SIGBUS. */
+TEST(file_cut_behind_the_guest_stops_all_workers)
+{
+	OK(gmem_recovery_enable());
+	for (uint32_t workers = 1; workers <= 4; workers += 3) {
+		struct lab_memory memory = { .size = 5 * BIG_PAGES * page_size(), .fd = new_file() };
+		GMEM_OPTS(gmem_transfer_opts, opts, .workers = workers, .progress = cut_file,
+			  .progress_data = &memory);
+		struct gmem_transfer *transfer = NULL;
+		int image = new_file(), fd = big_file(memory.size, true), err;
+		struct lab lab;
+
+		WORKS(ftruncate(memory.fd, (off_t)memory.size));
+		memory.hva = mmap(NULL, memory.size, PROT_READ | PROT_WRITE, MAP_SHARED, memory.fd, 0);
+		CHECK(memory.hva != MAP_FAILED);
+		lab_new(&lab, DEFAULT_VM);
+		lab_add_memory(&lab, BASE, &memory);
+		err = gmem_vm_load_begin(lab.vm, BASE, fd, 0, 0, &opts, &transfer);
+		transfer_to_the_cut(err, transfer, &memory);
+		OK(gmem_vm_load(lab.vm, BASE, fd, 0, 0, NULL, NULL));
+		check_file(memory.hva, memory.size, fd);
+		OK(gmem_vm_save(lab.vm, image, NULL, NULL));
+		err = gmem_vm_restore_begin(lab.vm, image, &opts, &transfer);
+		transfer_to_the_cut(err, transfer, &memory);
+		OK(gmem_vm_restore(lab.vm, image, NULL, NULL));
+		check_file(memory.hva, memory.size, fd);
+		err = gmem_vm_save_begin(lab.vm, image, &opts, &transfer);
+		transfer_to_the_cut(err, transfer, &memory);
+		close(image);
+		close(fd);
+		lab_free(&lab);
+		lab_unmap_memory(&memory);
+	}
+	gmem_recovery_disable();
+}
+
+/* A child steps and frees @transfer, then this process does it. */
+static void fork_in_the_middle(struct gmem_transfer *transfer)
+{
+	pthread_t thread;
+	int status, ret;
+	pid_t child;
+
 	WORKS(-pthread_create(&thread, NULL, lend, transfer));
 	CHECK(gmem_transfer_step(transfer, 1) >= 0);
 	child = (pid_t)WORKS(fork());
@@ -943,7 +1123,32 @@ TEST(child_ends_a_transfer_whose_threads_it_does_not_have)
 	CHECK(ret == 0);
 	WORKS(-pthread_join(thread, NULL));
 	OK(gmem_transfer_free(transfer));
+}
+
+TEST(child_ends_a_transfer_whose_threads_it_does_not_have)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 3);
+	struct gmem_transfer *transfer;
+	struct gmem_region *region;
+	int fd, image = new_file();
+	struct lab lab;
+	uint64_t size;
+
+	lab_new(&lab, DEFAULT_VM);
+	region = lab_add(&lab, GMEM_BACKING_HOST, BASE, 5 * BIG_PAGES, NULL);
+	size = gmem_region_size(region);
+	fd = big_file(size, false);
+	OK(gmem_vm_load_begin(lab.vm, BASE, fd, 0, 0, &opts, &transfer));
+	fork_in_the_middle(transfer);
 	check_file(gmem_region_hva(region), size, fd);
+	OK(gmem_vm_save_begin(lab.vm, image, &opts, &transfer));
+	fork_in_the_middle(transfer);
+	OK(gmem_image_verify(image, NULL, NULL));
+	memset(gmem_region_hva(region), 7, size);
+	OK(gmem_vm_restore_begin(lab.vm, image, &opts, &transfer));
+	fork_in_the_middle(transfer);
+	check_file(gmem_region_hva(region), size, fd);
+	close(image);
 	close(fd);
 	lab_free(&lab);
 }

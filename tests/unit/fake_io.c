@@ -80,6 +80,7 @@ int gmem_sys_fd_kind(int fd, struct gmem_fd_kind *ret)
 		.allocated = (uint64_t)st.st_blocks * 512,
 		.appends = flags & O_APPEND,
 		.never_blocks = flags & O_NONBLOCK,
+		.is_direct = flags & O_DIRECT,
 		.access = real_access(fd),
 	};
 	return 0;

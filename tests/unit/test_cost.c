@@ -36,6 +36,12 @@ static const struct ask asks[] = {
 	  { FAKE_DELETE_SLOT, FAKE_MUNMAP, NONE }, 1 },
 	{ "the caller's", "6.18", GMEM_BACKING_HOST, GMEM_REGION_HVA, false,
 	  { FAKE_MAPPING_AT, FAKE_SET_SLOT, NONE }, { FAKE_DELETE_SLOT, NONE }, 1 },
+	{ "private", "6.12-swp-t1", GMEM_BACKING_PRIVATE, 0, false,
+	  { FAKE_CREATE_GMEMFD, FAKE_SET_CLOEXEC, FAKE_MMAP, FAKE_MADVISE, FAKE_SET_SLOT2, NONE },
+	  { FAKE_DELETE_SLOT, FAKE_MUNMAP, NONE }, 2 },
+	{ "private, of a file", "6.12-swp-t1", GMEM_BACKING_PRIVATE, 0, true,
+	  { FAKE_MMAP, FAKE_MADVISE, FAKE_SET_SLOT2, NONE },
+	  { FAKE_DELETE_SLOT, FAKE_MUNMAP, NONE }, 1 },
 	{ "a device's range", "6.18", GMEM_BACKING_HOST, GMEM_REGION_DEVICE, false,
 	  { NONE }, { NONE }, 1 },
 };
@@ -175,6 +181,29 @@ static void region_takes_two_allocations_at_most(void **state)
 	}
 }
 
+/* A memslot number, one there is not, and part of a file; a device's range has none of them. */
+static void check_what_is_in_use(struct scene *s, const struct gmem_region *first)
+{
+	const uint64_t gpa = PAGES(&s->unit, 8), size = PAGES(&s->unit, 4);
+	const struct gmem_region_opts opts = s->opts;
+	struct gmem_region *region;
+
+	if (opts.flags & GMEM_REGION_DEVICE)
+		return;
+	if (opts.file)
+		assert_int_equal(gmem_region_add(s->unit.vm, gpa, size, &s->opts, &region), -EEXIST);
+	s->opts.flags |= GMEM_REGION_SLOT;
+	s->opts.slot = gmem_region_slot(first);
+	assert_int_equal(gmem_region_add(s->unit.vm, gpa, size, &s->opts, &region), -EEXIST);
+	s->opts.slot = UINT32_MAX;
+	assert_int_equal(gmem_region_add(s->unit.vm, gpa, size, &s->opts, &region), -EINVAL);
+	s->opts = opts;
+}
+
+/*
+ * What the library can know. A kernel that refuses a file, a mapping or a memslot was asked
+ * with a region at hand, which is freed.
+ */
 static void refusal_takes_no_memory(void **state)
 {
 	struct gmem_region *region, *first;
@@ -192,6 +221,8 @@ static void refusal_takes_no_memory(void **state)
 		s.opts.flags |= UNIT_UNKNOWN_BIT;
 		assert_int_equal(gmem_region_add(s.unit.vm, PAGES(&s.unit, 8), PAGES(&s.unit, 4), &s.opts,
 						 &region), -EINVAL);
+		s.opts.flags = asks[i].flags;
+		check_what_is_in_use(&s, first);
 		assert_int_equal(gmem_region_move(first, 1), -EINVAL);
 		assert_int_equal(gmem_region_split(first, 0, &region), -EINVAL);
 		assert_non_null(gmem_last_error());

@@ -116,6 +116,45 @@ static void threads_of_the_user_join_until_the_end(void **state)
 	assert_int_equal(fake_halt(), 0);
 }
 
+static void lend_for_this_run(void *data)
+{
+	pthread_t thread;
+
+	assert_int_equal(pthread_create(&thread, NULL, join, data), 0);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
+static void who_joins_after_the_dismissal_leaves_at_once(void **state)
+{
+	struct gmem_crew crew;
+	struct job job = { 0 };
+
+	(void)state;
+	fake_boot("6.18");
+	gmem_crew_begin(&crew, 2, GMEM_THREAD_PLAIN);
+	gmem_crew_run(&crew, take_pieces, &job);
+	gmem_crew_dismiss(&crew);
+	gmem_crew_join(&crew);
+	/* also while the leader is at work, which then waits for nobody */
+	gmem_crew_run(&crew, lend_for_this_run, &crew);
+	check_run(&crew, 1);
+	gmem_crew_end(&crew);
+	assert_int_equal(fake_halt(), 0);
+}
+
+static void crew_without_threads_works(void **state)
+{
+	struct gmem_crew crew;
+
+	(void)state;
+	fake_boot("6.18");
+	/* No process has room for such stacks. */
+	assert_int_equal(gmem_crew_begin(&crew, 3, SIZE_MAX / 8), 0);
+	check_run(&crew, 1);
+	gmem_crew_end(&crew);
+	assert_int_equal(fake_halt(), 0);
+}
+
 static void child_of_fork_works_alone(void **state)
 {
 	struct gmem_crew crew;
@@ -144,6 +183,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(each_piece_is_done_once_in_each_run),
 	cmocka_unit_test(crew_ends_without_a_run),
 	cmocka_unit_test(threads_of_the_user_join_until_the_end),
+	cmocka_unit_test(who_joins_after_the_dismissal_leaves_at_once),
+	cmocka_unit_test(crew_without_threads_works),
 	cmocka_unit_test(child_of_fork_works_alone),
 };
 

@@ -464,13 +464,14 @@ static char *contents_of(int fd, uint64_t *ret_size)
 /* All but the identity, which is random, and what depends on it */
 static void check_same_image(int one, int other)
 {
-	uint64_t size, other_size, at;
+	uint64_t size, other_size, at, next;
 	char *a = contents_of(one, &size), *b = contents_of(other, &other_size);
 
 	assert_int_equal(size, other_size);
-	for (at = 0; at < size; at += ((struct image_record *)(a + at))->size) {
+	for (at = 0; at < size; at = next) {
 		struct image_record *x = (void *)(a + at), *y = (void *)(b + at);
 
+		next = at + x->size;
 		assert_int_equal(y->checksum, gmem_image_checksum(y));
 		x->checksum = y->checksum = 0;
 		x->id = y->id;
@@ -549,7 +550,7 @@ static void save_rest(struct gmem_transfer *transfer)
 /* The file ends with the image, or where it ended before, whatever room it had meanwhile. */
 static void room_ahead_is_taken_back(void **state)
 {
-	struct gmem_transfer_result result = { .size = sizeof(result) };
+	GMEM_OPTS(gmem_transfer_opts, buffered, .flags = GMEM_TRANSFER_NO_DIRECT);
 	struct gmem_transfer *transfer;
 	struct gmem_region *region;
 	struct unit unit;
@@ -568,13 +569,26 @@ static void room_ahead_is_taken_back(void **state)
 	assert_true(size_of(fd) >= 16 * MIB);
 	save_rest(transfer);
 	size = size_of(fd);
-	assert_ok(gmem_image_verify(fd, NULL, &result));
-	assert_int_equal(size, result.file_bytes);
+	assert_ok(gmem_image_verify(fd, NULL, NULL));
+	assert_int_equal(ftruncate(fd, 0), 0);
+	assert_ok(gmem_vm_save(unit.vm, fd, &buffered, NULL));
+	assert_int_equal(size_of(fd), size);
 
 	/* a save that is given up */
 	assert_int_equal(ftruncate(fd, 0), 0);
 	assert_ok(gmem_transfer_free(save_half(&unit, fd)));
 	assert_true(size_of(fd) < 12 * MIB);
+
+	/* a file that ends inside a block, and one whose file system does not tell its holes */
+	save_rest(save_half(&unit, fd));
+	assert_int_equal(pwrite(fd, &byte, 1, (off_t)size + 999), 1);
+	save_rest(save_half(&unit, fd));
+	assert_int_equal(size_of(fd), size + 1000);
+	assert_int_equal(ftruncate(fd, 0), 0);
+	fake_fail_kind(FAKE_FIND_DATA, 0, UINT_MAX, -EINVAL);
+	save_rest(save_half(&unit, fd));
+	fake_fail_struck();
+	assert_int_equal(size_of(fd), size);
 
 	/* what is behind, before the save and during it */
 	assert_int_equal(pwrite(fd, &byte, 1, (off_t)(64 * MIB)), 1);
@@ -619,7 +633,8 @@ static void saving_goes_on_after_a_failure_of_any_thread(void **state)
 	struct gmem_transfer *transfer;
 	struct unit unit;
 	pthread_t thread;
-	int fd, one = new_file(), ret;
+	struct gmem_transfer_result result = { .size = sizeof(result) }, first = result;
+	int fd, one = new_file(), alone = new_file(), ret;
 	char *hva;
 
 	(void)state;
@@ -636,6 +651,11 @@ static void saving_goes_on_after_a_failure_of_any_thread(void **state)
 		while ((ret = gmem_transfer_step(transfer, 1)) > 0)
 			;
 		assert_int_equal(ret, -EFAULT);
+		assert_ok(gmem_transfer_get_result(transfer, &result));
+		opts.workers = 1;
+		assert_int_equal(gmem_vm_save(unit.vm, alone, &opts, &first), -EFAULT);
+		opts.workers = 3;
+		assert_int_equal(result.data_bytes, first.data_bytes);
 		assert_int_equal(mprotect(hva + pages[i] * 4096, 4096, PROT_READ | PROT_WRITE), 0);
 		while ((ret = gmem_transfer_step(transfer, 1)) > 0)
 			;
@@ -646,6 +666,7 @@ static void saving_goes_on_after_a_failure_of_any_thread(void **state)
 		close(fd);
 	}
 	close(one);
+	close(alone);
 	unit_end(&unit);
 }
 
@@ -1336,6 +1357,105 @@ static void lost_pages_have_records_wherever_they_come(void **state)
 		assert_int_equal(lost.ranges[0].gpa, gmem_region_gpa(g.regions[1]) + first * g.unit.page);
 		assert_int_equal(in.data_bytes, (HIGH_PAGES - 1) * g.unit.page);
 		assert_int_equal(in.lost_bytes, g.unit.page);
+		close(fd);
+		end(&g);
+	}
+}
+
+/* The file becomes shorter once @from bytes are done. */
+struct cut {
+	int fd;
+	uint64_t from, size;
+};
+
+static int cut_short(void *data, uint64_t done, uint64_t total)
+{
+	struct cut *cut = data;
+
+	(void)total;
+	if (done >= cut->from)
+		assert_int_equal(ftruncate(cut->fd, (off_t)cut->size), 0);
+	return 0;
+}
+
+/* Guest pages look like records of 4 GiB, for who takes one for what was there before. */
+static void fill_with_records(struct guest *g)
+{
+	for (size_t i = 0; i < 3; i++)
+		for (uint64_t at = 0; at < gmem_region_size(g->regions[i]); at += 4096) {
+			struct image_record *record = (void *)((char *)gmem_region_hva(g->regions[i]) + at);
+
+			memcpy(record->kind, gmem_image_kinds[IMAGE_DATA], sizeof(record->kind));
+			record->size = 0xfffff000;
+		}
+}
+
+/* What has been read before is there. */
+static void a_file_that_becomes_shorter_has_no_end(void **state)
+{
+	static const uint64_t engines[] = { 0, GMEM_TRANSFER_NO_RING };
+	int whole = new_file();
+	struct guest g;
+	uint64_t size;
+
+	(void)state;
+	begin(&g);
+	fill_with_records(&g);
+	assert_ok(gmem_vm_save(g.unit.vm, whole, NULL, NULL));
+	size = size_of(whole);
+	for (unsigned i = 0; i < 8; i++) {
+		for (uint64_t left = 0; left < size; left += left < size / MIB * MIB ? MIB : 7 * 4096) {
+			struct cut cut = { .fd = new_file(), .from = i / 4 ? size - 4096 : 1, .size = left };
+			GMEM_OPTS(gmem_transfer_opts, opts, .flags = engines[i % 2], .workers = 1 + i / 2 % 2,
+				  .progress = cut_short, .progress_data = &cut);
+			off_t from = 0;
+			int err;
+
+			assert_int_equal(sendfile(cut.fd, whole, &from, size), size);
+			err = gmem_image_verify(cut.fd, &opts, NULL);
+			assert_true(err == -ENODATA || err == 0);
+			close(cut.fd);
+		}
+	}
+	close(whole);
+	end(&g);
+}
+
+/* Records of a unit in which one thread goes on where several could not */
+static void a_unit_is_read_by_one_thread_and_by_several(void **state)
+{
+	static const uint64_t engines[] = { 0, GMEM_TRANSFER_NO_RING };
+
+	(void)state;
+	for (unsigned i = 0; i < 4; i++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .flags = engines[i % 2] | GMEM_TRANSFER_ALLOW_LOST,
+			  .workers = 1 + i / 2);
+		int fd = new_file();
+		struct guest g;
+		char *hva;
+
+		begin(&g);
+		if (i % 2 == 0)
+			fake_cache_files();
+		/* data, a lost page, and data again */
+		poison(&g);
+		assert_ok(gmem_vm_save(g.unit.vm, fd, &opts, NULL));
+		fake_fail_struck();
+		assert_int_equal(pwrite(fd, "", 1, (off_t)size_of(fd) - 3 * 4096), 1);
+		assert_refused(-EBADMSG, "record 4 of the image: its checksum", gmem_image_verify(fd, &opts, NULL));
+		assert_int_equal(pwrite(fd, "\3", 1, (off_t)size_of(fd) - 3 * 4096), 1);
+		assert_ok(gmem_image_verify(fd, &opts, NULL));
+
+		hva = gmem_region_hva(g.regions[2]);
+		for (unsigned page = 0; page < 2; page++) {
+			char *bad = hva + (page ? 60 : 1) * g.unit.page;
+
+			assert_int_equal(mprotect(hva, HOST_PAGES * g.unit.page, PROT_READ | PROT_WRITE), 0);
+			assert_int_equal(mprotect(bad, g.unit.page, PROT_NONE), 0);
+			assert_int_equal(gmem_vm_restore(g.unit.vm, fd, &opts, NULL), -EFAULT);
+		}
+		assert_int_equal(mprotect(hva, HOST_PAGES * g.unit.page, PROT_READ | PROT_WRITE), 0);
+		assert_ok(gmem_vm_restore(g.unit.vm, fd, &opts, NULL));
 		close(fd);
 		end(&g);
 	}
@@ -2136,6 +2256,8 @@ int main(void)
 		cmocka_unit_test(missing_block_is_found),
 		cmocka_unit_test(turned_bit_is_found),
 	cmocka_unit_test(workers_refuse_what_one_refuses),
+	cmocka_unit_test(a_file_that_becomes_shorter_has_no_end),
+	cmocka_unit_test(a_unit_is_read_by_one_thread_and_by_several),
 		cmocka_unit_test(an_older_image_underneath_does_not_show_through),
 		cmocka_unit_test(contradictory_records_are_refused),
 		cmocka_unit_test(other_files_are_no_images),

@@ -140,6 +140,52 @@ static void memory_laid_out_anew_stays_private(void **state)
 	}
 }
 
+#define MANY 12U
+
+static int add_one(struct scene *s, struct gmem_file *file, uint32_t n, struct gmem_region **ret)
+{
+	GMEM_OPTS(gmem_region_opts, opts, .plan = s->plan, .file = file, .flags = GMEM_REGION_KEEP_STATE,
+		  .file_offset = PAGES(&s->unit, n / 2));
+
+	return gmem_change_add(s->change, PAGES(&s->unit, 20 + n), s->unit.page, &opts, ret);
+}
+
+/* Two files have the same offsets, by turns; every third page is private. */
+static void each_of_many_keeps_its_own(void **state)
+{
+	struct gmem_region *regions[MANY];
+	struct gmem_state_range range;
+	struct gmem_file *files[2];
+	struct scene s;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(backings); i++) {
+		scene_begin(&s, backings[i]);
+		assert_ok(gmem_region_remove(s.region));
+		files[0] = s.file;
+		assert_ok(gmem_file_new(s.unit.vm_fd, PAGES(&s.unit, 16), s.plan, &files[1]));
+		for (uint32_t n = 0; n < MANY; n++)
+			assert_ok(add_one(&s, files[n % 2], n, &regions[n]));
+		assert_ok(gmem_change_apply(s.change));
+		for (uint32_t n = 0; n < MANY; n += 3)
+			assert_ok(gmem_vm_convert(s.unit.vm, PAGES(&s.unit, 20 + n), s.unit.page,
+						  GMEM_STATE_PRIVATE, NULL, NULL));
+
+		for (uint32_t n = 0; n < MANY; n++)
+			assert_ok(gmem_change_remove(s.change, regions[n]));
+		for (uint32_t n = MANY; n-- > 0;)
+			assert_ok(add_one(&s, files[n % 2], n, &regions[n]));
+		assert_ok(gmem_change_apply(s.change));
+		for (uint32_t n = 0; n < MANY; n++) {
+			assert_int_equal(gmem_vm_state(s.unit.vm, PAGES(&s.unit, 20 + n), s.unit.page, &range,
+						       1), 1);
+			assert_int_equal(range.state == GMEM_STATE_PRIVATE, n % 3 == 0);
+		}
+		gmem_file_free(files[1]);
+		scene_end(&s);
+	}
+}
+
 static void without_the_flag_it_begins_shared(void **state)
 {
 	struct scene s;
@@ -319,6 +365,7 @@ static void what_the_guest_wrote_stays_in_the_log(void **state)
 
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(memory_laid_out_anew_stays_private),
+	cmocka_unit_test(each_of_many_keeps_its_own),
 	cmocka_unit_test(without_the_flag_it_begins_shared),
 	cmocka_unit_test(other_memory_begins_shared),
 	cmocka_unit_test(in_place_the_kernel_is_not_asked),

@@ -197,7 +197,7 @@ static void buffers_that_do_not_fit_are_done_without(void **state)
 	assert_int_equal(result.no_ring, -ENOMEM);
 	assert_int_equal(result.direct_bytes, 0);
 	fake_fail_kind(FAKE_MMAP, 0, 2, -ENOMEM);
-	assert_refused(-ENOMEM, "no memory for 1 buffers", gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, b.size, NULL, NULL));
+	assert_refused(-ENOMEM, "no memory for 2 buffers", gmem_vm_load(b.unit.vm, b.gpa, b.fd, 0, b.size, NULL, NULL));
 	assert_int_equal(fake_open_fds(), fds);
 	end(&b);
 }
@@ -956,6 +956,7 @@ static void dense_data_needs_no_buffer_and_its_zeros_no_memory(void **state)
 		assert_int_equal(result.zero_bytes, 2 * b.unit.page);
 		assert_true(is_allocated(&b, ZEROS_AT - b.unit.page));
 		assert_true(is_allocated(&b, ZEROS_AT + 2 * b.unit.page));
+		assert_true(is_allocated(&b, ZEROS_AT + b.unit.page));
 		gmem_lease_free(lease);
 		check_guest(&b, 0, b.source, b.size);
 
@@ -976,6 +977,98 @@ static void dense_data_needs_no_buffer_and_its_zeros_no_memory(void **state)
 		assert_int_equal(result.zero_bytes, 2 * b.unit.page);
 		assert_true(is_allocated(&b, ZEROS_AT));
 		gmem_recovery_disable();
+		end(&b);
+	}
+}
+
+/* Where pages of the file are no pages of the guest: what is zero is what is so of the guest's. */
+static void workers_count_what_one_counts(void **state)
+{
+	static const struct { uint64_t flags, offset, shift; } ways[] = {
+		{ 0, 777, 0 }, { 0, 4095, 123 }, { 0, 70001, 0 }, { 0, 4096, 1 },
+		{ GMEM_TRANSFER_NO_DIRECT, 777, 0 }, { GMEM_TRANSFER_NO_RING, 777, 0 },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(ways); i++) {
+		struct gmem_transfer_result one = { .size = sizeof(one) }, many = one;
+		struct bench b;
+
+		begin(&b, 12 * MIB);
+		invent(&b, 7);
+		write_dense(&b);
+		fake_set_direct(FAKE_DIRECT_DISK);
+		for (uint32_t workers = 1; workers <= 27; workers *= 3) {
+			GMEM_OPTS(gmem_transfer_opts, opts, .flags = ways[i].flags, .workers = workers);
+			uint64_t size = b.size - 80000;
+
+			soil(&b);
+			assert_ok(gmem_vm_load(b.unit.vm, b.gpa + ways[i].shift, b.fd, ways[i].offset, size,
+					       &opts, &many));
+			check_guest(&b, ways[i].shift, b.source + ways[i].offset, size);
+			if (workers == 1)
+				one = many;
+			assert_int_equal(many.zero_bytes, one.zero_bytes);
+			assert_int_equal(many.data_bytes, one.data_bytes);
+		}
+		end(&b);
+	}
+}
+
+/* What is too much for several threads may be enough for one, and that for one without a ring. */
+static void less_memory_has_fewer_threads(void **state)
+{
+	(void)state;
+	for (unsigned refused = 0; refused < 4; refused++) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .workers = 4);
+		struct gmem_transfer_result result = { .size = sizeof(result) };
+		struct gmem_transfer *transfer = NULL;
+		struct bench b;
+
+		begin(&b, 12 * MIB);
+		invent(&b, 3);
+		write_dense(&b);
+		fake_fail_kind(FAKE_MMAP, 0, refused, -ENOMEM);
+		if (refused == 3) {
+			assert_refused(-ENOMEM, "no memory for 2 buffers of 1 MiB",
+				       gmem_vm_load_begin(b.unit.vm, b.gpa, b.fd, 0, b.size, &opts, &transfer));
+		} else {
+			assert_ok(gmem_vm_load_begin(b.unit.vm, b.gpa, b.fd, 0, b.size, &opts, &transfer));
+			assert_int_equal(transfer->hands.count, refused ? 1 : 4);
+			assert_ok(gmem_transfer_run(0, transfer, &result));
+			assert_int_equal(result.engine, refused < 2 ? GMEM_ENGINE_IO_URING : GMEM_ENGINE_PLAIN);
+			assert_int_equal(result.no_ring, refused < 2 ? 0 : -ENOMEM);
+			check_guest(&b, 0, b.source, b.size);
+		}
+		fake_fail_struck();
+		end(&b);
+	}
+}
+
+/* It would have the disk write to guest memory. */
+static void an_fd_with_o_direct_is_read_to_a_buffer(void **state)
+{
+	(void)state;
+	for (uint32_t workers = 1; workers <= 4; workers += 3) {
+		GMEM_OPTS(gmem_transfer_opts, opts, .workers = workers);
+		struct gmem_transfer_result result;
+		struct bench b;
+		unsigned holes;
+
+		begin(&b, 12 * MIB);
+		invent_dense(&b);
+		write_dense(&b);
+		fake_cache_files();
+		/* memory files of older kernels know no such flag */
+		if (fcntl(b.fd, F_SETFL, O_DIRECT) == 0) {
+			assert_ok(gmem_recovery_enable());
+			holes = fake_count(FAKE_FALLOCATE);
+			load_all(&b, &opts, &result);
+			/* pages of zeros were never there, so they are not given back */
+			assert_int_equal(fake_count(FAKE_FALLOCATE), holes);
+			assert_int_equal(result.zero_bytes, 2 * b.unit.page);
+			gmem_recovery_disable();
+		}
 		end(&b);
 	}
 }
@@ -1048,6 +1141,52 @@ static void workers_fail_where_one_fails(void **state)
 	}
 }
 
+/* ---- core dumps ---- */
+
+#define SECRET 0x5ec2e75ec2e75ec2u
+#define STACK_SIZE MIB
+
+static void *load_and_save(void *data)
+{
+	struct bench *b = data;
+	int fd = memfd_create("image", MFD_CLOEXEC);
+
+	assert_ok(gmem_vm_load(b->unit.vm, b->gpa, b->fd, 0, b->size, NULL, NULL));
+	assert_ok(gmem_vm_save(b->unit.vm, fd, NULL, NULL));
+	close(fd);
+	return NULL;
+}
+
+/* A stack is in them. */
+static void guest_memory_does_not_stay_on_the_stack(void **state)
+{
+	(void)state;
+	for (uint64_t zeros = 0; zeros <= 64; zeros += 64) {
+		uint64_t *stack = aligned_alloc(65536, STACK_SIZE);
+		pthread_attr_t attributes;
+		pthread_t thread;
+		struct bench b;
+
+		begin(&b, 12 * MIB);
+		for (uint64_t at = 0; at < b.size; at += 8)
+			*(uint64_t *)(void *)(b.source + at) = at % 4096 < zeros ? 0 : SECRET;
+		write_dense(&b);
+		fake_cache_files();
+		assert_ok(gmem_recovery_enable());
+		memset(stack, 0, STACK_SIZE);
+		pthread_attr_init(&attributes);
+		assert_int_equal(pthread_attr_setstack(&attributes, stack, STACK_SIZE), 0);
+		assert_int_equal(pthread_create(&thread, &attributes, load_and_save, &b), 0);
+		assert_int_equal(pthread_join(thread, NULL), 0);
+		pthread_attr_destroy(&attributes);
+		for (size_t i = 0; i < STACK_SIZE / sizeof(*stack); i++)
+			assert_int_not_equal(stack[i], SECRET);
+		free(stack);
+		gmem_recovery_disable();
+		end(&b);
+	}
+}
+
 static void *lend(void *data)
 {
 	return (void *)(intptr_t)gmem_transfer_work(data);
@@ -1062,19 +1201,22 @@ static void *lend_blocked(void *data)
 	return lend(data);
 }
 
-static int stop_at_2_mib(void *data, uint64_t done, uint64_t total)
+static int stop_once(void *data, uint64_t done, uint64_t total)
 {
-	(void)data;
+	bool *has_stopped = data, stops = !*has_stopped && done >= 2 * MIB;
+
 	(void)total;
-	return done >= 2 * MIB && done < 4 * MIB;
+	*has_stopped |= stops;
+	return stops;
 }
 
 static void lent_threads_work_until_it_is_done_or_fails(void **state)
 {
 	(void)state;
 	for (unsigned i = 0; i < 20; i++) {
+		bool has_stopped = false;
 		GMEM_OPTS(gmem_transfer_opts, opts, .workers = i % 5,
-			  .progress = i % 2 ? stop_at_2_mib : NULL);
+			  .progress = i % 2 ? stop_once : NULL, .progress_data = &has_stopped);
 		struct gmem_transfer *transfer;
 		struct failure outcome;
 		pthread_t threads[3];
@@ -1095,15 +1237,41 @@ static void lent_threads_work_until_it_is_done_or_fails(void **state)
 			assert_int_equal(pthread_join(threads[t], &ret), 0);
 			assert_null(ret);
 		}
+		assert_int_equal(outcome.err, i % 2 ? -ECANCELED : 0);
 		assert_ok(gmem_transfer_work(transfer));
-		while (outcome.err == -ECANCELED)
-			step_to_failure(transfer, &outcome);
+		step_to_failure(transfer, &outcome);
 		assert_int_equal(outcome.err, 0);
 		check_guest(&b, 0, b.source, b.size);
 		assert_ok(gmem_transfer_work(transfer));
 		assert_ok(gmem_transfer_free(transfer));
 		end(&b);
 	}
+}
+
+static void lent_thread_returns_when_the_vm_is_over(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 2);
+	struct gmem_transfer *transfer;
+	pthread_t thread;
+	struct unit unit;
+	int fd;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	unit_region(&unit, 0, 4, NULL);
+	fd = memfd_create("load", MFD_CLOEXEC);
+	assert_int_equal(ftruncate(fd, (off_t)(4 * unit.page)), 0);
+	assert_ok(gmem_vm_load_begin(unit.vm, 0, fd, 0, 4 * unit.page, &opts, &transfer));
+	assert_int_equal(pthread_create(&thread, NULL, lend, transfer), 0);
+	usleep(20000);
+	gmem_vm_free(unit.vm);
+	assert_refused(-ESTALE, "was freed", gmem_transfer_step(transfer, 1));
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_ok(gmem_transfer_free(transfer));
+	close(fd);
+	gmem_caps_free(unit.caps);
+	fake_close(unit.vm_fd);
+	assert_int_equal(fake_halt(), 0);
 }
 
 static void lent_thread_has_to_be_able_to_recover(void **state)
@@ -1160,10 +1328,15 @@ int main(void)
 	cmocka_unit_test(few_of_many_regions_are_asked_about_huge_pages),
 	cmocka_unit_test(ordinary_pages_beside_huge_ones_are_no_huge_pages),
 	cmocka_unit_test(larger_pages_and_host_memory_work_too),
+	cmocka_unit_test(guest_memory_does_not_stay_on_the_stack),
 	cmocka_unit_test(workers_load_what_one_loads),
+	cmocka_unit_test(workers_count_what_one_counts),
+	cmocka_unit_test(less_memory_has_fewer_threads),
+	cmocka_unit_test(an_fd_with_o_direct_is_read_to_a_buffer),
 	cmocka_unit_test(dense_data_needs_no_buffer_and_its_zeros_no_memory),
 	cmocka_unit_test(workers_fail_where_one_fails),
 	cmocka_unit_test(lent_threads_work_until_it_is_done_or_fails),
+	cmocka_unit_test(lent_thread_returns_when_the_vm_is_over),
 	cmocka_unit_test(lent_thread_has_to_be_able_to_recover),
 	};
 

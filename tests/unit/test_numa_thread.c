@@ -1,9 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /* numa_thread: threads go to the node of the memory they work on */
 #include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
-#include "pages/numa_thread.h"
+#include "base/numa_thread.h"
+#include "transfer/batch.h"
 #include "unit.h"
 
 /* Four nodes of two processors; node 3 has none */
@@ -152,12 +158,156 @@ static void populate_moves_only_threads_of_its_own(void **state)
 	unit_end(&unit);
 }
 
+/* ---- transfers ---- */
+
+#define MIB ((uint64_t)1 << 20)
+
+struct steps {
+	const char *lanes[2];	/* the memory of each lane */
+	atomic_uint begun;
+};
+
+/* Two pieces, each of which waits for the other: two threads do one each. */
+static bool do_piece(void *data, struct gmem_hand *hand, size_t piece)
+{
+	struct steps *steps = data;
+
+	gmem_hand_come(hand, steps->lanes[piece]);
+	assert_false(hand->is_elsewhere);
+	gmem_hand_come(hand, steps->lanes[!piece]);
+	atomic_fetch_add(&steps->begun, 1);
+	while (atomic_load(&steps->begun) < 2)
+		sched_yield();
+	return true;
+}
+
+static void step(struct gmem_hands *hands, const struct gmem_region *region, uint64_t offset)
+{
+	const char *hva = (const char *)gmem_region_hva(region) + offset;
+	struct steps steps = { .lanes = { hva, hva } };
+
+	assert_int_equal(gmem_hands_run(hands, do_piece, &steps, 2), 2);
+}
+
+static void *lend(void *data)
+{
+	gmem_hands_join(data);
+	return NULL;
+}
+
+static void threads_of_a_transfer_follow_its_memory(void **state)
+{
+	GMEM_OPTS(gmem_numa_opts, far, .policy = GMEM_NUMA_BIND, .nodes = { 4 });
+	struct gmem_host_look look = GMEM_HOST_LOOK;
+	struct gmem_region *region;
+	struct gmem_hands hands;
+	struct unit unit;
+	bool is_callers;
+	uint64_t half;
+
+	(void)state;
+	region = begin(&unit, GMEM_NUMA_BIND, 2);
+	half = PAGES(&unit, 1024);
+	assert_ok(gmem_vm_set_numa(unit.vm, half, half, &far, NULL));
+	gmem_hands_begin(&hands, 2, 16 * MIB, &look);
+	step(&hands, region, 0);
+	assert_int_equal(moves_to(0x46), 1);
+	step(&hands, region, 0);
+	assert_int_equal(moves_to(0x46), 1);
+	step(&hands, region, half);
+	assert_int_equal(moves_to(0x38), 2);
+	step(&hands, region, 0);
+	assert_int_equal(moves_to(0x46), 3);
+	fake_last_affinity(&is_callers);
+	assert_false(is_callers);
+	gmem_hands_end(&hands);
+	unit_end(&unit);
+}
+
+/* Neither the thread that steps nor one that is lent */
+static void threads_of_the_caller_stay(void **state)
+{
+	struct gmem_host_look look = GMEM_HOST_LOOK;
+	struct gmem_region *region;
+	struct gmem_hands hands;
+	struct unit unit;
+	pthread_t thread;
+
+	(void)state;
+	region = begin(&unit, GMEM_NUMA_BIND, 2);
+	gmem_hands_begin(&hands, 2, MIB, &look);
+	assert_int_equal(pthread_create(&thread, NULL, lend, &hands), 0);
+	while (__atomic_load_n(&hands.crew.members, __ATOMIC_RELAXED) == 0)
+		sched_yield();
+	step(&hands, region, 0);
+	gmem_hands_end(&hands);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_int_equal(fake_count(FAKE_SET_AFFINITY), 0);
+	unit_end(&unit);
+}
+
+static void one_node_is_asked_for_once(void **state)
+{
+	struct gmem_host_look look = GMEM_HOST_LOOK;
+	struct gmem_region *region;
+	struct gmem_hands hands;
+	unsigned int before;
+	struct unit unit;
+
+	(void)state;
+	region = begin(&unit, GMEM_NUMA_DEFAULT, 0);
+	for (unsigned int i = 0; i < 2; i++) {
+		fake.nodes = 1 + 3 * i;
+		before = fake_count(FAKE_GET_MEMPOLICY);
+		if (i)
+			fake_fail_next(FAKE_GET_MEMPOLICY, -EPERM);
+		gmem_hands_begin(&hands, 2, 16 * MIB, &look);
+		step(&hands, region, 0);
+		step(&hands, region, 0);
+		gmem_hands_end(&hands);
+		assert_int_equal(fake_count(FAKE_GET_MEMPOLICY), before + 1);
+		assert_int_equal(fake_count(FAKE_GET_AFFINITY), 0);
+	}
+	unit_end(&unit);
+}
+
+/* Whoever gets the pieces: what moves is a thread of the library's, and to this node. */
+static void transfers_move_only_threads_of_their_own(void **state)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .workers = 4);
+	struct unit unit;
+	bool is_callers;
+	uint64_t cpus;
+	char *hva;
+	int fd;
+
+	(void)state;
+	hva = gmem_region_hva(begin(&unit, GMEM_NUMA_BIND, 2));
+	fd = memfd_create("image", MFD_CLOEXEC);
+	for (uint64_t i = 0; i < 2048; i++)
+		memset(hva + PAGES(&unit, i), (int)(1 + i % 255), unit.page);
+	assert_ok(gmem_vm_save(unit.vm, fd, &opts, NULL));
+	assert_ok(gmem_vm_restore(unit.vm, fd, &opts, NULL));
+	assert_ok(gmem_vm_load(unit.vm, 0, fd, 0, PAGES(&unit, 2048), &opts, NULL));
+	if (fake_count(FAKE_SET_AFFINITY)) {
+		cpus = fake_last_affinity(&is_callers);
+		assert_int_equal(cpus, 0x46);
+		assert_false(is_callers);
+	}
+	close(fd);
+	unit_end(&unit);
+}
+
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(thread_goes_to_the_one_node_of_a_policy),
 	cmocka_unit_test(thread_keeps_to_processors_it_may_have),
 	cmocka_unit_test(thread_stays_without_a_policy_of_one_node),
 	cmocka_unit_test(failed_system_calls_leave_the_thread_where_it_is),
 	cmocka_unit_test(populate_moves_only_threads_of_its_own),
+	cmocka_unit_test(threads_of_a_transfer_follow_its_memory),
+	cmocka_unit_test(threads_of_the_caller_stay),
+	cmocka_unit_test(one_node_is_asked_for_once),
+	cmocka_unit_test(transfers_move_only_threads_of_their_own),
 };
 
 UNIT_MAIN(tests)

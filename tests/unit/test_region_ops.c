@@ -484,6 +484,27 @@ static void split_rejects_what_leaves_no_two_halves(void **state)
 	unit_end(&unit);
 }
 
+/* What is private is recorded in one place for both, which the last of them frees. */
+static void upper_half_keeps_its_states_without_the_lower(void **state)
+{
+	const size_t row = 4;
+	struct gmem_state_range range;
+	struct halves h;
+
+	(void)state;
+	assert_int_equal(splittable[row].backing, GMEM_BACKING_PRIVATE);
+	halves_begin(&h, row);
+	assert_ok(gmem_vm_convert(h.unit.vm, PAGES(&h.unit, 20), PAGES(&h.unit, 1), GMEM_STATE_PRIVATE, NULL,
+				  NULL));
+	assert_ok(gmem_region_remove(h.lower));
+	assert_int_equal(gmem_vm_state(h.unit.vm, PAGES(&h.unit, 20), PAGES(&h.unit, 1), &range, 1), 1);
+	assert_int_equal(range.state, GMEM_STATE_PRIVATE);
+	assert_ok(gmem_vm_convert(h.unit.vm, PAGES(&h.unit, 19), PAGES(&h.unit, 5), GMEM_STATE_SHARED, NULL,
+				  NULL));
+	assert_ok(gmem_region_remove(h.upper));
+	halves_end(&h);
+}
+
 static void split_takes_a_slot_number(void **state)
 {
 	struct gmem_region *region, *upper = NO_REGION;
@@ -809,6 +830,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(halves_live_and_die_on_their_own),
 	cmocka_unit_test(halves_move_and_rebind_on_their_own),
 	cmocka_unit_test(split_rejects_what_leaves_no_two_halves),
+	cmocka_unit_test(upper_half_keeps_its_states_without_the_lower),
 	cmocka_unit_test(split_takes_a_slot_number),
 	cmocka_unit_test(split_is_undone_if_the_kernel_refuses),
 	cmocka_unit_test(split_of_callers_memory_leaves_it_alone),

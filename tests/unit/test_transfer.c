@@ -708,6 +708,39 @@ static void completions_are_known_by_their_tags(void **state)
 
 /* ---- a ring of its own ---- */
 
+/* Nor does one that a signal, or other users of the ring, put off. */
+static void a_refused_submission_loses_nothing(void **state)
+{
+	static const struct { uint32_t workers; int err; } cases[] = {
+		{ 1, -EAGAIN }, { 4, -EAGAIN }, { 1, -EBUSY }, { 4, -EBUSY },
+	};
+
+	(void)state;
+	for (unsigned i = 0; i < 12 * ARRAY_SIZE(cases); i++) {
+		unsigned failures = 0, skip = i % 12;
+		int err = cases[i / 12].err, ret, res;
+		struct io_uring *ring = err == -EBUSY ? UNTOUCHED(struct io_uring) : NULL;
+		GMEM_OPTS(gmem_transfer_opts, opts, .workers = cases[i / 12].workers, .ring = ring,
+			  .ring_tag = TAG);
+		struct gmem_transfer *transfer;
+		struct guest g;
+		uint64_t tag;
+
+		begin(&g);
+		assert_ok(gmem_vm_save_begin(g.unit.vm, g.fd, &opts, &transfer));
+		fake_fail_kind(FAKE_RING_SUBMIT, skip, 1, err);
+		while ((ret = gmem_transfer_step(transfer, !ring)) != GMEM_TRANSFER_DONE) {
+			failures += ret < 0;
+			while (ring && fake_take_completion(&tag, &res))
+				assert_ok(gmem_transfer_complete(transfer, tag, res));
+		}
+		assert_int_equal(failures, fake_fail_struck() && !ring);
+		assert_ok(gmem_transfer_free(transfer));
+		check_image(&g);
+		end(&g);
+	}
+}
+
 static void a_kernel_that_takes_nothing_does_not_hold_up_the_end(void **state)
 {
 	(void)state;
@@ -793,6 +826,7 @@ int main(void)
 		cmocka_unit_test(other_users_may_fill_the_ring),
 		cmocka_unit_test(a_ring_that_stays_full_is_not_waited_for_in_vain),
 		cmocka_unit_test(completions_are_known_by_their_tags),
+		cmocka_unit_test(a_refused_submission_loses_nothing),
 		cmocka_unit_test(a_kernel_that_takes_nothing_does_not_hold_up_the_end),
 		cmocka_unit_test(buffers_stay_mapped_if_a_request_cannot_be_ended),
 	};

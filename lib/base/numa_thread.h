@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * numa_thread: moves the library's worker threads to the NUMA node of the memory
- * they populate.
+ * they work on.
  */
 #ifndef GMEM_NUMA_THREAD_H
 #define GMEM_NUMA_THREAD_H
@@ -17,6 +17,8 @@ struct gmem_numa_thread {
 	uint64_t allowed[GMEM_NUMA_CPU_WORDS];		/* processors the thread may use */
 };
 
+/* Is there any choice? One system call, where a move takes several. */
+bool gmem_numa_has_several_nodes(void);
 /*
  * Move this thread to the node that the memory at @hva comes from, if a policy names
  * exactly one. Does nothing if the thread cannot be moved.

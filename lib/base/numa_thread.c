@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "pages/numa_thread.h"
+#include "base/numa_thread.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -71,6 +71,18 @@ static bool cpus_of(int64_t node, const uint64_t *among, uint64_t *ret)
 
 	snprintf(path, sizeof(path), "/sys/devices/system/node/node%" PRId64 "/cpulist", node);
 	return gmem_sys_read_file(path, list, sizeof(list)) > 0 && parse_cpus(list, among, ret);
+}
+
+bool gmem_numa_has_several_nodes(void)
+{
+	uint64_t nodes[GMEM_NUMA_WORDS];
+	int count = 0;
+
+	if (gmem_sys_get_mempolicy(NULL, nodes, NODES, NULL, MPOL_F_MEMS_ALLOWED))
+		return false;
+	for (size_t i = 0; i < GMEM_NUMA_WORDS; i++)
+		count += __builtin_popcountll(nodes[i]);
+	return count > 1;
 }
 
 void gmem_numa_move_thread(struct gmem_numa_thread *thread, const void *hva)
