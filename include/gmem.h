@@ -2380,9 +2380,10 @@ struct gmem_newest {
 /**
  * struct gmem_view - access of one thread to guest memory
  * @newest: of the VM
- * @table: the table of this view, between gmem_view_begin() and gmem_view_end()
- * @period: of @newest when the view began, between these two; otherwise 0
- * @depth: number of further calls of gmem_view_begin() without their gmem_view_end()
+ * @table: the table of this view, between gmem_view_begin() and gmem_view_end(); else NULL
+ * @period: of @newest when the view began, between these two, or in a call; otherwise 0
+ * @depth: number of further calls of gmem_view_begin() without their gmem_view_end(), and
+ *	GMEM_VIEW_BORROWED
  */
 struct gmem_view {
 	const struct gmem_newest *newest;
@@ -2390,6 +2391,9 @@ struct gmem_view {
 	uint64_t period;
 	uint64_t depth;
 };
+
+/* In the depth: a signal's handler has begun the view inside of another use of it. */
+#define GMEM_VIEW_BORROWED (1ull << 63)
 
 /**
  * gmem_view_new() - create a view of a VM's memory
@@ -2449,7 +2453,8 @@ GMEM_API GMEM_CHECKED int gmem_vm_thread_view(struct gmem_vm *vm, struct gmem_vi
  * region is removed meanwhile: the removal waits. So they do if the VM's handle or the
  * import is freed, whether that waits long enough or not. A conversion waits likewise, but addresses asked for after it began are refused with -EACCES. So keep the
  * time in between short, do not sleep, and neither change the layout nor
- * convert memory nor create or free views. Calls nest.
+ * convert memory nor create or free views. Calls nest, also in the handler of a signal that
+ * interrupts any use of @view by its thread.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
@@ -2460,6 +2465,10 @@ GMEM_INLINE void gmem_view_begin(struct gmem_view *view)
 
 	if (__builtin_expect(__atomic_load_n(&view->period, __ATOMIC_RELAXED) != 0, 0)) {
 		view->depth++;
+		if (!view->table) {
+			view->depth |= GMEM_VIEW_BORROWED;
+			view->table = __atomic_load_n(&newest->table, __ATOMIC_SEQ_CST);
+		}
 		return;
 	}
 
@@ -2486,12 +2495,19 @@ GMEM_INLINE void gmem_view_begin(struct gmem_view *view)
 GMEM_INLINE void gmem_view_end(struct gmem_view *view)
 {
 	if (__builtin_expect(view->depth != 0, 0)) {
-		view->depth--;
+		if (--view->depth == GMEM_VIEW_BORROWED) {
+			view->table = 0;
+			view->depth = 0;
+		}
 		return;
 	}
 
 	/* Pairs with the acquire load of the thread that waits to unmap. */
 	__atomic_store_n(&view->period, 0, __ATOMIC_RELEASE);
+	/* A signal's handler has to find no table wherever it interrupts the next use. */
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	view->table = 0;
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
 }
 
 /**

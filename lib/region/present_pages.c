@@ -165,6 +165,13 @@ static int walk_mapped(struct walk *walk, uint64_t start, uint64_t size, unsigne
 	return add_marked(walk, start, marks, size / walk->page);
 }
 
+/* Marks the pages that are mapped here, and returns how many; -errno. */
+static int64_t mark(const struct walk *walk, uint64_t start, uint64_t size, unsigned char *marks)
+{
+	return gmem_mapped_pages_mark(walk->page_tables, (uintptr_t)walk->what.hva + start, size,
+				      GMEM_PAGES_PRESENT, marks);
+}
+
 /* Count the pages first, and tell them apart only if need be: @marks has the @mapped pages. */
 static int walk_counted(struct walk *walk, uint64_t start, uint64_t size, int64_t mapped,
 			unsigned char *marks)
@@ -182,8 +189,8 @@ static int walk_counted(struct walk *walk, uint64_t start, uint64_t size, int64_
 
 	if (pages == 0)
 		return 0;
-	/* Counted after the others were marked: a page that came meanwhile makes the count larger. */
-	if (mapped > 0 && pages <= (uint64_t)mapped)
+	/* A page that came before the count makes it larger, one that went is not marked again. */
+	if (mapped > 0 && pages <= (uint64_t)mapped && mark(walk, start, size, marks) == mapped)
 		return add_marked(walk, start, marks, size / walk->page);
 	if (pages < size / walk->page && walk->what.hva)
 		return walk_mapped(walk, start, size, marks);
@@ -195,8 +202,7 @@ static int walk_file(struct walk *walk, uint64_t start, uint64_t size)
 	int64_t mapped, pages = (int64_t)(size / walk->page);
 	unsigned char marks[PAGES_AT_ONCE];
 
-	mapped = gmem_mapped_pages_mark(walk->page_tables, (uintptr_t)walk->what.hva + start, size,
-					GMEM_PAGES_PRESENT, marks);
+	mapped = mark(walk, start, size, marks);
 	if (mapped == pages)
 		return add_run(walk, start, size);
 	/* mincore() is quicker than a count where pages are mapped, and slower where they are not. */

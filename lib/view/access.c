@@ -217,7 +217,7 @@ copy_at_once(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size, boo
 	bool is_done;
 
 	if (gmem_view_is_begun(view))
-		return copy_by_table(view->table, gpa, buf, size, to_guest);
+		return view->table && copy_by_table(view->table, gpa, buf, size, to_guest);
 
 	table = gmem_view_enter(view);
 	is_done = copy_by_table(table, gpa, buf, size, to_guest);

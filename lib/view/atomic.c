@@ -138,7 +138,7 @@ static inline bool load_at_once(struct gmem_view *view, uint64_t gpa, uint32_t w
 	bool is_done;
 
 	if (gmem_view_is_begun(view))
-		return load_by_table(view->table, gpa, width, order, ret);
+		return view->table && load_by_table(view->table, gpa, width, order, ret);
 
 	table = gmem_view_enter(view);
 	is_done = load_by_table(table, gpa, width, order, ret);
@@ -164,7 +164,7 @@ static inline bool store_at_once(struct gmem_view *view, uint64_t gpa, uint32_t 
 	bool is_done;
 
 	if (gmem_view_is_begun(view))
-		return store_by_table(view->table, gpa, width, order, value);
+		return view->table && store_by_table(view->table, gpa, width, order, value);
 
 	table = gmem_view_enter(view);
 	is_done = store_by_table(table, gpa, width, order, value);

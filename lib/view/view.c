@@ -37,6 +37,10 @@
  *    its R2 loads the new table. A reader that executed the barrier between R0 and R1 has an
  *    older period and the new table: it is waited for though it need not be, once.
  *
+ * 6. A signal's handler that begins the view inside of another use of it comes after the R1
+ *    of that use, or before: then it is a use of its own. After, it has no R1 and no R3, and an
+ *    R2 of its own, for which the R1 and R3 of what it interrupts do.
+ *
  * A conversion to private is the same with other stores in place of W1: it sets the bits of
  * its pages and the entries that lead to them (gmem_vm_show_states). A reader that loads
  * an entry or a bit does so after its R2; so either it sees the new ones, or W4 sees its

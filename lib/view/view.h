@@ -83,8 +83,7 @@ void gmem_vm_drop_table(struct gmem_vm *vm);
 /*
  * For one access, without a call in between that could begin the view again: of a view that is
  * not begun, as gmem_view_begin() and gmem_view_end(), with the same argument why the wait
- * misses no reader, but leaves alone what these need to nest. A view that is begun has its
- * table.
+ * misses no reader, but leaves alone what these need to nest.
  */
 static inline const struct gmem_table *gmem_view_enter(struct gmem_view *view)
 {
@@ -110,7 +109,11 @@ static inline void gmem_view_leave(struct gmem_view *view)
 	__atomic_store_n(&view->period, 0, __ATOMIC_RELEASE);
 }
 
-/* To be asked by the view's own thread */
+/*
+ * To be asked by the view's own thread. A view that is begun has its table, but for the handler of
+ * a signal that interrupts an access, or gmem_view_begin() itself: gmem_view_begin() there borrows
+ * the period of what was interrupted, and has a table of its own until gmem_view_end().
+ */
 static inline bool gmem_view_is_begun(const struct gmem_view *view)
 {
 	return __atomic_load_n(&view->period, __ATOMIC_RELAXED) != 0;

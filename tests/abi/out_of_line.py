@@ -70,7 +70,7 @@ def they_find_the_host_address_that_a_table_has():
         LIBRARY.gmem_view_end(ctypes.byref(view))
         equal((view.period, view.depth), (period, 0), "a view that has ended once")
         LIBRARY.gmem_view_end(ctypes.byref(view))
-        equal((view.period, view.depth), (0, 0), "a view that has ended")
+        equal((view.period, view.depth, bool(view.table)), (0, 0, False), "a view that has ended")
 
 
 def they_work_with_a_view_of_the_library():

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* present_pages: what exists is found, whatever the page tables, the file and mincore() say of it */
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -242,6 +243,38 @@ static void pages_that_come_meanwhile_hide_no_other(void **state)
 	}
 }
 
+/* Once they are marked, as many pages go as exist without being mapped. */
+static void punch_two(void)
+{
+	uint64_t start, page = moving->unit.page;
+	int fd = gmem_file_fd(gmem_region_file(moving->region, &start));
+
+	if (++moves == 2)
+		assert_int_equal(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+					   (off_t)(start + 3 * page), (off_t)(2 * page)), 0);
+}
+
+static void pages_that_go_meanwhile_hide_no_other(void **state)
+{
+	struct scene scene;
+
+	(void)state;
+	begin(&scene, GMEM);
+	for (unsigned int page = 3; page < 8; page++)
+		touch(&scene, page);
+	touch(&scene, 90);
+	touch(&scene, 95);
+	fake_unmap_pages(scene.hva + PAGES(&scene.unit, 90), PAGES(&scene.unit, 6));
+	moving = &scene;
+	moves = 0;
+	fake_after_look = punch_two;
+	assert_ok(walk(&scene));
+	fake_after_look = NULL;
+	assert_true(moves >= 2);
+	assert_true(scene.found[5] && scene.found[7] && scene.found[90] && scene.found[95]);
+	end(&scene);
+}
+
 static void page_tables_that_cannot_be_read_change_no_answer(void **state)
 {
 	static const enum fake_call calls[] = { FAKE_FIND_ABSENT, FAKE_FIND_MAPPED };
@@ -339,6 +372,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(pages_are_found_however_many_there_are),
 	cmocka_unit_test(what_is_all_mapped_needs_no_other_question),
 	cmocka_unit_test(pages_that_are_not_mapped_are_found),
+	cmocka_unit_test(pages_that_go_meanwhile_hide_no_other),
 	cmocka_unit_test(pages_that_come_meanwhile_hide_no_other),
 	cmocka_unit_test(page_tables_that_cannot_be_read_change_no_answer),
 	cmocka_unit_test(mincore_that_hides_is_found_out),

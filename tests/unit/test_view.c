@@ -319,6 +319,63 @@ static void layout_is_held_from_begin_to_end(void **state)
 	scene_end(&s);
 }
 
+/* What the handler of a signal may do at any moment: it finds the newest, and leaves nothing behind. */
+static void handle(struct scene *s, char *newest)
+{
+	struct gmem_view before = *s->view;
+	void *hva = NULL;
+	char bytes[200];
+	uint64_t word;
+
+	gmem_view_begin(s->view);
+	assert_ok(gmem_view_hva(s->view, 23 * PAGE, 1, &hva));
+	assert_ptr_equal(hva, newest);
+	gmem_view_begin(s->view);
+	gmem_view_end(s->view);
+	assert_ok(gmem_view_hva(s->view, 23 * PAGE, 1, &hva));
+	gmem_view_end(s->view);
+	if (before.period)
+		assert_memory_equal(s->view, &before, sizeof(before));
+
+	assert_ok(gmem_view_write(s->view, 23 * PAGE, "handler", 8, NULL));
+	assert_ok(gmem_view_load(s->view, 23 * PAGE, 8, GMEM_ACQUIRE, &word));
+	assert_ok(gmem_view_store(s->view, 23 * PAGE + 8, 8, GMEM_RELEASE, word));
+	assert_ok(gmem_view_read(s->view, 23 * PAGE, bytes, sizeof(bytes), NULL));
+	assert_memory_equal(bytes, "handler\0handler", 16);
+	if (before.period)
+		assert_memory_equal(s->view, &before, sizeof(before));
+}
+
+static void handle_everywhere(struct scene *s)
+{
+	struct gmem_region *region;
+	char *newest;
+
+	/* the table of the last use is not that of the next */
+	gmem_view_begin(s->view);
+	gmem_view_end(s->view);
+	region = add(s, 23, 1, (struct gmem_region_opts){ .plan = s->host }, &newest);
+	handle(s, newest);
+
+	gmem_view_enter(s->view);
+	handle(s, newest);
+	gmem_view_leave(s->view);
+
+	gmem_view_begin(s->view);
+	handle(s, newest);
+	gmem_view_begin(s->view);
+	handle(s, newest);
+	gmem_view_end(s->view);
+	gmem_view_end(s->view);
+	assert_ok(gmem_region_remove(region));
+}
+
+static void handler_may_interrupt_any_use(void **state)
+{
+	(void)state;
+	both_ways(handle_everywhere);
+}
+
 /* The first view finds what was added before it, up to the last page there can be. */
 static void first_view_knows_all_regions(void **state)
 {
@@ -1616,6 +1673,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(large_region_is_one_piece),
 	cmocka_unit_test(iovec_stays_within_its_maximum),
 	cmocka_unit_test(layout_is_held_from_begin_to_end),
+	cmocka_unit_test(handler_may_interrupt_any_use),
 	cmocka_unit_test(first_view_knows_all_regions),
 	cmocka_unit_test(view_needs_a_vm_and_memory),
 	cmocka_unit_test(views_fence_where_membarrier_is_forbidden),
