@@ -4265,13 +4265,7 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  *
  * A file that was longer than the image, or than @opts->image_offset and the image, keeps
  * what is behind: it may be yours, and readers stop at the end of the image. Use a new
- * file, or truncate it before, if its size matters. A file that becomes longer by 8 MiB or
- * more, and is written with O_DIRECT, has room for more than was written so far until the
- * save is done or freed: twice that, or 256 MiB more. A process that dies
- * meanwhile leaves it so. What others have written behind the image by the time the room is
- * taken back is not cut off, and where they read there meanwhile, the file may keep the room.
- * Steps that may not wait give no room, nor has a file any that ends inside a block, or whose
- * file system does not tell its holes.
+ * file, or truncate it before, if its size matters.
  *
  * To compress an image, write to a pipe into `zstd` or similar: see gmem-image(5).
  *

@@ -321,7 +321,7 @@ int gmem_sys_try_read(const void *addr)
 
 /*
  * The signals of a write that fails belong to the program: block them, and consume the one
- * that this write() raised. Without @buf, the file only gets room for it.
+ * that this write() raised.
  */
 static int64_t write_quietly(int fd, const void *buf, size_t size, uint64_t offset)
 {
@@ -337,10 +337,7 @@ static int64_t write_quietly(int fd, const void *buf, size_t size, uint64_t offs
 	sigpending(&pending);
 	pthread_sigmask(SIG_BLOCK, &raised, &before);
 
-	if (!buf)
-		n = fallocate(fd, 0, (off_t)offset, (off_t)size);
-	else
-		n = offset == GMEM_NO_OFFSET ? write(fd, buf, size) : pwrite(fd, buf, size, (off_t)offset);
+	n = offset == GMEM_NO_OFFSET ? write(fd, buf, size) : pwrite(fd, buf, size, (off_t)offset);
 	n = n < 0 ? -errno : n;
 	signal = n == -EPIPE ? SIGPIPE : n == -EFBIG ? SIGXFSZ : 0;
 	if (signal && !sigismember(&pending, signal)) {
@@ -559,11 +556,6 @@ int64_t gmem_sys_read_cached(int fd, void *buf, uint64_t size, uint64_t offset)
 int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offset)
 {
 	return write_quietly(fd, buf, size, offset);
-}
-
-int gmem_sys_extend(int fd, uint64_t offset, uint64_t size)
-{
-	return (int)write_quietly(fd, NULL, size, offset);
 }
 
 int gmem_sys_seek_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end)

@@ -248,8 +248,6 @@ int64_t gmem_sys_read_at(int fd, void *buf, uint64_t size, uint64_t offset);
 int64_t gmem_sys_read_cached(int fd, void *buf, uint64_t size, uint64_t offset);
 /* Returns the bytes written. Past RLIMIT_FSIZE: -EFBIG, and no SIGXFSZ. */
 int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offset);
-/* Gives a file room on its disk, and the size that takes. Past RLIMIT_FSIZE: as above. */
-int gmem_sys_extend(int fd, uint64_t offset, uint64_t size);
 /* Finds the next data at or after @offset; -ENXIO if only a hole follows. */
 int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end);
 /* The same in half the time: the position of the open file is not restored. */

@@ -19,10 +19,6 @@
 /* Alignment for O_DIRECT that every block device accepts */
 #define BLOCK ((uint64_t)4096)
 
-/* Bytes written before a file gets room for more, which a small one does not pay for, and at once */
-#define EXTEND_FROM ((uint64_t)8 << 20)
-#define EXTEND_MOST ((uint64_t)256 << 20)
-
 /* Buffers of a file that has one request at a time */
 #define SERIAL_DEPTH 4
 
@@ -115,7 +111,6 @@ static void go_without_ring(struct gmem_io *io, int why)
 	if (io->direct_fd >= 0)
 		gmem_sys_close(io->direct_fd);
 	io->direct_fd = -1;
-	io->extends = false;
 }
 
 static uint32_t useful_depth(const struct gmem_io_params *params)
@@ -152,7 +147,6 @@ int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params)
 		.workers = params->workers > 1 ? params->workers : 0,
 		.to_gpa = params->to_gpa,
 		.position = params->position,
-		.begin = params->position,
 		.end = params->end,
 	};
 
@@ -165,7 +159,6 @@ int gmem_io_open(struct gmem_io *io, const struct gmem_io_params *params)
 				 gmem_errno_name(io->no_ring));
 	limit_depth(io);
 	open_direct(io, params);
-	io->extends = io->writing && params->kind.has_size && io->direct_fd >= 0;
 	err = map_staging(io);
 	if (err && io->workers) {
 		io->workers = 0;
@@ -846,65 +839,6 @@ static int finish_first(struct gmem_io *io, bool wait)
 	return err;
 }
 
-/* Can trim() tell it from what others write there? Not if it touches data, or holes are unknown. */
-static bool is_room(const struct gmem_io *io, uint64_t offset)
-{
-	uint64_t start, end;
-
-	return gmem_sys_seek_data(io->direct_fd, offset, &start, &end) == -ENXIO;
-}
-
-/*
- * Give the file as much room as it has of this transfer's bytes. Where the file system, the disk
- * or a limit refuses it, writes make the file longer.
- */
-static void extend(struct gmem_io *io, uint64_t end)
-{
-	uint64_t more = io->position - io->begin, size, used;
-	int err;
-
-	if (!io->extends || more < EXTEND_FROM || end <= io->extended)
-		return;
-
-	err = gmem_sys_file_size(io->direct_fd, &size);
-	if (!err && (!io->extended || size > io->extended))
-		io->old_size = size;
-	if (!io->extended) {
-		gmem_process_begin(&io->process);
-		io->made_by = gmem_process_number(&io->process);
-	}
-	if (!err && size < end) {
-		more = end - size + (more < EXTEND_MOST ? more : EXTEND_MOST);
-		err = gmem_sys_limit(RLIMIT_FSIZE) < size + more ? -EFBIG
-								 : gmem_sys_extend(io->direct_fd, size, more);
-		/* Writes may be under way up to the position. */
-		used = size > io->position ? size : io->position;
-		if (!err && !is_room(io, used)) {
-			gmem_sys_resize(io->direct_fd, used);
-			err = -EOPNOTSUPP;
-		}
-	}
-	/* After a failure, too, it may be longer. */
-	if (gmem_sys_file_size(io->direct_fd, &size) == 0)
-		io->extended = size;
-	io->extends = !err;
-}
-
-/*
- * Take back the room behind what is written. Not from a file that somebody else has made longer
- * or written to there meanwhile.
- */
-static void trim(struct gmem_io *io)
-{
-	uint64_t keep = io->position > io->old_size ? io->position : io->old_size, size;
-
-	if (io->extended > keep && io->made_by == gmem_process_number(&io->process) &&
-	    gmem_sys_file_size(io->direct_fd, &size) == 0 && size == io->extended && is_room(io, keep))
-		gmem_sys_resize(io->direct_fd, keep);
-	gmem_process_end(&io->process);
-	io->extended = 0;
-}
-
 int gmem_io_space(struct gmem_io *io, bool wait, uint32_t units)
 {
 	int err = 0;
@@ -914,8 +848,6 @@ int gmem_io_space(struct gmem_io *io, bool wait, uint32_t units)
 	/* Without a ring, what was put last is written now: a delay gains nothing. */
 	while (!err && io->count && !io->late_ring && (!io->ring || io->count + units > io->depth))
 		err = finish_first(io, wait);
-	if (!err && wait)
-		extend(io, io->position + units * GMEM_IO_UNIT);
 	return err;
 }
 
@@ -954,14 +886,10 @@ int gmem_io_drain(struct gmem_io *io, bool sync, bool wait)
 
 	while (!err && (io->count || (sync && !io->synced))) {
 		if (!io->count)
-			trim(io);
-		if (!io->count)
 			put_sync(io);
 		err = finish_first(io, wait);
 		err = io->sync_err ? io->sync_err : err;
 	}
-	if (!err)
-		trim(io);
 	return err;
 }
 
@@ -1021,7 +949,6 @@ bool gmem_io_close(struct gmem_io *io)
 			return false;
 	}
 
-	trim(io);
 	gmem_ring_free(io->ring);
 	if (io->direct_fd >= 0)
 		gmem_sys_close(io->direct_fd);

@@ -13,9 +13,7 @@
  * Writing: each unit is requested when it is put, with O_DIRECT if possible. Without a
  * ring, it is written when the next buffer is asked for. The sync is a request, too, after
  * all others. A unit that would end past RLIMIT_FSIZE fails without the kernel, which
- * would raise SIGXFSZ. Writes that make a file longer wait for each other in the kernel: a
- * long file gets room ahead of them, unless the user cannot wait, and loses what is left
- * of it at the end.
+ * would raise SIGXFSZ.
  *
  * If all calls wait anyway, a ring is made when the first unit is not in the page cache, or
  * the third one is written: it takes as long to make as a unit.
@@ -37,7 +35,6 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "os/process.h"
 #include "os/sys.h"
 
 #define GMEM_IO_UNIT ((uint64_t)1 << 20)
@@ -93,11 +90,6 @@ struct gmem_io {
 	struct gmem_io_buffer buffers[GMEM_IO_DEPTH];
 	uint64_t limit, limited_end;	/* RLIMIT_FSIZE that refused a write, and its end; or 0 */
 	uint64_t position, end, stretch_end;
-	bool extends;		/* give the file room ahead of what is written */
-	uint64_t begin;		/* writing: the first position */
-	uint64_t old_size, extended;	/* of the file before it got room, and after; or 0 */
-	struct gmem_process process;
-	uint32_t made_by;	/* the process whose room it is to take back */
 	uint64_t file_bytes, direct_bytes;
 	uint64_t staging_size;
 	void *staging;

@@ -297,7 +297,6 @@ static const char *const call_names[FAKE_CALLS] = {
 	[FAKE_FALLOCATE] = "fallocate",
 	[FAKE_MEMFD] = "memfd_create",
 	[FAKE_RESIZE] = "ftruncate",
-	[FAKE_EXTEND] = "fallocate of a file",
 	[FAKE_SEAL] = "F_ADD_SEALS",
 	[FAKE_MINCORE] = "mincore",
 	[FAKE_CACHESTAT] = "cachestat",

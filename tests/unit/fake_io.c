@@ -158,15 +158,6 @@ int64_t gmem_sys_write_at(int fd, const void *buf, uint64_t size, uint64_t offse
 				   .offset = offset, .operation = GMEM_RING_WRITE });
 }
 
-int gmem_sys_extend(int fd, uint64_t offset, uint64_t size)
-{
-	int err = tried(FAKE_EXTEND);
-
-	if (!err && offset + size > kernel.limits[RLIMIT_FSIZE])
-		err = -EFBIG;
-	return err ? err : fallocate(fd, 0, (off_t)offset, (off_t)size) < 0 ? -errno : 0;
-}
-
 int gmem_sys_find_data(int fd, uint64_t offset, uint64_t *ret_start, uint64_t *ret_end)
 {
 	off_t before, start, end = 0;

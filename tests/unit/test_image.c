@@ -524,98 +524,6 @@ static void any_number_of_workers_writes_the_same_image(void **state)
 	unit_end(&unit);
 }
 
-/* ---- room ahead in the file ---- */
-
-static struct gmem_transfer *save_half(const struct unit *unit, int fd)
-{
-	struct gmem_transfer_result result = { .size = sizeof(result) };
-	struct gmem_transfer *transfer;
-
-	assert_ok(gmem_vm_save_begin(unit->vm, fd, NULL, &transfer));
-	while (gmem_transfer_get_result(transfer, &result) == 0 && result.data_bytes < 9 * MIB)
-		assert_int_equal(gmem_transfer_step(transfer, 1), GMEM_TRANSFER_MORE);
-	return transfer;
-}
-
-static void save_rest(struct gmem_transfer *transfer)
-{
-	int ret;
-
-	while ((ret = gmem_transfer_step(transfer, 1)) > 0)
-		;
-	assert_int_equal(ret, 0);
-	assert_ok(gmem_transfer_free(transfer));
-}
-
-/* The file ends with the image, or where it ended before, whatever room it had meanwhile. */
-static void room_ahead_is_taken_back(void **state)
-{
-	GMEM_OPTS(gmem_transfer_opts, buffered, .flags = GMEM_TRANSFER_NO_DIRECT);
-	struct gmem_transfer *transfer;
-	struct gmem_region *region;
-	struct unit unit;
-	uint64_t size;
-	char byte = 1;
-	int fd;
-
-	(void)state;
-	unit_begin_vm(&unit, "6.18");
-	region = unit_region(&unit, 16, MANY_PAGES, NULL);
-	memset(gmem_region_hva(region), 3, MANY_PAGES * 4096);
-	fake_set_direct(FAKE_DIRECT_DISK);
-
-	fd = new_file();
-	transfer = save_half(&unit, fd);
-	assert_true(size_of(fd) >= 16 * MIB);
-	save_rest(transfer);
-	size = size_of(fd);
-	assert_ok(gmem_image_verify(fd, NULL, NULL));
-	assert_int_equal(ftruncate(fd, 0), 0);
-	assert_ok(gmem_vm_save(unit.vm, fd, &buffered, NULL));
-	assert_int_equal(size_of(fd), size);
-
-	/* a save that is given up */
-	assert_int_equal(ftruncate(fd, 0), 0);
-	assert_ok(gmem_transfer_free(save_half(&unit, fd)));
-	assert_true(size_of(fd) < 12 * MIB);
-
-	/* a file that ends inside a block, and one whose file system does not tell its holes */
-	save_rest(save_half(&unit, fd));
-	assert_int_equal(pwrite(fd, &byte, 1, (off_t)size + 999), 1);
-	save_rest(save_half(&unit, fd));
-	assert_int_equal(size_of(fd), size + 1000);
-	assert_int_equal(ftruncate(fd, 0), 0);
-	fake_fail_kind(FAKE_FIND_DATA, 0, UINT_MAX, -EINVAL);
-	save_rest(save_half(&unit, fd));
-	fake_fail_struck();
-	assert_int_equal(size_of(fd), size);
-
-	/* what is behind, before the save and during it */
-	assert_int_equal(pwrite(fd, &byte, 1, (off_t)(64 * MIB)), 1);
-	save_rest(save_half(&unit, fd));
-	assert_int_equal(size_of(fd), 64 * MIB + 1);
-	assert_int_equal(ftruncate(fd, 0), 0);
-	transfer = save_half(&unit, fd);
-	assert_int_equal(pwrite(fd, &byte, 1, (off_t)(64 * MIB)), 1);
-	save_rest(transfer);
-	assert_int_equal(size_of(fd), 64 * MIB + 1);
-	assert_ok(gmem_image_verify(fd, NULL, NULL));
-
-	/* no room, and no right to it */
-	for (int i = 0; i < 2; i++) {
-		assert_int_equal(ftruncate(fd, 0), 0);
-		if (i == 0)
-			fake_fail_kind(FAKE_EXTEND, 0, 1, -ENOSPC);
-		else
-			fake_set_limit(RLIMIT_FSIZE, size);
-		save_rest(save_half(&unit, fd));
-		assert_int_equal(size_of(fd), size);
-		assert_ok(gmem_image_verify(fd, NULL, NULL));
-	}
-	close(fd);
-	unit_end(&unit);
-}
-
 /* ---- failures of threads ---- */
 
 /* Lent threads, too, until the transfer is done */
@@ -2240,7 +2148,6 @@ int main(void)
 		cmocka_unit_test(regions_may_be_cut_and_backed_otherwise),
 		cmocka_unit_test(another_page_size_reads_it_too),
 		cmocka_unit_test(any_number_of_workers_writes_the_same_image),
-		cmocka_unit_test(room_ahead_is_taken_back),
 		cmocka_unit_test(saving_goes_on_after_a_failure_of_any_thread),
 		cmocka_unit_test(steps_never_wait_and_may_be_few),
 		cmocka_unit_test(a_full_disk_is_waited_for_and_gone_on_with),
