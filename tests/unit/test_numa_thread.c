@@ -224,6 +224,17 @@ static void threads_of_a_transfer_follow_its_memory(void **state)
 	unit_end(&unit);
 }
 
+static void await_member(struct gmem_crew *crew)
+{
+	unsigned int members;
+
+	do {
+		gmem_lock_take(&crew->lock);
+		members = crew->members;
+		gmem_lock_drop(&crew->lock);
+	} while (members == 0);
+}
+
 /* Neither the thread that steps nor one that is lent */
 static void threads_of_the_caller_stay(void **state)
 {
@@ -237,8 +248,7 @@ static void threads_of_the_caller_stay(void **state)
 	region = begin(&unit, GMEM_NUMA_BIND, 2);
 	gmem_hands_begin(&hands, 2, MIB, &look);
 	assert_int_equal(pthread_create(&thread, NULL, lend, &hands), 0);
-	while (__atomic_load_n(&hands.crew.members, __ATOMIC_RELAXED) == 0)
-		sched_yield();
+	await_member(&hands.crew);
 	step(&hands, region, 0);
 	gmem_hands_end(&hands);
 	assert_int_equal(pthread_join(thread, NULL), 0);

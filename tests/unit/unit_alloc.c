@@ -13,7 +13,8 @@ void *__wrap_calloc(size_t count, size_t size);
 void *__wrap_realloc(void *old, size_t size);
 void *__wrap_aligned_alloc(size_t align, size_t size);
 
-static unsigned countdown, made;
+static unsigned countdown;
+static unsigned made;	/* atomic: by any thread */
 static bool struck;
 
 void unit_fail_alloc(unsigned n)
@@ -30,14 +31,14 @@ bool unit_alloc_struck(void)
 
 unsigned unit_alloc_count(void)
 {
-	return made;
+	return __atomic_load_n(&made, __ATOMIC_RELAXED);
 }
 
 static bool fails(void)
 {
 	if (fake_is_running())
 		return false;
-	made++;
+	__atomic_fetch_add(&made, 1, __ATOMIC_RELAXED);
 	if (!countdown || --countdown)
 		return false;
 	struck = true;
