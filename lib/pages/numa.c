@@ -669,7 +669,7 @@ static int do_piece(const struct walk *walk, uint64_t gpa, uint64_t last, uint64
 /* The layout may change between the pieces. */
 static int do_range(const struct walk *walk, uint64_t gpa, uint64_t size)
 {
-	uint64_t done, now;
+	uint64_t done, now = 0;
 	int err = 0;
 
 	for (done = 0; done < size && !err; done += now)

@@ -142,19 +142,6 @@ static void who_joins_after_the_dismissal_leaves_at_once(void **state)
 	assert_int_equal(fake_halt(), 0);
 }
 
-static void crew_without_threads_works(void **state)
-{
-	struct gmem_crew crew;
-
-	(void)state;
-	fake_boot("6.18");
-	/* No process has room for such stacks. */
-	assert_int_equal(gmem_crew_begin(&crew, 3, SIZE_MAX / 8), 0);
-	check_run(&crew, 1);
-	gmem_crew_end(&crew);
-	assert_int_equal(fake_halt(), 0);
-}
-
 static void child_of_fork_works_alone(void **state)
 {
 	struct gmem_crew crew;
@@ -184,7 +171,6 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(crew_ends_without_a_run),
 	cmocka_unit_test(threads_of_the_user_join_until_the_end),
 	cmocka_unit_test(who_joins_after_the_dismissal_leaves_at_once),
-	cmocka_unit_test(crew_without_threads_works),
 	cmocka_unit_test(child_of_fork_works_alone),
 };
 
