@@ -24,8 +24,6 @@
 #include "region/region.h"
 #include "region/vm_core.h"
 
-/* Pages that are not unmapped in bulk */
-#define FEW_PAGES 2
 /* Pages that one mincore() looks at; a byte each, on the stack */
 #define LOOK_PAGES 16384
 
@@ -155,10 +153,11 @@ static int discard(struct gmem_region *region, const struct gmem_region_memory *
 
 	/*
 	 * Punching a hole unmaps page by page; MADV_DONTNEED does so in bulk, in less
-	 * than half the time, but costs 1 us, which does not pay for a page or two.
-	 * It frees nothing, so nothing is lost if it is refused.
+	 * than half the time. For a page or two it does not pay, but only it takes away what
+	 * the page table says of a page that the hardware lost. It frees nothing, so nothing
+	 * is lost if it is refused.
 	 */
-	if (what->hva && size > FEW_PAGES * gmem_sys_page_size())
+	if (what->hva)
 		gmem_sys_madvise(what->hva, size, MADV_DONTNEED);
 	return gmem_file_punch(what->file, what->offset, size, ret_done);
 }

@@ -984,12 +984,12 @@ TEST(workers_save_what_one_saves)
 			continue;
 		lab_free(&lab);
 		lab_new(&lab, DEFAULT_VM);
-		region = lab_add(&lab, backings[i / 2], BASE, 5 * BIG_PAGES, NULL);
+		region = lab_add(&lab, backings[i / 2], BASE, 2 * BIG_PAGES, NULL);
 		size = gmem_region_size(region);
 		fd = big_file(size, i % 2);
 		OK(gmem_vm_load(lab.vm, BASE, fd, 0, 0, NULL, NULL));
-		for (uint32_t workers = 1; workers <= 4; workers++) {
-			bool may_go_on = workers % 2;
+		for (uint32_t workers = 1; workers <= 4; workers += 3) {
+			bool may_go_on = i / 2 % 2;
 			GMEM_OPTS(gmem_transfer_opts, opts, .workers = workers, .progress = stop_halfway,
 				  .progress_data = &may_go_on);
 			struct gmem_transfer *transfer;

@@ -207,9 +207,9 @@ static void file_is_unmapped_before_it_is_punched(void **state)
 	assert_ok(discard_side(region, GMEM_SIDE_SHARED, 0, PAGES(&unit, 8), NULL));
 	assert_int_equal(fake_count(FAKE_MADVISE), before + 1);
 
-	/* Two pages are unmapped faster by the hole itself. */
-	assert_ok(discard_side(region, GMEM_SIDE_SHARED, 0, PAGES(&unit, 2), NULL));
-	assert_int_equal(fake_count(FAKE_MADVISE), before + 1);
+	/* A single page, too, which the hardware may have lost */
+	assert_ok(discard_side(region, GMEM_SIDE_SHARED, 0, PAGES(&unit, 1), NULL));
+	assert_int_equal(fake_count(FAKE_MADVISE), before + 2);
 
 	/* MADV_DONTNEED only saves time: the discard does not depend on it. */
 	touch(&unit, region, 1);
