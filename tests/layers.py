@@ -38,7 +38,7 @@ HARMLESS = re.compile(
     r"mem(cpy|set|cmp|move|chr)$|(__)?explicit_bzero(_chk)?$|str\w+$|v?snprintf$|(m|c|re|aligned_)alloc$|free$|"
     r"pthread_(mutex|cond|condattr)_\w+$|pthread_(create|join|self)$|"
     r"pthread_(key_create|key_delete|getspecific|setspecific)$|sig\w+set$|sigismember$|"
-    r"fprintf$|fwrite$|abort$|stderr$|getauxval$|gnu_dev_makedev$")
+    r"fprintf$|fwrite$|abort$|stderr$|getauxval$|gnu_dev_makedev$|pthread_equal$")
 
 
 def read(path):
