@@ -49,7 +49,7 @@ EXCUSED = {
     "get_mempolicy": "the host has one node", "cachestat": PRIVATE, "fcntl": PRIVATE, "fstatfs": PRIVATE,
     "KVM_SET_MEMORY_ATTRIBUTES": PRIVATE, "KVM_CLEAR_DIRTY_LOG": "VMs whose dirty logs are protected manually",
     "KVM_PRE_FAULT_MEMORY": "a vCPU is populated for", "KVM_RESET_DIRTY_RINGS": "VMs with dirty rings",
-    "msync": LARGE, "PAGEMAP_SCAN": LARGE, "kcmp": OLD, "readlink": ADOPTED, "newfstatat": ADOPTED, "pread64": "memory registered with userfaultfd",
+    "fallocate": "a page of zeros among dense data that is still in the page cache", "msync": LARGE, "PAGEMAP_SCAN": LARGE, "kcmp": OLD, "readlink": ADOPTED, "newfstatat": ADOPTED, "pread64": "memory registered with userfaultfd",
     "preadv2": "a file on a disk, that is read past the page cache", "poll": "a pipe is full, or empty",
     "openat": LIMITS, "prlimit64": LIMITS, "read": LIMITS,
     "getpid": "access without recovery", "process_vm_readv": "access without recovery",
