@@ -8,6 +8,8 @@
 #include "base/error.h"
 #include "os/sys.h"
 
+#define MAX_WORKERS 1024
+
 int gmem_check_aligned(const char *what, uint64_t value)
 {
 	uint64_t page = gmem_sys_page_size();
@@ -77,5 +79,13 @@ int gmem_check_flags(const char *what, uint64_t flags, uint64_t known)
 		return gmem_fail(-EINVAL, "%s 0x%" PRIx64 " has bits 0x%" PRIx64
 				 " that libgmem %s does not know",
 				 what, flags, flags & ~known, gmem_version());
+	return 0;
+}
+
+
+int gmem_check_workers(uint32_t workers)
+{
+	if (workers > MAX_WORKERS)
+		return gmem_fail(-EINVAL, "%" PRIu32 " workers are more than %d", workers, MAX_WORKERS);
 	return 0;
 }

@@ -24,5 +24,7 @@ int gmem_check_aligned(const char *what, uint64_t value);
 int gmem_check_alignment(uint64_t align);
 /* @flags has no bits outside @known. */
 int gmem_check_flags(const char *what, uint64_t flags, uint64_t known);
+/* @workers, of an options struct, are at most 1024. */
+int gmem_check_workers(uint32_t workers);
 
 #endif

@@ -43,8 +43,6 @@
 #define SMALLEST_CHUNK	(UINT64_C(2) << 20)
 #define CHUNKS_PER_LANE	4
 
-#define MAX_WORKERS	1024
-
 #define BOTH_SIDES	(GMEM_POPULATE_SHARED_SIDE | GMEM_POPULATE_PRIVATE_SIDE)
 
 /* Retries of madvise() after -EINTR */
@@ -500,10 +498,7 @@ static int check_opts(const struct gmem_populate_opts *opts)
 		return gmem_fail(-EINVAL, "the flags ask for the shared side and for the private one");
 	if (opts->reserved)
 		return gmem_fail(-EINVAL, "reserved is %" PRIu32 ", not 0", opts->reserved);
-	if (opts->workers > MAX_WORKERS)
-		return gmem_fail(-EINVAL, "%" PRIu32 " workers are more than %d", opts->workers,
-				 MAX_WORKERS);
-	return 0;
+	return gmem_check_workers(opts->workers);
 }
 
 static int new_job(struct gmem_vm *vm, uint64_t gpa, uint64_t size,

@@ -13,9 +13,6 @@
 #include "os/sys.h"
 #include "os/usdt.h"
 
-/* As for gmem_vm_populate() */
-#define MAX_WORKERS 1024
-
 /* ---- beginning and ending ---- */
 
 int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t flags,
@@ -38,8 +35,9 @@ int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t fla
 		return gmem_fail(-EINVAL, "flags 0x%" PRIx64 " has bits 0x%" PRIx64
 				 " that are for another kind of transfer", ret->flags,
 				 ret->flags & ~flags);
-	if (ret->workers > MAX_WORKERS)
-		return gmem_fail(-EINVAL, "%" PRIu32 " workers are more than %d", ret->workers, MAX_WORKERS);
+	err = gmem_check_workers(ret->workers);
+	if (err)
+		return err;
 	if (ret->depth > GMEM_IO_DEPTH)
 		return gmem_fail(-EINVAL, "depth is %" PRIu32 ", at most %d buffers are used", ret->depth,
 				 GMEM_IO_DEPTH);
