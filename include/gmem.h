@@ -125,6 +125,8 @@ struct gmem_listener;
 struct gmem_populate;
 struct gmem_vcpu;
 struct gmem_transfer;
+struct gmem_dirty;
+struct gmem_dirty_pages;
 
 /* From <linux/kvm.h> and <liburing.h>, which this header does not need */
 struct kvm_run;
@@ -2371,10 +2373,12 @@ struct gmem_table {
  * @table: the VM's newest table
  * @period: grows whenever a thread begins to wait for views; never 0. Odd: membarrier(2)
  *	is not available, so that readers need a barrier
+ * @dirty: what is written is marked there; NULL: there is no tracker
  */
 struct gmem_newest {
 	const struct gmem_table *table;
 	uint64_t period;
+	struct gmem_dirty_pages *dirty;
 };
 
 /**
@@ -3992,6 +3996,338 @@ GMEM_API int gmem_vm_dump(struct gmem_vm *vm, int fd, const struct gmem_dump_opt
 GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
 				const struct gmem_dump_opts *opts, uint32_t wait_ms);
 
+/* ----------------------------------------------------------- dirty memory -- */
+
+/*
+ * A tracker (struct gmem_dirty) says which pages of a VM's memory changed since it was
+ * asked last, whoever changed them:
+ *
+ *   the guest, through KVM's dirty logs or the dirty rings of its vCPUs
+ *   this library: writes through views, compare-exchange, loads, restores; discards and
+ *	conversions, after which there are zeros, or nothing to be read; memory that comes
+ *	or moves in the layout
+ *   peers of an export, in whose process the library marks what they write through views
+ *   you, and what you have a device or the kernel write, such as vhost and VFIO, where you
+ *	say so: gmem_view_mark_dirty()
+ *
+ * No change is missed: what was complete when gmem_dirty_collect() was called is in what it
+ * collects, or in what an earlier call did. What is under way then is in this one or in the
+ * next. Several trackers of one VM do not take changes from each other.
+ *
+ * Some pages are reported though their contents are what they were: pages that were written
+ * with what they held, or that a call was to change and failed; pages that were written after
+ * they were collected and before they were read come again; all of a region that was
+ * added, moved, or rebound, and with dirty rings of one that was split; and what a
+ * peer may write, each time as long as it has not begun to mark, and once when it ends.
+ * After 2^32 rounds all pages are reported once.
+ *
+ * What is not in it: memory of kind GMEM_KIND_DEVICE, and ranges of devices; what is written
+ * by other code that does not say so; what a guest or a view writes through another handle,
+ * as that of address space 1, which has trackers of its own. A page with two guest addresses
+ * is reported at the one that it was written through.
+ *
+ * Pages are the host's. A tracker costs nothing while there is none, and otherwise
+ * 1/1024 of the memory that is written, with pages of 4 KiB.
+ */
+
+/* Flags of struct gmem_dirty_opts */
+#define GMEM_DIRTY_FROM_NOW	(1ull << 0) /* begin with nothing; otherwise with all memory */
+#define GMEM_DIRTY_VCPUS_STOPPED (1ull << 1) /* memslots may be replaced by such as have a log */
+#define GMEM_DIRTY_ALLOW_UNLOGGED (1ull << 2) /* memory without a log counts as changed each time */
+#define GMEM_DIRTY_RINGS	(1ull << 3) /* the dirty rings of all vCPUs are read, or fed */
+
+/**
+ * struct gmem_dirty_opts - how to track
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_DIRTY_*, of those that are flags; unknown bits are -EINVAL
+ *
+ * Backing and log. KVM logs the guest's writes to memory with backing host and mapped. For
+ * the others:
+ *
+ *	shared: with GMEM_DIRTY_VCPUS_STOPPED the first such tracker replaces the memslot by
+ *	one that has the same pages as a mapping, and a log. Memory, host addresses, views,
+ *	leases, peers and gmem_region_backing() stay. No vCPU may run meanwhile: until the
+ *	call returns. All memslots of the VM are replaced or none. gmem_vm_bind_shared() goes
+ *	back. Memory that is added meanwhile is added so.
+ *	private, in-place: there is no log. With GMEM_DIRTY_ALLOW_UNLOGGED what is shared of it
+ *	counts as changed each time, and what is private cannot be known nor read;
+ *	gmem_dirty_next() says which ranges these are. So it does for shared memory
+ *	without GMEM_DIRTY_VCPUS_STOPPED.
+ *
+ * What is refused without a flag is refused to changes of the layout, too, while there is a
+ * tracker that was made without it.
+ *
+ * With dirty rings (GMEM_CAP_DIRTY_LOG) the library cannot know whether it has those of all
+ * vCPUs, so it takes your word, GMEM_DIRTY_RINGS: give each ring to
+ * gmem_vm_add_dirty_ring(), or read them yourself and call gmem_vm_mark_slot_dirty() for
+ * each entry before gmem_dirty_collect().
+ */
+struct gmem_dirty_opts {
+	size_t   size;
+	uint64_t flags;
+};
+
+/**
+ * gmem_dirty_new() - begin to track which pages change
+ * @vm: handle
+ * @opts: NULL for defaults
+ * @ret: the tracker, yours to free with gmem_dirty_free()
+ *
+ * The first gmem_dirty_collect() collects all memory, or with GMEM_DIRTY_FROM_NOW what
+ * changes after this call has returned.
+ *
+ * The first tracker of a VM has the library mark what it writes, and KVM log what the guest
+ * writes. It waits for views that began before, as a change of the layout does; later
+ * changes of the layout turn on the log of what they add. gmem_region_set_dirty_log() and
+ * gmem_region_get_dirty_log() may be used beside it: neither loses bits to the other. Do not
+ * read KVM's log yourself.
+ *
+ * Thread-safe. Do not call it between gmem_view_begin() and gmem_view_end() of the same
+ * thread. Source: KVM_SET_USER_MEMORY_REGION, KVM_MEM_LOG_DIRTY_PAGES, membarrier(2).
+ * Since: 0.1.
+ *
+ * Return: 0, or -EOPNOTSUPP memory of the VM has no log, or it has dirty rings, and @opts
+ * does not allow it, -EINVAL NULL argument or bad options, -E2BIG options newer than the
+ * library, -ENOMEM, -EBUSY a change of the layout has not ended within wait_ms of struct
+ * gmem_vm_opts, -EDEADLK a callback calls it, -ENOTRECOVERABLE a region has lost its
+ * memslot, or KVM's own errno: nothing changed.
+ */
+GMEM_API GMEM_CHECKED int gmem_dirty_new(struct gmem_vm *vm, const struct gmem_dirty_opts *opts,
+					 struct gmem_dirty **ret);
+
+/**
+ * gmem_dirty_free() - end a tracker
+ * @dirty: tracker, or NULL
+ *
+ * With the last of a VM, the logs end that it began. Memslots that were replaced stay, until
+ * gmem_vm_bind_shared(). A tracker may be freed after its VM. It waits, as long as they last,
+ * for views that began before and for a change of the layout.
+ *
+ * One thread at a time per object; different objects in parallel. Not between
+ * gmem_view_begin() and gmem_view_end() of the same thread, nor in a callback, nor
+ * while a transfer or a migration uses it. Since: 0.1.
+ */
+GMEM_API void gmem_dirty_free(struct gmem_dirty *dirty);
+
+/**
+ * gmem_vm_bind_shared() - bind memory to its guest_memfd again that was replaced for a log
+ * @vm: handle
+ * @ret_ns: nanoseconds that it took, 0 if there was none; NULL if not wanted
+ *
+ * Undoes what gmem_dirty_new() did with GMEM_DIRTY_VCPUS_STOPPED, for all regions or for
+ * none. No vCPU may run until it returns.
+ *
+ * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION2. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, -EBUSY there is a tracker, or a change of the layout
+ * has not ended within wait_ms of struct gmem_vm_opts, -EDEADLK a callback calls it, or KVM's
+ * own errno: nothing changed; -ENOTRECOVERABLE KVM refused to undo.
+ */
+GMEM_API int gmem_vm_bind_shared(struct gmem_vm *vm, uint64_t *ret_ns);
+
+/**
+ * struct gmem_dirty_info - what was collected, in sums
+ * @size: sizeof this struct, set by the caller; GMEM_OPTS() fills it in
+ * @bytes: bytes of the pages that changed
+ * @unlogged_bytes: part of @bytes that counts each time: it has no log
+ * @private_bytes: bytes that are private: what changed of them is not known. Not in @bytes
+ * @memory_bytes: bytes of all memory that is tracked, private or not
+ * @rounds: calls of gmem_dirty_collect(), less those put back
+ * @ns: nanoseconds from the call before, or from gmem_dirty_new(), to this one
+ * @stopped_ns: nanoseconds for which vCPUs had to be stopped, in gmem_dirty_new() with
+ *	GMEM_DIRTY_VCPUS_STOPPED; 0: no memslot was replaced
+ */
+struct gmem_dirty_info {
+	size_t   size;
+	uint64_t bytes;
+	uint64_t unlogged_bytes;
+	uint64_t private_bytes;
+	uint64_t memory_bytes;
+	uint64_t rounds;
+	uint64_t ns;
+	uint64_t stopped_ns;
+};
+
+/**
+ * gmem_dirty_collect() - find out what changed since the last time
+ * @dirty: tracker
+ * @ret: set its size; receives the sums; NULL if not wanted: counting takes time, too
+ *
+ * gmem_dirty_next() and gmem_dirty_get_bitmap() tell the pages, until the next call. Read
+ * what is in a page after this call. After a failure nothing is lost, and what was collected
+ * before is still told.
+ *
+ * One thread at a time per object; different objects in parallel. It waits for a change of
+ * the layout, but not for views. Source: KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG,
+ * KVM_RESET_DIRTY_RINGS, membarrier(2). Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, or @ret is too small, -ESTALE the VM's handle was
+ * freed, -EBUSY a change of the layout has not ended within wait_ms of struct gmem_vm_opts,
+ * -EDEADLK a callback calls it, -ENOMEM, or KVM's own errno.
+ */
+GMEM_API int gmem_dirty_collect(struct gmem_dirty *dirty, struct gmem_dirty_info *ret);
+
+/**
+ * gmem_dirty_peek() - what gmem_dirty_collect() would find now
+ * @dirty: tracker
+ * @ret: set its size; receives the sums
+ *
+ * Collects nothing: all of it is still to be collected.
+ *
+ * One thread at a time per object; different objects in parallel. Source: as
+ * gmem_dirty_collect(). Since: 0.1.
+ *
+ * Return: as gmem_dirty_collect().
+ */
+GMEM_API int gmem_dirty_peek(struct gmem_dirty *dirty, struct gmem_dirty_info *ret);
+
+/**
+ * gmem_dirty_put_back() - have the next call collect once more what the last one did
+ * @dirty: tracker
+ *
+ * For a program that could not use it. Only the last collection can be put back, once.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, -EALREADY nothing was collected since the last
+ * gmem_dirty_put_back(), or at all.
+ */
+GMEM_API int gmem_dirty_put_back(struct gmem_dirty *dirty);
+
+/* Flags of struct gmem_dirty_range */
+#define GMEM_DIRTY_RANGE_UNLOGGED (1u << 0) /* it has no log, and counts each time */
+#define GMEM_DIRTY_RANGE_PRIVATE (1u << 1) /* it is private: whether it changed is not known */
+
+/**
+ * struct gmem_dirty_range - memory that changed
+ * @gpa: guest physical address, a multiple of the page
+ * @size: bytes, a multiple of the page; within one region
+ * @flags: GMEM_DIRTY_RANGE_*
+ * @reserved: 0
+ */
+struct gmem_dirty_range {
+	uint64_t gpa;
+	uint64_t size;
+	uint32_t flags;
+	uint32_t reserved;
+};
+
+/**
+ * gmem_dirty_next() - first range at or behind an address that was collected
+ * @dirty: tracker
+ * @gpa: guest physical address; 0, then the end of the range before
+ * @ret: the range, from @gpa on; untouched on failure
+ *
+ * What was private when it was collected and is shared now is told as changed. Pages that
+ * change meanwhile may be told, too.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -ENOENT there is none, or nothing was collected yet, -EINVAL NULL argument,
+ * -ESTALE the VM's handle was freed.
+ */
+GMEM_API int gmem_dirty_next(struct gmem_dirty *dirty, uint64_t gpa,
+			     struct gmem_dirty_range *ret);
+
+/**
+ * gmem_dirty_get_bitmap() - what was collected of a range, as KVM_GET_DIRTY_LOG has it
+ * @dirty: tracker
+ * @gpa: guest physical address, a multiple of the page
+ * @size: bytes, non-zero, a multiple of the page
+ * @bitmap: receives a bit for each page, the first in the lowest bit of the first word
+ * @words: 64-bit words in @bitmap: enough for all pages
+ *
+ * Bits of pages that are private, and of addresses without memory, are 0.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, a bad range or too few words, -ENOENT nothing was
+ * collected yet, -ESTALE the VM's handle was freed.
+ */
+GMEM_API int gmem_dirty_get_bitmap(struct gmem_dirty *dirty, uint64_t gpa, uint64_t size,
+				   uint64_t *bitmap, size_t words);
+
+/**
+ * gmem_dirty_set_parent() - the image that has all that a tracker has collected so far
+ * @dirty: tracker
+ * @id: identity of the image, as in struct gmem_transfer_result or struct
+ *	gmem_image_summary; 0: there is none, and the next save is of all memory
+ * @generation: its generation, likewise
+ *
+ * gmem_vm_save() with a tracker does this itself. It is for a VM whose memory was restored
+ * from an image, with a tracker that was made with GMEM_DIRTY_FROM_NOW before the VM ran:
+ * the next save writes what differs from that image.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, or a @generation without @id.
+ */
+GMEM_API int gmem_dirty_set_parent(struct gmem_dirty *dirty, uint64_t id, uint64_t generation);
+
+/**
+ * gmem_view_mark_dirty() - say that memory was written by other means than the library's
+ * @view: view of a VM or of an import
+ * @gpa: guest physical address, any alignment
+ * @size: bytes; 0 does nothing; must not wrap
+ *
+ * Call it after the write, for every write to what gmem_view_hva(), gmem_view_iovec() or
+ * gmem_region_hva() gave, and for every range that a device or another part of the kernel has
+ * written. If regions are moved meanwhile, write and mark between one gmem_view_begin() and
+ * gmem_view_end(). Without a tracker it does next to nothing. Addresses without memory are
+ * left out.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, or the range wraps.
+ */
+GMEM_API int gmem_view_mark_dirty(struct gmem_view *view, uint64_t gpa, uint64_t size);
+
+/**
+ * gmem_vm_add_dirty_ring() - have the library read the dirty ring of a vCPU
+ * @vm: handle
+ * @vcpu_fd: vCPU fd, borrowed: keep it open until gmem_vm_remove_dirty_ring()
+ * @bytes: size of the ring: what KVM_CAP_DIRTY_LOG_RING was enabled with
+ *
+ * gmem_dirty_collect() and gmem_dirty_peek() read all rings, and so does gmem_vcpu_handle_exit() when
+ * KVM_RUN exits because one is full (KVM_EXIT_DIRTY_RING_FULL). Others do not read it
+ * then. It may be called before there is a tracker.
+ *
+ * Thread-safe. Source: mmap(2) of the vCPU's fd, KVM_RESET_DIRTY_RINGS. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, or @bytes is no size of a ring, -EOPNOTSUPP the VM has
+ * no dirty rings (GMEM_CAP_DIRTY_LOG), -EEXIST it was added before, -EBUSY as
+ * gmem_dirty_collect(), -ENOMEM, or the errno of mmap(2).
+ */
+GMEM_API int gmem_vm_add_dirty_ring(struct gmem_vm *vm, int vcpu_fd, uint64_t bytes);
+
+/**
+ * gmem_vm_remove_dirty_ring() - have the library read a vCPU's ring once more, and let go of it
+ * @vm: handle
+ * @vcpu_fd: vCPU fd, which does not run any more
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, -ENOENT it was not added, -EBUSY as
+ * gmem_dirty_collect().
+ */
+GMEM_API int gmem_vm_remove_dirty_ring(struct gmem_vm *vm, int vcpu_fd);
+
+/**
+ * gmem_vm_mark_slot_dirty() - say that a guest wrote a page, as an entry of a dirty ring does
+ * @vm: handle
+ * @slot: the entry's slot: address space in bits 16 to 31, and below them the number
+ * @page: the entry's offset: number of the page in the memslot
+ *
+ * For a VMM that reads the rings itself: call it before KVM_RESET_DIRTY_RINGS. Entries of
+ * other address spaces and of memslots that are gone are left out. Without a tracker it does
+ * nothing.
+ *
+ * Thread-safe. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument.
+ */
+GMEM_API int gmem_vm_mark_slot_dirty(struct gmem_vm *vm, uint32_t slot, uint64_t page);
+
 /* ------------------------------------------------------------- transfers -- */
 
 /*
@@ -4057,6 +4393,7 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
 #define GMEM_TRANSFER_UNCHECKED	(1ull << 6) /* load, restore: do not check whether the memory fits */
 #define GMEM_TRANSFER_ALLOW_LOST (1ull << 7) /* save, restore, verify: without pages that were lost */
 #define GMEM_TRANSFER_NO_THREADS (1ull << 8) /* start none: no ring but the caller's; lent workers */
+#define GMEM_TRANSFER_FOLLOWED	(1ull << 9) /* save: another image follows in the file, see @dirty */
 
 /* Number of tags that one transfer uses on the caller's ring */
 #define GMEM_TRANSFER_TAGS 64
@@ -4112,6 +4449,16 @@ typedef void (*gmem_transfer_lost_fn)(void *data, uint64_t gpa, uint64_t size);
  *	calling thread. At most 1024, of which up to 64 work at a time.
  * @lost: with GMEM_TRANSFER_ALLOW_LOST: is told what the image lacks, NULL for none
  * @lost_data: passed to @lost
+ * @dirty: save: tracker, borrowed until the transfer is freed. The save begins with
+ *	gmem_dirty_collect(). If the tracker has no parent (gmem_dirty_set_parent()), all memory is
+ *	saved. Otherwise the image is incremental: it has what was collected, and names the
+ *	parent. When the save is done its image is the tracker's new parent; when it fails, or
+ *	is freed before, what was collected is put back.
+ * @parents: restore, gmem_image_verify(): files of the images that the one in @fd is based on, the
+ *	oldest first, each at @image_offset; borrowed until the transfer is freed. NULL: it is not
+ *	incremental
+ * @parent_count: number of @parents
+ * @reserved: must be 0
  */
 struct gmem_transfer_opts {
 	size_t   size;
@@ -4125,6 +4472,10 @@ struct gmem_transfer_opts {
 	uint32_t workers;
 	gmem_transfer_lost_fn lost;
 	void    *lost_data;
+	struct gmem_dirty *dirty;
+	const int *parents;
+	uint32_t parent_count;
+	uint32_t reserved;
 };
 
 /* Kernel interfaces of a transfer: struct gmem_transfer_result.engine */
@@ -4147,6 +4498,8 @@ struct gmem_transfer_opts {
  *	a restore they are zero, and not in @zero_bytes
  * @left_out_bytes: bytes of guest memory whose contents are not in the image because
  *	of their kind (enum gmem_kind)
+ * @image_id: identity of the image, the last one of a sequence; 0: not known yet
+ * @generation: number of images that it is based on, one after the other
  */
 struct gmem_transfer_result {
 	size_t   size;
@@ -4159,6 +4512,8 @@ struct gmem_transfer_result {
 	int32_t  no_ring;
 	uint64_t lost_bytes;
 	uint64_t left_out_bytes;
+	uint64_t image_id;
+	uint64_t generation;
 };
 
 /**
@@ -4263,6 +4618,11 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * says so: it can be restored only with that flag, too. Huge pages of hugetlb are lost
  * as a whole. Before Linux 5.14, only a transfer with recovery recognises them.
  *
+ * With @dirty in @opts only what changed since the last image is saved: gmem-image(5) tells of
+ * incremental images and of chains of them. With GMEM_TRANSFER_FOLLOWED the image says that
+ * another one follows it in the same file, at the next multiple of 4096 bytes: at
+ * image_offset and the file_bytes of all before. A migration is such a sequence.
+ *
  * A file that was longer than the image, or than @opts->image_offset and the image, keeps
  * what is behind: it may be yours, and readers stop at the end of the image. Use a new
  * file, or truncate it before, if its size matters.
@@ -4335,6 +4695,12 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * that out, give a copy of your own, or a memfd with F_SEAL_WRITE, F_SEAL_GROW and
  * F_SEAL_SHRINK.
  *
+ * An incremental image needs those that it is based on, in @parents of @opts. That they are
+ * the right ones, all of them and in order, is checked before memory changes. An image that
+ * says that another one follows is read with all that do, as one. Of a sequence or a chain
+ * only the last image must have the memory that the VM has: what older ones have elsewhere is
+ * left out.
+ *
  * The image decides how much is read, the VM how much memory that takes: at most
  * 1/256 of the VM's memory for the list of private ranges, 2 MiB for that of regions,
  * which are at most 65536, and the buffers. The call reads nothing from a pipe past
@@ -4353,7 +4719,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * memory whose contents the image does not have, -EEXIST the VM has memory that the
  * image does not have, -EACCES memory of the image or the VM is private, -EROFS ROM
  * differs from the image and cannot be written, -ESPIPE a pipe cannot be verified
- * first, -EHWPOISON pages are lost, in the image or in the VM's memory, -EBUSY,
+ * first, nor can one be part of a chain, -ENOLINK the image is incremental, and @parents lacks
+ * one that it is based on, or has another one, or in another order, -EHWPOISON pages are
+ * lost, in the image or in the VM's memory, -EBUSY,
  * -ECANCELED, -EINVAL, -EBADF, -E2BIG, -EFAULT or -ENOMEM as gmem_vm_load(), or errnos
  * from reading.
  */
@@ -4389,14 +4757,15 @@ GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
  * It takes as long as reading the file up to the end of the image, whatever sizes the
  * image claims, and the callback can stop it after each record. Of private ranges it
  * keeps 2^22, 64 MiB, and counts ranges that touch as one; an image of more than 65536
- * regions is -EBADMSG. An image that lacks pages passes with GMEM_TRANSFER_ALLOW_LOST,
+ * regions is -EBADMSG. An incremental image passes without its parents; with @parents of @opts
+ * they are verified, too, and that it is based on them. An image that lacks pages passes with GMEM_TRANSFER_ALLOW_LOST,
  * as a restore accepts it with that flag; @opts->lost and lost_bytes say what it lacks.
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
  * Return: 0, or -ENOMEM also for too many private ranges, -ENOMSG, -EBADMSG, -ENODATA,
  * -EOPNOTSUPP, -EHWPOISON, -ECANCELED, -EINVAL, -EBADF, -E2BIG or -ENOMEM as
- * gmem_vm_restore(), or errnos from reading.
+ * gmem_vm_restore(), -ENOLINK a parent is wrong, or errnos from reading.
  */
 GMEM_API int gmem_image_verify(int fd, const struct gmem_transfer_opts *opts,
 			       struct gmem_transfer_result *ret);
@@ -4423,6 +4792,9 @@ struct gmem_image_region {
 	uint64_t reserved[3];
 };
 
+/* Flags of struct gmem_image_summary */
+#define GMEM_IMAGE_FOLLOWED	(1ull << 0) /* another image follows in the file */
+
 /**
  * struct gmem_image_summary - what the lists at the start of an image say
  * @size: sizeof this struct, set by the caller; GMEM_OPTS() fills it in
@@ -4435,6 +4807,9 @@ struct gmem_image_region {
  *	their kind
  * @version: version of the format, as in gmem-image(5)
  * @region_count: number of regions, of both sorts
+ * @parent: identity of the image that this one is based on; 0: it is not incremental
+ * @generation: number of images that it is based on, one after the other
+ * @flags: GMEM_IMAGE_*
  */
 struct gmem_image_summary {
 	size_t   size;
@@ -4445,6 +4820,9 @@ struct gmem_image_summary {
 	uint64_t left_out_bytes;
 	uint32_t version;
 	uint32_t region_count;
+	uint64_t parent;
+	uint64_t generation;
+	uint64_t flags;
 };
 
 /**

@@ -22,6 +22,7 @@ static const char *const names[GMEM_RANKS] = {
 	[GMEM_RANK_HANDLER] = "handler",
 	[GMEM_RANK_HOOKS] = "hooks",
 	[GMEM_RANK_CHANGE] = "change",
+	[GMEM_RANK_DIRTY] = "dirty",
 	[GMEM_RANK_EXPORT] = "export",
 	[GMEM_RANK_VM] = "vm",
 	[GMEM_RANK_PROBE] = "probe",

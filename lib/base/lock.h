@@ -26,6 +26,7 @@ enum gmem_lock_rank {
 	GMEM_RANK_HANDLER,	/* nofault/fault_handler.c */
 	GMEM_RANK_HOOKS,	/* struct gmem_vm */
 	GMEM_RANK_CHANGE,	/* struct gmem_vm */
+	GMEM_RANK_DIRTY,	/* struct gmem_vm */
 	GMEM_RANK_EXPORT,	/* struct gmem_export */
 	GMEM_RANK_VM,		/* struct gmem_vm */
 	GMEM_RANK_PROBE,	/* caps/probe_slot.c */

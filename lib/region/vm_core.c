@@ -13,6 +13,7 @@ void gmem_vm_begin(struct gmem_vm *vm)
 	vm->memory_keepers = 1;
 	gmem_lock_init(&vm->hook_lock, GMEM_RANK_HOOKS);
 	gmem_lock_init(&vm->change_lock, GMEM_RANK_CHANGE);
+	gmem_lock_init(&vm->dirty_lock, GMEM_RANK_DIRTY);
 	gmem_lock_init(&vm->lock, GMEM_RANK_VM);
 	gmem_lock_init(&vm->views_lock, GMEM_RANK_VIEWS);
 	gmem_condition_init(&vm->hook_is_idle);
@@ -26,6 +27,7 @@ void gmem_vm_end(struct gmem_vm *vm)
 	gmem_lock_destroy(&vm->views_lock);
 	gmem_lock_destroy(&vm->lock);
 	gmem_lock_destroy(&vm->change_lock);
+	gmem_lock_destroy(&vm->dirty_lock);
 	gmem_lock_destroy(&vm->hook_lock);
 }
 

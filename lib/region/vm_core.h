@@ -28,6 +28,8 @@
 #include "region/vm_identity.h"
 
 struct gmem_claim;
+struct gmem_dirty;
+struct gmem_dirty_source;
 struct gmem_host_file;
 struct gmem_lease_wait;
 struct gmem_reader;
@@ -78,12 +80,17 @@ struct gmem_vm {
 	void *log_data;
 	uint32_t wait_ms;		/* of calls that have none of their own; 0: no limit */
 
-	/* rank HOOKS: everything below up to has_stray_private, and one change at a time */
+	/* rank HOOKS: everything below up to dirty_flags, and one change at a time */
 	struct gmem_lock hook_lock;
 	uintptr_t changer;		/* the thread that holds it for a change, or 0 */
 	struct gmem_slots slots;
 	struct gmem_host_file *host_files;	/* that callers named */
 	bool has_stray_private;		/* the kernel keeps addresses private where no region is */
+	struct gmem_dirty *trackers;
+	uint64_t dirty_flags;		/* GMEM_DIRTY_*: what all trackers allow, and what was done for any */
+
+	struct gmem_lock dirty_lock;	/* rank DIRTY: KVM's dirty logs while they are read and marked */
+	struct gmem_dirty_source *dirty_sources;	/* with dirty_lock, and written with hook_lock, too */
 
 	/* rank CHANGE: newest.table, next_table and their entries, and with lock: regions */
 	struct gmem_lock change_lock;

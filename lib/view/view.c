@@ -501,6 +501,21 @@ int gmem_vm_wait_for_views(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 				       "between begin and end", budget->wait_ms);
 }
 
+void gmem_vm_track_views(struct gmem_vm *vm, struct gmem_dirty_pages *dirty)
+{
+	gmem_lock_take(&vm->lock);
+	__atomic_store_n(&vm->newest.dirty, dirty, __ATOMIC_RELEASE);
+	gmem_lock_drop(&vm->lock);
+}
+
+void gmem_vm_fence_views(struct gmem_vm *vm)
+{
+	gmem_lock_take(&vm->views_lock);
+	if (vm->views && !needs_fence(vm) && gmem_sys_membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0)
+		do_without_membarrier(vm);
+	gmem_lock_drop(&vm->views_lock);
+}
+
 /* Returns how many views do so. One that begins from now on finds nothing. */
 static unsigned int have_busy_keep_memory(struct gmem_vm *vm)
 {

@@ -69,6 +69,10 @@ int gmem_vm_wait_for_views(struct gmem_vm *vm, struct gmem_wait_budget *budget);
  */
 void gmem_vm_show_states(struct gmem_vm *vm, const struct gmem_region *region, uint64_t gpa,
 			 uint64_t size, bool is_private);
+/* Have views mark what they write there, or with NULL not; then wait for views. With the hook lock. */
+void gmem_vm_track_views(struct gmem_vm *vm, struct gmem_dirty_pages *dirty);
+/* C2 of region/dirty_pages.h: have each view's thread execute a full barrier. */
+void gmem_vm_fence_views(struct gmem_vm *vm);
 /*
  * From now on the VM is over, and what views find is -ESTALE. Waits for those that are between
  * begin and end, as the owner's wait_ms says, or for a second: a thread may have died there.

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-#include "pages/dirty_log.h"
+#include "dirty/dirty_log.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
+#include <stdlib.h>
 
 #include "base/error.h"
 #include "base/lock.h"
@@ -12,6 +13,7 @@
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
+#include "region/dirty_pages.h"
 #include "region/kept_log.h"
 #include "region/region.h"
 #include "region/regions.h"
@@ -86,7 +88,7 @@ static int set_slot_flags(struct gmem_region *region, uint32_t flags)
 	return 0;
 }
 
-static int set_dirty_log(struct gmem_region *region, bool on, struct gmem_wait_budget *budget)
+int gmem_dirty_log_set(struct gmem_region *region, bool on, struct gmem_wait_budget *budget)
 {
 	struct gmem_claim claim = {
 		.mode = GMEM_CLAIM_EXCLUSIVE,
@@ -130,7 +132,7 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on)
 	if (err)
 		return gmem_vm_log_error(vm, err);
 
-	err = set_dirty_log(region, on, &budget);
+	err = gmem_dirty_log_set(region, on, &budget);
 	gmem_vm_end_change(vm);
 	return gmem_vm_log_error(vm, err);
 }
@@ -233,4 +235,42 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
 		deliver_kept_log(region, bitmap);
 	drop_claim(vm, &claim);
 	return gmem_vm_log_error(vm, err);
+}
+
+/* ---- marks ---- */
+
+static int mark_region(struct gmem_region *region, uint64_t *bitmap, size_t words)
+{
+	struct gmem_vm *vm = region->vm;
+	int err;
+
+	gmem_lock_take(&vm->dirty_lock);
+	err = get_dirty_log(region, bitmap, words);
+	if (!err) {
+		deliver_kept_log(region, bitmap);
+		gmem_lock_take(&vm->lock);
+		gmem_dirty_pages_mark_bits(vm->newest.dirty, region->gpa.start, bitmap,
+					   region->gpa.size / gmem_sys_page_size());
+		gmem_lock_drop(&vm->lock);
+	}
+	gmem_lock_drop(&vm->dirty_lock);
+	return err;
+}
+
+int gmem_dirty_logs_mark(struct gmem_vm *vm)
+{
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
+	int err = 0;
+
+	while (!err && gmem_regions_walk_whole(&at)) {
+		size_t words = (size_t)(at.size / gmem_sys_page_size() / WORD_PAGES + 1);
+		uint64_t *bitmap;
+
+		if (!at.region || !(at.region->slot_flags & KVM_MEM_LOG_DIRTY_PAGES))
+			continue;
+		bitmap = calloc(words, sizeof(*bitmap));
+		err = bitmap ? mark_region(at.region, bitmap, words) : gmem_fail(-ENOMEM, "no memory to read a log");
+		free(bitmap);
+	}
+	return err;
 }

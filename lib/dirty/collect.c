@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: MIT */
+#include "dirty/collect.h"
+
+#include "base/lock.h"
+#include "dirty/dirty_log.h"
+#include "region/dirty_pages.h"
+#include "region/vm_core.h"
+#include "view/view.h"
+
+void gmem_vm_add_dirty_source(struct gmem_vm *vm, struct gmem_dirty_source *source)
+{
+	gmem_lock_take(&vm->dirty_lock);
+	source->next = vm->dirty_sources;
+	vm->dirty_sources = source;
+	gmem_lock_drop(&vm->dirty_lock);
+	if (vm->newest.dirty)
+		source->begin(source);
+}
+
+void gmem_vm_remove_dirty_source(struct gmem_vm *vm, struct gmem_dirty_source *source)
+{
+	struct gmem_dirty_source **link = &vm->dirty_sources;
+
+	if (vm->newest.dirty)
+		source->end(source);
+	gmem_lock_take(&vm->dirty_lock);
+	while (*link != source)
+		link = &(*link)->next;
+	*link = source->next;
+	gmem_lock_drop(&vm->dirty_lock);
+}
+
+int gmem_vm_collect_dirty(struct gmem_vm *vm)
+{
+	int err;
+
+	err = gmem_dirty_logs_mark(vm);
+	gmem_lock_take(&vm->dirty_lock);
+	for (struct gmem_dirty_source *source = vm->dirty_sources; source; source = source->next)
+		source->collect(source);
+	gmem_lock_drop(&vm->dirty_lock);
+	return err;
+}
+
+uint32_t gmem_vm_begin_dirty_period(struct gmem_vm *vm)
+{
+	uint32_t period;
+
+	gmem_lock_take(&vm->dirty_lock);
+	gmem_lock_take(&vm->lock);
+	period = gmem_dirty_pages_begin_period(vm->newest.dirty);
+	gmem_lock_drop(&vm->lock);
+	gmem_lock_drop(&vm->dirty_lock);
+	gmem_vm_fence_views(vm);
+	return period;
+}

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * collect: what others have noted of changes, brought into the marks of the VM's pages.
+ *
+ * KVM notes what guests write, in logs and rings, and peers of an export what they write. All
+ * of it goes into the marks (region/dirty_pages.h), whoever asks, so trackers lose nothing to
+ * each other.
+ */
+#ifndef GMEM_COLLECT_H
+#define GMEM_COLLECT_H
+
+#include <stdint.h>
+
+struct gmem_vm;
+
+/* Somebody else who notes what is written. The functions are called with the hook lock. */
+struct gmem_dirty_source {
+	struct gmem_dirty_source *next;
+	/* There is a first tracker: begin to note; there is none any more: end it. */
+	void (*begin)(struct gmem_dirty_source *source);
+	void (*end)(struct gmem_dirty_source *source);
+	/* Mark what was noted, with dirty_lock, too. Cannot fail: what is not known counts as written. */
+	void (*collect)(struct gmem_dirty_source *source);
+};
+
+/* With the hook lock; if there is a tracker, @begin is called, and @end when it goes before that. */
+void gmem_vm_add_dirty_source(struct gmem_vm *vm, struct gmem_dirty_source *source);
+void gmem_vm_remove_dirty_source(struct gmem_vm *vm, struct gmem_dirty_source *source);
+
+/*
+ * Mark all that was noted until now. With the hook lock. On failure nothing is lost: what was
+ * read is marked.
+ */
+int gmem_vm_collect_dirty(struct gmem_vm *vm);
+/* Begin a new period, for which what is written from now on counts; see the header of dirty_pages. */
+uint32_t gmem_vm_begin_dirty_period(struct gmem_vm *vm);
+
+#endif

@@ -1,0 +1,439 @@
+/* SPDX-License-Identifier: MIT */
+#include "dirty/tracker.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/opts.h"
+#include "base/wait_budget.h"
+#include "dirty/collect.h"
+#include "dirty/logging.h"
+#include "os/sys.h"
+#include "region/dirty_pages.h"
+#include "region/regions.h"
+#include "region/vm_core.h"
+#include "state/claim.h"
+#include "view/view.h"
+
+#define ALL_FLAGS (GMEM_DIRTY_FROM_NOW | GMEM_DIRTY_VCPUS_STOPPED | GMEM_DIRTY_ALLOW_UNLOGGED | \
+		   GMEM_DIRTY_RINGS)
+
+/* ---- beginning and ending ---- */
+
+static int prepare_marks(struct gmem_vm *vm, struct gmem_dirty_pages *pages)
+{
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
+	int err = 0;
+
+	while (!err && gmem_regions_walk_whole(&at))
+		if (at.region && !gmem_region_is_untracked(at.region))
+			err = gmem_dirty_pages_prepare(pages, at.gpa, at.size);
+	return err;
+}
+
+/* Whoever begins to write from now on marks it, and who began before has ended. */
+static int begin_marks(struct gmem_vm *vm, struct gmem_wait_budget *budget)
+{
+	struct gmem_dirty_pages *pages = gmem_dirty_pages_new();
+	int err = pages ? prepare_marks(vm, pages) : -ENOMEM;
+
+	if (!err) {
+		gmem_vm_track_views(vm, pages);
+		err = gmem_vm_wait_for_views(vm, budget);
+		if (!err)
+			return 0;
+		gmem_vm_track_views(vm, NULL);
+		gmem_vm_wait_for_views(vm, NULL);
+	}
+	gmem_dirty_pages_free(pages);
+	return err;
+}
+
+static void end_marks(struct gmem_vm *vm)
+{
+	struct gmem_dirty_pages *pages = vm->newest.dirty;
+
+	gmem_vm_track_views(vm, NULL);
+	gmem_vm_wait_for_views(vm, NULL);
+	gmem_dirty_pages_free(pages);
+}
+
+/* With the hook lock. */
+static int begin(struct gmem_dirty *dirty, struct gmem_wait_budget *budget)
+{
+	struct gmem_vm *vm = dirty->vm;
+	int err = 0;
+
+	if (!vm->newest.dirty)
+		err = begin_marks(vm, budget);
+	if (err)
+		return err;
+
+	err = gmem_vm_begin_logging(vm, dirty->flags, budget, &dirty->stopped_ns);
+	if (!err && dirty->flags & GMEM_DIRTY_FROM_NOW)
+		err = gmem_vm_collect_dirty(vm);
+	if (err) {
+		if (!vm->trackers) {
+			gmem_vm_end_logging(vm);
+			end_marks(vm);
+		}
+		return err;
+	}
+
+	if (!vm->trackers)
+		for (struct gmem_dirty_source *at = vm->dirty_sources; at; at = at->next)
+			at->begin(at);
+	dirty->since = dirty->flags & GMEM_DIRTY_FROM_NOW ? gmem_vm_begin_dirty_period(vm) : 0;
+	dirty->collected_at = gmem_sys_now();
+	dirty->next = vm->trackers;
+	vm->trackers = dirty;
+	return 0;
+}
+
+static int begin_with_lock(struct gmem_dirty *dirty)
+{
+	struct gmem_vm *vm = dirty->vm;
+	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
+	int err;
+
+	err = gmem_claim_check_not_owner(vm);
+	if (!err)
+		err = gmem_vm_begin_change(vm, &budget);
+	if (err)
+		return err;
+	err = begin(dirty, &budget);
+	gmem_vm_end_change(vm);
+	return err;
+}
+
+GMEM_API int gmem_dirty_new(struct gmem_vm *vm, const struct gmem_dirty_opts *user_opts,
+			    struct gmem_dirty **ret)
+{
+	struct gmem_dirty_opts opts;
+	struct gmem_dirty *dirty;
+	int err;
+
+	if (!vm || !ret)
+		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
+	err = GMEM_COPY_OPTS(gmem_dirty_opts, &opts, user_opts, flags);
+	if (!err)
+		err = gmem_check_flags("flags", opts.flags, ALL_FLAGS);
+	if (err)
+		return err;
+
+	dirty = calloc(1, sizeof(*dirty));
+	if (!dirty)
+		return gmem_fail(-ENOMEM, "no memory for a tracker");
+	dirty->vm = gmem_vm_ref(vm);
+	dirty->flags = opts.flags;
+
+	err = begin_with_lock(dirty);
+	if (err) {
+		gmem_vm_log_error(vm, err);
+		gmem_vm_unref(vm);
+		free(dirty);
+		return err;
+	}
+	*ret = dirty;
+	return 0;
+}
+
+/* With the hook lock. */
+static void end(struct gmem_dirty *dirty)
+{
+	struct gmem_vm *vm = dirty->vm;
+	struct gmem_dirty **link = &vm->trackers;
+
+	while (*link != dirty)
+		link = &(*link)->next;
+	*link = dirty->next;
+	if (vm->trackers)
+		return;
+
+	for (struct gmem_dirty_source *at = vm->dirty_sources; at; at = at->next)
+		at->end(at);
+	gmem_vm_end_logging(vm);
+	end_marks(vm);
+}
+
+GMEM_API void gmem_dirty_free(struct gmem_dirty *dirty)
+{
+	struct gmem_wait_budget forever = { 0 };
+
+	if (!dirty)
+		return;
+	if (!gmem_vm_begin_change(dirty->vm, &forever)) {
+		end(dirty);
+		gmem_vm_end_change(dirty->vm);
+	}
+	gmem_vm_unref(dirty->vm);
+	free(dirty);
+}
+
+/* ---- collecting ---- */
+
+/* The last period of all has ended: whoever asks is told everything once. */
+static void start_over(struct gmem_vm *vm)
+{
+	for (struct gmem_dirty *dirty = vm->trackers; dirty; dirty = dirty->next) {
+		dirty->since = 0;
+		dirty->told_since = 0;
+	}
+}
+
+static void move_on(struct gmem_dirty *dirty)
+{
+	uint64_t now = gmem_sys_now();
+	uint32_t period = gmem_vm_begin_dirty_period(dirty->vm);
+
+	if (!period)
+		start_over(dirty->vm);
+	dirty->told_since = dirty->since;
+	dirty->since = period ? period : 2;
+	dirty->has_told = true;
+	dirty->can_put_back = true;
+	dirty->rounds++;
+	dirty->ns = now - dirty->collected_at;
+	dirty->collected_at = now;
+}
+
+static uint64_t count_region(const struct gmem_dirty *dirty, const struct gmem_stretch *at, uint32_t since)
+{
+	if (gmem_region_is_unlogged(at->region))
+		return at->size;
+	return gmem_dirty_pages_count(dirty->vm->newest.dirty, since, at->gpa, at->gpa + (at->size - 1));
+}
+
+static void count(const struct gmem_dirty *dirty, uint32_t since, struct gmem_dirty_info *ret)
+{
+	struct gmem_stretch at = GMEM_REGIONS_WALK(dirty->vm, 0, UINT64_MAX);
+	uint64_t bytes;
+
+	while (gmem_regions_walk(&at)) {
+		if (!at.region || gmem_region_is_untracked(at.region))
+			continue;
+		ret->memory_bytes += at.size;
+		if (at.is_private) {
+			ret->private_bytes += at.size;
+			continue;
+		}
+		bytes = count_region(dirty, &at, since);
+		ret->bytes += bytes;
+		if (gmem_region_is_unlogged(at.region))
+			ret->unlogged_bytes += bytes;
+	}
+}
+
+static void fill_info(const struct gmem_dirty *dirty, uint32_t since, struct gmem_dirty_info *ret)
+{
+	struct gmem_dirty_info info = {
+		.size = ret->size,
+		.rounds = dirty->rounds,
+		.ns = dirty->ns,
+		.stopped_ns = dirty->stopped_ns,
+	};
+	size_t size = ret->size < sizeof(info) ? ret->size : sizeof(info);
+
+	gmem_lock_take(&dirty->vm->lock);
+	count(dirty, since, &info);
+	gmem_lock_drop(&dirty->vm->lock);
+	memcpy(ret, &info, size);
+}
+
+static int check_info(const struct gmem_dirty_info *info)
+{
+	const size_t first_version = offsetof(struct gmem_dirty_info, stopped_ns) + sizeof(info->stopped_ns);
+
+	if (info && info->size < first_version)
+		return gmem_fail(-EINVAL, "the info says its size is %zu bytes, at least %zu expected",
+				 info->size, first_version);
+	return 0;
+}
+
+static int collect(struct gmem_dirty *dirty, bool moves_on, struct gmem_dirty_info *ret)
+{
+	struct gmem_vm *vm = dirty->vm;
+	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
+	int err;
+
+	err = gmem_claim_check_not_owner(vm);
+	if (!err)
+		err = gmem_vm_begin_change(vm, &budget);
+	if (err)
+		return err;
+
+	err = gmem_vm_collect_dirty(vm);
+	if (!err && moves_on)
+		move_on(dirty);
+	if (!err && ret)
+		fill_info(dirty, moves_on ? dirty->told_since : dirty->since, ret);
+	gmem_vm_end_change(vm);
+	return err;
+}
+
+static int enter_and_collect(struct gmem_dirty *dirty, bool moves_on, struct gmem_dirty_info *ret)
+{
+	int err;
+
+	if (!dirty)
+		return gmem_fail(-EINVAL, "dirty is NULL");
+	err = check_info(ret);
+	if (!err)
+		err = gmem_vm_enter(dirty->vm);
+	if (err)
+		return err;
+	err = collect(dirty, moves_on, ret);
+	return gmem_vm_log_error(dirty->vm, gmem_vm_leave(dirty->vm, err));
+}
+
+GMEM_API int gmem_dirty_collect(struct gmem_dirty *dirty, struct gmem_dirty_info *ret)
+{
+	return enter_and_collect(dirty, true, ret);
+}
+
+GMEM_API int gmem_dirty_peek(struct gmem_dirty *dirty, struct gmem_dirty_info *ret)
+{
+	if (dirty && !ret)
+		return gmem_fail(-EINVAL, "ret is NULL");
+	return enter_and_collect(dirty, false, ret);
+}
+
+GMEM_API int gmem_dirty_put_back(struct gmem_dirty *dirty)
+{
+	if (!dirty)
+		return gmem_fail(-EINVAL, "dirty is NULL");
+	if (!dirty->can_put_back)
+		return gmem_fail(-EALREADY, "%s", dirty->has_told ? "what was collected was put back already"
+								  : "nothing was collected yet");
+	dirty->since = dirty->told_since;
+	dirty->can_put_back = false;
+	dirty->rounds--;
+	return 0;
+}
+
+GMEM_API int gmem_dirty_set_parent(struct gmem_dirty *dirty, uint64_t id, uint64_t generation)
+{
+	if (!dirty)
+		return gmem_fail(-EINVAL, "dirty is NULL");
+	if (!id && generation)
+		return gmem_fail(-EINVAL, "generation %" PRIu64 " of no image", generation);
+	dirty->parent = id;
+	dirty->generation = generation;
+	return 0;
+}
+
+/* ---- telling ---- */
+
+bool gmem_dirty_find(const struct gmem_dirty *dirty, const struct gmem_region *region, uint64_t gpa,
+		     uint64_t last, struct gmem_part *ret)
+{
+	if (gmem_region_is_unlogged(region)) {
+		*ret = (struct gmem_part){ gpa, last };
+		return true;
+	}
+	return gmem_dirty_pages_next(dirty->vm->newest.dirty, dirty->told_since, gpa, last, ret);
+}
+
+static int fail_not_collected(void)
+{
+	return gmem_fail(-ENOENT, "nothing was collected yet");
+}
+
+/* What is told of a stretch; false: nothing */
+static bool tell(const struct gmem_dirty *dirty, const struct gmem_stretch *at, struct gmem_dirty_range *ret)
+{
+	struct gmem_part part = { at->gpa, at->gpa + (at->size - 1) };
+	uint32_t flags = 0;
+
+	if (gmem_region_is_untracked(at->region))
+		return false;
+	if (at->is_private)
+		flags = GMEM_DIRTY_RANGE_PRIVATE;
+	else if (!gmem_dirty_find(dirty, at->region, part.start, part.last, &part))
+		return false;
+	else if (gmem_region_is_unlogged(at->region))
+		flags = GMEM_DIRTY_RANGE_UNLOGGED;
+
+	*ret = (struct gmem_dirty_range){ part.start, part.last - part.start + 1, flags, 0 };
+	return true;
+}
+
+static int next_range(const struct gmem_dirty *dirty, uint64_t gpa, struct gmem_dirty_range *ret)
+{
+	struct gmem_stretch at = GMEM_REGIONS_WALK(dirty->vm, gpa, UINT64_MAX);
+
+	while (gmem_regions_walk(&at))
+		if (at.region && tell(dirty, &at, ret))
+			return 0;
+	return gmem_fail(-ENOENT, "nothing that was collected is at gpa 0x%" PRIx64 " or behind it", gpa);
+}
+
+GMEM_API int gmem_dirty_next(struct gmem_dirty *dirty, uint64_t gpa, struct gmem_dirty_range *ret)
+{
+	int err;
+
+	if (!dirty || !ret)
+		return gmem_fail(-EINVAL, "%s is NULL", dirty ? "ret" : "dirty");
+	if (!dirty->has_told)
+		return fail_not_collected();
+	err = gmem_vm_enter(dirty->vm);
+	if (err)
+		return err;
+	gmem_lock_take(&dirty->vm->lock);
+	err = next_range(dirty, gpa, ret);
+	gmem_lock_drop(&dirty->vm->lock);
+	return gmem_vm_leave(dirty->vm, err);
+}
+
+static void fill_bitmap(const struct gmem_dirty *dirty, uint64_t gpa, uint64_t last, uint64_t *bitmap)
+{
+	struct gmem_stretch at = GMEM_REGIONS_WALK(dirty->vm, gpa, last);
+	uint64_t page = gmem_sys_page_size();
+	struct gmem_part part;
+
+	while (gmem_regions_walk(&at)) {
+		uint64_t from = at.gpa, end = at.gpa + (at.size - 1);
+
+		if (!at.region || at.is_private || gmem_region_is_untracked(at.region))
+			continue;
+		while (from <= end && gmem_dirty_find(dirty, at.region, from, end, &part)) {
+			for (uint64_t i = (part.start - gpa) / page; i <= (part.last - gpa) / page; i++)
+				bitmap[i / 64] |= UINT64_C(1) << i % 64;
+			if (part.last == end)
+				break;
+			from = part.last + 1;
+		}
+	}
+}
+
+GMEM_API int gmem_dirty_get_bitmap(struct gmem_dirty *dirty, uint64_t gpa, uint64_t size,
+				   uint64_t *bitmap, size_t words)
+{
+	uint64_t page = gmem_sys_page_size(), needed;
+	int err;
+
+	if (!dirty || !bitmap)
+		return gmem_fail(-EINVAL, "%s is NULL", dirty ? "bitmap" : "dirty");
+	if (!size || gpa % page || size % page || gpa + (size - 1) < gpa)
+		return gmem_fail(-EINVAL, "gpa 0x%" PRIx64 ", size 0x%" PRIx64 " is no range of pages", gpa, size);
+	needed = size / page / 64 + (size / page % 64 != 0);
+	if (words < needed)
+		return gmem_fail(-EINVAL, "a bitmap of %zu words is too small: the range needs %" PRIu64, words,
+				 needed);
+	if (!dirty->has_told)
+		return fail_not_collected();
+
+	err = gmem_vm_enter(dirty->vm);
+	if (err)
+		return err;
+	memset(bitmap, 0, words * sizeof(*bitmap));
+	gmem_lock_take(&dirty->vm->lock);
+	fill_bitmap(dirty, gpa, gpa + (size - 1), bitmap);
+	gmem_lock_drop(&dirty->vm->lock);
+	return gmem_vm_leave(dirty->vm, 0);
+}
