@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
+#include "gmem.h"
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/wait_budget.h"

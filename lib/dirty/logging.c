@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "dirty/logging.h"
 
+#include "gmem.h"
 #include "dirty/dirty_log.h"
 #include "os/kvm_compat.h"
 #include "region/region.h"
