@@ -32,6 +32,7 @@ struct gmem_dirty;
 struct gmem_dirty_source;
 struct gmem_host_file;
 struct gmem_lease_wait;
+struct gmem_peer_marks;
 struct gmem_reader;
 struct gmem_step;
 struct gmem_work_wait;
@@ -73,6 +74,7 @@ struct gmem_vm {
 	 * stands between things that nobody writes, so readers have it in a cache line of their own.
 	 */
 	struct gmem_newest newest __attribute__((aligned(16)));
+	const struct gmem_peer_marks *peer_marks;	/* atomic: an import's, for its exporter; or NULL */
 	struct gmem_plan default_plan;
 	struct gmem_inplace inplace;
 	struct gmem_host_maps host_maps;	/* for regions of memory that the caller has mapped */
