@@ -32,6 +32,7 @@ struct gmem_dirty;
 struct gmem_dirty_source;
 struct gmem_host_file;
 struct gmem_lease_wait;
+struct gmem_peer_marks;
 struct gmem_reader;
 struct gmem_step;
 struct gmem_work_wait;
@@ -73,6 +74,7 @@ struct gmem_vm {
 	 * stands between things that nobody writes, so readers have it in a cache line of their own.
 	 */
 	struct gmem_newest newest __attribute__((aligned(16)));
+	const struct gmem_peer_marks *peer_marks;	/* atomic: an import's, for its exporter; or NULL */
 	struct gmem_plan default_plan;
 	struct gmem_inplace inplace;
 	struct gmem_host_maps host_maps;	/* for regions of memory that the caller has mapped */
@@ -80,16 +82,22 @@ struct gmem_vm {
 	void *log_data;
 	uint32_t wait_ms;		/* of calls that have none of their own; 0: no limit */
 
-	/* rank HOOKS: everything below up to dirty_flags, and one change at a time */
+	/* rank HOOKS: everything below up to old_dirty, and one change at a time */
 	struct gmem_lock hook_lock;
 	uintptr_t changer;		/* the thread that holds it for a change, or 0 */
 	struct gmem_slots slots;
 	struct gmem_host_file *host_files;	/* that callers named */
 	bool has_stray_private;		/* the kernel keeps addresses private where no region is */
 	struct gmem_dirty *trackers;
-	uint64_t dirty_flags;		/* GMEM_DIRTY_*: what all trackers allow, and what was done for any */
+	uint64_t dirty_flags;		/* GMEM_DIRTY_*: replaced memslots if one has it, the rest if all have */
+	struct gmem_dirty_pages *old_dirty;	/* marks that views may still use, see dirty/tracker.c */
 
-	struct gmem_lock dirty_lock;	/* rank DIRTY: KVM's dirty logs while they are read and marked */
+	/* rank DIRTY: the next, and KVM's dirty logs while they are read and marked */
+	struct gmem_lock dirty_lock;
+	uint64_t *dirty_bitmap;		/* to read a log into */
+	size_t dirty_words;		/* that it has room for */
+	bool logs_are_cleared;		/* by KVM as it gives them, and */
+	bool knows_who_clears;		/* that was found out */
 	struct gmem_dirty_source *dirty_sources;	/* with dirty_lock, and written with hook_lock, too */
 
 	/* rank CHANGE: newest.table, next_table and their entries, and with lock: regions */

@@ -105,6 +105,9 @@ static int walk_parts(struct walk *walk, uint64_t end, uint64_t *ret_done)
 			break;
 
 		now = walk->access(walk, done, part.iov_base, part.iov_len, &err);
+		/* Past what is counted a failed write may have stored something, too. */
+		if (walk->writes && !gmem_view_writes_plainly(walk->view))
+			gmem_view_mark(walk->view, walk->gpa + done, part.iov_len);
 		done += now;
 		if (err) {
 			fail_part(walk, done, (char *)part.iov_base + now, err);
@@ -209,6 +212,11 @@ copy_by_table(const struct gmem_table *table, uint64_t gpa, void *buf, uint64_t 
 				       : !gmem_nofault_fast_copy(dst, src, size).fault;
 }
 
+static inline __attribute__((always_inline)) bool may_copy(const struct gmem_view *view, bool to_guest)
+{
+	return !to_guest || __builtin_expect(gmem_view_writes_plainly(view), 1);
+}
+
 /* Each case has code of its own: one for both needs a register more than there are. */
 static inline __attribute__((always_inline)) bool
 copy_at_once(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size, bool to_guest)
@@ -217,10 +225,11 @@ copy_at_once(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size, boo
 	bool is_done;
 
 	if (gmem_view_is_begun(view))
-		return view->table && copy_by_table(view->table, gpa, buf, size, to_guest);
+		return view->table && may_copy(view, to_guest) &&
+		       copy_by_table(view->table, gpa, buf, size, to_guest);
 
 	table = gmem_view_enter(view);
-	is_done = copy_by_table(table, gpa, buf, size, to_guest);
+	is_done = may_copy(view, to_guest) && copy_by_table(table, gpa, buf, size, to_guest);
 	gmem_view_leave(view);
 	return is_done;
 }
@@ -274,7 +283,7 @@ GMEM_API int gmem_view_write(struct gmem_view *view, uint64_t gpa, const void *b
 {
 	void *from = (void *)(uintptr_t)buf;
 
-	if (__builtin_expect(!can_copy_at_once(view, size), 0))
+	if (__builtin_expect(!view || size - 1 >= SPAN, 0))
 		return copy_in_parts(view, gpa, from, size, ret_done, true);
 	if (size > GMEM_SMALL_COPY)
 		return write_large(view, gpa, from, size, ret_done);
@@ -362,6 +371,8 @@ static int copy_parts(struct gmem_view *view, uint64_t to, uint64_t from, uint64
 
 		now = gmem_nofault_copy(gmem_view_is_fast(view), target.iov_base, source.iov_base,
 					target.iov_len, &err);
+		if (!gmem_view_writes_plainly(view))
+			gmem_view_mark(view, to + *done, target.iov_len);
 		*done += now;
 		target.iov_base = (char *)target.iov_base + now;
 		source.iov_base = (char *)source.iov_base + now;

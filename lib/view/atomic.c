@@ -117,7 +117,7 @@ static int fail(uint64_t gpa, uint32_t width, const void *hva, bool writes, int 
  */
 static inline bool is_plain(const struct gmem_view *view, uint64_t gpa, uint32_t width)
 {
-	return view && gmem_view_is_fast(view) && !(gpa & (width - 1));
+	return view && !(gpa & (width - 1));
 }
 
 static inline __attribute__((always_inline)) bool
@@ -164,10 +164,12 @@ static inline bool store_at_once(struct gmem_view *view, uint64_t gpa, uint32_t 
 	bool is_done;
 
 	if (gmem_view_is_begun(view))
-		return view->table && store_by_table(view->table, gpa, width, order, value);
+		return __builtin_expect(gmem_view_writes_plainly(view), 1) && view->table &&
+		       store_by_table(view->table, gpa, width, order, value);
 
 	table = gmem_view_enter(view);
-	is_done = store_by_table(table, gpa, width, order, value);
+	is_done = __builtin_expect(gmem_view_writes_plainly(view), 1) &&
+		  store_by_table(table, gpa, width, order, value);
 	gmem_view_leave(view);
 	return is_done;
 }
@@ -214,6 +216,8 @@ static __attribute__((noinline)) int store_checked(struct gmem_view *view, uint6
 		err = store(gmem_view_is_fast(view), hva, width, atomic_orders[order], value);
 		if (err)
 			fail(gpa, width, hva, true, err);
+		else if (!gmem_view_writes_plainly(view))
+			gmem_view_mark(view, gpa, width);
 	}
 	gmem_view_end(view);
 	return err;
@@ -222,7 +226,7 @@ static __attribute__((noinline)) int store_checked(struct gmem_view *view, uint6
 GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width, uint32_t order,
 			    uint64_t *ret)
 {
-	if (__builtin_expect(ret && is_plain(view, gpa, width), 1) &&
+	if (__builtin_expect(ret && is_plain(view, gpa, width) && gmem_view_is_fast(view), 1) &&
 	    __builtin_expect(order <= GMEM_SEQ_CST && LOAD_ORDERS >> order & 1, 1) &&
 	    __builtin_expect(load_at_once(view, gpa, width, order, ret), 1))
 		return 0;
@@ -264,6 +268,8 @@ GMEM_API int gmem_view_compare_exchange(struct gmem_view *view, uint64_t gpa, ui
 			       expected, desired, &swapped);
 		if (err)
 			fail(gpa, width, hva, true, err);
+		else if (swapped && !gmem_view_writes_plainly(view))
+			gmem_view_mark(view, gpa, width);
 	}
 	gmem_view_end(view);
 	return err ? err : swapped;

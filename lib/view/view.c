@@ -69,6 +69,8 @@
 #include "nofault/nofault.h"
 #include "os/process.h"
 #include "os/sys.h"
+#include "region/dirty_pages.h"
+#include "region/peer_marks.h"
 #include "region/regions.h"
 #include "view/lookup_table.h"
 
@@ -97,6 +99,12 @@ static struct gmem_reader *reader_of(struct gmem_view *view)
 }
 
 /* ---- views ---- */
+
+static bool is_marking(const struct gmem_vm *vm)
+{
+	return __atomic_load_n(&vm->newest.dirty, __ATOMIC_RELAXED) ||
+	       __atomic_load_n(&vm->peer_marks, __ATOMIC_RELAXED);
+}
 
 static int enter_all(struct gmem_vm *vm, struct gmem_table *table)
 {
@@ -180,6 +188,7 @@ GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 		.process = gmem_process_number(&vm->process),
 		.fast = gmem_nofault_is_recoverable(),
 	};
+	reader->writes_plainly = reader->fast && !is_marking(vm);
 	if (reader->next)
 		reader->next->link = &reader->next;
 	vm->views = reader;
@@ -501,11 +510,40 @@ int gmem_vm_wait_for_views(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 				       "between begin and end", budget->wait_ms);
 }
 
+/*
+ * Tell views whether there is something to mark. One made meanwhile is in the list, or finds
+ * out with the lock. For the wait it is as the bits of pages in the argument above: a reader
+ * looks at it after R2.
+ */
+static void tell_views(struct gmem_vm *vm)
+{
+	struct gmem_reader *reader;
+	bool plainly;
+
+	gmem_lock_take(&vm->change_lock);
+	gmem_lock_take(&vm->views_lock);
+	for (reader = vm->views; reader; reader = reader->next) {
+		plainly = reader->fast && !is_marking(vm);
+		__atomic_store_n(&reader->writes_plainly, plainly, __ATOMIC_RELEASE);
+	}
+	gmem_lock_drop(&vm->views_lock);
+	if (needs_fence(vm))
+		gmem_vm_publish(vm, gmem_vm_table(vm));
+	gmem_lock_drop(&vm->change_lock);
+}
+
 void gmem_vm_track_views(struct gmem_vm *vm, struct gmem_dirty_pages *dirty)
 {
 	gmem_lock_take(&vm->lock);
 	__atomic_store_n(&vm->newest.dirty, dirty, __ATOMIC_RELEASE);
 	gmem_lock_drop(&vm->lock);
+	tell_views(vm);
+}
+
+void gmem_vm_mark_for_peer(struct gmem_vm *vm, const struct gmem_peer_marks *marks)
+{
+	__atomic_store_n(&vm->peer_marks, marks, __ATOMIC_RELEASE);
+	tell_views(vm);
 }
 
 void gmem_vm_fence_views(struct gmem_vm *vm)
@@ -588,6 +626,20 @@ void gmem_vm_show_states(struct gmem_vm *vm, const struct gmem_region *region, u
 		part = size < SHOWN_AT_ONCE ? size : SHOWN_AT_ONCE;
 		show_part(vm, region, gpa, part, is_private);
 	}
+}
+
+/* ---- marks, of readers that have found out that they are to make them ---- */
+
+void gmem_view_mark(const struct gmem_view *view, uint64_t gpa, uint64_t size)
+{
+	const struct gmem_vm *vm = GMEM_CONTAINER_OF(view->newest, struct gmem_vm, newest);
+	struct gmem_dirty_pages *dirty = __atomic_load_n(&vm->newest.dirty, __ATOMIC_ACQUIRE);
+	const struct gmem_peer_marks *peer_marks = __atomic_load_n(&vm->peer_marks, __ATOMIC_ACQUIRE);
+
+	if (dirty)
+		gmem_dirty_pages_mark_in_view(dirty, gpa, size);
+	if (peer_marks)
+		gmem_peer_marks_set(peer_marks, gpa, size);
 }
 
 /* ---- translation, if the inline part cannot answer ---- */

@@ -30,6 +30,7 @@
 struct gmem_reader {
 	struct gmem_view view;
 	bool fast;	/* accesses use the fast engine of nofault.h */
+	bool writes_plainly;	/* atomic: so do writes, and nothing is to be marked */
 	bool keeps_memory;	/* of a VM that is over: it was waited for in vain */
 	uint32_t process;	/* that made it, of vm->process: no other has its thread */
 	struct gmem_vm *vm;
@@ -43,6 +44,16 @@ struct gmem_reader {
 static inline bool gmem_view_is_fast(const struct gmem_view *view)
 {
 	return GMEM_CONTAINER_OF(view, struct gmem_reader, view)->fast;
+}
+
+/*
+ * To be asked in a period of the view, which the answer holds for: whether writes use the fast
+ * engine, and gmem_view_mark() has nothing to do after them.
+ */
+static inline bool gmem_view_writes_plainly(const struct gmem_view *view)
+{
+	return __atomic_load_n(&GMEM_CONTAINER_OF(view, struct gmem_reader, view)->writes_plainly,
+			       __ATOMIC_RELAXED);
 }
 
 /* ---- for writers ---- */
@@ -69,8 +80,13 @@ int gmem_vm_wait_for_views(struct gmem_vm *vm, struct gmem_wait_budget *budget);
  */
 void gmem_vm_show_states(struct gmem_vm *vm, const struct gmem_region *region, uint64_t gpa,
 			 uint64_t size, bool is_private);
-/* Have views mark what they write there, or with NULL not; then wait for views. With the hook lock. */
+/*
+ * Have views mark what they write there, or with NULL not. Whoever calls this then waits for
+ * views: after that all of them do so, or none uses the old marks. With the hook lock.
+ */
 void gmem_vm_track_views(struct gmem_vm *vm, struct gmem_dirty_pages *dirty);
+/* The same for the views of an import, with a map that its exporter reads. */
+void gmem_vm_mark_for_peer(struct gmem_vm *vm, const struct gmem_peer_marks *marks);
 /* C2 of region/dirty_pages.h: have each view's thread execute a full barrier. */
 void gmem_vm_fence_views(struct gmem_vm *vm);
 /*
@@ -122,6 +138,9 @@ static inline bool gmem_view_is_begun(const struct gmem_view *view)
 {
 	return __atomic_load_n(&view->period, __ATOMIC_RELAXED) != 0;
 }
+
+/* Mark what was written in this period of the view, where that is to be marked. */
+void gmem_view_mark(const struct gmem_view *view, uint64_t gpa, uint64_t size);
 
 /* Finds the memory at @gpa: as much of @size as is contiguous for the host. */
 int gmem_view_contiguous(const struct gmem_view *view, uint64_t gpa, uint64_t size,
