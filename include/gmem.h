@@ -5043,9 +5043,8 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer);
  * @max_bytes_per_second: limit for what all rounds but the last write; 0: none. On average, not
  *	counting what 10 ms allow: a step may write some MiB at once, and then waits for as long
  *	as these take.
- * @progress: as in struct gmem_transfer_opts, for each round: the bytes of guest memory that are
- *	done in it, of those that the round is to send; anything but 0 cancels the round.
- *	NULL for none
+ * @progress: as in struct gmem_transfer_opts, for each round: the bytes of guest memory that it is
+ *	done with, changed or not, of all there are; anything but 0 stops the round. NULL for none
  * @progress_data: passed to @progress
  * @workers: as in struct gmem_transfer_opts
  * @reserved: must be 0
@@ -5067,7 +5066,7 @@ struct gmem_migration_opts {
  * @round: number of rounds that are done
  * @sent_bytes: bytes written to the file in this round, and
  * @total_bytes: in all rounds
- * @memory_bytes: bytes of memory that this round was to send
+ * @memory_bytes: bytes of memory that this round sent, also those that are zero
  * @ns: nanoseconds that this round took
  * @left_bytes: bytes of memory that changed since it began, and are to be sent; 0 after the last
  * @dirty_rate: bytes of memory that change in a second: @left_bytes over the time since this

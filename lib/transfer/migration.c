@@ -347,7 +347,7 @@ static int run_round(struct gmem_migration *migration, bool is_last)
 	gmem_failure_keep(&failure, send_round(&round));
 	last_step = gmem_sys_now();
 	migration->status.sent_bytes = round.transfer->io.file_bytes;
-	migration->status.memory_bytes = round.transfer->total;
+	migration->status.memory_bytes = round.transfer->bytes.data + round.transfer->bytes.zero;
 	/* It is on no ring of the caller's, so it ends at once. */
 	gmem_transfer_free(round.transfer);
 	count_round(&round, first_step, last_step);
