@@ -26,6 +26,11 @@
 #define PAGES	4096
 #define WRITERS	2
 
+/* Regions that come and go */
+#define OLD	(BASE + 2 * PAGES * page_size())
+#define NEW	(BASE + 3 * PAGES * page_size())
+#define FEW	64
+
 /* ---- the receiver, a process of its own ---- */
 
 struct receiver {
@@ -62,22 +67,23 @@ static void compare_memory(struct gmem_region *const *regions, unsigned count, i
 	}
 }
 
-/* Memory of so many regions of this backing; @expected: what becomes of the restore */
-static void run_receiver(int sock, uint32_t backing, unsigned regions, int expected)
+/* Memory of so many regions of this backing, 0: all and a new one */
+static void run_receiver(int sock, uint32_t backing, unsigned regions)
 {
-	struct gmem_region *parts[4];
+	bool has_new = !regions;
+	struct gmem_region *parts[4 + 1];
 	struct lab lab;
+
+	regions += has_new;
 
 	lab_new(&lab, DEFAULT_VM);
 	for (unsigned i = 0; i < regions; i++)
 		parts[i] = lab_add(&lab, backing, BASE + i * PAGES / regions * lab.page, PAGES / regions, NULL);
+	if (has_new)
+		parts[regions++] = lab_add(&lab, backing, NEW, FEW, NULL);
 	WORKS(write(sock, "", 1));
-	if (expected) {
-		REFUSED(gmem_vm_restore(lab.vm, sock, NULL, NULL), expected);
-	} else {
-		OK(gmem_vm_restore(lab.vm, sock, NULL, NULL));
-		compare_memory(parts, regions, sock);
-	}
+	OK(gmem_vm_restore(lab.vm, sock, NULL, NULL));
+	compare_memory(parts, regions, sock);
 	lab_free(&lab);
 	end_child(EXIT_SUCCESS);
 }
@@ -103,7 +109,7 @@ static void make_connection(int domain, int fds[2])
 }
 
 /* Before the source has a VM: nothing of it shall live on in the receiver. */
-static void begin_receiver(struct receiver *r, uint32_t backing, unsigned regions, int expected)
+static void begin_receiver(struct receiver *r, uint32_t backing, unsigned regions)
 {
 	int fds[2];
 
@@ -112,7 +118,7 @@ static void begin_receiver(struct receiver *r, uint32_t backing, unsigned region
 	r->pid = (pid_t)WORKS(fork());
 	if (!r->pid) {
 		close(fds[0]);
-		run_receiver(fds[1], backing, regions, expected);
+		run_receiver(fds[1], backing, regions);
 	}
 	close(fds[1]);
 	r->sock = fds[0];
@@ -222,12 +228,17 @@ static void disturb(struct source *s, unsigned round)
 	OK(gmem_vm_discard(s->lab.vm, BASE + (round * 31 + 7) % PAGES * page, page, NULL, NULL));
 }
 
-static void send_memory(const struct source *s, int sock)
+static void send_bytes(int sock, const char *bytes, uint64_t size)
 {
 	ssize_t n;
 
-	for (uint64_t done = 0; done < s->size; done += (uint64_t)n)
-		n = WORKS(send(sock, s->hva + done, s->size - done, MSG_NOSIGNAL));
+	for (uint64_t done = 0; done < size; done += (uint64_t)n)
+		n = WORKS(send(sock, bytes + done, size - done, MSG_NOSIGNAL));
+}
+
+static void send_memory(const struct source *s, int sock)
+{
+	send_bytes(sock, s->hva, s->size);
 }
 
 static void send_rounds(struct source *s, unsigned rounds)
@@ -252,7 +263,7 @@ static void move_guest(uint32_t from, uint32_t to, unsigned regions, uint64_t fl
 	in_case("from %s to %u of %s", gmem_backing_name(from), regions, gmem_backing_name(to));
 	if (!(expect_vm(DEFAULT_VM)->backings & 1u << to))
 		return;
-	begin_receiver(&r, to, regions, 0);
+	begin_receiver(&r, to, regions);
 	if (begin_source(&s, from)) {
 		await_receiver(&r);
 		migrate_with(&s, r.sock, flags, 0);
@@ -277,6 +288,36 @@ TEST(what_is_written_while_it_migrates_arrives)
 	move_guest(GMEM_BACKING_SHARED, GMEM_BACKING_MAPPED, 1, GMEM_MIGRATION_NO_THREADS);
 }
 
+/* The receiver has what there is at the end. */
+TEST(regions_may_come_and_go_between_rounds)
+{
+	struct gmem_region *old, *new;
+	struct receiver r;
+	struct source s;
+
+	begin_receiver(&r, GMEM_BACKING_HOST, 0);
+	CHECK(begin_source(&s, GMEM_BACKING_HOST));
+	await_receiver(&r);
+	old = lab_add(&s.lab, GMEM_BACKING_HOST, OLD, FEW, NULL);
+	memset(gmem_region_hva(old), 5, FEW * s.lab.page);
+	migrate_with(&s, r.sock, 0, 0);
+	OK(gmem_migration_round(s.migration, NULL));
+	OK(gmem_region_remove(old));
+	new = lab_add(&s.lab, GMEM_BACKING_HOST, NEW, FEW, NULL);
+	memset(gmem_region_hva(new), 6, FEW * s.lab.page);
+	OK(gmem_migration_round(s.migration, &s.status));
+	CHECK(s.status.memory_bytes >= FEW * s.lab.page);
+	GUEST_STORES(&s.lab.guest, NEW + s.lab.page, 99);
+	OK(gmem_migration_round(s.migration, &s.status));
+	GUEST_STORES(&s.lab.guest, NEW, 98);
+	disturb(&s, 1);
+	OK(gmem_migration_finish(s.migration, NULL));
+	send_memory(&s, r.sock);
+	send_bytes(r.sock, gmem_region_hva(new), FEW * s.lab.page);
+	end_receiver(&r, 0);
+	end_source(&s);
+}
+
 /* With timers that interrupt whatever waits, and a socket that never does */
 static void on_alarm(int number)
 {
@@ -290,7 +331,7 @@ TEST(signals_and_sockets_that_never_block_change_nothing)
 	struct receiver r;
 	struct source s;
 
-	begin_receiver(&r, GMEM_BACKING_HOST, 1, 0);
+	begin_receiver(&r, GMEM_BACKING_HOST, 1);
 	CHECK(begin_source(&s, GMEM_BACKING_HOST));
 	await_receiver(&r);
 	WORKS(fcntl(r.sock, F_SETFL, O_RDWR | O_NONBLOCK));
@@ -380,8 +421,8 @@ TEST(a_receiver_that_is_killed_leaves_the_source_as_it_was)
 	struct source s;
 	int err;
 
-	begin_receiver(&doomed, GMEM_BACKING_HOST, 1, 0);
-	begin_receiver(&next, GMEM_BACKING_HOST, 2, 0);
+	begin_receiver(&doomed, GMEM_BACKING_HOST, 1);
+	begin_receiver(&next, GMEM_BACKING_HOST, 2);
 	CHECK(begin_source(&s, GMEM_BACKING_HOST));
 	await_receiver(&doomed);
 	await_receiver(&next);
@@ -529,7 +570,7 @@ TEST(a_limit_holds_and_can_be_taken_away)
 	struct source s;
 	struct call call;
 
-	begin_receiver(&r, GMEM_BACKING_HOST, 1, 0);
+	begin_receiver(&r, GMEM_BACKING_HOST, 1);
 	CHECK(begin_source(&s, GMEM_BACKING_HOST));
 	await_receiver(&r);
 	migrate_with(&s, r.sock, 0, limit);
