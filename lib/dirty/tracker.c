@@ -86,8 +86,7 @@ static int begin(struct gmem_dirty *dirty, struct gmem_wait_budget *budget)
 	}
 
 	if (!vm->trackers)
-		for (struct gmem_dirty_source *at = vm->dirty_sources; at; at = at->next)
-			at->begin(at);
+		gmem_vm_begin_dirty_sources(vm);
 	dirty->since = dirty->flags & GMEM_DIRTY_FROM_NOW ? gmem_vm_begin_dirty_period(vm) : 0;
 	dirty->collected_at = gmem_sys_now();
 	dirty->next = vm->trackers;
@@ -155,8 +154,7 @@ static void end(struct gmem_dirty *dirty)
 	if (vm->trackers)
 		return;
 
-	for (struct gmem_dirty_source *at = vm->dirty_sources; at; at = at->next)
-		at->end(at);
+	gmem_vm_end_dirty_sources(vm);
 	gmem_vm_end_logging(vm);
 	end_marks(vm);
 }

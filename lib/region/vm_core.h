@@ -92,7 +92,8 @@ struct gmem_vm {
 	uint64_t dirty_flags;		/* GMEM_DIRTY_*: what all trackers allow, and what was done for any */
 
 	struct gmem_lock dirty_lock;	/* rank DIRTY: KVM's dirty logs while they are read and marked */
-	struct gmem_dirty_source *dirty_sources;	/* with dirty_lock, and written with hook_lock, too */
+	struct gmem_dirty_source *dirty_sources;	/* with dirty_lock, as the next */
+	bool dirty_sources_begun;	/* somebody wants to know what they note */
 
 	/* rank CHANGE: newest.table, next_table and their entries, and with lock: regions */
 	struct gmem_lock change_lock;
