@@ -23,6 +23,11 @@
 
 #define WORD_PAGES UINT64_C(64)
 
+/* Words of a bitmap that are cleared in one call, */
+#define CLEAR_WORDS UINT64_C(4096)
+/* and that are marked while others wait for the VM's lock */
+#define MARK_WORDS UINT64_C(4096)
+
 static int check_dirty_log(const struct gmem_region *region)
 {
 	if (!region)
@@ -68,28 +73,290 @@ static void drop_claim(struct gmem_vm *vm, struct gmem_claim *claim)
 	gmem_lock_drop(&vm->lock);
 }
 
+/* ---- reading KVM's log, with dirty_lock ---- */
+
+static uint64_t pages_of(const struct gmem_region *region)
+{
+	return region->gpa.size / gmem_sys_page_size();
+}
+
+static uint64_t words_of(const struct gmem_region *region)
+{
+	return (pages_of(region) + WORD_PAGES - 1) / WORD_PAGES;
+}
+
+static int fail_to_read(const struct gmem_region *region, int err)
+{
+	if (err == -ENXIO)
+		return gmem_fail(-EOPNOTSUPP,
+				 "VM fd %d logs writes in dirty rings (KVM_CAP_DIRTY_LOG_RING), so memslot %"
+				 PRIu32 " has no bitmap: read the rings of the vCPUs",
+				 gmem_vm_number(region->vm), region->slot);
+	if (!gmem_region_is_logged(region) || !gmem_region_wants_log(region))
+		return gmem_fail(err, "memslot %" PRIu32 " does not log writes: "
+				 "gmem_region_set_dirty_log() has it do so", region->slot);
+	return gmem_fail(err, "the dirty log of memslot %" PRIu32 ": %s", region->slot,
+			 gmem_errno_name(err));
+}
+
+static int get_log(const struct gmem_region *region, uint64_t *bitmap)
+{
+	return gmem_kvm_get_dirty_log(region->vm->fd, gmem_region_slot_id(region), bitmap);
+}
+
+/* Words of [*@first, *@end) without a bit at either end are left out. */
+static bool trim(const uint64_t *bitmap, uint64_t *first, uint64_t *end)
+{
+	while (*end > *first && !bitmap[*end - 1])
+		--*end;
+	while (*first < *end && !bitmap[*first])
+		++*first;
+	return *first < *end;
+}
+
+/*
+ * Clear the bits that were read, in pieces: KVM lets no vCPU handle a fault meanwhile, and
+ * clean pieces cost nothing. KVM takes whole words, but for the end of the memslot.
+ */
+static int clear_bits(const struct gmem_region *region, const uint64_t *bitmap)
+{
+	uint64_t pages = pages_of(region), words = words_of(region), first, end;
+	int err = 0;
+
+	for (uint64_t at = 0; at < words && !err; at += CLEAR_WORDS) {
+		first = at;
+		end = at + CLEAR_WORDS < words ? at + CLEAR_WORDS : words;
+		if (!trim(bitmap, &first, &end))
+			continue;
+		end = end * WORD_PAGES < pages ? end * WORD_PAGES : pages;
+		err = gmem_kvm_clear_dirty_log(region->vm->fd, gmem_region_slot_id(region),
+					       first * WORD_PAGES, end - first * WORD_PAGES, bitmap + first);
+	}
+	return err;
+}
+
+/* The bits may be gone from KVM, so this is no failure of reading: none of them is lost. */
+static void clear_read_bits(const struct gmem_region *region, const uint64_t *bitmap)
+{
+	int err = clear_bits(region, bitmap);
+
+	if (err)
+		gmem_vm_log_error(region->vm,
+				  gmem_fail(err, "the dirty log of memslot %" PRIu32 " was read, and VM fd %d "
+					    "does not clear it: %s", region->slot, gmem_vm_number(region->vm),
+					    gmem_errno_name(err)));
+}
+
+static bool has_manual_protect(const struct gmem_vm *vm)
+{
+	return gmem_kvm_check(vm->fd, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) > 0;
+}
+
+/*
+ * KVM does not tell whether manual protection was enabled. A log that is read twice has lost
+ * bits the second time if KVM clears them. If it lost none, the guest may have written the
+ * same pages again: to clear what is clear is right, too, and takes a little longer.
+ */
+static void find_out_who_clears(const struct gmem_region *region, uint64_t *bitmap)
+{
+	struct gmem_vm *vm = region->vm;
+	uint64_t words = words_of(region), *again;
+
+	vm->logs_are_cleared = !has_manual_protect(vm);
+	vm->knows_who_clears = vm->logs_are_cleared;
+	again = vm->logs_are_cleared ? NULL : calloc(words, sizeof(*again));
+	if (again && !get_log(region, again)) {
+		vm->knows_who_clears = true;
+		for (uint64_t i = 0; i < words; i++) {
+			vm->logs_are_cleared |= (bitmap[i] & ~again[i]) != 0;
+			bitmap[i] |= again[i];
+		}
+	}
+	free(again);
+}
+
+/*
+ * A page that is written after its bit was read and before it is cleared is reported, and whoever
+ * reads its contents now finds what was written.
+ */
+static int take_log(const struct gmem_region *region, uint64_t *bitmap)
+{
+	uint64_t first = 0, end = words_of(region);
+	int err = get_log(region, bitmap);
+
+	if (err)
+		return err;
+	if (!region->vm->logs_are_cleared && trim(bitmap, &first, &end)) {
+		if (!region->vm->knows_who_clears)
+			find_out_who_clears(region, bitmap);
+		if (!region->vm->logs_are_cleared)
+			clear_read_bits(region, bitmap);
+	}
+	return 0;
+}
+
+/* ---- for trackers ---- */
+
+void gmem_dirty_log_mark(struct gmem_region *region, const uint64_t *bitmap)
+{
+	uint64_t pages = pages_of(region), piece = MARK_WORDS * WORD_PAGES, now;
+	struct gmem_vm *vm = region->vm;
+
+	for (uint64_t done = 0; done < pages; done += now) {
+		now = pages - done < piece ? pages - done : piece;
+		gmem_lock_take(&vm->lock);
+		if (vm->newest.dirty)
+			gmem_dirty_pages_mark_bits(vm->newest.dirty,
+						   region->gpa.start + done * gmem_sys_page_size(),
+						   bitmap + done / WORD_PAGES, now);
+		gmem_lock_drop(&vm->lock);
+	}
+}
+
+static int make_room(struct gmem_vm *vm, const struct gmem_region *region)
+{
+	uint64_t words = words_of(region), *bitmap;
+
+	if (words <= vm->dirty_words)
+		return 0;
+	bitmap = malloc(words * sizeof(*bitmap));
+	if (!bitmap)
+		return gmem_fail(-ENOMEM, "no memory to read the dirty log of 0x%" PRIx64 " bytes",
+				 region->gpa.size);
+	free(vm->dirty_bitmap);
+	vm->dirty_bitmap = bitmap;
+	vm->dirty_words = words;
+	return 0;
+}
+
+/* What is read for trackers is kept for the user, too. Only holders of dirty_lock change kept_log. */
+static int make_room_to_keep(struct gmem_region *region)
+{
+	uint64_t *kept;
+
+	if (region->kept_log)
+		return 0;
+	kept = gmem_kept_log_new(region->gpa.size);
+	gmem_lock_take(&region->vm->lock);
+	region->kept_log = kept;
+	gmem_lock_drop(&region->vm->lock);
+	return kept ? 0 : -ENOMEM;
+}
+
+static int mark_region(struct gmem_region *region, bool keeps)
+{
+	struct gmem_vm *vm = region->vm;
+	int err;
+
+	err = make_room(vm, region);
+	if (!err && keeps)
+		err = make_room_to_keep(region);
+	if (err)
+		return err;
+
+	err = take_log(region, vm->dirty_bitmap);
+	if (err)
+		return err == -ENXIO ? err : fail_to_read(region, err);
+	gmem_dirty_log_mark(region, vm->dirty_bitmap);
+	if (keeps)
+		gmem_kept_log_merge(region->kept_log, 0, vm->dirty_bitmap, 0, pages_of(region));
+	return 0;
+}
+
+int gmem_dirty_logs_mark(struct gmem_vm *vm)
+{
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
+	int err = 0;
+
+	while (!err && gmem_regions_walk_whole(&at)) {
+		if (!at.region || !gmem_region_is_logged(at.region) || at.region->lost ||
+		    gmem_region_is_untracked(at.region))
+			continue;
+		gmem_lock_take(&vm->dirty_lock);
+		err = mark_region(at.region, gmem_region_wants_log(at.region));
+		gmem_lock_drop(&vm->dirty_lock);
+	}
+	/* All of it is in dirty rings. */
+	return err == -ENXIO && gmem_kvm_reset_dirty_rings(vm->fd) >= 0 ? 0 : err;
+}
+
+void gmem_dirty_logs_forget(struct gmem_vm *vm)
+{
+	gmem_lock_take(&vm->dirty_lock);
+	free(vm->dirty_bitmap);
+	vm->dirty_bitmap = NULL;
+	vm->dirty_words = 0;
+	vm->knows_who_clears = false;
+	vm->logs_are_cleared = false;
+	gmem_lock_drop(&vm->dirty_lock);
+}
+
 /* ---- on and off ---- */
 
 /* Nobody else changes the memslot meanwhile; KVM can take long, so no lock is held. */
-static int set_slot_flags(struct gmem_region *region, uint32_t flags)
+int gmem_dirty_log_switch(struct gmem_region *region, bool on)
 {
 	struct gmem_kvm_slot slot = gmem_region_memslot(region);
 	int err;
 
-	slot.flags = flags;
+	slot.flags &= ~(uint32_t)KVM_MEM_LOG_DIRTY_PAGES;
+	slot.flags |= on ? KVM_MEM_LOG_DIRTY_PAGES : 0;
+	if (slot.flags == region->slot_flags)
+		return 0;
 	err = gmem_kvm_set_slot(region->vm->fd, &slot);
 	if (err)
 		return gmem_fail(err, "VM fd %d refuses flags 0x%" PRIx32 " for memslot %" PRIu32 ": %s",
-				 gmem_vm_number(region->vm), flags, region->slot, gmem_errno_name(err));
+				 gmem_vm_number(region->vm), slot.flags, region->slot, gmem_errno_name(err));
 
 	gmem_lock_take(&region->vm->lock);
 	/* Pairs with the load in gmem_region_is_read_only(). */
-	__atomic_store_n(&region->slot_flags, flags, __ATOMIC_RELAXED);
+	__atomic_store_n(&region->slot_flags, slot.flags, __ATOMIC_RELAXED);
 	gmem_lock_drop(&region->vm->lock);
 	return 0;
 }
 
-int gmem_dirty_log_set(struct gmem_region *region, bool on, struct gmem_wait_budget *budget)
+static bool is_logged_for_trackers(const struct gmem_region *region)
+{
+	return region->vm->trackers && !gmem_region_is_untracked(region) &&
+	       !gmem_region_is_read_only(region);
+}
+
+static void set_wish(struct gmem_region *region, bool on)
+{
+	gmem_lock_take(&region->vm->lock);
+	__atomic_store_n(&region->wants_log, on, __ATOMIC_RELAXED);
+	if (!on)
+		gmem_kept_log_drop(&region->kept_log);
+	gmem_lock_drop(&region->vm->lock);
+}
+
+/* What was written before the user wants a log is for trackers alone. */
+static int begin_log(struct gmem_region *region)
+{
+	int err = 0;
+
+	if (gmem_region_is_logged(region) && !gmem_region_wants_log(region)) {
+		gmem_lock_take(&region->vm->dirty_lock);
+		err = mark_region(region, false);
+		gmem_lock_drop(&region->vm->dirty_lock);
+	}
+	if (!err || err == -ENXIO)
+		err = gmem_dirty_log_switch(region, true);
+	if (!err)
+		set_wish(region, true);
+	return err;
+}
+
+static int end_log(struct gmem_region *region)
+{
+	int err = is_logged_for_trackers(region) ? 0 : gmem_dirty_log_switch(region, false);
+
+	if (!err)
+		set_wish(region, false);
+	return err;
+}
+
+static int set_dirty_log(struct gmem_region *region, bool on, struct gmem_wait_budget *budget)
 {
 	struct gmem_claim claim = {
 		.mode = GMEM_CLAIM_EXCLUSIVE,
@@ -97,17 +364,12 @@ int gmem_dirty_log_set(struct gmem_region *region, bool on, struct gmem_wait_bud
 		.allows_leases = true,
 		.purpose = "told to log writes, or not to",
 	};
-	uint32_t flags;
 	int err;
 
 	err = claim_region(region, &claim, budget);
 	if (err)
 		return err;
-
-	flags = region->slot_flags & ~(uint32_t)KVM_MEM_LOG_DIRTY_PAGES;
-	err = set_slot_flags(region, flags | (on ? KVM_MEM_LOG_DIRTY_PAGES : 0));
-	if (!err && !on)
-		gmem_kept_log_drop(&region->kept_log);
+	err = on ? begin_log(region) : end_log(region);
 	drop_claim(region->vm, &claim);
 	return err;
 }
@@ -133,76 +395,14 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on)
 	if (err)
 		return gmem_vm_log_error(vm, err);
 
-	err = gmem_dirty_log_set(region, on, &budget);
+	err = set_dirty_log(region, on, &budget);
 	gmem_vm_end_change(vm);
 	return gmem_vm_log_error(vm, err);
 }
 
-/* ---- reading ---- */
+/* ---- for the user ---- */
 
-static int fail_to_read(const struct gmem_region *region, int err)
-{
-	if (err == -ENXIO)
-		return gmem_fail(-EOPNOTSUPP,
-				 "VM fd %d logs writes in dirty rings (KVM_CAP_DIRTY_LOG_RING), so memslot %"
-				 PRIu32 " has no bitmap: read the rings of the vCPUs",
-				 gmem_vm_number(region->vm), region->slot);
-	if (!(region->slot_flags & KVM_MEM_LOG_DIRTY_PAGES))
-		return gmem_fail(err, "memslot %" PRIu32 " does not log writes: "
-				 "gmem_region_set_dirty_log() has it do so", region->slot);
-	return gmem_fail(err, "the dirty log of memslot %" PRIu32 ": %s", region->slot,
-			 gmem_errno_name(err));
-}
-
-/*
- * Clear the bits that were read. Without manual protection, KVM did so as it gave them;
- * KVM does not tell, but doing it twice is right, too: a page that is written between the
- * two calls is reported already, and whoever reads its contents now finds what was written.
- */
-static int clear_read_bits(const struct gmem_region *region, const uint64_t *bitmap, uint64_t pages)
-{
-	uint64_t first = 0, end = (pages + WORD_PAGES - 1) / WORD_PAGES;
-
-	while (end > 0 && !bitmap[end - 1])
-		end--;
-	while (first < end && !bitmap[first])
-		first++;
-	if (first == end || gmem_kvm_check(region->vm->fd, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) < 1)
-		return 0;
-
-	/* KVM takes whole words, but for the end of the memslot. */
-	pages = end * WORD_PAGES < pages ? end * WORD_PAGES : pages;
-	return gmem_kvm_clear_dirty_log(region->vm->fd, gmem_region_slot_id(region), first * WORD_PAGES,
-					pages - first * WORD_PAGES, bitmap + first);
-}
-
-static int get_dirty_log(const struct gmem_region *region, uint64_t *bitmap, size_t words)
-{
-	uint64_t pages = region->gpa.size / gmem_sys_page_size();
-	uint64_t needed = (pages + WORD_PAGES - 1) / WORD_PAGES;
-	int err;
-
-	if (!bitmap)
-		return gmem_fail(-EINVAL, "bitmap is NULL");
-	if (words < needed)
-		return gmem_fail(-EINVAL, "a bitmap of %zu words is too small: the region needs %" PRIu64,
-				 words, needed);
-
-	err = gmem_kvm_get_dirty_log(region->vm->fd, gmem_region_slot_id(region), bitmap);
-	if (err)
-		return fail_to_read(region, err);
-
-	/* The bits may be gone from KVM, so this is no failure: none of them is lost. */
-	err = clear_read_bits(region, bitmap, pages);
-	if (err)
-		gmem_vm_log_error(region->vm,
-				  gmem_fail(err, "the dirty log of memslot %" PRIu32 " was read, and VM fd %d "
-					    "does not clear it: %s", region->slot, gmem_vm_number(region->vm),
-					    gmem_errno_name(err)));
-	return 0;
-}
-
-/* Only now that the caller gets them, bits that a change of the layout kept are dropped. */
+/* Only now that the caller gets them, bits that were kept are dropped. */
 static void deliver_kept_log(struct gmem_region *region, uint64_t *bitmap)
 {
 	uint64_t *kept;
@@ -212,6 +412,31 @@ static void deliver_kept_log(struct gmem_region *region, uint64_t *bitmap)
 	region->kept_log = NULL;
 	gmem_lock_drop(&region->vm->lock);
 	gmem_kept_log_deliver(&kept, region->gpa.size, bitmap);
+}
+
+static int get_dirty_log(struct gmem_region *region, uint64_t *bitmap, size_t words)
+{
+	uint64_t first = 0, end = words_of(region);
+	int err;
+
+	if (!bitmap)
+		return gmem_fail(-EINVAL, "bitmap is NULL");
+	if (words < words_of(region))
+		return gmem_fail(-EINVAL, "a bitmap of %zu words is too small: the region needs %" PRIu64,
+				 words, words_of(region));
+	if (gmem_region_is_logged(region) && !gmem_region_wants_log(region))
+		return fail_to_read(region, -ENOENT);
+
+	gmem_lock_take(&region->vm->dirty_lock);
+	err = get_log(region, bitmap);
+	if (!err) {
+		if (trim(bitmap, &first, &end) && has_manual_protect(region->vm))
+			clear_read_bits(region, bitmap);
+		gmem_dirty_log_mark(region, bitmap);
+		deliver_kept_log(region, bitmap);
+	}
+	gmem_lock_drop(&region->vm->dirty_lock);
+	return err ? fail_to_read(region, err) : 0;
 }
 
 GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bitmap, size_t words)
@@ -232,46 +457,6 @@ GMEM_API int gmem_region_get_dirty_log(struct gmem_region *region, uint64_t *bit
 		return gmem_vm_log_error(vm, err);
 
 	err = get_dirty_log(region, bitmap, words);
-	if (!err)
-		deliver_kept_log(region, bitmap);
 	drop_claim(vm, &claim);
 	return gmem_vm_log_error(vm, err);
-}
-
-/* ---- marks ---- */
-
-static int mark_region(struct gmem_region *region, uint64_t *bitmap, size_t words)
-{
-	struct gmem_vm *vm = region->vm;
-	int err;
-
-	gmem_lock_take(&vm->dirty_lock);
-	err = get_dirty_log(region, bitmap, words);
-	if (!err) {
-		deliver_kept_log(region, bitmap);
-		gmem_lock_take(&vm->lock);
-		gmem_dirty_pages_mark_bits(vm->newest.dirty, region->gpa.start, bitmap,
-					   region->gpa.size / gmem_sys_page_size());
-		gmem_lock_drop(&vm->lock);
-	}
-	gmem_lock_drop(&vm->dirty_lock);
-	return err;
-}
-
-int gmem_dirty_logs_mark(struct gmem_vm *vm)
-{
-	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
-	int err = 0;
-
-	while (!err && gmem_regions_walk_whole(&at)) {
-		size_t words = (size_t)(at.size / gmem_sys_page_size() / WORD_PAGES + 1);
-		uint64_t *bitmap;
-
-		if (!at.region || !(at.region->slot_flags & KVM_MEM_LOG_DIRTY_PAGES))
-			continue;
-		bitmap = calloc(words, sizeof(*bitmap));
-		err = bitmap ? mark_region(at.region, bitmap, words) : gmem_fail(-ENOMEM, "no memory to read a log");
-		free(bitmap);
-	}
-	return err;
 }

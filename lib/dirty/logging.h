@@ -1,32 +1,43 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * logging: which memslots of a VM have a dirty log because there is a tracker.
+ * logging: which memslots of a VM have a dirty log because there are trackers.
  *
- * A region has a log of its own if its user asked for one (GMEM_REGION_DIRTY_LOG), and one
- * while there is a tracker. A memslot that is bound to a guest_memfd can have none; it can be
- * replaced by one of the mapping of the same file.
+ * A memslot that is bound to a guest_memfd can have no log. Where private and shared pages
+ * are not told apart, it can be replaced by a plain memslot of the mapping of the same file,
+ * while no vCPU runs. The file, its part that is the region's (file->bound), the mapping and the
+ * backing stay; the missing flag of the memslot says that it was done (gmem_region_is_bound()).
+ *
+ * Called by the holder of the hook lock. Other work on the memory goes on: claims and leases
+ * are for pages, which stay what they are.
  */
 #ifndef GMEM_LOGGING_H
 #define GMEM_LOGGING_H
 
-#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
-struct gmem_region;
-struct gmem_vm;
-struct gmem_wait_budget;
+#include "region/region.h"
+
+/* Memslots that one call replaced */
+struct gmem_replaced {
+	struct gmem_region **regions;	/* free() it */
+	size_t count;
+	uint64_t ns;			/* how long it took */
+};
 
 /*
- * For the hook lock's holder: have all memslots log that can. @flags: GMEM_DIRTY_* of the new
- * tracker. *@ret_ns: how long memslots were away, or 0. On failure nothing changed.
+ * Have all memslots log that can, and refuse those that @flags, GMEM_DIRTY_* of the new tracker,
+ * does not allow to have none. On failure nothing changed, or -ENOTRECOVERABLE.
  */
-int gmem_vm_begin_logging(struct gmem_vm *vm, uint64_t flags, struct gmem_wait_budget *budget,
-			  uint64_t *ret_ns);
+int gmem_vm_begin_logging(struct gmem_vm *vm, uint64_t flags, struct gmem_replaced *ret);
+/* The tracker, which is not among the VM's yet, failed for @err: returns it, or -ENOTRECOVERABLE. */
+int gmem_vm_undo_logging(struct gmem_vm *vm, struct gmem_replaced *replaced, int err);
 /* No tracker is left: only those that their users want log. */
 void gmem_vm_end_logging(struct gmem_vm *vm);
-/* What the guest writes in this region is not known. Needs a lock with which the layout stays. */
-bool gmem_region_is_unlogged(const struct gmem_region *region);
-/* It is not tracked at all: a device's range, or memory of one */
-bool gmem_region_is_untracked(const struct gmem_region *region);
+/*
+ * Settle the flags of the memslot that an added region will have, which is not there yet:
+ * -EOPNOTSUPP if one of the trackers does not allow memory like this.
+ */
+int gmem_region_settle_log(struct gmem_region *region);
 
 #endif

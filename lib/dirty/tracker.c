@@ -12,9 +12,11 @@
 #include "base/opts.h"
 #include "base/wait_budget.h"
 #include "dirty/collect.h"
+#include "dirty/dirty_log.h"
 #include "dirty/logging.h"
 #include "os/sys.h"
 #include "region/dirty_pages.h"
+#include "region/region.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
 #include "state/claim.h"
@@ -23,6 +25,9 @@
 #define ALL_FLAGS (GMEM_DIRTY_FROM_NOW | GMEM_DIRTY_VCPUS_STOPPED | GMEM_DIRTY_ALLOW_UNLOGGED | \
 		   GMEM_DIRTY_RINGS)
 
+/* Which period begins when all marks were made those of the first one */
+#define FIRST_PERIOD_AGAIN 2
+
 /* ---- beginning and ending ---- */
 
 static int prepare_marks(struct gmem_vm *vm, struct gmem_dirty_pages *pages)
@@ -30,27 +35,36 @@ static int prepare_marks(struct gmem_vm *vm, struct gmem_dirty_pages *pages)
 	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
 	int err = 0;
 
+	/* Views mark what is not tracked, too. */
 	while (!err && gmem_regions_walk_whole(&at))
-		if (at.region && !gmem_region_is_untracked(at.region))
+		if (at.region && !at.region->is_device)
 			err = gmem_dirty_pages_prepare(pages, at.gpa, at.size);
 	return err;
 }
 
-/* Whoever begins to write from now on marks it, and who began before has ended. */
+/*
+ * Whoever begins to write from now on marks it, and who began before has ended. Views that were
+ * waited for in vain may use the marks until they end: then these are used again, or freed with
+ * the VM's memory.
+ */
 static int begin_marks(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 {
-	struct gmem_dirty_pages *pages = gmem_dirty_pages_new();
-	int err = pages ? prepare_marks(vm, pages) : -ENOMEM;
+	struct gmem_dirty_pages *pages = vm->old_dirty ? vm->old_dirty : gmem_dirty_pages_new();
+	int err;
 
-	if (!err) {
-		gmem_vm_track_views(vm, pages);
-		err = gmem_vm_wait_for_views(vm, budget);
-		if (!err)
-			return 0;
+	if (!pages)
+		return -ENOMEM;
+	vm->old_dirty = pages;
+	err = prepare_marks(vm, pages);
+	if (err)
+		return err;
+
+	gmem_vm_track_views(vm, pages);
+	err = gmem_vm_wait_for_views(vm, budget);
+	if (err)
 		gmem_vm_track_views(vm, NULL);
-		gmem_vm_wait_for_views(vm, NULL);
-	}
-	gmem_dirty_pages_free(pages);
+	else
+		vm->old_dirty = NULL;
 	return err;
 }
 
@@ -63,10 +77,63 @@ static void end_marks(struct gmem_vm *vm)
 	gmem_dirty_pages_free(pages);
 }
 
+/* With the lock. After the last period of all, whoever asks is told everything once. */
+static void start_over(struct gmem_vm *vm)
+{
+	for (struct gmem_dirty *dirty = vm->trackers; dirty; dirty = dirty->next) {
+		dirty->since = 0;
+		dirty->told_since = 0;
+	}
+}
+
+/* Returns the period that begins, of which nothing has been collected. */
+static uint32_t begin_period(struct gmem_vm *vm)
+{
+	uint32_t period = gmem_vm_begin_dirty_period(vm);
+
+	if (period)
+		return period;
+	gmem_lock_take(&vm->lock);
+	start_over(vm);
+	gmem_lock_drop(&vm->lock);
+	return FIRST_PERIOD_AGAIN;
+}
+
+static int begin_logs(struct gmem_dirty *dirty)
+{
+	struct gmem_vm *vm = dirty->vm;
+	struct gmem_replaced replaced;
+	int err;
+
+	err = gmem_vm_begin_logging(vm, dirty->flags, &replaced);
+	if (err)
+		return err;
+	dirty->stopped_ns = replaced.ns;
+	if (dirty->flags & GMEM_DIRTY_FROM_NOW)
+		err = gmem_vm_collect_dirty(vm);
+	if (err)
+		err = gmem_vm_undo_logging(vm, &replaced, err);
+	free(replaced.regions);
+	return err;
+}
+
+/* What changes of the layout may bring. */
+static void note_flags(struct gmem_vm *vm)
+{
+	uint64_t any = 0, all = UINT64_MAX;
+
+	for (const struct gmem_dirty *dirty = vm->trackers; dirty; dirty = dirty->next) {
+		any |= dirty->flags;
+		all &= dirty->flags;
+	}
+	vm->dirty_flags = (any & GMEM_DIRTY_VCPUS_STOPPED) | (all & ~GMEM_DIRTY_VCPUS_STOPPED);
+}
+
 /* With the hook lock. */
 static int begin(struct gmem_dirty *dirty, struct gmem_wait_budget *budget)
 {
 	struct gmem_vm *vm = dirty->vm;
+	struct gmem_failure failure;
 	int err = 0;
 
 	if (!vm->newest.dirty)
@@ -74,23 +141,21 @@ static int begin(struct gmem_dirty *dirty, struct gmem_wait_budget *budget)
 	if (err)
 		return err;
 
-	err = gmem_vm_begin_logging(vm, dirty->flags, budget, &dirty->stopped_ns);
-	if (!err && dirty->flags & GMEM_DIRTY_FROM_NOW)
-		err = gmem_vm_collect_dirty(vm);
+	err = begin_logs(dirty);
 	if (err) {
-		if (!vm->trackers) {
-			gmem_vm_end_logging(vm);
+		gmem_failure_keep(&failure, err);
+		if (!vm->trackers)
 			end_marks(vm);
-		}
-		return err;
+		return gmem_failure_restore(&failure);
 	}
 
 	if (!vm->trackers)
 		gmem_vm_begin_dirty_sources(vm);
-	dirty->since = dirty->flags & GMEM_DIRTY_FROM_NOW ? gmem_vm_begin_dirty_period(vm) : 0;
+	dirty->since = dirty->flags & GMEM_DIRTY_FROM_NOW ? begin_period(vm) : 0;
 	dirty->collected_at = gmem_sys_now();
 	dirty->next = vm->trackers;
 	vm->trackers = dirty;
+	note_flags(vm);
 	return 0;
 }
 
@@ -151,7 +216,9 @@ static void end(struct gmem_dirty *dirty)
 	while (*link != dirty)
 		link = &(*link)->next;
 	*link = dirty->next;
-	if (vm->trackers)
+	note_flags(vm);
+	/* A VM that is over has ended all of it. */
+	if (vm->trackers || !vm->newest.dirty)
 		return;
 
 	gmem_vm_end_dirty_sources(vm);
@@ -159,40 +226,71 @@ static void end(struct gmem_dirty *dirty)
 	end_marks(vm);
 }
 
+/* A callback cannot wait for its own thread: whoever changes the trackers next ends it. */
+static void abandon(struct gmem_dirty *dirty)
+{
+	__atomic_store_n(&dirty->is_abandoned, true, __ATOMIC_RELEASE);
+}
+
+static void end_abandoned(struct gmem_vm *vm)
+{
+	struct gmem_dirty *dirty, *next;
+
+	for (dirty = vm->trackers; dirty; dirty = next) {
+		next = dirty->next;
+		if (!__atomic_load_n(&dirty->is_abandoned, __ATOMIC_ACQUIRE))
+			continue;
+		end(dirty);
+		free(dirty);
+	}
+}
+
 GMEM_API void gmem_dirty_free(struct gmem_dirty *dirty)
 {
-	struct gmem_wait_budget forever = { 0 };
+	struct gmem_wait_budget forever = { .wait_ms = 0 };
+	struct gmem_vm *vm;
 
 	if (!dirty)
 		return;
-	if (!gmem_vm_begin_change(dirty->vm, &forever)) {
+	vm = dirty->vm;
+	if (gmem_claim_check_not_owner(vm) || gmem_vm_begin_change(vm, &forever)) {
+		abandon(dirty);
+	} else {
 		end(dirty);
-		gmem_vm_end_change(dirty->vm);
+		end_abandoned(vm);
+		gmem_vm_end_change(vm);
+		free(dirty);
 	}
-	gmem_vm_unref(dirty->vm);
-	free(dirty);
+	gmem_vm_unref(vm);
+}
+
+void gmem_vm_end_tracking(struct gmem_vm *vm)
+{
+	struct gmem_wait_budget forever = { .wait_ms = 0 };
+
+	if (!vm->newest.dirty || gmem_vm_begin_change(vm, &forever))
+		return;
+	end_abandoned(vm);
+	if (vm->newest.dirty)
+		gmem_vm_end_dirty_sources(vm);
+	gmem_dirty_logs_forget(vm);
+	if (vm->newest.dirty)
+		vm->old_dirty = vm->newest.dirty;
+	gmem_vm_track_views(vm, NULL);
+	gmem_vm_end_change(vm);
 }
 
 /* ---- collecting ---- */
 
-/* The last period of all has ended: whoever asks is told everything once. */
-static void start_over(struct gmem_vm *vm)
-{
-	for (struct gmem_dirty *dirty = vm->trackers; dirty; dirty = dirty->next) {
-		dirty->since = 0;
-		dirty->told_since = 0;
-	}
-}
-
 static void move_on(struct gmem_dirty *dirty)
 {
 	uint64_t now = gmem_sys_now();
-	uint32_t period = gmem_vm_begin_dirty_period(dirty->vm);
+	uint32_t period = begin_period(dirty->vm);
 
-	if (!period)
-		start_over(dirty->vm);
+	gmem_lock_take(&dirty->vm->lock);
 	dirty->told_since = dirty->since;
-	dirty->since = period ? period : 2;
+	dirty->since = period;
+	gmem_lock_drop(&dirty->vm->lock);
 	dirty->has_told = true;
 	dirty->can_put_back = true;
 	dirty->rounds++;
@@ -227,6 +325,7 @@ static void count(const struct gmem_dirty *dirty, uint32_t since, struct gmem_di
 	}
 }
 
+/* The hook lock is enough to read the layout. */
 static void fill_info(const struct gmem_dirty *dirty, uint32_t since, struct gmem_dirty_info *ret)
 {
 	struct gmem_dirty_info info = {
@@ -237,9 +336,7 @@ static void fill_info(const struct gmem_dirty *dirty, uint32_t since, struct gme
 	};
 	size_t size = ret->size < sizeof(info) ? ret->size : sizeof(info);
 
-	gmem_lock_take(&dirty->vm->lock);
 	count(dirty, since, &info);
-	gmem_lock_drop(&dirty->vm->lock);
 	memcpy(ret, &info, size);
 }
 
@@ -265,7 +362,10 @@ static int collect(struct gmem_dirty *dirty, bool moves_on, struct gmem_dirty_in
 	if (err)
 		return err;
 
-	err = gmem_vm_collect_dirty(vm);
+	/* The VM may have ended while this waited. */
+	err = gmem_vm_check_alive(vm);
+	if (!err)
+		err = gmem_vm_collect_dirty(vm);
 	if (!err && moves_on)
 		move_on(dirty);
 	if (!err && ret)
@@ -308,7 +408,9 @@ GMEM_API int gmem_dirty_put_back(struct gmem_dirty *dirty)
 	if (!dirty->can_put_back)
 		return gmem_fail(-EALREADY, "%s", dirty->has_told ? "what was collected was put back already"
 								  : "nothing was collected yet");
+	gmem_lock_take(&dirty->vm->lock);
 	dirty->since = dirty->told_since;
+	gmem_lock_drop(&dirty->vm->lock);
 	dirty->can_put_back = false;
 	dirty->rounds--;
 	return 0;
@@ -330,16 +432,11 @@ GMEM_API int gmem_dirty_set_parent(struct gmem_dirty *dirty, uint64_t id, uint64
 bool gmem_dirty_find(const struct gmem_dirty *dirty, const struct gmem_region *region, uint64_t gpa,
 		     uint64_t last, struct gmem_part *ret)
 {
-	if (gmem_region_is_unlogged(region)) {
+	if (gmem_region_is_unlogged(region) || !dirty->vm->newest.dirty) {
 		*ret = (struct gmem_part){ gpa, last };
 		return true;
 	}
 	return gmem_dirty_pages_next(dirty->vm->newest.dirty, dirty->told_since, gpa, last, ret);
-}
-
-static int fail_not_collected(void)
-{
-	return gmem_fail(-ENOENT, "nothing was collected yet");
 }
 
 /* What is told of a stretch; false: nothing */
@@ -361,6 +458,25 @@ static bool tell(const struct gmem_dirty *dirty, const struct gmem_stretch *at, 
 	return true;
 }
 
+/* Look at what was collected: with the VM's lock, and the VM is not over. */
+static int begin_to_look(const struct gmem_dirty *dirty)
+{
+	int err;
+
+	if (!dirty->has_told)
+		return gmem_fail(-ENOENT, "nothing was collected yet");
+	err = gmem_vm_enter(dirty->vm);
+	if (!err)
+		gmem_lock_take(&dirty->vm->lock);
+	return err;
+}
+
+static int end_looking(const struct gmem_dirty *dirty, int err)
+{
+	gmem_lock_drop(&dirty->vm->lock);
+	return gmem_vm_leave(dirty->vm, err);
+}
+
 static int next_range(const struct gmem_dirty *dirty, uint64_t gpa, struct gmem_dirty_range *ret)
 {
 	struct gmem_stretch at = GMEM_REGIONS_WALK(dirty->vm, gpa, UINT64_MAX);
@@ -377,15 +493,8 @@ GMEM_API int gmem_dirty_next(struct gmem_dirty *dirty, uint64_t gpa, struct gmem
 
 	if (!dirty || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", dirty ? "ret" : "dirty");
-	if (!dirty->has_told)
-		return fail_not_collected();
-	err = gmem_vm_enter(dirty->vm);
-	if (err)
-		return err;
-	gmem_lock_take(&dirty->vm->lock);
-	err = next_range(dirty, gpa, ret);
-	gmem_lock_drop(&dirty->vm->lock);
-	return gmem_vm_leave(dirty->vm, err);
+	err = begin_to_look(dirty);
+	return err ? err : end_looking(dirty, next_range(dirty, gpa, ret));
 }
 
 static void fill_bitmap(const struct gmem_dirty *dirty, uint64_t gpa, uint64_t last, uint64_t *bitmap)
@@ -423,15 +532,10 @@ GMEM_API int gmem_dirty_get_bitmap(struct gmem_dirty *dirty, uint64_t gpa, uint6
 	if (words < needed)
 		return gmem_fail(-EINVAL, "a bitmap of %zu words is too small: the range needs %" PRIu64, words,
 				 needed);
-	if (!dirty->has_told)
-		return fail_not_collected();
-
-	err = gmem_vm_enter(dirty->vm);
+	err = begin_to_look(dirty);
 	if (err)
 		return err;
 	memset(bitmap, 0, words * sizeof(*bitmap));
-	gmem_lock_take(&dirty->vm->lock);
 	fill_bitmap(dirty, gpa, gpa + (size - 1), bitmap);
-	gmem_lock_drop(&dirty->vm->lock);
-	return gmem_vm_leave(dirty->vm, 0);
+	return end_looking(dirty, 0);
 }

@@ -24,6 +24,7 @@ struct gmem_dirty {
 	uint32_t told_since;		/* and in this one or later was collected last */
 	bool has_told;
 	bool can_put_back;
+	bool is_abandoned;		/* atomic: it was freed in a callback */
 	uint64_t rounds;
 	uint64_t collected_at;		/* gmem_sys_now() */
 	uint64_t ns;			/* of the last round */
@@ -31,6 +32,8 @@ struct gmem_dirty {
 	uint64_t parent, generation;	/* the image with all that was collected; 0: none */
 };
 
+/* For the VM's owner, who ends it: nobody marks any more. Trackers are freed later. */
+void gmem_vm_end_tracking(struct gmem_vm *vm);
 /*
  * Find the first run of pages in [@gpa, @last], all in @region, that was collected, of what is
  * not private. Any granule of addresses: the run is cut at @gpa and @last. The layout stays.

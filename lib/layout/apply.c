@@ -14,10 +14,13 @@
 #include "base/range_map.h"
 #include "base/sort.h"
 #include "base/wait_budget.h"
+#include "dirty/dirty_log.h"
+#include "dirty/logging.h"
 #include "layout/apply_slots.h"
 #include "layout/keep_state.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
+#include "region/dirty_pages.h"
 #include "region/kept_log.h"
 #include "region/page_states.h"
 #include "region/region.h"
@@ -132,6 +135,8 @@ static int plan_add(struct change *change, struct gmem_step *step)
 		err = gmem_region_check_unused(change->vm, step->size, &step->params);
 	if (!err && !step->region)
 		err = gmem_region_new(change->vm, step->gpa, step->size, &step->params, &step->region);
+	if (!err)
+		err = gmem_region_settle_log(step->region);
 	step->after = step->region;
 	return err;
 }
@@ -500,7 +505,7 @@ static int prepare_log(struct gmem_step *step, bool is_only_step)
 
 	/* What is removed may leave it to what is added. */
 	if (step->kind == GMEM_STEP_ADD &&
-	    step->params.opts.flags & GMEM_REGION_KEEP_STATE && region->slot_flags & KVM_MEM_LOG_DIRTY_PAGES) {
+	    step->params.opts.flags & GMEM_REGION_KEEP_STATE && gmem_region_wants_log(region)) {
 		region->kept_log = gmem_kept_log_new(region->gpa.size);
 		return region->kept_log ? 0 : -ENOMEM;
 	}
@@ -514,6 +519,16 @@ static int prepare_log(struct gmem_step *step, bool is_only_step)
 	if (step->log && region->kept_log && step->upper)
 		step->upper->kept_log = gmem_kept_log_new(step->upper->gpa.size);
 	return step->log && region->kept_log && (!step->upper || step->upper->kept_log) ? 0 : -ENOMEM;
+}
+
+/* Room for marks stays if the change is undone: others will come there. */
+static int prepare_marks(const struct gmem_step *step)
+{
+	struct gmem_dirty_pages *dirty = step->region->vm->newest.dirty;
+
+	if (!dirty || !comes(step) || step->region->is_device)
+		return 0;
+	return gmem_dirty_pages_prepare(dirty, step->gpa, step->region->gpa.size);
 }
 
 static void note_result(struct gmem_step *step)
@@ -551,6 +566,8 @@ static int prepare(struct change *change)
 		err = kinds[step->kind].prepare ? kinds[step->kind].prepare(step) : 0;
 		if (!err) {
 			err = prepare_log(step, change->count == 1);
+			if (!err)
+				err = prepare_marks(step);
 			i += err != 0;
 		}
 		if (err) {
@@ -726,6 +743,16 @@ static void commit_step(struct gmem_step *step)
 		step->upper->has_slot = step->new_count > 1;
 }
 
+/* What was read of a log that is for trackers alone is not kept. */
+static void settle_kept_log(struct gmem_region *region)
+{
+	gmem_kept_log_trim(&region->kept_log, region->gpa.size);
+	if (region->kept_log)
+		gmem_dirty_log_mark(region, region->kept_log);
+	if (!gmem_region_wants_log(region))
+		gmem_kept_log_drop(&region->kept_log);
+}
+
 static void settle_log(struct gmem_step *step, bool is_done)
 {
 	struct gmem_region *region = step->region;
@@ -738,13 +765,23 @@ static void settle_log(struct gmem_step *step, bool is_done)
 	if (step->upper && is_done) {
 		gmem_kept_log_merge(step->upper->kept_log, 0, region->kept_log, step->offset / page,
 				    step->upper->gpa.size / page);
-		gmem_kept_log_trim(&step->upper->kept_log, step->upper->gpa.size);
+		settle_kept_log(step->upper);
 	} else if (step->upper) {
 		gmem_kept_log_drop(&step->upper->kept_log);
 	}
-	gmem_kept_log_trim(&region->kept_log, region->gpa.size);
+	settle_kept_log(region);
 	free(step->log);
 	step->log = NULL;
+}
+
+/* What the memory's new pages, or new addresses, have in them has changed. With the lock. */
+static void mark_step(const struct gmem_step *step)
+{
+	const struct gmem_range *gpa = &step->region->gpa;
+	struct gmem_dirty_pages *dirty = step->region->vm->newest.dirty;
+
+	if (dirty && (comes(step) || step->kind == GMEM_STEP_REBIND))
+		gmem_dirty_pages_mark(dirty, gpa->start, gpa->size);
 }
 
 /* Returns the table that readers used until now, or NULL. */
@@ -760,6 +797,8 @@ static const struct gmem_table *commit(struct change *change)
 			kinds[change->steps[i].kind].commit_gone(&change->steps[i]);
 	for (size_t i = 0; i < change->count; i++)
 		commit_step(&change->steps[i]);
+	for (size_t i = 0; i < change->count; i++)
+		mark_step(&change->steps[i]);
 	gmem_lock_drop(&vm->lock);
 
 	old = vm->next_table ? gmem_vm_table(vm) : NULL;

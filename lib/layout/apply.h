@@ -17,8 +17,8 @@
  * the commit, all that other threads can see is the old layout; what a step will make of a
  * region is prepared in a second handle.
  *
- * Memslots are set or deleted in two other places: gmem_vm_free() deletes them all, and
- * pages/dirty_log.c changes a flag.
+ * Memslots are set or deleted in two other places: gmem_vm_free() deletes them all, and dirty/
+ * changes the flag of logs, and replaces memslots that can have none.
  *
  * Everything that can fail for want of memory comes before the kernel is asked, and
  * undoing never needs any. What the kernel keeps although it should be gone, a memslot with

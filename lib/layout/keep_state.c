@@ -241,7 +241,7 @@ static void keep_log(const struct common *common)
 {
 	uint64_t page = gmem_sys_page_size();
 
-	if (common->from->kept_log && common->to->kept_log)
+	if (common->from->kept_log && gmem_region_wants_log(common->from) && common->to->kept_log)
 		gmem_kept_log_merge(common->to->kept_log, common->to_offset / page,
 				    common->from->kept_log, common->from_offset / page,
 				    common->size / page);

@@ -54,7 +54,7 @@ struct gmem_step {
 static inline bool gmem_step_may_move_slot(const struct gmem_step *step)
 {
 	return step->kind == GMEM_STEP_MOVE && step->region->has_slot &&
-	       !gmem_region_traits(step->region)->is_bound;
+	       !gmem_region_is_bound(step->region);
 }
 
 #endif

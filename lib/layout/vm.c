@@ -15,7 +15,9 @@
 #include "base/wait_budget.h"
 #include "caps/caps.h"
 #include "caps/plan.h"
+#include "dirty/tracker.h"
 #include "os/kvm.h"
+#include "region/dirty_pages.h"
 #include "region/host_mapping.h"
 #include "region/region.h"
 #include "region/slots.h"
@@ -93,6 +95,8 @@ static void release_memory(struct gmem_vm *vm)
 		gmem_region_free(region);
 	}
 	gmem_lock_drop(&vm->lock);
+	gmem_dirty_pages_free(vm->old_dirty);
+	vm->old_dirty = NULL;
 }
 
 static void dispose(struct gmem_vm *vm)
@@ -219,6 +223,7 @@ static void end_log(struct gmem_vm *vm)
 static void end_vm(struct gmem_vm *vm, bool delete)
 {
 	gmem_vm_end_views(vm);
+	gmem_vm_end_tracking(vm);
 	gmem_leases_end(vm);
 	end_regions(vm, delete);
 	drop_identity(vm);

@@ -25,7 +25,6 @@
 #include "base/utf8.h"
 #include "base/wait_budget.h"
 #include "caps/caps.h"
-#include "os/kvm_compat.h"
 #include "os/sys.h"
 #include "pages/numa.h"
 #include "pages/section.h"
@@ -159,12 +158,13 @@ struct entry {
 	uint64_t create_flags;
 	int fd;				/* -1: no file */
 	uint32_t slot;
-	uint32_t slot_flags;
 	uint32_t backing;
 	uint32_t kind;
 	uint64_t identity;
 	bool is_device;
 	bool lost;
+	bool read_only;
+	bool wants_log;
 };
 
 /* A lease, as noted */
@@ -206,12 +206,13 @@ static int note_region(struct layout *layout, const struct gmem_region *region)
 		.file_offset = region->file_offset,
 		.create_flags = file ? file->create_flags : 0,
 		.slot = region->slot,
-		.slot_flags = region->slot_flags,
 		.backing = region->backing,
 		.kind = region->kind,
 		.identity = region->identity,
 		.is_device = region->is_device,
 		.lost = region->lost,
+		.read_only = gmem_region_is_read_only(region),
+		.wants_log = gmem_region_wants_log(region),
 	};
 	return 0;
 }
@@ -574,8 +575,7 @@ static void put_entry(struct writer *w, const struct entry *entry, bool show_hva
 	put(w, entry->is_device ? "null" : "\"%s\"", gmem_kind_name(entry->kind));
 	put(w, ",\"identity\":%" PRIu64 ",\"lost\":%s,\"readonly\":%s,\"dirty_log\":%s,\n ",
 	    entry->identity, json_bool(entry->lost),
-	    json_bool(entry->slot_flags & KVM_MEM_READONLY),
-	    json_bool(entry->slot_flags & KVM_MEM_LOG_DIRTY_PAGES));
+	    json_bool(entry->read_only), json_bool(entry->wants_log));
 	put_file(w, entry);
 	put(w, ",\"hva\":");
 	put(w, show_hva && !entry->is_device ? "%" PRIu64 : "null", entry->hva);

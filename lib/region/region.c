@@ -624,6 +624,7 @@ int gmem_region_new(struct gmem_vm *vm, uint64_t gpa, uint64_t size,
 	if (!region->is_device) {
 		region->backing = params->plan->backing;
 		region->slot_flags = slot_flags(params);
+		region->wants_log = params->opts.flags & GMEM_REGION_DIRTY_LOG;
 		region->borrows_memory = borrows_memory(params);
 		if (!region->align && !region->hva_chosen) {
 			region->align = gmem_host_memory_align(&params->memory);
@@ -743,6 +744,7 @@ struct gmem_region *gmem_region_copy(const struct gmem_region *region)
 		.borrows_memory = region->borrows_memory,
 		.is_device = region->is_device,
 		.read_only = region->read_only,
+		.wants_log = region->wants_log,
 	};
 	copy->map = region->map ? &copy->pin : NULL;
 	return copy;

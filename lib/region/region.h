@@ -39,7 +39,7 @@ struct gmem_window {
 };
 
 /*
- * Fields change with change_lock and lock held, slot_flags with lock alone. gpa.start,
+ * Fields change with change_lock and lock held, slot_flags with hook_lock and lock. gpa.start,
  * gpa.size and hva.start may be read without, see gmem_range_set_start().
  */
 struct gmem_region {
@@ -71,6 +71,7 @@ struct gmem_region {
 	bool borrows_memory;		/* the host memory is the caller's mapping */
 	bool is_device;
 	bool read_only;			/* to the host; only of an import */
+	bool wants_log;			/* its user does; atomic, written with lock. Trackers may want it, too */
 	bool has_slot;			/* the kernel has a memslot of this number */
 	bool lost;			/* its memslot is missing, or not as recorded here */
 	bool owns_number;		/* @slot is in use by this region */
@@ -91,6 +92,37 @@ static inline const struct gmem_backing_traits *gmem_region_traits(const struct 
 static inline bool gmem_region_is_read_only(const struct gmem_region *region)
 {
 	return __atomic_load_n(&region->slot_flags, __ATOMIC_RELAXED) & KVM_MEM_READONLY;
+}
+
+/*
+ * The memslot is bound to the guest_memfd, as the backing has it. It is not where it was replaced
+ * by one of the mapping, for a log: see dirty/logging.h.
+ */
+static inline bool gmem_region_is_bound(const struct gmem_region *region)
+{
+	return __atomic_load_n(&region->slot_flags, __ATOMIC_RELAXED) & KVM_MEM_GUEST_MEMFD;
+}
+
+static inline bool gmem_region_is_logged(const struct gmem_region *region)
+{
+	return __atomic_load_n(&region->slot_flags, __ATOMIC_RELAXED) & KVM_MEM_LOG_DIRTY_PAGES;
+}
+
+static inline bool gmem_region_wants_log(const struct gmem_region *region)
+{
+	return __atomic_load_n(&region->wants_log, __ATOMIC_RELAXED);
+}
+
+/* Trackers leave it out: a device's range, or memory of one. */
+static inline bool gmem_region_is_untracked(const struct gmem_region *region)
+{
+	return region->is_device || region->kind == GMEM_KIND_DEVICE;
+}
+
+/* What the guest writes in it is not known, so it counts as changed each time. */
+static inline bool gmem_region_is_unlogged(const struct gmem_region *region)
+{
+	return !gmem_region_is_read_only(region) && !gmem_region_is_logged(region);
 }
 
 /* Memory of the region's kind takes part in all of @uses. */

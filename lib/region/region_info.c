@@ -9,7 +9,6 @@
 #include "base/lock.h"
 #include "base/macros.h"
 #include "base/range_map.h"
-#include "os/kvm_compat.h"
 #include "region/file.h"
 #include "region/region.h"
 #include "region/regions.h"
@@ -17,11 +16,8 @@
 
 static uint64_t flags_of(const struct gmem_region *region)
 {
-	/* The dirty log's flag is written with the VM's lock, and a claim may be held without. */
-	uint32_t slot_flags = __atomic_load_n(&region->slot_flags, __ATOMIC_RELAXED);
-
-	return (slot_flags & KVM_MEM_READONLY ? GMEM_REGION_READONLY : 0) |
-	       (slot_flags & KVM_MEM_LOG_DIRTY_PAGES ? GMEM_REGION_DIRTY_LOG : 0) |
+	return (gmem_region_is_read_only(region) ? GMEM_REGION_READONLY : 0) |
+	       (gmem_region_wants_log(region) ? GMEM_REGION_DIRTY_LOG : 0) |
 	       (region->is_device ? GMEM_REGION_DEVICE : 0) |
 	       (region->borrows_memory ? GMEM_REGION_HVA : 0);
 }

@@ -82,17 +82,23 @@ struct gmem_vm {
 	void *log_data;
 	uint32_t wait_ms;		/* of calls that have none of their own; 0: no limit */
 
-	/* rank HOOKS: everything below up to dirty_flags, and one change at a time */
+	/* rank HOOKS: everything below up to old_dirty, and one change at a time */
 	struct gmem_lock hook_lock;
 	uintptr_t changer;		/* the thread that holds it for a change, or 0 */
 	struct gmem_slots slots;
 	struct gmem_host_file *host_files;	/* that callers named */
 	bool has_stray_private;		/* the kernel keeps addresses private where no region is */
 	struct gmem_dirty *trackers;
-	uint64_t dirty_flags;		/* GMEM_DIRTY_*: what all trackers allow, and what was done for any */
+	uint64_t dirty_flags;		/* GMEM_DIRTY_*: replaced memslots if one has it, the rest if all have */
+	struct gmem_dirty_pages *old_dirty;	/* marks that views may still use, see dirty/tracker.c */
 
-	struct gmem_lock dirty_lock;	/* rank DIRTY: KVM's dirty logs while they are read and marked */
-	struct gmem_dirty_source *dirty_sources;	/* with dirty_lock, as the next */
+	/* rank DIRTY: all up to dirty_sources_begun, and KVM's dirty logs while they are read and marked */
+	struct gmem_lock dirty_lock;
+	uint64_t *dirty_bitmap;		/* to read a log into */
+	size_t dirty_words;		/* that it has room for */
+	bool logs_are_cleared;		/* by KVM as it gives them, and */
+	bool knows_who_clears;		/* that was found out */
+	struct gmem_dirty_source *dirty_sources;
 	bool dirty_sources_begun;	/* somebody wants to know what they note */
 
 	/* rank CHANGE: newest.table, next_table and their entries, and with lock: regions */

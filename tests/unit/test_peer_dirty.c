@@ -336,6 +336,45 @@ static void regions_in_one_chunk_keep_their_marks(void **state)
 	scene_end(&s);
 }
 
+/* Memory above the end of the map counts as written until there is a larger one. */
+static void memory_above_the_map_gets_another_map(void **state)
+{
+	struct scene s;
+
+	(void)state;
+	scene_begin(&s);
+	add(&s, 0, CHUNK, 0);
+	track(&s);
+	s.takes = GMEM_WIRE_TAKES_MARK;
+	connect_test(&s, (struct gmem_peer_opts){ .flags = 0 }, GMEM_WIRE_TAKES_MARK);
+	assert_int_equal(s.counts[GMEM_WIRE_MARK], 1);
+	assert_int_equal(s.mark.size, GIB);
+	assert_int_equal(collect(&s), 0);
+
+	/* the larger one comes before the memory, and only one that is needed */
+	add(&s, GIB - CHUNK, CHUNK, 0);
+	settle(&s);
+	assert_int_equal(s.counts[GMEM_WIRE_MARK], 1);
+	s.refusal = -1;
+	add(&s, 5 * GIB, CHUNK, 0);
+	settle(&s);
+	assert_int_equal(s.counts[GMEM_WIRE_MARK], 2);
+	assert_int_equal(s.counts[GMEM_WIRE_MAP], 2);
+	assert_int_equal(s.mark.size, 8 * GIB);
+	/* added memory counts anyhow */
+	assert_int_equal(collect(&s), 2 * CHUNK);
+	assert_int_equal(collect(&s), 0);
+
+	/* refused, though: then the new memory counts each time, and the old is marked as before */
+	answer(&s, &(struct gmem_message){ .type = GMEM_WIRE_MARK, .sequence = s.unanswered }, ENOSPC);
+	s.unanswered = 0;
+	settle(&s);
+	assert_int_equal(s.counts[GMEM_WIRE_MAP], 3);
+	check_collects(&s, 5 * GIB, CHUNK);
+	check_collects(&s, 5 * GIB, CHUNK);
+	scene_end(&s);
+}
+
 /* ---- peers that do not mark ---- */
 
 static void without_marks_all_that_a_peer_may_write_counts(void **state)
@@ -635,6 +674,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(a_peer_that_comes_later_marks_from_the_start),
 	cmocka_unit_test(two_trackers_lose_nothing_to_each_other),
 	cmocka_unit_test(regions_in_one_chunk_keep_their_marks),
+	cmocka_unit_test(memory_above_the_map_gets_another_map),
 	cmocka_unit_test(without_marks_all_that_a_peer_may_write_counts),
 	cmocka_unit_test(a_peer_that_is_short_of_something_is_asked_again),
 	cmocka_unit_test(marks_count_only_where_a_peer_may_write),
