@@ -5,28 +5,9 @@
 #include "base/range_map.h"
 #include "region/dirty_pages.h"
 #include "region/vm_core.h"
-#include "share/granted.h"
 #include "share/mark_map.h"
 
 /* ---- what a peer may write ---- */
-
-/* Mark what is granted of a part of a block. */
-static void mark_granted(struct gmem_vm *vm, const struct gmem_block *block, const struct gmem_part *part)
-{
-	uint64_t page, end, last = (part->last - block->gpa.start) >> block->page_shift;
-
-	if (!block->is_convertible) {
-		gmem_vm_mark_dirty(vm, part->start, part->last - part->start + 1);
-		return;
-	}
-	for (page = (part->start - block->gpa.start) >> block->page_shift; page <= last; page = end) {
-		page = gmem_granted_find(&block->granted, true, page, last + 1);
-		end = gmem_granted_find(&block->granted, false, page, last + 1);
-		if (page < end)
-			gmem_vm_mark_dirty(vm, block->gpa.start + (page << block->page_shift),
-					   (end - page) << block->page_shift);
-	}
-}
 
 /* Marks below @end are those of the peer's map; above, all counts as written. */
 static void mark_part(const struct gmem_peer *peer, const struct gmem_block *block,
@@ -41,7 +22,7 @@ static void mark_part(const struct gmem_peer *peer, const struct gmem_block *blo
 		gmem_mark_map_take(peer->marks, peer->exporter->vm, part->start,
 				   part->last < map_end ? part->last : map_end - 1);
 	if (above.start <= above.last)
-		mark_granted(peer->exporter->vm, block, &above);
+		gmem_vm_mark_dirty(peer->exporter->vm, above.start, above.last - above.start + 1);
 }
 
 static void mark_blocks(const struct gmem_peer *peer, const struct gmem_range_map *blocks, uint64_t end)

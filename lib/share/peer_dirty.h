@@ -4,8 +4,9 @@
  *
  * While there is a tracker, a peer has a map in which it marks what it writes (mark_map.h). Until
  * it says that it does so, and wherever it has memory above the map's end, all that it may write
- * counts as written at each collection: what is granted of its blocks, where it has the right
- * to write. That is never taken from the map, where a peer can store anything.
+ * counts as written at each collection: its blocks, where it has the right to write. That is
+ * never taken from the map, where a peer can store anything. What of a block is granted makes
+ * no difference: memory that can be converted has no log, and counts as written anyhow.
  *
  * A peer that gives memory back has ended its writes when it answers: its marks there are read
  * then. One that ends without an answer may have been killed between a write and its mark. A
