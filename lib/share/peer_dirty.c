@@ -84,7 +84,8 @@ uint64_t gmem_peer_needs_marks(const struct gmem_peer *peer)
 	gmem_lock_drop(&vm->lock);
 	if (peer->ranges) {
 		last = &peer->ranges[peer->range_count - 1];
-		end = last->gpa + last->size < end ? last->gpa + last->size : end;
+		if (last->gpa + last->size - 1 < end)
+			end = last->gpa + last->size;
 	}
 	return !peer->marks || peer->marks->end < end ? end : 0;
 }
