@@ -231,8 +231,10 @@ static int run_device(void)
 					  &number, sizeof(number), NULL), "writing");
 	}
 	expect(read(DOORBELL_FD, &byte, 1) == 1, "the doorbell to be rung");
-	gmem_view_free(view);
+	/* It has stopped. What a device has that ends now would count as changed, all of it. */
 	send_all(DOORBELL_FD, &number, sizeof(number));
+	gmem_must(gmem_import_wait(import, DOORBELL_FD, -1), "the VMM");
+	gmem_view_free(view);
 	gmem_import_free(import);
 	return 0;
 }
@@ -389,8 +391,8 @@ static void report(const struct gmem_migration_status *status)
 	fflush(stdout);
 }
 
-/* A loop that ends: when the pause is short, but also when it does not get shorter. */
-static void send_rounds(struct gmem_migration *migration)
+/* A loop that ends: when the pause is short, but also when what is left does not get less. */
+static void send_rounds(struct source *s, struct gmem_migration *migration)
 {
 	GMEM_OPTS(gmem_migration_status, status, .round = 0);
 	uint64_t least = UINT64_MAX;
@@ -398,6 +400,8 @@ static void send_rounds(struct gmem_migration *migration)
 	do {
 		if (status.round)
 			least = status.left_bytes;
+		/* A VMM's event loop does this: the device answers that it marks what it writes. */
+		gmem_must(gmem_export_dispatch(s->exporter), "the device");
 		gmem_must(gmem_migration_round(migration, &status), "migrating");
 		report(&status);
 	} while (status.pause_ns > MAX_PAUSE_NS && status.left_bytes < least && status.round < MAX_ROUNDS);
@@ -413,7 +417,7 @@ static void migrate(struct source *s)
 	char byte;
 
 	gmem_must(gmem_migration_new(s->m.vm, s->receiver, &opts, &migration), "the migration");
-	send_rounds(migration);
+	send_rounds(s, migration);
 
 	stopped = now_ns();
 	stop_guest_and_device(s, &state);
@@ -459,9 +463,10 @@ static int run_source(void)
 	migrate(&s);
 
 	/* The receiver has said that the guest is its own. */
+	close(s.doorbell);
+	end_process(device, "the device to end");
 	gmem_export_free(s.exporter);
 	free_machine(&s.m);
-	end_process(device, "the device to end");
 	end_process(receiver, "the receiver to find all as it was");
 	return exit_status();
 }
