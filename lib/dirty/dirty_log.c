@@ -11,6 +11,7 @@
 #include "base/lock.h"
 #include "base/wait_budget.h"
 #include "caps/caps.h"
+#include "dirty/dirty_ring.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
@@ -280,7 +281,7 @@ int gmem_dirty_logs_mark(struct gmem_vm *vm)
 		gmem_lock_drop(&vm->dirty_lock);
 	}
 	/* All of it is in dirty rings. */
-	return err == -ENXIO && gmem_kvm_reset_dirty_rings(vm->fd) >= 0 ? 0 : err;
+	return err == -ENXIO && gmem_vm_has_dirty_rings(vm) ? 0 : err;
 }
 
 void gmem_dirty_logs_forget(struct gmem_vm *vm)
