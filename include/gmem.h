@@ -4019,11 +4019,14 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * with what they held, or that a call was to change and failed; pages that were written after
  * they were collected and before they were read come again; all of a region that was
  * added, moved, or rebound, and with dirty rings of one that was split; and what a
- * peer may write, each time as long as it has not begun to mark, and once when it ends.
+ * peer may write, each time as long as it does not mark, and once more when it ends:
+ * see gmem_peer_add().
  * After 2^32 rounds all pages are reported once.
  *
  * What is not in it: memory of kind GMEM_KIND_DEVICE, and ranges of devices; what is written
- * by other code that does not say so; what a guest or a view writes through another handle,
+ * by other code that does not say so; what a peer's process writes after
+ * gmem_peer_remove(), or does not mark, because it is hostile or was forked from the
+ * importing one before that began to mark; what a guest or a view writes through another handle,
  * as that of address space 1, which has trackers of its own. A page with two guest addresses
  * is reported at the one that it was written through.
  *
@@ -5278,7 +5281,20 @@ struct gmem_peer_opts {
  * memory that can be converted, one bit for each page of the file, most of which
  * are never written; no more, however it behaves.
  *
- * Thread-safe. Source: unix(7), SCM_RIGHTS. Since: 0.1.
+ * While the VM has a tracker (gmem_dirty_new()), the peer is given a map, too, in which its
+ * library marks what its views write: a memfd with a byte for each page below the end of
+ * memory. It costs 1/4096 of what the peer writes, with pages of 4 KiB, and of a hostile peer up
+ * to 1/4096 of the guest addresses below that end, rounded up to a power of two, or
+ * 256 KiB. All that the peer may write counts as changed
+ * at each collection until its answer is read (gmem_export_dispatch()), and always if
+ * it does not know how, or has no room for the map. It counts once more when its connection
+ * ends, because it may have been killed between a write and its mark; what was in its map
+ * at the end, and what it marks later, counts until gmem_peer_remove(), and without a map all of
+ * it does each time. A process that has been waited for (waitpid(2)) has its writes in the
+ * next collection: let devices end, or say that they have stopped, before you collect for the
+ * last time.
+ *
+ * Thread-safe. Source: unix(7), SCM_RIGHTS, memfd_create(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad options, or another kind of socket, -EOPNOTSUPP
  * memory cannot be given as the options ask (see gmem_export_table(), too),
@@ -5294,7 +5310,9 @@ GMEM_API GMEM_CHECKED int gmem_peer_add(struct gmem_export *exporter, int sock,
  * gmem_peer_remove() - stop giving memory to a peer
  * @peer: peer, or NULL; invalid afterwards
  *
- * The call does not wait for the peer, which sees the end of the connection.
+ * The call does not wait for the peer, which sees the end of the connection. All that it could
+ * write counts as changed for trackers once more, but what it writes after this call they do
+ * not know: have it end first, or stop writing.
  *
  * Thread-safe, but no thread may use the peer any more. Since: 0.1.
  */
@@ -5375,7 +5393,7 @@ GMEM_API int gmem_export_dispatch(struct gmem_export *exporter);
  * @max_table_bytes: maximum of this process's own memory for what is mapped, with
  *	pages of 4 KiB about 1/28000 of it, and 20 KiB for each extent; 0: 128 MiB
  * @max_mappings: maximum of mappings, as the kernel counts them: one for each run of
- *	pages that are granted, or that are not; 0: a quarter of the process's limit,
+ *	pages that are granted, or that are not, and one for marks; 0: a quarter of the process's limit,
  *	/proc/sys/vm/max_map_count, or of 65530 if that cannot be read
  * @reserved2: must be 0
  *
@@ -5403,7 +5421,7 @@ struct gmem_import_opts {
  *
  * The import is empty at first: memory comes with gmem_import_dispatch(). It needs
  * no KVM, no /proc and no file system. It has three file descriptors, and needs one
- * more for a moment whenever an extent comes.
+ * more for a moment whenever an extent comes, or a map for marks.
  *
  * Thread-safe. Source: unix(7), SCM_RIGHTS, eventfd(2), epoll(7). Since: 0.1.
  *
@@ -5510,6 +5528,13 @@ GMEM_API int gmem_import_table(struct gmem_import *import, struct gmem_extent *e
  * taken back because its region was removed, and -EACCES because it became private.
  * Call gmem_recovery_enable() first, so that mistakes of either process do not end
  * this one.
+ *
+ * While the exporting process tracks which pages change, what the view writes is marked in a
+ * map shared with it, which costs 1/4096 of that, beside the limits of struct gmem_import_opts.
+ * What you write through host addresses you mark yourself, gmem_view_mark_dirty(), before
+ * gmem_view_end(). So do children of fork(2), in the map that was there at the fork: one that
+ * was forked before there was a map, or before the exporter made a larger one because memory
+ * was added at higher addresses, marks nothing that counts.
  *
  * Thread-safe. Since: 0.1.
  *
