@@ -410,8 +410,10 @@ static void extend_chain(struct proof *p)
 static void restore_chain(struct proof *p)
 {
 	struct chain *chain = &p->chain;
-	GMEM_OPTS(gmem_transfer_opts, opts, .parents = chain->fds, .parent_count = chain->count - 1);
+	GMEM_OPTS(gmem_transfer_opts, opts);
 
+	opts.parent_count = chain->count - 1;
+	opts.parents = opts.parent_count ? chain->fds : NULL;
 	lay_out_other(p);
 	OK(gmem_vm_restore(p->other.vm, chain->fds[chain->count - 1], &opts, NULL));
 	compare_other(p, "chain of images");

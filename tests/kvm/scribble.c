@@ -123,7 +123,7 @@ static _Noreturn void fail_device(struct scribble_shared *shared, uint32_t step)
 static void serve(struct scribble_shared *shared, struct gmem_import *import)
 {
 	if (gmem_import_dispatch(import) < 0)
-		fail_device(shared, 3);
+		fail_device(shared, 4);
 	usleep(100);
 }
 
@@ -504,6 +504,10 @@ static void scribble_in_memory(struct scribbler *by)
 	at = pick_place(by, at, 3 * by->page, act->kind == SCRIBBLE_LOAD ? 1 : by->page);
 	if (act->kind != SCRIBBLE_CONVERT && pick(by, 200) == 0)
 		at = (struct place){ BIG_GPA, 2 * MIB };
+	if (!act->kind) {
+		check_done(act->act(by, at));	/* it changes nothing */
+		return;
+	}
 	number = scribble_begin(by->shared, act->kind, at.gpa, at.size);
 	check_done(act->act(by, at));
 	scribble_done(by->shared, act->kind, number, at.gpa, at.size);
@@ -699,12 +703,13 @@ static _Noreturn void run_device(struct scribble *s, uint32_t number, int sock)
 	by.is_peer = true;
 	if (gmem_import_view_new(import, &by.view))
 		fail_device(s->shared, 2);
-	do
-		ret = gmem_import_wait(import, -1, 20);
-	while (!ret && gmem_import_table(import, NULL, 0) < 1);
+	while ((ret = gmem_import_dispatch(import)) == 0)
+		usleep(1000);
+	if (ret < 0)
+		fail_device(s->shared, 3);
 	while (may_go_on(s->shared, import)) {
 		if (gmem_import_dispatch(import) < 0)
-			fail_device(s->shared, 4);
+			fail_device(s->shared, 5);
 		scribble_in_view(&by);
 	}
 	_exit(0);
