@@ -237,9 +237,15 @@ void gmem_dirty_pages_mark_bits(struct gmem_dirty_pages *dirty, uint64_t gpa, co
 	}
 }
 
+/* Relaxed: it is looked at again with the lock. Who is told that there is none began before it. */
+bool gmem_vm_is_tracked(const struct gmem_vm *vm)
+{
+	return __atomic_load_n(&vm->newest.dirty, __ATOMIC_RELAXED) != NULL;
+}
+
 void gmem_vm_mark_dirty(struct gmem_vm *vm, uint64_t gpa, uint64_t size)
 {
-	if (!__atomic_load_n(&vm->newest.dirty, __ATOMIC_ACQUIRE))
+	if (!gmem_vm_is_tracked(vm))
 		return;
 
 	gmem_lock_take(&vm->lock);

@@ -127,7 +127,11 @@ void gmem_dirty_pages_mark(struct gmem_dirty_pages *dirty, uint64_t gpa, uint64_
 /* The same for the pages of a bitmap as KVM_GET_DIRTY_LOG has it, the first of them at @gpa */
 void gmem_dirty_pages_mark_bits(struct gmem_dirty_pages *dirty, uint64_t gpa, const uint64_t *bitmap,
 				uint64_t pages);
-/* Mark what was written in the VM's memory, if there is a tracker. Takes the VM's lock. */
+/*
+ * Mark what was changed in the VM's memory, if there is a tracker. Takes the VM's lock. Who has
+ * changed many ranges may ask first.
+ */
+bool gmem_vm_is_tracked(const struct gmem_vm *vm);
 void gmem_vm_mark_dirty(struct gmem_vm *vm, uint64_t gpa, uint64_t size);
 
 /*
