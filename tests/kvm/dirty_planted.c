@@ -17,7 +17,7 @@ static enum scribble_kind planted;
 /* Threads of the library's own help to load and to restore. */
 static bool is_dropped(void)
 {
-	if (scribble_now == SCRIBBLE_NOTHING)
+	if (!scribble_is_own_thread)
 		return planted == SCRIBBLE_LOAD || planted == SCRIBBLE_RESTORE;
 	return scribble_now == planted;
 }
@@ -81,6 +81,7 @@ NOTICED(a_missed_mark_of_a_raw_write_is_noticed, SCRIBBLE_RAW)
 NOTICED(a_missed_mark_of_a_write_of_the_kernel_is_noticed, SCRIBBLE_KERNEL)
 NOTICED(a_missed_load_is_noticed, SCRIBBLE_LOAD)
 NOTICED(a_missed_discard_is_noticed, SCRIBBLE_DISCARD)
+NOTICED(a_missed_restore_is_noticed, SCRIBBLE_RESTORE)
 NOTICED(a_missed_region_that_was_added_is_noticed, SCRIBBLE_ADD)
 NOTICED(a_missed_region_that_was_moved_is_noticed, SCRIBBLE_MOVE)
 NOTICED(a_missed_write_of_a_peer_is_noticed, SCRIBBLE_PEER_WRITE)

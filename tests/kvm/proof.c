@@ -392,10 +392,12 @@ static void drop_chain(struct chain *chain)
 		close(chain->fds[--chain->count]);
 }
 
-static void extend_chain(struct proof *p)
+/* A discard or a change of the layout may be in the way of one that is made meanwhile. */
+static void extend_chain(struct proof *p, bool is_stopped)
 {
 	GMEM_OPTS(gmem_transfer_opts, opts, .dirty = p->chain.dirty);
 	struct chain *chain = &p->chain;
+	int fd, err;
 
 	if (chain->count == CHAIN_MOST) {
 		drop_chain(chain);
@@ -403,8 +405,14 @@ static void extend_chain(struct proof *p)
 	}
 	if (dice(p, 2))
 		opts.flags = GMEM_TRANSFER_NO_THREADS;
-	chain->fds[chain->count] = (int)WORKS(memfd_create("image", MFD_CLOEXEC));
-	OK(gmem_vm_save(p->s.vm, chain->fds[chain->count++], &opts, NULL));
+	fd = (int)WORKS(memfd_create("image", MFD_CLOEXEC));
+	err = gmem_vm_save(p->s.vm, fd, &opts, NULL);
+	if (err == -EBUSY && !is_stopped) {
+		close(fd);
+		return;
+	}
+	OK(err);
+	chain->fds[chain->count++] = fd;
 }
 
 static void restore_chain(struct proof *p)
@@ -428,14 +436,14 @@ static void check_chain(struct proof *p)
 		return;
 	if (!p->chain.dirty)
 		OK(gmem_dirty_new(p->s.vm, &opts, &p->chain.dirty));
-	extend_chain(p);
+	extend_chain(p, true);
 	restore_chain(p);
 }
 
 static void save_meanwhile(struct proof *p)
 {
 	if (p->chain.dirty && p->round % 5 == 3)
-		extend_chain(p);
+		extend_chain(p, false);
 }
 
 /* Memory is saved, and some rounds later it becomes what it was. */
@@ -550,6 +558,7 @@ bool proof_run(const struct proof_way *way, uint64_t kinds, uint64_t rounds, cha
 	struct scribble *s = &p.s;
 
 	*ret = '\0';
+	scribble_is_own_thread = true;
 	s->seed = proof_seed;
 	s->kinds = kinds & proof_kinds;
 	s->page = page_size();

@@ -21,6 +21,7 @@
 #define DIRTY_RING_FULL	31	/* KVM_EXIT_DIRTY_RING_FULL, Linux 5.11 */
 
 _Thread_local enum scribble_kind scribble_now;
+_Thread_local bool scribble_is_own_thread;
 
 static const char *const names[SCRIBBLE_KINDS] = {
 	"nothing", "guest", "view write", "view store", "view fill", "view copy",
@@ -380,6 +381,7 @@ static void begin_scribbler(struct scribbler *by, struct scribble *s, uint64_t s
 	by->random = (s->seed + 1) * 0x9e3779b97f4a7c15 + salt * 0xd1342543de82ef95 + 1;
 	by->words = aligned_alloc(4096, 2 * MIB + MAX_PAGE);
 	CHECK(by->words);
+	scribble_is_own_thread = true;
 }
 
 static void end_scribbler(struct scribbler *by)
@@ -751,6 +753,7 @@ static void *run_export(void *data)
 {
 	struct scribble *s = data;
 
+	scribble_is_own_thread = true;
 	while (!__atomic_load_n(&s->shared->is_over, __ATOMIC_SEQ_CST)) {
 		gmem_export_dispatch(s->exporter);
 		usleep(500);

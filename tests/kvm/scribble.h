@@ -45,6 +45,8 @@ enum scribble_kind {
 const char *scribble_name(enum scribble_kind kind);
 /* What this thread does at the moment */
 extern _Thread_local enum scribble_kind scribble_now;
+/* False in threads of the library's own */
+extern _Thread_local bool scribble_is_own_thread;
 
 /* All memory is in a window of guest addresses, around the end of the first GiB. */
 #define WINDOW_GPA	(GIB - 4 * MIB)
