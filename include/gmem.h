@@ -3265,9 +3265,12 @@ GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
  * -ELOOP. With repeats in @ret the VMM can stop earlier. gmem_vm_stats() has counts
  * of all of these.
  *
+ * An exit because the vCPU's dirty ring is full is handled by reading all rings, if the
+ * vCPU's is among those of gmem_vm_add_dirty_ring(). That never waits for a change of the layout.
+ *
  * One thread at a time per object; different objects in parallel. Do not call it
  * between gmem_view_begin() and gmem_view_end() of the same thread. Source: KVM
- * API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL. Since: 0.1.
+ * API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL, KVM_EXIT_DIRTY_RING_FULL. Since: 0.1.
  *
  * Return: 1 the exit is handled, run the vCPU again; 0 it is not about guest
  * memory, so the VMM must handle it; or -EINVAL NULL argument, -ENOENT a
@@ -4292,15 +4295,17 @@ GMEM_API int gmem_view_mark_dirty(struct gmem_view *view, uint64_t gpa, uint64_t
  * @vcpu_fd: vCPU fd, borrowed: keep it open until gmem_vm_remove_dirty_ring()
  * @bytes: size of the ring: what KVM_CAP_DIRTY_LOG_RING was enabled with
  *
- * gmem_dirty_collect() and gmem_dirty_peek() read all rings, and so does gmem_vcpu_handle_exit() when
- * KVM_RUN exits because one is full (KVM_EXIT_DIRTY_RING_FULL). Others do not read it
- * then. It may be called before there is a tracker.
+ * gmem_dirty_collect() and gmem_dirty_peek() read all rings, and so does
+ * gmem_vcpu_handle_exit() when KVM_RUN exits because one is full (KVM_EXIT_DIRTY_RING_FULL).
+ * Nobody else may read it then; what was read before is no matter. It may be called before
+ * there is a tracker, and while the vCPU runs. A child of fork(2) does not have the ring.
  *
- * Thread-safe. Source: mmap(2) of the vCPU's fd, KVM_RESET_DIRTY_RINGS. Since: 0.1.
+ * Thread-safe; does not wait for changes of the layout. Source: mmap(2) of the vCPU's fd,
+ * KVM_RESET_DIRTY_RINGS. Since: 0.1.
  *
- * Return: 0, or -EINVAL NULL argument, or @bytes is no size of a ring, -EOPNOTSUPP the VM has
- * no dirty rings (GMEM_CAP_DIRTY_LOG), -EEXIST it was added before, -EBUSY as
- * gmem_dirty_collect(), -ENOMEM, or the errno of mmap(2).
+ * Return: 0, or -EINVAL NULL argument, or @bytes is not the ring's size, -EOPNOTSUPP the VM
+ * has no dirty rings (GMEM_CAP_DIRTY_LOG), -EEXIST it was added before, -ENOMEM, or the errno
+ * of mmap(2).
  */
 GMEM_API int gmem_vm_add_dirty_ring(struct gmem_vm *vm, int vcpu_fd, uint64_t bytes);
 
@@ -4309,10 +4314,11 @@ GMEM_API int gmem_vm_add_dirty_ring(struct gmem_vm *vm, int vcpu_fd, uint64_t by
  * @vm: handle
  * @vcpu_fd: vCPU fd, which does not run any more
  *
- * Thread-safe. Since: 0.1.
+ * If KVM refuses to reset the rings, the refusal goes to the VM's log, and nothing is lost.
  *
- * Return: 0, or -EINVAL NULL argument, -ENOENT it was not added, -EBUSY as
- * gmem_dirty_collect().
+ * Thread-safe; does not wait for changes of the layout. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, -ENOENT it was not added.
  */
 GMEM_API int gmem_vm_remove_dirty_ring(struct gmem_vm *vm, int vcpu_fd);
 
