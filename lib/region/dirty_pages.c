@@ -175,6 +175,14 @@ static struct gmem_dirty_gib *find_gib(const struct gmem_dirty_pages *dirty, uin
 	return NULL;
 }
 
+/* NULL: there is no room */
+static struct gmem_dirty_gib *gib_at(const struct gmem_dirty_pages *dirty, uint64_t gpa)
+{
+	const struct gmem_dirty_top *top = gpa <= LAST_GPA ? top_at(dirty, gpa) : NULL;
+
+	return top ? gib_in(top, gpa) : NULL;
+}
+
 static inline uint64_t end_of_chunk(uint64_t gpa, uint64_t last)
 {
 	uint64_t end = gpa | (CHUNK - 1);
@@ -218,7 +226,7 @@ void gmem_dirty_pages_mark(struct gmem_dirty_pages *dirty, uint64_t gpa, uint64_
 /* Pages of one chunk, a bit each: its mark before theirs, see the header */
 static void mark_word_in_chunk(const struct gmem_dirty_pages *dirty, uint64_t gpa, uint64_t word)
 {
-	struct gmem_dirty_gib *gib = gmem_dirty_gib_at(dirty, gpa);
+	struct gmem_dirty_gib *gib = gib_at(dirty, gpa);
 	uint32_t period = dirty->period, *pages;
 
 	if (!gib)
@@ -254,7 +262,7 @@ static void mark_word(const struct gmem_dirty_pages *dirty, uint64_t gpa, uint64
 /* Marks of pages far apart are in no cache: that takes longer than all else here. */
 static void expect_word(const struct gmem_dirty_pages *dirty, uint64_t gpa)
 {
-	const struct gmem_dirty_gib *gib = gmem_dirty_gib_at(dirty, gpa);
+	const struct gmem_dirty_gib *gib = gib_at(dirty, gpa);
 	const char *marks;
 
 	if (!gib)

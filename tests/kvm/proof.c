@@ -8,9 +8,6 @@
 #include "lab.h"
 #include "proof.h"
 
-#pragma weak gmem_vm_add_dirty_ring
-#pragma weak gmem_vm_remove_dirty_ring
-
 #define MIRRORS		3
 #define MAX_REGIONS	16
 #define CAP_MANUAL_PROTECT	168	/* KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, Linux 5.0 */

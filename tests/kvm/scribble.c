@@ -529,6 +529,15 @@ static void *run_memory(void *data)
 
 /* ---- changes of the layout ---- */
 
+/* A save that is made meanwhile may be in the way: then nothing has changed. */
+static bool is_changed(int err)
+{
+	if (err == -EBUSY)
+		return false;
+	OK(err);
+	return true;
+}
+
 /* A place for hot memory in which there is none */
 static uint64_t free_place(struct scribbler *by)
 {
@@ -577,7 +586,7 @@ static void move_hot(struct scribbler *by, unsigned int i)
 	uint64_t gpa = free_place(by), size = gmem_region_size(by->s->hot[i]);
 	uint32_t number = scribble_begin(by->shared, SCRIBBLE_MOVE, gpa, size);
 
-	OK(gmem_region_move(by->s->hot[i], gpa));
+	is_changed(gmem_region_move(by->s->hot[i], gpa));
 	scribble_done(by->shared, SCRIBBLE_MOVE, number, gpa, size);
 }
 
@@ -595,7 +604,7 @@ static void swap_hot(struct scribbler *by, unsigned int i, unsigned int j)
 	OK(gmem_change_new(by->s->vm, &change));
 	OK(gmem_change_move(change, hot[i], at_j));
 	OK(gmem_change_move(change, hot[j], at_i));
-	OK(gmem_change_apply(change));
+	is_changed(gmem_change_apply(change));
 	gmem_change_free(change);
 	scribble_done(by->shared, SCRIBBLE_MOVE, number, at_i, size);
 	scribble_done(by->shared, SCRIBBLE_MOVE, number + 1, at_j, size);
@@ -609,12 +618,15 @@ static void split_hot(struct scribbler *by, unsigned int i)
 	uint64_t gpa = gmem_region_gpa(s->hot[i]), size = HOT_PAGES * s->page;
 	uint32_t number = scribble_begin(s->shared, SCRIBBLE_SPLIT, gpa, size);
 
-	OK(gmem_region_split(s->hot[i], (1 + pick(by, HOT_PAGES - 1)) * s->page, &upper));
+	if (!is_changed(gmem_region_split(s->hot[i], (1 + pick(by, HOT_PAGES - 1)) * s->page, &upper)))
+		return;
 	scribble_done(s->shared, SCRIBBLE_SPLIT, number, gpa, size);
 	may_go_on(s->shared, NULL);
-	OK(gmem_region_remove(s->hot[i]));
-	OK(gmem_region_remove(upper));
+	while (!is_changed(gmem_region_remove(s->hot[i])))
+		usleep(100);
 	s->hot[i] = NULL;
+	while (!is_changed(gmem_region_remove(upper)))
+		usleep(100);
 }
 
 static void rebind_hot(struct scribbler *by)
@@ -626,14 +638,14 @@ static void rebind_hot(struct scribbler *by)
 
 	OK(gmem_vm_find_gpa(by->s->vm, gpa, &info));
 	number = scribble_begin(by->shared, SCRIBBLE_REBIND, gpa, size);
-	OK(gmem_region_rebind(region, by->s->hot_file, info.gmemfd_offset ? 0 : size));
+	is_changed(gmem_region_rebind(region, by->s->hot_file, info.gmemfd_offset ? 0 : size));
 	scribble_done(by->shared, SCRIBBLE_REBIND, number, gpa, size);
 }
 
 static void remove_hot(struct scribbler *by, unsigned int i)
 {
-	OK(gmem_region_remove(by->s->hot[i]));
-	by->s->hot[i] = NULL;
+	if (is_changed(gmem_region_remove(by->s->hot[i])))
+		by->s->hot[i] = NULL;
 }
 
 static void change_layout(struct scribbler *by)
