@@ -4417,7 +4417,7 @@ GMEM_API int gmem_vm_mark_slot_dirty(struct gmem_vm *vm, uint32_t slot, uint64_t
  * The library calls it in the thread of the transfer, after each step that did not
  * have to wait, also if @done is what it was: a step that only clears memory, or packs
  * what was read, does not change it. A save gets further by 64 MiB of guest memory or
- * less, a load by 1 MiB or by 64 MiB of a hole, a restore or gmem_image_verify() by
+ * less, and with a tracker by all that did not change, a load by 1 MiB or by 64 MiB of a hole, a restore or gmem_image_verify() by
  * one record of the image, 1 MiB or less. With workers, a load gets further by 16 MiB, and
  * by 64 MiB of holes, the two others by 16 MiB. With GMEM_TRANSFER_VERIFY, @total is twice
  * the bytes of the file.
@@ -4459,11 +4459,11 @@ typedef void (*gmem_transfer_lost_fn)(void *data, uint64_t gpa, uint64_t size);
  *	calling thread. At most 1024, of which up to 64 work at a time.
  * @lost: with GMEM_TRANSFER_ALLOW_LOST: is told what the image lacks, NULL for none
  * @lost_data: passed to @lost
- * @dirty: save: tracker, borrowed until the transfer is freed. The save begins with
- *	gmem_dirty_collect(). If the tracker has no parent (gmem_dirty_set_parent()), all memory is
- *	saved. Otherwise the image is incremental: it has what was collected, and names the
- *	parent. When the save is done its image is the tracker's new parent; when it fails, or
- *	is freed before, what was collected is put back.
+ * @dirty: save: tracker of @vm, borrowed until the transfer is freed: use it for nothing else
+ *	meanwhile. The save begins with gmem_dirty_collect(). If the tracker has no parent
+ *	(gmem_dirty_set_parent()), all memory is saved. Otherwise the image is incremental: it has
+ *	what was collected, and names the parent. When the save is done its image is the tracker's
+ *	new parent; when it is freed before, what was collected is put back.
  * @parents: restore, gmem_image_verify(): files of the images that the one in @fd is based on, the
  *	oldest first, each at @image_offset; borrowed until the transfer is freed. NULL: it is not
  *	incremental
@@ -4509,7 +4509,8 @@ struct gmem_transfer_opts {
  * @left_out_bytes: bytes of guest memory whose contents are not in the image because
  *	of their kind (enum gmem_kind)
  * @image_id: identity of the image, the last one of a sequence; 0: not known yet
- * @generation: number of images that it is based on, one after the other
+ * @generation: number of images that it is based on, one after the other, those counted that
+ *	were merged into one
  */
 struct gmem_transfer_result {
 	size_t   size;
@@ -4629,9 +4630,11 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * as a whole. Before Linux 5.14, only a transfer with recovery recognises them.
  *
  * With @dirty in @opts only what changed since the last image is saved: gmem-image(5) tells of
- * incremental images and of chains of them. With GMEM_TRANSFER_FOLLOWED the image says that
- * another one follows it in the same file, at the next multiple of 4096 bytes: at
- * image_offset and the file_bytes of all before. A migration is such a sequence.
+ * incremental images and of chains of them. Such an image takes at most 1.05 times the bytes
+ * that changed, and 4 KiB, and lists of regions and private ranges where these are many. What
+ * did not change is not looked at. With GMEM_TRANSFER_FOLLOWED the image says that another one
+ * follows it in the same file, directly behind it: at image_offset and the file_bytes of all
+ * before, which are multiples of 4096. A migration is such a sequence.
  *
  * A file that was longer than the image, or than @opts->image_offset and the image, keeps
  * what is behind: it may be yours, and readers stop at the end of the image. Use a new
@@ -4647,8 +4650,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  *
  * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is being
  * converted or removed, -ECANCELED the callback stopped it, -EINVAL bad arguments, @fd
- * is open with O_APPEND, or has no disk to sync, -EBADF @fd is not open, or not for
- * writing, -E2BIG options newer than the library, -EFAULT a page that exists cannot be
+ * is open with O_APPEND, or has no disk to sync, or the tracker is another handle's,
+ * -EOVERFLOW the parent's generation is the last there is, errnos of gmem_dirty_collect(),
+ * -EBADF @fd is not open, or not for writing, -E2BIG options newer than the library, -EFAULT a page that exists cannot be
  * read: it is mapped without the permission or not at all; -EHWPOISON the hardware lost
  * a page, -ENOMEM, -EFBIG a write would end past RLIMIT_FSIZE, or the kernel's own
  * errno from writing or syncing, such as -ENOSPC.
@@ -4705,21 +4709,26 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * that out, give a copy of your own, or a memfd with F_SEAL_WRITE, F_SEAL_GROW and
  * F_SEAL_SHRINK.
  *
- * An incremental image needs those that it is based on, in @parents of @opts. That they are
- * the right ones, all of them and in order, is checked before memory changes. An image that
- * says that another one follows is read with all that do, as one. Of a sequence or a chain
+ * An incremental image needs those that it is based on, in @parents of @opts. An image that
+ * says that another one follows is read with all that do, as one. Of such a chain or sequence
  * only the last image must have the memory that the VM has: what older ones have elsewhere is
- * left out.
+ * left out. Where there are parents, and of a sequence in a file, the first steps look at the
+ * heads of all images, and may wait for the disk. So before memory changes it is known that
+ * each image is based on the one before it, and that the VM has the memory of the last one. Of
+ * a sequence in a pipe that is known when the last image comes, and memory that only older
+ * images have may have changed then, if the VM has it, too.
  *
  * The image decides how much is read, the VM how much memory that takes: at most
  * 1/256 of the VM's memory for the list of private ranges, 2 MiB for that of regions,
- * which are at most 65536, and the buffers. The call reads nothing from a pipe past
+ * which are at most 65536, and the buffers; with older images three times as much, and of
+ * private ranges of these as much as gmem_image_verify() keeps. The call reads nothing from a pipe past
  * the end of the image. Whether the host has the memory is checked as for
  * gmem_vm_load().
  *
  * An image that lacks pages, because the hardware had lost them when it was saved, is
  * refused with -EHWPOISON where it says so, which may be late, like damage. With
- * GMEM_TRANSFER_ALLOW_LOST these pages are zero, and @opts->lost is told which they are.
+ * GMEM_TRANSFER_ALLOW_LOST these pages are zero, and @opts->lost is told which they are. That
+ * holds for older images, too, even if the last one has something there again.
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
@@ -4729,8 +4738,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * memory whose contents the image does not have, -EEXIST the VM has memory that the
  * image does not have, -EACCES memory of the image or the VM is private, -EROFS ROM
  * differs from the image and cannot be written, -ESPIPE a pipe cannot be verified
- * first, nor can one be part of a chain, -ENOLINK the image is incremental, and @parents lacks
- * one that it is based on, or has another one, or in another order, -EHWPOISON pages are
+ * first, nor can one be part of a chain, -ENOLINK an image is not based on the one before it,
+ * or the first one is incremental: @parents lacks one, or has another, or in another order,
+ * -EHWPOISON pages are
  * lost, in the image or in the VM's memory, -EBUSY,
  * -ECANCELED, -EINVAL, -EBADF, -E2BIG, -EFAULT or -ENOMEM as gmem_vm_load(), or errnos
  * from reading.
@@ -4767,8 +4777,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
  * It takes as long as reading the file up to the end of the image, whatever sizes the
  * image claims, and the callback can stop it after each record. Of private ranges it
  * keeps 2^22, 64 MiB, and counts ranges that touch as one; an image of more than 65536
- * regions is -EBADMSG. An incremental image passes without its parents; with @parents of @opts
- * they are verified, too, and that it is based on them. An image that lacks pages passes with GMEM_TRANSFER_ALLOW_LOST,
+ * regions is -EBADMSG. An incremental image passes without its parents, and so does a chain
+ * without its first images. With @parents of @opts they are verified, too, and that each is
+ * based on the one before it. An image that lacks pages passes with GMEM_TRANSFER_ALLOW_LOST,
  * as a restore accepts it with that flag; @opts->lost and lost_bytes say what it lacks.
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
@@ -4848,8 +4859,9 @@ struct gmem_image_summary {
  * lists, which are at the start of the image, and checks them as gmem_image_verify() does;
  * whether the rest is whole, only that tells. The lists take as much memory there.
  *
- * A pipe or a socket has then lost what was read, 1 MiB at a time, so the image cannot be
- * restored from it any more.
+ * Of a sequence it tells the first image, whose flags say that others follow. It takes no
+ * @parents. A pipe or a socket has then lost what was read, up to 1 MiB at a time, so the image
+ * cannot be restored from it any more.
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
