@@ -27,6 +27,7 @@
  *   populate and discard  gmem_vm_populate(), gmem_vm_discard()
  *   statistics            gmem_stats: how much memory is what, and counters
  *   dumps                 gmem_vm_dump(): a VM's memory at one moment, as JSON
+ *   dirty memory          gmem_dirty: which pages changed, whoever changed them
  *   transfers             gmem_transfer: guest memory from files and to files
  *   exports               gmem_export, gmem_peer: memory for other processes
  *   imports               gmem_import: another process's VM's memory, without KVM
@@ -43,8 +44,8 @@
  *   Each function says how it may be called: "Thread-safe", or "One thread at
  *   a time per object; different objects in parallel".
  *   What is made of a VM's handle, and freed with a function of its own, may outlive
- *   the handle: views, leases, listeners, changes, jobs, transfers, vCPUs' records,
- *   exports and their peers; so may views of an import outlive the import. After
+ *   the handle: views, leases, listeners, changes, jobs, trackers, transfers, vCPUs'
+ *   records, exports and their peers; so may views of an import outlive the import. After
  *   gmem_vm_free() it can still be freed, and says what it did and what to poll:
  *   gmem_populate_result(), gmem_transfer_get_result(), gmem_transfer_complete(),
  *   gmem_transfer_fd() and gmem_export_fd() go on. Every other call with it returns

@@ -73,7 +73,7 @@ struct gmem_vm {
 	 * What views begin with, read without a lock. The table is NULL before the first view. It
 	 * stands between things that nobody writes, so readers have it in a cache line of their own.
 	 */
-	struct gmem_newest newest __attribute__((aligned(16)));
+	struct gmem_newest newest __attribute__((aligned(32)));
 	const struct gmem_peer_marks *peer_marks;	/* atomic: an import's, for its exporter; or NULL */
 	struct gmem_plan default_plan;
 	struct gmem_inplace inplace;

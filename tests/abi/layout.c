@@ -126,9 +126,10 @@ FIELD(gmem_dump_opts, cell, 24);
 SIZE(gmem_table, 8);
 FIELD(gmem_table, count, 0);
 
-SIZE(gmem_newest, 16);
+SIZE(gmem_newest, 24);
 FIELD(gmem_newest, table, 0);
 FIELD(gmem_newest, period, 8);
+FIELD(gmem_newest, dirty, 16);
 
 SIZE(gmem_view, 32);
 FIELD(gmem_view, newest, 0);
@@ -434,7 +435,34 @@ NUMBER(GMEM_NUMA_INTERLEAVE, 3);
 NUMBER(GMEM_NUMA_SHARED_ONLY, 1);
 NUMBER(GMEM_NUMA_WORDS, 16);
 
-SIZE(gmem_transfer_opts, 80);
+SIZE(gmem_dirty_opts, 16);
+FIELD(gmem_dirty_opts, size, 0);
+FIELD(gmem_dirty_opts, flags, 8);
+
+SIZE(gmem_dirty_info, 64);
+FIELD(gmem_dirty_info, size, 0);
+FIELD(gmem_dirty_info, bytes, 8);
+FIELD(gmem_dirty_info, unlogged_bytes, 16);
+FIELD(gmem_dirty_info, private_bytes, 24);
+FIELD(gmem_dirty_info, memory_bytes, 32);
+FIELD(gmem_dirty_info, rounds, 40);
+FIELD(gmem_dirty_info, ns, 48);
+FIELD(gmem_dirty_info, stopped_ns, 56);
+
+SIZE(gmem_dirty_range, 24);
+FIELD(gmem_dirty_range, gpa, 0);
+FIELD(gmem_dirty_range, size, 8);
+FIELD(gmem_dirty_range, flags, 16);
+FIELD(gmem_dirty_range, reserved, 20);
+
+NUMBER(GMEM_DIRTY_FROM_NOW, 1);
+NUMBER(GMEM_DIRTY_VCPUS_STOPPED, 2);
+NUMBER(GMEM_DIRTY_ALLOW_UNLOGGED, 4);
+NUMBER(GMEM_DIRTY_RINGS, 8);
+NUMBER(GMEM_DIRTY_RANGE_UNLOGGED, 1);
+NUMBER(GMEM_DIRTY_RANGE_PRIVATE, 2);
+
+SIZE(gmem_transfer_opts, 104);
 FIELD(gmem_transfer_opts, size, 0);
 FIELD(gmem_transfer_opts, flags, 8);
 FIELD(gmem_transfer_opts, image_offset, 16);
@@ -446,6 +474,10 @@ FIELD(gmem_transfer_opts, depth, 56);
 FIELD(gmem_transfer_opts, workers, 60);
 FIELD(gmem_transfer_opts, lost, 64);
 FIELD(gmem_transfer_opts, lost_data, 72);
+FIELD(gmem_transfer_opts, dirty, 80);
+FIELD(gmem_transfer_opts, parents, 88);
+FIELD(gmem_transfer_opts, parent_count, 96);
+FIELD(gmem_transfer_opts, reserved, 100);
 
 SIZE(gmem_image_region, 64);
 FIELD(gmem_image_region, gpa, 0);
@@ -456,7 +488,7 @@ FIELD(gmem_image_region, backing, 32);
 FIELD(gmem_image_region, kind, 36);
 FIELD(gmem_image_region, reserved, 40);
 
-SIZE(gmem_image_summary, 56);
+SIZE(gmem_image_summary, 80);
 FIELD(gmem_image_summary, size, 0);
 FIELD(gmem_image_summary, id, 8);
 FIELD(gmem_image_summary, page_size, 16);
@@ -465,8 +497,11 @@ FIELD(gmem_image_summary, private_bytes, 32);
 FIELD(gmem_image_summary, left_out_bytes, 40);
 FIELD(gmem_image_summary, version, 48);
 FIELD(gmem_image_summary, region_count, 52);
+FIELD(gmem_image_summary, parent, 56);
+FIELD(gmem_image_summary, generation, 64);
+FIELD(gmem_image_summary, flags, 72);
 
-SIZE(gmem_transfer_result, 72);
+SIZE(gmem_transfer_result, 88);
 FIELD(gmem_transfer_result, size, 0);
 FIELD(gmem_transfer_result, file_bytes, 8);
 FIELD(gmem_transfer_result, direct_bytes, 16);
@@ -477,6 +512,8 @@ FIELD(gmem_transfer_result, engine, 48);
 FIELD(gmem_transfer_result, no_ring, 52);
 FIELD(gmem_transfer_result, lost_bytes, 56);
 FIELD(gmem_transfer_result, left_out_bytes, 64);
+FIELD(gmem_transfer_result, image_id, 72);
+FIELD(gmem_transfer_result, generation, 80);
 
 NUMBER(GMEM_TRANSFER_NO_DIRECT, 1);
 NUMBER(GMEM_TRANSFER_NO_RING, 2);
@@ -487,6 +524,8 @@ NUMBER(GMEM_TRANSFER_VERIFY, 32);
 NUMBER(GMEM_TRANSFER_UNCHECKED, 64);
 NUMBER(GMEM_TRANSFER_ALLOW_LOST, 128);
 NUMBER(GMEM_TRANSFER_NO_THREADS, 256);
+NUMBER(GMEM_TRANSFER_FOLLOWED, 512);
+NUMBER(GMEM_IMAGE_FOLLOWED, 1);
 NUMBER(GMEM_TRANSFER_TAGS, 64);
 NUMBER(GMEM_TRANSFER_DONE, 0);
 NUMBER(GMEM_TRANSFER_MORE, 1);
