@@ -3265,9 +3265,12 @@ GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
  * -ELOOP. With repeats in @ret the VMM can stop earlier. gmem_vm_stats() has counts
  * of all of these.
  *
+ * An exit because the vCPU's dirty ring is full is handled by reading all rings, if the
+ * vCPU's is among those of gmem_vm_add_dirty_ring(). That never waits for a change of the layout.
+ *
  * One thread at a time per object; different objects in parallel. Do not call it
  * between gmem_view_begin() and gmem_view_end() of the same thread. Source: KVM
- * API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL. Since: 0.1.
+ * API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL, KVM_EXIT_DIRTY_RING_FULL. Since: 0.1.
  *
  * Return: 1 the exit is handled, run the vCPU again; 0 it is not about guest
  * memory, so the VMM must handle it; or -EINVAL NULL argument, -ENOENT a
@@ -4019,11 +4022,14 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * with what they held, or that a call was to change and failed; pages that were written after
  * they were collected and before they were read come again; all of a region that was
  * added, moved, or rebound, and with dirty rings of one that was split; and what a
- * peer may write, each time as long as it has not begun to mark, and once when it ends.
+ * peer may write, each time as long as it does not mark, and once more when it ends:
+ * see gmem_peer_add().
  * After 2^32 rounds all pages are reported once.
  *
  * What is not in it: memory of kind GMEM_KIND_DEVICE, and ranges of devices; what is written
- * by other code that does not say so; what a guest or a view writes through another handle,
+ * by other code that does not say so; what a peer's process writes after
+ * gmem_peer_remove(), or does not mark, because it is hostile or was forked from the
+ * importing one before that began to mark; what a guest or a view writes through another handle,
  * as that of address space 1, which has trackers of its own. A page with two guest addresses
  * is reported at the one that it was written through.
  *
@@ -4289,15 +4295,17 @@ GMEM_API int gmem_view_mark_dirty(struct gmem_view *view, uint64_t gpa, uint64_t
  * @vcpu_fd: vCPU fd, borrowed: keep it open until gmem_vm_remove_dirty_ring()
  * @bytes: size of the ring: what KVM_CAP_DIRTY_LOG_RING was enabled with
  *
- * gmem_dirty_collect() and gmem_dirty_peek() read all rings, and so does gmem_vcpu_handle_exit() when
- * KVM_RUN exits because one is full (KVM_EXIT_DIRTY_RING_FULL). Others do not read it
- * then. It may be called before there is a tracker.
+ * gmem_dirty_collect() and gmem_dirty_peek() read all rings, and so does
+ * gmem_vcpu_handle_exit() when KVM_RUN exits because one is full (KVM_EXIT_DIRTY_RING_FULL).
+ * Nobody else may read it then; what was read before is no matter. It may be called before
+ * there is a tracker, and while the vCPU runs. A child of fork(2) does not have the ring.
  *
- * Thread-safe. Source: mmap(2) of the vCPU's fd, KVM_RESET_DIRTY_RINGS. Since: 0.1.
+ * Thread-safe; does not wait for changes of the layout. Source: mmap(2) of the vCPU's fd,
+ * KVM_RESET_DIRTY_RINGS. Since: 0.1.
  *
- * Return: 0, or -EINVAL NULL argument, or @bytes is no size of a ring, -EOPNOTSUPP the VM has
- * no dirty rings (GMEM_CAP_DIRTY_LOG), -EEXIST it was added before, -EBUSY as
- * gmem_dirty_collect(), -ENOMEM, or the errno of mmap(2).
+ * Return: 0, or -EINVAL NULL argument, or @bytes is not the ring's size, -EOPNOTSUPP the VM
+ * has no dirty rings (GMEM_CAP_DIRTY_LOG), -EEXIST it was added before, -ENOMEM, or the errno
+ * of mmap(2).
  */
 GMEM_API int gmem_vm_add_dirty_ring(struct gmem_vm *vm, int vcpu_fd, uint64_t bytes);
 
@@ -4306,10 +4314,11 @@ GMEM_API int gmem_vm_add_dirty_ring(struct gmem_vm *vm, int vcpu_fd, uint64_t by
  * @vm: handle
  * @vcpu_fd: vCPU fd, which does not run any more
  *
- * Thread-safe. Since: 0.1.
+ * If KVM refuses to reset the rings, the refusal goes to the VM's log, and nothing is lost.
  *
- * Return: 0, or -EINVAL NULL argument, -ENOENT it was not added, -EBUSY as
- * gmem_dirty_collect().
+ * Thread-safe; does not wait for changes of the layout. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, -ENOENT it was not added.
  */
 GMEM_API int gmem_vm_remove_dirty_ring(struct gmem_vm *vm, int vcpu_fd);
 
@@ -5290,7 +5299,20 @@ struct gmem_peer_opts {
  * memory that can be converted, one bit for each page of the file, most of which
  * are never written; no more, however it behaves.
  *
- * Thread-safe. Source: unix(7), SCM_RIGHTS. Since: 0.1.
+ * While the VM has a tracker (gmem_dirty_new()), the peer is given a map, too, in which its
+ * library marks what its views write: a memfd with a byte for each page below the end of
+ * memory. It costs 1/4096 of what the peer writes, with pages of 4 KiB, and of a hostile peer up
+ * to 1/4096 of the guest addresses below that end, rounded up to a power of two, or
+ * 256 KiB. All that the peer may write counts as changed
+ * at each collection until its answer is read (gmem_export_dispatch()), and always if
+ * it does not know how, or has no room for the map. It counts once more when its connection
+ * ends, because it may have been killed between a write and its mark; what was in its map
+ * at the end, and what it marks later, counts until gmem_peer_remove(), and without a map all of
+ * it does each time. A process that has been waited for (waitpid(2)) has its writes in the
+ * next collection: let devices end, or say that they have stopped, before you collect for the
+ * last time.
+ *
+ * Thread-safe. Source: unix(7), SCM_RIGHTS, memfd_create(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad options, or another kind of socket, -EOPNOTSUPP
  * memory cannot be given as the options ask (see gmem_export_table(), too),
@@ -5306,7 +5328,9 @@ GMEM_API GMEM_CHECKED int gmem_peer_add(struct gmem_export *exporter, int sock,
  * gmem_peer_remove() - stop giving memory to a peer
  * @peer: peer, or NULL; invalid afterwards
  *
- * The call does not wait for the peer, which sees the end of the connection.
+ * The call does not wait for the peer, which sees the end of the connection. All that it could
+ * write counts as changed for trackers once more, but what it writes after this call they do
+ * not know: have it end first, or stop writing.
  *
  * Thread-safe, but no thread may use the peer any more. Since: 0.1.
  */
@@ -5387,7 +5411,7 @@ GMEM_API int gmem_export_dispatch(struct gmem_export *exporter);
  * @max_table_bytes: maximum of this process's own memory for what is mapped, with
  *	pages of 4 KiB about 1/28000 of it, and 20 KiB for each extent; 0: 128 MiB
  * @max_mappings: maximum of mappings, as the kernel counts them: one for each run of
- *	pages that are granted, or that are not; 0: a quarter of the process's limit,
+ *	pages that are granted, or that are not, and one for marks; 0: a quarter of the process's limit,
  *	/proc/sys/vm/max_map_count, or of 65530 if that cannot be read
  * @reserved2: must be 0
  *
@@ -5415,7 +5439,7 @@ struct gmem_import_opts {
  *
  * The import is empty at first: memory comes with gmem_import_dispatch(). It needs
  * no KVM, no /proc and no file system. It has three file descriptors, and needs one
- * more for a moment whenever an extent comes.
+ * more for a moment whenever an extent comes, or a map for marks.
  *
  * Thread-safe. Source: unix(7), SCM_RIGHTS, eventfd(2), epoll(7). Since: 0.1.
  *
@@ -5522,6 +5546,13 @@ GMEM_API int gmem_import_table(struct gmem_import *import, struct gmem_extent *e
  * taken back because its region was removed, and -EACCES because it became private.
  * Call gmem_recovery_enable() first, so that mistakes of either process do not end
  * this one.
+ *
+ * While the exporting process tracks which pages change, what the view writes is marked in a
+ * map shared with it, which costs 1/4096 of that, beside the limits of struct gmem_import_opts.
+ * What you write through host addresses you mark yourself, gmem_view_mark_dirty(), before
+ * gmem_view_end(). So do children of fork(2), in the map that was there at the fork: one that
+ * was forked before there was a map, or before the exporter made a larger one because memory
+ * was added at higher addresses, marks nothing that counts.
  *
  * Thread-safe. Since: 0.1.
  *
