@@ -6,7 +6,6 @@
  */
 #include <pthread.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -291,8 +290,7 @@ static void settle(struct site *s)
 {
 	for (int i = 0; i < DEVICES; i++)
 		if (s->devices[i].pid)
-			{ int r = gmem_peer_wait(s->devices[i].peer, PATIENT); int st; if (r != 1) { fprintf(stderr, "r %d wait %d", r, (int)waitpid(s->devices[i].pid, &st, WNOHANG)); fprintf(stderr, " st %x\n", st); }
-			CHECK_EQ(r, 1);}
+			CHECK_RESULT(gmem_peer_wait(s->devices[i].peer, PATIENT), 1);
 }
 
 TEST(what_devices_write_is_told)

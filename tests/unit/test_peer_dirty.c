@@ -378,6 +378,45 @@ static void memory_above_the_map_gets_another_map(void **state)
 	scene_end(&s);
 }
 
+/* A larger map may be in use before the answer is read, or for ever if it never is. */
+static void the_next_map_is_read_before_it_is_answered(void **state)
+{
+	struct scene s;
+	uint8_t *bytes;
+
+	(void)state;
+	for (int is_lost = 0; is_lost < 2; is_lost++) {
+		scene_begin(&s);
+		add(&s, 0, CHUNK, 0);
+		track(&s);
+		connect_test(&s, (struct gmem_peer_opts){ .flags = 0 }, GMEM_WIRE_TAKES_MARK);
+		s.refusal = -1;
+		add(&s, 2 * GIB, CHUNK, 0);
+		settle(&s);
+		assert_int_equal(s.mark.size, 4 * GIB);
+		assert_int_equal(collect(&s), CHUNK);
+		bytes = map_marks(&s);
+		bytes[3] = bytes[s.mark.offset] = 1;
+		check_collects(&s, 3 * PAGE, PAGE);
+		assert_int_equal(collect(&s), 0);
+		if (is_lost) {
+			close(s.sock);
+			s.sock = -1;
+			for (int round = 0; round < 3; round++)
+				check_collects(&s, 0, CHUNK);
+		} else {
+			answer(&s, &(struct gmem_message){ .type = GMEM_WIRE_MARK, .sequence = s.unanswered }, 0);
+			s.unanswered = 0;
+			settle(&s);
+			assert_int_equal(collect(&s), 0);
+			bytes[4] = bytes[s.mark.offset] = 1;
+			check_collects(&s, 4 * PAGE, PAGE);
+		}
+		munmap(bytes, s.mark.file_size);
+		scene_end(&s);
+	}
+}
+
 /* ---- peers that do not mark ---- */
 
 static void without_marks_all_that_a_peer_may_write_counts(void **state)
@@ -678,6 +717,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(two_trackers_lose_nothing_to_each_other),
 	cmocka_unit_test(regions_in_one_chunk_keep_their_marks),
 	cmocka_unit_test(memory_above_the_map_gets_another_map),
+	cmocka_unit_test(the_next_map_is_read_before_it_is_answered),
 	cmocka_unit_test(without_marks_all_that_a_peer_may_write_counts),
 	cmocka_unit_test(a_peer_that_is_short_of_something_is_asked_again),
 	cmocka_unit_test(marks_count_only_where_a_peer_may_write),
