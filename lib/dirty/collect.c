@@ -3,6 +3,7 @@
 
 #include "base/lock.h"
 #include "dirty/dirty_log.h"
+#include "dirty/dirty_ring.h"
 #include "region/dirty_pages.h"
 #include "region/vm_core.h"
 #include "view/view.h"
@@ -51,6 +52,8 @@ int gmem_vm_collect_dirty(struct gmem_vm *vm)
 	int err;
 
 	err = gmem_dirty_logs_mark(vm);
+	if (!err)
+		err = gmem_dirty_rings_mark(vm);
 	gmem_lock_take(&vm->dirty_lock);
 	for (struct gmem_dirty_source *source = vm->dirty_sources; source; source = source->next)
 		source->collect(source);

@@ -13,6 +13,7 @@
 #include "base/wait_budget.h"
 #include "dirty/collect.h"
 #include "dirty/dirty_log.h"
+#include "dirty/dirty_ring.h"
 #include "dirty/logging.h"
 #include "os/sys.h"
 #include "region/dirty_pages.h"
@@ -268,6 +269,7 @@ void gmem_vm_end_tracking(struct gmem_vm *vm)
 {
 	struct gmem_wait_budget forever = { .wait_ms = 0 };
 
+	gmem_dirty_rings_end(vm);
 	if (!vm->newest.dirty || gmem_vm_begin_change(vm, &forever))
 		return;
 	end_abandoned(vm);

@@ -127,6 +127,11 @@ void gmem_dirty_pages_mark(struct gmem_dirty_pages *dirty, uint64_t gpa, uint64_
 /* The same for the pages of a bitmap as KVM_GET_DIRTY_LOG has it, the first of them at @gpa */
 void gmem_dirty_pages_mark_bits(struct gmem_dirty_pages *dirty, uint64_t gpa, const uint64_t *bitmap,
 				uint64_t pages);
+/* Of 8 words of such a bitmap */
+static inline bool gmem_dirty_words_are_clean(const uint64_t *words)
+{
+	return !(words[0] | words[1] | words[2] | words[3] | words[4] | words[5] | words[6] | words[7]);
+}
 /*
  * Mark what was changed in the VM's memory, if there is a tracker. Takes the VM's lock. Who has
  * changed many ranges may ask first.

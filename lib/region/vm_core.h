@@ -29,6 +29,7 @@
 
 struct gmem_claim;
 struct gmem_dirty;
+struct gmem_dirty_ring;
 struct gmem_dirty_source;
 struct gmem_host_file;
 struct gmem_lease_wait;
@@ -98,7 +99,8 @@ struct gmem_vm {
 	size_t dirty_words;		/* that it has room for */
 	bool logs_are_cleared;		/* by KVM as it gives them, and */
 	bool knows_who_clears;		/* that was found out */
-	struct gmem_dirty_source *dirty_sources;
+	struct gmem_dirty_ring *dirty_rings;
+	struct gmem_dirty_source *dirty_sources;	/* with dirty_lock, and written with hook_lock, too */
 	bool dirty_sources_begun;	/* somebody wants to know what they note */
 
 	/* rank CHANGE: newest.table, next_table and their entries, and with lock: regions */
