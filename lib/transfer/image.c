@@ -179,29 +179,32 @@ static uint64_t count_pages(const struct image_table *table)
 int gmem_image_check_tables(const struct image_record *record, uint64_t there)
 {
 	uint64_t at = first_table(record), room = record->size < there ? record->size : there, pages = 0;
-	int err = 0;
+	int err;
 
-	for (uint32_t i = 0; i < record->count && !err; i++) {
+	for (uint32_t i = 0; i < record->count; i++) {
 		const struct image_table *table = (const void *)((const char *)record + at);
 		enum image_kind kind;
 
 		if (at + sizeof(*table) > room)
 			return gmem_image_bad(record->number, "%" PRIu32 " tables", record->count);
 		err = check_table(record, table, i == record->count - 1);
+		if (err)
+			return err;
 		kind = gmem_image_kind(table->kind);
 		if (kind == IMAGE_DATA)
 			room = IMAGE_BLOCK;
 		at += sizeof(*table);
-		if (!err && (at > room || table->count > (room - at) / (entry_sizes[kind] ? entry_sizes[kind] : 1)))
+		if (at > room || table->count > (room - at) / (entry_sizes[kind] ? entry_sizes[kind] : 1))
 			return gmem_image_bad(record->number, "a table of %" PRIu32 " entries", table->count);
 		at += (uint64_t)table->count * entry_sizes[kind];
-		if (!err && kind == IMAGE_DATA)
+		if (kind == IMAGE_DATA)
 			pages += count_pages(table);
 	}
 	at = (at + IMAGE_BLOCK - 1) / IMAGE_BLOCK;
-	if (!err && (at + pages) * IMAGE_BLOCK != record->size)
-		err = gmem_image_bad(record->number, "0x%" PRIx64 " pages and 0x%" PRIx32 " bytes", pages, record->size);
-	return err;
+	if ((at + pages) * IMAGE_BLOCK != record->size)
+		return gmem_image_bad(record->number, "0x%" PRIx64 " pages and 0x%" PRIx32 " bytes", pages,
+				      record->size);
+	return 0;
 }
 
 bool gmem_image_next_table(const struct image_record *record, uint32_t version,
