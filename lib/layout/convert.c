@@ -13,6 +13,7 @@
 #include "base/part.h"
 #include "os/sys.h"
 #include "os/usdt.h"
+#include "region/dirty_pages.h"
 #include "region/host_look.h"
 #include "region/page_states.h"
 #include "region/region.h"
@@ -542,6 +543,16 @@ static void tell_listeners(const struct work *work, int err)
 
 /* ---- the whole conversion ---- */
 
+/* What is read there is not what it was, perhaps also after a refusal that was undone. */
+static void mark_dirty(const struct work *work)
+{
+	struct gmem_part run = { .last = work->gpa - 1 };
+
+	while (gmem_vm_is_tracked(work->vm) && run.last != work->last &&
+	       find_changing(work, run.last + 1, work->last, &run))
+		gmem_vm_mark_dirty(work->vm, run.start, run.last - run.start + 1);
+}
+
 static int convert_claimed(struct work *work)
 {
 	int err = 0;
@@ -558,6 +569,7 @@ static int convert_claimed(struct work *work)
 			count_conversion(work);
 			let_go_of_other_side(work);
 		}
+		mark_dirty(work);
 		tell_listeners(work, err);
 	}
 	unmark_changing(work);

@@ -15,6 +15,7 @@
 #include "base/limit.h"
 #include "base/lock.h"
 #include "os/sys.h"
+#include "region/dirty_pages.h"
 #include "region/file.h"
 #include "region/host_discard.h"
 #include "region/host_look.h"
@@ -172,6 +173,9 @@ int gmem_region_memory_discard(struct gmem_region *region, uint32_t side, uint64
 	err = gmem_region_memory_get(region, side, offset, size, &what);
 	if (!err) {
 		err = discard(region, &what, size, how, &done);
+		/* The private side alone is nobody's memory, or what is not known to change. */
+		if (side == GMEM_SIDE_SHARED || gmem_region_is_both_sides(region))
+			gmem_vm_mark_dirty(region->vm, region->gpa.start + offset, size);
 		gmem_region_count(region, GMEM_COUNT_DISCARDS, 1);
 		gmem_region_count(region, GMEM_COUNT_DISCARDED, done);
 	}

@@ -8,6 +8,7 @@
 #include "gmem.h"
 #include "base/bits.h"
 #include "base/error.h"
+#include "base/lock.h"
 #include "base/part.h"
 #include "dirty/tracker.h"
 #include "nofault/nofault.h"
@@ -15,6 +16,7 @@
 #include "region/host_mapping.h"
 #include "region/present_pages.h"
 #include "region/region_memory.h"
+#include "region/vm_core.h"
 #include "transfer/batch.h"
 #include "transfer/file_queue.h"
 #include "transfer/image.h"
@@ -153,7 +155,7 @@ static int look_for_data(struct gmem_transfer *transfer, const struct gmem_hand 
 	return err;
 }
 
-/* Find the first run that changed in a range that ends at @end; false: none did from @offset on. */
+/* Find the first run that changed in [@offset, @end) of a range; with the VM's lock. */
 static bool find_changed(const struct gmem_dirty *dirty, const struct gmem_leased_range *range,
 			 uint64_t offset, uint64_t end, struct gmem_part *ret)
 {
@@ -172,9 +174,11 @@ static void find_changes(const struct gmem_dirty *dirty, const struct gmem_conte
 	struct gmem_part part = { .last = window->offset - 1 };
 
 	memset(changed, 0, CONTENTS_WORDS * sizeof(*changed));
+	gmem_lock_take(&dirty->vm->lock);
 	while (find_changed(dirty, window->range, part.last + 1, end, &part))
 		gmem_bits_set(changed, (part.start - window->offset) / IMAGE_BLOCK,
 			      (part.last + 1 - window->offset) / IMAGE_BLOCK, true);
+	gmem_lock_drop(&dirty->vm->lock);
 }
 
 static int look_for_changes(struct gmem_contents *contents, const struct gmem_hand *hand,
@@ -224,22 +228,41 @@ static void move_on(struct gmem_contents *contents, const struct gmem_leased_ran
 	}
 }
 
+/* Bytes that are looked through at once for something that changed: the VM's lock is held for it */
+#define SKIP ((uint64_t)64 << 30)
+
 /*
- * Count as done what did not change up to the next window in which something did, in this range.
- * A window is asked for alone first, so that a long run is not searched for its end each time.
+ * How much did not change from contents->looked on, in whole windows: of this range, and not all
+ * of much. A window is asked for alone first, so that a long run is not searched for its end
+ * each time.
  */
-static void skip_unchanged(struct gmem_contents *contents, const struct gmem_leased_range *range)
+static uint64_t count_unchanged(const struct gmem_contents *contents, const struct gmem_leased_range *range)
 {
-	uint64_t left = range->size - contents->looked, skipped = left;
-	uint64_t window = left < CONTENTS_WINDOW ? left : CONTENTS_WINDOW;
+	uint64_t start = contents->looked, left = range->size - start;
+	uint64_t window = start + (left < CONTENTS_WINDOW ? left : CONTENTS_WINDOW);
+	uint64_t end = start + (left < SKIP ? left : SKIP);
 	struct gmem_part part;
 
-	if (find_changed(contents->dirty, range, contents->looked, contents->looked + window, &part))
-		return;
-	if (find_changed(contents->dirty, range, contents->looked + window, range->size, &part))
-		skipped = (part.start - contents->looked) / CONTENTS_WINDOW * CONTENTS_WINDOW;
-	contents->transfer->done += skipped;
-	move_on(contents, range, skipped);
+	if (find_changed(contents->dirty, range, start, window, &part))
+		return 0;
+	if (find_changed(contents->dirty, range, window, end, &part))
+		return (part.start - start) / CONTENTS_WINDOW * CONTENTS_WINDOW;
+	return end - start;
+}
+
+/* Count as done what did not change up to the next window in which something did, in this range. */
+static void skip_unchanged(struct gmem_contents *contents, const struct gmem_leased_range *range)
+{
+	struct gmem_vm *vm = contents->dirty->vm;
+	uint64_t skipped;
+
+	do {
+		gmem_lock_take(&vm->lock);
+		skipped = count_unchanged(contents, range);
+		gmem_lock_drop(&vm->lock);
+		contents->transfer->done += skipped;
+		move_on(contents, range, skipped);
+	} while (skipped && &contents->transfer->memory.all[contents->range] == range);
 }
 
 /* Cut the next windows off the memory, up to @most. */

@@ -13,6 +13,7 @@
 #include "base/lock.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
+#include "region/dirty_pages.h"
 #include "region/file.h"
 #include "region/host_look.h"
 #include "region/available.h"
@@ -645,6 +646,7 @@ int gmem_leased_memory_clear(const struct gmem_leased_memory *memory, struct gme
 		err = check_mapped(range, offset, now);
 		if (!err)
 			err = clear(memory, look, range, offset, now);
+		gmem_vm_mark_dirty(range->region->vm, gpa, now);
 	}
 	return err;
 }
@@ -714,6 +716,7 @@ int gmem_leased_memory_store(struct gmem_leased_memory *memory, struct gmem_host
 			err = copy_differences(memory, range, range->hva + offset, bytes, now);
 		else
 			err = copy_in(memory, range, range->hva + offset, bytes, now);
+		gmem_vm_mark_dirty(range->region->vm, gpa, now);
 		if (err)
 			return err;
 		*(zero ? &stored->zero : &stored->data) += now;
@@ -790,6 +793,7 @@ bool gmem_leased_memory_fill(struct gmem_leased_memory *memory, uint64_t gpa, ui
 	uint64_t offset = range ? gpa - range->gpa : 0, before;
 	const struct gmem_region *region;
 	struct gmem_stored found = { 0 };
+	bool is_filled;
 
 	if (!can_fill(memory, range, offset, size))
 		return false;
@@ -802,12 +806,11 @@ bool gmem_leased_memory_fill(struct gmem_leased_memory *memory, uint64_t gpa, ui
 	    gmem_sys_madvise(range->hva + offset, size, MADV_POPULATE_READ))
 		return false;
 
-	if (!fill(data, range->hva + offset, size) || settle(range, offset, size, !before, &found)) {
-		if (!before)
-			gmem_region_memory_give_back(range->region, range->offset + offset, size);
-		return false;
-	}
-	stored->data += found.data;
-	stored->zero += found.zero;
-	return true;
+	is_filled = fill(data, range->hva + offset, size) && !settle(range, offset, size, !before, &found);
+	if (!is_filled && !before)
+		gmem_region_memory_give_back(range->region, range->offset + offset, size);
+	gmem_vm_mark_dirty(region->vm, gpa, size);
+	stored->data += is_filled ? found.data : 0;
+	stored->zero += is_filled ? found.zero : 0;
+	return is_filled;
 }

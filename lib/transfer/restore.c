@@ -128,11 +128,17 @@ static uint32_t version_of(const struct restore *restore, const struct image_rec
 	return restore->has_head ? restore->origin.version : record->version;
 }
 
+/* No record crosses the end of a unit of the image. */
+static uint64_t room_for_record(const struct restore *restore)
+{
+	return IMAGE_UNIT - restore->bytes % IMAGE_UNIT;
+}
+
 /* What the fields of a record must be wherever it is, */
 static int check_form(const struct restore *restore, const struct image_record *record, uint64_t left)
 {
 	enum image_kind kind = gmem_image_kind(record->kind);
-	uint64_t room = IMAGE_UNIT - restore->bytes % IMAGE_UNIT;
+	uint64_t room = room_for_record(restore);
 	int err;
 
 	if (kind == IMAGE_KINDS && memcmp(record->kind, gmem_image_kinds[IMAGE_HEAD], 4) != 0)
@@ -140,10 +146,13 @@ static int check_form(const struct restore *restore, const struct image_record *
 	err = kind == IMAGE_HEAD ? gmem_image_check_version(record) : 0;
 	if (err)
 		return err;
-	left = left < room ? left : room;
-	if (record->size < IMAGE_BLOCK || record->size % IMAGE_BLOCK || record->size > left)
+	if (record->size < IMAGE_BLOCK || record->size % IMAGE_BLOCK || record->size > room)
 		return gmem_image_bad(restore->records, "it cannot have 0x%" PRIx32 " bytes, 0x%" PRIx64 " are there",
-			   record->size, left);
+			   record->size, left < room ? left : room);
+	/* A writer that died, or a full disk */
+	if (record->size > left)
+		return gmem_fail(-ENODATA, "the image ends in record %" PRIu64 ", after 0x%" PRIx64 " of its 0x%"
+				 PRIx32 " bytes", restore->records, left, record->size);
 	return 0;
 }
 
@@ -753,6 +762,13 @@ static int look(struct gmem_transfer *transfer, struct restore *restore)
 
 /* ---- steps ---- */
 
+static int no_end(const struct gmem_transfer *transfer, const struct restore *restore)
+{
+	return gmem_fail(-ENODATA, "the image ends after %" PRIu64 " records and 0x%" PRIx64
+			 " bytes, and not where it should", restore->records,
+			 transfer->io.file_bytes);
+}
+
 static int read_record(struct gmem_transfer *transfer, struct restore *restore,
 		       const struct image_record *record, uint64_t left)
 {
@@ -765,6 +781,10 @@ static int read_record(struct gmem_transfer *transfer, struct restore *restore,
 		return !err && all ? use_lists(transfer, restore) : err;
 	}
 
+	/* A small image is one record: if it is not all there, it is not that which is damaged. */
+	if (version_of(restore, record) == IMAGE_VERSION_2 && record->size > left &&
+	    record->size <= room_for_record(restore))
+		return no_end(transfer, restore);
 	err = check_record(restore, record, left);
 	if (!err && gmem_image_kind(record->kind) == IMAGE_HEAD)
 		err = read_head(transfer, restore, record);
@@ -777,13 +797,6 @@ static int read_record(struct gmem_transfer *transfer, struct restore *restore,
 	return use_table(transfer, restore);
 }
 
-static int no_end(const struct gmem_transfer *transfer, const struct restore *restore)
-{
-	return gmem_fail(-ENODATA, "the image ends after %" PRIu64 " records and 0x%" PRIx64
-			 " bytes, and not where it should", restore->records,
-			 transfer->io.file_bytes);
-}
-
 /*
  * The next record may go on behind the piece: more is to be read of a pipe, or a file from the
  * record on, since its units are those of another image. false: what can be had is there.
@@ -792,7 +805,7 @@ static bool get_rest(struct gmem_transfer *transfer, struct restore *restore,
 		     const struct gmem_io_piece *piece)
 {
 	const struct image_record *record = (const void *)(piece->data + restore->used);
-	uint64_t room = IMAGE_UNIT - restore->bytes % IMAGE_UNIT;
+	uint64_t room = room_for_record(restore);
 	uint64_t size = version_of(restore, record) == IMAGE_VERSION ? IMAGE_UNIT : record->size;
 
 	if (transfer->io.serial)

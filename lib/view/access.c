@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "nofault/nofault.h"
 #include "nofault/small_copy.h"
+#include "region/dirty_pages.h"
 #include "view/lookup_table.h"
 #include "view/view.h"
 
@@ -106,8 +107,8 @@ static int walk_parts(struct walk *walk, uint64_t end, uint64_t *ret_done)
 
 		now = walk->access(walk, done, part.iov_base, part.iov_len, &err);
 		/* Past what is counted a failed write may have stored something, too. */
-		if (walk->writes && !gmem_view_writes_plainly(walk->view))
-			gmem_view_mark(walk->view, walk->gpa + done, part.iov_len);
+		if (walk->writes)
+			gmem_view_wrote(walk->view, walk->gpa + done, part.iov_len);
 		done += now;
 		if (err) {
 			fail_part(walk, done, (char *)part.iov_base + now, err);
@@ -212,35 +213,132 @@ copy_by_table(const struct gmem_table *table, uint64_t gpa, void *buf, uint64_t 
 				       : !gmem_nofault_fast_copy(dst, src, size).fault;
 }
 
-static inline __attribute__((always_inline)) bool may_copy(const struct gmem_view *view, bool to_guest)
+/* ---- the same with marks, for writes ---- */
+
+static inline __attribute__((always_inline)) void leave_if(bool leaves, struct gmem_view *view)
 {
-	return !to_guest || __builtin_expect(gmem_view_writes_plainly(view), 1);
+	if (leaves)
+		gmem_view_leave(view);
 }
+
+/* The page is not known to be marked, or the copy failed, and may have stored something. */
+static inline __attribute__((always_inline)) int
+finish_write(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size, uint64_t *ret_done,
+	     bool is_done, bool leaves)
+{
+	gmem_view_mark(view, gpa, size);
+	leave_if(leaves, view);
+	if (!is_done)
+		return copy_in_parts(view, gpa, buf, size, ret_done, true);
+	if (ret_done)
+		*ret_done = size;
+	return 0;
+}
+
+static __attribute__((noinline)) int finish_begun(struct gmem_view *view, uint64_t gpa, void *buf,
+						  uint64_t size, uint64_t *ret_done, bool is_done)
+{
+	return finish_write(view, gpa, buf, size, ret_done, is_done, false);
+}
+
+static __attribute__((noinline)) int finish_entered(struct gmem_view *view, uint64_t gpa, void *buf,
+						    uint64_t size, uint64_t *ret_done, bool is_done)
+{
+	return finish_write(view, gpa, buf, size, ret_done, is_done, true);
+}
+
+/*
+ * The whole of a small write is in one page. It saves no register, see above: what follows the
+ * copy begins anew with the gpa.
+ */
+static inline __attribute__((always_inline)) bool
+find_to_mark(const struct gmem_view *view, const struct gmem_table *table, uint64_t gpa, uint64_t size,
+	     void **ret)
+{
+	if (__builtin_expect(!gmem_view_is_fast(view), 0))
+		return false;
+	if (size > GMEM_SMALL_COPY)
+		return gmem_table_hva(table, gpa, size, ret);
+	return size - 1 <= (~gpa & (GMEM_NOFAULT_GRAIN - 1)) && gmem_table_hva(table, gpa, 1, ret);
+}
+
+static inline __attribute__((always_inline)) bool
+are_marked(const struct gmem_view *view, uint64_t gpa, uint64_t size)
+{
+	const struct gmem_dirty_pages *marks;
+
+	if (size > GMEM_SMALL_COPY)
+		return gmem_view_has_marked(gmem_view_marks(view), gpa, size);
+	__asm__("" : "+r"(gpa));
+	marks = gmem_view_marks(view);
+	return gmem_dirty_page_is_marked(marks, gpa);
+}
+
+static inline __attribute__((always_inline)) int
+write_and_mark(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size, uint64_t *ret_done,
+	       const struct gmem_table *table, bool leaves)
+{
+	void *hva;
+
+	if (__builtin_expect(!find_to_mark(view, table, gpa, size, &hva), 0)) {
+		leave_if(leaves, view);
+		return copy_in_parts(view, gpa, buf, size, ret_done, true);
+	}
+
+	if (__builtin_expect(size <= GMEM_SMALL_COPY ? !gmem_small_copy(hva, buf, size)
+						     : gmem_nofault_fast_copy(hva, buf, size).fault != 0, 0))
+		return leaves ? finish_entered(view, gpa, buf, size, ret_done, false)
+			      : finish_begun(view, gpa, buf, size, ret_done, false);
+	if (__builtin_expect(!are_marked(view, gpa, size), 0))
+		return leaves ? finish_entered(view, gpa, buf, size, ret_done, true)
+			      : finish_begun(view, gpa, buf, size, ret_done, true);
+	leave_if(leaves, view);
+	if (ret_done)
+		*ret_done = size;
+	return 0;
+}
+
+#define DEFINE_WRITE(name, is_small, leaves)                                          \
+static __attribute__((noinline)) int name(struct gmem_view *view, uint64_t gpa, void *buf, \
+					  uint64_t size, uint64_t *ret_done,          \
+					  const struct gmem_table *table)             \
+{                                                                                     \
+	if ((size <= GMEM_SMALL_COPY) != is_small)                                    \
+		__builtin_unreachable();                                              \
+	return write_and_mark(view, gpa, buf, size, ret_done, table, leaves);         \
+}
+
+DEFINE_WRITE(write_small_begun, true, false)
+DEFINE_WRITE(write_small_entered, true, true)
+DEFINE_WRITE(write_large_begun, false, false)
+DEFINE_WRITE(write_large_entered, false, true)
 
 /* Each case has code of its own: one for both needs a register more than there are. */
-static inline __attribute__((always_inline)) bool
-copy_at_once(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size, bool to_guest)
-{
-	const struct gmem_table *table;
-	bool is_done;
-
-	if (gmem_view_is_begun(view))
-		return view->table && may_copy(view, to_guest) &&
-		       copy_by_table(view->table, gpa, buf, size, to_guest);
-
-	table = gmem_view_enter(view);
-	is_done = may_copy(view, to_guest) && copy_by_table(table, gpa, buf, size, to_guest);
-	gmem_view_leave(view);
-	return is_done;
-}
-
 static inline __attribute__((always_inline)) int
 copy(struct gmem_view *view, uint64_t gpa, void *buf, uint64_t size, uint64_t *ret_done,
      bool to_guest)
 {
-	if (__builtin_expect(!copy_at_once(view, gpa, buf, size, to_guest), 0))
-		return copy_in_parts(view, gpa, buf, size, ret_done, to_guest);
+	const struct gmem_table *table;
+	bool is_done;
 
+	if (gmem_view_is_begun(view)) {
+		if (to_guest && __builtin_expect(gmem_view_marks(view) && view->table, 0))
+			return size <= GMEM_SMALL_COPY
+				       ? write_small_begun(view, gpa, buf, size, ret_done, view->table)
+				       : write_large_begun(view, gpa, buf, size, ret_done, view->table);
+		is_done = view->table && copy_by_table(view->table, gpa, buf, size, to_guest);
+	} else {
+		table = gmem_view_enter(view);
+		if (to_guest && __builtin_expect(gmem_view_marks(view) != NULL, 0))
+			return size <= GMEM_SMALL_COPY
+				       ? write_small_entered(view, gpa, buf, size, ret_done, table)
+				       : write_large_entered(view, gpa, buf, size, ret_done, table);
+		is_done = copy_by_table(table, gpa, buf, size, to_guest);
+		gmem_view_leave(view);
+	}
+
+	if (__builtin_expect(!is_done, 0))
+		return copy_in_parts(view, gpa, buf, size, ret_done, to_guest);
 	if (ret_done)
 		*ret_done = size;
 	return 0;
@@ -371,8 +469,7 @@ static int copy_parts(struct gmem_view *view, uint64_t to, uint64_t from, uint64
 
 		now = gmem_nofault_copy(gmem_view_is_fast(view), target.iov_base, source.iov_base,
 					target.iov_len, &err);
-		if (!gmem_view_writes_plainly(view))
-			gmem_view_mark(view, to + *done, target.iov_len);
+		gmem_view_wrote(view, to + *done, target.iov_len);
 		*done += now;
 		target.iov_base = (char *)target.iov_base + now;
 		source.iov_base = (char *)source.iov_base + now;
@@ -409,4 +506,21 @@ GMEM_API int gmem_view_copy(struct gmem_view *view, uint64_t to, uint64_t from, 
 	if (ret_done)
 		*ret_done = done;
 	return err;
+}
+
+GMEM_API int gmem_view_mark_dirty(struct gmem_view *view, uint64_t gpa, uint64_t size)
+{
+	int err;
+
+	err = check_access(view, gpa, view, size);
+	if (err || !size)
+		return err;
+
+	gmem_view_begin(view);
+	if (size <= SPAN)
+		gmem_view_wrote(view, gpa, size);
+	else
+		gmem_view_mark(view, gpa, size);
+	gmem_view_end(view);
+	return 0;
 }

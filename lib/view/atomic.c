@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "nofault/nofault.h"
+#include "region/dirty_pages.h"
 #include "view/access.h"
 #include "view/lookup_table.h"
 #include "view/view.h"
@@ -157,23 +158,6 @@ store_by_table(const struct gmem_table *table, uint64_t gpa, uint32_t width, uin
 	       store(true, hva, width, atomic_order, value) == 0;
 }
 
-static inline bool store_at_once(struct gmem_view *view, uint64_t gpa, uint32_t width,
-				 uint32_t order, uint64_t value)
-{
-	const struct gmem_table *table;
-	bool is_done;
-
-	if (gmem_view_is_begun(view))
-		return __builtin_expect(gmem_view_writes_plainly(view), 1) && view->table &&
-		       store_by_table(view->table, gpa, width, order, value);
-
-	table = gmem_view_enter(view);
-	is_done = __builtin_expect(gmem_view_writes_plainly(view), 1) &&
-		  store_by_table(table, gpa, width, order, value);
-	gmem_view_leave(view);
-	return is_done;
-}
-
 static __attribute__((noinline)) int load_checked(struct gmem_view *view, uint64_t gpa,
 						  uint32_t width, uint32_t order, uint64_t *ret)
 {
@@ -216,11 +200,69 @@ static __attribute__((noinline)) int store_checked(struct gmem_view *view, uint6
 		err = store(gmem_view_is_fast(view), hva, width, atomic_orders[order], value);
 		if (err)
 			fail(gpa, width, hva, true, err);
-		else if (!gmem_view_writes_plainly(view))
-			gmem_view_mark(view, gpa, width);
+		else
+			gmem_view_wrote(view, gpa, width);
 	}
 	gmem_view_end(view);
 	return err;
+}
+
+/* The same with a mark. Stored is stored: not twice, whatever the guest did in between. */
+static __attribute__((noinline)) int finish_begun(struct gmem_view *view, uint64_t gpa, uint32_t width)
+{
+	gmem_view_mark(view, gpa, width);
+	return 0;
+}
+
+static __attribute__((noinline)) int finish_entered(struct gmem_view *view, uint64_t gpa, uint32_t width)
+{
+	gmem_view_mark(view, gpa, width);
+	gmem_view_leave(view);
+	return 0;
+}
+
+static __attribute__((noinline)) int store_marked_begun(struct gmem_view *view, uint64_t gpa,
+							uint32_t width, uint32_t order, uint64_t value)
+{
+	if (!gmem_view_is_fast(view) || !store_by_table(view->table, gpa, width, order, value))
+		return store_checked(view, gpa, width, order, value);
+	if (__builtin_expect(!gmem_dirty_page_is_marked(gmem_view_marks(view), gpa), 0))
+		return finish_begun(view, gpa, width);
+	return 0;
+}
+
+static __attribute__((noinline)) int store_marked_entered(struct gmem_view *view, uint64_t gpa,
+							  uint32_t width, uint32_t order, uint64_t value,
+							  const struct gmem_table *table)
+{
+	if (!gmem_view_is_fast(view) || !store_by_table(table, gpa, width, order, value)) {
+		gmem_view_leave(view);
+		return store_checked(view, gpa, width, order, value);
+	}
+	if (__builtin_expect(!gmem_dirty_page_is_marked(gmem_view_marks(view), gpa), 0))
+		return finish_entered(view, gpa, width);
+	gmem_view_leave(view);
+	return 0;
+}
+
+static inline __attribute__((always_inline)) int
+store_at_once(struct gmem_view *view, uint64_t gpa, uint32_t width, uint32_t order, uint64_t value)
+{
+	const struct gmem_table *table;
+	bool is_done;
+
+	if (gmem_view_is_begun(view)) {
+		if (__builtin_expect(gmem_view_marks(view) && view->table, 0))
+			return store_marked_begun(view, gpa, width, order, value);
+		is_done = view->table && store_by_table(view->table, gpa, width, order, value);
+	} else {
+		table = gmem_view_enter(view);
+		if (__builtin_expect(gmem_view_marks(view) != NULL, 0))
+			return store_marked_entered(view, gpa, width, order, value, table);
+		is_done = store_by_table(table, gpa, width, order, value);
+		gmem_view_leave(view);
+	}
+	return __builtin_expect(is_done, 1) ? 0 : store_checked(view, gpa, width, order, value);
 }
 
 GMEM_API int gmem_view_load(struct gmem_view *view, uint64_t gpa, uint32_t width, uint32_t order,
@@ -238,9 +280,8 @@ GMEM_API int gmem_view_store(struct gmem_view *view, uint64_t gpa, uint32_t widt
 {
 	/* One that is sequentially consistent takes long in any case. */
 	if (__builtin_expect(is_plain(view, gpa, width), 1) &&
-	    __builtin_expect(order == GMEM_RELEASE || order == GMEM_RELAXED, 1) &&
-	    __builtin_expect(store_at_once(view, gpa, width, order, value), 1))
-		return 0;
+	    __builtin_expect(order == GMEM_RELEASE || order == GMEM_RELAXED, 1))
+		return store_at_once(view, gpa, width, order, value);
 	return store_checked(view, gpa, width, order, value);
 }
 
@@ -268,8 +309,8 @@ GMEM_API int gmem_view_compare_exchange(struct gmem_view *view, uint64_t gpa, ui
 			       expected, desired, &swapped);
 		if (err)
 			fail(gpa, width, hva, true, err);
-		else if (swapped && !gmem_view_writes_plainly(view))
-			gmem_view_mark(view, gpa, width);
+		else if (swapped)
+			gmem_view_wrote(view, gpa, width);
 	}
 	gmem_view_end(view);
 	return err ? err : swapped;

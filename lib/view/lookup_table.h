@@ -100,18 +100,18 @@ struct gmem_translation gmem_table_translate(const struct gmem_table *table, uin
 /* Returns 0 for memory, or the reason why there is none: -ENOENT, -ESTALE, -ENXIO, -EACCES. */
 int gmem_translation_error(struct gmem_translation translation);
 
-/*
- * Does the inline part of gmem_view_hva(). Returns false if the range does not lie in one
- * entry that is memory; gmem_table_translate() can tell why.
- */
-static inline bool gmem_table_hva(const struct gmem_table *table, uint64_t gpa, uint64_t size,
-				  void **ret)
+/* Whether the address has an entry for its GiB, so that it is below 4 TiB */
+static inline bool gmem_table_has_entry(const struct gmem_table *table, uint64_t gpa)
+{
+	return gpa >> 30 < table->count;
+}
+
+/* gmem_table_hva() for an address that has one */
+static inline bool gmem_table_entry_hva(const struct gmem_table *table, uint64_t gpa, uint64_t size,
+					void **ret)
 {
 	const uint64_t *entries = (const uint64_t *)(table + 1);
 	uint64_t entry;
-
-	if (__builtin_expect(gpa >> 30 >= table->count, 0))
-		return false;
 
 	/* Each level compares with its own size, and jumps only where the next one is needed. */
 	entry = entries[gpa >> 30];
@@ -141,6 +141,17 @@ static inline bool gmem_table_hva(const struct gmem_table *table, uint64_t gpa, 
 found:
 	*ret = (void *)(uintptr_t)(gpa + entry - 1);
 	return true;
+}
+
+/*
+ * Does the inline part of gmem_view_hva(). Returns false if the range does not lie in one
+ * entry that is memory; gmem_table_translate() can tell why.
+ */
+static inline bool gmem_table_hva(const struct gmem_table *table, uint64_t gpa, uint64_t size,
+				  void **ret)
+{
+	return __builtin_expect(gmem_table_has_entry(table, gpa), 1) &&
+	       gmem_table_entry_hva(table, gpa, size, ret);
 }
 
 /*

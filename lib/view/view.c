@@ -65,11 +65,10 @@
 #include <sys/uio.h>
 
 #include "base/error.h"
+#include "base/fence.h"
 #include "base/lock.h"
-#include "nofault/nofault.h"
 #include "os/process.h"
 #include "os/sys.h"
-#include "region/dirty_pages.h"
 #include "region/peer_marks.h"
 #include "region/regions.h"
 #include "view/lookup_table.h"
@@ -98,13 +97,12 @@ static struct gmem_reader *reader_of(struct gmem_view *view)
 	return GMEM_CONTAINER_OF(view, struct gmem_reader, view);
 }
 
-/* ---- views ---- */
-
-static bool is_marking(const struct gmem_vm *vm)
+static bool needs_fence(const struct gmem_vm *vm)
 {
-	return __atomic_load_n(&vm->newest.dirty, __ATOMIC_RELAXED) ||
-	       __atomic_load_n(&vm->peer_marks, __ATOMIC_RELAXED);
+	return __atomic_load_n(&vm->newest.period, __ATOMIC_RELAXED) & PERIOD_FENCE;
 }
+
+/* ---- views ---- */
 
 static int enter_all(struct gmem_vm *vm, struct gmem_table *table)
 {
@@ -159,6 +157,21 @@ int gmem_vm_start_table(struct gmem_vm *vm)
 	return err ? gmem_fail(err, "no memory for the readers' table") : 0;
 }
 
+const struct gmem_dirty_pages gmem_view_no_marks;
+
+/* Whether and where it marks what it writes. With views_lock. */
+static void tell_view(struct gmem_reader *reader)
+{
+	struct gmem_dirty_pages *dirty = __atomic_load_n(&reader->vm->newest.dirty, __ATOMIC_RELAXED);
+	const struct gmem_dirty_pages *marks = dirty;
+
+	if (dirty && needs_fence(reader->vm))
+		gmem_dirty_pages_need_fences(dirty);
+	if (!reader->fast || __atomic_load_n(&reader->vm->peer_marks, __ATOMIC_RELAXED))
+		marks = &gmem_view_no_marks;
+	__atomic_store_n(&reader->marks, marks, __ATOMIC_RELEASE);
+}
+
 GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 {
 	struct gmem_reader *reader;
@@ -188,7 +201,7 @@ GMEM_API int gmem_view_new(struct gmem_vm *vm, struct gmem_view **ret)
 		.process = gmem_process_number(&vm->process),
 		.fast = gmem_nofault_is_recoverable(),
 	};
-	reader->writes_plainly = reader->fast && !is_marking(vm);
+	tell_view(reader);
 	if (reader->next)
 		reader->next->link = &reader->next;
 	vm->views = reader;
@@ -388,11 +401,6 @@ void gmem_vm_drop_table(struct gmem_vm *vm)
 	gmem_process_end(&vm->process);
 }
 
-static bool needs_fence(const struct gmem_vm *vm)
-{
-	return __atomic_load_n(&vm->newest.period, __ATOMIC_RELAXED) & PERIOD_FENCE;
-}
-
 /*
  * Returns the period that begins. W2, releases what was stored before, such as W1, to the R0
  * of readers that begin in it. With views_lock.
@@ -410,11 +418,16 @@ static uint64_t begin_period(struct gmem_vm *vm)
  * installed since. From now on readers use sequentially consistent accesses. A reader may
  * have decided against them, and be about to execute R1 and R2 with only a compiler barrier
  * in between. Nothing can order these two, but after a pause either its R1 is visible to
- * W4, or its R2 comes after W1.
+ * W4, or its R2 comes after W1. It is the same for those that found their page marked already.
+ * Marks are freed with the lock taken in between.
  */
 static void do_without_membarrier(struct gmem_vm *vm)
 {
+	struct gmem_dirty_pages *dirty = __atomic_load_n(&vm->newest.dirty, __ATOMIC_ACQUIRE);
+
 	__atomic_store_n(&vm->newest.period, vm->newest.period | PERIOD_FENCE, __ATOMIC_RELEASE);
+	if (dirty)
+		gmem_dirty_pages_need_fences(dirty);
 	gmem_sys_pause(SETTLE_MICROSECONDS);
 }
 
@@ -517,15 +530,10 @@ int gmem_vm_wait_for_views(struct gmem_vm *vm, struct gmem_wait_budget *budget)
  */
 static void tell_views(struct gmem_vm *vm)
 {
-	struct gmem_reader *reader;
-	bool plainly;
-
 	gmem_lock_take(&vm->change_lock);
 	gmem_lock_take(&vm->views_lock);
-	for (reader = vm->views; reader; reader = reader->next) {
-		plainly = reader->fast && !is_marking(vm);
-		__atomic_store_n(&reader->writes_plainly, plainly, __ATOMIC_RELEASE);
-	}
+	for (struct gmem_reader *reader = vm->views; reader; reader = reader->next)
+		tell_view(reader);
 	gmem_lock_drop(&vm->views_lock);
 	if (needs_fence(vm))
 		gmem_vm_publish(vm, gmem_vm_table(vm));
@@ -535,6 +543,8 @@ static void tell_views(struct gmem_vm *vm)
 void gmem_vm_track_views(struct gmem_vm *vm, struct gmem_dirty_pages *dirty)
 {
 	gmem_lock_take(&vm->lock);
+	if (dirty && needs_fence(vm))
+		gmem_dirty_pages_need_fences(dirty);
 	__atomic_store_n(&vm->newest.dirty, dirty, __ATOMIC_RELEASE);
 	gmem_lock_drop(&vm->lock);
 	tell_views(vm);
@@ -552,6 +562,7 @@ void gmem_vm_fence_views(struct gmem_vm *vm)
 	if (vm->views && !needs_fence(vm) && gmem_sys_membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0)
 		do_without_membarrier(vm);
 	gmem_lock_drop(&vm->views_lock);
+	gmem_fence();
 }
 
 /* Returns how many views do so. One that begins from now on finds nothing. */

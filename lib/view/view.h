@@ -24,13 +24,19 @@
 #include "gmem.h"
 #include "base/macros.h"
 #include "base/wait_budget.h"
+#include "nofault/nofault.h"
+#include "region/dirty_pages.h"
 #include "region/region.h"
 #include "region/vm_core.h"
 
 struct gmem_reader {
 	struct gmem_view view;
 	bool fast;	/* accesses use the fast engine of nofault.h */
-	bool writes_plainly;	/* atomic: so do writes, and nothing is to be marked */
+	/*
+	 * atomic: where writes with the fast engine are marked; NULL: nowhere. Others, or what is
+	 * written for a peer: gmem_view_no_marks
+	 */
+	const struct gmem_dirty_pages *marks;
 	bool keeps_memory;	/* of a VM that is over: it was waited for in vain */
 	uint32_t process;	/* that made it, of vm->process: no other has its thread */
 	struct gmem_vm *vm;
@@ -46,14 +52,22 @@ static inline bool gmem_view_is_fast(const struct gmem_view *view)
 	return GMEM_CONTAINER_OF(view, struct gmem_reader, view)->fast;
 }
 
+/* In the place of a view's marks: without room, so that gmem_view_mark() finds out what is to be done */
+extern const struct gmem_dirty_pages gmem_view_no_marks;
+
 /*
- * To be asked in a period of the view, which the answer holds for: whether writes use the fast
- * engine, and gmem_view_mark() has nothing to do after them.
+ * To be asked in a period of the view, for which the answer holds. What is there is complete for
+ * whoever gets there by this pointer.
  */
-static inline bool gmem_view_writes_plainly(const struct gmem_view *view)
+static inline const struct gmem_dirty_pages *gmem_view_marks(const struct gmem_view *view)
 {
-	return __atomic_load_n(&GMEM_CONTAINER_OF(view, struct gmem_reader, view)->writes_plainly,
-			       __ATOMIC_RELAXED);
+#ifdef GMEM_NOFAULT_TSAN
+	const int order = __ATOMIC_ACQUIRE;
+#else
+	const int order = __ATOMIC_RELAXED;
+#endif
+
+	return __atomic_load_n(&GMEM_CONTAINER_OF(view, struct gmem_reader, view)->marks, order);
 }
 
 /* ---- for writers ---- */
@@ -141,6 +155,26 @@ static inline bool gmem_view_is_begun(const struct gmem_view *view)
 
 /* Mark what was written in this period of the view, where that is to be marked. */
 void gmem_view_mark(const struct gmem_view *view, uint64_t gpa, uint64_t size);
+
+/* Whether all pages of a range below 4 TiB are known to be marked */
+static inline bool gmem_view_has_marked(const struct gmem_dirty_pages *marks, uint64_t gpa, uint64_t size)
+{
+	uint64_t last = gpa + (size - 1);
+
+	for (; gpa < last; gpa += GMEM_NOFAULT_GRAIN)
+		if (!gmem_dirty_page_is_marked(marks, gpa))
+			return false;
+	return gmem_dirty_page_is_marked(marks, last);
+}
+
+/* gmem_view_mark() for whoever has not asked yet whether there is something to do; @size is not 0. */
+static inline void gmem_view_wrote(const struct gmem_view *view, uint64_t gpa, uint64_t size)
+{
+	const struct gmem_dirty_pages *marks = gmem_view_marks(view);
+
+	if (marks && ((gpa | (gpa + (size - 1))) >> 42 || !gmem_view_has_marked(marks, gpa, size)))
+		gmem_view_mark(view, gpa, size);
+}
 
 /* Finds the memory at @gpa: as much of @size as is contiguous for the host. */
 int gmem_view_contiguous(const struct gmem_view *view, uint64_t gpa, uint64_t size,
