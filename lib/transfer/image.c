@@ -178,30 +178,27 @@ static uint64_t count_pages(const struct image_table *table)
 
 int gmem_image_check_tables(const struct image_record *record, uint64_t there)
 {
-	uint64_t at = first_table(record), room = record->size < there ? record->size : there, pages = 0;
+	uint64_t at = first_table(record), room = record->size < there ? record->size : there, pages = 0, size;
 	int err;
 
 	for (uint32_t i = 0; i < record->count; i++) {
 		const struct image_table *table = (const void *)((const char *)record + at);
-		enum image_kind kind;
 
 		if (at + sizeof(*table) > room)
 			return gmem_image_bad(record->number, "%" PRIu32 " tables", record->count);
 		err = check_table(record, table, i == record->count - 1);
 		if (err)
 			return err;
-		kind = gmem_image_kind(table->kind);
-		if (kind == IMAGE_DATA)
+		if (gmem_image_kind(table->kind) == IMAGE_DATA && room > IMAGE_BLOCK)
 			room = IMAGE_BLOCK;
+		size = (uint64_t)table->count * entry_sizes[gmem_image_kind(table->kind)];
 		at += sizeof(*table);
-		if (at > room || table->count > (room - at) / (entry_sizes[kind] ? entry_sizes[kind] : 1))
+		if (at > room || size > room - at)
 			return gmem_image_bad(record->number, "a table of %" PRIu32 " entries", table->count);
-		at += (uint64_t)table->count * entry_sizes[kind];
-		if (kind == IMAGE_DATA)
-			pages += count_pages(table);
+		at += size;
+		pages += gmem_image_kind(table->kind) == IMAGE_DATA ? count_pages(table) : 0;
 	}
-	at = (at + IMAGE_BLOCK - 1) / IMAGE_BLOCK;
-	if ((at + pages) * IMAGE_BLOCK != record->size)
+	if (((at + IMAGE_BLOCK - 1) / IMAGE_BLOCK + pages) * IMAGE_BLOCK != record->size)
 		return gmem_image_bad(record->number, "0x%" PRIx64 " pages and 0x%" PRIx32 " bytes", pages,
 				      record->size);
 	return 0;
