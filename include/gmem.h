@@ -29,6 +29,7 @@
  *   dumps                 gmem_vm_dump(): a VM's memory at one moment, as JSON
  *   dirty memory          gmem_dirty: which pages changed, whoever changed them
  *   transfers             gmem_transfer: guest memory from files and to files
+ *   migration             gmem_migration: memory sent while the VM runs
  *   exports               gmem_export, gmem_peer: memory for other processes
  *   imports               gmem_import: another process's VM's memory, without KVM
  *
@@ -127,6 +128,7 @@ struct gmem_populate;
 struct gmem_vcpu;
 struct gmem_transfer;
 struct gmem_dirty;
+struct gmem_migration;
 struct gmem_dirty_pages;
 
 /* From <linux/kvm.h> and <liburing.h>, which this header does not need */
@@ -3265,9 +3267,12 @@ GMEM_API void gmem_vcpu_free(struct gmem_vcpu *vcpu);
  * -ELOOP. With repeats in @ret the VMM can stop earlier. gmem_vm_stats() has counts
  * of all of these.
  *
+ * An exit because the vCPU's dirty ring is full is handled by reading all rings, if the
+ * vCPU's is among those of gmem_vm_add_dirty_ring(). That never waits for a change of the layout.
+ *
  * One thread at a time per object; different objects in parallel. Do not call it
  * between gmem_view_begin() and gmem_view_end() of the same thread. Source: KVM
- * API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL. Since: 0.1.
+ * API, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_HYPERCALL, KVM_EXIT_DIRTY_RING_FULL. Since: 0.1.
  *
  * Return: 1 the exit is handled, run the vCPU again; 0 it is not about guest
  * memory, so the VMM must handle it; or -EINVAL NULL argument, -ENOENT a
@@ -4019,11 +4024,14 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * with what they held, or that a call was to change and failed; pages that were written after
  * they were collected and before they were read come again; all of a region that was
  * added, moved, or rebound, and with dirty rings of one that was split; and what a
- * peer may write, each time as long as it has not begun to mark, and once when it ends.
+ * peer may write, each time as long as it does not mark, and once more when it ends:
+ * see gmem_peer_add().
  * After 2^32 rounds all pages are reported once.
  *
  * What is not in it: memory of kind GMEM_KIND_DEVICE, and ranges of devices; what is written
- * by other code that does not say so; what a guest or a view writes through another handle,
+ * by other code that does not say so; what a peer's process writes after
+ * gmem_peer_remove(), or does not mark, because it is hostile or was forked from the
+ * importing one before that began to mark; what a guest or a view writes through another handle,
  * as that of address space 1, which has trackers of its own. A page with two guest addresses
  * is reported at the one that it was written through.
  *
@@ -4289,15 +4297,17 @@ GMEM_API int gmem_view_mark_dirty(struct gmem_view *view, uint64_t gpa, uint64_t
  * @vcpu_fd: vCPU fd, borrowed: keep it open until gmem_vm_remove_dirty_ring()
  * @bytes: size of the ring: what KVM_CAP_DIRTY_LOG_RING was enabled with
  *
- * gmem_dirty_collect() and gmem_dirty_peek() read all rings, and so does gmem_vcpu_handle_exit() when
- * KVM_RUN exits because one is full (KVM_EXIT_DIRTY_RING_FULL). Others do not read it
- * then. It may be called before there is a tracker.
+ * gmem_dirty_collect() and gmem_dirty_peek() read all rings, and so does
+ * gmem_vcpu_handle_exit() when KVM_RUN exits because one is full (KVM_EXIT_DIRTY_RING_FULL).
+ * Nobody else may read it then; what was read before is no matter. It may be called before
+ * there is a tracker, and while the vCPU runs. A child of fork(2) does not have the ring.
  *
- * Thread-safe. Source: mmap(2) of the vCPU's fd, KVM_RESET_DIRTY_RINGS. Since: 0.1.
+ * Thread-safe; does not wait for changes of the layout. Source: mmap(2) of the vCPU's fd,
+ * KVM_RESET_DIRTY_RINGS. Since: 0.1.
  *
- * Return: 0, or -EINVAL NULL argument, or @bytes is no size of a ring, -EOPNOTSUPP the VM has
- * no dirty rings (GMEM_CAP_DIRTY_LOG), -EEXIST it was added before, -EBUSY as
- * gmem_dirty_collect(), -ENOMEM, or the errno of mmap(2).
+ * Return: 0, or -EINVAL NULL argument, or @bytes is not the ring's size, -EOPNOTSUPP the VM
+ * has no dirty rings (GMEM_CAP_DIRTY_LOG), -EEXIST it was added before, -ENOMEM, or the errno
+ * of mmap(2).
  */
 GMEM_API int gmem_vm_add_dirty_ring(struct gmem_vm *vm, int vcpu_fd, uint64_t bytes);
 
@@ -4306,10 +4316,11 @@ GMEM_API int gmem_vm_add_dirty_ring(struct gmem_vm *vm, int vcpu_fd, uint64_t by
  * @vm: handle
  * @vcpu_fd: vCPU fd, which does not run any more
  *
- * Thread-safe. Since: 0.1.
+ * If KVM refuses to reset the rings, the refusal goes to the VM's log, and nothing is lost.
  *
- * Return: 0, or -EINVAL NULL argument, -ENOENT it was not added, -EBUSY as
- * gmem_dirty_collect().
+ * Thread-safe; does not wait for changes of the layout. Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, -ENOENT it was not added.
  */
 GMEM_API int gmem_vm_remove_dirty_ring(struct gmem_vm *vm, int vcpu_fd);
 
@@ -4408,7 +4419,7 @@ GMEM_API int gmem_vm_mark_slot_dirty(struct gmem_vm *vm, uint32_t slot, uint64_t
  * The library calls it in the thread of the transfer, after each step that did not
  * have to wait, also if @done is what it was: a step that only clears memory, or packs
  * what was read, does not change it. A save gets further by 64 MiB of guest memory or
- * less, a load by 1 MiB or by 64 MiB of a hole, a restore or gmem_image_verify() by
+ * less, and with a tracker by all that did not change, a load by 1 MiB or by 64 MiB of a hole, a restore or gmem_image_verify() by
  * one record of the image, 1 MiB or less. With workers, a load gets further by 16 MiB, and
  * by 64 MiB of holes, the two others by 16 MiB. With GMEM_TRANSFER_VERIFY, @total is twice
  * the bytes of the file.
@@ -4450,11 +4461,11 @@ typedef void (*gmem_transfer_lost_fn)(void *data, uint64_t gpa, uint64_t size);
  *	calling thread. At most 1024, of which up to 64 work at a time.
  * @lost: with GMEM_TRANSFER_ALLOW_LOST: is told what the image lacks, NULL for none
  * @lost_data: passed to @lost
- * @dirty: save: tracker, borrowed until the transfer is freed. The save begins with
- *	gmem_dirty_collect(). If the tracker has no parent (gmem_dirty_set_parent()), all memory is
- *	saved. Otherwise the image is incremental: it has what was collected, and names the
- *	parent. When the save is done its image is the tracker's new parent; when it fails, or
- *	is freed before, what was collected is put back.
+ * @dirty: save: tracker of @vm, borrowed until the transfer is freed: use it for nothing else
+ *	meanwhile. The save begins with gmem_dirty_collect(). If the tracker has no parent
+ *	(gmem_dirty_set_parent()), all memory is saved. Otherwise the image is incremental: it has
+ *	what was collected, and names the parent. When the save is done its image is the tracker's
+ *	new parent; when it is freed before, what was collected is put back.
  * @parents: restore, gmem_image_verify(): files of the images that the one in @fd is based on, the
  *	oldest first, each at @image_offset; borrowed until the transfer is freed. NULL: it is not
  *	incremental
@@ -4500,7 +4511,8 @@ struct gmem_transfer_opts {
  * @left_out_bytes: bytes of guest memory whose contents are not in the image because
  *	of their kind (enum gmem_kind)
  * @image_id: identity of the image, the last one of a sequence; 0: not known yet
- * @generation: number of images that it is based on, one after the other
+ * @generation: number of images that it is based on, one after the other, those counted that
+ *	were merged into one
  */
 struct gmem_transfer_result {
 	size_t   size;
@@ -4620,9 +4632,11 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * as a whole. Before Linux 5.14, only a transfer with recovery recognises them.
  *
  * With @dirty in @opts only what changed since the last image is saved: gmem-image(5) tells of
- * incremental images and of chains of them. With GMEM_TRANSFER_FOLLOWED the image says that
- * another one follows it in the same file, at the next multiple of 4096 bytes: at
- * image_offset and the file_bytes of all before. A migration is such a sequence.
+ * incremental images and of chains of them. Such an image takes at most 1.05 times the bytes
+ * that changed, and 4 KiB, and lists of regions and private ranges where these are many. What
+ * did not change is not looked at. With GMEM_TRANSFER_FOLLOWED the image says that another one
+ * follows it in the same file, directly behind it: at image_offset and the file_bytes of all
+ * before, which are multiples of 4096. A migration is such a sequence.
  *
  * A file that was longer than the image, or than @opts->image_offset and the image, keeps
  * what is behind: it may be yours, and readers stop at the end of the image. Use a new
@@ -4638,8 +4652,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  *
  * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is being
  * converted or removed, -ECANCELED the callback stopped it, -EINVAL bad arguments, @fd
- * is open with O_APPEND, or has no disk to sync, -EBADF @fd is not open, or not for
- * writing, -E2BIG options newer than the library, -EFAULT a page that exists cannot be
+ * is open with O_APPEND, or has no disk to sync, or the tracker is another handle's,
+ * -EOVERFLOW the parent's generation is the last there is, errnos of gmem_dirty_collect(),
+ * -EBADF @fd is not open, or not for writing, -E2BIG options newer than the library, -EFAULT a page that exists cannot be
  * read: it is mapped without the permission or not at all; -EHWPOISON the hardware lost
  * a page, -ENOMEM, -EFBIG a write would end past RLIMIT_FSIZE, or the kernel's own
  * errno from writing or syncing, such as -ENOSPC.
@@ -4696,21 +4711,26 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * that out, give a copy of your own, or a memfd with F_SEAL_WRITE, F_SEAL_GROW and
  * F_SEAL_SHRINK.
  *
- * An incremental image needs those that it is based on, in @parents of @opts. That they are
- * the right ones, all of them and in order, is checked before memory changes. An image that
- * says that another one follows is read with all that do, as one. Of a sequence or a chain
+ * An incremental image needs those that it is based on, in @parents of @opts. An image that
+ * says that another one follows is read with all that do, as one. Of such a chain or sequence
  * only the last image must have the memory that the VM has: what older ones have elsewhere is
- * left out.
+ * left out. Where there are parents, and of a sequence in a file, the first steps look at the
+ * heads of all images, and may wait for the disk. So before memory changes it is known that
+ * each image is based on the one before it, and that the VM has the memory of the last one. Of
+ * a sequence in a pipe that is known when the last image comes, and memory that only older
+ * images have may have changed then, if the VM has it, too.
  *
  * The image decides how much is read, the VM how much memory that takes: at most
  * 1/256 of the VM's memory for the list of private ranges, 2 MiB for that of regions,
- * which are at most 65536, and the buffers. The call reads nothing from a pipe past
+ * which are at most 65536, and the buffers; with older images three times as much, and of
+ * private ranges of these as much as gmem_image_verify() keeps. The call reads nothing from a pipe past
  * the end of the image. Whether the host has the memory is checked as for
  * gmem_vm_load().
  *
  * An image that lacks pages, because the hardware had lost them when it was saved, is
  * refused with -EHWPOISON where it says so, which may be late, like damage. With
- * GMEM_TRANSFER_ALLOW_LOST these pages are zero, and @opts->lost is told which they are.
+ * GMEM_TRANSFER_ALLOW_LOST these pages are zero, and @opts->lost is told which they are. That
+ * holds for older images, too, even if the last one has something there again.
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
@@ -4720,8 +4740,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * memory whose contents the image does not have, -EEXIST the VM has memory that the
  * image does not have, -EACCES memory of the image or the VM is private, -EROFS ROM
  * differs from the image and cannot be written, -ESPIPE a pipe cannot be verified
- * first, nor can one be part of a chain, -ENOLINK the image is incremental, and @parents lacks
- * one that it is based on, or has another one, or in another order, -EHWPOISON pages are
+ * first, nor can one be part of a chain, -ENOLINK an image is not based on the one before it,
+ * or the first one is incremental: @parents lacks one, or has another, or in another order,
+ * -EHWPOISON pages are
  * lost, in the image or in the VM's memory, -EBUSY,
  * -ECANCELED, -EINVAL, -EBADF, -E2BIG, -EFAULT or -ENOMEM as gmem_vm_load(), or errnos
  * from reading.
@@ -4758,8 +4779,9 @@ GMEM_API GMEM_CHECKED int gmem_vm_restore_begin(struct gmem_vm *vm, int fd,
  * It takes as long as reading the file up to the end of the image, whatever sizes the
  * image claims, and the callback can stop it after each record. Of private ranges it
  * keeps 2^22, 64 MiB, and counts ranges that touch as one; an image of more than 65536
- * regions is -EBADMSG. An incremental image passes without its parents; with @parents of @opts
- * they are verified, too, and that it is based on them. An image that lacks pages passes with GMEM_TRANSFER_ALLOW_LOST,
+ * regions is -EBADMSG. An incremental image passes without its parents, and so does a chain
+ * without its first images. With @parents of @opts they are verified, too, and that each is
+ * based on the one before it. An image that lacks pages passes with GMEM_TRANSFER_ALLOW_LOST,
  * as a restore accepts it with that flag; @opts->lost and lost_bytes say what it lacks.
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
@@ -4839,8 +4861,9 @@ struct gmem_image_summary {
  * lists, which are at the start of the image, and checks them as gmem_image_verify() does;
  * whether the rest is whole, only that tells. The lists take as much memory there.
  *
- * A pipe or a socket has then lost what was read, 1 MiB at a time, so the image cannot be
- * restored from it any more.
+ * Of a sequence it tells the first image, whose flags say that others follow. It takes no
+ * @parents. A pipe or a socket has then lost what was read, up to 1 MiB at a time, so the image
+ * cannot be restored from it any more.
  *
  * Thread-safe. Source: as gmem_vm_load(). Since: 0.1.
  *
@@ -4983,6 +5006,213 @@ GMEM_API int gmem_transfer_get_result(const struct gmem_transfer *transfer,
  * Return: 0, or -EBUSY completions are still to come on the caller's ring.
  */
 GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer);
+
+/* ------------------------------------------------------------- migration -- */
+
+/*
+ * A migration sends a VM's memory while the VM runs: first all of it, then, round after round,
+ * what changed meanwhile, and at last, with vCPUs and devices stopped, the rest. After each
+ * round the library says what is left, how fast that grows, and how long the pause would be.
+ * The caller decides whether to go on, to slow the guest down, or to stop the VM for the last
+ * round.
+ *
+ *	err = gmem_migration_new(vm, sock, NULL, &migration);
+ *	do
+ *		err = gmem_migration_round(migration, &status);
+ *	while (!err && status.pause_ns > 50 * 1000 * 1000);
+ *	stop vCPUs and devices
+ *	err = gmem_migration_finish(migration, &status);
+ *	send what is not memory, and wait for the receiver's answer
+ *	gmem_migration_free(migration);
+ *
+ * A real loop ends after so many rounds, or when a round leaves no less than the one before it,
+ * also if the pause is longer than wished.
+ *
+ * What is sent is a sequence of images (gmem-image(5)): each but the last says that another one
+ * follows, and each but the first names the one before it as its parent. The receiver is
+ * gmem_vm_restore(), in a VM that has the same memory but may have other regions, ways of
+ * backing and page sizes. It returns when the last image is complete, and reads nothing past
+ * that, so what is not memory can follow in the same stream. A migration to a file is a
+ * snapshot of a VM that runs, in one file that gmem_vm_restore() reads and gmem-image(1) can merge.
+ *
+ * Where the receiver ends, a round fails with -EPIPE, -ECONNRESET or what the kernel says, and
+ * the VM and other trackers are as if there had been no migration; where it is slow, a round
+ * takes longer. Where the source ends, the restore fails with -ENODATA: do not use its memory.
+ * A stream cannot be resumed: begin a new migration, with a receiver that begins,
+ * too. A stream that begins with what changed is -ENOLINK there. That the last round was sent
+ * does not mean that the receiver has it, as sockets and networks have buffers: have it answer before
+ * the source lets go of the VM.
+ *
+ * The VM's memory is leased during a round, as by every transfer: until the round is over,
+ * its conversions to private and discards wait, and changes that remove memory are refused.
+ * Between rounds all of that works. Memory that is added or removed then must be so at
+ * the receiver from the beginning: the list of the last image counts.
+ */
+
+/* Flags of struct gmem_migration_opts */
+#define GMEM_MIGRATION_OMIT_PRIVATE (1ull << 0) /* as GMEM_TRANSFER_OMIT_PRIVATE */
+#define GMEM_MIGRATION_VCPUS_STOPPED (1ull << 1) /* as GMEM_DIRTY_VCPUS_STOPPED, for the new call */
+#define GMEM_MIGRATION_ALLOW_UNLOGGED (1ull << 2) /* as GMEM_DIRTY_ALLOW_UNLOGGED */
+#define GMEM_MIGRATION_RINGS	(1ull << 3) /* as GMEM_DIRTY_RINGS */
+#define GMEM_MIGRATION_NO_THREADS (1ull << 4) /* as GMEM_TRANSFER_NO_THREADS */
+
+/**
+ * struct gmem_migration_opts - how to migrate
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_MIGRATION_*; unknown bits are -EINVAL
+ * @image_offset: where the first image begins in a file; 0 for pipes and sockets. Each other one
+ *	begins at the next multiple of 4096 bytes behind the one before it.
+ * @max_bytes_per_second: limit for what all rounds but the last write; 0: none. On average, not
+ *	counting what 10 ms allow: a step may write some MiB at once, and then waits for as long
+ *	as these take.
+ * @progress: as in struct gmem_transfer_opts, for each round: the bytes of guest memory that it is
+ *	done with, changed or not, of all there are; anything but 0 stops the round. NULL for none
+ * @progress_data: passed to @progress
+ * @workers: as in struct gmem_transfer_opts
+ * @reserved: must be 0
+ */
+struct gmem_migration_opts {
+	size_t   size;
+	uint64_t flags;
+	uint64_t image_offset;
+	uint64_t max_bytes_per_second;
+	gmem_transfer_progress_fn progress;
+	void    *progress_data;
+	uint32_t workers;
+	uint32_t reserved;
+};
+
+/**
+ * struct gmem_migration_status - what a round did, and what is left
+ * @size: sizeof this struct, set by the caller; GMEM_OPTS() fills it in
+ * @round: number of rounds that are done
+ * @sent_bytes: bytes written to the file in this round, and
+ * @total_bytes: in all rounds
+ * @memory_bytes: bytes of memory that this round sent, also those that are zero
+ * @ns: nanoseconds that this round took
+ * @left_bytes: bytes of memory that changed since it began, and are to be sent; 0 after the last
+ * @dirty_rate: bytes of memory that change in a second: @left_bytes over the time since this
+ *	round began. A page that changes twice counts once, so a short round tells a
+ *	higher rate than a long one.
+ * @send_rate: bytes that can be written in a second: those of this round, and of earlier rounds
+ *	with less and less weight, over the time that it took without the waits for the
+ *	limit. With a limit it may be more than the network takes, which empties the buffers of a
+ *	socket during these waits.
+ * @pause_ns: nanoseconds that gmem_migration_finish() would take if it were called now:
+ *	@left_bytes at @send_rate, and what each round takes beside that
+ * @unlogged_bytes: part of @left_bytes that has no log, and is sent each time
+ *
+ * A migration converges if @dirty_rate is below @send_rate, and below the limit. A VMM that
+ * slows its vCPUs down (auto-converge) looks at their ratio.
+ */
+struct gmem_migration_status {
+	size_t   size;
+	uint64_t round;
+	uint64_t sent_bytes;
+	uint64_t total_bytes;
+	uint64_t memory_bytes;
+	uint64_t ns;
+	uint64_t left_bytes;
+	uint64_t dirty_rate;
+	uint64_t send_rate;
+	uint64_t pause_ns;
+	uint64_t unlogged_bytes;
+};
+
+/**
+ * gmem_migration_new() - begin to migrate a VM's memory
+ * @vm: handle
+ * @fd: stream socket, pipe, file or block device to write, borrowed until the migration is
+ *	freed; with O_NONBLOCK or without, but where the transfers have no ring, a socket that may
+ *	block is written in pieces of 4 KiB, which takes several times as long
+ * @opts: NULL for defaults
+ * @ret: the migration, yours to free with gmem_migration_free()
+ *
+ * Makes a tracker (gmem_dirty_new()), and sends nothing yet. With GMEM_MIGRATION_VCPUS_STOPPED no
+ * vCPU may run until it returns.
+ *
+ * Thread-safe. Do not call it between gmem_view_begin() and gmem_view_end() of the same
+ * thread. Source: as gmem_dirty_new(), eventfd(2). Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, bad options, or @fd has O_APPEND, -E2BIG options newer
+ * than the library, -EBADF @fd is not open for writing, -ESPIPE an image_offset in a pipe or
+ * socket, -EPROTOTYPE a socket of messages, such as SOCK_SEQPACKET, -EMFILE or -ENFILE no event fd,
+ * and the errors of gmem_dirty_new().
+ */
+GMEM_API GMEM_CHECKED int gmem_migration_new(struct gmem_vm *vm, int fd,
+					     const struct gmem_migration_opts *opts,
+					     struct gmem_migration **ret);
+
+/**
+ * gmem_migration_round() - send what changed since the last round; first all memory
+ * @migration: migration
+ * @ret: set its size; receives what was done, also after a failure, and what is left, which after
+ *	a failure is what the round before left; NULL if not wanted
+ *
+ * Blocks until the round is written, and goes on after signals. vCPUs and devices may run.
+ *
+ * A round that failed while it wrote breaks the stream. One that could not begin, such as
+ * -EBUSY, does not, nor does a failure to find out what is left: call again.
+ *
+ * One thread at a time per object; different objects in parallel. Source: as
+ * gmem_vm_save() and gmem_dirty_collect(), poll(2). Since: 0.1.
+ *
+ * Return: 0, or -ECANCELED the callback stopped it, or gmem_migration_cancel() was called, now
+ * or before, -EPIPE or -ECONNRESET the receiver is gone, -ENOTCONN an earlier round failed: the
+ * stream is broken and cannot be resumed, -EALREADY the last round was sent, -EINVAL NULL
+ * argument, or @ret is too small, and the errors of gmem_vm_save() and gmem_dirty_collect().
+ */
+GMEM_API int gmem_migration_round(struct gmem_migration *migration,
+				  struct gmem_migration_status *ret);
+
+/**
+ * gmem_migration_finish() - send the rest, and the end of the stream
+ * @migration: migration
+ * @ret: as gmem_migration_round()
+ *
+ * Stop all that writes to guest memory before: vCPUs, devices and their processes, and your own
+ * threads. There is no limit for this round. It may be the first one: that is a migration of a
+ * VM that stands still. If the VM goes on after it, nothing has happened to it.
+ *
+ * One thread at a time per object; different objects in parallel. Source: as
+ * gmem_migration_round(). Since: 0.1.
+ *
+ * Return: as gmem_migration_round().
+ */
+GMEM_API int gmem_migration_finish(struct gmem_migration *migration,
+				   struct gmem_migration_status *ret);
+
+/**
+ * gmem_migration_cancel() - have the round that another thread is in end, and every later one
+ * @migration: migration, or NULL
+ *
+ * Ends it also where it waits for a receiver that does not read, or for the limit; what is
+ * being written to a file is waited for. The VM goes on as if there had been no migration. The
+ * receiver gets -ENODATA once the fd is closed.
+ *
+ * Thread-safe. Since: 0.1.
+ */
+GMEM_API void gmem_migration_cancel(struct gmem_migration *migration);
+
+/**
+ * gmem_migration_set_limit() - change the limit, also for the round under way
+ * @migration: migration, or NULL
+ * @bytes_per_second: as max_bytes_per_second of struct gmem_migration_opts
+ *
+ * Thread-safe. Since: 0.1.
+ */
+GMEM_API void gmem_migration_set_limit(struct gmem_migration *migration,
+				       uint64_t bytes_per_second);
+
+/**
+ * gmem_migration_free() - end a migration, finished or not
+ * @migration: migration, or NULL
+ *
+ * Frees its tracker, as gmem_dirty_free() does, so it waits like that. The fd stays open.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_migration_free(struct gmem_migration *migration);
 
 /* --------------------------------------------------------------- exports -- */
 
@@ -5278,7 +5508,20 @@ struct gmem_peer_opts {
  * memory that can be converted, one bit for each page of the file, most of which
  * are never written; no more, however it behaves.
  *
- * Thread-safe. Source: unix(7), SCM_RIGHTS. Since: 0.1.
+ * While the VM has a tracker (gmem_dirty_new()), the peer is given a map, too, in which its
+ * library marks what its views write: a memfd with a byte for each page below the end of
+ * memory. It costs 1/4096 of what the peer writes, with pages of 4 KiB, and of a hostile peer up
+ * to 1/4096 of the guest addresses below that end, rounded up to a power of two, or
+ * 256 KiB. All that the peer may write counts as changed
+ * at each collection until its answer is read (gmem_export_dispatch()), and always if
+ * it does not know how, or has no room for the map. It counts once more when its connection
+ * ends, because it may have been killed between a write and its mark; what was in its map
+ * at the end, and what it marks later, counts until gmem_peer_remove(), and without a map all of
+ * it does each time. A process that has been waited for (waitpid(2)) has its writes in the
+ * next collection: let devices end, or say that they have stopped, before you collect for the
+ * last time.
+ *
+ * Thread-safe. Source: unix(7), SCM_RIGHTS, memfd_create(2). Since: 0.1.
  *
  * Return: 0, or -EINVAL bad options, or another kind of socket, -EOPNOTSUPP
  * memory cannot be given as the options ask (see gmem_export_table(), too),
@@ -5294,7 +5537,9 @@ GMEM_API GMEM_CHECKED int gmem_peer_add(struct gmem_export *exporter, int sock,
  * gmem_peer_remove() - stop giving memory to a peer
  * @peer: peer, or NULL; invalid afterwards
  *
- * The call does not wait for the peer, which sees the end of the connection.
+ * The call does not wait for the peer, which sees the end of the connection. All that it could
+ * write counts as changed for trackers once more, but what it writes after this call they do
+ * not know: have it end first, or stop writing.
  *
  * Thread-safe, but no thread may use the peer any more. Since: 0.1.
  */
@@ -5375,7 +5620,7 @@ GMEM_API int gmem_export_dispatch(struct gmem_export *exporter);
  * @max_table_bytes: maximum of this process's own memory for what is mapped, with
  *	pages of 4 KiB about 1/28000 of it, and 20 KiB for each extent; 0: 128 MiB
  * @max_mappings: maximum of mappings, as the kernel counts them: one for each run of
- *	pages that are granted, or that are not; 0: a quarter of the process's limit,
+ *	pages that are granted, or that are not, and one for marks; 0: a quarter of the process's limit,
  *	/proc/sys/vm/max_map_count, or of 65530 if that cannot be read
  * @reserved2: must be 0
  *
@@ -5403,7 +5648,7 @@ struct gmem_import_opts {
  *
  * The import is empty at first: memory comes with gmem_import_dispatch(). It needs
  * no KVM, no /proc and no file system. It has three file descriptors, and needs one
- * more for a moment whenever an extent comes.
+ * more for a moment whenever an extent comes, or a map for marks.
  *
  * Thread-safe. Source: unix(7), SCM_RIGHTS, eventfd(2), epoll(7). Since: 0.1.
  *
@@ -5510,6 +5755,13 @@ GMEM_API int gmem_import_table(struct gmem_import *import, struct gmem_extent *e
  * taken back because its region was removed, and -EACCES because it became private.
  * Call gmem_recovery_enable() first, so that mistakes of either process do not end
  * this one.
+ *
+ * While the exporting process tracks which pages change, what the view writes is marked in a
+ * map shared with it, which costs 1/4096 of that, beside the limits of struct gmem_import_opts.
+ * What you write through host addresses you mark yourself, gmem_view_mark_dirty(), before
+ * gmem_view_end(). So do children of fork(2), in the map that was there at the fork: one that
+ * was forked before there was a map, or before the exporter made a larger one because memory
+ * was added at higher addresses, marks nothing that counts.
  *
  * Thread-safe. Since: 0.1.
  *

@@ -11,6 +11,7 @@
 #include "base/lock.h"
 #include "base/wait_budget.h"
 #include "caps/caps.h"
+#include "dirty/dirty_ring.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
@@ -23,10 +24,8 @@
 
 #define WORD_PAGES UINT64_C(64)
 
-/* Words of a bitmap that are cleared in one call, */
-#define CLEAR_WORDS UINT64_C(4096)
-/* and that are marked while others wait for the VM's lock */
-#define MARK_WORDS UINT64_C(4096)
+/* Words of a bitmap that are cleared and marked at once */
+#define PIECE_WORDS UINT64_C(4096)
 
 static int check_dirty_log(const struct gmem_region *region)
 {
@@ -104,49 +103,6 @@ static int get_log(const struct gmem_region *region, uint64_t *bitmap)
 	return gmem_kvm_get_dirty_log(region->vm->fd, gmem_region_slot_id(region), bitmap);
 }
 
-/* Words of [*@first, *@end) without a bit at either end are left out. */
-static bool trim(const uint64_t *bitmap, uint64_t *first, uint64_t *end)
-{
-	while (*end > *first && !bitmap[*end - 1])
-		--*end;
-	while (*first < *end && !bitmap[*first])
-		++*first;
-	return *first < *end;
-}
-
-/*
- * Clear the bits that were read, in pieces: KVM lets no vCPU handle a fault meanwhile, and
- * clean pieces cost nothing. KVM takes whole words, but for the end of the memslot.
- */
-static int clear_bits(const struct gmem_region *region, const uint64_t *bitmap)
-{
-	uint64_t pages = pages_of(region), words = words_of(region), first, end;
-	int err = 0;
-
-	for (uint64_t at = 0; at < words && !err; at += CLEAR_WORDS) {
-		first = at;
-		end = at + CLEAR_WORDS < words ? at + CLEAR_WORDS : words;
-		if (!trim(bitmap, &first, &end))
-			continue;
-		end = end * WORD_PAGES < pages ? end * WORD_PAGES : pages;
-		err = gmem_kvm_clear_dirty_log(region->vm->fd, gmem_region_slot_id(region),
-					       first * WORD_PAGES, end - first * WORD_PAGES, bitmap + first);
-	}
-	return err;
-}
-
-/* The bits may be gone from KVM, so this is no failure of reading: none of them is lost. */
-static void clear_read_bits(const struct gmem_region *region, const uint64_t *bitmap)
-{
-	int err = clear_bits(region, bitmap);
-
-	if (err)
-		gmem_vm_log_error(region->vm,
-				  gmem_fail(err, "the dirty log of memslot %" PRIu32 " was read, and VM fd %d "
-					    "does not clear it: %s", region->slot, gmem_vm_number(region->vm),
-					    gmem_errno_name(err)));
-}
-
 static bool has_manual_protect(const struct gmem_vm *vm)
 {
 	return gmem_kvm_check(vm->fd, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) > 0;
@@ -175,42 +131,88 @@ static void find_out_who_clears(const struct gmem_region *region, uint64_t *bitm
 	free(again);
 }
 
+/* Words of [*@first, *@end) without a bit at either end are left out. */
+static bool trim(const uint64_t *bitmap, uint64_t *first, uint64_t *end)
+{
+	while (*end - *first >= 8 && gmem_dirty_words_are_clean(bitmap + *first))
+		*first += 8;
+	while (*first < *end && !bitmap[*first])
+		++*first;
+	while (*end > *first && !bitmap[*end - 1])
+		--*end;
+	return *first < *end;
+}
+
+/* KVM takes whole words, but for the end of the memslot. */
+static int clear_words(const struct gmem_region *region, const uint64_t *bitmap, uint64_t first,
+		       uint64_t end)
+{
+	uint64_t pages = pages_of(region);
+
+	end = end * WORD_PAGES < pages ? end * WORD_PAGES : pages;
+	return gmem_kvm_clear_dirty_log(region->vm->fd, gmem_region_slot_id(region), first * WORD_PAGES,
+					end - first * WORD_PAGES, bitmap + first);
+}
+
+static void mark_words(const struct gmem_region *region, const uint64_t *bitmap, uint64_t first,
+		       uint64_t end)
+{
+	uint64_t page = gmem_sys_page_size(), pages = pages_of(region);
+	struct gmem_vm *vm = region->vm;
+
+	end = end * WORD_PAGES < pages ? end * WORD_PAGES : pages;
+	gmem_lock_take(&vm->lock);
+	if (vm->newest.dirty)
+		gmem_dirty_pages_mark_bits(vm->newest.dirty, region->gpa.start + first * WORD_PAGES * page,
+					   bitmap + first, end - first * WORD_PAGES);
+	gmem_lock_drop(&vm->lock);
+}
+
+/* The bits may be gone from KVM, so this is no failure of reading: none of them is lost. */
+static void log_not_cleared(const struct gmem_region *region, int err)
+{
+	gmem_vm_log_error(region->vm,
+			  gmem_fail(err, "the dirty log of memslot %" PRIu32 " was read, and VM fd %d "
+				    "does not clear it: %s", region->slot, gmem_vm_number(region->vm),
+				    gmem_errno_name(err)));
+}
+
 /*
- * A page that is written after its bit was read and before it is cleared is reported, and whoever
- * reads its contents now finds what was written.
+ * Mark what a bitmap says, and clear it in KVM, piece by piece: KVM lets no vCPU handle a fault
+ * while it clears, nor does this let others at the layout while it marks. A page that is written
+ * after its bit was read and before it is cleared is reported, and whoever reads its contents
+ * then finds what was written.
  */
-static int take_log(const struct gmem_region *region, uint64_t *bitmap)
+static void use_bits(const struct gmem_region *region, const uint64_t *bitmap, bool clears)
+{
+	uint64_t words = words_of(region), first, end;
+	int err = 0;
+
+	for (uint64_t at = 0; at < words; at += PIECE_WORDS) {
+		first = at;
+		end = at + PIECE_WORDS < words ? at + PIECE_WORDS : words;
+		if (!trim(bitmap, &first, &end))
+			continue;
+		if (clears && !err)
+			err = clear_words(region, bitmap, first, end);
+		mark_words(region, bitmap, first, end);
+	}
+	if (err)
+		log_not_cleared(region, err);
+}
+
+static bool is_clean(const struct gmem_region *region, const uint64_t *bitmap)
 {
 	uint64_t first = 0, end = words_of(region);
-	int err = get_log(region, bitmap);
 
-	if (err)
-		return err;
-	if (!region->vm->logs_are_cleared && trim(bitmap, &first, &end)) {
-		if (!region->vm->knows_who_clears)
-			find_out_who_clears(region, bitmap);
-		if (!region->vm->logs_are_cleared)
-			clear_read_bits(region, bitmap);
-	}
-	return 0;
+	return !trim(bitmap, &first, &end);
 }
 
 /* ---- for trackers ---- */
 
 void gmem_dirty_log_mark(struct gmem_region *region, const uint64_t *bitmap)
 {
-	uint64_t pages = pages_of(region), piece = MARK_WORDS * WORD_PAGES, now;
-	struct gmem_vm *vm = region->vm;
-
-	for (uint64_t done = 0; done < pages; done += now) {
-		now = pages - done < piece ? pages - done : piece;
-		gmem_lock_take(&vm->lock);
-		if (vm->newest.dirty)
-			gmem_dirty_pages_mark_bits(vm->newest.dirty,
-						   region->gpa.start + done * gmem_sys_page_size(),
-						   bitmap + done / WORD_PAGES, now);
-		gmem_lock_drop(&vm->lock);
-	}
+	use_bits(region, bitmap, false);
 }
 
 static int make_room(struct gmem_vm *vm, const struct gmem_region *region)
@@ -254,10 +256,12 @@ static int mark_region(struct gmem_region *region, bool keeps)
 	if (err)
 		return err;
 
-	err = take_log(region, vm->dirty_bitmap);
+	err = get_log(region, vm->dirty_bitmap);
 	if (err)
 		return err == -ENXIO ? err : fail_to_read(region, err);
-	gmem_dirty_log_mark(region, vm->dirty_bitmap);
+	if (!vm->knows_who_clears && !is_clean(region, vm->dirty_bitmap))
+		find_out_who_clears(region, vm->dirty_bitmap);
+	use_bits(region, vm->dirty_bitmap, !vm->logs_are_cleared);
 	if (keeps)
 		gmem_kept_log_merge(region->kept_log, 0, vm->dirty_bitmap, 0, pages_of(region));
 	return 0;
@@ -277,7 +281,7 @@ int gmem_dirty_logs_mark(struct gmem_vm *vm)
 		gmem_lock_drop(&vm->dirty_lock);
 	}
 	/* All of it is in dirty rings. */
-	return err == -ENXIO && gmem_kvm_reset_dirty_rings(vm->fd) >= 0 ? 0 : err;
+	return err == -ENXIO && gmem_vm_has_dirty_rings(vm) ? 0 : err;
 }
 
 void gmem_dirty_logs_forget(struct gmem_vm *vm)
@@ -416,7 +420,6 @@ static void deliver_kept_log(struct gmem_region *region, uint64_t *bitmap)
 
 static int get_dirty_log(struct gmem_region *region, uint64_t *bitmap, size_t words)
 {
-	uint64_t first = 0, end = words_of(region);
 	int err;
 
 	if (!bitmap)
@@ -430,9 +433,7 @@ static int get_dirty_log(struct gmem_region *region, uint64_t *bitmap, size_t wo
 	gmem_lock_take(&region->vm->dirty_lock);
 	err = get_log(region, bitmap);
 	if (!err) {
-		if (trim(bitmap, &first, &end) && has_manual_protect(region->vm))
-			clear_read_bits(region, bitmap);
-		gmem_dirty_log_mark(region, bitmap);
+		use_bits(region, bitmap, !is_clean(region, bitmap) && has_manual_protect(region->vm));
 		deliver_kept_log(region, bitmap);
 	}
 	gmem_lock_drop(&region->vm->dirty_lock);

@@ -13,6 +13,7 @@
 #include "base/wait_budget.h"
 #include "caps/caps.h"
 #include "dirty/dirty_log.h"
+#include "dirty/dirty_ring.h"
 #include "os/kvm.h"
 #include "os/kvm_compat.h"
 #include "os/sys.h"
@@ -226,11 +227,9 @@ static int check_all(const struct gmem_vm *vm, bool replaces, bool allow)
 	return err;
 }
 
-static int check_rings(const struct gmem_vm *vm, uint64_t flags)
+static int check_rings(struct gmem_vm *vm, uint64_t flags)
 {
-	/* They may have been enabled after the handle was made. */
-	if (flags & GMEM_DIRTY_RINGS ||
-	    (!gmem_caps_value(&vm->caps, GMEM_CAP_DIRTY_LOG) && gmem_kvm_reset_dirty_rings(vm->fd) < 0))
+	if (flags & GMEM_DIRTY_RINGS || !gmem_vm_has_dirty_rings(vm))
 		return 0;
 	return gmem_fail(-EOPNOTSUPP, "VM fd %d logs writes in dirty rings, and all of them have to be read: "
 			 "GMEM_DIRTY_RINGS says that they are", gmem_vm_number(vm));

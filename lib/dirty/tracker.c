@@ -13,6 +13,7 @@
 #include "base/wait_budget.h"
 #include "dirty/collect.h"
 #include "dirty/dirty_log.h"
+#include "dirty/dirty_ring.h"
 #include "dirty/logging.h"
 #include "os/sys.h"
 #include "region/dirty_pages.h"
@@ -99,18 +100,6 @@ static uint32_t begin_period(struct gmem_vm *vm)
 	return FIRST_PERIOD_AGAIN;
 }
 
-static void begin_sources(struct gmem_vm *vm)
-{
-	for (struct gmem_dirty_source *at = vm->dirty_sources; at; at = at->next)
-		at->begin(at);
-}
-
-static void end_sources(struct gmem_vm *vm)
-{
-	for (struct gmem_dirty_source *at = vm->dirty_sources; at; at = at->next)
-		at->end(at);
-}
-
 static int begin_logs(struct gmem_dirty *dirty)
 {
 	struct gmem_vm *vm = dirty->vm;
@@ -162,7 +151,7 @@ static int begin(struct gmem_dirty *dirty, struct gmem_wait_budget *budget)
 	}
 
 	if (!vm->trackers)
-		begin_sources(vm);
+		gmem_vm_begin_dirty_sources(vm);
 	dirty->since = dirty->flags & GMEM_DIRTY_FROM_NOW ? begin_period(vm) : 0;
 	dirty->collected_at = gmem_sys_now();
 	dirty->next = vm->trackers;
@@ -233,7 +222,7 @@ static void end(struct gmem_dirty *dirty)
 	if (vm->trackers || !vm->newest.dirty)
 		return;
 
-	end_sources(vm);
+	gmem_vm_end_dirty_sources(vm);
 	gmem_vm_end_logging(vm);
 	end_marks(vm);
 }
@@ -280,11 +269,12 @@ void gmem_vm_end_tracking(struct gmem_vm *vm)
 {
 	struct gmem_wait_budget forever = { .wait_ms = 0 };
 
+	gmem_dirty_rings_end(vm);
 	if (!vm->newest.dirty || gmem_vm_begin_change(vm, &forever))
 		return;
 	end_abandoned(vm);
 	if (vm->newest.dirty)
-		end_sources(vm);
+		gmem_vm_end_dirty_sources(vm);
 	gmem_dirty_logs_forget(vm);
 	if (vm->newest.dirty)
 		vm->old_dirty = vm->newest.dirty;

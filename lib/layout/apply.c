@@ -15,6 +15,7 @@
 #include "base/sort.h"
 #include "base/wait_budget.h"
 #include "dirty/dirty_log.h"
+#include "dirty/dirty_ring.h"
 #include "dirty/logging.h"
 #include "layout/apply_slots.h"
 #include "layout/keep_state.h"
@@ -784,6 +785,26 @@ static void mark_step(const struct gmem_step *step)
 		gmem_dirty_pages_mark(dirty, gpa->start, gpa->size);
 }
 
+/*
+ * Entries of dirty rings, and of vCPUs that empty theirs meanwhile, name memslots that are gone,
+ * or that the layout does not have: all pages of what had them may be written.
+ */
+static void mark_unknown(const struct change *change, bool is_done)
+{
+	struct gmem_vm *vm = change->vm;
+
+	if (!(vm->dirty_flags & GMEM_DIRTY_RINGS) || !gmem_vm_has_dirty_rings(vm))
+		return;
+	for (size_t i = 0; i < change->count; i++) {
+		const struct gmem_step *step = &change->steps[i];
+
+		if (is_done && step->upper)
+			gmem_vm_mark_dirty(vm, step->upper->gpa.start, step->upper->gpa.size);
+		if (is_done ? step->upper != NULL : step->kind != GMEM_STEP_ADD)
+			gmem_vm_mark_dirty(vm, step->region->gpa.start, step->region->gpa.size);
+	}
+}
+
 /* Returns the table that readers used until now, or NULL. */
 static const struct gmem_table *commit(struct change *change)
 {
@@ -957,6 +978,7 @@ static int apply_claimed(struct change *change)
 	int err;
 
 	err = make_change(change);
+	mark_unknown(change, !err);
 	for (size_t i = 0; i < change->count; i++)
 		settle_log(&change->steps[i], !err);
 	if (err)

@@ -13,8 +13,10 @@
 #include "base/opts.h"
 #include "base/wait_budget.h"
 #include "caps/caps.h"
+#include "dirty/dirty_ring.h"
 #include "layout/convert.h"
 #include "os/kvm.h"
+#include "os/kvm_compat.h"
 #include "region/region.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
@@ -347,7 +349,9 @@ GMEM_API int gmem_vcpu_handle_exit(struct gmem_vcpu *vcpu, struct kvm_run *run, 
 	if (err)
 		return err;
 
-	if (exit.kind == GMEM_EXIT_OTHER) {
+	if (exit.kind == GMEM_EXIT_OTHER && result >= 0 && run->exit_reason == KVM_EXIT_DIRTY_RING_FULL) {
+		err = gmem_dirty_rings_make_room(vcpu->vm, vcpu->fd);
+	} else if (exit.kind == GMEM_EXIT_OTHER) {
 		/* After EINTR and the like the guest made no progress. */
 		if (result >= 0)
 			forget(vcpu);

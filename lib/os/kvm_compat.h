@@ -21,6 +21,25 @@
 #define KVM_RESET_DIRTY_RINGS		_IO(KVMIO, 0xc7)
 #endif
 
+/*
+ * Dirty rings, Linux 5.11 and, of arm64, 6.2, where the headers of both have different names for
+ * the same: where a vCPU's fd has its ring, in pages, how large it may be, and its entries.
+ */
+#define GMEM_KVM_DIRTY_RING_PAGE	64
+#define GMEM_KVM_DIRTY_RING_MAX		65536
+#define GMEM_KVM_DIRTY			0x1
+#define GMEM_KVM_DIRTY_RESET		0x2
+#define GMEM_KVM_DIRTY_MASK		0x3
+#ifndef KVM_EXIT_DIRTY_RING_FULL
+#define KVM_EXIT_DIRTY_RING_FULL	31
+#endif
+
+struct gmem_kvm_dirty_entry {
+	__u32 flags;
+	__u32 slot;
+	__u64 offset;
+};
+
 /* Linux 6.8 */
 #ifndef KVM_CAP_USER_MEMORY2
 #define KVM_CAP_USER_MEMORY2		231

@@ -15,6 +15,8 @@
 #define GIB		(UINT64_C(1) << GIB_SHIFT)
 #define TOP		(GIB * GMEM_DIRTY_TOP_GIBS)
 #define CHUNK		(UINT64_C(1) << GMEM_DIRTY_CHUNK_SHIFT)
+#define CACHE_LINE	64
+#define AHEAD		12	/* words of a bitmap, whose marks are fetched meanwhile */
 #define LAST_GPA	((UINT64_C(1) << 52) - 1)
 
 /* ---- room ---- */
@@ -173,6 +175,14 @@ static struct gmem_dirty_gib *find_gib(const struct gmem_dirty_pages *dirty, uin
 	return NULL;
 }
 
+/* NULL: there is no room */
+static struct gmem_dirty_gib *gib_at(const struct gmem_dirty_pages *dirty, uint64_t gpa)
+{
+	const struct gmem_dirty_top *top = gpa <= LAST_GPA ? top_at(dirty, gpa) : NULL;
+
+	return top ? gib_in(top, gpa) : NULL;
+}
+
 static inline uint64_t end_of_chunk(uint64_t gpa, uint64_t last)
 {
 	uint64_t end = gpa | (CHUNK - 1);
@@ -213,28 +223,91 @@ void gmem_dirty_pages_mark(struct gmem_dirty_pages *dirty, uint64_t gpa, uint64_
 	mark(dirty, gpa, size, dirty->period, set_mark);
 }
 
-/* The first bit is of the page at @gpa; of a region that is not aligned a word is in two chunks. */
-static void mark_word(struct gmem_dirty_pages *dirty, uint64_t gpa, uint64_t word)
+/* Pages of one chunk, a bit each: its mark before theirs, see the header */
+static void mark_word_in_chunk(const struct gmem_dirty_pages *dirty, uint64_t gpa, uint64_t word)
 {
-	for (; word; word &= word - 1) {
-		uint64_t at = gpa + ((uint64_t)__builtin_ctzll(word) << dirty->page_shift);
+	struct gmem_dirty_gib *gib = gib_at(dirty, gpa);
+	uint32_t period = dirty->period, *pages;
 
-		gmem_dirty_pages_mark(dirty, at, 1);
+	if (!gib)
+		return;
+	set_mark(&gib->any[chunk_of(gpa)], period);
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+	pages = &gib->pages[page_of(dirty, gpa)];
+	if (word == UINT64_MAX)
+		for (unsigned int i = 0; i < 64; i++)
+			__atomic_store_n(&pages[i], period, __ATOMIC_RELAXED);
+	else
+		for (; word; word &= word - 1)
+			__atomic_store_n(&pages[__builtin_ctzll(word)], period, __ATOMIC_RELAXED);
+}
+
+/* A region may begin anywhere in a chunk, and a chunk of large pages has fewer than 64. */
+static void mark_word(const struct gmem_dirty_pages *dirty, uint64_t gpa, uint64_t word)
+{
+	uint64_t left = (CHUNK - (gpa & (CHUNK - 1))) >> dirty->page_shift, bits;
+
+	while (word && left < 64) {
+		bits = word & ((UINT64_C(1) << left) - 1);
+		if (bits)
+			mark_word_in_chunk(dirty, gpa, bits);
+		word >>= left;
+		gpa += left << dirty->page_shift;
+		left = CHUNK >> dirty->page_shift;
 	}
+	if (word)
+		mark_word_in_chunk(dirty, gpa, word);
+}
+
+/* Marks of pages far apart are in no cache: that takes longer than all else here. */
+static void expect_word(const struct gmem_dirty_pages *dirty, uint64_t gpa)
+{
+	const struct gmem_dirty_gib *gib = gib_at(dirty, gpa);
+	const char *marks;
+
+	if (!gib)
+		return;
+	marks = (const char *)&gib->pages[page_of(dirty, gpa)];
+	for (unsigned int i = 0; i < 64 * sizeof(uint32_t); i += CACHE_LINE)
+		__builtin_prefetch(marks + i, 1);
+}
+
+/* How many words of a bitmap, all bits set, are the whole chunk that begins at @gpa; 0: they are not */
+static uint64_t find_whole_chunk(const struct gmem_dirty_pages *dirty, uint64_t gpa,
+				 const uint64_t *words, uint64_t count)
+{
+	uint64_t needed = CHUNK >> (6 + dirty->page_shift);
+
+	if (gpa & (CHUNK - 1) || !needed || count < needed)
+		return 0;
+	for (uint64_t i = 0; i < needed; i++)
+		if (words[i] != UINT64_MAX)
+			return 0;
+	return needed;
 }
 
 void gmem_dirty_pages_mark_bits(struct gmem_dirty_pages *dirty, uint64_t gpa, const uint64_t *bitmap,
 				uint64_t pages)
 {
-	uint64_t word, rest = pages % 64;
+	uint64_t whole = pages / 64, word_size = UINT64_C(64) << dirty->page_shift, i = 0, chunk;
 
-	for (uint64_t i = 0; i < (pages + 63) / 64; i++) {
-		word = bitmap[i];
-		if (rest && i == pages / 64)
-			word &= (UINT64_C(1) << rest) - 1;
-		if (word)
-			mark_word(dirty, gpa + (i << (6 + dirty->page_shift)), word);
+	while (i < whole) {
+		while (i + 8 <= whole && gmem_dirty_words_are_clean(bitmap + i))
+			i += 8;
+		if (i == whole)
+			break;
+		if (i + AHEAD < whole && bitmap[i + AHEAD])
+			expect_word(dirty, gpa + (i + AHEAD) * word_size);
+		chunk = bitmap[i] == UINT64_MAX ?
+			find_whole_chunk(dirty, gpa + i * word_size, bitmap + i, whole - i) : 0;
+		if (chunk)
+			mark(dirty, gpa + i * word_size, CHUNK, dirty->period, set_mark);
+		else if (bitmap[i])
+			mark_word(dirty, gpa + i * word_size, bitmap[i]);
+		i += chunk ? chunk : 1;
 	}
+	if (pages % 64)
+		mark_word(dirty, gpa + i * word_size, bitmap[i] & ((UINT64_C(1) << pages % 64) - 1));
 }
 
 /* Relaxed: it is looked at again with the lock. Who is told that there is none began before it. */

@@ -99,16 +99,6 @@ GMEM_API int gmem_vm_find_gpa(struct gmem_vm *vm, uint64_t gpa, struct gmem_regi
 	return region ? 0 : gmem_fail_no_region(gpa);
 }
 
-static const struct gmem_region *with_slot(const struct gmem_vm *vm, uint32_t slot)
-{
-	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
-
-	while (gmem_regions_walk_whole(&at))
-		if (at.region && at.region->has_slot && gmem_region_slot_id(at.region) == slot)
-			return at.region;
-	return NULL;
-}
-
 GMEM_API int gmem_vm_find_slot(struct gmem_vm *vm, uint32_t slot, struct gmem_region_info *ret)
 {
 	const struct gmem_region *region;
@@ -117,7 +107,7 @@ GMEM_API int gmem_vm_find_slot(struct gmem_vm *vm, uint32_t slot, struct gmem_re
 		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
 
 	gmem_lock_take(&vm->lock);
-	region = with_slot(vm, slot);
+	region = gmem_regions_with_slot(vm, slot);
 	if (region)
 		gmem_region_fill_info(region, ret);
 	gmem_lock_drop(&vm->lock);

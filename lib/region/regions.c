@@ -110,3 +110,13 @@ int gmem_regions_check_slot(const struct gmem_region *region)
 				 region->gpa.start);
 	return 0;
 }
+
+struct gmem_region *gmem_regions_with_slot(const struct gmem_vm *vm, uint32_t slot)
+{
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
+
+	while (gmem_regions_walk_whole(&at))
+		if (at.region && at.region->has_slot && gmem_region_slot_id(at.region) == slot)
+			return at.region;
+	return NULL;
+}

@@ -25,6 +25,8 @@ static inline uint64_t gmem_region_last(const struct gmem_region *region)
 struct gmem_region *gmem_regions_at(const struct gmem_vm *vm, uint64_t gpa);
 /* The lowest region that has an address in [@gpa, @last], or NULL */
 struct gmem_region *gmem_regions_next(const struct gmem_vm *vm, uint64_t gpa, uint64_t last);
+/* The region whose memslot has this number, as KVM's ioctls have it, or NULL. Looks at each. */
+struct gmem_region *gmem_regions_with_slot(const struct gmem_vm *vm, uint32_t slot);
 /* The lowest region at or above @gpa that has memory, which a device's range has not */
 struct gmem_region *gmem_regions_next_memory(const struct gmem_vm *vm, uint64_t gpa);
 

@@ -29,6 +29,7 @@
 
 struct gmem_claim;
 struct gmem_dirty;
+struct gmem_dirty_ring;
 struct gmem_dirty_source;
 struct gmem_host_file;
 struct gmem_lease_wait;
@@ -92,13 +93,15 @@ struct gmem_vm {
 	uint64_t dirty_flags;		/* GMEM_DIRTY_*: replaced memslots if one has it, the rest if all have */
 	struct gmem_dirty_pages *old_dirty;	/* marks that views may still use, see dirty/tracker.c */
 
-	/* rank DIRTY: the next, and KVM's dirty logs while they are read and marked */
+	/* rank DIRTY: all up to dirty_sources_begun, and KVM's dirty logs while they are read and marked */
 	struct gmem_lock dirty_lock;
 	uint64_t *dirty_bitmap;		/* to read a log into */
 	size_t dirty_words;		/* that it has room for */
 	bool logs_are_cleared;		/* by KVM as it gives them, and */
 	bool knows_who_clears;		/* that was found out */
+	struct gmem_dirty_ring *dirty_rings;
 	struct gmem_dirty_source *dirty_sources;	/* with dirty_lock, and written with hook_lock, too */
+	bool dirty_sources_begun;	/* somebody wants to know what they note */
 
 	/* rank CHANGE: newest.table, next_table and their entries, and with lock: regions */
 	struct gmem_lock change_lock;

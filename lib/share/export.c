@@ -24,6 +24,7 @@
 #include "share/peer_io.h"
 #include "share/peer_state.h"
 #include "share/peer_recall.h"
+#include "share/peer_source.h"
 
 /* ---- the export ---- */
 
@@ -113,6 +114,7 @@ GMEM_API int gmem_export_new(struct gmem_vm *vm, const struct gmem_export_opts *
 	err = gmem_vm_add_change_hook(vm, &exporter->hook);
 	if (err)
 		goto free_listener;
+	gmem_peers_add_source(exporter);
 	*ret = exporter;
 	return 0;
 
@@ -138,6 +140,7 @@ GMEM_API void gmem_export_free(struct gmem_export *exporter)
 	/* Peers go first: who waits for them need not wait any more. */
 	while (exporter->peers)
 		gmem_peer_remove(exporter->peers);
+	gmem_peers_remove_source(exporter);
 	gmem_listener_free(exporter->listener);
 	gmem_vm_remove_change_hook(exporter->vm, &exporter->hook);
 	free(exporter->leaving_nodes);

@@ -23,6 +23,7 @@
 #include "region/vm_core.h"
 #include "share/extent.h"
 #include "share/mapped_extent.h"
+#include "share/mark_map.h"
 #include "share/wire.h"
 #include "view/lookup_table.h"
 #include "view/view.h"
@@ -74,6 +75,7 @@ struct gmem_import {
 	struct gmem_failure refused;	/* the last answer that was not 0 */
 	bool greeted;			/* HELLO came */
 	bool complete;			/* READY came, and no MAP or GRANT since */
+	struct gmem_mark_map *marks;	/* where views mark what they write; NULL: nobody asks */
 	struct work work;
 	struct gmem_states before;	/* scratch for one piece: what was granted */
 };
@@ -201,6 +203,12 @@ static bool take_back(struct gmem_import *import, struct gmem_mapped_extent *ext
 
 /* ---- map ---- */
 
+static int fail_mappings(const struct gmem_import *import)
+{
+	return gmem_fail(-ENOMEM, "there are %" PRIu64 " mappings, and no more are wanted "
+			 "(max_mappings)", import->mappings);
+}
+
 static int check_room(const struct gmem_import *import, uint64_t size)
 {
 	uint64_t cost = gmem_mapped_extent_cost(size);
@@ -220,9 +228,7 @@ static int check_room(const struct gmem_import *import, uint64_t size)
 				 " are wanted in all (max_table_bytes)", size, cost,
 				 import->table_bytes, import->max_table_bytes);
 	if (import->mappings >= import->max_mappings)
-		return gmem_fail(-ENOMEM, "there are %" PRIu64 " mappings, and no more are wanted "
-				 "(max_mappings)",
-				 import->mappings);
+		return fail_mappings(import);
 	return 0;
 }
 
@@ -385,8 +391,7 @@ static int begin_part(struct gmem_import *import, const struct gmem_message *mes
 				 message->id, extent->page_size);
 	if (import->mappings + gmem_mapped_extent_growth(extent, start, message->size, granted) >
 	    import->max_mappings)
-		return gmem_fail(-ENOMEM, "there are %" PRIu64 " mappings, and no more are wanted "
-				 "(max_mappings)", import->mappings);
+		return fail_mappings(import);
 
 	import->work = (struct work){ .message = *message, .extent = extent, .start = start,
 				      .size = message->size };
@@ -493,6 +498,34 @@ static int grant_some(struct gmem_import *import, struct work *work)
 	return work->done < work->size;
 }
 
+/* ---- marks ---- */
+
+/* On return views mark what they write in @marks, and those that did not have ended. */
+static void use_marks(struct gmem_import *import, struct gmem_mark_map *marks)
+{
+	struct gmem_mark_map *old = import->marks;
+
+	gmem_vm_mark_for_peer(&import->vm, marks ? &marks->marks : NULL);
+	gmem_vm_wait_for_views(&import->vm, NULL);
+	import->mappings += (marks != NULL);
+	import->mappings -= (old != NULL);
+	import->marks = marks;
+	gmem_mark_map_free(old);
+}
+
+static int begin_marks(struct gmem_import *import, const struct gmem_message *message, int fd)
+{
+	struct gmem_mark_map *marks;
+	int err;
+
+	if (import->mappings >= import->max_mappings)
+		return fail_mappings(import);
+	err = gmem_mark_map_open(message, fd, &marks);
+	if (!err)
+		use_marks(import, marks);
+	return err;
+}
+
 /* ---- messages ---- */
 
 static int do_hello(struct gmem_import *import, const struct gmem_message *message)
@@ -526,6 +559,11 @@ static int begin(struct gmem_import *import, const struct gmem_message *message,
 	case GMEM_WIRE_READY:
 		import->complete = true;
 		return 0;
+	case GMEM_WIRE_MARK:
+		return begin_marks(import, message, fd);
+	case GMEM_WIRE_END_MARK:
+		use_marks(import, NULL);
+		return 0;
 	default:
 		return gmem_fail(-EPROTO, "a message \"%s\" is not for an import",
 				 gmem_wire_name(message->type));
@@ -549,12 +587,13 @@ static int work_some(struct gmem_import *import)
 	}
 }
 
-static int send_answer(struct gmem_import *import, uint32_t sequence, int result)
+static int send_answer(struct gmem_import *import, const struct gmem_message *to, int result)
 {
 	const struct gmem_message message = {
 		.type = GMEM_WIRE_ANSWER,
-		.sequence = sequence,
+		.sequence = to->sequence,
 		.status = (uint32_t)-result,
+		.rights = to->type == GMEM_WIRE_HELLO ? GMEM_WIRE_TAKES_MARK : 0,
 	};
 	int err = gmem_wire_send(import->sock, &message, -1);
 
@@ -591,7 +630,7 @@ static int take_message(struct gmem_import *import)
 		return err;
 	if (!err && import->work.message.type)
 		return 1;
-	err = send_answer(import, message.sequence, err);
+	err = send_answer(import, &message, err);
 	return err ? err : 1;
 }
 
@@ -599,13 +638,13 @@ static int take_message(struct gmem_import *import)
 static int go_on(struct gmem_import *import)
 {
 	struct work *work = &import->work;
-	uint32_t sequence = work->message.sequence;
+	const struct gmem_message message = work->message;
 	int ret = work_some(import);
 
 	if (ret > 0 || work->is_broken)
 		return ret;
 	*work = (struct work){ .done = 0 };
-	ret = send_answer(import, sequence, ret);
+	ret = send_answer(import, &message, ret);
 	return ret ? ret : 1;
 }
 
@@ -784,6 +823,7 @@ static void release_memory(struct gmem_vm *vm)
 		take_out(import, extent);
 		free_extent(import, extent);
 	}
+	gmem_mark_map_free(import->marks);
 }
 
 /* Views may outlive the rest of the import. */

@@ -177,6 +177,7 @@ GMEM_API void gmem_peer_remove(struct gmem_peer *peer)
 		;
 	*link = peer->next;
 	gmem_peer_disconnect(peer, -EPIPE);
+	gmem_peer_forget(peer);
 	gmem_lock_drop(&exporter->lock);
 	free(peer->ranges);
 	free(peer);

@@ -17,6 +17,8 @@
 #include "os/usdt.h"
 #include "region/vm_core.h"
 #include "share/granted.h"
+#include "share/mark_map.h"
+#include "share/peer_dirty.h"
 #include "share/peer_needs.h"
 #include "share/wire.h"
 
@@ -28,9 +30,9 @@
 /* Time after which a dispatch leaves the rest to the next */
 #define DISPATCH_TIME	(10 * GMEM_NANOSECONDS_PER_MS)
 
-static void free_block(struct gmem_peer *peer, struct gmem_block *block)
+static void free_block(struct gmem_range_map *blocks, struct gmem_block *block)
 {
-	gmem_range_remove(&peer->blocks, &block->gpa);
+	gmem_range_remove(blocks, &block->gpa);
 	gmem_granted_free(&block->granted);
 	free(block);
 }
@@ -58,8 +60,17 @@ void gmem_peer_disconnect(struct gmem_peer *peer, int err)
 	peer->status = err;
 	peer->awaits_answer = false;
 	peer->retry_at = 0;
-	while (peer->blocks.root)
-		free_block(peer, gmem_block_of(peer->blocks.root));
+	gmem_peer_lose_marks(peer);
+	peer->lost = peer->blocks;
+	peer->blocks.root = NULL;
+}
+
+void gmem_peer_forget(struct gmem_peer *peer)
+{
+	gmem_peer_mark_all(peer);
+	gmem_mark_map_free(peer->marks);
+	while (peer->lost.root)
+		free_block(&peer->lost, gmem_block_of(peer->lost.root));
 }
 
 /* ---- what is tried again ---- */
@@ -104,6 +115,7 @@ static enum sent not_sent(struct gmem_peer *peer, int err, bool has_fd)
 {
 	if (err == -ETOOMANYREFS && has_fd) {
 		peer->maps.refused = MAX_REFUSED;
+		peer->marks_later = true;
 		schedule_retry(peer);
 		return NOTHING_TO_SEND;
 	}
@@ -143,6 +155,32 @@ static enum sent send_hello(struct gmem_peer *peer)
 	enum sent sent = transmit(peer, &message, -1, NULL);
 
 	peer->sent_hello = sent == DID_SOMETHING;
+	return sent;
+}
+
+/* Tell the peer where to mark what it writes, or that nobody looks there any more. */
+static enum sent send_marks(struct gmem_peer *peer)
+{
+	struct gmem_message message = { .type = GMEM_WIRE_END_MARK };
+	uint64_t end = gmem_peer_needs_marks(peer);
+	enum sent sent;
+	int fd = -1;
+
+	if (!end && (peer->exporter->is_tracked || !peer->marks_in_vain))
+		return NOTHING_TO_SEND;
+	if (end && gmem_mark_map_new(end, &peer->next_marks, &message, &fd)) {
+		peer->marks_later = true;
+		schedule_retry(peer);
+		return NOTHING_TO_SEND;
+	}
+
+	sent = transmit(peer, &message, fd, NULL);
+	if (fd >= 0)
+		gmem_sys_close(fd);
+	if (sent != DID_SOMETHING)
+		gmem_peer_drop_next_marks(peer);
+	else if (!end)
+		peer->marks_in_vain = false;
 	return sent;
 }
 
@@ -264,6 +302,7 @@ static struct gmem_block *new_block(const struct gmem_extent *extent, uint64_t i
 		.page_shift = (uint32_t)__builtin_ctzll(extent->page_size),
 		.is_convertible = gmem_backing_traits(extent->backing)->attributes !=
 				  GMEM_ATTRIBUTES_NONE,
+		.is_writable = extent->rights & GMEM_RIGHT_WRITE,
 	};
 	if (block->is_convertible &&
 	    gmem_granted_new(&block->granted, extent->size >> block->page_shift)) {
@@ -364,7 +403,7 @@ static enum sent send_ready(struct gmem_peer *peer)
 static enum sent send_next(struct gmem_peer *peer)
 {
 	static enum sent (*const kinds[])(struct gmem_peer *peer) = {
-		send_recalls, send_map, send_grant, send_ready,
+		send_recalls, send_marks, send_map, send_grant, send_ready,
 	};
 	enum sent sent = NOTHING_TO_SEND;
 
@@ -411,10 +450,11 @@ static void record_given_back(struct gmem_peer *peer, struct gmem_block *block,
 {
 	bool is_late = !recall_of_answer(peer);
 
+	gmem_peer_mark_part(peer, block, part);
 	if (peer->type == GMEM_WIRE_REVOKE)
 		gmem_block_set_granted(block, part, false);
 	else
-		free_block(peer, block);
+		free_block(&peer->blocks, block);
 	if (is_late)
 		gmem_peer_look_again(peer->type == GMEM_WIRE_REVOKE ? &peer->grants : &peer->maps,
 				     part->start, part->last);
@@ -442,7 +482,23 @@ static void be_refused(struct gmem_peer *peer, struct gmem_block *block, const s
 	if (is_grant)
 		gmem_block_set_granted(block, part, false);
 	else
-		free_block(peer, block);
+		free_block(&peer->blocks, block);
+}
+
+/* Without marks all else goes on. */
+static void take_answer_to_marks(struct gmem_peer *peer, int refusal)
+{
+	if (peer->type == GMEM_WIRE_END_MARK)
+		return;
+	if (!refusal) {
+		gmem_peer_begin_marks(peer);
+		return;
+	}
+	gmem_peer_drop_next_marks(peer);
+	peer->marks_later = may_try_again(refusal);
+	peer->refuses_marks = !peer->marks_later;
+	if (peer->marks_later)
+		schedule_retry(peer);
 }
 
 static void be_accepted(struct gmem_peer *peer, const struct gmem_part *part)
@@ -456,12 +512,18 @@ static void be_accepted(struct gmem_peer *peer, const struct gmem_part *part)
 		gmem_peer_look_again(&peer->grants, part->start, part->last);
 }
 
-static void take_answer(struct gmem_peer *peer, int refusal)
+static void take_answer(struct gmem_peer *peer, int refusal, uint32_t takes)
 {
 	struct gmem_part part = peer->part;
 
 	peer->awaits_answer = false;
 	tell_answer(peer, refusal);
+	if (peer->type == GMEM_WIRE_HELLO)
+		peer->takes_marks = takes & GMEM_WIRE_TAKES_MARK;
+	if (peer->type == GMEM_WIRE_MARK || peer->type == GMEM_WIRE_END_MARK) {
+		take_answer_to_marks(peer, refusal);
+		return;
+	}
 	if (peer->type == GMEM_WIRE_MAP || peer->type == GMEM_WIRE_UNMAP)
 		part = (struct gmem_part){ peer->block->gpa.start, gmem_range_last(&peer->block->gpa) };
 
@@ -485,8 +547,8 @@ static bool receive(struct gmem_peer *peer)
 
 	n = gmem_wire_receive(peer->sock, &message, &fd);
 	if (n > 0 && (!peer->awaits_answer || message.type != GMEM_WIRE_ANSWER ||
-		      message.sequence != peer->sequence)) {
-		/* Only a message "map" may carry a file. */
+		      message.sequence != peer->sequence || (message.rights && peer->type != GMEM_WIRE_HELLO))) {
+		/* Only messages "map" and "mark" may carry a file. */
 		if (fd >= 0)
 			gmem_sys_close(fd);
 		n = gmem_fail(-EPROTO, "a peer sent a message \"%s\", number %" PRIu32
@@ -498,7 +560,7 @@ static bool receive(struct gmem_peer *peer)
 	if (n <= 0)
 		return false;
 
-	take_answer(peer, -(int)message.status);
+	take_answer(peer, -(int)message.status, message.rights);
 	return true;
 }
 
@@ -513,6 +575,13 @@ static bool pump_one(struct gmem_peer *peer)
 	if (!peer->awaits_answer && !peer->has_to_wait && send_next(peer) == DID_SOMETHING)
 		return true;
 	return peer->sock >= 0 && receive(peer);
+}
+
+void gmem_peers_receive(struct gmem_export *exporter)
+{
+	for (struct gmem_peer *peer = exporter->peers; peer; peer = peer->next)
+		while (peer->sock >= 0 && receive(peer))
+			gmem_sys_event_set(exporter->event);
 }
 
 /* One after the other, so that none keeps the others waiting. */
@@ -537,6 +606,7 @@ static void retry(struct gmem_peer *peer)
 		return;
 	peer->retry_at = 0;
 	peer->has_to_wait = false;
+	peer->marks_later = false;
 	gmem_peer_look_now(&peer->maps);
 	gmem_peer_look_now(&peer->grants);
 }

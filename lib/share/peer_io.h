@@ -20,6 +20,13 @@
 
 /* Disconnect the peer. Memory it has mapped stays mapped there. */
 void gmem_peer_disconnect(struct gmem_peer *peer, int err);
+/* Forget what a peer had that is disconnected: it goes. */
+void gmem_peer_forget(struct gmem_peer *peer);
+/*
+ * Receive what is there, for every peer, and send nothing: more than one answer from each is
+ * the end of its connection, and so is the end.
+ */
+void gmem_peers_receive(struct gmem_export *exporter);
 /*
  * Send and receive as much as is possible without waiting, for every peer, in about
  * @nanoseconds; if more is left, the event stays set.

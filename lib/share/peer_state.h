@@ -24,8 +24,10 @@
 #include "base/macros.h"
 #include "base/part.h"
 #include "base/range_map.h"
+#include "dirty/collect.h"
 #include "region/vm_core.h"
 #include "share/granted.h"
+#include "share/mark_map.h"
 #include "share/wire.h"
 
 /* A recall that a thread waits for: of the export's leaving ranges, or of one part */
@@ -52,6 +54,8 @@ struct gmem_export {
 	struct gmem_part changing;	/* all of a change under way is in it */
 	bool is_changing;
 	struct gmem_listener *listener;
+	struct gmem_dirty_source source;	/* what peers write */
+	bool is_tracked;		/* there is a tracker that wants to know */
 	struct gmem_recall *recalls;	/* those that threads wait for */
 	uint64_t last_recall;		/* numbers them */
 	uint64_t timer_at;		/* what the timer is set to; 0: to no time */
@@ -66,6 +70,7 @@ struct gmem_block {
 	uint64_t id;
 	uint32_t page_shift;		/* of the file's pages */
 	bool is_convertible;
+	bool is_writable;		/* by the peer, as far as it was told */
 	struct gmem_granted granted;	/* what of it the peer may use, if it is convertible */
 };
 
@@ -91,6 +96,7 @@ struct gmem_peer {
 	enum gmem_wire_type refused;	/* the message that it refused with status; 0: none */
 
 	struct gmem_range_map blocks;
+	struct gmem_range_map lost;	/* what it had when it was disconnected: it may have it still */
 	uint64_t last_id;
 	struct gmem_todo maps;
 	struct gmem_todo grants;
@@ -101,6 +107,15 @@ struct gmem_peer {
 	bool sent_ready;
 	bool wants_room;		/* the socket had no room for a message */
 	bool watches_room;		/* the epoll says when it has */
+
+	/* What it writes, see peer_dirty.h */
+	struct gmem_mark_map *marks;	/* it has said that it marks there; NULL: nowhere */
+	struct gmem_mark_map *next_marks;	/* of a message under way */
+	bool takes_marks;		/* it knows the messages */
+	bool refuses_marks;		/* not only for the moment */
+	bool marks_later;		/* when something is tried again */
+	bool marks_in_vain;		/* nobody reads its marks any more, and it does not know */
+	bool has_written_all;		/* at least once since the last collection */
 
 	bool awaits_answer;		/* to the message that the next six fields describe */
 	uint32_t sequence;

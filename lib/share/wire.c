@@ -17,6 +17,7 @@
 #include "base/error.h"
 #include "base/macros.h"
 #include "os/sys.h"
+#include "region/peer_marks.h"
 
 #define MAGIC	0x4d454d47	/* "GMEM" */
 #define VERSION	1
@@ -39,6 +40,7 @@ struct layout {
 _Static_assert(sizeof(struct layout) == GMEM_WIRE_BYTES, "a message");
 
 #define MAX_ERRNO 4095
+#define CHUNK (UINT64_C(1) << GMEM_PEER_CHUNK_SHIFT)
 
 enum {
 	HAS_STATUS = 1 << 0,
@@ -46,6 +48,8 @@ enum {
 	HAS_RANGE = 1 << 2,
 	HAS_FILE = 1 << 3,
 	HAS_PAGE_SIZE = 1 << 4,
+	HAS_RIGHTS = 1 << 5,
+	HAS_BACKING = 1 << 6,
 };
 
 static const struct {
@@ -53,12 +57,14 @@ static const struct {
 	unsigned int has;
 } types[] = {
 	[GMEM_WIRE_HELLO] = { "hello", HAS_PAGE_SIZE },
-	[GMEM_WIRE_MAP] = { "map", HAS_ID | HAS_RANGE | HAS_FILE | HAS_PAGE_SIZE },
+	[GMEM_WIRE_MAP] = { "map", HAS_ID | HAS_RANGE | HAS_FILE | HAS_PAGE_SIZE | HAS_RIGHTS | HAS_BACKING },
 	[GMEM_WIRE_UNMAP] = { "unmap", HAS_ID },
 	[GMEM_WIRE_REVOKE] = { "revoke", HAS_ID | HAS_RANGE },
 	[GMEM_WIRE_GRANT] = { "grant", HAS_ID | HAS_RANGE },
 	[GMEM_WIRE_READY] = { "ready", 0 },
-	[GMEM_WIRE_ANSWER] = { "answer", HAS_STATUS },
+	[GMEM_WIRE_ANSWER] = { "answer", HAS_STATUS | HAS_RIGHTS },
+	[GMEM_WIRE_MARK] = { "mark", HAS_RANGE | HAS_FILE | HAS_PAGE_SIZE },
+	[GMEM_WIRE_END_MARK] = { "end mark", 0 },
 };
 
 const char *gmem_wire_name(uint32_t type)
@@ -107,8 +113,8 @@ static bool is_plain(const struct gmem_message *message)
 
 	return (has & HAS_STATUS || !message->status) && (has & HAS_ID || !message->id) &&
 	       (has & HAS_RANGE || (!message->gpa && !message->size)) &&
-	       (has & HAS_FILE || (!message->offset && !message->file_size && !message->rights &&
-				   !message->backing)) &&
+	       (has & HAS_FILE || (!message->offset && !message->file_size)) &&
+	       (has & HAS_RIGHTS || !message->rights) && (has & HAS_BACKING || !message->backing) &&
 	       (has & HAS_PAGE_SIZE || !message->page_size);
 }
 
@@ -120,11 +126,27 @@ static int check_range(const struct gmem_message *message)
 	if (has & HAS_RANGE)
 		err = gmem_check_range_within("gpa", message->gpa, message->size, GMEM_GPA_END,
 					      "the last guest address");
-	if (!err && has & HAS_FILE)
+	if (!err && message->type == GMEM_WIRE_MAP)
 		err = gmem_check_range_within("offset", message->offset, message->size,
 					      message->file_size, "the end of the file");
 	/* The sentence is the one of the check that failed. */
 	return err ? -EPROTO : 0;
+}
+
+/* Bytes for pages come first, and those for chunks of 2 MiB at the offset. */
+static int check_marks(const struct gmem_message *message)
+{
+	uint64_t pages = message->page_size ? message->size / message->page_size : 0;
+
+	if (message->gpa || message->page_size > CHUNK ||
+	    message->size & (CHUNK - 1))
+		return gmem_fail(-EPROTO, "marks for 0x%" PRIx64 " bytes at gpa 0x%" PRIx64 " in pages of 0x%"
+				 PRIx32, message->size, message->gpa, message->page_size);
+	if (message->offset < pages || message->offset > message->file_size ||
+	    message->file_size - message->offset < message->size / CHUNK)
+		return gmem_fail(-EPROTO, "marks for 0x%" PRIx64 " bytes at offset 0x%" PRIx64 " of 0x%"
+				 PRIx64, message->size, message->offset, message->file_size);
+	return 0;
 }
 
 static int check_message(const struct gmem_message *message)
@@ -143,9 +165,11 @@ static int check_message(const struct gmem_message *message)
 	    (!message->page_size || message->page_size & (message->page_size - 1)))
 		return gmem_fail(-EPROTO, "page size 0x%" PRIx32 " is no power of two",
 				 message->page_size);
-	if (has & HAS_FILE && (!(message->rights & GMEM_RIGHT_READ) || message->rights & ~rights))
+	if (message->type == GMEM_WIRE_MARK && check_marks(message))
+		return -EPROTO;
+	if (has & HAS_BACKING && (!(message->rights & GMEM_RIGHT_READ) || message->rights & ~rights))
 		return gmem_fail(-EPROTO, "rights 0x%" PRIx32, message->rights);
-	if (has & HAS_FILE && !gmem_backing_name(message->backing))
+	if (has & HAS_BACKING && !gmem_backing_name(message->backing))
 		return gmem_fail(-EPROTO, "backing %" PRIu32, message->backing);
 	return check_range(message);
 }
@@ -203,10 +227,15 @@ int gmem_wire_send(int sock, const struct gmem_message *message, int passed)
 	return gmem_sys_send(sock, bytes, sizeof(bytes), passed);
 }
 
-/* A message "map" can lose its file, if this process has no number left for it. */
+/* Whether a file comes with it; it can get lost, if this process has no number left for it. */
+static bool has_fd(const struct gmem_message *message)
+{
+	return message->type == GMEM_WIRE_MAP || message->type == GMEM_WIRE_MARK;
+}
+
 static int check_fds(const struct gmem_message *message, const struct gmem_sys_fds *fds)
 {
-	unsigned int wanted = message->type == GMEM_WIRE_MAP;
+	unsigned int wanted = has_fd(message);
 
 	if (fds->unknown)
 		return gmem_fail(-EPROTO, "a message \"%s\" came with something that is no file",

@@ -19,10 +19,15 @@ enum gmem_wire_type {
 	GMEM_WIRE_GRANT = 5,
 	GMEM_WIRE_READY = 6,
 	GMEM_WIRE_ANSWER = 7,
+	GMEM_WIRE_MARK = 8,
+	GMEM_WIRE_END_MARK = 9,
 };
 
 /* A right beside GMEM_RIGHT_*: the memory must not be touched before a GRANT. */
 #define GMEM_WIRE_WITHHELD (1u << 15)
+
+/* In the rights of an answer to HELLO: the importer takes MARK and END_MARK. */
+#define GMEM_WIRE_TAKES_MARK (1u << 0)
 
 struct gmem_message {
 	uint32_t type;
@@ -52,8 +57,8 @@ int gmem_wire_check_socket(int fd);
 int gmem_wire_send(int sock, const struct gmem_message *message, int passed);
 /*
  * Returns 1, 0 if no message is there now, -EPIPE if none will come, -EPROTO for a bad one.
- * @ret_fd: the fd that came with the message, now the caller's, or -1: of a message "map" it
- * may be lost.
+ * @ret_fd: the fd that came with the message, now the caller's, or -1: of a message "map" or
+ * "mark" it may be lost.
  */
 int gmem_wire_receive(int sock, struct gmem_message *ret, int *ret_fd);
 

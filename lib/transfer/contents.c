@@ -8,11 +8,15 @@
 #include "gmem.h"
 #include "base/bits.h"
 #include "base/error.h"
+#include "base/lock.h"
+#include "base/part.h"
+#include "dirty/tracker.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
 #include "region/host_mapping.h"
 #include "region/present_pages.h"
 #include "region/region_memory.h"
+#include "region/vm_core.h"
 #include "transfer/batch.h"
 #include "transfer/file_queue.h"
 #include "transfer/image.h"
@@ -127,25 +131,83 @@ static int test_run(const struct gmem_transfer *transfer, struct gmem_contents_w
 	return 0;
 }
 
-static int look_at(struct gmem_transfer *transfer, const struct gmem_hand *hand,
-		   struct gmem_contents_window *window)
+/* Find the blocks in [@first, @end) whose pages exist, and that are not zero, among those of @among. */
+static int look_for_data(struct gmem_transfer *transfer, const struct gmem_hand *hand,
+			 struct gmem_contents_window *window, const uint64_t *among, uint64_t first,
+			 uint64_t end)
 {
 	const struct gmem_leased_range *range = window->range;
-	uint64_t blocks = window->size / IMAGE_BLOCK, first = 0, end;
 	char *chunk = transfer->io.small + hand->number * CHUNK;
+	uint64_t run_end;
 	int err;
 
-	memset(window->data, 0, sizeof(window->data));
-	memset(window->lost, 0, sizeof(window->lost));
-	err = gmem_region_present_pages(range->region, GMEM_SIDE_SHARED, range->offset + window->offset,
-					window->size, hand->look, note_present, window);
+	err = gmem_region_present_pages(range->region, GMEM_SIDE_SHARED,
+					range->offset + window->offset + first * IMAGE_BLOCK,
+					(end - first) * IMAGE_BLOCK, hand->look, note_present, window);
+	for (size_t i = 0; i < CONTENTS_WORDS && among; i++)
+		window->data[i] &= among[i];
 
-	while (!err && (first = gmem_bits_find(window->data, true, first, blocks)) < blocks) {
-		end = gmem_bits_find(window->data, false, first, blocks);
-		err = test_run(transfer, window, chunk, first, end);
-		first = end;
+	while (!err && (first = gmem_bits_find(window->data, true, first, end)) < end) {
+		run_end = gmem_bits_find(window->data, false, first, end);
+		err = test_run(transfer, window, chunk, first, run_end);
+		first = run_end;
 	}
 	return err;
+}
+
+/* Find the first run that changed in [@offset, @end) of a range; with the VM's lock. */
+static bool find_changed(const struct gmem_dirty *dirty, const struct gmem_leased_range *range,
+			 uint64_t offset, uint64_t end, struct gmem_part *ret)
+{
+	if (offset == end ||
+	    !gmem_dirty_find(dirty, range->region, range->gpa + offset, range->gpa + (end - 1), ret))
+		return false;
+	*ret = (struct gmem_part){ ret->start - range->gpa, ret->last - range->gpa };
+	return true;
+}
+
+/* Which blocks of a window changed. Later changes may be among them, and count again next time. */
+static void find_changes(const struct gmem_dirty *dirty, const struct gmem_contents_window *window,
+			 uint64_t *changed)
+{
+	uint64_t end = window->offset + window->size;
+	struct gmem_part part = { .last = window->offset - 1 };
+
+	memset(changed, 0, CONTENTS_WORDS * sizeof(*changed));
+	gmem_lock_take(&dirty->vm->lock);
+	while (find_changed(dirty, window->range, part.last + 1, end, &part))
+		gmem_bits_set(changed, (part.start - window->offset) / IMAGE_BLOCK,
+			      (part.last + 1 - window->offset) / IMAGE_BLOCK, true);
+	gmem_lock_drop(&dirty->vm->lock);
+}
+
+static int look_for_changes(struct gmem_contents *contents, const struct gmem_hand *hand,
+			    struct gmem_contents_window *window)
+{
+	uint64_t changed[CONTENTS_WORDS], blocks = window->size / IMAGE_BLOCK, first, end;
+	int err;
+
+	find_changes(contents->dirty, window, changed);
+	first = gmem_bits_find(changed, true, 0, blocks);
+	if (first == blocks)
+		return 0;
+	for (end = blocks; !gmem_bits_get(changed, end - 1); end--)
+		;
+	err = look_for_data(contents->transfer, hand, window, changed, first, end);
+	for (size_t i = 0; i < CONTENTS_WORDS; i++)
+		window->zero[i] = changed[i] & ~window->data[i] & ~window->lost[i];
+	return err;
+}
+
+static int look_at(struct gmem_contents *contents, const struct gmem_hand *hand,
+		   struct gmem_contents_window *window)
+{
+	memset(window->data, 0, sizeof(window->data));
+	memset(window->lost, 0, sizeof(window->lost));
+	memset(window->zero, 0, sizeof(window->zero));
+	if (contents->dirty)
+		return look_for_changes(contents, hand, window);
+	return look_for_data(contents->transfer, hand, window, NULL, 0, window->size / IMAGE_BLOCK);
 }
 
 static bool look_at_piece(void *data, struct gmem_hand *hand, size_t piece)
@@ -154,7 +216,53 @@ static bool look_at_piece(void *data, struct gmem_hand *hand, size_t piece)
 	struct gmem_contents_window *window = &contents->windows[piece];
 
 	gmem_hand_come(hand, block_at(window, 0));
-	return look_at(contents->transfer, hand, window) == 0;
+	return look_at(contents, hand, window) == 0;
+}
+
+static void move_on(struct gmem_contents *contents, const struct gmem_leased_range *range, uint64_t size)
+{
+	contents->looked += size;
+	if (contents->looked == range->size) {
+		contents->range++;
+		contents->looked = 0;
+	}
+}
+
+/* Bytes that are looked through at once for something that changed: the VM's lock is held for it */
+#define SKIP ((uint64_t)64 << 30)
+
+/*
+ * How much did not change from contents->looked on, in whole windows: of this range, and not all
+ * of much. A window is asked for alone first, so that a long run is not searched for its end
+ * each time.
+ */
+static uint64_t count_unchanged(const struct gmem_contents *contents, const struct gmem_leased_range *range)
+{
+	uint64_t start = contents->looked, left = range->size - start;
+	uint64_t window = start + (left < CONTENTS_WINDOW ? left : CONTENTS_WINDOW);
+	uint64_t end = start + (left < SKIP ? left : SKIP);
+	struct gmem_part part;
+
+	if (find_changed(contents->dirty, range, start, window, &part))
+		return 0;
+	if (find_changed(contents->dirty, range, window, end, &part))
+		return (part.start - start) / CONTENTS_WINDOW * CONTENTS_WINDOW;
+	return end - start;
+}
+
+/* Count as done what did not change up to the next window in which something did, in this range. */
+static void skip_unchanged(struct gmem_contents *contents, const struct gmem_leased_range *range)
+{
+	struct gmem_vm *vm = contents->dirty->vm;
+	uint64_t skipped;
+
+	do {
+		gmem_lock_take(&vm->lock);
+		skipped = count_unchanged(contents, range);
+		gmem_lock_drop(&vm->lock);
+		contents->transfer->done += skipped;
+		move_on(contents, range, skipped);
+	} while (skipped && &contents->transfer->memory.all[contents->range] == range);
 }
 
 /* Cut the next windows off the memory, up to @most. */
@@ -166,17 +274,20 @@ static void take_windows(struct gmem_contents *contents, size_t most)
 	contents->count = 0;
 	while (contents->count < most && contents->range < memory->count) {
 		const struct gmem_leased_range *range = &memory->all[contents->range];
-		struct gmem_contents_window *window = &contents->windows[contents->count++];
+		struct gmem_contents_window *window = &contents->windows[contents->count];
 
+		if (contents->dirty) {
+			skip_unchanged(contents, range);
+			if (&memory->all[contents->range] != range)
+				continue;
+		}
 		left = range->size - contents->looked;
 		window->range = range;
+		window->done = contents->transfer->done;
 		window->offset = contents->looked;
 		window->size = left < CONTENTS_WINDOW ? left : CONTENTS_WINDOW;
-		contents->looked += window->size;
-		if (window->size == left) {
-			contents->range++;
-			contents->looked = 0;
-		}
+		contents->count++;
+		move_on(contents, range, window->size);
 	}
 }
 
@@ -187,6 +298,7 @@ static void put_back(struct gmem_contents *contents, size_t first)
 
 	contents->range = (size_t)(window->range - contents->transfer->memory.all);
 	contents->looked = window->offset;
+	contents->transfer->done = window->done;
 	contents->count = first;
 }
 
@@ -198,7 +310,7 @@ static int look_at_windows(struct gmem_contents *contents)
 
 	/* What was not done, this thread does, which so learns the reason. */
 	while (done < contents->count && !err) {
-		err = look_at(transfer, transfer->hands.all, &contents->windows[done]);
+		err = look_at(contents, transfer->hands.all, &contents->windows[done]);
 		done += !err;
 	}
 	if (err)
@@ -206,19 +318,20 @@ static int look_at_windows(struct gmem_contents *contents)
 	return err;
 }
 
-/* Count what was found in the progress; returns the number of blocks that are not zero. */
+/* Count what was found in the progress; returns the number of blocks that are to be saved. */
 static uint64_t count_blocks(struct gmem_contents *contents)
 {
-	uint64_t blocks, all = 0;
+	uint64_t blocks, zero, all = 0;
 
 	for (size_t i = 0; i < contents->count; i++) {
 		const struct gmem_contents_window *window = &contents->windows[i];
+		uint64_t size = window->size / IMAGE_BLOCK;
 
-		blocks = gmem_bits_count(window->data, 0, window->size / IMAGE_BLOCK) +
-			 gmem_bits_count(window->lost, 0, window->size / IMAGE_BLOCK);
+		blocks = gmem_bits_count(window->data, 0, size) + gmem_bits_count(window->lost, 0, size);
+		zero = contents->dirty ? gmem_bits_count(window->zero, 0, size) : size - blocks;
 		contents->transfer->done += window->size;
-		contents->transfer->bytes.zero += window->size - blocks * IMAGE_BLOCK;
-		all += blocks;
+		contents->transfer->bytes.zero += zero * IMAGE_BLOCK;
+		all += contents->dirty ? blocks + zero : blocks;
 	}
 	return all;
 }
@@ -239,24 +352,35 @@ int gmem_contents_look(struct gmem_contents *contents, bool *ret_any)
 	return contents->count ? 0 : err;
 }
 
+/* The kind of the first block from *@block on that has one, and where it is; *@block == @end: none has. */
+static enum gmem_contents_kind next_kind(const struct gmem_contents_window *window, uint64_t *block,
+					 uint64_t end)
+{
+	uint64_t data = gmem_bits_find(window->data, true, *block, end);
+	uint64_t lost = gmem_bits_find(window->lost, true, *block, data);
+	uint64_t zero = gmem_bits_find(window->zero, true, *block, lost);
+
+	*block = zero;
+	return zero < lost ? CONTENTS_ZERO : lost < data ? CONTENTS_LOST : CONTENTS_DATA;
+}
+
 bool gmem_contents_next(const struct gmem_contents *contents, struct gmem_contents_place *place,
 			struct gmem_contents_run *ret)
 {
 	for (; place->window < contents->count; place->window++, place->block = 0) {
 		const struct gmem_contents_window *window = &contents->windows[place->window];
 		uint64_t end = window->size / IMAGE_BLOCK;
-		uint64_t data = gmem_bits_find(window->data, true, place->block, end);
-		uint64_t lost = gmem_bits_find(window->lost, true, place->block, data);
-		const uint64_t *bits = lost < data ? window->lost : window->data;
+		enum gmem_contents_kind kind = next_kind(window, &place->block, end);
+		const uint64_t *bits = kind == CONTENTS_DATA ? window->data
+				       : kind == CONTENTS_LOST ? window->lost : window->zero;
 
-		place->block = lost;
-		if (lost == end)
+		if (place->block == end)
 			continue;
 		*ret = (struct gmem_contents_run){
-			.gpa = window->range->gpa + window->offset + lost * IMAGE_BLOCK,
-			.hva = block_at(window, lost),
-			.blocks = gmem_bits_find(bits, false, lost, end) - lost,
-			.is_lost = lost < data,
+			.gpa = window->range->gpa + window->offset + place->block * IMAGE_BLOCK,
+			.hva = block_at(window, place->block),
+			.blocks = gmem_bits_find(bits, false, place->block, end) - place->block,
+			.kind = kind,
 		};
 		return true;
 	}

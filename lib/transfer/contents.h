@@ -6,6 +6,9 @@
  * A block has contents if its page exists and it is not zero, or if the hardware lost it. Of
  * most blocks with contents only the first bytes are read here. The threads of the transfer
  * look at windows side by side. What they find is read by any thread until the next look.
+ *
+ * If only what changed is saved, nothing else is looked at: there are windows where something
+ * did, and in these the pages that did. Blocks that changed and are zero are found, too.
  */
 #ifndef GMEM_CONTENTS_H
 #define GMEM_CONTENTS_H
@@ -14,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct gmem_dirty;
 struct gmem_leased_range;
 struct gmem_transfer;
 
@@ -28,8 +32,10 @@ struct gmem_contents_window {
 	const struct gmem_leased_range *range;
 	uint64_t offset;		/* in the range */
 	uint64_t size;
+	uint64_t done;			/* the transfer's bytes when it was taken */
 	uint64_t data[CONTENTS_WORDS];
 	uint64_t lost[CONTENTS_WORDS];
+	uint64_t zero[CONTENTS_WORDS];	/* changed, and without contents */
 };
 
 /* The next block */
@@ -38,21 +44,24 @@ struct gmem_contents_place {
 	uint64_t block;
 };
 
-/* With zeros but for the transfer, it is at the start of the memory. */
+/* With zeros but for the first two, it is at the start of the memory. */
 struct gmem_contents {
 	struct gmem_transfer *transfer;
+	const struct gmem_dirty *dirty;	/* only what it collected is saved; NULL: all */
 	size_t range;			/* index of the range that is looked at next */
 	uint64_t looked;		/* bytes of it that have been looked at */
 	size_t count;
 	struct gmem_contents_window windows[CONTENTS_WINDOWS];
 };
 
-/* Neighbouring blocks, all with contents or all lost */
+enum gmem_contents_kind { CONTENTS_DATA, CONTENTS_LOST, CONTENTS_ZERO };
+
+/* Neighbouring blocks of a kind */
 struct gmem_contents_run {
 	uint64_t gpa;
 	const char *hva;
 	uint64_t blocks;
-	bool is_lost;
+	enum gmem_contents_kind kind;
 };
 
 /*

@@ -531,6 +531,8 @@ static void assign(struct gmem_io *io)
 		size = io->stretch_end - io->position;
 	if (io->end - io->position < size)
 		size = io->end - io->position;
+	if (io->serial && io->whole)
+		size = GMEM_IO_FIRST;
 
 	cached = (io->ring || io->late_ring) && !io->serial && !io->refused_cached &&
 		 is_cached(io, io->position, size);
@@ -777,6 +779,19 @@ void gmem_io_take(struct gmem_io *io)
 	pop(io);
 }
 
+bool gmem_io_extend(struct gmem_io *io, uint64_t size)
+{
+	struct gmem_io_buffer *buffer = nth(io, 0);
+
+	if (!io->serial || buffer->done < buffer->wanted || size <= buffer->wanted)
+		return false;
+	io->position += size - buffer->wanted;
+	buffer->wanted = size;
+	buffer->size = (uint32_t)size;
+	buffer->state = PENDING;
+	return true;
+}
+
 int gmem_io_rewind(struct gmem_io *io, uint64_t position, bool wait)
 {
 	int err = 0;
@@ -795,6 +810,23 @@ int gmem_io_rewind(struct gmem_io *io, uint64_t position, bool wait)
 		pop(io);
 	io->ended = false;
 	io->position = position;
+	return 0;
+}
+
+int gmem_io_switch(struct gmem_io *io, const struct gmem_io_params *params, bool wait)
+{
+	int err = gmem_io_rewind(io, params->position, wait);
+
+	if (err || params->fd == io->fd)
+		return err;
+	if (io->direct_fd >= 0)
+		gmem_sys_close(io->direct_fd);
+	io->direct_fd = -1;
+	io->refused_direct = false;
+	io->refused_cached = false;
+	io->fd = params->fd;
+	io->end = params->end;
+	open_direct(io, params);
 	return 0;
 }
 

@@ -18,7 +18,9 @@
  * If all calls wait anyway, a ring is made when the first unit is not in the page cache, or
  * the third one is written: it takes as long to make as a unit.
  *
- * The bytes of a pipe have an order, so only one request is under way at a time. Where
+ * The bytes of a pipe have an order, so only one request is under way at a time. Of whole
+ * units, only the first GMEM_IO_FIRST bytes are read from a pipe, until the user says how much
+ * more of it there is. Where
  * io_uring refuses to wait for one of O_NONBLOCK, that is polled for first.
  *
  * A failure is returned once, the first in the order of the file. It makes all failed
@@ -39,6 +41,9 @@
 
 #define GMEM_IO_UNIT ((uint64_t)1 << 20)
 #define GMEM_IO_DEPTH 32
+
+/* Bytes of a whole unit that are read from a pipe at first */
+#define GMEM_IO_FIRST ((uint64_t)4096)
 
 /* Bytes read at once when a unit's turn comes, unless the user wants whole units */
 #define GMEM_IO_SMALL ((uint64_t)256 << 10)
@@ -161,8 +166,15 @@ bool gmem_io_read_part(const struct gmem_io *io, uint64_t offset, char *to, uint
 char *gmem_io_scratch(const struct gmem_io *io, uint32_t number);
 /* Take all that is in front of @offset. */
 void gmem_io_take_up_to(struct gmem_io *io, uint64_t offset);
-/* Wait until no request is under way, then read from @position again. */
+/*
+ * The next piece of a pipe is to have @size bytes, up to GMEM_IO_UNIT: call gmem_io_next() again.
+ * false: it cannot have more than it has.
+ */
+bool gmem_io_extend(struct gmem_io *io, uint64_t size);
+/* Wait until no request is under way, then read from @position again, */
 int gmem_io_rewind(struct gmem_io *io, uint64_t position, bool wait);
+/* or read another file from there on. Neither of the two may be a pipe. */
+int gmem_io_switch(struct gmem_io *io, const struct gmem_io_params *params, bool wait);
 
 /*
  * Writing: wait until @units buffers are free, submit the @size bytes put into the first of

@@ -120,22 +120,22 @@ static int make_room(void **entries, size_t *room, size_t count, size_t more, si
 	return 0;
 }
 
-int gmem_image_check_range(const struct image_record *record, uint64_t gpa, uint64_t size,
-			   uint64_t after)
+int gmem_image_check_range(uint64_t number, uint64_t gpa, uint64_t size, uint64_t after)
 {
 	if (gpa + size <= gpa || gpa % IMAGE_BLOCK || size % IMAGE_BLOCK)
-		return gmem_image_bad(record->number, "gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes, is no range", gpa, size);
+		return gmem_image_bad(number, "gpa 0x%" PRIx64 ", 0x%" PRIx64 " bytes, is no range", gpa, size);
 	if (gpa < after)
-		return gmem_image_bad(record->number, "gpa 0x%" PRIx64 " comes after 0x%" PRIx64, gpa, after);
+		return gmem_image_bad(number, "gpa 0x%" PRIx64 " comes after 0x%" PRIx64, gpa, after);
 	return 0;
 }
 
-static int check_target_has(const struct gmem_transfer *transfer, const struct image_region *region)
+static int check_target_has(const struct gmem_transfer *transfer, const struct gmem_image_layout *layout,
+			    const struct image_region *region)
 {
 	const struct gmem_leased_region *other;
 	uint64_t reach;
 
-	if (!transfer->vm)
+	if (!layout->has_target)
 		return 0;
 	reach = gmem_leased_memory_region_reach(&transfer->memory, region->gpa, region->size);
 	if (reach >= region->size)
@@ -152,29 +152,29 @@ static int check_target_has(const struct gmem_transfer *transfer, const struct i
 }
 
 static int read_regions(const struct gmem_transfer *transfer, struct gmem_image_layout *layout,
-			const struct image_record *record)
+			const struct gmem_image_table *table)
 {
-	const struct image_region *entries = (const void *)(record + 1);
+	const struct image_region *entries = table->entries;
 	uint64_t after = 0;
 	int err;
 
-	if (!gmem_image_has_entries(record, sizeof(*entries)) ||
-	    record->count > layout->region_count - layout->regions_read)
-		return gmem_image_bad(record->number, "%" PRIu32 " regions", record->count);
+	if (!gmem_image_has_entries(table, sizeof(*entries)) ||
+	    table->count > layout->region_count - layout->regions_read)
+		return gmem_image_bad(table->number, "%" PRIu32 " regions", table->count);
 	err = make_room((void **)&layout->regions, &layout->region_room, layout->regions_read,
-			record->count, sizeof(*entries));
+			table->count, sizeof(*entries));
 
-	for (uint32_t i = 0; i < record->count && !err; i++) {
+	for (uint32_t i = 0; i < table->count && !err; i++) {
 		if (layout->regions_read) {
 			const struct image_region *last = &layout->regions[layout->regions_read - 1];
 
 			after = last->gpa + last->size;
 		}
-		err = gmem_image_check_range(record, entries[i].gpa, entries[i].size, after);
+		err = gmem_image_check_range(table->number, entries[i].gpa, entries[i].size, after);
 		if (!err && !gmem_backing_name(entries[i].backing))
-			err = gmem_image_bad(record->number, "%" PRIu32 " is no way of backing", entries[i].backing);
+			err = gmem_image_bad(table->number, "%" PRIu32 " is no way of backing", entries[i].backing);
 		if (!err)
-			err = check_target_has(transfer, &entries[i]);
+			err = check_target_has(transfer, layout, &entries[i]);
 		if (!err)
 			layout->regions[layout->regions_read++] = entries[i];
 	}
@@ -218,11 +218,12 @@ static int fail_elsewhere(const struct gmem_leased_memory *memory,
 }
 
 static int check_target_has_elsewhere(const struct gmem_transfer *transfer,
+				      const struct gmem_image_layout *layout,
 				      const struct image_elsewhere *region)
 {
 	uint64_t reach;
 
-	if (!transfer->vm || transfer->opts.flags & GMEM_TRANSFER_LEAVE_REST)
+	if (!layout->has_target || transfer->opts.flags & GMEM_TRANSFER_LEAVE_REST)
 		return 0;
 	reach = elsewhere_reach(&transfer->memory, region);
 	return reach < region->size ? fail_elsewhere(&transfer->memory, region, reach) : 0;
@@ -237,42 +238,42 @@ static bool overlaps_a_region(const struct gmem_image_layout *layout, const stru
 }
 
 static int check_elsewhere(const struct gmem_transfer *transfer, const struct gmem_image_layout *layout,
-			   const struct image_record *record, const struct image_elsewhere *region)
+			   const struct gmem_image_table *table, const struct image_elsewhere *region)
 {
 	const struct image_elsewhere *last = layout->elsewhere_read
 						     ? &layout->elsewhere[layout->elsewhere_read - 1]
 						     : NULL;
-	int err = gmem_image_check_range(record, region->gpa, region->size, last ? last->gpa + last->size : 0);
+	int err = gmem_image_check_range(table->number, region->gpa, region->size, last ? last->gpa + last->size : 0);
 
 	if (err)
 		return err;
 	if (!gmem_kind_name(region->kind) || gmem_kind_has(region->kind, GMEM_USE_SAVE))
-		return gmem_image_bad(record->number, "%" PRIu32 " is no kind of memory whose contents are elsewhere",
+		return gmem_image_bad(table->number, "%" PRIu32 " is no kind of memory whose contents are elsewhere",
 			   region->kind);
 	if (region->reserved)
-		return gmem_image_bad(record->number, "a reserved field is not 0");
+		return gmem_image_bad(table->number, "a reserved field is not 0");
 	if (overlaps_a_region(layout, region))
-		return gmem_image_bad(record->number, "gpa 0x%" PRIx64 ", whose contents are elsewhere, is in a region",
+		return gmem_image_bad(table->number, "gpa 0x%" PRIx64 ", whose contents are elsewhere, is in a region",
 			   region->gpa);
-	return check_target_has_elsewhere(transfer, region);
+	return check_target_has_elsewhere(transfer, layout, region);
 }
 
 static int read_elsewhere(struct gmem_transfer *transfer, struct gmem_image_layout *layout,
-			  const struct image_record *record)
+			  const struct gmem_image_table *table)
 {
-	const struct image_elsewhere *entries = (const void *)(record + 1);
+	const struct image_elsewhere *entries = table->entries;
 	int err;
 
-	if (!gmem_image_has_entries(record, sizeof(*entries)) ||
-	    record->count > IMAGE_MAX_REGIONS - layout->elsewhere_read)
-		return gmem_image_bad(record->number, "%" PRIu32 " regions whose contents are elsewhere", record->count);
+	if (!gmem_image_has_entries(table, sizeof(*entries)) ||
+	    table->count > IMAGE_MAX_REGIONS - layout->elsewhere_read)
+		return gmem_image_bad(table->number, "%" PRIu32 " regions whose contents are elsewhere", table->count);
 	if (layout->regions_read != layout->region_count)
-		return gmem_image_bad(record->number, "the list of regions is not complete");
+		return gmem_image_bad(table->number, "the list of regions is not complete");
 	err = make_room((void **)&layout->elsewhere, &layout->elsewhere_room, layout->elsewhere_read,
-			record->count, sizeof(*entries));
+			table->count, sizeof(*entries));
 
-	for (uint32_t i = 0; i < record->count && !err; i++) {
-		err = check_elsewhere(transfer, layout, record, &entries[i]);
+	for (uint32_t i = 0; i < table->count && !err; i++) {
+		err = check_elsewhere(transfer, layout, table, &entries[i]);
 		if (!err)
 			layout->elsewhere[layout->elsewhere_read++] = entries[i];
 		if (!err)
@@ -327,8 +328,7 @@ static bool is_in_a_region(const struct gmem_image_layout *layout, const struct 
 }
 
 /* Keep a range that comes after all others. */
-static int add_private(const struct gmem_transfer *transfer, struct gmem_image_layout *layout,
-		       const struct image_range *range)
+static int add_private(struct gmem_image_layout *layout, const struct image_range *range)
 {
 	struct image_range *last = layout->private_ranges
 					   ? &layout->privates[layout->private_ranges - 1] : NULL;
@@ -338,7 +338,7 @@ static int add_private(const struct gmem_transfer *transfer, struct gmem_image_l
 		last->size += range->size;
 		return 0;
 	}
-	if (!transfer->vm && layout->private_ranges == IMAGE_MAX_PRIVATES)
+	if (!layout->has_target && layout->private_ranges == IMAGE_MAX_PRIVATES)
 		return gmem_fail(-ENOMEM, "the image has more than %zu private ranges: only together with "
 				 "the VM can it be verified", IMAGE_MAX_PRIVATES);
 	err = make_room((void **)&layout->privates, &layout->private_room, layout->private_ranges,
@@ -349,28 +349,28 @@ static int add_private(const struct gmem_transfer *transfer, struct gmem_image_l
 }
 
 static int read_privates(struct gmem_transfer *transfer, struct gmem_image_layout *layout,
-			 const struct image_record *record)
+			 const struct gmem_image_table *table)
 {
-	const struct image_range *entries = (const void *)(record + 1);
+	const struct image_range *entries = table->entries;
 	uint64_t after = 0;
 	int err = 0;
 
-	if (!gmem_image_has_entries(record, sizeof(*entries)) ||
-	    record->count > layout->private_count - layout->privates_read)
-		return gmem_image_bad(record->number, "%" PRIu32 " private ranges", record->count);
+	if (!gmem_image_has_entries(table, sizeof(*entries)) ||
+	    table->count > layout->private_count - layout->privates_read)
+		return gmem_image_bad(table->number, "%" PRIu32 " private ranges", table->count);
 
-	for (uint32_t i = 0; i < record->count && !err; i++) {
+	for (uint32_t i = 0; i < table->count && !err; i++) {
 		if (layout->private_ranges) {
 			const struct image_range *last = &layout->privates[layout->private_ranges - 1];
 
 			after = last->gpa + last->size;
 		}
-		err = gmem_image_check_range(record, entries[i].gpa, entries[i].size, after);
+		err = gmem_image_check_range(table->number, entries[i].gpa, entries[i].size, after);
 		if (!err && !is_in_a_region(layout, &entries[i]))
-			err = gmem_image_bad(record->number, "gpa 0x%" PRIx64 " is private and in no region",
+			err = gmem_image_bad(table->number, "gpa 0x%" PRIx64 " is private and in no region",
 				  entries[i].gpa);
 		if (!err)
-			err = add_private(transfer, layout, &entries[i]);
+			err = add_private(layout, &entries[i]);
 		if (err)
 			break;
 		layout->privates_read++;
@@ -484,27 +484,27 @@ static int check_target_has_no_more(const struct gmem_leased_memory *memory,
 
 /* Regions come first, then what is private in them, then what they hold. */
 static int read_list(struct gmem_transfer *transfer, struct gmem_image_layout *layout,
-		     const struct image_record *record, enum image_kind kind)
+		     const struct gmem_image_table *table)
 {
 	if (layout->is_complete)
-		return gmem_image_bad(record->number, "a list among the data");
-	if (kind == IMAGE_PRIVATE)
-		return read_privates(transfer, layout, record);
+		return gmem_image_bad(table->number, "a list among the data");
+	if (table->kind == IMAGE_PRIVATE)
+		return read_privates(transfer, layout, table);
 	if (layout->privates_read)
-		return gmem_image_bad(record->number, "regions after private ranges");
-	return kind == IMAGE_REGIONS ? read_regions(transfer, layout, record)
-				     : read_elsewhere(transfer, layout, record);
+		return gmem_image_bad(table->number, "regions after private ranges");
+	return table->kind == IMAGE_REGIONS ? read_regions(transfer, layout, table)
+				     : read_elsewhere(transfer, layout, table);
 }
 
 /* Forget all entries of a record of which one failed: with it the step may be repeated. */
 int gmem_image_layout_read(struct gmem_transfer *transfer, struct gmem_image_layout *layout,
-			   const struct image_record *record, enum image_kind kind)
+			   const struct gmem_image_table *table)
 {
 	const struct gmem_image_layout before = *layout;
 	const uint64_t private_bytes = transfer->private_bytes, left_out = transfer->left_out_bytes;
 	const size_t ranges = before.private_ranges;
 	const uint64_t last_size = ranges ? before.privates[ranges - 1].size : 0;
-	int err = read_list(transfer, layout, record, kind);
+	int err = read_list(transfer, layout, table);
 
 	if (!err)
 		return 0;
@@ -522,7 +522,7 @@ int gmem_image_layout_read(struct gmem_transfer *transfer, struct gmem_image_lay
 }
 
 int gmem_image_layout_end(struct gmem_transfer *transfer, struct gmem_image_layout *layout,
-			  const struct image_record *record)
+			  uint64_t number)
 {
 	bool all = true, rest = !(transfer->opts.flags & GMEM_TRANSFER_LEAVE_REST);
 	int err = 0;
@@ -531,13 +531,13 @@ int gmem_image_layout_end(struct gmem_transfer *transfer, struct gmem_image_layo
 		return 0;
 	if (layout->regions_read != layout->region_count ||
 	    layout->privates_read != layout->private_count)
-		return gmem_image_bad(record->number, "the list of regions is not complete");
+		return gmem_image_bad(number, "the list of regions is not complete");
 
-	if (transfer->vm)
+	if (layout->has_target)
 		err = check_target_has_all(&transfer->memory, layout, &all);
-	if (!err && all && transfer->vm && rest)
+	if (!err && all && layout->has_target && rest)
 		err = check_target_has_no_more(&transfer->memory, layout);
-	if (!err && all && transfer->vm && rest)
+	if (!err && all && layout->has_target && rest)
 		err = check_image_has_elsewhere(&transfer->memory, layout);
 	layout->is_complete = !err && all;
 	return err;

@@ -19,9 +19,13 @@
 struct gmem_image_region;
 struct gmem_transfer;
 
-/* Zeroed, and with the two counts of the head, it is ready for the first list. */
+/*
+ * Zeroed, and with the two counts of the head and whether there is a target to compare with, it
+ * is ready for the first list.
+ */
 struct gmem_image_layout {
 	uint64_t region_count, private_count;	/* according to the head */
+	bool has_target;
 	struct image_region *regions;
 	size_t regions_read, region_room;
 	struct image_elsewhere *elsewhere;
@@ -33,15 +37,15 @@ struct gmem_image_layout {
 	bool is_complete;			/* all lists are read, and compared with the target */
 };
 
-/* Use a record of kind REGIONS, ELSEWHERE or PRIVATE. */
+/* Use a table of kind REGIONS, ELSEWHERE or PRIVATE. */
 int gmem_image_layout_read(struct gmem_transfer *transfer, struct gmem_image_layout *layout,
-			   const struct image_record *record, enum image_kind kind);
+			   const struct gmem_image_table *table);
 /*
- * @record is the first that is no list. Takes its time in steps: unless it fails, call it again
- * while it does not set is_complete.
+ * @number: of the record with the first table that is no list. Takes its time in steps: unless it
+ * fails, call it again while it does not set is_complete.
  */
 int gmem_image_layout_end(struct gmem_transfer *transfer, struct gmem_image_layout *layout,
-			  const struct image_record *record);
+			  uint64_t number);
 void gmem_image_layout_free(struct gmem_image_layout *layout);
 
 /* Find the next shared range of the image's memory in [@start, @last]; false if there is none. */
@@ -53,8 +57,7 @@ bool gmem_image_layout_is_shared(const struct gmem_image_layout *layout, uint64_
 /* List all regions, with contents and without, in the order of their addresses. */
 void gmem_image_layout_list(const struct gmem_image_layout *layout, struct gmem_image_region *ret);
 
-/* 0, or -EBADMSG if it is no range, or begins below @after */
-int gmem_image_check_range(const struct image_record *record, uint64_t gpa, uint64_t size,
-			   uint64_t after);
+/* 0, or -EBADMSG if it is no range, or begins below @after; @number: of the record */
+int gmem_image_check_range(uint64_t number, uint64_t gpa, uint64_t size, uint64_t after);
 
 #endif

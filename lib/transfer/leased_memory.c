@@ -342,8 +342,8 @@ uint64_t gmem_leased_memory_private_bytes(const struct gmem_leased_memory *memor
 	return bytes;
 }
 
-const struct gmem_leased_range *gmem_leased_memory_at(const struct gmem_leased_memory *memory,
-						      uint64_t gpa)
+const struct gmem_leased_range *gmem_leased_memory_from(const struct gmem_leased_memory *memory,
+							uint64_t gpa)
 {
 	size_t low = 0, high = memory->count, middle;
 
@@ -354,9 +354,15 @@ const struct gmem_leased_range *gmem_leased_memory_at(const struct gmem_leased_m
 		else
 			high = middle;
 	}
-	if (low == memory->count || memory->all[low].gpa > gpa)
-		return NULL;
-	return &memory->all[low];
+	return low < memory->count ? &memory->all[low] : NULL;
+}
+
+const struct gmem_leased_range *gmem_leased_memory_at(const struct gmem_leased_memory *memory,
+						      uint64_t gpa)
+{
+	const struct gmem_leased_range *range = gmem_leased_memory_from(memory, gpa);
+
+	return range && range->gpa <= gpa ? range : NULL;
 }
 
 uint64_t gmem_leased_memory_reach(const struct gmem_leased_memory *memory, uint64_t gpa,

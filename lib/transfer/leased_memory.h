@@ -76,7 +76,10 @@ uint64_t gmem_leased_memory_bytes(const struct gmem_leased_memory *memory);
 uint64_t gmem_leased_memory_private_bytes(const struct gmem_leased_memory *memory);
 /* Count the bytes that are left out for their kind. */
 uint64_t gmem_leased_memory_elsewhere_bytes(const struct gmem_leased_memory *memory);
-/* Find the range with @gpa, or NULL. */
+/* Find the first range that ends at @gpa or behind it, or NULL, */
+const struct gmem_leased_range *gmem_leased_memory_from(const struct gmem_leased_memory *memory,
+							uint64_t gpa);
+/* and the one with @gpa. */
 const struct gmem_leased_range *gmem_leased_memory_at(const struct gmem_leased_memory *memory,
 						      uint64_t gpa);
 /* Count the bytes from @gpa up to the first hole; it stops when there are @enough. */

@@ -6,6 +6,9 @@
  *
  * A page that the hardware lost has a record of its own, or one with its neighbours, in
  * its place among the data.
+ *
+ * With a tracker, a save begins with what that collects, and ends with its image as the
+ * tracker's parent, or with all put back. An image with a parent has what was collected.
  */
 #include "transfer/save.h"
 
@@ -17,6 +20,7 @@
 #include "base/crc32c.h"
 #include "base/error.h"
 #include "base/kind.h"
+#include "dirty/tracker.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
 #include "region/vm_core.h"
@@ -24,6 +28,7 @@
 #include "transfer/contents.h"
 #include "transfer/file_queue.h"
 #include "transfer/image.h"
+#include "transfer/image_unit.h"
 #include "transfer/leased_memory.h"
 #include "transfer/transfer.h"
 
@@ -36,25 +41,17 @@
 
 enum stage { HEAD, REGIONS, ELSEWHERE, PRIVATES, DATA, END, DRAIN };
 
-/* A unit that is being filled. Without bytes, what would be in it is only counted. */
+/* A unit, and what comes next in it */
 struct unit {
-	char *bytes;
-	uint64_t used;			/* bytes of complete records */
-	uint64_t id, number;		/* of the image, and of the next record */
-	struct gmem_contents_place at;	/* what comes next */
-
-	bool is_open;			/* a record of data follows, not complete yet */
-	uint64_t base;			/* its data.base */
-	uint64_t filled;		/* its pages */
-	uint32_t checksum;		/* of them */
-	uint32_t run_count;
-	uint32_t run_end;		/* first page behind the last run */
+	struct gmem_image_unit image;
+	struct gmem_contents_place at;
 	int err;			/* the page at @at could not be read */
 };
 
 struct save {
 	uint64_t id, pages;
 	uint32_t checksums;
+	struct gmem_image_origin origin;
 	enum stage stage;
 	size_t listed;			/* entries of the current table that are written */
 	struct gmem_contents contents;
@@ -67,64 +64,29 @@ struct save {
 	uint32_t unit_count, written;
 };
 
-/* No record of data has more runs than there is room for. */
-_Static_assert(IMAGE_UNIT / IMAGE_BLOCK <= IMAGE_MAX_RUNS, "each page may be a run");
-
-/* ---- records ---- */
-
-static struct image_record *begin_record(struct unit *unit, enum image_kind kind)
-{
-	struct image_record *record = (void *)(unit->bytes + unit->used);
-
-	*record = (struct image_record){ .id = unit->id, .number = unit->number++ };
-	memcpy(record->kind, gmem_image_kinds[kind], sizeof(record->kind));
-	return record;
-}
-
-/* Pad the record after its first @bytes bytes, which are filled in, and seal it. */
-static void end_record(struct unit *unit, struct image_record *record, uint64_t bytes)
-{
-	uint64_t size = (bytes + IMAGE_BLOCK - 1) / IMAGE_BLOCK * IMAGE_BLOCK;
-
-	memset((char *)record + bytes, 0, size - bytes);
-	record->size = (uint32_t)size;
-	record->checksum = gmem_image_checksum(record);
-	unit->used += size;
-}
-
-static void end_data(struct unit *unit)
-{
-	struct image_record *record = (void *)(unit->bytes + unit->used);
-	uint64_t header = sizeof(*record) + unit->run_count * sizeof(struct image_run);
-	uint64_t size = (1 + unit->filled) * IMAGE_BLOCK;
-
-	if (unit->bytes) {
-		record->count = unit->run_count;
-		record->size = (uint32_t)size;
-		memset((char *)record + header, 0, IMAGE_BLOCK - header);
-		record->checksum = gmem_image_join_checksum(record, unit->checksum);
-	}
-	unit->used += size;
-	unit->is_open = false;
-	unit->filled = 0;
-	unit->run_count = 0;
-	unit->checksum = 0;
-}
-
-/* Count the records of a unit that will be written, in the order of the image. */
-static void count_records(struct gmem_transfer *transfer, struct save *save, const struct unit *unit)
+/* Count the records of a unit in [@start, @end) that will be written, in the order of the image. */
+static void count_records(struct gmem_transfer *transfer, struct save *save,
+			  const struct gmem_image_unit *unit, uint64_t start, uint64_t end)
 {
 	const struct image_record *record;
+	struct gmem_image_table table;
 
-	for (uint64_t at = 0; at < unit->used; at += record->size) {
+	for (uint64_t at = start; at < end; at += record->size) {
+		struct gmem_image_cursor cursor = { 0 };
+
 		record = (const void *)(unit->bytes + at);
 		save->checksums = gmem_crc32c(save->checksums, &record->checksum, sizeof(record->checksum));
-		if (!memcmp(record->kind, gmem_image_kinds[IMAGE_DATA], sizeof(record->kind)))
-			save->pages += record->size / IMAGE_BLOCK - 1;
-		if (!memcmp(record->kind, gmem_image_kinds[IMAGE_LOST], sizeof(record->kind))) {
-			const struct image_range *lost = (const void *)(record + 1);
+		while (gmem_image_next_table(record, unit->version, &cursor, &table)) {
+			if (table.kind != IMAGE_DATA && table.kind != IMAGE_LOST)
+				continue;
+			for (uint32_t i = 0; i < table.count; i++) {
+				struct gmem_image_run run = gmem_image_run_at(&table, i);
 
-			gmem_transfer_tell_lost(transfer, lost->gpa, lost->size);
+				if (run.kind == IMAGE_RUN_DATA)
+					save->pages += run.size / IMAGE_BLOCK;
+				if (run.kind == IMAGE_RUN_LOST)
+					gmem_transfer_tell_lost(transfer, run.gpa, run.size);
+			}
 		}
 	}
 	transfer->bytes.data = save->pages * IMAGE_BLOCK;
@@ -173,24 +135,18 @@ static void put_entry(const struct gmem_leased_memory *memory, enum image_kind k
 static bool list(struct gmem_transfer *transfer, struct save *save, enum image_kind kind,
 		 size_t count, size_t entry_size)
 {
-	struct unit *unit = &save->units[0];
-	uint64_t room = IMAGE_UNIT - unit->used;
-	struct image_record *record;
-	size_t now = count - save->listed;
+	struct gmem_image_unit *unit = &save->units[0].image;
+	void *entries;
+	size_t now;
 
-	if (now == 0)
+	if (count == save->listed)
 		return true;
-	if (room < IMAGE_BLOCK)
+	now = gmem_image_unit_begin_list(unit, kind, count - save->listed, entry_size, &entries);
+	if (now == 0)
 		return false;
-
-	record = begin_record(unit, kind);
-	if (now > (room - sizeof(*record)) / entry_size)
-		now = (room - sizeof(*record)) / entry_size;
-	record->count = (uint32_t)now;
 	for (size_t i = 0; i < now; i++)
-		put_entry(&transfer->memory, kind, save->listed + i,
-			  (char *)(record + 1) + i * entry_size);
-	end_record(unit, record, sizeof(*record) + now * entry_size);
+		put_entry(&transfer->memory, kind, save->listed + i, (char *)entries + i * entry_size);
+	gmem_image_unit_end_list(unit, now * entry_size);
 	save->listed += now;
 	return save->listed == count;
 }
@@ -212,85 +168,7 @@ static bool list_all(struct gmem_transfer *transfer, struct save *save)
 	}
 }
 
-static void write_head(struct gmem_transfer *transfer, struct unit *unit)
-{
-	struct image_record *record = begin_record(unit, IMAGE_HEAD);
-
-	record->version = IMAGE_VERSION;
-	record->head.page_size = gmem_sys_page_size();
-	record->head.regions = transfer->memory.region_count;
-	record->head.privates = transfer->memory.private_count;
-	end_record(unit, record, sizeof(*record));
-}
-
-/* The records before it have been counted. */
-static void write_end(struct gmem_transfer *transfer, struct save *save, struct unit *unit)
-{
-	struct image_record *record = begin_record(unit, IMAGE_END);
-	uint64_t bytes = sizeof(*record);
-
-	record->end.pages = save->pages;
-	record->end.checksums = save->checksums;
-	/* A reader of whole units from a pipe would wait for the rest of this one. */
-	if (transfer->io.serial) {
-		memset(record + 1, 0, IMAGE_UNIT - unit->used - bytes);
-		bytes = IMAGE_UNIT - unit->used;
-	}
-	end_record(unit, record, bytes);
-}
-
 /* ---- data ---- */
-
-static void open_data(struct unit *unit, uint64_t gpa)
-{
-	unit->is_open = true;
-	unit->base = gpa;
-	if (unit->bytes)
-		begin_record(unit, IMAGE_DATA)->data.base = gpa;
-	else
-		unit->number++;
-}
-
-/* Returns how many pages from @gpa on there is room for; 0: the unit is full. */
-static uint64_t room_for(struct unit *unit, uint64_t gpa)
-{
-	const uint64_t most = UINT32_MAX - IMAGE_UNIT / IMAGE_BLOCK;
-	uint64_t room;
-
-	if (unit->is_open && (gpa - unit->base) / IMAGE_BLOCK > most)
-		end_data(unit);
-	if (unit->used == IMAGE_UNIT)
-		return 0;
-
-	room = (IMAGE_UNIT - unit->used) / IMAGE_BLOCK - 1 - unit->filled;
-	/* The unit's last block has room for a record's first block, but not for a page. */
-	if (room == 0 && !unit->is_open)
-		open_data(unit, gpa);
-	if (room == 0)
-		end_data(unit);
-	return room;
-}
-
-/* Count pages in, whose contents are in their place already. */
-static void append(struct unit *unit, uint64_t gpa, uint64_t pages)
-{
-	struct image_run *runs = (void *)(unit->bytes + unit->used + sizeof(struct image_record));
-	uint32_t first;
-
-	if (!unit->is_open)
-		open_data(unit, gpa);
-
-	first = (uint32_t)((gpa - unit->base) / IMAGE_BLOCK);
-	if (!unit->run_count || unit->run_end != first) {
-		unit->run_count++;
-		if (unit->bytes)
-			runs[unit->run_count - 1] = (struct image_run){ .first = first };
-	}
-	if (unit->bytes)
-		runs[unit->run_count - 1].count += (uint32_t)pages;
-	unit->run_end = first + (uint32_t)pages;
-	unit->filled += pages;
-}
 
 /*
  * Copy pages to their place in the unit, as many as the caches keep until they are read again
@@ -299,37 +177,14 @@ static void append(struct unit *unit, uint64_t gpa, uint64_t pages)
 static uint64_t copy_pages(const struct gmem_transfer *transfer, struct unit *unit, const char *hva,
 			   uint64_t pages)
 {
-	char *to = unit->bytes + unit->used + (1 + unit->filled) * IMAGE_BLOCK;
+	char *to = gmem_image_unit_next_page(&unit->image);
 	uint64_t size = pages * IMAGE_BLOCK < CHUNK ? pages * IMAGE_BLOCK : CHUNK, done, rest;
 
 	done = gmem_nofault_copy(transfer->memory.fast, to, hva, size, &unit->err);
 	rest = done < size ? ((uintptr_t)hva + done) % gmem_sys_page_size() : 0;
 	done = done > rest ? done - rest : 0;
-	unit->checksum = gmem_crc32c(unit->checksum, to, done);
+	unit->image.checksum = gmem_crc32c(unit->image.checksum, to, done);
 	return done / IMAGE_BLOCK;
-}
-
-/* Write that pages are lost; false: the unit is full. */
-static bool put_lost(struct unit *unit, const struct gmem_contents_run *run)
-{
-	const struct image_range range = { .gpa = run->gpa, .size = run->blocks * IMAGE_BLOCK };
-	struct image_record *record;
-
-	if (unit->is_open)
-		end_data(unit);
-	if (unit->used == IMAGE_UNIT)
-		return false;
-
-	if (unit->bytes) {
-		record = begin_record(unit, IMAGE_LOST);
-		record->count = 1;
-		*(struct image_range *)(record + 1) = range;
-		end_record(unit, record, sizeof(*record) + sizeof(range));
-	} else {
-		unit->number++;
-		unit->used += IMAGE_BLOCK;
-	}
-	return true;
 }
 
 /*
@@ -343,21 +198,23 @@ static bool pack(const struct gmem_transfer *transfer, struct unit *unit)
 	uint64_t now;
 
 	while (gmem_contents_next(&save->contents, &unit->at, &run)) {
-		if (run.is_lost) {
-			if (!put_lost(unit, &run))
+		bool is_zero = run.kind == CONTENTS_ZERO;
+
+		if (run.kind == CONTENTS_LOST) {
+			if (!gmem_image_unit_add_lost(&unit->image, run.gpa, run.blocks * IMAGE_BLOCK))
 				return true;
 			unit->at.block += run.blocks;
 			continue;
 		}
-		now = room_for(unit, run.gpa);
+		now = gmem_image_unit_room(&unit->image, run.gpa, is_zero);
 		if (now == 0)
 			return true;
 		now = now < run.blocks ? now : run.blocks;
-		if (unit->bytes)
+		if (unit->image.bytes && !is_zero)
 			now = copy_pages(transfer, unit, run.hva, now);
 		if (now == 0)
 			return false;
-		append(unit, run.gpa, now);
+		gmem_image_unit_add(&unit->image, run.gpa, now, is_zero);
 		unit->at.block += now;
 	}
 	return true;
@@ -395,16 +252,11 @@ static void plan_units(const struct gmem_transfer *transfer, struct save *save, 
 	struct unit plan = save->units[0];
 
 	for (save->unit_count = 1; save->unit_count < most; save->unit_count++) {
-		plan.bytes = NULL;
+		plan.image.bytes = NULL;
 		pack(transfer, &plan);
-		if (plan.used < IMAGE_UNIT)
+		if (plan.image.used < IMAGE_UNIT)
 			return;
-		plan = (struct unit){
-			.bytes = gmem_io_buffer(&transfer->io, save->unit_count),
-			.id = save->id,
-			.number = plan.number,
-			.at = plan.at,
-		};
+		plan.image = gmem_image_unit_after(&plan.image, gmem_io_buffer(&transfer->io, save->unit_count));
 		save->units[save->unit_count] = plan;
 	}
 }
@@ -452,12 +304,12 @@ static int write_units(struct gmem_transfer *transfer, struct save *save)
 	struct unit *unit = &save->units[save->written];
 	int err = 0;
 
-	while (save->written < save->unit_count && unit->used == IMAGE_UNIT && !err) {
-		count_records(transfer, save, unit);
+	while (save->written < save->unit_count && unit->image.used == IMAGE_UNIT && !err) {
+		count_records(transfer, save, &unit->image, 0, IMAGE_UNIT);
 		err = gmem_io_put(&transfer->io, IMAGE_UNIT);
 		save->written++;
 		if (save->written == save->unit_count)
-			*unit = (struct unit){ .id = save->id, .number = unit->number, .at = unit->at };
+			unit->image = gmem_image_unit_after(&unit->image, NULL);
 		else
 			unit++;
 	}
@@ -474,16 +326,18 @@ static int write_units(struct gmem_transfer *transfer, struct save *save)
 /* Write the last record, or first what there is no room behind. */
 static int end_image(struct gmem_transfer *transfer, struct save *save)
 {
-	struct unit *unit = &save->units[0];
+	struct gmem_image_unit *unit = &save->units[0].image;
+	uint64_t complete;
 	int err;
 
-	if (unit->is_open)
-		end_data(unit);
-	if (unit->used == IMAGE_UNIT)
+	if (!gmem_image_unit_close(unit))
 		return 0;
 
-	count_records(transfer, save, unit);
-	write_end(transfer, save, unit);
+	complete = unit->used;
+	count_records(transfer, save, unit, 0, complete);
+	/* A reader of whole units from a pipe would wait for the rest of this one. */
+	gmem_image_unit_put_end(unit, save->pages, save->checksums, transfer->io.serial);
+	count_records(transfer, save, unit, complete, unit->used);
 	save->stage = DRAIN;
 	err = gmem_io_put(&transfer->io, unit->used);
 	return err ? gmem_transfer_fail_io(transfer, err) : 0;
@@ -493,7 +347,7 @@ static int build(struct gmem_transfer *transfer, struct save *save)
 {
 	switch (save->stage) {
 	case HEAD:
-		write_head(transfer, &save->units[0]);
+		gmem_image_unit_put_head(&save->units[0].image, &save->origin);
 		save->stage = REGIONS;
 		return 0;
 	case REGIONS:
@@ -510,7 +364,7 @@ static int build(struct gmem_transfer *transfer, struct save *save)
 		return end_image(transfer, save);
 	}
 }
-static int finish(struct gmem_transfer *transfer, bool wait)
+static int finish(struct gmem_transfer *transfer, const struct save *save, bool wait)
 {
 	bool sync = transfer->opts.flags & GMEM_TRANSFER_SYNC;
 	int err = gmem_io_drain(&transfer->io, sync, wait);
@@ -518,6 +372,8 @@ static int finish(struct gmem_transfer *transfer, bool wait)
 	if (err)
 		return gmem_transfer_fail_io(transfer, err);
 
+	if (transfer->opts.dirty)
+		gmem_dirty_set_parent(transfer->opts.dirty, save->id, save->origin.generation);
 	transfer->is_done = true;
 	return 0;
 }
@@ -528,7 +384,7 @@ static int save_step(struct gmem_transfer *transfer, bool wait)
 	int err;
 
 	if (save->stage == DRAIN)
-		return finish(transfer, wait);
+		return finish(transfer, save, wait);
 
 	err = write_units(transfer, save);
 	if (err)
@@ -537,7 +393,7 @@ static int save_step(struct gmem_transfer *transfer, bool wait)
 	if (err)
 		return gmem_transfer_fail_io(transfer, err);
 
-	save->units[0].bytes = gmem_io_buffer(&transfer->io, 0);
+	save->units[0].image.bytes = gmem_io_buffer(&transfer->io, 0);
 	err = build(transfer, save);
 	return err || save->stage == DRAIN ? err : write_units(transfer, save);
 }
@@ -563,35 +419,103 @@ static int check_privates(const struct gmem_leased_memory *memory, uint64_t flag
 	return 0;
 }
 
+/* What was collected and is in no image is to be collected again. */
+static void put_back(struct gmem_transfer *transfer)
+{
+	if (!transfer->is_done)
+		gmem_dirty_put_back(transfer->opts.dirty);
+}
+
+static int collect(struct gmem_transfer *transfer)
+{
+	struct gmem_dirty *dirty = transfer->opts.dirty;
+	int err;
+
+	if (!dirty)
+		return 0;
+	if (dirty->vm != transfer->vm)
+		return gmem_fail(-EINVAL, "the tracker is another handle's");
+	if (dirty->generation == UINT64_MAX)
+		return gmem_fail(-EOVERFLOW, "generation %" PRIu64 " has none behind it", dirty->generation);
+	err = gmem_dirty_collect(dirty, NULL);
+	if (!err)
+		transfer->end = put_back;
+	return err;
+}
+
+static int check(const struct gmem_transfer_opts *user_opts, int fd, struct gmem_transfer_opts *ret,
+		 struct gmem_io_params *params)
+{
+	const uint64_t flags = GMEM_TRANSFER_SYNC | GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_ALLOW_LOST |
+			       GMEM_TRANSFER_FOLLOWED;
+	int err;
+
+	err = gmem_transfer_check(user_opts, flags, ret);
+	if (!err)
+		err = gmem_transfer_inspect(ret, fd, true, ret->image_offset, params);
+	if (err)
+		return err;
+	if (!params->depth)
+		params->depth = default_depth(ret);
+	if (ret->flags & GMEM_TRANSFER_SYNC && !params->kind.has_offsets)
+		return gmem_fail(-EINVAL, "fd %d is neither file nor block device: there is no disk to sync",
+				 fd);
+	return 0;
+}
+
+static void prepare(struct gmem_transfer *transfer)
+{
+	const struct gmem_dirty *dirty = transfer->opts.dirty;
+	struct save *save = transfer->state;
+	bool is_incremental = dirty && dirty->parent, is_followed = transfer->opts.flags & GMEM_TRANSFER_FOLLOWED;
+
+	do {
+		save->id = gmem_sys_random();
+	} while (!save->id);
+	save->origin = (struct gmem_image_origin){
+		.page_size = gmem_sys_page_size(),
+		.regions = transfer->memory.region_count,
+		.privates = transfer->memory.private_count,
+		.parent = is_incremental ? dirty->parent : 0,
+		.generation = is_incremental ? dirty->generation + 1 : 0,
+		.flags = is_followed ? IMAGE_FOLLOWED : 0,
+	};
+	save->contents.transfer = transfer;
+	save->contents.dirty = is_incremental ? dirty : NULL;
+	save->units[0].image.id = save->id;
+	save->units[0].image.version = is_incremental || is_followed ? IMAGE_VERSION_2 : IMAGE_VERSION;
+	save->unit_count = 1;
+
+	transfer->image_id = save->id;
+	transfer->generation = save->origin.generation;
+	transfer->total = gmem_leased_memory_bytes(&transfer->memory);
+	transfer->left_out_bytes = gmem_leased_memory_elsewhere_bytes(&transfer->memory);
+	transfer->private_bytes = gmem_leased_memory_private_bytes(&transfer->memory);
+}
+
 static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *user_opts, bool waits,
 		 struct gmem_transfer **ret)
 {
-	const uint64_t flags = GMEM_TRANSFER_SYNC | GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_ALLOW_LOST;
 	struct gmem_transfer *transfer;
 	struct gmem_transfer_opts opts;
 	struct gmem_io_params params;
-	struct save *save;
 	int err;
 
 	if (!vm || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", vm ? "ret" : "vm");
 
-	err = gmem_transfer_check(user_opts, flags, &opts);
+	err = check(user_opts, fd, &opts, &params);
 	if (!err)
-		err = gmem_transfer_inspect(&opts, fd, true, opts.image_offset, &params);
-	if (!err && !params.depth)
-		params.depth = default_depth(&opts);
-	if (!err && opts.flags & GMEM_TRANSFER_SYNC && !params.kind.has_offsets)
-		err = gmem_fail(-EINVAL, "fd %d is neither file nor block device: there is no disk to sync",
-				fd);
-	if (!err)
-		err = gmem_transfer_new(vm, &opts, sizeof(*save), &transfer);
+		err = gmem_transfer_new(vm, &opts, sizeof(struct save), &transfer);
 	if (err)
 		return err;
 
 	params.waits = waits;
-	err = gmem_leased_memory_take(vm, 0, UINT64_MAX, GMEM_USE_SAVE, "gmem_vm_save",
-				      &transfer->memory);
+	/* Before the leases, for which a change of the layout could wait that this waits for. */
+	err = collect(transfer);
+	if (!err)
+		err = gmem_leased_memory_take(vm, 0, UINT64_MAX, GMEM_USE_SAVE, "gmem_vm_save",
+					      &transfer->memory);
 	if (!err)
 		err = check_privates(&transfer->memory, opts.flags);
 	if (!err)
@@ -604,15 +528,8 @@ static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *us
 	}
 
 	gmem_transfer_begin_hands(transfer, opts.workers, gmem_leased_memory_bytes(&transfer->memory));
-	save = transfer->state;
-	save->id = gmem_sys_random();
-	save->contents.transfer = transfer;
-	save->units[0].id = save->id;
-	save->unit_count = 1;
+	prepare(transfer);
 	transfer->step = save_step;
-	transfer->total = gmem_leased_memory_bytes(&transfer->memory);
-	transfer->left_out_bytes = gmem_leased_memory_elsewhere_bytes(&transfer->memory);
-	transfer->private_bytes = gmem_leased_memory_private_bytes(&transfer->memory);
 	*ret = transfer;
 	return 0;
 }

@@ -21,7 +21,8 @@ int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t fla
 	const uint64_t all = GMEM_TRANSFER_NO_DIRECT | GMEM_TRANSFER_NO_RING | GMEM_TRANSFER_SYNC |
 			     GMEM_TRANSFER_OMIT_PRIVATE | GMEM_TRANSFER_LEAVE_REST |
 			     GMEM_TRANSFER_VERIFY | GMEM_TRANSFER_UNCHECKED | GMEM_TRANSFER_ALLOW_LOST |
-			     GMEM_TRANSFER_NO_THREADS;
+			     GMEM_TRANSFER_NO_THREADS | GMEM_TRANSFER_FOLLOWED;
+	bool saves = flags & GMEM_TRANSFER_FOLLOWED, restores = !saves && flags & GMEM_TRANSFER_ALLOW_LOST;
 	int err;
 
 	err = GMEM_COPY_OPTS(gmem_transfer_opts, ret, user_opts, workers);
@@ -35,6 +36,12 @@ int gmem_transfer_check(const struct gmem_transfer_opts *user_opts, uint64_t fla
 		return gmem_fail(-EINVAL, "flags 0x%" PRIx64 " has bits 0x%" PRIx64
 				 " that are for another kind of transfer", ret->flags,
 				 ret->flags & ~flags);
+	if ((ret->dirty && !saves) || (ret->parents && !restores))
+		return gmem_fail(-EINVAL, "%s is for another kind of transfer",
+				 ret->dirty && !saves ? "a tracker" : "parents");
+	if (ret->reserved || !ret->parents != !ret->parent_count)
+		return gmem_fail(-EINVAL, "parent_count is %" PRIu32 ", parents is %sNULL, reserved is %" PRIu32,
+				 ret->parent_count, ret->parents ? "not " : "", ret->reserved);
 	err = gmem_check_workers(ret->workers);
 	if (err)
 		return err;
@@ -310,6 +317,8 @@ static struct gmem_transfer_result make_result(const struct gmem_transfer *trans
 		.engine = io->ring ? GMEM_ENGINE_IO_URING : GMEM_ENGINE_PLAIN,
 		.no_ring = io->no_ring,
 		.lost_bytes = transfer->lost_bytes,
+		.image_id = transfer->image_id,
+		.generation = transfer->generation,
 	};
 }
 

@@ -32,6 +32,7 @@ struct gmem_transfer {
 	uint64_t done, total;
 	struct gmem_stored bytes;
 	uint64_t private_bytes, lost_bytes, left_out_bytes;
+	uint64_t image_id, generation;	/* of the image, as far as they are known */
 	bool is_done;
 };
 

@@ -472,6 +472,8 @@ static void close_handle(int fd)
 	close(fd);
 	if (old.vcpu) {
 		munmap(old.vcpu->run, 2 * fake.page_size);
+		if (old.vcpu->ring)
+			munmap(old.vcpu->ring, fake.page_size);
 		free(old.vcpu);
 	}
 	if (old.file)

@@ -330,6 +330,10 @@ void fake_clear_log_by_hand(int vm_fd);
 /* As a VMM does: dirty rings, alone or beside the bitmaps */
 enum fake_ring { FAKE_RING_NONE = 0, FAKE_RING_ALONE, FAKE_RING_AND_BITMAP };
 void fake_set_dirty_ring(int vm_fd, enum fake_ring ring);
+/* The vCPU, which was made after that, enters a page in its ring of one page; false: it is full */
+bool fake_push_dirty(int vcpu_fd, uint32_t slot, uint64_t page);
+/* Entries that KVM has not got back */
+unsigned fake_ring_used(int vcpu_fd);
 
 /*
  * The guest stores to a page: the memslot that has it, for KVM to log; false if there is none.

@@ -8,6 +8,75 @@
 
 #include "fake_internal.h"
 
+static void *map_dirty_ring(int fd)
+{
+	uint64_t offset = GMEM_KVM_DIRTY_RING_PAGE * fake.page_size;
+	void *ring;
+
+	if (ftruncate(fd, (off_t)(offset + fake.page_size)) < 0)
+		abort();
+	ring = mmap(NULL, fake.page_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)offset);
+	if (ring == MAP_FAILED)
+		abort();
+	return ring;
+}
+
+static struct gmem_kvm_dirty_entry *ring_entry(const struct vcpu *vcpu, uint32_t at)
+{
+	return &vcpu->ring[at % (fake.page_size / sizeof(*vcpu->ring))];
+}
+
+/* In order, as far as they were taken out */
+int reset_dirty_rings(struct vm *vm)
+{
+	int count = 0;
+
+	if (!vm->ring)
+		return -EINVAL;
+	for (int fd = 0; fd < MAX_FDS; fd++) {
+		struct vcpu *vcpu = kernel.fds[fd].kind == VCPU && kernel.fds[fd].vm == vm ?
+				    kernel.fds[fd].vcpu : NULL;
+
+		while (vcpu && vcpu->ring && ring_entry(vcpu, vcpu->ring_reset)->flags & GMEM_KVM_DIRTY_RESET) {
+			ring_entry(vcpu, vcpu->ring_reset++)->flags = 0;
+			count++;
+		}
+	}
+	return count;
+}
+
+bool fake_push_dirty(int vcpu_fd, uint32_t slot, uint64_t page)
+{
+	uint32_t count = (uint32_t)(fake.page_size / sizeof(struct gmem_kvm_dirty_entry));
+	struct gmem_kvm_dirty_entry *entry;
+	struct vcpu *vcpu;
+	bool has_room;
+
+	enter();
+	vcpu = handle_of(vcpu_fd)->vcpu;
+	has_room = vcpu->ring_at - vcpu->ring_reset < count - 1;
+	if (has_room) {
+		entry = ring_entry(vcpu, vcpu->ring_at++);
+		entry->slot = slot;
+		entry->offset = page;
+		__atomic_store_n(&entry->flags, GMEM_KVM_DIRTY, __ATOMIC_RELEASE);
+	}
+	leave(0);
+	return has_room;
+}
+
+unsigned fake_ring_used(int vcpu_fd)
+{
+	struct vcpu *vcpu;
+	unsigned used;
+
+	enter();
+	vcpu = handle_of(vcpu_fd)->vcpu;
+	used = vcpu->ring_at - vcpu->ring_reset;
+	leave(0);
+	return used;
+}
+
 int create_vcpu(struct vm *vm)
 {
 	int fd = memfd_create("fake-vcpu", MFD_CLOEXEC);
@@ -20,6 +89,8 @@ int create_vcpu(struct vm *vm)
 	vcpu->run = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (vcpu->run == MAP_FAILED)
 		abort();
+	if (vm->ring)
+		vcpu->ring = map_dirty_ring(fd);
 	h = open_handle(fd, VCPU, vm, NULL);
 	h->cloexec = true;
 	h->vcpu = vcpu;

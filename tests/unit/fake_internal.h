@@ -92,6 +92,8 @@ struct vcpu {
 	uint64_t pc;
 	uint8_t al;
 	bool has_registers;
+	struct gmem_kvm_dirty_entry *ring;	/* one page; NULL: there is none */
+	uint32_t ring_at, ring_reset;	/* entries that were entered, and that are free again */
 };
 
 enum kind { CLOSED = 0, OTHER, KVM, VM, VCPU, GMEM };
@@ -196,6 +198,7 @@ int set_slot(struct vm *vm, const struct slot_args *args);
 /* ---- fake_guest.c ---- */
 
 int create_vcpu(struct vm *vm);
+int reset_dirty_rings(struct vm *vm);
 int vcpu_ioctl(struct handle *h, unsigned long request, void *arg);
 
 /* ---- fake_numa.c ---- */

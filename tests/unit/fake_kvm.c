@@ -469,7 +469,7 @@ static int vm_ioctl(struct vm *vm, unsigned long request, void *arg)
 	case KVM_CLEAR_DIRTY_LOG:
 		return clear_dirty_log(vm, arg);
 	case KVM_RESET_DIRTY_RINGS:
-		return vm->ring ? 0 : -EINVAL;
+		return reset_dirty_rings(vm);
 	default:
 		return fake.unknown_ioctl;
 	}

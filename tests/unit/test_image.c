@@ -1031,7 +1031,7 @@ static struct image_run *runs(struct image_record *r)
 	return (void *)(r + 1);
 }
 
-static void later_version(struct image_record *r) { r->version = 2; }
+static void later_version(struct image_record *r) { r->version = 3; }
 static void many_regions(struct image_record *r) { r->head.regions = UINT64_MAX; }
 static void more_regions(struct image_record *r) { r->head.regions = 4; }
 static void fewer_regions(struct image_record *r) { r->head.regions = 2; }

@@ -635,6 +635,253 @@ static void section_that_outlives_its_import_keeps_the_memory(void **state)
 	scene_end(&s);
 }
 
+/* ---- marks of what is written ---- */
+
+/* For guest addresses up to 4 GiB: a byte for each page, then one for each chunk of 2 MiB */
+#define MARKS_BYTES	(4 * GIB / PAGE + 4 * GIB / (2 * MIB))
+
+static struct gmem_message mark_to(uint64_t size)
+{
+	return (struct gmem_message){ .type = GMEM_WIRE_MARK, .size = size, .page_size = PAGE,
+				      .offset = size / PAGE, .file_size = size / PAGE + size / (2 * MIB) };
+}
+
+static int end_mark(struct scene *s)
+{
+	return tell(s, (struct gmem_message){ .type = GMEM_WIRE_END_MARK }, -1);
+}
+
+static void scene_begin_mapped(struct scene *s, struct gmem_import_opts opts, int fd)
+{
+	scene_begin(s, opts);
+	greet(s);
+	assert_ok(tell(s, map_of(1, GIB, 4 * PAGE, RW), fd));
+}
+
+static uint8_t *map_marks(int fd)
+{
+	uint8_t *marks = mmap(NULL, MARKS_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	assert_ptr_not_equal(marks, MAP_FAILED);
+	return marks;
+}
+
+static int write_page(struct scene *s, uint64_t page)
+{
+	return gmem_view_store(s->view, GIB + page * PAGE, 8, GMEM_RELEASE, page);
+}
+
+/* Fails unless just this page and its chunk have marks, none if it is UINT64_MAX; takes them. */
+static void check_marks(uint8_t *marks, uint64_t page)
+{
+	for (uint64_t i = 0; i < MARKS_BYTES; i++) {
+		const bool is_page = i == page;
+		const bool is_chunk = page != UINT64_MAX && i == 4 * GIB / PAGE + page / 512;
+
+		if (marks[i] != (is_page || is_chunk))
+			fail_msg("mark %lu is %u", (unsigned long)i, marks[i]);
+		marks[i] = 0;
+	}
+}
+
+static void what_is_written_is_marked_in_the_last_map(void **state)
+{
+	int memory = unit_memfd(4 * PAGE, F_SEAL_SHRINK), fds[2];
+	struct scene s;
+	uint8_t *a, *b;
+
+	(void)state;
+	for (int i = 0; i < 2; i++)
+		fds[i] = unit_memfd(MARKS_BYTES, UNIT_SEALED);
+	a = map_marks(fds[0]);
+	b = map_marks(fds[1]);
+	scene_begin_mapped(&s, (struct gmem_import_opts){ .flags = 0 }, memory);
+	/* to end what never began does nothing */
+	assert_ok(end_mark(&s));
+	assert_ok(write_page(&s, 0));
+	check_marks(a, UINT64_MAX);
+
+	assert_ok(tell(&s, mark_to(4 * GIB), fds[0]));
+	assert_ok(write_page(&s, 1));
+	check_marks(a, GIB / PAGE + 1);
+	/* whatever is in it already */
+	memset(a, 1, MARKS_BYTES);
+	assert_ok(write_page(&s, 1));
+	memset(a, 0, MARKS_BYTES);
+
+	assert_ok(tell(&s, mark_to(4 * GIB), fds[1]));
+	assert_ok(write_page(&s, 2));
+	check_marks(a, UINT64_MAX);
+	check_marks(b, GIB / PAGE + 2);
+	/* what it does not cover is not marked */
+	{
+		struct gmem_message small = mark_to(GIB);
+
+		small.file_size = MARKS_BYTES;
+		assert_ok(tell(&s, small, fds[0]));
+	}
+	assert_ok(write_page(&s, 3));
+	check_marks(a, UINT64_MAX);
+	check_marks(b, UINT64_MAX);
+	/* refused, it goes on with the one before */
+	assert_ok(tell(&s, mark_to(4 * GIB), fds[1]));
+	assert_int_equal(tell(&s, mark_to(8 * GIB), fds[0]), -EINVAL);
+	assert_ok(write_page(&s, 3));
+	check_marks(b, GIB / PAGE + 3);
+	assert_ok(end_mark(&s));
+	assert_ok(write_page(&s, 1));
+	check_marks(b, UINT64_MAX);
+
+	/* an exporter that is gone may still look */
+	assert_ok(tell(&s, mark_to(4 * GIB), fds[0]));
+	close(s.sock);
+	s.sock = -1;
+	assert_int_equal(gmem_import_dispatch(s.import), -EPIPE);
+	assert_ok(write_page(&s, 1));
+	check_marks(a, GIB / PAGE + 1);
+	munmap(a, MARKS_BYTES);
+	munmap(b, MARKS_BYTES);
+	close(fds[0]);
+	close(fds[1]);
+	close(memory);
+	gmem_view_free(s.view);
+	gmem_import_free(s.import);
+	assert_int_equal(fake_halt(), 0);
+}
+
+/* Refused, and everything else goes on: the exporter then counts all as written. */
+static void maps_for_marks_are_checked(void **state)
+{
+	static const struct { uint64_t size; int seals, flags; bool is_huge; int err; } cases[] = {
+		{ MARKS_BYTES, 0, O_RDWR, false, -EPERM },
+		{ MARKS_BYTES, F_SEAL_GROW | F_SEAL_SEAL, O_RDWR, false, -EPERM },
+		{ MARKS_BYTES, UNIT_SEALED | F_SEAL_WRITE, O_RDWR, false, -EPERM },
+		{ MARKS_BYTES, F_SEAL_SHRINK, O_RDONLY, false, -EPERM },
+		{ MARKS_BYTES, F_SEAL_SHRINK, O_WRONLY, false, -EBADF },
+		{ MARKS_BYTES - 1, F_SEAL_SHRINK, O_RDWR, false, -EINVAL },
+		{ MARKS_BYTES + 1, F_SEAL_SHRINK, O_RDWR, false, -EINVAL },
+		{ MARKS_BYTES, F_SEAL_SHRINK, O_RDWR, true, -EINVAL },
+		{ MARKS_BYTES, F_SEAL_SHRINK, O_RDWR, false, 0 },
+	};
+	int memory = unit_memfd(4 * PAGE, F_SEAL_SHRINK);
+	struct gmem_message larger = mark_to(4 * GIB);
+	int fd, anew, vm;
+	struct scene s;
+	char path[32];
+
+	(void)state;
+	larger.page_size = 16384;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		fd = unit_memfd(cases[i].size, cases[i].seals);
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		anew = open(path, cases[i].flags | O_CLOEXEC);
+		assert_true(anew >= 0);
+		/* no option has it take a file that shrinks */
+		scene_begin_mapped(&s, (struct gmem_import_opts){ .flags = GMEM_IMPORT_UNSEALED }, memory);
+		if (cases[i].is_huge)
+			fake_pretend_huge(fd, 2 * MIB);
+		assert_int_equal(tell(&s, mark_to(4 * GIB), anew), cases[i].err);
+		/* nor pages that are not the host's */
+		assert_int_equal(tell(&s, larger, fd), -EINVAL);
+		assert_ok(write_page(&s, 1));
+		assert_ok(unmap(&s, 1));
+		close(anew);
+		close(fd);
+		scene_end(&s);
+	}
+
+	/* a guest_memfd, which has no seals and may lack pages; and what is no file of memory */
+	scene_begin_mapped(&s, (struct gmem_import_opts){ .flags = 0 }, memory);
+	vm = fake_new_vm();
+	fd = fake_new_gmemfd(vm, 1 << 20, 0);
+	{
+		struct gmem_message message = mark_to(GIB);
+
+		message.file_size = 1 << 20;
+		assert_int_equal(tell(&s, message, fd), -EINVAL);
+	}
+	fake_close(fd);
+	fake_close(vm);
+	anew = open("/dev/null", O_RDWR | O_CLOEXEC);
+	assert_int_equal(tell(&s, mark_to(4 * GIB), anew), -EINVAL);
+	close(anew);
+	assert_ok(write_page(&s, 1));
+	scene_end(&s);
+	close(memory);
+}
+
+static void marks_that_find_no_room_are_refused(void **state)
+{
+	GMEM_OPTS(gmem_import_opts, opts, .max_mappings = 2);
+	int memory = unit_memfd(4 * PAGE, F_SEAL_SHRINK), fd = unit_memfd(MARKS_BYTES, UNIT_SEALED);
+	struct scene s;
+
+	(void)state;
+	scene_begin_mapped(&s, opts, memory);
+	fake_fail_next(FAKE_MMAP, -ENOMEM);
+	assert_int_equal(tell(&s, mark_to(4 * GIB), fd), -ENOMEM);
+	fake_fail_next(FAKE_RECEIVE_FD, -EMFILE);
+	assert_int_equal(tell(&s, mark_to(4 * GIB), fd), -EMFILE);
+	unit_fail_alloc(1);
+	assert_int_equal(tell(&s, mark_to(4 * GIB), fd), -ENOMEM);
+	assert_true(unit_alloc_struck());
+	/* They are one mapping, which counts as long as it is there. */
+	assert_ok(tell(&s, mark_to(4 * GIB), fd));
+	assert_int_equal(tell(&s, mark_to(4 * GIB), fd), -ENOMEM);
+	assert_non_null(strstr(gmem_last_error(), "max_mappings"));
+	assert_int_equal(tell(&s, map_of(2, 2 * GIB, 4 * PAGE, RW), memory), -ENOMEM);
+	assert_ok(end_mark(&s));
+	assert_ok(tell(&s, map_of(2, 2 * GIB, 4 * PAGE, RW), memory));
+	assert_int_equal(tell(&s, mark_to(4 * GIB), fd), -ENOMEM);
+	assert_ok(write_page(&s, 1));
+	scene_end(&s);
+	close(fd);
+	close(memory);
+}
+
+static void messages_for_marks_that_are_none_end_the_import(void **state)
+{
+	int fd = unit_memfd(MARKS_BYTES, UNIT_SEALED);
+	struct scene s;
+
+	(void)state;
+	for (int i = 0; i < 12; i++) {
+		struct gmem_message message = mark_to(4 * GIB);
+
+		switch (i) {
+		case 0: message.gpa = 2 * MIB; break;
+		case 1: message.size -= PAGE; break;
+		case 2: message.size = 0; break;
+		case 3: message.offset--; break;
+		case 4: message.file_size--; break;
+		case 5: message.offset = message.file_size + 1; break;
+		case 6: message.size = UINT64_C(1) << 53; break;
+		case 7: message.page_size = 0; break;
+		case 8: message.page_size = 4 * MIB; break;
+		case 9: message.rights = RW; break;
+		case 10: message.id = 1; break;
+		default: message.type = GMEM_WIRE_END_MARK;
+		}
+		scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+		greet(&s);
+		assert_int_equal(tell(&s, message, fd), -EPROTO);
+		scene_end(&s);
+	}
+	/* without a greeting, and with a file where none may be */
+	scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+	assert_int_equal(tell(&s, mark_to(4 * GIB), fd), -EPROTO);
+	scene_end(&s);
+	scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+	greet(&s);
+	assert_int_equal(tell(&s, mark_to(4 * GIB), -1), -EPROTO);
+	scene_end(&s);
+	scene_begin(&s, (struct gmem_import_opts){ .flags = 0 });
+	greet(&s);
+	assert_int_equal(tell(&s, (struct gmem_message){ .type = GMEM_WIRE_END_MARK }, fd), -EPROTO);
+	scene_end(&s);
+	close(fd);
+}
+
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(file_that_cannot_be_mapped_is_refused_when_it_comes),
 	cmocka_unit_test(file_open_for_less_than_was_said_is_refused),
@@ -653,6 +900,10 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(import_that_has_ended_is_quiet_and_says_what_it_refused),
 	cmocka_unit_test(extents_keep_no_file_descriptors),
 	cmocka_unit_test(section_that_outlives_its_import_keeps_the_memory),
+	cmocka_unit_test(what_is_written_is_marked_in_the_last_map),
+	cmocka_unit_test(maps_for_marks_are_checked),
+	cmocka_unit_test(marks_that_find_no_room_are_refused),
+	cmocka_unit_test(messages_for_marks_that_are_none_end_the_import),
 };
 
 int main(void)
