@@ -201,7 +201,7 @@ static __attribute__((noinline)) int store_checked(struct gmem_view *view, uint6
 		if (err)
 			fail(gpa, width, hva, true, err);
 		else
-			gmem_view_wrote(view, gpa, width);
+			gmem_view_wrote_word(view, gpa, width);
 	}
 	gmem_view_end(view);
 	return err;
@@ -317,7 +317,7 @@ GMEM_API int gmem_view_compare_exchange(struct gmem_view *view, uint64_t gpa, ui
 		if (err)
 			fail(gpa, width, hva, true, err);
 		else if (swapped)
-			gmem_view_wrote(view, gpa, width);
+			gmem_view_wrote_word(view, gpa, width);
 	}
 	gmem_view_end(view);
 	return err ? err : swapped;

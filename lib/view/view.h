@@ -184,6 +184,15 @@ static inline void gmem_view_wrote(const struct gmem_view *view, uint64_t gpa, u
 		gmem_view_mark(view, gpa, size);
 }
 
+/* The same for what is in one page */
+static inline void gmem_view_wrote_word(const struct gmem_view *view, uint64_t gpa, uint32_t width)
+{
+	const struct gmem_dirty_pages *marks = gmem_view_marks(view);
+
+	if (__builtin_expect(marks && (gpa >> 42 || !gmem_dirty_page_is_marked(marks, gpa)), 0))
+		gmem_view_mark(view, gpa, width);
+}
+
 /* Finds the memory at @gpa: as much of @size as is contiguous for the host. */
 int gmem_view_contiguous(const struct gmem_view *view, uint64_t gpa, uint64_t size,
 			 struct iovec *ret);
