@@ -5122,8 +5122,9 @@ struct gmem_migration_status {
 /**
  * gmem_migration_new() - begin to migrate a VM's memory
  * @vm: handle
- * @fd: stream socket, pipe, file or block device to write, with O_NONBLOCK or without; borrowed
- *	until the migration is freed
+ * @fd: stream socket, pipe, file or block device to write, borrowed until the migration is
+ *	freed; with O_NONBLOCK or without, but where the transfers have no ring, a socket that may
+ *	block is written in pieces of 4 KiB, which takes several times as long
  * @opts: NULL for defaults
  * @ret: the migration, yours to free with gmem_migration_free()
  *

@@ -543,7 +543,7 @@ static void a_view_that_does_not_end_is_waited_for_in_time(void **state)
 	assert_ok(gmem_vm_new(unit.vm_fd, &vm_opts, &unit.vm));
 	unit_region_backed(&unit, 0, 64, GMEM_BACKING_HOST);
 	assert_ok(gmem_view_new(unit.vm, &view));
-	assert_ok(gmem_view_begin(view));
+	gmem_view_begin(view);
 	for (int i = 0; i < 2; i++)
 		assert_refused(-EBUSY, "20 ms", gmem_dirty_new(unit.vm, NULL, &dirty));
 	gmem_view_end(view);
