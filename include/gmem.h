@@ -4300,7 +4300,7 @@ GMEM_API int gmem_view_mark_dirty(struct gmem_view *view, uint64_t gpa, uint64_t
  * gmem_dirty_collect() and gmem_dirty_peek() read all rings, and so does
  * gmem_vcpu_handle_exit() when KVM_RUN exits because one is full (KVM_EXIT_DIRTY_RING_FULL).
  * Nobody else may read it then; what was read before is no matter. It may be called before
- * there is a tracker, and while the vCPU runs. A child of fork(2) does not have the ring.
+ * there is a tracker, and while the vCPU runs.
  *
  * Thread-safe; does not wait for changes of the layout. Source: mmap(2) of the vCPU's fd,
  * KVM_RESET_DIRTY_RINGS. Since: 0.1.

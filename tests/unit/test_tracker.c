@@ -5,6 +5,8 @@
 #include <string.h>
 
 #include "os/kvm_compat.h"
+#include "region/dirty_pages.h"
+#include "region/vm_core.h"
 #include "unit.h"
 #include "unit_alloc.h"
 
@@ -479,6 +481,34 @@ static void tracker_may_outlive_its_vm(void **state)
 	}
 }
 
+/* After the last period of all, everything is told once. */
+static void periods_may_run_out(void **state)
+{
+	struct gmem_region *region;
+	struct gmem_dirty *a, *b;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region_backed(&unit, 0, 64, GMEM_BACKING_HOST);
+	a = begin(&unit, GMEM_DIRTY_FROM_NOW);
+	b = begin(&unit, GMEM_DIRTY_FROM_NOW);
+	unit.vm->newest.dirty->period = GMEM_DIRTY_NO_PERIOD - 2;
+	assert_int_equal(collect(a), 0);
+	write_page(&unit, region, 1);
+	assert_int_equal(collect(a), PAGES(&unit, 1));
+	assert_int_equal(collect(b), PAGES(&unit, 64));
+	write_page(&unit, region, 2);
+	assert_int_equal(collect(b), PAGES(&unit, 1));
+	assert_int_equal(collect(a), PAGES(&unit, 64));
+	write_page(&unit, region, 3);
+	assert_int_equal(collect(a), PAGES(&unit, 1));
+	assert_int_equal(collect(b), PAGES(&unit, 1));
+	gmem_dirty_free(a);
+	gmem_dirty_free(b);
+	unit_end(&unit);
+}
+
 struct callback {
 	struct gmem_vm *vm;
 	struct gmem_dirty *dirty;
@@ -635,6 +665,7 @@ int main(void)
 		cmocka_unit_test(what_comes_and_moves_has_changed),
 		cmocka_unit_test(refused_changes_lose_no_bits),
 		cmocka_unit_test(tracker_may_outlive_its_vm),
+		cmocka_unit_test(periods_may_run_out),
 		cmocka_unit_test(callbacks_are_refused),
 		cmocka_unit_test(a_view_that_does_not_end_is_waited_for_in_time),
 		cmocka_unit_test(a_tracker_without_memory_is_refused),
