@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The plain KVM part of snapshot, for x86_64 and arm64: instructions that count
+ * The plain KVM part of snapshot and migrate, for x86_64 and arm64: instructions that count
  * in a register and in memory and exit after each number; and the registers of
  * the vCPU, which are all of the guest's state besides its memory.
  */
@@ -42,7 +42,7 @@ static int set_registers(int vm, int vcpu, const struct registers *registers)
 }
 
 /* There must be no memory at @nowhere. */
-static int start_counting(int vm, int vcpu, uint64_t code, uint64_t count, uint64_t nowhere)
+static inline int start_counting(int vm, int vcpu, uint64_t code, uint64_t count, uint64_t nowhere)
 {
 	struct registers registers;
 
@@ -61,7 +61,7 @@ static int is_counted(const struct kvm_run *run, uint64_t nowhere)
 	return run->exit_reason == KVM_EXIT_HLT;
 }
 
-static uint32_t read_number(const volatile uint32_t *number)
+static inline uint32_t read_number(const volatile uint32_t *number)
 {
 	return *number;
 }
@@ -77,7 +77,7 @@ static const uint32_t instructions[] = {	/* with the MMU off */
 
 /* The registers that differ from those of a vCPU after reset */
 struct registers {
-	uint64_t x[3];
+	uint64_t x[5];
 	uint64_t pc;
 };
 
@@ -94,7 +94,7 @@ static int one_register(int vcpu, unsigned long request, size_t offset, uint64_t
 
 static int all_registers(int vcpu, unsigned long request, struct registers *registers)
 {
-	for (size_t i = 0; i < 3; i++)
+	for (size_t i = 0; i < 5; i++)
 		if (one_register(vcpu, request, offsetof(struct kvm_regs, regs.regs) + 8 * i,
 				 &registers->x[i]) < 0)
 			return -1;
@@ -118,7 +118,7 @@ static int set_registers(int vm, int vcpu, const struct registers *registers)
 }
 
 /* There must be no memory at @nowhere. */
-static int start_counting(int vm, int vcpu, uint64_t code, uint64_t count, uint64_t nowhere)
+static inline int start_counting(int vm, int vcpu, uint64_t code, uint64_t count, uint64_t nowhere)
 {
 	const struct registers registers = { .x = { 0, count, nowhere }, .pc = code };
 
@@ -131,7 +131,7 @@ static int is_counted(const struct kvm_run *run, uint64_t nowhere)
 	       run->mmio.phys_addr == nowhere;
 }
 
-static uint32_t read_number(const volatile uint32_t *number)
+static inline uint32_t read_number(const volatile uint32_t *number)
 {
 	/* A guest with its MMU off bypasses the caches: drop the stale line. */
 	__asm__ volatile("dc civac, %0\n\tdsb sy" : : "r"(number) : "memory");

@@ -29,6 +29,7 @@
  *   dumps                 gmem_vm_dump(): a VM's memory at one moment, as JSON
  *   dirty memory          gmem_dirty: which pages changed, whoever changed them
  *   transfers             gmem_transfer: guest memory from files and to files
+ *   migration             gmem_migration: memory sent while the VM runs
  *   exports               gmem_export, gmem_peer: memory for other processes
  *   imports               gmem_import: another process's VM's memory, without KVM
  *
@@ -127,6 +128,7 @@ struct gmem_populate;
 struct gmem_vcpu;
 struct gmem_transfer;
 struct gmem_dirty;
+struct gmem_migration;
 struct gmem_dirty_pages;
 
 /* From <linux/kvm.h> and <liburing.h>, which this header does not need */
@@ -5004,6 +5006,213 @@ GMEM_API int gmem_transfer_get_result(const struct gmem_transfer *transfer,
  * Return: 0, or -EBUSY completions are still to come on the caller's ring.
  */
 GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer);
+
+/* ------------------------------------------------------------- migration -- */
+
+/*
+ * A migration sends a VM's memory while the VM runs: first all of it, then, round after round,
+ * what changed meanwhile, and at last, with vCPUs and devices stopped, the rest. After each
+ * round the library says what is left, how fast that grows, and how long the pause would be.
+ * The caller decides whether to go on, to slow the guest down, or to stop the VM for the last
+ * round.
+ *
+ *	err = gmem_migration_new(vm, sock, NULL, &migration);
+ *	do
+ *		err = gmem_migration_round(migration, &status);
+ *	while (!err && status.pause_ns > 50 * 1000 * 1000);
+ *	stop vCPUs and devices
+ *	err = gmem_migration_finish(migration, &status);
+ *	send what is not memory, and wait for the receiver's answer
+ *	gmem_migration_free(migration);
+ *
+ * A real loop ends after so many rounds, or when a round leaves no less than the one before it,
+ * also if the pause is longer than wished.
+ *
+ * What is sent is a sequence of images (gmem-image(5)): each but the last says that another one
+ * follows, and each but the first names the one before it as its parent. The receiver is
+ * gmem_vm_restore(), in a VM that has the same memory but may have other regions, ways of
+ * backing and page sizes. It returns when the last image is complete, and reads nothing past
+ * that, so what is not memory can follow in the same stream. A migration to a file is a
+ * snapshot of a VM that runs, in one file that gmem_vm_restore() reads and gmem-image(1) can merge.
+ *
+ * Where the receiver ends, a round fails with -EPIPE, -ECONNRESET or what the kernel says, and
+ * the VM and other trackers are as if there had been no migration; where it is slow, a round
+ * takes longer. Where the source ends, the restore fails with -ENODATA: do not use its memory.
+ * A stream cannot be resumed: begin a new migration, with a receiver that begins,
+ * too. A stream that begins with what changed is -ENOLINK there. That the last round was sent
+ * does not mean that the receiver has it, as sockets and networks have buffers: have it answer before
+ * the source lets go of the VM.
+ *
+ * The VM's memory is leased during a round, as by every transfer: until the round is over,
+ * its conversions to private and discards wait, and changes that remove memory are refused.
+ * Between rounds all of that works. Memory that is added or removed then must be so at
+ * the receiver from the beginning: the list of the last image counts.
+ */
+
+/* Flags of struct gmem_migration_opts */
+#define GMEM_MIGRATION_OMIT_PRIVATE (1ull << 0) /* as GMEM_TRANSFER_OMIT_PRIVATE */
+#define GMEM_MIGRATION_VCPUS_STOPPED (1ull << 1) /* as GMEM_DIRTY_VCPUS_STOPPED, for the new call */
+#define GMEM_MIGRATION_ALLOW_UNLOGGED (1ull << 2) /* as GMEM_DIRTY_ALLOW_UNLOGGED */
+#define GMEM_MIGRATION_RINGS	(1ull << 3) /* as GMEM_DIRTY_RINGS */
+#define GMEM_MIGRATION_NO_THREADS (1ull << 4) /* as GMEM_TRANSFER_NO_THREADS */
+
+/**
+ * struct gmem_migration_opts - how to migrate
+ * @size: sizeof this struct; GMEM_OPTS() fills it in
+ * @flags: GMEM_MIGRATION_*; unknown bits are -EINVAL
+ * @image_offset: where the first image begins in a file; 0 for pipes and sockets. Each other one
+ *	begins at the next multiple of 4096 bytes behind the one before it.
+ * @max_bytes_per_second: limit for what all rounds but the last write; 0: none. On average, not
+ *	counting what 10 ms allow: a step may write some MiB at once, and then waits for as long
+ *	as these take.
+ * @progress: as in struct gmem_transfer_opts, for each round: the bytes of guest memory that it is
+ *	done with, changed or not, of all there are; anything but 0 stops the round. NULL for none
+ * @progress_data: passed to @progress
+ * @workers: as in struct gmem_transfer_opts
+ * @reserved: must be 0
+ */
+struct gmem_migration_opts {
+	size_t   size;
+	uint64_t flags;
+	uint64_t image_offset;
+	uint64_t max_bytes_per_second;
+	gmem_transfer_progress_fn progress;
+	void    *progress_data;
+	uint32_t workers;
+	uint32_t reserved;
+};
+
+/**
+ * struct gmem_migration_status - what a round did, and what is left
+ * @size: sizeof this struct, set by the caller; GMEM_OPTS() fills it in
+ * @round: number of rounds that are done
+ * @sent_bytes: bytes written to the file in this round, and
+ * @total_bytes: in all rounds
+ * @memory_bytes: bytes of memory that this round sent, also those that are zero
+ * @ns: nanoseconds that this round took
+ * @left_bytes: bytes of memory that changed since it began, and are to be sent; 0 after the last
+ * @dirty_rate: bytes of memory that change in a second: @left_bytes over the time since this
+ *	round began. A page that changes twice counts once, so a short round tells a
+ *	higher rate than a long one.
+ * @send_rate: bytes that can be written in a second: those of this round, and of earlier rounds
+ *	with less and less weight, over the time that it took without the waits for the
+ *	limit. With a limit it may be more than the network takes, which empties the buffers of a
+ *	socket during these waits.
+ * @pause_ns: nanoseconds that gmem_migration_finish() would take if it were called now:
+ *	@left_bytes at @send_rate, and what each round takes beside that
+ * @unlogged_bytes: part of @left_bytes that has no log, and is sent each time
+ *
+ * A migration converges if @dirty_rate is below @send_rate, and below the limit. A VMM that
+ * slows its vCPUs down (auto-converge) looks at their ratio.
+ */
+struct gmem_migration_status {
+	size_t   size;
+	uint64_t round;
+	uint64_t sent_bytes;
+	uint64_t total_bytes;
+	uint64_t memory_bytes;
+	uint64_t ns;
+	uint64_t left_bytes;
+	uint64_t dirty_rate;
+	uint64_t send_rate;
+	uint64_t pause_ns;
+	uint64_t unlogged_bytes;
+};
+
+/**
+ * gmem_migration_new() - begin to migrate a VM's memory
+ * @vm: handle
+ * @fd: stream socket, pipe, file or block device to write, borrowed until the migration is
+ *	freed; with O_NONBLOCK or without, but where the transfers have no ring, a socket that may
+ *	block is written in pieces of 4 KiB, which takes several times as long
+ * @opts: NULL for defaults
+ * @ret: the migration, yours to free with gmem_migration_free()
+ *
+ * Makes a tracker (gmem_dirty_new()), and sends nothing yet. With GMEM_MIGRATION_VCPUS_STOPPED no
+ * vCPU may run until it returns.
+ *
+ * Thread-safe. Do not call it between gmem_view_begin() and gmem_view_end() of the same
+ * thread. Source: as gmem_dirty_new(), eventfd(2). Since: 0.1.
+ *
+ * Return: 0, or -EINVAL NULL argument, bad options, or @fd has O_APPEND, -E2BIG options newer
+ * than the library, -EBADF @fd is not open for writing, -ESPIPE an image_offset in a pipe or
+ * socket, -EPROTOTYPE a socket of messages, such as SOCK_SEQPACKET, -EMFILE or -ENFILE no event fd,
+ * and the errors of gmem_dirty_new().
+ */
+GMEM_API GMEM_CHECKED int gmem_migration_new(struct gmem_vm *vm, int fd,
+					     const struct gmem_migration_opts *opts,
+					     struct gmem_migration **ret);
+
+/**
+ * gmem_migration_round() - send what changed since the last round; first all memory
+ * @migration: migration
+ * @ret: set its size; receives what was done, also after a failure, and what is left, which after
+ *	a failure is what the round before left; NULL if not wanted
+ *
+ * Blocks until the round is written, and goes on after signals. vCPUs and devices may run.
+ *
+ * A round that failed while it wrote breaks the stream. One that could not begin, such as
+ * -EBUSY, does not, nor does a failure to find out what is left: call again.
+ *
+ * One thread at a time per object; different objects in parallel. Source: as
+ * gmem_vm_save() and gmem_dirty_collect(), poll(2). Since: 0.1.
+ *
+ * Return: 0, or -ECANCELED the callback stopped it, or gmem_migration_cancel() was called, now
+ * or before, -EPIPE or -ECONNRESET the receiver is gone, -ENOTCONN an earlier round failed: the
+ * stream is broken and cannot be resumed, -EALREADY the last round was sent, -EINVAL NULL
+ * argument, or @ret is too small, and the errors of gmem_vm_save() and gmem_dirty_collect().
+ */
+GMEM_API int gmem_migration_round(struct gmem_migration *migration,
+				  struct gmem_migration_status *ret);
+
+/**
+ * gmem_migration_finish() - send the rest, and the end of the stream
+ * @migration: migration
+ * @ret: as gmem_migration_round()
+ *
+ * Stop all that writes to guest memory before: vCPUs, devices and their processes, and your own
+ * threads. There is no limit for this round. It may be the first one: that is a migration of a
+ * VM that stands still. If the VM goes on after it, nothing has happened to it.
+ *
+ * One thread at a time per object; different objects in parallel. Source: as
+ * gmem_migration_round(). Since: 0.1.
+ *
+ * Return: as gmem_migration_round().
+ */
+GMEM_API int gmem_migration_finish(struct gmem_migration *migration,
+				   struct gmem_migration_status *ret);
+
+/**
+ * gmem_migration_cancel() - have the round that another thread is in end, and every later one
+ * @migration: migration, or NULL
+ *
+ * Ends it also where it waits for a receiver that does not read, or for the limit; what is
+ * being written to a file is waited for. The VM goes on as if there had been no migration. The
+ * receiver gets -ENODATA once the fd is closed.
+ *
+ * Thread-safe. Since: 0.1.
+ */
+GMEM_API void gmem_migration_cancel(struct gmem_migration *migration);
+
+/**
+ * gmem_migration_set_limit() - change the limit, also for the round under way
+ * @migration: migration, or NULL
+ * @bytes_per_second: as max_bytes_per_second of struct gmem_migration_opts
+ *
+ * Thread-safe. Since: 0.1.
+ */
+GMEM_API void gmem_migration_set_limit(struct gmem_migration *migration,
+				       uint64_t bytes_per_second);
+
+/**
+ * gmem_migration_free() - end a migration, finished or not
+ * @migration: migration, or NULL
+ *
+ * Frees its tracker, as gmem_dirty_free() does, so it waits like that. The fd stays open.
+ *
+ * One thread at a time per object; different objects in parallel. Since: 0.1.
+ */
+GMEM_API void gmem_migration_free(struct gmem_migration *migration);
 
 /* --------------------------------------------------------------- exports -- */
 

@@ -26,7 +26,8 @@ import tempfile
 
 KERNEL_DOOR = "os"
 # What tools share with the library, beside the public header
-SHARED_WITH_TOOLS = {"base/macros.h", "base/utf8.h", "base/vm_type.h"}
+SHARED_WITH_TOOLS = {"base/crc32c.h", "base/error.h", "base/macros.h", "base/utf8.h", "base/vm_type.h",
+                     "transfer/image.h", "transfer/image_unit.h"}
 # Names of the kernel's own headers, which are only to be had through these
 BRINGS = {"os/kvm_compat.h": r"KVM_\w+|__u\d+"}
 # Functions of the C library that work without the kernel, or, like malloc() and the

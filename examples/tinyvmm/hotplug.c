@@ -71,6 +71,9 @@ static uint16_t answer(struct vmm *vmm, const struct virtio_mem_req *request, ui
 	const uint64_t first = offset / BLOCK_SIZE, count = request->u.plug.nb_blocks;
 	uint64_t plugged;
 
+	/* The receiver of a migration has the memory that there was when it began. */
+	if (vmm->migration && request->type != VIRTIO_MEM_REQ_STATE)
+		return VIRTIO_MEM_RESP_BUSY;
 	if (request->type == VIRTIO_MEM_REQ_UNPLUG_ALL) {
 		for (unsigned int i = 0; i < PIECES; i++)
 			h->plugged[i] = 0;
@@ -131,6 +134,10 @@ void hotplug_request(struct vmm *vmm, bool grow)
 	struct virtio_mem_config *config = &vmm->devices.hotplug.config;
 	const unsigned int piece = (unsigned int)(config->requested_size / PIECE_SIZE);
 
+	if (vmm->migration) {
+		say("not while the guest migrates");
+		return;
+	}
 	if (grow ? piece == PIECES : piece == 0) {
 		say("hot-added memory is from 0 to %" PRIu64 " MiB", PIECES * PIECE_SIZE / MIB);
 		return;

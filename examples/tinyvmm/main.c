@@ -34,17 +34,24 @@ static const char usage[] =
 "  --append TEXT       more for the kernel's command line\n"
 "  --disk FILE         a virtio block device, written to as well\n"
 "  --backing NAME      shared (as if not given), mapped, or host\n"
-"  --snapshot FILE     where Ctrl-A s puts a snapshot\n"
-"  --restore FILE      go on from a snapshot; no KERNEL then\n";
+"  --snapshot FILE     where Ctrl-A s puts a snapshot, and Ctrl-A i the first of several:\n"
+"                      what changed since is in FILE.1, FILE.2 and so on\n"
+"  --restore FILE      go on from a snapshot; no KERNEL then. For FILE.2 of several,\n"
+"                      --restore FILE --restore FILE.1 --restore FILE.2\n"
+"  --migrate SOCKET    where Ctrl-A m sends the guest\n"
+"  --receive SOCKET    wait there for a guest that another tinyvmm sends; no KERNEL then\n";
 
 static const char keys[] =
 "Ctrl-A +  hot-add memory    Ctrl-A -  ask for it back\n"
-"Ctrl-A s  snapshot, and stop\n"
+"Ctrl-A s  snapshot, and stop    Ctrl-A i  snapshot of what changed, and go on\n"
+"Ctrl-A m  migrate: send the guest to another tinyvmm\n"
 "Ctrl-A x  stop    Ctrl-A Ctrl-A  the key itself\n";
 
 struct options {
 	uint64_t memory;
-	const char *kernel, *initrd, *append, *disk, *snapshot, *restore;
+	const char *kernel, *initrd, *append, *disk, *snapshot, *migrate, *receive;
+	const char *restore[SNAPSHOTS];
+	unsigned int restores;
 	uint32_t backing;
 };
 
@@ -112,11 +119,14 @@ static void on_kick(int signal_number)
 }
 
 /*
- * Makes the vCPU's thread handle a request. The signal interrupts KVM_RUN; the flag
- * is for a thread that is about to call KVM_RUN.
+ * The signal interrupts KVM_RUN; the flag is for a thread that is about to call KVM_RUN.
  */
-static void ask(struct vmm *vmm, enum request request)
+void ask(struct vmm *vmm, enum request request)
 {
+	while (vmm->request != REQUEST_NONE && !vmm->stop)
+		pthread_cond_wait(&vmm->room, &vmm->lock);
+	if (vmm->stop)
+		return;
 	vmm->request = request;
 	__atomic_store_n(&vmm->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 	pthread_kill(vmm->vcpu_thread, SIGUSR1);
@@ -133,6 +143,12 @@ static void obey_key(struct vmm *vmm, uint8_t key)
 		break;
 	case 's':
 		ask(vmm, REQUEST_SNAPSHOT);
+		break;
+	case 'i':
+		ask(vmm, REQUEST_SNAPSHOT_AND_GO_ON);
+		break;
+	case 'm':
+		ask(vmm, REQUEST_MIGRATE);
 		break;
 	case 'x':
 		ask(vmm, REQUEST_QUIT);
@@ -153,9 +169,6 @@ static void take_input(struct vmm *vmm, uint8_t byte)
 	pthread_mutex_lock(&vmm->lock);
 	if (key_follows) {
 		key_follows = false;
-		/* Wait until the vCPU's thread has handled the request before. */
-		while (vmm->request != REQUEST_NONE && !vmm->stop)
-			pthread_cond_wait(&vmm->room, &vmm->lock);
 		obey_key(vmm, byte);
 	} else if (byte == KEY) {
 		key_follows = true;
@@ -186,6 +199,7 @@ static void stop(struct vmm *vmm, int status)
 {
 	vmm->stop = true;
 	vmm->status = status;
+	pthread_cond_broadcast(&vmm->room);
 }
 
 static void port_out(struct vmm *vmm, uint16_t port, uint32_t value)
@@ -242,23 +256,36 @@ static void handle_mmio(struct vmm *vmm)
 	}
 }
 
-static void handle_request(struct vmm *vmm, const char *snapshot)
+static void snapshot(struct vmm *vmm, const char *path, bool goes_on)
+{
+	if (!path) {
+		say("no file for a snapshot: --snapshot names one");
+		return;
+	}
+	snapshot_save(vmm, path, goes_on);
+	if (!goes_on)
+		stop(vmm, EXIT_SUCCESS);
+}
+
+static void handle_request(struct vmm *vmm, const struct options *o)
 {
 	const enum request request = vmm->request;
 
 	if (request == REQUEST_GROW || request == REQUEST_SHRINK) {
 		hotplug_request(vmm, request == REQUEST_GROW);
-	} else if (request == REQUEST_SNAPSHOT && !snapshot) {
-		say("no file for a snapshot: --snapshot names one");
-	} else if (request == REQUEST_SNAPSHOT) {
-		snapshot_save(vmm, snapshot);
-		stop(vmm, EXIT_SUCCESS);
+	} else if (request == REQUEST_SNAPSHOT || request == REQUEST_SNAPSHOT_AND_GO_ON) {
+		snapshot(vmm, o->snapshot, request == REQUEST_SNAPSHOT_AND_GO_ON);
+	} else if (request == REQUEST_MIGRATE) {
+		migrate_begin(vmm, o->migrate);
+	} else if (request == REQUEST_MIGRATE_REST) {
+		if (migrate_rest(vmm))
+			stop(vmm, EXIT_SUCCESS);
 	} else if (request == REQUEST_QUIT) {
 		stop(vmm, EXIT_SUCCESS);
 	}
 	__atomic_store_n(&vmm->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
 	vmm->request = REQUEST_NONE;
-	pthread_cond_signal(&vmm->room);
+	pthread_cond_broadcast(&vmm->room);
 }
 
 /*
@@ -303,7 +330,7 @@ static void handle_exit(struct vmm *vmm)
 	}
 }
 
-static void run(struct vmm *vmm, const char *snapshot)
+static void run(struct vmm *vmm, const struct options *o)
 {
 	while (!vmm->stop) {
 		const int result = ioctl(vmm->vcpu_fd, KVM_RUN, 0);
@@ -313,7 +340,7 @@ static void run(struct vmm *vmm, const char *snapshot)
 		if (result >= 0) {
 			handle_exit(vmm);
 		} else if (error == EINTR) {
-			handle_request(vmm, snapshot);
+			handle_request(vmm, o);
 		} else if (error != EAGAIN) {
 			say("KVM_RUN: %s", strerror(error));
 			stop(vmm, EXIT_FAILURE);
@@ -334,6 +361,8 @@ static void parse(int argc, char **argv, struct options *o)
 		{ "backing", required_argument, NULL, 'b' },
 		{ "snapshot", required_argument, NULL, 's' },
 		{ "restore", required_argument, NULL, 'r' },
+		{ "migrate", required_argument, NULL, 'g' },
+		{ "receive", required_argument, NULL, 'c' },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
@@ -361,7 +390,14 @@ static void parse(int argc, char **argv, struct options *o)
 			o->snapshot = optarg;
 			break;
 		case 'r':
-			o->restore = optarg;
+			if (o->restores < SNAPSHOTS)
+				o->restore[o->restores++] = optarg;
+			break;
+		case 'g':
+			o->migrate = optarg;
+			break;
+		case 'c':
+			o->receive = optarg;
 			break;
 		default:
 			fputs(usage, option == 'h' ? stdout : stderr);
@@ -369,7 +405,7 @@ static void parse(int argc, char **argv, struct options *o)
 		}
 	}
 	o->kernel = argv[optind];
-	if ((o->kernel != NULL) == (o->restore != NULL) || argc - optind > 1 ||
+	if ((o->kernel != NULL) + (o->restores != 0) + (o->receive != NULL) != 1 || argc - optind > 1 ||
 	    o->memory < 64 * MIB || o->memory > 32 * GIB ||
 	    (o->backing != GMEM_BACKING_SHARED && o->backing != GMEM_BACKING_MAPPED &&
 	     o->backing != GMEM_BACKING_HOST)) {
@@ -416,8 +452,10 @@ int main(int argc, char **argv)
 
 	parse(argc, argv, &options);
 	create(&vmm, &options);
-	if (options.restore)
-		snapshot_restore(&vmm, options.restore);
+	if (options.restores)
+		snapshot_restore(&vmm, options.restore, options.restores);
+	else if (options.receive)
+		migrate_receive(&vmm, options.receive);
 	else
 		boot(&vmm, &options);
 
@@ -426,8 +464,10 @@ int main(int argc, char **argv)
 	must(sigaction(SIGUSR1, &kick, NULL), "sigaction");
 	errno = pthread_create(&console, NULL, read_console, &vmm);
 	must(errno ? -1 : 0, "the console's thread");
-	run(&vmm, options.snapshot);
+	run(&vmm, &options);
+	migrate_end(&vmm);
 
+	gmem_dirty_free(vmm.changes);
 	gmem_view_free(vmm.view);
 	gmem_plan_free(vmm.plan);
 	gmem_vm_free(vmm.memory);

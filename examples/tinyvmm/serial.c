@@ -78,7 +78,7 @@ static uint8_t receive_byte(struct vmm *vmm)
 
 	if (!has_data(s))
 		return 0;
-	pthread_cond_signal(&vmm->room);
+	pthread_cond_broadcast(&vmm->room);
 	return s->received[s->received_from++ % sizeof(s->received)];
 }
 

@@ -11,7 +11,8 @@
  *   virtio.c    virtio over MMIO, and the queues in guest memory
  *   block.c     virtio-blk on a file
  *   hotplug.c   virtio-mem: memory added and removed while the guest runs
- *   snapshot.c  saves all of this to a file, and restores it
+ *   snapshot.c  saves all of this to a file, and restores it; then only what changed
+ *   migrate.c   sends all of this to another tinyvmm while the guest runs
  */
 #ifndef TINYVMM_H
 #define TINYVMM_H
@@ -44,6 +45,8 @@
 #define PIECE_SIZE	(128 * MIB)
 #define BLOCK_SIZE	(2 * MIB)
 #define PIECES		8
+
+#define SNAPSHOTS	64	/* of a chain that is restored */
 
 enum virtio_number { VIRTIO_BLOCK, VIRTIO_MEMORY, VIRTIO_COUNT };
 
@@ -102,7 +105,10 @@ struct virtio_device {
 };
 
 /* Requests of the console to the thread that runs the vCPU */
-enum request { REQUEST_NONE, REQUEST_QUIT, REQUEST_SNAPSHOT, REQUEST_GROW, REQUEST_SHRINK };
+enum request {
+	REQUEST_NONE, REQUEST_QUIT, REQUEST_SNAPSHOT, REQUEST_SNAPSHOT_AND_GO_ON, REQUEST_GROW,
+	REQUEST_SHRINK, REQUEST_MIGRATE, REQUEST_MIGRATE_REST,
+};
 
 struct vmm {
 	int kvm_fd, vm_fd, vcpu_fd;
@@ -117,7 +123,7 @@ struct vmm {
 	struct gmem_region *pieces[PIECES];
 
 	pthread_mutex_t lock;		/* guards devices and requests */
-	pthread_cond_t room;		/* serial.received has space, or a request is done */
+	pthread_cond_t room;		/* serial.received has space, a request is done, or stop */
 	enum request request;
 	bool tried_again;		/* after an internal error of KVM */
 	bool stop;
@@ -126,6 +132,12 @@ struct vmm {
 	struct virtio_device virtio[VIRTIO_COUNT];
 	int disk_fd;
 	uint64_t disk_sectors;
+
+	struct gmem_dirty *changes;	/* since the last snapshot; NULL: nobody asked for one yet */
+	unsigned int snapshots;
+	struct gmem_migration *migration;	/* NULL: none is under way */
+	int migration_fd, migration_error;
+	pthread_t migration_thread;
 };
 
 /* main.c */
@@ -133,6 +145,8 @@ __attribute__((format(printf, 1, 2))) void say(const char *format, ...);
 int must(int result, const char *what);		/* checks a system call */
 int gmem_must(int result, const char *what);	/* checks a libgmem call */
 void set_irq(struct vmm *vmm, uint32_t irq, bool level);
+/* Has the vCPU's thread handle a request once it is done with the one before; with the lock. */
+void ask(struct vmm *vmm, enum request request);
 
 /* memory.c */
 void memory_attach(struct vmm *vmm, uint32_t backing);
@@ -196,8 +210,23 @@ void hotplug_init(struct vmm *vmm);
 void hotplug_request(struct vmm *vmm, bool grow);
 void hotplug_restore(struct vmm *vmm);
 
-/* snapshot.c */
-void snapshot_save(struct vmm *vmm, const char *path);
-void snapshot_restore(struct vmm *vmm, const char *path);
+/* snapshot.c: all of a machine that is not memory, and how much memory there is */
+struct machine_state {
+	char magic[8];
+	uint64_t vcpu_size, devices_size, ram_size;
+	struct vcpu_state vcpu;
+	struct device_state devices;
+};
+void state_save(struct vmm *vmm, struct machine_state *ret);
+const char *state_fault(const struct machine_state *state);	/* NULL: there is none */
+void state_add_memory(struct vmm *vmm, const struct machine_state *state);
+void snapshot_save(struct vmm *vmm, const char *path, bool goes_on);
+void snapshot_restore(struct vmm *vmm, const char *const *paths, unsigned int count);
+
+/* migrate.c */
+void migrate_begin(struct vmm *vmm, const char *path);
+bool migrate_rest(struct vmm *vmm);	/* true: the guest is elsewhere now */
+void migrate_end(struct vmm *vmm);
+void migrate_receive(struct vmm *vmm, const char *path);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* gmem-image: tells what an image of a VM's memory has, and whether it is whole. */
+/* gmem-image: tells what images of a VM's memory have, verifies, merges and compares them. */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -13,52 +13,45 @@
 
 #include "gmem.h"
 #include "base/macros.h"
+#include "gmem-image.h"
 #include "text.h"
-
-enum exit_status {
-	EXIT_FINE = 0,
-	EXIT_DAMAGED = 1,	/* an image that cannot be restored as it is */
-	EXIT_NO_IMAGE = 3,
-};
 
 /* No image has more: see gmem_image_info(). */
 #define MAX_REGIONS 131072
-
-enum command { COMMAND_INFO, COMMAND_REGIONS, COMMAND_VERIFY, COMMANDS };
 
 static const char *const command_names[COMMANDS] = {
 	[COMMAND_INFO] = "info",
 	[COMMAND_REGIONS] = "regions",
 	[COMMAND_VERIFY] = "verify",
+	[COMMAND_MERGE] = "merge",
+	[COMMAND_DIFF] = "diff",
 };
 
-struct options {
-	enum command command;
-	const char *path;
-	const char *name;		/* of the file, for messages */
-	uint64_t offset;
-	bool json;
-	bool allow_lost;
-	uint64_t workers;
-};
+int exit_damaged = EXIT_DAMAGED;
 
 static const char help[] =
-	"Usage: gmem-image info|regions|verify [OPTION]... FILE\n"
-	"Tell about an image of a VM's memory. FILE may be \"-\" for standard input.\n"
+	"Usage: gmem-image info|regions|verify|merge|diff [OPTION]... FILE...\n"
+	"Tell about images of a VM's memory. FILE may be \"-\" for standard input where one is read once.\n"
 	"\n"
-	"  info             what the image has, in a few lines\n"
+	"  info             what the image has, in a few lines; of several, one line each\n"
 	"  regions          its regions, one a line\n"
-	"  verify           read all of it: is it whole?\n"
+	"  verify           read all of it: is it whole? It may be preceded by what it is based on\n"
+	"  merge            write one image that has what several have, the oldest first\n"
+	"  diff             in which pages do two images differ?\n"
 	"\n"
-	"  --offset BYTES   where in FILE the image begins; 0x is understood\n"
-	"  --json           info, regions: write JSON, see gmem-image(1)\n"
-	"  --allow-lost     verify: accept an image without pages that the hardware lost\n"
-	"  --workers N      verify: with N threads\n"
+	"  --offset BYTES   where in each FILE the image begins; 0x is understood\n"
+	"  --json           info, regions, diff: write JSON, see gmem-image(1)\n"
+	"  --output FILE    merge: the new file; without it, or with \"-\", standard output\n"
+	"  --parent FILE    diff: an image that one of them is based on; may be repeated, oldest first\n"
+	"  --quiet          diff: print nothing, the exit status tells\n"
+	"  --allow-lost     verify, merge, diff: accept images without pages that the hardware lost\n"
+	"  --workers N      verify, merge, diff: verify with N threads\n"
 	"  -V, --version    print the version of libgmem\n"
 	"  -h, --help       print this\n"
 	"\n"
-	"Exit status: 0 fine, 1 the image is damaged or not complete, 2 wrong usage,\n"
-	"3 this is no image, or of another version, or it cannot be read.\n";
+	"Exit status: 0 fine, 1 an image is damaged, not complete or not based on the one before,\n"
+	"2 wrong usage, 3 this is no image, or of another version, or it cannot be read or written.\n"
+	"Of diff: 0 no difference, 1 they differ, 2 wrong usage, 3 anything else.\n";
 
 /* ---- the command line ---- */
 
@@ -82,14 +75,20 @@ static enum command parse_command(const char *text)
 	for (int i = 0; i < COMMANDS; i++)
 		if (!strcmp(text, command_names[i]))
 			return (enum command)i;
-	usage_error("%s: no such command; there are info, regions and verify", text);
+	usage_error("%s: no such command; there are info, regions, verify, merge and diff", text);
 }
 
-enum { OPTION_OFFSET = 256, OPTION_JSON, OPTION_ALLOW_LOST, OPTION_WORKERS };
+enum {
+	OPTION_OFFSET = 256, OPTION_JSON, OPTION_OUTPUT, OPTION_PARENT, OPTION_QUIET, OPTION_ALLOW_LOST,
+	OPTION_WORKERS
+};
 
 static const struct option known_options[] = {
 	{ "offset", required_argument, NULL, OPTION_OFFSET },
 	{ "json", no_argument, NULL, OPTION_JSON },
+	{ "output", required_argument, NULL, OPTION_OUTPUT },
+	{ "parent", required_argument, NULL, OPTION_PARENT },
+	{ "quiet", no_argument, NULL, OPTION_QUIET },
 	{ "allow-lost", no_argument, NULL, OPTION_ALLOW_LOST },
 	{ "workers", required_argument, NULL, OPTION_WORKERS },
 	{ "version", no_argument, NULL, 'V' },
@@ -97,14 +96,30 @@ static const struct option known_options[] = {
 	{ NULL, 0, NULL, 0 },
 };
 
+static void add_file(struct image_file **files, size_t *count, const char *path)
+{
+	*files = check_memory(reallocarray(*files, *count + 1, sizeof(**files)));
+	(*files)[(*count)++] = (struct image_file){ .path = path, .fd = -1,
+						    .name = strcmp(path, "-") ? path : "standard input" };
+}
+
 static void take_option(int option, const char *argument, struct options *options)
 {
 	switch (option) {
 	case OPTION_OFFSET:
-		options->offset = parse_number("--offset", optarg, UINT64_MAX, "bytes");
+		options->offset = parse_number("--offset", optarg, INT64_MAX, "bytes");
 		break;
 	case OPTION_JSON:
 		options->json = true;
+		break;
+	case OPTION_OUTPUT:
+		options->output = optarg;
+		break;
+	case OPTION_PARENT:
+		add_file(&options->parents, &options->parent_count, optarg);
+		break;
+	case OPTION_QUIET:
+		options->quiet = true;
 		break;
 	case OPTION_ALLOW_LOST:
 		options->allow_lost = true;
@@ -123,6 +138,43 @@ static void take_option(int option, const char *argument, struct options *option
 	}
 }
 
+static void check_options(const struct options *options)
+{
+	const enum command command = options->command;
+	const bool reads_all = command == COMMAND_VERIFY || command == COMMAND_MERGE || command == COMMAND_DIFF;
+
+	if (options->json && (command == COMMAND_VERIFY || command == COMMAND_MERGE))
+		usage_error("--json is for info, regions and diff; the exit status of verify tells");
+	if (options->output && command != COMMAND_MERGE)
+		usage_error("--output is for merge");
+	if ((options->parent_count || options->quiet) && command != COMMAND_DIFF)
+		usage_error("--%s is for diff", options->quiet ? "quiet" : "parent");
+	if (options->quiet && options->json)
+		usage_error("--quiet and --json: one of the two");
+	if (options->allow_lost && !reads_all)
+		usage_error("--allow-lost is for verify, merge and diff");
+	if (options->workers && !reads_all)
+		usage_error("--workers is for verify, merge and diff");
+}
+
+static void check_files(const struct options *options)
+{
+	const size_t count = options->file_count;
+
+	if (options->command == COMMAND_REGIONS && count > 1)
+		usage_error("%s: regions of one image at a time", options->files[1].path);
+	if (options->command == COMMAND_DIFF && count != 2)
+		usage_error("diff is of two images, and not of %zu", count);
+	for (size_t i = 0; i < count + options->parent_count; i++) {
+		const struct image_file *file = i < count ? &options->files[i] : &options->parents[i - count];
+
+		if (!strcmp(file->path, "-") && (count > 1 || options->command == COMMAND_MERGE))
+			usage_error("standard input is read once: images that are read side by side are in files");
+	}
+	if (options->command == COMMAND_MERGE && !strcmp(options->output, "-") && isatty(STDOUT_FILENO))
+		usage_error("an image is nothing for a terminal: --output FILE, or a pipe");
+}
+
 static void parse_options(int argc, char **argv, struct options *options)
 {
 	int option;
@@ -132,21 +184,19 @@ static void parse_options(int argc, char **argv, struct options *options)
 		take_option(option, argv[optind - 1], options);
 
 	if (optind == argc)
-		usage_error("what is to be done? info, regions or verify");
+		usage_error("what is to be done? info, regions, verify, merge or diff");
 	options->command = parse_command(argv[optind]);
 	if (optind + 1 == argc)
 		usage_error("%s: which file? \"-\" is standard input", argv[optind]);
-	if (optind + 2 < argc)
-		usage_error("%s: one image at a time", argv[optind + 2]);
-	options->path = argv[optind + 1];
-	options->name = strcmp(options->path, "-") ? options->path : "standard input";
+	for (int i = optind + 1; i < argc; i++)
+		add_file(&options->files, &options->file_count, argv[i]);
 
-	if (options->json && options->command == COMMAND_VERIFY)
-		usage_error("--json is for info and regions; the exit status of verify tells");
-	if (options->allow_lost && options->command != COMMAND_VERIFY)
-		usage_error("--allow-lost is for verify");
-	if (options->workers && options->command != COMMAND_VERIFY)
-		usage_error("--workers is for verify");
+	check_options(options);
+	if (!options->output)
+		options->output = "-";
+	check_files(options);
+	if (options->command == COMMAND_DIFF)
+		exit_damaged = EXIT_NO_IMAGE;
 }
 
 /* ---- what is no image ---- */
@@ -169,7 +219,8 @@ static char *shell_word(const char *path)
 }
 
 /* Says how to go on, if these are the first bytes of something known. */
-static void suggest(const struct options *options, const unsigned char first[8])
+static void suggest(const struct options *options, const struct image_file *file,
+		    const unsigned char first[8])
 {
 	static const struct { const char *magic; size_t size; const char *program; } packers[] = {
 		{ "\x28\xb5\x2f\xfd", 4, "zstd" },
@@ -178,7 +229,7 @@ static void suggest(const struct options *options, const unsigned char first[8])
 		{ "\x04\x22\x4d\x18", 4, "lz4" },
 	};
 
-	char *word = shell_word(options->path);
+	char *word = shell_word(file->path);
 
 	for (size_t i = 0; i < GMEM_ARRAY_SIZE(packers); i++)
 		if (!memcmp(first, packers[i].magic, packers[i].size))
@@ -190,38 +241,53 @@ static void suggest(const struct options *options, const unsigned char first[8])
 	free(word);
 }
 
-static enum exit_status fail(const struct options *options, int fd, int err)
+static enum exit_status fail(const struct options *options, const struct image_file *file, int err)
 {
 	unsigned char first[8] = { 0 };
 	const char *what = err == -EBADMSG ? "damaged: " : err == -ENODATA ? "not complete: " :
-			   err == -EHWPOISON ? "not whole: " : "";
+			   err == -EHWPOISON ? "not whole: " : err == -ENOLINK ? "not its parents: " : "";
 
-	print_error("%s: %s%s", options->name, what, gmem_last_error());
-	if (err == -ENOMSG && pread(fd, first, sizeof(first), (off_t)options->offset) > 0)
-		suggest(options, first);
-	return *what ? EXIT_DAMAGED : EXIT_NO_IMAGE;
+	print_error("%s: %s%s", file->name, what, gmem_last_error());
+	if (err == -ENOMSG && pread(file->fd, first, sizeof(first), (off_t)options->offset) > 0)
+		suggest(options, file, first);
+	return *what ? (enum exit_status)exit_damaged : EXIT_NO_IMAGE;
 }
 
-/* Returns -1 after saying why there is no image in the file. */
-static int open_image(const struct options *options, uint64_t *ret_size)
+/* Returns false after saying why there is no image in the file. */
+static bool open_image(const struct options *options, struct image_file *file)
 {
-	int fd = strcmp(options->path, "-") ? open(options->path, O_RDONLY | O_CLOEXEC) : STDIN_FILENO;
 	struct stat st;
 
-	if (fd < 0 || fstat(fd, &st) < 0)
-		print_error("%s: %s", options->name, strerror(errno));
+	file->offset = options->offset;
+	file->fd = strcmp(file->path, "-") ? open(file->path, O_RDONLY | O_CLOEXEC) : STDIN_FILENO;
+	if (file->fd < 0 || fstat(file->fd, &st) < 0)
+		print_error("%s: %s", file->name, strerror(errno));
 	else if (S_ISDIR(st.st_mode))
-		print_error("%s: this is a directory, and no image", options->name);
+		print_error("%s: this is a directory, and no image", file->name);
 	else if (S_ISREG(st.st_mode) && st.st_size == 0)
-		print_error("%s: this is no image: the file is empty", options->name);
+		print_error("%s: this is no image: the file is empty", file->name);
 	else if (S_ISREG(st.st_mode) && (uint64_t)st.st_size <= options->offset)
-		print_error("%s: the file has %jd bytes, and none at offset %" PRIu64, options->name,
+		print_error("%s: the file has %jd bytes, and none at offset %" PRIu64, file->name,
 			    (intmax_t)st.st_size, options->offset);
+	else if (options->file_count > 1 && !S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+		print_error("%s: this can be read once: images that are read side by side are in files",
+			    file->name);
 	else {
-		*ret_size = S_ISREG(st.st_mode) ? (uint64_t)st.st_size : 0;
-		return fd;
+		file->size = S_ISREG(st.st_mode) ? (uint64_t)st.st_size : 0;
+		return true;
 	}
-	return -1;
+	return false;
+}
+
+static bool open_images(const struct options *options)
+{
+	for (size_t i = 0; i < options->file_count; i++)
+		if (!open_image(options, &options->files[i]))
+			return false;
+	for (size_t i = 0; i < options->parent_count; i++)
+		if (!open_image(options, &options->parents[i]))
+			return false;
+	return true;
 }
 
 /* ---- info and regions ---- */
@@ -242,6 +308,11 @@ static void print_info(const struct gmem_image_summary *info, const struct gmem_
 	count = info->region_count - left_out;
 
 	printf("image of version %" PRIu32 ", identity 0x%016" PRIx64 "\n", info->version, info->id);
+	if (info->parent)
+		printf("incremental: what changed since image 0x%016" PRIx64 "; generation %" PRIu64 "\n",
+		       info->parent, info->generation);
+	if (info->flags & GMEM_IMAGE_FOLLOWED)
+		printf("another image follows in the file; this is about the first one alone\n");
 	printf("saved on a host with pages of %s\n", size_text(info->page_size, text));
 	printf("%s of memory in %" PRIu32 " region%s\n", size_text(info->memory_bytes, text), count,
 	       count == 1 ? "" : "s");
@@ -287,9 +358,11 @@ static void print_regions(const struct gmem_image_summary *info, const struct gm
 static void print_json(const struct gmem_image_summary *info, const struct gmem_image_region *regions)
 {
 	printf("{\"schema\":1,\"version\":%" PRIu32 ",\"identity\":%" PRIu64 ",\"page_size\":%" PRIu64
+	       ",\n\"parent\":%" PRIu64 ",\"generation\":%" PRIu64 ",\"followed\":%s"
 	       ",\n\"memory\":%" PRIu64 ",\"private\":%" PRIu64 ",\"left_out\":%" PRIu64
-	       ",\n\"regions\":[", info->version, info->id, info->page_size, info->memory_bytes,
-	       info->private_bytes, info->left_out_bytes);
+	       ",\n\"regions\":[", info->version, info->id, info->page_size, info->parent, info->generation,
+	       info->flags & GMEM_IMAGE_FOLLOWED ? "true" : "false", info->memory_bytes, info->private_bytes,
+	       info->left_out_bytes);
 	for (uint32_t i = 0; i < info->region_count; i++) {
 		const struct gmem_image_region *region = &regions[i];
 
@@ -304,43 +377,123 @@ static void print_json(const struct gmem_image_summary *info, const struct gmem_
 	printf("]}\n");
 }
 
-static enum exit_status tell_info(const struct options *options, int fd, uint64_t file_size)
+static enum exit_status tell_one(const struct options *options)
 {
+	const struct image_file *file = options->files;
 	GMEM_OPTS(gmem_transfer_opts, opts, .image_offset = options->offset);
 	GMEM_OPTS(gmem_image_summary, info, .id = 0);
 	struct gmem_image_region *regions = check_memory(calloc(MAX_REGIONS, sizeof(*regions)));
-	int count = gmem_image_info(fd, &opts, &info, regions, MAX_REGIONS);
+	int count = gmem_image_info(file->fd, &opts, &info, regions, MAX_REGIONS);
 	enum exit_status status = EXIT_FINE;
 
 	if (count < 0)
-		status = fail(options, fd, count);
+		status = fail(options, file, count);
 	else if (options->json)
 		print_json(&info, regions);
 	else if (options->command == COMMAND_INFO)
-		print_info(&info, regions, file_size);
+		print_info(&info, regions, file->size);
 	else
 		print_regions(&info, regions);
 	free(regions);
 	return status;
 }
 
-/* ---- verify ---- */
+/* ---- info of several images ---- */
 
-struct watcher {
-	bool wants;		/* somebody looks at standard error */
-	bool has_line;
-	time_t last;
-	unsigned int lost;	/* ranges told so far */
-};
+static uint64_t bytes_of(const struct image_source *source)
+{
+	const uint64_t end = source->file->size;
 
-/* Only a terminal is told; a second after the start, and every second from then on. */
-static int tell_progress(void *data, uint64_t done, uint64_t total)
+	return source->size ? source->size : end > source->start ? end - source->start : 0;
+}
+
+static void print_source(const struct image_source *source)
+{
+	char size[SIZE_TEXT], parent[24] = "-";
+
+	if (source->origin.parent)
+		snprintf(parent, sizeof(parent), "0x%016" PRIx64, source->origin.parent);
+	printf("%10" PRIu64 "  0x%016" PRIx64 "  %18s  %9s  ", source->origin.generation, source->origin.id, parent,
+	       size_text(bytes_of(source), size));
+	print_clean(source->file->name, strlen(source->file->name));
+	putchar('\n');
+}
+
+static void print_source_json(const struct image_source *source, bool is_first)
+{
+	printf("%s\n{\"file\":", is_first ? "" : ",");
+	print_json_string(source->file->name);
+	printf(",\"offset\":%" PRIu64 ",\"size\":%" PRIu64 ",\"version\":%" PRIu32 ",\"identity\":%" PRIu64
+	       ",\"parent\":%" PRIu64 ",\"generation\":%" PRIu64 ",\"followed\":%s}", source->start,
+	       bytes_of(source), source->origin.version, source->origin.id, source->origin.parent, source->origin.generation,
+	       source->origin.flags & IMAGE_FOLLOWED ? "true" : "false");
+}
+
+static void print_sources(const struct options *options, const struct image_file *file, bool is_first)
+{
+	struct image_chain chain = { 0 };
+
+	chain_add(&chain, file);
+	for (size_t i = 0; i < chain.count; i++)
+		if (options->json)
+			print_source_json(&chain.sources[i], is_first && !i);
+		else
+			print_source(&chain.sources[i]);
+	chain_free(&chain);
+}
+
+/* Whether the file has several images; a negative errno: it has none. */
+static int is_followed(const struct image_file *file)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .image_offset = file->offset);
+	GMEM_OPTS(gmem_image_summary, info, .id = 0);
+	int err = gmem_image_info(file->fd, &opts, &info, NULL, 0);
+
+	return err < 0 ? err : (info.flags & GMEM_IMAGE_FOLLOWED) != 0;
+}
+
+static enum exit_status tell_info(const struct options *options)
+{
+	const bool is_one = options->file_count == 1 &&
+			    (options->command == COMMAND_REGIONS || !options->files->size ||
+			     is_followed(options->files) <= 0);
+	int err;
+
+	if (is_one)
+		return tell_one(options);
+	for (size_t i = 0; i < options->file_count; i++) {
+		err = is_followed(&options->files[i]);
+		if (err < 0)
+			return fail(options, &options->files[i], err);
+	}
+	if (options->json)
+		printf("{\"schema\":1,\"images\":[");
+	else
+		printf("%10s  %-18s  %-18s  %9s  %s\n", "generation", "identity", "parent", "size", "file");
+	for (size_t i = 0; i < options->file_count; i++)
+		print_sources(options, &options->files[i], !i);
+	if (options->json)
+		printf("]}\n");
+	return EXIT_FINE;
+}
+
+/* ---- progress ---- */
+
+struct watcher watcher_new(void)
+{
+	return (struct watcher){ .wants = isatty(STDERR_FILENO), .last = time(NULL) };
+}
+
+int watcher_tell(void *data, uint64_t done, uint64_t total)
 {
 	struct watcher *watcher = data;
 	char done_text[SIZE_TEXT], total_text[SIZE_TEXT];
-	time_t now = time(NULL);
+	time_t now;
 
-	if (!watcher->wants || now == watcher->last)
+	if (!watcher->wants)
+		return 0;
+	now = time(NULL);
+	if (now == watcher->last)
 		return 0;
 	watcher->last = now;
 	watcher->has_line = true;
@@ -351,6 +504,15 @@ static int tell_progress(void *data, uint64_t done, uint64_t total)
 		fprintf(stderr, "\r%s \033[K", size_text(done, done_text));
 	return 0;
 }
+
+void watcher_end(struct watcher *watcher)
+{
+	if (watcher->has_line)
+		fputs("\r\033[K", stderr);
+	watcher->has_line = false;
+}
+
+/* ---- verify ---- */
 
 #define MAX_LOST 16
 
@@ -366,12 +528,13 @@ static void tell_lost(void *data, uint64_t gpa, uint64_t size)
 static void print_result(const struct options *options, const struct gmem_transfer_result *result,
 			 unsigned int lost)
 {
+	const struct image_file *file = &options->files[options->file_count - 1];
 	uint64_t memory = result->data_bytes + result->zero_bytes + result->lost_bytes;
 	char text[SIZE_TEXT], contents[SIZE_TEXT];
 
 	if (lost > MAX_LOST)
 		printf("and %u more ranges\n", lost - MAX_LOST);
-	print_clean(options->name, strlen(options->name));
+	print_clean(file->name, strlen(file->name));
 	printf(": the image is whole: %s of memory, %s of it not zero\n", size_text(memory, text),
 	       size_text(result->data_bytes, contents));
 	if (result->lost_bytes)
@@ -385,38 +548,77 @@ static void print_result(const struct options *options, const struct gmem_transf
 		       size_text(result->left_out_bytes, text));
 }
 
-static enum exit_status verify(const struct options *options, int fd)
+/* Verify a file together with those that it is based on, in the order of the command line. */
+static int verify_chain(const struct options *options, const struct image_file *file, size_t parents,
+			gmem_transfer_lost_fn lost, struct watcher *watcher,
+			struct gmem_transfer_result *ret)
 {
-	struct watcher watcher = { .wants = isatty(STDERR_FILENO), .last = time(NULL) };
-	GMEM_OPTS(gmem_transfer_opts, opts, .image_offset = options->offset, .progress = tell_progress,
-		  .progress_data = &watcher, .lost = tell_lost, .lost_data = &watcher,
+	int *fds = check_memory(calloc(parents + 1, sizeof(*fds)));
+	GMEM_OPTS(gmem_transfer_opts, opts, .image_offset = options->offset, .progress = watcher_tell,
+		  .progress_data = watcher, .lost = lost, .lost_data = watcher,
 		  .workers = (uint32_t)options->workers,
-		  .flags = options->allow_lost ? GMEM_TRANSFER_ALLOW_LOST : 0);
-	GMEM_OPTS(gmem_transfer_result, result, .file_bytes = 0);
-	int err = gmem_image_verify(fd, &opts, &result);
+		  .flags = options->allow_lost ? GMEM_TRANSFER_ALLOW_LOST : 0,
+		  .parents = parents ? fds : NULL, .parent_count = (uint32_t)parents);
+	int err;
 
-	if (watcher.has_line)
-		fputs("\r\033[K", stderr);
+	for (size_t i = 0; i < parents; i++)
+		fds[i] = options->files[i].fd;
+	err = gmem_image_verify(file->fd, &opts, ret);
+	watcher_end(watcher);
+	free(fds);
+	return err;
+}
+
+static enum exit_status verify(const struct options *options)
+{
+	const size_t parents = options->file_count - 1;
+	struct watcher watcher = watcher_new();
+	GMEM_OPTS(gmem_transfer_result, result, .file_bytes = 0);
+	int err = verify_chain(options, &options->files[parents], parents, tell_lost, &watcher, &result);
+
 	if (err)
-		return fail(options, fd, err);
+		return fail(options, &options->files[parents], err);
 	print_result(options, &result, watcher.lost);
 	return EXIT_FINE;
+}
+
+void verify_alone(const struct options *options, const struct image_file *file)
+{
+	struct watcher watcher = watcher_new();
+	int err = verify_chain(options, file, 0, NULL, &watcher, NULL);
+
+	if (err)
+		exit((int)fail(options, file, err));
+}
+
+static enum exit_status run(const struct options *options)
+{
+	if (!open_images(options))
+		return EXIT_NO_IMAGE;
+	switch (options->command) {
+	case COMMAND_VERIFY:
+		return verify(options);
+	case COMMAND_MERGE:
+		return merge(options);
+	case COMMAND_DIFF:
+		return diff(options);
+	default:
+		return tell_info(options);
+	}
 }
 
 int main(int argc, char **argv)
 {
 	struct options options = { 0 };
-	uint64_t file_size = 0;
-	int fd, status = EXIT_NO_IMAGE;
+	int status;
 
 	parse_options(argc, argv, &options);
-	fd = open_image(&options, &file_size);
-	if (fd >= 0)
-		status = (int)(options.command == COMMAND_VERIFY ? verify(&options, fd)
-								 : tell_info(&options, fd, file_size));
+	status = (int)run(&options);
 	if (fflush(stdout) || ferror(stdout)) {
 		print_error("standard output: %s", strerror(errno));
 		status = EXIT_NO_IMAGE;
 	}
+	free(options.files);
+	free(options.parents);
 	return status;
 }

@@ -91,7 +91,8 @@ int gmem_chain_enter(struct gmem_chain *chain, const struct gmem_image_origin *o
 				 PRIx64 ", which is not given: it can only be restored together with all that "
 				 "it is based on", gmem_chain_file(chain)->fd, origin->id, origin->generation,
 				 origin->parent);
-	if (chain->has_before && (origin->parent != chain->id || origin->generation - 1 != chain->generation))
+	/* What was merged lies between them: it has the identity of its last image. */
+	if (chain->has_before && (origin->parent != chain->id || origin->generation <= chain->generation))
 		return fail_link(chain, origin);
 	chain->has_before = true;
 	chain->id = origin->id;

@@ -90,7 +90,8 @@ static int check_origin(const struct gmem_image_origin *origin)
 	if (origin->flags & ~IMAGE_FOLLOWED)
 		return gmem_fail(-EOPNOTSUPP, "the image has flags 0x%" PRIx64 ", libgmem %s knows 0x%" PRIx64,
 				 origin->flags, gmem_version(), IMAGE_FOLLOWED);
-	if (origin->parent && (!origin->generation || origin->parent == origin->id))
+	if (origin->parent && (!origin->generation || origin->generation == UINT64_MAX ||
+			       origin->parent == origin->id))
 		return gmem_image_bad(0, "image 0x%" PRIx64 " of generation %" PRIu64 " is based on 0x%" PRIx64,
 				      origin->id, origin->generation, origin->parent);
 	return 0;

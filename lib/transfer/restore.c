@@ -146,10 +146,13 @@ static int check_form(const struct restore *restore, const struct image_record *
 	err = kind == IMAGE_HEAD ? gmem_image_check_version(record) : 0;
 	if (err)
 		return err;
-	left = left < room ? left : room;
-	if (record->size < IMAGE_BLOCK || record->size % IMAGE_BLOCK || record->size > left)
+	if (record->size < IMAGE_BLOCK || record->size % IMAGE_BLOCK || record->size > room)
 		return gmem_image_bad(restore->records, "it cannot have 0x%" PRIx32 " bytes, 0x%" PRIx64 " are there",
-			   record->size, left);
+			   record->size, left < room ? left : room);
+	/* A writer that died, or a full disk */
+	if (record->size > left)
+		return gmem_fail(-ENODATA, "the image ends in record %" PRIu64 ", after 0x%" PRIx64 " of its 0x%"
+				 PRIx32 " bytes", restore->records, left, record->size);
 	return 0;
 }
 

@@ -501,6 +501,35 @@ FIELD(gmem_image_summary, parent, 56);
 FIELD(gmem_image_summary, generation, 64);
 FIELD(gmem_image_summary, flags, 72);
 
+NUMBER(GMEM_MIGRATION_OMIT_PRIVATE, 1);
+NUMBER(GMEM_MIGRATION_VCPUS_STOPPED, 2);
+NUMBER(GMEM_MIGRATION_ALLOW_UNLOGGED, 4);
+NUMBER(GMEM_MIGRATION_RINGS, 8);
+NUMBER(GMEM_MIGRATION_NO_THREADS, 16);
+
+SIZE(gmem_migration_opts, 56);
+FIELD(gmem_migration_opts, size, 0);
+FIELD(gmem_migration_opts, flags, 8);
+FIELD(gmem_migration_opts, image_offset, 16);
+FIELD(gmem_migration_opts, max_bytes_per_second, 24);
+FIELD(gmem_migration_opts, progress, 32);
+FIELD(gmem_migration_opts, progress_data, 40);
+FIELD(gmem_migration_opts, workers, 48);
+FIELD(gmem_migration_opts, reserved, 52);
+
+SIZE(gmem_migration_status, 88);
+FIELD(gmem_migration_status, size, 0);
+FIELD(gmem_migration_status, round, 8);
+FIELD(gmem_migration_status, sent_bytes, 16);
+FIELD(gmem_migration_status, total_bytes, 24);
+FIELD(gmem_migration_status, memory_bytes, 32);
+FIELD(gmem_migration_status, ns, 40);
+FIELD(gmem_migration_status, left_bytes, 48);
+FIELD(gmem_migration_status, dirty_rate, 56);
+FIELD(gmem_migration_status, send_rate, 64);
+FIELD(gmem_migration_status, pause_ns, 72);
+FIELD(gmem_migration_status, unlogged_bytes, 80);
+
 SIZE(gmem_transfer_result, 88);
 FIELD(gmem_transfer_result, size, 0);
 FIELD(gmem_transfer_result, file_bytes, 8);

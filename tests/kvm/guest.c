@@ -38,11 +38,20 @@ static const uint8_t code_bytes[] = {
 	0x0f, 0x01, 0xc1,	/* ask:   vmcall, or vmmcall */
 	0xe7, REPORT_PORT,	/*        out %eax, $REPORT_PORT */
 	0xf4,			/*        hlt */
+	0x90, 0x90,
+	0x89, 0x03,		/* burst: mov %eax, (%ebx) */
+	0x40,			/*        inc %eax */
+	0x01, 0xd3,		/*        add %edx, %ebx */
+	0x49,			/*        dec %ecx */
+	0x75, 0xf8,		/*        jnz burst */
+	0xe7, REPORT_PORT,	/*        out %eax, $REPORT_PORT */
+	0xf4,			/*        hlt */
 };
 #define LOAD_CODE 0
 #define STORE_CODE 8
 #define OUTS_CODE 16
 #define ASK_CODE 32
+#define BURST_CODE 40
 
 static void make_flat(struct kvm_segment *segment)
 {
@@ -79,6 +88,21 @@ static void set_registers(struct guest *guest, uint64_t code, uint64_t gpa, uint
 	WORKS(ioctl(guest->vcpu_fd, KVM_SET_REGS, &regs));
 }
 
+static void set_burst(struct guest *guest, uint64_t gpa, uint32_t value, uint32_t count,
+		      uint32_t stride)
+{
+	const struct kvm_regs regs = {
+		.rip = CODE_GPA + BURST_CODE,
+		.rbx = gpa,
+		.rax = value,
+		.rcx = count,
+		.rdx = stride,
+		.rflags = 2,
+	};
+
+	WORKS(ioctl(guest->vcpu_fd, KVM_SET_REGS, &regs));
+}
+
 static bool has_reported(const struct guest *guest, uint32_t *value)
 {
 	const struct kvm_run *run = guest->run;
@@ -100,9 +124,16 @@ static const uint32_t code_bytes[] = {
 	0xb9000040,		/*        str w0, [x2] */
 	0xb9000020,		/* store: str w0, [x1] */
 	0xb9000040,		/*        str w0, [x2] */
+	0xb9000020,		/* burst: str w0, [x1] */
+	0x11000400,		/*        add w0, w0, #1 */
+	0x8b030021,		/*        add x1, x1, x3 */
+	0xf1000484,		/*        subs x4, x4, #1 */
+	0x54ffff81,		/*        b.ne burst */
+	0xb9000040,		/*        str w0, [x2] */
 };
 #define LOAD_CODE 0
 #define STORE_CODE 8
+#define BURST_CODE 16
 
 void arm64_init_vcpu(int vm_fd, int vcpu_fd)
 {
@@ -134,6 +165,14 @@ static void set_registers(struct guest *guest, uint64_t code, uint64_t gpa, uint
 	arm64_set_register(guest->vcpu_fd, offsetof(struct kvm_regs, regs.regs[1]), gpa);
 	arm64_set_register(guest->vcpu_fd, offsetof(struct kvm_regs, regs.regs[2]), REPORT_GPA);
 	arm64_set_register(guest->vcpu_fd, offsetof(struct kvm_regs, regs.pc), CODE_GPA + code);
+}
+
+static void set_burst(struct guest *guest, uint64_t gpa, uint32_t value, uint32_t count,
+		      uint32_t stride)
+{
+	set_registers(guest, BURST_CODE, gpa, value);
+	arm64_set_register(guest->vcpu_fd, offsetof(struct kvm_regs, regs.regs[3]), stride);
+	arm64_set_register(guest->vcpu_fd, offsetof(struct kvm_regs, regs.regs[4]), count);
 }
 
 static bool has_reported(const struct guest *guest, uint32_t *value)
@@ -259,6 +298,18 @@ struct guest_access guest_store(struct guest *guest, uint64_t gpa, uint32_t valu
 {
 	set_registers(guest, STORE_CODE, gpa, value);
 	return run_guest(guest, gpa);
+}
+
+struct guest_access guest_burst(struct guest *guest, uint64_t gpa, uint32_t value, uint32_t count,
+				uint32_t stride)
+{
+	set_burst(guest, gpa, value, count, stride);
+	return run_guest(guest, gpa);
+}
+
+struct guest_access guest_run_on(struct guest *guest)
+{
+	return run_guest(guest, 0);
 }
 
 void guest_aim_load(struct guest *guest, uint64_t gpa)

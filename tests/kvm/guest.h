@@ -67,6 +67,11 @@ void arm64_set_register(int vcpu_fd, uint64_t offset, uint64_t value);
 
 struct guest_access guest_load(struct guest *guest, uint64_t gpa);
 struct guest_access guest_store(struct guest *guest, uint64_t gpa, uint32_t value);
+/* Store value, value + 1, ... at so many addresses, the first at @gpa, without an exit in between. */
+struct guest_access guest_burst(struct guest *guest, uint64_t gpa, uint32_t value, uint32_t count,
+				uint32_t stride);
+/* After an exit that has nothing to do with memory: go on. */
+struct guest_access guest_run_on(struct guest *guest);
 
 #ifdef __x86_64__
 /* A load that KVM does itself, whatever the hardware could: outsd */

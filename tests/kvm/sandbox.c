@@ -393,12 +393,27 @@ static void change_list(struct site *s, bool add)
 	gmem_change_free(change);
 }
 
+/* A migration, slow enough to wait */
+static struct gmem_migration *migrate(struct site *s, int fd)
+{
+	GMEM_OPTS(gmem_migration_opts, opts, .max_bytes_per_second = 4 * MIB,
+		  .flags = GMEM_MIGRATION_VCPUS_STOPPED | GMEM_MIGRATION_ALLOW_UNLOGGED);
+	struct gmem_migration *migration;
+
+	OK(gmem_migration_new(s->lab.vm, fd, &opts, &migration));
+	return migration;
+}
+
 static void layout(uint32_t backing)
 {
 	struct site s;
+	int fds[2];
 
 	site_new(&s, DEFAULT_VM, backing, 4096, recovers);
+	WORKS(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds));
 	enter(GMEM_SANDBOX_LAYOUT);
+	gmem_migration_free(migrate(&s, fds[0]));
+	OK(gmem_vm_bind_shared(s.lab.vm, NULL));
 	run_layout(&s);
 	leave();
 }
@@ -674,10 +689,12 @@ static void load(struct gmem_vm *vm, int fd, uint64_t size, uint64_t flags)
 static void snapshot(uint32_t backing)
 {
 	int fd, pipes[2], sock, reader;
+	struct gmem_migration *migration;
 	struct site s;
 
 	site_new(&s, DEFAULT_VM, backing, PAGES, recovers);
 	fd = image_fd(s.size / 2);
+	migration = migrate(&s, image_fd(0));
 	WORKS(pipe(pipes));
 	sock = lab_listen();
 	reader = lab_connect(sock);
@@ -693,6 +710,10 @@ static void snapshot(uint32_t backing)
 	OK(gmem_vm_save(s.lab.vm, fd, NULL, NULL));
 	CHECK(gmem_image_info(fd, NULL, NULL, NULL, 0) > 0);
 	OK(gmem_vm_restore(s.lab.vm, fd, NULL, NULL));
+	OK(gmem_migration_round(migration, NULL));
+	OK(gmem_migration_round(migration, NULL));
+	OK(gmem_migration_finish(migration, NULL));
+	gmem_migration_cancel(migration);
 	leave();
 }
 

@@ -116,7 +116,7 @@ def bash_offers_arguments():
     equal(bash("gmem-show", "--watch", ""), [], "--watch")
     equal(bash("gmem-show", ""), FILES, "files")
     equal(bash("gmem-show", "--socket", "du"), FILES[:1], "--socket")
-    equal(bash("gmem-image", ""), ["info", "regions", "verify"], "commands")
+    equal(bash("gmem-image", ""), ["diff", "info", "merge", "regions", "verify"], "commands")
     equal(bash("gmem-image", "verify", ""), FILES, "images")
     equal(bash("gmem-image", "verify", "--al"), ["--allow-lost"], "--al")
     equal(bash("gmem-image", "verify", "--js"), [], "what verify refuses")
@@ -124,6 +124,12 @@ def bash_offers_arguments():
     equal(bash("gmem-image", "verify", "--wo"), ["--workers"], "--wo")
     equal(bash("gmem-image", "info", "--wo"), [], "workers of info")
     equal(bash("gmem-image", "info", "--js"), ["--json"], "--js")
+    equal(bash("gmem-image", "merge", "--ou"), ["--output"], "what merge takes")
+    equal(bash("gmem-image", "merge", "--pa"), [], "what merge refuses")
+    equal(bash("gmem-image", "merge", "--output", "gu"), FILES[1:], "a file to write")
+    equal(bash("gmem-image", "diff", "--qu"), ["--quiet"], "what diff takes")
+    equal(bash("gmem-image", "diff", "--ou"), [], "what diff refuses")
+    equal(bash("gmem-image", "diff", "guest.img", ""), FILES, "a second image")
     equal(bash("gmem-probe", ""), [], "gmem-probe has no arguments")
 
 
@@ -133,8 +139,11 @@ def zsh_offers_arguments():
     check("--json" not in zsh("gmem-image verify --"), "what verify refuses")
     check("--allow-lost" not in zsh("gmem-image regions --"), "what regions refuses")
     check({"--allow-lost", "--workers"} <= set(zsh("gmem-image verify --")), "what verify takes")
-    equal(zsh("gmem-image "), ["info", "regions", "verify"], "commands")
+    equal(zsh("gmem-image "), ["diff", "info", "merge", "regions", "verify"], "commands")
     check("guest.img" in zsh("gmem-image verify g"), "images")
+    check("guest.img" in zsh("gmem-image merge --output x g"), "images to merge")
+    check("--parent" in zsh("gmem-image diff --"), "what diff takes")
+    check("--output" not in zsh("gmem-image diff --"), "what diff refuses")
     check("guest.img" in zsh("gmem-show g"), "dumps")
 
 

@@ -218,7 +218,7 @@ def damage_is_no_other_file():
 
 
 def a_newer_image_is_neither():
-    refused(3, "the image is of version 2", "info", "FILE", data=image_of([], version=2))
+    refused(3, "the image is of version 3", "info", "FILE", data=image_of([], version=3))
 
 
 def what_an_image_only_claims_costs_nothing():
@@ -238,7 +238,11 @@ def what_an_image_only_claims_costs_nothing():
 def wrong_usage_is_status_2():
     for arguments, pattern in (
             ([], "what is to be done"), (["show"], "no such command"), (["info"], "which file"),
-            (["info", "a", "b"], "one image at a time"), (["verify", "--json", "a"], "--json is for"),
+            (["regions", "a", "b"], "one image at a time"), (["diff", "a"], "of two images"), (["merge"], "which file"),
+            (["merge", "-"], "read once"), (["diff", "a", "-"], "read once"), (["diff", "--quiet", "--json", "a", "b"], "one of the two"),
+            (["info", "--quiet", "a"], "--quiet is for diff"), (["verify", "--parent", "a", "b"], "--parent is for diff"),
+            (["diff", "--output", "a", "b", "c"], "--output is for merge"), (["merge", "--json", "a"], "--json is for"),
+            (["verify", "--json", "a"], "--json is for"),
             (["info", "--allow-lost", "a"], "--allow-lost is for verify"), (["info", "--offset", "x", "a"], "no number"),
             (["info", "--offset", "-1", "a"], "no number"), (["info", "--offset", "99999999999999999999", "a"], "no number"),
             (["info", "--workers", "2", "a"], "--workers is for verify"),

@@ -32,6 +32,7 @@
 #define RAM_LOW_KIB	120000	/* the kernel keeps some for itself */
 #define DISK		"/tmp/disk"
 #define SNAPSHOT	"/tmp/snapshot"
+#define SOCKET		"/tmp/socket"
 
 struct machine {
 	pid_t pid;
@@ -243,6 +244,13 @@ static long memory_total(struct machine *m)
 			    "MemTotal=");
 }
 
+/* The KiB of memory in a snapshot of a guest that goes on */
+static long snapshot_size(struct machine *m, const char *name)
+{
+	type(m, KEY "i");
+	return see(m, name) ? strtol(m->text + m->seen, NULL, 10) : -1;
+}
+
 /* ---- the disk ---- */
 
 static void make_disk(void)
@@ -295,12 +303,14 @@ static const char use_new_memory[] =
 	"awk '/zone +Movable/ { z = 1 } z && $1 == \"pages\" { free = $3 } "
 	"z && $1 == \"managed\" { print \"us\" \"ed=\" $2 - free; exit }' /proc/zoneinfo";
 static const char sum[] = "sum=$(md5sum < /tmp/big); echo su\"m\" is $sum";
+static const char count_on[] =
+	"(i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); echo $i > /tmp/i; done) & echo be\"gun\"";
 static const char compare_sum[] = "[ \"$sum\" = \"$(md5sum < /tmp/big)\" ] && echo sa\"me\"";
 
 int main(int argc, char **argv)
 {
-	struct machine m;
-	long before, after;
+	struct machine m, receiver;
+	long before, after, all, changed;
 	bool alive;
 	int status;
 
@@ -322,7 +332,7 @@ int main(int argc, char **argv)
 		printf("1..0 # skip %s", strstr(m.text, "cannot run here"));
 		return 77;
 	}
-	printf("1..11\n");
+	printf("1..17\n");
 	point(alive, "a kernel boots to a shell");
 
 	before = memory_total(&m);
@@ -337,24 +347,50 @@ int main(int argc, char **argv)
 	point(alive && ask(&m, wait_for_more_memory, "memory grew"),
 	      "it takes hot-added memory");
 	point(number_after(&m, use_new_memory, "used=") >= 2048, "what it writes is in there");
+	all = snapshot_size(&m, "snapshot in " SNAPSHOT ": ");
+	point(all > 8192, "a snapshot is made, and the guest goes on");
+	ask(&m, "cat /tmp/one >> /tmp/big; echo appen\"ded\"", "appended");
 	ask(&m, sum, "sum is");
+	changed = snapshot_size(&m, "snapshot in " SNAPSHOT ".1: ");
+	point(changed >= 1024 && changed < all / 2, "the next one has what changed");
 	after = memory_total(&m);
 
 	type(&m, KEY "s");
-	alive = see(&m, "snapshot in " SNAPSHOT);
+	alive = see(&m, "snapshot in " SNAPSHOT ".2");
 	status = end(&m);
 	point(alive && !status, "a snapshot is made");
 
 	/* How memory is backed is no part of what is saved. */
 	const char *const from_snapshot[] = {
-		tinyvmm, "--backing", "host", "--disk", DISK, "--restore", SNAPSHOT, NULL,
+		tinyvmm, "--backing", "host", "--disk", DISK, "--migrate", SOCKET, "--restore", SNAPSHOT,
+		"--restore", SNAPSHOT ".1", "--restore", SNAPSHOT ".2", NULL,
 	};
 	start(&m, from_snapshot);
-	point(see(&m, "restored from " SNAPSHOT) &&
+	point(see(&m, "restored from " SNAPSHOT ".2") &&
 	      ask(&m, "echo be\"fore\"=$before", "before=") && memory_total(&m) == after,
 	      "the shell goes on where it was, in other memory of the same size");
 	point(ask(&m, compare_sum, "same") && ask(&m, read_sector_2000, "this is sector 2000"),
 	      "memory and disk are what they were");
+
+	type(&m, KEY "m");
+	point(see(&m, "nobody receives a guest") && ask(&m, "echo he\"re\"", "here"),
+	      "without a receiver it goes on");
+	const char *const from_socket[] = {
+		tinyvmm, "--backing", "mapped", "--disk", DISK, "--receive", SOCKET, NULL,
+	};
+	start(&receiver, from_socket);
+	see(&receiver, "waiting for a guest");
+	ask(&m, count_on, "begun");
+	type(&m, KEY "m");
+	alive = see(&m, "migrated");
+	status = end(&m);
+	point(alive && !status, "it migrates while it works");
+	m = receiver;
+	point(see(&m, "received a guest") && ask(&m, "wait; echo co\"unted\" to $(cat /tmp/i)", "counted to 20000"),
+	      "it goes on elsewhere with what it did");
+	point(ask(&m, compare_sum, "same") &&
+	      ask(&m, read_sector_2000, "this is sector 2000") && memory_total(&m) == after,
+	      "memory and disk are what they were there, too");
 
 	ask(&m, "rm /tmp/big; echo de\"leted\"", "deleted");
 	type(&m, KEY "-");

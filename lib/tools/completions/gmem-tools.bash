@@ -35,8 +35,8 @@ _gmem_argument() {
 		esac
 		;;
 	--require) _gmem_words "$(_gmem_required "$3")" "$2" ;;
-	--kvm | --socket) _gmem_files "$2" ;;
-	--offset | --watch | --width) COMPREPLY=() ;;
+	--kvm | --socket | --output | --parent) _gmem_files "$2" ;;
+	--offset | --watch | --width | --workers) COMPREPLY=() ;;
 	*) return 1 ;;
 	esac
 }
@@ -46,15 +46,19 @@ _gmem_command() {
 	local word
 
 	for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-		case $word in info | regions | verify) echo "$word"; return ;; esac
+		case $word in info | regions | verify | merge | diff) echo "$word"; return ;; esac
 	done
 }
 
 # The options that gmem-image's command, or any, has
 _gmem_options_here() {
 	case $(_gmem_command) in
-	verify) _gmem_options "$1" | grep -vx -e --json ;;
-	info | regions) _gmem_options "$1" | grep -vx -e --allow-lost -e --workers ;;
+	verify) _gmem_options "$1" | grep -vx -e --json -e --output -e --parent -e --quiet ;;
+	merge) _gmem_options "$1" | grep -vx -e --json -e --parent -e --quiet ;;
+	diff) _gmem_options "$1" | grep -vx -e --output ;;
+	info | regions)
+		_gmem_options "$1" | grep -vx -e --allow-lost -e --workers -e --output -e --parent -e --quiet
+		;;
 	*) _gmem_options "$1" ;;
 	esac
 }
@@ -75,7 +79,7 @@ _gmem_tools() {
 		_gmem_words "$(_gmem_options_here "$1")" "$word"
 		[[ ${COMPREPLY[*]} == *= ]] && compopt -o nospace 2>/dev/null
 	elif [[ ${1##*/} == gmem-image ]] && [[ -z $(_gmem_command) ]]; then
-		_gmem_words "info regions verify" "$word"
+		_gmem_words "info regions verify merge diff" "$word"
 	elif [[ ${1##*/} != gmem-probe ]]; then
 		_gmem_files "$word"
 	fi
