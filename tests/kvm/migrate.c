@@ -58,11 +58,10 @@ static void compare_memory(struct gmem_region *const *regions, unsigned count, i
 
 		CHECK(expected);
 		receive_memory(sock, expected, size);
-		for (uint64_t at = 0; at < size; at += 4)
-			if (host_load(hva + at) != *(uint32_t *)(void *)(expected + at))
-				FAIL("gpa 0x%llx differs: 0x%x, not 0x%x",
-				     (unsigned long long)(gmem_region_gpa(regions[i]) + at), host_load(hva + at),
-				     *(uint32_t *)(void *)(expected + at));
+		for (uint64_t at = 0; at < size; at += page_size())
+			if (memcmp(hva + at, expected + at, page_size()) != 0)
+				FAIL("the page at gpa 0x%llx differs",
+				     (unsigned long long)(gmem_region_gpa(regions[i]) + at));
 		free(expected);
 	}
 }
@@ -88,12 +87,26 @@ static void run_receiver(int sock, uint32_t backing, unsigned regions)
 	end_child(EXIT_SUCCESS);
 }
 
+static bool has_network(void)
+{
+	struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons(9), .sin_addr = { htonl(INADDR_LOOPBACK) } };
+	int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	bool has = sock >= 0 && connect(sock, (struct sockaddr *)&at, sizeof(at)) == 0;
+
+	if (sock >= 0)
+		close(sock);
+	return has;
+}
+
 static void make_connection(int domain, int fds[2])
 {
 	struct sockaddr_in at = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
 	socklen_t length = sizeof(at);
 	int listening;
 
+	/* Small machines have no network, not even with themselves. */
+	if (domain == AF_INET && !has_network())
+		domain = AF_UNIX;
 	if (domain == AF_UNIX) {
 		WORKS(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds));
 		return;
@@ -282,9 +295,21 @@ static void move_guest(uint32_t from, uint32_t to, unsigned regions, uint64_t fl
 TEST(what_is_written_while_it_migrates_arrives)
 {
 	move_guest(GMEM_BACKING_HOST, GMEM_BACKING_HOST, 1, 0);
+}
+
+TEST(the_receiver_may_have_other_regions_and_other_memory)
+{
 	move_guest(GMEM_BACKING_HOST, GMEM_BACKING_SHARED, 2, 0);
 	move_guest(GMEM_BACKING_MAPPED, GMEM_BACKING_HOST, 4, 0);
+}
+
+TEST(shared_memory_gets_a_log_and_migrates)
+{
 	move_guest(GMEM_BACKING_SHARED, GMEM_BACKING_HOST, 2, 0);
+}
+
+TEST(without_threads_it_migrates_too)
+{
 	move_guest(GMEM_BACKING_SHARED, GMEM_BACKING_MAPPED, 1, GMEM_MIGRATION_NO_THREADS);
 }
 
