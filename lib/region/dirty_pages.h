@@ -91,14 +91,18 @@ static inline uint32_t gmem_dirty_page_shift(const struct gmem_dirty_pages *dirt
 
 /*
  * W2 and W3, below 4 TiB, in a view's period: whether the page is known to be marked. If not,
- * it is for gmem_dirty_pages_mark_in_view().
+ * it is for gmem_dirty_pages_mark_in_view(). NULL: the last tracker ended after the view had
+ * found that there was one, and nobody wants a mark.
  */
 static inline bool gmem_dirty_page_is_marked(const struct gmem_dirty_pages *dirty, uint64_t gpa)
 {
-	const struct gmem_dirty_gib *gib = __atomic_load_n(&dirty->first.gibs[gpa >> 30], __ATOMIC_ACQUIRE);
-	const uint32_t shift = gmem_dirty_page_shift(dirty);
-	uint32_t mark;
+	const struct gmem_dirty_gib *gib;
+	uint32_t mark, shift;
 
+	if (__builtin_expect(!dirty, 0))
+		return true;
+	gib = __atomic_load_n(&dirty->first.gibs[gpa >> 30], __ATOMIC_ACQUIRE);
+	shift = gmem_dirty_page_shift(dirty);
 	if (__builtin_expect(!gib, 0))
 		return false;
 	/* By bytes, which takes an instruction less */

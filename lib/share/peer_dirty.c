@@ -9,18 +9,26 @@
 
 /* ---- what a peer may write ---- */
 
-/* Marks below @end are those of the peer's map; above, all counts as written. */
+static void take(const struct gmem_peer *peer, const struct gmem_mark_map *map, const struct gmem_part *part)
+{
+	if (map && part->start < map->end)
+		gmem_mark_map_take(map, peer->exporter->vm, part->start,
+				   part->last < map->end ? part->last : map->end - 1);
+}
+
+/*
+ * Marks below @end are those of the peer's map, and of its next, which it may use before its
+ * answer is read; above, all counts as written.
+ */
 static void mark_part(const struct gmem_peer *peer, const struct gmem_block *block,
 		      const struct gmem_part *part, uint64_t end)
 {
 	const struct gmem_part above = { part->start > end ? part->start : end, part->last };
-	uint64_t map_end = peer->marks ? peer->marks->end : 0;
 
 	if (!block->is_writable)
 		return;
-	if (part->start < map_end)
-		gmem_mark_map_take(peer->marks, peer->exporter->vm, part->start,
-				   part->last < map_end ? part->last : map_end - 1);
+	take(peer, peer->marks, part);
+	take(peer, peer->next_marks, part);
 	if (above.start <= above.last)
 		gmem_vm_mark_dirty(peer->exporter->vm, above.start, above.last - above.start + 1);
 }
@@ -100,6 +108,17 @@ void gmem_peer_begin_marks(struct gmem_peer *peer)
 	peer->marks_in_vain = !peer->exporter->is_tracked;
 	if (!peer->marks_in_vain)
 		return;
+	gmem_mark_map_free(peer->marks);
+	peer->marks = NULL;
+}
+
+/* Which of two maps it uses from now on is not known: as if it had none. */
+void gmem_peer_lose_marks(struct gmem_peer *peer)
+{
+	peer->has_written_all = true;
+	if (!peer->next_marks)
+		return;
+	gmem_peer_drop_next_marks(peer);
 	gmem_mark_map_free(peer->marks);
 	peer->marks = NULL;
 }

@@ -41,6 +41,8 @@ uint64_t gmem_peer_needs_marks(const struct gmem_peer *peer);
 void gmem_peer_begin_marks(struct gmem_peer *peer);
 /* or that it refuses. */
 void gmem_peer_drop_next_marks(struct gmem_peer *peer);
+/* Its connection ends. */
+void gmem_peer_lose_marks(struct gmem_peer *peer);
 /* There is no tracker any more. */
 void gmem_peer_end_marks(struct gmem_peer *peer);
 

@@ -60,8 +60,7 @@ void gmem_peer_disconnect(struct gmem_peer *peer, int err)
 	peer->status = err;
 	peer->awaits_answer = false;
 	peer->retry_at = 0;
-	gmem_peer_drop_next_marks(peer);
-	peer->has_written_all = true;
+	gmem_peer_lose_marks(peer);
 	peer->lost = peer->blocks;
 	peer->blocks.root = NULL;
 }

@@ -90,7 +90,8 @@ static int check_origin(const struct gmem_image_origin *origin)
 	if (origin->flags & ~IMAGE_FOLLOWED)
 		return gmem_fail(-EOPNOTSUPP, "the image has flags 0x%" PRIx64 ", libgmem %s knows 0x%" PRIx64,
 				 origin->flags, gmem_version(), IMAGE_FOLLOWED);
-	if (origin->parent && (!origin->generation || origin->parent == origin->id))
+	if (origin->parent && (!origin->generation || origin->generation == UINT64_MAX ||
+			       origin->parent == origin->id))
 		return gmem_image_bad(0, "image 0x%" PRIx64 " of generation %" PRIu64 " is based on 0x%" PRIx64,
 				      origin->id, origin->generation, origin->parent);
 	return 0;
@@ -178,30 +179,30 @@ static uint64_t count_pages(const struct image_table *table)
 
 int gmem_image_check_tables(const struct image_record *record, uint64_t there)
 {
-	uint64_t at = first_table(record), room = record->size < there ? record->size : there, pages = 0;
-	int err = 0;
+	uint64_t at = first_table(record), room = record->size < there ? record->size : there, pages = 0, size;
+	int err;
 
-	for (uint32_t i = 0; i < record->count && !err; i++) {
+	for (uint32_t i = 0; i < record->count; i++) {
 		const struct image_table *table = (const void *)((const char *)record + at);
-		enum image_kind kind;
 
 		if (at + sizeof(*table) > room)
 			return gmem_image_bad(record->number, "%" PRIu32 " tables", record->count);
 		err = check_table(record, table, i == record->count - 1);
-		kind = gmem_image_kind(table->kind);
-		if (kind == IMAGE_DATA)
+		if (err)
+			return err;
+		if (gmem_image_kind(table->kind) == IMAGE_DATA && room > IMAGE_BLOCK)
 			room = IMAGE_BLOCK;
+		size = (uint64_t)table->count * entry_sizes[gmem_image_kind(table->kind)];
 		at += sizeof(*table);
-		if (!err && (at > room || table->count > (room - at) / (entry_sizes[kind] ? entry_sizes[kind] : 1)))
+		if (at > room || size > room - at)
 			return gmem_image_bad(record->number, "a table of %" PRIu32 " entries", table->count);
-		at += (uint64_t)table->count * entry_sizes[kind];
-		if (!err && kind == IMAGE_DATA)
-			pages += count_pages(table);
+		at += size;
+		pages += gmem_image_kind(table->kind) == IMAGE_DATA ? count_pages(table) : 0;
 	}
-	at = (at + IMAGE_BLOCK - 1) / IMAGE_BLOCK;
-	if (!err && (at + pages) * IMAGE_BLOCK != record->size)
-		err = gmem_image_bad(record->number, "0x%" PRIx64 " pages and 0x%" PRIx32 " bytes", pages, record->size);
-	return err;
+	if (((at + IMAGE_BLOCK - 1) / IMAGE_BLOCK + pages) * IMAGE_BLOCK != record->size)
+		return gmem_image_bad(record->number, "0x%" PRIx64 " pages and 0x%" PRIx32 " bytes", pages,
+				      record->size);
+	return 0;
 }
 
 bool gmem_image_next_table(const struct image_record *record, uint32_t version,

@@ -267,11 +267,13 @@ are_marked(const struct gmem_view *view, uint64_t gpa, uint64_t size)
 {
 	const struct gmem_dirty_pages *marks;
 
-	if (size > GMEM_SMALL_COPY)
-		return gmem_view_has_marked(gmem_view_marks(view), gpa, size);
-	__asm__("" : "+r"(gpa));
+	if (size <= GMEM_SMALL_COPY)
+		__asm__("" : "+r"(gpa));
 	marks = gmem_view_marks(view);
-	return gmem_dirty_page_is_marked(marks, gpa);
+	if (__builtin_expect(!marks, 0))
+		return false;
+	return size <= GMEM_SMALL_COPY ? gmem_dirty_page_is_marked(marks, gpa)
+				       : gmem_view_has_marked(marks, gpa, size);
 }
 
 static inline __attribute__((always_inline)) int

@@ -56,8 +56,9 @@ static inline bool gmem_view_is_fast(const struct gmem_view *view)
 extern const struct gmem_dirty_pages gmem_view_no_marks;
 
 /*
- * To be asked in a period of the view, for which the answer holds. What is there is complete for
- * whoever gets there by this pointer.
+ * To be asked in a period of the view; NULL: there is nothing to mark. If it changes meanwhile, what
+ * was there stays until the period ends; it may have become NULL when asked again. What is
+ * there is complete for whoever gets there by this pointer.
  */
 static inline const struct gmem_dirty_pages *gmem_view_marks(const struct gmem_view *view)
 {

@@ -38,6 +38,18 @@ TEST(so_it_is_with_mapped_memory)
 	run(&(struct proof_way){ .backing = GMEM_BACKING_MAPPED });
 }
 
+TEST(so_it_is_with_dirty_rings)
+{
+	run(&(struct proof_way){ .backing = GMEM_BACKING_HOST, .ring_bytes = 16384,
+				 .tracker_flags = GMEM_DIRTY_RINGS });
+}
+
+TEST(so_it_is_with_shared_memory_whose_memslots_are_replaced)
+{
+	run(&(struct proof_way){ .backing = GMEM_BACKING_SHARED,
+				 .tracker_flags = GMEM_DIRTY_VCPUS_STOPPED });
+}
+
 TEST(so_it_is_with_shared_memory_without_a_log)
 {
 	run(&(struct proof_way){ .backing = GMEM_BACKING_SHARED,

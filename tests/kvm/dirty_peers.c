@@ -48,6 +48,18 @@ static uint64_t next(uint64_t *seed)
 	return *seed >> 24;
 }
 
+static void scribble_raw(struct gmem_view *view, uint64_t gpa, uint64_t size)
+{
+	void *hva;
+
+	gmem_view_begin(view);
+	if (gmem_view_hva(view, gpa, size, &hva) == 0) {
+		memset(hva, (int)size, size);
+		gmem_view_mark_dirty(view, gpa, size);
+	}
+	gmem_view_end(view);
+}
+
 static void scribble(struct gmem_view *view, uint64_t *seed)
 {
 	uint64_t number = next(seed), gpa, size = 1 + next(seed) % 300, bytes[40], expected = 0;
@@ -56,7 +68,7 @@ static void scribble(struct gmem_view *view, uint64_t *seed)
 	gpa = (number % 4 ? LOW : HIGH) + next(seed) % (room - 20000);
 	for (size_t i = 0; i < ARRAY_SIZE(bytes); i++)
 		bytes[i] = number + i;
-	switch (next(seed) % 6) {
+	switch (next(seed) % 7) {
 	case 0:
 	case 1:
 		gmem_view_write(view, gpa, bytes, size, NULL);
@@ -70,6 +82,9 @@ static void scribble(struct gmem_view *view, uint64_t *seed)
 	case 4:
 		gmem_view_load(view, gpa & ~7ull, 8, GMEM_RELAXED, &expected);
 		gmem_view_compare_exchange(view, gpa & ~7ull, 8, GMEM_RELEASE, &expected, number);
+		break;
+	case 5:
+		scribble_raw(view, gpa, size);
 		break;
 	default:
 		gmem_view_copy(view, gpa, number % 4 ? HIGH : LOW, size, NULL);

@@ -323,10 +323,22 @@ static void check_nothing_is_left(struct proof *p, struct mirror *m)
 	static uint64_t bitmap[WINDOW_SIZE / 4096 / 64];
 	GMEM_OPTS(gmem_dirty_info, info);
 	GMEM_OPTS(gmem_dirty_info, peeked);
+	struct gmem_dirty_range range;
 	uint64_t bytes, bits = 0;
 
-	OK(gmem_dirty_peek(m->dirty, &peeked));
+	/* A peer that has not begun to mark counts each time, and here it is served. */
+	for (unsigned int i = 0; i < 5000; i++) {
+		OK(gmem_dirty_peek(m->dirty, &peeked));
+		if (peeked.bytes == peeked.unlogged_bytes)
+			break;
+		OK(gmem_dirty_collect(m->dirty, NULL));
+		copy_told(p, m);
+		usleep(1000);
+	}
 	OK(gmem_dirty_collect(m->dirty, &info));
+	if (info.bytes != info.unlogged_bytes && !gmem_dirty_next(m->dirty, 0, &range))
+		note("told still: gpa 0x%llx, 0x%llx bytes, and more?", (unsigned long long)range.gpa,
+		     (unsigned long long)range.size);
 	CHECK_EQ(info.bytes, info.unlogged_bytes);
 	CHECK_EQ(peeked.bytes, info.bytes);
 	bytes = copy_told(p, m);
@@ -497,10 +509,16 @@ static void collect_meanwhile(struct proof *p)
 	usleep((useconds_t)dice(p, 400));
 }
 
-/* Trackers come and go at different paces; now and then there is none. */
-static void change_trackers(struct proof *p)
+/*
+ * Trackers come and go at different paces; now and then there is none. While vCPUs run, or
+ * with all stopped, if that is what they need.
+ */
+static void change_trackers(struct proof *p, bool stopped)
 {
 	struct mirror *mirrors = p->mirrors;
+
+	if (!(p->way->tracker_flags & GMEM_DIRTY_VCPUS_STOPPED) == stopped)
+		return;
 
 	if (p->round % 7 == 3 && !mirrors[2].dirty)
 		begin_mirror(p, 2, GMEM_DIRTY_FROM_NOW);
@@ -511,7 +529,14 @@ static void change_trackers(struct proof *p)
 	for (unsigned int i = 0; i < MIRRORS; i++)
 		if (mirrors[i].dirty)
 			end_mirror(&mirrors[i]);
-	if (dice(p, 2))
+	if (p->chain.dirty) {
+		gmem_dirty_free(p->chain.dirty);
+		p->chain.dirty = NULL;
+		drop_chain(&p->chain);
+	}
+	if (p->way->tracker_flags & GMEM_DIRTY_VCPUS_STOPPED && dice(p, 2))
+		OK(gmem_vm_bind_shared(p->s.vm, NULL));
+	if (dice(p, 2) && !stopped)
 		usleep(1000);
 	begin_mirror(p, 0, dice(p, 2) ? GMEM_DIRTY_FROM_NOW : 0);
 	begin_mirror(p, 1, dice(p, 2) ? GMEM_DIRTY_FROM_NOW : 0);
@@ -535,9 +560,10 @@ static void one_round(struct proof *p)
 {
 	bool killed = false;
 
+	in_case("seed %llu, round %llu", (unsigned long long)proof_seed, (unsigned long long)p->round);
 	scribble_go(&p->s);
 	collect_meanwhile(p);
-	change_trackers(p);
+	change_trackers(p, false);
 	save_meanwhile(p);
 	if (p->round % 50 == 10)
 		killed = scribble_kill_device(&p->s);
@@ -545,6 +571,7 @@ static void one_round(struct proof *p)
 	restore_into_itself(p);
 	compare_all(p);
 	check_chain(p);
+	change_trackers(p, true);
 	if (killed)
 		scribble_next_device(&p->s);
 }

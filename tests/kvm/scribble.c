@@ -621,7 +621,8 @@ static void split_hot(struct scribbler *by, unsigned int i)
 	if (!is_changed(gmem_region_split(s->hot[i], (1 + pick(by, HOT_PAGES - 1)) * s->page, &upper)))
 		return;
 	scribble_done(s->shared, SCRIBBLE_SPLIT, number, gpa, size);
-	may_go_on(s->shared, NULL);
+	while (may_go_on(s->shared, NULL) && __atomic_load_n(&s->hot_stays, __ATOMIC_SEQ_CST))
+		usleep(300);
 	while (!is_changed(gmem_region_remove(s->hot[i])))
 		usleep(100);
 	s->hot[i] = NULL;
@@ -796,6 +797,7 @@ bool scribble_kill_device(struct scribble *s)
 
 void scribble_next_device(struct scribble *s)
 {
+	gmem_peer_remove(s->peer);
 	give_to_device(s, s->shared->device + 1);
 	s->scribblers++;
 	wait_for_all(s);

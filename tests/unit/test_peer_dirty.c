@@ -226,6 +226,8 @@ static void what_views_of_an_import_write_is_collected(void **state)
 	check_collects(&s, GIB, PAGE);
 	assert_ok(gmem_view_copy(s.view, GIB + PAGE, 3 * PAGE, 2 * PAGE, NULL));
 	check_collects(&s, GIB + PAGE, 2 * PAGE);
+	assert_ok(gmem_view_mark_dirty(s.view, 9 * PAGE + 1, 1));
+	check_collects(&s, 9 * PAGE, PAGE);
 	assert_ok(gmem_view_fill(s.view, 0, 7, 2 * CHUNK, NULL));
 	check_collects(&s, 0, 2 * CHUNK);
 
@@ -238,7 +240,7 @@ static void what_views_of_an_import_write_is_collected(void **state)
 
 static void without_a_tracker_there_is_no_map(void **state)
 {
-	unsigned int memfds, mappings;
+	unsigned int memfds, mappings, tracked = 0;
 	struct scene s;
 
 	(void)state;
@@ -252,10 +254,11 @@ static void without_a_tracker_there_is_no_map(void **state)
 
 	for (int round = 0; round < 3; round++) {
 		track(&s);
+		tracked = fake_open_mappings();
 		exchange(&s);
 		assert_int_equal(fake_count(FAKE_MEMFD), ++memfds);
 		/* on both sides */
-		assert_int_equal(fake_open_mappings(), mappings + 2);
+		assert_int_equal(fake_open_mappings(), tracked + 2);
 		assert_int_equal(collect(&s), CHUNK);
 		assert_ok(gmem_view_store(s.view, PAGE, 8, GMEM_RELEASE, 5));
 		check_collects(&s, PAGE, PAGE);
@@ -269,7 +272,7 @@ static void without_a_tracker_there_is_no_map(void **state)
 	gmem_dirty_free(s.dirty);
 	track(&s);
 	exchange(&s);
-	assert_int_equal(fake_open_mappings(), mappings + 2);
+	assert_int_equal(fake_open_mappings(), tracked + 2);
 	assert_int_equal(collect(&s), CHUNK);
 	assert_int_equal(collect(&s), 0);
 	scene_end(&s);
@@ -373,6 +376,45 @@ static void memory_above_the_map_gets_another_map(void **state)
 	check_collects(&s, 5 * GIB, CHUNK);
 	check_collects(&s, 5 * GIB, CHUNK);
 	scene_end(&s);
+}
+
+/* A larger map may be in use before the answer is read, or for ever if it never is. */
+static void the_next_map_is_read_before_it_is_answered(void **state)
+{
+	struct scene s;
+	uint8_t *bytes;
+
+	(void)state;
+	for (int is_lost = 0; is_lost < 2; is_lost++) {
+		scene_begin(&s);
+		add(&s, 0, CHUNK, 0);
+		track(&s);
+		connect_test(&s, (struct gmem_peer_opts){ .flags = 0 }, GMEM_WIRE_TAKES_MARK);
+		s.refusal = -1;
+		add(&s, 2 * GIB, CHUNK, 0);
+		settle(&s);
+		assert_int_equal(s.mark.size, 4 * GIB);
+		assert_int_equal(collect(&s), CHUNK);
+		bytes = map_marks(&s);
+		bytes[3] = bytes[s.mark.offset] = 1;
+		check_collects(&s, 3 * PAGE, PAGE);
+		assert_int_equal(collect(&s), 0);
+		if (is_lost) {
+			close(s.sock);
+			s.sock = -1;
+			for (int round = 0; round < 3; round++)
+				check_collects(&s, 0, CHUNK);
+		} else {
+			answer(&s, &(struct gmem_message){ .type = GMEM_WIRE_MARK, .sequence = s.unanswered }, 0);
+			s.unanswered = 0;
+			settle(&s);
+			assert_int_equal(collect(&s), 0);
+			bytes[4] = bytes[s.mark.offset] = 1;
+			check_collects(&s, 4 * PAGE, PAGE);
+		}
+		munmap(bytes, s.mark.file_size);
+		scene_end(&s);
+	}
 }
 
 /* ---- peers that do not mark ---- */
@@ -675,6 +717,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(two_trackers_lose_nothing_to_each_other),
 	cmocka_unit_test(regions_in_one_chunk_keep_their_marks),
 	cmocka_unit_test(memory_above_the_map_gets_another_map),
+	cmocka_unit_test(the_next_map_is_read_before_it_is_answered),
 	cmocka_unit_test(without_marks_all_that_a_peer_may_write_counts),
 	cmocka_unit_test(a_peer_that_is_short_of_something_is_asked_again),
 	cmocka_unit_test(marks_count_only_where_a_peer_may_write),
