@@ -348,6 +348,107 @@ static void measure_clean_tib(void)
 	printf("\n");
 }
 
+/* ---- sizes of images ---- */
+
+#define IMAGE_SIZE (64 * MIB)
+
+static void write_page(struct gmem_view *view, uint64_t gpa)
+{
+	uint64_t words[PAGE / 8];
+
+	for (size_t i = 0; i < PAGE / 8; i++)
+		words[i] = bench_random(UINT64_MAX - 1) + 1;
+	bench_gmem_must(gmem_view_write(view, gpa, words, PAGE, NULL), "write");
+}
+
+static void measure_image(const char *name, struct gmem_vm *vm, struct gmem_view *view,
+			  struct gmem_dirty *dirty, bool (*is_written)(uint64_t page))
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .dirty = dirty);
+	GMEM_OPTS(gmem_transfer_result, result);
+	int fd = bench_must(memfd_create("image", MFD_CLOEXEC), "memfd_create");
+	uint64_t bytes = 0;
+
+	for (uint64_t page = 0; page < IMAGE_SIZE / PAGE; page++) {
+		if (!is_written(page))
+			continue;
+		write_page(view, page * PAGE);
+		bytes += PAGE;
+	}
+	bench_gmem_must(gmem_vm_save(vm, fd, &opts, &result), "save");
+	close(fd);
+	if (!bytes)
+		return;
+	bench_row("dirty/image/%s", name);
+	bench_row_figure(bench_single((double)result.file_bytes / 1024), "KiB");
+	printf("  %-24s", name);
+	bench_print(bench_single((double)result.file_bytes / 1024));
+	bench_print_against("1.05 of what changed + 4 KiB",
+			    bench_single((double)result.file_bytes / (1.05 * (double)bytes + 4096)), 1);
+	printf("\n");
+}
+
+static bool is_nothing(uint64_t page)
+{
+	(void)page;
+	return false;
+}
+
+static bool is_one(uint64_t page)
+{
+	return page == 1000;
+}
+
+static bool is_1_percent(uint64_t page)
+{
+	(void)page;
+	return bench_random(100) == 0;
+}
+
+static bool is_second(uint64_t page)
+{
+	return page % 2;
+}
+
+static bool is_half(uint64_t page)
+{
+	(void)page;
+	return bench_random(2);
+}
+
+/* Contents that nothing makes smaller, and the first image is of all memory. */
+static void measure_images(void)
+{
+	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_HOST });
+	GMEM_OPTS(gmem_region_opts, opts);
+	int kvm_fd = bench_must(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
+	int vm_fd = bench_must(ioctl(kvm_fd, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
+	struct gmem_region *region;
+	struct gmem_dirty *dirty;
+	struct gmem_plan *plan;
+	struct gmem_view *view;
+	struct gmem_vm *vm;
+
+	bench_gmem_must(gmem_vm_new(vm_fd, NULL, &vm), "VM");
+	bench_gmem_must(gmem_plan_new(gmem_vm_caps(vm), &request, &plan), "plan");
+	opts.plan = plan;
+	bench_gmem_must(gmem_region_add(vm, 0, IMAGE_SIZE, &opts, &region), "region");
+	gmem_plan_free(plan);
+	bench_gmem_must(gmem_view_new(vm, &view), "view");
+	bench_gmem_must(gmem_dirty_new(vm, NULL, &dirty), "tracker");
+	printf("incremental images of %" PRIu64 " MiB, KiB\n", IMAGE_SIZE / MIB);
+	measure_image("all", vm, view, dirty, is_nothing);
+	measure_image("one-page", vm, view, dirty, is_one);
+	measure_image("1-percent", vm, view, dirty, is_1_percent);
+	measure_image("every-second-page", vm, view, dirty, is_second);
+	measure_image("50-percent", vm, view, dirty, is_half);
+	gmem_dirty_free(dirty);
+	gmem_view_free(view);
+	gmem_vm_free(vm);
+	close(vm_fd);
+	close(kvm_fd);
+}
+
 int main(int argc, char **argv)
 {
 	rounds = bench_arguments(argc, argv, usage, 15);
@@ -357,6 +458,7 @@ int main(int argc, char **argv)
 		size = 16 * MIB;
 	measure_kvm();
 	measure_clean_tib();
+	measure_images();
 	bench_print_goals();
 	return 0;
 }
