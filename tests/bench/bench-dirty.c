@@ -33,7 +33,7 @@ static const char usage[] =
 	"usage: bench-dirty [ROUNDS]\n"
 	"\n"
 	"A guest writes pages, and then they are collected: by gmem_dirty_collect() and\n"
-	"gmem_dirty_next(), and by hand, with KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG where KVM is to\n"
+	"gmem_dirty_next() (harvest), or gmem_dirty_get_bitmap() (bitmap), and by hand, with KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG where KVM is to\n"
 	"protect pages when told so, and a loop over the bitmap. The two take turns.\n"
 	"\n"
 	"Columns, medians (least - most), CPU time of the thread: the library in us, and its time as a\n"
@@ -156,14 +156,10 @@ static void clear_by_hand(void)
 }
 
 /* Runs of pages, as whoever copies them wants to have them */
-static void harvest_by_hand(void)
+static void look_through_bitmap(void)
 {
-	struct kvm_dirty_log log = { .slot = gmem_region_slot(guest.region), .dirty_bitmap = guest.bitmap };
 	uint64_t pages = size / PAGE, run = 0;
 
-	bench_must(ioctl(guest.vm_fd, KVM_GET_DIRTY_LOG, &log), "KVM_GET_DIRTY_LOG");
-	if (guest.manual)
-		clear_by_hand();
 	for (uint64_t i = 0; i < pages; i++) {
 		if (!(i % 64) && !guest.bitmap[i / 64]) {
 			found += run;
@@ -179,6 +175,23 @@ static void harvest_by_hand(void)
 		run = 0;
 	}
 	found += run;
+}
+
+static void harvest_by_hand(void)
+{
+	struct kvm_dirty_log log = { .slot = gmem_region_slot(guest.region), .dirty_bitmap = guest.bitmap };
+
+	bench_must(ioctl(guest.vm_fd, KVM_GET_DIRTY_LOG, &log), "KVM_GET_DIRTY_LOG");
+	if (guest.manual)
+		clear_by_hand();
+	look_through_bitmap();
+}
+
+static void harvest_bitmap(struct gmem_dirty *dirty)
+{
+	bench_gmem_must(gmem_dirty_collect(dirty, NULL), "collect");
+	bench_gmem_must(gmem_dirty_get_bitmap(dirty, 0, size, guest.bitmap, size / PAGE / 64), "bitmap");
+	look_through_bitmap();
 }
 
 static void harvest(struct gmem_dirty *dirty)
@@ -212,8 +225,10 @@ static void check_found(uint64_t stride, const char *who)
 	found = 0;
 }
 
-static void measure_harvest(const char *name, uint64_t stride, struct gmem_dirty *dirty)
+static void measure_harvest(const char *name, uint64_t stride, struct gmem_dirty *dirty,
+			    void (*run)(struct gmem_dirty *dirty))
 {
+	const char *how = run == harvest ? "harvest" : "bitmap";
 	double own[MOST_ROUNDS], by_hand[MOST_ROUNDS], ratio[MOST_ROUNDS];
 
 	harvest(dirty);
@@ -224,14 +239,14 @@ static void measure_harvest(const char *name, uint64_t stride, struct gmem_dirty
 			bool is_own = side == i % 2;
 
 			dirty_pages(stride);
-			*(is_own ? &own[i] : &by_hand[i]) = time_us(is_own ? harvest : NULL, dirty);
+			*(is_own ? &own[i] : &by_hand[i]) = time_us(is_own ? run : NULL, dirty);
 			check_found(stride, is_own ? "the library" : "the loop");
 		}
 		ratio[i] = own[i] / by_hand[i];
 	}
-	bench_row("dirty/harvest/%s%s", name, guest.manual ? "/manual" : "");
+	bench_row("dirty/%s/%s%s", how, name, guest.manual ? "/manual" : "");
 	bench_row_figure(bench_figure_of(own, rounds), "us");
-	printf("  %-24s", name);
+	printf("  %-9s%-15s", how, name);
 	bench_print(bench_figure_of(own, rounds));
 	bench_print_against("KVM_GET_DIRTY_LOG", bench_figure_of(ratio, rounds), 1.05);
 	printf("\n");
@@ -240,14 +255,17 @@ static void measure_harvest(const char *name, uint64_t stride, struct gmem_dirty
 static void measure_harvests(bool manual)
 {
 	GMEM_OPTS(gmem_dirty_opts, opts, .flags = GMEM_DIRTY_FROM_NOW);
+	void (*const ways[])(struct gmem_dirty *) = { harvest, harvest_bitmap };
 	struct gmem_dirty *dirty;
 
 	begin_guest(manual);
 	bench_gmem_must(gmem_dirty_new(guest.vm, &opts, &dirty), "tracker");
 	printf("harvest of %" PRIu64 " MiB%s\n", size / MIB, manual ? ", manual protection" : "");
-	measure_harvest("clean", 0, dirty);
-	measure_harvest("1-percent", 100, dirty);
-	measure_harvest("dense", 1, dirty);
+	for (size_t i = 0; i < 2; i++) {
+		measure_harvest("clean", 0, dirty, ways[i]);
+		measure_harvest("1-percent", 100, dirty, ways[i]);
+		measure_harvest("dense", 1, dirty, ways[i]);
+	}
 	gmem_dirty_free(dirty);
 	end_guest();
 }
@@ -312,10 +330,12 @@ static void measure_kvm(void)
 
 static void measure_kvm(void)
 {
-	bench_row("dirty/harvest");
-	bench_row_absent("the guest of this bench has code for x86_64 only");
-	bench_row("dirty/trackers");
-	bench_row_absent("the guest of this bench has code for x86_64 only");
+	static const char *const rows[] = { "harvest", "bitmap", "trackers" };
+
+	for (size_t i = 0; i < 3; i++) {
+		bench_row("dirty/%s", rows[i]);
+		bench_row_absent("the guest of this bench has code for x86_64 only");
+	}
 }
 
 #endif

@@ -10,7 +10,7 @@
 
 struct gmem_dirty_pages;
 
-#define MOST_ROUNDS 400	/* it takes 1 to 50 */
+#define MOST_ROUNDS 2000	/* it takes 1 to 150 */
 
 static enum scribble_kind planted;
 

@@ -9,13 +9,14 @@
 #include "lab.h"
 #include "proof.h"
 
+#define DEFAULT_ROUNDS	40	/* with a bit of everything; a tenth of a second each if emulated */
 #define MIRRORS		3
 #define MAX_REGIONS	16
 #define CAP_MANUAL_PROTECT	168	/* KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, Linux 5.0 */
 #define CAP_RING		192	/* KVM_CAP_DIRTY_LOG_RING, Linux 5.11 */
 #define CAP_RING_ACQ_REL	223	/* KVM_CAP_DIRTY_LOG_RING_ACQ_REL, Linux 6.1 */
 
-uint64_t proof_rounds = 40, proof_seed = 1, proof_kinds = PROOF_ALL_KINDS;
+uint64_t proof_rounds = DEFAULT_ROUNDS, proof_seed = 1, proof_kinds = PROOF_ALL_KINDS;
 
 /* Memory as one tracker has told of it */
 struct mirror {
