@@ -9,14 +9,15 @@
 #include "lab.h"
 #include "proof.h"
 
-#define DEFAULT_ROUNDS	40	/* with a bit of everything; a tenth of a second each if emulated */
+#define DEFAULT_ROUNDS	40
+#define EMULATED_ROUNDS	10	/* with a bit of everything: each takes half a second */
 #define MIRRORS		3
 #define MAX_REGIONS	16
 #define CAP_MANUAL_PROTECT	168	/* KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, Linux 5.0 */
 #define CAP_RING		192	/* KVM_CAP_DIRTY_LOG_RING, Linux 5.11 */
 #define CAP_RING_ACQ_REL	223	/* KVM_CAP_DIRTY_LOG_RING_ACQ_REL, Linux 6.1 */
 
-uint64_t proof_rounds = DEFAULT_ROUNDS, proof_seed = 1, proof_kinds = PROOF_ALL_KINDS;
+uint64_t proof_rounds, proof_seed = 1, proof_kinds = PROOF_ALL_KINDS;
 
 /* Memory as one tracker has told of it */
 struct mirror {
@@ -26,8 +27,8 @@ struct mirror {
 };
 
 #define CHAIN_MOST	5
-#define QUIET_EVERY	25	/* rounds, of which these have no changes of the layout: */
-#define QUIET_FIRST	20
+#define QUIET_EVERY	10	/* rounds, of which these have no changes of the layout: */
+#define QUIET_FIRST	6
 
 /* Images, each based on the one before */
 struct chain {
@@ -88,6 +89,8 @@ int proof_arguments(int argc, char **argv)
 			argv[kept++] = argv[i];
 	}
 	argv[kept] = NULL;
+	if (!proof_rounds)
+		proof_rounds = expect()->is_native ? DEFAULT_ROUNDS : EMULATED_ROUNDS;
 	/* The runner gives that much longer. */
 	snprintf(seconds, sizeof(seconds), "%llu", (unsigned long long)proof_rounds);
 	setenv("GMEM_STRESS_SECONDS", seconds, 0);
@@ -614,7 +617,7 @@ static void change_trackers(struct proof *p, bool stopped)
 		begin_mirror(p, 2, GMEM_DIRTY_FROM_NOW);
 	else if (p->round % 7 == 0 && mirrors[2].dirty)
 		end_mirror(&mirrors[2]);
-	if (p->round % 32 != 31)
+	if (p->round % 16 != 5)
 		return;
 	for (unsigned int i = 0; i < MIRRORS; i++)
 		if (mirrors[i].dirty)
@@ -656,7 +659,7 @@ static void one_round(struct proof *p)
 	change_trackers(p, false);
 	save_meanwhile(p);
 	move_meanwhile(p);
-	if (p->round % 50 == 10)
+	if (p->round % 50 == 3)
 		killed = scribble_kill_device(&p->s);
 	scribble_stop(&p->s);
 	end_migration(p);
