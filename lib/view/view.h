@@ -189,7 +189,8 @@ static inline void gmem_view_wrote_word(const struct gmem_view *view, uint64_t g
 {
 	const struct gmem_dirty_pages *marks = gmem_view_marks(view);
 
-	if (__builtin_expect(marks && (gpa >> 42 || !gmem_dirty_page_is_marked(marks, gpa)), 0))
+	if (__builtin_expect(marks && (!gmem_view_marks_are_here(marks) || gpa >> 42 ||
+				       !gmem_dirty_page_is_marked(marks, gpa)), 0))
 		gmem_view_mark(view, gpa, width);
 }
 
