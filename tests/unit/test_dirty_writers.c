@@ -523,7 +523,7 @@ static void *write_numbers(void *data)
 	if (gmem_vm_thread_view(race->scene.unit.vm, &view))
 		return NULL;
 	while (!stopped(race)) {
-		uint64_t page = ++racer->count * 7 % RACE_PAGES;
+		uint64_t page = __atomic_add_fetch(&racer->count, 1, __ATOMIC_RELAXED) * 7 % RACE_PAGES;
 
 		if (write_number(view, (16 + page) * PAGE + racer->number * 8, racer->count))
 			snprintf(racer->failure, sizeof(racer->failure), "%s", gmem_last_error());
@@ -588,7 +588,7 @@ static void *track_again_and_again(void *data)
 		for (int i = 0; i < 3; i++)
 			collect_and_compare(racer, view, dirty, copies);
 		gmem_dirty_free(dirty);
-		racer->count++;
+		__atomic_add_fetch(&racer->count, 1, __ATOMIC_RELAXED);
 	}
 	gmem_view_free(view);
 	return NULL;
@@ -611,6 +611,10 @@ static void run_race(int trackers, int membarrier_err)
 						i < WRITERS ? write_numbers : track_again_and_again,
 						&racers[i]), 0);
 	}
+	/* All come to their turn, also on a machine that does not run them side by side. */
+	for (unsigned i = 0; i < count; i++)
+		while (__atomic_load_n(&racers[i].count, __ATOMIC_RELAXED) < 4 && !racers[i].failure[0])
+			usleep(1000);
 	usleep((useconds_t)((seconds ? strtod(seconds, NULL) : 3) * 1e6 / 4));
 	__atomic_store_n(&race.stop, 1, __ATOMIC_RELAXED);
 	for (unsigned i = 0; i < count; i++)
@@ -618,7 +622,6 @@ static void run_race(int trackers, int membarrier_err)
 	for (unsigned i = 0; i < count; i++) {
 		if (racers[i].failure[0])
 			fail_msg("thread %u: %s", i, racers[i].failure);
-		assert_true(racers[i].count > 3);
 	}
 	print_message("# %" PRIu64 " writes, %" PRIu64 " trackers\n", racers[0].count, racers[WRITERS].count);
 	end(&race.scene);
