@@ -225,7 +225,7 @@ static inline bool is_marked(const struct gmem_view *view, uint64_t gpa)
 {
 	const struct gmem_dirty_pages *marks = gmem_view_marks(view);
 
-	return marks && gmem_dirty_page_is_marked(marks, gpa);
+	return gmem_view_marks_are_here(marks) && gmem_dirty_page_is_marked(marks, gpa);
 }
 
 static __attribute__((noinline)) int store_marked_begun(struct gmem_view *view, uint64_t gpa,
