@@ -4023,7 +4023,8 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * Some pages are reported though their contents are what they were: pages that were written
  * with what they held, or that a call was to change and failed; pages that were written after
  * they were collected and before they were read come again; all of a region that was
- * added, moved, or rebound, and with dirty rings of one that was split; and what a
+ * added, moved, or rebound, and with dirty rings of one that was split; after
+ * gmem_file_punch() what is between its holes, of all so far; and what a
  * peer may write, each time as long as it does not mark, and once more when it ends:
  * see gmem_peer_add().
  * After 2^32 rounds all pages are reported once.

@@ -389,6 +389,16 @@ static void imports_mark_for_their_exporter(void **state)
 
 /* ---- other writers ---- */
 
+static void check_collected(struct scene *s, const char *what, uint64_t must)
+{
+	uint64_t bitmap = 0;
+
+	assert_ok(gmem_dirty_collect(s->dirty, NULL));
+	assert_ok(gmem_dirty_get_bitmap(s->dirty, s->base, 64 * PAGE, &bitmap, 1));
+	if (bitmap != must)
+		fail_msg("%s: pages 0x%" PRIx64 " are told, not 0x%" PRIx64, what, bitmap, must);
+}
+
 static void loads_and_discards_are_told(void **state)
 {
 	static const uint32_t pfns[] = { 20, 17 };
@@ -418,6 +428,15 @@ static void loads_and_discards_are_told(void **state)
 	assert_int_equal(gmem_vm_discard(s.unit.vm, 18 * PAGE, PAGE, NULL, NULL), -EBUSY);
 	check_told(&s, "a discard that is refused", 0, 0);
 	gmem_lease_free(lease);
+
+	/* of a file directly, whichever region has it; from the first hole to the last */
+	assert_ok(gmem_file_punch(s.file, PAGE, PAGE, NULL));
+	check_collected(&s, "a hole in a file", BIT(25));
+	check_collected(&s, "nothing", 0);
+	assert_ok(gmem_file_punch(s.file, 0, PAGE, NULL));
+	check_collected(&s, "another hole", BIT(24) | BIT(25));
+	check_collected(&s, "nothing", 0);
+
 	fake_fail_next(FAKE_MADVISE, -EIO);
 	assert_true(gmem_vm_discard(s.unit.vm, 16 * PAGE, PAGE, NULL, NULL) < 0);
 	fake_fail_struck();
