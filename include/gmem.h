@@ -4172,7 +4172,8 @@ struct gmem_dirty_info {
  *
  * Return: 0, or -EINVAL NULL argument, or @ret is too small, -ESTALE the VM's handle was
  * freed, -EBUSY a change of the layout has not ended within wait_ms of struct gmem_vm_opts,
- * -EDEADLK a callback calls it, -ENOMEM, or KVM's own errno.
+ * -EDEADLK a callback calls it, -ENOMEM there is no memory to read a log into, or KVM's own
+ * errno.
  */
 GMEM_API int gmem_dirty_collect(struct gmem_dirty *dirty, struct gmem_dirty_info *ret);
 
@@ -4287,7 +4288,8 @@ GMEM_API int gmem_dirty_set_parent(struct gmem_dirty *dirty, uint64_t id, uint64
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0, or -EINVAL NULL argument, or the range wraps.
+ * Return: 0, or -EINVAL NULL argument, or the range wraps, -ESTALE the VM's handle was freed,
+ * or the import.
  */
 GMEM_API int gmem_view_mark_dirty(struct gmem_view *view, uint64_t gpa, uint64_t size);
 
