@@ -201,7 +201,7 @@ static __attribute__((noinline)) int store_checked(struct gmem_view *view, uint6
 		if (err)
 			fail(gpa, width, hva, true, err);
 		else
-			gmem_view_wrote(view, gpa, width);
+			gmem_view_wrote_word(view, gpa, width);
 	}
 	gmem_view_end(view);
 	return err;
@@ -221,12 +221,19 @@ static __attribute__((noinline)) int finish_entered(struct gmem_view *view, uint
 	return 0;
 }
 
+static inline bool is_marked(const struct gmem_view *view, uint64_t gpa)
+{
+	const struct gmem_dirty_pages *marks = gmem_view_marks(view);
+
+	return gmem_view_marks_are_here(marks) && gmem_dirty_page_is_marked(marks, gpa);
+}
+
 static __attribute__((noinline)) int store_marked_begun(struct gmem_view *view, uint64_t gpa,
 							uint32_t width, uint32_t order, uint64_t value)
 {
 	if (!gmem_view_is_fast(view) || !store_by_table(view->table, gpa, width, order, value))
 		return store_checked(view, gpa, width, order, value);
-	if (__builtin_expect(!gmem_dirty_page_is_marked(gmem_view_marks(view), gpa), 0))
+	if (__builtin_expect(!is_marked(view, gpa), 0))
 		return finish_begun(view, gpa, width);
 	return 0;
 }
@@ -239,7 +246,7 @@ static __attribute__((noinline)) int store_marked_entered(struct gmem_view *view
 		gmem_view_leave(view);
 		return store_checked(view, gpa, width, order, value);
 	}
-	if (__builtin_expect(!gmem_dirty_page_is_marked(gmem_view_marks(view), gpa), 0))
+	if (__builtin_expect(!is_marked(view, gpa), 0))
 		return finish_entered(view, gpa, width);
 	gmem_view_leave(view);
 	return 0;
@@ -310,7 +317,7 @@ GMEM_API int gmem_view_compare_exchange(struct gmem_view *view, uint64_t gpa, ui
 		if (err)
 			fail(gpa, width, hva, true, err);
 		else if (swapped)
-			gmem_view_wrote(view, gpa, width);
+			gmem_view_wrote_word(view, gpa, width);
 	}
 	gmem_view_end(view);
 	return err ? err : swapped;
