@@ -1005,10 +1005,15 @@ static void give_all(struct gmem_export *exporter, struct gmem_peer *peer)
 	CHECK_RESULT(gmem_peer_wait(peer, 10000), 1);
 }
 
-/* @more: a list of regions that come, go and come while the device has them */
+/*
+ * @more: a list of regions that come, go and come while the device has them; without, it marks
+ * what it writes, because there is a tracker.
+ */
 static void share_with_device(uint32_t backing, uint64_t more)
 {
+	GMEM_OPTS(gmem_dirty_opts, tracking, .flags = GMEM_DIRTY_ALLOW_UNLOGGED);
 	GMEM_OPTS(gmem_peer_opts, opts, .wait_ms = 30000);
+	struct gmem_dirty *dirty;
 	struct gmem_export *exporter;
 	struct gmem_peer *peer;
 	struct site s;
@@ -1017,6 +1022,8 @@ static void share_with_device(uint32_t backing, uint64_t more)
 	site_new(&s, DEFAULT_VM, backing, PAGES, recovers);
 	s.count = more;
 	list_new(&s);
+	if (!more)
+		OK(gmem_dirty_new(s.lab.vm, &tracking, &dirty));
 	enter(more ? GMEM_SANDBOX_SHARE | GMEM_SANDBOX_LAYOUT : GMEM_SANDBOX_SHARE);
 	OK(gmem_export_new(s.lab.vm, NULL, &exporter));
 	OK(gmem_peer_add(exporter, socket, &opts, &peer));
