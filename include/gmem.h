@@ -5174,7 +5174,8 @@ GMEM_API int gmem_migration_round(struct gmem_migration *migration,
  * @ret: as gmem_migration_round()
  *
  * Stop all that writes to guest memory before: vCPUs, devices and their processes, and your own
- * threads. There is no limit for this round. It may be the first one: that is a migration of a
+ * threads. A process that imports memory stops, too, but keeps its connection until this
+ * returns: all that it may write counts as changed when it ends. There is no limit for this round. It may be the first one: that is a migration of a
  * VM that stands still. If the VM goes on after it, nothing has happened to it.
  *
  * One thread at a time per object; different objects in parallel. Source: as
