@@ -493,7 +493,7 @@ static void periods_may_run_out(void **state)
 	region = unit_region_backed(&unit, 0, 64, GMEM_BACKING_HOST);
 	a = begin(&unit, GMEM_DIRTY_FROM_NOW);
 	b = begin(&unit, GMEM_DIRTY_FROM_NOW);
-	unit.vm->newest.dirty->period = GMEM_DIRTY_NO_PERIOD - 3;
+	unit.vm->newest.dirty->period = GMEM_DIRTY_NO_PERIOD - 2;
 	assert_int_equal(collect(a), 0);
 	write_page(&unit, region, 1);
 	assert_int_equal(collect(a), PAGES(&unit, 64));
