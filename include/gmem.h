@@ -1725,9 +1725,9 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
  *	words; filled in
  * @words: words in @bitmap, at least what the region needs
  *
- * Reading clears the log: a bit is set if the page was written since the last
- * call. KVM may report a page that was only read, but misses none that was written.
- * Read a page's contents after this call.
+ * Reading clears the log: a bit is set if the page was written since the last call. What trackers
+ * (gmem_dirty_new()) have read of it is delivered, too. KVM may report a page that was only read,
+ * but misses none that was written. Read a page's contents after this call.
  *
  * No write is missed across changes of the layout, refused ones included:
  * before a memslot is deleted its log is read and kept. For that the library
@@ -1739,15 +1739,14 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
  * it read. If KVM refuses that, the refusal goes to the VM's log, and the bits
  * come again.
  *
- * A VM with dirty rings (KVM_CAP_DIRTY_LOG_RING) has no such log: see
- * GMEM_CAP_DIRTY_LOG. Regions can be logged there, and the VMM reads the rings.
- * With KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP this call returns what is not in the
- * rings. An entry of a ring names a memslot and a page in it, and the library
- * does not translate entries. So stop the vCPUs, and read and reset the rings
- * (KVM_RESET_DIRTY_RINGS), before a change of the layout that gives these
- * numbers another meaning: gmem_region_remove(), gmem_region_split(),
- * gmem_region_rebind(), a change that removes and adds the same memory, and a
- * move where KVM cannot move the memslot.
+ * A VM with dirty rings (KVM_CAP_DIRTY_LOG_RING) has no such log: see GMEM_CAP_DIRTY_LOG. Regions
+ * can be logged there, and the VMM reads the rings. With KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP this
+ * call returns what is not in the rings. An entry of a ring names a memslot and a page in it, and
+ * the library does not translate entries, but for trackers (gmem_vm_add_dirty_ring()). So stop the
+ * vCPUs, and read and reset the rings (KVM_RESET_DIRTY_RINGS), before a change of the layout that
+ * gives these numbers another meaning: gmem_region_remove(), gmem_region_split(),
+ * gmem_region_rebind(), a change that removes and adds the same memory, and a move where KVM cannot
+ * move the memslot.
  *
  * Thread-safe; waits while the region is changed. Source: KVM_GET_DIRTY_LOG,
  * KVM_CLEAR_DIRTY_LOG. Since: 0.1.
@@ -2456,12 +2455,12 @@ GMEM_API GMEM_CHECKED int gmem_vm_thread_view(struct gmem_vm *vm, struct gmem_vi
  * gmem_view_begin() - keep the present layout until gmem_view_end()
  * @view: view
  *
- * Host addresses from @view stay mapped until gmem_view_end(), even if their
- * region is removed meanwhile: the removal waits. So they do if the VM's handle or the
- * import is freed, whether that waits long enough or not. A conversion waits likewise, but addresses asked for after it began are refused with -EACCES. So keep the
- * time in between short, do not sleep, and neither change the layout nor
- * convert memory nor create or free views. Calls nest, also in the handler of a signal that
- * interrupts any use of @view by its thread.
+ * Host addresses from @view stay mapped until gmem_view_end(), even if their region is removed
+ * meanwhile: the removal waits. So they do if the VM's handle or the import is freed, whether that
+ * waits long enough or not. A conversion waits likewise, but addresses asked for after it began are
+ * refused with -EACCES. So keep the time in between short, do not sleep, and neither change the
+ * layout nor convert memory nor create or free views. Calls nest, also in the handler of a signal
+ * that interrupts any use of @view by its thread.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  */
@@ -4005,70 +4004,73 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
 /* ----------------------------------------------------------- dirty memory -- */
 
 /*
- * A tracker (struct gmem_dirty) says which pages of a VM's memory changed since it was
- * asked last, whoever changed them:
+ * A tracker (struct gmem_dirty) says which pages of a VM's memory changed since it was asked
+ * last. To ask is to collect: gmem_dirty_collect(). It knows of the writes of
  *
- *   the guest, through KVM's dirty logs or the dirty rings of its vCPUs
- *   this library: writes through views, compare-exchange, loads, restores; discards and
- *	conversions, after which there are zeros, or nothing to be read; memory that comes
- *	or moves in the layout
- *   peers of an export, in whose process the library marks what they write through views
- *   you, and what you have a device or the kernel write, such as vhost and VFIO, where you
- *	say so: gmem_view_mark_dirty()
+ *   the guest, from KVM's dirty logs or from the dirty rings of the vCPUs
+ *   this library: through views, compare-exchange included, and by loads and restores. Memory
+ *	that is discarded or converted, and memory that comes or moves in the layout, counts as
+ *	written.
+ *   peers of an export, in whose processes the library marks what they write through views
+ *   you, and of devices and the kernel, such as VFIO, vhost or read(2), if you say so with
+ *	gmem_view_mark_dirty()
  *
- * No change is missed: what was complete when gmem_dirty_collect() was called is in what it
- * collects, or in what an earlier call did. What is under way then is in this one or in the
- * next. Several trackers of one VM do not take changes from each other.
+ * No change is missed. A write that was complete when gmem_dirty_collect() was called is in what
+ * it collects, or in what an earlier call did. A write that was under way is in this one or in
+ * the next. Trackers of one VM take nothing from each other.
  *
- * Some pages are reported though their contents are what they were: pages that were written
- * with what they held, or that a call was to change and failed; pages that were written after
- * they were collected and before they were read come again; all of a region that was
- * added, moved, or rebound, and with dirty rings of one that was split; and what a
- * peer may write, each time as long as it does not mark, and once more when it ends:
- * see gmem_peer_add().
- * After 2^32 rounds all pages are reported once.
+ * Some pages are reported though their contents are what they were:
  *
- * What is not in it: memory of kind GMEM_KIND_DEVICE, and ranges of devices; what is written
- * by other code that does not say so; what a peer's process writes after
- * gmem_peer_remove(), or does not mark, because it is hostile or was forked from the
- * importing one before that began to mark; what a guest or a view writes through another handle,
- * as that of address space 1, which has trackers of its own. A page with two guest addresses
- * is reported at the one that it was written through.
+ *   pages that were written with what they held, and pages that a call was to change when it
+ *	failed
+ *   pages that were written after they were collected and before you read them: they come again
+ *   all pages of a region that was added, moved or rebound; with dirty rings, also of one that
+ *	was split
+ *   all pages between the holes that gmem_file_punch() made in a file
+ *   all pages that a peer may write, each time as long as it does not mark, and once more when
+ *	it ends: see gmem_peer_add()
+ *   all pages, once after 2^32 collections
  *
- * Pages are the host's. A tracker costs nothing while there is none, and otherwise
- * 1/1024 of the memory that is written, with pages of 4 KiB.
+ * Not in it are memory of kind GMEM_KIND_DEVICE and ranges of devices; what a guest or a view
+ * writes through another handle, such as that of address space 1, which has trackers of its own;
+ * what others write and nobody marks; and what a peer's process writes after gmem_peer_remove(),
+ * or without marking it, because it is hostile, or was forked from the importing one before that
+ * began to mark. A page with two guest addresses is reported at the one that it was written
+ * through.
+ *
+ * Pages are the host's. While there is no tracker, nothing is marked and no path is slower. The
+ * marks of all trackers together take 4 bytes for each page of the memory that is written.
  */
 
 /* Flags of struct gmem_dirty_opts */
 #define GMEM_DIRTY_FROM_NOW	(1ull << 0) /* begin with nothing; otherwise with all memory */
-#define GMEM_DIRTY_VCPUS_STOPPED (1ull << 1) /* memslots may be replaced by such as have a log */
+#define GMEM_DIRTY_VCPUS_STOPPED (1ull << 1) /* memslots may be replaced: no vCPU runs meanwhile */
 #define GMEM_DIRTY_ALLOW_UNLOGGED (1ull << 2) /* memory without a log counts as changed each time */
 #define GMEM_DIRTY_RINGS	(1ull << 3) /* the dirty rings of all vCPUs are read, or fed */
 
 /**
  * struct gmem_dirty_opts - how to track
  * @size: sizeof this struct; GMEM_OPTS() fills it in
- * @flags: GMEM_DIRTY_*, of those that are flags; unknown bits are -EINVAL
+ * @flags: GMEM_DIRTY_* as defined above; unknown bits are -EINVAL
  *
- * Backing and log. KVM logs the guest's writes to memory with backing host and mapped. For
- * the others:
+ * KVM logs what the guest writes to memory with backing host or mapped. Of the others:
  *
- *	shared: with GMEM_DIRTY_VCPUS_STOPPED the first such tracker replaces the memslot by
- *	one that has the same pages as a mapping, and a log. Memory, host addresses, views,
- *	leases, peers and gmem_region_backing() stay. No vCPU may run meanwhile: until the
- *	call returns. All memslots of the VM are replaced or none. gmem_vm_bind_shared() goes
- *	back. Memory that is added meanwhile is added so.
- *	private, in-place: there is no log. With GMEM_DIRTY_ALLOW_UNLOGGED what is shared of it
- *	counts as changed each time, and what is private cannot be known nor read;
- *	gmem_dirty_next() says which ranges these are. So it does for shared memory
- *	without GMEM_DIRTY_VCPUS_STOPPED.
+ *	shared: with GMEM_DIRTY_VCPUS_STOPPED, the first such tracker replaces the memslots by
+ *	ones of the mapping of the same pages, which have a log: all of the VM's, or none. No vCPU
+ *	may run until the call returns. Addresses, views, leases and peers stay, and so does what
+ *	gmem_region_backing() says. Memory that is added while there is such a tracker gets
+ *	such a memslot, too. gmem_vm_bind_shared() goes back.
+ *	private, in-place: there is no log. With GMEM_DIRTY_ALLOW_UNLOGGED, what is shared of it
+ *	counts as changed each time. What is private can be neither known nor read.
+ *	gmem_dirty_next() tells both apart from the rest. Without GMEM_DIRTY_VCPUS_STOPPED the flag
+ *	does the same for shared memory.
  *
- * What is refused without a flag is refused to changes of the layout, too, while there is a
- * tracker that was made without it.
+ * A tracker that was made without the flag that memory needs also keeps changes of the layout
+ * from adding such memory: -EOPNOTSUPP.
  *
- * With dirty rings (GMEM_CAP_DIRTY_LOG) the library cannot know whether it has those of all
- * vCPUs, so it takes your word, GMEM_DIRTY_RINGS: give each ring to
- * gmem_vm_add_dirty_ring(), or read them yourself and call gmem_vm_mark_slot_dirty() for
+ * In a VM with dirty rings (GMEM_CAP_DIRTY_LOG) the library cannot know whether it has the rings
+ * of all vCPUs, and takes your word for it, GMEM_DIRTY_RINGS. Give each ring to
+ * gmem_vm_add_dirty_ring(), or read the rings yourself and call gmem_vm_mark_slot_dirty() for
  * each entry before gmem_dirty_collect().
  */
 struct gmem_dirty_opts {
@@ -4085,11 +4087,12 @@ struct gmem_dirty_opts {
  * The first gmem_dirty_collect() collects all memory, or with GMEM_DIRTY_FROM_NOW what
  * changes after this call has returned.
  *
- * The first tracker of a VM has the library mark what it writes, and KVM log what the guest
- * writes. It waits for views that began before, as a change of the layout does; later
- * changes of the layout turn on the log of what they add. gmem_region_set_dirty_log() and
- * gmem_region_get_dirty_log() may be used beside it: neither loses bits to the other. Do not
- * read KVM's log yourself.
+ * With the first tracker of a VM the library begins to mark what it writes, and KVM to log what
+ * the guest writes. The call waits for views that began before, as a change of the layout does;
+ * later changes of the layout turn on the log of what they add.
+ *
+ * gmem_region_set_dirty_log() and gmem_region_get_dirty_log() may be used beside trackers: neither
+ * loses bits to the other. Do not read KVM's log yourself.
  *
  * Thread-safe. Do not call it between gmem_view_begin() and gmem_view_end() of the same
  * thread. Source: KVM_SET_USER_MEMORY_REGION, KVM_MEM_LOG_DIRTY_PAGES, membarrier(2).
@@ -4108,9 +4111,9 @@ GMEM_API GMEM_CHECKED int gmem_dirty_new(struct gmem_vm *vm, const struct gmem_d
  * gmem_dirty_free() - end a tracker
  * @dirty: tracker, or NULL
  *
- * With the last of a VM, the logs end that it began. Memslots that were replaced stay, until
- * gmem_vm_bind_shared(). A tracker may be freed after its VM. It waits, as long as they last,
- * for views that began before and for a change of the layout.
+ * With the last tracker of a VM, the logs end that trackers began. Memslots that were replaced
+ * stay until gmem_vm_bind_shared(). A tracker may be freed after its VM. The call waits for views
+ * that began before, and for a change of the layout, as long as they last.
  *
  * One thread at a time per object; different objects in parallel. Not between
  * gmem_view_begin() and gmem_view_end() of the same thread, nor in a callback, nor
@@ -4119,9 +4122,9 @@ GMEM_API GMEM_CHECKED int gmem_dirty_new(struct gmem_vm *vm, const struct gmem_d
 GMEM_API void gmem_dirty_free(struct gmem_dirty *dirty);
 
 /**
- * gmem_vm_bind_shared() - bind memory to its guest_memfd again that was replaced for a log
+ * gmem_vm_bind_shared() - bind memory to its guest_memfds again after it was tracked
  * @vm: handle
- * @ret_ns: nanoseconds that it took, 0 if there was none; NULL if not wanted
+ * @ret_ns: nanoseconds that it took; 0: no memslot had been replaced; NULL if not wanted
  *
  * Undoes what gmem_dirty_new() did with GMEM_DIRTY_VCPUS_STOPPED, for all regions or for
  * none. No vCPU may run until it returns.
@@ -4138,11 +4141,11 @@ GMEM_API int gmem_vm_bind_shared(struct gmem_vm *vm, uint64_t *ret_ns);
  * struct gmem_dirty_info - what was collected, in sums
  * @size: sizeof this struct, set by the caller; GMEM_OPTS() fills it in
  * @bytes: bytes of the pages that changed
- * @unlogged_bytes: part of @bytes that counts each time: it has no log
- * @private_bytes: bytes that are private: what changed of them is not known. Not in @bytes
+ * @unlogged_bytes: part of @bytes that has no log, and counts as changed each time
+ * @private_bytes: bytes that are private, of which it is not known what changed; not in @bytes
  * @memory_bytes: bytes of all memory that is tracked, private or not
- * @rounds: calls of gmem_dirty_collect(), less those put back
- * @ns: nanoseconds from the call before, or from gmem_dirty_new(), to this one
+ * @rounds: successful calls of gmem_dirty_collect(), less those put back
+ * @ns: nanoseconds from the collection before, or from gmem_dirty_new(), to the last one
  * @stopped_ns: nanoseconds for which vCPUs had to be stopped, in gmem_dirty_new() with
  *	GMEM_DIRTY_VCPUS_STOPPED; 0: no memslot was replaced
  */
@@ -4162,9 +4165,9 @@ struct gmem_dirty_info {
  * @dirty: tracker
  * @ret: set its size; receives the sums; NULL if not wanted: counting takes time, too
  *
- * gmem_dirty_next() and gmem_dirty_get_bitmap() tell the pages, until the next call. Read
- * what is in a page after this call. After a failure nothing is lost, and what was collected
- * before is still told.
+ * gmem_dirty_next() and gmem_dirty_get_bitmap() tell the pages, until the next collection. Read
+ * what is in a page after this call, not before. After a failure nothing is lost, and what was
+ * collected before is still told.
  *
  * One thread at a time per object; different objects in parallel. It waits for a change of
  * the layout, but not for views. Source: KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG,
@@ -4172,7 +4175,8 @@ struct gmem_dirty_info {
  *
  * Return: 0, or -EINVAL NULL argument, or @ret is too small, -ESTALE the VM's handle was
  * freed, -EBUSY a change of the layout has not ended within wait_ms of struct gmem_vm_opts,
- * -EDEADLK a callback calls it, -ENOMEM, or KVM's own errno.
+ * -EDEADLK a callback calls it, -ENOMEM there is no memory to read a log into, or KVM's own
+ * errno.
  */
 GMEM_API int gmem_dirty_collect(struct gmem_dirty *dirty, struct gmem_dirty_info *ret);
 
@@ -4194,7 +4198,8 @@ GMEM_API int gmem_dirty_peek(struct gmem_dirty *dirty, struct gmem_dirty_info *r
  * gmem_dirty_put_back() - have the next call collect once more what the last one did
  * @dirty: tracker
  *
- * For a program that could not use it. Only the last collection can be put back, once.
+ * For a program that could not use what was collected. Only the last collection can be put
+ * back, once.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -4224,11 +4229,11 @@ struct gmem_dirty_range {
 /**
  * gmem_dirty_next() - first range at or behind an address that was collected
  * @dirty: tracker
- * @gpa: guest physical address; 0, then the end of the range before
- * @ret: the range, from @gpa on; untouched on failure
+ * @gpa: guest physical address: 0 for the first range, then the end of the one before
+ * @ret: the range, which begins at @gpa or behind it; untouched on failure
  *
- * What was private when it was collected and is shared now is told as changed. Pages that
- * change meanwhile may be told, too.
+ * What was private when it was collected, and is shared now, is told as changed. Pages that
+ * changed since may be told, too.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -4263,9 +4268,9 @@ GMEM_API int gmem_dirty_get_bitmap(struct gmem_dirty *dirty, uint64_t gpa, uint6
  *	gmem_image_summary; 0: there is none, and the next save is of all memory
  * @generation: its generation, likewise
  *
- * gmem_vm_save() with a tracker does this itself. It is for a VM whose memory was restored
- * from an image, with a tracker that was made with GMEM_DIRTY_FROM_NOW before the VM ran:
- * the next save writes what differs from that image.
+ * gmem_vm_save() with a tracker does this itself. The call is for a VM whose memory was restored
+ * from an image, and a tracker that was made with GMEM_DIRTY_FROM_NOW before the VM ran. The next
+ * save then writes what differs from that image.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -4279,15 +4284,16 @@ GMEM_API int gmem_dirty_set_parent(struct gmem_dirty *dirty, uint64_t id, uint64
  * @gpa: guest physical address, any alignment
  * @size: bytes; 0 does nothing; must not wrap
  *
- * Call it after the write, for every write to what gmem_view_hva(), gmem_view_iovec() or
- * gmem_region_hva() gave, and for every range that a device or another part of the kernel has
- * written. If regions are moved meanwhile, write and mark between one gmem_view_begin() and
- * gmem_view_end(). Without a tracker it does next to nothing. Addresses without memory are
- * left out.
+ * Call it after the write, never before: for every write to what gmem_view_hva(),
+ * gmem_view_iovec() or gmem_region_hva() gave, and for every range that a device or another part
+ * of the kernel has written. Where regions may move meanwhile, write and mark between one
+ * gmem_view_begin() and gmem_view_end(). Without a tracker it does next to nothing. Addresses
+ * without memory are left out.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0, or -EINVAL NULL argument, or the range wraps.
+ * Return: 0, or -EINVAL NULL argument, or the range wraps, -ESTALE the VM's handle was freed,
+ * or the import.
  */
 GMEM_API int gmem_view_mark_dirty(struct gmem_view *view, uint64_t gpa, uint64_t size);
 
@@ -4299,8 +4305,8 @@ GMEM_API int gmem_view_mark_dirty(struct gmem_view *view, uint64_t gpa, uint64_t
  *
  * gmem_dirty_collect() and gmem_dirty_peek() read all rings, and so does
  * gmem_vcpu_handle_exit() when KVM_RUN exits because one is full (KVM_EXIT_DIRTY_RING_FULL).
- * Nobody else may read it then; what was read before is no matter. It may be called before
- * there is a tracker, and while the vCPU runs. A child of fork(2) does not have the ring.
+ * From then on nobody else may read the ring; that somebody did before is no matter. The call may
+ * come before there is a tracker, and while the vCPU runs.
  *
  * Thread-safe; does not wait for changes of the layout. Source: mmap(2) of the vCPU's fd,
  * KVM_RESET_DIRTY_RINGS. Since: 0.1.
@@ -4343,10 +4349,10 @@ GMEM_API int gmem_vm_mark_slot_dirty(struct gmem_vm *vm, uint32_t slot, uint64_t
 /* ------------------------------------------------------------- transfers -- */
 
 /*
- * A transfer copies guest memory from a file or pipe, or to one, through buffers of
- * its own, or from the page cache, so no disk's I/O is ever under way to guest memory
- * itself. With io_uring it reads or writes many buffers at a time. Where io_uring or the thread for it is
- * forbidden, or it was not built in, or its buffers (33 MiB at most, with workers see below) do not fit, the
+ * A transfer copies guest memory from a file or pipe, or to one, through buffers of its own, or
+ * from the page cache, so no disk's I/O is ever under way to guest memory itself. With io_uring it
+ * reads or writes many buffers at a time. Where io_uring or the thread for it is forbidden, or it
+ * was not built in, or its buffers (33 MiB at most, with workers see below) do not fit, the
  * transfer uses read(2), write(2) and one buffer, and its result says so.
  *
  * A ring of the library's own belongs to a thread that submits to it, blocks all signals
@@ -4362,13 +4368,13 @@ GMEM_API int gmem_vm_mark_slot_dirty(struct gmem_vm *vm, uint32_t slot, uint64_t
  * their memory from (gmem_vm_set_numa()); threads of the caller's never do.
  * Where it is refused threads, as in a sandbox, or shall start none, with
  * GMEM_TRANSFER_NO_THREADS, the others do the work, and threads of the caller's can help:
- * gmem_transfer_work(). Each worker that reads has 1 MiB of buffers to itself;
- * where these do not fit, the calling thread does it all. Callbacks are called in the thread of the
- * transfer alone. Contents, counts, failures and their order are those of one worker, but
- * after a failure up to 16 MiB behind the place where it occurred, and the holes between
- * them, may be loaded, too. An image has the same bytes, but for its random identity and the
- * checksums over it, whatever the number of threads was. A pipe is read by one thread.
- * After a failure, the transfer goes on without these threads.
+ * gmem_transfer_work(). Each worker that reads has 1 MiB of buffers to itself; where these do not
+ * fit, the calling thread does it all. Callbacks are called in the thread of the transfer alone.
+ * Contents, counts, failures and their order are those of one worker, but after a failure up to 16
+ * MiB behind the place where it occurred, and the holes between them, may be loaded, too. An image
+ * has the same bytes, but for its random identity and the checksums over it, whatever the number of
+ * threads was. A pipe is read by one thread. After a failure, the transfer goes on without these
+ * threads.
  *
  * gmem_vm_load(), gmem_vm_save(), gmem_vm_restore() and gmem_image_verify() do
  * a whole transfer and block. They make a ring only where it pays: not for what is in the
@@ -4418,11 +4424,11 @@ GMEM_API int gmem_vm_mark_slot_dirty(struct gmem_vm *vm, uint32_t slot, uint64_t
  *
  * The library calls it in the thread of the transfer, after each step that did not
  * have to wait, also if @done is what it was: a step that only clears memory, or packs
- * what was read, does not change it. A save gets further by 64 MiB of guest memory or
- * less, and with a tracker by all that did not change, a load by 1 MiB or by 64 MiB of a hole, a restore or gmem_image_verify() by
- * one record of the image, 1 MiB or less. With workers, a load gets further by 16 MiB, and
- * by 64 MiB of holes, the two others by 16 MiB. With GMEM_TRANSFER_VERIFY, @total is twice
- * the bytes of the file.
+ * what was read, does not change it. A save gets further by 64 MiB of guest memory or less, and
+ * with a tracker by all that did not change; a load by 1 MiB, or by 64 MiB of a hole; a restore or
+ * gmem_image_verify() by one record of the image, 1 MiB or less. With workers, a load gets
+ * further by 16 MiB, and by 64 MiB of holes, the two others by 16 MiB. With
+ * GMEM_TRANSFER_VERIFY, @total is twice the bytes of the file.
  *
  * Return: 0 to go on, anything else to stop with -ECANCELED.
  */
@@ -4511,8 +4517,8 @@ struct gmem_transfer_opts {
  * @left_out_bytes: bytes of guest memory whose contents are not in the image because
  *	of their kind (enum gmem_kind)
  * @image_id: identity of the image, the last one of a sequence; 0: not known yet
- * @generation: number of images that it is based on, one after the other, those counted that
- *	were merged into one
+ * @generation: number of images that were saved before it in its chain; 0 also of a chain that was
+ *	merged into one (gmem-image(1))
  */
 struct gmem_transfer_result {
 	size_t   size;
@@ -4650,14 +4656,14 @@ GMEM_API GMEM_CHECKED int gmem_vm_load_begin(struct gmem_vm *vm, uint64_t gpa, i
  * io_uring(7), open(2) with O_DIRECT, fallocate(2), ftruncate(2), fdatasync(2),
  * getrlimit(2). Since: 0.1.
  *
- * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is being
- * converted or removed, -ECANCELED the callback stopped it, -EINVAL bad arguments, @fd
- * is open with O_APPEND, or has no disk to sync, or the tracker is another handle's,
- * -EOVERFLOW the parent's generation is the last there is, errnos of gmem_dirty_collect(),
- * -EBADF @fd is not open, or not for writing, -E2BIG options newer than the library, -EFAULT a page that exists cannot be
- * read: it is mapped without the permission or not at all; -EHWPOISON the hardware lost
- * a page, -ENOMEM, -EFBIG a write would end past RLIMIT_FSIZE, or the kernel's own
- * errno from writing or syncing, such as -ENOSPC.
+ * Return: 0, or -EACCES part of the memory is private, -EBUSY part of it is being converted or
+ * removed, -ECANCELED the callback stopped it, -EINVAL bad arguments, @fd is open with O_APPEND, or
+ * has no disk to sync, or the tracker is another handle's, -EOVERFLOW the parent's generation is
+ * the last there is, errnos of gmem_dirty_collect(), -EBADF @fd is not open, or not for writing,
+ * -E2BIG options newer than the library, -EFAULT a page that exists cannot be read: it is mapped
+ * without the permission or not at all; -EHWPOISON the hardware lost a page, -ENOMEM, -EFBIG a
+ * write would end past RLIMIT_FSIZE, or the kernel's own errno from writing or syncing, such as
+ * -ENOSPC.
  */
 GMEM_API int gmem_vm_save(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *opts,
 			  struct gmem_transfer_result *ret);
@@ -4720,12 +4726,11 @@ GMEM_API GMEM_CHECKED int gmem_vm_save_begin(struct gmem_vm *vm, int fd,
  * a sequence in a pipe that is known when the last image comes, and memory that only older
  * images have may have changed then, if the VM has it, too.
  *
- * The image decides how much is read, the VM how much memory that takes: at most
- * 1/256 of the VM's memory for the list of private ranges, 2 MiB for that of regions,
- * which are at most 65536, and the buffers; with older images three times as much, and of
- * private ranges of these as much as gmem_image_verify() keeps. The call reads nothing from a pipe past
- * the end of the image. Whether the host has the memory is checked as for
- * gmem_vm_load().
+ * The image decides how much is read, the VM how much memory that takes: at most 1/256 of the VM's
+ * memory for the list of private ranges, 2 MiB for that of regions, which are at most 65536, and
+ * the buffers; with older images three times as much, and of private ranges of these as much as
+ * gmem_image_verify() keeps. The call reads nothing from a pipe past the end of the image. Whether
+ * the host has the memory is checked as for gmem_vm_load().
  *
  * An image that lacks pages, because the hardware had lost them when it was saved, is
  * refused with -EHWPOISON where it says so, which may be late, like damage. With
@@ -4831,7 +4836,8 @@ struct gmem_image_region {
  * @version: version of the format, as in gmem-image(5)
  * @region_count: number of regions, of both sorts
  * @parent: identity of the image that this one is based on; 0: it is not incremental
- * @generation: number of images that it is based on, one after the other
+ * @generation: number of images that were saved before it in its chain; 0 also of a chain that was
+ *	merged into one (gmem-image(1))
  * @flags: GMEM_IMAGE_*
  */
 struct gmem_image_summary {
@@ -4886,12 +4892,12 @@ GMEM_API int gmem_image_info(int fd, const struct gmem_transfer_opts *opts,
  * @wait: 0: never wait for the file (but see below); 1: block until there is
  *	progress. Must be 0 with the caller's ring.
  *
- * A step copies at most one buffer of 1 MiB, or 16 MiB with workers. With io_uring and @wait 0 it waits for no
- * data of the file, and for no sync: these are requests of the ring. It does what it
- * does to guest memory itself, which may take as long as the kernel needs to allocate
- * a page, to read it from swap, or to have a userfaultfd serve it; and a load asks a
- * file with holes where its data is, for which the file system may read its metadata.
- * A step submits the ring's queue, with whatever else the caller has put there.
+ * A step copies at most one buffer of 1 MiB, or 16 MiB with workers. With io_uring and @wait 0 it
+ * waits for no data of the file, and for no sync: these are requests of the ring. It does what it
+ * does to guest memory itself, which may take as long as the kernel needs to allocate a page, to
+ * read it from swap, or to have a userfaultfd serve it; and a load asks a file with holes where its
+ * data is, for which the file system may read its metadata. A step submits the ring's queue, with
+ * whatever else the caller has put there.
  *
  * Without io_uring a step reads, writes and syncs a file itself and blocks as long as
  * the disk takes; of a pipe it reads or writes only as much as poll(2) and O_NONBLOCK
@@ -5025,8 +5031,8 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer);
  *	send what is not memory, and wait for the receiver's answer
  *	gmem_migration_free(migration);
  *
- * A real loop ends after so many rounds, or when a round leaves no less than the one before it,
- * also if the pause is longer than wished.
+ * A real loop also ends after a number of rounds, or when a round leaves as much as the one
+ * before it, although the pause is longer than wished.
  *
  * What is sent is a sequence of images (gmem-image(5)): each but the last says that another one
  * follows, and each but the first names the one before it as its parent. The receiver is
@@ -5035,13 +5041,12 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer);
  * that, so what is not memory can follow in the same stream. A migration to a file is a
  * snapshot of a VM that runs, in one file that gmem_vm_restore() reads and gmem-image(1) can merge.
  *
- * Where the receiver ends, a round fails with -EPIPE, -ECONNRESET or what the kernel says, and
- * the VM and other trackers are as if there had been no migration; where it is slow, a round
- * takes longer. Where the source ends, the restore fails with -ENODATA: do not use its memory.
- * A stream cannot be resumed: begin a new migration, with a receiver that begins,
- * too. A stream that begins with what changed is -ENOLINK there. That the last round was sent
- * does not mean that the receiver has it, as sockets and networks have buffers: have it answer before
- * the source lets go of the VM.
+ * Where the receiver ends, a round fails with -EPIPE, -ECONNRESET or what the kernel says, and the
+ * VM and other trackers are as if there had been no migration; where it is slow, a round takes
+ * longer. Where the source ends, the restore fails with -ENODATA: do not use its memory. A stream
+ * cannot be resumed: begin a new migration, with a receiver that begins, too. A stream that begins
+ * with what changed is -ENOLINK there. That the last round was sent does not mean that the receiver
+ * has it, as sockets and networks have buffers: have it answer before the source lets go of the VM.
  *
  * The VM's memory is leased during a round, as by every transfer: until the round is over,
  * its conversions to private and discards wait, and changes that remove memory are refused.
@@ -5171,7 +5176,8 @@ GMEM_API int gmem_migration_round(struct gmem_migration *migration,
  * @ret: as gmem_migration_round()
  *
  * Stop all that writes to guest memory before: vCPUs, devices and their processes, and your own
- * threads. There is no limit for this round. It may be the first one: that is a migration of a
+ * threads. A process that imports memory stops, too, but keeps its connection until this
+ * returns: all that it may write counts as changed when it ends. There is no limit for this round. It may be the first one: that is a migration of a
  * VM that stands still. If the VM goes on after it, nothing has happened to it.
  *
  * One thread at a time per object; different objects in parallel. Source: as

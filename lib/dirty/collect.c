@@ -5,6 +5,8 @@
 #include "dirty/dirty_log.h"
 #include "dirty/dirty_ring.h"
 #include "region/dirty_pages.h"
+#include "region/region_memory.h"
+#include "region/regions.h"
 #include "region/vm_core.h"
 #include "view/view.h"
 
@@ -47,10 +49,20 @@ void gmem_vm_end_dirty_sources(struct gmem_vm *vm)
 	gmem_lock_drop(&vm->dirty_lock);
 }
 
+static void mark_punched(struct gmem_vm *vm)
+{
+	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
+
+	while (gmem_regions_walk_whole(&at))
+		if (at.region)
+			gmem_region_mark_punched(at.region);
+}
+
 int gmem_vm_collect_dirty(struct gmem_vm *vm)
 {
 	int err;
 
+	mark_punched(vm);
 	err = gmem_dirty_logs_mark(vm);
 	if (!err)
 		err = gmem_dirty_rings_mark(vm);

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "base/error.h"
@@ -232,7 +233,7 @@ static void mark_word_in_chunk(const struct gmem_dirty_pages *dirty, uint64_t gp
 	if (!gib)
 		return;
 	set_mark(&gib->any[chunk_of(gpa)], period);
-	__atomic_thread_fence(__ATOMIC_RELEASE);
+	gmem_release_fence();
 	pages = &gib->pages[page_of(dirty, gpa)];
 	if (word == UINT64_MAX)
 		for (unsigned int i = 0; i < 64; i++)
@@ -374,9 +375,32 @@ static inline uint32_t mark_of(const uint32_t *mark)
 	return __atomic_load_n(mark, __ATOMIC_ACQUIRE);
 }
 
+/* As many marks as are looked at with one instruction; each of them is loaded at once. */
+typedef uint32_t marks_at_once __attribute__((vector_size(16), aligned(4), may_alias));
+#define AT_ONCE 16
+
+/* Whether @AT_ONCE marks are all of @since or later, or none is. Who sees no mark reads nothing. */
+static inline bool __attribute__((no_sanitize("thread")))
+are_alike(const uint32_t *marks, uint32_t since, bool are_marked)
+{
+	const marks_at_once *at = (const marks_at_once *)(const void *)marks;
+	const marks_at_once when = { since, since, since, since };
+	uint64_t words[2];
+	marks_at_once found;
+
+	if (are_marked)
+		found = (marks_at_once)((at[0] < when) | (at[1] < when) | (at[2] < when) | (at[3] < when));
+	else
+		found = (marks_at_once)((at[0] >= when) | (at[1] >= when) | (at[2] >= when) | (at[3] >= when));
+	memcpy(words, &found, sizeof(words));
+	return !(words[0] | words[1]);
+}
+
 /* The first of the marks in [@first, @end) that is of @since or later, or is not; or @end */
 static uint64_t find(const uint32_t *marks, uint32_t since, bool is_marked, uint64_t first, uint64_t end)
 {
+	while (end - first >= AT_ONCE && are_alike(&marks[first], since, !is_marked))
+		first += AT_ONCE;
 	while (first < end && (mark_of(&marks[first]) >= since) != is_marked)
 		first++;
 	return first;

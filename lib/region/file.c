@@ -584,8 +584,7 @@ static void end_punch(struct gmem_file *file, struct gmem_memory_user *punch)
 	gmem_lock_drop(&file->lock);
 }
 
-GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t size,
-			     uint64_t *ret_done)
+int gmem_file_punch_region(struct gmem_file *file, uint64_t offset, uint64_t size, uint64_t *ret_done)
 {
 	struct gmem_memory_user punch = {
 		.at = { .start = offset, .last = offset + size - 1 },
@@ -605,6 +604,43 @@ GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t s
 			   size, ret_done);
 	end_punch(file, &punch);
 	return err;
+}
+
+/* Which regions have it, and who tracks them, is found out when somebody asks. */
+static void note_punch(struct gmem_file *file, uint64_t offset, uint64_t last)
+{
+	gmem_lock_take(&file->lock);
+	if (!file->punches || offset < file->punched.start)
+		file->punched.start = offset;
+	if (!file->punches || last > file->punched.last)
+		file->punched.last = last;
+	__atomic_store_n(&file->punches, file->punches + 1, __ATOMIC_RELEASE);
+	gmem_lock_drop(&file->lock);
+}
+
+GMEM_API int gmem_file_punch(struct gmem_file *file, uint64_t offset, uint64_t size,
+			     uint64_t *ret_done)
+{
+	uint64_t done = 0;
+	int err;
+
+	err = gmem_file_punch_region(file, offset, size, &done);
+	if (!err || done)
+		note_punch(file, offset, offset + (size - 1));
+	if (ret_done)
+		*ret_done = done;
+	return err;
+}
+
+bool gmem_file_punched_since(struct gmem_file *file, uint64_t *seen, struct gmem_part *ret)
+{
+	if (__atomic_load_n(&file->punches, __ATOMIC_ACQUIRE) == *seen)
+		return false;
+	gmem_lock_take(&file->lock);
+	*seen = file->punches;
+	*ret = file->punched;
+	gmem_lock_drop(&file->lock);
+	return true;
 }
 
 /* ---- for regions ---- */

@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "base/lock.h"
+#include "base/part.h"
 #include "base/range_map.h"
 #include "caps/plan.h"
 #include "os/sys.h"
@@ -25,11 +26,13 @@ struct gmem_file {
 	uint64_t size;
 	uint64_t create_flags;
 	struct gmem_file_maps maps;
-	struct gmem_lock lock;		/* rank FILE: vm, bound, memory_users */
+	struct gmem_lock lock;		/* rank FILE: vm, bound, memory_users, punched */
 	struct gmem_vm_identity *vm;	/* the VM it belongs to; NULL: not known yet */
 	struct gmem_vm_file known;	/* on the list of @vm; what is known, not said */
 	struct gmem_range_map bound;	/* offsets that are in a memslot */
 	struct gmem_memory_users memory_users;	/* by offset */
+	struct gmem_part punched;	/* from the first to the last offset that the user punched a hole at */
+	uint64_t punches;		/* atomic: how often; 0: never */
 };
 
 /* gmem_file_new() for the VM of @vm, which the file shares */
@@ -49,6 +52,11 @@ static inline void gmem_file_prove_vm(struct gmem_file *file)
 
 /* Whether @facts can be those of a guest_memfd; before Linux 6.19, of any anonymous inode */
 bool gmem_file_is_gmemfd(const struct gmem_sys_facts *facts);
+
+/* gmem_file_punch() through a region, which says what its memory is no more */
+int gmem_file_punch_region(struct gmem_file *file, uint64_t offset, uint64_t size, uint64_t *ret_done);
+/* What was punched, whichever region has it, if anything was since *@seen, which is updated */
+bool gmem_file_punched_since(struct gmem_file *file, uint64_t *seen, struct gmem_part *ret);
 
 void gmem_file_ref(struct gmem_file *file);
 void gmem_file_unref(struct gmem_file *file);

@@ -55,6 +55,7 @@ struct gmem_region {
 	const struct gmem_step *leaving;	/* the step of a change that takes it away, while it is planned */
 	uint64_t *kept_log;		/* see kept_log.h; NULL: nothing is kept */
 	uint64_t file_offset;
+	uint64_t punches_seen;		/* of @file, brought into the marks; with hook_lock */
 	uint64_t host_offset;		/* in @host_file */
 	uint64_t align;
 	uint64_t page_size;		/* of the host memory: the host's, or that of hugetlb */

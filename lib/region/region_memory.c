@@ -99,7 +99,7 @@ static int check_leases(const struct gmem_memory_users *users, const char *what,
 					       user->at.last - user->at.start + 1) : 0;
 }
 
-/* As gmem_file_punch() does for files: no lease is granted from here on. */
+/* As gmem_file_punch_region() does for files: no lease is granted from here on. */
 static int begin_discard(struct gmem_vm *vm, struct host_discard *discard)
 {
 	int err;
@@ -160,7 +160,7 @@ static int discard(struct gmem_region *region, const struct gmem_region_memory *
 	 */
 	if (what->hva)
 		gmem_sys_madvise(what->hva, size, MADV_DONTNEED);
-	return gmem_file_punch(what->file, what->offset, size, ret_done);
+	return gmem_file_punch_region(what->file, what->offset, size, ret_done);
 }
 
 int gmem_region_memory_discard(struct gmem_region *region, uint32_t side, uint64_t offset,
@@ -182,6 +182,23 @@ int gmem_region_memory_discard(struct gmem_region *region, uint32_t side, uint64
 	if (ret_done)
 		*ret_done = done;
 	return err;
+}
+
+void gmem_region_mark_punched(struct gmem_region *region)
+{
+	struct gmem_region_memory memory;
+	struct gmem_part part;
+	uint64_t last;
+
+	if (!region->file || !gmem_file_punched_since(region->file, &region->punches_seen, &part) ||
+	    gmem_region_memory_get(region, GMEM_SIDE_SHARED, 0, region->gpa.size, &memory) || !memory.file)
+		return;
+	last = memory.offset + (region->gpa.size - 1);
+	part.start = part.start > memory.offset ? part.start : memory.offset;
+	part.last = part.last < last ? part.last : last;
+	if (part.start <= part.last)
+		gmem_vm_mark_dirty(region->vm, region->gpa.start + (part.start - memory.offset),
+				   part.last - part.start + 1);
 }
 
 static bool has_one_lease(const struct gmem_memory_users *users, uint64_t start, uint64_t size)

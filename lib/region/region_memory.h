@@ -60,6 +60,11 @@ struct gmem_discard_how {
 int gmem_region_memory_discard(struct gmem_region *region, uint32_t side, uint64_t offset,
 			       uint64_t size, const struct gmem_discard_how *how, uint64_t *ret_done);
 /*
+ * Mark what gmem_file_punch() took away of the region's memory since this was called last: from
+ * the first hole to the last one. With the hook lock.
+ */
+void gmem_region_mark_punched(struct gmem_region *region);
+/*
  * Give back whole pages of a guest_memfd's shared side, few of them, which the caller made and
  * has a lease on. They stay if there is another lease by now.
  */

@@ -525,18 +525,33 @@ static void tell_lost(void *data, uint64_t gpa, uint64_t size)
 		printf("lost: 0x%" PRIx64 ", %s\n", gpa, size_text(size, text));
 }
 
-static void print_result(const struct options *options, const struct gmem_transfer_result *result,
-			 unsigned int lost)
+/* How much there is. In images that are based on each other, what changes twice counts twice. */
+static void print_whole(const struct options *options, const struct gmem_transfer_result *result)
 {
 	const struct image_file *file = &options->files[options->file_count - 1];
 	uint64_t memory = result->data_bytes + result->zero_bytes + result->lost_bytes;
 	char text[SIZE_TEXT], contents[SIZE_TEXT];
 
+	print_clean(file->name, strlen(file->name));
+	if (options->file_count > 1)
+		printf(": it is whole, and so are those that it is based on: %s of contents in %zu files\n",
+		       size_text(result->data_bytes, contents), options->file_count);
+	else if (result->generation)
+		printf(": it is whole: %s of contents, up to generation %" PRIu64 "\n",
+		       size_text(result->data_bytes, contents), result->generation);
+	else
+		printf(": the image is whole: %s of memory, %s of it not zero\n", size_text(memory, text),
+		       size_text(result->data_bytes, contents));
+}
+
+static void print_result(const struct options *options, const struct gmem_transfer_result *result,
+			 unsigned int lost)
+{
+	char text[SIZE_TEXT];
+
 	if (lost > MAX_LOST)
 		printf("and %u more ranges\n", lost - MAX_LOST);
-	print_clean(file->name, strlen(file->name));
-	printf(": the image is whole: %s of memory, %s of it not zero\n", size_text(memory, text),
-	       size_text(result->data_bytes, contents));
+	print_whole(options, result);
 	if (result->lost_bytes)
 		printf("%s was lost by the hardware before it was saved\n",
 		       size_text(result->lost_bytes, text));

@@ -41,7 +41,7 @@ struct debt {
 
 struct gmem_migration {
 	struct gmem_vm *vm;
-	struct gmem_dirty *dirty;
+	struct gmem_dirty *dirty;	/* has a reference to it */
 	struct gmem_migration_opts opts;
 	int fd;
 	uint64_t position;	/* where the next image begins in the file; 0: it has no offsets */

@@ -33,7 +33,7 @@ static const char usage[] =
 	"usage: bench-dirty [ROUNDS]\n"
 	"\n"
 	"A guest writes pages, and then they are collected: by gmem_dirty_collect() and\n"
-	"gmem_dirty_next(), and by hand, with KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG where KVM is to\n"
+	"gmem_dirty_next() (harvest), or gmem_dirty_get_bitmap() (bitmap), and by hand, with KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG where KVM is to\n"
 	"protect pages when told so, and a loop over the bitmap. The two take turns.\n"
 	"\n"
 	"Columns, medians (least - most), CPU time of the thread: the library in us, and its time as a\n"
@@ -156,14 +156,10 @@ static void clear_by_hand(void)
 }
 
 /* Runs of pages, as whoever copies them wants to have them */
-static void harvest_by_hand(void)
+static void look_through_bitmap(void)
 {
-	struct kvm_dirty_log log = { .slot = gmem_region_slot(guest.region), .dirty_bitmap = guest.bitmap };
 	uint64_t pages = size / PAGE, run = 0;
 
-	bench_must(ioctl(guest.vm_fd, KVM_GET_DIRTY_LOG, &log), "KVM_GET_DIRTY_LOG");
-	if (guest.manual)
-		clear_by_hand();
 	for (uint64_t i = 0; i < pages; i++) {
 		if (!(i % 64) && !guest.bitmap[i / 64]) {
 			found += run;
@@ -179,6 +175,23 @@ static void harvest_by_hand(void)
 		run = 0;
 	}
 	found += run;
+}
+
+static void harvest_by_hand(void)
+{
+	struct kvm_dirty_log log = { .slot = gmem_region_slot(guest.region), .dirty_bitmap = guest.bitmap };
+
+	bench_must(ioctl(guest.vm_fd, KVM_GET_DIRTY_LOG, &log), "KVM_GET_DIRTY_LOG");
+	if (guest.manual)
+		clear_by_hand();
+	look_through_bitmap();
+}
+
+static void harvest_bitmap(struct gmem_dirty *dirty)
+{
+	bench_gmem_must(gmem_dirty_collect(dirty, NULL), "collect");
+	bench_gmem_must(gmem_dirty_get_bitmap(dirty, 0, size, guest.bitmap, size / PAGE / 64), "bitmap");
+	look_through_bitmap();
 }
 
 static void harvest(struct gmem_dirty *dirty)
@@ -212,8 +225,10 @@ static void check_found(uint64_t stride, const char *who)
 	found = 0;
 }
 
-static void measure_harvest(const char *name, uint64_t stride, struct gmem_dirty *dirty)
+static void measure_harvest(const char *name, uint64_t stride, struct gmem_dirty *dirty,
+			    void (*run)(struct gmem_dirty *dirty))
 {
+	const char *how = run == harvest ? "harvest" : "bitmap";
 	double own[MOST_ROUNDS], by_hand[MOST_ROUNDS], ratio[MOST_ROUNDS];
 
 	harvest(dirty);
@@ -224,14 +239,14 @@ static void measure_harvest(const char *name, uint64_t stride, struct gmem_dirty
 			bool is_own = side == i % 2;
 
 			dirty_pages(stride);
-			*(is_own ? &own[i] : &by_hand[i]) = time_us(is_own ? harvest : NULL, dirty);
+			*(is_own ? &own[i] : &by_hand[i]) = time_us(is_own ? run : NULL, dirty);
 			check_found(stride, is_own ? "the library" : "the loop");
 		}
 		ratio[i] = own[i] / by_hand[i];
 	}
-	bench_row("dirty/harvest/%s%s", name, guest.manual ? "/manual" : "");
+	bench_row("dirty/%s/%s%s", how, name, guest.manual ? "/manual" : "");
 	bench_row_figure(bench_figure_of(own, rounds), "us");
-	printf("  %-24s", name);
+	printf("  %-9s%-15s", how, name);
 	bench_print(bench_figure_of(own, rounds));
 	bench_print_against("KVM_GET_DIRTY_LOG", bench_figure_of(ratio, rounds), 1.05);
 	printf("\n");
@@ -240,14 +255,17 @@ static void measure_harvest(const char *name, uint64_t stride, struct gmem_dirty
 static void measure_harvests(bool manual)
 {
 	GMEM_OPTS(gmem_dirty_opts, opts, .flags = GMEM_DIRTY_FROM_NOW);
+	void (*const ways[])(struct gmem_dirty *) = { harvest, harvest_bitmap };
 	struct gmem_dirty *dirty;
 
 	begin_guest(manual);
 	bench_gmem_must(gmem_dirty_new(guest.vm, &opts, &dirty), "tracker");
 	printf("harvest of %" PRIu64 " MiB%s\n", size / MIB, manual ? ", manual protection" : "");
-	measure_harvest("clean", 0, dirty);
-	measure_harvest("1-percent", 100, dirty);
-	measure_harvest("dense", 1, dirty);
+	for (size_t i = 0; i < 2; i++) {
+		measure_harvest("clean", 0, dirty, ways[i]);
+		measure_harvest("1-percent", 100, dirty, ways[i]);
+		measure_harvest("dense", 1, dirty, ways[i]);
+	}
 	gmem_dirty_free(dirty);
 	end_guest();
 }
@@ -312,10 +330,12 @@ static void measure_kvm(void)
 
 static void measure_kvm(void)
 {
-	bench_row("dirty/harvest");
-	bench_row_absent("the guest of this bench has code for x86_64 only");
-	bench_row("dirty/trackers");
-	bench_row_absent("the guest of this bench has code for x86_64 only");
+	static const char *const rows[] = { "harvest", "bitmap", "trackers" };
+
+	for (size_t i = 0; i < 3; i++) {
+		bench_row("dirty/%s", rows[i]);
+		bench_row_absent("the guest of this bench has code for x86_64 only");
+	}
 }
 
 #endif
@@ -348,6 +368,107 @@ static void measure_clean_tib(void)
 	printf("\n");
 }
 
+/* ---- sizes of images ---- */
+
+#define IMAGE_SIZE (64 * MIB)
+
+static void write_page(struct gmem_view *view, uint64_t gpa)
+{
+	uint64_t words[PAGE / 8];
+
+	for (size_t i = 0; i < PAGE / 8; i++)
+		words[i] = bench_random(UINT64_MAX - 1) + 1;
+	bench_gmem_must(gmem_view_write(view, gpa, words, PAGE, NULL), "write");
+}
+
+static void measure_image(const char *name, struct gmem_vm *vm, struct gmem_view *view,
+			  struct gmem_dirty *dirty, bool (*is_written)(uint64_t page))
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .dirty = dirty);
+	GMEM_OPTS(gmem_transfer_result, result);
+	int fd = bench_must(memfd_create("image", MFD_CLOEXEC), "memfd_create");
+	uint64_t bytes = 0;
+
+	for (uint64_t page = 0; page < IMAGE_SIZE / PAGE; page++) {
+		if (!is_written(page))
+			continue;
+		write_page(view, page * PAGE);
+		bytes += PAGE;
+	}
+	bench_gmem_must(gmem_vm_save(vm, fd, &opts, &result), "save");
+	close(fd);
+	if (!bytes)
+		return;
+	bench_row("dirty/image/%s", name);
+	bench_row_figure(bench_single((double)result.file_bytes / 1024), "KiB");
+	printf("  %-24s", name);
+	bench_print(bench_single((double)result.file_bytes / 1024));
+	bench_print_against("1.05 of what changed + 4 KiB",
+			    bench_single((double)result.file_bytes / (1.05 * (double)bytes + 4096)), 1);
+	printf("\n");
+}
+
+static bool is_nothing(uint64_t page)
+{
+	(void)page;
+	return false;
+}
+
+static bool is_one(uint64_t page)
+{
+	return page == 1000;
+}
+
+static bool is_1_percent(uint64_t page)
+{
+	(void)page;
+	return bench_random(100) == 0;
+}
+
+static bool is_second(uint64_t page)
+{
+	return page % 2;
+}
+
+static bool is_half(uint64_t page)
+{
+	(void)page;
+	return bench_random(2);
+}
+
+/* Contents that nothing makes smaller, and the first image is of all memory. */
+static void measure_images(void)
+{
+	GMEM_OPTS(gmem_request, request, .backings = { GMEM_BACKING_HOST });
+	GMEM_OPTS(gmem_region_opts, opts);
+	int kvm_fd = bench_must(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
+	int vm_fd = bench_must(ioctl(kvm_fd, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
+	struct gmem_region *region;
+	struct gmem_dirty *dirty;
+	struct gmem_plan *plan;
+	struct gmem_view *view;
+	struct gmem_vm *vm;
+
+	bench_gmem_must(gmem_vm_new(vm_fd, NULL, &vm), "VM");
+	bench_gmem_must(gmem_plan_new(gmem_vm_caps(vm), &request, &plan), "plan");
+	opts.plan = plan;
+	bench_gmem_must(gmem_region_add(vm, 0, IMAGE_SIZE, &opts, &region), "region");
+	gmem_plan_free(plan);
+	bench_gmem_must(gmem_view_new(vm, &view), "view");
+	bench_gmem_must(gmem_dirty_new(vm, NULL, &dirty), "tracker");
+	printf("incremental images of %" PRIu64 " MiB, KiB\n", IMAGE_SIZE / MIB);
+	measure_image("all", vm, view, dirty, is_nothing);
+	measure_image("one-page", vm, view, dirty, is_one);
+	measure_image("1-percent", vm, view, dirty, is_1_percent);
+	measure_image("every-second-page", vm, view, dirty, is_second);
+	measure_image("50-percent", vm, view, dirty, is_half);
+	gmem_dirty_free(dirty);
+	gmem_view_free(view);
+	gmem_vm_free(vm);
+	close(vm_fd);
+	close(kvm_fd);
+}
+
 int main(int argc, char **argv)
 {
 	rounds = bench_arguments(argc, argv, usage, 15);
@@ -357,6 +478,7 @@ int main(int argc, char **argv)
 		size = 16 * MIB;
 	measure_kvm();
 	measure_clean_tib();
+	measure_images();
 	bench_print_goals();
 	return 0;
 }

@@ -10,7 +10,7 @@
 
 struct gmem_dirty_pages;
 
-#define MOST_ROUNDS 400	/* it takes 1 to 50 */
+#define MOST_ROUNDS 2000	/* it takes 1 to 150 */
 
 static enum scribble_kind planted;
 
@@ -59,6 +59,8 @@ static void must_differ(enum scribble_kind kind, const struct proof_way *way)
 {
 	char difference[200];
 
+	if (!expect()->is_native)
+		skip("hundreds of rounds take too long on an emulated processor");
 	planted = kind;
 	if (proof_run(way, PROOF_ALL_KINDS, MOST_ROUNDS, difference))
 		FAIL("nothing differs without marks of a %s", scribble_name(kind));

@@ -3,18 +3,21 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "lab.h"
 #include "proof.h"
 
+#define DEFAULT_ROUNDS	40
+#define EMULATED_ROUNDS	10	/* with a bit of everything: each takes half a second */
 #define MIRRORS		3
 #define MAX_REGIONS	16
 #define CAP_MANUAL_PROTECT	168	/* KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, Linux 5.0 */
 #define CAP_RING		192	/* KVM_CAP_DIRTY_LOG_RING, Linux 5.11 */
 #define CAP_RING_ACQ_REL	223	/* KVM_CAP_DIRTY_LOG_RING_ACQ_REL, Linux 6.1 */
 
-uint64_t proof_rounds = 40, proof_seed = 1, proof_kinds = PROOF_ALL_KINDS;
+uint64_t proof_rounds, proof_seed = 1, proof_kinds = PROOF_ALL_KINDS;
 
 /* Memory as one tracker has told of it */
 struct mirror {
@@ -24,8 +27,8 @@ struct mirror {
 };
 
 #define CHAIN_MOST	5
-#define QUIET_EVERY	25	/* rounds, of which these have no changes of the layout: */
-#define QUIET_FIRST	20
+#define QUIET_EVERY	10	/* rounds, of which these have no changes of the layout: */
+#define QUIET_FIRST	6
 
 /* Images, each based on the one before */
 struct chain {
@@ -40,6 +43,16 @@ struct other {
 	struct gmem_vm *vm;
 };
 
+/* The other VM receives what this one sends while it runs. */
+struct moving {
+	struct gmem_migration *migration;	/* NULL: none is under way */
+	pthread_t receiver;
+	int socks[2];
+	int received;				/* what gmem_vm_restore() returned */
+	struct gmem_vm *vm;
+	bool is_broken;
+};
+
 struct proof {
 	struct scribble s;
 	const struct proof_way *way;
@@ -47,10 +60,11 @@ struct proof {
 	struct mirror mirrors[MIRRORS];
 	struct chain chain;
 	struct other other;
+	struct moving moving;
 	int saved_fd;			/* all memory, for a while; -1: none */
 	uint64_t random;
 	uint64_t round;
-	uint64_t collections, told_bytes, restored;
+	uint64_t collections, told_bytes, restored, moved;
 	char *difference;		/* what differed first: 200 bytes, "" for nothing */
 };
 
@@ -75,6 +89,8 @@ int proof_arguments(int argc, char **argv)
 			argv[kept++] = argv[i];
 	}
 	argv[kept] = NULL;
+	if (!proof_rounds)
+		proof_rounds = expect()->is_native ? DEFAULT_ROUNDS : EMULATED_ROUNDS;
 	/* The runner gives that much longer. */
 	snprintf(seconds, sizeof(seconds), "%llu", (unsigned long long)proof_rounds);
 	setenv("GMEM_STRESS_SECONDS", seconds, 0);
@@ -478,6 +494,83 @@ static void restore_into_itself(struct proof *p)
 	p->saved_fd = -1;
 }
 
+/* ---- migrations ---- */
+
+static void *receive(void *data)
+{
+	struct moving *moving = data;
+
+	moving->received = gmem_vm_restore(moving->vm, moving->socks[1], NULL, NULL);
+	return NULL;
+}
+
+static const struct {
+	uint64_t tracker, migration;
+} migration_flags[] = {
+	{ GMEM_DIRTY_VCPUS_STOPPED, GMEM_MIGRATION_VCPUS_STOPPED },
+	{ GMEM_DIRTY_ALLOW_UNLOGGED, GMEM_MIGRATION_ALLOW_UNLOGGED },
+	{ GMEM_DIRTY_RINGS, GMEM_MIGRATION_RINGS },
+};
+
+/* With all stopped, in case memslots are replaced */
+static void begin_migration(struct proof *p)
+{
+	GMEM_OPTS(gmem_migration_opts, opts);
+	struct moving *moving = &p->moving;
+
+	if (p->s.can_convert || p->round % QUIET_EVERY != QUIET_FIRST)
+		return;
+	for (size_t i = 0; i < ARRAY_SIZE(migration_flags); i++)
+		if (p->way->tracker_flags & migration_flags[i].tracker)
+			opts.flags |= migration_flags[i].migration;
+	lay_out_other(p);
+	moving->vm = p->other.vm;
+	moving->is_broken = false;
+	WORKS(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, moving->socks));
+	CHECK_EQ(pthread_create(&moving->receiver, NULL, receive, moving), 0);
+	OK(gmem_migration_new(p->s.vm, moving->socks[0], &opts, &moving->migration));
+}
+
+/* A discard in the way is no harm at the beginning of a round, and later the end of the stream. */
+static void move_meanwhile(struct proof *p)
+{
+	struct moving *moving = &p->moving;
+	int err;
+
+	for (uint64_t i = 1 + dice(p, 3); moving->migration && i > 0 && !moving->is_broken; i--) {
+		err = gmem_migration_round(moving->migration, NULL);
+		moving->is_broken = err == -ENOTCONN;
+		if (err != -EBUSY && err != -ENOTCONN)
+			OK(err);
+	}
+}
+
+/* With all stopped again */
+static void end_migration(struct proof *p)
+{
+	struct moving *moving = &p->moving;
+	int err;
+
+	if (!moving->migration)
+		return;
+	err = moving->is_broken ? 0 : gmem_migration_finish(moving->migration, NULL);
+	moving->is_broken |= err == -ENOTCONN;
+	if (!moving->is_broken)
+		OK(err);
+	gmem_migration_free(moving->migration);
+	moving->migration = NULL;
+	close(moving->socks[0]);
+	CHECK_EQ(pthread_join(moving->receiver, NULL), 0);
+	close(moving->socks[1]);
+	CHECK_RESULT(moving->received, moving->is_broken ? -ENODATA : 0);
+	if (moving->is_broken)
+		return;
+	p->moved++;
+	compare_other(p, "migration");
+}
+
+/* ---- the other VM ---- */
+
 static void begin_other(struct proof *p)
 {
 	GMEM_OPTS(gmem_vm_opts, opts);
@@ -524,7 +617,7 @@ static void change_trackers(struct proof *p, bool stopped)
 		begin_mirror(p, 2, GMEM_DIRTY_FROM_NOW);
 	else if (p->round % 7 == 0 && mirrors[2].dirty)
 		end_mirror(&mirrors[2]);
-	if (p->round % 32 != 31)
+	if (p->round % 16 != 5)
 		return;
 	for (unsigned int i = 0; i < MIRRORS; i++)
 		if (mirrors[i].dirty)
@@ -565,15 +658,18 @@ static void one_round(struct proof *p)
 	collect_meanwhile(p);
 	change_trackers(p, false);
 	save_meanwhile(p);
-	if (p->round % 50 == 10)
+	move_meanwhile(p);
+	if (p->round % 50 == 3)
 		killed = scribble_kill_device(&p->s);
 	scribble_stop(&p->s);
+	end_migration(p);
 	restore_into_itself(p);
 	compare_all(p);
 	check_chain(p);
 	change_trackers(p, true);
 	if (killed)
 		scribble_next_device(&p->s);
+	begin_migration(p);
 }
 
 bool proof_run(const struct proof_way *way, uint64_t kinds, uint64_t rounds, char *ret)
@@ -600,6 +696,7 @@ bool proof_run(const struct proof_way *way, uint64_t kinds, uint64_t rounds, cha
 	begin_mirror(&p, 1, GMEM_DIRTY_FROM_NOW);
 	for (p.round = 0; p.round < rounds && !ret[0]; p.round++)
 		one_round(&p);
+	end_migration(&p);
 	for (unsigned int i = 0; i < MIRRORS; i++) {
 		end_mirror(&p.mirrors[i]);
 		munmap(p.mirrors[i].bytes, WINDOW_SIZE);
@@ -609,8 +706,9 @@ bool proof_run(const struct proof_way *way, uint64_t kinds, uint64_t rounds, cha
 	end_other(&p);
 	end_vm(&p);
 	note("seed %llu: %llu rounds, %llu collections, %llu MiB told, %llu "
-	     "times restored", (unsigned long long)proof_seed,
+	     "times restored, %llu migrated", (unsigned long long)proof_seed,
 	     (unsigned long long)p.round, (unsigned long long)p.collections,
-	     (unsigned long long)(p.told_bytes / MIB), (unsigned long long)p.restored);
+	     (unsigned long long)(p.told_bytes / MIB), (unsigned long long)p.restored,
+	     (unsigned long long)p.moved);
 	return !ret[0];
 }

@@ -351,7 +351,7 @@ static struct place pick_size(struct scribbler *by, const struct view_act *act)
 	/* Few are large, and seldom is one a whole chunk. */
 	uint64_t most = pick(by, 4) ? 64 : pick(by, 8) ? by->page : 3 * by->page;
 
-	if (!by->is_peer && act->kind <= SCRIBBLE_FILL && pick(by, 400) == 0)
+	if (!by->is_peer && act->kind <= SCRIBBLE_FILL && pick(by, 8000) == 0)
 		return (struct place){ BIG_GPA, 2 * MIB };
 	return pick_place(by, pick_area(by), most, act->kind == SCRIBBLE_STORE ||
 						     act->kind == SCRIBBLE_EXCHANGE ? 8 : 1);
@@ -504,7 +504,7 @@ static void scribble_in_memory(struct scribbler *by)
 	if (act->kind == SCRIBBLE_CONVERT)
 		at = middle(by);
 	at = pick_place(by, at, 3 * by->page, act->kind == SCRIBBLE_LOAD ? 1 : by->page);
-	if (act->kind != SCRIBBLE_CONVERT && pick(by, 200) == 0)
+	if (act->kind != SCRIBBLE_CONVERT && pick(by, 400) == 0)
 		at = (struct place){ BIG_GPA, 2 * MIB };
 	if (!act->kind) {
 		check_done(act->act(by, at));	/* it changes nothing */

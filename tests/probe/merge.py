@@ -298,8 +298,12 @@ def info_has_a_line_for_each_image():
 
 
 def a_chain_is_verified_as_a_whole():
-    equal(tool("verify", *chain(*range(COUNT))).returncode, 0, "all")
-    equal(tool("verify", *chain(3)).returncode, 0, "an increment by itself")
+    result = tool("verify", *chain(*range(COUNT)))
+    equal(result.returncode, 0, "all")
+    check(re.search(f"so are those that it is based on: .* in {COUNT} files", result.stdout.decode()), result.stdout)
+    result = tool("verify", *chain(3))
+    equal(result.returncode, 0, "an increment by itself")
+    check(b"up to generation 3" in result.stdout, result.stdout)
     refused(1, "not complete", "verify", cut(chain(0)[0]), *chain(1))
 
 

@@ -231,11 +231,58 @@ static void refusal_takes_no_memory(void **state)
 	}
 }
 
+static void write_in_all_ways(struct gmem_view *view, uint64_t page)
+{
+	static const char bytes[64];
+	uint64_t expected = 0;
+
+	assert_ok(gmem_view_write(view, 0, bytes, 8, NULL));
+	assert_ok(gmem_view_write(view, page - 4, bytes, sizeof(bytes), NULL));
+	assert_ok(gmem_view_fill(view, 5, 1, 3 * page, NULL));
+	assert_ok(gmem_view_copy(view, 0, 2 * page, page, NULL));
+	assert_ok(gmem_view_store(view, 8, 8, GMEM_RELEASE, 0));
+	assert_int_equal(gmem_view_compare_exchange(view, 8, 8, GMEM_SEQ_CST, &expected, 1), 1);
+	assert_ok(gmem_view_mark_dirty(view, 0, 4 * page));
+}
+
+/* Without a tracker, and while there is one: only what begins and ends it takes something. */
+static void writes_take_no_memory_and_no_calls(void **state)
+{
+	struct gmem_dirty *dirty = NULL;
+	struct gmem_region *region;
+	struct counts before, now;
+	struct gmem_view *view;
+	struct scene s;
+
+	(void)state;
+	assert_ok(gmem_recovery_enable());
+	begin(&s, &asks[3]);
+	region = add(&s);
+	assert_ok(gmem_view_new(s.unit.vm, &view));
+	for (int tracked = 0; tracked < 3; tracked++) {
+		if (tracked == 1)
+			assert_ok(gmem_dirty_new(s.unit.vm, NULL, &dirty));
+		if (tracked == 2)
+			gmem_dirty_free(dirty);
+		before = count();
+		write_in_all_ways(view, s.unit.page);
+		write_in_all_ways(view, s.unit.page);
+		now = count();
+		assert_int_equal(now.all, before.all);
+		assert_int_equal(now.allocations, before.allocations);
+	}
+	gmem_view_free(view);
+	assert_ok(gmem_region_remove(region));
+	end(&s);
+	gmem_recovery_disable();
+}
+
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(region_comes_and_goes_with_the_calls_it_needs),
 	cmocka_unit_test(only_a_view_is_waited_for),
 	cmocka_unit_test(region_takes_two_allocations_at_most),
 	cmocka_unit_test(refusal_takes_no_memory),
+		cmocka_unit_test(writes_take_no_memory_and_no_calls),
 };
 
 int main(void)

@@ -389,6 +389,16 @@ static void imports_mark_for_their_exporter(void **state)
 
 /* ---- other writers ---- */
 
+static void check_collected(struct scene *s, const char *what, uint64_t must)
+{
+	uint64_t bitmap = 0;
+
+	assert_ok(gmem_dirty_collect(s->dirty, NULL));
+	assert_ok(gmem_dirty_get_bitmap(s->dirty, s->base, 64 * PAGE, &bitmap, 1));
+	if (bitmap != must)
+		fail_msg("%s: pages 0x%" PRIx64 " are told, not 0x%" PRIx64, what, bitmap, must);
+}
+
 static void loads_and_discards_are_told(void **state)
 {
 	static const uint32_t pfns[] = { 20, 17 };
@@ -418,6 +428,15 @@ static void loads_and_discards_are_told(void **state)
 	assert_int_equal(gmem_vm_discard(s.unit.vm, 18 * PAGE, PAGE, NULL, NULL), -EBUSY);
 	check_told(&s, "a discard that is refused", 0, 0);
 	gmem_lease_free(lease);
+
+	/* of a file directly, whichever region has it; from the first hole to the last */
+	assert_ok(gmem_file_punch(s.file, PAGE, PAGE, NULL));
+	check_collected(&s, "a hole in a file", BIT(25));
+	check_collected(&s, "nothing", 0);
+	assert_ok(gmem_file_punch(s.file, 0, PAGE, NULL));
+	check_collected(&s, "another hole", BIT(24) | BIT(25));
+	check_collected(&s, "nothing", 0);
+
 	fake_fail_next(FAKE_MADVISE, -EIO);
 	assert_true(gmem_vm_discard(s.unit.vm, 16 * PAGE, PAGE, NULL, NULL) < 0);
 	fake_fail_struck();
@@ -523,7 +542,7 @@ static void *write_numbers(void *data)
 	if (gmem_vm_thread_view(race->scene.unit.vm, &view))
 		return NULL;
 	while (!stopped(race)) {
-		uint64_t page = ++racer->count * 7 % RACE_PAGES;
+		uint64_t page = __atomic_add_fetch(&racer->count, 1, __ATOMIC_RELAXED) * 7 % RACE_PAGES;
 
 		if (write_number(view, (16 + page) * PAGE + racer->number * 8, racer->count))
 			snprintf(racer->failure, sizeof(racer->failure), "%s", gmem_last_error());
@@ -588,7 +607,7 @@ static void *track_again_and_again(void *data)
 		for (int i = 0; i < 3; i++)
 			collect_and_compare(racer, view, dirty, copies);
 		gmem_dirty_free(dirty);
-		racer->count++;
+		__atomic_add_fetch(&racer->count, 1, __ATOMIC_RELAXED);
 	}
 	gmem_view_free(view);
 	return NULL;
@@ -611,6 +630,10 @@ static void run_race(int trackers, int membarrier_err)
 						i < WRITERS ? write_numbers : track_again_and_again,
 						&racers[i]), 0);
 	}
+	/* All come to their turn, also on a machine that does not run them side by side. */
+	for (unsigned i = 0; i < count; i++)
+		while (__atomic_load_n(&racers[i].count, __ATOMIC_RELAXED) < 4 && !racers[i].failure[0])
+			usleep(1000);
 	usleep((useconds_t)((seconds ? strtod(seconds, NULL) : 3) * 1e6 / 4));
 	__atomic_store_n(&race.stop, 1, __ATOMIC_RELAXED);
 	for (unsigned i = 0; i < count; i++)
@@ -618,7 +641,6 @@ static void run_race(int trackers, int membarrier_err)
 	for (unsigned i = 0; i < count; i++) {
 		if (racers[i].failure[0])
 			fail_msg("thread %u: %s", i, racers[i].failure);
-		assert_true(racers[i].count > 3);
 	}
 	print_message("# %" PRIu64 " writes, %" PRIu64 " trackers\n", racers[0].count, racers[WRITERS].count);
 	end(&race.scene);
