@@ -1726,7 +1726,7 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
  * @words: words in @bitmap, at least what the region needs
  *
  * Reading clears the log: a bit is set if the page was written since the last
- * call. KVM may report a page that was only read, but misses none that was written.
+ * call. What trackers (gmem_dirty_new()) have read of it is delivered, too. KVM may report a page that was only read, but misses none that was written.
  * Read a page's contents after this call.
  *
  * No write is missed across changes of the layout, refused ones included:
@@ -1743,7 +1743,7 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on);
  * GMEM_CAP_DIRTY_LOG. Regions can be logged there, and the VMM reads the rings.
  * With KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP this call returns what is not in the
  * rings. An entry of a ring names a memslot and a page in it, and the library
- * does not translate entries. So stop the vCPUs, and read and reset the rings
+ * does not translate entries, but for trackers (gmem_vm_add_dirty_ring()). So stop the vCPUs, and read and reset the rings
  * (KVM_RESET_DIRTY_RINGS), before a change of the layout that gives these
  * numbers another meaning: gmem_region_remove(), gmem_region_split(),
  * gmem_region_rebind(), a change that removes and adds the same memory, and a
@@ -4172,7 +4172,8 @@ struct gmem_dirty_info {
  *
  * Return: 0, or -EINVAL NULL argument, or @ret is too small, -ESTALE the VM's handle was
  * freed, -EBUSY a change of the layout has not ended within wait_ms of struct gmem_vm_opts,
- * -EDEADLK a callback calls it, -ENOMEM, or KVM's own errno.
+ * -EDEADLK a callback calls it, -ENOMEM there is no memory to read a log into, or KVM's own
+ * errno.
  */
 GMEM_API int gmem_dirty_collect(struct gmem_dirty *dirty, struct gmem_dirty_info *ret);
 
@@ -4287,7 +4288,8 @@ GMEM_API int gmem_dirty_set_parent(struct gmem_dirty *dirty, uint64_t id, uint64
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0, or -EINVAL NULL argument, or the range wraps.
+ * Return: 0, or -EINVAL NULL argument, or the range wraps, -ESTALE the VM's handle was freed,
+ * or the import.
  */
 GMEM_API int gmem_view_mark_dirty(struct gmem_view *view, uint64_t gpa, uint64_t size);
 
@@ -4300,7 +4302,7 @@ GMEM_API int gmem_view_mark_dirty(struct gmem_view *view, uint64_t gpa, uint64_t
  * gmem_dirty_collect() and gmem_dirty_peek() read all rings, and so does
  * gmem_vcpu_handle_exit() when KVM_RUN exits because one is full (KVM_EXIT_DIRTY_RING_FULL).
  * Nobody else may read it then; what was read before is no matter. It may be called before
- * there is a tracker, and while the vCPU runs. A child of fork(2) does not have the ring.
+ * there is a tracker, and while the vCPU runs.
  *
  * Thread-safe; does not wait for changes of the layout. Source: mmap(2) of the vCPU's fd,
  * KVM_RESET_DIRTY_RINGS. Since: 0.1.

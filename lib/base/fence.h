@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* fence: a full barrier, which ThreadSanitizer's build lacks as a built-in of the compiler. */
+/* fence: barriers, which ThreadSanitizer's build lacks as built-ins of the compiler. */
 #ifndef GMEM_FENCE_H
 #define GMEM_FENCE_H
 
@@ -9,6 +9,16 @@ static inline void gmem_fence(void)
 #if defined(__x86_64__)
 	/* Sooner done than mfence */
 	__asm__ volatile("lock orl $0, -4(%%rsp)" : : : "memory", "cc");
+#elif defined(__aarch64__)
+	__asm__ volatile("dmb ish" : : : "memory");
+#endif
+}
+
+/* Orders all accesses before it with the stores that follow. */
+static inline void gmem_release_fence(void)
+{
+#if defined(__x86_64__)
+	__asm__ volatile("" : : : "memory");
 #elif defined(__aarch64__)
 	__asm__ volatile("dmb ish" : : : "memory");
 #endif

@@ -136,8 +136,8 @@ static int fail_to_reset(const struct gmem_vm *vm, int err)
 }
 
 /*
- * With dirty_lock. A child of fork() has no VM, and not the rings either: the first call finds
- * that out.
+ * With dirty_lock. A child of fork() shares the rings with its parent, but not the VM: the first
+ * call finds that out, before entries are taken away from the parent.
  */
 static int empty_rings(struct gmem_vm *vm)
 {
@@ -245,11 +245,6 @@ static int map_ring(struct gmem_dirty_ring *ring)
 				 ring->vcpu_fd, ring->bytes, gmem_errno_name(err));
 	ring->entries = entries;
 	err = check_size(ring);
-	if (!err) {
-		err = gmem_sys_madvise(entries, size, MADV_DONTFORK);
-		if (err)
-			gmem_fail(err, "keeping a dirty ring from children: %s", gmem_errno_name(err));
-	}
 	if (err)
 		gmem_sys_munmap(entries, size);
 	ring->bytes = size;

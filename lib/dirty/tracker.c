@@ -131,12 +131,51 @@ static void note_flags(struct gmem_vm *vm)
 }
 
 /* With the hook lock. */
+static void end(struct gmem_dirty *dirty)
+{
+	struct gmem_vm *vm = dirty->vm;
+	struct gmem_dirty **link = &vm->trackers;
+
+	while (*link != dirty)
+		link = &(*link)->next;
+	*link = dirty->next;
+	note_flags(vm);
+	/* A VM that is over has ended all of it. */
+	if (vm->trackers || !vm->newest.dirty)
+		return;
+
+	gmem_vm_end_dirty_sources(vm);
+	gmem_vm_end_logging(vm);
+	end_marks(vm);
+}
+
+/* A callback cannot wait for its own thread: whoever changes the trackers next ends it. */
+static void abandon(struct gmem_dirty *dirty)
+{
+	__atomic_store_n(&dirty->is_abandoned, true, __ATOMIC_RELEASE);
+}
+
+static void end_abandoned(struct gmem_vm *vm)
+{
+	struct gmem_dirty *dirty, *next;
+
+	for (dirty = vm->trackers; dirty; dirty = next) {
+		next = dirty->next;
+		if (!__atomic_load_n(&dirty->is_abandoned, __ATOMIC_ACQUIRE))
+			continue;
+		end(dirty);
+		free(dirty);
+	}
+}
+
+/* With the hook lock. */
 static int begin(struct gmem_dirty *dirty, struct gmem_wait_budget *budget)
 {
 	struct gmem_vm *vm = dirty->vm;
 	struct gmem_failure failure;
 	int err = 0;
 
+	end_abandoned(vm);
 	if (!vm->newest.dirty)
 		err = begin_marks(vm, budget);
 	if (err)
@@ -206,44 +245,6 @@ GMEM_API int gmem_dirty_new(struct gmem_vm *vm, const struct gmem_dirty_opts *us
 	}
 	*ret = dirty;
 	return 0;
-}
-
-/* With the hook lock. */
-static void end(struct gmem_dirty *dirty)
-{
-	struct gmem_vm *vm = dirty->vm;
-	struct gmem_dirty **link = &vm->trackers;
-
-	while (*link != dirty)
-		link = &(*link)->next;
-	*link = dirty->next;
-	note_flags(vm);
-	/* A VM that is over has ended all of it. */
-	if (vm->trackers || !vm->newest.dirty)
-		return;
-
-	gmem_vm_end_dirty_sources(vm);
-	gmem_vm_end_logging(vm);
-	end_marks(vm);
-}
-
-/* A callback cannot wait for its own thread: whoever changes the trackers next ends it. */
-static void abandon(struct gmem_dirty *dirty)
-{
-	__atomic_store_n(&dirty->is_abandoned, true, __ATOMIC_RELEASE);
-}
-
-static void end_abandoned(struct gmem_vm *vm)
-{
-	struct gmem_dirty *dirty, *next;
-
-	for (dirty = vm->trackers; dirty; dirty = next) {
-		next = dirty->next;
-		if (!__atomic_load_n(&dirty->is_abandoned, __ATOMIC_ACQUIRE))
-			continue;
-		end(dirty);
-		free(dirty);
-	}
 }
 
 GMEM_API void gmem_dirty_free(struct gmem_dirty *dirty)

@@ -233,7 +233,7 @@ static void mark_word_in_chunk(const struct gmem_dirty_pages *dirty, uint64_t gp
 	if (!gib)
 		return;
 	set_mark(&gib->any[chunk_of(gpa)], period);
-	__atomic_thread_fence(__ATOMIC_RELEASE);
+	gmem_release_fence();
 	pages = &gib->pages[page_of(dirty, gpa)];
 	if (word == UINT64_MAX)
 		for (unsigned int i = 0; i < 64; i++)

@@ -71,9 +71,9 @@ struct gmem_dirty_top {
 
 /* Numbers and pointers are atomic, but for page_shift. */
 struct gmem_dirty_pages {
-	uint32_t period;		/* never 0 */
-	uint32_t known_period;		/* the same, or GMEM_DIRTY_NO_PERIOD where W needs a fence of its own */
 	struct gmem_dirty_top first;
+	uint32_t known_period;		/* the next, or GMEM_DIRTY_NO_PERIOD where W needs a fence of its own */
+	uint32_t period;		/* never 0 */
 	uint32_t page_shift;
 	struct gmem_dirty_top *tops[GMEM_DIRTY_TOPS];	/* the first is @first */
 };
@@ -109,7 +109,7 @@ static inline bool gmem_dirty_page_is_marked(const struct gmem_dirty_pages *dirt
 	mark = __atomic_load_n((const uint32_t *)(const void *)((const char *)gib + sizeof(*gib) +
 								(gpa >> (shift - 2) & (UINT32_MAX >> shift & ~3u))),
 			       __ATOMIC_ACQUIRE);
-	return mark == __atomic_load_n(&dirty->known_period, __ATOMIC_RELAXED);
+	return __builtin_expect(mark == __atomic_load_n(&dirty->known_period, __ATOMIC_RELAXED), 1);
 }
 
 /* Nothing is marked, and there is no memory yet. NULL with a sentence: -ENOMEM. */

@@ -270,7 +270,7 @@ are_marked(const struct gmem_view *view, uint64_t gpa, uint64_t size)
 	if (size <= GMEM_SMALL_COPY)
 		__asm__("" : "+r"(gpa));
 	marks = gmem_view_marks(view);
-	if (__builtin_expect(!marks, 0))
+	if (__builtin_expect(!gmem_view_marks_are_here(marks), 0))
 		return false;
 	return size <= GMEM_SMALL_COPY ? gmem_dirty_page_is_marked(marks, gpa)
 				       : gmem_view_has_marked(marks, gpa, size);
@@ -519,10 +519,12 @@ GMEM_API int gmem_view_mark_dirty(struct gmem_view *view, uint64_t gpa, uint64_t
 		return err;
 
 	gmem_view_begin(view);
-	if (size <= SPAN)
+	if (view->table == &gmem_table_of_nothing)
+		err = gmem_fail(-ESTALE, "the VM's handle was freed, or the import");
+	else if (size <= SPAN)
 		gmem_view_wrote(view, gpa, size);
 	else
 		gmem_view_mark(view, gpa, size);
 	gmem_view_end(view);
-	return 0;
+	return err;
 }

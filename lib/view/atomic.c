@@ -201,7 +201,7 @@ static __attribute__((noinline)) int store_checked(struct gmem_view *view, uint6
 		if (err)
 			fail(gpa, width, hva, true, err);
 		else
-			gmem_view_wrote(view, gpa, width);
+			gmem_view_wrote_word(view, gpa, width);
 	}
 	gmem_view_end(view);
 	return err;
@@ -225,7 +225,7 @@ static inline bool is_marked(const struct gmem_view *view, uint64_t gpa)
 {
 	const struct gmem_dirty_pages *marks = gmem_view_marks(view);
 
-	return marks && gmem_dirty_page_is_marked(marks, gpa);
+	return gmem_view_marks_are_here(marks) && gmem_dirty_page_is_marked(marks, gpa);
 }
 
 static __attribute__((noinline)) int store_marked_begun(struct gmem_view *view, uint64_t gpa,
@@ -317,7 +317,7 @@ GMEM_API int gmem_view_compare_exchange(struct gmem_view *view, uint64_t gpa, ui
 		if (err)
 			fail(gpa, width, hva, true, err);
 		else if (swapped)
-			gmem_view_wrote(view, gpa, width);
+			gmem_view_wrote_word(view, gpa, width);
 	}
 	gmem_view_end(view);
 	return err ? err : swapped;

@@ -157,8 +157,6 @@ int gmem_vm_start_table(struct gmem_vm *vm)
 	return err ? gmem_fail(err, "no memory for the readers' table") : 0;
 }
 
-const struct gmem_dirty_pages gmem_view_no_marks;
-
 /* Whether and where it marks what it writes. With views_lock. */
 static void tell_view(struct gmem_reader *reader)
 {
@@ -168,7 +166,7 @@ static void tell_view(struct gmem_reader *reader)
 	if (dirty && needs_fence(reader->vm))
 		gmem_dirty_pages_need_fences(dirty);
 	if (!reader->fast || __atomic_load_n(&reader->vm->peer_marks, __ATOMIC_RELAXED))
-		marks = &gmem_view_no_marks;
+		marks = GMEM_VIEW_MARKS_ELSEWHERE;
 	__atomic_store_n(&reader->marks, marks, __ATOMIC_RELEASE);
 }
 

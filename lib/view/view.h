@@ -34,7 +34,7 @@ struct gmem_reader {
 	bool fast;	/* accesses use the fast engine of nofault.h */
 	/*
 	 * atomic: where writes with the fast engine are marked; NULL: nowhere. Others, or what is
-	 * written for a peer: gmem_view_no_marks
+	 * written for a peer: GMEM_VIEW_MARKS_ELSEWHERE
 	 */
 	const struct gmem_dirty_pages *marks;
 	bool keeps_memory;	/* of a VM that is over: it was waited for in vain */
@@ -52,8 +52,14 @@ static inline bool gmem_view_is_fast(const struct gmem_view *view)
 	return GMEM_CONTAINER_OF(view, struct gmem_reader, view)->fast;
 }
 
-/* In the place of a view's marks: without room, so that gmem_view_mark() finds out what is to be done */
-extern const struct gmem_dirty_pages gmem_view_no_marks;
+/* In the place of a view's marks, at which nothing is: gmem_view_mark() finds out what is to be done. */
+#define GMEM_VIEW_MARKS_ELSEWHERE ((const struct gmem_dirty_pages *)1)
+
+/* It is neither that nor NULL. */
+static inline bool gmem_view_marks_are_here(const struct gmem_dirty_pages *marks)
+{
+	return (uintptr_t)marks > 1;
+}
 
 /*
  * To be asked in a period of the view; NULL: there is nothing to mark. If it changes meanwhile, what
@@ -173,8 +179,18 @@ static inline void gmem_view_wrote(const struct gmem_view *view, uint64_t gpa, u
 {
 	const struct gmem_dirty_pages *marks = gmem_view_marks(view);
 
-	if (marks && ((gpa | (gpa + (size - 1))) >> 42 || !gmem_view_has_marked(marks, gpa, size)))
+	if (marks && (!gmem_view_marks_are_here(marks) || (gpa | (gpa + (size - 1))) >> 42 ||
+		      !gmem_view_has_marked(marks, gpa, size)))
 		gmem_view_mark(view, gpa, size);
+}
+
+/* The same for what is in one page */
+static inline void gmem_view_wrote_word(const struct gmem_view *view, uint64_t gpa, uint32_t width)
+{
+	const struct gmem_dirty_pages *marks = gmem_view_marks(view);
+
+	if (__builtin_expect(marks && (gpa >> 42 || !gmem_dirty_page_is_marked(marks, gpa)), 0))
+		gmem_view_mark(view, gpa, width);
 }
 
 /* Finds the memory at @gpa: as much of @size as is contiguous for the host. */

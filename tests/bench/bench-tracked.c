@@ -15,7 +15,7 @@
 
 #define REGIONS		32
 #define REGION_SIZE	((uint64_t)2 << 20)
-#define HOT_BUFFERS	64
+#define HOT_BUFFERS	32	/* of a thread */
 #define ADDRESSES	1024
 #define SETS		16
 #define BIGGEST		((size_t)1 << 20)
@@ -26,8 +26,9 @@ static const char usage[] =
 	"\n"
 	"Writes to the memory of two VMs, which is the same: one has a tracker\n"
 	"(gmem_dirty_new()), so that views mark what they write, the other has none. Up to\n"
-	"4 KiB in 64 pages that are in use, more anywhere in 32 regions of 2 MiB. Pages are\n"
-	"marked already: each is marked once in a period, and then that is only looked up.\n"
+	"4 KiB in 32 pages of each thread that are in use, more anywhere in its 16 regions of\n"
+	"2 MiB. Pages are marked already: each is marked once in a period, and then that is\n"
+	"only looked up.\n"
 	"\n"
 	"Columns: ns of CPU time for one access, median (least - most) of ROUNDS rounds, at\n"
 	"least 5, by default 21, in which all sides take turns:\n"
@@ -167,20 +168,22 @@ static void free_vm(struct machine *machine)
 
 /* ------------------------------------------------------------------ rows -- */
 
-static void fill_addresses(struct writer *writer)
+/* Threads have every other region each. */
+static void fill_addresses(struct writer *writer, unsigned int thread)
 {
 	bool big = writer->size > 4096;
 	uint64_t room = big ? REGION_SIZE : 4096, align = big ? 4096 : 8;
 
-	writer->count = big ? REGIONS : ADDRESSES;
+	writer->count = big ? REGIONS / BENCH_THREADS : ADDRESSES;
 	for (size_t set = 0; set < SETS; set++)
 		for (size_t i = 0; i < writer->count; i++) {
 			size_t buffer = big ? i : bench_random(HOT_BUFFERS);
+			size_t region = buffer % (REGIONS / BENCH_THREADS) * BENCH_THREADS + thread;
 			uint64_t offset = bench_random((room - writer->size) / align + 1) * align;
 
 			if (!big)
 				offset += buffer * 3 * 4096;
-			writer->all_gpas[set][i] = 2 * (buffer % REGIONS) * REGION_SIZE + offset;
+			writer->all_gpas[set][i] = 2 * region * REGION_SIZE + offset;
 		}
 }
 
@@ -202,7 +205,7 @@ static void run_row(struct bench *bench, const char *name, void (*access)(const 
 
 		writer->run = access;
 		writer->size = size;
-		fill_addresses(writer);
+		fill_addresses(writer, i);
 		bench->operations = writer->count;
 	}
 

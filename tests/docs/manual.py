@@ -117,7 +117,7 @@ def every_call_with_what_outlives_a_VM_names_ESTALE():
     lasting = "view|change|populate|transfer|vcpu|export|peer"
     # They do not ask the VM, or are for its end.
     spared = re.compile(r"_(free|new|end|cancel|result|get_result|complete|fd)$|"
-                        r"^gmem_view_begin$")
+                        r"^gmem_view_(begin|mark_dirty)$")
     for name in exported():
         first = re.search(r'^\.Fa "(.*)"$', SECTION3[name], re.M)
         if first and re.match(rf"struct gmem_({lasting}) \*", first[1]) and not spared.search(name) \

@@ -23,7 +23,7 @@
 #include "lab.h"
 
 #define BASE	((uint64_t)256 << 20)
-#define PAGES	4096
+#define PAGES	2048
 #define WRITERS	2
 
 /* Regions that come and go */
@@ -58,11 +58,10 @@ static void compare_memory(struct gmem_region *const *regions, unsigned count, i
 
 		CHECK(expected);
 		receive_memory(sock, expected, size);
-		for (uint64_t at = 0; at < size; at += 4)
-			if (host_load(hva + at) != *(uint32_t *)(void *)(expected + at))
-				FAIL("gpa 0x%llx differs: 0x%x, not 0x%x",
-				     (unsigned long long)(gmem_region_gpa(regions[i]) + at), host_load(hva + at),
-				     *(uint32_t *)(void *)(expected + at));
+		for (uint64_t at = 0; at < size; at += page_size())
+			if (memcmp(hva + at, expected + at, page_size()) != 0)
+				FAIL("the page at gpa 0x%llx differs",
+				     (unsigned long long)(gmem_region_gpa(regions[i]) + at));
 		free(expected);
 	}
 }
@@ -88,12 +87,26 @@ static void run_receiver(int sock, uint32_t backing, unsigned regions)
 	end_child(EXIT_SUCCESS);
 }
 
+static bool has_network(void)
+{
+	struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons(9), .sin_addr = { htonl(INADDR_LOOPBACK) } };
+	int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	bool has = sock >= 0 && connect(sock, (struct sockaddr *)&at, sizeof(at)) == 0;
+
+	if (sock >= 0)
+		close(sock);
+	return has;
+}
+
 static void make_connection(int domain, int fds[2])
 {
 	struct sockaddr_in at = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
 	socklen_t length = sizeof(at);
 	int listening;
 
+	/* Small machines have no network, not even with themselves. */
+	if (domain == AF_INET && !has_network())
+		domain = AF_UNIX;
 	if (domain == AF_UNIX) {
 		WORKS(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds));
 		return;
@@ -103,6 +116,9 @@ static void make_connection(int domain, int fds[2])
 	WORKS(listen(listening, 1));
 	WORKS(getsockname(listening, (struct sockaddr *)&at, &length));
 	fds[0] = (int)WORKS(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+	/* Smaller than what there is to send */
+	WORKS(setsockopt(listening, SOL_SOCKET, SO_RCVBUF, &(int){ 65536 }, sizeof(int)));
+	WORKS(setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &(int){ 65536 }, sizeof(int)));
 	WORKS(connect(fds[0], (struct sockaddr *)&at, sizeof(at)));
 	fds[1] = (int)WORKS(accept4(listening, NULL, NULL, SOCK_CLOEXEC));
 	close(listening);
@@ -200,7 +216,7 @@ static void *scribble(void *data)
 			OK(gmem_view_write(view, BASE + at, &number, sizeof(number), NULL));
 			OK(gmem_view_store(view, BASE + at / 4 * 4, 4, GMEM_RELAXED, (uint32_t)number));
 		}
-		usleep(50);
+		usleep(1000);
 	}
 	gmem_view_free(view);
 	return NULL;
@@ -267,7 +283,7 @@ static void move_guest(uint32_t from, uint32_t to, unsigned regions, uint64_t fl
 	if (begin_source(&s, from)) {
 		await_receiver(&r);
 		migrate_with(&s, r.sock, flags, 0);
-		send_rounds(&s, 6);
+		send_rounds(&s, 5);
 		send_memory(&s, r.sock);
 		end_receiver(&r, 0);
 		end_source(&s);
@@ -282,9 +298,21 @@ static void move_guest(uint32_t from, uint32_t to, unsigned regions, uint64_t fl
 TEST(what_is_written_while_it_migrates_arrives)
 {
 	move_guest(GMEM_BACKING_HOST, GMEM_BACKING_HOST, 1, 0);
+}
+
+TEST(the_receiver_may_have_other_regions_and_other_memory)
+{
 	move_guest(GMEM_BACKING_HOST, GMEM_BACKING_SHARED, 2, 0);
 	move_guest(GMEM_BACKING_MAPPED, GMEM_BACKING_HOST, 4, 0);
+}
+
+TEST(shared_memory_gets_a_log_and_migrates)
+{
 	move_guest(GMEM_BACKING_SHARED, GMEM_BACKING_HOST, 2, 0);
+}
+
+TEST(without_threads_it_migrates_too)
+{
 	move_guest(GMEM_BACKING_SHARED, GMEM_BACKING_MAPPED, 1, GMEM_MIGRATION_NO_THREADS);
 }
 
@@ -549,7 +577,6 @@ TEST(a_round_that_nobody_reads_can_be_cancelled)
 			fds[1] = ends[0];
 		}
 		CHECK(begin_source(&s, GMEM_BACKING_HOST));
-		/* More than the buffers of any connection take */
 		memset(s.hva, 1, s.size);
 		migrate_with(&s, fds[1], flags[kind % 2], 0);
 		begin_call(&call, s.migration, gmem_migration_cancel);
@@ -565,7 +592,7 @@ TEST(a_round_that_nobody_reads_can_be_cancelled)
 
 TEST(a_limit_holds_and_can_be_taken_away)
 {
-	const uint64_t limit = 64 * MIB;
+	const uint64_t limit = 16 * MIB;
 	struct receiver r;
 	struct source s;
 	struct call call;
@@ -576,9 +603,9 @@ TEST(a_limit_holds_and_can_be_taken_away)
 	migrate_with(&s, r.sock, 0, limit);
 	OK(gmem_migration_round(s.migration, &s.status));
 	/* But for what the buffers take at once, and 10 ms */
-	CHECK(s.status.ns >= (s.status.sent_bytes - 6 * MIB) * 1000 / limit * 1000000);
+	CHECK(s.status.ns >= (s.status.sent_bytes - 4 * MIB) * 1000 / limit * 1000000);
 
-	/* It would take four hours. */
+	/* It would take two hours. */
 	gmem_migration_set_limit(s.migration, 1024);
 	memset(s.hva, 3, s.size);
 	for (uint64_t at = 0; at < s.size; at += s.lab.page)

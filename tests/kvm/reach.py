@@ -37,6 +37,7 @@ ADOPTED = "a file of the program's is adopted"
 LIMITS = "a limit is reached"
 LARGE = "256 pages or more are looked at, or counted, at once"
 OLD = "older kernels"
+TRACKED = "a peer comes while there is a tracker"
 
 # Why no test reaches a row here, in phases where none does
 EXCUSED = {
@@ -50,6 +51,7 @@ EXCUSED = {
     "KVM_SET_MEMORY_ATTRIBUTES": PRIVATE, "KVM_CLEAR_DIRTY_LOG": "VMs whose dirty logs are protected manually",
     "KVM_PRE_FAULT_MEMORY": "a vCPU is populated for", "KVM_RESET_DIRTY_RINGS": "VMs with dirty rings",
     "fallocate": "a page of zeros among dense data that is still in the page cache", "msync": LARGE, "PAGEMAP_SCAN": LARGE, "kcmp": OLD, "readlink": ADOPTED, "newfstatat": ADOPTED, "pread64": "memory registered with userfaultfd",
+    "ftruncate": TRACKED, "memfd_create": TRACKED,
     "preadv2": "a file on a disk, that is read past the page cache", "poll": "a pipe is full, or empty",
     "openat": LIMITS, "prlimit64": LIMITS, "read": LIMITS,
     "getpid": "access without recovery", "process_vm_readv": "access without recovery",

@@ -63,6 +63,24 @@ static void run_running(struct site *s)
 		OK(gmem_region_get_dirty_log(s->region, bitmap, ARRAY_SIZE(bitmap)));
 }
 
+static struct gmem_dirty *track(struct gmem_vm *vm)
+{
+	GMEM_OPTS(gmem_dirty_opts, opts, .flags = GMEM_DIRTY_VCPUS_STOPPED | GMEM_DIRTY_ALLOW_UNLOGGED);
+	struct gmem_dirty *dirty;
+
+	OK(gmem_dirty_new(vm, &opts, &dirty));
+	return dirty;
+}
+
+static struct gmem_migration *migrate_to(struct gmem_vm *vm, int fd)
+{
+	GMEM_OPTS(gmem_migration_opts, opts, .flags = GMEM_MIGRATION_ALLOW_UNLOGGED);
+	struct gmem_migration *migration;
+
+	OK(gmem_migration_new(vm, fd, &opts, &migration));
+	return migration;
+}
+
 /* As much as it takes for threads to be placed near the memory */
 #define FOR_THREADS (64 * MIB)
 
@@ -201,6 +219,7 @@ static void set_up_more(struct gmem_vm *vm, const struct gmem_plan *plan, struct
 	GMEM_OPTS(gmem_populate_opts, populate, .workers = 2);
 	GMEM_OPTS(gmem_numa_pages, pages);
 	struct gmem_region *region;
+	struct gmem_dirty *dirty;
 	struct gmem_view *view;
 
 	OK(gmem_region_add(vm, 8 * GIB, FOR_THREADS, &opts, &region));
@@ -219,6 +238,9 @@ static void set_up_more(struct gmem_vm *vm, const struct gmem_plan *plan, struct
 	OK(gmem_view_new(vm, &view));
 	WORKS(mprotect(opts.hva, page_size(), PROT_READ));
 	REFUSED(gmem_view_fill(view, 9 * GIB, 1, 8, NULL), -EFAULT);
+	dirty = track(vm);
+	OK(gmem_dirty_collect(dirty, NULL));
+	gmem_dirty_free(dirty);
 }
 
 TEST(setup_calls_what_the_table_says)
@@ -282,6 +304,24 @@ static void running(uint32_t backing)
 	leave();
 }
 
+static void running_tracked(uint32_t backing)
+{
+	GMEM_OPTS(gmem_dirty_info, info, .bytes = 0);
+	struct gmem_dirty_range range;
+	struct gmem_dirty *dirty;
+	struct site s;
+
+	site_new(&s, DEFAULT_VM, backing, PAGES, false);
+	dirty = track(s.lab.vm);
+	enter(GMEM_SANDBOX_RUNNING);
+	use_view(&s);
+	OK(gmem_view_mark_dirty(s.view, BASE, s.size));
+	OK(gmem_dirty_peek(dirty, &info));
+	OK(gmem_dirty_collect(dirty, &info));
+	OK(gmem_dirty_next(dirty, 0, &range));
+	leave();
+}
+
 static volatile sig_atomic_t passed_on;
 
 static void count_signal(int number)
@@ -311,6 +351,11 @@ static void running_recovered(uint32_t backing)
 TEST(running_calls_what_the_table_says)
 {
 	each_backing(running);
+}
+
+TEST(running_with_a_tracker_calls_what_the_table_says)
+{
+	each_backing(running_tracked);
 }
 
 TEST(running_with_recovery_calls_what_the_table_says)
@@ -416,6 +461,32 @@ static void layout(uint32_t backing)
 	OK(gmem_vm_bind_shared(s.lab.vm, NULL));
 	run_layout(&s);
 	leave();
+}
+
+/* Trackers come and go, and add memory that logs. */
+static void layout_with_trackers(uint32_t backing)
+{
+	struct gmem_dirty *dirty;
+	struct site s;
+	int socks[2];
+
+	site_new(&s, DEFAULT_VM, backing, 4096, recovers);
+	WORKS(socketpair(AF_UNIX, SOCK_STREAM, 0, socks));
+	enter(GMEM_SANDBOX_LAYOUT);
+	gmem_migration_free(migrate_to(s.lab.vm, socks[0]));
+	dirty = track(s.lab.vm);
+	OK(gmem_dirty_collect(dirty, NULL));
+	gmem_dirty_free(dirty);
+	OK(gmem_vm_bind_shared(s.lab.vm, NULL));
+	dirty = track(s.lab.vm);
+	run_layout(&s);
+	gmem_dirty_free(dirty);
+	leave();
+}
+
+TEST(trackers_come_and_go_by_what_the_table_says)
+{
+	with_and_without_recovery(layout_with_trackers);
 }
 
 TEST(layout_calls_what_the_table_says)
@@ -684,6 +755,39 @@ static void load(struct gmem_vm *vm, int fd, uint64_t size, uint64_t flags)
 
 	OK(gmem_vm_load(vm, BASE, fd, 0, size, &opts, &result));
 	CHECK_EQ(result.data_bytes + result.zero_bytes, size);
+}
+
+/* Increments, and a migration to a file, of trackers that there are */
+static void snapshot_tracked(uint32_t backing)
+{
+	GMEM_OPTS(gmem_transfer_opts, opts, .dirty = NULL);
+	struct gmem_migration *migration;
+	int fd, parent, stream;
+	struct site s;
+
+	site_new(&s, DEFAULT_VM, backing, PAGES, recovers);
+	fd = image_fd(0);
+	parent = image_fd(0);
+	stream = image_fd(0);
+	opts.dirty = track(s.lab.vm);
+	migration = migrate_to(s.lab.vm, stream);
+	enter(GMEM_SANDBOX_SNAPSHOT);
+	OK(gmem_vm_save(s.lab.vm, parent, &opts, NULL));
+	OK(gmem_view_fill(s.view, BASE, 7, 100, NULL));
+	OK(gmem_vm_save(s.lab.vm, fd, &opts, NULL));
+	OK(gmem_migration_round(migration, NULL));
+	OK(gmem_migration_finish(migration, NULL));
+	opts.dirty = NULL;
+	OK(gmem_vm_restore(s.lab.vm, stream, &opts, NULL));
+	opts.parents = &parent;
+	opts.parent_count = 1;
+	OK(gmem_vm_restore(s.lab.vm, fd, &opts, NULL));
+	leave();
+}
+
+TEST(increments_and_migrations_call_what_the_table_says)
+{
+	with_and_without_recovery(snapshot_tracked);
 }
 
 static void snapshot(uint32_t backing)

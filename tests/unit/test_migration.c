@@ -373,7 +373,7 @@ static void a_stream_goes_through_pipes_and_sockets_of_all_kinds(void **state)
 
 static void the_limit_holds_a_round_but_not_the_last(void **state)
 {
-	const uint64_t limit = 20 * MIB;
+	const uint64_t limit = 4 * MIB;
 	int file = new_file();
 	unsigned waits;
 	struct source s;
@@ -385,7 +385,6 @@ static void the_limit_holds_a_round_but_not_the_last(void **state)
 	assert_true(fake_count(FAKE_POLL_MANY) > 0);
 	/* The last step is not waited for, nor what 10 ms allow. */
 	assert_true(s.status.ns >= (s.status.sent_bytes - 2 * MIB) * 1000 / limit * 1000000);
-	assert_true(s.status.send_rate > limit);
 
 	waits = fake_count(FAKE_POLL_MANY);
 	for (uint64_t page = 0; page < s.size / s.unit.page; page++)

@@ -5,6 +5,8 @@
 #include <string.h>
 
 #include "os/kvm_compat.h"
+#include "region/dirty_pages.h"
+#include "region/vm_core.h"
 #include "unit.h"
 #include "unit_alloc.h"
 
@@ -479,6 +481,112 @@ static void tracker_may_outlive_its_vm(void **state)
 	}
 }
 
+/* After the last period of all, everything is told once. */
+static void periods_may_run_out(void **state)
+{
+	struct gmem_region *region;
+	struct gmem_dirty *a, *b;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region_backed(&unit, 0, 64, GMEM_BACKING_HOST);
+	a = begin(&unit, GMEM_DIRTY_FROM_NOW);
+	b = begin(&unit, GMEM_DIRTY_FROM_NOW);
+	unit.vm->newest.dirty->period = GMEM_DIRTY_NO_PERIOD - 2;
+	assert_int_equal(collect(a), 0);
+	write_page(&unit, region, 1);
+	assert_int_equal(collect(a), PAGES(&unit, 1));
+	assert_int_equal(collect(b), PAGES(&unit, 64));
+	write_page(&unit, region, 2);
+	assert_int_equal(collect(b), PAGES(&unit, 1));
+	assert_int_equal(collect(a), PAGES(&unit, 64));
+	write_page(&unit, region, 3);
+	assert_int_equal(collect(a), PAGES(&unit, 1));
+	assert_int_equal(collect(b), PAGES(&unit, 1));
+	gmem_dirty_free(a);
+	gmem_dirty_free(b);
+	unit_end(&unit);
+}
+
+struct callback {
+	struct gmem_vm *vm;
+	struct gmem_dirty *dirty;
+	unsigned calls;
+};
+
+/* Nothing here can wait for what the thread itself is in. */
+static int use_in_callback(void *data, uint64_t gpa, uint64_t size)
+{
+	struct gmem_dirty *other = UNTOUCHED(struct gmem_dirty);
+	struct callback *c = data;
+
+	(void)gpa;
+	(void)size;
+	c->calls++;
+	assert_int_equal(gmem_dirty_new(c->vm, NULL, &other), -EDEADLK);
+	assert_ptr_equal(other, UNTOUCHED(struct gmem_dirty));
+	assert_int_equal(gmem_dirty_collect(c->dirty, NULL), -EDEADLK);
+	assert_int_equal(gmem_vm_bind_shared(c->vm, NULL), -EDEADLK);
+	/* which is not allowed, and does no harm */
+	gmem_dirty_free(c->dirty);
+	return 0;
+}
+
+static void callbacks_are_refused(void **state)
+{
+	GMEM_OPTS(gmem_listener_opts, opts, .before_private = use_in_callback);
+	struct gmem_listener *listener;
+	struct gmem_region *region;
+	struct gmem_dirty *dirty;
+	struct callback c = { .calls = 0 };
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "7.3-swp-t1");
+	region = unit_region_backed(&unit, 0, 4, GMEM_BACKING_PRIVATE);
+	c.vm = unit.vm;
+	c.dirty = begin(&unit, GMEM_DIRTY_ALLOW_UNLOGGED);
+	opts.data = &c;
+	assert_ok(gmem_listener_new(unit.vm, &opts, &listener));
+	assert_ok(gmem_vm_convert(unit.vm, 0, unit.page, GMEM_STATE_PRIVATE, NULL, NULL));
+	assert_int_equal(c.calls, 1);
+	gmem_listener_free(listener);
+	/* the next one ends it, or the VM does */
+	dirty = begin(&unit, GMEM_DIRTY_ALLOW_UNLOGGED);
+	gmem_dirty_free(dirty);
+	assert_ok(gmem_vm_bind_shared(unit.vm, NULL));
+	assert_ok(gmem_region_remove(region));
+	unit_end(&unit);
+}
+
+/* A view that does not end in time: nothing has begun, and its marks are used the next time. */
+static void a_view_that_does_not_end_is_waited_for_in_time(void **state)
+{
+	GMEM_OPTS(gmem_vm_opts, vm_opts, .wait_ms = 20);
+	struct gmem_dirty *dirty = NULL;
+	struct gmem_region *region;
+	struct gmem_view *view;
+	struct unit unit;
+
+	(void)state;
+	unit_begin(&unit, "6.18");
+	assert_ok(gmem_vm_new(unit.vm_fd, &vm_opts, &unit.vm));
+	region = unit_region_backed(&unit, 0, 64, GMEM_BACKING_HOST);
+	assert_ok(gmem_view_new(unit.vm, &view));
+	gmem_view_begin(view);
+	/* The room for marks stays, once. */
+	assert_int_equal(gmem_dirty_new(unit.vm, NULL, &dirty), -EBUSY);
+	assert_refused(-EBUSY, "20 ms", gmem_dirty_new(unit.vm, NULL, &dirty));
+	assert_int_equal(unit_slot(&unit, region).flags, 0);
+	gmem_view_end(view);
+	dirty = begin(&unit, 0);
+	assert_int_equal(collect(dirty), PAGES(&unit, 64));
+	gmem_dirty_free(dirty);
+	gmem_view_free(view);
+	unit_end(&unit);
+}
+
 /* Whatever allocation fails, nothing is left of a tracker. */
 static void a_tracker_without_memory_is_refused(void **state)
 {
@@ -557,6 +665,9 @@ int main(void)
 		cmocka_unit_test(what_comes_and_moves_has_changed),
 		cmocka_unit_test(refused_changes_lose_no_bits),
 		cmocka_unit_test(tracker_may_outlive_its_vm),
+		cmocka_unit_test(periods_may_run_out),
+		cmocka_unit_test(callbacks_are_refused),
+		cmocka_unit_test(a_view_that_does_not_end_is_waited_for_in_time),
 		cmocka_unit_test(a_tracker_without_memory_is_refused),
 		cmocka_unit_test(arguments_are_checked),
 	};
