@@ -332,7 +332,7 @@ static void *write_pages(void *data)
 	while (!stopped(race)) {
 		page = random_below(&seed, race->pages);
 		gpa = RACE_BASE + page * 4 * KIB + racer->number * 8;
-		racer->count++;
+		__atomic_store_n(&racer->count, racer->count + 1, __ATOMIC_RELAXED);
 		__atomic_store_n(&race->memory[page][racer->number], racer->count, __ATOMIC_RELEASE);
 		if (racer->count % 16) {
 			mark_as_a_view(race, gpa);
@@ -396,7 +396,7 @@ static void collect(struct racer *racer)
 					 "page %" PRIu64 " of writer %u: %" PRIu64 " was done, %" PRIu64
 					 " is copied, in round %" PRIu64, i, w, done[i][w],
 					 race->copies[number][i][w], racer->count);
-	racer->count++;
+	__atomic_store_n(&racer->count, racer->count + 1, __ATOMIC_RELAXED);
 }
 
 static void *collect_pages(void *data)
@@ -418,9 +418,18 @@ static void end_race(struct race *race, struct racer *racers)
 		collect(&racers[i]);
 		if (racers[i].failure[0])
 			fail_msg("tracker %u: %s", racers[i].number, racers[i].failure);
-		assert_true(racers[i].count > 10);
 	}
 	print_message("# %" PRIu64 " writes, %" PRIu64 " rounds\n", racers[0].count, racers[race->writers].count);
+}
+
+/* A busy machine may take long. */
+static bool have_begun(const struct racer *racers, unsigned count)
+{
+	bool all = true;
+
+	for (unsigned i = 0; i < count; i++)
+		all &= __atomic_load_n(&racers[i].count, __ATOMIC_RELAXED) > 10;
+	return all;
 }
 
 static void run_race(struct race *race, double seconds)
@@ -438,6 +447,8 @@ static void run_race(struct race *race, double seconds)
 						&racers[i]), 0);
 	}
 	nanosleep(&pause, NULL);
+	while (!have_begun(racers, race->writers + race->trackers))
+		usleep(1000);
 	end_race(race, racers);
 }
 
