@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/counters.h"
 #include "base/error.h"
+#include "base/part.h"
 #include "base/interval_tree.h"
 #include "base/limit.h"
 #include "base/lock.h"

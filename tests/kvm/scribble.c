@@ -312,7 +312,7 @@ static int do_raw(struct scribbler *by, struct place to, uint32_t word)
 		err = gmem_view_mark_dirty(by->view, to.gpa, to.size);
 	}
 	gmem_view_end(by->view);
-	return err == -ENXIO || err == -ENOTSUP || err == -EFAULT ? 0 : err;
+	return err == -ERANGE ? 0 : err;
 }
 
 static int do_kernel(struct scribbler *by, struct place to, uint32_t word)
