@@ -287,7 +287,7 @@ static void without_a_tracker_and_of_a_first_image_bytes_are_those_of_version_1(
 	a = mmap(NULL, size, PROT_READ, MAP_SHARED, plain, 0);
 	b = mmap(NULL, size, PROT_READ, MAP_SHARED, tracked, 0);
 	assert_int_equal(a->version, 1);
-	for (uint64_t at = 0; at < size; at += ((struct image_record *)((char *)a + at))->size) {
+	for (uint64_t at = 0; at < size; at += ((struct image_record *)(void *)((char *)a + at))->size) {
 		const struct image_record *one = (void *)((char *)a + at), *two = (void *)((char *)b + at);
 
 		assert_memory_equal(one->kind, two->kind, 8);
