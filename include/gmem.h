@@ -4268,7 +4268,7 @@ GMEM_API int gmem_dirty_get_bitmap(struct gmem_dirty *dirty, uint64_t gpa, uint6
  *	gmem_image_summary; 0: there is none, and the next save is of all memory
  * @generation: its generation, likewise
  *
- * gmem_vm_save() with a tracker does this itself. The call is for a VM whose memory was restored
+ * gmem_vm_save() with a tracker sets the image that it has saved. The call is for a VM whose memory was restored
  * from an image, and a tracker that was made with GMEM_DIRTY_FROM_NOW before the VM ran. The next
  * save then writes what differs from that image.
  *
@@ -4467,11 +4467,12 @@ typedef void (*gmem_transfer_lost_fn)(void *data, uint64_t gpa, uint64_t size);
  *	calling thread. At most 1024, of which up to 64 work at a time.
  * @lost: with GMEM_TRANSFER_ALLOW_LOST: is told what the image lacks, NULL for none
  * @lost_data: passed to @lost
- * @dirty: save: tracker of @vm, borrowed until the transfer is freed: use it for nothing else
- *	meanwhile. The save begins with gmem_dirty_collect(). If the tracker has no parent
- *	(gmem_dirty_set_parent()), all memory is saved. Otherwise the image is incremental: it has
- *	what was collected, and names the parent. When the save is done its image is the tracker's
- *	new parent; when it is freed before, what was collected is put back.
+ * @dirty: save: tracker of @vm, borrowed until the transfer is freed. If the tracker has no
+ *	parent (gmem_dirty_set_parent()), all memory is saved. Otherwise the image is incremental:
+ *	it has what changed since the parent was saved, and names the parent. When the save is done
+ *	its image is the tracker's new parent; a save that is freed before has changed nothing. The
+ *	tracker's rounds are apart from that: a save takes nothing from gmem_dirty_collect(), nor
+ *	does that from a save
  * @parents: restore, gmem_image_verify(): files of the images that the one in @fd is based on, the
  *	oldest first, each at @image_offset; borrowed until the transfer is freed. NULL: it is not
  *	incremental
