@@ -5094,7 +5094,7 @@ struct gmem_migration_opts {
  * @round: number of rounds that are done
  * @sent_bytes: bytes written to the file in this round, and
  * @total_bytes: in all rounds
- * @memory_bytes: bytes of memory that this round sent, also those that are zero
+ * @memory_bytes: bytes of memory that this round sent, also those that are zero; 0 if it failed
  * @ns: nanoseconds that this round took
  * @left_bytes: bytes of memory that changed since it began, and are to be sent; 0 after the last
  * @dirty_rate: bytes of memory that change in a second: @left_bytes over the time since this
@@ -5103,13 +5103,17 @@ struct gmem_migration_opts {
  * @send_rate: bytes that can be written in a second: those of this round, and of earlier rounds
  *	with less and less weight, over the time that it took without the waits for the
  *	limit. With a limit it may be more than the network takes, which empties the buffers of a
- *	socket during these waits.
- * @pause_ns: nanoseconds that gmem_migration_finish() would take if it were called now:
- *	@left_bytes at @send_rate, and what each round takes beside that
+ *	socket during these waits. Of memory that is zero next to nothing is written, so more
+ *	memory than this can be sent.
+ * @pause_ns: nanoseconds that gmem_migration_finish() would take if it were called now, as far as
+ *	can be told: @left_bytes, some of it zero as in the rounds before, and what each round takes
+ *	beside that. After the first round @left_bytes at @send_rate, but no longer than it took.
  * @unlogged_bytes: part of @left_bytes that has no log, and is sent each time
  *
- * A migration converges if @dirty_rate is below @send_rate, and below the limit. A VMM that
- * slows its vCPUs down (auto-converge) looks at their ratio.
+ * A migration converges while @pause_ns is below @ns: what a round left takes less time than the
+ * round. Where nothing is zero, that is so if @dirty_rate is below @send_rate. With a limit,
+ * which @pause_ns does not know, @dirty_rate should be below that, too. A VMM that slows its vCPUs
+ * down (auto-converge) looks at the ratio of @pause_ns and @ns.
  */
 struct gmem_migration_status {
 	size_t   size;
