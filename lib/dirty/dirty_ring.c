@@ -305,6 +305,20 @@ GMEM_API int gmem_vm_add_dirty_ring(struct gmem_vm *vm, int vcpu_fd, uint64_t by
 	return gmem_vm_log_error(vm, err);
 }
 
+/*
+ * What is in the ring is marked whatever KVM says to a reset, which the next one makes up for.
+ * -EIO: KVM does not serve this process, because it is a child of fork(), or the VM is dead; the
+ * entries may be the parent's.
+ */
+static void empty_for_good(struct gmem_vm *vm, struct gmem_dirty_ring *ring)
+{
+	int err = empty_rings(vm);
+
+	if (err && err != -EIO)
+		empty_ring(vm, ring);
+	gmem_vm_log_error(vm, err);
+}
+
 /* A refusal does not keep it: its vCPU's fd may be closed next. */
 GMEM_API int gmem_vm_remove_dirty_ring(struct gmem_vm *vm, int vcpu_fd)
 {
@@ -317,7 +331,7 @@ GMEM_API int gmem_vm_remove_dirty_ring(struct gmem_vm *vm, int vcpu_fd)
 	link = find_ring(vm, vcpu_fd);
 	ring = *link;
 	if (ring) {
-		gmem_vm_log_error(vm, empty_rings(vm));
+		empty_for_good(vm, ring);
 		*link = ring->next;
 		free_ring(ring);
 	}

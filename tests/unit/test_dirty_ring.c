@@ -177,6 +177,32 @@ static void a_ring_is_taken_over_where_it_is(void **state)
 	end_rings(&r);
 }
 
+static void a_refused_reset_loses_no_entries(void **state)
+{
+	struct rings r;
+
+	(void)state;
+	begin_rings(&r, FAKE_RING_ALONE);
+	push(&r, 0, 7);
+	fake_fail_next(FAKE_OTHER_IOCTL, -EPERM);
+	assert_int_equal(gmem_dirty_collect(r.dirty, NULL), -EPERM);
+	fake_fail_next(FAKE_OTHER_IOCTL, -EPERM);
+	assert_ok(gmem_vm_remove_dirty_ring(r.unit.vm, r.vcpus[0]));
+	assert_true(fake_fail_struck());
+	assert_int_equal(collect(&r), 1);
+	assert_int_equal(collect(&r), 0);
+	assert_ok(gmem_vm_add_dirty_ring(r.unit.vm, r.vcpus[0], r.unit.page));
+
+	/* a child of fork() takes nothing from its parent */
+	push(&r, 0, 8);
+	fake_fail_next(FAKE_OTHER_IOCTL, -EIO);
+	assert_ok(gmem_vm_remove_dirty_ring(r.unit.vm, r.vcpus[0]));
+	assert_int_equal(fake_ring_used(r.vcpus[0]), 1);
+	assert_ok(gmem_vm_add_dirty_ring(r.unit.vm, r.vcpus[0], r.unit.page));
+	assert_int_equal(collect(&r), 1);
+	end_rings(&r);
+}
+
 static void changes_lose_no_entries(void **state)
 {
 	struct gmem_region *upper;
@@ -252,6 +278,7 @@ int main(void)
 		cmocka_unit_test(entries_of_no_memory_are_left_out),
 		cmocka_unit_test(a_full_ring_is_emptied_at_the_exit),
 		cmocka_unit_test(a_ring_is_taken_over_where_it_is),
+		cmocka_unit_test(a_refused_reset_loses_no_entries),
 		cmocka_unit_test(changes_lose_no_entries),
 		cmocka_unit_test(rings_are_checked),
 		cmocka_unit_test(a_vm_without_rings_has_none),
