@@ -40,6 +40,14 @@ bool gmem_vm_has_dirty_rings(struct gmem_vm *vm)
 	return gmem_caps_value(&vm->caps, GMEM_CAP_DIRTY_LOG) || gmem_kvm_reset_dirty_rings(vm->fd) >= 0;
 }
 
+int gmem_vm_check_dirty_rings(struct gmem_vm *vm, uint64_t flags)
+{
+	if (flags & GMEM_DIRTY_RINGS || !gmem_vm_has_dirty_rings(vm))
+		return 0;
+	return gmem_fail(-EOPNOTSUPP, "VM fd %d logs writes in dirty rings, and all of them have to be read: "
+			 "GMEM_DIRTY_RINGS says that they are", gmem_vm_number(vm));
+}
+
 /* ---- entries ---- */
 
 /* Marks of a batch, with the VM's lock */

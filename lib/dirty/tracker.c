@@ -367,6 +367,9 @@ static int collect(struct gmem_dirty *dirty, bool moves_on, struct gmem_dirty_in
 
 	/* The VM may have ended while this waited. */
 	err = gmem_vm_check_alive(vm);
+	/* Nor had it rings, perhaps, when the tracker was made. */
+	if (!err)
+		err = gmem_vm_check_dirty_rings(vm, dirty->flags);
 	if (!err)
 		err = gmem_vm_collect_dirty(vm);
 	if (!err && moves_on)
