@@ -4101,8 +4101,8 @@ struct gmem_dirty_opts {
  *
  * Return: 0, or -EOPNOTSUPP memory of the VM has no log, or it has dirty rings, and @opts
  * does not allow it, -EINVAL NULL argument or bad options, -E2BIG options newer than the
- * library, -ENOMEM, -EBUSY a change of the layout has not ended within wait_ms of struct
- * gmem_vm_opts, -EDEADLK a callback calls it, -ENOTRECOVERABLE a region has lost its
+ * library, -ENOMEM, -EBUSY a change of the layout, or a view, has not ended within wait_ms of
+ * struct gmem_vm_opts, -EDEADLK a callback calls it, -ENOTRECOVERABLE a region has lost its
  * memslot, or KVM's own errno: nothing changed.
  */
 GMEM_API GMEM_CHECKED int gmem_dirty_new(struct gmem_vm *vm, const struct gmem_dirty_opts *opts,
@@ -4133,8 +4133,8 @@ GMEM_API void gmem_dirty_free(struct gmem_dirty *dirty);
  * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION2. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument, -EBUSY there is a tracker, or a change of the layout
- * has not ended within wait_ms of struct gmem_vm_opts, -EDEADLK a callback calls it, or KVM's
- * own errno: nothing changed; -ENOTRECOVERABLE KVM refused to undo.
+ * has not ended within wait_ms of struct gmem_vm_opts, -EDEADLK a callback calls it, -ENOMEM, or
+ * KVM's own errno: nothing changed; -ENOTRECOVERABLE KVM refused to undo.
  */
 GMEM_API int gmem_vm_bind_shared(struct gmem_vm *vm, uint64_t *ret_ns);
 

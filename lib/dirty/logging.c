@@ -256,18 +256,19 @@ static int undo(struct gmem_vm *vm, int err)
 	return gmem_failure_restore(&failure);
 }
 
+int gmem_vm_check_logging(struct gmem_vm *vm, uint64_t flags)
+{
+	int err = gmem_vm_check_dirty_rings(vm, flags);
+
+	return err ? err : check_all(vm, flags & GMEM_DIRTY_VCPUS_STOPPED, flags & GMEM_DIRTY_ALLOW_UNLOGGED);
+}
+
 int gmem_vm_begin_logging(struct gmem_vm *vm, uint64_t flags, struct gmem_replaced *ret)
 {
 	bool replaces = flags & GMEM_DIRTY_VCPUS_STOPPED;
 	int err;
 
 	*ret = (struct gmem_replaced){ .count = 0 };
-	err = gmem_vm_check_dirty_rings(vm, flags);
-	if (!err)
-		err = check_all(vm, replaces, flags & GMEM_DIRTY_ALLOW_UNLOGGED);
-	if (err)
-		return err;
-
 	err = switch_on(vm);
 	if (!err && replaces)
 		err = replace_all(vm, true, ret);
