@@ -4069,7 +4069,8 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * from adding such memory: -EOPNOTSUPP.
  *
  * In a VM with dirty rings (GMEM_CAP_DIRTY_LOG) the library cannot know whether it has the rings
- * of all vCPUs, and takes your word for it, GMEM_DIRTY_RINGS. Give each ring to
+ * of all vCPUs, and takes your word for it, GMEM_DIRTY_RINGS. Without the flag gmem_dirty_new()
+ * is refused, and so is gmem_dirty_collect() if the rings were enabled after that. Give each ring to
  * gmem_vm_add_dirty_ring(), or read the rings yourself and call gmem_vm_mark_slot_dirty() for
  * each entry before gmem_dirty_collect().
  */
@@ -4100,8 +4101,8 @@ struct gmem_dirty_opts {
  *
  * Return: 0, or -EOPNOTSUPP memory of the VM has no log, or it has dirty rings, and @opts
  * does not allow it, -EINVAL NULL argument or bad options, -E2BIG options newer than the
- * library, -ENOMEM, -EBUSY a change of the layout has not ended within wait_ms of struct
- * gmem_vm_opts, -EDEADLK a callback calls it, -ENOTRECOVERABLE a region has lost its
+ * library, -ENOMEM, -EBUSY a change of the layout, or a view, has not ended within wait_ms of
+ * struct gmem_vm_opts, -EDEADLK a callback calls it, -ENOTRECOVERABLE a region has lost its
  * memslot, or KVM's own errno: nothing changed.
  */
 GMEM_API GMEM_CHECKED int gmem_dirty_new(struct gmem_vm *vm, const struct gmem_dirty_opts *opts,
@@ -4132,8 +4133,8 @@ GMEM_API void gmem_dirty_free(struct gmem_dirty *dirty);
  * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION2. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument, -EBUSY there is a tracker, or a change of the layout
- * has not ended within wait_ms of struct gmem_vm_opts, -EDEADLK a callback calls it, or KVM's
- * own errno: nothing changed; -ENOTRECOVERABLE KVM refused to undo.
+ * has not ended within wait_ms of struct gmem_vm_opts, -EDEADLK a callback calls it, -ENOMEM, or
+ * KVM's own errno: nothing changed; -ENOTRECOVERABLE KVM refused to undo.
  */
 GMEM_API int gmem_vm_bind_shared(struct gmem_vm *vm, uint64_t *ret_ns);
 
@@ -4175,8 +4176,8 @@ struct gmem_dirty_info {
  *
  * Return: 0, or -EINVAL NULL argument, or @ret is too small, -ESTALE the VM's handle was
  * freed, -EBUSY a change of the layout has not ended within wait_ms of struct gmem_vm_opts,
- * -EDEADLK a callback calls it, -ENOMEM there is no memory to read a log into, or KVM's own
- * errno.
+ * -EDEADLK a callback calls it, -ENOMEM there is no memory to read a log into, -EOPNOTSUPP dirty
+ * rings were enabled after the tracker was made without GMEM_DIRTY_RINGS, or KVM's own errno.
  */
 GMEM_API int gmem_dirty_collect(struct gmem_dirty *dirty, struct gmem_dirty_info *ret);
 

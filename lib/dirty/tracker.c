@@ -43,11 +43,15 @@ static int prepare_marks(struct gmem_vm *vm, struct gmem_dirty_pages *pages)
 	return err;
 }
 
-/*
- * Whoever begins to write from now on marks it, and who began before has ended. Views that were
- * waited for in vain may use the marks until they end: then these are used again, or freed with
- * the VM's memory.
- */
+/* Views may use the marks until they end: these are used again, or freed with the VM's memory. */
+static void set_marks_aside(struct gmem_vm *vm)
+{
+	if (vm->newest.dirty)
+		vm->old_dirty = vm->newest.dirty;
+	gmem_vm_track_views(vm, NULL);
+}
+
+/* Whoever begins to write from now on marks it, and who began before has ended. */
 static int begin_marks(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 {
 	struct gmem_dirty_pages *pages = vm->old_dirty ? vm->old_dirty : gmem_dirty_pages_new();
@@ -61,12 +65,25 @@ static int begin_marks(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 		return err;
 
 	gmem_vm_track_views(vm, pages);
+	vm->old_dirty = NULL;
 	err = gmem_vm_wait_for_views(vm, budget);
 	if (err)
-		gmem_vm_track_views(vm, NULL);
-	else
-		vm->old_dirty = NULL;
+		set_marks_aside(vm);
 	return err;
+}
+
+/* A refusal stays one, whoever is still there. Returns @err. */
+static int undo_marks(struct gmem_vm *vm, struct gmem_wait_budget *budget, int err)
+{
+	struct gmem_failure failure;
+
+	gmem_failure_keep(&failure, err);
+	set_marks_aside(vm);
+	if (!gmem_vm_wait_for_views(vm, budget)) {
+		gmem_dirty_pages_free(vm->old_dirty);
+		vm->old_dirty = NULL;
+	}
+	return gmem_failure_restore(&failure);
 }
 
 static void end_marks(struct gmem_vm *vm)
@@ -174,22 +191,19 @@ static void end_abandoned(struct gmem_vm *vm)
 static int begin(struct gmem_dirty *dirty, struct gmem_wait_budget *budget)
 {
 	struct gmem_vm *vm = dirty->vm;
-	struct gmem_failure failure;
-	int err = 0;
+	int err;
 
 	end_abandoned(vm);
-	if (!vm->newest.dirty)
+	/* A refusal waits for nobody. */
+	err = gmem_vm_check_logging(vm, dirty->flags);
+	if (!err && !vm->newest.dirty)
 		err = begin_marks(vm, budget);
 	if (err)
 		return err;
 
 	err = begin_logs(dirty);
-	if (err) {
-		gmem_failure_keep(&failure, err);
-		if (!vm->trackers)
-			end_marks(vm);
-		return gmem_failure_restore(&failure);
-	}
+	if (err)
+		return vm->trackers ? err : undo_marks(vm, budget, err);
 
 	if (!vm->trackers)
 		gmem_vm_begin_dirty_sources(vm);
@@ -279,9 +293,7 @@ void gmem_vm_end_tracking(struct gmem_vm *vm)
 	if (vm->newest.dirty)
 		gmem_vm_end_dirty_sources(vm);
 	gmem_dirty_logs_forget(vm);
-	if (vm->newest.dirty)
-		vm->old_dirty = vm->newest.dirty;
-	gmem_vm_track_views(vm, NULL);
+	set_marks_aside(vm);
 	gmem_vm_end_change(vm);
 }
 
@@ -372,6 +384,9 @@ static int collect(struct gmem_dirty *dirty, collected_fn use, void *ret)
 
 	/* The VM may have ended while this waited. */
 	err = gmem_vm_check_alive(vm);
+	/* Nor had it rings, perhaps, when the tracker was made. */
+	if (!err)
+		err = gmem_vm_check_dirty_rings(vm, dirty->flags);
 	if (!err)
 		err = gmem_vm_collect_dirty(vm);
 	if (!err)

@@ -187,7 +187,8 @@ static void a_refused_collection_loses_nothing(void **state)
 	for (unsigned calls = 0; calls < 2; calls++) {
 		write_page(&unit, a, 1);
 		write_page(&unit, b, 2);
-		fake_fail_kind(FAKE_OTHER_IOCTL, calls, 1, -EFAULT);
+		/* the first one asks for rings */
+		fake_fail_kind(FAKE_OTHER_IOCTL, 1 + calls, 1, -EFAULT);
 		assert_int_equal(gmem_dirty_collect(dirty, NULL), -EFAULT);
 		assert_true(fake_fail_struck());
 		assert_int_equal(collect(dirty), PAGES(&unit, 2));
@@ -587,6 +588,24 @@ static void a_view_that_does_not_end_is_waited_for_in_time(void **state)
 	unit_end(&unit);
 }
 
+/* The view may be of a thread that never goes on. */
+static void a_refusal_waits_for_no_view(void **state)
+{
+	struct gmem_dirty *dirty = NULL;
+	struct gmem_view *view;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	unit_region_backed(&unit, 0, 64, GMEM_BACKING_SHARED);
+	assert_ok(gmem_view_new(unit.vm, &view));
+	gmem_view_begin(view);
+	assert_refused(-EOPNOTSUPP, "is in no log", gmem_dirty_new(unit.vm, NULL, &dirty));
+	gmem_view_end(view);
+	gmem_view_free(view);
+	unit_end(&unit);
+}
+
 /* Whatever allocation fails, nothing is left of a tracker. */
 static void a_tracker_without_memory_is_refused(void **state)
 {
@@ -668,6 +687,7 @@ int main(void)
 		cmocka_unit_test(periods_may_run_out),
 		cmocka_unit_test(callbacks_are_refused),
 		cmocka_unit_test(a_view_that_does_not_end_is_waited_for_in_time),
+		cmocka_unit_test(a_refusal_waits_for_no_view),
 		cmocka_unit_test(a_tracker_without_memory_is_refused),
 		cmocka_unit_test(arguments_are_checked),
 	};
