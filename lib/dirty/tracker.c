@@ -341,12 +341,12 @@ static void count(const struct gmem_dirty *dirty, uint32_t since, struct gmem_di
 }
 
 /* The hook lock is enough to read the layout. */
-static void fill_info(const struct gmem_dirty *dirty, uint32_t since, struct gmem_dirty_info *ret)
+static void fill_info(const struct gmem_dirty *dirty, uint32_t since, uint64_t ns, struct gmem_dirty_info *ret)
 {
 	struct gmem_dirty_info info = {
 		.size = ret->size,
 		.rounds = dirty->rounds,
-		.ns = dirty->ns,
+		.ns = ns,
 		.stopped_ns = dirty->stopped_ns,
 	};
 	size_t size = ret->size < sizeof(info) ? ret->size : sizeof(info);
@@ -386,8 +386,10 @@ static int collect(struct gmem_dirty *dirty, bool moves_on, struct gmem_dirty_in
 		err = gmem_vm_collect_dirty(vm);
 	if (!err && moves_on)
 		move_on(dirty);
-	if (!err && ret)
-		fill_info(dirty, moves_on ? dirty->told_since : dirty->since, ret);
+	if (!err && ret && moves_on)
+		fill_info(dirty, dirty->told_since, dirty->ns, ret);
+	else if (!err && ret)
+		fill_info(dirty, dirty->since, gmem_sys_now() - dirty->collected_at, ret);
 	gmem_vm_end_change(vm);
 	return err;
 }
@@ -429,6 +431,7 @@ GMEM_API int gmem_dirty_put_back(struct gmem_dirty *dirty)
 	gmem_lock_take(&dirty->vm->lock);
 	dirty->since = dirty->told_since;
 	gmem_lock_drop(&dirty->vm->lock);
+	dirty->collected_at -= dirty->ns;
 	dirty->can_put_back = false;
 	dirty->rounds--;
 	return 0;
@@ -511,6 +514,8 @@ GMEM_API int gmem_dirty_next(struct gmem_dirty *dirty, uint64_t gpa, struct gmem
 
 	if (!dirty || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", dirty ? "ret" : "dirty");
+	if (gpa % gmem_sys_page_size())
+		return gmem_fail(-EINVAL, "gpa 0x%" PRIx64 " is not that of a page", gpa);
 	err = begin_to_look(dirty);
 	return err ? err : end_looking(dirty, next_range(dirty, gpa, ret));
 }
