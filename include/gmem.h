@@ -4271,7 +4271,7 @@ GMEM_API int gmem_dirty_get_bitmap(struct gmem_dirty *dirty, uint64_t gpa, uint6
  *	gmem_image_summary; 0: there is none, and the next save is of all memory
  * @generation: its generation, likewise
  *
- * gmem_vm_save() with a tracker does this itself. The call is for a VM whose memory was restored
+ * gmem_vm_save() with a tracker sets the image that it has saved. The call is for a VM whose memory was restored
  * from an image, and a tracker that was made with GMEM_DIRTY_FROM_NOW before the VM ran. The next
  * save then writes what differs from that image.
  *
@@ -4470,11 +4470,12 @@ typedef void (*gmem_transfer_lost_fn)(void *data, uint64_t gpa, uint64_t size);
  *	calling thread. At most 1024, of which up to 64 work at a time.
  * @lost: with GMEM_TRANSFER_ALLOW_LOST: is told what the image lacks, NULL for none
  * @lost_data: passed to @lost
- * @dirty: save: tracker of @vm, borrowed until the transfer is freed: use it for nothing else
- *	meanwhile. The save begins with gmem_dirty_collect(). If the tracker has no parent
- *	(gmem_dirty_set_parent()), all memory is saved. Otherwise the image is incremental: it has
- *	what was collected, and names the parent. When the save is done its image is the tracker's
- *	new parent; when it is freed before, what was collected is put back.
+ * @dirty: save: tracker of @vm, borrowed until the transfer is freed. If the tracker has no
+ *	parent (gmem_dirty_set_parent()), all memory is saved. Otherwise the image is incremental:
+ *	it has what changed since the parent was saved, and names the parent. When the save is done
+ *	its image is the tracker's new parent; a save that is freed before has changed nothing. The
+ *	tracker's rounds are apart from that: a save takes nothing from gmem_dirty_collect(), nor
+ *	does that from a save
  * @parents: restore, gmem_image_verify(): files of the images that the one in @fd is based on, the
  *	oldest first, each at @image_offset; borrowed until the transfer is freed. NULL: it is not
  *	incremental
@@ -5096,7 +5097,7 @@ struct gmem_migration_opts {
  * @round: number of rounds that are done
  * @sent_bytes: bytes written to the file in this round, and
  * @total_bytes: in all rounds
- * @memory_bytes: bytes of memory that this round sent, also those that are zero
+ * @memory_bytes: bytes of memory that this round sent, also those that are zero; 0 if it failed
  * @ns: nanoseconds that this round took
  * @left_bytes: bytes of memory that changed since it began, and are to be sent; 0 after the last
  * @dirty_rate: bytes of memory that change in a second: @left_bytes over the time since this
@@ -5105,13 +5106,17 @@ struct gmem_migration_opts {
  * @send_rate: bytes that can be written in a second: those of this round, and of earlier rounds
  *	with less and less weight, over the time that it took without the waits for the
  *	limit. With a limit it may be more than the network takes, which empties the buffers of a
- *	socket during these waits.
- * @pause_ns: nanoseconds that gmem_migration_finish() would take if it were called now:
- *	@left_bytes at @send_rate, and what each round takes beside that
+ *	socket during these waits. Of memory that is zero next to nothing is written, so more
+ *	memory than this can be sent.
+ * @pause_ns: nanoseconds that gmem_migration_finish() would take if it were called now, as far as
+ *	can be told: @left_bytes, some of it zero as in the rounds before, and what each round takes
+ *	beside that. After the first round @left_bytes at @send_rate, but no longer than it took.
  * @unlogged_bytes: part of @left_bytes that has no log, and is sent each time
  *
- * A migration converges if @dirty_rate is below @send_rate, and below the limit. A VMM that
- * slows its vCPUs down (auto-converge) looks at their ratio.
+ * A migration converges while @pause_ns is below @ns: what a round left takes less time than the
+ * round. Where nothing is zero, that is so if @dirty_rate is below @send_rate. With a limit,
+ * which @pause_ns does not know, @dirty_rate should be below that, too. A VMM that slows its vCPUs
+ * down (auto-converge) looks at the ratio of @pause_ns and @ns.
  */
 struct gmem_migration_status {
 	size_t   size;

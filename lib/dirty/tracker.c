@@ -101,6 +101,8 @@ static void start_over(struct gmem_vm *vm)
 	for (struct gmem_dirty *dirty = vm->trackers; dirty; dirty = dirty->next) {
 		dirty->since = 0;
 		dirty->told_since = 0;
+		dirty->parent_since = 0;
+		dirty->overturns++;
 	}
 }
 
@@ -365,7 +367,10 @@ static int check_info(const struct gmem_dirty_info *info)
 	return 0;
 }
 
-static int collect(struct gmem_dirty *dirty, bool moves_on, struct gmem_dirty_info *ret)
+/* What is done once all that was noted is marked, with the hook lock */
+typedef void (*collected_fn)(struct gmem_dirty *dirty, void *ret);
+
+static int collect(struct gmem_dirty *dirty, collected_fn use, void *ret)
 {
 	struct gmem_vm *vm = dirty->vm;
 	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
@@ -384,41 +389,55 @@ static int collect(struct gmem_dirty *dirty, bool moves_on, struct gmem_dirty_in
 		err = gmem_vm_check_dirty_rings(vm, dirty->flags);
 	if (!err)
 		err = gmem_vm_collect_dirty(vm);
-	if (!err && moves_on)
-		move_on(dirty);
-	if (!err && ret && moves_on)
-		fill_info(dirty, dirty->told_since, dirty->ns, ret);
-	else if (!err && ret)
-		fill_info(dirty, dirty->since, gmem_sys_now() - dirty->collected_at, ret);
+	if (!err)
+		use(dirty, ret);
 	gmem_vm_end_change(vm);
 	return err;
 }
 
-static int enter_and_collect(struct gmem_dirty *dirty, bool moves_on, struct gmem_dirty_info *ret)
+static int enter_and_collect(struct gmem_dirty *dirty, collected_fn use, void *ret)
+{
+	int err;
+
+	err = gmem_vm_enter(dirty->vm);
+	if (err)
+		return err;
+	err = collect(dirty, use, ret);
+	return gmem_vm_log_error(dirty->vm, gmem_vm_leave(dirty->vm, err));
+}
+
+static int check_and_collect(struct gmem_dirty *dirty, collected_fn use, struct gmem_dirty_info *ret)
 {
 	int err;
 
 	if (!dirty)
 		return gmem_fail(-EINVAL, "dirty is NULL");
 	err = check_info(ret);
-	if (!err)
-		err = gmem_vm_enter(dirty->vm);
-	if (err)
-		return err;
-	err = collect(dirty, moves_on, ret);
-	return gmem_vm_log_error(dirty->vm, gmem_vm_leave(dirty->vm, err));
+	return err ? err : enter_and_collect(dirty, use, ret);
+}
+
+static void tell_collected(struct gmem_dirty *dirty, void *ret)
+{
+	move_on(dirty);
+	if (ret)
+		fill_info(dirty, dirty->told_since, dirty->ns, ret);
+}
+
+static void tell_what_is_left(struct gmem_dirty *dirty, void *ret)
+{
+	fill_info(dirty, dirty->since, gmem_sys_now() - dirty->collected_at, ret);
 }
 
 GMEM_API int gmem_dirty_collect(struct gmem_dirty *dirty, struct gmem_dirty_info *ret)
 {
-	return enter_and_collect(dirty, true, ret);
+	return check_and_collect(dirty, tell_collected, ret);
 }
 
 GMEM_API int gmem_dirty_peek(struct gmem_dirty *dirty, struct gmem_dirty_info *ret)
 {
 	if (dirty && !ret)
 		return gmem_fail(-EINVAL, "ret is NULL");
-	return enter_and_collect(dirty, false, ret);
+	return check_and_collect(dirty, tell_what_is_left, ret);
 }
 
 GMEM_API int gmem_dirty_put_back(struct gmem_dirty *dirty)
@@ -443,21 +462,81 @@ GMEM_API int gmem_dirty_set_parent(struct gmem_dirty *dirty, uint64_t id, uint64
 		return gmem_fail(-EINVAL, "dirty is NULL");
 	if (!id && generation)
 		return gmem_fail(-EINVAL, "generation %" PRIu64 " of no image", generation);
+	gmem_lock_take(&dirty->vm->lock);
 	dirty->parent = id;
 	dirty->generation = generation;
+	dirty->parent_since = dirty->since;
+	gmem_lock_drop(&dirty->vm->lock);
 	return 0;
+}
+
+/* ---- images ---- */
+
+static void fill_image(struct gmem_dirty *dirty, void *data)
+{
+	struct gmem_dirty_image *ret = data;
+	uint32_t period = begin_period(dirty->vm);
+
+	gmem_lock_take(&dirty->vm->lock);
+	*ret = (struct gmem_dirty_image){
+		.dirty = dirty,
+		.parent = dirty->parent,
+		.generation = dirty->generation,
+		.since = dirty->parent_since,
+		.next = period,
+		.overturns = dirty->overturns,
+	};
+	gmem_lock_drop(&dirty->vm->lock);
+}
+
+int gmem_dirty_begin_image(struct gmem_dirty *dirty, struct gmem_dirty_image *ret)
+{
+	return enter_and_collect(dirty, fill_image, ret);
+}
+
+/* Its periods are those of now. If not, all memory changed since. */
+static bool is_of_now(const struct gmem_dirty_image *image)
+{
+	return image->overturns == image->dirty->overturns;
+}
+
+void gmem_dirty_end_image(const struct gmem_dirty_image *image, uint64_t id, uint64_t generation)
+{
+	struct gmem_dirty *dirty = image->dirty;
+
+	gmem_lock_take(&dirty->vm->lock);
+	dirty->parent = id;
+	dirty->generation = generation;
+	dirty->parent_since = is_of_now(image) ? image->next : 0;
+	gmem_lock_drop(&dirty->vm->lock);
+}
+
+static void tell_what_is_in_no_image(struct gmem_dirty *dirty, void *ret)
+{
+	fill_info(dirty, dirty->parent_since, gmem_sys_now() - dirty->collected_at, ret);
+}
+
+int gmem_dirty_peek_image(struct gmem_dirty *dirty, struct gmem_dirty_info *ret)
+{
+	return enter_and_collect(dirty, tell_what_is_in_no_image, ret);
 }
 
 /* ---- telling ---- */
 
-bool gmem_dirty_find(const struct gmem_dirty *dirty, const struct gmem_region *region, uint64_t gpa,
-		     uint64_t last, struct gmem_part *ret)
+static bool find(const struct gmem_dirty *dirty, uint32_t since, const struct gmem_region *region,
+		 uint64_t gpa, uint64_t last, struct gmem_part *ret)
 {
 	if (gmem_region_is_unlogged(region) || !dirty->vm->newest.dirty) {
 		*ret = (struct gmem_part){ gpa, last };
 		return true;
 	}
-	return gmem_dirty_pages_next(dirty->vm->newest.dirty, dirty->told_since, gpa, last, ret);
+	return gmem_dirty_pages_next(dirty->vm->newest.dirty, since, gpa, last, ret);
+}
+
+bool gmem_dirty_find(const struct gmem_dirty_image *image, const struct gmem_region *region,
+		     uint64_t gpa, uint64_t last, struct gmem_part *ret)
+{
+	return find(image->dirty, is_of_now(image) ? image->since : 0, region, gpa, last, ret);
 }
 
 /* What is told of a stretch; false: nothing */
@@ -470,7 +549,7 @@ static bool tell(const struct gmem_dirty *dirty, const struct gmem_stretch *at, 
 		return false;
 	if (at->is_private)
 		flags = GMEM_DIRTY_RANGE_PRIVATE;
-	else if (!gmem_dirty_find(dirty, at->region, part.start, part.last, &part))
+	else if (!find(dirty, dirty->told_since, at->region, part.start, part.last, &part))
 		return false;
 	else if (gmem_region_is_unlogged(at->region))
 		flags = GMEM_DIRTY_RANGE_UNLOGGED;
@@ -531,7 +610,7 @@ static void fill_bitmap(const struct gmem_dirty *dirty, uint64_t gpa, uint64_t l
 
 		if (!at.region || at.is_private || gmem_region_is_untracked(at.region))
 			continue;
-		while (from <= end && gmem_dirty_find(dirty, at.region, from, end, &part)) {
+		while (from <= end && find(dirty, dirty->told_since, at.region, from, end, &part)) {
 			for (uint64_t i = (part.start - gpa) / page; i <= (part.last - gpa) / page; i++)
 				bitmap[i / 64] |= UINT64_C(1) << i % 64;
 			if (part.last == end)

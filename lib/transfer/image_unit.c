@@ -3,11 +3,14 @@
 
 #include <string.h>
 
+/* Pages that can be added at once, if they are zero */
+#define MAX_ZEROS ((uint32_t)1 << 30)
+
 /* No run begins further from the base of its table, in pages. */
-#define MAX_FIRST (UINT32_MAX - IMAGE_UNIT / IMAGE_BLOCK)
+#define MAX_FIRST (UINT32_MAX - MAX_ZEROS)
 
 /* A run has no more pages when some are added. */
-#define MAX_RUN (IMAGE_ZEROS - 1 - (uint32_t)(IMAGE_UNIT / IMAGE_BLOCK))
+#define MAX_RUN (IMAGE_ZEROS - 1 - MAX_ZEROS)
 
 /* No record of data of version 1 has more runs than there is room for. */
 _Static_assert(IMAGE_UNIT / IMAGE_BLOCK <= IMAGE_MAX_RUNS, "each page may be a run");
@@ -228,7 +231,7 @@ static uint64_t room_in_version_2(struct gmem_image_unit *unit, uint64_t gpa, bo
 		       IMAGE_BLOCK))
 		return 0;
 	if (is_zero)
-		return IMAGE_UNIT / IMAGE_BLOCK;
+		return MAX_ZEROS;
 	if (pages_left(unit))
 		return pages_left(unit);
 	end_open(unit);

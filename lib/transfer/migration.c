@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "base/limit.h"
 #include "base/opts.h"
+#include "dirty/tracker.h"
 #include "os/sys.h"
 #include "region/vm_core.h"
 #include "transfer/file_queue.h"
@@ -55,6 +56,7 @@ struct gmem_migration {
 
 	struct debt debt;
 	double sent, sent_ns;	/* of all rounds, a round counting half of the one after it */
+	double changed, changed_ns;	/* memory, likewise; of the first round only until there is another */
 	uint64_t cost_ns;	/* of a round, beside what it sends */
 	struct gmem_migration_status status;
 };
@@ -310,13 +312,16 @@ static void count_round(struct round *round, uint64_t first_step, uint64_t last_
 {
 	struct gmem_migration *migration = round->migration;
 	struct gmem_migration_status *status = &migration->status;
-	uint64_t now = gmem_sys_now();
+	double ns = (double)(last_step - first_step - round->held_ns);
+	double kept = status->round > 1 ? 0.5 : 0;
 
-	status->ns = now - round->began;
+	status->ns = gmem_sys_now() - round->began;
 	status->total_bytes += status->sent_bytes;
 	migration->cost_ns = status->ns - (last_step - first_step);
 	migration->sent = migration->sent / 2 + (double)status->sent_bytes;
-	migration->sent_ns = migration->sent_ns / 2 + (double)(last_step - first_step - round->held_ns);
+	migration->sent_ns = migration->sent_ns / 2 + ns;
+	migration->changed = migration->changed * kept + (double)status->memory_bytes;
+	migration->changed_ns = migration->changed_ns * kept + ns;
 	status->send_rate = to_integer(migration->sent / (migration->sent_ns + 1) * NANOSECONDS);
 }
 
@@ -347,7 +352,10 @@ static int run_round(struct gmem_migration *migration, bool is_last)
 	gmem_failure_keep(&failure, send_round(&round));
 	last_step = gmem_sys_now();
 	migration->status.sent_bytes = round.transfer->io.file_bytes;
-	migration->status.memory_bytes = round.transfer->bytes.data + round.transfer->bytes.zero;
+	/* What a failure had read was perhaps not written. */
+	migration->status.memory_bytes = 0;
+	if (!failure.err)
+		migration->status.memory_bytes = round.transfer->bytes.data + round.transfer->bytes.zero;
 	/* It is on no ring of the caller's, so it ends at once. */
 	gmem_transfer_free(round.transfer);
 	count_round(&round, first_step, last_step);
@@ -359,12 +367,26 @@ static int run_round(struct gmem_migration *migration, bool is_last)
 	return 0;
 }
 
+/*
+ * How long it takes to send what is left: at most as long as if none of it were zero, and as what
+ * changed took in the rounds before. The first one, of all memory, says less: most of it may be zero,
+ * but what a guest writes seldom is. All took as long as that.
+ */
+static double expect_ns(const struct gmem_migration *migration, double left)
+{
+	double most = left * migration->sent_ns / (migration->sent + 1), ns = migration->sent_ns;
+
+	if (migration->status.round > 1)
+		ns = left * migration->changed_ns / (migration->changed + 1);
+	return ns < most ? ns : most;
+}
+
 /* What changed since the round began, and what it would take to send that */
 static int look_ahead(struct gmem_migration *migration, uint64_t began)
 {
 	struct gmem_migration_status *status = &migration->status;
 	GMEM_OPTS(gmem_dirty_info, info, .bytes = 0);
-	int err = gmem_dirty_peek(migration->dirty, &info);
+	int err = gmem_dirty_peek_image(migration->dirty, &info);
 	double ns = (double)(gmem_sys_now() - began);
 
 	if (err)
@@ -372,8 +394,7 @@ static int look_ahead(struct gmem_migration *migration, uint64_t began)
 	status->left_bytes = info.bytes;
 	status->unlogged_bytes = info.unlogged_bytes;
 	status->dirty_rate = to_integer((double)info.bytes / (ns + 1) * NANOSECONDS);
-	status->pause_ns = to_integer((double)migration->cost_ns +
-				      (double)info.bytes * migration->sent_ns / (migration->sent + 1));
+	status->pause_ns = to_integer((double)migration->cost_ns + expect_ns(migration, (double)info.bytes));
 	return 0;
 }
 

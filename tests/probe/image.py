@@ -66,6 +66,19 @@ def image_of(regions, elsewhere=(), privates=(), blocks=0, lost=(), version=1):
     return writer.bytes
 
 
+def increment_of(parent, identity, regions, zeros):
+    """An image of version 2, all in one record, in which the first pages are zero"""
+    def table(kind, entries, base=0, more=0):
+        return struct.pack("<8sIIQQ", kind, len(entries), 0, base, more) + b"".join(entries)
+    body = struct.pack("<QQQ40x", parent, identity, 0)
+    body += table(b"GMEMREGN", [struct.pack("<QQI12x", *region, HOST) for region in regions])
+    body += table(b"GMEMDATA", [struct.pack("<II", 0, 1 << 31 | zeros)]) + table(b"GMEM_END", [])
+    body += b"\0" * (-(64 + len(body)) % 4096)
+    def head(checksum):
+        return struct.pack("<8sQQIIII3Q", b"GMEMHEAD", identity, 0, 64 + len(body), checksum, 3, 2, 4096, len(regions), 0)
+    return head(crc32c(head(0) + body)) + body
+
+
 def usual():
     return image_of([(0, 640 * KIB, HOST), (MIB, 3 * GIB, PRIVATE), (4 * GIB, GIB, PRIVATE)],
                     elsewhere=[(3 * GIB + MIB, 16 * MIB, 0, DEVICE), (8 * GIB, GIB, 0x1234, EXTERNAL)],
@@ -235,6 +248,20 @@ def what_an_image_only_claims_costs_nothing():
 
 # ---- the command line ----
 
+def what_images_claim_to_be_zero_is_merged_in_no_time():
+    first = increment_of(1, 2, [(0, 1 << 62)], 1 << 30)
+    second = increment_of(2, 3, [(0, 1 << 62), (1 << 62, 1 << 62)], 1)
+    with tempfile.TemporaryDirectory() as directory:
+        paths = [pathlib.Path(directory, name) for name in ("first", "second", "merged")]
+        paths[0].write_bytes(first)
+        paths[1].write_bytes(second)
+        result = run_image("merge", "--output", paths[2], *paths[:2])
+        equal(result.returncode, 0, result.stderr)
+        check(paths[2].stat().st_size < 64 * MIB, paths[2].stat().st_size)
+        equal(run_image("verify", paths[2]).returncode, 0, "verify")
+        equal(run_image("diff", "--parent", paths[0], paths[1], paths[2]).returncode, 0, "diff")
+
+
 def wrong_usage_is_status_2():
     for arguments, pattern in (
             ([], "what is to be done"), (["show"], "no such command"), (["info"], "which file"),
@@ -290,6 +317,7 @@ run([
     damage_is_no_other_file,
     a_newer_image_is_neither,
     what_an_image_only_claims_costs_nothing,
+    what_images_claim_to_be_zero_is_merged_in_no_time,
     wrong_usage_is_status_2,
     names_do_not_steer_the_terminal,
     a_full_disk_is_no_success,

@@ -304,6 +304,41 @@ static void what_changes_during_a_round_is_left(void **state)
 	end(&s);
 }
 
+/* Changes all memory, which is zero again. */
+static int write_zeros(void *data, uint64_t done, uint64_t total)
+{
+	struct source *s = data;
+	char *zeros = calloc(1, s->size);
+
+	(void)done;
+	(void)total;
+	assert_non_null(zeros);
+	assert_ok(gmem_view_write(s->view, s->gpa, zeros, s->size, NULL));
+	free(zeros);
+	return 0;
+}
+
+/* Next to nothing is written of it: what was takes too long for each byte to tell how long all takes. */
+static void what_is_zero_takes_no_longer_than_it_took(void **state)
+{
+	struct source s;
+	GMEM_OPTS(gmem_migration_opts, opts, .progress = write_zeros, .progress_data = &s);
+	int file = new_file();
+
+	(void)state;
+	begin(&s);
+	memset(s.hva, 0, s.size);
+	assert_ok(gmem_migration_new(s.unit.vm, file, &opts, &s.migration));
+	for (uint64_t round = 1; round < 3; round++) {
+		assert_ok(gmem_migration_round(s.migration, &s.status));
+		assert_int_equal(s.status.memory_bytes, s.size);
+		assert_int_equal(s.status.left_bytes, s.size);
+		assert_true(s.status.pause_ns <= s.status.ns);
+	}
+	close(file);
+	end(&s);
+}
+
 /* A newer header's, with fields that this library does not know, and an older one's later on */
 static void a_longer_status_is_filled_as_far_as_it_is_known(void **state)
 {
@@ -600,7 +635,8 @@ static void a_full_disk_is_told(void **state)
 	begin(&s);
 	migrate_with(&s, file, 0, 0);
 	fake_set_limit(RLIMIT_FSIZE, MIB);
-	assert_int_equal(gmem_migration_round(s.migration, NULL), -EFBIG);
+	assert_int_equal(gmem_migration_round(s.migration, &s.status), -EFBIG);
+	assert_int_equal(s.status.memory_bytes, 0);
 	assert_refused(-ENOTCONN, "round 1", gmem_migration_round(s.migration, NULL));
 	fake_set_limit(RLIMIT_FSIZE, UINT64_MAX);
 	close(file);
@@ -633,6 +669,7 @@ int main(void)
 		cmocka_unit_test(a_file_gets_one_image_after_the_other),
 		cmocka_unit_test(a_round_says_what_it_did_and_what_is_left),
 		cmocka_unit_test(what_changes_during_a_round_is_left),
+		cmocka_unit_test(what_is_zero_takes_no_longer_than_it_took),
 		cmocka_unit_test(a_longer_status_is_filled_as_far_as_it_is_known),
 		cmocka_unit_test(after_the_last_round_there_is_none),
 		cmocka_unit_test(a_stream_goes_through_pipes_and_sockets_of_all_kinds),
