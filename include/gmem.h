@@ -4146,7 +4146,8 @@ GMEM_API int gmem_vm_bind_shared(struct gmem_vm *vm, uint64_t *ret_ns);
  * @private_bytes: bytes that are private, of which it is not known what changed; not in @bytes
  * @memory_bytes: bytes of all memory that is tracked, private or not
  * @rounds: successful calls of gmem_dirty_collect(), less those put back
- * @ns: nanoseconds from the collection before, or from gmem_dirty_new(), to the last one
+ * @ns: nanoseconds from the collection before, or from gmem_dirty_new(), to the last one; of
+ *	gmem_dirty_peek(): from the last one to now
  * @stopped_ns: nanoseconds for which vCPUs had to be stopped, in gmem_dirty_new() with
  *	GMEM_DIRTY_VCPUS_STOPPED; 0: no memslot was replaced
  */
@@ -4230,7 +4231,8 @@ struct gmem_dirty_range {
 /**
  * gmem_dirty_next() - first range at or behind an address that was collected
  * @dirty: tracker
- * @gpa: guest physical address: 0 for the first range, then the end of the one before
+ * @gpa: guest physical address, a multiple of the page: 0 for the first range, then the end of
+ *	the one before
  * @ret: the range, which begins at @gpa or behind it; untouched on failure
  *
  * What was private when it was collected, and is shared now, is told as changed. Pages that
@@ -4238,8 +4240,8 @@ struct gmem_dirty_range {
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0, or -ENOENT there is none, or nothing was collected yet, -EINVAL NULL argument,
- * -ESTALE the VM's handle was freed.
+ * Return: 0, or -ENOENT there is none, or nothing was collected yet, -EINVAL NULL argument, or
+ * bad @gpa, -ESTALE the VM's handle was freed.
  */
 GMEM_API int gmem_dirty_next(struct gmem_dirty *dirty, uint64_t gpa,
 			     struct gmem_dirty_range *ret);

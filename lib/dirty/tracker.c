@@ -343,12 +343,12 @@ static void count(const struct gmem_dirty *dirty, uint32_t since, struct gmem_di
 }
 
 /* The hook lock is enough to read the layout. */
-static void fill_info(const struct gmem_dirty *dirty, uint32_t since, struct gmem_dirty_info *ret)
+static void fill_info(const struct gmem_dirty *dirty, uint32_t since, uint64_t ns, struct gmem_dirty_info *ret)
 {
 	struct gmem_dirty_info info = {
 		.size = ret->size,
 		.rounds = dirty->rounds,
-		.ns = dirty->ns,
+		.ns = ns,
 		.stopped_ns = dirty->stopped_ns,
 	};
 	size_t size = ret->size < sizeof(info) ? ret->size : sizeof(info);
@@ -420,12 +420,12 @@ static void tell_collected(struct gmem_dirty *dirty, void *ret)
 {
 	move_on(dirty);
 	if (ret)
-		fill_info(dirty, dirty->told_since, ret);
+		fill_info(dirty, dirty->told_since, dirty->ns, ret);
 }
 
 static void tell_what_is_left(struct gmem_dirty *dirty, void *ret)
 {
-	fill_info(dirty, dirty->since, ret);
+	fill_info(dirty, dirty->since, gmem_sys_now() - dirty->collected_at, ret);
 }
 
 GMEM_API int gmem_dirty_collect(struct gmem_dirty *dirty, struct gmem_dirty_info *ret)
@@ -450,6 +450,7 @@ GMEM_API int gmem_dirty_put_back(struct gmem_dirty *dirty)
 	gmem_lock_take(&dirty->vm->lock);
 	dirty->since = dirty->told_since;
 	gmem_lock_drop(&dirty->vm->lock);
+	dirty->collected_at -= dirty->ns;
 	dirty->can_put_back = false;
 	dirty->rounds--;
 	return 0;
@@ -512,7 +513,7 @@ void gmem_dirty_end_image(const struct gmem_dirty_image *image, uint64_t id, uin
 
 static void tell_what_is_in_no_image(struct gmem_dirty *dirty, void *ret)
 {
-	fill_info(dirty, dirty->parent_since, ret);
+	fill_info(dirty, dirty->parent_since, gmem_sys_now() - dirty->collected_at, ret);
 }
 
 int gmem_dirty_peek_image(struct gmem_dirty *dirty, struct gmem_dirty_info *ret)
@@ -592,6 +593,8 @@ GMEM_API int gmem_dirty_next(struct gmem_dirty *dirty, uint64_t gpa, struct gmem
 
 	if (!dirty || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", dirty ? "ret" : "dirty");
+	if (gpa % gmem_sys_page_size())
+		return gmem_fail(-EINVAL, "gpa 0x%" PRIx64 " is not that of a page", gpa);
 	err = begin_to_look(dirty);
 	return err ? err : end_looking(dirty, next_range(dirty, gpa, ret));
 }
