@@ -4133,8 +4133,9 @@ GMEM_API void gmem_dirty_free(struct gmem_dirty *dirty);
  * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION2. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument, -EBUSY there is a tracker, or a change of the layout
- * has not ended within wait_ms of struct gmem_vm_opts, -EDEADLK a callback calls it, -ENOMEM, or
- * KVM's own errno: nothing changed; -ENOTRECOVERABLE KVM refused to undo.
+ * has not ended within wait_ms of struct gmem_vm_opts, -EDEADLK a callback calls it, -ENOMEM
+ * there is no memory to note the regions, or KVM's own errno: nothing changed; -ENOTRECOVERABLE
+ * KVM refused to undo.
  */
 GMEM_API int gmem_vm_bind_shared(struct gmem_vm *vm, uint64_t *ret_ns);
 

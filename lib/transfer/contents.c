@@ -10,7 +10,6 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/part.h"
-#include "dirty/tracker.h"
 #include "nofault/nofault.h"
 #include "os/sys.h"
 #include "region/host_mapping.h"

@@ -761,7 +761,9 @@ static void load(struct gmem_vm *vm, int fd, uint64_t size, uint64_t flags)
 static void snapshot_tracked(uint32_t backing)
 {
 	GMEM_OPTS(gmem_transfer_opts, opts, .dirty = NULL);
+	GMEM_OPTS(gmem_dirty_opts, replacing, .flags = 0);
 	struct gmem_migration *migration;
+	struct gmem_dirty *dirty;
 	int fd, parent, stream;
 	struct site s;
 
@@ -769,7 +771,7 @@ static void snapshot_tracked(uint32_t backing)
 	fd = image_fd(0);
 	parent = image_fd(0);
 	stream = image_fd(0);
-	opts.dirty = track(s.lab.vm);
+	dirty = opts.dirty = track(s.lab.vm);
 	migration = migrate_to(s.lab.vm, stream);
 	enter(GMEM_SANDBOX_SNAPSHOT);
 	OK(gmem_vm_save(s.lab.vm, parent, &opts, NULL));
@@ -782,6 +784,12 @@ static void snapshot_tracked(uint32_t backing)
 	opts.parents = &parent;
 	opts.parent_count = 1;
 	OK(gmem_vm_restore(s.lab.vm, fd, &opts, NULL));
+	gmem_migration_free(migration);
+	gmem_dirty_free(dirty);
+	replacing.flags = GMEM_DIRTY_VCPUS_STOPPED | GMEM_DIRTY_ALLOW_UNLOGGED;
+	OK(gmem_dirty_new(s.lab.vm, &replacing, &dirty));
+	gmem_dirty_free(dirty);
+	OK(gmem_vm_bind_shared(s.lab.vm, NULL));
 	leave();
 }
 
