@@ -4069,7 +4069,8 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  * from adding such memory: -EOPNOTSUPP.
  *
  * In a VM with dirty rings (GMEM_CAP_DIRTY_LOG) the library cannot know whether it has the rings
- * of all vCPUs, and takes your word for it, GMEM_DIRTY_RINGS. Give each ring to
+ * of all vCPUs, and takes your word for it, GMEM_DIRTY_RINGS. Without the flag gmem_dirty_new()
+ * is refused, and so is gmem_dirty_collect() if the rings were enabled after that. Give each ring to
  * gmem_vm_add_dirty_ring(), or read the rings yourself and call gmem_vm_mark_slot_dirty() for
  * each entry before gmem_dirty_collect().
  */
@@ -4100,8 +4101,8 @@ struct gmem_dirty_opts {
  *
  * Return: 0, or -EOPNOTSUPP memory of the VM has no log, or it has dirty rings, and @opts
  * does not allow it, -EINVAL NULL argument or bad options, -E2BIG options newer than the
- * library, -ENOMEM, -EBUSY a change of the layout has not ended within wait_ms of struct
- * gmem_vm_opts, -EDEADLK a callback calls it, -ENOTRECOVERABLE a region has lost its
+ * library, -ENOMEM, -EBUSY a change of the layout, or a view, has not ended within wait_ms of
+ * struct gmem_vm_opts, -EDEADLK a callback calls it, -ENOTRECOVERABLE a region has lost its
  * memslot, or KVM's own errno: nothing changed.
  */
 GMEM_API GMEM_CHECKED int gmem_dirty_new(struct gmem_vm *vm, const struct gmem_dirty_opts *opts,
@@ -4132,8 +4133,8 @@ GMEM_API void gmem_dirty_free(struct gmem_dirty *dirty);
  * Thread-safe. Source: KVM_SET_USER_MEMORY_REGION2. Since: 0.1.
  *
  * Return: 0, or -EINVAL NULL argument, -EBUSY there is a tracker, or a change of the layout
- * has not ended within wait_ms of struct gmem_vm_opts, -EDEADLK a callback calls it, or KVM's
- * own errno: nothing changed; -ENOTRECOVERABLE KVM refused to undo.
+ * has not ended within wait_ms of struct gmem_vm_opts, -EDEADLK a callback calls it, -ENOMEM, or
+ * KVM's own errno: nothing changed; -ENOTRECOVERABLE KVM refused to undo.
  */
 GMEM_API int gmem_vm_bind_shared(struct gmem_vm *vm, uint64_t *ret_ns);
 
@@ -4145,7 +4146,8 @@ GMEM_API int gmem_vm_bind_shared(struct gmem_vm *vm, uint64_t *ret_ns);
  * @private_bytes: bytes that are private, of which it is not known what changed; not in @bytes
  * @memory_bytes: bytes of all memory that is tracked, private or not
  * @rounds: successful calls of gmem_dirty_collect(), less those put back
- * @ns: nanoseconds from the collection before, or from gmem_dirty_new(), to the last one
+ * @ns: nanoseconds from the collection before, or from gmem_dirty_new(), to the last one; of
+ *	gmem_dirty_peek(): from the last one to now
  * @stopped_ns: nanoseconds for which vCPUs had to be stopped, in gmem_dirty_new() with
  *	GMEM_DIRTY_VCPUS_STOPPED; 0: no memslot was replaced
  */
@@ -4175,8 +4177,8 @@ struct gmem_dirty_info {
  *
  * Return: 0, or -EINVAL NULL argument, or @ret is too small, -ESTALE the VM's handle was
  * freed, -EBUSY a change of the layout has not ended within wait_ms of struct gmem_vm_opts,
- * -EDEADLK a callback calls it, -ENOMEM there is no memory to read a log into, or KVM's own
- * errno.
+ * -EDEADLK a callback calls it, -ENOMEM there is no memory to read a log into, -EOPNOTSUPP dirty
+ * rings were enabled after the tracker was made without GMEM_DIRTY_RINGS, or KVM's own errno.
  */
 GMEM_API int gmem_dirty_collect(struct gmem_dirty *dirty, struct gmem_dirty_info *ret);
 
@@ -4229,7 +4231,8 @@ struct gmem_dirty_range {
 /**
  * gmem_dirty_next() - first range at or behind an address that was collected
  * @dirty: tracker
- * @gpa: guest physical address: 0 for the first range, then the end of the one before
+ * @gpa: guest physical address, a multiple of the page: 0 for the first range, then the end of
+ *	the one before
  * @ret: the range, which begins at @gpa or behind it; untouched on failure
  *
  * What was private when it was collected, and is shared now, is told as changed. Pages that
@@ -4237,8 +4240,8 @@ struct gmem_dirty_range {
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
- * Return: 0, or -ENOENT there is none, or nothing was collected yet, -EINVAL NULL argument,
- * -ESTALE the VM's handle was freed.
+ * Return: 0, or -ENOENT there is none, or nothing was collected yet, -EINVAL NULL argument, or
+ * bad @gpa, -ESTALE the VM's handle was freed.
  */
 GMEM_API int gmem_dirty_next(struct gmem_dirty *dirty, uint64_t gpa,
 			     struct gmem_dirty_range *ret);
@@ -4268,7 +4271,7 @@ GMEM_API int gmem_dirty_get_bitmap(struct gmem_dirty *dirty, uint64_t gpa, uint6
  *	gmem_image_summary; 0: there is none, and the next save is of all memory
  * @generation: its generation, likewise
  *
- * gmem_vm_save() with a tracker does this itself. The call is for a VM whose memory was restored
+ * gmem_vm_save() with a tracker sets the image that it has saved. The call is for a VM whose memory was restored
  * from an image, and a tracker that was made with GMEM_DIRTY_FROM_NOW before the VM ran. The next
  * save then writes what differs from that image.
  *
@@ -4467,11 +4470,12 @@ typedef void (*gmem_transfer_lost_fn)(void *data, uint64_t gpa, uint64_t size);
  *	calling thread. At most 1024, of which up to 64 work at a time.
  * @lost: with GMEM_TRANSFER_ALLOW_LOST: is told what the image lacks, NULL for none
  * @lost_data: passed to @lost
- * @dirty: save: tracker of @vm, borrowed until the transfer is freed: use it for nothing else
- *	meanwhile. The save begins with gmem_dirty_collect(). If the tracker has no parent
- *	(gmem_dirty_set_parent()), all memory is saved. Otherwise the image is incremental: it has
- *	what was collected, and names the parent. When the save is done its image is the tracker's
- *	new parent; when it is freed before, what was collected is put back.
+ * @dirty: save: tracker of @vm, borrowed until the transfer is freed. If the tracker has no
+ *	parent (gmem_dirty_set_parent()), all memory is saved. Otherwise the image is incremental:
+ *	it has what changed since the parent was saved, and names the parent. When the save is done
+ *	its image is the tracker's new parent; a save that is freed before has changed nothing. The
+ *	tracker's rounds are apart from that: a save takes nothing from gmem_dirty_collect(), nor
+ *	does that from a save
  * @parents: restore, gmem_image_verify(): files of the images that the one in @fd is based on, the
  *	oldest first, each at @image_offset; borrowed until the transfer is freed. NULL: it is not
  *	incremental

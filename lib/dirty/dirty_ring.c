@@ -40,6 +40,14 @@ bool gmem_vm_has_dirty_rings(struct gmem_vm *vm)
 	return gmem_caps_value(&vm->caps, GMEM_CAP_DIRTY_LOG) || gmem_kvm_reset_dirty_rings(vm->fd) >= 0;
 }
 
+int gmem_vm_check_dirty_rings(struct gmem_vm *vm, uint64_t flags)
+{
+	if (flags & GMEM_DIRTY_RINGS || !gmem_vm_has_dirty_rings(vm))
+		return 0;
+	return gmem_fail(-EOPNOTSUPP, "VM fd %d logs writes in dirty rings, and all of them have to be read: "
+			 "GMEM_DIRTY_RINGS says that they are", gmem_vm_number(vm));
+}
+
 /* ---- entries ---- */
 
 /* Marks of a batch, with the VM's lock */
@@ -305,6 +313,20 @@ GMEM_API int gmem_vm_add_dirty_ring(struct gmem_vm *vm, int vcpu_fd, uint64_t by
 	return gmem_vm_log_error(vm, err);
 }
 
+/*
+ * What is in the ring is marked whatever KVM says to a reset, which the next one makes up for.
+ * -EIO: KVM does not serve this process, because it is a child of fork(), or the VM is dead; the
+ * entries may be the parent's.
+ */
+static void empty_for_good(struct gmem_vm *vm, struct gmem_dirty_ring *ring)
+{
+	int err = empty_rings(vm);
+
+	if (err && err != -EIO)
+		empty_ring(vm, ring);
+	gmem_vm_log_error(vm, err);
+}
+
 /* A refusal does not keep it: its vCPU's fd may be closed next. */
 GMEM_API int gmem_vm_remove_dirty_ring(struct gmem_vm *vm, int vcpu_fd)
 {
@@ -317,7 +339,7 @@ GMEM_API int gmem_vm_remove_dirty_ring(struct gmem_vm *vm, int vcpu_fd)
 	link = find_ring(vm, vcpu_fd);
 	ring = *link;
 	if (ring) {
-		gmem_vm_log_error(vm, empty_rings(vm));
+		empty_for_good(vm, ring);
 		*link = ring->next;
 		free_ring(ring);
 	}

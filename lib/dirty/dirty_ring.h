@@ -15,11 +15,14 @@
 #define GMEM_DIRTY_RING_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 struct gmem_vm;
 
 /* Whether the VMM enabled rings, which it may have done after it made the handle */
 bool gmem_vm_has_dirty_rings(struct gmem_vm *vm);
+/* Whether a tracker with these flags, GMEM_DIRTY_*, misses nothing: 0, or -EOPNOTSUPP. */
+int gmem_vm_check_dirty_rings(struct gmem_vm *vm, uint64_t flags);
 /* Mark what is in all rings that the library reads. Takes dirty_lock. */
 int gmem_dirty_rings_mark(struct gmem_vm *vm);
 /*

@@ -227,14 +227,6 @@ static int check_all(const struct gmem_vm *vm, bool replaces, bool allow)
 	return err;
 }
 
-static int check_rings(struct gmem_vm *vm, uint64_t flags)
-{
-	if (flags & GMEM_DIRTY_RINGS || !gmem_vm_has_dirty_rings(vm))
-		return 0;
-	return gmem_fail(-EOPNOTSUPP, "VM fd %d logs writes in dirty rings, and all of them have to be read: "
-			 "GMEM_DIRTY_RINGS says that they are", gmem_vm_number(vm));
-}
-
 static int switch_on(struct gmem_vm *vm)
 {
 	struct gmem_stretch at = GMEM_REGIONS_WALK(vm, 0, UINT64_MAX);
@@ -264,18 +256,19 @@ static int undo(struct gmem_vm *vm, int err)
 	return gmem_failure_restore(&failure);
 }
 
+int gmem_vm_check_logging(struct gmem_vm *vm, uint64_t flags)
+{
+	int err = gmem_vm_check_dirty_rings(vm, flags);
+
+	return err ? err : check_all(vm, flags & GMEM_DIRTY_VCPUS_STOPPED, flags & GMEM_DIRTY_ALLOW_UNLOGGED);
+}
+
 int gmem_vm_begin_logging(struct gmem_vm *vm, uint64_t flags, struct gmem_replaced *ret)
 {
 	bool replaces = flags & GMEM_DIRTY_VCPUS_STOPPED;
 	int err;
 
 	*ret = (struct gmem_replaced){ .count = 0 };
-	err = check_rings(vm, flags);
-	if (!err)
-		err = check_all(vm, replaces, flags & GMEM_DIRTY_ALLOW_UNLOGGED);
-	if (err)
-		return err;
-
 	err = switch_on(vm);
 	if (!err && replaces)
 		err = replace_all(vm, true, ret);

@@ -25,9 +25,11 @@ struct gmem_replaced {
 	uint64_t ns;			/* how long it took */
 };
 
+/* Whether @flags, GMEM_DIRTY_* of a new tracker, allow for what has no log: 0, or -EOPNOTSUPP. */
+int gmem_vm_check_logging(struct gmem_vm *vm, uint64_t flags);
 /*
- * Have all memslots log that can, and refuse those that @flags, GMEM_DIRTY_* of the new tracker,
- * does not allow to have none. On failure nothing changed, or -ENOTRECOVERABLE.
+ * Have all memslots log that can, for a new tracker whose flags were checked. On failure nothing
+ * changed, or -ENOTRECOVERABLE.
  */
 int gmem_vm_begin_logging(struct gmem_vm *vm, uint64_t flags, struct gmem_replaced *ret);
 /* The tracker, which is not among the VM's yet, failed for @err: returns it, or -ENOTRECOVERABLE. */

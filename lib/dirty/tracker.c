@@ -43,11 +43,15 @@ static int prepare_marks(struct gmem_vm *vm, struct gmem_dirty_pages *pages)
 	return err;
 }
 
-/*
- * Whoever begins to write from now on marks it, and who began before has ended. Views that were
- * waited for in vain may use the marks until they end: then these are used again, or freed with
- * the VM's memory.
- */
+/* Views may use the marks until they end: these are used again, or freed with the VM's memory. */
+static void set_marks_aside(struct gmem_vm *vm)
+{
+	if (vm->newest.dirty)
+		vm->old_dirty = vm->newest.dirty;
+	gmem_vm_track_views(vm, NULL);
+}
+
+/* Whoever begins to write from now on marks it, and who began before has ended. */
 static int begin_marks(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 {
 	struct gmem_dirty_pages *pages = vm->old_dirty ? vm->old_dirty : gmem_dirty_pages_new();
@@ -61,12 +65,25 @@ static int begin_marks(struct gmem_vm *vm, struct gmem_wait_budget *budget)
 		return err;
 
 	gmem_vm_track_views(vm, pages);
+	vm->old_dirty = NULL;
 	err = gmem_vm_wait_for_views(vm, budget);
 	if (err)
-		gmem_vm_track_views(vm, NULL);
-	else
-		vm->old_dirty = NULL;
+		set_marks_aside(vm);
 	return err;
+}
+
+/* A refusal stays one, whoever is still there. Returns @err. */
+static int undo_marks(struct gmem_vm *vm, struct gmem_wait_budget *budget, int err)
+{
+	struct gmem_failure failure;
+
+	gmem_failure_keep(&failure, err);
+	set_marks_aside(vm);
+	if (!gmem_vm_wait_for_views(vm, budget)) {
+		gmem_dirty_pages_free(vm->old_dirty);
+		vm->old_dirty = NULL;
+	}
+	return gmem_failure_restore(&failure);
 }
 
 static void end_marks(struct gmem_vm *vm)
@@ -84,6 +101,8 @@ static void start_over(struct gmem_vm *vm)
 	for (struct gmem_dirty *dirty = vm->trackers; dirty; dirty = dirty->next) {
 		dirty->since = 0;
 		dirty->told_since = 0;
+		dirty->parent_since = 0;
+		dirty->overturns++;
 	}
 }
 
@@ -172,22 +191,19 @@ static void end_abandoned(struct gmem_vm *vm)
 static int begin(struct gmem_dirty *dirty, struct gmem_wait_budget *budget)
 {
 	struct gmem_vm *vm = dirty->vm;
-	struct gmem_failure failure;
-	int err = 0;
+	int err;
 
 	end_abandoned(vm);
-	if (!vm->newest.dirty)
+	/* A refusal waits for nobody. */
+	err = gmem_vm_check_logging(vm, dirty->flags);
+	if (!err && !vm->newest.dirty)
 		err = begin_marks(vm, budget);
 	if (err)
 		return err;
 
 	err = begin_logs(dirty);
-	if (err) {
-		gmem_failure_keep(&failure, err);
-		if (!vm->trackers)
-			end_marks(vm);
-		return gmem_failure_restore(&failure);
-	}
+	if (err)
+		return vm->trackers ? err : undo_marks(vm, budget, err);
 
 	if (!vm->trackers)
 		gmem_vm_begin_dirty_sources(vm);
@@ -277,9 +293,7 @@ void gmem_vm_end_tracking(struct gmem_vm *vm)
 	if (vm->newest.dirty)
 		gmem_vm_end_dirty_sources(vm);
 	gmem_dirty_logs_forget(vm);
-	if (vm->newest.dirty)
-		vm->old_dirty = vm->newest.dirty;
-	gmem_vm_track_views(vm, NULL);
+	set_marks_aside(vm);
 	gmem_vm_end_change(vm);
 }
 
@@ -329,12 +343,12 @@ static void count(const struct gmem_dirty *dirty, uint32_t since, struct gmem_di
 }
 
 /* The hook lock is enough to read the layout. */
-static void fill_info(const struct gmem_dirty *dirty, uint32_t since, struct gmem_dirty_info *ret)
+static void fill_info(const struct gmem_dirty *dirty, uint32_t since, uint64_t ns, struct gmem_dirty_info *ret)
 {
 	struct gmem_dirty_info info = {
 		.size = ret->size,
 		.rounds = dirty->rounds,
-		.ns = dirty->ns,
+		.ns = ns,
 		.stopped_ns = dirty->stopped_ns,
 	};
 	size_t size = ret->size < sizeof(info) ? ret->size : sizeof(info);
@@ -353,7 +367,10 @@ static int check_info(const struct gmem_dirty_info *info)
 	return 0;
 }
 
-static int collect(struct gmem_dirty *dirty, bool moves_on, struct gmem_dirty_info *ret)
+/* What is done once all that was noted is marked, with the hook lock */
+typedef void (*collected_fn)(struct gmem_dirty *dirty, void *ret);
+
+static int collect(struct gmem_dirty *dirty, collected_fn use, void *ret)
 {
 	struct gmem_vm *vm = dirty->vm;
 	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
@@ -367,41 +384,60 @@ static int collect(struct gmem_dirty *dirty, bool moves_on, struct gmem_dirty_in
 
 	/* The VM may have ended while this waited. */
 	err = gmem_vm_check_alive(vm);
+	/* Nor had it rings, perhaps, when the tracker was made. */
+	if (!err)
+		err = gmem_vm_check_dirty_rings(vm, dirty->flags);
 	if (!err)
 		err = gmem_vm_collect_dirty(vm);
-	if (!err && moves_on)
-		move_on(dirty);
-	if (!err && ret)
-		fill_info(dirty, moves_on ? dirty->told_since : dirty->since, ret);
+	if (!err)
+		use(dirty, ret);
 	gmem_vm_end_change(vm);
 	return err;
 }
 
-static int enter_and_collect(struct gmem_dirty *dirty, bool moves_on, struct gmem_dirty_info *ret)
+static int enter_and_collect(struct gmem_dirty *dirty, collected_fn use, void *ret)
+{
+	int err;
+
+	err = gmem_vm_enter(dirty->vm);
+	if (err)
+		return err;
+	err = collect(dirty, use, ret);
+	return gmem_vm_log_error(dirty->vm, gmem_vm_leave(dirty->vm, err));
+}
+
+static int check_and_collect(struct gmem_dirty *dirty, collected_fn use, struct gmem_dirty_info *ret)
 {
 	int err;
 
 	if (!dirty)
 		return gmem_fail(-EINVAL, "dirty is NULL");
 	err = check_info(ret);
-	if (!err)
-		err = gmem_vm_enter(dirty->vm);
-	if (err)
-		return err;
-	err = collect(dirty, moves_on, ret);
-	return gmem_vm_log_error(dirty->vm, gmem_vm_leave(dirty->vm, err));
+	return err ? err : enter_and_collect(dirty, use, ret);
+}
+
+static void tell_collected(struct gmem_dirty *dirty, void *ret)
+{
+	move_on(dirty);
+	if (ret)
+		fill_info(dirty, dirty->told_since, dirty->ns, ret);
+}
+
+static void tell_what_is_left(struct gmem_dirty *dirty, void *ret)
+{
+	fill_info(dirty, dirty->since, gmem_sys_now() - dirty->collected_at, ret);
 }
 
 GMEM_API int gmem_dirty_collect(struct gmem_dirty *dirty, struct gmem_dirty_info *ret)
 {
-	return enter_and_collect(dirty, true, ret);
+	return check_and_collect(dirty, tell_collected, ret);
 }
 
 GMEM_API int gmem_dirty_peek(struct gmem_dirty *dirty, struct gmem_dirty_info *ret)
 {
 	if (dirty && !ret)
 		return gmem_fail(-EINVAL, "ret is NULL");
-	return enter_and_collect(dirty, false, ret);
+	return check_and_collect(dirty, tell_what_is_left, ret);
 }
 
 GMEM_API int gmem_dirty_put_back(struct gmem_dirty *dirty)
@@ -414,6 +450,7 @@ GMEM_API int gmem_dirty_put_back(struct gmem_dirty *dirty)
 	gmem_lock_take(&dirty->vm->lock);
 	dirty->since = dirty->told_since;
 	gmem_lock_drop(&dirty->vm->lock);
+	dirty->collected_at -= dirty->ns;
 	dirty->can_put_back = false;
 	dirty->rounds--;
 	return 0;
@@ -425,21 +462,81 @@ GMEM_API int gmem_dirty_set_parent(struct gmem_dirty *dirty, uint64_t id, uint64
 		return gmem_fail(-EINVAL, "dirty is NULL");
 	if (!id && generation)
 		return gmem_fail(-EINVAL, "generation %" PRIu64 " of no image", generation);
+	gmem_lock_take(&dirty->vm->lock);
 	dirty->parent = id;
 	dirty->generation = generation;
+	dirty->parent_since = dirty->since;
+	gmem_lock_drop(&dirty->vm->lock);
 	return 0;
+}
+
+/* ---- images ---- */
+
+static void fill_image(struct gmem_dirty *dirty, void *data)
+{
+	struct gmem_dirty_image *ret = data;
+	uint32_t period = begin_period(dirty->vm);
+
+	gmem_lock_take(&dirty->vm->lock);
+	*ret = (struct gmem_dirty_image){
+		.dirty = dirty,
+		.parent = dirty->parent,
+		.generation = dirty->generation,
+		.since = dirty->parent_since,
+		.next = period,
+		.overturns = dirty->overturns,
+	};
+	gmem_lock_drop(&dirty->vm->lock);
+}
+
+int gmem_dirty_begin_image(struct gmem_dirty *dirty, struct gmem_dirty_image *ret)
+{
+	return enter_and_collect(dirty, fill_image, ret);
+}
+
+/* Its periods are those of now. If not, all memory changed since. */
+static bool is_of_now(const struct gmem_dirty_image *image)
+{
+	return image->overturns == image->dirty->overturns;
+}
+
+void gmem_dirty_end_image(const struct gmem_dirty_image *image, uint64_t id, uint64_t generation)
+{
+	struct gmem_dirty *dirty = image->dirty;
+
+	gmem_lock_take(&dirty->vm->lock);
+	dirty->parent = id;
+	dirty->generation = generation;
+	dirty->parent_since = is_of_now(image) ? image->next : 0;
+	gmem_lock_drop(&dirty->vm->lock);
+}
+
+static void tell_what_is_in_no_image(struct gmem_dirty *dirty, void *ret)
+{
+	fill_info(dirty, dirty->parent_since, gmem_sys_now() - dirty->collected_at, ret);
+}
+
+int gmem_dirty_peek_image(struct gmem_dirty *dirty, struct gmem_dirty_info *ret)
+{
+	return enter_and_collect(dirty, tell_what_is_in_no_image, ret);
 }
 
 /* ---- telling ---- */
 
-bool gmem_dirty_find(const struct gmem_dirty *dirty, const struct gmem_region *region, uint64_t gpa,
-		     uint64_t last, struct gmem_part *ret)
+static bool find(const struct gmem_dirty *dirty, uint32_t since, const struct gmem_region *region,
+		 uint64_t gpa, uint64_t last, struct gmem_part *ret)
 {
 	if (gmem_region_is_unlogged(region) || !dirty->vm->newest.dirty) {
 		*ret = (struct gmem_part){ gpa, last };
 		return true;
 	}
-	return gmem_dirty_pages_next(dirty->vm->newest.dirty, dirty->told_since, gpa, last, ret);
+	return gmem_dirty_pages_next(dirty->vm->newest.dirty, since, gpa, last, ret);
+}
+
+bool gmem_dirty_find(const struct gmem_dirty_image *image, const struct gmem_region *region,
+		     uint64_t gpa, uint64_t last, struct gmem_part *ret)
+{
+	return find(image->dirty, is_of_now(image) ? image->since : 0, region, gpa, last, ret);
 }
 
 /* What is told of a stretch; false: nothing */
@@ -452,7 +549,7 @@ static bool tell(const struct gmem_dirty *dirty, const struct gmem_stretch *at, 
 		return false;
 	if (at->is_private)
 		flags = GMEM_DIRTY_RANGE_PRIVATE;
-	else if (!gmem_dirty_find(dirty, at->region, part.start, part.last, &part))
+	else if (!find(dirty, dirty->told_since, at->region, part.start, part.last, &part))
 		return false;
 	else if (gmem_region_is_unlogged(at->region))
 		flags = GMEM_DIRTY_RANGE_UNLOGGED;
@@ -496,6 +593,8 @@ GMEM_API int gmem_dirty_next(struct gmem_dirty *dirty, uint64_t gpa, struct gmem
 
 	if (!dirty || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", dirty ? "ret" : "dirty");
+	if (gpa % gmem_sys_page_size())
+		return gmem_fail(-EINVAL, "gpa 0x%" PRIx64 " is not that of a page", gpa);
 	err = begin_to_look(dirty);
 	return err ? err : end_looking(dirty, next_range(dirty, gpa, ret));
 }
@@ -511,7 +610,7 @@ static void fill_bitmap(const struct gmem_dirty *dirty, uint64_t gpa, uint64_t l
 
 		if (!at.region || at.is_private || gmem_region_is_untracked(at.region))
 			continue;
-		while (from <= end && gmem_dirty_find(dirty, at.region, from, end, &part)) {
+		while (from <= end && find(dirty, dirty->told_since, at.region, from, end, &part)) {
 			for (uint64_t i = (part.start - gpa) / page; i <= (part.last - gpa) / page; i++)
 				bitmap[i / 64] |= UINT64_C(1) << i % 64;
 			if (part.last == end)

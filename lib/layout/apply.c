@@ -793,7 +793,7 @@ static void mark_unknown(const struct change *change, bool is_done)
 {
 	struct gmem_vm *vm = change->vm;
 
-	if (!(vm->dirty_flags & GMEM_DIRTY_RINGS) || !gmem_vm_has_dirty_rings(vm))
+	if (!vm->trackers || !gmem_vm_has_dirty_rings(vm))
 		return;
 	for (size_t i = 0; i < change->count; i++) {
 		const struct gmem_step *step = &change->steps[i];

@@ -119,8 +119,10 @@ bool gmem_states_find(const struct gmem_states *states, enum gmem_page_bit bit, 
 	if (found == end)
 		return false;
 	end = gmem_bits_find(bits_of(states, bit), !value, found, end);
-	ret->start = offset + ((found - start) << states->page_shift);
-	ret->last = offset + ((end - start) << states->page_shift) - 1;
+	/* @offset and @last may be inside a page. */
+	ret->start = found == start ? offset : (found - states->first) << states->page_shift;
+	ret->last = ((end - states->first) << states->page_shift) - 1;
+	ret->last = ret->last < last ? ret->last : last;
 	return true;
 }
 

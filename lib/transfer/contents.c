@@ -156,29 +156,29 @@ static int look_for_data(struct gmem_transfer *transfer, const struct gmem_hand 
 }
 
 /* Find the first run that changed in [@offset, @end) of a range; with the VM's lock. */
-static bool find_changed(const struct gmem_dirty *dirty, const struct gmem_leased_range *range,
+static bool find_changed(const struct gmem_dirty_image *image, const struct gmem_leased_range *range,
 			 uint64_t offset, uint64_t end, struct gmem_part *ret)
 {
 	if (offset == end ||
-	    !gmem_dirty_find(dirty, range->region, range->gpa + offset, range->gpa + (end - 1), ret))
+	    !gmem_dirty_find(image, range->region, range->gpa + offset, range->gpa + (end - 1), ret))
 		return false;
 	*ret = (struct gmem_part){ ret->start - range->gpa, ret->last - range->gpa };
 	return true;
 }
 
 /* Which blocks of a window changed. Later changes may be among them, and count again next time. */
-static void find_changes(const struct gmem_dirty *dirty, const struct gmem_contents_window *window,
+static void find_changes(const struct gmem_dirty_image *image, const struct gmem_contents_window *window,
 			 uint64_t *changed)
 {
 	uint64_t end = window->offset + window->size;
 	struct gmem_part part = { .last = window->offset - 1 };
 
 	memset(changed, 0, CONTENTS_WORDS * sizeof(*changed));
-	gmem_lock_take(&dirty->vm->lock);
-	while (find_changed(dirty, window->range, part.last + 1, end, &part))
+	gmem_lock_take(&image->dirty->vm->lock);
+	while (find_changed(image, window->range, part.last + 1, end, &part))
 		gmem_bits_set(changed, (part.start - window->offset) / IMAGE_BLOCK,
 			      (part.last + 1 - window->offset) / IMAGE_BLOCK, true);
-	gmem_lock_drop(&dirty->vm->lock);
+	gmem_lock_drop(&image->dirty->vm->lock);
 }
 
 static int look_for_changes(struct gmem_contents *contents, const struct gmem_hand *hand,
@@ -187,7 +187,7 @@ static int look_for_changes(struct gmem_contents *contents, const struct gmem_ha
 	uint64_t changed[CONTENTS_WORDS], blocks = window->size / IMAGE_BLOCK, first, end;
 	int err;
 
-	find_changes(contents->dirty, window, changed);
+	find_changes(&contents->image, window, changed);
 	first = gmem_bits_find(changed, true, 0, blocks);
 	if (first == blocks)
 		return 0;
@@ -205,7 +205,7 @@ static int look_at(struct gmem_contents *contents, const struct gmem_hand *hand,
 	memset(window->data, 0, sizeof(window->data));
 	memset(window->lost, 0, sizeof(window->lost));
 	memset(window->zero, 0, sizeof(window->zero));
-	if (contents->dirty)
+	if (contents->image.parent)
 		return look_for_changes(contents, hand, window);
 	return look_for_data(contents->transfer, hand, window, NULL, 0, window->size / IMAGE_BLOCK);
 }
@@ -243,9 +243,9 @@ static uint64_t count_unchanged(const struct gmem_contents *contents, const stru
 	uint64_t end = start + (left < SKIP ? left : SKIP);
 	struct gmem_part part;
 
-	if (find_changed(contents->dirty, range, start, window, &part))
+	if (find_changed(&contents->image, range, start, window, &part))
 		return 0;
-	if (find_changed(contents->dirty, range, window, end, &part))
+	if (find_changed(&contents->image, range, window, end, &part))
 		return (part.start - start) / CONTENTS_WINDOW * CONTENTS_WINDOW;
 	return end - start;
 }
@@ -253,7 +253,7 @@ static uint64_t count_unchanged(const struct gmem_contents *contents, const stru
 /* Count as done what did not change up to the next window in which something did, in this range. */
 static void skip_unchanged(struct gmem_contents *contents, const struct gmem_leased_range *range)
 {
-	struct gmem_vm *vm = contents->dirty->vm;
+	struct gmem_vm *vm = contents->image.dirty->vm;
 	uint64_t skipped;
 
 	do {
@@ -276,7 +276,7 @@ static void take_windows(struct gmem_contents *contents, size_t most)
 		const struct gmem_leased_range *range = &memory->all[contents->range];
 		struct gmem_contents_window *window = &contents->windows[contents->count];
 
-		if (contents->dirty) {
+		if (contents->image.parent) {
 			skip_unchanged(contents, range);
 			if (&memory->all[contents->range] != range)
 				continue;
@@ -328,10 +328,10 @@ static uint64_t count_blocks(struct gmem_contents *contents)
 		uint64_t size = window->size / IMAGE_BLOCK;
 
 		blocks = gmem_bits_count(window->data, 0, size) + gmem_bits_count(window->lost, 0, size);
-		zero = contents->dirty ? gmem_bits_count(window->zero, 0, size) : size - blocks;
+		zero = contents->image.parent ? gmem_bits_count(window->zero, 0, size) : size - blocks;
 		contents->transfer->done += window->size;
 		contents->transfer->bytes.zero += zero * IMAGE_BLOCK;
-		all += contents->dirty ? blocks + zero : blocks;
+		all += contents->image.parent ? blocks + zero : blocks;
 	}
 	return all;
 }

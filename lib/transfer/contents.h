@@ -17,7 +17,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-struct gmem_dirty;
+#include "dirty/tracker.h"
+
 struct gmem_leased_range;
 struct gmem_transfer;
 
@@ -47,7 +48,7 @@ struct gmem_contents_place {
 /* With zeros but for the first two, it is at the start of the memory. */
 struct gmem_contents {
 	struct gmem_transfer *transfer;
-	const struct gmem_dirty *dirty;	/* only what it collected is saved; NULL: all */
+	struct gmem_dirty_image image;	/* without tracker or parent: all is saved */
 	size_t range;			/* index of the range that is looked at next */
 	uint64_t looked;		/* bytes of it that have been looked at */
 	size_t count;

@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "base/limit.h"
 #include "base/opts.h"
+#include "dirty/tracker.h"
 #include "os/sys.h"
 #include "region/vm_core.h"
 #include "transfer/file_queue.h"
@@ -384,7 +385,7 @@ static int look_ahead(struct gmem_migration *migration, uint64_t began)
 {
 	struct gmem_migration_status *status = &migration->status;
 	GMEM_OPTS(gmem_dirty_info, info, .bytes = 0);
-	int err = gmem_dirty_peek(migration->dirty, &info);
+	int err = gmem_dirty_peek_image(migration->dirty, &info);
 	double ns = (double)(gmem_sys_now() - began);
 
 	if (err)

@@ -372,8 +372,8 @@ static int finish(struct gmem_transfer *transfer, const struct save *save, bool 
 	if (err)
 		return gmem_transfer_fail_io(transfer, err);
 
-	if (transfer->opts.dirty)
-		gmem_dirty_set_parent(transfer->opts.dirty, save->id, save->origin.generation);
+	if (save->contents.image.dirty)
+		gmem_dirty_end_image(&save->contents.image, save->id, save->origin.generation);
 	transfer->is_done = true;
 	return 0;
 }
@@ -419,15 +419,10 @@ static int check_privates(const struct gmem_leased_memory *memory, uint64_t flag
 	return 0;
 }
 
-/* What was collected and is in no image is to be collected again. */
-static void put_back(struct gmem_transfer *transfer)
-{
-	if (!transfer->is_done)
-		gmem_dirty_put_back(transfer->opts.dirty);
-}
-
 static int collect(struct gmem_transfer *transfer)
 {
+	struct save *save = transfer->state;
+	struct gmem_dirty_image *image = &save->contents.image;
 	struct gmem_dirty *dirty = transfer->opts.dirty;
 	int err;
 
@@ -435,11 +430,9 @@ static int collect(struct gmem_transfer *transfer)
 		return 0;
 	if (dirty->vm != transfer->vm)
 		return gmem_fail(-EINVAL, "the tracker is another handle's");
-	if (dirty->generation == UINT64_MAX)
-		return gmem_fail(-EOVERFLOW, "generation %" PRIu64 " has none behind it", dirty->generation);
-	err = gmem_dirty_collect(dirty, NULL);
-	if (!err)
-		transfer->end = put_back;
+	err = gmem_dirty_begin_image(dirty, image);
+	if (!err && image->generation == UINT64_MAX)
+		err = gmem_fail(-EOVERFLOW, "generation %" PRIu64 " has none behind it", image->generation);
 	return err;
 }
 
@@ -465,9 +458,9 @@ static int check(const struct gmem_transfer_opts *user_opts, int fd, struct gmem
 
 static void prepare(struct gmem_transfer *transfer)
 {
-	const struct gmem_dirty *dirty = transfer->opts.dirty;
 	struct save *save = transfer->state;
-	bool is_incremental = dirty && dirty->parent, is_followed = transfer->opts.flags & GMEM_TRANSFER_FOLLOWED;
+	const struct gmem_dirty_image *image = &save->contents.image;
+	bool is_incremental = image->parent, is_followed = transfer->opts.flags & GMEM_TRANSFER_FOLLOWED;
 
 	do {
 		save->id = gmem_sys_random();
@@ -476,12 +469,11 @@ static void prepare(struct gmem_transfer *transfer)
 		.page_size = gmem_sys_page_size(),
 		.regions = transfer->memory.region_count,
 		.privates = transfer->memory.private_count,
-		.parent = is_incremental ? dirty->parent : 0,
-		.generation = is_incremental ? dirty->generation + 1 : 0,
+		.parent = image->parent,
+		.generation = is_incremental ? image->generation + 1 : 0,
 		.flags = is_followed ? IMAGE_FOLLOWED : 0,
 	};
 	save->contents.transfer = transfer;
-	save->contents.dirty = is_incremental ? dirty : NULL;
 	save->units[0].image.id = save->id;
 	save->units[0].image.version = is_incremental || is_followed ? IMAGE_VERSION_2 : IMAGE_VERSION;
 	save->unit_count = 1;

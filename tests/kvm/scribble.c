@@ -150,9 +150,11 @@ static bool may_go_on(struct scribble_shared *shared, struct gmem_import *import
 static void check_device(struct scribble *s)
 {
 	pid_t pid = s->exporter ? s->devices[s->shared->device] : 0;
+	int status;
 
-	if (pid && waitpid(pid, NULL, WNOHANG) == pid)
-		FAIL("the device process has ended, step %u", (unsigned int)s->shared->device_failed);
+	if (pid && waitpid(pid, &status, WNOHANG) == pid)
+		FAIL("the device process has ended with 0x%x, step %u", (unsigned int)status,
+		     (unsigned int)s->shared->device_failed);
 }
 
 static void wait_for_all(struct scribble *s)

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/crc32c.h"
+#include "dirty/tracker.h"
 #include "region/dirty_pages.h"
 #include "transfer/image.h"
 #include "transfer/leased_memory.h"
@@ -1007,6 +1008,7 @@ static void what_did_not_change_is_not_looked_at(void **state)
 	/* 64 GiB more, of which nothing is written but what is new is once */
 	unit_region_backed(&c.unit, 1 << 20, 1 << 24, GMEM_BACKING_HOST);
 	assert_ok(gmem_dirty_collect(c.dirty, NULL));
+	assert_ok(gmem_dirty_set_parent(c.dirty, c.dirty->parent, c.dirty->generation));
 	{
 		GMEM_OPTS(gmem_transfer_opts, opts, .dirty = c.dirty);
 

@@ -177,6 +177,32 @@ static void a_ring_is_taken_over_where_it_is(void **state)
 	end_rings(&r);
 }
 
+static void a_refused_reset_loses_no_entries(void **state)
+{
+	struct rings r;
+
+	(void)state;
+	begin_rings(&r, FAKE_RING_ALONE);
+	push(&r, 0, 7);
+	fake_fail_next(FAKE_OTHER_IOCTL, -EPERM);
+	assert_int_equal(gmem_dirty_collect(r.dirty, NULL), -EPERM);
+	fake_fail_next(FAKE_OTHER_IOCTL, -EPERM);
+	assert_ok(gmem_vm_remove_dirty_ring(r.unit.vm, r.vcpus[0]));
+	assert_true(fake_fail_struck());
+	assert_int_equal(collect(&r), 1);
+	assert_int_equal(collect(&r), 0);
+	assert_ok(gmem_vm_add_dirty_ring(r.unit.vm, r.vcpus[0], r.unit.page));
+
+	/* a child of fork() takes nothing from its parent */
+	push(&r, 0, 8);
+	fake_fail_next(FAKE_OTHER_IOCTL, -EIO);
+	assert_ok(gmem_vm_remove_dirty_ring(r.unit.vm, r.vcpus[0]));
+	assert_int_equal(fake_ring_used(r.vcpus[0]), 1);
+	assert_ok(gmem_vm_add_dirty_ring(r.unit.vm, r.vcpus[0], r.unit.page));
+	assert_int_equal(collect(&r), 1);
+	end_rings(&r);
+}
+
 static void changes_lose_no_entries(void **state)
 {
 	struct gmem_region *upper;
@@ -231,6 +257,39 @@ static void rings_are_checked(void **state)
 	end_rings(&r);
 }
 
+/* KVM takes them as long as there is no vCPU. */
+static void a_tracker_from_before_the_rings_misses_nothing_in_silence(void **state)
+{
+	static const enum fake_ring kinds[] = { FAKE_RING_ALONE, FAKE_RING_AND_BITMAP };
+	GMEM_OPTS(gmem_dirty_opts, opts, .flags = GMEM_DIRTY_FROM_NOW);
+	GMEM_OPTS(gmem_dirty_info, info, .bytes = 0);
+	struct gmem_region *upper;
+	struct gmem_dirty *before;
+	struct rings r;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
+		unit_begin_vm(&r.unit, "arm64-6.18");
+		r.region = unit_region_backed(&r.unit, 16, 64, GMEM_BACKING_HOST);
+		assert_ok(gmem_dirty_new(r.unit.vm, &opts, &before));
+		assert_ok(gmem_dirty_collect(before, NULL));
+
+		fake_set_dirty_ring(r.unit.vm_fd, kinds[i]);
+		assert_refused(-EOPNOTSUPP, "GMEM_DIRTY_RINGS", gmem_dirty_collect(before, NULL));
+		assert_refused(-EOPNOTSUPP, "GMEM_DIRTY_RINGS", gmem_dirty_peek(before, &info));
+
+		/* one that knows of them loses nothing to the other, whatever changes */
+		opts.flags |= GMEM_DIRTY_RINGS;
+		assert_ok(gmem_dirty_new(r.unit.vm, &opts, &r.dirty));
+		opts.flags = GMEM_DIRTY_FROM_NOW;
+		assert_ok(gmem_region_split(r.region, PAGES(&r.unit, 32), &upper));
+		assert_int_equal(collect(&r), 64);
+		gmem_dirty_free(before);
+		gmem_dirty_free(r.dirty);
+		unit_end(&r.unit);
+	}
+}
+
 static void a_vm_without_rings_has_none(void **state)
 {
 	struct unit unit;
@@ -252,8 +311,10 @@ int main(void)
 		cmocka_unit_test(entries_of_no_memory_are_left_out),
 		cmocka_unit_test(a_full_ring_is_emptied_at_the_exit),
 		cmocka_unit_test(a_ring_is_taken_over_where_it_is),
+		cmocka_unit_test(a_refused_reset_loses_no_entries),
 		cmocka_unit_test(changes_lose_no_entries),
 		cmocka_unit_test(rings_are_checked),
+		cmocka_unit_test(a_tracker_from_before_the_rings_misses_nothing_in_silence),
 		cmocka_unit_test(a_vm_without_rings_has_none),
 	};
 

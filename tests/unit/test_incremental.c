@@ -515,6 +515,71 @@ static void what_a_failed_save_collected_is_saved_by_the_next(void **state)
 	}
 }
 
+/* Whoever collects beside takes nothing from the next image, nor does a save from it. */
+static void rounds_and_images_take_nothing_from_each_other(void **state)
+{
+	GMEM_OPTS(gmem_dirty_info, info, .bytes = 0);
+	struct guest g;
+	int files[2];
+
+	(void)state;
+	begin(&g);
+	scribble(&g, 20);
+	track(&g);
+	files[0] = saved(&g);
+	write_page(&g, 5, 1);
+	assert_ok(gmem_dirty_collect(g.dirty, &info));
+	assert_int_equal(info.bytes, BLOCK);
+	write_page(&g, 6, 2);
+	files[1] = saved(&g);
+	assert_ok(gmem_dirty_collect(g.dirty, &info));
+	assert_int_equal(info.bytes, BLOCK);
+	assert_ok(gmem_dirty_put_back(g.dirty));
+	soil(&g, 3);
+	assert_ok(restore_chain(&g, files, 2, 0, 0));
+	check(&g);
+	close_all(files, 2);
+	end(&g);
+}
+
+/* Both are based on what was whole when they began; the one that ends last is the next parent. */
+static void two_saves_at_a_time_are_both_whole(void **state)
+{
+	struct gmem_transfer *saves[2];
+	struct guest g;
+	int files[4];
+
+	(void)state;
+	begin(&g);
+	scribble(&g, 20);
+	track(&g);
+	files[0] = saved(&g);
+	{
+		GMEM_OPTS(gmem_transfer_opts, opts, .dirty = g.dirty);
+
+		for (unsigned i = 0; i < 2; i++) {
+			write_page(&g, 7 + i, 5);
+			files[1 + i] = new_file();
+			assert_ok(gmem_vm_save_begin(g.unit.vm, files[1 + i], &opts, &saves[i]));
+		}
+	}
+	for (unsigned i = 0; i < 2; i++) {
+		while (gmem_transfer_step(saves[i], 1) > GMEM_TRANSFER_DONE)
+			;
+		assert_ok(gmem_transfer_free(saves[i]));
+		assert_int_equal(info_of(files[1 + i]).parent, info_of(files[0]).id);
+	}
+	close(files[1]);
+	files[1] = files[2];
+	write_page(&g, 9, 6);
+	files[2] = saved(&g);
+	soil(&g, 3);
+	assert_ok(restore_chain(&g, files, 3, 0, 0));
+	check(&g);
+	close_all(files, 3);
+	end(&g);
+}
+
 static void a_full_disk_is_waited_for(void **state)
 {
 	static const struct { enum fake_call call; uint64_t flags; } cases[] = {
@@ -694,6 +759,8 @@ int main(void)
 		cmocka_unit_test(a_chain_is_refused_before_memory_changes),
 		cmocka_unit_test(options_of_other_transfers_are_refused),
 		cmocka_unit_test(what_a_failed_save_collected_is_saved_by_the_next),
+		cmocka_unit_test(rounds_and_images_take_nothing_from_each_other),
+		cmocka_unit_test(two_saves_at_a_time_are_both_whole),
 		cmocka_unit_test(a_full_disk_is_waited_for),
 		cmocka_unit_test(a_sequence_in_a_file_is_one_image),
 		cmocka_unit_test(a_sequence_goes_through_a_pipe_and_takes_nothing_that_follows),

@@ -132,6 +132,39 @@ static void split_parts_are_each_their_own(void **state)
 	}
 }
 
+static void check_found(const struct model *m, bool is_private, uint64_t offset, uint64_t last, uint64_t start,
+			uint64_t end)
+{
+	struct gmem_part part;
+
+	assert_true(gmem_states_find(&m->states, GMEM_PAGE_PRIVATE, is_private, offset, last, &part));
+	assert_int_equal(part.start, start);
+	assert_int_equal(part.last, end);
+}
+
+/* As the target of gmem_vm_load() may */
+static void parts_of_a_range_that_begins_inside_a_page_are_whole_pages(void **state)
+{
+	struct gmem_states upper;
+	struct model m;
+
+	(void)state;
+	begin(&m, 1);
+	gmem_states_set(&m.states, GMEM_PAGE_PRIVATE, 2 * PAGE, 2 * PAGE, true);
+	check_found(&m, true, 100, 3 * PAGE + 99, 2 * PAGE, 3 * PAGE + 99);
+	check_found(&m, true, 2 * PAGE + 7, 8 * PAGE - 1, 2 * PAGE + 7, 4 * PAGE - 1);
+	check_found(&m, false, PAGE + 5, 5 * PAGE - 1, PAGE + 5, 2 * PAGE - 1);
+	check_found(&m, false, 2 * PAGE + 5, 5 * PAGE + 4, 4 * PAGE, 5 * PAGE + 4);
+
+	gmem_states_prepare_split(&m.states, PAGE, &upper);
+	gmem_states_commit_split(&m.states, &upper);
+	gmem_states_free(&m.states);
+	m.states = upper;
+	check_found(&m, true, 100, 2 * PAGE + 99, PAGE, 2 * PAGE + 99);
+	check_found(&m, false, 100, 8 * PAGE - 1, 100, PAGE - 1);
+	gmem_states_free(&m.states);
+}
+
 static void states_of_no_bits_are_shared_and_owe_nothing(void **state)
 {
 	struct gmem_states none = { .pages = NULL }, upper;
@@ -176,6 +209,7 @@ static void words_are_as_many_as_bits_need(void **state)
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(states_agree_with_a_naive_model),
 	cmocka_unit_test(split_parts_are_each_their_own),
+	cmocka_unit_test(parts_of_a_range_that_begins_inside_a_page_are_whole_pages),
 	cmocka_unit_test(states_of_no_bits_are_shared_and_owe_nothing),
 	cmocka_unit_test(what_a_file_owed_ends_with_the_file),
 	cmocka_unit_test(words_are_as_many_as_bits_need),

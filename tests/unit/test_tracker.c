@@ -172,6 +172,38 @@ static void what_was_put_back_is_told_again(void **state)
 }
 
 /* What was read before a refusal is marked. */
+static uint64_t ns_of(struct gmem_dirty *dirty, int (*ask)(struct gmem_dirty *, struct gmem_dirty_info *))
+{
+	GMEM_OPTS(gmem_dirty_info, info, .bytes = 0);
+
+	assert_ok(ask(dirty, &info));
+	return info.ns;
+}
+
+/* What a rate is of: the time in which the pages that are told can have changed */
+static void time_is_that_of_what_is_told(void **state)
+{
+	struct gmem_dirty *dirty;
+	struct unit unit;
+	uint64_t first, all;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	unit_region_backed(&unit, 0, 64, GMEM_BACKING_HOST);
+	dirty = begin(&unit, GMEM_DIRTY_FROM_NOW);
+	first = ns_of(dirty, gmem_dirty_peek);
+	assert_true(first > 0);
+	assert_true(ns_of(dirty, gmem_dirty_peek) > first);
+
+	all = ns_of(dirty, gmem_dirty_collect);
+	assert_true(all > first);
+	assert_ok(gmem_dirty_put_back(dirty));
+	assert_true(ns_of(dirty, gmem_dirty_peek) > all);
+	assert_true(ns_of(dirty, gmem_dirty_collect) > all);
+	gmem_dirty_free(dirty);
+	unit_end(&unit);
+}
+
 static void a_refused_collection_loses_nothing(void **state)
 {
 	struct gmem_region *a, *b;
@@ -187,7 +219,8 @@ static void a_refused_collection_loses_nothing(void **state)
 	for (unsigned calls = 0; calls < 2; calls++) {
 		write_page(&unit, a, 1);
 		write_page(&unit, b, 2);
-		fake_fail_kind(FAKE_OTHER_IOCTL, calls, 1, -EFAULT);
+		/* the first one asks for rings */
+		fake_fail_kind(FAKE_OTHER_IOCTL, 1 + calls, 1, -EFAULT);
 		assert_int_equal(gmem_dirty_collect(dirty, NULL), -EFAULT);
 		assert_true(fake_fail_struck());
 		assert_int_equal(collect(dirty), PAGES(&unit, 2));
@@ -587,6 +620,24 @@ static void a_view_that_does_not_end_is_waited_for_in_time(void **state)
 	unit_end(&unit);
 }
 
+/* The view may be of a thread that never goes on. */
+static void a_refusal_waits_for_no_view(void **state)
+{
+	struct gmem_dirty *dirty = NULL;
+	struct gmem_view *view;
+	struct unit unit;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	unit_region_backed(&unit, 0, 64, GMEM_BACKING_SHARED);
+	assert_ok(gmem_view_new(unit.vm, &view));
+	gmem_view_begin(view);
+	assert_refused(-EOPNOTSUPP, "is in no log", gmem_dirty_new(unit.vm, NULL, &dirty));
+	gmem_view_end(view);
+	gmem_view_free(view);
+	unit_end(&unit);
+}
+
 /* Whatever allocation fails, nothing is left of a tracker. */
 static void a_tracker_without_memory_is_refused(void **state)
 {
@@ -637,6 +688,8 @@ static void arguments_are_checked(void **state)
 	assert_refused(-ENOENT, "nothing was collected",
 		       gmem_dirty_get_bitmap(dirty, 0, unit.page, words, 2));
 	collect(dirty);
+	assert_refused(-EINVAL, "not that of a page", gmem_dirty_next(dirty, 1, &range));
+	assert_refused(-EINVAL, "not that of a page", gmem_dirty_next(dirty, unit.page / 2, &range));
 	assert_refused(-EINVAL, "no range", gmem_dirty_get_bitmap(dirty, 1, unit.page, words, 2));
 	assert_refused(-EINVAL, "no range", gmem_dirty_get_bitmap(dirty, 0, 0, words, 2));
 	assert_refused(-EINVAL, "no range",
@@ -656,6 +709,7 @@ int main(void)
 		cmocka_unit_test(what_the_guest_writes_is_told_once_to_each),
 		cmocka_unit_test(user_and_tracker_lose_nothing_to_each_other),
 		cmocka_unit_test(what_was_put_back_is_told_again),
+		cmocka_unit_test(time_is_that_of_what_is_told),
 		cmocka_unit_test(a_refused_collection_loses_nothing),
 		cmocka_unit_test(memory_without_a_log_is_refused_or_counts_each_time),
 		cmocka_unit_test(changes_bring_only_what_trackers_allow),
@@ -668,6 +722,7 @@ int main(void)
 		cmocka_unit_test(periods_may_run_out),
 		cmocka_unit_test(callbacks_are_refused),
 		cmocka_unit_test(a_view_that_does_not_end_is_waited_for_in_time),
+		cmocka_unit_test(a_refusal_waits_for_no_view),
 		cmocka_unit_test(a_tracker_without_memory_is_refused),
 		cmocka_unit_test(arguments_are_checked),
 	};
