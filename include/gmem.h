@@ -5071,7 +5071,7 @@ GMEM_API int gmem_transfer_free(struct gmem_transfer *transfer);
  * @size: sizeof this struct; GMEM_OPTS() fills it in
  * @flags: GMEM_MIGRATION_*; unknown bits are -EINVAL
  * @image_offset: where the first image begins in a file; 0 for pipes and sockets. Each other one
- *	begins at the next multiple of 4096 bytes behind the one before it.
+ *	begins directly behind the one before it.
  * @max_bytes_per_second: limit for what all rounds but the last write; 0: none. On average, not
  *	counting what 10 ms allow: a step may write some MiB at once, and then waits for as long
  *	as these take.

@@ -429,17 +429,33 @@ static void print_source_json(const struct image_source *source, bool is_first)
 	       source->origin.flags & IMAGE_FOLLOWED ? "true" : "false");
 }
 
-static void print_sources(const struct options *options, const struct image_file *file, bool is_first)
+/* Before the first line of JSON it is known that there is no failure. */
+static void print_sources_json(const struct options *options)
 {
-	struct image_chain chain = { 0 };
+	struct image_chain *chains = check_memory(calloc(options->file_count, sizeof(*chains)));
 
-	chain_add(&chain, file);
-	for (size_t i = 0; i < chain.count; i++)
-		if (options->json)
-			print_source_json(&chain.sources[i], is_first && !i);
-		else
-			print_source(&chain.sources[i]);
-	chain_free(&chain);
+	for (size_t i = 0; i < options->file_count; i++)
+		chain_add(&chains[i], &options->files[i]);
+	printf("{\"schema\":1,\"images\":[");
+	for (size_t i = 0; i < options->file_count; i++) {
+		for (size_t k = 0; k < chains[i].count; k++)
+			print_source_json(&chains[i].sources[k], !i && !k);
+		chain_free(&chains[i]);
+	}
+	printf("]}\n");
+	free(chains);
+}
+
+/* A file may end before a sequence does: what is there is told. */
+static void print_sources(const struct options *options)
+{
+	printf("%10s  %-18s  %-18s  %9s  %s\n", "generation", "identity", "parent", "size", "file");
+	for (size_t i = 0; i < options->file_count; i++) {
+		struct image_chain chain = { .found = print_source };
+
+		chain_add(&chain, &options->files[i]);
+		chain_free(&chain);
+	}
 }
 
 /* Whether the file has several images; a negative errno: it has none. */
@@ -467,13 +483,9 @@ static enum exit_status tell_info(const struct options *options)
 			return fail(options, &options->files[i], err);
 	}
 	if (options->json)
-		printf("{\"schema\":1,\"images\":[");
+		print_sources_json(options);
 	else
-		printf("%10s  %-18s  %-18s  %9s  %s\n", "generation", "identity", "parent", "size", "file");
-	for (size_t i = 0; i < options->file_count; i++)
-		print_sources(options, &options->files[i], !i);
-	if (options->json)
-		printf("]}\n");
+		print_sources(options);
 	return EXIT_FINE;
 }
 
@@ -584,6 +596,16 @@ static int verify_chain(const struct options *options, const struct image_file *
 	return err;
 }
 
+/* Ends the program with the names of the files that do not fit: the library knows none. */
+static void name_the_link(const struct options *options)
+{
+	struct image_chain chain = { 0 };
+
+	for (size_t i = 0; i < options->file_count; i++)
+		chain_add(&chain, &options->files[i]);
+	chain_free(&chain);
+}
+
 static enum exit_status verify(const struct options *options)
 {
 	const size_t parents = options->file_count - 1;
@@ -591,6 +613,8 @@ static enum exit_status verify(const struct options *options)
 	GMEM_OPTS(gmem_transfer_result, result, .file_bytes = 0);
 	int err = verify_chain(options, &options->files[parents], parents, tell_lost, &watcher, &result);
 
+	if (err == -ENOLINK)
+		name_the_link(options);
 	if (err)
 		return fail(options, &options->files[parents], err);
 	print_result(options, &result, watcher.lost);

@@ -21,6 +21,17 @@ static void check(const struct image_source *source, bool is_right)
 	exit(exit_damaged);
 }
 
+/* What is to be read at @at is behind the end of the file. */
+__attribute__((noreturn))
+static void fail_short(const struct image_source *source, uint64_t at)
+{
+	const uint64_t size = source->file->size;
+
+	print_error("%s: not complete: it ends at 0x%" PRIx64 ", where an image should go on, or another one follow",
+		    source->file->name, size && size < at ? size : at);
+	exit(exit_damaged);
+}
+
 /* Reads bytes of the record at hand. */
 static void load(struct image_source *source, uint64_t from, uint64_t end)
 {
@@ -38,8 +49,9 @@ static void load(struct image_source *source, uint64_t from, uint64_t end)
 		else if (count < 0) {
 			print_error("%s: %s", source->file->name, strerror(errno));
 			exit(EXIT_NO_IMAGE);
-		} else
-			check(source, count > 0);
+		} else if (count == 0) {
+			fail_short(source, source->start + source->position + from);
+		}
 	}
 	source->loaded = end;
 }
@@ -201,10 +213,10 @@ static void check_link(const struct image_source *older, const struct image_sour
 	if (source->origin.parent == older->origin.id && source->origin.generation > older->origin.generation)
 		return;
 	if (!source->origin.parent)
-		print_error("%s: it is based on no other image, and cannot come after %s", source->file->name,
+		print_error("%s: not its parents: it is based on no other image, and cannot come after %s", source->file->name,
 			    older->file->name);
 	else
-		print_error("%s: the image is based on image 0x%016" PRIx64 " of a generation below %" PRIu64
+		print_error("%s: not its parents: the image is based on image 0x%016" PRIx64 " of a generation below %" PRIu64
 			    ", and not on image 0x%016" PRIx64 " of generation %" PRIu64 ", which %s has",
 			    source->file->name, source->origin.parent, source->origin.generation, older->origin.id, older->origin.generation,
 			    older->file->name);
@@ -229,7 +241,11 @@ void chain_add(struct image_chain *chain, const struct image_file *file)
 		if (is_followed(source)) {
 			source->size = find_end(source);
 			start += source->size;
+			if (file->size && start > file->size)
+				fail_short(source, start);
 		}
+		if (chain->found)
+			chain->found(source);
 	} while (is_followed(source));
 }
 

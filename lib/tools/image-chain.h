@@ -69,6 +69,7 @@ struct image_source {
 struct image_chain {
 	struct image_source *sources;	/* the oldest first */
 	size_t count;
+	void (*found)(const struct image_source *source);	/* is called for each; or NULL */
 };
 
 /* Append the images of a file, which stays open. Ends the program if one does not fit. */

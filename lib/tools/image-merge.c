@@ -38,24 +38,42 @@ static void end_by_signal(int signal)
 	raise(signal);	/* SA_RESETHAND: the default action */
 }
 
+/* SIGXFSZ is ignored: write(2) says that the file is too large. */
+static bool is_fatal(int number)
+{
+	static const int others[] = { SIGKILL, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGCHLD, SIGCONT, SIGURG,
+				      SIGWINCH, SIGXFSZ };
+
+	for (size_t i = 0; i < GMEM_ARRAY_SIZE(others); i++)
+		if (number == others[i])
+			return false;
+	return true;
+}
+
+static void remove_at_signals(void)
+{
+	const struct sigaction action = { .sa_handler = end_by_signal, .sa_flags = (int)SA_RESETHAND | SA_NODEFER };
+	struct sigaction before;
+
+	/* What the caller had ignored, as nohup(1) does, stays so. */
+	for (int number = 1; number <= SIGRTMAX; number++)
+		if (is_fatal(number) && !sigaction(number, NULL, &before) && before.sa_handler == SIG_DFL)
+			sigaction(number, &action, NULL);
+}
+
 /* Creates the file so that no signal comes between its creation and the knowledge of its name. */
 static int make_unfinished(char *name)
 {
-	static const int ends[] = { SIGHUP, SIGINT, SIGTERM, SIGPIPE, SIGXFSZ };
-	struct sigaction action = { .sa_handler = end_by_signal, .sa_flags = (int)SA_RESETHAND | SA_NODEFER };
 	sigset_t signals, before;
 	int fd;
 
-	sigemptyset(&signals);
-	for (size_t i = 0; i < GMEM_ARRAY_SIZE(ends); i++)
-		sigaddset(&signals, ends[i]);
+	sigfillset(&signals);
 	sigprocmask(SIG_BLOCK, &signals, &before);
 	fd = mkostemp(name, O_CLOEXEC);
 	if (fd >= 0) {
 		unfinished = name;
 		atexit(remove_unfinished);
-		for (size_t i = 0; i < GMEM_ARRAY_SIZE(ends); i++)
-			sigaction(ends[i], &action, NULL);
+		remove_at_signals();
 	}
 	sigprocmask(SIG_SETMASK, &before, NULL);
 	return fd;
@@ -178,6 +196,7 @@ enum exit_status merge(const struct options *options)
 	struct image_chain chain = { 0 };
 	struct gmem_image_origin origin;
 
+	signal(SIGXFSZ, SIG_IGN);
 	for (size_t i = 0; i < options->file_count; i++) {
 		verify_alone(options, &options->files[i]);
 		chain_add(&chain, &options->files[i]);

@@ -90,8 +90,8 @@ int gmem_chain_enter(struct gmem_chain *chain, const struct gmem_image_origin *o
 {
 	if (!chain->has_before && origin->parent && !chain->may_begin_inside)
 		return gmem_fail(-ENOLINK, "fd %d: image 0x%" PRIx64 " of generation %" PRIu64 " is based on 0x%"
-				 PRIx64 ", which is not given: it can only be restored together with all that "
-				 "it is based on", gmem_chain_file(chain)->fd, origin->id, origin->generation,
+				 PRIx64 ", which does not come before it: it can only be restored behind all "
+				 "that it is based on", gmem_chain_file(chain)->fd, origin->id, origin->generation,
 				 origin->parent);
 	/* What was merged lies between them: it has the identity of its last image. */
 	if (chain->has_before && (origin->parent != chain->id || origin->generation <= chain->generation))

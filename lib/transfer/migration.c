@@ -19,7 +19,6 @@
 #include "os/sys.h"
 #include "region/vm_core.h"
 #include "transfer/file_queue.h"
-#include "transfer/image.h"
 #include "transfer/transfer.h"
 
 #define ALL_FLAGS (GMEM_MIGRATION_OMIT_PRIVATE | GMEM_MIGRATION_VCPUS_STOPPED | \
@@ -336,7 +335,7 @@ static void end_round(struct gmem_migration *migration, bool is_last)
 	status->pause_ns = 0;
 	migration->is_finished = is_last;
 	if (migration->has_offsets)
-		migration->position += (status->sent_bytes + IMAGE_BLOCK - 1) / IMAGE_BLOCK * IMAGE_BLOCK;
+		migration->position += status->sent_bytes;
 }
 
 static int run_round(struct gmem_migration *migration, bool is_last)

@@ -210,7 +210,7 @@ static void a_status_that_is_too_small_is_refused_before_the_round(void **state)
 
 static void a_file_gets_one_image_after_the_other(void **state)
 {
-	static const uint64_t offsets[] = { 0, 8192 };
+	static const uint64_t offsets[] = { 0, 8192, 5 };
 	struct source s;
 	int file;
 
