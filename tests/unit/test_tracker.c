@@ -552,7 +552,10 @@ struct callback {
 static int use_in_callback(void *data, uint64_t gpa, uint64_t size)
 {
 	struct gmem_dirty *other = UNTOUCHED(struct gmem_dirty);
+	struct gmem_migration *migration = NULL;
 	struct callback *c = data;
+	GMEM_OPTS(gmem_dirty_info, info, .bytes = 0);
+	GMEM_OPTS(gmem_transfer_opts, save, .dirty = c->dirty);
 
 	(void)gpa;
 	(void)size;
@@ -560,6 +563,9 @@ static int use_in_callback(void *data, uint64_t gpa, uint64_t size)
 	assert_int_equal(gmem_dirty_new(c->vm, NULL, &other), -EDEADLK);
 	assert_ptr_equal(other, UNTOUCHED(struct gmem_dirty));
 	assert_int_equal(gmem_dirty_collect(c->dirty, NULL), -EDEADLK);
+	assert_int_equal(gmem_dirty_peek(c->dirty, &info), -EDEADLK);
+	assert_int_equal(gmem_migration_new(c->vm, STDOUT_FILENO, NULL, &migration), -EDEADLK);
+	assert_int_equal(gmem_vm_save(c->vm, STDOUT_FILENO, &save, NULL), -EDEADLK);
 	assert_int_equal(gmem_vm_bind_shared(c->vm, NULL), -EDEADLK);
 	/* which is not allowed, and does no harm */
 	gmem_dirty_free(c->dirty);
