@@ -55,12 +55,14 @@ int gmem_chain_new(struct gmem_chain *chain, const struct gmem_transfer_opts *op
 void gmem_chain_free(struct gmem_chain *chain)
 {
 	free(chain->files);
+	free(chain->ends);
 }
 
 void gmem_chain_rewind(struct gmem_chain *chain)
 {
 	chain->file = 0;
 	chain->has_before = false;
+	chain->entered = 0;
 	chain->at = chain->files[0].position;
 	chain->number = 0;
 }
@@ -97,6 +99,7 @@ int gmem_chain_enter(struct gmem_chain *chain, const struct gmem_image_origin *o
 	chain->has_before = true;
 	chain->id = origin->id;
 	chain->generation = origin->generation;
+	chain->entered++;
 	return 0;
 }
 
@@ -136,21 +139,47 @@ static int skip_record(struct gmem_chain *chain, const struct image_record *reco
 	return 0;
 }
 
+static int make_room(struct gmem_chain *chain)
+{
+	size_t room = chain->end_room ? 2 * chain->end_room : 64;
+	uint64_t *ends;
+
+	if (chain->end_count < chain->end_room)
+		return 0;
+	ends = realloc(chain->ends, room * sizeof(*ends));
+	if (!ends)
+		return gmem_fail(-ENOMEM, "no memory for the ends of %zu images", room);
+	chain->ends = ends;
+	chain->end_room = room;
+	return 0;
+}
+
+uint64_t gmem_chain_end(const struct gmem_chain *chain, size_t number)
+{
+	return number < chain->end_count ? chain->ends[number] : UINT64_MAX;
+}
+
 /* The head of an image: behind it is the rest of it, if another one follows, or another file. */
 static int look_at_head(struct gmem_chain *chain, const struct image_record *record, bool *ret_all)
 {
+	/* The image before this one in the file ends here, one in another file with that. */
+	uint64_t end = chain->number ? chain->at : UINT64_MAX;
 	struct gmem_image_origin origin;
 	int err;
 
-	chain->number = 0;
 	err = gmem_image_check_beginning(chain->at, (const char *)record, IMAGE_BLOCK);
 	if (!err)
 		err = gmem_image_read_origin(record, &origin);
+	if (!err)
+		err = make_room(chain);
 	if (!err)
 		err = gmem_chain_enter(chain, &origin);
 	if (err)
 		return err;
 
+	if (chain->entered > 1)
+		chain->ends[chain->end_count++] = end;
+	chain->number = 0;
 	chain->image = chain->at;
 	*ret_all = gmem_chain_is_last(chain, &origin);
 	if (*ret_all)

@@ -25,12 +25,15 @@ struct gmem_chain {
 	/* The image before the one that comes next; none at first */
 	bool has_before;
 	uint64_t id, generation;
+	size_t entered;			/* how many were */
 
 	/* The look at all heads */
 	uint64_t at;			/* offset in the file of the next record */
 	uint64_t image;			/* and of the image that it is in */
 	uint64_t number;		/* that the record should have */
 	bool has_looked;
+	uint64_t *ends;			/* of the images seen, but for the last */
+	size_t end_count, end_room;
 };
 
 /* Which images there are. On failure, too, call gmem_chain_free(). */
@@ -46,6 +49,10 @@ const struct gmem_io_params *gmem_chain_file(const struct gmem_chain *chain);
  * before the next.
  */
 int gmem_chain_enter(struct gmem_chain *chain, const struct gmem_image_origin *origin);
+/*
+ * Where an image ends of which that is known, UINT64_MAX otherwise: @number of them come before it.
+ */
+uint64_t gmem_chain_end(const struct gmem_chain *chain, size_t number);
 /* Is the image with @origin the last one? */
 bool gmem_chain_is_last(const struct gmem_chain *chain, const struct gmem_image_origin *origin);
 

@@ -558,7 +558,7 @@ static void assign(struct gmem_io *io)
 
 static int fill(struct gmem_io *io)
 {
-	while (io->count < io->depth && !io->ended && find_stretch(io))
+	while (io->count < (io->one ? 1 : io->depth) && !io->ended && find_stretch(io))
 		assign(io);
 	return submit_pending(io);
 }
@@ -817,15 +817,17 @@ int gmem_io_switch(struct gmem_io *io, const struct gmem_io_params *params, bool
 {
 	int err = gmem_io_rewind(io, params->position, wait);
 
-	if (err || params->fd == io->fd)
+	if (err)
 		return err;
+	io->end = params->end;
+	if (params->fd == io->fd)
+		return 0;
 	if (io->direct_fd >= 0)
 		gmem_sys_close(io->direct_fd);
 	io->direct_fd = -1;
 	io->refused_direct = false;
 	io->refused_cached = false;
 	io->fd = params->fd;
-	io->end = params->end;
 	open_direct(io, params);
 	return 0;
 }

@@ -76,6 +76,7 @@ struct gmem_io {
 	bool limited;		/* RLIMIT_FSIZE applies */
 	bool sparse;		/* skip holes */
 	bool whole;		/* the user wants whole units */
+	bool one;		/* reading: of what is ahead, request nothing; the user's to set */
 	bool own_ring;
 	bool late_ring;		/* a ring of our own is made once it pays */
 	bool never_blocks;

@@ -228,6 +228,7 @@ static int read_head(struct gmem_transfer *transfer, struct restore *restore,
 		restore->stage = LOOK;
 		return 0;
 	}
+	transfer->io.one = wants_lists_alone(restore);
 	is_last = gmem_chain_is_last(&restore->chain, &origin);
 	if (restore->stage == LISTS && (!is_last || origin.id != restore->chain.id))
 		return gmem_image_bad(0, "it is another image's than before");
@@ -261,9 +262,12 @@ static void go(struct restore *restore, uint64_t offset)
 static int go_now(struct gmem_transfer *transfer, struct restore *restore, bool wait)
 {
 	struct gmem_io_params params = *gmem_chain_file(&restore->chain);
+	uint64_t end = gmem_chain_end(&restore->chain, restore->chain.entered - (restore->stage == LISTS));
 	int err;
 
 	params.position = restore->go_to;
+	params.end = end < params.end ? end : params.end;
+	transfer->io.one = wants_lists_alone(restore);
 	err = gmem_io_switch(&transfer->io, &params, wait);
 	if (err)
 		return err == -EAGAIN ? err : gmem_transfer_fail_io(transfer, err);
@@ -731,6 +735,9 @@ static int finish(struct gmem_transfer *transfer, struct restore *restore)
 
 	if (restore->origin.flags & IMAGE_FOLLOWED) {
 		start_image(transfer, restore);
+		/* The queue has ended: nothing was read ahead that is not of the image. */
+		if (restore->chain.has_looked)
+			go(restore, gmem_chain_end(&restore->chain, restore->chain.entered - 1));
 	} else if (!restore->is_last) {
 		start_image(transfer, restore);
 		restore->chain.file++;
@@ -1158,6 +1165,8 @@ static int begin(struct gmem_vm *vm, int fd, const struct gmem_transfer_opts *us
 	restore->verify_only = !vm || restore->verify_first;
 	restore->stage = opts.parents ? LOOK : READ;
 	restore->chain.may_begin_inside = !vm;
+	/* What the head says comes first: that may be to go elsewhere. */
+	transfer->io.one = true;
 	transfer->step = restore_step;
 	/* Without that memory, one thread does it all. */
 	if (transfer->io.workers)
