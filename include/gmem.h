@@ -2247,11 +2247,13 @@ typedef int (*gmem_listener_region_veto_fn)(void *data, const struct gmem_region
  *	gmem_region_add(), gmem_region_remove(), gmem_region_move(),
  *	gmem_region_split(), gmem_region_rebind(), gmem_change_apply(),
  *	gmem_region_set_dirty_log(), gmem_vm_reserve_slots(), gmem_listener_new(),
- *	gmem_export_new(), gmem_vm_dump(), gmem_vm_serve_dump(), and gmem_vm_populate()
- *	with more than one thread.
+ *	gmem_export_new(), gmem_vm_dump(), gmem_vm_serve_dump(), gmem_dirty_new(),
+ *	gmem_dirty_collect(), gmem_dirty_peek(), gmem_vm_bind_shared(), saves with a tracker,
+ *	gmem_migration_new(), and gmem_vm_populate() with more than one thread.
  *
- * Nor must it call gmem_export_free(), which does nothing then, or
- * gmem_vm_free() and gmem_vm_free_with_vm(), which do not notice.
+ * Nor must it call gmem_export_free(), which does nothing then, functions of a migration, whose
+ * rounds fail, gmem_dirty_free(), which ends the tracker later, or gmem_vm_free() and
+ * gmem_vm_free_with_vm(), which do not notice.
  *
  * A callback may call these functions for other ranges than its own:
  *
@@ -2271,7 +2273,7 @@ typedef int (*gmem_listener_region_veto_fn)(void *data, const struct gmem_region
  * A callback may always call all other functions, such as views, gmem_vm_state(),
  * gmem_vm_regions(), gmem_vm_find_gpa(), gmem_vm_find_hva(), gmem_vm_stats() without
  * GMEM_STATS_RESIDENT, gmem_lease_new(), gmem_lease_free(), functions of files such as
- * gmem_file_punch(), gmem_change_new() and the functions that add steps, transfers,
+ * gmem_file_punch(), gmem_change_new() and the functions that add steps, other transfers,
  * gmem_export_dispatch(), gmem_export_table(), gmem_peer_add() and gmem_peer_remove().
  * On memory that is becoming private or being removed, leases and transfers are refused
  * with -EBUSY. A callback must end every view that it begins. For gmem_listener_free(),
@@ -4029,14 +4031,16 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  *   all pages between the holes that gmem_file_punch() made in a file
  *   all pages that a peer may write, each time as long as it does not mark, and once more when
  *	it ends: see gmem_peer_add()
+ *   all that the guest wrote, each time, if KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 is enabled while
+ *	there is a tracker, until there is none: enable it before
  *   all pages, once after 2^32 collections
  *
  * Not in it are memory of kind GMEM_KIND_DEVICE and ranges of devices; what a guest or a view
  * writes through another handle, such as that of address space 1, which has trackers of its own;
- * what others write and nobody marks; and what a peer's process writes after gmem_peer_remove(),
- * or without marking it, because it is hostile, or was forked from the importing one before that
- * began to mark. A page with two guest addresses is reported at the one that it was written
- * through.
+ * what others write and nobody marks, such as a child of fork(2) through the views it has from its
+ * parent; and what a peer's process writes after gmem_peer_remove(), or without marking it,
+ * because it is hostile, or was forked from the importing one before that began to mark. A page
+ * with two guest addresses is reported at the one that it was written through.
  *
  * Pages are the host's. While there is no tracker, nothing is marked and no path is slower. The
  * marks of all trackers together take 4 bytes for each page of the memory that is written.
@@ -4070,9 +4074,9 @@ GMEM_API int gmem_vm_serve_dump(struct gmem_vm *vm, int listening_fd,
  *
  * In a VM with dirty rings (GMEM_CAP_DIRTY_LOG) the library cannot know whether it has the rings
  * of all vCPUs, and takes your word for it, GMEM_DIRTY_RINGS. Without the flag gmem_dirty_new()
- * is refused, and so is gmem_dirty_collect() if the rings were enabled after that. Give each ring to
- * gmem_vm_add_dirty_ring(), or read the rings yourself and call gmem_vm_mark_slot_dirty() for
- * each entry before gmem_dirty_collect().
+ * is refused, and so is gmem_dirty_collect() if the rings were enabled after that. Give each
+ * ring to gmem_vm_add_dirty_ring(), or read the rings yourself and call
+ * gmem_vm_mark_slot_dirty() for each entry before gmem_dirty_collect().
  */
 struct gmem_dirty_opts {
 	size_t   size;
@@ -4272,9 +4276,9 @@ GMEM_API int gmem_dirty_get_bitmap(struct gmem_dirty *dirty, uint64_t gpa, uint6
  *	gmem_image_summary; 0: there is none, and the next save is of all memory
  * @generation: its generation, likewise
  *
- * gmem_vm_save() with a tracker sets the image that it has saved. The call is for a VM whose memory was restored
- * from an image, and a tracker that was made with GMEM_DIRTY_FROM_NOW before the VM ran. The next
- * save then writes what differs from that image.
+ * gmem_vm_save() with a tracker sets the image that it has saved. The call is for a VM whose
+ * memory was restored from an image, and a tracker that was made with GMEM_DIRTY_FROM_NOW before
+ * the VM ran. The next save then writes what differs from that image.
  *
  * One thread at a time per object; different objects in parallel. Since: 0.1.
  *
@@ -4289,8 +4293,9 @@ GMEM_API int gmem_dirty_set_parent(struct gmem_dirty *dirty, uint64_t id, uint64
  * @size: bytes; 0 does nothing; must not wrap
  *
  * Call it after the write, never before: for every write to what gmem_view_hva(),
- * gmem_view_iovec() or gmem_region_hva() gave, and for every range that a device or another part
- * of the kernel has written. Where regions may move meanwhile, write and mark between one
+ * gmem_view_iovec() or gmem_region_hva() gave, and for every range that a device, another part
+ * of the kernel or a child of fork(2) has written. A child of fork(2) that has the view of a VM
+ * marks nothing that counts. Where regions may move meanwhile, write and mark between one
  * gmem_view_begin() and gmem_view_end(). Without a tracker it does next to nothing. Addresses
  * without memory are left out.
  *
@@ -4304,13 +4309,18 @@ GMEM_API int gmem_view_mark_dirty(struct gmem_view *view, uint64_t gpa, uint64_t
 /**
  * gmem_vm_add_dirty_ring() - have the library read the dirty ring of a vCPU
  * @vm: handle
- * @vcpu_fd: vCPU fd, borrowed: keep it open until gmem_vm_remove_dirty_ring()
+ * @vcpu_fd: fd of a vCPU of this VM, which the library cannot check; borrowed: keep it open until
+ *	gmem_vm_remove_dirty_ring()
  * @bytes: size of the ring: what KVM_CAP_DIRTY_LOG_RING was enabled with
  *
  * gmem_dirty_collect() and gmem_dirty_peek() read all rings, and so does
  * gmem_vcpu_handle_exit() when KVM_RUN exits because one is full (KVM_EXIT_DIRTY_RING_FULL).
  * From then on nobody else may read the ring; that somebody did before is no matter. The call may
  * come before there is a tracker, and while the vCPU runs.
+ *
+ * A ring has what its vCPU wrote in both address spaces, and the library keeps what is of the
+ * handle's. So if both have handles with trackers, read the rings yourself, and call
+ * gmem_vm_mark_slot_dirty() with each handle for all entries.
  *
  * Thread-safe; does not wait for changes of the layout. Source: mmap(2) of the vCPU's fd,
  * KVM_RESET_DIRTY_RINGS. Since: 0.1.
@@ -4340,7 +4350,8 @@ GMEM_API int gmem_vm_remove_dirty_ring(struct gmem_vm *vm, int vcpu_fd);
  * @slot: the entry's slot: address space in bits 16 to 31, and below them the number
  * @page: the entry's offset: number of the page in the memslot
  *
- * For a VMM that reads the rings itself: call it before KVM_RESET_DIRTY_RINGS. Entries of
+ * For a VMM that reads the rings itself: call it before you set the entry's
+ * KVM_DIRTY_GFN_F_RESET, because the library may call KVM_RESET_DIRTY_RINGS at any time. Entries of
  * other address spaces and of memslots that are gone are left out. Without a tracker it does
  * nothing.
  *
@@ -5185,9 +5196,10 @@ GMEM_API int gmem_migration_round(struct gmem_migration *migration,
  * @ret: as gmem_migration_round()
  *
  * Stop all that writes to guest memory before: vCPUs, devices and their processes, and your own
- * threads. A process that imports memory stops, too, but keeps its connection until this
- * returns: all that it may write counts as changed when it ends. There is no limit for this round. It may be the first one: that is a migration of a
- * VM that stands still. If the VM goes on after it, nothing has happened to it.
+ * threads. A process that imports memory stops, too, but keeps its connection until this returns:
+ * all that it may write counts as changed when it ends. There is no limit for this round. It may
+ * be the first one: that is a migration of a VM that stands still. If the VM goes on after it,
+ * nothing has happened to it.
  *
  * One thread at a time per object; different objects in parallel. Source: as
  * gmem_migration_round(). Since: 0.1.
@@ -5773,6 +5785,7 @@ GMEM_API int gmem_import_table(struct gmem_import *import, struct gmem_extent *e
  *
  * While the exporting process tracks which pages change, what the view writes is marked in a
  * map shared with it, which costs 1/4096 of that, beside the limits of struct gmem_import_opts.
+ * If the system has no page left for the map, SIGBUS ends this process, as for memory of its own.
  * What you write through host addresses you mark yourself, gmem_view_mark_dirty(), before
  * gmem_view_end(). So do children of fork(2), in the map that was there at the fork: one that
  * was forked before there was a map, or before the exporter made a larger one because memory

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bits.h"
 #include "base/check.h"
 #include "base/error.h"
 #include "base/lock.h"
@@ -28,6 +29,9 @@
 
 /* Which period begins when all marks were made those of the first one */
 #define FIRST_PERIOD_AGAIN 2
+
+/* Bytes whose bits are set while others wait for the VM's lock */
+#define BITMAP_PART (UINT64_C(1) << 30)
 
 /* ---- beginning and ending ---- */
 
@@ -599,7 +603,9 @@ GMEM_API int gmem_dirty_next(struct gmem_dirty *dirty, uint64_t gpa, struct gmem
 	return err ? err : end_looking(dirty, next_range(dirty, gpa, ret));
 }
 
-static void fill_bitmap(const struct gmem_dirty *dirty, uint64_t gpa, uint64_t last, uint64_t *bitmap)
+/* [@gpa, @last], of a bitmap that begins at @start */
+static void fill_part(const struct gmem_dirty *dirty, uint64_t start, uint64_t gpa, uint64_t last,
+		      uint64_t *bitmap)
 {
 	struct gmem_stretch at = GMEM_REGIONS_WALK(dirty->vm, gpa, last);
 	uint64_t page = gmem_sys_page_size();
@@ -611,12 +617,24 @@ static void fill_bitmap(const struct gmem_dirty *dirty, uint64_t gpa, uint64_t l
 		if (!at.region || at.is_private || gmem_region_is_untracked(at.region))
 			continue;
 		while (from <= end && find(dirty, dirty->told_since, at.region, from, end, &part)) {
-			for (uint64_t i = (part.start - gpa) / page; i <= (part.last - gpa) / page; i++)
-				bitmap[i / 64] |= UINT64_C(1) << i % 64;
+			gmem_bits_set(bitmap, (part.start - start) / page, (part.last - start) / page + 1, true);
 			if (part.last == end)
 				break;
 			from = part.last + 1;
 		}
+	}
+}
+
+/* With the VM's lock, for which others wait: they get it between the parts. */
+static void fill_bitmap(const struct gmem_dirty *dirty, uint64_t gpa, uint64_t size, uint64_t *bitmap)
+{
+	uint64_t part;
+
+	for (uint64_t at = 0; at < size; at += part) {
+		part = size - at < BITMAP_PART ? size - at : BITMAP_PART;
+		fill_part(dirty, gpa, gpa + at, gpa + at + (part - 1), bitmap);
+		gmem_lock_drop(&dirty->vm->lock);
+		gmem_lock_take(&dirty->vm->lock);
 	}
 }
 
@@ -638,6 +656,6 @@ GMEM_API int gmem_dirty_get_bitmap(struct gmem_dirty *dirty, uint64_t gpa, uint6
 	if (err)
 		return err;
 	memset(bitmap, 0, words * sizeof(*bitmap));
-	fill_bitmap(dirty, gpa, gpa + (size - 1), bitmap);
+	fill_bitmap(dirty, gpa, size, bitmap);
 	return end_looking(dirty, 0);
 }

@@ -4,7 +4,7 @@
  *
  * The exporter makes a memfd of it that nobody can shrink, and the importer maps no other: what
  * is stored there never raises SIGBUS because the other side cut it. Of its pages only those
- * are allocated that somebody wrote or looked at.
+ * are allocated that somebody wrote or looked at, so a lack of memory does raise it.
  *
  * Why no write is missed. W is a thread of the importer that writes, C the exporter's that
  * collects; all bytes are 0 or 1, and marks of the exporter's own pages follow C2.

@@ -180,6 +180,42 @@ static uint64_t ns_of(struct gmem_dirty *dirty, int (*ask)(struct gmem_dirty *, 
 	return info.ns;
 }
 
+/* A bitmap is filled part by part: it is the same as the ranges, wherever they end. */
+static void bitmap_and_ranges_agree(void **state)
+{
+	const uint64_t gib = UINT64_C(1) << 30;
+	struct gmem_dirty_range range = { .gpa = 0 };
+	struct gmem_region *region;
+	struct gmem_dirty *dirty;
+	struct unit unit;
+	uint64_t *bitmap, pages, told = 0;
+
+	(void)state;
+	unit_begin_vm(&unit, "6.18");
+	region = unit_region_backed(&unit, gib / unit.page - 70, 140, GMEM_BACKING_HOST);
+	pages = 3 * gib / unit.page;
+	bitmap = test_malloc(pages / 8);
+	dirty = begin(&unit, GMEM_DIRTY_FROM_NOW);
+	for (uint64_t page = 0; page < 140; page += page % 13 == 5 ? 3 : 1)
+		write_page(&unit, region, page);
+	collect(dirty);
+	assert_ok(gmem_dirty_get_bitmap(dirty, 3 * unit.page, 2 * gib, bitmap, pages / 64));
+
+	while (!gmem_dirty_next(dirty, range.gpa + range.size, &range))
+		for (uint64_t at = 0; at < range.size; at += unit.page, told++) {
+			uint64_t page = (range.gpa + at) / unit.page - 3;
+
+			assert_true(bitmap[page / 64] >> page % 64 & 1);
+		}
+	assert_true(told > 70 && told < 140);
+	for (uint64_t i = 0; i < pages / 64; i++)
+		told -= (uint64_t)__builtin_popcountll(bitmap[i]);
+	assert_int_equal(told, 0);
+	gmem_dirty_free(dirty);
+	test_free(bitmap);
+	unit_end(&unit);
+}
+
 /* What a rate is of: the time in which the pages that are told can have changed */
 static void time_is_that_of_what_is_told(void **state)
 {
@@ -552,7 +588,10 @@ struct callback {
 static int use_in_callback(void *data, uint64_t gpa, uint64_t size)
 {
 	struct gmem_dirty *other = UNTOUCHED(struct gmem_dirty);
+	struct gmem_migration *migration = NULL;
 	struct callback *c = data;
+	GMEM_OPTS(gmem_dirty_info, info, .bytes = 0);
+	GMEM_OPTS(gmem_transfer_opts, save, .dirty = c->dirty);
 
 	(void)gpa;
 	(void)size;
@@ -560,6 +599,9 @@ static int use_in_callback(void *data, uint64_t gpa, uint64_t size)
 	assert_int_equal(gmem_dirty_new(c->vm, NULL, &other), -EDEADLK);
 	assert_ptr_equal(other, UNTOUCHED(struct gmem_dirty));
 	assert_int_equal(gmem_dirty_collect(c->dirty, NULL), -EDEADLK);
+	assert_int_equal(gmem_dirty_peek(c->dirty, &info), -EDEADLK);
+	assert_int_equal(gmem_migration_new(c->vm, STDOUT_FILENO, NULL, &migration), -EDEADLK);
+	assert_int_equal(gmem_vm_save(c->vm, STDOUT_FILENO, &save, NULL), -EDEADLK);
 	assert_int_equal(gmem_vm_bind_shared(c->vm, NULL), -EDEADLK);
 	/* which is not allowed, and does no harm */
 	gmem_dirty_free(c->dirty);
@@ -709,6 +751,7 @@ int main(void)
 		cmocka_unit_test(what_the_guest_writes_is_told_once_to_each),
 		cmocka_unit_test(user_and_tracker_lose_nothing_to_each_other),
 		cmocka_unit_test(what_was_put_back_is_told_again),
+		cmocka_unit_test(bitmap_and_ranges_agree),
 		cmocka_unit_test(time_is_that_of_what_is_told),
 		cmocka_unit_test(a_refused_collection_loses_nothing),
 		cmocka_unit_test(memory_without_a_log_is_refused_or_counts_each_time),
