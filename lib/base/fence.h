@@ -11,6 +11,8 @@ static inline void gmem_fence(void)
 	__asm__ volatile("lock orl $0, -4(%%rsp)" : : : "memory", "cc");
 #elif defined(__aarch64__)
 	__asm__ volatile("dmb ish" : : : "memory");
+#else
+#error "a fence for this processor"
 #endif
 }
 
@@ -21,6 +23,8 @@ static inline void gmem_release_fence(void)
 	__asm__ volatile("" : : : "memory");
 #elif defined(__aarch64__)
 	__asm__ volatile("dmb ish" : : : "memory");
+#else
+#error "a fence for this processor"
 #endif
 }
 

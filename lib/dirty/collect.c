@@ -4,11 +4,9 @@
 #include "base/lock.h"
 #include "dirty/dirty_log.h"
 #include "dirty/dirty_ring.h"
-#include "region/dirty_pages.h"
 #include "region/region_memory.h"
 #include "region/regions.h"
 #include "region/vm_core.h"
-#include "view/view.h"
 
 void gmem_vm_add_dirty_source(struct gmem_vm *vm, struct gmem_dirty_source *source)
 {
@@ -71,17 +69,4 @@ int gmem_vm_collect_dirty(struct gmem_vm *vm)
 		source->collect(source);
 	gmem_lock_drop(&vm->dirty_lock);
 	return err;
-}
-
-uint32_t gmem_vm_begin_dirty_period(struct gmem_vm *vm)
-{
-	uint32_t period;
-
-	gmem_lock_take(&vm->dirty_lock);
-	gmem_lock_take(&vm->lock);
-	period = gmem_dirty_pages_begin_period(vm->newest.dirty);
-	gmem_lock_drop(&vm->lock);
-	gmem_lock_drop(&vm->dirty_lock);
-	gmem_vm_fence_views(vm);
-	return period;
 }

@@ -36,7 +36,5 @@ void gmem_vm_end_dirty_sources(struct gmem_vm *vm);
  * read is marked.
  */
 int gmem_vm_collect_dirty(struct gmem_vm *vm);
-/* Begin a new period, for which what is written from now on counts; see the header of dirty_pages. */
-uint32_t gmem_vm_begin_dirty_period(struct gmem_vm *vm);
 
 #endif

@@ -231,7 +231,10 @@ static int make_room(struct gmem_vm *vm, const struct gmem_region *region)
 	return 0;
 }
 
-/* What is read for trackers is kept for the user, too. Only holders of dirty_lock change kept_log. */
+/*
+ * What is read for trackers is kept for the user, too. Others change kept_log only with a claim
+ * on the region or the hook lock, which keep this away.
+ */
 static int make_room_to_keep(struct gmem_region *region)
 {
 	uint64_t *kept;

@@ -113,14 +113,17 @@ static void start_over(struct gmem_vm *vm)
 /* Returns the period that begins, of which nothing has been collected. */
 static uint32_t begin_period(struct gmem_vm *vm)
 {
-	uint32_t period = gmem_vm_begin_dirty_period(vm);
+	uint32_t period;
 
-	if (period)
-		return period;
+	gmem_lock_take(&vm->dirty_lock);
 	gmem_lock_take(&vm->lock);
-	start_over(vm);
+	period = gmem_dirty_pages_begin_period(vm->newest.dirty);
+	if (!period)
+		start_over(vm);
 	gmem_lock_drop(&vm->lock);
-	return FIRST_PERIOD_AGAIN;
+	gmem_lock_drop(&vm->dirty_lock);
+	gmem_vm_fence_views(vm);
+	return period ? period : FIRST_PERIOD_AGAIN;
 }
 
 static int begin_logs(struct gmem_dirty *dirty)

@@ -379,7 +379,11 @@ static inline uint32_t mark_of(const uint32_t *mark)
 typedef uint32_t marks_at_once __attribute__((vector_size(16), aligned(4), may_alias));
 #define AT_ONCE 16
 
-/* Whether @AT_ONCE marks are all of @since or later, or none is. Who sees no mark reads nothing. */
+/*
+ * Whether @AT_ONCE marks are all of @since or later, or none is. To see a mark so acquires nothing:
+ * one that is of a period before C1 was made before the fence of C2, and one of a later period is
+ * told again.
+ */
 static inline bool __attribute__((no_sanitize("thread")))
 are_alike(const uint32_t *marks, uint32_t since, bool are_marked)
 {

@@ -61,6 +61,7 @@ struct gmem_dirty_gib {
 
 #define GMEM_DIRTY_TOPS		1024	/* no processor has more than 52 bits of guest address */
 #define GMEM_DIRTY_TOP_GIBS	4096
+#define GMEM_DIRTY_TOP_SHIFT	42	/* so many GiB */
 
 struct gmem_dirty_top {
 	struct gmem_dirty_gib *gibs[GMEM_DIRTY_TOP_GIBS];	/* NULL: there is no memory */
@@ -91,16 +92,13 @@ static inline uint32_t gmem_dirty_page_shift(const struct gmem_dirty_pages *dirt
 
 /*
  * W2 and W3, below 4 TiB, in a view's period: whether the page is known to be marked. If not,
- * it is for gmem_dirty_pages_mark_in_view(). NULL: the last tracker ended after the view had
- * found that there was one, and nobody wants a mark.
+ * it is for gmem_dirty_pages_mark_in_view().
  */
 static inline bool gmem_dirty_page_is_marked(const struct gmem_dirty_pages *dirty, uint64_t gpa)
 {
 	const struct gmem_dirty_gib *gib;
 	uint32_t mark, shift;
 
-	if (__builtin_expect(!dirty, 0))
-		return true;
 	gib = __atomic_load_n(&dirty->first.gibs[gpa >> 30], __ATOMIC_ACQUIRE);
 	shift = gmem_dirty_page_shift(dirty);
 	if (__builtin_expect(!gib, 0))

@@ -100,7 +100,7 @@ struct gmem_vm {
 	bool logs_are_cleared;		/* by KVM as it gives them, and */
 	bool knows_who_clears;		/* that was found out */
 	struct gmem_dirty_ring *dirty_rings;
-	struct gmem_dirty_source *dirty_sources;	/* with dirty_lock, and written with hook_lock, too */
+	struct gmem_dirty_source *dirty_sources;	/* with dirty_lock */
 	bool dirty_sources_begun;	/* somebody wants to know what they note */
 
 	/* rank CHANGE: newest.table, next_table and their entries, and with lock: regions */

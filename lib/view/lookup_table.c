@@ -21,6 +21,7 @@
 #include "base/macros.h"
 #include "base/range_map.h"
 #include "os/sys.h"
+#include "region/dirty_pages.h"
 #include "region/page_states.h"
 #include "region/region.h"
 #include "region/region_memory.h"
@@ -45,6 +46,7 @@ static const uint8_t shifts[LEVELS] = { 39, 30, 21, 16, 12 };
 
 /* The first level has an entry for each GiB below this one; each has to be copied. */
 #define MAX_GIBS	4096
+_Static_assert(MAX_GIBS <= GMEM_DIRTY_TOP_GIBS, "who writes by the first level looks for marks in the first array");
 
 /*
  * Arrays without memory are kept only to tell that there was some, and at most this many in a

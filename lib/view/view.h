@@ -179,7 +179,7 @@ static inline void gmem_view_wrote(const struct gmem_view *view, uint64_t gpa, u
 {
 	const struct gmem_dirty_pages *marks = gmem_view_marks(view);
 
-	if (marks && (!gmem_view_marks_are_here(marks) || (gpa | (gpa + (size - 1))) >> 42 ||
+	if (marks && (!gmem_view_marks_are_here(marks) || (gpa | (gpa + (size - 1))) >> GMEM_DIRTY_TOP_SHIFT ||
 		      !gmem_view_has_marked(marks, gpa, size)))
 		gmem_view_mark(view, gpa, size);
 }
@@ -189,7 +189,7 @@ static inline void gmem_view_wrote_word(const struct gmem_view *view, uint64_t g
 {
 	const struct gmem_dirty_pages *marks = gmem_view_marks(view);
 
-	if (__builtin_expect(marks && (!gmem_view_marks_are_here(marks) || gpa >> 42 ||
+	if (__builtin_expect(marks && (!gmem_view_marks_are_here(marks) || gpa >> GMEM_DIRTY_TOP_SHIFT ||
 				       !gmem_dirty_page_is_marked(marks, gpa)), 0))
 		gmem_view_mark(view, gpa, width);
 }
