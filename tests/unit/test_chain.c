@@ -1005,8 +1005,8 @@ static void what_did_not_change_is_not_looked_at(void **state)
 	before = fake_count_all();
 	save_next(&c);
 	one = fake_count_all() - before;
-	/* 64 GiB more, of which nothing is written but what is new is once */
-	unit_region_backed(&c.unit, 1 << 20, 1 << 24, GMEM_BACKING_HOST);
+	/* 8 GiB more, of which nothing is written but what is new is once */
+	unit_region_backed(&c.unit, 1 << 20, 1 << 21, GMEM_BACKING_HOST);
 	assert_ok(gmem_dirty_collect(c.dirty, NULL));
 	assert_ok(gmem_dirty_set_parent(c.dirty, c.dirty->parent, c.dirty->generation));
 	{
