@@ -396,9 +396,7 @@ GMEM_API int gmem_region_set_dirty_log(struct gmem_region *region, int on)
 
 	vm = region->vm;
 	budget = gmem_vm_budget(vm, 0);
-	err = gmem_claim_check_not_owner(vm);
-	if (!err)
-		err = gmem_vm_begin_change(vm, &budget);
+	err = gmem_claim_begin_change(vm, &budget);
 	if (err)
 		return gmem_vm_log_error(vm, err);
 

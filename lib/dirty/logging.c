@@ -304,9 +304,7 @@ GMEM_API int gmem_vm_bind_shared(struct gmem_vm *vm, uint64_t *ret_ns)
 	if (!vm)
 		return gmem_fail(-EINVAL, "vm is NULL");
 	budget = gmem_vm_budget(vm, 0);
-	err = gmem_claim_check_not_owner(vm);
-	if (!err)
-		err = gmem_vm_begin_change(vm, &budget);
+	err = gmem_claim_begin_change(vm, &budget);
 	if (err)
 		return gmem_vm_log_error(vm, err);
 

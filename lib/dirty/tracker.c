@@ -228,9 +228,7 @@ static int begin_with_lock(struct gmem_dirty *dirty)
 	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
 	int err;
 
-	err = gmem_claim_check_not_owner(vm);
-	if (!err)
-		err = gmem_vm_begin_change(vm, &budget);
+	err = gmem_claim_begin_change(vm, &budget);
 	if (err)
 		return err;
 	err = begin(dirty, &budget);
@@ -383,9 +381,7 @@ static int collect(struct gmem_dirty *dirty, collected_fn use, void *ret)
 	struct gmem_wait_budget budget = gmem_vm_budget(vm, 0);
 	int err;
 
-	err = gmem_claim_check_not_owner(vm);
-	if (!err)
-		err = gmem_vm_begin_change(vm, &budget);
+	err = gmem_claim_begin_change(vm, &budget);
 	if (err)
 		return err;
 

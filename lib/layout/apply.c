@@ -1032,9 +1032,7 @@ int gmem_apply_steps(struct gmem_vm *vm, struct gmem_step *steps, size_t count)
 	change.budget = gmem_vm_budget(vm, 0);
 
 	/* Who holds the hook lock may wait for the callback that this is called from. */
-	err = gmem_claim_check_not_owner(vm);
-	if (!err)
-		err = gmem_vm_begin_change(vm, &change.budget);
+	err = gmem_claim_begin_change(vm, &change.budget);
 	if (err)
 		return err;
 

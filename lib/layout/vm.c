@@ -264,9 +264,7 @@ GMEM_API int gmem_vm_reserve_slots(struct gmem_vm *vm, uint32_t first, uint32_t 
 		return gmem_fail(-EINVAL, "vm is NULL");
 
 	budget = gmem_vm_budget(vm, 0);
-	err = gmem_claim_check_not_owner(vm);
-	if (!err)
-		err = gmem_vm_begin_change(vm, &budget);
+	err = gmem_claim_begin_change(vm, &budget);
 	if (err)
 		return gmem_vm_log_error(vm, err);
 	err = gmem_slots_reserve(&vm->slots, first, count);

@@ -324,6 +324,13 @@ int gmem_claim_check_not_owner(const struct gmem_vm *vm)
 			 claim->gpa, claim->size);
 }
 
+int gmem_claim_begin_change(struct gmem_vm *vm, struct gmem_wait_budget *budget)
+{
+	int err = gmem_claim_check_not_owner(vm);
+
+	return err ? err : gmem_vm_begin_change(vm, budget);
+}
+
 const struct gmem_claim *gmem_claim_own(const struct gmem_vm *vm)
 {
 	return find_own(vm, UINT64_MAX);

@@ -115,6 +115,8 @@ void gmem_claims_wait_for_work(struct gmem_vm *vm, uint64_t latest);
  * is in a callback. For calls that wait for more than claims. Needs no lock.
  */
 int gmem_claim_check_not_owner(const struct gmem_vm *vm);
+/* gmem_vm_begin_change(), or that */
+int gmem_claim_begin_change(struct gmem_vm *vm, struct gmem_wait_budget *budget);
 
 /*
  * The claim of the call that the calling thread is in a callback of, or the latest of its
