@@ -85,11 +85,6 @@ static void check_memory(struct gmem_region *region, const struct world *w)
 			FAIL("the page at 0x%llx is not what it was", (unsigned long long)at);
 }
 
-static int disk_file(void)
-{
-	return (int)WORKS(open("/var/tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600));
-}
-
 static void save(struct world *w, int fd, uint64_t flags, uint64_t offset, uint64_t *ret_bytes)
 {
 	GMEM_OPTS(gmem_transfer_opts, opts, .flags = flags, .image_offset = offset, .dirty = w->dirty,
@@ -113,7 +108,7 @@ TEST(chain_on_a_disk_comes_back_in_another_vm)
 			continue;
 		scribble(&w, 100);
 		for (unsigned i = 0; i < LENGTH; i++) {
-			files[i] = disk_file();
+			files[i] = lab_new_file();
 			save(&w, files[i], i % 2 ? GMEM_TRANSFER_SYNC : flags[i % 3], 0, NULL);
 			/* Not from the page cache */
 			posix_fadvise(files[i], 0, 0, POSIX_FADV_DONTNEED);
@@ -228,7 +223,7 @@ TEST(saver_that_is_killed_leaves_the_parent_as_it_was)
 	unsigned broken = 0;
 
 	for (unsigned steps = 1; was_killed && steps < 50; steps++) {
-		int files[2] = { disk_file(), disk_file() }, status;
+		int files[2] = { lab_new_file(), lab_new_file() }, status;
 		GMEM_OPTS(gmem_transfer_opts, opts, .parents = files, .parent_count = 1);
 		struct gmem_region *region;
 		struct lab target;
@@ -269,7 +264,7 @@ TEST(saver_that_is_killed_leaves_the_parent_as_it_was)
 /* A limit of the size of files stands for a disk that is full, and later is not. */
 TEST(save_goes_on_when_there_is_room_again)
 {
-	int files[2] = { disk_file(), disk_file() };
+	int files[2] = { lab_new_file(), lab_new_file() };
 	GMEM_OPTS(gmem_transfer_opts, opts, .parents = files, .parent_count = 1);
 	struct rlimit before, small;
 	struct gmem_transfer *transfer;

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
@@ -142,6 +143,13 @@ uint64_t lab_read_number(const char *path, const char *label)
 			number = strtoull(line + strlen(label), NULL, 10);
 	fclose(file);
 	return number;
+}
+
+int lab_new_file(void)
+{
+	int fd = open("/var/tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+
+	return fd >= 0 ? fd : (int)WORKS(memfd_create("file", MFD_CLOEXEC));
 }
 
 /* ---- poison ---- */

@@ -51,6 +51,9 @@ bool lab_reaches_file(struct lab *lab);
 /* The number after @label, such as "MemAvailable:", in a file of /proc; 0: there is none */
 uint64_t lab_read_number(const char *path, const char *label);
 
+/* An empty file where this machine keeps temporary ones, or in memory: some have no disk */
+int lab_new_file(void);
+
 /* A stream socket that listens and never blocks, and a connection to it */
 int lab_listen(void);
 int lab_connect(int listening);

@@ -47,19 +47,11 @@ static void check_guest(const struct bench *g, unsigned seed)
 		CHECK(*(uint64_t *)(void *)(g->hva + at) == (at + seed) * 0x9e3779b97f4a7c15);
 }
 
-/* A file where this machine keeps temporary ones, or in memory */
-static int new_file(void)
-{
-	int fd = open("/var/tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
-
-	return fd >= 0 ? fd : (int)WORKS(memfd_create("ring", MFD_CLOEXEC));
-}
-
 static void begin(struct bench *g)
 {
 	lab_new(&g->lab, DEFAULT_VM);
 	g->hva = gmem_region_hva(lab_add(&g->lab, GMEM_BACKING_HOST, BASE, SIZE / page_size(), NULL));
-	g->fd = new_file();
+	g->fd = lab_new_file();
 	fill(g, 1);
 }
 
@@ -236,7 +228,7 @@ TEST(transfers_share_a_small_ring)
 		begin(&g);
 		opts.ring = &ring;
 		for (unsigned k = 0; k < 2; k++) {
-			fds[k] = new_file();
+			fds[k] = lab_new_file();
 			opts.ring_tag = 1000 + GMEM_TRANSFER_TAGS * k;
 			OK(gmem_vm_save_begin(g.lab.vm, fds[k], &opts, &transfers[k]));
 		}
@@ -489,7 +481,7 @@ TEST(a_ring_interrupts_no_thread_that_uses_it)
 	CHECK_EQ(gmem_transfer_step(transfer, 0), GMEM_TRANSFER_WAIT);
 	OK(gmem_transfer_free(transfer));
 	check_nothing_interrupts();
-	empty = new_file();
+	empty = lab_new_file();
 	CHECK_RESULT(gmem_vm_load(g.lab.vm, BASE, empty, 0, MIB, NULL, NULL), -ENODATA);
 	close(empty);
 	close(ends[0]);

@@ -301,6 +301,7 @@ struct race {
 	uint64_t memory[RACE_PAGES][WRITERS];
 	uint64_t done[RACE_PAGES][WRITERS];
 	uint32_t since[TRACKERS];
+	unsigned overturns;			/* how often all periods began anew */
 	uint64_t copies[TRACKERS][RACE_PAGES][WRITERS];
 };
 
@@ -360,12 +361,28 @@ static void copy_page(struct race *race, unsigned tracker, uint64_t page)
 		race->copies[tracker][page][i] = __atomic_load_n(&race->memory[page][i], __ATOMIC_ACQUIRE);
 }
 
+static void copy_all(struct race *race, unsigned tracker)
+{
+	for (uint64_t i = 0; i < race->pages; i++)
+		copy_page(race, tracker, i);
+}
+
+static bool has_overturned(struct race *race, unsigned overturns)
+{
+	bool has;
+
+	pthread_mutex_lock(&race->lock);
+	has = race->overturns != overturns;
+	pthread_mutex_unlock(&race->lock);
+	return has;
+}
+
 /* Collect as trackers do, and compare with what was done before. */
 static void collect(struct racer *racer)
 {
 	struct race *race = racer->race;
 	uint64_t done[RACE_PAGES][WRITERS], from = 0;
-	unsigned number = racer->number;
+	unsigned number = racer->number, overturns;
 	uint32_t since, period;
 	struct gmem_part part;
 
@@ -375,20 +392,25 @@ static void collect(struct racer *racer)
 	pthread_mutex_lock(&race->lock);
 	since = race->since[number];
 	period = gmem_dirty_pages_begin_period(race->dirty);
-	if (!period)
+	if (!period) {
 		memset(race->since, 0, sizeof(race->since));
+		race->overturns++;
+	}
 	since = period ? since : 0;
+	overturns = race->overturns;
 	race->since[number] = period ? period : 2;
 	pthread_mutex_unlock(&race->lock);
 	fence_writers(race);
 	if (!since) {
-		for (uint64_t i = 0; i < race->pages; i++)
-			copy_page(race, number, i);
+		copy_all(race, number);
 		from = UINT64_MAX;
 	}
 	for (; gmem_dirty_pages_next(race->dirty, since, from, LAST, &part); from = part.last + 1)
 		for (uint64_t gpa = part.start; gpa < part.last; gpa += 4 * KIB)
 			copy_page(race, number, (gpa - RACE_BASE) / (4 * KIB));
+	/* Marks of a period that is over may have been those of the first one already. */
+	if (has_overturned(race, overturns))
+		copy_all(race, number);
 
 	for (uint64_t i = 0; i < race->pages; i++)
 		for (unsigned w = 0; w < WRITERS; w++)
