@@ -11,11 +11,9 @@ import os
 import pathlib
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "abi"))
 from tap import Skip, check, run  # noqa: E402
@@ -42,23 +40,8 @@ export LD_LIBRARY_PATH=/f BPFTRACE_NO_USER_SYMBOLS=1
 for pair in %s; do
 	script=${pair%%:*}
 	echo "=== $script"
-	/f/bpftrace /f/$script.bt >/tmp/out 2>&1 &
-	tracer=$!
-	n=0
-	until grep -q "Ctrl-C ends it" /tmp/out || [ $n = 120 ] || ! kill -0 $tracer; do
-		sleep 1
-		n=$((n + 1))
-	done
-	/f/traced ${pair#*:}
-	sleep 1
-	# It misses a signal that comes between its look for one and its wait.
-	n=0
-	while kill -INT $tracer 2>/dev/null && [ $n -lt 30 ]; do
-		sleep 1
-		n=$((n + 1))
-	done
-	kill -KILL $tracer 2>/dev/null
-	wait $tracer
+	# It starts the program once all probes are there, and ends with it.
+	/f/bpftrace -c "/f/traced ${pair#*:}" /f/$script.bt >/tmp/out 2>&1
 	echo "bpftrace ended with status $?"
 	cat /tmp/out
 done
@@ -109,27 +92,9 @@ def in_a_machine():
 
 def here(script):
     with tempfile.TemporaryDirectory() as directory:
-        path = aimed(script, TRACED, directory)
-        output = pathlib.Path(directory, "output")
-        with output.open("w", encoding="utf-8") as file:
-            tracer = subprocess.Popen(["bpftrace", path], stdout=file, stderr=subprocess.STDOUT)
-        try:
-            deadline = time.monotonic() + 60
-            while "Ctrl-C ends it" not in output.read_text() and time.monotonic() < deadline:
-                if tracer.poll() is not None:
-                    break
-                time.sleep(0.1)
-            said = subprocess.run([TRACED, ACTS[script]], check=True, capture_output=True, text=True, timeout=60)
-            time.sleep(1)
-        finally:
-            # bpftrace misses a signal that comes between its look for one and its wait.
-            while tracer.poll() is None and time.monotonic() < deadline + 60:
-                tracer.send_signal(signal.SIGINT)
-                time.sleep(1)
-            if tracer.poll() is None:
-                tracer.kill()
-            tracer.wait()
-        return said.stdout + output.read_text()
+        command = ["bpftrace", "-c", f"{TRACED} {ACTS[script]}", aimed(script, TRACED, directory)]
+        return subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                              timeout=180).stdout
 
 
 OUTPUTS = {}
