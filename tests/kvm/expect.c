@@ -242,17 +242,28 @@ static void ask_host(struct expect *native)
 	close(kvm_fd);
 }
 
+static const char *emulated_host(void)
+{
+	const char *id = getenv("GMEM_TEST_HOST");
+
+	return id && id[0] ? id : NULL;
+}
+
+bool expect_is_native(void)
+{
+	return !emulated_host();
+}
+
 const struct expect *expect(void)
 {
 	static struct expect native = {
 		.id = "native",
-		.is_native = true,
 		.reaches = GUEST_REACHES_UNKNOWN,
 	};
 	static bool asked;
-	const char *id = getenv("GMEM_TEST_HOST");
+	const char *id = emulated_host();
 
-	if (id && id[0])
+	if (id)
 		return find(id) ? find(id) : predict(id);
 	if (!asked)
 		ask_host(&native);

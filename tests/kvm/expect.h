@@ -44,7 +44,6 @@ struct expect_vm {
 
 struct expect {
 	const char *id;
-	bool is_native;
 	bool mbind_works;	/* decides where guest_memfd pages go */
 	int file_overlap;	/* errno for binding a bound range of a file again */
 	int address_bits;	/* of the default VM; 0: ask the kernel */
@@ -52,6 +51,8 @@ struct expect {
 	struct expect_vm vm[2];	/* by type: DEFAULT_VM, PRIVATE_VM */
 };
 
+/* This is no emulated machine. Needs no KVM. */
+bool expect_is_native(void);
 const struct expect *expect(void);
 const struct expect_vm *expect_vm(int type);
 

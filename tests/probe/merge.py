@@ -8,6 +8,7 @@ IMAGES is the program of images.c: 0.img, 1.img and so on are a chain, sequence.
 in one file, and 0.raw and so on are what the memory was.
 """
 import atexit
+import functools
 import itertools
 import json
 import os
@@ -31,15 +32,21 @@ HERE = pathlib.Path(tempfile.mkdtemp(prefix="gmem-merge."))
 atexit.register(shutil.rmtree, HERE, ignore_errors=True)
 
 
+@functools.cache
+def make():
+    """The directory with the images, and how it was made"""
+    directory = HERE / "made"
+    directory.mkdir()
+    return directory, subprocess.run([IMAGES, "make", directory, str(COUNT)], capture_output=True, text=True,
+                                     check=False)
+
+
 def made():
     """The directory with the images, made once"""
-    directory = HERE / "made"
-    if not directory.exists():
-        directory.mkdir()
-        result = subprocess.run([IMAGES, "make", directory, str(COUNT)], capture_output=True, text=True, check=False)
-        if result.returncode == 77:
-            raise Skip(result.stderr.strip())
-        equal(result.returncode, 0, result.stderr)
+    directory, result = make()
+    if result.returncode == 77:
+        raise Skip(result.stderr.strip())
+    equal(result.returncode, 0, result.stderr)
     return directory
 
 
