@@ -59,7 +59,7 @@ static void must_differ(enum scribble_kind kind, const struct proof_way *way)
 {
 	char difference[200];
 
-	if (!expect_is_native())
+	if (emulated_machine())
 		skip("hundreds of rounds take too long on an emulated processor");
 	planted = kind;
 	if (proof_run(way, PROOF_ALL_KINDS, MOST_ROUNDS, difference))

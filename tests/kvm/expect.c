@@ -242,18 +242,6 @@ static void ask_host(struct expect *native)
 	close(kvm_fd);
 }
 
-static const char *emulated_host(void)
-{
-	const char *id = getenv("GMEM_TEST_HOST");
-
-	return id && id[0] ? id : NULL;
-}
-
-bool expect_is_native(void)
-{
-	return !emulated_host();
-}
-
 const struct expect *expect(void)
 {
 	static struct expect native = {
@@ -261,7 +249,7 @@ const struct expect *expect(void)
 		.reaches = GUEST_REACHES_UNKNOWN,
 	};
 	static bool asked;
-	const char *id = emulated_host();
+	const char *id = emulated_machine();
 
 	if (id)
 		return find(id) ? find(id) : predict(id);

@@ -51,8 +51,6 @@ struct expect {
 	struct expect_vm vm[2];	/* by type: DEFAULT_VM, PRIVATE_VM */
 };
 
-/* This is no emulated machine. Needs no KVM. */
-bool expect_is_native(void);
 const struct expect *expect(void);
 const struct expect_vm *expect_vm(int type);
 

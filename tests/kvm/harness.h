@@ -25,6 +25,9 @@
  */
 int run_tests(int argc, char **argv);
 
+/* The name of the emulated machine that this is, or NULL. Needs no KVM. */
+const char *emulated_machine(void);
+
 /* ---- assertions ---- */
 
 void check_str(const char *file, int line, const char *text, const char *actual,

@@ -178,7 +178,7 @@ void lab_require_poison(void)
 	char *hva;
 	int err;
 
-	if (expect_is_native())
+	if (!emulated_machine())
 		skip("would take a page of memory from this machine until it is started again");
 	hva = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	CHECK((void *)hva != MAP_FAILED);

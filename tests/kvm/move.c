@@ -549,7 +549,7 @@ struct stress {
 
 static unsigned int rounds(unsigned int emulated)
 {
-	return expect_is_native() ? 20 * emulated : emulated;
+	return emulated_machine() ? emulated : 20 * emulated;
 }
 
 static void *discard_again_and_again(void *data)

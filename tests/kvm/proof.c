@@ -90,10 +90,10 @@ int proof_arguments(int argc, char **argv)
 	}
 	argv[kept] = NULL;
 	if (!proof_rounds)
-		proof_rounds = expect_is_native() ? DEFAULT_ROUNDS : EMULATED_ROUNDS;
+		proof_rounds = emulated_machine() ? EMULATED_ROUNDS : DEFAULT_ROUNDS;
 	/* The runner gives that much longer: a round takes a hundredth of that, if the machine is idle. */
 	snprintf(seconds, sizeof(seconds), "%llu",
-		 (unsigned long long)(expect_is_native() ? proof_rounds : 20 * proof_rounds));
+		 (unsigned long long)(emulated_machine() ? 20 * proof_rounds : proof_rounds));
 	setenv("GMEM_STRESS_SECONDS", seconds, 0);
 	return kept;
 }
@@ -684,7 +684,7 @@ bool proof_run(const struct proof_way *way, uint64_t kinds, uint64_t rounds, cha
 	s->kinds = kinds & proof_kinds;
 	s->page = page_size();
 	s->half = 32 * s->page < 512 * KIB ? 32 * s->page : 512 * KIB;
-	s->is_native = expect_is_native();
+	s->is_native = !emulated_machine();
 	s->can_convert = way->backing == GMEM_BACKING_PRIVATE;
 	s->ring_bytes = way->ring_bytes;
 	s->has_devices = s->kinds >> SCRIBBLE_PEER_WRITE;
