@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * opts: copies of callers' options structs, which may be older or newer than the library.
+ * opts: copies of callers' structs, options and results, which may be older or newer than the
+ * library.
  *
- * A public options struct begins with its size and only grows at its end. The library
- * works on a copy of its own size, so that no other code deals with versions.
+ * A public struct of either sort begins with its size, which the caller sets, and only grows at
+ * its end. The library works on a copy of its own size, so that no other code deals with versions.
  */
 #ifndef GMEM_OPTS_H
 #define GMEM_OPTS_H
@@ -25,5 +26,17 @@
 /* The function behind GMEM_COPY_OPTS(); sizes are in bytes. */
 int gmem_copy_opts(const char *what, void *dst, size_t dst_size, size_t first_version,
 		   const void *src);
+
+/*
+ * Returns -EINVAL if @ret, the caller's struct @type for a result, is smaller than the first
+ * version, whose last field @last names.
+ */
+#define GMEM_CHECK_RESULT(type, ret, last)                                           \
+	gmem_check_result("struct " #type, offsetof(struct type, last) + sizeof((ret)->last), (ret))
+
+/* The function behind GMEM_CHECK_RESULT() */
+int gmem_check_result(const char *what, size_t first_version, const void *ret);
+/* Copies to @ret, which was checked, as much of @result as it has room for, but for the size. */
+void gmem_fill_result(void *ret, const void *result, size_t size);
 
 #endif

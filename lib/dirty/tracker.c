@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/bits.h"
 #include "base/check.h"
@@ -351,25 +350,13 @@ static void count(const struct gmem_dirty *dirty, uint32_t since, struct gmem_di
 static void fill_info(const struct gmem_dirty *dirty, uint32_t since, uint64_t ns, struct gmem_dirty_info *ret)
 {
 	struct gmem_dirty_info info = {
-		.size = ret->size,
 		.rounds = dirty->rounds,
 		.ns = ns,
 		.stopped_ns = dirty->stopped_ns,
 	};
-	size_t size = ret->size < sizeof(info) ? ret->size : sizeof(info);
 
 	count(dirty, since, &info);
-	memcpy(ret, &info, size);
-}
-
-static int check_info(const struct gmem_dirty_info *info)
-{
-	const size_t first_version = offsetof(struct gmem_dirty_info, stopped_ns) + sizeof(info->stopped_ns);
-
-	if (info && info->size < first_version)
-		return gmem_fail(-EINVAL, "the info says its size is %zu bytes, at least %zu expected",
-				 info->size, first_version);
-	return 0;
+	gmem_fill_result(ret, &info, sizeof(info));
 }
 
 /* What is done once all that was noted is marked, with the hook lock */
@@ -415,7 +402,7 @@ static int check_and_collect(struct gmem_dirty *dirty, collected_fn use, struct 
 
 	if (!dirty)
 		return gmem_fail(-EINVAL, "dirty is NULL");
-	err = check_info(ret);
+	err = ret ? GMEM_CHECK_RESULT(gmem_dirty_info, ret, stopped_ns) : 0;
 	return err ? err : enter_and_collect(dirty, use, ret);
 }
 

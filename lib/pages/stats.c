@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
-#include <string.h>
 
 #include "base/check.h"
 #include "base/counters.h"
@@ -229,12 +228,6 @@ static int import(struct gmem_stats *user_stats, struct gmem_stats *stats)
 	return 0;
 }
 
-/* A newer caller set the fields that this library does not know to 0 itself. */
-static void export(const struct gmem_stats *stats, struct gmem_stats *user_stats)
-{
-	memcpy(user_stats, stats, sizeof(*stats));
-}
-
 GMEM_API int gmem_vm_stats(struct gmem_vm *vm, struct gmem_stats *user_stats)
 {
 	struct gmem_stats stats;
@@ -256,7 +249,7 @@ GMEM_API int gmem_vm_stats(struct gmem_vm *vm, struct gmem_stats *user_stats)
 		return gmem_vm_log_error(vm, err);
 
 	get_counters(&vm->counters, &stats);
-	export(&stats, user_stats);
+	gmem_fill_result(user_stats, &stats, sizeof(stats));
 	return 0;
 }
 
@@ -284,6 +277,6 @@ GMEM_API int gmem_region_stats(struct gmem_region *region, struct gmem_stats *us
 		return gmem_vm_log_error(vm, err);
 
 	get_counters(&region->counters, &stats);
-	export(&stats, user_stats);
+	gmem_fill_result(user_stats, &stats, sizeof(stats));
 	return 0;
 }

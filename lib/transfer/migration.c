@@ -399,14 +399,13 @@ static int look_ahead(struct gmem_migration *migration, uint64_t began)
 
 static int check_round(struct gmem_migration *migration, const struct gmem_migration_status *ret)
 {
-	const size_t first_version = offsetof(struct gmem_migration_status, unlogged_bytes) +
-				     sizeof(ret->unlogged_bytes);
+	int err;
 
 	if (!migration)
 		return gmem_fail(-EINVAL, "migration is NULL");
-	if (ret && ret->size < first_version)
-		return gmem_fail(-EINVAL, "the status says its size is %zu bytes, at least %zu expected",
-				 ret->size, first_version);
+	err = ret ? GMEM_CHECK_RESULT(gmem_migration_status, ret, unlogged_bytes) : 0;
+	if (err)
+		return err;
 	if (migration->is_finished)
 		return gmem_fail(-EALREADY, "the last round was sent");
 	if (is_cancelled(migration))
@@ -421,7 +420,6 @@ static int check_round(struct gmem_migration *migration, const struct gmem_migra
 static int round_and_tell(struct gmem_migration *migration, bool is_last, struct gmem_migration_status *ret)
 {
 	uint64_t began = gmem_sys_now();
-	size_t size;
 	int err = check_round(migration, ret);
 
 	if (err)
@@ -429,11 +427,8 @@ static int round_and_tell(struct gmem_migration *migration, bool is_last, struct
 	err = run_round(migration, is_last);
 	if (!err && ret && !is_last)
 		err = look_ahead(migration, began);
-	if (ret) {
-		size = ret->size;
-		memcpy(ret, &migration->status, size < sizeof(*ret) ? size : sizeof(*ret));
-		ret->size = size;
-	}
+	if (ret)
+		gmem_fill_result(ret, &migration->status, sizeof(migration->status));
 	return err;
 }
 

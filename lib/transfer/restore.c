@@ -19,6 +19,7 @@
 #include "base/crc32c.h"
 #include "base/error.h"
 #include "base/kind.h"
+#include "base/opts.h"
 #include "base/part.h"
 #include "region/vm_core.h"
 #include "transfer/batch.h"
@@ -368,10 +369,8 @@ static int tell_info(struct gmem_transfer *transfer, const struct restore *resto
 		info.memory_bytes += layout->regions[i].size;
 	if (wanted->regions)
 		gmem_image_layout_list(layout, wanted->regions);
-	if (wanted->info) {
-		info.size = wanted->info->size;
-		memcpy(wanted->info, &info, info.size < sizeof(info) ? info.size : sizeof(info));
-	}
+	if (wanted->info)
+		gmem_fill_result(wanted->info, &info, sizeof(info));
 	wanted->count = info.region_count;
 	transfer->is_done = true;
 	return 0;
@@ -1223,17 +1222,15 @@ GMEM_API int gmem_image_info(int fd, const struct gmem_transfer_opts *opts,
 			     struct gmem_image_summary *ret, struct gmem_image_region *regions,
 			     size_t max)
 {
-	const size_t first_version = offsetof(struct gmem_image_summary, region_count) +
-				     sizeof(ret->region_count);
 	struct wanted_info wanted = { .info = ret, .regions = regions, .max = max };
 	struct gmem_transfer *transfer = NULL;
 	int err;
 
 	if (!regions && max)
 		return gmem_fail(-EINVAL, "regions is NULL and max is %zu", max);
-	if (ret && ret->size < first_version)
-		return gmem_fail(-EINVAL, "struct gmem_image_summary says its size is %zu bytes, at least %zu "
-				 "expected", ret->size, first_version);
+	err = ret ? GMEM_CHECK_RESULT(gmem_image_summary, ret, region_count) : 0;
+	if (err)
+		return err;
 	err = begin(NULL, fd, opts, of_an_image, &wanted, true, &transfer);
 	err = gmem_transfer_run(err, transfer, NULL);
 	return err ? err : (int)wanted.count;

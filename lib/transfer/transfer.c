@@ -325,21 +325,17 @@ static struct gmem_transfer_result make_result(const struct gmem_transfer *trans
 GMEM_API int gmem_transfer_get_result(const struct gmem_transfer *transfer,
 				  struct gmem_transfer_result *ret)
 {
-	const size_t first_version = offsetof(struct gmem_transfer_result, no_ring) +
-				     sizeof(ret->no_ring);
 	struct gmem_transfer_result result;
-	size_t size;
+	int err;
 
 	if (!transfer || !ret)
 		return gmem_fail(-EINVAL, "%s is NULL", transfer ? "ret" : "transfer");
-	if (ret->size < first_version)
-		return gmem_fail(-EINVAL, "the result says its size is %zu bytes, at least %zu expected",
-				 ret->size, first_version);
+	err = GMEM_CHECK_RESULT(gmem_transfer_result, ret, no_ring);
+	if (err)
+		return err;
 
 	result = make_result(transfer);
-	size = ret->size;
-	memcpy(ret, &result, size < sizeof(result) ? size : sizeof(result));
-	ret->size = size;
+	gmem_fill_result(ret, &result, sizeof(result));
 	return 0;
 }
 

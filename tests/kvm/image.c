@@ -777,17 +777,6 @@ TEST(a_limit_of_files_is_an_error_and_no_signal)
 	lab_free(&lab);
 }
 
-static int die(void *data, uint64_t done, uint64_t total)
-{
-	unsigned *left = data;
-
-	(void)done;
-	(void)total;
-	if (--*left == 0)
-		raise(SIGKILL);
-	return 0;
-}
-
 TEST(a_writer_that_is_killed_leaves_no_image)
 {
 	struct gmem_region *region;
@@ -797,7 +786,7 @@ TEST(a_writer_that_is_killed_leaves_no_image)
 	region = new_guest(&lab, 9);
 	for (unsigned calls = 1; calls < 3; calls++) {
 		unsigned left = calls;
-		GMEM_OPTS(gmem_transfer_opts, opts, .progress = die, .progress_data = &left);
+		GMEM_OPTS(gmem_transfer_opts, opts, .progress = lab_die, .progress_data = &left);
 		pid_t child;
 
 		/* an older image is there already, a complete one */

@@ -189,21 +189,10 @@ TEST(rounds_go_to_another_process)
 	}
 }
 
-static int die(void *data, uint64_t done, uint64_t total)
-{
-	unsigned *left = data;
-
-	(void)done;
-	(void)total;
-	if (--*left == 0)
-		raise(SIGKILL);
-	return 0;
-}
-
 /* A process with a guest saves twice, and is killed in the second save after so many steps. */
 static void save_and_die(int base, int child, unsigned steps, char *shared)
 {
-	GMEM_OPTS(gmem_transfer_opts, opts, .progress = die, .progress_data = &steps);
+	GMEM_OPTS(gmem_transfer_opts, opts, .progress = lab_die, .progress_data = &steps);
 	struct world w;
 
 	CHECK(begin(&w, GMEM_BACKING_HOST));

@@ -152,6 +152,17 @@ int lab_new_file(void)
 	return fd >= 0 ? fd : (int)WORKS(memfd_create("file", MFD_CLOEXEC));
 }
 
+int lab_die(void *data, uint64_t done, uint64_t total)
+{
+	unsigned *left = data;
+
+	(void)done;
+	(void)total;
+	if (--*left == 0)
+		raise(SIGKILL);
+	return 0;
+}
+
 /* ---- poison ---- */
 
 static void on_poison(int number)

@@ -54,6 +54,9 @@ uint64_t lab_read_number(const char *path, const char *label);
 /* An empty file where this machine keeps temporary ones, or in memory: some have no disk */
 int lab_new_file(void);
 
+/* A progress callback: the process is killed when it is called for the @data-th time, an unsigned. */
+int lab_die(void *data, uint64_t done, uint64_t total);
+
 /* A stream socket that listens and never blocks, and a connection to it */
 int lab_listen(void);
 int lab_connect(int listening);

@@ -67,6 +67,34 @@ static void options_smaller_than_their_first_version_are_malformed(void **state)
 	assert_ok(import(&src, &opts));
 }
 
+/* What fits is copied, and nothing behind it; the caller's size stays. */
+static void results_of_any_version_are_filled(void **state)
+{
+	const struct gmem_stats found = { .size = 1, .bytes_shared = 2, .bytes_external = 3 };
+	struct { struct gmem_stats known; uint64_t added; } newer = { .known.size = sizeof(newer), .added = 4 };
+	struct gmem_stats older = { .size = offsetof(struct gmem_stats, bytes_external), .bytes_external = 5 };
+
+	(void)state;
+	gmem_fill_result(&newer, &found, sizeof(found));
+	assert_int_equal(newer.known.size, sizeof(newer));
+	assert_int_equal(newer.known.bytes_external, 3);
+	assert_int_equal(newer.added, 4);
+	gmem_fill_result(&older, &found, sizeof(found));
+	assert_int_equal(older.size, offsetof(struct gmem_stats, bytes_external));
+	assert_int_equal(older.bytes_shared, 2);
+	assert_int_equal(older.bytes_external, 5);
+}
+
+static void results_smaller_than_their_first_version_are_malformed(void **state)
+{
+	struct gmem_stats stats = { 0 };
+
+	(void)state;
+	for (; stats.size < sizeof(stats); stats.size++)
+		assert_refused(-EINVAL, "gmem_stats", GMEM_CHECK_RESULT(gmem_stats, &stats, bytes_external));
+	assert_ok(GMEM_CHECK_RESULT(gmem_stats, &stats, bytes_external));
+}
+
 /* Each function that takes an options struct, asked with sizes it cannot take */
 static void every_function_checks_the_size_of_its_options(void **state)
 {
@@ -130,6 +158,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test_setup(options_default_to_zero, boot),
 	cmocka_unit_test_setup(options_of_a_newer_header_pass_while_its_fields_are_zero, boot),
 	cmocka_unit_test_setup(options_smaller_than_their_first_version_are_malformed, boot),
+	cmocka_unit_test_setup(results_of_any_version_are_filled, boot),
+	cmocka_unit_test_setup(results_smaller_than_their_first_version_are_malformed, boot),
 	cmocka_unit_test_setup(every_function_checks_the_size_of_its_options, boot),
 };
 
