@@ -23,7 +23,7 @@
 #include "lab.h"
 
 #define BASE	((uint64_t)256 << 20)
-#define PAGES	2048
+#define PAGES	((uint64_t)(8 << 20) / page_size())
 #define WRITERS	2
 
 /* Regions that come and go */
@@ -600,8 +600,10 @@ TEST(a_limit_holds_and_can_be_taken_away)
 	begin_receiver(&r, GMEM_BACKING_HOST, 1);
 	CHECK(begin_source(&s, GMEM_BACKING_HOST));
 	await_receiver(&r);
+	memset(s.hva, 1, s.size);
 	migrate_with(&s, r.sock, 0, limit);
 	OK(gmem_migration_round(s.migration, &s.status));
+	CHECK(s.status.sent_bytes > s.size);
 	/* But for what the buffers take at once, and 10 ms */
 	CHECK(s.status.ns >= (s.status.sent_bytes - 4 * MIB) * 1000 / limit * 1000000);
 
